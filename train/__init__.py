@@ -1,0 +1,1 @@
+"""Text -> tokens -> blocks -> a trained checkpoint. Importing this package imports no torch."""
