@@ -1,4 +1,140 @@
-"""stub"""
+"""The items stage: English instructions for SFT from training text, and evaluation items in both languages from held-out text.
+
+Leaves `sft.jsonl` (`{"instruction", "input", "output", "family"}`), `tasks/<family>_<language>.<split>.jsonl`
+(`{"id", "prompt", "choices", "answer", "trivial", "family", "language"}`) and `counts.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from train import families, files
+from train.corpus import read_jsonl, write_jsonl
+from train.errors import BadInput
+from train.families import Item, Vocabulary
+
+
 def prompt(instruction: str, text: str) -> str:
     """An instruction as the model sees it, up to the answer: the text first, then what is asked, so that the question stands next to the answer."""
     return "\n".join(part for part in (text, instruction, "Answer:") if part)
+
+
+def build(corpus_dir: Path, settings: dict[str, Any], out: Path) -> None:
+    """Writes instructions and items to `out`.
+
+    Settings: language, families (names), sft_items and eval_items (how many a family; fewer where the text gives no more), sft_path (a JSONL of
+    instructions to use in place of ours, or null), seed. Families that need aligned verses are left out where the corpus has none.
+    """
+    unknown = set(settings["families"]) - set(families.QUESTIONS)
+    if unknown:
+        raise BadInput(f"eval.families: {sorted(unknown)[0]!r} is unknown; choose from {', '.join(families.QUESTIONS)}")
+    source = Source(corpus_dir, settings)
+    (out / "tasks").mkdir(parents=True)
+    counts: dict[str, dict[str, int]] = {"sft": {}, "tasks": {}}
+    if settings["sft_path"]:
+        instructions = own_instructions(settings["sft_path"])
+    else:
+        instructions = []
+        for family in source.families:
+            for item in source.items(family, "en", "train", settings["sft_items"]):
+                instructions.append({"instruction": item.question, "input": item.text, "output": item.choices[item.answer], "family": family})
+    for row in instructions:
+        counts["sft"][row["family"]] = counts["sft"].get(row["family"], 0) + 1
+    write_jsonl(out / "sft.jsonl", instructions)
+    for language in (settings["language"], "en"):
+        for split in ("dev", "test"):
+            for family in source.families:
+                name = f"{family}_{language}.{split}"
+                rows = [as_row(item, f"{name}.{i}", family, language) for i, item in enumerate(source.items(family, language, split, settings["eval_items"]))]
+                if rows:
+                    write_jsonl(out / "tasks" / f"{name}.jsonl", rows)
+                    counts["tasks"][name] = len(rows)
+    (out / "counts.json").write_text(json.dumps(counts, indent=1) + "\n")
+
+
+def own_instructions(pattern: str) -> list[dict[str, str]]:
+    """A user's instructions: JSONL rows with `instruction`, `input` (may be empty) and `output`."""
+    rows = []
+    for path in files.matching(pattern, "sft.path"):
+        if path.suffix != ".jsonl":
+            raise BadInput(f"sft.path: {path} is not .jsonl; a line is {{'instruction', 'input', 'output'}}")
+        for row in files.jsonl(path, ("instruction", "input", "output"), "sft.path"):
+            rows.append({**{field: row[field] for field in ("instruction", "input", "output")}, "family": row.get("family", "own")})
+    return rows
+
+
+def as_row(item: Item, name: str, family: str, language: str) -> dict[str, Any]:
+    """An item in the record format that the evaluation reads."""
+    return {
+        "id": name,
+        "prompt": prompt(item.question, item.text),
+        "choices": list(item.choices),
+        "answer": item.answer,
+        "trivial": item.trivial,
+        "family": family,
+        "language": language,
+    }
+
+
+class Source:
+    """Where items come from: running text for the word families, aligned verses for genre and topic."""
+
+    def __init__(self, corpus_dir: Path, settings: dict[str, Any]) -> None:
+        self.settings = settings
+        self.texts: dict[tuple[str, str], list[list[str]]] = {}
+        for path in sorted((corpus_dir / "text").glob("*.jsonl")):
+            language, split, _ = path.name.split(".")
+            self.texts[language, split] = [row["text"].split() for row in read_jsonl(path)]
+        self.vocabulary = {lang: Vocabulary(" ".join(words) for words in docs) for (lang, split), docs in self.texts.items() if split == "train"}
+        verses = corpus_dir / "verses.jsonl"
+        self.verses = read_jsonl(verses) if verses.exists() else []
+        self.families = [name for name in settings["families"] if name in families.WORD_FAMILIES or self.verses]
+
+    def items(self, family: str, language: str, split: str, count: int) -> list[Item]:
+        """Up to `count` items, the same for the same seed; the labels of genre and topic are balanced."""
+        rng = random.Random(f"{self.settings['seed']}:{family}:{language}:{split}")
+        make = {"genre": self._genre, "about": self._about}.get(family)
+        return list(make(language, split, count, rng) if make else self._words(family, language, split, count, rng))
+
+    def _words(self, family: str, language: str, split: str, count: int, rng: random.Random) -> Iterator[Item]:
+        documents, vocabulary = self.texts[language, split], self.vocabulary[language]
+        weights = [len(words) for words in documents]
+        seen: set[tuple[str, str]] = set()
+        for words in rng.choices(documents, weights, k=20 * count):
+            item = families.WORD_FAMILIES[family](words, vocabulary, rng)
+            if item and (item.text, item.question) not in seen:
+                seen.add((item.text, item.question))
+                yield item
+            if len(seen) == count:
+                return
+
+    def _genre(self, language: str, split: str, count: int, rng: random.Random) -> Iterator[Item]:
+        by_label: dict[str, list[Item]] = {}
+        for first, second in zip(self.verses, self.verses[1:], strict=False):
+            same_chapter = first["id"].rpartition(".")[0] == second["id"].rpartition(".")[0]
+            if first["split"] == split and same_chapter:
+                text = " ".join(f"{first[language]} {second[language]}".split()[:36])
+                by_label.setdefault(first["genre"], []).append(families.genre(text, first["genre"]))
+        yield from balanced(by_label, count, rng)
+
+    def _about(self, language: str, split: str, count: int, rng: random.Random) -> Iterator[Item]:
+        by_label: dict[str, list[Item]] = {}
+        for verse in self.verses:
+            topic = families.topic_of(verse["en"])
+            if verse["split"] == split and topic:
+                by_label.setdefault(topic, []).append(families.about(" ".join(verse[language].split()[:36]), topic))
+        yield from balanced(by_label, count, rng)
+
+
+def balanced(by_label: dict[str, list[Item]], count: int, rng: random.Random) -> list[Item]:
+    """As many items of each label, up to `count` in all, in a random order."""
+    if not by_label:
+        return []
+    each = min(count // len(by_label), *(len(items) for items in by_label.values()))
+    chosen = [item for items in by_label.values() for item in rng.sample(items, each)]
+    rng.shuffle(chosen)
+    return chosen
