@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 IGNORED = -100
+OPEN_BLOCKS = 64  # how many blocks are filled at once: more lose less room to padding
 Example = tuple[list[int], list[int]]  # token ids and labels of one example
 
 
@@ -136,22 +137,23 @@ def encode_examples(rows: list[dict[str, str]], tokenizer: PreTrainedTokenizerBa
 def pack(examples: list[Example], size: int, end: int, seed: int) -> Iterator[tuple[list[int], list[int], list[int]]]:
     """Blocks of whole examples for ever, reshuffled each epoch: (token ids, labels, positions), each of length `size`.
 
-    First fit over a window of open blocks: an example that does not fit waits for a block where it does. Padding is end tokens without loss.
+    Best fit over a window of open blocks: an example goes where it leaves the least room. Padding is end tokens without loss.
     """
-    open_blocks: list[list[Example]] = []
+    window: list[tuple[int, list[Example]]] = []  # room left, examples
     for epoch in itertools.count():
         order = list(examples)
         random.Random(f"{seed}:sft:{epoch}").shuffle(order)
         for example in order:
-            block = next((b for b in open_blocks if sum(len(ids) for ids, _ in b) + len(example[0]) <= size), None)
-            if block is None:
-                block = []
-                open_blocks.append(block)
-            block.append(example)
-            if len(open_blocks) > 32:
-                fullest = max(open_blocks, key=lambda b: sum(len(ids) for ids, _ in b))
-                open_blocks.remove(fullest)
-                yield _joined(fullest, size, end)
+            length = len(example[0])
+            fitting = [place for place, (room, _) in enumerate(window) if room >= length]
+            if fitting:
+                place = min(fitting, key=lambda place: window[place][0])
+                room, block = window[place]
+                window[place] = (room - length, [*block, example])
+            else:
+                window.append((size - length, [example]))
+            if len(window) > OPEN_BLOCKS:
+                yield _joined(window.pop(min(range(len(window)), key=lambda place: window[place][0]))[1], size, end)
 
 
 def _joined(examples: list[Example], size: int, end: int) -> tuple[list[int], list[int], list[int]]:

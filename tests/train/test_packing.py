@@ -1,0 +1,79 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM
+
+from train import base, instructions, packing
+from train.errors import BadInput
+
+
+@given(st.lists(st.floats(0.01, 1), min_size=1, max_size=4), st.integers(0, 500), st.integers(1, 300))
+def test_every_window_has_the_mixture(weights: list[float], start: int, length: int) -> None:
+    shares = [weight / sum(weights) for weight in weights]
+    order = [source for source, _ in zip(packing.interleave(shares), range(start + length), strict=False)][start:]
+    for source, share in enumerate(shares):
+        assert abs(order.count(source) - share * length) <= len(shares)
+
+
+def test_four_to_one_is_exact_over_a_thousand_blocks() -> None:
+    order = [source for source, _ in zip(packing.interleave([0.8, 0.2]), range(5000), strict=False)]
+    assert all(sum(order[start : start + 1000]) == 200 for start in range(0, 4000, 7))
+
+
+def test_chunks_are_the_documents_with_end_tokens() -> None:
+    def encode(texts: list[str]) -> list[list[int]]:
+        return [[ord(c) for c in text] for text in texts]
+
+    blocks = list(packing.chunks(["abc", "de", "fghij"], encode, 0, 4))
+    assert blocks == [[97, 98, 99, 0], [100, 101, 0, 102], [103, 104, 105, 106]]
+
+
+def ct_settings(**changes: Any) -> dict[str, Any]:
+    return {"language": "xx", "schedule_tokens": 6400, "block_size": 32, "english_share": 0.2, "seed": 0, **changes}
+
+
+def test_ct_blocks(corpus_dir: Path, model_dir: Path, tmp_path: Path) -> None:
+    packing.ct_blocks(corpus_dir, model_dir, ct_settings(), tmp_path / "a")
+    blocks = np.load(tmp_path / "a" / "blocks.npy")
+    assert blocks.shape == (200, 32) and blocks.dtype == np.uint16
+    packing.ct_blocks(corpus_dir, model_dir, ct_settings(schedule_tokens=3200), tmp_path / "b")
+    assert (np.load(tmp_path / "b" / "blocks.npy") == blocks[:100]).all()  # a longer schedule has the shorter one's data first
+    packing.ct_blocks(corpus_dir, model_dir, ct_settings(schedule_tokens=10**9), tmp_path / "c")
+    counts = json.loads((tmp_path / "c" / "counts.json").read_text())
+    assert counts["whole_corpus"] and counts["tokens"] < 10**6
+    with pytest.raises(BadInput, match="shorter than one block of ct.block_size=1000000"):
+        packing.ct_blocks(corpus_dir, model_dir, ct_settings(block_size=1_000_000), tmp_path / "d")
+
+
+def test_sft_blocks_train_answers_only_and_lose_little_room(corpus_dir: Path, model_dir: Path, tmp_path: Path) -> None:
+    settings = dict(language="xx", families=["next", "blank", "lookup"], sft_items=60, eval_items=5, sft_path=None, seed=0)
+    instructions.build(corpus_dir, settings, tmp_path / "items")
+    packing.sft_blocks(tmp_path / "items", model_dir, dict(tokens=51_200, block_size=512, replay_share=0.0, seed=0), tmp_path / "sft")
+    blocks, labels, positions = (np.load(tmp_path / "sft" / f"{name}.npy") for name in ("blocks", "labels", "positions"))
+    assert blocks.shape == labels.shape == positions.shape == (100, 512)
+    tokenizer = packing.load_tokenizer(model_dir)
+    spans = np.split(blocks[0], np.flatnonzero(positions[0] == 0)[1:])
+    own = np.split(labels[0], np.flatnonzero(positions[0] == 0)[1:])
+    for ids, label in zip(spans[:-1], own[:-1], strict=True):
+        question, answer = tokenizer.decode(ids[label == -100]), tokenizer.decode(label[label != -100])
+        assert question.endswith("Answer:") and answer.startswith(" ") and answer.endswith(base.END)
+    assert json.loads((tmp_path / "sft" / "counts.json").read_text())["real_token_share"] > 0.97
+    packing.sft_blocks(tmp_path / "items", model_dir, dict(tokens=5120, block_size=512, replay_share=0.5, seed=0), tmp_path / "replay", corpus_dir)
+    assert ((np.load(tmp_path / "replay" / "labels.npy") != -100).all(axis=1)).sum() == 5
+
+
+def test_packed_examples_do_not_see_each_other(model_dir: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(model_dir, use_cache=False)  # as the trainer sets it: a cache switches the mask off
+    first, second = torch.arange(5, 17), torch.arange(40, 60)
+    packed = torch.cat([first, second])[None]
+    positions = torch.cat([torch.arange(12), torch.arange(20)])[None]
+    with torch.no_grad():
+        together = model(input_ids=packed, position_ids=positions).logits[0]
+        alone = model(input_ids=second[None]).logits[0]
+    torch.testing.assert_close(together[12:], alone, atol=1e-5, rtol=1e-5)

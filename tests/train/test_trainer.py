@@ -1,0 +1,110 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from train import base, trainer
+from train.errors import BadInput
+
+
+@pytest.fixture(scope="module")
+def prepared(corpus_dir: Path, recipe: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("prepared")
+    base.prepare(corpus_dir, recipe, folder)
+    return folder
+
+
+def run(prepared: Path, recipe: dict[str, Any], out: Path, tokens: int, state: Path | None = None, **options: Any) -> dict[str, torch.Tensor]:
+    settings = {**recipe, "tokens": tokens, "schedule_tokens": 2048}
+    trainer.train(prepared / "model", prepared / "blocks", settings, out / "out", work=out / "work", resume_state=state, threads=1, **options)
+    return load_file(out / "out" / "model" / "model.safetensors")
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_chain_of_budgets_equals_one_run_bit_for_bit(prepared: Path, recipe: dict[str, Any], tmp_path: Path) -> None:
+    whole = run(prepared, recipe, tmp_path / "whole", 2048)
+    half = run(prepared, recipe, tmp_path / "half", 1024)
+    chained = run(prepared, recipe, tmp_path / "rest", 2048, tmp_path / "half" / "out" / "state")
+    assert same(chained, whole) and not same(half, whole)
+    log = [json.loads(line) for line in (tmp_path / "rest" / "out" / "log.jsonl").read_text().splitlines()]
+    assert log[0]["tokens"] > 1024 and log[-1]["tokens"] == log[-1]["of_tokens"] == 2048
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "rest" / "out" / "model")
+    assert model.config.hidden_size == 16 and AutoTokenizer.from_pretrained(tmp_path / "rest" / "out" / "model").eos_token == base.END
+
+
+def test_a_killed_run_goes_on_and_ends_the_same(prepared: Path, recipe: dict[str, Any], tmp_path: Path) -> None:
+    whole = run(prepared, recipe, tmp_path / "whole", 2048)
+    work, out = tmp_path / "cut" / "work", tmp_path / "cut" / "out"
+    settings = {**recipe, "schedule_tokens": 2048}
+    script = (
+        "import sys, json, time; from pathlib import Path; from train import trainer; "
+        f"trainer.train(Path({str(prepared / 'model')!r}), Path({str(prepared / 'blocks')!r}), json.loads({json.dumps(settings)!r}), Path({str(out)!r}), "
+        f"work=Path({str(work)!r}), threads=1, on_log=lambda record: time.sleep(0.3))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL)
+    while not (work / "checkpoint-8" / trainer.COMPLETE).exists():
+        assert process.poll() is None, "the run ended before it was killed"
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (out / "model").exists()
+    (work / "checkpoint-12").mkdir(exist_ok=True)  # as a kill in the middle of a save leaves it
+    (work / "checkpoint-12" / trainer.COMPLETE).unlink(missing_ok=True)
+    assert same(run(prepared, recipe, tmp_path / "cut", 2048), whole)
+
+
+def test_a_bare_loop_gives_the_same_weights(prepared: Path, recipe: dict[str, Any], tmp_path: Path) -> None:
+    """The oracle: AdamW, clipping and the cosine written out, on the same blocks."""
+    ours = run(prepared, recipe, tmp_path, 2048)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_pretrained(prepared / "model")
+    decayed = [parameter for parameter in model.parameters() if parameter.ndim > 1]
+    plain = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=1e-2, betas=(0.9, 0.95), eps=1e-8)
+    blocks = trainer.Blocks(prepared / "blocks")
+    for step in range(16):
+        warm = min(1.0, step / 2)
+        decay = 0.1 + 0.9 * 0.5 * (1 + torch.cos(torch.tensor(torch.pi * max(0, step - 2) / 14)).item())
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-2 * (warm if step < 2 else decay)
+        ids = torch.stack([blocks[index]["input_ids"] for index in range(step * 4, step * 4 + 4)])
+        model(input_ids=ids, labels=ids).loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    for name, tensor in model.state_dict().items():
+        if name in ours:
+            torch.testing.assert_close(ours[name], tensor, atol=2e-5, rtol=1e-4)
+
+
+def test_gradient_accumulation_changes_nothing_but_rounding(prepared: Path, recipe: dict[str, Any], tmp_path: Path) -> None:
+    whole = run(prepared, recipe, tmp_path / "whole", 1024)
+    parts = run(prepared, recipe, tmp_path / "parts", 1024, micro_batch=1)
+    for name in whole:
+        torch.testing.assert_close(parts[name], whole[name], atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"tokens": 10**6}, "more than the corpus holds: 2,048 tokens"),
+        ({"batch_tokens": 100}, "batch_tokens=100 is not a multiple of block_size=32"),
+    ],
+)
+def test_what_cannot_work_is_refused(prepared: Path, recipe: dict[str, Any], tmp_path: Path, change: dict[str, int], says: str) -> None:
+    settings = {**recipe, "schedule_tokens": 2048, **change}
+    with pytest.raises(BadInput, match=says):
+        trainer.train(prepared / "model", prepared / "blocks", settings, tmp_path / "out", work=tmp_path / "work", threads=1)
