@@ -1,0 +1,1 @@
+"""Checkpoints -> scores, by lm-eval. Importing this package imports no torch."""

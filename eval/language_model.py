@@ -1,0 +1,156 @@
+"""lm-eval's HFLM, made cheap for many small evaluations: a prompt runs once for all its choices, and a text is tokenised once for all models."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lm_eval.models.huggingface import HFLM
+
+Request = tuple[Any, list[int], list[int]]  # (context and continuation as text, or None in a rolling window; their token ids)
+Answer = tuple[float, bool]  # log-likelihood in nats, whether greedy decoding would give the continuation
+log = logging.getLogger(__name__)
+# HFLM warns of every model given in memory; what a user must know is refused or logged by us.
+logging.getLogger("lm_eval.models.huggingface").setLevel(logging.ERROR)
+
+
+@dataclass
+class Pack:
+    """One row of a batch: a prompt and its continuations, all but the last token of each: `prompt | a1 a2 | b1 | c1 c2 c3`."""
+
+    prompt: list[int]
+    continuations: list[list[int]]
+    places: list[int]  # of the requests that the continuations belong to
+
+    @property
+    def tail(self) -> int:
+        return sum(len(tokens) - 1 for tokens in self.continuations)
+
+    @property
+    def width(self) -> int:
+        return len(self.prompt) + self.tail
+
+
+class PackedLM(HFLM):
+    """HFLM whose loglikelihoods come from packed rows: every continuation sees the prompt and itself, at the positions that it would have alone.
+
+    The numbers are those of HFLM. Where a model does not give them with packed rows (checked on the widest pack: it may take no 4-D mask, or have a
+    sliding window or a recurrent state), HFLM's own way is taken. `encodings` may be shared by all models with the same tokenizer.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, batch_tokens: int, encodings: dict[Any, list[int]]) -> None:
+        super().__init__(pretrained=model, tokenizer=tokenizer)
+        self.batch_size_per_gpu = max(1, batch_tokens // self.max_length)
+        self.batch_tokens, self.encodings = batch_tokens, encodings
+        self.packable: bool | None = None
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, left_truncate_len: int | None = None, **kwargs: Any) -> list[int]:
+        key = (string, add_special_tokens, left_truncate_len, *sorted(kwargs.items()))
+        if key not in self.encodings:
+            self.encodings[key] = super().tok_encode(string, add_special_tokens, left_truncate_len, **kwargs)
+        return self.encodings[key]
+
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[Answer]:
+        return super().loglikelihood(requests, disable_tqdm)
+
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = True) -> list[float]:
+        return super().loglikelihood_rolling(requests, disable_tqdm)
+
+    def _loglikelihood_tokens(self, requests: Sequence[Request], disable_tqdm: bool = True, override_bs: int | None = None) -> list[Answer]:
+        packs = self._packs(requests)
+        if self.packable is None:
+            self.packable = self._can_pack(max(packs, key=lambda pack: pack.width), requests)
+        if not self.packable:
+            return super()._loglikelihood_tokens(list(requests), True, override_bs)
+        answers: dict[int, Answer] = {}
+        for batch in batches(packs, self.batch_tokens):
+            answers |= self._score(batch)
+        return [answers[place] for place in range(len(requests))]
+
+    def _packs(self, requests: Sequence[Request]) -> list[Pack]:
+        """Requests by prompt, the prompt cut from the left to what the model can read, as HFLM does; a rolling window stands alone."""
+        packs: dict[Any, Pack] = {}
+        cut = 0
+        for place, (text, context, continuation) in enumerate(requests):
+            prompt = (context + continuation)[-(self.max_length + 1) :][: -len(continuation)]
+            cut += len(prompt) < len(context)
+            pack = packs.setdefault(place if text is None else tuple(prompt), Pack(prompt, [], []))
+            pack.continuations.append(continuation)
+            pack.places.append(place)
+        if cut:
+            log.warning("%d of %d prompts were cut from the left to the model's %d tokens", cut, len(requests), self.max_length)
+        return list(packs.values())
+
+    def _can_pack(self, pack: Pack, requests: Sequence[Request]) -> bool:
+        expected = super()._loglikelihood_tokens([requests[place] for place in pack.places], True, len(pack.places))
+        try:
+            found = self._score([pack])
+        except (TypeError, ValueError, RuntimeError, NotImplementedError):
+            return False
+        close = 1e-4 if self.model.dtype == torch.float32 else 2e-2
+        return all(abs(found[place][0] - value) <= close * (1 + abs(value)) for place, (value, _) in zip(pack.places, expected, strict=True))
+
+    @torch.no_grad()
+    def _score(self, batch: list[Pack]) -> dict[int, Answer]:
+        """Prompts end in one column and continuations follow, so that only the last columns need logits: rows are (left + tail) tokens wide."""
+        left, tail = max(len(pack.prompt) for pack in batch), max(pack.tail for pack in batch)
+        tokens = torch.zeros(len(batch), left + tail, dtype=torch.long)
+        positions = torch.zeros_like(tokens)
+        segments = torch.full_like(tokens, -1)  # -1 padding, 0 prompt, 1.. continuations
+        wanted: list[tuple[int, int, int]] = []  # (row, column among those kept, token)
+        for row, pack in enumerate(batch):
+            length = len(pack.prompt)
+            tokens[row, left - length : left] = torch.tensor(pack.prompt)
+            positions[row, left - length : left] = torch.arange(length)
+            segments[row, left - length : left] = 0
+            start = left
+            for number, continuation in enumerate(pack.continuations, start=1):
+                end = start + len(continuation) - 1
+                tokens[row, start:end] = torch.tensor(continuation[:-1], dtype=torch.long)
+                positions[row, start:end] = torch.arange(length, length + end - start)
+                segments[row, start:end] = number
+                wanted += zip([row] * len(continuation), [0, *range(start - left + 1, end - left + 1)], continuation, strict=True)
+                start = end
+        logits = self.model(
+            input_ids=tokens.to(self.device),
+            position_ids=positions.to(self.device),
+            attention_mask=self._mask(segments),
+            logits_to_keep=tail + 1,
+            use_cache=False,
+        ).logits.float()
+        rows, columns, targets = torch.tensor(wanted, device=logits.device).T
+        values = (logits[rows, columns, targets] - logits.logsumexp(-1)[rows, columns]).tolist()
+        greedy = (logits.argmax(-1)[rows, columns] == targets).tolist()
+        answers, at = {}, 0
+        for pack in batch:
+            for place, continuation in zip(pack.places, pack.continuations, strict=True):
+                end = at + len(continuation)
+                answers[place] = (sum(values[at:end]), all(greedy[at:end]))
+                at = end
+        return answers
+
+    def _mask(self, segments: torch.Tensor) -> torch.Tensor | None:
+        """Additive attention mask (rows, 1, width, width); None where plain causal attention is the same: no padding before, one continuation."""
+        if bool((segments[:, 0] >= 0).all()) and int(segments.max()) <= 1:
+            return None
+        width = segments.shape[1]
+        asks, holds = segments[:, :, None], segments[:, None, :]
+        seen = torch.ones(width, width, dtype=torch.bool).tril() & ((holds == 0) | (holds == asks))  # padding sees padding: no row is empty
+        mask = torch.zeros(seen.shape, dtype=self.model.dtype).masked_fill(~seen, torch.finfo(self.model.dtype).min)
+        return mask[:, None].to(self.device)
+
+
+def batches(packs: list[Pack], batch_tokens: int) -> Iterator[list[Pack]]:
+    """Packs by falling width, as many at once as fit `batch_tokens` tokens with padding (one, where one is wider)."""
+    batch: list[Pack] = []
+    left = tail = 0
+    for pack in sorted(packs, key=lambda pack: (-pack.width, pack.places[0])):
+        wider, longer = max(left, len(pack.prompt)), max(tail, pack.tail)
+        if batch and (len(batch) + 1) * (wider + longer) > batch_tokens:
+            yield batch
+            batch, wider, longer = [], len(pack.prompt), pack.tail
+        batch, left, tail = [*batch, pack], wider, longer
+    yield batch

@@ -1,0 +1,186 @@
+"""What to evaluate: lm-eval tasks, built once and used for every checkpoint."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from eval.data import SPLITS, Row, discover, read_documents, read_items
+from eval.errors import BadInput
+
+if TYPE_CHECKING:
+    from lm_eval.api.task import Task
+    from lm_eval.tasks import TaskManager
+
+TEMPLATES = Path(__file__).parent / "tasks"
+UNDETERMINED = "und"  # BCP 47: the language of a user's task that states none
+
+
+@dataclass
+class Entry:
+    """A task and what its records say of it: `primary` is the metric it is judged by; chance and trivial are null where they are not known."""
+
+    task: Task
+    family: str
+    language: str
+    primary: str
+    chance: float | None = None
+    trivial: float | None = None
+
+
+@dataclass
+class TaskSet:
+    """Tasks by name, the number of documents to take of each (all: None), and the tokens of their texts, per tokenizer."""
+
+    entries: dict[str, Entry]
+    limit: int | None = None
+    encodings: dict[Any, dict[Any, list[int]]] = field(default_factory=dict)
+
+
+def prepare(
+    items: Path | None = None,
+    text: Path | None = None,
+    *,
+    split: str = "test",
+    limit: int | None = None,
+    own: Path | None = None,
+    names: Sequence[str] = (),
+    language: str = UNDETERMINED,
+) -> TaskSet:
+    """Reads and builds every task once.
+
+    items: folder of `<family>_<language>.<split>.jsonl`, a multiple-choice task each, named by the file. text: folder of `<language>.<split>.jsonl`,
+    a task `bits_per_byte_<language>` each. own: folder of lm-eval YAMLs, with data paths absolute or relative to this folder; `names` chooses among
+    them (all, where empty). names: also tasks that lm-eval ships. language: of tasks that do not state `metadata: {language: …}`.
+    Raises BadInput.
+    """
+    if split not in SPLITS:
+        raise BadInput(f"split: {split!r} must be one of {', '.join(SPLITS)}")
+    if limit is not None and limit < 1:
+        raise BadInput(f"limit: {limit} must be 1 or more")
+    entries: dict[str, Entry] = {}
+    if items is not None:
+        for name, path in discover(items, split, "items").items():
+            entries[name] = items_entry(name, read_items(path), limit)
+    if text is not None:
+        for name, path in discover(text, split, "text").items():
+            entries[f"bits_per_byte_{name}"] = text_entry(f"bits_per_byte_{name}", name, read_documents(path))
+    if own is not None or names:
+        for name, task in load_tasks(own, names).items():
+            if name in entries:
+                raise BadInput(f"tasks: {name!r} is the name of an items file too; rename one")
+            entries[name] = foreign_entry(name, task, language, limit)
+    if not entries:
+        raise BadInput("tasks: nothing to evaluate; give a folder of items, of text or of lm-eval YAMLs, or names of tasks")
+    for entry in entries.values():
+        build_once(entry.task)
+    return TaskSet(entries, limit)
+
+
+def bind(template: str, name: str, rows: list[Row]) -> Task:
+    """The task of one of our templates over rows. Rows are given as they are: `dataset_path: json` would take a second and a cache on disk."""
+    from datasets import Dataset
+    from lm_eval.api.task import ConfigurableTask
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    logging.getLogger("lm_eval.api.task").setLevel(logging.ERROR)  # it warns of every custom dataset
+    data = {"data": Dataset.from_list(rows)}
+    return ConfigurableTask(config={**load_yaml(TEMPLATES / template), "task": name, "custom_dataset": lambda **_: data})
+
+
+def items_entry(name: str, rows: list[Row], limit: int | None) -> Entry:
+    """A multiple-choice task over items; chance and trivial are those of the items that will be asked."""
+    task, taken = bind("items.yaml", name, rows), rows[:limit]
+    family, primary = rows[0]["family"], task.config.metadata["primary"]
+    return Entry(
+        task,
+        family,
+        rows[0]["language"],
+        primary.get(family, primary["default"]),
+        sum(1 / len(row["choices"]) for row in taken) / len(taken),
+        sum(row["trivial"] == row["answer"] for row in taken) / len(taken),
+    )
+
+
+def text_entry(name: str, language: str, rows: list[Row]) -> Entry:
+    """Bits per byte of documents."""
+    task = bind("bits_per_byte.yaml", name, rows)
+    return Entry(task, task.config.metadata["family"], language, "bits_per_byte")
+
+
+def foreign_entry(name: str, task: Any, language: str, limit: int | None) -> Entry:
+    """A task from elsewhere: its first metric is the primary one unless its YAML's metadata says otherwise; so for family and language."""
+    about = task.config.metadata or {}
+    chance = None
+    if task.OUTPUT_TYPE == "multiple_choice" and not task.multiple_input and not task.multiple_target:
+        counts = [len(task.doc_to_choice(doc)) for _, doc in task.doc_iterator(limit=limit)]
+        chance = sum(1 / count for count in counts) / len(counts)
+    primary = about.get("primary", next(iter(task.aggregation())))
+    return Entry(task, about.get("family", name), about.get("language", language), primary, chance)
+
+
+def load_tasks(own: Path | None, names: Sequence[str]) -> dict[str, Task]:
+    """Tasks of a user's folder and tasks that lm-eval ships, by name; the members of groups and tags one by one."""
+    folder = own.resolve() if own else None
+    if folder and not folder.is_dir():
+        raise BadInput(f"tasks: {own} is not a folder")
+    manager = task_manager(folder, False)
+    wanted = list(names) or manager.all_subtasks
+    if not wanted:
+        raise BadInput(f"tasks: {own} holds no lm-eval YAML with a `task` (files end in .yaml)")
+    if any(name not in manager.all_tasks for name in wanted):
+        manager = task_manager(folder, True)
+    for name in wanted:
+        if name not in manager.all_tasks:
+            close = difflib.get_close_matches(name, manager.all_tasks, n=3)
+            raise BadInput(f"tasks: {name!r} is unknown" + (f"; near it: {', '.join(close)}" if close else ""))
+    loaded: dict[str, Task] = {}
+    with contextlib.chdir(folder or Path.cwd()):  # data paths in the YAMLs are relative to their folder
+        for name in wanted:
+            try:
+                loaded |= manager.load(name)["tasks"]
+            except Exception as error:  # whatever a user's YAML or an unreachable hub can raise
+                raise BadInput(f"tasks: {name} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+    for task in loaded.values():
+        if task.get_config("num_fewshot") is None:
+            task.set_config("num_fewshot", 0)
+        task.set_fewshot_seed(1234)  # as `lm_eval` itself does; its `evaluate` leaves both to the caller
+    return loaded
+
+
+@cache
+def task_manager(folder: Path | None, shipped: bool) -> TaskManager:
+    """lm-eval's index of tasks; the one with all that it ships takes many seconds, once."""
+    from lm_eval.tasks import TaskManager
+    from lm_eval.tasks._yaml_loader import load_yaml
+    from yaml import YAMLError
+
+    for path in _yamls(folder):  # the index would leave a broken file out without a word
+        try:
+            load_yaml(path, resolve_func=False)
+        except (YAMLError, ValueError, OSError) as error:
+            raise BadInput(f"tasks: {path}: {' '.join(str(error).split())[:300]}") from None
+    return TaskManager(include_path=folder, include_defaults=shipped)
+
+
+def _yamls(folder: Path | None) -> Iterator[Path]:
+    yield from sorted(folder.glob("**/*.yaml")) if folder else ()
+
+
+def build_once(task: Any) -> None:
+    """Makes a task keep its requests: a second `evaluate` starts with the same ones, unanswered."""
+    build = task.build_all_requests
+
+    def reuse(**kwargs: Any) -> None:
+        if getattr(task, "instances", None) is None:  # some tasks have no such attribute before they are built
+            build(**kwargs)
+        for instance in task.instances:
+            instance.resps, instance.filtered_resps = [], {}
+
+    task.build_all_requests = reuse

@@ -1,0 +1,83 @@
+"""Packed scoring must give the numbers of lm-eval's own HFLM."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from lm_eval.models.huggingface import HFLM
+
+from eval.language_model import Pack, PackedLM, batches
+from tests.eval.conftest import WORDS, make_items, tiny_model
+
+
+def requests(items: list[dict[str, Any]]) -> list[Any]:
+    return [SimpleNamespace(args=(item["prompt"], " " + choice), task_name="t") for item in items for choice in item["choices"]]
+
+
+def assert_same(ours: list[tuple[float, bool]], theirs: list[tuple[float, bool]]) -> None:
+    assert [value for value, _ in ours] == pytest.approx([value for value, _ in theirs], abs=1e-4)
+    assert [greedy for _, greedy in ours] == [greedy for _, greedy in theirs]
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 200, 100_000])
+def test_choices_of_several_tokens_score_as_in_stock_hflm(model: Any, tokenizer: Any, batch_tokens: int) -> None:
+    asked = requests(make_items("next", "nya", 15, 1))
+    packed = PackedLM(model, tokenizer, batch_tokens, {})
+    ours = packed.loglikelihood(asked)
+    assert packed.packable
+    lengths = {len(tokenizer.encode(request.args[1])) for request in asked}
+    assert {1} < lengths  # single-token and longer choices are both there
+    assert_same(ours, HFLM(pretrained=model, tokenizer=tokenizer).loglikelihood(asked, disable_tqdm=True))
+
+
+def test_prompts_longer_than_the_model_are_cut_as_in_stock_hflm(model: Any, tokenizer: Any, caplog: pytest.LogCaptureFixture) -> None:
+    items = make_items("next", "nya", 6, 2)
+    for item in items[:4]:
+        item["prompt"] = " ".join(WORDS * 6) + item["prompt"]
+    asked = requests(items)
+    ours = PackedLM(model, tokenizer, 4096, {}).loglikelihood(asked)
+    assert "16 of 24 prompts were cut" in caplog.text
+    assert_same(ours, HFLM(pretrained=model, tokenizer=tokenizer).loglikelihood(asked, disable_tqdm=True))
+
+
+def test_greedy_continuations_are_found(model: Any, tokenizer: Any) -> None:
+    packed = PackedLM(model, tokenizer, 4096, {})
+    import torch
+
+    prompt = tokenizer.encode(WORDS[0] + "\nAnswer:")
+    best = int(model(torch.tensor([prompt])).logits[0, -1].argmax())
+    answers = packed._loglikelihood_tokens([(("a", "b"), prompt, [best]), (("a", "c"), prompt, [(best + 1) % 300])])
+    assert [greedy for _, greedy in answers] == [True, False]
+
+
+def test_rolling_windows_score_as_in_stock_hflm(model: Any, tokenizer: Any) -> None:
+    texts = [" ".join(WORDS[:k] * m) for k, m in [(1, 1), (17, 9), (5, 2), (17, 3)]]
+    asked = [SimpleNamespace(args=(text,)) for text in texts]
+    ours = PackedLM(model, tokenizer, 4096, {}).loglikelihood_rolling(asked, disable_tqdm=True)
+    assert ours == pytest.approx(HFLM(pretrained=model, tokenizer=tokenizer).loglikelihood_rolling(asked, disable_tqdm=True), abs=1e-3)
+
+
+def test_a_model_that_packing_would_misread_takes_the_stock_way(model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = requests(make_items("next", "nya", 5, 3))
+    blind = PackedLM(model, tokenizer, 4096, {})
+    monkeypatch.setattr(blind, "_mask", lambda segments: None)  # as a model that ignores the mask
+    ours = blind.loglikelihood(asked)
+    assert blind.packable is False
+    assert_same(ours, HFLM(pretrained=model, tokenizer=tokenizer).loglikelihood(asked, disable_tqdm=True))
+
+
+def test_a_text_is_tokenised_once_for_all_models(tokenizer: Any, model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, shared = requests(make_items("next", "nya", 5, 3)), dict[Any, list[int]]()
+    PackedLM(model, tokenizer, 4096, shared).loglikelihood(asked)
+    monkeypatch.setattr(HFLM, "tok_encode", lambda *_, **__: pytest.fail("tokenised again"))
+    PackedLM(tiny_model(1), tokenizer, 4096, shared).loglikelihood(asked)
+
+
+def test_batches_hold_every_pack_once_and_fit() -> None:
+    packs = [Pack([0] * (5 + k % 7), [[1] * (1 + k % 3), [2]], [2 * k, 2 * k + 1]) for k in range(40)]
+    cut = list(batches(packs, 60))
+    assert sorted(pack.places[0] for batch in cut for pack in batch) == list(range(0, 80, 2))
+    assert all(len(batch) * (max(len(p.prompt) for p in batch) + max(p.tail for p in batch)) <= 60 for batch in cut)
+    assert [len(batch) for batch in batches(packs[:3], 1)] == [1, 1, 1]
