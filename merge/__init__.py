@@ -1,0 +1,69 @@
+"""Merge checkpoints of one architecture, and say what was thrown away on the way.
+
+`Recipe` states a merge; `check` refuses early; `load` and `load_many` give models in memory; `write` and `write_many` make
+checkpoint folders; `audit` counts what is discarded. Torch is imported by these functions, not by this package.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from merge.errors import BadInput
+from merge.recipe import ModelRef, Recipe
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["BadInput", "ModelRef", "Recipe", "audit", "check", "load", "load_many", "write", "write_many"]
+
+
+def check(recipe: Recipe) -> None:
+    """Refuse, from configs, headers and tokenizers alone, what cannot be merged. Raises BadInput."""
+    from merge.plan import make_plan
+
+    make_plan([recipe]).close()
+
+
+def load(recipe: Recipe, device: str = "cpu") -> PreTrainedModel:
+    """The merged model in memory, in eval mode; its tokenizer is the base folder's. Raises BadInput."""
+    from merge.memory import load
+
+    return load(recipe, device)
+
+
+def load_many(recipes: Sequence[Recipe], device: str = "cpu", **options: Any) -> Iterator[tuple[Recipe, PreTrainedModel]]:
+    """Yield (recipe, model) for recipes over one base, each parent read once per batch; see merge.memory.load_many."""
+    from merge.memory import load_many
+
+    return load_many(recipes, device, **options)
+
+
+def write(recipe: Recipe, out_dir: str | Path, **options: Any) -> Path:
+    """Merge into a new checkpoint folder, published by rename; see merge.writer.write_many for the options."""
+    from merge.writer import write
+
+    return write(recipe, out_dir, **options)
+
+
+def write_many(recipes: Sequence[Recipe], out_dirs: Sequence[str | Path], **options: Any) -> list[Path]:
+    """Merge each recipe into its own new folder, in one pass over the parents."""
+    from merge.writer import write_many
+
+    return write_many(recipes, out_dirs, **options)
+
+
+def audit(recipe: Recipe) -> dict[str, Any]:
+    """Count what the merge discards, without keeping its weights; the shares are defined in merge.auditing. JSON-serialisable."""
+    from merge.auditing import Audit
+    from merge.engine import run
+    from merge.plan import make_plan
+
+    plan = make_plan([recipe])
+    try:
+        watching = Audit(recipe)
+        run(plan, [None], [watching])
+        return watching.report()
+    finally:
+        plan.close()

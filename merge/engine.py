@@ -1,0 +1,146 @@
+"""Streams the parents' tensors through the methods, slice by slice, for any number of recipes at once.
+
+For each tensor: a selection pass where a recipe trims (thresholds for all densities from one histogram), a pass for scales that
+need the whole tensor (l1 rescaling, slerp's angle), and the pass that merges. Slices are whole rows of about SLICE elements, so
+memory does not grow with the model, and each is read once per pass however many recipes use it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
+
+import torch
+
+from merge.errors import BadInput
+from merge.plan import Output, Parent, Plan
+from merge.pieces import Job, Piece
+from merge.select import NotFinite, thresholds
+from merge.tensor_recipe import TensorRecipe
+
+SMALL = 1 << 23  # elements; a model of fewer is merged in the calling thread
+
+
+class Sink(Protocol):
+    """Where a recipe's result goes. `write` may be called from several threads, for different tensors."""
+
+    def write(self, output: Output, start: int, values: torch.Tensor) -> None:
+        """Take elements [start, start + len(values)) of a tensor, flat, in the compute dtype (buffers: in their own)."""
+
+
+class Observer(Protocol):
+    """Sees each merged slice of one recipe: the audit."""
+
+    levels: tuple[float, ...]
+
+    def see(self, tensor: TensorRecipe, piece: Piece, masks: list[torch.Tensor | None], survivors: list[torch.Tensor] | None) -> None: ...
+
+
+def run(
+    plan: Plan,
+    sinks: Sequence[Sink | None],
+    observers: Sequence[Observer | None] | None = None,
+    *,
+    device: str = "cpu",
+    threads: int | None = None,
+    progress: Callable[[Output], None] | None = None,
+) -> None:
+    """Merge every recipe of `plan` into its sink. Raises BadInput for NaN or infinite weights, naming file and tensor."""
+    watching = list(observers) if observers is not None else [None] * len(plan.recipes)
+
+    def one(output: Output) -> None:
+        _merge_tensor(plan, output, sinks, watching, torch.device(device))
+        if progress is not None:
+            progress(output)
+
+    by_size = sorted(plan.outputs, key=lambda output: -output.numel)
+    workers = threads or torch.get_num_threads()
+    if workers == 1 or sum(output.numel for output in by_size) < SMALL:
+        for output in by_size:
+            one(output)
+        return
+    before = torch.get_num_threads()
+    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        try:
+            for done in [pool.submit(one, output) for output in by_size]:
+                done.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+        finally:
+            torch.set_num_threads(before)
+
+
+def _merge_tensor(plan: Plan, output: Output, sinks: Sequence[Sink | None], observers: Sequence[Observer | None], device: torch.device) -> None:
+    if not output.floating:
+        _copy_buffer(plan, output, sinks)
+        return
+    job = Job(plan, output, device)
+    tensors = [TensorRecipe.of(recipe, plan, output) for recipe in plan.recipes]
+    with torch.no_grad():
+        _select(job, tensors, observers)
+        _scale(job, tensors)
+        for piece in job.pieces():
+            for tensor, sink, observer in zip(tensors, sinks, observers, strict=True):
+                merged, masks, survivors = tensor.merge(piece)
+                if not torch.isfinite(merged).all():
+                    raise BadInput(_culprit(plan, output))
+                if sink is not None:
+                    sink.write(output, piece.start, merged.view(-1))
+                if observer is not None:
+                    observer.see(tensor, piece, masks, survivors)
+
+
+def _select(job: Job, tensors: Sequence[TensorRecipe], observers: Sequence[Observer | None]) -> None:
+    """Find the magnitude thresholds that the recipes trim at, and those of the audit's levels."""
+    ranks: dict[tuple[Parent, torch.dtype], set[int]] = {}
+    for tensor, observer in zip(tensors, observers, strict=True):
+        for use in tensor.uses:
+            wanted = set(use.ranks)
+            if observer is not None:
+                wanted |= {max(1, int(level * job.output.numel)) for level in observer.levels}
+            ranks.setdefault((use.parent, tensor.dtype), set()).update(wanted)
+    for (parent, dtype), wanted in ranks.items():
+        if wanted:
+
+            def pieces(parent: Parent = parent, dtype: torch.dtype = dtype) -> Iterator[torch.Tensor]:
+                return (piece.magnitude(parent, dtype).view(-1) for piece in job.pieces())
+
+            try:
+                found = thresholds(pieces, wanted, job.output.numel)
+            except NotFinite:
+                raise BadInput(_culprit(job.plan, job.output)) from None
+            job.thresholds.update({(parent, dtype, rank): threshold for rank, threshold in found.items()})
+
+
+def _scale(job: Job, tensors: Sequence[TensorRecipe]) -> None:
+    """Let the recipes that need sums over the whole tensor gather them."""
+    waiting = [tensor for tensor in tensors if tensor.needs_sums]
+    if waiting:
+        for piece in job.pieces():
+            for tensor in waiting:
+                tensor.gather(piece)
+
+
+def _copy_buffer(plan: Plan, output: Output, sinks: Sequence[Sink | None]) -> None:
+    """Whole-number tensors are not merged: the parents must agree on them."""
+    lead = plan.parents[plan.leader]
+    values = lead.read(output.sources[plan.leader], 0, output.numel)
+    for key, parent in plan.parents.items():
+        if not torch.equal(values, parent.read(output.sources[key], 0, output.numel)):
+            raise BadInput(f"{parent.folder}: buffer {output.name} is not floating point and differs from {lead.folder}: make them equal first")
+    for sink in sinks:
+        if sink is not None:
+            sink.write(output, 0, values)
+
+
+def _culprit(plan: Plan, output: Output) -> str:
+    """Says which parent's tensor is not finite."""
+    for key, parent in plan.parents.items():
+        name = output.sources[key]
+        if not torch.isfinite(parent.read(name, 0, output.numel)).all():
+            return f"{parent.tensors[name].file}: tensor {name} holds NaN or infinite values; train or export that checkpoint again"
+    return f"tensor {output.name}: the merge overflows in the compute dtype; use compute_dtype: float32 and smaller weights"
+
+

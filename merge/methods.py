@@ -1,0 +1,137 @@
+"""Merging as pure functions on tensors: one slice of one parameter tensor at a time.
+
+Every function takes task vectors of the same shape and dtype and returns new tensors. Arithmetic is done in their dtype; sums over
+models of 16-bit task vectors are accumulated in float32 and rounded once. Sources: task arithmetic (Ilharco et al. 2023),
+TIES (Yadav et al. 2023), DARE (Yu et al. 2024), breadcrumbs (Davari and Belilovsky 2024), DELLA (Deep et al. 2024).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Consensus:
+    """How thinned task vectors become one, for one tensor; tuples run over models.
+
+    slack: ξ ≥ 0 for the protected models. weighted: elect on weight·τ (mergekit's order) instead of on τ.
+    """
+
+    weights: tuple[float, ...]
+    lambda_: float = 1.0
+    normalize: bool = True
+    elect: bool = True
+    slack: float = 0.0
+    protected: tuple[bool, ...] = ()
+    weighted: bool = False
+
+
+def linear(thetas: Sequence[torch.Tensor], weights: Sequence[float], normalize: bool) -> torch.Tensor:
+    """Σ w θ, over Σ w if `normalize`."""
+    out = total([theta * weight for theta, weight in zip(thetas, weights, strict=True)])
+    return out / math.fsum(weights) if normalize else out
+
+
+def slerp_coefficients(t: float, norm_a: float, norm_b: float, dot: float) -> tuple[float, float]:
+    """Factors (a, b) of spherical interpolation a·θ_A + b·θ_B at `t`, given the tensors' norms and dot product.
+
+    Straight interpolation where the two are nearly parallel (|cos| > 0.9995) or one is zero.
+    """
+    cosine = dot / ((norm_a if norm_a > 1e-8 else 1.0) * (norm_b if norm_b > 1e-8 else 1.0))
+    cosine = max(-1.0, min(1.0, cosine))
+    if abs(cosine) > 0.9995:
+        return 1.0 - t, t
+    angle = math.acos(cosine)
+    return math.sin((1.0 - t) * angle) / math.sin(angle), math.sin(t * angle) / math.sin(angle)
+
+
+def keep_probabilities(magnitude: torch.Tensor, density: float, epsilon: float) -> torch.Tensor:
+    """DELLA's keep probabilities: from density − ε for a row's smallest magnitude to density + ε for its largest, by rank.
+
+    magnitude: [rows, columns], whole rows; returns float32 of the same shape.
+    """
+    columns = magnitude.shape[-1]
+    order = magnitude.argsort(dim=-1, stable=True)
+    ranks = torch.empty_like(order)
+    ranks.scatter_(-1, order, torch.arange(columns, device=order.device).expand_as(order))
+    return (density - epsilon) + ranks.float() * (2 * epsilon / max(1, columns - 1))
+
+
+def elect(taus: Sequence[torch.Tensor], slack: float = 0.0, protected: Sequence[bool] = ()) -> torch.Tensor:
+    """Sign election with slack: bool mask, True where the elected sign is +.
+
+    The sign is that of Σ τ, with the protected models' task vectors scaled by 1 + slack; a sum of exactly zero elects +, as
+    mergekit does, but with slack > 0 it goes to the protected side, since a protected model survives iff (1 + ξ)·|τ| ≥ the others.
+    slack 0 is TIES; slack ∞ lets the protected models win wherever their own sum is not zero.
+    """
+    if slack == 0 or not any(protected):
+        return total(taus) >= 0
+    shielded = total([tau for tau, mine in zip(taus, protected, strict=True) if mine])
+    others = [tau for tau, mine in zip(taus, protected, strict=True) if not mine]
+    if not others:
+        return shielded >= 0
+    if math.isinf(slack):
+        return torch.where(shielded == 0, total(others), shielded) >= 0
+    balance = shielded * (1.0 + slack) + total(others)
+    return torch.where(balance == 0, shielded, balance) >= 0
+
+
+def merge_taus(base: torch.Tensor, taus: Sequence[torch.Tensor], how: Consensus) -> tuple[torch.Tensor, list[torch.Tensor] | None]:
+    """θ0 + λ·τ_m from thinned task vectors (zeros where trimmed or dropped).
+
+    With an election τ_m is the disjoint mean Σ w τ / Σ w over the models whose sign is the elected one (the sum if not
+    `normalize`), else the weighted sum over all models (over Σ w if `normalize`). Returns the merged slice and, with an
+    election, each model's mask of survivors.
+    """
+    weights = [_rounded(weight, base.dtype) for weight in how.weights]
+    weighted = [tau if weight == 1.0 else tau * weight for tau, weight in zip(taus, weights, strict=True)]
+    survivors: list[torch.Tensor] | None = None
+    if how.elect:
+        voters = weighted if how.weighted else taus
+        positive = elect(voters, how.slack, how.protected)
+        survivors = [survives(tau, positive) for tau in voters]
+        merged = total([tau * mask for tau, mask in zip(weighted, survivors, strict=True)])
+        if how.normalize:
+            merged = merged / _divisor(survivors, weights, merged)
+    else:
+        merged = total(weighted)
+        if how.normalize:
+            share = _rounded(math.fsum(weights), base.dtype)
+            merged = merged / (1.0 if abs(share) < 1e-8 else share)
+    if how.lambda_ != 1.0:
+        merged = merged * how.lambda_
+    return base + merged, survivors
+
+
+def survives(tau: torch.Tensor, positive: torch.Tensor) -> torch.Tensor:
+    """Where a task vector has the elected sign; a zero never has."""
+    return ((tau > 0) & positive) | ((tau < 0) & ~positive)
+
+
+def total(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Sum over models, in their dtype; 16-bit terms are added in float32 and rounded once."""
+    if len(tensors) == 1:
+        return tensors[0]
+    if len(tensors) == 2 or tensors[0].dtype not in (torch.bfloat16, torch.float16):
+        out = tensors[0] + tensors[1]
+        for tensor in tensors[2:]:
+            out.add_(tensor)
+        return out
+    wide = tensors[0].float()
+    for tensor in tensors[1:]:
+        wide += tensor
+    return wide.to(tensors[0].dtype)
+
+
+def _rounded(value: float, dtype: torch.dtype) -> float:
+    return float(torch.tensor(value, dtype=dtype))
+
+
+def _divisor(survivors: Sequence[torch.Tensor], weights: Sequence[float], like: torch.Tensor) -> torch.Tensor:
+    """Σ w over the survivors of each parameter, 1 where it is zero."""
+    divisor = total([mask.to(like.dtype) * weight for mask, weight in zip(survivors, weights, strict=True)])
+    return torch.where(divisor == 0, torch.ones_like(divisor), divisor)

@@ -1,0 +1,107 @@
+"""One slice of a tensor in all parents, with everything that several recipes may share computed once."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy
+import torch
+
+from merge.plan import Output, Parent, Plan
+from merge.select import Taker, Threshold
+
+SLICE = 1 << 18  # elements a slice: its float32 intermediates stay in a core's cache
+
+
+@dataclass
+class Job:
+    """The work on one output tensor."""
+
+    plan: Plan
+    output: Output
+    device: torch.device
+    thresholds: dict[tuple[Parent, torch.dtype, int], Threshold] = field(default_factory=dict)
+    _only: Piece | None = None
+
+    @property
+    def columns(self) -> int:
+        """Length of a row: the last dimension."""
+        return self.output.shape[-1] if self.output.shape else 1
+
+    def pieces(self) -> Iterator[Piece]:
+        """The slices in order. Draws and ties start anew with every call; a tensor of one slice is read only once."""
+        shared = Shared()
+        rows = max(1, SLICE // max(1, self.columns)) * self.columns
+        if self.output.numel <= rows:
+            if self._only is None:
+                self._only = Piece(self, 0, self.output.numel, shared)
+            yield self._only
+            return
+        for start in range(0, self.output.numel, rows):
+            yield Piece(self, start, min(start + rows, self.output.numel), shared)
+
+
+@dataclass
+class Shared:
+    """State that runs along the slices of one pass."""
+
+    takers: dict[tuple[Parent, torch.dtype, int], Taker] = field(default_factory=dict)
+    draws: dict[tuple[int, str], numpy.random.Generator] = field(default_factory=dict)
+
+
+class Piece:
+    """Elements [start, stop) of a tensor, shaped [rows, columns]. Results are cached: do not write into them."""
+
+    def __init__(self, job: Job, start: int, stop: int, shared: Shared):
+        self.job, self.start, self.stop, self.shared = job, start, stop, shared
+        self._raw: dict[Parent, torch.Tensor] = {}
+        self._thetas: dict[tuple[Parent, torch.dtype], torch.Tensor] = {}
+        self._taus: dict[tuple[Parent, torch.dtype], torch.Tensor] = {}
+        self._magnitudes: dict[tuple[Parent, torch.dtype], torch.Tensor] = {}
+        self._masks: dict[tuple[Parent, torch.dtype, int], torch.Tensor] = {}
+        self._uniforms: dict[tuple[int, str], torch.Tensor] = {}
+
+    def theta(self, parent: Parent, dtype: torch.dtype) -> torch.Tensor:
+        """The parent's weights in the compute dtype."""
+        key = (parent, dtype)
+        if key not in self._thetas:
+            if parent not in self._raw:
+                flat = self.job.plan.parents[parent].read(self.job.output.sources[parent], self.start, self.stop)
+                self._raw[parent] = flat.to(self.job.device).view(-1, self.job.columns)
+            self._thetas[key] = self._raw[parent].to(dtype)
+        return self._thetas[key]
+
+    def tau(self, parent: Parent, dtype: torch.dtype) -> torch.Tensor:
+        """The parent's task vector θ − θ0."""
+        key = (parent, dtype)
+        if key not in self._taus:
+            self._taus[key] = self.theta(parent, dtype) - self.theta(self.job.plan.leader, dtype)
+        return self._taus[key]
+
+    def magnitude(self, parent: Parent, dtype: torch.dtype) -> torch.Tensor:
+        """|τ| in float32, by which parameters are ranked."""
+        key = (parent, dtype)
+        if key not in self._magnitudes:
+            self._magnitudes[key] = self.tau(parent, dtype).abs().float()
+        return self._magnitudes[key]
+
+    def largest(self, parent: Parent, dtype: torch.dtype, rank: int) -> torch.Tensor:
+        """bool mask of the `rank` largest magnitudes of the whole tensor. Ask for every slice, in order."""
+        key = (parent, dtype, rank)
+        if key not in self._masks:
+            taker = self.shared.takers.setdefault(key, Taker(self.job.thresholds[key]))
+            self._masks[key] = taker.mask(self.magnitude(parent, dtype))
+        return self._masks[key]
+
+    def uniform(self, seed: int, model: str) -> torch.Tensor:
+        """float32 draws in [0, 1), one an element, fixed by seed, model name, tensor name and the element's place alone."""
+        key = (seed, model)
+        if key not in self._uniforms:
+            if key not in self.shared.draws:
+                digest = hashlib.sha256(f"{seed}\0{model}\0{self.job.output.name}".encode()).digest()
+                self.shared.draws[key] = numpy.random.Generator(numpy.random.PCG64(int.from_bytes(digest[:16], "little")))
+            draws = self.shared.draws[key].random(self.stop - self.start, dtype=numpy.float32)
+            self._uniforms[key] = torch.from_numpy(draws).to(self.job.device).view(-1, self.job.columns)
+        return self._uniforms[key]

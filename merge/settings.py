@@ -1,0 +1,161 @@
+"""A setting that may differ between tensors: one value, a gradient over depth, or rules by module.
+
+Written in YAML as
+
+    density: 0.5                                   # everywhere
+    density: [0.2, 0.8]                            # from the first layer to the last, linearly in between
+    density:                                       # the first rule that matches decides
+      - {kind: mlp, layers: 0-3, value: 0.3}
+      - {filter: q_proj, value: [0.2, 0.4]}
+      - {value: 1.0}
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from merge.errors import BadInput
+
+KINDS = ("embeddings", "attention", "mlp", "norms", "head", "other")
+_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|layer)\.(\d+)\.")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Value for the tensors that meet every given condition. `filter`: a piece of the tensor's name."""
+
+    value: float | tuple[float, ...]
+    kind: str | None = None
+    layers: tuple[int, int] | None = None
+    filter: str | None = None
+
+    def matches(self, name: str) -> bool:
+        if self.kind is not None and self.kind != kind_of(name):
+            return False
+        if self.filter is not None and self.filter != "*" and self.filter not in name:
+            return False
+        layer = layer_of(name)
+        return self.layers is None or (layer is not None and self.layers[0] <= layer <= self.layers[1])
+
+
+Setting = float | tuple[float, ...] | tuple[Rule, ...]
+
+
+def layer_of(name: str) -> int | None:
+    """Index of the layer that a tensor belongs to; None for embeddings, the final norm and the head."""
+    found = _LAYER.search(name)
+    return int(found.group(1)) if found else None
+
+
+def kind_of(name: str) -> str:
+    """Module kind of a tensor, by the names that Hugging Face decoders use; one of KINDS."""
+    if "norm" in name or ".ln_" in name:
+        return "norms"
+    if "attn" in name or "attention" in name:
+        return "attention"
+    if any(part in name for part in ("mlp", "feed_forward", "experts", "moe", "ffn")):
+        return "mlp"
+    if any(part in name for part in ("embed", "wte", "wpe")):
+        return "embeddings"
+    if "lm_head" in name or "output.weight" in name:
+        return "head"
+    return "other"
+
+
+def depth_of(name: str, layers: int) -> float:
+    """Where a tensor stands between the first layer (0) and the last (1); outside the layers 0, as mergekit has it."""
+    layer = layer_of(name)
+    if layer is None:
+        return 0.0
+    return layer / (layers - 1) if layers > 1 else 1.0
+
+
+def resolve(setting: Setting, name: str, layers: int, *, key: str = "setting") -> float:
+    """The value that `setting` has for tensor `name` of a model with `layers` layers."""
+    if isinstance(setting, tuple) and isinstance(setting[0], Rule):
+        for rule in setting:
+            assert isinstance(rule, Rule)
+            if rule.matches(name):
+                return resolve(rule.value, name, layers)
+        raise BadInput(f"{key}: no rule matches tensor {name}: end the list with a rule that has only a value")
+    if isinstance(setting, tuple):
+        scaled = depth_of(name, layers) * (len(setting) - 1)
+        below = int(scaled)
+        above = min(below + 1, len(setting) - 1)
+        part = scaled - below
+        return (1 - part) * setting[below] + part * setting[above]  # type: ignore[operator]
+    return float(setting)
+
+
+def values(setting: Setting) -> tuple[float, ...]:
+    """Every number written in a setting."""
+    if not isinstance(setting, tuple):
+        return (float(setting),)
+    return tuple(number for part in setting for number in (values(part.value) if isinstance(part, Rule) else (float(part),)))
+
+
+def parse(value: Any, key: str) -> Setting:
+    """Read a setting from YAML. Raises BadInput that names `key`."""
+    if isinstance(value, list):
+        if not value:
+            raise BadInput(f"{key}: an empty list; give a number, a list of numbers, or rules")
+        if all(isinstance(part, dict) for part in value):
+            return tuple(_rule(part, f"{key}[{i}]") for i, part in enumerate(value))
+        return tuple(number(part, f"{key}[{i}]") for i, part in enumerate(value))
+    if isinstance(value, dict):
+        return (_rule(value, key),)
+    return number(value, key)
+
+
+def number(value: Any, key: str) -> float:
+    """A float; YAML reads 1e-3 as text, so text that is a number counts."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise BadInput(f"{key}: expected a number, got {value!r}")
+    try:
+        return float(value)
+    except ValueError:
+        raise BadInput(f"{key}: expected a number, got {value!r}") from None
+
+
+def _rule(part: dict[str, Any], key: str) -> Rule:
+    unknown = set(part) - {"value", "kind", "layers", "filter"}
+    if unknown or "value" not in part:
+        raise BadInput(f"{key}: a rule has `value` and any of kind, layers, filter; got {sorted(map(str, part))}")
+    value = parse(part["value"], f"{key}.value")
+    if isinstance(value, tuple) and isinstance(value[0], Rule):
+        raise BadInput(f"{key}.value: a number or a list of numbers, not rules within rules")
+    if part.get("kind") not in (None, *KINDS):
+        raise BadInput(f"{key}.kind: one of {', '.join(KINDS)}; got {part['kind']!r}")
+    filter_ = part.get("filter")
+    if filter_ is not None and not isinstance(filter_, str):
+        raise BadInput(f"{key}.filter: a piece of a tensor's name; got {filter_!r}")
+    return Rule(value, part.get("kind"), _layers(part.get("layers"), f"{key}.layers"), filter_)  # type: ignore[arg-type]
+
+
+def _layers(text: Any, key: str) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+)(?:-(\d+))?", str(text))
+    if not found:
+        raise BadInput(f"{key}: a layer or a range such as 0-3 (both ends included); got {text!r}")
+    first, last = int(found.group(1)), int(found.group(2) or found.group(1))
+    if last < first:
+        raise BadInput(f"{key}: the range {text} runs backwards")
+    return first, last
+
+
+def to_plain(setting: Setting) -> Any:
+    """The setting as YAML and JSON write it: the inverse of `parse`."""
+    if not isinstance(setting, tuple):
+        return setting
+    plain: list[Any] = []
+    for part in setting:
+        if not isinstance(part, Rule):
+            plain.append(part)
+            continue
+        layers = None if part.layers is None else f"{part.layers[0]}-{part.layers[1]}"
+        rule = {"kind": part.kind, "layers": layers, "filter": part.filter, "value": to_plain(part.value)}
+        plain.append({key: value for key, value in rule.items() if value is not None})
+    return plain
