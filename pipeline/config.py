@@ -1,0 +1,277 @@
+"""The schema of the composed config: types and bounds, no values. The values stand in conf/.
+
+A config is validated once, at the edge; everything behind it gets a `Config` and trusts it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from merge.recipe import Recipe
+from pipeline import recipes
+from pipeline.errors import BadInput
+
+UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
+RESERVED = ("base", "sft", "ct", "ct_then_sft")  # the names that the unmerged checkpoints have in results
+
+
+def parse_tokens(value: object) -> object:
+    """A number of tokens from `32k`, `1.5M`, `2B` or an integer; k, M and B are 10^3, 10^6 and 10^9."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmbt]?)", str(value).strip().lower().replace("_", ""))
+    if isinstance(value, bool) or match is None:
+        raise ValueError("give a number of tokens such as 32k, 1.5M or 2B")
+    count = float(match[1]) * UNITS[match[2]]
+    if count != int(count) or count < 1:
+        raise ValueError("give a whole, positive number of tokens such as 32k, 1.5M or 2B")
+    return int(count)
+
+
+def format_tokens(count: int) -> str:
+    """The shortest exact way to write a number of tokens: 32000 is `32k`, 1500000 is `1.5M`, 1234 is `1234`."""
+    for unit, size in (("T", 10**12), ("B", 10**9), ("M", 10**6), ("k", 10**3)):
+        if count >= size and count % (size // 100) == 0:
+            return f"{count / size:g}{unit}"
+    return str(count)
+
+
+Tokens = Annotated[int, BeforeValidator(parse_tokens)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Positive = Annotated[int, Field(gt=0)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+
+
+class Section(BaseModel):
+    """A part of the config: every key must be given, none may be added."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Training(Section):
+    """What CT, SFT and the base model share: one AdamW run with a linear warm-up and a cosine to `min_lr_ratio` of the peak."""
+
+    tokens: Tokens
+    batch_tokens: Tokens
+    block_size: Positive
+    learning_rate: Annotated[float, Field(gt=0, lt=1)]
+    min_lr_ratio: Annotated[float, Field(ge=0, le=1)]
+    warmup_ratio: Share
+    weight_decay: Annotated[float, Field(ge=0)]
+    save_every_tokens: Tokens
+
+    @model_validator(mode="after")
+    def whole_blocks(self) -> Training:
+        if self.batch_tokens % self.block_size:
+            raise ValueError(f"batch_tokens={self.batch_tokens}: must be a multiple of block_size={self.block_size}")
+        return self
+
+
+class BaseRecipe(Training):
+    """How a base model is made from scratch; see train/base.py."""
+
+    vocabulary: Annotated[int, Field(ge=258)]
+    hidden_size: Positive
+    layers: Positive
+    heads: Positive
+    feed_forward: Positive
+    context: Positive
+    aligned_share: Share
+    aligned_chapters: Share
+    repeated_share: Share
+    seed: Annotated[int, Field(ge=0)]
+
+    @model_validator(mode="after")
+    def fits(self) -> BaseRecipe:
+        if self.hidden_size % (2 * self.heads):
+            raise ValueError(f"hidden_size={self.hidden_size}: must be an even multiple of heads={self.heads}")
+        if self.block_size > self.context:
+            raise ValueError(f"block_size={self.block_size}: must not exceed context={self.context}")
+        if self.aligned_share + self.repeated_share >= 1:
+            raise ValueError("aligned_share: together with repeated_share it must leave room for English")
+        return self
+
+
+class Model(Section):
+    name: Name
+    path: str | None
+    recipe: BaseRecipe | None
+
+    @model_validator(mode="after")
+    def comes_from_somewhere(self) -> Model:
+        if self.path is None and self.recipe is None:
+            raise ValueError("path=null: give a local Hugging Face folder, or a recipe to train one from scratch")
+        return self
+
+
+class Language(Section):
+    code: Annotated[str, Field(pattern=r"^[a-z]{2,8}(_[A-Za-z]{4})?$")]
+    name: str
+
+    @model_validator(mode="after")
+    def not_english(self) -> Language:
+        if self.code == "en":
+            raise ValueError("code=en: English is the language of SFT and replay; give the code of the language to adapt to")
+        return self
+
+
+class Corpus(Section):
+    source: Literal["bible", "files"]
+    path: str | None
+    english_path: str | None
+    dev: Annotated[float, Field(gt=0, lt=0.5)]
+    test: Annotated[float, Field(gt=0, lt=0.5)]
+    seed: Annotated[int, Field(ge=0)]
+
+    @model_validator(mode="after")
+    def has_files(self) -> Corpus:
+        if self.source == "files" and not self.path:
+            raise ValueError("path is empty: give a path or glob of text, JSONL or Parquet files, such as corpus.path='data/*.txt'")
+        if self.source == "bible" and (self.path or self.english_path):
+            raise ValueError("path: corpus=bible brings its own text; say corpus=files to read files")
+        return self
+
+
+class ContinualTraining(Training):
+    schedule_tokens: Tokens
+    english_share: Share
+
+    @model_validator(mode="after")
+    def within_schedule(self) -> ContinualTraining:
+        if self.tokens > self.schedule_tokens:
+            budget, horizon = format_tokens(self.tokens), format_tokens(self.schedule_tokens)
+            raise ValueError(f"tokens={budget}: the learning-rate schedule ends at ct.schedule_tokens={horizon}; budgets may not exceed it")
+        return self
+
+
+class Instructions(Training):
+    path: str | None
+    items: Positive
+    replay_share: Share
+
+
+class Method(Section):
+    """One merge in the results: a recipe, and the grid of settings that are tried on the dev split."""
+
+    recipe: dict[str, Any]
+    grid: dict[str, Annotated[list[Any], Field(min_length=1)]]
+
+    @property
+    def tries(self) -> list[dict[str, Any]]:
+        """Every setting that the grid spans, each a complete recipe."""
+        return [{**self.recipe, **dict(zip(self.grid, values, strict=True))} for values in itertools.product(*self.grid.values())]
+
+    @model_validator(mode="after")
+    def settings_in_bounds(self) -> Method:
+        both = sorted(set(self.recipe) & set(self.grid))
+        if both:
+            raise ValueError(f"grid.{both[0]}: stands in the recipe too; give it in one place")
+        nowhere = Path("folder")
+        for settings in self.tries:
+            Recipe.from_dict(recipes.complete(settings, nowhere, nowhere, nowhere, 0), where="recipe")
+        return self
+
+
+class Merge(Section):
+    write: bool
+    metric: Literal["acc", "bits_per_byte"]
+    methods: dict[str, Method]
+
+    @model_validator(mode="after")
+    def comparable(self) -> Merge:
+        for name in self.methods:
+            if name in RESERVED:
+                raise ValueError(f"methods.{name}: the name is taken by a checkpoint that is not merged; choose another")
+            if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+                raise ValueError(f"methods.{name}: a method's name has small letters, digits and underscores")
+        counts = {name: len(method.tries) for name, method in self.methods.items()}
+        if len(set(counts.values())) > 1:
+            listed = ", ".join(f"{name} {count}" for name, count in counts.items())
+            raise ValueError(f"methods: every method gets the same number of tries on dev, for a fair comparison; here {listed}")
+        return self
+
+
+class Evaluation(Section):
+    unmerged: list[Literal["base", "sft", "ct", "ct_then_sft"]]
+    families: list[str]
+    items: Positive
+    limit: Positive | None
+    tune_limit: Positive | None
+    batch_tokens: Tokens
+    tasks: list[str]
+    include_path: str | None
+
+
+class Compute(Section):
+    device: Literal["cpu", "cuda"]
+    threads: Positive
+    micro_batch: Positive | None
+    first_guess: dict[str, Annotated[float, Field(gt=0)]]
+
+
+class Tracking(Section):
+    wandb: Literal["auto", "online", "offline", "off"]
+    project: Name
+
+
+class Config(Section):
+    """A cell: one language, one token budget, one seed, and everything that is done with them."""
+
+    name: Name
+    seed: Annotated[int, Field(ge=0)]
+    store: str
+    outputs: str
+    model: Model
+    language: Language
+    corpus: Corpus
+    ct: ContinualTraining
+    sft: Instructions
+    merge: Merge
+    eval: Evaluation
+    compute: Compute
+    tracking: Tracking
+
+    @model_validator(mode="after")
+    def blocks_fit_the_model(self) -> Config:
+        if self.model.path is None and self.model.recipe:
+            for key, size in (("ct.block_size", self.ct.block_size), ("sft.block_size", self.sft.block_size)):
+                if size > self.model.recipe.context:
+                    raise ValueError(f"{key}={size}: must not exceed model.recipe.context={self.model.recipe.context}")
+        return self
+
+
+def validate(composed: Mapping[str, Any]) -> Config:
+    """A composed config as a `Config`. Raises BadInput that names the first wrong key, its value and what would be right."""
+    try:
+        return Config.model_validate(composed)
+    except ValidationError as error:
+        raise BadInput(_one_line(error, composed)) from None
+
+
+def suggestion(name: str, known: list[str]) -> str:
+    """The nearest of the known names as a question, or what is known."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+
+
+def _one_line(error: ValidationError, composed: Mapping[str, Any]) -> str:
+    first = error.errors()[0]
+    location = [str(part) for part in first["loc"]]
+    key = ".".join(location)
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        siblings: Any = composed
+        for part in location[:-1]:
+            siblings = siblings[part]
+        return f"{key}: unknown key; {suggestion(location[-1], [name for name in siblings if name != location[-1]])}"
+    if first["type"] == "missing":
+        return f"{key} is missing; every key needs a value"
+    if isinstance(first["input"], BaseModel | dict) and first["type"] == "value_error":
+        return f"{key}.{message}" if key else message
+    value = "null" if first["input"] is None else first["input"]
+    return f"{key}={value}: {message[0].lower()}{message[1:]}"

@@ -1,0 +1,208 @@
+"""Config -> plan: which stages a cell needs, their parents and their keys. Pure: no torch, no files.
+
+A stage is a value. Its key is a hash of what decides its result (kind, settings, parents' keys) and of nothing else, so that the same work has the
+same key in every cell of every sweep, and is done once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from pipeline.config import Config, Training, format_tokens
+
+# Raise a kind's number when its code changes what it makes: entries of older code are then made anew.
+REVISIONS = {"corpus": 1, "items": 1, "base": 1, "ct_blocks": 1, "sft_blocks": 1, "ct": 1, "sft": 1, "tune": 1, "merge": 1, "weights": 1, "eval": 1}
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """A piece of work. `options` are needed to do it but do not change its result (paths, devices); they are not part of the key."""
+
+    kind: str
+    slug: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    parents: Mapping[str, Stage] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def key(self) -> str:
+        """12 hex digits that stand for the result."""
+        return self._digest(self.settings)
+
+    @cached_property
+    def trajectory(self) -> str | None:
+        """What CT stages share that differ in their budget only: from each, a larger one can continue. None for other kinds."""
+        if self.kind != "ct":
+            return None
+        return self._digest({name: value for name, value in self.settings.items() if name != "tokens"})
+
+    @property
+    def given(self) -> bool:
+        """Whether this is a folder that the user gave, and not something to make."""
+        return self.kind == "model"
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.slug}"
+
+    def _digest(self, settings: Mapping[str, Any]) -> str:
+        parents = {role: parent.key for role, parent in self.parents.items()}
+        content = {"kind": self.kind, "revision": REVISIONS.get(self.kind, 0), "settings": settings, "parents": parents}
+        canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+        return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Checksums of what comes from outside: the base model's folder, text and task files, the packages that hold text."""
+
+    model: str | None = None
+    corpus: tuple[str, ...] = ()
+    sft: tuple[str, ...] = ()
+    tasks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One language x budget x seed: its stages in an order in which they can run, and what each method of the results stands for."""
+
+    config: Config
+    stages: tuple[Stage, ...]
+    evals: Mapping[str, Stage]
+    merges: Mapping[str, Stage]
+    checkpoints: Mapping[str, Stage]
+
+    @property
+    def language(self) -> str:
+        return self.config.language.code
+
+    @property
+    def ct_tokens(self) -> int:
+        return self.config.ct.tokens
+
+    @property
+    def seed(self) -> int:
+        return self.config.seed
+
+    def __str__(self) -> str:
+        return f"{self.language} {format_tokens(self.ct_tokens)} seed {self.seed}"
+
+
+def plan_cell(config: Config, inputs: Inputs) -> Cell:
+    """The stages of a cell. Only what the wanted scores need is planned."""
+    language, seed, budget = config.language.code, config.seed, format_tokens(config.ct.tokens)
+    name = config.model.name
+    compute = {"device": config.compute.device, "threads": config.compute.threads}
+    training_options = {**compute, "micro_batch": config.compute.micro_batch}
+
+    corpus = Stage(
+        "corpus",
+        f"{language}-{config.corpus.source}",
+        {
+            "source": config.corpus.source,
+            "language": language,
+            "dev": config.corpus.dev,
+            "test": config.corpus.test,
+            "seed": config.corpus.seed,
+            "inputs": inputs.corpus,
+        },
+        options={"path": config.corpus.path, "english_path": config.corpus.english_path},
+    )
+    items = Stage(
+        "items",
+        language,
+        {
+            "language": language,
+            "families": config.eval.families,
+            "sft_items": config.sft.items,
+            "eval_items": config.eval.items,
+            "seed": config.corpus.seed,
+            "inputs": inputs.sft,
+        },
+        {"corpus": corpus},
+        {"sft_path": config.sft.path},
+    )
+    if config.model.path is not None:
+        model = Stage("model", name, {"sha256": inputs.model}, options={"path": config.model.path})
+    else:
+        assert config.model.recipe is not None
+        recipe = config.model.recipe.model_dump(exclude={"save_every_tokens"})
+        save = {"save_every_tokens": config.model.recipe.save_every_tokens}
+        model = Stage("base", name, {**recipe, "language": language}, {"corpus": corpus}, {**training_options, **save})
+
+    ct_blocks = Stage(
+        "ct_blocks",
+        f"{language}-{format_tokens(config.ct.schedule_tokens)}-s{seed}",
+        {
+            "language": language,
+            "schedule_tokens": config.ct.schedule_tokens,
+            "block_size": config.ct.block_size,
+            "english_share": config.ct.english_share,
+            "seed": seed,
+        },
+        {"corpus": corpus, "model": model},
+    )
+    sft_blocks = Stage(
+        "sft_blocks",
+        f"en-s{seed}",
+        {"tokens": config.sft.tokens, "block_size": config.sft.block_size, "replay_share": config.sft.replay_share, "seed": seed},
+        {"items": items, "corpus": corpus, "model": model},
+    )
+
+    def train(kind: str, slug: str, section: Training, horizon: int, parents: Mapping[str, Stage]) -> Stage:
+        names = ("tokens", "batch_tokens", "block_size", "learning_rate", "min_lr_ratio", "warmup_ratio", "weight_decay")
+        settings = {key: getattr(section, key) for key in names} | {"schedule_tokens": horizon, "seed": seed}
+        return Stage(kind, slug, settings, parents, {**training_options, "save_every_tokens": section.save_every_tokens})
+
+    ct = train("ct", f"{language}-{budget}-s{seed}", config.ct, config.ct.schedule_tokens, {"model": model, "blocks": ct_blocks})
+    sft = train("sft", f"en-s{seed}", config.sft, config.sft.tokens, {"model": model, "blocks": sft_blocks})
+    after = train("sft", f"en-after-{language}-{budget}-s{seed}", config.sft, config.sft.tokens, {"model": ct, "blocks": sft_blocks})
+    unmerged = {"base": model, "sft": sft, "ct": ct, "ct_then_sft": after}
+    slugs = {"base": name, "sft": f"sft-s{seed}", "ct": f"ct-{budget}-s{seed}", "ct_then_sft": f"ct-then-sft-{budget}-s{seed}"}
+    data = {"items": items, "corpus": corpus}
+    scoring = {"split": "test", "limit": config.eval.limit, "language": language, "tasks": config.eval.tasks, "inputs": inputs.tasks}
+    scoring_options = {**compute, "batch_tokens": config.eval.batch_tokens, "include_path": config.eval.include_path}
+
+    def score(slug: str, parents: Mapping[str, Stage]) -> Stage:
+        return Stage("eval", f"{language}-{slug}", scoring, {**parents, **data}, scoring_options)
+
+    checkpoints = {method: unmerged[method] for method in unmerged if method in config.eval.unmerged}
+    evals = {method: score(slugs[method], {"checkpoint": stage}) for method, stage in checkpoints.items()}
+    merges, written = {}, []
+    of = {"model": model, "ct": ct, "sft": sft}
+    for method, described in config.merge.methods.items():
+        slug = f"{method}-{budget}-s{seed}"
+        trying = {"tries": described.tries, "metric": config.merge.metric, "limit": config.eval.tune_limit, "language": language, "seed": seed}
+        options = {**compute, "batch_tokens": config.eval.batch_tokens}
+        tune = Stage("tune", f"{language}-{slug}", trying, {**of, **data}, options)
+        merges[method] = Stage("merge", f"{language}-{slug}", {"seed": seed}, {**of, "tune": tune}, compute)
+        evals[method] = score(slug, {**of, "merge": merges[method]})
+        if config.merge.write:
+            written.append(Stage("weights", f"{language}-{slug}", {}, {**of, "merge": merges[method]}, compute))
+    stages = in_order([*checkpoints.values(), *evals.values(), *written])
+    return Cell(config, stages, evals, merges, checkpoints)
+
+
+def in_order(goals: Iterable[Stage]) -> tuple[Stage, ...]:
+    """The goals and all that they need, each once, parents first; what was given is left out."""
+    found: dict[str, Stage] = {}
+
+    def visit(stage: Stage) -> None:
+        if stage.key in found or stage.given:
+            return
+        for parent in stage.parents.values():
+            visit(parent)
+        found[stage.key] = stage
+
+    for goal in goals:
+        visit(goal)
+    return tuple(found.values())
+
+
+def merged(cells: Iterable[Cell]) -> tuple[Stage, ...]:
+    """The plan of a sweep: the stages of all cells, each once, in the order in which the cells run."""
+    return in_order(stage for cell in cells for stage in cell.stages)

@@ -1,0 +1,199 @@
+"""The kinds of stages: which function of which room makes each. The rooms are imported when a stage is made, not before.
+
+| kind       | made by                  |
+|------------|--------------------------|
+| corpus     | train.corpus             |
+| items      | train.instructions       |
+| base       | train.base               |
+| ct_blocks  | train.packing            |
+| sft_blocks | train.packing            |
+| ct, sft    | train.trainer            |
+| tune       | pipeline.tune            |
+| merge      | merge                    |
+| weights    | merge                    |
+| eval       | eval.harness             |
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline import recipes
+from pipeline.config import format_tokens
+from pipeline.errors import BadInput
+from pipeline.execute import Job, Maker
+
+if TYPE_CHECKING:
+    from eval.task_set import TaskSet
+    from merge import Recipe
+
+TRAINER_OPTIONS = ("device", "threads", "micro_batch")
+
+
+def corpus(job: Job) -> None:
+    from train import corpus
+
+    corpus.build(job.settings, job.out)
+
+
+def items(job: Job) -> None:
+    from train import instructions
+
+    instructions.build(job.folders["corpus"], job.settings, job.out)
+
+
+def base(job: Job) -> None:
+    from train import base
+
+    options = {name: job.stage.options[name] for name in TRAINER_OPTIONS}
+    base.build(job.folders["corpus"], job.settings, job.out, job.work, **options, on_log=job.on_log)
+    shutil.rmtree(job.out / "state")  # nothing continues from here
+
+
+def ct_blocks(job: Job) -> None:
+    from train import packing
+
+    packing.ct_blocks(job.folders["corpus"], job.checkpoint("model"), job.settings, job.out)
+
+
+def sft_blocks(job: Job) -> None:
+    from train import packing
+
+    packing.sft_blocks(job.folders["items"], job.checkpoint("model"), job.settings, job.out, corpus_dir=job.folders["corpus"])
+
+
+def ct(job: Job) -> None:
+    check_budget(job.folders["blocks"], job.settings["tokens"])
+    _train(job, job.resume.path / "state" if job.resume else None)
+
+
+def sft(job: Job) -> None:
+    _train(job, None)
+    shutil.rmtree(job.out / "state")  # nothing continues from here
+
+
+def _train(job: Job, resume_state: Path | None) -> None:
+    from train import trainer
+
+    options = {name: job.stage.options[name] for name in TRAINER_OPTIONS}
+    trainer.train(
+        job.checkpoint("model"),
+        job.folders["blocks"],
+        job.settings,
+        job.out,
+        work=job.work,
+        resume_state=resume_state,
+        **options,
+        on_log=job.on_log,
+    )
+
+
+def check_budget(blocks: Path, tokens: int) -> None:
+    """Refuses a budget that the packed corpus cannot fill."""
+    held = json.loads((blocks / "counts.json").read_text(encoding="utf-8"))["tokens"]
+    if tokens > held:
+        raise BadInput(f"ct.tokens={format_tokens(tokens)}: the corpus holds {held:,} tokens with its English share; take a smaller budget or more text")
+
+
+def tune(job: Job) -> None:
+    from pipeline import tune
+
+    tune.tune(job)
+
+
+def merge(job: Job) -> None:
+    import merge
+    import yaml
+
+    _use_threads(job)
+    recipe = chosen_recipe(job, job.folders["tune"])
+    audit = merge.audit(recipe)
+    (job.out / "audit.json").write_text(json.dumps(audit, indent=1) + "\n", encoding="utf-8")
+    described = recipe.to_dict()  # paths relative to where the entry will lie: the store can be moved
+    lies_in = job.folders["tune"].parents[1] / "merge" / "entry"
+    described["base"] = os.path.relpath(described["base"], lies_in)
+    for model in described["models"].values():
+        model["path"] = os.path.relpath(model["path"], lies_in)
+    (job.out / "merge.yml").write_text(yaml.safe_dump(described, sort_keys=False), encoding="utf-8")
+
+
+def weights(job: Job) -> None:
+    import merge
+    from merge import Recipe
+
+    _use_threads(job)
+    merge.write(Recipe.from_yaml(job.folders["merge"] / "merge.yml"), job.out / "model")
+
+
+def evaluate(job: Job) -> None:
+    from eval import harness
+
+    _use_threads(job)
+    settings = job.settings
+    own, names = settings["include_path"], tuple(settings["tasks"])
+    tasks = task_set(job.folders["items"], job.folders["corpus"], settings["split"], settings["limit"], own, names, settings["language"])
+    how: dict[str, Any] = {"batch_tokens": settings["batch_tokens"], "device": settings["device"]}
+    if "merge" in job.stage.parents:
+        from transformers import AutoTokenizer
+
+        import merge
+        from merge import Recipe
+
+        model = merge.load(Recipe.from_yaml(job.folders["merge"] / "merge.yml"), settings["device"])
+        scores = harness.evaluate(model, AutoTokenizer.from_pretrained(job.checkpoint("model")), tasks, **how)
+    else:
+        scores = harness.evaluate_folder(job.checkpoint("checkpoint"), tasks, **how)
+    harness.write(scores, job.out)
+
+
+@cache
+def task_set(
+    items: Path, corpus: Path, split: str, limit: int | None, own: str | None = None, names: tuple[str, ...] = (), language: str = "und"
+) -> TaskSet:
+    """The tasks of a split, built once a process: every checkpoint is scored on the same ones."""
+    from eval import task_set
+
+    folder = None if own is None else Path(own)
+    return task_set.prepare(items / "tasks", corpus / "text", split=split, limit=limit, own=folder, names=names, language=language)
+
+
+def chosen_recipe(job: Job, tuned: Path) -> Recipe:
+    """The merge of this cell's checkpoints by the settings that `tune` chose."""
+    import yaml
+
+    return recipe_of(job, yaml.safe_load((tuned / "choice.yml").read_text(encoding="utf-8")))
+
+
+def recipe_of(job: Job, settings: Mapping[str, Any]) -> Recipe:
+    """The merge of a job's three checkpoints by these settings (one of a method's tries)."""
+    from merge import Recipe
+
+    folders = [job.checkpoint(role).absolute() for role in ("model", "ct", "sft")]
+    return Recipe.from_dict(recipes.complete(settings, *folders, seed=job.settings["seed"]), where=str(job.stage))
+
+
+def _use_threads(job: Job) -> None:
+    import torch
+
+    torch.set_num_threads(job.settings["threads"])
+
+
+MAKERS: dict[str, Maker] = {
+    "corpus": corpus,
+    "items": items,
+    "base": base,
+    "ct_blocks": ct_blocks,
+    "sft_blocks": sft_blocks,
+    "ct": ct,
+    "sft": sft,
+    "tune": tune,
+    "merge": merge,
+    "weights": weights,
+    "eval": evaluate,
+}

@@ -1,0 +1,151 @@
+"""Where results live: `store/<kind>/<slug>-<key>/`, with a `stage.json` that says what it is and a checksum of every file.
+
+Nothing has its final name before it is whole. A stage is made in `store/.work/`, which outlives a crash, under a lock that does not: the kernel
+drops an flock with its process. So kill -9 is safe at every point, and two jobs never do the same work at the same time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.plan import Stage
+
+RECORD = "stage.json"
+ALWAYS_CHECKED = 4 * 2**20  # bytes: entries up to this size are checked by checksum wherever they are met, larger ones when they are read
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A published stage: its folder and its record, which is empty where it cannot be read."""
+
+    path: Path
+    record: Mapping[str, Any]
+
+    def damage(self, thorough: bool) -> str | None:
+        """What is wrong with the files, or None. Thorough: by checksum; otherwise by size, where the entry is large."""
+        if not self.record:
+            return f"{RECORD} is missing or cannot be read"
+        files: Mapping[str, Mapping[str, Any]] = self.record["files"]
+        thorough = thorough or sum(about["bytes"] for about in files.values()) <= ALWAYS_CHECKED
+        for name, about in files.items():
+            path = self.path / name
+            if not path.is_file():
+                return f"{name} is missing"
+            if path.stat().st_size != about["bytes"]:
+                return f"{name} has {path.stat().st_size:,} bytes, not {about['bytes']:,}"
+            if thorough and sha256(path) != about["sha256"]:
+                return f"{name} does not match its checksum"
+        return None
+
+
+class Store:
+    """A folder of published stages. Any number of processes may use one at the same time."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def find(self, stage: Stage) -> Entry | None:
+        """The published entry of a stage, as its record has it; the files are not looked at."""
+        for folder in sorted((self.root / stage.kind).glob(f"*-{stage.key}")):
+            return self._entry(folder)
+        return None
+
+    def entries(self, kind: str) -> Iterator[Entry]:
+        """Every published entry of a kind."""
+        for folder in sorted((self.root / kind).glob("*")):
+            yield self._entry(folder)
+
+    def kinds(self) -> list[str]:
+        """The kinds that have entries."""
+        return sorted(folder.name for folder in self.root.glob("*") if folder.is_dir() and not folder.name.startswith("."))
+
+    def _entry(self, folder: Path) -> Entry:
+        try:
+            return Entry(folder, json.loads((folder / RECORD).read_text(encoding="utf-8")))
+        except (ValueError, OSError):
+            return Entry(folder, {})
+
+    @contextlib.contextmanager
+    def claim(self, stage: Stage, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """Holds the right to make a stage. Waits, after calling `on_wait`, while another process holds it."""
+        locks = self.root / ".locks"
+        locks.mkdir(parents=True, exist_ok=True)
+        with (locks / f"{stage.kind}-{stage.key}").open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                on_wait()
+                fcntl.flock(file, fcntl.LOCK_EX)
+            try:
+                yield
+            finally:
+                fcntl.flock(file, fcntl.LOCK_UN)  # explicitly: a child process may have inherited the file
+
+    def work(self, stage: Stage) -> Path:
+        """Where a claimed stage is made. What a crash left there is still there."""
+        folder = self.root / ".work" / f"{stage.kind}-{stage.key}"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def publish(self, stage: Stage, out: Path, about: Mapping[str, Any]) -> Entry:
+        """Makes `out` the entry of a claimed stage: records it, brings it to the disk, renames it. The work folder is removed."""
+        files = {
+            str(path.relative_to(out)): {"bytes": path.stat().st_size, "sha256": sha256(path)}
+            for path in sorted(out.rglob("*"))
+            if path.is_file() and path.name != RECORD
+        }
+        record = {
+            "kind": stage.kind,
+            "slug": stage.slug,
+            "key": stage.key,
+            "trajectory": stage.trajectory,
+            "settings": dict(stage.settings),
+            "parents": {role: {"kind": parent.kind, "slug": parent.slug, "key": parent.key} for role, parent in stage.parents.items()},
+            **about,
+            "files": files,
+        }
+        (out / RECORD).write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        for path in (*out.rglob("*"), out):
+            _fsync(path)
+        final = self.root / stage.kind / f"{stage.slug}-{stage.key}"
+        final.parent.mkdir(parents=True, exist_ok=True)
+        os.rename(out, final)
+        _fsync(final.parent)
+        self.discard_work(stage)
+        return Entry(final, record)
+
+    def discard_work(self, stage: Stage) -> None:
+        """Removes what the making of a stage left behind. Only for whoever holds the claim."""
+        shutil.rmtree(self.root / ".work" / f"{stage.kind}-{stage.key}", ignore_errors=True)
+
+    def set_aside(self, entry: Entry) -> Path:
+        """Moves a damaged entry out of the way, to `store/.damaged/`, so that it can be made anew and still be looked at."""
+        damaged = self.root / ".damaged"
+        damaged.mkdir(parents=True, exist_ok=True)
+        place = damaged / f"{entry.path.parent.name}-{entry.path.name}-{time.time_ns()}"
+        os.rename(entry.path, place)
+        return place
+
+
+def sha256(path: Path) -> str:
+    """The checksum of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
