@@ -22,7 +22,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--language", default="und", help="language of tasks that do not state theirs (default: und)")
     options.add_argument("--split", choices=("dev", "test"), default="test", help="of items and text (default: test)")
     options.add_argument("--limit", type=int, help="take only the first LIMIT documents of each task")
-    options.add_argument("--batch-tokens", type=int, default=8192, help="tokens in one forward pass (default: 8192)")
+    options.add_argument("--batch-tokens", type=int, help="tokens in one forward pass (default: 1024 on a CPU, 8192 elsewhere)")
     options.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 … (default: cpu)")
     return options
 

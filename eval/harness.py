@@ -7,6 +7,8 @@ import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import log
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Record = dict[str, Any]
-BATCH_TOKENS = 8192
+BATCH_TOKENS = {"cpu": 1024, "elsewhere": 8192}  # on a CPU what fits its caches is fastest, on a GPU what fills it
 
 
 @dataclass
@@ -30,11 +32,12 @@ class Scores:
 
 
 def evaluate(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tasks: TaskSet, *, batch_tokens: int = BATCH_TOKENS, device: str | None = None
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tasks: TaskSet, *, batch_tokens: int | None = None, device: str | None = None
 ) -> Scores:
     """Scores a causal LM in memory on every task of the set, by lm-eval. The model is left in eval mode (and on `device`, where one is given).
 
-    batch_tokens: tokens in one forward pass, padding included. The same model and tasks give the same scores, bit for bit.
+    batch_tokens: tokens in one forward pass, padding included (None: 1024 on a CPU, 8192 elsewhere). The same model and tasks give the same
+    scores, bit for bit, with the same number of threads. Raises BadInput for a model that gives NaN or is too short for a choice.
     """
     import lm_eval
 
@@ -45,7 +48,7 @@ def evaluate(
     if device is not None:
         model.to(device)  # type: ignore[arg-type]
     encodings = tasks.encodings.setdefault(fingerprint(tokenizer), {})
-    lm = PackedLM(model, tokenizer, batch_tokens, encodings)
+    lm = PackedLM(model, tokenizer, batch_tokens or BATCH_TOKENS["cpu" if model.device.type == "cpu" else "elsewhere"], encodings)
     by_name = {name: entry.task for name, entry in tasks.entries.items()}
     result = lm_eval.evaluate(lm, {"tasks": by_name}, limit=tasks.limit, bootstrap_iters=0)
     records: list[Record] = []
@@ -57,9 +60,7 @@ def evaluate(
     return Scores(records + mean_records(records, samples), samples)
 
 
-def evaluate_folder(
-    checkpoint: Path, tasks: TaskSet, *, batch_tokens: int = BATCH_TOKENS, device: str | None = None
-) -> Scores:
+def evaluate_folder(checkpoint: Path, tasks: TaskSet, *, batch_tokens: int | None = None, device: str | None = None) -> Scores:
     """`evaluate` for a Hugging Face folder: in float32 on the CPU, elsewhere in the dtype of its file."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -82,8 +83,10 @@ def fingerprint(tokenizer: Any) -> Any:
 
 def task_records(name: str, entry: Entry, logged: list[dict[str, Any]]) -> tuple[list[Record], list[Record]]:
     """Score records (a metric each) and samples (of the primary metric) of one task, from what lm-eval logged of its documents."""
-    logged = sorted(logged, key=lambda sample: sample["doc_id"])
-    metrics = [metric for metric in logged[0]["metrics"] if metric == "bits_per_byte" or isinstance(logged[0][metric], (int, float))]
+    first = logged[0]["filter"]  # a task with several filters logs its documents once for each
+    logged = sorted((sample for sample in logged if sample["filter"] == first), key=lambda sample: sample["doc_id"])
+    ids = identities(logged)
+    metrics = [metric for metric in logged[0]["metrics"] if metric == "bits_per_byte" or isinstance(logged[0][metric], Real)]
     if entry.primary not in metrics:
         raise BadInput(f"tasks: {name} has no metric {entry.primary!r} with a number for each document (it has {', '.join(metrics) or 'none'})")
     records: list[Record] = []
@@ -91,12 +94,12 @@ def task_records(name: str, entry: Entry, logged: list[dict[str, Any]]) -> tuple
     for metric in metrics:
         head = {"task": name, "family": entry.family, "language": entry.language, "metric": metric, "primary": metric == entry.primary}
         if metric == "bits_per_byte":
-            rows = [bits_sample(name, sample) for sample in logged]
+            rows = [bits_sample(name, own, sample) for own, sample in zip(ids, logged, strict=True)]
             bits, sizes = [row["bits"] for row in rows], [row["bytes"] for row in rows]
             value, (low, high) = sum(bits) / sum(sizes), ratio_interval(bits, sizes)
             records.append(record(head, value, low, high, len(rows), None, None))
         else:
-            rows = [item_sample(name, metric, sample, entry.task) for sample in logged]
+            rows = [item_sample(name, own, metric, sample, entry.task) for own, sample in zip(ids, logged, strict=True)]
             scores = [row["score"] for row in rows]
             value = sum(scores) / len(scores)
             low, high = wilson(sum(scores), len(scores)) if set(scores) <= {0.0, 1.0} else mean_interval([scores])
@@ -110,20 +113,20 @@ def record(head: Record, value: float, low: float, high: float, n: int, chance: 
     return {**head, "value": value, "low": low, "high": high, "n": n, "chance": chance, "trivial": trivial}
 
 
-def identity(sample: dict[str, Any]) -> str:
-    """The document's own id, or its number."""
-    return str(sample["doc"].get("id", sample["doc_id"]) if isinstance(sample["doc"], dict) else sample["doc_id"])
+def identities(logged: list[dict[str, Any]]) -> list[str]:
+    """The documents' own ids where all have one and no two the same, else their numbers in the task."""
+    own = [sample["doc"].get("id") if isinstance(sample["doc"], dict) else None for sample in logged]
+    unique = None not in own and len({str(name) for name in own}) == len(own)
+    return [str(name) for name in own] if unique else [str(sample["doc_id"]) for sample in logged]
 
 
-def bits_sample(name: str, sample: dict[str, Any]) -> Record:
+def bits_sample(name: str, own: str, sample: dict[str, Any]) -> Record:
     """Bits of a document under the model, and its bytes as UTF-8."""
-    from math import log
-
     nats, size = sample["bits_per_byte"]
-    return {"task": name, "id": identity(sample), "metric": "bits_per_byte", "bits": -nats / log(2), "bytes": size}
+    return {"task": name, "id": own, "metric": "bits_per_byte", "bits": -nats / log(2), "bytes": size}
 
 
-def item_sample(name: str, metric: str, sample: dict[str, Any], task: Any) -> Record:
+def item_sample(name: str, own: str, metric: str, sample: dict[str, Any], task: Any) -> Record:
     """An item's score under a metric, with the choice that the metric takes where there are choices."""
     prediction = None
     if task.OUTPUT_TYPE == "multiple_choice" and metric in ("acc", "acc_norm"):
@@ -133,7 +136,7 @@ def item_sample(name: str, metric: str, sample: dict[str, Any], task: Any) -> Re
         prediction = worth.index(max(worth))
     elif task.OUTPUT_TYPE == "generate_until":
         prediction = sample["filtered_resps"][0]
-    return {"task": name, "id": identity(sample), "metric": metric, "score": float(sample[metric]), "prediction": prediction, "target": sample["target"]}
+    return {"task": name, "id": own, "metric": metric, "score": float(sample[metric]), "prediction": prediction, "target": sample["target"]}
 
 
 def mean_records(records: Iterable[Record], samples: list[Record]) -> list[Record]:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import isnan
 from typing import Any
 
 import torch
 from lm_eval.models.huggingface import HFLM
+
+from eval.errors import BadInput
 
 Request = tuple[Any, list[int], list[int]]  # (context and continuation as text, or None in a rolling window; their token ids)
 Answer = tuple[float, bool]  # log-likelihood in nats, whether greedy decoding would give the continuation
@@ -63,12 +66,14 @@ class PackedLM(HFLM):
         packs = self._packs(requests)
         if self.packable is None:
             self.packable = self._can_pack(max(packs, key=lambda pack: pack.width), requests)
-        if not self.packable:
-            return super()._loglikelihood_tokens(list(requests), True, override_bs)
-        answers: dict[int, Answer] = {}
-        for batch in batches(packs, self.batch_tokens):
-            answers |= self._score(batch)
-        return [answers[place] for place in range(len(requests))]
+        if self.packable:
+            scored = {place: answer for batch in batches(packs, self.batch_tokens) for place, answer in self._score(batch).items()}
+            answers = [scored[place] for place in range(len(requests))]
+        else:
+            answers = super()._loglikelihood_tokens(list(requests), True, override_bs)
+        if any(isnan(value) for value, _ in answers):
+            raise BadInput("model: gives log-likelihoods that are not numbers (NaN); its training or merging has diverged")
+        return answers
 
     def _packs(self, requests: Sequence[Request]) -> list[Pack]:
         """Requests by prompt, the prompt cut from the left to what the model can read, as HFLM does; a rolling window stands alone."""
@@ -76,6 +81,8 @@ class PackedLM(HFLM):
         cut = 0
         for place, (text, context, continuation) in enumerate(requests):
             prompt = (context + continuation)[-(self.max_length + 1) :][: -len(continuation)]
+            if not prompt:
+                raise BadInput(f"model: it reads {self.max_length} tokens, and a choice has {len(continuation)}: {str(text)[-100:]!r}")
             cut += len(prompt) < len(context)
             pack = packs.setdefault(place if text is None else tuple(prompt), Pack(prompt, [], []))
             pack.continuations.append(continuation)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from lm_eval.models.huggingface import HFLM
 
+from eval.errors import BadInput
 from eval.language_model import Pack, PackedLM, batches
 from tests.eval.conftest import WORDS, make_items, tiny_model
 
@@ -81,3 +82,42 @@ def test_batches_hold_every_pack_once_and_fit() -> None:
     assert sorted(pack.places[0] for batch in cut for pack in batch) == list(range(0, 80, 2))
     assert all(len(batch) * (max(len(p.prompt) for p in batch) + max(p.tail for p in batch)) <= 60 for batch in cut)
     assert [len(batch) for batch in batches(packs[:3], 1)] == [1, 1, 1]
+
+
+def test_a_choice_longer_than_the_model_is_refused(model: Any, tokenizer: Any) -> None:
+    asked = [SimpleNamespace(args=("Answer:", " " + " ".join(WORDS * 9)), task_name="t")]
+    with pytest.raises(BadInput, match="it reads 64 tokens, and a choice has"):
+        PackedLM(model, tokenizer, 4096, {}).loglikelihood(asked)
+
+
+def test_a_diverged_model_is_refused(tokenizer: Any) -> None:
+    import torch
+
+    broken = tiny_model(2)
+    with torch.no_grad():
+        broken.model.norm.weight[0] = float("nan")
+    with pytest.raises(BadInput, match="NaN"):
+        PackedLM(broken, tokenizer, 4096, {}).loglikelihood(requests(make_items("next", "nya", 2, 3)))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "mistral", "qwen3", "gemma2"])
+def test_other_architectures_score_as_in_stock_hflm(tokenizer: Any, family: str) -> None:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 64, "head_dim": 16}
+    if family == "gpt2":
+        shape = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64}
+    elif family == "gpt_neox":
+        shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    elif family in ("mistral", "gemma2"):
+        shape["sliding_window"] = 8  # shorter than the prompts: packed rows would see too much
+    torch.manual_seed(0)
+    limits = {} if family == "gpt2" else {"max_position_embeddings": 64}
+    config = AutoConfig.for_model(family, vocab_size=300, initializer_range=0.3, pad_token_id=1, **limits, **shape)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    asked = requests(make_items("next", "nya", 8, 4))
+    packed = PackedLM(model, tokenizer, 300, {})
+    ours = packed.loglikelihood(asked)
+    assert packed.packable is (family not in ("mistral", "gemma2"))
+    assert_same(ours, HFLM(pretrained=model, tokenizer=tokenizer).loglikelihood(asked, disable_tqdm=True))
