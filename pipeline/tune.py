@@ -1,0 +1,76 @@
+"""The tune stage: every setting of a method's grid is merged in memory and scored on the dev split of the language; the best is chosen.
+
+Leaves `tries.jsonl` (a line a try: settings, score) and `choice.yml` (the settings of the best try; of equals, the first).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.execute import Job
+
+if TYPE_CHECKING:
+    from eval.harness import Scores
+    from eval.task_set import TaskSet
+
+METRICS = {"acc": max, "bits_per_byte": min}
+
+
+def tune(job: Job) -> None:
+    """Scores the tries that an earlier, interrupted run of this stage has not scored yet, and chooses among all."""
+    import torch
+    import yaml
+    from transformers import AutoTokenizer
+
+    import merge
+    from eval import harness
+    from pipeline import stages
+
+    torch.set_num_threads(job.settings["threads"])
+    metric, language, tries = job.settings["metric"], job.settings["language"], job.settings["tries"]
+    tasks = of_language(stages.task_set(job.folders["items"], job.folders["corpus"], "dev", job.settings["limit"]), language, metric)
+    tokenizer = AutoTokenizer.from_pretrained(job.checkpoint("model"))
+    journal = job.work / "tries.jsonl"
+    done = read_tries(journal)
+    waiting = tries[len(done) :]
+    recipes = [stages.recipe_of(job, settings) for settings in waiting]
+    for settings, (_, model) in zip(waiting, merge.load_many(recipes, job.settings["device"]) if recipes else (), strict=True):
+        scores = harness.evaluate(model, tokenizer, tasks, batch_tokens=job.settings["batch_tokens"], device=job.settings["device"])
+        done.append({"settings": settings, "metric": metric, "score": score(scores, language, metric)})
+        with journal.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(done[-1]) + "\n")
+        job.on_try(len(done), len(tries), done[-1]["score"])
+    best = METRICS[metric](done, key=lambda row: row["score"])
+    (job.out / "tries.jsonl").write_text("".join(json.dumps(row) + "\n" for row in done), encoding="utf-8")
+    (job.out / "choice.yml").write_text(yaml.safe_dump(best["settings"], sort_keys=False), encoding="utf-8")
+
+
+def of_language(tasks: TaskSet, language: str, metric: str) -> TaskSet:
+    """Only the tasks that the choice looks at: items or running text, of one language."""
+    chosen = {
+        name: entry for name, entry in tasks.entries.items() if entry.language == language and (entry.primary == "bits_per_byte") == (metric == "bits_per_byte")
+    }
+    return replace(tasks, entries=chosen)
+
+
+def score(scores: Scores, language: str, metric: str) -> float:
+    """The language's mean accuracy, or its bits per byte."""
+    wanted = "mean" if metric == "acc" else metric
+    return next(row["value"] for row in scores.records if row["language"] == language and wanted in (row["family"], row["metric"]))
+
+
+def read_tries(journal: Path) -> list[dict[str, Any]]:
+    """The tries of an interrupted run; a last line that was cut off is left out, and cut off for good."""
+    if not journal.exists():
+        return []
+    rows = []
+    for line in journal.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    journal.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return rows
