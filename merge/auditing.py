@@ -2,7 +2,7 @@
 
 For one model's task vector τ over n parameters (of a tensor, a layer, a module kind or the whole model):
 
-- share_trimmed: parameters that trimming or dropping set to zero, over n;
+- share_trimmed: parameters whose τ is not zero and that trimming or dropping set to zero, over n;
 - share_in_conflict: parameters that were kept and non-zero while another model's kept value has the other sign, over n;
 - share_lost_in_conflict: parameters that were kept and non-zero but whose sign was not elected, over n (no election: 0);
 - norm_lost: 1 − ‖what entered the merge‖₂ / ‖τ‖₂ (before rescaling, weights and λ);
@@ -13,21 +13,25 @@ For one model's task vector τ over n parameters (of a tensor, a layer, a module
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy
 import torch
 
-from merge.methods import elect, survives
+from merge.methods import elected_sign, surviving
 from merge.pieces import Piece
+from merge.plan import Parent
 from merge.recipe import Recipe
 from merge.select import kept
 from merge.settings import kind_of, layer_of
-from merge.tensor_recipe import TensorRecipe
+from merge.tensor_recipe import Merged, TensorRecipe
 
 LEVELS = (0.01, 0.05, 0.10)
+SMALLEST = 2.0**-149  # a float32 above zero
 _COUNTS = ("size", "trimmed", "conflict", "lost")
 
 
@@ -78,43 +82,54 @@ class Audit:
 
     def __init__(self, recipe: Recipe):
         self.recipe = recipe
-        self.levels = LEVELS if recipe.base is not None else ()
+        self.levels: tuple[float, ...] = LEVELS if recipe.base is not None else ()
         self._tallies: dict[tuple[str, str], Tally] = {}  # (tensor, model)
 
-    def see(
-        self, tensor: TensorRecipe, piece: Piece, masks: Sequence[torch.Tensor | None], survivors: Sequence[torch.Tensor] | None
-    ) -> None:
+    def see(self, tensor: TensorRecipe, piece: Piece, merged: Merged) -> None:
+        """Count one slice. Whole numbers are added up in float32 vectors of 0 and 1: exact, and faster than masks on a CPU."""
         if not self.levels:
             return
         taus = [piece.tau(use.parent, tensor.dtype) for use in tensor.uses]
-        kept_taus = [tau if mask is None else tau * mask for tau, mask in zip(taus, masks, strict=True)]
-        signs = [(tau > 0, tau < 0) for tau in kept_taus]
-        both = _any(positive for positive, _ in signs) & _any(negative for _, negative in signs)
-        before = self._without_slack(tensor, kept_taus) if survivors is not None else None
+        kept_taus = merged.kept if merged.kept is not None else taus
+        signs = [part.sign().float() for part in kept_taus]
+        both = (-(_reduce(torch.maximum, signs) * _reduce(torch.minimum, signs))).clamp_min_(0)  # 1 where both signs occur
+        plain = self._survivors_without_slack(tensor, merged)
         for i, use in enumerate(tensor.uses):
-            magnitude = piece.magnitude(use.parent, tensor.dtype)
-            present = signs[i][0] | signs[i][1]
-            conflict = present & both
-            lost = present & ~survivors[i] if survivors is not None else None
-            tally = Tally(magnitude.numel(), _missing(masks[i]), _count(conflict), _count(lost))
-            tally.energy = _energy(taus[i])
-            tally.energy_used = tally.energy if masks[i] is None and survivors is None else _energy(
-                kept_taus[i] if survivors is None else kept_taus[i] * survivors[i]
-            )
-            if before is not None and survivors is not None:
-                tally.regained = _count(survivors[i] & ~before[i])
-                tally.given_up = _count(before[i] & ~survivors[i])
-            for level in self.levels:
-                threshold = piece.job.thresholds[(use.parent, tensor.dtype, kept(level, tensor.output.numel))].value
-                top = (magnitude >= threshold) & (magnitude > 0)
-                mask = masks[i]
-                tally.top[level] = [
-                    _count(top),
-                    0 if mask is None else _count(top & ~mask),
-                    _count(top & conflict),
-                    0 if lost is None else _count(top & lost),
-                ]
+            present = signs[i].abs()
+            conflict = both * present
+            lost = torch.zeros_like(both)
+            used = kept_taus[i]
+            held = int(torch.count_nonzero(taus[i]))
+            tally = Tally(size=taus[i].numel(), trimmed=held - _count(present), conflict=_count(conflict))
+            if merged.survivors is not None:
+                alive = merged.survivors[i].sign().float()
+                lost = present - alive
+                used = used * alive.to(used.dtype)
+                tally.lost = _count(lost)
+                if plain is not None:
+                    before = plain[i].sign().float()
+                    tally.regained = _count((alive - before).clamp_min_(0))
+                    tally.given_up = _count((before - alive).clamp_min_(0))
+            tally.energy, tally.energy_used = _energy(taus[i]), _energy(used)
+            tally.top = self._tops(tensor, piece, use.parent, [present, conflict, lost])
             self._add(tensor.output.name, use.name, tally)
+
+    def _tops(self, tensor: TensorRecipe, piece: Piece, parent: Parent, flags: Sequence[torch.Tensor]) -> dict[float, list[int]]:
+        """Counts (size, trimmed, conflict, lost) among the largest; only the largest of the widest level are looked at."""
+        edges = {
+            level: max(SMALLEST, piece.job.thresholds[(parent, tensor.dtype, kept(level, tensor.output.numel))].value)
+            for level in self.levels
+        }
+        magnitude = piece.magnitude(parent, tensor.dtype).view(-1)
+        places = torch.from_numpy(numpy.flatnonzero(magnitude.cpu().numpy() >= numpy.float32(min(edges.values())))).to(magnitude.device)
+        near = magnitude[places]
+        present, conflict, lost = (flag.view(-1)[places] for flag in flags)
+        tops = {}
+        for level, edge in edges.items():
+            inside = (near >= edge).float()
+            size = _count(inside)
+            tops[level] = [size, size - int(inside @ present), int(inside @ conflict), int(inside @ lost)]
+        return tops
 
     def report(self) -> dict[str, Any]:
         """JSON-serialisable: per model, by module kind and by layer (`outside`: embeddings, final norm, head)."""
@@ -139,14 +154,15 @@ class Audit:
             rows.append(row)
         return rows
 
-    def _without_slack(self, tensor: TensorRecipe, taus: Sequence[torch.Tensor]) -> list[torch.Tensor] | None:
-        """Survivors that the same election would leave at slack 0; None where slack changes nothing."""
+    def _survivors_without_slack(self, tensor: TensorRecipe, merged: Merged) -> list[torch.Tensor] | None:
+        """What the same election would leave at slack 0; None where slack changes nothing."""
         how = tensor.consensus
-        if how.slack == 0 or not any(how.protected):
+        if merged.taus is None or not how.elect or how.slack == 0 or not any(how.protected):
             return None
-        voters = [tau * weight for tau, weight in zip(taus, how.weights, strict=True)] if how.weighted else taus
-        positive = elect(voters)
-        return [survives(tau, positive) for tau in voters]
+        voters = merged.taus
+        if how.weighted:
+            voters = [tau * weight for tau, weight in zip(merged.taus, how.weights, strict=True)]
+        return surviving(voters, elected_sign(voters))
 
     def _add(self, tensor: str, model: str, tally: Tally) -> None:
         held = self._tallies.setdefault((tensor, model), Tally())
@@ -173,19 +189,12 @@ def _layer_order(item: tuple[str, Any]) -> tuple[bool, int]:
     return (item[0] == "outside", 0 if item[0] == "outside" else int(item[0]))
 
 
-def _any(masks: Iterable[torch.Tensor]) -> torch.Tensor:
-    first, *rest = masks
-    for mask in rest:
-        first = first | mask
-    return first
+def _reduce(pairwise: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    return functools.reduce(pairwise, tensors)
 
 
-def _count(mask: torch.Tensor | None) -> int:
-    return 0 if mask is None else int(torch.count_nonzero(mask))
-
-
-def _missing(mask: torch.Tensor | None) -> int:
-    return 0 if mask is None else mask.numel() - _count(mask)
+def _count(flags: torch.Tensor) -> int:
+    return int(flags.sum())
 
 
 def _energy(tau: torch.Tensor) -> float:

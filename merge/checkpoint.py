@@ -64,11 +64,9 @@ class Checkpoint:
 
         info = self.tensors[name]
         size = ITEM_BYTES[info.dtype]
-        buffer = bytearray((stop - start) * size)
-        if not buffer:
-            return torch.empty(0, dtype=torch_dtype(info.dtype))
-        _fill(self._open(info.file), memoryview(buffer), info.offset + start * size, info.file)
-        return torch.frombuffer(buffer, dtype=torch_dtype(info.dtype))
+        values = torch.empty(stop - start, dtype=torch_dtype(info.dtype))
+        _fill(self._open(info.file), memoryview(values.view(torch.uint8).numpy()), info.offset + start * size, info.file)
+        return values
 
     def _open(self, file: Path) -> int:
         if file not in self._files:

@@ -7,6 +7,7 @@ memory does not grow with the model, and each is read once per pass however many
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
@@ -14,11 +15,13 @@ from typing import Protocol
 import torch
 
 from merge.errors import BadInput
-from merge.plan import Output, Parent, Plan
 from merge.pieces import Job, Piece
-from merge.select import NotFinite, thresholds
-from merge.tensor_recipe import TensorRecipe
+from merge.plan import Output, Parent, Plan
+from merge.select import NotFinite, kept, thresholds
+from merge.tensor_recipe import Merged, TensorRecipe
 
+MEMORY = 1 << 29  # bytes
+RESIDENT_BYTES = 12  # an element's magnitude, its copy and numpy's partition
 SMALL = 1 << 23  # elements; a model of fewer is merged in the calling thread
 
 
@@ -30,11 +33,12 @@ class Sink(Protocol):
 
 
 class Observer(Protocol):
-    """Sees each merged slice of one recipe: the audit."""
+    """Sees each merged slice of one recipe: the audit. levels: shares of largest magnitudes whose thresholds it needs."""
 
-    levels: tuple[float, ...]
+    @property
+    def levels(self) -> tuple[float, ...]: ...
 
-    def see(self, tensor: TensorRecipe, piece: Piece, masks: list[torch.Tensor | None], survivors: list[torch.Tensor] | None) -> None: ...
+    def see(self, tensor: TensorRecipe, piece: Piece, merged: Merged) -> None: ...
 
 
 def run(
@@ -44,18 +48,24 @@ def run(
     *,
     device: str = "cpu",
     threads: int | None = None,
+    memory: int = MEMORY,
     progress: Callable[[Output], None] | None = None,
 ) -> None:
-    """Merge every recipe of `plan` into its sink. Raises BadInput for NaN or infinite weights, naming file and tensor."""
+    """Merge every recipe of `plan` into its sink.
+
+    threads: tensors worked on at a time (default: torch's number of threads). memory: bytes for working sets of all threads,
+    above the few MB that slices take. Raises BadInput for NaN or infinite weights, naming file and tensor.
+    """
+    workers = threads or torch.get_num_threads()
+    resident = memory // (workers * RESIDENT_BYTES)
     watching = list(observers) if observers is not None else [None] * len(plan.recipes)
 
     def one(output: Output) -> None:
-        _merge_tensor(plan, output, sinks, watching, torch.device(device))
+        _merge_tensor(Job(plan, output, torch.device(device), resident), sinks, watching)
         if progress is not None:
             progress(output)
 
     by_size = sorted(plan.outputs, key=lambda output: -output.numel)
-    workers = threads or torch.get_num_threads()
     if workers == 1 or sum(output.numel for output in by_size) < SMALL:
         for output in by_size:
             one(output)
@@ -72,24 +82,27 @@ def run(
             torch.set_num_threads(before)
 
 
-def _merge_tensor(plan: Plan, output: Output, sinks: Sequence[Sink | None], observers: Sequence[Observer | None], device: torch.device) -> None:
+def _merge_tensor(job: Job, sinks: Sequence[Sink | None], observers: Sequence[Observer | None]) -> None:
+    plan, output = job.plan, job.output
     if not output.floating:
         _copy_buffer(plan, output, sinks)
         return
-    job = Job(plan, output, device)
+    if output.numel == 0:
+        return
     tensors = [TensorRecipe.of(recipe, plan, output) for recipe in plan.recipes]
     with torch.no_grad():
         _select(job, tensors, observers)
         _scale(job, tensors)
         for piece in job.pieces():
             for tensor, sink, observer in zip(tensors, sinks, observers, strict=True):
-                merged, masks, survivors = tensor.merge(piece)
-                if not torch.isfinite(merged).all():
+                merged = tensor.merge(piece)
+                # a sum is several times faster than isfinite, which only has to say whether the sum itself overflowed
+                if not math.isfinite(merged.values.sum()) and not torch.isfinite(merged.values).all():
                     raise BadInput(_culprit(plan, output))
                 if sink is not None:
-                    sink.write(output, piece.start, merged.view(-1))
+                    sink.write(output, piece.start, merged.values.view(-1))
                 if observer is not None:
-                    observer.see(tensor, piece, masks, survivors)
+                    observer.see(tensor, piece, merged)
 
 
 def _select(job: Job, tensors: Sequence[TensorRecipe], observers: Sequence[Observer | None]) -> None:
@@ -97,9 +110,9 @@ def _select(job: Job, tensors: Sequence[TensorRecipe], observers: Sequence[Obser
     ranks: dict[tuple[Parent, torch.dtype], set[int]] = {}
     for tensor, observer in zip(tensors, observers, strict=True):
         for use in tensor.uses:
-            wanted = set(use.ranks)
+            wanted = {rank for rank in use.ranks if rank > 0}
             if observer is not None:
-                wanted |= {max(1, int(level * job.output.numel)) for level in observer.levels}
+                wanted |= {kept(level, job.output.numel) for level in observer.levels}
             ranks.setdefault((use.parent, tensor.dtype), set()).update(wanted)
     for (parent, dtype), wanted in ranks.items():
         if wanted:
@@ -108,7 +121,7 @@ def _select(job: Job, tensors: Sequence[TensorRecipe], observers: Sequence[Obser
                 return (piece.magnitude(parent, dtype).view(-1) for piece in job.pieces())
 
             try:
-                found = thresholds(pieces, wanted, job.output.numel)
+                found = thresholds(pieces, wanted, job.output.numel, job.resident)
             except NotFinite:
                 raise BadInput(_culprit(job.plan, job.output)) from None
             job.thresholds.update({(parent, dtype, rank): threshold for rank, threshold in found.items()})
@@ -129,7 +142,7 @@ def _copy_buffer(plan: Plan, output: Output, sinks: Sequence[Sink | None]) -> No
     values = lead.read(output.sources[plan.leader], 0, output.numel)
     for key, parent in plan.parents.items():
         if not torch.equal(values, parent.read(output.sources[key], 0, output.numel)):
-            raise BadInput(f"{parent.folder}: buffer {output.name} is not floating point and differs from {lead.folder}: make them equal first")
+            raise BadInput(f"{parent.folder}: buffer {output.name} differs from that of {lead.folder}: whole numbers cannot be merged")
     for sink in sinks:
         if sink is not None:
             sink.write(output, 0, values)

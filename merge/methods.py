@@ -61,23 +61,26 @@ def keep_probabilities(magnitude: torch.Tensor, density: float, epsilon: float) 
     return (density - epsilon) + ranks.float() * (2 * epsilon / max(1, columns - 1))
 
 
-def elect(taus: Sequence[torch.Tensor], slack: float = 0.0, protected: Sequence[bool] = ()) -> torch.Tensor:
-    """Sign election with slack: bool mask, True where the elected sign is +.
+def elected_sign(taus: Sequence[torch.Tensor], slack: float = 0.0, protected: Sequence[bool] = ()) -> torch.Tensor:
+    """Sign election with slack: +1 or −1 for each parameter.
 
-    The sign is that of Σ τ, with the protected models' task vectors scaled by 1 + slack; a sum of exactly zero elects +, as
-    mergekit does, but with slack > 0 it goes to the protected side, since a protected model survives iff (1 + ξ)·|τ| ≥ the others.
-    slack 0 is TIES; slack ∞ lets the protected models win wherever their own sum is not zero.
+    The sign is that of Σ τ, with the protected models' task vectors scaled by 1 + slack. A sum of exactly zero elects +, as mergekit
+    does; with slack > 0 it goes to the protected side, since a protected model survives iff (1 + ξ)·|τ| ≥ the others. Slack 0 is
+    TIES; with slack ∞ the protected models win wherever their own sum is not zero.
     """
-    if slack == 0 or not any(protected):
-        return total(taus) >= 0
-    shielded = total([tau for tau, mine in zip(taus, protected, strict=True) if mine])
-    others = [tau for tau, mine in zip(taus, protected, strict=True) if not mine]
-    if not others:
-        return shielded >= 0
-    if math.isinf(slack):
-        return torch.where(shielded == 0, total(others), shielded) >= 0
-    balance = shielded * (1.0 + slack) + total(others)
-    return torch.where(balance == 0, shielded, balance) >= 0
+    if slack == 0 or not any(protected) or all(protected):
+        balance = total(taus)
+    else:
+        shielded = total([tau for tau, mine in zip(taus, protected, strict=True) if mine])
+        others = total([tau for tau, mine in zip(taus, protected, strict=True) if not mine])
+        if math.isinf(slack):
+            balance = 2 * shielded.sign() + others.sign()
+        else:
+            if shielded.dtype == torch.float16:  # too narrow for the nudge
+                shielded, others = shielded.float(), others.float()
+            # A sum that is not zero exceeds its terms' rounding error, far above 2⁻⁶⁰ of a term: the nudge only decides zeros.
+            balance = (shielded * (1.0 + slack) + others).add_(shielded, alpha=2.0**-60).to(taus[0].dtype)
+    return torch.copysign(torch.ones_like(balance), balance + 0.0)  # −0 + 0 is +0
 
 
 def merge_taus(base: torch.Tensor, taus: Sequence[torch.Tensor], how: Consensus) -> tuple[torch.Tensor, list[torch.Tensor] | None]:
@@ -85,31 +88,33 @@ def merge_taus(base: torch.Tensor, taus: Sequence[torch.Tensor], how: Consensus)
 
     With an election τ_m is the disjoint mean Σ w τ / Σ w over the models whose sign is the elected one (the sum if not
     `normalize`), else the weighted sum over all models (over Σ w if `normalize`). Returns the merged slice and, with an
-    election, each model's mask of survivors.
+    election, for each model what survived: |voter| where it has the elected sign, else 0.
+
+    Signs are handled by multiplying with ±1, which is exact and, unlike masks, runs at memory speed on a CPU.
     """
     weights = [_rounded(weight, base.dtype) for weight in how.weights]
-    weighted = [tau if weight == 1.0 else tau * weight for tau, weight in zip(taus, weights, strict=True)]
+    weighted = [_times(tau, weight) for tau, weight in zip(taus, weights, strict=True)]
     survivors: list[torch.Tensor] | None = None
     if how.elect:
         voters = weighted if how.weighted else taus
-        positive = elect(voters, how.slack, how.protected)
-        survivors = [survives(tau, positive) for tau in voters]
-        merged = total([tau * mask for tau, mask in zip(weighted, survivors, strict=True)])
+        sign = elected_sign(voters, how.slack, how.protected)
+        survivors = surviving(voters, sign)
+        parts = survivors if how.weighted else [_times(part, weight) for part, weight in zip(survivors, weights, strict=True)]
+        merged = total(parts)
         if how.normalize:
-            merged = merged / _divisor(survivors, weights, merged)
+            merged = merged / _divisor(survivors, weights)
+        merged = merged * sign
     else:
         merged = total(weighted)
         if how.normalize:
             share = _rounded(math.fsum(weights), base.dtype)
             merged = merged / (1.0 if abs(share) < 1e-8 else share)
-    if how.lambda_ != 1.0:
-        merged = merged * how.lambda_
-    return base + merged, survivors
+    return base + _times(merged, how.lambda_), survivors
 
 
-def survives(tau: torch.Tensor, positive: torch.Tensor) -> torch.Tensor:
-    """Where a task vector has the elected sign; a zero never has."""
-    return ((tau > 0) & positive) | ((tau < 0) & ~positive)
+def surviving(voters: Sequence[torch.Tensor], sign: torch.Tensor) -> list[torch.Tensor]:
+    """|voter| where a voter has the elected sign, else 0."""
+    return [(voter * sign).clamp_min_(0) for voter in voters]
 
 
 def total(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -131,7 +136,13 @@ def _rounded(value: float, dtype: torch.dtype) -> float:
     return float(torch.tensor(value, dtype=dtype))
 
 
-def _divisor(survivors: Sequence[torch.Tensor], weights: Sequence[float], like: torch.Tensor) -> torch.Tensor:
+def _times(tensor: torch.Tensor, factor: float) -> torch.Tensor:
+    return tensor if factor == 1.0 else tensor * factor
+
+
+def _divisor(survivors: Sequence[torch.Tensor], weights: Sequence[float]) -> torch.Tensor:
     """Σ w over the survivors of each parameter, 1 where it is zero."""
-    divisor = total([mask.to(like.dtype) * weight for mask, weight in zip(survivors, weights, strict=True)])
+    divisor = total([_times(part.sign(), weight) for part, weight in zip(survivors, weights, strict=True)])
+    if min(weights) > 0:  # zero means no survivor: 0 is divided, and any positive divisor does
+        return divisor.clamp_min(min(weights))
     return torch.where(divisor == 0, torch.ones_like(divisor), divisor)

@@ -22,6 +22,7 @@ class Job:
     plan: Plan
     output: Output
     device: torch.device
+    resident: int  # elements of a tensor that may be held at once
     thresholds: dict[tuple[Parent, torch.dtype, int], Threshold] = field(default_factory=dict)
     _only: Piece | None = None
 
@@ -60,7 +61,7 @@ class Piece:
         self._thetas: dict[tuple[Parent, torch.dtype], torch.Tensor] = {}
         self._taus: dict[tuple[Parent, torch.dtype], torch.Tensor] = {}
         self._magnitudes: dict[tuple[Parent, torch.dtype], torch.Tensor] = {}
-        self._masks: dict[tuple[Parent, torch.dtype, int], torch.Tensor] = {}
+        self._largest: dict[tuple[Parent, torch.dtype, int], torch.Tensor] = {}
         self._uniforms: dict[tuple[int, str], torch.Tensor] = {}
 
     def theta(self, parent: Parent, dtype: torch.dtype) -> torch.Tensor:
@@ -84,16 +85,18 @@ class Piece:
         """|τ| in float32, by which parameters are ranked."""
         key = (parent, dtype)
         if key not in self._magnitudes:
-            self._magnitudes[key] = self.tau(parent, dtype).abs().float()
+            self._magnitudes[key] = self.tau(parent, dtype).float().abs()
         return self._magnitudes[key]
 
     def largest(self, parent: Parent, dtype: torch.dtype, rank: int) -> torch.Tensor:
-        """bool mask of the `rank` largest magnitudes of the whole tensor. Ask for every slice, in order."""
+        """τ with zeros but for the `rank` largest magnitudes of the whole tensor. Ask for every slice, in order."""
         key = (parent, dtype, rank)
-        if key not in self._masks:
+        if rank == 0:
+            return torch.zeros_like(self.tau(parent, dtype))
+        if key not in self._largest:
             taker = self.shared.takers.setdefault(key, Taker(self.job.thresholds[key]))
-            self._masks[key] = taker.mask(self.magnitude(parent, dtype))
-        return self._masks[key]
+            self._largest[key] = taker.thin(self.tau(parent, dtype), self.magnitude(parent, dtype))
+        return self._largest[key]
 
     def uniform(self, seed: int, model: str) -> torch.Tensor:
         """float32 draws in [0, 1), one an element, fixed by seed, model name, tensor name and the element's place alone."""

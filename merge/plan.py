@@ -151,7 +151,8 @@ def _output(plan: Plan, name: str) -> Output:
     for key, source in sources.items():
         info = plan.parents[key].tensors[source]
         if info.shape != shape:
-            hint = "; the vocabularies differ: give both models one tokenizer and resize their embeddings" if info.shape[1:] == shape[1:] else ""
+            rows_differ = info.shape[1:] == shape[1:] and source.endswith(("embed_tokens.weight", "wte.weight", "lm_head.weight"))
+            hint = "; the vocabularies differ: give both models one tokenizer and resize their embeddings" if rows_differ else ""
             raise BadInput(f"{info.file}: tensor {source} is {list(info.shape)}, but in {lead.folder} it is {list(shape)}{hint}")
         if (info.dtype in FLOATS) != floating:
             raise BadInput(f"{info.file}: tensor {source} is {info.dtype}, but floating point in one parent and not in the other")

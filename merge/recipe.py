@@ -16,6 +16,8 @@ Our schema, as YAML:
     seed: 0
     compute_dtype: float32
     out_dtype: base        # the base's own dtype, `compute`, or a name
+    tokenizer: required    # or optional: neither asked for nor compared
+    exact: true            # a single whole model is copied, not recomputed as θ0 + (θ − θ0), which rounds
 
 Relative paths are relative to the YAML file. A file with the key `merge_method` is read as a mergekit config.
 """
@@ -103,6 +105,7 @@ class Recipe:
     compute_dtype: str = "float32"
     out_dtype: str = "base"
     tokenizer: str = "required"
+    exact: bool = True
 
     @property
     def spec(self) -> Method:
@@ -148,7 +151,8 @@ class Recipe:
             out["rescale"] = self.rescale
         if spec.sparsify in ("random", "ranked"):
             out["seed"] = self.seed
-        return out | {"compute_dtype": self.compute_dtype, "out_dtype": self.out_dtype, "tokenizer": self.tokenizer}
+        common = ("compute_dtype", "out_dtype", "tokenizer", "exact")
+        return out | {key: getattr(self, key) for key in common}
 
     def save(self, path: str | Path) -> None:
         """Write the recipe as YAML with absolute paths, so that it means the same wherever it is read from."""
@@ -178,7 +182,7 @@ def _model_keys(spec: Method) -> tuple[str, ...]:
 
 
 def _allowed_keys(name: str, spec: Method) -> set[str]:
-    keys = {"method", "base", "models", "compute_dtype", "out_dtype", "tokenizer"}
+    keys = {"method", "base", "models", "compute_dtype", "out_dtype", "tokenizer", "exact"}
     keys |= {"t"} if name == "slerp" else {"normalize"} if name == "linear" else {"lambda", "normalize"}
     if spec.elect:
         keys |= {"slack", "protect", "election"}
@@ -202,7 +206,7 @@ def _parse(data: Any, where: str, root: Path | None) -> Recipe:
         raise BadInput(f"{where}: method {name} has no key {', '.join(sorted(unknown))}; its keys are {known}")
     base = data.get("base")
     if spec.base and base is None:
-        raise BadInput(f"{where}: base: method {name} merges task vectors and needs the model that they start from")
+        raise BadInput(f"{where}: base: method {name} needs the model that the others start from")
     models = _models(data.get("models"), name, spec, where, root)
     protect = _names(data.get("protect") or [], f"{where}: protect", models)
     slack = settings.number(data.get("slack", 0.0), f"{where}: slack")
@@ -229,6 +233,7 @@ def _parse(data: Any, where: str, root: Path | None) -> Recipe:
         compute_dtype=_choice(data.get("compute_dtype", "float32"), (*DTYPES, "inputs"), f"{where}: compute_dtype"),
         out_dtype=_choice(data.get("out_dtype", "base"), (*DTYPES, "base", "compute"), f"{where}: out_dtype"),
         tokenizer=_choice(data.get("tokenizer", "required"), ("required", "optional"), f"{where}: tokenizer"),
+        exact=_boolean(data.get("exact", True), f"{where}: exact"),
     )
 
 
@@ -243,7 +248,8 @@ def _models(data: Any, name: str, spec: Method, where: str, root: Path | None) -
             raise BadInput(f"{at}.path: missing; expected {{path: folder{''.join(f', {key}: number' for key in keys)}}}")
         unknown = set(map(str, entry)) - {"path", "adapter", *keys}
         if unknown:
-            raise BadInput(f"{at}: method {name} has no key {', '.join(sorted(unknown))}; its keys are {', '.join(('path', 'adapter', *keys))}")
+            known = ", ".join(("path", "adapter", *keys))
+            raise BadInput(f"{at}: method {name} has no key {', '.join(sorted(unknown))}; its keys are {known}")
         adapter = entry.get("adapter")
         model = ModelRef(
             name=str(label),
@@ -269,7 +275,7 @@ def _check_ranges(model: ModelRef, spec: Method, at: str) -> None:
     if spec.sparsify == "ranked":
         for density in settings.values(model.density):
             for epsilon in settings.values(model.epsilon):
-                if density < 1 and not (0 <= epsilon and density - epsilon > 0 and density + epsilon < 1):
+                if density < 1 and not (epsilon >= 0 and density - epsilon > 0 and density + epsilon < 1):
                     raise BadInput(f"{at}.epsilon: density ± epsilon must lie inside (0, 1); got {density:g} ± {epsilon:g}")
 
 

@@ -1,8 +1,9 @@
-"""Exact selection of the largest magnitudes without sorting, over data that comes in pieces.
+"""Exact selection of the largest magnitudes without sorting.
 
-The bit pattern of a non-negative float32 grows with its value, so the k-th largest can be found digit by digit: a histogram of
-the upper 16 bits says which bin holds it, a histogram of the lower 16 bits inside that bin says which value it is. Two passes,
-512 KB of counters, any number of densities from the same first pass.
+The bit pattern of a non-negative float32 grows with its value, so selection works on whole numbers. A tensor that fits into the
+memory limit is partitioned (numpy's vectorised quickselect), for several ranks each inside what the last one left. A larger one is
+never held: a histogram of the upper 16 bits says which bin holds the k-th largest, a histogram of the lower 16 bits inside that bin
+says which value it is; two passes over the slices serve any number of ranks. Both give the same thresholds.
 """
 
 from __future__ import annotations
@@ -10,11 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+import numpy
 import torch
 
+INFINITE = 0x7F800000  # bit pattern of float32 infinity; NaN lies above
 BINS = 1 << 16
-INFINITE = 0x7F80  # upper half of the bit pattern of float32 infinity; NaN lies above
 Pieces = Callable[[], Iterable[torch.Tensor]]
+Bits = numpy.ndarray[tuple[int], numpy.dtype[numpy.int32]]
 
 
 class NotFinite(ValueError):
@@ -26,11 +29,11 @@ class Threshold:
     """The k-th largest magnitude; `spare` of the `ties` elements equal to it are among the k largest."""
 
     value: float
-    spare: int
-    ties: int
+    spare: int = 0
+    ties: int = 0
 
 
-EVERYTHING = Threshold(-1.0, 0, 0)
+EVERYTHING = Threshold(-1.0)
 
 
 def kept(density: float, numel: int) -> int:
@@ -38,58 +41,97 @@ def kept(density: float, numel: int) -> int:
     return min(numel, max(1, int(density * numel)))
 
 
-def thresholds(pieces: Pieces, ranks: Iterable[int], numel: int) -> dict[int, Threshold]:
-    """The k-th largest value for every k in `ranks`, exact.
+def thresholds(pieces: Pieces, ranks: Iterable[int], numel: int, resident: int) -> dict[int, Threshold]:
+    """The k-th largest value for every k ≥ 1 in `ranks`, exact.
 
-    pieces: gives the float32 magnitudes in pieces of any size, the same each time it is called. Raises NotFinite.
+    pieces: gives the flat float32 magnitudes of a tensor of `numel` elements in pieces, the same each time it is called.
+    resident: how many elements may be held at once. Raises NotFinite.
     """
-    wanted = sorted(set(ranks))
-    result = {k: EVERYTHING for k in wanted if k >= numel}
+    wanted = sorted(set(ranks), reverse=True)
+    found = {k: EVERYTHING for k in wanted if k >= numel}
     wanted = [k for k in wanted if k < numel]
-    if not wanted:
-        return result
-    upper = torch.zeros(BINS // 2, dtype=torch.int64)
-    for piece in pieces():
-        upper += torch.bincount(piece.view(torch.int16)[1::2], minlength=BINS // 2).cpu()
-    if int(upper[INFINITE:].sum()):
+    if wanted:
+        found |= _by_partition(pieces, wanted) if numel <= resident else _by_histogram(pieces, wanted)
+    return found
+
+
+def _by_partition(pieces: Pieces, ranks: list[int]) -> dict[int, Threshold]:
+    bits = numpy.concatenate([_bits(piece) for piece in pieces()])
+    if bits.max() >= INFINITE:
         raise NotFinite
-    bins = {k: _bin_of(upper, k) for k in wanted}
-    lower = {index: torch.zeros(BINS, dtype=torch.int64) for index, _ in bins.values()}
+    found, rest = {}, bits
+    for k in ranks:  # from the largest to the smallest: each lies among the elements that the one before kept
+        rest = numpy.partition(rest, len(rest) - k)[len(rest) - k :]
+        value = rest[0]
+        found[k] = Threshold(_value(value), int(numpy.count_nonzero(rest == value)), int(numpy.count_nonzero(bits == value)))
+    return found
+
+
+def _by_histogram(pieces: Pieces, ranks: list[int]) -> dict[int, Threshold]:
+    upper = numpy.zeros(BINS // 2, numpy.int64)
     for piece in pieces():
-        bits = piece.view(torch.int32)
+        # torch's bincount takes the strided 16-bit halves as they are and leaves the interpreter to other threads
+        upper += torch.bincount(piece.cpu().view(torch.int16)[1::2], minlength=BINS // 2).numpy()
+    if upper[INFINITE >> 16 :].any():
+        raise NotFinite
+    bins = {k: _bin_of(upper, k) for k in ranks}
+    lower = {index: numpy.zeros(BINS, numpy.int64) for index, _ in bins.values()}
+    for piece in pieces():
+        unsigned = _bits(piece).view(numpy.uint32)
         for index, counts in lower.items():
-            inside = bits[piece.view(torch.int16)[1::2] == index]
-            counts += torch.bincount(inside & (BINS - 1), minlength=BINS).cpu()
+            offsets = unsigned - numpy.uint32(index << 16)
+            counts += numpy.bincount(offsets[offsets < BINS], minlength=BINS)
+    found = {}
     for k, (index, above) in bins.items():
         low, above_low = _bin_of(lower[index], k - above)
-        value = torch.tensor(index * BINS + low, dtype=torch.int32).view(torch.float32).item()
-        result[k] = Threshold(value, k - above - above_low, int(lower[index][low]))
-    return result
+        found[k] = Threshold(_value(index * BINS + low), k - above - above_low, int(lower[index][low]))
+    return found
 
 
-def _bin_of(counts: torch.Tensor, k: int) -> tuple[int, int]:
+def _bits(piece: torch.Tensor) -> Bits:
+    return piece.cpu().numpy().view(numpy.int32)
+
+
+def _value(bits: int | numpy.int32) -> float:
+    return float(numpy.int32(bits).view(numpy.float32))
+
+
+def _bin_of(counts: numpy.ndarray, k: int) -> tuple[int, int]:
     """Bin that holds the k-th largest element, and how many elements lie in the bins above it."""
-    from_top = counts.flip(0).cumsum(0)
-    position = int(torch.searchsorted(from_top, k))
+    from_top = counts[::-1].cumsum()
+    position = int(numpy.searchsorted(from_top, k))
     above = int(from_top[position - 1]) if position else 0
     return len(counts) - 1 - position, above
 
 
 class Taker:
-    """Marks the largest elements piece by piece, in order; ties at the threshold go to the lowest index."""
+    """Thins a task vector to its largest elements, slice by slice, in order; ties at the threshold go to the lowest index."""
 
     def __init__(self, threshold: Threshold):
         self.threshold = threshold
         self.left = threshold.spare
 
-    def mask(self, magnitude: torch.Tensor) -> torch.Tensor:
-        """bool mask of the next piece, of its shape."""
+    def thin(self, tau: torch.Tensor, magnitude: torch.Tensor) -> torch.Tensor:
+        """The next slice with zeros where it is not among the largest.
+
+        tau: any floating dtype; magnitude: float32, of its shape. Hardshrink zeroes |x| ≤ λ in one vectorised step, several
+        times faster than a mask; magnitudes of float64 are ranked in float32 and need the mask.
+        """
         at = self.threshold
-        if at.spare == at.ties:
-            return magnitude >= at.value
-        mask = magnitude > at.value
-        if self.left:
+        if at is EVERYTHING:
+            return tau
+        every = at.spare == at.ties
+        if tau.dtype == torch.float64:
+            thin = torch.where(magnitude >= at.value if every else magnitude > at.value, tau, torch.zeros_like(tau))
+        else:
+            thin = torch.nn.functional.hardshrink(tau.float(), _below(at.value) if every else at.value).to(tau.dtype)
+        if not every and self.left:
             tied = torch.nonzero(magnitude.view(-1) == at.value).view(-1)[: self.left]
-            mask.view(-1)[tied] = True
+            thin.view(-1)[tied] = tau.view(-1)[tied]
             self.left -= len(tied)
-        return mask
+        return thin
+
+
+def _below(value: float) -> float:
+    """The float32 before `value`, not below zero."""
+    return float(numpy.nextafter(numpy.float32(value), numpy.float32(0)))

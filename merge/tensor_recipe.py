@@ -8,13 +8,12 @@ from dataclasses import dataclass, field
 
 import torch
 
-from merge import methods
+from merge import methods, select
 from merge.checkpoint import torch_dtype
 from merge.methods import Consensus
 from merge.pieces import Piece
 from merge.plan import Output, Parent, Plan, parent_of
 from merge.recipe import Recipe
-from merge.select import kept
 from merge.settings import resolve
 
 
@@ -28,6 +27,19 @@ class Use:
     density: float
     epsilon: float
     ranks: tuple[int, ...]
+
+
+@dataclass
+class Merged:
+    """A merged slice, and what the audit needs to know. Tuples run over models.
+
+    kept: τ with zeros where trimmed or dropped; taus: the same rescaled; survivors: see methods.merge_taus.
+    """
+
+    values: torch.Tensor
+    kept: list[torch.Tensor] | None = None
+    taus: list[torch.Tensor] | None = None
+    survivors: list[torch.Tensor] | None = None
 
 
 @dataclass
@@ -49,9 +61,11 @@ class TensorRecipe:
         name, layers, spec = output.name, plan.layers, recipe.spec
         uses = []
         for model in recipe.models:
-            weight, density, gamma, epsilon = (
-                resolve(getattr(model, key), name, layers, key=f"models.{model.name}.{key}") for key in ("weight", "density", "gamma", "epsilon")
-            )
+            at = f"models.{model.name}"
+            weight = resolve(model.weight, name, layers, key=f"{at}.weight")
+            density = resolve(model.density, name, layers, key=f"{at}.density")
+            gamma = resolve(model.gamma, name, layers, key=f"{at}.gamma")
+            epsilon = resolve(model.epsilon, name, layers, key=f"{at}.epsilon")
             ranks = _ranks(spec.sparsify, density, gamma, output.numel)
             uses.append(Use(model.name, parent_of(model), weight, density, epsilon, ranks))
         consensus = Consensus(
@@ -80,29 +94,24 @@ class TensorRecipe:
                 self.sums[key] = self.sums.get(key, 0.0) + float(x @ y)
             return
         for use in self.uses:
-            mask = self._mask(use, piece)
-            if mask is not None:
-                magnitude = piece.magnitude(use.parent, self.dtype)
-                for key, part in ((f"{use.name}.all", magnitude), (f"{use.name}.kept", magnitude * mask)):
-                    self.sums[key] = self.sums.get(key, 0.0) + float(part.sum(dtype=torch.float64))
+            for key, part in ((f"{use.name}.all", piece.tau(use.parent, self.dtype)), (f"{use.name}.kept", self._kept(use, piece))):
+                self.sums[key] = self.sums.get(key, 0.0) + float(part.abs().sum(dtype=torch.float64))
 
-    def merge(self, piece: Piece) -> tuple[torch.Tensor, list[torch.Tensor | None], list[torch.Tensor] | None]:
-        """Merged slice in the compute dtype; per model the mask of what was kept (None: all); per model the survivors."""
+    def merge(self, piece: Piece) -> Merged:
+        """Merge a slice, in the compute dtype."""
         method = self.recipe.method
         if method == "linear":
             thetas = [self._wide(use.parent, piece) for use in self.uses]
-            merged = methods.linear(thetas, self.consensus.weights, self.consensus.normalize)
-            return merged.to(self.dtype), [None] * len(self.uses), None
+            return Merged(methods.linear(thetas, self.consensus.weights, self.consensus.normalize).to(self.dtype))
         if method == "slerp":
             a, b = methods.slerp_coefficients(self.t, math.sqrt(self.sums["aa"]), math.sqrt(self.sums["bb"]), self.sums["ab"])
-            merged = self._wide(self.base, piece) * a + self._wide(self.uses[0].parent, piece) * b
-            return merged.to(self.dtype), [None], None
-        masks = [self._mask(use, piece) for use in self.uses]
+            return Merged((self._wide(self.base, piece) * a + self._wide(self.uses[0].parent, piece) * b).to(self.dtype))
+        kept = [self._kept(use, piece) for use in self.uses]
         if self._is_the_model:
-            return piece.theta(self.uses[0].parent, self.dtype), masks, None
-        taus = [self._thinned(use, mask, piece) for use, mask in zip(self.uses, masks, strict=True)]
+            return Merged(piece.theta(self.uses[0].parent, self.dtype), kept)
+        taus = [self._rescaled(use, part, piece) for use, part in zip(self.uses, kept, strict=True)]
         merged, survivors = methods.merge_taus(piece.theta(self.base, self.dtype), taus, self.consensus)
-        return merged, masks, survivors
+        return Merged(merged, kept, taus, survivors)
 
     def _wide(self, parent: Parent, piece: Piece) -> torch.Tensor:
         """Weights brought to the compute dtype, then to at least float32: averages are not added up in 16 bits."""
@@ -110,42 +119,36 @@ class TensorRecipe:
 
     @property
     def _is_the_model(self) -> bool:
-        """One whole task vector on its base is the model itself: θ0 + (θ − θ0) would round twice.
-
-        Not with compute_dtype `inputs`, which means mergekit's arithmetic, roundings included.
-        """
+        """One whole task vector on its base is the model itself: θ0 + (θ − θ0) would round twice."""
         only = self.uses[0]
         scale = self.consensus.lambda_ * (1.0 if self.consensus.normalize and only.weight != 0 else only.weight)
-        return len(self.uses) == 1 and only.density == 1 and not only.ranks and scale == 1 and self.recipe.compute_dtype != "inputs"
+        return self.recipe.exact and len(self.uses) == 1 and only.density == 1 and scale == 1
 
-    def _mask(self, use: Use, piece: Piece) -> torch.Tensor | None:
-        """Which elements of a model's task vector stay; None for all."""
+    def _kept(self, use: Use, piece: Piece) -> torch.Tensor:
+        """The task vector with zeros where it is trimmed or dropped."""
         kind = self.recipe.spec.sparsify
-        if kind is None or use.density >= 1:
-            return None
-        if kind == "random":
-            return piece.uniform(self.recipe.seed, use.name) < use.density
-        if kind == "ranked":
-            return piece.uniform(self.recipe.seed, use.name) < self._probabilities(use, piece)
-        mask = piece.largest(use.parent, self.dtype, use.ranks[0])
-        if kind == "band" and use.ranks[1] > 0:
-            mask = mask & ~piece.largest(use.parent, self.dtype, use.ranks[1])
-        return mask
-
-    def _thinned(self, use: Use, mask: torch.Tensor | None, piece: Piece) -> torch.Tensor:
-        """The task vector with zeros where the mask says so, rescaled as the recipe says."""
         tau = piece.tau(use.parent, self.dtype)
-        if mask is None:
+        if kind is None or use.density >= 1:
             return tau
-        thin = tau * mask
+        if kind in ("random", "ranked"):
+            draws = piece.uniform(self.recipe.seed, use.name)
+            mask = draws < (use.density if kind == "random" else self._probabilities(use, piece))
+            return tau * mask.view(torch.uint8).to(tau.dtype)
+        kept = piece.largest(use.parent, self.dtype, use.ranks[0])
+        if kind == "band" and use.ranks[1] > 0:
+            return kept - piece.largest(use.parent, self.dtype, use.ranks[1])
+        return kept
+
+    def _rescaled(self, use: Use, kept: torch.Tensor, piece: Piece) -> torch.Tensor:
+        """Make up, as the recipe says, for what trimming or dropping took away."""
+        if self.recipe.rescale == "none" or use.density >= 1:
+            return kept
         if self.recipe.rescale == "l1":
             before, after = self.sums[f"{use.name}.all"], self.sums[f"{use.name}.kept"]
-            return thin * (before / after) if min(before, after) >= 1e-7 else thin
-        if self.recipe.rescale == "expectation":
-            if self.recipe.spec.sparsify == "ranked":
-                return (thin / self._probabilities(use, piece)).to(tau.dtype)
-            return thin / use.density
-        return thin
+            return kept * (before / after) if min(before, after) >= 1e-7 else kept
+        if self.recipe.spec.sparsify == "ranked":
+            return (kept / self._probabilities(use, piece)).to(kept.dtype)
+        return kept / use.density
 
     def _probabilities(self, use: Use, piece: Piece) -> torch.Tensor:
         return methods.keep_probabilities(piece.magnitude(use.parent, self.dtype), use.density, use.epsilon)
@@ -155,7 +158,7 @@ def _ranks(sparsify: str | None, density: float, gamma: float, numel: int) -> tu
     if density >= 1 or sparsify not in ("largest", "band"):
         return ()
     if sparsify == "largest":
-        return (kept(density, numel),)
+        return (select.kept(density, numel),)
     # mergekit's counts: where the outliers would eat into the share kept, fewer outliers are dropped.
     middle = int(density * numel)
     bottom = max(0, numel - middle - int(gamma * numel))

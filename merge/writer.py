@@ -82,7 +82,8 @@ class FileSink:
             os.posix_fallocate(descriptor, 0, 8 + len(text) + end)
         except OSError as error:
             if error.errno == errno.ENOSPC:
-                raise BadInput(f"{self.folder.parent}: no room on disk for {end / 1e9:.1f} GB of weights; free some or merge elsewhere") from None
+                room = f"{self.folder.parent}: no room on disk for {end / 1e9:.1f} GB of weights"
+                raise BadInput(f"{room}; free some, or merge elsewhere") from None
             raise
         os.pwrite(descriptor, len(text).to_bytes(8, "little") + text, 0)
         for output in outputs:

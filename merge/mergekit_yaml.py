@@ -1,0 +1,170 @@
+"""A mergekit config as a recipe that means the same, number for number.
+
+Where mergekit's meaning is not our default, the recipe says so: election on weighted task vectors, arithmetic in the dtype that the
+inputs promote to, l1 rescaling, no question about tokenizers. What we do not do is refused by name, never ignored.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from merge.errors import BadInput
+from merge.recipe import METHODS, Method
+
+# Methods that rescale unless told otherwise.
+_RESCALED = ("dare_linear", "dare_ties", "della", "della_linear")
+_DTYPES = ("float32", "bfloat16", "float16", "float64")
+_KEYS = {"models", "slices", "merge_method", "base_model", "parameters", "dtype", "out_dtype", "tokenizer_source"}
+_DEFAULTS = {"density": 1.0, "gamma": 0.01, "epsilon": 0.15}
+
+
+def to_recipe_dict(data: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Our schema's words for a mergekit config. Raises BadInput naming the key that we do not support."""
+    method = data.get("merge_method")
+    if method == "ties_sv" or method not in METHODS:
+        raise BadInput(f"{where}: merge_method: supported are {', '.join(m for m in METHODS if m != 'ties_sv')}; got {method!r}")
+    unknown = sorted(set(map(str, data)) - _KEYS)
+    if unknown:
+        raise BadInput(f"{where}: mergekit key {', '.join(unknown)} is not supported; supported are {', '.join(sorted(_KEYS))}")
+    spec = METHODS[method]
+    shared = _mapping(data.get("parameters"), f"{where}: parameters")
+    base = None if data.get("base_model") is None else str(data["base_model"])
+    if base is None and spec.base:
+        raise BadInput(f"{where}: base_model: {method} needs one")
+    entries = _entries(data, where)
+    recipe: dict[str, Any] = {"method": method, "models": _models(entries, base, method, shared, where)}
+    if spec.base:
+        recipe["base"] = base
+    elif base is not None and base not in [path for path, _ in entries]:
+        raise BadInput(f"{where}: base_model: {method} has no base; list the model under models, or leave base_model out")
+    recipe |= _shared_settings(method, spec, shared, where)
+    return recipe | _dtypes(data, where) | _tokenizer(data) | {"exact": False}
+
+
+def _entries(data: Mapping[str, Any], where: str) -> list[tuple[str, dict[str, Any]]]:
+    """(path, parameters) of every model listed."""
+    models, slices = data.get("models"), data.get("slices")
+    if (models is None) == (slices is None):
+        raise BadInput(f"{where}: exactly one of models and slices is needed")
+    key = "models"
+    if models is None:
+        if not isinstance(slices, list) or len(slices) != 1 or set(slices[0]) != {"sources"}:
+            raise BadInput(f"{where}: slices: only one slice of whole models (sources alone) is supported; layers cannot be restacked")
+        key, models = "slices[0].sources", slices[0]["sources"]
+    if not isinstance(models, list) or not models:
+        raise BadInput(f"{where}: {key}: expected a list of models")
+    found = []
+    for i, entry in enumerate(models):
+        at = f"{where}: {key}[{i}]"
+        allowed = {"model", "parameters"} | ({"layer_range"} if slices is not None else set())
+        if not isinstance(entry, Mapping) or not isinstance(entry.get("model"), str) or set(entry) - allowed:
+            raise BadInput(f"{at}: expected {', '.join(sorted(allowed))}, with model a local folder")
+        if slices is not None:
+            _check_whole(entry, at)
+        found.append((entry["model"], _mapping(entry.get("parameters"), f"{at}.parameters")))
+    return found
+
+
+def _check_whole(entry: Mapping[str, Any], at: str) -> None:
+    config = Path(entry["model"].split("+")[0]) / "config.json"
+    if not config.is_file():
+        raise BadInput(f"{config}: missing; expected a Hugging Face checkpoint folder")
+    layers = json.loads(config.read_text(encoding="utf-8")).get("num_hidden_layers")
+    if entry.get("layer_range") != [0, layers]:
+        raise BadInput(f"{at}.layer_range: only the whole model, [0, {layers}], is supported; got {entry.get('layer_range')}")
+
+
+def _models(
+    entries: list[tuple[str, dict[str, Any]]], base: str | None, method: str, shared: Mapping[str, Any], where: str
+) -> dict[str, Any]:
+    spec = METHODS[method]
+    keys = {"largest": ["density"], "random": ["density"], "band": ["density", "gamma"], "ranked": ["density", "epsilon"]}
+    names = [] if method == "slerp" else ["weight", *keys.get(spec.sparsify or "", [])]
+    models: dict[str, Any] = {}
+    for path, own in entries:
+        if spec.base and path == base:
+            continue
+        folder, _, adapter = path.partition("+")
+        label = Path(adapter or folder).name
+        label = label if label not in models else f"{label}-{len(models)}"
+        at = f"{where}: models: {path}"
+        unknown = sorted(set(own) - {"weight", "density", "gamma", "epsilon"})
+        if unknown:
+            raise BadInput(f"{at}: parameter {', '.join(unknown)} is not one of {method}'s")
+        models[label] = {"path": folder} | ({"adapter": adapter} if adapter else {})
+        for name in names:
+            value = _scoped(name, [own, shared])
+            if value is None:
+                raise BadInput(f"{at}: parameter weight is missing; mergekit asks for it")
+            models[label][name] = value
+    return models
+
+
+def _scoped(name: str, scopes: list[Mapping[str, Any]]) -> Any:
+    """A parameter's value: the scopes in order, then mergekit's default; rules that match nothing leave it to the next scope."""
+    rules: list[Any] = []
+    for scope in scopes:
+        if name not in scope:
+            continue
+        value = scope[name]
+        listed = [value] if isinstance(value, dict) else value
+        if not (isinstance(listed, list) and listed and all(isinstance(part, dict) for part in listed)):
+            return [*rules, {"value": value}] if rules else value
+        rules += listed
+    default = _DEFAULTS.get(name)
+    if rules and default is not None:
+        rules.append({"value": default})
+    return rules or default
+
+
+def _shared_settings(method: str, spec: Method, shared: Mapping[str, Any], where: str) -> dict[str, Any]:
+    known = {"weight", "density", "gamma", "epsilon", "int8_mask", "t", "lambda", "normalize", "rescale"}
+    if set(shared) - known:
+        raise BadInput(f"{where}: parameters: {', '.join(sorted(set(shared) - known))} is not one of {method}'s")
+    if method == "slerp":
+        if "t" not in shared:
+            raise BadInput(f"{where}: parameters.t: missing; slerp needs it")
+        return {"t": shared["t"]}
+    settings: dict[str, Any] = {"normalize": _flag(shared, "normalize", spec.normalize, where)}
+    if method == "linear":
+        return settings
+    if "lambda" in shared:
+        settings["lambda"] = shared["lambda"]
+    if spec.elect:
+        settings["election"] = "weighted"
+    if spec.sparsify:
+        settings["rescale"] = "l1" if _flag(shared, "rescale", method in _RESCALED, where) else "none"
+    return settings
+
+
+def _dtypes(data: Mapping[str, Any], where: str) -> dict[str, Any]:
+    named = {}
+    for key in ("dtype", "out_dtype"):
+        name = None if data.get(key) is None else str(data[key]).removeprefix("torch.")
+        if name is not None and name not in _DTYPES:
+            raise BadInput(f"{where}: {key}: one of {', '.join(_DTYPES)}; got {data[key]!r}")
+        named[key] = name
+    return {"compute_dtype": named["dtype"] or "inputs", "out_dtype": named["out_dtype"] or "compute"}
+
+
+def _tokenizer(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Any tokenizer_source comes to the same where all tokenizers are one, which `required` checks."""
+    return {"tokenizer": "optional" if data.get("tokenizer_source") is None else "required"}
+
+
+def _flag(shared: Mapping[str, Any], key: str, default: bool, where: str) -> bool:
+    value = shared.get(key, default)
+    if not isinstance(value, bool | int):
+        raise BadInput(f"{where}: parameters.{key}: only true or false for the whole model is supported; got {value!r}")
+    return bool(value)
+
+
+def _mapping(value: Any, at: str) -> dict[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise BadInput(f"{at}: expected a mapping")
+    return {str(key): entry for key, entry in value.items()}
