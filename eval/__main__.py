@@ -22,6 +22,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--language", default="und", help="language of tasks that do not state theirs (default: und)")
     options.add_argument("--split", choices=("dev", "test"), default="test", help="of items and text (default: test)")
     options.add_argument("--limit", type=int, help="take only the first LIMIT documents of each task")
+    options.add_argument("--excerpt", type=int, help="measure bits per byte on the first EXCERPT characters of each document")
     options.add_argument("--batch-tokens", type=int, help="tokens in one forward pass (default: 1024 on a CPU, 8192 elsewhere)")
     options.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 … (default: cpu)")
     return options
@@ -36,9 +37,8 @@ def main() -> int:
 
         if not (given.model / "config.json").is_file():  # before tasks are built and torch is imported
             raise BadInput(f"model: {given.model} is not a Hugging Face checkpoint folder (no config.json)")
-        tasks = task_set.prepare(
-            given.items, given.text, split=given.split, limit=given.limit, own=given.own, names=given.tasks, language=given.language
-        )
+        how = {"split": given.split, "limit": given.limit, "excerpt": given.excerpt, "own": given.own, "names": given.tasks, "language": given.language}
+        tasks = task_set.prepare(given.items, given.text, **how)
         scores = harness.evaluate_folder(given.model, tasks, batch_tokens=given.batch_tokens, device=given.device)
         harness.write(scores, given.out)
     except BadInput as error:

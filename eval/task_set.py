@@ -49,6 +49,7 @@ def prepare(
     *,
     split: str = "test",
     limit: int | None = None,
+    excerpt: int | None = None,
     own: Path | None = None,
     names: Sequence[str] = (),
     language: str = UNDETERMINED,
@@ -56,7 +57,7 @@ def prepare(
     """Reads and builds every task once.
 
     items: folder of `<family>_<language>.<split>.jsonl`, a multiple-choice task each, named by the file. text: folder of `<language>.<split>.jsonl`,
-    a task `bits_per_byte_<language>` each. own: folder of lm-eval YAMLs, with data paths absolute or relative to this folder; `names` chooses among
+    a task `bits_per_byte_<language>` each, on the first `excerpt` characters of each document (all: None). own: folder of lm-eval YAMLs, with data paths absolute or relative to this folder; `names` chooses among
     them (all, where empty). names: also tasks that lm-eval ships. language: of tasks that do not state `metadata: {language: …}`.
     Raises BadInput.
     """
@@ -70,7 +71,7 @@ def prepare(
             entries[name] = items_entry(name, read_items(path), limit)
     if text is not None:
         for name, path in discover(text, split, "text").items():
-            entries[f"bits_per_byte_{name}"] = text_entry(f"bits_per_byte_{name}", name, read_documents(path))
+            entries[f"bits_per_byte_{name}"] = text_entry(f"bits_per_byte_{name}", name, [begin(row, excerpt) for row in read_documents(path)])
     if own is not None or names:
         for name, task in load_tasks(own, names).items():
             if name in entries:
@@ -112,6 +113,14 @@ def text_entry(name: str, language: str, rows: list[Row]) -> Entry:
     """Bits per byte of documents."""
     task = bind("bits_per_byte.yaml", name, rows)
     return Entry(task, task.config.metadata["family"], language, "bits_per_byte")
+
+
+def begin(document: Row, excerpt: int | None) -> Row:
+    """A document's first `excerpt` characters, up to the end of the last whole word: many short beginnings say more than a few whole documents."""
+    text = document["text"]
+    if excerpt is None or len(text) <= excerpt:
+        return document
+    return {**document, "text": text[: excerpt + 1].rpartition(" ")[0] or text[:excerpt]}
 
 
 def foreign_entry(name: str, task: Any, language: str, limit: int | None) -> Entry:

@@ -121,3 +121,8 @@ def test_nothing_to_do_a_wrong_split_and_a_wrong_limit_are_refused(folders: tupl
     write_jsonl(folders[0] / "relative.test.jsonl", make_items("relative", "nya", 2, 0))
     with pytest.raises(BadInput, match="'relative' is the name of an items file too"):
         task_set.prepare(*folders, own=own)
+
+
+def test_an_excerpt_ends_with_a_whole_word() -> None:
+    document = {"id": "a", "text": "one two three"}
+    assert [task_set.begin(document, length)["text"] for length in (None, 50, 12, 7, 6, 2)] == ["one two three", "one two three", "one two", "one two", "one", "on"]
