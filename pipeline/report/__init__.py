@@ -1,0 +1,61 @@
+"""Results -> tables, curves, claims, one HTML page. No torch is imported for it, and nothing is drawn before `render`."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.report.records import Audit, Choice, Evaluation, ReportPaths, Row, Subject, publish
+
+__all__ = ["Audit", "Choice", "Evaluation", "ReportPaths", "Row", "Subject", "gather", "render", "terminal_table"]
+
+
+def gather(evaluations: Iterable[Evaluation]) -> list[Row]:
+    """Every score of every checkpoint, as long rows."""
+    from pipeline.report import results
+
+    return results.gather(evaluations)
+
+
+def terminal_table(rows: Sequence[Row], language: str) -> str:
+    """Methods x budgets, for a terminal: mean accuracy / bits per byte in the language."""
+    from pipeline.report import results
+
+    return results.terminal_table(rows, language)
+
+
+def render(
+    evaluations: Sequence[Evaluation],
+    audits: Sequence[Audit],
+    choices: Sequence[Choice],
+    stages: Sequence[Mapping[str, Any]],
+    out: Path,
+    subject: Subject,
+) -> ReportPaths:
+    """Writes results.csv, results.md, curves.png, curves.svg and report.html to `out`, each whole or not at all.
+
+    evaluations: of one target language, any number of budgets and seeds; base and SFT may be given once or with every budget. stages: the
+    records of stage.json files, for the list of what was run. Raises ValueError where checkpoints were not scored on the same items.
+    """
+    from pipeline.report import choices as chosen_on_dev
+    from pipeline.report import claims, curves, discards, discards_plot, page, results, style
+
+    rows = results.gather(evaluations)
+    names = {subject.language: subject.language_name, "en": "English"}
+    discarded = discards.read(audits)
+    chosen = chosen_on_dev.read(choices)
+    shown = claims.claims(evaluations, discarded, chosen, subject.language)
+    table = publish(out / "results.csv", lambda aside: aside.write_text(results.to_csv(rows), encoding="utf-8"))
+    readable = publish(
+        out / "results.md", lambda aside: aside.write_text(results.to_markdown(rows, subject.language, names), encoding="utf-8")
+    )
+    png = curves.write(rows, subject.language, names, out)
+    with tempfile.TemporaryDirectory() as aside:
+        figure = None
+        if discarded:
+            figure = discards_plot.write(discarded, style.looks(row.method for row in rows), Path(aside) / "discards.svg")
+        html = page.render(rows, shown, discarded, chosen, stages, subject, out / "curves.svg", figure)
+    published = publish(out / "report.html", lambda aside: aside.write_text(html, encoding="utf-8"))
+    return ReportPaths(table, readable, png, published)

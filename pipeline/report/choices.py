@@ -1,0 +1,37 @@
+"""What the tune stages chose on dev."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.report.records import Choice, read_jsonl
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The settings chosen for one merge, among how many tries, by which metric (`acc` or `bits_per_byte`), and their score on dev."""
+
+    method: str
+    ct_tokens: int
+    seed: int
+    settings: Mapping[str, Any]
+    tries: int
+    metric: str
+    score: float
+
+
+def read(choices: Iterable[Choice]) -> list[Chosen]:
+    """By method as they come, budget and seed."""
+    import yaml
+
+    found: list[Chosen] = []
+    order: dict[str, int] = {}
+    for choice in choices:
+        order.setdefault(choice.method, len(order))
+        settings = yaml.safe_load((choice.folder / "choice.yml").read_text(encoding="utf-8"))
+        tries = read_jsonl(choice.folder / "tries.jsonl")
+        best = next(row for row in tries if row["settings"] == settings)
+        found.append(Chosen(choice.method, choice.ct_tokens, choice.seed, settings, len(tries), best["metric"], best["score"]))
+    return sorted(found, key=lambda one: (order[one.method], one.ct_tokens, one.seed))

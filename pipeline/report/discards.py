@@ -1,0 +1,80 @@
+"""Audits of merges -> what each discarded of the SFT task vector. The shares are defined in merge/auditing.py."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.report.records import Audit, mean
+
+TOPS = ("1%", "5%", "10%")
+SFT = "sft"  # the model's name in recipes
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Shares of the task vector's parameters, or of those of its top: set to zero by trimming or dropping; kept, but with the other model's
+    kept value of the other sign; kept, but lost because the other sign was elected."""
+
+    trimmed: float
+    conflict: float
+    lost: float
+
+
+@dataclass(frozen=True)
+class Discarded:
+    """What one method discarded of the SFT task vector at one budget, mean over seeds."""
+
+    method: str
+    ct_tokens: int
+    recipe_method: str
+    slack: float
+    protects: tuple[str, ...]
+    of_all: Shares
+    of_top: Mapping[str, Shares]
+    norm_lost: float
+
+    @property
+    def plain_ties(self) -> bool:
+        """Whether this is TIES, the slack at 0 or for nobody."""
+        return self.recipe_method in ("ties", "ties_sv") and not (self.slack > 0 and self.protects)
+
+    @property
+    def slack_for_sft(self) -> bool:
+        """Whether this is TIES with slack that protects SFT alone."""
+        return self.recipe_method in ("ties", "ties_sv") and self.slack > 0 and self.protects == (SFT,)
+
+
+def read(audits: Iterable[Audit]) -> list[Discarded]:
+    """By method as they come and budget; a merge without task vectors (such as the weighted average) discards nothing and is left out."""
+    grouped: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    order: dict[str, int] = {}
+    for audit in audits:
+        report = json.loads((audit.folder / "audit.json").read_text(encoding="utf-8"))
+        order.setdefault(audit.method, len(order))
+        if SFT in report["models"]:
+            grouped.setdefault((audit.method, audit.ct_tokens), []).append(report)
+    return [
+        _discarded(method, budget, grouped[method, budget]) for method, budget in sorted(grouped, key=lambda key: (order[key[0]], key[1]))
+    ]
+
+
+def _discarded(method: str, budget: int, reports: list[dict[str, Any]]) -> Discarded:
+    first, models = reports[0], [report["models"][SFT] for report in reports]
+    return Discarded(
+        method,
+        budget,
+        first["method"],
+        math.inf if first["slack"] == "inf" else float(first["slack"]),
+        tuple(first["protect"]),
+        _shares(models),
+        {top: _shares([model["top"][top] for model in models]) for top in TOPS},
+        mean([model["norm_lost"] for model in models]),
+    )
+
+
+def _shares(counted: list[dict[str, Any]]) -> Shares:
+    return Shares(*(mean([one[key] for one in counted]) for key in ("share_trimmed", "share_in_conflict", "share_lost_in_conflict")))

@@ -1,0 +1,166 @@
+"""One self-contained HTML page: no script, no font, no picture from elsewhere."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import format_tokens
+from pipeline.progress import duration
+from pipeline.report.choices import Chosen
+from pipeline.report.claims import Claims, signed
+from pipeline.report.discards import TOPS, Discarded
+from pipeline.report.paired import AGAINST, Comparison
+from pipeline.report.records import Row, Subject, label
+from pipeline.report.results import Measure, best, budget_name, budgets_of, languages, measures, methods_in_order, points
+
+TEMPLATE = "page.html.jinja"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A number in a table, as text: its interval, and whether it is the best of its column."""
+
+    text: str
+    interval: str = ""
+    best: bool = False
+
+
+Judged = tuple[Cell, str]  # with its verdict
+
+
+@dataclass(frozen=True)
+class Block:
+    """A measure of the results table: its methods with a cell per budget."""
+
+    measure: Measure
+    lines: list[tuple[str, list[Cell | None]]]
+
+
+def render(
+    rows: Sequence[Row],
+    claims: Claims,
+    discarded: Sequence[Discarded],
+    chosen: Sequence[Chosen],
+    stages: Sequence[Mapping[str, Any]],
+    subject: Subject,
+    curves_svg: Path,
+    discards_svg: Path | None,
+) -> str:
+    """The page. `stages` are the records that stage.json files hold."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
+    )
+    environment.filters.update(label=label, budget=budget_name, tokens=format_tokens, share=lambda value: f"{value:.1%}", duration=duration)
+    names = {subject.language: subject.language_name, "en": "English"}
+    finished = max((str(record["finished"]) for record in stages), default="")
+    return environment.get_template(TEMPLATE).render(
+        subject=subject,
+        names=names,
+        facts=facts(rows, stages),
+        finished=finished[:16].replace("T", " "),
+        answers=claims.answers,
+        comparisons=[(baseline, differences(claims.comparisons, baseline)) for baseline in AGAINST],
+        counted=len(claims.comparisons),
+        curves=data_uri(curves_svg),
+        discards_figure=data_uri(discards_svg) if discards_svg else None,
+        budgets=budgets_of(rows),
+        ct_budgets=[budget for budget in budgets_of(rows) if budget],
+        tables=[(names.get(language, language), blocks(rows, language)) for language in languages(rows, subject.language)],
+        discarded=discarded,
+        tops=TOPS,
+        chosen=chosen,
+        chosen_settings=[settings_text(one.settings) for one in chosen],
+        kinds=by_kind(stages),
+        stages=sorted(stages, key=lambda record: str(record["finished"])),
+        versions=distinct(record.get("versions") for record in stages),
+        commits=[str(commit) for commit in distinct(record.get("commit") for record in stages)],
+        configs=[(name, yaml_text(config)) for name, config in subject.configs.items()],
+    )
+
+
+def facts(rows: Sequence[Row], stages: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """The run in a few numbers."""
+    budgets = [format_tokens(budget) for budget in budgets_of(rows) if budget]
+    seeds = sorted({row.seed for row in rows})
+    return [
+        ("CT budgets", ", ".join(budgets) or "none"),
+        ("methods", str(len({row.method for row in rows}))),
+        ("seed" if len(seeds) == 1 else "seeds", ", ".join(map(str, seeds))),
+        ("checkpoints scored", str(len({(row.method, row.ct_tokens, row.seed) for row in rows}))),
+        ("stages", str(len(stages))),
+        ("computing time", duration(sum(record["seconds"] for record in stages))),
+    ]
+
+
+def blocks(rows: Sequence[Row], language: str) -> list[Block]:
+    """The results table of a language."""
+    found, budgets = [], budgets_of(rows)
+    for measure in measures(rows, language):
+        scores = points(rows, measure)
+        bold = best(scores, measure)
+        lines: list[tuple[str, list[Cell | None]]] = []
+        for method in methods_in_order(method for method, _ in scores):
+            own = {budget: point for (one, budget), point in scores.items() if one == method}
+            cells = {
+                budget: Cell(f"{point.value:.3f}", f"{point.low:.3f} to {point.high:.3f}", (method, budget) in bold)
+                for budget, point in own.items()
+            }
+            lines.append((method, [cells.get(budget) for budget in budgets]))
+        found.append(Block(measure, lines))
+    return found
+
+
+def judged(one: Comparison) -> Judged:
+    """A comparison as a cell."""
+    difference = one.difference
+    return Cell(signed(difference.value), f"{signed(difference.low)} to {signed(difference.high)}"), one.verdict
+
+
+def differences(comparisons: Sequence[Comparison], baseline: str) -> list[tuple[str, str, list[Judged | None]]]:
+    """Against one baseline: (kind, method, a cell and its verdict per budget)."""
+    own = {(one.kind, one.method, one.ct_tokens): one for one in comparisons if one.baseline == baseline}
+    budgets = sorted({one.ct_tokens for one in comparisons})
+    lines = []
+    for kind, method in dict.fromkeys((one.kind, one.method) for one in sorted(own.values(), key=lambda one: one.kind)):
+        line = [own.get((kind, method, budget)) for budget in budgets]
+        lines.append(("mean accuracy" if kind == "accuracy" else "bits per byte", method, [judged(one) if one else None for one in line]))
+    return lines
+
+
+def by_kind(stages: Sequence[Mapping[str, Any]]) -> list[tuple[str, int, float]]:
+    """(kind, how many, seconds), the longest first."""
+    found: dict[str, list[float]] = {}
+    for record in stages:
+        found.setdefault(record["kind"], []).append(record["seconds"])
+    return sorted(((kind, len(seconds), sum(seconds)) for kind, seconds in found.items()), key=lambda line: -line[2])
+
+
+def distinct(values: Any) -> list[Any]:
+    """Each value that is not None once, as they come."""
+    found: list[Any] = []
+    for value in values:
+        if value is not None and value not in found:
+            found.append(value)
+    return found
+
+
+def settings_text(settings: Mapping[str, Any]) -> str:
+    """Chosen settings in one line, the method aside (its name is in the table already)."""
+    return ", ".join(f"{key} = {value}" for key, value in settings.items() if key != "method")
+
+
+def yaml_text(config: Mapping[str, Any]) -> str:
+    import yaml
+
+    return str(yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+
+
+def data_uri(svg: Path) -> str:
+    """A picture as a part of the page."""
+    return "data:image/svg+xml;base64," + base64.b64encode(svg.read_bytes()).decode()

@@ -1,0 +1,115 @@
+"""What a report is made from, and what it is made into: plain values, so that it can be made from any folders."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ENGLISH = "en"
+WITHOUT_CT = ("base", "sft")  # methods that no CT budget changes: in results their ct_tokens is 0
+Samples = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of one checkpoint: a folder with scores.jsonl and samples.jsonl."""
+
+    method: str
+    ct_tokens: int
+    seed: int
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What one merge discarded: a folder with audit.json."""
+
+    method: str
+    ct_tokens: int
+    seed: int
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How the settings of one merge were chosen on dev: a folder with choice.yml and tries.jsonl."""
+
+    method: str
+    ct_tokens: int
+    seed: int
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a report is about: the target language, the config of every cell by the cell's name, and the command that made it."""
+
+    title: str
+    language: str
+    language_name: str
+    configs: Mapping[str, Mapping[str, Any]]
+    command: str = "make reproduce"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One score. The first twelve fields are the columns of results.csv; low and high are a 95 % interval."""
+
+    language: str
+    task: str
+    metric: str
+    method: str
+    ct_tokens: int
+    seed: int
+    value: float
+    low: float
+    high: float
+    n: int
+    chance: float | None
+    trivial: float | None
+    family: str
+    primary: bool
+
+
+@dataclass(frozen=True)
+class ReportPaths:
+    """The published files; `curves` is the PNG, beside which lies curves.svg."""
+
+    results_csv: Path
+    results_md: Path
+    curves: Path
+    page: Path
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSONL file."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def publish(path: Path, write: Callable[[Path], object]) -> Path:
+    """Lets `write` make a file aside, and gives it its name when it is whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        write(aside)
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+    return path
+
+
+def label(method: str) -> str:
+    """A method's name as people write it: `ties_sv_1` is `TIES SV 1`."""
+    acronyms = {"ct": "CT", "sft": "SFT", "ties": "TIES", "dare": "DARE", "sv": "SV", "slerp": "SLERP", "della": "DELLA"}
+    if method == "ct_then_sft":
+        return "CT-then-SFT"
+    return " ".join(acronyms.get(word, word) for word in method.split("_"))
+
+
+def mean(values: Sequence[float]) -> float:
+    """The mean of one value or more."""
+    return sum(values) / len(values)

@@ -1,0 +1,186 @@
+"""Score records of all cells -> long rows, results.csv, and readable tables. Several seeds: every row in the CSV, means over seeds in tables."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+
+from pipeline.config import format_tokens
+from pipeline.report.records import ENGLISH, WITHOUT_CT, Evaluation, Row, label, mean, read_jsonl
+
+COLUMNS = tuple(field.name for field in fields(Row))[:12]
+BITS = "bits_per_byte"
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What one column of curves and one block of a table shows: a task's primary metric in one language."""
+
+    language: str
+    task: str
+    metric: str
+    name: str
+    chance: float | None
+    trivial: float | None
+
+    @property
+    def lower_is_better(self) -> bool:
+        return self.metric == BITS
+
+
+@dataclass(frozen=True)
+class Point:
+    """A method's score at one budget: means over seeds of the value and of the ends of its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def unique(evaluations: Iterable[Evaluation]) -> list[Evaluation]:
+    """Each checkpoint once: base and SFT belong to every cell of a sweep, but no budget changes them. Unmerged methods first."""
+    found: dict[tuple[str, int, int], Evaluation] = {}
+    for given in evaluations:
+        budget = 0 if given.method in WITHOUT_CT else given.ct_tokens
+        found.setdefault((given.method, budget, given.seed), Evaluation(given.method, budget, given.seed, given.folder))
+    order = methods_in_order([method for method, _, _ in found])
+    return sorted(found.values(), key=lambda one: (order.index(one.method), one.ct_tokens, one.seed))
+
+
+def methods_in_order(methods: Iterable[str]) -> list[str]:
+    """Each method once: base, SFT, CT and CT-then-SFT, then the merges as they come."""
+    unmerged = ("base", "sft", "ct", "ct_then_sft")
+    seen = list(dict.fromkeys(methods))
+    return [method for method in unmerged if method in seen] + [method for method in seen if method not in unmerged]
+
+
+def gather(evaluations: Iterable[Evaluation]) -> list[Row]:
+    """Every score record of every checkpoint, as rows."""
+    names = [field.name for field in fields(Row)]
+    return [
+        Row(**{name: {**record, "method": one.method, "ct_tokens": one.ct_tokens, "seed": one.seed}[name] for name in names})
+        for one in unique(evaluations)
+        for record in read_jsonl(one.folder / "scores.jsonl")
+    ]
+
+
+def to_csv(rows: Sequence[Row]) -> str:
+    """results.csv; what is not known is empty."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows([getattr(row, name) for name in COLUMNS] for row in rows)
+    return text.getvalue()
+
+
+def languages(rows: Sequence[Row], target: str) -> list[str]:
+    """The target language, English, then any other."""
+    seen = {row.language: None for row in rows}
+    return [code for code in (target, ENGLISH) if code in seen] + [code for code in seen if code not in (target, ENGLISH)]
+
+
+def measures(rows: Sequence[Row], language: str) -> list[Measure]:
+    """What to show of a language: mean accuracy, bits per byte, then every task's primary metric."""
+    found: dict[str, Row] = {row.task: row for row in rows if row.language == language and row.primary}
+    families = [row.family for row in found.values()]
+
+    def name(row: Row) -> str:
+        if row.family == "mean":
+            return "mean accuracy"
+        if row.metric == BITS and families.count(row.family) == 1:
+            return "bits per byte"
+        return row.family if families.count(row.family) == 1 else row.task
+
+    rank = {"mean accuracy": 0, "bits per byte": 1}
+    shown = [Measure(language, row.task, row.metric, name(row), row.chance, row.trivial) for row in found.values()]
+    return sorted(shown, key=lambda measure: rank.get(measure.name, 2))
+
+
+def points(rows: Sequence[Row], measure: Measure) -> dict[tuple[str, int], Point]:
+    """A measure's score for each (method, ct_tokens)."""
+    grouped: dict[tuple[str, int], list[Row]] = {}
+    for row in rows:
+        if (row.language, row.task, row.metric) == (measure.language, measure.task, measure.metric):
+            grouped.setdefault((row.method, row.ct_tokens), []).append(row)
+    return {
+        key: Point(mean([row.value for row in own]), mean([row.low for row in own]), mean([row.high for row in own]))
+        for key, own in grouped.items()
+    }
+
+
+def best(scores: dict[tuple[str, int], Point], measure: Measure) -> set[tuple[str, int]]:
+    """The (method, ct_tokens) that are best at their budget, as printed; where only one method is there, none is."""
+    chosen = set()
+    for budget in {budget for _, budget in scores}:
+        column = {key: round(point.value, 3) for key, point in scores.items() if key[1] == budget}
+        if len(column) > 1:
+            top = min(column.values()) if measure.lower_is_better else max(column.values())
+            chosen |= {key for key, value in column.items() if value == top}
+    return chosen
+
+
+def budgets_of(rows: Sequence[Row]) -> list[int]:
+    """The budgets in ascending order; 0 (no CT) comes first where it is there."""
+    return sorted({row.ct_tokens for row in rows})
+
+
+def budget_name(ct_tokens: int) -> str:
+    """A budget as the head of a column."""
+    return format_tokens(ct_tokens) if ct_tokens else "no CT"
+
+
+def baselines(measure: Measure) -> str:
+    """`chance 0.250, trivial 0.310`, as far as they are known."""
+    known = (("chance", measure.chance), ("trivial", measure.trivial))
+    return ", ".join(f"{name} {value:.3f}" for name, value in known if value is not None)
+
+
+def to_markdown(rows: Sequence[Row], target: str, names: dict[str, str]) -> str:
+    """results.md: one table per language, methods as rows, CT budgets as columns; the best value of each column in bold."""
+    budgets, order = budgets_of(rows), methods_in_order(row.method for row in rows)
+    parts = [
+        "# Results\n",
+        "CT budgets in tokens; means over seeds; the best value of each column in bold. Accuracies are shares; bits per byte: lower is better.",
+    ]
+    for language in languages(rows, target):
+        parts.append(f"\n## {names.get(language, language)}\n")
+        parts.append(f"| measure | method | {' | '.join(budget_name(budget) for budget in budgets)} |")
+        parts.append("|---|---|" + "---:|" * len(budgets))
+        for measure in measures(rows, language):
+            scores = points(rows, measure)
+            bold, about = best(scores, measure), baselines(measure)
+            for method in order:
+                cells = [_cell(scores.get((method, budget)), (method, budget) in bold) for budget in budgets]
+                if any(cells):
+                    parts.append(f"| {measure.name}{f' ({about})' if about else ''} | {label(method)} | {' | '.join(cells)} |")
+                    about = ""
+    return "\n".join(parts) + "\n"
+
+
+def _cell(point: Point | None, bold: bool) -> str:
+    if point is None:
+        return ""
+    return f"**{point.value:.3f}**" if bold else f"{point.value:.3f}"
+
+
+def terminal_table(rows: Sequence[Row], language: str) -> str:
+    """Methods x budgets, for a terminal: mean accuracy in the language, then bits per byte (after a slash)."""
+    budgets, order = budgets_of(rows), methods_in_order(row.method for row in rows)
+    shown = [measure for measure in measures(rows, language) if measure.name in ("mean accuracy", "bits per byte")]
+    columns = [points(rows, measure) for measure in shown]
+    head = ["", *(budget_name(budget) for budget in budgets)]
+    lines = [head]
+    for method in order:
+        cells = []
+        for budget in budgets:
+            values = [column.get((method, budget)) for column in columns]
+            cells.append(" / ".join("-" if point is None else f"{point.value:.3f}" for point in values) if any(values) else "")
+        lines.append([label(method), *cells])
+    widths = [max(len(line[place]) for line in lines) for place in range(len(head))]
+    body = [
+        "  ".join([line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))]).rstrip()
+        for line in lines
+    ]
+    return "\n".join([f"{language}: {' / '.join(measure.name for measure in shown)}, by CT tokens", *body])
