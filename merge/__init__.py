@@ -56,14 +56,6 @@ def write_many(recipes: Sequence[Recipe], out_dirs: Sequence[str | Path], **opti
 
 def audit(recipe: Recipe) -> dict[str, Any]:
     """Count what the merge discards, without keeping its weights; the shares are defined in merge.auditing. JSON-serialisable."""
-    from merge.auditing import Audit
-    from merge.engine import run
-    from merge.plan import make_plan
+    from merge.auditing import audit_many
 
-    plan = make_plan([recipe])
-    try:
-        watching = Audit(recipe)
-        run(plan, [None], [watching])
-        return watching.report()
-    finally:
-        plan.close()
+    return audit_many([recipe])[0]

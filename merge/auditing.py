@@ -14,17 +14,21 @@ For one model's task vector τ over n parameters (of a tensor, a layer, a module
 from __future__ import annotations
 
 import functools
+import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy
 import torch
 
+from merge.engine import run
 from merge.methods import elected_sign, surviving
 from merge.pieces import Piece
-from merge.plan import Parent
+from merge.plan import Parent, make_plan
 from merge.recipe import Recipe
 from merge.select import kept
 from merge.settings import kind_of, layer_of
@@ -154,6 +158,15 @@ class Audit:
             rows.append(row)
         return rows
 
+    def save(self, folder: Path) -> None:
+        """audit.json, and audit.parquet with a row per tensor and model where pyarrow is installed."""
+        (folder / "audit.json").write_text(json.dumps(self.report(), indent=1) + "\n", encoding="utf-8")
+        if find_spec("pyarrow") and (rows := self.rows()):
+            import pyarrow
+            import pyarrow.parquet
+
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "audit.parquet")
+
     def _survivors_without_slack(self, tensor: TensorRecipe, merged: Merged) -> list[torch.Tensor] | None:
         """What the same election would leave at slack 0; None where slack changes nothing."""
         how = tensor.consensus
@@ -174,6 +187,17 @@ class Audit:
             total = grouped.setdefault(label(tensor), {}).setdefault(model, Tally())
             total += tally
         return grouped
+
+
+def audit_many(recipes: Sequence[Recipe], **engine: Any) -> list[dict[str, Any]]:
+    """The reports of several recipes over one base, in one pass, without keeping any weights; `engine`: see engine.run."""
+    plan = make_plan(recipes)
+    try:
+        audits = [Audit(recipe) for recipe in recipes]
+        run(plan, [None] * len(audits), audits, **engine)
+        return [audit.report() for audit in audits]
+    finally:
+        plan.close()
 
 
 def _plain(tallies: dict[str, Tally]) -> dict[str, Any]:

@@ -112,6 +112,10 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     config = _json(folder / "config.json")
     if not isinstance(config, dict):
         raise BadInput(f"{folder / 'config.json'}: expected a JSON object")
+    from merge.pickled import open_pickled, pickled_files  # it builds on this module
+
+    if not any(folder.glob("*.safetensors*")) and (old := pickled_files(folder)):
+        return open_pickled(folder, config, old)
     tensors = {name: info for file in _weight_files(folder) for name, info in read_header(file).items()}
     dropped = [name for name in tensors if name.endswith(COMPUTED)]
     for name in dropped:
@@ -139,7 +143,7 @@ def _weight_files(folder: Path) -> list[Path]:
         return files
     if (folder / "model.safetensors").is_file():
         return [folder / "model.safetensors"]
-    raise BadInput(f"{folder}: no model.safetensors and no model.safetensors.index.json")
+    raise BadInput(f"{folder}: no model.safetensors, model.safetensors.index.json or pytorch_model.bin")
 
 
 def read_header(file: Path) -> dict[str, TensorInfo]:

@@ -49,7 +49,7 @@ def run(
     device: str = "cpu",
     threads: int | None = None,
     memory: int = MEMORY,
-    progress: Callable[[Output], None] | None = None,
+    progress: Callable[[Plan, Output], None] | None = None,
 ) -> None:
     """Merge every recipe of `plan` into its sink.
 
@@ -63,7 +63,7 @@ def run(
     def one(output: Output) -> None:
         _merge_tensor(Job(plan, output, torch.device(device), resident), sinks, watching)
         if progress is not None:
-            progress(output)
+            progress(plan, output)
 
     by_size = sorted(plan.outputs, key=lambda output: -output.numel)
     if workers == 1 or sum(output.numel for output in by_size) < SMALL:

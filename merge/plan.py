@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from merge.adapter import adapted
 from merge.checkpoint import FLOATS, Checkpoint, open_checkpoint
 from merge.errors import BadInput
 from merge.recipe import ModelRef, Recipe
@@ -50,6 +51,10 @@ class Plan:
         """Whether the result's head is its embedding: only if it is in every parent."""
         return not any(output.name.endswith("lm_head.weight") for output in self.outputs) and self.parents[self.leader].tied
 
+    def bytes_of(self, output: Output) -> int:
+        """What an output takes to read, over all parents."""
+        return sum(self.parents[parent].tensors[source].nbytes for parent, source in output.sources.items())
+
     def narrowed(self, recipes: Sequence[Recipe]) -> Plan:
         """The same parents, opened and checked, for some of the recipes."""
         return replace(self, recipes=tuple(recipes))
@@ -86,7 +91,9 @@ def make_plan(recipes: Sequence[Recipe]) -> Plan:
 
 def open_parent(parent: Parent) -> Checkpoint:
     """The checkpoint of a parent, with its adapter where it has one."""
-    return open_checkpoint(parent[0])
+    folder, adapter = parent
+    checkpoint = open_checkpoint(folder)
+    return checkpoint if adapter is None else adapted(checkpoint, adapter)
 
 
 def _check_configs(plan: Plan) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy
 import torch
@@ -17,7 +18,6 @@ import torch
 INFINITE = 0x7F800000  # bit pattern of float32 infinity; NaN lies above
 BINS = 1 << 16
 Pieces = Callable[[], Iterable[torch.Tensor]]
-Bits = numpy.ndarray[tuple[int], numpy.dtype[numpy.int32]]
 
 
 class NotFinite(ValueError):
@@ -88,7 +88,8 @@ def _by_histogram(pieces: Pieces, ranks: list[int]) -> dict[int, Threshold]:
     return found
 
 
-def _bits(piece: torch.Tensor) -> Bits:
+def _bits(piece: torch.Tensor) -> Any:
+    """int32 array of the bit patterns."""
     return piece.cpu().numpy().view(numpy.int32)
 
 

@@ -16,7 +16,7 @@ import torch
 from merge import card
 from merge.auditing import Audit
 from merge.checkpoint import TOKENIZER_FILES
-from merge.engine import run
+from merge.engine import MEMORY, run
 from merge.errors import BadInput
 from merge.plan import Output, Plan, make_plan
 from merge.recipe import Recipe
@@ -65,7 +65,7 @@ class FileSink:
         self._descriptors.clear()
 
     def _size(self, output: Output) -> int:
-        return output.numel * self.dtypes[output.name].itemsize
+        return output.numel * int(self.dtypes[output.name].itemsize)
 
     def _lay_out(self, file: Path, outputs: Sequence[Output]) -> None:
         header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
@@ -115,8 +115,9 @@ def write_many(
     audit: bool = True,
     device: str = "cpu",
     threads: int | None = None,
+    memory: int = MEMORY,
     shard_bytes: int = SHARD,
-    progress: Callable[[Output], None] | None = None,
+    progress: Callable[[Plan, Output], None] | None = None,
 ) -> list[Path]:
     """Merge each recipe into its own new folder, in one pass over the parents.
 
@@ -135,7 +136,7 @@ def write_many(
             aside.mkdir(parents=True)
             sinks.append(FileSink(aside, plan, recipe, shard_bytes))
         audits = [Audit(recipe) if audit else None for recipe in recipes]
-        run(plan, sinks, audits, device=device, threads=threads, progress=progress)
+        run(plan, sinks, audits, device=device, threads=threads, memory=memory, progress=progress)
         for recipe, aside, target, sink, seen in zip(recipes, asides, targets, sinks, audits, strict=True):
             sink.close(sync=True)
             _furnish(plan, recipe, aside, target.name, sink, seen)
@@ -163,7 +164,7 @@ def _furnish(plan: Plan, recipe: Recipe, aside: Path, title: str, sink: FileSink
         if (lead.folder / name).is_file():
             shutil.copyfile(lead.folder / name, aside / name)
     if audit is not None:
-        (aside / "audit.json").write_text(json.dumps(audit.report(), indent=1) + "\n", encoding="utf-8")
+        audit.save(aside)
     recipe.save(aside / "merge.yml")
     (aside / "README.md").write_text(card.render(title, plan, recipe, sink.files, audit), encoding="utf-8")
     config = out_config(plan, recipe)

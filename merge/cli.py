@@ -1,0 +1,127 @@
+"""The command line. Torch is imported only once there is something to merge."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from merge.errors import BadInput
+from merge.grid import expand
+from merge.recipe import Recipe
+
+if TYPE_CHECKING:
+    from merge.plan import Output, Plan
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code: 0, or 2 after one line on stderr for bad input."""
+    options = _parser().parse_args(arguments)
+    try:
+        _run(options)
+    except BadInput as error:
+        print(f"merge: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m merge", description="Merge checkpoints of one architecture.")
+    parser.add_argument("recipe", help="YAML file: our schema (docs/merging.md) or a mergekit config")
+    parser.add_argument("out_dir", nargs="?", help="new folder for the merged checkpoint (with --grid: for one folder per combination)")
+    parser.add_argument("--plan", action="store_true", help="show what would be read, written and needed; merge nothing")
+    parser.add_argument("--audit-only", action="store_true", help="print what the merge would discard, as JSON; write no weights")
+    parser.add_argument("--grid", nargs="+", metavar="KEY=V,V", default=[], help="merge every combination in one pass, e.g. slack=0,0.5,1")
+    parser.add_argument("--no-audit", action="store_true", help="do not count what is discarded")
+    parser.add_argument("--device", default="cpu", help="where to compute (default: cpu)")
+    parser.add_argument("--threads", type=int, help="tensors worked on at a time (default: torch's number of threads)")
+    parser.add_argument("--memory", default="512MB", help="limit for working sets, e.g. 2GB (default: 512MB)")
+    parser.add_argument("--shard-size", default="5GB", help="largest output file (default: 5GB)")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    return parser
+
+
+def _run(options: argparse.Namespace) -> None:
+    recipe = Recipe.from_yaml(options.recipe)
+    memory, shard = _size(options.memory, "--memory"), _size(options.shard_size, "--shard-size")
+    if options.threads is not None and options.threads < 1:
+        raise BadInput(f"--threads: 1 or more; got {options.threads}")
+    labelled = expand(recipe, options.grid) if options.grid else [("", recipe)]
+    if options.plan:
+        print(describe([recipe for _, recipe in labelled], memory))
+        return
+    if not options.audit_only and options.out_dir is None:
+        raise BadInput("OUT_DIR: missing; name a new folder for the merged checkpoint")
+    engine: dict[str, Any] = {"device": options.device, "threads": options.threads, "memory": memory}
+    recipes = [recipe for _, recipe in labelled]
+    with _Progress(options.quiet) as progress:
+        if options.audit_only:
+            from merge.auditing import audit_many
+
+            reports = audit_many(recipes, progress=progress, **engine)
+            print(json.dumps({label: report for (label, _), report in zip(labelled, reports, strict=True)} if options.grid else reports[0]))
+            return
+        from merge.writer import write_many
+
+        out_dirs = [Path(options.out_dir, label) if label else Path(options.out_dir) for label, _ in labelled]
+        written = write_many(recipes, out_dirs, audit=not options.no_audit, shard_bytes=shard, progress=progress, **engine)
+    print("\n".join(map(str, written)))
+
+
+def describe(recipes: Sequence[Recipe], memory: int) -> str:
+    """What a merge would read, write and need, after all checks that need no weights."""
+    from merge.plan import make_plan
+    from merge.tensor_recipe import out_dtype
+
+    plan = make_plan(recipes)
+    try:
+        lines = [f"method    {', '.join(sorted({recipe.method for recipe in recipes}))} ({len(recipes)} merge(s) in one pass)"]
+        for parent in plan.parents.values():
+            infos = parent.tensors.values()
+            lines.append(f"read      {parent.folder}: {len(infos)} tensors, {sum(info.nbytes for info in infos) / 1e9:.2f} GB")
+        sizes = [sum(output.numel * out_dtype(recipe, plan, output).itemsize for output in plan.outputs) for recipe in recipes]
+        lines.append(f"write     {len(recipes)} × {len(plan.outputs)} tensors, {sum(sizes) / 1e9:.2f} GB")
+        lines.append(f"memory    torch, slices of a few MB, and up to {memory / 1e6:.0f} MB to select magnitudes")
+        return "\n".join(lines)
+    finally:
+        plan.close()
+
+
+class _Progress:
+    """A bar of bytes read, with tensors, speed and time left; silent unless stderr is a terminal."""
+
+    def __init__(self, quiet: bool):
+        self.quiet = quiet or not sys.stderr.isatty()
+        self.bar: Any = None
+
+    def __enter__(self) -> Callable[[Plan, Output], None] | None:
+        return None if self.quiet else self._advance
+
+    def _advance(self, plan: Plan, output: Output) -> None:
+        from tqdm import tqdm
+
+        if self.bar is None:
+            total = sum(plan.bytes_of(each) for each in plan.outputs)
+            self.bar = tqdm(total=total, unit="B", unit_scale=True, desc=f"{len(plan.outputs)} tensors", leave=False)
+        self.bar.set_postfix_str(output.name.removeprefix("model."), refresh=False)
+        self.bar.update(plan.bytes_of(output))
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+def _size(text: str, key: str) -> int:
+    units = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "B": 1}
+    for unit, factor in units.items():
+        number = text.upper().removesuffix(unit)
+        if number != text.upper():
+            try:
+                if float(number) > 0:
+                    return int(float(number) * factor)
+            except ValueError:
+                break
+    raise BadInput(f"{key}: a size such as 512MB or 2GB; got {text!r}")

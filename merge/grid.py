@@ -1,0 +1,51 @@
+"""A grid of settings over one recipe: `slack=0,0.5,1 density=0.2,0.5` is six recipes."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+
+from merge.errors import BadInput
+from merge.recipe import Recipe
+
+PER_MODEL = ("weight", "density", "gamma", "epsilon")
+
+
+def expand(recipe: Recipe, axes: Sequence[str]) -> list[tuple[str, Recipe]]:
+    """(label, recipe) for every combination, labels such as `slack=0.5,density=0.2`.
+
+    An axis is key=value,value,...: a key of the recipe, a per-model key (set for all models), or model.key. Raises BadInput.
+    """
+    parsed = [_axis(axis) for axis in axes]
+    found = []
+    for combination in itertools.product(*(values for _, values in parsed)):
+        data = recipe.to_dict()
+        chosen = list(zip((key for key, _ in parsed), combination, strict=True))
+        for key, value in chosen:
+            _set(data, key, value)
+        label = ",".join(f"{key}={value}" for key, value in chosen)
+        found.append((label, Recipe.from_dict(data, where=f"--grid {label}")))
+    return found
+
+
+def _axis(text: str) -> tuple[str, list[Any]]:
+    key, equals, values = text.partition("=")
+    if not equals or not key or not values:
+        raise BadInput(f"--grid {text}: expected key=value,value,... such as slack=0,0.5,1")
+    return key, [yaml.safe_load(value) for value in values.split(",")]
+
+
+def _set(data: dict[str, Any], key: str, value: Any) -> None:
+    model, dot, own = key.rpartition(".")
+    if dot:
+        if model not in data["models"]:
+            raise BadInput(f"--grid {key}: no model is called {model!r}; the models are {', '.join(data['models'])}")
+        data["models"][model][own] = value
+    elif key in PER_MODEL:
+        for entry in data["models"].values():
+            entry[key] = value
+    else:
+        data[key] = value

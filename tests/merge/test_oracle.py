@@ -1,0 +1,132 @@
+"""Our merges of mergekit configs against real mergekit, tensor by tensor.
+
+Needs an environment with mergekit (tests/merge/requirements-oracle.txt): `.venv-oracle` in the repository, or the path of a python
+in SLACKMERGE_ORACLE_PYTHON. All configs run in one process of it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+import merge
+from tests.merge.conftest import make_folders
+
+ROOT = Path(__file__).parents[2]
+PYTHON = Path(os.environ.get("SLACKMERGE_ORACLE_PYTHON", ROOT / ".venv-oracle/bin/python"))
+pytestmark = pytest.mark.skipif(not PYTHON.is_file(), reason=f"mergekit is not installed: no {PYTHON} (see this file's text)")
+
+DTYPES: dict[str, dict[str, str]] = {"fp32": {}, "bf16": {}, "bf16_in_fp32": {"dtype": "float32", "out_dtype": "bfloat16"}}
+PARTS: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
+    "linear": ([{"weight": 0.3}, {"weight": 0.9}], {}),
+    "linear_sum": ([{"weight": 0.3}, {"weight": 0.9}], {"normalize": False}),
+    "task_arithmetic": ([{"weight": 0.7}, {"weight": 0.4}], {"lambda": 1.3}),
+    "task_arithmetic_mean": ([{"weight": 0.7}, {"weight": 0.4}], {"normalize": True}),
+    "ties": ([{"weight": 0.5, "density": 0.5}, {"weight": 0.3, "density": 0.2}], {"lambda": 1.5}),
+    "ties_sum": ([{"weight": 1.0, "density": 0.37}, {"weight": 1.0, "density": 1.0}], {"normalize": False, "int8_mask": True}),
+    "ties_negative": ([{"weight": -0.5, "density": 0.5}, {"weight": 1.0, "density": 0.5}], {}),
+    "ties_rules": (
+        [{"weight": [0.2, 0.8], "density": [{"filter": "mlp", "value": [0.3, 0.9]}, {"value": 0.6}]}, {"weight": 0.3}],
+        {"density": 0.5, "lambda": [{"filter": "self_attn", "value": 0.5}, {"value": 1.1}]},
+    ),
+    "ties_rescaled": ([{"weight": 0.5, "density": 0.5}, {"weight": 0.3, "density": 0.2}], {"rescale": True}),
+    "breadcrumbs": ([{"weight": 0.5, "density": 0.5, "gamma": 0.1}, {"weight": 0.3, "density": 0.7}], {}),
+    "breadcrumbs_ties": ([{"weight": 0.5, "density": 0.95, "gamma": 0.1}, {"weight": 0.3, "density": 0.7}], {"normalize": True}),
+    "slerp": ([{}], {"t": [0.2, 0.9]}),
+    "dare_linear_whole": ([{"weight": 0.5, "density": 1.0}, {"weight": 0.3, "density": 1.0}], {}),
+    "della_whole": ([{"weight": 0.5, "density": 1.0}, {"weight": 0.3, "density": 1.0}], {}),
+}
+RANDOM: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
+    "dare_linear": ([{"weight": 0.5, "density": 0.5}, {"weight": 0.3, "density": 0.2}], {}),
+    "dare_ties": ([{"weight": 0.5, "density": 0.5}, {"weight": 0.3, "density": 0.2}], {}),
+    "della": ([{"weight": 0.5, "density": 0.5}, {"weight": 0.3, "density": 0.4}], {}),
+    "della_linear": ([{"weight": 0.5, "density": 0.5, "epsilon": 0.3}, {"weight": 0.3, "density": 0.4}], {}),
+}
+METHODS = (
+    "linear", "task_arithmetic", "ties", "breadcrumbs_ties", "breadcrumbs", "slerp",
+    "dare_linear", "dare_ties", "della_linear", "della",
+)  # fmt: skip
+CASES = [f"{name}-{dtype}" for dtype in DTYPES for name in PARTS] + [f"{name}-fp32" for name in RANDOM]
+# Ties at the threshold: equal magnitudes, of which mergekit's unstable sort keeps any and we the first. The more, the fewer bits.
+TIED = {"fp32": 0.0, "bf16": 0.03, "bf16_in_fp32": 0.03}
+
+
+@pytest.fixture(scope="module")
+def merged(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]]:
+    """(ours, mergekit's) tensors of every case."""
+    root = tmp_path_factory.mktemp("oracle")
+    parents = {dtype: make_folders(root / dtype, torch.float32 if dtype == "fp32" else torch.bfloat16) for dtype in DTYPES}
+    jobs = []
+    for case in CASES:
+        name, dtype = case.rsplit("-", 1)
+        method = next(method for method in sorted(METHODS, key=len, reverse=True) if name.startswith(method))
+        models, shared = (PARTS | RANDOM)[name]
+        folders = parents[dtype]
+        listed = [{"model": str(folders[key]), "parameters": own} for key, own in zip(("ct", "sft"), models, strict=False)]
+        data: dict[str, Any] = {"merge_method": method, "models": listed, "parameters": shared, **DTYPES[dtype]}
+        if method != "linear":
+            data["base_model"] = str(folders["base"])
+        path = root / f"{case}.yml"
+        path.write_text(yaml.safe_dump(data))
+        jobs.append({"config": str(path), "out": str(root / f"theirs-{case}")})
+    (root / "jobs.json").write_text(json.dumps(jobs))
+    script = Path(__file__).with_name("oracle_run.py")
+    ran = subprocess.run([PYTHON, script, root / "jobs.json"], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    result = {}
+    for case in CASES:
+        ours = merge.write(merge.Recipe.from_yaml(root / f"{case}.yml"), root / f"ours-{case}")
+        result[case] = (load_file(ours / "model.safetensors"), _load(root / f"theirs-{case}"))
+    return result
+
+
+def _load(folder: Path) -> dict[str, torch.Tensor]:
+    return {name: tensor for file in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(file).items()}
+
+
+@pytest.mark.parametrize("case", [f"{name}-{dtype}" for dtype in DTYPES for name in PARTS])
+def test_deterministic_methods_agree(case: str, merged: dict[str, tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]]) -> None:
+    ours, theirs = merged[case]
+    dtype = case.rsplit("-", 1)[1]
+    total = different = 0
+    for name, mine in ours.items():
+        other = theirs[name]
+        assert mine.dtype == other.dtype and mine.shape == other.shape
+        total += mine.numel()
+        if dtype == "fp32":
+            apart = _ulps(mine, other)
+            assert int(apart.max()) <= 1, (name, int(apart.max()), int((apart > 1).sum()))
+        else:
+            different += int((mine != other).sum())
+    assert different <= TIED[dtype] * total, f"{different} of {total} elements differ"
+
+
+@pytest.mark.parametrize("name", RANDOM)
+def test_random_methods_agree_on_average(
+    name: str, merged: dict[str, tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]], tmp_path: Path
+) -> None:
+    """The step taken has the same mean, size and number of untouched parameters, within five standard errors."""
+    ours, theirs = merged[f"{name}-fp32"]
+    base = load_file(make_folders(tmp_path)["base"] / "model.safetensors")
+    steps = [torch.cat([(side[key] - base[key]).flatten() for key in base]) for side in (ours, theirs)]
+    n = len(steps[0])
+    untouched = [float((step == 0).float().mean()) for step in steps]
+    error = (untouched[0] * (1 - untouched[0]) * 2 / n) ** 0.5
+    assert abs(untouched[0] - untouched[1]) < 5 * error
+    squares = [step.square() for step in steps]
+    error = float((squares[0].var() + squares[1].var()) / n) ** 0.5
+    assert abs(float(squares[0].mean() - squares[1].mean())) < 5 * error
+
+
+def _ulps(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Distance in units of the last place, by float32 bit pattern; +0 and −0 are one."""
+    signed = [torch.where(bits < 0, -(bits & 0x7FFFFFFF), bits) for bits in (a.view(torch.int32).long(), b.view(torch.int32).long())]
+    return (signed[0] - signed[1]).abs()

@@ -1,0 +1,120 @@
+"""Recipes: what is read, what is refused, and that the words name the key."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from merge import BadInput, Recipe
+from merge.settings import Rule, kind_of, resolve
+
+GOOD: dict[str, Any] = {
+    "method": "ties_sv", "base": "base", "slack": 0.5, "protect": ["sft"], "lambda": 1.5, "normalize": False,
+    "models": {"ct": {"path": "ct", "density": 0.5}, "sft": {"path": "sft", "weight": [0.5, 1.0]}},
+}  # fmt: skip
+
+
+def test_a_recipe_survives_yaml(tmp_path: Path) -> None:
+    recipe = Recipe.from_dict(GOOD, root=tmp_path)
+    recipe.save(tmp_path / "merge.yml")
+    assert Recipe.from_yaml(tmp_path / "merge.yml") == recipe
+    assert recipe.models[0].path == tmp_path / "ct" and recipe.lambda_ == 1.5 and not recipe.normalize
+
+
+def test_defaults_are_the_methods() -> None:
+    models = {"a": {"path": "a"}}
+    assert Recipe.from_dict({"method": "ties", "base": "b", "models": models}).normalize
+    assert not Recipe.from_dict({"method": "task_arithmetic", "base": "b", "models": models}).normalize
+    assert Recipe.from_dict({"method": "dare_ties", "base": "b", "models": models}).rescale == "expectation"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"method": "tiess"}, "method: one of linear"),
+        ({"method": "task_arithmetic"}, "no key protect, slack"),
+        ({"base": None}, "base: method ties_sv needs"),
+        ({"slack": -1}, "slack: 0 (TIES) or more"),
+        ({"slack": "much"}, "slack: expected a number"),
+        ({"protect": ["sfft"]}, "protect: no model is called 'sfft'; the models are ct, sft"),
+        ({"protect": []}, "protect: name the model that slack 0.5 protects"),
+        ({"models": {"ct": {"path": "ct", "density": 0}}}, "models.ct.density: the share kept"),
+        ({"models": {"ct": {"path": "ct", "density": 1.5}}}, "models.ct.density"),
+        ({"models": {"ct": {"path": "ct", "densty": 1}}}, "models.ct: method ties_sv has no key densty"),
+        ({"models": {"ct": {}}}, "models.ct.path: missing"),
+        ({"models": {}}, "models: expected a mapping"),
+        ({"lambda": float("nan")}, "lambda: expected a finite number"),
+        ({"lambda": [{"kind": "atention", "value": 1}]}, "lambda[0].kind: one of embeddings"),
+        ({"lambda": [{"layers": "3-1", "value": 1}]}, "runs backwards"),
+        ({"normalize": "yes please"}, "normalize: true or false"),
+        ({"election": "loud"}, "election: one of unweighted, weighted"),
+        ({"out_dtype": "int8"}, "out_dtype: one of"),
+        ({"seed": 1}, "no key seed"),
+    ],
+)
+def test_refusals_name_the_key(change: dict[str, Any], words: str) -> None:
+    with pytest.raises(BadInput) as refused:
+        Recipe.from_dict(GOOD | change, where="merge.yml")
+    assert words in str(refused.value) and str(refused.value).startswith("merge.yml: ") and "\n" not in str(refused.value)
+
+
+def test_della_needs_room_for_epsilon() -> None:
+    with pytest.raises(BadInput, match="epsilon"):
+        Recipe.from_dict({"method": "della", "base": "b", "models": {"a": {"path": "a", "density": 0.9, "epsilon": 0.2}}})
+
+
+def test_rules_and_gradients() -> None:
+    setting = (Rule(0.1, kind="mlp", layers=(1, 2)), Rule((0.0, 1.0), filter="q_proj"), Rule(0.5))
+    assert resolve(setting, "model.layers.1.mlp.up_proj.weight", 5) == 0.1
+    assert resolve(setting, "model.layers.3.mlp.up_proj.weight", 5) == 0.5
+    assert resolve(setting, "model.layers.3.self_attn.q_proj.weight", 5) == 0.75
+    assert resolve((0.2, 0.4, 1.0), "model.layers.3.self_attn.q_proj.weight", 5) == pytest.approx(0.7)
+    with pytest.raises(BadInput, match="no rule matches"):
+        resolve((Rule(0.1, kind="mlp"),), "model.norm.weight", 5, key="density")
+    assert [kind_of(name) for name in ("model.layers.0.post_attention_layernorm.weight", "lm_head.weight")] == ["norms", "head"]
+
+
+def test_importing_is_light() -> None:
+    code = "import sys, merge, merge.__main__; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_mergekit_config_means_what_mergekit_means(tmp_path: Path) -> None:
+    config = {
+        "merge_method": "dare_ties", "base_model": "base", "dtype": "bfloat16",
+        "models": [{"model": "base"}, {"model": "a+x", "parameters": {"weight": 0.5, "density": [{"filter": "mlp", "value": 0.1}]}}],
+        "parameters": {"density": 0.7, "normalize": True},
+    }  # fmt: skip
+    path = tmp_path / "mk.yml"
+    path.write_text(yaml.safe_dump(config))
+    recipe = Recipe.from_yaml(path)
+    assert (recipe.election, recipe.rescale, recipe.compute_dtype, recipe.out_dtype) == ("weighted", "l1", "bfloat16", "compute")
+    assert recipe.tokenizer == "optional" and not recipe.exact and recipe.normalize
+    (model,) = recipe.models
+    assert (model.path, model.adapter) == (Path("a"), Path("x"))
+    assert model.density == (Rule(0.1, filter="mlp"), Rule(0.7))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"chat_template": "auto"}, "mergekit key chat_template is not supported"),
+        ({"merge_method": "model_stock"}, "merge_method: supported are"),
+        ({"models": [{"model": "a", "parameters": {"density": 0.5}}]}, "parameter weight is missing"),
+        ({"parameters": {"spice": 1}}, "spice is not one of"),
+        ({"models": None, "slices": [{"sources": []}, {"sources": []}]}, "slices: only one slice"),
+        ({"base_model": None}, "base_model: ties needs one"),
+    ],
+)
+def test_what_mergekit_has_and_we_do_not_is_named(change: dict[str, Any], words: str, tmp_path: Path) -> None:
+    config = {"merge_method": "ties", "base_model": "base", "models": [{"model": "a", "parameters": {"weight": 1}}]}
+    path = tmp_path / "mk.yml"
+    path.write_text(yaml.safe_dump(config | change))
+    with pytest.raises(BadInput) as refused:
+        Recipe.from_yaml(path)
+    assert words in str(refused.value) and str(path) in str(refused.value)
