@@ -120,11 +120,12 @@ class Executor:
         work_amount = amount(stage, [(stage.trajectory, resumed)])
         self.progress.start(stage, work_amount)
         self.journal.write("started", stage, resumed_tokens=resumed)
-        started, clock = datetime.now(UTC), time.monotonic()
+        started = datetime.now(UTC)
         try:
             with self.track(job):
+                clock = time.monotonic()
                 self.makers[stage.kind](job)
-            seconds = time.monotonic() - clock
+                seconds = time.monotonic() - clock
             entry = self.store.publish(
                 stage,
                 job.out,

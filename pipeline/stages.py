@@ -108,8 +108,9 @@ def tune(job: Job) -> None:
 
 
 def merge(job: Job) -> None:
-    import merge
     import yaml
+
+    import merge
 
     _use_threads(job)
     recipe = chosen_recipe(job, job.folders["tune"])

@@ -1,0 +1,47 @@
+# `make help` lists the targets. Everything is installed into .venv, from exact versions; nothing else on the machine is touched.
+SHELL := /bin/bash
+PYTHON ?= python3
+EXPERIMENT ?= tiny
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+export OMP_WAIT_POLICY = passive# idle OpenMP threads that spin slow everything else down several times
+
+.DEFAULT_GOAL := help
+.PHONY: help reproduce plan base test lint clean
+
+help:  ## say what there is
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## */  make \1|/' | column -t -s '|'
+	@echo
+	@echo "  EXPERIMENT=tiny    which experiment (conf/experiment/)"
+	@echo "  ARGS='...'         more settings, such as ARGS='seed=0,1 tracking=none', or for test ARGS='-k store'"
+
+reproduce: $(READY)  ## the whole experiment: train, merge, evaluate, report; a second run has nothing to do
+	@$(BIN)/python -m pipeline run -m experiment=$(EXPERIMENT) $(ARGS)
+
+plan: $(READY)  ## which stages are done and which would run
+	@$(BIN)/python -m pipeline plan -m experiment=$(EXPERIMENT) $(ARGS)
+
+base: $(READY)  ## train the shipped base model from scratch, by its recipe (hours; goes on where it was stopped)
+	@$(BIN)/python -m pipeline run experiment=base $(ARGS)
+
+test: $(READY)  ## the tests
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: $(READY)  ## style and types
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+
+clean:  ## remove what tools left behind; the store, the outputs and the venv stay
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+$(READY): requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "slackmerge needs Python 3.11 or newer; say make PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -q -r requirements.lock
+	$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps -e .
+	@touch $@

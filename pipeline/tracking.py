@@ -1,0 +1,121 @@
+"""Weights & Biases: one run a stage that trains, chooses or scores, grouped by experiment. It never stops the pipeline.
+
+Runs go to `outputs/<experiment>/wandb`. Without a key they are offline; `wandb sync outputs/<experiment>/wandb/offline-run-*` sends them later.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator
+from functools import wraps
+from netrc import NetrcParseError, netrc
+from pathlib import Path
+from typing import Any, ParamSpec
+
+from pipeline.config import Config
+from pipeline.execute import Job, Tracker, no_tracker
+
+TRACKED = ("base", "ct", "sft", "tune", "eval")
+P = ParamSpec("P")
+log = logging.getLogger(__name__)
+
+
+def mode(config: Config) -> str:
+    """online, offline or off; `auto` is online where a key is known."""
+    if config.tracking.wandb != "auto":
+        return config.tracking.wandb
+    return "online" if os.environ.get("WANDB_API_KEY") or _logged_in() else "offline"
+
+
+def _logged_in() -> bool:
+    try:
+        return netrc().authenticators("api.wandb.ai") is not None
+    except (OSError, NetrcParseError):
+        return False
+
+
+def harmless(function: Callable[P, Any]) -> Callable[P, Any]:
+    """The function, with whatever it raises turned into a line in the log: tracking is not worth a run."""
+
+    @wraps(function)
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except Exception as error:  # whatever a service and its client can raise
+            log.warning("tracking: %s: %s", type(error).__name__, " ".join(str(error).split())[:200])
+            return None
+
+    return guarded
+
+
+def tracker(config: Config, folder: Path) -> Tracker:
+    """What the executor wraps around the making of a stage."""
+    if mode(config) == "off":
+        return no_tracker
+
+    @contextlib.contextmanager
+    def track(job: Job) -> Iterator[None]:
+        run = start(config, folder, str(job.stage), job.stage.kind, job.settings) if job.stage.kind in TRACKED else None
+        if run is None:
+            yield
+            return
+        say, said_try = job.on_log, job.on_try
+        send = harmless(lambda record: run.log(record))
+        job.on_log = lambda record: (say(record), send(record), None)[-1]
+        job.on_try = lambda done, of, score: (said_try(done, of, score), send({"try": done, "dev_score": score}), None)[-1]
+        try:
+            yield
+        except BaseException:
+            harmless(lambda: run.finish(exit_code=1))()
+            raise
+        harmless(lambda: run.summary.update(scores(job.out)))()
+        harmless(lambda: run.finish())()
+
+    return track
+
+
+@harmless
+def start(config: Config, folder: Path, name: str, job_type: str, settings: dict[str, Any]) -> Any:
+    """A wandb run, or None where there can be none."""
+    import wandb
+
+    os.environ.setdefault("WANDB_SILENT", "true")
+    folder.mkdir(parents=True, exist_ok=True)
+    quiet = wandb.Settings(silent=True, console="off", x_disable_stats=True, x_disable_meta=True, x_save_requirements=False, disable_git=True)
+    return wandb.init(
+        project=config.tracking.project,
+        group=config.name,
+        name=name,
+        job_type=job_type,
+        dir=str(folder),
+        mode="online" if mode(config) == "online" else "offline",
+        config={"stage": settings, "language": config.language.code, "seed": config.seed, "ct_tokens": config.ct.tokens},
+        settings=quiet,
+        reinit="finish_previous",
+    )
+
+
+def scores(out: Path) -> dict[str, float]:
+    """The scores that an evaluation left, by task and metric."""
+    path = out / "scores.jsonl"
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    return {f"{row['task']}/{row['metric']}": row["value"] for row in rows}
+
+
+@harmless
+def report(config: Config, results_csv: Path, curves: Path, page: Path) -> None:
+    """A last run that carries the results table, the curves and the page."""
+    if mode(config) == "off":
+        return
+    run = start(config, results_csv.parent.absolute(), "report", "report", {})
+    if run is None:
+        return
+    import pandas
+    import wandb
+
+    run.log({"results": wandb.Table(dataframe=pandas.read_csv(results_csv)), "curves": wandb.Image(str(curves))})
+    run.save(str(page), base_path=str(page.parent), policy="now")
+    run.finish()
