@@ -31,9 +31,12 @@ class Consensus:
 
 
 def linear(thetas: Sequence[torch.Tensor], weights: Sequence[float], normalize: bool) -> torch.Tensor:
-    """Σ w θ, over Σ w if `normalize`."""
-    out = total([theta * weight for theta, weight in zip(thetas, weights, strict=True)])
-    return out / math.fsum(weights) if normalize else out
+    """Σ w θ, over Σ w if `normalize`; each product is added with one rounding where the processor can."""
+    factors = torch.tensor(weights, dtype=thetas[0].dtype, device=thetas[0].device)
+    out = torch.zeros_like(thetas[0])
+    for theta, factor in zip(thetas, factors, strict=True):
+        out.addcmul_(theta, factor)
+    return out.div_(factors.sum()) if normalize else out
 
 
 def slerp_coefficients(t: float, norm_a: float, norm_b: float, dot: float) -> tuple[float, float]:

@@ -144,8 +144,9 @@ class TensorRecipe:
         if self.recipe.rescale == "none" or use.density >= 1:
             return kept
         if self.recipe.rescale == "l1":
-            before, after = self.sums[f"{use.name}.all"], self.sums[f"{use.name}.kept"]
-            return kept * (before / after) if min(before, after) >= 1e-7 else kept
+            # in the compute dtype, as mergekit rounds them; its sums are less exact than these
+            before, after = (torch.tensor(self.sums[f"{use.name}.{part}"], dtype=self.dtype) for part in ("all", "kept"))
+            return kept * float(before / after) if min(before, after) >= 1e-7 else kept
         if self.recipe.spec.sparsify == "ranked":
             return (kept / self._probabilities(use, piece)).to(kept.dtype)
         return kept / use.density

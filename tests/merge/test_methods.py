@@ -24,7 +24,7 @@ def ties_by_hand(values: list[float], weights: list[float], slack: float, protec
     """One parameter of TIES with slack, as the documentation words it."""
     shielded = sum(v for v, mine in zip(values, protected, strict=True) if mine)
     others = sum(v for v, mine in zip(values, protected, strict=True) if not mine)
-    if math.isinf(slack) and any(protected):
+    if math.isinf(slack):
         balance = shielded or others
     else:
         balance = shielded * (1 + slack) + others
