@@ -88,10 +88,10 @@ def shuffled(text: str, question: str, right: str, wrong: list[str], vocabulary:
 
 
 def next_word(words: list[str], vocabulary: Vocabulary, rng: random.Random) -> Item | None:
-    """Of 13 to 25 words, the last is asked for."""
-    length = rng.randint(12, min(24, len(words) - 1)) if len(words) > 13 else 0
-    if not length:
+    """Of 9 to 15 words, the last is asked for."""
+    if len(words) < 15:
         return None
+    length = rng.randint(8, 14)
     start = rng.randrange(len(words) - length)
     right = bare(words[start + length])
     if not vocabulary.askable(right) or words[start + length - 1][-1] in ".!?":
@@ -102,10 +102,10 @@ def next_word(words: list[str], vocabulary: Vocabulary, rng: random.Random) -> I
 
 
 def blank(words: list[str], vocabulary: Vocabulary, rng: random.Random) -> Item | None:
-    """Of 14 to 22 words, one in the second half is replaced by a blank."""
-    if len(words) < 22:
+    """Of 9 to 14 words, one in the second half is replaced by a blank."""
+    if len(words) < 14:
         return None
-    length = rng.randint(14, 22)
+    length = rng.randint(9, 14)
     start = rng.randrange(len(words) - length + 1)
     text = words[start : start + length]
     place = rng.randrange(length // 2, length - 2)
@@ -119,9 +119,9 @@ def blank(words: list[str], vocabulary: Vocabulary, rng: random.Random) -> Item 
 
 def lookup(words: list[str], vocabulary: Vocabulary, rng: random.Random) -> Item | None:
     """Which word of the text comes after another; the wrong choices stand in the same text."""
-    if len(words) < 22:
+    if len(words) < 16:
         return None
-    length = rng.randint(14, 22)
+    length = rng.randint(10, 16)
     start = rng.randrange(len(words) - length + 1)
     text = words[start : start + length]
     plain = [bare(word) for word in text]

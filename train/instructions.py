@@ -17,6 +17,9 @@ from train.corpus import read_jsonl, write_jsonl
 from train.errors import BadInput
 from train.families import Item, Vocabulary
 
+PASSAGE = 24  # words of a passage whose genre is asked for
+LONGEST_VERSE = 32  # English words of a verse whose topic is asked for: short items are quick to learn from and to score
+
 
 def prompt(instruction: str, text: str) -> str:
     """An instruction as the model sees it, up to the answer: the text first, then what is asked, so that the question stands next to the answer."""
@@ -117,7 +120,7 @@ class Source:
         for first, second in zip(self.verses, self.verses[1:], strict=False):
             same_chapter = first["id"].rpartition(".")[0] == second["id"].rpartition(".")[0]
             if first["split"] == split and same_chapter:
-                text = " ".join(f"{first[language]} {second[language]}".split()[:36])
+                text = " ".join(f"{first[language]} {second[language]}".split()[:PASSAGE])
                 by_label.setdefault(first["genre"], []).append(families.genre(text, first["genre"]))
         yield from balanced(by_label, count, rng)
 
@@ -125,8 +128,8 @@ class Source:
         by_label: dict[str, list[Item]] = {}
         for verse in self.verses:
             topic = families.topic_of(verse["en"])
-            if verse["split"] == split and topic:
-                by_label.setdefault(topic, []).append(families.about(" ".join(verse[language].split()[:36]), topic))
+            if verse["split"] == split and topic and len(verse["en"].split()) <= LONGEST_VERSE:
+                by_label.setdefault(topic, []).append(families.about(verse[language], topic))
         yield from balanced(by_label, count, rng)
 
 
