@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import yaml
@@ -13,7 +14,7 @@ from merge.plan import Plan
 from merge.recipe import Recipe
 
 
-def render(title: str, plan: Plan, recipe: Recipe, files: Sequence[Path], audit: Audit | None) -> str:
+def render(title: str, plan: Plan, recipe: Recipe, files: Sequence[Path], audit: Audit | None, checksums: bool = True) -> str:
     """Markdown with a YAML head as model hubs read it: parents, method, settings, checksums, how to make it again."""
     parents = [str(checkpoint.folder) for checkpoint in plan.parents.values()]
     head = yaml.safe_dump({"base_model": parents, "tags": ["merge", "slackmerge"], "library_name": "transformers"}, sort_keys=False)
@@ -29,10 +30,13 @@ def render(title: str, plan: Plan, recipe: Recipe, files: Sequence[Path], audit:
             cells = [row[key] for key in ("share_trimmed", "share_in_conflict", "share_lost_in_conflict", "norm_lost")]
             lines.append(f"| {name} | " + " | ".join(f"{cell:.1%}" for cell in cells) + " |")
         lines.append("")
-    lines.append("## Checksums (sha256)\n")
-    inputs = sorted({info.file for parent in plan.parents.values() for info in parent.tensors.values()})
-    lines += [f"- read `{file}`: {digest(file)}" for file in inputs]
-    lines += [f"- written `{file.name}`: {digest(file)}" for file in files]
+    if checksums:
+        inputs = sorted({info.file for parent in plan.parents.values() for info in parent.tensors.values()})
+        with ThreadPoolExecutor() as pool:
+            digests = list(pool.map(digest, [*inputs, *files]))
+        lines.append("## Checksums (sha256)\n")
+        lines += [f"- read `{file}`: {found}" for file, found in zip(inputs, digests, strict=False)]
+        lines += [f"- written `{file.name}`: {found}" for file, found in zip(files, digests[len(inputs) :], strict=True)]
     return "\n".join(lines) + "\n"
 
 

@@ -36,6 +36,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--audit-only", action="store_true", help="print what the merge would discard, as JSON; write no weights")
     parser.add_argument("--grid", nargs="+", metavar="KEY=V,V", default=[], help="merge every combination in one pass, e.g. slack=0,0.5,1")
     parser.add_argument("--no-audit", action="store_true", help="do not count what is discarded")
+    parser.add_argument("--no-checksums", action="store_true", help="do not put the files' sha256 into the model card")
     parser.add_argument("--device", default="cpu", help="where to compute (default: cpu)")
     parser.add_argument("--threads", type=int, help="tensors worked on at a time (default: torch's number of threads)")
     parser.add_argument("--memory", default="512MB", help="limit for working sets, e.g. 2GB (default: 512MB)")
@@ -67,7 +68,8 @@ def _run(options: argparse.Namespace) -> None:
         from merge.writer import write_many
 
         out_dirs = [Path(options.out_dir, label) if label else Path(options.out_dir) for label, _ in labelled]
-        written = write_many(recipes, out_dirs, audit=not options.no_audit, shard_bytes=shard, progress=progress, **engine)
+        extras = {"audit": not options.no_audit, "checksums": not options.no_checksums, "shard_bytes": shard}
+        written = write_many(recipes, out_dirs, progress=progress, **extras, **engine)
     print("\n".join(map(str, written)))
 
 

@@ -113,6 +113,7 @@ def write_many(
     out_dirs: Sequence[str | Path],
     *,
     audit: bool = True,
+    checksums: bool = True,
     device: str = "cpu",
     threads: int | None = None,
     memory: int = MEMORY,
@@ -121,8 +122,9 @@ def write_many(
 ) -> list[Path]:
     """Merge each recipe into its own new folder, in one pass over the parents.
 
-    A folder holds safetensors shards, config, tokenizer, generation config, model card, the recipe as merge.yml and, with
-    `audit`, audit.json. All appear under their final names at the end; a merge that fails leaves nothing. Raises BadInput.
+    A folder holds safetensors shards, config, tokenizer, generation config, model card and the recipe as merge.yml; with `audit`,
+    audit.json and audit.parquet; with `checksums`, the card has the sha256 of every file read and written. All appear under their
+    final names at the end; a merge that fails leaves nothing. device, threads, memory, progress: see engine.run. Raises BadInput.
     """
     targets = [Path(out_dir).absolute() for out_dir in out_dirs]
     for target in targets:
@@ -139,7 +141,7 @@ def write_many(
         run(plan, sinks, audits, device=device, threads=threads, memory=memory, progress=progress)
         for recipe, aside, target, sink, seen in zip(recipes, asides, targets, sinks, audits, strict=True):
             sink.close(sync=True)
-            _furnish(plan, recipe, aside, target.name, sink, seen)
+            _furnish(plan, recipe, aside, target.name, sink, seen, checksums)
         for aside, target in zip(asides, targets, strict=True):
             if target.exists():
                 target.rmdir()
@@ -157,7 +159,9 @@ def write_many(
     return targets
 
 
-def _furnish(plan: Plan, recipe: Recipe, aside: Path, title: str, sink: FileSink, audit: Audit | None) -> None:
+def _furnish(
+    plan: Plan, recipe: Recipe, aside: Path, title: str, sink: FileSink, audit: Audit | None, checksums: bool
+) -> None:
     """Put everything but the weights into the folder; config.json last, since it makes the folder a model."""
     lead = plan.parents[plan.leader]
     for name in (*TOKENIZER_FILES, "generation_config.json"):
@@ -166,7 +170,7 @@ def _furnish(plan: Plan, recipe: Recipe, aside: Path, title: str, sink: FileSink
     if audit is not None:
         audit.save(aside)
     recipe.save(aside / "merge.yml")
-    (aside / "README.md").write_text(card.render(title, plan, recipe, sink.files, audit), encoding="utf-8")
+    (aside / "README.md").write_text(card.render(title, plan, recipe, sink.files, audit, checksums), encoding="utf-8")
     config = out_config(plan, recipe)
     (aside / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     for path in aside.iterdir():

@@ -1,0 +1,79 @@
+"""What the merging benchmarks share: Llama-shaped bf16 checkpoints of a given size, and processes that are timed whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+SIZES = {  # hidden, intermediate, layers, vocabulary
+    "tiny": (256, 688, 4, 4096),
+    "270m": (1024, 2816, 16, 32000),
+    "1b": (2048, 5632, 18, 32000),
+}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One process: seconds of wall and CPU time (its children's too), peak resident bytes."""
+
+    wall: float
+    cpu: float
+    rss: int
+
+
+def build(folder: Path, size: str) -> list[Path]:
+    """base, a and b under `folder`; made once. a and b stand a small random step away from base."""
+    import torch
+    from safetensors.torch import save_file
+
+    hidden, middle, layers, vocabulary = SIZES[size]
+    shapes = {"model.embed_tokens.weight": (vocabulary, hidden), "lm_head.weight": (vocabulary, hidden), "model.norm.weight": (hidden,)}
+    for i in range(layers):
+        at = f"model.layers.{i}"
+        shapes |= {f"{at}.self_attn.{name}_proj.weight": (hidden, hidden) for name in "qkvo"}
+        shapes |= {f"{at}.mlp.{name}_proj.weight": (middle, hidden) for name in ("gate", "up")}
+        shapes |= {f"{at}.mlp.down_proj.weight": (hidden, middle)}
+        shapes |= {f"{at}.{name}_layernorm.weight": (hidden,) for name in ("input", "post_attention")}
+    config = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": hidden, "intermediate_size": middle,
+        "num_hidden_layers": layers, "num_attention_heads": 16, "num_key_value_heads": 16, "vocab_size": vocabulary,
+        "tie_word_embeddings": False, "dtype": "bfloat16",
+    }  # fmt: skip
+    found = [folder / size / name for name in ("base", "a", "b")]
+    for number, path in enumerate(found):
+        if (path / "config.json").is_file():
+            continue
+        path.mkdir(parents=True, exist_ok=True)
+        tensors = {}
+        for index, (name, shape) in enumerate(shapes.items()):
+            theta = torch.randn(shape, generator=torch.Generator().manual_seed(index)) * 0.02
+            if number:
+                theta += torch.randn(shape, generator=torch.Generator().manual_seed(1000 * number + index)) * 0.002
+            tensors[name] = theta.bfloat16()
+        save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+        (path / "config.json").write_text(json.dumps(config))
+    return found
+
+
+def timed(command: list[str]) -> Measured:
+    """Run a command to its end and measure the process. Raises RuntimeError with its stderr when it fails."""
+    started = time.perf_counter()
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    assert process.stderr is not None
+    errors = process.stderr.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    wall = time.perf_counter() - started
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(command)}: {errors.decode()[-2000:]}")
+    return Measured(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
+
+
+def python(*arguments: str) -> list[str]:
+    return [sys.executable, *arguments]
