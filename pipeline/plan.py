@@ -164,7 +164,7 @@ def plan_cell(config: Config, inputs: Inputs) -> Cell:
     unmerged = {"base": model, "sft": sft, "ct": ct, "ct_then_sft": after}
     slugs = {"base": name, "sft": f"sft-s{seed}", "ct": f"ct-{budget}-s{seed}", "ct_then_sft": f"ct-then-sft-{budget}-s{seed}"}
     data = {"items": items, "corpus": corpus}
-    scoring = {"split": "test", "limit": config.eval.limit, "language": language, "tasks": config.eval.tasks, "inputs": inputs.tasks}
+    scoring = {"split": "test", "limit": config.eval.limit, "excerpt": config.eval.excerpt, "language": language, "tasks": config.eval.tasks, "inputs": inputs.tasks}
     scoring_options = {**compute, "batch_tokens": config.eval.batch_tokens, "include_path": config.eval.include_path}
 
     def score(slug: str, parents: Mapping[str, Stage]) -> Stage:
@@ -176,7 +176,14 @@ def plan_cell(config: Config, inputs: Inputs) -> Cell:
     of = {"model": model, "ct": ct, "sft": sft}
     for method, described in config.merge.methods.items():
         slug = f"{method}-{budget}-s{seed}"
-        trying = {"tries": described.tries, "metric": config.merge.metric, "limit": config.eval.tune_limit, "language": language, "seed": seed}
+        trying = {
+            "tries": described.tries,
+            "metric": config.merge.metric,
+            "limit": config.eval.tune_limit,
+            "excerpt": config.eval.excerpt,
+            "language": language,
+            "seed": seed,
+        }
         options = {**compute, "batch_tokens": config.eval.batch_tokens}
         tune = Stage("tune", f"{language}-{slug}", trying, {**of, **data}, options)
         merges[method] = Stage("merge", f"{language}-{slug}", {"seed": seed}, {**of, "tune": tune}, compute)

@@ -138,7 +138,7 @@ def evaluate(job: Job) -> None:
     _use_threads(job)
     settings = job.settings
     own, names = settings["include_path"], tuple(settings["tasks"])
-    tasks = task_set(job.folders["items"], job.folders["corpus"], settings["split"], settings["limit"], own, names, settings["language"])
+    tasks = task_set(job.folders["items"], job.folders["corpus"], settings["split"], settings["limit"], settings["excerpt"], own, names, settings["language"])
     how: dict[str, Any] = {"batch_tokens": settings["batch_tokens"], "device": settings["device"]}
     if "merge" in job.stage.parents:
         from transformers import AutoTokenizer
@@ -155,13 +155,20 @@ def evaluate(job: Job) -> None:
 
 @cache
 def task_set(
-    items: Path, corpus: Path, split: str, limit: int | None, own: str | None = None, names: tuple[str, ...] = (), language: str = "und"
+    items: Path,
+    corpus: Path,
+    split: str,
+    limit: int | None,
+    excerpt: int | None,
+    own: str | None = None,
+    names: tuple[str, ...] = (),
+    language: str = "und",
 ) -> TaskSet:
     """The tasks of a split, built once a process: every checkpoint is scored on the same ones."""
     from eval import task_set
 
     folder = None if own is None else Path(own)
-    return task_set.prepare(items / "tasks", corpus / "text", split=split, limit=limit, own=folder, names=names, language=language)
+    return task_set.prepare(items / "tasks", corpus / "text", split=split, limit=limit, excerpt=excerpt, own=folder, names=names, language=language)
 
 
 def chosen_recipe(job: Job, tuned: Path) -> Recipe:

@@ -31,7 +31,7 @@ def tune(job: Job) -> None:
 
     torch.set_num_threads(job.settings["threads"])
     metric, language, tries = job.settings["metric"], job.settings["language"], job.settings["tries"]
-    tasks = of_language(stages.task_set(job.folders["items"], job.folders["corpus"], "dev", job.settings["limit"]), language, metric)
+    tasks = of_language(stages.task_set(job.folders["items"], job.folders["corpus"], "dev", job.settings["limit"], job.settings["excerpt"]), language, metric)
     tokenizer = AutoTokenizer.from_pretrained(job.checkpoint("model"))
     journal = job.work / "tries.jsonl"
     done = read_tries(journal)
