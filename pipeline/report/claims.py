@@ -65,8 +65,8 @@ def beats_ct_then_sft(evidence: Evidence, comparisons: Sequence[Comparison], lea
         return Answer(question, "no data", "It takes CT-then-SFT and a merge with a score on dev at the same budget.")
     difference = here[leader, "accuracy"].difference
     text = (
-        f"At {budget_name(budget)} tokens the merge that was best on dev, {label(leader)}, has a mean accuracy of {evidence.accuracy(leader, budget):.3f}; "
-        f"CT-then-SFT has {evidence.accuracy('ct_then_sft', budget):.3f}. Difference {interval(difference)}."
+        f"At {budget_name(budget)} tokens the merge that was best on dev, {label(leader)}, has a mean accuracy of {evidence.value('accuracy', leader, budget):.3f}; "
+        f"CT-then-SFT has {evidence.value('accuracy', 'ct_then_sft', budget):.3f}. Difference {interval(difference)}."
     )
     if (leader, "bits") in here:
         text += f" In bits per byte (lower is better): {interval(here[leader, 'bits'].difference)}."
@@ -85,8 +85,11 @@ def advantage_shrinks(evidence: Evidence, comparisons: Sequence[Comparison], lea
     if len(steps) < 2:
         return Answer(question, "no data", "It takes two budgets with CT-then-SFT and a merge chosen on dev.")
     first, last = min(steps), max(steps)
-    pairs = [((leaders[budget], budget), ("ct_then_sft", budget)) for budget in (first, last)]
-    shrinkage = evidence.change(pairs[0], pairs[1])
+    weights = ((first, 1.0), (last, -1.0))
+    shrinkage = evidence.contrast(
+        "accuracy",
+        [((method, budget), side * way) for budget, way in weights for method, side in ((leaders[budget], 1.0), ("ct_then_sft", -1.0))],
+    )
     if shrinkage is None:
         return Answer(question, "no data", "The smallest and the largest budget have no seed in common.")
     listed = "; ".join(f"{budget_name(budget)} ({label(leaders[budget])}) {interval(steps[budget])}" for budget in sorted(steps))
@@ -105,7 +108,7 @@ def conflicts_grow(discarded: Sequence[Discarded]) -> Answer:
         later - earlier for shares in series.values() for earlier, later in zip(_by_budget(shares), _by_budget(shares)[1:], strict=False)
     ]
     text = f"Share of SFT's largest {TOP[:-1]} % of parameters whose sign lost the election: "
-    text += "; ".join(f"{label(method)} {_listed(shares)}" for method, shares in series.items())
+    text += "; ".join(f"{label(method)}: {_listed(shares)}" for method, shares in series.items())
     text += ". These are counts of all parameters, not estimates; shown means that the share rises from every budget to the next."
     return Answer(question, _all_one_way(steps), text)
 
@@ -123,7 +126,7 @@ def slack_keeps(discarded: Sequence[Discarded]) -> Answer:
     if not gains:
         return Answer(question, "no data", "It takes TIES with slack and TIES without it at the same budget.")
     text = f"Share of SFT's largest {TOP[:-1]} % of parameters lost in sign conflicts: "
-    text += "; ".join(f"{label(method)} {_listed(shares)}" for method, shares in (plain | slack).items())
+    text += "; ".join(f"{label(method)}: {_listed(shares)}" for method, shares in (plain | slack).items())
     text += ". Shown means that every slack loses less than TIES at every budget."
     return Answer(question, _all_one_way(gains), text)
 
@@ -180,6 +183,11 @@ def signed(value: float) -> str:
     return f"{value:+.3f}".replace("-", "\u2212")
 
 
+def percent(share: float) -> str:
+    """`12.3 %`"""
+    return f"{100 * share:.1f} %"
+
+
 def _all_one_way(steps: Sequence[float]) -> Verdict:
     if all(step > 0 for step in steps):
         return "shown"
@@ -191,4 +199,4 @@ def _by_budget(shares: dict[int, float]) -> list[float]:
 
 
 def _listed(shares: dict[int, float]) -> str:
-    return ", ".join(f"{shares[budget]:.1%} at {budget_name(budget)}" for budget in sorted(shares))
+    return ", ".join(f"{percent(shares[budget])} at {budget_name(budget)}" for budget in sorted(shares))

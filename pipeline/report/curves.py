@@ -28,12 +28,16 @@ def write(rows: Sequence[Row], target: str, names: Mapping[str, str], out: Path)
 
 
 def _draw(rows: Sequence[Row], target: str, names: Mapping[str, str], plt: Any) -> Figure:
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
     shown = {language: measures(rows, language) for language in languages(rows, target)}
     most = max(len(panels) for panels in shown.values())
     columns = most if most <= WIDEST else min(WIDEST, -(-most // 2))
     lines = [(language, panels[start : start + columns]) for language, panels in shown.items() for start in range(0, len(panels), columns)]
-    drawn, grid = plt.subplots(len(lines), columns, figsize=(12, 0.7 + 2.45 * len(lines)), squeeze=False, layout="constrained")
-    drawn.get_layout_engine().set(w_pad=0.06, h_pad=0.05)
+    drawn: Figure
+    drawn, grid = plt.subplots(
+        len(lines), columns, figsize=(12, 0.7 + 2.45 * len(lines)), squeeze=False, layout=ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.05)
+    )
     methods = looks(row.method for row in rows)
     budgets = sorted({row.ct_tokens for row in rows if row.ct_tokens})
     for axes_of_line, (language, panels) in zip(grid, lines, strict=True):
@@ -42,9 +46,9 @@ def _draw(rows: Sequence[Row], target: str, names: Mapping[str, str], plt: Any) 
         for axes, measure in zip(axes_of_line, panels, strict=False):
             axes.set_title(f"{names.get(language, language)}: {measure.name}")
             _panel(axes, measure, points(rows, measure), methods, budgets)
-            if measure.metric == "bits_per_byte":
-                axes.set_ylabel("bits per byte (lower is better)")
-            else:
+            if measure.lower_is_better:
+                axes.set_ylabel("lower is better", labelpad=1)
+            elif axes is axes_of_line[0]:
                 axes.set_ylabel("accuracy")
     for axes in grid[-1][: len(lines[-1][1])]:
         axes.set_xlabel("continual pre-training tokens")

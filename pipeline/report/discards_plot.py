@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.report.discards import Discarded
 from pipeline.report.records import label
-from pipeline.report.style import Look, budget_axis, figure
+from pipeline.report.style import Look, budget_axis, dodge, figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,17 +30,23 @@ def write(discarded: Sequence[Discarded], methods: dict[str, Look], out: Path) -
 def _draw(discarded: Sequence[Discarded], methods: dict[str, Look], plt: Any) -> Figure:
     from matplotlib.ticker import PercentFormatter
 
+    drawn: Figure
     drawn, grid = plt.subplots(1, len(PANELS), figsize=(12, 3.1), layout="constrained")
     budgets = sorted({one.ct_tokens for one in discarded})
+    order = list(dict.fromkeys(one.method for one in discarded))
     for axes, (title, share) in zip(grid, PANELS, strict=True):
         axes.set_title(title)
         budget_axis(axes, budgets)
         axes.tick_params(length=2.5)
-        for method in dict.fromkeys(one.method for one in discarded):
+        for place, method in enumerate(order):
             own = [one for one in discarded if one.method == method]
             look = methods[method]
             axes.plot(
-                [one.ct_tokens for one in own],
+                [
+                    x
+                    for budget, x in zip(budgets, dodge(budgets, place, len(order)), strict=True)
+                    if budget in {one.ct_tokens for one in own}
+                ],
                 [share(one) for one in own],
                 color=look.color,
                 linestyle=look.line,

@@ -11,11 +11,11 @@ from typing import Any
 from pipeline.config import format_tokens
 from pipeline.progress import duration
 from pipeline.report.choices import Chosen
-from pipeline.report.claims import Claims, signed
+from pipeline.report.claims import Claims, percent, signed
 from pipeline.report.discards import TOPS, Discarded
 from pipeline.report.paired import AGAINST, Comparison
 from pipeline.report.records import Row, Subject, label
-from pipeline.report.results import Measure, best, budget_name, budgets_of, languages, measures, methods_in_order, points
+from pipeline.report.results import OVERALL, Measure, best, budget_name, budgets_of, languages, measures, methods_in_order, points
 
 TEMPLATE = "page.html.jinja"
 
@@ -56,7 +56,7 @@ def render(
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
     )
-    environment.filters.update(label=label, budget=budget_name, tokens=format_tokens, share=lambda value: f"{value:.1%}", duration=duration)
+    environment.filters.update(label=label, budget=budget_name, tokens=format_tokens, share=percent, duration=duration)
     names = {subject.language: subject.language_name, "en": "English"}
     finished = max((str(record["finished"]) for record in stages), default="")
     return environment.get_template(TEMPLATE).render(
@@ -72,6 +72,7 @@ def render(
         budgets=budgets_of(rows),
         ct_budgets=[budget for budget in budgets_of(rows) if budget],
         tables=[(names.get(language, language), blocks(rows, language)) for language in languages(rows, subject.language)],
+        overall=OVERALL,
         discarded=discarded,
         tops=TOPS,
         chosen=chosen,

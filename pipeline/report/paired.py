@@ -1,4 +1,4 @@
-"""Paired comparisons between methods: the same items under both, bootstrapped by eval.stats."""
+"""Paired comparisons between methods: the same items under both, with the bootstrap of eval.stats."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from eval.stats import Difference, paired_difference
+import numpy as np
+
+from eval.stats import Difference, Floats, percentiles, resampled_sums
 from pipeline.report.records import WITHOUT_CT, Evaluation, Samples, mean, read_jsonl
 from pipeline.report.results import BITS, unique
 
@@ -36,12 +38,18 @@ class Comparison:
 
 
 class Evidence:
-    """The samples of a run in one language, averaged over seeds and looked up by method and budget."""
+    """The samples of a run in one language, looked up by method and budget.
+
+    Every checkpoint is resampled with the same draws of items, so that a resampled difference is the difference of resampled values: each
+    checkpoint is resampled once, and every comparison is exactly the paired bootstrap of eval.stats.paired_difference. Several seeds are
+    averaged within each resample.
+    """
 
     def __init__(self, evaluations: Iterable[Evaluation], language: str) -> None:
         self.language = language
-        self.folders = {(one.method, one.ct_tokens, one.seed): one for one in unique(evaluations)}
-        self._read: dict[tuple[str, int, int], dict[Kind, Samples]] = {}
+        self.folders = {(one.method, one.ct_tokens, one.seed): one.folder for one in unique(evaluations)}
+        self.items: dict[Kind, list[tuple[str, str]]] = {}
+        self._resampled: dict[tuple[str, int, int], dict[Kind, Floats]] = {}
 
     @cached_property
     def budgets(self) -> list[int]:
@@ -54,56 +62,71 @@ class Evidence:
         unmerged = (*WITHOUT_CT, "ct", "ct_then_sft")
         return list(dict.fromkeys(method for method, _, _ in self.folders if method not in unmerged))
 
-    def difference(self, kind: Kind, first: Sequence[tuple[str, int]], second: Sequence[tuple[str, int]]) -> Difference | None:
-        """The mean of some (method, budget) minus that of others, over the seeds that all of them have; None where there is none."""
-        seeds = set.intersection(*({seed for method, budget, seed in self.folders if (method, budget) == key} for key in (*first, *second)))
-        if not seeds:
-            return None
-        sides = [average([self._samples(*key, seed)[kind] for key in side for seed in sorted(seeds)]) for side in (first, second)]
-        return paired_difference(sides[0], sides[1]) if sides[0] and sides[1] else None
-
-    def change(self, first: tuple[tuple[str, int], tuple[str, int]], second: tuple[tuple[str, int], tuple[str, int]]) -> Difference | None:
-        """A difference of differences in mean accuracy: (a - b) - (c - d) for pairs of (method, budget), item by item."""
-        (a, b), (c, d) = first, second
-        halved = self.difference("accuracy", [a, d], [b, c])  # each side is the mean of two
-        if halved is None:
-            return None
-        return Difference(2 * halved.value, 2 * halved.low, 2 * halved.high, halved.n)
-
-    def accuracy(self, method: str, budget: int) -> float:
-        """Mean accuracy, over all seeds."""
-        seeds = sorted(seed for one, tokens, seed in self.folders if (one, tokens) == (method, budget))
-        by_task: dict[str, list[float]] = {}
-        for sample in average([self._samples(method, budget, seed)["accuracy"] for seed in seeds]):
-            by_task.setdefault(sample["task"], []).append(sample["score"])
-        return mean([mean(scores) for scores in by_task.values()])
-
     def has(self, method: str, budget: int) -> bool:
-        return any((one, tokens) == (method, budget) for one, tokens, _ in self.folders)
+        """Whether there is a checkpoint of this method at this budget."""
+        return bool(self.seeds(method, budget))
 
-    def _samples(self, method: str, budget: int, seed: int) -> dict[Kind, Samples]:
+    def seeds(self, method: str, budget: int) -> set[int]:
+        """The seeds of a method at a budget."""
+        return {seed for one, tokens, seed in self.folders if (one, tokens) == (method, budget)}
+
+    def value(self, kind: Kind, method: str, budget: int) -> float:
+        """Mean accuracy or bits per byte, mean over seeds."""
+        return mean([float(self._drawn(method, budget, seed)[kind][0]) for seed in sorted(self.seeds(method, budget))])
+
+    def contrast(self, kind: Kind, weights: Sequence[tuple[tuple[str, int], float]]) -> Difference | None:
+        """A weighted sum of the values of some (method, budget), over the seeds that all of them have; None where nothing was measured."""
+        seeds = set.intersection(*(self.seeds(*key) for key, _ in weights))
+        drawn = [(weight / len(seeds), self._drawn(*key, seed)) for key, weight in weights for seed in sorted(seeds)]
+        if not drawn or any(kind not in one for _, one in drawn):
+            return None
+        total = np.sum([weight * one[kind] for weight, one in drawn], axis=0)
+        return Difference(float(total[0]), *percentiles(total[1:]), len(self.items[kind]))
+
+    def difference(self, kind: Kind, first: Sequence[tuple[str, int]], second: Sequence[tuple[str, int]]) -> Difference | None:
+        """The mean of some (method, budget) minus that of others."""
+        return self.contrast(kind, [*((key, 1 / len(first)) for key in first), *((key, -1 / len(second)) for key in second)])
+
+    def _drawn(self, method: str, budget: int, seed: int) -> dict[Kind, Floats]:
+        """Of one checkpoint, shape (1 + resamples,): the value that was measured, then the resampled ones. Raises ValueError."""
         key = (method, budget, seed)
-        if key not in self._read:
-            folder = self.folders[key].folder
+        if key not in self._resampled:
+            folder = self.folders[key]
             tasks = {record["task"] for record in read_jsonl(folder / "scores.jsonl") if record["language"] == self.language}
-            own = [sample for sample in read_jsonl(folder / "samples.jsonl") if sample["task"] in tasks]
-            bits = [sample for sample in own if sample["metric"] == BITS]
-            self._read[key] = {"accuracy": [sample for sample in own if sample["metric"] != BITS], "bits": bits}
-        return self._read[key]
+            own = sorted(
+                (sample for sample in read_jsonl(folder / "samples.jsonl") if sample["task"] in tasks),
+                key=lambda sample: (sample["task"], sample["id"]),
+            )
+            split: dict[Kind, Samples] = {
+                "accuracy": [sample for sample in own if sample["metric"] != BITS],
+                "bits": [sample for sample in own if sample["metric"] == BITS],
+            }
+            for kind, samples in split.items():
+                items = [(sample["task"], sample["id"]) for sample in samples]
+                if self.items.setdefault(kind, items) != items:
+                    raise ValueError(f"{folder / 'samples.jsonl'}: not the same items as those of the other checkpoints")
+            self._resampled[key] = {kind: RESAMPLE[kind](samples) for kind, samples in split.items() if samples}
+        return self._resampled[key]
 
 
-def average(groups: Sequence[Samples]) -> Samples:
-    """Item by item, the mean score (or bits) of several checkpoints on the same items. Raises ValueError where the items differ."""
-    if len(groups) == 1:
-        return groups[0]
-    indexed = [{(sample["task"], sample["id"], sample["metric"]): sample for sample in group} for group in groups]
-    if any(one.keys() != indexed[0].keys() for one in indexed[1:]):
-        raise ValueError("paired samples must hold the same items")
-    averaged = []
-    for key, sample in indexed[0].items():
-        field = "bits" if "bits" in sample else "score"
-        averaged.append({**sample, field: mean([one[key][field] for one in indexed])})
-    return averaged
+def resampled_accuracy(samples: Samples) -> Floats:
+    """The unweighted mean over tasks of mean scores, resampled within each task."""
+    by_task: dict[str, list[float]] = {}
+    for sample in samples:
+        by_task.setdefault(sample["task"], []).append(sample["score"])
+    groups = [np.asarray(scores)[:, None] for scores in by_task.values()]
+    means = [np.append(scores.mean(), resampled_sums(scores, (0, place))[:, 0] / len(scores)) for place, scores in enumerate(groups)]
+    return np.asarray(np.mean(means, axis=0))
+
+
+def resampled_bits(samples: Samples) -> Floats:
+    """Total bits / total bytes, resampling documents."""
+    pairs = np.asarray([(sample["bits"], sample["bytes"]) for sample in samples], dtype=np.float64)
+    sums = np.vstack([pairs.sum(axis=0), resampled_sums(pairs, 0)])
+    return np.asarray(sums[:, 0] / sums[:, 1])
+
+
+RESAMPLE = {"accuracy": resampled_accuracy, "bits": resampled_bits}
 
 
 def sign(difference: Difference) -> int:

@@ -12,6 +12,7 @@ from pipeline.report.records import ENGLISH, WITHOUT_CT, Evaluation, Row, label,
 
 COLUMNS = tuple(field.name for field in fields(Row))[:12]
 BITS = "bits_per_byte"
+OVERALL = ("mean accuracy", "bits per byte")  # the names of the measures that sum a language up
 
 
 @dataclass(frozen=True)
@@ -93,9 +94,8 @@ def measures(rows: Sequence[Row], language: str) -> list[Measure]:
             return "bits per byte"
         return row.family if families.count(row.family) == 1 else row.task
 
-    rank = {"mean accuracy": 0, "bits per byte": 1}
     shown = [Measure(language, row.task, row.metric, name(row), row.chance, row.trivial) for row in found.values()]
-    return sorted(shown, key=lambda measure: rank.get(measure.name, 2))
+    return sorted(shown, key=lambda measure: OVERALL.index(measure.name) if measure.name in OVERALL else len(OVERALL))
 
 
 def points(rows: Sequence[Row], measure: Measure) -> dict[tuple[str, int], Point]:
@@ -168,7 +168,7 @@ def _cell(point: Point | None, bold: bool) -> str:
 def terminal_table(rows: Sequence[Row], language: str) -> str:
     """Methods x budgets, for a terminal: mean accuracy in the language, then bits per byte (after a slash)."""
     budgets, order = budgets_of(rows), methods_in_order(row.method for row in rows)
-    shown = [measure for measure in measures(rows, language) if measure.name in ("mean accuracy", "bits per byte")]
+    shown = [measure for measure in measures(rows, language) if measure.name in OVERALL]
     columns = [points(rows, measure) for measure in shown]
     head = ["", *(budget_name(budget) for budget in budgets)]
     lines = [head]

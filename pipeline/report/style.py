@@ -79,7 +79,7 @@ def dodge(budgets: Sequence[int], place: int, count: int) -> list[float]:
     if count < 2:
         return [float(budget) for budget in budgets]
     span = max(budgets) / min(budgets) if len(budgets) > 1 else 2.0
-    return [budget * span ** (0.05 * (place / (count - 1) - 0.5)) for budget in budgets]
+    return [budget * span ** (0.08 * (place / (count - 1) - 0.5)) for budget in budgets]
 
 
 def figure(draw: Callable[[Any], Figure], paths: Sequence[Path]) -> None:
@@ -91,6 +91,8 @@ def figure(draw: Callable[[Any], Figure], paths: Sequence[Path]) -> None:
 
     with plt.rc_context(RC):
         drawn = draw(plt)
+        drawn.draw_without_rendering()
+        drawn.set_layout_engine("none")  # laid out once, for all formats
         for path in paths:
             kind = path.suffix.lstrip(".")
             save = partial(drawn.savefig, format=kind, dpi=200, metadata={"Date": None} if kind == "svg" else {"Software": None})

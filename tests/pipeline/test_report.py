@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 import yaml
 
 from eval.harness import mean_records
-from eval.stats import mean_interval, ratio_interval, wilson
+from eval.stats import mean_interval, paired_difference, ratio_interval, wilson
 from pipeline import report
 from pipeline.report import choices, claims, discards, page, results, style
 from pipeline.report.paired import Evidence, compare
@@ -74,8 +75,8 @@ class Run:
     """A run in which `gains` says, by method and budget, how much higher than CT-then-SFT's 0.4 each accuracy is."""
 
     root: Path
-    gains: dict[str, tuple[float, ...]]
-    lost: dict[str, tuple[float, ...]]
+    gains: Mapping[str, tuple[float, ...]]
+    lost: Mapping[str, tuple[float, ...]]
     seeds: tuple[int, ...] = (0,)
     evaluations: list[Evaluation] = field(default_factory=list)
     audits: list[Audit] = field(default_factory=list)
@@ -173,8 +174,8 @@ def test_claims_state_the_numbers(tmp_path: Path) -> None:
     assert "At 10k tokens" in first and "TIES SV 1, has a mean accuracy of 0.700; CT-then-SFT has 0.400. Difference +0.300 [+0.2" in first
     assert "Of the 2 merges, 2 are shown" in first and "bits per byte (lower is better): \u22120.300 [" in first
     assert "From 10k to 1M the advantage shrinks by +0.200 [+0." in second
-    assert "TIES 10.0% at 10k, 20.0% at 100k, 30.0% at 1M" in third and "SV" not in third
-    assert "TIES SV 1 5.0% at 10k" in fourth
+    assert "TIES: 10.0 % at 10k, 20.0 % at 100k, 30.0 % at 1M" in third and "SV" not in third
+    assert "TIES SV 1: 5.0 % at 10k" in fourth
     assert "over all budgets: +0.100 [" in fifth and "1M +0.100 [" in fifth
 
 
@@ -200,11 +201,25 @@ def test_comparisons_pair_items_over_the_seeds_that_both_have(tmp_path: Path) ->
     assert (same.difference.low, same.difference.high) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("kind", ["accuracy", "bits"])
+def test_comparisons_are_the_paired_bootstrap_of_the_evaluation_room(tmp_path: Path, kind: Any) -> None:
+    run = Run(tmp_path, {"ties": (0.13, 0.1, 0.1)}, {})
+    sides = []
+    for method in ("ties", "ct"):
+        folder = next(one.folder for one in run.evaluations if (one.method, one.ct_tokens) == (method, 10_000))
+        samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+        sides.append([one for one in samples if one["task"].endswith("_nya") and ("bits" in one) == (kind == "bits")])
+    expected = paired_difference(sides[0], sides[1])
+    found = Evidence(run.evaluations, "nya").difference(kind, [("ties", 10_000)], [("ct", 10_000)])
+    assert found is not None and found.n == expected.n
+    assert (found.value, found.low, found.high) == pytest.approx((expected.value, expected.low, expected.high))
+
+
 def test_other_items_are_not_compared(tmp_path: Path) -> None:
     run = Run(tmp_path, {"ties": (0.1, 0.1, 0.1)}, {})
     samples = run.evaluations[-1].folder / "samples.jsonl"
     samples.write_text(samples.read_text().replace('"id": "7"', '"id": "another"'))
-    with pytest.raises(ValueError, match="same items"):
+    with pytest.raises(ValueError, match="samples.jsonl: not the same items"):
         run.claims()
 
 
@@ -224,7 +239,7 @@ def test_the_page_is_one_file_that_refers_to_nothing_else(rendered: tuple[Run, r
         "61.5",
         "c0ffeec0ff",
         "+0.300",
-        "30.0%",
+        "30.0 %",
         "torch 2.13.0",
         "name: a &lt;b&gt;",
     ):
