@@ -68,7 +68,7 @@ def _run(options: argparse.Namespace) -> None:
         from merge.writer import write_many
 
         out_dirs = [Path(options.out_dir, label) if label else Path(options.out_dir) for label, _ in labelled]
-        extras = {"audit": not options.no_audit, "checksums": not options.no_checksums, "shard_bytes": shard}
+        extras: dict[str, Any] = {"audit": not options.no_audit, "checksums": not options.no_checksums, "shard_bytes": shard}
         written = write_many(recipes, out_dirs, progress=progress, **extras, **engine)
     print("\n".join(map(str, written)))
 

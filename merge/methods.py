@@ -82,8 +82,8 @@ def elected_sign(taus: Sequence[torch.Tensor], slack: float = 0.0, protected: Se
             if shielded.dtype == torch.float16:  # too narrow for the nudge
                 shielded, others = shielded.float(), others.float()
             # A sum that is not zero exceeds its terms' rounding error, far above 2⁻⁶⁰ of a term: the nudge only decides zeros.
-            balance = (shielded * (1.0 + slack) + others).add_(shielded, alpha=2.0**-60).to(taus[0].dtype)
-    return torch.copysign(torch.ones_like(balance), balance + 0.0)  # −0 + 0 is +0
+            balance = (shielded * (1.0 + slack) + others).add_(shielded, alpha=2.0**-60)
+    return torch.copysign(torch.ones_like(balance), balance + 0.0).to(taus[0].dtype)  # −0 + 0 is +0
 
 
 def merge_taus(base: torch.Tensor, taus: Sequence[torch.Tensor], how: Consensus) -> tuple[torch.Tensor, list[torch.Tensor] | None]:
