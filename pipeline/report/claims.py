@@ -180,7 +180,7 @@ def interval(difference: Difference) -> str:
 
 def signed(value: float) -> str:
     """Three decimals with a sign, and a minus that is as wide as the plus."""
-    return f"{value:+.3f}".replace("-", "\u2212")
+    return f"{round(value, 3) + 0.0:+.3f}".replace("-", "\u2212")
 
 
 def percent(share: float) -> str:

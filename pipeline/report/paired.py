@@ -15,6 +15,7 @@ from pipeline.report.results import BITS, unique
 
 Kind = Literal["accuracy", "bits"]
 KINDS: tuple[Kind, ...] = ("accuracy", "bits")
+ROUNDING = 1e-9  # differences of equals may miss 0 by this much
 AGAINST = ("ct_then_sft", "ct", "sft")
 
 
@@ -131,7 +132,7 @@ RESAMPLE = {"accuracy": resampled_accuracy, "bits": resampled_bits}
 
 def sign(difference: Difference) -> int:
     """1 or -1 where the 95 % interval lies on one side of 0, else 0."""
-    return (difference.low > 0) - (difference.high < 0)
+    return (difference.low > ROUNDING) - (difference.high < -ROUNDING)
 
 
 def compare(evidence: Evidence) -> list[Comparison]:

@@ -46,7 +46,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Subject:
-    """What a report is about: the target language, the config of every cell by the cell's name, and the command that made it."""
+    """What a report is about: the experiment's name, the target language, the config of every cell by its name, the command that made it."""
 
     title: str
     language: str

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import exp, log
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,10 +77,9 @@ def budget_axis(axes: Axes, budgets: Sequence[int]) -> None:
 
 def dodge(budgets: Sequence[int], place: int, count: int) -> list[float]:
     """The budgets, moved a little to the side for one of `count` curves, so that their error bars do not hide each other."""
-    if count < 2:
-        return [float(budget) for budget in budgets]
-    span = max(budgets) / min(budgets) if len(budgets) > 1 else 2.0
-    return [budget * span ** (0.08 * (place / (count - 1) - 0.5)) for budget in budgets]
+    ratios = [later / earlier for earlier, later in zip(budgets, budgets[1:], strict=False)] or [2.0]
+    width = min(0.08 * sum(map(log, ratios)), 0.5 * log(min(ratios)))  # of all curves, on the log axis
+    return [budget * exp(width * (place / max(1, count - 1) - 0.5)) for budget in budgets]
 
 
 def figure(draw: Callable[[Any], Figure], paths: Sequence[Path]) -> None:

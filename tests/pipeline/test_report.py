@@ -201,6 +201,12 @@ def test_comparisons_pair_items_over_the_seeds_that_both_have(tmp_path: Path) ->
     assert (same.difference.low, same.difference.high) == pytest.approx(expected)
 
 
+def test_equals_are_not_told_apart(tmp_path: Path) -> None:
+    found = compare(Evidence(Run(tmp_path, {"ties": (0.0, 0.0, 0.0)}, {}, seeds=(0, 1, 2)).evaluations, "nya"))
+    assert {one.verdict for one in found if one.baseline == "ct_then_sft"} == {"not shown"}
+    assert claims.signed(-1e-17) == "+0.000" and claims.signed(-0.25) == "\u22120.250"
+
+
 @pytest.mark.parametrize("kind", ["accuracy", "bits"])
 def test_comparisons_are_the_paired_bootstrap_of_the_evaluation_room(tmp_path: Path, kind: Any) -> None:
     run = Run(tmp_path, {"ties": (0.13, 0.1, 0.1)}, {})
@@ -278,10 +284,12 @@ def test_methods_keep_their_looks_apart() -> None:
     assert len({(look.color, look.line) for look in looks.values()}) == len(looks) == 20
 
 
-def test_dodged_points_stay_near_their_budget_and_in_order() -> None:
-    moved = [style.dodge(BUDGETS, place, 8) for place in range(8)]
-    assert all(abs(x / budget - 1) < 0.15 for line in moved for x, budget in zip(line, BUDGETS, strict=True))
-    assert [line[0] for line in moved] == sorted(line[0] for line in moved)
+@pytest.mark.parametrize("budgets", [BUDGETS, (10_000,), tuple(1_000 * 2**step for step in range(20))])
+def test_dodged_points_stay_near_their_budget_and_in_order(budgets: tuple[int, ...]) -> None:
+    moved = [style.dodge(budgets, place, 8) for place in range(8)]
+    across = [line[place] for place in range(len(budgets)) for line in moved]
+    assert across == sorted(across) and len(set(across)) == len(across)
+    assert moved[0][0] < budgets[0] < moved[-1][0]
 
 
 def test_publishing_leaves_nothing_half_written(tmp_path: Path) -> None:
