@@ -9,6 +9,7 @@ import difflib
 import itertools
 import re
 from collections.abc import Mapping
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -27,7 +28,7 @@ def parse_tokens(value: object) -> object:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmbt]?)", str(value).strip().lower().replace("_", ""))
     if isinstance(value, bool) or match is None:
         raise ValueError("give a number of tokens such as 32k, 1.5M or 2B")
-    count = float(match[1]) * UNITS[match[2]]
+    count = Decimal(match[1]) * UNITS[match[2]]
     if count != int(count) or count < 1:
         raise ValueError("give a whole, positive number of tokens such as 32k, 1.5M or 2B")
     return int(count)
@@ -37,7 +38,7 @@ def format_tokens(count: int) -> str:
     """The shortest exact way to write a number of tokens: 32000 is `32k`, 1500000 is `1.5M`, 1234 is `1234`."""
     for unit, size in (("T", 10**12), ("B", 10**9), ("M", 10**6), ("k", 10**3)):
         if count >= size and count % (size // 100) == 0:
-            return f"{count / size:g}{unit}"
+            return f"{Decimal(count) / size:f}{unit}"
     return str(count)
 
 
@@ -202,6 +203,7 @@ class Evaluation(Section):
     items: Positive
     limit: Positive | None
     tune_limit: Positive | None
+    excerpt: Positive | None
     batch_tokens: Tokens
     tasks: list[str]
     include_path: str | None

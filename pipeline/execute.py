@@ -81,12 +81,14 @@ class Executor:
         """The folder of a stage, made if it is missing or damaged. What will be read is checked by checksum, once a process."""
         if stage.given:
             return Path(stage.options["path"])
-        if entry := self._whole(stage, to_read):
+        entry = self._whole(stage, to_read)
+        if entry and not self.store.has_work(stage):
             return entry.path
         with self.store.claim(stage, lambda: self.progress.say(stage, "waits for another job that is making it")):
             entry = self._whole(stage, to_read)
             if entry is None:
                 entry = self._make(stage)
+            self.store.discard_work(stage)  # a crash right after publishing leaves it behind
         self.read.add(stage.key)
         return entry.path
 

@@ -16,7 +16,19 @@ from typing import Any
 from pipeline.config import Config, Training, format_tokens
 
 # Raise a kind's number when its code changes what it makes: entries of older code are then made anew.
-REVISIONS = {"corpus": 1, "items": 1, "base": 1, "ct_blocks": 1, "sft_blocks": 1, "ct": 1, "sft": 1, "tune": 1, "merge": 1, "weights": 1, "eval": 1}
+REVISIONS = {
+    "corpus": 1,
+    "items": 1,
+    "base": 1,
+    "ct_blocks": 1,
+    "sft_blocks": 1,
+    "ct": 1,
+    "sft": 1,
+    "tune": 1,
+    "merge": 1,
+    "weights": 1,
+    "eval": 1,
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,7 +176,14 @@ def plan_cell(config: Config, inputs: Inputs) -> Cell:
     unmerged = {"base": model, "sft": sft, "ct": ct, "ct_then_sft": after}
     slugs = {"base": name, "sft": f"sft-s{seed}", "ct": f"ct-{budget}-s{seed}", "ct_then_sft": f"ct-then-sft-{budget}-s{seed}"}
     data = {"items": items, "corpus": corpus}
-    scoring = {"split": "test", "limit": config.eval.limit, "excerpt": config.eval.excerpt, "language": language, "tasks": config.eval.tasks, "inputs": inputs.tasks}
+    scoring = {
+        "split": "test",
+        "limit": config.eval.limit,
+        "excerpt": config.eval.excerpt,
+        "language": language,
+        "tasks": config.eval.tasks,
+        "inputs": inputs.tasks,
+    }
     scoring_options = {**compute, "batch_tokens": config.eval.batch_tokens, "include_path": config.eval.include_path}
 
     def score(slug: str, parents: Mapping[str, Stage]) -> Stage:

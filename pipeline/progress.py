@@ -64,7 +64,9 @@ class Estimates:
     def rate(self, kind: str) -> float:
         """Seconds for an `amount` of 1."""
         if kind not in self.rates:
-            records = sorted((entry.record for entry in self.store.entries(kind) if entry.record), key=lambda record: record["finished"])[-5:]
+            records = sorted((entry.record for entry in self.store.entries(kind) if entry.record), key=lambda record: record["finished"])[
+                -5:
+            ]
             seconds, work = sum(record["seconds"] for record in records), sum(record["amount"] for record in records)
             self.rates[kind] = seconds / work if work else self.first_guess.get(kind, 10.0)
         return self.rates[kind]

@@ -77,7 +77,13 @@ def run(sweep: Sweep) -> int:
     for event in (*failed, *refused):
         print(event["message"], file=sys.stderr)
     results, page = (str(paths.results_csv), str(paths.page)) if paths else (None, None)
-    summary = {"results": results, "report": page, "stages_run": ran, "stages_reused": found - ran, "seconds": round(time.monotonic() - started, 1)}
+    summary = {
+        "results": results,
+        "report": page,
+        "stages_run": ran,
+        "stages_reused": found - ran,
+        "seconds": round(time.monotonic() - started, 1),
+    }
     say(json.dumps(summary))
     return 1 if failed else 2 if refused else 0
 
@@ -171,7 +177,9 @@ def write_report(cells: Sequence[Cell], store: Store, config: Config) -> ReportP
         if not evaluations:
             continue
         merges = [(method, cell, stage) for cell in own for method, stage in cell.merges.items()]
-        audits = [report.Audit(method, cell.ct_tokens, cell.seed, entry.path) for method, cell, stage in merges if (entry := store.find(stage))]
+        audits = [
+            report.Audit(method, cell.ct_tokens, cell.seed, entry.path) for method, cell, stage in merges if (entry := store.find(stage))
+        ]
         choices = [
             report.Choice(method, cell.ct_tokens, cell.seed, entry.path)
             for method, cell, stage in merges
@@ -180,7 +188,9 @@ def write_report(cells: Sequence[Cell], store: Store, config: Config) -> ReportP
         records = [entry.record for stage in merged(own) if (entry := store.find(stage))]
         out = Path(config.outputs) / config.name
         configs = {str(cell): cell.config.model_dump() for cell in own}
-        subject = report.Subject(config.name, language, own[0].config.language.name, configs, f"python -m pipeline {shlex.join(sys.argv[1:])}".strip())
+        subject = report.Subject(
+            config.name, language, own[0].config.language.name, configs, f"python -m pipeline {shlex.join(sys.argv[1:])}".strip()
+        )
         paths = report.render(evaluations, audits, choices, records, out / language if len(languages) > 1 else out, subject)
         say(report.terminal_table(report.gather(evaluations), language))
         for path in (paths.results_csv, paths.results_md, paths.curves, paths.page):

@@ -98,7 +98,9 @@ def check_budget(blocks: Path, tokens: int) -> None:
     """Refuses a budget that the packed corpus cannot fill."""
     held = json.loads((blocks / "counts.json").read_text(encoding="utf-8"))["tokens"]
     if tokens > held:
-        raise BadInput(f"ct.tokens={format_tokens(tokens)}: the corpus holds {held:,} tokens with its English share; take a smaller budget or more text")
+        raise BadInput(
+            f"ct.tokens={format_tokens(tokens)}: the corpus holds {held:,} tokens with its English share; take a smaller budget or more text"
+        )
 
 
 def tune(job: Job) -> None:
@@ -138,7 +140,8 @@ def evaluate(job: Job) -> None:
     _use_threads(job)
     settings = job.settings
     own, names = settings["include_path"], tuple(settings["tasks"])
-    tasks = task_set(job.folders["items"], job.folders["corpus"], settings["split"], settings["limit"], settings["excerpt"], own, names, settings["language"])
+    taken = (settings["split"], settings["limit"], settings["excerpt"])
+    tasks = task_set(job.folders["items"], job.folders["corpus"], *taken, own, names, settings["language"])
     how: dict[str, Any] = {"batch_tokens": settings["batch_tokens"], "device": settings["device"]}
     if "merge" in job.stage.parents:
         from transformers import AutoTokenizer
@@ -168,7 +171,9 @@ def task_set(
     from eval import task_set
 
     folder = None if own is None else Path(own)
-    return task_set.prepare(items / "tasks", corpus / "text", split=split, limit=limit, excerpt=excerpt, own=folder, names=names, language=language)
+    return task_set.prepare(
+        items / "tasks", corpus / "text", split=split, limit=limit, excerpt=excerpt, own=folder, names=names, language=language
+    )
 
 
 def chosen_recipe(job: Job, tuned: Path) -> Recipe:

@@ -93,9 +93,11 @@ class Store:
 
     def work(self, stage: Stage) -> Path:
         """Where a claimed stage is made. What a crash left there is still there."""
-        folder = self.root / ".work" / f"{stage.kind}-{stage.key}"
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
+        self._work(stage).mkdir(parents=True, exist_ok=True)
+        return self._work(stage)
+
+    def _work(self, stage: Stage) -> Path:
+        return self.root / ".work" / f"{stage.kind}-{stage.key}"
 
     def publish(self, stage: Stage, out: Path, about: Mapping[str, Any]) -> Entry:
         """Makes `out` the entry of a claimed stage: records it, brings it to the disk, renames it. The work folder is removed."""
@@ -124,9 +126,13 @@ class Store:
         self.discard_work(stage)
         return Entry(final, record)
 
+    def has_work(self, stage: Stage) -> bool:
+        """Whether a stage is being made, or a crash left its work folder behind."""
+        return self._work(stage).exists()
+
     def discard_work(self, stage: Stage) -> None:
         """Removes what the making of a stage left behind. Only for whoever holds the claim."""
-        shutil.rmtree(self.root / ".work" / f"{stage.kind}-{stage.key}", ignore_errors=True)
+        shutil.rmtree(self._work(stage), ignore_errors=True)
 
     def set_aside(self, entry: Entry) -> Path:
         """Moves a damaged entry out of the way, to `store/.damaged/`, so that it can be made anew and still be looked at."""

@@ -59,7 +59,9 @@ def _jobs(root: DictConfig, given: list[Override]) -> list[list[str]]:
 def _single(given: list[Override]) -> list[str]:
     for override in given:
         if override.is_sweep_override():
-            raise BadInput(f"{override.input_line}: several values make a sweep; say `python -m pipeline -m ...`, or quote a value that holds a comma")
+            raise BadInput(
+                f"{override.input_line}: several values make a sweep; say `python -m pipeline -m ...`, or quote a value that holds a comma"
+            )
     return [override.input_line or "" for override in given if not override.get_key_element().startswith("hydra")]
 
 
@@ -72,7 +74,9 @@ def _check_budgets(configs: Sequence[Config]) -> None:
     cells = [(config.language.code, config.ct.tokens, config.seed) for config in configs]
     if len(set(cells)) < len(cells):
         code, tokens, seed = next(cell for cell in cells if cells.count(cell) > 1)
-        raise BadInput(f"the sweep has the cell language.code={code} ct.tokens={format_tokens(tokens)} seed={seed} twice; give each value once")
+        raise BadInput(
+            f"the sweep has the cell language.code={code} ct.tokens={format_tokens(tokens)} seed={seed} twice; give each value once"
+        )
     budgets = list(dict.fromkeys(config.ct.tokens for config in configs))
     if budgets != sorted(budgets):
         listed, right = (",".join(map(format_tokens, order)) for order in (budgets, sorted(budgets)))

@@ -84,7 +84,9 @@ def start(config: Config, folder: Path, name: str, job_type: str, settings: dict
 
     os.environ.setdefault("WANDB_SILENT", "true")
     folder.mkdir(parents=True, exist_ok=True)
-    quiet = wandb.Settings(silent=True, console="off", x_disable_stats=True, x_disable_meta=True, x_save_requirements=False, disable_git=True)
+    quiet = wandb.Settings(
+        silent=True, console="off", x_disable_stats=True, x_disable_meta=True, x_save_requirements=False, disable_git=True
+    )
     return wandb.init(
         project=config.tracking.project,
         group=config.name,

@@ -1,0 +1,159 @@
+"""Bad input: one line on stderr that names the key and what would be right, exit code 2, and nothing computed or written."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+
+from pipeline import __main__ as entry
+from pipeline import run, stages
+from pipeline.errors import BadInput
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Files that are right, and files that are each wrong in one way."""
+    (tmp_path / "text.txt").write_text("Some text.\n\nMore text.\n")
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "latin.txt").write_bytes("caf\xe9".encode("latin-1"))
+    (tmp_path / "word.docx").write_text("not a text file")
+    (tmp_path / "no_yaml").mkdir()
+    for name in ("no_config", "no_tokenizer", "no_weights"):
+        (tmp_path / name).mkdir()
+        for file in {"config.json", "tokenizer.json", "model.safetensors"} - {
+            {"no_config": "config.json", "no_tokenizer": "tokenizer.json", "no_weights": "model.safetensors"}[name]
+        }:
+            (tmp_path / name / file).write_text("{}")
+    return tmp_path
+
+
+CASES = {
+    "unknown key": (["ct.tokns=32k"], r"ct\.tokns: unknown key; did you mean ct\.tokens\?"),
+    "unknown added key": (["+ct.tokns=32k"], r"ct\.tokns: unknown key; did you mean tokens\?"),
+    "unknown group": (["languages=nya"], r"languages: unknown key or group; did you mean language\?"),
+    "unknown choice": (["language=xyz"], r"language=xyz: no such choice; language has mine, nya"),
+    "unknown experiment": (["experiment=tny"], r"experiment=tny: no such choice; experiment has .*tiny"),
+    "wrong type": (["seed=abc"], r"seed=abc: "),
+    "negative seed": (["seed=-1"], r"seed=-1: "),
+    "not a budget": (["ct.tokens=32q"], r"ct\.tokens=32q: give a number of tokens such as 32k"),
+    "zero budget": (["ct.tokens=0"], r"ct\.tokens=0: give a whole, positive number"),
+    "budget above the schedule": (["ct.tokens=2B"], r"ct\.tokens=2B: .*ct\.schedule_tokens=8192"),
+    "batch that is no multiple": (["ct.batch_tokens=1000"], r"ct\.batch_tokens=1000: must be a multiple of block_size=128"),
+    "block above the context": (["ct.block_size=1024"], r"ct\.block_size=1024: must not exceed model\.recipe\.context=256"),
+    "share of one": (["ct.english_share=1"], r"ct\.english_share=1: .*less than 1"),
+    "learning rate of zero": (["sft.learning_rate=0"], r"sft\.learning_rate=0: .*greater than 0"),
+    "density above one": (
+        ["merge.methods.ties_sv_1.grid.density=[0.5,1.5]"],
+        r"merge\.methods\.ties_sv_1\..*density: .*above 0 and at most 1; got 1\.5",
+    ),
+    "density of zero": (
+        ["merge.methods.ties_sv_1.grid.density=[0,1]"],
+        r"merge\.methods\.ties_sv_1\..*density: .*above 0 and at most 1; got 0",
+    ),
+    "negative slack": (["merge.methods.ties_sv_1.recipe.slack=-1"], r"merge\.methods\.ties_sv_1\..*slack: .*got -1"),
+    "unknown method": (["merge.methods.ties_sv_1.recipe.method=tise"], r"merge\.methods\.ties_sv_1\..*method: one of .*'tise'"),
+    "unequal tries": (["merge.methods.task_arithmetic.grid.lambda=[1]"], r"merge\.methods: every method gets the same number of tries"),
+    "reserved name": (["+merge.methods.sft={recipe: {method: ties}, grid: {lambda: [1, 2]}}"], r"merge\.methods\.sft: the name is taken"),
+    "no grid values": (["merge.methods.task_arithmetic.grid.lambda=[]"], r"merge\.methods\.task_arithmetic\.grid\.lambda=\[\]: "),
+    "English": (["language.code=en"], r"language\.code=en: English is the language of SFT"),
+    "language that the corpus lacks": (["language.code=tam"], r"language\.code=tam: corpus=bible holds nya only"),
+    "no corpus path": (["language=mine"], r"corpus\.path is empty: give a path or glob"),
+    "missing corpus": (["language=mine", "corpus.path={tmp}/no/*.txt"], r"corpus\.path: no file matches .*no/\*\.txt"),
+    "empty corpus": (["language=mine", "corpus.path={tmp}/empty.txt"], r"corpus\.path: .*empty\.txt is empty"),
+    "corpus that is not UTF-8": (["language=mine", "corpus.path={tmp}/latin.txt"], r"corpus\.path: .*latin\.txt is not UTF-8 \(byte 3\)"),
+    "corpus of another format": (
+        ["language=mine", "corpus.path={tmp}/word.docx"],
+        r"corpus\.path: .*word\.docx is not one of \.txt, \.jsonl, \.parquet",
+    ),
+    "missing English": (
+        ["language=mine", "corpus.path={tmp}/text.txt", "corpus.english_path={tmp}/no.txt"],
+        r"corpus\.english_path: no file matches",
+    ),
+    "missing instructions": (["sft.path={tmp}/no.jsonl"], r"sft\.path: no file matches"),
+    "instructions that are not JSONL": (["sft.path={tmp}/text.txt"], r"sft\.path: .*text\.txt is not one of \.jsonl"),
+    "missing model": (["model.path={tmp}/no"], r"model\.path=.*no: no such folder"),
+    "model without config": (["model.path={tmp}/no_config"], r"model\.path=.*no_config: has no config\.json"),
+    "model without tokenizer": (["model.path={tmp}/no_tokenizer"], r"model\.path=.*no_tokenizer: has no tokenizer"),
+    "model without weights": (["model.path={tmp}/no_weights"], r"model\.path=.*no_weights: has no weights"),
+    "model from nowhere": (["model=folder"], r"model\.path=null: give a local Hugging Face folder"),
+    "missing tasks": (["eval.include_path={tmp}/no"], r"eval\.include_path=.*no: no such folder"),
+    "tasks without YAML": (["eval.include_path={tmp}/no_yaml"], r"eval\.include_path=.*no_yaml: holds no \.yaml file"),
+    "descending budgets": (["-m", "ct.tokens=4096,2048"], r"ct\.tokens=4096,2048: budgets must ascend.* ct\.tokens=2048,4096"),
+    "a budget twice": (["-m", "ct.tokens=2k,2000"], r"the sweep has the cell language\.code=nya ct\.tokens=2k seed=0 twice"),
+    "one bad cell of a sweep": (["-m", "ct.tokens=2048,4096,1M"], r"ct\.tokens=1M: .*ct\.schedule_tokens=8192"),
+    "a sweep without -m": (["ct.tokens=2048,4096"], r"ct\.tokens=2048,4096: several values make a sweep; say `python -m pipeline -m"),
+    "not an override": (["reproduce"], r"reproduce: neither a verb \(run, plan, report, verify\) nor key=value"),
+    "an override that cannot be read": (["ct.tokens=[1"], r"."),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_one_line_and_exit_code_2(case: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def computes(*_: object) -> None:
+        raise AssertionError("nothing may be computed")
+
+    monkeypatch.setattr(run, "executor", computes)
+    monkeypatch.setattr(run, "launch", computes)
+    arguments, message = CASES[case]
+    given = [argument.format(tmp=folder) if "{tmp}" in argument else argument for argument in arguments]
+    experiment = [] if any(argument.startswith("experiment=") for argument in given) else ["experiment=test"]
+    code = entry.main([*experiment, f"store={folder}/store", f"outputs={folder}/outputs", *given])
+    said = capsys.readouterr().err
+    assert code == 2
+    assert len(said.splitlines()) == 1
+    assert re.search(f"^{message}", said)
+    assert not (folder / "outputs").exists()
+
+
+def test_no_disk_space(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9 - 1, 1))
+    assert entry.main(["experiment=test", f"store={folder}/store", f"outputs={folder}/outputs"]) == 2
+    assert "0.0 GB free, but this run may need" in capsys.readouterr().err
+
+
+def test_a_budget_above_the_corpus_names_its_size(tmp_path: Path) -> None:
+    (tmp_path / "counts.json").write_text(json.dumps({"tokens": 123_456}))
+    stages.check_budget(tmp_path, 123_456)
+    with pytest.raises(BadInput, match=r"^ct\.tokens=1M: the corpus holds 123,456 tokens"):
+        stages.check_budget(tmp_path, 10**6)
+
+
+def test_nothing_to_report(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert entry.main(["report", "experiment=test", f"store={folder}/store"]) == 2
+    assert "nothing of this sweep is scored yet" in capsys.readouterr().err
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run([sys.executable, *arguments], check=False, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+def test_the_command_itself() -> None:
+    done = command("-m", "pipeline", "experiment=test", "ct.tokens=2B")
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
+
+
+def test_help_and_plan_import_no_torch(tmp_path: Path) -> None:
+    program = f"""
+import sys
+from pipeline.__main__ import main
+assert main(["--help"]) == 0
+assert "hydra" not in sys.modules
+assert main(["plan", "-m", "experiment=test", "store={tmp_path}/store"]) == 0
+heavy = {{"torch", "transformers", "lm_eval", "wandb", "matplotlib", "pandas"}} & set(sys.modules)
+assert not heavy, heavy
+"""
+    done = command("-c", program)
+    assert done.returncode == 0, done.stderr
+    assert "2 cells, 28 stages: 0 done, 28 to run" in done.stdout

@@ -1,0 +1,136 @@
+"""Execution over a real store: what is done is skipped, what is damaged is made anew, kill -9 and concurrency leave one set of results."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+import toy
+
+from pipeline.errors import BadInput, StageFailed
+from pipeline.execute import Executor
+from pipeline.progress import Journal
+from pipeline.store import Store
+
+ROOT = Path(__file__).parents[2]
+
+
+def execute(root: Path, stages=None, makers=None) -> tuple[list[str], list[dict]]:
+    """The lines said and the journal of a run in this process."""
+    stages = stages or toy.plan()
+    lines: list[str] = []
+    journal = Journal(root / f"journal-{len(list(root.glob('journal-*')))}.jsonl")
+    Executor(Store(root), makers or toy.Makers(), stages, journal, say=lines.append).run(stages)
+    return lines, journal.events("published")
+
+
+def process(root: Path, journal: Path, point: str = "") -> subprocess.Popen:
+    command = [sys.executable, str(ROOT / "tests/pipeline/toy.py"), str(root), str(journal), *([point] if point else [])]
+    return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL)
+
+
+def contents(root: Path) -> dict[str, bytes | list]:
+    """What the store holds, but for times."""
+    found: dict[str, bytes | list] = {}
+    for path in sorted(root.glob("[a-z]*/*/**/*")):
+        if path.is_file():
+            name = str(path.relative_to(root))
+            found[name] = path.read_bytes() if path.name != "stage.json" else list(json.loads(path.read_text())["files"].items())
+    return found
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes | list]:
+    root = tmp_path_factory.mktemp("undisturbed")
+    execute(root)
+    return contents(root)
+
+
+def test_second_run_runs_nothing(tmp_path: Path) -> None:
+    assert len(execute(tmp_path)[1]) == 6
+    lines, published = execute(tmp_path)
+    assert (lines, published) == ([], [])
+
+
+def test_a_new_budget_continues_from_the_one_before(tmp_path: Path) -> None:
+    execute(tmp_path, toy.plan((20,)))
+    _, published = execute(tmp_path, toy.plan((10, 20, 40)))
+    assert [event["slug"] for event in published] == ["toy-10", "toy-40", "toy-10", "toy-40"]
+    resumed = {entry.record["slug"]: entry.record["resumed_tokens"] for entry in Store(tmp_path).entries("ct")}
+    assert resumed == {"toy-20": 0, "toy-10": 0, "toy-40": 20}
+
+
+@pytest.mark.parametrize("point", toy.POINTS)
+def test_kill_at_any_point(tmp_path: Path, point: str, undisturbed: dict) -> None:
+    """A process that was killed leaves nothing under a final name that is not whole; the next run ends with the same results."""
+    killed = process(tmp_path, tmp_path / "killed.jsonl", point)
+    assert killed.wait(timeout=60) == -signal.SIGKILL
+    assert all(entry.damage(thorough=True) is None for kind in Store(tmp_path).kinds() for entry in Store(tmp_path).entries(kind))
+    execute(tmp_path)
+    assert contents(tmp_path) == undisturbed
+    assert not list((tmp_path / ".work").iterdir())
+
+
+def test_mid_stage_crash_loses_no_checkpoint(tmp_path: Path) -> None:
+    process(tmp_path, tmp_path / "killed.jsonl", "mid_stage").wait(timeout=60)
+    work = next((tmp_path / ".work").glob("ct-*")) / "scratch" / "step"
+    assert work.read_text() == "11"
+
+
+def test_two_processes_share_one_store(tmp_path: Path, undisturbed: dict) -> None:
+    journals = [tmp_path / f"j{number}.jsonl" for number in range(2)]
+    running = [process(tmp_path, journal) for journal in journals]
+    assert [one.wait(timeout=60) for one in running] == [0, 0]
+    started = [event["key"] for journal in journals for event in Journal(journal).events("started")]
+    assert len(started) == len(set(started)) == 6
+    assert contents(tmp_path) == undisturbed
+
+
+@pytest.mark.parametrize("harm", ["changed", "truncated", "deleted", "record"])
+def test_damage_is_found_and_made_anew(tmp_path: Path, harm: str, undisturbed: dict) -> None:
+    execute(tmp_path)
+    entry = next(Store(tmp_path).entries("ct"))
+    file = entry.path / ("stage.json" if harm == "record" else "state")
+    if harm == "deleted":
+        file.unlink()
+    else:
+        file.write_text({"changed": "99", "truncated": "2", "record": "{"}[harm])
+    lines, published = execute(tmp_path)
+    assert [event["kind"] for event in published] == ["ct"]
+    assert len([line for line in lines if "damaged" in line]) == 1
+    assert contents(tmp_path) == undisturbed
+    assert len(list((tmp_path / ".damaged").iterdir())) == 1
+
+
+def test_large_parent_is_checked_when_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A changed byte in a large entry costs no reading until a stage needs the entry; then the entry is made anew first."""
+    monkeypatch.setattr("pipeline.store.ALWAYS_CHECKED", 0)
+    execute(tmp_path, toy.plan((20,)))
+    (next((tmp_path / "base").iterdir()) / "model" / "words").write_text("base ['tokenz']")
+    assert execute(tmp_path, toy.plan((20,)))[1] == []
+    _, published = execute(tmp_path, toy.plan((20, 40)))
+    assert [event["kind"] for event in published] == ["base", "ct", "eval"]
+
+
+def test_a_crash_is_told_in_one_line(tmp_path: Path) -> None:
+    def fails(job: object) -> None:
+        raise ZeroDivisionError("of all things")
+
+    with pytest.raises(StageFailed, match=r"^ct toy-20 failed: ZeroDivisionError: of all things \(traceback: .*\)$"):
+        execute(tmp_path, makers={**toy.Makers(), "ct": fails})
+    assert "Traceback" in next((tmp_path / ".work").glob("ct-*/traceback.txt")).read_text()
+
+
+def test_a_full_disk_is_bad_input(tmp_path: Path) -> None:
+    def full(job: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(BadInput, match="the disk is full"):
+        execute(tmp_path, makers={**toy.Makers(), "ct": full})

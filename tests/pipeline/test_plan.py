@@ -1,0 +1,138 @@
+"""Keys: what changes the result changes the key, and nothing else does."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline import sweep
+from pipeline.config import Config, format_tokens, parse_tokens, validate
+from pipeline.plan import Cell, Inputs, Stage, merged, plan_cell
+
+
+@cache
+def composed() -> Config:
+    return sweep.expand(("experiment=test",), multirun=False).configs[0]
+
+
+def planned(inputs: Inputs | None = None, **changes: Any) -> Cell:
+    """The plan of the test experiment with some keys changed; `ct__tokens=5` stands for ct.tokens=5."""
+    values = composed().model_dump()
+    for key, value in changes.items():
+        *folders, last = key.split("__")
+        place = values
+        for folder in folders:
+            place = place[folder]
+        place[last] = value
+    return plan_cell(validate(values), inputs or Inputs())
+
+
+def changed(one: Cell, other: Cell) -> set[str]:
+    """Kinds of which the other plan has stages that the first does not have."""
+    known = {stage.key for stage in one.stages}
+    return {stage.kind for stage in other.stages if stage.key not in known}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"store": "elsewhere"},
+        {"outputs": "elsewhere"},
+        {"name": "other"},
+        {"compute__threads": 7},
+        {"compute__device": "cuda"},
+        {"compute__micro_batch": 1},
+        {"compute__first_guess": {}},
+        {"tracking__wandb": "offline"},
+        {"ct__save_every_tokens": 4096},
+        {"sft__save_every_tokens": 4096},
+        {"eval__batch_tokens": 512},
+        {"language__name": "Nyanja"},
+        {"model__name": "renamed"},
+    ],
+)
+def test_what_changes_no_result_changes_no_key(changes: dict[str, Any]) -> None:
+    assert [stage.key for stage in planned().stages] == [stage.key for stage in planned(**changes).stages]
+
+
+LATER = {"tune", "merge", "eval"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "kinds"),
+    [
+        ({"merge__methods__ties_sv_1__recipe": {"method": "ties_sv", "slack": 2.0, "protect": ["sft"]}}, LATER),
+        ({"merge__metric": "bits_per_byte"}, LATER),
+        ({"eval__tune_limit": 3}, LATER),
+        ({"eval__limit": 3}, {"eval"}),
+        ({"ct__learning_rate": 1e-5}, {"ct", "sft"} | LATER),
+        ({"ct__english_share": 0.5}, {"ct_blocks", "ct", "sft"} | LATER),
+        ({"sft__learning_rate": 1e-5}, {"sft"} | LATER),
+        ({"sft__replay_share": 0.5}, {"sft_blocks", "sft"} | LATER),
+        ({"seed": 1}, {"ct_blocks", "sft_blocks", "ct", "sft"} | LATER),
+        ({"model__recipe__layers": 3}, {"base", "ct_blocks", "sft_blocks", "ct", "sft"} | LATER),
+        ({"corpus__dev": 0.07}, {"corpus", "items", "base", "ct_blocks", "sft_blocks", "ct", "sft"} | LATER),
+    ],
+)
+def test_a_change_reaches_what_depends_on_it_and_no_more(changes: dict[str, Any], kinds: set[str]) -> None:
+    assert changed(planned(), planned(**changes)) == kinds
+
+
+def test_a_new_budget_adds_its_own_stages_only() -> None:
+    small, large = planned(ct__tokens=2048), planned(ct__tokens=4096)
+    new = [str(stage) for stage in merged([small, large]) if stage.key not in {known.key for known in small.stages}]
+    assert all("4096" in name for name in new)
+    assert changed(small, large) == {"ct", "sft"} | LATER
+    trajectories = {stage.trajectory for cell in (small, large) for stage in cell.stages if stage.kind == "ct"}
+    assert len(trajectories) == 1
+
+
+def test_base_and_sft_scores_are_shared_by_budgets() -> None:
+    small, large = planned(ct__tokens=2048), planned(ct__tokens=4096)
+    assert {small.evals[name].key == large.evals[name].key for name in ("base", "sft")} == {True}
+    assert {small.evals[name].key == large.evals[name].key for name in ("ct", "ct_then_sft", "ties_sv_1")} == {False}
+
+
+def test_inputs_are_known_by_their_content() -> None:
+    folder = {"model__path": "models/a"}
+    one, other = planned(Inputs(model="abc"), **folder), planned(Inputs(model="abc"), model__path="models/b")
+    assert [stage.key for stage in one.stages] == [stage.key for stage in other.stages]
+    assert "ct" in changed(one, planned(Inputs(model="abd"), **folder))
+
+
+def test_parents_come_first_and_nothing_comes_twice() -> None:
+    cell = planned()
+    seen: set[str] = set()
+    for stage in cell.stages:
+        assert {parent.key for parent in stage.parents.values() if not parent.given} <= seen
+        assert stage.key not in seen
+        seen.add(stage.key)
+
+
+def test_only_what_is_scored_is_planned() -> None:
+    cell = planned(eval__unmerged=["base"], merge__methods={})
+    assert [stage.kind for stage in cell.stages] == ["corpus", "base", "items", "eval"]
+
+
+@given(st.dictionaries(st.text(), st.integers() | st.floats(allow_nan=False) | st.text() | st.none(), max_size=5))
+def test_keys_do_not_depend_on_the_order_of_settings(settings: dict[str, Any]) -> None:
+    turned = dict(reversed(settings.items()))
+    assert Stage("eval", "a", settings).key == Stage("eval", "b", turned).key
+    assert Stage("eval", "a", settings).key != Stage("tune", "a", settings).key
+    assert Stage("eval", "a", {**settings, "x\0": 1}).key != Stage("eval", "a", settings).key
+
+
+@given(st.integers(min_value=1, max_value=10**13))
+def test_tokens_read_as_they_are_written(count: int) -> None:
+    assert parse_tokens(format_tokens(count)) == count
+
+
+@pytest.mark.parametrize(
+    ("text", "count"), [("32k", 32_000), ("1.5M", 1_500_000), ("2B", 2 * 10**9), (4096, 4096), ("1_000", 1000), ("0.5k", 500)]
+)
+def test_token_budgets(text: object, count: int) -> None:
+    assert parse_tokens(text) == count

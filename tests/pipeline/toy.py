@@ -1,0 +1,111 @@
+"""A plan of toy stages over real store, locks and journal; as a script, a process that can be made to kill itself at a chosen point.
+
+`python toy.py STORE JOURNAL [POINT]`
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from pipeline import store as store_module
+from pipeline.execute import Executor, Job
+from pipeline.plan import Stage
+from pipeline.progress import Journal
+from pipeline.store import Store
+
+POINTS = ("start", "mid_stage", "before_record", "fsync", "before_rename", "after_rename", "discard")
+
+
+def plan(budgets: tuple[int, ...] = (20, 40)) -> tuple[Stage, ...]:
+    corpus = Stage("corpus", "toy", {"words": 3})
+    model = Stage("base", "toy", {"tokens": 1_000_000}, {"corpus": corpus})
+    ct = [Stage("ct", f"toy-{tokens}", {"tokens": tokens, "seed": 0}, {"model": model, "blocks": corpus}) for tokens in budgets]
+    evals = [Stage("eval", f"toy-{tokens}", {"split": "test"}, {"checkpoint": stage}) for tokens, stage in zip(budgets, ct, strict=True)]
+    return (corpus, model, *ct, *evals)
+
+
+class Makers(dict[str, object]):
+    """Makers of the toy kinds. `ct` counts up to its budget, a step at a time, and goes on from its scratch folder or a smaller budget."""
+
+    def __init__(self, point: str | None = None, pause: float = 0.0) -> None:
+        self.point, self.pause = point, pause
+        super().__init__(corpus=self.text, base=self.text, ct=self.train, eval=self.score)
+
+    def text(self, job: Job) -> None:
+        if self.point == "start":
+            die()
+        (job.out / "model").mkdir()
+        (job.out / "model" / "words").write_text(f"{job.stage.kind} {sorted(job.stage.settings)}")
+        time.sleep(self.pause)
+
+    def train(self, job: Job) -> None:
+        checkpoint = job.work / "step"
+        start = 0
+        if checkpoint.exists():
+            start = int(checkpoint.read_text())
+        elif job.resume:
+            start = int((job.resume.path / "state").read_text())
+        for step in range(start, job.settings["tokens"]):
+            aside = job.work / "aside"
+            aside.write_text(str(step + 1))
+            os.replace(aside, checkpoint)
+            if self.point == "mid_stage" and step == job.settings["tokens"] // 2:
+                die()
+        time.sleep(self.pause)
+        (job.out / "state").write_text(str(job.settings["tokens"]))
+        (job.out / "steps_here").write_text("same whatever was resumed")
+
+    def score(self, job: Job) -> None:
+        (job.out / "scores.jsonl").write_text((job.folders["checkpoint"] / "state").read_text())
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_at(point: str) -> None:
+    """Makes the store's file operations fatal at a point of the first CT stage's publication."""
+    publishing = {"ct": False}
+    publish, fsync, rename, discard = Store.publish, store_module._fsync, os.rename, Store.discard_work
+
+    def watched_publish(self, stage, out, about):  # type: ignore[no-untyped-def]
+        publishing["ct"] = stage.kind == "ct"
+        if point == "before_record" and publishing["ct"]:
+            die()
+        return publish(self, stage, out, about)
+
+    def watched_fsync(path):  # type: ignore[no-untyped-def]
+        if point == "fsync" and publishing["ct"]:
+            die()
+        fsync(path)
+
+    def watched_rename(source, target):  # type: ignore[no-untyped-def]
+        if point == "before_rename" and publishing["ct"]:
+            die()
+        rename(source, target)
+        if point == "after_rename" and publishing["ct"]:
+            die()
+
+    def watched_discard(self, stage):  # type: ignore[no-untyped-def]
+        if point == "discard" and publishing["ct"]:
+            die()
+        discard(self, stage)
+
+    Store.publish, Store.discard_work = watched_publish, watched_discard  # type: ignore[method-assign]
+    store_module._fsync, store_module.os.rename = watched_fsync, watched_rename
+
+
+def main() -> None:
+    root, journal, point = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] if len(sys.argv) > 3 else None
+    if point:
+        die_at(point)
+    stages = plan()
+    Executor(Store(root), Makers(point, pause=0.05), stages, Journal(journal)).run(stages)
+
+
+if __name__ == "__main__":
+    main()
