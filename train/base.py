@@ -57,7 +57,7 @@ def prepare(corpus_dir: Path, settings: dict[str, Any], out: Path) -> None:
     ]
     encode = packing.encoder(tokenizer)
     streams = [packing.chunks(texts, encode, tokenizer.eos_token_id, settings["block_size"]) for _, texts in sources]
-    steps = -(-settings["tokens"] // settings["batch_tokens"])
+    steps = settings["tokens"] // settings["batch_tokens"]
     order = itertools.islice(packing.interleave([share for share, _ in sources]), steps * settings["batch_tokens"] // settings["block_size"])
     blocks = [next(streams[source]) for source in order]
     packing.save(out / "blocks", "blocks", blocks, len(tokenizer))

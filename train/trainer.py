@@ -56,8 +56,10 @@ def train(
     if batch % micro:
         raise BadInput(f"compute.micro_batch={micro} does not divide the {batch} blocks of a batch")
     dataset = Blocks(blocks_dir)
-    steps = -(-settings["tokens"] // settings["batch_tokens"])
-    horizon = max(steps, -(-settings["schedule_tokens"] // settings["batch_tokens"]))
+    steps = settings["tokens"] // settings["batch_tokens"]  # a budget is never exceeded
+    horizon = max(steps, settings["schedule_tokens"] // settings["batch_tokens"])
+    if not steps:
+        raise BadInput(f"tokens={settings['tokens']:,} is less than one step of batch_tokens={settings['batch_tokens']:,}")
     if steps * batch > len(dataset):
         raise BadInput(f"tokens={settings['tokens']:,} is more than the corpus holds: {len(dataset) * settings['block_size']:,} tokens in {blocks_dir.name}")
     checkpoints = usable_checkpoints(work)
