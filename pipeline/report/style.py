@@ -92,7 +92,7 @@ def figure(draw: Callable[[Any], Figure], paths: Sequence[Path]) -> None:
     with plt.rc_context(RC):
         drawn = draw(plt)
         drawn.draw_without_rendering()
-        drawn.set_layout_engine("none")  # laid out once, for all formats
+        drawn.set_layout_engine(None)  # laid out once, for all formats
         for path in paths:
             kind = path.suffix.lstrip(".")
             save = partial(drawn.savefig, format=kind, dpi=200, metadata={"Date": None} if kind == "svg" else {"Software": None})
