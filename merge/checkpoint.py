@@ -65,7 +65,7 @@ class Checkpoint:
         info = self.tensors[name]
         size = ITEM_BYTES[info.dtype]
         values = torch.empty(stop - start, dtype=torch_dtype(info.dtype))
-        _fill(self._open(info.file), memoryview(values.view(torch.uint8).numpy()), info.offset + start * size, info.file)
+        _fill(self._open(info.file), values.view(torch.uint8).numpy().data, info.offset + start * size, info.file)
         return values
 
     def _open(self, file: Path) -> int:

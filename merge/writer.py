@@ -51,7 +51,7 @@ class FileSink:
     def write(self, output: Output, start: int, values: torch.Tensor) -> None:
         dtype = self.dtypes[output.name]
         descriptor, offset = self._places[output.name]
-        data = memoryview(values.to(dtype).cpu().contiguous().view(torch.uint8).numpy())
+        data = values.to(dtype).cpu().contiguous().view(torch.uint8).numpy().data
         at = offset + start * dtype.itemsize
         while data:
             done = os.pwrite(descriptor, data, at)

@@ -116,9 +116,9 @@ def test_deterministic_methods_agree(case: str, merged: dict[str, Case]) -> None
         assert mine.dtype == other.dtype and mine.shape == other.shape
         explained = _at_threshold(found.recipe, plan, output)
         differs = (mine != other) & ~explained
-        if loose:  # one unit in the last place of the terms that were added
+        if loose:  # a few units in the last place of the terms that were added
             terms = torch.stack([_read(plan, parent, output).float().abs() for parent in plan.parents]).amax(0)
-            differs &= (mine.float() - other.float()).abs() > terms * torch.finfo(mine.dtype).eps * 2
+            differs &= (mine.float() - other.float()).abs() > terms * torch.finfo(mine.dtype).eps * 4
         apart, tied, total = apart + int(differs.sum()), tied + int((mine != other).sum()), total + mine.numel()
     plan.close()
     print(f"{case}: {tied} of {total} elements differ, {apart} of them unexplained")
