@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from train import packing
-from train.corpus import read_jsonl, split_of
+from train.corpus import place_of, read_jsonl
+from train.errors import BadInput
 
 END = "<|end|>"
 
@@ -82,16 +83,19 @@ def train_tokenizer(texts: list[str], vocabulary: int) -> Any:
 def aligned_documents(corpus_dir: Path, settings: dict[str, Any], rng: random.Random) -> list[str]:
     """Chapters of aligned verses, a line a verse in one language and a line in the other; the order of the languages changes by document.
 
-    The chapters are a fixed `aligned_chapters` of the training chapters, chosen by a hash of their names.
+    The chapters are a fixed `aligned_chapters` of the training chapters: the first in the order of a hash of their names.
     """
     language = settings["language"]
     chapters: dict[str, list[dict[str, str]]] = {}
     for verse in read_jsonl(corpus_dir / "verses.jsonl"):
-        chapter = verse["id"].rpartition(".")[0]
-        if verse["split"] == "train" and split_of(chapter, settings["seed"], 0.0, settings["aligned_chapters"]) == "test":
-            chapters.setdefault(chapter, []).append(verse)
+        if verse["split"] == "train":
+            chapters.setdefault(verse["id"].rpartition(".")[0], []).append(verse)
+    count = round(settings["aligned_chapters"] * len(chapters))
+    if not count:
+        raise BadInput(f"model.recipe.aligned_chapters={settings['aligned_chapters']}: is less than one of {len(chapters)} training chapters")
+    chosen = set(sorted(chapters, key=lambda chapter: place_of(chapter, settings["seed"]))[:count])
     documents = []
-    for verses in chapters.values():
+    for verses in (verses for chapter, verses in chapters.items() if chapter in chosen):
         first, second = rng.sample(["en", language], 2)
         documents.append("\n".join(f"{verse[first]}\n{verse[second]}" for verse in verses))
     return documents

@@ -19,9 +19,14 @@ from train.errors import BadInput
 SPLITS = ("train", "dev", "test")
 
 
+def place_of(name: str, seed: int) -> float:
+    """A document's place in [0, 1), by a hash of its name."""
+    return int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:8]) / 2**64
+
+
 def split_of(name: str, seed: int, dev: float, test: float) -> str:
-    """The split of a document, by a hash of its name: stable under additions to the corpus."""
-    place = int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:8]) / 2**64
+    """The split of a document, by its place: stable under additions to the corpus."""
+    place = place_of(name, seed)
     return "test" if place < test else "dev" if place < test + dev else "train"
 
 

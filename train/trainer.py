@@ -90,9 +90,10 @@ def train(
         remove_unused_columns=False,
         dataloader_pin_memory=False,
     )
-    progress = _progress_callback(transformers.TrainerCallback)(steps, settings, out / "log.jsonl", on_log)
+    progress = _progress_callback(transformers.TrainerCallback)(steps, settings, work / "log.jsonl", on_log)
     trainer = transformers.Trainer(model=model, args=arguments, train_dataset=dataset, callbacks=[progress])
     trainer.remove_callback(transformers.PrinterCallback)
+    work.mkdir(parents=True, exist_ok=True)
     out.mkdir(parents=True, exist_ok=True)
     trainer.train(resume_from_checkpoint=str(start) if start else None)
     if trainer.state.global_step != steps:
@@ -100,6 +101,7 @@ def train(
     trainer.save_model(str(out / "model"))
     transformers.AutoTokenizer.from_pretrained(model_dir).save_pretrained(out / "model")
     shutil.copytree(work / f"checkpoint-{steps}", out / "state", dirs_exist_ok=True)
+    shutil.copy(work / "log.jsonl", out / "log.jsonl")
 
 
 def usable_checkpoints(work: Path) -> list[Path]:
@@ -144,6 +146,10 @@ def _progress_callback(base: type) -> type:
 
         def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
             self.started, self.first_step = time.monotonic(), state.global_step
+            if self.log.exists():  # what was logged after the checkpoint that this run goes on from is logged again
+                lines = self.log.read_text(encoding="utf-8").splitlines(keepends=True)
+                before = [line for line in lines if line.endswith("\n") and json.loads(line)["tokens"] <= state.global_step * self.batch_tokens]
+                self.log.write_text("".join(before), encoding="utf-8")
 
         def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
             if state.global_step >= self.steps:

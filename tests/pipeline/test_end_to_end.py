@@ -1,0 +1,104 @@
+"""The real thing, really small: the default experiment's stages on real text, through the entry point, in processes of their own."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def command(folder: Path, *more: str) -> list[str]:
+    return [sys.executable, "-m", "pipeline", "-m", "experiment=test", f"store={folder / 'store'}", f"outputs={folder / 'outputs'}", *more]
+
+
+def run(folder: Path, *more: str, code: int = 0) -> tuple[dict[str, object], str]:
+    """The JSON object of the last line, and all that was printed."""
+    done = subprocess.run(command(folder, *more), cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == code, done.stdout + done.stderr
+    return json.loads(done.stdout.splitlines()[-1]), done.stdout
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, object], str]:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    return folder, *run(folder)
+
+
+def published(folder: Path) -> list[str]:
+    journals = (folder / "outputs" / "test" / "runs").glob("*/journal.jsonl")
+    events = [json.loads(line) for journal in journals for line in journal.read_text().splitlines()]
+    return [event["key"] for event in events if event["event"] == "published"]
+
+
+def test_it_ends_with_a_table_a_report_and_one_json_line(undisturbed: tuple[Path, dict[str, object], str]) -> None:
+    folder, summary, said = undisturbed
+    assert summary["stages_reused"] == 0 and summary["stages_run"] == len(set(published(folder))) == len(published(folder))
+    with Path(str(summary["results"])).open() as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == "language,task,metric,method,ct_tokens,seed,value,low,high,n,chance,trivial".split(",")
+    assert {row["method"] for row in rows} == {"base", "sft", "ct", "ct_then_sft", "task_arithmetic", "ties_sv_1"}
+    assert {row["task"] for row in rows} >= {"next_nya", "genre_en", "about_nya", "mean_nya", "bits_per_byte_nya", "bits_per_byte_en"}
+    assert {row["ct_tokens"] for row in rows if row["method"] == "ct"} == {"2048", "4096"}
+    assert all(float(row["low"]) <= float(row["value"]) <= float(row["high"]) for row in rows)
+    page = Path(str(summary["report"])).read_text()
+    assert "<svg" in page or "data:image" in page
+    assert "task_arithmetic" in said or "task arithmetic" in said
+
+
+def test_a_second_run_runs_nothing(undisturbed: tuple[Path, dict[str, object], str]) -> None:
+    folder, first, _ = undisturbed
+    before = Path(str(first["results"])).read_bytes()
+    second, _ = run(folder)
+    assert second["stages_run"] == 0 and second["stages_reused"] == first["stages_run"]
+    assert Path(str(second["results"])).read_bytes() == before
+
+
+def test_only_what_a_change_touches_runs_again(undisturbed: tuple[Path, dict[str, object], str]) -> None:
+    folder = undisturbed[0]
+    plan = subprocess.run([*command(folder, "merge.methods.ties_sv_1.recipe.slack=2.0")[:3], "plan", *command(folder, "merge.methods.ties_sv_1.recipe.slack=2.0")[3:]],
+                          cwd=ROOT, capture_output=True, text=True, check=True).stdout  # fmt: skip
+    waiting = {line.split()[0] for line in plan.splitlines() if line.endswith("to run") and not line[0].isdigit()}
+    assert waiting == {"tune", "merge", "eval"}
+
+
+def test_killed_in_training_and_raced_by_another_job_the_results_are_the_same(
+    undisturbed: tuple[Path, dict[str, object], str], tmp_path: Path
+) -> None:
+    victim = subprocess.Popen(command(tmp_path), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    other = subprocess.Popen(command(tmp_path), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    training = "*/.work/*/scratch/checkpoint-*/complete"
+    while not list(tmp_path.glob(training)) and victim.poll() is None and other.poll() is None:
+        time.sleep(0.02)
+    os.kill(victim.pid, signal.SIGKILL)
+    os.kill(other.pid, signal.SIGKILL)
+    victim.wait(), other.wait()
+    assert list(tmp_path.glob("store/.work/*")), "nothing was under way when both were killed"
+    racing = [subprocess.Popen(command(tmp_path), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for _ in range(2)]
+    assert [process.wait() for process in racing] == [0, 0]
+    keys = published(tmp_path)
+    assert len(keys) == len(set(keys)) == undisturbed[1]["stages_run"], "a stage was made twice"
+    assert (tmp_path / "outputs/test/results.csv").read_bytes() == Path(str(undisturbed[1]["results"])).read_bytes()
+
+
+def test_a_language_of_ones_own(undisturbed: tuple[Path, dict[str, object], str], tmp_path: Path) -> None:
+    """The README's example: own text, own instructions, own lm-eval tasks, a model from a folder."""
+    example = ROOT / "examples" / "mine"
+    model = next((undisturbed[0] / "store" / "base").glob("*/model"))
+    more = [
+        "language=mine", f"corpus.path={example}/text/*.txt", f"sft.path={example}/sft.jsonl", f"eval.include_path={example}/tasks",
+        "model=folder", f"model.path={model}", "eval.families=[next]", "ct.tokens=2048",
+    ]  # fmt: skip
+    summary, _ = run(tmp_path, *more)
+    with Path(str(summary["results"])).open() as file:
+        rows = list(csv.DictReader(file))
+    assert {"next_mine", "bits_per_byte_mine"} <= {row["task"] for row in rows if row["method"] == "ties_sv_1"}
+    assert "greetings" in {row["task"] for row in rows}
