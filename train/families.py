@@ -3,8 +3,8 @@
 The same functions make the English instructions for SFT and the items for evaluation in both languages: the templates are shared, the passages differ.
 
 family   what is asked                                 what it needs                          trivial baseline
-next     which word comes next in the text             to predict the language                the choice most frequent in training text
-blank    which word fills the blank                    the same, from both sides              the same
+next     which word comes next; the text stands last   to predict the language                the choice most frequent in training text
+blank    which word fills the blank                    the same, and to bring it to the answer the same
 lookup   which word comes after a given word           to find and copy, in any language      the same
 genre    which kind of book a passage is from          to know what passages are about        always the first label
 about    what a verse is about, in English words       the words of the language              the label that stands in the text, else the first
@@ -41,13 +41,26 @@ TOPICS = {
 
 @dataclass(frozen=True)
 class Item:
-    """One question: the text, what is asked of it, the choices, the true one, and the one that the trivial baseline takes."""
+    """One question: the text, what is asked of it, the choices, the true one, and the one that the trivial baseline takes.
+
+    Where the text is to be continued it stands last, else the question does, next to the answer.
+    """
 
     text: str
     question: str
     choices: tuple[str, ...]
     answer: int
     trivial: int
+
+    @property
+    def prompt(self) -> str:
+        """What the model sees; the answer follows after a space."""
+        return f"{self.question}\n{self.text}" if self.question == QUESTIONS["next"] else prompt(self.question, self.text)
+
+
+def prompt(instruction: str, text: str) -> str:
+    """An instruction and its text, up to the answer: the text first, so that what is asked stands next to the answer."""
+    return "\n".join(part for part in (text, instruction, "Answer:") if part)
 
 
 class Vocabulary:

@@ -1,6 +1,6 @@
 """The items stage: English instructions for SFT from training text, and evaluation items in both languages from held-out text.
 
-Leaves `sft.jsonl` (`{"instruction", "input", "output", "family"}`), `tasks/<family>_<language>.<split>.jsonl`
+Leaves `sft.jsonl` (`{"prompt", "output", "family"}`), `tasks/<family>_<language>.<split>.jsonl`
 (`{"id", "prompt", "choices", "answer", "trivial", "family", "language"}`) and `counts.json`.
 """
 
@@ -21,11 +21,6 @@ PASSAGE = 24  # words of a passage whose genre is asked for
 LONGEST_VERSE = 32  # English words of a verse whose topic is asked for: short items are quick to learn from and to score
 
 
-def prompt(instruction: str, text: str) -> str:
-    """An instruction as the model sees it, up to the answer: the text first, then what is asked, so that the question stands next to the answer."""
-    return "\n".join(part for part in (text, instruction, "Answer:") if part)
-
-
 def build(corpus_dir: Path, settings: dict[str, Any], out: Path) -> None:
     """Writes instructions and items to `out`.
 
@@ -44,7 +39,7 @@ def build(corpus_dir: Path, settings: dict[str, Any], out: Path) -> None:
         instructions = []
         for family in source.families:
             for item in source.items(family, "en", "train", settings["sft_items"]):
-                instructions.append({"instruction": item.question, "input": item.text, "output": item.choices[item.answer], "family": family})
+                instructions.append({"prompt": item.prompt, "output": item.choices[item.answer], "family": family})
     for row in instructions:
         counts["sft"][row["family"]] = counts["sft"].get(row["family"], 0) + 1
     write_jsonl(out / "sft.jsonl", instructions)
@@ -60,13 +55,13 @@ def build(corpus_dir: Path, settings: dict[str, Any], out: Path) -> None:
 
 
 def own_instructions(pattern: str) -> list[dict[str, str]]:
-    """A user's instructions: JSONL rows with `instruction`, `input` (may be empty) and `output`."""
+    """A user's instructions, rendered: JSONL rows with `instruction`, `input` (may be empty) and `output`."""
     rows = []
     for path in files.matching(pattern, "sft.path"):
         if path.suffix != ".jsonl":
             raise BadInput(f"sft.path: {path} is not .jsonl; a line is {{'instruction', 'input', 'output'}}")
         for row in files.jsonl(path, ("instruction", "input", "output"), "sft.path"):
-            rows.append({**{field: row[field] for field in ("instruction", "input", "output")}, "family": row.get("family", "own")})
+            rows.append({"prompt": families.prompt(row["instruction"], row["input"]), "output": row["output"], "family": row.get("family", "own")})
     return rows
 
 
@@ -74,7 +69,7 @@ def as_row(item: Item, name: str, family: str, language: str) -> dict[str, Any]:
     """An item in the record format that the evaluation reads."""
     return {
         "id": name,
-        "prompt": prompt(item.question, item.text),
+        "prompt": item.prompt,
         "choices": list(item.choices),
         "answer": item.answer,
         "trivial": item.trivial,

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from train.corpus import read_jsonl
 from train.errors import BadInput
-from train.instructions import prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -126,7 +125,7 @@ def sft_blocks(items_dir: Path, tokenizer_dir: Path, settings: dict[str, Any], o
 def encode_examples(rows: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase) -> list[Example]:
     """Each instruction as prompt + answer + end token; the loss is on the answer and the end token only."""
     encode = encoder(tokenizer)
-    prompts = encode([prompt(row["instruction"], row["input"]) for row in rows])
+    prompts = encode([row["prompt"] for row in rows])
     answers = encode([" " + row["output"] for row in rows])
     return [
         (question + [*answer, tokenizer.eos_token_id], [IGNORED] * len(question) + [*answer, tokenizer.eos_token_id])

@@ -67,8 +67,9 @@ def test_instructions_and_items_share_templates_but_not_content(corpus_dir: Path
     sft = read_jsonl(tmp_path / "a" / "sft.jsonl")
     assert {row["family"] for row in sft} == {"next", "blank", "lookup"}  # no aligned verses here
     items = read_jsonl(tmp_path / "a" / "tasks" / "next_en.test.jsonl")
-    trained = {instructions.prompt(row["instruction"], row["input"]) for row in sft}
-    assert items and all(item["prompt"].endswith("\nWhich word comes next?\nAnswer:") for item in items)
+    trained = {row["prompt"] for row in sft}
+    assert items and all(item["prompt"].startswith("Which word comes next?\n") for item in items)
+    assert all(row["prompt"].endswith("\nWhich word fills the blank?\nAnswer:") for row in sft if row["family"] == "blank")
     assert not trained & {item["prompt"] for item in items}
     for path in sorted((tmp_path / "a").rglob("*.json*")):
         assert path.read_bytes() == (tmp_path / "b" / path.relative_to(tmp_path / "a")).read_bytes()
@@ -78,8 +79,8 @@ def test_own_instructions(corpus_dir: Path, tmp_path: Path) -> None:
     path = tmp_path / "mine.jsonl"
     path.write_text(json.dumps({"instruction": "Say yes.", "input": "", "output": "yes"}) + "\n")
     build(corpus_dir, tmp_path / "out", sft_path=str(path))
-    assert read_jsonl(tmp_path / "out" / "sft.jsonl") == [{"instruction": "Say yes.", "input": "", "output": "yes", "family": "own"}]
-    assert instructions.prompt("Say yes.", "") == "Say yes.\nAnswer:"
+    assert read_jsonl(tmp_path / "out" / "sft.jsonl") == [{"prompt": "Say yes.\nAnswer:", "output": "yes", "family": "own"}]
+    assert families.prompt("Say yes.", "A text.") == "A text.\nSay yes.\nAnswer:"
     path.write_text(json.dumps({"instruction": "Say yes."}) + "\n")
     with pytest.raises(BadInput, match="sft.path: .* line 1 lacks the text field 'input'"):
         build(corpus_dir, tmp_path / "other", sft_path=str(path))
