@@ -63,7 +63,7 @@ def mcnemar_exact(only_a: int, only_b: int) -> float:
     """Two-sided exact p that A and B are right equally often, from the counts of items that only A and only B has right."""
     n = only_a + only_b
     tail: int = sum(comb(n, k) for k in range(min(only_a, only_b) + 1))
-    return min(1.0, 2 * tail / 2**n)
+    return float(min(1.0, 2 * tail / 2**n))
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy
 import torch
@@ -53,7 +53,7 @@ class Tally:
     energy_used: float = 0.0
     top: dict[float, list[int]] = field(default_factory=dict)
 
-    def __iadd__(self, other: Tally) -> Tally:
+    def __iadd__(self, other: Tally) -> Self:
         for name in (*_COUNTS, "regained", "given_up", "energy", "energy_used"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for level, counts in other.top.items():

@@ -63,7 +63,7 @@ def documents(pattern: str, key: str) -> Iterator[str]:
 
 
 def _parquet(path: Path, key: str) -> Iterator[str]:
-    import pyarrow.parquet as parquet
+    from pyarrow import parquet
     from pyarrow.lib import ArrowInvalid
 
     try:

@@ -29,7 +29,7 @@ def build(corpus_dir: Path, settings: dict[str, Any], out: Path) -> None:
     """
     unknown = set(settings["families"]) - set(families.QUESTIONS)
     if unknown:
-        raise BadInput(f"eval.families: {sorted(unknown)[0]!r} is unknown; choose from {', '.join(families.QUESTIONS)}")
+        raise BadInput(f"eval.families: {min(unknown)!r} is unknown; choose from {', '.join(families.QUESTIONS)}")
     source = Source(corpus_dir, settings)
     (out / "tasks").mkdir(parents=True)
     counts: dict[str, dict[str, int]] = {"sft": {}, "tasks": {}}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -77,7 +78,7 @@ def budget_axis(axes: Axes, budgets: Sequence[int]) -> None:
 
 def dodge(budgets: Sequence[int], place: int, count: int) -> list[float]:
     """The budgets, moved a little to the side for one of `count` curves, so that their error bars do not hide each other."""
-    ratios = [later / earlier for earlier, later in zip(budgets, budgets[1:], strict=False)] or [2.0]
+    ratios = [later / earlier for earlier, later in itertools.pairwise(budgets)] or [2.0]
     width = min(0.08 * sum(map(log, ratios)), 0.5 * log(min(ratios)))  # of all curves, on the log axis
     return [budget * exp(width * (place / max(1, count - 1) - 0.5)) for budget in budgets]
 

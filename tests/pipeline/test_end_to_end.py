@@ -44,7 +44,7 @@ def test_it_ends_with_a_table_a_report_and_one_json_line(undisturbed: tuple[Path
     assert summary["stages_reused"] == 0 and summary["stages_run"] == len(set(published(folder))) == len(published(folder))
     with Path(str(summary["results"])).open() as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == "language,task,metric,method,ct_tokens,seed,value,low,high,n,chance,trivial".split(",")
+    assert list(rows[0]) == ["language", "task", "metric", "method", "ct_tokens", "seed", "value", "low", "high", "n", "chance", "trivial"]
     assert {row["method"] for row in rows} == {"base", "sft", "ct", "ct_then_sft", "task_arithmetic", "ties_sv_1"}
     assert {row["task"] for row in rows} >= {"next_nya", "genre_en", "about_nya", "mean_nya", "bits_per_byte_nya", "bits_per_byte_en"}
     assert {row["ct_tokens"] for row in rows if row["method"] == "ct"} == {"2048", "4096"}

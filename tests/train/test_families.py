@@ -57,7 +57,7 @@ def test_labels_are_balanced() -> None:
 
 
 def build(corpus_dir: Path, out: Path, **changes: Any) -> None:
-    settings = dict(language="xx", families=list(families.QUESTIONS), sft_items=40, eval_items=20, sft_path=None, seed=0)
+    settings = {"language": "xx", "families": list(families.QUESTIONS), "sft_items": 40, "eval_items": 20, "sft_path": None, "seed": 0}
     instructions.build(corpus_dir, {**settings, **changes}, out)
 
 

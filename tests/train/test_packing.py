@@ -52,9 +52,9 @@ def test_ct_blocks(corpus_dir: Path, model_dir: Path, tmp_path: Path) -> None:
 
 
 def test_sft_blocks_train_answers_only_and_lose_little_room(corpus_dir: Path, model_dir: Path, tmp_path: Path) -> None:
-    settings = dict(language="xx", families=["next", "blank", "lookup"], sft_items=60, eval_items=5, sft_path=None, seed=0)
+    settings = {"language": "xx", "families": ["next", "blank", "lookup"], "sft_items": 60, "eval_items": 5, "sft_path": None, "seed": 0}
     instructions.build(corpus_dir, settings, tmp_path / "items")
-    packing.sft_blocks(tmp_path / "items", model_dir, dict(tokens=51_200, block_size=512, replay_share=0.0, seed=0), tmp_path / "sft")
+    packing.sft_blocks(tmp_path / "items", model_dir, {"tokens": 51_200, "block_size": 512, "replay_share": 0.0, "seed": 0}, tmp_path / "sft")
     blocks, labels, positions = (np.load(tmp_path / "sft" / f"{name}.npy") for name in ("blocks", "labels", "positions"))
     assert blocks.shape == labels.shape == positions.shape == (100, 512)
     tokenizer = packing.load_tokenizer(model_dir)
@@ -65,7 +65,7 @@ def test_sft_blocks_train_answers_only_and_lose_little_room(corpus_dir: Path, mo
         assert question.endswith("Answer:") or question.startswith("Which word comes next?\n")
         assert answer.startswith(" ") and answer.endswith(base.END)
     assert json.loads((tmp_path / "sft" / "counts.json").read_text())["real_token_share"] > 0.97
-    packing.sft_blocks(tmp_path / "items", model_dir, dict(tokens=5120, block_size=512, replay_share=0.5, seed=0), tmp_path / "replay", corpus_dir)
+    packing.sft_blocks(tmp_path / "items", model_dir, {"tokens": 5120, "block_size": 512, "replay_share": 0.5, "seed": 0}, tmp_path / "replay", corpus_dir)
     assert ((np.load(tmp_path / "replay" / "labels.npy") != -100).all(axis=1)).sum() == 5
 
 
