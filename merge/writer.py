@@ -79,7 +79,8 @@ class FileSink:
         self._descriptors.append(descriptor)
         self.files.append(file)
         try:
-            os.posix_fallocate(descriptor, 0, 8 + len(text) + end)
+            if hasattr(os, "posix_fallocate"):  # not on every system; there a full disk is noticed while writing
+                os.posix_fallocate(descriptor, 0, 8 + len(text) + end)
         except OSError as error:
             if error.errno == errno.ENOSPC:
                 room = f"{self.folder.parent}: no room on disk for {end / 1e9:.1f} GB of weights"
