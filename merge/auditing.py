@@ -124,14 +124,14 @@ class Audit:
             level: max(SMALLEST, piece.job.thresholds[(parent, tensor.dtype, kept(level, tensor.output.numel))].value)
             for level in self.levels
         }
-        magnitude = piece.magnitude(parent, tensor.dtype).view(-1)
-        places = torch.from_numpy(numpy.flatnonzero(magnitude.cpu().numpy() >= numpy.float32(min(edges.values())))).to(magnitude.device)
-        near = magnitude[places]
-        present, conflict, lost = (flag.view(-1)[places] for flag in flags)
+        magnitude = _flat(piece.magnitude(parent, tensor.dtype))
+        places = numpy.flatnonzero(magnitude >= numpy.float32(min(edges.values())))
+        near = magnitude.take(places)  # numpy takes a few times faster than torch indexes
+        present, conflict, lost = (_flat(flag).take(places) for flag in flags)
         tops = {}
         for level, edge in edges.items():
-            inside = (near >= edge).float()
-            size = _count(inside)
+            inside = (near >= numpy.float32(edge)).astype(numpy.float32)
+            size = int(inside.sum())
             tops[level] = [size, size - int(inside @ present), int(inside @ conflict), int(inside @ lost)]
         return tops
 
@@ -215,6 +215,10 @@ def _layer_order(item: tuple[str, Any]) -> tuple[bool, int]:
 
 def _reduce(pairwise: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     return functools.reduce(pairwise, tensors)
+
+
+def _flat(tensor: torch.Tensor) -> Any:
+    return tensor.view(-1).cpu().numpy()
 
 
 def _count(flags: torch.Tensor) -> int:

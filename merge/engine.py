@@ -21,7 +21,7 @@ from merge.select import NotFinite, kept, thresholds
 from merge.tensor_recipe import Merged, TensorRecipe
 
 MEMORY = 1 << 29  # bytes
-RESIDENT_BYTES = 12  # an element's magnitude, its copy and numpy's partition
+RESIDENT_BYTES = 6  # an element's magnitude, and a mask while ties are counted
 SMALL = 1 << 23  # elements; a model of fewer is merged in the calling thread
 
 

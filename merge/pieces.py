@@ -12,7 +12,7 @@ import torch
 from merge.plan import Output, Parent, Plan
 from merge.select import Taker, Threshold
 
-SLICE = 1 << 18  # elements a slice: its float32 intermediates stay in a core's cache
+SLICE = 1 << 17  # elements a slice: float32 intermediates of half a megabyte, which malloc keeps and caches hold
 
 
 @dataclass

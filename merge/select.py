@@ -51,17 +51,22 @@ def thresholds(pieces: Pieces, ranks: Iterable[int], numel: int, resident: int) 
     found = {k: EVERYTHING for k in wanted if k >= numel}
     wanted = [k for k in wanted if k < numel]
     if wanted:
-        found |= _by_partition(pieces, wanted) if numel <= resident else _by_histogram(pieces, wanted)
+        found |= _by_partition(pieces, wanted, numel) if numel <= resident else _by_histogram(pieces, wanted)
     return found
 
 
-def _by_partition(pieces: Pieces, ranks: list[int]) -> dict[int, Threshold]:
-    bits = numpy.concatenate([_bits(piece) for piece in pieces()])
+def _by_partition(pieces: Pieces, ranks: list[int], numel: int) -> dict[int, Threshold]:
+    bits = numpy.empty(numel, numpy.int32)
+    filled = 0
+    for piece in pieces():
+        bits[filled : filled + len(piece)] = _bits(piece)
+        filled += len(piece)
     if bits.max() >= INFINITE:
         raise NotFinite
     found, rest = {}, bits
     for k in ranks:  # from the largest to the smallest: each lies among the elements that the one before kept
-        rest = numpy.partition(rest, len(rest) - k)[len(rest) - k :]
+        rest.partition(len(rest) - k)  # in place
+        rest = rest[len(rest) - k :]
         value = rest[0]
         found[k] = Threshold(_value(value), int(numpy.count_nonzero(rest == value)), int(numpy.count_nonzero(bits == value)))
     return found
