@@ -73,9 +73,22 @@ class Executor:
         self.read: set[str] = set()  # keys whose files were checked by checksum in this process
 
     def run(self, stages: Sequence[Stage]) -> None:
-        """Makes what is missing. Raises BadInput or StageFailed at the first stage that cannot be made."""
-        for stage in stages:
+        """Makes what is missing, first what no other job is making. Raises BadInput or StageFailed at the first stage that cannot be made."""
+        waiting = list({one.key: one for stage in stages for one in (*self._smaller_in_sweep(stage), stage)}.values())
+        while waiting:
+            ready = [stage for stage in waiting if self._ready(stage)] or waiting[:1]
+            stage = next((stage for stage in ready if self.store.is_free(stage)), ready[0])
             self.ensure(stage)
+            waiting.remove(stage)
+
+    def _smaller_in_sweep(self, stage: Stage) -> list[Stage]:
+        """The stages of the sweep that this one continues from, smallest budget first."""
+        same = [other for other in self.progress.stages if other.trajectory and other.trajectory == stage.trajectory]
+        return sorted((other for other in same if other.settings["tokens"] < stage.settings["tokens"]), key=lambda other: other.settings["tokens"])
+
+    def _ready(self, stage: Stage) -> bool:
+        """Whether everything that it needs is published."""
+        return all(other.given or self.store.find(other) for other in (*stage.parents.values(), *self._smaller_in_sweep(stage)))
 
     def ensure(self, stage: Stage, to_read: bool = False) -> Path:
         """The folder of a stage, made if it is missing or damaged. What will be read is checked by checksum, once a process."""

@@ -91,6 +91,18 @@ class Store:
             finally:
                 fcntl.flock(file, fcntl.LOCK_UN)  # explicitly: a child process may have inherited the file
 
+    def is_free(self, stage: Stage) -> bool:
+        """Whether no process is making a stage just now."""
+        try:
+            with (self.root / ".locks" / f"{stage.kind}-{stage.key}").open("a") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(file, fcntl.LOCK_UN)
+        except FileNotFoundError:
+            return True
+        except BlockingIOError:
+            return False
+        return True
+
     def work(self, stage: Stage) -> Path:
         """Where a claimed stage is made. What a crash left there is still there."""
         self._work(stage).mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ import toy
 
 from pipeline.errors import BadInput, StageFailed
 from pipeline.execute import Executor
+from pipeline.plan import Stage
 from pipeline.progress import Journal
 from pipeline.store import Store
 
@@ -134,3 +137,24 @@ def test_a_full_disk_is_bad_input(tmp_path: Path) -> None:
 
     with pytest.raises(BadInput, match="the disk is full"):
         execute(tmp_path, makers={**toy.Makers(), "ct": full})
+
+
+def test_what_another_job_is_making_comes_last(tmp_path: Path) -> None:
+    first, second = Stage("corpus", "first", {"words": 1}), Stage("corpus", "second", {"words": 2})
+    journal = Journal(tmp_path / "journal.jsonl")
+    executor = Executor(Store(tmp_path / "store"), toy.Makers(), (first, second), journal, say=lambda line: None)
+    running = threading.Thread(target=executor.run, args=((first, second),))
+    with Store(tmp_path / "store").claim(first):
+        running.start()
+        while not journal.events("published"):
+            time.sleep(0.01)
+    running.join()
+    assert [event["slug"] for event in journal.events("published")] == ["second", "first"]
+
+
+def test_a_larger_budget_makes_the_smaller_ones_of_the_sweep_first(tmp_path: Path) -> None:
+    stages = toy.plan()
+    journal = Journal(tmp_path / "journal.jsonl")
+    executor = Executor(Store(tmp_path / "store"), toy.Makers(), stages, journal, say=lambda line: None)
+    executor.run([stage for stage in stages if "20" not in stage.slug])
+    assert [event["slug"] for event in journal.events("published") if event["kind"] == "ct"] == ["toy-20", "toy-40"]
