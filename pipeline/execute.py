@@ -65,11 +65,12 @@ class Executor:
         journal: Journal,
         *,
         first_guess: Mapping[str, float] | None = None,
+        jobs: int = 1,
         say: Callable[[str], None] = print,
         track: Tracker = no_tracker,
     ) -> None:
         self.store, self.makers, self.journal, self.track = store, makers, journal, track
-        self.progress = Progress(stages, Estimates(store, first_guess or {}), say)
+        self.progress = Progress(stages, Estimates(store, first_guess or {}, jobs), say)
         self.read: set[str] = set()  # keys whose files were checked by checksum in this process
 
     def run(self, stages: Sequence[Stage]) -> None:

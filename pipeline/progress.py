@@ -57,8 +57,8 @@ def amount(stage: Stage, others: Iterable[tuple[str | None, int]] = ()) -> float
 class Estimates:
     """Seconds that stages will take: by the last entries of their kind in the store, or by the config's first guess."""
 
-    def __init__(self, store: Store, first_guess: Mapping[str, float]) -> None:
-        self.store, self.first_guess = store, first_guess
+    def __init__(self, store: Store, first_guess: Mapping[str, float], jobs: int = 1) -> None:
+        self.store, self.first_guess, self.jobs = store, first_guess, jobs
         self.rates: dict[str, float] = {}
 
     def rate(self, kind: str) -> float:
@@ -76,9 +76,9 @@ class Estimates:
         self.rates.pop(kind, None)
 
     def of(self, stages: Sequence[Stage]) -> float:
-        """Seconds for all of these that are not published."""
+        """Seconds for all of these that are not published, by `jobs` processes that share the work."""
         budgets = [(stage.trajectory, stage.settings["tokens"]) for stage in stages if stage.kind == "ct"]
-        return sum(amount(stage, budgets) * self.rate(stage.kind) for stage in stages if self.store.find(stage) is None)
+        return sum(amount(stage, budgets) * self.rate(stage.kind) for stage in stages if self.store.find(stage) is None) / self.jobs
 
 
 class Progress:

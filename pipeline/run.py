@@ -54,15 +54,15 @@ def run(sweep: Sweep) -> int:
     store = Store(Path(config.store))
     waiting = missing(store, stages)
     journal = Journal(run_folder(config) / "journal.jsonl")
-    left = Estimates(store, config.compute.first_guess).of(stages)
+    left = Estimates(store, config.compute.first_guess, sweep.jobs).of(stages)
     expected = f", about {duration(left)}" if waiting else ""
     say(f"{config.name}: {len(cells)} cells, {len(stages)} stages: {len(stages) - len(waiting)} done, {len(waiting)} to run{expected}")
     if waiting:
         preflight.check_space(store.root, waiting, preflight.checkpoint_bytes(config))
         quiet(config)
-        save_plan(journal.path.parent, stages)
+        save_plan(journal.path.parent, stages, sweep.jobs)
         if sweep.launcher in HERE:
-            executor(config, stages, journal).run([stage for stage in stages if stage.kind in SHARED])
+            executor(config, stages, journal, sweep.jobs).run([stage for stage in stages if stage.kind in SHARED])
             check_budgets(cells, store)
         launch(sweep, journal.path.parent)
     paths = write_report(cells, store, config)
@@ -101,12 +101,12 @@ def quiet(config: Config) -> None:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
-def save_plan(folder: Path, stages: Sequence[Stage]) -> None:
+def save_plan(folder: Path, stages: Sequence[Stage], jobs: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "plan.pickle").write_bytes(pickle.dumps(tuple(stages)))
+    (folder / "plan.pickle").write_bytes(pickle.dumps((tuple(stages), jobs)))
 
 
-def executor(config: Config, stages: Sequence[Stage], journal: Journal) -> Executor:
+def executor(config: Config, stages: Sequence[Stage], journal: Journal, jobs: int) -> Executor:
     from pipeline.tracking import tracker
 
     return Executor(
@@ -115,6 +115,7 @@ def executor(config: Config, stages: Sequence[Stage], journal: Journal) -> Execu
         stages,
         journal,
         first_guess=config.compute.first_guess,
+        jobs=jobs,
         say=say,
         track=tracker(config, journal.path.parents[2]),
     )
@@ -155,7 +156,8 @@ def run_cell(composed: DictConfig) -> None:
         config = validate(container)  # type: ignore[arg-type]
         quiet(config)
         cell = plan_cell(config, preflight.inputs(config))
-        executor(config, pickle.loads((folder / "plan.pickle").read_bytes()), journal).run(cell.stages)
+        stages, jobs = pickle.loads((folder / "plan.pickle").read_bytes())
+        executor(config, stages, journal, jobs).run(cell.stages)
     except (StageFailed, *BAD_INPUT) as error:
         say(f"cell {' '.join(job.overrides.task)} stops: {error}")
 

@@ -30,6 +30,7 @@ class Sweep:
     overrides: tuple[str, ...]  # as given on the command line
     multirun: bool
     launcher: str
+    jobs: int  # cells that run at a time
 
 
 def expand(overrides: Sequence[str], multirun: bool) -> Sweep:
@@ -44,8 +45,10 @@ def expand(overrides: Sequence[str], multirun: bool) -> Sweep:
         except (HydraException, OmegaConfBaseException) as error:
             raise BadInput(_one_line(error)) from None
         launcher = str(root.hydra.runtime.choices["hydra/launcher"])
+        at_once = int(root.hydra.launcher.get("n_jobs") or 1) if multirun else 1
+        jobs = len(configs) if at_once < 1 else min(at_once, len(configs))  # joblib's -1: as many as there are cores
     _check_budgets(configs)
-    return Sweep(configs, tuple(overrides), multirun, launcher)
+    return Sweep(configs, tuple(overrides), multirun, launcher, jobs)
 
 
 def _jobs(root: DictConfig, given: list[Override]) -> list[list[str]]:
