@@ -7,14 +7,15 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+ORACLE := .venv-oracle/.ready
 
 export OMP_WAIT_POLICY = passive# idle OpenMP threads that spin slow everything else down several times
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce plan base test lint clean
+.PHONY: help reproduce plan base test oracle lint bench-merge bench-merge-grid clean
 
 help:  ## say what there is
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## */  make \1|/' | column -t -s '|'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1|/' | column -t -s '|'
 	@echo
 	@echo "  EXPERIMENT=tiny    which experiment (conf/experiment/)"
 	@echo "  ARGS='...'         more settings, such as ARGS='seed=0,1 tracking=none', or for test ARGS='-k store'"
@@ -31,9 +32,18 @@ base: $(READY)  ## train the shipped base model from scratch, by its recipe (hou
 test: $(READY)  ## the tests
 	@$(BIN)/python -m pytest $(ARGS)
 
+oracle: $(READY) $(ORACLE)  ## merges held against the real mergekit, which gets a venv of its own
+	@$(BIN)/python -m pytest tests/merge/test_oracle.py $(ARGS)
+
 lint: $(READY)  ## style and types
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
+
+bench-merge: $(READY) $(ORACLE)  ## our merge against mergekit's on the same files; the last line is JSON
+	@$(BIN)/python benchmarks/bench_merge.py $(ARGS)
+
+bench-merge-grid: $(READY)  ## twelve settings in one pass against one; the last line is JSON
+	@$(BIN)/python benchmarks/bench_merge_grid.py $(ARGS)
 
 clean:  ## remove what tools left behind; the store, the outputs and the venv stay
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
@@ -44,4 +54,9 @@ $(READY): requirements.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check -q -r requirements.lock
 	$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps -e .
+	@touch $@
+
+$(ORACLE): tests/merge/requirements-oracle.txt
+	test -x .venv-oracle/bin/python || $(PYTHON) -m venv .venv-oracle
+	.venv-oracle/bin/python -m pip install --disable-pip-version-check -q -r $<
 	@touch $@
