@@ -74,8 +74,8 @@ def run(sweep: Sweep) -> int:
     found = sum(store.find(stage) is not None for stage in stages)
     say(f"{ran} stages were run and {found - ran} reused" if ran else f"nothing to run: all {found} stages were done before")
     failed, refused = journal.events("failed"), journal.events("refused")
-    for event in (*failed, *refused):
-        print(event["message"], file=sys.stderr)
+    for message in dict.fromkeys(event["message"] for event in (*failed, *refused)):
+        print(message, file=sys.stderr)
     results, page = (str(paths.results_csv), str(paths.page)) if paths else (None, None)
     summary = {
         "results": results,
@@ -157,7 +157,10 @@ def run_cell(composed: DictConfig) -> None:
         quiet(config)
         cell = plan_cell(config, preflight.inputs(config))
         stages, jobs = pickle.loads((folder / "plan.pickle").read_bytes())
-        executor(config, stages, journal, jobs).run(cell.stages)
+        worker = executor(config, stages, journal, jobs)
+        worker.run(cell.stages)
+        if jobs > 1:  # rather than stand idle while a longer cell is made beside it
+            worker.run(stages)
     except (StageFailed, *BAD_INPUT) as error:
         say(f"cell {' '.join(job.overrides.task)} stops: {error}")
 

@@ -1,4 +1,4 @@
-"""Weights & Biases: one run a stage that trains, chooses or scores, grouped by experiment. It never stops the pipeline.
+"""Weights & Biases: one run a stage that trains or scores, grouped by experiment. It never stops the pipeline.
 
 Runs go to `outputs/<experiment>/wandb`. Without a key they are offline; `wandb sync outputs/<experiment>/wandb/offline-run-*` sends them later.
 """
@@ -17,8 +17,9 @@ from typing import Any, ParamSpec
 
 from pipeline.config import Config
 from pipeline.execute import Job, Tracker, no_tracker
+from pipeline.plan import Stage
 
-TRACKED = ("base", "ct", "sft", "tune", "eval")
+TRACKED = ("base", "ct", "sft", "eval")
 P = ParamSpec("P")
 log = logging.getLogger(__name__)
 
@@ -58,14 +59,13 @@ def tracker(config: Config, folder: Path) -> Tracker:
 
     @contextlib.contextmanager
     def track(job: Job) -> Iterator[None]:
-        run = start(config, folder, str(job.stage), job.stage.kind, job.settings) if job.stage.kind in TRACKED else None
+        run = start(config, folder, str(job.stage), job.stage.kind, {"stage": job.settings, **cell_of(job.stage)}) if job.stage.kind in TRACKED else None
         if run is None:
             yield
             return
-        say, said_try = job.on_log, job.on_try
+        say = job.on_log
         send = harmless(lambda record: run.log(record))
         job.on_log = lambda record: (say(record), send(record), None)[-1]
-        job.on_try = lambda done, of, score: (said_try(done, of, score), send({"try": done, "dev_score": score}), None)[-1]
         try:
             yield
         except BaseException:
@@ -78,7 +78,7 @@ def tracker(config: Config, folder: Path) -> Tracker:
 
 
 @harmless
-def start(config: Config, folder: Path, name: str, job_type: str, settings: dict[str, Any]) -> Any:
+def start(config: Config, folder: Path, name: str, job_type: str, about: dict[str, Any]) -> Any:
     """A wandb run, or None where there can be none."""
     import wandb
 
@@ -94,10 +94,18 @@ def start(config: Config, folder: Path, name: str, job_type: str, settings: dict
         job_type=job_type,
         dir=str(folder),
         mode="online" if mode(config) == "online" else "offline",
-        config={"stage": settings, "language": config.language.code, "seed": config.seed, "ct_tokens": config.ct.tokens},
+        config={"language": config.language.code, **about},
         settings=quiet,
         reinit="finish_previous",
     )
+
+
+def cell_of(stage: Stage) -> dict[str, Any]:
+    """The budget and the seed that a stage belongs to: its own, or those of the CT that it comes from; null where none is."""
+    own = {"ct_tokens": stage.settings.get("tokens") if stage.kind == "ct" else None, "seed": stage.settings.get("seed")}
+    for parent in map(cell_of, stage.parents.values()):
+        own = {name: value if value is not None else parent[name] for name, value in own.items()}
+    return own
 
 
 def scores(out: Path) -> dict[str, float]:
