@@ -78,6 +78,7 @@ class Executor:
         waiting = list({one.key: one for stage in stages for one in (*self._smaller_in_sweep(stage), stage)}.values())
         while waiting:
             ready = [stage for stage in waiting if self._ready(stage)] or waiting[:1]
+            ready.sort(key=lambda stage: stage.kind != "ct")  # budgets are made one after the other: the longest way through the plan
             stage = next((stage for stage in ready if self.store.is_free(stage)), ready[0])
             self.ensure(stage)
             waiting.remove(stage)
