@@ -189,8 +189,8 @@ def plan_cell(config: Config, inputs: Inputs) -> Cell:
     def score(slug: str, parents: Mapping[str, Stage]) -> Stage:
         return Stage("eval", f"{language}-{slug}", scoring, {**parents, **data}, scoring_options)
 
-    checkpoints = {method: unmerged[method] for method in unmerged if method in config.eval.unmerged}
-    evals = {method: score(slugs[method], {"checkpoint": stage}) for method, stage in checkpoints.items()}
+    checkpoints: dict[str, Stage] = {method: unmerged[method] for method in unmerged if method in config.eval.unmerged}
+    evals: dict[str, Stage] = {method: score(slugs[method], {"checkpoint": stage}) for method, stage in checkpoints.items()}
     merges, written = {}, []
     of = {"model": model, "ct": ct, "sft": sft}
     for method, described in config.merge.methods.items():

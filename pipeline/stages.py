@@ -187,8 +187,8 @@ def recipe_of(job: Job, settings: Mapping[str, Any]) -> Recipe:
     """The merge of a job's three checkpoints by these settings (one of a method's tries)."""
     from merge import Recipe
 
-    folders = [job.checkpoint(role).absolute() for role in ("model", "ct", "sft")]
-    return Recipe.from_dict(recipes.complete(settings, *folders, seed=job.settings["seed"]), where=str(job.stage))
+    base, ct, sft = (job.checkpoint(role).absolute() for role in ("model", "ct", "sft"))
+    return Recipe.from_dict(recipes.complete(settings, base, ct, sft, seed=job.settings["seed"]), where=str(job.stage))
 
 
 def _use_threads(job: Job) -> None:

@@ -46,9 +46,9 @@ def expand(overrides: Sequence[str], multirun: bool) -> Sweep:
             raise BadInput(_one_line(error)) from None
         launcher = str(root.hydra.runtime.choices["hydra/launcher"])
         at_once = int(root.hydra.launcher.get("n_jobs") or 1) if multirun else 1
-        jobs = len(configs) if at_once < 1 else min(at_once, len(configs))  # joblib's -1: as many as there are cores
+        together = len(configs) if at_once < 1 else min(at_once, len(configs))  # joblib's -1: as many as there are cores
     _check_budgets(configs)
-    return Sweep(configs, tuple(overrides), multirun, launcher, jobs)
+    return Sweep(configs, tuple(overrides), multirun, launcher, together)
 
 
 def _jobs(root: DictConfig, given: list[Override]) -> list[list[str]]:
