@@ -100,6 +100,15 @@ def shuffled(text: str, question: str, right: str, wrong: list[str], vocabulary:
     return Item(text, question, tuple(choices), choices.index(right), vocabulary.commonest(choices))
 
 
+def window(words: list[str], shortest: int, longest: int, rng: random.Random) -> list[str]:
+    """From `shortest` to `longest` words in a row, anywhere; none where there are fewer than `longest`."""
+    if len(words) < longest:
+        return []
+    length = rng.randint(shortest, longest)
+    start = rng.randrange(len(words) - length + 1)
+    return words[start : start + length]
+
+
 def next_word(words: list[str], vocabulary: Vocabulary, rng: random.Random) -> Item | None:
     """Of 9 to 15 words, the last is asked for."""
     if len(words) < 15:
@@ -116,12 +125,10 @@ def next_word(words: list[str], vocabulary: Vocabulary, rng: random.Random) -> I
 
 def blank(words: list[str], vocabulary: Vocabulary, rng: random.Random) -> Item | None:
     """Of 9 to 14 words, one in the second half is replaced by a blank."""
-    if len(words) < 14:
+    text = window(words, 9, 14, rng)
+    if not text:
         return None
-    length = rng.randint(9, 14)
-    start = rng.randrange(len(words) - length + 1)
-    text = words[start : start + length]
-    place = rng.randrange(length // 2, length - 2)
+    place = rng.randrange(len(text) // 2, len(text) - 2)
     right = bare(text[place])
     if not vocabulary.askable(right):
         return None
@@ -132,14 +139,10 @@ def blank(words: list[str], vocabulary: Vocabulary, rng: random.Random) -> Item 
 
 def lookup(words: list[str], vocabulary: Vocabulary, rng: random.Random) -> Item | None:
     """Which word of the text comes after another; the wrong choices stand in the same text."""
-    if len(words) < 16:
-        return None
-    length = rng.randint(10, 16)
-    start = rng.randrange(len(words) - length + 1)
-    text = words[start : start + length]
+    text = window(words, 10, 16, rng)
     plain = [bare(word) for word in text]
     candidates = sorted({word for word in plain if vocabulary.askable(word) and plain.count(word) == 1})
-    places = [i for i in range(length - 1) if plain[i] in candidates and plain[i + 1] in candidates and text[i] == plain[i]]
+    places = [i for i in range(len(text) - 1) if plain[i] in candidates and plain[i + 1] in candidates and text[i] == plain[i]]
     if not places or len(candidates) < 5:
         return None
     place = rng.choice(places)

@@ -40,7 +40,7 @@ def interleave(shares: Sequence[float]) -> Iterator[int]:
 def chunks(documents: Iterable[str], encode: Callable[[list[str]], list[list[int]]], end: int, size: int) -> Iterator[list[int]]:
     """Documents as one stream of tokens, each followed by the end token, cut into blocks of `size`; the last, incomplete one is left out."""
     buffer: list[int] = []
-    for batch in itertools.batched(documents, 64) if hasattr(itertools, "batched") else _batched(documents, 64):
+    for batch in _batched(documents, 64):
         for ids in encode(list(batch)):
             buffer += [*ids, end]
             while len(buffer) >= size:
