@@ -252,7 +252,7 @@ def validate(composed: Mapping[str, Any]) -> Config:
     try:
         return Config.model_validate(composed)
     except ValidationError as error:
-        raise BadInput(_one_line(error, composed)) from None
+        raise BadInput(one_line(error, composed)) from None
 
 
 def suggestion(name: str, known: list[str]) -> str:
@@ -261,7 +261,8 @@ def suggestion(name: str, known: list[str]) -> str:
     return f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
 
 
-def _one_line(error: ValidationError, composed: Mapping[str, Any]) -> str:
+def one_line(error: ValidationError, composed: Mapping[str, Any]) -> str:
+    """The first thing that a schema refuses: key, value and what would be right."""
     first = error.errors()[0]
     location = [str(part) for part in first["loc"]]
     key = ".".join(location)

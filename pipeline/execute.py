@@ -99,13 +99,17 @@ class Executor:
         entry = self._whole(stage, to_read)
         if entry and not self.store.has_work(stage):
             return entry.path
-        with self.store.claim(stage, lambda: self.progress.say(stage, "waits for another job that is making it")):
+        with self.store.claim(stage, lambda: self.on_wait(stage)):
             entry = self._whole(stage, to_read)
             if entry is None:
                 entry = self._make(stage)
             self.store.discard_work(stage)  # a crash right after publishing leaves it behind
         self.read.add(stage.key)
         return entry.path
+
+    def on_wait(self, stage: Stage) -> None:
+        """Another process is making a stage; this one is about to wait for it."""
+        self.progress.say(stage, "waits for another job that is making it")
 
     def _whole(self, stage: Stage, thorough: bool) -> Entry | None:
         entry = self.store.find(stage)
