@@ -24,7 +24,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import recipes
+from pipeline import launch, recipes
 from pipeline.config import format_tokens
 from pipeline.errors import BadInput
 from pipeline.execute import Job, Maker
@@ -32,8 +32,6 @@ from pipeline.execute import Job, Maker
 if TYPE_CHECKING:
     from eval.task_set import TaskSet
     from merge import Recipe
-
-TRAINER_OPTIONS = ("device", "threads", "micro_batch")
 
 
 def corpus(job: Job) -> None:
@@ -51,21 +49,25 @@ def items(job: Job) -> None:
 def base(job: Job) -> None:
     from train import base
 
-    options = {name: job.stage.options[name] for name in TRAINER_OPTIONS}
-    base.build(job.folders["corpus"], job.settings, job.out, job.work, **options, on_log=job.on_log)
+    prepared = job.work / "prepared"
+    if not (prepared / "whole").exists():
+        base.prepare(job.folders["corpus"], job.settings, prepared)
+        (prepared / "whole").touch()
+    settings = {**job.settings, "schedule_tokens": job.settings["tokens"]}
+    job.launched = launch.train(job, prepared / "model", prepared / "blocks", settings)
     shutil.rmtree(job.out / "state")  # nothing continues from here
 
 
 def ct_blocks(job: Job) -> None:
     from train import packing
 
-    packing.ct_blocks(job.folders["corpus"], job.checkpoint("model"), job.settings, job.out)
+    packing.ct_blocks(job.folders["corpus"], job.checkpoint("model"), job.settings, job.out, job.work)
 
 
 def sft_blocks(job: Job) -> None:
     from train import packing
 
-    packing.sft_blocks(job.folders["items"], job.checkpoint("model"), job.settings, job.out, corpus_dir=job.folders["corpus"])
+    packing.sft_blocks(job.folders["items"], job.checkpoint("model"), job.settings, job.out, job.work, corpus_dir=job.folders["corpus"])
 
 
 def ct(job: Job) -> None:
@@ -79,19 +81,7 @@ def sft(job: Job) -> None:
 
 
 def _train(job: Job, resume_state: Path | None) -> None:
-    from train import trainer
-
-    options = {name: job.stage.options[name] for name in TRAINER_OPTIONS}
-    trainer.train(
-        job.checkpoint("model"),
-        job.folders["blocks"],
-        job.settings,
-        job.out,
-        work=job.work,
-        resume_state=resume_state,
-        **options,
-        on_log=job.on_log,
-    )
+    job.launched = launch.train(job, job.checkpoint("model"), job.folders["blocks"], job.settings, resume_state)
 
 
 def check_budget(blocks: Path, tokens: int) -> None:

@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from train import packing
+from train.blocks import BlockFile, interleave
 from train.corpus import place_of, read_jsonl
 from train.errors import BadInput
+from train.tokens import Encoder
 
 END = "<|end|>"
 
@@ -56,13 +58,14 @@ def prepare(corpus_dir: Path, settings: dict[str, Any], out: Path) -> None:
         (settings["aligned_share"], _for_ever(lambda rng: aligned_documents(corpus_dir, settings, rng), settings["seed"])),
         (settings["repeated_share"], _for_ever(lambda rng: repeated_documents(english, rng), settings["seed"])),
     ]
-    encode = packing.encoder(tokenizer)
-    streams = [packing.chunks(texts, encode, tokenizer.eos_token_id, settings["block_size"]) for _, texts in sources]
+    encoder = Encoder.of(tokenizer)
+    streams = [packing.chunks(texts, encoder.load(), encoder.end, settings["block_size"]) for _, texts in sources]
     steps = settings["tokens"] // settings["batch_tokens"]
-    order = itertools.islice(packing.interleave([share for share, _ in sources]), steps * settings["batch_tokens"] // settings["block_size"])
-    blocks = [next(streams[source]) for source in order]
-    packing.save(out / "blocks", "blocks", blocks, len(tokenizer))
-    packing.write_counts(out / "blocks", blocks=len(blocks), tokens=len(blocks) * settings["block_size"])
+    blocks = BlockFile(out / "blocks" / "blocks.npy", settings["block_size"], encoder.kind)
+    for source in itertools.islice(interleave([share for share, _ in sources]), steps * settings["batch_tokens"] // settings["block_size"]):
+        blocks.append(next(streams[source]))
+    blocks.close()
+    packing.write_counts(out / "blocks", blocks=blocks.count, tokens=blocks.count * settings["block_size"])
 
 
 def train_tokenizer(texts: list[str], vocabulary: int) -> Any:
@@ -118,13 +121,3 @@ def _for_ever(make: Callable[[random.Random], list[str]], seed: int) -> Iterator
         documents = make(rng)
         rng.shuffle(documents)
         yield from documents
-
-
-def build(corpus_dir: Path, settings: dict[str, Any], out: Path, work: Path, **training: Any) -> None:
-    """Prepares and trains the base model; goes on from `work` where an earlier run was stopped. `out/model` is the checkpoint."""
-    from train import trainer
-
-    if not (work / "prepared").exists():
-        prepare(corpus_dir, settings, work)
-        (work / "prepared").touch()
-    trainer.train(work / "model", work / "blocks", {**settings, "schedule_tokens": settings["tokens"]}, out, work=work / "checkpoints", **training)

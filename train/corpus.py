@@ -134,6 +134,21 @@ def as_documents(passages: Iterable[dict[str, str]]) -> list[dict[str, str]]:
     return [{"id": name, "text": " ".join(texts)} for name, texts in documents.items()]
 
 
+def files_of(corpus_dir: Path, language: str) -> list[Path]:
+    """The files of a language's training text: one JSONL, or the Parquet files of a corpus from the hub."""
+    single = corpus_dir / "text" / f"{language}.train.jsonl"
+    return [single] if single.exists() else sorted((corpus_dir / "text" / f"{language}.train").glob("*.parquet"))
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of one file of training text or instructions; those of a Parquet file fit in memory, as train.parts makes them."""
+    if path.suffix == ".jsonl":
+        return read_jsonl(path)
+    from pyarrow import parquet
+
+    return parquet.read_table(path).to_pylist()
+
+
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """One JSON object a line, in UTF-8, keys in the order given."""
     with path.open("w", encoding="utf-8") as file:

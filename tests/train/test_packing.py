@@ -10,19 +10,20 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from train import base, instructions, packing
+from train.blocks import interleave
 from train.errors import BadInput
 
 
 @given(st.lists(st.floats(0.01, 1), min_size=1, max_size=4), st.integers(0, 500), st.integers(1, 300))
 def test_every_window_has_the_mixture(weights: list[float], start: int, length: int) -> None:
     shares = [weight / sum(weights) for weight in weights]
-    order = [source for source, _ in zip(packing.interleave(shares), range(start + length), strict=False)][start:]
+    order = [source for source, _ in zip(interleave(shares), range(start + length), strict=False)][start:]
     for source, share in enumerate(shares):
         assert abs(order.count(source) - share * length) <= len(shares)
 
 
 def test_four_to_one_is_exact_over_a_thousand_blocks() -> None:
-    order = [source for source, _ in zip(packing.interleave([0.8, 0.2]), range(5000), strict=False)]
+    order = [source for source, _ in zip(interleave([0.8, 0.2]), range(5000), strict=False)]
     assert all(sum(order[start : start + 1000]) == 200 for start in range(0, 4000, 7))
 
 
@@ -30,7 +31,7 @@ def test_chunks_are_the_documents_with_end_tokens() -> None:
     def encode(texts: list[str]) -> list[list[int]]:
         return [[ord(c) for c in text] for text in texts]
 
-    blocks = list(packing.chunks(["abc", "de", "fghij"], encode, 0, 4))
+    blocks = [block.tolist() for block in packing.chunks(["abc", "de", "fghij"], encode, 0, 4)]
     assert blocks == [[97, 98, 99, 0], [100, 101, 0, 102], [103, 104, 105, 106]]
 
 
@@ -39,22 +40,22 @@ def ct_settings(**changes: Any) -> dict[str, Any]:
 
 
 def test_ct_blocks(corpus_dir: Path, model_dir: Path, tmp_path: Path) -> None:
-    packing.ct_blocks(corpus_dir, model_dir, ct_settings(), tmp_path / "a")
+    packing.ct_blocks(corpus_dir, model_dir, ct_settings(), tmp_path / "a", tmp_path / "work")
     blocks = np.load(tmp_path / "a" / "blocks.npy")
     assert blocks.shape == (200, 32) and blocks.dtype == np.uint16
-    packing.ct_blocks(corpus_dir, model_dir, ct_settings(schedule_tokens=3200), tmp_path / "b")
+    packing.ct_blocks(corpus_dir, model_dir, ct_settings(schedule_tokens=3200), tmp_path / "b", tmp_path / "work")
     assert (np.load(tmp_path / "b" / "blocks.npy") == blocks[:100]).all()  # a longer schedule has the shorter one's data first
-    packing.ct_blocks(corpus_dir, model_dir, ct_settings(schedule_tokens=10**9), tmp_path / "c")
+    packing.ct_blocks(corpus_dir, model_dir, ct_settings(schedule_tokens=10**9), tmp_path / "c", tmp_path / "work")
     counts = json.loads((tmp_path / "c" / "counts.json").read_text())
     assert counts["whole_corpus"] and counts["tokens"] < 10**6
     with pytest.raises(BadInput, match="shorter than one block of ct.block_size=1000000"):
-        packing.ct_blocks(corpus_dir, model_dir, ct_settings(block_size=1_000_000), tmp_path / "d")
+        packing.ct_blocks(corpus_dir, model_dir, ct_settings(block_size=1_000_000), tmp_path / "d", tmp_path / "work")
 
 
 def test_sft_blocks_train_answers_only_and_lose_little_room(corpus_dir: Path, model_dir: Path, tmp_path: Path) -> None:
     settings = {"language": "xx", "families": ["next", "blank", "lookup"], "sft_items": 60, "eval_items": 5, "sft_path": None, "seed": 0}
     instructions.build(corpus_dir, settings, tmp_path / "items")
-    packing.sft_blocks(tmp_path / "items", model_dir, {"tokens": 51_200, "block_size": 512, "replay_share": 0.0, "seed": 0}, tmp_path / "sft")
+    packing.sft_blocks(tmp_path / "items", model_dir, {"tokens": 51_200, "block_size": 512, "replay_share": 0.0, "seed": 0}, tmp_path / "sft", tmp_path / "work")
     blocks, labels, positions = (np.load(tmp_path / "sft" / f"{name}.npy") for name in ("blocks", "labels", "positions"))
     assert blocks.shape == labels.shape == positions.shape == (100, 512)
     tokenizer = packing.load_tokenizer(model_dir)
@@ -65,7 +66,7 @@ def test_sft_blocks_train_answers_only_and_lose_little_room(corpus_dir: Path, mo
         assert question.endswith("Answer:") or question.startswith("Which word comes next?\n")
         assert answer.startswith(" ") and answer.endswith(base.END)
     assert json.loads((tmp_path / "sft" / "counts.json").read_text())["real_token_share"] > 0.97
-    packing.sft_blocks(tmp_path / "items", model_dir, {"tokens": 5120, "block_size": 512, "replay_share": 0.5, "seed": 0}, tmp_path / "replay", corpus_dir)
+    packing.sft_blocks(tmp_path / "items", model_dir, {"tokens": 5120, "block_size": 512, "replay_share": 0.5, "seed": 0}, tmp_path / "replay", tmp_path / "work", corpus_dir)
     assert ((np.load(tmp_path / "replay" / "labels.npy") != -100).all(axis=1)).sum() == 5
 
 
