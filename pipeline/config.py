@@ -18,6 +18,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from merge.recipe import Recipe
 from pipeline import recipes
 from pipeline.errors import BadInput
+from train.errors import BadInput as BadBatch
+from train.parallel import sizes
 
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
 RESERVED = ("base", "sft", "ct", "ct_then_sft")  # the names that the unmerged checkpoints have in results
@@ -34,6 +36,14 @@ def parse_tokens(value: object) -> object:
     return int(count)
 
 
+def parse_bytes(value: object) -> object:
+    """A number of bytes from `500MB`, `1.5GB` or an integer; kB, MB, GB and TB are powers of 1,000."""
+    try:
+        return parse_tokens(re.sub(r"(?i)(?<=[kmgt ])b$", "", str(value).strip()).replace("g", "b").replace("G", "b"))
+    except ValueError:
+        raise ValueError("give a number of bytes such as 500MB or 20GB") from None
+
+
 def format_tokens(count: int) -> str:
     """The shortest exact way to write a number of tokens: 32000 is `32k`, 1500000 is `1.5M`, 1234 is `1234`."""
     for unit, size in (("T", 10**12), ("B", 10**9), ("M", 10**6), ("k", 10**3)):
@@ -43,6 +53,7 @@ def format_tokens(count: int) -> str:
 
 
 Tokens = Annotated[int, BeforeValidator(parse_tokens)]
+Bytes = Annotated[int, BeforeValidator(parse_bytes)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[int, Field(gt=0)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
@@ -138,6 +149,55 @@ class Corpus(Section):
         return self
 
 
+class HubSource(Section):
+    """Where a data set is: on the hub, or in a folder of the same layout."""
+
+    dataset: str | None
+    subset: str | None
+    files: str | None
+    split: str
+    revision: str | None
+
+    @model_validator(mode="after")
+    def can_be_found_again(self) -> HubSource:
+        if not self.dataset:
+            raise ValueError("dataset is empty: give the name of a data set on the hub, or a folder of Parquet or JSONL files")
+        if self.revision is None and not self.local:
+            raise ValueError(f"revision is empty: {self.dataset} is no folder here, and a data set of the hub needs its commit (40 hex digits)")
+        return self
+
+    @property
+    def local(self) -> bool:
+        return Path(self.dataset or "").is_dir()
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """What decides which rows are read: not the place of a folder, which is known by the checksums of its files."""
+        return self.model_dump() | ({"dataset": None, "revision": None} if self.local else {})
+
+
+class HubText(HubSource):
+    column: str
+
+
+class HubInstructions(HubSource):
+    prompt: str
+    answer: str
+    bytes: Bytes | None
+
+
+class HubCorpus(Section):
+    source: Literal["hub"]
+    text: HubText
+    english: HubText
+    text_bytes: Bytes | None
+    english_bytes: Bytes | None
+    dev: Annotated[float, Field(gt=0, lt=0.5)]
+    test: Annotated[float, Field(gt=0, lt=0.5)]
+    seed: Annotated[int, Field(ge=0)]
+    workers: Positive
+
+
 class ContinualTraining(Training):
     schedule_tokens: Tokens
     english_share: Share
@@ -152,8 +212,15 @@ class ContinualTraining(Training):
 
 class Instructions(Training):
     path: str | None
+    hub: HubInstructions | None
     items: Positive
     replay_share: Share
+
+    @model_validator(mode="after")
+    def one_source(self) -> Instructions:
+        if self.path and self.hub:
+            raise ValueError("hub: sft.path is given too; give the instructions in one place")
+        return self
 
 
 class Method(Section):
@@ -213,7 +280,20 @@ class Compute(Section):
     device: Literal["cpu", "cuda"]
     threads: Positive
     micro_batch: Positive | None
+    strategy: Literal["none", "ddp", "zero2", "zero3", "zero3_offload", "fsdp"]
+    processes: Positive
+    nodes: Positive
+    precision: Literal["fp32", "bf16"]
+    gradient_checkpointing: bool
+    attention: Literal["eager", "sdpa", "flash_attention_2"]
+    liger: bool
     first_guess: dict[str, Annotated[float, Field(gt=0)]]
+
+    @model_validator(mode="after")
+    def strategy_for_many(self) -> Compute:
+        if self.strategy == "none" and self.processes * self.nodes > 1:
+            raise ValueError("strategy=none: trains in one process; for several say compute=ddp, zero2, zero3, zero3_offload or fsdp")
+        return self
 
 
 class Tracking(Section):
@@ -230,13 +310,25 @@ class Config(Section):
     outputs: str
     model: Model
     language: Language
-    corpus: Corpus
+    corpus: Annotated[Corpus | HubCorpus, Field(discriminator="source")]
     ct: ContinualTraining
     sft: Instructions
     merge: Merge
     eval: Evaluation
     compute: Compute
     tracking: Tracking
+
+    @model_validator(mode="after")
+    def batches_can_be_shared(self) -> Config:
+        trained: dict[str, Training] = {"ct": self.ct, "sft": self.sft}
+        if self.model.path is None and self.model.recipe:
+            trained["model.recipe"] = self.model.recipe
+        for key, section in trained.items():
+            try:
+                sizes(section.batch_tokens, section.block_size, self.compute.processes * self.compute.nodes, self.compute.micro_batch)
+            except BadBatch as error:
+                raise ValueError(f"{key}.{error}") from None
+        return self
 
     @model_validator(mode="after")
     def blocks_fit_the_model(self) -> Config:
@@ -265,7 +357,11 @@ def one_line(error: ValidationError, composed: Mapping[str, Any]) -> str:
     """The first thing that a schema refuses: key, value and what would be right."""
     first = error.errors()[0]
     location = [str(part) for part in first["loc"]]
+    if location[0] == "corpus" and "source" in first["loc"][1:2] or location[1:2] in (["bible"], ["files"], ["hub"]):
+        location.pop(1)  # pydantic's note of which kind of corpus it is
     key = ".".join(location)
+    if first["type"] == "union_tag_invalid":
+        return f"corpus.source={first['ctx']['tag']}: choose {first['ctx']['expected_tags']}"
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         siblings: Any = composed

@@ -13,4 +13,8 @@ class StageFailed(RuntimeError):
     """A stage crashed: one line that names it. The cause is chained."""
 
 
+class Preempted(RuntimeError):
+    """A training was told to stop: it has saved, and the next run goes on from there."""
+
+
 BAD_INPUT = (BadInput, TrainBadInput, MergeBadInput, EvalBadInput)  # the rooms do not know each other; the pipeline knows them all

@@ -17,7 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import BAD_INPUT, BadInput, StageFailed
+from pipeline.errors import BAD_INPUT, BadInput, Preempted, StageFailed
 from pipeline.plan import Stage
 from pipeline.progress import Estimates, Journal, Progress, amount
 from pipeline.store import Entry, Store
@@ -36,6 +36,7 @@ class Job:
     resume: Entry | None = None  # the same trajectory at a smaller budget
     on_log: Callable[[dict[str, Any]], None] = lambda record: None  # a line of a training's log
     on_try: Callable[[int, int, float], None] = lambda done, of, score: None  # tries done, of how many, the last one's score
+    launched: Mapping[str, Any] | None = None  # of a training: strategy, world size, wrapper class, ZeRO stage, as asserted inside
     settings: dict[str, Any] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -156,6 +157,7 @@ class Executor:
                     "seconds": round(seconds, 3),
                     "amount": work_amount,
                     "resumed_tokens": resumed,
+                    **({"launched": dict(job.launched)} if job.launched else {}),
                     "versions": versions(),
                     "commit": commit(),
                 },
@@ -163,6 +165,9 @@ class Executor:
         except BAD_INPUT as error:
             self.journal.write("refused", stage, message=str(error))
             raise BadInput(str(error)) from error
+        except Preempted as stopped:
+            self.journal.write("preempted", stage, message=str(stopped))
+            raise
         except Exception as error:
             self._failed(stage, work, error)
         self.journal.write("published", stage, seconds=round(seconds, 3))

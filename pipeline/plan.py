@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from pipeline.config import Config, Training, format_tokens
+from pipeline.config import Config, HubCorpus, Training, format_tokens
 
 # Raise a kind's number when its code changes what it makes: entries of older code are then made anew.
 REVISIONS = {
@@ -109,21 +109,21 @@ def plan_cell(config: Config, inputs: Inputs) -> Cell:
     language, seed, budget = config.language.code, config.seed, format_tokens(config.ct.tokens)
     name = config.model.name
     compute = {"device": config.compute.device, "threads": config.compute.threads}
-    training_options = {**compute, "micro_batch": config.compute.micro_batch}
+    training_options = {"compute": config.compute.model_dump(exclude={"first_guess"})}
+    rounding = {"precision": config.compute.precision} if config.compute.precision != "fp32" else {}  # fp32 is not said, so that keys stay
 
-    corpus = Stage(
-        "corpus",
-        f"{language}-{config.corpus.source}",
-        {
-            "source": config.corpus.source,
-            "language": language,
-            "dev": config.corpus.dev,
-            "test": config.corpus.test,
-            "seed": config.corpus.seed,
-            "inputs": inputs.corpus,
-        },
-        options={"path": config.corpus.path, "english_path": config.corpus.english_path},
-    )
+    split = {"dev": config.corpus.dev, "test": config.corpus.test, "seed": config.corpus.seed}
+    described = {"source": config.corpus.source, "language": language, **split, "inputs": inputs.corpus}
+    if isinstance(config.corpus, HubCorpus):
+        text, english = config.corpus.text, config.corpus.english
+        described |= {"text": text.content, "english": english.content}
+        described |= {"text_bytes": config.corpus.text_bytes, "english_bytes": config.corpus.english_bytes}
+        processes = {"workers": config.corpus.workers}
+        places = {"text": text.model_dump(), "english": english.model_dump(), **processes}
+    else:
+        processes = {}
+        places = {"path": config.corpus.path, "english_path": config.corpus.english_path}
+    corpus = Stage("corpus", f"{language}-{config.corpus.source}", described, options=places)
     items = Stage(
         "items",
         language,
@@ -134,9 +134,10 @@ def plan_cell(config: Config, inputs: Inputs) -> Cell:
             "eval_items": config.eval.items,
             "seed": config.corpus.seed,
             "inputs": inputs.sft,
+            **({"sft_hub": config.sft.hub.content} if config.sft.hub else {}),
         },
         {"corpus": corpus},
-        {"sft_path": config.sft.path},
+        {"sft_path": config.sft.path, "sft_hub": config.sft.hub and config.sft.hub.model_dump(), **processes},
     )
     if config.model.path is not None:
         model = Stage("model", name, {"sha256": inputs.model}, options={"path": config.model.path})
@@ -144,7 +145,7 @@ def plan_cell(config: Config, inputs: Inputs) -> Cell:
         assert config.model.recipe is not None
         recipe = config.model.recipe.model_dump(exclude={"save_every_tokens"})
         save = {"save_every_tokens": config.model.recipe.save_every_tokens}
-        model = Stage("base", name, {**recipe, "language": language}, {"corpus": corpus}, {**training_options, **save})
+        model = Stage("base", name, {**recipe, "language": language, **rounding}, {"corpus": corpus}, {**training_options, **save})
 
     ct_blocks = Stage(
         "ct_blocks",
@@ -157,17 +158,19 @@ def plan_cell(config: Config, inputs: Inputs) -> Cell:
             "seed": seed,
         },
         {"corpus": corpus, "model": model},
+        processes,
     )
     sft_blocks = Stage(
         "sft_blocks",
         f"en-s{seed}",
         {"tokens": config.sft.tokens, "block_size": config.sft.block_size, "replay_share": config.sft.replay_share, "seed": seed},
         {"items": items, "corpus": corpus, "model": model},
+        processes,
     )
 
     def train(kind: str, slug: str, section: Training, horizon: int, parents: Mapping[str, Stage]) -> Stage:
         names = ("tokens", "batch_tokens", "block_size", "learning_rate", "min_lr_ratio", "warmup_ratio", "weight_decay")
-        settings = {key: getattr(section, key) for key in names} | {"schedule_tokens": horizon, "seed": seed}
+        settings = {key: getattr(section, key) for key in names} | {"schedule_tokens": horizon, "seed": seed, **rounding}
         return Stage(kind, slug, settings, parents, {**training_options, "save_every_tokens": section.save_every_tokens})
 
     ct = train("ct", f"{language}-{budget}-s{seed}", config.ct, config.ct.schedule_tokens, {"model": model, "blocks": ct_blocks})

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 def corpus(job: Job) -> None:
     from train import corpus
 
-    corpus.build(job.settings, job.out)
+    corpus.build(job.settings, job.out, job.work)
 
 
 def items(job: Job) -> None:

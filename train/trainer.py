@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from train.errors import BadInput
+from train import parallel
+from train.errors import BadInput, Interrupted
+from train.parallel import Compute
 
 if TYPE_CHECKING:
     import torch
@@ -32,29 +34,26 @@ def train(
     *,
     work: Path,
     resume_state: Path | None = None,
-    device: str = "cpu",
-    threads: int | None = None,
-    micro_batch: int | None = None,
+    compute: Compute = Compute(),  # noqa: B008 (frozen)
     on_log: Callable[[dict[str, float]], None] | None = None,
-) -> None:
-    """Trains up to `tokens` and leaves `out/model`, `out/state` and `out/log.jsonl`.
+    should_stop: Callable[[], bool] | None = None,
+) -> dict[str, Any]:
+    """Trains up to `tokens` and leaves `out/model`, `out/state` and `out/log.jsonl`. Returns what the launch was found to be.
 
+    Every process of a launch calls this with the same arguments; `compute` says how many there are, and it is refused where that is not so.
     Settings: tokens, schedule_tokens, batch_tokens, block_size, learning_rate, min_lr_ratio (of the peak), warmup_ratio (of the schedule), weight_decay,
     save_every_tokens, seed. `work` keeps checkpoints until the run is published; a later call with the same `work` goes on from the last whole one.
-    `on_log` gets {"tokens", "of_tokens", "loss", "learning_rate", "tokens_per_second"} after every logged step.
+    `on_log` gets {"tokens", "of_tokens", "loss", "learning_rate", "tokens_per_second"} after every logged step, in the first process only.
+    `should_stop` is asked after every step: once it is true in any process, all save and raise Interrupted.
     """
     import torch
     import transformers
 
     transformers.logging.set_verbosity_error()
-    if threads:
-        torch.set_num_threads(threads)
-    batch, remainder = divmod(settings["batch_tokens"], settings["block_size"])
-    if remainder or not batch:
-        raise BadInput(f"batch_tokens={settings['batch_tokens']} is not a multiple of block_size={settings['block_size']}")
-    micro = min(micro_batch or batch, batch)
-    if batch % micro:
-        raise BadInput(f"compute.micro_batch={micro} does not divide the {batch} blocks of a batch")
+    if compute.threads:
+        torch.set_num_threads(compute.threads)
+    micro, accumulation = parallel.sizes(settings["batch_tokens"], settings["block_size"], compute.world, compute.micro_batch)
+    batch = settings["batch_tokens"] // settings["block_size"]
     dataset = Blocks(blocks_dir)
     steps = settings["tokens"] // settings["batch_tokens"]  # a budget is never exceeded
     horizon = max(steps, settings["schedule_tokens"] // settings["batch_tokens"])
@@ -65,13 +64,11 @@ def train(
     checkpoints = usable_checkpoints(work)
     start = checkpoints[-1] if checkpoints else resume_state
     save_steps = max(1, settings["save_every_tokens"] // settings["batch_tokens"])
-    torch.manual_seed(settings["seed"])
-    model = transformers.AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
     arguments = transformers.TrainingArguments(
         output_dir=str(work),
         max_steps=horizon,
         per_device_train_batch_size=micro,
-        gradient_accumulation_steps=batch // micro,
+        gradient_accumulation_steps=accumulation,
         learning_rate=settings["learning_rate"],
         lr_scheduler_type="cosine_with_min_lr",
         lr_scheduler_kwargs={"min_lr_rate": settings["min_lr_ratio"]},
@@ -84,24 +81,49 @@ def train(
         save_total_limit=2,
         logging_steps=max(1, min(10, steps // 10)),
         seed=settings["seed"],
-        use_cpu=device == "cpu",
+        use_cpu=compute.device == "cpu",
+        bf16=compute.precision == "bf16",
+        gradient_checkpointing=compute.gradient_checkpointing,
+        use_liger_kernel=compute.liger,
+        ddp_find_unused_parameters=False,
+        deepspeed=parallel.deepspeed_config(compute, micro, accumulation),  # before the model is loaded: ZeRO-3 loads it in parts
         report_to="none",
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=False,
     )
-    progress = _progress_callback(transformers.TrainerCallback)(steps, settings, work / "log.jsonl", on_log)
+    torch.manual_seed(settings["seed"])
+    model = transformers.AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32, attn_implementation=compute.attention)
+    progress = _progress_callback(transformers.TrainerCallback)(steps, settings, work / "log.jsonl", on_log, should_stop)
     trainer = transformers.Trainer(model=model, args=arguments, train_dataset=dataset, callbacks=[progress])
     trainer.remove_callback(transformers.PrinterCallback)
     work.mkdir(parents=True, exist_ok=True)
     out.mkdir(parents=True, exist_ok=True)
     trainer.train(resume_from_checkpoint=str(start) if start else None)
+    if progress.interrupted:
+        done = trainer.state.global_step * settings["batch_tokens"]
+        raise Interrupted(f"stopped after {done:,} of {steps * settings['batch_tokens']:,} tokens; saved, and the next run goes on from there")
     if trainer.state.global_step != steps:
         raise RuntimeError(f"training stopped at step {trainer.state.global_step} of {steps}")
+    facts = launch_facts(trainer, compute)
     trainer.save_model(str(out / "model"))
-    transformers.AutoTokenizer.from_pretrained(model_dir).save_pretrained(out / "model")
-    shutil.copytree(work / f"checkpoint-{steps}", out / "state", dirs_exist_ok=True)
-    shutil.copy(work / "log.jsonl", out / "log.jsonl")
+    if trainer.is_world_process_zero():
+        transformers.AutoTokenizer.from_pretrained(model_dir).save_pretrained(out / "model")
+        shutil.copytree(work / f"checkpoint-{steps}", out / "state", dirs_exist_ok=True)
+        shutil.copy(work / "log.jsonl", out / "log.jsonl")
+    return facts
+
+
+def launch_facts(trainer: Any, compute: Compute) -> dict[str, Any]:
+    """World size, wrapper class and ZeRO stage, as they are in this process. Raises RuntimeError where they are not what `compute` says."""
+    wrapped = trainer.model_wrapped
+    zero = getattr(wrapped, "zero_optimization_stage", lambda: 0)()
+    return {
+        "strategy": compute.strategy,
+        "world_size": trainer.args.world_size,
+        "wrapper": type(wrapped).__name__,
+        "zero_stage": zero,
+    }
 
 
 def usable_checkpoints(work: Path) -> list[Path]:
@@ -134,19 +156,33 @@ class Blocks:
         return {name: torch.from_numpy(column[index].astype(np.int64)) for name, column in self.columns.items()}
 
 
+def agreed(wish: bool) -> bool:
+    """Whether any process wishes it: all get the same answer at the same step."""
+    import torch
+    from torch import distributed
+
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return wish
+    device = "cpu" if distributed.get_backend() == "gloo" else "cuda"
+    flag = torch.tensor([wish], dtype=torch.int32, device=device)
+    distributed.all_reduce(flag, op=distributed.ReduceOp.MAX)
+    return bool(flag.item())
+
+
 def _progress_callback(base: type) -> type:
     """Defines the callback on transformers' base class, which is not imported before it is needed."""
 
     class Progress(base):  # type: ignore[misc, valid-type]
         """Stops at the budget, marks whole checkpoints, and passes on what the trainer logs."""
 
-        def __init__(self, steps: int, settings: dict[str, Any], log: Path, on_log: Callable[[dict[str, float]], None] | None) -> None:
+        def __init__(self, steps: int, settings: dict[str, Any], log: Path, on_log: Callable[[dict[str, float]], None] | None, should_stop: Callable[[], bool] | None) -> None:
             self.steps, self.batch_tokens, self.log, self.report = steps, settings["batch_tokens"], log, on_log
             self.started, self.first_step = time.monotonic(), 0
+            self.should_stop, self.interrupted = should_stop, False
 
         def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
             self.started, self.first_step = time.monotonic(), state.global_step
-            if self.log.exists():  # what was logged after the checkpoint that this run goes on from is logged again
+            if self.log.exists() and state.is_world_process_zero:  # what was logged after the checkpoint that this run goes on from is logged again
                 lines = self.log.read_text(encoding="utf-8").splitlines(keepends=True)
                 before = [line for line in lines if line.endswith("\n") and json.loads(line)["tokens"] <= state.global_step * self.batch_tokens]
                 self.log.write_text("".join(before), encoding="utf-8")
@@ -154,12 +190,14 @@ def _progress_callback(base: type) -> type:
         def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
             if state.global_step >= self.steps:
                 control.should_save = control.should_log = control.should_training_stop = True
+            elif self.should_stop and agreed(self.should_stop()):
+                self.interrupted = control.should_save = control.should_training_stop = True
 
         def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
             (Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
 
         def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float], **_: Any) -> None:
-            if "loss" not in logs:
+            if "loss" not in logs or not state.is_world_process_zero:
                 return
             seconds = time.monotonic() - self.started
             record = {

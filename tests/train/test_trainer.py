@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from train import base, trainer
 from train.errors import BadInput
+from train.parallel import Compute
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,7 @@ def prepared(corpus_dir: Path, recipe: dict[str, Any], tmp_path_factory: pytest.
 
 def run(prepared: Path, recipe: dict[str, Any], out: Path, tokens: int, state: Path | None = None, **options: Any) -> dict[str, torch.Tensor]:
     settings = {**recipe, "tokens": tokens, "schedule_tokens": 2048}
-    trainer.train(prepared / "model", prepared / "blocks", settings, out / "out", work=out / "work", resume_state=state, threads=1, **options)
+    trainer.train(prepared / "model", prepared / "blocks", settings, out / "out", work=out / "work", resume_state=state, compute=Compute(threads=1, **options))
     return load_file(out / "out" / "model" / "model.safetensors")
 
 
@@ -51,7 +52,7 @@ def test_a_killed_run_goes_on_and_ends_the_same(prepared: Path, recipe: dict[str
     script = (
         "import sys, json, time; from pathlib import Path; from train import trainer; "
         f"trainer.train(Path({str(prepared / 'model')!r}), Path({str(prepared / 'blocks')!r}), json.loads({json.dumps(settings)!r}), Path({str(out)!r}), "
-        f"work=Path({str(work)!r}), threads=1, on_log=lambda record: time.sleep(0.3))"
+        f"work=Path({str(work)!r}), on_log=lambda record: time.sleep(0.3))"
     )
     process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL)
     while not (work / "checkpoint-8" / trainer.COMPLETE).exists():
@@ -107,4 +108,4 @@ def test_gradient_accumulation_changes_nothing_but_rounding(prepared: Path, reci
 def test_what_cannot_work_is_refused(prepared: Path, recipe: dict[str, Any], tmp_path: Path, change: dict[str, int], says: str) -> None:
     settings = {**recipe, "schedule_tokens": 2048, **change}
     with pytest.raises(BadInput, match=says):
-        trainer.train(prepared / "model", prepared / "blocks", settings, tmp_path / "out", work=tmp_path / "work", threads=1)
+        trainer.train(prepared / "model", prepared / "blocks", settings, tmp_path / "out", work=tmp_path / "work")

@@ -1,0 +1,77 @@
+"""How a training is computed: processes, engine, precision, and the sizes that follow. The optimisation is the same for all of them.
+
+A step always takes the same `batch_tokens / block_size` blocks, in the same order: P processes take a P-th of them each, in as many forward passes as
+memory wants. Importing this module imports no torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from train.errors import BadInput
+
+STRATEGIES = ("none", "ddp", "zero2", "zero3", "zero3_offload", "fsdp")
+ZERO_STAGES = {"zero2": 2, "zero3": 3, "zero3_offload": 3}
+
+
+@dataclass(frozen=True)
+class Compute:
+    """The options of a training that do not belong to its optimisation; conf/compute/ explains each."""
+
+    device: str = "cpu"  # cpu or cuda
+    threads: int | None = None  # of a process; None: torch's own choice
+    micro_batch: int | None = None  # at most so many blocks in one forward pass of a process; None: all it has
+    strategy: str = "none"  # one of STRATEGIES
+    processes: int = 1  # a node
+    nodes: int = 1
+    precision: str = "fp32"  # of the forward and backward pass: fp32 or bf16; weights that are trained stay fp32
+    gradient_checkpointing: bool = False
+    attention: str = "sdpa"  # eager, sdpa or flash_attention_2
+    liger: bool = False
+
+    @property
+    def world(self) -> int:
+        """Processes in all."""
+        return self.processes * self.nodes
+
+
+def sizes(batch_tokens: int, block_size: int, world: int, micro_batch: int | None) -> tuple[int, int]:
+    """(blocks in a forward pass of one process, forward passes a step), so that a step of `world` processes is `batch_tokens` exactly.
+
+    The first is the largest divisor of a process's share of the batch that `micro_batch` allows. Raises BadInput where the batch cannot be shared.
+    """
+    blocks, remainder = divmod(batch_tokens, block_size)
+    if remainder or not blocks:
+        raise BadInput(f"batch_tokens={batch_tokens} is not a multiple of block_size={block_size}")
+    share, remainder = divmod(blocks, world)
+    if remainder:
+        nearest = max(1, round(blocks / world)) * world * block_size
+        raise BadInput(
+            f"batch_tokens={batch_tokens}: its {blocks} blocks of {block_size} tokens cannot be shared by {world} processes"
+            f" (compute.processes x compute.nodes); take a number that divides {blocks}, or batch_tokens={nearest}"
+        )
+    micro = next(size for size in range(min(micro_batch or share, share), 0, -1) if share % size == 0)
+    return micro, share // micro
+
+
+def deepspeed_config(compute: Compute, micro: int, accumulation: int) -> dict[str, Any] | None:
+    """What DeepSpeed is told; None for a strategy of torch's own. The optimizer, its schedule and the clipping stay those of the one trainer."""
+    if compute.strategy not in ZERO_STAGES:
+        return None
+    stage = ZERO_STAGES[compute.strategy]
+    zero: dict[str, Any] = {"stage": stage, "overlap_comm": compute.device == "cuda", "contiguous_gradients": True}
+    if stage == 3:
+        zero["stage3_gather_16bit_weights_on_model_save"] = True  # the checkpoint is one plain folder, in the precision it is trained in
+    if compute.strategy == "zero3_offload":
+        pinned = {"device": "cpu", "pin_memory": compute.device == "cuda"}
+        zero |= {"offload_optimizer": pinned, "offload_param": pinned}
+    return {
+        "zero_optimization": zero,
+        "bf16": {"enabled": compute.precision == "bf16"},
+        "train_micro_batch_size_per_gpu": micro,
+        "gradient_accumulation_steps": accumulation,
+        "train_batch_size": micro * accumulation * compute.world,
+        "gradient_clipping": "auto",
+        "zero_allow_untested_optimizer": True,
+    }
