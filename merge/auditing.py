@@ -13,10 +13,10 @@ For one model's task vector τ over n parameters (of a tensor, a layer, a module
 
 from __future__ import annotations
 
-import functools
 import json
 import math
-from collections.abc import Callable, Sequence
+import operator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,14 +28,14 @@ import torch
 from merge.engine import run
 from merge.methods import elected_sign, surviving
 from merge.pieces import Piece
-from merge.plan import Parent, make_plan
+from merge.plan import make_plan
 from merge.recipe import Recipe
-from merge.select import kept
+from merge.select import Array, kept
 from merge.settings import kind_of, layer_of
-from merge.tensor_recipe import Merged, TensorRecipe
+from merge.tensor_recipe import Merged, TensorRecipe, Use
 
 LEVELS = (0.01, 0.05, 0.10)
-SMALLEST = 2.0**-149  # a float32 above zero
+_WHOLE = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 _COUNTS = ("size", "trimmed", "conflict", "lost")
 
 
@@ -90,50 +90,30 @@ class Audit:
         self._tallies: dict[tuple[str, str], Tally] = {}  # (tensor, model)
 
     def see(self, tensor: TensorRecipe, piece: Piece, merged: Merged) -> None:
-        """Count one slice. Whole numbers are added up in float32 vectors of 0 and 1: exact, and faster than masks on a CPU."""
+        """Count one slice: each question is one bit a parameter, a row of words a model; what is asked of two is an AND."""
         if not self.levels:
             return
-        taus = [piece.tau(use.parent, tensor.dtype) for use in tensor.uses]
-        kept_taus = merged.kept if merged.kept is not None else taus
-        signs = [part.sign().float() for part in kept_taus]
-        both = (-(_reduce(torch.maximum, signs) * _reduce(torch.minimum, signs))).clamp_min_(0)  # 1 where both signs occur
+        kept_taus = merged.kept if merged.kept is not None else [piece.tau(use.parent, tensor.dtype) for use in tensor.uses]
+        bits = [piece.bits(use.parent, tensor.dtype) for use in tensor.uses]
+        edges = [self._edges(tensor, piece, use) for use in tensor.uses]
         plain = self._survivors_without_slack(tensor, merged)
+        kept_bits, alive_bits, plain_bits = ([_patterns(part) for part in parts or ()] for parts in (kept_taus, merged.survivors, plain))
+        counted = _count(kept_bits, alive_bits, plain_bits, bits, edges)
+        used = kept_taus
+        if merged.survivors is not None:
+            unchanged = merged.taus is not None and all(map(operator.is_, merged.taus, kept_taus)) and not tensor.consensus.weighted
+            used = merged.survivors if unchanged else list(map(_masked, kept_taus, merged.survivors))  # survivors: |kept|, or zero
         for i, use in enumerate(tensor.uses):
-            present = signs[i].abs()
-            conflict = both * present
-            lost = torch.zeros_like(both)
-            used = kept_taus[i]
-            held = int(torch.count_nonzero(taus[i]))
-            tally = Tally(size=taus[i].numel(), trimmed=held - _count(present), conflict=_count(conflict))
-            if merged.survivors is not None:
-                alive = merged.survivors[i].sign().float()
-                lost = present - alive
-                used = used * alive.to(used.dtype)
-                tally.lost = _count(lost)
-                if plain is not None:
-                    before = plain[i].sign().float()
-                    tally.regained = _count((alive - before).clamp_min_(0))
-                    tally.given_up = _count((before - alive).clamp_min_(0))
-            tally.energy, tally.energy_used = _energy(taus[i]), _energy(used)
-            tally.top = self._tops(tensor, piece, use.parent, [present, conflict, lost])
-            self._add(tensor.output.name, use.name, tally)
+            rows = counted[i].tolist()
+            _, trimmed, conflict, lost, regained, given_up = rows[0]
+            tops = {level: row[:4] for level, row in zip(self.levels, rows[1:], strict=True)}
+            energies = _energy(piece.tau(use.parent, tensor.dtype)), _energy(used[i])
+            self._add(tensor.output.name, use.name, Tally(len(bits[i]), trimmed, conflict, lost, regained, given_up, *energies, tops))
 
-    def _tops(self, tensor: TensorRecipe, piece: Piece, parent: Parent, flags: Sequence[torch.Tensor]) -> dict[float, list[int]]:
-        """Counts (size, trimmed, conflict, lost) among the largest; only the largest of the widest level are looked at."""
-        edges = {
-            level: max(SMALLEST, piece.job.thresholds[(parent, tensor.dtype, kept(level, tensor.output.numel))].value)
-            for level in self.levels
-        }
-        magnitude = _flat(piece.magnitude(parent, tensor.dtype))
-        places = numpy.flatnonzero(magnitude >= numpy.float32(min(edges.values())))
-        near = magnitude.take(places)  # numpy takes a few times faster than torch indexes
-        present, conflict, lost = (_flat(flag).take(places) for flag in flags)
-        tops = {}
-        for level, edge in edges.items():
-            inside = (near >= numpy.float32(edge)).astype(numpy.float32)
-            size = int(inside.sum())
-            tops[level] = [size, size - int(inside @ present), int(inside @ conflict), int(inside @ lost)]
-        return tops
+    def _edges(self, tensor: TensorRecipe, piece: Piece, use: Use) -> list[int]:
+        """Bit patterns from which a magnitude counts: above zero, then those of the levels."""
+        ranks = (kept(level, tensor.output.numel) for level in self.levels)
+        return [1, *(max(1, piece.job.thresholds[(use.parent, tensor.dtype, rank)].bits) for rank in ranks)]
 
     def report(self) -> dict[str, Any]:
         """JSON-serialisable: per model, by module kind and by layer (`outside`: embeddings, final norm, head)."""
@@ -213,16 +193,39 @@ def _layer_order(item: tuple[str, Any]) -> tuple[bool, int]:
     return (item[0] == "outside", 0 if item[0] == "outside" else int(item[0]))
 
 
-def _reduce(pairwise: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    return functools.reduce(pairwise, tensors)
+def _patterns(tensor: torch.Tensor) -> Array:
+    """Flat bit patterns as signed whole numbers of the same width."""
+    return tensor.cpu().view(-1).view(_WHOLE[tensor.dtype.itemsize]).numpy()
 
 
-def _flat(tensor: torch.Tensor) -> Any:
-    return tensor.view(-1).cpu().numpy()
+def _masked(tensor: torch.Tensor, survivors: torch.Tensor) -> torch.Tensor:
+    """Flat copy on the CPU with zeros where nothing survived."""
+    return torch.from_numpy(_patterns(tensor) * (_patterns(survivors) > 0).view(numpy.int8)).view(tensor.dtype)
 
 
-def _count(flags: torch.Tensor) -> int:
-    return int(flags.sum())
+def _count(kept: list[Array], survivors: list[Array], plain: list[Array], bits: list[Array], edges: list[list[int]]) -> Array:
+    """[models, 1 + levels, 6]: size, trimmed, in conflict, lost, regained, given up; among all that is not zero, then each level.
+
+    Each question is one bit a parameter and a row of words a model; what is asked of two is an AND.
+    """
+    present = _packed(part & part.dtype.type(numpy.iinfo(part.dtype).max) != 0 for part in kept)  # a negative zero is zero
+    minus = _packed(part < 0 for part in kept) & present
+    plus = present & ~minus
+    conflict = (plus & numpy.bitwise_or.reduce(minus)) | (minus & numpy.bitwise_or.reduce(plus))
+    alive = _packed(part > 0 for part in survivors) if survivors else present
+    before = _packed(part > 0 for part in plain) if plain else alive
+    asked = numpy.stack([~present, conflict, present & ~alive, alive & ~before, before & ~alive], axis=1)
+    among = numpy.stack([_packed(own >= edge for edge in steps) for own, steps in zip(bits, edges, strict=True)])
+    answers = numpy.concatenate([among[:, :, None], among[:, :, None] & asked[:, None]], axis=2)
+    return numpy.bitwise_count(answers).sum(axis=-1, dtype=numpy.int64)
+
+
+def _packed(masks: Iterable[Array]) -> Array:
+    """Flat masks as the rows of a matrix of bits, in whole words."""
+    rows = numpy.stack([numpy.packbits(mask) for mask in masks])
+    if spare := -rows.shape[-1] % 8:
+        rows = numpy.pad(rows, ((0, 0), (0, spare)))
+    return rows.view(numpy.uint64)
 
 
 def _energy(tau: torch.Tensor) -> float:

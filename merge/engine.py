@@ -17,11 +17,13 @@ import torch
 from merge.errors import BadInput
 from merge.pieces import Job, Piece
 from merge.plan import Output, Parent, Plan
-from merge.select import NotFinite, kept, thresholds
+from merge.select import Array, NotFinite, kept, thresholds
 from merge.tensor_recipe import Merged, TensorRecipe
 
 MEMORY = 1 << 29  # bytes
-RESIDENT_BYTES = 6  # an element's magnitude, and a mask while ties are counted
+RESIDENT_BYTES = 5  # an element's magnitude, and a mask while ties are counted
+# Freed at once: from then on glibc takes blocks up to this size from its heap, instead of zeroed pages from the kernel each time.
+HEAP = 1 << 24  # bytes
 SMALL = 1 << 23  # elements; a model of fewer is merged in the calling thread
 
 
@@ -56,6 +58,7 @@ def run(
     threads: tensors worked on at a time (default: torch's number of threads). memory: bytes for working sets of all threads,
     above the few MB that slices take. Raises BadInput for NaN or infinite weights, naming file and tensor.
     """
+    torch.empty(HEAP, dtype=torch.uint8)
     workers = threads or torch.get_num_threads()
     resident = memory // (workers * RESIDENT_BYTES)
     watching = list(observers) if observers is not None else [None] * len(plan.recipes)
@@ -117,11 +120,11 @@ def _select(job: Job, tensors: Sequence[TensorRecipe], observers: Sequence[Obser
     for (parent, dtype), wanted in ranks.items():
         if wanted:
 
-            def pieces(parent: Parent = parent, dtype: torch.dtype = dtype) -> Iterator[torch.Tensor]:
-                return (piece.magnitude(parent, dtype).view(-1) for piece in job.pieces())
+            def pieces(parent: Parent = parent, dtype: torch.dtype = dtype) -> Iterator[Array]:
+                return (piece.bits(parent, dtype) for piece in job.pieces())
 
             try:
-                found = thresholds(pieces, wanted, job.output.numel, job.resident)
+                found = thresholds(pieces, wanted, job.output.numel, dtype, job.resident)
             except NotFinite:
                 raise BadInput(_culprit(job.plan, job.output)) from None
             job.thresholds.update({(parent, dtype, rank): threshold for rank, threshold in found.items()})
@@ -155,5 +158,3 @@ def _culprit(plan: Plan, output: Output) -> str:
         if not torch.isfinite(parent.read(name, 0, output.numel)).all():
             return f"{parent.tensors[name].file}: tensor {name} holds NaN or infinite values; train or export that checkpoint again"
     return f"tensor {output.name}: the merge overflows in the compute dtype; use compute_dtype: float32 and smaller weights"
-
-

@@ -145,7 +145,16 @@ def _times(tensor: torch.Tensor, factor: float) -> torch.Tensor:
 
 def _divisor(survivors: Sequence[torch.Tensor], weights: Sequence[float]) -> torch.Tensor:
     """Σ w over the survivors of each parameter, 1 where it is zero."""
-    divisor = total([_times(part.sign(), weight) for part, weight in zip(survivors, weights, strict=True)])
+    divisor = total([_where_alive(part, weight) for part, weight in zip(survivors, weights, strict=True)])
     if min(weights) > 0:  # zero means no survivor: 0 is divided, and any positive divisor does
         return divisor.clamp_min(min(weights))
     return torch.where(divisor == 0, torch.ones_like(divisor), divisor)
+
+
+def _where_alive(survivors: torch.Tensor, weight: float) -> torch.Tensor:
+    """`weight` where a survivor is above zero, else 0."""
+    if survivors.dtype.itemsize > 2:
+        return _times(survivors.sign(), weight)
+    # sign() of 16-bit floats is slow on a CPU; that of their patterns is not
+    pattern = int(torch.tensor(weight, dtype=survivors.dtype).view(torch.int16))
+    return survivors.abs().view(torch.int16).sign_().mul_(pattern).view(survivors.dtype)

@@ -10,9 +10,9 @@ import numpy
 import torch
 
 from merge.plan import Output, Parent, Plan
-from merge.select import Taker, Threshold
+from merge.select import Array, Taker, Threshold, magnitude_bits
 
-SLICE = 1 << 17  # elements a slice: float32 intermediates of half a megabyte, which malloc keeps and caches hold
+SLICE = 1 << 19  # elements a slice: long enough that threads seldom wait for the interpreter, short enough for the caches
 
 
 @dataclass
@@ -60,7 +60,7 @@ class Piece:
         self._raw: dict[Parent, torch.Tensor] = {}
         self._thetas: dict[tuple[Parent, torch.dtype], torch.Tensor] = {}
         self._taus: dict[tuple[Parent, torch.dtype], torch.Tensor] = {}
-        self._magnitudes: dict[tuple[Parent, torch.dtype], torch.Tensor] = {}
+        self._bits: dict[tuple[Parent, torch.dtype], Array] = {}
         self._largest: dict[tuple[Parent, torch.dtype, int], torch.Tensor] = {}
         self._uniforms: dict[tuple[int, str], torch.Tensor] = {}
 
@@ -81,12 +81,12 @@ class Piece:
             self._taus[key] = self.theta(parent, dtype) - self.theta(self.job.plan.leader, dtype)
         return self._taus[key]
 
-    def magnitude(self, parent: Parent, dtype: torch.dtype) -> torch.Tensor:
-        """|τ| in float32, by which parameters are ranked."""
+    def bits(self, parent: Parent, dtype: torch.dtype) -> Array:
+        """Bit patterns of |τ|, flat, by which parameters are ranked: see select.magnitude_bits."""
         key = (parent, dtype)
-        if key not in self._magnitudes:
-            self._magnitudes[key] = self.tau(parent, dtype).float().abs()
-        return self._magnitudes[key]
+        if key not in self._bits:
+            self._bits[key] = magnitude_bits(self.tau(parent, dtype))
+        return self._bits[key]
 
     def largest(self, parent: Parent, dtype: torch.dtype, rank: int) -> torch.Tensor:
         """τ with zeros but for the `rank` largest magnitudes of the whole tensor. Ask for every slice, in order."""
@@ -95,7 +95,7 @@ class Piece:
             return torch.zeros_like(self.tau(parent, dtype))
         if key not in self._largest:
             taker = self.shared.takers.setdefault(key, Taker(self.job.thresholds[key]))
-            self._largest[key] = taker.thin(self.tau(parent, dtype), self.magnitude(parent, dtype))
+            self._largest[key] = taker.thin(self.tau(parent, dtype), self.bits(parent, dtype))
         return self._largest[key]
 
     def uniform(self, seed: int, model: str) -> torch.Tensor:

@@ -1,9 +1,10 @@
 """Exact selection of the largest magnitudes without sorting.
 
-The bit pattern of a non-negative float32 grows with its value, so selection works on whole numbers. A tensor that fits into the
-memory limit is partitioned (numpy's vectorised quickselect), for several ranks each inside what the last one left. A larger one is
-never held: a histogram of the upper 16 bits says which bin holds the k-th largest, a histogram of the lower 16 bits inside that bin
-says which value it is; two passes over the slices serve any number of ranks. Both give the same thresholds.
+The bit pattern of a non-negative float grows with its value, so selection works on whole numbers. A task vector of a 16-bit dtype
+is counted: one histogram of all its 32,768 magnitudes answers every rank. One of float32 that fits into the memory limit is
+partitioned (numpy's vectorised quickselect), for several ranks each inside what the last one left; a larger one is never held: a
+histogram of the upper 16 bits says which bin holds the k-th largest, a histogram of the lower 16 bits inside that bin which value
+it is. All give the same thresholds.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from typing import Any
 import numpy
 import torch
 
-INFINITE = 0x7F800000  # bit pattern of float32 infinity; NaN lies above
+INFINITE = {torch.float32: 0x7F800000, torch.bfloat16: 0x7F80, torch.float16: 0x7C00}  # patterns of infinity; NaN lies above
 BINS = 1 << 16
-Pieces = Callable[[], Iterable[torch.Tensor]]
+Array = Any  # numpy array
+Pieces = Callable[[], Iterable[Array]]
 
 
 class NotFinite(ValueError):
@@ -26,9 +28,11 @@ class NotFinite(ValueError):
 
 @dataclass(frozen=True)
 class Threshold:
-    """The k-th largest magnitude; `spare` of the `ties` elements equal to it are among the k largest."""
+    """The k-th largest magnitude, the one before it in its dtype, its bit pattern; `spare` of the `ties` equal to it are kept."""
 
     value: float
+    below: float = -1.0
+    bits: int = -1
     spare: int = 0
     ties: int = 0
 
@@ -41,68 +45,96 @@ def kept(density: float, numel: int) -> int:
     return min(numel, max(1, int(density * numel)))
 
 
-def thresholds(pieces: Pieces, ranks: Iterable[int], numel: int, resident: int) -> dict[int, Threshold]:
+def ranked_in(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which magnitudes are compared: float64 ones in float32, others in their own."""
+    return dtype if dtype in INFINITE else torch.float32
+
+
+def magnitude_bits(tau: torch.Tensor) -> Array:
+    """Flat bit patterns of |τ|: int16 for 16-bit dtypes, else int32."""
+    wide = tau.to(ranked_in(tau.dtype)).view(-1).cpu()
+    if wide.dtype == torch.float32:
+        return wide.view(torch.int32).numpy() & numpy.int32(0x7FFFFFFF)
+    return wide.view(torch.int16).numpy() & numpy.int16(0x7FFF)
+
+
+def thresholds(pieces: Pieces, ranks: Iterable[int], numel: int, dtype: torch.dtype, resident: int) -> dict[int, Threshold]:
     """The k-th largest value for every k ≥ 1 in `ranks`, exact.
 
-    pieces: gives the flat float32 magnitudes of a tensor of `numel` elements in pieces, the same each time it is called.
-    resident: how many elements may be held at once. Raises NotFinite.
+    pieces: gives the `magnitude_bits` of a task vector of `numel` elements and dtype `dtype` in pieces, the same each time it is
+    called. resident: how many float32 elements may be held at once. Raises NotFinite.
     """
     wanted = sorted(set(ranks), reverse=True)
     found = {k: EVERYTHING for k in wanted if k >= numel}
     wanted = [k for k in wanted if k < numel]
     if wanted:
-        found |= _by_partition(pieces, wanted, numel) if numel <= resident else _by_histogram(pieces, wanted)
+        own = ranked_in(dtype)
+        if own.itemsize == 2:
+            found |= _by_counting(pieces, wanted, own)
+        else:
+            found |= _by_partition(pieces, wanted, numel) if numel <= resident else _by_histogram(pieces, wanted)
+    return found
+
+
+def _by_counting(pieces: Pieces, ranks: list[int], dtype: torch.dtype) -> dict[int, Threshold]:
+    counts = numpy.zeros(BINS // 2, numpy.int64)
+    for bits in pieces():
+        # torch's bincount takes 16-bit integers as they are and leaves the interpreter to other threads
+        counts += torch.bincount(torch.from_numpy(bits), minlength=BINS // 2).numpy()
+    if counts[INFINITE[dtype] :].any():
+        raise NotFinite
+    found = {}
+    for k in ranks:
+        pattern, above = _bin_of(counts, k)
+        found[k] = _threshold(pattern, k - above, int(counts[pattern]), dtype)
     return found
 
 
 def _by_partition(pieces: Pieces, ranks: list[int], numel: int) -> dict[int, Threshold]:
-    bits = numpy.empty(numel, numpy.int32)
+    whole = numpy.empty(numel, numpy.int32)
     filled = 0
-    for piece in pieces():
-        bits[filled : filled + len(piece)] = _bits(piece)
-        filled += len(piece)
-    if bits.max() >= INFINITE:
+    for bits in pieces():
+        whole[filled : filled + len(bits)] = bits
+        filled += len(bits)
+    if whole.max() >= INFINITE[torch.float32]:
         raise NotFinite
-    found, rest = {}, bits
+    found, rest = {}, whole
     for k in ranks:  # from the largest to the smallest: each lies among the elements that the one before kept
         rest.partition(len(rest) - k)  # in place
         rest = rest[len(rest) - k :]
-        value = rest[0]
-        found[k] = Threshold(_value(value), int(numpy.count_nonzero(rest == value)), int(numpy.count_nonzero(bits == value)))
+        pattern = int(rest[0])
+        spare, ties = (int(numpy.count_nonzero(part == pattern)) for part in (rest, whole))
+        found[k] = _threshold(pattern, spare, ties)
     return found
 
 
 def _by_histogram(pieces: Pieces, ranks: list[int]) -> dict[int, Threshold]:
     upper = numpy.zeros(BINS // 2, numpy.int64)
-    for piece in pieces():
-        # torch's bincount takes the strided 16-bit halves as they are and leaves the interpreter to other threads
-        upper += torch.bincount(piece.cpu().view(torch.int16)[1::2], minlength=BINS // 2).numpy()
-    if upper[INFINITE >> 16 :].any():
+    for bits in pieces():
+        upper += torch.bincount(torch.from_numpy(bits).view(torch.int16)[1::2], minlength=BINS // 2).numpy()
+    if upper[INFINITE[torch.float32] >> 16 :].any():
         raise NotFinite
     bins = {k: _bin_of(upper, k) for k in ranks}
     lower = {index: numpy.zeros(BINS, numpy.int64) for index, _ in bins.values()}
-    for piece in pieces():
-        unsigned = _bits(piece).view(numpy.uint32)
+    for bits in pieces():
         for index, counts in lower.items():
-            offsets = unsigned - numpy.uint32(index << 16)
+            offsets = bits.view(numpy.uint32) - numpy.uint32(index << 16)
             counts += numpy.bincount(offsets[offsets < BINS], minlength=BINS)
     found = {}
     for k, (index, above) in bins.items():
         low, above_low = _bin_of(lower[index], k - above)
-        found[k] = Threshold(_value(index * BINS + low), k - above - above_low, int(lower[index][low]))
+        pattern = index * BINS + low
+        found[k] = _threshold(pattern, k - above - above_low, int(lower[index][low]))
     return found
 
 
-def _bits(piece: torch.Tensor) -> Any:
-    """int32 array of the bit patterns."""
-    return piece.cpu().numpy().view(numpy.int32)
+def _threshold(pattern: int, spare: int, ties: int, dtype: torch.dtype = torch.float32) -> Threshold:
+    patterns = torch.tensor([pattern, max(0, pattern - 1)], dtype=torch.int32 if dtype.itemsize == 4 else torch.int16)
+    value, below = patterns.view(dtype).tolist()
+    return Threshold(value, below, pattern, spare, ties)
 
 
-def _value(bits: int | numpy.int32) -> float:
-    return float(numpy.int32(bits).view(numpy.float32))
-
-
-def _bin_of(counts: numpy.ndarray, k: int) -> tuple[int, int]:
+def _bin_of(counts: Array, k: int) -> tuple[int, int]:
     """Bin that holds the k-th largest element, and how many elements lie in the bins above it."""
     from_top = counts[::-1].cumsum()
     position = int(numpy.searchsorted(from_top, k))
@@ -117,27 +149,23 @@ class Taker:
         self.threshold = threshold
         self.left = threshold.spare
 
-    def thin(self, tau: torch.Tensor, magnitude: torch.Tensor) -> torch.Tensor:
+    def thin(self, tau: torch.Tensor, bits: Array) -> torch.Tensor:
         """The next slice with zeros where it is not among the largest.
 
-        tau: any floating dtype; magnitude: float32, of its shape. Hardshrink zeroes |x| ≤ λ in one vectorised step, several
-        times faster than a mask; magnitudes of float64 are ranked in float32 and need the mask.
+        tau: any floating dtype; bits: its `magnitude_bits`. Hardshrink zeroes |x| ≤ λ in one vectorised step, several times faster
+        than a mask; float64 is ranked in float32 and needs the mask.
         """
         at = self.threshold
         if at is EVERYTHING:
             return tau
-        every = at.spare == at.ties
+        with_ties = self.left > 0
         if tau.dtype == torch.float64:
-            thin = torch.where(magnitude >= at.value if every else magnitude > at.value, tau, torch.zeros_like(tau))
+            mask = torch.from_numpy(bits >= at.bits if with_ties else bits > at.bits).view(tau.shape).to(tau.device)
+            thin = torch.where(mask, tau, torch.zeros_like(tau))
         else:
-            thin = torch.nn.functional.hardshrink(tau.float(), _below(at.value) if every else at.value).to(tau.dtype)
-        if not every and self.left:
-            tied = torch.nonzero(magnitude.view(-1) == at.value).view(-1)[: self.left]
-            thin.view(-1)[tied] = tau.view(-1)[tied]
-            self.left -= len(tied)
+            thin = torch.nn.functional.hardshrink(tau, at.below if with_ties else at.value)
+        if with_ties and at.spare < at.ties:
+            tied = numpy.flatnonzero(bits == at.bits)
+            thin.view(-1)[torch.from_numpy(tied[self.left :])] = 0
+            self.left -= min(self.left, len(tied))
         return thin
-
-
-def _below(value: float) -> float:
-    """The float32 before `value`, not below zero."""
-    return float(numpy.nextafter(numpy.float32(value), numpy.float32(0)))

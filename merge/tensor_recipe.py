@@ -152,7 +152,7 @@ class TensorRecipe:
         return kept / use.density
 
     def _probabilities(self, use: Use, piece: Piece) -> torch.Tensor:
-        return methods.keep_probabilities(piece.magnitude(use.parent, self.dtype), use.density, use.epsilon)
+        return methods.keep_probabilities(piece.tau(use.parent, self.dtype).abs(), use.density, use.epsilon)
 
 
 def _ranks(sparsify: str | None, density: float, gamma: float, numel: int) -> tuple[int, ...]:

@@ -7,44 +7,46 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from merge.select import NotFinite, Taker, kept, thresholds
+from merge.select import NotFinite, Taker, kept, magnitude_bits, thresholds
 
 MAGNITUDES = st.lists(st.one_of(st.floats(0, 2.0**100, width=32), st.sampled_from([0.0, 1.0, 2.0])), min_size=2, max_size=60)
 
 
-@given(MAGNITUDES, st.data())
-@settings(max_examples=150, deadline=None)
-def test_both_ways_of_selecting_take_what_a_stable_sort_takes(values: list[float], data: st.DataObject) -> None:
-    magnitude = torch.tensor(values)
+@given(MAGNITUDES, st.sampled_from([torch.float32, torch.bfloat16, torch.float64]), st.data())
+@settings(max_examples=200, deadline=None)
+def test_every_way_of_selecting_takes_what_a_stable_sort_takes(values: list[float], dtype: torch.dtype, data: st.DataObject) -> None:
+    tau = torch.tensor(values).to(dtype)
     ranks = data.draw(st.lists(st.integers(1, len(values)), min_size=1, max_size=4))
-    cut = data.draw(st.integers(1, len(values)))
-    slices = [magnitude[:cut], magnitude[cut:]]
-    held = thresholds(lambda: [magnitude], ranks, len(values), resident=1000)
-    streamed = thresholds(lambda: slices, ranks, len(values), resident=0)
+    cut = data.draw(st.integers(1, len(values) - 1))
+    slices = [tau[:cut], tau[cut:]]
+    held = thresholds(lambda: [magnitude_bits(tau)], ranks, len(values), dtype, resident=1000)
+    streamed = thresholds(lambda: map(magnitude_bits, slices), ranks, len(values), dtype, resident=0)
     assert held == streamed
     for rank in ranks:
         taker = Taker(held[rank])
-        thin = torch.cat([taker.thin(piece, piece) for piece in slices])
-        order = magnitude.argsort(descending=True, stable=True)[:rank]
-        expected = torch.zeros_like(magnitude)
-        expected[order] = magnitude[order]
+        thin = torch.cat([taker.thin(piece, magnitude_bits(piece)) for piece in slices])
+        order = tau.argsort(descending=True, stable=True)[:rank]
+        expected = torch.zeros_like(tau)
+        expected[order] = tau[order]
         assert torch.equal(thin, expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 def test_exactly_the_rank_is_kept_with_signs_and_ties(dtype: torch.dtype) -> None:
     tau = torch.tensor([1.0, -1.0, 1.0, -1.0, 0.5, 2.0], dtype=dtype)
-    magnitude = tau.float().abs()
+    bits = magnitude_bits(tau)
     for rank, expected in ((3, [1, -1, 0, 0, 0, 2]), (5, [1, -1, 1, -1, 0, 2]), (1, [0, 0, 0, 0, 0, 2]), (6, [1, -1, 1, -1, 0.5, 2])):
-        taker = Taker(thresholds(lambda: [magnitude], [rank], 6, 100)[rank])
-        assert taker.thin(tau, magnitude).tolist() == expected
+        taker = Taker(thresholds(lambda: [bits], [rank], 6, dtype, 100)[rank])
+        assert taker.thin(tau, bits).tolist() == expected
 
 
 @pytest.mark.parametrize("resident", [0, 100])
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_nan_and_infinity_are_not_ranked(bad: float, resident: int) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_nan_and_infinity_are_not_ranked(bad: float, dtype: torch.dtype, resident: int) -> None:
+    bits = magnitude_bits(torch.tensor([1.0, bad, 2.0], dtype=dtype))
     with pytest.raises(NotFinite):
-        thresholds(lambda: [torch.tensor([1.0, bad, 2.0])], [1], 3, resident)
+        thresholds(lambda: [bits], [1], 3, dtype, resident)
 
 
 def test_kept_counts_as_mergekit_counts() -> None:
