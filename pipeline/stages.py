@@ -43,7 +43,7 @@ def corpus(job: Job) -> None:
 def items(job: Job) -> None:
     from train import instructions
 
-    instructions.build(job.folders["corpus"], job.settings, job.out)
+    instructions.build(job.folders["corpus"], job.settings, job.out, job.work)
 
 
 def base(job: Job) -> None:

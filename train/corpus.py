@@ -35,17 +35,22 @@ def normalised(text: str) -> str:
     return re.sub(r"[\W_]+", " ", text).casefold().strip()
 
 
-def build(settings: dict[str, Any], out: Path) -> None:
-    """Writes the corpus to `out`. Settings: source, language, path, english_path, dev, test, seed.
+def build(settings: dict[str, Any], out: Path, work: Path) -> None:
+    """Writes the corpus to `out`. Settings: source, language, path, english_path, dev, test, seed; for source `hub`, see train.hub_corpus.
 
     Raises BadInput for a source, file or split that cannot work.
     """
+    if settings["source"] == "hub":
+        from train import hub_corpus
+
+        hub_corpus.build(settings, out, work)
+        return
     if settings["source"] == "bible":
         passages, verses = _bible(settings)
     elif settings["source"] == "files":
         passages, verses = _files(settings), []
     else:
-        raise BadInput(f"corpus.source={settings['source']!r}: choose bible or files")
+        raise BadInput(f"corpus.source={settings['source']!r}: choose bible, files or hub")
     counts: dict[str, Any] = {"languages": {}, "settings": settings}
     (out / "text").mkdir(parents=True)
     for language, items in passages.items():

@@ -1,6 +1,6 @@
 """The items stage: English instructions for SFT from training text, and evaluation items in both languages from held-out text.
 
-Leaves `sft.jsonl` (`{"prompt", "output", "family"}`), `tasks/<family>_<language>.<split>.jsonl`
+Leaves `sft.jsonl` (`{"prompt", "output", "family"}`; `sft/00000.parquet` and so on, where the instructions come from the hub), `tasks/<family>_<language>.<split>.jsonl`
 (`{"id", "prompt", "choices", "answer", "trivial", "family", "language"}`) and `counts.json`.
 """
 
@@ -12,20 +12,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from train import families, files
-from train.corpus import read_jsonl, write_jsonl
+from train import families, files, hub
+from train.corpus import files_of, read_jsonl, read_rows, write_jsonl
 from train.errors import BadInput
 from train.families import Item, Vocabulary
+from train.parts import Reading, link, take
 
 PASSAGE = 24  # words of a passage whose genre is asked for
 LONGEST_VERSE = 32  # English words of a verse whose topic is asked for: short items are quick to learn from and to score
 
 
-def build(corpus_dir: Path, settings: dict[str, Any], out: Path) -> None:
+def build(corpus_dir: Path, settings: dict[str, Any], out: Path, work: Path) -> None:
     """Writes instructions and items to `out`.
 
     Settings: language, families (names), sft_items and eval_items (how many a family; fewer where the text gives no more), sft_path (a JSONL of
-    instructions to use in place of ours, or null), seed. Families that need aligned verses are left out where the corpus has none.
+    instructions to use in place of ours, or null), sft_hub (a source with the columns `prompt` and `answer`, and `bytes`, or null), seed, workers.
+    `work` keeps what was read from the hub until the items are published. Families that need aligned verses are left out where the corpus has none.
     """
     unknown = set(settings["families"]) - set(families.QUESTIONS)
     if unknown:
@@ -33,16 +35,19 @@ def build(corpus_dir: Path, settings: dict[str, Any], out: Path) -> None:
     source = Source(corpus_dir, settings)
     (out / "tasks").mkdir(parents=True)
     counts: dict[str, dict[str, int]] = {"sft": {}, "tasks": {}}
-    if settings["sft_path"]:
+    instructions: list[dict[str, str]] = []
+    if settings.get("sft_hub"):
+        counts["sft"]["hub"] = hub_instructions(settings, out / "sft", work / "sft")
+    elif settings["sft_path"]:
         instructions = own_instructions(settings["sft_path"])
     else:
-        instructions = []
         for family in source.families:
             for item in source.items(family, "en", "train", settings["sft_items"]):
                 instructions.append({"prompt": item.prompt, "output": item.choices[item.answer], "family": family})
     for row in instructions:
         counts["sft"][row["family"]] = counts["sft"].get(row["family"], 0) + 1
-    write_jsonl(out / "sft.jsonl", instructions)
+    if instructions:
+        write_jsonl(out / "sft.jsonl", instructions)
     for language in (settings["language"], "en"):
         for split in ("dev", "test"):
             for family in source.families:
@@ -62,6 +67,26 @@ def own_instructions(pattern: str) -> list[dict[str, str]]:
             raise BadInput(f"sft.path: {path} is not .jsonl; a line is {{'instruction', 'input', 'output'}}")
         for row in files.jsonl(path, ("instruction", "input", "output"), "sft.path"):
             rows.append({"prompt": families.prompt(row["instruction"], row["input"]), "output": row["output"], "family": row.get("family", "own")})
+    return rows
+
+
+def hub_instruction(prompt: str, answer: str) -> tuple[str, dict[str, str]] | None:
+    """A row of instructions from the hub, as it is; None where it asks or answers nothing."""
+    prompt, answer = prompt.strip(), answer.strip()
+    return ("train", {"prompt": prompt, "output": answer, "family": "hub"}) if prompt and answer else None
+
+
+def hub_instructions(settings: dict[str, Any], folder: Path, work: Path) -> int:
+    """Instructions from the hub as Parquet files, up to a number of bytes; how many there are."""
+    source = settings["sft_hub"]
+    pinned = {**source, "revision": hub.commit_of(source, "sft.hub") or source["revision"]}
+    reading = Reading(pinned, (source["prompt"], source["answer"]), "sft.hub", hub_instruction, most_bytes=source["bytes"])
+    rows = 0
+    for number, part in enumerate(part for part in take(reading, work, settings.get("workers", 1), settings["seed"]) if part.rows):
+        link(part, folder / f"{number:05d}.parquet")
+        rows += part.rows
+    if not rows:
+        raise BadInput(f"sft.hub.dataset={source['dataset']}: holds no instruction with an answer")
     return rows
 
 
@@ -87,6 +112,10 @@ class Source:
         for path in sorted((corpus_dir / "text").glob("*.jsonl")):
             language, split, _ = path.name.split(".")
             self.texts[language, split] = [row["text"].split() for row in read_jsonl(path)]
+        if settings["families"]:  # of a corpus from the hub, words and passages come from its first file: a sample that fits in memory
+            for folder in sorted((corpus_dir / "text").glob("*.train")):
+                first = files_of(corpus_dir, folder.stem)[0]
+                self.texts[folder.stem, "train"] = [row["text"].split() for row in read_rows(first)]
         self.vocabulary = {lang: Vocabulary(" ".join(words) for words in docs) for (lang, split), docs in self.texts.items() if split == "train"}
         verses = corpus_dir / "verses.jsonl"
         self.verses = read_jsonl(verses) if verses.exists() else []

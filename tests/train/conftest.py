@@ -26,7 +26,7 @@ def corpus_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = {
         "source": "files", "language": "xx", "path": str(folder / "mine.txt"), "english_path": str(folder / "english.txt"), "dev": 0.1, "test": 0.1, "seed": 0
     }
-    corpus.build(settings, folder / "out")
+    corpus.build(settings, folder / "out", folder)
     return folder / "out"
 
 

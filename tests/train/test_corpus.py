@@ -32,7 +32,7 @@ def test_a_held_out_passage_that_stands_in_training_text_is_dropped() -> None:
 
 
 def test_the_bible_is_split_by_chapter_and_aligned(tmp_path: Path) -> None:
-    corpus.build(settings(source="bible", language="nya", dev=0.05, test=0.08), tmp_path)
+    corpus.build(settings(source="bible", language="nya", dev=0.05, test=0.08), tmp_path, tmp_path)
     counts = json.loads((tmp_path / "counts.json").read_text())
     assert counts["languages"]["nya"]["train"]["documents"] > 900
     chapters: dict[str, set[str]] = {}
@@ -84,5 +84,5 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path, name: str | None, c
     if name:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(BadInput, match=says) as refusal:
-        corpus.build(settings(path=str(tmp_path / (name or "missing.txt"))), tmp_path / "out")
+        corpus.build(settings(path=str(tmp_path / (name or "missing.txt"))), tmp_path / "out", tmp_path)
     assert "corpus.path" in str(refusal.value) and "\n" not in str(refusal.value)
