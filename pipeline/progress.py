@@ -24,7 +24,11 @@ class Journal:
 
     def write(self, event: str, stage: Stage | None = None, **more: Any) -> None:
         about = {} if stage is None else {"kind": stage.kind, "slug": stage.slug, "key": stage.key}
-        line = json.dumps({"time": round(time.time(), 3), "event": event, "process": os.getpid(), **about, **more}, ensure_ascii=False)
+        self.append({"time": round(time.time(), 3), "event": event, "process": os.getpid(), **about, **more})
+
+    def append(self, event: Mapping[str, Any]) -> None:
+        """Writes an event as it is, such as one that a job on another machine left in its own journal."""
+        line = json.dumps(event, ensure_ascii=False)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("ab", buffering=0) as file:  # one write, so that lines of several processes do not mix
             file.write(line.encode() + b"\n")
@@ -93,6 +97,10 @@ class Progress:
         width = len(str(len(self.stages)))
         self.spoke = time.monotonic()
         self._say(f"[{self.places.get(stage.key, 0):{width}}/{len(self.stages)}] {stage}: {text}")
+
+    def note(self, text: str) -> None:
+        """A line about no stage in particular."""
+        self._say(text)
 
     def start(self, stage: Stage, work: float) -> None:
         self.started = time.monotonic()

@@ -8,14 +8,14 @@ import pickle
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline import preflight
 from pipeline.config import Config, validate
-from pipeline.errors import BAD_INPUT, StageFailed
+from pipeline.errors import BAD_INPUT, Preempted, StageFailed
 from pipeline.execute import Executor
 from pipeline.plan import Cell, Stage, merged, plan_cell
 from pipeline.progress import Estimates, Journal, duration
@@ -26,9 +26,11 @@ from pipeline.sweep import CONF, Sweep
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+    from pipeline.cluster.site import Site
     from pipeline.report import ReportPaths
 
 SHARED = ("corpus", "items", "base", "ct_blocks", "sft_blocks")  # what cells share, made before any of them is launched
+UNDONE = (("failed", "preempted"), ("refused",), ("not_run",))  # events of a stage that was not made
 HERE = ("basic", "joblib", "submitit_local")  # launchers that run cells on this machine
 
 
@@ -51,6 +53,7 @@ def run(sweep: Sweep) -> int:
     started = time.monotonic()
     cells = plan(sweep)
     config, stages = sweep.configs[0], merged(cells)
+    site = _site(sweep.site, config)
     store = Store(Path(config.store))
     waiting = missing(store, stages)
     journal = Journal(run_folder(config) / "journal.jsonl")
@@ -61,21 +64,27 @@ def run(sweep: Sweep) -> int:
         preflight.check_space(store.root, waiting, preflight.checkpoint_bytes(config))
         quiet(config)
         save_plan(journal.path.parent, stages, sweep.jobs)
-        if sweep.launcher in HERE:
-            executor(config, stages, journal, sweep.jobs).run([stage for stage in stages if stage.kind in SHARED])
-            check_budgets(cells, store)
-        launch(sweep, journal.path.parent)
+        here = executor(config, stages, journal, sweep.jobs)
+        if site:
+            from pipeline import cluster
+
+            cluster.run(site, config, stages, waiting, here, journal, say)
+        else:
+            if sweep.launcher in HERE:
+                here.run([stage for stage in stages if stage.kind in SHARED])
+                check_budgets(cells, store)
+            launch(sweep, journal.path.parent)
     paths = write_report(cells, store, config)
     ran = len(journal.events("published"))
     if ran and paths:
         from pipeline import tracking
 
         tracking.report(config, paths.results_csv, paths.curves, paths.page)
-    found = sum(store.find(stage) is not None for stage in stages)
+    absent = {stage.key for stage in stages if store.find(stage) is None}
+    found = len(stages) - len(absent)
     say(f"{ran} stages were run and {found - ran} reused" if ran else f"nothing to run: all {found} stages were done before")
-    failed, refused = journal.events("failed"), journal.events("refused")
-    for message in dict.fromkeys(event["message"] for event in (*failed, *refused)):
-        print(message, file=sys.stderr)
+    failed, refused, not_run = ([event for event in journal.events(*names) if event["key"] in absent] for names in UNDONE)
+    tell_failures([*failed, *refused], not_run)
     results, page = (str(paths.results_csv), str(paths.page)) if paths else (None, None)
     summary = {
         "results": results,
@@ -86,6 +95,32 @@ def run(sweep: Sweep) -> int:
     }
     say(json.dumps(summary))
     return 1 if failed else 2 if refused else 0
+
+
+def _site(given: str | None, config: Config) -> Site | None:
+    if given is None:
+        return None
+    from pipeline.cluster import site
+
+    found = site.read(given)
+    site.check(found, config)
+    return found
+
+
+def tell_failures(failed: Sequence[Mapping[str, Any]], not_run: Sequence[Mapping[str, Any]]) -> None:
+    """Names what failed, where its log is, what was not run for it, and the command that tries again."""
+    for message, log in dict.fromkeys((event["message"], event.get("log")) for event in failed):
+        print(message, *([f"  log: {log}"] if log else []), sep="\n", file=sys.stderr)
+    for message in dict.fromkeys(event["message"] for event in not_run):
+        print(message, file=sys.stderr)
+    if failed or not_run:
+        print(f"to try again, with what is done kept: {command()}", file=sys.stderr)
+
+
+def command() -> str:
+    """The command line of this run."""
+    python = sys.executable if sys.prefix == sys.base_prefix else os.path.relpath(sys.executable)
+    return shlex.join([python, "-m", "pipeline", *sys.argv[1:]])
 
 
 def run_folder(config: Config) -> Path:
@@ -161,7 +196,7 @@ def run_cell(composed: DictConfig) -> None:
         worker.run(cell.stages)
         if jobs > 1:  # rather than stand idle while a longer cell is made beside it
             worker.run(stages)
-    except (StageFailed, *BAD_INPUT) as error:
+    except (StageFailed, Preempted, *BAD_INPUT) as error:
         say(f"cell {' '.join(job.overrides.task)} stops: {error}")
 
 

@@ -31,10 +31,12 @@ class Sweep:
     multirun: bool
     launcher: str
     jobs: int  # cells that run at a time
+    site: str | None = None  # of a Slurm cluster: a name in conf/site/ or a path
 
 
 def expand(overrides: Sequence[str], multirun: bool) -> Sweep:
     """The cells that Hydra would run: the experiment's `hydra.sweeper.params` and the command line, which wins. Raises BadInput."""
+    overrides, site = _launched(overrides)
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         try:
             given = OverridesParser.create().parse_overrides(list(overrides))
@@ -48,7 +50,19 @@ def expand(overrides: Sequence[str], multirun: bool) -> Sweep:
         at_once = int(root.hydra.launcher.get("n_jobs") or 1) if multirun else 1
         together = len(configs) if at_once < 1 else min(at_once, len(configs))  # joblib's -1: as many as there are cores
     _check_budgets(configs)
-    return Sweep(configs, tuple(overrides), multirun, launcher, together)
+    return Sweep(configs, tuple(overrides), multirun, launcher, together) if site is None else Sweep(configs, tuple(overrides), multirun, "slurm", 1, site)
+
+
+def _launched(overrides: Sequence[str]) -> tuple[list[str], str | None]:
+    """What is left for Hydra, with `launcher=` in its words, and the site where jobs go to Slurm. Slurm's jobs are ours: Hydra's are whole cells,
+    which would hold GPUs while they wait for one another."""
+    rest = [override for override in overrides if not override.startswith(("launcher=", "site="))]
+    named: dict[str, str] = {key: value for key, _, value in (override.partition("=") for override in overrides if override not in rest)}
+    if named.get("launcher") == "slurm":
+        return rest, named.get("site", "slurm")
+    if "site" in named:
+        raise BadInput(f"site={named['site']}: only launcher=slurm reads a site; say launcher=slurm, or leave it out")
+    return rest + [f"hydra/launcher={name}" for name in named.values()], None
 
 
 def _jobs(root: DictConfig, given: list[Override]) -> list[list[str]]:

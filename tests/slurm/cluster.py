@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Self
 
 PACKAGES = ("slurmctld", "slurmd", "slurm-client", "munge")
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "scancel", "sinfo")
@@ -78,10 +79,10 @@ def install() -> None:
     """Installs Debian's packages where that is possible and needed; whether it helped, `unavailable` says."""
     if unavailable() is None or os.geteuid() != 0 or shutil.which("apt-get") is None:
         return
-    quietly = {"check": False, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}}
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     with contextlib.suppress(subprocess.TimeoutExpired):
-        subprocess.run(["apt-get", "update"], timeout=180, **quietly)
-        subprocess.run(["apt-get", "install", "-y", "--no-install-recommends", *PACKAGES], timeout=300, **quietly)
+        for words, seconds in ((["update"], 180), (["install", "-y", "--no-install-recommends", *PACKAGES], 300)):
+            subprocess.run(["apt-get", *words], check=False, timeout=seconds, env=environment, capture_output=True)
 
 
 class Slurm:
@@ -92,7 +93,7 @@ class Slurm:
         self.daemons: list[Path] = []
         self.before: dict[str, str | None] = {}
 
-    def __enter__(self) -> Slurm:
+    def __enter__(self) -> Self:
         for name in ("munge", "run", "state", "log", *(f"spool.{node}" for node in NODES)):
             (self.root / name).mkdir(parents=True, exist_ok=True)
         conf = self.root / "slurm.conf"

@@ -1,0 +1,110 @@
+"""What Slurm says, and which of its jobs make stages of a store. Works without accounting (sacct)."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import subprocess
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from pipeline.store import Store
+
+PREFIX = "slackmerge-"
+PATIENCE = 60.0  # seconds that a Slurm command may take
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A job in the queue."""
+
+    state: str  # PENDING, RUNNING, COMPLETING ...
+    reason: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Job:
+    """A submitted job of ours: what it makes, and where it tells of it."""
+
+    id: str  # 17, or 17_3 in an array
+    name: str
+    keys: tuple[str, ...]
+    folder: str  # of the run that submitted it
+
+    @property
+    def journal(self) -> Path:
+        return Path(self.folder) / f"{self.name}.jsonl"
+
+    @property
+    def log(self) -> Path:
+        return logs(Path(self.folder)) / f"{self.id}_0_log.out"
+
+
+def logs(folder: Path) -> Path:
+    """Where the jobs of a run write what they print."""
+    return folder / "slurm"
+
+
+def look() -> dict[str, Seen] | None:
+    """All jobs of this user that wait or run, by id; None where Slurm does not answer."""
+    try:
+        words = ("squeue", "--me", "--noheader", "--array", "--format=%i|%T|%r|%j")
+        lines = subprocess.run(words, check=True, capture_output=True, text=True, timeout=PATIENCE).stdout.splitlines()
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return {job: Seen(*rest) for job, *rest in (line.strip().split("|", 3) for line in lines if line.count("|") >= 3)}
+
+
+def ended_as(job: str) -> str:
+    """The last state that Slurm knows of a job, such as CANCELLED, TIMEOUT or OUT_OF_MEMORY."""
+    try:
+        words = ("scontrol", "show", "job", "--oneliner", job)
+        said = subprocess.run(words, check=True, capture_output=True, text=True, timeout=PATIENCE).stdout
+    except (OSError, subprocess.SubprocessError):
+        return "gone"
+    return next((word.removeprefix("JobState=") for word in said.split() if word.startswith("JobState=")), "gone")
+
+
+def _manifests(store: Store) -> Path:
+    return store.root.absolute() / ".jobs"
+
+
+@contextlib.contextmanager
+def submitting(store: Store) -> Iterator[None]:
+    """Held while the queue is read and jobs are submitted, so that two commands at the same time do not submit the same work."""
+    folder = _manifests(store)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def announce(store: Store, array: str, jobs: Sequence[Job]) -> None:
+    """Says what the elements of an array will make, before it is submitted: whoever finds it in the queue can tell."""
+    path = _manifests(store) / f"{array}.json"
+    aside = path.with_suffix(".aside")
+    aside.write_text(json.dumps([asdict(job) for job in jobs]), encoding="utf-8")
+    aside.rename(path)
+
+
+def ours(store: Store, seen: dict[str, Seen]) -> list[Job]:
+    """The jobs in the queue that make stages of this store. Forgets arrays that have left it."""
+    found, names = [], {one.name for one in seen.values()}
+    for path in _manifests(store).glob(f"{PREFIX}*.json"):
+        if path.stem not in names:
+            path.unlink()
+    for id, one in seen.items():
+        path = _manifests(store) / f"{one.name}.json"
+        if one.name.startswith(PREFIX) and path.exists():
+            elements = json.loads(path.read_text(encoding="utf-8"))
+            about = elements[int(id.partition("_")[2] or 0)]
+            found.append(Job(id, about["name"], tuple(about["keys"]), about["folder"]))
+    return found
+
+
+def making(jobs: Collection[Job]) -> dict[str, Job]:
+    """Which queued job makes a stage, by the stage's key."""
+    return {key: job for job in jobs for key in job.keys}
