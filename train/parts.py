@@ -38,7 +38,6 @@ class Reading:
     sort: Sort
     about: Mapping[str, Any] = field(default_factory=dict)
     most_bytes: int | None = None  # of UTF-8 text to take for training; None: all
-    part_bytes: int = PART_BYTES
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,7 @@ def read_file(task: tuple[Reading, int, Path]) -> list[Part]:
             continue
         rows.append(row)
         size += sum(len(text.encode()) for text in texts)
-        if size >= reading.part_bytes:
+        if size >= PART_BYTES:
             parts.append(write_part(folder / f"{len(parts):05d}.parquet", rows, size, held_out, read, last=False))
             total += size
             rows, held_out, size = [], [], 0

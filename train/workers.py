@@ -14,14 +14,14 @@ Result = TypeVar("Result")
 
 
 class Workers(AbstractContextManager["Workers"]):
-    """`count` processes, each begun with `begin(*about)`; one is this process itself. Several callers may share them."""
+    """`count` processes, each begun with `begin(*about)`, if given; one is this process itself. Several callers may share them."""
 
-    def __init__(self, count: int, begin: Callable[..., None] = lambda: None, about: tuple[Any, ...] = ()) -> None:
+    def __init__(self, count: int, begin: Callable[..., None] | None = None, about: tuple[Any, ...] = ()) -> None:
         self.count = count
         self.pool = None
         if count > 1:  # spawned, not forked: a fork of a process with threads (torch, tokenizers) may hang
             self.pool = ProcessPoolExecutor(count, mp_context=get_context("spawn"), initializer=begin, initargs=about)
-        else:
+        elif begin:
             begin(*about)
 
     def __exit__(self, *_: object) -> None:

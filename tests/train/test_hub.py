@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -72,3 +71,110 @@ def test_a_corpus_of_both_layouts(folders: tuple[Path, Path], tmp_path: Path) ->
         assert sum(map(len, documents.values())) <= total and 0.6 * total < len(documents["train"]) < 0.95 * total
     names = {row["id"] for row in (*documents["train"], *documents["dev"], *documents["test"])}
     assert names <= {corpus.hashlib.sha256(corpus.normalised(text).encode()).hexdigest()[:16] for text in sentences(3, 200)}
+
+
+def test_the_same_corpus_for_any_number_of_workers(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    for workers in (1, 2):
+        corpus.build(settings(folders, workers=workers, text_bytes=40_000), tmp_path / str(workers), tmp_path / f"work{workers}")
+    one, two = (contents(tmp_path / str(workers)) for workers in (1, 2))
+    assert one == two and len(one) > 5
+
+
+def test_text_is_taken_up_to_a_number_of_bytes(folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts, "PART_BYTES", 2_000)
+    corpus.build(settings(folders, text_bytes=40_000, english_bytes=30_000), tmp_path / "out", tmp_path / "work")
+    counts = json.loads((tmp_path / "out" / "counts.json").read_text())["languages"]
+    longest = max(len(text) for text in sentences(2, 400) + sentences(3, 200))
+    for language, wanted in (("xx", 40_000), ("en", 30_000)):
+        assert wanted <= counts[language]["train"]["bytes"] < wanted + 2_000 + longest
+        held = sum(len(row["text"]) for path in files_of(tmp_path / "out", language) for row in read_rows(path))
+        assert held == counts[language]["train"]["bytes"]
+
+
+KILLED = """
+import json, os, signal, sys
+from pathlib import Path
+from train import corpus, parts
+parts.PART_BYTES = 3_000
+write, left = parts.write_part, int(sys.argv[4])
+def watched(*arguments, **more):
+    global left
+    left -= 1
+    if not left:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return write(*arguments, **more)
+parts.write_part = watched
+corpus.build(json.loads(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]))
+"""
+
+
+def test_a_kill_costs_the_part_that_was_being_read(folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    described = json.dumps(settings(folders))
+    killed = subprocess.run([sys.executable, "-c", KILLED, described, str(tmp_path / "killed"), str(tmp_path / "work"), "13"], check=False)
+    assert killed.returncode == -9
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*.parquet")}
+    assert len(kept) == 12
+    monkeypatch.setattr(parts, "PART_BYTES", 3_000)
+    corpus.build(settings(folders), tmp_path / "out", tmp_path / "work")
+    assert kept.items() <= {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*.parquet")}.items()
+    corpus.build(settings(folders), tmp_path / "straight", tmp_path / "other")
+    assert contents(tmp_path / "out") == contents(tmp_path / "straight")
+
+
+def test_instructions_in_the_layout_of_flan(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    corpus.build(settings(folders), tmp_path / "corpus", tmp_path / "work")
+    (tmp_path / "flan" / "flan_zsopt_data").mkdir(parents=True)
+    for part in range(2):
+        rows = {"inputs": [f"What is {part} + {i}?" for i in range(30)], "targets": [str(part + i) for i in range(29)] + [""], "_task_name": ["add"] * 30}
+        parquet.write_table(pyarrow.table(rows), tmp_path / "flan" / "flan_zsopt_data" / f"part.{part}.parquet")
+    flan = source(tmp_path / "flan", files="flan_*_data/*.parquet", prompt="inputs", answer="targets", bytes=None)
+    wanted = {"language": "xx", "families": [], "sft_items": 1, "eval_items": 1, "sft_path": None, "sft_hub": flan, "seed": 0}
+    instructions.build(tmp_path / "corpus", wanted, tmp_path / "items", tmp_path / "work")
+    made = [row for path in sorted((tmp_path / "items" / "sft").glob("*.parquet")) for row in read_rows(path)]
+    assert len(made) == 58 and {"prompt": "What is 1 + 7?", "output": "8", "family": "hub"} in made
+    assert json.loads((tmp_path / "items" / "counts.json").read_text())["sft"] == {"hub": 58}
+
+
+def test_items_of_a_corpus_from_the_hub(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    corpus.build(settings(folders), tmp_path / "corpus", tmp_path / "work")
+    wanted = {"language": "xx", "families": ["next"], "sft_items": 9, "eval_items": 7, "sft_path": None, "seed": 0}
+    instructions.build(tmp_path / "corpus", wanted, tmp_path / "items", tmp_path / "work")
+    assert len(read_jsonl(tmp_path / "items" / "sft.jsonl")) == 9
+    assert len(read_jsonl(tmp_path / "items" / "tasks" / "next_xx.test.jsonl")) == 7
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"subset": "zz"}, "zz"),
+        ({"split": "dev"}, "split=dev"),
+        ({"column": "content"}, "no column 'content' (it has text, url)"),
+        ({"files": "nothing/*.parquet"}, "no data files that match corpus.text.files=nothing"),
+        ({"dataset": "no/such folder"}, "corpus.text.dataset=no/such folder"),
+    ],
+)
+def test_a_source_that_cannot_be_read_is_named(folders: tuple[Path, Path], changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(BadInput) as refusal:
+        hub.check({**source(folders[0], subset=None if "files" in changes else "xx"), "revision": "a" * 40, **changes}, (changes.get("column", "text"),), "corpus.text")
+    assert says in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (
+            datasets.exceptions.DatasetNotFoundError("Dataset 'uonlp/CulturaX' is a gated dataset on the Hub. You must be authenticated to access it."),
+            "corpus.text.dataset=uonlp/CulturaX is gated: accept its conditions at https://huggingface.co/datasets/uonlp/CulturaX, then say `hf auth login`",
+        ),
+        (datasets.exceptions.DatasetNotFoundError("Dataset 'x' doesn't exist on the Hub or cannot be accessed."), "no such data set or revision"),
+        (ConnectionError("Couldn't reach 'uonlp/CulturaX' on the Hub (LocalEntryNotFoundError)"), "the hub cannot be reached"),
+    ],
+)
+def test_what_the_hub_refuses(error: Exception, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    with pytest.raises(BadInput) as refusal:
+        hub.check({**source(Path("uonlp/CulturaX")), "revision": "a" * 40}, ("text",), "corpus.text")
+    assert says in str(refusal.value) and "\n" not in str(refusal.value)
