@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 from statistics import median
 
-from bench_merge_models import SIZES, build, python, timed
+from bench_merge_models import SIZES, built, python, timed
 
 ONE = """
 import json, sys
@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "bench-merge", help="where the models are kept")
     options = parser.parse_args()
-    base, *models = build(options.folder, options.size)
+    base, *models = built(options.folder, options.size)
     recipes = [
         {
             "method": "ties_sv", "base": str(base), "slack": slack, "protect": ["b"], "lambda": scale, "tokenizer": "optional",

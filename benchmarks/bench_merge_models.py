@@ -7,8 +7,8 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
 SIZES = {  # hidden, intermediate, layers, vocabulary
@@ -18,8 +18,7 @@ SIZES = {  # hidden, intermediate, layers, vocabulary
 }
 
 
-@dataclass(frozen=True)
-class Measured:
+class Measured(NamedTuple):
     """One process: seconds of wall and CPU time (its children's too), peak resident bytes."""
 
     wall: float
@@ -27,8 +26,16 @@ class Measured:
     rss: int
 
 
-def build(folder: Path, size: str) -> list[Path]:
-    """base, a and b under `folder`; made once. a and b stand a small random step away from base."""
+def built(folder: Path, size: str) -> list[Path]:
+    """base, a and b under `folder`; made once, in a process of its own: what a parent holds counts as its children's peak memory."""
+    found = [folder / size / name for name in ("base", "a", "b")]
+    if not all((path / "config.json").is_file() for path in found):
+        subprocess.run(python(__file__, str(folder), size), check=True)
+    return found
+
+
+def build(folder: Path, size: str) -> None:
+    """Write the three checkpoints. a and b stand a small random step away from base."""
     import torch
     from safetensors.torch import save_file
 
@@ -45,8 +52,7 @@ def build(folder: Path, size: str) -> list[Path]:
         "num_hidden_layers": layers, "num_attention_heads": 16, "num_key_value_heads": 16, "vocab_size": vocabulary,
         "tie_word_embeddings": False, "dtype": "bfloat16",
     }  # fmt: skip
-    found = [folder / size / name for name in ("base", "a", "b")]
-    for number, path in enumerate(found):
+    for number, path in enumerate(folder / size / name for name in ("base", "a", "b")):
         if (path / "config.json").is_file():
             continue
         path.mkdir(parents=True, exist_ok=True)
@@ -58,7 +64,6 @@ def build(folder: Path, size: str) -> list[Path]:
             tensors[name] = theta.bfloat16()
         save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
         (path / "config.json").write_text(json.dumps(config))
-    return found
 
 
 def timed(command: list[str]) -> Measured:
@@ -77,3 +82,7 @@ def timed(command: list[str]) -> Measured:
 
 def python(*arguments: str) -> list[str]:
     return [sys.executable, *arguments]
+
+
+if __name__ == "__main__":
+    build(Path(sys.argv[1]), sys.argv[2])

@@ -32,7 +32,7 @@ from merge.plan import make_plan
 from merge.recipe import Recipe
 from merge.select import Array, kept
 from merge.settings import kind_of, layer_of
-from merge.tensor_recipe import Merged, TensorRecipe, Use
+from merge.tensor_recipe import Agreement, TensorRecipe, Use
 
 LEVELS = (0.01, 0.05, 0.10)
 _WHOLE = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -89,20 +89,21 @@ class Audit:
         self.levels: tuple[float, ...] = LEVELS if recipe.base is not None else ()
         self._tallies: dict[tuple[str, str], Tally] = {}  # (tensor, model)
 
-    def see(self, tensor: TensorRecipe, piece: Piece, merged: Merged) -> None:
+    def see(self, tensor: TensorRecipe, piece: Piece, agreement: Agreement | None) -> None:
         """Count one slice: each question is one bit a parameter, a row of words a model; what is asked of two is an AND."""
         if not self.levels:
             return
-        kept_taus = merged.kept if merged.kept is not None else [piece.tau(use.parent, tensor.dtype) for use in tensor.uses]
+        kept_taus = agreement.kept if agreement else [piece.tau(use.parent, tensor.dtype) for use in tensor.uses]
+        survivors = agreement.survivors if agreement else None
         bits = [piece.bits(use.parent, tensor.dtype) for use in tensor.uses]
         edges = [self._edges(tensor, piece, use) for use in tensor.uses]
-        plain = self._survivors_without_slack(tensor, merged)
-        kept_bits, alive_bits, plain_bits = ([_patterns(part) for part in parts or ()] for parts in (kept_taus, merged.survivors, plain))
+        plain = self._survivors_without_slack(tensor, agreement) if agreement else None
+        kept_bits, alive_bits, plain_bits = ([_patterns(part) for part in parts or ()] for parts in (kept_taus, survivors, plain))
         counted = _count(kept_bits, alive_bits, plain_bits, bits, edges)
         used = kept_taus
-        if merged.survivors is not None:
-            unchanged = merged.taus is not None and all(map(operator.is_, merged.taus, kept_taus)) and not tensor.consensus.weighted
-            used = merged.survivors if unchanged else list(map(_masked, kept_taus, merged.survivors))  # survivors: |kept|, or zero
+        if agreement and survivors is not None:
+            unchanged = all(map(operator.is_, agreement.taus, kept_taus)) and not tensor.consensus.weighted
+            used = survivors if unchanged else list(map(_masked, kept_taus, survivors))  # survivors: |kept|, or zero
         for i, use in enumerate(tensor.uses):
             rows = counted[i].tolist()
             _, trimmed, conflict, lost, regained, given_up = rows[0]
@@ -147,14 +148,14 @@ class Audit:
 
             pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "audit.parquet")
 
-    def _survivors_without_slack(self, tensor: TensorRecipe, merged: Merged) -> list[torch.Tensor] | None:
+    def _survivors_without_slack(self, tensor: TensorRecipe, agreement: Agreement) -> list[torch.Tensor] | None:
         """What the same election would leave at slack 0; None where slack changes nothing."""
         how = tensor.consensus
-        if merged.taus is None or not how.elect or how.slack == 0 or not any(how.protected):
+        if not how.elect or how.slack == 0 or not any(how.protected):
             return None
-        voters = merged.taus
+        voters = agreement.taus
         if how.weighted:
-            voters = [tau * weight for tau, weight in zip(merged.taus, how.weights, strict=True)]
+            voters = [tau * weight for tau, weight in zip(agreement.taus, how.weights, strict=True)]
         return surviving(voters, elected_sign(voters))
 
     def _add(self, tensor: str, model: str, tally: Tally) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -18,7 +18,7 @@ from merge.errors import BadInput
 from merge.pieces import Job, Piece
 from merge.plan import Output, Parent, Plan
 from merge.select import Array, NotFinite, kept, thresholds
-from merge.tensor_recipe import Merged, TensorRecipe
+from merge.tensor_recipe import Agreement, TensorRecipe
 
 MEMORY = 1 << 29  # bytes
 RESIDENT_BYTES = 5  # an element's magnitude, and a mask while ties are counted
@@ -35,12 +35,12 @@ class Sink(Protocol):
 
 
 class Observer(Protocol):
-    """Sees each merged slice of one recipe: the audit. levels: shares of largest magnitudes whose thresholds it needs."""
+    """Sees what became of each slice's task vectors in one recipe: the audit. levels: shares of largest magnitudes whose thresholds it needs."""
 
     @property
     def levels(self) -> tuple[float, ...]: ...
 
-    def see(self, tensor: TensorRecipe, piece: Piece, merged: Merged) -> None: ...
+    def see(self, tensor: TensorRecipe, piece: Piece, agreement: Agreement | None) -> None: ...
 
 
 def run(
@@ -93,19 +93,24 @@ def _merge_tensor(job: Job, sinks: Sequence[Sink | None], observers: Sequence[Ob
     if output.numel == 0:
         return
     tensors = [TensorRecipe.of(recipe, plan, output) for recipe in plan.recipes]
+    groups: dict[Any, list[tuple[TensorRecipe, Sink | None, Observer | None]]] = {}
+    for tensor, sink, observer in zip(tensors, sinks, observers, strict=True):
+        groups.setdefault(tensor.signature, []).append((tensor, sink, observer))
     with torch.no_grad():
         _select(job, tensors, observers)
         _scale(job, tensors)
         for piece in job.pieces():
-            for tensor, sink, observer in zip(tensors, sinks, observers, strict=True):
-                merged = tensor.merge(piece)
-                # a sum is several times faster than isfinite, which only has to say whether the sum itself overflowed
-                if not math.isfinite(merged.values.sum()) and not torch.isfinite(merged.values).all():
-                    raise BadInput(_culprit(plan, output))
-                if sink is not None:
-                    sink.write(output, piece.start, merged.values.view(-1))
-                if observer is not None:
-                    observer.see(tensor, piece, merged)
+            for alike in groups.values():
+                agreement = alike[0][0].agree(piece)
+                for tensor, sink, observer in alike:
+                    values = tensor.merge(piece, agreement)
+                    # a sum is several times faster than isfinite, which only has to say whether the sum itself overflowed
+                    if not math.isfinite(values.sum()) and not torch.isfinite(values).all():
+                        raise BadInput(_culprit(plan, output))
+                    if sink is not None:
+                        sink.write(output, piece.start, values.view(-1))
+                    if observer is not None:
+                        observer.see(tensor, piece, agreement)
 
 
 def _select(job: Job, tensors: Sequence[TensorRecipe], observers: Sequence[Observer | None]) -> None:

@@ -86,33 +86,35 @@ def elected_sign(taus: Sequence[torch.Tensor], slack: float = 0.0, protected: Se
     return torch.copysign(torch.ones_like(balance), balance + 0.0).to(taus[0].dtype)  # −0 + 0 is +0
 
 
-def merge_taus(base: torch.Tensor, taus: Sequence[torch.Tensor], how: Consensus) -> tuple[torch.Tensor, list[torch.Tensor] | None]:
-    """θ0 + λ·τ_m from thinned task vectors (zeros where trimmed or dropped).
+def merge_taus(taus: Sequence[torch.Tensor], how: Consensus) -> tuple[torch.Tensor, list[torch.Tensor] | None]:
+    """τ_m from thinned task vectors (zeros where trimmed or dropped); λ is not in it.
 
     With an election τ_m is the disjoint mean Σ w τ / Σ w over the models whose sign is the elected one (the sum if not
-    `normalize`), else the weighted sum over all models (over Σ w if `normalize`). Returns the merged slice and, with an
-    election, for each model what survived: |voter| where it has the elected sign, else 0.
+    `normalize`), else the weighted sum over all models (over Σ w if `normalize`). Returns τ_m and, with an election, for each
+    model what survived: |voter| where it has the elected sign, else 0.
 
     Signs are handled by multiplying with ±1, which is exact and, unlike masks, runs at memory speed on a CPU.
     """
-    weights = [_rounded(weight, base.dtype) for weight in how.weights]
+    weights = [_rounded(weight, taus[0].dtype) for weight in how.weights]
     weighted = [_times(tau, weight) for tau, weight in zip(taus, weights, strict=True)]
-    survivors: list[torch.Tensor] | None = None
-    if how.elect:
-        voters = weighted if how.weighted else taus
-        sign = elected_sign(voters, how.slack, how.protected)
-        survivors = surviving(voters, sign)
-        parts = survivors if how.weighted else [_times(part, weight) for part, weight in zip(survivors, weights, strict=True)]
-        merged = total(parts)
-        if how.normalize:
-            merged = merged / _divisor(survivors, weights)
-        merged = merged * sign
-    else:
+    if not how.elect:
         merged = total(weighted)
         if how.normalize:
-            share = _rounded(math.fsum(weights), base.dtype)
+            share = _rounded(math.fsum(weights), merged.dtype)
             merged = merged / (1.0 if abs(share) < 1e-8 else share)
-    return base + _times(merged, how.lambda_), survivors
+        return merged, None
+    voters = weighted if how.weighted else taus
+    sign = elected_sign(voters, how.slack, how.protected)
+    survivors = surviving(voters, sign)
+    merged = total(survivors if how.weighted else [_times(part, weight) for part, weight in zip(survivors, weights, strict=True)])
+    if how.normalize:
+        merged = merged / _divisor(survivors, weights)
+    return merged * sign, survivors
+
+
+def moved(base: torch.Tensor, tau: torch.Tensor, lambda_: float) -> torch.Tensor:
+    """θ0 + λ·τ_m."""
+    return base + _times(tau, lambda_)
 
 
 def surviving(voters: Sequence[torch.Tensor], sign: torch.Tensor) -> list[torch.Tensor]:

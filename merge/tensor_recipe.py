@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
 
 import torch
 
@@ -30,16 +32,16 @@ class Use:
 
 
 @dataclass
-class Merged:
-    """A merged slice, and what the audit needs to know. Tuples run over models.
+class Agreement:
+    """What one slice's task vectors became, before λ. Lists run over models.
 
-    kept: τ with zeros where trimmed or dropped; taus: the same rescaled; survivors: see methods.merge_taus.
+    kept: τ with zeros where trimmed or dropped; taus: the same rescaled; tau: τ_m; survivors: see methods.merge_taus.
     """
 
-    values: torch.Tensor
-    kept: list[torch.Tensor] | None = None
-    taus: list[torch.Tensor] | None = None
-    survivors: list[torch.Tensor] | None = None
+    kept: list[torch.Tensor]
+    taus: list[torch.Tensor]
+    tau: torch.Tensor
+    survivors: list[torch.Tensor] | None
 
 
 @dataclass
@@ -97,21 +99,31 @@ class TensorRecipe:
             for key, part in ((f"{use.name}.all", piece.tau(use.parent, self.dtype)), (f"{use.name}.kept", self._kept(use, piece))):
                 self.sums[key] = self.sums.get(key, 0.0) + float(part.abs().sum(dtype=torch.float64))
 
-    def merge(self, piece: Piece) -> Merged:
-        """Merge a slice, in the compute dtype."""
-        method = self.recipe.method
-        if method == "linear":
-            thetas = [self._wide(use.parent, piece) for use in self.uses]
-            return Merged(methods.linear(thetas, self.consensus.weights, self.consensus.normalize).to(self.dtype))
-        if method == "slerp":
-            a, b = methods.slerp_coefficients(self.t, math.sqrt(self.sums["aa"]), math.sqrt(self.sums["bb"]), self.sums["ab"])
-            return Merged((self._wide(self.base, piece) * a + self._wide(self.uses[0].parent, piece) * b).to(self.dtype))
+    @cached_property
+    def signature(self) -> tuple[Any, ...]:
+        """Recipes with equal signatures have the same `Agreement`: they differ in λ, or in nothing."""
+        recipe, how = self.recipe, replace(self.consensus, lambda_=1.0)
+        return (recipe.spec, recipe.rescale, recipe.seed, recipe.exact, self.dtype, tuple(self.uses), how)
+
+    def agree(self, piece: Piece) -> Agreement | None:
+        """Thin the task vectors and merge them; None for methods that have none (linear, slerp)."""
+        if self.recipe.method in ("linear", "slerp"):
+            return None
         kept = [self._kept(use, piece) for use in self.uses]
-        if self._is_the_model:
-            return Merged(piece.theta(self.uses[0].parent, self.dtype), kept)
         taus = [self._rescaled(use, part, piece) for use, part in zip(self.uses, kept, strict=True)]
-        merged, survivors = methods.merge_taus(piece.theta(self.base, self.dtype), taus, self.consensus)
-        return Merged(merged, kept, taus, survivors)
+        return Agreement(kept, taus, *methods.merge_taus(taus, self.consensus))
+
+    def merge(self, piece: Piece, agreement: Agreement | None) -> torch.Tensor:
+        """The merged slice, in the compute dtype."""
+        if agreement is not None:
+            if self._is_the_model:
+                return piece.theta(self.uses[0].parent, self.dtype)
+            return methods.moved(piece.theta(self.base, self.dtype), agreement.tau, self.consensus.lambda_)
+        if self.recipe.method == "linear":
+            thetas = [self._wide(use.parent, piece) for use in self.uses]
+            return methods.linear(thetas, self.consensus.weights, self.consensus.normalize).to(self.dtype)
+        a, b = methods.slerp_coefficients(self.t, math.sqrt(self.sums["aa"]), math.sqrt(self.sums["bb"]), self.sums["ab"])
+        return (self._wide(self.base, piece) * a + self._wide(self.uses[0].parent, piece) * b).to(self.dtype)
 
     def _wide(self, parent: Parent, piece: Piece) -> torch.Tensor:
         """Weights brought to the compute dtype, then to at least float32: averages are not added up in 16 bits."""

@@ -162,9 +162,7 @@ def write_many(
     return targets
 
 
-def _furnish(
-    plan: Plan, recipe: Recipe, aside: Path, title: str, sink: FileSink, audit: Audit | None, checksums: bool
-) -> None:
+def _furnish(plan: Plan, recipe: Recipe, aside: Path, title: str, sink: FileSink, audit: Audit | None, checksums: bool) -> None:
     """Put everything but the weights into the folder; config.json last, since it makes the folder a model."""
     lead = plan.parents[plan.leader]
     for name in (*TOKENIZER_FILES, "generation_config.json"):

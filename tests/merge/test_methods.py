@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from merge.methods import Consensus, elected_sign, keep_probabilities, linear, merge_taus, slerp_coefficients
+from merge.methods import Consensus, elected_sign, keep_probabilities, linear, merge_taus, moved, slerp_coefficients
 
 # Small whole numbers: exact in float32, with many zeros and many exact ties between models.
 VALUES = st.lists(st.lists(st.integers(-4, 4), min_size=6, max_size=6), min_size=2, max_size=4)
@@ -43,7 +43,7 @@ def test_ties_with_slack_is_its_definition(rows: list[list[int]], slack: float, 
     weights = data.draw(st.lists(st.sampled_from([0.5, 1.0, 2.0]), min_size=models, max_size=models))
     protected = data.draw(st.lists(st.booleans(), min_size=models, max_size=models))
     how = Consensus(tuple(weights), normalize=normalize, slack=slack, protected=tuple(protected))
-    merged, survivors = merge_taus(torch.zeros(6), tensors(rows), how)
+    merged, survivors = merge_taus(tensors(rows), how)
     expected = [ties_by_hand(list(column), weights, slack, protected, normalize) for column in zip(*rows, strict=True)]
     torch.testing.assert_close(merged, torch.tensor(expected))
     assert survivors is not None and len(survivors) == models
@@ -54,8 +54,8 @@ def test_ties_with_slack_is_its_definition(rows: list[list[int]], slack: float, 
 def test_no_slack_is_ties_bit_for_bit(rows: list[list[int]], normalize: bool) -> None:
     weights = (0.7,) * len(rows)
     protected = (True,) + (False,) * (len(rows) - 1)
-    plain, _ = merge_taus(torch.zeros(6), tensors(rows), Consensus(weights, 1.3, normalize))
-    slack, _ = merge_taus(torch.zeros(6), tensors(rows), Consensus(weights, 1.3, normalize, slack=0.0, protected=protected))
+    plain, _ = merge_taus(tensors(rows), Consensus(weights, normalize=normalize))
+    slack, _ = merge_taus(tensors(rows), Consensus(weights, normalize=normalize, slack=0.0, protected=protected))
     assert torch.equal(plain, slack)
 
 
@@ -77,7 +77,7 @@ def test_order_of_models_does_not_matter(rows: list[list[int]], slack: float, ra
 
     def merged(places: list[int]) -> torch.Tensor:
         how = Consensus(tuple(weights[i] for i in places), elect=elect, slack=slack, protected=tuple(protected[i] for i in places))
-        return merge_taus(torch.zeros(6), [tensors(rows)[i] for i in places], how)[0]
+        return merge_taus([tensors(rows)[i] for i in places], how)[0]
 
     assert torch.equal(merged(order), merged(list(range(len(rows)))))
 
@@ -91,18 +91,18 @@ def test_equal_magnitudes_go_to_plus_and_with_slack_to_the_protected(dtype: torc
 
 def test_weighted_election_votes_with_weights() -> None:
     a, b = torch.tensor([1.0]), torch.tensor([-2.0])
-    merged, _ = merge_taus(torch.zeros(1), [a, b], Consensus((0.9, 0.1), normalize=False, weighted=True))
+    merged, _ = merge_taus([a, b], Consensus((0.9, 0.1), normalize=False, weighted=True))
     assert merged.item() == pytest.approx(0.9)
-    merged, _ = merge_taus(torch.zeros(1), [a, b], Consensus((0.9, 0.1), normalize=False))
+    merged, _ = merge_taus([a, b], Consensus((0.9, 0.1), normalize=False))
     assert merged.item() == pytest.approx(-0.2)
 
 
 def test_task_arithmetic_and_linear_by_hand() -> None:
     base, a, b = torch.tensor([1.0, 2.0]), torch.tensor([0.5, -1.0]), torch.tensor([1.0, 1.0])
-    merged, survivors = merge_taus(base, [a, b], Consensus((2.0, 1.0), 0.5, normalize=False, elect=False))
-    assert merged.tolist() == [2.0, 1.5] and survivors is None
-    merged, _ = merge_taus(base, [a, b], Consensus((2.0, 1.0), 0.5, normalize=True, elect=False))
-    torch.testing.assert_close(merged, torch.tensor([1 + 1 / 3, 2 - 1 / 6]))
+    tau, survivors = merge_taus([a, b], Consensus((2.0, 1.0), normalize=False, elect=False))
+    assert moved(base, tau, 0.5).tolist() == [2.0, 1.5] and survivors is None
+    tau, _ = merge_taus([a, b], Consensus((2.0, 1.0), normalize=True, elect=False))
+    torch.testing.assert_close(moved(base, tau, 0.5), torch.tensor([1 + 1 / 3, 2 - 1 / 6]))
     torch.testing.assert_close(linear([a, b], [3.0, 1.0], True), torch.tensor([0.625, -0.5]))
 
 
