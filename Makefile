@@ -24,8 +24,8 @@ help:  ## say what there is
 reproduce: $(READY)  ## the whole experiment: train, merge, evaluate, report; a second run has nothing to do
 	@$(BIN)/python -m pipeline run -m experiment=$(EXPERIMENT) $(ARGS)
 
-plan: $(READY)  ## which stages are done and which would run
-	@$(BIN)/python -m pipeline plan -m experiment=$(EXPERIMENT) $(ARGS)
+plan: $(READY)  ## which stages are done and which would run; with CLUSTER=8xH100 (or here) what they cost
+	@$(BIN)/python -m pipeline plan -m experiment=$(EXPERIMENT) $(if $(CLUSTER),cluster=$(CLUSTER)) $(if $(MFU),mfu=$(MFU)) $(ARGS)
 
 base: $(READY)  ## train the shipped base model from scratch, by its recipe (hours; goes on where it was stopped)
 	@$(BIN)/python -m pipeline run experiment=base $(ARGS)

@@ -11,7 +11,8 @@ HELP = """\
 python -m pipeline [run|plan|report|verify] [-m] [group=choice] [key=value] ...
 
   run      make what is missing, then write the report (the default)
-  plan     say which stages are done and which would run; computes nothing
+  plan     say which stages are done and which would run; computes nothing. With cluster=8xH100 (or cluster=here) also what they cost:
+           tokens, FLOPs, GPU-hours (mfu=0.4 to state the utilisation), memory, disk, hours
   report   write the report over what is done
   verify   check every file in the store by checksum; damaged entries are moved aside and made anew by the next run
 
@@ -68,18 +69,45 @@ def command(verb: str, overrides: Sequence[str], multirun: bool) -> int:
     from pipeline.errors import BadInput
     from pipeline.store import Store
 
+    if verb == "plan":
+        return plan(overrides, multirun)
     expanded = sweep.expand(overrides, multirun)
     config = expanded.configs[0]
     store = Store(Path(config.store))
     if verb == "run":
         return run.run(expanded)
-    if verb == "plan":
-        print(table(run.plan(expanded), store))
-        return 0
     if verb == "verify":
         return run.verify(store)
     if run.write_report(run.plan(expanded), store, config) is None:
         raise BadInput(f"store={store.root}: nothing of this sweep is scored yet; run it first")
+    return 0
+
+
+def plan(overrides: Sequence[str], multirun: bool) -> int:
+    """Prints the plan, with its costs where a cluster is named. Raises BadInput where the cluster cannot hold it."""
+    from pipeline import run, sweep
+    from pipeline.errors import BadInput
+    from pipeline.store import Store
+
+    asked = dict(argument.split("=", 1) for argument in overrides if argument.startswith(("cluster=", "mfu=")))
+    expanded = sweep.expand([argument for argument in overrides if argument.partition("=")[0] not in asked], multirun)
+    cells, store = run.plan(expanded, network=False), Store(Path(expanded.configs[0].store))
+    if "cluster" not in asked:
+        print(table(cells, store))
+        return 0
+    from pipeline.cost.table import report
+    from pipeline.plan import merged
+
+    try:
+        mfu = float(asked["mfu"]) if "mfu" in asked else None
+    except ValueError:
+        mfu = 0.0
+    if mfu is not None and not 0 < mfu <= 1:
+        raise BadInput(f"mfu={asked['mfu']}: give the share of the peak FLOP/s that training reaches, above 0 and at most 1, such as 0.4")
+    text, refusal = report(cells, {stage.key for stage in run.missing(store, merged(cells))}, asked["cluster"], mfu)
+    print(text)
+    if refusal:
+        raise BadInput(refusal)
     return 0
 
 

@@ -109,9 +109,22 @@ class BaseRecipe(Training):
         return self
 
 
+class ModelShape(Section):
+    """What decides a model's cost; pipeline/cost/shape.py explains each."""
+
+    vocabulary: Positive
+    hidden: Positive
+    layers: Positive
+    heads: Positive
+    kv_heads: Positive
+    feed_forward: Positive
+    tied: bool
+
+
 class Model(Section):
     name: Name
     path: str | None
+    shape: ModelShape | None
     recipe: BaseRecipe | None
 
     @model_validator(mode="after")
@@ -123,7 +136,9 @@ class Model(Section):
 
 class Language(Section):
     code: Annotated[str, Field(pattern=r"^[a-z]{2,8}(_[A-Za-z]{4})?$")]
+    short: Annotated[str, Field(pattern=r"^[a-z]{2,8}$")] | None
     name: str
+    most_tokens: Tokens | None
 
     @model_validator(mode="after")
     def not_english(self) -> Language:
@@ -199,6 +214,7 @@ class HubCorpus(Section):
 
 
 class ContinualTraining(Training):
+    source: str | None
     schedule_tokens: Tokens
     english_share: Share
 
@@ -211,6 +227,8 @@ class ContinualTraining(Training):
 
 
 class Instructions(Training):
+    source: str | None
+    schedule_tokens: Tokens | None
     path: str | None
     hub: HubInstructions | None
     items: Positive
@@ -220,6 +238,8 @@ class Instructions(Training):
     def one_source(self) -> Instructions:
         if self.path and self.hub:
             raise ValueError("hub: sft.path is given too; give the instructions in one place")
+        if self.schedule_tokens is not None and self.schedule_tokens < self.tokens:
+            raise ValueError(f"schedule_tokens={format_tokens(self.schedule_tokens)}: must not end before sft.tokens={format_tokens(self.tokens)}")
         return self
 
 
@@ -317,6 +337,11 @@ class Config(Section):
     eval: Evaluation
     compute: Compute
     tracking: Tracking
+
+    @property
+    def ct_source(self) -> str | None:
+        """The checkpoint that stands in for CT in this language: `{lang}` in ct.source is the language's short code."""
+        return self.ct.source and self.ct.source.replace("{lang}", self.language.short or self.language.code)
 
     @model_validator(mode="after")
     def batches_can_be_shared(self) -> Config:

@@ -17,6 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from pipeline import sources
 from pipeline.errors import BAD_INPUT, BadInput, Preempted, StageFailed
 from pipeline.plan import Stage
 from pipeline.progress import Estimates, Journal, Progress, amount
@@ -96,7 +97,7 @@ class Executor:
     def ensure(self, stage: Stage, to_read: bool = False) -> Path:
         """The folder of a stage, made if it is missing or damaged. What will be read is checked by checksum, once a process."""
         if stage.given:
-            return Path(stage.options["path"])
+            return sources.fetch(stage.options["path"])
         entry = self._whole(stage, to_read)
         if entry and not self.store.has_work(stage):
             return entry.path

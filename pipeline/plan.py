@@ -55,7 +55,7 @@ class Stage:
 
     @property
     def given(self) -> bool:
-        """Whether this is a folder that the user gave, and not something to make."""
+        """Whether this is a checkpoint that the user gave, a folder or a model of the hub, and not something to make."""
         return self.kind == "model"
 
     def __str__(self) -> str:
@@ -70,9 +70,11 @@ class Stage:
 
 @dataclass(frozen=True)
 class Inputs:
-    """Checksums of what comes from outside: the base model's folder, text and task files, the packages that hold text."""
+    """Checksums of what comes from outside: folders of checkpoints (or their commits on the hub), text and task files, the packages that hold text."""
 
     model: str | None = None
+    ct: str | None = None
+    sft_model: str | None = None
     corpus: tuple[str, ...] = ()
     sft: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ()
@@ -173,9 +175,14 @@ def plan_cell(config: Config, inputs: Inputs) -> Cell:
         settings = {key: getattr(section, key) for key in names} | {"schedule_tokens": horizon, "seed": seed, **rounding}
         return Stage(kind, slug, settings, parents, {**training_options, "save_every_tokens": section.save_every_tokens})
 
+    horizon = config.sft.schedule_tokens or config.sft.tokens
     ct = train("ct", f"{language}-{budget}-s{seed}", config.ct, config.ct.schedule_tokens, {"model": model, "blocks": ct_blocks})
-    sft = train("sft", f"en-s{seed}", config.sft, config.sft.tokens, {"model": model, "blocks": sft_blocks})
-    after = train("sft", f"en-after-{language}-{budget}-s{seed}", config.sft, config.sft.tokens, {"model": ct, "blocks": sft_blocks})
+    if config.ct_source:
+        ct = Stage("model", f"ct-{language}", {"sha256": inputs.ct}, options={"path": config.ct_source})
+    sft = train("sft", f"en-s{seed}", config.sft, horizon, {"model": model, "blocks": sft_blocks})
+    if config.sft.source:
+        sft = Stage("model", "sft-en", {"sha256": inputs.sft_model}, options={"path": config.sft.source})
+    after = train("sft", f"en-after-{language}-{budget}-s{seed}", config.sft, horizon, {"model": ct, "blocks": sft_blocks})
     unmerged = {"base": model, "sft": sft, "ct": ct, "ct_then_sft": after}
     slugs = {"base": name, "sft": f"sft-s{seed}", "ct": f"ct-{budget}-s{seed}", "ct_then_sft": f"ct-then-sft-{budget}-s{seed}"}
     data = {"items": items, "corpus": corpus}

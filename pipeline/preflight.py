@@ -12,7 +12,9 @@ from collections.abc import Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
 
+from pipeline import sources
 from pipeline.config import Config, HubCorpus, HubSource
+from pipeline.cost import shape
 from pipeline.errors import BadInput
 from pipeline.plan import Inputs, Stage
 from pipeline.store import sha256
@@ -57,12 +59,14 @@ class Checksums:
         return hashlib.sha256(lines.encode()).hexdigest()
 
 
-def inputs(config: Config) -> Inputs:
-    """Checks what a cell reads from outside, and gives its checksums. Raises BadInput that names the key and the file."""
+def inputs(config: Config, network: bool = True) -> Inputs:
+    """Checks what a cell reads from outside, and gives its checksums. Raises BadInput that names the key and the file.
+
+    `network`: whether the hub may be asked what a branch or tag stands for; otherwise it is taken from the cache, or by its name.
+    """
     checksums = Checksums(Path(config.store) / ".checksums.json")
-    model = None
-    if config.model.path is not None:
-        model = checksums.folder(model_files(Path(config.model.path)))
+    given = {"model.path": config.model.path, "ct.source": config.ct_source, "sft.source": config.sft.source}
+    model, ct, sft_model = (None if path is None else checkpoint(path, key, checksums, network) for key, path in given.items())
     texts: list[str] = []
     if isinstance(config.corpus, HubCorpus):
         texts += [checksums.tree(source) for source in (config.corpus.text, config.corpus.english) if source.local]
@@ -84,19 +88,28 @@ def inputs(config: Config) -> Inputs:
     if config.sft.hub and config.sft.hub.local:
         sft.append(checksums.tree(config.sft.hub))
     tasks = [checksums.folder(task_files(Path(config.eval.include_path)))] if config.eval.include_path else []
-    return Inputs(model, tuple(texts), tuple(sft), tuple(tasks))
+    return Inputs(model, ct, sft_model, tuple(texts), tuple(sft), tuple(tasks))
 
 
-def model_files(folder: Path) -> list[Path]:
+def checkpoint(path: str, key: str, checksums: Checksums, network: bool) -> str:
+    """What a given checkpoint is known by: a checksum of its folder, or its commit on the hub."""
+    model = sources.parse(path, key)
+    if model is None:
+        return checksums.folder(model_files(Path(path), key))
+    return f"{sources.PREFIX}{model.repo}@{sources.commit(model, key, network) or model.revision}"
+
+
+def model_files(folder: Path, key: str = "model.path") -> list[Path]:
     """The files of a Hugging Face folder that decide what the model is."""
     if not folder.is_dir():
-        raise BadInput(f"model.path={folder}: no such folder; give a local Hugging Face folder, or model.path=null to train model.recipe")
+        instead = ", or model.path=null to train model.recipe" if key == "model.path" else ""
+        raise BadInput(f"{key}={folder}: no such folder; give a local Hugging Face folder, hub:owner/name{instead}")
     if not (folder / "config.json").is_file():
-        raise BadInput(f"model.path={folder}: has no config.json; give a Hugging Face folder of a causal language model")
+        raise BadInput(f"{key}={folder}: has no config.json; give a Hugging Face folder of a causal language model")
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
-        raise BadInput(f"model.path={folder}: has no tokenizer ({' or '.join(TOKENIZER_FILES)}); save the model's tokenizer there too")
+        raise BadInput(f"{key}={folder}: has no tokenizer ({' or '.join(TOKENIZER_FILES)}); save the model's tokenizer there too")
     if not any(folder.glob("*.safetensors")):
-        raise BadInput(f"model.path={folder}: has no weights; save the model as safetensors")
+        raise BadInput(f"{key}={folder}: has no weights; save the model as safetensors")
     return sorted({path for pattern in MODEL_FILES for path in folder.glob(pattern) if path.is_file()})
 
 
@@ -139,12 +152,10 @@ def check_space(store: Path, waiting: Sequence[Stage], checkpoint_bytes: int) ->
 
 def checkpoint_bytes(config: Config) -> int:
     """About how large a checkpoint of this cell is."""
-    if config.model.path is not None:
-        return sum(path.stat().st_size for path in Path(config.model.path).glob("*.safetensors"))
-    recipe = config.model.recipe
-    assert recipe is not None
-    layer = 4 * recipe.hidden_size**2 + 3 * recipe.hidden_size * recipe.feed_forward
-    return 4 * (recipe.vocabulary * recipe.hidden_size + recipe.layers * layer)
+    folder = sources.folder_at_hand(config.model.path)
+    if folder:
+        return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    return 4 * shape.of(config).parameters
 
 
 def _check_utf8(path: Path, key: str) -> None:

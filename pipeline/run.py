@@ -21,7 +21,7 @@ from pipeline.plan import Cell, Stage, merged, plan_cell
 from pipeline.progress import Estimates, Journal, duration
 from pipeline.stages import MAKERS, check_budget
 from pipeline.store import Store
-from pipeline.sweep import CONF, Sweep
+from pipeline.sweep import CONF, Sweep, out_of_reach
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -38,9 +38,9 @@ def say(line: str) -> None:
     print(line, flush=True)
 
 
-def plan(sweep: Sweep) -> list[Cell]:
-    """The cells of a sweep, with what they read from outside checked."""
-    return [plan_cell(config, preflight.inputs(config)) for config in sweep.configs]
+def plan(sweep: Sweep, network: bool = True) -> list[Cell]:
+    """The cells of a sweep, with what they read from outside checked; `network`: whether the hub may be asked."""
+    return [plan_cell(config, preflight.inputs(config, network)) for config in sweep.configs]
 
 
 def missing(store: Store, stages: Sequence[Stage]) -> list[Stage]:
@@ -189,6 +189,8 @@ def run_cell(composed: DictConfig) -> None:
     try:
         container = OmegaConf.to_container(composed, resolve=True)
         config = validate(container)  # type: ignore[arg-type]
+        if out_of_reach(config):  # Hydra expands the axes by itself
+            return
         quiet(config)
         cell = plan_cell(config, preflight.inputs(config))
         stages, jobs = pickle.loads((folder / "plan.pickle").read_bytes())

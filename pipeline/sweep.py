@@ -49,6 +49,7 @@ def expand(overrides: Sequence[str], multirun: bool) -> Sweep:
         launcher = str(root.hydra.runtime.choices["hydra/launcher"])
         at_once = int(root.hydra.launcher.get("n_jobs") or 1) if multirun else 1
         together = len(configs) if at_once < 1 else min(at_once, len(configs))  # joblib's -1: as many as there are cores
+    configs = tuple(config for config in configs if not out_of_reach(config))
     _check_budgets(configs)
     return Sweep(configs, tuple(overrides), multirun, launcher, together) if site is None else Sweep(configs, tuple(overrides), multirun, "slurm", 1, site)
 
@@ -87,7 +88,17 @@ def _validated(overrides: list[str]) -> Config:
     return validate(composed)
 
 
+def out_of_reach(config: Config) -> bool:
+    """Whether a cell of a sweep is left out, as its language has not text enough for its budget."""
+    return config.language.most_tokens is not None and config.ct.tokens > config.language.most_tokens
+
+
 def _check_budgets(configs: Sequence[Config]) -> None:
+    if not configs:
+        raise BadInput("ct.tokens: every budget is above language.most_tokens, so no cell is left; take smaller budgets")
+    given = [config for config in configs if config.ct.source]
+    if len({config.ct.tokens for config in given}) > 1:
+        raise BadInput("ct.source: a given checkpoint has one budget; say ct.tokens=... once, with the tokens that it was trained on")
     cells = [(config.language.code, config.ct.tokens, config.seed) for config in configs]
     if len(set(cells)) < len(cells):
         code, tokens, seed = next(cell for cell in cells if cells.count(cell) > 1)

@@ -1,0 +1,11 @@
+"""What a sweep will cost on a cluster: tokens, FLOPs, hours, memory and disk, from the plan alone. Pure arithmetic: no torch, no GPU.
+
+shape     the numbers of a model that decide its cost
+hardware  clusters by name: memory and peak FLOP/s of their GPUs
+flops     FLOPs of training and of scoring a token
+memory    bytes a GPU holds while it trains
+work      what one stage is: its tokens, FLOPs and bytes
+estimate  seconds of every stage, the longest way through the plan, disk at its peak
+fit       whether it fits, and what would
+table     all of it, for people
+"""

@@ -1,0 +1,145 @@
+"""Hours, the longest way through the plan, and disk at its peak."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from pipeline.config import Config
+from pipeline.cost import memory, shape, work
+from pipeline.cost.flops import RECOMPUTED
+from pipeline.cost.hardware import Cluster
+from pipeline.cost.memory import Memory
+from pipeline.cost.work import MERGED, SCORED, TRAINED, Work
+from pipeline.plan import Cell, Stage, merged
+
+MFU = 0.4  # assumed. Llama-2-7B's own pre-training: 6ND for 2 T tokens in 184,320 hours of A100 (Touvron et al. 2023, table 2) is 0.39
+SCORING_MFU = 0.1  # assumed: short rows of different lengths, and a harness between them
+STARTUP = 120.0  # seconds (assumed): imports, loading, joining the other processes
+DISK = 1e9  # bytes/s to and from the store (assumed)
+MERGING = 3e7  # parameters/s of one merge (measured on one core with 135 M parameters, imports included)
+PACKING = 2e5  # tokens/s that one process tokenises and packs (assumed)
+READING = 2e7  # bytes/s of text that one process reads and writes (assumed)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A stage with its costs. seconds: of wall time, once everything that it needs is there; gpus: that it holds in that time."""
+
+    stage: Stage
+    cells: int
+    done: bool
+    work: Work
+    seconds: float
+    gpus: int
+    memory: Memory | None
+
+    @property
+    def gpu_hours(self) -> float:
+        return self.gpus * self.seconds / 3600
+
+
+class Rates(Protocol):
+    """How long work takes."""
+
+    def seconds(self, stage: Stage, does: Work) -> float: ...
+
+    def gpus(self, stage: Stage) -> int: ...
+
+
+@dataclass(frozen=True)
+class OnCluster:
+    """Rates by the peak FLOP/s of GPUs and a share of it that is reached (`mfu`, of what is computed, recomputation included)."""
+
+    cluster: Cluster
+    config: Config
+    mfu: float = MFU
+
+    @property
+    def training_flops(self) -> float:
+        """Model FLOP/s of all GPUs of a training."""
+        compute = self.config.compute
+        reached = compute.processes * compute.nodes * self.cluster.gpu.peak(compute.precision) * self.mfu
+        return reached / (RECOMPUTED if compute.gradient_checkpointing else 1)
+
+    def gpus(self, stage: Stage) -> int:
+        if stage.kind in TRAINED:
+            return self.config.compute.processes * self.config.compute.nodes
+        return 1 if stage.kind in SCORED else 0
+
+    def seconds(self, stage: Stage, does: Work) -> float:
+        form = shape.of(self.config)
+        model = work.checkpoint_bytes(form, self.config)
+        if stage.kind in TRAINED:
+            saves = does.tokens / stage.options["save_every_tokens"]
+            return STARTUP + does.flops / self.training_flops + (saves * work.state_bytes(form, self.config) + does.written) / DISK
+        if stage.kind in SCORED:
+            merging = max(does.tries, 1 if "merge" in stage.parents else 0) * form.parameters / MERGING
+            return STARTUP + model / DISK + merging + does.flops / (self.cluster.gpu.peak("bf16") * SCORING_MFU)
+        if stage.kind in MERGED:
+            return form.parameters / MERGING + does.written / DISK
+        processes = self.config.corpus.workers if self.config.corpus.source == "hub" else 1
+        if does.tokens:
+            return does.tokens / PACKING / processes + does.written / DISK
+        return does.written * work.COMPRESSED / READING / processes
+
+
+def rows(cells: Sequence[Cell], done: set[str], rates: Rates, memories: Mapping[str, Memory]) -> list[Row]:
+    """Every stage of a sweep once, in the order of the plan. `done`: keys that are published. `memories`: by kind, for what trains."""
+    owners = {stage.key: cell.config for cell in reversed(cells) for stage in cell.stages}
+    stages, found = merged(cells), []
+    for stage in stages:
+        config = owners[stage.key]
+        before = continued_from(stage, stages)
+        does = work.of(stage, config, shape.of(config), before.settings["tokens"] if before else 0)
+        sharing = sum(any(stage.key == other.key for other in cell.stages) for cell in cells)
+        held = memories.get("ct" if stage.kind == "base" else stage.kind)
+        found.append(Row(stage, sharing, stage.key in done, does, rates.seconds(stage, does), rates.gpus(stage), held))
+    return found
+
+
+def continued_from(stage: Stage, stages: Sequence[Stage]) -> Stage | None:
+    """The stage of the next smaller budget on the same trajectory."""
+    same = [other for other in stages if other.trajectory and other.trajectory == stage.trajectory]
+    return max((other for other in same if other.settings["tokens"] < stage.settings["tokens"]), key=lambda other: other.settings["tokens"], default=None)
+
+
+def critical_path(found: Sequence[Row]) -> tuple[float, list[Stage]]:
+    """Seconds of the longest chain of stages that wait for one another, and the chain. What is done takes no time."""
+    stages = [row.stage for row in found]
+    ends: dict[str, tuple[float, Row | None]] = {}
+    by_key = {row.stage.key: row for row in found}
+    for row in found:
+        before = continued_from(row.stage, stages)
+        needs = [need.key for need in (*row.stage.parents.values(), *([before] if before else [])) if need.key in ends]
+        last = max(needs, key=lambda key: ends[key][0], default=None)
+        start = ends[last][0] if last else 0.0
+        ends[row.stage.key] = (start + (0 if row.done else row.seconds), by_key[last] if last else None)
+    at: Row | None = max(found, key=lambda row: ends[row.stage.key][0])
+    assert at is not None
+    length, chain = ends[at.stage.key][0], []
+    while at is not None:
+        if not at.done:
+            chain.append(at.stage)
+        at = ends[at.stage.key][1]
+    return length, chain[::-1]
+
+
+def disk_peak(found: Sequence[Row], given: float, at_once: int = 1) -> float:
+    """Bytes at the peak: checkpoints that are downloaded, all that is published, and what the largest stages need while they are made."""
+    scratch = sorted((row.work.scratch for row in found if not row.done), reverse=True)[:at_once]
+    return given + sum(row.work.written for row in found) + sum(scratch)
+
+
+def given_bytes(cells: Sequence[Cell]) -> float:
+    """Checkpoints that come from the hub, in 16 bits."""
+    parents = {parent.key: parent for cell in cells for stage in cell.stages for parent in stage.parents.values()}
+    from_hub = sum(parent.given and str(parent.options["path"]).startswith("hub:") for parent in parents.values())
+    return 2 * shape.of(cells[0].config).parameters * from_hub
+
+
+def training_memory(config: Config) -> dict[str, Memory]:
+    """Bytes a GPU while CT and SFT train."""
+    form = shape.of(config)
+    return {kind: memory.training(form, config.compute, part.batch_tokens, part.block_size) for kind, part in (("ct", config.ct), ("sft", config.sft))}

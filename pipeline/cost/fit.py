@@ -1,0 +1,90 @@
+"""Whether trainings and checkpoints fit the GPUs, and what would."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from pipeline.config import Config
+from pipeline.cost import memory, shape
+from pipeline.cost.estimate import training_memory
+from pipeline.cost.hardware import GPUS, Cluster
+from pipeline.errors import BadInput
+from train.errors import BadInput as BadBatch
+
+if TYPE_CHECKING:
+    from pipeline.config import Compute
+
+STRATEGIES = ("zero2", "zero3", "fsdp", "zero3_offload")  # from what costs least time to what costs most
+MOST_NODES = 64
+
+
+def on_cluster(config: Config, cluster: Cluster) -> Config:
+    """The config with as many processes and nodes as the cluster has GPUs and nodes; one GPU, where the strategy is `none`."""
+    alone = config.compute.strategy == "none"
+    size = {"processes": 1, "nodes": 1} if alone else {"processes": cluster.per_node, "nodes": cluster.nodes}
+    return config.model_copy(update={"compute": config.compute.model_copy(update={"device": "cuda", **size})})
+
+
+def check(config: Config, cluster: Cluster, trained: bool = True) -> None:
+    """Refuses, in one line that says what would fit, a training or a checkpoint that the GPUs cannot hold.
+
+    `trained`: whether the sweep trains at all.
+    """
+    gpu = cluster.gpu
+    held = memory.scoring(shape.of(config), config.eval.batch_tokens, on_gpu=True)
+    if held > gpu.usable:
+        larger = min((other for other in GPUS.values() if other.usable > held), key=lambda other: other.memory, default=None)
+        would = f"{larger.name} would" if larger else "no GPU known here would"
+        raise BadInput(f"CLUSTER={cluster}: a checkpoint takes {gib(held)} to be scored, on one GPU of {gib(gpu.usable)} usable; {would}")
+    if trained and (needs := too_large(config, cluster)):
+        raise BadInput(
+            f"CLUSTER={cluster}: {described(config.compute)} needs {gib(needs)} a GPU, of {gib(gpu.usable)} usable; {what_would(config, cluster)}"
+        )
+
+
+def too_large(config: Config, cluster: Cluster) -> float:
+    """Bytes a GPU that the trainings want, where that is more than there are; else 0. Raises BadInput where the batch cannot be shared."""
+    try:
+        needs = max(held.total for held in training_memory(config).values())
+    except BadBatch as error:
+        raise BadInput(f"CLUSTER={cluster}: {error}") from None
+    return needs if needs > cluster.gpu.usable else 0
+
+
+def what_would(config: Config, cluster: Cluster) -> str:
+    """The smallest change that fits: fewer blocks in a pass, then recomputation, then another strategy, then more nodes."""
+    for compute in alternatives(config.compute, cluster):
+        if not too_large(config.model_copy(update={"compute": compute}), cluster):
+            changes = {key: value for key, value in compute.model_dump().items() if value != getattr(config.compute, key)}
+            changed = " ".join(f"compute.{key}={str(value).lower()}" for key, value in changes.items() if key not in ("processes", "nodes"))
+            held = max(one.total for one in training_memory(config.model_copy(update={"compute": compute})).values())
+            more = f"CLUSTER={compute.nodes}x{cluster.per_node}x{cluster.gpu.name} " if compute.nodes > cluster.nodes else ""
+            return f"{more}{changed} would ({gib(held)})"
+    return f"nothing up to {MOST_NODES} such nodes would; take GPUs with more memory"
+
+
+def alternatives(compute: Compute, cluster: Cluster) -> Iterator[Compute]:
+    """Other ways to compute the same, from the smallest change on."""
+    ways = [(compute.strategy, compute.gradient_checkpointing), (compute.strategy, True)]
+    if cluster.gpus > 1:
+        ways += [(strategy, True) for strategy in STRATEGIES]
+    nodes = cluster.nodes
+    while nodes <= MOST_NODES:
+        for strategy, recompute in ways:
+            many = strategy != "none"
+            sized = {"processes": cluster.per_node if many else 1, "nodes": nodes if many else 1}
+            for micro in (compute.micro_batch, 16, 8, 4, 2, 1):
+                yield compute.model_copy(update={"strategy": strategy, "gradient_checkpointing": recompute, "micro_batch": micro, **sized})
+        nodes *= 2
+
+
+def described(compute: Compute) -> str:
+    """How it is computed, in keys."""
+    extra = " compute.gradient_checkpointing=true" if compute.gradient_checkpointing else ""
+    return f"compute.strategy={compute.strategy} compute.micro_batch={str(compute.micro_batch or 'null').lower()}{extra}"
+
+
+def gib(count: float) -> str:
+    """Bytes in GiB."""
+    return f"{count / 2**30:.1f} GiB"

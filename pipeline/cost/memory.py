@@ -1,0 +1,97 @@
+"""Bytes that a GPU holds while it trains.
+
+Model states are those of Rajbhandari et al. 2020 ("ZeRO", section 3.1: Adam in mixed precision keeps 2 + 2 + 12 bytes a parameter) with the 32-bit gradients
+that DeepSpeed adds, so that the sums are what `estimate_zero2_model_states_mem_needs` and `estimate_zero3_model_states_mem_needs` of DeepSpeed say.
+
+Activations are counted for Llama's layer in the way of Korthikanti et al. 2022 ("Reducing Activation Recomputation in Large Transformer Models", section 4:
+sum the tensors that the backward pass needs), with attention that keeps no matrix of weights (SDPA, FlashAttention).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pipeline.cost.shape import Shape
+from train.parallel import sizes
+
+if TYPE_CHECKING:
+    from pipeline.config import Compute
+
+HOST_SLACK = 1.5  # DeepSpeed's own factor for buffers in a node's memory
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes a GPU, and bytes a node's main memory holds of the states that were offloaded."""
+
+    parameters: float
+    gradients: float
+    optimizer: float
+    activations: float = 0
+    host: float = 0
+
+    @property
+    def states(self) -> float:
+        """Parameters, gradients and optimizer."""
+        return self.parameters + self.gradients + self.optimizer
+
+    @property
+    def total(self) -> float:
+        return self.states + self.activations
+
+
+def width(precision: str) -> int:
+    """Bytes of a number in a pass."""
+    return 2 if precision == "bf16" else 4
+
+
+def states(shape: Shape, strategy: str, precision: str, processes: int, nodes: int) -> Memory:
+    """Model states a GPU, of `processes` a node. DDP and FSDP keep 32-bit weights (and autocast, for bf16, its copies of them)."""
+    count, gpus, number = shape.parameters, processes * nodes, width(precision)
+    gathered = 4 * shape.embedding  # ZeRO-3 and FSDP: the largest module, whole, while it is used
+    match strategy:
+        case "zero2":
+            return Memory(number * count, (number + 4) * count / gpus, 12 * count / gpus)
+        case "zero3":
+            return Memory(number * count / gpus + gathered, 4 * count / gpus, 12 * count / gpus)
+        case "zero3_offload":
+            return Memory(gathered, 0, 0, host=(number + 16) * count / nodes * HOST_SLACK)
+        case "fsdp":
+            return Memory(4 * count / gpus + gathered, 4 * count / gpus, 8 * count / gpus)
+    copies = 2 * count if precision == "bf16" else 0
+    buckets = 4 * count if strategy == "ddp" and gpus > 1 else 0
+    return Memory(4 * count + copies, 4 * count + buckets, 8 * count)
+
+
+def layer_activations(shape: Shape, precision: str, attention: str = "sdpa", context: int = 0) -> float:
+    """Bytes that one layer keeps of one token: two norms (their input in 32 bits, the normalised value, the output that the next matrices read), queries,
+    keys, values, the attention's output, and of the gated feed-forward gate, up, SiLU and product. Eager attention keeps its weights over the `context` too."""
+    number = width(precision)
+    kept = 8 * shape.hidden + number * (6 * shape.hidden + 2 * shape.kv_width + 4 * shape.feed_forward)
+    return kept + (shape.heads * context * (4 + number) if attention == "eager" else 0)
+
+
+def activations(shape: Shape, tokens: int, compute: Compute, context: int) -> float:
+    """Bytes of activations for `tokens` tokens in one forward pass. With gradient checkpointing each layer keeps its input only, and one layer is
+    whole at a time. Logits stand beside their 32-bit copy, their log-softmax and its gradient; liger kernels make them in small chunks."""
+    number = width(compute.precision)
+    layer = layer_activations(shape, compute.precision, compute.attention, context)
+    layers = layer + shape.layers * number * shape.hidden if compute.gradient_checkpointing else shape.layers * layer
+    logits = 0 if compute.liger else shape.vocabulary * (number + (4 if number == 2 else 0) + 8)
+    return tokens * (layers + logits)
+
+
+def training(shape: Shape, compute: Compute, batch_tokens: int, block_size: int) -> Memory:
+    """What a GPU holds while it trains in steps of `batch_tokens`. Raises BadInput where the GPUs cannot share such a batch."""
+    alone = states(shape, compute.strategy, compute.precision, compute.processes, compute.nodes)
+    blocks, _ = sizes(batch_tokens, block_size, compute.processes * compute.nodes, compute.micro_batch)
+    held = activations(shape, blocks * block_size, compute, block_size)
+    return Memory(alone.parameters, alone.gradients, alone.optimizer, held, alone.host)
+
+
+
+def scoring(shape: Shape, batch_tokens: int, on_gpu: bool) -> float:
+    """Bytes of a checkpoint that is scored: its weights as they lie on the disk (bf16, or fp32 on a CPU), and logits in 32 bits with their copy."""
+    number = 2 if on_gpu else 4
+    return shape.parameters * number + batch_tokens * (shape.vocabulary * (number + 8) + 16 * shape.hidden)

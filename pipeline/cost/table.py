@@ -1,0 +1,114 @@
+"""The plan with its costs, for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.config import Config, format_tokens
+from pipeline.cost import estimate, fit, measured, shape
+from pipeline.cost.estimate import Rates, Row
+from pipeline.cost.hardware import Cluster, parse
+from pipeline.cost.memory import Memory
+from pipeline.cost.work import TRAINED
+from pipeline.plan import Cell, merged
+from pipeline.progress import duration
+from pipeline.store import Store
+
+HERE = "here"
+
+
+def report(cells: Sequence[Cell], waiting: set[str], name: str, mfu: float | None = None) -> tuple[str, str | None]:
+    """(the table of a sweep on a cluster, why it cannot run there or None). `waiting`: keys of stages that are not done. `name`: as CLUSTER= has it."""
+    config, refusal = cells[0].config, None
+    stages = merged(cells)
+    done = {stage.key for stage in stages} - waiting
+    memories: dict[str, Memory] = {}
+    rates: Rates
+    if name == HERE:
+        owners = {stage.key: cell.config for cell in reversed(cells) for stage in cell.stages}
+        rates = measured.of_store(stages, owners, Store(Path(config.store)))
+        head = f"on this machine, measured on {sum(stage.kind in TRAINED for stage in stages if stage.key in done)} finished trainings"
+    else:
+        cluster = parse(name)
+        config = fit.on_cluster(config, cluster)
+        trained = any(stage.kind in TRAINED for stage in stages)
+        try:
+            fit.check(config, cluster, trained)
+        except fit.BadInput as error:
+            refusal = str(error)
+        if trained and (refusal is None or "cannot be shared" not in refusal):
+            memories = estimate.training_memory(config)
+        rates = estimate.OnCluster(cluster, config, mfu or estimate.MFU)
+        head = heading(config, cluster, mfu)
+        cells = [Cell(fit.on_cluster(cell.config, cluster), cell.stages, cell.evals, cell.merges, cell.checkpoints) for cell in cells]
+    rows = estimate.rows(cells, done, rates, memories)
+    given = estimate.given_bytes(cells)
+    parts = [head, *lines(rows), *footer(cells, rows, given, memories, None if name == HERE else cluster)]
+    return "\n".join(parts), refusal
+
+
+def heading(config: Config, cluster: Cluster, mfu: float | None) -> str:
+    """What the numbers stand on."""
+    form, compute = shape.of(config), config.compute
+    said = f"{mfu} as given" if mfu else f"{estimate.MFU} assumed"
+    passes = "recomputation on" if compute.gradient_checkpointing else "recomputation off"
+    return (
+        f"{config.model.name}: {form.parameters:,} parameters; CLUSTER={cluster}: compute.strategy={compute.strategy}, {compute.precision}, "
+        f"{compute.nodes} x {compute.processes} processes, {passes}\nutilisation in training {said}, in scoring {estimate.SCORING_MFU} assumed"
+    )
+
+
+def lines(rows: Sequence[Row]) -> list[str]:
+    """A line a stage."""
+    width = max(len(row.stage.slug) for row in rows) + 2
+    head = f"{'kind':11}{'stage':{width}}{'cells':>5}  {'state':8}{'tokens':>9}{'FLOPs':>10}{'time':>12}{'GPU-hours':>11}{'GiB/GPU':>9}{'disk':>10}"
+    return [
+        head,
+        *(
+            f"{row.stage.kind:11}{row.stage.slug:{width}}{row.cells:5}  {'done' if row.done else 'to run':8}"
+            f"{short(row.work.tokens):>9}{f'{row.work.flops:.2e}' if row.work.flops else '':>10}{duration(row.seconds):>12}"
+            f"{f'{row.gpu_hours:,.1f}' if row.gpus else '':>11}{f'{row.memory.total / 2**30:.1f}' if row.memory else '':>9}{size(row.work.written):>10}"
+            for row in rows
+        ),
+    ]
+
+
+def footer(cells: Sequence[Cell], rows: Sequence[Row], given: float, memories: dict[str, Memory], cluster: Cluster | None) -> list[str]:
+    """Sums: by kind, memory by part, disk at its peak, the longest way."""
+    waiting = [row for row in rows if not row.done]
+    said = [f"{len(cells)} cells, {len(rows)} stages: {len(rows) - len(waiting)} done, {len(waiting)} to run"]
+    for kind in dict.fromkeys(row.stage.kind for row in rows):
+        of = [row for row in waiting if row.stage.kind == kind]
+        flops, hours, took = sum(row.work.flops for row in of), sum(row.gpu_hours for row in of), sum(row.seconds for row in of)
+        if of:
+            said.append(f"  {kind:11}{len(of):4} to run {short(sum(row.work.tokens for row in of)):>9} tokens {flops:10.2e} FLOPs {duration(took):>12} {hours:12,.1f} GPU-hours")
+    for kind, held in memories.items():
+        parts = {"parameters": held.parameters, "gradients": held.gradients, "optimizer": held.optimizer, "activations": held.activations}
+        host = f"; {held.host / 2**30:.0f} GiB of a node's main memory" if held.host else ""
+        said.append(f"  memory of a GPU in {kind}: {', '.join(f'{name} {value / 2**30:.1f}' for name, value in parts.items())}, in all {held.total / 2**30:.1f} GiB{host}")
+    length, chain = estimate.critical_path(rows)
+    said.append(f"disk at its peak: {size(estimate.disk_peak(rows, given))}" + (f", of which {size(given)} downloaded checkpoints" if given else ""))
+    said.append(f"critical path: {length / 3600:,.1f} h, {' > '.join(str(stage) for stage in chain) or 'nothing to run'}")
+    if cluster:
+        hours = sum(row.gpu_hours for row in waiting)
+        said.append(f"in all {hours:,.0f} GPU-hours; on {cluster}, which shares them, at least {max(length / 3600, hours / cluster.gpus):,.0f} h")
+    else:
+        said.append(f"in all {sum(row.seconds for row in waiting) / 3600:,.2f} h, one stage after the other")
+    return said
+
+
+def short(tokens: float) -> str:
+    """A number of tokens in three digits."""
+    if not tokens:
+        return ""
+    rounded = float(f"{tokens:.3g}")
+    return format_tokens(int(rounded)) if rounded >= 1000 else f"{rounded:.0f}"
+
+
+def size(count: float) -> str:
+    """Bytes, for people."""
+    for unit, worth in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
+        if count >= worth:
+            return f"{count / worth:.1f} {unit}"
+    return f"{count / 1e3:.0f} kB"
