@@ -139,6 +139,7 @@ class Language(Section):
     short: Annotated[str, Field(pattern=r"^[a-z]{2,8}$")] | None
     name: str
     most_tokens: Tokens | None
+    tasks: list[str]
 
     @model_validator(mode="after")
     def not_english(self) -> Language:

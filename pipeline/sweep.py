@@ -89,8 +89,9 @@ def _validated(overrides: list[str]) -> Config:
 
 
 def out_of_reach(config: Config) -> bool:
-    """Whether a cell of a sweep is left out, as its language has not text enough for its budget."""
-    return config.language.most_tokens is not None and config.ct.tokens > config.language.most_tokens
+    """Whether a cell of a sweep is left out, as its language has not text enough for the budget that CT would be trained on."""
+    most = config.language.most_tokens if config.ct.source is None else None
+    return most is not None and config.ct.tokens > most
 
 
 def _check_budgets(configs: Sequence[Config]) -> None:

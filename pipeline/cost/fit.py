@@ -66,7 +66,7 @@ def what_would(config: Config, cluster: Cluster) -> str:
 
 def alternatives(compute: Compute, cluster: Cluster) -> Iterator[Compute]:
     """Other ways to compute the same, from the smallest change on."""
-    ways = [(compute.strategy, compute.gradient_checkpointing), (compute.strategy, True)]
+    ways: list[tuple[str, bool]] = [(compute.strategy, compute.gradient_checkpointing), (compute.strategy, True)]
     if cluster.gpus > 1:
         ways += [(strategy, True) for strategy in STRATEGIES]
     nodes = cluster.nodes

@@ -11,6 +11,7 @@ from pipeline.cost.estimate import Rates, Row
 from pipeline.cost.hardware import Cluster, parse
 from pipeline.cost.memory import Memory
 from pipeline.cost.work import TRAINED
+from pipeline.errors import BadInput
 from pipeline.plan import Cell, merged
 from pipeline.progress import duration
 from pipeline.store import Store
@@ -35,7 +36,7 @@ def report(cells: Sequence[Cell], waiting: set[str], name: str, mfu: float | Non
         trained = any(stage.kind in TRAINED for stage in stages)
         try:
             fit.check(config, cluster, trained)
-        except fit.BadInput as error:
+        except BadInput as error:
             refusal = str(error)
         if trained and (refusal is None or "cannot be shared" not in refusal):
             memories = estimate.training_memory(config)
