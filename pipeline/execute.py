@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import platform
 import shutil
 import subprocess
@@ -172,7 +173,7 @@ class Executor:
         except Exception as error:
             self._failed(stage, work, error)
         self.journal.write("published", stage, seconds=round(seconds, 3))
-        self.progress.done(stage, seconds)
+        self.progress.done(stage, seconds, packed(entry))
         return entry
 
     def _smaller_budget(self, stage: Stage) -> Entry | None:
@@ -197,6 +198,14 @@ class Executor:
         message = f"{stage} failed: {type(error).__name__}: {' '.join(str(error).split())[:300]} (traceback: {work / 'traceback.txt'})"
         self.journal.write("failed", stage, message=message)
         raise StageFailed(message) from error
+
+
+def packed(entry: Entry) -> str:
+    """What is worth saying of packed blocks; nothing of other stages."""
+    if entry.record["kind"] not in ("ct_blocks", "sft_blocks"):
+        return ""
+    counts = json.loads((entry.path / "counts.json").read_text(encoding="utf-8"))
+    return f": {counts['blocks']:,} blocks, {counts['real_token_share']:.2%} of their positions real tokens"
 
 
 @cache

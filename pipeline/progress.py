@@ -114,6 +114,6 @@ class Progress:
         left = (time.monotonic() - self.started) * (1 - share) / share
         self.say(stage, f"{share:.0%}{', ' if note else ''}{note}, about {duration(left)} left")
 
-    def done(self, stage: Stage, seconds: float) -> None:
+    def done(self, stage: Stage, seconds: float, note: str = "") -> None:
         self.estimates.forget(stage.kind)
-        self.say(stage, f"done in {seconds:.1f} s")
+        self.say(stage, f"done in {seconds:.1f} s{note}")

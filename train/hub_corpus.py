@@ -15,6 +15,7 @@ from train import hub
 from train.corpus import normalised, split_of, write_jsonl
 from train.errors import BadInput
 from train.parts import Reading, Row, link, take
+from train.workers import Workers
 
 HELD_OUT = ("dev", "test")
 
@@ -39,12 +40,13 @@ def build(settings: Mapping[str, Any], out: Path, work: Path) -> None:
     workers. Raises BadInput for a source that cannot be read or a split that stays empty.
     """
     counts: dict[str, Any] = {"languages": {}, "settings": {name: value for name, value in settings.items() if name != "workers"}}
-    for language, name in ((settings["language"], "text"), ("en", "english")):
-        counts["languages"][language] = _language(settings, language, name, out / "text", work / name)
+    with Workers(settings["workers"]) as workers:
+        for language, name in ((settings["language"], "text"), ("en", "english")):
+            counts["languages"][language] = _language(settings, language, name, out / "text", work / name, workers)
     (out / "counts.json").write_text(json.dumps(counts, indent=1, ensure_ascii=False) + "\n")
 
 
-def _language(settings: Mapping[str, Any], language: str, name: str, folder: Path, work: Path) -> dict[str, Any]:
+def _language(settings: Mapping[str, Any], language: str, name: str, folder: Path, work: Path, workers: Workers) -> dict[str, Any]:
     source, key = settings[name], f"corpus.{name}"
     commit = hub.commit_of(source, key)
     about = {share: settings[share] for share in ("seed", "dev", "test")}
@@ -53,7 +55,7 @@ def _language(settings: Mapping[str, Any], language: str, name: str, folder: Pat
     )
     held_out: dict[str, dict[str, Row]] = {split: {} for split in HELD_OUT}
     rows = size = files = 0
-    for part in take(reading, work, settings["workers"], settings["seed"]):
+    for part in take(reading, work, workers, settings["seed"]):
         for split, row in part.held_out:
             held_out[split][row["id"]] = row  # once, though it may come twice
         if part.rows:

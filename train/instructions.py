@@ -17,6 +17,7 @@ from train.corpus import files_of, read_jsonl, read_rows, write_jsonl
 from train.errors import BadInput
 from train.families import Item, Vocabulary
 from train.parts import Reading, link, take
+from train.workers import Workers
 
 PASSAGE = 24  # words of a passage whose genre is asked for
 LONGEST_VERSE = 32  # English words of a verse whose topic is asked for: short items are quick to learn from and to score
@@ -82,9 +83,10 @@ def hub_instructions(settings: dict[str, Any], folder: Path, work: Path) -> int:
     pinned = {**source, "revision": hub.commit_of(source, "sft.hub") or source["revision"]}
     reading = Reading(pinned, (source["prompt"], source["answer"]), "sft.hub", hub_instruction, most_bytes=source["bytes"])
     rows = 0
-    for number, part in enumerate(part for part in take(reading, work, settings.get("workers", 1), settings["seed"]) if part.rows):
-        link(part, folder / f"{number:05d}.parquet")
-        rows += part.rows
+    with Workers(settings.get("workers", 1)) as workers:
+        for number, part in enumerate(part for part in take(reading, work, workers, settings["seed"]) if part.rows):
+            link(part, folder / f"{number:05d}.parquet")
+            rows += part.rows
     if not rows:
         raise BadInput(f"sft.hub.dataset={source['dataset']}: holds no instruction with an answer")
     return rows

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from train.blocks import BlockFile, Tokens, best_fit, cut, interleave, kind_for
-from train.corpus import files_of, read_jsonl
+from train.corpus import files_of, read_rows
 from train.errors import BadInput
 from train.tokens import AT_ONCE, Encoder, Pass, Tokenised, batched, begin, passes, stream
 from train.workers import Workers
@@ -174,9 +174,9 @@ def running(block: Tokens, tally: Tally) -> tuple[Tokens, Tokens, Tokens]:
     return block, block, np.arange(len(block))
 
 
-def texts(corpus_dir: Path, language: str, split: str = "train") -> list[str]:
-    """The documents of one language and split of a small corpus, in memory."""
-    return [row["text"] for row in read_jsonl(corpus_dir / "text" / f"{language}.{split}.jsonl")]
+def texts(corpus_dir: Path, language: str) -> list[str]:
+    """The training documents of a language, all in memory: for the small base model's recipe."""
+    return [row["text"] for path in files_of(corpus_dir, language) for row in read_rows(path)]
 
 
 def shuffled(documents: Sequence[str], seed: str) -> Iterator[str]:

@@ -52,18 +52,17 @@ class Part:
     last: bool
 
 
-def take(reading: Reading, work: Path, processes: int, seed: int) -> Iterator[Part]:
+def take(reading: Reading, work: Path, workers: Workers, seed: int) -> Iterator[Part]:
     """The parts of a source, in a seeded order of its files, until they hold `most_bytes`. `work` keeps them, for a later call too."""
     order = list(range(opened(json.dumps(dict(reading.source)), reading.key).num_shards))
     random.Random(f"{seed}:{reading.key}").shuffle(order)
     taken = 0
-    with Workers(processes) as workers:
-        for parts in workers.map(read_file, ((reading, number, work) for number in order)):
-            for part in parts:
-                if reading.most_bytes is not None and taken >= reading.most_bytes:
-                    return
-                taken += part.bytes
-                yield part
+    for parts in workers.map(read_file, ((reading, number, work) for number in order)):
+        for part in parts:
+            if reading.most_bytes is not None and taken >= reading.most_bytes:
+                return
+            taken += part.bytes
+            yield part
 
 
 @cache
