@@ -55,6 +55,11 @@ def sizes(batch_tokens: int, block_size: int, world: int, micro_batch: int | Non
     return micro, share // micro
 
 
+def fsdp_config(compute: Compute) -> dict[str, Any]:
+    """What accelerate is told for FSDP2: each layer's weights are gathered when it runs and freed again; states are saved in shards, for any world size."""
+    return {"version": 2, "reshard_after_forward": True, "state_dict_type": "SHARDED_STATE_DICT", "activation_checkpointing": compute.gradient_checkpointing}
+
+
 def deepspeed_config(compute: Compute, micro: int, accumulation: int) -> dict[str, Any] | None:
     """What DeepSpeed is told; None for a strategy of torch's own. The optimizer, its schedule and the clipping stay those of the one trainer."""
     if compute.strategy not in ZERO_STAGES:
