@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import math
-import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -100,16 +99,15 @@ class Audit:
         plain = self._survivors_without_slack(tensor, agreement) if agreement else None
         kept_bits, alive_bits, plain_bits = ([_patterns(part) for part in parts or ()] for parts in (kept_taus, survivors, plain))
         counted = _count(kept_bits, alive_bits, plain_bits, bits, edges)
-        used = kept_taus
-        if agreement and survivors is not None:
-            unchanged = all(map(operator.is_, agreement.taus, kept_taus)) and not tensor.consensus.weighted
-            used = survivors if unchanged else list(map(_masked, kept_taus, survivors))  # survivors: |kept|, or zero
         for i, use in enumerate(tensor.uses):
-            rows = counted[i].tolist()
-            _, trimmed, conflict, lost, regained, given_up = rows[0]
-            tops = {level: row[:4] for level, row in zip(self.levels, rows[1:], strict=True)}
-            energies = _energy(piece.tau(use.parent, tensor.dtype)), _energy(used[i])
-            self._add(tensor.output.name, use.name, Tally(len(bits[i]), trimmed, conflict, lost, regained, given_up, *energies, tops))
+            (_, trimmed, conflict, lost, regained, given_up), *tops = counted[i]
+            energy = used = piece.job.energies[use.parent, tensor.dtype] if piece.start == 0 else 0.0  # of the whole tensor, once
+            if agreement and survivors is not None:
+                used = _energy_alive(agreement, i, use.weight if tensor.consensus.weighted else 1.0)
+            elif kept_taus[i] is not piece.tau(use.parent, tensor.dtype):
+                used = _energy(kept_taus[i])
+            top = dict(zip(self.levels, tops, strict=True))
+            self._add(tensor.output.name, use.name, Tally(len(bits[i]), trimmed, conflict, lost, regained, given_up, energy, used, top))
 
     def _edges(self, tensor: TensorRecipe, piece: Piece, use: Use) -> list[int]:
         """Bit patterns from which a magnitude counts: above zero, then those of the levels."""
@@ -199,26 +197,42 @@ def _patterns(tensor: torch.Tensor) -> Array:
     return tensor.cpu().view(-1).view(_WHOLE[tensor.dtype.itemsize]).numpy()
 
 
-def _masked(tensor: torch.Tensor, survivors: torch.Tensor) -> torch.Tensor:
-    """Flat copy on the CPU with zeros where nothing survived."""
-    return torch.from_numpy(_patterns(tensor) * (_patterns(survivors) > 0).view(numpy.int8)).view(tensor.dtype)
+def _energy_alive(agreement: Agreement, i: int, weight: float) -> float:
+    """Σ τ² of model i where it survived. weight: what its votes were multiplied with."""
+    assert agreement.survivors is not None
+    if agreement.taus[i] is agreement.kept[i] and abs(math.frexp(weight)[0]) == 0.5:  # a power of two: nothing was rounded
+        return _energy(agreement.survivors[i]) / weight**2
+    mask = (_patterns(agreement.survivors[i]) > 0).view(numpy.int8)
+    return _energy(torch.from_numpy(_patterns(agreement.kept[i]) * mask).view(agreement.kept[i].dtype))
 
 
-def _count(kept: list[Array], survivors: list[Array], plain: list[Array], bits: list[Array], edges: list[list[int]]) -> Array:
-    """[models, 1 + levels, 6]: size, trimmed, in conflict, lost, regained, given up; among all that is not zero, then each level.
-
-    Each question is one bit a parameter and a row of words a model; what is asked of two is an AND.
+def _count(
+    kept: list[Array], survivors: list[Array], plain: list[Array], bits: list[Array], edges: list[list[int]]
+) -> list[list[list[int]]]:
+    """For each model, [size, trimmed, in conflict, lost, regained, given up] among all that is not zero, and the first four of
+    them for each level. Each question is one bit a parameter and a row of words a model; what is asked of two is an AND.
     """
     present = _packed(part & part.dtype.type(numpy.iinfo(part.dtype).max) != 0 for part in kept)  # a negative zero is zero
     minus = _packed(part < 0 for part in kept) & present
     plus = present & ~minus
     conflict = (plus & numpy.bitwise_or.reduce(minus)) | (minus & numpy.bitwise_or.reduce(plus))
     alive = _packed(part > 0 for part in survivors) if survivors else present
-    before = _packed(part > 0 for part in plain) if plain else alive
-    asked = numpy.stack([~present, conflict, present & ~alive, alive & ~before, before & ~alive], axis=1)
-    among = numpy.stack([_packed(own >= edge for edge in steps) for own, steps in zip(bits, edges, strict=True)])
-    answers = numpy.concatenate([among[:, :, None], among[:, :, None] & asked[:, None]], axis=2)
-    return numpy.bitwise_count(answers).sum(axis=-1, dtype=numpy.int64)
+    lost = present & ~alive
+    counts = []
+    for i, own in enumerate(bits):
+        among = _packed(own >= edge for edge in edges[i])
+        rows = [[_ones(inside), *(_ones(inside & asked[i]) for asked in (present, conflict, lost))] for inside in among]
+        rows = [[size, size - here, *others] for size, here, *others in rows]
+        rows[0] += [0, 0]
+        if plain:
+            before = _packed([plain[i] > 0])[0]
+            rows[0][-2:] = _ones(alive[i] & ~before), _ones(before & ~alive[i])
+        counts.append(rows)
+    return counts
+
+
+def _ones(words: Array) -> int:
+    return int(numpy.bitwise_count(words).sum(dtype=numpy.uint32))
 
 
 def _packed(masks: Iterable[Array]) -> Array:

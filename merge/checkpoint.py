@@ -95,6 +95,16 @@ class Checkpoint:
         return [path for name in TOKENIZER_FILES if (path := self.folder / name).is_file()]
 
 
+def keep_heap() -> None:
+    """Call before reading many slices: having freed one block of this size, glibc serves smaller ones from its heap.
+
+    Otherwise each slice is a mapping of its own, whose pages the kernel zeroes first.
+    """
+    import torch
+
+    torch.empty(1 << 24, dtype=torch.uint8)
+
+
 def torch_dtype(code: str) -> torch.dtype:
     """torch dtype of a safetensors dtype code."""
     import torch

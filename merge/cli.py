@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -52,7 +53,7 @@ def _run(options: argparse.Namespace) -> None:
         raise BadInput(f"--threads: 1 or more; got {options.threads}")
     labelled = expand(recipe, options.grid) if options.grid else [("", recipe)]
     if options.plan:
-        print(describe([recipe for _, recipe in labelled], memory))
+        print(describe([recipe for _, recipe in labelled], memory, Path(options.out_dir or ".")))
         return
     if not options.audit_only and options.out_dir is None:
         raise BadInput("OUT_DIR: missing; name a new folder for the merged checkpoint")
@@ -73,8 +74,8 @@ def _run(options: argparse.Namespace) -> None:
     print("\n".join(map(str, written)))
 
 
-def describe(recipes: Sequence[Recipe], memory: int) -> str:
-    """What a merge would read, write and need, after all checks that need no weights."""
+def describe(recipes: Sequence[Recipe], memory: int, out_dir: Path) -> str:
+    """What a merge into `out_dir` would read, write and need, after all checks that need no weights."""
     from merge.plan import make_plan
     from merge.tensor_recipe import out_dtype
 
@@ -85,7 +86,10 @@ def describe(recipes: Sequence[Recipe], memory: int) -> str:
             infos = parent.tensors.values()
             lines.append(f"read      {parent.folder}: {len(infos)} tensors, {sum(info.nbytes for info in infos) / 1e9:.2f} GB")
         sizes = [sum(output.numel * out_dtype(recipe, plan, output).itemsize for output in plan.outputs) for recipe in recipes]
-        lines.append(f"write     {len(recipes)} × {len(plan.outputs)} tensors, {sum(sizes) / 1e9:.2f} GB")
+        existing = next(folder for folder in (out_dir.absolute(), *out_dir.absolute().parents) if folder.exists())
+        free = shutil.disk_usage(existing).free
+        verdict = "free" if free >= sum(sizes) else "free: NOT ENOUGH"
+        lines.append(f"write     {len(recipes)} × {len(plan.outputs)} tensors, {sum(sizes) / 1e9:.2f} GB; {free / 1e9:.1f} GB {verdict}")
         lines.append(f"memory    torch, slices of a few MB, and up to {memory / 1e6:.0f} MB to select magnitudes")
         return "\n".join(lines)
     finally:

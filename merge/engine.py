@@ -14,16 +14,16 @@ from typing import Any, Protocol
 
 import torch
 
+from merge.checkpoint import keep_heap
 from merge.errors import BadInput
+from merge.finite import is_finite, not_finite
 from merge.pieces import Job, Piece
 from merge.plan import Output, Parent, Plan
-from merge.select import Array, NotFinite, kept, thresholds
+from merge.select import Array, NotFinite, kept, rank
 from merge.tensor_recipe import Agreement, TensorRecipe
 
 MEMORY = 1 << 29  # bytes
 RESIDENT_BYTES = 5  # an element's magnitude, and a mask while ties are counted
-# Freed at once: from then on glibc takes blocks up to this size from its heap, instead of zeroed pages from the kernel each time.
-HEAP = 1 << 24  # bytes
 SMALL = 1 << 23  # elements; a model of fewer is merged in the calling thread
 
 
@@ -58,7 +58,7 @@ def run(
     threads: tensors worked on at a time (default: torch's number of threads). memory: bytes for working sets of all threads,
     above the few MB that slices take. Raises BadInput for NaN or infinite weights, naming file and tensor.
     """
-    torch.empty(HEAP, dtype=torch.uint8)
+    keep_heap()
     workers = threads or torch.get_num_threads()
     resident = memory // (workers * RESIDENT_BYTES)
     watching = list(observers) if observers is not None else [None] * len(plan.recipes)
@@ -106,7 +106,7 @@ def _merge_tensor(job: Job, sinks: Sequence[Sink | None], observers: Sequence[Ob
                     values = tensor.merge(piece, agreement)
                     # a sum is several times faster than isfinite, which only has to say whether the sum itself overflowed
                     if not math.isfinite(values.sum()) and not torch.isfinite(values).all():
-                        raise BadInput(_culprit(plan, output))
+                        raise _culprit(plan, output)
                     if sink is not None:
                         sink.write(output, piece.start, values.view(-1))
                     if observer is not None:
@@ -118,7 +118,7 @@ def _select(job: Job, tensors: Sequence[TensorRecipe], observers: Sequence[Obser
     ranks: dict[tuple[Parent, torch.dtype], set[int]] = {}
     for tensor, observer in zip(tensors, observers, strict=True):
         for use in tensor.uses:
-            wanted = {rank for rank in use.ranks if rank > 0}
+            wanted = {k for k in use.ranks if k > 0}
             if observer is not None:
                 wanted |= {kept(level, job.output.numel) for level in observer.levels}
             ranks.setdefault((use.parent, tensor.dtype), set()).update(wanted)
@@ -129,10 +129,11 @@ def _select(job: Job, tensors: Sequence[TensorRecipe], observers: Sequence[Obser
                 return (piece.bits(parent, dtype) for piece in job.pieces())
 
             try:
-                found = thresholds(pieces, wanted, job.output.numel, dtype, job.resident)
+                ranking = rank(pieces, wanted, job.output.numel, dtype, job.resident)
             except NotFinite:
-                raise BadInput(_culprit(job.plan, job.output)) from None
-            job.thresholds.update({(parent, dtype, rank): threshold for rank, threshold in found.items()})
+                raise _culprit(job.plan, job.output) from None
+            job.energies[parent, dtype] = ranking.energy
+            job.thresholds.update({(parent, dtype, k): threshold for k, threshold in ranking.thresholds.items()})
 
 
 def _scale(job: Job, tensors: Sequence[TensorRecipe]) -> None:
@@ -156,10 +157,9 @@ def _copy_buffer(plan: Plan, output: Output, sinks: Sequence[Sink | None]) -> No
             sink.write(output, 0, values)
 
 
-def _culprit(plan: Plan, output: Output) -> str:
+def _culprit(plan: Plan, output: Output) -> BadInput:
     """Says which parent's tensor is not finite."""
     for key, parent in plan.parents.items():
-        name = output.sources[key]
-        if not torch.isfinite(parent.read(name, 0, output.numel)).all():
-            return f"{parent.tensors[name].file}: tensor {name} holds NaN or infinite values; train or export that checkpoint again"
-    return f"tensor {output.name}: the merge overflows in the compute dtype; use compute_dtype: float32 and smaller weights"
+        if not is_finite(parent, output.sources[key]):
+            return not_finite(parent, output.sources[key])
+    return BadInput(f"tensor {output.name}: the merge overflows in the compute dtype; use compute_dtype: float32 and smaller weights")

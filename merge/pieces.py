@@ -24,6 +24,7 @@ class Job:
     device: torch.device
     resident: int  # elements of a tensor that may be held at once
     thresholds: dict[tuple[Parent, torch.dtype, int], Threshold] = field(default_factory=dict)
+    energies: dict[tuple[Parent, torch.dtype], float] = field(default_factory=dict)  # Σ τ², where thresholds were wanted
     _only: Piece | None = None
 
     @property
@@ -95,7 +96,7 @@ class Piece:
             return torch.zeros_like(self.tau(parent, dtype))
         if key not in self._largest:
             taker = self.shared.takers.setdefault(key, Taker(self.job.thresholds[key]))
-            self._largest[key] = taker.thin(self.tau(parent, dtype), self.bits(parent, dtype))
+            self._largest[key] = taker.thin(self.tau(parent, dtype), lambda: self.bits(parent, dtype))
         return self._largest[key]
 
     def uniform(self, seed: int, model: str) -> torch.Tensor:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy
 import torch
@@ -40,6 +40,13 @@ class Threshold:
 EVERYTHING = Threshold(-1.0)
 
 
+class Ranking(NamedTuple):
+    """Thresholds by rank, and the energy Σ τ² of the whole task vector, which the same pass gives."""
+
+    thresholds: dict[int, Threshold]
+    energy: float
+
+
 def kept(density: float, numel: int) -> int:
     """How many of `numel` elements a density keeps: as mergekit counts, rounded down, at least one."""
     return min(numel, max(1, int(density * numel)))
@@ -58,25 +65,24 @@ def magnitude_bits(tau: torch.Tensor) -> Array:
     return wide.view(torch.int16).numpy() & numpy.int16(0x7FFF)
 
 
-def thresholds(pieces: Pieces, ranks: Iterable[int], numel: int, dtype: torch.dtype, resident: int) -> dict[int, Threshold]:
+def rank(pieces: Pieces, ranks: Iterable[int], numel: int, dtype: torch.dtype, resident: int) -> Ranking:
     """The k-th largest value for every k ≥ 1 in `ranks`, exact.
 
     pieces: gives the `magnitude_bits` of a task vector of `numel` elements and dtype `dtype` in pieces, the same each time it is
     called. resident: how many float32 elements may be held at once. Raises NotFinite.
     """
     wanted = sorted(set(ranks), reverse=True)
-    found = {k: EVERYTHING for k in wanted if k >= numel}
+    everything = {k: EVERYTHING for k in wanted if k >= numel}
     wanted = [k for k in wanted if k < numel]
-    if wanted:
-        own = ranked_in(dtype)
-        if own.itemsize == 2:
-            found |= _by_counting(pieces, wanted, own)
-        else:
-            found |= _by_partition(pieces, wanted, numel) if numel <= resident else _by_histogram(pieces, wanted)
-    return found
+    own = ranked_in(dtype)
+    if own.itemsize == 2:
+        found, energy = _by_counting(pieces, wanted, own)
+    else:
+        found, energy = _by_partition(pieces, wanted, numel) if numel <= resident else _by_histogram(pieces, wanted)
+    return Ranking(everything | found, energy)
 
 
-def _by_counting(pieces: Pieces, ranks: list[int], dtype: torch.dtype) -> dict[int, Threshold]:
+def _by_counting(pieces: Pieces, ranks: list[int], dtype: torch.dtype) -> Ranking:
     counts = numpy.zeros(BINS // 2, numpy.int64)
     for bits in pieces():
         # torch's bincount takes 16-bit integers as they are and leaves the interpreter to other threads
@@ -87,15 +93,17 @@ def _by_counting(pieces: Pieces, ranks: list[int], dtype: torch.dtype) -> dict[i
     for k in ranks:
         pattern, above = _bin_of(counts, k)
         found[k] = _threshold(pattern, k - above, int(counts[pattern]), dtype)
-    return found
+    values = torch.arange(INFINITE[dtype], dtype=torch.int16).view(dtype).double().numpy()
+    return Ranking(found, float(counts[: len(values)] @ values**2))
 
 
-def _by_partition(pieces: Pieces, ranks: list[int], numel: int) -> dict[int, Threshold]:
+def _by_partition(pieces: Pieces, ranks: list[int], numel: int) -> Ranking:
     whole = numpy.empty(numel, numpy.int32)
-    filled = 0
+    filled, energy = 0, 0.0
     for bits in pieces():
         whole[filled : filled + len(bits)] = bits
         filled += len(bits)
+        energy += _energy(bits)
     if whole.max() >= INFINITE[torch.float32]:
         raise NotFinite
     found, rest = {}, whole
@@ -105,12 +113,14 @@ def _by_partition(pieces: Pieces, ranks: list[int], numel: int) -> dict[int, Thr
         pattern = int(rest[0])
         spare, ties = (int(numpy.count_nonzero(part == pattern)) for part in (rest, whole))
         found[k] = _threshold(pattern, spare, ties)
-    return found
+    return Ranking(found, energy)
 
 
-def _by_histogram(pieces: Pieces, ranks: list[int]) -> dict[int, Threshold]:
+def _by_histogram(pieces: Pieces, ranks: list[int]) -> Ranking:
     upper = numpy.zeros(BINS // 2, numpy.int64)
+    energy = 0.0
     for bits in pieces():
+        energy += _energy(bits)
         upper += torch.bincount(torch.from_numpy(bits).view(torch.int16)[1::2], minlength=BINS // 2).numpy()
     if upper[INFINITE[torch.float32] >> 16 :].any():
         raise NotFinite
@@ -125,7 +135,12 @@ def _by_histogram(pieces: Pieces, ranks: list[int]) -> dict[int, Threshold]:
         low, above_low = _bin_of(lower[index], k - above)
         pattern = index * BINS + low
         found[k] = _threshold(pattern, k - above - above_low, int(lower[index][low]))
-    return found
+    return Ranking(found, energy)
+
+
+def _energy(bits: Array) -> float:
+    values = bits.view(numpy.float32)
+    return float(numpy.vdot(values, values))
 
 
 def _threshold(pattern: int, spare: int, ties: int, dtype: torch.dtype = torch.float32) -> Threshold:
@@ -149,10 +164,10 @@ class Taker:
         self.threshold = threshold
         self.left = threshold.spare
 
-    def thin(self, tau: torch.Tensor, bits: Array) -> torch.Tensor:
+    def thin(self, tau: torch.Tensor, bits: Callable[[], Array]) -> torch.Tensor:
         """The next slice with zeros where it is not among the largest.
 
-        tau: any floating dtype; bits: its `magnitude_bits`. Hardshrink zeroes |x| ≤ λ in one vectorised step, several times faster
+        tau: any floating dtype; bits: gives its `magnitude_bits`, asked for only where they are needed. Hardshrink zeroes |x| ≤ λ in one vectorised step, several times faster
         than a mask; float64 is ranked in float32 and needs the mask.
         """
         at = self.threshold
@@ -160,12 +175,12 @@ class Taker:
             return tau
         with_ties = self.left > 0
         if tau.dtype == torch.float64:
-            mask = torch.from_numpy(bits >= at.bits if with_ties else bits > at.bits).view(tau.shape).to(tau.device)
+            mask = torch.from_numpy(bits() >= at.bits if with_ties else bits() > at.bits).view(tau.shape).to(tau.device)
             thin = torch.where(mask, tau, torch.zeros_like(tau))
         else:
             thin = torch.nn.functional.hardshrink(tau, at.below if with_ties else at.value)
         if with_ties and at.spare < at.ties:
-            tied = numpy.flatnonzero(bits == at.bits)
+            tied = numpy.flatnonzero(bits() == at.bits)
             thin.view(-1)[torch.from_numpy(tied[self.left :])] = 0
             self.left -= min(self.left, len(tied))
         return thin

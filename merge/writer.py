@@ -18,6 +18,7 @@ from merge.auditing import Audit
 from merge.checkpoint import TOKENIZER_FILES
 from merge.engine import MEMORY, run
 from merge.errors import BadInput
+from merge.finite import check_finite
 from merge.plan import Output, Plan, make_plan
 from merge.recipe import Recipe
 from merge.tensor_recipe import out_dtype
@@ -137,6 +138,7 @@ def write_many(
     asides = [target.with_name(f".{target.name}.part-{os.getpid()}") for target in targets]
     sinks: list[FileSink] = []
     try:
+        check_finite(plan, threads)
         for aside, recipe in zip(asides, recipes, strict=True):
             aside.mkdir(parents=True)
             sinks.append(FileSink(aside, plan, recipe, shard_bytes))

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from merge.select import NotFinite, Taker, kept, magnitude_bits, thresholds
+from merge.select import NotFinite, Taker, kept, magnitude_bits, rank
 
 MAGNITUDES = st.lists(st.one_of(st.floats(0, 2.0**100, width=32), st.sampled_from([0.0, 1.0, 2.0])), min_size=2, max_size=60)
 
@@ -19,13 +19,13 @@ def test_every_way_of_selecting_takes_what_a_stable_sort_takes(values: list[floa
     ranks = data.draw(st.lists(st.integers(1, len(values)), min_size=1, max_size=4))
     cut = data.draw(st.integers(1, len(values) - 1))
     slices = [tau[:cut], tau[cut:]]
-    held = thresholds(lambda: [magnitude_bits(tau)], ranks, len(values), dtype, resident=1000)
-    streamed = thresholds(lambda: map(magnitude_bits, slices), ranks, len(values), dtype, resident=0)
-    assert held == streamed
-    for rank in ranks:
-        taker = Taker(held[rank])
-        thin = torch.cat([taker.thin(piece, magnitude_bits(piece)) for piece in slices])
-        order = tau.argsort(descending=True, stable=True)[:rank]
+    held = rank(lambda: [magnitude_bits(tau)], ranks, len(values), dtype, resident=1000)
+    streamed = rank(lambda: map(magnitude_bits, slices), ranks, len(values), dtype, resident=0)
+    assert held.thresholds == streamed.thresholds
+    for k in ranks:
+        taker = Taker(held.thresholds[k])
+        thin = torch.cat([taker.thin(piece, lambda piece=piece: magnitude_bits(piece)) for piece in slices])
+        order = tau.argsort(descending=True, stable=True)[:k]
         expected = torch.zeros_like(tau)
         expected[order] = tau[order]
         assert torch.equal(thin, expected)
@@ -35,9 +35,17 @@ def test_every_way_of_selecting_takes_what_a_stable_sort_takes(values: list[floa
 def test_exactly_the_rank_is_kept_with_signs_and_ties(dtype: torch.dtype) -> None:
     tau = torch.tensor([1.0, -1.0, 1.0, -1.0, 0.5, 2.0], dtype=dtype)
     bits = magnitude_bits(tau)
-    for rank, expected in ((3, [1, -1, 0, 0, 0, 2]), (5, [1, -1, 1, -1, 0, 2]), (1, [0, 0, 0, 0, 0, 2]), (6, [1, -1, 1, -1, 0.5, 2])):
-        taker = Taker(thresholds(lambda: [bits], [rank], 6, dtype, 100)[rank])
-        assert taker.thin(tau, bits).tolist() == expected
+    for k, expected in ((3, [1, -1, 0, 0, 0, 2]), (5, [1, -1, 1, -1, 0, 2]), (1, [0, 0, 0, 0, 0, 2]), (6, [1, -1, 1, -1, 0.5, 2])):
+        taker = Taker(rank(lambda: [bits], [k], 6, dtype, 100).thresholds[k])
+        assert taker.thin(tau, lambda: bits).tolist() == expected
+
+
+@pytest.mark.parametrize("resident", [0, 5000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_energy_is_the_sum_of_squares(dtype: torch.dtype, resident: int) -> None:
+    tau = torch.randn(5000, generator=torch.Generator().manual_seed(0)).to(dtype)
+    found = rank(lambda: map(magnitude_bits, tau.split(1024)), [10], 5000, dtype, resident)
+    assert found.energy == pytest.approx(float(tau.double() @ tau.double()), rel=1e-5)
 
 
 @pytest.mark.parametrize("resident", [0, 100])
@@ -46,7 +54,7 @@ def test_exactly_the_rank_is_kept_with_signs_and_ties(dtype: torch.dtype) -> Non
 def test_nan_and_infinity_are_not_ranked(bad: float, dtype: torch.dtype, resident: int) -> None:
     bits = magnitude_bits(torch.tensor([1.0, bad, 2.0], dtype=dtype))
     with pytest.raises(NotFinite):
-        thresholds(lambda: [bits], [1], 3, dtype, resident)
+        rank(lambda: [bits], [1], 3, dtype, resident)
 
 
 def test_kept_counts_as_mergekit_counts() -> None:
