@@ -2,6 +2,8 @@
 SHELL := /bin/bash
 PYTHON ?= python3
 EXPERIMENT ?= tiny
+LAUNCHER =
+SITE =
 ARGS ?=
 
 VENV := .venv
@@ -13,16 +15,17 @@ SMOLLM2 := models/smollm2-135m-instruct/config.json
 export OMP_WAIT_POLICY = passive# idle OpenMP threads that spin slow everything else down several times
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce plan base smollm2-model test oracle lint bench-merge bench-merge-grid clean
+.PHONY: help reproduce plan base smollm2-model test test-slurm oracle lint bench-merge bench-merge-grid clean
 
 help:  ## say what there is
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):[^#]*## */  make \1|/' | column -t -s '|'
 	@echo
 	@echo "  EXPERIMENT=tiny    which experiment (conf/experiment/)"
+	@echo "  LAUNCHER=slurm     jobs on a Slurm cluster, with SITE=its.yaml (docs/cluster.md); or joblib, basic: processes of this machine"
 	@echo "  ARGS='...'         more settings, such as ARGS='seed=0,1 tracking=none', or for test ARGS='-k store'"
 
 reproduce: $(READY)  ## the whole experiment: train, merge, evaluate, report; a second run has nothing to do
-	@$(BIN)/python -m pipeline run -m experiment=$(EXPERIMENT) $(ARGS)
+	@$(BIN)/python -m pipeline run -m experiment=$(EXPERIMENT) $(if $(LAUNCHER),launcher=$(LAUNCHER)) $(if $(SITE),site=$(SITE)) $(ARGS)
 
 plan: $(READY)  ## which stages are done and which would run; with CLUSTER=8xH100 (or here) what they cost
 	@$(BIN)/python -m pipeline plan -m experiment=$(EXPERIMENT) $(if $(CLUSTER),cluster=$(CLUSTER)) $(if $(MFU),mfu=$(MFU)) $(ARGS)
@@ -32,6 +35,9 @@ base: $(READY)  ## train the shipped base model from scratch, by its recipe (hou
 
 test: $(READY)  ## the tests
 	@$(BIN)/python -m pytest $(ARGS)
+
+test-slurm: $(READY)  ## a sweep through a real Slurm on this host (root and apt; says so where it cannot)
+	@$(BIN)/python -m tests.slurm
 
 oracle: $(READY) $(ORACLE)  ## merges held against the real mergekit, which gets a venv of its own
 	@$(BIN)/python -m pytest tests/merge/test_oracle.py $(ARGS)

@@ -105,6 +105,8 @@ class ClusterJob:
         from pipeline.tracking import tracker
 
         os.environ["SLACKMERGE_CHILD"] = "1"  # trainings run in a child: submitit owns the signals of this process
+        if cpus := os.environ.get("SLURM_CPUS_PER_TASK"):  # srun does not take it over from the job, since Slurm 22.05
+            os.environ.setdefault("SRUN_CPUS_PER_TASK", cpus)
         config, stages = pickle.loads((self.folder / PLAN).read_bytes())
         quiet(config)
         self.journal.write("job", job=_job_id(), host=socket.gethostname())

@@ -55,7 +55,7 @@ class Task:
     @property
     def nodes(self) -> int:
         """Machines that its training runs on."""
-        return max(stage.options.get("nodes", 1) for stage in self.stages) if self.work == "train" else 1
+        return max(stage.options.get("compute", {}).get("nodes", 1) for stage in self.stages) if self.work == "train" else 1
 
 
 def cut(stages: Sequence[Stage], waiting: Collection[str] | None = None) -> tuple[Task, ...]:

@@ -83,7 +83,7 @@ def check(site: Site, config: Config) -> None:
     """Refuses what cannot run: no Slurm on this host, or fewer GPUs than a training has processes."""
     if shutil.which("sbatch") is None or shutil.which("squeue") is None:
         raise BadInput("launcher=slurm: sbatch and squeue are not on this host; run this where jobs are submitted, or say launcher=joblib")
-    processes = getattr(config.compute, "processes", 1)
+    processes = config.compute.processes
     if config.compute.device == "cuda" and site.train.gpus < processes:
         raise BadInput(f"site: train.gpus={site.train.gpus}: a training has compute.processes={processes} on a node, and each wants a GPU")
     if config.compute.device == "cuda" and site.evaluate.gpus < 1:

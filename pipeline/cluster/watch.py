@@ -78,11 +78,15 @@ class Watch:
 
     def lost(self, job: queue.Job) -> None:
         """A job has left the queue without a word: it was cancelled, killed, or never came to start."""
-        state = queue.ended_as(job.id)
+        first: Stage | None = None
         for stage in self.unexplained(job):
             self.explained.add(stage.key)
-            message = f"{stage} failed: its job {job.id} ended as {state}"
-            self.journal.write("failed", stage, message=message, log=str(job.log))
+            if first is None:
+                first, event, log = stage, "failed", {"log": str(job.log)}
+                message = f"{stage} failed: its job {job.id} ended as {queue.ended_as(job.id)}"
+            else:
+                event, log, message = "not_run", {}, f"{stage} was not run, as there is no {first}"
+            self.journal.write(event, stage, message=message, **log)
             self.progress.say(stage, message)
 
     def tell_held(self, seen: dict[str, queue.Seen]) -> None:

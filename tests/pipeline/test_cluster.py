@@ -82,8 +82,8 @@ def test_what_is_done_or_queued_is_not_cut_into_a_job() -> None:
 
 def test_a_job_has_the_nodes_of_its_training() -> None:
     corpus = Stage("corpus", "toy", {})
-    ct = Stage("ct", "toy", {"tokens": 1}, {"blocks": corpus}, {"nodes": 2})
-    assert [task.nodes for task in schedule.cut([corpus, ct, Stage("eval", "toy", {}, {"checkpoint": ct}, {"nodes": 2})])] == [1, 2, 1]
+    ct = Stage("ct", "toy", {"tokens": 1}, {"blocks": corpus}, {"compute": {"nodes": 2}})
+    assert [task.nodes for task in schedule.cut([corpus, ct, Stage("eval", "toy", {}, {"checkpoint": ct})])] == [1, 2, 1]
 
 
 # --- the site file

@@ -138,7 +138,11 @@ class Slurm:
         wait(lambda: self.command("sinfo", "--noheader", "--Node", "--format=%t", check=False).split().count("idle") >= 2 * len(NODES), 60, "idle nodes")
 
     def _daemon(self, pid_file: Path, *words: str) -> None:
-        subprocess.run(words, check=True, timeout=30, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        said = self.root / "log" / f"{pid_file.stem}.out"  # a file: a pipe would stay open as long as the daemon runs
+        with said.open("w") as file:
+            done = subprocess.run(words, check=False, timeout=30, stdout=file, stderr=subprocess.STDOUT)
+        if done.returncode:
+            raise RuntimeError(f"{words[0]} does not start: {said.read_text().strip()}")
         self.daemons.append(pid_file)
         wait(pid_file.exists, 20, words[0])
 
