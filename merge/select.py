@@ -94,7 +94,7 @@ def _by_counting(pieces: Pieces, ranks: list[int], dtype: torch.dtype) -> Rankin
         pattern, above = _bin_of(counts, k)
         found[k] = _threshold(pattern, k - above, int(counts[pattern]), dtype)
     values = torch.arange(INFINITE[dtype], dtype=torch.int16).view(dtype).double().numpy()
-    return Ranking(found, float(counts[: len(values)] @ values**2))
+    return Ranking(found, float((counts[: len(values)] * values**2).sum()))
 
 
 def _by_partition(pieces: Pieces, ranks: list[int], numel: int) -> Ranking:
@@ -139,8 +139,8 @@ def _by_histogram(pieces: Pieces, ranks: list[int]) -> Ranking:
 
 
 def _energy(bits: Array) -> float:
-    values = bits.view(numpy.float32)
-    return float(numpy.vdot(values, values))
+    values = torch.from_numpy(bits).view(torch.float32)
+    return float(values @ values)
 
 
 def _threshold(pattern: int, spare: int, ties: int, dtype: torch.dtype = torch.float32) -> Threshold:
