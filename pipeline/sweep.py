@@ -67,7 +67,7 @@ def _launched(overrides: Sequence[str]) -> tuple[list[str], str | None]:
 
 
 def _jobs(root: DictConfig, given: list[Override]) -> list[list[str]]:
-    axes = OmegaConf.to_container(root.hydra.sweeper.params) or {}
+    axes: Any = OmegaConf.to_container(root.hydra.sweeper.params) or {}
     assert isinstance(axes, dict)
     parsed = OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in axes.items()])
     own = [override for override in given if not override.get_key_element().startswith("hydra")]
