@@ -15,13 +15,13 @@ SMOLLM2 := models/smollm2-135m-instruct/config.json
 export OMP_WAIT_POLICY = passive# idle OpenMP threads that spin slow everything else down several times
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce plan base smollm2-model test test-slurm oracle lint bench-merge bench-merge-grid clean
+.PHONY: help reproduce plan check base smollm2-model test test-slurm oracle lint bench-merge bench-merge-grid clean
 
 help:  ## say what there is
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):[^#]*## */  make \1|/' | column -t -s '|'
 	@echo
 	@echo "  EXPERIMENT=tiny    which experiment (conf/experiment/)"
-	@echo "  LAUNCHER=slurm     jobs on a Slurm cluster, with SITE=its.yaml (docs/cluster.md); or joblib, basic: processes of this machine"
+	@echo "  LAUNCHER=slurm     jobs on a Slurm cluster, with SITE=its.yaml (docs/cluster.md); or joblib: cells side by side on this machine"
 	@echo "  ARGS='...'         more settings, such as ARGS='seed=0,1 tracking=none', or for test ARGS='-k store'"
 
 reproduce: $(READY)  ## the whole experiment: train, merge, evaluate, report; a second run has nothing to do
@@ -29,6 +29,9 @@ reproduce: $(READY)  ## the whole experiment: train, merge, evaluate, report; a 
 
 plan: $(READY)  ## which stages are done and which would run; with CLUSTER=8xH100 (or here) what they cost
 	@$(BIN)/python -m pipeline plan -m experiment=$(EXPERIMENT) $(if $(CLUSTER),cluster=$(CLUSTER)) $(if $(MFU),mfu=$(MFU)) $(ARGS)
+
+check: $(READY)  ## whether everything is there that the experiment needs: access, text, tasks, tokenizer, disk
+	@$(BIN)/python -m pipeline check -m experiment=$(EXPERIMENT) $(ARGS)
 
 base: $(READY)  ## train the shipped base model from scratch, by its recipe (hours; goes on where it was stopped)
 	@$(BIN)/python -m pipeline run experiment=base $(ARGS)

@@ -10,12 +10,17 @@ import os
 import pickle
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
+from pipeline.cluster.schedule import cut
 from pipeline.config import Config
 from pipeline.errors import BAD_INPUT, Preempted, StageFailed
 from pipeline.execute import Executor
@@ -93,6 +98,7 @@ class ClusterJob:
     name: str
     keys: tuple[str, ...]
     settle_seconds: float
+    at_a_time: int = 1  # what does not need one another is made in so many processes, each on a GPU of its own
 
     @property
     def journal(self) -> Journal:
@@ -100,16 +106,27 @@ class ClusterJob:
         return Journal(self.folder / f"{self.name}.jsonl")
 
     def __call__(self) -> None:
+        os.environ["SLACKMERGE_CHILD"] = "1"  # trainings run in a child: submitit owns the signals of this process
+        if cpus := os.environ.get("SLURM_CPUS_PER_TASK"):  # srun does not take it over from the job, since Slurm 22.05
+            os.environ.setdefault("SRUN_CPUS_PER_TASK", cpus)
+        self.journal.write("job", job=_job_id(), host=socket.gethostname())
+        chains = cut(self._plan()[1], self.keys)
+        if min(self.at_a_time, len(chains)) > 1:
+            self._side_by_side([chain.stages for chain in chains])
+            return
+        try:
+            self.make()
+        except Preempted:  # Slurm told the training itself to end, without the warning: what it does now, requeue or cancel, is not ours to say
+            time.sleep(KILLED_WITHIN)
+
+    def make(self) -> None:
+        """Makes its stages in this process."""
         from pipeline.run import quiet, say
         from pipeline.stages import MAKERS
         from pipeline.tracking import tracker
 
-        os.environ["SLACKMERGE_CHILD"] = "1"  # trainings run in a child: submitit owns the signals of this process
-        if cpus := os.environ.get("SLURM_CPUS_PER_TASK"):  # srun does not take it over from the job, since Slurm 22.05
-            os.environ.setdefault("SRUN_CPUS_PER_TASK", cpus)
-        config, stages = pickle.loads((self.folder / PLAN).read_bytes())
+        config, stages = self._plan()
         quiet(config)
-        self.journal.write("job", job=_job_id(), host=socket.gethostname())
         known = {stage.key: stage for stage in stages}
         worker = OwnStages(
             Store(Path(config.store)),
@@ -122,10 +139,28 @@ class ClusterJob:
             own=self.keys,
             settle_seconds=self.settle_seconds,
         )
-        try:
-            make(worker, [known[key] for key in self.keys])
-        except Preempted:  # Slurm told the training itself to end, without the warning: what it does now, requeue or cancel, is not ours to say
-            time.sleep(KILLED_WITHIN)
+        make(worker, [known[key] for key in self.keys])
+
+    def _side_by_side(self, chains: Sequence[Sequence[Stage]]) -> None:
+        """Makes each chain in a process of its own, bound to one of the GPUs that Slurm gave to the job, if it gave any."""
+        devices: SimpleQueue[str] = SimpleQueue()
+        given = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+        for place in range(self.at_a_time):
+            devices.put(given[place % len(given)] if given else "")
+
+        def process(chain: Sequence[Stage]) -> None:
+            device = devices.get()
+            words = [str(self.folder), self.name, str(self.settle_seconds), *(stage.key for stage in chain)]
+            bound = {**os.environ, "CUDA_VISIBLE_DEVICES": device} if device else dict(os.environ)
+            subprocess.run([sys.executable, "-m", "pipeline.cluster", *words], check=False, env=bound)  # the journal says what became of it
+            devices.put(device)
+
+        with ThreadPoolExecutor(self.at_a_time) as pool:
+            list(pool.map(process, chains))
+
+    def _plan(self) -> tuple[Config, tuple[Stage, ...]]:
+        config, stages = pickle.loads((self.folder / PLAN).read_bytes())
+        return config, stages
 
     def checkpoint(self) -> DelayedSubmission:
         """Called by submitit on the warning: returns when a running training has saved, and the job can be queued again."""

@@ -101,6 +101,14 @@ def ancestors(stage: Stage) -> tuple[Stage, ...]:
     return tuple(found.values())
 
 
+def bundles(array: Sequence[Task], size: int) -> tuple[Task, ...]:
+    """Jobs of an array, so many of them in one."""
+    parts = (array[start : start + size] for start in range(0, len(array), size))
+    return tuple(
+        Task(part[0].work, tuple(stage for task in part for stage in task.stages), frozenset().union(*(task.needs for task in part))) for part in parts
+    )
+
+
 def arrays(tasks: Iterable[Task]) -> tuple[tuple[Task, ...], ...]:
     """Jobs that want the same machines and wait for the same stages, together: each group is submitted as one array."""
     groups: dict[tuple[object, ...], list[Task]] = {}

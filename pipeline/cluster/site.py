@@ -46,6 +46,7 @@ class Site(Place):
     data: Resources
     data_here: bool
     at_once: Positive
+    evaluations_a_job: Positive
     warning_seconds: Positive
     restarts: NonNegative
     poll_seconds: Annotated[float, Field(gt=0)]
@@ -88,3 +89,5 @@ def check(site: Site, config: Config) -> None:
         raise BadInput(f"site: train.gpus={site.train.gpus}: a training has compute.processes={processes} on a node, and each wants a GPU")
     if config.compute.device == "cuda" and site.evaluate.gpus < 1:
         raise BadInput("site: evaluate.gpus=0: compute.device=cuda scores on a GPU; ask for one")
+    if site.evaluate.gpus and site.evaluations_a_job > site.evaluate.gpus:
+        raise BadInput(f"site: evaluations_a_job={site.evaluations_a_job}: each has a GPU to itself, and evaluate.gpus={site.evaluate.gpus}")

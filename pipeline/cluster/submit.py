@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline.cluster import queue
 from pipeline.cluster.job import ClusterJob
-from pipeline.cluster.schedule import Task, arrays
+from pipeline.cluster.schedule import Task, arrays, bundles
 from pipeline.cluster.site import Site
 from pipeline.errors import BadInput
 from pipeline.store import Store
@@ -21,7 +21,8 @@ def submit(site: Site, store: Store, tasks: Sequence[Task], folder: Path, queued
     """Submits jobs, which are in an order in which they could run. `queued` says which job in the queue makes a stage. Raises BadInput where
     Slurm refuses one, in Slurm's words; what was submitted before stays in the queue."""
     makers, submitted = dict(queued), []
-    for array in arrays(tasks):
+    for alike in arrays(tasks):
+        array = bundles(alike, site.evaluations_a_job) if alike[0].work == "evaluate" else alike
         after = sorted({makers[key].id for task in array for key in task.needs if key in makers})
         for job in _submit(site, store, array, folder, after):
             makers |= dict.fromkeys(job.keys, job)
@@ -33,7 +34,8 @@ def _submit(site: Site, store: Store, array: Sequence[Task], folder: Path, after
     import submitit
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-    calls = [ClusterJob(folder, task.name, tuple(stage.key for stage in task.stages), site.settle_seconds) for task in array]
+    at_a_time = site.evaluations_a_job if array[0].work == "evaluate" else 1
+    calls = [ClusterJob(folder, task.name, tuple(stage.key for stage in task.stages), site.settle_seconds, at_a_time) for task in array]
     digest = hashlib.sha256(" ".join([str(folder), *(call.name for call in calls)]).encode()).hexdigest()[:10]
     name = f"{queue.PREFIX}{array[0].work}-{digest}"
     queue.announce(store, name, [queue.Job("", call.name, call.keys, str(folder)) for call in calls])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -15,13 +16,14 @@ import toy
 from pipeline import cluster, sweep
 from pipeline.cluster import queue, schedule, watch
 from pipeline.cluster import site as sites
-from pipeline.cluster.job import OwnStages, make
+from pipeline.cluster.job import ClusterJob, OwnStages, make, save_plan
 from pipeline.errors import BadInput
 from pipeline.execute import Executor
 from pipeline.plan import Inputs, Stage, merged, plan_cell
 from pipeline.progress import Estimates, Journal, Progress
 from pipeline.store import Store
 
+ROOT = Path(__file__).parents[2]
 EXAMPLE = "train: {gpus: 0, cpus: 2, memory_gb: 4, hours: 1}\nevaluate: {gpus: 0, cpus: 1, memory_gb: 2, hours: 1}\ndata: {gpus: 0, cpus: 1, memory_gb: 2, hours: 1}\n"
 
 
@@ -71,6 +73,13 @@ def test_elements_of_an_array_wait_for_the_same_jobs_all_of_them_earlier() -> No
     for array in schedule.arrays(schedule.cut(stages("seed=0,1,2"))):
         assert all(task.needs <= earlier for task in array)
         earlier |= {key for task in array for key in task.keys}
+
+
+def test_evaluations_may_share_a_job_and_are_told_apart_inside() -> None:
+    widest = max(schedule.arrays(schedule.cut(stages())), key=len)
+    bundles = schedule.bundles(widest, 3)
+    assert [len(schedule.cut(bundle.stages)) for bundle in bundles] == [3, 1]
+    assert frozenset().union(*(bundle.keys for bundle in bundles)) == frozenset().union(*(task.keys for task in widest))
 
 
 def test_what_is_done_or_queued_is_not_cut_into_a_job() -> None:
@@ -172,8 +181,10 @@ def test_each_array_waits_for_the_jobs_that_make_what_it_reads(tmp_path: Path, s
     assert all(int(job.partition("_")[0]) < number for number, one in enumerate(wanted, 1) for job in one.get("dependency", "afterany:0").split(":")[1:])
     assert {one["partition"] for one in wanted} == {"gpu"} and all("exclusive" in one and "requeue" in one for one in wanted)
     assert {one["signal"] for one in wanted} == {"B:USR2@180"}
-    failed = Journal(tmp_path / "first" / "journal.jsonl").events("failed")
-    assert len(failed) == len(plan) and all("ended as CANCELLED" in event["message"] and event["log"].endswith("_log.out") for event in failed)
+    journal = Journal(tmp_path / "first" / "journal.jsonl")
+    failed = journal.events("failed")
+    assert len(failed) == 17 and len(journal.events("not_run")) == len(plan) - 17
+    assert all("ended as CANCELLED" in event["message"] and event["log"].endswith("_log.out") for event in failed)
 
 
 def test_what_is_queued_is_waited_for_and_not_submitted_again(tmp_path: Path, slurm: Path) -> None:
@@ -247,6 +258,33 @@ def test_a_damaged_parent_is_not_made_anew_by_whoever_reads_it(tmp_path: Path) -
     (next((tmp_path / "base").iterdir()) / "model" / "words").write_text("no longer what it was")
     make(worker(tmp_path, plan, plan[2:3]), plan[2:3])
     assert happened(tmp_path, "not_run") == ["toy-20"] and "moved aside" in Journal(tmp_path / "journal.jsonl").events("not_run")[0]["message"]
+
+
+@pytest.fixture
+def two_corpora(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ClusterJob:
+    """A job that makes two corpora of a small text, which do not need one another."""
+    text = f"corpus.path={ROOT}/examples/mine/text/*.txt"
+    cells = [sweep.expand(["experiment=test", "language=mine", text, f"corpus.seed={seed}", f"store={tmp_path}"], False).configs[0] for seed in (0, 1)]
+    plan = tuple(next(stage for stage in plan_cell(cell, Inputs()).stages if stage.kind == "corpus") for cell in cells)
+    save_plan(tmp_path, cells[0], plan)
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    return ClusterJob(tmp_path, "two", tuple(stage.key for stage in plan), 0.0, at_a_time=2)
+
+
+def test_what_shares_a_job_is_made_in_processes_of_its_own(two_corpora: ClusterJob) -> None:
+    two_corpora()
+    published = two_corpora.journal.events("published")
+    assert sorted(event["key"] for event in published) == sorted(two_corpora.keys)
+    assert len({event["process"] for event in published} - {os.getpid()}) == 2
+
+
+def test_each_process_of_a_job_has_a_gpu_to_itself(two_corpora: ClusterJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    bound = []
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
+    monkeypatch.setattr("pipeline.cluster.job.subprocess.run", lambda *words, env, **more: (bound.append(env["CUDA_VISIBLE_DEVICES"]), time.sleep(0.1)))
+    two_corpora()
+    assert sorted(bound) == ["4", "6"]
 
 
 # --- what is told of jobs
