@@ -130,6 +130,8 @@ def _result(file: Path, code: int, output: Path) -> dict[str, Any]:
         raise BadInput(result["refused"])
     if "interrupted" in result:
         raise Preempted(result["interrupted"])
+    if code == -signal.SIGTERM:
+        raise Preempted("it was told to end before it had begun to listen; the next run goes on from its last save")
     if code or "launch" not in result:
         raise RuntimeError(f"the training ended with exit code {code}: {_last_error(output)} (its output: {output})")
     return dict(result["launch"])

@@ -21,6 +21,7 @@ from pipeline.errors import BadInput
 from pipeline.execute import Executor
 from pipeline.plan import Inputs, Stage, merged, plan_cell
 from pipeline.progress import Estimates, Journal, Progress
+from pipeline.stages import MAKERS
 from pipeline.store import Store
 
 ROOT = Path(__file__).parents[2]
@@ -51,6 +52,10 @@ def test_every_stage_is_in_one_job_after_all_that_it_needs(overrides: list[str])
         for stage in task.stages:
             assert {parent.key for parent in stage.parents.values() if not parent.given} <= made | task.keys
             made.add(stage.key)
+
+
+def test_every_kind_of_stage_has_a_class_of_jobs() -> None:
+    assert set(schedule.WORK) == set(MAKERS)
 
 
 def test_a_trajectory_is_one_job_and_ct_then_sft_comes_after_it() -> None:
