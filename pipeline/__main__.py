@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 HELP = """\
-python -m pipeline [run|plan|report|verify] [-m] [group=choice] [key=value] ...
+python -m pipeline [run|plan|check|report|verify] [-m] [group=choice] [key=value] ...
 
   run      make what is missing, then write the report (the default)
   plan     say which stages are done and which would run; computes nothing. With cluster=8xH100 (or cluster=here) also what they cost:
            tokens, FLOPs, GPU-hours (mfu=0.4 to state the utilisation), memory, disk, hours
+  check    look at everything that can be refused before an hour is spent: access, text, tasks, tokenizer, disk; `run` does so too
   report   write the report over what is done
   verify   check every file in the store by checksum; damaged entries are moved aside and made anew by the next run
 
@@ -30,7 +31,7 @@ Keys are explained where they stand, in conf/. Some that are often set:
 
 A second run of the same thing runs nothing. The last line is one JSON object: results, report, stages_run, stages_reused, seconds.
 """
-VERBS = ("run", "plan", "report", "verify")
+VERBS = ("run", "plan", "check", "report", "verify")
 CONF = Path(__file__).parents[1] / "conf"
 
 
@@ -78,6 +79,8 @@ def command(verb: str, overrides: Sequence[str], multirun: bool) -> int:
         return run.run(expanded)
     if verb == "verify":
         return run.verify(store)
+    if verb == "check":
+        return run.check(expanded)
     if run.write_report(run.plan(expanded), store, config) is None:
         raise BadInput(f"store={store.root}: nothing of this sweep is scored yet; run it first")
     return 0

@@ -13,6 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline import check as checks
 from pipeline import preflight
 from pipeline.config import Config, validate
 from pipeline.errors import BAD_INPUT, Preempted, StageFailed
@@ -62,6 +63,8 @@ def run(sweep: Sweep) -> int:
     say(f"{config.name}: {len(cells)} cells, {len(stages)} stages: {len(stages) - len(waiting)} done, {len(waiting)} to run{expected}")
     if waiting:
         preflight.check_space(store.root, waiting, preflight.checkpoint_bytes(config))
+        if check(sweep):
+            return 2
         quiet(config)
         save_plan(journal.path.parent, stages, sweep.jobs)
         here = executor(config, stages, journal, sweep.jobs)
@@ -95,6 +98,16 @@ def run(sweep: Sweep) -> int:
     }
     say(json.dumps(summary))
     return 1 if failed else 2 if refused else 0
+
+
+def check(sweep: Sweep) -> int:
+    """Says everything that would stop a sweep, a line each. 0 where nothing would, else 2."""
+    found = checks.sweep(sweep.configs, Store(Path(sweep.configs[0].store)))
+    for finding in found:
+        print(finding, file=sys.stderr)
+    failed = sum(finding.fails for finding in found)
+    say(f"{sweep.configs[0].name}: {failed or 'no'} failure{'s' if failed != 1 else ''}, {len(found) - failed} warning{'s' if len(found) - failed != 1 else ''}")
+    return 2 if failed else 0
 
 
 def _site(given: str | None, config: Config) -> Site | None:

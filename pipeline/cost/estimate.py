@@ -48,6 +48,16 @@ class Rates(Protocol):
     def gpus(self, stage: Stage) -> int: ...
 
 
+class Untimed:
+    """For whoever asks about tokens and bytes only."""
+
+    def seconds(self, stage: Stage, does: Work) -> float:
+        return 0.0
+
+    def gpus(self, stage: Stage) -> int:
+        return 0
+
+
 @dataclass(frozen=True)
 class OnCluster:
     """Rates by the peak FLOP/s of GPUs and a share of it that is reached (`mfu`, of what is computed, recomputation included)."""

@@ -67,8 +67,7 @@ def what_would(config: Config, cluster: Cluster) -> str:
 def alternatives(compute: Compute, cluster: Cluster) -> Iterator[Compute]:
     """Other ways to compute the same, from the smallest change on."""
     ways: list[tuple[str, bool]] = [(compute.strategy, compute.gradient_checkpointing), (compute.strategy, True)]
-    if cluster.gpus > 1:
-        ways += [(strategy, True) for strategy in STRATEGIES]
+    ways += [(strategy, True) for strategy in (STRATEGIES if cluster.gpus > 1 else STRATEGIES[-1:])]
     nodes = cluster.nodes
     while nodes <= MOST_NODES:
         for strategy, recompute in ways:

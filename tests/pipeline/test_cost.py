@@ -1,0 +1,207 @@
+"""What a plan says of costs, held against DeepSpeed's estimators, measured runs, and what must fit."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import sweep
+from pipeline.config import Config
+from pipeline.cost import estimate, fit, flops, hardware, measured, memory, shape, work
+from pipeline.cost.shape import Shape
+from pipeline.errors import BadInput
+from pipeline.plan import Cell, Inputs, merged, plan_cell
+from train.parallel import Compute
+
+ROOT = Path(__file__).parents[2]
+LLAMA = Shape(32000, 4096, 32, 32, 32, 11008, False)
+SMOLLM2 = Shape(49152, 576, 30, 9, 3, 1536, True)
+MEASURED = json.loads((Path(__file__).parent / "measured_stages.json").read_text())["stages"]
+WITHIN = 0.3
+
+
+@cache
+def paper(*overrides: str) -> Config:
+    return sweep.expand(("experiment=paper", *overrides), multirun=False).configs[0]
+
+
+@cache
+def tiny() -> tuple[Cell, ...]:
+    return tuple(plan_cell(config, Inputs()) for config in sweep.expand(("experiment=tiny",), multirun=True).configs)
+
+
+def test_parameters_of_known_models() -> None:
+    assert LLAMA.parameters == 6_738_415_616
+    assert SMOLLM2.parameters == 134_515_008
+    assert shape.from_config_json(ROOT / "models" / "tiny-base" / "config.json").parameters == 1_568_160
+
+
+@pytest.mark.parametrize("form", [LLAMA, SMOLLM2])
+def test_flops_are_those_of_the_matrix_products(form: Shape) -> None:
+    """Counted product by product: each matrix of a layer, scores and mixtures of attention, the head."""
+    context = 2048
+    matrices = [(form.hidden, form.hidden)] * 2 + [(form.hidden, form.kv_width)] * 2 + [(form.hidden, form.feed_forward)] * 3
+    layer = sum(2 * rows * columns for rows, columns in matrices) + 2 * 2 * context * form.hidden
+    by_hand = form.layers * layer + 2 * form.hidden * form.vocabulary
+    assert flops.forward(form, context) == pytest.approx(by_hand, rel=1e-3)  # ours has the norms too
+    assert flops.training(form, context) == 3 * flops.forward(form, context)
+
+
+@pytest.mark.parametrize(("processes", "nodes"), [(1, 1), (8, 1), (8, 4)])
+@pytest.mark.parametrize("form", [LLAMA, SMOLLM2])
+def test_model_states_are_what_deepspeed_estimates(form: Shape, processes: int, nodes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs as zero3
+    from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs as zero2
+
+    where = {"num_gpus_per_node": processes, "num_nodes": nodes}
+
+    def ours(strategy: str) -> memory.Memory:
+        return memory.states(form, strategy, "bf16", processes, nodes)
+
+    assert ours("zero2").states == pytest.approx(zero2(form.parameters, cpu_offload=False, **where)[1], abs=2)
+    assert ours("zero3").states == pytest.approx(zero3(form.parameters, form.embedding, cpu_offload=False, **where)[1], abs=2)
+    host, gpu, _ = zero3(form.parameters, form.embedding, cpu_offload=True, cpu_offload_params=True, zero_init=True, **where)
+    assert (ours("zero3_offload").states, ours("zero3_offload").host) == pytest.approx((gpu, host), abs=2)
+
+
+def test_more_gpus_hold_less_each_and_zero3_less_than_zero2() -> None:
+    def states(strategy: str, gpus: int) -> float:
+        return memory.states(LLAMA, strategy, "bf16", gpus, 1).states
+
+    for strategy in ("zero2", "zero3", "fsdp"):
+        assert states(strategy, 16) < states(strategy, 8) < states(strategy, 1)
+    assert states("zero3", 8) < states("zero2", 8) < states("ddp", 8)
+    assert memory.states(LLAMA, "none", "fp32", 1, 1).states == 16 * LLAMA.parameters
+
+
+def test_recomputation_and_small_passes_save_activations() -> None:
+    def held(**options: Any) -> float:
+        return memory.training(LLAMA, Compute(precision="bf16", **options), 8 * 2048, 2048).activations
+
+    assert held(gradient_checkpointing=True) < held() / 3
+    assert held(micro_batch=1) == pytest.approx(held() / 8)
+    assert held(micro_batch=3) == held(micro_batch=2), "passes are of one size: the largest divisor of 8 up to 3"
+
+
+def trainings(kinds: tuple[str, ...]) -> list[tuple[Any, work.Work, float]]:
+    """(stage, its work, measured seconds) of the default run; of a training the seconds of its loop, without imports."""
+    owners = {stage.key: cell.config for cell in tiny() for stage in cell.stages}
+    found = []
+    for row in MEASURED:
+        stage = next(stage for stage in merged(tiny()) if (stage.kind, stage.slug) == (row["kind"], row["slug"]))
+        if stage.kind in kinds:
+            config = owners[stage.key]
+            does = work.of(stage, config, shape.of(config), row.get("resumed_tokens", 0))
+            seconds = does.tokens / row["tokens_per_second"] if "tokens_per_second" in row else row["seconds"]
+            found.append((stage, does, seconds))
+    return found
+
+
+@pytest.mark.parametrize(("kinds", "one"), [(("ct", "sft"), "nya-1M-s0"), (("eval", "tune"), "nya-ct-200k-s0")])
+def test_calibrated_on_one_stage_the_others_take_what_is_predicted(kinds: tuple[str, ...], one: str) -> None:
+    stages = trainings(kinds)
+    rates = measured.calibrate([stage for stage in stages if stage[0].slug == one and stage[0].kind == kinds[0]])
+    others = [(stage.slug, rates.seconds(stage, does) / seconds) for stage, does, seconds in stages if stage.slug != one]
+    assert len(others) == {"ct": 8, "eval": 57}[kinds[0]]
+    assert {slug: ratio for slug, ratio in others if abs(ratio - 1) > WITHIN} == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "cluster"), [("8xH100", (1, 8, "H100")), ("4x8xa100-40gb", (4, 8, "A100-40GB")), ("1xL40S", (1, 1, "L40S"))]
+)
+def test_clusters_by_name(name: str, cluster: tuple[int, int, str]) -> None:
+    found = hardware.parse(name)
+    assert (found.nodes, found.per_node, found.gpu.name) == cluster
+
+
+@pytest.mark.parametrize("name", ["8H100", "0xH100", "8xH1000", "x8xH100", "8x", "8xH100;ls"])
+def test_other_clusters_are_refused(name: str) -> None:
+    with pytest.raises(BadInput, match=f"CLUSTER={re.escape(name)}: "):
+        hardware.parse(name)
+
+
+@pytest.mark.parametrize("name", ["8xRTX4090", "1xH100", "2xH100", "4x8xRTX3090"])
+def test_what_cannot_fit_is_refused_and_what_is_named_instead_fits(name: str) -> None:
+    cluster = hardware.parse(name)
+    config = fit.on_cluster(paper(), cluster)
+    with pytest.raises(BadInput, match=r"needs [\d.]+ GiB a GPU, of [\d.]+ GiB usable; .*would") as refusal:
+        fit.check(config, cluster)
+    larger = re.search(r"; CLUSTER=(\S+)", str(refusal.value))
+    changes = re.findall(r"(compute\.\S+=\S+)", str(refusal.value).rpartition(";")[2])
+    wider = hardware.parse(larger[1]) if larger else cluster
+    fit.check(fit.on_cluster(paper(*changes), wider), wider)
+
+
+def test_a_batch_that_the_gpus_cannot_share_is_refused() -> None:
+    cluster = hardware.parse("3xH100")
+    with pytest.raises(BadInput, match=r"CLUSTER=3xH100: .*batch_tokens=1048576.* cannot be shared by 3 processes"):
+        fit.check(fit.on_cluster(paper(), cluster), cluster)
+
+
+def test_a_budget_costs_what_is_new_in_it() -> None:
+    rows = {row.stage.slug: row for row in estimate.rows(tiny(), set(), estimate.Untimed(), {}) if row.stage.kind == "ct"}
+    assert [rows[f"nya-{budget}-s0"].work.tokens for budget in ("10k", "40k", "200k", "1M")] == [10_000, 30_000, 160_000, 800_000]
+
+
+class Hourly:
+    """Every stage takes an hour."""
+
+    def seconds(self, stage: object, does: object) -> float:
+        return 3600.0
+
+    def gpus(self, stage: object) -> int:
+        return 1
+
+
+def test_the_critical_path_goes_through_the_budgets() -> None:
+    length, chain = estimate.critical_path(estimate.rows(tiny(), set(), Hourly(), {}))
+    kinds = [stage.kind for stage in chain]
+    assert kinds == ["corpus", "ct_blocks", "ct", "ct", "ct", "ct", "tune", "merge", "eval"] or kinds[:6] == ["corpus", "ct_blocks", *["ct"] * 4]
+    assert length == 3600 * len(chain)
+    done = {stage.key for stage in chain[:5]}
+    assert estimate.critical_path(estimate.rows(tiny(), done, Hourly(), {}))[0] < length
+
+
+def test_disk_at_its_peak_is_what_stays_and_the_largest_work_beside_it() -> None:
+    rows = estimate.rows(tiny(), set(), estimate.Untimed(), {})
+    stays = sum(row.work.written for row in rows)
+    assert estimate.disk_peak(rows, 7.0) == 7.0 + stays + max(row.work.scratch for row in rows)
+    ct = next(row for row in rows if row.stage.slug == "nya-1M-s0" and row.stage.kind == "ct")
+    assert ct.work.written == pytest.approx(16 * 1_568_160, rel=0.05), "the default run left 25.4 MB"
+
+
+def test_the_plan_of_the_paper_needs_no_torch_and_says_what_it_costs() -> None:
+    code = "import sys; from pipeline.__main__ import main; code = main(sys.argv[1:]); assert 'torch' not in sys.modules; sys.exit(code)"
+    arguments = ["plan", "-m", "experiment=paper", "language=tam,uig", "ct.tokens=250M,1B", "cluster=8xH100"]
+    run = subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert run.returncode == 0, run.stderr
+    assert "6,738,415,616 parameters" in run.stdout
+    assert "3 cells" in run.stdout, "Uyghur has no text for 1B"
+    row = next(line for line in run.stdout.splitlines() if line.startswith("ct ") and "tam-1B" in line)
+    assert "750M" in row
+    for part in ("GPU-hours", "critical path", "disk at its peak", "memory of a GPU in ct"):
+        assert part in run.stdout
+
+
+def test_a_plan_that_cannot_fit_ends_with_two_and_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    from pipeline.__main__ import main
+
+    assert main(["plan", "experiment=paper", "cluster=1xRTX3090"]) == 2
+    assert re.fullmatch(r"CLUSTER=1xRTX3090: .* would .*\n", capsys.readouterr().err)
+    assert main(["plan", "experiment=paper", "cluster=8xH100", "mfu=2"]) == 2
+    assert "mfu=2" in capsys.readouterr().err
+
+
+def test_a_shape_that_is_not_the_folder_s_is_refused() -> None:
+    said = "model.shape={vocabulary: 2048, hidden: 160, layers: 5, heads: 5, kv_heads: 5, feed_forward: 432, tied: true}"
+    config = sweep.expand(("experiment=tiny", said), multirun=False).configs[0]
+    with pytest.raises(BadInput, match=r"model\.shape\.layers=5: .*config\.json says 4"):
+        shape.of(config)
