@@ -295,6 +295,7 @@ class Evaluation(Section):
     batch_tokens: Tokens
     tasks: list[str]
     include_path: str | None
+    leaks: bool
 
 
 class Compute(Section):
@@ -308,12 +309,15 @@ class Compute(Section):
     gradient_checkpointing: bool
     attention: Literal["eager", "sdpa", "flash_attention_2"]
     liger: bool
+    keep_last_state: bool
     first_guess: dict[str, Annotated[float, Field(gt=0)]]
 
     @model_validator(mode="after")
     def strategy_for_many(self) -> Compute:
         if self.strategy == "none" and self.processes * self.nodes > 1:
             raise ValueError("strategy=none: trains in one process; for several say compute=ddp, zero2, zero3, zero3_offload or fsdp")
+        if self.strategy in ("ddp", "fsdp") and self.processes * self.nodes == 1:
+            raise ValueError(f"processes=1: compute.strategy={self.strategy} is for several; for one say compute=gpu or compute=cpu")
         return self
 
 

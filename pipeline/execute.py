@@ -18,7 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from pipeline import sources
+from pipeline import sources, states
 from pipeline.errors import BAD_INPUT, BadInput, Preempted, StageFailed
 from pipeline.plan import Stage
 from pipeline.progress import Estimates, Journal, Progress, amount
@@ -173,14 +173,16 @@ class Executor:
         except Exception as error:
             self._failed(stage, work, error)
         self.journal.write("published", stage, seconds=round(seconds, 3))
+        if stage.trajectory:
+            states.drop(self.store, self.progress.stages, stage.trajectory)
         self.progress.done(stage, seconds, packed(entry))
         return entry
 
     def _smaller_budget(self, stage: Stage) -> Entry | None:
-        """The largest published budget below this one on the same trajectory; one that is damaged is passed over."""
+        """The largest published budget below this one on the same trajectory that has its state still; one that is damaged is passed over."""
         if stage.trajectory is None:
             return None
-        same = [entry for entry in self.store.entries(stage.kind) if entry.record.get("trajectory") == stage.trajectory]
+        same = [entry for entry in self.store.entries(stage.kind) if entry.record.get("trajectory") == stage.trajectory and entry.holds(states.STATE)]
         smaller = [entry for entry in same if entry.record["settings"]["tokens"] < stage.settings["tokens"]]
         by_budget = sorted(smaller, key=lambda entry: entry.record["settings"]["tokens"], reverse=True)
         return next((entry for entry in by_budget if entry.damage(thorough=True) is None), None)

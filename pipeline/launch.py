@@ -9,6 +9,7 @@ import ctypes
 import json
 import os
 import secrets
+import signal
 import socket
 import subprocess
 import sys

@@ -19,6 +19,8 @@ from pipeline.config import Config, HubCorpus, Training, format_tokens
 REVISIONS = {
     "corpus": 1,
     "items": 1,
+    "instructions": 1,
+    "leaks": 1,
     "base": 1,
     "ct_blocks": 1,
     "sft_blocks": 1,
@@ -89,6 +91,7 @@ class Cell:
     evals: Mapping[str, Stage]
     merges: Mapping[str, Stage]
     checkpoints: Mapping[str, Stage]
+    leaks: Stage | None = None
 
     @property
     def language(self) -> str:
@@ -111,7 +114,8 @@ def plan_cell(config: Config, inputs: Inputs) -> Cell:
     language, seed, budget = config.language.code, config.seed, format_tokens(config.ct.tokens)
     name = config.model.name
     compute = {"device": config.compute.device, "threads": config.compute.threads}
-    training_options = {"compute": config.compute.model_dump(exclude={"first_guess"})}
+    training_options = {"compute": config.compute.model_dump(exclude={"first_guess", "keep_last_state"})}
+    keeping = {"keep_last_state": config.compute.keep_last_state}
     rounding = {"precision": config.compute.precision} if config.compute.precision != "fp32" else {}  # fp32 is not said, so that keys stay
 
     split = {"dev": config.corpus.dev, "test": config.corpus.test, "seed": config.corpus.seed}
@@ -132,15 +136,18 @@ def plan_cell(config: Config, inputs: Inputs) -> Cell:
         {
             "language": language,
             "families": config.eval.families,
-            "sft_items": config.sft.items,
+            "sft_items": 0 if config.sft.hub else config.sft.items,
             "eval_items": config.eval.items,
             "seed": config.corpus.seed,
-            "inputs": inputs.sft,
-            **({"sft_hub": config.sft.hub.content} if config.sft.hub else {}),
+            "inputs": () if config.sft.hub else inputs.sft,
         },
         {"corpus": corpus},
-        {"sft_path": config.sft.path, "sft_hub": config.sft.hub and config.sft.hub.model_dump(), **processes},
+        {"sft_path": config.sft.path},
     )
+    instructions = items
+    if config.sft.hub:  # on their own, so that the English SFT of all languages is one
+        taken = {"hub": config.sft.hub.content, "seed": config.corpus.seed, "inputs": inputs.sft}
+        instructions = Stage("instructions", "en", taken, options={"hub": config.sft.hub.model_dump(), **processes})
     if config.model.path is not None:
         model = Stage("model", name, {"sha256": inputs.model}, options={"path": config.model.path})
     else:
@@ -166,14 +173,14 @@ def plan_cell(config: Config, inputs: Inputs) -> Cell:
         "sft_blocks",
         f"en-s{seed}",
         {"tokens": config.sft.tokens, "block_size": config.sft.block_size, "replay_share": config.sft.replay_share, "seed": seed},
-        {"items": items, "corpus": corpus, "model": model},
+        {"items": instructions, "model": model, **({} if config.sft.hub and not config.sft.replay_share else {"corpus": corpus})},
         processes,
     )
 
     def train(kind: str, slug: str, section: Training, horizon: int, parents: Mapping[str, Stage]) -> Stage:
         names = ("tokens", "batch_tokens", "block_size", "learning_rate", "min_lr_ratio", "warmup_ratio", "weight_decay")
         settings = {key: getattr(section, key) for key in names} | {"schedule_tokens": horizon, "seed": seed, **rounding}
-        return Stage(kind, slug, settings, parents, {**training_options, "save_every_tokens": section.save_every_tokens})
+        return Stage(kind, slug, settings, parents, {**training_options, "save_every_tokens": section.save_every_tokens, **keeping})
 
     horizon = config.sft.schedule_tokens or config.sft.tokens
     ct = train("ct", f"{language}-{budget}-s{seed}", config.ct, config.ct.schedule_tokens, {"model": model, "blocks": ct_blocks})
@@ -219,8 +226,13 @@ def plan_cell(config: Config, inputs: Inputs) -> Cell:
         evals[method] = score(slug, {**of, "merge": merges[method]})
         if config.merge.write:
             written.append(Stage("weights", f"{language}-{slug}", {}, {**of, "merge": merges[method]}, compute))
-    stages = in_order([*checkpoints.values(), *evals.values(), *written])
-    return Cell(config, stages, evals, merges, checkpoints)
+    leaks = None
+    if config.eval.leaks:
+        asked = {name: scoring[name] for name in ("split", "limit", "excerpt", "language", "tasks", "inputs")}
+        looked = {"items": items, "corpus": corpus, **({"instructions": instructions} if config.sft.hub else {})}
+        leaks = Stage("leaks", language, asked, looked, {"include_path": config.eval.include_path, **processes})
+    stages = in_order([*checkpoints.values(), *([leaks] if leaks else []), *evals.values(), *written])
+    return Cell(config, stages, evals, merges, checkpoints, leaks)
 
 
 def in_order(goals: Iterable[Stage]) -> tuple[Stage, ...]:

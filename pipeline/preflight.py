@@ -137,9 +137,9 @@ def task_files(folder: Path) -> list[Path]:
 
 
 def check_space(store: Path, waiting: Sequence[Stage], checkpoint_bytes: int) -> None:
-    """Refuses to start where the disk cannot hold the checkpoints to come: CT keeps weights and optimizer state (three times the weights)."""
-    copies = {"ct": 4, "sft": 1, "weights": 1, "base": 1}
-    need = sum(copies.get(stage.kind, 0) for stage in waiting) * checkpoint_bytes
+    """Refuses to start where the disk cannot hold the checkpoints to come, and the states that CT continues from (three times the weights)."""
+    need = sum(stage.kind in ("ct", "sft", "weights", "base") for stage in waiting) * checkpoint_bytes
+    need += len({stage.trajectory for stage in waiting if stage.trajectory}) * 2 * 3 * checkpoint_bytes  # the state that is read, and the next
     need += 8 * checkpoint_bytes if need else 0  # two checkpoints at a time while training
     need += SPARE if waiting else 0
     existing = next(folder for folder in (store.absolute(), *store.absolute().parents) if folder.exists())

@@ -31,8 +31,18 @@ class Entry:
     path: Path
     record: Mapping[str, Any]
 
+    def holds(self, name: str) -> bool:
+        """Whether it has this file or folder."""
+        return any(file == name or file.startswith(f"{name}/") for file in self.record.get("files", ()))
+
     def damage(self, thorough: bool) -> str | None:
         """What is wrong with the files, or None. Thorough: by checksum; otherwise by size, where the entry is large."""
+        found = self._damage(thorough)
+        if found and (now := _record(self.path)) and now != self.record:  # files were dropped meanwhile: first the record is changed, then they go
+            return Entry(self.path, now).damage(thorough)
+        return found
+
+    def _damage(self, thorough: bool) -> str | None:
         if not self.record:
             return f"{RECORD} is missing or cannot be read"
         files: Mapping[str, Mapping[str, Any]] = self.record["files"]
@@ -70,10 +80,7 @@ class Store:
         return sorted(folder.name for folder in self.root.glob("*") if folder.is_dir() and not folder.name.startswith("."))
 
     def _entry(self, folder: Path) -> Entry:
-        try:
-            return Entry(folder, json.loads((folder / RECORD).read_text(encoding="utf-8")))
-        except (ValueError, OSError):
-            return Entry(folder, {})
+        return Entry(folder, _record(folder))
 
     @contextlib.contextmanager
     def claim(self, stage: Stage, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
@@ -138,6 +145,21 @@ class Store:
         self.discard_work(stage)
         return Entry(final, record)
 
+    def drop(self, entry: Entry, name: str) -> None:
+        """Removes a file or folder of an entry for good; its record says so, and is changed first."""
+        files = {file: about for file, about in entry.record["files"].items() if file != name and not file.startswith(f"{name}/")}
+        record = {**entry.record, "dropped": sorted({*entry.record.get("dropped", ()), name}), "files": files}
+        aside = entry.path / f"{RECORD}.{os.getpid()}"
+        aside.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        _fsync(aside)
+        os.replace(aside, entry.path / RECORD)
+        _fsync(entry.path)
+        place = entry.path / name
+        if place.is_dir():
+            shutil.rmtree(place, ignore_errors=True)
+        else:
+            place.unlink(missing_ok=True)
+
     def has_work(self, stage: Stage) -> bool:
         """Whether a stage is being made, or a crash left its work folder behind."""
         return self._work(stage).exists()
@@ -153,6 +175,13 @@ class Store:
         place = damaged / f"{entry.path.parent.name}-{entry.path.name}-{time.time_ns()}"
         os.rename(entry.path, place)
         return place
+
+
+def _record(folder: Path) -> Mapping[str, Any]:
+    try:
+        return dict(json.loads((folder / RECORD).read_text(encoding="utf-8")))
+    except (ValueError, OSError):
+        return {}
 
 
 def sha256(path: Path) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import transformers
 from torch import distributed
+from torch.distributed.tensor import DTensor
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from train import parallel
@@ -48,7 +49,7 @@ def arguments(compute: Compute, work: Path, settings: dict[str, Any], steps: int
         use_liger_kernel=compute.liger,
         deepspeed=parallel.deepspeed_config(compute, micro, accumulation),
         ddp_find_unused_parameters=False,
-        fsdp=sharded or None,
+        fsdp=sharded or None,  # type: ignore[arg-type]  # the type is from when it was a list of words
         fsdp_config=parallel.fsdp_config(compute) if sharded else None,
         report_to="none",
         disable_tqdm=True,
@@ -101,20 +102,24 @@ class Trainer(transformers.Trainer):
 
 def launch_facts(trainer: Trainer, compute: Compute) -> dict[str, Any]:
     """World size, wrapper class and ZeRO stage as they are in this process. Raises RuntimeError where `compute` says otherwise: launchers fall back silently."""
-    wrapped = trainer.model_wrapped
-    facts = {
+    wrapped: Any = trainer.model_wrapped
+    plain = type(trainer.accelerator.unwrap_model(wrapped)).__name__.removeprefix("FSDP")
+    wrappers = {"none": plain, "ddp": "DistributedDataParallel", "fsdp": f"FSDP{plain}"}
+    held = held_share(wrapped)
+    facts: dict[str, Any] = {
         "strategy": compute.strategy,
         "world_size": distributed.get_world_size() if distributed.is_initialized() else 1,
         "wrapper": type(wrapped).__name__,
-        "zero_stage": wrapped.zero_optimization_stage() if hasattr(wrapped, "zero_optimization_stage") else 0,
-        "held_parameters": round(held_share(wrapped), 3),  # share of the weights that this process holds between two passes
+        "zero_stage": wrapped.zero_optimization_stage() if type(wrapped).__name__ == "DeepSpeedEngine" else 0,
+        "held_parameters": round(held, 3),  # share of the weights that this process holds between two passes
     }
-    stage = parallel.ZERO_STAGES.get(compute.strategy, 0)
-    wrappers = {"ddp": "DistributedDataParallel", "fsdp": f"FSDP{type(trainer.accelerator.unwrap_model(wrapped)).__name__.removeprefix('FSDP')}"}
-    wrapper = "DeepSpeedEngine" if stage else wrappers.get(compute.strategy, type(trainer.model).__name__)
     sharded = compute.world > 1 and compute.strategy in ("zero3", "zero3_offload", "fsdp")
-    right = {"world_size": compute.world, "wrapper": wrapper, "zero_stage": stage}
-    if any(facts[name] != value for name, value in right.items()) or (facts["held_parameters"] < 0.999) != sharded:
+    right = {
+        "world_size": compute.world,
+        "wrapper": wrappers.get(compute.strategy, "DeepSpeedEngine"),
+        "zero_stage": parallel.ZERO_STAGES.get(compute.strategy, 0),
+    }
+    if any(facts[name] != value for name, value in right.items()) or (held < 0.999) != sharded:
         raise RuntimeError(f"compute.strategy={compute.strategy}: expected {right}, sharded weights: {sharded}; this launch has {facts}")
     return facts
 
@@ -125,7 +130,7 @@ def held_share(model: torch.nn.Module) -> float:
     for parameter in model.parameters():
         total += getattr(parameter, "ds_numel", parameter.numel())
         partition = getattr(parameter, "ds_tensor", None)
-        local = parameter.to_local() if hasattr(parameter, "to_local") else parameter
+        local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
         held += local.numel() if partition is None else partition.numel()
     return held / total
 
@@ -180,7 +185,8 @@ class Progress(transformers.TrainerCallback):
             saved_by = {"strategy": self.compute.strategy, "world_size": self.compute.world}
             (Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / COMPLETE).write_text(json.dumps(saved_by) + "\n")
 
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float], **_: Any) -> None:
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any) -> None:
+        logs: dict[str, float] = more["logs"]
         if "loss" not in logs or not state.is_world_process_zero:
             return
         seconds = time.monotonic() - self.started

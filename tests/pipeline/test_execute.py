@@ -100,7 +100,7 @@ def test_two_processes_share_one_store(tmp_path: Path, undisturbed: dict) -> Non
 def test_damage_is_found_and_made_anew(tmp_path: Path, harm: str, undisturbed: dict) -> None:
     execute(tmp_path)
     entry = next(Store(tmp_path).entries("ct"))
-    file = entry.path / ("stage.json" if harm == "record" else "state")
+    file = entry.path / ("stage.json" if harm == "record" else "weights")
     if harm == "deleted":
         file.unlink()
     else:

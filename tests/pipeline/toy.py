@@ -57,10 +57,11 @@ class Makers(dict[str, object]):
                 die()
         time.sleep(self.pause)
         (job.out / "state").write_text(str(job.settings["tokens"]))
+        (job.out / "weights").write_text(str(job.settings["tokens"]))
         (job.out / "steps_here").write_text("same whatever was resumed")
 
     def score(self, job: Job) -> None:
-        (job.out / "scores.jsonl").write_text((job.folders["checkpoint"] / "state").read_text())
+        (job.out / "scores.jsonl").write_text((job.folders["checkpoint"] / "weights").read_text())
 
 
 def die() -> None:

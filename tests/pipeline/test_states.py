@@ -1,0 +1,74 @@
+"""Which trainer states are kept, and what a drop leaves behind."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline import states
+from pipeline.execute import Executor
+from pipeline.plan import Stage
+from pipeline.progress import Journal
+from pipeline.store import Store
+from tests.pipeline.toy import Makers, plan
+
+
+@pytest.mark.parametrize(
+    ("held", "missing", "keep_last", "dropped"),
+    [
+        ({10}, {40, 200}, False, set()),
+        ({10, 40}, {200}, False, {10}),
+        ({10, 40, 200}, set(), False, {10, 40, 200}),
+        ({10, 40, 200}, set(), True, {10, 40}),
+        ({10, 200}, {40}, False, {200}),
+        ({10, 200}, {40}, True, set()),
+        (set(), {10}, True, set()),
+    ],
+)
+def test_states_are_kept_while_a_missing_budget_would_continue_from_them(held: set[int], missing: set[int], keep_last: bool, dropped: set[int]) -> None:
+    assert states.superfluous(held, missing, keep_last) == dropped
+
+
+@given(st.sets(st.integers(1, 50)), st.sets(st.integers(1, 50)), st.booleans())
+def test_a_drop_never_takes_what_a_missing_budget_starts_from(held: set[int], missing: set[int], keep_last: bool) -> None:
+    missing -= held
+    left = held - states.superfluous(held, missing, keep_last)
+    for wanted in missing:
+        assert max((budget for budget in held if budget < wanted), default=0) == max((budget for budget in left if budget < wanted), default=0)
+
+
+def run(store: Store, budgets: tuple[int, ...], folder: Path) -> list[Stage]:
+    stages = plan(budgets)
+    Executor(store, Makers(), stages, Journal(folder / "journal.jsonl"), say=lambda line: None).run(stages)  # type: ignore[arg-type]
+    return [stage for stage in stages if stage.kind == "ct"]
+
+
+def test_a_sweep_drops_states_and_a_longer_one_continues_from_the_last(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    small, large = (store.find(stage) for stage in run(store, (20, 40), tmp_path))
+    assert small and large
+    assert not (small.path / "state").exists() and small.record["dropped"] == ["state"] and not small.holds("state")
+    assert (large.path / "state").exists() and "dropped" not in large.record
+    assert small.damage(thorough=True) is None and (small.path / "steps_here").exists()
+    further = store.find(run(store, (20, 40, 60), tmp_path)[-1])
+    assert further and further.record["resumed_tokens"] == 40
+
+
+def test_a_budget_without_a_state_below_it_starts_from_the_start(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    run(store, (20, 40), tmp_path)
+    between = store.find(run(store, (20, 30, 40), tmp_path)[1])
+    assert between and between.record["resumed_tokens"] == 0
+
+
+def test_a_reader_of_the_old_record_does_not_take_a_drop_for_damage(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    large = store.find(run(store, (20, 40), tmp_path)[-1])
+    assert large
+    store.drop(large, "state")
+    assert large.holds("state") and large.damage(thorough=True) is None
+    (large.path / "steps_here").unlink()
+    assert large.damage(thorough=False) == "steps_here is missing"
+    assert json.loads((large.path / "stage.json").read_text())["dropped"] == ["state"]

@@ -1,0 +1,76 @@
+"""What one process of a torchrun does in test_distributed.py: several trainings one after the other, as each start costs seconds.
+
+`torchrun --nproc_per_node=2 many.py PREPARED OUT STRATEGY`; PREPARED holds `model`, `blocks` and `settings.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from train import trainer
+from train.errors import Interrupted
+from train.parallel import Compute
+
+
+class Killed(Exception):
+    """Stands for the death of all processes."""
+
+
+def dying_at(step: int) -> Callable[[], bool]:
+    calls: list[int] = []
+
+    def should_stop() -> bool:
+        calls.append(1)
+        if len(calls) == step:
+            raise Killed
+        return False
+
+    return should_stop
+
+
+def told_at(step: int, told: bool) -> Callable[[], bool]:
+    calls: list[int] = []
+
+    def should_stop() -> bool:
+        calls.append(1)
+        return told and len(calls) >= step
+
+    return should_stop
+
+
+def main(prepared: Path, out: Path, strategy: str) -> None:
+    import os
+
+    compute = Compute(threads=1, strategy=strategy, processes=int(os.environ["WORLD_SIZE"]), micro_batch=1)
+    settings = json.loads((prepared / "settings.json").read_text())
+
+    def run(name: str, tokens: int, blocks: str = "blocks", **more: Any) -> None:
+        own = {**settings, "tokens": tokens}
+        folder = out / name
+        facts = trainer.train(prepared / "model", prepared / blocks, own, folder / "out", work=folder / "work", compute=compute, **more)
+        (folder / f"facts-{os.environ['RANK']}.json").write_text(json.dumps(facts))
+
+    run("whole", 2048)
+    run("masked", 1024, "masked")
+    run("half", 1024)
+    run("chained", 2048, resume_state=out / "half" / "out" / "state")
+    try:  # after the checkpoint at step 8, before the one at step 12
+        run("killed", 2048, should_stop=dying_at(11))
+    except Killed:
+        run("killed", 2048)
+    try:  # only one of the processes is told; all of them stop
+        run("stopped", 2048, should_stop=told_at(6, os.environ["RANK"] == "1"))
+    except Interrupted as stop:
+        if os.environ["RANK"] == "0":
+            (out / "stopped" / "said").write_text(str(stop))
+        run("stopped", 2048)
+    if strategy == "ddp":  # goes on from what one process saved
+        run("from_one", 2048, resume_state=prepared / "one_half" / "out" / "state")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])

@@ -1,0 +1,143 @@
+"""Every strategy on two CPU processes, held against one process. DeepSpeed's first run builds an extension with g++ (a minute or two, then cached)."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from train import base, trainer
+from train.errors import BadInput
+from train.parallel import Compute
+
+ROOT = Path(__file__).parents[2]
+DEEPSPEED = importlib.util.find_spec("deepspeed") is not None and shutil.which("g++") is not None
+OFFLOAD_BUILT = any(Path(os.environ.get("TORCH_EXTENSIONS_DIR", Path.home() / ".cache" / "torch_extensions")).glob("**/cpu_adam*.so"))
+needs_deepspeed = pytest.mark.skipif(not DEEPSPEED, reason="ZeRO on a CPU needs deepspeed and g++")
+needs_offload = pytest.mark.skipif(
+    not (DEEPSPEED and (OFFLOAD_BUILT or os.environ.get("TEST_OFFLOAD"))),
+    reason="DeepSpeed's CPU Adam is not built here, which takes minutes; say TEST_OFFLOAD=1 to build and test it",
+)
+SHARDED = ("zero3", "zero3_offload", "fsdp")
+WRAPPERS = {"ddp": "DistributedDataParallel", "fsdp": "FSDPLlamaForCausalLM"}
+# float32 sums of gradients in another order, and AdamW on top of them; the largest difference that was seen is 2.4e-7
+TOLERANCE = {"atol": 2e-6, "rtol": 1e-5}
+
+
+@pytest.fixture(scope="module")
+def prepared(corpus_dir: Path, recipe: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model, its blocks, blocks whose labels are masked unevenly, and what one process makes of them."""
+    folder = tmp_path_factory.mktemp("prepared")
+    base.prepare(corpus_dir, recipe, folder)
+    settings = {**recipe, "schedule_tokens": 2048}
+    (folder / "settings.json").write_text(json.dumps(settings))
+    shutil.copytree(folder / "blocks", folder / "masked")
+    labels = np.load(folder / "blocks" / "blocks.npy").astype(np.int32)
+    for row, length in enumerate(np.random.default_rng(0).integers(0, 31, len(labels))):
+        labels[row, :length] = -100
+    np.save(folder / "masked" / "labels.npy", labels)
+    for name, tokens, blocks in (("one_whole", 2048, "blocks"), ("one_half", 1024, "blocks"), ("one_masked", 1024, "masked")):
+        where = folder / name
+        own = {**settings, "tokens": tokens}
+        trainer.train(folder / "model", folder / blocks, own, where / "out", work=where / "work", compute=Compute(threads=1))
+    return folder
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "out" / "model" / "model.safetensors")
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def close(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> float:
+    assert first.keys() == second.keys()
+    pairs = [(tensor, second[name]) for name, tensor in first.items()]
+    for ours, theirs in pairs:
+        torch.testing.assert_close(ours, theirs, **TOLERANCE)
+    return max((ours - theirs).abs().max().item() for ours, theirs in pairs)
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        "ddp",
+        "fsdp",
+        pytest.param("zero2", marks=needs_deepspeed),
+        pytest.param("zero3", marks=needs_deepspeed),
+        pytest.param("zero3_offload", marks=needs_offload),
+    ],
+)
+def test_two_processes_train_what_one_does(strategy: str, prepared: Path, tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "TQDM_DISABLE": "1"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(Path(__file__).with_name("many.py"))]
+    done = subprocess.run(
+        [*command, str(prepared), str(tmp_path), strategy], env=environment, capture_output=True, text=True, timeout=900, check=False
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    whole = weights(tmp_path / "whole")
+    print(f"{strategy}: largest difference to one process {close(whole, weights(prepared / 'one_whole')):.1e}")
+    print(f"{strategy}: with masked labels {close(weights(tmp_path / 'masked'), weights(prepared / 'one_masked')):.1e}")
+    assert not same(weights(tmp_path / "half"), whole)
+
+    for rank in (0, 1):
+        facts = json.loads((tmp_path / "whole" / f"facts-{rank}.json").read_text())
+        assert (facts["strategy"], facts["world_size"]) == (strategy, 2)
+        assert facts["wrapper"] == WRAPPERS.get(strategy, "DeepSpeedEngine")
+        assert facts["zero_stage"] == {"zero2": 2, "zero3": 3, "zero3_offload": 3}.get(strategy, 0)
+        assert (facts["held_parameters"] < 0.6) == (strategy in SHARDED)
+
+    for name in ("chained", "killed", "stopped"):
+        assert same(weights(tmp_path / name), whole), name
+    assert (tmp_path / "stopped" / "said").read_text().startswith("stopped after 768 of 2,048 tokens")
+    log = [json.loads(line)["tokens"] for line in (tmp_path / "killed" / "out" / "log.jsonl").read_text().splitlines()]
+    assert log == sorted(set(log)) and log[-1] == 2048
+    if strategy == "ddp":
+        close(weights(tmp_path / "from_one"), weights(prepared / "one_whole"))
+
+    published = tmp_path / "chained" / "out" / "model"
+    assert {path.name for path in published.iterdir()} == {path.name for path in (prepared / "one_whole" / "out" / "model").iterdir()}
+    assert AutoTokenizer.from_pretrained(published).eos_token == base.END
+    model, info = AutoModelForCausalLM.from_pretrained(published, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert torch.equal(model.get_input_embeddings().weight, whole["model.embed_tokens.weight"])
+
+
+@pytest.mark.parametrize(
+    ("saved", "compute", "fits"),
+    [
+        (("none", 1), Compute(strategy="ddp", processes=4), True),
+        (("ddp", 4), Compute(), True),
+        (("fsdp", 4), Compute(strategy="fsdp", processes=2), True),
+        (("zero3", 4), Compute(strategy="zero3", processes=2, nodes=2), True),
+        (("zero3", 4), Compute(strategy="zero3", processes=2), False),
+        (("zero2", 2), Compute(strategy="zero3", processes=2), False),
+        (("none", 1), Compute(strategy="zero2", processes=2), False),
+    ],
+)
+def test_a_state_is_refused_where_its_format_does_not_fit(saved: tuple[str, int], compute: Compute, fits: bool, tmp_path: Path) -> None:
+    (tmp_path / trainer.COMPLETE).write_text(json.dumps({"strategy": saved[0], "world_size": saved[1]}))
+    if fits:
+        trainer.check_state(tmp_path, compute)
+    else:
+        with pytest.raises(BadInput, match=f"was saved by {saved[0]} on {saved[1]}"):
+            trainer.check_state(tmp_path, compute)
+
+
+def test_one_process_cannot_pass_for_two(prepared: Path, tmp_path: Path) -> None:
+    settings = json.loads((prepared / "settings.json").read_text())
+    with pytest.raises(BadInput, match="2 processes wanted, but this launch has 1"):
+        compute = Compute(strategy="ddp", processes=2)
+        trainer.train(prepared / "model", prepared / "blocks", settings, tmp_path / "out", work=tmp_path / "work", compute=compute)
