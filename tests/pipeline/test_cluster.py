@@ -21,6 +21,7 @@ from pipeline.errors import BadInput
 from pipeline.execute import Executor
 from pipeline.plan import Inputs, Stage, merged, plan_cell
 from pipeline.progress import Estimates, Journal, Progress
+from pipeline.run import tell_failures
 from pipeline.stages import MAKERS
 from pipeline.store import Store
 
@@ -319,6 +320,15 @@ def test_a_job_that_vanishes_is_named_with_its_log(tmp_path: Path, slurm: Path) 
 def test_a_job_that_slurm_holds_back_is_told_of(tmp_path: Path, slurm: Path) -> None:
     lines, _ = watched(tmp_path, toy.plan()[:1], [{"7": queue.Seen("PENDING", "launch failed requeued held", "toy")}] * 3)
     assert len([line for line in lines if "is held" in line and "scontrol release 7" in line]) == 1
+
+
+def test_the_end_names_what_failed_its_log_and_the_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["pipeline", "run", "-m", "experiment=tiny", "ct.tokens=10k,40k", "corpus.path=my text.txt"])
+    failed = {"message": "ct nya-10k-s0 failed: its job 7 ended as TIMEOUT", "log": "slurm/7_0_log.out"}
+    tell_failures([failed, failed], [{"message": "eval nya-ct-10k-s0 was not run, as there is no ct nya-10k-s0"}])
+    first, log, not_run, command = capsys.readouterr().err.splitlines()
+    assert (first, log) == (failed["message"], "  log: slurm/7_0_log.out") and not_run.startswith("eval")
+    assert command.endswith("-m pipeline run -m experiment=tiny ct.tokens=10k,40k 'corpus.path=my text.txt'")
 
 
 def test_a_line_that_is_not_whole_yet_is_read_later(tmp_path: Path) -> None:

@@ -5,7 +5,9 @@ Two nodes on this host, CPU only. The command that submits is killed; a training
 
 from __future__ import annotations
 
+import atexit
 import json
+import signal
 import subprocess
 import sys
 import tempfile
@@ -43,6 +45,7 @@ class Command:
         words = [sys.executable, "-m", "pipeline", "run", *overrides, f"store={folder / name / 'store'}", f"outputs={folder / name / 'outputs'}"]
         with self.said_in.open("w") as file:
             self.process = subprocess.Popen(words, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
+        atexit.register(self.process.kill)
 
     @property
     def said(self) -> str:
@@ -159,6 +162,7 @@ def main() -> int:
     if reason := unavailable():
         print(f"test-slurm was not run: {reason}. Nothing was tested.")
         return 0
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(f"ended by signal {number}"))  # so that Slurm is stopped
     folder = Path(tempfile.mkdtemp(prefix="slackmerge-slurm-"))
     folder.chmod(0o755)  # munged wants everybody to reach its socket
     say(f"the local run, to compare with; everything lies in {folder}")
