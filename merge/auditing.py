@@ -98,7 +98,8 @@ class Audit:
         edges = [self._edges(tensor, piece, use) for use in tensor.uses]
         plain = self._survivors_without_slack(tensor, agreement) if agreement else None
         kept_bits, alive_bits, plain_bits = ([_patterns(part) for part in parts or ()] for parts in (kept_taus, survivors, plain))
-        counted = _count(kept_bits, alive_bits, plain_bits, bits, edges)
+        own_signs = not tensor.consensus.weighted or min(tensor.consensus.weights) > 0
+        counted = _count(kept_bits, alive_bits, plain_bits, bits, edges, own_signs)
         for i, use in enumerate(tensor.uses):
             (_, trimmed, conflict, lost, regained, given_up), *tops = counted[i]
             energy = used = piece.job.energies[use.parent, tensor.dtype] if piece.start == 0 else 0.0  # of the whole tensor, once
@@ -110,9 +111,9 @@ class Audit:
             self._add(tensor.output.name, use.name, Tally(len(bits[i]), trimmed, conflict, lost, regained, given_up, energy, used, top))
 
     def _edges(self, tensor: TensorRecipe, piece: Piece, use: Use) -> list[int]:
-        """Bit patterns from which a magnitude counts: above zero, then those of the levels."""
+        """Bit patterns from which a magnitude is in a level."""
         ranks = (kept(level, tensor.output.numel) for level in self.levels)
-        return [1, *(max(1, piece.job.thresholds[(use.parent, tensor.dtype, rank)].bits) for rank in ranks)]
+        return [max(1, piece.job.thresholds[(use.parent, tensor.dtype, rank)].bits) for rank in ranks]
 
     def report(self) -> dict[str, Any]:
         """JSON-serialisable: per model, by module kind and by layer (`outside`: embeddings, final norm, head)."""
@@ -207,22 +208,31 @@ def _energy_alive(agreement: Agreement, i: int, weight: float) -> float:
 
 
 def _count(
-    kept: list[Array], survivors: list[Array], plain: list[Array], bits: list[Array], edges: list[list[int]]
+    kept: list[Array], survivors: list[Array], plain: list[Array], bits: list[Array], edges: list[list[int]], own_signs: bool
 ) -> list[list[list[int]]]:
     """For each model, [size, trimmed, in conflict, lost, regained, given up] among all that is not zero, and the first four of
     them for each level. Each question is one bit a parameter and a row of words a model; what is asked of two is an AND.
+
+    own_signs: every model voted with its own sign (no negative weights), so that whoever meets the other sign either loses or
+    sees another lose, and the signs themselves need not be looked at.
     """
     present = _packed(part & part.dtype.type(numpy.iinfo(part.dtype).max) != 0 for part in kept)  # a negative zero is zero
-    minus = _packed(part < 0 for part in kept) & present
-    plus = present & ~minus
-    conflict = (plus & numpy.bitwise_or.reduce(minus)) | (minus & numpy.bitwise_or.reduce(plus))
     alive = _packed(part > 0 for part in survivors) if survivors else present
     lost = present & ~alive
+    if survivors and own_signs:
+        conflict = present & numpy.bitwise_or.reduce(lost)
+    else:
+        minus = _packed(part < 0 for part in kept) & present
+        plus = present & ~minus
+        conflict = (plus & numpy.bitwise_or.reduce(minus)) | (minus & numpy.bitwise_or.reduce(plus))
     counts = []
     for i, own in enumerate(bits):
-        among = _packed(own >= edge for edge in edges[i])
-        rows = [[_ones(inside), *(_ones(inside & asked[i]) for asked in (present, conflict, lost))] for inside in among]
-        rows = [[size, size - here, *others] for size, here, *others in rows]
+        size = int(numpy.count_nonzero(own))
+        totals = [_ones(asked[i]) for asked in (present, conflict, lost)]  # none of them holds where τ is zero
+        rows = [[size, size - totals[0], *totals[1:]]]
+        for inside in _packed(own >= edge for edge in edges[i]):
+            size, here, *others = _ones(inside), *(_ones(inside & asked[i]) for asked in (present, conflict, lost))
+            rows.append([size, size - here, *others])
         rows[0] += [0, 0]
         if plain:
             before = _packed([plain[i] > 0])[0]

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -144,9 +145,12 @@ def write_many(
             sinks.append(FileSink(aside, plan, recipe, shard_bytes))
         audits = [Audit(recipe) if audit else None for recipe in recipes]
         run(plan, sinks, audits, device=device, threads=threads, memory=memory, progress=progress)
-        for recipe, aside, target, sink, seen in zip(recipes, asides, targets, sinks, audits, strict=True):
-            sink.close(sync=True)
-            _furnish(plan, recipe, aside, target.name, sink, seen, checksums)
+        with ThreadPoolExecutor(1) as pool:  # the disk works while the rest is put together
+            synced = [pool.submit(sink.close, sync=True) for sink in sinks]
+            for recipe, aside, target, sink, seen in zip(recipes, asides, targets, sinks, audits, strict=True):
+                _furnish(plan, recipe, aside, target.name, sink, seen, checksums)
+            for done in synced:
+                done.result()
         for aside, target in zip(asides, targets, strict=True):
             if target.exists():
                 target.rmdir()
