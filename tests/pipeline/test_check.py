@@ -1,0 +1,120 @@
+"""What `make check` finds: every failure in a line of its own, and what the tokenizer makes of a script."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline import check, sweep, tokens
+from pipeline.check import Finding
+from pipeline.config import Config
+from pipeline.store import Store
+
+ROOT = Path(__file__).parents[2]
+
+
+def config(*overrides: str) -> Config:
+    return sweep.expand(("experiment=tiny", *overrides), multirun=False).configs[0]
+
+
+def found(tmp_path: Path, *overrides: str) -> list[Finding]:
+    return check.sweep([config(f"store={tmp_path}", *overrides)], Store(tmp_path))
+
+
+def test_the_default_experiment_has_nothing_wrong(tmp_path: Path) -> None:
+    assert [finding for finding in found(tmp_path) if finding.fails] == []
+
+
+def test_all_failures_are_said_not_only_the_first(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a.jsonl").write_text('{"words": "no text here"}\n')
+    source = f"corpus.text.dataset={tmp_path}/data corpus.english.dataset={tmp_path}/data corpus.english.revision=null".split()
+    said = found(tmp_path, "corpus=hub", *source, f"ct.source={tmp_path}/none", "eval.tasks=[no_such_task]", f"eval.include_path={tasks(tmp_path)}")
+    lines = [finding.text for finding in said if finding.fails]
+    for start in (f"ct.source={tmp_path}/none: no such folder", "corpus.text: ", "corpus.english: ", "tasks: 'no_such_task' is unknown"):
+        assert any(line.startswith(start) for line in lines), (start, lines)
+    assert all("\n" not in line for line in lines)
+
+
+def tasks(tmp_path: Path) -> Path:
+    """A folder of tasks, so that the index of all that lm-eval ships is asked for one name only."""
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    (folder / "a.yaml").write_text("task: mine\n")
+    return folder
+
+
+def test_too_little_text_for_the_largest_budget(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("\n\n".join(f"Madzi a mtsinje wa {number} amayenda." for number in range(200)))
+    text = ["language=mine", "language.code=nya", f"corpus.path={tmp_path}/text.txt"]
+    said = [finding.text for finding in found(tmp_path, *text, "ct.tokens=1M") if finding.fails]
+    assert len(said) == 1
+    assert said[0].startswith("ct.tokens=1M: the my language text gives about ")
+    assert [finding for finding in found(tmp_path, *text, "ct.tokens=4k") if finding.fails] == []
+
+
+def test_the_largest_budget_of_a_sweep_is_the_one_that_is_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("\n\n".join(f"Madzi a mtsinje wa {number} amayenda." for number in range(200)))
+    configs = [config(f"store={tmp_path}", "language=mine", f"corpus.path={tmp_path}/text.txt", f"ct.tokens={budget}") for budget in ("4k", "1M")]
+    said = list(check.budgets(configs))
+    assert [finding.text.partition(":")[0] for finding in said] == ["ct.tokens=1M"]
+
+
+def test_partners_of_another_shape_are_refused(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    small = LlamaForCausalLM(LlamaConfig(vocab_size=2048, hidden_size=32, num_hidden_layers=4, num_attention_heads=2, intermediate_size=64))
+    small.save_pretrained(tmp_path / "small")
+    AutoTokenizer.from_pretrained(ROOT / "models" / "tiny-base").save_pretrained(tmp_path / "small")
+    said = [finding.text for finding in found(tmp_path, f"sft.source={tmp_path}/small") if finding.fails]
+    assert len(said) == 1 and "small" in said[0]
+
+
+def test_no_room_for_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import shutil
+    from collections import namedtuple
+
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9 - 10**6, 10**6))
+    said = [finding.text for finding in found(tmp_path) if finding.fails]
+    assert len(said) == 1 and said[0].startswith(f"store={tmp_path}: 0 GB free, and this sweep needs ")
+
+
+def byte_fallback() -> object:
+    """A tokenizer with pieces for Latin letters and bytes for everything else, as Llama-2's is for many scripts."""
+    from tokenizers import Tokenizer, decoders, models
+
+    letters = [*"abcdefghijklmnopqrstuvwxyz ", *(f"<0x{byte:02X}>" for byte in range(256))]
+    tokenizer = Tokenizer(models.BPE({piece: place for place, piece in enumerate(["<unk>", *letters])}, [], unk_token="<unk>", byte_fallback=True))
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    return tokenizer
+
+
+def test_a_script_that_falls_into_bytes_is_seen() -> None:
+    latin, tibetan = (tokens.measure(byte_fallback(), [text]) for text in ("the water of the river", "ཆུ་བོའི་ཆུ"))
+    assert (latin.fallback, latin.bytes_a_token, latin.returned) == (0.0, 1.0, 1.0)
+    assert (tibetan.fallback, tibetan.bytes_a_token, tibetan.returned) == (1.0, 1.0, 1.0)
+    mixed = tokens.measure(byte_fallback(), ["ab", "ཆ"])
+    assert mixed.fallback == pytest.approx(3 / 5)
+
+
+def test_parts_of_characters_are_seen_in_byte_level_tokenizers_too() -> None:
+    tokenizer = tokens.load(ROOT / "models" / "tiny-base", "model.path")
+    chichewa, tibetan = (tokens.measure(tokenizer, [text]) for text in ("Madzi a mtsinje amayenda.", "ཆུ་བོའི་ཆུ"))
+    assert chichewa.fallback == 0.0 and chichewa.returned == 1.0
+    assert tibetan.fallback > tokens.HARDLY and tibetan.returned == 1.0 and tibetan.unknown == 0.0
+
+
+def test_text_that_a_tokenizer_loses_fails_and_a_hardly_known_script_warns(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer, models
+
+    (tmp_path / "text.txt").write_text("ཆུ་བོའི་ཆུ\n\nབོད་ཡིག")
+    text = ["language=mine", f"corpus.path={tmp_path}/text.txt"]
+    warned = list(check.tokenizer(config(*text)))
+    assert len(warned) == 1 and not warned[0].fails and "hardly knows the script" in warned[0].text
+    folder = tmp_path / "model"
+    folder.mkdir()
+    Tokenizer(models.BPE({"<unk>": 0, "a": 1}, [], unk_token="<unk>")).save(str(folder / "tokenizer.json"))
+    failed = list(check.tokenizer(config(*text, f"model.path={folder}")))
+    assert failed[0].fails and "loses" in failed[0].text
