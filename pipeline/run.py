@@ -68,15 +68,19 @@ def run(sweep: Sweep) -> int:
         quiet(config)
         save_plan(journal.path.parent, stages, sweep.jobs)
         here = executor(config, stages, journal, sweep.jobs)
-        if site:
-            from pipeline import cluster
+        try:
+            if site:
+                from pipeline import cluster
 
-            cluster.run(site, config, stages, waiting, here, journal, say)
-        else:
-            if sweep.launcher in HERE:
-                here.run([stage for stage in stages if stage.kind in SHARED])
-                check_budgets(cells, store)
-            launch(sweep, journal.path.parent)
+                cluster.run(site, config, stages, waiting, here, journal, say)
+            else:
+                if sweep.launcher in HERE:
+                    here.run([stage for stage in stages if stage.kind in SHARED])
+                    check_budgets(cells, store)
+                launch(sweep, journal.path.parent)
+        except StageFailed as error:  # of what cells share: cells tell of their own in the journal
+            tell_failures([{"message": str(error)}], [])
+            return 1
     paths = write_report(cells, store, config)
     ran = len(journal.events("published"))
     if ran and paths:

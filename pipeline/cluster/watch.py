@@ -109,6 +109,7 @@ def until_ended(watch: Watch, site: Site, look: Callable[[], dict[str, queue.See
             watch.progress.note("Slurm does not answer; asking again")
         else:
             watch.tell_held(seen)
+            left_at = {id: since for id, since in left_at.items() if id not in seen}  # a job that was just submitted may be shown late
             for id in going - set(seen):
                 left_at.setdefault(id, now)
                 if not watch.unexplained(watch.jobs[id]) or now - left_at[id] > site.settle_seconds:  # files may come into sight late
@@ -120,6 +121,7 @@ def until_ended(watch: Watch, site: Site, look: Callable[[], dict[str, queue.See
                 last, spoke = status, now
         if going:
             time.sleep(site.poll_seconds)
+    watch.pass_on()
 
 
 def counts(seen: dict[str, queue.Seen], ids: Collection[str]) -> str:
