@@ -1,0 +1,159 @@
+"""Trainings in child processes: told to stop, killed, refused, crashed; and what the record says of a launch."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from tokenizers import Tokenizer, models
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from pipeline import launch
+from pipeline.errors import BadInput, Preempted
+from pipeline.execute import Executor, Job
+from pipeline.plan import Stage
+from pipeline.progress import Journal
+from pipeline.store import Store
+from train.parallel import Compute
+
+SETTINGS = {
+    "tokens": 2048, "schedule_tokens": 2048, "batch_tokens": 128, "block_size": 32, "learning_rate": 1e-2, "min_lr_ratio": 0.1, "warmup_ratio": 0.1,
+    "weight_decay": 0.1, "save_every_tokens": 512, "seed": 0,
+}  # fmt: skip
+ALONE = {"device": "cpu", "threads": 1}
+TWO = {**ALONE, "strategy": "ddp", "processes": 2}
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("prepared")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=100, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, bos_token_id=0, eos_token_id=0
+    )
+    LlamaForCausalLM(config).save_pretrained(folder / "model")
+    tokenizer = Tokenizer(models.WordLevel({"<|end|>": 0, "word": 1}, unk_token="<|end|>"))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>").save_pretrained(folder / "model")
+    (folder / "blocks").mkdir()
+    np.save(folder / "blocks" / "blocks.npy", np.random.default_rng(0).zipf(1.5, (64, 32)).clip(0, 99).astype(np.uint16))
+    return folder
+
+
+def job_in(folder: Path, compute: dict[str, Any]) -> Job:
+    job = Job(Stage("ct", "test", options={"compute": compute}), folder / "out", folder / "scratch", {})
+    for place in (job.out, job.work):
+        place.mkdir(parents=True, exist_ok=True)
+    return job
+
+
+def train(job: Job, prepared: Path, **settings: Any) -> dict[str, Any]:
+    return launch.train(job, prepared / "model", prepared / "blocks", {**SETTINGS, **settings})
+
+
+def weights(job: Job) -> dict[str, torch.Tensor]:
+    return load_file(job.out / "model" / "model.safetensors")
+
+
+def child() -> int:
+    return launch._running[0][0].pid
+
+
+@pytest.fixture(scope="module")
+def undisturbed(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    job = job_in(tmp_path_factory.mktemp("undisturbed"), ALONE)
+    facts = train(job, prepared)
+    assert facts == {"strategy": "none", "world_size": 1, "wrapper": "LlamaForCausalLM", "zero_stage": 0, "held_parameters": 1.0}
+    return weights(job)
+
+
+def test_interrupted_killed_and_resumed_on_two_processes(prepared: Path, undisturbed: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    job, seen = job_in(tmp_path, TWO), []
+
+    def interrupt_early(record: dict[str, Any]) -> None:
+        seen.append(record["tokens"])
+        if record["tokens"] == 640:
+            assert launch.interrupt(signal.SIGUSR2)
+
+    job.on_log = interrupt_early
+    with pytest.raises(Preempted, match=r"^stopped after [\d,]+ of 2,048 tokens"):
+        train(job, prepared)
+    assert not launch.interrupt(signal.SIGUSR2), "nothing runs any more"
+    saved = {path.name for path in job.work.glob("checkpoint-*")}
+
+    workers: list[int] = []
+
+    def kill_launcher(record: dict[str, Any]) -> None:
+        seen.append(record["tokens"])
+        if record["tokens"] == 1536:
+            workers.extend(descendants(child()))
+            os.kill(child(), signal.SIGKILL)
+
+    job.on_log = kill_launcher
+    with pytest.raises(RuntimeError, match=rf"exit code -9: .* \(its output: {tmp_path / 'output.log'}\)"):
+        train(job, prepared)
+    assert len(workers) == 2
+    until = time.monotonic() + 30
+    while any(alive(pid) for pid in workers):
+        assert time.monotonic() < until, "a worker outlived its launcher"
+        time.sleep(0.1)
+
+    job.on_log = lambda record: seen.append(record["tokens"])
+    facts = train(job, prepared)
+    assert (facts["world_size"], facts["wrapper"]) == (2, "DistributedDataParallel")
+    assert saved and 0 < seen.count(128) == 1, "it went on from what was saved"
+    for name, tensor in weights(job).items():
+        torch.testing.assert_close(tensor, undisturbed[name], atol=2e-6, rtol=1e-5)
+    assert [json.loads(line)["tokens"] for line in (job.out / "log.jsonl").read_text().splitlines()] == list(range(128, 2049, 128))
+
+
+def test_a_child_of_one_process_saves_on_sigterm(
+    prepared: Path, undisturbed: dict[str, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(launch.AS_CHILD, "1")
+    job = job_in(tmp_path, ALONE)
+    job.on_log = lambda record: os.kill(child(), signal.SIGTERM) if record["tokens"] == 640 else None
+    with pytest.raises(Preempted, match="of 2,048 tokens"):
+        train(job, prepared)
+    job.on_log = lambda record: None
+    train(job, prepared)
+    assert all(torch.equal(tensor, undisturbed[name]) for name, tensor in weights(job).items())
+    with pytest.raises(BadInput, match="is more than the corpus holds"):
+        train(job, prepared, tokens=10**6)
+
+
+def descendants(pid: int) -> list[int]:
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(one) for one in children if "train" in Path(f"/proc/{one}/cmdline").read_text()]
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_commands_of_one_and_of_many_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = launch.command(Compute(strategy="zero3", processes=4), Path("job.json"))
+    assert one[:4] == list(launch.DEAF) and "--standalone" in one and "--nproc_per_node=4" in one and one[-3:] == ["-m", "train", "job.json"]
+    monkeypatch.setenv(launch.RENDEZVOUS, "127.0.0.1")
+    many = launch.command(Compute(strategy="zero3", processes=4, nodes=2), Path("job.json"))
+    assert many[0] == "srun" and "--nodes=2" in many and "--nnodes=2" in many and "--nproc_per_node=4" in many
+    assert any(part.startswith("--rdzv_endpoint=127.0.0.1:") for part in many)
+
+
+def test_the_record_says_how_a_training_ran(tmp_path: Path) -> None:
+    def maker(job: Job) -> None:
+        job.launched = {"strategy": "zero3", "world_size": 2, "wrapper": "DeepSpeedEngine", "zero_stage": 3}
+        (job.out / "weights").write_text("here")
+
+    stage, store = Stage("sft", "test"), Store(tmp_path / "store")
+    Executor(store, {"sft": maker}, [stage], Journal(tmp_path / "journal.jsonl"), say=lambda line: None).run([stage])
+    entry = store.find(stage)
+    assert entry and entry.record["launched"]["zero_stage"] == 3
