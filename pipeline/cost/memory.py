@@ -74,11 +74,12 @@ def layer_activations(shape: Shape, precision: str, attention: str = "sdpa", con
 
 def activations(shape: Shape, tokens: int, compute: Compute, context: int) -> float:
     """Bytes of activations for `tokens` tokens in one forward pass. With gradient checkpointing each layer keeps its input only, and one layer is
-    whole at a time. Logits stand beside their 32-bit copy, their log-softmax and its gradient; liger kernels make them in small chunks."""
+    whole at a time. Logits (and, of bf16, their 32-bit copy) stand beside their log-softmax and the gradients of both; liger kernels make them in small
+    chunks."""
     number = width(compute.precision)
     layer = layer_activations(shape, compute.precision, compute.attention, context)
     layers = layer + shape.layers * number * shape.hidden if compute.gradient_checkpointing else shape.layers * layer
-    logits = 0 if compute.liger else shape.vocabulary * (number + (4 if number == 2 else 0) + 8)
+    logits = 0 if compute.liger else shape.vocabulary * (number + (4 if number == 2 else 0) + 12)
     return tokens * (layers + logits)
 
 
