@@ -92,7 +92,7 @@ CASES = {
     "a budget twice": (["-m", "ct.tokens=2k,2000"], r"the sweep has the cell language\.code=nya ct\.tokens=2k seed=0 twice"),
     "one bad cell of a sweep": (["-m", "ct.tokens=2048,4096,1M"], r"ct\.tokens=1M: .*ct\.schedule_tokens=8192"),
     "a sweep without -m": (["ct.tokens=2048,4096"], r"ct\.tokens=2048,4096: several values make a sweep; say `python -m pipeline -m"),
-    "not an override": (["reproduce"], r"reproduce: neither a verb \(run, plan, report, verify\) nor key=value"),
+    "not an override": (["reproduce"], r"reproduce: neither a verb \(run, plan, check, report, verify\) nor key=value"),
     "an override that cannot be read": (["ct.tokens=[1"], r"."),
 }
 
