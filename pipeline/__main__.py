@@ -126,10 +126,10 @@ def table(cells: Sequence[object], store: object) -> str:
     waiting = {stage.key for stage in missing(store, stages)}
     shared = Counter(stage.key for cell in of for stage in cell.stages)
     width = max(len(stage.slug) for stage in stages)
-    lines = [f"{'kind':11}{'stage':{width + 2}}{'key':14}{'cells':>5}  state"]
+    lines = [f"{'kind':13}{'stage':{width + 2}}{'key':14}{'cells':>5}  state"]
     for stage in stages:
         state = "to run" if stage.key in waiting else "done"
-        lines.append(f"{stage.kind:11}{stage.slug:{width + 2}}{stage.key:14}{shared[stage.key]:5}  {state}")
+        lines.append(f"{stage.kind:13}{stage.slug:{width + 2}}{stage.key:14}{shared[stage.key]:5}  {state}")
     lines.append(f"{len(of)} cells, {len(stages)} stages: {len(stages) - len(waiting)} done, {len(waiting)} to run")
     return "\n".join(lines)
 

@@ -93,7 +93,7 @@ def corpora(config: Config) -> Iterator[Finding]:
     wanted: list[tuple[str, HubSource, tuple[str, ...]]] = []
     if isinstance(config.corpus, HubCorpus) and not is_done(config, "corpus"):
         wanted += [(f"corpus.{name}", part, (part.column,)) for name, part in (("text", config.corpus.text), ("english", config.corpus.english))]
-    if config.sft.hub and config.sft.source is None and not is_done(config, "items"):
+    if config.sft.hub and config.sft.source is None and not is_done(config, "sft_blocks"):
         wanted.append(("sft.hub", config.sft.hub, (config.sft.hub.prompt, config.sft.hub.answer)))
     for key, source, columns in wanted:
         yield from guarded(hub.check, source.model_dump(), columns, key)

@@ -63,11 +63,11 @@ def heading(config: Config, cluster: Cluster, mfu: float | None) -> str:
 def lines(rows: Sequence[Row]) -> list[str]:
     """A line a stage."""
     width = max(len(row.stage.slug) for row in rows) + 2
-    head = f"{'kind':11}{'stage':{width}}{'cells':>5}  {'state':8}{'tokens':>9}{'FLOPs':>10}{'time':>12}{'GPU-hours':>11}{'GiB/GPU':>9}{'disk':>10}"
+    head = f"{'kind':13}{'stage':{width}}{'cells':>5}  {'state':8}{'tokens':>9}{'FLOPs':>10}{'time':>12}{'GPU-hours':>11}{'GiB/GPU':>9}{'disk':>10}"
     return [
         head,
         *(
-            f"{row.stage.kind:11}{row.stage.slug:{width}}{row.cells:5}  {'done' if row.done else 'to run':8}"
+            f"{row.stage.kind:13}{row.stage.slug:{width}}{row.cells:5}  {'done' if row.done else 'to run':8}"
             f"{short(row.work.tokens):>9}{f'{row.work.flops:.2e}' if row.work.flops else '':>10}{duration(row.seconds):>12}"
             f"{f'{row.gpu_hours:,.1f}' if row.gpus else '':>11}{f'{row.memory.total / 2**30:.1f}' if row.memory else '':>9}{size(row.work.written):>10}"
             for row in rows
@@ -83,7 +83,7 @@ def footer(cells: Sequence[Cell], rows: Sequence[Row], given: float, memories: d
         of = [row for row in waiting if row.stage.kind == kind]
         flops, hours, took = sum(row.work.flops for row in of), sum(row.gpu_hours for row in of), sum(row.seconds for row in of)
         if of:
-            said.append(f"  {kind:11}{len(of):4} to run {short(sum(row.work.tokens for row in of)):>9} tokens {flops:10.2e} FLOPs {duration(took):>12} {hours:12,.1f} GPU-hours")
+            said.append(f"  {kind:13}{len(of):4} to run {short(sum(row.work.tokens for row in of)):>9} tokens {flops:10.2e} FLOPs {duration(took):>12} {hours:12,.1f} GPU-hours")
     for kind, held in memories.items():
         parts = {"parameters": held.parameters, "gradients": held.gradients, "optimizer": held.optimizer, "activations": held.activations}
         host = f"; {held.host / 2**30:.0f} GiB of a node's main memory" if held.host else ""
