@@ -321,6 +321,17 @@ class Compute(Section):
         return self
 
 
+class Lora(Section):
+    rank: Positive
+    alpha: Annotated[float, Field(gt=0)]
+    dropout: Share
+    targets: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)]
+
+
+class Adaptation(Section):
+    lora: Lora | None
+
+
 class Tracking(Section):
     wandb: Literal["auto", "online", "offline", "off"]
     project: Name
@@ -340,6 +351,7 @@ class Config(Section):
     sft: Instructions
     merge: Merge
     eval: Evaluation
+    train: Adaptation
     compute: Compute
     tracking: Tracking
 

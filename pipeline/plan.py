@@ -115,21 +115,22 @@ def plan_cell(config: Config, inputs: Inputs) -> Cell:
     name = config.model.name
     compute = {"device": config.compute.device, "threads": config.compute.threads}
     training_options = {"compute": config.compute.model_dump(exclude={"first_guess", "keep_last_state"})}
+    adapting = {"lora": config.train.lora.model_dump()} if config.train.lora else {}
     keeping = {"keep_last_state": config.compute.keep_last_state}
     rounding = {"precision": config.compute.precision} if config.compute.precision != "fp32" else {}  # fp32 is not said, so that keys stay
 
     split = {"dev": config.corpus.dev, "test": config.corpus.test, "seed": config.corpus.seed}
-    described = {"source": config.corpus.source, "language": language, **split, "inputs": inputs.corpus}
+    content = {"source": config.corpus.source, "language": language, **split, "inputs": inputs.corpus}
     if isinstance(config.corpus, HubCorpus):
         text, english = config.corpus.text, config.corpus.english
-        described |= {"text": text.content, "english": english.content}
-        described |= {"text_bytes": config.corpus.text_bytes, "english_bytes": config.corpus.english_bytes}
+        content |= {"text": text.content, "english": english.content}
+        content |= {"text_bytes": config.corpus.text_bytes, "english_bytes": config.corpus.english_bytes}
         processes = {"workers": config.corpus.workers}
         places = {"text": text.model_dump(), "english": english.model_dump(), **processes}
     else:
         processes = {}
         places = {"path": config.corpus.path, "english_path": config.corpus.english_path}
-    corpus = Stage("corpus", f"{language}-{config.corpus.source}", described, options=places)
+    corpus = Stage("corpus", f"{language}-{config.corpus.source}", content, options=places)
     items = Stage(
         "items",
         language,
@@ -179,7 +180,7 @@ def plan_cell(config: Config, inputs: Inputs) -> Cell:
 
     def train(kind: str, slug: str, section: Training, horizon: int, parents: Mapping[str, Stage]) -> Stage:
         names = ("tokens", "batch_tokens", "block_size", "learning_rate", "min_lr_ratio", "warmup_ratio", "weight_decay")
-        settings = {key: getattr(section, key) for key in names} | {"schedule_tokens": horizon, "seed": seed, **rounding}
+        settings = {key: getattr(section, key) for key in names} | {"schedule_tokens": horizon, "seed": seed, **rounding, **adapting}
         return Stage(kind, slug, settings, parents, {**training_options, "save_every_tokens": section.save_every_tokens, **keeping})
 
     horizon = config.sft.schedule_tokens or config.sft.tokens

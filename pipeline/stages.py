@@ -1,17 +1,19 @@
 """The kinds of stages: which function of which room makes each. The rooms are imported when a stage is made, not before.
 
-| kind       | made by                  |
-|------------|--------------------------|
-| corpus     | train.corpus             |
-| items      | train.instructions       |
-| base       | train.base               |
-| ct_blocks  | train.packing            |
-| sft_blocks | train.packing            |
-| ct, sft    | train.trainer            |
-| tune       | pipeline.tune            |
-| merge      | merge                    |
-| weights    | merge                    |
-| eval       | eval.harness             |
+| kind         | made by            |
+|--------------|--------------------|
+| corpus       | train.corpus       |
+| items        | train.instructions |
+| instructions | train.instructions |
+| leaks        | train.leaks        |
+| base         | train.base         |
+| ct_blocks    | train.packing      |
+| sft_blocks   | train.packing      |
+| ct, sft      | train.trainer      |
+| tune         | pipeline.tune      |
+| merge        | merge              |
+| weights      | merge              |
+| eval         | eval.harness       |
 """
 
 from __future__ import annotations
@@ -43,7 +45,24 @@ def corpus(job: Job) -> None:
 def items(job: Job) -> None:
     from train import instructions
 
-    instructions.build(job.folders["corpus"], job.settings, job.out, job.work)
+    instructions.build(job.folders["corpus"], job.settings, job.out)
+
+
+def instructions(job: Job) -> None:
+    from train import instructions
+
+    instructions.from_hub(job.settings, job.out, job.work)
+
+
+def leaks(job: Job) -> None:
+    from eval.texts import texts
+    from train import leaks
+
+    corpus, made = job.folders["corpus"], job.folders.get("instructions", job.folders["items"])
+    settings, own = job.settings, job.settings["include_path"]
+    asked = (settings["split"], settings["limit"], settings["excerpt"])
+    tasks = task_set(job.folders["items"], corpus, *asked, own, tuple(settings["tasks"]), settings["language"])
+    leaks.report(texts(tasks), leaks.training_files(corpus, made), job.out, job.work, settings.get("workers", 1))
 
 
 def base(job: Job) -> None:
@@ -67,7 +86,7 @@ def ct_blocks(job: Job) -> None:
 def sft_blocks(job: Job) -> None:
     from train import packing
 
-    packing.sft_blocks(job.folders["items"], job.checkpoint("model"), job.settings, job.out, job.work, corpus_dir=job.folders["corpus"])
+    packing.sft_blocks(job.folders["items"], job.checkpoint("model"), job.settings, job.out, job.work, corpus_dir=job.folders.get("corpus"))
 
 
 def ct(job: Job) -> None:
@@ -112,7 +131,7 @@ def merge(job: Job) -> None:
     lies_in = job.folders["tune"].parents[1] / "merge" / "entry"
     described["base"] = os.path.relpath(described["base"], lies_in)
     for model in described["models"].values():
-        model["path"] = os.path.relpath(model["path"], lies_in)
+        model |= {key: os.path.relpath(model[key], lies_in) for key in ("path", "adapter") if key in model}
     (job.out / "merge.yml").write_text(yaml.safe_dump(described, sort_keys=False), encoding="utf-8")
 
 
@@ -179,7 +198,12 @@ def recipe_of(job: Job, settings: Mapping[str, Any]) -> Recipe:
     from merge import Recipe
 
     base, ct, sft = (job.checkpoint(role).absolute() for role in ("model", "ct", "sft"))
-    return Recipe.from_dict(recipes.complete(settings, base, ct, sft, seed=job.settings["seed"]), where=str(job.stage))
+    recipe = recipes.complete(settings, base, ct, sft, seed=job.settings["seed"])
+    for role in ("ct", "sft"):
+        adapter = job.folders[role].absolute() / "adapter"
+        if adapter.is_dir():  # LoRA: a few megabytes are read beside the base, not a second model
+            recipe["models"][role] |= {"path": str(base), "adapter": str(adapter)}
+    return Recipe.from_dict(recipe, where=str(job.stage))
 
 
 def _use_threads(job: Job) -> None:
@@ -191,6 +215,8 @@ def _use_threads(job: Job) -> None:
 MAKERS: dict[str, Maker] = {
     "corpus": corpus,
     "items": items,
+    "instructions": instructions,
+    "leaks": leaks,
     "base": base,
     "ct_blocks": ct_blocks,
     "sft_blocks": sft_blocks,

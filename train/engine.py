@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import distributed
 from torch.distributed.tensor import DTensor
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from train import parallel
+from train import lora, parallel
 from train.errors import BadInput
 from train.parallel import Compute
 from train.trainer import COMPLETE
@@ -86,11 +86,16 @@ class Trainer(transformers.Trainer):
         if not self.is_deepspeed_enabled:
             super().save_model(output_dir, _internal_call)
 
-    def publish(self, folder: Path, dtype: torch.dtype) -> None:
-        """The weights of all processes as one plain folder that `from_pretrained` loads: config, safetensors, tied tensors once."""
+    def publish(self, out: Path, dtype: torch.dtype, base: Path, adaptation: Mapping[str, Any] | None) -> None:
+        """The weights of all processes as a plain folder `out/model` that `from_pretrained` loads: config, safetensors, tied tensors once. LoRA: its
+        adapter, too, as `out/adapter`."""
         weights = self.accelerator.get_state_dict(self.model_wrapped)
         if self.is_world_process_zero():
+            folder = out / "model"
             plain = self.accelerator.unwrap_model(self.model_wrapped)
+            if adaptation:
+                lora.save_adapter(plain, weights, base, out / "adapter")
+                plain, weights = plain.get_base_model(), lora.merged(weights, adaptation)
             tied = getattr(plain, "all_tied_weights_keys", None) or {}
             kept = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in weights.items() if name not in tied}
             plain.save_pretrained(folder, state_dict=kept)

@@ -37,11 +37,11 @@ def train(
     on_log: Callable[[dict[str, float]], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> dict[str, Any]:
-    """Trains up to `tokens` and leaves `out/model`, `out/state` and `out/log.jsonl`. Returns what the launch was found to be, see `engine.launch_facts`.
+    """Trains up to `tokens` and leaves `out/model`, `out/state`, `out/log.jsonl` and, with LoRA, `out/adapter`. Returns what the launch was found to be, see `engine.launch_facts`.
 
     Every process of a launch calls this with the same arguments; `compute` says how many there are, and it is refused where that is not so.
     Settings: tokens, schedule_tokens, batch_tokens, block_size, learning_rate, min_lr_ratio (of the peak), warmup_ratio (of the schedule), weight_decay,
-    save_every_tokens, seed. `work` keeps checkpoints until the run is published; a later call with the same `work` goes on from the last whole one.
+    save_every_tokens, seed; lora (rank, alpha, dropout, targets), where not every weight is trained. `work` keeps checkpoints until the run is published; a later call with the same `work` goes on from the last whole one.
     `on_log` gets {"tokens", "of_tokens", "loss", "learning_rate", "tokens_per_second"} after every logged step, in the first process only.
     `should_stop` is asked after every step: once it is true in any process, all save and raise Interrupted.
     """
@@ -57,7 +57,7 @@ def train(
     import torch
     import transformers
 
-    from train import engine
+    from train import engine, lora
 
     transformers.logging.set_verbosity_error()
     if compute.threads:
@@ -70,6 +70,8 @@ def train(
         check_state(start, compute)
     torch.manual_seed(settings["seed"])
     model = transformers.AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32, attn_implementation=compute.attention)
+    if settings.get("lora"):
+        model = lora.adapted(model, settings["lora"])
     progress = engine.Progress(compute, steps, settings["batch_tokens"], work / "log.jsonl", on_log, should_stop)
     trainer = engine.Trainer(model=model, args=arguments, train_dataset=dataset, callbacks=[progress])
     progress.trainer = trainer
@@ -81,7 +83,7 @@ def train(
         raise Interrupted(f"stopped after {done * tokens:,} of {steps * tokens:,} tokens; what is done is saved, and the next run goes on from there")
     if done != steps:
         raise RuntimeError(f"training stopped at step {done} of {steps}")
-    trainer.publish(out / "model", getattr(torch, {"fp32": "float32", "bf16": "bfloat16"}[compute.precision]))
+    trainer.publish(out, torch.bfloat16 if compute.precision == "bf16" else torch.float32, model_dir, settings.get("lora"))
     if arguments.process_index == 0:
         transformers.AutoTokenizer.from_pretrained(model_dir).save_pretrained(out / "model")
         shutil.copytree(work / f"checkpoint-{steps}", out / "state", dirs_exist_ok=True, copy_function=link)

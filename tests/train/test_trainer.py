@@ -9,9 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from merge.adapter import adapted as open_adapted
+from merge.checkpoint import open_checkpoint
 from train import base, trainer
 from train.errors import BadInput
 from train.parallel import Compute
@@ -109,3 +112,29 @@ def test_what_cannot_work_is_refused(prepared: Path, recipe: dict[str, Any], tmp
     settings = {**recipe, "schedule_tokens": 2048, **change}
     with pytest.raises(BadInput, match=says):
         trainer.train(prepared / "model", prepared / "blocks", settings, tmp_path / "out", work=tmp_path / "work")
+
+
+LORA = {"rank": 4, "alpha": 8, "dropout": 0.0, "targets": "all-linear"}
+
+
+def test_lora_leaves_an_adapter_and_the_weights_that_it_makes(prepared: Path, recipe: dict[str, Any], tmp_path: Path) -> None:
+    tuned = run(prepared, {**recipe, "lora": LORA}, tmp_path / "tuned", 1024)
+    before = load_file(prepared / "model" / "model.safetensors")
+    changed = {name for name, tensor in before.items() if not torch.equal(tuned[name], tensor)}
+    assert tuned.keys() == before.keys() and changed == {name for name in before if "_proj" in name}
+    adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(prepared / "model"), str(tmp_path / "tuned" / "out" / "adapter"))
+    for name, tensor in adapted.merge_and_unload().state_dict().items():
+        if name in tuned:
+            torch.testing.assert_close(tuned[name], tensor)
+    streamed = open_adapted(open_checkpoint(prepared / "model"), tmp_path / "tuned" / "out" / "adapter")
+    name = "model.layers.1.mlp.down_proj.weight"
+    torch.testing.assert_close(streamed.read(name, 0, tuned[name].numel()).view_as(tuned[name]), tuned[name])
+
+
+def test_a_chain_of_budgets_equals_one_run_with_lora_too(prepared: Path, recipe: dict[str, Any], tmp_path: Path) -> None:
+    own = {**recipe, "lora": {**LORA, "dropout": 0.1}}
+    whole = run(prepared, own, tmp_path / "whole", 2048)
+    run(prepared, own, tmp_path / "half", 1024)
+    assert same(run(prepared, own, tmp_path / "rest", 2048, tmp_path / "half" / "out" / "state"), whole)
+    with pytest.raises(BadInput, match=r"train.lora.targets=\['q_prof'\]"):
+        run(prepared, {**recipe, "lora": {**LORA, "targets": ["q_prof"]}}, tmp_path / "wrong", 1024)

@@ -1,0 +1,55 @@
+"""LoRA by peft: W + (alpha / rank)·B·A (Hu et al. 2022), published both as the adapter and as the full weights that it makes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from train.errors import BadInput
+
+PREFIX = "base_model.model."  # that peft puts before the names of a model's parameters
+
+
+def adapted(model: PreTrainedModel, lora: Mapping[str, Any]) -> Any:
+    """A PeftModel around `model`; only the additions are trained. Settings: rank, alpha, dropout, targets. Raises BadInput for targets that it has not."""
+    from peft import LoraConfig, get_peft_model
+
+    targets = lora["targets"]
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=lora["rank"],
+        lora_alpha=lora["alpha"],
+        lora_dropout=lora["dropout"],
+        target_modules=targets if isinstance(targets, str) else list(targets),
+    )
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        raise BadInput(f"train.lora.targets={targets}: {' '.join(str(error).split())}") from None
+
+
+def merged(weights: Mapping[str, torch.Tensor], lora: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """The weights of the plain model, with the additions in them: sums in float32, rounded to each weight's dtype."""
+    scale = lora["alpha"] / lora["rank"]
+    plain = {}
+    for name, tensor in weights.items():
+        module, is_adapted, rest = name.partition(".base_layer.")
+        if ".lora_" in name:
+            continue
+        if is_adapted and rest == "weight":
+            a, b = (weights[f"{module}.lora_{side}.default.weight"].float() for side in "AB")
+            tensor = (tensor.float() + (b @ a) * scale).to(tensor.dtype)
+        plain[name.removeprefix(PREFIX).replace(".base_layer.", ".")] = tensor
+    return plain
+
+
+def save_adapter(model: Any, weights: Mapping[str, torch.Tensor], base: Path, folder: Path) -> None:
+    """The additions as a folder that peft and merge/ read; its config names the base's folder."""
+    for config in model.peft_config.values():
+        config.base_model_name_or_path = str(base)
+    model.save_pretrained(folder, state_dict=dict(weights))
+    (folder / "README.md").unlink(missing_ok=True)  # peft's form of a model card, not filled in
