@@ -78,7 +78,7 @@ def run(sweep: Sweep) -> int:
                     here.run([stage for stage in stages if stage.kind in SHARED])
                     check_budgets(cells, store)
                 launch(sweep, journal.path.parent)
-        except StageFailed as error:  # of what cells share: cells tell of their own in the journal
+        except (StageFailed, Preempted) as error:  # of what cells share: cells tell of their own in the journal
             tell_failures([{"message": str(error)}], [])
             return 1
     paths = write_report(cells, store, config)
