@@ -205,3 +205,14 @@ def test_a_shape_that_is_not_the_folder_s_is_refused() -> None:
     config = sweep.expand(("experiment=tiny", said), multirun=False).configs[0]
     with pytest.raises(BadInput, match=r"model\.shape\.layers=5: .*config\.json says 4"):
         shape.of(config)
+
+
+def test_calibrated_on_one_training_the_others_hold_what_is_predicted() -> None:
+    """What a process holds before it trains is taken from the first; the growth of the others is predicted."""
+    forms = {"tiny": shape.from_config_json(ROOT / "models" / "tiny-base" / "config.json"), "smollm2": SMOLLM2}
+    cases = json.loads((Path(__file__).parent / "measured_memory.json").read_text())["cases"]
+    says = [memory.training(forms[one["model"]], Compute(**one["options"]), one["blocks"] * one["block_size"], one["block_size"]).total for one in cases]
+    before = cases[0]["peak"] - says[0]
+    ratios = {one["case"]: (before + predicted) / one["peak"] for one, predicted in zip(cases[1:], says[1:], strict=True)}
+    assert len(ratios) == 7
+    assert {case: ratio for case, ratio in ratios.items() if abs(ratio - 1) > WITHIN} == {}
