@@ -15,7 +15,7 @@ SMOLLM2 := models/smollm2-135m-instruct/config.json
 export OMP_WAIT_POLICY = passive# idle OpenMP threads that spin slow everything else down several times
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce plan check base smollm2-model test test-slurm oracle lint bench-merge bench-merge-grid bench-train clean
+.PHONY: help reproduce plan check base smollm2-model test test-slurm oracle lint bench-merge bench-merge-grid bench-data bench-train clean
 
 help:  ## say what there is
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):[^#]*## */  make \1|/' | column -t -s '|'
@@ -59,6 +59,9 @@ bench-merge-grid: $(READY)  ## twelve settings in one pass against one; the last
 
 bench-train: $(READY)  ## our training stage against a bare loop and a padded Trainer; the last line is JSON
 	@$(BIN)/python benchmarks/bench_train.py $(ARGS)
+
+bench-data: $(READY)  ## text to blocks: ours against datasets.map with group_texts; the last line is JSON
+	@$(BIN)/python benchmarks/bench_data.py $(ARGS)
 
 clean:  ## remove what tools left behind; the store, the outputs and the venv stay
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from pipeline.cluster.site import Site
     from pipeline.report import ReportPaths
 
-SHARED = ("corpus", "items", "base", "ct_blocks", "sft_blocks")  # what cells share, made before any of them is launched
+SHARED = ("corpus", "items", "instructions", "leaks", "base", "ct_blocks", "sft_blocks")  # what cells share, made before any of them is launched
 UNDONE = (("failed", "preempted"), ("refused",), ("not_run",))  # events of a stage that was not made
 HERE = ("basic", "joblib", "submitit_local")  # launchers that run cells on this machine
 
@@ -244,13 +244,15 @@ def write_report(cells: Sequence[Cell], store: Store, config: Config) -> ReportP
             for method, cell, stage in merges
             if (entry := store.find(stage.parents["tune"]))
         ]
+        found = own[0].leaks and store.find(own[0].leaks)
+        leaks = json.loads((found.path / "leaks.json").read_text(encoding="utf-8")) if found else None
         records = [entry.record for stage in merged(own) if (entry := store.find(stage))]
         out = Path(config.outputs) / config.name
         configs = {str(cell): cell.config.model_dump() for cell in own}
         subject = report.Subject(
             config.name, language, own[0].config.language.name, configs, f"python -m pipeline {shlex.join(sys.argv[1:])}".strip()
         )
-        paths = report.render(evaluations, audits, choices, records, out / language if len(languages) > 1 else out, subject)
+        paths = report.render(evaluations, audits, choices, records, out / language if len(languages) > 1 else out, subject, leaks)
         say(report.terminal_table(report.gather(evaluations), language))
         for path in (paths.results_csv, paths.results_md, paths.curves, paths.page):
             say(str(path))

@@ -1,7 +1,8 @@
 """The items stage: English instructions for SFT from training text, and evaluation items in both languages from held-out text.
 
-Leaves `sft.jsonl` (`{"prompt", "output", "family"}`; `sft/00000.parquet` and so on, where the instructions come from the hub), `tasks/<family>_<language>.<split>.jsonl`
-(`{"id", "prompt", "choices", "answer", "trivial", "family", "language"}`) and `counts.json`.
+Leaves `sft.jsonl` (`{"prompt", "output", "family"}`), `tasks/<family>_<language>.<split>.jsonl`
+(`{"id", "prompt", "choices", "answer", "trivial", "family", "language"}`) and `counts.json`. Instructions from the hub are a stage of their own, which
+leaves `sft/00000.parquet` and so on, with the same columns, and `counts.json`.
 """
 
 from __future__ import annotations
@@ -23,12 +24,11 @@ PASSAGE = 24  # words of a passage whose genre is asked for
 LONGEST_VERSE = 32  # English words of a verse whose topic is asked for: short items are quick to learn from and to score
 
 
-def build(corpus_dir: Path, settings: dict[str, Any], out: Path, work: Path) -> None:
+def build(corpus_dir: Path, settings: dict[str, Any], out: Path) -> None:
     """Writes instructions and items to `out`.
 
     Settings: language, families (names), sft_items and eval_items (how many a family; fewer where the text gives no more), sft_path (a JSONL of
-    instructions to use in place of ours, or null), sft_hub (a source with the columns `prompt` and `answer`, and `bytes`, or null), seed, workers.
-    `work` keeps what was read from the hub until the items are published. Families that need aligned verses are left out where the corpus has none.
+    instructions to use in place of ours, or null), seed. Families that need aligned verses are left out where the corpus has none.
     """
     unknown = set(settings["families"]) - set(families.QUESTIONS)
     if unknown:
@@ -37,9 +37,7 @@ def build(corpus_dir: Path, settings: dict[str, Any], out: Path, work: Path) -> 
     (out / "tasks").mkdir(parents=True)
     counts: dict[str, dict[str, int]] = {"sft": {}, "tasks": {}}
     instructions: list[dict[str, str]] = []
-    if settings.get("sft_hub"):
-        counts["sft"]["hub"] = hub_instructions(settings, out / "sft", work / "sft")
-    elif settings["sft_path"]:
+    if settings["sft_path"]:
         instructions = own_instructions(settings["sft_path"])
     else:
         for family in source.families:
@@ -77,19 +75,30 @@ def hub_instruction(prompt: str, answer: str) -> tuple[str, dict[str, str]] | No
     return ("train", {"prompt": prompt, "output": answer, "family": "hub"}) if prompt and answer else None
 
 
-def hub_instructions(settings: dict[str, Any], folder: Path, work: Path) -> int:
-    """Instructions from the hub as Parquet files, up to a number of bytes; how many there are."""
-    source = settings["sft_hub"]
-    pinned = {**source, "revision": hub.commit_of(source, "sft.hub") or source["revision"]}
+def from_hub(settings: dict[str, Any], out: Path, work: Path) -> None:
+    """Instructions from the hub as Parquet files, up to a number of bytes; goes on in `work` where an earlier call was killed.
+
+    Settings: hub (a source with the columns `prompt` and `answer`, and `bytes` of UTF-8 text to take, or null), seed, workers (1).
+    """
+    source = settings["hub"]
+    commit = hub.commit_of(source, "sft.hub")
+    pinned = {**source, "revision": commit or source["revision"]}
     reading = Reading(pinned, (source["prompt"], source["answer"]), "sft.hub", hub_instruction, most_bytes=source["bytes"])
-    rows = 0
+    counts: dict[str, Any] = {"commit": commit, "sft": {"hub": 0}, "bytes": 0}
     with Workers(settings.get("workers", 1)) as workers:
         for number, part in enumerate(part for part in take(reading, work, workers, settings["seed"]) if part.rows):
-            link(part, folder / f"{number:05d}.parquet")
-            rows += part.rows
-    if not rows:
+            link(part, out / "sft" / f"{number:05d}.parquet")
+            counts["sft"]["hub"] += part.rows
+            counts["bytes"] += part.bytes
+    if not counts["bytes"]:
         raise BadInput(f"sft.hub.dataset={source['dataset']}: holds no instruction with an answer")
-    return rows
+    (out / "counts.json").write_text(json.dumps(counts, indent=1) + "\n")
+
+
+def instruction_files(folder: Path) -> list[Path]:
+    """The files of instructions that a stage left: one JSONL, or Parquet files of those from the hub."""
+    single = folder / "sft.jsonl"
+    return [single] if single.exists() else sorted((folder / "sft").glob("*.parquet"))
 
 
 def as_row(item: Item, name: str, family: str, language: str) -> dict[str, Any]:

@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from train.corpus import read_jsonl, read_rows, write_jsonl
+from train.corpus import files_of, read_jsonl, read_rows, write_jsonl
+from train.instructions import instruction_files
 from train.workers import Workers
 
 GRAM = 13  # words of a verbatim match
@@ -213,6 +214,7 @@ def report(items: Sequence[dict[str, str]], files: Sequence[Path], out: Path, wo
     result = {
         "gram_words": GRAM,
         "shingle_words": SHINGLE,
+        "shortest_words": SHORTEST,
         "near_jaccard": NEAR,
         "read": {"files": len(files), **read},
         "tasks": tasks,
@@ -221,6 +223,14 @@ def report(items: Sequence[dict[str, str]], files: Sequence[Path], out: Path, wo
     write_jsonl(out / "leaked.jsonl", leaked)
     (out / "leaks.json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return result
+
+
+def training_files(corpus_dir: Path, instructions_dir: Path) -> list[Path]:
+    """All that is trained on: the text of both languages, and the instructions."""
+    folders = (corpus_dir / "text").glob("*.train*")
+    languages = sorted({folder.name.split(".")[0] for folder in folders})
+    text = [file for language in languages for file in files_of(corpus_dir, language)]
+    return [*text, *instruction_files(instructions_dir)]
 
 
 def entry(item: dict[str, str], found: Found, count: int) -> dict[str, Any]:

@@ -23,6 +23,7 @@ import numpy as np
 from train.blocks import BlockFile, Tokens, best_fit, cut, interleave, kind_for
 from train.corpus import files_of, read_rows
 from train.errors import BadInput
+from train.instructions import instruction_files
 from train.tokens import AT_ONCE, Encoder, Pass, Tokenised, batched, begin, passes, stream
 from train.workers import Workers
 
@@ -81,11 +82,11 @@ def sft_blocks(
     size, share, seed, tally = settings["block_size"], settings["replay_share"], settings["seed"], Tally()
     kinds = {"blocks": encoder.kind, "labels": np.int32, "positions": kind_for(size)}
     columns = [BlockFile(out / f"{name}.npy", size, kind) for name, kind in kinds.items()]
-    single = items_dir / "sft.jsonl"
-    files = [single] if single.exists() else sorted((items_dir / "sft").glob("*.parquet"))
+    files = instruction_files(items_dir)
+    single = files[0].suffix == ".jsonl"
     with Workers(settings.get("workers", 1), begin, (encoder,)) as workers:
         read = passes(files, f"{seed}:sft", workers, work)
-        packed = one_stream(read, size, tally) if single.exists() else file_by_file(read, size, tally, len(files))
+        packed = one_stream(read, size, tally) if single else file_by_file(read, size, tally, len(files))
         english: Iterator[Tokens] = iter(())
         if share > 0:
             assert corpus_dir is not None

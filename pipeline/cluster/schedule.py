@@ -21,6 +21,8 @@ Work = Literal["data", "train", "evaluate"]
 WORK: dict[str, Work] = {
     "corpus": "data",
     "items": "data",
+    "instructions": "data",
+    "leaks": "data",
     "ct_blocks": "data",
     "sft_blocks": "data",
     "base": "train",

@@ -33,11 +33,12 @@ def render(
     stages: Sequence[Mapping[str, Any]],
     out: Path,
     subject: Subject,
+    leaks: Mapping[str, Any] | None = None,
 ) -> ReportPaths:
     """Writes results.csv, results.md, curves.png, curves.svg and report.html to `out`, each whole or not at all.
 
     evaluations: of one target language, any number of budgets and seeds; base and SFT may be given once or with every budget. stages: the
-    records of stage.json files, for the list of what was run. Raises ValueError where checkpoints were not scored on the same items.
+    records of stage.json files, for the list of what was run. leaks: what leaks.json holds, where leaks were looked for. Raises ValueError where checkpoints were not scored on the same items.
     """
     from pipeline.report import choices as chosen_on_dev
     from pipeline.report import claims, curves, discards, discards_plot, page, results, style
@@ -56,6 +57,6 @@ def render(
         figure = None
         if discarded:
             figure = discards_plot.write(discarded, style.looks(row.method for row in rows), Path(aside) / "discards.svg")
-        html = page.render(rows, shown, discarded, chosen, stages, subject, out / "curves.svg", figure)
+        html = page.render(rows, shown, discarded, chosen, stages, subject, out / "curves.svg", figure, leaks)
     published = publish(out / "report.html", lambda aside: aside.write_text(html, encoding="utf-8"))
     return ReportPaths(table, readable, png, published)

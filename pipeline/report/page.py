@@ -49,8 +49,9 @@ def render(
     subject: Subject,
     curves_svg: Path,
     discards_svg: Path | None,
+    leaks: Mapping[str, Any] | None,
 ) -> str:
-    """The page. `stages` are the records that stage.json files hold."""
+    """The page. `stages` are the records that stage.json files hold, `leaks` what leaks.json holds, or None."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -77,6 +78,7 @@ def render(
         tops=TOPS,
         chosen=chosen,
         chosen_settings=[settings_text(one.settings) for one in chosen],
+        leaks=leaks,
         kinds=by_kind(stages),
         stages=sorted(stages, key=lambda record: str(record["finished"])),
         versions=distinct(record.get("versions") for record in stages),

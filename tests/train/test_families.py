@@ -58,7 +58,7 @@ def test_labels_are_balanced() -> None:
 
 def build(corpus_dir: Path, out: Path, **changes: Any) -> None:
     settings = {"language": "xx", "families": list(families.QUESTIONS), "sft_items": 40, "eval_items": 20, "sft_path": None, "seed": 0}
-    instructions.build(corpus_dir, {**settings, **changes}, out, out)
+    instructions.build(corpus_dir, {**settings, **changes}, out)
 
 
 def test_instructions_and_items_share_templates_but_not_content(corpus_dir: Path, tmp_path: Path) -> None:

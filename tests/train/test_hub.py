@@ -121,16 +121,14 @@ def test_a_kill_costs_the_part_that_was_being_read(folders: tuple[Path, Path], t
     assert contents(tmp_path / "out") == contents(tmp_path / "straight")
 
 
-def test_instructions_in_the_layout_of_flan(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    corpus.build(settings(folders), tmp_path / "corpus", tmp_path / "work")
+def test_instructions_in_the_layout_of_flan(tmp_path: Path) -> None:
     (tmp_path / "flan" / "flan_zsopt_data").mkdir(parents=True)
     for part in range(2):
         rows = {"inputs": [f"What is {part} + {i}?" for i in range(30)], "targets": [str(part + i) for i in range(29)] + [""], "_task_name": ["add"] * 30}
         parquet.write_table(pyarrow.table(rows), tmp_path / "flan" / "flan_zsopt_data" / f"part.{part}.parquet")
     flan = source(tmp_path / "flan", files="flan_*_data/*.parquet", prompt="inputs", answer="targets", bytes=None)
-    wanted = {"language": "xx", "families": [], "sft_items": 1, "eval_items": 1, "sft_path": None, "sft_hub": flan, "seed": 0}
-    instructions.build(tmp_path / "corpus", wanted, tmp_path / "items", tmp_path / "work")
-    made = [row for path in sorted((tmp_path / "items" / "sft").glob("*.parquet")) for row in read_rows(path)]
+    instructions.from_hub({"hub": flan, "seed": 0}, tmp_path / "items", tmp_path / "work")
+    made = [row for path in instructions.instruction_files(tmp_path / "items") for row in read_rows(path)]
     assert len(made) == 58 and {"prompt": "What is 1 + 7?", "output": "8", "family": "hub"} in made
     assert json.loads((tmp_path / "items" / "counts.json").read_text())["sft"] == {"hub": 58}
 
@@ -138,7 +136,7 @@ def test_instructions_in_the_layout_of_flan(folders: tuple[Path, Path], tmp_path
 def test_items_of_a_corpus_from_the_hub(folders: tuple[Path, Path], tmp_path: Path) -> None:
     corpus.build(settings(folders), tmp_path / "corpus", tmp_path / "work")
     wanted = {"language": "xx", "families": ["next"], "sft_items": 9, "eval_items": 7, "sft_path": None, "seed": 0}
-    instructions.build(tmp_path / "corpus", wanted, tmp_path / "items", tmp_path / "work")
+    instructions.build(tmp_path / "corpus", wanted, tmp_path / "items")
     assert len(read_jsonl(tmp_path / "items" / "sft.jsonl")) == 9
     assert len(read_jsonl(tmp_path / "items" / "tasks" / "next_xx.test.jsonl")) == 7
 

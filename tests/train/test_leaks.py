@@ -58,7 +58,8 @@ def test_what_was_planted_is_found_and_nothing_else(planted: tuple[list[dict[str
     assert result["read"]["documents"] == 201 and result["read"]["files"] == 4
     assert [row["id"] for row in result["worst"]] == [row["id"] for row in leaked.values()]
     assert leaked["verbatim"]["training"]["document"] == "0.1" and result == json.loads((tmp_path / "leaks.json").read_text())
-    assert leaked["verbatim"]["training"]["text"].casefold().replace(",", "") == next(item["text"] for item in items if item["id"] == "verbatim")
+    shown = leaked["verbatim"]["training"]["text"].casefold().replace(",", "").removesuffix(" …")
+    assert len(shown) > 150 and next(item["text"] for item in items if item["id"] == "verbatim").startswith(shown)
 
 
 def test_the_same_for_any_number_of_workers(planted: tuple[list[dict[str, str]], list[Path]], tmp_path: Path) -> None:

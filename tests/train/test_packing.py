@@ -54,7 +54,7 @@ def test_ct_blocks(corpus_dir: Path, model_dir: Path, tmp_path: Path) -> None:
 
 def test_sft_blocks_train_answers_only_and_lose_little_room(corpus_dir: Path, model_dir: Path, tmp_path: Path) -> None:
     settings = {"language": "xx", "families": ["next", "blank", "lookup"], "sft_items": 60, "eval_items": 5, "sft_path": None, "seed": 0}
-    instructions.build(corpus_dir, settings, tmp_path / "items", tmp_path)
+    instructions.build(corpus_dir, settings, tmp_path / "items")
     packing.sft_blocks(tmp_path / "items", model_dir, {"tokens": 51_200, "block_size": 512, "replay_share": 0.0, "seed": 0}, tmp_path / "sft", tmp_path / "work")
     blocks, labels, positions = (np.load(tmp_path / "sft" / f"{name}.npy") for name in ("blocks", "labels", "positions"))
     assert blocks.shape == labels.shape == positions.shape == (100, 512)
