@@ -318,6 +318,9 @@ class Compute(Section):
             raise ValueError("strategy=none: trains in one process; for several say compute=ddp, zero2, zero3, zero3_offload or fsdp")
         if self.strategy in ("ddp", "fsdp") and self.processes * self.nodes == 1:
             raise ValueError(f"processes=1: compute.strategy={self.strategy} is for several; for one say compute=gpu or compute=cpu")
+        if self.device == "cpu" and (self.liger or self.attention == "flash_attention_2"):
+            key, right = ("liger=true", "liger=false") if self.liger else ("attention=flash_attention_2", "attention=sdpa")
+            raise ValueError(f"{key}: its kernels run on GPUs only; say compute.{right}, or compute.device=cuda")
         return self
 
 

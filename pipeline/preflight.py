@@ -10,16 +10,18 @@ import os
 import shutil
 from collections.abc import Iterable, Sequence
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 from pipeline import sources
-from pipeline.config import Config, HubCorpus, HubSource
+from pipeline.config import Compute, Config, HubCorpus, HubSource
 from pipeline.cost import shape
 from pipeline.errors import BadInput
 from pipeline.plan import Inputs, Stage
 from pipeline.store import sha256
 from train import files, hub
 from train.errors import BadInput as BadText
+from train.parallel import ZERO_STAGES
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
 MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
@@ -64,6 +66,7 @@ def inputs(config: Config, network: bool = True) -> Inputs:
 
     `network`: whether the hub may be asked what a branch or tag stands for; otherwise it is taken from the cache, or by its name.
     """
+    check_compute(config.compute)
     checksums = Checksums(Path(config.store) / ".checksums.json")
     given = {"model.path": config.model.path, "ct.source": config.ct_source, "sft.source": config.sft.source}
     model, ct, sft_model = (None if path is None else checkpoint(path, key, checksums, network) for key, path in given.items())
@@ -97,6 +100,20 @@ def checkpoint(path: str, key: str, checksums: Checksums, network: bool) -> str:
     if model is None:
         return checksums.folder(model_files(Path(path), key))
     return f"{sources.PREFIX}{model.repo}@{sources.commit(model, key, network) or model.revision}"
+
+
+def check_compute(compute: Compute) -> None:
+    """What a training needs to be installed: refused in a line that names the key and the package."""
+    needed = {
+        "liger-kernel": (compute.liger, "liger_kernel", "liger=true", "liger=false"),
+        "flash-attn": (compute.attention == "flash_attention_2", "flash_attn", "attention=flash_attention_2", "attention=sdpa"),
+        "deepspeed": (compute.strategy in ZERO_STAGES, "deepspeed", f"strategy={compute.strategy}", "strategy=fsdp"),
+    }
+    for package, (wanted, module, key, instead) in needed.items():
+        if wanted and find_spec(module) is None:
+            raise BadInput(f"compute.{key}: needs {package}, which is not installed; pip install {package}, or say compute.{instead}")
+    if compute.strategy in ZERO_STAGES and compute.device == "cpu" and shutil.which("g++") is None:
+        raise BadInput(f"compute.strategy={compute.strategy}: on a CPU, DeepSpeed builds an extension with g++, which is not installed; install it, or say compute=ddp")
 
 
 def model_files(folder: Path, key: str = "model.path") -> list[Path]:

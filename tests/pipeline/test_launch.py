@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from pipeline import launch
+from pipeline import launch, preflight, sweep
 from pipeline.errors import BadInput, Preempted
 from pipeline.execute import Executor, Job
 from pipeline.plan import Stage
@@ -146,6 +146,21 @@ def test_commands_of_one_and_of_many_nodes(monkeypatch: pytest.MonkeyPatch) -> N
     many = launch.command(Compute(strategy="zero3", processes=4, nodes=2), Path("job.json"))
     assert many[0] == "srun" and "--nodes=2" in many and "--nnodes=2" in many and "--nproc_per_node=4" in many
     assert any(part.startswith("--rdzv_endpoint=127.0.0.1:") for part in many)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["compute=gpu", "compute.liger=true"], r"^compute\.liger=true: needs liger-kernel, which is not installed; .* or say compute\.liger=false$"),
+        (["compute=gpu", "compute.attention=flash_attention_2"], r"^compute\.attention=flash_attention_2: needs flash-attn"),
+        (["compute=zero3"], r"^compute\.strategy=zero3: needs deepspeed"),
+    ],
+)
+def test_a_package_that_is_not_there_is_named(overrides: list[str], says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = sweep.expand(["experiment=test", "compute.processes=1", *overrides], multirun=False).configs[0]
+    monkeypatch.setattr(preflight, "find_spec", lambda name: None)
+    with pytest.raises(BadInput, match=says):
+        preflight.check_compute(config.compute)
 
 
 def test_the_record_says_how_a_training_ran(tmp_path: Path) -> None:
