@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import check as checks
-from pipeline import preflight
+from pipeline import preflight, states
 from pipeline.config import Config, validate
 from pipeline.errors import BAD_INPUT, Preempted, StageFailed
 from pipeline.execute import Executor
@@ -81,6 +81,7 @@ def run(sweep: Sweep) -> int:
         except (StageFailed, Preempted) as error:  # of what cells share: cells tell of their own in the journal
             tell_failures([{"message": str(error)}], [])
             return 1
+    states.drop_all(store, stages)
     paths = write_report(cells, store, config)
     ran = len(journal.events("published"))
     if ran and paths:

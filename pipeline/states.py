@@ -24,11 +24,19 @@ def superfluous(held: Collection[int], missing: Collection[int], keep_last: bool
     return set(held) - needed
 
 
+def drop_all(store: Store, stages: Sequence[Stage]) -> None:
+    """Drops what a sweep, given by its stages, does not need any more: what a crash left over too."""
+    for trajectory in sorted({stage.trajectory for stage in stages if stage.trajectory}):
+        drop(store, stages, trajectory)
+
+
 def drop(store: Store, stages: Sequence[Stage], trajectory: str) -> None:
-    """Drops the states of one trajectory that the sweep, given by its stages, does not need any more."""
+    """Drops the states of one trajectory that the sweep does not need any more."""
     budgets = [stage for stage in stages if stage.trajectory == trajectory]
     missing = [stage.settings["tokens"] for stage in budgets if store.find(stage) is None]
     keep_last = any(stage.options.get("keep_last_state", True) for stage in budgets)
-    held = {entry.record["settings"]["tokens"]: entry for entry in store.entries("ct") if entry.record.get("trajectory") == trajectory and entry.holds(STATE)}
-    for tokens in superfluous(held.keys(), missing, keep_last):
-        store.drop(held[tokens], STATE)
+    published = [entry for entry in store.entries("ct") if entry.record.get("trajectory") == trajectory]
+    held = {entry.record["settings"]["tokens"]: entry for entry in published if entry.holds(STATE)}
+    cut_off = [entry for entry in published if not entry.holds(STATE) and (entry.path / STATE).exists()]  # by a crash in the middle of a drop
+    for entry in (*cut_off, *(held[tokens] for tokens in superfluous(held.keys(), missing, keep_last))):
+        store.drop(entry, STATE)

@@ -72,3 +72,14 @@ def test_a_reader_of_the_old_record_does_not_take_a_drop_for_damage(tmp_path: Pa
     (large.path / "steps_here").unlink()
     assert large.damage(thorough=False) == "steps_here is missing"
     assert json.loads((large.path / "stage.json").read_text())["dropped"] == ["state"]
+
+
+def test_a_crash_in_the_middle_of_a_drop_leaves_nothing_for_good(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    stages = run(store, (20, 40), tmp_path)
+    small = store.find(stages[0])
+    assert small
+    (small.path / "state").write_text("20")  # the record says that it is gone already
+    states.drop_all(store, stages)
+    again = store.find(stages[0])
+    assert again and not (small.path / "state").exists() and again.record == small.record
