@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -64,6 +66,7 @@ def arguments(compute: Compute, work: Path, settings: dict[str, Any], steps: int
     if compute.strategy in parallel.ZERO_STAGES:
         import deepspeed
 
+        os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"  # ninja, which builds its extensions, lies beside python
         deepspeed.init_distributed()  # takes the group over; otherwise ZeRO-3 would count one process when it loads the model
     if sharded and compute.device == "cpu":
         _shard_on_cpu()
