@@ -22,7 +22,7 @@ from tests.slurm.cluster import Slurm, install, unavailable, wait
 ROOT = Path(__file__).parents[2]
 SITE = Path(__file__).with_name("site.yaml")
 SWEEP = (
-    "-m", "experiment=test", "model=tiny", "ct.tokens=8192,65536", "ct.schedule_tokens=65536", "ct.batch_tokens=256", "ct.save_every_tokens=2048",
+    "-m", "experiment=test", "model=tiny", "ct.tokens=8192,41216", "ct.schedule_tokens=41216", "ct.batch_tokens=256", "ct.save_every_tokens=2048",
     "sft.batch_tokens=256", "~merge.methods.task_arithmetic", "eval.families=[next]", "eval.unmerged=[ct,ct_then_sft]", "compute.threads=1",
 )  # fmt: skip
 TWO_NODES = (
@@ -113,14 +113,14 @@ def sweep(slurm: Slurm, folder: Path) -> None:
     third = Command(folder, "slurm", *on_slurm).end()
     assert f'"stages_run": {absent + 1}' in third, third
     say(f"that command made what was missing, {absent + 1} stages, and ended with 0")
-    log = "".join(path.read_text() for path in (there / "store" / "ct").glob("*65536*/log.jsonl"))
+    log = "".join(path.read_text() for path in (there / "store" / "ct").glob("*41216*/log.jsonl"))
     assert logs and log.startswith(logs), f"the training did not go on from where it was preempted:\n{logs}\n{log}"
     same(folder / "local", there, "test")
 
 
 def preempt(slurm: Slurm, there: Path, command: Command) -> str:
     """Lets a job of higher priority take the node of the CT training, as soon as it has saved once. What it had logged before it was stopped."""
-    begun = lambda: [event["key"] for event in events(there, "started") if event["kind"] == "ct" and "65536" in event["slug"]]
+    begun = lambda: [event["key"] for event in events(there, "started") if event["kind"] == "ct" and "41216" in event["slug"]]
     saved = lambda: [path for key in begun() for path in (there / "store" / ".work").glob(f"ct-{key}/scratch/checkpoint-*/complete")]
     command.until(saved, "a checkpoint of the CT training")
     (training,) = (job for job in queue.ours(Store(there / "store"), queue.look() or {}) if begun()[0] in job.keys)
@@ -131,15 +131,15 @@ def preempt(slurm: Slurm, there: Path, command: Command) -> str:
     command.until(lambda: events(there, "requeued"), "the training to save and be queued again", 120)
     steps = sorted(int(path.parent.name.rpartition("-")[2]) for path in saved())
     log = next((there / "store" / ".work").glob(f"ct-{begun()[0]}/scratch/log.jsonl")).read_text()
-    assert steps and steps[-1] < 256, f"the training was over before it could be preempted: {steps}"
-    say(f"job {training.id} (CT) was preempted on {node} by job {urgent} of the partition `high`: it saved at step {steps[-1]} of 256 and was queued again")
+    assert steps and steps[-1] < 161, f"the training was over before it could be preempted: {steps}"
+    say(f"job {training.id} (CT) was preempted on {node} by job {urgent} of the partition `high`: it saved at step {steps[-1]} of 161 and was queued again")
     command.until(lambda: len(begun()) == 2, "the training to go on")
     return log
 
 
 def cancel(slurm: Slurm, there: Path, command: Command) -> str:
     """Cancels the CT-then-SFT training at the larger budget while it runs; its job's id."""
-    running = lambda: [event["key"] for event in events(there, "started") if event["slug"].startswith("en-after-nya-65536")]
+    running = lambda: [event["key"] for event in events(there, "started") if event["slug"].startswith("en-after-nya-41216")]
     command.until(running, "the CT-then-SFT training")
     (job,) = (job for job in queue.ours(Store(there / "store"), queue.look() or {}) if running()[0] in job.keys)
     slurm.command("scancel", job.id)
