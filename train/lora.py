@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,9 @@ def adapted(model: PreTrainedModel, lora: Mapping[str, Any]) -> Any:
         target_modules=targets if isinstance(targets, str) else list(targets),
     )
     try:
-        return get_peft_model(model, config)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by a name that is being retired
+            return get_peft_model(model, config)
     except ValueError as error:
         raise BadInput(f"train.lora.targets={targets}: {' '.join(str(error).split())}") from None
 
