@@ -21,6 +21,7 @@ from pipeline.errors import BAD_INPUT, BadInput
 from pipeline.plan import Cell, merged, plan_cell
 from pipeline.store import Store
 
+SPARE = 200 * 10**6  # bytes that a run needs beside its stages
 SAMPLE = 200  # documents that the tokenizer is tried on
 
 
@@ -39,6 +40,8 @@ class Finding:
 def sweep(configs: Sequence[Config], store: Store) -> list[Finding]:
     """What is wrong with a sweep, each thing once, whatever else is wrong."""
     found: list[Finding] = []
+    if any(asks_the_hub(config) for config in configs) and not sources.is_online():
+        found.append(Finding(True, "the hub (huggingface.co) cannot be reached from here: what is not in its cache (HF_HOME) is reported as missing"))
     for config in first_of_each_language(configs):
         for check in (checkpoints, corpora, tasks, tokenizer, partners):
             found += guarded(check, config)
@@ -59,6 +62,12 @@ def guarded(check: Callable[..., Iterable[Finding] | None], *arguments: Any) -> 
 
 def first_of_each_language(configs: Sequence[Config]) -> list[Config]:
     return list({config.language.code: config for config in reversed(configs)}.values())[::-1]
+
+
+def asks_the_hub(config: Config) -> bool:
+    """Whether anything of a cell comes from the hub, as far as its keys say."""
+    models = any(path.startswith(sources.PREFIX) for path in given(config).values())
+    return models or isinstance(config.corpus, HubCorpus) or bool(config.sft.hub) or (bool(config.eval.tasks) and not config.eval.include_path)
 
 
 def given(config: Config) -> dict[str, str]:
@@ -240,11 +249,11 @@ def disk(configs: Sequence[Config], store: Store) -> Iterator[Finding]:
     if not any(stage.kind in TRAINED for stage in stages if stage.key not in done):
         return
     rows = estimate.rows(cells, done, estimate.Untimed(), {})
-    need = estimate.disk_peak(rows, estimate.given_bytes(cells)) - sum(row.work.written for row in rows if row.done)
+    need = SPARE + estimate.disk_peak(rows, estimate.given_bytes(cells)) - sum(row.work.written for row in rows if row.done)
     existing = next(folder for folder in (store.root.absolute(), *store.root.absolute().parents) if folder.exists())
     free = shutil.disk_usage(existing).free
     if free < need:
         raise BadInput(
-            f"store={store.root}: {free / 1e9:,.0f} GB free, and this sweep needs {need / 1e9:,.0f} GB at its peak; free some space or choose another disk"
+            f"store={store.root}: {free / 1e9:,.1f} GB free, but this run may need {need / 1e9:,.1f} GB at its peak; free some space or choose another disk"
         )
     yield from ()

@@ -15,9 +15,8 @@ from pathlib import Path
 
 from pipeline import sources
 from pipeline.config import Compute, Config, HubCorpus, HubSource
-from pipeline.cost import shape
 from pipeline.errors import BadInput
-from pipeline.plan import Inputs, Stage
+from pipeline.plan import Inputs
 from pipeline.store import sha256
 from train import files, hub
 from train.errors import BadInput as BadText
@@ -151,28 +150,6 @@ def task_files(folder: Path) -> list[Path]:
     if not glob.glob(f"{folder}/**/*.yaml", recursive=True):
         raise BadInput(f"eval.include_path={folder}: holds no .yaml file; an lm-eval task is one")
     return [path for path in folder.rglob("*") if path.is_file()]
-
-
-def check_space(store: Path, waiting: Sequence[Stage], checkpoint_bytes: int) -> None:
-    """Refuses to start where the disk cannot hold the checkpoints to come, and the states that CT continues from (three times the weights)."""
-    need = sum(stage.kind in ("ct", "sft", "weights", "base") for stage in waiting) * checkpoint_bytes
-    need += len({stage.trajectory for stage in waiting if stage.trajectory}) * 2 * 3 * checkpoint_bytes  # the state that is read, and the next
-    need += 8 * checkpoint_bytes if need else 0  # two checkpoints at a time while training
-    need += SPARE if waiting else 0
-    existing = next(folder for folder in (store.absolute(), *store.absolute().parents) if folder.exists())
-    free = shutil.disk_usage(existing).free
-    if free < need:
-        raise BadInput(
-            f"store={store}: {free / 1e9:.1f} GB free, but this run may need {need / 1e9:.1f} GB; free some space or choose another disk"
-        )
-
-
-def checkpoint_bytes(config: Config) -> int:
-    """About how large a checkpoint of this cell is."""
-    folder = sources.folder_at_hand(config.model.path)
-    if folder:
-        return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    return 4 * shape.of(config).parameters
 
 
 def _check_utf8(path: Path, key: str) -> None:

@@ -6,6 +6,7 @@ files are fetched into the hub's own cache when a stage needs them, or found the
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from functools import cache
@@ -122,6 +123,20 @@ def weight_pattern(model: HubModel) -> str:
 
     names = HfApi().list_repo_files(model.repo, revision=model.revision)
     return "*.safetensors" if any(name.endswith(".safetensors") for name in names) else "pytorch_model*"
+
+
+def is_online() -> bool:
+    """Whether the hub answers at all. Where it does not, its libraries are told, in this process: otherwise they try for minutes, file by file."""
+    import requests
+    from huggingface_hub import constants
+
+    if not constants.HF_HUB_OFFLINE:
+        try:
+            requests.head(constants.ENDPOINT, timeout=10)
+        except requests.RequestException:
+            os.environ["HF_HUB_OFFLINE"] = "1"  # read by `datasets` when it is imported
+            constants.HF_HUB_OFFLINE = True
+    return not constants.HF_HUB_OFFLINE
 
 
 def check_access(model: HubModel, key: str) -> None:

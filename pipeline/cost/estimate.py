@@ -102,7 +102,8 @@ def rows(cells: Sequence[Cell], done: set[str], rates: Rates, memories: Mapping[
     for stage in stages:
         config = owners[stage.key]
         before = continued_from(stage, stages)
-        does = work.of(stage, config, shape.of(config), before.settings["tokens"] if before else 0)
+        last = not any(stage is continued_from(other, stages) for other in stages if other.trajectory and other.trajectory == stage.trajectory)
+        does = work.of(stage, config, shape.of(config), before.settings["tokens"] if before else 0, last)
         sharing = sum(any(stage.key == other.key for other in cell.stages) for cell in cells)
         held = memories.get("ct" if stage.kind == "base" else stage.kind)
         found.append(Row(stage, sharing, stage.key in done, does, rates.seconds(stage, does), rates.gpus(stage), held))
@@ -152,4 +153,5 @@ def given_bytes(cells: Sequence[Cell]) -> float:
 def training_memory(config: Config) -> dict[str, Memory]:
     """Bytes a GPU while CT and SFT train."""
     form = shape.of(config)
-    return {kind: memory.training(form, config.compute, part.batch_tokens, part.block_size) for kind, part in (("ct", config.ct), ("sft", config.sft))}
+    parts = (("ct", config.ct), ("sft", config.sft))
+    return {kind: memory.training(form, config.compute, part.batch_tokens, part.block_size, shape.trained(config)) for kind, part in parts}

@@ -19,6 +19,6 @@ def forward(shape: Shape, context: float) -> float:
     return 2 * shape.multiplied + 4 * shape.layers * shape.hidden * context
 
 
-def training(shape: Shape, context: float) -> float:
-    """FLOPs of a token in training, forward and backward."""
-    return 3 * forward(shape, context)
+def training(shape: Shape, context: float, frozen: bool = False) -> float:
+    """FLOPs of a token in training, forward and backward. `frozen`: the weights get no gradients of their own (LoRA), only what passes through them does."""
+    return (2 if frozen else 3) * forward(shape, context)

@@ -46,22 +46,26 @@ def width(precision: str) -> int:
     return 2 if precision == "bf16" else 4
 
 
-def states(shape: Shape, strategy: str, precision: str, processes: int, nodes: int) -> Memory:
-    """Model states a GPU, of `processes` a node. DDP and FSDP keep 32-bit weights (and autocast, for bf16, its copies of them)."""
+def states(shape: Shape, strategy: str, precision: str, processes: int, nodes: int, trained: int | None = None) -> Memory:
+    """Model states a GPU, of `processes` a node. DDP and FSDP keep 32-bit weights (and autocast, for bf16, its copies of them).
+
+    trained: how many parameters get gradients and moments; None: all.
+    """
     count, gpus, number = shape.parameters, processes * nodes, width(precision)
+    learnt = count if trained is None else trained
     gathered = 4 * shape.embedding  # ZeRO-3 and FSDP: the largest module, whole, while it is used
     match strategy:
         case "zero2":
-            return Memory(number * count, (number + 4) * count / gpus, 12 * count / gpus)
+            return Memory(number * count, (number + 4) * learnt / gpus, 12 * learnt / gpus)
         case "zero3":
-            return Memory(number * count / gpus + gathered, 4 * count / gpus, 12 * count / gpus)
+            return Memory(number * count / gpus + gathered, 4 * learnt / gpus, 12 * learnt / gpus)
         case "zero3_offload":
-            return Memory(gathered, 0, 0, host=(number + 16) * count / nodes * HOST_SLACK)
+            return Memory(gathered, 0, 0, host=(number * count + 16 * learnt) / nodes * HOST_SLACK)
         case "fsdp":
-            return Memory(4 * count / gpus + gathered, 4 * count / gpus, 8 * count / gpus)
+            return Memory(4 * count / gpus + gathered, 4 * learnt / gpus, 8 * learnt / gpus)
     copies = 2 * count if precision == "bf16" else 0
-    buckets = 4 * count if strategy == "ddp" and gpus > 1 else 0
-    return Memory(4 * count + copies, 4 * count + buckets, 8 * count)
+    buckets = 4 * learnt if strategy == "ddp" and gpus > 1 else 0
+    return Memory(4 * count + copies, 4 * learnt + buckets, 8 * learnt)
 
 
 def layer_activations(shape: Shape, precision: str, attention: str = "sdpa", context: int = 0) -> float:
@@ -83,9 +87,9 @@ def activations(shape: Shape, tokens: int, compute: Compute, context: int) -> fl
     return tokens * (layers + logits)
 
 
-def training(shape: Shape, compute: Compute, batch_tokens: int, block_size: int) -> Memory:
-    """What a GPU holds while it trains in steps of `batch_tokens`. Raises BadInput where the GPUs cannot share such a batch."""
-    alone = states(shape, compute.strategy, compute.precision, compute.processes, compute.nodes)
+def training(shape: Shape, compute: Compute, batch_tokens: int, block_size: int, trained: int | None = None) -> Memory:
+    """What a GPU holds while it trains (`trained` parameters, None: all) in steps of `batch_tokens`. Raises BadInput where the GPUs cannot share such a batch."""
+    alone = states(shape, compute.strategy, compute.precision, compute.processes, compute.nodes, trained)
     blocks, _ = sizes(batch_tokens, block_size, compute.processes * compute.nodes, compute.micro_batch)
     held = activations(shape, blocks * block_size, compute, block_size)
     return Memory(alone.parameters, alone.gradients, alone.optimizer, held, alone.host)

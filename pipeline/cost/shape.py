@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,6 +64,13 @@ class Shape:
         """Parameters that every token is multiplied by: the layers and the head, not the look-up of the embedding."""
         return self.embedding + self.layers * self.layer + self.hidden
 
+    def low_rank(self, rank: int, targets: str | Sequence[str]) -> int:
+        """Parameters that LoRA adds: for each matrix that is named (all-linear: every one of a layer), `rank` rows and columns."""
+        wide, keys, forward = self.hidden, self.kv_width, self.feed_forward
+        sides = {"q_proj": wide + wide, "k_proj": wide + keys, "v_proj": wide + keys, "o_proj": wide + wide}
+        sides |= {name: wide + forward for name in ("gate_proj", "up_proj", "down_proj")}
+        return self.layers * rank * sum(side for name, side in sides.items() if targets == "all-linear" or name in targets)
+
 
 def from_config_json(path: Path) -> Shape:
     """The shape that a Hugging Face config.json states. Raises BadInput where it is not of a Llama-like model."""
@@ -73,6 +81,12 @@ def from_config_json(path: Path) -> Shape:
     if lacking:
         raise BadInput(f"model.shape=null: {path} has no {lacking[0]}; give the model's shape in its conf/model file")
     return Shape(**{name: about[key] for name, key in IN_CONFIG_JSON.items()})
+
+
+def trained(config: Config) -> int:
+    """Parameters that are trained: all, or LoRA's."""
+    lora, form = config.train.lora, of(config)
+    return form.low_rank(lora.rank, lora.targets) if lora else form.parameters
 
 
 def of(config: Config) -> Shape:

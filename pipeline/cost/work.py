@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pipeline.config import Config
 from pipeline.cost import flops
 from pipeline.cost.memory import width
-from pipeline.cost.shape import Shape
+from pipeline.cost.shape import Shape, trained
 from pipeline.plan import Stage
 
 TRAINED, SCORED, MERGED = ("base", "ct", "sft"), ("tune", "eval"), ("merge", "weights")
@@ -34,15 +34,15 @@ class Work:
     tries: int = 0
 
 
-def of(stage: Stage, config: Config, shape: Shape, resumed: int = 0) -> Work:
-    """The work of a stage of a cell. A CT stage continues from `resumed` tokens of its trajectory."""
+def of(stage: Stage, config: Config, shape: Shape, resumed: int = 0, last: bool = True) -> Work:
+    """The work of a stage of a cell. A CT stage continues from `resumed` tokens of its trajectory; `last`: no larger budget continues from it."""
     settings, kind = stage.settings, stage.kind
     if kind in TRAINED:
         tokens = settings["tokens"] - resumed
         model, state = checkpoint_bytes(shape, config), state_bytes(shape, config)
-        written = model + state if kind == "ct" else model
-        scratch = 2 * state if kind == "ct" else 3 * state  # the last two checkpoints; SFT writes a state too, and drops it
-        return Work(tokens, tokens * flops.training(shape, settings["block_size"]), written + SMALL, scratch)
+        kept = state if kind == "ct" and last and config.compute.keep_last_state else 0  # pipeline/states.py: the others are dropped
+        beside = (2 if kept else 3) + (resumed > 0)  # the last two checkpoints, the state that is dropped later, the one that is continued from
+        return Work(tokens, tokens * flops.training(shape, settings["block_size"], "lora" in settings), model + kept + SMALL, beside * state)
     if kind in SCORED:
         tries = len(settings.get("tries", [None]))
         tokens, lengths = scored_tokens(stage, config)
@@ -65,15 +65,14 @@ def token_bytes(shape: Shape) -> int:
 
 
 def checkpoint_bytes(shape: Shape, config: Config) -> int:
-    """A trained model on the disk: DeepSpeed writes it in the precision of the passes, the others in 32 bits."""
-    number = width(config.compute.precision) if config.compute.strategy.startswith("zero") else 4
-    return number * shape.parameters
+    """A trained model on the disk, in the precision of the passes."""
+    return width(config.compute.precision) * shape.parameters
 
 
 def state_bytes(shape: Shape, config: Config) -> int:
-    """What a training continues from: the weights and two moments of Adam in 32 bits; DeepSpeed adds 32-bit weights and a second copy of the model."""
-    model = checkpoint_bytes(shape, config)
-    return (2 * model if config.compute.strategy.startswith("zero") else model) + (12 if config.compute.strategy.startswith("zero") else 8) * shape.parameters
+    """What a training continues from: trained weights and two moments of Adam in 32 bits; DeepSpeed adds two copies of the model."""
+    copies = 2 * checkpoint_bytes(shape, config) if config.compute.strategy.startswith("zero") else 0
+    return 12 * trained(config) + copies
 
 
 def corpus_bytes(config: Config) -> float:

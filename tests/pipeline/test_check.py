@@ -78,7 +78,7 @@ def test_no_room_for_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9 - 10**6, 10**6))
     said = [finding.text for finding in found(tmp_path) if finding.fails]
-    assert len(said) == 1 and said[0].startswith(f"store={tmp_path}: 0 GB free, and this sweep needs ")
+    assert len(said) == 1 and said[0].startswith(f"store={tmp_path}: 0.0 GB free, but this run may need ")
 
 
 def byte_fallback() -> object:

@@ -174,8 +174,10 @@ def test_disk_at_its_peak_is_what_stays_and_the_largest_work_beside_it() -> None
     rows = estimate.rows(tiny(), set(), estimate.Untimed(), {})
     stays = sum(row.work.written for row in rows)
     assert estimate.disk_peak(rows, 7.0) == 7.0 + stays + max(row.work.scratch for row in rows)
-    ct = next(row for row in rows if row.stage.slug == "nya-1M-s0" and row.stage.kind == "ct")
-    assert ct.work.written == pytest.approx(16 * 1_568_160, rel=0.05), "the default run left 25.4 MB"
+    ct = {row.stage.slug: row.work for row in rows if row.stage.kind == "ct"}
+    model = 4 * 1_568_160
+    assert ct["nya-1M-s0"].written == pytest.approx(4 * model, rel=0.05), "weights, and the state that a later sweep continues from: 25.4 MB"
+    assert ct["nya-200k-s0"].written == pytest.approx(model, abs=2e6), "its state is dropped"
 
 
 def test_the_plan_of_the_paper_needs_no_torch_and_says_what_it_costs() -> None:
@@ -216,3 +218,16 @@ def test_calibrated_on_one_training_the_others_hold_what_is_predicted() -> None:
     ratios = {one["case"]: (before + predicted) / one["peak"] for one, predicted in zip(cases[1:], says[1:], strict=True)}
     assert len(ratios) == 7
     assert {case: ratio for case, ratio in ratios.items() if abs(ratio - 1) > WITHIN} == {}
+
+
+def test_lora_trains_what_peft_says_and_holds_less() -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, intermediate_size=48)
+    for targets in ("all-linear", ["q_proj", "v_proj", "down_proj"]):
+        model = get_peft_model(LlamaForCausalLM(config), LoraConfig(r=4, target_modules=targets))
+        added = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        assert Shape(64, 32, 2, 4, 2, 48, False).low_rank(4, targets) == added
+    whole, low = (fit.on_cluster(paper(*more), hardware.parse("8xH100")) for more in ((), ("train=lora",)))
+    assert estimate.training_memory(low)["ct"].states < estimate.training_memory(whole)["ct"].states
