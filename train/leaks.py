@@ -11,9 +11,9 @@ The training text is read once, file by file, by several processes; memory holds
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 import json
-import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from train.corpus import files_of, read_jsonl, read_rows, write_jsonl
 from train.instructions import instruction_files
+from train.tokens import batched
 from train.workers import Workers
 
 GRAM = 13  # words of a verbatim match
@@ -33,8 +34,10 @@ SHINGLE = 5  # words of a shingle
 NEAR = 0.8  # Jaccard similarity of a near-duplicate
 WORST = 20  # examples in the report
 EXCERPT = 240  # characters of an example
+TOGETHER = 256  # documents searched at a time
 
 Hashes = NDArray[np.uint64]
+GAP = np.array([0x5EED0FA6A9B1C3D7], np.uint64)  # between two documents: the hash of no word
 FACTOR = np.uint64(0x9E3779B97F4A7C15)  # odd: a polynomial in it modulo 2^64 keeps every word's hash
 
 
@@ -93,6 +96,16 @@ class Found:
             self.jaccard, self.near = other.jaccard, other.near
 
 
+@dataclass
+class Match:
+    """What one document has of one item: its n-grams, the place of the first, the highest Jaccard similarity and its place; places are in words."""
+
+    first: int
+    grams: set[int] = field(default_factory=set)
+    jaccard: float = 0.0
+    near: int = 0
+
+
 class Index:
     """The n-grams and shingles of all items, and which items have each."""
 
@@ -128,26 +141,29 @@ class Index:
         places = np.flatnonzero(sieve[hashes >> (np.uint64(64) - self.BITS)])
         return zip(places.tolist(), hashes[places].tolist(), strict=True)
 
-    def search(self, document: str) -> dict[int, tuple[set[int], int, float, int]]:
-        """Of each item that a document has something of: its n-grams in it, the place of the first, the highest Jaccard similarity and its place."""
-        words = self.words.of(document)
-        found: dict[int, tuple[set[int], int, float, int]] = {}
+    def search(self, documents: Sequence[str]) -> list[dict[int, Match]]:
+        """What each document has of each item. Documents are searched together, with a gap between them that no item has: many are short."""
+        words = [part for document in documents for part in (self.words.of(document), GAP)]
+        starts = np.cumsum([0, *map(len, words)])[::2].tolist()
+        joined = np.concatenate(words)
+        found: list[dict[int, Match]] = [{} for _ in documents]
         for size, held in self.with_gram.items():
-            for place, gram in self.through(self.sieves[size], grams(words, size)):
+            for place, gram in self.through(self.sieves[size], grams(joined, size)):
                 for item in held.get(gram, ()):
-                    found.setdefault(item, (set(), place, 0.0, 0))[0].add(gram)
-        shingles = grams(words, SHINGLE)
-        shared: dict[int, list[int]] = defaultdict(list)
+                    document = bisect.bisect_right(starts, place) - 1
+                    found[document].setdefault(item, Match(place - starts[document])).grams.add(gram)
+        shingles = grams(joined, SHINGLE)
+        shared: dict[tuple[int, int], list[int]] = defaultdict(list)
         for place, shingle in self.through(self.shingle_sieve, shingles):
             for item in self.with_shingle.get(shingle, ()):
-                shared[item].append(place)
-        for item, places in shared.items():
-            if len(places) < math.ceil(NEAR * len(self.shingles[item])):
-                continue
-            similarity, place = self.nearest(item, places, shingles)
-            if similarity >= NEAR:
-                there, first, _, _ = found.get(item, (set(), place, 0.0, 0))
-                found[item] = (there, first, similarity, place)
+                document = bisect.bisect_right(starts, place) - 1
+                shared[document, item].append(place - starts[document])
+        for (document, item), places in shared.items():
+            if len(places) >= NEAR * len(self.shingles[item]):
+                similarity, place = self.nearest(item, places, shingles[starts[document] : starts[document + 1] - SHINGLE])
+                if similarity >= NEAR:
+                    match = found[document].setdefault(item, Match(place))
+                    match.jaccard, match.near = similarity, place
         return found
 
     def nearest(self, item: int, places: Sequence[int], shingles: Hashes) -> tuple[float, int]:
@@ -173,17 +189,18 @@ def scan(file: Path) -> tuple[dict[int, Found], Counter[str]]:
     """What a file of training text or instructions has of each item, and how much was read."""
     index, found, read = _index, defaultdict[int, Found](Found), Counter[str]()
     assert index is not None
-    for number, row in enumerate(read_rows(file)):
-        text = row["text"] if "text" in row else f"{row['prompt']} {row['output']}"
-        read.update(documents=1, bytes=len(text.encode()))
-        for item, (there, first, similarity, place) in index.search(text).items():
+    for rows in batched(enumerate(read_rows(file)), TOGETHER):
+        texts = [row["text"] if "text" in row else f"{row['prompt']} {row['output']}" for _, row in rows]
+        read.update(documents=len(texts), bytes=sum(len(text.encode()) for text in texts))
+        for (number, row), text, matches in zip(rows, texts, index.search(texts), strict=True):
             about = {"file": f"{file.parent.name}/{file.name}", "document": row.get("id", str(number))}
-            one = Found(there, similarity)
-            if there:
-                one.passage = {**about, "text": index.words.excerpt(text, first, index.sizes[item] * 2)}
-            if similarity:
-                one.near = {**about, "text": index.words.excerpt(text, place, len(index.shingles[item]) + SHINGLE - 1)}
-            found[item].add(one)
+            for item, match in matches.items():
+                one = Found(match.grams, match.jaccard)
+                if match.grams:
+                    one.passage = {**about, "text": index.words.excerpt(text, match.first, index.sizes[item] * 2)}
+                if match.jaccard:
+                    one.near = {**about, "text": index.words.excerpt(text, match.near, len(index.shingles[item]) + SHINGLE - 1)}
+                found[item].add(one)
     return dict(found), read
 
 

@@ -79,8 +79,9 @@ def test_an_edited_item_is_near_exactly_if_its_jaccard_similarity_says_so(seed: 
     words = item.split()
     words[place] = "edited"
     changed = " ".join(words)
-    found = leaks.Index([item]).search(f"{text(rng, 100)} {changed} {text(rng, 100)}")
-    similarity = found[0][2] if found else 0.0
+    before, found, after = leaks.Index([item]).search([text(rng, 5), f"{text(rng, 100)} {changed} {text(rng, 100)}", ""])
+    assert not before and not after
+    similarity = found[0].jaccard if found else 0.0
     if jaccard(item, changed) >= leaks.NEAR:
         assert similarity >= leaks.NEAR
     elif similarity:
