@@ -313,3 +313,16 @@ def test_no_torch_is_imported() -> None:
     rooms = "pipeline.report, pipeline.report.page, pipeline.report.claims, pipeline.report.curves, pipeline.report.discards_plot"
     code = f"import sys, {rooms}; assert not {{'torch', 'lm_eval', 'matplotlib'}} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_leaks_are_a_section_where_they_were_looked_for(tmp_path: Path) -> None:
+    folder = write_scores(tmp_path / "base", {"next": 0.5}, 2.0)
+    worst = {"task": "next_nya", "id": "i<1>", "share": 0.5, "jaccard": 0.9, "text": "an item", "training": {"file": "text/a", "document": "d", "text": "a passage"}}
+    tasks = {"next_nya": {"items": 50, "too_short": 3, "verbatim": 2, "near": 1}}
+    read = {"files": 1, "documents": 12_345, "bytes": 10**7}
+    leaks = {"gram_words": 13, "shingle_words": 5, "shortest_words": 8, "near_jaccard": 0.8, "read": read, "tasks": tasks, "worst": [worst]}
+    evaluations = [Evaluation("base", 10_000, 0, folder)]
+    page = report.render(evaluations, [], [], [], tmp_path / "with", SUBJECT, leaks).page.read_text()
+    assert "<tr><th>next_nya</th><td>50</td><td>3</td><td>2</td><td>1</td></tr>" in page
+    assert "12,345 documents" in page and "i&lt;1&gt;" in page and "a passage" in page
+    assert 'id="leaks"' not in report.render(evaluations, [], [], [], tmp_path / "without", SUBJECT).page.read_text()
