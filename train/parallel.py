@@ -74,6 +74,7 @@ def deepspeed_config(compute: Compute, micro: int, accumulation: int) -> dict[st
     return {
         "zero_optimization": zero,
         "bf16": {"enabled": compute.precision == "bf16"},
+        "data_types": {"grad_accum_dtype": "fp32"},  # as DDP has it; otherwise the gradients of many passes would be summed in bfloat16
         "train_micro_batch_size_per_gpu": micro,
         "gradient_accumulation_steps": accumulation,
         "train_batch_size": micro * accumulation * compute.world,
