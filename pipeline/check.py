@@ -41,7 +41,7 @@ def sweep(configs: Sequence[Config], store: Store) -> list[Finding]:
     """What is wrong with a sweep, each thing once, whatever else is wrong."""
     found: list[Finding] = []
     if any(asks_the_hub(config) for config in configs) and not sources.is_online():
-        found.append(Finding(True, "the hub (huggingface.co) cannot be reached from here: what is not in its cache (HF_HOME) is reported as missing"))
+        found.append(Finding(False, "the hub (huggingface.co) cannot be reached from here: what is not in its cache (HF_HOME) is reported as missing"))
     for config in first_of_each_language(configs):
         for check in (checkpoints, corpora, tasks, tokenizer, partners):
             found += guarded(check, config)

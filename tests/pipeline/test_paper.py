@@ -91,7 +91,7 @@ def test_published_checkpoints_leave_nothing_to_train() -> None:
     assert len(configs) == len(LANGUAGES)
     for config in configs:
         cell = plan_cell(config, replace(Inputs(), model="m", ct=config.ct_source, sft_model="s"))
-        assert {stage.kind for stage in cell.stages} == {"corpus", "items", "tune", "merge", "eval"}
+        assert {stage.kind for stage in cell.stages} == {"corpus", "items", "instructions", "leaks", "tune", "merge", "eval"}
         assert cell.checkpoints["ct"].options["path"] == f"hub:pkupie/Llama-2-7b-{config.language.short}"
 
 
