@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,7 +17,7 @@ from merge.recipe import Recipe
 
 def render(title: str, plan: Plan, recipe: Recipe, files: Sequence[Path], audit: Audit | None, checksums: bool = True) -> str:
     """Markdown with a YAML head as model hubs read it: parents, method, settings, checksums, how to make it again."""
-    parents = [str(checkpoint.folder) for checkpoint in plan.parents.values()]
+    parents = [re.sub(r"^hub:([^@]+).*", r"\1", str(folder)) for folder, _ in plan.parents]
     head = yaml.safe_dump({"base_model": parents, "tags": ["merge", "slackmerge"], "library_name": "transformers"}, sort_keys=False)
     settings = yaml.safe_dump(recipe.to_dict(), sort_keys=False)
     lines = [f"---\n{head}---\n", f"# {title}\n", f"A merge by `{recipe.method}`."]

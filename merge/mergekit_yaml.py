@@ -7,11 +7,13 @@ inputs promote to, l1 rescaling, no question about tokenizers. What we do not do
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from merge.errors import BadInput
+from merge.hub import PREFIX
 from merge.recipe import METHODS, Method
 
 # Methods that rescale unless told otherwise.
@@ -37,7 +39,7 @@ def to_recipe_dict(data: Mapping[str, Any], where: str) -> dict[str, Any]:
     entries = _entries(data, where)
     recipe: dict[str, Any] = {"method": method, "models": _models(entries, base, method, shared, where)}
     if spec.base:
-        recipe["base"] = base
+        recipe["base"] = _place(str(base))
     elif base is not None and base not in [path for path, _ in entries]:
         raise BadInput(f"{where}: base_model: {method} has no base; list the model under models, or leave base_model out")
     recipe |= _shared_settings(method, spec, shared, where)
@@ -88,19 +90,24 @@ def _models(
         if spec.base and path == base:
             continue
         folder, _, adapter = path.partition("+")
-        label = Path(adapter or folder).name
+        label = Path(adapter or folder).name.partition("@")[0]
         label = label if label not in models else f"{label}-{len(models)}"
         at = f"{where}: models: {path}"
         unknown = sorted(set(own) - {"weight", "density", "gamma", "epsilon"})
         if unknown:
             raise BadInput(f"{at}: parameter {', '.join(unknown)} is not one of {method}'s")
-        models[label] = {"path": folder} | ({"adapter": adapter} if adapter else {})
+        models[label] = {"path": _place(folder)} | ({"adapter": adapter} if adapter else {})
         for name in names:
             value = _scoped(name, [own, shared])
             if value is None:
                 raise BadInput(f"{at}: parameter weight is missing; mergekit asks for it")
             models[label][name] = value
     return models
+
+
+def _place(model: str) -> str:
+    """A local folder where there is one of that name, else, as mergekit has it, a model of the hub: owner/name@revision."""
+    return f"{PREFIX}{model}" if not Path(model).exists() and re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", model) else model
 
 
 def _scoped(name: str, scopes: list[Mapping[str, Any]]) -> Any:

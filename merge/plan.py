@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from merge import hub
 from merge.adapter import adapted
 from merge.checkpoint import FLOATS, Checkpoint, open_checkpoint
 from merge.errors import BadInput
@@ -92,7 +93,7 @@ def make_plan(recipes: Sequence[Recipe]) -> Plan:
 def open_parent(parent: Parent) -> Checkpoint:
     """The checkpoint of a parent, with its adapter where it has one."""
     folder, adapter = parent
-    checkpoint = open_checkpoint(folder)
+    checkpoint = open_checkpoint(hub.fetch(str(folder), "path"))
     return checkpoint if adapter is None else adapted(checkpoint, adapter)
 
 

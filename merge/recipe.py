@@ -34,6 +34,7 @@ import yaml
 
 from merge import settings
 from merge.errors import BadInput
+from merge.hub import PREFIX as HUB
 from merge.settings import Setting
 
 
@@ -157,8 +158,8 @@ class Recipe:
     def save(self, path: str | Path) -> None:
         """Write the recipe as YAML with absolute paths, so that it means the same wherever it is read from."""
         path = Path(path)
-        models = tuple(replace(m, path=m.path.absolute(), adapter=m.adapter and m.adapter.absolute()) for m in self.models)
-        absolute = replace(self, base=self.base and self.base.absolute(), models=models)
+        models = tuple(replace(m, path=_absolute(m.path), adapter=m.adapter and _absolute(m.adapter)) for m in self.models)
+        absolute = replace(self, base=self.base and _absolute(self.base), models=models)
         aside = path.with_name(f".{path.name}.part")
         aside.write_text(yaml.safe_dump(absolute.to_dict(), sort_keys=False), encoding="utf-8")
         aside.replace(path)
@@ -288,7 +289,11 @@ def _finite(setting: Setting, at: str) -> None:
 def _path(value: Any, at: str, root: Path | None) -> Path:
     if not isinstance(value, str | Path) or not str(value):
         raise BadInput(f"{at}: expected a folder; got {value!r}")
-    return Path(value) if root is None else root / value
+    return Path(value) if root is None or str(value).startswith(HUB) else root / value
+
+
+def _absolute(path: Path) -> Path:
+    return path if str(path).startswith(HUB) else path.absolute()
 
 
 def _names(value: Any, at: str, models: tuple[ModelRef, ...]) -> tuple[str, ...]:

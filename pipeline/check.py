@@ -13,7 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pipeline import preflight, recipes, sources, tokens
+from merge import hub as model_hub
+from pipeline import preflight, recipes, tokens
 from pipeline.config import Config, HubCorpus, HubSource, format_tokens
 from pipeline.cost import estimate
 from pipeline.cost.work import TRAINED
@@ -40,7 +41,7 @@ class Finding:
 def sweep(configs: Sequence[Config], store: Store) -> list[Finding]:
     """What is wrong with a sweep, each thing once, whatever else is wrong."""
     found: list[Finding] = []
-    if any(asks_the_hub(config) for config in configs) and not sources.is_online():
+    if any(asks_the_hub(config) for config in configs) and not model_hub.is_online():
         found.append(Finding(False, "the hub (huggingface.co) cannot be reached from here: what is not in its cache (HF_HOME) is reported as missing"))
     for config in first_of_each_language(configs):
         for check in (checkpoints, corpora, tasks, tokenizer, partners):
@@ -66,7 +67,7 @@ def first_of_each_language(configs: Sequence[Config]) -> list[Config]:
 
 def asks_the_hub(config: Config) -> bool:
     """Whether anything of a cell comes from the hub, as far as its keys say."""
-    models = any(path.startswith(sources.PREFIX) for path in given(config).values())
+    models = any(path.startswith(model_hub.PREFIX) for path in given(config).values())
     return models or isinstance(config.corpus, HubCorpus) or bool(config.sft.hub) or (bool(config.eval.tasks) and not config.eval.include_path)
 
 
@@ -84,13 +85,13 @@ def checkpoints(config: Config) -> Iterator[Finding]:
 
 @cache
 def reachable(path: str, key: str) -> tuple[Finding, ...]:
-    model = sources.parse(path, key)
+    model = model_hub.parse(path, key)
     if model is None:
         preflight.model_files(Path(path), key)
     else:
-        sources.check_access(model, key)
-        if not sources.COMMIT.fullmatch(model.revision):
-            found = sources.commit(model, key, network=True)
+        model_hub.check_access(model, key)
+        if not model_hub.COMMIT.fullmatch(model.revision):
+            found = model_hub.commit(model, key, network=True)
             return (Finding(False, f"{key}={model}: is not pinned; say hub:{model.repo}@{found}, so that it stays what it is"),)
     return ()
 
@@ -171,8 +172,8 @@ def fertility(config: Config) -> tokens.Fertility | None:
 
 def tokenizer_folder(config: Config) -> Path | None:
     """The folder with the tokenizer: of a model of the hub only its tokenizer is fetched."""
-    folder = sources.folder_at_hand(config.model.path)
-    model = sources.parse(config.model.path or "", "model.path")
+    folder = model_hub.folder_at_hand(config.model.path)
+    model = model_hub.parse(config.model.path or "", "model.path")
     if (folder and (folder / "tokenizer.json").is_file()) or model is None:
         return folder
     from huggingface_hub import hf_hub_download
@@ -204,9 +205,9 @@ def partners(config: Config) -> Iterator[Finding]:
     """Base, CT and SFT can be merged: same tensors, same vocabulary. What is trained here is like the base."""
     from merge import Recipe, check
 
-    folders = {key: sources.folder_at_hand(path) for key, path in given(config).items()}
+    folders = {key: model_hub.folder_at_hand(path) for key, path in given(config).items()}
     base = folders.get("model.path")
-    if base is None or not sources.is_whole(base) or not config.merge.methods:
+    if base is None or not model_hub.is_whole(base) or not config.merge.methods:
         return
     ct, sft = (folders.get(key, base) or base for key in ("ct.source", "sft.source"))
     settings = next(iter(config.merge.methods.values())).tries[0]

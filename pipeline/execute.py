@@ -18,7 +18,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from pipeline import sources, states
+from merge import hub as model_hub
+from pipeline import states
 from pipeline.errors import BAD_INPUT, BadInput, Preempted, StageFailed
 from pipeline.plan import Stage
 from pipeline.progress import Estimates, Journal, Progress, amount
@@ -98,7 +99,7 @@ class Executor:
     def ensure(self, stage: Stage, to_read: bool = False) -> Path:
         """The folder of a stage, made if it is missing or damaged. What will be read is checked by checksum, once a process."""
         if stage.given:
-            return sources.fetch(stage.options["path"])
+            return model_hub.fetch(stage.options["path"])
         entry = self._whole(stage, to_read)
         if entry and not self.store.has_work(stage):
             return entry.path

@@ -13,7 +13,7 @@ from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
-from pipeline import sources
+from merge import hub as model_hub
 from pipeline.config import Compute, Config, HubCorpus, HubSource
 from pipeline.errors import BadInput
 from pipeline.plan import Inputs
@@ -95,10 +95,10 @@ def inputs(config: Config, network: bool = True) -> Inputs:
 
 def checkpoint(path: str, key: str, checksums: Checksums, network: bool) -> str:
     """What a given checkpoint is known by: a checksum of its folder, or its commit on the hub."""
-    model = sources.parse(path, key)
+    model = model_hub.parse(path, key)
     if model is None:
         return checksums.folder(model_files(Path(path), key))
-    return f"{sources.PREFIX}{model.repo}@{sources.commit(model, key, network) or model.revision}"
+    return f"{model_hub.PREFIX}{model.repo}@{model_hub.commit(model, key, network) or model.revision}"
 
 
 def check_compute(compute: Compute) -> None:

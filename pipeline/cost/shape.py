@@ -94,7 +94,7 @@ def of(config: Config) -> Shape:
 
     Raises BadInput where the conf and the folder disagree, or where there is neither.
     """
-    from pipeline.sources import folder_at_hand
+    from merge.hub import folder_at_hand
 
     stated = None if config.model.shape is None else Shape(**config.model.shape.model_dump())
     folder = folder_at_hand(config.model.path)

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import preflight, sources, sweep
-from pipeline.errors import BadInput
+from merge import hub
+from pipeline import preflight, sweep
+from pipeline.errors import BAD_INPUT
 from pipeline.plan import plan_cell
 
 ROOT = Path(__file__).parents[2]
@@ -29,7 +30,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     snapshot(folder, "me/tiny", COMMIT)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    sources.commit.cache_clear()
+    hub.commit.cache_clear()
     return folder
 
 
@@ -48,8 +49,8 @@ def planned(*overrides: str) -> tuple[str, ...]:
 
 def test_a_snapshot_in_the_cache_is_the_folder(cache: Path) -> None:
     for path in ("hub:me/tiny", "hub:me/tiny@main", f"hub:me/tiny@{COMMIT}"):
-        assert sources.fetch(path) == cache / "models--me--tiny" / "snapshots" / COMMIT
-    assert sources.fetch("models/x") == Path("models/x")
+        assert hub.fetch(path) == cache / "models--me--tiny" / "snapshots" / COMMIT
+    assert hub.fetch("models/x") == Path("models/x")
 
 
 def test_keys_are_made_from_the_commit_and_not_from_the_files(cache: Path) -> None:
@@ -58,7 +59,7 @@ def test_keys_are_made_from_the_commit_and_not_from_the_files(cache: Path) -> No
     (cache / "models--me--tiny" / "snapshots" / COMMIT / "model.safetensors").unlink()  # gigabytes are not read to know a key
     assert keys == planned("model.path=hub:me/tiny")
     snapshot(cache, "me/tiny", OTHER)
-    sources.commit.cache_clear()
+    hub.commit.cache_clear()
     assert keys != planned("model.path=hub:me/tiny")
 
 
@@ -72,21 +73,21 @@ def test_keys_are_made_from_the_commit_and_not_from_the_files(cache: Path) -> No
     ],
 )
 def test_what_is_not_at_hand_is_refused_in_one_line(cache: Path, path: str, message: str) -> None:
-    with pytest.raises(BadInput, match=message) as refusal:
-        sources.commit(sources.parse(path, "ct.source") or pytest.fail(path), "ct.source", network=True)
-        sources.fetch(path, "ct.source")
+    with pytest.raises(BAD_INPUT, match=message) as refusal:
+        hub.commit(hub.parse(path, "ct.source") or pytest.fail(path), "ct.source", network=True)
+        hub.fetch(path, "ct.source")
     assert str(refusal.value).startswith(f"ct.source={path}") and "\n" not in str(refusal.value)
 
 
 def test_a_download_that_was_cut_off_is_not_taken_for_a_model(cache: Path) -> None:
     folder = cache / "models--me--tiny" / "snapshots" / COMMIT
-    assert sources.is_whole(folder)
+    assert hub.is_whole(folder)
     shard = folder / "model-00001-of-00002.safetensors"
     (folder / "model.safetensors").rename(shard)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": shard.name, "b": "model-00002-of-00002.safetensors"}}))
-    assert not sources.is_whole(folder)
-    with pytest.raises(BadInput, match="does not hold it"):
-        sources.fetch("hub:me/tiny")
+    assert not hub.is_whole(folder)
+    with pytest.raises(BAD_INPUT, match="does not hold it"):
+        hub.fetch("hub:me/tiny")
 
 
 @pytest.mark.parametrize("answer", ["GatedRepoError", "RepositoryNotFoundError", "RevisionNotFoundError"])
@@ -95,7 +96,7 @@ def test_what_the_hub_refuses_says_what_to_do(answer: str) -> None:
     from huggingface_hub import errors
 
     error = getattr(errors, answer)("no", response=httpx.Response(403, request=httpx.Request("GET", "https://huggingface.co")))
-    said = str(sources.refused(sources.HubModel("me/tiny", "main"), "model.path", error))
+    said = str(hub.refused(hub.HubModel("me/tiny", "main"), "model.path", error))
     does = {"GatedRepoError": "accept its licence at https://huggingface.co/me/tiny", "RepositoryNotFoundError": "check the name"}
     assert does.get(answer, "has no revision main") in said
 

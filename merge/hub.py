@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from pipeline.errors import BadInput
+from merge.errors import BadInput
 
 PREFIX = "hub:"
 COMMIT = re.compile(r"[0-9a-f]{40}")
