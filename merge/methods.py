@@ -83,7 +83,8 @@ def elected_sign(taus: Sequence[torch.Tensor], slack: float = 0.0, protected: Se
                 shielded, others = shielded.float(), others.float()
             # A sum that is not zero exceeds its terms' rounding error, far above 2⁻⁶⁰ of a term: the nudge only decides zeros.
             balance = (shielded * (1.0 + slack) + others).add_(shielded, alpha=2.0**-60)
-    return torch.copysign(torch.ones_like(balance), balance + 0.0).to(taus[0].dtype)  # −0 + 0 is +0
+    # A sum is −0 only where every vote is a zero, of which none survives: its sign does not matter.
+    return torch.copysign(torch.ones((), dtype=balance.dtype, device=balance.device), balance).to(taus[0].dtype)
 
 
 def merge_taus(taus: Sequence[torch.Tensor], how: Consensus) -> tuple[torch.Tensor, list[torch.Tensor] | None]:
@@ -109,7 +110,7 @@ def merge_taus(taus: Sequence[torch.Tensor], how: Consensus) -> tuple[torch.Tens
     merged = total(survivors if how.weighted else [_times(part, weight) for part, weight in zip(survivors, weights, strict=True)])
     if how.normalize:
         merged = merged / _divisor(survivors, weights)
-    return merged * sign, survivors
+    return torch.copysign(merged, sign) if min(weights) >= 0 else merged * sign, survivors  # the same, but faster in 16 bits
 
 
 def moved(base: torch.Tensor, tau: torch.Tensor, lambda_: float) -> torch.Tensor:
