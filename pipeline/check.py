@@ -15,12 +15,13 @@ from typing import Any
 
 from merge import hub as model_hub
 from pipeline import preflight, recipes, tokens
-from pipeline.config import Config, HubCorpus, HubSource, format_tokens
+from pipeline.config import Config, HubCorpus, HubSource
 from pipeline.cost import estimate
 from pipeline.cost.work import TRAINED
 from pipeline.errors import BAD_INPUT, BadInput
 from pipeline.plan import Cell, merged, plan_cell
 from pipeline.store import Store
+from pipeline.units import format_tokens
 
 SPARE = 200 * 10**6  # bytes that a run needs beside its stages
 SAMPLE = 200  # documents that the tokenizer is tried on

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from pipeline.config import Config, HubCorpus, Training, format_tokens
+from pipeline.config import Config, HubCorpus, Training
+from pipeline.units import format_tokens
 
 # Raise a kind's number when its code changes what it makes: entries of older code are then made anew.
 REVISIONS = {

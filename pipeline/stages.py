@@ -27,9 +27,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import launch, recipes
-from pipeline.config import format_tokens
 from pipeline.errors import BadInput
 from pipeline.execute import Job, Maker
+from pipeline.units import format_tokens
 
 if TYPE_CHECKING:
     from eval.task_set import TaskSet

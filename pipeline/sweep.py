@@ -16,8 +16,9 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pipeline.config import Config, format_tokens, suggestion, validate
+from pipeline.config import Config, suggestion, validate
 from pipeline.errors import BadInput
+from pipeline.units import format_tokens
 
 CONF = Path(__file__).parents[1] / "conf"
 

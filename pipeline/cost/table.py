@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.config import Config, format_tokens
+from pipeline.config import Config
 from pipeline.cost import estimate, fit, measured, shape
 from pipeline.cost.estimate import Rates, Row
 from pipeline.cost.hardware import Cluster, parse
@@ -15,6 +15,7 @@ from pipeline.errors import BadInput
 from pipeline.plan import Cell, merged
 from pipeline.progress import duration
 from pipeline.store import Store
+from pipeline.units import format_tokens
 
 HERE = "here"
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import format_tokens
 from pipeline.progress import duration
 from pipeline.report.choices import Chosen
 from pipeline.report.claims import Claims, percent, signed
@@ -16,6 +15,7 @@ from pipeline.report.discards import TOPS, Discarded
 from pipeline.report.paired import AGAINST, Comparison
 from pipeline.report.records import Row, Subject, label
 from pipeline.report.results import OVERALL, Measure, best, budget_name, budgets_of, languages, measures, methods_in_order, points
+from pipeline.units import format_tokens
 
 TEMPLATE = "page.html.jinja"
 

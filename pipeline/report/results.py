@@ -7,8 +7,8 @@ import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 
-from pipeline.config import format_tokens
 from pipeline.report.records import ENGLISH, WITHOUT_CT, Evaluation, Row, label, mean, read_jsonl
+from pipeline.units import format_tokens
 
 COLUMNS = tuple(field.name for field in fields(Row))[:12]
 BITS = "bits_per_byte"

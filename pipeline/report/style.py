@@ -10,9 +10,9 @@ from math import exp, log
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.config import format_tokens
 from pipeline.report.records import publish
 from pipeline.report.results import methods_in_order
+from pipeline.units import format_tokens
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

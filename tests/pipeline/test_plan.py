@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import sweep
-from pipeline.config import Config, format_tokens, parse_tokens, validate
+from pipeline.config import Config, validate
 from pipeline.plan import Cell, Inputs, Stage, merged, plan_cell
+from pipeline.units import format_tokens, parse_tokens
 
 
 @cache
