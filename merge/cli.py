@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import shutil
 import sys
@@ -66,8 +67,10 @@ def _run(options: argparse.Namespace) -> None:
             reports = audit_many(recipes, progress=progress, **engine)
             print(json.dumps({label: report for (label, _), report in zip(labelled, reports, strict=True)} if options.grid else reports[0]))
             return
+        gc.disable()  # torch's half a million objects stay: to look through them again and again costs a tenth of its import
         from merge.writer import write_many
 
+        gc.enable()
         out_dirs = [Path(options.out_dir, label) if label else Path(options.out_dir) for label, _ in labelled]
         extras: dict[str, Any] = {"audit": not options.no_audit, "checksums": not options.no_checksums, "shard_bytes": shard}
         written = write_many(recipes, out_dirs, progress=progress, **extras, **engine)
