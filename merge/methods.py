@@ -22,7 +22,6 @@ class Consensus:
     """
 
     weights: tuple[float, ...]
-    lambda_: float = 1.0
     normalize: bool = True
     elect: bool = True
     slack: float = 0.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -54,6 +54,7 @@ class TensorRecipe:
     uses: list[Use]
     dtype: torch.dtype
     consensus: Consensus
+    lambda_: float
     t: float
     sums: dict[str, float] = field(default_factory=dict)
 
@@ -72,7 +73,6 @@ class TensorRecipe:
             uses.append(Use(model.name, parent_of(model), weight, density, epsilon, ranks))
         consensus = Consensus(
             weights=tuple(use.weight for use in uses),
-            lambda_=resolve(recipe.lambda_, name, layers, key="lambda"),
             normalize=recipe.normalize,
             elect=spec.elect,
             slack=recipe.slack,
@@ -80,7 +80,8 @@ class TensorRecipe:
             weighted=recipe.election == "weighted",
         )
         dtype = _compute_dtype(recipe, plan, output)
-        return cls(recipe, output, plan.leader, uses, dtype, consensus, resolve(recipe.t, name, layers, key="t"))
+        lambda_ = resolve(recipe.lambda_, name, layers, key="lambda")
+        return cls(recipe, output, plan.leader, uses, dtype, consensus, lambda_, resolve(recipe.t, name, layers, key="t"))
 
     @property
     def needs_sums(self) -> bool:
@@ -102,8 +103,8 @@ class TensorRecipe:
     @cached_property
     def signature(self) -> tuple[Any, ...]:
         """Recipes with equal signatures have the same `Agreement`: they differ in λ, or in nothing."""
-        recipe, how = self.recipe, replace(self.consensus, lambda_=1.0)
-        return (recipe.spec, recipe.rescale, recipe.seed, recipe.exact, self.dtype, tuple(self.uses), how)
+        recipe = self.recipe
+        return (recipe.spec, recipe.rescale, recipe.seed, self.dtype, tuple(self.uses), self.consensus)
 
     def agree(self, piece: Piece) -> Agreement | None:
         """Thin the task vectors and merge them; None for methods that have none (linear, slerp)."""
@@ -118,7 +119,7 @@ class TensorRecipe:
         if agreement is not None:
             if self._is_the_model:
                 return piece.theta(self.uses[0].parent, self.dtype)
-            return methods.moved(piece.theta(self.base, self.dtype), agreement.tau, self.consensus.lambda_)
+            return methods.moved(piece.theta(self.base, self.dtype), agreement.tau, self.lambda_)
         if self.recipe.method == "linear":
             thetas = [self._wide(use.parent, piece) for use in self.uses]
             return methods.linear(thetas, self.consensus.weights, self.consensus.normalize).to(self.dtype)
@@ -133,7 +134,7 @@ class TensorRecipe:
     def _is_the_model(self) -> bool:
         """One whole task vector on its base is the model itself: θ0 + (θ − θ0) would round twice."""
         only = self.uses[0]
-        scale = self.consensus.lambda_ * (1.0 if self.consensus.normalize and only.weight != 0 else only.weight)
+        scale = self.lambda_ * (1.0 if self.consensus.normalize and only.weight != 0 else only.weight)
         return self.recipe.exact and len(self.uses) == 1 and only.density == 1 and scale == 1
 
     def _kept(self, use: Use, piece: Piece) -> torch.Tensor:
