@@ -188,9 +188,9 @@ def shuffled(documents: Sequence[str], seed: str) -> Iterator[str]:
         yield from order
 
 
-def chunks(documents: Iterable[str], encode: Callable[[list[str]], list[list[int]]], end: int, size: int) -> Iterator[Tokens]:
+def chunks(documents: Iterable[str], encode: Callable[[list[str]], list[Tokens]], end: int, size: int) -> Iterator[Tokens]:
     """Documents as one stream of tokens, each followed by the end token, cut into blocks of `size`; the last, incomplete one is left out."""
-    return cut((np.array([*ids, end]) for batch in batched(documents, AT_ONCE) for ids in encode(batch)), size)
+    return cut((np.append(ids, end) for batch in batched(documents, AT_ONCE) for ids in encode(batch)), size)
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

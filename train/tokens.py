@@ -25,7 +25,6 @@ from train.errors import BadInput
 from train.workers import Workers
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
 
 AT_ONCE = 64  # documents given to the tokenizer at a time
@@ -66,17 +65,14 @@ class Encoder:
         assert isinstance(tokenizer.eos_token_id, int)
         return cls(backend.to_str(), tokenizer.eos_token_id, len(tokenizer))
 
-    def load(self) -> Callable[[list[str]], list[list[int]]]:
-        """The function that encodes. Documents are neither cut nor padded."""
-        from tokenizers import Tokenizer
+    def load(self) -> Callable[[list[str]], list[Tokens]]:
+        """The function that encodes, of arrays of `kind`. Documents are neither cut nor padded."""
+        from train.words import encoder  # the tokenizers library
 
-        tokenizer: Tokenizer = Tokenizer.from_str(self.definition)
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-        return lambda texts: [encoding.ids for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+        return encoder(self.definition, self.kind)
 
 
-_encoder: tuple[Encoder, Callable[[list[str]], list[list[int]]]] | None = None  # of this process
+_encoder: tuple[Encoder, Callable[[list[str]], list[Tokens]]] | None = None  # of this process
 
 
 def begin(encoder: Encoder) -> None:
@@ -93,17 +89,18 @@ def tokenise(task: tuple[Path, Path]) -> Path:
         return folder
     assert _encoder is not None
     encoder, encode = _encoder
+    end: Tokens = np.array([encoder.end], encoder.kind)
     pieces: list[Tokens] = []
     masked: list[int] = []
     for rows in batched(read_rows(source), AT_ONCE):
         if "text" in rows[0]:
-            prompts: list[list[int]] = [[]] * len(rows)
+            prompts = [end[:0]] * len(rows)
             texts = encode([row["text"] for row in rows])
         else:
             prompts = encode([row["prompt"] for row in rows])
             texts = encode([" " + row["output"] for row in rows])
         masked += map(len, prompts)
-        pieces += (np.array([*prompt, *text, encoder.end], encoder.kind) for prompt, text in zip(prompts, texts, strict=True))
+        pieces += (np.concatenate([prompt, text, end]) for prompt, text in zip(prompts, texts, strict=True))
     aside = folder.with_name(f"{folder.name}.{os.getpid()}")
     aside.mkdir(parents=True, exist_ok=True)
     np.save(aside / "tokens.npy", np.concatenate(pieces) if pieces else np.empty(0, encoder.kind))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from train import base, instructions, packing
-from train.blocks import interleave
+from train.blocks import Tokens, interleave
 from train.errors import BadInput
 
 
@@ -28,8 +28,8 @@ def test_four_to_one_is_exact_over_a_thousand_blocks() -> None:
 
 
 def test_chunks_are_the_documents_with_end_tokens() -> None:
-    def encode(texts: list[str]) -> list[list[int]]:
-        return [[ord(c) for c in text] for text in texts]
+    def encode(texts: list[str]) -> list[Tokens]:
+        return [np.array([ord(c) for c in text]) for text in texts]
 
     blocks = [block.tolist() for block in packing.chunks(["abc", "de", "fghij"], encode, 0, 4)]
     assert blocks == [[97, 98, 99, 0], [100, 101, 0, 102], [103, 104, 105, 106]]
