@@ -13,6 +13,7 @@ For one model's task vector τ over n parameters (of a tensor, a layer, a module
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from collections.abc import Iterable, Sequence
@@ -32,6 +33,7 @@ from merge.recipe import Recipe
 from merge.select import Array, kept
 from merge.settings import kind_of, layer_of
 from merge.tensor_recipe import Agreement, TensorRecipe, Use
+from merge.workers import DEFAULT, Workers
 
 LEVELS = (0.01, 0.05, 0.10)
 _WHOLE = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -102,7 +104,7 @@ class Audit:
         counted = _count(kept_bits, alive_bits, plain_bits, bits, edges, own_signs)
         for i, use in enumerate(tensor.uses):
             (_, trimmed, conflict, lost, regained, given_up), *tops = counted[i]
-            energy = used = piece.job.energies[use.parent, tensor.dtype] if piece.start == 0 else 0.0  # of the whole tensor, once
+            energy = used = piece.job.selection.energies[use.parent, tensor.dtype] if piece.start == 0 else 0.0  # of the whole tensor, once
             if agreement and survivors is not None:
                 used = _energy_alive(agreement, i, use.weight if tensor.consensus.weighted else 1.0)
             elif kept_taus[i] is not piece.tau(use.parent, tensor.dtype):
@@ -113,7 +115,7 @@ class Audit:
     def _edges(self, tensor: TensorRecipe, piece: Piece, use: Use) -> list[int]:
         """Bit patterns from which a magnitude is in a level."""
         ranks = (kept(level, tensor.output.numel) for level in self.levels)
-        return [max(1, piece.job.thresholds[(use.parent, tensor.dtype, rank)].bits) for rank in ranks]
+        return [max(1, piece.job.selection.thresholds[(use.parent, tensor.dtype, rank)].bits) for rank in ranks]
 
     def report(self) -> dict[str, Any]:
         """JSON-serialisable: per model, by module kind and by layer (`outside`: embeddings, final norm, head)."""
@@ -142,10 +144,11 @@ class Audit:
         """audit.json, and audit.parquet with a row per tensor and model where pyarrow is installed."""
         (folder / "audit.json").write_text(json.dumps(self.report(), indent=1) + "\n", encoding="utf-8")
         if find_spec("pyarrow") and (rows := self.rows()):
-            import pyarrow
+            import pyarrow.json
             import pyarrow.parquet
 
-            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "audit.parquet")
+            lines = "\n".join(map(json.dumps, rows)).encode()  # pyarrow's other ways from Python values first import pandas
+            pyarrow.parquet.write_table(pyarrow.json.read_json(io.BytesIO(lines)), folder / "audit.parquet")
 
     def _survivors_without_slack(self, tensor: TensorRecipe, agreement: Agreement) -> list[torch.Tensor] | None:
         """What the same election would leave at slack 0; None where slack changes nothing."""
@@ -169,12 +172,12 @@ class Audit:
         return grouped
 
 
-def audit_many(recipes: Sequence[Recipe], **engine: Any) -> list[dict[str, Any]]:
-    """The reports of several recipes over one base, in one pass, without keeping any weights; `engine`: see engine.run."""
+def audit_many(recipes: Sequence[Recipe], workers: Workers = DEFAULT) -> list[dict[str, Any]]:
+    """The reports of several recipes over one base, in one pass, without keeping any weights."""
     plan = make_plan(recipes)
     try:
         audits = [Audit(recipe) for recipe in recipes]
-        run(plan, [None] * len(audits), audits, **engine)
+        run(plan, [None] * len(audits), audits, workers)
         return [audit.report() for audit in audits]
     finally:
         plan.close()

@@ -58,22 +58,25 @@ def _run(options: argparse.Namespace) -> None:
         return
     if not options.audit_only and options.out_dir is None:
         raise BadInput("OUT_DIR: missing; name a new folder for the merged checkpoint")
-    engine: dict[str, Any] = {"device": options.device, "threads": options.threads, "memory": memory}
     recipes = [recipe for _, recipe in labelled]
-    with _Progress(options.quiet) as progress:
+    gc.disable()  # torch's half a million objects stay: to look through them again and again costs a tenth of its import, and more later
+    from merge.workers import Workers
+
+    gc.freeze()
+    gc.enable()
+    with _Progress(options.quiet, passes=1 if options.audit_only else 2) as progress:
+        workers = Workers(options.device, options.threads, memory, progress)
         if options.audit_only:
             from merge.auditing import audit_many
 
-            reports = audit_many(recipes, progress=progress, **engine)
+            reports = audit_many(recipes, workers)
             print(json.dumps({label: report for (label, _), report in zip(labelled, reports, strict=True)} if options.grid else reports[0]))
             return
-        gc.disable()  # torch's half a million objects stay: to look through them again and again costs a tenth of its import
         from merge.writer import write_many
 
-        gc.enable()
         out_dirs = [Path(options.out_dir, label) if label else Path(options.out_dir) for label, _ in labelled]
         extras: dict[str, Any] = {"audit": not options.no_audit, "checksums": not options.no_checksums, "shard_bytes": shard}
-        written = write_many(recipes, out_dirs, progress=progress, **extras, **engine)
+        written = write_many(recipes, out_dirs, workers=workers, **extras)
     print("\n".join(map(str, written)))
 
 
@@ -100,10 +103,10 @@ def describe(recipes: Sequence[Recipe], memory: int, out_dir: Path) -> str:
 
 
 class _Progress:
-    """A bar of bytes read, with tensors, speed and time left; silent unless stderr is a terminal."""
+    """A bar of bytes read in all passes, with tensors, speed and time left; silent unless stderr is a terminal."""
 
-    def __init__(self, quiet: bool):
-        self.quiet = quiet or not sys.stderr.isatty()
+    def __init__(self, quiet: bool, passes: int):
+        self.quiet, self.passes = quiet or not sys.stderr.isatty(), passes
         self.bar: Any = None
 
     def __enter__(self) -> Callable[[Plan, Output], None] | None:
@@ -113,7 +116,7 @@ class _Progress:
         from tqdm import tqdm
 
         if self.bar is None:
-            total = sum(plan.bytes_of(each) for each in plan.outputs)
+            total = self.passes * sum(plan.bytes_of(each) for each in plan.outputs)
             self.bar = tqdm(total=total, unit="B", unit_scale=True, desc=f"{len(plan.outputs)} tensors", leave=False)
         self.bar.set_postfix_str(output.name.removeprefix("model."), refresh=False)
         self.bar.update(plan.bytes_of(output))

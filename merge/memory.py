@@ -13,6 +13,7 @@ from merge.engine import run
 from merge.plan import Output, Plan, make_plan
 from merge.recipe import Recipe
 from merge.tensor_recipe import out_dtype
+from merge.workers import Workers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -56,7 +57,7 @@ def _merge(plan: Plan, device: str) -> list[PreTrainedModel]:
     sinks = [_sink(model, plan) for model in models]
     if any(sink is None for sink in sinks):
         return [_through_files(plan, recipe, device) for recipe in plan.recipes]
-    run(plan, sinks, device=device)
+    run(plan, sinks, workers=Workers(device))
     return models
 
 

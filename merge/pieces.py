@@ -16,6 +16,14 @@ SLICE = 1 << 19  # elements a slice: long enough that threads seldom wait for th
 
 
 @dataclass
+class Selection:
+    """What a pass over a tensor's task vectors found: magnitude thresholds by rank, and Σ τ² where any were wanted."""
+
+    thresholds: dict[tuple[Parent, torch.dtype, int], Threshold] = field(default_factory=dict)
+    energies: dict[tuple[Parent, torch.dtype], float] = field(default_factory=dict)
+
+
+@dataclass
 class Job:
     """The work on one output tensor."""
 
@@ -23,8 +31,7 @@ class Job:
     output: Output
     device: torch.device
     resident: int  # elements of a tensor that may be held at once
-    thresholds: dict[tuple[Parent, torch.dtype, int], Threshold] = field(default_factory=dict)
-    energies: dict[tuple[Parent, torch.dtype], float] = field(default_factory=dict)  # Σ τ², where thresholds were wanted
+    selection: Selection = field(default_factory=Selection)
     _only: Piece | None = None
 
     @property
@@ -95,7 +102,7 @@ class Piece:
         if rank == 0:
             return torch.zeros_like(self.tau(parent, dtype))
         if key not in self._largest:
-            taker = self.shared.takers.setdefault(key, Taker(self.job.thresholds[key]))
+            taker = self.shared.takers.setdefault(key, Taker(self.job.selection.thresholds[key]))
             self._largest[key] = taker.thin(self.tau(parent, dtype), lambda: self.bits(parent, dtype))
         return self._largest[key]
 

@@ -65,36 +65,47 @@ def magnitude_bits(tau: torch.Tensor) -> Array:
     return wide.view(torch.int16).numpy() & numpy.int16(0x7FFF)
 
 
+class Counting:
+    """Ranks a 16-bit task vector: one count of its 32,768 possible magnitudes answers every rank."""
+
+    def __init__(self, dtype: torch.dtype):
+        self.dtype = dtype
+        self.counts = numpy.zeros(BINS // 2, numpy.int64)
+
+    def see(self, bits: Array) -> None:
+        """Count the next piece's `magnitude_bits`."""
+        # torch's bincount takes 16-bit integers as they are and leaves the interpreter to other threads
+        self.counts += torch.bincount(torch.from_numpy(bits), minlength=BINS // 2).numpy()
+
+    def ranking(self, ranks: Iterable[int]) -> Ranking:
+        """The k-th largest value for every k ≥ 1 in `ranks`, exact. Raises NotFinite."""
+        if self.counts[INFINITE[self.dtype] :].any():
+            raise NotFinite
+        found, numel = {}, int(self.counts.sum())
+        for k in ranks:
+            pattern, above = _bin_of(self.counts, min(k, numel))
+            found[k] = _threshold(pattern, k - above, int(self.counts[pattern]), self.dtype) if k < numel else EVERYTHING
+        values = torch.arange(INFINITE[self.dtype], dtype=torch.int16).view(self.dtype).double().numpy()
+        return Ranking(found, float((self.counts[: len(values)] * values**2).sum()))
+
+
 def rank(pieces: Pieces, ranks: Iterable[int], numel: int, dtype: torch.dtype, resident: int) -> Ranking:
     """The k-th largest value for every k ≥ 1 in `ranks`, exact.
 
     pieces: gives the `magnitude_bits` of a task vector of `numel` elements and dtype `dtype` in pieces, the same each time it is
     called. resident: how many float32 elements may be held at once. Raises NotFinite.
     """
+    own = ranked_in(dtype)
+    if own.itemsize == 2:
+        counting = Counting(own)
+        for bits in pieces():
+            counting.see(bits)
+        return counting.ranking(ranks)
     wanted = sorted(set(ranks), reverse=True)
     everything = {k: EVERYTHING for k in wanted if k >= numel}
     wanted = [k for k in wanted if k < numel]
-    own = ranked_in(dtype)
-    if own.itemsize == 2:
-        found, energy = _by_counting(pieces, wanted, own)
-    else:
-        found, energy = _by_partition(pieces, wanted, numel) if numel <= resident else _by_histogram(pieces, wanted)
+    found, energy = _by_partition(pieces, wanted, numel) if numel <= resident else _by_histogram(pieces, wanted)
     return Ranking(everything | found, energy)
-
-
-def _by_counting(pieces: Pieces, ranks: list[int], dtype: torch.dtype) -> Ranking:
-    counts = numpy.zeros(BINS // 2, numpy.int64)
-    for bits in pieces():
-        # torch's bincount takes 16-bit integers as they are and leaves the interpreter to other threads
-        counts += torch.bincount(torch.from_numpy(bits), minlength=BINS // 2).numpy()
-    if counts[INFINITE[dtype] :].any():
-        raise NotFinite
-    found = {}
-    for k in ranks:
-        pattern, above = _bin_of(counts, k)
-        found[k] = _threshold(pattern, k - above, int(counts[pattern]), dtype)
-    values = torch.arange(INFINITE[dtype], dtype=torch.int16).view(dtype).double().numpy()
-    return Ranking(found, float((counts[: len(values)] * values**2).sum()))
 
 
 def _by_partition(pieces: Pieces, ranks: list[int], numel: int) -> Ranking:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import torch
@@ -17,14 +17,16 @@ import torch
 from merge import card
 from merge.auditing import Audit
 from merge.checkpoint import TOKENIZER_FILES
-from merge.engine import MEMORY, run
+from merge.engine import run
 from merge.errors import BadInput
-from merge.finite import check_finite
 from merge.plan import Output, Plan, make_plan
 from merge.recipe import Recipe
+from merge.survey import survey
 from merge.tensor_recipe import out_dtype
+from merge.workers import DEFAULT, Workers
 
 SHARD = 5_000_000_000  # bytes
+SYNC_EVERY = 0.2  # seconds
 CODES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
     torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
@@ -38,6 +40,7 @@ class FileSink:
         self.folder = folder
         self.dtypes = {output.name: out_dtype(recipe, plan, output) for output in plan.outputs}
         self.files: list[Path] = []
+        self.written = Event()
         self._places: dict[str, tuple[int, int]] = {}  # name -> descriptor, offset
         self._descriptors: list[int] = []
         shards = _shards(plan.outputs, self.dtypes, shard_bytes)
@@ -57,14 +60,18 @@ class FileSink:
         at = offset + start * dtype.itemsize
         while data:
             done = os.pwrite(descriptor, data, at)
-            if hasattr(os, "posix_fadvise"):  # has the kernel write it now, not all of it in the last fsync
-                os.posix_fadvise(descriptor, at, done, os.POSIX_FADV_DONTNEED)
             data, at = data[done:], at + done
 
-    def close(self, sync: bool) -> None:
-        for descriptor in self._descriptors:
-            if sync:
+    def sync(self) -> None:
+        """Have the disk take what is written, again and again until `written` is set, so that little is left for the last time."""
+        last = False
+        while not last:
+            last = self.written.wait(SYNC_EVERY)
+            for descriptor in self._descriptors:
                 os.fsync(descriptor)
+
+    def close(self) -> None:
+        for descriptor in self._descriptors:
             os.close(descriptor)
         self._descriptors.clear()
 
@@ -119,17 +126,14 @@ def write_many(
     *,
     audit: bool = True,
     checksums: bool = True,
-    device: str = "cpu",
-    threads: int | None = None,
-    memory: int = MEMORY,
     shard_bytes: int = SHARD,
-    progress: Callable[[Plan, Output], None] | None = None,
+    workers: Workers = DEFAULT,
 ) -> list[Path]:
     """Merge each recipe into its own new folder, in one pass over the parents.
 
     A folder holds safetensors shards, config, tokenizer, generation config, model card and the recipe as merge.yml; with `audit`,
     audit.json and audit.parquet; with `checksums`, the card has the sha256 of every file read and written. All appear under their
-    final names at the end; a merge that fails leaves nothing. device, threads, memory, progress: see engine.run. Raises BadInput.
+    final names at the end; a merge that fails leaves nothing. `workers` goes over the tensors twice. Raises BadInput.
     """
     targets = [Path(out_dir).absolute() for out_dir in out_dirs]
     for target in targets:
@@ -139,14 +143,18 @@ def write_many(
     asides = [target.with_name(f".{target.name}.part-{os.getpid()}") for target in targets]
     sinks: list[FileSink] = []
     try:
-        check_finite(plan, threads)
+        audits = [Audit(recipe) if audit else None for recipe in recipes]
+        surveyed = survey(plan, [seen.levels if seen else () for seen in audits], workers)
         for aside, recipe in zip(asides, recipes, strict=True):
             aside.mkdir(parents=True)
             sinks.append(FileSink(aside, plan, recipe, shard_bytes))
-        audits = [Audit(recipe) if audit else None for recipe in recipes]
-        run(plan, sinks, audits, device=device, threads=threads, memory=memory, progress=progress)
-        with ThreadPoolExecutor(1) as pool:  # the disk works while the rest is put together
-            synced = [pool.submit(sink.close, sync=True) for sink in sinks]
+        with ThreadPoolExecutor(len(sinks)) as disk:
+            synced = [disk.submit(sink.sync) for sink in sinks]
+            try:
+                run(plan, sinks, audits, workers, surveyed)
+            finally:
+                for sink in sinks:
+                    sink.written.set()
             for recipe, aside, target, sink, seen in zip(recipes, asides, targets, sinks, audits, strict=True):
                 _furnish(plan, recipe, aside, target.name, sink, seen, checksums)
             for done in synced:
@@ -157,13 +165,12 @@ def write_many(
             aside.rename(target)
             _sync_folder(target.parent)
     except BaseException:
-        for sink in sinks:
-            with contextlib.suppress(OSError):
-                sink.close(sync=False)
         for aside in asides:
             shutil.rmtree(aside, ignore_errors=True)
         raise
     finally:
+        for sink in sinks:
+            sink.close()
         plan.close()
     return targets
 

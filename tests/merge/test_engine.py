@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -18,6 +19,7 @@ from merge.engine import run
 from merge.memory import load_many
 from merge.plan import Output, make_plan
 from merge.recipe import METHODS, Recipe
+from merge.workers import Workers
 from merge.writer import write_many
 from tests.merge.conftest import config, make_folders, moved, recipe, save, weights
 
@@ -37,7 +39,7 @@ class Keep:
 
 def merged(one: Recipe, **options: Any) -> dict[str, torch.Tensor]:
     plan, sink = make_plan([one]), Keep()
-    run(plan, [sink], **options)
+    run(plan, [sink], workers=Workers(**options))
     plan.close()
     return sink.tensors
 
@@ -55,7 +57,7 @@ def test_slices_threads_and_memory_change_nothing(folders: dict[str, Path], monk
     recipes = every_method(folders)
     whole = [merged(one) for one in recipes]
     monkeypatch.setattr(pieces, "SLICE", 100)
-    monkeypatch.setattr("merge.engine.SMALL", 0)
+    monkeypatch.setattr("merge.workers.SMALL", 0)
     for one, expected in zip(recipes, whole, strict=True):
         sliced = merged(one, threads=3, memory=0)
         for name, tensor in expected.items():
@@ -147,12 +149,22 @@ def test_a_written_merge_is_whole(folders: dict[str, Path], tmp_path: Path) -> N
         merge.write(recipe(folders, "ties", HALF), out)
 
 
-def test_an_interrupted_merge_leaves_nothing(folders: dict[str, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("done", [1, 40])  # in the survey, and while weights are written
+def test_an_interrupted_merge_leaves_nothing(folders: dict[str, Path], tmp_path: Path, done: int) -> None:
+    one = recipe(folders, "ties", HALF)
+    plan = make_plan([one])
+    tensors = len(plan.outputs)
+    plan.close()
+    assert 1 < tensors < 40 < 2 * tensors
+    passed = itertools.count(1)
+
     def stop(*_: object) -> None:
-        raise KeyboardInterrupt
+        if next(passed) == done:
+            assert any("part" in path.name for path in tmp_path.iterdir()) == (done > tensors)
+            raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        merge.write(recipe(folders, "ties", HALF), tmp_path / "out", progress=stop)
+        merge.write(one, tmp_path / "out", workers=Workers(progress=stop))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "ct", "sft"]
 
 
@@ -198,7 +210,7 @@ def test_audit_does_not_depend_on_slices(folders: dict[str, Path], monkeypatch: 
     recipes = every_method(folders)[1:]
     whole = audit_many(recipes)
     monkeypatch.setattr(pieces, "SLICE", 100)
-    for one, two in zip(whole, audit_many(recipes, memory=0), strict=True):
+    for one, two in zip(whole, audit_many(recipes, Workers(memory=0)), strict=True):
         for name, row in one["models"].items():
             other = two["models"][name]
             assert row.pop("top") == other.pop("top")
