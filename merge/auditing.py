@@ -13,10 +13,11 @@ For one model's task vector τ over n parameters (of a tensor, a layer, a module
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,56 +31,58 @@ from merge.methods import elected_sign, surviving
 from merge.pieces import Piece
 from merge.plan import make_plan
 from merge.recipe import Recipe
-from merge.select import Array, kept
+from merge.select import Array, Threshold, kept, magnitude_bits
 from merge.settings import kind_of, layer_of
 from merge.tensor_recipe import Agreement, TensorRecipe, Use
 from merge.workers import DEFAULT, Workers
 
 LEVELS = (0.01, 0.05, 0.10)
 _WHOLE = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-_COUNTS = ("size", "trimmed", "conflict", "lost")
 
 
 @dataclass
 class Tally:
-    """Counts for one model; `top` holds the same counts for the levels. energies are sums of τ²."""
+    """Counts for one model. energies are sums of τ².
 
-    size: int = 0
-    trimmed: int = 0
-    conflict: int = 0
-    lost: int = 0
+    levels: for every parameter whose τ is not zero (1.0), and for the most important ones by share, [how many, kept, kept and in
+    conflict, kept and lost].
+    """
+
+    parameters: int = 0
     regained: int = 0
     given_up: int = 0
     energy: float = 0.0
     energy_used: float = 0.0
-    top: dict[float, list[int]] = field(default_factory=dict)
+    levels: dict[float, list[int]] = field(default_factory=dict)
 
     def __iadd__(self, other: Tally) -> Self:
-        for name in (*_COUNTS, "regained", "given_up", "energy", "energy_used"):
+        for name in ("parameters", "regained", "given_up", "energy", "energy_used"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
-        for level, counts in other.top.items():
-            self.top[level] = [a + b for a, b in zip(self.top.get(level, [0] * 4), counts, strict=True)]
+        for level, counts in other.levels.items():
+            self.levels[level] = [a + b for a, b in zip(self.levels.get(level, [0] * 4), counts, strict=True)]
         return self
 
     def shares(self) -> dict[str, Any]:
         """What the module's text defines."""
+        of = max(1, self.parameters)
+        top = {
+            f"{level:.0%}": {"share_of_parameters": self.levels[level][0] / of, **_shares(self.levels[level], max(1, self.levels[level][0]))}
+            for level in sorted(self.levels.keys() - {1.0})
+        }
         return {
-            "parameters": self.size,
-            **_shares(self.size, self.trimmed, self.conflict, self.lost),
+            "parameters": self.parameters,
+            **_shares(self.levels.get(1.0, [0] * 4), of),
             "norm": math.sqrt(self.energy),
             "norm_lost": 1.0 - math.sqrt(self.energy_used / self.energy) if self.energy else 0.0,
-            "slack_regained": self.regained / max(1, self.size),
-            "slack_given_up": self.given_up / max(1, self.size),
-            "top": {
-                f"{level:.0%}": {"share_of_parameters": counts[0] / max(1, self.size), **_shares(*counts)}
-                for level, counts in sorted(self.top.items())
-            },
+            "slack_regained": self.regained / of,
+            "slack_given_up": self.given_up / of,
+            "top": top,
         }
 
 
-def _shares(size: int, trimmed: int, conflict: int, lost: int) -> dict[str, float]:
-    of = max(1, size)
-    return {"share_trimmed": trimmed / of, "share_in_conflict": conflict / of, "share_lost_in_conflict": lost / of}
+def _shares(counts: list[int], of: int) -> dict[str, float]:
+    size, here, conflict, lost = counts
+    return {"share_trimmed": (size - here) / of, "share_in_conflict": conflict / of, "share_lost_in_conflict": lost / of}
 
 
 class Audit:
@@ -91,31 +94,43 @@ class Audit:
         self._tallies: dict[tuple[str, str], Tally] = {}  # (tensor, model)
 
     def see(self, tensor: TensorRecipe, piece: Piece, agreement: Agreement | None) -> None:
-        """Count one slice: each question is one bit a parameter, a row of words a model; what is asked of two is an AND."""
+        """Count one slice."""
         if not self.levels:
             return
         kept_taus = agreement.kept if agreement else [piece.tau(use.parent, tensor.dtype) for use in tensor.uses]
         survivors = agreement.survivors if agreement else None
-        bits = [piece.bits(use.parent, tensor.dtype) for use in tensor.uses]
-        edges = [self._edges(tensor, piece, use) for use in tensor.uses]
         plain = self._survivors_without_slack(tensor, agreement) if agreement else None
-        kept_bits, alive_bits, plain_bits = ([_patterns(part) for part in parts or ()] for parts in (kept_taus, survivors, plain))
+        found = [self._before(tensor, piece, use) for use in tensor.uses]
+        edges = [[self._threshold(tensor, piece, use, level).bits for level in self.levels] for use in tensor.uses]
         own_signs = not tensor.consensus.weighted or min(tensor.consensus.weights) > 0
-        counted = _count(kept_bits, alive_bits, plain_bits, bits, edges, own_signs)
-        for i, use in enumerate(tensor.uses):
-            (_, trimmed, conflict, lost, regained, given_up), *tops = counted[i]
-            energy = used = piece.job.selection.energies[use.parent, tensor.dtype] if piece.start == 0 else 0.0  # of the whole tensor, once
+        signed, alive, before = ([_patterns(part) for part in parts or ()] for parts in (kept_taus, survivors, plain))
+        counted = _count([magnitude_bits(part) for part in kept_taus], signed, alive, before, edges, own_signs)
+        for i, (use, tally) in enumerate(zip(tensor.uses, found, strict=True)):
+            rows, (tally.regained, tally.given_up) = counted[i]
+            for counts, row in zip(tally.levels.values(), rows, strict=True):
+                counts += row
             if agreement and survivors is not None:
-                used = _energy_alive(agreement, i, use.weight if tensor.consensus.weighted else 1.0)
+                tally.energy_used = _energy_alive(agreement, i, use.weight if tensor.consensus.weighted else 1.0)
             elif kept_taus[i] is not piece.tau(use.parent, tensor.dtype):
-                used = _energy(kept_taus[i])
-            top = dict(zip(self.levels, tops, strict=True))
-            self._add(tensor.output.name, use.name, Tally(len(bits[i]), trimmed, conflict, lost, regained, given_up, energy, used, top))
+                tally.energy_used = _energy(kept_taus[i])
+            else:
+                tally.energy_used = tally.energy
+            held = self._tallies.setdefault((tensor.output.name, use.name), Tally())
+            held += tally
 
-    def _edges(self, tensor: TensorRecipe, piece: Piece, use: Use) -> list[int]:
-        """Bit patterns from which a magnitude is in a level."""
-        ranks = (kept(level, tensor.output.numel) for level in self.levels)
-        return [max(1, piece.job.selection.thresholds[(use.parent, tensor.dtype, rank)].bits) for rank in ranks]
+    def _before(self, tensor: TensorRecipe, piece: Piece, use: Use) -> Tally:
+        """What selection found of the whole tensor, which its first slice brings."""
+        tally = Tally(piece.stop - piece.start, levels={level: [0] for level in (1.0, *self.levels)})
+        if piece.start == 0:
+            key = (use.parent, tensor.dtype)
+            tally.energy, nonzero = piece.job.selection.energies[key], piece.job.selection.nonzero[key]
+            tally.levels[1.0][0] = nonzero
+            for level in self.levels:
+                tally.levels[level][0] = min(nonzero, self._threshold(tensor, piece, use, level).reached)
+        return tally
+
+    def _threshold(self, tensor: TensorRecipe, piece: Piece, use: Use, level: float) -> Threshold:
+        return piece.job.selection.thresholds[use.parent, tensor.dtype, kept(level, tensor.output.numel)]
 
     def report(self) -> dict[str, Any]:
         """JSON-serialisable: per model, by module kind and by layer (`outside`: embeddings, final norm, head)."""
@@ -159,10 +174,6 @@ class Audit:
         if how.weighted:
             voters = [tau * weight for tau, weight in zip(agreement.taus, how.weights, strict=True)]
         return surviving(voters, elected_sign(voters))
-
-    def _add(self, tensor: str, model: str, tally: Tally) -> None:
-        held = self._tallies.setdefault((tensor, model), Tally())
-        held += tally
 
     def _by(self, label: Any) -> dict[str, dict[str, Tally]]:
         grouped: dict[str, dict[str, Tally]] = {}
@@ -211,51 +222,48 @@ def _energy_alive(agreement: Agreement, i: int, weight: float) -> float:
 
 
 def _count(
-    kept: list[Array], survivors: list[Array], plain: list[Array], bits: list[Array], edges: list[list[int]], own_signs: bool
-) -> list[list[list[int]]]:
-    """For each model, [size, trimmed, in conflict, lost, regained, given up] among all that is not zero, and the first four of
-    them for each level. Each question is one bit a parameter and a row of words a model; what is asked of two is an AND.
+    sizes: list[Array], kept: list[Array], survivors: list[Array], plain: list[Array], edges: list[list[int]], own_signs: bool
+) -> list[tuple[list[list[int]], tuple[int, int]]]:
+    """For each model, [kept, in conflict, lost] among all that is not zero and among each level, and (regained, given up).
 
-    own_signs: every model voted with its own sign (no negative weights), so that whoever meets the other sign either loses or
-    sees another lose, and the signs themselves need not be looked at.
+    sizes: magnitudes of what was kept; kept, survivors, plain: bit patterns of it, of what survived, and of what would without slack.
+
+    Each question is one bit a parameter, packed into words; what is asked of two is an AND. own_signs: every model voted with its
+    own sign (no negative weights), so that whoever meets the other sign either loses or sees another lose, and the signs themselves
+    need not be looked at.
     """
-    present = _packed(part & part.dtype.type(numpy.iinfo(part.dtype).max) != 0 for part in kept)  # a negative zero is zero
-    alive = _packed(part > 0 for part in survivors) if survivors else present
-    lost = present & ~alive
+    present = [_packed(size > 0) for size in sizes]
+    alive = [_packed(part > 0) for part in survivors] or present
+    lost = [here & ~left for here, left in zip(present, alive, strict=True)]
     if survivors and own_signs:
-        conflict = present & numpy.bitwise_or.reduce(lost)
+        fought = functools.reduce(numpy.bitwise_or, lost)
+        conflict = [here & fought for here in present]
     else:
-        minus = _packed(part < 0 for part in kept) & present
-        plus = present & ~minus
-        conflict = (plus & numpy.bitwise_or.reduce(minus)) | (minus & numpy.bitwise_or.reduce(plus))
-    counts = []
-    for i, own in enumerate(bits):
-        size = int(numpy.count_nonzero(own))
-        totals = [_ones(asked[i]) for asked in (present, conflict, lost)]  # none of them holds where τ is zero
-        rows = [[size, size - totals[0], *totals[1:]]]
-        for inside in _packed(own >= edge for edge in edges[i]):
-            size, here, *others = _ones(inside), *(_ones(inside & asked[i]) for asked in (present, conflict, lost))
-            rows.append([size, size - here, *others])
-        rows[0] += [0, 0]
-        if plain:
-            before = _packed([plain[i] > 0])[0]
-            rows[0][-2:] = _ones(alive[i] & ~before), _ones(before & ~alive[i])
-        counts.append(rows)
-    return counts
+        minus = [_packed(part < 0) & here for part, here in zip(kept, present, strict=True)]
+        plus = [here & ~below for here, below in zip(present, minus, strict=True)]
+        any_minus, any_plus = (functools.reduce(numpy.bitwise_or, side) for side in (minus, plus))
+        conflict = [(above & any_minus) | (below & any_plus) for above, below in zip(plus, minus, strict=True)]
+    counted = []
+    for i, size in enumerate(sizes):
+        rows = [[_ones(asked[i]) for asked in (present, conflict, lost)]]
+        for inside in (_packed(size >= max(1, edge)) for edge in edges[i]):
+            rows.append([_ones(inside), _ones(inside & conflict[i]), _ones(inside & lost[i])])
+        before = _packed(plain[i] > 0) if plain else alive[i]
+        counted.append((rows, (_ones(alive[i] & ~before), _ones(before & ~alive[i])) if plain else (0, 0)))
+    return counted
 
 
 def _ones(words: Array) -> int:
     return int(numpy.bitwise_count(words).sum(dtype=numpy.uint32))
 
 
-def _packed(masks: Iterable[Array]) -> Array:
-    """Flat masks as the rows of a matrix of bits, in whole words."""
-    rows = numpy.stack([numpy.packbits(mask) for mask in masks])
-    if spare := -rows.shape[-1] % 8:
-        rows = numpy.pad(rows, ((0, 0), (0, spare)))
-    return rows.view(numpy.uint64)
+def _packed(mask: Array) -> Array:
+    """A flat mask as bits in whole words."""
+    bits = numpy.packbits(mask)
+    if spare := -len(bits) % 8:
+        bits = numpy.pad(bits, (0, spare))
+    return bits.view(numpy.uint64)
 
 
 def _energy(tau: torch.Tensor) -> float:
-    flat = tau.float().view(-1)
-    return float(flat @ flat)
+    return float(torch.linalg.vector_norm(tau, dtype=torch.float32)) ** 2

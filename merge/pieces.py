@@ -17,10 +17,11 @@ SLICE = 1 << 19  # elements a slice: long enough that threads seldom wait for th
 
 @dataclass
 class Selection:
-    """What a pass over a tensor's task vectors found: magnitude thresholds by rank, and Σ τ² where any were wanted."""
+    """What a pass over a tensor's task vectors found: magnitude thresholds by rank; where any were wanted, Σ τ² and how many are not zero."""
 
     thresholds: dict[tuple[Parent, torch.dtype, int], Threshold] = field(default_factory=dict)
     energies: dict[tuple[Parent, torch.dtype], float] = field(default_factory=dict)
+    nonzero: dict[tuple[Parent, torch.dtype], int] = field(default_factory=dict)
 
 
 @dataclass

@@ -9,6 +9,7 @@ it is. All give the same thresholds.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -35,16 +36,18 @@ class Threshold:
     bits: int = -1
     spare: int = 0
     ties: int = 0
+    reached: int = 0  # how many magnitudes are at least as large
 
 
-EVERYTHING = Threshold(-1.0)
+EVERYTHING = Threshold(-1.0, reached=sys.maxsize)
 
 
 class Ranking(NamedTuple):
-    """Thresholds by rank, and the energy Σ τ² of the whole task vector, which the same pass gives."""
+    """Thresholds by rank; the energy Σ τ² of the whole task vector and how many elements are not zero, which the same pass gives."""
 
     thresholds: dict[int, Threshold]
     energy: float
+    nonzero: int
 
 
 def kept(density: float, numel: int) -> int:
@@ -84,9 +87,9 @@ class Counting:
         found, numel = {}, int(self.counts.sum())
         for k in ranks:
             pattern, above = _bin_of(self.counts, min(k, numel))
-            found[k] = _threshold(pattern, k - above, int(self.counts[pattern]), self.dtype) if k < numel else EVERYTHING
+            found[k] = _threshold(pattern, k, k - above, int(self.counts[pattern]), self.dtype) if k < numel else EVERYTHING
         values = torch.arange(INFINITE[self.dtype], dtype=torch.int16).view(self.dtype).double().numpy()
-        return Ranking(found, float((self.counts[: len(values)] * values**2).sum()))
+        return Ranking(found, float((self.counts[: len(values)] * values**2).sum()), numel - int(self.counts[0]))
 
 
 def rank(pieces: Pieces, ranks: Iterable[int], numel: int, dtype: torch.dtype, resident: int) -> Ranking:
@@ -104,8 +107,8 @@ def rank(pieces: Pieces, ranks: Iterable[int], numel: int, dtype: torch.dtype, r
     wanted = sorted(set(ranks), reverse=True)
     everything = {k: EVERYTHING for k in wanted if k >= numel}
     wanted = [k for k in wanted if k < numel]
-    found, energy = _by_partition(pieces, wanted, numel) if numel <= resident else _by_histogram(pieces, wanted)
-    return Ranking(everything | found, energy)
+    found = _by_partition(pieces, wanted, numel) if numel <= resident else _by_histogram(pieces, wanted)
+    return found._replace(thresholds=everything | found.thresholds)
 
 
 def _by_partition(pieces: Pieces, ranks: list[int], numel: int) -> Ranking:
@@ -117,21 +120,22 @@ def _by_partition(pieces: Pieces, ranks: list[int], numel: int) -> Ranking:
         energy += _energy(bits)
     if whole.max() >= INFINITE[torch.float32]:
         raise NotFinite
-    found, rest = {}, whole
+    found, rest, nonzero = {}, whole, int(numpy.count_nonzero(whole))
     for k in ranks:  # from the largest to the smallest: each lies among the elements that the one before kept
         rest.partition(len(rest) - k)  # in place
         rest = rest[len(rest) - k :]
         pattern = int(rest[0])
         spare, ties = (int(numpy.count_nonzero(part == pattern)) for part in (rest, whole))
-        found[k] = _threshold(pattern, spare, ties)
-    return Ranking(found, energy)
+        found[k] = _threshold(pattern, k, spare, ties)
+    return Ranking(found, energy, nonzero)
 
 
 def _by_histogram(pieces: Pieces, ranks: list[int]) -> Ranking:
     upper = numpy.zeros(BINS // 2, numpy.int64)
-    energy = 0.0
+    energy, nonzero = 0.0, 0
     for bits in pieces():
         energy += _energy(bits)
+        nonzero += int(numpy.count_nonzero(bits))
         upper += torch.bincount(torch.from_numpy(bits).view(torch.int16)[1::2], minlength=BINS // 2).numpy()
     if upper[INFINITE[torch.float32] >> 16 :].any():
         raise NotFinite
@@ -145,8 +149,8 @@ def _by_histogram(pieces: Pieces, ranks: list[int]) -> Ranking:
     for k, (index, above) in bins.items():
         low, above_low = _bin_of(lower[index], k - above)
         pattern = index * BINS + low
-        found[k] = _threshold(pattern, k - above - above_low, int(lower[index][low]))
-    return Ranking(found, energy)
+        found[k] = _threshold(pattern, k, k - above - above_low, int(lower[index][low]))
+    return Ranking(found, energy, nonzero)
 
 
 def _energy(bits: Array) -> float:
@@ -154,10 +158,10 @@ def _energy(bits: Array) -> float:
     return float(values @ values)
 
 
-def _threshold(pattern: int, spare: int, ties: int, dtype: torch.dtype = torch.float32) -> Threshold:
+def _threshold(pattern: int, k: int, spare: int, ties: int, dtype: torch.dtype = torch.float32) -> Threshold:
     patterns = torch.tensor([pattern, max(0, pattern - 1)], dtype=torch.int32 if dtype.itemsize == 4 else torch.int16)
     value, below = patterns.view(dtype).tolist()
-    return Threshold(value, below, pattern, spare, ties)
+    return Threshold(value, below, pattern, spare, ties, k - spare + ties)
 
 
 def _bin_of(counts: Array, k: int) -> tuple[int, int]:

@@ -64,7 +64,7 @@ def select(job: Job, tensors: Sequence[TensorRecipe], levels: Sequence[Sequence[
                 return (piece.bits(*key) for piece in job.pieces())
 
             ranking = counted[key].ranking(wanted) if key in counted else rank(pieces, wanted, job.output.numel, key[1], job.resident)
-            found.energies[key] = ranking.energy
+            found.energies[key], found.nonzero[key] = ranking.energy, ranking.nonzero
             found.thresholds.update({(*key, k): threshold for k, threshold in ranking.thresholds.items()})
     except NotFinite:
         raise culprit(job) from None
