@@ -266,4 +266,6 @@ def _packed(mask: Array) -> Array:
 
 
 def _energy(tau: torch.Tensor) -> float:
-    return float(torch.linalg.vector_norm(tau, dtype=torch.float32)) ** 2
+    """Σ τ²; row by row, since a norm in float32 loses digits over many elements."""
+    rows = torch.linalg.vector_norm(tau, dim=-1, dtype=torch.promote_types(tau.dtype, torch.float32))
+    return float(rows.double().square().sum())

@@ -109,7 +109,7 @@ def merge_taus(taus: Sequence[torch.Tensor], how: Consensus) -> tuple[torch.Tens
     merged = total(survivors if how.weighted else [_times(part, weight) for part, weight in zip(survivors, weights, strict=True)])
     if how.normalize:
         merged = merged / _divisor(survivors, weights)
-    return torch.copysign(merged, sign) if min(weights) >= 0 else merged * sign, survivors  # the same, but faster in 16 bits
+    return (torch.copysign(merged, sign) if min(weights) >= 0 else merged * sign), survivors  # the same, but faster in 16 bits
 
 
 def moved(base: torch.Tensor, tau: torch.Tensor, lambda_: float) -> torch.Tensor:
@@ -149,7 +149,7 @@ def _divisor(survivors: Sequence[torch.Tensor], weights: Sequence[float]) -> tor
     """Σ w over the survivors of each parameter, 1 where it is zero."""
     divisor = total([_where_alive(part, weight) for part, weight in zip(survivors, weights, strict=True)])
     if min(weights) > 0:  # zero means no survivor: 0 is divided, and any positive divisor does
-        return divisor.clamp_min(min(weights))
+        return divisor.clamp_min_(min(weights))
     return torch.where(divisor == 0, torch.ones_like(divisor), divisor)
 
 
@@ -157,6 +157,6 @@ def _where_alive(survivors: torch.Tensor, weight: float) -> torch.Tensor:
     """`weight` where a survivor is above zero, else 0."""
     if survivors.dtype.itemsize > 2:
         return _times(survivors.sign(), weight)
-    # sign() of 16-bit floats is slow on a CPU; that of their patterns is not
+    # sign() of 16-bit floats is slow on a CPU; the sign of their patterns is not (that of a negative zero is negative)
     pattern = int(torch.tensor(weight, dtype=survivors.dtype).view(torch.int16))
-    return survivors.abs().view(torch.int16).sign_().mul_(pattern).view(survivors.dtype)
+    return survivors.view(torch.int16).clamp(0, 1).mul_(pattern).view(survivors.dtype)
