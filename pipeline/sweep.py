@@ -123,6 +123,9 @@ def _one_line(error: Exception) -> str:
     if found:
         known = _known_keys()
         return f"{found[1]}: unknown key; {suggestion(found[1], known)}" if "." in found[1] else _unknown_group(found[1])
+    foreign = re.search(r"^In '([^']+)'.*full_key: (hydra\.launcher\.\S+)", text, re.DOTALL)
+    if foreign:
+        return f"launcher: {foreign[1]} sets {foreign[2]}, which this launcher does not have; keep the experiment's own (hydra.launcher.n_jobs=1: one by one)"
     return next(line.strip() for line in text.splitlines() if line.strip())
 
 

@@ -43,6 +43,7 @@ CASES = {
     "unknown group": (["languages=nya"], r"languages: unknown key or group; did you mean language\?"),
     "unknown choice": (["language=xyz"], r"language=xyz: no such choice; language has .*mine.*nya"),
     "unknown experiment": (["experiment=tny"], r"experiment=tny: no such choice; experiment has .*tiny"),
+    "launcher without jobs": (["experiment=tiny", "launcher=basic"], r"launcher: experiment/tiny sets hydra.launcher.n_jobs, which this launcher does not have"),
     "wrong type": (["seed=abc"], r"seed=abc: "),
     "negative seed": (["seed=-1"], r"seed=-1: "),
     "not a budget": (["ct.tokens=32q"], r"ct\.tokens=32q: give a number of tokens such as 32k"),
