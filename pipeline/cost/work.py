@@ -25,13 +25,15 @@ SMALL = 10**6  # bytes: records, recipes, scores
 
 @dataclass(frozen=True)
 class Work:
-    """tokens: through the model. flops: of these. written: bytes on the disk in the end; scratch: bytes beside them while it is made."""
+    """tokens: through the model. flops: of these. written: bytes on the disk in the end; scratch: bytes beside them while it is made. text: bytes
+    of text that are read, uncompressed."""
 
     tokens: float = 0
     flops: float = 0
     written: float = SMALL
     scratch: float = 0
     tries: int = 0
+    text: float = 0
 
 
 def of(stage: Stage, config: Config, shape: Shape, resumed: int = 0, last: bool = True) -> Work:
@@ -54,8 +56,11 @@ def of(stage: Stage, config: Config, shape: Shape, resumed: int = 0, last: bool 
         return Work(settings["schedule_tokens"], 0, size, size)
     if kind == "sft_blocks":
         return Work(settings["tokens"], 0, settings["tokens"] * (token_bytes(shape) + 4 + 2), 0)
-    if kind == "corpus":
-        return Work(written=corpus_bytes(config))
+    if kind in ("corpus", "instructions"):
+        size = corpus_bytes(config) if kind == "corpus" else instruction_bytes(config)
+        return Work(written=size / COMPRESSED, text=size)
+    if kind == "leaks":
+        return Work(text=corpus_bytes(config) + instruction_bytes(config))
     return Work()
 
 
@@ -76,11 +81,17 @@ def state_bytes(shape: Shape, config: Config) -> int:
 
 
 def corpus_bytes(config: Config) -> float:
-    """The text of both languages, on the disk."""
+    """The text of both languages."""
     corpus = config.corpus
     if corpus.source == "hub":
-        return ((corpus.text_bytes or 0) + (corpus.english_bytes or 0)) / COMPRESSED
+        return (corpus.text_bytes or 0) + (corpus.english_bytes or 0)
     return 20 * SMALL  # a Bible in two languages; files of one's own are read where they are, and are seldom more
+
+
+def instruction_bytes(config: Config) -> float:
+    """The text of instructions from the hub; of all of them (`bytes: null`) no less than the training reads."""
+    hub = config.sft.hub
+    return (hub.bytes or config.sft.tokens * BYTES_A_TOKEN["en"]) if hub else 0
 
 
 def scored_tokens(stage: Stage, config: Config) -> tuple[float, float]:
