@@ -57,10 +57,10 @@ def run(
         tensors = [TensorRecipe.of(recipe, plan, output) for recipe in plan.recipes]
         levels = [observer.levels if observer else () for observer in watching]
         job.selection = surveyed[output.name] if surveyed is not None else select(job, tensors, levels)
-        if output.floating:
-            _merge_tensor(job, tensors, sinks, watching)
-        else:
+        if not output.floating:
             _copy_buffer(job, sinks)
+        elif output.numel:
+            _merge_tensor(job, tensors, sinks, watching)
 
     workers.each(plan, one)
 

@@ -86,8 +86,11 @@ class Counting:
             raise NotFinite
         found, numel = {}, int(self.counts.sum())
         for k in ranks:
-            pattern, above = _bin_of(self.counts, min(k, numel))
-            found[k] = _threshold(pattern, k, k - above, int(self.counts[pattern]), self.dtype) if k < numel else EVERYTHING
+            if k < numel:
+                pattern, above = _bin_of(self.counts, k)
+                found[k] = _threshold(pattern, k, k - above, int(self.counts[pattern]), self.dtype)
+            else:
+                found[k] = EVERYTHING
         values = torch.arange(INFINITE[self.dtype], dtype=torch.int16).view(self.dtype).double().numpy()
         return Ranking(found, float((self.counts[: len(values)] * values**2).sum()), numel - int(self.counts[0]))
 

@@ -45,6 +45,7 @@ def select(job: Job, tensors: Sequence[TensorRecipe], levels: Sequence[Sequence[
     found = Selection()
     if not job.output.floating:
         _check_buffer(job)
+    if not job.output.floating or not job.output.numel:
         return found
     ranks: dict[tuple[Parent, torch.dtype], set[int]] = {}
     for tensor, looked_at in zip(tensors, levels, strict=True):

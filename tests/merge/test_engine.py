@@ -246,6 +246,17 @@ def test_mixed_dtypes_and_buffers(tmp_path: Path) -> None:
     assert torch.equal(found[name], (base[name] + 0.5 * (half[name].float() - base[name])).half())
 
 
+@pytest.mark.parametrize("method", ["linear", "ties"])
+@pytest.mark.parametrize("compute_dtype", ["float32", "bfloat16"])
+def test_tensors_without_elements_pass(tmp_path: Path, method: str, compute_dtype: str) -> None:
+    empty = {"model.empty.weight": torch.empty(0, 8)}
+    base = weights(0)
+    folders = {"base": save(tmp_path / "base", base | empty), "ct": save(tmp_path / "ct", moved(base, 1) | empty)}
+    models = {"ct": {"density": 0.5}} if method == "ties" else {"ct": {}}
+    out = merge.write(recipe(folders, method, models, compute_dtype=compute_dtype), tmp_path / "out")
+    assert load_file(out / "model.safetensors")["model.empty.weight"].shape == (0, 8)
+
+
 def test_bin_checkpoints_are_read(folders: dict[str, Path]) -> None:
     expected = merged(recipe(folders, "ties", HALF))
     file = folders["ct"] / "model.safetensors"
