@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -17,9 +18,12 @@ from tokenizers import Tokenizer
 
 from train.blocks import Tokens
 
-HELD = 1 << 24  # characters of words whose ids are held at a time
+HELD = 1 << 26  # bytes of words and their ids that are held at a time: about 300,000
+SLOT = 100  # bytes of an entry in a dict (about)
 BOUNDARY = re.compile(r"(?<=\S) (?=\S)")
 SPACE = "▁"  # a space in the tokens of SentencePiece
+PREPEND = {"type": "Prepend", "prepend": SPACE}
+REPLACE = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
 GPT2: dict[str, dict[str, Any]] = {"ByteLevel": {"use_regex": True}, "Digits": {}}
 NO_PREFIX: dict[str, dict[str, Any]] = {"Metaspace": {"prepend_scheme": "never"}, "ByteLevel": {"add_prefix_space": False}}
 PLAIN_BPE = {"dropout": None, "continuing_subword_prefix": None, "end_of_word_suffix": None, "ignore_merges": False}
@@ -80,8 +84,8 @@ class Words(dict[str, bytes]):
         if self.held > HELD:
             self.clear()
             self.held = 0
-        self.held += len(word)
         found = self[word] = np.array(self.inside.encode(" " + word, add_special_tokens=False).ids, self.kind).tobytes()
+        self.held += sys.getsizeof(word) + sys.getsizeof(found) + SLOT
         return found
 
 
@@ -102,10 +106,10 @@ def local(settings: dict[str, Any]) -> bool:
         return False
     if steps and steps[-1]["type"] == "ByteLevel":  # splits as GPT-2 does: a space is only ever the first of a word
         return not settings["normalizer"] and all(GPT2.get(step["type"], {"": None}).items() <= step.items() for step in steps)
-    for step in parts(settings["normalizer"], "normalizers"):
-        if step not in ({"type": "Prepend", "prepend": SPACE}, {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}):
-            return False
-    if any(step["type"] != "Metaspace" or step["replacement"] != SPACE for step in steps):
+    normal = parts(settings["normalizer"], "normalizers")
+    if any(step not in (PREPEND, REPLACE) for step in normal) or any(step["type"] != "Metaspace" or step["replacement"] != SPACE for step in steps):
+        return False
+    if REPLACE not in normal and not steps:  # spaces stay as they are
         return False
     return SPACE in model["vocab"] and not any(re.search(rf"[^{SPACE}]{SPACE}", token) for token in model["vocab"])
 
