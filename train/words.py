@@ -59,27 +59,27 @@ class Words(dict[str, bytes]):
         self.kind, self.held = kind, 0
         self.inside = loaded(json.dumps(without_prefix(settings)))
         added = "".join("|" + re.escape(token["content"]) for token in settings["added_tokens"])
-        self.uneven = re.compile(rf"\A\s|\A\Z|\s\Z|{SPACE}{added}")
+        self.uneven = re.compile(rf"\A\Z|\s\Z|{SPACE}{added}")
 
     def ids(self, whole: Tokenizer, text: str) -> Tokens | None:
         """The ids of a text, or None where it has to be encoded whole."""
         try:
             return self.joined(whole, text.split(" "))
-        except Uneven:  # lines and wide spaces: a slower split, that leaves them inside the words
+        except Uneven:  # wide or leading spaces, ends of lines: a slower split, that leaves them inside the words
             try:
                 return self.joined(whole, BOUNDARY.split(text))
             except Uneven:
                 return None
 
     def joined(self, whole: Tokenizer, words: list[str]) -> Tokens:
-        """The ids of words with a space between each two; the first alone may have a prefix."""
+        """The ids of words with a space between each two; before the first there may be white space, and the tokenizer may put a prefix."""
         if self.uneven.search(words[0]):
             raise Uneven
         first = np.array(whole.encode(words[0], add_special_tokens=False).ids, self.kind).tobytes()
         return np.frombuffer(first + b"".join(map(self.__getitem__, words[1:])), self.kind)
 
     def __missing__(self, word: str) -> bytes:
-        if self.uneven.search(word):
+        if self.uneven.search(word) or word[0].isspace():
             raise Uneven
         if self.held > HELD:
             self.clear()
