@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import yaml
 
+from merge import hub
 from merge.auditing import Audit
 from merge.plan import Plan
 from merge.recipe import Recipe
@@ -17,7 +17,7 @@ from merge.recipe import Recipe
 
 def render(title: str, plan: Plan, recipe: Recipe, files: Sequence[Path], audit: Audit | None, checksums: bool = True) -> str:
     """Markdown with a YAML head as model hubs read it: parents, method, settings, checksums, how to make it again."""
-    parents = [re.sub(r"^hub:([^@]+).*", r"\1", str(folder)) for folder, _ in plan.parents]
+    parents = [model.repo if (model := hub.parse(str(folder), "path")) else str(folder) for folder, _ in plan.parents]
     head = yaml.safe_dump({"base_model": parents, "tags": ["merge", "slackmerge"], "library_name": "transformers"}, sort_keys=False)
     settings = yaml.safe_dump(recipe.to_dict(), sort_keys=False)
     lines = [f"---\n{head}---\n", f"# {title}\n", f"A merge by `{recipe.method}`."]

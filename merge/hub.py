@@ -15,6 +15,7 @@ from pathlib import Path
 from merge.errors import BadInput
 
 PREFIX = "hub:"
+NAME = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")  # owner/name, owner/name@revision
 COMMIT = re.compile(r"[0-9a-f]{40}")
 NEEDED = ("*.json", "*.model", "*.txt", "*.jinja")  # beside the weights
 UNREACHABLE = "the hub cannot be reached and the cache (HF_HOME) does not hold it; go online, or copy the model's folder here and give its path"
@@ -50,7 +51,7 @@ def parse(path: str, key: str) -> HubModel | None:
     """The model of the hub that a path names; None where it names a local folder. Raises BadInput that names the key."""
     if not path.startswith(PREFIX):
         return None
-    match = re.fullmatch(r"hub:([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", path)
+    match = NAME.fullmatch(path.removeprefix(PREFIX))
     if match is None:
         raise BadInput(f"{key}={path}: a model of the hub is hub:owner/name, or hub:owner/name@revision")
     return HubModel(match[1], match[2] or "main")

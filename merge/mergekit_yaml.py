@@ -7,13 +7,12 @@ inputs promote to, l1 rescaling, no question about tokenizers. What we do not do
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from merge.errors import BadInput
-from merge.hub import PREFIX
+from merge.hub import NAME, PREFIX
 from merge.recipe import METHODS, Method
 
 # Methods that rescale unless told otherwise.
@@ -107,7 +106,7 @@ def _models(
 
 def _place(model: str) -> str:
     """A local folder where there is one of that name, else, as mergekit has it, a model of the hub: owner/name@revision."""
-    return f"{PREFIX}{model}" if not Path(model).exists() and re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", model) else model
+    return f"{PREFIX}{model}" if not Path(model).exists() and NAME.fullmatch(model) else model
 
 
 def _scoped(name: str, scopes: list[Mapping[str, Any]]) -> Any:
