@@ -11,6 +11,7 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -39,10 +40,10 @@ def encoder(definition: str, kind: type[np.unsignedinteger[Any]]) -> Callable[[l
     settings = json.loads(definition)
     if not local(settings):
         return encode
-    words = Words(settings, kind)
+    words = Words(whole, settings, kind)
 
     def encode_words(texts: list[str]) -> list[Tokens]:
-        return [found if (found := words.ids(whole, text)) is not None else encode([text])[0] for text in texts]
+        return [found if (found := words.ids(text)) is not None else encode([text])[0] for text in texts]
 
     return encode_words
 
@@ -54,28 +55,26 @@ class Uneven(Exception):
 class Words(dict[str, bytes]):
     """The ids of words as they stand after a space."""
 
-    def __init__(self, settings: dict[str, Any], kind: type[np.unsignedinteger[Any]]) -> None:
+    def __init__(self, whole: Tokenizer, settings: dict[str, Any], kind: type[np.unsignedinteger[Any]]) -> None:
         super().__init__()
-        self.kind, self.held = kind, 0
+        self.whole, self.kind, self.held = whole, kind, 0
         self.inside = loaded(json.dumps(without_prefix(settings)))
         added = "".join("|" + re.escape(token["content"]) for token in settings["added_tokens"])
         self.uneven = re.compile(rf"\A\Z|\s\Z|{SPACE}{added}")
 
-    def ids(self, whole: Tokenizer, text: str) -> Tokens | None:
+    def ids(self, text: str) -> Tokens | None:
         """The ids of a text, or None where it has to be encoded whole."""
-        try:
-            return self.joined(whole, text.split(" "))
-        except Uneven:  # wide or leading spaces, ends of lines: a slower split, that leaves them inside the words
-            try:
-                return self.joined(whole, BOUNDARY.split(text))
-            except Uneven:
-                return None
+        with suppress(Uneven):
+            return self.joined(text.split(" "))
+        with suppress(Uneven):  # wide or leading spaces, ends of lines: a slower split, that leaves them inside the words
+            return self.joined(BOUNDARY.split(text))
+        return None
 
-    def joined(self, whole: Tokenizer, words: list[str]) -> Tokens:
+    def joined(self, words: list[str]) -> Tokens:
         """The ids of words with a space between each two; before the first there may be white space, and the tokenizer may put a prefix."""
         if self.uneven.search(words[0]):
             raise Uneven
-        first = np.array(whole.encode(words[0], add_special_tokens=False).ids, self.kind).tobytes()
+        first = np.array(self.whole.encode(words[0], add_special_tokens=False).ids, self.kind).tobytes()
         return np.frombuffer(first + b"".join(map(self.__getitem__, words[1:])), self.kind)
 
     def __missing__(self, word: str) -> bytes:

@@ -80,14 +80,15 @@ LOCAL: dict[str, Callable[[], dict[str, Any]]] = {
 def made(name: str) -> tuple[Tokenizer, Words]:
     settings = LOCAL[name]()
     assert local(settings)
-    return loaded(json.dumps(settings)), Words(settings, np.uint32)
+    whole = loaded(json.dumps(settings))
+    return whole, Words(whole, settings, np.uint32)
 
 
 @pytest.mark.parametrize("name", LOCAL)
 @given(text=st.lists(st.sampled_from(PIECES), max_size=30).map("".join) | st.text(max_size=20))
 def test_the_ids_are_the_librarys(name: str, text: str) -> None:
     whole, ours = made(name)
-    found = ours.ids(whole, text)
+    found = ours.ids(text)
     if found is not None:
         assert found.tolist() == whole.encode(text, add_special_tokens=False).ids
 
@@ -97,7 +98,7 @@ def test_plain_texts_are_split_and_the_rest_is_encoded_whole(name: str) -> None:
     whole, ours = made(name)
     splitting = [*TEXT, " ".join(TEXT), " an answer", "\n line"]
     texts = [*splitting, "", "an <|end|> inside", f"a{SPACE} b", "space behind ", "line behind\n"]
-    split = [ours.ids(whole, text) is not None for text in texts]
+    split = [ours.ids(text) is not None for text in texts]
     assert split == [True] * len(splitting) + [False] * 5
     encoded = encoder(json.dumps(LOCAL[name]()), np.uint32)(texts)
     assert [ids.tolist() for ids in encoded] == [whole.encode(text, add_special_tokens=False).ids for text in texts]
@@ -106,9 +107,9 @@ def test_plain_texts_are_split_and_the_rest_is_encoded_whole(name: str) -> None:
 def test_a_full_memory_of_words_is_emptied(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(words, "HELD", 1000)
     whole = loaded(json.dumps(tiny_base()))
-    ours = Words(tiny_base(), np.uint16)
+    ours = Words(whole, tiny_base(), np.uint16)
     for text in TEXT * 2:
-        found = ours.ids(whole, text)
+        found = ours.ids(text)
         assert found is None or found.tolist() == whole.encode(text, add_special_tokens=False).ids
     assert 0 < len(ours) < len(set(" ".join(TEXT).split()))
 
