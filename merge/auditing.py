@@ -86,7 +86,7 @@ def _shares(counts: list[int], of: int) -> dict[str, float]:
 
 
 class Audit:
-    """Watches one recipe's merge (see engine.Observer) and adds up. Without a base there is no task vector, and nothing to see."""
+    """Watches one recipe's merge (see tensor_recipe.Observer) and adds up. Without a base there is no task vector, and nothing to see."""
 
     def __init__(self, recipe: Recipe):
         self.recipe = recipe
@@ -122,15 +122,14 @@ class Audit:
         """What selection found of the whole tensor, which its first slice brings."""
         tally = Tally(piece.stop - piece.start, levels={level: [0] for level in (1.0, *self.levels)})
         if piece.start == 0:
-            key = (use.parent, tensor.dtype)
-            tally.energy, nonzero = piece.job.selection.energies[key], piece.job.selection.nonzero[key]
-            tally.levels[1.0][0] = nonzero
+            ranking = piece.job.selection[use.parent, tensor.dtype]
+            tally.energy, tally.levels[1.0][0] = ranking.energy, ranking.nonzero
             for level in self.levels:
-                tally.levels[level][0] = min(nonzero, self._threshold(tensor, piece, use, level).reached)
+                tally.levels[level][0] = min(ranking.nonzero, self._threshold(tensor, piece, use, level).reached)
         return tally
 
     def _threshold(self, tensor: TensorRecipe, piece: Piece, use: Use, level: float) -> Threshold:
-        return piece.job.selection.thresholds[use.parent, tensor.dtype, kept(level, tensor.output.numel)]
+        return piece.job.selection[use.parent, tensor.dtype].thresholds[kept(level, tensor.output.numel)]
 
     def report(self) -> dict[str, Any]:
         """JSON-serialisable: per model, by module kind and by layer (`outside`: embeddings, final norm, head)."""
@@ -218,7 +217,8 @@ def _energy_alive(agreement: Agreement, i: int, weight: float) -> float:
     if agreement.taus[i] is agreement.kept[i] and abs(math.frexp(weight)[0]) == 0.5:  # a power of two: nothing was rounded
         return _energy(agreement.survivors[i]) / weight**2
     mask = (_patterns(agreement.survivors[i]) > 0).view(numpy.int8)
-    return _energy(torch.from_numpy(_patterns(agreement.kept[i]) * mask).view(agreement.kept[i].dtype))
+    alive = torch.from_numpy(_patterns(agreement.kept[i]) * mask).view(agreement.kept[i].dtype)
+    return _energy(alive.view(agreement.kept[i].shape))
 
 
 def _count(

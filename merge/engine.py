@@ -14,10 +14,10 @@ from typing import Any, Protocol
 import torch
 
 from merge.checkpoint import keep_heap
-from merge.pieces import Job, Piece, Selection
+from merge.pieces import Job, Selection
 from merge.plan import Output, Plan
 from merge.survey import culprit, select
-from merge.tensor_recipe import Agreement, TensorRecipe
+from merge.tensor_recipe import Observer, TensorRecipe
 from merge.workers import DEFAULT, Workers
 
 
@@ -26,15 +26,6 @@ class Sink(Protocol):
 
     def write(self, output: Output, start: int, values: torch.Tensor) -> None:
         """Take elements [start, start + len(values)) of a tensor, flat, in the compute dtype (buffers: in their own)."""
-
-
-class Observer(Protocol):
-    """Sees what became of each slice's task vectors in one recipe: the audit. levels: shares of largest magnitudes whose thresholds it needs."""
-
-    @property
-    def levels(self) -> tuple[float, ...]: ...
-
-    def see(self, tensor: TensorRecipe, piece: Piece, agreement: Agreement | None) -> None: ...
 
 
 def run(
@@ -55,8 +46,7 @@ def run(
     def one(output: Output) -> None:
         job = Job(plan, output, torch.device(workers.device), workers.resident)
         tensors = [TensorRecipe.of(recipe, plan, output) for recipe in plan.recipes]
-        levels = [observer.levels if observer else () for observer in watching]
-        job.selection = surveyed[output.name] if surveyed is not None else select(job, tensors, levels)
+        job.selection = surveyed[output.name] if surveyed is not None else select(job, tensors, watching)
         if not output.floating:
             _copy_buffer(job, sinks)
         elif output.numel:

@@ -10,18 +10,12 @@ import numpy
 import torch
 
 from merge.plan import Output, Parent, Plan
-from merge.select import Array, Taker, Threshold, magnitude_bits
+from merge.select import Array, Ranking, Taker, magnitude_bits
 
 SLICE = 1 << 19  # elements a slice: long enough that threads seldom wait for the interpreter, short enough for the caches
 
 
-@dataclass
-class Selection:
-    """What a pass over a tensor's task vectors found: magnitude thresholds by rank; where any were wanted, Σ τ² and how many are not zero."""
-
-    thresholds: dict[tuple[Parent, torch.dtype, int], Threshold] = field(default_factory=dict)
-    energies: dict[tuple[Parent, torch.dtype], float] = field(default_factory=dict)
-    nonzero: dict[tuple[Parent, torch.dtype], int] = field(default_factory=dict)
+Selection = dict[tuple[Parent, torch.dtype], Ranking]  # of a tensor's task vectors, where anything of them was asked
 
 
 @dataclass
@@ -32,7 +26,7 @@ class Job:
     output: Output
     device: torch.device
     resident: int  # elements of a tensor that may be held at once
-    selection: Selection = field(default_factory=Selection)
+    selection: Selection = field(default_factory=dict)
     _only: Piece | None = None
 
     @property
@@ -103,7 +97,7 @@ class Piece:
         if rank == 0:
             return torch.zeros_like(self.tau(parent, dtype))
         if key not in self._largest:
-            taker = self.shared.takers.setdefault(key, Taker(self.job.selection.thresholds[key]))
+            taker = self.shared.takers.setdefault(key, Taker(self.job.selection[parent, dtype].thresholds[rank]))
             self._largest[key] = taker.thin(self.tau(parent, dtype), lambda: self.bits(parent, dtype))
         return self._largest[key]
 

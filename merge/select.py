@@ -95,18 +95,12 @@ class Counting:
         return Ranking(found, float((self.counts[: len(values)] * values**2).sum()), numel - int(self.counts[0]))
 
 
-def rank(pieces: Pieces, ranks: Iterable[int], numel: int, dtype: torch.dtype, resident: int) -> Ranking:
-    """The k-th largest value for every k ≥ 1 in `ranks`, exact.
+def rank(pieces: Pieces, ranks: Iterable[int], numel: int, resident: int) -> Ranking:
+    """The k-th largest value for every k ≥ 1 in `ranks`, exact, of a task vector that is ranked in float32.
 
-    pieces: gives the `magnitude_bits` of a task vector of `numel` elements and dtype `dtype` in pieces, the same each time it is
-    called. resident: how many float32 elements may be held at once. Raises NotFinite.
+    pieces: gives the `magnitude_bits` of its `numel` elements in pieces, the same each time it is called. resident: how many elements
+    may be held at once. Raises NotFinite.
     """
-    own = ranked_in(dtype)
-    if own.itemsize == 2:
-        counting = Counting(own)
-        for bits in pieces():
-            counting.see(bits)
-        return counting.ranking(ranks)
     wanted = sorted(set(ranks), reverse=True)
     everything = {k: EVERYTHING for k in wanted if k >= numel}
     wanted = [k for k in wanted if k < numel]

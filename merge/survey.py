@@ -15,21 +15,21 @@ from merge.errors import BadInput
 from merge.pieces import Job, Selection
 from merge.plan import Output, Parent, Plan
 from merge.select import INFINITE, Array, Counting, NotFinite, kept, magnitude_bits, rank
-from merge.tensor_recipe import TensorRecipe
+from merge.tensor_recipe import Observer, TensorRecipe
 from merge.workers import Workers
 
 CHUNK = 1 << 20  # elements
 
 
-def survey(plan: Plan, levels: Sequence[Sequence[float]], workers: Workers) -> dict[str, Selection]:
-    """Read every tensor that the merge will read, once; `levels`: see `select`. Raises BadInput that names file and tensor."""
+def survey(plan: Plan, observers: Sequence[Observer | None], workers: Workers) -> dict[str, Selection]:
+    """Read every tensor that the merge will read, once. Raises BadInput that names file and tensor."""
     keep_heap()
     found: dict[str, Selection] = {}
 
     def one(output: Output) -> None:
         job = Job(plan, output, torch.device(workers.device), workers.resident)
-        found[output.name] = select(job, [TensorRecipe.of(recipe, plan, output) for recipe in plan.recipes], levels)
-        seen = {parent for parent, _ in found[output.name].energies}
+        found[output.name] = select(job, [TensorRecipe.of(recipe, plan, output) for recipe in plan.recipes], observers)
+        seen = {parent for parent, _ in found[output.name]}
         for parent, source in output.sources.items():
             if not (parent in seen or (seen and parent == plan.leader)) and not is_finite(plan.parents[parent], source):
                 raise not_finite(plan.parents[parent], source)
@@ -38,19 +38,18 @@ def survey(plan: Plan, levels: Sequence[Sequence[float]], workers: Workers) -> d
     return found
 
 
-def select(job: Job, tensors: Sequence[TensorRecipe], levels: Sequence[Sequence[float]]) -> Selection:
-    """The thresholds that recipes ask for in one tensor, and those of `levels`: for each recipe, shares of the largest magnitudes that its audit
-    looks at. Raises BadInput for weights that are not finite.
-    """
-    found = Selection()
+def select(job: Job, tensors: Sequence[TensorRecipe], observers: Sequence[Observer | None]) -> Selection:
+    """The thresholds that recipes ask for in one tensor, and those of their observers' levels. Raises BadInput for weights that are not finite."""
+    found: Selection = {}
     if not job.output.floating:
         _check_buffer(job)
     if not job.output.floating or not job.output.numel:
         return found
     ranks: dict[tuple[Parent, torch.dtype], set[int]] = {}
-    for tensor, looked_at in zip(tensors, levels, strict=True):
+    for tensor, observer in zip(tensors, observers, strict=True):
+        levels = {kept(level, job.output.numel) for level in observer.levels} if observer else set()
         for use in tensor.uses:
-            wanted = {k for k in use.ranks if k > 0} | {kept(level, job.output.numel) for level in looked_at}
+            wanted = {k for k in use.ranks if k > 0} | levels
             if wanted:
                 ranks.setdefault((use.parent, tensor.dtype), set()).update(wanted)
     counted = {key: Counting(key[1]) for key in ranks if key[1].itemsize == 2}
@@ -64,9 +63,7 @@ def select(job: Job, tensors: Sequence[TensorRecipe], levels: Sequence[Sequence[
             def pieces(key: tuple[Parent, torch.dtype] = key) -> Iterator[Array]:
                 return (piece.bits(*key) for piece in job.pieces())
 
-            ranking = counted[key].ranking(wanted) if key in counted else rank(pieces, wanted, job.output.numel, key[1], job.resident)
-            found.energies[key], found.nonzero[key] = ranking.energy, ranking.nonzero
-            found.thresholds.update({(*key, k): threshold for k, threshold in ranking.thresholds.items()})
+            found[key] = counted[key].ranking(wanted) if key in counted else rank(pieces, wanted, job.output.numel, job.resident)
     except NotFinite:
         raise culprit(job) from None
     return found

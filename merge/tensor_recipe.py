@@ -6,7 +6,7 @@ import functools
 import math
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -166,6 +166,15 @@ class TensorRecipe:
 
     def _probabilities(self, use: Use, piece: Piece) -> torch.Tensor:
         return methods.keep_probabilities(piece.tau(use.parent, self.dtype).abs(), use.density, use.epsilon)
+
+
+class Observer(Protocol):
+    """Sees what became of each slice's task vectors in one recipe: the audit. levels: shares of largest magnitudes whose thresholds it needs."""
+
+    @property
+    def levels(self) -> tuple[float, ...]: ...
+
+    def see(self, tensor: TensorRecipe, piece: Piece, agreement: Agreement | None) -> None: ...
 
 
 def _ranks(sparsify: str | None, density: float, gamma: float, numel: int) -> tuple[int, ...]:

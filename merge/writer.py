@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -141,14 +142,16 @@ def write_many(
             raise BadInput(f"{target}: exists already; name a new folder or remove this one first")
     plan = make_plan(recipes)
     asides = [target.with_name(f".{target.name}.part-{os.getpid()}") for target in targets]
-    sinks: list[FileSink] = []
     try:
         audits = [Audit(recipe) if audit else None for recipe in recipes]
-        surveyed = survey(plan, [seen.levels if seen else () for seen in audits], workers)
-        for aside, recipe in zip(asides, recipes, strict=True):
-            aside.mkdir(parents=True)
-            sinks.append(FileSink(aside, plan, recipe, shard_bytes))
-        with ThreadPoolExecutor(len(sinks)) as disk:
+        surveyed = survey(plan, audits, workers)
+        with ExitStack() as opened:  # closed before their folder is removed, or seen
+            sinks = []
+            for aside, recipe in zip(asides, recipes, strict=True):
+                aside.mkdir(parents=True)
+                sinks.append(FileSink(aside, plan, recipe, shard_bytes))
+                opened.callback(sinks[-1].close)
+            disk = opened.enter_context(ThreadPoolExecutor(len(sinks)))
             synced = [disk.submit(sink.sync) for sink in sinks]
             try:
                 run(plan, sinks, audits, workers, surveyed)
@@ -169,8 +172,6 @@ def write_many(
             shutil.rmtree(aside, ignore_errors=True)
         raise
     finally:
-        for sink in sinks:
-            sink.close()
         plan.close()
     return targets
 
