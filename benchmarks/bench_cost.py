@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.cost import memory, shape
+from pipeline.cost import memory
+from pipeline.cost import model_shape as shape
 from train.parallel import Compute
 
 ROOT = Path(__file__).parents[1]
@@ -41,16 +42,44 @@ def measure(model: Path, blocks: int, block_size: int, options: dict[str, Any]) 
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         (folder / "blocks").mkdir()
-        np.save(folder / "blocks" / "blocks.npy", np.random.default_rng(0).integers(0, 2000, (3 * blocks, block_size)).astype(np.uint16))
-        (folder / "blocks" / "counts.json").write_text(json.dumps({"blocks": 3 * blocks, "tokens": 3 * blocks * block_size}))
+        np.save(
+            folder / "blocks" / "blocks.npy",
+            np.random.default_rng(0).integers(0, 2000, (3 * blocks, block_size)).astype(np.uint16),
+        )
+        (folder / "blocks" / "counts.json").write_text(
+            json.dumps({"blocks": 3 * blocks, "tokens": 3 * blocks * block_size})
+        )
         batch = blocks * block_size
-        settings = {"tokens": 3 * batch, "schedule_tokens": 30 * batch, "batch_tokens": batch, "block_size": block_size, "learning_rate": 1e-5}
-        settings |= {"min_lr_ratio": 0.1, "warmup_ratio": 0.1, "weight_decay": 0.0, "save_every_tokens": 30 * batch, "seed": 0}
-        job = {"model": str(model), "blocks": str(folder / "blocks"), "settings": settings, "out": str(folder / "out"), "work": str(folder / "work")}
+        settings = {
+            "tokens": 3 * batch,
+            "schedule_tokens": 30 * batch,
+            "batch_tokens": batch,
+            "block_size": block_size,
+            "learning_rate": 1e-5,
+        }
+        settings |= {
+            "min_lr_ratio": 0.1,
+            "warmup_ratio": 0.1,
+            "weight_decay": 0.0,
+            "save_every_tokens": 30 * batch,
+            "seed": 0,
+        }
+        job = {
+            "model": str(model),
+            "blocks": str(folder / "blocks"),
+            "settings": settings,
+            "out": str(folder / "out"),
+            "work": str(folder / "work"),
+        }
         job["compute"] = {"threads": 1, **options}
         (folder / "job.json").write_text(json.dumps(job))
         quiet = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "TRANSFORMERS_VERBOSITY": "error"}
-        process = subprocess.Popen([sys.executable, "-m", "train", str(folder / "job.json")], cwd=ROOT, stdout=subprocess.DEVNULL, env=os.environ | quiet)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "train", str(folder / "job.json")],
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            env=os.environ | quiet,
+        )
         _, status, usage = os.wait4(process.pid, 0)
         if status:
             raise SystemExit(f"the training of {model} ended with {os.waitstatus_to_exitcode(status)}")
@@ -58,7 +87,10 @@ def measure(model: Path, blocks: int, block_size: int, options: dict[str, Any]) 
 
 
 def main() -> None:
-    models = {"tiny": TINY, "smollm2": Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "models" / "smollm2-135m-instruct")}
+    models = {
+        "tiny": TINY,
+        "smollm2": Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "models" / "smollm2-135m-instruct"),
+    }
     rows: list[dict[str, Any]] = []
     overhead = None
     for name, which, blocks, block_size, options in CASES:
@@ -69,8 +101,21 @@ def main() -> None:
         says = memory.training(form, Compute(**options), blocks * block_size, block_size).total
         peak, seconds = measure(models[which], blocks, block_size, options)
         overhead = peak - says if overhead is None else overhead
-        rows.append({"case": name, "model": which, "blocks": blocks, "block_size": block_size, "options": options, "peak": peak, "cpu_seconds": round(seconds, 1)})
-        print(f"{name:34} measured {peak / 1e6:8,.0f} MB, predicted {(overhead + says) / 1e6:8,.0f} MB, ratio {(overhead + says) / peak:.2f}", flush=True)
+        rows.append(
+            {
+                "case": name,
+                "model": which,
+                "blocks": blocks,
+                "block_size": block_size,
+                "options": options,
+                "peak": peak,
+                "cpu_seconds": round(seconds, 1),
+            }
+        )
+        print(
+            f"{name:34} measured {peak / 1e6:8,.0f} MB, predicted {(overhead + says) / 1e6:8,.0f} MB, ratio {(overhead + says) / peak:.2f}",
+            flush=True,
+        )
     print(json.dumps({"cases": rows}))
 
 

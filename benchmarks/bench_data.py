@@ -4,7 +4,7 @@
 
 The text is that of the two Bible packages, in Parquet files of 4 MB: in each repetition its verses are in a new order, and one word in NEW is replaced
 by one that occurs nowhere else, as there always are in natural text, so that repetition does not flatter who remembers words. Theirs tokenises and then groups
-as transformers' run_clm example does; ours is `train.packing.ct_blocks`. Both start from the files and a loaded tokenizer and end with blocks of 2,048
+as transformers' run_clm example does; ours is `train.data.packing.ct_blocks`. Both start from the files and a loaded tokenizer and end with blocks of 2,048
 tokens on disk; imports are not counted, starting processes is. In turns; tokens_ratio is ours over theirs, each by its median tokens/s. memory_ratio:
 our peak memory (resident, all processes) on four times the text over that on the text; corpus_ratio says how much more text that was.
 """
@@ -37,7 +37,7 @@ NEW = 50
 OURS = """
 import json, sys, time
 from pathlib import Path
-from train import packing
+from train.data import packing
 if __name__ == "__main__":
     corpus, model, out, workers, size = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5])
     packing.load_tokenizer(model)
@@ -82,7 +82,12 @@ def main() -> None:
     parser.add_argument("--megabytes", type=int, default=48, help="of text; a quarter of it is the smaller corpus")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "bench-data", help="where the text and the blocks are kept")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=Path(tempfile.gettempdir()) / "bench-data",
+        help="where the text and the blocks are kept",
+    )
     options = parser.parse_args()
     large = written(options.folder / "large", options.megabytes * 10**6)
     small = written(options.folder / "small", options.megabytes * 10**6 // 4)
@@ -107,7 +112,7 @@ def main() -> None:
 def documents() -> Iterator[str]:
     """The chapters of both Bibles for ever, the verses and a few of the words of each new every time."""
     sys.path.insert(0, str(ROOT))
-    from train import bible
+    from train.data.corpus import bible
 
     chapters: dict[tuple[str, int, int], list[str]] = {}
     for name, verses in (("nya", bible.chichewa()), ("en", bible.english())):
@@ -137,7 +142,9 @@ def written(folder: Path, size: int) -> Path:
         while held < PART:
             texts.append(next(source))
             held += len(texts[-1].encode())
-        parquet.write_table(pyarrow.table({"id": [str(i) for i in range(len(texts))], "text": texts}), parts / f"{number:05d}.parquet")
+        parquet.write_table(
+            pyarrow.table({"id": [str(i) for i in range(len(texts))], "text": texts}), parts / f"{number:05d}.parquet"
+        )
     return folder
 
 
@@ -147,7 +154,13 @@ def measured(script: str, corpus: Path, out: Path, workers: int) -> dict[str, An
     out.mkdir(parents=True)
     file = out / "script.py"
     file.write_text(script)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_OFFLINE": "1",
+    }
     command = [sys.executable, str(file), str(corpus), str(MODEL), str(out), str(workers), str(BLOCK)]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
     tree, peak = psutil.Process(process.pid), 0

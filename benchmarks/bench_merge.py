@@ -38,14 +38,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="270m")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "bench-merge", help="where the models are kept")
+    parser.add_argument(
+        "--folder", type=Path, default=Path(tempfile.gettempdir()) / "bench-merge", help="where the models are kept"
+    )
     options = parser.parse_args()
     if not ORACLE.is_file():
         parser.error(f"mergekit is not installed: no {ORACLE} (tests/merge/requirements-oracle.txt)")
     base, *models = built(options.folder, options.size)
     config = options.folder / "ties.yml"
     listed = [{"model": str(path), "parameters": {"weight": 0.5, "density": DENSITY}} for path in models]
-    config.write_text(json.dumps({"merge_method": "ties", "base_model": str(base), "dtype": "bfloat16", "models": listed}))
+    config.write_text(
+        json.dumps({"merge_method": "ties", "base_model": str(base), "dtype": "bfloat16", "models": listed})
+    )
     jobs = options.folder / "jobs.json"
     jobs.write_text(json.dumps([{"config": str(config), "out": str(options.folder / "theirs")}]))
     ours = python("-m", "merge", str(config), "OUT", "--quiet", "--no-checksums")
@@ -63,7 +67,9 @@ def main() -> None:
             out.unlink(missing_ok=True)
             runs[name].append(timed([str(out) if part == "OUT" else part for part in command]))
     differ, total = compare(options.folder / "ours", options.folder / "theirs", base, models)
-    mid = {name: Measured(*(median(column) for column in zip(*measured, strict=True))) for name, measured in runs.items()}
+    mid = {
+        name: Measured(*(median(column) for column in zip(*measured, strict=True))) for name, measured in runs.items()
+    }
     print(json.dumps({
         "size": options.size, "parameters": total, "rounds": options.rounds,
         "wall_ratio": round(mid["theirs"].wall / mid["ours"].wall, 2),
@@ -94,7 +100,9 @@ def compare(ours: Path, theirs: Path, base: Path, models: list[Path]) -> tuple[i
             kept = max(1, int(DENSITY * size.numel()))
             edge = size.flatten().float().kthvalue(size.numel() - kept + 1).values
             apart &= size != edge
-        assert not apart.any(), f"{int(apart.sum())} elements of {name} differ from mergekit's without being at a threshold: {torch.nonzero(apart)[:3]}"
+        assert not apart.any(), (
+            f"{int(apart.sum())} elements of {name} differ from mergekit's without being at a threshold: {torch.nonzero(apart)[:3]}"
+        )
     return differ, sum(tensor.numel() for tensor in mine.values())
 
 

@@ -40,7 +40,11 @@ def build(folder: Path, size: str) -> None:
     from safetensors.torch import save_file
 
     hidden, middle, layers, vocabulary = SIZES[size]
-    shapes = {"model.embed_tokens.weight": (vocabulary, hidden), "lm_head.weight": (vocabulary, hidden), "model.norm.weight": (hidden,)}
+    shapes = {
+        "model.embed_tokens.weight": (vocabulary, hidden),
+        "lm_head.weight": (vocabulary, hidden),
+        "model.norm.weight": (hidden,),
+    }
     for i in range(layers):
         at = f"model.layers.{i}"
         shapes |= {f"{at}.self_attn.{name}_proj.weight": (hidden, hidden) for name in "qkvo"}

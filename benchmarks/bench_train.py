@@ -23,7 +23,8 @@ import numpy as np
 import torch
 import transformers
 
-from train import bible, trainer
+from train import trainer
+from train.data.corpus import bible
 from train.parallel import Compute
 
 RATE, WARMUP_RATIO, MIN_LR_RATIO = 5e-4, 0.01, 0.1
@@ -52,14 +53,28 @@ def main() -> None:
                 speed = ways[name]()
                 if turn >= 0:
                     speeds[name].append(speed)
-                    print(f"round {turn + 1} {name}: {speed[0]:,.0f} tokens/s, {speed[1]:,.0f} a CPU second", flush=True)
+                    print(
+                        f"round {turn + 1} {name}: {speed[0]:,.0f} tokens/s, {speed[1]:,.0f} a CPU second", flush=True
+                    )
     result: dict[str, Any] = {}
     for measure, suffix in enumerate(("", "_by_cpu_time")):
         for name in ("bare", "padded"):
             pairs = zip(speeds["ours"], speeds[name], strict=True)
             result[f"{name}_ratio{suffix}"] = round(median(ours[measure] / other[measure] for ours, other in pairs), 3)
-    result |= {f"{name}_tokens_per_second": round(median(speed for speed, _ in found)) for name, found in speeds.items()}
-    print(json.dumps({**result, "model": options.model.name, "rounds": options.rounds, "steps": options.steps, "threads": options.threads}))
+    result |= {
+        f"{name}_tokens_per_second": round(median(speed for speed, _ in found)) for name, found in speeds.items()
+    }
+    print(
+        json.dumps(
+            {
+                **result,
+                "model": options.model.name,
+                "rounds": options.rounds,
+                "steps": options.steps,
+                "threads": options.threads,
+            }
+        )
+    )
 
 
 class Meter:
@@ -95,7 +110,9 @@ def prepare(options: argparse.Namespace, folder: Path) -> dict[str, Callable[[],
     (folder / "blocks").mkdir()
     np.save(folder / "blocks" / "blocks.npy", blocks.astype(np.uint32))
     lengths = [len(row) for row in rows]
-    print(f"{len(rows)} documents of {np.mean(lengths):.0f} tokens on average (longest {max(lengths)}), or {len(blocks)} blocks of {size}")
+    print(
+        f"{len(rows)} documents of {np.mean(lengths):.0f} tokens on average (longest {max(lengths)}), or {len(blocks)} blocks of {size}"
+    )
     return {
         "ours": lambda: ours(options, folder, wanted),
         "bare": lambda: bare(options, torch.from_numpy(blocks.astype(np.int64)), batch),
@@ -113,13 +130,23 @@ def ours(options: argparse.Namespace, folder: Path, tokens: int) -> tuple[float,
     with tempfile.TemporaryDirectory(dir=folder) as run:
         meter = Meter()
         compute = Compute(device=options.device, threads=options.threads)
-        trainer.train(options.model, folder / "blocks", settings, Path(run) / "out", work=Path(run) / "work", compute=compute, on_log=lambda record: meter.mark(record["tokens"]))
+        trainer.train(
+            options.model,
+            folder / "blocks",
+            settings,
+            Path(run) / "out",
+            work=Path(run) / "work",
+            compute=compute,
+            on_log=lambda record: meter.mark(record["tokens"]),
+        )
     return meter.speeds()
 
 
 def bare(options: argparse.Namespace, blocks: torch.Tensor, batch: int) -> tuple[float, float]:
     """The loop that one would write by hand: AdamW, a schedule, clipping, nothing else."""
-    model = transformers.AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32).to(options.device).train()
+    model = (
+        transformers.AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32).to(options.device).train()
+    )
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     schedule = transformers.get_cosine_schedule_with_warmup(optimizer, round(WARMUP_RATIO * HORIZON), HORIZON)
     meter = Meter()
@@ -145,7 +172,9 @@ def padded(options: argparse.Namespace, rows: list[list[int]], batch: int, token
             save_strategy="no", report_to="none", disable_tqdm=True, train_sampling_strategy="sequential", use_cpu=options.device == "cpu", logging_steps=10,
         )  # fmt: skip
         collator = transformers.DataCollatorForLanguageModeling(tokenizer, mlm=False)
-        plain = transformers.Trainer(model=model, args=arguments, train_dataset=[{"input_ids": row} for row in rows], data_collator=collator)
+        plain = transformers.Trainer(
+            model=model, args=arguments, train_dataset=[{"input_ids": row} for row in rows], data_collator=collator
+        )
         plain.remove_callback(transformers.PrinterCallback)
         meter = Meter()
         plain.add_callback(Steps(lambda step: meter.mark(sum(map(len, rows[: step * batch])))))

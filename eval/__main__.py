@@ -7,23 +7,37 @@ import os
 import sys
 from pathlib import Path
 
-from eval.errors import BadInput
+from common.errors import BadInput
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    options = argparse.ArgumentParser(prog="python -m eval", description="Score one checkpoint with lm-eval; writes scores.jsonl and samples.jsonl.")
+    options = argparse.ArgumentParser(
+        prog="python -m eval", description="Score one checkpoint with lm-eval; writes scores.jsonl and samples.jsonl."
+    )
     options.add_argument("model", type=Path, help="Hugging Face checkpoint folder")
     options.add_argument("--out", type=Path, required=True, help="folder to write to")
     options.add_argument("--items", type=Path, help="folder of <family>_<language>.<split>.jsonl: accuracy")
     options.add_argument("--text", type=Path, help="folder of <language>.<split>.jsonl documents: bits per byte")
-    options.add_argument("--own", type=Path, help="folder of your own lm-eval YAMLs (data paths absolute or relative to this folder)")
-    options.add_argument("--tasks", nargs="+", default=[], metavar="NAME", help="tasks from --own (default: all of them) or that lm-eval ships")
+    options.add_argument(
+        "--own", type=Path, help="folder of your own lm-eval YAMLs (data paths absolute or relative to this folder)"
+    )
+    options.add_argument(
+        "--tasks",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="tasks from --own (default: all of them) or that lm-eval ships",
+    )
     options.add_argument("--language", default="und", help="language of tasks that do not state theirs (default: und)")
     options.add_argument("--split", choices=("dev", "test"), default="test", help="of items and text (default: test)")
     options.add_argument("--limit", type=int, help="take only the first LIMIT documents of each task")
-    options.add_argument("--excerpt", type=int, help="measure bits per byte on the first EXCERPT characters of each document")
-    options.add_argument("--batch-tokens", type=int, help="tokens in one forward pass (default: 1024 on a CPU, 8192 elsewhere)")
+    options.add_argument(
+        "--excerpt", type=int, help="measure bits per byte on the first EXCERPT characters of each document"
+    )
+    options.add_argument(
+        "--batch-tokens", type=int, help="tokens in one forward pass (default: 1024 on a CPU, 8192 elsewhere)"
+    )
     options.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 … (default: cpu)")
     return options
 
@@ -37,7 +51,14 @@ def main() -> int:
 
         if not (given.model / "config.json").is_file():  # before tasks are built and torch is imported
             raise BadInput(f"model: {given.model} is not a Hugging Face checkpoint folder (no config.json)")
-        how = {"split": given.split, "limit": given.limit, "excerpt": given.excerpt, "own": given.own, "names": given.tasks, "language": given.language}
+        how = {
+            "split": given.split,
+            "limit": given.limit,
+            "excerpt": given.excerpt,
+            "own": given.own,
+            "names": given.tasks,
+            "language": given.language,
+        }
         tasks = task_set.prepare(given.items, given.text, **how)
         scores = harness.evaluate_folder(given.model, tasks, batch_tokens=given.batch_tokens, device=given.device)
         harness.write(scores, given.out)
@@ -46,7 +67,9 @@ def main() -> int:
         return 2
     for row in scores.records:
         mark = "*" if row["primary"] else " "
-        print(f"{row['task']:24} {row['metric']:14}{mark} {row['value']:.4f}  [{row['low']:.4f}, {row['high']:.4f}]  n={row['n']}")
+        print(
+            f"{row['task']:24} {row['metric']:14}{mark} {row['value']:.4f}  [{row['low']:.4f}, {row['high']:.4f}]  n={row['n']}"
+        )
     print(f"written to {given.out}")
     return 0
 

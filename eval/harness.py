@@ -12,7 +12,7 @@ from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval.errors import BadInput
+from common.errors import BadInput
 from eval.stats import mean_interval, ratio_interval, wilson
 from eval.task_set import Entry, TaskSet
 
@@ -32,7 +32,12 @@ class Scores:
 
 
 def evaluate(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tasks: TaskSet, *, batch_tokens: int | None = None, device: str | None = None
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: TaskSet,
+    *,
+    batch_tokens: int | None = None,
+    device: str | None = None,
 ) -> Scores:
     """Scores a causal LM in memory on every task of the set, by lm-eval. The model is left in eval mode (and on `device`, where one is given).
 
@@ -44,11 +49,15 @@ def evaluate(
     from eval.language_model import PackedLM
 
     if tokenizer.bos_token_id is None and tokenizer.eos_token_id is None:
-        raise BadInput(f"tokenizer: {tokenizer.name_or_path or 'given'} has neither a BOS nor an EOS token, one of which must start every document")
+        raise BadInput(
+            f"tokenizer: {tokenizer.name_or_path or 'given'} has neither a BOS nor an EOS token, one of which must start every document"
+        )
     if device is not None:
         model.to(device)  # type: ignore[arg-type]
     encodings = tasks.encodings.setdefault(fingerprint(tokenizer), {})
-    lm = PackedLM(model, tokenizer, batch_tokens or BATCH_TOKENS["cpu" if model.device.type == "cpu" else "elsewhere"], encodings)
+    lm = PackedLM(
+        model, tokenizer, batch_tokens or BATCH_TOKENS["cpu" if model.device.type == "cpu" else "elsewhere"], encodings
+    )
     by_name = {name: entry.task for name, entry in tasks.entries.items()}
     result = lm_eval.evaluate(lm, {"tasks": by_name}, limit=tasks.limit, bootstrap_iters=0)
     records: list[Record] = []
@@ -60,7 +69,9 @@ def evaluate(
     return Scores(records + mean_records(records, samples), samples)
 
 
-def evaluate_folder(checkpoint: Path, tasks: TaskSet, *, batch_tokens: int | None = None, device: str | None = None) -> Scores:
+def evaluate_folder(
+    checkpoint: Path, tasks: TaskSet, *, batch_tokens: int | None = None, device: str | None = None
+) -> Scores:
     """`evaluate` for a Hugging Face folder: in float32 on the CPU, elsewhere in the dtype of its file."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -86,13 +97,23 @@ def task_records(name: str, entry: Entry, logged: list[dict[str, Any]]) -> tuple
     first = logged[0]["filter"]  # a task with several filters logs its documents once for each
     logged = sorted((sample for sample in logged if sample["filter"] == first), key=lambda sample: sample["doc_id"])
     ids = identities(logged)
-    metrics = [metric for metric in logged[0]["metrics"] if metric == "bits_per_byte" or isinstance(logged[0][metric], Real)]
+    metrics = [
+        metric for metric in logged[0]["metrics"] if metric == "bits_per_byte" or isinstance(logged[0][metric], Real)
+    ]
     if entry.primary not in metrics:
-        raise BadInput(f"tasks: {name} has no metric {entry.primary!r} with a number for each document (it has {', '.join(metrics) or 'none'})")
+        raise BadInput(
+            f"tasks: {name} has no metric {entry.primary!r} with a number for each document (it has {', '.join(metrics) or 'none'})"
+        )
     records: list[Record] = []
     samples: list[Record] = []
     for metric in metrics:
-        head = {"task": name, "family": entry.family, "language": entry.language, "metric": metric, "primary": metric == entry.primary}
+        head = {
+            "task": name,
+            "family": entry.family,
+            "language": entry.language,
+            "metric": metric,
+            "primary": metric == entry.primary,
+        }
         if metric == "bits_per_byte":
             rows = [bits_sample(name, own, sample) for own, sample in zip(ids, logged, strict=True)]
             bits, sizes = [row["bits"] for row in rows], [row["bytes"] for row in rows]
@@ -108,7 +129,9 @@ def task_records(name: str, entry: Entry, logged: list[dict[str, Any]]) -> tuple
     return records, samples
 
 
-def record(head: Record, value: float, low: float, high: float, n: int, chance: float | None, trivial: float | None) -> Record:
+def record(
+    head: Record, value: float, low: float, high: float, n: int, chance: float | None, trivial: float | None
+) -> Record:
     """One line of scores.jsonl."""
     return {**head, "value": value, "low": low, "high": high, "n": n, "chance": chance, "trivial": trivial}
 
@@ -131,12 +154,21 @@ def item_sample(name: str, own: str, metric: str, sample: dict[str, Any], task: 
     prediction = None
     if task.OUTPUT_TYPE == "multiple_choice" and metric in ("acc", "acc_norm"):
         choices = task.doc_to_choice(sample["doc"])
-        answers = zip(sample["filtered_resps"], choices, strict=False)  # a task of mutual information has further answers behind these
+        answers = zip(
+            sample["filtered_resps"], choices, strict=False
+        )  # a task of mutual information has further answers behind these
         worth = [loglikelihood / (len(choice) if metric == "acc_norm" else 1) for (loglikelihood, _), choice in answers]
         prediction = worth.index(max(worth))
     elif task.OUTPUT_TYPE == "generate_until":
         prediction = sample["filtered_resps"][0]
-    return {"task": name, "id": own, "metric": metric, "score": float(sample[metric]), "prediction": prediction, "target": sample["target"]}
+    return {
+        "task": name,
+        "id": own,
+        "metric": metric,
+        "score": float(sample[metric]),
+        "prediction": prediction,
+        "target": sample["target"],
+    }
 
 
 def mean_records(records: Iterable[Record], samples: list[Record]) -> list[Record]:
@@ -147,10 +179,15 @@ def mean_records(records: Iterable[Record], samples: list[Record]) -> list[Recor
             by_language.setdefault(row["language"], []).append(row)
     means = []
     for language, rows in by_language.items():
-        low, high = mean_interval([[sample["score"] for sample in samples if sample["task"] == row["task"]] for row in rows])
+        low, high = mean_interval(
+            [[sample["score"] for sample in samples if sample["task"] == row["task"]] for row in rows]
+        )
         head = {"task": f"mean_{language}", "family": "mean", "language": language, "metric": "acc", "primary": True}
         value, n = sum(row["value"] for row in rows) / len(rows), sum(row["n"] for row in rows)
-        chance, trivial = (None if None in column else sum(column) / len(column) for column in zip(*((r["chance"], r["trivial"]) for r in rows), strict=True))
+        chance, trivial = (
+            None if None in column else sum(column) / len(column)
+            for column in zip(*((r["chance"], r["trivial"]) for r in rows), strict=True)
+        )
         means.append(record(head, value, low, high, n, chance, trivial))
     return means
 

@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from lm_eval.models.huggingface import HFLM
 
-from eval.errors import BadInput
+from common.errors import BadInput
 
-Request = tuple[Any, list[int], list[int]]  # (context and continuation as text, or None in a rolling window; their token ids)
+Request = tuple[
+    Any, list[int], list[int]
+]  # (context and continuation as text, or None in a rolling window; their token ids)
 Answer = tuple[float, bool]  # log-likelihood in nats, whether greedy decoding would give the continuation
 log = logging.getLogger(__name__)
 # HFLM warns of every model given in memory; what a user must know is refused or logged by us.
@@ -50,7 +52,9 @@ class PackedLM(HFLM):
         self.batch_tokens, self.encodings = batch_tokens, encodings
         self.packable: bool | None = None
 
-    def tok_encode(self, string: str, add_special_tokens: bool | None = None, left_truncate_len: int | None = None, **kwargs: Any) -> list[int]:
+    def tok_encode(
+        self, string: str, add_special_tokens: bool | None = None, left_truncate_len: int | None = None, **kwargs: Any
+    ) -> list[int]:
         key = (string, add_special_tokens, left_truncate_len, *sorted(kwargs.items()))
         if key not in self.encodings:
             self.encodings[key] = super().tok_encode(string, add_special_tokens, left_truncate_len, **kwargs)
@@ -62,17 +66,25 @@ class PackedLM(HFLM):
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = True) -> list[float]:
         return super().loglikelihood_rolling(requests, disable_tqdm)
 
-    def _loglikelihood_tokens(self, requests: Sequence[Request], disable_tqdm: bool = True, override_bs: int | None = None) -> list[Answer]:
+    def _loglikelihood_tokens(
+        self, requests: Sequence[Request], disable_tqdm: bool = True, override_bs: int | None = None
+    ) -> list[Answer]:
         packs = self._packs(requests)
         if self.packable is None:
             self.packable = self._can_pack(max(packs, key=lambda pack: pack.width), requests)
         if self.packable:
-            scored = {place: answer for batch in batches(packs, self.batch_tokens) for place, answer in self._score(batch).items()}
+            scored = {
+                place: answer
+                for batch in batches(packs, self.batch_tokens)
+                for place, answer in self._score(batch).items()
+            }
             answers = [scored[place] for place in range(len(requests))]
         else:
             answers = super()._loglikelihood_tokens(list(requests), True, override_bs)
         if any(isnan(value) for value, _ in answers):
-            raise BadInput("model: gives log-likelihoods that are not numbers (NaN); its training or merging has diverged")
+            raise BadInput(
+                "model: gives log-likelihoods that are not numbers (NaN); its training or merging has diverged"
+            )
         return answers
 
     def _packs(self, requests: Sequence[Request]) -> list[Pack]:
@@ -82,13 +94,17 @@ class PackedLM(HFLM):
         for place, (text, context, continuation) in enumerate(requests):
             prompt = (context + continuation)[-(self.max_length + 1) :][: -len(continuation)]
             if not prompt:
-                raise BadInput(f"model: it reads {self.max_length} tokens, and a choice has {len(continuation)}: {str(text)[-100:]!r}")
+                raise BadInput(
+                    f"model: it reads {self.max_length} tokens, and a choice has {len(continuation)}: {str(text)[-100:]!r}"
+                )
             cut += len(prompt) < len(context)
             pack = packs.setdefault(place if text is None else tuple(prompt), Pack(prompt, [], []))
             pack.continuations.append(continuation)
             pack.places.append(place)
         if cut:
-            log.warning("%d of %d prompts were cut from the left to the model's %d tokens", cut, len(requests), self.max_length)
+            log.warning(
+                "%d of %d prompts were cut from the left to the model's %d tokens", cut, len(requests), self.max_length
+            )
         return list(packs.values())
 
     def _can_pack(self, pack: Pack, requests: Sequence[Request]) -> bool:
@@ -98,7 +114,10 @@ class PackedLM(HFLM):
         except (TypeError, ValueError, RuntimeError, NotImplementedError):
             return False
         close = 1e-4 if self.model.dtype == torch.float32 else 2e-2
-        return all(abs(found[place][0] - value) <= close * (1 + abs(value)) for place, (value, _) in zip(pack.places, expected, strict=True))
+        return all(
+            abs(found[place][0] - value) <= close * (1 + abs(value))
+            for place, (value, _) in zip(pack.places, expected, strict=True)
+        )
 
     @torch.no_grad()
     def _score(self, batch: list[Pack]) -> dict[int, Answer]:
@@ -119,7 +138,9 @@ class PackedLM(HFLM):
                 tokens[row, start:end] = torch.tensor(continuation[:-1], dtype=torch.long)
                 positions[row, start:end] = torch.arange(length, length + end - start)
                 segments[row, start:end] = number
-                wanted += zip([row] * len(continuation), [0, *range(start - left + 1, end - left + 1)], continuation, strict=True)
+                wanted += zip(
+                    [row] * len(continuation), [0, *range(start - left + 1, end - left + 1)], continuation, strict=True
+                )
                 start = end
         logits = self.model(
             input_ids=tokens.to(self.device),
@@ -145,7 +166,9 @@ class PackedLM(HFLM):
             return None
         width = segments.shape[1]
         asks, holds = segments[:, :, None], segments[:, None, :]
-        seen = torch.ones(width, width, dtype=torch.bool).tril() & ((holds == 0) | (holds == asks))  # padding sees padding: no row is empty
+        seen = torch.ones(width, width, dtype=torch.bool).tril() & (
+            (holds == 0) | (holds == asks)
+        )  # padding sees padding: no row is empty
         mask = torch.zeros(seen.shape, dtype=self.model.dtype).masked_fill(~seen, torch.finfo(self.model.dtype).min)
         return mask[:, None].to(self.device)
 

@@ -26,7 +26,9 @@ def wilson(successes: float, n: int) -> Interval:
     share, spread = successes / n, Z95**2 / n
     centre = (share + spread / 2) / (1 + spread)
     half = Z95 * sqrt(share * (1 - share) / n + spread / (4 * n)) / (1 + spread)
-    return (0.0 if successes <= 0 else centre - half), (1.0 if successes >= n else centre + half)  # exact at both ends, where rounding is not
+    return (0.0 if successes <= 0 else centre - half), (
+        1.0 if successes >= n else centre + half
+    )  # exact at both ends, where rounding is not
 
 
 def resampled_sums(columns: ArrayLike, seed: Any, resamples: int = RESAMPLES) -> Floats:
@@ -34,7 +36,10 @@ def resampled_sums(columns: ArrayLike, seed: Any, resamples: int = RESAMPLES) ->
     values = np.asarray(columns, dtype=np.float64)
     rng, n = np.random.default_rng(seed), len(values)
     step = max(1, INDICES_AT_ONCE // n)
-    sums = [values[rng.integers(n, size=(min(step, resamples - start), n))].sum(axis=1) for start in range(0, resamples, step)]
+    sums = [
+        values[rng.integers(n, size=(min(step, resamples - start), n))].sum(axis=1)
+        for start in range(0, resamples, step)
+    ]
     return np.concatenate(sums)
 
 
@@ -44,7 +49,9 @@ def percentiles(statistics: Floats) -> Interval:
     return float(low), float(high)
 
 
-def ratio_interval(numerators: Sequence[float], denominators: Sequence[float], seed: int = 0, resamples: int = RESAMPLES) -> Interval:
+def ratio_interval(
+    numerators: Sequence[float], denominators: Sequence[float], seed: int = 0, resamples: int = RESAMPLES
+) -> Interval:
     """95 % interval of sum(numerators) / sum(denominators), resampling the n pairs: total bits / total bytes over documents."""
     sums = resampled_sums(np.column_stack([numerators, denominators]), seed, resamples)
     return percentiles(sums[:, 0] / sums[:, 1])
@@ -52,7 +59,9 @@ def ratio_interval(numerators: Sequence[float], denominators: Sequence[float], s
 
 def mean_interval(groups: Sequence[Sequence[float]], seed: int = 0, resamples: int = RESAMPLES) -> Interval:
     """95 % interval of the unweighted mean of the groups' means, resampling the items of each group by itself (stratified)."""
-    return percentiles(np.mean([_resampled_mean(group, (seed, place), resamples) for place, group in enumerate(groups)], axis=0))
+    return percentiles(
+        np.mean([_resampled_mean(group, (seed, place), resamples) for place, group in enumerate(groups)], axis=0)
+    )
 
 
 def _resampled_mean(group: Sequence[float], seed: Any, resamples: int) -> Floats:
@@ -80,7 +89,10 @@ class Difference:
 
 
 def paired_difference(
-    samples_a: Sequence[Mapping[str, Any]], samples_b: Sequence[Mapping[str, Any]], seed: int = 0, resamples: int = RESAMPLES
+    samples_a: Sequence[Mapping[str, Any]],
+    samples_b: Sequence[Mapping[str, Any]],
+    seed: int = 0,
+    resamples: int = RESAMPLES,
 ) -> Difference:
     """Compares two models on the samples of one task or of several (records of samples.jsonl), matched by task, id and metric.
 

@@ -11,8 +11,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval.data import SPLITS, Row, discover, read_documents, read_items
-from eval.errors import BadInput
+from common.errors import BadInput
+from eval.items_schema import SPLITS, Row, discover, read_documents, read_items
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task
@@ -71,14 +71,18 @@ def prepare(
             entries[name] = items_entry(name, read_items(path), limit)
     if text is not None:
         for name, path in discover(text, split, "text").items():
-            entries[f"bits_per_byte_{name}"] = text_entry(f"bits_per_byte_{name}", name, [begin(row, excerpt) for row in read_documents(path)])
+            entries[f"bits_per_byte_{name}"] = text_entry(
+                f"bits_per_byte_{name}", name, [begin(row, excerpt) for row in read_documents(path)]
+            )
     if own is not None or names:
         for name, task in load_tasks(own, names).items():
             if name in entries:
                 raise BadInput(f"tasks: {name!r} is the name of an items file too; rename one")
             entries[name] = foreign_entry(name, task, language, limit)
     if not entries:
-        raise BadInput("tasks: nothing to evaluate; give a folder of items, of text or of lm-eval YAMLs, or names of tasks")
+        raise BadInput(
+            "tasks: nothing to evaluate; give a folder of items, of text or of lm-eval YAMLs, or names of tasks"
+        )
     for entry in entries.values():
         build_once(entry.task)
     return TaskSet(entries, limit)
@@ -92,7 +96,9 @@ def bind(template: str, name: str, rows: list[Row]) -> Task:
 
     logging.getLogger("lm_eval.api.task").setLevel(logging.ERROR)  # it warns of every custom dataset
     data = {"data": Dataset.from_list(rows)}
-    return ConfigurableTask(config={**load_yaml(TEMPLATES / template), "task": name, "custom_dataset": lambda **_: data})
+    return ConfigurableTask(
+        config={**load_yaml(TEMPLATES / template), "task": name, "custom_dataset": lambda **_: data}
+    )
 
 
 def items_entry(name: str, rows: list[Row], limit: int | None) -> Entry:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from merge.errors import BadInput
+from common.errors import BadInput
 from merge.recipe import ModelRef, Recipe
 
 if TYPE_CHECKING:
@@ -21,35 +21,37 @@ __all__ = ["BadInput", "ModelRef", "Recipe", "audit", "check", "load", "load_man
 
 def check(recipe: Recipe) -> None:
     """Refuse, from configs, headers and tokenizers alone, what cannot be merged. Raises BadInput."""
-    from merge.plan import make_plan
+    from merge.stream.tensor_plan import make_plan
 
     make_plan([recipe]).close()
 
 
 def load(recipe: Recipe, device: str = "cpu") -> PreTrainedModel:
     """The merged model in memory, in eval mode; its tokenizer is the base folder's. Raises BadInput."""
-    from merge.memory import load
+    from merge.stream.in_memory import load
 
     return load(recipe, device)
 
 
-def load_many(recipes: Sequence[Recipe], device: str = "cpu", **options: Any) -> Iterator[tuple[Recipe, PreTrainedModel]]:
-    """Yield (recipe, model) for recipes over one base, each parent read once per batch; see merge.memory.load_many."""
-    from merge.memory import load_many
+def load_many(
+    recipes: Sequence[Recipe], device: str = "cpu", **options: Any
+) -> Iterator[tuple[Recipe, PreTrainedModel]]:
+    """Yield (recipe, model) for recipes over one base, each parent read once per batch; see merge.stream.in_memory.load_many."""
+    from merge.stream.in_memory import load_many
 
     return load_many(recipes, device, **options)
 
 
 def write(recipe: Recipe, out_dir: str | Path, **options: Any) -> Path:
-    """Merge into a new checkpoint folder, published by rename; see merge.writer.write_many for the options."""
-    from merge.writer import write
+    """Merge into a new checkpoint folder, published by rename; see merge.io.writer.write_many for the options."""
+    from merge.io.writer import write
 
     return write(recipe, out_dir, **options)
 
 
 def write_many(recipes: Sequence[Recipe], out_dirs: Sequence[str | Path], **options: Any) -> list[Path]:
     """Merge each recipe into its own new folder, in one pass over the parents."""
-    from merge.writer import write_many
+    from merge.io.writer import write_many
 
     return write_many(recipes, out_dirs, **options)
 

@@ -26,15 +26,15 @@ from typing import Any, Self
 import numpy
 import torch
 
-from merge.engine import run
 from merge.methods import elected_sign, surviving
-from merge.pieces import Piece
-from merge.plan import make_plan
 from merge.recipe import Recipe
 from merge.select import Array, Threshold, kept, magnitude_bits
 from merge.settings import kind_of, layer_of
-from merge.tensor_recipe import Agreement, TensorRecipe, Use
-from merge.workers import DEFAULT, Workers
+from merge.stream.engine import run
+from merge.stream.pieces import Piece
+from merge.stream.tensor_plan import make_plan
+from merge.stream.tensor_recipe import Agreement, TensorRecipe, Use
+from merge.stream.threads import DEFAULT, Workers
 
 LEVELS = (0.01, 0.05, 0.10)
 _WHOLE = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -66,7 +66,10 @@ class Tally:
         """What the module's text defines."""
         of = max(1, self.parameters)
         top = {
-            f"{level:.0%}": {"share_of_parameters": self.levels[level][0] / of, **_shares(self.levels[level], max(1, self.levels[level][0]))}
+            f"{level:.0%}": {
+                "share_of_parameters": self.levels[level][0] / of,
+                **_shares(self.levels[level], max(1, self.levels[level][0])),
+            }
             for level in sorted(self.levels.keys() - {1.0})
         }
         return {
@@ -82,7 +85,11 @@ class Tally:
 
 def _shares(counts: list[int], of: int) -> dict[str, float]:
     size, here, conflict, lost = counts
-    return {"share_trimmed": (size - here) / of, "share_in_conflict": conflict / of, "share_lost_in_conflict": lost / of}
+    return {
+        "share_trimmed": (size - here) / of,
+        "share_in_conflict": conflict / of,
+        "share_lost_in_conflict": lost / of,
+    }
 
 
 class Audit:
@@ -138,9 +145,15 @@ class Audit:
             "method": self.recipe.method,
             "slack": self.recipe.slack if math.isfinite(self.recipe.slack) else "inf",
             "protect": list(self.recipe.protect),
-            "models": {name: tally.shares() for name, tally in self._by(lambda _: "all").get("all", {}).items() if name in names},
+            "models": {
+                name: tally.shares()
+                for name, tally in self._by(lambda _: "all").get("all", {}).items()
+                if name in names
+            },
             "by_kind": {kind: _plain(tallies) for kind, tallies in sorted(self._by(kind_of).items())},
-            "by_layer": {layer: _plain(tallies) for layer, tallies in sorted(self._by(_layer_label).items(), key=_layer_order)},
+            "by_layer": {
+                layer: _plain(tallies) for layer, tallies in sorted(self._by(_layer_label).items(), key=_layer_order)
+            },
         }
 
     def rows(self) -> list[dict[str, Any]]:
@@ -150,7 +163,11 @@ class Audit:
             shares = tally.shares()
             tops = shares.pop("top")
             row = {"tensor": tensor, "layer": layer_of(tensor), "kind": kind_of(tensor), "model": model, **shares}
-            row |= {f"top_{level.rstrip('%')}_{key}": value for level, values in tops.items() for key, value in values.items()}
+            row |= {
+                f"top_{level.rstrip('%')}_{key}": value
+                for level, values in tops.items()
+                for key, value in values.items()
+            }
             rows.append(row)
         return rows
 
@@ -161,7 +178,9 @@ class Audit:
             import pyarrow.json
             import pyarrow.parquet
 
-            lines = "\n".join(map(json.dumps, rows)).encode()  # pyarrow's other ways from Python values first import pandas
+            lines = "\n".join(
+                map(json.dumps, rows)
+            ).encode()  # pyarrow's other ways from Python values first import pandas
             pyarrow.parquet.write_table(pyarrow.json.read_json(io.BytesIO(lines)), folder / "audit.parquet")
 
     def _survivors_without_slack(self, tensor: TensorRecipe, agreement: Agreement) -> list[torch.Tensor] | None:
@@ -214,7 +233,9 @@ def _patterns(tensor: torch.Tensor) -> Array:
 def _energy_alive(agreement: Agreement, i: int, weight: float) -> float:
     """Σ τ² of model i where it survived. weight: what its votes were multiplied with."""
     assert agreement.survivors is not None
-    if agreement.taus[i] is agreement.kept[i] and abs(math.frexp(weight)[0]) == 0.5:  # a power of two: nothing was rounded
+    if (
+        agreement.taus[i] is agreement.kept[i] and abs(math.frexp(weight)[0]) == 0.5
+    ):  # a power of two: nothing was rounded
         return _energy(agreement.survivors[i]) / weight**2
     mask = (_patterns(agreement.survivors[i]) > 0).view(numpy.int8)
     alive = torch.from_numpy(_patterns(agreement.kept[i]) * mask).view(agreement.kept[i].dtype)
@@ -222,7 +243,12 @@ def _energy_alive(agreement: Agreement, i: int, weight: float) -> float:
 
 
 def _count(
-    sizes: list[Array], kept: list[Array], survivors: list[Array], plain: list[Array], edges: list[list[int]], own_signs: bool
+    sizes: list[Array],
+    kept: list[Array],
+    survivors: list[Array],
+    plain: list[Array],
+    edges: list[list[int]],
+    own_signs: bool,
 ) -> list[tuple[list[list[int]], tuple[int, int]]]:
     """For each model, [kept, in conflict, lost] among all that is not zero and among each level, and (regained, given up).
 

@@ -11,12 +11,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from merge.errors import BadInput
+from common.errors import BadInput
 from merge.grid import expand
 from merge.recipe import Recipe
 
 if TYPE_CHECKING:
-    from merge.plan import Output, Plan
+    from merge.stream.tensor_plan import Output, Plan
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,10 +33,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m merge", description="Merge checkpoints of one architecture.")
     parser.add_argument("recipe", help="YAML file: our schema (docs/merging.md) or a mergekit config")
-    parser.add_argument("out_dir", nargs="?", help="new folder for the merged checkpoint (with --grid: for one folder per combination)")
-    parser.add_argument("--plan", action="store_true", help="show what would be read, written and needed; merge nothing")
-    parser.add_argument("--audit-only", action="store_true", help="print what the merge would discard, as JSON; write no weights")
-    parser.add_argument("--grid", nargs="+", metavar="KEY=V,V", default=[], help="merge every combination in one pass, e.g. slack=0,0.5,1")
+    parser.add_argument(
+        "out_dir", nargs="?", help="new folder for the merged checkpoint (with --grid: for one folder per combination)"
+    )
+    parser.add_argument(
+        "--plan", action="store_true", help="show what would be read, written and needed; merge nothing"
+    )
+    parser.add_argument(
+        "--audit-only", action="store_true", help="print what the merge would discard, as JSON; write no weights"
+    )
+    parser.add_argument(
+        "--grid",
+        nargs="+",
+        metavar="KEY=V,V",
+        default=[],
+        help="merge every combination in one pass, e.g. slack=0,0.5,1",
+    )
     parser.add_argument("--no-audit", action="store_true", help="do not count what is discarded")
     parser.add_argument("--no-checksums", action="store_true", help="do not put the files' sha256 into the model card")
     parser.add_argument("--device", default="cpu", help="where to compute (default: cpu)")
@@ -60,7 +72,7 @@ def _run(options: argparse.Namespace) -> None:
         raise BadInput("OUT_DIR: missing; name a new folder for the merged checkpoint")
     recipes = [recipe for _, recipe in labelled]
     gc.disable()  # torch's half a million objects stay: to look through them again and again costs a tenth of its import, and more later
-    from merge.workers import Workers
+    from merge.stream.threads import Workers
 
     gc.freeze()
     gc.enable()
@@ -70,32 +82,51 @@ def _run(options: argparse.Namespace) -> None:
             from merge.auditing import audit_many
 
             reports = audit_many(recipes, workers)
-            print(json.dumps({label: report for (label, _), report in zip(labelled, reports, strict=True)} if options.grid else reports[0]))
+            print(
+                json.dumps(
+                    {label: report for (label, _), report in zip(labelled, reports, strict=True)}
+                    if options.grid
+                    else reports[0]
+                )
+            )
             return
-        from merge.writer import write_many
+        from merge.io.writer import write_many
 
         out_dirs = [Path(options.out_dir, label) if label else Path(options.out_dir) for label, _ in labelled]
-        extras: dict[str, Any] = {"audit": not options.no_audit, "checksums": not options.no_checksums, "shard_bytes": shard}
+        extras: dict[str, Any] = {
+            "audit": not options.no_audit,
+            "checksums": not options.no_checksums,
+            "shard_bytes": shard,
+        }
         written = write_many(recipes, out_dirs, workers=workers, **extras)
     print("\n".join(map(str, written)))
 
 
 def describe(recipes: Sequence[Recipe], memory: int, out_dir: Path) -> str:
     """What a merge into `out_dir` would read, write and need, after all checks that need no weights."""
-    from merge.plan import make_plan
-    from merge.tensor_recipe import out_dtype
+    from merge.stream.tensor_plan import make_plan
+    from merge.stream.tensor_recipe import out_dtype
 
     plan = make_plan(recipes)
     try:
-        lines = [f"method    {', '.join(sorted({recipe.method for recipe in recipes}))} ({len(recipes)} merge(s) in one pass)"]
+        lines = [
+            f"method    {', '.join(sorted({recipe.method for recipe in recipes}))} ({len(recipes)} merge(s) in one pass)"
+        ]
         for parent in plan.parents.values():
             infos = parent.tensors.values()
-            lines.append(f"read      {parent.folder}: {len(infos)} tensors, {sum(info.nbytes for info in infos) / 1e9:.2f} GB")
-        sizes = [sum(output.numel * out_dtype(recipe, plan, output).itemsize for output in plan.outputs) for recipe in recipes]
+            lines.append(
+                f"read      {parent.folder}: {len(infos)} tensors, {sum(info.nbytes for info in infos) / 1e9:.2f} GB"
+            )
+        sizes = [
+            sum(output.numel * out_dtype(recipe, plan, output).itemsize for output in plan.outputs)
+            for recipe in recipes
+        ]
         existing = next(folder for folder in (out_dir.absolute(), *out_dir.absolute().parents) if folder.exists())
         free = shutil.disk_usage(existing).free
         verdict = "free" if free >= sum(sizes) else "free: NOT ENOUGH"
-        lines.append(f"write     {len(recipes)} × {len(plan.outputs)} tensors, {sum(sizes) / 1e9:.2f} GB; {free / 1e9:.1f} GB {verdict}")
+        lines.append(
+            f"write     {len(recipes)} × {len(plan.outputs)} tensors, {sum(sizes) / 1e9:.2f} GB; {free / 1e9:.1f} GB {verdict}"
+        )
         lines.append(f"memory    torch, slices of a few MB, and up to {memory / 1e6:.0f} MB to select magnitudes")
         return "\n".join(lines)
     finally:

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from merge.errors import BadInput
+from common.errors import BadInput
 from merge.recipe import Recipe
 
 PER_MODEL = ("weight", "density", "gamma", "epsilon")

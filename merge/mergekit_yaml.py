@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from merge.errors import BadInput
-from merge.hub import NAME, PREFIX
+from common.errors import BadInput
+from common.hub import NAME, PREFIX
 from merge.recipe import METHODS, Method
 
 # Methods that rescale unless told otherwise.
@@ -26,10 +26,14 @@ def to_recipe_dict(data: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Our schema's words for a mergekit config. Raises BadInput naming the key that we do not support."""
     method = data.get("merge_method")
     if method == "ties_sv" or method not in METHODS:
-        raise BadInput(f"{where}: merge_method: supported are {', '.join(m for m in METHODS if m != 'ties_sv')}; got {method!r}")
+        raise BadInput(
+            f"{where}: merge_method: supported are {', '.join(m for m in METHODS if m != 'ties_sv')}; got {method!r}"
+        )
     unknown = sorted(set(map(str, data)) - _KEYS)
     if unknown:
-        raise BadInput(f"{where}: mergekit key {', '.join(unknown)} is not supported; supported are {', '.join(sorted(_KEYS))}")
+        raise BadInput(
+            f"{where}: mergekit key {', '.join(unknown)} is not supported; supported are {', '.join(sorted(_KEYS))}"
+        )
     spec = METHODS[method]
     shared = _mapping(data.get("parameters"), f"{where}: parameters")
     base = None if data.get("base_model") is None else str(data["base_model"])
@@ -40,7 +44,9 @@ def to_recipe_dict(data: Mapping[str, Any], where: str) -> dict[str, Any]:
     if spec.base:
         recipe["base"] = _place(str(base))
     elif base is not None and base not in [path for path, _ in entries]:
-        raise BadInput(f"{where}: base_model: {method} has no base; list the model under models, or leave base_model out")
+        raise BadInput(
+            f"{where}: base_model: {method} has no base; list the model under models, or leave base_model out"
+        )
     recipe |= _shared_settings(method, spec, shared, where)
     return recipe | _dtypes(data, where) | _tokenizer(data) | {"exact": False}
 
@@ -53,7 +59,9 @@ def _entries(data: Mapping[str, Any], where: str) -> list[tuple[str, dict[str, A
     key = "models"
     if models is None:
         if not isinstance(slices, list) or len(slices) != 1 or set(slices[0]) != {"sources"}:
-            raise BadInput(f"{where}: slices: only one slice of whole models (sources alone) is supported; layers cannot be restacked")
+            raise BadInput(
+                f"{where}: slices: only one slice of whole models (sources alone) is supported; layers cannot be restacked"
+            )
         key, models = "slices[0].sources", slices[0]["sources"]
     if not isinstance(models, list) or not models:
         raise BadInput(f"{where}: {key}: expected a list of models")
@@ -75,14 +83,21 @@ def _check_whole(entry: Mapping[str, Any], at: str) -> None:
         raise BadInput(f"{config}: missing; expected a Hugging Face checkpoint folder")
     layers = json.loads(config.read_text(encoding="utf-8")).get("num_hidden_layers")
     if entry.get("layer_range") != [0, layers]:
-        raise BadInput(f"{at}.layer_range: only the whole model, [0, {layers}], is supported; got {entry.get('layer_range')}")
+        raise BadInput(
+            f"{at}.layer_range: only the whole model, [0, {layers}], is supported; got {entry.get('layer_range')}"
+        )
 
 
 def _models(
     entries: list[tuple[str, dict[str, Any]]], base: str | None, method: str, shared: Mapping[str, Any], where: str
 ) -> dict[str, Any]:
     spec = METHODS[method]
-    keys = {"largest": ["density"], "random": ["density"], "band": ["density", "gamma"], "ranked": ["density", "epsilon"]}
+    keys = {
+        "largest": ["density"],
+        "random": ["density"],
+        "band": ["density", "gamma"],
+        "ranked": ["density", "epsilon"],
+    }
     names = [] if method == "slerp" else ["weight", *keys.get(spec.sparsify or "", [])]
     models: dict[str, Any] = {}
     for path, own in entries:

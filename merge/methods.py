@@ -106,10 +106,14 @@ def merge_taus(taus: Sequence[torch.Tensor], how: Consensus) -> tuple[torch.Tens
     voters = weighted if how.weighted else taus
     sign = elected_sign(voters, how.slack, how.protected)
     survivors = surviving(voters, sign)
-    merged = total(survivors if how.weighted else [_times(part, weight) for part, weight in zip(survivors, weights, strict=True)])
+    merged = total(
+        survivors if how.weighted else [_times(part, weight) for part, weight in zip(survivors, weights, strict=True)]
+    )
     if how.normalize:
         merged = merged / _divisor(survivors, weights)
-    return (torch.copysign(merged, sign) if min(weights) >= 0 else merged * sign), survivors  # the same, but faster in 16 bits
+    return (
+        torch.copysign(merged, sign) if min(weights) >= 0 else merged * sign
+    ), survivors  # the same, but faster in 16 bits
 
 
 def moved(base: torch.Tensor, tau: torch.Tensor, lambda_: float) -> torch.Tensor:

@@ -32,9 +32,9 @@ from typing import Any
 
 import yaml
 
+from common.errors import BadInput
+from common.hub import PREFIX as HUB
 from merge import settings
-from merge.errors import BadInput
-from merge.hub import PREFIX as HUB
 from merge.settings import Setting
 
 
@@ -158,7 +158,9 @@ class Recipe:
     def save(self, path: str | Path) -> None:
         """Write the recipe as YAML with absolute paths, so that it means the same wherever it is read from."""
         path = Path(path)
-        models = tuple(replace(m, path=_absolute(m.path), adapter=m.adapter and _absolute(m.adapter)) for m in self.models)
+        models = tuple(
+            replace(m, path=_absolute(m.path), adapter=m.adapter and _absolute(m.adapter)) for m in self.models
+        )
         absolute = replace(self, base=self.base and _absolute(self.base), models=models)
         aside = path.with_name(f".{path.name}.part")
         aside.write_text(yaml.safe_dump(absolute.to_dict(), sort_keys=False), encoding="utf-8")
@@ -214,7 +216,9 @@ def _parse(data: Any, where: str, root: Path | None) -> Recipe:
     if math.isnan(slack) or slack < 0:
         raise BadInput(f"{where}: slack: 0 (TIES) or more, .inf allowed; got {slack:g}")
     if slack > 0 and not protect:
-        raise BadInput(f"{where}: protect: name the model that slack {slack:g} protects, one of {', '.join(m.name for m in models)}")
+        raise BadInput(
+            f"{where}: protect: name the model that slack {slack:g} protects, one of {', '.join(m.name for m in models)}"
+        )
     lambda_ = settings.parse(data.get("lambda", 1.0), f"{where}: lambda")
     t = settings.parse(data.get("t", 0.5), f"{where}: t")
     _finite(lambda_, f"{where}: lambda")
@@ -246,7 +250,9 @@ def _models(data: Any, name: str, spec: Method, where: str, root: Path | None) -
     for label, entry in data.items():
         at = f"{where}: models.{label}"
         if not isinstance(entry, Mapping) or "path" not in entry:
-            raise BadInput(f"{at}.path: missing; expected {{path: folder{''.join(f', {key}: number' for key in keys)}}}")
+            raise BadInput(
+                f"{at}.path: missing; expected {{path: folder{''.join(f', {key}: number' for key in keys)}}}"
+            )
         unknown = set(map(str, entry)) - {"path", "adapter", *keys}
         if unknown:
             known = ", ".join(("path", "adapter", *keys))
@@ -277,7 +283,9 @@ def _check_ranges(model: ModelRef, spec: Method, at: str) -> None:
         for density in settings.values(model.density):
             for epsilon in settings.values(model.epsilon):
                 if density < 1 and not (epsilon >= 0 and density - epsilon > 0 and density + epsilon < 1):
-                    raise BadInput(f"{at}.epsilon: density ± epsilon must lie inside (0, 1); got {density:g} ± {epsilon:g}")
+                    raise BadInput(
+                        f"{at}.epsilon: density ± epsilon must lie inside (0, 1); got {density:g} ± {epsilon:g}"
+                    )
 
 
 def _finite(setting: Setting, at: str) -> None:

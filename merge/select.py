@@ -17,7 +17,11 @@ from typing import Any, NamedTuple
 import numpy
 import torch
 
-INFINITE = {torch.float32: 0x7F800000, torch.bfloat16: 0x7F80, torch.float16: 0x7C00}  # patterns of infinity; NaN lies above
+INFINITE = {
+    torch.float32: 0x7F800000,
+    torch.bfloat16: 0x7F80,
+    torch.float16: 0x7C00,
+}  # patterns of infinity; NaN lies above
 BINS = 1 << 16
 Array = Any  # numpy array
 Pieces = Callable[[], Iterable[Array]]

@@ -16,7 +16,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from merge.errors import BadInput
+from common.errors import BadInput
 
 KINDS = ("embeddings", "attention", "mlp", "norms", "head", "other")
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|layer)\.(\d+)\.")
@@ -93,7 +93,9 @@ def values(setting: Setting) -> tuple[float, ...]:
     """Every number written in a setting."""
     if not isinstance(setting, tuple):
         return (float(setting),)
-    return tuple(number for part in setting for number in (values(part.value) if isinstance(part, Rule) else (float(part),)))
+    return tuple(
+        number for part in setting for number in (values(part.value) if isinstance(part, Rule) else (float(part),))
+    )
 
 
 def parse(value: Any, key: str) -> Setting:

@@ -40,20 +40,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     verb = given.pop(0) if given and given[0] in VERBS else "run"
     if {"-h", "--help", "help"} & set(given):
-        groups = {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in sorted(CONF.iterdir()) if folder.is_dir()}
-        print(HELP.format(groups="\n".join(f"  {group:12}{', '.join(choices)}" for group, choices in groups.items())), end="")
+        groups = {
+            folder.name: sorted(file.stem for file in folder.glob("*.yaml"))
+            for folder in sorted(CONF.iterdir())
+            if folder.is_dir()
+        }
+        print(
+            HELP.format(groups="\n".join(f"  {group:12}{', '.join(choices)}" for group, choices in groups.items())),
+            end="",
+        )
         return 0
     multirun = bool({"-m", "--multirun"} & set(given))
     overrides = [argument for argument in given if argument not in ("-m", "--multirun")]
 
-    from pipeline.errors import BAD_INPUT, BadInput, StageFailed
+    from common.errors import BadInput, StageFailed
 
     try:
         for argument in overrides:
             if "=" not in argument and not argument.startswith("~"):
-                raise BadInput(f"{argument}: neither a verb ({', '.join(VERBS)}) nor key=value; see python -m pipeline --help")
+                raise BadInput(
+                    f"{argument}: neither a verb ({', '.join(VERBS)}) nor key=value; see python -m pipeline --help"
+                )
         return command(verb, overrides, multirun)
-    except BAD_INPUT as error:
+    except BadInput as error:
         print(error, file=sys.stderr)
         return 2
     except StageFailed as error:
@@ -66,8 +75,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def command(verb: str, overrides: Sequence[str], multirun: bool) -> int:
     """Does what the verb says."""
-    from pipeline import run, sweep
-    from pipeline.errors import BadInput
+    from common.errors import BadInput
+    from pipeline import sweep
+    from pipeline.run import local as run
     from pipeline.store import Store
 
     if verb == "plan":
@@ -88,8 +98,9 @@ def command(verb: str, overrides: Sequence[str], multirun: bool) -> int:
 
 def plan(overrides: Sequence[str], multirun: bool) -> int:
     """Prints the plan, with its costs where a cluster is named. Raises BadInput where the cluster cannot hold it."""
-    from pipeline import run, sweep
-    from pipeline.errors import BadInput
+    from common.errors import BadInput
+    from pipeline import sweep
+    from pipeline.run import local as run
     from pipeline.store import Store
 
     asked = dict(argument.split("=", 1) for argument in overrides if argument.startswith(("cluster=", "mfu=")))
@@ -106,7 +117,9 @@ def plan(overrides: Sequence[str], multirun: bool) -> int:
     except ValueError:
         mfu = 0.0
     if mfu is not None and not 0 < mfu <= 1:
-        raise BadInput(f"mfu={asked['mfu']}: give the share of the peak FLOP/s that training reaches, above 0 and at most 1, such as 0.4")
+        raise BadInput(
+            f"mfu={asked['mfu']}: give the share of the peak FLOP/s that training reaches, above 0 and at most 1, such as 0.4"
+        )
     text, refusal = report(cells, {stage.key for stage in run.missing(store, merged(cells))}, asked["cluster"], mfu)
     print(text)
     if refusal:
@@ -117,7 +130,7 @@ def plan(overrides: Sequence[str], multirun: bool) -> int:
 def table(cells: Sequence[object], store: object) -> str:
     """The plan for people: each stage, whether it is done, and how many cells share it."""
     from pipeline.plan import Cell, merged
-    from pipeline.run import missing
+    from pipeline.run.local import missing
     from pipeline.store import Store
 
     assert isinstance(store, Store)

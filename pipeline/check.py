@@ -13,15 +13,17 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from merge import hub as model_hub
-from pipeline import preflight, recipes, tokens
+from common import hub as model_hub
+from common.errors import BadInput
+from common.units import format_tokens
+from pipeline import fertility as tokens
+from pipeline import inputs as preflight
+from pipeline import recipes
 from pipeline.config import Config, HubCorpus, HubSource
 from pipeline.cost import estimate
-from pipeline.cost.work import TRAINED
-from pipeline.errors import BAD_INPUT, BadInput
+from pipeline.cost.stage_work import TRAINED
 from pipeline.plan import Cell, merged, plan_cell
 from pipeline.store import Store
-from pipeline.units import format_tokens
 
 SPARE = 200 * 10**6  # bytes that a run needs beside its stages
 SAMPLE = 200  # documents that the tokenizer is tried on
@@ -38,12 +40,16 @@ class Finding:
         return self.text if self.fails else f"warning: {self.text}"
 
 
-
 def sweep(configs: Sequence[Config], store: Store) -> list[Finding]:
     """What is wrong with a sweep, each thing once, whatever else is wrong."""
     found: list[Finding] = []
     if any(asks_the_hub(config) for config in configs) and not model_hub.is_online():
-        found.append(Finding(False, "the hub (huggingface.co) cannot be reached from here: what is not in its cache (HF_HOME) is reported as missing"))
+        found.append(
+            Finding(
+                False,
+                "the hub (huggingface.co) cannot be reached from here: what is not in its cache (HF_HOME) is reported as missing",
+            )
+        )
     for config in first_of_each_language(configs):
         for check in (checkpoints, corpora, tasks, tokenizer, partners):
             found += guarded(check, config)
@@ -57,7 +63,7 @@ def guarded(check: Callable[..., Iterable[Finding] | None], *arguments: Any) -> 
     found: list[Finding] = []
     try:
         found.extend(check(*arguments) or ())
-    except BAD_INPUT as error:
+    except BadInput as error:
         found.append(Finding(True, str(error)))
     return found
 
@@ -69,7 +75,12 @@ def first_of_each_language(configs: Sequence[Config]) -> list[Config]:
 def asks_the_hub(config: Config) -> bool:
     """Whether anything of a cell comes from the hub, as far as its keys say."""
     models = any(path.startswith(model_hub.PREFIX) for path in given(config).values())
-    return models or isinstance(config.corpus, HubCorpus) or bool(config.sft.hub) or (bool(config.eval.tasks) and not config.eval.include_path)
+    return (
+        models
+        or isinstance(config.corpus, HubCorpus)
+        or bool(config.sft.hub)
+        or (bool(config.eval.tasks) and not config.eval.include_path)
+    )
 
 
 def given(config: Config) -> dict[str, str]:
@@ -93,17 +104,24 @@ def reachable(path: str, key: str) -> tuple[Finding, ...]:
         model_hub.check_access(model, key)
         if not model_hub.COMMIT.fullmatch(model.revision):
             found = model_hub.commit(model, key, network=True)
-            return (Finding(False, f"{key}={model}: is not pinned; say hub:{model.repo}@{found}, so that it stays what it is"),)
+            return (
+                Finding(
+                    False, f"{key}={model}: is not pinned; say hub:{model.repo}@{found}, so that it stays what it is"
+                ),
+            )
     return ()
 
 
 def corpora(config: Config) -> Iterator[Finding]:
     """Text and instructions are there, readable, and have the columns that are read."""
-    from train import hub
+    from common import hub_data as hub
 
     wanted: list[tuple[str, HubSource, tuple[str, ...]]] = []
     if isinstance(config.corpus, HubCorpus) and not is_done(config, "corpus"):
-        wanted += [(f"corpus.{name}", part, (part.column,)) for name, part in (("text", config.corpus.text), ("english", config.corpus.english))]
+        wanted += [
+            (f"corpus.{name}", part, (part.column,))
+            for name, part in (("text", config.corpus.text), ("english", config.corpus.english))
+        ]
     if config.sft.hub and config.sft.source is None and not is_done(config, "sft_blocks"):
         wanted.append(("sft.hub", config.sft.hub, (config.sft.hub.prompt, config.sft.hub.answer)))
     for key, source, columns in wanted:
@@ -122,7 +140,7 @@ def planned(config: Config) -> Cell | None:
     """The plan of a cell; None where its inputs are refused, which another check says."""
     try:
         return plan_cell(config, preflight.inputs(config, network=False))
-    except BAD_INPUT:
+    except BadInput:
         return None
 
 
@@ -151,7 +169,10 @@ def tokenizer(config: Config) -> Iterator[Finding]:
     of = f"model.path={config.model.path}: its tokenizer"
     said = f"{found.bytes_a_token:.2f} bytes of {config.language.name} a token, {found.fallback:.0%} of them parts of characters"
     if found.unknown:
-        yield Finding(True, f"{of} loses {found.unknown:.1%} of the tokens of {config.language.name} as unknown; take a model whose tokenizer has bytes")
+        yield Finding(
+            True,
+            f"{of} loses {found.unknown:.1%} of the tokens of {config.language.name} as unknown; take a model whose tokenizer has bytes",
+        )
     elif found.returned < 1:
         lost = f"{of} does not give {1 - found.returned:.0%} of {SAMPLE} documents of {config.language.name} back as they were"
         yield Finding(False, f"{lost}; look whether it normalises what matters")
@@ -187,18 +208,22 @@ def tokenizer_folder(config: Config) -> Path | None:
 
 def texts(config: Config) -> Iterator[str]:
     """Documents of the language, as the corpus stage would read them; none where they cannot be read, which another check says."""
-    from train import bible, files, hub
+    from common import hub_data as hub
+    from train.data.corpus import bible
+    from train.data.corpus import text_files as files
 
     try:
         if isinstance(config.corpus, HubCorpus):
             source = config.corpus.text.model_dump()
             stream = hub.open_stream(source, "corpus.text")
-            yield from (text for (text,) in hub.rows(stream, (source["column"],), source, "corpus.text") if text.strip())
+            yield from (
+                text for (text,) in hub.rows(stream, (source["column"],), source, "corpus.text") if text.strip()
+            )
         elif config.corpus.source == "bible":
             yield from (text for _, text in bible.chichewa())
         elif config.corpus.path:
             yield from files.documents(config.corpus.path, "corpus.path")
-    except BAD_INPUT:
+    except BadInput:
         return
 
 
@@ -212,7 +237,12 @@ def partners(config: Config) -> Iterator[Finding]:
         return
     ct, sft = (folders.get(key, base) or base for key in ("ct.source", "sft.source"))
     settings = next(iter(config.merge.methods.values())).tries[0]
-    check(Recipe.from_dict(recipes.complete(settings, base.absolute(), ct.absolute(), sft.absolute(), config.seed), where="merge.methods"))
+    check(
+        Recipe.from_dict(
+            recipes.complete(settings, base.absolute(), ct.absolute(), sft.absolute(), config.seed),
+            where="merge.methods",
+        )
+    )
     yield from ()
 
 
@@ -251,7 +281,11 @@ def disk(configs: Sequence[Config], store: Store) -> Iterator[Finding]:
     if not any(stage.kind in TRAINED for stage in stages if stage.key not in done):
         return
     rows = estimate.rows(cells, done, estimate.Untimed(), {})
-    need = SPARE + estimate.disk_peak(rows, estimate.given_bytes(cells)) - sum(row.work.written for row in rows if row.done)
+    need = (
+        SPARE
+        + estimate.disk_peak(rows, estimate.given_bytes(cells))
+        - sum(row.work.written for row in rows if row.done)
+    )
     existing = next(folder for folder in (store.root.absolute(), *store.root.absolute().parents) if folder.exists())
     free = shutil.disk_usage(existing).free
     if free < need:

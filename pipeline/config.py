@@ -14,11 +14,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from common.errors import BadInput
+from common.units import format_tokens, parse_bytes, parse_tokens
 from merge.recipe import Recipe
 from pipeline import recipes
-from pipeline.errors import BadInput
-from pipeline.units import format_tokens, parse_bytes, parse_tokens
-from train.errors import BadInput as BadBatch
 from train.parallel import sizes
 
 RESERVED = ("base", "sft", "ct", "ct_then_sft")  # the names that the unmerged checkpoints have in results
@@ -56,7 +55,7 @@ class Training(Section):
 
 
 class BaseRecipe(Training):
-    """How a base model is made from scratch; see train/base.py."""
+    """How a base model is made from scratch; see train/base_model.py."""
 
     vocabulary: Annotated[int, Field(ge=258)]
     hidden_size: Positive
@@ -81,7 +80,7 @@ class BaseRecipe(Training):
 
 
 class ModelShape(Section):
-    """What decides a model's cost; pipeline/cost/shape.py explains each."""
+    """What decides a model's cost; pipeline/cost/model_shape.py explains each."""
 
     vocabulary: Positive
     hidden: Positive
@@ -115,7 +114,9 @@ class Language(Section):
     @model_validator(mode="after")
     def not_english(self) -> Language:
         if self.code == "en":
-            raise ValueError("code=en: English is the language of SFT and replay; give the code of the language to adapt to")
+            raise ValueError(
+                "code=en: English is the language of SFT and replay; give the code of the language to adapt to"
+            )
         return self
 
 
@@ -130,7 +131,9 @@ class Corpus(Section):
     @model_validator(mode="after")
     def has_files(self) -> Corpus:
         if self.source == "files" and not self.path:
-            raise ValueError("path is empty: give a path or glob of text, JSONL or Parquet files, such as corpus.path='data/*.txt'")
+            raise ValueError(
+                "path is empty: give a path or glob of text, JSONL or Parquet files, such as corpus.path='data/*.txt'"
+            )
         if self.source == "bible" and (self.path or self.english_path):
             raise ValueError("path: corpus=bible brings its own text; say corpus=files to read files")
         return self
@@ -148,9 +151,13 @@ class HubSource(Section):
     @model_validator(mode="after")
     def can_be_found_again(self) -> HubSource:
         if not self.dataset:
-            raise ValueError("dataset is empty: give the name of a data set on the hub, or a folder of Parquet or JSONL files")
+            raise ValueError(
+                "dataset is empty: give the name of a data set on the hub, or a folder of Parquet or JSONL files"
+            )
         if self.revision is None and not self.local:
-            raise ValueError(f"revision is empty: {self.dataset} is no folder here, and a data set of the hub needs its commit (40 hex digits)")
+            raise ValueError(
+                f"revision is empty: {self.dataset} is no folder here, and a data set of the hub needs its commit (40 hex digits)"
+            )
         return self
 
     @property
@@ -194,7 +201,9 @@ class ContinualTraining(Training):
     def within_schedule(self) -> ContinualTraining:
         if self.tokens > self.schedule_tokens:
             budget, horizon = format_tokens(self.tokens), format_tokens(self.schedule_tokens)
-            raise ValueError(f"tokens={budget}: the learning-rate schedule ends at ct.schedule_tokens={horizon}; budgets may not exceed it")
+            raise ValueError(
+                f"tokens={budget}: the learning-rate schedule ends at ct.schedule_tokens={horizon}; budgets may not exceed it"
+            )
         return self
 
 
@@ -211,7 +220,9 @@ class Instructions(Training):
         if self.path and self.hub:
             raise ValueError("hub: sft.path is given too; give the instructions in one place")
         if self.schedule_tokens is not None and self.schedule_tokens < self.tokens:
-            raise ValueError(f"schedule_tokens={format_tokens(self.schedule_tokens)}: must not end before sft.tokens={format_tokens(self.tokens)}")
+            raise ValueError(
+                f"schedule_tokens={format_tokens(self.schedule_tokens)}: must not end before sft.tokens={format_tokens(self.tokens)}"
+            )
         return self
 
 
@@ -224,7 +235,10 @@ class Method(Section):
     @property
     def tries(self) -> list[dict[str, Any]]:
         """Every setting that the grid spans, each a complete recipe."""
-        return [{**self.recipe, **dict(zip(self.grid, values, strict=True))} for values in itertools.product(*self.grid.values())]
+        return [
+            {**self.recipe, **dict(zip(self.grid, values, strict=True))}
+            for values in itertools.product(*self.grid.values())
+        ]
 
     @model_validator(mode="after")
     def settings_in_bounds(self) -> Method:
@@ -246,13 +260,17 @@ class Merge(Section):
     def comparable(self) -> Merge:
         for name in self.methods:
             if name in RESERVED:
-                raise ValueError(f"methods.{name}: the name is taken by a checkpoint that is not merged; choose another")
+                raise ValueError(
+                    f"methods.{name}: the name is taken by a checkpoint that is not merged; choose another"
+                )
             if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
                 raise ValueError(f"methods.{name}: a method's name has small letters, digits and underscores")
         counts = {name: len(method.tries) for name, method in self.methods.items()}
         if len(set(counts.values())) > 1:
             listed = ", ".join(f"{name} {count}" for name, count in counts.items())
-            raise ValueError(f"methods: every method gets the same number of tries on dev, for a fair comparison; here {listed}")
+            raise ValueError(
+                f"methods: every method gets the same number of tries on dev, for a fair comparison; here {listed}"
+            )
         return self
 
 
@@ -286,11 +304,17 @@ class Compute(Section):
     @model_validator(mode="after")
     def strategy_for_many(self) -> Compute:
         if self.strategy == "none" and self.processes * self.nodes > 1:
-            raise ValueError("strategy=none: trains in one process; for several say compute=ddp, zero2, zero3, zero3_offload or fsdp")
+            raise ValueError(
+                "strategy=none: trains in one process; for several say compute=ddp, zero2, zero3, zero3_offload or fsdp"
+            )
         if self.strategy in ("ddp", "fsdp") and self.processes * self.nodes == 1:
-            raise ValueError(f"processes=1: compute.strategy={self.strategy} is for several; for one say compute=gpu or compute=cpu")
+            raise ValueError(
+                f"processes=1: compute.strategy={self.strategy} is for several; for one say compute=gpu or compute=cpu"
+            )
         if self.device == "cpu" and (self.liger or self.attention == "flash_attention_2"):
-            key, right = ("liger=true", "liger=false") if self.liger else ("attention=flash_attention_2", "attention=sdpa")
+            key, right = (
+                ("liger=true", "liger=false") if self.liger else ("attention=flash_attention_2", "attention=sdpa")
+            )
             raise ValueError(f"{key}: its kernels run on GPUs only; say compute.{right}, or compute.device=cuda")
         return self
 
@@ -341,8 +365,13 @@ class Config(Section):
             trained["model.recipe"] = self.model.recipe
         for key, section in trained.items():
             try:
-                sizes(section.batch_tokens, section.block_size, self.compute.processes * self.compute.nodes, self.compute.micro_batch)
-            except BadBatch as error:
+                sizes(
+                    section.batch_tokens,
+                    section.block_size,
+                    self.compute.processes * self.compute.nodes,
+                    self.compute.micro_batch,
+                )
+            except BadInput as error:
                 raise ValueError(f"{key}.{error}") from None
         return self
 

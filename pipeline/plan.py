@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from common.units import format_tokens
 from pipeline.config import Config, HubCorpus, Training
-from pipeline.units import format_tokens
 
 # Raise a kind's number when its code changes what it makes: entries of older code are then made anew.
 REVISIONS = {
@@ -118,7 +118,9 @@ def plan_cell(config: Config, inputs: Inputs) -> Cell:
     training_options = {"compute": config.compute.model_dump(exclude={"first_guess", "keep_last_state"})}
     adapting = {"lora": config.train.lora.model_dump()} if config.train.lora else {}
     keeping = {"keep_last_state": config.compute.keep_last_state}
-    rounding = {"precision": config.compute.precision} if config.compute.precision != "fp32" else {}  # fp32 is not said, so that keys stay
+    rounding = (
+        {"precision": config.compute.precision} if config.compute.precision != "fp32" else {}
+    )  # fp32 is not said, so that keys stay
 
     split = {"dev": config.corpus.dev, "test": config.corpus.test, "seed": config.corpus.seed}
     content = {"source": config.corpus.source, "language": language, **split, "inputs": inputs.corpus}
@@ -156,7 +158,9 @@ def plan_cell(config: Config, inputs: Inputs) -> Cell:
         assert config.model.recipe is not None
         recipe = config.model.recipe.model_dump(exclude={"save_every_tokens"})
         save = {"save_every_tokens": config.model.recipe.save_every_tokens}
-        model = Stage("base", name, {**recipe, "language": language, **rounding}, {"corpus": corpus}, {**training_options, **save})
+        model = Stage(
+            "base", name, {**recipe, "language": language, **rounding}, {"corpus": corpus}, {**training_options, **save}
+        )
 
     ct_blocks = Stage(
         "ct_blocks",
@@ -174,26 +178,67 @@ def plan_cell(config: Config, inputs: Inputs) -> Cell:
     sft_blocks = Stage(
         "sft_blocks",
         f"en-s{seed}",
-        {"tokens": config.sft.tokens, "block_size": config.sft.block_size, "replay_share": config.sft.replay_share, "seed": seed},
-        {"items": instructions, "model": model, **({} if config.sft.hub and not config.sft.replay_share else {"corpus": corpus})},
+        {
+            "tokens": config.sft.tokens,
+            "block_size": config.sft.block_size,
+            "replay_share": config.sft.replay_share,
+            "seed": seed,
+        },
+        {
+            "items": instructions,
+            "model": model,
+            **({} if config.sft.hub and not config.sft.replay_share else {"corpus": corpus}),
+        },
         processes,
     )
 
     def train(kind: str, slug: str, section: Training, horizon: int, parents: Mapping[str, Stage]) -> Stage:
-        names = ("tokens", "batch_tokens", "block_size", "learning_rate", "min_lr_ratio", "warmup_ratio", "weight_decay")
-        settings = {key: getattr(section, key) for key in names} | {"schedule_tokens": horizon, "seed": seed, **rounding, **adapting}
-        return Stage(kind, slug, settings, parents, {**training_options, "save_every_tokens": section.save_every_tokens, **keeping})
+        names = (
+            "tokens",
+            "batch_tokens",
+            "block_size",
+            "learning_rate",
+            "min_lr_ratio",
+            "warmup_ratio",
+            "weight_decay",
+        )
+        settings = {key: getattr(section, key) for key in names} | {
+            "schedule_tokens": horizon,
+            "seed": seed,
+            **rounding,
+            **adapting,
+        }
+        return Stage(
+            kind,
+            slug,
+            settings,
+            parents,
+            {**training_options, "save_every_tokens": section.save_every_tokens, **keeping},
+        )
 
     horizon = config.sft.schedule_tokens or config.sft.tokens
-    ct = train("ct", f"{language}-{budget}-s{seed}", config.ct, config.ct.schedule_tokens, {"model": model, "blocks": ct_blocks})
+    ct = train(
+        "ct",
+        f"{language}-{budget}-s{seed}",
+        config.ct,
+        config.ct.schedule_tokens,
+        {"model": model, "blocks": ct_blocks},
+    )
     if config.ct_source:
         ct = Stage("model", f"ct-{language}", {"sha256": inputs.ct}, options={"path": config.ct_source})
     sft = train("sft", f"en-s{seed}", config.sft, horizon, {"model": model, "blocks": sft_blocks})
     if config.sft.source:
         sft = Stage("model", "sft-en", {"sha256": inputs.sft_model}, options={"path": config.sft.source})
-    after = train("sft", f"en-after-{language}-{budget}-s{seed}", config.sft, horizon, {"model": ct, "blocks": sft_blocks})
+    after = train(
+        "sft", f"en-after-{language}-{budget}-s{seed}", config.sft, horizon, {"model": ct, "blocks": sft_blocks}
+    )
     unmerged = {"base": model, "sft": sft, "ct": ct, "ct_then_sft": after}
-    slugs = {"base": name, "sft": f"sft-s{seed}", "ct": f"ct-{budget}-s{seed}", "ct_then_sft": f"ct-then-sft-{budget}-s{seed}"}
+    slugs = {
+        "base": name,
+        "sft": f"sft-s{seed}",
+        "ct": f"ct-{budget}-s{seed}",
+        "ct_then_sft": f"ct-then-sft-{budget}-s{seed}",
+    }
     data = {"items": items, "corpus": corpus}
     scoring = {
         "split": "test",
@@ -209,7 +254,9 @@ def plan_cell(config: Config, inputs: Inputs) -> Cell:
         return Stage("eval", f"{language}-{slug}", scoring, {**parents, **data}, scoring_options)
 
     checkpoints: dict[str, Stage] = {method: unmerged[method] for method in unmerged if method in config.eval.unmerged}
-    evals: dict[str, Stage] = {method: score(slugs[method], {"checkpoint": stage}) for method, stage in checkpoints.items()}
+    evals: dict[str, Stage] = {
+        method: score(slugs[method], {"checkpoint": stage}) for method, stage in checkpoints.items()
+    }
     merges, written = {}, []
     of = {"model": model, "ct": ct, "sft": sft}
     for method, described in config.merge.methods.items():

@@ -32,7 +32,9 @@ def complete(settings: Mapping[str, Any], base: Path, ct: Path, sft: Path, seed:
     recipe = expand(settings)
     shared = {name: recipe.pop(name) for name in SHARED if name in recipe}
     own = recipe.pop("models", {})
-    models = {name: {"path": str(path), **shared, **own.pop(name, {})} for name, path in zip(MODELS, (ct, sft), strict=True)}
+    models = {
+        name: {"path": str(path), **shared, **own.pop(name, {})} for name, path in zip(MODELS, (ct, sft), strict=True)
+    }
     method = METHODS.get(recipe.get("method", ""))
     if method and method.sparsify in ("random", "ranked"):
         recipe.setdefault("seed", seed)

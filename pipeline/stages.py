@@ -2,13 +2,13 @@
 
 | kind         | made by            |
 |--------------|--------------------|
-| corpus       | train.corpus       |
-| items        | train.instructions |
-| instructions | train.instructions |
-| leaks        | train.leaks        |
-| base         | train.base         |
-| ct_blocks    | train.packing      |
-| sft_blocks   | train.packing      |
+| corpus       | train.data.corpus.build       |
+| items        | train.data.instructions |
+| instructions | train.data.instructions |
+| leaks        | train.data.contamination        |
+| base         | train.base_model         |
+| ct_blocks    | train.data.packing      |
+| sft_blocks   | train.data.packing      |
 | ct, sft      | train.trainer      |
 | tune         | pipeline.tune      |
 | merge        | merge              |
@@ -26,10 +26,11 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import launch, recipes
-from pipeline.errors import BadInput
+from common.errors import BadInput
+from common.units import format_tokens
+from pipeline import recipes
 from pipeline.execute import Job, Maker
-from pipeline.units import format_tokens
+from pipeline.run import launch
 
 if TYPE_CHECKING:
     from eval.task_set import TaskSet
@@ -37,26 +38,26 @@ if TYPE_CHECKING:
 
 
 def corpus(job: Job) -> None:
-    from train import corpus
+    from train.data.corpus import build as corpus
 
     corpus.build(job.settings, job.out, job.work)
 
 
 def items(job: Job) -> None:
-    from train import instructions
+    from train.data import instructions
 
     instructions.build(job.folders["corpus"], job.settings, job.out)
 
 
 def instructions(job: Job) -> None:
-    from train import instructions
+    from train.data import instructions
 
     instructions.from_hub(job.settings, job.out, job.work)
 
 
 def leaks(job: Job) -> None:
-    from eval.texts import texts
-    from train import leaks
+    from eval.task_texts import texts
+    from train.data import contamination as leaks
 
     corpus, made = job.folders["corpus"], job.folders.get("instructions", job.folders["items"])
     settings, own = job.settings, job.settings["include_path"]
@@ -66,7 +67,7 @@ def leaks(job: Job) -> None:
 
 
 def base(job: Job) -> None:
-    from train import base
+    from train import base_model as base
 
     prepared = job.work / "prepared"
     if not (prepared / "whole").exists():
@@ -78,15 +79,22 @@ def base(job: Job) -> None:
 
 
 def ct_blocks(job: Job) -> None:
-    from train import packing
+    from train.data import packing
 
     packing.ct_blocks(job.folders["corpus"], job.checkpoint("model"), job.settings, job.out, job.work)
 
 
 def sft_blocks(job: Job) -> None:
-    from train import packing
+    from train.data import packing
 
-    packing.sft_blocks(job.folders["items"], job.checkpoint("model"), job.settings, job.out, job.work, corpus_dir=job.folders.get("corpus"))
+    packing.sft_blocks(
+        job.folders["items"],
+        job.checkpoint("model"),
+        job.settings,
+        job.out,
+        job.work,
+        corpus_dir=job.folders.get("corpus"),
+    )
 
 
 def ct(job: Job) -> None:

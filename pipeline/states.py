@@ -37,6 +37,8 @@ def drop(store: Store, stages: Sequence[Stage], trajectory: str) -> None:
     keep_last = any(stage.options.get("keep_last_state", True) for stage in budgets)
     published = [entry for entry in store.entries("ct") if entry.record.get("trajectory") == trajectory]
     held = {entry.record["settings"]["tokens"]: entry for entry in published if entry.holds(STATE)}
-    cut_off = [entry for entry in published if not entry.holds(STATE) and (entry.path / STATE).exists()]  # by a crash in the middle of a drop
+    cut_off = [
+        entry for entry in published if not entry.holds(STATE) and (entry.path / STATE).exists()
+    ]  # by a crash in the middle of a drop
     for entry in (*cut_off, *(held[tokens] for tokens in superfluous(held.keys(), missing, keep_last))):
         store.drop(entry, STATE)

@@ -21,7 +21,9 @@ from typing import Any
 from pipeline.plan import Stage
 
 RECORD = "stage.json"
-ALWAYS_CHECKED = 4 * 2**20  # bytes: entries up to this size are checked by checksum wherever they are met, larger ones when they are read
+ALWAYS_CHECKED = (
+    4 * 2**20
+)  # bytes: entries up to this size are checked by checksum wherever they are met, larger ones when they are read
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,9 @@ class Entry:
     def damage(self, thorough: bool) -> str | None:
         """What is wrong with the files, or None. Thorough: by checksum; otherwise by size, where the entry is large."""
         found = self._damage(thorough)
-        if found and (now := _record(self.path)) and now != self.record:  # files were dropped meanwhile: first the record is changed, then they go
+        if (
+            found and (now := _record(self.path)) and now != self.record
+        ):  # files were dropped meanwhile: first the record is changed, then they go
             return Entry(self.path, now).damage(thorough)
         return found
 
@@ -77,7 +81,9 @@ class Store:
 
     def kinds(self) -> list[str]:
         """The kinds that have entries."""
-        return sorted(folder.name for folder in self.root.glob("*") if folder.is_dir() and not folder.name.startswith("."))
+        return sorted(
+            folder.name for folder in self.root.glob("*") if folder.is_dir() and not folder.name.startswith(".")
+        )
 
     def _entry(self, folder: Path) -> Entry:
         return Entry(folder, _record(folder))
@@ -131,7 +137,10 @@ class Store:
             "key": stage.key,
             "trajectory": stage.trajectory,
             "settings": dict(stage.settings),
-            "parents": {role: {"kind": parent.kind, "slug": parent.slug, "key": parent.key} for role, parent in stage.parents.items()},
+            "parents": {
+                role: {"kind": parent.kind, "slug": parent.slug, "key": parent.key}
+                for role, parent in stage.parents.items()
+            },
             **about,
             "files": files,
         }
@@ -147,7 +156,11 @@ class Store:
 
     def drop(self, entry: Entry, name: str) -> None:
         """Removes a file or folder of an entry for good; its record says so, and is changed first."""
-        files = {file: about for file, about in entry.record["files"].items() if file != name and not file.startswith(f"{name}/")}
+        files = {
+            file: about
+            for file, about in entry.record["files"].items()
+            if file != name and not file.startswith(f"{name}/")
+        }
         record = {**entry.record, "dropped": sorted({*entry.record.get("dropped", ()), name}), "files": files}
         aside = entry.path / f"{RECORD}.{os.getpid()}"
         aside.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

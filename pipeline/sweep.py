@@ -16,9 +16,9 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from common.errors import BadInput
+from common.units import format_tokens
 from pipeline.config import Config, suggestion, validate
-from pipeline.errors import BadInput
-from pipeline.units import format_tokens
 
 CONF = Path(__file__).parents[1] / "conf"
 
@@ -49,17 +49,25 @@ def expand(overrides: Sequence[str], multirun: bool) -> Sweep:
             raise BadInput(_one_line(error)) from None
         launcher = str(root.hydra.runtime.choices["hydra/launcher"])
         at_once = int(root.hydra.launcher.get("n_jobs") or 1) if multirun else 1
-        together = len(configs) if at_once < 1 else min(at_once, len(configs))  # joblib's -1: as many as there are cores
+        together = (
+            len(configs) if at_once < 1 else min(at_once, len(configs))
+        )  # joblib's -1: as many as there are cores
     configs = tuple(config for config in configs if not out_of_reach(config))
     _check_budgets(configs)
-    return Sweep(configs, tuple(overrides), multirun, launcher, together) if site is None else Sweep(configs, tuple(overrides), multirun, "slurm", 1, site)
+    return (
+        Sweep(configs, tuple(overrides), multirun, launcher, together)
+        if site is None
+        else Sweep(configs, tuple(overrides), multirun, "slurm", 1, site)
+    )
 
 
 def _launched(overrides: Sequence[str]) -> tuple[list[str], str | None]:
     """What is left for Hydra, with `launcher=` in its words, and the site where jobs go to Slurm. Slurm's jobs are ours: Hydra's are whole cells,
     which would hold GPUs while they wait for one another."""
     rest = [override for override in overrides if not override.startswith(("launcher=", "site="))]
-    named: dict[str, str] = {key: value for key, _, value in (override.partition("=") for override in overrides if override not in rest)}
+    named: dict[str, str] = {
+        key: value for key, _, value in (override.partition("=") for override in overrides if override not in rest)
+    }
     if named.get("launcher") == "slurm":
         return rest, named.get("site", "slurm")
     if "site" in named:
@@ -97,10 +105,14 @@ def out_of_reach(config: Config) -> bool:
 
 def _check_budgets(configs: Sequence[Config]) -> None:
     if not configs:
-        raise BadInput("ct.tokens: every budget is above language.most_tokens, so no cell is left; take smaller budgets")
+        raise BadInput(
+            "ct.tokens: every budget is above language.most_tokens, so no cell is left; take smaller budgets"
+        )
     given = [config for config in configs if config.ct.source]
     if len({config.ct.tokens for config in given}) > 1:
-        raise BadInput("ct.source: a given checkpoint has one budget; say ct.tokens=... once, with the tokens that it was trained on")
+        raise BadInput(
+            "ct.source: a given checkpoint has one budget; say ct.tokens=... once, with the tokens that it was trained on"
+        )
     cells = [(config.language.code, config.ct.tokens, config.seed) for config in configs]
     if len(set(cells)) < len(cells):
         code, tokens, seed = next(cell for cell in cells if cells.count(cell) > 1)
@@ -110,7 +122,9 @@ def _check_budgets(configs: Sequence[Config]) -> None:
     budgets = list(dict.fromkeys(config.ct.tokens for config in configs))
     if budgets != sorted(budgets):
         listed, right = (",".join(map(format_tokens, order)) for order in (budgets, sorted(budgets)))
-        raise BadInput(f"ct.tokens={listed}: budgets must ascend, as each continues from the one before; say ct.tokens={right}")
+        raise BadInput(
+            f"ct.tokens={listed}: budgets must ascend, as each continues from the one before; say ct.tokens={right}"
+        )
 
 
 def _one_line(error: Exception) -> str:
@@ -122,7 +136,9 @@ def _one_line(error: Exception) -> str:
     found = re.search(r"Could not override '([^']+)'", text)
     if found:
         known = _known_keys()
-        return f"{found[1]}: unknown key; {suggestion(found[1], known)}" if "." in found[1] else _unknown_group(found[1])
+        return (
+            f"{found[1]}: unknown key; {suggestion(found[1], known)}" if "." in found[1] else _unknown_group(found[1])
+        )
     foreign = re.search(r"^In '([^']+)'.*full_key: (hydra\.launcher\.\S+)", text, re.DOTALL)
     if foreign:
         return f"launcher: {foreign[1]} sets {foreign[2]}, which this launcher does not have; keep the experiment's own (hydra.launcher.n_jobs=1: one by one)"
@@ -138,6 +154,9 @@ def _known_keys() -> list[str]:
     def flat(node: Any, prefix: str) -> list[str]:
         if not isinstance(node, dict):
             return [prefix]
-        return [prefix, *(key for name, value in node.items() for key in flat(value, f"{prefix}.{name}" if prefix else str(name)))]
+        return [
+            prefix,
+            *(key for name, value in node.items() for key in flat(value, f"{prefix}.{name}" if prefix else str(name))),
+        ]
 
     return [key for key in flat(OmegaConf.to_container(compose("config")), "") if "." in key]

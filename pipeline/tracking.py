@@ -59,7 +59,11 @@ def tracker(config: Config, folder: Path) -> Tracker:
 
     @contextlib.contextmanager
     def track(job: Job) -> Iterator[None]:
-        run = start(config, folder, str(job.stage), job.stage.kind, {"stage": job.settings, **cell_of(job.stage)}) if job.stage.kind in TRACKED else None
+        run = (
+            start(config, folder, str(job.stage), job.stage.kind, {"stage": job.settings, **cell_of(job.stage)})
+            if job.stage.kind in TRACKED
+            else None
+        )
         if run is None:
             yield
             return
@@ -85,7 +89,12 @@ def start(config: Config, folder: Path, name: str, job_type: str, about: dict[st
     os.environ.setdefault("WANDB_SILENT", "true")
     folder.mkdir(parents=True, exist_ok=True)
     quiet = wandb.Settings(
-        silent=True, console="off", x_disable_stats=True, x_disable_meta=True, x_save_requirements=False, disable_git=True
+        silent=True,
+        console="off",
+        x_disable_stats=True,
+        x_disable_meta=True,
+        x_save_requirements=False,
+        disable_git=True,
     )
     return wandb.init(
         project=config.tracking.project,
@@ -102,7 +111,10 @@ def start(config: Config, folder: Path, name: str, job_type: str, about: dict[st
 
 def cell_of(stage: Stage) -> dict[str, Any]:
     """The budget and the seed that a stage belongs to: its own, or those of the CT that it comes from; null where none is."""
-    own = {"ct_tokens": stage.settings.get("tokens") if stage.kind == "ct" else None, "seed": stage.settings.get("seed")}
+    own = {
+        "ct_tokens": stage.settings.get("tokens") if stage.kind == "ct" else None,
+        "seed": stage.settings.get("seed"),
+    }
     for parent in map(cell_of, stage.parents.values()):
         own = {name: value if value is not None else parent[name] for name, value in own.items()}
     return own

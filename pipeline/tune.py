@@ -31,14 +31,24 @@ def tune(job: Job) -> None:
 
     torch.set_num_threads(job.settings["threads"])
     metric, language, tries = job.settings["metric"], job.settings["language"], job.settings["tries"]
-    tasks = of_language(stages.task_set(job.folders["items"], job.folders["corpus"], "dev", job.settings["limit"], job.settings["excerpt"]), language, metric)
+    tasks = of_language(
+        stages.task_set(
+            job.folders["items"], job.folders["corpus"], "dev", job.settings["limit"], job.settings["excerpt"]
+        ),
+        language,
+        metric,
+    )
     tokenizer = AutoTokenizer.from_pretrained(job.checkpoint("model"))
     journal = job.work / "tries.jsonl"
     done = read_tries(journal)
     waiting = tries[len(done) :]
     recipes = [stages.recipe_of(job, settings) for settings in waiting]
-    for settings, (_, model) in zip(waiting, merge.load_many(recipes, job.settings["device"]) if recipes else (), strict=True):
-        scores = harness.evaluate(model, tokenizer, tasks, batch_tokens=job.settings["batch_tokens"], device=job.settings["device"])
+    for settings, (_, model) in zip(
+        waiting, merge.load_many(recipes, job.settings["device"]) if recipes else (), strict=True
+    ):
+        scores = harness.evaluate(
+            model, tokenizer, tasks, batch_tokens=job.settings["batch_tokens"], device=job.settings["device"]
+        )
         done.append({"settings": settings, "metric": metric, "score": score(scores, language, metric)})
         with journal.open("a", encoding="utf-8") as file:
             file.write(json.dumps(done[-1]) + "\n")
@@ -51,7 +61,9 @@ def tune(job: Job) -> None:
 def of_language(tasks: TaskSet, language: str, metric: str) -> TaskSet:
     """Only the tasks that the choice looks at: items or running text, of one language."""
     chosen = {
-        name: entry for name, entry in tasks.entries.items() if entry.language == language and (entry.primary == "bits_per_byte") == (metric == "bits_per_byte")
+        name: entry
+        for name, entry in tasks.entries.items()
+        if entry.language == language and (entry.primary == "bits_per_byte") == (metric == "bits_per_byte")
     }
     return replace(tasks, entries=chosen)
 
@@ -59,7 +71,11 @@ def of_language(tasks: TaskSet, language: str, metric: str) -> TaskSet:
 def score(scores: Scores, language: str, metric: str) -> float:
     """The language's mean accuracy, or its bits per byte."""
     wanted = "mean" if metric == "acc" else metric
-    return next(row["value"] for row in scores.records if row["language"] == language and wanted in (row["family"], row["metric"]))
+    return next(
+        row["value"]
+        for row in scores.records
+        if row["language"] == language and wanted in (row["family"], row["metric"])
+    )
 
 
 def read_tries(journal: Path) -> list[dict[str, Any]]:

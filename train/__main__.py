@@ -1,4 +1,4 @@
-"""`python -m train JOB.json`: one process of a training. The launcher (pipeline/launch.py, or torchrun by hand) starts as many as there shall be.
+"""`python -m train JOB.json`: one process of a training. The launcher (pipeline/run/launch.py, or torchrun by hand) starts as many as there shall be.
 
 JOB.json holds the arguments of `train.trainer.train`: {"model", "blocks", "settings", "out", "work", "resume_state", "compute"}. Rank 0 prints the
 training's log, a JSON object a line, and leaves what became of it in RESULT_FILE beside JOB.json. On SIGTERM, SIGUSR2 or a file STOP_FILE beside
@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from train.errors import BadInput, Interrupted
+from common.errors import BadInput, Interrupted
 
 INTERRUPTED = 75  # the exit code of a training that was asked to stop and has saved; sysexits.h: try again later
 # prctl(PR_SET_PDEATHSIG, SIGKILL): a process ends when what started it dies, however it dies. Nobody would hold the claim on what it writes.

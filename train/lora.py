@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from train.errors import BadInput
+from common.errors import BadInput
 
 PREFIX = "base_model.model."  # that peft puts before the names of a model's parameters
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from train.errors import BadInput
+from common.errors import BadInput
 
 STRATEGIES = ("none", "ddp", "zero2", "zero3", "zero3_offload", "fsdp")
 ZERO_STAGES = {"zero2": 2, "zero3": 3, "zero3_offload": 3}
@@ -57,7 +57,12 @@ def sizes(batch_tokens: int, block_size: int, world: int, micro_batch: int | Non
 
 def fsdp_config(compute: Compute) -> dict[str, Any]:
     """What accelerate is told for FSDP2: each layer's weights are gathered when it runs and freed again; states are saved in shards, for any world size."""
-    return {"version": 2, "reshard_after_forward": True, "state_dict_type": "SHARDED_STATE_DICT", "activation_checkpointing": compute.gradient_checkpointing}
+    return {
+        "version": 2,
+        "reshard_after_forward": True,
+        "state_dict_type": "SHARDED_STATE_DICT",
+        "activation_checkpointing": compute.gradient_checkpointing,
+    }
 
 
 def deepspeed_config(compute: Compute, micro: int, accumulation: int) -> dict[str, Any] | None:
@@ -67,14 +72,18 @@ def deepspeed_config(compute: Compute, micro: int, accumulation: int) -> dict[st
     stage = ZERO_STAGES[compute.strategy]
     zero: dict[str, Any] = {"stage": stage, "overlap_comm": compute.device == "cuda", "contiguous_gradients": True}
     if stage == 3:
-        zero["stage3_gather_16bit_weights_on_model_save"] = True  # the checkpoint is one plain folder, in the precision it is trained in
+        zero["stage3_gather_16bit_weights_on_model_save"] = (
+            True  # the checkpoint is one plain folder, in the precision it is trained in
+        )
     if compute.strategy == "zero3_offload":
         pinned = {"device": "cpu", "pin_memory": compute.device == "cuda"}
         zero |= {"offload_optimizer": pinned, "offload_param": pinned}
     return {
         "zero_optimization": zero,
         "bf16": {"enabled": compute.precision == "bf16"},
-        "data_types": {"grad_accum_dtype": "fp32"},  # as DDP has it; otherwise the gradients of many passes would be summed in bfloat16
+        "data_types": {
+            "grad_accum_dtype": "fp32"
+        },  # as DDP has it; otherwise the gradients of many passes would be summed in bfloat16
         "train_micro_batch_size_per_gpu": micro,
         "gradient_accumulation_steps": accumulation,
         "train_batch_size": micro * accumulation * compute.world,

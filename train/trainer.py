@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from common.errors import BadInput, Interrupted
 from train import parallel
-from train.errors import BadInput, Interrupted
 from train.parallel import Compute
 
 if TYPE_CHECKING:
@@ -50,26 +50,35 @@ def train(
     steps = settings["tokens"] // settings["batch_tokens"]  # a budget is never exceeded
     horizon = max(steps, settings["schedule_tokens"] // settings["batch_tokens"])
     if not steps:
-        raise BadInput(f"tokens={settings['tokens']:,} is less than one step of batch_tokens={settings['batch_tokens']:,}")
+        raise BadInput(
+            f"tokens={settings['tokens']:,} is less than one step of batch_tokens={settings['batch_tokens']:,}"
+        )
     if steps * settings["batch_tokens"] > len(dataset) * settings["block_size"]:
-        raise BadInput(f"tokens={settings['tokens']:,} is more than the corpus holds: {len(dataset) * settings['block_size']:,} tokens in {blocks_dir.name}")
+        raise BadInput(
+            f"tokens={settings['tokens']:,} is more than the corpus holds: {len(dataset) * settings['block_size']:,} tokens in {blocks_dir.name}"
+        )
 
     import torch
     import transformers
 
-    from train import engine, lora
+    from train import lora
+    from train import transformers_trainer as engine
 
     transformers.logging.set_verbosity_error()
     if compute.threads:
         torch.set_num_threads(compute.threads)
     for folder in (work, out):
         folder.mkdir(parents=True, exist_ok=True)
-    arguments = engine.arguments(compute, work, settings, steps, horizon)  # before the model is loaded: ZeRO-3 loads it in parts
+    arguments = engine.arguments(
+        compute, work, settings, steps, horizon
+    )  # before the model is loaded: ZeRO-3 loads it in parts
     start = engine.from_first(starting_point(work, resume_state) if arguments.process_index == 0 else None)
     if start:
         check_state(start, compute)
     torch.manual_seed(settings["seed"])
-    model = transformers.AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32, attn_implementation=compute.attention)
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        model_dir, dtype=torch.float32, attn_implementation=compute.attention
+    )
     if settings.get("lora"):
         model = lora.adapted(model, settings["lora"])
     progress = engine.Progress(compute, steps, settings["batch_tokens"], work / "log.jsonl", on_log, should_stop)
@@ -80,10 +89,14 @@ def train(
     done = trainer.state.global_step
     if progress.interrupted:
         tokens = settings["batch_tokens"]
-        raise Interrupted(f"stopped after {done * tokens:,} of {steps * tokens:,} tokens; what is done is saved, and the next run goes on from there")
+        raise Interrupted(
+            f"stopped after {done * tokens:,} of {steps * tokens:,} tokens; what is done is saved, and the next run goes on from there"
+        )
     if done != steps:
         raise RuntimeError(f"training stopped at step {done} of {steps}")
-    trainer.publish(out, torch.bfloat16 if compute.precision == "bf16" else torch.float32, model_dir, settings.get("lora"))
+    trainer.publish(
+        out, torch.bfloat16 if compute.precision == "bf16" else torch.float32, model_dir, settings.get("lora")
+    )
     if arguments.process_index == 0:
         transformers.AutoTokenizer.from_pretrained(model_dir).save_pretrained(out / "model")
         shutil.copytree(work / f"checkpoint-{steps}", out / "state", dirs_exist_ok=True, copy_function=link)
@@ -114,7 +127,9 @@ def starting_point(work: Path, resume_state: Path | None) -> Path | None:
 def check_state(state: Path, compute: Compute) -> None:
     """Refuses a state that this launch cannot continue from. One process and DDP share a format, whatever the number of processes; FSDP's is
     resharded when it is read; DeepSpeed's is for the number of processes that wrote it."""
-    text = (state / COMPLETE).read_text(encoding="utf-8") or '{"strategy": "none", "world_size": 1}'  # an empty one is from before there were several
+    text = (state / COMPLETE).read_text(
+        encoding="utf-8"
+    ) or '{"strategy": "none", "world_size": 1}'  # an empty one is from before there were several
     saved = json.loads(text)
     formats = {"none": "torch", "ddp": "torch"}
     same = formats.get(saved["strategy"], saved["strategy"]) == formats.get(compute.strategy, compute.strategy)

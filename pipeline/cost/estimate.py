@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from pipeline.config import Config
-from pipeline.cost import memory, shape, work
+from pipeline.cost import memory
+from pipeline.cost import model_shape as shape
+from pipeline.cost import stage_work as work
 from pipeline.cost.flops import RECOMPUTED
 from pipeline.cost.hardware import Cluster
 from pipeline.cost.memory import Memory
-from pipeline.cost.work import MERGED, SCORED, TRAINED, Work
+from pipeline.cost.stage_work import MERGED, SCORED, TRAINED, Work
 from pipeline.plan import Cell, Stage, merged
 
 MFU = 0.4  # assumed. Llama-2-7B's own pre-training: 6ND for 2 T tokens in 184,320 hours of A100 (Touvron et al. 2023, table 2) is 0.39
@@ -84,7 +86,11 @@ class OnCluster:
         model = work.checkpoint_bytes(form, self.config)
         if stage.kind in TRAINED:
             saves = does.tokens / stage.options["save_every_tokens"]
-            return STARTUP + does.flops / self.training_flops + (saves * work.state_bytes(form, self.config) + does.written) / DISK
+            return (
+                STARTUP
+                + does.flops / self.training_flops
+                + (saves * work.state_bytes(form, self.config) + does.written) / DISK
+            )
         if stage.kind in SCORED:
             merging = max(does.tries, 1 if "merge" in stage.parents else 0) * form.parameters / MERGING
             return STARTUP + model / DISK + merging + does.flops / (self.cluster.gpu.peak("bf16") * SCORING_MFU)
@@ -103,7 +109,11 @@ def rows(cells: Sequence[Cell], done: set[str], rates: Rates, memories: Mapping[
     for stage in stages:
         config = owners[stage.key]
         before = continued_from(stage, stages)
-        last = not any(stage is continued_from(other, stages) for other in stages if other.trajectory and other.trajectory == stage.trajectory)
+        last = not any(
+            stage is continued_from(other, stages)
+            for other in stages
+            if other.trajectory and other.trajectory == stage.trajectory
+        )
         does = work.of(stage, config, shape.of(config), before.settings["tokens"] if before else 0, last)
         sharing = sum(any(stage.key == other.key for other in cell.stages) for cell in cells)
         held = memories.get("ct" if stage.kind == "base" else stage.kind)
@@ -114,7 +124,11 @@ def rows(cells: Sequence[Cell], done: set[str], rates: Rates, memories: Mapping[
 def continued_from(stage: Stage, stages: Sequence[Stage]) -> Stage | None:
     """The stage of the next smaller budget on the same trajectory."""
     same = [other for other in stages if other.trajectory and other.trajectory == stage.trajectory]
-    return max((other for other in same if other.settings["tokens"] < stage.settings["tokens"]), key=lambda other: other.settings["tokens"], default=None)
+    return max(
+        (other for other in same if other.settings["tokens"] < stage.settings["tokens"]),
+        key=lambda other: other.settings["tokens"],
+        default=None,
+    )
 
 
 def critical_path(found: Sequence[Row]) -> tuple[float, list[Stage]]:
@@ -155,4 +169,7 @@ def training_memory(config: Config) -> dict[str, Memory]:
     """Bytes a GPU while CT and SFT train."""
     form = shape.of(config)
     parts = (("ct", config.ct), ("sft", config.sft))
-    return {kind: memory.training(form, config.compute, part.batch_tokens, part.block_size, shape.trained(config)) for kind, part in parts}
+    return {
+        kind: memory.training(form, config.compute, part.batch_tokens, part.block_size, shape.trained(config))
+        for kind, part in parts
+    }

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from common.errors import BadInput
 from pipeline.config import Config
-from pipeline.cost import memory, shape
+from pipeline.cost import memory
+from pipeline.cost import model_shape as shape
 from pipeline.cost.estimate import training_memory
 from pipeline.cost.hardware import GPUS, Cluster
-from pipeline.errors import BadInput
-from train.errors import BadInput as BadBatch
 
 if TYPE_CHECKING:
     from pipeline.config import Compute
@@ -34,9 +34,13 @@ def check(config: Config, cluster: Cluster, trained: bool = True) -> None:
     gpu = cluster.gpu
     held = memory.scoring(shape.of(config), config.eval.batch_tokens, on_gpu=True)
     if held > gpu.usable:
-        larger = min((other for other in GPUS.values() if other.usable > held), key=lambda other: other.memory, default=None)
+        larger = min(
+            (other for other in GPUS.values() if other.usable > held), key=lambda other: other.memory, default=None
+        )
         would = f"{larger.name} would" if larger else "no GPU known here would"
-        raise BadInput(f"CLUSTER={cluster}: a checkpoint takes {gib(held)} to be scored, on one GPU of {gib(gpu.usable)} usable; {would}")
+        raise BadInput(
+            f"CLUSTER={cluster}: a checkpoint takes {gib(held)} to be scored, on one GPU of {gib(gpu.usable)} usable; {would}"
+        )
     if trained and (needs := too_large(config, cluster)):
         raise BadInput(
             f"CLUSTER={cluster}: {described(config.compute)} needs {gib(needs)} a GPU, of {gib(gpu.usable)} usable; {what_would(config, cluster)}"
@@ -47,7 +51,7 @@ def too_large(config: Config, cluster: Cluster) -> float:
     """Bytes a GPU that the trainings want, where that is more than there are; else 0. Raises BadInput where the batch cannot be shared."""
     try:
         needs = max(held.total for held in training_memory(config).values())
-    except BadBatch as error:
+    except BadInput as error:
         raise BadInput(f"CLUSTER={cluster}: {error}") from None
     return needs if needs > cluster.gpu.usable else 0
 
@@ -56,10 +60,20 @@ def what_would(config: Config, cluster: Cluster) -> str:
     """The smallest change that fits: fewer blocks in a pass, then recomputation, then another strategy, then more nodes."""
     for compute in alternatives(config.compute, cluster):
         if not too_large(config.model_copy(update={"compute": compute}), cluster):
-            changes = {key: value for key, value in compute.model_dump().items() if value != getattr(config.compute, key)}
-            changed = " ".join(f"compute.{key}={str(value).lower()}" for key, value in changes.items() if key not in ("processes", "nodes"))
+            changes = {
+                key: value for key, value in compute.model_dump().items() if value != getattr(config.compute, key)
+            }
+            changed = " ".join(
+                f"compute.{key}={str(value).lower()}"
+                for key, value in changes.items()
+                if key not in ("processes", "nodes")
+            )
             held = max(one.total for one in training_memory(config.model_copy(update={"compute": compute})).values())
-            more = f"CLUSTER={compute.nodes}x{cluster.per_node}x{cluster.gpu.name} " if compute.nodes > cluster.nodes else ""
+            more = (
+                f"CLUSTER={compute.nodes}x{cluster.per_node}x{cluster.gpu.name} "
+                if compute.nodes > cluster.nodes
+                else ""
+            )
             return f"{more}{changed} would ({gib(held)})"
     return f"nothing up to {MOST_NODES} such nodes would; take GPUs with more memory"
 
@@ -74,14 +88,18 @@ def alternatives(compute: Compute, cluster: Cluster) -> Iterator[Compute]:
             many = strategy != "none"
             sized = {"processes": cluster.per_node if many else 1, "nodes": nodes if many else 1}
             for micro in (compute.micro_batch, 16, 8, 4, 2, 1):
-                yield compute.model_copy(update={"strategy": strategy, "gradient_checkpointing": recompute, "micro_batch": micro, **sized})
+                yield compute.model_copy(
+                    update={"strategy": strategy, "gradient_checkpointing": recompute, "micro_batch": micro, **sized}
+                )
         nodes *= 2
 
 
 def described(compute: Compute) -> str:
     """How it is computed, in keys."""
     extra = " compute.gradient_checkpointing=true" if compute.gradient_checkpointing else ""
-    return f"compute.strategy={compute.strategy} compute.micro_batch={str(compute.micro_batch or 'null').lower()}{extra}"
+    return (
+        f"compute.strategy={compute.strategy} compute.micro_batch={str(compute.micro_batch or 'null').lower()}{extra}"
+    )
 
 
 def gib(count: float) -> str:

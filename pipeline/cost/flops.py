@@ -9,7 +9,7 @@ are not model FLOPs; they count in the time only.
 
 from __future__ import annotations
 
-from pipeline.cost.shape import Shape
+from pipeline.cost.model_shape import Shape
 
 RECOMPUTED = 4 / 3  # what is computed with gradient checkpointing, of what is computed without: one more forward pass
 

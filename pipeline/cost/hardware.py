@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from common.errors import BadInput
 from pipeline.config import suggestion
-from pipeline.errors import BadInput
 
 USABLE = 0.9  # share of a GPU's memory that a training may fill (assumed): the rest is CUDA's context and fragmentation
 
@@ -64,7 +64,9 @@ def parse(text: str) -> Cluster:
     """A cluster from its name. Raises BadInput."""
     match = re.fullmatch(r"(?:([1-9]\d*)x)?([1-9]\d*)x([A-Za-z]\w*(?:-\w+)?)", text)
     if match is None:
-        raise BadInput(f"CLUSTER={text}: say how many of which GPU, such as 8xH100, or 4x8xH100 for four nodes of eight; or `here`, for this machine")
+        raise BadInput(
+            f"CLUSTER={text}: say how many of which GPU, such as 8xH100, or 4x8xH100 for four nodes of eight; or `here`, for this machine"
+        )
     by_name = {name.lower(): gpu for name, gpu in GPUS.items()}
     if match[3].lower() not in by_name:
         raise BadInput(f"CLUSTER={text}: {match[3]} is not known here; {suggestion(match[3], list(GPUS))}")

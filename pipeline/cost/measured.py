@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
+from common.errors import BadInput
 from pipeline.config import Config
-from pipeline.cost import shape, work
-from pipeline.cost.work import SCORED, TRAINED, Work
-from pipeline.errors import BadInput
+from pipeline.cost import model_shape as shape
+from pipeline.cost import stage_work as work
+from pipeline.cost.stage_work import SCORED, TRAINED, Work
 from pipeline.plan import Stage
 from pipeline.store import Store
 
@@ -54,8 +55,16 @@ def of_store(stages: Sequence[Stage], configs: Mapping[str, Config], store: Stor
         entry = store.find(stage)
         if entry and entry.record:
             config = configs[stage.key]
-            done.append((stage, work.of(stage, config, shape.of(config), entry.record.get("resumed_tokens", 0)), entry.record["seconds"]))
+            done.append(
+                (
+                    stage,
+                    work.of(stage, config, shape.of(config), entry.record.get("resumed_tokens", 0)),
+                    entry.record["seconds"],
+                )
+            )
     found = calibrate(done)
     if "training" not in found.flops:
-        raise BadInput(f"CLUSTER=here: store={store.root} holds no finished training of this sweep to measure by; run it for a while, or name a cluster")
+        raise BadInput(
+            f"CLUSTER=here: store={store.root} holds no finished training of this sweep to measure by; run it for a while, or name a cluster"
+        )
     return found

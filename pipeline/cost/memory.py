@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipeline.cost.shape import Shape
+from pipeline.cost.model_shape import Shape
 from train.parallel import sizes
 
 if TYPE_CHECKING:
@@ -46,7 +46,9 @@ def width(precision: str) -> int:
     return 2 if precision == "bf16" else 4
 
 
-def states(shape: Shape, strategy: str, precision: str, processes: int, nodes: int, trained: int | None = None) -> Memory:
+def states(
+    shape: Shape, strategy: str, precision: str, processes: int, nodes: int, trained: int | None = None
+) -> Memory:
     """Model states a GPU, of `processes` a node. DDP and FSDP keep 32-bit weights (and autocast, for bf16, its copies of them).
 
     trained: how many parameters get gradients and moments; None: all.
@@ -93,7 +95,6 @@ def training(shape: Shape, compute: Compute, batch_tokens: int, block_size: int,
     blocks, _ = sizes(batch_tokens, block_size, compute.processes * compute.nodes, compute.micro_batch)
     held = activations(shape, blocks * block_size, compute, block_size)
     return Memory(alone.parameters, alone.gradients, alone.optimizer, held, alone.host)
-
 
 
 def scoring(shape: Shape, batch_tokens: int, on_gpu: bool) -> float:

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from common.errors import BadInput
+from common.units import format_tokens
 from pipeline.config import Config
-from pipeline.cost import estimate, fit, measured, shape
+from pipeline.cost import estimate, fit, measured
+from pipeline.cost import model_shape as shape
 from pipeline.cost.estimate import Rates, Row
 from pipeline.cost.hardware import Cluster, parse
 from pipeline.cost.memory import Memory
-from pipeline.cost.work import TRAINED
-from pipeline.errors import BadInput
+from pipeline.cost.stage_work import TRAINED
 from pipeline.plan import Cell, merged
-from pipeline.progress import duration
+from pipeline.run.console import duration
 from pipeline.store import Store
-from pipeline.units import format_tokens
 
 HERE = "here"
 
@@ -43,7 +44,10 @@ def report(cells: Sequence[Cell], waiting: set[str], name: str, mfu: float | Non
             memories = estimate.training_memory(config)
         rates = estimate.OnCluster(cluster, config, mfu or estimate.MFU)
         head = heading(config, cluster, mfu)
-        cells = [Cell(fit.on_cluster(cell.config, cluster), cell.stages, cell.evals, cell.merges, cell.checkpoints) for cell in cells]
+        cells = [
+            Cell(fit.on_cluster(cell.config, cluster), cell.stages, cell.evals, cell.merges, cell.checkpoints)
+            for cell in cells
+        ]
     rows = estimate.rows(cells, done, rates, memories)
     given = estimate.given_bytes(cells)
     parts = [head, *lines(rows), *footer(cells, rows, given, memories, None if name == HERE else cluster)]
@@ -76,25 +80,47 @@ def lines(rows: Sequence[Row]) -> list[str]:
     ]
 
 
-def footer(cells: Sequence[Cell], rows: Sequence[Row], given: float, memories: dict[str, Memory], cluster: Cluster | None) -> list[str]:
+def footer(
+    cells: Sequence[Cell], rows: Sequence[Row], given: float, memories: dict[str, Memory], cluster: Cluster | None
+) -> list[str]:
     """Sums: by kind, memory by part, disk at its peak, the longest way."""
     waiting = [row for row in rows if not row.done]
     said = [f"{len(cells)} cells, {len(rows)} stages: {len(rows) - len(waiting)} done, {len(waiting)} to run"]
     for kind in dict.fromkeys(row.stage.kind for row in rows):
         of = [row for row in waiting if row.stage.kind == kind]
-        flops, hours, took = sum(row.work.flops for row in of), sum(row.gpu_hours for row in of), sum(row.seconds for row in of)
+        flops, hours, took = (
+            sum(row.work.flops for row in of),
+            sum(row.gpu_hours for row in of),
+            sum(row.seconds for row in of),
+        )
         if of:
-            said.append(f"  {kind:13}{len(of):4} to run {short(sum(row.work.tokens for row in of)):>9} tokens {flops:10.2e} FLOPs {duration(took):>12} {hours:12,.1f} GPU-hours")
+            said.append(
+                f"  {kind:13}{len(of):4} to run {short(sum(row.work.tokens for row in of)):>9} tokens {flops:10.2e} FLOPs {duration(took):>12} {hours:12,.1f} GPU-hours"
+            )
     for kind, held in memories.items():
-        parts = {"parameters": held.parameters, "gradients": held.gradients, "optimizer": held.optimizer, "activations": held.activations}
+        parts = {
+            "parameters": held.parameters,
+            "gradients": held.gradients,
+            "optimizer": held.optimizer,
+            "activations": held.activations,
+        }
         host = f"; {held.host / 2**30:.0f} GiB of a node's main memory" if held.host else ""
-        said.append(f"  memory of a GPU in {kind}: {', '.join(f'{name} {value / 2**30:.1f}' for name, value in parts.items())}, in all {held.total / 2**30:.1f} GiB{host}")
+        said.append(
+            f"  memory of a GPU in {kind}: {', '.join(f'{name} {value / 2**30:.1f}' for name, value in parts.items())}, in all {held.total / 2**30:.1f} GiB{host}"
+        )
     length, chain = estimate.critical_path(rows)
-    said.append(f"disk at its peak: {size(estimate.disk_peak(rows, given))}" + (f", of which {size(given)} downloaded checkpoints" if given else ""))
-    said.append(f"critical path: {length / 3600:,.1f} h, {' > '.join(str(stage) for stage in chain) or 'nothing to run'}")
+    said.append(
+        f"disk at its peak: {size(estimate.disk_peak(rows, given))}"
+        + (f", of which {size(given)} downloaded checkpoints" if given else "")
+    )
+    said.append(
+        f"critical path: {length / 3600:,.1f} h, {' > '.join(str(stage) for stage in chain) or 'nothing to run'}"
+    )
     if cluster:
         hours = sum(row.gpu_hours for row in waiting)
-        said.append(f"in all {hours:,.0f} GPU-hours; on {cluster}, which shares them, at least {max(length / 3600, hours / cluster.gpus):,.0f} h")
+        said.append(
+            f"in all {hours:,.0f} GPU-hours; on {cluster}, which shares them, at least {max(length / 3600, hours / cluster.gpus):,.0f} h"
+        )
     else:
         said.append(f"in all {sum(row.seconds for row in waiting) / 3600:,.2f} h, one stage after the other")
     return said

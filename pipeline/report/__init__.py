@@ -50,13 +50,16 @@ def render(
     shown = claims.claims(evaluations, discarded, chosen, subject.language)
     table = publish(out / "results.csv", lambda aside: aside.write_text(results.to_csv(rows), encoding="utf-8"))
     readable = publish(
-        out / "results.md", lambda aside: aside.write_text(results.to_markdown(rows, subject.language, names), encoding="utf-8")
+        out / "results.md",
+        lambda aside: aside.write_text(results.to_markdown(rows, subject.language, names), encoding="utf-8"),
     )
     png = curves.write(rows, subject.language, names, out)
     with tempfile.TemporaryDirectory() as aside:
         figure = None
         if discarded:
-            figure = discards_plot.write(discarded, style.looks(row.method for row in rows), Path(aside) / "discards.svg")
+            figure = discards_plot.write(
+                discarded, style.looks(row.method for row in rows), Path(aside) / "discards.svg"
+            )
         html = page.render(rows, shown, discarded, chosen, stages, subject, out / "curves.svg", figure, leaks)
     published = publish(out / "report.html", lambda aside: aside.write_text(html, encoding="utf-8"))
     return ReportPaths(table, readable, png, published)

@@ -33,5 +33,7 @@ def read(choices: Iterable[Choice]) -> list[Chosen]:
         settings = yaml.safe_load((choice.folder / "choice.yml").read_text(encoding="utf-8"))
         tries = read_jsonl(choice.folder / "tries.jsonl")
         best = next(row for row in tries if row["settings"] == settings)
-        found.append(Chosen(choice.method, choice.ct_tokens, choice.seed, settings, len(tries), best["metric"], best["score"]))
+        found.append(
+            Chosen(choice.method, choice.ct_tokens, choice.seed, settings, len(tries), best["metric"], best["score"])
+        )
     return sorted(found, key=lambda one: (order[one.method], one.ct_tokens, one.seed))

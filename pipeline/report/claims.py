@@ -32,7 +32,9 @@ class Claims:
     comparisons: list[Comparison]
 
 
-def claims(evaluations: Iterable[Evaluation], discarded: Sequence[Discarded], choices: Sequence[Chosen], language: str) -> Claims:
+def claims(
+    evaluations: Iterable[Evaluation], discarded: Sequence[Discarded], choices: Sequence[Chosen], language: str
+) -> Claims:
     """All answers and all paired comparisons, in the target language."""
     evidence = Evidence(evaluations, language)
     comparisons = compare(evidence)
@@ -52,14 +54,18 @@ def leader_at(budget: int, choices: Sequence[Chosen], evidence: Evidence) -> str
     scores: dict[str, list[float]] = {}
     for choice in choices:
         if choice.ct_tokens == budget and evidence.has(choice.method, budget):
-            scores.setdefault(choice.method, []).append(-choice.score if choice.metric == "bits_per_byte" else choice.score)
+            scores.setdefault(choice.method, []).append(
+                -choice.score if choice.metric == "bits_per_byte" else choice.score
+            )
     return max(scores, key=lambda method: mean(scores[method])) if scores else None
 
 
 def beats_ct_then_sft(evidence: Evidence, comparisons: Sequence[Comparison], leaders: dict[int, str]) -> Answer:
     question = "Do merges beat CT-then-SFT where text is scarcest?"
     budget = min(evidence.budgets, default=0)
-    here = {(one.method, one.kind): one for one in comparisons if one.ct_tokens == budget and one.baseline == "ct_then_sft"}
+    here = {
+        (one.method, one.kind): one for one in comparisons if one.ct_tokens == budget and one.baseline == "ct_then_sft"
+    }
     leader = leaders.get(budget, "")
     if (leader, "accuracy") not in here:
         return Answer(question, "no data", "It takes CT-then-SFT and a merge with a score on dev at the same budget.")
@@ -88,11 +94,17 @@ def advantage_shrinks(evidence: Evidence, comparisons: Sequence[Comparison], lea
     weights = ((first, 1.0), (last, -1.0))
     shrinkage = evidence.contrast(
         "accuracy",
-        [((method, budget), side * way) for budget, way in weights for method, side in ((leaders[budget], 1.0), ("ct_then_sft", -1.0))],
+        [
+            ((method, budget), side * way)
+            for budget, way in weights
+            for method, side in ((leaders[budget], 1.0), ("ct_then_sft", -1.0))
+        ],
     )
     if shrinkage is None:
         return Answer(question, "no data", "The smallest and the largest budget have no seed in common.")
-    listed = "; ".join(f"{budget_name(budget)} ({label(leaders[budget])}) {interval(steps[budget])}" for budget in sorted(steps))
+    listed = "; ".join(
+        f"{budget_name(budget)} ({label(leaders[budget])}) {interval(steps[budget])}" for budget in sorted(steps)
+    )
     text = f"Mean accuracy of the merge that was best on dev, minus that of CT-then-SFT: {listed}. "
     text += f"From {budget_name(first)} to {budget_name(last)} the advantage shrinks by {interval(shrinkage)}."
     return Answer(question, verdict(shrinkage), text)
@@ -105,7 +117,9 @@ def conflicts_grow(discarded: Sequence[Discarded]) -> Answer:
     if not series:
         return Answer(question, "no data", "It takes TIES without slack at two budgets.")
     steps = [
-        later - earlier for shares in series.values() for earlier, later in zip(_by_budget(shares), _by_budget(shares)[1:], strict=False)
+        later - earlier
+        for shares in series.values()
+        for earlier, later in zip(_by_budget(shares), _by_budget(shares)[1:], strict=False)
     ]
     text = f"Share of SFT's largest {TOP[:-1]} % of parameters whose sign lost the election: "
     text += "; ".join(f"{label(method)}: {_listed(shares)}" for method, shares in series.items())
@@ -138,10 +152,16 @@ def slack_helps(evidence: Evidence, discarded: Sequence[Discarded]) -> Answer:
     budgets = [
         budget
         for budget in evidence.budgets
-        if any(evidence.has(method, budget) for method in plain) and any(evidence.has(method, budget) for method in slack)
+        if any(evidence.has(method, budget) for method in plain)
+        and any(evidence.has(method, budget) for method in slack)
     ]
     sides = [
-        [(method, budget) for budget in budgets for method in evidence.merges if method in side and evidence.has(method, budget)]
+        [
+            (method, budget)
+            for budget in budgets
+            for method in evidence.merges
+            if method in side and evidence.has(method, budget)
+        ]
         for side in (slack, plain)
     ]
     accuracy = evidence.difference("accuracy", *sides) if budgets else None
@@ -152,7 +172,12 @@ def slack_helps(evidence: Evidence, discarded: Sequence[Discarded]) -> Answer:
         f"{budget_name(budget)} {interval(difference)}"
         for budget in budgets
         if len(budgets) > 1
-        and (difference := evidence.difference("accuracy", *([key for key in side if key[1] == budget] for side in sides))) is not None
+        and (
+            difference := evidence.difference(
+                "accuracy", *([key for key in side if key[1] == budget] for side in sides)
+            )
+        )
+        is not None
     ]
     text += f" By budget: {'; '.join(each)}." if each else ""
     if (bits := evidence.difference("bits", *sides)) is not None:

@@ -33,10 +33,18 @@ def _draw(rows: Sequence[Row], target: str, names: Mapping[str, str], plt: Any) 
     shown = {language: measures(rows, language) for language in languages(rows, target)}
     most = max(len(panels) for panels in shown.values())
     columns = most if most <= WIDEST else min(WIDEST, -(-most // 2))
-    lines = [(language, panels[start : start + columns]) for language, panels in shown.items() for start in range(0, len(panels), columns)]
+    lines = [
+        (language, panels[start : start + columns])
+        for language, panels in shown.items()
+        for start in range(0, len(panels), columns)
+    ]
     drawn: Figure
     drawn, grid = plt.subplots(
-        len(lines), columns, figsize=(12, 0.7 + 2.45 * len(lines)), squeeze=False, layout=ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.05)
+        len(lines),
+        columns,
+        figsize=(12, 0.7 + 2.45 * len(lines)),
+        squeeze=False,
+        layout=ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.05),
     )
     methods = looks(row.method for row in rows)
     budgets = sorted({row.ct_tokens for row in rows if row.ct_tokens})
@@ -57,7 +65,11 @@ def _draw(rows: Sequence[Row], target: str, names: Mapping[str, str], plt: Any) 
 
 
 def _panel(
-    axes: Axes, measure: Measure, scores: Mapping[tuple[str, int], Point], methods: Mapping[str, Look], budgets: Sequence[int]
+    axes: Axes,
+    measure: Measure,
+    scores: Mapping[tuple[str, int], Point],
+    methods: Mapping[str, Look],
+    budgets: Sequence[int],
 ) -> None:
     """One measure: levels that no budget changes as horizontal lines, then the curves."""
     axes.tick_params(length=2.5)
@@ -75,7 +87,9 @@ def _panel(
     for name in WITHOUT_CT:
         if (name, 0) in scores:
             color, dashes = LEVELS[name]
-            axes.axhline(scores[name, 0].value, color=color, linestyle=dashes, linewidth=1.3, label=label(name), zorder=1.5)
+            axes.axhline(
+                scores[name, 0].value, color=color, linestyle=dashes, linewidth=1.3, label=label(name), zorder=1.5
+            )
     if budgets:
         budget_axis(axes, budgets)
     else:
@@ -87,7 +101,10 @@ def _panel(
         places = [x for budget, x in zip(budgets, dodge(budgets, place, len(methods)), strict=True) if budget in own]
         curve = [scores[method, budget] for budget in own]
         values = [point.value for point in curve]
-        spread = [[max(0.0, point.value - point.low) for point in curve], [max(0.0, point.high - point.value) for point in curve]]
+        spread = [
+            [max(0.0, point.value - point.low) for point in curve],
+            [max(0.0, point.high - point.value) for point in curve],
+        ]
         unmerged = method in ("ct", "ct_then_sft")
         axes.errorbar(places, values, yerr=spread, fmt="none", ecolor=look.color, elinewidth=1.0, alpha=0.45, zorder=2)
         axes.plot(

@@ -58,7 +58,8 @@ def read(audits: Iterable[Audit]) -> list[Discarded]:
         if SFT in report["models"]:
             grouped.setdefault((audit.method, audit.ct_tokens), []).append(report)
     return [
-        _discarded(method, budget, grouped[method, budget]) for method, budget in sorted(grouped, key=lambda key: (order[key[0]], key[1]))
+        _discarded(method, budget, grouped[method, budget])
+        for method, budget in sorted(grouped, key=lambda key: (order[key[0]], key[1]))
     ]
 
 
@@ -77,4 +78,9 @@ def _discarded(method: str, budget: int, reports: list[dict[str, Any]]) -> Disca
 
 
 def _shares(counted: list[dict[str, Any]]) -> Shares:
-    return Shares(*(mean([one[key] for one in counted]) for key in ("share_trimmed", "share_in_conflict", "share_lost_in_conflict")))
+    return Shares(
+        *(
+            mean([one[key] for one in counted])
+            for key in ("share_trimmed", "share_in_conflict", "share_lost_in_conflict")
+        )
+    )

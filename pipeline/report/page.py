@@ -8,14 +8,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.progress import duration
+from common.units import format_tokens
 from pipeline.report.choices import Chosen
 from pipeline.report.claims import Claims, percent, signed
 from pipeline.report.discards import TOPS, Discarded
 from pipeline.report.paired import AGAINST, Comparison
 from pipeline.report.records import Row, Subject, label
-from pipeline.report.results import OVERALL, Measure, best, budget_name, budgets_of, languages, measures, methods_in_order, points
-from pipeline.units import format_tokens
+from pipeline.report.results import (
+    OVERALL,
+    Measure,
+    best,
+    budget_name,
+    budgets_of,
+    languages,
+    measures,
+    methods_in_order,
+    points,
+)
+from pipeline.run.console import duration
 
 TEMPLATE = "page.html.jinja"
 
@@ -55,7 +65,11 @@ def render(
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
     )
     environment.filters.update(label=label, budget=budget_name, tokens=format_tokens, share=percent, duration=duration)
     names = {subject.language: subject.language_name, "en": "English"}
@@ -72,7 +86,9 @@ def render(
         discards_figure=data_uri(discards_svg) if discards_svg else None,
         budgets=budgets_of(rows),
         ct_budgets=[budget for budget in budgets_of(rows) if budget],
-        tables=[(names.get(language, language), blocks(rows, language)) for language in languages(rows, subject.language)],
+        tables=[
+            (names.get(language, language), blocks(rows, language)) for language in languages(rows, subject.language)
+        ],
         overall=OVERALL,
         discarded=discarded,
         tops=TOPS,
@@ -132,7 +148,13 @@ def differences(comparisons: Sequence[Comparison], baseline: str) -> list[tuple[
     lines = []
     for kind, method in dict.fromkeys((one.kind, one.method) for one in sorted(own.values(), key=lambda one: one.kind)):
         line = [own.get((kind, method, budget)) for budget in budgets]
-        lines.append(("mean accuracy" if kind == "accuracy" else "bits per byte", method, [judged(one) if one else None for one in line]))
+        lines.append(
+            (
+                "mean accuracy" if kind == "accuracy" else "bits per byte",
+                method,
+                [judged(one) if one else None for one in line],
+            )
+        )
     return lines
 
 

@@ -84,16 +84,22 @@ class Evidence:
         total = np.sum([weight * one[kind] for weight, one in drawn], axis=0)
         return Difference(float(total[0]), *percentiles(total[1:]), len(self.items[kind]))
 
-    def difference(self, kind: Kind, first: Sequence[tuple[str, int]], second: Sequence[tuple[str, int]]) -> Difference | None:
+    def difference(
+        self, kind: Kind, first: Sequence[tuple[str, int]], second: Sequence[tuple[str, int]]
+    ) -> Difference | None:
         """The mean of some (method, budget) minus that of others."""
-        return self.contrast(kind, [*((key, 1 / len(first)) for key in first), *((key, -1 / len(second)) for key in second)])
+        return self.contrast(
+            kind, [*((key, 1 / len(first)) for key in first), *((key, -1 / len(second)) for key in second)]
+        )
 
     def _drawn(self, method: str, budget: int, seed: int) -> dict[Kind, Floats]:
         """Of one checkpoint, shape (1 + resamples,): the value that was measured, then the resampled ones. Raises ValueError."""
         key = (method, budget, seed)
         if key not in self._resampled:
             folder = self.folders[key]
-            tasks = {record["task"] for record in read_jsonl(folder / "scores.jsonl") if record["language"] == self.language}
+            tasks = {
+                record["task"] for record in read_jsonl(folder / "scores.jsonl") if record["language"] == self.language
+            }
             own = sorted(
                 (sample for sample in read_jsonl(folder / "samples.jsonl") if sample["task"] in tasks),
                 key=lambda sample: (sample["task"], sample["id"]),
@@ -105,7 +111,9 @@ class Evidence:
             for kind, samples in split.items():
                 items = [(sample["task"], sample["id"]) for sample in samples]
                 if self.items.setdefault(kind, items) != items:
-                    raise ValueError(f"{folder / 'samples.jsonl'}: not the same items as those of the other checkpoints")
+                    raise ValueError(
+                        f"{folder / 'samples.jsonl'}: not the same items as those of the other checkpoints"
+                    )
             self._resampled[key] = {kind: RESAMPLE[kind](samples) for kind, samples in split.items() if samples}
         return self._resampled[key]
 
@@ -116,7 +124,10 @@ def resampled_accuracy(samples: Samples) -> Floats:
     for sample in samples:
         by_task.setdefault(sample["task"], []).append(sample["score"])
     groups = [np.asarray(scores)[:, None] for scores in by_task.values()]
-    means = [np.append(scores.mean(), resampled_sums(scores, (0, place))[:, 0] / len(scores)) for place, scores in enumerate(groups)]
+    means = [
+        np.append(scores.mean(), resampled_sums(scores, (0, place))[:, 0] / len(scores))
+        for place, scores in enumerate(groups)
+    ]
     return np.asarray(np.mean(means, axis=0))
 
 

@@ -104,7 +104,15 @@ def publish(path: Path, write: Callable[[Path], object]) -> Path:
 
 def label(method: str) -> str:
     """A method's name as people write it: `ties_sv_1` is `TIES SV 1`."""
-    acronyms = {"ct": "CT", "sft": "SFT", "ties": "TIES", "dare": "DARE", "sv": "SV", "slerp": "SLERP", "della": "DELLA"}
+    acronyms = {
+        "ct": "CT",
+        "sft": "SFT",
+        "ties": "TIES",
+        "dare": "DARE",
+        "sv": "SV",
+        "slerp": "SLERP",
+        "della": "DELLA",
+    }
     if method == "ct_then_sft":
         return "CT-then-SFT"
     return " ".join(acronyms.get(word, word) for word in method.split("_"))

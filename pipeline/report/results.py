@@ -7,8 +7,8 @@ import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 
+from common.units import format_tokens
 from pipeline.report.records import ENGLISH, WITHOUT_CT, Evaluation, Row, label, mean, read_jsonl
-from pipeline.units import format_tokens
 
 COLUMNS = tuple(field.name for field in fields(Row))[:12]
 BITS = "bits_per_byte"
@@ -61,7 +61,12 @@ def gather(evaluations: Iterable[Evaluation]) -> list[Row]:
     """Every score record of every checkpoint, as rows."""
     names = [field.name for field in fields(Row)]
     return [
-        Row(**{name: {**record, "method": one.method, "ct_tokens": one.ct_tokens, "seed": one.seed}[name] for name in names})
+        Row(
+            **{
+                name: {**record, "method": one.method, "ct_tokens": one.ct_tokens, "seed": one.seed}[name]
+                for name in names
+            }
+        )
         for one in unique(evaluations)
         for record in read_jsonl(one.folder / "scores.jsonl")
     ]
@@ -79,7 +84,9 @@ def to_csv(rows: Sequence[Row]) -> str:
 def languages(rows: Sequence[Row], target: str) -> list[str]:
     """The target language, English, then any other."""
     seen = {row.language: None for row in rows}
-    return [code for code in (target, ENGLISH) if code in seen] + [code for code in seen if code not in (target, ENGLISH)]
+    return [code for code in (target, ENGLISH) if code in seen] + [
+        code for code in seen if code not in (target, ENGLISH)
+    ]
 
 
 def measures(rows: Sequence[Row], language: str) -> list[Measure]:
@@ -154,7 +161,9 @@ def to_markdown(rows: Sequence[Row], target: str, names: dict[str, str]) -> str:
             for method in order:
                 cells = [_cell(scores.get((method, budget)), (method, budget) in bold) for budget in budgets]
                 if any(cells):
-                    parts.append(f"| {measure.name}{f' ({about})' if about else ''} | {label(method)} | {' | '.join(cells)} |")
+                    parts.append(
+                        f"| {measure.name}{f' ({about})' if about else ''} | {label(method)} | {' | '.join(cells)} |"
+                    )
                     about = ""
     return "\n".join(parts) + "\n"
 
@@ -176,11 +185,15 @@ def terminal_table(rows: Sequence[Row], language: str) -> str:
         cells = []
         for budget in budgets:
             values = [column.get((method, budget)) for column in columns]
-            cells.append(" / ".join("-" if point is None else f"{point.value:.3f}" for point in values) if any(values) else "")
+            cells.append(
+                " / ".join("-" if point is None else f"{point.value:.3f}" for point in values) if any(values) else ""
+            )
         lines.append([label(method), *cells])
     widths = [max(len(line[place]) for line in lines) for place in range(len(head))]
     body = [
-        "  ".join([line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))]).rstrip()
+        "  ".join(
+            [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))]
+        ).rstrip()
         for line in lines
     ]
     return "\n".join([f"{language}: {' / '.join(measure.name for measure in shown)}, by CT tokens", *body])

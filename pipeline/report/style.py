@@ -10,9 +10,9 @@ from math import exp, log
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from common.units import format_tokens
 from pipeline.report.records import publish
 from pipeline.report.results import methods_in_order
-from pipeline.units import format_tokens
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -57,7 +57,9 @@ def looks(methods: Iterable[str]) -> dict[str, Look]:
     merges = [method for method in order if method not in fixed]
     lines = ("-", "--", "-.")
     cycled = {
-        method: Look(PALETTE[place % len(PALETTE)], MARKERS[place % len(MARKERS)], lines[place // len(PALETTE) % len(lines)])
+        method: Look(
+            PALETTE[place % len(PALETTE)], MARKERS[place % len(MARKERS)], lines[place // len(PALETTE) % len(lines)]
+        )
         for place, method in enumerate(merges)
     }
     return {method: fixed.get(method) or cycled[method] for method in order}
@@ -71,7 +73,9 @@ def budget_axis(axes: Axes, budgets: Sequence[int]) -> None:
     span = max(budgets) / min(budgets)
     margin = max(span**0.06, 1.15)
     axes.set_xlim(min(budgets) / margin, max(budgets) * margin)
-    axes.xaxis.set_major_locator(FixedLocator([float(budget) for budget in budgets]) if len(budgets) <= 5 else LogLocator())
+    axes.xaxis.set_major_locator(
+        FixedLocator([float(budget) for budget in budgets]) if len(budgets) <= 5 else LogLocator()
+    )
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_tokens(round(value))))
 
@@ -96,6 +100,8 @@ def figure(draw: Callable[[Any], Figure], paths: Sequence[Path]) -> None:
         drawn.set_layout_engine(None)  # laid out once, for all formats
         for path in paths:
             kind = path.suffix.lstrip(".")
-            save = partial(drawn.savefig, format=kind, dpi=200, metadata={"Date": None} if kind == "svg" else {"Software": None})
+            save = partial(
+                drawn.savefig, format=kind, dpi=200, metadata={"Date": None} if kind == "svg" else {"Software": None}
+            )
             publish(path, save)
         plt.close(drawn)

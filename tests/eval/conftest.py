@@ -21,7 +21,9 @@ def tokenizer() -> Any:
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<s>", "</s>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=["<s>", "</s>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
     bpe.train_from_iterator([" ".join(WORDS)], trainer)
     return PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<s>", eos_token="</s>", pad_token="</s>")
 
@@ -36,7 +38,13 @@ def tiny_model(seed: int, **settings: Any) -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(seed)
-    shape = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    shape = {
+        "vocab_size": 300,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
     # weights far from the usual 0.02, so that a wrong mask or position shows in the numbers
     config = LlamaConfig(**{**shape, "max_position_embeddings": 64, "initializer_range": 0.3, **settings})
     return LlamaForCausalLM(config).eval()
@@ -66,6 +74,9 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
     for place, (family, language) in enumerate([("next", "nya"), ("about", "nya"), ("next", "en")]):
         write_jsonl(items / f"{family}_{language}.test.jsonl", make_items(family, language, 12, place))
     rng = random.Random(9)
-    rows = [{"id": f"d{number}", "text": " ".join(rng.choices(WORDS, k=length))} for number, length in enumerate([3, 60, 1, 12, 7])]
+    rows = [
+        {"id": f"d{number}", "text": " ".join(rng.choices(WORDS, k=length))}
+        for number, length in enumerate([3, 60, 1, 12, 7])
+    ]
     write_jsonl(text / "nya.test.jsonl", rows)
     return items, text

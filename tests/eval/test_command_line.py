@@ -21,14 +21,29 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: Any) -> int:
 
 
 def test_it_scores_a_folder(
-    folders: tuple[Path, Path], model: Any, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    folders: tuple[Path, Path],
+    model: Any,
+    tokenizer: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     model.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     items, text = folders
-    assert run(monkeypatch, tmp_path / "model", "--items", items, "--text", text, "--limit", 4, "--out", tmp_path / "out") == 0
+    assert (
+        run(monkeypatch, tmp_path / "model", "--items", items, "--text", text, "--limit", 4, "--out", tmp_path / "out")
+        == 0
+    )
     rows = [json.loads(line) for line in (tmp_path / "out" / "scores.jsonl").read_text().splitlines()]
-    assert [row["task"] for row in rows if row["primary"]] == ["about_nya", "next_en", "next_nya", "bits_per_byte_nya", "mean_nya", "mean_en"]
+    assert [row["task"] for row in rows if row["primary"]] == [
+        "about_nya",
+        "next_en",
+        "next_nya",
+        "bits_per_byte_nya",
+        "mean_nya",
+        "mean_en",
+    ]
     printed = capsys.readouterr().out
     assert all(f"{row['value']:.4f}" in printed for row in rows)
 

@@ -8,10 +8,19 @@ from typing import Any
 
 import pytest
 
-from eval import data, task_set
-from eval.errors import BadInput
+from common.errors import BadInput
+from eval import items_schema as data
+from eval import task_set
 
-GOOD: dict[str, Any] = {"id": "1", "prompt": "p", "choices": ["a", "b"], "answer": 0, "trivial": 1, "family": "next", "language": "nya"}
+GOOD: dict[str, Any] = {
+    "id": "1",
+    "prompt": "p",
+    "choices": ["a", "b"],
+    "answer": 0,
+    "trivial": 1,
+    "family": "next",
+    "language": "nya",
+}
 
 
 def lines(*rows: dict[str, Any]) -> bytes:
@@ -29,7 +38,10 @@ BAD_ITEMS = {
     "one choice": (lines({**GOOD, "choices": ["a"]}), "line 1: 'choices'"),
     "choices are a text": (lines({**GOOD, "choices": "ab"}), "line 1: 'choices'"),
     "an empty choice": (lines({**GOOD, "choices": ["a", ""]}), "line 1: 'choices'"),
-    "answer out of range": (lines(GOOD, {**GOOD, "id": "2", "answer": 2}), "line 2: 'answer' must be the number of a choice, 0 to 1, not 2"),
+    "answer out of range": (
+        lines(GOOD, {**GOOD, "id": "2", "answer": 2}),
+        "line 2: 'answer' must be the number of a choice, 0 to 1, not 2",
+    ),
     "answer negative": (lines({**GOOD, "answer": -1}), "'answer'"),
     "answer is a boolean": (lines({**GOOD, "answer": True}), "'answer'"),
     "answer is a text": (lines({**GOOD, "answer": "0"}), "'answer'"),

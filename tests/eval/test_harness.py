@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from common.errors import BadInput
 from eval import harness, task_set
-from eval.errors import BadInput
 from eval.harness import Scores
 from tests.eval.conftest import tiny_model
 
@@ -28,7 +28,9 @@ def test_records_are_lm_evals_numbers(folders: Folders, model: Any, tokenizer: A
     tasks = task_set.prepare(*folders)
     scores = harness.evaluate(model, tokenizer, tasks)
     stock = lm_eval.evaluate(
-        HFLM(pretrained=model, tokenizer=tokenizer), {"tasks": {name: entry.task for name, entry in tasks.entries.items()}}, bootstrap_iters=0
+        HFLM(pretrained=model, tokenizer=tokenizer),
+        {"tasks": {name: entry.task for name, entry in tasks.entries.items()}},
+        bootstrap_iters=0,
     )["results"]
     compared = 0
     for row in scores.records:
@@ -45,7 +47,13 @@ def test_record_fields_are_those_of_the_contract(folders: Folders, model: Any, t
     assert all(list(row) == fields for row in scores.records)
     items = [json.loads(line) for line in (folders[0] / "next_nya.test.jsonl").read_text().splitlines()]
     row = by_task(scores, primary=True)["next_nya"]
-    assert (row["family"], row["language"], row["metric"], row["n"], row["chance"]) == ("next", "nya", "acc_norm", 12, 0.25)
+    assert (row["family"], row["language"], row["metric"], row["n"], row["chance"]) == (
+        "next",
+        "nya",
+        "acc_norm",
+        12,
+        0.25,
+    )
     assert row["trivial"] == sum(item["trivial"] == item["answer"] for item in items) / 12
     assert by_task(scores, primary=True)["about_nya"]["metric"] == "acc"
     bits = by_task(scores, metric="bits_per_byte")["bits_per_byte_nya"]
@@ -57,14 +65,18 @@ def test_samples_add_up_to_the_records(folders: Folders, model: Any, tokenizer: 
     for name, row in by_task(scores, primary=True).items():
         own = [sample for sample in scores.samples if sample["task"] == name]
         if row["metric"] == "bits_per_byte":
-            assert row["value"] == pytest.approx(sum(sample["bits"] for sample in own) / sum(sample["bytes"] for sample in own))
+            assert row["value"] == pytest.approx(
+                sum(sample["bits"] for sample in own) / sum(sample["bytes"] for sample in own)
+            )
         elif row["family"] != "mean":
             assert {sample["metric"] for sample in own} == {row["metric"]}
             assert row["value"] == pytest.approx(sum(sample["score"] for sample in own) / 12)
             assert all(sample["score"] == (sample["prediction"] == sample["target"]) for sample in own)
             assert [sample["id"] for sample in own] == [f"{row['family']}.{k}" for k in range(12)]
     texts = [json.loads(line) for line in (folders[1] / "nya.test.jsonl").read_text().splitlines()]
-    assert [sample["bytes"] for sample in scores.samples if "bytes" in sample] == [len(row["text"].encode()) for row in texts]
+    assert [sample["bytes"] for sample in scores.samples if "bytes" in sample] == [
+        len(row["text"].encode()) for row in texts
+    ]
 
 
 def test_bits_are_minus_log2_of_the_documents_probability(folders: Folders, model: Any, tokenizer: Any) -> None:
@@ -106,7 +118,9 @@ def test_limit_takes_the_first_items(folders: Folders, model: Any, tokenizer: An
     assert by_task(part, primary=True)["next_nya"]["n"] == 5
 
 
-def test_files_are_the_same_bytes_again_and_nothing_else_is_left(folders: Folders, model: Any, tokenizer: Any, tmp_path: Path) -> None:
+def test_files_are_the_same_bytes_again_and_nothing_else_is_left(
+    folders: Folders, model: Any, tokenizer: Any, tmp_path: Path
+) -> None:
     model.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     for name in ("a", "b"):

@@ -8,13 +8,17 @@ from typing import Any
 import pytest
 from lm_eval.models.huggingface import HFLM
 
-from eval.errors import BadInput
+from common.errors import BadInput
 from eval.language_model import Pack, PackedLM, batches
 from tests.eval.conftest import WORDS, make_items, tiny_model
 
 
 def requests(items: list[dict[str, Any]]) -> list[Any]:
-    return [SimpleNamespace(args=(item["prompt"], " " + choice), task_name="t") for item in items for choice in item["choices"]]
+    return [
+        SimpleNamespace(args=(item["prompt"], " " + choice), task_name="t")
+        for item in items
+        for choice in item["choices"]
+    ]
 
 
 def assert_same(ours: list[tuple[float, bool]], theirs: list[tuple[float, bool]]) -> None:
@@ -33,7 +37,9 @@ def test_choices_of_several_tokens_score_as_in_stock_hflm(model: Any, tokenizer:
     assert_same(ours, HFLM(pretrained=model, tokenizer=tokenizer).loglikelihood(asked, disable_tqdm=True))
 
 
-def test_prompts_longer_than_the_model_are_cut_as_in_stock_hflm(model: Any, tokenizer: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_prompts_longer_than_the_model_are_cut_as_in_stock_hflm(
+    model: Any, tokenizer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     items = make_items("next", "nya", 6, 2)
     for item in items[:4]:
         item["prompt"] = " ".join(WORDS * 6) + item["prompt"]
@@ -57,10 +63,14 @@ def test_rolling_windows_score_as_in_stock_hflm(model: Any, tokenizer: Any) -> N
     texts = [" ".join(WORDS[:k] * m) for k, m in [(1, 1), (17, 9), (5, 2), (17, 3)]]
     asked = [SimpleNamespace(args=(text,)) for text in texts]
     ours = PackedLM(model, tokenizer, 4096, {}).loglikelihood_rolling(asked, disable_tqdm=True)
-    assert ours == pytest.approx(HFLM(pretrained=model, tokenizer=tokenizer).loglikelihood_rolling(asked, disable_tqdm=True), abs=1e-3)
+    assert ours == pytest.approx(
+        HFLM(pretrained=model, tokenizer=tokenizer).loglikelihood_rolling(asked, disable_tqdm=True), abs=1e-3
+    )
 
 
-def test_a_model_that_packing_would_misread_takes_the_stock_way(model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_packing_would_misread_takes_the_stock_way(
+    model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked = requests(make_items("next", "nya", 5, 3))
     blind = PackedLM(model, tokenizer, 4096, {})
     monkeypatch.setattr(blind, "_mask", lambda segments: None)  # as a model that ignores the mask
@@ -105,7 +115,14 @@ def test_other_architectures_score_as_in_stock_hflm(tokenizer: Any, family: str)
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 64, "head_dim": 16}
+    shape = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "intermediate_size": 64,
+        "head_dim": 16,
+    }
     if family == "gpt2":
         shape = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64}
     elif family == "gpt_neox":

@@ -28,7 +28,12 @@ def test_ratio_interval_is_near_scipys_bootstrap() -> None:
     size = rng.integers(100, 900, 60).astype(float)
     bits = size * rng.normal(2.5, 0.3, 60)
     expected = scipy_stats.bootstrap(
-        (bits, size), lambda b, s, axis: b.sum(axis) / s.sum(axis), paired=True, method="percentile", n_resamples=9_000, rng=0
+        (bits, size),
+        lambda b, s, axis: b.sum(axis) / s.sum(axis),
+        paired=True,
+        method="percentile",
+        n_resamples=9_000,
+        rng=0,
     ).confidence_interval
     assert stats.ratio_interval(list(bits), list(size)) == pytest.approx(tuple(expected), abs=0.01)
 
@@ -67,7 +72,10 @@ def test_a_large_bootstrap_is_drawn_in_parts(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def scores(values: list[float], task: str = "t") -> list[dict[str, Any]]:
-    return [{"task": task, "id": str(k), "metric": "acc", "score": value, "prediction": 0, "target": 0} for k, value in enumerate(values)]
+    return [
+        {"task": task, "id": str(k), "metric": "acc", "score": value, "prediction": 0, "target": 0}
+        for k, value in enumerate(values)
+    ]
 
 
 def test_paired_difference_counts_the_discordant_items_whatever_their_order() -> None:
@@ -94,7 +102,10 @@ def test_paired_difference_weighs_tasks_alike() -> None:
 
 
 def test_paired_difference_of_bits_is_of_the_totals() -> None:
-    a = [{"task": "t", "id": str(k), "metric": "bits_per_byte", "bits": bits, "bytes": size} for k, (bits, size) in enumerate([(200, 100), (30, 10)])]
+    a = [
+        {"task": "t", "id": str(k), "metric": "bits_per_byte", "bits": bits, "bytes": size}
+        for k, (bits, size) in enumerate([(200, 100), (30, 10)])
+    ]
     b = [{**row, "bits": row["bits"] - 11} for row in a]
     found = stats.paired_difference(a, b)
     assert found.value == pytest.approx(22 / 110)

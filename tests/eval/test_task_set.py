@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from common.errors import BadInput
 from eval import harness, task_set
-from eval.errors import BadInput
 from tests.eval.conftest import make_items, write_jsonl
 
 OWN = """
@@ -33,7 +33,9 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     folder = tmp_path / "own"
     write_jsonl(folder / "rows.jsonl", make_items("mine", "tel", 6, 0))
-    (folder / "relative.yaml").write_text(OWN.format(name="relative", path="rows.jsonl", shots=0, metadata=", language: tel, family: mine"))
+    (folder / "relative.yaml").write_text(
+        OWN.format(name="relative", path="rows.jsonl", shots=0, metadata=", language: tel, family: mine")
+    )
     (folder / "absolute.yaml").write_text(OWN.format(name="absolute", path=folder / "rows.jsonl", shots=2, metadata=""))
     return folder
 
@@ -65,8 +67,16 @@ def test_own_tasks_run_beside_ours(own: Path, folders: tuple[Path, Path], model:
     tasks = task_set.prepare(*folders, own=own, language="xx")
     scores = harness.evaluate(model, tokenizer, tasks)
     rows = {row["task"]: row for row in scores.records if row["primary"]}
-    assert (rows["relative"]["family"], rows["relative"]["language"], rows["relative"]["chance"]) == ("mine", "tel", 0.25)
-    assert (rows["absolute"]["family"], rows["absolute"]["language"], rows["absolute"]["trivial"]) == ("absolute", "xx", None)
+    assert (rows["relative"]["family"], rows["relative"]["language"], rows["relative"]["chance"]) == (
+        "mine",
+        "tel",
+        0.25,
+    )
+    assert (rows["absolute"]["family"], rows["absolute"]["language"], rows["absolute"]["trivial"]) == (
+        "absolute",
+        "xx",
+        None,
+    )
     assert {"mean_tel", "mean_xx", "mean_nya"} <= rows.keys()
     assert rows["mean_tel"]["trivial"] is None
     prompts = [instance.args[0] for instance in tasks.entries["absolute"].task.instances]
@@ -85,7 +95,9 @@ def test_changed_data_is_seen(own: Path) -> None:
 def test_names_choose_and_unknown_ones_are_refused(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(task_set.prepare(own=own, names=["relative"]).entries) == ["relative"]
     real = task_set.task_manager
-    monkeypatch.setattr(task_set, "task_manager", lambda folder, shipped: real(folder, False))  # the whole index takes many seconds
+    monkeypatch.setattr(
+        task_set, "task_manager", lambda folder, shipped: real(folder, False)
+    )  # the whole index takes many seconds
     with pytest.raises(BadInput, match="'relativ' is unknown; near it: relative"):
         task_set.prepare(own=own, names=["relativ"])
 
@@ -115,7 +127,11 @@ def test_a_primary_metric_that_the_task_lacks_is_refused(own: Path, model: Any, 
 
 
 def test_nothing_to_do_a_wrong_split_and_a_wrong_limit_are_refused(folders: tuple[Path, Path], own: Path) -> None:
-    for arguments, message in [({}, "nothing to evaluate"), ({"split": "train"}, "split: 'train'"), ({"limit": 0}, "limit: 0")]:
+    for arguments, message in [
+        ({}, "nothing to evaluate"),
+        ({"split": "train"}, "split: 'train'"),
+        ({"limit": 0}, "limit: 0"),
+    ]:
         with pytest.raises(BadInput, match=message):
             task_set.prepare(**arguments)
     write_jsonl(folders[0] / "relative.test.jsonl", make_items("relative", "nya", 2, 0))
@@ -125,4 +141,11 @@ def test_nothing_to_do_a_wrong_split_and_a_wrong_limit_are_refused(folders: tupl
 
 def test_an_excerpt_ends_with_a_whole_word() -> None:
     document = {"id": "a", "text": "one two three"}
-    assert [task_set.begin(document, length)["text"] for length in (None, 50, 12, 7, 6, 2)] == ["one two three", "one two three", "one two", "one two", "one", "on"]
+    assert [task_set.begin(document, length)["text"] for length in (None, 50, 12, 7, 6, 2)] == [
+        "one two three",
+        "one two three",
+        "one two",
+        "one two",
+        "one",
+        "on",
+    ]

@@ -18,7 +18,10 @@ Folders = Callable[..., dict[str, Path]]
 
 
 def shapes(tied: bool = True) -> dict[str, tuple[int, ...]]:
-    found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (VOCABULARY, HIDDEN), "model.norm.weight": (HIDDEN,)}
+    found: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (VOCABULARY, HIDDEN),
+        "model.norm.weight": (HIDDEN,),
+    }
     for i in range(LAYERS):
         at = f"model.layers.{i}"
         found |= {f"{at}.self_attn.{name}_proj.weight": (HIDDEN, HIDDEN) for name in "qkvo"}
@@ -38,12 +41,20 @@ def config(tied: bool = True) -> dict[str, Any]:
 
 def tokenizer(words: int = VOCABULARY) -> dict[str, Any]:
     vocabulary = {f"w{i}": i for i in range(words)}
-    return {"version": "1.0", "added_tokens": [], "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "w0"}}
+    return {
+        "version": "1.0",
+        "added_tokens": [],
+        "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "w0"},
+    }
 
 
 def save(folder: Path, tensors: dict[str, torch.Tensor], tied: bool = True, words: int | None = VOCABULARY) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(
+        {name: tensor.contiguous() for name, tensor in tensors.items()},
+        folder / "model.safetensors",
+        metadata={"format": "pt"},
+    )
     (folder / "config.json").write_text(json.dumps(config(tied)))
     if words is not None:
         (folder / "tokenizer.json").write_text(json.dumps(tokenizer(words)))
@@ -58,7 +69,10 @@ def weights(seed: int, dtype: torch.dtype = torch.float32, tied: bool = True) ->
 def moved(base: dict[str, torch.Tensor], seed: int, step: float = 0.02) -> dict[str, torch.Tensor]:
     """The base after a bit of training, as far as merging can tell."""
     draw = torch.Generator().manual_seed(seed)
-    return {name: (value.float() + step * torch.randn(value.shape, generator=draw)).to(value.dtype) for name, value in base.items()}
+    return {
+        name: (value.float() + step * torch.randn(value.shape, generator=draw)).to(value.dtype)
+        for name, value in base.items()
+    }
 
 
 @pytest.fixture
@@ -76,10 +90,15 @@ def make_folders(root: Path, dtype: torch.dtype = torch.float32, tied: bool = Tr
     }
 
 
-def recipe(folders: dict[str, Path], method: str, models: dict[str, dict[str, Any]] | None = None, **settings: Any) -> Recipe:
+def recipe(
+    folders: dict[str, Path], method: str, models: dict[str, dict[str, Any]] | None = None, **settings: Any
+) -> Recipe:
     """A recipe over base, ct and sft; `models` adds per-model settings."""
     models = models or {"ct": {}, "sft": {}}
-    data: dict[str, Any] = {"method": method, "models": {name: {"path": folders[name], **own} for name, own in models.items()}}
+    data: dict[str, Any] = {
+        "method": method,
+        "models": {name: {"path": folders[name], **own} for name, own in models.items()},
+    }
     if method != "linear":
         data["base"] = folders["base"]
     return Recipe.from_dict(data | settings)

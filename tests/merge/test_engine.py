@@ -13,14 +13,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import merge
-from merge import pieces, select
+from merge import select
 from merge.auditing import Audit, audit_many
-from merge.engine import run
-from merge.memory import load_many
-from merge.plan import Output, make_plan
+from merge.io.writer import write_many
 from merge.recipe import METHODS, Recipe
-from merge.workers import Workers
-from merge.writer import write_many
+from merge.stream import pieces
+from merge.stream.engine import run
+from merge.stream.in_memory import load_many
+from merge.stream.tensor_plan import Output, make_plan
+from merge.stream.threads import Workers
 from tests.merge.conftest import config, make_folders, moved, recipe, save, weights
 
 HALF = {"ct": {"density": 0.5, "weight": 0.6}, "sft": {"density": 0.3}}
@@ -57,7 +58,7 @@ def test_slices_threads_and_memory_change_nothing(folders: dict[str, Path], monk
     recipes = every_method(folders)
     whole = [merged(one) for one in recipes]
     monkeypatch.setattr(pieces, "SLICE", 100)
-    monkeypatch.setattr("merge.workers.SMALL", 0)
+    monkeypatch.setattr("merge.stream.threads.SMALL", 0)
     for one, expected in zip(recipes, whole, strict=True):
         sliced = merged(one, threads=3, memory=0)
         for name, tensor in expected.items():
@@ -104,7 +105,9 @@ def test_one_whole_model_comes_back_bit_for_bit(method: str, dtype: torch.dtype,
 
 def test_dare_drops_its_share_and_the_seed_decides_which(folders: dict[str, Path]) -> None:
     base = load_file(folders["base"] / "model.safetensors")
-    first, again, other = (merged(recipe(folders, "dare_linear", {"ct": {"density": 0.25}}, seed=seed)) for seed in (1, 1, 2))
+    first, again, other = (
+        merged(recipe(folders, "dare_linear", {"ct": {"density": 0.25}}, seed=seed)) for seed in (1, 1, 2)
+    )
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert any(not torch.equal(first[name], other[name]) for name in first)
     tau = torch.cat([first[name] - base[name].flatten() for name in base])
@@ -126,7 +129,9 @@ def test_load_and_write_agree_and_the_model_runs(folders: dict[str, Path], tmp_p
     outs = write_many(recipes, [tmp_path / "a", tmp_path / "b"], shard_bytes=20_000)
     for (one, model), out in zip(load_many(recipes, at_once=1), outs, strict=True):
         index = json.loads((out / "model.safetensors.index.json").read_text())
-        stored = {name: tensor for file in set(index["weight_map"].values()) for name, tensor in load_file(out / file).items()}
+        stored = {
+            name: tensor for file in set(index["weight_map"].values()) for name, tensor in load_file(out / file).items()
+        }
         state = model.state_dict()
         assert all(torch.equal(state[name], tensor) for name, tensor in stored.items())
         assert not model.training and model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()
@@ -195,18 +200,29 @@ def test_audit_counts_what_counting_by_hand_counts(folders: dict[str, Path]) -> 
     n = sum(tensor.numel() for tensor in base.values())
     seen = report["models"]["sft"]
     assert seen["parameters"] == n
-    for key, name in (("trimmed", "share_trimmed"), ("conflict", "share_in_conflict"), ("lost", "share_lost_in_conflict")):
+    for key, name in (
+        ("trimmed", "share_trimmed"),
+        ("conflict", "share_in_conflict"),
+        ("lost", "share_lost_in_conflict"),
+    ):
         assert seen[name] == count[key] / n
     assert seen["slack_regained"] == (count["lost_plain"] - count["lost"]) / n > 0
     assert report["models"]["ct"]["slack_given_up"] == seen["slack_regained"]
     assert seen["norm_lost"] == pytest.approx(1 - math.sqrt(used / energy), rel=1e-4)
     assert seen["top"]["5%"]["share_of_parameters"] == count["top"] / n
     assert seen["top"]["5%"]["share_trimmed"] == count["top_trimmed"] / n
-    assert set(report["by_kind"]) == {"attention", "embeddings", "mlp", "norms"} and list(report["by_layer"]) == ["0", "1", "2", "outside"]
+    assert set(report["by_kind"]) == {"attention", "embeddings", "mlp", "norms"} and list(report["by_layer"]) == [
+        "0",
+        "1",
+        "2",
+        "outside",
+    ]
     json.dumps(report, allow_nan=False)
 
 
-def test_audit_does_not_depend_on_slices(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_audit_does_not_depend_on_slices(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     recipes = every_method(folders)[1:]
     whole = audit_many(recipes)
     monkeypatch.setattr(pieces, "SLICE", 100)
@@ -239,9 +255,13 @@ def test_mixed_dtypes_and_buffers(tmp_path: Path) -> None:
     base, buffer = weights(0), {"model.steps": torch.tensor([1, 2])}
     half = {name: tensor.bfloat16() for name, tensor in moved(base, 1).items()}
     folders = {"base": save(tmp_path / "base", base | buffer), "ct": save(tmp_path / "ct", half | buffer)}
-    out = merge.write(recipe(folders, "task_arithmetic", {"ct": {"weight": 0.5}}, out_dtype="float16"), tmp_path / "out")
+    out = merge.write(
+        recipe(folders, "task_arithmetic", {"ct": {"weight": 0.5}}, out_dtype="float16"), tmp_path / "out"
+    )
     found = load_file(out / "model.safetensors")
-    assert found["model.steps"].tolist() == [1, 2] and json.loads((out / "config.json").read_text())["dtype"] == "float16"
+    assert (
+        found["model.steps"].tolist() == [1, 2] and json.loads((out / "config.json").read_text())["dtype"] == "float16"
+    )
     name = "model.layers.0.mlp.up_proj.weight"
     assert torch.equal(found[name], (base[name] + 0.5 * (half[name].float() - base[name])).half())
 
@@ -276,7 +296,10 @@ def test_lora_is_merged_on_the_fly(folders: dict[str, Path], tmp_path: Path, mon
     (adapter / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": rank, "lora_alpha": 8}))
     monkeypatch.setattr(pieces, "SLICE", 100)
     one = Recipe.from_dict(
-        {"method": "linear", "models": {"plain": {"path": folders["ct"]}, "lora": {"path": folders["ct"], "adapter": adapter}}}
+        {
+            "method": "linear",
+            "models": {"plain": {"path": folders["ct"]}, "lora": {"path": folders["ct"], "adapter": adapter}},
+        }
     )
     found, plain = merged(one), load_file(folders["ct"] / "model.safetensors")
     for name, tensor in plain.items():

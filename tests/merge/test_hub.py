@@ -36,7 +36,9 @@ def test_a_model_of_the_hub_is_merged_as_its_folder_is(cached: dict[str, Path], 
         return merge.Recipe.from_dict({"method": "ties", "base": place["base"], "models": models})
 
     local = merge.write(recipe({name: str(folder) for name, folder in cached.items()}), tmp_path / "local")
-    remote = merge.write(recipe({"base": "hub:me/base", "ct": f"hub:me/ct@{COMMIT}", "sft": "hub:me/sft@main"}), tmp_path / "remote")
+    remote = merge.write(
+        recipe({"base": "hub:me/base", "ct": f"hub:me/ct@{COMMIT}", "sft": "hub:me/sft@main"}), tmp_path / "remote"
+    )
     one, two = (load_file(folder / "model.safetensors") for folder in (local, remote))
     assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())
     card, saved = (remote / "README.md").read_text(), (remote / "merge.yml").read_text()
@@ -50,11 +52,19 @@ def test_a_mergekit_config_names_models_of_the_hub(cached: dict[str, Path], tmp_
         f"- {{model: {cached['sft']}, parameters: {{weight: 0.5}}}}\n"
     )
     recipe = merge.Recipe.from_yaml(config)
-    assert [str(recipe.base), *(str(model.path) for model in recipe.models)] == ["hub:me/base", "hub:me/ct@main", str(cached["sft"])]
+    assert [str(recipe.base), *(str(model.path) for model in recipe.models)] == [
+        "hub:me/base",
+        "hub:me/ct@main",
+        str(cached["sft"]),
+    ]
     merge.check(recipe)
 
 
 def test_a_model_that_cannot_be_had_is_refused_in_one_line(cached: dict[str, Path]) -> None:
-    recipe = merge.Recipe.from_dict({"method": "linear", "models": {"a": {"path": "hub:me/ct"}, "b": {"path": "hub:me/other"}}})
-    with pytest.raises(merge.BadInput, match="hub:me/other@main: the hub cannot be reached and the cache .* does not hold it"):
+    recipe = merge.Recipe.from_dict(
+        {"method": "linear", "models": {"a": {"path": "hub:me/ct"}, "b": {"path": "hub:me/other"}}}
+    )
+    with pytest.raises(
+        merge.BadInput, match="hub:me/other@main: the hub cannot be reached and the cache .* does not hold it"
+    ):
         merge.check(recipe)

@@ -20,7 +20,9 @@ def tensors(rows: list[list[int]]) -> list[torch.Tensor]:
     return [torch.tensor(row, dtype=torch.float32) for row in rows]
 
 
-def ties_by_hand(values: list[float], weights: list[float], slack: float, protected: list[bool], normalize: bool) -> float:
+def ties_by_hand(
+    values: list[float], weights: list[float], slack: float, protected: list[bool], normalize: bool
+) -> float:
     """One parameter of TIES with slack, as the documentation words it."""
     shielded = sum(v for v, mine in zip(values, protected, strict=True) if mine)
     others = sum(v for v, mine in zip(values, protected, strict=True) if not mine)
@@ -38,7 +40,9 @@ def ties_by_hand(values: list[float], weights: list[float], slack: float, protec
 
 @given(VALUES, SLACK, st.booleans(), st.data())
 @settings(max_examples=150, deadline=None)
-def test_ties_with_slack_is_its_definition(rows: list[list[int]], slack: float, normalize: bool, data: st.DataObject) -> None:
+def test_ties_with_slack_is_its_definition(
+    rows: list[list[int]], slack: float, normalize: bool, data: st.DataObject
+) -> None:
     models = len(rows)
     weights = data.draw(st.lists(st.sampled_from([0.5, 1.0, 2.0]), min_size=models, max_size=models))
     protected = data.draw(st.lists(st.booleans(), min_size=models, max_size=models))
@@ -76,7 +80,9 @@ def test_order_of_models_does_not_matter(rows: list[list[int]], slack: float, ra
     weights, protected = [1.0, 2.0, 0.5, 4.0][: len(rows)], [False, True, False, True][: len(rows)]
 
     def merged(places: list[int]) -> torch.Tensor:
-        how = Consensus(tuple(weights[i] for i in places), elect=elect, slack=slack, protected=tuple(protected[i] for i in places))
+        how = Consensus(
+            tuple(weights[i] for i in places), elect=elect, slack=slack, protected=tuple(protected[i] for i in places)
+        )
         return merge_taus([tensors(rows)[i] for i in places], how)[0]
 
     assert torch.equal(merged(order), merged(list(range(len(rows)))))

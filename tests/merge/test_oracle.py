@@ -19,22 +19,31 @@ import yaml
 from safetensors.torch import load_file
 
 import merge
-from merge.plan import Output, Parent, Plan, make_plan
-from merge.tensor_recipe import TensorRecipe
+from merge.stream.tensor_plan import Output, Parent, Plan, make_plan
+from merge.stream.tensor_recipe import TensorRecipe
 from tests.merge.conftest import make_folders
 
 ROOT = Path(__file__).parents[2]
 PYTHON = Path(os.environ.get("SLACKMERGE_ORACLE_PYTHON", ROOT / ".venv-oracle/bin/python"))
-pytestmark = pytest.mark.skipif(not PYTHON.is_file(), reason=f"mergekit is not installed: no {PYTHON} (see this file's text)")
+pytestmark = pytest.mark.skipif(
+    not PYTHON.is_file(), reason=f"mergekit is not installed: no {PYTHON} (see this file's text)"
+)
 
-DTYPES: dict[str, dict[str, str]] = {"fp32": {}, "bf16": {}, "bf16_in_fp32": {"dtype": "float32", "out_dtype": "bfloat16"}}
+DTYPES: dict[str, dict[str, str]] = {
+    "fp32": {},
+    "bf16": {},
+    "bf16_in_fp32": {"dtype": "float32", "out_dtype": "bfloat16"},
+}
 PARTS: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
     "linear": ([{"weight": 0.3}, {"weight": 0.9}], {}),
     "linear_sum": ([{"weight": 0.3}, {"weight": 0.9}], {"normalize": False}),
     "task_arithmetic": ([{"weight": 0.7}, {"weight": 0.4}], {"lambda": 1.3}),
     "task_arithmetic_mean": ([{"weight": 0.7}, {"weight": 0.4}], {"normalize": True}),
     "ties": ([{"weight": 0.5, "density": 0.5}, {"weight": 0.3, "density": 0.2}], {"lambda": 1.5}),
-    "ties_sum": ([{"weight": 1.0, "density": 0.37}, {"weight": 1.0, "density": 1.0}], {"normalize": False, "int8_mask": True}),
+    "ties_sum": (
+        [{"weight": 1.0, "density": 0.37}, {"weight": 1.0, "density": 1.0}],
+        {"normalize": False, "int8_mask": True},
+    ),
     "ties_negative": ([{"weight": -0.5, "density": 0.5}, {"weight": 1.0, "density": 0.5}], {}),
     "ties_rules": (
         [{"weight": [0.2, 0.8], "density": [{"filter": "mlp", "value": [0.3, 0.9]}, {"value": 0.6}]}, {"weight": 0.3}],
@@ -42,7 +51,10 @@ PARTS: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
     ),
     "ties_rescaled": ([{"weight": 0.5, "density": 0.5}, {"weight": 0.3, "density": 0.2}], {"rescale": True}),
     "breadcrumbs": ([{"weight": 0.5, "density": 0.5, "gamma": 0.1}, {"weight": 0.3, "density": 0.7}], {}),
-    "breadcrumbs_ties": ([{"weight": 0.5, "density": 0.95, "gamma": 0.1}, {"weight": 0.3, "density": 0.7}], {"normalize": True}),
+    "breadcrumbs_ties": (
+        [{"weight": 0.5, "density": 0.95, "gamma": 0.1}, {"weight": 0.3, "density": 0.7}],
+        {"normalize": True},
+    ),
     "slerp": ([{}], {"t": [0.2, 0.9]}),
     "dare_linear_whole": ([{"weight": 0.5, "density": 1.0}, {"weight": 0.3, "density": 1.0}], {}),
     "della_whole": ([{"weight": 0.5, "density": 1.0}, {"weight": 0.3, "density": 1.0}], {}),
@@ -75,14 +87,18 @@ class Case:
 @pytest.fixture(scope="module")
 def merged(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
     root = tmp_path_factory.mktemp("oracle")
-    parents = {dtype: make_folders(root / dtype, torch.float32 if dtype == "fp32" else torch.bfloat16) for dtype in DTYPES}
+    parents = {
+        dtype: make_folders(root / dtype, torch.float32 if dtype == "fp32" else torch.bfloat16) for dtype in DTYPES
+    }
     jobs = []
     for case in CASES:
         name, dtype = case.rsplit("-", 1)
         method = next(method for method in sorted(METHODS, key=len, reverse=True) if name.startswith(method))
         models, shared = (PARTS | RANDOM)[name]
         folders = parents[dtype]
-        listed = [{"model": str(folders[key]), "parameters": own} for key, own in zip(("ct", "sft"), models, strict=False)]
+        listed = [
+            {"model": str(folders[key]), "parameters": own} for key, own in zip(("ct", "sft"), models, strict=False)
+        ]
         data: dict[str, Any] = {"merge_method": method, "models": listed, "parameters": shared, **DTYPES[dtype]}
         if method != "linear":
             data["base_model"] = str(folders["base"])
@@ -128,7 +144,9 @@ def test_deterministic_methods_agree(case: str, merged: dict[str, Case]) -> None
                 if differs.any()
                 else 0,
             )
-            differs &= (mine.float() - other.float()).abs() > (mine.float().abs() + 4 * step) * torch.finfo(mine.dtype).eps
+            differs &= (mine.float() - other.float()).abs() > (mine.float().abs() + 4 * step) * torch.finfo(
+                mine.dtype
+            ).eps
         apart, tied, total = apart + int(differs.sum()), tied + int((mine != other).sum()), total + mine.numel()
     plan.close()
     print(f"{case}: {tied} of {total} elements differ, {apart} of them unexplained")

@@ -60,12 +60,16 @@ def test_defaults_are_the_methods() -> None:
 def test_refusals_name_the_key(change: dict[str, Any], words: str) -> None:
     with pytest.raises(BadInput) as refused:
         Recipe.from_dict(GOOD | change, where="merge.yml")
-    assert words in str(refused.value) and str(refused.value).startswith("merge.yml: ") and "\n" not in str(refused.value)
+    assert (
+        words in str(refused.value) and str(refused.value).startswith("merge.yml: ") and "\n" not in str(refused.value)
+    )
 
 
 def test_della_needs_room_for_epsilon() -> None:
     with pytest.raises(BadInput, match="epsilon"):
-        Recipe.from_dict({"method": "della", "base": "b", "models": {"a": {"path": "a", "density": 0.9, "epsilon": 0.2}}})
+        Recipe.from_dict(
+            {"method": "della", "base": "b", "models": {"a": {"path": "a", "density": 0.9, "epsilon": 0.2}}}
+        )
 
 
 def test_rules_and_gradients() -> None:
@@ -76,7 +80,10 @@ def test_rules_and_gradients() -> None:
     assert resolve((0.2, 0.4, 1.0), "model.layers.3.self_attn.q_proj.weight", 5) == pytest.approx(0.7)
     with pytest.raises(BadInput, match="no rule matches"):
         resolve((Rule(0.1, kind="mlp"),), "model.norm.weight", 5, key="density")
-    assert [kind_of(name) for name in ("model.layers.0.post_attention_layernorm.weight", "lm_head.weight")] == ["norms", "head"]
+    assert [kind_of(name) for name in ("model.layers.0.post_attention_layernorm.weight", "lm_head.weight")] == [
+        "norms",
+        "head",
+    ]
 
 
 def test_importing_is_light() -> None:
@@ -93,7 +100,12 @@ def test_mergekit_config_means_what_mergekit_means(tmp_path: Path) -> None:
     path = tmp_path / "mk.yml"
     path.write_text(yaml.safe_dump(config))
     recipe = Recipe.from_yaml(path)
-    assert (recipe.election, recipe.rescale, recipe.compute_dtype, recipe.out_dtype) == ("weighted", "l1", "bfloat16", "compute")
+    assert (recipe.election, recipe.rescale, recipe.compute_dtype, recipe.out_dtype) == (
+        "weighted",
+        "l1",
+        "bfloat16",
+        "compute",
+    )
     assert recipe.tokenizer == "optional" and not recipe.exact and recipe.normalize
     (model,) = recipe.models
     assert (model.path, model.adapter) == (Path("a"), Path("x"))

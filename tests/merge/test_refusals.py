@@ -87,19 +87,31 @@ def test_shard_missing_from_index(folders: dict[str, Path]) -> None:
 
 @pytest.mark.parametrize("method", ["linear", "ties", "task_arithmetic", "dare_ties"])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-@pytest.mark.parametrize(("where", "audit", "compute_dtype"), [("sft", True, "float32"), ("sft", False, "bfloat16"), ("base", False, "float32")])
+@pytest.mark.parametrize(
+    ("where", "audit", "compute_dtype"),
+    [("sft", True, "float32"), ("sft", False, "bfloat16"), ("base", False, "float32")],
+)
 def test_nan_names_the_tensor_before_anything_is_written(
-    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, bad: float, where: str, audit: bool, compute_dtype: str
+    folders: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    bad: float,
+    where: str,
+    audit: bool,
+    compute_dtype: str,
 ) -> None:
     if method == "linear" and where == "base":
         pytest.skip("has no base")
-    monkeypatch.delattr("merge.writer.FileSink")
+    monkeypatch.delattr("merge.io.writer.FileSink")
     norm = load_file(folders[where] / "model.safetensors")["model.norm.weight"]
     norm[3] = bad
     rewrite(folders[where], model__norm__weight=norm)
     models = {"ct": {}, "sft": {} if method in ("linear", "task_arithmetic") else {"density": 0.5}}
     one = recipe(folders, method, models, compute_dtype=compute_dtype)
-    with pytest.raises(merge.BadInput, match=f"{where}/model.safetensors: tensor model.norm.weight holds NaN or infinite"):
+    with pytest.raises(
+        merge.BadInput, match=f"{where}/model.safetensors: tensor model.norm.weight holds NaN or infinite"
+    ):
         merge.write(one, tmp_path / "out", audit=audit)
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".out*"))
 
@@ -121,7 +133,11 @@ def test_command_line(folders: dict[str, Path], tmp_path: Path, capsys: pytest.C
     assert len(written) == 4 and all(Path(folder, "config.json").is_file() for folder in written)
     assert main([str(path), "--audit-only"]) == 0
     assert set(json.loads(capsys.readouterr().out)["models"]) == {"ct", "sft"}
-    for wrong, words in ((["--grid", "slak=1"], "no key slak"), (["--memory", "lots"], "--memory: a size"), ([], "OUT_DIR: missing")):
+    for wrong, words in (
+        (["--grid", "slak=1"], "no key slak"),
+        (["--memory", "lots"], "--memory: a size"),
+        ([], "OUT_DIR: missing"),
+    ):
         assert main([str(path), *wrong]) == 2
         error = capsys.readouterr().err
         assert words in error and error.count("\n") == 1

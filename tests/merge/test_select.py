@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from merge.select import Counting, NotFinite, Pieces, Ranking, Taker, kept, magnitude_bits
 from merge.select import rank as rank_float32
 
-MAGNITUDES = st.lists(st.one_of(st.floats(0, 2.0**100, width=32), st.sampled_from([0.0, 1.0, 2.0])), min_size=2, max_size=60)
+MAGNITUDES = st.lists(
+    st.one_of(st.floats(0, 2.0**100, width=32), st.sampled_from([0.0, 1.0, 2.0])), min_size=2, max_size=60
+)
 
 
 def rank(pieces: Pieces, ranks: list[int], numel: int, dtype: torch.dtype, resident: int) -> Ranking:
@@ -25,7 +27,9 @@ def rank(pieces: Pieces, ranks: list[int], numel: int, dtype: torch.dtype, resid
 
 @given(MAGNITUDES, st.sampled_from([torch.float32, torch.bfloat16, torch.float64]), st.data())
 @settings(max_examples=200, deadline=None)
-def test_every_way_of_selecting_takes_what_a_stable_sort_takes(values: list[float], dtype: torch.dtype, data: st.DataObject) -> None:
+def test_every_way_of_selecting_takes_what_a_stable_sort_takes(
+    values: list[float], dtype: torch.dtype, data: st.DataObject
+) -> None:
     tau = torch.tensor(values).to(dtype)
     ranks = data.draw(st.lists(st.integers(1, len(values)), min_size=1, max_size=4))
     cut = data.draw(st.integers(1, len(values) - 1))
@@ -46,7 +50,12 @@ def test_every_way_of_selecting_takes_what_a_stable_sort_takes(values: list[floa
 def test_exactly_the_rank_is_kept_with_signs_and_ties(dtype: torch.dtype) -> None:
     tau = torch.tensor([1.0, -1.0, 1.0, -1.0, 0.5, 2.0], dtype=dtype)
     bits = magnitude_bits(tau)
-    for k, expected in ((3, [1, -1, 0, 0, 0, 2]), (5, [1, -1, 1, -1, 0, 2]), (1, [0, 0, 0, 0, 0, 2]), (6, [1, -1, 1, -1, 0.5, 2])):
+    for k, expected in (
+        (3, [1, -1, 0, 0, 0, 2]),
+        (5, [1, -1, 1, -1, 0, 2]),
+        (1, [0, 0, 0, 0, 0, 2]),
+        (6, [1, -1, 1, -1, 0.5, 2]),
+    ):
         taker = Taker(rank(lambda: [bits], [k], 6, dtype, 100).thresholds[k])
         assert taker.thin(tau, lambda: bits).tolist() == expected
 

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from common.errors import BadInput
 from pipeline import __main__ as entry
-from pipeline import run, stages
-from pipeline.errors import BadInput
+from pipeline import stages
+from pipeline.run import local as run
 
 ROOT = Path(__file__).parents[2]
 
@@ -43,22 +44,37 @@ CASES = {
     "unknown group": (["languages=nya"], r"languages: unknown key or group; did you mean language\?"),
     "unknown choice": (["language=xyz"], r"language=xyz: no such choice; language has .*mine.*nya"),
     "unknown experiment": (["experiment=tny"], r"experiment=tny: no such choice; experiment has .*tiny"),
-    "launcher without jobs": (["experiment=tiny", "launcher=basic"], r"launcher: experiment/tiny sets hydra.launcher.n_jobs, which this launcher does not have"),
+    "launcher without jobs": (
+        ["experiment=tiny", "launcher=basic"],
+        r"launcher: experiment/tiny sets hydra.launcher.n_jobs, which this launcher does not have",
+    ),
     "wrong type": (["seed=abc"], r"seed=abc: "),
     "negative seed": (["seed=-1"], r"seed=-1: "),
     "not a budget": (["ct.tokens=32q"], r"ct\.tokens=32q: give a number of tokens such as 32k"),
     "zero budget": (["ct.tokens=0"], r"ct\.tokens=0: give a whole, positive number"),
     "budget above the schedule": (["ct.tokens=2B"], r"ct\.tokens=2B: .*ct\.schedule_tokens=8192"),
-    "batch that is no multiple": (["ct.batch_tokens=1000"], r"ct\.batch_tokens=1000: must be a multiple of block_size=128"),
+    "batch that is no multiple": (
+        ["ct.batch_tokens=1000"],
+        r"ct\.batch_tokens=1000: must be a multiple of block_size=128",
+    ),
     "batch that processes cannot share": (
         ["compute=ddp", "compute.processes=3"],
         r"ct\.batch_tokens=1024: its 8 blocks of 128 tokens cannot be shared by 3 processes .*divides 8, or batch_tokens=1152",
     ),
-    "several processes without a strategy": (["compute.processes=2"], r"compute\.strategy=none: trains in one process; for several say compute=ddp"),
-    "sharding for one": (["compute=fsdp", "compute.processes=1"], r"compute\.processes=1: compute\.strategy=fsdp is for several"),
+    "several processes without a strategy": (
+        ["compute.processes=2"],
+        r"compute\.strategy=none: trains in one process; for several say compute=ddp",
+    ),
+    "sharding for one": (
+        ["compute=fsdp", "compute.processes=1"],
+        r"compute\.processes=1: compute\.strategy=fsdp is for several",
+    ),
     "liger on a CPU": (["compute.liger=true"], r"compute\.liger=true: its kernels run on GPUs only"),
     "LoRA of rank zero": (["train=lora", "train.lora.rank=0"], r"train\.lora\.rank=0: .*greater than 0"),
-    "block above the context": (["ct.block_size=1024"], r"ct\.block_size=1024: must not exceed model\.recipe\.context=256"),
+    "block above the context": (
+        ["ct.block_size=1024"],
+        r"ct\.block_size=1024: must not exceed model\.recipe\.context=256",
+    ),
     "share of one": (["ct.english_share=1"], r"ct\.english_share=1: .*less than 1"),
     "learning rate of zero": (["sft.learning_rate=0"], r"sft\.learning_rate=0: .*greater than 0"),
     "density above one": (
@@ -70,16 +86,31 @@ CASES = {
         r"merge\.methods\.ties_sv_1\..*density: .*above 0 and at most 1; got 0",
     ),
     "negative slack": (["merge.methods.ties_sv_1.recipe.slack=-1"], r"merge\.methods\.ties_sv_1\..*slack: .*got -1"),
-    "unknown method": (["merge.methods.ties_sv_1.recipe.method=tise"], r"merge\.methods\.ties_sv_1\..*method: one of .*'tise'"),
-    "unequal tries": (["merge.methods.task_arithmetic.grid.lambda=[1]"], r"merge\.methods: every method gets the same number of tries"),
-    "reserved name": (["+merge.methods.sft={recipe: {method: ties}, grid: {lambda: [1, 2]}}"], r"merge\.methods\.sft: the name is taken"),
-    "no grid values": (["merge.methods.task_arithmetic.grid.lambda=[]"], r"merge\.methods\.task_arithmetic\.grid\.lambda=\[\]: "),
+    "unknown method": (
+        ["merge.methods.ties_sv_1.recipe.method=tise"],
+        r"merge\.methods\.ties_sv_1\..*method: one of .*'tise'",
+    ),
+    "unequal tries": (
+        ["merge.methods.task_arithmetic.grid.lambda=[1]"],
+        r"merge\.methods: every method gets the same number of tries",
+    ),
+    "reserved name": (
+        ["+merge.methods.sft={recipe: {method: ties}, grid: {lambda: [1, 2]}}"],
+        r"merge\.methods\.sft: the name is taken",
+    ),
+    "no grid values": (
+        ["merge.methods.task_arithmetic.grid.lambda=[]"],
+        r"merge\.methods\.task_arithmetic\.grid\.lambda=\[\]: ",
+    ),
     "English": (["language.code=en"], r"language\.code=en: English is the language of SFT"),
     "language that the corpus lacks": (["language.code=tam"], r"language\.code=tam: corpus=bible holds nya only"),
     "no corpus path": (["language=mine"], r"corpus\.path is empty: give a path or glob"),
     "missing corpus": (["language=mine", "corpus.path={tmp}/no/*.txt"], r"corpus\.path: no file matches .*no/\*\.txt"),
     "empty corpus": (["language=mine", "corpus.path={tmp}/empty.txt"], r"corpus\.path: .*empty\.txt is empty"),
-    "corpus that is not UTF-8": (["language=mine", "corpus.path={tmp}/latin.txt"], r"corpus\.path: .*latin\.txt is not UTF-8 \(byte 3\)"),
+    "corpus that is not UTF-8": (
+        ["language=mine", "corpus.path={tmp}/latin.txt"],
+        r"corpus\.path: .*latin\.txt is not UTF-8 \(byte 3\)",
+    ),
     "corpus of another format": (
         ["language=mine", "corpus.path={tmp}/word.docx"],
         r"corpus\.path: .*word\.docx is not one of \.txt, \.jsonl, \.parquet",
@@ -97,17 +128,28 @@ CASES = {
     "model from nowhere": (["model=folder"], r"model\.path=null: give a local Hugging Face folder"),
     "missing tasks": (["eval.include_path={tmp}/no"], r"eval\.include_path=.*no: no such folder"),
     "tasks without YAML": (["eval.include_path={tmp}/no_yaml"], r"eval\.include_path=.*no_yaml: holds no \.yaml file"),
-    "descending budgets": (["-m", "ct.tokens=4096,2048"], r"ct\.tokens=4096,2048: budgets must ascend.* ct\.tokens=2048,4096"),
-    "a budget twice": (["-m", "ct.tokens=2k,2000"], r"the sweep has the cell language\.code=nya ct\.tokens=2k seed=0 twice"),
+    "descending budgets": (
+        ["-m", "ct.tokens=4096,2048"],
+        r"ct\.tokens=4096,2048: budgets must ascend.* ct\.tokens=2048,4096",
+    ),
+    "a budget twice": (
+        ["-m", "ct.tokens=2k,2000"],
+        r"the sweep has the cell language\.code=nya ct\.tokens=2k seed=0 twice",
+    ),
     "one bad cell of a sweep": (["-m", "ct.tokens=2048,4096,1M"], r"ct\.tokens=1M: .*ct\.schedule_tokens=8192"),
-    "a sweep without -m": (["ct.tokens=2048,4096"], r"ct\.tokens=2048,4096: several values make a sweep; say `python -m pipeline -m"),
+    "a sweep without -m": (
+        ["ct.tokens=2048,4096"],
+        r"ct\.tokens=2048,4096: several values make a sweep; say `python -m pipeline -m",
+    ),
     "not an override": (["reproduce"], r"reproduce: neither a verb \(run, plan, check, report, verify\) nor key=value"),
     "an override that cannot be read": (["ct.tokens=[1"], r"."),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_one_line_and_exit_code_2(case: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_line_and_exit_code_2(
+    case: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def computes(*_: object) -> None:
         raise AssertionError("nothing may be computed")
 
@@ -145,7 +187,9 @@ def test_nothing_to_report(folder: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run([sys.executable, *arguments], check=False, cwd=ROOT, env=environment, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, *arguments], check=False, cwd=ROOT, env=environment, capture_output=True, text=True
+    )
 
 
 def test_the_command_itself() -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import check, sweep, tokens
+from pipeline import check, sweep
+from pipeline import fertility as tokens
 from pipeline.check import Finding
 from pipeline.config import Config
 from pipeline.store import Store
@@ -30,9 +31,21 @@ def test_all_failures_are_said_not_only_the_first(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "a.jsonl").write_text('{"words": "no text here"}\n')
     source = f"corpus.text.dataset={tmp_path}/data corpus.english.dataset={tmp_path}/data corpus.english.revision=null".split()
-    said = found(tmp_path, "corpus=hub", *source, f"ct.source={tmp_path}/none", "eval.tasks=[no_such_task]", f"eval.include_path={tasks(tmp_path)}")
+    said = found(
+        tmp_path,
+        "corpus=hub",
+        *source,
+        f"ct.source={tmp_path}/none",
+        "eval.tasks=[no_such_task]",
+        f"eval.include_path={tasks(tmp_path)}",
+    )
     lines = [finding.text for finding in said if finding.fails]
-    for start in (f"ct.source={tmp_path}/none: no such folder", "corpus.text: ", "corpus.english: ", "tasks: 'no_such_task' is unknown"):
+    for start in (
+        f"ct.source={tmp_path}/none: no such folder",
+        "corpus.text: ",
+        "corpus.english: ",
+        "tasks: 'no_such_task' is unknown",
+    ):
         assert any(line.startswith(start) for line in lines), (start, lines)
     assert all("\n" not in line for line in lines)
 
@@ -56,7 +69,10 @@ def test_too_little_text_for_the_largest_budget(tmp_path: Path) -> None:
 
 def test_the_largest_budget_of_a_sweep_is_the_one_that_is_asked_for(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("\n\n".join(f"Madzi a mtsinje wa {number} amayenda." for number in range(200)))
-    configs = [config(f"store={tmp_path}", "language=mine", f"corpus.path={tmp_path}/text.txt", f"ct.tokens={budget}") for budget in ("4k", "1M")]
+    configs = [
+        config(f"store={tmp_path}", "language=mine", f"corpus.path={tmp_path}/text.txt", f"ct.tokens={budget}")
+        for budget in ("4k", "1M")
+    ]
     said = list(check.budgets(configs))
     assert [finding.text.partition(":")[0] for finding in said] == ["ct.tokens=1M"]
 
@@ -64,7 +80,9 @@ def test_the_largest_budget_of_a_sweep_is_the_one_that_is_asked_for(tmp_path: Pa
 def test_partners_of_another_shape_are_refused(tmp_path: Path) -> None:
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    small = LlamaForCausalLM(LlamaConfig(vocab_size=2048, hidden_size=32, num_hidden_layers=4, num_attention_heads=2, intermediate_size=64))
+    small = LlamaForCausalLM(
+        LlamaConfig(vocab_size=2048, hidden_size=32, num_hidden_layers=4, num_attention_heads=2, intermediate_size=64)
+    )
     small.save_pretrained(tmp_path / "small")
     AutoTokenizer.from_pretrained(ROOT / "models" / "tiny-base").save_pretrained(tmp_path / "small")
     said = [finding.text for finding in found(tmp_path, f"sft.source={tmp_path}/small") if finding.fails]
@@ -86,7 +104,11 @@ def byte_fallback() -> object:
     from tokenizers import Tokenizer, decoders, models
 
     letters = [*"abcdefghijklmnopqrstuvwxyz ", *(f"<0x{byte:02X}>" for byte in range(256))]
-    tokenizer = Tokenizer(models.BPE({piece: place for place, piece in enumerate(["<unk>", *letters])}, [], unk_token="<unk>", byte_fallback=True))
+    tokenizer = Tokenizer(
+        models.BPE(
+            {piece: place for place, piece in enumerate(["<unk>", *letters])}, [], unk_token="<unk>", byte_fallback=True
+        )
+    )
     tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
     return tokenizer
 

@@ -13,15 +13,16 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 import toy
 
-from pipeline import cluster, sweep
-from pipeline.cluster import queue, schedule, watch
-from pipeline.cluster import site as sites
-from pipeline.cluster.job import ClusterJob, OwnStages, make, save_plan
-from pipeline.errors import BadInput
+from common.errors import BadInput
+from pipeline import sweep
 from pipeline.execute import Executor
 from pipeline.plan import Inputs, Stage, merged, plan_cell
-from pipeline.progress import Estimates, Journal, Progress
-from pipeline.run import tell_failures
+from pipeline.run import cluster
+from pipeline.run.cluster import queue, schedule, watch
+from pipeline.run.cluster import site as sites
+from pipeline.run.cluster.job import ClusterJob, OwnStages, make, save_plan
+from pipeline.run.console import Estimates, Journal, Progress
+from pipeline.run.local import tell_failures
 from pipeline.stages import MAKERS
 from pipeline.store import Store
 
@@ -31,7 +32,9 @@ EXAMPLE = "train: {gpus: 0, cpus: 2, memory_gb: 4, hours: 1}\nevaluate: {gpus: 0
 
 def stages(*overrides: str) -> tuple[Stage, ...]:
     """The plan of a small sweep."""
-    return merged(plan_cell(config, Inputs()) for config in sweep.expand(["experiment=test", *overrides], multirun=True).configs)
+    return merged(
+        plan_cell(config, Inputs()) for config in sweep.expand(["experiment=test", *overrides], multirun=True).configs
+    )
 
 
 def site(folder: Path, more: str = "") -> sites.Site:
@@ -42,7 +45,9 @@ def site(folder: Path, more: str = "") -> sites.Site:
 # --- the cut into jobs
 
 
-@pytest.mark.parametrize("overrides", [[], ["seed=0,1", "ct.tokens=1024,2048,4096"], ["model=tiny", "merge.write=true"]])
+@pytest.mark.parametrize(
+    "overrides", [[], ["seed=0,1", "ct.tokens=1024,2048,4096"], ["model=tiny", "merge.write=true"]]
+)
 def test_every_stage_is_in_one_job_after_all_that_it_needs(overrides: list[str]) -> None:
     plan = stages(*overrides)
     tasks = schedule.cut(plan)
@@ -62,7 +67,10 @@ def test_every_kind_of_stage_has_a_class_of_jobs() -> None:
 def test_a_trajectory_is_one_job_and_ct_then_sft_comes_after_it() -> None:
     tasks = schedule.cut(stages("seed=0,1"))
     trajectories = [task for task in tasks if task.stages[0].kind == "ct"]
-    assert [[stage.settings["tokens"] for stage in task.stages] for task in trajectories] == [[2048, 4096], [2048, 4096]]
+    assert [[stage.settings["tokens"] for stage in task.stages] for task in trajectories] == [
+        [2048, 4096],
+        [2048, 4096],
+    ]
     after = [task for task in tasks if "after" in task.stages[0].slug]
     assert len(after) == 4 and all(any(task.needs & one.keys for one in trajectories) for task in after)
 
@@ -98,7 +106,11 @@ def test_what_is_done_or_queued_is_not_cut_into_a_job() -> None:
 def test_a_job_has_the_nodes_of_its_training() -> None:
     corpus = Stage("corpus", "toy", {})
     ct = Stage("ct", "toy", {"tokens": 1}, {"blocks": corpus}, {"compute": {"nodes": 2}})
-    assert [task.nodes for task in schedule.cut([corpus, ct, Stage("eval", "toy", {}, {"checkpoint": ct})])] == [1, 2, 1]
+    assert [task.nodes for task in schedule.cut([corpus, ct, Stage("eval", "toy", {}, {"checkpoint": ct})])] == [
+        1,
+        2,
+        1,
+    ]
 
 
 # --- the site file
@@ -164,7 +176,11 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def options(script: Path) -> dict[str, str]:
-    lines = (line.removeprefix("#SBATCH --").partition("=") for line in script.read_text().splitlines() if line.startswith("#SBATCH"))
+    lines = (
+        line.removeprefix("#SBATCH --").partition("=")
+        for line in script.read_text().splitlines()
+        if line.startswith("#SBATCH")
+    )
     return {key: value for key, _, value in lines}
 
 
@@ -173,19 +189,30 @@ def submit(tmp_path: Path, run: str, config: object, plan: tuple[Stage, ...]) ->
     store, journal, lines = Store(tmp_path / "store"), Journal(tmp_path / run / "journal.jsonl"), []
     journal.path.parent.mkdir()
     here = Executor(store, {}, plan, journal, say=lines.append)
-    cluster.run(site(tmp_path, "partition: gpu\nextra: {exclusive: true}\n"), config, plan, plan, here, journal, lines.append)  # type: ignore[arg-type]
+    cluster.run(
+        site(tmp_path, "partition: gpu\nextra: {exclusive: true}\n"), config, plan, plan, here, journal, lines.append
+    )  # type: ignore[arg-type]
     return lines
 
 
 def test_each_array_waits_for_the_jobs_that_make_what_it_reads(tmp_path: Path, slurm: Path) -> None:
-    plan, config = stages(f"store={tmp_path}/store"), sweep.expand(["experiment=test", f"store={tmp_path}/store"], True).configs[0]
+    plan, config = (
+        stages(f"store={tmp_path}/store"),
+        sweep.expand(["experiment=test", f"store={tmp_path}/store"], True).configs[0],
+    )
     lines = submit(tmp_path, "first", config, plan)
     assert lines[0].startswith("17 jobs submitted, 0 queued before")
     scripts = sorted(slurm.glob("*.sh"), key=lambda path: int(path.stem))
     wanted = [options(script) for script in scripts]
     assert "dependency" not in wanted[0] and wanted[1]["dependency"] == "afterany:1"
-    assert all(int(job.partition("_")[0]) < number for number, one in enumerate(wanted, 1) for job in one.get("dependency", "afterany:0").split(":")[1:])
-    assert {one["partition"] for one in wanted} == {"gpu"} and all("exclusive" in one and "requeue" in one for one in wanted)
+    assert all(
+        int(job.partition("_")[0]) < number
+        for number, one in enumerate(wanted, 1)
+        for job in one.get("dependency", "afterany:0").split(":")[1:]
+    )
+    assert {one["partition"] for one in wanted} == {"gpu"} and all(
+        "exclusive" in one and "requeue" in one for one in wanted
+    )
     assert {one["signal"] for one in wanted} == {"B:USR2@180"}
     journal = Journal(tmp_path / "first" / "journal.jsonl")
     failed = journal.events("failed")
@@ -194,14 +221,19 @@ def test_each_array_waits_for_the_jobs_that_make_what_it_reads(tmp_path: Path, s
 
 
 def test_what_is_queued_is_waited_for_and_not_submitted_again(tmp_path: Path, slurm: Path) -> None:
-    plan, config = stages(f"store={tmp_path}/store"), sweep.expand(["experiment=test", f"store={tmp_path}/store"], True).configs[0]
+    plan, config = (
+        stages(f"store={tmp_path}/store"),
+        sweep.expand(["experiment=test", f"store={tmp_path}/store"], True).configs[0],
+    )
     submit(tmp_path, "first", config, plan)
     queued = []
     for script in slurm.glob("*.sh"):
         wanted = options(script)
         last = int(wanted["array"].partition("-")[2].partition("%")[0]) if "array" in wanted else None
         ids = [script.stem] if last is None else [f"{script.stem}_{index}" for index in range(last + 1)]
-        queued += [f"{id}|PENDING|Dependency|{wanted['job-name']}\n" for id in ids if id != "1"]  # the first has been cancelled
+        queued += [
+            f"{id}|PENDING|Dependency|{wanted['job-name']}\n" for id in ids if id != "1"
+        ]  # the first has been cancelled
     (slurm / "queue").write_text("".join(queued))
     with queue.submitting(store := Store(tmp_path / "store")):
         found = queue.ours(store, queue.look() or {})
@@ -213,7 +245,9 @@ def test_what_is_queued_is_waited_for_and_not_submitted_again(tmp_path: Path, sl
 def test_nothing_is_submitted_where_slurm_does_not_answer(tmp_path: Path, slurm: Path) -> None:
     (slurm / "squeue").write_text("#!/bin/sh\nexit 1\n")
     with pytest.raises(BadInput, match="does not answer"):
-        submit(tmp_path, "first", sweep.expand(["experiment=test", f"store={tmp_path}/store"], True).configs[0], stages())
+        submit(
+            tmp_path, "first", sweep.expand(["experiment=test", f"store={tmp_path}/store"], True).configs[0], stages()
+        )
     assert not list(slurm.glob("*.sh"))
 
 
@@ -222,7 +256,9 @@ def test_nothing_is_submitted_where_slurm_does_not_answer(tmp_path: Path, slurm:
 
 def worker(root: Path, plan: tuple[Stage, ...], own: tuple[Stage, ...], makers: object = None) -> OwnStages:
     keys = {stage.key for stage in own}
-    return OwnStages(Store(root), makers or toy.Makers(), plan, Journal(root / "journal.jsonl"), say=lambda line: None, own=keys)  # type: ignore[arg-type]
+    return OwnStages(
+        Store(root), makers or toy.Makers(), plan, Journal(root / "journal.jsonl"), say=lambda line: None, own=keys
+    )  # type: ignore[arg-type]
 
 
 def happened(root: Path, event: str) -> list[str]:
@@ -248,7 +284,9 @@ def test_what_fails_takes_down_only_what_needs_it(tmp_path: Path) -> None:
     makers = {"corpus": lambda job: fails(job) if job.stage.slug == "toy" else None, "items": lambda job: None}
     make(worker(tmp_path, plan, plan, makers), (corpus, other, *items))
     assert happened(tmp_path, "failed") == ["toy"] and happened(tmp_path, "published") == ["other", "of-other"]
-    assert [one["message"] for one in Journal(tmp_path / "journal.jsonl").events("not_run")] == ["items of-toy was not run, as there is no corpus toy"]
+    assert [one["message"] for one in Journal(tmp_path / "journal.jsonl").events("not_run")] == [
+        "items of-toy was not run, as there is no corpus toy"
+    ]
 
 
 def test_a_job_never_waits_for_another_s_claim(tmp_path: Path) -> None:
@@ -263,14 +301,22 @@ def test_a_damaged_parent_is_not_made_anew_by_whoever_reads_it(tmp_path: Path) -
     make(worker(tmp_path, plan, plan[:2]), plan[:2])
     (next((tmp_path / "base").iterdir()) / "model" / "words").write_text("no longer what it was")
     make(worker(tmp_path, plan, plan[2:3]), plan[2:3])
-    assert happened(tmp_path, "not_run") == ["toy-20"] and "moved aside" in Journal(tmp_path / "journal.jsonl").events("not_run")[0]["message"]
+    assert (
+        happened(tmp_path, "not_run") == ["toy-20"]
+        and "moved aside" in Journal(tmp_path / "journal.jsonl").events("not_run")[0]["message"]
+    )
 
 
 @pytest.fixture
 def two_corpora(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ClusterJob:
     """A job that makes two corpora of a small text, which do not need one another."""
     text = f"corpus.path={ROOT}/examples/mine/text/*.txt"
-    cells = [sweep.expand(["experiment=test", "language=mine", text, f"corpus.seed={seed}", f"store={tmp_path}"], False).configs[0] for seed in (0, 1)]
+    cells = [
+        sweep.expand(
+            ["experiment=test", "language=mine", text, f"corpus.seed={seed}", f"store={tmp_path}"], False
+        ).configs[0]
+        for seed in (0, 1)
+    ]
     plan = tuple(next(stage for stage in plan_cell(cell, Inputs()).stages if stage.kind == "corpus") for cell in cells)
     save_plan(tmp_path, cells[0], plan)
     monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
@@ -288,7 +334,10 @@ def test_what_shares_a_job_is_made_in_processes_of_its_own(two_corpora: ClusterJ
 def test_each_process_of_a_job_has_a_gpu_to_itself(two_corpora: ClusterJob, monkeypatch: pytest.MonkeyPatch) -> None:
     bound = []
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
-    monkeypatch.setattr("pipeline.cluster.job.subprocess.run", lambda *words, env, **more: (bound.append(env["CUDA_VISIBLE_DEVICES"]), time.sleep(0.1)))
+    monkeypatch.setattr(
+        "pipeline.run.cluster.job.subprocess.run",
+        lambda *words, env, **more: (bound.append(env["CUDA_VISIBLE_DEVICES"]), time.sleep(0.1)),
+    )
     two_corpora()
     assert sorted(bound) == ["4", "6"]
 
@@ -296,7 +345,9 @@ def test_each_process_of_a_job_has_a_gpu_to_itself(two_corpora: ClusterJob, monk
 # --- what is told of jobs
 
 
-def watched(root: Path, plan: tuple[Stage, ...], looks: list[dict[str, queue.Seen] | None]) -> tuple[list[str], Journal]:
+def watched(
+    root: Path, plan: tuple[Stage, ...], looks: list[dict[str, queue.Seen] | None]
+) -> tuple[list[str], Journal]:
     """Watches one job that makes the whole plan, with these answers of Slurm; the last one goes on."""
     lines: list[str] = []
     journal, store = Journal(root / "journal.jsonl"), Store(root)
@@ -309,21 +360,39 @@ def watched(root: Path, plan: tuple[Stage, ...], looks: list[dict[str, queue.See
 
 def test_a_job_that_vanishes_is_named_with_its_log(tmp_path: Path, slurm: Path) -> None:
     plan = toy.plan()[:2]
-    make(OwnStages(Store(tmp_path), toy.Makers(), plan, Journal(tmp_path / "toy.jsonl"), say=lambda line: None, own={plan[0].key}), plan[:1])
+    make(
+        OwnStages(
+            Store(tmp_path),
+            toy.Makers(),
+            plan,
+            Journal(tmp_path / "toy.jsonl"),
+            say=lambda line: None,
+            own={plan[0].key},
+        ),
+        plan[:1],
+    )
     lines, journal = watched(tmp_path, plan, [{"7": queue.Seen("RUNNING", "None", "toy")}, None])
     assert [event["slug"] for event in journal.events("published")] == ["toy"]
     (failed,) = journal.events("failed")
-    assert failed["message"] == "base toy failed: its job 7 ended as CANCELLED" and failed["log"] == str(tmp_path / "slurm" / "7_0_log.out")
+    assert failed["message"] == "base toy failed: its job 7 ended as CANCELLED" and failed["log"] == str(
+        tmp_path / "slurm" / "7_0_log.out"
+    )
     assert "Slurm does not answer; asking again" in lines and "jobs: 1 running" in lines
 
 
 def test_a_job_that_slurm_holds_back_is_told_of(tmp_path: Path, slurm: Path) -> None:
-    lines, _ = watched(tmp_path, toy.plan()[:1], [{"7": queue.Seen("PENDING", "launch failed requeued held", "toy")}] * 3)
+    lines, _ = watched(
+        tmp_path, toy.plan()[:1], [{"7": queue.Seen("PENDING", "launch failed requeued held", "toy")}] * 3
+    )
     assert len([line for line in lines if "is held" in line and "scontrol release 7" in line]) == 1
 
 
-def test_the_end_names_what_failed_its_log_and_the_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["pipeline", "run", "-m", "experiment=tiny", "ct.tokens=10k,40k", "corpus.path=my text.txt"])
+def test_the_end_names_what_failed_its_log_and_the_command(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        sys, "argv", ["pipeline", "run", "-m", "experiment=tiny", "ct.tokens=10k,40k", "corpus.path=my text.txt"]
+    )
     failed = {"message": "ct nya-10k-s0 failed: its job 7 ended as TIMEOUT", "log": "slurm/7_0_log.out"}
     tell_failures([failed, failed], [{"message": "eval nya-ct-10k-s0 was not run, as there is no ct nya-10k-s0"}])
     first, log, not_run, command = capsys.readouterr().err.splitlines()

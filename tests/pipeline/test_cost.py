@@ -12,11 +12,13 @@ from typing import Any
 
 import pytest
 
+from common.errors import BadInput
 from pipeline import sweep
 from pipeline.config import Config
-from pipeline.cost import estimate, fit, flops, hardware, measured, memory, shape, work
-from pipeline.cost.shape import Shape
-from pipeline.errors import BadInput
+from pipeline.cost import estimate, fit, flops, hardware, measured, memory
+from pipeline.cost import model_shape as shape
+from pipeline.cost import stage_work as work
+from pipeline.cost.model_shape import Shape
 from pipeline.plan import Cell, Inputs, merged, plan_cell
 from train.parallel import Compute
 
@@ -47,7 +49,9 @@ def test_parameters_of_known_models() -> None:
 def test_flops_are_those_of_the_matrix_products(form: Shape) -> None:
     """Counted product by product: each matrix of a layer, scores and mixtures of attention, the head."""
     context = 2048
-    matrices = [(form.hidden, form.hidden)] * 2 + [(form.hidden, form.kv_width)] * 2 + [(form.hidden, form.feed_forward)] * 3
+    matrices = (
+        [(form.hidden, form.hidden)] * 2 + [(form.hidden, form.kv_width)] * 2 + [(form.hidden, form.feed_forward)] * 3
+    )
     layer = sum(2 * rows * columns for rows, columns in matrices) + 2 * 2 * context * form.hidden
     by_hand = form.layers * layer + 2 * form.hidden * form.vocabulary
     assert flops.forward(form, context) == pytest.approx(by_hand, rel=1e-3)  # ours has the norms too
@@ -56,7 +60,9 @@ def test_flops_are_those_of_the_matrix_products(form: Shape) -> None:
 
 @pytest.mark.parametrize(("processes", "nodes"), [(1, 1), (8, 1), (8, 4)])
 @pytest.mark.parametrize("form", [LLAMA, SMOLLM2])
-def test_model_states_are_what_deepspeed_estimates(form: Shape, processes: int, nodes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_model_states_are_what_deepspeed_estimates(
+    form: Shape, processes: int, nodes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs as zero3
     from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs as zero2
@@ -67,8 +73,12 @@ def test_model_states_are_what_deepspeed_estimates(form: Shape, processes: int, 
         return memory.states(form, strategy, "bf16", processes, nodes)
 
     assert ours("zero2").states == pytest.approx(zero2(form.parameters, cpu_offload=False, **where)[1], abs=2)
-    assert ours("zero3").states == pytest.approx(zero3(form.parameters, form.embedding, cpu_offload=False, **where)[1], abs=2)
-    host, gpu, _ = zero3(form.parameters, form.embedding, cpu_offload=True, cpu_offload_params=True, zero_init=True, **where)
+    assert ours("zero3").states == pytest.approx(
+        zero3(form.parameters, form.embedding, cpu_offload=False, **where)[1], abs=2
+    )
+    host, gpu, _ = zero3(
+        form.parameters, form.embedding, cpu_offload=True, cpu_offload_params=True, zero_init=True, **where
+    )
     assert (ours("zero3_offload").states, ours("zero3_offload").host) == pytest.approx((gpu, host), abs=2)
 
 
@@ -109,13 +119,16 @@ def trainings(kinds: tuple[str, ...]) -> list[tuple[Any, work.Work, float]]:
 def test_calibrated_on_one_stage_the_others_take_what_is_predicted(kinds: tuple[str, ...], one: str) -> None:
     stages = trainings(kinds)
     rates = measured.calibrate([stage for stage in stages if stage[0].slug == one and stage[0].kind == kinds[0]])
-    others = [(stage.slug, rates.seconds(stage, does) / seconds) for stage, does, seconds in stages if stage.slug != one]
+    others = [
+        (stage.slug, rates.seconds(stage, does) / seconds) for stage, does, seconds in stages if stage.slug != one
+    ]
     assert len(others) == {"ct": 8, "eval": 57}[kinds[0]]
     assert {slug: ratio for slug, ratio in others if abs(ratio - 1) > WITHIN} == {}
 
 
 @pytest.mark.parametrize(
-    ("name", "cluster"), [("8xH100", (1, 8, "H100")), ("4x8xa100-40gb", (4, 8, "A100-40GB")), ("1xL40S", (1, 1, "L40S"))]
+    ("name", "cluster"),
+    [("8xH100", (1, 8, "H100")), ("4x8xa100-40gb", (4, 8, "A100-40GB")), ("1xL40S", (1, 1, "L40S"))],
 )
 def test_clusters_by_name(name: str, cluster: tuple[int, int, str]) -> None:
     found = hardware.parse(name)
@@ -147,8 +160,15 @@ def test_a_batch_that_the_gpus_cannot_share_is_refused() -> None:
 
 
 def test_a_budget_costs_what_is_new_in_it() -> None:
-    rows = {row.stage.slug: row for row in estimate.rows(tiny(), set(), estimate.Untimed(), {}) if row.stage.kind == "ct"}
-    assert [rows[f"nya-{budget}-s0"].work.tokens for budget in ("10k", "40k", "200k", "1M")] == [10_000, 30_000, 160_000, 800_000]
+    rows = {
+        row.stage.slug: row for row in estimate.rows(tiny(), set(), estimate.Untimed(), {}) if row.stage.kind == "ct"
+    }
+    assert [rows[f"nya-{budget}-s0"].work.tokens for budget in ("10k", "40k", "200k", "1M")] == [
+        10_000,
+        30_000,
+        160_000,
+        800_000,
+    ]
 
 
 class Hourly:
@@ -164,7 +184,11 @@ class Hourly:
 def test_the_critical_path_goes_through_the_budgets() -> None:
     length, chain = estimate.critical_path(estimate.rows(tiny(), set(), Hourly(), {}))
     kinds = [stage.kind for stage in chain]
-    assert kinds == ["corpus", "ct_blocks", "ct", "ct", "ct", "ct", "tune", "merge", "eval"] or kinds[:6] == ["corpus", "ct_blocks", *["ct"] * 4]
+    assert kinds == ["corpus", "ct_blocks", "ct", "ct", "ct", "ct", "tune", "merge", "eval"] or kinds[:6] == [
+        "corpus",
+        "ct_blocks",
+        *["ct"] * 4,
+    ]
     assert length == 3600 * len(chain)
     done = {stage.key for stage in chain[:5]}
     assert estimate.critical_path(estimate.rows(tiny(), done, Hourly(), {}))[0] < length
@@ -176,14 +200,18 @@ def test_disk_at_its_peak_is_what_stays_and_the_largest_work_beside_it() -> None
     assert estimate.disk_peak(rows, 7.0) == 7.0 + stays + max(row.work.scratch for row in rows)
     ct = {row.stage.slug: row.work for row in rows if row.stage.kind == "ct"}
     model = 4 * 1_568_160
-    assert ct["nya-1M-s0"].written == pytest.approx(4 * model, rel=0.05), "weights, and the state that a later sweep continues from: 25.4 MB"
+    assert ct["nya-1M-s0"].written == pytest.approx(4 * model, rel=0.05), (
+        "weights, and the state that a later sweep continues from: 25.4 MB"
+    )
     assert ct["nya-200k-s0"].written == pytest.approx(model, abs=2e6), "its state is dropped"
 
 
 def test_the_plan_of_the_paper_needs_no_torch_and_says_what_it_costs() -> None:
     code = "import sys; from pipeline.__main__ import main; code = main(sys.argv[1:]); assert 'torch' not in sys.modules; sys.exit(code)"
     arguments = ["plan", "-m", "experiment=paper", "language=tam,uig", "ct.tokens=250M,1B", "cluster=8xH100"]
-    run = subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    run = subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
     assert run.returncode == 0, run.stderr
     assert "6,738,415,616 parameters" in run.stdout
     assert "3 cells" in run.stdout, "Uyghur has no text for 1B"
@@ -203,7 +231,9 @@ def test_a_plan_that_cannot_fit_ends_with_two_and_one_line(capsys: pytest.Captur
 
 
 def test_a_shape_that_is_not_the_folder_s_is_refused() -> None:
-    said = "model.shape={vocabulary: 2048, hidden: 160, layers: 5, heads: 5, kv_heads: 5, feed_forward: 432, tied: true}"
+    said = (
+        "model.shape={vocabulary: 2048, hidden: 160, layers: 5, heads: 5, kv_heads: 5, feed_forward: 432, tied: true}"
+    )
     config = sweep.expand(("experiment=tiny", said), multirun=False).configs[0]
     with pytest.raises(BadInput, match=r"model\.shape\.layers=5: .*config\.json says 4"):
         shape.of(config)
@@ -213,9 +243,16 @@ def test_calibrated_on_one_training_the_others_hold_what_is_predicted() -> None:
     """What a process holds before it trains is taken from the first; the growth of the others is predicted."""
     forms = {"tiny": shape.from_config_json(ROOT / "models" / "tiny-base" / "config.json"), "smollm2": SMOLLM2}
     cases = json.loads((Path(__file__).parent / "measured_memory.json").read_text())["cases"]
-    says = [memory.training(forms[one["model"]], Compute(**one["options"]), one["blocks"] * one["block_size"], one["block_size"]).total for one in cases]
+    says = [
+        memory.training(
+            forms[one["model"]], Compute(**one["options"]), one["blocks"] * one["block_size"], one["block_size"]
+        ).total
+        for one in cases
+    ]
     before = cases[0]["peak"] - says[0]
-    ratios = {one["case"]: (before + predicted) / one["peak"] for one, predicted in zip(cases[1:], says[1:], strict=True)}
+    ratios = {
+        one["case"]: (before + predicted) / one["peak"] for one, predicted in zip(cases[1:], says[1:], strict=True)
+    }
     assert len(ratios) == 7
     assert {case: ratio for case, ratio in ratios.items() if abs(ratio - 1) > WITHIN} == {}
 
@@ -224,7 +261,14 @@ def test_lora_trains_what_peft_says_and_holds_less() -> None:
     from peft import LoraConfig, get_peft_model
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    config = LlamaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, intermediate_size=48)
+    config = LlamaConfig(
+        vocab_size=64,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=48,
+    )
     for targets in ("all-linear", ["q_proj", "v_proj", "down_proj"]):
         model = get_peft_model(LlamaForCausalLM(config), LoraConfig(r=4, target_modules=targets))
         added = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

@@ -17,7 +17,16 @@ ROOT = Path(__file__).parents[2]
 
 
 def command(folder: Path, *more: str) -> list[str]:
-    return [sys.executable, "-m", "pipeline", "-m", "experiment=test", f"store={folder / 'store'}", f"outputs={folder / 'outputs'}", *more]
+    return [
+        sys.executable,
+        "-m",
+        "pipeline",
+        "-m",
+        "experiment=test",
+        f"store={folder / 'store'}",
+        f"outputs={folder / 'outputs'}",
+        *more,
+    ]
 
 
 def run(folder: Path, *more: str, code: int = 0) -> tuple[dict[str, object], str]:
@@ -41,12 +50,34 @@ def published(folder: Path) -> list[str]:
 
 def test_it_ends_with_a_table_a_report_and_one_json_line(undisturbed: tuple[Path, dict[str, object], str]) -> None:
     folder, summary, said = undisturbed
-    assert summary["stages_reused"] == 0 and summary["stages_run"] == len(set(published(folder))) == len(published(folder))
+    assert summary["stages_reused"] == 0 and summary["stages_run"] == len(set(published(folder))) == len(
+        published(folder)
+    )
     with Path(str(summary["results"])).open() as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["language", "task", "metric", "method", "ct_tokens", "seed", "value", "low", "high", "n", "chance", "trivial"]
+    assert list(rows[0]) == [
+        "language",
+        "task",
+        "metric",
+        "method",
+        "ct_tokens",
+        "seed",
+        "value",
+        "low",
+        "high",
+        "n",
+        "chance",
+        "trivial",
+    ]
     assert {row["method"] for row in rows} == {"base", "sft", "ct", "ct_then_sft", "task_arithmetic", "ties_sv_1"}
-    assert {row["task"] for row in rows} >= {"next_nya", "genre_en", "about_nya", "mean_nya", "bits_per_byte_nya", "bits_per_byte_en"}
+    assert {row["task"] for row in rows} >= {
+        "next_nya",
+        "genre_en",
+        "about_nya",
+        "mean_nya",
+        "bits_per_byte_nya",
+        "bits_per_byte_en",
+    }
     assert {row["ct_tokens"] for row in rows if row["method"] == "ct"} == {"2048", "4096"}
     assert all(float(row["low"]) <= float(row["value"]) <= float(row["high"]) for row in rows)
     page = Path(str(summary["report"])).read_text()
@@ -82,7 +113,10 @@ def test_killed_in_training_and_raced_by_another_job_the_results_are_the_same(
     os.kill(other.pid, signal.SIGKILL)
     victim.wait(), other.wait()
     assert list(tmp_path.glob("store/.work/*")), "nothing was under way when both were killed"
-    racing = [subprocess.Popen(command(tmp_path), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for _ in range(2)]
+    racing = [
+        subprocess.Popen(command(tmp_path), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        for _ in range(2)
+    ]
     assert [process.wait() for process in racing] == [0, 0]
     keys = published(tmp_path)
     assert len(keys) == len(set(keys)) == undisturbed[1]["stages_run"], "a stage was made twice"

@@ -16,10 +16,10 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 import toy
 
-from pipeline.errors import BadInput, StageFailed
+from common.errors import BadInput, StageFailed
 from pipeline.execute import Executor
 from pipeline.plan import Stage
-from pipeline.progress import Journal
+from pipeline.run.console import Journal
 from pipeline.store import Store
 
 ROOT = Path(__file__).parents[2]
@@ -35,7 +35,13 @@ def execute(root: Path, stages=None, makers=None) -> tuple[list[str], list[dict]
 
 
 def process(root: Path, journal: Path, point: str = "") -> subprocess.Popen:
-    command = [sys.executable, str(ROOT / "tests/pipeline/toy.py"), str(root), str(journal), *([point] if point else [])]
+    command = [
+        sys.executable,
+        str(ROOT / "tests/pipeline/toy.py"),
+        str(root),
+        str(journal),
+        *([point] if point else []),
+    ]
     return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL)
 
 
@@ -45,7 +51,9 @@ def contents(root: Path) -> dict[str, bytes | list]:
     for path in sorted(root.glob("[a-z]*/*/**/*")):
         if path.is_file():
             name = str(path.relative_to(root))
-            found[name] = path.read_bytes() if path.name != "stage.json" else list(json.loads(path.read_text())["files"].items())
+            found[name] = (
+                path.read_bytes() if path.name != "stage.json" else list(json.loads(path.read_text())["files"].items())
+            )
     return found
 
 
@@ -75,7 +83,11 @@ def test_kill_at_any_point(tmp_path: Path, point: str, undisturbed: dict) -> Non
     """A process that was killed leaves nothing under a final name that is not whole; the next run ends with the same results."""
     killed = process(tmp_path, tmp_path / "killed.jsonl", point)
     assert killed.wait(timeout=60) == -signal.SIGKILL
-    assert all(entry.damage(thorough=True) is None for kind in Store(tmp_path).kinds() for entry in Store(tmp_path).entries(kind))
+    assert all(
+        entry.damage(thorough=True) is None
+        for kind in Store(tmp_path).kinds()
+        for entry in Store(tmp_path).entries(kind)
+    )
     execute(tmp_path)
     assert contents(tmp_path) == undisturbed
     assert not list((tmp_path / ".work").iterdir())

@@ -7,14 +7,25 @@ from typing import Any
 
 import pytest
 
-from pipeline import preflight, sweep
+from common.errors import BadInput
+from pipeline import inputs as preflight
+from pipeline import sweep
 from pipeline.config import HubCorpus, parse_bytes
-from pipeline.errors import BadInput
 from pipeline.plan import Cell, Stage, plan_cell
 
 COMMIT = "6a8734bc69fefcbb7735f4f9250f43e4cd7a442e"
-HUB = ("experiment=test", "model=tiny", "corpus=hub", "corpus.text.dataset=uonlp/CulturaX", f"corpus.text.revision={COMMIT}")
-FLAN = "sft.hub={dataset: Open-Orca/FLAN, subset: null, files: null, split: train, revision: " + COMMIT + ", prompt: inputs, answer: targets, bytes: 1GB}"
+HUB = (
+    "experiment=test",
+    "model=tiny",
+    "corpus=hub",
+    "corpus.text.dataset=uonlp/CulturaX",
+    f"corpus.text.revision={COMMIT}",
+)
+FLAN = (
+    "sft.hub={dataset: Open-Orca/FLAN, subset: null, files: null, split: train, revision: "
+    + COMMIT
+    + ", prompt: inputs, answer: targets, bytes: 1GB}"
+)
 
 
 def planned(*overrides: str) -> Cell:
@@ -51,7 +62,10 @@ def test_an_unknown_source_is_refused() -> None:
         planned("experiment=test", "corpus.source=web")
 
 
-@pytest.mark.parametrize(("text", "count"), [("500MB", 5 * 10**8), ("1.5 GB", 15 * 10**8), ("20B", 20), ("7", 7), (2000, 2000), ("2TB", 2 * 10**12)])
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("500MB", 5 * 10**8), ("1.5 GB", 15 * 10**8), ("20B", 20), ("7", 7), (2000, 2000), ("2TB", 2 * 10**12)],
+)
 def test_bytes(text: object, count: int) -> None:
     assert parse_bytes(text) == count
 
@@ -62,7 +76,10 @@ def test_the_number_of_processes_is_in_no_key() -> None:
 
 
 def test_what_is_read_is_in_the_key() -> None:
-    keys = {kinds(planned(*HUB, change))["corpus"][0].key for change in ("seed=0", "corpus.text_bytes=1GB", "corpus.text.subset=ta", f"corpus.text.revision={'0' * 40}")}
+    keys = {
+        kinds(planned(*HUB, change))["corpus"][0].key
+        for change in ("seed=0", "corpus.text_bytes=1GB", "corpus.text.subset=ta", f"corpus.text.revision={'0' * 40}")
+    }
     assert len(keys) == 4
 
 
@@ -71,22 +88,31 @@ def test_a_folder_is_known_by_its_files_and_not_by_its_place(tmp_path: Path) -> 
         (tmp_path / name / "data").mkdir(parents=True)
         (tmp_path / name / "data" / "train.jsonl").write_text('{"text": "' + text + '"}\n')
     place = ("corpus.text.revision=null", f"store={tmp_path / 'store'}")
-    a, b, c = (kinds(planned(*HUB, *place, f"corpus.text.dataset={tmp_path / name}"))["corpus"][0].key for name in "abc")
+    a, b, c = (
+        kinds(planned(*HUB, *place, f"corpus.text.dataset={tmp_path / name}"))["corpus"][0].key for name in "abc"
+    )
     assert a == b != c
 
 
 def test_the_english_sft_of_all_languages_is_one() -> None:
-    tam, tel = (kinds(planned(*HUB, FLAN, f"language.code={code}", f"corpus.text.subset={code[:2]}")) for code in ("tam", "tel"))
+    tam, tel = (
+        kinds(planned(*HUB, FLAN, f"language.code={code}", f"corpus.text.subset={code[:2]}")) for code in ("tam", "tel")
+    )
     for kind in ("instructions", "sft_blocks"):
         assert tam[kind][0].key == tel[kind][0].key
     assert tam["sft"][0].key == tel["sft"][0].key and tam["ct"][0].key != tel["ct"][0].key
-    replayed = [kinds(planned(*HUB, FLAN, f"language.code={code}", "sft.replay_share=0.1"))["sft_blocks"][0].key for code in ("tam", "tel")]
+    replayed = [
+        kinds(planned(*HUB, FLAN, f"language.code={code}", "sft.replay_share=0.1"))["sft_blocks"][0].key
+        for code in ("tam", "tel")
+    ]
     assert replayed[0] != replayed[1]  # English text of the language's corpus is in it
 
 
 def test_leaks_are_looked_for_where_that_is_wanted() -> None:
     without, wanted = planned("experiment=test"), planned("experiment=test", "eval.leaks=true")
-    assert {stage.key for stage in wanted.stages} - {stage.key for stage in without.stages} == {wanted.leaks.key if wanted.leaks else ""}
+    assert {stage.key for stage in wanted.stages} - {stage.key for stage in without.stages} == {
+        wanted.leaks.key if wanted.leaks else ""
+    }
     assert without.leaks is None
     of_hub: Any = planned(*HUB, FLAN, "eval.leaks=true").leaks
     assert set(of_hub.parents) == {"items", "corpus", "instructions"}

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from merge import hub
-from pipeline import preflight, sweep
-from pipeline.errors import BAD_INPUT
+from common import hub
+from common.errors import BadInput
+from pipeline import inputs as preflight
+from pipeline import sweep
 from pipeline.plan import plan_cell
 
 ROOT = Path(__file__).parents[2]
@@ -56,7 +57,9 @@ def test_a_snapshot_in_the_cache_is_the_folder(cache: Path) -> None:
 def test_keys_are_made_from_the_commit_and_not_from_the_files(cache: Path) -> None:
     keys = planned("model.path=hub:me/tiny")
     assert keys == planned(f"model.path=hub:me/tiny@{COMMIT}")
-    (cache / "models--me--tiny" / "snapshots" / COMMIT / "model.safetensors").unlink()  # gigabytes are not read to know a key
+    (
+        cache / "models--me--tiny" / "snapshots" / COMMIT / "model.safetensors"
+    ).unlink()  # gigabytes are not read to know a key
     assert keys == planned("model.path=hub:me/tiny")
     snapshot(cache, "me/tiny", OTHER)
     hub.commit.cache_clear()
@@ -73,7 +76,7 @@ def test_keys_are_made_from_the_commit_and_not_from_the_files(cache: Path) -> No
     ],
 )
 def test_what_is_not_at_hand_is_refused_in_one_line(cache: Path, path: str, message: str) -> None:
-    with pytest.raises(BAD_INPUT, match=message) as refusal:
+    with pytest.raises(BadInput, match=message) as refusal:
         hub.commit(hub.parse(path, "ct.source") or pytest.fail(path), "ct.source", network=True)
         hub.fetch(path, "ct.source")
     assert str(refusal.value).startswith(f"ct.source={path}") and "\n" not in str(refusal.value)
@@ -84,9 +87,11 @@ def test_a_download_that_was_cut_off_is_not_taken_for_a_model(cache: Path) -> No
     assert hub.is_whole(folder)
     shard = folder / "model-00001-of-00002.safetensors"
     (folder / "model.safetensors").rename(shard)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": shard.name, "b": "model-00002-of-00002.safetensors"}}))
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"a": shard.name, "b": "model-00002-of-00002.safetensors"}})
+    )
     assert not hub.is_whole(folder)
-    with pytest.raises(BAD_INPUT, match="does not hold it"):
+    with pytest.raises(BadInput, match="does not hold it"):
         hub.fetch("hub:me/tiny")
 
 
@@ -95,9 +100,14 @@ def test_what_the_hub_refuses_says_what_to_do(answer: str) -> None:
     import httpx
     from huggingface_hub import errors
 
-    error = getattr(errors, answer)("no", response=httpx.Response(403, request=httpx.Request("GET", "https://huggingface.co")))
+    error = getattr(errors, answer)(
+        "no", response=httpx.Response(403, request=httpx.Request("GET", "https://huggingface.co"))
+    )
     said = str(hub.refused(hub.HubModel("me/tiny", "main"), "model.path", error))
-    does = {"GatedRepoError": "accept its licence at https://huggingface.co/me/tiny", "RepositoryNotFoundError": "check the name"}
+    does = {
+        "GatedRepoError": "accept its licence at https://huggingface.co/me/tiny",
+        "RepositoryNotFoundError": "check the name",
+    }
     assert does.get(answer, "has no revision main") in said
 
 
@@ -113,15 +123,43 @@ def test_a_published_ct_and_sft_are_merged_and_scored_without_training(tmp_path:
             shutil.copytree(TINY, place)
         weights = load_file(place / "model.safetensors")
         torch.manual_seed(len(place.name))
-        save_file({name: value + 1e-3 * torch.randn_like(value) for name, value in weights.items()}, place / "model.safetensors", {"format": "pt"})
-    arguments = ["run", "experiment=test", "model=folder", f"model.path=hub:me/tiny@{COMMIT}", 'ct.source="hub:me/tiny-{lang}"', f"sft.source={tmp_path}/sft"]
-    arguments += ["eval.unmerged=[base,sft,ct]", f"store={tmp_path}/store", f"outputs={tmp_path}/outputs", "compute.threads=1"]
+        save_file(
+            {name: value + 1e-3 * torch.randn_like(value) for name, value in weights.items()},
+            place / "model.safetensors",
+            {"format": "pt"},
+        )
+    arguments = [
+        "run",
+        "experiment=test",
+        "model=folder",
+        f"model.path=hub:me/tiny@{COMMIT}",
+        'ct.source="hub:me/tiny-{lang}"',
+        f"sft.source={tmp_path}/sft",
+    ]
+    arguments += [
+        "eval.unmerged=[base,sft,ct]",
+        f"store={tmp_path}/store",
+        f"outputs={tmp_path}/outputs",
+        "compute.threads=1",
+    ]
     environment = os.environ | {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}
     run = subprocess.run(
-        [sys.executable, "-m", "pipeline", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, "-m", "pipeline", *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
     assert run.returncode == 0, run.stderr
-    assert {folder.name for folder in (tmp_path / "store").iterdir() if not folder.name.startswith(".")} == {"corpus", "items", "tune", "merge", "eval"}
+    assert {folder.name for folder in (tmp_path / "store").iterdir() if not folder.name.startswith(".")} == {
+        "corpus",
+        "items",
+        "tune",
+        "merge",
+        "eval",
+    }
     summary = json.loads(run.stdout.splitlines()[-1])
     methods = {line.split(",")[3] for line in Path(summary["results"]).read_text().splitlines()[1:]}
     assert methods == {"base", "sft", "ct", "task_arithmetic", "ties_sv_1"}

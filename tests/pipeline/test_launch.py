@@ -14,11 +14,13 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from pipeline import launch, preflight, sweep
-from pipeline.errors import BadInput, Preempted
+from common.errors import BadInput, Interrupted
+from pipeline import inputs as preflight
+from pipeline import sweep
 from pipeline.execute import Executor, Job
 from pipeline.plan import Stage
-from pipeline.progress import Journal
+from pipeline.run import launch
+from pipeline.run.console import Journal
 from pipeline.store import Store
 from train.parallel import Compute
 
@@ -35,13 +37,21 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("prepared")
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=100, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, bos_token_id=0, eos_token_id=0
+        vocab_size=100,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        bos_token_id=0,
+        eos_token_id=0,
     )
     LlamaForCausalLM(config).save_pretrained(folder / "model")
     tokenizer = Tokenizer(models.WordLevel({"<|end|>": 0, "word": 1}, unk_token="<|end|>"))
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>").save_pretrained(folder / "model")
     (folder / "blocks").mkdir()
-    np.save(folder / "blocks" / "blocks.npy", np.random.default_rng(0).zipf(1.5, (64, 32)).clip(0, 99).astype(np.uint16))
+    np.save(
+        folder / "blocks" / "blocks.npy", np.random.default_rng(0).zipf(1.5, (64, 32)).clip(0, 99).astype(np.uint16)
+    )
     return folder
 
 
@@ -68,11 +78,19 @@ def child() -> int:
 def undisturbed(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
     job = job_in(tmp_path_factory.mktemp("undisturbed"), ALONE)
     facts = train(job, prepared)
-    assert facts == {"strategy": "none", "world_size": 1, "wrapper": "LlamaForCausalLM", "zero_stage": 0, "held_parameters": 1.0}
+    assert facts == {
+        "strategy": "none",
+        "world_size": 1,
+        "wrapper": "LlamaForCausalLM",
+        "zero_stage": 0,
+        "held_parameters": 1.0,
+    }
     return weights(job)
 
 
-def test_interrupted_killed_and_resumed_on_two_processes(prepared: Path, undisturbed: dict[str, torch.Tensor], tmp_path: Path) -> None:
+def test_interrupted_killed_and_resumed_on_two_processes(
+    prepared: Path, undisturbed: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
     job, seen = job_in(tmp_path, TWO), []
 
     def interrupt_early(record: dict[str, Any]) -> None:
@@ -81,7 +99,7 @@ def test_interrupted_killed_and_resumed_on_two_processes(prepared: Path, undistu
             assert launch.interrupt(signal.SIGUSR2)
 
     job.on_log = interrupt_early
-    with pytest.raises(Preempted, match=r"^stopped after [\d,]+ of 2,048 tokens"):
+    with pytest.raises(Interrupted, match=r"^stopped after [\d,]+ of 2,048 tokens"):
         train(job, prepared)
     assert not launch.interrupt(signal.SIGUSR2), "nothing runs any more"
     saved = {path.name for path in job.work.glob("checkpoint-*")}
@@ -109,7 +127,9 @@ def test_interrupted_killed_and_resumed_on_two_processes(prepared: Path, undistu
     assert saved and 0 < seen.count(128) == 1, "it went on from what was saved"
     for name, tensor in weights(job).items():
         torch.testing.assert_close(tensor, undisturbed[name], atol=2e-6, rtol=1e-5)
-    assert [json.loads(line)["tokens"] for line in (job.out / "log.jsonl").read_text().splitlines()] == list(range(128, 2049, 128))
+    assert [json.loads(line)["tokens"] for line in (job.out / "log.jsonl").read_text().splitlines()] == list(
+        range(128, 2049, 128)
+    )
 
 
 def test_a_child_of_one_process_saves_on_sigterm(
@@ -118,7 +138,7 @@ def test_a_child_of_one_process_saves_on_sigterm(
     monkeypatch.setenv(launch.AS_CHILD, "1")
     job = job_in(tmp_path, ALONE)
     job.on_log = lambda record: os.kill(child(), signal.SIGTERM) if record["tokens"] == 640 else None
-    with pytest.raises(Preempted, match="of 2,048 tokens"):
+    with pytest.raises(Interrupted, match="of 2,048 tokens"):
         train(job, prepared)
     job.on_log = lambda record: None
     train(job, prepared)
@@ -141,7 +161,12 @@ def alive(pid: int) -> bool:
 
 def test_commands_of_one_and_of_many_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
     one = launch.command(Compute(strategy="zero3", processes=4), Path("job.json"))
-    assert one[:4] == list(launch.DEAF) and "--standalone" in one and "--nproc_per_node=4" in one and one[-3:] == ["-m", "train", "job.json"]
+    assert (
+        one[:4] == list(launch.DEAF)
+        and "--standalone" in one
+        and "--nproc_per_node=4" in one
+        and one[-3:] == ["-m", "train", "job.json"]
+    )
     monkeypatch.setenv(launch.RENDEZVOUS, "127.0.0.1")
     many = launch.command(Compute(strategy="zero3", processes=4, nodes=2), Path("job.json"))
     assert many[0] == "srun" and "--nodes=2" in many and "--nnodes=2" in many and "--nproc_per_node=4" in many
@@ -151,8 +176,14 @@ def test_commands_of_one_and_of_many_nodes(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
-        (["compute=gpu", "compute.liger=true"], r"^compute\.liger=true: needs liger-kernel, which is not installed; .* or say compute\.liger=false$"),
-        (["compute=gpu", "compute.attention=flash_attention_2"], r"^compute\.attention=flash_attention_2: needs flash-attn"),
+        (
+            ["compute=gpu", "compute.liger=true"],
+            r"^compute\.liger=true: needs liger-kernel, which is not installed; .* or say compute\.liger=false$",
+        ),
+        (
+            ["compute=gpu", "compute.attention=flash_attention_2"],
+            r"^compute\.attention=flash_attention_2: needs flash-attn",
+        ),
         (["compute=zero3"], r"^compute\.strategy=zero3: needs deepspeed"),
     ],
 )

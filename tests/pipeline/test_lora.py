@@ -21,7 +21,10 @@ def test_lora_makes_other_stages_of_the_same_base() -> None:
 
 
 def test_merges_read_the_base_and_the_adapter(tmp_path: Path) -> None:
-    roles = {role: Stage("model" if role == "model" else role, role, options={"path": str(tmp_path / role)}) for role in ("model", "ct", "sft")}
+    roles = {
+        role: Stage("model" if role == "model" else role, role, options={"path": str(tmp_path / role)})
+        for role in ("model", "ct", "sft")
+    }
     folders = {role: tmp_path / role for role in roles}
     (tmp_path / "ct" / "adapter").mkdir(parents=True)
     job = Job(Stage("merge", "test", {"seed": 0}, roles), tmp_path, tmp_path, folders)

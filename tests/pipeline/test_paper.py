@@ -9,7 +9,7 @@ import pytest
 
 from pipeline import sweep
 from pipeline.config import Config
-from pipeline.cost import shape
+from pipeline.cost import model_shape as shape
 from pipeline.plan import Inputs, plan_cell
 from train.parallel import sizes
 
@@ -41,9 +41,13 @@ def test_llama_2_7b_has_the_parameters_that_are_planned_with_and_shards_evenly()
         )
     assert all(parameter.is_meta for parameter in model.parameters())
     assert sum(parameter.numel() for parameter in model.parameters()) == stated.parameters == 6_738_415_616
-    assert max(sum(p.numel() for p in module.parameters(recurse=False)) for module in model.modules()) == stated.embedding
+    assert (
+        max(sum(p.numel() for p in module.parameters(recurse=False)) for module in model.modules()) == stated.embedding
+    )
     processes = config.compute.processes * config.compute.nodes
-    shards = [sum(parameter.chunk(processes)[rank].numel() for parameter in model.parameters()) for rank in range(processes)]
+    shards = [
+        sum(parameter.chunk(processes)[rank].numel() for parameter in model.parameters()) for rank in range(processes)
+    ]
     assert processes == 8
     assert shards == [6_738_415_616 // 8] * 8
 
@@ -52,7 +56,9 @@ def test_batches_steps_and_rates_are_the_paper_s() -> None:
     config = cells()[-1]
     compute = config.compute
     for part, blocks, horizon, last in ((config.ct, 512, 10_240, 1e-6), (config.sft, 128, 2_048, 1e-5)):
-        micro, passes = sizes(part.batch_tokens, part.block_size, compute.processes * compute.nodes, compute.micro_batch)
+        micro, passes = sizes(
+            part.batch_tokens, part.block_size, compute.processes * compute.nodes, compute.micro_batch
+        )
         assert part.block_size == 2048
         assert micro * passes * compute.processes * compute.nodes == blocks
         assert part.schedule_tokens == horizon * blocks * 2048
@@ -82,7 +88,13 @@ def test_tasks_stand_with_their_language_and_lm_eval_has_them() -> None:
 
 
 def test_one_schedule_for_all_budgets_of_a_language() -> None:
-    stages = [stage for config in cells() if config.language.code == "tam" for stage in plan_cell(config, Inputs()).stages if stage.kind == "ct"]
+    stages = [
+        stage
+        for config in cells()
+        if config.language.code == "tam"
+        for stage in plan_cell(config, Inputs()).stages
+        if stage.kind == "ct"
+    ]
     assert len({stage.trajectory for stage in stages}) == 1
 
 
@@ -91,7 +103,15 @@ def test_published_checkpoints_leave_nothing_to_train() -> None:
     assert len(configs) == len(LANGUAGES)
     for config in configs:
         cell = plan_cell(config, replace(Inputs(), model="m", ct=config.ct_source, sft_model="s"))
-        assert {stage.kind for stage in cell.stages} == {"corpus", "items", "instructions", "leaks", "tune", "merge", "eval"}
+        assert {stage.kind for stage in cell.stages} == {
+            "corpus",
+            "items",
+            "instructions",
+            "leaks",
+            "tune",
+            "merge",
+            "eval",
+        }
         assert cell.checkpoints["ct"].options["path"] == f"hub:pkupie/Llama-2-7b-{config.language.short}"
 
 

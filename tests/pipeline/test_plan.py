@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from common.units import format_tokens, parse_tokens
 from pipeline import sweep
 from pipeline.config import Config, validate
 from pipeline.plan import Cell, Inputs, Stage, merged, plan_cell
-from pipeline.units import format_tokens, parse_tokens
 
 
 @cache
@@ -133,7 +133,8 @@ def test_tokens_read_as_they_are_written(count: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "count"), [("32k", 32_000), ("1.5M", 1_500_000), ("2B", 2 * 10**9), (4096, 4096), ("1_000", 1000), ("0.5k", 500)]
+    ("text", "count"),
+    [("32k", 32_000), ("1.5M", 1_500_000), ("2B", 2 * 10**9), (4096, 4096), ("1_000", 1000), ("0.5k", 500)],
 )
 def test_token_budgets(text: object, count: int) -> None:
     assert parse_tokens(text) == count

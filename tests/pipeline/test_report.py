@@ -24,7 +24,9 @@ from pipeline.report.records import Audit, Choice, Evaluation, Subject, publish
 
 N = 200
 BUDGETS = (10_000, 100_000, 1_000_000)
-SUBJECT = Subject("A <small> run & more", "nya", "Chichewa", {"nya 10k seed 0": {"name": "a <b>", "ct": {"tokens": 10_000}}})
+SUBJECT = Subject(
+    "A <small> run & more", "nya", "Chichewa", {"nya 10k seed 0": {"name": "a <b>", "ct": {"tokens": 10_000}}}
+)
 
 
 def write_scores(folder: Path, right: dict[str, float], bits: float, target: str = "nya") -> Path:
@@ -34,10 +36,18 @@ def write_scores(folder: Path, right: dict[str, float], bits: float, target: str
     samples: list[dict[str, Any]] = []
     for language in (target, "en"):
         for family, share in right.items():
-            head = {"task": f"{family}_{language}", "family": family, "language": language, "metric": "acc", "primary": True}
+            head = {
+                "task": f"{family}_{language}",
+                "family": family,
+                "language": language,
+                "metric": "acc",
+                "primary": True,
+            }
             scores = [float((item * 37) % N < round(share * N)) for item in range(N)]
             low, high = wilson(sum(scores), N)
-            records.append({**head, "value": sum(scores) / N, "low": low, "high": high, "n": N, "chance": 0.25, "trivial": 0.3})
+            records.append(
+                {**head, "value": sum(scores) / N, "low": low, "high": high, "n": N, "chance": 0.25, "trivial": 0.3}
+            )
             records.append({**records[-1], "metric": "acc_norm", "primary": False})
             samples += [
                 {"task": head["task"], "id": str(item), "metric": "acc", "score": score, "prediction": 0, "target": 0}
@@ -46,8 +56,24 @@ def write_scores(folder: Path, right: dict[str, float], bits: float, target: str
         sizes = [100 + item for item in range(30)]
         coded = [size * (bits + 0.1 * (item % 3 - 1)) for item, size in enumerate(sizes)]
         low, high = ratio_interval(coded, sizes)
-        head = {"task": f"bits_per_byte_{language}", "family": "text", "language": language, "metric": "bits_per_byte", "primary": True}
-        records.append({**head, "value": sum(coded) / sum(sizes), "low": low, "high": high, "n": 30, "chance": None, "trivial": None})
+        head = {
+            "task": f"bits_per_byte_{language}",
+            "family": "text",
+            "language": language,
+            "metric": "bits_per_byte",
+            "primary": True,
+        }
+        records.append(
+            {
+                **head,
+                "value": sum(coded) / sum(sizes),
+                "low": low,
+                "high": high,
+                "n": 30,
+                "chance": None,
+                "trivial": None,
+            }
+        )
         samples += [
             {"task": head["task"], "id": str(item), "metric": "bits_per_byte", "bits": b, "bytes": s}
             for item, (b, s) in enumerate(zip(coded, sizes, strict=True))
@@ -60,8 +86,18 @@ def write_scores(folder: Path, right: dict[str, float], bits: float, target: str
 
 def write_audit(folder: Path, method: str, slack: float, lost: float) -> Path:
     shares = {"share_trimmed": 0.2, "share_in_conflict": 0.4, "share_lost_in_conflict": lost / 2}
-    top = {level: {"share_of_parameters": 0.05, **shares, "share_lost_in_conflict": lost} for level in ("1%", "5%", "10%")}
-    model = {"parameters": 100, **shares, "norm": 1.0, "norm_lost": 0.1, "slack_regained": 0.0, "slack_given_up": 0.0, "top": top}
+    top = {
+        level: {"share_of_parameters": 0.05, **shares, "share_lost_in_conflict": lost} for level in ("1%", "5%", "10%")
+    }
+    model = {
+        "parameters": 100,
+        **shares,
+        "norm": 1.0,
+        "norm_lost": 0.1,
+        "slack_regained": 0.0,
+        "slack_given_up": 0.0,
+        "top": top,
+    }
     folder.mkdir(parents=True)
     protect = ["sft"] if slack else []
     (folder / "audit.json").write_text(
@@ -91,12 +127,18 @@ class Run:
             for method, gains in {"ct": (-0.1,) * 3, "ct_then_sft": (0.0,) * 3, **self.gains}.items():
                 for place, (budget, gain) in enumerate(zip(BUDGETS, gains, strict=True)):
                     share = 0.4 + gain + 0.1 * seed
-                    folder = write_scores(self.root / f"{method}-{budget}-{seed}", {"genre": share, "blank": share}, 4.0 - gain - place / 2)
+                    folder = write_scores(
+                        self.root / f"{method}-{budget}-{seed}",
+                        {"genre": share, "blank": share},
+                        4.0 - gain - place / 2,
+                    )
                     self.evaluations.append(Evaluation(method, budget, seed, folder))
             for method, shares in self.lost.items():
                 recipe = "ties_sv" if "sv" in method else "ties"
                 for budget, share in zip(BUDGETS, shares, strict=True):
-                    folder = write_audit(self.root / f"audit-{method}-{budget}-{seed}", recipe, float("sv" in method), share)
+                    folder = write_audit(
+                        self.root / f"audit-{method}-{budget}-{seed}", recipe, float("sv" in method), share
+                    )
                     self.audits.append(Audit(method, budget, seed, folder))
             for method, gains in self.gains.items():
                 for budget, gain in zip(BUDGETS, gains, strict=True):
@@ -110,7 +152,13 @@ class Run:
                     (folder / "tries.jsonl").write_text("".join(json.dumps(one) + "\n" for one in tries))
                     (folder / "choice.yml").write_text(yaml.safe_dump(settings))
                     self.choices.append(Choice(method, budget, seed, folder))
-        record = {"kind": "ct", "slug": "nya-10k-s0", "key": "0123456789ab", "seconds": 61.5, "finished": "2026-01-02T03:04:05+00:00"}
+        record = {
+            "kind": "ct",
+            "slug": "nya-10k-s0",
+            "key": "0123456789ab",
+            "seconds": 61.5,
+            "finished": "2026-01-02T03:04:05+00:00",
+        }
         self.stages.append({**record, "commit": "c0ffee" * 6 + "+", "versions": {"torch": "2.13.0"}})
 
     def verdicts(self) -> list[str]:
@@ -130,12 +178,28 @@ LOST = {"ties": (0.1, 0.2, 0.3), "ties_sv_1": (0.05, 0.1, 0.15)}
 def test_every_score_is_a_row_and_unmerged_models_are_given_once(tmp_path: Path) -> None:
     run = Run(tmp_path, GOOD, LOST, seeds=(0, 1))
     rows = list(csv.DictReader(results.to_csv(results.gather(run.evaluations)).splitlines()))
-    assert list(rows[0]) == ["language", "task", "metric", "method", "ct_tokens", "seed", "value", "low", "high", "n", "chance", "trivial"]
+    assert list(rows[0]) == [
+        "language",
+        "task",
+        "metric",
+        "method",
+        "ct_tokens",
+        "seed",
+        "value",
+        "low",
+        "high",
+        "n",
+        "chance",
+        "trivial",
+    ]
     assert len(rows) == (2 + 4 * 3) * 2 * 2 * 6  # checkpoints, seeds, languages, records of a language
     found = [
         row
         for row in rows
-        if row["task"] == "genre_nya" and row["method"] == "ties" and row["metric"] == "acc" and row["ct_tokens"] == "10000"
+        if row["task"] == "genre_nya"
+        and row["method"] == "ties"
+        and row["metric"] == "acc"
+        and row["ct_tokens"] == "10000"
     ]
     assert [(float(row["value"]), row["seed"], row["n"]) for row in found] == [(0.6, "0", "200"), (0.7, "1", "200")]
     assert (float(found[0]["low"]), float(found[0]["high"])) == wilson(120, 200)
@@ -165,13 +229,20 @@ def test_claims_follow_the_data(tmp_path: Path) -> None:
         {"ties": (0.3, 0.2, 0.1), "ties_sv_1": (0.6, 0.4, 0.2)},
     )
     assert flipped.verdicts() == ["the opposite is shown"] * 5
-    level = Run(tmp_path / "level", {"ties": (0.0,) * 3, "ties_sv_1": (0.0,) * 3}, {"ties": (0.1, 0.2, 0.1), "ties_sv_1": (0.0, 0.2, 0.1)})
+    level = Run(
+        tmp_path / "level",
+        {"ties": (0.0,) * 3, "ties_sv_1": (0.0,) * 3},
+        {"ties": (0.1, 0.2, 0.1), "ties_sv_1": (0.0, 0.2, 0.1)},
+    )
     assert level.verdicts() == ["not shown"] * 5
 
 
 def test_claims_state_the_numbers(tmp_path: Path) -> None:
     first, second, third, fourth, fifth = (answer.text for answer in Run(tmp_path, GOOD, LOST).claims().answers)
-    assert "At 10k tokens" in first and "TIES SV 1, has a mean accuracy of 0.700; CT-then-SFT has 0.400. Difference +0.300 [+0.2" in first
+    assert (
+        "At 10k tokens" in first
+        and "TIES SV 1, has a mean accuracy of 0.700; CT-then-SFT has 0.400. Difference +0.300 [+0.2" in first
+    )
     assert "Of the 2 merges, 2 are shown" in first and "bits per byte (lower is better): \u22120.300 [" in first
     assert "From 10k to 1M the advantage shrinks by +0.200 [+0." in second
     assert "TIES: 10.0 % at 10k, 20.0 % at 100k, 30.0 % at 1M" in third and "SV" not in third
@@ -196,7 +267,9 @@ def test_comparisons_pair_items_over_the_seeds_that_both_have(tmp_path: Path) ->
     assert found["ct", "accuracy", 10_000].difference.value == pytest.approx(0.2)  # seed 0 of both
     assert found["sft", "bits", 1_000_000].difference.value == pytest.approx(2.9 - 5.0)
     assert found["sft", "bits", 1_000_000].verdict == "better"
-    gained = [0.5 * (80 <= item * 37 % N < 120) for item in sorted(range(N), key=str)]  # items that ties has right and CT-then-SFT has not
+    gained = [
+        0.5 * (80 <= item * 37 % N < 120) for item in sorted(range(N), key=str)
+    ]  # items that ties has right and CT-then-SFT has not
     expected = mean_interval([gained, gained])
     assert (same.difference.low, same.difference.high) == pytest.approx(expected)
 
@@ -251,7 +324,9 @@ def test_the_page_is_one_file_that_refers_to_nothing_else(rendered: tuple[Run, r
     ):
         assert wanted in html, wanted
     assert "A &lt;small&gt; run &amp; more" in html and "<small> run" not in html and "a <b>" not in html
-    assert paths.curves.read_bytes().startswith(b"\x89PNG") and b"</svg>" in paths.curves.with_suffix(".svg").read_bytes()
+    assert (
+        paths.curves.read_bytes().startswith(b"\x89PNG") and b"</svg>" in paths.curves.with_suffix(".svg").read_bytes()
+    )
     assert sorted(path.name for path in paths.page.parent.iterdir()) == [
         "curves.png",
         "curves.svg",
@@ -274,7 +349,10 @@ def test_a_merge_without_task_vectors_discards_nothing(tmp_path: Path) -> None:
 
 
 def test_discarded_shares_are_means_over_seeds(tmp_path: Path) -> None:
-    audits = [Audit("ties", 10_000, seed, write_audit(tmp_path / str(seed), "ties", 0.0, lost)) for seed, lost in enumerate((0.1, 0.3))]
+    audits = [
+        Audit("ties", 10_000, seed, write_audit(tmp_path / str(seed), "ties", 0.0, lost))
+        for seed, lost in enumerate((0.1, 0.3))
+    ]
     (one,) = discards.read(audits)
     assert one.of_top["5%"].lost == pytest.approx(0.2) and one.of_all.lost == pytest.approx(0.1) and one.plain_ties
 
@@ -303,7 +381,9 @@ def test_publishing_leaves_nothing_half_written(tmp_path: Path) -> None:
 
 
 def test_times_are_added_up_by_kind() -> None:
-    assert page.by_kind([{"kind": "eval", "seconds": 1.0}, {"kind": "ct", "seconds": 5.0}, {"kind": "eval", "seconds": 2.0}]) == [
+    assert page.by_kind(
+        [{"kind": "eval", "seconds": 1.0}, {"kind": "ct", "seconds": 5.0}, {"kind": "eval", "seconds": 2.0}]
+    ) == [
         ("ct", 1, 5.0),
         ("eval", 2, 3.0),
     ]
@@ -317,10 +397,25 @@ def test_no_torch_is_imported() -> None:
 
 def test_leaks_are_a_section_where_they_were_looked_for(tmp_path: Path) -> None:
     folder = write_scores(tmp_path / "base", {"next": 0.5}, 2.0)
-    worst = {"task": "next_nya", "id": "i<1>", "share": 0.5, "jaccard": 0.9, "text": "an item", "training": {"file": "text/a", "document": "d", "text": "a passage"}}
+    worst = {
+        "task": "next_nya",
+        "id": "i<1>",
+        "share": 0.5,
+        "jaccard": 0.9,
+        "text": "an item",
+        "training": {"file": "text/a", "document": "d", "text": "a passage"},
+    }
     tasks = {"next_nya": {"items": 50, "too_short": 3, "verbatim": 2, "near": 1}}
     read = {"files": 1, "documents": 12_345, "bytes": 10**7}
-    leaks = {"gram_words": 13, "shingle_words": 5, "shortest_words": 8, "near_jaccard": 0.8, "read": read, "tasks": tasks, "worst": [worst]}
+    leaks = {
+        "gram_words": 13,
+        "shingle_words": 5,
+        "shortest_words": 8,
+        "near_jaccard": 0.8,
+        "read": read,
+        "tasks": tasks,
+        "worst": [worst],
+    }
     evaluations = [Evaluation("base", 10_000, 0, folder)]
     page = report.render(evaluations, [], [], [], tmp_path / "with", SUBJECT, leaks).page.read_text()
     assert "<tr><th>next_nya</th><td>50</td><td>3</td><td>2</td><td>1</td></tr>" in page

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pipeline import states
 from pipeline.execute import Executor
 from pipeline.plan import Stage
-from pipeline.progress import Journal
+from pipeline.run.console import Journal
 from pipeline.store import Store
 from tests.pipeline.toy import Makers, plan
 
@@ -27,16 +27,22 @@ from tests.pipeline.toy import Makers, plan
         (set(), {10}, True, set()),
     ],
 )
-def test_states_are_kept_while_a_missing_budget_would_continue_from_them(held: set[int], missing: set[int], keep_last: bool, dropped: set[int]) -> None:
+def test_states_are_kept_while_a_missing_budget_would_continue_from_them(
+    held: set[int], missing: set[int], keep_last: bool, dropped: set[int]
+) -> None:
     assert states.superfluous(held, missing, keep_last) == dropped
 
 
 @given(st.sets(st.integers(1, 50)), st.sets(st.integers(1, 50)), st.booleans())
-def test_a_drop_never_takes_what_a_missing_budget_starts_from(held: set[int], missing: set[int], keep_last: bool) -> None:
+def test_a_drop_never_takes_what_a_missing_budget_starts_from(
+    held: set[int], missing: set[int], keep_last: bool
+) -> None:
     missing -= held
     left = held - states.superfluous(held, missing, keep_last)
     for wanted in missing:
-        assert max((budget for budget in held if budget < wanted), default=0) == max((budget for budget in left if budget < wanted), default=0)
+        assert max((budget for budget in held if budget < wanted), default=0) == max(
+            (budget for budget in left if budget < wanted), default=0
+        )
 
 
 def run(store: Store, budgets: tuple[int, ...], folder: Path) -> list[Stage]:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.units import parse_bytes
+from common.units import parse_bytes
 
 
-@pytest.mark.parametrize(("text", "expected"), [("500MB", 500 * 10**6), ("1.5gb", 1_500_000_000), ("20 kB", 20_000), ("2t", 2 * 10**12), (1234, 1234)])
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("500MB", 500 * 10**6), ("1.5gb", 1_500_000_000), ("20 kB", 20_000), ("2t", 2 * 10**12), (1234, 1234)],
+)
 def test_bytes_in_powers_of_a_thousand(text: object, expected: int) -> None:
     assert parse_bytes(text) == expected
 

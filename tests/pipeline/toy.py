@@ -14,7 +14,7 @@ from pathlib import Path
 from pipeline import store as store_module
 from pipeline.execute import Executor, Job
 from pipeline.plan import Stage
-from pipeline.progress import Journal
+from pipeline.run.console import Journal
 from pipeline.store import Store
 
 POINTS = ("start", "mid_stage", "before_record", "fsync", "before_rename", "after_rename", "discard")
@@ -23,8 +23,14 @@ POINTS = ("start", "mid_stage", "before_record", "fsync", "before_rename", "afte
 def plan(budgets: tuple[int, ...] = (20, 40)) -> tuple[Stage, ...]:
     corpus = Stage("corpus", "toy", {"words": 3})
     model = Stage("base", "toy", {"tokens": 1_000_000}, {"corpus": corpus})
-    ct = [Stage("ct", f"toy-{tokens}", {"tokens": tokens, "seed": 0}, {"model": model, "blocks": corpus}) for tokens in budgets]
-    evals = [Stage("eval", f"toy-{tokens}", {"split": "test"}, {"checkpoint": stage}) for tokens, stage in zip(budgets, ct, strict=True)]
+    ct = [
+        Stage("ct", f"toy-{tokens}", {"tokens": tokens, "seed": 0}, {"model": model, "blocks": corpus})
+        for tokens in budgets
+    ]
+    evals = [
+        Stage("eval", f"toy-{tokens}", {"split": "test"}, {"checkpoint": stage})
+        for tokens, stage in zip(budgets, ct, strict=True)
+    ]
     return (corpus, model, *ct, *evals)
 
 

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from pipeline.cluster import queue
+from pipeline.run.cluster import queue
 from pipeline.store import Store
 from tests.slurm.cluster import Slurm, install, unavailable, wait
 
@@ -42,7 +42,15 @@ class Command:
 
     def __init__(self, folder: Path, name: str, *overrides: str) -> None:
         self.said_in = folder / f"{name}-{time.time_ns()}.txt"
-        words = [sys.executable, "-m", "pipeline", "run", *overrides, f"store={folder / name / 'store'}", f"outputs={folder / name / 'outputs'}"]
+        words = [
+            sys.executable,
+            "-m",
+            "pipeline",
+            "run",
+            *overrides,
+            f"store={folder / name / 'store'}",
+            f"outputs={folder / name / 'outputs'}",
+        ]
         with self.said_in.open("w") as file:
             self.process = subprocess.Popen(words, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
         atexit.register(self.process.kill)
@@ -68,7 +76,9 @@ class Command:
 def weights(store: Path) -> dict[str, str]:
     """The checksum of every trained checkpoint, by stage."""
     records = [json.loads(path.read_text()) for kind in TRAINED for path in (store / kind).glob("*/stage.json")]
-    return {f"{record['kind']} {record['slug']}": record["files"]["model/model.safetensors"]["sha256"] for record in records}
+    return {
+        f"{record['kind']} {record['slug']}": record["files"]["model/model.safetensors"]["sha256"] for record in records
+    }
 
 
 def same(one: Path, other: Path, name: str) -> None:
@@ -77,7 +87,9 @@ def same(one: Path, other: Path, name: str) -> None:
     assert trained and trained == weights(other / "store"), f"weights differ:\n{trained}\n{weights(other / 'store')}"
     results = [(folder / "outputs" / name / "results.csv").read_bytes() for folder in (one, other)]
     assert results[0] == results[1], f"results differ:\n{results[0].decode()}\n{results[1].decode()}"
-    say(f"{name}: {len(trained)} checkpoints have the checksums of the local run, and results.csv is the same, byte for byte")
+    say(
+        f"{name}: {len(trained)} checkpoints have the checksums of the local run, and results.csv is the same, byte for byte"
+    )
 
 
 def events(folder: Path, *names: str) -> list[dict]:
@@ -99,7 +111,9 @@ def sweep(slurm: Slurm, folder: Path) -> None:
     second = Command(folder, "slurm", *on_slurm)
     second.until(lambda: "queued before" in second.said, "its first line")
     assert "0 jobs submitted" in second.said, second.said
-    say(f"the submitting command was killed (-9) with {submitted} jobs in the queue; the same command found them and submitted none again")
+    say(
+        f"the submitting command was killed (-9) with {submitted} jobs in the queue; the same command found them and submitted none again"
+    )
 
     logs = preempt(slurm, there, second)
     job = cancel(slurm, there, second)
@@ -108,7 +122,9 @@ def sweep(slurm: Slurm, folder: Path) -> None:
     assert "log: " in report and f"{job}_0_log.out" in report and "to try again" in report, said
     retry = next(line for line in said.splitlines() if line.startswith("to try again"))
     absent = said.count("was not run, as there is no sft en-after") // 2  # once when it happens, once at the end
-    say(f"job {job} was cancelled: the sweep finished the rest, named it with its log and {absent} stage that hangs on it, and gave the command:")
+    say(
+        f"job {job} was cancelled: the sweep finished the rest, named it with its log and {absent} stage that hangs on it, and gave the command:"
+    )
     say(f"  {retry.partition(': ')[2]}")
     third = Command(folder, "slurm", *on_slurm).end()
     assert f'"stages_run": {absent + 1}' in third, third
@@ -120,26 +136,41 @@ def sweep(slurm: Slurm, folder: Path) -> None:
 
 def preempt(slurm: Slurm, there: Path, command: Command) -> str:
     """Lets a job of higher priority take the node of the CT training, as soon as it has saved once. What it had logged before it was stopped."""
-    begun = lambda: [event["key"] for event in events(there, "started") if event["kind"] == "ct" and "41216" in event["slug"]]
-    saved = lambda: [path for key in begun() for path in (there / "store" / ".work").glob(f"ct-{key}/scratch/checkpoint-*/complete")]
+    begun = lambda: [
+        event["key"] for event in events(there, "started") if event["kind"] == "ct" and "41216" in event["slug"]
+    ]
+    saved = lambda: [
+        path for key in begun() for path in (there / "store" / ".work").glob(f"ct-{key}/scratch/checkpoint-*/complete")
+    ]
     command.until(saved, "a checkpoint of the CT training")
     (training,) = (job for job in queue.ours(Store(there / "store"), queue.look() or {}) if begun()[0] in job.keys)
     node = slurm.command("squeue", "--noheader", f"--jobs={training.id}", "--format=%N")
     urgent = slurm.command(
-        "sbatch", "--parsable", "--partition=high", f"--nodelist={node}", "--exclusive", f"--output={there}/urgent.out", "--wrap", "sleep 1"
+        "sbatch",
+        "--parsable",
+        "--partition=high",
+        f"--nodelist={node}",
+        "--exclusive",
+        f"--output={there}/urgent.out",
+        "--wrap",
+        "sleep 1",
     )
     command.until(lambda: events(there, "requeued"), "the training to save and be queued again", 120)
     steps = sorted(int(path.parent.name.rpartition("-")[2]) for path in saved())
     log = next((there / "store" / ".work").glob(f"ct-{begun()[0]}/scratch/log.jsonl")).read_text()
     assert steps and steps[-1] < 161, f"the training was over before it could be preempted: {steps}"
-    say(f"job {training.id} (CT) was preempted on {node} by job {urgent} of the partition `high`: it saved at step {steps[-1]} of 161 and was queued again")
+    say(
+        f"job {training.id} (CT) was preempted on {node} by job {urgent} of the partition `high`: it saved at step {steps[-1]} of 161 and was queued again"
+    )
     command.until(lambda: len(begun()) == 2, "the training to go on")
     return log
 
 
 def cancel(slurm: Slurm, there: Path, command: Command) -> str:
     """Cancels the CT-then-SFT training at the larger budget while it runs; its job's id."""
-    running = lambda: [event["key"] for event in events(there, "started") if event["slug"].startswith("en-after-nya-41216")]
+    running = lambda: [
+        event["key"] for event in events(there, "started") if event["slug"].startswith("en-after-nya-41216")
+    ]
     command.until(running, "the CT-then-SFT training")
     (job,) = (job for job in queue.ours(Store(there / "store"), queue.look() or {}) if running()[0] in job.keys)
     slurm.command("scancel", job.id)
@@ -149,8 +180,10 @@ def cancel(slurm: Slurm, there: Path, command: Command) -> str:
 def two_nodes(folder: Path) -> None:
     """One DDP training on two nodes, a process each, against two processes of this host."""
     Command(folder, "local", *TWO_NODES, "compute.processes=2", "compute.nodes=1").end()
-    Command(folder, "slurm", *TWO_NODES, "compute.processes=1", "compute.nodes=2", "launcher=slurm", f"site={SITE}").end()
-    (record,) = ((folder / "slurm" / "store" / "ct").glob("*-s1-*/stage.json"))
+    Command(
+        folder, "slurm", *TWO_NODES, "compute.processes=1", "compute.nodes=2", "launcher=slurm", f"site={SITE}"
+    ).end()
+    (record,) = (folder / "slurm" / "store" / "ct").glob("*-s1-*/stage.json")
     launched = json.loads(record.read_text())["launched"]
     assert launched["world_size"] == 2, launched
     say(f"a CT training ran on two nodes by srun and torchrun: {launched}")
@@ -162,7 +195,9 @@ def main() -> int:
     if reason := unavailable():
         print(f"test-slurm was not run: {reason}. Nothing was tested.")
         return 0
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(f"ended by signal {number}"))  # so that Slurm is stopped
+    signal.signal(
+        signal.SIGTERM, lambda number, frame: sys.exit(f"ended by signal {number}")
+    )  # so that Slurm is stopped
     folder = Path(tempfile.mkdtemp(prefix="slackmerge-slurm-"))
     folder.chmod(0o755)  # munged wants everybody to reach its socket
     say(f"the local run, to compare with; everything lies in {folder}")
@@ -171,7 +206,9 @@ def main() -> int:
         say(f"a real Slurm runs: {slurm.command('sinfo', '--version')}, nodes n1 and n2 on this host, CPU only")
         sweep(slurm, folder)
         two_nodes(folder)
-    say("Slurm was stopped. Passed: a sweep through Slurm, killed, preempted, cancelled and tried again, and a training on two nodes, equal to local runs")
+    say(
+        "Slurm was stopped. Passed: a sweep through Slurm, killed, preempted, cancelled and tried again, and a training on two nodes, equal to local runs"
+    )
     subprocess.run(["rm", "-rf", str(folder)], check=True, timeout=60)
     return 0
 

@@ -97,7 +97,11 @@ class Slurm:
         for name in ("munge", "run", "state", "log", *(f"spool.{node}" for node in NODES)):
             (self.root / name).mkdir(parents=True, exist_ok=True)
         conf = self.root / "slurm.conf"
-        conf.write_text(CONFIG.format(root=self.root, host=socket.gethostname(), ports=free_ports(3), cpus=self.cpus, memory=self.memory))
+        conf.write_text(
+            CONFIG.format(
+                root=self.root, host=socket.gethostname(), ports=free_ports(3), cpus=self.cpus, memory=self.memory
+            )
+        )
         self._set({"SLURM_CONF": str(conf), "GLOO_SOCKET_IFNAME": "lo", "MASTER_ADDR": None})
         try:
             self._start()
@@ -130,12 +134,25 @@ class Slurm:
         key = munge / "munge.key"
         key.touch(mode=0o600)
         key.write_bytes(secrets.token_bytes(128))
-        places = {"key-file": key, "socket": munge / "munge.sock", "pid-file": munge / "munged.pid", "log-file": munge / "log", "seed-file": munge / "seed"}
+        places = {
+            "key-file": key,
+            "socket": munge / "munge.sock",
+            "pid-file": munge / "munged.pid",
+            "log-file": munge / "log",
+            "seed-file": munge / "seed",
+        }
         self._daemon(munge / "munged.pid", "munged", *(f"--{name}={path}" for name, path in places.items()))
         self._daemon(self.root / "run" / "slurmctld.pid", "slurmctld")
         for node in NODES:
             self._daemon(self.root / "run" / f"slurmd.{node}.pid", "slurmd", "-N", node)
-        wait(lambda: self.command("sinfo", "--noheader", "--Node", "--format=%t", check=False).split().count("idle") >= 2 * len(NODES), 60, "idle nodes")
+        wait(
+            lambda: (
+                self.command("sinfo", "--noheader", "--Node", "--format=%t", check=False).split().count("idle")
+                >= 2 * len(NODES)
+            ),
+            60,
+            "idle nodes",
+        )
 
     def _daemon(self, pid_file: Path, *words: str) -> None:
         said = self.root / "log" / f"{pid_file.stem}.out"  # a file: a pipe would stay open as long as the daemon runs

@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 
-from train import base, corpus
+from train import base_model as base
+from train.data.corpus import build as corpus
 
-WORDS = [a + b + c for a in ("ba", "ko", "mi", "tu", "se") for b in ("la", "ri", "no", "fu") for c in ("", "ka", "de", "s")]
+WORDS = [
+    a + b + c for a in ("ba", "ko", "mi", "tu", "se") for b in ("la", "ri", "no", "fu") for c in ("", "ka", "de", "s")
+]
 
 
 def sentences(seed: int, count: int) -> list[str]:
@@ -24,7 +27,13 @@ def corpus_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "mine.txt").write_text("\n\n".join(sentences(0, 300)))
     (folder / "english.txt").write_text("\n\n".join(sentences(1, 300)))
     settings = {
-        "source": "files", "language": "xx", "path": str(folder / "mine.txt"), "english_path": str(folder / "english.txt"), "dev": 0.1, "test": 0.1, "seed": 0
+        "source": "files",
+        "language": "xx",
+        "path": str(folder / "mine.txt"),
+        "english_path": str(folder / "english.txt"),
+        "dev": 0.1,
+        "test": 0.1,
+        "seed": 0,
     }
     corpus.build(settings, folder / "out", folder)
     return folder / "out"

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from common.errors import Interrupted
 from train import trainer
-from train.errors import Interrupted
 from train.parallel import Compute
 
 
@@ -51,7 +51,9 @@ def main(prepared: Path, out: Path, strategy: str) -> None:
     def run(name: str, tokens: int, blocks: str = "blocks", **more: Any) -> None:
         own = {**settings, "tokens": tokens}
         folder = out / name
-        facts = trainer.train(prepared / "model", prepared / blocks, own, folder / "out", work=folder / "work", compute=compute, **more)
+        facts = trainer.train(
+            prepared / "model", prepared / blocks, own, folder / "out", work=folder / "work", compute=compute, **more
+        )
         (folder / f"facts-{os.environ['RANK']}.json").write_text(json.dumps(facts))
 
     run("whole", 2048)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from train.blocks import BlockFile, best_fit, cut, interleave, kind_for
+from train.data.blocks import BlockFile, best_fit, cut, interleave, kind_for
 
 
 def order(shares: list[float], length: int) -> list[int]:
@@ -69,13 +69,21 @@ def test_the_longest_first_leave_less_room() -> None:
     lengths = [min(2048, max(8, int(rng.lognormvariate(5.3, 1)))) for _ in range(20_000)]
     least = sum(lengths) / 2048
     as_they_come = len(list(best_fit(enumerate(lengths), 2048, 64)))
-    longest_first = len(list(best_fit(((name, lengths[name]) for name in sorted(range(20_000), key=lambda name: -lengths[name])), 2048, None)))
+    longest_first = len(
+        list(
+            best_fit(
+                ((name, lengths[name]) for name in sorted(range(20_000), key=lambda name: -lengths[name])), 2048, None
+            )
+        )
+    )
     assert least / longest_first > 0.995
     assert longest_first <= as_they_come
 
 
 @given(st.integers(0, 5), st.sampled_from([np.uint16, np.uint32, np.int32]))
-def test_a_file_of_blocks_is_what_numpy_writes(tmp_path_factory: pytest.TempPathFactory, count: int, kind: type) -> None:
+def test_a_file_of_blocks_is_what_numpy_writes(
+    tmp_path_factory: pytest.TempPathFactory, count: int, kind: type
+) -> None:
     folder = tmp_path_factory.mktemp("blocks")
     rows = np.arange(count * 7, dtype=kind).reshape(count, 7)
     file = BlockFile(folder / "ours.npy", 7, kind)

@@ -4,12 +4,23 @@ from typing import Any
 
 import pytest
 
-from train import bible, corpus, files
-from train.errors import BadInput
+from common.errors import BadInput
+from train.data.corpus import bible
+from train.data.corpus import build as corpus
+from train.data.corpus import text_files as files
 
 
 def settings(**changes: Any) -> dict[str, Any]:
-    return {"source": "files", "language": "xx", "path": None, "english_path": None, "dev": 0.2, "test": 0.2, "seed": 0, **changes}
+    return {
+        "source": "files",
+        "language": "xx",
+        "path": None,
+        "english_path": None,
+        "dev": 0.2,
+        "test": 0.2,
+        "seed": 0,
+        **changes,
+    }
 
 
 def test_splits_have_about_their_shares_and_never_move() -> None:
@@ -43,14 +54,28 @@ def test_the_bible_is_split_by_chapter_and_aligned(tmp_path: Path) -> None:
     training = {corpus.normalised(verse["nya"]) for verse in verses if verse["split"] == "train"}
     assert not any(corpus.normalised(verse["nya"]) in training for verse in verses if verse["split"] != "train")
     for language in ("nya", "en"):  # the held-out chapters are held out of the English text too
-        assert {row["id"] for row in corpus.read_jsonl(tmp_path / "text" / f"{language}.test.jsonl")} >= chapters["test"]
-        assert not {row["id"] for row in corpus.read_jsonl(tmp_path / "text" / f"{language}.train.jsonl")} & chapters["test"]
+        assert {row["id"] for row in corpus.read_jsonl(tmp_path / "text" / f"{language}.test.jsonl")} >= chapters[
+            "test"
+        ]
+        assert (
+            not {row["id"] for row in corpus.read_jsonl(tmp_path / "text" / f"{language}.train.jsonl")}
+            & chapters["test"]
+        )
 
 
 def test_notes_and_glued_punctuation_are_mended() -> None:
     assert not any("{" in text for _, text in bible.english())
     assert not any(",a" in text for _, text in bible.chichewa())
-    assert [bible.genre(book) for book in (1, 5, 6, 18, 23, 40, 45, 66)] == ["law", "law", "history", "poetry", "prophecy", "gospel", "letter", "letter"]
+    assert [bible.genre(book) for book in (1, 5, 6, 18, 23, 40, 45, 66)] == [
+        "law",
+        "law",
+        "history",
+        "poetry",
+        "prophecy",
+        "gospel",
+        "letter",
+        "letter",
+    ]
 
 
 @pytest.mark.parametrize("suffix", files.FORMATS)

@@ -17,13 +17,16 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from train import base, trainer
-from train.errors import BadInput
+from common.errors import BadInput
+from train import base_model as base
+from train import trainer
 from train.parallel import Compute
 
 ROOT = Path(__file__).parents[2]
 DEEPSPEED = importlib.util.find_spec("deepspeed") is not None and shutil.which("g++") is not None
-OFFLOAD_BUILT = any(Path(os.environ.get("TORCH_EXTENSIONS_DIR", Path.home() / ".cache" / "torch_extensions")).glob("**/cpu_adam*.so"))
+OFFLOAD_BUILT = any(
+    Path(os.environ.get("TORCH_EXTENSIONS_DIR", Path.home() / ".cache" / "torch_extensions")).glob("**/cpu_adam*.so")
+)
 needs_deepspeed = pytest.mark.skipif(not DEEPSPEED, reason="ZeRO on a CPU needs deepspeed and g++")
 needs_offload = pytest.mark.skipif(
     not (DEEPSPEED and (OFFLOAD_BUILT or os.environ.get("TEST_OFFLOAD"))),
@@ -47,10 +50,16 @@ def prepared(corpus_dir: Path, recipe: dict[str, Any], tmp_path_factory: pytest.
     for row, length in enumerate(np.random.default_rng(0).integers(0, 31, len(labels))):
         labels[row, :length] = -100
     np.save(folder / "masked" / "labels.npy", labels)
-    for name, tokens, blocks in (("one_whole", 2048, "blocks"), ("one_half", 1024, "blocks"), ("one_masked", 1024, "masked")):
+    for name, tokens, blocks in (
+        ("one_whole", 2048, "blocks"),
+        ("one_half", 1024, "blocks"),
+        ("one_masked", 1024, "masked"),
+    ):
         where = folder / name
         own = {**settings, "tokens": tokens}
-        trainer.train(folder / "model", folder / blocks, own, where / "out", work=where / "work", compute=Compute(threads=1))
+        trainer.train(
+            folder / "model", folder / blocks, own, where / "out", work=where / "work", compute=Compute(threads=1)
+        )
     return folder
 
 
@@ -81,10 +90,28 @@ def close(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> fl
     ],
 )
 def test_two_processes_train_what_one_does(strategy: str, prepared: Path, tmp_path: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "TQDM_DISABLE": "1"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(Path(__file__).with_name("many.py"))]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "DS_ACCELERATOR": "cpu",
+        "TQDM_DISABLE": "1",
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        str(Path(__file__).with_name("many.py")),
+    ]
     done = subprocess.run(
-        [*command, str(prepared), str(tmp_path), strategy], env=environment, capture_output=True, text=True, timeout=900, check=False
+        [*command, str(prepared), str(tmp_path), strategy],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-4000:]
     whole = weights(tmp_path / "whole")
@@ -112,7 +139,9 @@ def test_two_processes_train_what_one_does(strategy: str, prepared: Path, tmp_pa
         close(weights(tmp_path / "from_one"), weights(prepared / "one_whole"))
 
     published = tmp_path / "chained" / "out" / "model"
-    assert {path.name for path in published.iterdir()} == {path.name for path in (prepared / "one_whole" / "out" / "model").iterdir()}
+    assert {path.name for path in published.iterdir()} == {
+        path.name for path in (prepared / "one_whole" / "out" / "model").iterdir()
+    }
     assert AutoTokenizer.from_pretrained(published).eos_token == base.END
     model, info = AutoModelForCausalLM.from_pretrained(published, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
@@ -131,7 +160,9 @@ def test_two_processes_train_what_one_does(strategy: str, prepared: Path, tmp_pa
         (("none", 1), Compute(strategy="zero2", processes=2), False),
     ],
 )
-def test_a_state_is_refused_where_its_format_does_not_fit(saved: tuple[str, int], compute: Compute, fits: bool, tmp_path: Path) -> None:
+def test_a_state_is_refused_where_its_format_does_not_fit(
+    saved: tuple[str, int], compute: Compute, fits: bool, tmp_path: Path
+) -> None:
     (tmp_path / trainer.COMPLETE).write_text(json.dumps({"strategy": saved[0], "world_size": saved[1]}))
     if fits:
         trainer.check_state(tmp_path, compute)
@@ -144,4 +175,6 @@ def test_one_process_cannot_pass_for_two(prepared: Path, tmp_path: Path) -> None
     settings = json.loads((prepared / "settings.json").read_text())
     with pytest.raises(BadInput, match="2 processes wanted, but this launch has 1"):
         compute = Compute(strategy="ddp", processes=2)
-        trainer.train(prepared / "model", prepared / "blocks", settings, tmp_path / "out", work=tmp_path / "work", compute=compute)
+        trainer.train(
+            prepared / "model", prepared / "blocks", settings, tmp_path / "out", work=tmp_path / "work", compute=compute
+        )

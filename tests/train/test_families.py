@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from common.errors import BadInput
 from tests.train.conftest import sentences
-from train import families, instructions
-from train.corpus import read_jsonl
-from train.errors import BadInput
+from train.data import families, instructions
+from train.data.corpus.build import read_jsonl
 
 TEXTS = sentences(2, 200)
 VOCABULARY = families.Vocabulary(TEXTS)
@@ -44,20 +44,34 @@ def test_distractors_are_as_frequent_as_the_answer() -> None:
 
 @pytest.mark.parametrize(
     ("verse", "topic"),
-    [("The king sat on his throne.", "kings"), ("They ate bread.", "food"), ("The king ate bread.", None), ("And he said, Go.", None)],
+    [
+        ("The king sat on his throne.", "kings"),
+        ("They ate bread.", "food"),
+        ("The king ate bread.", None),
+        ("And he said, Go.", None),
+    ],
 )
 def test_a_topic_needs_keywords_of_one_topic_only(verse: str, topic: str | None) -> None:
     assert families.topic_of(verse) == topic
 
 
 def test_labels_are_balanced() -> None:
-    items = {label: [families.genre(f"text {i}", label) for i in range(n)] for label, n in (("law", 30), ("gospel", 12))}
+    items = {
+        label: [families.genre(f"text {i}", label) for i in range(n)] for label, n in (("law", 30), ("gospel", 12))
+    }
     chosen = instructions.balanced(items, 60, random.Random(0))
     assert len(chosen) == 24 and sum(item.choices[item.answer] == "law" for item in chosen) == 12
 
 
 def build(corpus_dir: Path, out: Path, **changes: Any) -> None:
-    settings = {"language": "xx", "families": list(families.QUESTIONS), "sft_items": 40, "eval_items": 20, "sft_path": None, "seed": 0}
+    settings = {
+        "language": "xx",
+        "families": list(families.QUESTIONS),
+        "sft_items": 40,
+        "eval_items": 20,
+        "sft_path": None,
+        "seed": 0,
+    }
     instructions.build(corpus_dir, {**settings, **changes}, out)
 
 
@@ -69,7 +83,9 @@ def test_instructions_and_items_share_templates_but_not_content(corpus_dir: Path
     items = read_jsonl(tmp_path / "a" / "tasks" / "next_en.test.jsonl")
     trained = {row["prompt"] for row in sft}
     assert items and all(item["prompt"].startswith("Which word comes next?\n") for item in items)
-    assert all(row["prompt"].endswith("\nWhich word fills the blank?\nAnswer:") for row in sft if row["family"] == "blank")
+    assert all(
+        row["prompt"].endswith("\nWhich word fills the blank?\nAnswer:") for row in sft if row["family"] == "blank"
+    )
     assert not trained & {item["prompt"] for item in items}
     for path in sorted((tmp_path / "a").rglob("*.json*")):
         assert path.read_bytes() == (tmp_path / "b" / path.relative_to(tmp_path / "a")).read_bytes()
@@ -79,7 +95,9 @@ def test_own_instructions(corpus_dir: Path, tmp_path: Path) -> None:
     path = tmp_path / "mine.jsonl"
     path.write_text(json.dumps({"instruction": "Say yes.", "input": "", "output": "yes"}) + "\n")
     build(corpus_dir, tmp_path / "out", sft_path=str(path))
-    assert read_jsonl(tmp_path / "out" / "sft.jsonl") == [{"prompt": "Say yes.\nAnswer:", "output": "yes", "family": "own"}]
+    assert read_jsonl(tmp_path / "out" / "sft.jsonl") == [
+        {"prompt": "Say yes.\nAnswer:", "output": "yes", "family": "own"}
+    ]
     assert families.prompt("Say yes.", "A text.") == "A text.\nSay yes.\nAnswer:"
     path.write_text(json.dumps({"instruction": "Say yes."}) + "\n")
     with pytest.raises(BadInput, match="sft.path: .* line 1 lacks the text field 'input'"):

@@ -13,10 +13,13 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
+from common import hub_data as hub
+from common.errors import BadInput
 from tests.train.conftest import sentences
-from train import corpus, hub, instructions, parts
-from train.corpus import files_of, read_jsonl, read_rows
-from train.errors import BadInput
+from train.data import instructions
+from train.data.corpus import build as corpus
+from train.data.corpus import shards as parts
+from train.data.corpus.build import files_of, read_jsonl, read_rows
 
 
 def parquet_shards(folder: Path, documents: list[str], shards: int, column: str = "text") -> Path:
@@ -25,7 +28,9 @@ def parquet_shards(folder: Path, documents: list[str], shards: int, column: str 
     (folder / "README.md").write_text('---\nconfigs:\n- config_name: xx\n  data_files: "xx/*.parquet"\n---\n')
     for shard in range(shards):
         rows = documents[shard::shards]
-        parquet.write_table(pyarrow.table({column: rows, "url": ["u"] * len(rows)}), folder / "xx" / f"xx_part_{shard:05d}.parquet")
+        parquet.write_table(
+            pyarrow.table({column: rows, "url": ["u"] * len(rows)}), folder / "xx" / f"xx_part_{shard:05d}.parquet"
+        )
     return folder
 
 
@@ -38,14 +43,24 @@ def jsonl_shards(folder: Path, documents: list[str], language: str) -> Path:
 
 
 def source(folder: Path, **changes: Any) -> dict[str, Any]:
-    return {"dataset": str(folder), "subset": None, "files": None, "split": "train", "revision": None, "column": "text", **changes}
+    return {
+        "dataset": str(folder),
+        "subset": None,
+        "files": None,
+        "split": "train",
+        "revision": None,
+        "column": "text",
+        **changes,
+    }
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     root = tmp_path_factory.mktemp("hub")
     same = ["The Same, words!", "the same words", "The same -- words"]
-    return parquet_shards(root / "own", [*sentences(2, 400), *same], 5), jsonl_shards(root / "english", sentences(3, 200), "en")
+    return parquet_shards(root / "own", [*sentences(2, 400), *same], 5), jsonl_shards(
+        root / "english", sentences(3, 200), "en"
+    )
 
 
 def settings(folders: tuple[Path, Path], **changes: Any) -> dict[str, Any]:
@@ -62,7 +77,9 @@ def test_a_corpus_of_both_layouts(folders: tuple[Path, Path], tmp_path: Path) ->
     corpus.build(settings(folders), tmp_path / "out", tmp_path / "work")
     counts = json.loads((tmp_path / "out" / "counts.json").read_text())["languages"]
     for language, total in (("xx", 403), ("en", 200)):
-        documents = {split: read_jsonl(tmp_path / "out" / "text" / f"{language}.{split}.jsonl") for split in ("dev", "test")}
+        documents = {
+            split: read_jsonl(tmp_path / "out" / "text" / f"{language}.{split}.jsonl") for split in ("dev", "test")
+        }
         documents["train"] = [row for path in files_of(tmp_path / "out", language) for row in read_rows(path)]
         for split, rows in documents.items():
             assert counts[language][split]["documents"] == len(rows)
@@ -70,17 +87,23 @@ def test_a_corpus_of_both_layouts(folders: tuple[Path, Path], tmp_path: Path) ->
         assert not by_id[0] & by_id[1] and not by_id[0] & by_id[2] and not by_id[1] & by_id[2]
         assert sum(map(len, documents.values())) <= total and 0.6 * total < len(documents["train"]) < 0.95 * total
     names = {row["id"] for row in (*documents["train"], *documents["dev"], *documents["test"])}
-    assert names <= {corpus.hashlib.sha256(corpus.normalised(text).encode()).hexdigest()[:16] for text in sentences(3, 200)}
+    assert names <= {
+        corpus.hashlib.sha256(corpus.normalised(text).encode()).hexdigest()[:16] for text in sentences(3, 200)
+    }
 
 
 def test_the_same_corpus_for_any_number_of_workers(folders: tuple[Path, Path], tmp_path: Path) -> None:
     for workers in (1, 2):
-        corpus.build(settings(folders, workers=workers, text_bytes=40_000), tmp_path / str(workers), tmp_path / f"work{workers}")
+        corpus.build(
+            settings(folders, workers=workers, text_bytes=40_000), tmp_path / str(workers), tmp_path / f"work{workers}"
+        )
     one, two = (contents(tmp_path / str(workers)) for workers in (1, 2))
     assert one == two and len(one) > 5
 
 
-def test_text_is_taken_up_to_a_number_of_bytes(folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_is_taken_up_to_a_number_of_bytes(
+    folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(parts, "PART_BYTES", 2_000)
     corpus.build(settings(folders, text_bytes=40_000, english_bytes=30_000), tmp_path / "out", tmp_path / "work")
     counts = json.loads((tmp_path / "out" / "counts.json").read_text())["languages"]
@@ -94,7 +117,7 @@ def test_text_is_taken_up_to_a_number_of_bytes(folders: tuple[Path, Path], tmp_p
 KILLED = """
 import json, os, signal, sys
 from pathlib import Path
-from train import corpus, parts
+from train.data.corpus import build as corpus, shards as parts
 parts.PART_BYTES = 3_000
 write, left = parts.write_part, int(sys.argv[4])
 def watched(*arguments, **more):
@@ -108,9 +131,13 @@ corpus.build(json.loads(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]))
 """
 
 
-def test_a_kill_costs_the_part_that_was_being_read(folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kill_costs_the_part_that_was_being_read(
+    folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     described = json.dumps(settings(folders))
-    killed = subprocess.run([sys.executable, "-c", KILLED, described, str(tmp_path / "killed"), str(tmp_path / "work"), "13"], check=False)
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, described, str(tmp_path / "killed"), str(tmp_path / "work"), "13"], check=False
+    )
     assert killed.returncode == -9
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*.parquet")}
     assert len(kept) == 12
@@ -124,7 +151,11 @@ def test_a_kill_costs_the_part_that_was_being_read(folders: tuple[Path, Path], t
 def test_instructions_in_the_layout_of_flan(tmp_path: Path) -> None:
     (tmp_path / "flan" / "flan_zsopt_data").mkdir(parents=True)
     for part in range(2):
-        rows = {"inputs": [f"What is {part} + {i}?" for i in range(30)], "targets": [str(part + i) for i in range(29)] + [""], "_task_name": ["add"] * 30}
+        rows = {
+            "inputs": [f"What is {part} + {i}?" for i in range(30)],
+            "targets": [str(part + i) for i in range(29)] + [""],
+            "_task_name": ["add"] * 30,
+        }
         parquet.write_table(pyarrow.table(rows), tmp_path / "flan" / "flan_zsopt_data" / f"part.{part}.parquet")
     flan = source(tmp_path / "flan", files="flan_*_data/*.parquet", prompt="inputs", answer="targets", bytes=None)
     instructions.from_hub({"hub": flan, "seed": 0}, tmp_path / "items", tmp_path / "work")
@@ -153,7 +184,11 @@ def test_items_of_a_corpus_from_the_hub(folders: tuple[Path, Path], tmp_path: Pa
 )
 def test_a_source_that_cannot_be_read_is_named(folders: tuple[Path, Path], changes: dict[str, Any], says: str) -> None:
     with pytest.raises(BadInput) as refusal:
-        hub.check({**source(folders[0], subset=None if "files" in changes else "xx"), "revision": "a" * 40, **changes}, (changes.get("column", "text"),), "corpus.text")
+        hub.check(
+            {**source(folders[0], subset=None if "files" in changes else "xx"), "revision": "a" * 40, **changes},
+            (changes.get("column", "text"),),
+            "corpus.text",
+        )
     assert says in str(refusal.value) and "\n" not in str(refusal.value)
 
 
@@ -161,11 +196,19 @@ def test_a_source_that_cannot_be_read_is_named(folders: tuple[Path, Path], chang
     ("error", "says"),
     [
         (
-            datasets.exceptions.DatasetNotFoundError("Dataset 'uonlp/CulturaX' is a gated dataset on the Hub. You must be authenticated to access it."),
+            datasets.exceptions.DatasetNotFoundError(
+                "Dataset 'uonlp/CulturaX' is a gated dataset on the Hub. You must be authenticated to access it."
+            ),
             "corpus.text.dataset=uonlp/CulturaX is gated: accept its conditions at https://huggingface.co/datasets/uonlp/CulturaX, then say `hf auth login`",
         ),
-        (datasets.exceptions.DatasetNotFoundError("Dataset 'x' doesn't exist on the Hub or cannot be accessed."), "no such data set or revision"),
-        (ConnectionError("Couldn't reach 'uonlp/CulturaX' on the Hub (LocalEntryNotFoundError)"), "the hub cannot be reached"),
+        (
+            datasets.exceptions.DatasetNotFoundError("Dataset 'x' doesn't exist on the Hub or cannot be accessed."),
+            "no such data set or revision",
+        ),
+        (
+            ConnectionError("Couldn't reach 'uonlp/CulturaX' on the Hub (LocalEntryNotFoundError)"),
+            "the hub cannot be reached",
+        ),
     ],
 )
 def test_what_the_hub_refuses(error: Exception, says: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
-from train import base, instructions, packing
-from train.blocks import Tokens, interleave
-from train.errors import BadInput
+from common.errors import BadInput
+from train import base_model as base
+from train.data import instructions, packing
+from train.data.blocks import Tokens, interleave
 
 
 @given(st.lists(st.floats(0.01, 1), min_size=1, max_size=4), st.integers(0, 500), st.integers(1, 300))
@@ -44,7 +45,9 @@ def test_ct_blocks(corpus_dir: Path, model_dir: Path, tmp_path: Path) -> None:
     blocks = np.load(tmp_path / "a" / "blocks.npy")
     assert blocks.shape == (200, 32) and blocks.dtype == np.uint16
     packing.ct_blocks(corpus_dir, model_dir, ct_settings(schedule_tokens=3200), tmp_path / "b", tmp_path / "work")
-    assert (np.load(tmp_path / "b" / "blocks.npy") == blocks[:100]).all()  # a longer schedule has the shorter one's data first
+    assert (
+        np.load(tmp_path / "b" / "blocks.npy") == blocks[:100]
+    ).all()  # a longer schedule has the shorter one's data first
     packing.ct_blocks(corpus_dir, model_dir, ct_settings(schedule_tokens=10**9), tmp_path / "c", tmp_path / "work")
     counts = json.loads((tmp_path / "c" / "counts.json").read_text())
     assert counts["whole_corpus"] and counts["tokens"] < 10**6
@@ -53,10 +56,25 @@ def test_ct_blocks(corpus_dir: Path, model_dir: Path, tmp_path: Path) -> None:
 
 
 def test_sft_blocks_train_answers_only_and_lose_little_room(corpus_dir: Path, model_dir: Path, tmp_path: Path) -> None:
-    settings = {"language": "xx", "families": ["next", "blank", "lookup"], "sft_items": 60, "eval_items": 5, "sft_path": None, "seed": 0}
+    settings = {
+        "language": "xx",
+        "families": ["next", "blank", "lookup"],
+        "sft_items": 60,
+        "eval_items": 5,
+        "sft_path": None,
+        "seed": 0,
+    }
     instructions.build(corpus_dir, settings, tmp_path / "items")
-    packing.sft_blocks(tmp_path / "items", model_dir, {"tokens": 51_200, "block_size": 512, "replay_share": 0.0, "seed": 0}, tmp_path / "sft", tmp_path / "work")
-    blocks, labels, positions = (np.load(tmp_path / "sft" / f"{name}.npy") for name in ("blocks", "labels", "positions"))
+    packing.sft_blocks(
+        tmp_path / "items",
+        model_dir,
+        {"tokens": 51_200, "block_size": 512, "replay_share": 0.0, "seed": 0},
+        tmp_path / "sft",
+        tmp_path / "work",
+    )
+    blocks, labels, positions = (
+        np.load(tmp_path / "sft" / f"{name}.npy") for name in ("blocks", "labels", "positions")
+    )
     assert blocks.shape == labels.shape == positions.shape == (100, 512)
     tokenizer = packing.load_tokenizer(model_dir)
     spans = np.split(blocks[0], np.flatnonzero(positions[0] == 0)[1:])
@@ -66,12 +84,21 @@ def test_sft_blocks_train_answers_only_and_lose_little_room(corpus_dir: Path, mo
         assert question.endswith("Answer:") or question.startswith("Which word comes next?\n")
         assert answer.startswith(" ") and answer.endswith(base.END)
     assert json.loads((tmp_path / "sft" / "counts.json").read_text())["real_token_share"] > 0.97
-    packing.sft_blocks(tmp_path / "items", model_dir, {"tokens": 5120, "block_size": 512, "replay_share": 0.5, "seed": 0}, tmp_path / "replay", tmp_path / "work", corpus_dir)
+    packing.sft_blocks(
+        tmp_path / "items",
+        model_dir,
+        {"tokens": 5120, "block_size": 512, "replay_share": 0.5, "seed": 0},
+        tmp_path / "replay",
+        tmp_path / "work",
+        corpus_dir,
+    )
     assert ((np.load(tmp_path / "replay" / "labels.npy") != -100).all(axis=1)).sum() == 5
 
 
 def test_packed_examples_do_not_see_each_other(model_dir: Path) -> None:
-    model = AutoModelForCausalLM.from_pretrained(model_dir, use_cache=False)  # as the trainer sets it: a cache switches the mask off
+    model = AutoModelForCausalLM.from_pretrained(
+        model_dir, use_cache=False
+    )  # as the trainer sets it: a cache switches the mask off
     first, second = torch.arange(5, 17), torch.arange(40, 60)
     packed = torch.cat([first, second])[None]
     positions = torch.cat([torch.arange(12), torch.arange(20)])[None]

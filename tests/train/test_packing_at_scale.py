@@ -17,11 +17,12 @@ import torch
 from pyarrow import parquet
 from transformers import AutoModelForCausalLM
 
+from common.errors import BadInput
 from tests.train.conftest import WORDS, sentences
-from train import packing, trainer
-from train.blocks import interleave
-from train.corpus import files_of, read_rows
-from train.errors import BadInput
+from train import trainer
+from train.data import packing
+from train.data.blocks import interleave
+from train.data.corpus.build import files_of, read_rows
 
 
 def settings(**changes: Any) -> dict[str, Any]:
@@ -64,14 +65,21 @@ def instructions(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_budget_is_met_exactly_with_nothing_but_tokens(sharded: Path, model_dir: Path, tmp_path: Path) -> None:
     packing.ct_blocks(sharded, model_dir, settings(), tmp_path / "a", tmp_path / "work")
-    blocks, counts = np.load(tmp_path / "a" / "blocks.npy", mmap_mode="r"), json.loads((tmp_path / "a" / "counts.json").read_text())
+    blocks, counts = (
+        np.load(tmp_path / "a" / "blocks.npy", mmap_mode="r"),
+        json.loads((tmp_path / "a" / "counts.json").read_text()),
+    )
     assert blocks.shape == (1000, 64) and counts["tokens"] == 64_000 and not counts["whole_corpus"]
     assert counts["real_token_share"] >= 0.995
     packing.ct_blocks(sharded, model_dir, settings(schedule_tokens=32_000), tmp_path / "b", tmp_path / "work")
-    assert (np.load(tmp_path / "b" / "blocks.npy") == blocks[:500]).all()  # a longer schedule has the shorter one's data first
+    assert (
+        np.load(tmp_path / "b" / "blocks.npy") == blocks[:500]
+    ).all()  # a longer schedule has the shorter one's data first
 
 
-def test_the_language_comes_once_and_whole_and_english_is_repeated(sharded: Path, model_dir: Path, tmp_path: Path) -> None:
+def test_the_language_comes_once_and_whole_and_english_is_repeated(
+    sharded: Path, model_dir: Path, tmp_path: Path
+) -> None:
     packing.ct_blocks(sharded, model_dir, settings(schedule_tokens=10**9), tmp_path / "a", tmp_path / "work")
     tokenizer = packing.load_tokenizer(model_dir)
     assert tokenizer.eos_token_id is not None
@@ -80,19 +88,35 @@ def test_the_language_comes_once_and_whole_and_english_is_repeated(sharded: Path
     for number, language in enumerate(("xx", "en")):
         texts = [row["text"] for path in files_of(sharded, language) for row in read_rows(path)]
         ids = blocks[source == number].ravel()
-        documents = [tokenizer.decode(part[:-1]) for part in np.split(ids, np.flatnonzero(ids == tokenizer.eos_token_id) + 1)[:-1]]
+        documents = [
+            tokenizer.decode(part[:-1])
+            for part in np.split(ids, np.flatnonzero(ids == tokenizer.eos_token_id) + 1)[:-1]
+        ]
         assert set(documents) <= set(texts)
         if language == "xx":
-            assert len(set(documents)) == len(documents) > 0.95 * len(texts)  # the end, shorter than a block, is left out
+            assert (
+                len(set(documents)) == len(documents) > 0.95 * len(texts)
+            )  # the end, shorter than a block, is left out
         else:
             assert set(documents[: len(texts)]) == set(texts) and len(documents) > 1.5 * len(texts)
 
 
-def test_the_same_blocks_for_any_number_of_workers(sharded: Path, instructions: Path, model_dir: Path, tmp_path: Path) -> None:
+def test_the_same_blocks_for_any_number_of_workers(
+    sharded: Path, instructions: Path, model_dir: Path, tmp_path: Path
+) -> None:
     sft = {"tokens": 40_000, "block_size": 512, "replay_share": 0.25, "seed": 0}
     for workers in (1, 3):
-        packing.ct_blocks(sharded, model_dir, settings(workers=workers), tmp_path / f"ct{workers}", tmp_path / f"w{workers}")
-        packing.sft_blocks(instructions, model_dir, {**sft, "workers": workers}, tmp_path / f"sft{workers}", tmp_path / f"v{workers}", sharded)
+        packing.ct_blocks(
+            sharded, model_dir, settings(workers=workers), tmp_path / f"ct{workers}", tmp_path / f"w{workers}"
+        )
+        packing.sft_blocks(
+            instructions,
+            model_dir,
+            {**sft, "workers": workers},
+            tmp_path / f"sft{workers}",
+            tmp_path / f"v{workers}",
+            sharded,
+        )
     assert contents(tmp_path / "ct1") == contents(tmp_path / "ct3")
     assert contents(tmp_path / "sft1") == contents(tmp_path / "sft3")
     packing.ct_blocks(sharded, model_dir, settings(seed=1), tmp_path / "other", tmp_path / "w1")
@@ -102,7 +126,7 @@ def test_the_same_blocks_for_any_number_of_workers(sharded: Path, instructions: 
 KILLED = """
 import json, os, signal, sys
 from pathlib import Path
-from train import packing, tokens
+from train.data import packing, tokenization as tokens
 rename, left = os.rename, 5
 def watched(*paths):
     global left
@@ -118,16 +142,30 @@ packing.ct_blocks(Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3]),
 def test_a_kill_costs_the_file_that_was_being_tokenised(sharded: Path, model_dir: Path, tmp_path: Path) -> None:
     arguments = [str(sharded), str(model_dir), json.dumps(settings()), str(tmp_path / "killed"), str(tmp_path / "work")]
     assert subprocess.run([sys.executable, "-c", KILLED, *arguments], check=False, capture_output=True).returncode == -9
-    done = {path: path.stat().st_mtime_ns for path in (tmp_path / "work").glob("*/tokens.npy") if path.parent.suffix[1:].isdigit()}
+    done = {
+        path: path.stat().st_mtime_ns
+        for path in (tmp_path / "work").glob("*/tokens.npy")
+        if path.parent.suffix[1:].isdigit()
+    }
     packing.ct_blocks(sharded, model_dir, settings(), tmp_path / "out", tmp_path / "work")
-    assert len(done) >= 4 and all(path.stat().st_mtime_ns == time for path, time in done.items() if len(path.parent.suffixes) == 2)
+    assert len(done) >= 4 and all(
+        path.stat().st_mtime_ns == time for path, time in done.items() if len(path.parent.suffixes) == 2
+    )
     packing.ct_blocks(sharded, model_dir, settings(), tmp_path / "straight", tmp_path / "other")
     assert contents(tmp_path / "out") == contents(tmp_path / "straight")
 
 
 def test_instructions_of_all_lengths_lose_little_room(instructions: Path, model_dir: Path, tmp_path: Path) -> None:
-    packing.sft_blocks(instructions, model_dir, {"tokens": 51_200, "block_size": 512, "replay_share": 0.0, "seed": 0}, tmp_path / "sft", tmp_path / "work")
-    blocks, labels, positions = (np.load(tmp_path / "sft" / f"{name}.npy") for name in ("blocks", "labels", "positions"))
+    packing.sft_blocks(
+        instructions,
+        model_dir,
+        {"tokens": 51_200, "block_size": 512, "replay_share": 0.0, "seed": 0},
+        tmp_path / "sft",
+        tmp_path / "work",
+    )
+    blocks, labels, positions = (
+        np.load(tmp_path / "sft" / f"{name}.npy") for name in ("blocks", "labels", "positions")
+    )
     counts = json.loads((tmp_path / "sft" / "counts.json").read_text())
     assert blocks.shape == (100, 512) and counts["real_token_share"] >= 0.97 and counts["examples_too_long"] > 0
     end = packing.load_tokenizer(model_dir).eos_token_id
@@ -142,14 +180,30 @@ def test_instructions_of_all_lengths_lose_little_room(instructions: Path, model_
 
 def test_examples_longer_than_every_block_are_refused(instructions: Path, model_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="sft.block_size=3: all .* instruction examples are longer"):
-        packing.sft_blocks(instructions, model_dir, {"tokens": 30, "block_size": 3, "replay_share": 0.0, "seed": 0}, tmp_path / "sft", tmp_path / "work")
+        packing.sft_blocks(
+            instructions,
+            model_dir,
+            {"tokens": 30, "block_size": 3, "replay_share": 0.0, "seed": 0},
+            tmp_path / "sft",
+            tmp_path / "work",
+        )
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_a_packed_example_has_the_logits_that_it_has_alone(instructions: Path, model_dir: Path, tmp_path: Path, attention: str) -> None:
-    packing.sft_blocks(instructions, model_dir, {"tokens": 1280, "block_size": 128, "replay_share": 0.0, "seed": 0}, tmp_path / "sft", tmp_path / "work")
+def test_a_packed_example_has_the_logits_that_it_has_alone(
+    instructions: Path, model_dir: Path, tmp_path: Path, attention: str
+) -> None:
+    packing.sft_blocks(
+        instructions,
+        model_dir,
+        {"tokens": 1280, "block_size": 128, "replay_share": 0.0, "seed": 0},
+        tmp_path / "sft",
+        tmp_path / "work",
+    )
     rows = trainer.Blocks(tmp_path / "sft")
-    model = AutoModelForCausalLM.from_pretrained(model_dir, attn_implementation=attention, use_cache=False).eval()  # as the trainer sets it
+    model = AutoModelForCausalLM.from_pretrained(
+        model_dir, attn_implementation=attention, use_cache=False
+    ).eval()  # as the trainer sets it
     batch = {name: torch.stack([rows[index][name] for index in range(4)]) for name in ("input_ids", "position_ids")}
     compared = 0
     with torch.no_grad():
@@ -157,14 +211,22 @@ def test_a_packed_example_has_the_logits_that_it_has_alone(instructions: Path, m
         for ids, positions, logits in zip(batch["input_ids"], batch["position_ids"], together, strict=True):
             starts = [*torch.nonzero(positions == 0).flatten().tolist(), len(ids)]
             for start, stop in itertools.pairwise(starts):
-                torch.testing.assert_close(logits[start:stop], model(input_ids=ids[None, start:stop]).logits[0], atol=1e-5, rtol=1e-5)
+                torch.testing.assert_close(
+                    logits[start:stop], model(input_ids=ids[None, start:stop]).logits[0], atol=1e-5, rtol=1e-5
+                )
                 compared += 1
     assert compared > 8
 
 
 def test_the_trainer_sees_each_example_alone(instructions: Path, model_dir: Path, tmp_path: Path) -> None:
     """The first loss that the trainer reports is that of the same examples one by one: its own call of the model keeps them apart."""
-    packing.sft_blocks(instructions, model_dir, {"tokens": 512, "block_size": 128, "replay_share": 0.0, "seed": 0}, tmp_path / "sft", tmp_path / "work")
+    packing.sft_blocks(
+        instructions,
+        model_dir,
+        {"tokens": 512, "block_size": 128, "replay_share": 0.0, "seed": 0},
+        tmp_path / "sft",
+        tmp_path / "work",
+    )
     model = AutoModelForCausalLM.from_pretrained(model_dir).eval()
     rows, total, count = trainer.Blocks(tmp_path / "sft"), 0.0, 0
     for row in (rows[index] for index in range(4)):
@@ -173,9 +235,18 @@ def test_the_trainer_sees_each_example_alone(instructions: Path, model_dir: Path
             labels = row["labels"][start + 1 : stop]
             with torch.no_grad():
                 logits = model(input_ids=row["input_ids"][None, start:stop]).logits[0, :-1]
-            total += torch.nn.functional.cross_entropy(logits, labels, ignore_index=packing.IGNORED, reduction="sum").item()
+            total += torch.nn.functional.cross_entropy(
+                logits, labels, ignore_index=packing.IGNORED, reduction="sum"
+            ).item()
             count += int((labels != packing.IGNORED).sum())
-    described = {"batch_tokens": 512, "block_size": 128, "learning_rate": 1e-3, "min_lr_ratio": 0.1, "warmup_ratio": 0.1, "weight_decay": 0.0}
+    described = {
+        "batch_tokens": 512,
+        "block_size": 128,
+        "learning_rate": 1e-3,
+        "min_lr_ratio": 0.1,
+        "warmup_ratio": 0.1,
+        "weight_decay": 0.0,
+    }
     described |= {"tokens": 512, "schedule_tokens": 512, "save_every_tokens": 512, "seed": 0}
     trainer.train(model_dir, tmp_path / "sft", described, tmp_path / "out", work=tmp_path / "training")
     first = json.loads((tmp_path / "out" / "log.jsonl").read_text().splitlines()[0])

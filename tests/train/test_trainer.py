@@ -13,10 +13,11 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from merge.adapter import adapted as open_adapted
-from merge.checkpoint import open_checkpoint
-from train import base, trainer
-from train.errors import BadInput
+from common.errors import BadInput
+from merge.io.adapter import adapted as open_adapted
+from merge.io.checkpoint import open_checkpoint
+from train import base_model as base
+from train import trainer
 from train.parallel import Compute
 
 
@@ -27,9 +28,19 @@ def prepared(corpus_dir: Path, recipe: dict[str, Any], tmp_path_factory: pytest.
     return folder
 
 
-def run(prepared: Path, recipe: dict[str, Any], out: Path, tokens: int, state: Path | None = None, **options: Any) -> dict[str, torch.Tensor]:
+def run(
+    prepared: Path, recipe: dict[str, Any], out: Path, tokens: int, state: Path | None = None, **options: Any
+) -> dict[str, torch.Tensor]:
     settings = {**recipe, "tokens": tokens, "schedule_tokens": 2048}
-    trainer.train(prepared / "model", prepared / "blocks", settings, out / "out", work=out / "work", resume_state=state, compute=Compute(threads=1, **options))
+    trainer.train(
+        prepared / "model",
+        prepared / "blocks",
+        settings,
+        out / "out",
+        work=out / "work",
+        resume_state=state,
+        compute=Compute(threads=1, **options),
+    )
     return load_file(out / "out" / "model" / "model.safetensors")
 
 
@@ -45,7 +56,10 @@ def test_a_chain_of_budgets_equals_one_run_bit_for_bit(prepared: Path, recipe: d
     log = [json.loads(line) for line in (tmp_path / "rest" / "out" / "log.jsonl").read_text().splitlines()]
     assert log[0]["tokens"] > 1024 and log[-1]["tokens"] == log[-1]["of_tokens"] == 2048
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "rest" / "out" / "model")
-    assert model.config.hidden_size == 16 and AutoTokenizer.from_pretrained(tmp_path / "rest" / "out" / "model").eos_token == base.END
+    assert (
+        model.config.hidden_size == 16
+        and AutoTokenizer.from_pretrained(tmp_path / "rest" / "out" / "model").eos_token == base.END
+    )
 
 
 def test_a_killed_run_goes_on_and_ends_the_same(prepared: Path, recipe: dict[str, Any], tmp_path: Path) -> None:
@@ -94,7 +108,9 @@ def test_a_bare_loop_gives_the_same_weights(prepared: Path, recipe: dict[str, An
             torch.testing.assert_close(ours[name], tensor, atol=2e-5, rtol=1e-4)
 
 
-def test_gradient_accumulation_changes_nothing_but_rounding(prepared: Path, recipe: dict[str, Any], tmp_path: Path) -> None:
+def test_gradient_accumulation_changes_nothing_but_rounding(
+    prepared: Path, recipe: dict[str, Any], tmp_path: Path
+) -> None:
     whole = run(prepared, recipe, tmp_path / "whole", 1024)
     parts = run(prepared, recipe, tmp_path / "parts", 1024, micro_batch=1)
     for name in whole:
@@ -108,7 +124,9 @@ def test_gradient_accumulation_changes_nothing_but_rounding(prepared: Path, reci
         ({"batch_tokens": 100}, "batch_tokens=100 is not a multiple of block_size=32"),
     ],
 )
-def test_what_cannot_work_is_refused(prepared: Path, recipe: dict[str, Any], tmp_path: Path, change: dict[str, int], says: str) -> None:
+def test_what_cannot_work_is_refused(
+    prepared: Path, recipe: dict[str, Any], tmp_path: Path, change: dict[str, int], says: str
+) -> None:
     settings = {**recipe, "schedule_tokens": 2048, **change}
     with pytest.raises(BadInput, match=says):
         trainer.train(prepared / "model", prepared / "blocks", settings, tmp_path / "out", work=tmp_path / "work")
@@ -117,12 +135,16 @@ def test_what_cannot_work_is_refused(prepared: Path, recipe: dict[str, Any], tmp
 LORA = {"rank": 4, "alpha": 8, "dropout": 0.0, "targets": "all-linear"}
 
 
-def test_lora_leaves_an_adapter_and_the_weights_that_it_makes(prepared: Path, recipe: dict[str, Any], tmp_path: Path) -> None:
+def test_lora_leaves_an_adapter_and_the_weights_that_it_makes(
+    prepared: Path, recipe: dict[str, Any], tmp_path: Path
+) -> None:
     tuned = run(prepared, {**recipe, "lora": LORA}, tmp_path / "tuned", 1024)
     before = load_file(prepared / "model" / "model.safetensors")
     changed = {name for name, tensor in before.items() if not torch.equal(tuned[name], tensor)}
     assert tuned.keys() == before.keys() and changed == {name for name in before if "_proj" in name}
-    adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(prepared / "model"), str(tmp_path / "tuned" / "out" / "adapter"))
+    adapted = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(prepared / "model"), str(tmp_path / "tuned" / "out" / "adapter")
+    )
     for name, tensor in adapted.merge_and_unload().state_dict().items():
         if name in tuned:
             torch.testing.assert_close(tuned[name], tensor)
@@ -131,7 +153,9 @@ def test_lora_leaves_an_adapter_and_the_weights_that_it_makes(prepared: Path, re
     torch.testing.assert_close(streamed.read(name, 0, tuned[name].numel()).view_as(tuned[name]), tuned[name])
 
 
-def test_a_chain_of_budgets_equals_one_run_with_lora_too(prepared: Path, recipe: dict[str, Any], tmp_path: Path) -> None:
+def test_a_chain_of_budgets_equals_one_run_with_lora_too(
+    prepared: Path, recipe: dict[str, Any], tmp_path: Path
+) -> None:
     own = {**recipe, "lora": {**LORA, "dropout": 0.1}}
     whole = run(prepared, own, tmp_path / "whole", 2048)
     run(prepared, own, tmp_path / "half", 1024)

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-from train import words
-from train.words import SPACE, Words, encoder, loaded, local
+from train.data import words
+from train.data.words import SPACE, Words, encoder, loaded, local
 
 ROOT = Path(__file__).parents[2]
 TEXT = [
@@ -33,7 +33,9 @@ def trained(pre: Any, **model: Any) -> dict[str, Any]:
     tokenizer.pre_tokenizer = pre
     byte_level = not isinstance(pre, pre_tokenizers.Metaspace)
     alphabet = pre_tokenizers.ByteLevel.alphabet() if byte_level else []
-    tokenizer.train_from_iterator(TEXT * 3, trainers.BpeTrainer(vocab_size=600, initial_alphabet=alphabet, show_progress=False))
+    tokenizer.train_from_iterator(
+        TEXT * 3, trainers.BpeTrainer(vocab_size=600, initial_alphabet=alphabet, show_progress=False)
+    )
     tokenizer.add_special_tokens(["<|end|>"])
     made: dict[str, Any] = json.loads(tokenizer.to_str())
     made["model"].update(model)
@@ -42,7 +44,9 @@ def trained(pre: Any, **model: Any) -> dict[str, Any]:
 
 def sentencepiece(**changes: Any) -> dict[str, Any]:
     """As Llama 2's: no pre-tokenizer, spaces made visible by the normalizer, bytes for what is not in the vocabulary."""
-    made = trained(pre_tokenizers.Metaspace(prepend_scheme="first"), unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+    made = trained(
+        pre_tokenizers.Metaspace(prepend_scheme="first"), unk_token="<unk>", fuse_unk=True, byte_fallback=True
+    )
     vocabulary = made["model"]["vocab"]
     for token in ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256))]:
         vocabulary[token] = 1000 + len(vocabulary)
@@ -63,7 +67,9 @@ def tiny_base() -> dict[str, Any]:
 
 
 def digits() -> dict[str, Any]:
-    return trained(pre_tokenizers.Sequence([pre_tokenizers.Digits(True), pre_tokenizers.ByteLevel(add_prefix_space=False)]))
+    return trained(
+        pre_tokenizers.Sequence([pre_tokenizers.Digits(True), pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    )
 
 
 LOCAL: dict[str, Callable[[], dict[str, Any]]] = {
@@ -133,7 +139,9 @@ NOT_LOCAL: dict[str, Callable[[], dict[str, Any]]] = {
     "dropout": lambda: trained(pre_tokenizers.ByteLevel(), dropout=0.1),
     "whole words first": lambda: trained(pre_tokenizers.ByteLevel(), ignore_merges=True),
     "a suffix at the end of words": lambda: trained(pre_tokenizers.ByteLevel(), end_of_word_suffix="</w>"),
-    "a splitting rule of its own": lambda: trained(pre_tokenizers.Sequence([pre_tokenizers.Split(",", "isolated"), pre_tokenizers.ByteLevel()])),
+    "a splitting rule of its own": lambda: trained(
+        pre_tokenizers.Sequence([pre_tokenizers.Split(",", "isolated"), pre_tokenizers.ByteLevel()])
+    ),
     "bytes without splitting": lambda: trained(pre_tokenizers.ByteLevel(use_regex=False)),
     "no splitting at all": lambda: {**tiny_base(), "pre_tokenizer": None},
     "a normalizer": lambda: {**tiny_base(), "normalizer": {"type": "Strip", "strip_left": True, "strip_right": True}},

@@ -1,0 +1,170 @@
+"""Checkpoints that come from outside: a local Hugging Face folder, or `hub:owner/name@revision`.
+
+A model of the hub is known by the commit of its revision: two snapshots of one commit are the same, so gigabytes need not be read to know a stage's key. Its
+files are fetched into the hub's own cache when a stage needs them, or found there.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from common.errors import BadInput
+
+PREFIX = "hub:"
+NAME = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")  # owner/name, owner/name@revision
+COMMIT = re.compile(r"[0-9a-f]{40}")
+NEEDED = ("*.json", "*.model", "*.txt", "*.jinja")  # beside the weights
+UNREACHABLE = "the hub cannot be reached and the cache (HF_HOME) does not hold it; go online, or copy the model's folder here and give its path"
+
+
+@dataclass(frozen=True)
+class HubModel:
+    """A model on the hub. revision: branch, tag or commit."""
+
+    repo: str
+    revision: str
+
+    def __str__(self) -> str:
+        return f"{PREFIX}{self.repo}@{self.revision}"
+
+    @property
+    def cache(self) -> Path:
+        """Where the hub's library keeps it."""
+        from huggingface_hub import constants
+
+        return Path(constants.HF_HUB_CACHE) / f"models--{self.repo.replace('/', '--')}"
+
+    @property
+    def cached_commit(self) -> str | None:
+        """The commit as the cache knows it, without the network."""
+        if COMMIT.fullmatch(self.revision):
+            return self.revision
+        reference = self.cache / "refs" / self.revision
+        return reference.read_text(encoding="utf-8").strip() if reference.is_file() else None
+
+
+def parse(path: str, key: str) -> HubModel | None:
+    """The model of the hub that a path names; None where it names a local folder. Raises BadInput that names the key."""
+    if not path.startswith(PREFIX):
+        return None
+    match = NAME.fullmatch(path.removeprefix(PREFIX))
+    if match is None:
+        raise BadInput(f"{key}={path}: a model of the hub is hub:owner/name, or hub:owner/name@revision")
+    return HubModel(match[1], match[2] or "main")
+
+
+def folder_at_hand(path: str | None) -> Path | None:
+    """The folder of a checkpoint if it is on this machine; the network is not asked."""
+    if path is None:
+        return None
+    model = parse(path, "model.path")
+    folder = Path(path) if model is None else model.cache / "snapshots" / str(model.cached_commit)
+    return folder if folder.is_dir() else None
+
+
+@cache
+def commit(model: HubModel, key: str, network: bool) -> str | None:
+    """The commit of a model's revision: pinned, or asked of the hub, or as the cache knows it. None where only the network would know and may not
+    be asked. Raises BadInput that says what to do."""
+    if COMMIT.fullmatch(model.revision) or not network:
+        return model.cached_commit
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    try:
+        return HfApi().model_info(model.repo, revision=model.revision).sha
+    except (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError) as error:
+        raise refused(model, key, error) from None
+    except Exception:  # whatever a network can raise
+        if model.cached_commit is None:
+            raise BadInput(f"{key}={model}: {UNREACHABLE}") from None
+        return model.cached_commit
+
+
+def fetch(path: str, key: str = "model.path") -> Path:
+    """The folder of a checkpoint, downloaded into the hub's cache where it is not there yet. Raises BadInput that says what to do."""
+    model = parse(path, key)
+    if model is None:
+        return Path(path)
+    at_hand = folder_at_hand(path)
+    if at_hand and is_whole(at_hand):
+        return at_hand
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    try:
+        weights = weight_pattern(model)
+        return Path(snapshot_download(model.repo, revision=model.revision, allow_patterns=[*NEEDED, weights]))
+    except (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError) as error:
+        raise refused(model, key, error) from None
+    except Exception as error:  # whatever a network can raise
+        raise BadInput(f"{key}={model}: {UNREACHABLE} ({type(error).__name__})") from None
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a snapshot has its config and all of its weights: an interrupted download leaves some."""
+    import json
+
+    if not (folder / "config.json").is_file():
+        return False
+    for index in folder.glob("*.index.json"):
+        listed = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        if all((folder / name).is_file() for name in listed):
+            return True
+    return any((folder / name).is_file() for name in ("model.safetensors", "pytorch_model.bin"))
+
+
+def weight_pattern(model: HubModel) -> str:
+    """Safetensors where the model has them, else the older format: not both."""
+    from huggingface_hub import HfApi
+
+    names = HfApi().list_repo_files(model.repo, revision=model.revision)
+    return "*.safetensors" if any(name.endswith(".safetensors") for name in names) else "pytorch_model*"
+
+
+def is_online() -> bool:
+    """Whether the hub answers at all. Where it does not, its libraries are told, in this process: otherwise they try for minutes, file by file."""
+    import requests
+    from huggingface_hub import constants
+
+    if not constants.HF_HUB_OFFLINE:
+        try:
+            requests.head(constants.ENDPOINT, timeout=10)
+        except requests.RequestException:
+            os.environ["HF_HUB_OFFLINE"] = "1"  # read by `datasets` when it is imported
+            constants.HF_HUB_OFFLINE = True
+    return not constants.HF_HUB_OFFLINE
+
+
+def check_access(model: HubModel, key: str) -> None:
+    """Asks the hub whether this account may read the files of a model. Raises BadInput that says what to do."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    at_hand = folder_at_hand(str(model))
+    if at_hand and is_whole(at_hand):
+        return
+    try:
+        HfApi().model_info(model.repo, revision=model.revision)
+        HfApi().auth_check(model.repo)
+    except (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError) as error:
+        raise refused(model, key, error) from None
+    except Exception:  # whatever a network can raise
+        raise BadInput(f"{key}={model}: {UNREACHABLE}") from None
+
+
+def refused(model: HubModel, key: str, error: Exception) -> BadInput:
+    """What the hub said, with what to do about it."""
+    from huggingface_hub.errors import GatedRepoError, RevisionNotFoundError
+
+    if isinstance(error, GatedRepoError):
+        what = f"is gated; accept its licence at https://huggingface.co/{model.repo}, then `hf auth login` (or set HF_TOKEN)"
+    elif isinstance(error, RevisionNotFoundError):
+        what = f"has no revision {model.revision}; see https://huggingface.co/{model.repo}/commits/main"
+    else:
+        what = "is not on the hub, or private; check the name, or `hf auth login` (or set HF_TOKEN)"
+    return BadInput(f"{key}={model}: {what}")

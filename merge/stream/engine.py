@@ -1,0 +1,94 @@
+"""Streams the parents' tensors through the methods, slice by slice, for any number of recipes at once.
+
+For each tensor: the survey's pass (merge/stream/survey.py: thresholds for all densities), a pass for scales that need the whole tensor
+(l1 rescaling, slerp's angle), and the pass that merges. Slices are whole rows of about SLICE elements, so memory does not grow with
+the model, and each is read once per pass however many recipes use it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+
+from merge.io.checkpoint import keep_heap
+from merge.stream.pieces import Job, Selection
+from merge.stream.survey import culprit, select
+from merge.stream.tensor_plan import Output, Plan
+from merge.stream.tensor_recipe import Observer, TensorRecipe
+from merge.stream.threads import DEFAULT, Workers
+
+
+class Sink(Protocol):
+    """Where a recipe's result goes. `write` may be called from several threads, for different tensors."""
+
+    def write(self, output: Output, start: int, values: torch.Tensor) -> None:
+        """Take elements [start, start + len(values)) of a tensor, flat, in the compute dtype (buffers: in their own)."""
+
+
+def run(
+    plan: Plan,
+    sinks: Sequence[Sink | None],
+    observers: Sequence[Observer | None] | None = None,
+    workers: Workers = DEFAULT,
+    surveyed: Mapping[str, Selection] | None = None,
+) -> None:
+    """Merge every recipe of `plan` into its sink.
+
+    surveyed: what `survey` found; without it each tensor is surveyed just before it is merged. Raises BadInput for NaN or infinite
+    weights, naming file and tensor.
+    """
+    keep_heap()
+    watching = list(observers) if observers is not None else [None] * len(plan.recipes)
+
+    def one(output: Output) -> None:
+        job = Job(plan, output, torch.device(workers.device), workers.resident)
+        tensors = [TensorRecipe.of(recipe, plan, output) for recipe in plan.recipes]
+        job.selection = surveyed[output.name] if surveyed is not None else select(job, tensors, watching)
+        if not output.floating:
+            _copy_buffer(job, sinks)
+        elif output.numel:
+            _merge_tensor(job, tensors, sinks, watching)
+
+    workers.each(plan, one)
+
+
+def _merge_tensor(
+    job: Job, tensors: Sequence[TensorRecipe], sinks: Sequence[Sink | None], observers: Sequence[Observer | None]
+) -> None:
+    groups: dict[Any, list[tuple[TensorRecipe, Sink | None, Observer | None]]] = {}
+    for tensor, sink, observer in zip(tensors, sinks, observers, strict=True):
+        groups.setdefault(tensor.signature, []).append((tensor, sink, observer))
+    with torch.no_grad():
+        _scale(job, tensors)
+        for piece in job.pieces():
+            for alike in groups.values():
+                agreement = alike[0][0].agree(piece)
+                for tensor, sink, observer in alike:
+                    values = tensor.merge(piece, agreement)
+                    # a sum is several times faster than isfinite, which only has to say whether the sum itself overflowed
+                    if not math.isfinite(values.sum()) and not torch.isfinite(values).all():
+                        raise culprit(job)
+                    if sink is not None:
+                        sink.write(job.output, piece.start, values.view(-1))
+                    if observer is not None:
+                        observer.see(tensor, piece, agreement)
+
+
+def _scale(job: Job, tensors: Sequence[TensorRecipe]) -> None:
+    """Let the recipes that need sums over the whole tensor gather them."""
+    waiting = [tensor for tensor in tensors if tensor.needs_sums]
+    if waiting:
+        for piece in job.pieces():
+            for tensor in waiting:
+                tensor.gather(piece)
+
+
+def _copy_buffer(job: Job, sinks: Sequence[Sink | None]) -> None:
+    plan, output = job.plan, job.output
+    values = plan.parents[plan.leader].read(output.sources[plan.leader], 0, output.numel)
+    for sink in sinks:
+        if sink is not None:
+            sink.write(output, 0, values)

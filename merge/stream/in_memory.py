@@ -1,0 +1,109 @@
+"""Merges as models in memory, straight from their parents."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+import torch
+
+from merge.recipe import Recipe
+from merge.stream.engine import run
+from merge.stream.tensor_plan import Output, Plan, make_plan
+from merge.stream.tensor_recipe import out_dtype
+from merge.stream.threads import Workers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+AT_ONCE = 2 << 30  # bytes of merged weights held by load_many at a time
+
+
+class ModelSink:
+    """Fills a model's parameters and buffers, found by the names that the files use."""
+
+    def __init__(self, targets: dict[str, torch.Tensor]):
+        self.targets = {name: tensor.detach().view(-1) for name, tensor in targets.items()}
+
+    def write(self, output: Output, start: int, values: torch.Tensor) -> None:
+        self.targets[output.name][start : start + len(values)] = values
+
+
+def load(recipe: Recipe, device: str = "cpu") -> PreTrainedModel:
+    """The merged model, in eval mode, on `device`, in the recipe's out dtype. Raises BadInput."""
+    return next(model for _, model in load_many([recipe], device))
+
+
+def load_many(
+    recipes: Sequence[Recipe], device: str = "cpu", at_once: int = AT_ONCE
+) -> Iterator[tuple[Recipe, PreTrainedModel]]:
+    """Yield each recipe with its model, in order; as many are merged in one pass over the parents as fit into `at_once` bytes.
+
+    The recipes share their base (or first model); models and settings may differ. Raises BadInput before the first merge.
+    """
+    plan = make_plan(recipes)
+    try:
+        size = max(1, sum(output.numel * out_dtype(recipes[0], plan, output).itemsize for output in plan.outputs))
+        count = max(1, at_once // size)
+        for first in range(0, len(recipes), count):
+            some = recipes[first : first + count]
+            yield from zip(some, _merge(plan.narrowed(some), device), strict=True)
+    finally:
+        plan.close()
+
+
+def _merge(plan: Plan, device: str) -> list[PreTrainedModel]:
+    models = [_skeleton(plan, recipe, device) for recipe in plan.recipes]
+    sinks = [_sink(model, plan) for model in models]
+    if any(sink is None for sink in sinks):
+        return [_through_files(plan, recipe, device) for recipe in plan.recipes]
+    run(plan, sinks, workers=Workers(device))
+    return models
+
+
+def _skeleton(plan: Plan, recipe: Recipe, device: str) -> PreTrainedModel:
+    """A model of the right shape whose weights are not set yet."""
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+    from transformers.initialization import no_init_weights
+
+    folder = plan.parents[plan.leader].folder
+    config = AutoConfig.from_pretrained(folder)
+    config.tie_word_embeddings = plan.tied
+    dtypes = {output.name: out_dtype(recipe, plan, output) for output in plan.outputs if output.floating}
+    common = Counter(dtypes.values()).most_common(1)[0][0]
+    with no_init_weights(), torch.device(device):
+        model = AutoModelForCausalLM.from_config(config, dtype=common)
+    for name, parameter in model.named_parameters():
+        if dtypes.get(name, common) != common:
+            parameter.data = parameter.data.to(dtypes[name])
+    model.tie_weights()
+    model.config.dtype = common
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    model.config.name_or_path = model.name_or_path = str(folder)
+    return model.eval()
+
+
+def _sink(model: PreTrainedModel, plan: Plan) -> ModelSink | None:
+    """A sink that fills `model`; None where its names are not those of the files (transformers converts some architectures)."""
+    state = model.state_dict(keep_vars=True)
+    names = {output.name for output in plan.outputs}
+    filled = {state[name].data_ptr() for name in names if name in state}
+    shapes_fit = all(
+        output.name in state and tuple(state[output.name].shape) == output.shape for output in plan.outputs
+    )
+    if not shapes_fit or any(tensor.data_ptr() not in filled for name, tensor in state.items() if name not in names):
+        return None
+    return ModelSink({name: state[name] for name in names})
+
+
+def _through_files(plan: Plan, recipe: Recipe, device: str) -> PreTrainedModel:
+    from transformers import AutoModelForCausalLM
+
+    from merge.io.writer import write
+
+    with TemporaryDirectory() as folder:
+        write(recipe, f"{folder}/merged")
+        return AutoModelForCausalLM.from_pretrained(f"{folder}/merged", dtype="auto").to(device).eval()  # type: ignore[no-any-return, arg-type]

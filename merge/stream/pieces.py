@@ -1,0 +1,117 @@
+"""One slice of a tensor in all parents, with everything that several recipes may share computed once."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy
+import torch
+
+from merge.select import Array, Ranking, Taker, magnitude_bits
+from merge.stream.tensor_plan import Output, Parent, Plan
+
+SLICE = (
+    1 << 19
+)  # elements a slice: long enough that threads seldom wait for the interpreter, short enough for the caches
+
+
+Selection = dict[tuple[Parent, torch.dtype], Ranking]  # of a tensor's task vectors, where anything of them was asked
+
+
+@dataclass
+class Job:
+    """The work on one output tensor."""
+
+    plan: Plan
+    output: Output
+    device: torch.device
+    resident: int  # elements of a tensor that may be held at once
+    selection: Selection = field(default_factory=dict)
+    _only: Piece | None = None
+
+    @property
+    def columns(self) -> int:
+        """Length of a row: the last dimension."""
+        return self.output.shape[-1] if self.output.shape else 1
+
+    def pieces(self) -> Iterator[Piece]:
+        """The slices in order. Draws and ties start anew with every call; a tensor of one slice is read only once."""
+        shared = Shared()
+        rows = max(1, SLICE // max(1, self.columns)) * self.columns
+        if self.output.numel <= rows:
+            if self._only is None:
+                self._only = Piece(self, 0, self.output.numel, shared)
+            yield self._only
+            return
+        for start in range(0, self.output.numel, rows):
+            yield Piece(self, start, min(start + rows, self.output.numel), shared)
+
+
+@dataclass
+class Shared:
+    """State that runs along the slices of one pass."""
+
+    takers: dict[tuple[Parent, torch.dtype, int], Taker] = field(default_factory=dict)
+    draws: dict[tuple[int, str], numpy.random.Generator] = field(default_factory=dict)
+
+
+class Piece:
+    """Elements [start, stop) of a tensor, shaped [rows, columns]. Results are cached: do not write into them."""
+
+    def __init__(self, job: Job, start: int, stop: int, shared: Shared):
+        self.job, self.start, self.stop, self.shared = job, start, stop, shared
+        self._raw: dict[Parent, torch.Tensor] = {}
+        self._thetas: dict[tuple[Parent, torch.dtype], torch.Tensor] = {}
+        self._taus: dict[tuple[Parent, torch.dtype], torch.Tensor] = {}
+        self._bits: dict[tuple[Parent, torch.dtype], Array] = {}
+        self._largest: dict[tuple[Parent, torch.dtype, int], torch.Tensor] = {}
+        self._uniforms: dict[tuple[int, str], torch.Tensor] = {}
+
+    def theta(self, parent: Parent, dtype: torch.dtype) -> torch.Tensor:
+        """The parent's weights in the compute dtype."""
+        key = (parent, dtype)
+        if key not in self._thetas:
+            if parent not in self._raw:
+                flat = self.job.plan.parents[parent].read(self.job.output.sources[parent], self.start, self.stop)
+                self._raw[parent] = flat.to(self.job.device).view(-1, self.job.columns)
+            self._thetas[key] = self._raw[parent].to(dtype)
+        return self._thetas[key]
+
+    def tau(self, parent: Parent, dtype: torch.dtype) -> torch.Tensor:
+        """The parent's task vector θ − θ0."""
+        key = (parent, dtype)
+        if key not in self._taus:
+            self._taus[key] = self.theta(parent, dtype) - self.theta(self.job.plan.leader, dtype)
+        return self._taus[key]
+
+    def bits(self, parent: Parent, dtype: torch.dtype) -> Array:
+        """Bit patterns of |τ|, flat, by which parameters are ranked: see select.magnitude_bits."""
+        key = (parent, dtype)
+        if key not in self._bits:
+            self._bits[key] = magnitude_bits(self.tau(parent, dtype))
+        return self._bits[key]
+
+    def largest(self, parent: Parent, dtype: torch.dtype, rank: int) -> torch.Tensor:
+        """τ with zeros but for the `rank` largest magnitudes of the whole tensor. Ask for every slice, in order."""
+        key = (parent, dtype, rank)
+        if rank == 0:
+            return torch.zeros_like(self.tau(parent, dtype))
+        if key not in self._largest:
+            taker = self.shared.takers.setdefault(key, Taker(self.job.selection[parent, dtype].thresholds[rank]))
+            self._largest[key] = taker.thin(self.tau(parent, dtype), lambda: self.bits(parent, dtype))
+        return self._largest[key]
+
+    def uniform(self, seed: int, model: str) -> torch.Tensor:
+        """float32 draws in [0, 1), one an element, fixed by seed, model name, tensor name and the element's place alone."""
+        key = (seed, model)
+        if key not in self._uniforms:
+            if key not in self.shared.draws:
+                digest = hashlib.sha256(f"{seed}\0{model}\0{self.job.output.name}".encode()).digest()
+                self.shared.draws[key] = numpy.random.Generator(
+                    numpy.random.PCG64(int.from_bytes(digest[:16], "little"))
+                )
+            draws = self.shared.draws[key].random(self.stop - self.start, dtype=numpy.float32)
+            self._uniforms[key] = torch.from_numpy(draws).to(self.job.device).view(-1, self.job.columns)
+        return self._uniforms[key]

@@ -1,0 +1,114 @@
+"""The pass before the merge: what has to be known of whole tensors, and whether they can be merged at all.
+
+It finds the magnitude thresholds that recipes trim at and those of the audit's levels, and refuses NaN and infinite weights, which selection
+notices on its way; tensors that nothing is selected in are read for that alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from common.errors import BadInput
+from merge.io.checkpoint import FLOATS, Checkpoint, keep_heap
+from merge.select import INFINITE, Array, Counting, NotFinite, kept, magnitude_bits, rank
+from merge.stream.pieces import Job, Selection
+from merge.stream.tensor_plan import Output, Parent, Plan
+from merge.stream.tensor_recipe import Observer, TensorRecipe
+from merge.stream.threads import Workers
+
+CHUNK = 1 << 20  # elements
+
+
+def survey(plan: Plan, observers: Sequence[Observer | None], workers: Workers) -> dict[str, Selection]:
+    """Read every tensor that the merge will read, once. Raises BadInput that names file and tensor."""
+    keep_heap()
+    found: dict[str, Selection] = {}
+
+    def one(output: Output) -> None:
+        job = Job(plan, output, torch.device(workers.device), workers.resident)
+        found[output.name] = select(job, [TensorRecipe.of(recipe, plan, output) for recipe in plan.recipes], observers)
+        seen = {parent for parent, _ in found[output.name]}
+        for parent, source in output.sources.items():
+            if not (parent in seen or (seen and parent == plan.leader)) and not is_finite(plan.parents[parent], source):
+                raise not_finite(plan.parents[parent], source)
+
+    workers.each(plan, one)
+    return found
+
+
+def select(job: Job, tensors: Sequence[TensorRecipe], observers: Sequence[Observer | None]) -> Selection:
+    """The thresholds that recipes ask for in one tensor, and those of their observers' levels. Raises BadInput for weights that are not finite."""
+    found: Selection = {}
+    if not job.output.floating:
+        _check_buffer(job)
+    if not job.output.floating or not job.output.numel:
+        return found
+    ranks: dict[tuple[Parent, torch.dtype], set[int]] = {}
+    for tensor, observer in zip(tensors, observers, strict=True):
+        levels = {kept(level, job.output.numel) for level in observer.levels} if observer else set()
+        for use in tensor.uses:
+            wanted = {k for k in use.ranks if k > 0} | levels
+            if wanted:
+                ranks.setdefault((use.parent, tensor.dtype), set()).update(wanted)
+    counted = {key: Counting(key[1]) for key in ranks if key[1].itemsize == 2}
+    try:
+        if counted:
+            for piece in job.pieces():  # all task vectors of a slice at a time: the base is read once
+                for key, counting in counted.items():
+                    counting.see(piece.bits(*key))
+        for key, wanted in ranks.items():
+
+            def pieces(key: tuple[Parent, torch.dtype] = key) -> Iterator[Array]:
+                return (piece.bits(*key) for piece in job.pieces())
+
+            found[key] = (
+                counted[key].ranking(wanted) if key in counted else rank(pieces, wanted, job.output.numel, job.resident)
+            )
+    except NotFinite:
+        raise culprit(job) from None
+    return found
+
+
+def culprit(job: Job) -> BadInput:
+    """Says which parent's tensor is not finite."""
+    for key, parent in job.plan.parents.items():
+        if not is_finite(parent, job.output.sources[key]):
+            return not_finite(parent, job.output.sources[key])
+    return BadInput(
+        f"tensor {job.output.name}: the merge overflows in the compute dtype; use compute_dtype: float32 and smaller weights"
+    )
+
+
+def is_finite(parent: Checkpoint, name: str) -> bool:
+    """Whether a tensor holds numbers only; whole-number tensors do."""
+    info = parent.tensors[name]
+    if info.dtype not in FLOATS:
+        return True
+    for start in range(0, info.numel, CHUNK):
+        values = parent.read(name, start, min(start + CHUNK, info.numel))
+        if values.dtype not in INFINITE:
+            if not torch.isfinite(values).all():
+                return False
+        elif magnitude_bits(values).max() >= INFINITE[values.dtype]:
+            return False
+    return True
+
+
+def not_finite(parent: Checkpoint, name: str) -> BadInput:
+    """The refusal, for one tensor."""
+    file = parent.tensors[name].file
+    return BadInput(f"{file}: tensor {name} holds NaN or infinite values; train or export that checkpoint again")
+
+
+def _check_buffer(job: Job) -> None:
+    """Whole-number tensors are not merged: the parents must agree on them."""
+    plan, output = job.plan, job.output
+    lead = plan.parents[plan.leader]
+    values = lead.read(output.sources[plan.leader], 0, output.numel)
+    for key, parent in plan.parents.items():
+        if not torch.equal(values, parent.read(output.sources[key], 0, output.numel)):
+            raise BadInput(
+                f"{parent.folder}: buffer {output.name} differs from that of {lead.folder}: whole numbers cannot be merged"
+            )

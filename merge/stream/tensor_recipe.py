@@ -1,0 +1,216 @@
+"""A recipe's settings for one tensor, and its merge of one slice."""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Protocol
+
+import torch
+
+from merge import methods, select
+from merge.io.checkpoint import torch_dtype
+from merge.methods import Consensus
+from merge.recipe import Recipe
+from merge.settings import resolve
+from merge.stream.pieces import Piece
+from merge.stream.tensor_plan import Output, Parent, Plan, parent_of
+
+
+@dataclass(frozen=True)
+class Use:
+    """One model's part in one tensor. ranks: how many of the largest magnitudes to keep, then (band) to drop again."""
+
+    name: str
+    parent: Parent
+    weight: float
+    density: float
+    epsilon: float
+    ranks: tuple[int, ...]
+
+
+@dataclass
+class Agreement:
+    """What one slice's task vectors became, before λ. Lists run over models.
+
+    kept: τ with zeros where trimmed or dropped; taus: the same rescaled; tau: τ_m; survivors: see methods.merge_taus.
+    """
+
+    kept: list[torch.Tensor]
+    taus: list[torch.Tensor]
+    tau: torch.Tensor
+    survivors: list[torch.Tensor] | None
+
+
+@dataclass
+class TensorRecipe:
+    """What a recipe does to one tensor."""
+
+    recipe: Recipe
+    output: Output
+    base: Parent
+    uses: list[Use]
+    dtype: torch.dtype
+    consensus: Consensus
+    lambda_: float
+    t: float
+    sums: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, recipe: Recipe, plan: Plan, output: Output) -> TensorRecipe:
+        """Resolve rules and gradients for `output`."""
+        name, layers, spec = output.name, plan.layers, recipe.spec
+        uses = []
+        for model in recipe.models:
+            at = f"models.{model.name}"
+            weight = resolve(model.weight, name, layers, key=f"{at}.weight")
+            density = resolve(model.density, name, layers, key=f"{at}.density")
+            gamma = resolve(model.gamma, name, layers, key=f"{at}.gamma")
+            epsilon = resolve(model.epsilon, name, layers, key=f"{at}.epsilon")
+            ranks = _ranks(spec.sparsify, density, gamma, output.numel)
+            uses.append(Use(model.name, parent_of(model), weight, density, epsilon, ranks))
+        consensus = Consensus(
+            weights=tuple(use.weight for use in uses),
+            normalize=recipe.normalize,
+            elect=spec.elect,
+            slack=recipe.slack,
+            protected=tuple(use.name in recipe.protect for use in uses),
+            weighted=recipe.election == "weighted",
+        )
+        dtype = _compute_dtype(recipe, plan, output)
+        lambda_ = resolve(recipe.lambda_, name, layers, key="lambda")
+        return cls(
+            recipe, output, plan.leader, uses, dtype, consensus, lambda_, resolve(recipe.t, name, layers, key="t")
+        )
+
+    @property
+    def needs_sums(self) -> bool:
+        """Whether `gather` has to see every slice before `merge`."""
+        return self.recipe.method == "slerp" or (
+            self.recipe.rescale == "l1" and any(use.density < 1 for use in self.uses)
+        )
+
+    def gather(self, piece: Piece) -> None:
+        """Add a slice to the sums over the whole tensor, in float64."""
+        if self.recipe.method == "slerp":
+            a = piece.theta(self.base, self.dtype).double().view(-1)
+            b = piece.theta(self.uses[0].parent, self.dtype).double().view(-1)
+            for key, x, y in (("aa", a, a), ("bb", b, b), ("ab", a, b)):
+                self.sums[key] = self.sums.get(key, 0.0) + float(x @ y)
+            return
+        for use in self.uses:
+            for key, part in (
+                (f"{use.name}.all", piece.tau(use.parent, self.dtype)),
+                (f"{use.name}.kept", self._kept(use, piece)),
+            ):
+                self.sums[key] = self.sums.get(key, 0.0) + float(part.abs().sum(dtype=torch.float64))
+
+    @cached_property
+    def signature(self) -> tuple[Any, ...]:
+        """Recipes with equal signatures have the same `Agreement`: they differ in λ, or in nothing."""
+        recipe = self.recipe
+        return (recipe.spec, recipe.rescale, recipe.seed, self.dtype, tuple(self.uses), self.consensus)
+
+    def agree(self, piece: Piece) -> Agreement | None:
+        """Thin the task vectors and merge them; None for methods that have none (linear, slerp)."""
+        if self.recipe.method in ("linear", "slerp"):
+            return None
+        kept = [self._kept(use, piece) for use in self.uses]
+        taus = [self._rescaled(use, part, piece) for use, part in zip(self.uses, kept, strict=True)]
+        return Agreement(kept, taus, *methods.merge_taus(taus, self.consensus))
+
+    def merge(self, piece: Piece, agreement: Agreement | None) -> torch.Tensor:
+        """The merged slice, in the compute dtype."""
+        if agreement is not None:
+            if self._is_the_model:
+                return piece.theta(self.uses[0].parent, self.dtype)
+            return methods.moved(piece.theta(self.base, self.dtype), agreement.tau, self.lambda_)
+        if self.recipe.method == "linear":
+            thetas = [self._wide(use.parent, piece) for use in self.uses]
+            return methods.linear(thetas, self.consensus.weights, self.consensus.normalize).to(self.dtype)
+        a, b = methods.slerp_coefficients(
+            self.t, math.sqrt(self.sums["aa"]), math.sqrt(self.sums["bb"]), self.sums["ab"]
+        )
+        return (self._wide(self.base, piece) * a + self._wide(self.uses[0].parent, piece) * b).to(self.dtype)
+
+    def _wide(self, parent: Parent, piece: Piece) -> torch.Tensor:
+        """Weights brought to the compute dtype, then to at least float32: averages are not added up in 16 bits."""
+        return piece.theta(parent, self.dtype).to(torch.promote_types(self.dtype, torch.float32))
+
+    @property
+    def _is_the_model(self) -> bool:
+        """One whole task vector on its base is the model itself: θ0 + (θ − θ0) would round twice."""
+        only = self.uses[0]
+        scale = self.lambda_ * (1.0 if self.consensus.normalize and only.weight != 0 else only.weight)
+        return self.recipe.exact and len(self.uses) == 1 and only.density == 1 and scale == 1
+
+    def _kept(self, use: Use, piece: Piece) -> torch.Tensor:
+        """The task vector with zeros where it is trimmed or dropped."""
+        kind = self.recipe.spec.sparsify
+        tau = piece.tau(use.parent, self.dtype)
+        if kind is None or use.density >= 1:
+            return tau
+        if kind in ("random", "ranked"):
+            draws = piece.uniform(self.recipe.seed, use.name)
+            mask = draws < (use.density if kind == "random" else self._probabilities(use, piece))
+            return tau * mask.view(torch.uint8).to(tau.dtype)
+        kept = piece.largest(use.parent, self.dtype, use.ranks[0])
+        if kind == "band" and use.ranks[1] > 0:
+            return kept - piece.largest(use.parent, self.dtype, use.ranks[1])
+        return kept
+
+    def _rescaled(self, use: Use, kept: torch.Tensor, piece: Piece) -> torch.Tensor:
+        """Make up, as the recipe says, for what trimming or dropping took away."""
+        if self.recipe.rescale == "none" or use.density >= 1:
+            return kept
+        if self.recipe.rescale == "l1":
+            # in the compute dtype, as mergekit rounds them; its sums are less exact than these
+            before, after = (
+                torch.tensor(self.sums[f"{use.name}.{part}"], dtype=self.dtype) for part in ("all", "kept")
+            )
+            return kept * float(before / after) if min(before, after) >= 1e-7 else kept
+        if self.recipe.spec.sparsify == "ranked":
+            return (kept / self._probabilities(use, piece)).to(kept.dtype)
+        return kept / use.density
+
+    def _probabilities(self, use: Use, piece: Piece) -> torch.Tensor:
+        return methods.keep_probabilities(piece.tau(use.parent, self.dtype).abs(), use.density, use.epsilon)
+
+
+class Observer(Protocol):
+    """Sees what became of each slice's task vectors in one recipe: the audit. levels: shares of largest magnitudes whose thresholds it needs."""
+
+    @property
+    def levels(self) -> tuple[float, ...]: ...
+
+    def see(self, tensor: TensorRecipe, piece: Piece, agreement: Agreement | None) -> None: ...
+
+
+def _ranks(sparsify: str | None, density: float, gamma: float, numel: int) -> tuple[int, ...]:
+    if density >= 1 or sparsify not in ("largest", "band"):
+        return ()
+    if sparsify == "largest":
+        return (select.kept(density, numel),)
+    # mergekit's counts: where the outliers would eat into the share kept, fewer outliers are dropped.
+    middle = int(density * numel)
+    bottom = max(0, numel - middle - int(gamma * numel))
+    return (numel - bottom, numel - bottom - middle)
+
+
+def _compute_dtype(recipe: Recipe, plan: Plan, output: Output) -> torch.dtype:
+    """The dtype of the arithmetic; `inputs`: what the parents' dtypes promote to, as mergekit has it."""
+    if recipe.compute_dtype != "inputs":
+        return getattr(torch, recipe.compute_dtype)
+    parents = [parent_of(model) for model in recipe.models] + ([plan.leader] if recipe.base is not None else [])
+    codes = [plan.parents[parent].tensors[output.sources[parent]].dtype for parent in parents]
+    return functools.reduce(torch.promote_types, map(torch_dtype, codes))
+
+
+def out_dtype(recipe: Recipe, plan: Plan, output: Output) -> torch.dtype:
+    """The dtype that the result is rounded to, once, to nearest even; buffers keep their own."""
+    own = torch_dtype(plan.parents[plan.leader].tensors[output.sources[plan.leader]].dtype)
+    if not output.floating or recipe.out_dtype == "base":
+        return own
+    return _compute_dtype(recipe, plan, output) if recipe.out_dtype == "compute" else getattr(torch, recipe.out_dtype)

@@ -1,0 +1,65 @@
+"""Threads that work through a plan's tensors, each on a tensor of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+
+from merge.stream.tensor_plan import Output, Plan
+
+SMALL = 1 << 23  # elements; a model of fewer is merged in the calling thread
+MEMORY = 1 << 29  # bytes
+RESIDENT_BYTES = 5  # an element's magnitude, and a mask while ties are counted
+
+
+@dataclass(frozen=True)
+class Workers:
+    """How much is done at a time.
+
+    threads: tensors worked on at a time (default: torch's number of threads). memory: bytes for working sets of all threads,
+    above the few MB that slices take. progress: told of every tensor that a pass is through with.
+    """
+
+    device: str = "cpu"
+    threads: int | None = None
+    memory: int = MEMORY
+    progress: Callable[[Plan, Output], None] | None = None
+
+    @property
+    def count(self) -> int:
+        return self.threads or torch.get_num_threads()
+
+    @property
+    def resident(self) -> int:
+        """Elements of a tensor that a thread may hold at once."""
+        return self.memory // (self.count * RESIDENT_BYTES)
+
+    def each(self, plan: Plan, work: Callable[[Output], None]) -> None:
+        """`work` on every tensor of the result, the largest first; the first error ends it."""
+
+        def one(output: Output) -> None:
+            work(output)
+            if self.progress is not None:
+                self.progress(plan, output)
+
+        by_size = sorted(plan.outputs, key=lambda output: -output.numel)
+        if self.count == 1 or sum(output.numel for output in by_size) < SMALL:
+            for output in by_size:
+                one(output)
+            return
+        before = torch.get_num_threads()
+        with ThreadPoolExecutor(self.count, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            try:
+                for done in [pool.submit(one, output) for output in by_size]:
+                    done.result()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+            finally:
+                torch.set_num_threads(before)
+
+
+DEFAULT = Workers()

@@ -1,0 +1,129 @@
+"""What one stage is: tokens that pass the model, FLOPs, bytes it leaves and bytes it needs beside them while it is made.
+
+Tokens of trainings and blocks are exact. Those of scoring are not known before the items are made; the sizes assumed are constants here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipeline.config import Config
+from pipeline.cost import flops
+from pipeline.cost.memory import width
+from pipeline.cost.model_shape import Shape, trained
+from pipeline.plan import Stage
+
+TRAINED, SCORED, MERGED = ("base", "ct", "sft"), ("tune", "eval"), ("merge", "weights")
+ITEM_TOKENS = {
+    "own": 90,
+    "en": 43,
+}  # an item of our families with its choices: the mean of all five, measured on the default experiment
+TASK_ITEMS, TASK_TOKENS = (
+    1000,
+    1500,
+)  # a task of lm-eval (assumed): a passage, its question and four choices in a script that falls into bytes
+TEXTS = {"bible": 95}  # held-out documents of a corpus, where their number is known
+MANY_TEXTS = 1000  # and where it is not (assumed)
+BYTES_A_TOKEN = {"own": 1.64, "en": 3.5}  # of text; measured on the default experiment
+COMPRESSED = 3  # how much smaller text is on the disk, with zstd
+SMALL = 10**6  # bytes: records, recipes, scores
+
+
+@dataclass(frozen=True)
+class Work:
+    """tokens: through the model. flops: of these. written: bytes on the disk in the end; scratch: bytes beside them while it is made. text: bytes
+    of text that are read, uncompressed."""
+
+    tokens: float = 0
+    flops: float = 0
+    written: float = SMALL
+    scratch: float = 0
+    tries: int = 0
+    text: float = 0
+
+
+def of(stage: Stage, config: Config, shape: Shape, resumed: int = 0, last: bool = True) -> Work:
+    """The work of a stage of a cell. A CT stage continues from `resumed` tokens of its trajectory; `last`: no larger budget continues from it."""
+    settings, kind = stage.settings, stage.kind
+    if kind in TRAINED:
+        tokens = settings["tokens"] - resumed
+        model, state = checkpoint_bytes(shape, config), state_bytes(shape, config)
+        kept = (
+            state if kind == "ct" and last and config.compute.keep_last_state else 0
+        )  # pipeline/states.py: the others are dropped
+        beside = (2 if kept else 3) + (
+            resumed > 0
+        )  # the last two checkpoints, the state that is dropped later, the one that is continued from
+        return Work(
+            tokens,
+            tokens * flops.training(shape, settings["block_size"], "lora" in settings),
+            model + kept + SMALL,
+            beside * state,
+        )
+    if kind in SCORED:
+        tries = len(settings.get("tries", [None]))
+        tokens, lengths = scored_tokens(stage, config)
+        return Work(
+            tries * tokens, tries * tokens * flops.forward(shape, lengths / 2), tries=tries if kind == "tune" else 0
+        )
+    if kind == "weights":
+        return Work(written=width("bf16" if config.compute.device == "cuda" else "fp32") * shape.parameters)
+    if kind == "ct_blocks":
+        size = settings["schedule_tokens"] * token_bytes(shape)
+        return Work(settings["schedule_tokens"], 0, size, size)
+    if kind == "sft_blocks":
+        return Work(settings["tokens"], 0, settings["tokens"] * (token_bytes(shape) + 4 + 2), 0)
+    if kind in ("corpus", "instructions"):
+        size = corpus_bytes(config) if kind == "corpus" else instruction_bytes(config)
+        return Work(written=size / COMPRESSED, text=size)
+    if kind == "leaks":
+        return Work(text=corpus_bytes(config) + instruction_bytes(config))
+    return Work()
+
+
+def token_bytes(shape: Shape) -> int:
+    """Bytes of a token in a block."""
+    return 2 if shape.vocabulary <= 2**16 else 4
+
+
+def checkpoint_bytes(shape: Shape, config: Config) -> int:
+    """A trained model on the disk, in the precision of the passes."""
+    return width(config.compute.precision) * shape.parameters
+
+
+def state_bytes(shape: Shape, config: Config) -> int:
+    """What a training continues from: trained weights and two moments of Adam in 32 bits; DeepSpeed adds two copies of the model."""
+    copies = 2 * checkpoint_bytes(shape, config) if config.compute.strategy.startswith("zero") else 0
+    return 12 * trained(config) + copies
+
+
+def corpus_bytes(config: Config) -> float:
+    """The text of both languages."""
+    corpus = config.corpus
+    if corpus.source == "hub":
+        return (corpus.text_bytes or 0) + (corpus.english_bytes or 0)
+    return 20 * SMALL  # a Bible in two languages; files of one's own are read where they are, and are seldom more
+
+
+def instruction_bytes(config: Config) -> float:
+    """The text of instructions from the hub; of all of them (`bytes: null`) no less than the training reads."""
+    hub = config.sft.hub
+    return (hub.bytes or config.sft.tokens * BYTES_A_TOKEN["en"]) if hub else 0
+
+
+def scored_tokens(stage: Stage, config: Config) -> tuple[float, float]:
+    """(tokens that one checkpoint reads, their mean distance to the end of their text) in a stage that scores."""
+    tuning = stage.kind == "tune"
+    limit = config.eval.tune_limit if tuning else config.eval.limit
+    items = min(limit or config.eval.items, config.eval.items) * len(config.eval.families)
+    texts = min(limit or MANY_TEXTS, TEXTS.get(config.corpus.source, MANY_TEXTS))
+    excerpt = config.eval.excerpt or 4000
+    own, english = (texts * excerpt / BYTES_A_TOKEN[language] for language in ("own", "en"))
+    if tuning:
+        return (
+            (own, excerpt / 2)
+            if config.merge.metric == "bits_per_byte"
+            else (items * ITEM_TOKENS["own"], ITEM_TOKENS["own"])
+        )
+    asked = len(config.eval.tasks) * min(limit or TASK_ITEMS, TASK_ITEMS) * TASK_TOKENS
+    return items * sum(ITEM_TOKENS.values()) + own + english + asked, TASK_TOKENS if asked else ITEM_TOKENS["own"]

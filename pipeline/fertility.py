@@ -1,0 +1,68 @@
+"""How well a tokenizer knows a language: bytes a token, pieces that are no whole characters, text that does not come back."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common.errors import BadInput
+
+FALLBACK = re.compile(r"<0x[0-9A-F]{2}>")  # a byte, in SentencePiece's byte fallback
+BROKEN = "\ufffd"  # what decoding makes of bytes that are no whole character
+HARDLY = 0.5  # share of pieces that are no whole characters, above which a tokenizer hardly knows a script
+
+
+@dataclass(frozen=True)
+class Fertility:
+    """bytes_a_token: UTF-8 bytes. fallback: share of tokens that are single bytes or parts of characters. unknown: share of tokens that stand for
+    text that is lost. returned: share of documents that come back as they were, spaces apart."""
+
+    bytes_a_token: float
+    fallback: float
+    unknown: float
+    returned: float
+
+
+def measure(tokenizer: Any, texts: Sequence[str]) -> Fertility:
+    """What a `tokenizers.Tokenizer` makes of documents (at least one that is not empty)."""
+    encoded = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
+    ids = [number for one in encoded for number in one.ids]
+    special = tokenizer.model.unk_token if hasattr(tokenizer.model, "unk_token") else None
+    unknown = tokenizer.token_to_id(special) if special else None
+    whole = _whole(tokenizer)
+    same = sum(
+        "".join(tokenizer.decode(one.ids).split()) == "".join(text.split())
+        for one, text in zip(encoded, texts, strict=True)
+    )
+    return Fertility(
+        sum(len(text.encode()) for text in texts) / max(1, len(ids)),
+        sum(not whole(number) for number in ids) / max(1, len(ids)),
+        sum(number == unknown for number in ids) / max(1, len(ids)),
+        same / len(texts),
+    )
+
+
+def _whole(tokenizer: Any) -> Callable[[int], bool]:
+    """Whether a token is made of whole characters."""
+    known: dict[int, bool] = {}
+
+    def whole(number: int) -> bool:
+        if number not in known:
+            piece = tokenizer.id_to_token(number) or ""
+            known[number] = not FALLBACK.fullmatch(piece) and BROKEN not in tokenizer.decode([number])
+        return known[number]
+
+    return whole
+
+
+def load(folder: Path, key: str) -> Any:
+    """The fast tokenizer of a checkpoint folder."""
+    from tokenizers import Tokenizer
+
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise BadInput(f"{key}: {folder} has no tokenizer.json; save its tokenizer there in the fast format")
+    return Tokenizer.from_file(str(path))

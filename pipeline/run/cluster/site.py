@@ -1,0 +1,99 @@
+"""The site file: what jobs ask for on this cluster. A short YAML, of which conf/site/slurm.yaml is the commented example."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import Field, ValidationError
+
+from common.errors import BadInput
+from pipeline.config import Config, Section, one_line
+
+SITES = Path(__file__).parents[3] / "conf" / "site"
+NonNegative = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(gt=0)]
+
+
+class Place(Section):
+    """Where jobs run. None: what stands at the top of the site file, and if it says nothing, the cluster's default."""
+
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    setup: list[str] | None = None
+    python: str | None = None
+    extra: dict[str, Any] | None = None
+
+
+class Resources(Place):
+    """What one class of jobs asks for; all but the time is a node's."""
+
+    gpus: NonNegative
+    cpus: Positive
+    memory_gb: Annotated[float, Field(gt=0)]
+    hours: Annotated[float, Field(ge=1 / 60)]
+
+
+class Site(Place):
+    """A cluster. The values that are not given here are those of conf/site/slurm.yaml."""
+
+    train: Resources
+    evaluate: Resources
+    data: Resources
+    data_here: bool
+    at_once: Positive
+    evaluations_a_job: Positive
+    warning_seconds: Positive
+    restarts: NonNegative
+    poll_seconds: Annotated[float, Field(gt=0)]
+    settle_seconds: Annotated[float, Field(ge=0)]
+
+    def resources(self, work: str) -> Resources:
+        """What a class of jobs asks for: its own, else the site's."""
+        own: Resources = getattr(self, work)
+        common = {name: getattr(self, name) for name in Place.model_fields if getattr(own, name) is None}
+        return own.model_copy(update=common)
+
+
+def read(given: str) -> Site:
+    """A site by its path, or by its name in conf/site/. Raises BadInput that names the file and the key."""
+    path = Path(given) if given.endswith((".yaml", ".yml")) else SITES / f"{given}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in SITES.glob("*.yaml")))
+        raise BadInput(f"site={given}: no such file; give the path of a site's YAML, or one of {known}")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise BadInput(f"site={path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise BadInput(f"site={path}: a site is a mapping; conf/site/slurm.yaml is an example")
+    example = yaml.safe_load((SITES / "slurm.yaml").read_text(encoding="utf-8"))
+    classes = ("train", "evaluate", "data")
+    whole = {**{key: value for key, value in example.items() if key not in classes}, **content}
+    try:
+        return Site.model_validate(whole)
+    except ValidationError as error:
+        raise BadInput(f"site={path}: {one_line(error, whole)}") from None
+
+
+def check(site: Site, config: Config) -> None:
+    """Refuses what cannot run: no Slurm on this host, or fewer GPUs than a training has processes."""
+    if shutil.which("sbatch") is None or shutil.which("squeue") is None:
+        raise BadInput(
+            "launcher=slurm: sbatch and squeue are not on this host; run this where jobs are submitted, or say launcher=joblib"
+        )
+    processes = config.compute.processes
+    if config.compute.device == "cuda" and site.train.gpus < processes:
+        raise BadInput(
+            f"site: train.gpus={site.train.gpus}: a training has compute.processes={processes} on a node, and each wants a GPU"
+        )
+    if config.compute.device == "cuda" and site.evaluate.gpus < 1:
+        raise BadInput("site: evaluate.gpus=0: compute.device=cuda scores on a GPU; ask for one")
+    if site.evaluate.gpus and site.evaluations_a_job > site.evaluate.gpus:
+        raise BadInput(
+            f"site: evaluations_a_job={site.evaluations_a_job}: each has a GPU to itself, and evaluate.gpus={site.evaluate.gpus}"
+        )

@@ -1,0 +1,129 @@
+"""What the console says: which stage runs, how far it is, and about how long the rest will take."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.plan import Stage
+from pipeline.store import Store
+
+TRAINED = ("base", "ct", "sft")  # kinds whose time goes with their tokens
+QUIET = 5.0  # seconds between two lines about the same stage
+
+
+class Journal:
+    """A file that several processes append to: one JSON object an event."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def write(self, event: str, stage: Stage | None = None, **more: Any) -> None:
+        about = {} if stage is None else {"kind": stage.kind, "slug": stage.slug, "key": stage.key}
+        self.append({"time": round(time.time(), 3), "event": event, "process": os.getpid(), **about, **more})
+
+    def append(self, event: Mapping[str, Any]) -> None:
+        """Writes an event as it is, such as one that a job on another machine left in its own journal."""
+        line = json.dumps(event, ensure_ascii=False)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("ab", buffering=0) as file:  # one write, so that lines of several processes do not mix
+            file.write(line.encode() + b"\n")
+
+    def events(self, *names: str) -> list[dict[str, Any]]:
+        """The events of these names so far."""
+        if not self.path.exists():
+            return []
+        return [
+            event
+            for line in self.path.read_text(encoding="utf-8").splitlines()
+            if (event := json.loads(line))["event"] in names
+        ]
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: `4 s`, `2 min`, `1 h 20 min`."""
+    if seconds < 100:
+        return f"{seconds:.0f} s" if seconds >= 1 else "1 s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def amount(stage: Stage, others: Iterable[tuple[str | None, int]] = ()) -> float:
+    """How much work a stage is: millions of tokens where it trains, else 1. A CT stage continues from the largest smaller budget of its
+    trajectory among `others`, given as (trajectory, tokens)."""
+    if stage.kind not in TRAINED:
+        return 1.0
+    tokens = stage.settings["tokens"]
+    before = [
+        smaller for trajectory, smaller in others if trajectory and trajectory == stage.trajectory and smaller < tokens
+    ]
+    return (tokens - max(before, default=0)) / 1e6
+
+
+class Estimates:
+    """Seconds that stages will take: by the last entries of their kind in the store, or by the config's first guess."""
+
+    def __init__(self, store: Store, first_guess: Mapping[str, float], jobs: int = 1) -> None:
+        self.store, self.first_guess, self.jobs = store, first_guess, jobs
+        self.rates: dict[str, float] = {}
+
+    def rate(self, kind: str) -> float:
+        """Seconds for an `amount` of 1."""
+        if kind not in self.rates:
+            records = sorted(
+                (entry.record for entry in self.store.entries(kind) if entry.record),
+                key=lambda record: record["finished"],
+            )[-5:]
+            seconds, work = sum(record["seconds"] for record in records), sum(record["amount"] for record in records)
+            self.rates[kind] = seconds / work if work else self.first_guess.get(kind, 10.0)
+        return self.rates[kind]
+
+    def forget(self, kind: str) -> None:
+        """A stage of this kind was just measured."""
+        self.rates.pop(kind, None)
+
+    def of(self, stages: Sequence[Stage]) -> float:
+        """Seconds for all of these that are not published, by `jobs` processes that share the work."""
+        budgets = [(stage.trajectory, stage.settings["tokens"]) for stage in stages if stage.kind == "ct"]
+        return (
+            sum(amount(stage, budgets) * self.rate(stage.kind) for stage in stages if self.store.find(stage) is None)
+            / self.jobs
+        )
+
+
+class Progress:
+    """Lines about the stages of a plan. `stages` is the whole sweep, of which a process may run a part."""
+
+    def __init__(self, stages: Sequence[Stage], estimates: Estimates, say: Callable[[str], None]) -> None:
+        self.stages, self.estimates, self._say = stages, estimates, say
+        self.places = {stage.key: place for place, stage in enumerate(stages, start=1)}
+        self.spoke = self.started = 0.0
+
+    def say(self, stage: Stage, text: str) -> None:
+        width = len(str(len(self.stages)))
+        self.spoke = time.monotonic()
+        self._say(f"[{self.places.get(stage.key, 0):{width}}/{len(self.stages)}] {stage}: {text}")
+
+    def note(self, text: str) -> None:
+        """A line about no stage in particular."""
+        self._say(text)
+
+    def start(self, stage: Stage, work: float) -> None:
+        self.started = time.monotonic()
+        seconds, left = work * self.estimates.rate(stage.kind), self.estimates.of(self.stages)
+        self.say(stage, f"starts, about {duration(seconds)}; all in all about {duration(max(seconds, left))} left")
+
+    def update(self, stage: Stage, share: float, note: str = "") -> None:
+        """`share` of the stage is done. Says so, unless it spoke a moment ago."""
+        if time.monotonic() - self.spoke < QUIET or not share:
+            return
+        left = (time.monotonic() - self.started) * (1 - share) / share
+        self.say(stage, f"{share:.0%}{', ' if note else ''}{note}, about {duration(left)} left")
+
+    def done(self, stage: Stage, seconds: float, note: str = "") -> None:
+        self.estimates.forget(stage.kind)
+        self.say(stage, f"done in {seconds:.1f} s{note}")

@@ -1,0 +1,182 @@
+"""How a training is started: in this process, or under torchrun, on one node or many. It is the same trainer, whatever the launch.
+
+A child gets its arguments as a file, prints its log as JSON lines and leaves its result as a file: exit codes do not come through torchrun and srun.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from common.errors import BadInput, Interrupted
+from pipeline.execute import Job
+from train.__main__ import DIE_WITH_PARENT, RESULT_FILE, STOP_FILE
+from train.parallel import Compute
+
+JOB_FILE, OUTPUT_FILE = "job.json", "output.log"
+AS_CHILD = (
+    "SLACKMERGE_CHILD"  # 1: every training runs in a child, as this process's signals belong to the cluster's job
+)
+RENDEZVOUS = "SLACKMERGE_RENDEZVOUS"  # host at which the nodes of a training meet; this one where it is not set
+# Neither signal may end torchrun or srun's shell: the trainings themselves answer to them, and torchrun would give them 30 s to save.
+DEAF = ("sh", "-c", 'trap "" USR2 TERM; exec "$@"', "sh")
+
+_running: list[tuple[subprocess.Popen[str], Path]] = []  # the child that trains at the moment, and its stop file
+
+
+def train(
+    job: Job, model: Path, blocks: Path, settings: dict[str, Any], resume_state: Path | None = None
+) -> dict[str, Any]:
+    """Trains `model` on `blocks` as `train.trainer.train` does, and returns what it asserts: world size, wrapper class, ZeRO stage.
+
+    Raises BadInput; Interrupted where a child was told to stop and has saved; RuntimeError where one crashed, with the place of its output.
+    """
+    compute = Compute(**job.stage.options["compute"])
+    if compute.strategy == "none" and os.environ.get(AS_CHILD) != "1":
+        from train import trainer
+
+        return trainer.train(
+            model,
+            blocks,
+            settings,
+            job.out,
+            work=job.work,
+            resume_state=resume_state,
+            compute=compute,
+            on_log=job.on_log,
+        )
+    arguments = {
+        "model": str(model.absolute()),
+        "blocks": str(blocks.absolute()),
+        "settings": settings,
+        "out": str(job.out.absolute()),
+        "work": str(job.work.absolute()),
+        "resume_state": str(resume_state.absolute()) if resume_state else None,
+        "compute": asdict(compute),
+    }
+    file = job.work.absolute() / JOB_FILE
+    for left_behind in (RESULT_FILE, STOP_FILE):
+        file.with_name(left_behind).unlink(missing_ok=True)
+    file.write_text(json.dumps(arguments, indent=1) + "\n", encoding="utf-8")
+    output = job.work.parent.absolute() / OUTPUT_FILE
+    code = _run(job, command(compute, file), output, file.with_name(STOP_FILE))
+    return _result(file.with_name(RESULT_FILE), code, output)
+
+
+def command(compute: Compute, file: Path) -> list[str]:
+    """The command line of a training in a child."""
+    training = ["-m", "train", str(file)]
+    if compute.strategy == "none":
+        return [sys.executable, *training]
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        f"--nproc_per_node={compute.processes}",
+        "--signals-to-handle=SIGINT,SIGQUIT",
+    ]
+    if compute.nodes == 1:
+        return [*DEAF, *torchrun, "--standalone", *training]
+    host = os.environ.get(RENDEZVOUS) or socket.gethostname()
+    meeting = [
+        f"--nnodes={compute.nodes}",
+        "--rdzv_backend=c10d",
+        f"--rdzv_endpoint={host}:{_free_port()}",
+        f"--rdzv_id={secrets.token_hex(8)}",
+    ]
+    return [
+        "srun",
+        f"--nodes={compute.nodes}",
+        "--ntasks-per-node=1",
+        "--kill-on-bad-exit=0",
+        *DEAF,
+        *torchrun,
+        *meeting,
+        *training,
+    ]
+
+
+def interrupt(signum: int) -> bool:
+    """Tells the running training to save and end, and waits until it has; False where there is none. May be called in a signal handler."""
+    for process, stop in _running:
+        stop.touch()
+        if process.args[0] == "srun":  # type: ignore[index]
+            process.send_signal(signum)  # srun passes it on to every node: a shared file system may show the file late
+        _wait(process)
+        return True
+    return False
+
+
+def _run(job: Job, arguments: list[str], output: Path, stop: Path) -> int:
+    """The exit code of a child, whose log lines go to the job and whose other output goes to a file."""
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))}
+    with output.open("a", encoding="utf-8") as sink:
+        sink.write(f"$ {' '.join(arguments)}\n")
+        sink.flush()
+        process = subprocess.Popen(  # what runs before exec is a single system call, safe beside other threads
+            arguments, stdout=subprocess.PIPE, stderr=sink, text=True, errors="replace", env=environment,
+            preexec_fn=partial(ctypes.CDLL(None).prctl, *DIE_WITH_PARENT),  # noqa: PLW1509
+        )  # fmt: skip
+        _running.append((process, stop))
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:
+                if line.startswith('{"tokens"'):
+                    job.on_log(json.loads(line))
+                else:
+                    sink.write(line)
+                    sink.flush()
+            return _wait(process)
+        finally:
+            _running.clear()
+            if process.poll() is None:  # an exception of ours, such as Ctrl-C
+                process.kill()
+                process.wait()
+
+
+def _wait(process: subprocess.Popen[str]) -> int:
+    """The child's exit code. By polling: a signal handler may wait for the child while the code that it interrupted waits for it too."""
+    while (code := process.poll()) is None:
+        time.sleep(0.05)
+    return code
+
+
+def _result(file: Path, code: int, output: Path) -> dict[str, Any]:
+    try:
+        result = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        result = {}
+    if "refused" in result:
+        raise BadInput(result["refused"])
+    if "interrupted" in result:
+        raise Interrupted(result["interrupted"])
+    if code == -signal.SIGTERM:
+        raise Interrupted("it was told to end before it had begun to listen; the next run goes on from its last save")
+    if code or "launch" not in result:
+        raise RuntimeError(f"the training ended with exit code {code}: {_last_error(output)} (its output: {output})")
+    return dict(result["launch"])
+
+
+def _last_error(output: Path) -> str:
+    """The last line of a child's output that looks like the error itself."""
+    lines = [line.strip() for line in output.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    named = [line for line in lines if "Error:" in line and "ChildFailedError" not in line]
+    return (named or lines)[-1]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,185 @@
+"""Task families: functions from a passage to a question with choices. Pure; the only randomness is the generator that they are given.
+
+The same functions make the English instructions for SFT and the items for evaluation in both languages: the templates are shared, the passages differ.
+
+family   what is asked                                 what it needs                          trivial baseline
+next     which word comes next; the text stands last   to predict the language                the choice most frequent in training text
+blank    which word fills the blank                    the same, and to bring it to the answer the same
+lookup   which word comes after a given word           to find and copy, in any language      the same
+genre    which kind of book a passage is from          to know what passages are about        always the first label
+about    what a verse is about, in English words       the words of the language              the label that stands in the text, else the first
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from train.data.corpus.bible import GENRES
+
+QUESTIONS = {
+    "next": "Which word comes next?",
+    "blank": "Which word fills the blank?",
+    "lookup": "Which word comes after {word}?",
+    "genre": "Which kind of book is this from?",
+    "about": "What is this about?",
+}
+BLANK = "_"
+TOPICS = {
+    "war": "army armies battle battles fight fought spear spears sword swords warriors weapons war",
+    "water": "sea river rivers rain well wells waters flood spring springs waves water",
+    "family": "wife wives brother brothers mother daughter daughters sister sisters husband family",
+    "food": "bread eat ate wine hunger hungry flour oil fruit grain meal food",
+    "worship": "altar offering offerings sacrifice sacrifices priest priests incense temple worship",
+    "kings": "king throne kingdom reign reigned crown queen kings",
+    "animals": "sheep ox oxen cattle goats goat lamb lambs flock flocks donkey donkeys horses camels lion lions animals",
+    "death": "die died dies dead grave buried kill killed tomb death",
+}
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question: the text, what is asked of it, the choices, the true one, and the one that the trivial baseline takes.
+
+    Where the text is to be continued it stands last, else the question does, next to the answer.
+    """
+
+    text: str
+    question: str
+    choices: tuple[str, ...]
+    answer: int
+    trivial: int
+
+    @property
+    def prompt(self) -> str:
+        """What the model sees; the answer follows after a space."""
+        return (
+            f"{self.question}\n{self.text}" if self.question == QUESTIONS["next"] else prompt(self.question, self.text)
+        )
+
+
+def prompt(instruction: str, text: str) -> str:
+    """An instruction and its text, up to the answer: the text first, so that what is asked stands next to the answer."""
+    return "\n".join(part for part in (text, instruction, "Answer:") if part)
+
+
+class Vocabulary:
+    """The words of a language's training text by frequency: where distractors come from."""
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        self.counts = Counter(clean for text in texts for word in text.split() if (clean := bare(word)))
+        self.ranked = [word for word, count in self.counts.most_common() if count >= 3]
+        self.rank = {word: rank for rank, word in enumerate(self.ranked)}
+
+    def askable(self, word: str) -> bool:
+        """Whether a question may be about a word: known, lower case, of three letters at least, and not one of the 25 commonest."""
+        return word.islower() and len(word) >= 3 and self.rank.get(word, 0) >= 25
+
+    def like(self, word: str, avoid: set[str], rng: random.Random, count: int = 3) -> list[str] | None:
+        """Distractors of about the frequency of `word`, drawn from the ranks around its own; None where there are too few."""
+        rank = self.rank[word]
+        reach = max(30, rank // 4)
+        near = [
+            other
+            for other in self.ranked[max(25, rank - reach) : rank + reach]
+            if other not in avoid and other != word and self.askable(other)
+        ]
+        return rng.sample(near, count) if len(near) >= count else None
+
+    def commonest(self, choices: list[str]) -> int:
+        """The place of the choice that is most frequent in training text."""
+        return max(range(len(choices)), key=lambda place: self.counts[choices[place]])
+
+
+def bare(word: str) -> str:
+    """A word without the punctuation around it; empty where something else than letters remains."""
+    stripped = word.strip(".,;:!?()[]\"'“”‘’-—")
+    return stripped if stripped.isalpha() else ""
+
+
+def shuffled(
+    text: str, question: str, right: str, wrong: list[str], vocabulary: Vocabulary, rng: random.Random
+) -> Item:
+    """An item with its choices in a random order and the frequency baseline."""
+    choices = [right, *wrong]
+    rng.shuffle(choices)
+    return Item(text, question, tuple(choices), choices.index(right), vocabulary.commonest(choices))
+
+
+def window(words: list[str], shortest: int, longest: int, rng: random.Random) -> list[str]:
+    """From `shortest` to `longest` words in a row, anywhere; none where there are fewer than `longest`."""
+    if len(words) < longest:
+        return []
+    length = rng.randint(shortest, longest)
+    start = rng.randrange(len(words) - length + 1)
+    return words[start : start + length]
+
+
+def next_word(words: list[str], vocabulary: Vocabulary, rng: random.Random) -> Item | None:
+    """Of 9 to 15 words, the last is asked for."""
+    if len(words) < 15:
+        return None
+    length = rng.randint(8, 14)
+    start = rng.randrange(len(words) - length)
+    right = bare(words[start + length])
+    if not vocabulary.askable(right) or words[start + length - 1][-1] in ".!?":
+        return None
+    text = words[start : start + length]
+    wrong = vocabulary.like(right, {bare(word) for word in text}, rng)
+    return shuffled(" ".join(text), QUESTIONS["next"], right, wrong, vocabulary, rng) if wrong else None
+
+
+def blank(words: list[str], vocabulary: Vocabulary, rng: random.Random) -> Item | None:
+    """Of 9 to 14 words, one in the second half is replaced by a blank."""
+    text = window(words, 9, 14, rng)
+    if not text:
+        return None
+    place = rng.randrange(len(text) // 2, len(text) - 2)
+    right = bare(text[place])
+    if not vocabulary.askable(right):
+        return None
+    wrong = vocabulary.like(right, {bare(word) for word in text}, rng)
+    text = [*text[:place], BLANK, *text[place + 1 :]]
+    return shuffled(" ".join(text), QUESTIONS["blank"], right, wrong, vocabulary, rng) if wrong else None
+
+
+def lookup(words: list[str], vocabulary: Vocabulary, rng: random.Random) -> Item | None:
+    """Which word of the text comes after another; the wrong choices stand in the same text."""
+    text = window(words, 10, 16, rng)
+    plain = [bare(word) for word in text]
+    candidates = sorted({word for word in plain if vocabulary.askable(word) and plain.count(word) == 1})
+    places = [
+        i for i in range(len(text) - 1) if plain[i] in candidates and plain[i + 1] in candidates and text[i] == plain[i]
+    ]
+    if not places or len(candidates) < 5:
+        return None
+    place = rng.choice(places)
+    wrong = rng.sample([word for word in candidates if word not in (plain[place], plain[place + 1])], 3)
+    return shuffled(
+        " ".join(text), QUESTIONS["lookup"].format(word=plain[place]), plain[place + 1], wrong, vocabulary, rng
+    )
+
+
+def genre(text: str, label: str) -> Item:
+    """The genre of a passage, among six."""
+    return Item(text, QUESTIONS["genre"], GENRES, GENRES.index(label), 0)
+
+
+def topic_of(english: str) -> str | None:
+    """The topic of which an English verse has keywords; None where there is none or more than one."""
+    words = {word.lower() for word in map(bare, english.split()) if word}
+    found = [topic for topic, keywords in TOPICS.items() if words & set(keywords.split())]
+    return found[0] if len(found) == 1 else None
+
+
+def about(text: str, topic: str) -> Item:
+    """What a verse is about, among the topics. The truth comes from the English verse, whatever the language of the text."""
+    labels = tuple(TOPICS)
+    words = {word.lower() for word in map(bare, text.split())}
+    overlap = [place for place, label in enumerate(labels) if label in words]
+    return Item(text, QUESTIONS["about"], labels, labels.index(topic), overlap[0] if overlap else 0)
+
+
+WORD_FAMILIES = {"next": next_word, "blank": blank, "lookup": lookup}
