@@ -176,7 +176,7 @@ def task_set(
     folder = None if own is None else Path(own)
     made = items / "tasks" if any((items / "tasks").iterdir()) else None  # no families: none of our own
     return task_set.prepare(
-        made, corpus / "text", split=split, limit=limit, excerpt=excerpt, own=folder, names=names, language=language
+        made, corpus / "text", split=split, limit=limit, excerpt=excerpt, include_path=folder, names=names, language=language
     )
 
 
