@@ -40,7 +40,7 @@ class Finding:
         return self.text if self.fails else f"warning: {self.text}"
 
 
-def sweep(configs: Sequence[Config], store: Store) -> list[Finding]:
+def sweep(configs: Sequence[Config]) -> list[Finding]:
     """What is wrong with a sweep, each thing once, whatever else is wrong."""
     found: list[Finding] = []
     if any(asks_the_hub(config) for config in configs) and not model_hub.is_online():
@@ -54,7 +54,7 @@ def sweep(configs: Sequence[Config], store: Store) -> list[Finding]:
         for check in (checkpoints, corpora, tasks, tokenizer, partners):
             found += guarded(check, config)
     found += guarded(budgets, configs)
-    found += guarded(disk, configs, store)
+    found += guarded(disk, configs, Store(Path(configs[0].store)))
     return list(dict.fromkeys(found))
 
 
@@ -176,7 +176,7 @@ def tokenizer(config: Config) -> Iterator[Finding]:
     elif found.returned < 1:
         lost = f"{of} does not give {1 - found.returned:.0%} of {SAMPLE} documents of {config.language.name} back as they were"
         yield Finding(False, f"{lost}; look whether it normalises what matters")
-    if found.fallback > tokens.HARDLY:
+    if found.fallback > tokens.MAX_FALLBACK_SHARE:
         yield Finding(False, f"{of} hardly knows the script ({said}): budgets buy little text, and answers are long")
 
 

@@ -30,7 +30,7 @@ AS_CHILD = (
 )
 RENDEZVOUS = "SLACKMERGE_RENDEZVOUS"  # host at which the nodes of a training meet; this one where it is not set
 # Neither signal may end torchrun or srun's shell: the trainings themselves answer to them, and torchrun would give them 30 s to save.
-DEAF = ("sh", "-c", 'trap "" USR2 TERM; exec "$@"', "sh")
+IGNORE_SIGNALS = ("sh", "-c", 'trap "" USR2 TERM; exec "$@"', "sh")
 
 _running: list[tuple[subprocess.Popen[str], Path]] = []  # the child that trains at the moment, and its stop file
 
@@ -87,7 +87,7 @@ def command(compute: Compute, file: Path) -> list[str]:
         "--signals-to-handle=SIGINT,SIGQUIT",
     ]
     if compute.nodes == 1:
-        return [*DEAF, *torchrun, "--standalone", *training]
+        return [*IGNORE_SIGNALS, *torchrun, "--standalone", *training]
     host = os.environ.get(RENDEZVOUS) or socket.gethostname()
     meeting = [
         f"--nnodes={compute.nodes}",
@@ -100,7 +100,7 @@ def command(compute: Compute, file: Path) -> list[str]:
         f"--nodes={compute.nodes}",
         "--ntasks-per-node=1",
         "--kill-on-bad-exit=0",
-        *DEAF,
+        *IGNORE_SIGNALS,
         *torchrun,
         *meeting,
         *training,
