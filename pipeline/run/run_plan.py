@@ -10,6 +10,7 @@ from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 
+from common.files import write_json
 from pipeline import inputs
 from pipeline.config import Config
 from pipeline.plan import Cell, Stage, merged, plan_cell
@@ -59,9 +60,10 @@ class RunPlan:
         return self.outputs.absolute() / "runs" / f"{datetime.now():%Y-%m-%d_%H-%M-%S}-{os.getpid()}"
 
     def save(self, folder: Path) -> None:
-        """Leaves the plan where every worker of the run, on this machine or in a job, finds it."""
+        """Leaves the plan where every worker of the run, on this machine or in a job, finds it; the configs beside it are for people."""
         folder.mkdir(parents=True, exist_ok=True)
         (folder / FILE).write_bytes(pickle.dumps((self.cells, self.processes)))
+        write_json(folder / "configs.json", {str(cell): cell.config.model_dump() for cell in self.cells})
 
     @staticmethod
     def load(folder: Path) -> RunPlan:
