@@ -26,6 +26,7 @@ import transformers
 from train import trainer
 from train.data.corpus import bible
 from train.parallel import Compute
+from train.settings import TrainingSettings
 
 RATE, WARMUP_RATIO, MIN_LR_RATIO = 5e-4, 0.01, 0.1
 HORIZON = 1000  # steps of the schedule: none of the runs reaches its end
@@ -62,7 +63,7 @@ def main() -> None:
             pairs = zip(speeds["ours"], speeds[name], strict=True)
             result[f"{name}_ratio{suffix}"] = round(median(ours[measure] / other[measure] for ours, other in pairs), 3)
     result |= {
-        f"{name}_tokens_per_second": round(median(speed for speed, _ in found)) for name, found in speeds.items()
+        f"{name}_tokens_per_second": round(median(speed for speed, _ in measured)) for name, measured in speeds.items()
     }
     print(
         json.dumps(
@@ -122,11 +123,17 @@ def prepare(options: argparse.Namespace, folder: Path) -> dict[str, Callable[[],
 
 def ours(options: argparse.Namespace, folder: Path, tokens: int) -> tuple[float, float]:
     """The stage as the pipeline runs it, with its log and a checkpoint half-way."""
-    settings = {
-        "tokens": tokens, "schedule_tokens": HORIZON * options.batch_tokens, "batch_tokens": options.batch_tokens, "block_size": options.block_size,
-        "learning_rate": RATE, "min_lr_ratio": MIN_LR_RATIO, "warmup_ratio": WARMUP_RATIO, "weight_decay": 0.0,
-        "save_every_tokens": tokens // 2, "seed": 0,
-    }  # fmt: skip
+    settings = TrainingSettings(
+        tokens=tokens,
+        schedule_tokens=HORIZON * options.batch_tokens,
+        batch_tokens=options.batch_tokens,
+        block_size=options.block_size,
+        learning_rate=RATE,
+        min_lr_ratio=MIN_LR_RATIO,
+        warmup_ratio=WARMUP_RATIO,
+        weight_decay=0.0,
+        seed=0,
+    )
     with tempfile.TemporaryDirectory(dir=folder) as run:
         meter = Meter()
         compute = Compute(device=options.device, threads=options.threads)
@@ -136,6 +143,7 @@ def ours(options: argparse.Namespace, folder: Path, tokens: int) -> tuple[float,
             settings,
             Path(run) / "out",
             work=Path(run) / "work",
+            save_every_tokens=tokens // 2,
             compute=compute,
             on_log=lambda record: meter.mark(record["tokens"]),
         )

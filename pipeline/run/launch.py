@@ -23,6 +23,7 @@ from common.errors import BadInput, Interrupted
 from pipeline.execute import Job
 from train.__main__ import DIE_WITH_PARENT, RESULT_FILE, STOP_FILE
 from train.parallel import Compute
+from train.settings import TrainingSettings
 
 JOB_FILE, OUTPUT_FILE = "job.json", "output.log"
 AS_CHILD = (
@@ -36,7 +37,7 @@ _running: list[tuple[subprocess.Popen[str], Path]] = []  # the child that trains
 
 
 def train(
-    job: Job, model: Path, blocks: Path, settings: dict[str, Any], resume_state: Path | None = None
+    job: Job, model: Path, blocks: Path, settings: TrainingSettings, resume_state: Path | None = None
 ) -> dict[str, Any]:
     """Trains `model` on `blocks` as `train.trainer.train` does, and returns what it asserts: world size, wrapper class, ZeRO stage.
 
@@ -52,6 +53,7 @@ def train(
             settings,
             job.out,
             work=job.work,
+            save_every_tokens=job.stage.options["save_every_tokens"],
             resume_state=resume_state,
             compute=compute,
             on_log=job.on_log,
@@ -59,9 +61,10 @@ def train(
     arguments = {
         "model": str(model.absolute()),
         "blocks": str(blocks.absolute()),
-        "settings": settings,
+        "settings": asdict(settings),
         "out": str(job.out.absolute()),
         "work": str(job.work.absolute()),
+        "save_every_tokens": job.stage.options["save_every_tokens"],
         "resume_state": str(resume_state.absolute()) if resume_state else None,
         "compute": asdict(compute),
     }

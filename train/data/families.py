@@ -40,7 +40,7 @@ TOPICS = {
 
 
 @dataclass(frozen=True)
-class Item:
+class Question:
     """One question: the text, what is asked of it, the choices, the true one, and the one that the trivial baseline takes.
 
     Where the text is to be continued it stands last, else the question does, next to the answer.
@@ -89,8 +89,8 @@ class Vocabulary:
         return rng.sample(near, count) if len(near) >= count else None
 
     def commonest(self, choices: list[str]) -> int:
-        """The place of the choice that is most frequent in training text."""
-        return max(range(len(choices)), key=lambda place: self.counts[choices[place]])
+        """The number of the choice that is most frequent in training text."""
+        return max(range(len(choices)), key=lambda number: self.counts[choices[number]])
 
 
 def bare(word: str) -> str:
@@ -101,11 +101,11 @@ def bare(word: str) -> str:
 
 def shuffled(
     text: str, question: str, right: str, wrong: list[str], vocabulary: Vocabulary, rng: random.Random
-) -> Item:
-    """An item with its choices in a random order and the frequency baseline."""
+) -> Question:
+    """A question with its choices in a random order and the frequency baseline."""
     choices = [right, *wrong]
     rng.shuffle(choices)
-    return Item(text, question, tuple(choices), choices.index(right), vocabulary.commonest(choices))
+    return Question(text, question, tuple(choices), choices.index(right), vocabulary.commonest(choices))
 
 
 def window(words: list[str], shortest: int, longest: int, rng: random.Random) -> list[str]:
@@ -117,7 +117,7 @@ def window(words: list[str], shortest: int, longest: int, rng: random.Random) ->
     return words[start : start + length]
 
 
-def next_word(words: list[str], vocabulary: Vocabulary, rng: random.Random) -> Item | None:
+def next_word(words: list[str], vocabulary: Vocabulary, rng: random.Random) -> Question | None:
     """Of 9 to 15 words, the last is asked for."""
     if len(words) < 15:
         return None
@@ -131,55 +131,54 @@ def next_word(words: list[str], vocabulary: Vocabulary, rng: random.Random) -> I
     return shuffled(" ".join(text), QUESTIONS["next"], right, wrong, vocabulary, rng) if wrong else None
 
 
-def blank(words: list[str], vocabulary: Vocabulary, rng: random.Random) -> Item | None:
+def blank(words: list[str], vocabulary: Vocabulary, rng: random.Random) -> Question | None:
     """Of 9 to 14 words, one in the second half is replaced by a blank."""
     text = window(words, 9, 14, rng)
     if not text:
         return None
-    place = rng.randrange(len(text) // 2, len(text) - 2)
-    right = bare(text[place])
+    position = rng.randrange(len(text) // 2, len(text) - 2)
+    right = bare(text[position])
     if not vocabulary.askable(right):
         return None
     wrong = vocabulary.like(right, {bare(word) for word in text}, rng)
-    text = [*text[:place], BLANK, *text[place + 1 :]]
+    text = [*text[:position], BLANK, *text[position + 1 :]]
     return shuffled(" ".join(text), QUESTIONS["blank"], right, wrong, vocabulary, rng) if wrong else None
 
 
-def lookup(words: list[str], vocabulary: Vocabulary, rng: random.Random) -> Item | None:
+def lookup(words: list[str], vocabulary: Vocabulary, rng: random.Random) -> Question | None:
     """Which word of the text comes after another; the wrong choices stand in the same text."""
     text = window(words, 10, 16, rng)
     plain = [bare(word) for word in text]
     candidates = sorted({word for word in plain if vocabulary.askable(word) and plain.count(word) == 1})
-    places = [
+    positions = [
         i for i in range(len(text) - 1) if plain[i] in candidates and plain[i + 1] in candidates and text[i] == plain[i]
     ]
-    if not places or len(candidates) < 5:
+    if not positions or len(candidates) < 5:
         return None
-    place = rng.choice(places)
-    wrong = rng.sample([word for word in candidates if word not in (plain[place], plain[place + 1])], 3)
-    return shuffled(
-        " ".join(text), QUESTIONS["lookup"].format(word=plain[place]), plain[place + 1], wrong, vocabulary, rng
-    )
+    position = rng.choice(positions)
+    word, right = plain[position : position + 2]
+    wrong = rng.sample([other for other in candidates if other not in (word, right)], 3)
+    return shuffled(" ".join(text), QUESTIONS["lookup"].format(word=word), right, wrong, vocabulary, rng)
 
 
-def genre(text: str, label: str) -> Item:
+def genre(text: str, label: str) -> Question:
     """The genre of a passage, among six."""
-    return Item(text, QUESTIONS["genre"], GENRES, GENRES.index(label), 0)
+    return Question(text, QUESTIONS["genre"], GENRES, GENRES.index(label), 0)
 
 
 def topic_of(english: str) -> str | None:
     """The topic of which an English verse has keywords; None where there is none or more than one."""
     words = {word.lower() for word in map(bare, english.split()) if word}
-    found = [topic for topic, keywords in TOPICS.items() if words & set(keywords.split())]
-    return found[0] if len(found) == 1 else None
+    topics = [topic for topic, keywords in TOPICS.items() if words & set(keywords.split())]
+    return topics[0] if len(topics) == 1 else None
 
 
-def about(text: str, topic: str) -> Item:
+def about(text: str, topic: str) -> Question:
     """What a verse is about, among the topics. The truth comes from the English verse, whatever the language of the text."""
     labels = tuple(TOPICS)
     words = {word.lower() for word in map(bare, text.split())}
-    overlap = [place for place, label in enumerate(labels) if label in words]
-    return Item(text, QUESTIONS["about"], labels, labels.index(topic), overlap[0] if overlap else 0)
+    overlap = [number for number, label in enumerate(labels) if label in words]
+    return Question(text, QUESTIONS["about"], labels, labels.index(topic), overlap[0] if overlap else 0)
 
 
 WORD_FAMILIES = {"next": next_word, "blank": blank, "lookup": lookup}
