@@ -16,7 +16,7 @@ SMOLLM2 := models/smollm2-135m-instruct/config.json
 # A folder of wheels that pip knows of (find-links) comes first where it has torch: that is this machine's own build. Elsewhere uv takes the build
 # for the machine's GPU, or the CPU's where there is none, from PyTorch's index: a CPU machine never fetches CUDA.
 WHEELS = $(shell $(PYTHON) -m pip config list 2>/dev/null | sed -n "s/.*find-links='\\([^' ]*\\).*/\\1/p" | head -1)
-TORCH = $(if $(wildcard $(WHEELS)/torch-*.whl),--find-links $(WHEELS),--torch-backend auto)
+TORCH = $(if $(wildcard $(WHEELS)/torch-*.whl),--find-links $(WHEELS),--torch-backend $(or $(UV_TORCH_BACKEND),auto))
 install = $(BIN)/uv pip install -q --python $(1)/bin/python $(TORCH)
 
 export OMP_WAIT_POLICY = passive# idle OpenMP threads that spin slow everything else down several times
