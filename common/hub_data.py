@@ -1,4 +1,7 @@
-"""Data sets of the Hugging Face hub, or local folders of the same layout, read as a stream: only what is read is downloaded."""
+"""Data sets of the Hugging Face hub, or local folders of the same layout, read as a stream.
+
+Only what is read is downloaded.
+"""
 
 from __future__ import annotations
 
@@ -34,8 +37,8 @@ class Source:
 def open_stream(source: Source, key: str) -> IterableDataset:
     """The rows of a source, by file. `key` is the config key that names it in refusals.
 
-    Raises BadInput where there is no such data set, subset, split or file, where it is gated and this account has no access, or where the hub cannot
-    be reached.
+    Raises BadInput where there is no such data set, subset, split or file, where it is gated and this account has no
+    access, or where the hub cannot be reached.
     """
     import datasets
 
@@ -59,7 +62,8 @@ def open_stream(source: Source, key: str) -> IterableDataset:
                 f"{named} is gated: accept its conditions at {where}, then say `hf auth login` or set HF_TOKEN"
             ) from None
         raise BadInput(
-            f"{named}: no such data set or revision on the hub, and no such folder here; a private one needs `hf auth login`"
+            f"{named}: no such data set or revision on the hub, and no such folder here;"
+            " a private one needs `hf auth login`"
         ) from None
     except FileNotFoundError:
         raise BadInput(f"{named}: it has no data files that match {key}.files={source.files}") from None
@@ -75,7 +79,10 @@ def open_stream(source: Source, key: str) -> IterableDataset:
 
 
 def check(source: Source, columns: Sequence[str], key: str) -> None:
-    """Reads one row of a source. Raises BadInput, in one line, where it cannot be read or lacks one of the text columns."""
+    """Reads one row of a source.
+
+    Raises BadInput, in one line, where it cannot be read or lacks one of the text columns.
+    """
     for _ in rows(open_stream(source, key), columns, source, key):
         return
     raise BadInput(f"{key}.dataset={source.dataset}: holds no rows")
@@ -91,7 +98,10 @@ def rows(stream: IterableDataset, columns: Sequence[str], source: Source, key: s
 
 
 def commit_of(source: Source, key: str) -> str | None:
-    """The commit that a source's revision stands for; None for a folder. A full commit stands for itself, without a question to the hub."""
+    """The commit that a source's revision stands for; None for a folder.
+
+    A full commit stands for itself, without a question to the hub.
+    """
     revision = source.revision
     if source.is_local:
         return None

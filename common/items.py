@@ -1,4 +1,7 @@
-"""The record of an evaluation item: a prompt with choices. train/data writes them, eval/ reads them, and both know them from here only."""
+"""The record of an evaluation item: a prompt with choices.
+
+train/data writes them, eval/ reads them, and both know them from here only.
+"""
 
 from __future__ import annotations
 

@@ -1,11 +1,12 @@
 """`python -m train JOB.json`: one process of a training.
 
-The launcher (pipeline/run/launch.py, or torchrun by hand) starts as many as there shall be. JOB.json holds the arguments of `train.trainer.train`:
-{"model", "blocks", "settings", "out", "work", "save_every_tokens", "resume_state", "compute"}. Rank 0 prints the training's log, a JSON object a
-line, and leaves what became of it in RESULT_FILE beside JOB.json.
+The launcher (pipeline/run/launch.py, or torchrun by hand) starts as many as there shall be. JOB.json holds the
+arguments of `train.trainer.train`: {"model", "blocks", "settings", "out", "work", "save_every_tokens", "resume_state",
+"compute"}. Rank 0 prints the training's log, a JSON object a line, and leaves what became of it in RESULT_FILE beside
+JOB.json.
 
-On SIGTERM, SIGUSR2 or a file STOP_FILE beside JOB.json, every process finishes the step, saves, and exits with 75; the same call goes on from there.
-Exit code 2: refused, in one line.
+On SIGTERM, SIGUSR2 or a file STOP_FILE beside JOB.json, every process finishes the step, saves, and exits with 75; the
+same call goes on from there. Exit code 2: refused, in one line.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from common.errors import BadInput, Interrupted
 from common.files import write_json
 
 INTERRUPTED = 75  # the exit code of a training that was asked to stop and has saved; sysexits.h: try again later
-# prctl(PR_SET_PDEATHSIG, SIGKILL): a process ends when what started it dies, however it dies: nobody would hold the claim
-# on what it writes.
+# prctl(PR_SET_PDEATHSIG, SIGKILL): a process ends when what started it dies, however it dies. Nobody would hold the
+# claim on what it writes.
 DIE_WITH_PARENT = (1, signal.SIGKILL, 0, 0, 0)
 RESULT_FILE, STOP_FILE = "result.json", "stop"
 
@@ -68,7 +69,10 @@ def main(job: Path) -> int:
 
 
 def stop_signal(file: Path) -> Callable[[], bool]:
-    """Whether this process was told to stop: by SIGTERM or SIGUSR2, or by a file, as launchers do not pass on every signal."""
+    """Asks whether this process was told to stop.
+
+    By SIGTERM or SIGUSR2, or by a file, as launchers do not pass on every signal.
+    """
     told: list[int] = []
     for number in (signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, lambda received, frame: told.append(received))

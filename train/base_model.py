@@ -1,10 +1,12 @@
-"""The recipe of the small base model: English, a stated share of aligned verses, and a little repeated text. It plays the part of Llama-2.
+"""The recipe of the small base model: English, a stated share of aligned verses, and a little repeated text.
 
-A large base model has met a trace of most languages and can copy from its context. A model of a few million parameters gets neither from English
-alone in hours on a CPU, so its text has three sources, all from training chapters only:
+It plays the part of Llama-2.
+
+A large base model has met a trace of most languages and can copy from its context. A model of a few million parameters
+gets neither from English alone in hours on a CPU, so its text has three sources, all from training chapters only:
 
 english   running text, the rest of the blocks
-aligned   verse by verse in both languages, in either order, of `aligned_chapters` of the chapters: the trace of the language
+aligned   verses in both languages, in either order, of `aligned_chapters` of the chapters: the trace of the language
 repeated  an English passage followed by itself: teaches copying (induction), as duplicated text on the web does
 """
 
@@ -79,7 +81,10 @@ def save_untrained(tokenizer: PreTrainedTokenizerBase, settings: BaseModelSettin
 
 
 def train_tokenizer(texts: list[str], vocabulary: int) -> Any:
-    """A byte-level BPE tokenizer of English text: another language falls into more and shorter pieces, as with Llama's tokenizer."""
+    """A byte-level BPE tokenizer of English text.
+
+    Another language falls into more and shorter pieces, as with Llama's tokenizer.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -97,9 +102,12 @@ def train_tokenizer(texts: list[str], vocabulary: int) -> Any:
 
 
 def aligned_documents(corpus_dir: Path, settings: BaseModelSettings, rng: random.Random) -> list[str]:
-    """Chapters of aligned verses, a line a verse in one language and a line in the other; the order of the languages changes by document.
+    """Chapters of aligned verses, a line a verse in one language and a line in the other.
 
-    The chapters are a fixed `aligned_chapters` of the training chapters: the first in the order of a hash of their names.
+    The order of the languages changes by document.
+
+    The chapters are a fixed `aligned_chapters` of the training chapters: the first in the order of a hash of their
+    names.
     """
     chapters: dict[str, list[dict[str, str]]] = {}
     for verse in read_jsonl(corpus_dir / "verses.jsonl"):

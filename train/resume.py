@@ -1,6 +1,7 @@
 """Checkpoints of a training that goes on: which are whole, which one a run starts from, and who may continue it.
 
-A folder `checkpoint-<step>` is whole when it holds the file COMPLETE, which says by which launch it was saved. Imports no torch.
+A folder `checkpoint-<step>` is whole when it holds the file COMPLETE, which says by which launch it was saved. Imports
+no torch.
 """
 
 from __future__ import annotations
@@ -36,11 +37,12 @@ def starting_point(work: Path, resume_state: Path | None) -> Path | None:
 def check_state(state: Path, compute: Compute) -> None:
     """Refuses a state that this launch cannot continue from, by BadInput.
 
-    One process and DDP share a format, whatever the number of processes; FSDP's is resharded when it is read; DeepSpeed's is for the number of
-    processes that wrote it.
+    One process and DDP share a format, whatever the number of processes; FSDP's is resharded when it is read;
+    DeepSpeed's is for the number of processes that wrote it.
     """
     text = (state / COMPLETE).read_text(encoding="utf-8")
-    saved = json.loads(text or '{"strategy": "none", "world_size": 1}')  # an empty one is from before there were several
+    # an empty one is from before there were several strategies
+    saved = json.loads(text or '{"strategy": "none", "world_size": 1}')
     formats = {"none": "torch", "ddp": "torch"}
     same = formats.get(saved["strategy"], saved["strategy"]) == formats.get(compute.strategy, compute.strategy)
     if not same or (compute.strategy in ZERO_STAGES and saved["world_size"] != compute.world):

@@ -1,7 +1,9 @@
-"""What decides the results of this room: a frozen class for each thing that it makes. Paths, workers and devices are not here: they change no result.
+"""What decides the results of this room: a frozen class for each thing that it makes.
 
-Every field is part of the key of the stage that it belongs to. Values are checked where a user writes them (pipeline/config.py); here they are only
-picked and typed. Imports no torch and no numpy.
+Paths, workers and devices are not here: they change no result.
+
+Every field is part of the key of the stage that it belongs to. Values are checked where a user writes them
+(pipeline/config.py); here they are only picked and typed. Imports no torch and no numpy.
 """
 
 from __future__ import annotations
@@ -19,7 +21,10 @@ class Settings:
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Self:
-        """Takes the fields of this class; `values` may hold more. Raises BadInput that names a field without a value."""
+        """Takes the fields of this class; `values` may hold more.
+
+        Raises BadInput that names a field without a value.
+        """
         picked: dict[str, Any] = {}
         for field in fields(cls):  # type: ignore[arg-type]  # every subclass is a dataclass
             if field.name in values:
@@ -36,7 +41,10 @@ class Settings:
 
 @dataclass(frozen=True)
 class SourceSettings(Settings):
-    """Which rows of a data set are read. A local folder's name is no part of it: what it holds is known by checksums."""
+    """Which rows of a data set are read.
+
+    A local folder's name is no part of it: what it holds is known by checksums.
+    """
 
     dataset: str | None  # a name on the hub; None for a local folder
     subset: str | None  # a configuration of the data set; None: its only one
@@ -101,14 +109,14 @@ class CorpusOptions(Settings):
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Self:
-        """Picks its fields; `text` and `english`, where they are given, are whole sources, of which the place is taken."""
+        """Picks its fields. Of `text` and `english`, whole sources where they are given, it takes the place."""
         folders = {f"{name}_folder": values[name]["dataset"] for name in ("text", "english") if name in values}
         return super().from_mapping({**values, **folders})
 
 
 @dataclass(frozen=True)
 class ItemsSettings(Settings):
-    """What decides instructions and evaluation items, beside the corpus and the checksums of a user's own instructions."""
+    """What decides instructions and evaluation items, beside the corpus and a user's own instructions."""
 
     language: str  # code of the language that is adapted to; English is always made too
     families: tuple[str, ...]  # names of train.data.families.QUESTIONS

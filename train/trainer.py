@@ -1,8 +1,8 @@
 """Blocks -> a trained checkpoint. One trainer for CT, SFT and the base model, on one process or many.
 
-The kind of blocks is the only difference. A run is one stretch of a trajectory: one schedule over `schedule_tokens`, one order of blocks. It starts
-from the model or from the state at a smaller budget and ends at `tokens`. In one process the weights are the same bit for bit wherever it was started
-or resumed from; docs/training.md has the rest.
+The kind of blocks is the only difference. A run is one stretch of a trajectory: one schedule over `schedule_tokens`,
+one order of blocks. It starts from the model or from the state at a smaller budget and ends at `tokens`. In one process
+the weights are the same bit for bit wherever it was started or resumed from; docs/training.md has the rest.
 """
 
 from __future__ import annotations
@@ -39,13 +39,15 @@ def train(
 
     Every process of a launch calls this with the same arguments; `compute` says how many there are.
 
-    work: keeps a checkpoint every `save_every_tokens` (None: at the end only) until the run is published; a later call with the same folder goes on
-    from the last whole one. resume_state: the `state` of a smaller budget to start from; None: from the model.
-    on_log: gets {"tokens", "of_tokens", "loss", "learning_rate", "tokens_per_second"} after every logged step, in the first process only.
+    work: keeps a checkpoint every `save_every_tokens` (None: at the end only) until the run is published; a later call
+    with the same folder goes on from the last whole one. resume_state: the `state` of a smaller budget to start from;
+    None: from the model.
+    on_log: gets {"tokens", "of_tokens", "loss", "learning_rate", "tokens_per_second"} after every logged step, in the
+    first process only.
     should_stop: is asked after every step; once it is true in any process, all save and raise Interrupted.
 
-    Returns what the launch was found to be, see `transformers_trainer.launch_facts`. Raises BadInput for a budget, batch or state that cannot work,
-    and where there are not as many processes as `compute` says.
+    Returns what the launch was found to be, see `transformers_trainer.launch_facts`. Raises BadInput for a budget,
+    batch or state that cannot work, and where there are not as many processes as `compute` says.
     """
     parallel.sizes(settings.batch_tokens, settings.block_size, compute.world, compute.micro_batch)
     dataset = Blocks(blocks_dir)

@@ -32,7 +32,9 @@ Log = Callable[[dict[str, float]], None]
 def arguments(
     compute: Compute, work: Path, settings: TrainingSettings, save_every_tokens: int | None
 ) -> TrainingArguments:
-    """The Trainer's arguments, which also start the process group. Checkpoints are saved every `save_every_tokens`; None: at the end only.
+    """The Trainer's arguments, which also start the process group.
+
+    Checkpoints are saved every `save_every_tokens`; None: at the end only.
 
     Raises BadInput where there are not as many processes as `compute` says.
     """
@@ -124,12 +126,17 @@ class Trainer(transformers.Trainer):
         progress.trainer = self
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """For its checkpoints. DeepSpeed's hold the weights already: they are not gathered and written a second time."""
+        """For its checkpoints.
+
+        DeepSpeed's hold the weights already: they are not gathered and written a second time.
+        """
         if not self.is_deepspeed_enabled:
             super().save_model(output_dir, _internal_call)
 
     def publish(self, out: Path, dtype: torch.dtype, base: Path, adaptation: LoraSettings | None) -> None:
-        """The weights of all processes as a plain folder `out/model` that `from_pretrained` loads: config, safetensors, tied tensors once.
+        """The weights of all processes as a plain folder `out/model` that `from_pretrained` loads.
+
+        Config, safetensors, tied tensors once.
 
         LoRA: its adapter, too, as `out/adapter`.
         """

@@ -46,7 +46,10 @@ def test_a_source_that_cannot_be_read_is_named(folder: Path, changes: dict[str, 
             datasets.exceptions.DatasetNotFoundError(
                 "Dataset 'uonlp/CulturaX' is a gated dataset on the Hub. You must be authenticated to access it."
             ),
-            "corpus.text.dataset=uonlp/CulturaX is gated: accept its conditions at https://huggingface.co/datasets/uonlp/CulturaX, then say `hf auth login`",
+            (
+                "corpus.text.dataset=uonlp/CulturaX is gated: accept its conditions at"
+                " https://huggingface.co/datasets/uonlp/CulturaX, then say `hf auth login`"
+            ),
         ),
         (
             datasets.exceptions.DatasetNotFoundError("Dataset 'x' doesn't exist on the Hub or cannot be accessed."),

@@ -1,4 +1,7 @@
-"""Every strategy on two CPU processes, held against one process. DeepSpeed's first run builds an extension with g++ (a minute or two, then cached)."""
+"""Every strategy on two CPU processes, held against one process.
+
+DeepSpeed's first run builds an extension with g++ (a minute or two, then cached).
+"""
 
 from __future__ import annotations
 

@@ -51,7 +51,9 @@ def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> boo
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_a_chain_of_budgets_equals_one_run_bit_for_bit(prepared: Path, training: TrainingSettings, tmp_path: Path) -> None:
+def test_a_chain_of_budgets_equals_one_run_bit_for_bit(
+    prepared: Path, training: TrainingSettings, tmp_path: Path
+) -> None:
     whole = run(prepared, training, tmp_path / "whole", 2048)
     half = run(prepared, training, tmp_path / "half", 1024)
     chained = run(prepared, training, tmp_path / "rest", 2048, tmp_path / "half" / "out" / "state")

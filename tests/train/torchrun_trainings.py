@@ -1,6 +1,9 @@
-"""What one process of a torchrun does in test_distributed.py: several trainings one after the other, as each start costs seconds.
+"""What one process of a torchrun does in test_distributed.py.
 
-`torchrun --nproc_per_node=2 torchrun_trainings.py PREPARED OUT STRATEGY`; PREPARED holds `model`, `blocks` and `settings.json`.
+Several trainings one after the other, as each start costs seconds.
+
+`torchrun --nproc_per_node=2 torchrun_trainings.py PREPARED OUT STRATEGY`; PREPARED holds `model`, `blocks` and
+`settings.json`.
 """
 
 from __future__ import annotations

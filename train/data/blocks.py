@@ -1,4 +1,4 @@
-"""Blocks of tokens: cut from a stream, filled with whole examples, mixed from several sources, written to disk one by one."""
+"""Blocks of tokens: cut from a stream, filled with whole examples, mixed from several sources, written to disk."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ Tokens = NDArray[Any]  # uint16 or uint32
 
 
 def interleave(shares: Sequence[float]) -> Iterator[int]:
-    """Which source the next block comes from: always the one furthest behind its share, so that every window has the mixture within one block."""
+    """Which source the next block comes from.
+
+    It is always the one furthest behind its share, so that every window has the mixture within one block.
+    """
     counts = [0] * len(shares)
     for total in itertools.count(1):
         behind = [share * total - count for share, count in zip(shares, counts, strict=True)]
@@ -40,7 +43,10 @@ def cut(stream: Iterable[Tokens], size: int) -> Iterator[Tokens]:
 
 
 class OpenBlocks:
-    """Blocks that are being filled, found by the room that they have left: room -> the open blocks with so much, the oldest first."""
+    """Blocks that are being filled, found by the room that they have left.
+
+    `by_room[room]` has the open blocks with so much, the oldest first.
+    """
 
     def __init__(self, size: int) -> None:
         self.by_room: list[list[int]] = [[] for _ in range(size + 1)]  # heaps of block numbers
@@ -52,7 +58,10 @@ class OpenBlocks:
         self.rooms |= 1 << room
 
     def take(self, length: int) -> tuple[int, int] | None:
-        """Takes out the fullest block with room for `length` tokens: its number and its room; None where there is none."""
+        """Takes out the fullest block with room for `length` tokens: its number and its room.
+
+        None where there is none.
+        """
         fitting = self.rooms >> length << length  # the rooms below `length` struck out
         if not fitting:
             return None
@@ -69,11 +78,14 @@ def lowest_bit(number: int) -> int:
 
 
 def best_fit(lengths: Iterable[tuple[int, int]], size: int, open_blocks: int | None) -> Iterator[list[int]]:
-    """Examples, given as (name, length), put together in blocks of `size`: each goes where it leaves the least room. Yields the names of each block.
+    """Examples, given as (name, length), put together in blocks of `size`: each goes where it leaves the least room.
 
-    A block is given away when more than `open_blocks` are open, the fullest first; those still open at the end follow, the oldest first. With all
-    blocks open to the end (None) and the longest examples first, this is best-fit decreasing, as in Ding et al. 2024 (arXiv 2404.10830): of n
-    examples, in O(n log n). Of blocks with the same room, the oldest is taken.
+    Yields the names of each block.
+
+    A block is given away when more than `open_blocks` are open, the fullest first; those still open at the end follow,
+    the oldest first. With all blocks open to the end (None) and the longest examples first, this is best-fit
+    decreasing, as in Ding et al. 2024 (arXiv 2404.10830): of n examples, in O(n log n). Of blocks with the same room,
+    the oldest is taken.
     """
     names: dict[int, list[int]] = {}  # of each open block
     opened = OpenBlocks(size)
@@ -90,7 +102,10 @@ def best_fit(lengths: Iterable[tuple[int, int]], size: int, open_blocks: int | N
 
 
 class BlockFile:
-    """A `.npy` file of (blocks, size) that grows by a block at a time, so that memory holds one; byte for byte what `np.save` writes."""
+    """A `.npy` file of (blocks, size) that grows by a block at a time, so that memory holds one.
+
+    Byte for byte what `np.save` writes.
+    """
 
     def __init__(self, path: Path, size: int, dtype: type) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,11 +1,14 @@
-"""Evaluation items that stand in training text, word for word or nearly: found and reported, for any corpus and any set of tasks.
+"""Evaluation items that stand in training text, word for word or nearly.
 
-verbatim   13 words in a row that an item and the training text share, letters and digits only, case folded: the n-grams of GPT-3's contamination study
-           (Brown et al. 2020, appendix C) and of lm-eval's decontamination. An item of 8 to 12 words is looked for as a whole; a shorter one cannot
-           be judged.
-near       a passage whose set of 5-word shingles has a Jaccard similarity of 0.8 or more with the item's: the near-duplicates of Lee et al. 2022
-           (arXiv 2107.06499). They estimate it by MinHash, since they compare every document with every other. The items here are few enough to be
-           indexed whole, so that it is computed and not estimated, and none is missed.
+They are found and reported, for any corpus and any set of tasks.
+
+verbatim   13 words in a row that an item and the training text share, letters and digits only, case folded: the n-grams
+           of GPT-3's contamination study (Brown et al. 2020, appendix C) and of lm-eval's decontamination. An item of
+           8 to 12 words is looked for as a whole; a shorter one cannot be judged.
+near       a passage whose set of 5-word shingles has a Jaccard similarity of 0.8 or more with the item's: the
+           near-duplicates of Lee et al. 2022 (arXiv 2107.06499). They estimate it by MinHash, since they compare every
+           document with every other. The items here are few enough to be indexed whole, so that it is computed and not
+           estimated, and none is missed.
 
 The training text is read once, file by file, by several processes; memory holds the items and one file a process.
 """
@@ -80,9 +83,12 @@ def scan(file: Path) -> tuple[dict[int, Evidence], Counter[str]]:
 def report(
     items: Sequence[dict[str, str]], files: Sequence[Path], out: Path, work: Path, workers: int = 1
 ) -> dict[str, Any]:
-    """Looks for items (`{"task", "id", "text"}`) in files of training text; leaves `leaks.json` and `leaked.jsonl` (an item a line, worst first).
+    """Looks for items (`{"task", "id", "text"}`) in files of training text.
 
-    Returns what `leaks.json` holds: how much was read, the counts of each task, and the worst examples. `workers`: processes; nothing depends on it.
+    Leaves `leaks.json` and `leaked.jsonl` (an item a line, worst first).
+
+    Returns what `leaks.json` holds: how much was read, the counts of each task, and the worst examples. `workers`:
+    processes; nothing depends on it.
     """
     work.mkdir(parents=True, exist_ok=True)
     write_jsonl(work / "items.jsonl", items)
@@ -113,7 +119,10 @@ def report(
 def by_task(
     items: Sequence[dict[str, str]], sizes: Sequence[int], leaked: Sequence[dict[str, Any]]
 ) -> dict[str, dict[str, int]]:
-    """How many items each task has, how many are too short to be judged, and how many leaked. sizes: words of each item's n-grams, 0: too short."""
+    """How many items each task has, how many are too short to be judged, and how many leaked.
+
+    sizes: words of each item's n-grams, 0: too short.
+    """
     tasks: dict[str, dict[str, int]] = {}
     for item, size in zip(items, sizes, strict=True):
         counts = tasks.setdefault(item["task"], {"items": 0, "too_short": 0, "verbatim": 0, "near": 0})
@@ -134,7 +143,10 @@ def all_training_files(corpus_dir: Path, instructions_dir: Path) -> list[Path]:
 
 
 def record(item: dict[str, str], evidence: Evidence, grams: int) -> dict[str, Any]:
-    """The record of a leaked item of so many n-grams. share: of them that stand in training text; jaccard: of the nearest passage, 0 below NEAR."""
+    """The record of a leaked item of so many n-grams.
+
+    share: of them that stand in training text; jaccard: of the nearest passage, 0 below NEAR.
+    """
     return {
         "task": item["task"],
         "id": item["id"],

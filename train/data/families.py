@@ -1,13 +1,19 @@
-"""Task families: functions from a passage to a question with choices. Pure; the only randomness is the generator that they are given.
+"""Task families: functions from a passage to a question with choices.
 
-The same functions make the English instructions for SFT and the items for evaluation in both languages: the templates are shared, the passages differ.
+Pure; the only randomness is the generator that they are given.
 
-family   what is asked                                 what it needs                          trivial baseline
-next     which word comes next; the text stands last   to predict the language                the choice most frequent in training text
-blank    which word fills the blank                    the same, and to bring it to the answer the same
-lookup   which word comes after a given word           to find and copy, in any language      the same
-genre    which kind of book a passage is from          to know what passages are about        always the first label
-about    what a verse is about, in English words       the words of the language              the label that stands in the text, else the first
+The same functions make the English instructions for SFT and the items for evaluation in both languages: the templates
+are shared, the passages differ.
+
+family   what is asked                                 what it needs
+next     which word comes next; the text stands last   to predict the language
+blank    which word fills the blank                    the same, and to bring it to the answer
+lookup   which word comes after a given word           to find and copy, in any language
+genre    which kind of book a passage is from          to know what passages are about
+about    what a verse is about, in English words       the words of the language
+
+The trivial baseline takes the choice most frequent in training text; of genre, the first label; of about, the label
+that stands in the text, else the first.
 """
 
 from __future__ import annotations
@@ -34,14 +40,15 @@ TOPICS = {
     "food": "bread eat ate wine hunger hungry flour oil fruit grain meal food",
     "worship": "altar offering offerings sacrifice sacrifices priest priests incense temple worship",
     "kings": "king throne kingdom reign reigned crown queen kings",
-    "animals": "sheep ox oxen cattle goats goat lamb lambs flock flocks donkey donkeys horses camels lion lions animals",
+    "animals": "sheep ox oxen cattle goats goat lamb lambs flock flocks donkey donkeys horses camels lion lions"
+    " animals",
     "death": "die died dies dead grave buried kill killed tomb death",
 }
 
 
 @dataclass(frozen=True)
 class Question:
-    """One question: the text, what is asked of it, the choices, the true one, and the one that the trivial baseline takes.
+    """One question: a text, what is asked of it, the choices, the true one, and the trivial baseline's.
 
     Where the text is to be continued it stands last, else the question does, next to the answer.
     """
@@ -61,7 +68,10 @@ class Question:
 
 
 def prompt(instruction: str, text: str) -> str:
-    """An instruction and its text, up to the answer: the text first, so that what is asked stands next to the answer."""
+    """An instruction and its text, up to the answer.
+
+    The text comes first, so that what is asked stands next to the answer.
+    """
     return "\n".join(part for part in (text, instruction, "Answer:") if part)
 
 
@@ -74,11 +84,17 @@ class Vocabulary:
         self.rank = {word: rank for rank, word in enumerate(self.ranked)}
 
     def askable(self, word: str) -> bool:
-        """Whether a question may be about a word: known, lower case, of three letters at least, and not one of the 25 commonest."""
+        """Whether a question may be about a word.
+
+        It is known, lower case, of three letters at least, and not one of the 25 commonest.
+        """
         return word.islower() and len(word) >= 3 and self.rank.get(word, 0) >= 25
 
     def like(self, word: str, avoid: set[str], rng: random.Random, count: int = 3) -> list[str] | None:
-        """Distractors of about the frequency of `word`, drawn from the ranks around its own; None where there are too few."""
+        """Distractors of about the frequency of `word`, drawn from the ranks around its own.
+
+        None where there are too few.
+        """
         rank = self.rank[word]
         reach = max(30, rank // 4)
         near = [
@@ -174,7 +190,10 @@ def topic_of(english: str) -> str | None:
 
 
 def about(text: str, topic: str) -> Question:
-    """What a verse is about, among the topics. The truth comes from the English verse, whatever the language of the text."""
+    """What a verse is about, among the topics.
+
+    The truth comes from the English verse, whatever the language of the text.
+    """
     labels = tuple(TOPICS)
     words = {word.lower() for word in map(bare, text.split())}
     overlap = [number for number, label in enumerate(labels) if label in words]

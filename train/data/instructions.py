@@ -1,7 +1,10 @@
-"""The items stage: English instructions for SFT from training text, and evaluation items in both languages from held-out text.
+"""The items stage: English instructions for SFT, and evaluation items in both languages.
 
-Leaves `sft.jsonl` (`{"prompt", "output", "family"}`), `tasks/<family>_<language>.<split>.jsonl` (rows of `common.items.Item`) and `counts.json`.
-Instructions from the hub are a stage of their own, which leaves `sft/00000.parquet` and so on, with the same columns, and `counts.json`.
+Instructions come from training text, items from held-out text.
+
+Leaves `sft.jsonl` (`{"prompt", "output", "family"}`), `tasks/<family>_<language>.<split>.jsonl` (rows of
+`common.items.Item`) and `counts.json`. Instructions from the hub are a stage of their own, which leaves
+`sft/00000.parquet` and so on, with the same columns, and `counts.json`.
 """
 
 from __future__ import annotations
@@ -25,10 +28,12 @@ Row = dict[str, str]  # prompt, output, family
 
 
 def build(corpus_dir: Path, settings: ItemsSettings, out: Path, sft_path: str | None = None) -> None:
-    """Writes instructions and items to `out`. `sft_path`: a glob of JSONL files with instructions to use in place of ours.
+    """Writes instructions and items to `out`.
 
-    There are fewer of a family where the text gives no more. Families that need aligned verses are left out where the corpus has none. Raises
-    BadInput for a family that there is not, and for instructions that cannot be read.
+    `sft_path`: a glob of JSONL files with instructions to use in place of ours.
+
+    There are fewer of a family where the text gives no more. Families that need aligned verses are left out where the
+    corpus has none. Raises BadInput for a family that there is not, and for instructions that cannot be read.
     """
     unknown = set(settings.families) - set(families.QUESTIONS)
     if unknown:
@@ -103,7 +108,9 @@ def hub_instruction(prompt: str, answer: str) -> tuple[str, Row] | None:
 def from_hub(
     settings: InstructionsSettings, out: Path, work: Path, folder: str | None = None, workers: int = 1
 ) -> None:
-    """Instructions from the hub as Parquet files, up to a number of bytes; goes on in `work` where an earlier call was killed.
+    """Instructions from the hub as Parquet files, up to a number of bytes.
+
+    It goes on in `work` where an earlier call was killed.
 
     `folder`: where a local data set lies. `workers`: processes; the files do not depend on it.
     """

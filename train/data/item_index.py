@@ -1,4 +1,6 @@
-"""Items indexed by the hashes of their n-grams and shingles, to be looked for in any text. Pure; docs/data.md says why these sizes.
+"""Items indexed by the hashes of their n-grams and shingles, to be looked for in any text.
+
+Pure; docs/data.md says why these sizes.
 
 A hash is 64 bits. An n-gram is so many words in a row; the shingles of a text are its set of n-grams of SHINGLE words.
 """
@@ -26,7 +28,10 @@ FACTOR = np.uint64(0x9E3779B97F4A7C15)  # odd: a polynomial in it modulo 2^64 ke
 
 
 class Words:
-    """Texts as hashes of their words. Letters, marks and digits make words, so that vowel signs do not cut them; case is folded."""
+    """Texts as hashes of their words.
+
+    Letters, marks and digits make words, so that vowel signs do not cut them; case is folded.
+    """
 
     MOST = 2_000_000  # words remembered
 
@@ -145,10 +150,15 @@ class Index:
         return matches
 
     def nearest(self, item: int, positions: Sequence[int], shingles: Hashes) -> tuple[float, int]:
-        """The highest Jaccard similarity of an item with a passage of its length that begins or ends with one of its shingles, and its position."""
+        """The highest Jaccard similarity of an item with a passage of the document, and the passage's position.
+
+        A passage has the item's length and begins or ends with one of its shingles.
+        """
         wanted = self.shingles[item]
         best = (0.0, 0)
-        for start in sorted({start for position in positions for start in (position, max(0, position + 1 - len(wanted)))}):
+        begins_with = set(positions)
+        ends_with = {max(0, position + 1 - len(wanted)) for position in positions}
+        for start in sorted(begins_with | ends_with):
             passage = set(shingles[start : start + len(wanted)].tolist())
             best = max(best, (len(wanted & passage) / len(wanted | passage), start))
         return best

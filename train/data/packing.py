@@ -1,11 +1,14 @@
-"""Text -> blocks of token ids, memory-mapped on disk. CT packs running text; SFT packs whole examples and masks all but the answers.
+"""Text -> blocks of token ids, memory-mapped on disk.
 
-`blocks.npy` is (blocks, block_size), uint16 or uint32. SFT adds `labels.npy` (int32, −100 where there is no loss) and `positions.npy` (uint16, or
-uint32 for blocks above 65,536; restarting at 0 with each example: transformers derives a block-diagonal attention mask from them, so that examples
-do not see each other).
+CT packs running text; SFT packs whole examples and masks all but the answers.
 
-Each file of text is tokenised once, by `workers` processes, into the work folder, which outlives a kill; the blocks are then written one after the
-other. Memory holds a few files, never all of them. The blocks are the same for any number of workers.
+`blocks.npy` is (blocks, block_size), uint16 or uint32. SFT adds `labels.npy` (int32, −100 where there is no loss) and
+`positions.npy` (uint16, or uint32 for blocks above 65,536; restarting at 0 with each example: transformers derives a
+block-diagonal attention mask from them, so that examples do not see each other).
+
+Each file of text is tokenised once, by `workers` processes, into the work folder, which outlives a kill; the blocks are
+then written one after the other. Memory holds a few files, never all of them. The blocks are the same for any number of
+workers.
 """
 
 from __future__ import annotations
@@ -60,8 +63,9 @@ def ct_blocks(
 ) -> None:
     """Packs the language and English up to the schedule's tokens or the end of the language's text.
 
-    The language is never repeated, English is where it must be. `work` keeps the tokens of each file until the blocks are published. `workers`:
-    processes that tokenise; the blocks do not depend on it. Raises BadInput where the text is shorter than one block.
+    The language is never repeated, English is where it must be. `work` keeps the tokens of each file until the blocks
+    are published. `workers`: processes that tokenise; the blocks do not depend on it. Raises BadInput where the text is
+    shorter than one block.
     """
     tokenizer = TokenizerFile.of(load_tokenizer(tokenizer_dir))
     size, share, language, seed = settings.block_size, settings.english_share, settings.language, settings.seed
@@ -99,10 +103,13 @@ def sft_blocks(
     work: Path,
     workers: int = 1,
 ) -> None:
-    """Packs instruction examples, and blocks of English running text among them, up to `tokens`; repeats the examples where they are fewer.
+    """Packs instruction examples, and blocks of English running text among them, up to `tokens`.
 
-    `corpus_dir` is needed where `replay_share` is not 0. `work` keeps the tokens of each file until the blocks are published. `workers`: processes
-    that tokenise; the blocks do not depend on it. Raises BadInput for examples that are longer than a block.
+    The examples are repeated where they are fewer.
+
+    `corpus_dir` is needed where `replay_share` is not 0. `work` keeps the tokens of each file until the blocks are
+    published. `workers`: processes that tokenise; the blocks do not depend on it. Raises BadInput for examples that are
+    longer than a block.
     """
     tokenizer = TokenizerFile.of(load_tokenizer(tokenizer_dir))
     size, share, seed, tally = settings.block_size, settings.replay_share, settings.seed, Tally()
@@ -158,7 +165,9 @@ def one_stream(read: Iterable[Pass], size: int, tally: Tally) -> Iterator[list[E
 
 
 def file_by_file(read: Iterable[Pass], size: int, tally: Tally, files: int) -> Iterator[list[Example]]:
-    """The examples of each block, for ever, from many files: best-fit decreasing within a file, its blocks in a random order.
+    """The examples of each block, for ever, from many files.
+
+    They are packed by best-fit decreasing within a file, and its blocks put in a random order.
 
     It pads less than a stream does. Examples longer than a block are left out, and counted.
     """
@@ -178,7 +187,10 @@ def file_by_file(read: Iterable[Pass], size: int, tally: Tally, files: int) -> I
 
 
 def examples_of(file: Tokenised) -> list[Example]:
-    """Each instruction as prompt + answer + end token, with the length of its prompt: the loss is on the answer and the end token only."""
+    """Each instruction as prompt + answer + end token, with the length of its prompt.
+
+    The loss is on the answer and the end token only.
+    """
     return list(zip(file.documents(), file.masked.tolist(), strict=True))
 
 
@@ -222,7 +234,10 @@ def shuffled(documents: Sequence[str], seed: str) -> Iterator[str]:
 def chunks(
     documents: Iterable[str], encode: Callable[[Sequence[str]], list[Tokens]], end: int, size: int
 ) -> Iterator[Tokens]:
-    """Documents as one stream of tokens, each followed by the end token, cut into blocks of `size`; the last, incomplete one is left out."""
+    """Documents as one stream of tokens, each followed by the end token, cut into blocks of `size`.
+
+    The last, incomplete one is left out.
+    """
     return cut((np.append(ids, end) for batch in batched(documents, AT_ONCE) for ids in encode(batch)), size)
 
 

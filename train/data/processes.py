@@ -1,4 +1,7 @@
-"""Work handed to several processes, with results in the order of the tasks: what is made does not depend on how many processes make it."""
+"""Work handed to several processes, with results in the order of the tasks.
+
+What is made does not depend on how many processes make it.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,10 @@ Result = TypeVar("Result")
 
 
 class Workers(AbstractContextManager["Workers"]):
-    """`count` processes, each readied by `init_worker(*arguments)`, if given; one is this process itself. Several callers may share them."""
+    """`count` processes, each readied by `init_worker(*arguments)`, if given; one is this process itself.
+
+    Several callers may share them.
+    """
 
     def __init__(
         self, count: int, init_worker: Callable[..., None] | None = None, arguments: tuple[Any, ...] = ()
@@ -34,9 +40,12 @@ class Workers(AbstractContextManager["Workers"]):
     def map(
         self, function: Callable[[Task], Result], tasks: Iterable[Task], ahead: int | None = None
     ) -> Iterator[Result]:
-        """`function(task)` for each task, in order, with no more than `ahead` tasks (None: one a process) submitted before their result is asked for.
+        """`function(task)` for each task, in order.
 
-        Tasks are taken one by one, so that they may be endless. A caller that stops asking leaves at most `ahead` results unused.
+        At most `ahead` tasks (None: one a process) are submitted before their result is asked for.
+
+        Tasks are taken one by one, so that they may be endless. A caller that stops asking leaves at most `ahead`
+        results unused.
         """
         if self.pool is None:
             yield from map(function, tasks)

@@ -1,8 +1,9 @@
 """Text files -> tokens on disk, each file once, by several processes; and the tokens as a stream in a seeded order.
 
-What is made of a file is a folder with `tokens.npy` (all documents one after the other, each with its end token), `lengths.npy` (tokens of each
-document) and `masked.npy` (leading tokens of each that carry no loss: the prompt of an instruction, nothing of a text). It is written aside and
-renamed, and found again by the next run: a kill costs the files that were being tokenised.
+What is made of a file is a folder with `tokens.npy` (all documents one after the other, each with its end token),
+`lengths.npy` (tokens of each document) and `masked.npy` (leading tokens of each that carry no loss: the prompt of an
+instruction, nothing of a text). It is written aside and renamed, and found again by the next run: a kill costs the
+files that were being tokenised.
 """
 
 from __future__ import annotations
@@ -142,7 +143,8 @@ def passes(
 ) -> Iterator[Pass]:
     """The tokens of each file, epoch after epoch (None: for ever), each with the generator that orders its documents.
 
-    The order of the files is another in each epoch. `work`: where the tokens are kept. Every file is tokenised once, when it is first wanted.
+    The order of the files is another in each epoch. `work`: where the tokens are kept. Every file is tokenised once,
+    when it is first wanted.
     """
 
     def wanted() -> Iterator[tuple[int, int]]:

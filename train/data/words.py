@@ -1,9 +1,12 @@
-"""Texts to token ids word by word, each word looked up once encoded: several times the speed of encoding texts whole, and the same ids.
+"""Texts to token ids word by word, each word looked up once encoded.
 
-That holds for tokenizers whose merges never cross a single space between two other characters: byte-pair encoding after GPT-2's splitting into words
-(ByteLevel, with or without Digits), or on whole texts with no token that holds a space behind another character (SentencePiece's, Llama 2's). `local`
-knows them; the others, and texts with an added token, are encoded whole by the tokenizers library. What `local` claims is checked: `checked` holds
-the first texts of every file against the library.
+That is several times as fast as encoding texts whole, and gives the same ids.
+
+That holds for tokenizers whose merges never cross a single space between two other characters: byte-pair encoding after
+GPT-2's splitting into words (ByteLevel, with or without Digits), or on whole texts with no token that holds a space
+behind another character (SentencePiece's, Llama 2's). `local` knows them; the others, and texts with an added token,
+are encoded whole by the tokenizers library. What `local` claims is checked: `checked` holds the first texts of every
+file against the library.
 """
 
 from __future__ import annotations
@@ -62,7 +65,9 @@ class TextEncoder:
         return [ids if (ids := words.ids(text)) is not None else self.whole([text])[0] for text in texts]
 
     def checked(self, sample: Sequence[str]) -> Encode:
-        """The faster way if it gives the library's ids for a sample of a file's texts; else whole texts, and a warning, once a process.
+        """The faster way if it gives the library's ids for a sample of a file's texts.
+
+        Else whole texts, and a warning, once a process.
 
         It depends on the sample alone, so that a file's tokens do not depend on which process makes them.
         """
@@ -76,7 +81,10 @@ class TextEncoder:
 
 
 class Uneven(Exception):
-    """A stretch of text that is not a word: empty, with white space at an end, or with something that is not encoded by itself."""
+    """A stretch of text that is not a word.
+
+    It is empty, has white space at an end, or something that is not encoded by itself.
+    """
 
 
 class Words(dict[str, bytes]):
@@ -98,7 +106,10 @@ class Words(dict[str, bytes]):
         return None
 
     def joined(self, words: list[str]) -> Tokens:
-        """The ids of words with a space between each two; before the first there may be white space, and the tokenizer may put a prefix."""
+        """The ids of words with a space between each two.
+
+        Before the first there may be white space, and the tokenizer may put a prefix.
+        """
         if self.uneven.search(words[0]):
             raise Uneven
         first = np.array(self.library.encode(words[0], add_special_tokens=False).ids, self.dtype).tobytes()
@@ -124,7 +135,10 @@ def loaded(definition: str) -> Tokenizer:
 
 
 def local(settings: dict[str, Any]) -> bool:
-    """Whether words can be encoded one by one, by a tokenizer.json's content: no merge and no rule crosses a single space within a text."""
+    """Whether words can be encoded one by one, by a tokenizer.json's content.
+
+    No merge and no rule crosses a single space within a text.
+    """
     model, steps = settings["model"], parts(settings["pre_tokenizer"], "pretokenizers")
     if model["type"] != "BPE" or any(model.get(key, plain) not in (plain, "") for key, plain in PLAIN_BPE.items()):
         return False

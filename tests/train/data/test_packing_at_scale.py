@@ -1,4 +1,7 @@
-"""Blocks from many files of text: any number of workers, kills, exact budgets, little padding, and examples that do not see each other."""
+"""Blocks from many files of text.
+
+Any number of workers, kills, exact budgets, little padding, and examples that do not see each other.
+"""
 
 from __future__ import annotations
 
@@ -206,7 +209,10 @@ def test_a_packed_example_has_the_logits_that_it_has_alone(
 
 
 def test_the_trainer_sees_each_example_alone(instructions: Path, model_dir: Path, tmp_path: Path) -> None:
-    """The first loss that the trainer reports is that of the same examples one by one: its own call of the model keeps them apart."""
+    """The first loss that the trainer reports is that of the same examples one by one.
+
+    Its own call of the model keeps them apart.
+    """
     pack_sft(instructions, model_dir, tmp_path / "sft", tokens=512, block_size=128)
     model = AutoModelForCausalLM.from_pretrained(model_dir).eval()
     rows, total, count = Blocks(tmp_path / "sft"), 0.0, 0

@@ -20,11 +20,14 @@ from train.data.words import SPACE, TextEncoder, Words, loaded, local
 
 ROOT = Path(__file__).parents[3]
 TEXT = [
-    "the cat's 12 mice -- don't eat, it's 3.14 (or 2,000)!", "Pachiyambi Mulungu analenga kumwamba ndi dziko", "བོད་ཡིག་ གི་ ཡི་གེ།",
-    "கடவுள் உலகம்", "  two spaces   three    four", "line\nline\n\nparagraph \n end", "ᠮᠣᠩᠭᠣᠯ\u180eᠠ", "e\u0301te\u0301 été",
+    "the cat's 12 mice -- don't eat, it's 3.14 (or 2,000)!", "Pachiyambi Mulungu analenga kumwamba ndi dziko",
+    "བོད་ཡིག་ གི་ ཡི་གེ།",
+    "கடவுள் உலகம்", "  two spaces   three    four", "line\nline\n\nparagraph \n end",
+    "ᠮᠣᠩᠭᠣᠯ\u180eᠠ", "e\u0301te\u0301 été",
 ]  # fmt: skip
 PIECES = [
-    " ", " ", " ", "  ", "\n", "\t", "\u00a0", "\u2003", "\u180e", "\u200b", "\x1c", "\x85", "\r\n", "a", "the", "cat", "'s", "'", "I'll", "1", "23", "x1", "-", "...",
+    " ", " ", " ", "  ", "\n", "\t", "\u00a0", "\u2003", "\u180e", "\u200b", "\x1c", "\x85", "\r\n",
+    "a", "the", "cat", "'s", "'", "I'll", "1", "23", "x1", "-", "...",
     SPACE, "Ġ", "<|end|>", "<|", "கடவுள்", "བོད་", "é", "e\u0301", "\u0301", "\U0001f600", "\u200d", "ſ", "K", "",
 ]  # fmt: skip
 
@@ -44,7 +47,7 @@ def trained(pre: Any, **model: Any) -> dict[str, Any]:
 
 
 def sentencepiece(**changes: Any) -> dict[str, Any]:
-    """As Llama 2's: no pre-tokenizer, spaces made visible by the normalizer, bytes for what is not in the vocabulary."""
+    """As Llama 2's: no pre-tokenizer, spaces made visible by the normalizer, bytes for what has no token."""
     made = trained(
         pre_tokenizers.Metaspace(prepend_scheme="first"), unk_token="<unk>", fuse_unk=True, byte_fallback=True
     )

@@ -1,7 +1,9 @@
-"""The corpus stage: documents in the language and in English, split by document, with verbatim leaks dropped and everything counted.
+"""The corpus stage: documents in the language and in English, split by document.
 
-Leaves `text/<language>.<split>.jsonl` (`{"id", "text"}`, a document a line), `verses.jsonl` where the two languages are aligned verse by verse
-(`{"id", "split", "genre", "<language>", "en"}`), and `counts.json`.
+Held-out text that stands in training text word for word is dropped, and everything is counted.
+
+Leaves `text/<language>.<split>.jsonl` (`{"id", "text"}`, a document a line), `verses.jsonl` where the two languages are
+aligned verse by verse (`{"id", "split", "genre", "<language>", "en"}`), and `counts.json`.
 """
 
 from __future__ import annotations
@@ -24,8 +26,8 @@ Row = dict[str, str]  # of passages: id, document, split, text
 def build(settings: CorpusSettings, options: CorpusOptions, out: Path, work: Path) -> None:
     """Writes the corpus to `out`; one from the hub goes on in `work` where an earlier call was killed.
 
-    What is written depends on `settings` and on the content of what `options` names, not on where that lies. Raises BadInput for a source, file or
-    split that cannot work.
+    What is written depends on `settings` and on the content of what `options` names, not on where that lies. Raises
+    BadInput for a source, file or split that cannot work.
     """
     if settings.source == "hub":
         hub_corpus.build(settings, options, out, work)

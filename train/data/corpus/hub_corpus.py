@@ -1,6 +1,9 @@
-"""The corpus stage for text from the hub or from local folders of the same layout: taken once, up to a number of bytes, as Parquet files.
+"""The corpus stage for text from the hub or from local folders of the same layout.
 
-Leaves `text/<language>.train/00000.parquet` and so on (`id`, `text`; about 32 MB of text each), `text/<language>.<dev|test>.jsonl`, `counts.json`.
+It is taken once, up to a number of bytes, as Parquet files.
+
+Leaves `text/<language>.train/00000.parquet` and so on (`id`, `text`; about 32 MB of text each),
+`text/<language>.<dev|test>.jsonl`, `counts.json`.
 """
 
 from __future__ import annotations
@@ -40,8 +43,8 @@ class Text:
 def document(text: str, *, seed: int, dev: float, test: float) -> tuple[str, Row] | None:
     """A document's split and row, or None where it is empty.
 
-    Its name is a hash of its letters and digits, case folded, and its split goes by its name: what is the same text but for case, spaces and
-    punctuation falls into the same split, so that no held-out document stands in training text.
+    Its name is a hash of its letters and digits, case folded, and its split goes by its name: what is the same text but
+    for case, spaces and punctuation falls into the same split, so that no held-out document stands in training text.
     """
     text = text.strip()
     if not text:

@@ -1,7 +1,10 @@
-"""A streamed data set -> Parquet files on disk, each small enough for memory; by several processes, each a file of the source at a time.
+"""A streamed data set -> Parquet files on disk, each small enough for memory.
 
-Resumable: a part is renamed into place with a note of how far its file was read, and a later call goes on from there. Deterministic: a part depends
-on the source and on nothing else, and which parts are taken goes by a seeded order of the source's files, not by who was first.
+Several processes read, each a file of the source at a time.
+
+Resumable: a part is renamed into place with a note of how far its file was read, and a later call goes on from there.
+Deterministic: a part depends on the source and on nothing else, and which parts are taken goes by a seeded order of the
+source's files, not by who was first.
 """
 
 from __future__ import annotations
@@ -55,7 +58,10 @@ class Part:
 
 
 def take(reading: Reading, work: Path, workers: Workers, seed: int) -> Iterator[Part]:
-    """The parts of a source, in a seeded order of its files, until they hold `most_bytes`. `work` keeps them, for a later call too."""
+    """The parts of a source, in a seeded order of its files, until they hold `most_bytes`.
+
+    `work` keeps them, for a later call too.
+    """
     order = list(range(opened(reading.source, reading.key).num_shards))
     random.Random(f"{seed}:{reading.key}").shuffle(order)
     taken = 0
@@ -74,7 +80,10 @@ def opened(source: Source, key: str) -> IterableDataset:
 
 
 def read_file(task: tuple[Reading, int, Path]) -> list[Part]:
-    """Reads one file of a source into parts, after those that are there already. Stops when they hold `most_bytes`, which is all that can be taken."""
+    """Reads one file of a source into parts, after those that are there already.
+
+    Stops when they hold `most_bytes`, which is all that can be taken.
+    """
     reading, number, work = task
     folder = work / f"{number:05d}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -131,7 +140,10 @@ def read_part(note: Path) -> Part:
 
 
 def link(part: Part, path: Path) -> None:
-    """Gives a part its place among the results, without a copy where the file system can: the work folder keeps it for a later call."""
+    """Gives a part its place among the results, without a copy where the file system can.
+
+    The work folder keeps it for a later call.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(part.path, path)
