@@ -42,12 +42,14 @@ def evaluate(
     *,
     batch_tokens: int | None = None,
     device: str | None = None,
+    dtype: str | None = None,
 ) -> Scores:
     """Scores a causal LM in memory on every task of the set, by lm-eval. The model is left in eval mode.
 
     tasks: what `task_set.prepare` built; it serves any number of models.
     batch_tokens: tokens in one forward pass, padding included (None: 1024 on a CPU, 8192 elsewhere).
     device: where the model is brought to, and left (None: it stays where it is).
+    dtype: that its weights are brought to, and left in, such as bfloat16 (None: as they are).
     The same model and tasks give the same scores, bit for bit, with the same number of threads.
     Raises BadInput for a model that gives NaN or is too short for a choice, and for a tokenizer without BOS and EOS.
     """
@@ -60,6 +62,8 @@ def evaluate(
         raise BadInput(f"tokenizer: {name} has neither a BOS nor an EOS token, one of which must start every document")
     if device is not None:
         model.to(device)  # type: ignore[arg-type]
+    if dtype is not None:
+        cast(model, dtype)
     encodings = tasks.encodings.setdefault(fingerprint(tokenizer), {})
     on = "cpu" if model.device.type == "cpu" else "elsewhere"
     lm = PackedLM(model, tokenizer, batch_tokens or BATCH_TOKENS[on], encodings)
@@ -75,20 +79,38 @@ def evaluate(
 
 
 def evaluate_folder(
-    checkpoint: Path, tasks: TaskSet, *, batch_tokens: int | None = None, device: str | None = None
+    checkpoint: Path,
+    tasks: TaskSet,
+    *,
+    batch_tokens: int | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
 ) -> Scores:
-    """`evaluate` for a Hugging Face folder: in float32 on the CPU, elsewhere in the dtype of its file."""
+    """`evaluate` for a Hugging Face folder. dtype None: float32 on the CPU, elsewhere that of its file."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     if not (checkpoint / "config.json").is_file():
         raise BadInput(f"model: {checkpoint} is not a Hugging Face checkpoint folder (no config.json)")
-    dtype = "float32" if (device or "cpu") == "cpu" else "auto"
+    dtype = dtype or ("float32" if (device or "cpu") == "cpu" else "auto")
     try:
         model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype, local_files_only=True)
         tokenizer = AutoTokenizer.from_pretrained(checkpoint, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise BadInput(f"model: {checkpoint} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
     return evaluate(model, tokenizer, tasks, batch_tokens=batch_tokens, device=device)
+
+
+def cast(model: PreTrainedModel, dtype: str) -> None:
+    """Gives a model's weights a dtype, in place, as loading its folder in that dtype would.
+
+    What is not a weight stays as it is: the frequencies of rotary positions are float32 in every model.
+    """
+    import torch
+
+    for tensor in model.state_dict(keep_vars=True).values():
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.to(getattr(torch, dtype))
+    model.config.dtype = getattr(torch, dtype)
 
 
 def fingerprint(tokenizer: Any) -> str | int:

@@ -166,6 +166,11 @@ class HubSource(Section):
         return Path(self.dataset or "").is_dir()
 
     @property
+    def folder(self) -> str | None:
+        """The place of a local data set."""
+        return self.dataset if self.local else None
+
+    @property
     def content(self) -> dict[str, Any]:
         """What decides which rows are read: not the place of a folder, which is known by the checksums of its files."""
         return self.model_dump() | ({"dataset": None, "revision": None} if self.local else {})
@@ -283,6 +288,7 @@ class Evaluation(Section):
     tune_limit: Positive | None
     excerpt: Positive | None
     batch_tokens: Tokens
+    dtype: Literal["float32", "bfloat16"]
     tasks: list[str]
     include_path: str | None
     leaks: bool

@@ -10,7 +10,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 from importlib import import_module, metadata
@@ -20,8 +20,8 @@ from typing import Any
 from common import hub as model_hub
 from common.errors import BadInput, Interrupted, StageFailed
 from pipeline import states
+from pipeline.graph import Stage
 from pipeline.kinds import KINDS
-from pipeline.plan import Stage
 from pipeline.run.console import Estimates, Progress, amount
 from pipeline.run.journal import Journal
 from pipeline.store import Entry, Store
@@ -39,17 +39,19 @@ class Job:
     folders: Mapping[str, Path]
     resume: Entry | None = None  # the same trajectory at a smaller budget
     on_log: Callable[[dict[str, Any]], None] = lambda record: None  # a line of a training's log
-    on_try: Callable[[int, int, float], None] = lambda done, of, score: (
-        None
-    )  # tries done, of how many, the last one's score
-    launched: Mapping[str, Any] | None = (
-        None  # of a training: strategy, world size, wrapper class, ZeRO stage, as asserted inside
-    )
+    on_try: Callable[[int, int], None] = lambda done, total: None  # tries done, of how many
+    launched: Mapping[str, Any] | None = None  # of a training, as asserted inside: strategy, world size, wrapper class
     note: str = ""  # what is worth saying of the result, after `done in 3 s`
-    settings: dict[str, Any] = field(init=False)
 
-    def __post_init__(self) -> None:
-        self.settings = {**self.stage.settings, **self.stage.options}
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What decides the result, beside the parents."""
+        return self.stage.settings
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """Places and devices, which do not."""
+        return self.stage.options
 
     def checkpoint(self, role: str) -> Path:
         """The Hugging Face folder of a parent."""
@@ -166,7 +168,7 @@ class Executor:
         work = self.store.work(stage)
         job = Job(stage, work / "out", work / "scratch", folders, self._smaller_budget(stage))
         job.on_log = lambda record: self._log(stage, record)
-        job.on_try = lambda done, of, score: self.progress.update(stage, done / of, f"{done} of {of} tries")
+        job.on_try = lambda done, total: self.progress.update(stage, done / total, f"{done} of {total} tries")
         shutil.rmtree(job.out, ignore_errors=True)
         job.out.mkdir()
         job.work.mkdir(exist_ok=True)

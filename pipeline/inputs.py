@@ -15,7 +15,7 @@ from common import hub_data
 from common.errors import BadInput
 from common.files import Checksums
 from pipeline.config import Compute, Config, HubCorpus, HubSource
-from pipeline.plan import Inputs
+from pipeline.graph import Inputs
 from train.data.corpus import text_files as corpus_files
 from train.parallel import ZERO_STAGES
 

@@ -1,4 +1,4 @@
-"""What makes each kind of stage; pipeline/kinds.py names the functions. The rooms are imported when a stage is made, not before."""
+"""What makes each kind of stage; pipeline/kinds.py names the functions. A room is imported when it makes a stage."""
 
 from __future__ import annotations
 
@@ -15,6 +15,14 @@ from common.units import format_tokens
 from pipeline import recipes
 from pipeline.execute import Job
 from pipeline.run import launch
+from pipeline.settings import (
+    DeviceOptions,
+    EvalOptions,
+    EvalSettings,
+    LeakOptions,
+    LeakSettings,
+    MergeSettings,
+)
 from train.settings import (
     BaseModelSettings,
     CorpusOptions,
@@ -34,22 +42,22 @@ if TYPE_CHECKING:
 def corpus(job: Job) -> None:
     from train.data.corpus import build
 
-    settings = CorpusSettings.from_mapping(job.stage.settings)
-    build.build(settings, CorpusOptions.from_mapping(job.stage.options), job.out, job.work)
+    settings = CorpusSettings.from_mapping(job.settings)
+    build.build(settings, CorpusOptions.from_mapping(job.options), job.out, job.work)
 
 
 def items(job: Job) -> None:
     from train.data import instructions
 
-    settings = ItemsSettings.from_mapping(job.stage.settings)
-    instructions.build(job.folders["corpus"], settings, job.out, job.stage.options["sft_path"])
+    settings = ItemsSettings.from_mapping(job.settings)
+    instructions.build(job.folders["corpus"], settings, job.out, job.options["sft_path"])
 
 
 def instructions(job: Job) -> None:
     from train.data import instructions
 
-    settings, options = InstructionsSettings.from_mapping(job.stage.settings), job.stage.options
-    instructions.from_hub(settings, job.out, job.work, options["hub"]["dataset"], options.get("workers", 1))
+    settings, options = InstructionsSettings.from_mapping(job.settings), job.options
+    instructions.from_hub(settings, job.out, job.work, options["folder"], options.get("workers", 1))
 
 
 def leaks(job: Job) -> None:
@@ -57,18 +65,16 @@ def leaks(job: Job) -> None:
     from train.data import contamination
 
     corpus, made = job.folders["corpus"], job.folders.get("instructions", job.folders["items"])
-    settings, options = job.stage.settings, job.stage.options
-    asked = (settings["split"], settings["limit"], settings["excerpt"])
-    names = tuple(settings["tasks"])
-    tasks = task_set(job.folders["items"], corpus, *asked, options["include_path"], names, settings["language"])
+    settings, options = LeakSettings(**job.settings), LeakOptions(**job.options)
+    tasks = tasks_of_settings(job, settings, options.include_path)
     files = contamination.all_training_files(corpus, made)
-    contamination.report(texts(tasks), files, job.out, job.work, options.get("workers", 1))
+    contamination.report(texts(tasks), files, job.out, job.work, options.workers)
 
 
 def base(job: Job) -> None:
     from train import base_model
 
-    settings, prepared = job.stage.settings, job.work / "prepared"
+    settings, prepared = job.settings, job.work / "prepared"
     if not (prepared / "whole").exists():
         base_model.prepare(job.folders["corpus"], BaseModelSettings.from_mapping(settings), prepared)
         (prepared / "whole").touch()
@@ -80,7 +86,7 @@ def base(job: Job) -> None:
 def ct_blocks(job: Job) -> None:
     from train.data import packing
 
-    settings, workers = CtBlocksSettings.from_mapping(job.stage.settings), job.stage.options.get("workers", 1)
+    settings, workers = CtBlocksSettings.from_mapping(job.settings), job.options.get("workers", 1)
     packing.ct_blocks(job.folders["corpus"], job.checkpoint("model"), settings, job.out, job.work, workers)
     job.note = packed(job.out)
 
@@ -88,7 +94,7 @@ def ct_blocks(job: Job) -> None:
 def sft_blocks(job: Job) -> None:
     from train.data import packing
 
-    settings, workers = SftBlocksSettings.from_mapping(job.stage.settings), job.stage.options.get("workers", 1)
+    settings, workers = SftBlocksSettings.from_mapping(job.settings), job.options.get("workers", 1)
     items, corpus = job.folders["items"], job.folders.get("corpus")
     packing.sft_blocks(items, corpus, job.checkpoint("model"), settings, job.out, job.work, workers)
     job.note = packed(job.out)
@@ -101,7 +107,7 @@ def packed(blocks: Path) -> str:
 
 
 def ct(job: Job) -> None:
-    check_budget(job.folders["blocks"], job.stage.settings["tokens"])
+    check_budget(job.folders["blocks"], job.settings["tokens"])
     _train(job, job.resume.path / "state" if job.resume else None)
 
 
@@ -111,7 +117,7 @@ def sft(job: Job) -> None:
 
 
 def _train(job: Job, resume_state: Path | None) -> None:
-    settings = TrainingSettings.from_mapping(job.stage.settings)
+    settings = TrainingSettings.from_mapping(job.settings)
     job.launched = launch.train(job, job.checkpoint("model"), job.folders["blocks"], settings, resume_state)
 
 
@@ -126,12 +132,13 @@ def check_budget(blocks: Path, tokens: int) -> None:
 
 
 def merge(job: Job) -> None:
+    import torch
     import yaml
 
     import merge
 
-    _use_threads(job)
-    recipe = chosen_recipe(job, job.folders["tune"])
+    torch.set_num_threads(DeviceOptions(**job.options).threads)
+    recipe = chosen_recipe(job)
     audit = merge.audit(recipe)
     (job.out / "audit.json").write_text(json.dumps(audit, indent=1) + "\n", encoding="utf-8")
     described = recipe.to_dict()  # paths relative to where the entry will lie: the store can be moved
@@ -143,33 +150,46 @@ def merge(job: Job) -> None:
 
 
 def weights(job: Job) -> None:
+    import torch
+
     import merge
     from merge import Recipe
 
-    _use_threads(job)
+    torch.set_num_threads(DeviceOptions(**job.options).threads)
     merge.write(Recipe.from_yaml(job.folders["merge"] / "merge.yml"), job.out / "model")
 
 
 def evaluate(job: Job) -> None:
+    import torch
+
     from eval import harness
 
-    _use_threads(job)
-    settings = job.settings
-    own, names = settings["include_path"], tuple(settings["tasks"])
-    taken = (settings["split"], settings["limit"], settings["excerpt"])
-    tasks = task_set(job.folders["items"], job.folders["corpus"], *taken, own, names, settings["language"])
-    how: dict[str, Any] = {"batch_tokens": settings["batch_tokens"], "device": settings["device"]}
+    settings, options = EvalSettings(**job.settings), EvalOptions(**job.options)
+    torch.set_num_threads(options.threads)
+    tasks = tasks_of_settings(job, settings, options.include_path)
+    how: Mapping[str, Any] = {
+        "batch_tokens": options.batch_tokens,
+        "device": options.device,
+        "dtype": settings.dtype,
+    }
     if "merge" in job.stage.parents:
         from transformers import AutoTokenizer
 
         import merge
         from merge import Recipe
 
-        model = merge.load(Recipe.from_yaml(job.folders["merge"] / "merge.yml"), settings["device"])
+        model = merge.load(Recipe.from_yaml(job.folders["merge"] / "merge.yml"), options.device)
         scores = harness.evaluate(model, AutoTokenizer.from_pretrained(job.checkpoint("model")), tasks, **how)
     else:
         scores = harness.evaluate_folder(job.checkpoint("checkpoint"), tasks, **how)
     harness.write(scores, job.out)
+
+
+def tasks_of_settings(job: Job, settings: LeakSettings, include_path: str | None) -> TaskSet:
+    """The tasks of a split: items and texts of the corpus, and lm-eval's."""
+    split, limit, excerpt = settings.split, settings.limit, settings.excerpt
+    names, language = tuple(settings.tasks), settings.language
+    return task_set(job.folders["items"], job.folders["corpus"], split, limit, excerpt, include_path, names, language)
 
 
 @cache
@@ -179,41 +199,42 @@ def task_set(
     split: str,
     limit: int | None,
     excerpt: int | None,
-    own: str | None = None,
+    include_path: str | None = None,
     names: tuple[str, ...] = (),
     language: str = "und",
 ) -> TaskSet:
     """The tasks of a split, built once a process: every checkpoint is scored on the same ones."""
     from eval import task_set
 
-    folder = None if own is None else Path(own)
-    made = items / "tasks" if any((items / "tasks").iterdir()) else None  # no families: none of our own
+    families = items / "tasks" if any((items / "tasks").iterdir()) else None  # no families: no items of ours
     return task_set.prepare(
-        made, corpus / "text", split=split, limit=limit, excerpt=excerpt, include_path=folder, names=names, language=language
+        families,
+        corpus / "text",
+        split=split,
+        limit=limit,
+        excerpt=excerpt,
+        include_path=None if include_path is None else Path(include_path),
+        names=names,
+        language=language,
     )
 
 
-def chosen_recipe(job: Job, tuned: Path) -> Recipe:
+def chosen_recipe(job: Job) -> Recipe:
     """The merge of this cell's checkpoints by the settings that `tune` chose."""
     import yaml
 
-    return recipe_of(job, yaml.safe_load((tuned / "choice.yml").read_text(encoding="utf-8")))
+    chosen = yaml.safe_load((job.folders["tune"] / "choice.yml").read_text(encoding="utf-8"))
+    return recipe_of(job, chosen, MergeSettings(**job.settings).seed)
 
 
-def recipe_of(job: Job, settings: Mapping[str, Any]) -> Recipe:
+def recipe_of(job: Job, settings: Mapping[str, Any], seed: int) -> Recipe:
     """The merge of a job's three checkpoints by these settings (one of a method's tries)."""
     from merge import Recipe
 
     base, ct, sft = (job.checkpoint(role).absolute() for role in ("model", "ct", "sft"))
-    recipe = recipes.complete(settings, base, ct, sft, seed=job.settings["seed"])
+    recipe = recipes.complete(settings, base, ct, sft, seed)
     for role in ("ct", "sft"):
         adapter = job.folders[role].absolute() / "adapter"
         if adapter.is_dir():  # LoRA: a few megabytes are read beside the base, not a second model
             recipe["models"][role] |= {"path": str(base), "adapter": str(adapter)}
     return Recipe.from_dict(recipe, where=str(job.stage))
-
-
-def _use_threads(job: Job) -> None:
-    import torch
-
-    torch.set_num_threads(job.settings["threads"])

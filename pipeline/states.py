@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from pipeline.plan import Stage
+from pipeline.graph import Stage
 from pipeline.store import Store
 
 STATE = "state"

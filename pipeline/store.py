@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.plan import Stage
+from pipeline.graph import Stage
 
 RECORD = "stage.json"
 ALWAYS_CHECKED = (

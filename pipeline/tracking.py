@@ -1,6 +1,7 @@
 """Weights & Biases: one run a stage that trains or scores, grouped by experiment. It never stops the pipeline.
 
-Runs go to `outputs/<experiment>/wandb`. Without a key they are offline; `wandb sync outputs/<experiment>/wandb/offline-run-*` sends them later.
+Runs go to `outputs/<experiment>/wandb`. Without a key they are offline;
+`wandb sync outputs/<experiment>/wandb/offline-run-*` sends them later.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from typing import Any, ParamSpec
 
 from pipeline.config import Config
 from pipeline.execute import Job, Tracker, no_tracker
+from pipeline.graph import Stage
 from pipeline.kinds import KINDS
-from pipeline.plan import Stage
 
 P = ParamSpec("P")
 log = logging.getLogger(__name__)
@@ -59,11 +60,8 @@ def tracker(config: Config, folder: Path) -> Tracker:
 
     @contextlib.contextmanager
     def track(job: Job) -> Iterator[None]:
-        run = (
-            start(config, folder, str(job.stage), job.stage.kind, {"stage": job.settings, **cell_of(job.stage)})
-            if KINDS[job.stage.kind].tracked
-            else None
-        )
+        tracked = KINDS[job.stage.kind].tracked
+        run = start(config, folder, str(job.stage), job.stage.kind, about(job.stage)) if tracked else None
         if run is None:
             yield
             return
@@ -81,8 +79,13 @@ def tracker(config: Config, folder: Path) -> Tracker:
     return track
 
 
+def about(stage: Stage) -> dict[str, Any]:
+    """What a run's config says of its stage."""
+    return {"stage": dict(stage.settings), "options": dict(stage.options), **cell_of(stage)}
+
+
 @harmless
-def start(config: Config, folder: Path, name: str, job_type: str, about: dict[str, Any]) -> Any:
+def start(config: Config, folder: Path, name: str, job_type: str, described: dict[str, Any]) -> Any:
     """A wandb run, or None where there can be none."""
     import wandb
 
@@ -103,21 +106,21 @@ def start(config: Config, folder: Path, name: str, job_type: str, about: dict[st
         job_type=job_type,
         dir=str(folder),
         mode="online" if mode(config) == "online" else "offline",
-        config={"language": config.language.code, **about},
+        config={"language": config.language.code, **described},
         settings=quiet,
         reinit="finish_previous",
     )
 
 
 def cell_of(stage: Stage) -> dict[str, Any]:
-    """The budget and the seed that a stage belongs to: its own, or those of the CT that it comes from; null where none is."""
-    own = {
+    """The budget and the seed of a stage: its own, or those of the CT that it comes from; null where none is."""
+    cell = {
         "ct_tokens": stage.settings.get("tokens") if stage.kind == "ct" else None,
         "seed": stage.settings.get("seed"),
     }
     for parent in map(cell_of, stage.parents.values()):
-        own = {name: value if value is not None else parent[name] for name, value in own.items()}
-    return own
+        cell = {name: value if value is not None else parent[name] for name, value in cell.items()}
+    return cell
 
 
 def scores(out: Path) -> dict[str, float]:

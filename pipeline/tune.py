@@ -1,22 +1,26 @@
-"""The tune stage: every setting of a method's grid is merged in memory and scored on the dev split of the language; the best is chosen.
+"""The tune stage: every recipe of a method's grid is merged in memory and scored on dev, and the best is chosen.
 
-Leaves `tries.jsonl` (a line a try: settings, score) and `choice.yml` (the settings of the best try; of equals, the first).
+Leaves `tries.jsonl` (a line a try: settings, score) and `choice.yml` (settings of the best try; of equals, the first).
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline import stages
 from pipeline.execute import Job
+from pipeline.settings import TuneOptions, TuneSettings
 
 if TYPE_CHECKING:
     from eval.harness import Scores
     from eval.task_set import TaskSet
 
 METRICS = {"acc": max, "bits_per_byte": min}
+TRIES = "tries.jsonl"
 
 
 def tune(job: Job) -> None:
@@ -27,34 +31,31 @@ def tune(job: Job) -> None:
 
     import merge
     from eval import harness
-    from pipeline import stages
 
-    torch.set_num_threads(job.settings["threads"])
-    metric, language, tries = job.settings["metric"], job.settings["language"], job.settings["tries"]
-    tasks = of_language(
-        stages.task_set(
-            job.folders["items"], job.folders["corpus"], "dev", job.settings["limit"], job.settings["excerpt"]
-        ),
-        language,
-        metric,
-    )
+    settings, options = TuneSettings(**job.settings), TuneOptions(**job.options)
+    torch.set_num_threads(options.threads)
+    metric, language, tries = settings.metric, settings.language, settings.tries
+    dev = stages.task_set(job.folders["items"], job.folders["corpus"], "dev", settings.limit, settings.excerpt)
+    tasks = of_language(dev, language, metric)
     tokenizer = AutoTokenizer.from_pretrained(job.checkpoint("model"))
-    journal = job.work / "tries.jsonl"
+    journal = job.work / TRIES
     done = read_tries(journal)
     waiting = tries[len(done) :]
-    recipes = [stages.recipe_of(job, settings) for settings in waiting]
-    for settings, (_, model) in zip(
-        waiting, merge.load_many(recipes, job.settings["device"]) if recipes else (), strict=True
-    ):
-        scores = harness.evaluate(
-            model, tokenizer, tasks, batch_tokens=job.settings["batch_tokens"], device=job.settings["device"]
-        )
-        done.append({"settings": settings, "metric": metric, "score": score(scores, language, metric)})
+    recipes = [stages.recipe_of(job, method, settings.seed) for method in waiting]
+    models = (model for _, model in merge.load_many(recipes, options.device)) if recipes else iter(())
+    how: Mapping[str, Any] = {
+        "batch_tokens": options.batch_tokens,
+        "device": options.device,
+        "dtype": settings.dtype,
+    }
+    for method, model in zip(waiting, models, strict=True):
+        scores = harness.evaluate(model, tokenizer, tasks, **how)
+        done.append({"settings": method, "metric": metric, "score": score(scores, language, metric)})
         with journal.open("a", encoding="utf-8") as file:
             file.write(json.dumps(done[-1]) + "\n")
-        job.on_try(len(done), len(tries), done[-1]["score"])
+        job.on_try(len(done), len(tries))
     best = METRICS[metric](done, key=lambda row: row["score"])
-    (job.out / "tries.jsonl").write_text("".join(json.dumps(row) + "\n" for row in done), encoding="utf-8")
+    write_lines(job.out / TRIES, done)
     (job.out / "choice.yml").write_text(yaml.safe_dump(best["settings"], sort_keys=False), encoding="utf-8")
 
 
@@ -88,5 +89,10 @@ def read_tries(journal: Path) -> list[dict[str, Any]]:
             rows.append(json.loads(line))
         except json.JSONDecodeError:
             break
-    journal.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    write_lines(journal, rows)
     return rows
+
+
+def write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """A line of JSON a row."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

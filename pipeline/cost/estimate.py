@@ -14,8 +14,9 @@ from pipeline.cost.flops import RECOMPUTED
 from pipeline.cost.hardware import Cluster
 from pipeline.cost.memory import Memory
 from pipeline.cost.stage_work import Work
+from pipeline.graph import Stage
 from pipeline.kinds import KINDS
-from pipeline.plan import Cell, Stage, merged
+from pipeline.plan import Cell, merged
 
 MFU = 0.4  # assumed. Llama-2-7B's own pre-training: 6ND for 2 T tokens in 184,320 hours of A100 (Touvron et al. 2023, table 2) is 0.39
 SCORING_MFU = 0.1  # assumed: short rows of different lengths, and a harness between them

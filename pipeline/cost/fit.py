@@ -32,7 +32,7 @@ def check(config: Config, cluster: Cluster, trained: bool = True) -> None:
     `trained`: whether the sweep trains at all.
     """
     gpu = cluster.gpu
-    held = memory.scoring(shape.of(config), config.eval.batch_tokens, on_gpu=True)
+    held = memory.scoring(shape.of(config), config.eval.batch_tokens, config.eval.dtype)
     if held > gpu.usable:
         larger = min(
             (other for other in GPUS.values() if other.usable > held), key=lambda other: other.memory, default=None

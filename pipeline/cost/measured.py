@@ -11,8 +11,8 @@ from pipeline.config import Config
 from pipeline.cost import model_shape as shape
 from pipeline.cost import stage_work as work
 from pipeline.cost.stage_work import Work
+from pipeline.graph import Stage
 from pipeline.kinds import KINDS
-from pipeline.plan import Stage
 from pipeline.store import Store
 
 

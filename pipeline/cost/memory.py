@@ -97,7 +97,7 @@ def training(shape: Shape, compute: Compute, batch_tokens: int, block_size: int,
     return Memory(alone.parameters, alone.gradients, alone.optimizer, held, alone.host)
 
 
-def scoring(shape: Shape, batch_tokens: int, on_gpu: bool) -> float:
-    """Bytes of a checkpoint that is scored: its weights as they lie on the disk (bf16, or fp32 on a CPU), and logits in 32 bits with their copy."""
-    number = 2 if on_gpu else 4
+def scoring(shape: Shape, batch_tokens: int, dtype: str) -> float:
+    """Bytes of a checkpoint that is scored: its weights in `dtype`, and logits in 32 bits with their copy."""
+    number = 2 if dtype == "bfloat16" else 4
     return shape.parameters * number + batch_tokens * (shape.vocabulary * (number + 8) + 16 * shape.hidden)

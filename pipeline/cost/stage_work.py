@@ -11,8 +11,8 @@ from pipeline.config import Config
 from pipeline.cost import flops
 from pipeline.cost.memory import width
 from pipeline.cost.model_shape import Shape, trained
+from pipeline.graph import Stage
 from pipeline.kinds import KINDS
-from pipeline.plan import Stage
 
 ITEM_TOKENS = {
     "own": 90,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from pipeline.graph import Stage
 from pipeline.kinds import KINDS
-from pipeline.plan import Stage
 from pipeline.store import Store
 
 UPDATE_EVERY_S = 5.0  # seconds between two lines about the same stage

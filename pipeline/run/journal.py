@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.plan import Stage
+from pipeline.graph import Stage
 
 
 class Journal:

@@ -13,7 +13,8 @@ from pathlib import Path
 from common.files import write_json
 from pipeline import inputs
 from pipeline.config import Config
-from pipeline.plan import Cell, Stage, merged, plan_cell
+from pipeline.graph import Stage
+from pipeline.plan import Cell, merged, plan_cell
 from pipeline.store import Store
 from pipeline.sweep import Sweep
 

@@ -16,7 +16,7 @@ from typing import Any
 from common.errors import BadInput, Interrupted, StageFailed
 from pipeline.config import Config
 from pipeline.execute import Executor
-from pipeline.plan import Stage
+from pipeline.graph import Stage
 from pipeline.run.console import say
 from pipeline.run.journal import Journal
 from pipeline.run.run_plan import RunPlan

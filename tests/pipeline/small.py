@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline import sweep
-from pipeline.plan import Inputs, Stage, merged, plan_cell
+from pipeline.graph import Inputs, Stage
+from pipeline.plan import merged, plan_cell
 from pipeline.run.cluster import site as sites
 
 CLASS = "{gpus: 0, cpus: 1, memory_gb: 2, hours: 1}"

@@ -12,7 +12,8 @@ import pytest
 
 from common.errors import BadInput
 from pipeline import sweep
-from pipeline.plan import Inputs, Stage, plan_cell
+from pipeline.graph import Inputs, Stage
+from pipeline.plan import plan_cell
 from pipeline.run import cluster
 from pipeline.run.cluster import queue, schedule, watch
 from pipeline.run.cluster.job import ClusterJob

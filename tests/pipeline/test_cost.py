@@ -19,7 +19,8 @@ from pipeline.cost import estimate, fit, flops, hardware, measured, memory
 from pipeline.cost import model_shape as shape
 from pipeline.cost import stage_work as work
 from pipeline.cost.model_shape import Shape
-from pipeline.plan import Cell, Inputs, merged, plan_cell
+from pipeline.graph import Inputs
+from pipeline.plan import Cell, merged, plan_cell
 from train.parallel import Compute
 
 ROOT = Path(__file__).parents[2]

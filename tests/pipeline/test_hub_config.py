@@ -11,7 +11,8 @@ from common.errors import BadInput
 from pipeline import inputs as preflight
 from pipeline import sweep
 from pipeline.config import HubCorpus, parse_bytes
-from pipeline.plan import Cell, Stage, plan_cell
+from pipeline.graph import Stage
+from pipeline.plan import Cell, plan_cell
 
 COMMIT = "6a8734bc69fefcbb7735f4f9250f43e4cd7a442e"
 HUB = (

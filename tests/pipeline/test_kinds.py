@@ -13,9 +13,10 @@ from pipeline.config import BadInput, validate
 from pipeline.cost import stage_work
 from pipeline.cost.model_shape import Shape
 from pipeline.execute import Executor, Job, maker_of
+from pipeline.graph import Stage
 from pipeline.kinds import KINDS, Kind
-from pipeline.plan import Stage
-from pipeline.run.console import Estimates, Journal
+from pipeline.run.console import Estimates
+from pipeline.run.journal import Journal
 from pipeline.store import Store
 
 

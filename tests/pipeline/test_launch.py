@@ -18,7 +18,7 @@ from common.errors import BadInput, Interrupted
 from pipeline import inputs as preflight
 from pipeline import sweep
 from pipeline.execute import Executor, Job
-from pipeline.plan import Stage
+from pipeline.graph import Stage
 from pipeline.run import launch
 from pipeline.run.journal import Journal
 from pipeline.store import Store

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from pipeline import stages, sweep
 from pipeline.execute import Job
-from pipeline.plan import Inputs, Stage, plan_cell
+from pipeline.graph import Inputs, Stage
+from pipeline.plan import plan_cell
 
 
 def trained(*overrides: str) -> dict[str, Stage]:
@@ -28,7 +29,7 @@ def test_merges_read_the_base_and_the_adapter(tmp_path: Path) -> None:
     folders = {role: tmp_path / role for role in roles}
     (tmp_path / "ct" / "adapter").mkdir(parents=True)
     job = Job(Stage("merge", "test", {"seed": 0}, roles), tmp_path, tmp_path, folders)
-    recipe = stages.recipe_of(job, {"method": "ties", "density": 0.5, "weight": 1.0})
+    recipe = stages.recipe_of(job, {"method": "ties", "density": 0.5, "weight": 1.0}, seed=0)
     ct, sft = (recipe.models[0], recipe.models[1])
     assert (ct.path, ct.adapter) == (tmp_path / "model", tmp_path / "ct" / "adapter")
     assert (sft.path, sft.adapter) == (tmp_path / "sft" / "model", None)

@@ -10,7 +10,8 @@ import pytest
 from pipeline import sweep
 from pipeline.config import Config
 from pipeline.cost import model_shape as shape
-from pipeline.plan import Inputs, plan_cell
+from pipeline.graph import Inputs
+from pipeline.plan import plan_cell
 from train.parallel import sizes
 
 LANGUAGES = ("tam", "tel", "ory", "ben", "bod", "uig", "mon")

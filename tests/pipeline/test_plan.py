@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from common.units import format_tokens, parse_tokens
 from pipeline import sweep
 from pipeline.config import Config, validate
-from pipeline.plan import Cell, Inputs, Stage, merged, plan_cell
+from pipeline.graph import Inputs, Stage
+from pipeline.plan import Cell, merged, plan_cell
 
 
 @cache
@@ -70,6 +71,7 @@ LATER = {"tune", "merge", "eval"}
         ({"merge__metric": "bits_per_byte"}, LATER),
         ({"eval__tune_limit": 3}, LATER),
         ({"eval__limit": 3}, {"eval"}),
+        ({"eval__dtype": "bfloat16"}, LATER),
         ({"ct__learning_rate": 1e-5}, {"ct", "sft"} | LATER),
         ({"ct__english_share": 0.5}, {"ct_blocks", "ct", "sft"} | LATER),
         ({"sft__learning_rate": 1e-5}, {"sft"} | LATER),
@@ -117,6 +119,16 @@ def test_parents_come_first_and_nothing_comes_twice() -> None:
 def test_only_what_is_scored_is_planned() -> None:
     cell = planned(eval__unmerged=["base"], merge__methods={})
     assert [stage.kind for stage in cell.stages] == ["corpus", "base", "items", "eval"]
+
+
+def test_no_option_has_the_name_of_a_setting() -> None:
+    with pytest.raises(ValueError, match="^corpus nya: text is a setting and an option$"):
+        Stage("corpus", "nya", {"text": {}, "seed": 0}, options={"text": {}, "path": "a"})
+
+
+def test_float32_is_not_said_so_that_keys_stay() -> None:
+    assert "dtype" not in planned().evals["base"].settings
+    assert planned(eval__dtype="bfloat16").evals["base"].settings["dtype"] == "bfloat16"
 
 
 @given(st.dictionaries(st.text(), st.integers() | st.floats(allow_nan=False) | st.text() | st.none(), max_size=5))

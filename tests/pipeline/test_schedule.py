@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from pipeline.graph import Stage
 from pipeline.kinds import KINDS
-from pipeline.plan import Stage
 from pipeline.run.cluster import schedule
 from tests.pipeline.small import stages
 

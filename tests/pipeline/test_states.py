@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pipeline import states
 from pipeline.execute import Executor
-from pipeline.plan import Stage
+from pipeline.graph import Stage
 from pipeline.run.journal import Journal
 from pipeline.store import Store
 from tests.pipeline.toy import Makers, plan

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.plan import Stage
+from pipeline.graph import Stage
 from pipeline.run.journal import Journal
 from pipeline.run.worker import Worker
 from pipeline.store import Store

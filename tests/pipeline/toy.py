@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pipeline import store as store_module
 from pipeline.execute import Executor, Job
-from pipeline.plan import Stage
+from pipeline.graph import Stage
 from pipeline.run.journal import Journal
 from pipeline.store import Store
 

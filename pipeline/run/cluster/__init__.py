@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from common.errors import BadInput
 from pipeline.config import Config
-from pipeline.plan import Stage
+from pipeline.graph import Stage
 from pipeline.run.cluster import queue, schedule, submit, watch
 from pipeline.run.cluster import site as sites
 from pipeline.run.journal import Journal

@@ -20,7 +20,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 from common.errors import Interrupted
-from pipeline.plan import Stage
+from pipeline.graph import Stage
 from pipeline.run import launch
 from pipeline.run.cluster.schedule import cut
 from pipeline.run.journal import Journal

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from typing import Literal
 
+from pipeline.graph import Stage
 from pipeline.kinds import KINDS
-from pipeline.plan import Stage
 
 Work = Literal["data", "train", "evaluate"]  # what jobs ask a machine for: a section of the site file each
 LARGEST_ARRAY = 1000  # Slurm's default MaxArraySize is 1001

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.plan import Stage
+from pipeline.graph import Stage
 from pipeline.run.cluster import queue
 from pipeline.run.cluster.site import Site
 from pipeline.run.console import Progress

@@ -1,0 +1,95 @@
+"""The graph of stages: a stage, its parents and its key. Pure: no torch, no files.
+
+A stage is a value. Its key is a hash of what decides its result (kind, settings, parents' keys) and of nothing else, so
+that the same work has the same key in every cell of every sweep, and is done once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from pipeline.kinds import KINDS
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """A piece of work.
+
+    settings: what decides the result beside the parents: a part of the key.
+    options: what is needed to do it but does not change the result (paths, devices): no part of the key.
+    No option has the name of a setting.
+    """
+
+    kind: str
+    slug: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    parents: Mapping[str, Stage] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if both := self.settings.keys() & self.options.keys():
+            raise ValueError(f"{self}: {min(both)} is a setting and an option")
+
+    @cached_property
+    def key(self) -> str:
+        """12 hex digits that stand for the result."""
+        return self._digest(self.settings)
+
+    @cached_property
+    def trajectory(self) -> str | None:
+        """What CT stages share that differ in their budget only (pipeline/trajectory.py). None for other kinds."""
+        if self.kind != "ct":
+            return None
+        return self._digest({name: value for name, value in self.settings.items() if name != "tokens"})
+
+    @property
+    def given(self) -> bool:
+        """Whether this is a checkpoint that the user gave, a folder or a model of the hub."""
+        return self.kind == "model"
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.slug}"
+
+    def _digest(self, settings: Mapping[str, Any]) -> str:
+        parents = {role: parent.key for role, parent in self.parents.items()}
+        revision = 0 if self.given else KINDS[self.kind].revision
+        content = {"kind": self.kind, "revision": revision, "settings": settings, "parents": parents}
+        canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+        return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Checksums of what comes from outside.
+
+    model, ct, sft_model: folders of checkpoints, or their commits on the hub; corpus: text files, or the packages that
+    hold text; sft, tasks: files of instructions and of lm-eval tasks.
+    """
+
+    model: str | None = None
+    ct: str | None = None
+    sft_model: str | None = None
+    corpus: tuple[str, ...] = ()
+    sft: tuple[str, ...] = ()
+    tasks: tuple[str, ...] = ()
+
+
+def in_order(goals: Iterable[Stage]) -> tuple[Stage, ...]:
+    """The goals and all that they need, each once, parents first; what was given is left out."""
+    ordered: dict[str, Stage] = {}
+
+    def visit(stage: Stage) -> None:
+        if stage.key in ordered or stage.given:
+            return
+        for parent in stage.parents.values():
+            visit(parent)
+        ordered[stage.key] = stage
+
+    for goal in goals:
+        visit(goal)
+    return tuple(ordered.values())
