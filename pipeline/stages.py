@@ -15,7 +15,7 @@ from common.units import format_tokens
 from pipeline import recipes
 from pipeline.execute import Job
 from pipeline.run import launch
-from train.settings import (
+from train.stage_settings import (
     BaseModelSettings,
     CorpusOptions,
     CorpusSettings,
