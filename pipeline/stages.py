@@ -23,7 +23,7 @@ from pipeline.settings import (
     LeakSettings,
     MergeSettings,
 )
-from train.settings import (
+from train.stage_settings import (
     BaseModelSettings,
     CorpusOptions,
     CorpusSettings,

@@ -35,7 +35,7 @@ def main(job: Path) -> int:
     ctypes.CDLL(None).prctl(*DIE_WITH_PARENT)
     from train import trainer
     from train.parallel import Compute
-    from train.settings import TrainingSettings
+    from train.stage_settings import TrainingSettings
 
     arguments = json.loads(job.read_text(encoding="utf-8"))
     first = os.environ.get("RANK", "0") == "0"

@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedModel
 
 from common.errors import BadInput
-from train.settings import LoraSettings
+from train.stage_settings import LoraSettings
 
 PREFIX = "base_model.model."  # that peft puts before the names of a model's parameters
 

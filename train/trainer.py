@@ -16,7 +16,7 @@ from common.errors import BadInput, Interrupted
 from train import parallel, resume
 from train.block_dataset import Blocks
 from train.parallel import Compute
-from train.settings import TrainingSettings
+from train.stage_settings import TrainingSettings
 
 if TYPE_CHECKING:
     from train.transformers_trainer import Trainer

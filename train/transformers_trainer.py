@@ -24,7 +24,7 @@ from common.files import write_whole
 from train import lora, parallel, resume
 from train.block_dataset import Blocks
 from train.parallel import Compute
-from train.settings import LoraSettings, TrainingSettings
+from train.stage_settings import LoraSettings, TrainingSettings
 
 Log = Callable[[dict[str, float]], None]
 

@@ -23,7 +23,7 @@ from common.errors import BadInput, Interrupted
 from pipeline.execute import Job
 from train.__main__ import DIE_WITH_PARENT, RESULT_FILE, STOP_FILE
 from train.parallel import Compute
-from train.settings import TrainingSettings
+from train.stage_settings import TrainingSettings
 
 JOB_FILE, OUTPUT_FILE = "job.json", "output.log"
 AS_CHILD = (

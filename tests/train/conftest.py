@@ -9,7 +9,7 @@ import pytest
 from tests.toy_text import sentences
 from train import base_model
 from train.data.corpus import build
-from train.settings import BaseModelSettings, CorpusOptions, CorpusSettings, TrainingSettings
+from train.stage_settings import BaseModelSettings, CorpusOptions, CorpusSettings, TrainingSettings
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,7 @@ from common.errors import BadInput
 from train import base_model, trainer
 from train.parallel import Compute
 from train.resume import COMPLETE, check_state
-from train.settings import BaseModelSettings, TrainingSettings
+from train.stage_settings import BaseModelSettings, TrainingSettings
 
 ROOT = Path(__file__).parents[2]
 DEEPSPEED = importlib.util.find_spec("deepspeed") is not None and shutil.which("g++") is not None

@@ -21,7 +21,7 @@ from train import base_model, trainer
 from train.block_dataset import Blocks
 from train.parallel import Compute
 from train.resume import COMPLETE
-from train.settings import BaseModelSettings, LoraSettings, TrainingSettings
+from train.stage_settings import BaseModelSettings, LoraSettings, TrainingSettings
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,8 @@ def test_a_killed_run_goes_on_and_ends_the_same(prepared: Path, training: Traini
     whole = run(prepared, training, tmp_path / "whole", 2048)
     work, out = tmp_path / "cut" / "work", tmp_path / "cut" / "out"
     script = (
-        "import time; from pathlib import Path; from train import trainer; from train.settings import TrainingSettings;"
+        "import time; from pathlib import Path; from train import trainer;"
+        " from train.stage_settings import TrainingSettings;"
         f"trainer.train(Path({str(prepared / 'model')!r}), Path({str(prepared / 'blocks')!r}), {training!r},"
         f" Path({str(out)!r}), work=Path({str(work)!r}), save_every_tokens=512,"
         " on_log=lambda record: time.sleep(0.3))"

@@ -19,7 +19,7 @@ from typing import Any
 from common.errors import Interrupted
 from train import trainer
 from train.parallel import Compute
-from train.settings import TrainingSettings
+from train.stage_settings import TrainingSettings
 
 
 class Killed(Exception):

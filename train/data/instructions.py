@@ -22,7 +22,7 @@ from train.data.corpus import text_files
 from train.data.corpus.shards import Reading, link, take
 from train.data.processes import Workers
 from train.data.questions import QuestionSource
-from train.settings import InstructionsSettings, ItemsSettings
+from train.stage_settings import InstructionsSettings, ItemsSettings
 
 Row = dict[str, str]  # prompt, output, family
 

@@ -38,7 +38,7 @@ from train.data.tokenization import (
     passes,
     stream,
 )
-from train.settings import CtBlocksSettings, SftBlocksSettings
+from train.stage_settings import CtBlocksSettings, SftBlocksSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -13,7 +13,7 @@ from common.files import read_jsonl
 from common.items import Item
 from train.data import families, instructions
 from train.data.corpus.documents import read_rows
-from train.settings import InstructionSource, InstructionsSettings, ItemsSettings
+from train.stage_settings import InstructionSource, InstructionsSettings, ItemsSettings
 
 
 def build(corpus_dir: Path, out: Path, sft_path: str | None = None, **changes: Any) -> None:

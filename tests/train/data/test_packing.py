@@ -15,7 +15,7 @@ from common.errors import BadInput
 from train import base_model
 from train.data import instructions, packing
 from train.data.blocks import Tokens, interleave
-from train.settings import CtBlocksSettings, ItemsSettings, SftBlocksSettings
+from train.stage_settings import CtBlocksSettings, ItemsSettings, SftBlocksSettings
 
 
 @given(st.lists(st.floats(0.01, 1), min_size=1, max_size=4), st.integers(0, 500), st.integers(1, 300))

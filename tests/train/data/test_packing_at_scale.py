@@ -28,7 +28,7 @@ from train.block_dataset import Blocks
 from train.data import packing
 from train.data.blocks import interleave
 from train.data.corpus.documents import read_rows, training_files
-from train.settings import CtBlocksSettings, SftBlocksSettings, TrainingSettings
+from train.stage_settings import CtBlocksSettings, SftBlocksSettings, TrainingSettings
 
 
 def settings(**changes: Any) -> CtBlocksSettings:
@@ -132,7 +132,7 @@ KILLED = """
 import json, os, signal, sys
 from pathlib import Path
 from train.data import packing, tokenization
-from train.settings import CtBlocksSettings
+from train.stage_settings import CtBlocksSettings
 rename, left = os.rename, 5
 def watched(*paths):
     global left

@@ -18,7 +18,7 @@ from common.errors import BadInput
 from common.files import sha256, write_json, write_jsonl
 from train.data.corpus import bible, hub_corpus, text_files
 from train.data.corpus.documents import SPLITS, as_documents, normalised, split_of
-from train.settings import CorpusOptions, CorpusSettings
+from train.stage_settings import CorpusOptions, CorpusSettings
 
 Row = dict[str, str]  # of passages: id, document, split, text
 

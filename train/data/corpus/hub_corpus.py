@@ -19,7 +19,7 @@ from common.files import write_json, write_jsonl
 from train.data.corpus.documents import normalised, split_of
 from train.data.corpus.shards import Reading, Row, link, take
 from train.data.processes import Workers
-from train.settings import CorpusOptions, CorpusSettings, TextSource
+from train.stage_settings import CorpusOptions, CorpusSettings, TextSource
 
 HELD_OUT = ("dev", "test")
 

@@ -10,7 +10,7 @@ from common.files import read_jsonl
 from tests.toy_text import sentences
 from train.data.corpus import build
 from train.data.corpus.documents import normalised
-from train.settings import CorpusOptions, CorpusSettings
+from train.stage_settings import CorpusOptions, CorpusSettings
 
 SETTINGS = CorpusSettings("files", "xx", dev=0.2, test=0.2, seed=0)
 

@@ -18,7 +18,7 @@ from tests.toy_text import sentences
 from train.data import instructions
 from train.data.corpus import build, shards
 from train.data.corpus.documents import normalised, read_rows, training_files
-from train.settings import CorpusOptions, CorpusSettings, ItemsSettings, TextSource
+from train.stage_settings import CorpusOptions, CorpusSettings, ItemsSettings, TextSource
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ KILLED = """
 import json, os, signal, sys
 from pathlib import Path
 from train.data.corpus import build, shards
-from train.settings import CorpusOptions, CorpusSettings
+from train.stage_settings import CorpusOptions, CorpusSettings
 shards.PART_BYTES = 3_000
 write, left = shards.write_part, int(sys.argv[4])
 def watched(*arguments, **more):

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from common.errors import BadInput
-from train.settings import CorpusOptions, CorpusSettings, LoraSettings, SftBlocksSettings, TrainingSettings
+from train.stage_settings import CorpusOptions, CorpusSettings, LoraSettings, SftBlocksSettings, TrainingSettings
 
 
 def test_fields_are_picked_out_of_more() -> None:
@@ -38,6 +38,6 @@ def test_a_folder_is_an_option_and_what_it_holds_a_setting() -> None:
 
 def test_settings_are_light_to_import() -> None:
     heavy = "{'torch', 'numpy', 'transformers', 'datasets', 'tokenizers', 'pyarrow'}"
-    code = f"import sys, train.settings, train.data.corpus.build; print({heavy} & set(sys.modules))"
+    code = f"import sys, train.stage_settings, train.data.corpus.build; print({heavy} & set(sys.modules))"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert said.strip() == "set()"
