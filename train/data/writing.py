@@ -28,27 +28,23 @@ BOUNDARIES = {
 WORD = regex.compile(r"[\p{L}\p{M}\u200c\u200d]+")  # with the joiners that shape letters in Persian or Bengali
 AROUND = regex.compile(r"^[\p{P}\p{S}\p{Z}\p{Cf}]+|[\p{P}\p{S}\p{Z}\p{Cf}]+$")
 SENTENCE_END = regex.compile(r"\p{Sentence_Terminal}[\p{P}\p{Z}]*$")
-SEPARATORS = (
-    "",
-    "\u0f0b",
-    "\u200b",
-    " ",
-)  # what may stand between two units of one phrase: nothing, a tsheg, a zero-width space, a space
+# What may stand between two units of one phrase: nothing, a tsheg, a zero-width space, a space.
+SEPARATORS = ("", "\u0f0b", "\u200b", " ")
 MARKED = 20  # letters to a zero-width space, at most, where text marks its words
 SAMPLE = 200_000  # characters that a script is told by
 
 
 @dataclass(frozen=True)
 class Writing:
-    """ends: what ends a word: spaces; marks (zero-width spaces, or spaces); units, where nothing does. units: units that
-    say about as much as a word of a spaced script. shortest: letters and marks that an askable word has at least."""
+    """ends: what ends a word: spaces; marks (zero-width spaces, or spaces); units, where nothing does. units: those
+    that say about as much as a word of a spaced script. shortest: letters and marks that an askable word has at least."""
 
     ends: Literal["spaces", "marks", "units"] = "spaces"
     units: int = 1
     shortest: int = 3
 
     def split(self, text: str) -> list[str]:
-        """A text as its words or units, each with the punctuation that stands at it; `join` puts them together again."""
+        """A text as its words or units, each with the punctuation that stands at it; `join` is the way back."""
         if self.ends == "spaces":
             return text.split()
         pieces = [piece for piece in BOUNDARIES[self.ends].split(" ".join(text.split())) if piece]
