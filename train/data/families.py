@@ -18,6 +18,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from train.data.corpus.bible import GENRES
+from train.data.writing import Writing, bare, ends_sentence, writing_of
 
 QUESTIONS = {
     "next": "Which word comes next?",
@@ -69,13 +70,16 @@ class Vocabulary:
     """The words of a language's training text by frequency: where distractors come from."""
 
     def __init__(self, texts: Iterable[str]) -> None:
-        self.counts = Counter(clean for text in texts for word in text.split() if (clean := bare(word)))
+        texts = list(texts)
+        self.writing = writing_of(texts)
+        split = self.writing.split
+        self.counts = Counter(clean for text in texts for word in split(text) if (clean := bare(word)))
         self.ranked = [word for word, count in self.counts.most_common() if count >= 3]
         self.rank = {word: rank for rank, word in enumerate(self.ranked)}
 
     def askable(self, word: str) -> bool:
-        """Whether a question may be about a word: known, lower case, of three letters at least, and not one of the 25 commonest."""
-        return word.islower() and len(word) >= 3 and self.rank.get(word, 0) >= 25
+        """Whether a question may be about a word: by the writing, and known, and not one of the 25 commonest."""
+        return self.rank.get(word, 0) >= 25 and self.writing.askable(word)
 
     def like(self, word: str, avoid: set[str], rng: random.Random, count: int = 3) -> list[str] | None:
         """Distractors of about the frequency of `word`, drawn from the ranks around its own; None where there are too few."""
@@ -93,12 +97,6 @@ class Vocabulary:
         return max(range(len(choices)), key=lambda place: self.counts[choices[place]])
 
 
-def bare(word: str) -> str:
-    """A word without the punctuation around it; empty where something else than letters remains."""
-    stripped = word.strip(".,;:!?()[]\"'“”‘’-—")
-    return stripped if stripped.isalpha() else ""
-
-
 def shuffled(
     text: str, question: str, right: str, wrong: list[str], vocabulary: Vocabulary, rng: random.Random
 ) -> Item:
@@ -108,8 +106,9 @@ def shuffled(
     return Item(text, question, tuple(choices), choices.index(right), vocabulary.commonest(choices))
 
 
-def window(words: list[str], shortest: int, longest: int, rng: random.Random) -> list[str]:
+def window(words: list[str], shortest: int, longest: int, writing: Writing, rng: random.Random) -> list[str]:
     """From `shortest` to `longest` words in a row, anywhere; none where there are fewer than `longest`."""
+    shortest, longest = shortest * writing.units, longest * writing.units
     if len(words) < longest:
         return []
     length = rng.randint(shortest, longest)
@@ -119,21 +118,22 @@ def window(words: list[str], shortest: int, longest: int, rng: random.Random) ->
 
 def next_word(words: list[str], vocabulary: Vocabulary, rng: random.Random) -> Item | None:
     """Of 9 to 15 words, the last is asked for."""
-    if len(words) < 15:
+    writing = vocabulary.writing
+    if len(words) < 15 * writing.units:
         return None
-    length = rng.randint(8, 14)
+    length = rng.randint(8 * writing.units, 14 * writing.units)
     start = rng.randrange(len(words) - length)
     right = bare(words[start + length])
-    if not vocabulary.askable(right) or words[start + length - 1][-1] in ".!?":
+    if not vocabulary.askable(right) or ends_sentence(words[start + length - 1]):
         return None
     text = words[start : start + length]
     wrong = vocabulary.like(right, {bare(word) for word in text}, rng)
-    return shuffled(" ".join(text), QUESTIONS["next"], right, wrong, vocabulary, rng) if wrong else None
+    return shuffled(writing.join(text), QUESTIONS["next"], right, wrong, vocabulary, rng) if wrong else None
 
 
 def blank(words: list[str], vocabulary: Vocabulary, rng: random.Random) -> Item | None:
     """Of 9 to 14 words, one in the second half is replaced by a blank."""
-    text = window(words, 9, 14, rng)
+    text = window(words, 9, 14, vocabulary.writing, rng)
     if not text:
         return None
     place = rng.randrange(len(text) // 2, len(text) - 2)
@@ -142,23 +142,24 @@ def blank(words: list[str], vocabulary: Vocabulary, rng: random.Random) -> Item 
         return None
     wrong = vocabulary.like(right, {bare(word) for word in text}, rng)
     text = [*text[:place], BLANK, *text[place + 1 :]]
-    return shuffled(" ".join(text), QUESTIONS["blank"], right, wrong, vocabulary, rng) if wrong else None
+    return shuffled(vocabulary.writing.join(text), QUESTIONS["blank"], right, wrong, vocabulary, rng) if wrong else None
 
 
 def lookup(words: list[str], vocabulary: Vocabulary, rng: random.Random) -> Item | None:
     """Which word of the text comes after another; the wrong choices stand in the same text."""
-    text = window(words, 10, 16, rng)
+    writing = vocabulary.writing
+    text = window(words, 10, 16, writing, rng)
     plain = [bare(word) for word in text]
     candidates = sorted({word for word in plain if vocabulary.askable(word) and plain.count(word) == 1})
     places = [
-        i for i in range(len(text) - 1) if plain[i] in candidates and plain[i + 1] in candidates and text[i] == plain[i]
+        i for i in range(len(text) - 1) if plain[i] in candidates and plain[i + 1] in candidates and writing.follows(text[i])
     ]
     if not places or len(candidates) < 5:
         return None
     place = rng.choice(places)
     wrong = rng.sample([word for word in candidates if word not in (plain[place], plain[place + 1])], 3)
     return shuffled(
-        " ".join(text), QUESTIONS["lookup"].format(word=plain[place]), plain[place + 1], wrong, vocabulary, rng
+        writing.join(text), QUESTIONS["lookup"].format(word=plain[place]), plain[place + 1], wrong, vocabulary, rng
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from train.data.families import Item, Vocabulary
 from train.data.processes import Workers
 
 PASSAGE = 24  # words of a passage whose genre is asked for
+FEWEST_ITEMS = 20  # of a family, language and split: fewer cannot tell a model from chance
 LONGEST_VERSE = (
     32  # English words of a verse whose topic is asked for: short items are quick to learn from and to score
 )
@@ -62,7 +63,26 @@ def build(corpus_dir: Path, settings: dict[str, Any], out: Path) -> None:
                 if rows:
                     write_jsonl(out / "tasks" / f"{name}.jsonl", rows)
                     counts["tasks"][name] = len(rows)
+    refuse_scarce(counts["tasks"], source.families, (settings["language"], "en"), settings["eval_items"])
     (out / "counts.json").write_text(json.dumps(counts, indent=1) + "\n")
+
+
+def refuse_scarce(counts: Mapping[str, int], names: Sequence[str], languages: Sequence[str], wanted: int) -> None:
+    """Refuses families with too few items to tell anything, before anything is trained. Raises BadInput with the counts.
+
+    `counts`: items by `<family>_<language>.<split>`; `wanted`: items asked for of each.
+    """
+    fewest = min(FEWEST_ITEMS, (wanted + 1) // 2)  # labels are balanced: a few less than wanted is right
+    for language in languages:
+        held = {name: min(counts.get(f"{name}_{language}.{split}", 0) for split in ("dev", "test")) for name in names}
+        scarce = {name: count for name, count in held.items() if count < fewest}
+        if scarce:
+            listed = ", ".join(f"{name} {count}" for name, count in scarce.items())
+            kept = ",".join(name for name in names if name not in scarce)
+            raise BadInput(
+                f"eval.families: the held-out {language} text gives too few items (at least {fewest} in dev and in test):"
+                f" {listed}; give more text, a larger corpus.dev and corpus.test, or say eval.families=[{kept}]"
+            )
 
 
 def own_instructions(pattern: str) -> list[dict[str, str]]:
@@ -134,20 +154,20 @@ class Source:
 
     def __init__(self, corpus_dir: Path, settings: dict[str, Any]) -> None:
         self.settings = settings
-        self.texts: dict[tuple[str, str], list[list[str]]] = {}
+        texts: dict[tuple[str, str], list[str]] = {}
         for path in sorted((corpus_dir / "text").glob("*.jsonl")):
             language, split, _ = path.name.split(".")
-            self.texts[language, split] = [row["text"].split() for row in read_jsonl(path)]
+            texts[language, split] = [row["text"] for row in read_jsonl(path)]
         if settings[
             "families"
         ]:  # of a corpus from the hub, words and passages come from its first file: a sample that fits in memory
             for folder in sorted((corpus_dir / "text").glob("*.train")):
                 first = files_of(corpus_dir, folder.stem)[0]
-                self.texts[folder.stem, "train"] = [row["text"].split() for row in read_rows(first)]
-        self.vocabulary = {
-            lang: Vocabulary(" ".join(words) for words in docs)
-            for (lang, split), docs in self.texts.items()
-            if split == "train"
+                texts[folder.stem, "train"] = [row["text"] for row in read_rows(first)]
+        self.vocabulary = {lang: Vocabulary(docs) for (lang, split), docs in texts.items() if split == "train"}
+        self.texts = {
+            (lang, split): [self.vocabulary[lang].writing.split(text) for text in docs]
+            for (lang, split), docs in texts.items()
         }
         verses = corpus_dir / "verses.jsonl"
         self.verses = read_jsonl(verses) if verses.exists() else []

@@ -36,8 +36,8 @@ SAMPLE = 200_000  # characters that a script is told by
 
 @dataclass(frozen=True)
 class Writing:
-    """ends: what ends a word: spaces; marks (zero-width spaces, or spaces); units, where nothing does. units: those
-    that say about as much as a word of a spaced script. shortest: letters and marks that an askable word has at least."""
+    """ends: what ends a word: spaces; marks (zero-width spaces, or spaces); units, where nothing does.
+    units: those that say about as much as a word of a spaced script. shortest: letters of an askable word, at least."""
 
     ends: Literal["spaces", "marks", "units"] = "spaces"
     units: int = 1
