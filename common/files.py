@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,22 @@ def fsync(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file that any reader finds whole, old or new: aside, to the disk, renamed. In UTF-8."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    aside.write_text(text, encoding="utf-8")
-    fsync(aside)
-    os.replace(aside, path)
+def publish(path: Path, write: Callable[[Path], object]) -> Path:
+    """Lets `write` make a file aside, then gives it its name; nothing is left where `write` fails."""
+    aside = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    try:
+        write(aside)
+        fsync(aside)
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
     fsync(path.parent)
+    return path
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file that any reader finds whole, old or new. In UTF-8."""
+    publish(path, lambda aside: aside.write_text(text, encoding="utf-8"))
 
 
 def write_json(path: Path, value: Any) -> None:

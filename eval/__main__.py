@@ -20,14 +20,16 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--items", type=Path, help="folder of <family>_<language>.<split>.jsonl: accuracy")
     options.add_argument("--text", type=Path, help="folder of <language>.<split>.jsonl documents: bits per byte")
     options.add_argument(
-        "--own", type=Path, help="folder of your own lm-eval YAMLs (data paths absolute or relative to this folder)"
+        "--include-path",
+        type=Path,
+        help="folder of your own lm-eval YAMLs (data paths absolute or relative to this folder)",
     )
     options.add_argument(
         "--tasks",
         nargs="+",
         default=[],
         metavar="NAME",
-        help="tasks from --own (default: all of them) or that lm-eval ships",
+        help="tasks from --include-path (default: all of them) or that lm-eval ships",
     )
     options.add_argument("--language", default="und", help="language of tasks that do not state theirs (default: und)")
     options.add_argument("--split", choices=("dev", "test"), default="test", help="of items and text (default: test)")
@@ -51,15 +53,16 @@ def main() -> int:
 
         if not (given.model / "config.json").is_file():  # before tasks are built and torch is imported
             raise BadInput(f"model: {given.model} is not a Hugging Face checkpoint folder (no config.json)")
-        how = {
-            "split": given.split,
-            "limit": given.limit,
-            "excerpt": given.excerpt,
-            "own": given.own,
-            "names": given.tasks,
-            "language": given.language,
-        }
-        tasks = task_set.prepare(given.items, given.text, **how)
+        tasks = task_set.prepare(
+            given.items,
+            given.text,
+            split=given.split,
+            limit=given.limit,
+            excerpt=given.excerpt,
+            include_path=given.include_path,
+            names=given.tasks,
+            language=given.language,
+        )
         scores = harness.evaluate_folder(given.model, tasks, batch_tokens=given.batch_tokens, device=given.device)
         harness.write(scores, given.out)
     except BadInput as error:
@@ -67,9 +70,8 @@ def main() -> int:
         return 2
     for row in scores.records:
         mark = "*" if row["primary"] else " "
-        print(
-            f"{row['task']:24} {row['metric']:14}{mark} {row['value']:.4f}  [{row['low']:.4f}, {row['high']:.4f}]  n={row['n']}"
-        )
+        value = f"{row['value']:.4f}  [{row['low']:.4f}, {row['high']:.4f}]"
+        print(f"{row['task']:24} {row['metric']:14}{mark} {value}  n={row['n']}")
     print(f"written to {given.out}")
     return 0
 

@@ -19,14 +19,17 @@ def discover(folder: Path, split: str, what: str) -> dict[str, Path]:
     if not folder.is_dir():
         raise BadInput(f"{what}: {folder} is not a folder")
     suffix = f".{split}.jsonl"
-    found = {path.name.removesuffix(suffix): path for path in sorted(folder.glob(f"*{suffix}"))}
-    if not found:
+    paths = {path.name.removesuffix(suffix): path for path in sorted(folder.glob(f"*{suffix}"))}
+    if not paths:
         raise BadInput(f"{what}: {folder} holds no file *{suffix}")
-    return found
+    return paths
 
 
 def read_items(path: Path) -> list[Row]:
-    """Items of one family in one language (`{"id", "prompt", "choices", "answer", "trivial", "family", "language"}` a line)."""
+    """Items of one family in one language.
+
+    A line is `{"id", "prompt", "choices", "answer", "trivial", "family", "language"}`.
+    """
     rows = _read(path, _wrong_item)
     for field in ("family", "language"):
         values = sorted({row[field] for row in rows})

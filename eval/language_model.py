@@ -1,4 +1,7 @@
-"""lm-eval's HFLM, made cheap for many small evaluations: a prompt runs once for all its choices, and a text is tokenised once for all models."""
+"""lm-eval's HFLM, made cheap for many small evaluations.
+
+A prompt runs once for all its choices, and a text is tokenised once for all models.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,8 @@ from lm_eval.models.huggingface import HFLM
 
 from common.errors import BadInput
 
-Request = tuple[
-    Any, list[int], list[int]
-]  # (context and continuation as text, or None in a rolling window; their token ids)
+# (context and continuation as text, or None in a rolling window; the token ids of both)
+Request = tuple[Any, list[int], list[int]]
 Answer = tuple[float, bool]  # log-likelihood in nats, whether greedy decoding would give the continuation
 log = logging.getLogger(__name__)
 # HFLM warns of every model given in memory; what a user must know is refused or logged by us.
@@ -24,11 +26,14 @@ logging.getLogger("lm_eval.models.huggingface").setLevel(logging.ERROR)
 
 @dataclass
 class Pack:
-    """One row of a batch: a prompt and its continuations, all but the last token of each: `prompt | a1 a2 | b1 | c1 c2 c3`."""
+    """One row of a batch: a prompt, then all but the last token of each continuation: `prompt | a1 a2 | b1 | c1 c2 c3`.
+
+    numbers: those of the requests that the continuations belong to, in the order of the continuations.
+    """
 
     prompt: list[int]
     continuations: list[list[int]]
-    places: list[int]  # of the requests that the continuations belong to
+    numbers: list[int]
 
     @property
     def tail(self) -> int:
@@ -40,10 +45,14 @@ class Pack:
 
 
 class PackedLM(HFLM):
-    """HFLM whose loglikelihoods come from packed rows: every continuation sees the prompt and itself, at the positions that it would have alone.
+    """HFLM whose loglikelihoods come from packed rows.
 
-    The numbers are those of HFLM. Where a model does not give them with packed rows (checked on the widest pack: it may take no 4-D mask, or have a
-    sliding window or a recurrent state), HFLM's own way is taken. `encodings` may be shared by all models with the same tokenizer.
+    Every continuation sees the prompt and itself, at the positions that it would have alone. The numbers are those of
+    HFLM. Where a model does not give them with packed rows (checked on the widest pack: it may take no 4-D mask, or
+    have a sliding window or a recurrent state), HFLM's own way is taken.
+
+    batch_tokens: tokens in one forward pass, padding included.
+    encodings: tokens by text, filled as texts are met; it may be shared by all models with the same tokenizer.
     """
 
     def __init__(self, model: Any, tokenizer: Any, batch_tokens: int, encodings: dict[Any, list[int]]) -> None:
@@ -74,11 +83,11 @@ class PackedLM(HFLM):
             self.packable = self._can_pack(max(packs, key=lambda pack: pack.width), requests)
         if self.packable:
             scored = {
-                place: answer
+                number: answer
                 for batch in batches(packs, self.batch_tokens)
-                for place, answer in self._score(batch).items()
+                for number, answer in self._score(batch).items()
             }
-            answers = [scored[place] for place in range(len(requests))]
+            answers = [scored[number] for number in range(len(requests))]
         else:
             answers = super()._loglikelihood_tokens(list(requests), True, override_bs)
         if any(isnan(value) for value, _ in answers):
@@ -88,19 +97,18 @@ class PackedLM(HFLM):
         return answers
 
     def _packs(self, requests: Sequence[Request]) -> list[Pack]:
-        """Requests by prompt, the prompt cut from the left to what the model can read, as HFLM does; a rolling window stands alone."""
+        """Requests by prompt, cut from the left to what the model reads, as in HFLM; a rolling window stands alone."""
         packs: dict[Any, Pack] = {}
         cut = 0
-        for place, (text, context, continuation) in enumerate(requests):
+        for number, (text, context, continuation) in enumerate(requests):
             prompt = (context + continuation)[-(self.max_length + 1) :][: -len(continuation)]
             if not prompt:
-                raise BadInput(
-                    f"model: it reads {self.max_length} tokens, and a choice has {len(continuation)}: {str(text)[-100:]!r}"
-                )
+                limits = f"it reads {self.max_length} tokens, and a choice has {len(continuation)}"
+                raise BadInput(f"model: {limits}: {str(text)[-100:]!r}")
             cut += len(prompt) < len(context)
-            pack = packs.setdefault(place if text is None else tuple(prompt), Pack(prompt, [], []))
+            pack = packs.setdefault(number if text is None else tuple(prompt), Pack(prompt, [], []))
             pack.continuations.append(continuation)
-            pack.places.append(place)
+            pack.numbers.append(number)
         if cut:
             log.warning(
                 "%d of %d prompts were cut from the left to the model's %d tokens", cut, len(requests), self.max_length
@@ -108,20 +116,24 @@ class PackedLM(HFLM):
         return list(packs.values())
 
     def _can_pack(self, pack: Pack, requests: Sequence[Request]) -> bool:
-        expected = super()._loglikelihood_tokens([requests[place] for place in pack.places], True, len(pack.places))
+        alone = [requests[number] for number in pack.numbers]
+        expected = super()._loglikelihood_tokens(alone, True, len(alone))
         try:
-            found = self._score([pack])
+            packed = self._score([pack])
         except (TypeError, ValueError, RuntimeError, NotImplementedError):
             return False
         close = 1e-4 if self.model.dtype == torch.float32 else 2e-2
         return all(
-            abs(found[place][0] - value) <= close * (1 + abs(value))
-            for place, (value, _) in zip(pack.places, expected, strict=True)
+            abs(packed[number][0] - value) <= close * (1 + abs(value))
+            for number, (value, _) in zip(pack.numbers, expected, strict=True)
         )
 
     @torch.no_grad()
     def _score(self, batch: list[Pack]) -> dict[int, Answer]:
-        """Prompts end in one column and continuations follow, so that only the last columns need logits: rows are (left + tail) tokens wide."""
+        """Log-likelihoods by the requests' numbers, from one forward pass over rows of (left + tail) tokens.
+
+        Prompts end in one column and continuations follow, so that only the last columns need logits.
+        """
         left, tail = max(len(pack.prompt) for pack in batch), max(pack.tail for pack in batch)
         tokens = torch.zeros(len(batch), left + tail, dtype=torch.long)
         positions = torch.zeros_like(tokens)
@@ -133,14 +145,13 @@ class PackedLM(HFLM):
             positions[row, left - length : left] = torch.arange(length)
             segments[row, left - length : left] = 0
             start = left
-            for number, continuation in enumerate(pack.continuations, start=1):
+            for segment, continuation in enumerate(pack.continuations, start=1):
                 end = start + len(continuation) - 1
                 tokens[row, start:end] = torch.tensor(continuation[:-1], dtype=torch.long)
                 positions[row, start:end] = torch.arange(length, length + end - start)
-                segments[row, start:end] = number
-                wanted += zip(
-                    [row] * len(continuation), [0, *range(start - left + 1, end - left + 1)], continuation, strict=True
-                )
+                segments[row, start:end] = segment
+                columns_of = [0, *range(start - left + 1, end - left + 1)]
+                wanted += zip([row] * len(continuation), columns_of, continuation, strict=True)
                 start = end
         logits = self.model(
             input_ids=tokens.to(self.device),
@@ -154,21 +165,23 @@ class PackedLM(HFLM):
         greedy = (logits.argmax(-1)[rows, columns] == targets).tolist()
         answers, at = {}, 0
         for pack in batch:
-            for place, continuation in zip(pack.places, pack.continuations, strict=True):
+            for number, continuation in zip(pack.numbers, pack.continuations, strict=True):
                 end = at + len(continuation)
-                answers[place] = (sum(values[at:end]), all(greedy[at:end]))
+                answers[number] = (sum(values[at:end]), all(greedy[at:end]))
                 at = end
         return answers
 
     def _mask(self, segments: torch.Tensor) -> torch.Tensor | None:
-        """Additive attention mask (rows, 1, width, width); None where plain causal attention is the same: no padding before, one continuation."""
+        """Additive attention mask, (rows, 1, width, width), of segments, (rows, width).
+
+        None where plain causal attention is the same: no padding before the prompt, one continuation.
+        """
         if bool((segments[:, 0] >= 0).all()) and int(segments.max()) <= 1:
             return None
         width = segments.shape[1]
         asks, holds = segments[:, :, None], segments[:, None, :]
-        seen = torch.ones(width, width, dtype=torch.bool).tril() & (
-            (holds == 0) | (holds == asks)
-        )  # padding sees padding: no row is empty
+        causal = torch.ones(width, width, dtype=torch.bool).tril()
+        seen = causal & ((holds == 0) | (holds == asks))  # padding sees padding: no row is empty
         mask = torch.zeros(seen.shape, dtype=self.model.dtype).masked_fill(~seen, torch.finfo(self.model.dtype).min)
         return mask[:, None].to(self.device)
 
@@ -177,7 +190,7 @@ def batches(packs: list[Pack], batch_tokens: int) -> Iterator[list[Pack]]:
     """Packs by falling width, as many at once as fit `batch_tokens` tokens with padding (one, where one is wider)."""
     batch: list[Pack] = []
     left = tail = 0
-    for pack in sorted(packs, key=lambda pack: (-pack.width, pack.places[0])):
+    for pack in sorted(packs, key=lambda pack: (-pack.width, pack.numbers[0])):
         wider, longer = max(left, len(pack.prompt)), max(tail, pack.tail)
         if batch and (len(batch) + 1) * (wider + longer) > batch_tokens:
             yield batch

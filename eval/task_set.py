@@ -24,7 +24,11 @@ UNDETERMINED = "und"  # BCP 47: the language of a user's task that states none
 
 @dataclass
 class Entry:
-    """A task and what its records say of it: `primary` is the metric it is judged by; chance and trivial are null where they are not known."""
+    """A task and what its records say of it.
+
+    primary: the metric that it is judged by.
+    chance, trivial: the accuracy of guessing and of the task's trivial baseline, None where they are not known.
+    """
 
     task: Task
     family: str
@@ -36,7 +40,7 @@ class Entry:
 
 @dataclass
 class TaskSet:
-    """Tasks by name, the number of documents to take of each (all: None), and the tokens of their texts, per tokenizer."""
+    """Tasks by name, how many documents to take of each (all: None), and the tokens of their texts, per tokenizer."""
 
     entries: dict[str, Entry]
     limit: int | None = None
@@ -50,16 +54,19 @@ def prepare(
     split: str = "test",
     limit: int | None = None,
     excerpt: int | None = None,
-    own: Path | None = None,
+    include_path: Path | None = None,
     names: Sequence[str] = (),
     language: str = UNDETERMINED,
 ) -> TaskSet:
     """Reads and builds every task once.
 
-    items: folder of `<family>_<language>.<split>.jsonl`, a multiple-choice task each, named by the file. text: folder of `<language>.<split>.jsonl`,
-    a task `bits_per_byte_<language>` each, on the first `excerpt` characters of each document (all: None). own: folder of lm-eval YAMLs, with data paths absolute or relative to this folder; `names` chooses among
-    them (all, where empty). names: also tasks that lm-eval ships. language: of tasks that do not state `metadata: {language: …}`.
-    Raises BadInput.
+    items: folder of `<family>_<language>.<split>.jsonl`, a multiple-choice task each, named by the file.
+    text: folder of `<language>.<split>.jsonl`, a task `bits_per_byte_<language>` each, on the first `excerpt`
+    characters of each document (None: on all of it).
+    include_path: folder of a user's lm-eval YAMLs, with data paths absolute or relative to this folder.
+    names: which of those (all, where empty), and tasks that lm-eval ships.
+    language: of tasks that do not state `metadata: {language: …}`.
+    Raises BadInput for what cannot be read, found or built.
     """
     if split not in SPLITS:
         raise BadInput(f"split: {split!r} must be one of {', '.join(SPLITS)}")
@@ -70,12 +77,11 @@ def prepare(
         for name, path in discover(items, split, "items").items():
             entries[name] = items_entry(name, read_items(path), limit)
     if text is not None:
-        for name, path in discover(text, split, "text").items():
-            entries[f"bits_per_byte_{name}"] = text_entry(
-                f"bits_per_byte_{name}", name, [begin(row, excerpt) for row in read_documents(path)]
-            )
-    if own is not None or names:
-        for name, task in load_tasks(own, names).items():
+        for text_language, path in discover(text, split, "text").items():
+            name, documents = f"bits_per_byte_{text_language}", read_documents(path)
+            entries[name] = text_entry(name, text_language, [truncate(document, excerpt) for document in documents])
+    if include_path is not None or names:
+        for name, task in load_tasks(include_path, names).items():
             if name in entries:
                 raise BadInput(f"tasks: {name!r} is the name of an items file too; rename one")
             entries[name] = foreign_entry(name, task, language, limit)
@@ -89,7 +95,10 @@ def prepare(
 
 
 def bind(template: str, name: str, rows: list[Row]) -> Task:
-    """The task of one of our templates over rows. Rows are given as they are: `dataset_path: json` would take a second and a cache on disk."""
+    """The task of one of our templates over rows.
+
+    Rows are given as they are: `dataset_path: json` would take a second and a cache on disk.
+    """
     from datasets import Dataset
     from lm_eval.api.task import ConfigurableTask
     from lm_eval.tasks._yaml_loader import load_yaml
@@ -103,15 +112,15 @@ def bind(template: str, name: str, rows: list[Row]) -> Task:
 
 def items_entry(name: str, rows: list[Row], limit: int | None) -> Entry:
     """A multiple-choice task over items; chance and trivial are those of the items that will be asked."""
-    task, taken = bind("items.yaml", name, rows), rows[:limit]
+    task, asked = bind("items.yaml", name, rows), rows[:limit]
     family, primary = rows[0]["family"], task.config.metadata["primary"]
     return Entry(
         task,
         family,
         rows[0]["language"],
         primary.get(family, primary["default"]),
-        sum(1 / len(row["choices"]) for row in taken) / len(taken),
-        sum(row["trivial"] == row["answer"] for row in taken) / len(taken),
+        sum(1 / len(row["choices"]) for row in asked) / len(asked),
+        sum(row["trivial"] == row["answer"] for row in asked) / len(asked),
     )
 
 
@@ -121,8 +130,11 @@ def text_entry(name: str, language: str, rows: list[Row]) -> Entry:
     return Entry(task, task.config.metadata["family"], language, "bits_per_byte")
 
 
-def begin(document: Row, excerpt: int | None) -> Row:
-    """A document's first `excerpt` characters, up to the end of the last whole word: many short beginnings say more than a few whole documents."""
+def truncate(document: Row, excerpt: int | None) -> Row:
+    """A document's first `excerpt` characters, up to the end of the last whole word.
+
+    Many short beginnings say more than a few whole documents.
+    """
     text = document["text"]
     if excerpt is None or len(text) <= excerpt:
         return document
@@ -130,25 +142,25 @@ def begin(document: Row, excerpt: int | None) -> Row:
 
 
 def foreign_entry(name: str, task: Any, language: str, limit: int | None) -> Entry:
-    """A task from elsewhere: its first metric is the primary one unless its YAML's metadata says otherwise; so for family and language."""
-    about = task.config.metadata or {}
+    """A task from elsewhere: where its metadata say nothing, its name is the family, its first metric primary."""
+    metadata = task.config.metadata or {}
     chance = None
     if task.OUTPUT_TYPE == "multiple_choice" and not task.multiple_input and not task.multiple_target:
         counts = [len(task.doc_to_choice(doc)) for _, doc in task.doc_iterator(limit=limit)]
         chance = sum(1 / count for count in counts) / len(counts)
-    primary = about.get("primary", next(iter(task.aggregation())))
-    return Entry(task, about.get("family", name), about.get("language", language), primary, chance)
+    primary = metadata.get("primary", next(iter(task.aggregation())))
+    return Entry(task, metadata.get("family", name), metadata.get("language", language), primary, chance)
 
 
-def load_tasks(own: Path | None, names: Sequence[str]) -> dict[str, Task]:
+def load_tasks(include_path: Path | None, names: Sequence[str]) -> dict[str, Task]:
     """Tasks of a user's folder and tasks that lm-eval ships, by name; the members of groups and tags one by one."""
-    folder = own.resolve() if own else None
+    folder = include_path.resolve() if include_path else None
     if folder and not folder.is_dir():
-        raise BadInput(f"tasks: {own} is not a folder")
+        raise BadInput(f"tasks: {include_path} is not a folder")
     manager = task_manager(folder, False)
     wanted = list(names) or manager.all_subtasks
     if not wanted:
-        raise BadInput(f"tasks: {own} holds no lm-eval YAML with a `task` (files end in .yaml)")
+        raise BadInput(f"tasks: {include_path} holds no lm-eval YAML with a `task` (files end in .yaml)")
     if any(name not in manager.all_tasks for name in wanted):
         manager = task_manager(folder, True)
     for name in wanted:

@@ -21,7 +21,7 @@ from pipeline import inputs as preflight
 from pipeline import recipes
 from pipeline.config import Config, HubCorpus, HubSource
 from pipeline.cost import estimate
-from pipeline.cost.stage_work import TRAINED
+from pipeline.kinds import KINDS
 from pipeline.plan import Cell, merged, plan_cell
 from pipeline.store import Store
 
@@ -278,7 +278,7 @@ def disk(configs: Sequence[Config], store: Store) -> Iterator[Finding]:
     cells = [cell for config in configs if (cell := planned(config))]
     stages = merged(cells)
     done = {stage.key for stage in stages if store.find(stage)}
-    if not any(stage.kind in TRAINED for stage in stages if stage.key not in done):
+    if not any(KINDS[stage.kind].trained for stage in stages if stage.key not in done):
         return
     rows = estimate.rows(cells, done, estimate.Untimed(), {})
     need = (

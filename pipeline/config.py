@@ -18,6 +18,7 @@ from common.errors import BadInput
 from common.units import format_tokens, parse_bytes, parse_tokens
 from merge.recipe import Recipe
 from pipeline import recipes
+from pipeline.kinds import KINDS
 from train.parallel import sizes
 
 RESERVED = ("base", "sft", "ct", "ct_then_sft")  # the names that the unmerged checkpoints have in results
@@ -300,6 +301,13 @@ class Compute(Section):
     liger: bool
     keep_last_state: bool
     first_guess: dict[str, Annotated[float, Field(gt=0)]]
+
+    @model_validator(mode="after")
+    def guesses_known_kinds(self) -> Compute:
+        for kind in self.first_guess:
+            if kind not in KINDS:
+                raise ValueError(f"first_guess.{kind}: unknown kind of stage; {suggestion(kind, list(KINDS))}")
+        return self
 
     @model_validator(mode="after")
     def strategy_for_many(self) -> Compute:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import platform
 import shutil
 import subprocess
@@ -14,13 +13,14 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
-from importlib import metadata
+from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
 
 from common import hub as model_hub
 from common.errors import BadInput, Interrupted, StageFailed
 from pipeline import states
+from pipeline.kinds import KINDS
 from pipeline.plan import Stage
 from pipeline.run.console import Estimates, Journal, Progress, amount
 from pipeline.store import Entry, Store
@@ -44,6 +44,7 @@ class Job:
     launched: Mapping[str, Any] | None = (
         None  # of a training: strategy, world size, wrapper class, ZeRO stage, as asserted inside
     )
+    note: str = ""  # what is worth saying of the result, after `done in 3 s`
     settings: dict[str, Any] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -58,6 +59,13 @@ Maker = Callable[[Job], None]
 Tracker = Callable[[Job], AbstractContextManager[None]]
 
 
+def maker_of(kind: str) -> Maker:
+    """The function that the table of kinds names, imported now."""
+    module, _, function = KINDS[kind].maker.partition(":")
+    maker: Maker = getattr(import_module(module), function)
+    return maker
+
+
 def no_tracker(job: Job) -> AbstractContextManager[None]:
     return nullcontext()
 
@@ -68,16 +76,16 @@ class Executor:
     def __init__(
         self,
         store: Store,
-        makers: Mapping[str, Maker],
         stages: Sequence[Stage],
         journal: Journal,
         *,
+        maker: Callable[[str], Maker] = maker_of,
         first_guess: Mapping[str, float] | None = None,
         jobs: int = 1,
         say: Callable[[str], None] = print,
         track: Tracker = no_tracker,
     ) -> None:
-        self.store, self.makers, self.journal, self.track = store, makers, journal, track
+        self.store, self.maker, self.journal, self.track = store, maker, journal, track
         self.progress = Progress(stages, Estimates(store, first_guess or {}, jobs), say)
         self.read: set[str] = set()  # keys whose files were checked by checksum in this process
 
@@ -160,7 +168,7 @@ class Executor:
         try:
             with self.track(job):
                 clock = time.monotonic()
-                self.makers[stage.kind](job)
+                self.maker(stage.kind)(job)
                 seconds = time.monotonic() - clock
             entry = self.store.publish(
                 stage,
@@ -187,7 +195,7 @@ class Executor:
         self.journal.write("published", stage, seconds=round(seconds, 3))
         if stage.trajectory:
             states.drop(self.store, self.progress.stages, stage.trajectory)
-        self.progress.done(stage, seconds, packed(entry))
+        self.progress.done(stage, seconds, job.note)
         return entry
 
     def _smaller_budget(self, stage: Stage) -> Entry | None:
@@ -218,14 +226,6 @@ class Executor:
         message = f"{stage} failed: {type(error).__name__}: {' '.join(str(error).split())[:300]} (traceback: {work / 'traceback.txt'})"
         self.journal.write("failed", stage, message=message)
         raise StageFailed(message) from error
-
-
-def packed(entry: Entry) -> str:
-    """What is worth saying of packed blocks; nothing of other stages."""
-    if entry.record["kind"] not in ("ct_blocks", "sft_blocks"):
-        return ""
-    counts = json.loads((entry.path / "counts.json").read_text(encoding="utf-8"))
-    return f": {counts['blocks']:,} blocks, {counts['real_token_share']:.2%} of their positions real tokens"
 
 
 @cache

@@ -15,23 +15,7 @@ from typing import Any
 
 from common.units import format_tokens
 from pipeline.config import Config, HubCorpus, Training
-
-# Raise a kind's number when its code changes what it makes: entries of older code are then made anew.
-REVISIONS = {
-    "corpus": 1,
-    "items": 1,
-    "instructions": 1,
-    "leaks": 1,
-    "base": 1,
-    "ct_blocks": 1,
-    "sft_blocks": 1,
-    "ct": 1,
-    "sft": 1,
-    "tune": 1,
-    "merge": 1,
-    "weights": 1,
-    "eval": 1,
-}
+from pipeline.kinds import KINDS
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +50,8 @@ class Stage:
 
     def _digest(self, settings: Mapping[str, Any]) -> str:
         parents = {role: parent.key for role, parent in self.parents.items()}
-        content = {"kind": self.kind, "revision": REVISIONS.get(self.kind, 0), "settings": settings, "parents": parents}
+        revision = 0 if self.given else KINDS[self.kind].revision
+        content = {"kind": self.kind, "revision": revision, "settings": settings, "parents": parents}
         canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
         return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 

@@ -1,20 +1,4 @@
-"""The kinds of stages: which function of which room makes each. The rooms are imported when a stage is made, not before.
-
-| kind         | made by            |
-|--------------|--------------------|
-| corpus       | train.data.corpus.build       |
-| items        | train.data.instructions |
-| instructions | train.data.instructions |
-| leaks        | train.data.contamination        |
-| base         | train.base_model         |
-| ct_blocks    | train.data.packing      |
-| sft_blocks   | train.data.packing      |
-| ct, sft      | train.trainer      |
-| tune         | pipeline.tune      |
-| merge        | merge              |
-| weights      | merge              |
-| eval         | eval.harness       |
-"""
+"""What makes each kind of stage; pipeline/kinds.py names the functions. The rooms are imported when a stage is made, not before."""
 
 from __future__ import annotations
 
@@ -29,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from common.errors import BadInput
 from common.units import format_tokens
 from pipeline import recipes
-from pipeline.execute import Job, Maker
+from pipeline.execute import Job
 from pipeline.run import launch
 
 if TYPE_CHECKING:
@@ -82,6 +66,7 @@ def ct_blocks(job: Job) -> None:
     from train.data import packing
 
     packing.ct_blocks(job.folders["corpus"], job.checkpoint("model"), job.settings, job.out, job.work)
+    job.note = packed(job.out)
 
 
 def sft_blocks(job: Job) -> None:
@@ -95,6 +80,13 @@ def sft_blocks(job: Job) -> None:
         job.work,
         corpus_dir=job.folders.get("corpus"),
     )
+    job.note = packed(job.out)
+
+
+def packed(blocks: Path) -> str:
+    """How many blocks there are, and how full they are."""
+    counts = json.loads((blocks / "counts.json").read_text(encoding="utf-8"))
+    return f": {counts['blocks']:,} blocks, {counts['real_token_share']:.2%} of their positions real tokens"
 
 
 def ct(job: Job) -> None:
@@ -118,12 +110,6 @@ def check_budget(blocks: Path, tokens: int) -> None:
         raise BadInput(
             f"ct.tokens={format_tokens(tokens)}: the corpus holds {held:,} tokens with its English share; take a smaller budget or more text"
         )
-
-
-def tune(job: Job) -> None:
-    from pipeline import tune
-
-    tune.tune(job)
 
 
 def merge(job: Job) -> None:
@@ -190,7 +176,7 @@ def task_set(
     folder = None if own is None else Path(own)
     made = items / "tasks" if any((items / "tasks").iterdir()) else None  # no families: none of our own
     return task_set.prepare(
-        made, corpus / "text", split=split, limit=limit, excerpt=excerpt, own=folder, names=names, language=language
+        made, corpus / "text", split=split, limit=limit, excerpt=excerpt, include_path=folder, names=names, language=language
     )
 
 
@@ -218,20 +204,3 @@ def _use_threads(job: Job) -> None:
     import torch
 
     torch.set_num_threads(job.settings["threads"])
-
-
-MAKERS: dict[str, Maker] = {
-    "corpus": corpus,
-    "items": items,
-    "instructions": instructions,
-    "leaks": leaks,
-    "base": base,
-    "ct_blocks": ct_blocks,
-    "sft_blocks": sft_blocks,
-    "ct": ct,
-    "sft": sft,
-    "tune": tune,
-    "merge": merge,
-    "weights": weights,
-    "eval": evaluate,
-}

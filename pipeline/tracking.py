@@ -17,9 +17,9 @@ from typing import Any, ParamSpec
 
 from pipeline.config import Config
 from pipeline.execute import Job, Tracker, no_tracker
+from pipeline.kinds import KINDS
 from pipeline.plan import Stage
 
-TRACKED = ("base", "ct", "sft", "eval")
 P = ParamSpec("P")
 log = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ def tracker(config: Config, folder: Path) -> Tracker:
     def track(job: Job) -> Iterator[None]:
         run = (
             start(config, folder, str(job.stage), job.stage.kind, {"stage": job.settings, **cell_of(job.stage)})
-            if job.stage.kind in TRACKED
+            if KINDS[job.stage.kind].tracked
             else None
         )
         if run is None:

@@ -13,7 +13,8 @@ from pipeline.cost import stage_work as work
 from pipeline.cost.flops import RECOMPUTED
 from pipeline.cost.hardware import Cluster
 from pipeline.cost.memory import Memory
-from pipeline.cost.stage_work import MERGED, SCORED, TRAINED, Work
+from pipeline.cost.stage_work import Work
+from pipeline.kinds import KINDS
 from pipeline.plan import Cell, Stage, merged
 
 MFU = 0.4  # assumed. Llama-2-7B's own pre-training: 6ND for 2 T tokens in 184,320 hours of A100 (Touvron et al. 2023, table 2) is 0.39
@@ -77,24 +78,24 @@ class OnCluster:
         return reached / (RECOMPUTED if compute.gradient_checkpointing else 1)
 
     def gpus(self, stage: Stage) -> int:
-        if stage.kind in TRAINED:
+        if KINDS[stage.kind].work == "train":
             return self.config.compute.processes * self.config.compute.nodes
-        return 1 if stage.kind in SCORED else 0
+        return 1 if KINDS[stage.kind].work == "score" else 0
 
     def seconds(self, stage: Stage, does: Work) -> float:
-        form = shape.of(self.config)
+        form, kind = shape.of(self.config), KINDS[stage.kind]
         model = work.checkpoint_bytes(form, self.config)
-        if stage.kind in TRAINED:
+        if kind.work == "train":
             saves = does.tokens / stage.options["save_every_tokens"]
             return (
                 STARTUP
                 + does.flops / self.training_flops
                 + (saves * work.state_bytes(form, self.config) + does.written) / DISK
             )
-        if stage.kind in SCORED:
+        if kind.work == "score":
             merging = max(does.tries, 1 if "merge" in stage.parents else 0) * form.parameters / MERGING
             return STARTUP + model / DISK + merging + does.flops / (self.cluster.gpu.peak("bf16") * SCORING_MFU)
-        if stage.kind in MERGED:
+        if kind.work == "merge":
             return form.parameters / MERGING + does.written / DISK
         processes = self.config.corpus.workers if self.config.corpus.source == "hub" else 1
         if does.tokens:

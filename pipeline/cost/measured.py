@@ -10,7 +10,8 @@ from common.errors import BadInput
 from pipeline.config import Config
 from pipeline.cost import model_shape as shape
 from pipeline.cost import stage_work as work
-from pipeline.cost.stage_work import SCORED, TRAINED, Work
+from pipeline.cost.stage_work import Work
+from pipeline.kinds import KINDS
 from pipeline.plan import Stage
 from pipeline.store import Store
 
@@ -32,7 +33,7 @@ class Measured:
 
 def sort(kind: str) -> str:
     """Kinds that work at one rate."""
-    return "training" if kind in TRAINED else "scoring" if kind in SCORED else kind
+    return {"train": "training", "score": "scoring"}.get(KINDS[kind].work, kind)
 
 
 def calibrate(done: Sequence[tuple[Stage, Work, float]]) -> Measured:

@@ -11,9 +11,9 @@ from pipeline.config import Config
 from pipeline.cost import flops
 from pipeline.cost.memory import width
 from pipeline.cost.model_shape import Shape, trained
+from pipeline.kinds import KINDS
 from pipeline.plan import Stage
 
-TRAINED, SCORED, MERGED = ("base", "ct", "sft"), ("tune", "eval"), ("merge", "weights")
 ITEM_TOKENS = {
     "own": 90,
     "en": 43,
@@ -45,7 +45,7 @@ class Work:
 def of(stage: Stage, config: Config, shape: Shape, resumed: int = 0, last: bool = True) -> Work:
     """The work of a stage of a cell. A CT stage continues from `resumed` tokens of its trajectory; `last`: no larger budget continues from it."""
     settings, kind = stage.settings, stage.kind
-    if kind in TRAINED:
+    if KINDS[kind].work == "train":
         tokens = settings["tokens"] - resumed
         model, state = checkpoint_bytes(shape, config), state_bytes(shape, config)
         kept = (
@@ -60,7 +60,7 @@ def of(stage: Stage, config: Config, shape: Shape, resumed: int = 0, last: bool 
             model + kept + SMALL,
             beside * state,
         )
-    if kind in SCORED:
+    if KINDS[kind].work == "score":
         tries = len(settings.get("tries", [None]))
         tokens, lengths = scored_tokens(stage, config)
         return Work(

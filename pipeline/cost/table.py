@@ -13,7 +13,7 @@ from pipeline.cost import model_shape as shape
 from pipeline.cost.estimate import Rates, Row
 from pipeline.cost.hardware import Cluster, parse
 from pipeline.cost.memory import Memory
-from pipeline.cost.stage_work import TRAINED
+from pipeline.kinds import KINDS
 from pipeline.plan import Cell, merged
 from pipeline.run.console import duration
 from pipeline.store import Store
@@ -31,11 +31,11 @@ def report(cells: Sequence[Cell], waiting: set[str], name: str, mfu: float | Non
     if name == HERE:
         owners = {stage.key: cell.config for cell in reversed(cells) for stage in cell.stages}
         rates = measured.of_store(stages, owners, Store(Path(config.store)))
-        head = f"on this machine, measured on {sum(stage.kind in TRAINED for stage in stages if stage.key in done)} finished trainings"
+        head = f"on this machine, measured on {sum(KINDS[stage.kind].trained for stage in stages if stage.key in done)} finished trainings"
     else:
         cluster = parse(name)
         config = fit.on_cluster(config, cluster)
-        trained = any(stage.kind in TRAINED for stage in stages)
+        trained = any(KINDS[stage.kind].trained for stage in stages)
         try:
             fit.check(config, cluster, trained)
         except BadInput as error:

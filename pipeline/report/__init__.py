@@ -1,4 +1,13 @@
-"""Results -> tables, curves, claims, one HTML page. No torch is imported for it, and nothing is drawn before `render`."""
+"""Results -> tables, curves, claims, one HTML page.
+
+Comes in: folders of a run, by `Evaluation` (scores.jsonl, samples.jsonl), `Audit` (audit.json) and `Choice`
+(choice.yml, tries.jsonl), and the records of stage.json files; nothing of the store or of a config is asked.
+Goes out: results.csv, results.md, curves.png, curves.svg and report.html, each whole or not at all; the same input
+gives the same bytes. `gather` and `terminal_table` give rows and text and write nothing.
+May be touched: the output folder of `render`.
+
+No torch is imported for it, and nothing is drawn before `render`.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +16,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.report.records import Audit, Choice, Evaluation, ReportPaths, Row, Subject, publish
+from common.files import write_whole
+from pipeline.report.records import Audit, Choice, Evaluation, ReportPaths, Row, Subject
 
 __all__ = ["Audit", "Choice", "Evaluation", "ReportPaths", "Row", "Subject", "gather", "render", "terminal_table"]
 
@@ -37,29 +47,30 @@ def render(
 ) -> ReportPaths:
     """Writes results.csv, results.md, curves.png, curves.svg and report.html to `out`, each whole or not at all.
 
-    evaluations: of one target language, any number of budgets and seeds; base and SFT may be given once or with every budget. stages: the
-    records of stage.json files, for the list of what was run. leaks: what leaks.json holds, where leaks were looked for. Raises ValueError where checkpoints were not scored on the same items.
+    evaluations: of one target language, any number of budgets and seeds; base and SFT once or with every budget.
+    stages: the records of stage.json files, for the list of what was run.
+    leaks: what leaks.json holds, where leaks were looked for.
+    Raises ValueError where checkpoints were not scored on the same items.
     """
     from pipeline.report import choices as chosen_on_dev
     from pipeline.report import claims, curves, discards, discards_plot, page, results, style
 
+    out.mkdir(parents=True, exist_ok=True)
     rows = results.gather(evaluations)
     names = {subject.language: subject.language_name, "en": "English"}
     discarded = discards.read(audits)
     chosen = chosen_on_dev.read(choices)
     shown = claims.claims(evaluations, discarded, chosen, subject.language)
-    table = publish(out / "results.csv", lambda aside: aside.write_text(results.to_csv(rows), encoding="utf-8"))
-    readable = publish(
-        out / "results.md",
-        lambda aside: aside.write_text(results.to_markdown(rows, subject.language, names), encoding="utf-8"),
+    paths = ReportPaths(
+        out / "results.csv", out / "results.md", curves.write(rows, subject.language, names, out), out / "report.html"
     )
-    png = curves.write(rows, subject.language, names, out)
+    write_whole(paths.results_csv, results.to_csv(rows))
+    write_whole(paths.results_md, results.to_markdown(rows, subject.language, names))
     with tempfile.TemporaryDirectory() as aside:
         figure = None
         if discarded:
-            figure = discards_plot.write(
-                discarded, style.looks(row.method for row in rows), Path(aside) / "discards.svg"
-            )
+            looks = style.looks(row.method for row in rows)
+            figure = discards_plot.write(discarded, looks, Path(aside) / "discards.svg")
         html = page.render(rows, shown, discarded, chosen, stages, subject, out / "curves.svg", figure, leaks)
-    published = publish(out / "report.html", lambda aside: aside.write_text(html, encoding="utf-8"))
-    return ReportPaths(table, readable, png, published)
+    write_whole(paths.page, html)
+    return paths

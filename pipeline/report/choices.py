@@ -6,12 +6,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.report.records import Choice, read_jsonl
+from common.files import read_jsonl
+from pipeline.report.records import Choice
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """The settings chosen for one merge, among how many tries, by which metric (`acc` or `bits_per_byte`), and their score on dev."""
+    """The settings chosen for one merge, and how.
+
+    tries: among how many. metric: `acc` or `bits_per_byte`. score: theirs on dev.
+    """
 
     method: str
     ct_tokens: int
@@ -26,14 +30,13 @@ def read(choices: Iterable[Choice]) -> list[Chosen]:
     """By method as they come, budget and seed."""
     import yaml
 
-    found: list[Chosen] = []
+    chosen: list[Chosen] = []
     order: dict[str, int] = {}
     for choice in choices:
         order.setdefault(choice.method, len(order))
         settings = yaml.safe_load((choice.folder / "choice.yml").read_text(encoding="utf-8"))
         tries = read_jsonl(choice.folder / "tries.jsonl")
         best = next(row for row in tries if row["settings"] == settings)
-        found.append(
-            Chosen(choice.method, choice.ct_tokens, choice.seed, settings, len(tries), best["metric"], best["score"])
-        )
-    return sorted(found, key=lambda one: (order[one.method], one.ct_tokens, one.seed))
+        cell = (choice.method, choice.ct_tokens, choice.seed)
+        chosen.append(Chosen(*cell, settings, len(tries), best["metric"], best["score"]))
+    return sorted(chosen, key=lambda choice: (order[choice.method], choice.ct_tokens, choice.seed))

@@ -6,10 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from eval.stats import Difference
 from pipeline.report.choices import Chosen
 from pipeline.report.discards import Discarded
-from pipeline.report.paired import Comparison, Evidence, compare, sign
+from pipeline.report.paired import Comparison, Difference, Evidence, compare, sign
 from pipeline.report.records import Evaluation, label, mean
 from pipeline.report.results import budget_name
 
@@ -64,29 +63,34 @@ def beats_ct_then_sft(evidence: Evidence, comparisons: Sequence[Comparison], lea
     question = "Do merges beat CT-then-SFT where text is scarcest?"
     budget = min(evidence.budgets, default=0)
     here = {
-        (one.method, one.kind): one for one in comparisons if one.ct_tokens == budget and one.baseline == "ct_then_sft"
+        (comparison.method, comparison.kind): comparison
+        for comparison in comparisons
+        if comparison.ct_tokens == budget and comparison.baseline == "ct_then_sft"
     }
     leader = leaders.get(budget, "")
     if (leader, "accuracy") not in here:
         return Answer(question, "no data", "It takes CT-then-SFT and a merge with a score on dev at the same budget.")
     difference = here[leader, "accuracy"].difference
+    merged, reference = (evidence.value("accuracy", method, budget) for method in (leader, "ct_then_sft"))
     text = (
-        f"At {budget_name(budget)} tokens the merge that was best on dev, {label(leader)}, has a mean accuracy of {evidence.value('accuracy', leader, budget):.3f}; "
-        f"CT-then-SFT has {evidence.value('accuracy', 'ct_then_sft', budget):.3f}. Difference {interval(difference)}."
+        f"At {budget_name(budget)} tokens the merge that was best on dev, {label(leader)}, has a mean accuracy of "
+        f"{merged:.3f}; CT-then-SFT has {reference:.3f}. Difference {interval(difference)}."
     )
     if (leader, "bits") in here:
         text += f" In bits per byte (lower is better): {interval(here[leader, 'bits'].difference)}."
-    ahead = [method for (method, kind), one in here.items() if kind == "accuracy" and one.verdict == "better"]
-    text += f" Of the {len({method for method, _ in here})} merges, {len(ahead)} {'is' if len(ahead) == 1 else 'are'} shown to be ahead of CT-then-SFT."
+    ahead = sum(kind == "accuracy" and comparison.verdict == "better" for (_, kind), comparison in here.items())
+    text += f" Of the {len({method for method, _ in here})} merges, {ahead} {'is' if ahead == 1 else 'are'} shown "
+    text += "to be ahead of CT-then-SFT."
     return Answer(question, verdict(difference), text)
 
 
 def advantage_shrinks(evidence: Evidence, comparisons: Sequence[Comparison], leaders: dict[int, str]) -> Answer:
     question = "Does the advantage over CT-then-SFT shrink as text grows?"
     steps = {
-        one.ct_tokens: one.difference
-        for one in comparisons
-        if one.baseline == "ct_then_sft" and one.kind == "accuracy" and leaders.get(one.ct_tokens) == one.method
+        comparison.ct_tokens: comparison.difference
+        for comparison in comparisons
+        if (comparison.baseline, comparison.kind) == ("ct_then_sft", "accuracy")
+        and leaders.get(comparison.ct_tokens) == comparison.method
     }
     if len(steps) < 2:
         return Answer(question, "no data", "It takes two budgets with CT-then-SFT and a merge chosen on dev.")
@@ -112,7 +116,7 @@ def advantage_shrinks(evidence: Evidence, comparisons: Sequence[Comparison], lea
 
 def conflicts_grow(discarded: Sequence[Discarded]) -> Answer:
     question = "Does TIES discard ever more of SFT's important parameters as the CT budget grows?"
-    lost = lost_by_method([one for one in discarded if one.plain_ties])
+    lost = lost_by_method([merge for merge in discarded if merge.plain_ties])
     series = {method: shares for method, shares in lost.items() if len(shares) > 1}
     if not series:
         return Answer(question, "no data", "It takes TIES without slack at two budgets.")
@@ -123,14 +127,15 @@ def conflicts_grow(discarded: Sequence[Discarded]) -> Answer:
     ]
     text = f"Share of SFT's largest {TOP[:-1]} % of parameters whose sign lost the election: "
     text += "; ".join(f"{label(method)}: {_listed(shares)}" for method, shares in series.items())
-    text += ". These are counts of all parameters, not estimates; shown means that the share rises from every budget to the next."
+    text += ". These are counts of all parameters, not estimates; shown means that the share rises from every budget "
+    text += "to the next."
     return Answer(question, _all_one_way(steps), text)
 
 
 def slack_keeps(discarded: Sequence[Discarded]) -> Answer:
     question = "Does slack keep SFT's important parameters?"
-    plain = lost_by_method([one for one in discarded if one.plain_ties])
-    slack = lost_by_method([one for one in discarded if one.slack_for_sft])
+    plain = lost_by_method([merge for merge in discarded if merge.plain_ties])
+    slack = lost_by_method([merge for merge in discarded if merge.slack_for_sft])
     gains = [
         mean([shares[budget] for shares in plain.values() if budget in shares]) - kept[budget]
         for kept in slack.values()
@@ -147,8 +152,8 @@ def slack_keeps(discarded: Sequence[Discarded]) -> Answer:
 
 def slack_helps(evidence: Evidence, discarded: Sequence[Discarded]) -> Answer:
     question = "Does slack raise the scores?"
-    plain = {one.method for one in discarded if one.plain_ties}
-    slack = {one.method for one in discarded if one.slack_for_sft}
+    plain = {merge.method for merge in discarded if merge.plain_ties}
+    slack = {merge.method for merge in discarded if merge.slack_for_sft}
     budgets = [
         budget
         for budget in evidence.budgets
@@ -167,7 +172,8 @@ def slack_helps(evidence: Evidence, discarded: Sequence[Discarded]) -> Answer:
     accuracy = evidence.difference("accuracy", *sides) if budgets else None
     if accuracy is None:
         return Answer(question, "no data", "It takes TIES with slack and TIES without it at the same budget.")
-    text = f"Mean accuracy with slack ({', '.join(label(method) for method in evidence.merges if method in slack)}) minus without, over all budgets: {interval(accuracy)}."
+    names = ", ".join(label(method) for method in evidence.merges if method in slack)
+    text = f"Mean accuracy with slack ({names}) minus without, over all budgets: {interval(accuracy)}."
     each = [
         f"{budget_name(budget)} {interval(difference)}"
         for budget in budgets
@@ -187,10 +193,10 @@ def slack_helps(evidence: Evidence, discarded: Sequence[Discarded]) -> Answer:
 
 def lost_by_method(discarded: Iterable[Discarded]) -> dict[str, dict[int, float]]:
     """By method and budget: the share of SFT's most important parameters that was lost in sign conflicts."""
-    found: dict[str, dict[int, float]] = {}
-    for one in discarded:
-        found.setdefault(one.method, {})[one.ct_tokens] = one.of_top[TOP].lost
-    return found
+    by_method: dict[str, dict[int, float]] = {}
+    for merge in discarded:
+        by_method.setdefault(merge.method, {})[merge.ct_tokens] = merge.of_top[TOP].lost
+    return by_method
 
 
 def verdict(difference: Difference) -> Verdict:

@@ -94,32 +94,34 @@ def _panel(
         budget_axis(axes, budgets)
     else:
         axes.set_xticks([])
-    for place, (method, look) in enumerate(methods.items()):
-        own = [budget for budget in budgets if (method, budget) in scores]
-        if not own:
-            continue
-        places = [x for budget, x in zip(budgets, dodge(budgets, place, len(methods)), strict=True) if budget in own]
-        curve = [scores[method, budget] for budget in own]
-        values = [point.value for point in curve]
-        spread = [
-            [max(0.0, point.value - point.low) for point in curve],
-            [max(0.0, point.high - point.value) for point in curve],
-        ]
-        unmerged = method in ("ct", "ct_then_sft")
-        axes.errorbar(places, values, yerr=spread, fmt="none", ecolor=look.color, elinewidth=1.0, alpha=0.45, zorder=2)
-        axes.plot(
-            places,
-            values,
-            color=look.color,
-            linestyle=look.line,
-            marker=look.marker,
-            markersize=4.2,
-            markeredgecolor="white",
-            markeredgewidth=0.5,
-            linewidth=1.9 if unmerged else 1.5,
-            label=label(method),
-            zorder=3,
-        )
+    for number, (method, look) in enumerate(methods.items()):
+        dodged = zip(dodge(budgets, number, len(methods)), budgets, strict=True)
+        curve = [(x, scores[method, budget]) for x, budget in dodged if (method, budget) in scores]
+        if curve:
+            _curve(axes, method, look, curve)
+
+
+def _curve(axes: Axes, method: str, look: Look, curve: Sequence[tuple[float, Point]]) -> None:
+    """A method's points, each with its x, over their error bars."""
+    xs, values = [x for x, _ in curve], [point.value for _, point in curve]
+    spread = [
+        [max(0.0, point.value - point.low) for _, point in curve],
+        [max(0.0, point.high - point.value) for _, point in curve],
+    ]
+    axes.errorbar(xs, values, yerr=spread, fmt="none", ecolor=look.color, elinewidth=1.0, alpha=0.45, zorder=2)
+    axes.plot(
+        xs,
+        values,
+        color=look.color,
+        linestyle=look.line,
+        marker=look.marker,
+        markersize=4.2,
+        markeredgecolor="white",
+        markeredgewidth=0.5,
+        linewidth=1.9 if method in ("ct", "ct_then_sft") else 1.5,
+        label=label(method),
+        zorder=3,
+    )
 
 
 def _legend(drawn: Figure, grid: Any) -> None:

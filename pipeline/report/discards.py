@@ -16,8 +16,12 @@ SFT = "sft"  # the model's name in recipes
 
 @dataclass(frozen=True)
 class Shares:
-    """Shares of the task vector's parameters, or of those of its top: set to zero by trimming or dropping; kept, but with the other model's
-    kept value of the other sign; kept, but lost because the other sign was elected."""
+    """Shares of the task vector's parameters, or of those of its top.
+
+    trimmed: set to zero by trimming or dropping.
+    conflict: kept, but with the other model's kept value of the other sign.
+    lost: kept, but lost because the other sign was elected.
+    """
 
     trimmed: float
     conflict: float
@@ -49,7 +53,10 @@ class Discarded:
 
 
 def read(audits: Iterable[Audit]) -> list[Discarded]:
-    """By method as they come and budget; a merge without task vectors (such as the weighted average) discards nothing and is left out."""
+    """By method as they come and budget.
+
+    A merge without task vectors (such as the weighted average) discards nothing and is left out.
+    """
     grouped: dict[tuple[str, int], list[dict[str, Any]]] = {}
     order: dict[str, int] = {}
     for audit in audits:
@@ -78,9 +85,5 @@ def _discarded(method: str, budget: int, reports: list[dict[str, Any]]) -> Disca
 
 
 def _shares(counted: list[dict[str, Any]]) -> Shares:
-    return Shares(
-        *(
-            mean([one[key] for one in counted])
-            for key in ("share_trimmed", "share_in_conflict", "share_lost_in_conflict")
-        )
-    )
+    keys = ("share_trimmed", "share_in_conflict", "share_lost_in_conflict")
+    return Shares(*(mean([counts[key] for counts in counted]) for key in keys))

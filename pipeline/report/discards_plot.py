@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PANELS: tuple[tuple[str, Callable[[Discarded], float]], ...] = (
-    ("Trimmed or dropped, of all", lambda one: one.of_all.trimmed),
-    ("Lost in sign conflict, of all", lambda one: one.of_all.lost),
-    ("Lost in sign conflict, of the top 5 %", lambda one: one.of_top["5%"].lost),
+    ("Trimmed or dropped, of all", lambda shares: shares.of_all.trimmed),
+    ("Lost in sign conflict, of all", lambda shares: shares.of_all.lost),
+    ("Lost in sign conflict, of the top 5 %", lambda shares: shares.of_top["5%"].lost),
 )
 
 
@@ -32,22 +32,18 @@ def _draw(discarded: Sequence[Discarded], methods: dict[str, Look], plt: Any) ->
 
     drawn: Figure
     drawn, grid = plt.subplots(1, len(PANELS), figsize=(12, 3.1), layout="constrained")
-    budgets = sorted({one.ct_tokens for one in discarded})
-    order = list(dict.fromkeys(one.method for one in discarded))
+    budgets = sorted({merge.ct_tokens for merge in discarded})
+    order = list(dict.fromkeys(merge.method for merge in discarded))
     for axes, (title, share) in zip(grid, PANELS, strict=True):
         axes.set_title(title)
         budget_axis(axes, budgets)
         axes.tick_params(length=2.5)
-        for place, method in enumerate(order):
-            own = [one for one in discarded if one.method == method]
-            look = methods[method]
+        for number, method in enumerate(order):
+            curve = {merge.ct_tokens: share(merge) for merge in discarded if merge.method == method}
+            look, dodged = methods[method], dodge(budgets, number, len(order))
             axes.plot(
-                [
-                    x
-                    for budget, x in zip(budgets, dodge(budgets, place, len(order)), strict=True)
-                    if budget in {one.ct_tokens for one in own}
-                ],
-                [share(one) for one in own],
+                [x for budget, x in zip(budgets, dodged, strict=True) if budget in curve],
+                [curve[budget] for budget in budgets if budget in curve],
                 color=look.color,
                 linestyle=look.line,
                 marker=look.marker,

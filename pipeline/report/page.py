@@ -93,7 +93,7 @@ def render(
         discarded=discarded,
         tops=TOPS,
         chosen=chosen,
-        chosen_settings=[settings_text(one.settings) for one in chosen],
+        chosen_settings=[settings_text(choice.settings) for choice in chosen],
         leaks=leaks,
         kinds=by_kind(stages),
         stages=sorted(stages, key=lambda record: str(record["finished"])),
@@ -119,60 +119,59 @@ def facts(rows: Sequence[Row], stages: Sequence[Mapping[str, Any]]) -> list[tupl
 
 def blocks(rows: Sequence[Row], language: str) -> list[Block]:
     """The results table of a language."""
-    found, budgets = [], budgets_of(rows)
+    table, budgets = [], budgets_of(rows)
     for measure in measures(rows, language):
         scores = points(rows, measure)
         bold = best(scores, measure)
         lines: list[tuple[str, list[Cell | None]]] = []
         for method in methods_in_order(method for method, _ in scores):
-            own = {budget: point for (one, budget), point in scores.items() if one == method}
             cells = {
                 budget: Cell(f"{point.value:.3f}", f"{point.low:.3f} to {point.high:.3f}", (method, budget) in bold)
-                for budget, point in own.items()
+                for (other, budget), point in scores.items()
+                if other == method
             }
             lines.append((method, [cells.get(budget) for budget in budgets]))
-        found.append(Block(measure, lines))
-    return found
+        table.append(Block(measure, lines))
+    return table
 
 
-def judged(one: Comparison) -> Judged:
+def judged(comparison: Comparison) -> Judged:
     """A comparison as a cell."""
-    difference = one.difference
-    return Cell(signed(difference.value), f"{signed(difference.low)} to {signed(difference.high)}"), one.verdict
+    difference = comparison.difference
+    return Cell(signed(difference.value), f"{signed(difference.low)} to {signed(difference.high)}"), comparison.verdict
 
 
 def differences(comparisons: Sequence[Comparison], baseline: str) -> list[tuple[str, str, list[Judged | None]]]:
     """Against one baseline: (kind, method, a cell and its verdict per budget)."""
-    own = {(one.kind, one.method, one.ct_tokens): one for one in comparisons if one.baseline == baseline}
-    budgets = sorted({one.ct_tokens for one in comparisons})
+    against = {
+        (comparison.kind, comparison.method, comparison.ct_tokens): comparison
+        for comparison in comparisons
+        if comparison.baseline == baseline
+    }
+    budgets = sorted({comparison.ct_tokens for comparison in comparisons})
     lines = []
-    for kind, method in dict.fromkeys((one.kind, one.method) for one in sorted(own.values(), key=lambda one: one.kind)):
-        line = [own.get((kind, method, budget)) for budget in budgets]
-        lines.append(
-            (
-                "mean accuracy" if kind == "accuracy" else "bits per byte",
-                method,
-                [judged(one) if one else None for one in line],
-            )
-        )
+    for kind, method in sorted(dict.fromkeys(key[:2] for key in against), key=lambda pair: pair[0]):
+        line = [against.get((kind, method, budget)) for budget in budgets]
+        cells = [judged(comparison) if comparison else None for comparison in line]
+        lines.append(("mean accuracy" if kind == "accuracy" else "bits per byte", method, cells))
     return lines
 
 
 def by_kind(stages: Sequence[Mapping[str, Any]]) -> list[tuple[str, int, float]]:
     """(kind, how many, seconds), the longest first."""
-    found: dict[str, list[float]] = {}
+    by_name: dict[str, list[float]] = {}
     for record in stages:
-        found.setdefault(record["kind"], []).append(record["seconds"])
-    return sorted(((kind, len(seconds), sum(seconds)) for kind, seconds in found.items()), key=lambda line: -line[2])
+        by_name.setdefault(record["kind"], []).append(record["seconds"])
+    return sorted(((kind, len(seconds), sum(seconds)) for kind, seconds in by_name.items()), key=lambda line: -line[2])
 
 
 def distinct(values: Any) -> list[Any]:
     """Each value that is not None once, as they come."""
-    found: list[Any] = []
+    seen: list[Any] = []
     for value in values:
-        if value is not None and value not in found:
-            found.append(value)
-    return found
+        if value is not None and value not in seen:
+            seen.append(value)
+    return seen
 
 
 def settings_text(settings: Mapping[str, Any]) -> str:

@@ -1,4 +1,7 @@
-"""Paired comparisons between methods: the same items under both, with the bootstrap of eval.stats."""
+"""Paired comparisons between methods: the same items under both, with the bootstrap of eval.stats.
+
+The one place where two models are compared.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,9 @@ from typing import Literal
 
 import numpy as np
 
-from eval.stats import Difference, Floats, percentiles, resampled_sums
-from pipeline.report.records import WITHOUT_CT, Evaluation, Samples, mean, read_jsonl
+from common.files import read_jsonl
+from eval.stats import Floats, percentiles, resampled_sums
+from pipeline.report.records import WITHOUT_CT, Evaluation, Samples, mean
 from pipeline.report.results import BITS, unique
 
 Kind = Literal["accuracy", "bits"]
@@ -20,8 +24,18 @@ AGAINST = ("ct_then_sft", "ct", "sft")
 
 
 @dataclass(frozen=True)
+class Difference:
+    """A difference with its 95 % interval, over n items."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True)
 class Comparison:
-    """Method minus baseline on the same items of the target language: mean accuracy, or bits per byte (lower is better)."""
+    """Method minus baseline on the same items: mean accuracy, or bits per byte (lower is better)."""
 
     ct_tokens: int
     method: str
@@ -41,14 +55,18 @@ class Comparison:
 class Evidence:
     """The samples of a run in one language, looked up by method and budget.
 
-    Every checkpoint is resampled with the same draws of items, so that a resampled difference is the difference of resampled values: each
-    checkpoint is resampled once, and every comparison is exactly the paired bootstrap of eval.stats.paired_difference. Several seeds are
-    averaged within each resample.
+    Every checkpoint is resampled with the same draws of items, so that a resampled difference is the difference of
+    resampled values: each checkpoint is resampled once, and every comparison is exactly the paired bootstrap (of the
+    items within each task, tasks weighed alike; of documents for bits per byte). Several seeds are averaged within
+    each resample.
     """
 
     def __init__(self, evaluations: Iterable[Evaluation], language: str) -> None:
         self.language = language
-        self.folders = {(one.method, one.ct_tokens, one.seed): one.folder for one in unique(evaluations)}
+        self.folders = {
+            (evaluation.method, evaluation.ct_tokens, evaluation.seed): evaluation.folder
+            for evaluation in unique(evaluations)
+        }
         self.items: dict[Kind, list[tuple[str, str]]] = {}
         self._resampled: dict[tuple[str, int, int], dict[Kind, Floats]] = {}
 
@@ -69,19 +87,22 @@ class Evidence:
 
     def seeds(self, method: str, budget: int) -> set[int]:
         """The seeds of a method at a budget."""
-        return {seed for one, tokens, seed in self.folders if (one, tokens) == (method, budget)}
+        return {seed for other, tokens, seed in self.folders if (other, tokens) == (method, budget)}
 
     def value(self, kind: Kind, method: str, budget: int) -> float:
         """Mean accuracy or bits per byte, mean over seeds."""
         return mean([float(self._drawn(method, budget, seed)[kind][0]) for seed in sorted(self.seeds(method, budget))])
 
     def contrast(self, kind: Kind, weights: Sequence[tuple[tuple[str, int], float]]) -> Difference | None:
-        """A weighted sum of the values of some (method, budget), over the seeds that all of them have; None where nothing was measured."""
+        """A weighted sum of the values of some (method, budget), over the seeds that all of them have.
+
+        None where nothing was measured.
+        """
         seeds = set.intersection(*(self.seeds(*key) for key, _ in weights))
         drawn = [(weight / len(seeds), self._drawn(*key, seed)) for key, weight in weights for seed in sorted(seeds)]
-        if not drawn or any(kind not in one for _, one in drawn):
+        if not drawn or any(kind not in kinds for _, kinds in drawn):
             return None
-        total = np.sum([weight * one[kind] for weight, one in drawn], axis=0)
+        total = np.sum([weight * kinds[kind] for weight, kinds in drawn], axis=0)
         return Difference(float(total[0]), *percentiles(total[1:]), len(self.items[kind]))
 
     def difference(
@@ -93,20 +114,20 @@ class Evidence:
         )
 
     def _drawn(self, method: str, budget: int, seed: int) -> dict[Kind, Floats]:
-        """Of one checkpoint, shape (1 + resamples,): the value that was measured, then the resampled ones. Raises ValueError."""
+        """Of one checkpoint, shape (1 + resamples,): what was measured, then resampled values. Raises ValueError."""
         key = (method, budget, seed)
         if key not in self._resampled:
             folder = self.folders[key]
             tasks = {
                 record["task"] for record in read_jsonl(folder / "scores.jsonl") if record["language"] == self.language
             }
-            own = sorted(
+            samples_of_language = sorted(
                 (sample for sample in read_jsonl(folder / "samples.jsonl") if sample["task"] in tasks),
                 key=lambda sample: (sample["task"], sample["id"]),
             )
             split: dict[Kind, Samples] = {
-                "accuracy": [sample for sample in own if sample["metric"] != BITS],
-                "bits": [sample for sample in own if sample["metric"] == BITS],
+                "accuracy": [sample for sample in samples_of_language if sample["metric"] != BITS],
+                "bits": [sample for sample in samples_of_language if sample["metric"] == BITS],
             }
             for kind, samples in split.items():
                 items = [(sample["task"], sample["id"]) for sample in samples]
@@ -125,8 +146,8 @@ def resampled_accuracy(samples: Samples) -> Floats:
         by_task.setdefault(sample["task"], []).append(sample["score"])
     groups = [np.asarray(scores)[:, None] for scores in by_task.values()]
     means = [
-        np.append(scores.mean(), resampled_sums(scores, (0, place))[:, 0] / len(scores))
-        for place, scores in enumerate(groups)
+        np.append(scores.mean(), resampled_sums(scores, (0, number))[:, 0] / len(scores))
+        for number, scores in enumerate(groups)
     ]
     return np.asarray(np.mean(means, axis=0))
 
@@ -148,14 +169,14 @@ def sign(difference: Difference) -> int:
 
 def compare(evidence: Evidence) -> list[Comparison]:
     """Every merge at every budget against CT-then-SFT and CT of the same budget, and against SFT."""
-    found = []
+    comparisons = []
     for baseline in AGAINST:
         for budget in evidence.budgets:
-            place = (baseline, 0 if baseline in WITHOUT_CT else budget)
+            reference = (baseline, 0 if baseline in WITHOUT_CT else budget)
             for method in evidence.merges:
-                if not (evidence.has(method, budget) and evidence.has(*place)):
+                if not (evidence.has(method, budget) and evidence.has(*reference)):
                     continue
                 for kind in KINDS:
-                    if (difference := evidence.difference(kind, [(method, budget)], [place])) is not None:
-                        found.append(Comparison(budget, method, baseline, kind, difference))
-    return found
+                    if (difference := evidence.difference(kind, [(method, budget)], [reference])) is not None:
+                        comparisons.append(Comparison(budget, method, baseline, kind, difference))
+    return comparisons

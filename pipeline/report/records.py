@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,7 +44,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Subject:
-    """What a report is about: the experiment's name, the target language, the config of every cell by its name, the command that made it."""
+    """What a report is about: the experiment, the target language, every cell's config by its name, the command."""
 
     title: str
     language: str
@@ -83,23 +81,6 @@ class ReportPaths:
     results_md: Path
     curves: Path
     page: Path
-
-
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSONL file."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def publish(path: Path, write: Callable[[Path], object]) -> Path:
-    """Lets `write` make a file aside, and gives it its name when it is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        write(aside)
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
-    return path
 
 
 def label(method: str) -> str:

@@ -1,4 +1,7 @@
-"""Score records of all cells -> long rows, results.csv, and readable tables. Several seeds: every row in the CSV, means over seeds in tables."""
+"""Score records of all cells -> long rows, results.csv, and readable tables.
+
+Several seeds: every row in the CSV, means over seeds in tables.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,9 @@ import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 
+from common.files import read_jsonl
 from common.units import format_tokens
-from pipeline.report.records import ENGLISH, WITHOUT_CT, Evaluation, Row, label, mean, read_jsonl
+from pipeline.report.records import ENGLISH, WITHOUT_CT, Evaluation, Row, label, mean
 
 COLUMNS = tuple(field.name for field in fields(Row))[:12]
 BITS = "bits_per_byte"
@@ -41,13 +45,20 @@ class Point:
 
 
 def unique(evaluations: Iterable[Evaluation]) -> list[Evaluation]:
-    """Each checkpoint once: base and SFT belong to every cell of a sweep, but no budget changes them. Unmerged methods first."""
-    found: dict[tuple[str, int, int], Evaluation] = {}
+    """Each checkpoint once, unmerged methods first.
+
+    Base and SFT belong to every cell of a sweep, but no budget changes them: their ct_tokens are 0.
+    """
+    checkpoints: dict[tuple[str, int, int], Evaluation] = {}
     for given in evaluations:
         budget = 0 if given.method in WITHOUT_CT else given.ct_tokens
-        found.setdefault((given.method, budget, given.seed), Evaluation(given.method, budget, given.seed, given.folder))
-    order = methods_in_order([method for method, _, _ in found])
-    return sorted(found.values(), key=lambda one: (order.index(one.method), one.ct_tokens, one.seed))
+        key = (given.method, budget, given.seed)
+        checkpoints.setdefault(key, Evaluation(given.method, budget, given.seed, given.folder))
+    order = methods_in_order([method for method, _, _ in checkpoints])
+    return sorted(
+        checkpoints.values(),
+        key=lambda evaluation: (order.index(evaluation.method), evaluation.ct_tokens, evaluation.seed),
+    )
 
 
 def methods_in_order(methods: Iterable[str]) -> list[str]:
@@ -60,16 +71,13 @@ def methods_in_order(methods: Iterable[str]) -> list[str]:
 def gather(evaluations: Iterable[Evaluation]) -> list[Row]:
     """Every score record of every checkpoint, as rows."""
     names = [field.name for field in fields(Row)]
-    return [
-        Row(
-            **{
-                name: {**record, "method": one.method, "ct_tokens": one.ct_tokens, "seed": one.seed}[name]
-                for name in names
-            }
-        )
-        for one in unique(evaluations)
-        for record in read_jsonl(one.folder / "scores.jsonl")
-    ]
+    rows = []
+    for evaluation in unique(evaluations):
+        cell = {"method": evaluation.method, "ct_tokens": evaluation.ct_tokens, "seed": evaluation.seed}
+        for record in read_jsonl(evaluation.folder / "scores.jsonl"):
+            values = record | cell
+            rows.append(Row(**{name: values[name] for name in names}))
+    return rows
 
 
 def to_csv(rows: Sequence[Row]) -> str:
@@ -91,8 +99,8 @@ def languages(rows: Sequence[Row], target: str) -> list[str]:
 
 def measures(rows: Sequence[Row], language: str) -> list[Measure]:
     """What to show of a language: mean accuracy, bits per byte, then every task's primary metric."""
-    found: dict[str, Row] = {row.task: row for row in rows if row.language == language and row.primary}
-    families = [row.family for row in found.values()]
+    by_task: dict[str, Row] = {row.task: row for row in rows if row.language == language and row.primary}
+    families = [row.family for row in by_task.values()]
 
     def name(row: Row) -> str:
         if row.family == "mean":
@@ -101,7 +109,7 @@ def measures(rows: Sequence[Row], language: str) -> list[Measure]:
             return "bits per byte"
         return row.family if families.count(row.family) == 1 else row.task
 
-    shown = [Measure(language, row.task, row.metric, name(row), row.chance, row.trivial) for row in found.values()]
+    shown = [Measure(language, row.task, row.metric, name(row), row.chance, row.trivial) for row in by_task.values()]
     return sorted(shown, key=lambda measure: OVERALL.index(measure.name) if measure.name in OVERALL else len(OVERALL))
 
 
@@ -112,8 +120,8 @@ def points(rows: Sequence[Row], measure: Measure) -> dict[tuple[str, int], Point
         if (row.language, row.task, row.metric) == (measure.language, measure.task, measure.metric):
             grouped.setdefault((row.method, row.ct_tokens), []).append(row)
     return {
-        key: Point(mean([row.value for row in own]), mean([row.low for row in own]), mean([row.high for row in own]))
-        for key, own in grouped.items()
+        key: Point(*(mean([getattr(row, column) for row in seeds]) for column in ("value", "low", "high")))
+        for key, seeds in grouped.items()
     }
 
 
@@ -145,26 +153,23 @@ def baselines(measure: Measure) -> str:
 
 
 def to_markdown(rows: Sequence[Row], target: str, names: dict[str, str]) -> str:
-    """results.md: one table per language, methods as rows, CT budgets as columns; the best value of each column in bold."""
+    """results.md: a table per language, methods as rows, CT budgets as columns; the best of each column in bold."""
     budgets, order = budgets_of(rows), methods_in_order(row.method for row in rows)
-    parts = [
-        "# Results\n",
-        "CT budgets in tokens; means over seeds; the best value of each column in bold. Accuracies are shares; bits per byte: lower is better.",
-    ]
+    legend = "CT budgets in tokens; means over seeds; the best value of each column in bold. "
+    parts = ["# Results\n", f"{legend}Accuracies are shares; bits per byte: lower is better."]
     for language in languages(rows, target):
         parts.append(f"\n## {names.get(language, language)}\n")
         parts.append(f"| measure | method | {' | '.join(budget_name(budget) for budget in budgets)} |")
         parts.append("|---|---|" + "---:|" * len(budgets))
         for measure in measures(rows, language):
             scores = points(rows, measure)
-            bold, about = best(scores, measure), baselines(measure)
+            bold, levels = best(scores, measure), baselines(measure)
             for method in order:
                 cells = [_cell(scores.get((method, budget)), (method, budget) in bold) for budget in budgets]
                 if any(cells):
-                    parts.append(
-                        f"| {measure.name}{f' ({about})' if about else ''} | {label(method)} | {' | '.join(cells)} |"
-                    )
-                    about = ""
+                    name = f"{measure.name} ({levels})" if levels else measure.name
+                    parts.append(f"| {name} | {label(method)} | {' | '.join(cells)} |")
+                    levels = ""
     return "\n".join(parts) + "\n"
 
 
@@ -189,11 +194,10 @@ def terminal_table(rows: Sequence[Row], language: str) -> str:
                 " / ".join("-" if point is None else f"{point.value:.3f}" for point in values) if any(values) else ""
             )
         lines.append([label(method), *cells])
-    widths = [max(len(line[place]) for line in lines) for place in range(len(head))]
-    body = [
-        "  ".join(
-            [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))]
-        ).rstrip()
+    first, *rest = (max(map(len, column)) for column in zip(*lines, strict=True))
+    title = f"{language}: {' / '.join(measure.name for measure in shown)}, by CT tokens"
+    padded = [
+        [line[0].ljust(first), *(cell.rjust(width) for cell, width in zip(line[1:], rest, strict=True))]
         for line in lines
     ]
-    return "\n".join([f"{language}: {' / '.join(measure.name for measure in shown)}, by CT tokens", *body])
+    return "\n".join([title, *("  ".join(line).rstrip() for line in padded)])

@@ -1,4 +1,7 @@
-"""How figures look: one look for a method in all of them. Colours are those of Okabe and Ito, which most colour-blind people can tell apart."""
+"""How figures look: one look for a method in all of them.
+
+Colours are those of Okabe and Ito, which most colour-blind people can tell apart.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,8 @@ from math import exp, log
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from common.files import publish
 from common.units import format_tokens
-from pipeline.report.records import publish
 from pipeline.report.results import methods_in_order
 
 if TYPE_CHECKING:
@@ -51,22 +54,22 @@ class Look:
 
 
 def looks(methods: Iterable[str]) -> dict[str, Look]:
-    """A look for each method that has a curve: black and grey for what is not merged, then the palette; when it is used up, dashed."""
+    """A look for each method that has a curve: black and grey for what is not merged, then the palette, then dashed."""
     order = [method for method in methods_in_order(methods) if method not in ("base", "sft")]
     fixed = {"ct": Look("#8a8a8a", "s"), "ct_then_sft": Look("#000000", "s")}
     merges = [method for method in order if method not in fixed]
     lines = ("-", "--", "-.")
     cycled = {
         method: Look(
-            PALETTE[place % len(PALETTE)], MARKERS[place % len(MARKERS)], lines[place // len(PALETTE) % len(lines)]
+            PALETTE[number % len(PALETTE)], MARKERS[number % len(MARKERS)], lines[number // len(PALETTE) % len(lines)]
         )
-        for place, method in enumerate(merges)
+        for number, method in enumerate(merges)
     }
     return {method: fixed.get(method) or cycled[method] for method in order}
 
 
 def budget_axis(axes: Axes, budgets: Sequence[int]) -> None:
-    """A log axis of CT tokens with labels such as 10k and 1M: at the budgets, or at powers of ten where those are many."""
+    """A log axis of CT tokens, with labels such as 10k at the budgets, or at powers of ten where those are many."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
     axes.set_xscale("log")
@@ -80,11 +83,11 @@ def budget_axis(axes: Axes, budgets: Sequence[int]) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_tokens(round(value))))
 
 
-def dodge(budgets: Sequence[int], place: int, count: int) -> list[float]:
-    """The budgets, moved a little to the side for one of `count` curves, so that their error bars do not hide each other."""
+def dodge(budgets: Sequence[int], number: int, count: int) -> list[float]:
+    """The budgets, moved a little sideways for curve `number` of `count`, so that error bars do not hide each other."""
     ratios = [later / earlier for earlier, later in itertools.pairwise(budgets)] or [2.0]
     width = min(0.08 * sum(map(log, ratios)), 0.5 * log(min(ratios)))  # of all curves, on the log axis
-    return [budget * exp(width * (place / max(1, count - 1) - 0.5)) for budget in budgets]
+    return [budget * exp(width * (number / max(1, count - 1) - 0.5)) for budget in budgets]
 
 
 def figure(draw: Callable[[Any], Figure], paths: Sequence[Path]) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.kinds import KINDS
 from pipeline.plan import Stage
 from pipeline.store import Store
 
@@ -79,7 +80,7 @@ class Estimates:
                 key=lambda record: record["finished"],
             )[-5:]
             seconds, work = sum(record["seconds"] for record in records), sum(record["amount"] for record in records)
-            self.rates[kind] = seconds / work if work else self.first_guess.get(kind, 10.0)
+            self.rates[kind] = seconds / work if work else self.first_guess.get(kind, KINDS[kind].seconds)
         return self.rates[kind]
 
     def forget(self, kind: str) -> None:

@@ -21,7 +21,7 @@ from pipeline.config import Config, validate
 from pipeline.execute import Executor
 from pipeline.plan import Cell, Stage, merged, plan_cell
 from pipeline.run.console import Estimates, Journal, duration
-from pipeline.stages import MAKERS, check_budget
+from pipeline.stages import check_budget
 from pipeline.store import Store
 from pipeline.sweep import CONF, Sweep, out_of_reach
 
@@ -186,7 +186,6 @@ def executor(config: Config, stages: Sequence[Stage], journal: Journal, jobs: in
 
     return Executor(
         Store(Path(config.store)),
-        MAKERS,
         stages,
         journal,
         first_guess=config.compute.first_guess,

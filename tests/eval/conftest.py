@@ -9,7 +9,10 @@ from typing import Any
 
 import pytest
 
-TEXT = "pachiyambi mulungu adalenga kumwamba ndi dziko lapansi koma linali lopanda kanthu mdima unali pamwamba pa nyanja mzimu unkayenda"
+TEXT = (
+    "pachiyambi mulungu adalenga kumwamba ndi dziko lapansi koma linali lopanda kanthu mdima unali pamwamba pa nyanja "
+    "mzimu unkayenda"
+)
 WORDS = TEXT.split()
 
 
@@ -69,7 +72,7 @@ def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
 
 @pytest.fixture
 def folders(tmp_path: Path) -> tuple[Path, Path]:
-    """(items, text): families next and about in two languages, 12 items each; five documents, one of them longer than the model reads."""
+    """(items, text): next and about in two languages, 12 items each; five documents, one of them too long."""
     items, text = tmp_path / "items", tmp_path / "text"
     for place, (family, language) in enumerate([("next", "nya"), ("about", "nya"), ("next", "en")]):
         write_jsonl(items / f"{family}_{language}.test.jsonl", make_items(family, language, 12, place))

@@ -89,7 +89,7 @@ def test_a_text_is_tokenised_once_for_all_models(tokenizer: Any, model: Any, mon
 def test_batches_hold_every_pack_once_and_fit() -> None:
     packs = [Pack([0] * (5 + k % 7), [[1] * (1 + k % 3), [2]], [2 * k, 2 * k + 1]) for k in range(40)]
     cut = list(batches(packs, 60))
-    assert sorted(pack.places[0] for batch in cut for pack in batch) == list(range(0, 80, 2))
+    assert sorted(pack.numbers[0] for batch in cut for pack in batch) == list(range(0, 80, 2))
     assert all(len(batch) * (max(len(p.prompt) for p in batch) + max(p.tail for p in batch)) <= 60 for batch in cut)
     assert [len(batch) for batch in batches(packs[:3], 1)] == [1, 1, 1]
 

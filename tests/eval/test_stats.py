@@ -1,8 +1,6 @@
-"""Intervals and paired comparisons against independent oracles: scipy, and simulated coverage."""
+"""Intervals against independent oracles: scipy, and simulated coverage."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,12 +13,6 @@ from eval import stats
 def test_wilson_is_scipys(successes: int, n: int) -> None:
     expected = scipy_stats.binomtest(successes, n).proportion_ci(method="wilson")
     assert stats.wilson(successes, n) == pytest.approx((expected.low, expected.high), abs=1e-12)
-
-
-@pytest.mark.parametrize(("only_a", "only_b"), [(0, 0), (3, 3), (0, 5), (12, 3), (3, 12), (400, 300)])
-def test_mcnemar_is_the_binomial_test(only_a: int, only_b: int) -> None:
-    expected = scipy_stats.binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.0
-    assert stats.mcnemar_exact(only_a, only_b) == pytest.approx(expected)
 
 
 def test_ratio_interval_is_near_scipys_bootstrap() -> None:
@@ -69,52 +61,3 @@ def test_a_large_bootstrap_is_drawn_in_parts(monkeypatch: pytest.MonkeyPatch) ->
     sums = stats.resampled_sums(np.ones((100, 2)), 0, 25)
     assert sums.shape == (25, 2)
     assert (sums == 100).all()
-
-
-def scores(values: list[float], task: str = "t") -> list[dict[str, Any]]:
-    return [
-        {"task": task, "id": str(k), "metric": "acc", "score": value, "prediction": 0, "target": 0}
-        for k, value in enumerate(values)
-    ]
-
-
-def test_paired_difference_counts_the_discordant_items_whatever_their_order() -> None:
-    a, b = scores([1, 1, 1, 0, 1, 0, 1, 1]), scores([0, 0, 1, 0, 1, 1, 0, 0])
-    found = stats.paired_difference(a, b[::-1])
-    assert (found.value, found.n, found.only_a, found.only_b) == (0.375, 8, 4, 1)
-    assert found.p == pytest.approx(scipy_stats.binomtest(4, 5).pvalue)
-    assert found.low < found.value < found.high
-    assert stats.paired_difference(a, a) == stats.Difference(0.0, 0.0, 0.0, 8, 1.0, 0, 0)
-
-
-def test_pairing_is_narrower_than_independent_samples_would_be() -> None:
-    rng = np.random.default_rng(4)
-    a = (rng.random(300) < 0.5).astype(float)
-    b = np.where(rng.random(300) < 0.05, 1 - a, a)
-    found = stats.paired_difference(scores(list(a)), scores(list(b)))
-    assert found.high - found.low == pytest.approx(2 * 1.96 * np.std(a - b) / np.sqrt(300), rel=0.15)
-
-
-def test_paired_difference_weighs_tasks_alike() -> None:
-    a = scores([1.0] * 90, "large") + scores([0.0] * 10, "small")
-    b = scores([0.0] * 90, "large") + scores([1.0] * 10, "small")
-    assert stats.paired_difference(a, b).value == 0
-
-
-def test_paired_difference_of_bits_is_of_the_totals() -> None:
-    a = [
-        {"task": "t", "id": str(k), "metric": "bits_per_byte", "bits": bits, "bytes": size}
-        for k, (bits, size) in enumerate([(200, 100), (30, 10)])
-    ]
-    b = [{**row, "bits": row["bits"] - 11} for row in a]
-    found = stats.paired_difference(a, b)
-    assert found.value == pytest.approx(22 / 110)
-    assert (found.p, found.n) == (None, 2)
-
-
-def test_unpaired_samples_are_refused() -> None:
-    a = scores([1, 0, 1])
-    bits = [{"task": "t", "id": "9", "metric": "bits_per_byte", "bits": 1.0, "bytes": 1}]
-    for left, right in [(a, a[:2]), ([], []), (a + a[:1], a), (a + bits, a + bits)]:
-        with pytest.raises(ValueError, match=r"same items|one number"):
-            stats.paired_difference(left, right)

@@ -64,7 +64,7 @@ def test_a_prompt_that_looks_like_a_template_is_taken_as_it_is(tmp_path: Path, m
 
 
 def test_own_tasks_run_beside_ours(own: Path, folders: tuple[Path, Path], model: Any, tokenizer: Any) -> None:
-    tasks = task_set.prepare(*folders, own=own, language="xx")
+    tasks = task_set.prepare(*folders, include_path=own, language="xx")
     scores = harness.evaluate(model, tokenizer, tasks)
     rows = {row["task"]: row for row in scores.records if row["primary"]}
     assert (rows["relative"]["family"], rows["relative"]["language"], rows["relative"]["chance"]) == (
@@ -81,41 +81,41 @@ def test_own_tasks_run_beside_ours(own: Path, folders: tuple[Path, Path], model:
     assert rows["mean_tel"]["trivial"] is None
     prompts = [instance.args[0] for instance in tasks.entries["absolute"].task.instances]
     assert all(prompt.count("Answer:") == 3 for prompt in prompts)
-    again = harness.evaluate(model, tokenizer, task_set.prepare(*folders, own=own, language="xx"))
+    again = harness.evaluate(model, tokenizer, task_set.prepare(*folders, include_path=own, language="xx"))
     assert again == scores
 
 
 def test_changed_data_is_seen(own: Path) -> None:
-    assert len(task_set.prepare(own=own, names=["relative"]).entries["relative"].task.eval_docs) == 6
+    assert len(task_set.prepare(include_path=own, names=["relative"]).entries["relative"].task.eval_docs) == 6
     write_jsonl(own / "rows.jsonl", make_items("mine", "tel", 9, 1))
     os.utime(own / "rows.jsonl", (1, 1))
-    assert len(task_set.prepare(own=own, names=["relative"]).entries["relative"].task.eval_docs) == 9
+    assert len(task_set.prepare(include_path=own, names=["relative"]).entries["relative"].task.eval_docs) == 9
 
 
 def test_names_choose_and_unknown_ones_are_refused(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert list(task_set.prepare(own=own, names=["relative"]).entries) == ["relative"]
+    assert list(task_set.prepare(include_path=own, names=["relative"]).entries) == ["relative"]
     real = task_set.task_manager
     monkeypatch.setattr(
         task_set, "task_manager", lambda folder, shipped: real(folder, False)
     )  # the whole index takes many seconds
     with pytest.raises(BadInput, match="'relativ' is unknown; near it: relative"):
-        task_set.prepare(own=own, names=["relativ"])
+        task_set.prepare(include_path=own, names=["relativ"])
 
 
 def test_own_folders_that_cannot_work_are_refused(own: Path, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="is not a folder"):
-        task_set.prepare(own=tmp_path / "none")
+        task_set.prepare(include_path=tmp_path / "none")
     (tmp_path / "bare").mkdir()
     with pytest.raises(BadInput, match="holds no lm-eval YAML"):
-        task_set.prepare(own=tmp_path / "bare")
+        task_set.prepare(include_path=tmp_path / "bare")
     (own / "relative.yaml").write_text("task: [unclosed")
     with pytest.raises(BadInput, match=r"relative\.yaml"):
-        task_set.prepare(own=own / ".." / "own" / ".")
+        task_set.prepare(include_path=own / ".." / "own" / ".")
     other = tmp_path / "other"
     other.mkdir()
     (other / "lost.yaml").write_text(OWN.format(name="lost", path="nowhere.jsonl", shots=0, metadata=""))
     with pytest.raises(BadInput, match="lost cannot be loaded: .*nowhere"):
-        task_set.prepare(own=other)
+        task_set.prepare(include_path=other)
 
 
 def test_a_primary_metric_that_the_task_lacks_is_refused(own: Path, model: Any, tokenizer: Any, tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_a_primary_metric_that_the_task_lacks_is_refused(own: Path, model: Any, 
     other.mkdir()
     (other / "odd.yaml").write_text(OWN.format(name="odd", path=own / "rows.jsonl", shots=0, metadata=", primary: f1"))
     with pytest.raises(BadInput, match=r"odd has no metric 'f1'.*it has acc"):
-        harness.evaluate(model, tokenizer, task_set.prepare(own=other))
+        harness.evaluate(model, tokenizer, task_set.prepare(include_path=other))
 
 
 def test_nothing_to_do_a_wrong_split_and_a_wrong_limit_are_refused(folders: tuple[Path, Path], own: Path) -> None:
@@ -136,12 +136,12 @@ def test_nothing_to_do_a_wrong_split_and_a_wrong_limit_are_refused(folders: tupl
             task_set.prepare(**arguments)
     write_jsonl(folders[0] / "relative.test.jsonl", make_items("relative", "nya", 2, 0))
     with pytest.raises(BadInput, match="'relative' is the name of an items file too"):
-        task_set.prepare(*folders, own=own)
+        task_set.prepare(*folders, include_path=own)
 
 
 def test_an_excerpt_ends_with_a_whole_word() -> None:
     document = {"id": "a", "text": "one two three"}
-    assert [task_set.begin(document, length)["text"] for length in (None, 50, 12, 7, 6, 2)] == [
+    assert [task_set.truncate(document, length)["text"] for length in (None, 50, 12, 7, 6, 2)] == [
         "one two three",
         "one two three",
         "one two",

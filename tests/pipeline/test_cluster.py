@@ -16,6 +16,7 @@ import toy
 from common.errors import BadInput
 from pipeline import sweep
 from pipeline.execute import Executor
+from pipeline.kinds import KINDS
 from pipeline.plan import Inputs, Stage, merged, plan_cell
 from pipeline.run import cluster
 from pipeline.run.cluster import queue, schedule, watch
@@ -23,7 +24,6 @@ from pipeline.run.cluster import site as sites
 from pipeline.run.cluster.job import ClusterJob, OwnStages, make, save_plan
 from pipeline.run.console import Estimates, Journal, Progress
 from pipeline.run.local import tell_failures
-from pipeline.stages import MAKERS
 from pipeline.store import Store
 
 ROOT = Path(__file__).parents[2]
@@ -61,7 +61,7 @@ def test_every_stage_is_in_one_job_after_all_that_it_needs(overrides: list[str])
 
 
 def test_every_kind_of_stage_has_a_class_of_jobs() -> None:
-    assert set(schedule.WORK) == set(MAKERS)
+    assert set(schedule.WORK) == set(KINDS)
 
 
 def test_a_trajectory_is_one_job_and_ct_then_sft_comes_after_it() -> None:
@@ -188,7 +188,7 @@ def submit(tmp_path: Path, run: str, config: object, plan: tuple[Stage, ...]) ->
     """Runs a sweep whose jobs vanish at once; the lines it says."""
     store, journal, lines = Store(tmp_path / "store"), Journal(tmp_path / run / "journal.jsonl"), []
     journal.path.parent.mkdir()
-    here = Executor(store, {}, plan, journal, say=lines.append)
+    here = Executor(store, plan, journal, say=lines.append)
     cluster.run(
         site(tmp_path, "partition: gpu\nextra: {exclusive: true}\n"), config, plan, plan, here, journal, lines.append
     )  # type: ignore[arg-type]
@@ -255,10 +255,9 @@ def test_nothing_is_submitted_where_slurm_does_not_answer(tmp_path: Path, slurm:
 
 
 def worker(root: Path, plan: tuple[Stage, ...], own: tuple[Stage, ...], makers: object = None) -> OwnStages:
-    keys = {stage.key for stage in own}
-    return OwnStages(
-        Store(root), makers or toy.Makers(), plan, Journal(root / "journal.jsonl"), say=lambda line: None, own=keys
-    )  # type: ignore[arg-type]
+    keys, journal = {stage.key for stage in own}, Journal(root / "journal.jsonl")
+    maker = (makers or toy.Makers()).__getitem__  # type: ignore[attr-defined]
+    return OwnStages(Store(root), plan, journal, maker=maker, say=lambda line: None, own=keys)
 
 
 def happened(root: Path, event: str) -> list[str]:
@@ -363,9 +362,9 @@ def test_a_job_that_vanishes_is_named_with_its_log(tmp_path: Path, slurm: Path) 
     make(
         OwnStages(
             Store(tmp_path),
-            toy.Makers(),
             plan,
             Journal(tmp_path / "toy.jsonl"),
+            maker=toy.Makers().__getitem__,
             say=lambda line: None,
             own={plan[0].key},
         ),

@@ -30,7 +30,7 @@ def execute(root: Path, stages=None, makers=None) -> tuple[list[str], list[dict]
     stages = stages or toy.plan()
     lines: list[str] = []
     journal = Journal(root / f"journal-{len(list(root.glob('journal-*')))}.jsonl")
-    Executor(Store(root), makers or toy.Makers(), stages, journal, say=lines.append).run(stages)
+    Executor(Store(root), stages, journal, maker=(makers or toy.Makers()).__getitem__, say=lines.append).run(stages)
     return lines, journal.events("published")
 
 
@@ -154,7 +154,8 @@ def test_a_full_disk_is_bad_input(tmp_path: Path) -> None:
 def test_what_another_job_is_making_comes_last(tmp_path: Path) -> None:
     first, second = Stage("corpus", "first", {"words": 1}), Stage("corpus", "second", {"words": 2})
     journal = Journal(tmp_path / "journal.jsonl")
-    executor = Executor(Store(tmp_path / "store"), toy.Makers(), (first, second), journal, say=lambda line: None)
+    store, maker = Store(tmp_path / "store"), toy.Makers().__getitem__
+    executor = Executor(store, (first, second), journal, maker=maker, say=lambda line: None)
     running = threading.Thread(target=executor.run, args=((first, second),))
     with Store(tmp_path / "store").claim(first):
         running.start()
@@ -167,6 +168,7 @@ def test_what_another_job_is_making_comes_last(tmp_path: Path) -> None:
 def test_a_larger_budget_makes_the_smaller_ones_of_the_sweep_first(tmp_path: Path) -> None:
     stages = toy.plan()
     journal = Journal(tmp_path / "journal.jsonl")
-    executor = Executor(Store(tmp_path / "store"), toy.Makers(), stages, journal, say=lambda line: None)
+    store, maker = Store(tmp_path / "store"), toy.Makers().__getitem__
+    executor = Executor(store, stages, journal, maker=maker, say=lambda line: None)
     executor.run([stage for stage in stages if "20" not in stage.slug])
     assert [event["slug"] for event in journal.events("published") if event["kind"] == "ct"] == ["toy-20", "toy-40"]

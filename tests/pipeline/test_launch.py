@@ -200,6 +200,7 @@ def test_the_record_says_how_a_training_ran(tmp_path: Path) -> None:
         (job.out / "weights").write_text("here")
 
     stage, store = Stage("sft", "test", {"tokens": 10}), Store(tmp_path / "store")
-    Executor(store, {"sft": maker}, [stage], Journal(tmp_path / "journal.jsonl"), say=lambda line: None).run([stage])
+    journal = Journal(tmp_path / "journal.jsonl")
+    Executor(store, [stage], journal, maker=lambda kind: maker, say=lambda line: None).run([stage])
     entry = store.find(stage)
     assert entry and entry.record["launched"]["zero_stage"] == 3

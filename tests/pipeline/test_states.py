@@ -47,7 +47,8 @@ def test_a_drop_never_takes_what_a_missing_budget_starts_from(
 
 def run(store: Store, budgets: tuple[int, ...], folder: Path) -> list[Stage]:
     stages = plan(budgets)
-    Executor(store, Makers(), stages, Journal(folder / "journal.jsonl"), say=lambda line: None).run(stages)  # type: ignore[arg-type]
+    journal, maker = Journal(folder / "journal.jsonl"), Makers().__getitem__
+    Executor(store, stages, journal, maker=maker, say=lambda line: None).run(stages)  # type: ignore[arg-type]
     return [stage for stage in stages if stage.kind == "ct"]
 
 

@@ -111,7 +111,7 @@ def main() -> None:
     if point:
         die_at(point)
     stages = plan()
-    Executor(Store(root), Makers(point, pause=0.05), stages, Journal(journal)).run(stages)
+    Executor(Store(root), stages, Journal(journal), maker=Makers(point, pause=0.05).__getitem__).run(stages)
 
 
 if __name__ == "__main__":

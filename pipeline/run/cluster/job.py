@@ -122,7 +122,6 @@ class ClusterJob:
     def make(self) -> None:
         """Makes its stages in this process."""
         from pipeline.run.local import quiet, say
-        from pipeline.stages import MAKERS
         from pipeline.tracking import tracker
 
         config, stages = self._plan()
@@ -130,7 +129,6 @@ class ClusterJob:
         known = {stage.key: stage for stage in stages}
         worker = OwnStages(
             Store(Path(config.store)),
-            MAKERS,
             stages,
             self.journal,
             first_guess=config.compute.first_guess,

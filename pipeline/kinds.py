@@ -1,0 +1,58 @@
+"""The one table of stage kinds. Pure and light: what makes a stage is named here and imported when it is made.
+
+A new kind is a row here, and the function that the row names.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Work = Literal["data", "train", "score", "merge"]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What is known of all stages of one kind.
+
+    name: of its stages, and of its folder in the store.
+    maker: `module:function`; the function gets a `pipeline.execute.Job`.
+    revision: a part of every key; raise it when the code changes what it makes, and entries of older code are made anew.
+    work: data (text on a CPU), train, score (a checkpoint or a merge reads tasks) or merge (weights are read and written).
+    seconds: of one stage, until one was measured; of what trains, of a million tokens. On two cores with the default experiment.
+    shared: made before the cells of a sweep start, as many of them read it.
+    tracked: a run of its own in Weights & Biases.
+    """
+
+    name: str
+    maker: str
+    revision: int
+    work: Work
+    seconds: float
+    shared: bool = False
+    tracked: bool = False
+
+    @property
+    def trained(self) -> bool:
+        """Whether its time goes with its tokens, and it leaves a checkpoint."""
+        return self.work == "train"
+
+
+KINDS: dict[str, Kind] = {
+    kind.name: kind
+    for kind in (
+        Kind("corpus", "pipeline.stages:corpus", 1, "data", 3, shared=True),
+        Kind("items", "pipeline.stages:items", 1, "data", 10, shared=True),
+        Kind("instructions", "pipeline.stages:instructions", 1, "data", 10, shared=True),
+        Kind("leaks", "pipeline.stages:leaks", 1, "data", 10, shared=True),
+        Kind("base", "pipeline.stages:base", 1, "train", 250, shared=True, tracked=True),
+        Kind("ct_blocks", "pipeline.stages:ct_blocks", 1, "data", 4, shared=True),
+        Kind("sft_blocks", "pipeline.stages:sft_blocks", 1, "data", 10, shared=True),
+        Kind("ct", "pipeline.stages:ct", 1, "train", 250, tracked=True),
+        Kind("sft", "pipeline.stages:sft", 1, "train", 260, tracked=True),
+        Kind("tune", "pipeline.tune:tune", 1, "score", 11, tracked=True),
+        Kind("merge", "pipeline.stages:merge", 1, "merge", 1),
+        Kind("weights", "pipeline.stages:weights", 1, "merge", 2),
+        Kind("eval", "pipeline.stages:evaluate", 1, "score", 18, tracked=True),
+    )
+}

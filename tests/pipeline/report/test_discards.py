@@ -1,0 +1,26 @@
+"""Audits as shares discarded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pipeline.report import discards
+from pipeline.report.records import Audit
+from tests.pipeline.report.synthetic import write_audit
+
+
+def test_a_merge_without_task_vectors_discards_nothing(tmp_path: Path) -> None:
+    (tmp_path / "audit.json").write_text(json.dumps({"method": "linear", "slack": 0.0, "protect": [], "models": {}}))
+    assert discards.read([Audit("linear", 10_000, 0, tmp_path)]) == []
+
+
+def test_discarded_shares_are_means_over_seeds(tmp_path: Path) -> None:
+    audits = [
+        Audit("ties", 10_000, seed, write_audit(tmp_path / str(seed), "ties", 0.0, lost))
+        for seed, lost in enumerate((0.1, 0.3))
+    ]
+    (one,) = discards.read(audits)
+    assert one.of_top["5%"].lost == pytest.approx(0.2) and one.of_all.lost == pytest.approx(0.1) and one.plain_ties

@@ -1,0 +1,78 @@
+"""The table of stage kinds: a new kind is one row and one function, and every part of the pipeline knows it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline import kinds, sweep, tracking
+from pipeline.config import BadInput, validate
+from pipeline.cost import stage_work
+from pipeline.cost.model_shape import Shape
+from pipeline.execute import Executor, Job, maker_of
+from pipeline.kinds import KINDS, Kind
+from pipeline.plan import Stage
+from pipeline.run.console import Estimates, Journal
+from pipeline.store import Store
+
+
+def count_words(job: Job) -> None:
+    words = (job.folders["corpus"] / "text").read_text().split()
+    (job.out / "count").write_text(str(len(words)))
+    job.note = f": {len(words)} words"
+
+
+def write_text(job: Job) -> None:
+    (job.out / "text").write_text("a b c")
+
+
+def test_every_maker_can_be_imported() -> None:
+    assert all(callable(maker_of(kind)) for kind in KINDS)
+
+
+def test_the_table_is_light() -> None:
+    script = (
+        "import sys, pipeline.kinds; print([name for name in ('torch', 'hydra', 'pydantic') if name in sys.modules])"
+    )
+    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert said.strip() == "[]"
+
+
+def test_a_new_kind_is_a_row_and_a_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = Kind("corpus", f"{__name__}:write_text", 1, "data", 3)
+    monkeypatch.setitem(kinds.KINDS, "corpus", text)
+    monkeypatch.setitem(kinds.KINDS, "words", Kind("words", f"{__name__}:count_words", 1, "score", 7, tracked=True))
+    corpus = Stage("corpus", "toy")
+    words = Stage("words", "toy", {"split": "test"}, {"corpus": corpus})
+    lines: list[str] = []
+    store, runs = Store(tmp_path / "store"), []
+    config = sweep.expand(("experiment=test", "tracking.wandb=offline"), multirun=False).configs[0]
+    monkeypatch.setattr(tracking, "start", lambda config, folder, name, *about: runs.append(name))
+    track = tracking.tracker(config, tmp_path)
+    assert Estimates(store, {}).of((corpus, words)) == 10
+    Executor(store, (corpus, words), Journal(tmp_path / "journal"), say=lines.append, track=track).run((corpus, words))
+    entry = store.find(words)
+    assert entry and (entry.path / "count").read_text() == "3"
+    assert lines[-1].endswith(" s: 3 words")
+    assert runs == ["words toy"]
+    assert stage_work.of(corpus, config, Shape(10, 4, 1, 1, 1, 4, True)).written > 0
+
+
+def test_what_chooses_trains_or_scores_is_tracked() -> None:
+    assert {kind.name for kind in KINDS.values() if kind.tracked} == {"base", "ct", "sft", "tune", "eval"}
+
+
+def test_a_revision_changes_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = Stage("corpus", "toy").key
+    monkeypatch.setitem(kinds.KINDS, "corpus", Kind("corpus", "a:b", 2, "data", 3))
+    assert Stage("corpus", "toy").key != before
+
+
+def test_a_guess_for_an_unknown_kind_is_refused() -> None:
+    values = sweep.expand(("experiment=test",), multirun=False).configs[0].model_dump()
+    values["compute"]["first_guess"] = {"evall": 3}
+    with pytest.raises(BadInput, match=r"^compute\.first_guess\.evall: unknown kind of stage; did you mean eval\?$"):
+        validate(values)
