@@ -1,7 +1,7 @@
 """The positive control: English in which a stated share of the word types is replaced by invented words.
 
-The rest stay as they are: anchors, as names and loan words are between languages. Nobody has read the invented words, so
-exposure is exactly nothing; grammar and topics are those of English, so transfer is there by construction. Where merging
+The rest stay as they are: anchors, as names and loan words are between languages. Nobody has read the invented words:
+exposure is exactly nothing. Grammar and topics are those of English: transfer is there by construction. Where merging
 does not win even here, the pipeline has shown that it can say no.
 """
 
@@ -27,7 +27,7 @@ def place_of_word(word: str, salt: str) -> float:
 
 
 def invented(word: str, salt: str, longer: int = 0) -> str:
-    """A word of onsets and vowels, the same for the same word and salt: about as long as the word, or syllables longer."""
+    """A word of onsets and vowels, the same for the same word and salt, about as long as it, or some syllables longer."""
     digest = hashlib.sha512(f"{salt}:{word}".encode()).digest()
     syllables = min(len(digest) // 2, max(1, round(len(word) / LETTERS_A_SYLLABLE)) + longer)
     pairs = zip(digest[:syllables], digest[syllables : 2 * syllables], strict=True)
