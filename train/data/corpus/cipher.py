@@ -27,7 +27,7 @@ def place_of_word(word: str, salt: str) -> float:
 
 
 def invented(word: str, salt: str, longer: int = 0) -> str:
-    """A word of onsets and vowels, the same for the same word and salt, about as long as it, or some syllables longer."""
+    """A word of onsets and vowels, the same for the same word and salt: about as long, or some syllables longer."""
     digest = hashlib.sha512(f"{salt}:{word}".encode()).digest()
     syllables = min(len(digest) // 2, max(1, round(len(word) / LETTERS_A_SYLLABLE)) + longer)
     pairs = zip(digest[:syllables], digest[syllables : 2 * syllables], strict=True)
