@@ -61,7 +61,6 @@ def measure(model: Path, blocks: int, block_size: int, options: dict[str, Any]) 
             "min_lr_ratio": 0.1,
             "warmup_ratio": 0.1,
             "weight_decay": 0.0,
-            "save_every_tokens": 30 * batch,
             "seed": 0,
         }
         job = {

@@ -1,12 +1,16 @@
-"""Text to blocks: ours against `datasets.map` with group_texts, on the same text with as many processes; prints one JSON line last.
+"""Text to blocks: ours against `datasets.map` with group_texts, on the same text with as many processes.
+
+Prints one JSON line last.
 
     python benchmarks/bench_data.py [--megabytes 48] [--workers 2] [--rounds 3] [--folder DIR]
 
-The text is that of the two Bible packages, in Parquet files of 4 MB: in each repetition its verses are in a new order, and one word in NEW is replaced
-by one that occurs nowhere else, as there always are in natural text, so that repetition does not flatter who remembers words. Theirs tokenises and then groups
-as transformers' run_clm example does; ours is `train.data.packing.ct_blocks`. Both start from the files and a loaded tokenizer and end with blocks of 2,048
-tokens on disk; imports are not counted, starting processes is. In turns; tokens_ratio is ours over theirs, each by its median tokens/s. memory_ratio:
-our peak memory (resident, all processes) on four times the text over that on the text; corpus_ratio says how much more text that was.
+The text is that of the two Bible packages, in Parquet files of 4 MB: in each repetition its verses are in a new order,
+and one word in NEW is replaced by one that occurs nowhere else, as there always are in natural text, so that repetition
+does not flatter who remembers words. Theirs tokenises and then groups as transformers' run_clm example does; ours is
+`train.data.packing.ct_blocks`. Both start from the files and a loaded tokenizer and end with blocks of 2,048 tokens on
+disk; imports are not counted, starting processes is. In turns; tokens_ratio is ours over theirs, each by its median
+tokens/s. memory_ratio: our peak memory (resident, all processes) on four times the text over that on the text;
+corpus_ratio says how much more text that was.
 """
 
 from __future__ import annotations
@@ -28,6 +32,8 @@ from typing import Any
 
 import psutil
 
+from train.data.corpus import bible
+
 ROOT = Path(__file__).parents[1]
 MODEL = ROOT / "models" / "tiny-base"
 PART = 4 * 10**6  # bytes of text in a file
@@ -38,14 +44,17 @@ OURS = """
 import json, sys, time
 from pathlib import Path
 from train.data import packing
+from train.settings import CtBlocksSettings
 if __name__ == "__main__":
-    corpus, model, out, workers, size = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5])
+    corpus, model, out = map(Path, sys.argv[1:4])
+    workers, size = map(int, sys.argv[4:6])
     packing.load_tokenizer(model)
     started = time.monotonic()
-    settings = {"language": "xx", "schedule_tokens": 10**12, "block_size": size, "english_share": 0.0, "seed": 0, "workers": workers}
-    packing.ct_blocks(corpus, model, settings, out / "blocks", out / "work")
+    settings = CtBlocksSettings("xx", schedule_tokens=10**12, block_size=size, english_share=0.0, seed=0)
+    packing.ct_blocks(corpus, model, settings, out / "blocks", out / "work", workers)
     seconds = time.monotonic() - started
-    print(json.dumps({"tokens": json.loads((out / "blocks" / "counts.json").read_text())["tokens"], "seconds": seconds}))
+    tokens = json.loads((out / "blocks" / "counts.json").read_text())["tokens"]
+    print(json.dumps({"tokens": tokens, "seconds": seconds}))
 """
 
 THEIRS = """
@@ -54,10 +63,12 @@ from itertools import chain
 import datasets
 from transformers import AutoTokenizer
 if __name__ == "__main__":
-    corpus, model, out, workers, size = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5])
+    corpus, model, out = sys.argv[1:4]
+    workers, size = map(int, sys.argv[4:6])
     datasets.disable_progress_bars()
     tokenizer = AutoTokenizer.from_pretrained(model)
-    text = datasets.load_dataset("parquet", data_files=corpus + "/text/xx.train/*.parquet", split="train", cache_dir=out)
+    files = corpus + "/text/xx.train/*.parquet"
+    text = datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=out)
 
     def tokenize(rows):
         return tokenizer([row + tokenizer.eos_token for row in rows["text"]], add_special_tokens=False)
@@ -100,7 +111,8 @@ def main() -> None:
     speed = {name: median(run["tokens"] / run["seconds"] for run in done) for name, done in runs.items()}
     memory = {name: median(run["rss"] for run in done) for name, done in runs.items()}
     print(json.dumps({
-        "tokens": runs["ours"][0]["tokens"], "their_tokens": runs["theirs"][0]["tokens"], "workers": options.workers, "rounds": options.rounds,
+        "tokens": runs["ours"][0]["tokens"], "their_tokens": runs["theirs"][0]["tokens"],
+        "workers": options.workers, "rounds": options.rounds,
         "tokens_per_second": round(speed["ours"]), "their_tokens_per_second": round(speed["theirs"]),
         "tokens_ratio": round(speed["ours"] / speed["theirs"], 2),
         "corpus_ratio": round(runs["ours"][0]["tokens"] / runs["small"][0]["tokens"], 2),
@@ -111,9 +123,6 @@ def main() -> None:
 
 def documents() -> Iterator[str]:
     """The chapters of both Bibles for ever, the verses and a few of the words of each new every time."""
-    sys.path.insert(0, str(ROOT))
-    from train.data.corpus import bible
-
     chapters: dict[tuple[str, int, int], list[str]] = {}
     for name, verses in (("nya", bible.chichewa()), ("en", bible.english())):
         for (book, chapter, _), verse in verses:
@@ -122,8 +131,8 @@ def documents() -> Iterator[str]:
     while True:
         for key in rng.sample(sorted(chapters), len(chapters)):
             words = " ".join(rng.sample(chapters[key], len(chapters[key]))).split(" ")
-            for place in range(rng.randrange(NEW), len(words), NEW):
-                words[place] = "".join(rng.choices(ascii_lowercase, k=8))
+            for position in range(rng.randrange(NEW), len(words), NEW):
+                words[position] = "".join(rng.choices(ascii_lowercase, k=8))
             yield " ".join(words)
 
 
@@ -138,10 +147,10 @@ def written(folder: Path, size: int) -> Path:
     source = documents()
     for number in range(max(1, size // PART)):
         texts: list[str] = []
-        held = 0
-        while held < PART:
+        size_of_part = 0
+        while size_of_part < PART:
             texts.append(next(source))
-            held += len(texts[-1].encode())
+            size_of_part += len(texts[-1].encode())
         parquet.write_table(
             pyarrow.table({"id": [str(i) for i in range(len(texts))], "text": texts}), parts / f"{number:05d}.parquet"
         )
@@ -149,7 +158,10 @@ def written(folder: Path, size: int) -> Path:
 
 
 def measured(script: str, corpus: Path, out: Path, workers: int) -> dict[str, Any]:
-    """Runs a script as a process: what it prints, and the peak of the resident memory of it and its children, in bytes."""
+    """Runs a script as a process.
+
+    What it prints, and the peak of the resident memory of it and its children, in bytes.
+    """
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     file = out / "script.py"

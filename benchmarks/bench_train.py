@@ -1,11 +1,16 @@
-"""Our training stage against a bare PyTorch loop on the same blocks, and against a plain transformers Trainer on the same text, a document a row, padded.
+"""Our training stage against a bare PyTorch loop on the same blocks, and against a plain transformers Trainer.
 
-    python benchmarks/bench_train.py [--model models/tiny-base] [--steps 20] [--rounds 9] [--batch-tokens 2000] [--block-size 250] [--threads 1] [--device cpu]
+The Trainer has the same text, a document a row, padded.
 
-The text is the Bible's verses, a document each, from the packages of the default experiment: the nearest there is to the short documents of the web and of
-instructions. What counts is tokens of text a second from the second step to the last: our log and a checkpoint are part of it, loading is not. All three run in one
-process, in turns, each round beginning with another; the ratios are medians over the rounds. The last line is JSON: {bare_ratio, padded_ratio, ...}; the same
-by CPU seconds instead of the clock's, on a CPU, says what is ours and what is that of other programs on the machine.
+    python benchmarks/bench_train.py [--model models/tiny-base] [--steps 20] [--rounds 9] [--batch-tokens 2000]
+                                     [--block-size 250] [--threads 1] [--device cpu]
+
+The text is the Bible's verses, a document each, from the packages of the default experiment: the nearest there is to
+the short documents of the web and of instructions. What counts is tokens of text a second from the second step to the
+last: our log and a checkpoint are part of it, loading is not. All three run in one process, in turns, each round
+beginning with another; the ratios are medians over the rounds. The last line is JSON: {bare_ratio, padded_ratio, ...};
+the same by CPU seconds instead of the clock's, on a CPU, says what is ours and what is that of other programs on the
+machine.
 """
 
 from __future__ import annotations
@@ -26,6 +31,7 @@ import transformers
 from train import trainer
 from train.data.corpus import bible
 from train.parallel import Compute
+from train.settings import TrainingSettings
 
 RATE, WARMUP_RATIO, MIN_LR_RATIO = 5e-4, 0.01, 0.1
 HORIZON = 1000  # steps of the schedule: none of the runs reaches its end
@@ -62,7 +68,7 @@ def main() -> None:
             pairs = zip(speeds["ours"], speeds[name], strict=True)
             result[f"{name}_ratio{suffix}"] = round(median(ours[measure] / other[measure] for ours, other in pairs), 3)
     result |= {
-        f"{name}_tokens_per_second": round(median(speed for speed, _ in found)) for name, found in speeds.items()
+        f"{name}_tokens_per_second": round(median(speed for speed, _ in measured)) for name, measured in speeds.items()
     }
     print(
         json.dumps(
@@ -111,7 +117,8 @@ def prepare(options: argparse.Namespace, folder: Path) -> dict[str, Callable[[],
     np.save(folder / "blocks" / "blocks.npy", blocks.astype(np.uint32))
     lengths = [len(row) for row in rows]
     print(
-        f"{len(rows)} documents of {np.mean(lengths):.0f} tokens on average (longest {max(lengths)}), or {len(blocks)} blocks of {size}"
+        f"{len(rows)} documents of {np.mean(lengths):.0f} tokens on average (longest {max(lengths)}),"
+        f" or {len(blocks)} blocks of {size}"
     )
     return {
         "ours": lambda: ours(options, folder, wanted),
@@ -122,11 +129,17 @@ def prepare(options: argparse.Namespace, folder: Path) -> dict[str, Callable[[],
 
 def ours(options: argparse.Namespace, folder: Path, tokens: int) -> tuple[float, float]:
     """The stage as the pipeline runs it, with its log and a checkpoint half-way."""
-    settings = {
-        "tokens": tokens, "schedule_tokens": HORIZON * options.batch_tokens, "batch_tokens": options.batch_tokens, "block_size": options.block_size,
-        "learning_rate": RATE, "min_lr_ratio": MIN_LR_RATIO, "warmup_ratio": WARMUP_RATIO, "weight_decay": 0.0,
-        "save_every_tokens": tokens // 2, "seed": 0,
-    }  # fmt: skip
+    settings = TrainingSettings(
+        tokens=tokens,
+        schedule_tokens=HORIZON * options.batch_tokens,
+        batch_tokens=options.batch_tokens,
+        block_size=options.block_size,
+        learning_rate=RATE,
+        min_lr_ratio=MIN_LR_RATIO,
+        warmup_ratio=WARMUP_RATIO,
+        weight_decay=0.0,
+        seed=0,
+    )
     with tempfile.TemporaryDirectory(dir=folder) as run:
         meter = Meter()
         compute = Compute(device=options.device, threads=options.threads)
@@ -136,6 +149,7 @@ def ours(options: argparse.Namespace, folder: Path, tokens: int) -> tuple[float,
             settings,
             Path(run) / "out",
             work=Path(run) / "work",
+            save_every_tokens=tokens // 2,
             compute=compute,
             on_log=lambda record: meter.mark(record["tokens"]),
         )
@@ -164,12 +178,16 @@ def bare(options: argparse.Namespace, blocks: torch.Tensor, batch: int) -> tuple
 
 
 def padded(options: argparse.Namespace, rows: list[list[int]], batch: int, tokenizer: Any) -> tuple[float, float]:
-    """transformers' Trainer as its tutorials have it: a document a row, each batch padded to its longest row; a step has as many tokens of text as ours."""
+    """transformers' Trainer as its tutorials have it: a document a row, each batch padded to its longest row.
+
+    A step has as many tokens of text as ours.
+    """
     model = transformers.AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32)
     with tempfile.TemporaryDirectory() as folder:
         arguments = transformers.TrainingArguments(
-            output_dir=folder, num_train_epochs=1, per_device_train_batch_size=batch, learning_rate=RATE, adam_beta2=0.95, lr_scheduler_type="cosine",
-            save_strategy="no", report_to="none", disable_tqdm=True, train_sampling_strategy="sequential", use_cpu=options.device == "cpu", logging_steps=10,
+            output_dir=folder, num_train_epochs=1, per_device_train_batch_size=batch, learning_rate=RATE,
+            adam_beta2=0.95, lr_scheduler_type="cosine", save_strategy="no", report_to="none", disable_tqdm=True,
+            train_sampling_strategy="sequential", use_cpu=options.device == "cpu", logging_steps=10,
         )  # fmt: skip
         collator = transformers.DataCollatorForLanguageModeling(tokenizer, mlm=False)
         plain = transformers.Trainer(

@@ -10,6 +10,37 @@ from pathlib import Path
 from typing import Any
 
 
+class Checksums:
+    """Checksums of input files, remembered in a file by path, size and time of change: many gigabytes are read once."""
+
+    def __init__(self, memory: Path) -> None:
+        self.memory = memory
+        try:
+            self.known: dict[str, str] = json.loads(memory.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            self.known = {}
+
+    def file(self, path: Path) -> str:
+        """The SHA-256 of a file, in hex."""
+        status = path.stat()
+        key = f"{path.absolute()}:{status.st_size}:{status.st_mtime_ns}"
+        if key not in self.known:
+            self.known[key] = sha256(path)
+            self.memory.parent.mkdir(parents=True, exist_ok=True)
+            write_json(self.memory, self.known)
+        return self.known[key]
+
+    def names(self, paths: Iterable[Path]) -> str:
+        """One checksum for several files, by their names."""
+        lines = "".join(f"{path.name} {self.file(path)}\n" for path in sorted(paths))
+        return hashlib.sha256(lines.encode()).hexdigest()
+
+    def tree(self, folder: Path, paths: Iterable[Path]) -> str:
+        """One checksum for files of a folder, in the order given, by their places in it."""
+        lines = "".join(f"{path.relative_to(folder)} {self.file(path)}\n" for path in paths)
+        return hashlib.sha256(lines.encode()).hexdigest()
+
+
 def sha256(path: Path) -> str:
     """The checksum of a file, in hex."""
     with path.open("rb") as file:

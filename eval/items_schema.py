@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import BadInput
+from common.items import wrong_item, wrong_texts
 
 Row = dict[str, Any]
-ITEM_TEXT = ("id", "prompt", "family", "language")
 SPLITS = ("dev", "test")
 
 
@@ -26,11 +26,8 @@ def discover(folder: Path, split: str, what: str) -> dict[str, Path]:
 
 
 def read_items(path: Path) -> list[Row]:
-    """Items of one family in one language.
-
-    A line is `{"id", "prompt", "choices", "answer", "trivial", "family", "language"}`.
-    """
-    rows = _read(path, _wrong_item)
+    """Items of one family in one language, rows of `common.items.Item`."""
+    rows = _read(path, wrong_item)
     for field in ("family", "language"):
         values = sorted({row[field] for row in rows})
         if len(values) > 1:
@@ -40,31 +37,7 @@ def read_items(path: Path) -> list[Row]:
 
 def read_documents(path: Path) -> list[Row]:
     """Documents (`{"id", "text"}` a line)."""
-    return _read(path, lambda row: _wrong_text(row, ("id", "text")))
-
-
-def _wrong_text(row: Row, fields: tuple[str, ...]) -> str | None:
-    for field in fields:
-        if not isinstance(row.get(field), str) or not row[field].strip():
-            return f"{field!r} must be a text that is not empty"
-    return None
-
-
-def _wrong_item(row: Row) -> str | None:
-    if wrong := _wrong_text(row, ITEM_TEXT):
-        return wrong
-    choices = row.get("choices")
-    if (
-        not isinstance(choices, list)
-        or len(choices) < 2
-        or not all(isinstance(choice, str) and choice.strip() for choice in choices)
-    ):
-        return "'choices' must be a list of two texts or more, none of them empty"
-    for field in ("answer", "trivial"):
-        place = row.get(field)
-        if type(place) is not int or not 0 <= place < len(choices):
-            return f"{field!r} must be the number of a choice, 0 to {len(choices) - 1}, not {place!r}"
-    return None
+    return _read(path, lambda row: wrong_texts(row, ("id", "text")))
 
 
 def _read(path: Path, wrong: Callable[[Row], str | None]) -> list[Row]:

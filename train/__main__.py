@@ -1,8 +1,12 @@
-"""`python -m train JOB.json`: one process of a training. The launcher (pipeline/run/launch.py, or torchrun by hand) starts as many as there shall be.
+"""`python -m train JOB.json`: one process of a training.
 
-JOB.json holds the arguments of `train.trainer.train`: {"model", "blocks", "settings", "out", "work", "resume_state", "compute"}. Rank 0 prints the
-training's log, a JSON object a line, and leaves what became of it in RESULT_FILE beside JOB.json. On SIGTERM, SIGUSR2 or a file STOP_FILE beside
-JOB.json, every process finishes the step, saves, and exits with 75; the same call goes on from there. Exit code 2: refused, in one line.
+The launcher (pipeline/run/launch.py, or torchrun by hand) starts as many as there shall be. JOB.json holds the
+arguments of `train.trainer.train`: {"model", "blocks", "settings", "out", "work", "save_every_tokens", "resume_state",
+"compute"}. Rank 0 prints the training's log, a JSON object a line, and leaves what became of it in RESULT_FILE beside
+JOB.json.
+
+On SIGTERM, SIGUSR2 or a file STOP_FILE beside JOB.json, every process finishes the step, saves, and exits with 75; the
+same call goes on from there. Exit code 2: refused, in one line.
 """
 
 from __future__ import annotations
@@ -17,9 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import BadInput, Interrupted
+from common.files import write_json
 
 INTERRUPTED = 75  # the exit code of a training that was asked to stop and has saved; sysexits.h: try again later
-# prctl(PR_SET_PDEATHSIG, SIGKILL): a process ends when what started it dies, however it dies. Nobody would hold the claim on what it writes.
+# prctl(PR_SET_PDEATHSIG, SIGKILL): a process ends when what started it dies, however it dies. Nobody would hold the
+# claim on what it writes.
 DIE_WITH_PARENT = (1, signal.SIGKILL, 0, 0, 0)
 RESULT_FILE, STOP_FILE = "result.json", "stop"
 
@@ -29,23 +35,23 @@ def main(job: Path) -> int:
     ctypes.CDLL(None).prctl(*DIE_WITH_PARENT)
     from train import trainer
     from train.parallel import Compute
+    from train.settings import TrainingSettings
 
     arguments = json.loads(job.read_text(encoding="utf-8"))
     first = os.environ.get("RANK", "0") == "0"
 
     def leave(result: dict[str, Any]) -> None:
         if first:
-            aside = job.with_name(f"{RESULT_FILE}.new")
-            aside.write_text(json.dumps(result) + "\n", encoding="utf-8")
-            os.replace(aside, job.with_name(RESULT_FILE))
+            write_json(job.with_name(RESULT_FILE), result)
 
     try:
         facts = trainer.train(
             Path(arguments["model"]),
             Path(arguments["blocks"]),
-            arguments["settings"],
+            TrainingSettings.from_mapping(arguments["settings"]),
             Path(arguments["out"]),
             work=Path(arguments["work"]),
+            save_every_tokens=arguments.get("save_every_tokens"),
             resume_state=Path(arguments["resume_state"]) if arguments.get("resume_state") else None,
             compute=Compute(**arguments.get("compute", {})),
             on_log=lambda record: print(json.dumps(record), flush=True),
@@ -63,7 +69,10 @@ def main(job: Path) -> int:
 
 
 def stop_signal(file: Path) -> Callable[[], bool]:
-    """Whether this process was told to stop: by SIGTERM or SIGUSR2, or, as a launcher does not pass on every signal, by a file."""
+    """Asks whether this process was told to stop.
+
+    By SIGTERM or SIGUSR2, or by a file, as launchers do not pass on every signal.
+    """
     told: list[int] = []
     for number in (signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, lambda received, frame: told.append(received))

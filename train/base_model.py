@@ -1,10 +1,12 @@
-"""The recipe of the small base model: English, a stated share of aligned verses, and a little repeated text. It plays the part of Llama-2.
+"""The recipe of the small base model: English, a stated share of aligned verses, and a little repeated text.
 
-A large base model has met a trace of most languages and can copy from its context. A model of a few million parameters gets neither from English
-alone in hours on a CPU, so its text has three sources, all from training chapters only:
+It plays the part of Llama-2.
+
+A large base model has met a trace of most languages and can copy from its context. A model of a few million parameters
+gets neither from English alone in hours on a CPU, so its text has three sources, all from training chapters only:
 
 english   running text, the rest of the blocks
-aligned   verse by verse in both languages, in either order, of `aligned_chapters` of the chapters: the trace of the language
+aligned   verses in both languages, in either order, of `aligned_chapters` of the chapters: the trace of the language
 repeated  an English passage followed by itself: teaches copying (induction), as duplicated text on the web does
 """
 
@@ -14,70 +16,75 @@ import itertools
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from common.errors import BadInput
+from common.files import read_jsonl
 from train.data import packing
 from train.data.blocks import BlockFile, interleave
-from train.data.corpus.build import place_of, read_jsonl
-from train.data.tokenization import Encoder
+from train.data.corpus.documents import hash_fraction
+from train.data.tokenization import CHECKED, TokenizerFile
+from train.settings import BaseModelSettings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 END = "<|end|>"
 
 
-def prepare(corpus_dir: Path, settings: dict[str, Any], out: Path) -> None:
+def prepare(corpus_dir: Path, settings: BaseModelSettings, out: Path) -> None:
     """Tokenizer, untrained model and blocks of the recipe, in `out/model` and `out/blocks`.
 
-    Settings: language, vocabulary, hidden_size, layers, heads, feed_forward, context, block_size, tokens, aligned_share, aligned_chapters, repeated_share, seed.
+    Raises BadInput where `aligned_chapters` is less than one chapter.
     """
+    english = packing.texts(corpus_dir, "en")
+    tokenizer = train_tokenizer(english, settings.vocabulary)
+    tokenizer.save_pretrained(out / "model")
+    save_untrained(tokenizer, settings, out / "model")
+    seed = settings.seed
+    sources: list[tuple[float, Iterator[str]]] = [
+        (1 - settings.aligned_share - settings.repeated_share, packing.shuffled(english, f"{seed}:english")),
+        (settings.aligned_share, _for_ever(lambda rng: aligned_documents(corpus_dir, settings, rng), seed)),
+        (settings.repeated_share, _for_ever(lambda rng: repeated_documents(english, rng), seed)),
+    ]
+    described = TokenizerFile.of(tokenizer)
+    encode = described.load().checked(english[:CHECKED])
+    streams = [packing.chunks(texts, encode, described.end, settings.block_size) for _, texts in sources]
+    steps = settings.tokens // settings.batch_tokens
+    blocks = BlockFile(out / "blocks" / "blocks.npy", settings.block_size, described.dtype)
+    order = interleave([share for share, _ in sources])
+    for source in itertools.islice(order, steps * settings.batch_tokens // settings.block_size):
+        blocks.append(next(streams[source]))
+    blocks.close()
+    packing.write_counts(out / "blocks", blocks=blocks.count, tokens=blocks.count * settings.block_size)
+
+
+def save_untrained(tokenizer: PreTrainedTokenizerBase, settings: BaseModelSettings, folder: Path) -> None:
+    """A Llama of the recipe's shape, its weights drawn by the recipe's seed."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    english = packing.texts(corpus_dir, "en")
-    tokenizer = train_tokenizer(english, settings["vocabulary"])
-    tokenizer.save_pretrained(out / "model")
-    torch.manual_seed(settings["seed"])
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=settings["hidden_size"],
-            num_hidden_layers=settings["layers"],
-            num_attention_heads=settings["heads"],
-            intermediate_size=settings["feed_forward"],
-            max_position_embeddings=settings["context"],
-            tie_word_embeddings=True,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
+    torch.manual_seed(settings.seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=settings.hidden_size,
+        num_hidden_layers=settings.layers,
+        num_attention_heads=settings.heads,
+        intermediate_size=settings.feed_forward,
+        max_position_embeddings=settings.context,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
     )
-    model.save_pretrained(out / "model")
-
-    sources: list[tuple[float, Iterator[str]]] = [
-        (
-            1 - settings["aligned_share"] - settings["repeated_share"],
-            packing.shuffled(english, f"{settings['seed']}:english"),
-        ),
-        (
-            settings["aligned_share"],
-            _for_ever(lambda rng: aligned_documents(corpus_dir, settings, rng), settings["seed"]),
-        ),
-        (settings["repeated_share"], _for_ever(lambda rng: repeated_documents(english, rng), settings["seed"])),
-    ]
-    encoder = Encoder.of(tokenizer)
-    streams = [packing.chunks(texts, encoder.load(), encoder.end, settings["block_size"]) for _, texts in sources]
-    steps = settings["tokens"] // settings["batch_tokens"]
-    blocks = BlockFile(out / "blocks" / "blocks.npy", settings["block_size"], encoder.kind)
-    for source in itertools.islice(
-        interleave([share for share, _ in sources]), steps * settings["batch_tokens"] // settings["block_size"]
-    ):
-        blocks.append(next(streams[source]))
-    blocks.close()
-    packing.write_counts(out / "blocks", blocks=blocks.count, tokens=blocks.count * settings["block_size"])
+    LlamaForCausalLM(config).save_pretrained(folder)
 
 
 def train_tokenizer(texts: list[str], vocabulary: int) -> Any:
-    """A byte-level BPE tokenizer of English text: another language falls into more and shorter pieces, as with Llama's tokenizer."""
+    """A byte-level BPE tokenizer of English text.
+
+    Another language falls into more and shorter pieces, as with Llama's tokenizer.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -94,29 +101,32 @@ def train_tokenizer(texts: list[str], vocabulary: int) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=END, eos_token=END, pad_token=END)
 
 
-def aligned_documents(corpus_dir: Path, settings: dict[str, Any], rng: random.Random) -> list[str]:
-    """Chapters of aligned verses, a line a verse in one language and a line in the other; the order of the languages changes by document.
+def aligned_documents(corpus_dir: Path, settings: BaseModelSettings, rng: random.Random) -> list[str]:
+    """Chapters of aligned verses, a line a verse in one language and a line in the other.
 
-    The chapters are a fixed `aligned_chapters` of the training chapters: the first in the order of a hash of their names.
+    The order of the languages changes by document.
+
+    The chapters are a fixed `aligned_chapters` of the training chapters: the first in the order of a hash of their
+    names.
     """
-    language = settings["language"]
     chapters: dict[str, list[dict[str, str]]] = {}
-    verses = corpus_dir / "verses.jsonl"
-    if not verses.exists():
-        share = settings["aligned_share"]
+    aligned = corpus_dir / "verses.jsonl"
+    if not aligned.exists():
+        share = settings.aligned_share
         raise BadInput(f"model.recipe.aligned_share={share}: this corpus has no aligned verses; say 0, or corpus=bible")
-    for verse in read_jsonl(verses):
+    for verse in read_jsonl(aligned):
         if verse["split"] == "train":
             chapters.setdefault(verse["id"].rpartition(".")[0], []).append(verse)
-    count = round(settings["aligned_chapters"] * len(chapters))
+    count = round(settings.aligned_chapters * len(chapters))
     if not count:
         raise BadInput(
-            f"model.recipe.aligned_chapters={settings['aligned_chapters']}: is less than one of {len(chapters)} training chapters"
+            f"model.recipe.aligned_chapters={settings.aligned_chapters}:"
+            f" is less than one of {len(chapters)} training chapters"
         )
-    chosen = set(sorted(chapters, key=lambda chapter: place_of(chapter, settings["seed"]))[:count])
+    chosen = set(sorted(chapters, key=lambda chapter: hash_fraction(chapter, settings.seed))[:count])
     documents = []
     for verses in (verses for chapter, verses in chapters.items() if chapter in chosen):
-        first, second = rng.sample(["en", language], 2)
+        first, second = rng.sample(["en", settings.language], 2)
         documents.append("\n".join(f"{verse[first]}\n{verse[second]}" for verse in verses))
     return documents
 

@@ -1,4 +1,7 @@
-"""LoRA by peft: W + (alpha / rank)·B·A (Hu et al. 2022), published both as the adapter and as the full weights that it makes."""
+"""LoRA by peft: W + (alpha / rank)·B·A (Hu et al. 2022, arXiv 2106.09685).
+
+It is published both as the adapter and as the full weights that it makes.
+"""
 
 from __future__ import annotations
 
@@ -11,21 +14,22 @@ import torch
 from transformers import PreTrainedModel
 
 from common.errors import BadInput
+from train.settings import LoraSettings
 
 PREFIX = "base_model.model."  # that peft puts before the names of a model's parameters
 
 
-def adapted(model: PreTrainedModel, lora: Mapping[str, Any]) -> Any:
-    """A PeftModel around `model`; only the additions are trained. Settings: rank, alpha, dropout, targets. Raises BadInput for targets that it has not."""
+def adapted(model: PreTrainedModel, lora: LoraSettings) -> Any:
+    """A PeftModel around `model`; only the additions are trained. Raises BadInput for targets that it has not."""
     from peft import LoraConfig, get_peft_model
 
-    targets = lora["targets"]
+    targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
     config = LoraConfig(
         task_type="CAUSAL_LM",
-        r=lora["rank"],
-        lora_alpha=lora["alpha"],
-        lora_dropout=lora["dropout"],
-        target_modules=targets if isinstance(targets, str) else list(targets),
+        r=lora.rank,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # any number, whatever its type says
+        lora_dropout=lora.dropout,
+        target_modules=targets,
     )
     try:
         with warnings.catch_warnings():
@@ -35,9 +39,9 @@ def adapted(model: PreTrainedModel, lora: Mapping[str, Any]) -> Any:
         raise BadInput(f"train.lora.targets={targets}: {' '.join(str(error).split())}") from None
 
 
-def merged(weights: Mapping[str, torch.Tensor], lora: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+def merged(weights: Mapping[str, torch.Tensor], lora: LoraSettings) -> dict[str, torch.Tensor]:
     """The weights of the plain model, with the additions in them: sums in float32, rounded to each weight's dtype."""
-    scale = lora["alpha"] / lora["rank"]
+    scale = lora.alpha / lora.rank
     plain = {}
     for name, tensor in weights.items():
         module, is_adapted, rest = name.partition(".base_layer.")

@@ -1,7 +1,9 @@
-"""How a training is computed: processes, engine, precision, and the sizes that follow. The optimisation is the same for all of them.
+"""How a training is computed: processes, engine, precision, and the sizes that follow.
 
-A step always takes the same `batch_tokens / block_size` blocks, in the same order: P processes take a P-th of them each, in as many forward passes as
-memory wants. Importing this module imports no torch.
+The optimisation is the same for all of them.
+
+A step always takes the same `batch_tokens / block_size` blocks, in the same order: P processes take a P-th of them
+each, in as many forward passes as memory wants. Importing this module imports no torch.
 """
 
 from __future__ import annotations
@@ -37,9 +39,10 @@ class Compute:
 
 
 def sizes(batch_tokens: int, block_size: int, world: int, micro_batch: int | None) -> tuple[int, int]:
-    """(blocks in a forward pass of one process, forward passes a step), so that a step of `world` processes is `batch_tokens` exactly.
+    """(blocks in a forward pass of a process, forward passes a step): `world` processes take `batch_tokens` exactly.
 
-    The first is the largest divisor of a process's share of the batch that `micro_batch` allows. Raises BadInput where the batch cannot be shared.
+    The first is the largest divisor of a process's share of the batch that `micro_batch` allows. Raises BadInput where
+    the batch cannot be shared.
     """
     blocks, remainder = divmod(batch_tokens, block_size)
     if remainder or not blocks:
@@ -48,15 +51,19 @@ def sizes(batch_tokens: int, block_size: int, world: int, micro_batch: int | Non
     if remainder:
         nearest = max(1, round(blocks / world)) * world * block_size
         raise BadInput(
-            f"batch_tokens={batch_tokens}: its {blocks} blocks of {block_size} tokens cannot be shared by {world} processes"
-            f" (compute.processes x compute.nodes); take a number that divides {blocks}, or batch_tokens={nearest}"
+            f"batch_tokens={batch_tokens}: its {blocks} blocks of {block_size} tokens cannot be shared"
+            f" by {world} processes (compute.processes x compute.nodes);"
+            f" take a number that divides {blocks}, or batch_tokens={nearest}"
         )
     micro = next(size for size in range(min(micro_batch or share, share), 0, -1) if share % size == 0)
     return micro, share // micro
 
 
 def fsdp_config(compute: Compute) -> dict[str, Any]:
-    """What accelerate is told for FSDP2: each layer's weights are gathered when it runs and freed again; states are saved in shards, for any world size."""
+    """What accelerate is told for FSDP2: each layer's weights are gathered when it runs and freed again.
+
+    States are saved in shards, for any world size.
+    """
     return {
         "version": 2,
         "reshard_after_forward": True,
@@ -66,7 +73,10 @@ def fsdp_config(compute: Compute) -> dict[str, Any]:
 
 
 def deepspeed_config(compute: Compute, micro: int, accumulation: int) -> dict[str, Any] | None:
-    """What DeepSpeed is told; None for a strategy of torch's own. The optimizer, its schedule and the clipping stay those of the one trainer."""
+    """What DeepSpeed is told; None for a strategy of torch's own.
+
+    The optimizer, its schedule and the clipping stay those of the one trainer.
+    """
     if compute.strategy not in ZERO_STAGES:
         return None
     stage = ZERO_STAGES[compute.strategy]

@@ -1,4 +1,7 @@
-"""The one trainer: transformers' Trainer on one process or many, and what keeps it honest. Imports torch and transformers; train/trainer.py imports it late."""
+"""transformers' Trainer on one process or many, and what keeps it honest.
+
+Imports torch and transformers: train/trainer.py, which a plan imports too, imports this late.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,36 +20,47 @@ from torch.distributed.tensor import DTensor
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from common.errors import BadInput
-from train import lora, parallel
+from common.files import write_whole
+from train import lora, parallel, resume
+from train.block_dataset import Blocks
 from train.parallel import Compute
-from train.trainer import COMPLETE
+from train.settings import LoraSettings, TrainingSettings
 
 Log = Callable[[dict[str, float]], None]
 
 
-def arguments(compute: Compute, work: Path, settings: dict[str, Any], steps: int, horizon: int) -> TrainingArguments:
-    """The Trainer's arguments, which also start the process group. Raises BadInput where there are not as many processes as `compute` says."""
-    micro, accumulation = parallel.sizes(
-        settings["batch_tokens"], settings["block_size"], compute.world, compute.micro_batch
-    )
+def arguments(
+    compute: Compute, work: Path, settings: TrainingSettings, save_every_tokens: int | None
+) -> TrainingArguments:
+    """The Trainer's arguments, which also start the process group.
+
+    Checkpoints are saved every `save_every_tokens`; None: at the end only.
+
+    Raises BadInput where there are not as many processes as `compute` says.
+    """
+    transformers.logging.set_verbosity_error()
+    if compute.threads:
+        torch.set_num_threads(compute.threads)
+    micro, accumulation = parallel.sizes(settings.batch_tokens, settings.block_size, compute.world, compute.micro_batch)
+    steps, schedule_steps = settings.steps, settings.schedule_steps
     sharded = compute.strategy == "fsdp"
     made = TrainingArguments(
         output_dir=str(work),
-        max_steps=horizon,
+        max_steps=schedule_steps,
         per_device_train_batch_size=micro,
         gradient_accumulation_steps=accumulation,
-        learning_rate=settings["learning_rate"],
+        learning_rate=settings.learning_rate,
         lr_scheduler_type="cosine_with_min_lr",
-        lr_scheduler_kwargs={"min_lr_rate": settings["min_lr_ratio"]},
-        warmup_steps=max(1, round(settings["warmup_ratio"] * horizon)),
-        weight_decay=settings["weight_decay"],
+        lr_scheduler_kwargs={"min_lr_rate": settings.min_lr_ratio},
+        warmup_steps=max(1, round(settings.warmup_ratio * schedule_steps)),
+        weight_decay=settings.weight_decay,
         adam_beta2=0.95,  # with the clipping at 1.0, as Llama was trained (Touvron et al. 2023, section 2.2)
         max_grad_norm=1.0,
         train_sampling_strategy="sequential",
-        save_steps=max(1, settings["save_every_tokens"] // settings["batch_tokens"]),
+        save_steps=max(1, (save_every_tokens or settings.tokens) // settings.batch_tokens),
         save_total_limit=2,
         logging_steps=max(1, min(10, steps // 10)),
-        seed=settings["seed"],
+        seed=settings.seed,
         use_cpu=compute.device == "cpu",
         bf16=compute.precision == "bf16",
         activation_checkpointing=compute.gradient_checkpointing and not sharded,
@@ -60,6 +74,12 @@ def arguments(compute: Compute, work: Path, settings: dict[str, Any], steps: int
         remove_unused_columns=False,
         dataloader_pin_memory=compute.device == "cuda",
     )
+    start_process_group(made, compute)
+    return made
+
+
+def start_process_group(made: TrainingArguments, compute: Compute) -> None:
+    """Checks the processes of this launch, and makes their group one that DeepSpeed, or FSDP on a CPU, takes."""
     if made.world_size != compute.world:
         raise BadInput(
             f"compute: {compute.world} processes wanted, but this launch has {made.world_size};"
@@ -68,98 +88,125 @@ def arguments(compute: Compute, work: Path, settings: dict[str, Any], steps: int
     if compute.strategy in parallel.ZERO_STAGES:
         import deepspeed
 
-        os.environ["PATH"] = (
-            f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"  # ninja, which builds its extensions, lies beside python
-        )
-        deepspeed.init_distributed()  # takes the group over; otherwise ZeRO-3 would count one process when it loads the model
-    if sharded and compute.device == "cpu":
+        beside_python = Path(sys.executable).parent  # here lies ninja, which builds DeepSpeed's extensions
+        os.environ["PATH"] = f"{beside_python}{os.pathsep}{os.environ.get('PATH', '')}"
+        deepspeed.init_distributed()  # takes the group over; otherwise ZeRO-3 would load the model as for one process
+    if compute.strategy == "fsdp" and compute.device == "cpu":
         _shard_on_cpu()
-    return made
 
 
 def _shard_on_cpu() -> None:
-    """Makes accelerate apply FSDP2 to CPU processes. It does so for the kinds of process groups that it lists, and CPU's is not one: it would be DDP, unsaid."""
+    """Makes accelerate apply FSDP2 to CPU processes; a private interface, see docs/private-interfaces.md.
+
+    It does so for the kinds of process groups that it lists, and CPU's is not one: it would be DDP, unsaid.
+    """
     from accelerate.state import PartialState
     from accelerate.utils import DistributedType
 
     PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
 
 
+def load_model(folder: Path, settings: TrainingSettings, compute: Compute) -> Any:
+    """The model to train, in float32: all of it, or, with LoRA, a PeftModel around it."""
+    torch.manual_seed(settings.seed)
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation=compute.attention
+    )
+    return lora.adapted(model, settings.lora) if settings.lora else model
+
+
 class Trainer(transformers.Trainer):
-    """transformers' Trainer, which here saves a model's weights once."""
+    """transformers' Trainer, which here saves a model's weights once and says what it does to `progress` only."""
+
+    def __init__(self, model: Any, arguments: TrainingArguments, dataset: Blocks, progress: Progress) -> None:
+        super().__init__(model=model, args=arguments, train_dataset=dataset, callbacks=[progress])
+        self.remove_callback(transformers.PrinterCallback)
+        progress.trainer = self
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """For its checkpoints. DeepSpeed's hold the weights already: no gathering of them from all processes, and no second copy."""
+        """For its checkpoints.
+
+        DeepSpeed's hold the weights already: they are not gathered and written a second time.
+        """
         if not self.is_deepspeed_enabled:
             super().save_model(output_dir, _internal_call)
 
-    def publish(self, out: Path, dtype: torch.dtype, base: Path, adaptation: Mapping[str, Any] | None) -> None:
-        """The weights of all processes as a plain folder `out/model` that `from_pretrained` loads: config, safetensors, tied tensors once. LoRA: its
-        adapter, too, as `out/adapter`."""
+    def publish(self, out: Path, dtype: torch.dtype, base: Path, adaptation: LoraSettings | None) -> None:
+        """The weights of all processes as a plain folder `out/model` that `from_pretrained` loads.
+
+        Config, safetensors, tied tensors once.
+
+        LoRA: its adapter, too, as `out/adapter`.
+        """
         weights = self.accelerator.get_state_dict(self.model_wrapped)
-        if self.is_world_process_zero():
-            folder = out / "model"
-            plain = self.accelerator.unwrap_model(self.model_wrapped)
-            if adaptation:
-                lora.save_adapter(plain, weights, base, out / "adapter")
-                plain, weights = plain.get_base_model(), lora.merged(weights, adaptation)
-            tied = getattr(plain, "all_tied_weights_keys", None) or {}
-            kept = {
-                name: tensor.to(dtype) if tensor.is_floating_point() else tensor
-                for name, tensor in weights.items()
-                if name not in tied
-            }
-            plain.save_pretrained(folder, state_dict=kept)
-            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-            if config["dtype"] != (
-                written := str(dtype).removeprefix("torch.")
-            ):  # it is that of the model that was trained
-                text = json.dumps({**config, "dtype": written}, indent=2, sort_keys=True)
-                (folder / "config.json").write_text(text + "\n", encoding="utf-8")
+        if not self.is_world_process_zero():
+            return
+        folder = out / "model"
+        plain = self.accelerator.unwrap_model(self.model_wrapped)
+        if adaptation:
+            lora.save_adapter(plain, weights, base, out / "adapter")
+            plain, weights = plain.get_base_model(), lora.merged(weights, adaptation)
+        tied = getattr(plain, "all_tied_weights_keys", None) or {}
+        kept = {
+            name: tensor.to(dtype) if tensor.is_floating_point() else tensor
+            for name, tensor in weights.items()
+            if name not in tied
+        }
+        plain.save_pretrained(folder, state_dict=kept)
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        written = str(dtype).removeprefix("torch.")
+        if config["dtype"] != written:  # it is that of the model that was trained
+            text = json.dumps({**config, "dtype": written}, indent=2, sort_keys=True)
+            (folder / "config.json").write_text(text + "\n", encoding="utf-8")
 
 
 def launch_facts(trainer: Trainer, compute: Compute) -> dict[str, Any]:
-    """World size, wrapper class and ZeRO stage as they are in this process. Raises RuntimeError where `compute` says otherwise: launchers fall back silently."""
+    """World size, wrapper class and ZeRO stage as they are in this process.
+
+    Raises RuntimeError where `compute` says otherwise: launchers fall back silently.
+    """
     wrapped: Any = trainer.model_wrapped
     plain = type(trainer.accelerator.unwrap_model(wrapped)).__name__.removeprefix("FSDP")
     wrappers = {"none": plain, "ddp": "DistributedDataParallel", "fsdp": f"FSDP{plain}"}
-    held = held_share(wrapped)
+    share = local_share(wrapped)
     facts: dict[str, Any] = {
         "strategy": compute.strategy,
         "world_size": distributed.get_world_size() if distributed.is_initialized() else 1,
         "wrapper": type(wrapped).__name__,
         "zero_stage": wrapped.zero_optimization_stage() if type(wrapped).__name__ == "DeepSpeedEngine" else 0,
-        "held_parameters": round(held, 3),  # share of the weights that this process holds between two passes
+        "held_parameters": round(share, 3),  # share of the weights that this process holds between two passes
     }
     sharded = compute.world > 1 and compute.strategy in ("zero3", "zero3_offload", "fsdp")
-    right = {
+    expected = {
         "world_size": compute.world,
         "wrapper": wrappers.get(compute.strategy, "DeepSpeedEngine"),
         "zero_stage": parallel.ZERO_STAGES.get(compute.strategy, 0),
     }
-    if any(facts[name] != value for name, value in right.items()) or (held < 0.999) != sharded:
+    if any(facts[name] != value for name, value in expected.items()) or (share < 0.999) != sharded:
         raise RuntimeError(
-            f"compute.strategy={compute.strategy}: expected {right}, sharded weights: {sharded}; this launch has {facts}"
+            f"compute.strategy={compute.strategy}: expected {expected}, sharded weights: {sharded};"
+            f" this launch has {facts}"
         )
     return facts
 
 
-def held_share(model: torch.nn.Module) -> float:
+def local_share(model: torch.nn.Module) -> float:
     """Share of the parameters that lie in this process: 1 where every process has all of them."""
-    held = total = 0
+    present = total = 0
     for parameter in model.parameters():
         total += getattr(parameter, "ds_numel", parameter.numel())
         partition = getattr(parameter, "ds_tensor", None)
         local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
-        held += local.numel() if partition is None else partition.numel()
-    return held / total
+        present += local.numel() if partition is None else partition.numel()
+    return present / total
 
 
 def agreed(wish: bool) -> bool:
     """Whether any process wishes it: all get the same answer at the same step."""
     if not distributed.is_initialized():
         return wish
-    flag = torch.tensor([wish], dtype=torch.int32, device="cpu" if distributed.get_backend() == "gloo" else "cuda")
+    device = "cpu" if distributed.get_backend() == "gloo" else "cuda"
+    flag = torch.tensor([wish], dtype=torch.int32, device=device)
     distributed.all_reduce(flag, op=distributed.ReduceOp.MAX)
     return bool(flag.item())
 
@@ -174,18 +221,17 @@ def from_first(value: Any) -> Any:
 
 
 class Progress(transformers.TrainerCallback):
-    """Checks the launch, stops at the budget or when told to, marks whole checkpoints, and passes on what the trainer logs."""
+    """Checks the launch, stops at the budget or when told to, marks whole checkpoints, and passes on what is logged."""
 
     def __init__(
         self,
         compute: Compute,
-        steps: int,
-        batch_tokens: int,
+        settings: TrainingSettings,
         log: Path,
         on_log: Log | None,
         should_stop: Callable[[], bool] | None,
     ) -> None:
-        self.compute, self.steps, self.batch_tokens, self.log = compute, steps, batch_tokens, log
+        self.compute, self.steps, self.batch_tokens, self.log = compute, settings.steps, settings.batch_tokens, log
         self.report, self.should_stop, self.interrupted = on_log, should_stop, False
         self.started, self.first_step = time.monotonic(), 0
         self.trainer: Trainer | None = None
@@ -195,16 +241,14 @@ class Progress(transformers.TrainerCallback):
         assert self.trainer is not None
         self.facts = launch_facts(self.trainer, self.compute)
         self.started, self.first_step = time.monotonic(), state.global_step
-        if (
-            self.log.exists() and state.is_world_process_zero
-        ):  # what was logged after the checkpoint that this run goes on from is logged again
-            lines = self.log.read_text(encoding="utf-8").splitlines(keepends=True)
-            before = [
-                line
-                for line in lines
-                if line.endswith("\n") and json.loads(line)["tokens"] <= state.global_step * self.batch_tokens
-            ]
-            self.log.write_text("".join(before), encoding="utf-8")
+        if self.log.exists() and state.is_world_process_zero:
+            self._cut_log(state.global_step * self.batch_tokens)
+
+    def _cut_log(self, tokens: int) -> None:
+        """Drops what was logged after the checkpoint that this run goes on from: it is logged again."""
+        lines = self.log.read_text(encoding="utf-8").splitlines(keepends=True)
+        before = [line for line in lines if line.endswith("\n") and json.loads(line)["tokens"] <= tokens]
+        write_whole(self.log, "".join(before))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if state.global_step >= self.steps:
@@ -216,10 +260,7 @@ class Progress(transformers.TrainerCallback):
         if distributed.is_initialized():
             distributed.barrier()  # every process has written its part
         if state.is_world_process_zero:
-            saved_by = {"strategy": self.compute.strategy, "world_size": self.compute.world}
-            (Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / COMPLETE).write_text(
-                json.dumps(saved_by) + "\n"
-            )
+            resume.mark_complete(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}", self.compute)
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any) -> None:
         logs: dict[str, float] = more["logs"]

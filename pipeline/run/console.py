@@ -2,47 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import Any
 
 from pipeline.kinds import KINDS
 from pipeline.plan import Stage
 from pipeline.store import Store
 
-TRAINED = ("base", "ct", "sft")  # kinds whose time goes with their tokens
-QUIET = 5.0  # seconds between two lines about the same stage
+UPDATE_EVERY_S = 5.0  # seconds between two lines about the same stage
 
 
-class Journal:
-    """A file that several processes append to: one JSON object an event."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def write(self, event: str, stage: Stage | None = None, **more: Any) -> None:
-        about = {} if stage is None else {"kind": stage.kind, "slug": stage.slug, "key": stage.key}
-        self.append({"time": round(time.time(), 3), "event": event, "process": os.getpid(), **about, **more})
-
-    def append(self, event: Mapping[str, Any]) -> None:
-        """Writes an event as it is, such as one that a job on another machine left in its own journal."""
-        line = json.dumps(event, ensure_ascii=False)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("ab", buffering=0) as file:  # one write, so that lines of several processes do not mix
-            file.write(line.encode() + b"\n")
-
-    def events(self, *names: str) -> list[dict[str, Any]]:
-        """The events of these names so far."""
-        if not self.path.exists():
-            return []
-        return [
-            event
-            for line in self.path.read_text(encoding="utf-8").splitlines()
-            if (event := json.loads(line))["event"] in names
-        ]
+def say(line: str) -> None:
+    """A line on the console, at once: other processes write there too."""
+    print(line, flush=True)
 
 
 def duration(seconds: float) -> str:
@@ -56,7 +28,7 @@ def duration(seconds: float) -> str:
 def amount(stage: Stage, others: Iterable[tuple[str | None, int]] = ()) -> float:
     """How much work a stage is: millions of tokens where it trains, else 1. A CT stage continues from the largest smaller budget of its
     trajectory among `others`, given as (trajectory, tokens)."""
-    if stage.kind not in TRAINED:
+    if not KINDS[stage.kind].trained:
         return 1.0
     tokens = stage.settings["tokens"]
     before = [
@@ -120,7 +92,7 @@ class Progress:
 
     def update(self, stage: Stage, share: float, note: str = "") -> None:
         """`share` of the stage is done. Says so, unless it spoke a moment ago."""
-        if time.monotonic() - self.spoke < QUIET or not share:
+        if time.monotonic() - self.spoke < UPDATE_EVERY_S or not share:
             return
         left = (time.monotonic() - self.started) * (1 - share) / share
         self.say(stage, f"{share:.0%}{', ' if note else ''}{note}, about {duration(left)} left")

@@ -23,6 +23,7 @@ from common.errors import BadInput, Interrupted
 from pipeline.execute import Job
 from train.__main__ import DIE_WITH_PARENT, RESULT_FILE, STOP_FILE
 from train.parallel import Compute
+from train.settings import TrainingSettings
 
 JOB_FILE, OUTPUT_FILE = "job.json", "output.log"
 AS_CHILD = (
@@ -30,13 +31,13 @@ AS_CHILD = (
 )
 RENDEZVOUS = "SLACKMERGE_RENDEZVOUS"  # host at which the nodes of a training meet; this one where it is not set
 # Neither signal may end torchrun or srun's shell: the trainings themselves answer to them, and torchrun would give them 30 s to save.
-DEAF = ("sh", "-c", 'trap "" USR2 TERM; exec "$@"', "sh")
+IGNORE_SIGNALS = ("sh", "-c", 'trap "" USR2 TERM; exec "$@"', "sh")
 
 _running: list[tuple[subprocess.Popen[str], Path]] = []  # the child that trains at the moment, and its stop file
 
 
 def train(
-    job: Job, model: Path, blocks: Path, settings: dict[str, Any], resume_state: Path | None = None
+    job: Job, model: Path, blocks: Path, settings: TrainingSettings, resume_state: Path | None = None
 ) -> dict[str, Any]:
     """Trains `model` on `blocks` as `train.trainer.train` does, and returns what it asserts: world size, wrapper class, ZeRO stage.
 
@@ -52,6 +53,7 @@ def train(
             settings,
             job.out,
             work=job.work,
+            save_every_tokens=job.stage.options["save_every_tokens"],
             resume_state=resume_state,
             compute=compute,
             on_log=job.on_log,
@@ -59,9 +61,10 @@ def train(
     arguments = {
         "model": str(model.absolute()),
         "blocks": str(blocks.absolute()),
-        "settings": settings,
+        "settings": asdict(settings),
         "out": str(job.out.absolute()),
         "work": str(job.work.absolute()),
+        "save_every_tokens": job.stage.options["save_every_tokens"],
         "resume_state": str(resume_state.absolute()) if resume_state else None,
         "compute": asdict(compute),
     }
@@ -87,7 +90,7 @@ def command(compute: Compute, file: Path) -> list[str]:
         "--signals-to-handle=SIGINT,SIGQUIT",
     ]
     if compute.nodes == 1:
-        return [*DEAF, *torchrun, "--standalone", *training]
+        return [*IGNORE_SIGNALS, *torchrun, "--standalone", *training]
     host = os.environ.get(RENDEZVOUS) or socket.gethostname()
     meeting = [
         f"--nnodes={compute.nodes}",
@@ -100,7 +103,7 @@ def command(compute: Compute, file: Path) -> list[str]:
         f"--nodes={compute.nodes}",
         "--ntasks-per-node=1",
         "--kill-on-bad-exit=0",
-        *DEAF,
+        *IGNORE_SIGNALS,
         *torchrun,
         *meeting,
         *training,

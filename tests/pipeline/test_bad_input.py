@@ -16,7 +16,7 @@ import pytest
 from common.errors import BadInput
 from pipeline import __main__ as entry
 from pipeline import stages
-from pipeline.run import local as run
+from pipeline.run import sweep_run
 
 ROOT = Path(__file__).parents[2]
 
@@ -115,6 +115,18 @@ CASES = {
         ["language=mine", "corpus.path={tmp}/word.docx"],
         r"corpus\.path: .*word\.docx is not one of \.txt, \.jsonl, \.parquet",
     ),
+    "corpus that is a folder": (
+        ["language=mine", "corpus.path={tmp}/no_yaml/"],
+        r"corpus\.path=.*no_yaml/: is a folder; say corpus\.path='.*no_yaml/\*\.txt'",
+    ),
+    "instructions that are a folder": (
+        ["sft.path={tmp}/no_yaml"],
+        r"sft\.path=.*no_yaml: is a folder; say sft\.path='.*no_yaml/\*\.jsonl'",
+    ),
+    "CUDA where there is none": (
+        ["compute.device=cuda"],
+        r"compute\.device=cuda: PyTorch finds no CUDA GPU on this machine; say compute=cpu, or run where there is one",
+    ),
     "missing English": (
         ["language=mine", "corpus.path={tmp}/text.txt", "corpus.english_path={tmp}/no.txt"],
         r"corpus\.english_path: no file matches",
@@ -153,8 +165,8 @@ def test_one_line_and_exit_code_2(
     def computes(*_: object) -> None:
         raise AssertionError("nothing may be computed")
 
-    monkeypatch.setattr(run, "executor", computes)
-    monkeypatch.setattr(run, "launch", computes)
+    monkeypatch.setattr(sweep_run, "worker", computes)
+    monkeypatch.setattr(sweep_run.local, "make", computes)
     arguments, message = CASES[case]
     given = [argument.format(tmp=folder) if "{tmp}" in argument else argument for argument in arguments]
     experiment = [] if any(argument.startswith("experiment=") for argument in given) else ["experiment=test"]

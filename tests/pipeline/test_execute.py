@@ -13,14 +13,12 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-import toy
-
 from common.errors import BadInput, StageFailed
 from pipeline.execute import Executor
 from pipeline.plan import Stage
-from pipeline.run.console import Journal
+from pipeline.run.journal import Journal
 from pipeline.store import Store
+from tests.pipeline import toy
 
 ROOT = Path(__file__).parents[2]
 

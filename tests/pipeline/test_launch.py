@@ -20,7 +20,7 @@ from pipeline import sweep
 from pipeline.execute import Executor, Job
 from pipeline.plan import Stage
 from pipeline.run import launch
-from pipeline.run.console import Journal
+from pipeline.run.journal import Journal
 from pipeline.store import Store
 from train.parallel import Compute
 
@@ -162,7 +162,7 @@ def alive(pid: int) -> bool:
 def test_commands_of_one_and_of_many_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
     one = launch.command(Compute(strategy="zero3", processes=4), Path("job.json"))
     assert (
-        one[:4] == list(launch.DEAF)
+        one[:4] == list(launch.IGNORE_SIGNALS)
         and "--standalone" in one
         and "--nproc_per_node=4" in one
         and one[-3:] == ["-m", "train", "job.json"]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pipeline import states
 from pipeline.execute import Executor
 from pipeline.plan import Stage
-from pipeline.run.console import Journal
+from pipeline.run.journal import Journal
 from pipeline.store import Store
 from tests.pipeline.toy import Makers, plan
 

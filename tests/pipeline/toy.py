@@ -14,7 +14,7 @@ from pathlib import Path
 from pipeline import store as store_module
 from pipeline.execute import Executor, Job
 from pipeline.plan import Stage
-from pipeline.run.console import Journal
+from pipeline.run.journal import Journal
 from pipeline.store import Store
 
 POINTS = ("start", "mid_stage", "before_record", "fsync", "before_rename", "after_rename", "discard")

@@ -1,4 +1,7 @@
-"""Every strategy on two CPU processes, held against one process. DeepSpeed's first run builds an extension with g++ (a minute or two, then cached)."""
+"""Every strategy on two CPU processes, held against one process.
+
+DeepSpeed's first run builds an extension with g++ (a minute or two, then cached).
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,8 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,9 +21,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from common.errors import BadInput
-from train import base_model as base
-from train import trainer
+from train import base_model, trainer
 from train.parallel import Compute
+from train.resume import COMPLETE, check_state
+from train.settings import BaseModelSettings, TrainingSettings
 
 ROOT = Path(__file__).parents[2]
 DEEPSPEED = importlib.util.find_spec("deepspeed") is not None and shutil.which("g++") is not None
@@ -39,12 +43,16 @@ TOLERANCE = {"atol": 2e-6, "rtol": 1e-5}
 
 
 @pytest.fixture(scope="module")
-def prepared(corpus_dir: Path, recipe: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def prepared(
+    corpus_dir: Path,
+    recipe: BaseModelSettings,
+    training: TrainingSettings,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
     """A model, its blocks, blocks whose labels are masked unevenly, and what one process makes of them."""
     folder = tmp_path_factory.mktemp("prepared")
-    base.prepare(corpus_dir, recipe, folder)
-    settings = {**recipe, "schedule_tokens": 2048}
-    (folder / "settings.json").write_text(json.dumps(settings))
+    base_model.prepare(corpus_dir, recipe, folder)
+    (folder / "settings.json").write_text(json.dumps(asdict(training)))
     shutil.copytree(folder / "blocks", folder / "masked")
     labels = np.load(folder / "blocks" / "blocks.npy").astype(np.int32)
     for row, length in enumerate(np.random.default_rng(0).integers(0, 31, len(labels))):
@@ -55,10 +63,14 @@ def prepared(corpus_dir: Path, recipe: dict[str, Any], tmp_path_factory: pytest.
         ("one_half", 1024, "blocks"),
         ("one_masked", 1024, "masked"),
     ):
-        where = folder / name
-        own = {**settings, "tokens": tokens}
         trainer.train(
-            folder / "model", folder / blocks, own, where / "out", work=where / "work", compute=Compute(threads=1)
+            folder / "model",
+            folder / blocks,
+            replace(training, tokens=tokens),
+            folder / name / "out",
+            work=folder / name / "work",
+            save_every_tokens=512,
+            compute=Compute(threads=1),
         )
     return folder
 
@@ -103,7 +115,7 @@ def test_two_processes_train_what_one_does(strategy: str, prepared: Path, tmp_pa
         "torch.distributed.run",
         "--standalone",
         "--nproc_per_node=2",
-        str(Path(__file__).with_name("many.py")),
+        str(Path(__file__).with_name("torchrun_trainings.py")),
     ]
     done = subprocess.run(
         [*command, str(prepared), str(tmp_path), strategy],
@@ -142,7 +154,7 @@ def test_two_processes_train_what_one_does(strategy: str, prepared: Path, tmp_pa
     assert {path.name for path in published.iterdir()} == {
         path.name for path in (prepared / "one_whole" / "out" / "model").iterdir()
     }
-    assert AutoTokenizer.from_pretrained(published).eos_token == base.END
+    assert AutoTokenizer.from_pretrained(published).eos_token == base_model.END
     model, info = AutoModelForCausalLM.from_pretrained(published, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
     assert torch.equal(model.get_input_embeddings().weight, whole["model.embed_tokens.weight"])
@@ -163,18 +175,15 @@ def test_two_processes_train_what_one_does(strategy: str, prepared: Path, tmp_pa
 def test_a_state_is_refused_where_its_format_does_not_fit(
     saved: tuple[str, int], compute: Compute, fits: bool, tmp_path: Path
 ) -> None:
-    (tmp_path / trainer.COMPLETE).write_text(json.dumps({"strategy": saved[0], "world_size": saved[1]}))
+    (tmp_path / COMPLETE).write_text(json.dumps({"strategy": saved[0], "world_size": saved[1]}))
     if fits:
-        trainer.check_state(tmp_path, compute)
+        check_state(tmp_path, compute)
     else:
         with pytest.raises(BadInput, match=f"was saved by {saved[0]} on {saved[1]}"):
-            trainer.check_state(tmp_path, compute)
+            check_state(tmp_path, compute)
 
 
-def test_one_process_cannot_pass_for_two(prepared: Path, tmp_path: Path) -> None:
-    settings = json.loads((prepared / "settings.json").read_text())
+def test_one_process_cannot_pass_for_two(prepared: Path, training: TrainingSettings, tmp_path: Path) -> None:
+    model, blocks, compute = prepared / "model", prepared / "blocks", Compute(strategy="ddp", processes=2)
     with pytest.raises(BadInput, match="2 processes wanted, but this launch has 1"):
-        compute = Compute(strategy="ddp", processes=2)
-        trainer.train(
-            prepared / "model", prepared / "blocks", settings, tmp_path / "out", work=tmp_path / "work", compute=compute
-        )
+        trainer.train(model, blocks, training, tmp_path / "out", work=tmp_path / "work", compute=compute)

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,28 +17,30 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from common.errors import BadInput
 from merge.io.adapter import adapted as open_adapted
 from merge.io.checkpoint import open_checkpoint
-from train import base_model as base
-from train import trainer
+from train import base_model, trainer
+from train.block_dataset import Blocks
 from train.parallel import Compute
+from train.resume import COMPLETE
+from train.settings import BaseModelSettings, LoraSettings, TrainingSettings
 
 
 @pytest.fixture(scope="module")
-def prepared(corpus_dir: Path, recipe: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def prepared(corpus_dir: Path, recipe: BaseModelSettings, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("prepared")
-    base.prepare(corpus_dir, recipe, folder)
+    base_model.prepare(corpus_dir, recipe, folder)
     return folder
 
 
 def run(
-    prepared: Path, recipe: dict[str, Any], out: Path, tokens: int, state: Path | None = None, **options: Any
+    prepared: Path, training: TrainingSettings, out: Path, tokens: int, state: Path | None = None, **options: Any
 ) -> dict[str, torch.Tensor]:
-    settings = {**recipe, "tokens": tokens, "schedule_tokens": 2048}
     trainer.train(
         prepared / "model",
         prepared / "blocks",
-        settings,
+        replace(training, tokens=tokens),
         out / "out",
         work=out / "work",
+        save_every_tokens=512,
         resume_state=state,
         compute=Compute(threads=1, **options),
     )
@@ -48,51 +51,53 @@ def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> boo
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_a_chain_of_budgets_equals_one_run_bit_for_bit(prepared: Path, recipe: dict[str, Any], tmp_path: Path) -> None:
-    whole = run(prepared, recipe, tmp_path / "whole", 2048)
-    half = run(prepared, recipe, tmp_path / "half", 1024)
-    chained = run(prepared, recipe, tmp_path / "rest", 2048, tmp_path / "half" / "out" / "state")
+def test_a_chain_of_budgets_equals_one_run_bit_for_bit(
+    prepared: Path, training: TrainingSettings, tmp_path: Path
+) -> None:
+    whole = run(prepared, training, tmp_path / "whole", 2048)
+    half = run(prepared, training, tmp_path / "half", 1024)
+    chained = run(prepared, training, tmp_path / "rest", 2048, tmp_path / "half" / "out" / "state")
     assert same(chained, whole) and not same(half, whole)
     log = [json.loads(line) for line in (tmp_path / "rest" / "out" / "log.jsonl").read_text().splitlines()]
     assert log[0]["tokens"] > 1024 and log[-1]["tokens"] == log[-1]["of_tokens"] == 2048
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "rest" / "out" / "model")
     assert (
         model.config.hidden_size == 16
-        and AutoTokenizer.from_pretrained(tmp_path / "rest" / "out" / "model").eos_token == base.END
+        and AutoTokenizer.from_pretrained(tmp_path / "rest" / "out" / "model").eos_token == base_model.END
     )
 
 
-def test_a_killed_run_goes_on_and_ends_the_same(prepared: Path, recipe: dict[str, Any], tmp_path: Path) -> None:
-    whole = run(prepared, recipe, tmp_path / "whole", 2048)
+def test_a_killed_run_goes_on_and_ends_the_same(prepared: Path, training: TrainingSettings, tmp_path: Path) -> None:
+    whole = run(prepared, training, tmp_path / "whole", 2048)
     work, out = tmp_path / "cut" / "work", tmp_path / "cut" / "out"
-    settings = {**recipe, "schedule_tokens": 2048}
     script = (
-        "import sys, json, time; from pathlib import Path; from train import trainer; "
-        f"trainer.train(Path({str(prepared / 'model')!r}), Path({str(prepared / 'blocks')!r}), json.loads({json.dumps(settings)!r}), Path({str(out)!r}), "
-        f"work=Path({str(work)!r}), on_log=lambda record: time.sleep(0.3))"
+        "import time; from pathlib import Path; from train import trainer; from train.settings import TrainingSettings;"
+        f"trainer.train(Path({str(prepared / 'model')!r}), Path({str(prepared / 'blocks')!r}), {training!r},"
+        f" Path({str(out)!r}), work=Path({str(work)!r}), save_every_tokens=512,"
+        " on_log=lambda record: time.sleep(0.3))"
     )
     process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL)
-    while not (work / "checkpoint-8" / trainer.COMPLETE).exists():
+    while not (work / "checkpoint-8" / COMPLETE).exists():
         assert process.poll() is None, "the run ended before it was killed"
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert not (out / "model").exists()
     (work / "checkpoint-12").mkdir(exist_ok=True)  # as a kill in the middle of a save leaves it
-    (work / "checkpoint-12" / trainer.COMPLETE).unlink(missing_ok=True)
-    assert same(run(prepared, recipe, tmp_path / "cut", 2048), whole)
+    (work / "checkpoint-12" / COMPLETE).unlink(missing_ok=True)
+    assert same(run(prepared, training, tmp_path / "cut", 2048), whole)
 
 
-def test_a_bare_loop_gives_the_same_weights(prepared: Path, recipe: dict[str, Any], tmp_path: Path) -> None:
+def test_a_bare_loop_gives_the_same_weights(prepared: Path, training: TrainingSettings, tmp_path: Path) -> None:
     """The oracle: AdamW, clipping and the cosine written out, on the same blocks."""
-    ours = run(prepared, recipe, tmp_path, 2048)
+    ours = run(prepared, training, tmp_path, 2048)
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_pretrained(prepared / "model")
     decayed = [parameter for parameter in model.parameters() if parameter.ndim > 1]
     plain = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=1e-2, betas=(0.9, 0.95), eps=1e-8)
-    blocks = trainer.Blocks(prepared / "blocks")
+    blocks = Blocks(prepared / "blocks")
     for step in range(16):
         warm = min(1.0, step / 2)
         decay = 0.1 + 0.9 * 0.5 * (1 + torch.cos(torch.tensor(torch.pi * max(0, step - 2) / 14)).item())
@@ -109,10 +114,10 @@ def test_a_bare_loop_gives_the_same_weights(prepared: Path, recipe: dict[str, An
 
 
 def test_gradient_accumulation_changes_nothing_but_rounding(
-    prepared: Path, recipe: dict[str, Any], tmp_path: Path
+    prepared: Path, training: TrainingSettings, tmp_path: Path
 ) -> None:
-    whole = run(prepared, recipe, tmp_path / "whole", 1024)
-    parts = run(prepared, recipe, tmp_path / "parts", 1024, micro_batch=1)
+    whole = run(prepared, training, tmp_path / "whole", 1024)
+    parts = run(prepared, training, tmp_path / "parts", 1024, micro_batch=1)
     for name in whole:
         torch.testing.assert_close(parts[name], whole[name], atol=1e-4, rtol=1e-3)
 
@@ -125,20 +130,20 @@ def test_gradient_accumulation_changes_nothing_but_rounding(
     ],
 )
 def test_what_cannot_work_is_refused(
-    prepared: Path, recipe: dict[str, Any], tmp_path: Path, change: dict[str, int], says: str
+    prepared: Path, training: TrainingSettings, tmp_path: Path, change: dict[str, int], says: str
 ) -> None:
-    settings = {**recipe, "schedule_tokens": 2048, **change}
+    settings = replace(training, **change)
     with pytest.raises(BadInput, match=says):
         trainer.train(prepared / "model", prepared / "blocks", settings, tmp_path / "out", work=tmp_path / "work")
 
 
-LORA = {"rank": 4, "alpha": 8, "dropout": 0.0, "targets": "all-linear"}
+LORA = LoraSettings(rank=4, alpha=8, dropout=0.0, targets="all-linear")
 
 
 def test_lora_leaves_an_adapter_and_the_weights_that_it_makes(
-    prepared: Path, recipe: dict[str, Any], tmp_path: Path
+    prepared: Path, training: TrainingSettings, tmp_path: Path
 ) -> None:
-    tuned = run(prepared, {**recipe, "lora": LORA}, tmp_path / "tuned", 1024)
+    tuned = run(prepared, replace(training, lora=LORA), tmp_path / "tuned", 1024)
     before = load_file(prepared / "model" / "model.safetensors")
     changed = {name for name, tensor in before.items() if not torch.equal(tuned[name], tensor)}
     assert tuned.keys() == before.keys() and changed == {name for name in before if "_proj" in name}
@@ -154,11 +159,11 @@ def test_lora_leaves_an_adapter_and_the_weights_that_it_makes(
 
 
 def test_a_chain_of_budgets_equals_one_run_with_lora_too(
-    prepared: Path, recipe: dict[str, Any], tmp_path: Path
+    prepared: Path, training: TrainingSettings, tmp_path: Path
 ) -> None:
-    own = {**recipe, "lora": {**LORA, "dropout": 0.1}}
-    whole = run(prepared, own, tmp_path / "whole", 2048)
-    run(prepared, own, tmp_path / "half", 1024)
-    assert same(run(prepared, own, tmp_path / "rest", 2048, tmp_path / "half" / "out" / "state"), whole)
+    adapting = replace(training, lora=replace(LORA, dropout=0.1))
+    whole = run(prepared, adapting, tmp_path / "whole", 2048)
+    run(prepared, adapting, tmp_path / "half", 1024)
+    assert same(run(prepared, adapting, tmp_path / "rest", 2048, tmp_path / "half" / "out" / "state"), whole)
     with pytest.raises(BadInput, match=r"train.lora.targets=\['q_prof'\]"):
-        run(prepared, {**recipe, "lora": {**LORA, "targets": ["q_prof"]}}, tmp_path / "wrong", 1024)
+        run(prepared, replace(training, lora=replace(LORA, targets=("q_prof",))), tmp_path / "wrong", 1024)

@@ -1,4 +1,4 @@
-"""Blocks of tokens: cut from a stream, filled with whole examples, mixed from several sources, written to disk one by one."""
+"""Blocks of tokens: cut from a stream, filled with whole examples, mixed from several sources, written to disk."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ Tokens = NDArray[Any]  # uint16 or uint32
 
 
 def interleave(shares: Sequence[float]) -> Iterator[int]:
-    """Which source the next block comes from: always the one furthest behind its share, so that every window has the mixture within one block."""
+    """Which source the next block comes from.
+
+    It is always the one furthest behind its share, so that every window has the mixture within one block.
+    """
     counts = [0] * len(shares)
     for total in itertools.count(1):
         behind = [share * total - count for share, count in zip(shares, counts, strict=True)]
@@ -27,71 +30,101 @@ def interleave(shares: Sequence[float]) -> Iterator[int]:
 def cut(stream: Iterable[Tokens], size: int) -> Iterator[Tokens]:
     """A stream of tokens, given in pieces of any length, as blocks of `size`; the last, incomplete one is left out."""
     rest: list[Tokens] = []  # shorter than a block in all
-    held = 0
+    length = 0  # of the rest
     for piece in stream:
         rest.append(piece)
-        held += len(piece)
-        if held < size:
+        length += len(piece)
+        if length < size:
             continue
         tokens = np.concatenate(rest) if len(rest) > 1 else piece
-        whole = held - held % size
+        whole = length - length % size
         yield from tokens[:whole].reshape(-1, size)
-        rest, held = [tokens[whole:]], held - whole
+        rest, length = [tokens[whole:]], length - whole
+
+
+class OpenBlocks:
+    """Blocks that are being filled, found by the room that they have left.
+
+    `by_room[room]` has the open blocks with so much, the oldest first.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.by_room: list[list[int]] = [[] for _ in range(size + 1)]  # heaps of block numbers
+        self.rooms = 0  # bit r is set where some open block has room r
+
+    def add(self, block: int, room: int) -> None:
+        """Opens a block, or puts it back with less room."""
+        heapq.heappush(self.by_room[room], block)
+        self.rooms |= 1 << room
+
+    def take(self, length: int) -> tuple[int, int] | None:
+        """Takes out the fullest block with room for `length` tokens: its number and its room.
+
+        None where there is none.
+        """
+        fitting = self.rooms >> length << length  # the rooms below `length` struck out
+        if not fitting:
+            return None
+        room = lowest_bit(fitting)
+        block = heapq.heappop(self.by_room[room])
+        if not self.by_room[room]:
+            self.rooms ^= 1 << room
+        return block, room
+
+
+def lowest_bit(number: int) -> int:
+    """The place of the lowest bit that is set; `number` is not 0."""
+    return (number & -number).bit_length() - 1
 
 
 def best_fit(lengths: Iterable[tuple[int, int]], size: int, open_blocks: int | None) -> Iterator[list[int]]:
-    """Examples, given as (name, length), put together in blocks of `size`: each goes where it leaves the least room. Yields the names of each block.
+    """Examples, given as (name, length), put together in blocks of `size`: each goes where it leaves the least room.
 
-    A block is given away when more than `open_blocks` are open, the fullest first; those still open at the end follow, the oldest first. With all
-    blocks open to the end (None) and the longest examples first, this is best-fit decreasing, as in Ding et al. 2024 (arXiv 2404.10830): of n
-    examples, in O(n log n). Of blocks with the same room, the oldest is taken.
+    Yields the names of each block.
+
+    A block is given away when more than `open_blocks` are open, the fullest first; those still open at the end follow,
+    the oldest first. With all blocks open to the end (None) and the longest examples first, this is best-fit
+    decreasing, as in Ding et al. 2024 (arXiv 2404.10830): of n examples, in O(n log n). Of blocks with the same room,
+    the oldest is taken.
     """
-    blocks: dict[int, list[int]] = {}
-    by_room: list[list[int]] = [[] for _ in range(size + 1)]  # heaps of the open blocks with so much room
-    rooms = 0  # a bit for every room that some open block has
-    fresh = itertools.count()
+    names: dict[int, list[int]] = {}  # of each open block
+    opened = OpenBlocks(size)
+    numbers = itertools.count()
     for name, length in lengths:
-        fitting = rooms >> length << length
-        if fitting:
-            room = (fitting & -fitting).bit_length() - 1
-            block = heapq.heappop(by_room[room])
-            if not by_room[room]:
-                rooms ^= 1 << room
-        else:
-            room, block = size, next(fresh)
-            blocks[block] = []
-        blocks[block].append(name)
-        heapq.heappush(by_room[room - length], block)
-        rooms |= 1 << (room - length)
-        if open_blocks is not None and len(blocks) > open_blocks:
-            fullest = (rooms & -rooms).bit_length() - 1
-            yield blocks.pop(heapq.heappop(by_room[fullest]))
-            if not by_room[fullest]:
-                rooms ^= 1 << fullest
-    yield from blocks.values()
+        block, room = opened.take(length) or (next(numbers), size)
+        names.setdefault(block, []).append(name)
+        opened.add(block, room - length)
+        if open_blocks is not None and len(names) > open_blocks:
+            fullest = opened.take(0)
+            assert fullest is not None
+            yield names.pop(fullest[0])
+    yield from names.values()
 
 
 class BlockFile:
-    """A `.npy` file of (blocks, size) that grows by a block at a time, so that blocks need not be held in memory; byte for byte what `np.save` writes."""
+    """A `.npy` file of (blocks, size) that grows by a block at a time, so that memory holds one.
 
-    def __init__(self, path: Path, size: int, kind: type) -> None:
+    Byte for byte what `np.save` writes.
+    """
+
+    def __init__(self, path: Path, size: int, dtype: type) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.size, self.kind, self.count = size, np.dtype(kind), 0
+        self.size, self.dtype, self.count = size, np.dtype(dtype), 0
         self.file: IO[bytes] = path.open("wb", buffering=2**20)
         self._header()
 
     def _header(self) -> None:
         """numpy leaves room in the header for the first axis to grow: its length does not depend on the count."""
-        about = {
-            "descr": np.lib.format.dtype_to_descr(self.kind),
+        header = {
+            "descr": np.lib.format.dtype_to_descr(self.dtype),
             "fortran_order": False,
             "shape": (self.count, self.size),
         }
-        np.lib.format.write_array_header_1_0(self.file, about)
+        np.lib.format.write_array_header_1_0(self.file, header)
 
     def append(self, block: Sequence[int] | Tokens) -> None:
         """Writes one more block, of `size` values."""
-        self.file.write(np.asarray(block, dtype=self.kind).tobytes())
+        self.file.write(np.asarray(block, dtype=self.dtype).tobytes())
         self.count += 1
 
     def close(self) -> None:
@@ -101,6 +134,6 @@ class BlockFile:
         self.file.close()
 
 
-def kind_for(vocabulary: int) -> type:
+def dtype_for(vocabulary: int) -> type:
     """The smallest unsigned type that holds the ids of a vocabulary."""
     return np.uint16 if vocabulary <= 2**16 else np.uint32

@@ -1,29 +1,32 @@
-"""Task families: functions from a passage to a question with choices. Pure; the only randomness is the generator that they are given.
+"""Task families: functions from a passage to a question with choices.
 
-The same functions make the English instructions for SFT and the items for evaluation in both languages: the templates are shared, the passages differ.
+Pure; the only randomness is the generator that they are given.
 
-family   what is asked                                 what it needs                          trivial baseline
-next     which word comes next; the text stands last   to predict the language                the choice most frequent in training text
-blank    which word fills the blank                    the same, and to bring it to the answer the same
-lookup   which word comes after a given word           to find and copy, in any language      the same
-genre    which kind of book a passage is from          to know what passages are about        always the first label
-about    what a verse is about, in English words       the words of the language              the label that stands in the text, else the first
+The same functions make the English instructions for SFT and the items for evaluation in both languages: the templates
+are shared, the passages differ.
+
+family   what is asked                                 what it needs
+next     which word comes next; the text stands last   to predict the language
+blank    which word fills the blank                    the same, and to bring it to the answer
+lookup   which word comes after a given word           to find and copy, in any language
+genre    which kind of book a passage is from          to know what passages are about
+about    what a verse is about, in English words       the words of the language
+
+The trivial baseline takes the choice most frequent in training text; of genre, the first label; of about, the label
+that stands in the text, else the first.
 """
 
 from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from train.data.corpus.bible import GENRES
 from train.data.writing import Writing, bare, ends_sentence, writing_of
 
-QUESTIONS = {
-    "next": "Which word comes next?",
-    "blank": "Which word fills the blank?",
-    "lookup": "Which word comes after {word}?",
+QUESTIONS = {  # what each family asks; `word_family` adds those that any running text gives
     "genre": "Which kind of book is this from?",
     "about": "What is this about?",
 }
@@ -35,14 +38,15 @@ TOPICS = {
     "food": "bread eat ate wine hunger hungry flour oil fruit grain meal food",
     "worship": "altar offering offerings sacrifice sacrifices priest priests incense temple worship",
     "kings": "king throne kingdom reign reigned crown queen kings",
-    "animals": "sheep ox oxen cattle goats goat lamb lambs flock flocks donkey donkeys horses camels lion lions animals",
+    "animals": "sheep ox oxen cattle goats goat lamb lambs flock flocks donkey donkeys horses camels lion lions"
+    " animals",
     "death": "die died dies dead grave buried kill killed tomb death",
 }
 
 
 @dataclass(frozen=True)
-class Item:
-    """One question: the text, what is asked of it, the choices, the true one, and the one that the trivial baseline takes.
+class Question:
+    """One question: a text, what is asked of it, the choices, the true one, and the trivial baseline's.
 
     Where the text is to be continued it stands last, else the question does, next to the answer.
     """
@@ -62,7 +66,10 @@ class Item:
 
 
 def prompt(instruction: str, text: str) -> str:
-    """An instruction and its text, up to the answer: the text first, so that what is asked stands next to the answer."""
+    """An instruction and its text, up to the answer.
+
+    The text comes first, so that what is asked stands next to the answer.
+    """
     return "\n".join(part for part in (text, instruction, "Answer:") if part)
 
 
@@ -78,11 +85,17 @@ class Vocabulary:
         self.rank = {word: rank for rank, word in enumerate(self.ranked)}
 
     def askable(self, word: str) -> bool:
-        """Whether a question may be about a word: by the writing, and known, and not one of the 25 commonest."""
+        """Whether a question may be about a word.
+
+        By the language's writing it can be; it is known, and not one of the 25 commonest.
+        """
         return self.rank.get(word, 0) >= 25 and self.writing.askable(word)
 
     def like(self, word: str, avoid: set[str], rng: random.Random, count: int = 3) -> list[str] | None:
-        """Distractors of about the frequency of `word`, drawn from the ranks around its own; None where there are too few."""
+        """Distractors of about the frequency of `word`, drawn from the ranks around its own.
+
+        None where there are too few.
+        """
         rank = self.rank[word]
         reach = max(30, rank // 4)
         near = [
@@ -93,17 +106,33 @@ class Vocabulary:
         return rng.sample(near, count) if len(near) >= count else None
 
     def commonest(self, choices: list[str]) -> int:
-        """The place of the choice that is most frequent in training text."""
-        return max(range(len(choices)), key=lambda place: self.counts[choices[place]])
+        """The number of the choice that is most frequent in training text."""
+        return max(range(len(choices)), key=lambda number: self.counts[choices[number]])
+
+
+WordFamily = Callable[[list[str], Vocabulary, random.Random], Question | None]
+WORD_FAMILIES: dict[
+    str, WordFamily
+] = {}  # by name: words of a document -> a question, or None where this try gives none
+
+
+def word_family(name: str, question: str) -> Callable[[WordFamily], WordFamily]:
+    """Enters a function as the family of this name, whose questions read so."""
+
+    def enter(make: WordFamily) -> WordFamily:
+        QUESTIONS[name], WORD_FAMILIES[name] = question, make
+        return make
+
+    return enter
 
 
 def shuffled(
     text: str, question: str, right: str, wrong: list[str], vocabulary: Vocabulary, rng: random.Random
-) -> Item:
-    """An item with its choices in a random order and the frequency baseline."""
+) -> Question:
+    """A question with its choices in a random order and the frequency baseline."""
     choices = [right, *wrong]
     rng.shuffle(choices)
-    return Item(text, question, tuple(choices), choices.index(right), vocabulary.commonest(choices))
+    return Question(text, question, tuple(choices), choices.index(right), vocabulary.commonest(choices))
 
 
 def window(words: list[str], shortest: int, longest: int, writing: Writing, rng: random.Random) -> list[str]:
@@ -116,7 +145,8 @@ def window(words: list[str], shortest: int, longest: int, writing: Writing, rng:
     return words[start : start + length]
 
 
-def next_word(words: list[str], vocabulary: Vocabulary, rng: random.Random) -> Item | None:
+@word_family("next", "Which word comes next?")
+def next_word(words: list[str], vocabulary: Vocabulary, rng: random.Random) -> Question | None:
     """Of 9 to 15 words, the last is asked for."""
     writing = vocabulary.writing
     if len(words) < 15 * writing.units:
@@ -131,56 +161,59 @@ def next_word(words: list[str], vocabulary: Vocabulary, rng: random.Random) -> I
     return shuffled(writing.join(text), QUESTIONS["next"], right, wrong, vocabulary, rng) if wrong else None
 
 
-def blank(words: list[str], vocabulary: Vocabulary, rng: random.Random) -> Item | None:
+@word_family("blank", "Which word fills the blank?")
+def blank(words: list[str], vocabulary: Vocabulary, rng: random.Random) -> Question | None:
     """Of 9 to 14 words, one in the second half is replaced by a blank."""
     text = window(words, 9, 14, vocabulary.writing, rng)
     if not text:
         return None
-    place = rng.randrange(len(text) // 2, len(text) - 2)
-    right = bare(text[place])
+    position = rng.randrange(len(text) // 2, len(text) - 2)
+    right = bare(text[position])
     if not vocabulary.askable(right):
         return None
     wrong = vocabulary.like(right, {bare(word) for word in text}, rng)
-    text = [*text[:place], BLANK, *text[place + 1 :]]
+    text = [*text[:position], BLANK, *text[position + 1 :]]
     return shuffled(vocabulary.writing.join(text), QUESTIONS["blank"], right, wrong, vocabulary, rng) if wrong else None
 
 
-def lookup(words: list[str], vocabulary: Vocabulary, rng: random.Random) -> Item | None:
+@word_family("lookup", "Which word comes after {word}?")
+def lookup(words: list[str], vocabulary: Vocabulary, rng: random.Random) -> Question | None:
     """Which word of the text comes after another; the wrong choices stand in the same text."""
     writing = vocabulary.writing
     text = window(words, 10, 16, writing, rng)
     plain = [bare(word) for word in text]
     candidates = sorted({word for word in plain if vocabulary.askable(word) and plain.count(word) == 1})
-    places = [
-        i for i in range(len(text) - 1) if plain[i] in candidates and plain[i + 1] in candidates and writing.follows(text[i])
+    positions = [
+        i
+        for i in range(len(text) - 1)
+        if plain[i] in candidates and plain[i + 1] in candidates and writing.follows(text[i])
     ]
-    if not places or len(candidates) < 5:
+    if not positions or len(candidates) < 5:
         return None
-    place = rng.choice(places)
-    wrong = rng.sample([word for word in candidates if word not in (plain[place], plain[place + 1])], 3)
-    return shuffled(
-        writing.join(text), QUESTIONS["lookup"].format(word=plain[place]), plain[place + 1], wrong, vocabulary, rng
-    )
+    position = rng.choice(positions)
+    word, right = plain[position : position + 2]
+    wrong = rng.sample([other for other in candidates if other not in (word, right)], 3)
+    return shuffled(writing.join(text), QUESTIONS["lookup"].format(word=word), right, wrong, vocabulary, rng)
 
 
-def genre(text: str, label: str) -> Item:
+def genre(text: str, label: str) -> Question:
     """The genre of a passage, among six."""
-    return Item(text, QUESTIONS["genre"], GENRES, GENRES.index(label), 0)
+    return Question(text, QUESTIONS["genre"], GENRES, GENRES.index(label), 0)
 
 
 def topic_of(english: str) -> str | None:
     """The topic of which an English verse has keywords; None where there is none or more than one."""
     words = {word.lower() for word in map(bare, english.split()) if word}
-    found = [topic for topic, keywords in TOPICS.items() if words & set(keywords.split())]
-    return found[0] if len(found) == 1 else None
+    topics = [topic for topic, keywords in TOPICS.items() if words & set(keywords.split())]
+    return topics[0] if len(topics) == 1 else None
 
 
-def about(text: str, topic: str) -> Item:
-    """What a verse is about, among the topics. The truth comes from the English verse, whatever the language of the text."""
+def about(text: str, topic: str) -> Question:
+    """What a verse is about, among the topics.
+
+    The truth comes from the English verse, whatever the language of the text.
+    """
     labels = tuple(TOPICS)
     words = {word.lower() for word in map(bare, text.split())}
-    overlap = [place for place, label in enumerate(labels) if label in words]
-    return Item(text, QUESTIONS["about"], labels, labels.index(topic), overlap[0] if overlap else 0)
-
-
-WORD_FAMILIES = {"next": next_word, "blank": blank, "lookup": lookup}
+    overlap = [number for number, label in enumerate(labels) if label in words]
+    return Question(text, QUESTIONS["about"], labels, labels.index(topic), overlap[0] if overlap else 0)

@@ -1,17 +1,19 @@
-"""Text -> blocks of token ids, memory-mapped on disk. CT packs running text; SFT packs whole examples and masks all but the answers.
+"""Text -> blocks of token ids, memory-mapped on disk.
 
-`blocks.npy` is (blocks, block_size), uint16 or uint32. SFT adds `labels.npy` (int32, −100 where there is no loss) and `positions.npy` (uint16, or
-uint32 for blocks above 65,536; restarting at 0 with each example: transformers derives a block-diagonal attention mask from them, so that examples
-do not see each other).
+CT packs running text; SFT packs whole examples and masks all but the answers.
 
-Each file of text is tokenised once, by `workers` processes, into the work folder, which outlives a kill; the blocks are then written one after the
-other. Memory holds a few files, never all of them. The blocks are the same for any number of workers.
+`blocks.npy` is (blocks, block_size), uint16 or uint32. SFT adds `labels.npy` (int32, −100 where there is no loss) and
+`positions.npy` (uint16, or uint32 for blocks above 65,536; restarting at 0 with each example: transformers derives a
+block-diagonal attention mask from them, so that examples do not see each other).
+
+Each file of text is tokenised once, by `workers` processes, into the work folder, which outlives a kill; the blocks are
+then written one after the other. Memory holds a few files, never all of them. The blocks are the same for any number of
+workers.
 """
 
 from __future__ import annotations
 
 import itertools
-import json
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,11 +23,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from common.errors import BadInput
-from train.data.blocks import BlockFile, Tokens, best_fit, cut, interleave, kind_for
-from train.data.corpus.build import files_of, read_rows
+from common.files import write_json
+from train.data.blocks import BlockFile, Tokens, best_fit, cut, dtype_for, interleave
+from train.data.corpus.documents import read_rows, training_files
 from train.data.instructions import instruction_files
 from train.data.processes import Workers
-from train.data.tokenization import AT_ONCE, Encoder, Pass, Tokenised, batched, begin, passes, stream
+from train.data.tokenization import (
+    AT_ONCE,
+    Pass,
+    Tokenised,
+    TokenizerFile,
+    batched,
+    init_worker,
+    passes,
+    stream,
+)
+from train.settings import CtBlocksSettings, SftBlocksSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -45,27 +58,24 @@ class Tally:
     padding: int = 0
 
 
-def ct_blocks(corpus_dir: Path, tokenizer_dir: Path, settings: dict[str, Any], out: Path, work: Path) -> None:
-    """Packs the language and English, `english_share` of the blocks, up to the schedule's tokens or the end of the language's text.
+def ct_blocks(
+    corpus_dir: Path, tokenizer_dir: Path, settings: CtBlocksSettings, out: Path, work: Path, workers: int = 1
+) -> None:
+    """Packs the language and English up to the schedule's tokens or the end of the language's text.
 
-    Settings: language, schedule_tokens, block_size, english_share, seed, workers (1). The language is never repeated, English is where it must be.
-    `work` keeps the tokens of each file until the blocks are published.
+    The language is never repeated, English is where it must be. `work` keeps the tokens of each file until the blocks
+    are published. `workers`: processes that tokenise; the blocks do not depend on it. Raises BadInput where the text is
+    shorter than one block.
     """
-    encoder = Encoder.of(load_tokenizer(tokenizer_dir))
-    size, share, language, seed = (
-        settings["block_size"],
-        settings["english_share"],
-        settings["language"],
-        settings["seed"],
-    )
-    wanted = -(-settings["schedule_tokens"] // size)
-    blocks = BlockFile(out / "blocks.npy", size, encoder.kind)
-    with Workers(settings.get("workers", 1), begin, (encoder,)) as workers:
-        own = passes(files_of(corpus_dir, language), f"{seed}:{language}", workers, work, epochs=1)
-        english = passes(
-            files_of(corpus_dir, "en"), f"{seed}:en", workers, work, ahead=max(1, round(workers.count * share))
-        )
-        sources = [cut(stream(own), size), cut(stream(english), size)]
+    tokenizer = TokenizerFile.of(load_tokenizer(tokenizer_dir))
+    size, share, language, seed = settings.block_size, settings.english_share, settings.language, settings.seed
+    wanted = -(-settings.schedule_tokens // size)
+    blocks = BlockFile(out / "blocks.npy", size, tokenizer.dtype)
+    with Workers(workers, init_worker, (tokenizer,)) as pool:
+        ahead = max(1, round(pool.count * share))
+        text = passes(training_files(corpus_dir, language), f"{seed}:{language}", pool, work, epochs=1)
+        english = passes(training_files(corpus_dir, "en"), f"{seed}:en", pool, work, ahead=ahead)
+        sources = [cut(stream(text), size), cut(stream(english), size)]
         for source in itertools.islice(interleave([1 - share, share]), wanted):
             block = next(sources[source], None)
             if block is None:
@@ -74,44 +84,48 @@ def ct_blocks(corpus_dir: Path, tokenizer_dir: Path, settings: dict[str, Any], o
     blocks.close()
     if not blocks.count:
         raise BadInput(f"corpus: the {language} training text is shorter than one block of ct.block_size={size} tokens")
-    whole = blocks.count < wanted
     write_counts(
         out,
         blocks=blocks.count,
         tokens=blocks.count * size,
         english_share=share,
         real_token_share=1.0,
-        whole_corpus=whole,
+        whole_corpus=blocks.count < wanted,
     )
 
 
 def sft_blocks(
     items_dir: Path,
+    corpus_dir: Path | None,
     tokenizer_dir: Path,
-    settings: dict[str, Any],
+    settings: SftBlocksSettings,
     out: Path,
     work: Path,
-    corpus_dir: Path | None = None,
+    workers: int = 1,
 ) -> None:
-    """Packs instruction examples, with a `replay_share` of blocks of English running text, up to `tokens`; repeats the examples where they are fewer.
+    """Packs instruction examples, and blocks of English running text among them, up to `tokens`.
 
-    Settings: tokens, block_size, replay_share, seed, workers (1). `work` keeps the tokens of each file until the blocks are published.
+    The examples are repeated where they are fewer.
+
+    `corpus_dir` is needed where `replay_share` is not 0. `work` keeps the tokens of each file until the blocks are
+    published. `workers`: processes that tokenise; the blocks do not depend on it. Raises BadInput for examples that are
+    longer than a block.
     """
-    encoder = Encoder.of(load_tokenizer(tokenizer_dir))
-    size, share, seed, tally = settings["block_size"], settings["replay_share"], settings["seed"], Tally()
-    kinds = {"blocks": encoder.kind, "labels": np.int32, "positions": kind_for(size)}
-    columns = [BlockFile(out / f"{name}.npy", size, kind) for name, kind in kinds.items()]
+    tokenizer = TokenizerFile.of(load_tokenizer(tokenizer_dir))
+    size, share, seed, tally = settings.block_size, settings.replay_share, settings.seed, Tally()
+    dtypes = {"blocks": tokenizer.dtype, "labels": np.int32, "positions": dtype_for(size)}
+    columns = [BlockFile(out / f"{name}.npy", size, dtype) for name, dtype in dtypes.items()]
     files = instruction_files(items_dir)
     single = files[0].suffix == ".jsonl"
-    with Workers(settings.get("workers", 1), begin, (encoder,)) as workers:
-        read = passes(files, f"{seed}:sft", workers, work)
+    with Workers(workers, init_worker, (tokenizer,)) as pool:
+        read = passes(files, f"{seed}:sft", pool, work)
         packed = one_stream(read, size, tally) if single else file_by_file(read, size, tally, len(files))
         english: Iterator[Tokens] = iter(())
         if share > 0:
             assert corpus_dir is not None
-            english = cut(stream(passes(files_of(corpus_dir, "en"), f"{seed}:replay", workers, work)), size)
-        for source in itertools.islice(interleave([1 - share, share]), -(-settings["tokens"] // size)):
-            row = joined(next(packed), size, encoder.end, tally) if source == 0 else running(next(english), tally)
+            english = cut(stream(passes(training_files(corpus_dir, "en"), f"{seed}:replay", pool, work)), size)
+        for source in itertools.islice(interleave([1 - share, share]), -(-settings.tokens // size)):
+            row = joined(next(packed), size, tokenizer.end, tally) if source == 0 else running(next(english), tally)
             for column, values in zip(columns, row, strict=True):
                 column.append(values)
     for column in columns:
@@ -122,8 +136,8 @@ def sft_blocks(
         "tokens": tokens,
         "examples": tally.examples,
         "trained_tokens": tally.trained,
+        "real_token_share": (tokens - tally.padding) / tokens,
     }
-    counts["real_token_share"] = (tokens - tally.padding) / tokens
     write_counts(out, **counts, **({"examples_too_long": tally.too_long} if tally.too_long else {}))
 
 
@@ -144,34 +158,39 @@ def one_stream(read: Iterable[Pass], size: int, tally: Tally) -> Iterator[list[E
                     raise BadInput(f"sft.block_size={size}: the longest instruction example has {longest} tokens")
             order = list(range(len(examples)))
             rng.shuffle(order)
-            yield from ((place, len(examples[place][0])) for place in order)
+            yield from ((number, len(examples[number][0])) for number in order)
 
     for block in best_fit(arriving(), size, OPEN_BLOCKS):
-        yield [examples[place] for place in block]
+        yield [examples[number] for number in block]
 
 
 def file_by_file(read: Iterable[Pass], size: int, tally: Tally, files: int) -> Iterator[list[Example]]:
-    """The examples of each block, for ever, from many files: best-fit decreasing within a file, its blocks in a random order.
+    """The examples of each block, for ever, from many files.
+
+    They are packed by best-fit decreasing within a file, and its blocks put in a random order.
 
     It pads less than a stream does. Examples longer than a block are left out, and counted.
     """
-    for number, (file, rng) in enumerate(read):
+    for turn, (file, rng) in enumerate(read):
         examples = examples_of(file)
-        order = [place for place, (tokens, _) in enumerate(examples) if len(tokens) <= size]
-        if number < files:
+        order = [number for number, (tokens, _) in enumerate(examples) if len(tokens) <= size]
+        if turn < files:
             tally.examples += len(order)
             tally.too_long += len(examples) - len(order)
-        if number >= files and not tally.examples:
+        if turn >= files and not tally.examples:
             raise BadInput(f"sft.block_size={size}: all {tally.too_long:,} instruction examples are longer")
         rng.shuffle(order)
-        order.sort(key=lambda place: len(examples[place][0]), reverse=True)
-        blocks = list(best_fit(((place, len(examples[place][0])) for place in order), size, None))
+        order.sort(key=lambda number: len(examples[number][0]), reverse=True)
+        blocks = list(best_fit(((number, len(examples[number][0])) for number in order), size, None))
         rng.shuffle(blocks)
-        yield from ([examples[place] for place in block] for block in blocks)
+        yield from ([examples[number] for number in block] for block in blocks)
 
 
 def examples_of(file: Tokenised) -> list[Example]:
-    """Each instruction as prompt + answer + end token, with the length of its prompt: the loss is on the answer and the end token only."""
+    """Each instruction as prompt + answer + end token, with the length of its prompt.
+
+    The loss is on the answer and the end token only.
+    """
     return list(zip(file.documents(), file.masked.tolist(), strict=True))
 
 
@@ -201,7 +220,7 @@ def running(block: Tokens, tally: Tally) -> tuple[Tokens, Tokens, Tokens]:
 
 def texts(corpus_dir: Path, language: str) -> list[str]:
     """The training documents of a language, all in memory: for the small base model's recipe."""
-    return [row["text"] for path in files_of(corpus_dir, language) for row in read_rows(path)]
+    return [row["text"] for path in training_files(corpus_dir, language) for row in read_rows(path)]
 
 
 def shuffled(documents: Sequence[str], seed: str) -> Iterator[str]:
@@ -213,9 +232,12 @@ def shuffled(documents: Sequence[str], seed: str) -> Iterator[str]:
 
 
 def chunks(
-    documents: Iterable[str], encode: Callable[[list[str]], list[Tokens]], end: int, size: int
+    documents: Iterable[str], encode: Callable[[Sequence[str]], list[Tokens]], end: int, size: int
 ) -> Iterator[Tokens]:
-    """Documents as one stream of tokens, each followed by the end token, cut into blocks of `size`; the last, incomplete one is left out."""
+    """Documents as one stream of tokens, each followed by the end token, cut into blocks of `size`.
+
+    The last, incomplete one is left out.
+    """
     return cut((np.append(ids, end) for batch in batched(documents, AT_ONCE) for ids in encode(batch)), size)
 
 
@@ -231,4 +253,4 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 def write_counts(out: Path, **counts: Any) -> None:
     """`counts.json` beside the blocks."""
-    (out / "counts.json").write_text(json.dumps(counts, indent=1) + "\n")
+    write_json(out / "counts.json", counts)

@@ -1,4 +1,7 @@
-"""Work handed to several processes, with results in the order of the tasks: what is made does not depend on how many processes make it."""
+"""Work handed to several processes, with results in the order of the tasks.
+
+What is made does not depend on how many processes make it.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +17,21 @@ Result = TypeVar("Result")
 
 
 class Workers(AbstractContextManager["Workers"]):
-    """`count` processes, each begun with `begin(*about)`, if given; one is this process itself. Several callers may share them."""
+    """`count` processes, each readied by `init_worker(*arguments)`, if given; one is this process itself.
 
-    def __init__(self, count: int, begin: Callable[..., None] | None = None, about: tuple[Any, ...] = ()) -> None:
+    Several callers may share them.
+    """
+
+    def __init__(
+        self, count: int, init_worker: Callable[..., None] | None = None, arguments: tuple[Any, ...] = ()
+    ) -> None:
         self.count = count
         self.pool = None
         if count > 1:  # spawned, not forked: a fork of a process with threads (torch, tokenizers) may hang
-            self.pool = ProcessPoolExecutor(count, mp_context=get_context("spawn"), initializer=begin, initargs=about)
-        elif begin:
-            begin(*about)
+            context = get_context("spawn")
+            self.pool = ProcessPoolExecutor(count, mp_context=context, initializer=init_worker, initargs=arguments)
+        elif init_worker:
+            init_worker(*arguments)
 
     def __exit__(self, *_: object) -> None:
         if self.pool:
@@ -31,21 +40,24 @@ class Workers(AbstractContextManager["Workers"]):
     def map(
         self, function: Callable[[Task], Result], tasks: Iterable[Task], ahead: int | None = None
     ) -> Iterator[Result]:
-        """`function(task)` for each task, in order, with no more than `ahead` tasks (None: one a process) begun before their result is asked for.
+        """`function(task)` for each task, in order.
 
-        Tasks are taken one by one, so that they may be endless. A caller that stops asking leaves at most `ahead` results unused.
+        At most `ahead` tasks (None: one a process) are submitted before their result is asked for.
+
+        Tasks are taken one by one, so that they may be endless. A caller that stops asking leaves at most `ahead`
+        results unused.
         """
         if self.pool is None:
             yield from map(function, tasks)
             return
-        begun: deque[Future[Result]] = deque()
+        submitted: deque[Future[Result]] = deque()
         try:
             for task in tasks:
-                begun.append(self.pool.submit(function, task))
-                if len(begun) > (self.count if ahead is None else ahead):
-                    yield begun.popleft().result()
-            while begun:
-                yield begun.popleft().result()
+                submitted.append(self.pool.submit(function, task))
+                if len(submitted) > (self.count if ahead is None else ahead):
+                    yield submitted.popleft().result()
+            while submitted:
+                yield submitted.popleft().result()
         finally:
-            for future in begun:
+            for future in submitted:
                 future.cancel()

@@ -1,8 +1,9 @@
 """Text files -> tokens on disk, each file once, by several processes; and the tokens as a stream in a seeded order.
 
-What is made of a file is a folder with `tokens.npy` (all documents one after the other, each with its end token), `lengths.npy` (tokens of each
-document) and `masked.npy` (leading tokens of each that carry no loss: the prompt of an instruction, nothing of a text). It is written aside and
-renamed, and found again by the next run: a kill costs the files that were being tokenised.
+What is made of a file is a folder with `tokens.npy` (all documents one after the other, each with its end token),
+`lengths.npy` (tokens of each document) and `masked.npy` (leading tokens of each that carry no loss: the prompt of an
+instruction, nothing of a text). It is written aside and renamed, and found again by the next run: a kill costs the
+files that were being tokenised.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import itertools
 import os
 import random
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,14 +21,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import BadInput
-from train.data.blocks import Tokens, kind_for
-from train.data.corpus.build import read_rows
+from train.data.blocks import Tokens, dtype_for
+from train.data.corpus.documents import read_rows
 from train.data.processes import Workers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from train.data.words import TextEncoder
+
 AT_ONCE = 64  # documents given to the tokenizer at a time
+CHECKED = 8  # documents at the beginning of each file whose tokens are held against the tokenizers library's
 
 
 @dataclass(frozen=True)
@@ -54,38 +58,46 @@ class Tokenised:
 Pass = tuple[Tokenised, random.Random]  # a file, and the generator that orders its documents in one epoch
 
 
-class Encoder:
-    """A tokenizer in a form that travels to other processes and needs no transformers there: texts to ids, without special tokens."""
+@dataclass(frozen=True)
+class TokenizerFile:
+    """A tokenizer in a form that travels to other processes and needs no transformers there."""
 
-    def __init__(self, definition: str, end: int, vocabulary: int) -> None:
-        self.definition, self.end, self.kind = definition, end, kind_for(vocabulary)
+    definition: str  # the text of its tokenizer.json
+    end: int  # id of the token that ends a document
+    vocabulary: int  # number of its tokens
 
     @classmethod
-    def of(cls, tokenizer: PreTrainedTokenizerBase) -> Encoder:
+    def of(cls, tokenizer: PreTrainedTokenizerBase) -> TokenizerFile:
         """Raises BadInput for the few tokenizers that the tokenizers library does not run."""
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
             raise BadInput(
-                f"model: its tokenizer ({type(tokenizer).__name__}) is not one of the tokenizers library; save it as tokenizer.json"
+                f"model: its tokenizer ({type(tokenizer).__name__}) is not one of the tokenizers library;"
+                " save it as tokenizer.json"
             )
         assert isinstance(tokenizer.eos_token_id, int)
         return cls(backend.to_str(), tokenizer.eos_token_id, len(tokenizer))
 
-    def load(self) -> Callable[[list[str]], list[Tokens]]:
-        """The function that encodes, of arrays of `kind`. Documents are neither cut nor padded."""
-        from train.data.words import encoder  # the tokenizers library
+    @property
+    def dtype(self) -> type:
+        """The type of its ids on disk: uint16 or uint32."""
+        return dtype_for(self.vocabulary)
 
-        return encoder(self.definition, self.kind)
+    def load(self) -> TextEncoder:
+        """What encodes: texts to arrays of `dtype`, without special tokens."""
+        from train.data.words import TextEncoder  # the tokenizers library
+
+        return TextEncoder(self.definition, self.dtype)
 
 
-_encoder: tuple[Encoder, Callable[[list[str]], list[Tokens]]] | None = None  # of this process
+_tokenizer: tuple[TokenizerFile, TextEncoder] | None = None  # of this process
 
 
-def begin(encoder: Encoder) -> None:
+def init_worker(tokenizer: TokenizerFile) -> None:
     """Readies a process to tokenise. Each has one thread: the processes are the parallelism."""
-    global _encoder
+    global _tokenizer
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    _encoder = encoder, encoder.load()
+    _tokenizer = tokenizer, tokenizer.load()
 
 
 def tokenise(task: tuple[Path, Path]) -> Path:
@@ -93,23 +105,23 @@ def tokenise(task: tuple[Path, Path]) -> Path:
     source, folder = task
     if folder.exists():
         return folder
-    assert _encoder is not None
-    encoder, encode = _encoder
-    end: Tokens = np.array([encoder.end], encoder.kind)
+    assert _tokenizer is not None
+    tokenizer, encoder = _tokenizer
+    rows = read_rows(source)
+    prompts, texts = pair(rows)
+    encode = encoder.checked([*prompts[:CHECKED], *texts[:CHECKED]])
+    end: Tokens = np.array([tokenizer.end], tokenizer.dtype)
     pieces: list[Tokens] = []
     masked: list[int] = []
-    for rows in batched(read_rows(source), AT_ONCE):
-        if "text" in rows[0]:
-            prompts = [end[:0]] * len(rows)
-            texts = encode([row["text"] for row in rows])
-        else:
-            prompts = encode([row["prompt"] for row in rows])
-            texts = encode([" " + row["output"] for row in rows])
-        masked += map(len, prompts)
-        pieces += (np.concatenate([prompt, text, end]) for prompt, text in zip(prompts, texts, strict=True))
+    for start in range(0, len(rows), AT_ONCE):
+        stop = start + AT_ONCE
+        encoded = encode(texts[start:stop])
+        questions = encode(prompts[start:stop]) if prompts else [end[:0]] * len(encoded)
+        masked += map(len, questions)
+        pieces += (np.concatenate([question, text, end]) for question, text in zip(questions, encoded, strict=True))
     aside = folder.with_name(f"{folder.name}.{os.getpid()}")
     aside.mkdir(parents=True, exist_ok=True)
-    np.save(aside / "tokens.npy", np.concatenate(pieces) if pieces else np.empty(0, encoder.kind))
+    np.save(aside / "tokens.npy", np.concatenate(pieces) if pieces else np.empty(0, tokenizer.dtype))
     np.save(aside / "lengths.npy", np.array([len(piece) for piece in pieces], np.int64))
     np.save(aside / "masked.npy", np.array(masked, np.int64))
     try:
@@ -119,25 +131,34 @@ def tokenise(task: tuple[Path, Path]) -> Path:
     return folder
 
 
+def pair(rows: Sequence[dict[str, str]]) -> tuple[list[str], list[str]]:
+    """The prompts of rows, none where they are running text, and the texts that are trained on."""
+    if rows and "text" not in rows[0]:
+        return [row["prompt"] for row in rows], [" " + row["output"] for row in rows]
+    return [], [row["text"] for row in rows]
+
+
 def passes(
     files: Sequence[Path], seed: str, workers: Workers, work: Path, epochs: int | None = None, ahead: int | None = None
 ) -> Iterator[Pass]:
-    """The tokens of each file, epoch after epoch (None: for ever), each with the generator that orders its documents; the files in an order by epoch.
+    """The tokens of each file, epoch after epoch (None: for ever), each with the generator that orders its documents.
 
-    `work`: where the tokens are kept. Every file is tokenised once, when it is first wanted.
+    The order of the files is another in each epoch. `work`: where the tokens are kept. Every file is tokenised once,
+    when it is first wanted.
     """
 
     def wanted() -> Iterator[tuple[int, int]]:
         for epoch in itertools.count() if epochs is None else range(epochs):
-            places = list(range(len(files)))
+            numbers = list(range(len(files)))
             if len(files) > 1:
-                random.Random(f"{seed}:{epoch}:files").shuffle(places)
-            yield from ((epoch, place) for place in places)
+                random.Random(f"{seed}:{epoch}:files").shuffle(numbers)
+            yield from ((epoch, number) for number in numbers)
 
     named, ordered = itertools.tee(wanted())
-    tasks = ((files[place], work / f"{files[place].parent.name}.{files[place].stem}") for _, place in named)
-    for (epoch, place), folder in zip(ordered, workers.map(tokenise, tasks, ahead), strict=False):
-        yield Tokenised.open(folder), random.Random(f"{seed}:{epoch}:{place}" if len(files) > 1 else f"{seed}:{epoch}")
+    tasks = ((files[number], work / f"{files[number].parent.name}.{files[number].stem}") for _, number in named)
+    for (epoch, number), folder in zip(ordered, workers.map(tokenise, tasks, ahead), strict=False):
+        seeded = f"{seed}:{epoch}:{number}" if len(files) > 1 else f"{seed}:{epoch}"
+        yield Tokenised.open(folder), random.Random(seeded)
 
 
 def stream(read: Iterable[Pass]) -> Iterator[Tokens]:

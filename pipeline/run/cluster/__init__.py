@@ -1,61 +1,60 @@
-"""A sweep on a Slurm cluster: `schedule` cuts the plan into jobs, `submit` hands them over, `job` runs inside one, `watch` waits for them."""
+"""A sweep on a Slurm cluster.
+
+Comes in: the run's plan, the keys that are missing, the site file. Goes out: entries in the store, made by jobs, and the run's journal.
+`schedule` cuts the plan into jobs (pure), `queue` asks Slurm, `submit` hands jobs over, `job` is what runs inside one, `watch` waits for them and
+tells what they tell, `site` reads what jobs ask for. Touched: the run's folder, `.jobs/` in the store, Slurm's queue; nothing of a job's stages but
+by its own worker.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 from common.errors import BadInput
 from pipeline.config import Config
-from pipeline.execute import Executor
 from pipeline.plan import Stage
+from pipeline.run.cluster import queue, schedule, submit, watch
 from pipeline.run.cluster import site as sites
-from pipeline.run.console import Journal
-from pipeline.store import Store
+from pipeline.run.journal import Journal
+from pipeline.run.run_plan import RunPlan
+from pipeline.run.worker import Worker
+from pipeline.sweep import Sweep
 
 
-def run(
-    site: sites.Site,
-    config: Config,
-    stages: Sequence[Stage],
-    waiting: Sequence[Stage],
-    here: Executor,
-    journal: Journal,
-    say: Callable[[str], None],
-) -> None:
-    """Makes what waits, in Slurm jobs, and returns when they have ended. What is queued already, by an earlier command, is waited for and not
-    submitted again. What happened stands in the journal. `here` makes stages on this host, where the site wants that."""
-    from pipeline.run.cluster import queue, schedule, submit, watch
-    from pipeline.run.cluster.job import save_plan
+def site_of(sweep: Sweep, config: Config) -> sites.Site | None:
+    """The cluster that a sweep is sent to, checked against its trainings; None where it stays here. Raises BadInput."""
+    if sweep.site is None:
+        return None
+    site = sites.read(sweep.site)
+    sites.check(site, config)
+    return site
 
-    store, folder = Store(Path(config.store)), journal.path.parent
-    save_plan(folder, config, stages)
-    keys = {stage.key for stage in waiting}
+
+def make(site: sites.Site, plan: RunPlan, missing: Sequence[Stage], here: Worker, journal: Journal) -> None:
+    """Makes what is missing, in Slurm jobs, and returns when they have ended; what became of it stands in the journal.
+
+    What is queued already, by an earlier command, is waited for and not submitted again. `here` makes stages on this host, where the site
+    wants that. Raises BadInput where Slurm does not answer or refuses a job.
+    """
+    store, folder = plan.store, journal.path.parent
+    keys = {stage.key for stage in missing}
     if site.data_here:
-        made = [
-            stage
-            for task in schedule.cut(stages, keys)
-            if task.work == "data" and not task.needs & keys
-            for stage in task.stages
-        ]
-        here.run(made)
-        keys -= {stage.key for stage in made}
+        tasks = [task for task in schedule.cut(plan.stages, keys) if task.work == "data" and not task.needs & keys]
+        data = [stage for task in tasks for stage in task.stages]
+        here.run(data)
+        keys -= {stage.key for stage in data}
     with queue.submitting(store):
         seen = queue.look()
         if seen is None:
             raise BadInput("launcher=slurm: Slurm does not answer (squeue --me); nothing was submitted")
         queued = [job for job in queue.ours(store, seen) if keys & set(job.keys)]
         making = queue.making(queued)
-        tasks = schedule.cut(stages, keys - set(making))
-        jobs = submit.submit(site, store, tasks, folder, making)
+        jobs = submit.submit(site, store, schedule.cut(plan.stages, keys - set(making)), folder, making)
+    say = here.progress.note
     say(f"{len(jobs)} jobs submitted, {len(queued)} queued before; their logs are in {queue.logs(folder)}")
+    waiting = [stage for stage in plan.stages if stage.key in keys]
     try:
-        watch.until_ended(
-            watch.Watch(
-                [*queued, *jobs], [stage for stage in stages if stage.key in keys], store, journal, here.progress
-            ),
-            site,
-        )
+        watch.until_ended(watch.Watch([*queued, *jobs], waiting, store, journal, here.progress), site)
     except KeyboardInterrupt:
         say("the jobs stay in the queue, and the same command goes on watching them; this ends them:")
         say(f"  scancel {' '.join(job.id for job in (*queued, *jobs))}")

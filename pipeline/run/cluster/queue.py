@@ -10,10 +10,11 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from common.files import write_json
 from pipeline.store import Store
 
 PREFIX = "slackmerge-"
-PATIENCE = 60.0  # seconds that a Slurm command may take
+SLURM_TIMEOUT_S = 60.0  # seconds that a Slurm command may take
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,9 @@ def look() -> dict[str, Seen] | None:
     """All jobs of this user that wait or run, by id; None where Slurm does not answer."""
     try:
         words = ("squeue", "--me", "--noheader", "--array", "--format=%i|%T|%r|%j")
-        lines = subprocess.run(words, check=True, capture_output=True, text=True, timeout=PATIENCE).stdout.splitlines()
+        lines = subprocess.run(
+            words, check=True, capture_output=True, text=True, timeout=SLURM_TIMEOUT_S
+        ).stdout.splitlines()
     except (OSError, subprocess.SubprocessError):
         return None
     return {job: Seen(*rest) for job, *rest in (line.strip().split("|", 3) for line in lines if line.count("|") >= 3)}
@@ -62,7 +65,7 @@ def ended_as(job: str) -> str:
     """The last state that Slurm knows of a job, such as CANCELLED, TIMEOUT or OUT_OF_MEMORY."""
     try:
         words = ("scontrol", "show", "job", "--oneliner", job)
-        said = subprocess.run(words, check=True, capture_output=True, text=True, timeout=PATIENCE).stdout
+        said = subprocess.run(words, check=True, capture_output=True, text=True, timeout=SLURM_TIMEOUT_S).stdout
     except (OSError, subprocess.SubprocessError):
         return "gone"
     return next((word.removeprefix("JobState=") for word in said.split() if word.startswith("JobState=")), "gone")
@@ -84,25 +87,22 @@ def submitting(store: Store) -> Iterator[None]:
 
 def announce(store: Store, array: str, jobs: Sequence[Job]) -> None:
     """Says what the elements of an array will make, before it is submitted: whoever finds it in the queue can tell."""
-    path = _manifests(store) / f"{array}.json"
-    aside = path.with_suffix(".aside")
-    aside.write_text(json.dumps([asdict(job) for job in jobs]), encoding="utf-8")
-    aside.rename(path)
+    write_json(_manifests(store) / f"{array}.json", [asdict(job) for job in jobs])
 
 
 def ours(store: Store, seen: dict[str, Seen]) -> list[Job]:
     """The jobs in the queue that make stages of this store. Forgets arrays that have left it."""
-    found, names = [], {one.name for one in seen.values()}
+    jobs, names = [], {entry.name for entry in seen.values()}
     for path in _manifests(store).glob(f"{PREFIX}*.json"):
         if path.stem not in names:
             path.unlink()
-    for id, one in seen.items():
-        path = _manifests(store) / f"{one.name}.json"
-        if one.name.startswith(PREFIX) and path.exists():
+    for id, entry in seen.items():
+        path = _manifests(store) / f"{entry.name}.json"
+        if entry.name.startswith(PREFIX) and path.exists():
             elements = json.loads(path.read_text(encoding="utf-8"))
-            about = elements[int(id.partition("_")[2] or 0)]
-            found.append(Job(id, about["name"], tuple(about["keys"]), about["folder"]))
-    return found
+            element = elements[int(id.partition("_")[2] or 0)]
+            jobs.append(Job(id, element["name"], tuple(element["keys"]), element["folder"]))
+    return jobs
 
 
 def making(jobs: Collection[Job]) -> dict[str, Job]:

@@ -15,24 +15,10 @@ from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from typing import Literal
 
+from pipeline.kinds import KINDS
 from pipeline.plan import Stage
 
-Work = Literal["data", "train", "evaluate"]
-WORK: dict[str, Work] = {
-    "corpus": "data",
-    "items": "data",
-    "instructions": "data",
-    "leaks": "data",
-    "ct_blocks": "data",
-    "sft_blocks": "data",
-    "base": "train",
-    "ct": "train",
-    "sft": "train",
-    "tune": "evaluate",
-    "merge": "evaluate",
-    "weights": "evaluate",
-    "eval": "evaluate",
-}
+Work = Literal["data", "train", "evaluate"]  # what jobs ask a machine for: a section of the site file each
 LARGEST_ARRAY = 1000  # Slurm's default MaxArraySize is 1001
 
 
@@ -64,6 +50,12 @@ class Task:
         )
 
 
+def work_of(stage: Stage) -> Work:
+    """The class of jobs that makes a stage; merging is done where its result is scored."""
+    work = KINDS[stage.kind].work
+    return "evaluate" if work == "score" or work == "merge" else work
+
+
 def cut(stages: Sequence[Stage], waiting: Collection[str] | None = None) -> tuple[Task, ...]:
     """The jobs of a plan, each after those that it needs. Only stages whose keys are in `waiting` are made; None: all of them."""
     groups: dict[tuple[str, ...], list[Stage]] = {}
@@ -84,27 +76,27 @@ def _task(group: Sequence[Stage], waiting: Collection[str] | None) -> Task | Non
         kept.sort(key=lambda stage: stage.settings["tokens"])
     read = {parent.key for stage in kept for parent in stage.parents.values() if not parent.given}
     needs = read | {stage.key for stage in group}
-    return Task(WORK[kept[0].kind], tuple(kept), frozenset(needs - {stage.key for stage in kept}))
+    return Task(work_of(kept[0]), tuple(kept), frozenset(needs - {stage.key for stage in kept}))
 
 
 def _together(stage: Stage) -> tuple[str, ...]:
     """What names the job of a stage. No two jobs need one another: a job's stages read only what was made before all of them."""
-    work = WORK[stage.kind]
+    work = work_of(stage)
     if work == "data":
         lineage = [stage, *ancestors(stage)]
-        corpus = sorted(one.key for one in lineage if one.kind == "corpus")
-        trained = sorted(one.key for one in lineage if WORK.get(one.kind) == "train")
+        corpus = sorted(ancestor.key for ancestor in lineage if ancestor.kind == "corpus")
+        trained = sorted(ancestor.key for ancestor in lineage if not ancestor.given and work_of(ancestor) == "train")
         return (work, *corpus, *trained)
     if work == "train":
         return (work, stage.trajectory or stage.key)
-    tuned = [one.key for one in (stage, *ancestors(stage)) if one.kind == "tune"]
+    tuned = [ancestor.key for ancestor in (stage, *ancestors(stage)) if ancestor.kind == "tune"]
     return (work, tuned[0] if tuned else stage.key)
 
 
 def ancestors(stage: Stage) -> tuple[Stage, ...]:
     """All that a stage comes from, each once."""
-    found = {one.key: one for parent in stage.parents.values() for one in (parent, *ancestors(parent))}
-    return tuple(found.values())
+    each = (ancestor for parent in stage.parents.values() for ancestor in (parent, *ancestors(parent)))
+    return tuple({ancestor.key: ancestor for ancestor in each}.values())
 
 
 def bundles(array: Sequence[Task], size: int) -> tuple[Task, ...]:

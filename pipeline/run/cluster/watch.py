@@ -12,7 +12,8 @@ from typing import Any
 from pipeline.plan import Stage
 from pipeline.run.cluster import queue
 from pipeline.run.cluster.site import Site
-from pipeline.run.console import Journal, Progress
+from pipeline.run.console import Progress
+from pipeline.run.journal import Journal
 from pipeline.store import Store
 
 EXPLAINED = ("failed", "refused", "not_run")  # events that say why a stage was not made

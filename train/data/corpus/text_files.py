@@ -13,7 +13,10 @@ FORMATS = (".txt", ".jsonl", ".parquet")
 
 
 def matching(pattern: str, key: str) -> list[Path]:
-    """The files that a glob names, sorted; refused where there are none, one is empty, or one has a format that we do not read."""
+    """The files that a glob names, sorted.
+
+    Raises BadInput where there are none, one is empty, or one has a format that we do not read.
+    """
     paths = [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]
     if not paths:
         raise BadInput(f"{key}: no file matches {pattern!r}; give a path or glob of {', '.join(FORMATS)} files")

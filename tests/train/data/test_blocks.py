@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from train.data.blocks import BlockFile, best_fit, cut, interleave, kind_for
+from train.data.blocks import BlockFile, best_fit, cut, dtype_for, interleave
 
 
 def order(shares: list[float], length: int) -> list[int]:
@@ -48,14 +48,14 @@ def plain_best_fit(lengths: list[int], size: int, open_blocks: int | None) -> li
     window: list[tuple[int, list[int]]] = []
     done = []
     for name, length in enumerate(lengths):
-        fitting = [place for place, (room, _) in enumerate(window) if room >= length]
+        fitting = [number for number, (room, _) in enumerate(window) if room >= length]
         if fitting:
-            place = min(fitting, key=lambda place: window[place][0])
-            window[place] = (window[place][0] - length, [*window[place][1], name])
+            best = min(fitting, key=lambda number: window[number][0])
+            window[best] = (window[best][0] - length, [*window[best][1], name])
         else:
             window.append((size - length, [name]))
         if open_blocks is not None and len(window) > open_blocks:
-            done.append(window.pop(min(range(len(window)), key=lambda place: window[place][0]))[1])
+            done.append(window.pop(min(range(len(window)), key=lambda number: window[number][0]))[1])
     return [*done, *(names for _, names in window)]
 
 
@@ -95,4 +95,4 @@ def test_a_file_of_blocks_is_what_numpy_writes(
 
 
 def test_ids_are_kept_in_the_smallest_type() -> None:
-    assert kind_for(2**16) is np.uint16 and kind_for(2**16 + 1) is np.uint32
+    assert dtype_for(2**16) is np.uint16 and dtype_for(2**16 + 1) is np.uint32

@@ -1,19 +1,25 @@
-"""What one process of a torchrun does in test_distributed.py: several trainings one after the other, as each start costs seconds.
+"""What one process of a torchrun does in test_distributed.py.
 
-`torchrun --nproc_per_node=2 many.py PREPARED OUT STRATEGY`; PREPARED holds `model`, `blocks` and `settings.json`.
+Several trainings one after the other, as each start costs seconds.
+
+`torchrun --nproc_per_node=2 torchrun_trainings.py PREPARED OUT STRATEGY`; PREPARED holds `model`, `blocks` and
+`settings.json`.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from common.errors import Interrupted
 from train import trainer
 from train.parallel import Compute
+from train.settings import TrainingSettings
 
 
 class Killed(Exception):
@@ -43,16 +49,20 @@ def told_at(step: int, told: bool) -> Callable[[], bool]:
 
 
 def main(prepared: Path, out: Path, strategy: str) -> None:
-    import os
-
     compute = Compute(threads=1, strategy=strategy, processes=int(os.environ["WORLD_SIZE"]), micro_batch=1)
-    settings = json.loads((prepared / "settings.json").read_text())
+    settings = TrainingSettings.from_mapping(json.loads((prepared / "settings.json").read_text()))
 
     def run(name: str, tokens: int, blocks: str = "blocks", **more: Any) -> None:
-        own = {**settings, "tokens": tokens}
         folder = out / name
         facts = trainer.train(
-            prepared / "model", prepared / blocks, own, folder / "out", work=folder / "work", compute=compute, **more
+            prepared / "model",
+            prepared / blocks,
+            replace(settings, tokens=tokens),
+            folder / "out",
+            work=folder / "work",
+            save_every_tokens=512,
+            compute=compute,
+            **more,
         )
         (folder / f"facts-{os.environ['RANK']}.json").write_text(json.dumps(facts))
 

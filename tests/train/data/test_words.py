@@ -14,16 +14,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-from train.data import words
-from train.data.words import SPACE, Words, encoder, loaded, local
+from common import files
+from train.data import tokenization, words
+from train.data.words import SPACE, TextEncoder, Words, loaded, local
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 TEXT = [
-    "the cat's 12 mice -- don't eat, it's 3.14 (or 2,000)!", "Pachiyambi Mulungu analenga kumwamba ndi dziko", "བོད་ཡིག་ གི་ ཡི་གེ།",
-    "கடவுள் உலகம்", "  two spaces   three    four", "line\nline\n\nparagraph \n end", "ᠮᠣᠩᠭᠣᠯ\u180eᠠ", "e\u0301te\u0301 été",
+    "the cat's 12 mice -- don't eat, it's 3.14 (or 2,000)!", "Pachiyambi Mulungu analenga kumwamba ndi dziko",
+    "བོད་ཡིག་ གི་ ཡི་གེ།",
+    "கடவுள் உலகம்", "  two spaces   three    four", "line\nline\n\nparagraph \n end",
+    "ᠮᠣᠩᠭᠣᠯ\u180eᠠ", "e\u0301te\u0301 été",
 ]  # fmt: skip
 PIECES = [
-    " ", " ", " ", "  ", "\n", "\t", "\u00a0", "\u2003", "\u180e", "\u200b", "\x1c", "\x85", "\r\n", "a", "the", "cat", "'s", "'", "I'll", "1", "23", "x1", "-", "...",
+    " ", " ", " ", "  ", "\n", "\t", "\u00a0", "\u2003", "\u180e", "\u200b", "\x1c", "\x85", "\r\n",
+    "a", "the", "cat", "'s", "'", "I'll", "1", "23", "x1", "-", "...",
     SPACE, "Ġ", "<|end|>", "<|", "கடவுள்", "བོད་", "é", "e\u0301", "\u0301", "\U0001f600", "\u200d", "ſ", "K", "",
 ]  # fmt: skip
 
@@ -43,7 +47,7 @@ def trained(pre: Any, **model: Any) -> dict[str, Any]:
 
 
 def sentencepiece(**changes: Any) -> dict[str, Any]:
-    """As Llama 2's: no pre-tokenizer, spaces made visible by the normalizer, bytes for what is not in the vocabulary."""
+    """As Llama 2's: no pre-tokenizer, spaces made visible by the normalizer, bytes for what has no token."""
     made = trained(
         pre_tokenizers.Metaspace(prepend_scheme="first"), unk_token="<unk>", fuse_unk=True, byte_fallback=True
     )
@@ -94,9 +98,9 @@ def made(name: str) -> tuple[Tokenizer, Words]:
 @given(text=st.lists(st.sampled_from(PIECES), max_size=30).map("".join) | st.text(max_size=20))
 def test_the_ids_are_the_librarys(name: str, text: str) -> None:
     whole, ours = made(name)
-    found = ours.ids(text)
-    if found is not None:
-        assert found.tolist() == whole.encode(text, add_special_tokens=False).ids
+    ids = ours.ids(text)
+    if ids is not None:
+        assert ids.tolist() == whole.encode(text, add_special_tokens=False).ids
 
 
 @pytest.mark.parametrize("name", LOCAL)
@@ -106,23 +110,34 @@ def test_plain_texts_are_split_and_the_rest_is_encoded_whole(name: str) -> None:
     texts = [*splitting, "", "an <|end|> inside", f"a{SPACE} b", "space behind ", "line behind\n"]
     split = [ours.ids(text) is not None for text in texts]
     assert split == [True] * len(splitting) + [False] * 5
-    encoded = encoder(json.dumps(LOCAL[name]()), np.uint32)(texts)
+    encoded = TextEncoder(json.dumps(LOCAL[name]()), np.uint32).by_words(texts)
     assert [ids.tolist() for ids in encoded] == [whole.encode(text, add_special_tokens=False).ids for text in texts]
 
 
 def test_a_full_memory_of_words_is_emptied(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(words, "HELD", 1000)
+    monkeypatch.setattr(words, "CACHE_BYTES", 1000)
     whole = loaded(json.dumps(tiny_base()))
     ours = Words(whole, tiny_base(), np.uint16)
     for text in TEXT * 2:
-        found = ours.ids(text)
-        assert found is None or found.tolist() == whole.encode(text, add_special_tokens=False).ids
+        ids = ours.ids(text)
+        assert ids is None or ids.tolist() == whole.encode(text, add_special_tokens=False).ids
     assert 0 < len(ours) < len(set(" ".join(TEXT).split()))
 
 
 def crossing() -> dict[str, Any]:
     made = sentencepiece()
     made["model"]["vocab"][f"of{SPACE}the"] = 5000
+    return made
+
+
+def spanning() -> dict[str, Any]:
+    """Byte-level pieces that are not split into words, with a merge across a space: `of the` is one token."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(["of the"] * 9, trainer)
+    made: dict[str, Any] = json.loads(tokenizer.to_str())
     return made
 
 
@@ -152,3 +167,39 @@ NOT_LOCAL: dict[str, Callable[[], dict[str, Any]]] = {
 @pytest.mark.parametrize("why", NOT_LOCAL)
 def test_other_tokenizers_encode_whole_texts(why: str) -> None:
     assert not local(NOT_LOCAL[why]())
+
+
+@pytest.mark.parametrize("name", LOCAL)
+def test_what_agrees_with_the_library_is_encoded_by_words(name: str) -> None:
+    encoder = TextEncoder(json.dumps(LOCAL[name]()), np.uint32)
+    assert encoder.checked(TEXT) == encoder.by_words and encoder.checked([]) == encoder.by_words
+
+
+def test_a_tokenizer_that_was_admitted_wrongly_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(words, "local", lambda settings: True)
+    encoder = TextEncoder(json.dumps(spanning()), np.uint32)
+    texts = ["of the people", "nothing that spans"]
+    right = [encoder.library.encode(text, add_special_tokens=False).ids for text in texts]
+    assert encoder.by_words(texts)[0].tolist() != right[0]
+    with pytest.warns(RuntimeWarning, match="texts are encoded whole"):
+        encode = encoder.checked(texts)
+    assert [ids.tolist() for ids in encode(texts)] == right
+
+
+def test_each_file_is_judged_by_its_first_documents(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The tokens of a file are the same whichever files its process has seen before."""
+    monkeypatch.setattr(words, "local", lambda settings: True)
+    files.write_jsonl(tmp_path / "plain.jsonl", [{"text": "nothing that spans"}])
+    files.write_jsonl(tmp_path / "spanning.jsonl", [{"text": "of the people"}])
+    definition = json.dumps(spanning())
+    tokenization.init_worker(tokenization.TokenizerFile(definition, end=0, vocabulary=70_000))
+    whole = loaded(definition)
+
+    def tokens(name: str) -> list[int]:
+        folder = tokenization.tokenise((tmp_path / f"{name}.jsonl", tmp_path / name))
+        return tokenization.Tokenised.open(folder).tokens.tolist()
+
+    with pytest.warns(RuntimeWarning, match="texts are encoded whole"):
+        spanned = tokens("spanning")
+    assert spanned == [*whole.encode("of the people", add_special_tokens=False).ids, 0]
+    assert tokens("plain") == [*whole.encode("nothing that spans", add_special_tokens=False).ids, 0]

@@ -1,4 +1,6 @@
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,10 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from common.errors import BadInput
-from train import base_model as base
+from train import base_model
 from train.data import instructions, packing
 from train.data.blocks import Tokens, interleave
+from train.settings import CtBlocksSettings, ItemsSettings, SftBlocksSettings
 
 
 @given(st.lists(st.floats(0.01, 1), min_size=1, max_size=4), st.integers(0, 500), st.integers(1, 300))
@@ -29,15 +32,15 @@ def test_four_to_one_is_exact_over_a_thousand_blocks() -> None:
 
 
 def test_chunks_are_the_documents_with_end_tokens() -> None:
-    def encode(texts: list[str]) -> list[Tokens]:
+    def encode(texts: Sequence[str]) -> list[Tokens]:
         return [np.array([ord(c) for c in text]) for text in texts]
 
     blocks = [block.tolist() for block in packing.chunks(["abc", "de", "fghij"], encode, 0, 4)]
     assert blocks == [[97, 98, 99, 0], [100, 101, 0, 102], [103, 104, 105, 106]]
 
 
-def ct_settings(**changes: Any) -> dict[str, Any]:
-    return {"language": "xx", "schedule_tokens": 6400, "block_size": 32, "english_share": 0.2, "seed": 0, **changes}
+def ct_settings(**changes: Any) -> CtBlocksSettings:
+    return replace(CtBlocksSettings("xx", schedule_tokens=6400, block_size=32, english_share=0.2, seed=0), **changes)
 
 
 def test_ct_blocks(corpus_dir: Path, model_dir: Path, tmp_path: Path) -> None:
@@ -56,42 +59,25 @@ def test_ct_blocks(corpus_dir: Path, model_dir: Path, tmp_path: Path) -> None:
 
 
 def test_sft_blocks_train_answers_only_and_lose_little_room(corpus_dir: Path, model_dir: Path, tmp_path: Path) -> None:
-    settings = {
-        "language": "xx",
-        "families": ["next", "blank", "lookup"],
-        "sft_items": 60,
-        "eval_items": 5,
-        "sft_path": None,
-        "seed": 0,
-    }
-    instructions.build(corpus_dir, settings, tmp_path / "items")
-    packing.sft_blocks(
-        tmp_path / "items",
-        model_dir,
-        {"tokens": 51_200, "block_size": 512, "replay_share": 0.0, "seed": 0},
-        tmp_path / "sft",
-        tmp_path / "work",
-    )
+    items = tmp_path / "items"
+    settings = ItemsSettings("xx", ("next", "blank", "lookup"), sft_items=60, eval_items=5, seed=0)
+    instructions.build(corpus_dir, settings, items)
+    wanted = SftBlocksSettings(tokens=51_200, block_size=512, replay_share=0.0, seed=0)
+    packing.sft_blocks(items, None, model_dir, wanted, tmp_path / "sft", tmp_path / "work")
     blocks, labels, positions = (
         np.load(tmp_path / "sft" / f"{name}.npy") for name in ("blocks", "labels", "positions")
     )
     assert blocks.shape == labels.shape == positions.shape == (100, 512)
     tokenizer = packing.load_tokenizer(model_dir)
     spans = np.split(blocks[0], np.flatnonzero(positions[0] == 0)[1:])
-    own = np.split(labels[0], np.flatnonzero(positions[0] == 0)[1:])
-    for ids, label in zip(spans[:-1], own[:-1], strict=True):
+    label_spans = np.split(labels[0], np.flatnonzero(positions[0] == 0)[1:])
+    for ids, label in zip(spans[:-1], label_spans[:-1], strict=True):
         question, answer = tokenizer.decode(ids[label == -100]), tokenizer.decode(label[label != -100])
         assert question.endswith("Answer:") or question.startswith("Which word comes next?\n")
-        assert answer.startswith(" ") and answer.endswith(base.END)
+        assert answer.startswith(" ") and answer.endswith(base_model.END)
     assert json.loads((tmp_path / "sft" / "counts.json").read_text())["real_token_share"] > 0.97
-    packing.sft_blocks(
-        tmp_path / "items",
-        model_dir,
-        {"tokens": 5120, "block_size": 512, "replay_share": 0.5, "seed": 0},
-        tmp_path / "replay",
-        tmp_path / "work",
-        corpus_dir,
-    )
+    replayed = SftBlocksSettings(tokens=5120, block_size=512, replay_share=0.5, seed=0)
+    packing.sft_blocks(items, corpus_dir, model_dir, replayed, tmp_path / "replay", tmp_path / "work")
     assert ((np.load(tmp_path / "replay" / "labels.npy") != -100).all(axis=1)).sum() == 5
 
 

@@ -1,4 +1,7 @@
-"""Blocks from many files of text: any number of workers, kills, exact budgets, little padding, and examples that do not see each other."""
+"""Blocks from many files of text.
+
+Any number of workers, kills, exact budgets, little padding, and examples that do not see each other.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import json
 import random
 import subprocess
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +22,23 @@ from pyarrow import parquet
 from transformers import AutoModelForCausalLM
 
 from common.errors import BadInput
-from tests.train.conftest import WORDS, sentences
+from tests.toy_text import WORDS, sentences
 from train import trainer
+from train.block_dataset import Blocks
 from train.data import packing
 from train.data.blocks import interleave
-from train.data.corpus.build import files_of, read_rows
+from train.data.corpus.documents import read_rows, training_files
+from train.settings import CtBlocksSettings, SftBlocksSettings, TrainingSettings
 
 
-def settings(**changes: Any) -> dict[str, Any]:
-    return {"language": "xx", "schedule_tokens": 64_000, "block_size": 64, "english_share": 0.2, "seed": 0, **changes}
+def settings(**changes: Any) -> CtBlocksSettings:
+    return replace(CtBlocksSettings("xx", schedule_tokens=64_000, block_size=64, english_share=0.2, seed=0), **changes)
+
+
+def pack_sft(items: Path, model_dir: Path, out: Path, tokens: int, block_size: int) -> None:
+    """SFT blocks without replay."""
+    wanted = SftBlocksSettings(tokens, block_size, replay_share=0.0, seed=0)
+    packing.sft_blocks(items, None, model_dir, wanted, out, out.with_name("work"))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -86,7 +98,7 @@ def test_the_language_comes_once_and_whole_and_english_is_repeated(
     blocks = np.load(tmp_path / "a" / "blocks.npy")
     source = np.array([s for s, _ in zip(interleave([0.8, 0.2]), blocks, strict=False)])
     for number, language in enumerate(("xx", "en")):
-        texts = [row["text"] for path in files_of(sharded, language) for row in read_rows(path)]
+        texts = [row["text"] for path in training_files(sharded, language) for row in read_rows(path)]
         ids = blocks[source == number].ravel()
         documents = [
             tokenizer.decode(part[:-1])
@@ -104,19 +116,12 @@ def test_the_language_comes_once_and_whole_and_english_is_repeated(
 def test_the_same_blocks_for_any_number_of_workers(
     sharded: Path, instructions: Path, model_dir: Path, tmp_path: Path
 ) -> None:
-    sft = {"tokens": 40_000, "block_size": 512, "replay_share": 0.25, "seed": 0}
+    sft = SftBlocksSettings(tokens=40_000, block_size=512, replay_share=0.25, seed=0)
     for workers in (1, 3):
-        packing.ct_blocks(
-            sharded, model_dir, settings(workers=workers), tmp_path / f"ct{workers}", tmp_path / f"w{workers}"
-        )
-        packing.sft_blocks(
-            instructions,
-            model_dir,
-            {**sft, "workers": workers},
-            tmp_path / f"sft{workers}",
-            tmp_path / f"v{workers}",
-            sharded,
-        )
+        out, work = tmp_path / f"ct{workers}", tmp_path / f"w{workers}"
+        packing.ct_blocks(sharded, model_dir, settings(), out, work, workers)
+        out, work = tmp_path / f"sft{workers}", tmp_path / f"v{workers}"
+        packing.sft_blocks(instructions, sharded, model_dir, sft, out, work, workers)
     assert contents(tmp_path / "ct1") == contents(tmp_path / "ct3")
     assert contents(tmp_path / "sft1") == contents(tmp_path / "sft3")
     packing.ct_blocks(sharded, model_dir, settings(seed=1), tmp_path / "other", tmp_path / "w1")
@@ -126,7 +131,8 @@ def test_the_same_blocks_for_any_number_of_workers(
 KILLED = """
 import json, os, signal, sys
 from pathlib import Path
-from train.data import packing, tokenization as tokens
+from train.data import packing, tokenization
+from train.settings import CtBlocksSettings
 rename, left = os.rename, 5
 def watched(*paths):
     global left
@@ -134,13 +140,15 @@ def watched(*paths):
     if not left:
         os.kill(os.getpid(), signal.SIGKILL)
     rename(*paths)
-tokens.os.rename = watched
-packing.ct_blocks(Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3]), Path(sys.argv[4]), Path(sys.argv[5]))
+tokenization.os.rename = watched
+settings = CtBlocksSettings(**json.loads(sys.argv[3]))
+packing.ct_blocks(Path(sys.argv[1]), Path(sys.argv[2]), settings, Path(sys.argv[4]), Path(sys.argv[5]))
 """
 
 
 def test_a_kill_costs_the_file_that_was_being_tokenised(sharded: Path, model_dir: Path, tmp_path: Path) -> None:
-    arguments = [str(sharded), str(model_dir), json.dumps(settings()), str(tmp_path / "killed"), str(tmp_path / "work")]
+    folders = [str(sharded), str(model_dir)], [str(tmp_path / "killed"), str(tmp_path / "work")]
+    arguments = [*folders[0], json.dumps(asdict(settings())), *folders[1]]
     assert subprocess.run([sys.executable, "-c", KILLED, *arguments], check=False, capture_output=True).returncode == -9
     done = {
         path: path.stat().st_mtime_ns
@@ -156,13 +164,7 @@ def test_a_kill_costs_the_file_that_was_being_tokenised(sharded: Path, model_dir
 
 
 def test_instructions_of_all_lengths_lose_little_room(instructions: Path, model_dir: Path, tmp_path: Path) -> None:
-    packing.sft_blocks(
-        instructions,
-        model_dir,
-        {"tokens": 51_200, "block_size": 512, "replay_share": 0.0, "seed": 0},
-        tmp_path / "sft",
-        tmp_path / "work",
-    )
+    pack_sft(instructions, model_dir, tmp_path / "sft", tokens=51_200, block_size=512)
     blocks, labels, positions = (
         np.load(tmp_path / "sft" / f"{name}.npy") for name in ("blocks", "labels", "positions")
     )
@@ -180,27 +182,15 @@ def test_instructions_of_all_lengths_lose_little_room(instructions: Path, model_
 
 def test_examples_longer_than_every_block_are_refused(instructions: Path, model_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="sft.block_size=3: all .* instruction examples are longer"):
-        packing.sft_blocks(
-            instructions,
-            model_dir,
-            {"tokens": 30, "block_size": 3, "replay_share": 0.0, "seed": 0},
-            tmp_path / "sft",
-            tmp_path / "work",
-        )
+        pack_sft(instructions, model_dir, tmp_path / "sft", tokens=30, block_size=3)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_a_packed_example_has_the_logits_that_it_has_alone(
     instructions: Path, model_dir: Path, tmp_path: Path, attention: str
 ) -> None:
-    packing.sft_blocks(
-        instructions,
-        model_dir,
-        {"tokens": 1280, "block_size": 128, "replay_share": 0.0, "seed": 0},
-        tmp_path / "sft",
-        tmp_path / "work",
-    )
-    rows = trainer.Blocks(tmp_path / "sft")
+    pack_sft(instructions, model_dir, tmp_path / "sft", tokens=1280, block_size=128)
+    rows = Blocks(tmp_path / "sft")
     model = AutoModelForCausalLM.from_pretrained(
         model_dir, attn_implementation=attention, use_cache=False
     ).eval()  # as the trainer sets it
@@ -219,16 +209,13 @@ def test_a_packed_example_has_the_logits_that_it_has_alone(
 
 
 def test_the_trainer_sees_each_example_alone(instructions: Path, model_dir: Path, tmp_path: Path) -> None:
-    """The first loss that the trainer reports is that of the same examples one by one: its own call of the model keeps them apart."""
-    packing.sft_blocks(
-        instructions,
-        model_dir,
-        {"tokens": 512, "block_size": 128, "replay_share": 0.0, "seed": 0},
-        tmp_path / "sft",
-        tmp_path / "work",
-    )
+    """The first loss that the trainer reports is that of the same examples one by one.
+
+    Its own call of the model keeps them apart.
+    """
+    pack_sft(instructions, model_dir, tmp_path / "sft", tokens=512, block_size=128)
     model = AutoModelForCausalLM.from_pretrained(model_dir).eval()
-    rows, total, count = trainer.Blocks(tmp_path / "sft"), 0.0, 0
+    rows, total, count = Blocks(tmp_path / "sft"), 0.0, 0
     for row in (rows[index] for index in range(4)):
         starts = [*torch.nonzero(row["position_ids"] == 0).flatten().tolist(), 128]
         for start, stop in itertools.pairwise(starts):
@@ -239,15 +226,17 @@ def test_the_trainer_sees_each_example_alone(instructions: Path, model_dir: Path
                 logits, labels, ignore_index=packing.IGNORED, reduction="sum"
             ).item()
             count += int((labels != packing.IGNORED).sum())
-    described = {
-        "batch_tokens": 512,
-        "block_size": 128,
-        "learning_rate": 1e-3,
-        "min_lr_ratio": 0.1,
-        "warmup_ratio": 0.1,
-        "weight_decay": 0.0,
-    }
-    described |= {"tokens": 512, "schedule_tokens": 512, "save_every_tokens": 512, "seed": 0}
+    described = TrainingSettings(
+        tokens=512,
+        schedule_tokens=512,
+        batch_tokens=512,
+        block_size=128,
+        learning_rate=1e-3,
+        min_lr_ratio=0.1,
+        warmup_ratio=0.1,
+        weight_decay=0.0,
+        seed=0,
+    )
     trainer.train(model_dir, tmp_path / "sft", described, tmp_path / "out", work=tmp_path / "training")
     first = json.loads((tmp_path / "out" / "log.jsonl").read_text().splitlines()[0])
     assert first["loss"] == pytest.approx(total / count, abs=1e-4)

@@ -1,0 +1,57 @@
+"""Cells in processes of Hydra's launchers (joblib, submitit_local ...), with all that `hydra.launcher` sets.
+
+Hydra starts the processes and calls back with a cell's number: what is made there, the run's plan says. A launcher is a plugin, asked for by
+Hydra's plugin interface. Private in Hydra is one class, as a launcher wants the callbacks of a run and there is no other way to have some
+(we configure none): `hydra._internal.callbacks.Callbacks`, of 1.3.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra._internal.callbacks import Callbacks
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
+from hydra.types import HydraContext
+from omegaconf import DictConfig
+
+from common.errors import BadInput, StageFailed
+from pipeline.run.worker import make_cell
+from pipeline.sweep import CONF, Sweep
+
+
+def start(sweep: Sweep, folder: Path) -> None:
+    """Returns when every cell was tried. Raises StageFailed where a process was lost."""
+    ours = (
+        "hydra.mode=MULTIRUN",
+        f"hydra.sweep.dir='{folder}'",
+        "hydra.sweep.subdir=.",
+        "hydra.output_subdir=null",  # the plan in the folder says what was composed
+        "hydra/hydra_logging=none",
+        "hydra/job_logging=none",
+    )
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF), job_name="pipeline"):
+        try:
+            config = compose("config", [*sweep.common, *ours], return_hydra_config=True)
+            context = HydraContext(config_loader=GlobalHydra.instance().config_loader(), callbacks=Callbacks())
+            launcher = Plugins.instance().instantiate_launcher(
+                hydra_context=context, task_function=partial(_make_cell, folder), config=config
+            )
+        except HydraException as error:
+            raise BadInput(f"launcher={sweep.launcher}: {' '.join(str(error).split())}") from None
+        try:
+            ended = launcher.launch([list(cell) for cell in sweep.overrides], initial_job_idx=0)
+        except Exception as error:  # whatever a launcher raises where one of its processes was killed
+            message = f"launcher={sweep.launcher}: a process was lost: {type(error).__name__}: {error}"
+            raise StageFailed(" ".join(message.split())) from error
+    for job in ended:
+        job.return_value  # noqa: B018  # raises what no stage explains, with its traceback
+
+
+def _make_cell(folder: Path, composed: DictConfig) -> None:
+    """In a process of the launcher's. The composed config is not read: the cell was planned with its own already."""
+    make_cell(folder, HydraConfig.get().job.num)

@@ -1,0 +1,41 @@
+"""What happened in a run: a file that its processes append to, one JSON object an event."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.plan import Stage
+
+
+class Journal:
+    """Events of stages (started, published, failed, refused, preempted, not_run, damaged), in the order of writing."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def write(self, event: str, stage: Stage | None = None, **more: Any) -> None:
+        """Appends an event of this process, now."""
+        named = {} if stage is None else {"kind": stage.kind, "slug": stage.slug, "key": stage.key}
+        self.append({"time": round(time.time(), 3), "event": event, "process": os.getpid(), **named, **more})
+
+    def append(self, event: Mapping[str, Any]) -> None:
+        """Writes an event as it is, such as one that a job on another machine left in its own journal."""
+        line = json.dumps(event, ensure_ascii=False)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("ab", buffering=0) as file:  # one write, so that lines of several processes do not mix
+            file.write(line.encode() + b"\n")
+
+    def events(self, *names: str) -> list[dict[str, Any]]:
+        """The events of these names so far."""
+        if not self.path.exists():
+            return []
+        return [
+            event
+            for line in self.path.read_text(encoding="utf-8").splitlines()
+            if (event := json.loads(line))["event"] in names
+        ]

@@ -1,0 +1,58 @@
+"""`python -m pipeline plan`: the stages of a sweep, done or to run; with a cluster named, what they cost too."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from common.errors import BadInput
+from pipeline import sweep
+from pipeline.run import run_plan
+from pipeline.run.run_plan import RunPlan
+
+
+def show(overrides: Sequence[str], multirun: bool) -> int:
+    """Prints the plan; `cluster=` and `mfu=` among the overrides ask for costs. Raises BadInput, also where the cluster cannot hold it."""
+    asked = dict(argument.split("=", 1) for argument in overrides if argument.startswith(("cluster=", "mfu=")))
+    settings = [argument for argument in overrides if argument.partition("=")[0] not in asked]
+    plan = run_plan.plan(sweep.expand(settings, multirun), network=False)
+    if "cluster" not in asked:
+        print(_table(plan))
+        return 0
+    from pipeline.cost.table import report
+
+    missing = {stage.key for stage in plan.missing()}
+    text, refusal = report(plan.cells, missing, asked["cluster"], _utilisation(asked.get("mfu")))
+    print(text)
+    if refusal:
+        raise BadInput(refusal)
+    return 0
+
+
+def _utilisation(given: str | None) -> float | None:
+    """The share of the peak FLOP/s that `mfu=` states. Raises BadInput where it is none."""
+    if given is None:
+        return None
+    try:
+        share = float(given)
+    except ValueError:
+        share = 0.0
+    if not 0 < share <= 1:
+        raise BadInput(
+            f"mfu={given}: give the share of the peak FLOP/s that training reaches, above 0 and at most 1, such as 0.4"
+        )
+    return share
+
+
+def _table(plan: RunPlan) -> str:
+    """For people: each stage, whether it is done, and how many cells share it."""
+    missing = {stage.key for stage in plan.missing()}
+    sharing = Counter(stage.key for cell in plan.cells for stage in cell.stages)
+    width = max(len(stage.slug) for stage in plan.stages)
+    lines = [f"{'kind':13}{'stage':{width + 2}}{'key':14}{'cells':>5}  state"]
+    for stage in plan.stages:
+        state = "to run" if stage.key in missing else "done"
+        lines.append(f"{stage.kind:13}{stage.slug:{width + 2}}{stage.key:14}{sharing[stage.key]:5}  {state}")
+    count = len(plan.stages)
+    lines.append(f"{len(plan.cells)} cells, {count} stages: {count - len(missing)} done, {len(missing)} to run")
+    return "\n".join(lines)

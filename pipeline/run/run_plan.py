@@ -1,0 +1,81 @@
+"""What a run makes: its cells and their stages, planned once, handed down, and left in the run's folder for its workers."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+
+from common.files import write_json
+from pipeline import inputs
+from pipeline.config import Config
+from pipeline.plan import Cell, Stage, merged, plan_cell
+from pipeline.store import Store
+from pipeline.sweep import Sweep
+
+FILE = "plan.pickle"
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """The cells of a sweep, with what they read from outside checked."""
+
+    cells: tuple[Cell, ...]
+    processes: int = 1  # that share the work, for estimates of time
+
+    @cached_property
+    def stages(self) -> tuple[Stage, ...]:
+        """Of all cells, each once, in the order in which the cells run."""
+        return merged(self.cells)
+
+    @cached_property
+    def by_key(self) -> Mapping[str, Stage]:
+        return {stage.key: stage for stage in self.stages}
+
+    @property
+    def config(self) -> Config:
+        """The first cell's: what all cells share (store, outputs, name, compute) is read from it."""
+        return self.cells[0].config
+
+    @property
+    def store(self) -> Store:
+        return Store(Path(self.config.store))
+
+    @property
+    def outputs(self) -> Path:
+        """The folder of the experiment's report and runs."""
+        return Path(self.config.outputs) / self.config.name
+
+    def missing(self) -> list[Stage]:
+        """The stages that have no entry in the store, or a damaged one."""
+        store = self.store
+        return [stage for stage in self.stages if (entry := store.find(stage)) is None or entry.damage(thorough=False)]
+
+    def new_folder(self) -> Path:
+        """A new name for the folder of what one run leaves beside its results: plan, journal, logs."""
+        return self.outputs.absolute() / "runs" / f"{datetime.now():%Y-%m-%d_%H-%M-%S}-{os.getpid()}"
+
+    def save(self, folder: Path) -> None:
+        """Leaves the plan where every worker of the run, on this machine or in a job, finds it; the configs beside it are for people."""
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / FILE).write_bytes(pickle.dumps((self.cells, self.processes)))
+        write_json(folder / "configs.json", {str(cell): cell.config.model_dump() for cell in self.cells})
+
+    @staticmethod
+    def load(folder: Path) -> RunPlan:
+        """The plan that `save` left in a run's folder."""
+        return RunPlan(*pickle.loads((folder / FILE).read_bytes()))
+
+
+def plan(sweep: Sweep, network: bool = True) -> RunPlan:
+    """Plans the cells of a sweep; `network`: whether the hub may be asked. Raises BadInput."""
+    return plan_configs(sweep.configs, network, sweep.processes)
+
+
+def plan_configs(configs: Sequence[Config], network: bool, processes: int = 1) -> RunPlan:
+    """Checks what each cell reads from outside, and plans it. Raises BadInput that names the key."""
+    return RunPlan(tuple(plan_cell(config, inputs.inputs(config, network)) for config in configs), processes)

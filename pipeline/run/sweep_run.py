@@ -1,0 +1,113 @@
+"""`python -m pipeline run`: a sweep from its configs to its report. Plan, check, make, report, and what was not made."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+
+from common.errors import Interrupted, StageFailed
+from pipeline import check as checks
+from pipeline import inputs, states
+from pipeline.run import cluster, failures, local, run_plan
+from pipeline.run.collect import write_report
+from pipeline.run.console import Estimates, duration, say
+from pipeline.run.failures import Failures
+from pipeline.run.journal import Journal
+from pipeline.run.run_plan import RunPlan
+from pipeline.run.worker import JOURNAL, worker
+from pipeline.store import Store
+from pipeline.sweep import Sweep
+
+
+def run(sweep: Sweep, arguments: Sequence[str]) -> int:
+    """Runs what is missing and writes the report. `arguments`: of the command line, to say how to try again.
+
+    Returns the exit code: 0; 1 where a stage crashed; 2 where input was refused on the way. Raises BadInput.
+    """
+    started = time.monotonic()
+    plan = run_plan.plan(sweep)
+    site = cluster.site_of(sweep, plan.config)
+    missing = plan.missing()
+    _say_plan(plan, len(missing))
+    journal = Journal(plan.new_folder() / JOURNAL)
+    if missing:
+        if sweep.launcher in local.LAUNCHERS:
+            inputs.check_device(plan.config.compute)
+        if check(sweep):
+            return 2
+        plan.save(journal.path.parent)
+        here = worker(plan, journal)
+        try:
+            if site:
+                cluster.make(site, plan, missing, here, journal)
+            else:
+                local.make(sweep, plan, here, journal.path.parent)
+        except (StageFailed, Interrupted) as error:  # of what cells share: cells tell of their own in the journal
+            failures.tell(Failures(failed=[{"message": str(error)}]), arguments)
+            return 1
+    return _end(plan, journal, arguments, started)
+
+
+def _say_plan(plan: RunPlan, missing: int) -> None:
+    left = Estimates(plan.store, plan.config.compute.first_guess, plan.processes).of(plan.stages)
+    expected = f", about {duration(left)}" if missing else ""
+    say(
+        f"{plan.config.name}: {len(plan.cells)} cells, {len(plan.stages)} stages: "
+        f"{len(plan.stages) - missing} done, {missing} to run{expected}"
+    )
+
+
+def check(sweep: Sweep) -> int:
+    """Says everything that would stop a sweep, a line each. 0 where nothing would, else 2."""
+    config = sweep.configs[0]
+    findings = checks.sweep(sweep.configs)
+    for finding in findings:
+        print(finding, file=sys.stderr)
+    failed = sum(finding.fails for finding in findings)
+    warnings = len(findings) - failed
+    say(
+        f"{config.name}: {failed or 'no'} failure{'s' if failed != 1 else ''}, "
+        f"{warnings} warning{'s' if warnings != 1 else ''}"
+    )
+    return 2 if failed else 0
+
+
+def _end(plan: RunPlan, journal: Journal, arguments: Sequence[str], started: float) -> int:
+    """Tidies up, reports and tells; the exit code of the run."""
+    store, config = plan.store, plan.config
+    states.drop_all(store, plan.stages)
+    paths = write_report(plan, arguments)
+    ran = len(journal.events("published"))
+    if ran and paths:
+        from pipeline import tracking
+
+        tracking.report(config, paths.results_csv, paths.curves, paths.page)
+    absent = {stage.key for stage in plan.stages if store.find(stage) is None}
+    done = len(plan.stages) - len(absent)
+    say(
+        f"{ran} stages were run and {done - ran} reused"
+        if ran
+        else f"nothing to run: all {done} stages were done before"
+    )
+    left = failures.of_run(journal, absent)
+    failures.tell(left, arguments)
+    results, page = (str(paths.results_csv), str(paths.page)) if paths else (None, None)
+    seconds = round(time.monotonic() - started, 1)
+    summary = {"results": results, "report": page, "stages_run": ran, "stages_reused": done - ran, "seconds": seconds}
+    say(json.dumps(summary))
+    return left.exit_code
+
+
+def verify(store: Store) -> int:
+    """Checks every file of every entry by checksum, and moves damaged entries aside; the next run makes them anew."""
+    damaged = checked = 0
+    for kind in store.kinds():
+        for entry in store.entries(kind):
+            checked += 1
+            if damage := entry.damage(thorough=True):
+                damaged += 1
+                say(f"{entry.path}: {damage}; moved to {store.set_aside(entry)}")
+    say(f"{checked} entries checked, {damaged} damaged")
+    return 1 if damaged else 0

@@ -1,0 +1,150 @@
+"""Who makes stages: the same worker in this process, in a process of Hydra's launcher and in a Slurm job.
+
+It reads the run's plan, makes what it is given, first what no other process is making, and writes into a journal. What fails takes down what
+needs it, and nothing else.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+from common.errors import BadInput, Interrupted, StageFailed
+from pipeline.config import Config
+from pipeline.execute import Executor
+from pipeline.plan import Stage
+from pipeline.run.console import say
+from pipeline.run.journal import Journal
+from pipeline.run.run_plan import RunPlan
+from pipeline.store import Entry
+from pipeline.tracking import tracker
+
+JOURNAL, LOG = "journal.jsonl", "messages.log"
+
+
+class NotRun(RuntimeError):
+    """A stage that this worker cannot make: one line that says why."""
+
+
+class Worker(Executor):
+    """An executor that goes on after a failure. `own`: the keys that it may make, where it never waits for another's work.
+
+    None: everything; what another process is making is waited for, once there is nothing else to do.
+    """
+
+    def __init__(
+        self, *args: Any, own: Collection[str] | None = None, settle_seconds: float = 0.0, **more: Any
+    ) -> None:
+        super().__init__(*args, **more)
+        self.own, self.settle_seconds = own, settle_seconds
+        self.given_up: set[str] = set()  # keys of what failed or could not be run here
+
+    def make(self, stages: Sequence[Stage]) -> None:
+        """Makes what is missing of these, and before a budget, where it may, the smaller ones of the sweep.
+
+        What does not come to be is told on the console and in the journal. Raises Interrupted.
+        """
+        wanted = self.with_smaller(stages) if self.own is None else stages
+        waiting = [stage for stage in wanted if stage.key not in self.given_up]
+        while waiting:
+            stage = self.choose(waiting)
+            waiting.remove(stage)
+            try:
+                if missing := self.absent(stage):
+                    raise NotRun(f"{stage} was not run, as there is no {missing}")
+                self.ensure(stage)
+            except NotRun as why:
+                self.journal.write("not_run", stage, message=str(why))
+                self.progress.say(stage, f"not run: {why}")
+                self.given_up.add(stage.key)
+            except (StageFailed, BadInput) as error:
+                self.progress.say(stage, str(error))
+                self.given_up.add(stage.key)
+
+    def absent(self, stage: Stage) -> Stage | None:
+        """The first thing that a stage reads and that is not there, or None. A shared file system may show it late."""
+        needed = [parent for parent in stage.parents.values() if not parent.given] + self.smaller_in_sweep(stage)
+        others = [parent for parent in needed if self.own is not None and parent.key not in self.own]
+        self._within_settling(lambda: all(self.store.find(parent) for parent in others))
+        return next((parent for parent in needed if self.store.find(parent) is None), None)
+
+    def on_wait(self, stage: Stage) -> None:
+        """Another process holds the claim: for a short while, it was just killed or it tidies up; longer is its work."""
+        if self.own is None:
+            super().on_wait(stage)
+        elif not self._within_settling(lambda: self.store.is_free(stage)):
+            raise NotRun(f"{stage} is being made by another job just now")
+
+    def _make(self, stage: Stage) -> Entry:
+        if self.own is None:  # the run's processes write one journal: what failed in one of them is not tried again
+            for event in self.journal.events("failed", "refused"):
+                if event["key"] == stage.key:
+                    raise StageFailed(event["message"])
+        elif stage.key not in self.own:
+            raise NotRun(f"{stage} was damaged and has been moved aside; it is made anew by the next run")
+        return super()._make(stage)
+
+    def _within_settling(self, holds: Callable[[], bool]) -> bool:
+        until = time.monotonic() + self.settle_seconds
+        while not holds():
+            if time.monotonic() >= until:
+                return False
+            time.sleep(0.5)
+        return True
+
+
+def worker(
+    plan: RunPlan,
+    journal: Journal,
+    config: Config | None = None,
+    own: Collection[str] | None = None,
+    settle_seconds: float = 0.0,
+) -> Worker:
+    """A worker of a run, whose libraries are quiet. `config`: of the cell that it makes, if it makes one."""
+    folder = journal.path.parent
+    config = config or plan.config
+    quiet(config, folder / LOG)
+    return Worker(
+        plan.store,
+        plan.stages,
+        journal,
+        first_guess=config.compute.first_guess,
+        jobs=plan.processes,
+        say=say,
+        track=tracker(config, folder.parents[1]),
+        own=own,
+        settle_seconds=settle_seconds,
+    )
+
+
+def make_cell(folder: Path, number: int) -> None:
+    """Makes a cell of the run in this folder; then what is left of the others, rather than stand idle beside them."""
+    plan = RunPlan.load(folder)
+    cell, journal = plan.cells[number], Journal(folder / JOURNAL)
+    maker = worker(plan, journal, cell.config)
+    try:
+        maker.make(cell.stages)
+        if plan.processes > 1:
+            maker.given_up |= {event["key"] for event in journal.events("failed", "refused", "not_run")}
+            maker.make(plan.stages)
+    except Interrupted as stopped:
+        say(f"cell {cell} stops: {stopped}")
+
+
+def quiet(config: Config, log: Path) -> None:
+    """Libraries keep to themselves: the console is ours, and what they warn of goes to a file.
+
+    Called before they are imported; child processes inherit it.
+    """
+    silent = {"TQDM_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error", "TOKENIZERS_PARALLELISM": "false"}
+    if config.compute.device == "cpu":
+        silent["DS_ACCELERATOR"] = "cpu"
+    for name, value in silent.items():
+        os.environ.setdefault(name, value)
+    if not logging.root.handlers:
+        handler = logging.FileHandler(log, encoding="utf-8", delay=True)
+        logging.basicConfig(handlers=[handler], level=logging.WARNING)

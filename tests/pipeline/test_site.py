@@ -1,0 +1,49 @@
+"""The site file: what jobs ask for on a cluster."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from common.errors import BadInput
+from pipeline import sweep
+from pipeline.run.cluster import site as sites
+from tests.pipeline.small import SITE, site
+
+
+def test_a_class_of_jobs_wins_over_the_top_of_the_file(tmp_path: Path) -> None:
+    gpu = site(tmp_path, "partition: gpu\naccount: project\n")
+    assert gpu.resources("data").partition == "gpu"
+    (tmp_path / "site.yaml").write_text(SITE.replace("data: {", "data: {partition: cpu, ") + "partition: gpu\n")
+    assert sites.read(str(tmp_path / "site.yaml")).resources("data").partition == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ("partitions: gpu\n", "partitions: unknown key; did you mean partition?"),
+        ("poll_seconds: soon\n", "poll_seconds=soon"),
+        ("warning_seconds: 0\n", "warning_seconds=0"),
+        ("[", "not YAML"),
+    ],
+)
+def test_a_wrong_site_is_refused_in_one_line(tmp_path: Path, more: str, said: str) -> None:
+    (tmp_path / "site.yaml").write_text(SITE + more)
+    with pytest.raises(BadInput, match="site.yaml") as refused:
+        sites.read(str(tmp_path / "site.yaml"))
+    assert said in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_the_shipped_site_is_read_by_its_name() -> None:
+    assert sites.read("slurm").train.hours > 0
+
+
+@pytest.mark.parametrize("override", ["site=slurm", "launcher=joblib"])
+def test_launcher_and_site_are_not_settings_of_the_experiment(override: str) -> None:
+    if override.startswith("site"):
+        with pytest.raises(BadInput, match="only launcher=slurm reads a site"):
+            sweep.expand(["experiment=test", override], multirun=True)
+    else:
+        assert sweep.expand(["experiment=test", override], multirun=True).launcher == "joblib"
+    assert sweep.expand(["experiment=test", "launcher=slurm", "site=x.yaml"], multirun=True).site == "x.yaml"

@@ -1,0 +1,63 @@
+"""A worker: it makes its own stages or all of a plan, and what fails takes down what needs it and nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline.plan import Stage
+from pipeline.run.journal import Journal
+from pipeline.run.worker import Worker
+from pipeline.store import Store
+from tests.pipeline import toy
+
+
+def worker(root: Path, plan: tuple[Stage, ...], own: tuple[Stage, ...] | None, makers: object = None) -> Worker:
+    keys = None if own is None else {stage.key for stage in own}
+    maker = (makers or toy.Makers()).__getitem__  # type: ignore[attr-defined]
+    return Worker(Store(root), plan, Journal(root / "journal.jsonl"), maker=maker, say=lambda line: None, own=keys)
+
+
+def happened(root: Path, event: str) -> list[str]:
+    return [entry["slug"] for entry in Journal(root / "journal.jsonl").events(event)]
+
+
+def test_a_job_makes_its_own_stages_only(tmp_path: Path) -> None:
+    plan = toy.plan()
+    worker(tmp_path, plan, plan[2:4]).make(plan[2:4])
+    assert happened(tmp_path, "started") == [] and happened(tmp_path, "not_run") == ["toy-20", "toy-40"]
+    worker(tmp_path, plan, plan[:2]).make(plan[:2])
+    worker(tmp_path, plan, plan[2:4]).make(plan[2:4])
+    assert happened(tmp_path, "published") == ["toy", "toy", "toy-20", "toy-40"]
+
+
+def test_what_fails_takes_down_only_what_needs_it(tmp_path: Path) -> None:
+    def fails(job: object) -> None:
+        raise ZeroDivisionError("of all things")
+
+    corpus, other = Stage("corpus", "toy", {"words": 1}), Stage("corpus", "other", {"words": 2})
+    items = [Stage("items", f"of-{parent.slug}", {}, {"corpus": parent}) for parent in (corpus, other)]
+    plan = (corpus, *items, other)
+    makers = {"corpus": lambda job: fails(job) if job.stage.slug == "toy" else None, "items": lambda job: None}
+    worker(tmp_path, plan, plan, makers).make((corpus, other, *items))
+    assert happened(tmp_path, "failed") == ["toy"] and happened(tmp_path, "published") == ["other", "of-other"]
+    assert [entry["message"] for entry in Journal(tmp_path / "journal.jsonl").events("not_run")] == [
+        "items of-toy was not run, as there is no corpus toy"
+    ]
+
+
+def test_a_job_never_waits_for_another_s_claim(tmp_path: Path) -> None:
+    corpus = toy.plan()[0]
+    with Store(tmp_path).claim(corpus):
+        worker(tmp_path, (corpus,), (corpus,)).make((corpus,))
+    assert happened(tmp_path, "not_run") == ["toy"] and happened(tmp_path, "started") == []
+
+
+def test_a_damaged_parent_is_not_made_anew_by_whoever_reads_it(tmp_path: Path) -> None:
+    plan = toy.plan()
+    worker(tmp_path, plan, plan[:2]).make(plan[:2])
+    (next((tmp_path / "base").iterdir()) / "model" / "words").write_text("no longer what it was")
+    worker(tmp_path, plan, plan[2:3]).make(plan[2:3])
+    assert (
+        happened(tmp_path, "not_run") == ["toy-20"]
+        and "moved aside" in Journal(tmp_path / "journal.jsonl").events("not_run")[0]["message"]
+    )

@@ -1,0 +1,97 @@
+"""The arrows of the house: which room may import which, no circles, and no two files of one name."""
+
+from __future__ import annotations
+
+import ast
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+ROOMS = ("common", "train", "merge", "eval", "pipeline")
+MAY_IMPORT = {  # a room may always import itself
+    "common": set(),
+    "train": {"common"},
+    "merge": {"common"},
+    "eval": {"common"},
+    "pipeline": {"common", "train", "merge", "eval"},
+}
+SOURCES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for room in ROOMS
+    for path in sorted((ROOT / room).rglob("*.py"))
+}
+
+
+def imports(path: Path) -> Iterator[str]:
+    """The modules of ours that a file imports when it runs, inside functions too; what types alone need is left out."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for_types = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if id(node) in for_types:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in SOURCES)
+        elif isinstance(node, ast.ImportFrom) and node.module in SOURCES and not node.level:
+            within = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from (name if name in SOURCES else node.module for name in within)
+
+
+GRAPH = {module: set(imports(path)) - {module} for module, path in SOURCES.items()}
+
+
+def circles() -> list[list[str]]:
+    """Groups of files that import each other, by Tarjan's algorithm."""
+    order: dict[str, int] = {}
+    lowest: dict[str, int] = {}
+    stack: list[str] = []
+    groups: list[list[str]] = []
+
+    def visit(module: str) -> None:
+        order[module] = lowest[module] = len(order)
+        stack.append(module)
+        for other in sorted(GRAPH[module]):
+            if other not in order:
+                visit(other)
+                lowest[module] = min(lowest[module], lowest[other])
+            elif other in stack:
+                lowest[module] = min(lowest[module], order[other])
+        if lowest[module] == order[module]:
+            group = stack[stack.index(module) :]
+            del stack[stack.index(module) :]
+            if len(group) > 1:
+                groups.append(sorted(group))
+
+    for module in GRAPH:
+        if module not in order:
+            visit(module)
+    return groups
+
+
+def test_rooms_import_one_way() -> None:
+    wrong = [
+        f"{module} imports {other}"
+        for module, others in GRAPH.items()
+        for other in sorted(others)
+        if (room := module.partition(".")[0]) != (its := other.partition(".")[0]) and its not in MAY_IMPORT[room]
+    ]
+    assert not wrong
+
+
+def test_no_circles() -> None:
+    assert not circles()
+
+
+def test_no_two_files_of_one_name() -> None:
+    counts = Counter(path.name for path in SOURCES.values() if not path.name.startswith("__"))
+    assert not [name for name, count in counts.items() if count > 1]
+
+
+def test_every_room_says_what_goes_in_and_out() -> None:
+    packages = [path for path in SOURCES.values() if path.name == "__init__.py"]
+    assert not [str(path.relative_to(ROOT)) for path in packages if not ast.get_docstring(ast.parse(path.read_text()))]

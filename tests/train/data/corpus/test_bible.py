@@ -1,0 +1,18 @@
+"""The two packages of text, as they are mended."""
+
+from train.data.corpus import bible
+
+
+def test_notes_and_glued_punctuation_are_mended() -> None:
+    assert not any("{" in text for _, text in bible.english())
+    assert not any(",a" in text for _, text in bible.chichewa())
+    assert [bible.genre(book) for book in (1, 5, 6, 18, 23, 40, 45, 66)] == [
+        "law",
+        "law",
+        "history",
+        "poetry",
+        "prophecy",
+        "gospel",
+        "letter",
+        "letter",
+    ]

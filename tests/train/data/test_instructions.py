@@ -1,0 +1,78 @@
+"""Instructions and items: ours, a user's, and those of a data set."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pytest
+from pyarrow import parquet
+
+from common.errors import BadInput
+from common.files import read_jsonl
+from common.items import Item
+from train.data import families, instructions
+from train.data.corpus.documents import read_rows
+from train.settings import InstructionSource, InstructionsSettings, ItemsSettings
+
+
+def build(corpus_dir: Path, out: Path, sft_path: str | None = None, **changes: Any) -> None:
+    values = {"language": "xx", "families": list(families.QUESTIONS), "sft_items": 40, "eval_items": 20, "seed": 0}
+    instructions.build(corpus_dir, ItemsSettings.from_mapping(values | changes), out, sft_path)
+
+
+def test_instructions_and_items_share_templates_but_not_content(corpus_dir: Path, tmp_path: Path) -> None:
+    build(corpus_dir, tmp_path / "a")
+    build(corpus_dir, tmp_path / "b")
+    sft = read_jsonl(tmp_path / "a" / "sft.jsonl")
+    assert {row["family"] for row in sft} == {"next", "blank", "lookup"}  # no aligned verses here
+    items = read_jsonl(tmp_path / "a" / "tasks" / "next_en.test.jsonl")
+    trained = {row["prompt"] for row in sft}
+    assert items and all(item["prompt"].startswith("Which word comes next?\n") for item in items)
+    assert all(
+        row["prompt"].endswith("\nWhich word fills the blank?\nAnswer:") for row in sft if row["family"] == "blank"
+    )
+    assert not trained & {item["prompt"] for item in items}
+    for path in sorted((tmp_path / "a").rglob("*.json*")):
+        assert path.read_bytes() == (tmp_path / "b" / path.relative_to(tmp_path / "a")).read_bytes()
+
+
+def test_own_instructions(corpus_dir: Path, tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    path.write_text(json.dumps({"instruction": "Say yes.", "input": "", "output": "yes"}) + "\n")
+    build(corpus_dir, tmp_path / "out", sft_path=str(path))
+    assert read_jsonl(tmp_path / "out" / "sft.jsonl") == [
+        {"prompt": "Say yes.\nAnswer:", "output": "yes", "family": "own"}
+    ]
+    assert families.prompt("Say yes.", "A text.") == "A text.\nSay yes.\nAnswer:"
+    path.write_text(json.dumps({"instruction": "Say yes."}) + "\n")
+    with pytest.raises(BadInput, match="sft.path: .* line 1 lacks the text field 'input'"):
+        build(corpus_dir, tmp_path / "other", sft_path=str(path))
+
+
+def test_an_unknown_family_is_named(corpus_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="eval.families: 'sums' is unknown"):
+        build(corpus_dir, tmp_path / "out", families=["next", "sums"])
+
+
+def test_instructions_in_the_layout_of_flan(tmp_path: Path) -> None:
+    (tmp_path / "flan" / "flan_zsopt_data").mkdir(parents=True)
+    for part in range(2):
+        rows = {
+            "inputs": [f"What is {part} + {i}?" for i in range(30)],
+            "targets": [str(part + i) for i in range(29)] + [""],
+            "_task_name": ["add"] * 30,
+        }
+        parquet.write_table(pyarrow.table(rows), tmp_path / "flan" / "flan_zsopt_data" / f"part.{part}.parquet")
+    flan = InstructionSource(None, None, "flan_*_data/*.parquet", "train", None, prompt="inputs", answer="targets")
+    settings = InstructionsSettings(flan, seed=0)
+    instructions.from_hub(settings, tmp_path / "items", tmp_path / "work", str(tmp_path / "flan"))
+    made = [row for path in instructions.instruction_files(tmp_path / "items") for row in read_rows(path)]
+    assert len(made) == 58 and {"prompt": "What is 1 + 7?", "output": "8", "family": "hub"} in made
+    assert json.loads((tmp_path / "items" / "counts.json").read_text())["sft"] == {"hub": 58}
+
+
+def test_every_item_is_a_record_that_can_be_read_back(corpus_dir: Path, tmp_path: Path) -> None:
+    build(corpus_dir, tmp_path)
+    rows = [row for path in (tmp_path / "tasks").iterdir() for row in read_jsonl(path)]
+    assert rows and all(Item.from_row(row).as_row() == row for row in rows)

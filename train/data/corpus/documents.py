@@ -1,0 +1,68 @@
+"""Documents of a corpus: which split each belongs to, what counts as the same text, and the files that hold them.
+
+A corpus is a folder: `text/<language>.<split>.jsonl`, or for training text from the hub
+`text/<language>.train/*.parquet`; a row is `{"id", "text"}`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from common.files import read_jsonl
+
+SPLITS = ("train", "dev", "test")
+
+
+def hash_fraction(name: str, seed: int) -> float:
+    """A number in [0, 1) that a name has by its hash, evenly spread over names."""
+    return int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:8]) / 2**64
+
+
+def split_of(name: str, seed: int, dev: float, test: float) -> str:
+    """The split of a document, by a hash of its name: stable under additions to the corpus.
+
+    `dev` and `test` are shares of all documents.
+    """
+    fraction = hash_fraction(name, seed)
+    return "test" if fraction < test else "dev" if fraction < test + dev else "train"
+
+
+def normalised(text: str) -> str:
+    """What counts as the same text when held-out text is looked for in training text.
+
+    Letters and digits, case folded.
+    """
+    return re.sub(r"[\W_]+", " ", text).casefold().strip()
+
+
+def as_documents(passages: Iterable[dict[str, str]]) -> list[dict[str, str]]:
+    """Passages (`id`, `document`, `text`) joined, in their order, into the documents that they belong to."""
+    documents: dict[str, list[str]] = {}
+    for passage in passages:
+        documents.setdefault(passage["document"], []).append(passage["text"])
+    return [{"id": name, "text": " ".join(texts)} for name, texts in documents.items()]
+
+
+def training_files(corpus_dir: Path, language: str) -> list[Path]:
+    """The files of a language's training text.
+
+    One JSONL, or the Parquet files of a corpus from the hub, in their order.
+    """
+    single = corpus_dir / "text" / f"{language}.train.jsonl"
+    return [single] if single.exists() else sorted((corpus_dir / "text" / f"{language}.train").glob("*.parquet"))
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of one file of training text or instructions.
+
+    Those of a Parquet file fit in memory, as train.data.corpus.shards makes them.
+    """
+    if path.suffix == ".jsonl":
+        return read_jsonl(path)
+    from pyarrow import parquet
+
+    return parquet.read_table(path).to_pylist()

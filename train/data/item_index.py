@@ -1,0 +1,164 @@
+"""Items indexed by the hashes of their n-grams and shingles, to be looked for in any text.
+
+Pure; docs/data.md says why these sizes.
+
+A hash is 64 bits. An n-gram is so many words in a row; the shingles of a text are its set of n-grams of SHINGLE words.
+"""
+
+from __future__ import annotations
+
+import bisect
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+GRAM = 13  # words of a verbatim match
+SHORTEST = 8  # words of the shortest item that can be judged
+SHINGLE = 5  # words of a shingle
+NEAR = 0.8  # Jaccard similarity of a near-duplicate
+EXCERPT = 240  # characters of an excerpt
+
+Hashes = NDArray[np.uint64]
+GAP = np.array([0x5EED0FA6A9B1C3D7], np.uint64)  # between two documents: the hash of no word
+FACTOR = np.uint64(0x9E3779B97F4A7C15)  # odd: a polynomial in it modulo 2^64 keeps every word's hash
+
+
+class Words:
+    """Texts as hashes of their words.
+
+    Letters, marks and digits make words, so that vowel signs do not cut them; case is folded.
+    """
+
+    MOST = 2_000_000  # words remembered
+
+    def __init__(self) -> None:
+        import regex
+
+        self.find = regex.compile(r"[\p{L}\p{M}\p{N}]+").finditer
+        self.known: dict[str, int] = {}
+
+    def hashes(self, text: str) -> Hashes:
+        """The hash of each word: (words,)."""
+        if len(self.known) > self.MOST:
+            self.known.clear()
+        return np.fromiter((self.hash(match[0]) for match in self.find(text.casefold())), np.uint64)
+
+    def hash(self, word: str) -> int:
+        """The hash of a word, the same in every process."""
+        if word not in self.known:
+            self.known[word] = int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest())
+        return self.known[word]
+
+    def excerpt(self, text: str, start: int, count: int) -> str:
+        """`count` words from word `start` on as they stand in the text, cut after EXCERPT characters."""
+        spans = [match.span() for match in self.find(text)]
+        return shortened(text[spans[min(start, len(spans) - 1)][0] : spans[min(start + count, len(spans)) - 1][1]])
+
+
+def shortened(text: str) -> str:
+    """The first EXCERPT characters of a text."""
+    return text if len(text) <= EXCERPT else text[:EXCERPT] + " …"
+
+
+def grams(words: Hashes, count: int) -> Hashes:
+    """A hash of each `count` words in a row: (words − count + 1,)."""
+    if len(words) < count:
+        return np.empty(0, np.uint64)
+    total = np.zeros(len(words) - count + 1, np.uint64)
+    for offset in range(count):
+        total = total * FACTOR + words[offset : len(words) - count + 1 + offset]
+    return total
+
+
+@dataclass
+class Match:
+    """What one document has of one item; positions are in words of the document."""
+
+    first: int  # position of the first n-gram
+    grams: set[int] = field(default_factory=set)
+    jaccard: float = 0.0  # the highest similarity of a passage, 0 below NEAR
+    near: int = 0  # position of that passage
+
+
+class Index:
+    """The n-grams and shingles of all items, and which items have each."""
+
+    SIEVE_BITS = np.uint64(24)  # a first sieve of 16 MB, which most n-grams of the training text do not pass
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        self.words = Words()
+        self.sizes: list[int] = []  # words of an item's n-grams; 0: too short
+        self.grams: list[set[int]] = []
+        self.shingles: list[set[int]] = []
+        self.with_gram: dict[int, dict[int, list[int]]] = {}  # size -> n-gram -> items
+        self.with_shingle: dict[int, list[int]] = defaultdict(list)
+        for number, text in enumerate(texts):
+            words = self.words.hashes(text)
+            size = min(GRAM, len(words)) if len(words) >= SHORTEST else 0
+            self.sizes.append(size)
+            self.grams.append(set(grams(words, size).tolist()) if size else set())
+            self.shingles.append(set(grams(words, SHINGLE).tolist()) if size else set())
+            for gram in self.grams[-1]:
+                self.with_gram.setdefault(size, defaultdict(list))[gram].append(number)
+            for shingle in self.shingles[-1]:
+                self.with_shingle[shingle].append(number)
+        self.sieves = {size: self.sieve(items) for size, items in self.with_gram.items()}
+        self.shingle_sieve = self.sieve(self.with_shingle)
+
+    def sieve(self, hashes: Iterable[int]) -> NDArray[np.bool_]:
+        """Which first bits some hash has: (2^SIEVE_BITS,)."""
+        table = np.zeros(1 << int(self.SIEVE_BITS), bool)
+        table[np.fromiter(hashes, np.uint64) >> (np.uint64(64) - self.SIEVE_BITS)] = True
+        return table
+
+    def through(self, sieve: NDArray[np.bool_], hashes: Hashes) -> Iterator[tuple[int, int]]:
+        """Positions and hashes that may be an item's."""
+        positions = np.flatnonzero(sieve[hashes >> (np.uint64(64) - self.SIEVE_BITS)])
+        return zip(positions.tolist(), hashes[positions].tolist(), strict=True)
+
+    def search(self, documents: Sequence[str]) -> list[dict[int, Match]]:
+        """What each document has of each item, by the item's number.
+
+        Documents are searched together, with a gap between them that no item has: many are short.
+        """
+        words = [part for document in documents for part in (self.words.hashes(document), GAP)]
+        starts = np.cumsum([0, *map(len, words)])[::2].tolist()
+        joined = np.concatenate(words)
+        matches: list[dict[int, Match]] = [{} for _ in documents]
+        for size, items_with in self.with_gram.items():
+            for position, gram in self.through(self.sieves[size], grams(joined, size)):
+                for item in items_with.get(gram, ()):
+                    document = bisect.bisect_right(starts, position) - 1
+                    matches[document].setdefault(item, Match(position - starts[document])).grams.add(gram)
+        shingles = grams(joined, SHINGLE)
+        shared: dict[tuple[int, int], list[int]] = defaultdict(list)
+        for position, shingle in self.through(self.shingle_sieve, shingles):
+            for item in self.with_shingle.get(shingle, ()):
+                document = bisect.bisect_right(starts, position) - 1
+                shared[document, item].append(position - starts[document])
+        for (document, item), positions in shared.items():
+            if len(positions) >= NEAR * len(self.shingles[item]):
+                of_document = shingles[starts[document] : starts[document + 1] - SHINGLE]
+                similarity, position = self.nearest(item, positions, of_document)
+                if similarity >= NEAR:
+                    match = matches[document].setdefault(item, Match(position))
+                    match.jaccard, match.near = similarity, position
+        return matches
+
+    def nearest(self, item: int, positions: Sequence[int], shingles: Hashes) -> tuple[float, int]:
+        """The highest Jaccard similarity of an item with a passage of the document, and the passage's position.
+
+        A passage has the item's length and begins or ends with one of its shingles.
+        """
+        wanted = self.shingles[item]
+        best = (0.0, 0)
+        begins_with = set(positions)
+        ends_with = {max(0, position + 1 - len(wanted)) for position in positions}
+        for start in sorted(begins_with | ends_with):
+            passage = set(shingles[start : start + len(wanted)].tolist())
+            best = max(best, (len(wanted & passage) / len(wanted | passage), start))
+        return best

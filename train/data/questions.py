@@ -1,0 +1,85 @@
+"""Questions of every family from the text of a corpus: which passages are asked about, seeded and balanced."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from common.files import read_jsonl
+from train.data.corpus.documents import read_rows, training_files
+from train.data.families import WORD_FAMILIES, Question, Vocabulary, about, genre, topic_of
+
+PASSAGE = 24  # words of a passage whose genre is asked for
+LONGEST_VERSE = 32  # English words of a verse whose topic is asked for: short ones are quick to learn and to score
+
+
+class QuestionSource:
+    """Where questions come from: running text for the word families, aligned verses for genre and topic."""
+
+    def __init__(self, corpus_dir: Path, families: Sequence[str], seed: int) -> None:
+        self.seed = seed
+        texts: dict[tuple[str, str], list[str]] = {}  # documents, by language and split
+        for path in sorted((corpus_dir / "text").glob("*.jsonl")):
+            language, split, _ = path.name.split(".")
+            texts[language, split] = [row["text"] for row in read_jsonl(path)]
+        if families:
+            # of a corpus from the hub, words and passages come from its first file: a sample that fits in memory
+            for folder in sorted((corpus_dir / "text").glob("*.train")):
+                first = training_files(corpus_dir, folder.stem)[0]
+                texts[folder.stem, "train"] = [row["text"] for row in read_rows(first)]
+        self.vocabulary = {
+            language: Vocabulary(documents) for (language, split), documents in texts.items() if split == "train"
+        }
+        self.texts = {  # words of each document, by language and split
+            (language, split): [self.vocabulary[language].writing.split(text) for text in documents]
+            for (language, split), documents in texts.items()
+        }
+        verses = corpus_dir / "verses.jsonl"
+        self.verses = read_jsonl(verses) if verses.exists() else []
+        self.families = [name for name in families if name in WORD_FAMILIES or self.verses]
+
+    def questions(self, family: str, language: str, split: str, count: int) -> list[Question]:
+        """Up to `count` questions, the same for the same seed; the labels of genre and topic are balanced."""
+        rng = random.Random(f"{self.seed}:{family}:{language}:{split}")
+        make = {"genre": self._genre, "about": self._about}.get(family)
+        return list(make(language, split, count, rng) if make else self._words(family, language, split, count, rng))
+
+    def _words(self, family: str, language: str, split: str, count: int, rng: random.Random) -> Iterator[Question]:
+        documents, vocabulary = self.texts[language, split], self.vocabulary[language]
+        weights = [len(words) for words in documents]
+        seen: set[tuple[str, str]] = set()
+        for words in rng.choices(documents, weights, k=20 * count):
+            question = WORD_FAMILIES[family](words, vocabulary, rng)
+            if question and (question.text, question.question) not in seen:
+                seen.add((question.text, question.question))
+                yield question
+            if len(seen) == count:
+                return
+
+    def _genre(self, language: str, split: str, count: int, rng: random.Random) -> Iterator[Question]:
+        by_label: dict[str, list[Question]] = {}
+        for first, second in zip(self.verses, self.verses[1:], strict=False):
+            same_chapter = first["id"].rpartition(".")[0] == second["id"].rpartition(".")[0]
+            if first["split"] == split and same_chapter:
+                text = " ".join(f"{first[language]} {second[language]}".split()[:PASSAGE])
+                by_label.setdefault(first["genre"], []).append(genre(text, first["genre"]))
+        yield from balanced(by_label, count, rng)
+
+    def _about(self, language: str, split: str, count: int, rng: random.Random) -> Iterator[Question]:
+        by_label: dict[str, list[Question]] = {}
+        for verse in self.verses:
+            topic = topic_of(verse["en"])
+            if verse["split"] == split and topic and len(verse["en"].split()) <= LONGEST_VERSE:
+                by_label.setdefault(topic, []).append(about(verse[language], topic))
+        yield from balanced(by_label, count, rng)
+
+
+def balanced(by_label: dict[str, list[Question]], count: int, rng: random.Random) -> list[Question]:
+    """As many questions of each label, up to `count` in all, in a random order."""
+    if not by_label:
+        return []
+    each = min(count // len(by_label), *(len(questions) for questions in by_label.values()))
+    chosen = [question for questions in by_label.values() for question in rng.sample(questions, each)]
+    rng.shuffle(chosen)
+    return chosen

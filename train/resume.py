@@ -1,0 +1,67 @@
+"""Checkpoints of a training that goes on: which are whole, which one a run starts from, and who may continue it.
+
+A folder `checkpoint-<step>` is whole when it holds the file COMPLETE, which says by which launch it was saved. Imports
+no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+from common.errors import BadInput
+from train.parallel import ZERO_STAGES, Compute
+
+COMPLETE = "complete"  # written last: a checkpoint without it was cut off
+
+
+def mark_complete(checkpoint: Path, compute: Compute) -> None:
+    """Says that every process has written its part of a checkpoint."""
+    saved_by = {"strategy": compute.strategy, "world_size": compute.world}
+    (checkpoint / COMPLETE).write_text(json.dumps(saved_by) + "\n", encoding="utf-8")
+
+
+def starting_point(work: Path, resume_state: Path | None) -> Path | None:
+    """The last whole checkpoint of this run, or what it starts from. Checkpoints that a crash cut off are removed."""
+    whole = []
+    for folder in sorted(work.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2])):
+        if (folder / COMPLETE).exists():
+            whole.append(folder)
+        else:
+            shutil.rmtree(folder)
+    return whole[-1] if whole else resume_state
+
+
+def check_state(state: Path, compute: Compute) -> None:
+    """Refuses a state that this launch cannot continue from, by BadInput.
+
+    One process and DDP share a format, whatever the number of processes; FSDP's is resharded when it is read;
+    DeepSpeed's is for the number of processes that wrote it.
+    """
+    text = (state / COMPLETE).read_text(encoding="utf-8")
+    # an empty one is from before there were several strategies
+    saved = json.loads(text or '{"strategy": "none", "world_size": 1}')
+    formats = {"none": "torch", "ddp": "torch"}
+    same = formats.get(saved["strategy"], saved["strategy"]) == formats.get(compute.strategy, compute.strategy)
+    if not same or (compute.strategy in ZERO_STAGES and saved["world_size"] != compute.world):
+        raise BadInput(
+            f"compute.strategy={compute.strategy} on {compute.world} processes cannot continue from {state}, which was"
+            f" saved by {saved['strategy']} on {saved['world_size']}; train as before, or remove that folder's stage"
+            " from the store"
+        )
+
+
+def publish_state(checkpoint: Path, state: Path) -> None:
+    """The checkpoint under a second name: its files are not written again, and may have 80 GB."""
+    shutil.copytree(checkpoint, state, dirs_exist_ok=True, copy_function=link)
+
+
+def link(source: str, target: str) -> None:
+    """A second name for a file, or a copy where the file system has no such thing."""
+    Path(target).unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)

@@ -1,0 +1,220 @@
+"""What decides the results of this room: a frozen class for each thing that it makes.
+
+Paths, workers and devices are not here: they change no result.
+
+Every field is part of the key of the stage that it belongs to. Values are checked where a user writes them
+(pipeline/config.py); here they are only picked and typed. Imports no torch and no numpy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields
+from typing import Any, Self
+
+from common.errors import BadInput
+from common.hub_data import Source
+
+
+class Settings:
+    """A frozen dataclass that can be picked out of a mapping."""
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> Self:
+        """Takes the fields of this class; `values` may hold more.
+
+        Raises BadInput that names a field without a value.
+        """
+        picked: dict[str, Any] = {}
+        for field in fields(cls):  # type: ignore[arg-type]  # every subclass is a dataclass
+            if field.name in values:
+                picked[field.name] = cls.converted(field.name, values[field.name])
+            elif field.default is MISSING:
+                raise BadInput(f"{cls.__name__}: {field.name} is missing")
+        return cls(**picked)
+
+    @classmethod
+    def converted(cls, name: str, value: Any) -> Any:
+        """A value as the field `name` holds it: lists, as JSON and configs have them, become tuples."""
+        return tuple(value) if isinstance(value, list) else value
+
+
+@dataclass(frozen=True)
+class SourceSettings(Settings):
+    """Which rows of a data set are read.
+
+    A local folder's name is no part of it: what it holds is known by checksums.
+    """
+
+    dataset: str | None  # a name on the hub; None for a local folder
+    subset: str | None  # a configuration of the data set; None: its only one
+    files: str | None  # a glob of the data set's files; None: all
+    split: str  # of the data set itself, such as train
+    revision: str | None  # a commit, branch or tag of the hub; None for a local folder
+
+    def located(self, folder: str | None) -> Source:
+        """The source where it lies: on the hub, or else in `folder`."""
+        dataset = self.dataset or folder
+        if dataset is None:
+            raise BadInput(f"{type(self).__name__}: a data set on the hub or a folder is needed")
+        return Source(dataset, self.subset, self.files, self.split, self.revision)
+
+
+@dataclass(frozen=True)
+class TextSource(SourceSettings):
+    """Running text, a document a row."""
+
+    column: str  # that holds the text
+
+
+@dataclass(frozen=True)
+class InstructionSource(SourceSettings):
+    """Instructions, an example a row."""
+
+    prompt: str  # the column of what is asked
+    answer: str  # the column of what is answered
+    bytes: int | None = None  # UTF-8 bytes of prompts and answers to take; None: all
+
+
+@dataclass(frozen=True)
+class CorpusSettings(Settings):
+    """What decides a corpus, beside the checksums of what it is read from."""
+
+    source: str  # bible, files or hub
+    language: str  # code of the language that is adapted to
+    dev: float  # share of the documents held out for choosing
+    test: float  # share of the documents held out for the results
+    seed: int  # of the split, and of the order in which files of a data set are read
+    text: TextSource | None = None  # of the language; hub only, as are the following
+    english: TextSource | None = None  # of English, for replay
+    text_bytes: int | None = None  # UTF-8 bytes of the language's training text to take; None: all
+    english_bytes: int | None = None  # the same of English
+
+    @classmethod
+    def converted(cls, name: str, value: Any) -> Any:
+        if name in ("text", "english") and isinstance(value, Mapping):
+            return TextSource.from_mapping(value)
+        return super().converted(name, value)
+
+
+@dataclass(frozen=True)
+class CorpusOptions(Settings):
+    """Where a corpus is read from and by how many processes; not settings, as they do not change it."""
+
+    path: str | None = None  # a file or glob of the language's text; files only
+    english_path: str | None = None  # the same of English; None: the World English Bible
+    text_folder: str | None = None  # of the language's text where its data set is a local one; hub only
+    english_folder: str | None = None  # the same of English
+    workers: int = 1  # processes; hub only
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> Self:
+        """Picks its fields. Of `text` and `english`, whole sources where they are given, it takes the place."""
+        folders = {f"{name}_folder": values[name]["dataset"] for name in ("text", "english") if name in values}
+        return super().from_mapping({**values, **folders})
+
+
+@dataclass(frozen=True)
+class ItemsSettings(Settings):
+    """What decides instructions and evaluation items, beside the corpus and a user's own instructions."""
+
+    language: str  # code of the language that is adapted to; English is always made too
+    families: tuple[str, ...]  # names of train.data.families.QUESTIONS
+    sft_items: int  # instructions a family, at most
+    eval_items: int  # items a family, language and split, at most
+    seed: int
+
+
+@dataclass(frozen=True)
+class InstructionsSettings(Settings):
+    """What decides instructions from the hub."""
+
+    hub: InstructionSource
+    seed: int  # of the order in which the data set's files are read
+
+    @classmethod
+    def converted(cls, name: str, value: Any) -> Any:
+        return InstructionSource.from_mapping(value) if name == "hub" else super().converted(name, value)
+
+
+@dataclass(frozen=True)
+class CtBlocksSettings(Settings):
+    """What decides the blocks of continual training, beside the corpus and the tokenizer."""
+
+    language: str
+    schedule_tokens: int  # tokens to pack: of the largest budget that the schedule may reach
+    block_size: int  # tokens of a block
+    english_share: float  # of the blocks, 0 to 1
+    seed: int  # of the order of files and documents
+
+
+@dataclass(frozen=True)
+class SftBlocksSettings(Settings):
+    """What decides the blocks of SFT, beside the instructions, the corpus and the tokenizer."""
+
+    tokens: int  # tokens to pack, padding among them
+    block_size: int  # tokens of a block
+    replay_share: float  # of the blocks that are English running text, 0 to 1
+    seed: int  # of the order of examples
+
+
+@dataclass(frozen=True)
+class BaseModelSettings(Settings):
+    """The recipe of a base model that is made from scratch: its shape and its text."""
+
+    language: str
+    vocabulary: int  # entries of the tokenizer
+    hidden_size: int
+    layers: int
+    heads: int  # of attention, a layer
+    feed_forward: int  # width of the feed-forward layers
+    context: int  # most tokens of a sequence
+    block_size: int  # tokens of a block
+    tokens: int  # to train on
+    batch_tokens: int  # tokens a step
+    aligned_share: float  # of the blocks that are aligned verses
+    aligned_chapters: float  # share of the training chapters whose aligned verses are used
+    repeated_share: float  # of the blocks that are passages followed by themselves
+    seed: int
+
+
+@dataclass(frozen=True)
+class LoraSettings(Settings):
+    """Low-rank additions (Hu et al. 2022, arXiv 2106.09685): W + (alpha / rank)·B·A."""
+
+    rank: int
+    alpha: float
+    dropout: float  # on the additions' input while training, 0 to 1
+    targets: str | tuple[str, ...]  # modules that get additions: `all-linear`, or their names
+
+
+@dataclass(frozen=True)
+class TrainingSettings(Settings):
+    """What decides the weights of a training, beside the model and the blocks that it begins with."""
+
+    tokens: int  # the budget: where this run ends; rounded down to whole steps
+    schedule_tokens: int  # where the learning-rate schedule ends: budgets of one trajectory share it
+    batch_tokens: int  # tokens a step, of all processes together; a multiple of block_size
+    block_size: int  # tokens of a block
+    learning_rate: float  # at its peak
+    min_lr_ratio: float  # of the peak, at the end of the schedule
+    warmup_ratio: float  # of the schedule's steps, in which the learning rate rises linearly
+    weight_decay: float  # of AdamW, on matrices
+    seed: int  # of the weights' dropout; the order of blocks is that of their file
+    lora: LoraSettings | None = None  # None: every weight is trained
+
+    @classmethod
+    def converted(cls, name: str, value: Any) -> Any:
+        if name == "lora" and isinstance(value, Mapping):
+            return LoraSettings.from_mapping(value)
+        return super().converted(name, value)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of this run: a budget is never exceeded."""
+        return self.tokens // self.batch_tokens
+
+    @property
+    def schedule_steps(self) -> int:
+        """Optimizer steps of the schedule, which no run is longer than."""
+        return max(self.steps, self.schedule_tokens // self.batch_tokens)
