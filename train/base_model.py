@@ -110,7 +110,11 @@ def aligned_documents(corpus_dir: Path, settings: BaseModelSettings, rng: random
     names.
     """
     chapters: dict[str, list[dict[str, str]]] = {}
-    for verse in read_jsonl(corpus_dir / "verses.jsonl"):
+    aligned = corpus_dir / "verses.jsonl"
+    if not aligned.exists():
+        share = settings.aligned_share
+        raise BadInput(f"model.recipe.aligned_share={share}: this corpus has no aligned verses; say 0, or corpus=bible")
+    for verse in read_jsonl(aligned):
         if verse["split"] == "train":
             chapters.setdefault(verse["id"].rpartition(".")[0], []).append(verse)
     count = round(settings.aligned_chapters * len(chapters))

@@ -19,19 +19,21 @@ class QuestionSource:
 
     def __init__(self, corpus_dir: Path, families: Sequence[str], seed: int) -> None:
         self.seed = seed
-        self.texts: dict[tuple[str, str], list[list[str]]] = {}  # words of each document, by language and split
+        texts: dict[tuple[str, str], list[str]] = {}  # documents, by language and split
         for path in sorted((corpus_dir / "text").glob("*.jsonl")):
             language, split, _ = path.name.split(".")
-            self.texts[language, split] = [row["text"].split() for row in read_jsonl(path)]
+            texts[language, split] = [row["text"] for row in read_jsonl(path)]
         if families:
             # of a corpus from the hub, words and passages come from its first file: a sample that fits in memory
             for folder in sorted((corpus_dir / "text").glob("*.train")):
                 first = training_files(corpus_dir, folder.stem)[0]
-                self.texts[folder.stem, "train"] = [row["text"].split() for row in read_rows(first)]
+                texts[folder.stem, "train"] = [row["text"] for row in read_rows(first)]
         self.vocabulary = {
-            language: Vocabulary(" ".join(words) for words in documents)
-            for (language, split), documents in self.texts.items()
-            if split == "train"
+            language: Vocabulary(documents) for (language, split), documents in texts.items() if split == "train"
+        }
+        self.texts = {  # words of each document, by language and split
+            (language, split): [self.vocabulary[language].writing.split(text) for text in documents]
+            for (language, split), documents in texts.items()
         }
         verses = corpus_dir / "verses.jsonl"
         self.verses = read_jsonl(verses) if verses.exists() else []
