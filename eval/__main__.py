@@ -40,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--trained-length",
         type=int,
-        help="tokens of the blocks that the model was trained on: text is read in windows within it (default: its context)",
+        help="tokens of the blocks that the model was trained on; text is read within it (default: its context)",
     )
     options.add_argument(
         "--batch-tokens", type=int, help="tokens in one forward pass (default: 1024 on a CPU, 8192 elsewhere)"
