@@ -56,6 +56,7 @@ class Question:
     choices: tuple[str, ...]
     answer: int
     trivial: int
+    document: str = ""  # id of the document that the text is from; `questions.QuestionSource` sets it
 
     @property
     def prompt(self) -> str:

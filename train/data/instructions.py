@@ -98,6 +98,7 @@ def made_items(source: QuestionSource, family: str, language: str, split: str, c
             question.trivial,
             family,
             language,
+            question.document,
         )
         for number, question in enumerate(source.questions(family, language, split, count))
     ]
