@@ -26,8 +26,11 @@ def duration(seconds: float) -> str:
 
 
 def amount(stage: Stage, others: Iterable[tuple[str | None, int]] = ()) -> float:
-    """How much work a stage is: millions of tokens where it trains, else 1. A CT stage continues from the largest smaller budget of its
-    trajectory among `others`, given as (trajectory, tokens)."""
+    """How much work a stage is: millions of tokens where it trains, else 1.
+
+    A CT stage continues from the largest smaller budget of its trajectory among `others`, given as (trajectory,
+    tokens).
+    """
     if not KINDS[stage.kind].trained:
         return 1.0
     tokens = stage.settings["tokens"]

@@ -1,4 +1,7 @@
-"""`python -m pipeline run`: a sweep from its configs to its report. Plan, check, make, report, and what was not made."""
+"""`python -m pipeline run`: a sweep from its configs to its report.
+
+Plan, check, make, report, and what was not made.
+"""
 
 from __future__ import annotations
 
