@@ -224,3 +224,8 @@ assert not heavy, heavy
     done = command("-c", program)
     assert done.returncode == 0, done.stderr
     assert "2 cells, 28 stages: 0 done, 28 to run" in done.stdout
+
+
+def test_a_plan_for_gpus_needs_none(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert entry.main(["plan", "experiment=test", "compute.device=cuda", f"store={folder}/store"]) == 0
+    assert "to run" in capsys.readouterr().out
