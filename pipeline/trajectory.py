@@ -1,10 +1,10 @@
 """CT budgets that continue from one another, and which trainer states are kept for that.
 
-A state (weights, AdamW's two moments, in float32) is six times a bfloat16 checkpoint: about 80 GB at 7 B parameters.
-A budget continues from the largest one below it, so a state is kept while a missing budget of the sweep would continue
-from it; and, where `compute.keep_last_state` says so, the largest budget's, from which a later sweep can go further. The
-others are dropped: their folder is removed and their record says so. A budget that finds no state starts from the
-largest one that has its own, or from the base model: longer, the same result.
+A state (weights, AdamW's two moments, in float32) is six times a bfloat16 checkpoint: about 80 GB at 7 B
+parameters. A budget continues from the largest one below it, so a state is kept while a missing budget of the sweep
+would continue from it; and, where `compute.keep_last_state` says so, the largest budget's, from which a later sweep
+can go further. The others are dropped: their folder is removed and their record says so. A budget that finds no
+state starts from the largest one that has its own, or from the base model: longer, the same result.
 """
 
 from __future__ import annotations
