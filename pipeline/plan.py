@@ -13,7 +13,7 @@ from common.units import format_tokens
 from pipeline.config import RESERVED, Config, Method
 from pipeline.graph import Inputs, Stage, in_order
 from pipeline.plan_training import Data, data_stages, trained_stages, workers
-from pipeline.settings import (
+from pipeline.stage_settings import (
     DeviceOptions,
     EvalOptions,
     EvalSettings,

@@ -15,7 +15,7 @@ from common.units import format_tokens
 from pipeline import recipes
 from pipeline.execute import Job
 from pipeline.run import launch
-from pipeline.settings import (
+from pipeline.stage_settings import (
     DeviceOptions,
     EvalOptions,
     EvalSettings,
