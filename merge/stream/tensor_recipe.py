@@ -12,6 +12,7 @@ import torch
 
 from merge import methods, select
 from merge.io.checkpoint import torch_dtype
+from merge.method_table import MAGNITUDE, MAGNITUDE_OUTLIERS, MAGPRUNE, RANDOM, Sparsifier
 from merge.methods import Consensus
 from merge.recipe import Recipe
 from merge.settings import resolve
@@ -21,7 +22,7 @@ from merge.stream.tensor_plan import Output, Parent, Plan, parent_of
 
 @dataclass(frozen=True)
 class Use:
-    """One model's part in one tensor. ranks: how many of the largest magnitudes to keep, then (band) to drop again."""
+    """One model's part in one tensor. ranks: how many of the largest magnitudes to keep, then (magnitude_outliers) to drop again."""
 
     name: str
     parent: Parent
@@ -88,13 +89,13 @@ class TensorRecipe:
     @property
     def needs_sums(self) -> bool:
         """Whether `gather` has to see every slice before `merge`."""
-        return self.recipe.method == "slerp" or (
+        return self.recipe.spec.combine == "arc" or (
             self.recipe.rescale == "l1" and any(use.density < 1 for use in self.uses)
         )
 
     def gather(self, piece: Piece) -> None:
         """Add a slice to the sums over the whole tensor, in float64."""
-        if self.recipe.method == "slerp":
+        if self.recipe.spec.combine == "arc":
             a = piece.theta(self.base, self.dtype).double().view(-1)
             b = piece.theta(self.uses[0].parent, self.dtype).double().view(-1)
             for key, x, y in (("aa", a, a), ("bb", b, b), ("ab", a, b)):
@@ -115,11 +116,12 @@ class TensorRecipe:
 
     def agree(self, piece: Piece) -> Agreement | None:
         """Thin the task vectors and merge them; None for methods that have none (linear, slerp)."""
-        if self.recipe.method in ("linear", "slerp"):
+        if self.recipe.spec.combine != "task_vectors":
             return None
         kept = [self._kept(use, piece) for use in self.uses]
         taus = [self._rescaled(use, part, piece) for use, part in zip(self.uses, kept, strict=True)]
-        return Agreement(kept, taus, *methods.merge_taus(taus, self.consensus))
+        merge_taus = self.recipe.spec.consensus or methods.merge_taus
+        return Agreement(kept, taus, *merge_taus(taus, self.consensus))
 
     def merge(self, piece: Piece, agreement: Agreement | None) -> torch.Tensor:
         """The merged slice, in the compute dtype."""
@@ -127,7 +129,7 @@ class TensorRecipe:
             if self._is_the_model:
                 return piece.theta(self.uses[0].parent, self.dtype)
             return methods.moved(piece.theta(self.base, self.dtype), agreement.tau, self.lambda_)
-        if self.recipe.method == "linear":
+        if self.recipe.spec.combine == "average":
             thetas = [self._wide(use.parent, piece) for use in self.uses]
             return methods.linear(thetas, self.consensus.weights, self.consensus.normalize).to(self.dtype)
         a, b = methods.slerp_coefficients(
@@ -148,16 +150,16 @@ class TensorRecipe:
 
     def _kept(self, use: Use, piece: Piece) -> torch.Tensor:
         """The task vector with zeros where it is trimmed or dropped."""
-        kind = self.recipe.spec.sparsify
+        sparsifier = self.recipe.spec.sparsify
         tau = piece.tau(use.parent, self.dtype)
-        if kind is None or use.density >= 1:
+        if sparsifier is None or use.density >= 1:
             return tau
-        if kind in ("random", "ranked"):
+        if sparsifier in (RANDOM, MAGPRUNE):
             draws = piece.uniform(self.recipe.seed, use.name)
-            mask = draws < (use.density if kind == "random" else self._probabilities(use, piece))
+            mask = draws < (use.density if sparsifier == RANDOM else self._probabilities(use, piece))
             return tau * mask.view(torch.uint8).to(tau.dtype)
         kept = piece.largest(use.parent, self.dtype, use.ranks[0])
-        if kind == "band" and use.ranks[1] > 0:
+        if sparsifier == MAGNITUDE_OUTLIERS and use.ranks[1] > 0:
             return kept - piece.largest(use.parent, self.dtype, use.ranks[1])
         return kept
 
@@ -171,7 +173,7 @@ class TensorRecipe:
                 torch.tensor(self.sums[f"{use.name}.{part}"], dtype=self.dtype) for part in ("all", "kept")
             )
             return kept * float(before / after) if min(before, after) >= 1e-7 else kept
-        if self.recipe.spec.sparsify == "ranked":
+        if self.recipe.spec.sparsify == MAGPRUNE:
             return (kept / self._probabilities(use, piece)).to(kept.dtype)
         return kept / use.density
 
@@ -188,10 +190,10 @@ class Observer(Protocol):
     def see(self, tensor: TensorRecipe, piece: Piece, agreement: Agreement | None) -> None: ...
 
 
-def _ranks(sparsify: str | None, density: float, gamma: float, numel: int) -> tuple[int, ...]:
-    if density >= 1 or sparsify not in ("largest", "band"):
+def _ranks(sparsifier: Sparsifier | None, density: float, gamma: float, numel: int) -> tuple[int, ...]:
+    if density >= 1 or sparsifier not in (MAGNITUDE, MAGNITUDE_OUTLIERS):
         return ()
-    if sparsify == "largest":
+    if sparsifier == MAGNITUDE:
         return (select.kept(density, numel),)
     # mergekit's counts: where the outliers would eat into the share kept, fewer outliers are dropped.
     middle = int(density * numel)

@@ -16,7 +16,8 @@ import merge
 from merge import select
 from merge.auditing import Audit, audit_many
 from merge.io.writer import write_many
-from merge.recipe import METHODS, Recipe
+from merge.method_table import METHODS
+from merge.recipe import Recipe
 from merge.stream import pieces
 from merge.stream.engine import run
 from merge.stream.in_memory import load_many
