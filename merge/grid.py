@@ -16,7 +16,8 @@ from merge.recipe import Recipe
 def expand(recipe: Recipe, axes: Sequence[str]) -> list[tuple[str, Recipe]]:
     """(label, recipe) for every combination, labels such as `slack=0.5,density=0.2`.
 
-    An axis is key=value,value,...: a key of the recipe, a per-model key (set for all models), or model.key. Raises BadInput.
+    An axis is key=value,value,...: a key of the recipe, a per-model key (set for all models), or model.key. Raises
+    BadInput.
     """
     parsed = [_axis(axis) for axis in axes]
     labelled = []

@@ -1,7 +1,8 @@
 """A mergekit config as a recipe that means the same, number for number.
 
-Where mergekit's meaning is not our default, the recipe says so: election on weighted task vectors, arithmetic in the dtype that the
-inputs promote to, l1 rescaling, no question about tokenizers. What we do not do is refused by name, never ignored.
+Where mergekit's meaning is not our default, the recipe says so: election on weighted task vectors, arithmetic in the
+dtype that the inputs promote to, l1 rescaling, no question about tokenizers. What we do not do is refused by name,
+never ignored.
 """
 
 from __future__ import annotations
@@ -57,12 +58,13 @@ def _entries(data: Mapping[str, Any], where: str) -> list[tuple[str, dict[str, A
     if models is None:
         if not isinstance(slices, list) or len(slices) != 1 or set(slices[0]) != {"sources"}:
             raise BadInput(
-                f"{where}: slices: only one slice of whole models (sources alone) is supported; layers cannot be restacked"
+                f"{where}: slices: only one slice of whole models (sources alone) is supported; "
+                "layers cannot be restacked"
             )
         key, models = "slices[0].sources", slices[0]["sources"]
     if not isinstance(models, list) or not models:
         raise BadInput(f"{where}: {key}: expected a list of models")
-    found = []
+    listed = []
     for i, entry in enumerate(models):
         at = f"{where}: {key}[{i}]"
         allowed = {"model", "parameters"} | ({"layer_range"} if slices is not None else set())
@@ -70,8 +72,8 @@ def _entries(data: Mapping[str, Any], where: str) -> list[tuple[str, dict[str, A
             raise BadInput(f"{at}: expected {', '.join(sorted(allowed))}, with model a local folder")
         if slices is not None:
             _check_whole(entry, at)
-        found.append((entry["model"], _mapping(entry.get("parameters"), f"{at}.parameters")))
-    return found
+        listed.append((entry["model"], _mapping(entry.get("parameters"), f"{at}.parameters")))
+    return listed
 
 
 def _check_whole(entry: Mapping[str, Any], at: str) -> None:
@@ -109,12 +111,18 @@ def _models(
 
 
 def _local_or_hub(model: str) -> str:
-    """A local folder where there is one of that name, else, as mergekit has it, a model of the hub: owner/name@revision."""
+    """A local folder where there is one of that name, else, as mergekit has it, a model of the hub.
+
+    Owner/name@revision.
+    """
     return f"{PREFIX}{model}" if not Path(model).exists() and NAME.fullmatch(model) else model
 
 
 def _scoped(name: str, scopes: list[Mapping[str, Any]]) -> Any:
-    """A parameter's value: the scopes in order, then mergekit's default; rules that match nothing leave it to the next scope."""
+    """A parameter's value.
+
+    The scopes in order, then mergekit's default; rules that match nothing leave it to the next scope.
+    """
     rules: list[Any] = []
     for scope in scopes:
         if name not in scope:

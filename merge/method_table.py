@@ -1,8 +1,8 @@
 """The merging methods: what each is called, where it comes from, and which settings it reads.
 
-One row a method, and nothing else in the house lists them. A method is a way to thin task vectors (a sparsifier), a way to make
-one of them (with or without a sign election), and defaults. `register` adds a row; a method whose arithmetic is not that of
-`methods.merge_taus` brings its own as `consensus`. Without torch: plans and configs read this table too.
+One row a method, and nothing else in the house lists them. A method is a way to thin task vectors (a sparsifier), a way
+to make one of them (with or without a sign election), and defaults. `register` adds a row; a method whose arithmetic is
+not that of `methods.merge_taus` brings its own as `consensus`. Without torch: plans and configs read this table too.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ MAGPRUNE = Sparsifier("magprune", ("density", "epsilon"), seeded=True)  # larger
 class Method:
     """A row. Methods that do the same arithmetic are equal, whatever they are called.
 
-    combine: of what the result is made: `task_vectors` on a base, the `average` of weights (no base), or the `arc` from the base
-    to one model. elect: whether signs are elected; normalize, rescale: defaults. consensus: (thinned task vectors,
-    methods.Consensus) -> what `methods.merge_taus` returns, which stands in where there is none. mergekit: whether mergekit has a
-    method of this name and meaning.
+    combine: of what the result is made: `task_vectors` on a base, the `average` of weights (no base), or the `arc` from
+    the base to one model. elect: whether signs are elected; normalize, rescale: defaults. consensus: (thinned task
+    vectors, methods.Consensus) -> what `methods.merge_taus` returns, which stands in where there is none. mergekit:
+    whether mergekit has a method of this name and meaning.
     """
 
     name: str = field(compare=False)

@@ -1,4 +1,4 @@
-"""A merge as a value: which checkpoints, which method, which settings.
+"""A merge as a value: which checkpoints, which method, which per_tensor.
 
 Our schema, as YAML:
 
@@ -34,7 +34,7 @@ from pydantic import Field, ValidationError, model_validator
 from common.errors import BadInput
 from common.files import write_whole
 from common.hub import PREFIX
-from merge import mergekit_yaml, settings
+from merge import mergekit_yaml, per_tensor
 from merge.method_table import COMMON_KEYS, METHODS, MODEL_DEFAULTS, Method
 from merge.recipe_fields import (
     AnySetting,
@@ -166,7 +166,7 @@ class Recipe(Value):
         out["models"] = {model.name: _model_dict(model, self.spec) for model in self.models}
         for key in (*self.spec.recipe_keys, *COMMON_KEYS):
             value = getattr(self, {"lambda": "lambda_"}.get(key, key))
-            out[key] = list(value) if key == "protect" else settings.to_plain(value)
+            out[key] = list(value) if key == "protect" else per_tensor.to_plain(value)
         return out
 
     def save(self, path: str | Path) -> None:
@@ -196,8 +196,8 @@ def _model_entries(data: Any, method: Method) -> list[dict[str, Any]]:
 
 
 def _check_epsilon(model: ModelRef) -> None:
-    for density in settings.values(model.density):
-        for epsilon in settings.values(model.epsilon):
+    for density in per_tensor.values(model.density):
+        for epsilon in per_tensor.values(model.epsilon):
             if density < 1 and not (epsilon >= 0 and density - epsilon > 0 and density + epsilon < 1):
                 raise BadInput(
                     f"models.{model.name}.epsilon: density ± epsilon must lie inside (0, 1); "
@@ -209,7 +209,7 @@ def _model_dict(model: ModelRef, method: Method) -> dict[str, Any]:
     out: dict[str, Any] = {"path": str(model.path)}
     if model.adapter is not None:
         out["adapter"] = str(model.adapter)
-    return out | {key: settings.to_plain(getattr(model, key)) for key in method.model_keys}
+    return out | {key: per_tensor.to_plain(getattr(model, key)) for key in method.model_keys}
 
 
 def _absolute(path: Path) -> Path:

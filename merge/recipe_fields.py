@@ -11,8 +11,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, PlainValidator, Vali
 
 from common.errors import BadInput
 from common.hub import PREFIX
-from merge import settings
-from merge.settings import Setting
+from merge import per_tensor
+from merge.per_tensor import Setting
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
@@ -33,12 +33,12 @@ def folder(value: Any, info: ValidationInfo) -> Path:
 
 def setting(value: Any) -> Setting:
     """A number, a gradient over depth, or rules."""
-    return settings.parse(value, "")
+    return per_tensor.parse(value, "")
 
 
 def finite(value: Setting) -> Setting:
     """Refuses NaN and infinity."""
-    for number in settings.values(value):
+    for number in per_tensor.values(value):
         if not math.isfinite(number):
             raise BadInput(f"expected a finite number; got {number}")
     return value
@@ -46,7 +46,7 @@ def finite(value: Setting) -> Setting:
 
 def share_kept(value: Setting) -> Setting:
     """A density."""
-    for number in settings.values(value):
+    for number in per_tensor.values(value):
         if not 0 < number <= 1:
             raise BadInput(f"the share kept, above 0 and at most 1; got {number:g}")
     return value
@@ -54,7 +54,7 @@ def share_kept(value: Setting) -> Setting:
 
 def share_dropped(value: Setting) -> Setting:
     """A gamma."""
-    for number in settings.values(value):
+    for number in per_tensor.values(value):
         if not 0 <= number < 1:
             raise BadInput(f"the share of largest values dropped, from 0 to below 1; got {number:g}")
     return value
@@ -62,7 +62,7 @@ def share_dropped(value: Setting) -> Setting:
 
 def slack(value: Any) -> float:
     """ξ, infinity included."""
-    number = settings.number(value, "")
+    number = per_tensor.number(value, "")
     if math.isnan(number) or number < 0:
         raise BadInput(f"0 (TIES) or more, .inf allowed; got {number:g}")
     return number

@@ -1,4 +1,7 @@
-"""Whole merges of tiny checkpoints: to disk, to memory, in a grid, in slices; and the audit against counting by hand."""
+"""Whole merges of tiny checkpoints.
+
+To disk, to memory, in a grid, in slices; and the audit against counting by hand.
+"""
 
 from __future__ import annotations
 
@@ -146,7 +149,8 @@ def test_a_written_merge_is_whole(folders: dict[str, Path], tmp_path: Path) -> N
     (folders["base"] / "generation_config.json").write_text('{"eos_token_id": 2}')
     out = merge.write(recipe(folders, "ties", HALF), tmp_path / "out")
     assert {path.name for path in out.iterdir()} >= {
-        "model.safetensors", "config.json", "tokenizer.json", "generation_config.json", "README.md", "merge.yml", "audit.json",
+        "model.safetensors", "config.json", "tokenizer.json", "generation_config.json", "README.md", "merge.yml",
+        "audit.json",
     }  # fmt: skip
     card = (out / "README.md").read_text()
     assert "python -m merge merge.yml" in card and str(folders["ct"]) in card and "sha256" in card
