@@ -1,4 +1,7 @@
-"""Whole merges of tiny checkpoints: to disk, to memory, in a grid, in slices; and the audit against counting by hand."""
+"""Whole merges of tiny checkpoints.
+
+To disk, to memory, in a grid, in slices; and the audit against counting by hand.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,8 @@ import merge
 from merge import select
 from merge.auditing import Audit, audit_many
 from merge.io.writer import write_many
-from merge.recipe import METHODS, Recipe
+from merge.method_table import METHODS
+from merge.recipe import Recipe
 from merge.stream import pieces
 from merge.stream.engine import run
 from merge.stream.in_memory import load_many
@@ -145,7 +149,8 @@ def test_a_written_merge_is_whole(folders: dict[str, Path], tmp_path: Path) -> N
     (folders["base"] / "generation_config.json").write_text('{"eos_token_id": 2}')
     out = merge.write(recipe(folders, "ties", HALF), tmp_path / "out")
     assert {path.name for path in out.iterdir()} >= {
-        "model.safetensors", "config.json", "tokenizer.json", "generation_config.json", "README.md", "merge.yml", "audit.json",
+        "model.safetensors", "config.json", "tokenizer.json", "generation_config.json", "README.md", "merge.yml",
+        "audit.json",
     }  # fmt: skip
     card = (out / "README.md").read_text()
     assert "python -m merge merge.yml" in card and str(folders["ct"]) in card and "sha256" in card
