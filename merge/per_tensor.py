@@ -133,7 +133,8 @@ def _rule(part: dict[str, Any], key: str) -> Rule:
     filter_ = part.get("filter")
     if filter_ is not None and not isinstance(filter_, str):
         raise BadInput(f"{key}.filter: a piece of a tensor's name; got {filter_!r}")
-    return Rule(value, part.get("kind"), _layers(part.get("layers"), f"{key}.layers"), filter_)  # type: ignore[arg-type]
+    layers = _layers(part.get("layers"), f"{key}.layers")
+    return Rule(value, part.get("kind"), layers, filter_)  # type: ignore[arg-type]
 
 
 def _layers(text: Any, key: str) -> tuple[int, int] | None:

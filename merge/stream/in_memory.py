@@ -111,4 +111,5 @@ def _through_files(plan: Plan, recipe: Recipe, device: str) -> PreTrainedModel:
 
     with TemporaryDirectory() as folder:
         write(recipe, f"{folder}/merged")
-        return AutoModelForCausalLM.from_pretrained(f"{folder}/merged", dtype="auto").to(device).eval()  # type: ignore[no-any-return, arg-type]
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(f"{folder}/merged", dtype="auto")
+        return model.to(device).eval()  # type: ignore[arg-type]
