@@ -2,10 +2,11 @@
 
     python benchmarks/bench_merge.py [--size 270m] [--rounds 3] [--folder DIR]
 
-TIES with density and weight 0.5 over a base and two models in bf16, from the same mergekit YAML. Ratios are medians, mergekit's over ours
-(wall and CPU seconds, peak memory); io_floor_ratio is our wall time over reading the inputs and writing as much as the output;
-audit_ratio is our wall time with the audit over that without. differing_share: elements in which the two results differ; each is checked to
-lie at a trimming threshold, where several share a magnitude and each side may keep which it likes.
+TIES with density and weight 0.5 over a base and two models in bf16, from the same mergekit YAML. Ratios are medians,
+mergekit's over ours (wall and CPU seconds, peak memory); io_floor_ratio is our wall time over reading the inputs and
+writing as much as the output; audit_ratio is our wall time with the audit over that without. differing_share: elements
+in which the two results differ; each is checked to lie at a trimming threshold, where several share a magnitude and
+each side may keep which it likes.
 """
 
 from __future__ import annotations
@@ -101,7 +102,8 @@ def compare(ours: Path, theirs: Path, base: Path, models: list[Path]) -> tuple[i
             edge = size.flatten().float().kthvalue(size.numel() - kept + 1).values
             apart &= size != edge
         assert not apart.any(), (
-            f"{int(apart.sum())} elements of {name} differ from mergekit's without being at a threshold: {torch.nonzero(apart)[:3]}"
+            f"{int(apart.sum())} elements of {name} differ from mergekit's without being at a threshold: "
+            f"{torch.nonzero(apart)[:3]}"
         )
     return differ, sum(tensor.numel() for tensor in mine.values())
 

@@ -35,7 +35,8 @@ def main() -> None:
     base, *models = built(options.folder, options.size)
     recipes = [
         {
-            "method": "ties_sv", "base": str(base), "slack": slack, "protect": ["b"], "lambda": scale, "tokenizer": "optional",
+            "method": "ties_sv", "base": str(base), "slack": slack, "protect": ["b"], "lambda": scale,
+            "tokenizer": "optional",
             "models": {path.name: {"path": str(path), "density": density} for path in models},
         }
         for slack, density, scale in itertools.product((0.5, 0, 1), (0.5, 0.2), (1.0, 2.0))
@@ -52,7 +53,8 @@ def main() -> None:
         [median(column) for column in zip(*found, strict=True)] for found in runs.values()
     )
     print(json.dumps({
-        "size": options.size, "settings": len(recipes), "rounds": options.rounds, "wall_ratio": round(all_wall / one_wall, 2),
+        "size": options.size, "settings": len(recipes), "rounds": options.rounds,
+        "wall_ratio": round(all_wall / one_wall, 2),
         "cpu_ratio": round(all_cpu / one_cpu, 2), "one_wall": round(one_wall, 2), "all_wall": round(all_wall, 2),
     }))  # fmt: skip
 

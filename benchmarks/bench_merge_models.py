@@ -1,4 +1,7 @@
-"""What the merging benchmarks share: Llama-shaped bf16 checkpoints of a given size, and processes that are timed whole."""
+"""What the merging benchmarks share.
+
+Llama-shaped bf16 checkpoints of a given size, and processes that are timed whole.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,10 @@ class Measured(NamedTuple):
 
 
 def built(folder: Path, size: str) -> list[Path]:
-    """base, a and b under `folder`; made once, in a process of its own: what a parent holds counts as its children's peak memory."""
+    """base, a and b under `folder`.
+
+    Made once, in a process of its own: what a parent holds counts as its children's peak memory.
+    """
     found = [folder / size / name for name in ("base", "a", "b")]
     if not all((path / "config.json").is_file() for path in found):
         subprocess.run(python(__file__, str(folder), size), check=True)
@@ -52,7 +58,8 @@ def build(folder: Path, size: str) -> None:
         shapes |= {f"{at}.mlp.down_proj.weight": (hidden, middle)}
         shapes |= {f"{at}.{name}_layernorm.weight": (hidden,) for name in ("input", "post_attention")}
     config = {
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": hidden, "intermediate_size": middle,
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": hidden,
+        "intermediate_size": middle,
         "num_hidden_layers": layers, "num_attention_heads": 16, "num_key_value_heads": 16, "vocab_size": vocabulary,
         "tie_word_embeddings": False, "dtype": "bfloat16",
     }  # fmt: skip

@@ -1,7 +1,8 @@
 """Checkpoints that come from outside: a local Hugging Face folder, or `hub:owner/name@revision`.
 
-A model of the hub is known by the commit of its revision: two snapshots of one commit are the same, so gigabytes need not be read to know a stage's key. Its
-files are fetched into the hub's own cache when a stage needs them, or found there.
+A model of the hub is known by the commit of its revision: two snapshots of one commit are the same, so gigabytes need
+not be read to know a stage's key. Its files are fetched into the hub's own cache when a stage needs them, or found
+there.
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ PREFIX = "hub:"
 NAME = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")  # owner/name, owner/name@revision
 COMMIT = re.compile(r"[0-9a-f]{40}")
 NEEDED = ("*.json", "*.model", "*.txt", "*.jinja")  # beside the weights
-UNREACHABLE = "the hub cannot be reached and the cache (HF_HOME) does not hold it; go online, or copy the model's folder here and give its path"
+UNREACHABLE = (
+    "the hub cannot be reached and the cache (HF_HOME) does not hold it; "
+    "go online, or copy the model's folder here and give its path"
+)
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,10 @@ class HubModel:
 
 
 def parse(path: str, key: str) -> HubModel | None:
-    """The model of the hub that a path names; None where it names a local folder. Raises BadInput that names the key."""
+    """The model of the hub that a path names; None where it names a local folder.
+
+    Raises BadInput that names the key.
+    """
     if not path.startswith(PREFIX):
         return None
     match = NAME.fullmatch(path.removeprefix(PREFIX))
@@ -68,8 +75,10 @@ def folder_at_hand(path: str | None) -> Path | None:
 
 @cache
 def commit(model: HubModel, key: str, network: bool) -> str | None:
-    """The commit of a model's revision: pinned, or asked of the hub, or as the cache knows it. None where only the network would know and may not
-    be asked. Raises BadInput that says what to do."""
+    """The commit of a model's revision: pinned, or asked of the hub, or as the cache knows it.
+
+    None where only the network would know and may not be asked. Raises BadInput that says what to do.
+    """
     if COMMIT.fullmatch(model.revision) or not network:
         return model.cached_commit
     from huggingface_hub import HfApi
@@ -86,7 +95,10 @@ def commit(model: HubModel, key: str, network: bool) -> str | None:
 
 
 def fetch(path: str, key: str = "model.path") -> Path:
-    """The folder of a checkpoint, downloaded into the hub's cache where it is not there yet. Raises BadInput that says what to do."""
+    """The folder of a checkpoint, downloaded into the hub's cache where it is not there yet.
+
+    Raises BadInput that says what to do.
+    """
     model = parse(path, key)
     if model is None:
         return Path(path)
@@ -127,7 +139,10 @@ def weight_pattern(model: HubModel) -> str:
 
 
 def is_online() -> bool:
-    """Whether the hub answers at all. Where it does not, its libraries are told, in this process: otherwise they try for minutes, file by file."""
+    """Whether the hub answers at all.
+
+    Where it does not, its libraries are told, in this process: otherwise they try for minutes, file by file.
+    """
     import requests
     from huggingface_hub import constants
 
@@ -162,7 +177,8 @@ def refused(model: HubModel, key: str, error: Exception) -> BadInput:
     from huggingface_hub.errors import GatedRepoError, RevisionNotFoundError
 
     if isinstance(error, GatedRepoError):
-        what = f"is gated; accept its licence at https://huggingface.co/{model.repo}, then `hf auth login` (or set HF_TOKEN)"
+        licence = f"https://huggingface.co/{model.repo}"
+        what = f"is gated; accept its licence at {licence}, then `hf auth login` (or set HF_TOKEN)"
     elif isinstance(error, RevisionNotFoundError):
         what = f"has no revision {model.revision}; see https://huggingface.co/{model.repo}/commits/main"
     else:

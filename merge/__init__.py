@@ -1,7 +1,11 @@
 """Merge checkpoints of one architecture, and say what was thrown away on the way.
 
-`Recipe` states a merge; `check` refuses early; `load` and `load_many` give models in memory; `write` and `write_many` make
-checkpoint folders; `audit` counts what is discarded. Torch is imported by these functions, not by this package.
+In: a recipe (YAML of ours or of mergekit, or a `Recipe`) that names local folders or models of the hub. Out: a model in
+memory, or a new checkpoint folder with its card, its recipe and the audit. Touched: the new folders, and the hub's
+cache where a model has to be fetched; the parents are only read.
+
+`Recipe` states a merge; `check` refuses early; `load` and `load_many` give models in memory; `write` and `write_many`
+make checkpoint folders; `audit` counts what is discarded. Torch is imported by these functions, not by this package.
 """
 
 from __future__ import annotations
@@ -36,7 +40,10 @@ def load(recipe: Recipe, device: str = "cpu") -> PreTrainedModel:
 def load_many(
     recipes: Sequence[Recipe], device: str = "cpu", **options: Any
 ) -> Iterator[tuple[Recipe, PreTrainedModel]]:
-    """Yield (recipe, model) for recipes over one base, each parent read once per batch; see merge.stream.in_memory.load_many."""
+    """Yield (recipe, model) for recipes over one base, each parent read once per batch.
+
+    See merge.stream.in_memory.load_many.
+    """
     from merge.stream.in_memory import load_many
 
     return load_many(recipes, device, **options)
@@ -57,7 +64,10 @@ def write_many(recipes: Sequence[Recipe], out_dirs: Sequence[str | Path], **opti
 
 
 def audit(recipe: Recipe) -> dict[str, Any]:
-    """Count what the merge discards, without keeping its weights; the shares are defined in merge.auditing. JSON-serialisable."""
+    """Count what the merge discards, without keeping its weights; the shares are defined in merge.auditing.
+
+    JSON-serialisable.
+    """
     from merge.auditing import audit_many
 
     return audit_many([recipe])[0]

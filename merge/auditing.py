@@ -4,16 +4,16 @@ For one model's task vector τ over n parameters (of a tensor, a layer, a module
 
 - share_trimmed: parameters whose τ is not zero and that trimming or dropping set to zero, over n;
 - share_in_conflict: parameters that were kept and non-zero while another model's kept value has the other sign, over n;
-- share_lost_in_conflict: parameters that were kept and non-zero but whose sign was not elected, over n (no election: 0);
+- share_lost_in_conflict: parameters that were kept and non-zero but whose sign was not elected, over n (no election:
+  0);
 - norm_lost: 1 − ‖what entered the merge‖₂ / ‖τ‖₂ (before rescaling, weights and λ);
 - slack_regained, slack_given_up: survivors that ξ = 0 would have discarded, and the reverse, over n;
-- top: the first three again among the model's most important parameters: in each tensor those at least as large as the k-th
-  largest |τ| and not zero, k = 1, 5, 10 % of the tensor; `share_of_parameters` says how many those are over n.
+- top: the first three again among the model's most important parameters: in each tensor those at least as large as the
+  k-th largest |τ| and not zero, k = 1, 5, 10 % of the tensor; `share_of_parameters` says how many those are over n.
 """
 
 from __future__ import annotations
 
-import functools
 import io
 import json
 import math
@@ -23,29 +23,28 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self
 
-import numpy
 import torch
 
+from merge.discard_counts import count, energy, energy_alive, patterns
 from merge.methods import elected_sign, surviving
+from merge.per_tensor import kind_of, layer_of
 from merge.recipe import Recipe
-from merge.select import Array, Threshold, kept, magnitude_bits
-from merge.settings import kind_of, layer_of
+from merge.select import Threshold, kept, magnitude_bits
 from merge.stream.engine import run
 from merge.stream.pieces import Piece
 from merge.stream.tensor_plan import make_plan
-from merge.stream.tensor_recipe import Agreement, TensorRecipe, Use
+from merge.stream.tensor_recipe import Agreement, ModelTerm, TensorRecipe
 from merge.stream.threads import DEFAULT, Workers
 
 LEVELS = (0.01, 0.05, 0.10)
-_WHOLE = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @dataclass
 class Tally:
     """Counts for one model. energies are sums of τ².
 
-    levels: for every parameter whose τ is not zero (1.0), and for the most important ones by share, [how many, kept, kept and in
-    conflict, kept and lost].
+    levels: for every parameter whose τ is not zero (1.0), and for the most important ones by share, [how many, kept,
+    kept and in conflict, kept and lost].
     """
 
     parameters: int = 0
@@ -64,36 +63,39 @@ class Tally:
 
     def shares(self) -> dict[str, Any]:
         """What the module's text defines."""
-        of = max(1, self.parameters)
+        total = max(1, self.parameters)
         top = {
             f"{level:.0%}": {
-                "share_of_parameters": self.levels[level][0] / of,
+                "share_of_parameters": self.levels[level][0] / total,
                 **_shares(self.levels[level], max(1, self.levels[level][0])),
             }
             for level in sorted(self.levels.keys() - {1.0})
         }
         return {
             "parameters": self.parameters,
-            **_shares(self.levels.get(1.0, [0] * 4), of),
+            **_shares(self.levels.get(1.0, [0] * 4), total),
             "norm": math.sqrt(self.energy),
             "norm_lost": 1.0 - math.sqrt(self.energy_used / self.energy) if self.energy else 0.0,
-            "slack_regained": self.regained / of,
-            "slack_given_up": self.given_up / of,
+            "slack_regained": self.regained / total,
+            "slack_given_up": self.given_up / total,
             "top": top,
         }
 
 
-def _shares(counts: list[int], of: int) -> dict[str, float]:
+def _shares(counts: list[int], total: int) -> dict[str, float]:
     size, here, conflict, lost = counts
     return {
-        "share_trimmed": (size - here) / of,
-        "share_in_conflict": conflict / of,
-        "share_lost_in_conflict": lost / of,
+        "share_trimmed": (size - here) / total,
+        "share_in_conflict": conflict / total,
+        "share_lost_in_conflict": lost / total,
     }
 
 
 class Audit:
-    """Watches one recipe's merge (see tensor_recipe.Observer) and adds up. Without a base there is no task vector, and nothing to see."""
+    """Watches one recipe's merge (see tensor_recipe.Observer) and adds up.
+
+    Without a base there is no task vector, and nothing to see.
+    """
 
     def __init__(self, recipe: Recipe):
         self.recipe = recipe
@@ -104,39 +106,39 @@ class Audit:
         """Count one slice."""
         if not self.levels:
             return
-        kept_taus = agreement.kept if agreement else [piece.tau(use.parent, tensor.dtype) for use in tensor.uses]
+        kept_taus = agreement.kept if agreement else [piece.tau(term.parent, tensor.dtype) for term in tensor.terms]
         survivors = agreement.survivors if agreement else None
         plain = self._survivors_without_slack(tensor, agreement) if agreement else None
-        found = [self._before(tensor, piece, use) for use in tensor.uses]
-        edges = [[self._threshold(tensor, piece, use, level).bits for level in self.levels] for use in tensor.uses]
+        tallies = [self._before(tensor, piece, term) for term in tensor.terms]
+        edges = [[self._threshold(tensor, piece, term, level).bits for level in self.levels] for term in tensor.terms]
         own_signs = not tensor.consensus.weighted or min(tensor.consensus.weights) > 0
-        signed, alive, before = ([_patterns(part) for part in parts or ()] for parts in (kept_taus, survivors, plain))
-        counted = _count([magnitude_bits(part) for part in kept_taus], signed, alive, before, edges, own_signs)
-        for i, (use, tally) in enumerate(zip(tensor.uses, found, strict=True)):
+        signed, alive, before = ([patterns(part) for part in parts or ()] for parts in (kept_taus, survivors, plain))
+        counted = count([magnitude_bits(part) for part in kept_taus], signed, alive, before, edges, own_signs)
+        for i, (term, tally) in enumerate(zip(tensor.terms, tallies, strict=True)):
             rows, (tally.regained, tally.given_up) = counted[i]
             for counts, row in zip(tally.levels.values(), rows, strict=True):
                 counts += row
             if agreement and survivors is not None:
-                tally.energy_used = _energy_alive(agreement, i, use.weight if tensor.consensus.weighted else 1.0)
-            elif kept_taus[i] is not piece.tau(use.parent, tensor.dtype):
-                tally.energy_used = _energy(kept_taus[i])
+                tally.energy_used = energy_alive(agreement, i, term.weight if tensor.consensus.weighted else 1.0)
+            elif kept_taus[i] is not piece.tau(term.parent, tensor.dtype):
+                tally.energy_used = energy(kept_taus[i])
             else:
                 tally.energy_used = tally.energy
-            held = self._tallies.setdefault((tensor.output.name, use.name), Tally())
-            held += tally
+            running = self._tallies.setdefault((tensor.output.name, term.name), Tally())
+            running += tally
 
-    def _before(self, tensor: TensorRecipe, piece: Piece, use: Use) -> Tally:
+    def _before(self, tensor: TensorRecipe, piece: Piece, term: ModelTerm) -> Tally:
         """What selection found of the whole tensor, which its first slice brings."""
         tally = Tally(piece.stop - piece.start, levels={level: [0] for level in (1.0, *self.levels)})
         if piece.start == 0:
-            ranking = piece.job.selection[use.parent, tensor.dtype]
+            ranking = piece.job.selection[term.parent, tensor.dtype]
             tally.energy, tally.levels[1.0][0] = ranking.energy, ranking.nonzero
             for level in self.levels:
-                tally.levels[level][0] = min(ranking.nonzero, self._threshold(tensor, piece, use, level).reached)
+                tally.levels[level][0] = min(ranking.nonzero, self._threshold(tensor, piece, term, level).reached)
         return tally
 
-    def _threshold(self, tensor: TensorRecipe, piece: Piece, use: Use, level: float) -> Threshold:
-        return piece.job.selection[use.parent, tensor.dtype].thresholds[kept(level, tensor.output.numel)]
+    def _threshold(self, tensor: TensorRecipe, piece: Piece, term: ModelTerm, level: float) -> Threshold:
+        return piece.job.selection[term.parent, tensor.dtype].thresholds[kept(level, tensor.output.numel)]
 
     def report(self) -> dict[str, Any]:
         """JSON-serialisable: per model, by module kind and by layer (`outside`: embeddings, final norm, head)."""
@@ -223,75 +225,3 @@ def _layer_label(tensor: str) -> str:
 
 def _layer_order(item: tuple[str, Any]) -> tuple[bool, int]:
     return (item[0] == "outside", 0 if item[0] == "outside" else int(item[0]))
-
-
-def _patterns(tensor: torch.Tensor) -> Array:
-    """Flat bit patterns as signed whole numbers of the same width."""
-    return tensor.cpu().view(-1).view(_WHOLE[tensor.dtype.itemsize]).numpy()
-
-
-def _energy_alive(agreement: Agreement, i: int, weight: float) -> float:
-    """Σ τ² of model i where it survived. weight: what its votes were multiplied with."""
-    assert agreement.survivors is not None
-    if (
-        agreement.taus[i] is agreement.kept[i] and abs(math.frexp(weight)[0]) == 0.5
-    ):  # a power of two: nothing was rounded
-        return _energy(agreement.survivors[i]) / weight**2
-    mask = (_patterns(agreement.survivors[i]) > 0).view(numpy.int8)
-    alive = torch.from_numpy(_patterns(agreement.kept[i]) * mask).view(agreement.kept[i].dtype)
-    return _energy(alive.view(agreement.kept[i].shape))
-
-
-def _count(
-    sizes: list[Array],
-    kept: list[Array],
-    survivors: list[Array],
-    plain: list[Array],
-    edges: list[list[int]],
-    own_signs: bool,
-) -> list[tuple[list[list[int]], tuple[int, int]]]:
-    """For each model, [kept, in conflict, lost] among all that is not zero and among each level, and (regained, given up).
-
-    sizes: magnitudes of what was kept; kept, survivors, plain: bit patterns of it, of what survived, and of what would without slack.
-
-    Each question is one bit a parameter, packed into words; what is asked of two is an AND. own_signs: every model voted with its
-    own sign (no negative weights), so that whoever meets the other sign either loses or sees another lose, and the signs themselves
-    need not be looked at.
-    """
-    present = [_packed(size > 0) for size in sizes]
-    alive = [_packed(part > 0) for part in survivors] or present
-    lost = [here & ~left for here, left in zip(present, alive, strict=True)]
-    if survivors and own_signs:
-        fought = functools.reduce(numpy.bitwise_or, lost)
-        conflict = [here & fought for here in present]
-    else:
-        minus = [_packed(part < 0) & here for part, here in zip(kept, present, strict=True)]
-        plus = [here & ~below for here, below in zip(present, minus, strict=True)]
-        any_minus, any_plus = (functools.reduce(numpy.bitwise_or, side) for side in (minus, plus))
-        conflict = [(above & any_minus) | (below & any_plus) for above, below in zip(plus, minus, strict=True)]
-    counted = []
-    for i, size in enumerate(sizes):
-        rows = [[_ones(asked[i]) for asked in (present, conflict, lost)]]
-        for inside in (_packed(size >= max(1, edge)) for edge in edges[i]):
-            rows.append([_ones(inside), _ones(inside & conflict[i]), _ones(inside & lost[i])])
-        before = _packed(plain[i] > 0) if plain else alive[i]
-        counted.append((rows, (_ones(alive[i] & ~before), _ones(before & ~alive[i])) if plain else (0, 0)))
-    return counted
-
-
-def _ones(words: Array) -> int:
-    return int(numpy.bitwise_count(words).sum(dtype=numpy.uint32))
-
-
-def _packed(mask: Array) -> Array:
-    """A flat mask as bits in whole words."""
-    bits = numpy.packbits(mask)
-    if spare := -len(bits) % 8:
-        bits = numpy.pad(bits, (0, spare))
-    return bits.view(numpy.uint64)
-
-
-def _energy(tau: torch.Tensor) -> float:
-    """Σ τ²; row by row, since a norm in float32 loses digits over many elements."""
-    rows = torch.linalg.vector_norm(tau, dim=-1, dtype=torch.promote_types(tau.dtype, torch.float32))
-    return float(rows.double().square().sum())

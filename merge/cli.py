@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.errors import BadInput
+from common.units import parse_bytes
 from merge.grid import expand
 from merge.recipe import Recipe
 
@@ -71,7 +72,8 @@ def _run(options: argparse.Namespace) -> None:
     if not options.audit_only and options.out_dir is None:
         raise BadInput("OUT_DIR: missing; name a new folder for the merged checkpoint")
     recipes = [recipe for _, recipe in labelled]
-    gc.disable()  # torch's half a million objects stay: to look through them again and again costs a tenth of its import, and more later
+    # torch's half a million objects stay: to look through them again and again costs a tenth of its import and more
+    gc.disable()
     from merge.stream.threads import Workers
 
     gc.freeze()
@@ -109,9 +111,8 @@ def describe(recipes: Sequence[Recipe], memory: int, out_dir: Path) -> str:
 
     plan = make_plan(recipes)
     try:
-        lines = [
-            f"method    {', '.join(sorted({recipe.method for recipe in recipes}))} ({len(recipes)} merge(s) in one pass)"
-        ]
+        names = ", ".join(sorted({recipe.method for recipe in recipes}))
+        lines = [f"method    {names} ({len(recipes)} merge(s) in one pass)"]
         for parent in plan.parents.values():
             infos = parent.tensors.values()
             lines.append(
@@ -125,7 +126,8 @@ def describe(recipes: Sequence[Recipe], memory: int, out_dir: Path) -> str:
         free = shutil.disk_usage(existing).free
         verdict = "free" if free >= sum(sizes) else "free: NOT ENOUGH"
         lines.append(
-            f"write     {len(recipes)} × {len(plan.outputs)} tensors, {sum(sizes) / 1e9:.2f} GB; {free / 1e9:.1f} GB {verdict}"
+            f"write     {len(recipes)} × {len(plan.outputs)} tensors, {sum(sizes) / 1e9:.2f} GB; "
+            f"{free / 1e9:.1f} GB {verdict}"
         )
         lines.append(f"memory    torch, slices of a few MB, and up to {memory / 1e6:.0f} MB to select magnitudes")
         return "\n".join(lines)
@@ -158,13 +160,11 @@ class _Progress:
 
 
 def _size(text: str, key: str) -> int:
-    units = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "B": 1}
-    for unit, factor in units.items():
-        number = text.upper().removesuffix(unit)
-        if number != text.upper():
-            try:
-                if float(number) > 0:
-                    return int(float(number) * factor)
-            except ValueError:
-                break
-    raise BadInput(f"{key}: a size such as 512MB or 2GB; got {text!r}")
+    """Bytes of an option. Raises BadInput that names it."""
+    try:
+        size = parse_bytes(text)
+    except ValueError:
+        size = 0
+    if not isinstance(size, int) or size < 1:
+        raise BadInput(f"{key}: a size such as 512MB or 2GB; got {text!r}")
+    return size

@@ -9,26 +9,26 @@ from typing import Any
 import yaml
 
 from common.errors import BadInput
+from merge.method_table import MODEL_DEFAULTS
 from merge.recipe import Recipe
-
-PER_MODEL = ("weight", "density", "gamma", "epsilon")
 
 
 def expand(recipe: Recipe, axes: Sequence[str]) -> list[tuple[str, Recipe]]:
     """(label, recipe) for every combination, labels such as `slack=0.5,density=0.2`.
 
-    An axis is key=value,value,...: a key of the recipe, a per-model key (set for all models), or model.key. Raises BadInput.
+    An axis is key=value,value,...: a key of the recipe, a per-model key (set for all models), or model.key. Raises
+    BadInput.
     """
     parsed = [_axis(axis) for axis in axes]
-    found = []
+    labelled = []
     for combination in itertools.product(*(values for _, values in parsed)):
         data = recipe.to_dict()
         chosen = list(zip((key for key, _ in parsed), combination, strict=True))
         for key, value in chosen:
             _set(data, key, value)
         label = ",".join(f"{key}={value}" for key, value in chosen)
-        found.append((label, Recipe.from_dict(data, where=f"--grid {label}")))
-    return found
+        labelled.append((label, Recipe.from_dict(data, where=f"--grid {label}")))
+    return labelled
 
 
 def _axis(text: str) -> tuple[str, list[Any]]:
@@ -39,12 +39,12 @@ def _axis(text: str) -> tuple[str, list[Any]]:
 
 
 def _set(data: dict[str, Any], key: str, value: Any) -> None:
-    model, dot, own = key.rpartition(".")
+    model, dot, model_key = key.rpartition(".")
     if dot:
         if model not in data["models"]:
             raise BadInput(f"--grid {key}: no model is called {model!r}; the models are {', '.join(data['models'])}")
-        data["models"][model][own] = value
-    elif key in PER_MODEL:
+        data["models"][model][model_key] = value
+    elif key in MODEL_DEFAULTS:
         for entry in data["models"].values():
             entry[key] = value
     else:

@@ -1,7 +1,8 @@
 """A mergekit config as a recipe that means the same, number for number.
 
-Where mergekit's meaning is not our default, the recipe says so: election on weighted task vectors, arithmetic in the dtype that the
-inputs promote to, l1 rescaling, no question about tokenizers. What we do not do is refused by name, never ignored.
+Where mergekit's meaning is not our default, the recipe says so: election on weighted task vectors, arithmetic in the
+dtype that the inputs promote to, l1 rescaling, no question about tokenizers. What we do not do is refused by name,
+never ignored.
 """
 
 from __future__ import annotations
@@ -13,41 +14,38 @@ from typing import Any
 
 from common.errors import BadInput
 from common.hub import NAME, PREFIX
-from merge.recipe import METHODS, Method
+from merge.method_table import METHODS, MODEL_DEFAULTS, Method
 
-# Methods that rescale unless told otherwise.
-_RESCALED = ("dare_linear", "dare_ties", "della", "della_linear")
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
 _KEYS = {"models", "slices", "merge_method", "base_model", "parameters", "dtype", "out_dtype", "tokenizer_source"}
-_DEFAULTS = {"density": 1.0, "gamma": 0.01, "epsilon": 0.15}
+_SHARED = ("int8_mask", "t", "lambda", "normalize", "rescale")  # parameters of the whole merge
+_MODEL_DEFAULTS = {key: value for key, value in MODEL_DEFAULTS.items() if key != "weight"}  # which mergekit asks for
 
 
 def to_recipe_dict(data: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Our schema's words for a mergekit config. Raises BadInput naming the key that we do not support."""
-    method = data.get("merge_method")
-    if method == "ties_sv" or method not in METHODS:
-        raise BadInput(
-            f"{where}: merge_method: supported are {', '.join(m for m in METHODS if m != 'ties_sv')}; got {method!r}"
-        )
+    supported = {name: method for name, method in METHODS.items() if method.mergekit}
+    method = supported.get(str(data.get("merge_method")))
+    if method is None:
+        raise BadInput(f"{where}: merge_method: supported are {', '.join(supported)}; got {data.get('merge_method')!r}")
     unknown = sorted(set(map(str, data)) - _KEYS)
     if unknown:
         raise BadInput(
             f"{where}: mergekit key {', '.join(unknown)} is not supported; supported are {', '.join(sorted(_KEYS))}"
         )
-    spec = METHODS[method]
     shared = _mapping(data.get("parameters"), f"{where}: parameters")
     base = None if data.get("base_model") is None else str(data["base_model"])
-    if base is None and spec.base:
-        raise BadInput(f"{where}: base_model: {method} needs one")
+    if base is None and method.base:
+        raise BadInput(f"{where}: base_model: {method.name} needs one")
     entries = _entries(data, where)
-    recipe: dict[str, Any] = {"method": method, "models": _models(entries, base, method, shared, where)}
-    if spec.base:
-        recipe["base"] = _place(str(base))
+    recipe: dict[str, Any] = {"method": method.name, "models": _models(entries, base, method, shared, where)}
+    if method.base:
+        recipe["base"] = _local_or_hub(str(base))
     elif base is not None and base not in [path for path, _ in entries]:
         raise BadInput(
-            f"{where}: base_model: {method} has no base; list the model under models, or leave base_model out"
+            f"{where}: base_model: {method.name} has no base; list the model under models, or leave base_model out"
         )
-    recipe |= _shared_settings(method, spec, shared, where)
+    recipe |= _shared_settings(method, shared, where)
     return recipe | _dtypes(data, where) | _tokenizer(data) | {"exact": False}
 
 
@@ -60,12 +58,13 @@ def _entries(data: Mapping[str, Any], where: str) -> list[tuple[str, dict[str, A
     if models is None:
         if not isinstance(slices, list) or len(slices) != 1 or set(slices[0]) != {"sources"}:
             raise BadInput(
-                f"{where}: slices: only one slice of whole models (sources alone) is supported; layers cannot be restacked"
+                f"{where}: slices: only one slice of whole models (sources alone) is supported; "
+                "layers cannot be restacked"
             )
         key, models = "slices[0].sources", slices[0]["sources"]
     if not isinstance(models, list) or not models:
         raise BadInput(f"{where}: {key}: expected a list of models")
-    found = []
+    listed = []
     for i, entry in enumerate(models):
         at = f"{where}: {key}[{i}]"
         allowed = {"model", "parameters"} | ({"layer_range"} if slices is not None else set())
@@ -73,8 +72,8 @@ def _entries(data: Mapping[str, Any], where: str) -> list[tuple[str, dict[str, A
             raise BadInput(f"{at}: expected {', '.join(sorted(allowed))}, with model a local folder")
         if slices is not None:
             _check_whole(entry, at)
-        found.append((entry["model"], _mapping(entry.get("parameters"), f"{at}.parameters")))
-    return found
+        listed.append((entry["model"], _mapping(entry.get("parameters"), f"{at}.parameters")))
+    return listed
 
 
 def _check_whole(entry: Mapping[str, Any], at: str) -> None:
@@ -89,43 +88,41 @@ def _check_whole(entry: Mapping[str, Any], at: str) -> None:
 
 
 def _models(
-    entries: list[tuple[str, dict[str, Any]]], base: str | None, method: str, shared: Mapping[str, Any], where: str
+    entries: list[tuple[str, dict[str, Any]]], base: str | None, method: Method, shared: Mapping[str, Any], where: str
 ) -> dict[str, Any]:
-    spec = METHODS[method]
-    keys = {
-        "largest": ["density"],
-        "random": ["density"],
-        "band": ["density", "gamma"],
-        "ranked": ["density", "epsilon"],
-    }
-    names = [] if method == "slerp" else ["weight", *keys.get(spec.sparsify or "", [])]
     models: dict[str, Any] = {}
-    for path, own in entries:
-        if spec.base and path == base:
+    for path, parameters in entries:
+        if method.base and path == base:
             continue
         folder, _, adapter = path.partition("+")
         label = Path(adapter or folder).name.partition("@")[0]
         label = label if label not in models else f"{label}-{len(models)}"
         at = f"{where}: models: {path}"
-        unknown = sorted(set(own) - {"weight", "density", "gamma", "epsilon"})
+        unknown = sorted(set(parameters) - set(MODEL_DEFAULTS))
         if unknown:
-            raise BadInput(f"{at}: parameter {', '.join(unknown)} is not one of {method}'s")
-        models[label] = {"path": _place(folder)} | ({"adapter": adapter} if adapter else {})
-        for name in names:
-            value = _scoped(name, [own, shared])
+            raise BadInput(f"{at}: parameter {', '.join(unknown)} is not one of {method.name}'s")
+        models[label] = {"path": _local_or_hub(folder)} | ({"adapter": adapter} if adapter else {})
+        for name in method.model_keys:
+            value = _scoped(name, [parameters, shared])
             if value is None:
                 raise BadInput(f"{at}: parameter weight is missing; mergekit asks for it")
             models[label][name] = value
     return models
 
 
-def _place(model: str) -> str:
-    """A local folder where there is one of that name, else, as mergekit has it, a model of the hub: owner/name@revision."""
+def _local_or_hub(model: str) -> str:
+    """A local folder where there is one of that name, else, as mergekit has it, a model of the hub.
+
+    Owner/name@revision.
+    """
     return f"{PREFIX}{model}" if not Path(model).exists() and NAME.fullmatch(model) else model
 
 
 def _scoped(name: str, scopes: list[Mapping[str, Any]]) -> Any:
-    """A parameter's value: the scopes in order, then mergekit's default; rules that match nothing leave it to the next scope."""
+    """A parameter's value.
+
+    The scopes in order, then mergekit's default; rules that match nothing leave it to the next scope.
+    """
     rules: list[Any] = []
     for scope in scopes:
         if name not in scope:
@@ -135,29 +132,28 @@ def _scoped(name: str, scopes: list[Mapping[str, Any]]) -> Any:
         if not (isinstance(listed, list) and listed and all(isinstance(part, dict) for part in listed)):
             return [*rules, {"value": value}] if rules else value
         rules += listed
-    default = _DEFAULTS.get(name)
+    default = _MODEL_DEFAULTS.get(name)
     if rules and default is not None:
         rules.append({"value": default})
     return rules or default
 
 
-def _shared_settings(method: str, spec: Method, shared: Mapping[str, Any], where: str) -> dict[str, Any]:
-    known = {"weight", "density", "gamma", "epsilon", "int8_mask", "t", "lambda", "normalize", "rescale"}
-    if set(shared) - known:
-        raise BadInput(f"{where}: parameters: {', '.join(sorted(set(shared) - known))} is not one of {method}'s")
-    if method == "slerp":
-        if "t" not in shared:
-            raise BadInput(f"{where}: parameters.t: missing; slerp needs it")
-        return {"t": shared["t"]}
-    settings: dict[str, Any] = {"normalize": _flag(shared, "normalize", spec.normalize, where)}
-    if method == "linear":
-        return settings
-    if "lambda" in shared:
-        settings["lambda"] = shared["lambda"]
-    if spec.elect:
-        settings["election"] = "weighted"
-    if spec.sparsify:
-        settings["rescale"] = "l1" if _flag(shared, "rescale", method in _RESCALED, where) else "none"
+def _shared_settings(method: Method, shared: Mapping[str, Any], where: str) -> dict[str, Any]:
+    unknown = sorted(set(shared) - {*MODEL_DEFAULTS, *_SHARED})
+    if unknown:
+        raise BadInput(f"{where}: parameters: {', '.join(unknown)} is not one of {method.name}'s")
+    settings: dict[str, Any] = {}
+    for key in method.recipe_keys:
+        if key == "t" and "t" not in shared:
+            raise BadInput(f"{where}: parameters.t: missing; {method.name} needs it")
+        if key == "normalize":
+            settings[key] = _flag(shared, key, method.normalize, where)
+        elif key == "rescale":
+            settings[key] = "l1" if _flag(shared, key, method.rescale != "none", where) else "none"
+        elif key == "election":
+            settings[key] = "weighted"
+        elif key in _SHARED and key in shared:
+            settings[key] = shared[key]
     return settings
 
 

@@ -1,8 +1,9 @@
 """Merging as pure functions on tensors: one slice of one parameter tensor at a time.
 
-Every function takes task vectors of the same shape and dtype and returns new tensors. Arithmetic is done in their dtype; sums over
-models of 16-bit task vectors are accumulated in float32 and rounded once. Sources: task arithmetic (Ilharco et al. 2023),
-TIES (Yadav et al. 2023), DARE (Yu et al. 2024), breadcrumbs (Davari and Belilovsky 2024), DELLA (Deep et al. 2024).
+Every function takes task vectors of the same shape and dtype and returns new tensors. Arithmetic is done in their
+dtype; sums over models of 16-bit task vectors are accumulated in float32 and rounded once. Sources: task arithmetic
+(Ilharco et al. 2023), TIES (Yadav et al. 2023), DARE (Yu et al. 2024), breadcrumbs (Davari and Belilovsky 2024), DELLA
+(Deep et al. 2024).
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ def slerp_coefficients(t: float, norm_a: float, norm_b: float, dot: float) -> tu
 
 
 def keep_probabilities(magnitude: torch.Tensor, density: float, epsilon: float) -> torch.Tensor:
-    """DELLA's keep probabilities: from density − ε for a row's smallest magnitude to density + ε for its largest, by rank.
+    """DELLA's keep probabilities: by rank, from density − ε to density + ε (a row's largest).
 
     magnitude: [rows, columns], whole rows; returns float32 of the same shape.
     """
@@ -66,9 +67,9 @@ def keep_probabilities(magnitude: torch.Tensor, density: float, epsilon: float) 
 def elected_sign(taus: Sequence[torch.Tensor], slack: float = 0.0, protected: Sequence[bool] = ()) -> torch.Tensor:
     """Sign election with slack: +1 or −1 for each parameter.
 
-    The sign is that of Σ τ, with the protected models' task vectors scaled by 1 + slack. A sum of exactly zero elects +, as mergekit
-    does; with slack > 0 it goes to the protected side, since a protected model survives iff (1 + ξ)·|τ| ≥ the others. Slack 0 is
-    TIES; with slack ∞ the protected models win wherever their own sum is not zero.
+    The sign is that of Σ τ, with the protected models' task vectors scaled by 1 + slack. A sum of exactly zero elects
+    +, as mergekit does; with slack > 0 it goes to the protected side, since a protected model survives iff (1 + ξ)·|τ|
+    ≥ the others. Slack 0 is TIES; with slack ∞ the protected models win wherever their own sum is not zero.
     """
     if slack == 0 or not any(protected) or all(protected):
         balance = total(taus)
@@ -80,7 +81,8 @@ def elected_sign(taus: Sequence[torch.Tensor], slack: float = 0.0, protected: Se
         else:
             if shielded.dtype == torch.float16:  # too narrow for the nudge
                 shielded, others = shielded.float(), others.float()
-            # A sum that is not zero exceeds its terms' rounding error, far above 2⁻⁶⁰ of a term: the nudge only decides zeros.
+            # A sum that is not zero exceeds its terms' rounding error, far above 2⁻⁶⁰ of a term:
+            # the nudge only decides zeros.
             balance = (shielded * (1.0 + slack) + others).add_(shielded, alpha=2.0**-60)
     # A sum is −0 only where every vote is a zero, of which none survives: its sign does not matter.
     return torch.copysign(torch.ones((), dtype=balance.dtype, device=balance.device), balance).to(taus[0].dtype)
@@ -90,8 +92,8 @@ def merge_taus(taus: Sequence[torch.Tensor], how: Consensus) -> tuple[torch.Tens
     """τ_m from thinned task vectors (zeros where trimmed or dropped); λ is not in it.
 
     With an election τ_m is the disjoint mean Σ w τ / Σ w over the models whose sign is the elected one (the sum if not
-    `normalize`), else the weighted sum over all models (over Σ w if `normalize`). Returns τ_m and, with an election, for each
-    model what survived: |voter| where it has the elected sign, else 0.
+    `normalize`), else the weighted sum over all models (over Σ w if `normalize`). Returns τ_m and, with an election,
+    for each model what survived: |voter| where it has the elected sign, else 0.
 
     Signs are handled by multiplying with ±1, which is exact and, unlike masks, runs at memory speed on a CPU.
     """

@@ -1,10 +1,10 @@
 """Exact selection of the largest magnitudes without sorting.
 
-The bit pattern of a non-negative float grows with its value, so selection works on whole numbers. A task vector of a 16-bit dtype
-is counted: one histogram of all its 32,768 magnitudes answers every rank. One of float32 that fits into the memory limit is
-partitioned (numpy's vectorised quickselect), for several ranks each inside what the last one left; a larger one is never held: a
-histogram of the upper 16 bits says which bin holds the k-th largest, a histogram of the lower 16 bits inside that bin which value
-it is. All give the same thresholds.
+The bit pattern of a non-negative float grows with its value, so selection works on whole numbers. A task vector of a
+16-bit dtype is counted: one histogram of all its 32,768 magnitudes answers every rank. One of float32 that fits into
+the memory limit is partitioned (numpy's vectorised quickselect), for several ranks each inside what the last one left;
+a larger one is never held: a histogram of the upper 16 bits says which bin holds the k-th largest, a histogram of the
+lower 16 bits inside that bin which value it is. All give the same thresholds.
 """
 
 from __future__ import annotations
@@ -33,7 +33,10 @@ class NotFinite(ValueError):
 
 @dataclass(frozen=True)
 class Threshold:
-    """The k-th largest magnitude, the one before it in its dtype, its bit pattern; `spare` of the `ties` equal to it are kept."""
+    """The k-th largest magnitude, the one before it in its dtype, its bit pattern.
+
+    `spare` of the `ties` equal to it are kept.
+    """
 
     value: float
     below: float = -1.0
@@ -47,7 +50,10 @@ EVERYTHING = Threshold(-1.0, reached=sys.maxsize)
 
 
 class Ranking(NamedTuple):
-    """Thresholds by rank; the energy Σ τ² of the whole task vector and how many elements are not zero, which the same pass gives."""
+    """What one pass over a task vector gives.
+
+    Thresholds by rank, the energy Σ τ² of the whole task vector, and how many elements are not zero.
+    """
 
     thresholds: dict[int, Threshold]
     energy: float
@@ -102,8 +108,8 @@ class Counting:
 def rank(pieces: Pieces, ranks: Iterable[int], numel: int, resident: int) -> Ranking:
     """The k-th largest value for every k ≥ 1 in `ranks`, exact, of a task vector that is ranked in float32.
 
-    pieces: gives the `magnitude_bits` of its `numel` elements in pieces, the same each time it is called. resident: how many elements
-    may be held at once. Raises NotFinite.
+    pieces: gives the `magnitude_bits` of its `numel` elements in pieces, the same each time it is called. resident: how
+    many elements may be held at once. Raises NotFinite.
     """
     wanted = sorted(set(ranks), reverse=True)
     everything = {k: EVERYTHING for k in wanted if k >= numel}
@@ -174,7 +180,10 @@ def _bin_of(counts: Array, k: int) -> tuple[int, int]:
 
 
 class Taker:
-    """Thins a task vector to its largest elements, slice by slice, in order; ties at the threshold go to the lowest index."""
+    """Thins a task vector to its largest elements, slice by slice, in order.
+
+    Ties at the threshold go to the lowest index.
+    """
 
     def __init__(self, threshold: Threshold):
         self.threshold = threshold
@@ -183,8 +192,9 @@ class Taker:
     def thin(self, tau: torch.Tensor, bits: Callable[[], Array]) -> torch.Tensor:
         """The next slice with zeros where it is not among the largest.
 
-        tau: any floating dtype; bits: gives its `magnitude_bits`, asked for only where they are needed. Hardshrink zeroes |x| ≤ λ in one vectorised step, several times faster
-        than a mask; float64 is ranked in float32 and needs the mask.
+        tau: any floating dtype; bits: gives its `magnitude_bits`, asked for only where they are needed. Hardshrink
+        zeroes |x| ≤ λ in one vectorised step, several times faster than a mask; float64 is ranked in float32 and needs
+        the mask.
         """
         at = self.threshold
         if at is EVERYTHING:

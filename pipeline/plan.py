@@ -12,8 +12,7 @@ from typing import Literal
 from common.units import format_tokens
 from pipeline.config import RESERVED, Config, Method
 from pipeline.graph import Inputs, Stage, in_order
-from pipeline.plan_training import Data, data_stages, trained_stages, workers
-from pipeline.settings import (
+from pipeline.job_settings import (
     DeviceOptions,
     EvalOptions,
     EvalSettings,
@@ -23,6 +22,7 @@ from pipeline.settings import (
     TuneOptions,
     TuneSettings,
 )
+from pipeline.plan_training import Data, data_stages, trained_stages, workers
 
 
 @dataclass(frozen=True)

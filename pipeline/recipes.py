@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-SHARED = ("weight", "density", "gamma", "epsilon")  # settings of a model that a recipe may state once for both
+from merge.method_table import METHODS, MODEL_DEFAULTS
+
 MODELS = ("ct", "sft")
 
 
@@ -15,27 +16,26 @@ def expand(settings: Mapping[str, Any]) -> dict[str, Any]:
     nested: dict[str, Any] = {}
     for key, value in settings.items():
         *folders, last = key.split(".")
-        place = nested
+        section = nested
         for folder in folders:
-            place = place.setdefault(folder, {})
-        if isinstance(value, Mapping) and isinstance(place.get(last), dict):
-            place[last] |= expand(value)
+            section = section.setdefault(folder, {})
+        if isinstance(value, Mapping) and isinstance(section.get(last), dict):
+            section[last] |= expand(value)
         else:
-            place[last] = expand(value) if isinstance(value, Mapping) else value
+            section[last] = expand(value) if isinstance(value, Mapping) else value
     return nested
 
 
 def complete(settings: Mapping[str, Any], base: Path, ct: Path, sft: Path, seed: int) -> dict[str, Any]:
-    """What `merge.recipe.Recipe.from_dict` takes: paths, the settings that both models share, and the cell's seed where the method draws."""
-    from merge.recipe import METHODS
-
+    """What `Recipe.from_dict` takes: paths, what both models share, and the cell's seed where the method draws."""
     recipe = expand(settings)
-    shared = {name: recipe.pop(name) for name in SHARED if name in recipe}
-    own = recipe.pop("models", {})
+    shared = {name: recipe.pop(name) for name in MODEL_DEFAULTS if name in recipe}
+    by_model = recipe.pop("models", {})
     models = {
-        name: {"path": str(path), **shared, **own.pop(name, {})} for name, path in zip(MODELS, (ct, sft), strict=True)
+        name: {"path": str(path), **shared, **by_model.pop(name, {})}
+        for name, path in zip(MODELS, (ct, sft), strict=True)
     }
     method = METHODS.get(recipe.get("method", ""))
-    if method and method.sparsify in ("random", "ranked"):
+    if method and method.seeded:
         recipe.setdefault("seed", seed)
-    return {**recipe, "base": str(base), "models": {**models, **own}}
+    return {**recipe, "base": str(base), "models": {**models, **by_model}}

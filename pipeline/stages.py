@@ -14,8 +14,7 @@ from common.errors import BadInput
 from common.units import format_tokens
 from pipeline import recipes
 from pipeline.execute import Job
-from pipeline.run import launch
-from pipeline.settings import (
+from pipeline.job_settings import (
     DeviceOptions,
     EvalOptions,
     EvalSettings,
@@ -23,6 +22,7 @@ from pipeline.settings import (
     LeakSettings,
     MergeSettings,
 )
+from pipeline.run import launch
 from train.stage_settings import (
     BaseModelSettings,
     CorpusOptions,

@@ -1,14 +1,14 @@
-"""Where results live: `store/<kind>/<slug>-<key>/`, with a `stage.json` that says what it is and a checksum of every file.
+"""Where results live: `store/<kind>/<slug>-<key>/`, with a `stage.json` that says what it is and its files' checksums.
 
-Nothing has its final name before it is whole. A stage is made in `store/.work/`, which outlives a crash, under a lock that does not: the kernel
-drops an flock with its process. So kill -9 is safe at every point, and two jobs never do the same work at the same time.
+Nothing has its final name before it is whole. A stage is made in `store/.work/`, which outlives a crash, under a lock
+that does not: the kernel drops an flock with its process. So kill -9 is safe at every point, and two jobs never do the
+same work at the same time.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import os
 import shutil
@@ -18,12 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from common.files import fsync, sha256, write_json
 from pipeline.graph import Stage
 
 RECORD = "stage.json"
-ALWAYS_CHECKED = (
-    4 * 2**20
-)  # bytes: entries up to this size are checked by checksum wherever they are met, larger ones when they are read
+# Bytes: entries up to this size are checked by checksum wherever they are met, larger ones when they are read.
+ALWAYS_CHECKED = 4 * 2**20
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,10 @@ class Store:
         return self.root / ".work" / f"{stage.kind}-{stage.key}"
 
     def publish(self, stage: Stage, out: Path, about: Mapping[str, Any]) -> Entry:
-        """Makes `out` the entry of a claimed stage: records it, brings it to the disk, renames it. The work folder is removed."""
+        """Makes `out` the entry of a claimed stage: records it, brings it to the disk, renames it.
+
+        The work folder is removed.
+        """
         files = {
             str(path.relative_to(out)): {"bytes": path.stat().st_size, "sha256": sha256(path)}
             for path in sorted(out.rglob("*"))
@@ -146,11 +149,11 @@ class Store:
         }
         (out / RECORD).write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         for path in (*out.rglob("*"), out):
-            _fsync(path)
+            fsync(path)
         final = self.root / stage.kind / f"{stage.slug}-{stage.key}"
         final.parent.mkdir(parents=True, exist_ok=True)
         os.rename(out, final)
-        _fsync(final.parent)
+        fsync(final.parent)
         self.discard_work(stage)
         return Entry(final, record)
 
@@ -162,11 +165,7 @@ class Store:
             if file != name and not file.startswith(f"{name}/")
         }
         record = {**entry.record, "dropped": sorted({*entry.record.get("dropped", ()), name}), "files": files}
-        aside = entry.path / f"{RECORD}.{os.getpid()}"
-        aside.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        _fsync(aside)
-        os.replace(aside, entry.path / RECORD)
-        _fsync(entry.path)
+        write_json(entry.path / RECORD, record)
         place = entry.path / name
         if place.is_dir():
             shutil.rmtree(place, ignore_errors=True)
@@ -182,7 +181,7 @@ class Store:
         shutil.rmtree(self._work(stage), ignore_errors=True)
 
     def set_aside(self, entry: Entry) -> Path:
-        """Moves a damaged entry out of the way, to `store/.damaged/`, so that it can be made anew and still be looked at."""
+        """Moves a damaged entry to `store/.damaged/`, so that it can be made anew and still be looked at."""
         damaged = self.root / ".damaged"
         damaged.mkdir(parents=True, exist_ok=True)
         place = damaged / f"{entry.path.parent.name}-{entry.path.name}-{time.time_ns()}"
@@ -195,17 +194,3 @@ def _record(folder: Path) -> Mapping[str, Any]:
         return dict(json.loads((folder / RECORD).read_text(encoding="utf-8")))
     except (ValueError, OSError):
         return {}
-
-
-def sha256(path: Path) -> str:
-    """The checksum of a file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

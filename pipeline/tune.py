@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import stages
 from pipeline.execute import Job
-from pipeline.settings import TuneOptions, TuneSettings
+from pipeline.job_settings import TuneOptions, TuneSettings
 
 if TYPE_CHECKING:
     from eval.harness import Scores

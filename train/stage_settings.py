@@ -107,12 +107,6 @@ class CorpusOptions(Settings):
     english_folder: str | None = None  # the same of English
     workers: int = 1  # processes; hub only
 
-    @classmethod
-    def from_mapping(cls, values: Mapping[str, Any]) -> Self:
-        """Picks its fields. Of `text` and `english`, whole sources where they are given, it takes the place."""
-        folders = {f"{name}_folder": values[name]["dataset"] for name in ("text", "english") if name in values}
-        return super().from_mapping({**values, **folders})
-
 
 @dataclass(frozen=True)
 class ItemsSettings(Settings):

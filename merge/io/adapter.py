@@ -1,6 +1,7 @@
 """LoRA adapters, merged onto their base while it is read: W + scale·B·A (Hu et al. 2022), row by row.
 
-The sum is taken in float32 and rounded to the base's dtype, as merging the adapter into the checkpoint beforehand would.
+The sum is taken in float32 and rounded to the base's dtype, as merging the adapter into the checkpoint beforehand
+would.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.errors import BadInput
-from merge.io.checkpoint import Checkpoint, read_header
+from merge.io.checkpoint import Checkpoint
+from merge.io.safetensors_header import read_header
 
 if TYPE_CHECKING:
     import torch
@@ -56,7 +58,10 @@ class AdaptedCheckpoint(Checkpoint):
 
 
 def adapted(base: Checkpoint, folder: Path) -> AdaptedCheckpoint:
-    """`base` with the LoRA in `folder`. Raises BadInput for adapters of other kinds and for modules that the base has not."""
+    """`base` with the LoRA in `folder`.
+
+    Raises BadInput for adapters of other kinds and for modules that the base has not.
+    """
     path = folder / "adapter_config.json"
     file = folder / "adapter_model.safetensors"
     for needed in (path, file):
@@ -65,7 +70,8 @@ def adapted(base: Checkpoint, folder: Path) -> AdaptedCheckpoint:
     config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     if config.get("peft_type") != "LORA":
         raise BadInput(
-            f"{path}: peft_type is {config.get('peft_type')}; only LORA can be merged on the fly, merge it with peft first"
+            f"{path}: peft_type is {config.get('peft_type')}; "
+            "only LORA can be merged on the fly, merge it with peft first"
         )
     for key, off in _KNOWN_OFF.items():
         if config.get(key) not in (off, None):
@@ -73,12 +79,12 @@ def adapted(base: Checkpoint, folder: Path) -> AdaptedCheckpoint:
     lora = Checkpoint(folder, config, read_header(file))
     sides: dict[str, dict[str, str]] = {}
     for name in lora.tensors:
-        found = _NAME.match(name)
-        if not found:
+        match = _NAME.match(name)
+        if not match:
             raise BadInput(
                 f"{file}: tensor {name} is not a LoRA factor of a linear layer; merge this adapter with peft first"
             )
-        sides.setdefault(found["module"], {})[found["side"]] = name
+        sides.setdefault(match["module"], {})[match["side"]] = name
     factors = {}
     for module, names in sides.items():
         weight = f"{module}.weight"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import yaml
 
 from common import hub
+from common.files import sha256
 from merge.auditing import Audit
 from merge.recipe import Recipe
 from merge.stream.tensor_plan import Plan
@@ -29,11 +29,13 @@ def render(
         lines.append(f"Base: `{recipe.base}`.")
     lines.append(f"Models: {', '.join(f'{model.name} (`{model.path}`)' for model in recipe.models)}.\n")
     lines.append(
-        f"## How to make it again\n\n    python -m merge merge.yml OUT_DIR\n\nwith merge.yml:\n\n```yaml\n{settings}```\n"
+        "## How to make it again\n\n    python -m merge merge.yml OUT_DIR\n\n"
+        f"with merge.yml:\n\n```yaml\n{settings}```\n"
     )
     if audit is not None and (rows := audit.report()["models"]):
         lines.append(
-            "## What was discarded\n\n| model | trimmed | in conflict | lost in conflict | norm lost |\n|---|---|---|---|---|"
+            "## What was discarded\n\n"
+            "| model | trimmed | in conflict | lost in conflict | norm lost |\n|---|---|---|---|---|"
         )
         for name, row in rows.items():
             cells = [row[key] for key in ("share_trimmed", "share_in_conflict", "share_lost_in_conflict", "norm_lost")]
@@ -42,16 +44,10 @@ def render(
     if checksums:
         inputs = sorted({info.file for parent in plan.parents.values() for info in parent.tensors.values()})
         with ThreadPoolExecutor() as pool:
-            digests = list(pool.map(digest, [*inputs, *files]))
+            digests = list(pool.map(sha256, [*inputs, *files]))
         lines.append("## Checksums (sha256)\n")
-        lines += [f"- read `{file}`: {found}" for file, found in zip(inputs, digests, strict=False)]
+        lines += [f"- read `{file}`: {checksum}" for file, checksum in zip(inputs, digests, strict=False)]
         lines += [
-            f"- written `{file.name}`: {found}" for file, found in zip(files, digests[len(inputs) :], strict=True)
+            f"- written `{file.name}`: {checksum}" for file, checksum in zip(files, digests[len(inputs) :], strict=True)
         ]
     return "\n".join(lines) + "\n"
-
-
-def digest(file: Path) -> str:
-    """sha256 of a file, in hex."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from common.errors import BadInput
+from common.files import fsync
 from merge.auditing import Audit
 from merge.io import card
 from merge.io.checkpoint import TOKENIZER_FILES
@@ -42,7 +43,7 @@ class FileSink:
         self.dtypes = {output.name: out_dtype(recipe, plan, output) for output in plan.outputs}
         self.files: list[Path] = []
         self.written = Event()
-        self._places: dict[str, tuple[int, int]] = {}  # name -> descriptor, offset
+        self._positions: dict[str, tuple[int, int]] = {}  # name -> descriptor, offset
         self._descriptors: list[int] = []
         shards = _shards(plan.outputs, self.dtypes, shard_bytes)
         for number, outputs in enumerate(shards, 1):
@@ -58,7 +59,7 @@ class FileSink:
 
     def write(self, output: Output, start: int, values: torch.Tensor) -> None:
         dtype = self.dtypes[output.name]
-        descriptor, offset = self._places[output.name]
+        descriptor, offset = self._positions[output.name]
         data = values.to(dtype).cpu().contiguous().view(torch.uint8).numpy().data
         at = offset + start * dtype.itemsize
         while data:
@@ -66,7 +67,7 @@ class FileSink:
             data, at = data[done:], at + done
 
     def sync(self) -> None:
-        """Have the disk take what is written, again and again until `written` is set, so that little is left for the last time."""
+        """Have the disk take what is written, again and again until `written` is set: little is left for the end."""
         last = False
         while not last:
             last = self.written.wait(SYNC_EVERY)
@@ -106,19 +107,19 @@ class FileSink:
             raise
         os.pwrite(descriptor, len(text).to_bytes(8, "little") + text, 0)
         for output in outputs:
-            self._places[output.name] = (descriptor, 8 + len(text) + header[output.name]["data_offsets"][0])
+            self._positions[output.name] = (descriptor, 8 + len(text) + header[output.name]["data_offsets"][0])
 
 
 def _shards(outputs: Sequence[Output], dtypes: dict[str, torch.dtype], limit: int) -> list[list[Output]]:
     shards: list[list[Output]] = [[]]
-    held = 0
+    filled = 0
     for output in outputs:
         size = output.numel * dtypes[output.name].itemsize
-        if shards[-1] and held + size > limit:
+        if shards[-1] and filled + size > limit:
             shards.append([])
-            held = 0
+            filled = 0
         shards[-1].append(output)
-        held += size
+        filled += size
     return shards
 
 
@@ -138,9 +139,10 @@ def write_many(
 ) -> list[Path]:
     """Merge each recipe into its own new folder, in one pass over the parents.
 
-    A folder holds safetensors shards, config, tokenizer, generation config, model card and the recipe as merge.yml; with `audit`,
-    audit.json and audit.parquet; with `checksums`, the card has the sha256 of every file read and written. All appear under their
-    final names at the end; a merge that fails leaves nothing. `workers` goes over the tensors twice. Raises BadInput.
+    A folder holds safetensors shards, config, tokenizer, generation config, model card and the recipe as merge.yml;
+    with `audit`, audit.json and audit.parquet; with `checksums`, the card has the sha256 of every file read and
+    written. All appear under their final names at the end; a merge that fails leaves nothing. `workers` goes over the
+    tensors twice. Raises BadInput.
     """
     targets = [Path(out_dir).absolute() for out_dir in out_dirs]
     for target in targets:
@@ -165,14 +167,14 @@ def write_many(
                 for sink in sinks:
                     sink.written.set()
             for recipe, aside, target, sink, seen in zip(recipes, asides, targets, sinks, audits, strict=True):
-                _furnish(plan, recipe, aside, target.name, sink, seen, checksums)
+                write_metadata(plan, recipe, aside, target.name, sink, seen, checksums)
             for done in synced:
                 done.result()
         for aside, target in zip(asides, targets, strict=True):
             if target.exists():
                 target.rmdir()
             aside.rename(target)
-            _sync_folder(target.parent)
+            fsync(target.parent)
     except BaseException:
         for aside in asides:
             shutil.rmtree(aside, ignore_errors=True)
@@ -182,7 +184,7 @@ def write_many(
     return targets
 
 
-def _furnish(
+def write_metadata(
     plan: Plan, recipe: Recipe, aside: Path, title: str, sink: FileSink, audit: Audit | None, checksums: bool
 ) -> None:
     """Put everything but the weights into the folder; config.json last, since it makes the folder a model."""
@@ -197,9 +199,8 @@ def _furnish(
     config = out_config(plan, recipe)
     (aside / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     for path in aside.iterdir():
-        with path.open("rb") as stream:
-            os.fsync(stream.fileno())
-    _sync_folder(aside)
+        fsync(path)
+    fsync(aside)
 
 
 def out_config(plan: Plan, recipe: Recipe) -> dict[str, Any]:
@@ -213,11 +214,3 @@ def out_config(plan: Plan, recipe: Recipe) -> dict[str, Any]:
     if lead.tied != plan.tied:
         config["tie_word_embeddings"] = plan.tied
     return config
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

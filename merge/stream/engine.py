@@ -1,8 +1,8 @@
 """Streams the parents' tensors through the methods, slice by slice, for any number of recipes at once.
 
-For each tensor: the survey's pass (merge/stream/survey.py: thresholds for all densities), a pass for scales that need the whole tensor
-(l1 rescaling, slerp's angle), and the pass that merges. Slices are whole rows of about SLICE elements, so memory does not grow with
-the model, and each is read once per pass however many recipes use it.
+For each tensor: the survey's pass (merge/stream/survey.py: thresholds for all densities), a pass for scales that need
+the whole tensor (l1 rescaling, slerp's angle), and the pass that merges. Slices are whole rows of about SLICE elements,
+so memory does not grow with the model, and each is read once per pass however many recipes use it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 
 from merge.io.checkpoint import keep_heap
 from merge.stream.pieces import Job, Selection
-from merge.stream.survey import culprit, select
+from merge.stream.survey import find_nonfinite, select
 from merge.stream.tensor_plan import Output, Plan
 from merge.stream.tensor_recipe import Observer, TensorRecipe
 from merge.stream.threads import DEFAULT, Workers
@@ -25,7 +25,10 @@ class Sink(Protocol):
     """Where a recipe's result goes. `write` may be called from several threads, for different tensors."""
 
     def write(self, output: Output, start: int, values: torch.Tensor) -> None:
-        """Take elements [start, start + len(values)) of a tensor, flat, in the compute dtype (buffers: in their own)."""
+        """Take elements [start, start + len(values)) of a tensor, flat, in the compute dtype.
+
+        Buffers come in their own dtype.
+        """
 
 
 def run(
@@ -37,13 +40,13 @@ def run(
 ) -> None:
     """Merge every recipe of `plan` into its sink.
 
-    surveyed: what `survey` found; without it each tensor is surveyed just before it is merged. Raises BadInput for NaN or infinite
-    weights, naming file and tensor.
+    surveyed: what `survey` found; without it each tensor is surveyed just before it is merged. Raises BadInput for NaN
+    or infinite weights, naming file and tensor.
     """
     keep_heap()
     watching = list(observers) if observers is not None else [None] * len(plan.recipes)
 
-    def one(output: Output) -> None:
+    def merge_output(output: Output) -> None:
         job = Job(plan, output, torch.device(workers.device), workers.resident)
         tensors = [TensorRecipe.of(recipe, plan, output) for recipe in plan.recipes]
         job.selection = surveyed[output.name] if surveyed is not None else select(job, tensors, watching)
@@ -52,7 +55,7 @@ def run(
         elif output.numel:
             _merge_tensor(job, tensors, sinks, watching)
 
-    workers.each(plan, one)
+    workers.each(plan, merge_output)
 
 
 def _merge_tensor(
@@ -68,9 +71,9 @@ def _merge_tensor(
                 agreement = alike[0][0].agree(piece)
                 for tensor, sink, observer in alike:
                     values = tensor.merge(piece, agreement)
-                    # a sum is several times faster than isfinite, which only has to say whether the sum itself overflowed
+                    # a sum is several times faster than isfinite, which only says whether the sum itself overflowed
                     if not math.isfinite(values.sum()) and not torch.isfinite(values).all():
-                        raise culprit(job)
+                        raise find_nonfinite(job)
                     if sink is not None:
                         sink.write(job.output, piece.start, values.view(-1))
                     if observer is not None:

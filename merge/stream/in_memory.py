@@ -39,9 +39,11 @@ def load(recipe: Recipe, device: str = "cpu") -> PreTrainedModel:
 def load_many(
     recipes: Sequence[Recipe], device: str = "cpu", at_once: int = AT_ONCE
 ) -> Iterator[tuple[Recipe, PreTrainedModel]]:
-    """Yield each recipe with its model, in order; as many are merged in one pass over the parents as fit into `at_once` bytes.
+    """Yield each recipe with its model, in order; as many are merged in one pass over the parents as fit into `at_once`
+    bytes.
 
-    The recipes share their base (or first model); models and settings may differ. Raises BadInput before the first merge.
+    The recipes share their base (or first model); models and settings may differ. Raises BadInput before the first
+    merge.
     """
     plan = make_plan(recipes)
     try:
@@ -87,7 +89,10 @@ def _skeleton(plan: Plan, recipe: Recipe, device: str) -> PreTrainedModel:
 
 
 def _sink(model: PreTrainedModel, plan: Plan) -> ModelSink | None:
-    """A sink that fills `model`; None where its names are not those of the files (transformers converts some architectures)."""
+    """A sink that fills `model`.
+
+    None where its names are not those of the files (transformers converts some architectures).
+    """
     state = model.state_dict(keep_vars=True)
     names = {output.name for output in plan.outputs}
     filled = {state[name].data_ptr() for name in names if name in state}
@@ -106,4 +111,5 @@ def _through_files(plan: Plan, recipe: Recipe, device: str) -> PreTrainedModel:
 
     with TemporaryDirectory() as folder:
         write(recipe, f"{folder}/merged")
-        return AutoModelForCausalLM.from_pretrained(f"{folder}/merged", dtype="auto").to(device).eval()  # type: ignore[no-any-return, arg-type]
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(f"{folder}/merged", dtype="auto")
+        return model.to(device).eval()  # type: ignore[arg-type]

@@ -104,7 +104,7 @@ class Piece:
         return self._largest[key]
 
     def uniform(self, seed: int, model: str) -> torch.Tensor:
-        """float32 draws in [0, 1), one an element, fixed by seed, model name, tensor name and the element's place alone."""
+        """float32 draws in [0, 1), one an element, fixed by seed, names of model and tensor, and its index alone."""
         key = (seed, model)
         if key not in self._uniforms:
             if key not in self.shared.draws:

@@ -1,7 +1,7 @@
 """The pass before the merge: what has to be known of whole tensors, and whether they can be merged at all.
 
-It finds the magnitude thresholds that recipes trim at and those of the audit's levels, and refuses NaN and infinite weights, which selection
-notices on its way; tensors that nothing is selected in are read for that alone.
+It finds the magnitude thresholds that recipes trim at and those of the audit's levels, and refuses NaN and infinite
+weights, which selection notices on its way; tensors that nothing is selected in are read for that alone.
 """
 
 from __future__ import annotations
@@ -24,34 +24,39 @@ CHUNK = 1 << 20  # elements
 def survey(plan: Plan, observers: Sequence[Observer | None], workers: Workers) -> dict[str, Selection]:
     """Read every tensor that the merge will read, once. Raises BadInput that names file and tensor."""
     keep_heap()
-    found: dict[str, Selection] = {}
+    selections: dict[str, Selection] = {}
 
-    def one(output: Output) -> None:
+    def survey_output(output: Output) -> None:
         job = Job(plan, output, torch.device(workers.device), workers.resident)
-        found[output.name] = select(job, [TensorRecipe.of(recipe, plan, output) for recipe in plan.recipes], observers)
-        seen = {parent for parent, _ in found[output.name]}
+        selections[output.name] = select(
+            job, [TensorRecipe.of(recipe, plan, output) for recipe in plan.recipes], observers
+        )
+        seen = {parent for parent, _ in selections[output.name]}
         for parent, source in output.sources.items():
             if not (parent in seen or (seen and parent == plan.leader)) and not is_finite(plan.parents[parent], source):
                 raise not_finite(plan.parents[parent], source)
 
-    workers.each(plan, one)
-    return found
+    workers.each(plan, survey_output)
+    return selections
 
 
 def select(job: Job, tensors: Sequence[TensorRecipe], observers: Sequence[Observer | None]) -> Selection:
-    """The thresholds that recipes ask for in one tensor, and those of their observers' levels. Raises BadInput for weights that are not finite."""
-    found: Selection = {}
+    """The thresholds that recipes ask for in one tensor, and those of their observers' levels.
+
+    Raises BadInput for weights that are not finite.
+    """
+    selection: Selection = {}
     if not job.output.floating:
         _check_buffer(job)
     if not job.output.floating or not job.output.numel:
-        return found
+        return selection
     ranks: dict[tuple[Parent, torch.dtype], set[int]] = {}
     for tensor, observer in zip(tensors, observers, strict=True):
         levels = {kept(level, job.output.numel) for level in observer.levels} if observer else set()
-        for use in tensor.uses:
-            wanted = {k for k in use.ranks if k > 0} | levels
+        for term in tensor.terms:
+            wanted = {k for k in term.ranks if k > 0} | levels
             if wanted:
-                ranks.setdefault((use.parent, tensor.dtype), set()).update(wanted)
+                ranks.setdefault((term.parent, tensor.dtype), set()).update(wanted)
     counted = {key: Counting(key[1]) for key in ranks if key[1].itemsize == 2}
     try:
         if counted:
@@ -63,21 +68,22 @@ def select(job: Job, tensors: Sequence[TensorRecipe], observers: Sequence[Observ
             def pieces(key: tuple[Parent, torch.dtype] = key) -> Iterator[Array]:
                 return (piece.bits(*key) for piece in job.pieces())
 
-            found[key] = (
+            selection[key] = (
                 counted[key].ranking(wanted) if key in counted else rank(pieces, wanted, job.output.numel, job.resident)
             )
     except NotFinite:
-        raise culprit(job) from None
-    return found
+        raise find_nonfinite(job) from None
+    return selection
 
 
-def culprit(job: Job) -> BadInput:
+def find_nonfinite(job: Job) -> BadInput:
     """Says which parent's tensor is not finite."""
     for key, parent in job.plan.parents.items():
         if not is_finite(parent, job.output.sources[key]):
             return not_finite(parent, job.output.sources[key])
     return BadInput(
-        f"tensor {job.output.name}: the merge overflows in the compute dtype; use compute_dtype: float32 and smaller weights"
+        f"tensor {job.output.name}: the merge overflows in the compute dtype; "
+        "use compute_dtype: float32 and smaller weights"
     )
 
 
@@ -110,5 +116,6 @@ def _check_buffer(job: Job) -> None:
     for key, parent in plan.parents.items():
         if not torch.equal(values, parent.read(output.sources[key], 0, output.numel)):
             raise BadInput(
-                f"{parent.folder}: buffer {output.name} differs from that of {lead.folder}: whole numbers cannot be merged"
+                f"{parent.folder}: buffer {output.name} differs from that of {lead.folder}: "
+                "whole numbers cannot be merged"
             )

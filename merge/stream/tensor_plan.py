@@ -11,7 +11,8 @@ from pathlib import Path
 from common import hub
 from common.errors import BadInput
 from merge.io.adapter import adapted
-from merge.io.checkpoint import FLOATS, Checkpoint, open_checkpoint
+from merge.io.checkpoint import FLOATS, Checkpoint
+from merge.io.open_folder import open_checkpoint
 from merge.recipe import ModelRef, Recipe
 
 Parent = tuple[Path, Path | None]  # folder, adapter
@@ -19,7 +20,10 @@ Parent = tuple[Path, Path | None]  # folder, adapter
 
 @dataclass(frozen=True)
 class Output:
-    """One tensor of the result. sources: its name in each parent (it differs where a parent's head is its embedding)."""
+    """One tensor of the result.
+
+    sources: its name in each parent (it differs where a parent's head is its embedding).
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -73,16 +77,19 @@ def parent_of(model: ModelRef) -> Parent:
 
 
 def make_plan(recipes: Sequence[Recipe]) -> Plan:
-    """Open the parents of all recipes and refuse what cannot be merged, before anything is computed. Raises BadInput."""
+    """Open the parents of all recipes and refuse what cannot be merged, before anything is computed.
+
+    Raises BadInput.
+    """
     if not recipes:
         raise BadInput("no recipe given")
     leader: Parent = (recipes[0].base, None) if recipes[0].base is not None else parent_of(recipes[0].models[0])
     parents: dict[Parent, Checkpoint] = {}
     for recipe in recipes:
-        own: Parent = (recipe.base, None) if recipe.base is not None else parent_of(recipe.models[0])
-        if own != leader:
-            raise BadInput(f"one pass merges onto one base: {leader[0]} and {own[0]} need two passes")
-        for parent in [own, *map(parent_of, recipe.models)]:
+        origin: Parent = (recipe.base, None) if recipe.base is not None else parent_of(recipe.models[0])
+        if origin != leader:
+            raise BadInput(f"one pass merges onto one base: {leader[0]} and {origin[0]} need two passes")
+        for parent in [origin, *map(parent_of, recipe.models)]:
             if parent not in parents:
                 parents[parent] = open_parent(parent)
     plan = Plan(tuple(recipes), parents, [], leader)
@@ -120,11 +127,12 @@ def _check_tokenizers(plan: Plan) -> None:
             f"{lead.folder}: no tokenizer.json or tokenizer.model; add the tokenizer, or set `tokenizer: optional`"
         )
     for parent in plan.parents.values():
-        found = vocabulary_digest(parent)
-        if found is not None and found != expected:
+        digest = vocabulary_digest(parent)
+        if digest is not None and digest != expected:
             raise BadInput(
-                f"{parent.folder}: its tokenizer has another vocabulary than {lead.folder}: row i of the embeddings would mean two "
-                "different tokens; retrain with one tokenizer, or set `tokenizer: optional` to merge by row number all the same"
+                f"{parent.folder}: its tokenizer has another vocabulary than {lead.folder}: row i of the embeddings "
+                "would mean two different tokens; retrain with one tokenizer, or set `tokenizer: optional` to merge "
+                "by row number all the same"
             )
 
 
@@ -158,7 +166,8 @@ def _output(plan: Plan, name: str) -> Output:
         if source is None:
             holder = next(other for other in plan.parents.values() if name in other.tensors)
             raise BadInput(
-                f"{parent.folder}: tensor {name} is missing, but {holder.folder} has it: merge checkpoints of one architecture"
+                f"{parent.folder}: tensor {name} is missing, but {holder.folder} has it: "
+                "merge checkpoints of one architecture"
             )
         sources[key] = source
     shape = lead.tensors[sources[plan.leader]].shape
@@ -188,7 +197,7 @@ def _tied_source(parent: Checkpoint, name: str) -> str | None:
     """The embedding, where `name` is the head of a model that ties the two."""
     if not parent.tied or not name.endswith("lm_head.weight"):
         return None
-    found = [
+    embeddings = [
         other for other in parent.tensors if other.endswith(("embed_tokens.weight", "wte.weight", "embed_in.weight"))
     ]
-    return found[0] if len(found) == 1 else None
+    return embeddings[0] if len(embeddings) == 1 else None

@@ -12,16 +12,20 @@ import torch
 
 from merge import methods, select
 from merge.io.checkpoint import torch_dtype
+from merge.method_table import MAGNITUDE, MAGNITUDE_OUTLIERS, MAGPRUNE, RANDOM, Sparsifier
 from merge.methods import Consensus
+from merge.per_tensor import resolve
 from merge.recipe import Recipe
-from merge.settings import resolve
 from merge.stream.pieces import Piece
 from merge.stream.tensor_plan import Output, Parent, Plan, parent_of
 
 
 @dataclass(frozen=True)
-class Use:
-    """One model's part in one tensor. ranks: how many of the largest magnitudes to keep, then (band) to drop again."""
+class ModelTerm:
+    """One model's part in one tensor.
+
+    ranks: how many of the largest magnitudes to keep, then (magnitude_outliers) to drop again.
+    """
 
     name: str
     parent: Parent
@@ -51,7 +55,7 @@ class TensorRecipe:
     recipe: Recipe
     output: Output
     base: Parent
-    uses: list[Use]
+    terms: list[ModelTerm]
     dtype: torch.dtype
     consensus: Consensus
     lambda_: float
@@ -62,7 +66,7 @@ class TensorRecipe:
     def of(cls, recipe: Recipe, plan: Plan, output: Output) -> TensorRecipe:
         """Resolve rules and gradients for `output`."""
         name, layers, spec = output.name, plan.layers, recipe.spec
-        uses = []
+        terms = []
         for model in recipe.models:
             at = f"models.{model.name}"
             weight = resolve(model.weight, name, layers, key=f"{at}.weight")
@@ -70,40 +74,40 @@ class TensorRecipe:
             gamma = resolve(model.gamma, name, layers, key=f"{at}.gamma")
             epsilon = resolve(model.epsilon, name, layers, key=f"{at}.epsilon")
             ranks = _ranks(spec.sparsify, density, gamma, output.numel)
-            uses.append(Use(model.name, parent_of(model), weight, density, epsilon, ranks))
+            terms.append(ModelTerm(model.name, parent_of(model), weight, density, epsilon, ranks))
         consensus = Consensus(
-            weights=tuple(use.weight for use in uses),
+            weights=tuple(term.weight for term in terms),
             normalize=recipe.normalize,
             elect=spec.elect,
             slack=recipe.slack,
-            protected=tuple(use.name in recipe.protect for use in uses),
+            protected=tuple(term.name in recipe.protect for term in terms),
             weighted=recipe.election == "weighted",
         )
         dtype = _compute_dtype(recipe, plan, output)
         lambda_ = resolve(recipe.lambda_, name, layers, key="lambda")
         return cls(
-            recipe, output, plan.leader, uses, dtype, consensus, lambda_, resolve(recipe.t, name, layers, key="t")
+            recipe, output, plan.leader, terms, dtype, consensus, lambda_, resolve(recipe.t, name, layers, key="t")
         )
 
     @property
     def needs_sums(self) -> bool:
         """Whether `gather` has to see every slice before `merge`."""
-        return self.recipe.method == "slerp" or (
-            self.recipe.rescale == "l1" and any(use.density < 1 for use in self.uses)
+        return self.recipe.spec.combine == "arc" or (
+            self.recipe.rescale == "l1" and any(term.density < 1 for term in self.terms)
         )
 
     def gather(self, piece: Piece) -> None:
         """Add a slice to the sums over the whole tensor, in float64."""
-        if self.recipe.method == "slerp":
+        if self.recipe.spec.combine == "arc":
             a = piece.theta(self.base, self.dtype).double().view(-1)
-            b = piece.theta(self.uses[0].parent, self.dtype).double().view(-1)
+            b = piece.theta(self.terms[0].parent, self.dtype).double().view(-1)
             for key, x, y in (("aa", a, a), ("bb", b, b), ("ab", a, b)):
                 self.sums[key] = self.sums.get(key, 0.0) + float(x @ y)
             return
-        for use in self.uses:
+        for term in self.terms:
             for key, part in (
-                (f"{use.name}.all", piece.tau(use.parent, self.dtype)),
-                (f"{use.name}.kept", self._kept(use, piece)),
+                (f"{term.name}.all", piece.tau(term.parent, self.dtype)),
+                (f"{term.name}.kept", self._kept(term, piece)),
             ):
                 self.sums[key] = self.sums.get(key, 0.0) + float(part.abs().sum(dtype=torch.float64))
 
@@ -111,29 +115,30 @@ class TensorRecipe:
     def signature(self) -> tuple[Any, ...]:
         """Recipes with equal signatures have the same `Agreement`: they differ in λ, or in nothing."""
         recipe = self.recipe
-        return (recipe.spec, recipe.rescale, recipe.seed, self.dtype, tuple(self.uses), self.consensus)
+        return (recipe.spec, recipe.rescale, recipe.seed, self.dtype, tuple(self.terms), self.consensus)
 
     def agree(self, piece: Piece) -> Agreement | None:
         """Thin the task vectors and merge them; None for methods that have none (linear, slerp)."""
-        if self.recipe.method in ("linear", "slerp"):
+        if self.recipe.spec.combine != "task_vectors":
             return None
-        kept = [self._kept(use, piece) for use in self.uses]
-        taus = [self._rescaled(use, part, piece) for use, part in zip(self.uses, kept, strict=True)]
-        return Agreement(kept, taus, *methods.merge_taus(taus, self.consensus))
+        kept = [self._kept(term, piece) for term in self.terms]
+        taus = [self._rescaled(term, part, piece) for term, part in zip(self.terms, kept, strict=True)]
+        merge_taus = self.recipe.spec.consensus or methods.merge_taus
+        return Agreement(kept, taus, *merge_taus(taus, self.consensus))
 
     def merge(self, piece: Piece, agreement: Agreement | None) -> torch.Tensor:
         """The merged slice, in the compute dtype."""
         if agreement is not None:
             if self._is_the_model:
-                return piece.theta(self.uses[0].parent, self.dtype)
+                return piece.theta(self.terms[0].parent, self.dtype)
             return methods.moved(piece.theta(self.base, self.dtype), agreement.tau, self.lambda_)
-        if self.recipe.method == "linear":
-            thetas = [self._wide(use.parent, piece) for use in self.uses]
+        if self.recipe.spec.combine == "average":
+            thetas = [self._wide(term.parent, piece) for term in self.terms]
             return methods.linear(thetas, self.consensus.weights, self.consensus.normalize).to(self.dtype)
         a, b = methods.slerp_coefficients(
             self.t, math.sqrt(self.sums["aa"]), math.sqrt(self.sums["bb"]), self.sums["ab"]
         )
-        return (self._wide(self.base, piece) * a + self._wide(self.uses[0].parent, piece) * b).to(self.dtype)
+        return (self._wide(self.base, piece) * a + self._wide(self.terms[0].parent, piece) * b).to(self.dtype)
 
     def _wide(self, parent: Parent, piece: Piece) -> torch.Tensor:
         """Weights brought to the compute dtype, then to at least float32: averages are not added up in 16 bits."""
@@ -142,45 +147,48 @@ class TensorRecipe:
     @property
     def _is_the_model(self) -> bool:
         """One whole task vector on its base is the model itself: θ0 + (θ − θ0) would round twice."""
-        only = self.uses[0]
+        only = self.terms[0]
         scale = self.lambda_ * (1.0 if self.consensus.normalize and only.weight != 0 else only.weight)
-        return self.recipe.exact and len(self.uses) == 1 and only.density == 1 and scale == 1
+        return self.recipe.exact and len(self.terms) == 1 and only.density == 1 and scale == 1
 
-    def _kept(self, use: Use, piece: Piece) -> torch.Tensor:
+    def _kept(self, term: ModelTerm, piece: Piece) -> torch.Tensor:
         """The task vector with zeros where it is trimmed or dropped."""
-        kind = self.recipe.spec.sparsify
-        tau = piece.tau(use.parent, self.dtype)
-        if kind is None or use.density >= 1:
+        sparsifier = self.recipe.spec.sparsify
+        tau = piece.tau(term.parent, self.dtype)
+        if sparsifier is None or term.density >= 1:
             return tau
-        if kind in ("random", "ranked"):
-            draws = piece.uniform(self.recipe.seed, use.name)
-            mask = draws < (use.density if kind == "random" else self._probabilities(use, piece))
+        if sparsifier in (RANDOM, MAGPRUNE):
+            draws = piece.uniform(self.recipe.seed, term.name)
+            mask = draws < (term.density if sparsifier == RANDOM else self._probabilities(term, piece))
             return tau * mask.view(torch.uint8).to(tau.dtype)
-        kept = piece.largest(use.parent, self.dtype, use.ranks[0])
-        if kind == "band" and use.ranks[1] > 0:
-            return kept - piece.largest(use.parent, self.dtype, use.ranks[1])
+        kept = piece.largest(term.parent, self.dtype, term.ranks[0])
+        if sparsifier == MAGNITUDE_OUTLIERS and term.ranks[1] > 0:
+            return kept - piece.largest(term.parent, self.dtype, term.ranks[1])
         return kept
 
-    def _rescaled(self, use: Use, kept: torch.Tensor, piece: Piece) -> torch.Tensor:
+    def _rescaled(self, term: ModelTerm, kept: torch.Tensor, piece: Piece) -> torch.Tensor:
         """Make up, as the recipe says, for what trimming or dropping took away."""
-        if self.recipe.rescale == "none" or use.density >= 1:
+        if self.recipe.rescale == "none" or term.density >= 1:
             return kept
         if self.recipe.rescale == "l1":
             # in the compute dtype, as mergekit rounds them; its sums are less exact than these
             before, after = (
-                torch.tensor(self.sums[f"{use.name}.{part}"], dtype=self.dtype) for part in ("all", "kept")
+                torch.tensor(self.sums[f"{term.name}.{part}"], dtype=self.dtype) for part in ("all", "kept")
             )
             return kept * float(before / after) if min(before, after) >= 1e-7 else kept
-        if self.recipe.spec.sparsify == "ranked":
-            return (kept / self._probabilities(use, piece)).to(kept.dtype)
-        return kept / use.density
+        if self.recipe.spec.sparsify == MAGPRUNE:
+            return (kept / self._probabilities(term, piece)).to(kept.dtype)
+        return kept / term.density
 
-    def _probabilities(self, use: Use, piece: Piece) -> torch.Tensor:
-        return methods.keep_probabilities(piece.tau(use.parent, self.dtype).abs(), use.density, use.epsilon)
+    def _probabilities(self, term: ModelTerm, piece: Piece) -> torch.Tensor:
+        return methods.keep_probabilities(piece.tau(term.parent, self.dtype).abs(), term.density, term.epsilon)
 
 
 class Observer(Protocol):
-    """Sees what became of each slice's task vectors in one recipe: the audit. levels: shares of largest magnitudes whose thresholds it needs."""
+    """Sees what became of each slice's task vectors in one recipe: the audit.
+
+    levels: shares of largest magnitudes whose thresholds it needs.
+    """
 
     @property
     def levels(self) -> tuple[float, ...]: ...
@@ -188,10 +196,10 @@ class Observer(Protocol):
     def see(self, tensor: TensorRecipe, piece: Piece, agreement: Agreement | None) -> None: ...
 
 
-def _ranks(sparsify: str | None, density: float, gamma: float, numel: int) -> tuple[int, ...]:
-    if density >= 1 or sparsify not in ("largest", "band"):
+def _ranks(sparsifier: Sparsifier | None, density: float, gamma: float, numel: int) -> tuple[int, ...]:
+    if density >= 1 or sparsifier not in (MAGNITUDE, MAGNITUDE_OUTLIERS):
         return ()
-    if sparsify == "largest":
+    if sparsifier == MAGNITUDE:
         return (select.kept(density, numel),)
     # mergekit's counts: where the outliers would eat into the share kept, fewer outliers are dropped.
     middle = int(density * numel)
@@ -210,7 +218,7 @@ def _compute_dtype(recipe: Recipe, plan: Plan, output: Output) -> torch.dtype:
 
 def out_dtype(recipe: Recipe, plan: Plan, output: Output) -> torch.dtype:
     """The dtype that the result is rounded to, once, to nearest even; buffers keep their own."""
-    own = torch_dtype(plan.parents[plan.leader].tensors[output.sources[plan.leader]].dtype)
+    base_dtype = torch_dtype(plan.parents[plan.leader].tensors[output.sources[plan.leader]].dtype)
     if not output.floating or recipe.out_dtype == "base":
-        return own
+        return base_dtype
     return _compute_dtype(recipe, plan, output) if recipe.out_dtype == "compute" else getattr(torch, recipe.out_dtype)

@@ -19,8 +19,8 @@ RESIDENT_BYTES = 5  # an element's magnitude, and a mask while ties are counted
 class Workers:
     """How much is done at a time.
 
-    threads: tensors worked on at a time (default: torch's number of threads). memory: bytes for working sets of all threads,
-    above the few MB that slices take. progress: told of every tensor that a pass is through with.
+    threads: tensors worked on at a time (default: torch's number of threads). memory: bytes for working sets of all
+    threads, above the few MB that slices take. progress: told of every tensor that a pass is through with.
     """
 
     device: str = "cpu"
@@ -40,7 +40,7 @@ class Workers:
     def each(self, plan: Plan, work: Callable[[Output], None]) -> None:
         """`work` on every tensor of the result, the largest first; the first error ends it."""
 
-        def one(output: Output) -> None:
+        def work_and_tell(output: Output) -> None:
             work(output)
             if self.progress is not None:
                 self.progress(plan, output)
@@ -48,12 +48,12 @@ class Workers:
         by_size = sorted(plan.outputs, key=lambda output: -output.numel)
         if self.count == 1 or sum(output.numel for output in by_size) < SMALL:
             for output in by_size:
-                one(output)
+                work_and_tell(output)
             return
         before = torch.get_num_threads()
         with ThreadPoolExecutor(self.count, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             try:
-                for done in [pool.submit(one, output) for output in by_size]:
+                for done in [pool.submit(work_and_tell, output) for output in by_size]:
                     done.result()
             except BaseException:
                 pool.shutdown(cancel_futures=True)

@@ -17,6 +17,7 @@ from pipeline.cost.stage_work import Work
 from pipeline.graph import Stage
 from pipeline.kinds import KINDS
 from pipeline.plan import Cell, merged
+from pipeline.trajectory import previous_stages, tokens_of
 
 MFU = 0.4  # assumed. Llama-2-7B's own pre-training: 6ND for 2 T tokens in 184,320 hours of A100 (Touvron et al. 2023, table 2) is 0.39
 SCORING_MFU = 0.1  # assumed: short rows of different lengths, and a harness between them
@@ -108,38 +109,25 @@ def rows(cells: Sequence[Cell], done: set[str], rates: Rates, memories: Mapping[
     """Every stage of a sweep once, in the order of the plan. `done`: keys that are published. `memories`: by kind, for what trains."""
     owners = {stage.key: cell.config for cell in reversed(cells) for stage in cell.stages}
     stages, found = merged(cells), []
+    previous = previous_stages(stages)
+    continued = {before.key for before in previous.values()}
     for stage in stages:
-        config = owners[stage.key]
-        before = continued_from(stage, stages)
-        last = not any(
-            stage is continued_from(other, stages)
-            for other in stages
-            if other.trajectory and other.trajectory == stage.trajectory
-        )
-        does = work.of(stage, config, shape.of(config), before.settings["tokens"] if before else 0, last)
+        config, before = owners[stage.key], previous.get(stage.key)
+        resumed, last = tokens_of(before) if before else 0, stage.key not in continued
+        does = work.of(stage, config, shape.of(config), resumed, last)
         sharing = sum(any(stage.key == other.key for other in cell.stages) for cell in cells)
         held = memories.get("ct" if stage.kind == "base" else stage.kind)
         found.append(Row(stage, sharing, stage.key in done, does, rates.seconds(stage, does), rates.gpus(stage), held))
     return found
 
 
-def continued_from(stage: Stage, stages: Sequence[Stage]) -> Stage | None:
-    """The stage of the next smaller budget on the same trajectory."""
-    same = [other for other in stages if other.trajectory and other.trajectory == stage.trajectory]
-    return max(
-        (other for other in same if other.settings["tokens"] < stage.settings["tokens"]),
-        key=lambda other: other.settings["tokens"],
-        default=None,
-    )
-
-
 def critical_path(found: Sequence[Row]) -> tuple[float, list[Stage]]:
     """Seconds of the longest chain of stages that wait for one another, and the chain. What is done takes no time."""
-    stages = [row.stage for row in found]
+    previous = previous_stages([row.stage for row in found])
     ends: dict[str, tuple[float, Row | None]] = {}
     by_key = {row.stage.key: row for row in found}
     for row in found:
-        before = continued_from(row.stage, stages)
+        before = previous.get(row.stage.key)
         needs = [need.key for need in (*row.stage.parents.values(), *([before] if before else [])) if need.key in ends]
         last = max(needs, key=lambda key: ends[key][0], default=None)
         start = ends[last][0] if last else 0.0

@@ -50,7 +50,7 @@ def of(stage: Stage, config: Config, shape: Shape, resumed: int = 0, last: bool 
         model, state = checkpoint_bytes(shape, config), state_bytes(shape, config)
         kept = (
             state if kind == "ct" and last and config.compute.keep_last_state else 0
-        )  # pipeline/states.py: the others are dropped
+        )  # pipeline/trajectory.py: the others are dropped
         beside = (2 if kept else 3) + (
             resumed > 0
         )  # the last two checkpoints, the state that is dropped later, the one that is continued from

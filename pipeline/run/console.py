@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from pipeline.graph import Stage
 from pipeline.kinds import KINDS
 from pipeline.store import Store
+from pipeline.trajectory import previous_stages, tokens_of
 
 UPDATE_EVERY_S = 5.0  # seconds between two lines about the same stage
 
@@ -25,16 +26,9 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def amount(stage: Stage, others: Iterable[tuple[str | None, int]] = ()) -> float:
-    """How much work a stage is: millions of tokens where it trains, else 1. A CT stage continues from the largest smaller budget of its
-    trajectory among `others`, given as (trajectory, tokens)."""
-    if not KINDS[stage.kind].trained:
-        return 1.0
-    tokens = stage.settings["tokens"]
-    before = [
-        smaller for trajectory, smaller in others if trajectory and trajectory == stage.trajectory and smaller < tokens
-    ]
-    return (tokens - max(before, default=0)) / 1e6
+def amount(stage: Stage, resumed: int = 0) -> float:
+    """How much work a stage is: millions of tokens where it trains (from `resumed` tokens on), else 1."""
+    return (stage.settings["tokens"] - resumed) / 1e6 if KINDS[stage.kind].trained else 1.0
 
 
 class Estimates:
@@ -61,11 +55,11 @@ class Estimates:
 
     def of(self, stages: Sequence[Stage]) -> float:
         """Seconds for all of these that are not published, by `jobs` processes that share the work."""
-        budgets = [(stage.trajectory, stage.settings["tokens"]) for stage in stages if stage.kind == "ct"]
-        return (
-            sum(amount(stage, budgets) * self.rate(stage.kind) for stage in stages if self.store.find(stage) is None)
-            / self.jobs
-        )
+        previous = previous_stages(stages)
+        missing = [stage for stage in stages if self.store.find(stage) is None]
+        resumed = {key: tokens_of(before) for key, before in previous.items()}
+        work = ((stage.kind, amount(stage, resumed.get(stage.key, 0))) for stage in missing)
+        return sum(each * self.rate(kind) for kind, each in work) / self.jobs
 
 
 class Progress:

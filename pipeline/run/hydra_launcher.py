@@ -1,8 +1,8 @@
 """Cells in processes of Hydra's launchers (joblib, submitit_local ...), with all that `hydra.launcher` sets.
 
-Hydra starts the processes and calls back with a cell's number: what is made there, the run's plan says. A launcher is a plugin, asked for by
-Hydra's plugin interface. Private in Hydra is one class, as a launcher wants the callbacks of a run and there is no other way to have some
-(we configure none): `hydra._internal.callbacks.Callbacks`, of 1.3.
+Hydra starts the processes and calls back with a cell's number: what is made there, the run's plan says. A launcher is
+a plugin, asked for by Hydra's plugin interface. Private in Hydra is one class, as a launcher wants the callbacks of a
+run and there is no other way to have some (we configure none): `hydra._internal.callbacks.Callbacks`, of 1.3.
 """
 
 from __future__ import annotations

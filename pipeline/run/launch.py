@@ -1,6 +1,9 @@
-"""How a training is started: in this process, or under torchrun, on one node or many. It is the same trainer, whatever the launch.
+"""How a training is started: in this process, or under torchrun, on one node or many.
 
-A child gets its arguments as a file, prints its log as JSON lines and leaves its result as a file: exit codes do not come through torchrun and srun.
+It is the same trainer, whatever the launch.
+
+A child gets its arguments as a file, prints its log as JSON lines and leaves its result as a file: exit codes do not
+come through torchrun and srun.
 """
 
 from __future__ import annotations
@@ -30,7 +33,8 @@ AS_CHILD = (
     "SLACKMERGE_CHILD"  # 1: every training runs in a child, as this process's signals belong to the cluster's job
 )
 RENDEZVOUS = "SLACKMERGE_RENDEZVOUS"  # host at which the nodes of a training meet; this one where it is not set
-# Neither signal may end torchrun or srun's shell: the trainings themselves answer to them, and torchrun would give them 30 s to save.
+# Neither signal may end torchrun or srun's shell: the trainings themselves answer to them, and torchrun would give
+# them 30 s to save.
 IGNORE_SIGNALS = ("sh", "-c", 'trap "" USR2 TERM; exec "$@"', "sh")
 
 _running: list[tuple[subprocess.Popen[str], Path]] = []  # the child that trains at the moment, and its stop file
@@ -39,9 +43,11 @@ _running: list[tuple[subprocess.Popen[str], Path]] = []  # the child that trains
 def train(
     job: Job, model: Path, blocks: Path, settings: TrainingSettings, resume_state: Path | None = None
 ) -> dict[str, Any]:
-    """Trains `model` on `blocks` as `train.trainer.train` does, and returns what it asserts: world size, wrapper class, ZeRO stage.
+    """Trains `model` on `blocks` as `train.trainer.train` does, and returns what it asserts: world size, wrapper
+    class, ZeRO stage.
 
-    Raises BadInput; Interrupted where a child was told to stop and has saved; RuntimeError where one crashed, with the place of its output.
+    Raises BadInput; Interrupted where a child was told to stop and has saved; RuntimeError where one crashed, with
+    the place of its output.
     """
     compute = Compute(**job.stage.options["compute"])
     if compute.strategy == "none" and os.environ.get(AS_CHILD) != "1":
@@ -111,7 +117,10 @@ def command(compute: Compute, file: Path) -> list[str]:
 
 
 def interrupt(signum: int) -> bool:
-    """Tells the running training to save and end, and waits until it has; False where there is none. May be called in a signal handler."""
+    """Tells the running training to save and end, and waits until it has; False where there is none.
+
+    May be called in a signal handler.
+    """
     for process, stop in _running:
         stop.touch()
         if process.args[0] == "srun":  # type: ignore[index]
@@ -150,7 +159,10 @@ def _run(job: Job, arguments: list[str], output: Path, stop: Path) -> int:
 
 
 def _wait(process: subprocess.Popen[str]) -> int:
-    """The child's exit code. By polling: a signal handler may wait for the child while the code that it interrupted waits for it too."""
+    """The child's exit code.
+
+    By polling: a signal handler may wait for the child while the code that it interrupted waits for it too.
+    """
     while (code := process.poll()) is None:
         time.sleep(0.05)
     return code

@@ -12,7 +12,10 @@ from pipeline.run.run_plan import RunPlan
 
 
 def show(overrides: Sequence[str], multirun: bool) -> int:
-    """Prints the plan; `cluster=` and `mfu=` among the overrides ask for costs. Raises BadInput, also where the cluster cannot hold it."""
+    """Prints the plan; `cluster=` and `mfu=` among the overrides ask for costs.
+
+    Raises BadInput, also where the cluster cannot hold it.
+    """
     asked = dict(argument.split("=", 1) for argument in overrides if argument.startswith(("cluster=", "mfu=")))
     settings = [argument for argument in overrides if argument.partition("=")[0] not in asked]
     plan = run_plan.plan(sweep.expand(settings, multirun), network=False)

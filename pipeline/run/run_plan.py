@@ -1,4 +1,6 @@
-"""What a run makes: its cells and their stages, planned once, handed down, and left in the run's folder for its workers."""
+"""What a run makes: its cells and their stages, planned once, handed down, and left in the run's folder for its
+workers.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +63,9 @@ class RunPlan:
         return self.outputs.absolute() / "runs" / f"{datetime.now():%Y-%m-%d_%H-%M-%S}-{os.getpid()}"
 
     def save(self, folder: Path) -> None:
-        """Leaves the plan where every worker of the run, on this machine or in a job, finds it; the configs beside it are for people."""
+        """Leaves the plan where every worker of the run, on this machine or in a job, finds it; the configs beside it
+        are for people.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         (folder / FILE).write_bytes(pickle.dumps((self.cells, self.processes)))
         write_json(folder / "configs.json", {str(cell): cell.config.model_dump() for cell in self.cells})

@@ -1,4 +1,7 @@
-"""`python -m pipeline run`: a sweep from its configs to its report. Plan, check, make, report, and what was not made."""
+"""`python -m pipeline run`: a sweep from its configs to its report.
+
+Plan, check, make, report, and what was not made.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from collections.abc import Sequence
 
 from common.errors import Interrupted, StageFailed
 from pipeline import check as checks
-from pipeline import inputs, states
+from pipeline import inputs, trajectory
 from pipeline.run import cluster, failures, local, run_plan
 from pipeline.run.collect import write_report
 from pipeline.run.console import Estimates, duration, say
@@ -77,7 +80,7 @@ def check(sweep: Sweep) -> int:
 def _end(plan: RunPlan, journal: Journal, arguments: Sequence[str], started: float) -> int:
     """Tidies up, reports and tells; the exit code of the run."""
     store, config = plan.store, plan.config
-    states.drop_all(store, plan.stages)
+    trajectory.drop_all(store, plan.stages)
     paths = write_report(plan, arguments)
     ran = len(journal.events("published"))
     if ran and paths:

@@ -1,7 +1,7 @@
 """Who makes stages: the same worker in this process, in a process of Hydra's launcher and in a Slurm job.
 
-It reads the run's plan, makes what it is given, first what no other process is making, and writes into a journal. What fails takes down what
-needs it, and nothing else.
+It reads the run's plan, makes what it is given, first what no other process is making, and writes into a journal.
+What fails takes down what needs it, and nothing else.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ class NotRun(RuntimeError):
 
 
 class Worker(Executor):
-    """An executor that goes on after a failure. `own`: the keys that it may make, where it never waits for another's work.
+    """An executor that goes on after a failure.
+
+    `own`: the keys that it may make, where it never waits for another's work.
 
     None: everything; what another process is making is waited for, once there is nothing else to do.
     """
@@ -73,7 +75,7 @@ class Worker(Executor):
         return next((parent for parent in needed if self.store.find(parent) is None), None)
 
     def on_wait(self, stage: Stage) -> None:
-        """Another process holds the claim: for a short while, it was just killed or it tidies up; longer is its work."""
+        """Another process holds the claim: shortly, if it was just killed or tidies up; longer is its work."""
         if self.own is None:
             super().on_wait(stage)
         elif not self._within_settling(lambda: self.store.is_free(stage)):

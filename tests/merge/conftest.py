@@ -33,7 +33,8 @@ def shapes(tied: bool = True) -> dict[str, tuple[int, ...]]:
 
 def config(tied: bool = True) -> dict[str, Any]:
     return {
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": HIDDEN, "intermediate_size": MIDDLE,
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": HIDDEN,
+        "intermediate_size": MIDDLE,
         "num_hidden_layers": LAYERS, "num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": VOCABULARY,
         "tie_word_embeddings": tied, "rms_norm_eps": 1e-6, "max_position_embeddings": 64, "dtype": "float32",
     }  # fmt: skip

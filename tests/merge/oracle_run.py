@@ -1,6 +1,7 @@
 """Runs real mergekit on a list of configs, in an environment that has it: `python oracle_run.py jobs.json`.
 
-jobs.json: [{"config": "config.yml", "out": "folder"}, ...]. Started by test_oracle.py; also by the benchmark for one job.
+jobs.json: [{"config": "config.yml", "out": "folder"}, ...]. Started by test_oracle.py; also by the benchmark for one
+job.
 """
 
 import json

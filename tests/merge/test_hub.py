@@ -1,4 +1,7 @@
-"""Models of the hub in recipes: by the hub's own library over a cache laid out as it lays it out; there is no network."""
+"""Models of the hub in recipes.
+
+By the hub's own library over a cache laid out as it lays it out; there is no network.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +51,8 @@ def test_a_model_of_the_hub_is_merged_as_its_folder_is(cached: dict[str, Path], 
 def test_a_mergekit_config_names_models_of_the_hub(cached: dict[str, Path], tmp_path: Path) -> None:
     config = tmp_path / "merge.yml"
     config.write_text(
-        "merge_method: task_arithmetic\nbase_model: me/base\nmodels:\n- {model: me/ct@main, parameters: {weight: 1.0}}\n"
+        "merge_method: task_arithmetic\nbase_model: me/base\nmodels:\n"
+        "- {model: me/ct@main, parameters: {weight: 1.0}}\n"
         f"- {{model: {cached['sft']}, parameters: {{weight: 0.5}}}}\n"
     )
     recipe = merge.Recipe.from_yaml(config)

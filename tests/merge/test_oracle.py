@@ -1,7 +1,7 @@
 """Our merges of mergekit configs against real mergekit, tensor by tensor.
 
-Needs an environment with mergekit (tests/merge/requirements-oracle.txt): `.venv-oracle` in the repository, or the path of a python
-in SLACKMERGE_ORACLE_PYTHON. All configs run in one process of it.
+Needs an environment with mergekit (tests/merge/requirements-oracle.txt): `.venv-oracle` in the repository, or the path
+of a python in SLACKMERGE_ORACLE_PYTHON. All configs run in one process of it.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ METHODS = (
     "dare_linear", "dare_ties", "della_linear", "della",
 )  # fmt: skip
 CASES = [f"{name}-{dtype}" for dtype in DTYPES for name in PARTS] + [f"{name}-fp32" for name in RANDOM]
-# Ours computes these with float64 sums over the tensor, mergekit with float32 ones: the factor may differ by its last bits.
+# Sums over the tensor are float64 here and float32 in mergekit: the factor may differ by its last bits.
 SUMS = ("slerp", "ties_rescaled")
 Tensors = dict[str, torch.Tensor]
 
@@ -157,10 +157,10 @@ def _at_threshold(recipe: merge.Recipe, plan: Plan, output: Output) -> torch.Ten
     """Elements whose magnitude, in some model, is exactly one at which that model is trimmed and which others share."""
     tensor = TensorRecipe.of(recipe, plan, output)
     explained = torch.zeros(output.shape, dtype=torch.bool)
-    for use in tensor.uses:
-        tau = _read(plan, use.parent, output).to(tensor.dtype) - _read(plan, plan.leader, output).to(tensor.dtype)
+    for term in tensor.terms:
+        tau = _read(plan, term.parent, output).to(tensor.dtype) - _read(plan, plan.leader, output).to(tensor.dtype)
         magnitude = tau.float().abs()
-        for rank in use.ranks:
+        for rank in term.ranks:
             edge = magnitude.flatten().sort(descending=True).values[max(rank, 1) - 1]
             at_edge = magnitude == edge
             if at_edge.sum() > 1:

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from merge import BadInput, Recipe
-from merge.settings import Rule, kind_of, resolve
+from merge.per_tensor import Rule, kind_of, resolve
 
 GOOD: dict[str, Any] = {
     "method": "ties_sv", "base": "base", "slack": 0.5, "protect": ["sft"], "lambda": 1.5, "normalize": False,
@@ -94,7 +94,10 @@ def test_importing_is_light() -> None:
 def test_mergekit_config_means_what_mergekit_means(tmp_path: Path) -> None:
     config = {
         "merge_method": "dare_ties", "base_model": "base", "dtype": "bfloat16",
-        "models": [{"model": "base"}, {"model": "a+x", "parameters": {"weight": 0.5, "density": [{"filter": "mlp", "value": 0.1}]}}],
+        "models": [
+            {"model": "base"},
+            {"model": "a+x", "parameters": {"weight": 0.5, "density": [{"filter": "mlp", "value": 0.1}]}},
+        ],
         "parameters": {"density": 0.7, "normalize": True},
     }  # fmt: skip
     path = tmp_path / "mk.yml"

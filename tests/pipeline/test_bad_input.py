@@ -1,4 +1,6 @@
-"""Bad input: one line on stderr that names the key and what would be right, exit code 2, and nothing computed or written."""
+"""Bad input: one line on stderr that names the key and what would be right, exit code 2, and nothing computed or
+written.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +61,7 @@ CASES = {
     ),
     "batch that processes cannot share": (
         ["compute=ddp", "compute.processes=3"],
-        r"ct\.batch_tokens=1024: its 8 blocks of 128 tokens cannot be shared by 3 processes .*divides 8, or batch_tokens=1152",
+        r"ct\.batch_tokens=1024: its 8 blocks of 128 tokens cannot be shared by 3 .*divides 8, or batch_tokens=1152",
     ),
     "several processes without a strategy": (
         ["compute.processes=2"],
@@ -222,3 +224,8 @@ assert not heavy, heavy
     done = command("-c", program)
     assert done.returncode == 0, done.stderr
     assert "2 cells, 28 stages: 0 done, 28 to run" in done.stdout
+
+
+def test_a_plan_for_gpus_needs_none(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert entry.main(["plan", "experiment=test", "compute.device=cuda", f"store={folder}/store"]) == 0
+    assert "to run" in capsys.readouterr().out

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import check, sweep
-from pipeline import fertility as tokens
+from pipeline import check, fertility, sweep
 from pipeline.check import Finding
+from pipeline.check import text as text_checks
 from pipeline.config import Config
 
 ROOT = Path(__file__).parents[2]
@@ -29,11 +29,12 @@ def test_the_default_experiment_has_nothing_wrong(tmp_path: Path) -> None:
 def test_all_failures_are_said_not_only_the_first(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "a.jsonl").write_text('{"words": "no text here"}\n')
-    source = f"corpus.text.dataset={tmp_path}/data corpus.english.dataset={tmp_path}/data corpus.english.revision=null".split()
+    source = [f"corpus.{part}.dataset={tmp_path}/data" for part in ("text", "english")]
     said = found(
         tmp_path,
         "corpus=hub",
         *source,
+        "corpus.english.revision=null",
         f"ct.source={tmp_path}/none",
         "eval.tasks=[no_such_task]",
         f"eval.include_path={tasks(tmp_path)}",
@@ -72,7 +73,7 @@ def test_the_largest_budget_of_a_sweep_is_the_one_that_is_asked_for(tmp_path: Pa
         config(f"store={tmp_path}", "language=mine", f"corpus.path={tmp_path}/text.txt", f"ct.tokens={budget}")
         for budget in ("4k", "1M")
     ]
-    said = list(check.budgets(configs))
+    said = list(text_checks.budgets(configs))
     assert [finding.text.partition(":")[0] for finding in said] == ["ct.tokens=1M"]
 
 
@@ -113,18 +114,18 @@ def byte_fallback() -> object:
 
 
 def test_a_script_that_falls_into_bytes_is_seen() -> None:
-    latin, tibetan = (tokens.measure(byte_fallback(), [text]) for text in ("the water of the river", "ཆུ་བོའི་ཆུ"))
+    latin, tibetan = (fertility.measure(byte_fallback(), [text]) for text in ("the water of the river", "ཆུ་བོའི་ཆུ"))
     assert (latin.fallback, latin.bytes_a_token, latin.returned) == (0.0, 1.0, 1.0)
     assert (tibetan.fallback, tibetan.bytes_a_token, tibetan.returned) == (1.0, 1.0, 1.0)
-    mixed = tokens.measure(byte_fallback(), ["ab", "ཆ"])
+    mixed = fertility.measure(byte_fallback(), ["ab", "ཆ"])
     assert mixed.fallback == pytest.approx(3 / 5)
 
 
 def test_parts_of_characters_are_seen_in_byte_level_tokenizers_too() -> None:
-    tokenizer = tokens.load(ROOT / "models" / "tiny-base", "model.path")
-    chichewa, tibetan = (tokens.measure(tokenizer, [text]) for text in ("Madzi a mtsinje amayenda.", "ཆུ་བོའི་ཆུ"))
+    tokenizer = fertility.load(ROOT / "models" / "tiny-base", "model.path")
+    chichewa, tibetan = (fertility.measure(tokenizer, [text]) for text in ("Madzi a mtsinje amayenda.", "ཆུ་བོའི་ཆུ"))
     assert chichewa.fallback == 0.0 and chichewa.returned == 1.0
-    assert tibetan.fallback > tokens.MAX_FALLBACK_SHARE and tibetan.returned == 1.0 and tibetan.unknown == 0.0
+    assert tibetan.fallback > fertility.MAX_FALLBACK_SHARE and tibetan.returned == 1.0 and tibetan.unknown == 0.0
 
 
 def test_text_that_a_tokenizer_loses_fails_and_a_hardly_known_script_warns(tmp_path: Path) -> None:
@@ -132,10 +133,10 @@ def test_text_that_a_tokenizer_loses_fails_and_a_hardly_known_script_warns(tmp_p
 
     (tmp_path / "text.txt").write_text("ཆུ་བོའི་ཆུ\n\nབོད་ཡིག")
     text = ["language=mine", f"corpus.path={tmp_path}/text.txt"]
-    warned = list(check.tokenizer(config(*text)))
+    warned = list(text_checks.tokenizer(config(*text)))
     assert len(warned) == 1 and not warned[0].fails and "hardly knows the script" in warned[0].text
     folder = tmp_path / "model"
     folder.mkdir()
     Tokenizer(models.BPE({"<unk>": 0, "a": 1}, [], unk_token="<unk>")).save(str(folder / "tokenizer.json"))
-    failed = list(check.tokenizer(config(*text, f"model.path={folder}")))
+    failed = list(text_checks.tokenizer(config(*text, f"model.path={folder}")))
     assert failed[0].fails and "loses" in failed[0].text

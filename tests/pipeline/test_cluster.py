@@ -39,7 +39,11 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     (folder / "queue").touch()
     scripts = {
-        "sbatch": f'n=$(ls {folder}/*.sh 2>/dev/null | wc -l); cp "$1" {folder}/$((n+1)).sh; echo "Submitted batch job $((n+1))"',
+        "sbatch": f"""\
+n=$(ls {folder}/*.sh 2>/dev/null | wc -l)
+cp "$1" {folder}/$((n+1)).sh
+echo "Submitted batch job $((n+1))"
+""",
         "squeue": f"cat {folder}/queue",
         "srun": "exit 1",
         "scontrol": "echo JobState=CANCELLED",

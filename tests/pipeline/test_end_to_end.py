@@ -1,4 +1,6 @@
-"""The real thing, really small: the default experiment's stages on real text, through the entry point, in processes of their own."""
+"""The real thing, really small: the default experiment's stages on real text, through the entry point, in processes
+of their own.
+"""
 
 from __future__ import annotations
 
@@ -95,8 +97,9 @@ def test_a_second_run_runs_nothing(undisturbed: tuple[Path, dict[str, object], s
 
 def test_only_what_a_change_touches_runs_again(undisturbed: tuple[Path, dict[str, object], str]) -> None:
     folder = undisturbed[0]
-    plan = subprocess.run([*command(folder, "merge.methods.ties_sv_1.recipe.slack=2.0")[:3], "plan", *command(folder, "merge.methods.ties_sv_1.recipe.slack=2.0")[3:]],
-                          cwd=ROOT, capture_output=True, text=True, check=True).stdout  # fmt: skip
+    words = command(folder, "merge.methods.ties_sv_1.recipe.slack=2.0")
+    words.insert(3, "plan")
+    plan = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     waiting = {line.split()[0] for line in plan.splitlines() if line.endswith("to run") and not line[0].isdigit()}
     assert waiting == {"tune", "merge", "eval"}
 
@@ -128,8 +131,9 @@ def test_a_language_of_ones_own(undisturbed: tuple[Path, dict[str, object], str]
     example = ROOT / "examples" / "mine"
     model = next((undisturbed[0] / "store" / "base").glob("*/model"))
     more = [
-        "language=mine", f"corpus.path={example}/text/*.txt", f"sft.path={example}/sft.jsonl", f"eval.include_path={example}/tasks",
-        "model=folder", f"model.path={model}", "eval.families=[next]", "ct.tokens=2048",
+        "language=mine", f"corpus.path={example}/text/*.txt", f"sft.path={example}/sft.jsonl",
+        f"eval.include_path={example}/tasks", "model=folder", f"model.path={model}", "eval.families=[next]",
+        "ct.tokens=2048",
     ]  # fmt: skip
     summary, _ = run(tmp_path, *more)
     with Path(str(summary["results"])).open() as file:

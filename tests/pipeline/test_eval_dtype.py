@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from eval import harness
 from pipeline import stages, sweep
 from pipeline.execute import Job
 from pipeline.graph import Inputs, Stage

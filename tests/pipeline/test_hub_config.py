@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from common.errors import BadInput
+from common.units import parse_bytes
 from pipeline import inputs as preflight
 from pipeline import sweep
-from pipeline.config import HubCorpus, parse_bytes
+from pipeline.config import HubCorpus
 from pipeline.graph import Stage
 from pipeline.plan import Cell, plan_cell
 

@@ -1,4 +1,6 @@
-"""Checkpoints of the hub, by the hub's own library over a cache that is laid out as it lays it out; there is no network."""
+"""Checkpoints of the hub, by the hub's own library over a cache that is laid out as it lays it out; there is no
+network.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,7 @@ import pytest
 
 from common import hub
 from common.errors import BadInput
-from pipeline import inputs as preflight
-from pipeline import sweep
+from pipeline import inputs, sweep
 from pipeline.plan import plan_cell
 
 ROOT = Path(__file__).parents[2]
@@ -45,7 +46,7 @@ def snapshot(cache: Path, repo: str, commit: str) -> Path:
 
 def planned(*overrides: str) -> tuple[str, ...]:
     config = sweep.expand(("experiment=test", "model=folder", *overrides), multirun=False).configs[0]
-    return tuple(stage.key for stage in plan_cell(config, preflight.inputs(config)).stages)
+    return tuple(stage.key for stage in plan_cell(config, inputs.inputs(config)).stages)
 
 
 def test_a_snapshot_in_the_cache_is_the_folder(cache: Path) -> None:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from common.errors import BadInput
 from pipeline import kinds, sweep, tracking
-from pipeline.config import BadInput, validate
+from pipeline.config import validate
 from pipeline.cost import stage_work
 from pipeline.cost.model_shape import Shape
 from pipeline.execute import Executor, Job, maker_of

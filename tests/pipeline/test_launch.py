@@ -15,8 +15,7 @@ from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from common.errors import BadInput, Interrupted
-from pipeline import inputs as preflight
-from pipeline import sweep
+from pipeline import inputs, sweep
 from pipeline.execute import Executor, Job
 from pipeline.graph import Stage
 from pipeline.run import launch
@@ -25,8 +24,8 @@ from pipeline.store import Store
 from train.parallel import Compute
 
 SETTINGS = {
-    "tokens": 2048, "schedule_tokens": 2048, "batch_tokens": 128, "block_size": 32, "learning_rate": 1e-2, "min_lr_ratio": 0.1, "warmup_ratio": 0.1,
-    "weight_decay": 0.1, "save_every_tokens": 512, "seed": 0,
+    "tokens": 2048, "schedule_tokens": 2048, "batch_tokens": 128, "block_size": 32, "learning_rate": 1e-2,
+    "min_lr_ratio": 0.1, "warmup_ratio": 0.1, "weight_decay": 0.1, "save_every_tokens": 512, "seed": 0,
 }  # fmt: skip
 ALONE = {"device": "cpu", "threads": 1}
 TWO = {**ALONE, "strategy": "ddp", "processes": 2}
@@ -189,9 +188,9 @@ def test_commands_of_one_and_of_many_nodes(monkeypatch: pytest.MonkeyPatch) -> N
 )
 def test_a_package_that_is_not_there_is_named(overrides: list[str], says: str, monkeypatch: pytest.MonkeyPatch) -> None:
     config = sweep.expand(["experiment=test", "compute.processes=1", *overrides], multirun=False).configs[0]
-    monkeypatch.setattr(preflight, "find_spec", lambda name: None)
+    monkeypatch.setattr(inputs, "find_spec", lambda name: None)
     with pytest.raises(BadInput, match=says):
-        preflight.check_compute(config.compute)
+        inputs.check_compute(config.compute)
 
 
 def test_the_record_says_how_a_training_ran(tmp_path: Path) -> None:

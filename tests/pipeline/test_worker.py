@@ -61,3 +61,17 @@ def test_a_damaged_parent_is_not_made_anew_by_whoever_reads_it(tmp_path: Path) -
         happened(tmp_path, "not_run") == ["toy-20"]
         and "moved aside" in Journal(tmp_path / "journal.jsonl").events("not_run")[0]["message"]
     )
+
+
+def test_a_worker_of_everything_goes_on_after_a_failure_and_does_not_try_it_again(tmp_path: Path) -> None:
+    plan = toy.plan()
+
+    def fails(job: object) -> None:
+        raise ZeroDivisionError("of all things")
+
+    makers = {**toy.Makers(), "ct": fails}
+    for _ in range(2):  # as two processes of one run, which share its journal
+        worker(tmp_path, plan, None, makers).make(plan)
+    assert happened(tmp_path, "published") == ["toy", "toy"]
+    assert sorted(happened(tmp_path, "failed")) == ["toy-20"]
+    assert set(happened(tmp_path, "not_run")) == {"toy-40", "toy-20"}

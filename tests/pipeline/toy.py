@@ -1,4 +1,6 @@
-"""A plan of toy stages over real store, locks and journal; as a script, a process that can be made to kill itself at a chosen point.
+"""A plan of toy stages over real store, locks and journal.
+
+As a script, a process that can be made to kill itself at a chosen point.
 
 `python toy.py STORE JOURNAL [POINT]`
 """
@@ -35,7 +37,10 @@ def plan(budgets: tuple[int, ...] = (20, 40)) -> tuple[Stage, ...]:
 
 
 class Makers(dict[str, object]):
-    """Makers of the toy kinds. `ct` counts up to its budget, a step at a time, and goes on from its scratch folder or a smaller budget."""
+    """Makers of the toy kinds.
+
+    `ct` counts up to its budget, a step at a time, and goes on from its scratch folder or a smaller budget.
+    """
 
     def __init__(self, point: str | None = None, pause: float = 0.0) -> None:
         self.point, self.pause = point, pause
@@ -77,7 +82,7 @@ def die() -> None:
 def die_at(point: str) -> None:
     """Makes the store's file operations fatal at a point of the first CT stage's publication."""
     publishing = {"ct": False}
-    publish, fsync, rename, discard = Store.publish, store_module._fsync, os.rename, Store.discard_work
+    publish, fsync, rename, discard = Store.publish, store_module.fsync, os.rename, Store.discard_work
 
     def watched_publish(self, stage, out, about):  # type: ignore[no-untyped-def]
         publishing["ct"] = stage.kind == "ct"
@@ -103,7 +108,7 @@ def die_at(point: str) -> None:
         discard(self, stage)
 
     Store.publish, Store.discard_work = watched_publish, watched_discard  # type: ignore[method-assign]
-    store_module._fsync, store_module.os.rename = watched_fsync, watched_rename
+    store_module.fsync, store_module.os.rename = watched_fsync, watched_rename
 
 
 def main() -> None:

@@ -1,6 +1,8 @@
-"""`make test-slurm`: a small sweep through a real Slurm, with everything that can happen to it, ends with the results of a local run.
+"""`make test-slurm`: a small sweep through a real Slurm, with everything that can happen to it, ends with the results
+of a local run.
 
-Two nodes on this host, CPU only. The command that submits is killed; a training is preempted; a job is cancelled; one training runs on two nodes.
+Two nodes on this host, CPU only. The command that submits is killed; a training is preempted; a job is cancelled; one
+training runs on two nodes.
 """
 
 from __future__ import annotations
@@ -22,12 +24,14 @@ from tests.slurm.cluster import Slurm, install, unavailable, wait
 ROOT = Path(__file__).parents[2]
 SITE = Path(__file__).with_name("site.yaml")
 SWEEP = (
-    "-m", "experiment=test", "model=tiny", "ct.tokens=8192,41216", "ct.schedule_tokens=41216", "ct.batch_tokens=256", "ct.save_every_tokens=2048",
-    "sft.batch_tokens=256", "~merge.methods.task_arithmetic", "eval.families=[next]", "eval.unmerged=[ct,ct_then_sft]", "compute.threads=1",
+    "-m", "experiment=test", "model=tiny", "ct.tokens=8192,41216", "ct.schedule_tokens=41216", "ct.batch_tokens=256",
+    "ct.save_every_tokens=2048", "sft.batch_tokens=256", "~merge.methods.task_arithmetic", "eval.families=[next]",
+    "eval.unmerged=[ct,ct_then_sft]", "compute.threads=1",
 )  # fmt: skip
 TWO_NODES = (
-    "experiment=test", "model=tiny", "name=two_nodes", "seed=1", "ct.tokens=8192", "ct.schedule_tokens=8192", "ct.batch_tokens=256", "merge=none",
-    "eval.families=[next]", "eval.unmerged=[ct]", "compute.threads=1", "compute.strategy=ddp",
+    "experiment=test", "model=tiny", "name=two_nodes", "seed=1", "ct.tokens=8192", "ct.schedule_tokens=8192",
+    "ct.batch_tokens=256", "merge=none", "eval.families=[next]", "eval.unmerged=[ct]",
+    "compute.threads=1", "compute.strategy=ddp",
 )  # fmt: skip
 STARTED = time.monotonic()
 TRAINED = ("ct", "sft")
@@ -88,7 +92,8 @@ def same(one: Path, other: Path, name: str) -> None:
     results = [(folder / "outputs" / name / "results.csv").read_bytes() for folder in (one, other)]
     assert results[0] == results[1], f"results differ:\n{results[0].decode()}\n{results[1].decode()}"
     say(
-        f"{name}: {len(trained)} checkpoints have the checksums of the local run, and results.csv is the same, byte for byte"
+        f"{name}: {len(trained)} checkpoints have the checksums of the local run, "
+        "and results.csv is the same, byte for byte"
     )
 
 
@@ -100,7 +105,9 @@ def events(folder: Path, *names: str) -> list[dict]:
 
 
 def sweep(slurm: Slurm, folder: Path) -> None:
-    """The sweep: its command is killed and started again, its CT training is preempted, one of its jobs is cancelled and tried again."""
+    """The sweep: its command is killed and started again, its CT training is preempted, one of its jobs is cancelled
+    and tried again.
+    """
     there = folder / "slurm"
     on_slurm = (*SWEEP, "launcher=slurm", f"site={SITE}")
     first = Command(folder, "slurm", *on_slurm)
@@ -112,7 +119,8 @@ def sweep(slurm: Slurm, folder: Path) -> None:
     second.until(lambda: "queued before" in second.said, "its first line")
     assert "0 jobs submitted" in second.said, second.said
     say(
-        f"the submitting command was killed (-9) with {submitted} jobs in the queue; the same command found them and submitted none again"
+        f"the submitting command was killed (-9) with {submitted} jobs in the queue; "
+        "the same command found them and submitted none again"
     )
 
     logs = preempt(slurm, there, second)
@@ -123,7 +131,8 @@ def sweep(slurm: Slurm, folder: Path) -> None:
     retry = next(line for line in said.splitlines() if line.startswith("to try again"))
     absent = said.count("was not run, as there is no sft en-after") // 2  # once when it happens, once at the end
     say(
-        f"job {job} was cancelled: the sweep finished the rest, named it with its log and {absent} stage that hangs on it, and gave the command:"
+        f"job {job} was cancelled: the sweep finished the rest, named it with its log and {absent} stage "
+        "that hangs on it, and gave the command:"
     )
     say(f"  {retry.partition(': ')[2]}")
     third = Command(folder, "slurm", *on_slurm).end()
@@ -135,7 +144,10 @@ def sweep(slurm: Slurm, folder: Path) -> None:
 
 
 def preempt(slurm: Slurm, there: Path, command: Command) -> str:
-    """Lets a job of higher priority take the node of the CT training, as soon as it has saved once. What it had logged before it was stopped."""
+    """Lets a job of higher priority take the node of the CT training, as soon as it has saved once.
+
+    What it had logged before it was stopped.
+    """
     begun = lambda: [
         event["key"] for event in events(there, "started") if event["kind"] == "ct" and "41216" in event["slug"]
     ]
@@ -160,7 +172,8 @@ def preempt(slurm: Slurm, there: Path, command: Command) -> str:
     log = next((there / "store" / ".work").glob(f"ct-{begun()[0]}/scratch/log.jsonl")).read_text()
     assert steps and steps[-1] < 161, f"the training was over before it could be preempted: {steps}"
     say(
-        f"job {training.id} (CT) was preempted on {node} by job {urgent} of the partition `high`: it saved at step {steps[-1]} of 161 and was queued again"
+        f"job {training.id} (CT) was preempted on {node} by job {urgent} of the partition `high`: "
+        f"it saved at step {steps[-1]} of 161 and was queued again"
     )
     command.until(lambda: len(begun()) == 2, "the training to go on")
     return log
@@ -207,7 +220,8 @@ def main() -> int:
         sweep(slurm, folder)
         two_nodes(folder)
     say(
-        "Slurm was stopped. Passed: a sweep through Slurm, killed, preempted, cancelled and tried again, and a training on two nodes, equal to local runs"
+        "Slurm was stopped. Passed: a sweep through Slurm, killed, preempted, cancelled and tried again, "
+        "and a training on two nodes, equal to local runs"
     )
     subprocess.run(["rm", "-rf", str(folder)], check=True, timeout=60)
     return 0

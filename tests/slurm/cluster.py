@@ -1,4 +1,6 @@
-"""A real Slurm for tests: a controller and two nodes on this host, in a scratch folder. Nothing under /etc is read or written.
+"""A real Slurm for tests: a controller and two nodes on this host, in a scratch folder.
+
+Nothing under /etc is read or written.
 
     with Slurm(folder) as slurm:
         slurm.command("sbatch", "--wrap", "hostname")
@@ -209,6 +211,6 @@ def free_ports(count: int) -> list[int]:
     """Ports of this host that nothing listens on just now."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
+        for listener in sockets:
+            listener.bind(("127.0.0.1", 0))
+        return [listener.getsockname()[1] for listener in sockets]

@@ -1,9 +1,9 @@
 """A sweep on a Slurm cluster.
 
-Comes in: the run's plan, the keys that are missing, the site file. Goes out: entries in the store, made by jobs, and the run's journal.
-`schedule` cuts the plan into jobs (pure), `queue` asks Slurm, `submit` hands jobs over, `job` is what runs inside one, `watch` waits for them and
-tells what they tell, `site` reads what jobs ask for. Touched: the run's folder, `.jobs/` in the store, Slurm's queue; nothing of a job's stages but
-by its own worker.
+Comes in: the run's plan, the keys that are missing, the site file. Goes out: entries in the store, made by jobs, and
+the run's journal. `schedule` cuts the plan into jobs (pure), `queue` asks Slurm, `submit` hands jobs over, `job` is
+what runs inside one, `watch` waits for them and tells what they tell, `site` reads what jobs ask for. Touched: the
+run's folder, `.jobs/` in the store, Slurm's queue; nothing of a job's stages but by its own worker.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def site_of(sweep: Sweep, config: Config) -> sites.Site | None:
 def make(site: sites.Site, plan: RunPlan, missing: Sequence[Stage], here: Worker, journal: Journal) -> None:
     """Makes what is missing, in Slurm jobs, and returns when they have ended; what became of it stands in the journal.
 
-    What is queued already, by an earlier command, is waited for and not submitted again. `here` makes stages on this host, where the site
-    wants that. Raises BadInput where Slurm does not answer or refuses a job.
+    What is queued already, by an earlier command, is waited for and not submitted again. `here` makes stages on this
+    host, where the site wants that. Raises BadInput where Slurm does not answer or refuses a job.
     """
     store, folder = plan.store, journal.path.parent
     keys = {stage.key for stage in missing}

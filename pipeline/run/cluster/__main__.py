@@ -1,4 +1,4 @@
-"""`python -m pipeline.run.cluster FOLDER NAME SETTLE_SECONDS KEY...`: one of several processes in a Slurm job; see job.ClusterJob."""
+"""`python -m pipeline.run.cluster FOLDER NAME SETTLE_SECONDS KEY...`: a process of several in a Slurm job (job.py)."""
 
 import sys
 from pathlib import Path

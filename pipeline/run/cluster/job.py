@@ -1,7 +1,8 @@
 """What runs inside a Slurm job: its own stages, and nothing else. It never waits for another job's work.
 
-Slurm's warning (USR2, before a time limit or a preemption) reaches this process. A training runs in a child: it is told to save, and the job is
-queued again; it goes on from there. Scoring starts over, tuning goes on from its last try.
+Slurm's warning (USR2, before a time limit or a preemption) reaches this process. A training runs in a child: it is
+told to save, and the job is queued again; it goes on from there. Scoring starts over, tuning goes on from its last
+try.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ KILLED_WITHIN_S = 900.0  # seconds after which a job that was told to end gives 
 
 @dataclass(frozen=True)
 class ClusterJob:
-    """A job as submitit keeps it: where the run's plan lies, and which stages are its own, in the order in which they are made."""
+    """A job as submitit keeps it: where the run's plan lies, and the keys of its own stages, in their order."""
 
     folder: Path
     name: str
@@ -45,7 +46,9 @@ class ClusterJob:
 
     @property
     def journal(self) -> Journal:
-        """Each job has a journal of its own: several machines that append to one file may lose lines on a network file system."""
+        """Each job has a journal of its own: several machines that append to one file may lose lines on a network
+        file system.
+        """
         return Journal(self.folder / f"{self.name}.jsonl")
 
     def __call__(self) -> None:
@@ -59,7 +62,8 @@ class ClusterJob:
             return
         try:
             self.make()
-        except Interrupted:  # Slurm told the training itself to end, without the warning: what it does now, requeue or cancel, is not ours to say
+        except Interrupted:
+            # Slurm told the training itself to end, without the warning: requeue or cancel is not ours to say.
             time.sleep(KILLED_WITHIN_S)
 
     def make(self) -> None:
@@ -69,11 +73,13 @@ class ClusterJob:
         maker.make([plan.by_key[key] for key in self.keys])
 
     def _side_by_side(self, chains: Sequence[Sequence[Stage]]) -> None:
-        """Makes each chain in a process of its own, bound to one of the GPUs that Slurm gave to the job, if it gave any."""
+        """Makes each chain in a process of its own, bound to one of the GPUs that Slurm gave to the job, if it gave
+        any.
+        """
         devices: SimpleQueue[str] = SimpleQueue()
         given = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-        for place in range(self.at_a_time):
-            devices.put(given[place % len(given)] if given else "")
+        for index in range(self.at_a_time):
+            devices.put(given[index % len(given)] if given else "")
 
         def process(chain: Sequence[Stage]) -> None:
             device = devices.get()
@@ -88,7 +94,9 @@ class ClusterJob:
             list(pool.map(process, chains))
 
     def checkpoint(self) -> DelayedSubmission:
-        """Called by submitit on the warning: returns when a running training has saved, and the job can be queued again."""
+        """Called by submitit on the warning: returns when a running training has saved, and the job can be queued
+        again.
+        """
         from submitit.helpers import DelayedSubmission
 
         launch.interrupt(signal.SIGUSR2)

@@ -77,7 +77,9 @@ def _manifests(store: Store) -> Path:
 
 @contextlib.contextmanager
 def submitting(store: Store) -> Iterator[None]:
-    """Held while the queue is read and jobs are submitted, so that two commands at the same time do not submit the same work."""
+    """Held while the queue is read and jobs are submitted, so that two commands at the same time do not submit the
+    same work.
+    """
     folder = _manifests(store)
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("a") as file:

@@ -1,10 +1,12 @@
 """A sweep's plan -> jobs, so that none holds a machine while it waits for another's stage. Pure: no Slurm, no files.
 
     data      ── corpus, items and blocks of a language, in one job
-    train     ── one job a base model, one a CT trajectory (budgets ascending), one an SFT model; CT-then-SFT after its trajectory
+    train     ── one job a base model, one a CT trajectory (budgets ascending), one an SFT model;
+                 CT-then-SFT after its trajectory
     evaluate  ── one job a checkpoint to score, or a merging method of a cell (tune, merge, score): arrays
 
-A job starts when the jobs that make what it reads have ended, well or not: what failed takes down what hangs on it, and nothing else.
+A job starts when the jobs that make what it reads have ended, well or not: what failed takes down what hangs on it,
+and nothing else.
 """
 
 from __future__ import annotations
@@ -57,7 +59,10 @@ def work_of(stage: Stage) -> Work:
 
 
 def cut(stages: Sequence[Stage], waiting: Collection[str] | None = None) -> tuple[Task, ...]:
-    """The jobs of a plan, each after those that it needs. Only stages whose keys are in `waiting` are made; None: all of them."""
+    """The jobs of a plan, each after those that it needs.
+
+    Only stages whose keys are in `waiting` are made; None: all of them.
+    """
     groups: dict[tuple[str, ...], list[Stage]] = {}
     for stage in stages:
         groups.setdefault(_together(stage), []).append(stage)
@@ -68,7 +73,9 @@ def cut(stages: Sequence[Stage], waiting: Collection[str] | None = None) -> tupl
 
 
 def _task(group: Sequence[Stage], waiting: Collection[str] | None) -> Task | None:
-    """The job for stages that belong together, without those that need not be made; what it lacks of them, it needs from elsewhere."""
+    """The job for stages that belong together, without those that need not be made; what it lacks of them, it needs
+    from elsewhere.
+    """
     kept = [stage for stage in group if waiting is None or stage.key in waiting]
     if not kept:
         return None
@@ -80,7 +87,10 @@ def _task(group: Sequence[Stage], waiting: Collection[str] | None) -> Task | Non
 
 
 def _together(stage: Stage) -> tuple[str, ...]:
-    """What names the job of a stage. No two jobs need one another: a job's stages read only what was made before all of them."""
+    """What names the job of a stage.
+
+    No two jobs need one another: a job's stages read only what was made before all of them.
+    """
     work = work_of(stage)
     if work == "data":
         lineage = [stage, *ancestors(stage)]

@@ -1,4 +1,7 @@
-"""The site file: what jobs ask for on this cluster. A short YAML, of which conf/site/slurm.yaml is the commented example."""
+"""The site file: what jobs ask for on this cluster.
+
+A short YAML, of which conf/site/slurm.yaml is the commented example.
+"""
 
 from __future__ import annotations
 
@@ -84,16 +87,19 @@ def check(site: Site, config: Config) -> None:
     """Refuses what cannot run: no Slurm on this host, or fewer GPUs than a training has processes."""
     if shutil.which("sbatch") is None or shutil.which("squeue") is None:
         raise BadInput(
-            "launcher=slurm: sbatch and squeue are not on this host; run this where jobs are submitted, or say launcher=joblib"
+            "launcher=slurm: sbatch and squeue are not on this host; "
+            "run this where jobs are submitted, or say launcher=joblib"
         )
     processes = config.compute.processes
     if config.compute.device == "cuda" and site.train.gpus < processes:
         raise BadInput(
-            f"site: train.gpus={site.train.gpus}: a training has compute.processes={processes} on a node, and each wants a GPU"
+            f"site: train.gpus={site.train.gpus}: a training has compute.processes={processes} on a node, "
+            "and each wants a GPU"
         )
     if config.compute.device == "cuda" and site.evaluate.gpus < 1:
         raise BadInput("site: evaluate.gpus=0: compute.device=cuda scores on a GPU; ask for one")
     if site.evaluate.gpus and site.evaluations_a_job > site.evaluate.gpus:
         raise BadInput(
-            f"site: evaluations_a_job={site.evaluations_a_job}: each has a GPU to itself, and evaluate.gpus={site.evaluate.gpus}"
+            f"site: evaluations_a_job={site.evaluations_a_job}: each has a GPU to itself, "
+            f"and evaluate.gpus={site.evaluate.gpus}"
         )

@@ -20,8 +20,11 @@ from pipeline.store import Store
 def submit(
     site: Site, store: Store, tasks: Sequence[Task], folder: Path, queued: Mapping[str, queue.Job]
 ) -> list[queue.Job]:
-    """Submits jobs, which are in an order in which they could run. `queued` says which job in the queue makes a stage. Raises BadInput where
-    Slurm refuses one, in Slurm's words; what was submitted before stays in the queue."""
+    """Submits jobs, which are in an order in which they could run.
+
+    `queued` says which job in the queue makes a stage. Raises BadInput where Slurm refuses one, in Slurm's words;
+    what was submitted before stays in the queue.
+    """
     makers, submitted = dict(queued), []
     for alike in arrays(tasks):
         array = bundles(alike, site.evaluations_a_job) if alike[0].work == "evaluate" else alike
@@ -45,7 +48,8 @@ def _submit(site: Site, store: Store, array: Sequence[Task], folder: Path, after
     name = f"{queue.PREFIX}{array[0].work}-{digest}"
     queue.announce(store, name, [queue.Job("", call.name, call.keys, str(folder)) for call in calls])
     resources = site.resources(array[0].work)
-    python = f"exec {resources.python or shlex.quote(sys.executable)}"  # exec: Slurm's warning goes to the batch shell's process
+    # exec: Slurm's warning goes to the batch shell's process
+    python = f"exec {resources.python or shlex.quote(sys.executable)}"
     slurm = submitit.SlurmExecutor(queue.logs(folder), max_num_timeout=site.restarts, python=python)
     slurm.update_parameters(**parameters(site, array[0], name, after))
     try:

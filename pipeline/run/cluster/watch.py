@@ -40,7 +40,10 @@ class Tail:
 
 
 class Watch:
-    """Some jobs of a sweep. What they write in their journals goes into the run's, in the words of a local run, with their logs."""
+    """Some jobs of a sweep.
+
+    What they write in their journals goes into the run's, in the words of a local run, with their logs.
+    """
 
     def __init__(
         self, jobs: Sequence[queue.Job], waiting: Sequence[Stage], store: Store, journal: Journal, progress: Progress

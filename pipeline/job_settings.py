@@ -27,7 +27,8 @@ class Settings:
 class LeakSettings(Settings):
     """The search in training text for the items that are scored.
 
-    limit: items of a task; excerpt: characters of a held-out document; None: all. tasks: names of lm-eval tasks; inputs: checksums of the user's own task files.
+    limit: items of a task; excerpt: characters of a held-out document; None: all. tasks: names of lm-eval
+    tasks; inputs: checksums of the user's own task files.
     """
 
     split: str

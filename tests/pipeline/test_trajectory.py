@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import states
+from pipeline import trajectory
 from pipeline.execute import Executor
 from pipeline.graph import Stage
 from pipeline.run.journal import Journal
@@ -30,7 +30,7 @@ from tests.pipeline.toy import Makers, plan
 def test_states_are_kept_while_a_missing_budget_would_continue_from_them(
     held: set[int], missing: set[int], keep_last: bool, dropped: set[int]
 ) -> None:
-    assert states.superfluous(held, missing, keep_last) == dropped
+    assert trajectory.superfluous(held, missing, keep_last) == dropped
 
 
 @given(st.sets(st.integers(1, 50)), st.sets(st.integers(1, 50)), st.booleans())
@@ -38,7 +38,7 @@ def test_a_drop_never_takes_what_a_missing_budget_starts_from(
     held: set[int], missing: set[int], keep_last: bool
 ) -> None:
     missing -= held
-    left = held - states.superfluous(held, missing, keep_last)
+    left = held - trajectory.superfluous(held, missing, keep_last)
     for wanted in missing:
         assert max((budget for budget in held if budget < wanted), default=0) == max(
             (budget for budget in left if budget < wanted), default=0
@@ -87,6 +87,21 @@ def test_a_crash_in_the_middle_of_a_drop_leaves_nothing_for_good(tmp_path: Path)
     small = store.find(stages[0])
     assert small
     (small.path / "state").write_text("20")  # the record says that it is gone already
-    states.drop_all(store, stages)
+    trajectory.drop_all(store, stages)
     again = store.find(stages[0])
     assert again and not (small.path / "state").exists() and again.record == small.record
+
+
+def test_a_trajectory_knows_its_budgets_and_what_each_continues_from(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    run(store, (20, 40), tmp_path)
+    stages = plan((60, 20, 40))
+    (line,) = trajectory.trajectories(stages).values()
+    small, middle, large = line.stages
+    assert line.budgets == (20, 40, 60)
+    assert [line.previous(stage) for stage in line.stages] == [None, small, middle]
+    assert trajectory.previous_stages(stages) == {middle.key: small, large.key: middle}
+    resumed = line.resumable(store, large)
+    assert resumed and trajectory.budget_of(resumed) == 40
+    assert line.resumable(store, middle) is None  # the state of 20 was dropped
+    assert line.droppable(store) == []

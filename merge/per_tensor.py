@@ -45,8 +45,8 @@ Setting = float | tuple[float, ...] | tuple[Rule, ...]
 
 def layer_of(name: str) -> int | None:
     """Index of the layer that a tensor belongs to; None for embeddings, the final norm and the head."""
-    found = _LAYER.search(name)
-    return int(found.group(1)) if found else None
+    match = _LAYER.search(name)
+    return int(match.group(1)) if match else None
 
 
 def kind_of(name: str) -> str:
@@ -133,16 +133,17 @@ def _rule(part: dict[str, Any], key: str) -> Rule:
     filter_ = part.get("filter")
     if filter_ is not None and not isinstance(filter_, str):
         raise BadInput(f"{key}.filter: a piece of a tensor's name; got {filter_!r}")
-    return Rule(value, part.get("kind"), _layers(part.get("layers"), f"{key}.layers"), filter_)  # type: ignore[arg-type]
+    layers = _layers(part.get("layers"), f"{key}.layers")
+    return Rule(value, part.get("kind"), layers, filter_)  # type: ignore[arg-type]
 
 
 def _layers(text: Any, key: str) -> tuple[int, int] | None:
     if text is None:
         return None
-    found = re.fullmatch(r"(\d+)(?:-(\d+))?", str(text))
-    if not found:
+    match = re.fullmatch(r"(\d+)(?:-(\d+))?", str(text))
+    if not match:
         raise BadInput(f"{key}: a layer or a range such as 0-3 (both ends included); got {text!r}")
-    first, last = int(found.group(1)), int(found.group(2) or found.group(1))
+    first, last = int(match.group(1)), int(match.group(2) or match.group(1))
     if last < first:
         raise BadInput(f"{key}: the range {text} runs backwards")
     return first, last

@@ -1,0 +1,89 @@
+"""Questions about every parameter, asked as bits and counted by words: the arithmetic of the audit."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import numpy
+import torch
+
+from merge.select import Array
+from merge.stream.tensor_recipe import Agreement
+
+_WHOLE = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def patterns(tensor: torch.Tensor) -> Array:
+    """Flat bit patterns as signed whole numbers of the same width."""
+    return tensor.cpu().view(-1).view(_WHOLE[tensor.dtype.itemsize]).numpy()
+
+
+def energy_alive(agreement: Agreement, i: int, weight: float) -> float:
+    """Σ τ² of model i where it survived. weight: what its votes were multiplied with."""
+    assert agreement.survivors is not None
+    if (
+        agreement.taus[i] is agreement.kept[i] and abs(math.frexp(weight)[0]) == 0.5
+    ):  # a power of two: nothing was rounded
+        return energy(agreement.survivors[i]) / weight**2
+    mask = (patterns(agreement.survivors[i]) > 0).view(numpy.int8)
+    alive = torch.from_numpy(patterns(agreement.kept[i]) * mask).view(agreement.kept[i].dtype)
+    return energy(alive.view(agreement.kept[i].shape))
+
+
+def count(
+    sizes: list[Array],
+    kept: list[Array],
+    survivors: list[Array],
+    plain: list[Array],
+    edges: list[list[int]],
+    own_signs: bool,
+) -> list[tuple[list[list[int]], tuple[int, int]]]:
+    """For each model, [kept, in conflict, lost] by level, and (regained, given up).
+
+    The first row of the former is of all that is not zero, the others of each level of `edges`.
+
+    sizes: magnitudes of what was kept; kept, survivors, plain: bit patterns of it, of what survived, and of what would
+    without slack.
+
+    Each question is one bit a parameter, packed into words; what is asked of two is an AND. own_signs: every model
+    voted with its own sign (no negative weights), so that whoever meets the other sign either loses or sees another
+    lose, and the signs themselves need not be looked at.
+    """
+    present = [_packed(size > 0) for size in sizes]
+    alive = [_packed(part > 0) for part in survivors] or present
+    lost = [here & ~left for here, left in zip(present, alive, strict=True)]
+    if survivors and own_signs:
+        fought = functools.reduce(numpy.bitwise_or, lost)
+        conflict = [here & fought for here in present]
+    else:
+        minus = [_packed(part < 0) & here for part, here in zip(kept, present, strict=True)]
+        plus = [here & ~below for here, below in zip(present, minus, strict=True)]
+        any_minus, any_plus = (functools.reduce(numpy.bitwise_or, side) for side in (minus, plus))
+        conflict = [(above & any_minus) | (below & any_plus) for above, below in zip(plus, minus, strict=True)]
+    counted = []
+    for i, size in enumerate(sizes):
+        rows = [[_ones(asked[i]) for asked in (present, conflict, lost)]]
+        for inside in (_packed(size >= max(1, edge)) for edge in edges[i]):
+            rows.append([_ones(inside), _ones(inside & conflict[i]), _ones(inside & lost[i])])
+        before = _packed(plain[i] > 0) if plain else alive[i]
+        counted.append((rows, (_ones(alive[i] & ~before), _ones(before & ~alive[i])) if plain else (0, 0)))
+    return counted
+
+
+def _ones(words: Array) -> int:
+    return int(numpy.bitwise_count(words).sum(dtype=numpy.uint32))
+
+
+def _packed(mask: Array) -> Array:
+    """A flat mask as bits in whole words."""
+    bits = numpy.packbits(mask)
+    if spare := -len(bits) % 8:
+        bits = numpy.pad(bits, (0, spare))
+    return bits.view(numpy.uint64)
+
+
+def energy(tau: torch.Tensor) -> float:
+    """Σ τ²; row by row, since a norm in float32 loses digits over many elements."""
+    rows = torch.linalg.vector_norm(tau, dim=-1, dtype=torch.promote_types(tau.dtype, torch.float32))
+    return float(rows.double().square().sum())

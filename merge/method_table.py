@@ -1,0 +1,109 @@
+"""The merging methods: what each is called, where it comes from, and which settings it reads.
+
+One row a method, and nothing else in the house lists them. A method is a way to thin task vectors (a sparsifier), a way
+to make one of them (with or without a sign election), and defaults. `register` adds a row; a method whose arithmetic is
+not that of `methods.merge_taus` brings its own as `consensus`. Without torch: plans and configs read this table too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Literal
+
+# What a model of a recipe may be given, with the default. mergekit's are the same, but it asks for the weight.
+MODEL_DEFAULTS = MappingProxyType({"weight": 1.0, "density": 1.0, "gamma": 0.01, "epsilon": 0.15})
+COMMON_KEYS = ("compute_dtype", "out_dtype", "tokenizer", "exact")  # of every recipe
+
+
+@dataclass(frozen=True)
+class Sparsifier:
+    """How a task vector is thinned. model_keys: what it reads of each model; seeded: whether it draws."""
+
+    name: str
+    model_keys: tuple[str, ...]
+    seeded: bool = False
+
+
+MAGNITUDE = Sparsifier("magnitude", ("density",))  # the largest values stay
+RANDOM = Sparsifier("random", ("density",), seeded=True)  # each value stays with the same probability
+MAGNITUDE_OUTLIERS = Sparsifier("magnitude_outliers", ("density", "gamma"))  # the largest go, and the smallest
+MAGPRUNE = Sparsifier("magprune", ("density", "epsilon"), seeded=True)  # larger values stay with higher probability
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row. Methods that do the same arithmetic are equal, whatever they are called.
+
+    combine: of what the result is made: `task_vectors` on a base, the `average` of weights (no base), or the `arc` from
+    the base to one model. elect: whether signs are elected; normalize, rescale: defaults. consensus: (thinned task
+    vectors, methods.Consensus) -> what `methods.merge_taus` returns, which stands in where there is none. mergekit:
+    whether mergekit has a method of this name and meaning.
+    """
+
+    name: str = field(compare=False)
+    title: str = field(compare=False)
+    source: str = field(compare=False)
+    sparsify: Sparsifier | None = None
+    elect: bool = False
+    normalize: bool = False
+    rescale: Literal["none", "expectation", "l1"] = "none"
+    combine: Literal["task_vectors", "average", "arc"] = "task_vectors"
+    consensus: Callable[..., Any] | None = None
+    mergekit: bool = field(default=True, compare=False)
+
+    @property
+    def base(self) -> bool:
+        """Whether the models are taken relative to a base."""
+        return self.combine != "average"
+
+    @property
+    def seeded(self) -> bool:
+        """Whether the method draws random numbers."""
+        return self.sparsify is not None and self.sparsify.seeded
+
+    @property
+    def recipe_keys(self) -> tuple[str, ...]:
+        """The settings that a recipe by this method has besides method, base, models and COMMON_KEYS."""
+        keys = {"task_vectors": ("lambda", "normalize"), "average": ("normalize",), "arc": ("t",)}[self.combine]
+        keys += ("slack", "protect", "election") if self.elect else ()
+        keys += ("rescale",) if self.sparsify else ()
+        return keys + (("seed",) if self.seeded else ())
+
+    @property
+    def model_keys(self) -> tuple[str, ...]:
+        """The settings that each of its models has besides path and adapter."""
+        if self.combine == "arc":
+            return ()
+        return ("weight", *(self.sparsify.model_keys if self.sparsify else ()))
+
+
+METHODS: dict[str, Method] = {}
+
+
+def register(method: Method) -> Method:
+    """Add a row. Raises ValueError where the name is taken."""
+    if method.name in METHODS:
+        raise ValueError(f"{method.name}: there is a merging method of that name already")
+    METHODS[method.name] = method
+    return method
+
+
+TIES = "Yadav et al. 2023"
+DARE = "Yu et al. 2024"
+DELLA = "Deep et al. 2024"
+for row in (
+    Method("linear", "Linear", "Wortsman et al. 2022", normalize=True, combine="average"),
+    Method("slerp", "SLERP", "Shoemake 1985", combine="arc"),
+    Method("task_arithmetic", "Task arithmetic", "Ilharco et al. 2023"),
+    Method("ties", "TIES", TIES, MAGNITUDE, elect=True, normalize=True),
+    Method("ties_sv", "TIES-SV", "Tao et al. 2024", MAGNITUDE, elect=True, normalize=True, mergekit=False),
+    Method("dare_linear", "DARE linear", DARE, RANDOM, rescale="expectation"),
+    Method("dare_ties", "DARE TIES", DARE, RANDOM, elect=True, rescale="expectation"),
+    Method("breadcrumbs", "Breadcrumbs", "Davari and Belilovsky 2024", MAGNITUDE_OUTLIERS),
+    Method("breadcrumbs_ties", "Breadcrumbs TIES", "mergekit", MAGNITUDE_OUTLIERS, elect=True),
+    Method("della", "DELLA", DELLA, MAGPRUNE, elect=True, normalize=True, rescale="expectation"),
+    Method("della_linear", "DELLA linear", "mergekit", MAGPRUNE, rescale="expectation"),
+):
+    register(row)

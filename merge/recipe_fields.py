@@ -1,0 +1,134 @@
+"""Types of a recipe's values: how each is read from YAML, and what is said of one that is wrong."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, PlainValidator, ValidationError, ValidationInfo
+
+from common.errors import BadInput
+from common.hub import PREFIX
+from merge import per_tensor
+from merge.per_tensor import Setting
+
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+
+
+class Value(BaseModel):
+    """A frozen value none of whose keys may be added."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def folder(value: Any, info: ValidationInfo) -> Path:
+    """A path; relative ones start at the context's `root`, models of the hub stay as they are."""
+    if not isinstance(value, str | Path) or not str(value):
+        raise BadInput(f"expected a folder; got {value!r}")
+    root = (info.context or {}).get("root")
+    return Path(value) if root is None or str(value).startswith(PREFIX) else root / value
+
+
+def setting(value: Any) -> Setting:
+    """A number, a gradient over depth, or rules."""
+    return per_tensor.parse(value, "")
+
+
+def finite(value: Setting) -> Setting:
+    """Refuses NaN and infinity."""
+    for number in per_tensor.values(value):
+        if not math.isfinite(number):
+            raise BadInput(f"expected a finite number; got {number}")
+    return value
+
+
+def share_kept(value: Setting) -> Setting:
+    """A density."""
+    for number in per_tensor.values(value):
+        if not 0 < number <= 1:
+            raise BadInput(f"the share kept, above 0 and at most 1; got {number:g}")
+    return value
+
+
+def share_dropped(value: Setting) -> Setting:
+    """A gamma."""
+    for number in per_tensor.values(value):
+        if not 0 <= number < 1:
+            raise BadInput(f"the share of largest values dropped, from 0 to below 1; got {number:g}")
+    return value
+
+
+def slack(value: Any) -> float:
+    """ξ, infinity included."""
+    number = per_tensor.number(value, "")
+    if math.isnan(number) or number < 0:
+        raise BadInput(f"0 (TIES) or more, .inf allowed; got {number:g}")
+    return number
+
+
+def names(value: Any) -> tuple[str, ...]:
+    """One name or a list of them."""
+    listed = [value] if isinstance(value, str) else value or []
+    if not isinstance(listed, list | tuple):
+        raise BadInput(f"expected a list of model names; got {value!r}")
+    return tuple(listed)
+
+
+def boolean(value: Any) -> bool:
+    """YAML's true or false, and nothing that only looks like it."""
+    if not isinstance(value, bool):
+        raise BadInput(f"true or false; got {value!r}")
+    return value
+
+
+def whole_number(value: Any) -> int:
+    """An integer, and neither true nor 1.0."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise BadInput(f"expected a whole number; got {value!r}")
+    return value
+
+
+def one_of(*choices: str) -> PlainValidator:
+    """A validator of one of some words."""
+
+    def choice(value: Any) -> str:
+        if value not in choices:
+            raise BadInput(f"one of {', '.join(choices)}; got {value!r}")
+        return str(value)
+
+    return PlainValidator(choice)
+
+
+Folder = Annotated[Path, PlainValidator(folder)]
+AnySetting = Annotated[Setting, PlainValidator(setting)]
+Finite = Annotated[Setting, PlainValidator(setting), AfterValidator(finite)]
+Density = Annotated[Setting, PlainValidator(setting), AfterValidator(share_kept)]
+Gamma = Annotated[Setting, PlainValidator(setting), AfterValidator(share_dropped)]
+Slack = Annotated[float, PlainValidator(slack)]
+Names = Annotated[tuple[str, ...], PlainValidator(names)]
+Boolean = Annotated[bool, PlainValidator(boolean)]
+WholeNumber = Annotated[int, PlainValidator(whole_number)]
+Election = Annotated[str, one_of("unweighted", "weighted")]
+Rescale = Annotated[str, one_of("none", "expectation", "l1")]
+ComputeDtype = Annotated[str, one_of(*DTYPES, "inputs")]
+OutDtype = Annotated[str, one_of(*DTYPES, "base", "compute")]
+Tokenizer = Annotated[str, one_of("required", "optional")]
+
+
+def unknown_keys(entry: Mapping[str, Any], known: Sequence[str], method: str) -> str | None:
+    """What is wrong with keys that a method has not; None where nothing is."""
+    unknown = sorted(set(map(str, entry)) - set(known))
+    return unknown and f"method {method} has no key {', '.join(unknown)}; its keys are {', '.join(known)}" or None
+
+
+def one_line(error: ValidationError, where: str, label: Callable[[int], str]) -> str:
+    """The first thing that is refused: file, key, and what would be right. label: the name of model number i."""
+    first = error.errors()[0]
+    location = [label(part) if isinstance(part, int) else str(part) for part in first["loc"]]
+    message = first["msg"].removeprefix("Value error, ")
+    if not location:
+        return f"{where}: {message}"
+    # of a list of rules the message goes on with the place inside the value: `lambda` + `[0].kind: one of ...`
+    return f"{where}: {'.'.join(location)}{'' if message[0] in '[.:' else ': '}{message}"

@@ -1,0 +1,59 @@
+"""What a check says, and what all checks ask of a cell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common.errors import BadInput
+from pipeline import inputs
+from pipeline.config import Config
+from pipeline.plan import Cell, plan_cell
+from pipeline.store import Store
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line. A warning stops nothing."""
+
+    fails: bool
+    text: str
+
+    def __str__(self) -> str:
+        return self.text if self.fails else f"warning: {self.text}"
+
+
+def guarded(check: Callable[..., Iterable[Finding] | None], *arguments: Any) -> list[Finding]:
+    """What a check finds; what it raises is a finding too."""
+    findings: list[Finding] = []
+    try:
+        findings.extend(check(*arguments) or ())
+    except BadInput as error:
+        findings.append(Finding(True, str(error)))
+    return findings
+
+
+def first_of_each_language(configs: Sequence[Config]) -> list[Config]:
+    return list({config.language.code: config for config in reversed(configs)}.values())[::-1]
+
+
+def given(config: Config) -> dict[str, str]:
+    """The checkpoints that a cell takes from outside, by key."""
+    paths = {"model.path": config.model.path, "ct.source": config.ct_source, "sft.source": config.sft.source}
+    return {key: path for key, path in paths.items() if path is not None}
+
+
+def planned(config: Config) -> Cell | None:
+    """The plan of a cell; None where its inputs are refused, which another check says."""
+    try:
+        return plan_cell(config, inputs.inputs(config, network=False))
+    except BadInput:
+        return None
+
+
+def is_done(config: Config, kind: str) -> bool:
+    """Whether the stages of a kind are in the store: what they read is not needed again."""
+    store, cell = Store(Path(config.store)), planned(config)
+    return cell is not None and all(store.find(stage) for stage in cell.stages if stage.kind == kind)

@@ -1,0 +1,55 @@
+"""What a sweep needs beside its inputs: tasks of lm-eval that load, and room on the disk."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from common.errors import BadInput
+from pipeline.check.finding import Finding, guarded, planned
+from pipeline.config import Config
+from pipeline.cost import estimate
+from pipeline.kinds import KINDS
+from pipeline.plan import merged
+from pipeline.store import Store
+
+SPARE = 200 * 10**6  # bytes that a run needs beside its stages
+
+
+def tasks(config: Config) -> Iterator[Finding]:
+    """Every lm-eval task exists and loads, with its data."""
+    folder = None if config.eval.include_path is None else Path(config.eval.include_path)
+    names: list[str | None] = [*config.eval.tasks]
+    for name in names or ([None] if folder else []):
+        yield from guarded(load_task, folder, name)
+
+
+def load_task(folder: Path | None, name: str | None) -> None:
+    """Loads a task by its name; all of a folder of one's own, where there is no name."""
+    from eval import task_set
+
+    task_set.load_tasks(folder, () if name is None else (name,))
+
+
+def disk(configs: Sequence[Config], store: Store) -> Iterator[Finding]:
+    """The store's disk holds what is still to come, at its peak."""
+    cells = [cell for config in configs if (cell := planned(config))]
+    stages = merged(cells)
+    done = {stage.key for stage in stages if store.find(stage)}
+    if not any(KINDS[stage.kind].trained for stage in stages if stage.key not in done):
+        return
+    rows = estimate.rows(cells, done, estimate.Untimed(), {})
+    need = (
+        SPARE
+        + estimate.disk_peak(rows, estimate.given_bytes(cells))
+        - sum(row.work.written for row in rows if row.done)
+    )
+    existing = next(folder for folder in (store.root.absolute(), *store.root.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(existing).free
+    if free < need:
+        raise BadInput(
+            f"store={store.root}: {free / 1e9:,.1f} GB free, but this run may need {need / 1e9:,.1f} GB at its peak; "
+            "free some space or choose another disk"
+        )
+    yield from ()

@@ -1,0 +1,139 @@
+"""Text and instructions: they are there, the tokenizer knows their script, and they fill the budgets."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from functools import cache
+from pathlib import Path
+
+from common import hub as model_hub
+from common import hub_data
+from common.errors import BadInput
+from common.units import format_tokens
+from pipeline import inputs
+from pipeline.check.finding import Finding, first_of_each_language, guarded, is_done
+from pipeline.config import Config, HubCorpus, HubSource
+from pipeline.fertility import MAX_FALLBACK_SHARE, Fertility, load, measure
+
+SAMPLE = 200  # documents that the tokenizer is tried on
+
+
+def corpora(config: Config) -> Iterator[Finding]:
+    """Text and instructions are there, readable, and have the columns that are read."""
+    wanted: list[tuple[str, HubSource, tuple[str, ...]]] = []
+    if isinstance(config.corpus, HubCorpus) and not is_done(config, "corpus"):
+        wanted += [
+            (f"corpus.{name}", part, (part.column,))
+            for name, part in (("text", config.corpus.text), ("english", config.corpus.english))
+        ]
+    if config.sft.hub and config.sft.source is None and not is_done(config, "sft_blocks"):
+        wanted.append(("sft.hub", config.sft.hub, (config.sft.hub.prompt, config.sft.hub.answer)))
+    for key, source, columns in wanted:
+        yield from guarded(hub_data.check, hub_source(source), columns, key)
+    if not isinstance(config.corpus, HubCorpus):
+        inputs.inputs(config, network=False)
+
+
+def hub_source(section: HubSource) -> hub_data.Source:
+    """A section of the config as what is read."""
+    return hub_data.Source(**section.model_dump(include={"dataset", "subset", "files", "split", "revision"}))
+
+
+def tokenizer(config: Config) -> Iterator[Finding]:
+    """The tokenizer gives the language's text back, and knows its script."""
+    if config.model.path is None:
+        return
+    known = fertility(config)
+    if known is None:
+        return
+    subject, language = f"model.path={config.model.path}: its tokenizer", config.language.name
+    if known.unknown:
+        yield Finding(
+            True,
+            f"{subject} loses {known.unknown:.1%} of the tokens of {language} as unknown; "
+            "take a model whose tokenizer has bytes",
+        )
+    elif known.returned < 1:
+        yield Finding(
+            False,
+            f"{subject} does not give {1 - known.returned:.0%} of {SAMPLE} documents of {language} back as they were; "
+            "look whether it normalises what matters",
+        )
+    if known.fallback > MAX_FALLBACK_SHARE:
+        measured = (
+            f"{known.bytes_a_token:.2f} bytes of {language} a token, {known.fallback:.0%} of them parts of characters"
+        )
+        yield Finding(
+            False, f"{subject} hardly knows the script ({measured}): budgets buy little text, and answers are long"
+        )
+
+
+@cache
+def _fertility(folder: str, sample: tuple[str, ...]) -> Fertility:
+    return measure(load(Path(folder), "model.path"), sample)
+
+
+def fertility(config: Config) -> Fertility | None:
+    """What the tokenizer makes of a sample of the text; None where either is not at hand, which another check says."""
+    folder = tokenizer_folder(config)
+    sample = tuple(itertools.islice(texts(config), SAMPLE)) if folder else ()
+    return _fertility(str(folder), sample) if sample else None
+
+
+def tokenizer_folder(config: Config) -> Path | None:
+    """The folder with the tokenizer: of a model of the hub only its tokenizer is fetched."""
+    folder = model_hub.folder_at_hand(config.model.path)
+    model = model_hub.parse(config.model.path or "", "model.path")
+    if (folder and (folder / "tokenizer.json").is_file()) or model is None:
+        return folder
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(model.repo, "tokenizer.json", revision=model.revision)).parent
+    except Exception:  # whatever a network can raise; `checkpoints` says it
+        return None
+
+
+def texts(config: Config) -> Iterator[str]:
+    """Documents of the language, as the corpus stage would read them; none where they cannot be read."""
+    from train.data.corpus import bible, text_files
+
+    try:
+        if isinstance(config.corpus, HubCorpus):
+            source, column = hub_source(config.corpus.text), config.corpus.text.column
+            stream = hub_data.open_stream(source, "corpus.text")
+            yield from (text for (text,) in hub_data.rows(stream, (column,), source, "corpus.text") if text.strip())
+        elif config.corpus.source == "bible":
+            yield from (text for _, text in bible.chichewa())
+        elif config.corpus.path:
+            yield from text_files.documents(config.corpus.path, "corpus.path")
+    except BadInput:
+        return
+
+
+def budgets(configs: Sequence[Config]) -> Iterator[Finding]:
+    """The text of each language fills its largest budget."""
+    for config in first_of_each_language(configs):
+        if config.ct.source is not None or config.model.path is None:
+            continue
+        largest = max(other.ct.tokens for other in configs if other.language.code == config.language.code)
+        size, known = text_bytes(config), fertility(config)
+        if size is None or known is None:
+            continue
+        tokens = size * (1 - config.corpus.dev - config.corpus.test) / known.bytes_a_token
+        reach = int(tokens / (1 - config.ct.english_share))
+        if reach < largest:
+            yield Finding(
+                True,
+                f"ct.tokens={format_tokens(largest)}: the {config.language.name} text gives about {reach:,} tokens "
+                "with its English; give more text, smaller budgets, or language.most_tokens",
+            )
+
+
+def text_bytes(config: Config) -> int | None:
+    """UTF-8 bytes of the language's text; of a data set on the hub what is asked for, and None where that is all."""
+    corpus = config.corpus
+    if isinstance(corpus, HubCorpus):
+        return corpus.text_bytes
+    return sum(len(text.encode()) for text in texts(config))

@@ -1,0 +1,38 @@
+"""The schema of the composed config: types and bounds, no values. The values stand in conf/.
+
+In goes what Hydra composed; out comes a `Config`, or a BadInput of one line. A config is validated once, at the edge;
+everything behind it gets a `Config` and trusts it. A key of conf/ is changed in the file of its section here.
+"""
+
+from pipeline.config.cell import Config, validate
+from pipeline.config.computing import Compute
+from pipeline.config.fields import Section
+from pipeline.config.messages import one_line, suggestion
+from pipeline.config.models import BaseRecipe, Model, ModelShape
+from pipeline.config.scoring import RESERVED, Evaluation, Merge, Method
+from pipeline.config.sources import Corpus, HubCorpus, HubSource, Language
+from pipeline.config.trainings import ContinualTraining, Instructions, Lora, Training
+
+__all__ = [
+    "RESERVED",
+    "BaseRecipe",
+    "Compute",
+    "Config",
+    "ContinualTraining",
+    "Corpus",
+    "Evaluation",
+    "HubCorpus",
+    "HubSource",
+    "Instructions",
+    "Language",
+    "Lora",
+    "Merge",
+    "Method",
+    "Model",
+    "ModelShape",
+    "Section",
+    "Training",
+    "one_line",
+    "suggestion",
+    "validate",
+]

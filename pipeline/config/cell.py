@@ -1,0 +1,78 @@
+"""The whole config: one cell of a sweep."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError, model_validator
+
+from common.errors import BadInput
+from pipeline.config.computing import Compute, Tracking
+from pipeline.config.fields import Name, Section
+from pipeline.config.messages import one_line
+from pipeline.config.models import Model
+from pipeline.config.scoring import Evaluation, Merge
+from pipeline.config.sources import Corpus, HubCorpus, Language
+from pipeline.config.trainings import Adaptation, ContinualTraining, Instructions, Training
+from train.parallel import sizes
+
+
+class Config(Section):
+    """A cell: one language, one token budget, one seed, and everything that is done with them."""
+
+    name: Name
+    seed: Annotated[int, Field(ge=0)]
+    store: str
+    outputs: str
+    model: Model
+    language: Language
+    corpus: Annotated[Corpus | HubCorpus, Field(discriminator="source")]
+    ct: ContinualTraining
+    sft: Instructions
+    merge: Merge
+    eval: Evaluation
+    train: Adaptation
+    compute: Compute
+    tracking: Tracking
+
+    @property
+    def ct_source(self) -> str | None:
+        """The checkpoint that stands in for CT in this language: `{lang}` in ct.source is the language's short code."""
+        return self.ct.source and self.ct.source.replace("{lang}", self.language.short or self.language.code)
+
+    @model_validator(mode="after")
+    def batches_can_be_shared(self) -> Config:
+        trained: dict[str, Training] = {"ct": self.ct, "sft": self.sft}
+        if self.model.path is None and self.model.recipe:
+            trained["model.recipe"] = self.model.recipe
+        for key, section in trained.items():
+            try:
+                sizes(
+                    section.batch_tokens,
+                    section.block_size,
+                    self.compute.processes * self.compute.nodes,
+                    self.compute.micro_batch,
+                )
+            except BadInput as error:
+                raise ValueError(f"{key}.{error}") from None
+        return self
+
+    @model_validator(mode="after")
+    def blocks_fit_the_model(self) -> Config:
+        if self.model.path is None and self.model.recipe:
+            for key, size in (("ct.block_size", self.ct.block_size), ("sft.block_size", self.sft.block_size)):
+                if size > self.model.recipe.context:
+                    raise ValueError(f"{key}={size}: must not exceed model.recipe.context={self.model.recipe.context}")
+        return self
+
+
+def validate(composed: Mapping[str, Any]) -> Config:
+    """A composed config as a `Config`.
+
+    Raises BadInput that names the first wrong key, its value and what would be right.
+    """
+    try:
+        return Config.model_validate(composed)
+    except ValidationError as error:
+        raise BadInput(one_line(error, composed)) from None

@@ -1,0 +1,55 @@
+"""Where and how it runs, and what is told of it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from pipeline.config.fields import Name, Positive, Section
+from pipeline.config.messages import suggestion
+from pipeline.kinds import KINDS
+
+
+class Compute(Section):
+    device: Literal["cpu", "cuda"]
+    threads: Positive
+    micro_batch: Positive | None
+    strategy: Literal["none", "ddp", "zero2", "zero3", "zero3_offload", "fsdp"]
+    processes: Positive
+    nodes: Positive
+    precision: Literal["fp32", "bf16"]
+    gradient_checkpointing: bool
+    attention: Literal["eager", "sdpa", "flash_attention_2"]
+    liger: bool
+    keep_last_state: bool
+    first_guess: dict[str, Annotated[float, Field(gt=0)]]
+
+    @model_validator(mode="after")
+    def guesses_known_kinds(self) -> Compute:
+        for kind in self.first_guess:
+            if kind not in KINDS:
+                raise ValueError(f"first_guess.{kind}: unknown kind of stage; {suggestion(kind, list(KINDS))}")
+        return self
+
+    @model_validator(mode="after")
+    def strategy_for_many(self) -> Compute:
+        if self.strategy == "none" and self.processes * self.nodes > 1:
+            raise ValueError(
+                "strategy=none: trains in one process; for several say compute=ddp, zero2, zero3, zero3_offload or fsdp"
+            )
+        if self.strategy in ("ddp", "fsdp") and self.processes * self.nodes == 1:
+            raise ValueError(
+                f"processes=1: compute.strategy={self.strategy} is for several; for one say compute=gpu or compute=cpu"
+            )
+        if self.device == "cpu" and (self.liger or self.attention == "flash_attention_2"):
+            key, right = (
+                ("liger=true", "liger=false") if self.liger else ("attention=flash_attention_2", "attention=sdpa")
+            )
+            raise ValueError(f"{key}: its kernels run on GPUs only; say compute.{right}, or compute.device=cuda")
+        return self
+
+
+class Tracking(Section):
+    wandb: Literal["auto", "online", "offline", "off"]
+    project: Name

@@ -1,0 +1,21 @@
+"""Types that several sections of the config have, and what a section is."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from common.units import parse_bytes, parse_tokens
+
+Tokens = Annotated[int, BeforeValidator(parse_tokens)]
+Bytes = Annotated[int, BeforeValidator(parse_bytes)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Positive = Annotated[int, Field(gt=0)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+
+
+class Section(BaseModel):
+    """A part of the config: every key must be given, none may be added."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)

@@ -1,0 +1,78 @@
+"""Merges, and what checkpoints and merges are scored on."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from merge.recipe import Recipe
+from pipeline import recipes
+from pipeline.config.fields import Positive, Section, Tokens
+
+RESERVED = ("base", "sft", "ct", "ct_then_sft")  # the names that the unmerged checkpoints have in results
+
+
+class Method(Section):
+    """One merge in the results: a recipe, and the grid of settings that are tried on the dev split."""
+
+    recipe: dict[str, Any]
+    grid: dict[str, Annotated[list[Any], Field(min_length=1)]]
+
+    @property
+    def tries(self) -> list[dict[str, Any]]:
+        """Every setting that the grid spans, each a complete recipe."""
+        return [
+            {**self.recipe, **dict(zip(self.grid, values, strict=True))}
+            for values in itertools.product(*self.grid.values())
+        ]
+
+    @model_validator(mode="after")
+    def settings_in_bounds(self) -> Method:
+        both = sorted(set(self.recipe) & set(self.grid))
+        if both:
+            raise ValueError(f"grid.{both[0]}: stands in the recipe too; give it in one place")
+        nowhere = Path("folder")
+        for settings in self.tries:
+            Recipe.from_dict(recipes.complete(settings, nowhere, nowhere, nowhere, 0), where="recipe")
+        return self
+
+
+class Merge(Section):
+    write: bool
+    metric: Literal["acc", "bits_per_byte"]
+    methods: dict[str, Method]
+
+    @model_validator(mode="after")
+    def comparable(self) -> Merge:
+        for name in self.methods:
+            if name in RESERVED:
+                raise ValueError(
+                    f"methods.{name}: the name is taken by a checkpoint that is not merged; choose another"
+                )
+            if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+                raise ValueError(f"methods.{name}: a method's name has small letters, digits and underscores")
+        counts = {name: len(method.tries) for name, method in self.methods.items()}
+        if len(set(counts.values())) > 1:
+            listed = ", ".join(f"{name} {count}" for name, count in counts.items())
+            raise ValueError(
+                f"methods: every method gets the same number of tries on dev, for a fair comparison; here {listed}"
+            )
+        return self
+
+
+class Evaluation(Section):
+    unmerged: list[Literal["base", "sft", "ct", "ct_then_sft"]]
+    families: list[str]
+    items: Positive
+    limit: Positive | None
+    tune_limit: Positive | None
+    excerpt: Positive | None
+    batch_tokens: Tokens
+    dtype: Literal["float32", "bfloat16"]
+    tasks: list[str]
+    include_path: str | None
+    leaks: bool

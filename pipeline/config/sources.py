@@ -1,0 +1,104 @@
+"""Languages, and where text and instructions are read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from pipeline.config.fields import Bytes, Positive, Section, Tokens
+
+
+class Language(Section):
+    code: Annotated[str, Field(pattern=r"^[a-z]{2,8}(_[A-Za-z]{4})?$")]
+    short: Annotated[str, Field(pattern=r"^[a-z]{2,8}$")] | None
+    name: str
+    most_tokens: Tokens | None
+    tasks: list[str]
+
+    @model_validator(mode="after")
+    def not_english(self) -> Language:
+        if self.code == "en":
+            raise ValueError(
+                "code=en: English is the language of SFT and replay; give the code of the language to adapt to"
+            )
+        return self
+
+
+class Corpus(Section):
+    source: Literal["bible", "files"]
+    path: str | None
+    english_path: str | None
+    dev: Annotated[float, Field(gt=0, lt=0.5)]
+    test: Annotated[float, Field(gt=0, lt=0.5)]
+    seed: Annotated[int, Field(ge=0)]
+
+    @model_validator(mode="after")
+    def has_files(self) -> Corpus:
+        if self.source == "files" and not self.path:
+            raise ValueError(
+                "path is empty: give a path or glob of text, JSONL or Parquet files, such as corpus.path='data/*.txt'"
+            )
+        if self.source == "bible" and (self.path or self.english_path):
+            raise ValueError("path: corpus=bible brings its own text; say corpus=files to read files")
+        return self
+
+
+class HubSource(Section):
+    """Where a data set is: on the hub, or in a folder of the same layout."""
+
+    dataset: str | None
+    subset: str | None
+    files: str | None
+    split: str
+    revision: str | None
+
+    @model_validator(mode="after")
+    def can_be_found_again(self) -> HubSource:
+        if not self.dataset:
+            raise ValueError(
+                "dataset is empty: give the name of a data set on the hub, or a folder of Parquet or JSONL files"
+            )
+        if self.revision is None and not self.local:
+            raise ValueError(
+                f"revision is empty: {self.dataset} is no folder here,"
+                " and a data set of the hub needs its commit (40 hex digits)"
+            )
+        return self
+
+    @property
+    def local(self) -> bool:
+        return Path(self.dataset or "").is_dir()
+
+    @property
+    def folder(self) -> str | None:
+        """The place of a local data set."""
+        return self.dataset if self.local else None
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """What decides which rows are read: not the place of a folder, which is known by the checksums of its files."""
+        return self.model_dump() | ({"dataset": None, "revision": None} if self.local else {})
+
+
+class HubText(HubSource):
+    column: str
+
+
+class HubInstructions(HubSource):
+    prompt: str
+    answer: str
+    bytes: Bytes | None
+
+
+class HubCorpus(Section):
+    source: Literal["hub"]
+    text: HubText
+    english: HubText
+    text_bytes: Bytes | None
+    english_bytes: Bytes | None
+    dev: Annotated[float, Field(gt=0, lt=0.5)]
+    test: Annotated[float, Field(gt=0, lt=0.5)]
+    seed: Annotated[int, Field(ge=0)]
+    workers: Positive

@@ -1,0 +1,80 @@
+"""Continual training, SFT, and how their weights change."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from common.units import format_tokens
+from pipeline.config.fields import Positive, Section, Share, Tokens
+from pipeline.config.sources import HubInstructions
+
+
+class Training(Section):
+    """What CT, SFT and the base model share: one AdamW run.
+
+    Its learning rate has a linear warm-up and a cosine to `min_lr_ratio` of the peak.
+    """
+
+    tokens: Tokens
+    batch_tokens: Tokens
+    block_size: Positive
+    learning_rate: Annotated[float, Field(gt=0, lt=1)]
+    min_lr_ratio: Annotated[float, Field(ge=0, le=1)]
+    warmup_ratio: Share
+    weight_decay: Annotated[float, Field(ge=0)]
+    save_every_tokens: Tokens
+
+    @model_validator(mode="after")
+    def whole_blocks(self) -> Training:
+        if self.batch_tokens % self.block_size:
+            raise ValueError(f"batch_tokens={self.batch_tokens}: must be a multiple of block_size={self.block_size}")
+        return self
+
+
+class ContinualTraining(Training):
+    source: str | None
+    schedule_tokens: Tokens
+    english_share: Share
+
+    @model_validator(mode="after")
+    def within_schedule(self) -> ContinualTraining:
+        if self.tokens > self.schedule_tokens:
+            budget, horizon = format_tokens(self.tokens), format_tokens(self.schedule_tokens)
+            raise ValueError(
+                f"tokens={budget}: the learning-rate schedule ends at ct.schedule_tokens={horizon};"
+                " budgets may not exceed it"
+            )
+        return self
+
+
+class Instructions(Training):
+    source: str | None
+    schedule_tokens: Tokens | None
+    path: str | None
+    hub: HubInstructions | None
+    items: Positive
+    replay_share: Share
+
+    @model_validator(mode="after")
+    def one_source(self) -> Instructions:
+        if self.path and self.hub:
+            raise ValueError("hub: sft.path is given too; give the instructions in one place")
+        if self.schedule_tokens is not None and self.schedule_tokens < self.tokens:
+            raise ValueError(
+                f"schedule_tokens={format_tokens(self.schedule_tokens)}:"
+                f" must not end before sft.tokens={format_tokens(self.tokens)}"
+            )
+        return self
+
+
+class Lora(Section):
+    rank: Positive
+    alpha: Annotated[float, Field(gt=0)]
+    dropout: Share
+    targets: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)]
+
+
+class Adaptation(Section):
+    lora: Lora | None

@@ -1,0 +1,96 @@
+"""What stages that the pipeline makes itself are told.
+
+Settings decide the result and stand in the key; options (places, devices) do neither. A field that has a default was
+added later: at its default it is not said, so that older keys stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+Method = dict[str, Any]  # a complete recipe of a merge but for its checkpoints
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A stage's settings, or its options, by name."""
+
+    def said(self) -> dict[str, Any]:
+        """As a stage holds them; fields at their defaults are left out."""
+        values = {field.name: (getattr(self, field.name), field.default) for field in fields(self)}
+        return {name: value for name, (value, default) in values.items() if value != default}
+
+
+@dataclass(frozen=True)
+class LeakSettings(Settings):
+    """The search in training text for the items that are scored.
+
+    limit: items of a task; excerpt: characters of a held-out document; None: all. tasks: names of lm-eval
+    tasks; inputs: checksums of the user's own task files.
+    """
+
+    split: str
+    limit: int | None
+    excerpt: int | None
+    language: str
+    tasks: Sequence[str]
+    inputs: Sequence[str]
+
+
+@dataclass(frozen=True)
+class EvalSettings(LeakSettings):
+    """The scoring of one checkpoint or merge. dtype: of its weights while it is scored."""
+
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True)
+class TuneSettings(Settings):
+    """The choice among a method's recipes by their score on dev. metric: acc or bits_per_byte."""
+
+    tries: Sequence[Method]
+    metric: str
+    limit: int | None
+    excerpt: int | None
+    language: str
+    seed: int
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True)
+class MergeSettings(Settings):
+    """seed: of what a method draws."""
+
+    seed: int
+
+
+@dataclass(frozen=True)
+class DeviceOptions(Settings):
+    """device: cpu or cuda; threads: of a CPU."""
+
+    device: str
+    threads: int
+
+
+@dataclass(frozen=True)
+class TuneOptions(DeviceOptions):
+    """batch_tokens: in one forward pass, padding included."""
+
+    batch_tokens: int
+
+
+@dataclass(frozen=True)
+class EvalOptions(TuneOptions):
+    """include_path: the folder of the user's own tasks, None: none."""
+
+    include_path: str | None
+
+
+@dataclass(frozen=True)
+class LeakOptions(Settings):
+    """Of the search for scored items in training text. workers: processes that read it."""
+
+    include_path: str | None
+    workers: int = 1

@@ -1,0 +1,104 @@
+"""CT budgets that continue from one another, and which trainer states are kept for that.
+
+A state (weights, AdamW's two moments, in float32) is six times a bfloat16 checkpoint: about 80 GB at 7 B
+parameters. A budget continues from the largest one below it, so a state is kept while a missing budget of the sweep
+would continue from it; and, where `compute.keep_last_state` says so, the largest budget's, from which a later sweep
+can go further. The others are dropped: their folder is removed and their record says so. A budget that finds no
+state starts from the largest one that has its own, or from the base model: longer, the same result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from pipeline.graph import Stage
+from pipeline.store import Entry, Store
+
+STATE = "state"
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """The CT stages of a sweep that differ in their budget only, budgets ascending; `digest` is `Stage.trajectory`."""
+
+    digest: str
+    stages: tuple[Stage, ...]
+
+    @cached_property
+    def budgets(self) -> tuple[int, ...]:
+        """Tokens of each stage."""
+        return tuple(tokens_of(stage) for stage in self.stages)
+
+    def smaller(self, stage: Stage) -> tuple[Stage, ...]:
+        """The stages of the sweep below a budget, the smallest first."""
+        return tuple(other for other in self.stages if tokens_of(other) < tokens_of(stage))
+
+    def previous(self, stage: Stage) -> Stage | None:
+        """The stage that a budget continues from, once the sweep's are made; None for the smallest."""
+        return self.smaller(stage)[-1] if self.smaller(stage) else None
+
+    def published(self, store: Store) -> list[Entry]:
+        """The entries of any sweep, budgets ascending."""
+        entries = (entry for entry in store.entries("ct") if entry.record.get("trajectory") == self.digest)
+        return sorted(entries, key=budget_of)
+
+    def resumable(self, store: Store, stage: Stage) -> Entry | None:
+        """The largest published budget below a stage's that has its state still; one that is damaged is passed over."""
+        below = [entry for entry in self.published(store) if budget_of(entry) < tokens_of(stage) and entry.holds(STATE)]
+        return next((entry for entry in reversed(below) if entry.damage(thorough=True) is None), None)
+
+    def droppable(self, store: Store) -> list[Entry]:
+        """The entries whose states no missing budget continues from; and those cut off by a crash in a drop."""
+        missing = [tokens_of(stage) for stage in self.stages if store.find(stage) is None]
+        keep_last = any(stage.options.get("keep_last_state", True) for stage in self.stages)
+        published = self.published(store)
+        with_state = {budget_of(entry): entry for entry in published if entry.holds(STATE)}
+        cut_off = [entry for entry in published if not entry.holds(STATE) and (entry.path / STATE).exists()]
+        return cut_off + [with_state[tokens] for tokens in superfluous(with_state.keys(), missing, keep_last)]
+
+    def drop(self, store: Store) -> None:
+        """Removes the states that the sweep does not need any more."""
+        for entry in self.droppable(store):
+            store.drop(entry, STATE)
+
+
+def trajectories(stages: Iterable[Stage]) -> dict[str, Trajectory]:
+    """The trajectories of a sweep, by digest."""
+    grouped: dict[str, list[Stage]] = {}
+    for stage in stages:
+        if stage.trajectory:
+            grouped.setdefault(stage.trajectory, []).append(stage)
+    return {digest: Trajectory(digest, tuple(sorted(group, key=tokens_of))) for digest, group in grouped.items()}
+
+
+def previous_stages(stages: Sequence[Stage]) -> dict[str, Stage]:
+    """By key of a CT stage, the stage of the sweep that it continues from; the smallest budgets have none."""
+    each = ((stage, line.previous(stage)) for line in trajectories(stages).values() for stage in line.stages)
+    return {stage.key: previous for stage, previous in each if previous}
+
+
+def drop_all(store: Store, stages: Iterable[Stage]) -> None:
+    """Drops what a sweep, given by its stages, does not need any more: what a crash left over too."""
+    for _, trajectory in sorted(trajectories(stages).items()):
+        trajectory.drop(store)
+
+
+def superfluous(held: Collection[int], missing: Collection[int], keep_last: bool) -> set[int]:
+    """Of the budgets (tokens) of one trajectory whose states are held, those that no missing budget continues from."""
+    below = [[budget for budget in held if budget < wanted] for wanted in missing]
+    needed = {max(budgets) for budgets in below if budgets}
+    if keep_last and held:
+        needed.add(max(held))
+    return set(held) - needed
+
+
+def tokens_of(stage: Stage) -> int:
+    """The budget of a CT stage."""
+    return int(stage.settings["tokens"])
+
+
+def budget_of(entry: Entry) -> int:
+    """The budget, in tokens, of a published CT stage."""
+    return int(entry.record["settings"]["tokens"])
