@@ -150,3 +150,14 @@ def test_tokens_read_as_they_are_written(count: int) -> None:
 )
 def test_token_budgets(text: object, count: int) -> None:
     assert parse_tokens(text) == count
+
+
+def test_text_is_scored_within_the_shortest_blocks_trained_on() -> None:
+    """Of continual pre-training, SFT and a base made here; the choice on dev reads as far as the test does."""
+    for sizes in ((128, 256), (256, 128), (64, 256)):
+        ct, sft = sizes
+        cell = planned(ct__block_size=ct, sft__block_size=sft, model__recipe__block_size=128)
+        lengths = {stage.settings["trained_length"] for stage in cell.stages if stage.kind in ("eval", "tune")}
+        assert lengths == {min(ct, sft, 128)}
+    other = planned(ct__block_size=64, model__recipe__block_size=128)
+    assert {"eval", "tune"} <= changed(planned(), other)
