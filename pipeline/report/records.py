@@ -79,13 +79,17 @@ class Row:
 
 @dataclass(frozen=True)
 class ReportPaths:
-    """The published files; `curves` is the PNG, beside which lies curves.svg, `claims` the JSON of claims."""
+    """The published files; `curves` is the PNG, beside which lies curves.svg, `claims` the JSON of claims.
+
+    table: the results in short, for a terminal.
+    """
 
     results_csv: Path
     results_md: Path
     curves: Path
     page: Path
     claims: Path
+    table: str
 
 
 def label(method: str) -> str:
