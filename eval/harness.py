@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from common.errors import BadInput
 from common.files import publish, write_jsonl
-from eval.records import Record, mean_records, task_records
+from eval.score_records import Record, mean_records, task_records
 from eval.task_set import UNLABELLED, TaskSet
 
 if TYPE_CHECKING:

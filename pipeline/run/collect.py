@@ -71,6 +71,6 @@ def _write_language(
     )
     paths = report.render(evaluations, audits, choices, records, folder, subject, leaks)
     say(paths.table)
-    for path in (paths.results_csv, paths.results_md, paths.curves, paths.page):
+    for path in (paths.results_csv, paths.results_md, paths.claims, paths.curves, paths.page):
         say(str(path))
     return paths
