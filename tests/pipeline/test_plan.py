@@ -161,3 +161,14 @@ def test_text_is_scored_within_the_shortest_blocks_trained_on() -> None:
         assert lengths == {min(ct, sft, 128)}
     other = planned(ct__block_size=64, model__recipe__block_size=128)
     assert {"eval", "tune"} <= changed(planned(), other)
+
+
+def test_a_method_without_a_grid_is_stated_beside_the_tuned_ones() -> None:
+    """So that two recipes can differ in their slack alone."""
+    values = composed().model_dump()
+    for name, slack in (("ties_stated", 0.0), ("ties_sv_stated", 1.0)):
+        recipe = {"method": "ties_sv", "slack": slack, "protect": ["sft"], "density": 0.5, "lambda": 1.5}
+        values["merge"]["methods"][name] = {"recipe": recipe, "grid": {}}
+    cell = plan_cell(validate(values), Inputs())
+    tries = [stage.settings["tries"] for stage in cell.stages if stage.kind == "tune"]
+    assert sum(len(recipes) == 1 for recipes in tries) == 2
