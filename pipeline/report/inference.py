@@ -48,12 +48,13 @@ class Estimate:
         return Estimate(-self.value, -self.high, -self.low, self.p, self.mdd, self.n, self.seeds, self.documents)
 
 
-def crossed(values: ArrayLike, influences: ArrayLike, n: int) -> Estimate:
+def crossed(values: ArrayLike, influences: ArrayLike, n: int, least_error: float = 0.0) -> Estimate:
     """The mean over seeds of a statistic, for other seeds and other documents.
 
     values: (seeds,). influences: (seeds, documents), how much each document moves a seed's value, summing to 0 over
     documents; no documents (seeds, 0) for what is counted and not sampled. With one seed the interval speaks of other
-    documents only; where neither seeds nor documents are two, it is infinite.
+    documents only; where neither seeds nor documents are two, it is infinite. The standard error is least_error at
+    least: what never happened among a few items may yet happen.
     """
     by_seed, by_document = np.asarray(values, dtype=np.float64), np.asarray(influences, dtype=np.float64)
     seeds, documents = by_document.shape
@@ -72,7 +73,7 @@ def crossed(values: ArrayLike, influences: ArrayLike, n: int) -> Estimate:
     # each part holds what both count, so that the whole is not smaller than either
     variance = max(of_seeds + of_documents - of_both, of_seeds, of_documents)
     freedom = max(1.0, _freedom(variance, of_seeds, of_documents, of_both, seeds, documents))
-    return _student(value, sqrt(variance), freedom, n, seeds, documents)
+    return _student(value, max(sqrt(variance), least_error), freedom, n, seeds, documents)
 
 
 def _freedom(

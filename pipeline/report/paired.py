@@ -29,6 +29,8 @@ KINDS: dict[Kind, str] = {
 LOWER_IS_BETTER: tuple[Kind, ...] = ("answer_bits", "bits")
 # Differences that would not matter, stated before looking: about a tenth of what continual pre-training gives.
 MARGINS: dict[Kind, float] = {"accuracy": 0.02, "answer_bits": 0.05, "bits": 0.05}
+# Two models that answered n items alike may differ in 3 of n others, at 95 %: 1.96 standard errors of 1.53 / n.
+RULE_OF_THREE = 1.53
 AGAINST = ("ct_then_sft", "ct", "sft")
 Cell = tuple[str, int]  # method, CT tokens
 Item = tuple[str, str, str]  # task, id, document
@@ -117,7 +119,8 @@ class Evidence:
             return None
         values = [sum(weight * kinds[kind].value for weight, kinds in row) for row in checkpoints]
         moves = [np.sum([weight * kinds[kind].influence for weight, kinds in row], axis=0) for row in checkpoints]
-        return crossed(values, np.asarray(moves), len(self.items[kind]))
+        n = len(self.items[kind])
+        return crossed(values, np.asarray(moves), n, RULE_OF_THREE / n if kind == "accuracy" else 0.0)
 
     def difference(self, kind: Kind, first: Sequence[Cell], second: Sequence[Cell]) -> Estimate | None:
         """The mean of some (method, budget) minus that of others."""

@@ -12,7 +12,7 @@ from scipy import stats
 from common.files import write_jsonl
 from eval.stats import ratio_interval
 from pipeline.report import wording
-from pipeline.report.inference import Estimate, holm
+from pipeline.report.inference import Estimate, holm, verdict
 from pipeline.report.paired import Evidence, compare
 from pipeline.report.records import Evaluation
 from tests.pipeline.report.synthetic import Run
@@ -99,7 +99,18 @@ def test_items_are_paired_whatever_their_order(tmp_path: Path) -> None:
 def test_a_model_does_not_differ_from_itself(tmp_path: Path) -> None:
     a = answers([1, 0, 1])
     difference = compared(tmp_path, (a, a))
-    assert (difference.value, difference.low, difference.high, difference.p) == (0.0, 0.0, 0.0, 1.0)
+    assert (difference.value, difference.p) == (0.0, 1.0)
+
+
+def test_a_few_items_answered_alike_are_no_proof_of_being_level(tmp_path: Path) -> None:
+    """The rule of three: none among n leaves room for 3 in n."""
+    seeds = 3
+    for n, expected in ((30, "undecided"), (600, "level")):
+        (tmp_path / str(n)).mkdir()
+        alike = answers([1.0, 0.0] * (n // 2))
+        difference = compared(tmp_path / str(n), *[(alike, alike)] * seeds)
+        assert (difference.low, difference.high) == pytest.approx((-3 / n, 3 / n), rel=0.01)
+        assert verdict(difference, 0.02, difference.p) == expected
 
 
 def test_items_that_stand_alone_give_the_paired_t_test(tmp_path: Path) -> None:
