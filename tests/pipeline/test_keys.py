@@ -12,15 +12,15 @@ from pipeline.plan import merged, plan_cell
 
 INPUTS = Inputs("model", "ct", "sft", ("text", "en"), ("instructions",), ("tasks",))
 KEYS = {  # overrides: (stages, a digest of kinds, slugs, keys and trajectories in the plan's order)
-    "experiment=tiny": (95, "911c5f609c19ad62"),
-    "experiment=test": (28, "3d6a7bc1ba645d51"),
+    "experiment=tiny": (91, "37ea600fa6f19c29"),
+    "experiment=test": (28, "9c4c6ea8c4b728f5"),
     "experiment=smollm2-cpu": (27, "6852bc4722a84b19"),
-    "experiment=smollm2": (95, "5e50aaee91b64ca1"),
+    "experiment=smollm2": (119, "a815de83aafce108"),
     "experiment=paper": (482, "16b07f327eb91ef1"),
     "experiment=paper eval.dtype=float32": (482, "ee39f296b5e0894f"),
     "experiment=paper-published": (148, "22a58ab7a9167e53"),
-    "experiment=tiny train=lora": (95, "b8b52871dc370e27"),
-    "experiment=test merge.write=true eval.leaks=true compute.precision=bf16": (33, "1c1fd88233323d25"),
+    "experiment=tiny train=lora": (91, "54e2b717801f885d"),
+    "experiment=test merge.write=true eval.leaks=true compute.precision=bf16": (33, "bf266a47962438f9"),
     "experiment=test model.path=a ct.source=b sft.source=c ct.tokens=2048": (14, "119e7bcc6c523984"),
 }
 
