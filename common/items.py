@@ -24,6 +24,7 @@ class Item:
     trivial: int  # which choice a baseline takes that does not read the prompt
     family: str  # what kind of question it is
     language: str  # code of the prompt's language
+    document: str = ""  # id of the text it was made from: items of one are not independent; empty: it stands alone
 
     def as_row(self) -> dict[str, Any]:
         """The item as JSON holds it."""
@@ -34,7 +35,8 @@ class Item:
         """The item of a row of JSON. Raises ValueError that says what is wrong with it."""
         if wrong := wrong_item(row):
             raise ValueError(wrong)
-        return cls(**{name: row[name] for name in (*TEXTS, *NUMBERS)}, choices=tuple(row["choices"]))
+        fields = {name: row[name] for name in (*TEXTS, *NUMBERS)}
+        return cls(**fields, choices=tuple(row["choices"]), document=row.get("document", ""))
 
 
 def wrong_texts(row: Mapping[str, Any], fields: Sequence[str]) -> str | None:
@@ -60,4 +62,6 @@ def wrong_item(row: Mapping[str, Any]) -> str | None:
         number = row.get(field)
         if type(number) is not int or not 0 <= number < len(choices):
             return f"{field!r} must be the number of a choice, 0 to {len(choices) - 1}, not {number!r}"
+    if not isinstance(row.get("document", ""), str):
+        return "'document' must be a text"
     return None

@@ -38,6 +38,11 @@ def parser() -> argparse.ArgumentParser:
         "--excerpt", type=int, help="measure bits per byte on the first EXCERPT characters of each document"
     )
     options.add_argument(
+        "--trained-length",
+        type=int,
+        help="tokens of the blocks that the model was trained on; text is read within it (default: its context)",
+    )
+    options.add_argument(
         "--batch-tokens", type=int, help="tokens in one forward pass (default: 1024 on a CPU, 8192 elsewhere)"
     )
     options.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 … (default: cpu)")
@@ -63,7 +68,13 @@ def main() -> int:
             names=given.tasks,
             language=given.language,
         )
-        scores = harness.evaluate_folder(given.model, tasks, batch_tokens=given.batch_tokens, device=given.device)
+        scores = harness.evaluate_folder(
+            given.model,
+            tasks,
+            batch_tokens=given.batch_tokens,
+            device=given.device,
+            trained_length=given.trained_length,
+        )
         harness.write(scores, given.out)
     except BadInput as error:
         print(error, file=sys.stderr)

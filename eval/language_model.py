@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from lm_eval.models.huggingface import HFLM
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from common.errors import BadInput
 
@@ -53,10 +54,22 @@ class PackedLM(HFLM):
 
     batch_tokens: tokens in one forward pass, padding included.
     encodings: tokens by text, filled as texts are met; it may be shared by all models with the same tokenizer.
+    trained_length: tokens of the blocks that the model was trained on (None: whatever it can read). A block's last
+    token is predicted and never read, so a window of text reads and predicts one token less.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, batch_tokens: int, encodings: dict[Any, list[int]]) -> None:
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        batch_tokens: int,
+        encodings: dict[Any, list[int]],
+        trained_length: int | None = None,
+    ) -> None:
         super().__init__(pretrained=model, tokenizer=tokenizer)
+        if trained_length is not None and trained_length < 2:
+            raise BadInput(f"trained_length: {trained_length} must be 2 or more")
+        self.window = min(self.max_length, trained_length - 1) if trained_length else self.max_length
         self.batch_size_per_gpu = max(1, batch_tokens // self.max_length)
         self.batch_tokens, self.encodings = batch_tokens, encodings
         self.packable: bool | None = None
@@ -73,7 +86,23 @@ class PackedLM(HFLM):
         return super().loglikelihood(requests, disable_tqdm)
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = True) -> list[float]:
-        return super().loglikelihood_rolling(requests, disable_tqdm)
+        """Log-likelihoods of whole texts in nats, read in lm-eval's windows, all of which are scored in one go.
+
+        A window begins with one token of context; the last one goes as far back as a window reaches.
+        """
+        windows: list[Request] = []
+        texts: list[int] = []  # whose window it is
+        for number, request in enumerate(requests):
+            rolling = get_rolling_token_windows(
+                self.tok_encode(request.args[0]), self.prefix_token_id, max_seq_len=self.window, context_len=1
+            )
+            pairs = [make_disjoint_window(pair) for pair in rolling]
+            windows += [(None, context, continuation) for context, continuation in pairs]
+            texts += [number] * len(pairs)
+        totals = [0.0] * len(requests)
+        for number, (value, _) in zip(texts, self._loglikelihood_tokens(windows), strict=True):
+            totals[number] += value
+        return totals
 
     def _loglikelihood_tokens(
         self, requests: Sequence[Request], disable_tqdm: bool = True, override_bs: int | None = None
@@ -99,13 +128,14 @@ class PackedLM(HFLM):
     def _packs(self, requests: Sequence[Request]) -> list[Pack]:
         """Requests by prompt, cut from the left to what the model reads, as in HFLM; a rolling window stands alone."""
         packs: dict[Any, Pack] = {}
-        cut = 0
+        cut = beyond = 0
         for number, (text, context, continuation) in enumerate(requests):
             prompt = (context + continuation)[-(self.max_length + 1) :][: -len(continuation)]
             if not prompt:
                 limits = f"it reads {self.max_length} tokens, and a choice has {len(continuation)}"
                 raise BadInput(f"model: {limits}: {str(text)[-100:]!r}")
             cut += len(prompt) < len(context)
+            beyond += text is not None and len(prompt) + len(continuation) - 1 > self.window
             pack = packs.setdefault(number if text is None else tuple(prompt), Pack(prompt, [], []))
             pack.continuations.append(continuation)
             pack.numbers.append(number)
@@ -113,6 +143,8 @@ class PackedLM(HFLM):
             log.warning(
                 "%d of %d prompts were cut from the left to the model's %d tokens", cut, len(requests), self.max_length
             )
+        if beyond and self.window < self.max_length:
+            log.warning("%d of %d prompts are longer than the %d tokens trained on", beyond, len(requests), self.window)
         return list(packs.values())
 
     def _can_pack(self, pack: Pack, requests: Sequence[Request]) -> bool:

@@ -7,7 +7,6 @@ for the bootstrap, with percentile intervals.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import sqrt
 from typing import Any
 
 import numpy as np
@@ -15,18 +14,16 @@ from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
 Interval = tuple[float, float]
-Z95 = 1.959963984540054  # the 97.5 % quantile of the standard normal distribution
 RESAMPLES = 1_000
 INDICES_AT_ONCE = 4_000_000  # bounds the memory of a bootstrap: 64 MB of indices and gathered values
 
 
-def wilson(successes: float, n: int) -> Interval:
+def wilson(successes: int, n: int) -> Interval:
     """The 95 % score interval of a proportion, from the count of successes among n > 0 trials."""
-    share, spread = successes / n, Z95**2 / n
-    centre = (share + spread / 2) / (1 + spread)
-    half = Z95 * sqrt(share * (1 - share) / n + spread / (4 * n)) / (1 + spread)
-    low = 0.0 if successes <= 0 else centre - half  # exact at both ends, where rounding is not
-    return low, 1.0 if successes >= n else centre + half
+    from scipy.stats import binomtest
+
+    interval = binomtest(successes, n).proportion_ci(method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def resampled_sums(columns: ArrayLike, seed: Any, resamples: int = RESAMPLES) -> Floats:
@@ -62,6 +59,14 @@ def mean_interval(groups: Sequence[Sequence[float]], seed: int = 0, resamples: i
     """95 % interval of the unweighted mean of the groups' means, resampling the items of each (stratified)."""
     means = [_resampled_mean(group, (seed, number), resamples) for number, group in enumerate(groups)]
     return percentiles(np.mean(means, axis=0))
+
+
+def mean_ratio_interval(
+    groups: Sequence[Sequence[tuple[float, float]]], seed: int = 0, resamples: int = RESAMPLES
+) -> Interval:
+    """95 % interval of the unweighted mean over groups of sum(numerators) / sum(denominators), stratified by group."""
+    sums = [resampled_sums(group, (seed, number), resamples) for number, group in enumerate(groups)]
+    return percentiles(np.mean([group[:, 0] / group[:, 1] for group in sums], axis=0))
 
 
 def _resampled_mean(group: Sequence[float], seed: Any, resamples: int) -> Floats:

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
 
 TEMPLATES = Path(__file__).parent / "tasks"
+BITS, GOLD_BITS, CALIBRATED = "bits_per_byte", "gold_bits_per_byte", "acc_calibrated"  # metrics
+UNLABELLED = "@unlabelled"  # what the name of a task's calibration prompts ends with
+CALIBRATION_PROMPTS = 100  # enough for a label's mean probability to within a few percent of itself
 UNDETERMINED = "und"  # BCP 47: the language of a user's task that states none
 
 
@@ -28,6 +31,8 @@ class Entry:
 
     primary: the metric that it is judged by.
     chance, trivial: the accuracy of guessing and of the task's trivial baseline, None where they are not known.
+    labels: the choices, where they are the same for all items (in any order).
+    calibration: prompts with the same labels whose answers nobody looks at (None: the task's own).
     """
 
     task: Task
@@ -36,6 +41,8 @@ class Entry:
     primary: str
     chance: float | None = None
     trivial: float | None = None
+    labels: tuple[str, ...] | None = None
+    calibration: Task | None = None
 
 
 @dataclass
@@ -75,7 +82,9 @@ def prepare(
     entries: dict[str, Entry] = {}
     if items is not None:
         for name, path in discover(items, split, "items").items():
-            entries[name] = items_entry(name, read_items(path), limit)
+            dev = items / f"{name}.dev.jsonl"
+            unlabelled = read_items(dev)[:CALIBRATION_PROMPTS] if split != "dev" and dev.exists() else []
+            entries[name] = items_entry(name, read_items(path), limit, unlabelled)
     if text is not None:
         for text_language, path in discover(text, split, "text").items():
             name, documents = f"bits_per_byte_{text_language}", read_documents(path)
@@ -91,6 +100,8 @@ def prepare(
         )
     for entry in entries.values():
         build_once(entry.task)
+        if entry.calibration is not None:
+            build_once(entry.calibration)
     return TaskSet(entries, limit)
 
 
@@ -110,18 +121,31 @@ def bind(template: str, name: str, rows: list[Row]) -> Task:
     )
 
 
-def items_entry(name: str, rows: list[Row], limit: int | None) -> Entry:
-    """A multiple-choice task over items; chance and trivial are those of the items that will be asked."""
+def items_entry(name: str, rows: list[Row], limit: int | None, unlabelled: list[Row]) -> Entry:
+    """A multiple-choice task over items; chance and trivial are those of the items that will be asked.
+
+    unlabelled: items of another split, which calibrate where all items of both have the same choices.
+    """
     task, asked = bind("items.yaml", name, rows), rows[:limit]
-    family, primary = rows[0]["family"], task.config.metadata["primary"]
+    labels = fixed_labels(rows)
+    same = labels is not None and bool(unlabelled) and fixed_labels([rows[0], *unlabelled]) is not None
     return Entry(
         task,
-        family,
+        rows[0]["family"],
         rows[0]["language"],
-        primary.get(family, primary["default"]),
+        task.config.metadata["primary"] if labels is None else CALIBRATED,
         sum(1 / len(row["choices"]) for row in asked) / len(asked),
         sum(row["trivial"] == row["answer"] for row in asked) / len(asked),
+        labels,
+        bind("items.yaml", f"{name}{UNLABELLED}", unlabelled) if same else None,
     )
+
+
+def fixed_labels(rows: Sequence[Row]) -> tuple[str, ...] | None:
+    """The choices of the first of two items or more, where all have the same ones in any order; else None."""
+    first = rows[0]["choices"]
+    same = all(sorted(row["choices"]) == sorted(first) for row in rows)
+    return tuple(first) if same and len(rows) > 1 and len(set(first)) == len(first) else None
 
 
 def text_entry(name: str, language: str, rows: list[Row]) -> Entry:

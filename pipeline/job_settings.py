@@ -41,14 +41,18 @@ class LeakSettings(Settings):
 
 @dataclass(frozen=True)
 class EvalSettings(LeakSettings):
-    """The scoring of one checkpoint or merge. dtype: of its weights while it is scored."""
+    """The scoring of one checkpoint or merge.
+
+    dtype: of its weights while it is scored. trained_length: tokens of the blocks that it was trained on.
+    """
 
     dtype: str = "float32"
+    trained_length: int | None = None
 
 
 @dataclass(frozen=True)
 class TuneSettings(Settings):
-    """The choice among a method's recipes by their score on dev. metric: acc or bits_per_byte."""
+    """The choice among a method's recipes by their score on dev. metric: acc or bits_per_byte; else as EvalSettings."""
 
     tries: Sequence[Method]
     metric: str
@@ -57,6 +61,7 @@ class TuneSettings(Settings):
     language: str
     seed: int
     dtype: str = "float32"
+    trained_length: int | None = None
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ KINDS: dict[str, Kind] = {
     kind.name: kind
     for kind in (
         Kind("corpus", "pipeline.stages:corpus", 1, "data", 3, shared=True),
-        Kind("items", "pipeline.stages:items", 1, "data", 10, shared=True),
+        Kind("items", "pipeline.stages:items", 2, "data", 10, shared=True),
         Kind("instructions", "pipeline.stages:instructions", 1, "data", 10, shared=True),
         Kind("leaks", "pipeline.stages:leaks", 1, "data", 10, shared=True),
         Kind("base", "pipeline.stages:base", 1, "train", 250, shared=True, tracked=True),
@@ -50,9 +50,9 @@ KINDS: dict[str, Kind] = {
         Kind("sft_blocks", "pipeline.stages:sft_blocks", 1, "data", 10, shared=True),
         Kind("ct", "pipeline.stages:ct", 1, "train", 250, tracked=True),
         Kind("sft", "pipeline.stages:sft", 1, "train", 260, tracked=True),
-        Kind("tune", "pipeline.tune:tune", 1, "score", 11, tracked=True),
+        Kind("tune", "pipeline.tune:tune", 2, "score", 11, tracked=True),
         Kind("merge", "pipeline.stages:merge", 1, "merge", 1),
         Kind("weights", "pipeline.stages:weights", 1, "merge", 2),
-        Kind("eval", "pipeline.stages:evaluate", 1, "score", 18, tracked=True),
+        Kind("eval", "pipeline.stages:evaluate", 2, "score", 18, tracked=True),
     )
 }

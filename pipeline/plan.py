@@ -104,6 +104,7 @@ def _tune(config: Config, name: str, method: Method, data: Data, trained: Mappin
         config.language.code,
         config.seed,
         asked.dtype,
+        trained_length(config),
     )
     parents = {**_parents(trained), "items": data.items, "corpus": data.corpus}
     options = TuneOptions(config.compute.device, config.compute.threads, asked.batch_tokens)
@@ -124,7 +125,8 @@ def _merge(
 
 
 def _eval(config: Config, inputs: Inputs, name: str, data: Data, scored: Mapping[str, Stage]) -> Stage:
-    settings = EvalSettings(**_asked(config, inputs).said(), dtype=config.eval.dtype)
+    asked_of_all = _asked(config, inputs).said()
+    settings = EvalSettings(**asked_of_all, dtype=config.eval.dtype, trained_length=trained_length(config))
     compute, asked = config.compute, config.eval
     options = EvalOptions(compute.device, compute.threads, asked.batch_tokens, asked.include_path)
     parents = {**scored, "items": data.items, "corpus": data.corpus}
@@ -143,6 +145,12 @@ def _asked(config: Config, inputs: Inputs) -> LeakSettings:
     """The tasks of the test split."""
     asked = config.eval
     return LeakSettings("test", asked.limit, asked.excerpt, config.language.code, asked.tasks, inputs.tasks)
+
+
+def trained_length(config: Config) -> int:
+    """Tokens of the shortest blocks that a cell's models were trained on: all of them know the positions in these."""
+    sizes = [config.ct.block_size, config.sft.block_size]
+    return min(sizes if config.model.recipe is None else [*sizes, config.model.recipe.block_size])
 
 
 def _slug(config: Config, method: str) -> str:

@@ -171,6 +171,7 @@ def evaluate(job: Job) -> None:
         "batch_tokens": options.batch_tokens,
         "device": options.device,
         "dtype": settings.dtype,
+        "trained_length": settings.trained_length,
     }
     if "merge" in job.stage.parents:
         from transformers import AutoTokenizer

@@ -47,6 +47,7 @@ def tune(job: Job) -> None:
         "batch_tokens": options.batch_tokens,
         "device": options.device,
         "dtype": settings.dtype,
+        "trained_length": settings.trained_length,
     }
     for method, model in zip(waiting, models, strict=True):
         scores = harness.evaluate(model, tokenizer, tasks, **how)
@@ -75,7 +76,7 @@ def score(scores: Scores, language: str, metric: str) -> float:
     return next(
         row["value"]
         for row in scores.records
-        if row["language"] == language and wanted in (row["family"], row["metric"])
+        if row["primary"] and row["language"] == language and wanted in (row["family"], row["metric"])
     )
 
 

@@ -3,7 +3,8 @@
 It plays the part of Llama-2.
 
 A large base model has met a trace of most languages and can copy from its context. A model of a few million parameters
-gets neither from English alone in hours on a CPU, so its text has three sources, all from training chapters only:
+gets neither from English alone in hours on a CPU, so its text has three sources, all from training chapters only, and
+from none that is withheld (see `is_withheld`):
 
 english   running text, the rest of the blocks
 aligned   verses in both languages, in either order, of `aligned_chapters` of the chapters: the trace of the language
@@ -35,13 +36,15 @@ END = "<|end|>"
 def prepare(corpus_dir: Path, settings: BaseModelSettings, out: Path) -> None:
     """Tokenizer, untrained model and blocks of the recipe, in `out/model` and `out/blocks`.
 
-    Raises BadInput where `aligned_chapters` is less than one chapter.
+    Raises BadInput where `aligned_chapters` is less than one chapter, or `withheld_chapters` leaves no English.
     """
-    english = packing.texts(corpus_dir, "en")
+    share, seed = settings.withheld_chapters, settings.seed
+    english = packing.texts(corpus_dir, "en", lambda chapter: not is_withheld(chapter, share, seed))
+    if not english:
+        raise BadInput(f"model.recipe.withheld_chapters={share}: leaves no English to train on")
     tokenizer = train_tokenizer(english, settings.vocabulary)
     tokenizer.save_pretrained(out / "model")
     save_untrained(tokenizer, settings, out / "model")
-    seed = settings.seed
     sources: list[tuple[float, Iterator[str]]] = [
         (1 - settings.aligned_share - settings.repeated_share, packing.shuffled(english, f"{seed}:english")),
         (settings.aligned_share, _for_ever(lambda rng: aligned_documents(corpus_dir, settings, rng), seed)),
@@ -101,25 +104,38 @@ def train_tokenizer(texts: list[str], vocabulary: int) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=END, eos_token=END, pad_token=END)
 
 
+def is_withheld(chapter: str, share: float, seed: int) -> bool:
+    """Whether a chapter is among the `share` that a base reads nothing of.
+
+    By a hash of its name with a salt of its own: the plain hash decided its split, and whether it is aligned.
+    """
+    return hash_fraction(f"withheld:{chapter}", seed) < share
+
+
 def aligned_documents(corpus_dir: Path, settings: BaseModelSettings, rng: random.Random) -> list[str]:
     """Chapters of aligned verses, a line a verse in one language and a line in the other.
 
-    The order of the languages changes by document.
-
-    The chapters are a fixed `aligned_chapters` of the training chapters: the first in the order of a hash of their
-    names.
+    The order of the languages changes by document. The chapters are a fixed `aligned_chapters` of the training
+    chapters, of those that are not withheld the first in the order of a hash of their names.
     """
+    aligned = corpus_dir / "verses.jsonl"
+    if not aligned.exists():
+        share = settings.aligned_share
+        raise BadInput(f"model.recipe.aligned_share={share}: this corpus has no aligned verses; say 0, or corpus=bible")
     chapters: dict[str, list[dict[str, str]]] = {}
-    for verse in read_jsonl(corpus_dir / "verses.jsonl"):
+    for verse in read_jsonl(aligned):
         if verse["split"] == "train":
             chapters.setdefault(verse["id"].rpartition(".")[0], []).append(verse)
+    seed, withheld = settings.seed, settings.withheld_chapters
+    readable = [chapter for chapter in chapters if not is_withheld(chapter, withheld, seed)]
     count = round(settings.aligned_chapters * len(chapters))
+    asked = f"model.recipe.aligned_chapters={settings.aligned_chapters}"
     if not count:
-        raise BadInput(
-            f"model.recipe.aligned_chapters={settings.aligned_chapters}:"
-            f" is less than one of {len(chapters)} training chapters"
-        )
-    chosen = set(sorted(chapters, key=lambda chapter: hash_fraction(chapter, settings.seed))[:count])
+        raise BadInput(f"{asked}: is less than one of {len(chapters)} training chapters")
+    if count > len(readable):
+        left = f"only {len(readable)} of {len(chapters)} training chapters are left"
+        raise BadInput(f"{asked}: with withheld_chapters={withheld} {left}")
+    chosen = set(sorted(readable, key=lambda chapter: hash_fraction(chapter, seed))[:count])
     documents = []
     for verses in (verses for chapter, verses in chapters.items() if chapter in chosen):
         first, second = rng.sample(["en", settings.language], 2)

@@ -169,6 +169,7 @@ class BaseModelSettings(Settings):
     aligned_share: float  # of the blocks that are aligned verses
     aligned_chapters: float  # share of the training chapters whose aligned verses are used
     repeated_share: float  # of the blocks that are passages followed by themselves
+    withheld_chapters: float  # share of the training chapters that it reads nothing of: what a cipher can be made of
     seed: int
 
 

@@ -82,9 +82,7 @@ def train(
 def check_budget(settings: TrainingSettings, blocks: int, where: str) -> None:
     """Refuses a budget of less than a step, or of more than the blocks of the folder `where`."""
     if not settings.steps:
-        raise BadInput(
-            f"tokens={settings.tokens:,} is less than one step of batch_tokens={settings.batch_tokens:,}"
-        )
+        raise BadInput(f"tokens={settings.tokens:,} is less than one step of batch_tokens={settings.batch_tokens:,}")
     if settings.steps * settings.batch_tokens > blocks * settings.block_size:
         raise BadInput(
             f"tokens={settings.tokens:,} is more than the corpus holds:"

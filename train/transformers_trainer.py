@@ -41,9 +41,7 @@ def arguments(
     transformers.logging.set_verbosity_error()
     if compute.threads:
         torch.set_num_threads(compute.threads)
-    micro, accumulation = parallel.sizes(
-        settings.batch_tokens, settings.block_size, compute.world, compute.micro_batch
-    )
+    micro, accumulation = parallel.sizes(settings.batch_tokens, settings.block_size, compute.world, compute.micro_batch)
     steps, schedule_steps = settings.steps, settings.schedule_steps
     sharded = compute.strategy == "fsdp"
     made = TrainingArguments(

@@ -22,6 +22,7 @@ class BaseRecipe(Training):
     aligned_share: Share
     aligned_chapters: Share
     repeated_share: Share
+    withheld_chapters: Share
     seed: Annotated[int, Field(ge=0)]
 
     @model_validator(mode="after")

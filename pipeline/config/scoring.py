@@ -55,7 +55,8 @@ class Merge(Section):
                 )
             if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
                 raise ValueError(f"methods.{name}: a method's name has small letters, digits and underscores")
-        counts = {name: len(method.tries) for name, method in self.methods.items()}
+        # a method without a grid is stated and not tuned: what it differs by from another one is its recipe alone
+        counts = {name: len(method.tries) for name, method in self.methods.items() if method.grid}
         if len(set(counts.values())) > 1:
             listed = ", ".join(f"{name} {count}" for name, count in counts.items())
             raise ValueError(

@@ -2,8 +2,9 @@
 
 Comes in: folders of a run, by `Evaluation` (scores.jsonl, samples.jsonl), `Audit` (audit.json) and `Choice`
 (choice.yml, tries.jsonl), and the records of stage.json files; nothing of the store or of a config is asked.
-Goes out: results.csv, results.md, curves.png, curves.svg and report.html, each whole or not at all; the same input
-gives the same bytes. `gather` and `terminal_table` give rows and text and write nothing.
+Goes out: results.csv, results.md, claims.json (a claim a row), curves.png, curves.svg and report.html, each whole or
+not at all; the same input gives the same bytes. The table
+for a terminal comes back as text.
 May be touched: the output folder of `render`.
 
 No torch is imported for it, and nothing is drawn before `render`.
@@ -12,28 +13,14 @@ No torch is imported for it, and nothing is drawn before `render`.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common.files import write_whole
-from pipeline.report.records import Audit, Choice, Evaluation, ReportPaths, Row, Subject
+from common.files import write_json, write_whole
+from pipeline.report.records import Audit, Choice, Evaluation, ReportPaths, Subject
 
-__all__ = ["Audit", "Choice", "Evaluation", "ReportPaths", "Row", "Subject", "gather", "render", "terminal_table"]
-
-
-def gather(evaluations: Iterable[Evaluation]) -> list[Row]:
-    """Every score of every checkpoint, as long rows."""
-    from pipeline.report import results
-
-    return results.gather(evaluations)
-
-
-def terminal_table(rows: Sequence[Row], language: str) -> str:
-    """Methods x budgets, for a terminal: mean accuracy / bits per byte in the language."""
-    from pipeline.report import results
-
-    return results.terminal_table(rows, language)
+__all__ = ["Audit", "Choice", "Evaluation", "ReportPaths", "Subject", "render"]
 
 
 def render(
@@ -45,7 +32,7 @@ def render(
     subject: Subject,
     leaks: Mapping[str, Any] | None = None,
 ) -> ReportPaths:
-    """Writes results.csv, results.md, curves.png, curves.svg and report.html to `out`, each whole or not at all.
+    """Writes results.csv, results.md, claims.json, curves.png, curves.svg and report.html to `out`, each whole or not.
 
     evaluations: of one target language, any number of budgets and seeds; base and SFT once or with every budget.
     stages: the records of stage.json files, for the list of what was run.
@@ -61,10 +48,11 @@ def render(
     discarded = discards.read(audits)
     chosen = chosen_on_dev.read(choices)
     shown = claims.claims(evaluations, discarded, chosen, subject.language)
-    paths = ReportPaths(
-        out / "results.csv", out / "results.md", curves.write(rows, subject.language, names, out), out / "report.html"
-    )
+    png = curves.write(rows, subject.language, names, out)
+    table = results.terminal_table(rows, subject.language)
+    paths = ReportPaths(out / "results.csv", out / "results.md", png, out / "report.html", out / "claims.json", table)
     write_whole(paths.results_csv, results.to_csv(rows))
+    write_json(paths.claims, claims.as_json(shown.answers))
     write_whole(paths.results_md, results.to_markdown(rows, subject.language, names))
     with tempfile.TemporaryDirectory() as aside:
         figure = None

@@ -1,27 +1,53 @@
-"""What a run shows, computed from its samples and audits. A difference is shown where its 95 % interval excludes 0."""
+"""The claims that a run is asked about, stated before looking, and the verdicts.
+
+A new claim is a row of STATED and a function of pipeline/report/findings.py.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from math import isfinite
+from typing import Any
 
+from pipeline.report import findings
 from pipeline.report.choices import Chosen
-from pipeline.report.discards import Discarded
-from pipeline.report.paired import Comparison, Difference, Evidence, compare, sign
-from pipeline.report.records import Evaluation, label, mean
-from pipeline.report.results import budget_name
+from pipeline.report.discards import TOP, Discarded
+from pipeline.report.findings import Data, Finding
+from pipeline.report.inference import Estimate, Verdict, holm, verdict
+from pipeline.report.paired import MARGINS, Comparison, Evidence, compare
+from pipeline.report.records import Evaluation
 
-Verdict = Literal["shown", "not shown", "the opposite is shown", "no data"]
-TOP = "5%"
+PAPER = "Tao et al., Findings of EMNLP 2024 (arXiv 2407.03994)"
+OURS = "our reading of the slack; the paper's formula is not public"
+SHARE_MARGIN = 0.01  # of shares of parameters: a difference that would not matter
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim as it was stated: what it says, whose it is, and the statistic that must be above 0.
+
+    margin: a statistic nearer to 0 than this would not matter.
+    """
+
+    id: str
+    text: str
+    source: str
+    statistic: str
+    margin: float
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A claim of the paper as a question, what this run's data say to it, and the numbers."""
+    """What this run's data say to a claim.
 
-    question: str
+    estimate: of its statistic. p_adjusted: by Holm, for all claims with data.
+    """
+
+    claim: Claim
     verdict: Verdict
+    estimate: Estimate | None
+    p_adjusted: float | None
     text: str
 
 
@@ -36,198 +62,134 @@ def claims(
 ) -> Claims:
     """All answers and all paired comparisons, in the target language."""
     evidence = Evidence(evaluations, language)
-    comparisons = compare(evidence)
-    leaders = {budget: leader for budget in evidence.budgets if (leader := leader_at(budget, choices, evidence))}
-    answers = [
-        beats_ct_then_sft(evidence, comparisons, leaders),
-        advantage_shrinks(evidence, comparisons, leaders),
-        conflicts_grow(discarded),
-        slack_keeps(discarded),
-        slack_helps(evidence, discarded),
-    ]
-    return Claims(answers, comparisons)
-
-
-def leader_at(budget: int, choices: Sequence[Chosen], evidence: Evidence) -> str | None:
-    """The merge with the best score on dev at a budget (mean over seeds): chosen without a look at the test items."""
-    scores: dict[str, list[float]] = {}
-    for choice in choices:
-        if choice.ct_tokens == budget and evidence.has(choice.method, budget):
-            scores.setdefault(choice.method, []).append(
-                -choice.score if choice.metric == "bits_per_byte" else choice.score
-            )
-    return max(scores, key=lambda method: mean(scores[method])) if scores else None
-
-
-def beats_ct_then_sft(evidence: Evidence, comparisons: Sequence[Comparison], leaders: dict[int, str]) -> Answer:
-    question = "Do merges beat CT-then-SFT where text is scarcest?"
-    budget = min(evidence.budgets, default=0)
-    here = {
-        (comparison.method, comparison.kind): comparison
-        for comparison in comparisons
-        if comparison.ct_tokens == budget and comparison.baseline == "ct_then_sft"
+    leaders = {
+        budget: leader for budget in evidence.budgets if (leader := findings.leader_at(budget, choices, evidence))
     }
-    leader = leaders.get(budget, "")
-    if (leader, "accuracy") not in here:
-        return Answer(question, "no data", "It takes CT-then-SFT and a merge with a score on dev at the same budget.")
-    difference = here[leader, "accuracy"].difference
-    merged, reference = (evidence.value("accuracy", method, budget) for method in (leader, "ct_then_sft"))
-    text = (
-        f"At {budget_name(budget)} tokens the merge that was best on dev, {label(leader)}, has a mean accuracy of "
-        f"{merged:.3f}; CT-then-SFT has {reference:.3f}. Difference {interval(difference)}."
-    )
-    if (leader, "bits") in here:
-        text += f" In bits per byte (lower is better): {interval(here[leader, 'bits'].difference)}."
-    ahead = sum(kind == "accuracy" and comparison.verdict == "better" for (_, kind), comparison in here.items())
-    text += f" Of the {len({method for method, _ in here})} merges, {ahead} {'is' if ahead == 1 else 'are'} shown "
-    text += "to be ahead of CT-then-SFT."
-    return Answer(question, verdict(difference), text)
+    data = Data(evidence, discarded, choices, leaders)
+    found = [(claim, answer(data)) for claim, answer in STATED]
+    adjusted = iter(holm([finding.estimate.p for _, finding in found if finding.estimate is not None]))
+    answers = []
+    for claim, (estimate, text) in found:
+        if estimate is None:
+            answers.append(Answer(claim, "no data", None, None, text))
+        else:
+            p = next(adjusted)
+            answers.append(Answer(claim, verdict(estimate, claim.margin, p), estimate, p, text))
+    return Claims(answers, compare(evidence))
 
 
-def advantage_shrinks(evidence: Evidence, comparisons: Sequence[Comparison], leaders: dict[int, str]) -> Answer:
-    question = "Does the advantage over CT-then-SFT shrink as text grows?"
-    steps = {
-        comparison.ct_tokens: comparison.difference
-        for comparison in comparisons
-        if (comparison.baseline, comparison.kind) == ("ct_then_sft", "accuracy")
-        and leaders.get(comparison.ct_tokens) == comparison.method
-    }
-    if len(steps) < 2:
-        return Answer(question, "no data", "It takes two budgets with CT-then-SFT and a merge chosen on dev.")
-    first, last = min(steps), max(steps)
-    weights = ((first, 1.0), (last, -1.0))
-    shrinkage = evidence.contrast(
-        "accuracy",
-        [
-            ((method, budget), side * way)
-            for budget, way in weights
-            for method, side in ((leaders[budget], 1.0), ("ct_then_sft", -1.0))
-        ],
-    )
-    if shrinkage is None:
-        return Answer(question, "no data", "The smallest and the largest budget have no seed in common.")
-    listed = "; ".join(
-        f"{budget_name(budget)} ({label(leaders[budget])}) {interval(steps[budget])}" for budget in sorted(steps)
-    )
-    text = f"Mean accuracy of the merge that was best on dev, minus that of CT-then-SFT: {listed}. "
-    text += f"From {budget_name(first)} to {budget_name(last)} the advantage shrinks by {interval(shrinkage)}."
-    return Answer(question, verdict(shrinkage), text)
-
-
-def conflicts_grow(discarded: Sequence[Discarded]) -> Answer:
-    question = "Does TIES discard ever more of SFT's important parameters as the CT budget grows?"
-    lost = lost_by_method([merge for merge in discarded if merge.plain_ties])
-    series = {method: shares for method, shares in lost.items() if len(shares) > 1}
-    if not series:
-        return Answer(question, "no data", "It takes TIES without slack at two budgets.")
-    steps = [
-        later - earlier
-        for shares in series.values()
-        for earlier, later in zip(_by_budget(shares), _by_budget(shares)[1:], strict=False)
-    ]
-    text = f"Share of SFT's largest {TOP[:-1]} % of parameters whose sign lost the election: "
-    text += "; ".join(f"{label(method)}: {_listed(shares)}" for method, shares in series.items())
-    text += ". These are counts of all parameters, not estimates; shown means that the share rises from every budget "
-    text += "to the next."
-    return Answer(question, _all_one_way(steps), text)
-
-
-def slack_keeps(discarded: Sequence[Discarded]) -> Answer:
-    question = "Does slack keep SFT's important parameters?"
-    plain = lost_by_method([merge for merge in discarded if merge.plain_ties])
-    slack = lost_by_method([merge for merge in discarded if merge.slack_for_sft])
-    gains = [
-        mean([shares[budget] for shares in plain.values() if budget in shares]) - kept[budget]
-        for kept in slack.values()
-        for budget in kept
-        if any(budget in shares for shares in plain.values())
-    ]
-    if not gains:
-        return Answer(question, "no data", "It takes TIES with slack and TIES without it at the same budget.")
-    text = f"Share of SFT's largest {TOP[:-1]} % of parameters lost in sign conflicts: "
-    text += "; ".join(f"{label(method)}: {_listed(shares)}" for method, shares in (plain | slack).items())
-    text += ". Shown means that every slack loses less than TIES at every budget."
-    return Answer(question, _all_one_way(gains), text)
-
-
-def slack_helps(evidence: Evidence, discarded: Sequence[Discarded]) -> Answer:
-    question = "Does slack raise the scores?"
-    plain = {merge.method for merge in discarded if merge.plain_ties}
-    slack = {merge.method for merge in discarded if merge.slack_for_sft}
-    budgets = [
-        budget
-        for budget in evidence.budgets
-        if any(evidence.has(method, budget) for method in plain)
-        and any(evidence.has(method, budget) for method in slack)
-    ]
-    sides = [
-        [
-            (method, budget)
-            for budget in budgets
-            for method in evidence.merges
-            if method in side and evidence.has(method, budget)
-        ]
-        for side in (slack, plain)
-    ]
-    accuracy = evidence.difference("accuracy", *sides) if budgets else None
-    if accuracy is None:
-        return Answer(question, "no data", "It takes TIES with slack and TIES without it at the same budget.")
-    names = ", ".join(label(method) for method in evidence.merges if method in slack)
-    text = f"Mean accuracy with slack ({names}) minus without, over all budgets: {interval(accuracy)}."
-    each = [
-        f"{budget_name(budget)} {interval(difference)}"
-        for budget in budgets
-        if len(budgets) > 1
-        and (
-            difference := evidence.difference(
-                "accuracy", *([key for key in side if key[1] == budget] for side in sides)
-            )
+def as_json(answers: Sequence[Answer]) -> list[dict[str, Any]]:
+    """The rows of claims.json. A claim without data, and an infinite end of an interval, have nulls."""
+    rows = []
+    for answer in answers:
+        claim, estimate = answer.claim, answer.estimate
+        numbers: dict[str, float | None] = dict.fromkeys(("effect", "low", "high", "p", "mdd"))
+        if estimate is not None:
+            given = (estimate.value, estimate.low, estimate.high, estimate.p, estimate.mdd)
+            numbers = {name: value if isfinite(value) else None for name, value in zip(numbers, given, strict=True)}
+        rows.append(
+            {
+                "id": claim.id,
+                "claim": claim.text,
+                "source": claim.source,
+                "statistic": claim.statistic,
+                "threshold": 0.0,
+                "margin": claim.margin,
+                "effect": numbers["effect"],
+                "low": numbers["low"],
+                "high": numbers["high"],
+                "n": estimate.n if estimate else 0,
+                "seeds": estimate.seeds if estimate else 0,
+                "documents": estimate.documents if estimate else 0,
+                "mdd": numbers["mdd"],
+                "p": numbers["p"],
+                "p_adjusted": answer.p_adjusted,
+                "verdict": answer.verdict,
+            }
         )
-        is not None
-    ]
-    text += f" By budget: {'; '.join(each)}." if each else ""
-    if (bits := evidence.difference("bits", *sides)) is not None:
-        text += f" In bits per byte (lower is better): {interval(bits)}."
-    return Answer(question, verdict(accuracy), text)
+    return rows
 
 
-def lost_by_method(discarded: Iterable[Discarded]) -> dict[str, dict[int, float]]:
-    """By method and budget: the share of SFT's most important parameters that was lost in sign conflicts."""
-    by_method: dict[str, dict[int, float]] = {}
-    for merge in discarded:
-        by_method.setdefault(merge.method, {})[merge.ct_tokens] = merge.of_top[TOP].lost
-    return by_method
-
-
-def verdict(difference: Difference) -> Verdict:
-    """Of the claim that a difference is above 0."""
-    return {1: "shown", 0: "not shown", -1: "the opposite is shown"}[sign(difference)]  # type: ignore[return-value]
-
-
-def interval(difference: Difference) -> str:
-    """`+0.041 [+0.012, +0.070]`: a difference with its 95 % interval."""
-    return f"{signed(difference.value)} [{signed(difference.low)}, {signed(difference.high)}]"
-
-
-def signed(value: float) -> str:
-    """Three decimals with a sign, and a minus that is as wide as the plus."""
-    return f"{round(value, 3) + 0.0:+.3f}".replace("-", "\u2212")
-
-
-def percent(share: float) -> str:
-    """`12.3 %`"""
-    return f"{100 * share:.1f} %"
-
-
-def _all_one_way(steps: Sequence[float]) -> Verdict:
-    if all(step > 0 for step in steps):
-        return "shown"
-    return "the opposite is shown" if all(step < 0 for step in steps) else "not shown"
-
-
-def _by_budget(shares: dict[int, float]) -> list[float]:
-    return [shares[budget] for budget in sorted(shares)]
-
-
-def _listed(shares: dict[int, float]) -> str:
-    return ", ".join(f"{percent(shares[budget])} at {budget_name(budget)}" for budget in sorted(shares))
+SCARCE = "where text is scarcest, of the merge that was best on dev against CT-then-SFT"
+STATED: tuple[tuple[Claim, Callable[[Data], Finding]], ...] = (
+    (
+        Claim(
+            "scarce-accuracy",
+            "Merges beat CT-then-SFT where text is scarcest.",
+            PAPER,
+            f"gain in mean accuracy {SCARCE}",
+            MARGINS["accuracy"],
+        ),
+        findings.beats_ct_then_sft("accuracy"),
+    ),
+    (
+        Claim(
+            "scarce-answer-bits",
+            "Merges find the right answers likelier than CT-then-SFT where text is scarcest.",
+            PAPER,
+            f"bits per byte of right answers saved {SCARCE}",
+            MARGINS["answer_bits"],
+        ),
+        findings.beats_ct_then_sft("answer_bits"),
+    ),
+    (
+        Claim(
+            "language-kept",
+            "Merges keep more of the language than CT-then-SFT.",
+            "ours",
+            "bits per byte of text saved, mean over budgets, of the merge that was best on dev against CT-then-SFT",
+            MARGINS["bits"],
+        ),
+        findings.keeps_language,
+    ),
+    (
+        Claim(
+            "advantage-shrinks",
+            "The advantage over CT-then-SFT shrinks as text grows.",
+            PAPER,
+            "advantage in mean accuracy at the smallest budget minus that at the largest",
+            MARGINS["accuracy"],
+        ),
+        findings.advantage_shrinks,
+    ),
+    (
+        Claim(
+            "conflicts-grow",
+            "TIES discards ever more of SFT's important parameters as the CT budget grows.",
+            PAPER,
+            f"share of SFT's top {TOP} lost in sign conflicts at the largest budget minus that at the smallest",
+            SHARE_MARGIN,
+        ),
+        findings.conflicts_grow,
+    ),
+    (
+        Claim(
+            "slack-keeps",
+            "Slack keeps SFT's important parameters.",
+            OURS,
+            f"share of SFT's top {TOP} lost in sign conflicts by TIES minus that with slack, settings else the same",
+            SHARE_MARGIN,
+        ),
+        findings.slack_keeps,
+    ),
+    (
+        Claim(
+            "slack-accuracy",
+            "Slack raises the scores.",
+            PAPER,
+            "gain in mean accuracy with slack, TIES else of the same settings, mean over budgets",
+            MARGINS["accuracy"],
+        ),
+        findings.slack_helps("accuracy"),
+    ),
+    (
+        Claim(
+            "slack-answer-bits",
+            "Slack makes the right answers likelier.",
+            PAPER,
+            "bits per byte of right answers saved with slack, TIES else of the same settings, mean over budgets",
+            MARGINS["answer_bits"],
+        ),
+        findings.slack_helps("answer_bits"),
+    ),
+)

@@ -7,8 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from eval.task_set import GOLD_BITS
 from pipeline.report.records import WITHOUT_CT, Row, label
-from pipeline.report.results import Measure, Point, languages, measures, points
+from pipeline.report.results import OVERALL, Measure, Point, languages, measures, points
 from pipeline.report.style import Look, budget_axis, dodge, figure, looks
 
 if TYPE_CHECKING:
@@ -30,7 +31,12 @@ def write(rows: Sequence[Row], target: str, names: Mapping[str, str], out: Path)
 def _draw(rows: Sequence[Row], target: str, names: Mapping[str, str], plt: Any) -> Figure:
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    shown = {language: measures(rows, language) for language in languages(rows, target)}
+    shown = {
+        language: [
+            measure for measure in measures(rows, language) if measure.metric != GOLD_BITS or measure.name in OVERALL
+        ]
+        for language in languages(rows, target)
+    }
     most = max(len(panels) for panels in shown.values())
     columns = most if most <= WIDEST else min(WIDEST, -(-most // 2))
     lines = [

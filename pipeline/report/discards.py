@@ -11,6 +11,7 @@ from typing import Any
 from pipeline.report.records import Audit, mean
 
 TOPS = ("1%", "5%", "10%")
+TOP = "5%"  # what claims speak of
 SFT = "sft"  # the model's name in recipes
 
 
@@ -30,7 +31,10 @@ class Shares:
 
 @dataclass(frozen=True)
 class Discarded:
-    """What one method discarded of the SFT task vector at one budget, mean over seeds."""
+    """What one method discarded of the SFT task vector at one budget, mean over seeds.
+
+    lost_top: by seed, the share of the top 5 % that was lost in sign conflicts.
+    """
 
     method: str
     ct_tokens: int
@@ -40,6 +44,7 @@ class Discarded:
     of_all: Shares
     of_top: Mapping[str, Shares]
     norm_lost: float
+    lost_top: Mapping[int, float]
 
     @property
     def plain_ties(self) -> bool:
@@ -57,21 +62,21 @@ def read(audits: Iterable[Audit]) -> list[Discarded]:
 
     A merge without task vectors (such as the weighted average) discards nothing and is left out.
     """
-    grouped: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    grouped: dict[tuple[str, int], dict[int, dict[str, Any]]] = {}
     order: dict[str, int] = {}
     for audit in audits:
         report = json.loads((audit.folder / "audit.json").read_text(encoding="utf-8"))
         order.setdefault(audit.method, len(order))
         if SFT in report["models"]:
-            grouped.setdefault((audit.method, audit.ct_tokens), []).append(report)
+            grouped.setdefault((audit.method, audit.ct_tokens), {})[audit.seed] = report
     return [
         _discarded(method, budget, grouped[method, budget])
         for method, budget in sorted(grouped, key=lambda key: (order[key[0]], key[1]))
     ]
 
 
-def _discarded(method: str, budget: int, reports: list[dict[str, Any]]) -> Discarded:
-    first, models = reports[0], [report["models"][SFT] for report in reports]
+def _discarded(method: str, budget: int, by_seed: Mapping[int, dict[str, Any]]) -> Discarded:
+    first, models = next(iter(by_seed.values())), [report["models"][SFT] for report in by_seed.values()]
     return Discarded(
         method,
         budget,
@@ -81,6 +86,7 @@ def _discarded(method: str, budget: int, reports: list[dict[str, Any]]) -> Disca
         _shares(models),
         {top: _shares([model["top"][top] for model in models]) for top in TOPS},
         mean([model["norm_lost"] for model in models]),
+        {seed: report["models"][SFT]["top"][TOP]["share_lost_in_conflict"] for seed, report in by_seed.items()},
     )
 
 

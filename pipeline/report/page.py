@@ -10,9 +10,9 @@ from typing import Any
 
 from common.units import format_tokens
 from pipeline.report.choices import Chosen
-from pipeline.report.claims import Claims, percent, signed
+from pipeline.report.claims import Claims
 from pipeline.report.discards import TOPS, Discarded
-from pipeline.report.paired import AGAINST, Comparison
+from pipeline.report.paired import AGAINST, KINDS, Comparison
 from pipeline.report.records import Row, Subject, label
 from pipeline.report.results import (
     OVERALL,
@@ -25,6 +25,7 @@ from pipeline.report.results import (
     methods_in_order,
     points,
 )
+from pipeline.report.wording import interval, percent, signed
 from pipeline.run.console import duration
 
 TEMPLATE = "page.html.jinja"
@@ -32,7 +33,7 @@ TEMPLATE = "page.html.jinja"
 
 @dataclass(frozen=True)
 class Cell:
-    """A number in a table, as text: its interval, and whether it is the best of its column."""
+    """A number in a table, as text: its interval and more of it, and whether it is the best of its column."""
 
     text: str
     interval: str = ""
@@ -48,6 +49,16 @@ class Block:
 
     measure: Measure
     lines: list[tuple[str, list[Cell | None]]]
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """A task's answers under one metric: by method and budget, how often each label was given."""
+
+    task: str
+    metric: str
+    labels: list[str]
+    counts: dict[tuple[str, int], dict[str, int]]
 
 
 def render(
@@ -71,7 +82,9 @@ def render(
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    environment.filters.update(label=label, budget=budget_name, tokens=format_tokens, share=percent, duration=duration)
+    environment.filters.update(
+        label=label, budget=budget_name, tokens=format_tokens, share=percent, duration=duration, interval=interval
+    )
     names = {subject.language: subject.language_name, "en": "English"}
     finished = max((str(record["finished"]) for record in stages), default="")
     return environment.get_template(TEMPLATE).render(
@@ -80,6 +93,7 @@ def render(
         facts=facts(rows, stages),
         finished=finished[:16].replace("T", " "),
         answers=claims.answers,
+        predictions=predictions(rows, subject.language),
         comparisons=[(baseline, differences(claims.comparisons, baseline)) for baseline in AGAINST],
         counted=len(claims.comparisons),
         curves=data_uri(curves_svg),
@@ -138,7 +152,8 @@ def blocks(rows: Sequence[Row], language: str) -> list[Block]:
 def judged(comparison: Comparison) -> Judged:
     """A comparison as a cell."""
     difference = comparison.difference
-    return Cell(signed(difference.value), f"{signed(difference.low)} to {signed(difference.high)}"), comparison.verdict
+    interval = f"{signed(difference.low)} to {signed(difference.high)}; mdd {difference.mdd:.3f}"
+    return Cell(signed(difference.value), interval), comparison.verdict
 
 
 def differences(comparisons: Sequence[Comparison], baseline: str) -> list[tuple[str, str, list[Judged | None]]]:
@@ -150,11 +165,25 @@ def differences(comparisons: Sequence[Comparison], baseline: str) -> list[tuple[
     }
     budgets = sorted({comparison.ct_tokens for comparison in comparisons})
     lines = []
-    for kind, method in sorted(dict.fromkeys(key[:2] for key in against), key=lambda pair: pair[0]):
+    order = list(KINDS)
+    for kind, method in sorted(dict.fromkeys(key[:2] for key in against), key=lambda pair: order.index(pair[0])):
         line = [against.get((kind, method, budget)) for budget in budgets]
         cells = [judged(comparison) if comparison else None for comparison in line]
-        lines.append(("mean accuracy" if kind == "accuracy" else "bits per byte", method, cells))
+        lines.append((KINDS[kind], method, cells))
     return lines
+
+
+def predictions(rows: Sequence[Row], language: str) -> list[Histogram]:
+    """How often each label was the answer, of each task of a fixed set of labels, summed over seeds."""
+    histograms: dict[tuple[str, str], Histogram] = {}
+    for row in rows:
+        if row.language == language and row.predictions is not None and (row.primary or row.metric == "acc"):
+            histogram = histograms.setdefault((row.task, row.metric), Histogram(row.task, row.metric, [], {}))
+            histogram.labels[:] = list(row.predictions)
+            counts = histogram.counts.setdefault((row.method, row.ct_tokens), dict.fromkeys(row.predictions, 0))
+            for label_, count in row.predictions.items():
+                counts[label_] += count
+    return list(histograms.values())
 
 
 def by_kind(stages: Sequence[Mapping[str, Any]]) -> list[tuple[str, int, float]]:

@@ -1,6 +1,6 @@
-"""Paired comparisons between methods: the same items under both, with the bootstrap of eval.stats.
+"""Paired comparisons between methods: the same seeds and the same items under both.
 
-The one place where two models are compared.
+The one place where models are compared.
 """
 
 from __future__ import annotations
@@ -8,57 +8,72 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from common.files import read_jsonl
-from eval.stats import Floats, percentiles, resampled_sums
+from eval.task_set import BITS
+from pipeline.report.inference import Estimate, crossed, holm, verdict
 from pipeline.report.records import WITHOUT_CT, Evaluation, Samples, mean
-from pipeline.report.results import BITS, unique
+from pipeline.report.results import unique
 
-Kind = Literal["accuracy", "bits"]
-KINDS: tuple[Kind, ...] = ("accuracy", "bits")
-ROUNDING = 1e-9  # differences of equals may miss 0 by this much
+Kind = Literal["accuracy", "answer_bits", "bits"]
+KINDS: dict[Kind, str] = {
+    "accuracy": "mean accuracy",
+    "answer_bits": "answer bits per byte",
+    "bits": "bits per byte",
+}
+LOWER_IS_BETTER: tuple[Kind, ...] = ("answer_bits", "bits")
+# Differences that would not matter, stated before looking: about a tenth of what continual pre-training gives.
+MARGINS: dict[Kind, float] = {"accuracy": 0.02, "answer_bits": 0.05, "bits": 0.05}
+# Two models that answered n items alike may differ in 3 of n others, at 95 %: 1.96 standard errors of 1.53 / n.
+RULE_OF_THREE = 1.53
 AGAINST = ("ct_then_sft", "ct", "sft")
-
-
-@dataclass(frozen=True)
-class Difference:
-    """A difference with its 95 % interval, over n items."""
-
-    value: float
-    low: float
-    high: float
-    n: int
+Cell = tuple[str, int]  # method, CT tokens
+Item = tuple[str, str, str]  # task, id, document
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Method minus baseline on the same items: mean accuracy, or bits per byte (lower is better)."""
+    """Method minus baseline on the same items: mean accuracy, or bits per byte (lower is better).
+
+    p_adjusted: by Holm, for all comparisons of the report.
+    """
 
     ct_tokens: int
     method: str
     baseline: str
     kind: Kind
-    difference: Difference
+    difference: Estimate
+    p_adjusted: float
 
     @property
     def verdict(self) -> str:
-        """Better or worse where the 95 % interval excludes 0, else `not shown`."""
-        side = sign(self.difference)
-        if side == 0:
-            return "not shown"
-        return "better" if (side > 0) == (self.kind == "accuracy") else "worse"
+        """Better, worse or level where the run can tell, else `undecided`."""
+        gain = self.difference.negated if self.kind in LOWER_IS_BETTER else self.difference
+        margin = MARGINS[self.kind]
+        sides = (verdict(gain, margin, self.p_adjusted), verdict(gain.negated, margin, self.p_adjusted))
+        if "level" in sides:
+            return "level"
+        return "better" if sides[0] == "shown" else "worse" if sides[1] == "shown" else "undecided"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one checkpoint scored in one kind, and how much each document moves it: (documents,), summing to 0."""
+
+    value: float
+    influence: NDArray[np.float64]
 
 
 class Evidence:
     """The samples of a run in one language, looked up by method and budget.
 
-    Every checkpoint is resampled with the same draws of items, so that a resampled difference is the difference of
-    resampled values: each checkpoint is resampled once, and every comparison is exactly the paired bootstrap (of the
-    items within each task, tasks weighed alike; of documents for bits per byte). Several seeds are averaged within
-    each resample.
+    Every checkpoint answered the same items, so differences are taken item by item; seeds are paired, and both seeds
+    and documents count as drawn (pipeline/report/inference.py).
     """
 
     def __init__(self, evaluations: Iterable[Evaluation], language: str) -> None:
@@ -67,8 +82,8 @@ class Evidence:
             (evaluation.method, evaluation.ct_tokens, evaluation.seed): evaluation.folder
             for evaluation in unique(evaluations)
         }
-        self.items: dict[Kind, list[tuple[str, str]]] = {}
-        self._resampled: dict[tuple[str, int, int], dict[Kind, Floats]] = {}
+        self.items: dict[Kind, list[Item]] = {}
+        self._measured: dict[tuple[str, int, int], dict[Kind, Measured]] = {}
 
     @cached_property
     def budgets(self) -> list[int]:
@@ -91,85 +106,81 @@ class Evidence:
 
     def value(self, kind: Kind, method: str, budget: int) -> float:
         """Mean accuracy or bits per byte, mean over seeds."""
-        return mean([float(self._drawn(method, budget, seed)[kind][0]) for seed in sorted(self.seeds(method, budget))])
+        return mean([self._of(method, budget, seed)[kind].value for seed in sorted(self.seeds(method, budget))])
 
-    def contrast(self, kind: Kind, weights: Sequence[tuple[tuple[str, int], float]]) -> Difference | None:
+    def contrast(self, kind: Kind, weights: Sequence[tuple[Cell, float]]) -> Estimate | None:
         """A weighted sum of the values of some (method, budget), over the seeds that all of them have.
 
-        None where nothing was measured.
+        None where they share no seed, or one was not measured.
         """
-        seeds = set.intersection(*(self.seeds(*key) for key, _ in weights))
-        drawn = [(weight / len(seeds), self._drawn(*key, seed)) for key, weight in weights for seed in sorted(seeds)]
-        if not drawn or any(kind not in kinds for _, kinds in drawn):
+        seeds = sorted(set.intersection(*(self.seeds(*cell) for cell, _ in weights))) if weights else []
+        checkpoints = [[(weight, self._of(*cell, seed)) for cell, weight in weights] for seed in seeds]
+        if not checkpoints or any(kind not in kinds for row in checkpoints for _, kinds in row):
             return None
-        total = np.sum([weight * kinds[kind] for weight, kinds in drawn], axis=0)
-        return Difference(float(total[0]), *percentiles(total[1:]), len(self.items[kind]))
+        values = [sum(weight * kinds[kind].value for weight, kinds in row) for row in checkpoints]
+        moves = [np.sum([weight * kinds[kind].influence for weight, kinds in row], axis=0) for row in checkpoints]
+        n = len(self.items[kind])
+        return crossed(values, np.asarray(moves), n, RULE_OF_THREE / n if kind == "accuracy" else 0.0)
 
-    def difference(
-        self, kind: Kind, first: Sequence[tuple[str, int]], second: Sequence[tuple[str, int]]
-    ) -> Difference | None:
+    def difference(self, kind: Kind, first: Sequence[Cell], second: Sequence[Cell]) -> Estimate | None:
         """The mean of some (method, budget) minus that of others."""
-        return self.contrast(
-            kind, [*((key, 1 / len(first)) for key in first), *((key, -1 / len(second)) for key in second)]
-        )
+        means = [*((cell, 1 / len(first)) for cell in first), *((cell, -1 / len(second)) for cell in second)]
+        return self.contrast(kind, means)
 
-    def _drawn(self, method: str, budget: int, seed: int) -> dict[Kind, Floats]:
-        """Of one checkpoint, shape (1 + resamples,): what was measured, then resampled values. Raises ValueError."""
+    def _of(self, method: str, budget: int, seed: int) -> dict[Kind, Measured]:
+        """What one checkpoint scored. Raises ValueError where its items are not those of the others."""
         key = (method, budget, seed)
-        if key not in self._resampled:
-            folder = self.folders[key]
-            tasks = {
-                record["task"] for record in read_jsonl(folder / "scores.jsonl") if record["language"] == self.language
-            }
-            samples_of_language = sorted(
-                (sample for sample in read_jsonl(folder / "samples.jsonl") if sample["task"] in tasks),
-                key=lambda sample: (sample["task"], sample["id"]),
-            )
-            split: dict[Kind, Samples] = {
-                "accuracy": [sample for sample in samples_of_language if sample["metric"] != BITS],
-                "bits": [sample for sample in samples_of_language if sample["metric"] == BITS],
-            }
+        if key not in self._measured:
+            split = samples_by_kind(self.folders[key], self.language)
             for kind, samples in split.items():
-                items = [(sample["task"], sample["id"]) for sample in samples]
+                items = [(sample["task"], sample["id"], sample["document"]) for sample in samples]
                 if self.items.setdefault(kind, items) != items:
-                    raise ValueError(
-                        f"{folder / 'samples.jsonl'}: not the same items as those of the other checkpoints"
-                    )
-            self._resampled[key] = {kind: RESAMPLE[kind](samples) for kind, samples in split.items() if samples}
-        return self._resampled[key]
+                    path = self.folders[key] / "samples.jsonl"
+                    raise ValueError(f"{path}: not the same items as those of the other checkpoints")
+            self._measured[key] = {kind: measured(kind, samples) for kind, samples in split.items() if samples}
+        return self._measured[key]
 
 
-def resampled_accuracy(samples: Samples) -> Floats:
-    """The unweighted mean over tasks of mean scores, resampled within each task."""
-    by_task: dict[str, list[float]] = {}
+def samples_by_kind(folder: Path, language: str) -> dict[Kind, Samples]:
+    """The samples of one language that a kind is computed from, sorted by task and id."""
+    tasks = {record["task"] for record in read_jsonl(folder / "scores.jsonl") if record["language"] == language}
+    samples = sorted(
+        (sample for sample in read_jsonl(folder / "samples.jsonl") if sample["task"] in tasks),
+        key=lambda sample: (sample["task"], sample["id"]),
+    )
+    return {
+        "accuracy": [sample for sample in samples if sample["metric"] != BITS],
+        "answer_bits": [sample for sample in samples if "gold_bits" in sample],
+        "bits": [sample for sample in samples if sample["metric"] == BITS],
+    }
+
+
+FIELDS: dict[Kind, tuple[str, str | None]] = {  # numerator and denominator; None: each item counts one
+    "accuracy": ("score", None),
+    "answer_bits": ("gold_bits", "gold_bytes"),
+    "bits": ("bits", "bytes"),
+}
+
+
+def measured(kind: Kind, samples: Samples) -> Measured:
+    """The unweighted mean over tasks of total numerator / total denominator, and each document's influence on it."""
+    numerator, denominator = FIELDS[kind]
+    documents = {name: index for index, name in enumerate(sorted({sample["document"] for sample in samples}))}
+    sums: dict[str, NDArray[np.float64]] = {}
     for sample in samples:
-        by_task.setdefault(sample["task"], []).append(sample["score"])
-    groups = [np.asarray(scores)[:, None] for scores in by_task.values()]
-    means = [
-        np.append(scores.mean(), resampled_sums(scores, (0, number))[:, 0] / len(scores))
-        for number, scores in enumerate(groups)
-    ]
-    return np.asarray(np.mean(means, axis=0))
-
-
-def resampled_bits(samples: Samples) -> Floats:
-    """Total bits / total bytes, resampling documents."""
-    pairs = np.asarray([(sample["bits"], sample["bytes"]) for sample in samples], dtype=np.float64)
-    sums = np.vstack([pairs.sum(axis=0), resampled_sums(pairs, 0)])
-    return np.asarray(sums[:, 0] / sums[:, 1])
-
-
-RESAMPLE = {"accuracy": resampled_accuracy, "bits": resampled_bits}
-
-
-def sign(difference: Difference) -> int:
-    """1 or -1 where the 95 % interval lies on one side of 0, else 0."""
-    return (difference.low > ROUNDING) - (difference.high < -ROUNDING)
+        by_document = sums.setdefault(sample["task"], np.zeros((len(documents), 2)))
+        by_document[documents[sample["document"]]] += sample[numerator], sample[denominator] if denominator else 1.0
+    values, influences = [], []
+    for by_document in sums.values():
+        total, size = by_document.sum(axis=0)
+        values.append(total / size)
+        influences.append((by_document[:, 0] - by_document[:, 1] * total / size) / size)
+    return Measured(float(np.mean(values)), np.asarray(np.mean(influences, axis=0)))
 
 
 def compare(evidence: Evidence) -> list[Comparison]:
     """Every merge at every budget against CT-then-SFT and CT of the same budget, and against SFT."""
-    comparisons = []
+    differences: list[tuple[int, str, str, Kind, Estimate]] = []
     for baseline in AGAINST:
         for budget in evidence.budgets:
             reference = (baseline, 0 if baseline in WITHOUT_CT else budget)
@@ -178,5 +189,6 @@ def compare(evidence: Evidence) -> list[Comparison]:
                     continue
                 for kind in KINDS:
                     if (difference := evidence.difference(kind, [(method, budget)], [reference])) is not None:
-                        comparisons.append(Comparison(budget, method, baseline, kind, difference))
-    return comparisons
+                        differences.append((budget, method, baseline, kind, difference))
+    adjusted = holm([difference[-1].p for difference in differences])
+    return [Comparison(*difference, p) for difference, p in zip(differences, adjusted, strict=True)]

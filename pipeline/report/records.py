@@ -55,7 +55,10 @@ class Subject:
 
 @dataclass(frozen=True)
 class Row:
-    """One score. The first twelve fields are the columns of results.csv; low and high are a 95 % interval."""
+    """One score. The first twelve fields are the columns of results.csv; low and high are a 95 % interval.
+
+    predictions: of a fixed set of labels, how often each was the answer.
+    """
 
     language: str
     task: str
@@ -71,16 +74,22 @@ class Row:
     trivial: float | None
     family: str
     primary: bool
+    predictions: Mapping[str, int] | None
 
 
 @dataclass(frozen=True)
 class ReportPaths:
-    """The published files; `curves` is the PNG, beside which lies curves.svg."""
+    """The published files; `curves` is the PNG, beside which lies curves.svg, `claims` the JSON of claims.
+
+    table: the results in short, for a terminal.
+    """
 
     results_csv: Path
     results_md: Path
     curves: Path
     page: Path
+    claims: Path
+    table: str
 
 
 def label(method: str) -> str:

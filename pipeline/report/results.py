@@ -12,16 +12,17 @@ from dataclasses import dataclass, fields
 
 from common.files import read_jsonl
 from common.units import format_tokens
+from eval.task_set import BITS, GOLD_BITS
 from pipeline.report.records import ENGLISH, WITHOUT_CT, Evaluation, Row, label, mean
 
 COLUMNS = tuple(field.name for field in fields(Row))[:12]
-BITS = "bits_per_byte"
-OVERALL = ("mean accuracy", "bits per byte")  # the names of the measures that sum a language up
+# The names of the measures that sum a language up; a terminal shows the first two.
+OVERALL = ("mean accuracy", "bits per byte", "answer bits per byte")
 
 
 @dataclass(frozen=True)
 class Measure:
-    """What one column of curves and one block of a table shows: a task's primary metric in one language."""
+    """What one panel of curves and one block of a table shows: a task under its primary metric or in answer bits."""
 
     language: str
     task: str
@@ -32,7 +33,7 @@ class Measure:
 
     @property
     def lower_is_better(self) -> bool:
-        return self.metric == BITS
+        return self.metric in (BITS, GOLD_BITS)
 
 
 @dataclass(frozen=True)
@@ -98,18 +99,20 @@ def languages(rows: Sequence[Row], target: str) -> list[str]:
 
 
 def measures(rows: Sequence[Row], language: str) -> list[Measure]:
-    """What to show of a language: mean accuracy, bits per byte, then every task's primary metric."""
-    by_task: dict[str, Row] = {row.task: row for row in rows if row.language == language and row.primary}
-    families = [row.family for row in by_task.values()]
+    """What to show of a language: what sums it up, then every task by its primary metric, then in answer bits."""
+    of_language = [row for row in rows if row.language == language and (row.primary or row.metric == GOLD_BITS)]
+    last = {(row.task, row.metric): row for row in sorted(of_language, key=lambda row: row.metric == GOLD_BITS)}
+    families = [row.family for row in last.values() if row.primary]
 
     def name(row: Row) -> str:
         if row.family == "mean":
-            return "mean accuracy"
+            return "answer bits per byte" if row.metric == GOLD_BITS else "mean accuracy"
         if row.metric == BITS and families.count(row.family) == 1:
             return "bits per byte"
-        return row.family if families.count(row.family) == 1 else row.task
+        task = row.family if families.count(row.family) == 1 else row.task
+        return f"{task}: answer bits per byte" if row.metric == GOLD_BITS else task
 
-    shown = [Measure(language, row.task, row.metric, name(row), row.chance, row.trivial) for row in by_task.values()]
+    shown = [Measure(language, row.task, row.metric, name(row), row.chance, row.trivial) for row in last.values()]
     return sorted(shown, key=lambda measure: OVERALL.index(measure.name) if measure.name in OVERALL else len(OVERALL))
 
 
@@ -182,7 +185,7 @@ def _cell(point: Point | None, bold: bool) -> str:
 def terminal_table(rows: Sequence[Row], language: str) -> str:
     """Methods x budgets, for a terminal: mean accuracy in the language, then bits per byte (after a slash)."""
     budgets, order = budgets_of(rows), methods_in_order(row.method for row in rows)
-    shown = [measure for measure in measures(rows, language) if measure.name in OVERALL]
+    shown = [measure for measure in measures(rows, language) if measure.name in OVERALL[:2]]
     columns = [points(rows, measure) for measure in shown]
     head = ["", *(budget_name(budget) for budget in budgets)]
     lines = [head]

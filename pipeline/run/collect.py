@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from pipeline.plan import Cell, merged
+from pipeline.graph import Stage
+from pipeline.plan import Cell
 from pipeline.run.console import say
 from pipeline.run.run_plan import RunPlan
-from pipeline.store import Store
+from pipeline.store import Entry
 
 if TYPE_CHECKING:
-    from pipeline.report import Evaluation, ReportPaths
+    from pipeline.report import ReportPaths
+
+T = TypeVar("T")
 
 
 def write_report(plan: RunPlan, arguments: Sequence[str]) -> ReportPaths | None:
@@ -22,48 +25,42 @@ def write_report(plan: RunPlan, arguments: Sequence[str]) -> ReportPaths | None:
 
     `arguments` of the command line stand on the page. The first language's files are returned.
     """
+    store = plan.store
+    entries = {stage.key: entry for stage in plan.stages if (entry := store.find(stage))}
     languages = list(dict.fromkeys(cell.language for cell in plan.cells))
     written = None
     for language in languages:
         cells = [cell for cell in plan.cells if cell.language == language]
-        if evaluations := _evaluations(cells, plan.store):
+        if any(stage.key in entries for cell in cells for stage in cell.evals.values()):
             folder = plan.outputs / language if len(languages) > 1 else plan.outputs
-            paths = _write_language(cells, plan.store, evaluations, folder, arguments)
+            paths = _write_language(cells, entries, folder, arguments)
             written = written or paths
     return written
 
 
-def _evaluations(cells: Sequence[Cell], store: Store) -> list[Evaluation]:
+def _write_language(
+    cells: Sequence[Cell], entries: Mapping[str, Entry], folder: Path, arguments: Sequence[str]
+) -> ReportPaths:
+    """Writes the report of one language, and says where it lies. `entries`: what the store has, by key."""
     from pipeline import report  # late: a plan or a refusal needs no plots
 
-    return [
-        report.Evaluation(method, cell.ct_tokens, cell.seed, entry.path)
-        for cell in cells
-        for method, stage in cell.evals.items()
-        if (entry := store.find(stage))
-    ]
+    def published(kind: Callable[[str, int, int, Path], T], stages: Callable[[Cell], Mapping[str, Stage]]) -> list[T]:
+        return [
+            kind(method, cell.ct_tokens, cell.seed, entries[stage.key].path)
+            for cell in cells
+            for method, stage in stages(cell).items()
+            if stage.key in entries
+        ]
 
-
-def _write_language(
-    cells: Sequence[Cell], store: Store, evaluations: Sequence[Evaluation], folder: Path, arguments: Sequence[str]
-) -> ReportPaths:
-    """Writes the report of one language, and says where it lies."""
-    from pipeline import report
-
-    merges = [(method, cell, stage) for cell in cells for method, stage in cell.merges.items()]
-    audits = [
-        report.Audit(method, cell.ct_tokens, cell.seed, entry.path)
-        for method, cell, stage in merges
-        if (entry := store.find(stage))
-    ]
-    choices = [
-        report.Choice(method, cell.ct_tokens, cell.seed, entry.path)
-        for method, cell, stage in merges
-        if (entry := store.find(stage.parents["tune"]))
-    ]
-    searched = cells[0].leaks and store.find(cells[0].leaks)
+    evaluations = published(report.Evaluation, lambda cell: cell.evals)
+    audits = published(report.Audit, lambda cell: cell.merges)
+    choices = published(
+        report.Choice, lambda cell: {method: merge.parents["tune"] for method, merge in cell.merges.items()}
+    )
+    searched = cells[0].leaks and entries.get(cells[0].leaks.key)
     leaks = json.loads((searched.path / "leaks.json").read_text(encoding="utf-8")) if searched else None
-    records = [entry.record for stage in merged(cells) if (entry := store.find(stage))]
+    keys = dict.fromkeys(stage.key for cell in cells for stage in cell.stages)
+    records = [entries[key].record for key in keys if key in entries]
     config = cells[0].config
     subject = report.Subject(
         config.name,
@@ -73,7 +70,7 @@ def _write_language(
         f"python -m pipeline {shlex.join(arguments)}".strip(),
     )
     paths = report.render(evaluations, audits, choices, records, folder, subject, leaks)
-    say(report.terminal_table(report.gather(evaluations), subject.language))
-    for path in (paths.results_csv, paths.results_md, paths.curves, paths.page):
+    say(paths.table)
+    for path in (paths.results_csv, paths.results_md, paths.claims, paths.curves, paths.page):
         say(str(path))
     return paths

@@ -6,14 +6,15 @@ import pytest
 
 from common.items import Item
 
-ITEM = Item("next_xx.0", "Which word?", ("a", "b"), 1, 0, "next", "xx")
+ITEM = Item("next_xx.0", "Which word?", ("a", "b"), 1, 0, "next", "xx", "chapter 1")
 
 
 def test_an_item_is_read_as_it_was_written() -> None:
     row = ITEM.as_row()
-    assert list(row) == ["id", "prompt", "choices", "answer", "trivial", "family", "language"]
+    assert list(row) == ["id", "prompt", "choices", "answer", "trivial", "family", "language", "document"]
     assert row["choices"] == ["a", "b"] and Item.from_row(row) == ITEM
     assert Item.from_row({**row, "more": 1}) == ITEM
+    assert Item.from_row({name: value for name, value in row.items() if name != "document"}).document == ""
 
 
 @pytest.mark.parametrize(
@@ -23,6 +24,7 @@ def test_an_item_is_read_as_it_was_written() -> None:
         ({"choices": ["a"]}, "'choices' must be a list of two texts or more"),
         ({"choices": ["a", ""]}, "'choices' must be a list of two texts or more"),
         ({"answer": 2}, "'answer' must be the number of a choice, 0 to 1, not 2"),
+        ({"document": 3}, "'document' must be a text"),
         ({"trivial": True}, "'trivial' must be the number of a choice, 0 to 1, not True"),
     ],
 )

@@ -69,3 +69,16 @@ def test_help_and_import_load_nothing_heavy() -> None:
     script += "assert not {'torch', 'transformers', 'lm_eval', 'datasets'} & set(sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert "--items" in done.stdout
+
+
+def test_text_is_read_within_the_trained_length(
+    folders: tuple[Path, Path], model: Any, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    values = []
+    for more in ((), ("--trained-length", 64), ("--trained-length", 65), ("--trained-length", 9)):
+        assert run(monkeypatch, tmp_path / "model", "--text", folders[1], *more, "--out", tmp_path / "out") == 0
+        values.append(json.loads((tmp_path / "out" / "scores.jsonl").read_text())["value"])
+    assert values[0] == values[2] and len(set(values)) == 3  # the model reads 64 tokens, and predicts from all of them
+    assert run(monkeypatch, tmp_path / "model", "--text", folders[1], "--trained-length", 1, "--out", tmp_path) == 2

@@ -138,3 +138,81 @@ def test_other_architectures_score_as_in_stock_hflm(tokenizer: Any, family: str)
     ours = packed.loglikelihood(asked)
     assert packed.packable is (family not in ("mistral", "gemma2"))
     assert_same(ours, HFLM(pretrained=model, tokenizer=tokenizer).loglikelihood(asked, disable_tqdm=True))
+
+
+class Positions:
+    """A model that remembers the last position it was asked about, and how many tokens it predicted at each."""
+
+    def __init__(self, model: Any) -> None:
+        self.last = 0
+        forward = model.forward
+
+        def spy(*arguments: Any, **named: Any) -> Any:
+            self.last = max(self.last, int(named["position_ids"].max()))
+            return forward(*arguments, **named)
+
+        model.forward = spy
+
+
+@pytest.mark.parametrize("trained_length", [2, 17, 40, 64, 1000])
+def test_text_is_read_at_trained_positions_only(tokenizer: Any, trained_length: int) -> None:
+    """A block of n tokens has losses at its positions 0 to n - 2: no text may be predicted from later ones."""
+    model = tiny_model(0)
+    asked = [SimpleNamespace(args=(" ".join(WORDS * repeats),)) for repeats in (1, 3, 9)]
+    packed = PackedLM(model, tokenizer, 4096, {}, trained_length)
+    packed.packable = True  # without the check, which reads positions in HFLM's way
+    seen = Positions(model)
+    packed.loglikelihood_rolling(asked)
+    assert seen.last == min(trained_length - 2, 63)
+
+
+def test_the_loss_by_position_adds_up_to_the_windows(model: Any, tokenizer: Any) -> None:
+    """Every token is predicted once; a window begins with one token of context, the last with as many as it reads."""
+    import torch
+
+    text, trained_length = " ".join(WORDS * 3), 20
+    tokens = [tokenizer.bos_token_id, *tokenizer.encode(text)]
+    width, total, start = trained_length - 1, 0.0, 1
+    while start < len(tokens):
+        end = min(start + width, len(tokens))
+        first = max(0, end - 1 - width) if start > 1 else 0
+        window = torch.tensor([tokens[first:end]])
+        with torch.no_grad():
+            shares = model(window[:, :-1]).logits[0].log_softmax(-1)
+        by_position = shares[torch.arange(window.shape[1] - 1), window[0, 1:]]
+        total += float(by_position[start - first - 1 :].sum())
+        start = end
+    found = PackedLM(model, tokenizer, 4096, {}, trained_length).loglikelihood_rolling([SimpleNamespace(args=(text,))])
+    assert found == pytest.approx([total], abs=1e-3)
+
+
+def test_what_a_model_says_at_untrained_positions_plays_no_part(tokenizer: Any) -> None:
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    shape = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64, "initializer_range": 0.3}
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=300, **shape)).eval()  # type: ignore[arg-type]
+    asked = [SimpleNamespace(args=(" ".join(WORDS * repeats),)) for repeats in (1, 4)]
+    before = PackedLM(model, tokenizer, 4096, {}, 32).loglikelihood_rolling(asked)
+    with torch.no_grad():
+        model.transformer.wpe.weight[31:] = float("nan")
+    assert PackedLM(model, tokenizer, 4096, {}, 32).loglikelihood_rolling(asked) == before
+    with pytest.raises(BadInput, match="NaN"):
+        PackedLM(model, tokenizer, 4096, {}).loglikelihood_rolling(asked)
+
+
+def test_prompts_beyond_the_trained_length_are_told_and_not_cut(
+    model: Any, tokenizer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    items = make_items("next", "nya", 6, 2)
+    items[0]["prompt"] = " ".join(WORDS) + "\nAnswer:"
+    asked = requests(items)
+    ours = PackedLM(model, tokenizer, 4096, {}, 16).loglikelihood(asked)
+    assert "of 24 prompts are longer than the 15 tokens" in caplog.text
+    assert_same(ours, HFLM(pretrained=model, tokenizer=tokenizer).loglikelihood(asked, disable_tqdm=True))
+
+
+def test_a_trained_length_that_predicts_nothing_is_refused(model: Any, tokenizer: Any) -> None:
+    with pytest.raises(BadInput, match="trained_length: 1 must be 2 or more"):
+        PackedLM(model, tokenizer, 4096, {}, 1)

@@ -43,7 +43,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_new_family_is_a_new_file(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "riddles_xx.dev.jsonl", make_items("riddles", "xx", 3, 0))
     entry = task_set.prepare(tmp_path, split="dev").entries["riddles_xx"]
-    assert (entry.family, entry.language, entry.primary, entry.chance) == ("riddles", "xx", "acc_norm", 0.25)
+    assert (entry.family, entry.language, entry.primary, entry.chance) == ("riddles", "xx", "acc", 0.25)
 
 
 def test_a_choice_is_scored_after_a_space(tmp_path: Path, model: Any, tokenizer: Any) -> None:

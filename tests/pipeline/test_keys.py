@@ -12,16 +12,16 @@ from pipeline.plan import merged, plan_cell
 
 INPUTS = Inputs("model", "ct", "sft", ("text", "en"), ("instructions",), ("tasks",))
 KEYS = {  # overrides: (stages, a digest of kinds, slugs, keys and trajectories in the plan's order)
-    "experiment=tiny": (95, "17e9b6d5c4da75bd"),
-    "experiment=test": (28, "fdf51a4b93cb96a8"),
-    "experiment=smollm2-cpu": (27, "8e5d79aeac6d6f93"),
-    "experiment=smollm2": (95, "faa2948492e49182"),
-    "experiment=paper": (482, "728df430b4df595b"),
-    "experiment=paper eval.dtype=float32": (482, "3df9849e23656d55"),
-    "experiment=paper-published": (148, "37353632009aa989"),
-    "experiment=tiny train=lora": (95, "654f464695030062"),
-    "experiment=test merge.write=true eval.leaks=true compute.precision=bf16": (33, "76ae4ccd6f6cdb3a"),
-    "experiment=test model.path=a ct.source=b sft.source=c ct.tokens=2048": (14, "0c0dd9c76921dbb4"),
+    "experiment=tiny": (91, "37ea600fa6f19c29"),
+    "experiment=test": (28, "9c4c6ea8c4b728f5"),
+    "experiment=smollm2-cpu": (27, "6852bc4722a84b19"),
+    "experiment=smollm2": (119, "a815de83aafce108"),
+    "experiment=paper": (482, "16b07f327eb91ef1"),
+    "experiment=paper eval.dtype=float32": (482, "ee39f296b5e0894f"),
+    "experiment=paper-published": (148, "22a58ab7a9167e53"),
+    "experiment=tiny train=lora": (91, "54e2b717801f885d"),
+    "experiment=test merge.write=true eval.leaks=true compute.precision=bf16": (33, "bf266a47962438f9"),
+    "experiment=test model.path=a ct.source=b sft.source=c ct.tokens=2048": (14, "119e7bcc6c523984"),
 }
 
 

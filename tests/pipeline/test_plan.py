@@ -150,3 +150,25 @@ def test_tokens_read_as_they_are_written(count: int) -> None:
 )
 def test_token_budgets(text: object, count: int) -> None:
     assert parse_tokens(text) == count
+
+
+def test_text_is_scored_within_the_shortest_blocks_trained_on() -> None:
+    """Of continual pre-training, SFT and a base made here; the choice on dev reads as far as the test does."""
+    for sizes in ((128, 256), (256, 128), (64, 256)):
+        ct, sft = sizes
+        cell = planned(ct__block_size=ct, sft__block_size=sft, model__recipe__block_size=128)
+        lengths = {stage.settings["trained_length"] for stage in cell.stages if stage.kind in ("eval", "tune")}
+        assert lengths == {min(ct, sft, 128)}
+    other = planned(ct__block_size=64, model__recipe__block_size=128)
+    assert {"eval", "tune"} <= changed(planned(), other)
+
+
+def test_a_method_without_a_grid_is_stated_beside_the_tuned_ones() -> None:
+    """So that two recipes can differ in their slack alone."""
+    values = composed().model_dump()
+    for name, slack in (("ties_stated", 0.0), ("ties_sv_stated", 1.0)):
+        recipe = {"method": "ties_sv", "slack": slack, "protect": ["sft"], "density": 0.5, "lambda": 1.5}
+        values["merge"]["methods"][name] = {"recipe": recipe, "grid": {}}
+    cell = plan_cell(validate(values), Inputs())
+    tries = [stage.settings["tries"] for stage in cell.stages if stage.kind == "tune"]
+    assert sum(len(recipes) == 1 for recipes in tries) == 2

@@ -39,6 +39,7 @@ def recipe() -> BaseModelSettings:
         aligned_share=0.0,
         aligned_chapters=0.0,
         repeated_share=0.25,
+        withheld_chapters=0.0,
         seed=0,
     )
 

@@ -20,15 +20,13 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from train.data.corpus.bible import GENRES
+from train.data.writing import Writing, bare, ends_sentence, writing_of
 
-QUESTIONS = {
-    "next": "Which word comes next?",
-    "blank": "Which word fills the blank?",
-    "lookup": "Which word comes after {word}?",
+QUESTIONS = {  # what each family asks; `word_family` adds those that any running text gives
     "genre": "Which kind of book is this from?",
     "about": "What is this about?",
 }
@@ -58,6 +56,7 @@ class Question:
     choices: tuple[str, ...]
     answer: int
     trivial: int
+    document: str = ""  # id of the document that the text is from; `questions.QuestionSource` sets it
 
     @property
     def prompt(self) -> str:
@@ -79,16 +78,19 @@ class Vocabulary:
     """The words of a language's training text by frequency: where distractors come from."""
 
     def __init__(self, texts: Iterable[str]) -> None:
-        self.counts = Counter(clean for text in texts for word in text.split() if (clean := bare(word)))
+        texts = list(texts)
+        self.writing = writing_of(texts)
+        split = self.writing.split
+        self.counts = Counter(clean for text in texts for word in split(text) if (clean := bare(word)))
         self.ranked = [word for word, count in self.counts.most_common() if count >= 3]
         self.rank = {word: rank for rank, word in enumerate(self.ranked)}
 
     def askable(self, word: str) -> bool:
         """Whether a question may be about a word.
 
-        It is known, lower case, of three letters at least, and not one of the 25 commonest.
+        By the language's writing it can be; it is known, and not one of the 25 commonest.
         """
-        return word.islower() and len(word) >= 3 and self.rank.get(word, 0) >= 25
+        return self.rank.get(word, 0) >= 25 and self.writing.askable(word)
 
     def like(self, word: str, avoid: set[str], rng: random.Random, count: int = 3) -> list[str] | None:
         """Distractors of about the frequency of `word`, drawn from the ranks around its own.
@@ -109,10 +111,20 @@ class Vocabulary:
         return max(range(len(choices)), key=lambda number: self.counts[choices[number]])
 
 
-def bare(word: str) -> str:
-    """A word without the punctuation around it; empty where something else than letters remains."""
-    stripped = word.strip(".,;:!?()[]\"'“”‘’-—")
-    return stripped if stripped.isalpha() else ""
+WordFamily = Callable[[list[str], Vocabulary, random.Random], Question | None]
+WORD_FAMILIES: dict[
+    str, WordFamily
+] = {}  # by name: words of a document -> a question, or None where this try gives none
+
+
+def word_family(name: str, question: str) -> Callable[[WordFamily], WordFamily]:
+    """Enters a function as the family of this name, whose questions read so."""
+
+    def enter(make: WordFamily) -> WordFamily:
+        QUESTIONS[name], WORD_FAMILIES[name] = question, make
+        return make
+
+    return enter
 
 
 def shuffled(
@@ -124,8 +136,9 @@ def shuffled(
     return Question(text, question, tuple(choices), choices.index(right), vocabulary.commonest(choices))
 
 
-def window(words: list[str], shortest: int, longest: int, rng: random.Random) -> list[str]:
+def window(words: list[str], shortest: int, longest: int, writing: Writing, rng: random.Random) -> list[str]:
     """From `shortest` to `longest` words in a row, anywhere; none where there are fewer than `longest`."""
+    shortest, longest = shortest * writing.units, longest * writing.units
     if len(words) < longest:
         return []
     length = rng.randint(shortest, longest)
@@ -133,23 +146,26 @@ def window(words: list[str], shortest: int, longest: int, rng: random.Random) ->
     return words[start : start + length]
 
 
+@word_family("next", "Which word comes next?")
 def next_word(words: list[str], vocabulary: Vocabulary, rng: random.Random) -> Question | None:
     """Of 9 to 15 words, the last is asked for."""
-    if len(words) < 15:
+    writing = vocabulary.writing
+    if len(words) < 15 * writing.units:
         return None
-    length = rng.randint(8, 14)
+    length = rng.randint(8 * writing.units, 14 * writing.units)
     start = rng.randrange(len(words) - length)
     right = bare(words[start + length])
-    if not vocabulary.askable(right) or words[start + length - 1][-1] in ".!?":
+    if not vocabulary.askable(right) or ends_sentence(words[start + length - 1]):
         return None
     text = words[start : start + length]
     wrong = vocabulary.like(right, {bare(word) for word in text}, rng)
-    return shuffled(" ".join(text), QUESTIONS["next"], right, wrong, vocabulary, rng) if wrong else None
+    return shuffled(writing.join(text), QUESTIONS["next"], right, wrong, vocabulary, rng) if wrong else None
 
 
+@word_family("blank", "Which word fills the blank?")
 def blank(words: list[str], vocabulary: Vocabulary, rng: random.Random) -> Question | None:
     """Of 9 to 14 words, one in the second half is replaced by a blank."""
-    text = window(words, 9, 14, rng)
+    text = window(words, 9, 14, vocabulary.writing, rng)
     if not text:
         return None
     position = rng.randrange(len(text) // 2, len(text) - 2)
@@ -158,23 +174,27 @@ def blank(words: list[str], vocabulary: Vocabulary, rng: random.Random) -> Quest
         return None
     wrong = vocabulary.like(right, {bare(word) for word in text}, rng)
     text = [*text[:position], BLANK, *text[position + 1 :]]
-    return shuffled(" ".join(text), QUESTIONS["blank"], right, wrong, vocabulary, rng) if wrong else None
+    return shuffled(vocabulary.writing.join(text), QUESTIONS["blank"], right, wrong, vocabulary, rng) if wrong else None
 
 
+@word_family("lookup", "Which word comes after {word}?")
 def lookup(words: list[str], vocabulary: Vocabulary, rng: random.Random) -> Question | None:
     """Which word of the text comes after another; the wrong choices stand in the same text."""
-    text = window(words, 10, 16, rng)
+    writing = vocabulary.writing
+    text = window(words, 10, 16, writing, rng)
     plain = [bare(word) for word in text]
     candidates = sorted({word for word in plain if vocabulary.askable(word) and plain.count(word) == 1})
     positions = [
-        i for i in range(len(text) - 1) if plain[i] in candidates and plain[i + 1] in candidates and text[i] == plain[i]
+        i
+        for i in range(len(text) - 1)
+        if plain[i] in candidates and plain[i + 1] in candidates and writing.follows(text[i])
     ]
     if not positions or len(candidates) < 5:
         return None
     position = rng.choice(positions)
     word, right = plain[position : position + 2]
     wrong = rng.sample([other for other in candidates if other not in (word, right)], 3)
-    return shuffled(" ".join(text), QUESTIONS["lookup"].format(word=word), right, wrong, vocabulary, rng)
+    return shuffled(writing.join(text), QUESTIONS["lookup"].format(word=word), right, wrong, vocabulary, rng)
 
 
 def genre(text: str, label: str) -> Question:
@@ -198,6 +218,3 @@ def about(text: str, topic: str) -> Question:
     words = {word.lower() for word in map(bare, text.split())}
     overlap = [number for number, label in enumerate(labels) if label in words]
     return Question(text, QUESTIONS["about"], labels, labels.index(topic), overlap[0] if overlap else 0)
-
-
-WORD_FAMILIES = {"next": next_word, "blank": blank, "lookup": lookup}

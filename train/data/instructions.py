@@ -9,6 +9,7 @@ Leaves `sft.jsonl` (`{"prompt", "output", "family"}`), `tasks/<family>_<language
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from train.data.processes import Workers
 from train.data.questions import QuestionSource
 from train.stage_settings import InstructionsSettings, ItemsSettings
 
+FEWEST_ITEMS = 20  # of a family, language and split: fewer cannot tell a model from chance
 Row = dict[str, str]  # prompt, output, family
 
 
@@ -54,7 +56,26 @@ def build(corpus_dir: Path, settings: ItemsSettings, out: Path, sft_path: str | 
                 if items:
                     write_jsonl(out / "tasks" / f"{name}.jsonl", (item.as_row() for item in items))
                     counts["tasks"][name] = len(items)
+    refuse_scarce(counts["tasks"], source.families, (settings.language, "en"), settings.eval_items)
     write_json(out / "counts.json", counts)
+
+
+def refuse_scarce(counts: Mapping[str, int], names: Sequence[str], languages: Sequence[str], wanted: int) -> None:
+    """Refuses families with too few items to tell anything, before anything is trained. Raises BadInput.
+
+    `counts`: items by `<family>_<language>.<split>`; `wanted`: items asked for of each.
+    """
+    fewest = min(FEWEST_ITEMS, (wanted + 1) // 2)  # labels are balanced: a few less than wanted is right
+    for language in languages:
+        items = {name: min(counts.get(f"{name}_{language}.{split}", 0) for split in ("dev", "test")) for name in names}
+        scarce = [name for name in names if items[name] < fewest]
+        if scarce:
+            listed = ", ".join(f"{name} {items[name]}" for name in scarce)
+            kept = ",".join(name for name in names if name not in scarce)
+            raise BadInput(
+                f"eval.families: the held-out {language} text gives too few items (at least {fewest} in dev and in"
+                f" test): {listed}; give more text, a larger corpus.dev and corpus.test, or say eval.families=[{kept}]"
+            )
 
 
 def made_instructions(source: QuestionSource, count: int) -> list[Row]:
@@ -77,6 +98,7 @@ def made_items(source: QuestionSource, family: str, language: str, split: str, c
             question.trivial,
             family,
             language,
+            question.document,
         )
         for number, question in enumerate(source.questions(family, language, split, count))
     ]

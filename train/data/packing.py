@@ -218,9 +218,10 @@ def running(block: Tokens, tally: Tally) -> tuple[Tokens, Tokens, Tokens]:
     return block, block, np.arange(len(block))
 
 
-def texts(corpus_dir: Path, language: str) -> list[str]:
-    """The training documents of a language, all in memory: for the small base model's recipe."""
-    return [row["text"] for path in training_files(corpus_dir, language) for row in read_rows(path)]
+def texts(corpus_dir: Path, language: str, wanted: Callable[[str], bool]) -> list[str]:
+    """The training documents of a language whose ids are `wanted`, all in memory: for the small base model's recipe."""
+    rows = (row for path in training_files(corpus_dir, language) for row in read_rows(path))
+    return [row["text"] for row in rows if wanted(row["id"])]
 
 
 def shuffled(documents: Sequence[str], seed: str) -> Iterator[str]:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from common.files import read_jsonl
 from train.data.corpus.documents import read_rows, training_files
 from train.data.families import WORD_FAMILIES, Question, Vocabulary, about, genre, topic_of
+from train.data.writing import Writing
 
+Text = tuple[str, list[str]]  # a document's id and its words
 PASSAGE = 24  # words of a passage whose genre is asked for
 LONGEST_VERSE = 32  # English words of a verse whose topic is asked for: short ones are quick to learn and to score
 
@@ -19,19 +23,23 @@ class QuestionSource:
 
     def __init__(self, corpus_dir: Path, families: Sequence[str], seed: int) -> None:
         self.seed = seed
-        self.texts: dict[tuple[str, str], list[list[str]]] = {}  # words of each document, by language and split
+        texts: dict[tuple[str, str], list[dict[str, Any]]] = {}  # by language and split
         for path in sorted((corpus_dir / "text").glob("*.jsonl")):
             language, split, _ = path.name.split(".")
-            self.texts[language, split] = [row["text"].split() for row in read_jsonl(path)]
+            texts[language, split] = read_jsonl(path)
         if families:
             # of a corpus from the hub, words and passages come from its first file: a sample that fits in memory
             for folder in sorted((corpus_dir / "text").glob("*.train")):
                 first = training_files(corpus_dir, folder.stem)[0]
-                self.texts[folder.stem, "train"] = [row["text"].split() for row in read_rows(first)]
+                texts[folder.stem, "train"] = read_rows(first)
         self.vocabulary = {
-            language: Vocabulary(" ".join(words) for words in documents)
-            for (language, split), documents in self.texts.items()
+            language: Vocabulary(document["text"] for document in documents)
+            for (language, split), documents in texts.items()
             if split == "train"
+        }
+        self.texts = {  # by language and split
+            (language, split): split_texts(documents, self.vocabulary[language].writing)
+            for (language, split), documents in texts.items()
         }
         verses = corpus_dir / "verses.jsonl"
         self.verses = read_jsonl(verses) if verses.exists() else []
@@ -45,23 +53,24 @@ class QuestionSource:
 
     def _words(self, family: str, language: str, split: str, count: int, rng: random.Random) -> Iterator[Question]:
         documents, vocabulary = self.texts[language, split], self.vocabulary[language]
-        weights = [len(words) for words in documents]
+        weights = [len(words) for _, words in documents]
         seen: set[tuple[str, str]] = set()
-        for words in rng.choices(documents, weights, k=20 * count):
+        for document, words in rng.choices(documents, weights, k=20 * count):
             question = WORD_FAMILIES[family](words, vocabulary, rng)
             if question and (question.text, question.question) not in seen:
                 seen.add((question.text, question.question))
-                yield question
+                yield replace(question, document=document)
             if len(seen) == count:
                 return
 
     def _genre(self, language: str, split: str, count: int, rng: random.Random) -> Iterator[Question]:
         by_label: dict[str, list[Question]] = {}
         for first, second in zip(self.verses, self.verses[1:], strict=False):
-            same_chapter = first["id"].rpartition(".")[0] == second["id"].rpartition(".")[0]
-            if first["split"] == split and same_chapter:
+            if first["split"] == split and chapter(first) == chapter(second):
                 text = " ".join(f"{first[language]} {second[language]}".split()[:PASSAGE])
-                by_label.setdefault(first["genre"], []).append(genre(text, first["genre"]))
+                by_label.setdefault(first["genre"], []).append(
+                    replace(genre(text, first["genre"]), document=chapter(first))
+                )
         yield from balanced(by_label, count, rng)
 
     def _about(self, language: str, split: str, count: int, rng: random.Random) -> Iterator[Question]:
@@ -69,8 +78,19 @@ class QuestionSource:
         for verse in self.verses:
             topic = topic_of(verse["en"])
             if verse["split"] == split and topic and len(verse["en"].split()) <= LONGEST_VERSE:
-                by_label.setdefault(topic, []).append(about(verse[language], topic))
+                question = replace(about(verse[language], topic), document=chapter(verse))
+                by_label.setdefault(topic, []).append(question)
         yield from balanced(by_label, count, rng)
+
+
+def split_texts(rows: Iterable[Mapping[str, Any]], writing: Writing) -> list[Text]:
+    """Documents with their ids, in words."""
+    return [(str(row["id"]), writing.split(row["text"])) for row in rows]
+
+
+def chapter(verse: Mapping[str, Any]) -> str:
+    """The id of the document that a verse (`book.chapter.verse`) is from."""
+    return str(verse["id"]).rpartition(".")[0]
 
 
 def balanced(by_label: dict[str, list[Question]], count: int, rng: random.Random) -> list[Question]:

@@ -1,46 +1,109 @@
-"""What a run is said to show follows its data."""
+"""Every verdict can be met and can fail, and follows the data."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+
+import pytest
 
 from pipeline import report
 from pipeline.report import claims
 from pipeline.report.records import Evaluation
 from tests.pipeline.report.synthetic import GOOD, LOST, SUBJECT, Run, write_scores
 
+IDS = [claim.id for claim, _ in claims.STATED]
+SEEDS = (0, 1, 2)
+WOBBLE = (0.06, -0.06, 0.03)  # what three seeds differ by
 
-def test_claims_follow_the_data(tmp_path: Path) -> None:
-    assert Run(tmp_path / "good", GOOD, LOST).verdicts() == ["shown"] * 5
+
+def verdicts(run: Run) -> dict[str, str]:
+    return dict(zip(IDS, run.verdicts(), strict=True))
+
+
+def test_what_holds_is_shown(tmp_path: Path) -> None:
+    assert verdicts(Run(tmp_path, GOOD, LOST)) == dict.fromkeys(IDS, "shown")
+
+
+def test_what_is_otherwise_is_not_shown(tmp_path: Path) -> None:
     flipped = Run(
-        tmp_path / "bad",
+        tmp_path,
         {"ties": (-0.2, -0.1, 0.1), "ties_sv_1": (-0.3, -0.2, 0.05)},
         {"ties": (0.3, 0.2, 0.1), "ties_sv_1": (0.6, 0.4, 0.2)},
     )
-    assert flipped.verdicts() == ["the opposite is shown"] * 5
+    assert verdicts(flipped) == dict.fromkeys(IDS, "not shown")
+    assert all(answer.estimate is not None and answer.estimate.high < 0 for answer in flipped.claims().answers)
+
+
+def test_what_is_the_same_is_level(tmp_path: Path) -> None:
     level = Run(
-        tmp_path / "level",
+        tmp_path,
         {"ties": (0.0,) * 3, "ties_sv_1": (0.0,) * 3},
-        {"ties": (0.1, 0.2, 0.1), "ties_sv_1": (0.0, 0.2, 0.1)},
+        {"ties": (0.0, 0.2, 0.0), "ties_sv_1": (0.0, 0.2, 0.0)},
     )
-    assert level.verdicts() == ["not shown"] * 5
+    assert verdicts(level) == dict.fromkeys(IDS, "level")
+
+
+def test_what_seeds_disagree_about_is_undecided(tmp_path: Path) -> None:
+    small = {"ties": (0.02, 0.02, 0.02), "ties_sv_1": (0.04, 0.04, 0.04)}
+    lost = {"ties": (0.4, 0.41, 0.42), "ties_sv_1": (0.38, 0.39, 0.4)}
+    assert verdicts(Run(tmp_path, small, lost, SEEDS, WOBBLE)) == dict.fromkeys(IDS, "undecided")
+
+
+def test_one_seed_decides_nothing(tmp_path: Path) -> None:
+    run = Run(tmp_path, GOOD, LOST, seeds=(0,))
+    assert verdicts(run) == dict.fromkeys(IDS, "undecided")
+    assert {one.verdict for one in run.claims().comparisons} == {"undecided"}
+
+
+def test_slack_is_compared_at_equal_settings_only(tmp_path: Path) -> None:
+    apart = verdicts(Run(tmp_path, GOOD, LOST, lambdas={"ties": 1.0}))
+    assert {name for name, verdict in apart.items() if verdict == "no data"} == {
+        "slack-keeps",
+        "slack-accuracy",
+        "slack-answer-bits",
+    }
 
 
 def test_claims_state_the_numbers(tmp_path: Path) -> None:
-    first, second, third, fourth, fifth = (answer.text for answer in Run(tmp_path, GOOD, LOST).claims().answers)
-    assert (
-        "At 10k tokens" in first
-        and "TIES SV 1, has a mean accuracy of 0.700; CT-then-SFT has 0.400. Difference +0.300 [+0.2" in first
-    )
-    assert "Of the 2 merges, 2 are shown" in first and "bits per byte (lower is better): \u22120.300 [" in first
-    assert "From 10k to 1M the advantage shrinks by +0.200 [+0." in second
-    assert "TIES: 10.0 % at 10k, 20.0 % at 100k, 30.0 % at 1M" in third and "SV" not in third
-    assert "TIES SV 1: 5.0 % at 10k" in fourth
-    assert "over all budgets: +0.100 [" in fifth and "1M +0.100 [" in fifth
+    answers = dict(zip(IDS, Run(tmp_path, GOOD, LOST).claims().answers, strict=True))
+    scarce = answers["scarce-accuracy"]
+    assert scarce.estimate is not None and scarce.estimate.value == pytest.approx(0.3)
+    assert (scarce.estimate.n, scarce.estimate.seeds, scarce.estimate.documents) == (400, 2, 50)
+    assert scarce.estimate.low > 0.2 and 0 < scarce.estimate.mdd < 0.2
+    assert "At 10k tokens" in scarce.text and "TIES SV 1, has 0.750; CT-then-SFT has 0.450." in scarce.text
+    shrinks = answers["advantage-shrinks"]
+    assert shrinks.estimate is not None and shrinks.estimate.value == pytest.approx(0.2)
+    assert "10k +0.300 [" in shrinks.text and "1M +0.100 [" in shrinks.text
+    assert "TIES: 10.0 % at 10k, 20.0 % at 100k, 30.0 % at 1M" in answers["conflicts-grow"].text
+    assert "SV" not in answers["conflicts-grow"].text
+    assert "TIES SV 1: 5.0 % at 10k" in answers["slack-keeps"].text
+    slack = answers["slack-answer-bits"]
+    assert slack.estimate is not None and slack.estimate.value == pytest.approx(0.1)
 
 
 def test_claims_without_their_data_say_so(tmp_path: Path) -> None:
     folder = write_scores(tmp_path / "base", {"genre": 0.3}, 5.0)
-    found = claims.claims([Evaluation("base", 10_000, 0, folder)], [], [], "nya")
-    assert [answer.verdict for answer in found.answers] == ["no data"] * 5 and found.comparisons == []
-    assert report.render([Evaluation("base", 10_000, 0, folder)], [], [], [], tmp_path / "out", SUBJECT).page.is_file()
+    answered = claims.claims([Evaluation("base", 10_000, 0, folder)], [], [], "nya")
+    assert [answer.verdict for answer in answered.answers] == ["no data"] * len(IDS) and answered.comparisons == []
+    paths = report.render([Evaluation("base", 10_000, 0, folder)], [], [], [], tmp_path / "out", SUBJECT)
+    rows = json.loads(paths.claims.read_text())
+    assert [row["verdict"] for row in rows] == ["no data"] * len(IDS) and rows[0]["effect"] is None
+
+
+def test_claims_json_has_a_row_a_claim(tmp_path: Path) -> None:
+    rows = claims.as_json(Run(tmp_path, GOOD, LOST).claims().answers)
+    assert [row["id"] for row in rows] == IDS and len(set(IDS)) == len(IDS)
+    wanted = {"id", "claim", "source", "statistic", "threshold", "effect", "low", "high", "n", "mdd", "verdict"}
+    for row in rows:
+        assert wanted <= row.keys() and row["low"] <= row["effect"] <= row["high"]
+        assert row["p"] <= row["p_adjusted"] <= 1 and row["margin"] > 0
+    json.dumps(rows, allow_nan=False)
+
+
+def test_more_claims_ask_for_more(tmp_path: Path) -> None:
+    answers = Run(tmp_path, GOOD, LOST, SEEDS, WOBBLE).claims().answers
+    estimates = [(answer.estimate.p, answer.p_adjusted) for answer in answers if answer.estimate is not None]
+    assert len(estimates) == len(IDS)
+    smallest, adjusted = min(estimates, key=lambda pair: pair[0])
+    assert adjusted == pytest.approx(min(1.0, len(IDS) * smallest))

@@ -34,6 +34,9 @@ def test_the_page_is_one_file_that_refers_to_nothing_else(rendered: tuple[Run, r
         "30.0 %",
         "torch 2.13.0",
         "name: a &lt;b&gt;",
+        "(margin 0.02, mdd 0.",
+        "which labels were given",
+        "<caption>genre_nya, acc_calibrated: answers, summed over seeds</caption>",
     ):
         assert wanted in html, wanted
     assert "A &lt;small&gt; run &amp; more" in html and "<small> run" not in html and "a <b>" not in html
@@ -41,6 +44,7 @@ def test_the_page_is_one_file_that_refers_to_nothing_else(rendered: tuple[Run, r
         paths.curves.read_bytes().startswith(b"\x89PNG") and b"</svg>" in paths.curves.with_suffix(".svg").read_bytes()
     )
     assert sorted(path.name for path in paths.page.parent.iterdir()) == [
+        "claims.json",
         "curves.png",
         "curves.svg",
         "report.html",

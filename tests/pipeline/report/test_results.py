@@ -28,7 +28,7 @@ def test_every_score_is_a_row_and_unmerged_models_are_given_once(tmp_path: Path)
         "chance",
         "trivial",
     ]
-    assert len(rows) == (2 + 4 * 3) * 2 * 2 * 6  # checkpoints, seeds, languages, records of a language
+    assert len(rows) == (2 + 4 * 3) * 2 * 2 * 9  # checkpoints, seeds, languages, records of a language
     found = [
         row
         for row in rows

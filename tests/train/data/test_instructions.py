@@ -76,3 +76,14 @@ def test_every_item_is_a_record_that_can_be_read_back(corpus_dir: Path, tmp_path
     build(corpus_dir, tmp_path)
     rows = [row for path in (tmp_path / "tasks").iterdir() for row in read_jsonl(path)]
     assert rows and all(Item.from_row(row).as_row() == row for row in rows)
+
+
+def test_items_name_the_held_out_document_that_they_are_from(corpus_dir: Path, tmp_path: Path) -> None:
+    build(corpus_dir, tmp_path)
+    for path in sorted((tmp_path / "tasks").iterdir()):
+        language, split = path.name.split("_")[1].split(".")[:2]
+        held_out = {row["id"]: row["text"] for row in read_jsonl(corpus_dir / "text" / f"{language}.{split}.jsonl")}
+        for row in read_jsonl(path):
+            assert row["document"] in held_out, path.name
+            if row["family"] == "next":
+                assert row["prompt"].partition("\n")[2] in " ".join(held_out[row["document"]].split())

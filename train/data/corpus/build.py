@@ -131,9 +131,7 @@ def _files(settings: CorpusSettings, options: CorpusOptions) -> dict[str, list[R
 
 def _leaks(passages: list[Row]) -> list[Row]:
     trained = {normalised(passage["text"]) for passage in passages if passage["split"] == "train"}
-    return [
-        passage for passage in passages if passage["split"] != "train" and normalised(passage["text"]) in trained
-    ]
+    return [passage for passage in passages if passage["split"] != "train" and normalised(passage["text"]) in trained]
 
 
 def drop_leaks(passages: list[Row]) -> tuple[list[Row], int]:

@@ -38,13 +38,8 @@ def test_the_bible_is_split_by_chapter_and_aligned(tmp_path: Path) -> None:
     training = {normalised(verse["nya"]) for verse in verses if verse["split"] == "train"}
     assert not any(normalised(verse["nya"]) in training for verse in verses if verse["split"] != "train")
     for language in ("nya", "en"):  # the held-out chapters are held out of the English text too
-        assert {row["id"] for row in read_jsonl(tmp_path / "text" / f"{language}.test.jsonl")} >= chapters[
-            "test"
-        ]
-        assert (
-            not {row["id"] for row in read_jsonl(tmp_path / "text" / f"{language}.train.jsonl")}
-            & chapters["test"]
-        )
+        assert {row["id"] for row in read_jsonl(tmp_path / "text" / f"{language}.test.jsonl")} >= chapters["test"]
+        assert not {row["id"] for row in read_jsonl(tmp_path / "text" / f"{language}.train.jsonl")} & chapters["test"]
 
 
 def test_the_same_text_elsewhere_makes_the_same_files(tmp_path: Path) -> None:

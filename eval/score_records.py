@@ -1,0 +1,208 @@
+"""What lm-eval logged of a task's documents -> lines of scores.jsonl and samples.jsonl.
+
+docs/results.md has their fields.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from math import log
+from numbers import Real
+from typing import Any
+
+from common.errors import BadInput
+from eval import calibration
+from eval.stats import mean_interval, mean_ratio_interval, ratio_interval, wilson
+from eval.task_set import BITS, CALIBRATED, GOLD_BITS, Entry
+
+Record = dict[str, Any]
+Logged = Sequence[dict[str, Any]]  # what lm-eval logs with log_samples, a mapping a document
+
+
+def task_records(name: str, entry: Entry, logged: Logged, unlabelled: Logged = ()) -> tuple[list[Record], list[Record]]:
+    """Score records (a metric each) and samples (of the primary metric) of one task.
+
+    unlabelled: the same of the task's calibration prompts; where there are none, its own prompts take their place.
+    """
+    logged, unlabelled = in_order(logged), in_order(unlabelled)
+    metrics = [metric for metric in logged[0]["metrics"] if metric == BITS or isinstance(logged[0][metric], Real)]
+    calibrated = [CALIBRATED] if entry.labels else []
+    if entry.primary not in metrics + calibrated:
+        there = ", ".join(metrics) or "none"
+        raise BadInput(
+            f"tasks: {name} has no metric {entry.primary!r} with a number for each document (it has {there})"
+        )
+    if entry.primary == BITS:
+        return _text_records(name, entry, logged)
+    heads = identities(name, logged)
+    answers = [gold_answer(entry.task, sample) for sample in logged]
+    records: list[Record] = []
+    samples: list[Record] = []
+    for metric in [*calibrated, *(metric for metric in metrics if metric != BITS)]:
+        if metric == CALIBRATED:
+            chosen = calibrated_predictions(entry, logged, unlabelled or logged)
+            outcomes = [(float(choice == row["target"]), choice) for choice, row in zip(chosen, logged, strict=True)]
+        else:
+            outcomes = [(float(row[metric]), predicted(metric, row, entry.task)) for row in logged]
+        scores = [score for score, _ in outcomes]
+        binary = set(scores) <= {0.0, 1.0}
+        interval = wilson(round(sum(scores)), len(scores)) if binary else mean_interval([scores])
+        records.append(
+            record(name, entry, metric, sum(scores) / len(scores), interval, len(scores))
+            | {"chance": entry.chance, "trivial": entry.trivial, "predictions": histogram(entry, logged, outcomes)}
+        )
+        if metric == entry.primary:
+            samples = [
+                head | {"metric": metric, "score": score, "prediction": choice, "target": row["target"], **gold}
+                for head, (score, choice), row, gold in zip(heads, outcomes, logged, answers, strict=True)
+            ]
+    if all(answers):
+        bits, sizes = [gold["gold_bits"] for gold in answers], [gold["gold_bytes"] for gold in answers]
+        value = sum(bits) / sum(sizes)
+        records.append(record(name, entry, GOLD_BITS, value, ratio_interval(bits, sizes), len(bits)))
+    return records, samples
+
+
+def _text_records(name: str, entry: Entry, logged: Logged) -> tuple[list[Record], list[Record]]:
+    """Bits under the model, and bytes as UTF-8: of every document, and of all."""
+    samples = [
+        head | {"metric": BITS, "bits": -nats / log(2), "bytes": size}
+        for head, (nats, size) in zip(identities(name, logged), (row[BITS] for row in logged), strict=True)
+    ]
+    bits, sizes = [sample["bits"] for sample in samples], [sample["bytes"] for sample in samples]
+    value = sum(bits) / sum(sizes)
+    return [record(name, entry, BITS, value, ratio_interval(bits, sizes), len(samples))], samples
+
+
+def record(name: str, entry: Entry, metric: str, value: float, interval: tuple[float, float], n: int) -> dict[str, Any]:
+    """One line of scores.jsonl; what only accuracies have is null."""
+    return {
+        "task": name,
+        "family": entry.family,
+        "language": entry.language,
+        "metric": metric,
+        "primary": metric == entry.primary,
+        "value": value,
+        "low": interval[0],
+        "high": interval[1],
+        "n": n,
+        "chance": None,
+        "trivial": None,
+        "predictions": None,
+    }
+
+
+def in_order(logged: Logged) -> list[dict[str, Any]]:
+    """Each document once, by its number: a task with several filters logs its documents once for each."""
+    if not logged:
+        return []
+    first = logged[0]["filter"]
+    return sorted((sample for sample in logged if sample["filter"] == first), key=lambda sample: sample["doc_id"])
+
+
+def identities(name: str, logged: Logged) -> list[Record]:
+    """What samples begin with: the task, the item's id, and the document that it was made from.
+
+    The id is the item's own where all have one and no two the same, else its number in the task. Items that name no
+    document stand alone.
+    """
+    given = [sample["doc"].get("id") if isinstance(sample["doc"], dict) else None for sample in logged]
+    unique = None not in given and len({str(id_) for id_ in given}) == len(given)
+    ids = [str(id_) for id_ in given] if unique else [str(sample["doc_id"]) for sample in logged]
+    documents = [sample["doc"].get("document") if isinstance(sample["doc"], dict) else None for sample in logged]
+    return [
+        {"task": name, "id": id_, "document": str(document or id_)}
+        for id_, document in zip(ids, documents, strict=True)
+    ]
+
+
+def choice_loglikelihoods(task: Any, sample: dict[str, Any]) -> list[float]:
+    """Of the choices as they stand; a task of mutual information has further answers behind those."""
+    choices = task.doc_to_choice(sample["doc"])
+    return [loglikelihood for loglikelihood, _ in sample["filtered_resps"][: len(choices)]]
+
+
+def predicted(metric: str, sample: dict[str, Any], task: Any) -> Any:
+    """The number of the choice that a metric takes, the text that was generated, or None where neither is known."""
+    if task.OUTPUT_TYPE == "multiple_choice" and metric in ("acc", "acc_norm"):
+        choices, values = task.doc_to_choice(sample["doc"]), choice_loglikelihoods(task, sample)
+        if metric == "acc_norm":
+            values = [value / len(choice) for value, choice in zip(values, choices, strict=True)]
+        return values.index(max(values))
+    return sample["filtered_resps"][0] if task.OUTPUT_TYPE == "generate_until" else None
+
+
+def calibrated_predictions(entry: Entry, logged: Logged, unlabelled: Logged) -> list[int]:
+    """The number of the choice of each item, with the labels' priors over the unlabelled prompts divided out."""
+    assert entry.labels is not None
+    orders = [[entry.task.doc_to_choice(row["doc"]).index(label) for label in entry.labels] for row in logged]
+    other_orders = [[entry.task.doc_to_choice(row["doc"]).index(label) for label in entry.labels] for row in unlabelled]
+
+    def by_label(rows: Logged, places: list[list[int]]) -> list[list[float]]:
+        values = [choice_loglikelihoods(entry.task, row) for row in rows]
+        return [[value[i] for i in order] for value, order in zip(values, places, strict=True)]
+
+    labels = calibration.predictions(by_label(logged, orders), by_label(unlabelled, other_orders))
+    return [order[label] for order, label in zip(orders, labels, strict=True)]
+
+
+def gold_answer(task: Any, sample: dict[str, Any]) -> dict[str, float]:
+    """Bits and bytes of the right choice as it was scored, delimiter included; nothing where no choice is right."""
+    target = sample["target"]
+    if task.OUTPUT_TYPE != "multiple_choice" or task.multiple_input or not isinstance(target, int):
+        return {}
+    choices = task.doc_to_choice(sample["doc"])
+    if not 0 <= target < len(choices):
+        return {}
+    scored = f"{task.config.target_delimiter}{choices[target]}"
+    bits = -choice_loglikelihoods(task, sample)[target] / log(2)
+    return {"gold_bits": bits, "gold_bytes": len(scored.encode())}
+
+
+def histogram(entry: Entry, logged: Logged, outcomes: Iterable[tuple[float, Any]]) -> dict[str, int] | None:
+    """How often each label was predicted; None where the choices are no fixed set of labels."""
+    if entry.labels is None:
+        return None
+    counts = Counter(
+        entry.task.doc_to_choice(row["doc"])[choice] for row, (_, choice) in zip(logged, outcomes, strict=True)
+    )
+    return {label: counts[label] for label in entry.labels}
+
+
+def mean_records(records: Iterable[Record], samples: Sequence[Record]) -> list[Record]:
+    """Per language, the unweighted means over its tasks of primary scores and of gold-answer bits a byte.
+
+    Bootstraps are stratified by task. Bits per byte of text are left out; chance and trivial are means too, None where
+    a task has none.
+    """
+    by_language: dict[str, list[Record]] = {}
+    for row in records:
+        if (row["primary"] and row["metric"] != BITS) or row["metric"] == GOLD_BITS:
+            by_language.setdefault(row["language"], []).append(row)
+    by_task: dict[str, list[Record]] = {}
+    for sample in samples:
+        by_task.setdefault(sample["task"], []).append(sample)
+    means = []
+    for language, rows in by_language.items():
+        head = {"task": f"mean_{language}", "family": "mean", "language": language}
+        scored = [row for row in rows if row["primary"]]
+        interval = mean_interval([[sample["score"] for sample in by_task[row["task"]]] for row in scored])
+        levels = {name: _mean_or_none([row[name] for row in scored]) for name in ("chance", "trivial")}
+        means.append(_mean_record(head, "acc", scored, interval) | levels)
+        if coded := [row for row in rows if row["metric"] == GOLD_BITS]:
+            groups = [[(s["gold_bits"], s["gold_bytes"]) for s in by_task[row["task"]]] for row in coded]
+            means.append(_mean_record(head, GOLD_BITS, coded, mean_ratio_interval(groups)))
+    return means
+
+
+def _mean_record(head: Record, metric: str, rows: Sequence[Record], interval: tuple[float, float]) -> Record:
+    value, n = sum(row["value"] for row in rows) / len(rows), sum(row["n"] for row in rows)
+    numbers = {"value": value, "low": interval[0], "high": interval[1], "n": n}
+    nothing = {"chance": None, "trivial": None, "predictions": None}
+    return {**head, "metric": metric, "primary": metric == "acc", **numbers, **nothing}
+
+
+def _mean_or_none(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if len(known) == len(values) else None

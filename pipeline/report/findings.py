@@ -1,0 +1,203 @@
+"""What a run's samples and audits say to each claim: one function a claim."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from pipeline.report.choices import Chosen, same_but_for_slack
+from pipeline.report.discards import TOP, Discarded
+from pipeline.report.inference import Estimate, crossed
+from pipeline.report.paired import LOWER_IS_BETTER, Cell, Evidence, Kind
+from pipeline.report.records import label, mean
+from pipeline.report.results import budget_name
+from pipeline.report.wording import interval, percent
+
+UNMATCHED = "It takes TIES with slack and TIES without it at the same budget, density and lambda."
+
+
+class Finding(NamedTuple):
+    """A claim's statistic, and the numbers behind it in words; without a statistic, what it would have taken."""
+
+    estimate: Estimate | None
+    text: str
+
+
+@dataclass(frozen=True)
+class Data:
+    """All that claims are answered from. leaders: the merge that was best on dev, by budget."""
+
+    evidence: Evidence
+    discarded: Sequence[Discarded]
+    choices: Sequence[Chosen]
+    leaders: dict[int, str]
+
+
+def leader_at(budget: int, choices: Sequence[Chosen], evidence: Evidence) -> str | None:
+    """The merge with the best score on dev at a budget (mean over seeds): chosen without a look at the test items."""
+    scores: dict[str, list[float]] = {}
+    for choice in choices:
+        if choice.ct_tokens == budget and evidence.has(choice.method, budget):
+            scores.setdefault(choice.method, []).append(
+                -choice.score if choice.metric == "bits_per_byte" else choice.score
+            )
+    return max(scores, key=lambda method: mean(scores[method])) if scores else None
+
+
+def gain(evidence: Evidence, kind: Kind, first: Sequence[Cell], second: Sequence[Cell]) -> Estimate | None:
+    """How much better the mean of some (method, budget) is than that of others."""
+    estimate = evidence.difference(kind, first, second)
+    return estimate.negated if estimate is not None and kind in LOWER_IS_BETTER else estimate
+
+
+def beats_ct_then_sft(kind: Kind) -> Callable[[Data], Finding]:
+    """Where text is scarcest."""
+
+    def answer(data: Data) -> Finding:
+        budget = min(data.evidence.budgets, default=0)
+        leader = data.leaders.get(budget)
+        if leader is None or not data.evidence.has("ct_then_sft", budget):
+            return Finding(None, "It takes CT-then-SFT and a merge with a score on dev at the same budget.")
+        estimate = gain(data.evidence, kind, [(leader, budget)], [("ct_then_sft", budget)])
+        if estimate is None:
+            return Finding(None, "It takes CT-then-SFT and a merge of the same seed, scored in this way.")
+        merged, baseline = (data.evidence.value(kind, method, budget) for method in (leader, "ct_then_sft"))
+        text = (
+            f"At {budget_name(budget)} tokens the merge that was best on dev, {label(leader)}, has {merged:.3f}; "
+            f"CT-then-SFT has {baseline:.3f}."
+        )
+        return Finding(estimate, text)
+
+    return answer
+
+
+def keeps_language(data: Data) -> Finding:
+    """Bits per byte of CT-then-SFT minus those of the merge that was best on dev, over all budgets."""
+    budgets = [budget for budget in data.leaders if data.evidence.has("ct_then_sft", budget)]
+    merged: list[Cell] = [(data.leaders[budget], budget) for budget in budgets]
+    baseline: list[Cell] = [("ct_then_sft", budget) for budget in budgets]
+    estimate = gain(data.evidence, "bits", merged, baseline) if budgets else None
+    if estimate is None:
+        return Finding(None, "It takes held-out text, CT-then-SFT and a merge with a score on dev at the same budget.")
+    pairs = zip(merged, baseline, strict=True)
+    each = [(merge[1], gain(data.evidence, "bits", [merge], [reference])) for merge, reference in pairs]
+    return Finding(estimate, f"Bits per byte saved: {_by_budget(each)}.")
+
+
+def advantage_shrinks(data: Data) -> Finding:
+    """The advantage in accuracy at the smallest budget minus that at the largest."""
+    budgets = sorted(budget for budget in data.leaders if data.evidence.has("ct_then_sft", budget))
+    if len(budgets) < 2:
+        return Finding(None, "It takes two budgets with CT-then-SFT and a merge chosen on dev.")
+    weights = [
+        ((method, budget), side * way)
+        for budget, way in ((budgets[0], 1.0), (budgets[-1], -1.0))
+        for method, side in ((data.leaders[budget], 1.0), ("ct_then_sft", -1.0))
+    ]
+    estimate = data.evidence.contrast("accuracy", weights)
+    if estimate is None:
+        return Finding(None, "The smallest and the largest budget have no seed in common.")
+    each = [
+        (budget, gain(data.evidence, "accuracy", [(data.leaders[budget], budget)], [("ct_then_sft", budget)]))
+        for budget in budgets
+    ]
+    text = f"Mean accuracy of the merge that was best on dev, minus CT-then-SFT's: {_by_budget(each)}."
+    return Finding(estimate, text)
+
+
+def conflicts_grow(data: Data) -> Finding:
+    """The share that TIES loses at the largest budget minus that at the smallest, over seeds."""
+    plain = [merge for merge in data.discarded if merge.plain_ties]
+    budgets = sorted({merge.ct_tokens for merge in plain})
+    if len(budgets) < 2:
+        return Finding(None, "It takes TIES without slack at two budgets.")
+    first, last = (
+        lost_by_seed([merge for merge in plain if merge.ct_tokens == budget]) for budget in (budgets[0], budgets[-1])
+    )
+    return Finding(_over_seeds(last, first), f"Lost: {_listed(plain)}.")
+
+
+def slack_keeps(data: Data) -> Finding:
+    """The share that TIES loses minus that with slack, settings else equal, over seeds."""
+    pairs = matched_pairs(data)
+    if not pairs:
+        return Finding(None, UNMATCHED)
+    merges = {(merge.method, merge.ct_tokens): merge for merge in data.discarded}
+    slack = [merges[method, budget] for method, _, budget in pairs]
+    plain = [merges[method, budget] for _, method, budget in pairs]
+    return Finding(_over_seeds(lost_by_seed(plain), lost_by_seed(slack)), f"Lost: {_listed([*plain, *slack])}.")
+
+
+def slack_helps(kind: Kind) -> Callable[[Data], Finding]:
+    """With slack minus without, settings else equal, mean over the pairs and budgets that there are."""
+
+    def answer(data: Data) -> Finding:
+        pairs = matched_pairs(data)
+        sides: tuple[list[Cell], list[Cell]] = (
+            [(slack, budget) for slack, _, budget in pairs],
+            [(plain, budget) for _, plain, budget in pairs],
+        )
+        estimate = gain(data.evidence, kind, *sides) if pairs else None
+        if estimate is None:
+            return Finding(None, UNMATCHED)
+        budgets = sorted({budget for _, _, budget in pairs})
+        each = [
+            (budget, gain(data.evidence, kind, *([cell for cell in side if cell[1] == budget] for side in sides)))
+            for budget in budgets
+        ]
+        methods = ", ".join(label(method) for method in dict.fromkeys(method for method, _, _ in pairs))
+        return Finding(estimate, f"{methods}: {_by_budget(each)}.")
+
+    return answer
+
+
+def matched_pairs(data: Data) -> list[tuple[str, str, int]]:
+    """(with slack, without, budget) of merges whose chosen settings differ in the slack alone, for every seed of both.
+
+    Recipes that were tuned apart differ in density and lambda too, and would answer for those.
+    """
+    settings = {(choice.method, choice.ct_tokens, choice.seed): choice.settings for choice in data.choices}
+    plain = [(merge.method, merge.ct_tokens) for merge in data.discarded if merge.plain_ties]
+    slack = [(merge.method, merge.ct_tokens) for merge in data.discarded if merge.slack_for_sft]
+
+    def matched(first: Cell, second: Cell) -> bool:
+        seeds = data.evidence.seeds(*first) & data.evidence.seeds(*second)
+        both = [(settings.get((*first, seed)), settings.get((*second, seed))) for seed in seeds]
+        return bool(both) and all(a is not None and b is not None and same_but_for_slack(a, b) for a, b in both)
+
+    return [
+        (with_slack, without, budget)
+        for with_slack, budget in slack
+        for without, other in plain
+        if budget == other and matched((with_slack, budget), (without, other))
+    ]
+
+
+def lost_by_seed(merges: Sequence[Discarded]) -> dict[int, float]:
+    """By seed: the mean share over merges of SFT's most important parameters that was lost in sign conflicts."""
+    seeds = set.intersection(*(set(merge.lost_top) for merge in merges))
+    return {seed: mean([merge.lost_top[seed] for merge in merges]) for seed in sorted(seeds)}
+
+
+def _over_seeds(first: dict[int, float], second: dict[int, float]) -> Estimate | None:
+    """First minus second, over the seeds of both. Parameters are counted, not sampled: only seeds vary."""
+    values = [first[seed] - second[seed] for seed in first if seed in second]
+    return crossed(values, np.zeros((len(values), 0)), len(values)) if values else None
+
+
+def _by_budget(each: Sequence[tuple[int, Estimate | None]]) -> str:
+    return "; ".join(f"{budget_name(budget)} {interval(gained)}" for budget, gained in each if gained is not None)
+
+
+def _listed(merges: Sequence[Discarded]) -> str:
+    """`TIES: 10.0 % at 10k, 20.0 % at 100k; TIES SV 1: …`, means over seeds."""
+    by_method: dict[str, dict[int, float]] = {}
+    for merge in merges:
+        by_method.setdefault(merge.method, {})[merge.ct_tokens] = merge.of_top[TOP].lost
+    return "; ".join(
+        f"{label(method)}: " + ", ".join(f"{percent(shares[b])} at {budget_name(b)}" for b in sorted(shares))
+        for method, shares in by_method.items()
+    )

@@ -1,0 +1,118 @@
+"""From values by seed and document to an interval, a p-value and what the run could have seen. Pure.
+
+Seeds and documents (chapters) are crossed: every seed's model answers the items of the same documents. Both are drawn,
+so both count: the variance of a mean over seeds is that over seeds, plus that over documents, minus what both count
+twice (Cameron, Gelbach & Miller, J. Business & Economic Statistics 29 (2011) 238-249), with Student's t at
+Satterthwaite's degrees of freedom (Biometrics Bulletin 2 (1946) 110-114). Resampling both (the crossed bootstrap of
+Owen, Annals of Applied Statistics 1 (2007) 386-411) gives the same spread where seeds are many; with the three to eight
+of an experiment its percentiles are too narrow where seeds differ and too wide where they do not. The tests simulate
+both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import inf, sqrt
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+Verdict = Literal["shown", "not shown", "level", "undecided", "no data"]
+LEVEL = 0.05  # of significance, two-sided: intervals are 95 %
+POWER = 0.80  # of the minimum detectable difference
+ROUNDING = 1e-9  # differences of equals may miss 0 by this much
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A difference with its 95 % interval.
+
+    p: two-sided, of no difference. mdd: the true difference that would be told from 0 four times in five.
+    n: items. seeds, documents: how many were crossed.
+    """
+
+    value: float
+    low: float
+    high: float
+    p: float
+    mdd: float
+    n: int
+    seeds: int
+    documents: int
+
+    @property
+    def negated(self) -> Estimate:
+        """The same difference the other way round."""
+        return Estimate(-self.value, -self.high, -self.low, self.p, self.mdd, self.n, self.seeds, self.documents)
+
+
+def crossed(values: ArrayLike, influences: ArrayLike, n: int, least_error: float = 0.0) -> Estimate:
+    """The mean over seeds of a statistic, for other seeds and other documents.
+
+    values: (seeds,). influences: (seeds, documents), how much each document moves a seed's value, summing to 0 over
+    documents; no documents (seeds, 0) for what is counted and not sampled. With one seed the interval speaks of other
+    documents only; where neither seeds nor documents are two, it is infinite. The standard error is least_error at
+    least: what never happened among a few items may yet happen.
+    """
+    by_seed, by_document = np.asarray(values, dtype=np.float64), np.asarray(influences, dtype=np.float64)
+    seeds, documents = by_document.shape
+    value = float(by_seed.mean())
+    of_seeds = of_documents = of_both = 0.0  # variances of the mean
+    if seeds > 1:
+        of_seeds = float(((by_seed - value) ** 2).sum()) / (seeds * (seeds - 1))
+    if documents > 1:
+        finite = documents / (documents - 1)
+        means = by_document.mean(axis=0)
+        of_documents = finite * float((means**2).sum())
+        if seeds > 1:
+            of_both = finite * float(((by_document - means) ** 2).sum()) / (seeds * (seeds - 1))
+    if seeds < 2 and documents < 2:
+        return Estimate(value, -inf, inf, 1.0, inf, n, seeds, documents)
+    # each part holds what both count, so that the whole is not smaller than either
+    variance = max(of_seeds + of_documents - of_both, of_seeds, of_documents)
+    freedom = max(1.0, _freedom(variance, of_seeds, of_documents, of_both, seeds, documents))
+    return _student(value, max(sqrt(variance), least_error), freedom, n, seeds, documents)
+
+
+def _freedom(
+    variance: float, of_seeds: float, of_documents: float, of_both: float, seeds: int, documents: int
+) -> float:
+    parts = ((of_seeds, seeds - 1), (of_documents, documents - 1), (of_both, (seeds - 1) * (documents - 1)))
+    spread = sum(part**2 / freedom for part, freedom in parts if freedom > 0)
+    return variance**2 / spread if spread > 0 else inf
+
+
+def _student(value: float, error: float, freedom: float, n: int, seeds: int, documents: int) -> Estimate:
+    from scipy.stats import norm, t
+
+    student = norm if freedom == inf else t(freedom)
+    half = float(student.ppf(1 - LEVEL / 2))
+    p = float(2 * student.sf(abs(value) / error)) if error > 0 else float(abs(value) < ROUNDING)
+    mdd = (half + float(student.ppf(POWER))) * error
+    return Estimate(value, value - half * error, value + half * error, p, mdd, n, seeds, documents)
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """p-values adjusted for being several (S. Holm, Scandinavian J. Statistics 6 (1979) 65-70), in the order given."""
+    adjusted, running = [0.0] * len(ps), 0.0
+    for rank, index in enumerate(sorted(range(len(ps)), key=lambda index: ps[index])):
+        running = max(running, min(1.0, (len(ps) - rank) * ps[index]))
+        adjusted[index] = running
+    return adjusted
+
+
+def verdict(estimate: Estimate, margin: float, p_adjusted: float) -> Verdict:
+    """Of the claim that a difference is above 0, where less than `margin` either way would not matter.
+
+    level: the interval lies inside the margin. shown: above 0, by the p-value adjusted for all claims. not shown: the
+    interval leaves no room for a difference of the margin. undecided: neither can be told, as always from one seed.
+    """
+    if estimate.seeds < 2:
+        return "undecided"
+    if -margin < estimate.low and estimate.high < margin:
+        return "level"
+    if estimate.value > ROUNDING and p_adjusted < LEVEL:
+        return "shown"
+    return "not shown" if estimate.high < margin else "undecided"
