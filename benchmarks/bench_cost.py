@@ -1,9 +1,12 @@
-"""Peak memory of real trainings on this CPU against what pipeline/cost/memory.py says, calibrated on the first. The last line is JSON.
+"""Peak memory of real trainings on this CPU against what pipeline/cost/memory.py says, calibrated on the first.
 
-Each training is a process of its own, `python -m train`; its peak is what the kernel says (ru_maxrss). What a process holds before it trains (Python, torch,
-transformers) is taken from the first case and added to every prediction. Times are not judged here: the machine may be busy.
+The last line is JSON.
 
-    python benchmarks/bench_cost.py [FOLDER_OF_SMOLLM2]      # `make smollm2-model` writes it
+Each training is a process of its own, `python -m train`; its peak is what the kernel says (ru_maxrss). What a process
+holds before it trains (Python, torch, transformers) is taken from the first case and added to every prediction. Times
+are not judged here: the machine may be busy.
+
+python benchmarks/bench_cost.py [FOLDER_OF_SMOLLM2]      # `make smollm2-model` writes it
 """
 
 from __future__ import annotations

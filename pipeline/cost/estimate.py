@@ -31,7 +31,10 @@ SCANNING = 2.5e6  # bytes/s of text that one process compares with the items (me
 
 @dataclass(frozen=True)
 class Row:
-    """A stage with its costs. seconds: of wall time, once everything that it needs is there; gpus: that it holds in that time."""
+    """A stage with its costs.
+
+    seconds: of wall time, once everything that it needs is there; gpus: that it holds in that time.
+    """
 
     stage: Stage
     cells: int
@@ -66,7 +69,9 @@ class Untimed:
 
 @dataclass(frozen=True)
 class OnCluster:
-    """Rates by the peak FLOP/s of GPUs and a share of it that is reached (`mfu`, of what is computed, recomputation included)."""
+    """Rates by the peak FLOP/s of GPUs and a share of it that is reached (`mfu`, of what is computed, recomputation
+    included).
+    """
 
     cluster: Cluster
     config: Config
@@ -106,7 +111,10 @@ class OnCluster:
 
 
 def rows(cells: Sequence[Cell], done: set[str], rates: Rates, memories: Mapping[str, Memory]) -> list[Row]:
-    """Every stage of a sweep once, in the order of the plan. `done`: keys that are published. `memories`: by kind, for what trains."""
+    """Every stage of a sweep once, in the order of the plan.
+
+    `done`: keys that are published. `memories`: by kind, for what trains.
+    """
     owners = {stage.key: cell.config for cell in reversed(cells) for stage in cell.stages}
     stages, found = merged(cells), []
     previous = previous_stages(stages)
@@ -143,7 +151,9 @@ def critical_path(found: Sequence[Row]) -> tuple[float, list[Stage]]:
 
 
 def disk_peak(found: Sequence[Row], given: float, at_once: int = 1) -> float:
-    """Bytes at the peak: checkpoints that are downloaded, all that is published, and what the largest stages need while they are made."""
+    """Bytes at the peak: checkpoints that are downloaded, all that is published, and what the largest stages need while
+    they are made.
+    """
     scratch = sorted((row.work.scratch for row in found if not row.done), reverse=True)[:at_once]
     return given + sum(row.work.written for row in found) + sum(scratch)
 

@@ -20,7 +20,9 @@ MOST_NODES = 64
 
 
 def on_cluster(config: Config, cluster: Cluster) -> Config:
-    """The config with as many processes and nodes as the cluster has GPUs and nodes; one GPU, where the strategy is `none`."""
+    """The config with as many processes and nodes as the cluster has GPUs and nodes; one GPU, where the strategy is
+    `none`.
+    """
     alone = config.compute.strategy == "none"
     size = {"processes": 1, "nodes": 1} if alone else {"processes": cluster.per_node, "nodes": cluster.nodes}
     return config.model_copy(update={"compute": config.compute.model_copy(update={"device": "cuda", **size})})
@@ -48,7 +50,10 @@ def check(config: Config, cluster: Cluster, trained: bool = True) -> None:
 
 
 def too_large(config: Config, cluster: Cluster) -> float:
-    """Bytes a GPU that the trainings want, where that is more than there are; else 0. Raises BadInput where the batch cannot be shared."""
+    """Bytes a GPU that the trainings want, where that is more than there are; else 0.
+
+    Raises BadInput where the batch cannot be shared.
+    """
     try:
         needs = max(held.total for held in training_memory(config).values())
     except BadInput as error:
@@ -57,7 +62,9 @@ def too_large(config: Config, cluster: Cluster) -> float:
 
 
 def what_would(config: Config, cluster: Cluster) -> str:
-    """The smallest change that fits: fewer blocks in a pass, then recomputation, then another strategy, then more nodes."""
+    """The smallest change that fits: fewer blocks in a pass, then recomputation, then another strategy, then more
+    nodes.
+    """
     for compute in alternatives(config.compute, cluster):
         if not too_large(config.model_copy(update={"compute": compute}), cluster):
             changes = {

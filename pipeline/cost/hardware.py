@@ -13,7 +13,10 @@ USABLE = 0.9  # share of a GPU's memory that a training may fill (assumed): the 
 
 @dataclass(frozen=True)
 class GPU:
-    """memory: bytes. bf16, fp32: peak FLOP/s, dense. From NVIDIA's data sheets (the SXM form where there are several)."""
+    """memory: bytes.
+
+    bf16, fp32: peak FLOP/s, dense. From NVIDIA's data sheets (the SXM form where there are several).
+    """
 
     name: str
     memory: int

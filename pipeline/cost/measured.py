@@ -37,7 +37,10 @@ def sort(kind: str) -> str:
 
 
 def calibrate(done: Sequence[tuple[Stage, Work, float]]) -> Measured:
-    """Rates from (stage, its work, seconds it took). The larger ones of each class decide, by their median: start-up weighs least on them."""
+    """Rates from (stage, its work, seconds it took).
+
+    The larger ones of each class decide, by their median: start-up weighs least on them.
+    """
     flops: dict[str, float] = {}
     for kind in ("training", "scoring"):
         of = [(does.flops, seconds) for stage, does, seconds in done if sort(stage.kind) == kind]

@@ -1,10 +1,12 @@
 """Bytes that a GPU holds while it trains.
 
-Model states are those of Rajbhandari et al. 2020 ("ZeRO", section 3.1: Adam in mixed precision keeps 2 + 2 + 12 bytes a parameter) with the 32-bit gradients
-that DeepSpeed adds, so that the sums are what `estimate_zero2_model_states_mem_needs` and `estimate_zero3_model_states_mem_needs` of DeepSpeed say.
+Model states are those of Rajbhandari et al. 2020 ("ZeRO", section 3.1: Adam in mixed precision keeps 2 + 2 + 12 bytes a
+parameter) with the 32-bit gradients that DeepSpeed adds, so that the sums are what
+`estimate_zero2_model_states_mem_needs` and `estimate_zero3_model_states_mem_needs` of DeepSpeed say.
 
-Activations are counted for Llama's layer in the way of Korthikanti et al. 2022 ("Reducing Activation Recomputation in Large Transformer Models", section 4:
-sum the tensors that the backward pass needs), with attention that keeps no matrix of weights (SDPA, FlashAttention).
+Activations are counted for Llama's layer in the way of Korthikanti et al. 2022 ("Reducing Activation Recomputation in
+Large Transformer Models", section 4: sum the tensors that the backward pass needs), with attention that keeps no matrix
+of weights (SDPA, FlashAttention).
 """
 
 from __future__ import annotations
@@ -49,7 +51,9 @@ def width(precision: str) -> int:
 def states(
     shape: Shape, strategy: str, precision: str, processes: int, nodes: int, trained: int | None = None
 ) -> Memory:
-    """Model states a GPU, of `processes` a node. DDP and FSDP keep 32-bit weights (and autocast, for bf16, its copies of them).
+    """Model states a GPU, of `processes` a node.
+
+    DDP and FSDP keep 32-bit weights (and autocast, for bf16, its copies of them).
 
     trained: how many parameters get gradients and moments; None: all.
     """
@@ -71,17 +75,22 @@ def states(
 
 
 def layer_activations(shape: Shape, precision: str, attention: str = "sdpa", context: int = 0) -> float:
-    """Bytes that one layer keeps of one token: two norms (their input in 32 bits, the normalised value, the output that the next matrices read), queries,
-    keys, values, the attention's output, and of the gated feed-forward gate, up, SiLU and product. Eager attention keeps its weights over the `context` too."""
+    """Bytes that one layer keeps of one token: two norms (their input in 32 bits, the normalised value, the output that
+    the next matrices read), queries, keys, values, the attention's output, and of the gated feed-forward gate, up, SiLU
+    and product. Eager attention keeps its weights over the `context` too.
+    """
     number = width(precision)
     kept = 8 * shape.hidden + number * (6 * shape.hidden + 2 * shape.kv_width + 4 * shape.feed_forward)
     return kept + (shape.heads * context * (4 + number) if attention == "eager" else 0)
 
 
 def activations(shape: Shape, tokens: int, compute: Compute, context: int) -> float:
-    """Bytes of activations for `tokens` tokens in one forward pass. With gradient checkpointing each layer keeps its input only, and one layer is
-    whole at a time. Logits (and, of bf16, their 32-bit copy) stand beside their log-softmax and the gradients of both; liger kernels make them in small
-    chunks."""
+    """Bytes of activations for `tokens` tokens in one forward pass.
+
+    With gradient checkpointing each layer keeps its input only, and one layer is whole at a time. Logits (and, of bf16,
+    their 32-bit copy) stand beside their log-softmax and the gradients of both; liger kernels make them in small
+    chunks.
+    """
     number = width(compute.precision)
     layer = layer_activations(shape, compute.precision, compute.attention, context)
     layers = layer + shape.layers * number * shape.hidden if compute.gradient_checkpointing else shape.layers * layer
@@ -90,7 +99,10 @@ def activations(shape: Shape, tokens: int, compute: Compute, context: int) -> fl
 
 
 def training(shape: Shape, compute: Compute, batch_tokens: int, block_size: int, trained: int | None = None) -> Memory:
-    """What a GPU holds while it trains (`trained` parameters, None: all) in steps of `batch_tokens`. Raises BadInput where the GPUs cannot share such a batch."""
+    """What a GPU holds while it trains (`trained` parameters, None: all) in steps of `batch_tokens`.
+
+    Raises BadInput where the GPUs cannot share such a batch.
+    """
     alone = states(shape, compute.strategy, compute.precision, compute.processes, compute.nodes, trained)
     blocks, _ = sizes(batch_tokens, block_size, compute.processes * compute.nodes, compute.micro_batch)
     held = activations(shape, blocks * block_size, compute, block_size)

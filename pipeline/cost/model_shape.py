@@ -26,9 +26,11 @@ IN_CONFIG_JSON = {
 
 @dataclass(frozen=True)
 class Shape:
-    """A decoder with RMSNorm, rotary positions, grouped-query attention without biases and a gated feed-forward, as Llama has.
+    """A decoder with RMSNorm, rotary positions, grouped-query attention without biases and a gated feed-forward, as
+    Llama has.
 
-    vocabulary: entries; hidden: width; heads, kv_heads: of queries and of keys; feed_forward: width; tied: whether the head is the embedding.
+    vocabulary: entries; hidden: width; heads, kv_heads: of queries and of keys; feed_forward: width; tied: whether the
+    head is the embedding.
     """
 
     vocabulary: int
@@ -65,7 +67,9 @@ class Shape:
         return self.embedding + self.layers * self.layer + self.hidden
 
     def low_rank(self, rank: int, targets: str | Sequence[str]) -> int:
-        """Parameters that LoRA adds: for each matrix that is named (all-linear: every one of a layer), `rank` rows and columns."""
+        """Parameters that LoRA adds: for each matrix that is named (all-linear: every one of a layer), `rank` rows and
+        columns.
+        """
         wide, keys, forward = self.hidden, self.kv_width, self.feed_forward
         sides = {"q_proj": wide + wide, "k_proj": wide + keys, "v_proj": wide + keys, "o_proj": wide + wide}
         sides |= {name: wide + forward for name in ("gate_proj", "up_proj", "down_proj")}
@@ -92,7 +96,8 @@ def trained(config: Config) -> int:
 
 
 def of(config: Config) -> Shape:
-    """The shape of a cell's model: of its folder, where that is at hand; else as its conf file states it, or its recipe.
+    """The shape of a cell's model: of its folder, where that is at hand; else as its conf file states it, or its
+    recipe.
 
     Raises BadInput where the conf and the folder disagree, or where there is neither.
     """

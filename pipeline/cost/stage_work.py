@@ -1,6 +1,8 @@
-"""What one stage is: tokens that pass the model, FLOPs, bytes it leaves and bytes it needs beside them while it is made.
+"""What one stage is: tokens that pass the model, FLOPs, bytes it leaves and bytes it needs beside them while it is
+made.
 
-Tokens of trainings and blocks are exact. Those of scoring are not known before the items are made; the sizes assumed are constants here.
+Tokens of trainings and blocks are exact. Those of scoring are not known before the items are made; the sizes assumed
+are constants here.
 """
 
 from __future__ import annotations
@@ -31,8 +33,11 @@ SMALL = 10**6  # bytes: records, recipes, scores
 
 @dataclass(frozen=True)
 class Work:
-    """tokens: through the model. flops: of these. written: bytes on the disk in the end; scratch: bytes beside them while it is made. text: bytes
-    of text that are read, uncompressed."""
+    """tokens: through the model.
+
+    flops: of these. written: bytes on the disk in the end; scratch: bytes beside them while it is made. text: bytes of
+    text that are read, uncompressed.
+    """
 
     tokens: float = 0
     flops: float = 0
@@ -43,7 +48,10 @@ class Work:
 
 
 def of(stage: Stage, config: Config, shape: Shape, resumed: int = 0, last: bool = True) -> Work:
-    """The work of a stage of a cell. A CT stage continues from `resumed` tokens of its trajectory; `last`: no larger budget continues from it."""
+    """The work of a stage of a cell.
+
+    A CT stage continues from `resumed` tokens of its trajectory; `last`: no larger budget continues from it.
+    """
     settings, kind = stage.settings, stage.kind
     if KINDS[kind].work == "train":
         tokens = settings["tokens"] - resumed
@@ -92,7 +100,9 @@ def checkpoint_bytes(shape: Shape, config: Config) -> int:
 
 
 def state_bytes(shape: Shape, config: Config) -> int:
-    """What a training continues from: trained weights and two moments of Adam in 32 bits; DeepSpeed adds two copies of the model."""
+    """What a training continues from: trained weights and two moments of Adam in 32 bits; DeepSpeed adds two copies of
+    the model.
+    """
     copies = 2 * checkpoint_bytes(shape, config) if config.compute.strategy.startswith("zero") else 0
     return 12 * trained(config) + copies
 

@@ -22,7 +22,10 @@ HERE = "here"
 
 
 def report(cells: Sequence[Cell], waiting: set[str], name: str, mfu: float | None = None) -> tuple[str, str | None]:
-    """(the table of a sweep on a cluster, why it cannot run there or None). `waiting`: keys of stages that are not done. `name`: as CLUSTER= has it."""
+    """(the table of a sweep on a cluster, why it cannot run there or None).
+
+    `waiting`: keys of stages that are not done. `name`: as CLUSTER= has it.
+    """
     config, refusal = cells[0].config, None
     stages = merged(cells)
     done = {stage.key for stage in stages} - waiting

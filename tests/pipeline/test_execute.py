@@ -1,4 +1,6 @@
-"""Execution over a real store: what is done is skipped, what is damaged is made anew, kill -9 and concurrency leave one set of results."""
+"""Execution over a real store: what is done is skipped, what is damaged is made anew, kill -9 and concurrency leave one
+set of results.
+"""
 
 from __future__ import annotations
 
@@ -78,7 +80,9 @@ def test_a_new_budget_continues_from_the_one_before(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("point", toy.POINTS)
 def test_kill_at_any_point(tmp_path: Path, point: str, undisturbed: dict) -> None:
-    """A process that was killed leaves nothing under a final name that is not whole; the next run ends with the same results."""
+    """A process that was killed leaves nothing under a final name that is not whole; the next run ends with the same
+    results.
+    """
     killed = process(tmp_path, tmp_path / "killed.jsonl", point)
     assert killed.wait(timeout=60) == -signal.SIGKILL
     assert all(
@@ -123,7 +127,9 @@ def test_damage_is_found_and_made_anew(tmp_path: Path, harm: str, undisturbed: d
 
 
 def test_large_parent_is_checked_when_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A changed byte in a large entry costs no reading until a stage needs the entry; then the entry is made anew first."""
+    """A changed byte in a large entry costs no reading until a stage needs the entry; then the entry is made anew
+    first.
+    """
     monkeypatch.setattr("pipeline.store.ALWAYS_CHECKED", 0)
     execute(tmp_path, toy.plan((20,)))
     (next((tmp_path / "base").iterdir()) / "model" / "words").write_text("base ['tokenz']")

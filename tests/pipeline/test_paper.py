@@ -1,4 +1,6 @@
-"""The paper's experiment: Llama-2-7B's real shape on the meta device, its batch, steps and rates, and what each language is judged by."""
+"""The paper's experiment: Llama-2-7B's real shape on the meta device, its batch, steps and rates, and what each
+language is judged by.
+"""
 
 from __future__ import annotations
 

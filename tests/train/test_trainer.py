@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from common.errors import BadInput
 from merge.io.adapter import adapted as open_adapted
-from merge.io.checkpoint import open_checkpoint
+from merge.io.open_folder import open_checkpoint
 from train import base_model, trainer
 from train.block_dataset import Blocks
 from train.parallel import Compute

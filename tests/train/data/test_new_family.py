@@ -10,7 +10,7 @@ import pytest
 from common.files import read_jsonl, write_jsonl
 from train.data import families, instructions
 from train.data.families import Question, Vocabulary, shuffled
-from train.settings import ItemsSettings
+from train.stage_settings import ItemsSettings
 
 
 def test_a_new_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
