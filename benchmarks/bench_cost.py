@@ -115,7 +115,8 @@ def main() -> None:
             }
         )
         print(
-            f"{name:34} measured {peak / 1e6:8,.0f} MB, predicted {(overhead + says) / 1e6:8,.0f} MB, ratio {(overhead + says) / peak:.2f}",
+            f"{name:34} measured {peak / 1e6:8,.0f} MB, "
+            f"predicted {(overhead + says) / 1e6:8,.0f} MB, ratio {(overhead + says) / peak:.2f}",
             flush=True,
         )
     print(json.dumps({"cases": rows}))

@@ -28,7 +28,7 @@ def parse_bytes(value: object) -> object:
 
 
 def format_tokens(count: int) -> str:
-    """The shortest exact way to write a number of tokens: 32000 is `32k`, 1500000 is `1.5M`, 1234 and 10737418240 stay."""
+    """The shortest exact way to write a number of tokens: 32000 is `32k`, 1500000 is `1.5M`, and 1234 stays."""
     for unit, size in (("T", 10**12), ("B", 10**9), ("M", 10**6), ("k", 10**3)):
         if size <= count < 1000 * size and count % (size // 100) == 0:
             return f"{Decimal(count) / size:f}{unit}"

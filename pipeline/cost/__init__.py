@@ -1,4 +1,6 @@
-"""What a sweep will cost on a cluster: tokens, FLOPs, hours, memory and disk, from the plan alone. Pure arithmetic: no torch, no GPU.
+"""What a sweep will cost on a cluster: tokens, FLOPs, hours, memory and disk.
+
+Comes in: the cells of a plan. Goes out: a table. From the plan alone; pure arithmetic, no torch, no GPU.
 
 shape     the numbers of a model that decide its cost
 hardware  clusters by name: memory and peak FLOP/s of their GPUs

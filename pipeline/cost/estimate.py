@@ -19,7 +19,9 @@ from pipeline.kinds import KINDS
 from pipeline.plan import Cell, merged
 from pipeline.trajectory import previous_stages, tokens_of
 
-MFU = 0.4  # assumed. Llama-2-7B's own pre-training: 6ND for 2 T tokens in 184,320 hours of A100 (Touvron et al. 2023, table 2) is 0.39
+# Assumed. Llama-2-7B's own pre-training: 6ND for 2 T tokens in 184,320 hours of A100 (Touvron et al. 2023, table 2) is
+# 0.39.
+MFU = 0.4
 SCORING_MFU = 0.1  # assumed: short rows of different lengths, and a harness between them
 STARTUP = 120.0  # seconds (assumed): imports, loading, joining the other processes
 DISK = 1e9  # bytes/s to and from the store (assumed)

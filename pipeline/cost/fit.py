@@ -41,11 +41,13 @@ def check(config: Config, cluster: Cluster, trained: bool = True) -> None:
         )
         would = f"{larger.name} would" if larger else "no GPU known here would"
         raise BadInput(
-            f"CLUSTER={cluster}: a checkpoint takes {gib(held)} to be scored, on one GPU of {gib(gpu.usable)} usable; {would}"
+            f"CLUSTER={cluster}: a checkpoint takes {gib(held)} to be scored, "
+            f"on one GPU of {gib(gpu.usable)} usable; {would}"
         )
     if trained and (needs := too_large(config, cluster)):
         raise BadInput(
-            f"CLUSTER={cluster}: {described(config.compute)} needs {gib(needs)} a GPU, of {gib(gpu.usable)} usable; {what_would(config, cluster)}"
+            f"CLUSTER={cluster}: {described(config.compute)} needs {gib(needs)} a GPU, "
+            f"of {gib(gpu.usable)} usable; {what_would(config, cluster)}"
         )
 
 

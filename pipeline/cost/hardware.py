@@ -68,7 +68,8 @@ def parse(text: str) -> Cluster:
     match = re.fullmatch(r"(?:([1-9]\d*)x)?([1-9]\d*)x([A-Za-z]\w*(?:-\w+)?)", text)
     if match is None:
         raise BadInput(
-            f"CLUSTER={text}: say how many of which GPU, such as 8xH100, or 4x8xH100 for four nodes of eight; or `here`, for this machine"
+            f"CLUSTER={text}: say how many of which GPU, such as 8xH100, or 4x8xH100 for four nodes of eight; "
+            "or `here`, for this machine"
         )
     by_name = {name.lower(): gpu for name, gpu in GPUS.items()}
     if match[3].lower() not in by_name:

@@ -69,6 +69,7 @@ def of_store(stages: Sequence[Stage], configs: Mapping[str, Config], store: Stor
     found = calibrate(done)
     if "training" not in found.flops:
         raise BadInput(
-            f"CLUSTER=here: store={store.root} holds no finished training of this sweep to measure by; run it for a while, or name a cluster"
+            f"CLUSTER=here: store={store.root} holds no finished training of this sweep to measure by; "
+            "run it for a while, or name a cluster"
         )
     return found

@@ -119,5 +119,6 @@ def of(config: Config) -> Shape:
             recipe.vocabulary, recipe.hidden_size, recipe.layers, recipe.heads, recipe.heads, recipe.feed_forward, True
         )
     raise BadInput(
-        f"model.shape=null: model.path={config.model.path} is not at hand, so give the model's shape in its conf/model file"
+        f"model.shape=null: model.path={config.model.path} is not at hand, "
+        "so give the model's shape in its conf/model file"
     )

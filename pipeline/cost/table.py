@@ -34,7 +34,8 @@ def report(cells: Sequence[Cell], waiting: set[str], name: str, mfu: float | Non
     if name == HERE:
         owners = {stage.key: cell.config for cell in reversed(cells) for stage in cell.stages}
         rates = measured.of_store(stages, owners, Store(Path(config.store)))
-        head = f"on this machine, measured on {sum(KINDS[stage.kind].trained for stage in stages if stage.key in done)} finished trainings"
+        finished = sum(KINDS[stage.kind].trained for stage in stages if stage.key in done)
+        head = f"on this machine, measured on {finished} finished trainings"
     else:
         cluster = parse(name)
         config = fit.on_cluster(config, cluster)
@@ -63,24 +64,33 @@ def heading(config: Config, cluster: Cluster, mfu: float | None) -> str:
     said = f"{mfu} as given" if mfu else f"{estimate.MFU} assumed"
     passes = "recomputation on" if compute.gradient_checkpointing else "recomputation off"
     return (
-        f"{config.model.name}: {form.parameters:,} parameters; CLUSTER={cluster}: compute.strategy={compute.strategy}, {compute.precision}, "
-        f"{compute.nodes} x {compute.processes} processes, {passes}\nutilisation in training {said}, in scoring {estimate.SCORING_MFU} assumed"
+        f"{config.model.name}: {form.parameters:,} parameters; CLUSTER={cluster}: "
+        f"compute.strategy={compute.strategy}, {compute.precision}, "
+        f"{compute.nodes} x {compute.processes} processes, {passes}\n"
+        f"utilisation in training {said}, in scoring {estimate.SCORING_MFU} assumed"
     )
 
 
 def lines(rows: Sequence[Row]) -> list[str]:
     """A line a stage."""
     width = max(len(row.stage.slug) for row in rows) + 2
-    head = f"{'kind':13}{'stage':{width}}{'cells':>5}  {'state':8}{'tokens':>9}{'FLOPs':>10}{'time':>12}{'GPU-hours':>11}{'GiB/GPU':>9}{'disk':>10}"
-    return [
-        head,
-        *(
-            f"{row.stage.kind:13}{row.stage.slug:{width}}{row.cells:5}  {'done' if row.done else 'to run':8}"
-            f"{short(row.work.tokens):>9}{f'{row.work.flops:.2e}' if row.work.flops else '':>10}{duration(row.seconds):>12}"
-            f"{f'{row.gpu_hours:,.1f}' if row.gpus else '':>11}{f'{row.memory.total / 2**30:.1f}' if row.memory else '':>9}{size(row.work.written):>10}"
-            for row in rows
-        ),
-    ]
+    head = (
+        f"{'kind':13}{'stage':{width}}{'cells':>5}  {'state':8}{'tokens':>9}"
+        f"{'FLOPs':>10}{'time':>12}{'GPU-hours':>11}{'GiB/GPU':>9}{'disk':>10}"
+    )
+    return [head, *(_line(row, width) for row in rows)]
+
+
+def _line(row: Row, width: int) -> str:
+    """A stage; what does not apply to it is left blank."""
+    state = "done" if row.done else "to run"
+    flops = f"{row.work.flops:.2e}" if row.work.flops else ""
+    hours = f"{row.gpu_hours:,.1f}" if row.gpus else ""
+    gib = f"{row.memory.total / 2**30:.1f}" if row.memory else ""
+    return (
+        f"{row.stage.kind:13}{row.stage.slug:{width}}{row.cells:5}  {state:8}{short(row.work.tokens):>9}"
+        f"{flops:>10}{duration(row.seconds):>12}{hours:>11}{gib:>9}{size(row.work.written):>10}"
+    )
 
 
 def footer(
@@ -98,7 +108,8 @@ def footer(
         )
         if of:
             said.append(
-                f"  {kind:13}{len(of):4} to run {short(sum(row.work.tokens for row in of)):>9} tokens {flops:10.2e} FLOPs {duration(took):>12} {hours:12,.1f} GPU-hours"
+                f"  {kind:13}{len(of):4} to run {short(sum(row.work.tokens for row in of)):>9} tokens "
+                f"{flops:10.2e} FLOPs {duration(took):>12} {hours:12,.1f} GPU-hours"
             )
     for kind, held in memories.items():
         parts = {
@@ -109,7 +120,9 @@ def footer(
         }
         host = f"; {held.host / 2**30:.0f} GiB of a node's main memory" if held.host else ""
         said.append(
-            f"  memory of a GPU in {kind}: {', '.join(f'{name} {value / 2**30:.1f}' for name, value in parts.items())}, in all {held.total / 2**30:.1f} GiB{host}"
+            f"  memory of a GPU in {kind}: "
+            f"{', '.join(f'{name} {value / 2**30:.1f}' for name, value in parts.items())}, "
+            f"in all {held.total / 2**30:.1f} GiB{host}"
         )
     length, chain = estimate.critical_path(rows)
     said.append(
@@ -122,7 +135,8 @@ def footer(
     if cluster:
         hours = sum(row.gpu_hours for row in waiting)
         said.append(
-            f"in all {hours:,.0f} GPU-hours; on {cluster}, which shares them, at least {max(length / 3600, hours / cluster.gpus):,.0f} h"
+            f"in all {hours:,.0f} GPU-hours; on {cluster}, which shares them, "
+            f"at least {max(length / 3600, hours / cluster.gpus):,.0f} h"
         )
     else:
         said.append(f"in all {sum(row.seconds for row in waiting) / 3600:,.2f} h, one stage after the other")

@@ -13,7 +13,7 @@ from pipeline.execute import Job
 from pipeline.graph import Inputs, Stage
 from pipeline.plan import plan_cell
 from tests.eval.conftest import tiny_model
-from tests.eval.conftest import tokenizer as tokenizer  # a fixture
+from tests.eval.conftest import tokenizer as tokenizer  # noqa: PLC0414  # a fixture
 
 
 def folder(path: Path, seed: int, tokenizer: Any) -> Path:

@@ -1,4 +1,4 @@
-"""The keys of the default experiments: whoever changes one makes everybody's finished stages anew, and changes it here."""
+"""The keys of the shipped experiments: whoever changes one makes finished stages anew, and changes it here."""
 
 from __future__ import annotations
 

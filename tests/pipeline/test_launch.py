@@ -22,10 +22,11 @@ from pipeline.run import launch
 from pipeline.run.journal import Journal
 from pipeline.store import Store
 from train.parallel import Compute
+from train.stage_settings import TrainingSettings
 
 SETTINGS = {
     "tokens": 2048, "schedule_tokens": 2048, "batch_tokens": 128, "block_size": 32, "learning_rate": 1e-2,
-    "min_lr_ratio": 0.1, "warmup_ratio": 0.1, "weight_decay": 0.1, "save_every_tokens": 512, "seed": 0,
+    "min_lr_ratio": 0.1, "warmup_ratio": 0.1, "weight_decay": 0.1, "seed": 0,
 }  # fmt: skip
 ALONE = {"device": "cpu", "threads": 1}
 TWO = {**ALONE, "strategy": "ddp", "processes": 2}
@@ -55,14 +56,19 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def job_in(folder: Path, compute: dict[str, Any]) -> Job:
-    job = Job(Stage("ct", "test", options={"compute": compute}), folder / "out", folder / "scratch", {})
+    job = Job(
+        Stage("ct", "test", options={"compute": compute, "save_every_tokens": 512}),
+        folder / "out",
+        folder / "scratch",
+        {},
+    )
     for place in (job.out, job.work):
         place.mkdir(parents=True, exist_ok=True)
     return job
 
 
 def train(job: Job, prepared: Path, **settings: Any) -> dict[str, Any]:
-    return launch.train(job, prepared / "model", prepared / "blocks", {**SETTINGS, **settings})
+    return launch.train(job, prepared / "model", prepared / "blocks", TrainingSettings(**{**SETTINGS, **settings}))
 
 
 def weights(job: Job) -> dict[str, torch.Tensor]:

@@ -26,7 +26,7 @@ def test_what_lies_within_becomes_values_too(training: TrainingSettings) -> None
 def test_a_folder_is_an_option_and_what_it_holds_a_setting() -> None:
     content = {"dataset": None, "subset": None, "files": "*.parquet", "split": "train", "revision": None}
     settings = {"source": "hub", "language": "xx", "dev": 0.1, "test": 0.1, "seed": 0, "inputs": ["0" * 64]}
-    options = {name: {**content, "dataset": f"/data/{name}", "column": "text"} for name in ("text", "english")}
+    options = {f"{name}_folder": f"/data/{name}" for name in ("text", "english")}
     keyed = CorpusSettings.from_mapping({**settings, "text": {**content, "column": "text"}})
     placed = CorpusOptions.from_mapping({**options, "workers": 3})
     assert placed == CorpusOptions(text_folder="/data/text", english_folder="/data/english", workers=3)
