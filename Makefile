@@ -22,7 +22,7 @@ install = $(BIN)/uv pip install -q --python $(1)/bin/python $(TORCH)
 export OMP_WAIT_POLICY = passive# idle OpenMP threads that spin slow everything else down several times
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce plan check base smollm2-model test test-slurm oracle lint bench-merge bench-merge-grid bench-data bench-train clean
+.PHONY: help reproduce plan check base smollm2-model test test-slurm test-scripts oracle lint bench-merge bench-merge-grid bench-data bench-train clean
 
 help:  ## say what there is
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):[^#]*## */  make \1|/' | column -t -s '|'
@@ -48,6 +48,9 @@ test: $(READY)  ## the tests
 
 test-slurm: $(READY)  ## a sweep through a real Slurm on this host (root and apt; says so where it cannot)
 	@$(BIN)/python -m tests.slurm
+
+test-scripts: $(READY)  ## real text in seven languages, each through the small experiment (apt; says so where it cannot)
+	@$(BIN)/python -m tests.scripts
 
 oracle: $(READY) $(ORACLE)  ## merges held against the real mergekit, which gets a venv of its own
 	@$(BIN)/python -m pytest tests/merge/test_oracle.py $(ARGS)
