@@ -57,8 +57,9 @@ def chichewa() -> Iterator[tuple[VerseId, str]]:
 
 
 def english() -> Iterator[tuple[VerseId, str]]:
-    """Verses in order, without the translators' notes, which stand in braces."""
+    """Verses in order, without the translators' notes, which stand in braces, and the psalms' mark `&gt;`."""
     with gzip.open(english_file(), "rt", encoding="utf-8", newline="") as lines:
         for row in csv.reader(lines):
             if row[0].isdigit():
-                yield (int(row[1]), int(row[2]), int(row[3])), " ".join(re.sub(r"\{[^}]*\}", " ", row[4]).split())
+                text = re.sub(r"\{[^}]*\}|&gt;", " ", row[4])
+                yield (int(row[1]), int(row[2]), int(row[3])), " ".join(text.split())
