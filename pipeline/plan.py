@@ -142,9 +142,9 @@ def _leaks(config: Config, inputs: Inputs, data: Data) -> Stage:
 
 
 def _asked(config: Config, inputs: Inputs) -> LeakSettings:
-    """The tasks of the test split."""
+    """The tasks that are scored."""
     asked = config.eval
-    return LeakSettings("test", asked.limit, asked.excerpt, config.language.code, asked.tasks, inputs.tasks)
+    return LeakSettings(asked.split, asked.limit, asked.excerpt, config.language.code, asked.tasks, inputs.tasks)
 
 
 def trained_length(config: Config) -> int:

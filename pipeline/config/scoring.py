@@ -68,6 +68,7 @@ class Merge(Section):
 class Evaluation(Section):
     unmerged: list[Literal["base", "sft", "ct", "ct_then_sft"]]
     families: list[str]
+    split: Literal["dev", "test"]
     items: Positive
     limit: Positive | None
     tune_limit: Positive | None

@@ -2,9 +2,9 @@
 
 Comes in: folders of a run, by `Evaluation` (scores.jsonl, samples.jsonl), `Audit` (audit.json) and `Choice`
 (choice.yml, tries.jsonl), and the records of stage.json files; nothing of the store or of a config is asked.
-Goes out: results.csv, results.md, claims.json (a claim a row), curves.png, curves.svg and report.html, each whole or
-not at all; the same input gives the same bytes. The table
-for a terminal comes back as text.
+Goes out: results.csv, results.md, claims.json (a claim a row), gates.json (a gate a row, where a ceiling was scored),
+curves.png, curves.svg and report.html, each whole or not at all; the same input gives the same bytes. The table for a
+terminal comes back as text.
 May be touched: the output folder of `render`.
 
 No torch is imported for it, and nothing is drawn before `render`.
@@ -40,7 +40,7 @@ def render(
     Raises ValueError where checkpoints were not scored on the same items.
     """
     from pipeline.report import choices as chosen_on_dev
-    from pipeline.report import claims, curves, discards, discards_plot, page, results, style
+    from pipeline.report import claims, curves, discards, discards_plot, gates, page, results, style
 
     out.mkdir(parents=True, exist_ok=True)
     rows = results.gather(evaluations)
@@ -49,7 +49,10 @@ def render(
     chosen = chosen_on_dev.read(choices)
     shown = claims.claims(evaluations, discarded, chosen, subject.language)
     png = curves.write(rows, subject.language, names, out)
-    table = results.terminal_table(rows, subject.language)
+    asked_of_base = gates.gates(rows, subject.language)
+    if asked_of_base:
+        write_json(out / "gates.json", gates.as_json(asked_of_base))
+    table = "\n".join([results.terminal_table(rows, subject.language), *gates.in_words(asked_of_base)])
     paths = ReportPaths(out / "results.csv", out / "results.md", png, out / "report.html", out / "claims.json", table)
     write_whole(paths.results_csv, results.to_csv(rows))
     write_json(paths.claims, claims.as_json(shown.answers))

@@ -12,16 +12,16 @@ from pipeline.plan import merged, plan_cell
 
 INPUTS = Inputs("model", "ct", "sft", ("text", "en"), ("instructions",), ("tasks",))
 KEYS = {  # overrides: (stages, a digest of kinds, slugs, keys and trajectories in the plan's order)
-    "experiment=tiny": (91, "37ea600fa6f19c29"),
-    "experiment=test": (28, "9c4c6ea8c4b728f5"),
-    "experiment=smollm2-cpu": (27, "6852bc4722a84b19"),
-    "experiment=smollm2": (119, "a815de83aafce108"),
-    "experiment=paper": (482, "16b07f327eb91ef1"),
-    "experiment=paper eval.dtype=float32": (482, "ee39f296b5e0894f"),
-    "experiment=paper-published": (148, "22a58ab7a9167e53"),
-    "experiment=tiny train=lora": (91, "54e2b717801f885d"),
-    "experiment=test merge.write=true eval.leaks=true compute.precision=bf16": (33, "bf266a47962438f9"),
-    "experiment=test model.path=a ct.source=b sft.source=c ct.tokens=2048": (14, "119e7bcc6c523984"),
+    "experiment=tiny": (91, "3de3881f0c5d0091"),
+    "experiment=test": (28, "507d662d421f8a62"),
+    "experiment=smollm2-cpu": (55, "0c8d0e577b5cf140"),
+    "experiment=smollm2": (119, "436050099da18aa8"),
+    "experiment=paper": (482, "2ced36e65b334e4d"),
+    "experiment=paper eval.dtype=float32": (482, "aba71a2aab56a491"),
+    "experiment=paper-published": (148, "9c0f8d16c39fa531"),
+    "experiment=tiny train=lora": (91, "fcc732eeca5d9a15"),
+    "experiment=test merge.write=true eval.leaks=true compute.precision=bf16": (33, "6e281a7a9ffa96b2"),
+    "experiment=test model.path=a ct.source=b sft.source=c ct.tokens=2048": (14, "358d884d2837b405"),
 }
 
 
