@@ -162,11 +162,11 @@ class Executor:
                 self.read.add(stage.key)
             return entry
         try:
-            place = self.store.set_aside(entry)
+            moved_to = self.store.set_aside(entry)
         except FileNotFoundError:  # another job was faster
             return None
         self.journal.write("damaged", stage, damage=damage)
-        self.progress.say(stage, f"damaged ({damage}); moved to {place} and made anew")
+        self.progress.say(stage, f"damaged ({damage}); moved to {moved_to} and made anew")
         return None
 
     def _make(self, stage: Stage) -> Entry:
@@ -239,13 +239,13 @@ class Executor:
 @cache
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that results depend on, as far as they are installed."""
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = metadata.version(name)
+            installed[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 @cache

@@ -39,12 +39,11 @@ class Entry:
 
     def damage(self, thorough: bool) -> str | None:
         """What is wrong with the files, or None. Thorough: by checksum; otherwise by size, where the entry is large."""
-        found = self._damage(thorough)
-        if (
-            found and (now := _record(self.path)) and now != self.record
-        ):  # files were dropped meanwhile: first the record is changed, then they go
+        damage = self._damage(thorough)
+        # files may have been dropped meanwhile: first the record is changed, then they go
+        if damage and (now := _record(self.path)) and now != self.record:
             return Entry(self.path, now).damage(thorough)
-        return found
+        return damage
 
     def _damage(self, thorough: bool) -> str | None:
         if not self.record:
@@ -166,11 +165,11 @@ class Store:
         }
         record = {**entry.record, "dropped": sorted({*entry.record.get("dropped", ()), name}), "files": files}
         write_json(entry.path / RECORD, record)
-        place = entry.path / name
-        if place.is_dir():
-            shutil.rmtree(place, ignore_errors=True)
+        path = entry.path / name
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
         else:
-            place.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
 
     def has_work(self, stage: Stage) -> bool:
         """Whether a stage is being made, or a crash left its work folder behind."""
@@ -184,9 +183,9 @@ class Store:
         """Moves a damaged entry to `store/.damaged/`, so that it can be made anew and still be looked at."""
         damaged = self.root / ".damaged"
         damaged.mkdir(parents=True, exist_ok=True)
-        place = damaged / f"{entry.path.parent.name}-{entry.path.name}-{time.time_ns()}"
-        os.rename(entry.path, place)
-        return place
+        moved_to = damaged / f"{entry.path.parent.name}-{entry.path.name}-{time.time_ns()}"
+        os.rename(entry.path, moved_to)
+        return moved_to
 
 
 def _record(folder: Path) -> Mapping[str, Any]:

@@ -85,13 +85,13 @@ def drop_all(store: Store, stages: Iterable[Stage]) -> None:
         trajectory.drop(store)
 
 
-def superfluous(held: Collection[int], missing: Collection[int], keep_last: bool) -> set[int]:
-    """Of the budgets (tokens) of one trajectory whose states are held, those that no missing budget continues from."""
-    below = [[budget for budget in held if budget < wanted] for wanted in missing]
+def superfluous(with_state: Collection[int], missing: Collection[int], keep_last: bool) -> set[int]:
+    """Of the budgets (tokens) of one trajectory that have their states, those that no missing budget continues from."""
+    below = [[budget for budget in with_state if budget < wanted] for wanted in missing]
     needed = {max(budgets) for budgets in below if budgets}
-    if keep_last and held:
-        needed.add(max(held))
-    return set(held) - needed
+    if keep_last and with_state:
+        needed.add(max(with_state))
+    return set(with_state) - needed
 
 
 def tokens_of(stage: Stage) -> int:

@@ -2,12 +2,62 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 from pydantic import Field, model_validator
 
 from pipeline.config.fields import Name, Positive, Section, Share
 from pipeline.config.trainings import Training
+
+
+class ModelShape(Section):
+    """What decides a model's cost: a decoder with RMSNorm, rotary positions, grouped-query attention without biases and
+    a gated feed-forward, as Llama has.
+    """
+
+    vocabulary: Positive  # entries
+    hidden: Positive  # width
+    layers: Positive
+    heads: Positive  # of queries
+    kv_heads: Positive  # of keys and values
+    feed_forward: Positive  # width
+    tied: bool  # whether the head is the embedding
+
+    @property
+    def kv_width(self) -> int:
+        """Width of the keys, and of the values."""
+        return self.hidden // self.heads * self.kv_heads
+
+    @property
+    def embedding_parameters(self) -> int:
+        """Of the embedding, the largest matrix of such a model."""
+        return self.vocabulary * self.hidden
+
+    @property
+    def layer_parameters(self) -> int:
+        """Of one layer: four attention matrices, three of the feed-forward, two norms."""
+        return self.hidden * (2 * self.hidden + 2 * self.kv_width + 3 * self.feed_forward + 2)
+
+    @property
+    def parameters(self) -> int:
+        """All, each once."""
+        return self.embedding_parameters * (1 if self.tied else 2) + self.layers * self.layer_parameters + self.hidden
+
+    @property
+    def matmul_parameters(self) -> int:
+        """Those that every token is multiplied by: the layers and the head, not the look-up of the embedding."""
+        return self.embedding_parameters + self.layers * self.layer_parameters + self.hidden
+
+    def lora_parameters(self, rank: int, targets: str | Sequence[str]) -> int:
+        """Those that LoRA adds: for each matrix that is named (all-linear: every one of a layer), `rank` rows and
+        columns.
+        """
+        wide, keys, forward = self.hidden, self.kv_width, self.feed_forward
+        sides = {"q_proj": wide + wide, "k_proj": wide + keys, "v_proj": wide + keys, "o_proj": wide + wide}
+        sides |= {name: wide + forward for name in ("gate_proj", "up_proj", "down_proj")}
+        adapted = (side for name, side in sides.items() if targets == "all-linear" or name in targets)
+        return self.layers * rank * sum(adapted)
 
 
 class BaseRecipe(Training):
@@ -35,17 +85,18 @@ class BaseRecipe(Training):
             raise ValueError("aligned_share: together with repeated_share it must leave room for English")
         return self
 
-
-class ModelShape(Section):
-    """What decides a model's cost; pipeline/cost/model_shape.py explains each."""
-
-    vocabulary: Positive
-    hidden: Positive
-    layers: Positive
-    heads: Positive
-    kv_heads: Positive
-    feed_forward: Positive
-    tied: bool
+    @property
+    def shape(self) -> ModelShape:
+        """Of the model that it makes."""
+        return ModelShape(
+            vocabulary=self.vocabulary,
+            hidden=self.hidden_size,
+            layers=self.layers,
+            heads=self.heads,
+            kv_heads=self.heads,
+            feed_forward=self.feed_forward,
+            tied=True,
+        )
 
 
 class Model(Section):

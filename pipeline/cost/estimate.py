@@ -8,12 +8,11 @@ from typing import Protocol
 
 from pipeline.config import Config
 from pipeline.cost import memory
-from pipeline.cost import model_shape as shape
-from pipeline.cost import stage_work as work
 from pipeline.cost.flops import RECOMPUTED
 from pipeline.cost.hardware import Cluster
 from pipeline.cost.memory import Memory
-from pipeline.cost.stage_work import Work
+from pipeline.cost.model_shape import model_shape, trained_parameters
+from pipeline.cost.stage_work import Work, checkpoint_bytes, stage_work, state_bytes
 from pipeline.graph import Stage
 from pipeline.kinds import KINDS
 from pipeline.plan import Cell, merged
@@ -54,7 +53,7 @@ class Row:
 class Rates(Protocol):
     """How long work takes."""
 
-    def seconds(self, stage: Stage, does: Work) -> float: ...
+    def seconds(self, stage: Stage, work: Work) -> float: ...
 
     def gpus(self, stage: Stage) -> int: ...
 
@@ -62,7 +61,7 @@ class Rates(Protocol):
 class Untimed:
     """For whoever asks about tokens and bytes only."""
 
-    def seconds(self, stage: Stage, does: Work) -> float:
+    def seconds(self, stage: Stage, work: Work) -> float:
         return 0.0
 
     def gpus(self, stage: Stage) -> int:
@@ -91,25 +90,25 @@ class OnCluster:
             return self.config.compute.processes * self.config.compute.nodes
         return 1 if KINDS[stage.kind].work == "score" else 0
 
-    def seconds(self, stage: Stage, does: Work) -> float:
-        form, kind = shape.of(self.config), KINDS[stage.kind]
-        model = work.checkpoint_bytes(form, self.config)
+    def seconds(self, stage: Stage, work: Work) -> float:
+        shape, kind = model_shape(self.config), KINDS[stage.kind]
+        model = checkpoint_bytes(shape, self.config)
         if kind.work == "train":
-            saves = does.tokens / stage.options["save_every_tokens"]
+            saves = work.tokens / stage.options["save_every_tokens"]
             return (
                 STARTUP
-                + does.flops / self.training_flops
-                + (saves * work.state_bytes(form, self.config) + does.written) / DISK
+                + work.flops / self.training_flops
+                + (saves * state_bytes(shape, self.config) + work.written) / DISK
             )
         if kind.work == "score":
-            merging = max(does.tries, 1 if "merge" in stage.parents else 0) * form.parameters / MERGING
-            return STARTUP + model / DISK + merging + does.flops / (self.cluster.gpu.peak("bf16") * SCORING_MFU)
+            merging = max(work.tries, 1 if "merge" in stage.parents else 0) * shape.parameters / MERGING
+            return STARTUP + model / DISK + merging + work.flops / (self.cluster.gpu.peak("bf16") * SCORING_MFU)
         if kind.work == "merge":
-            return form.parameters / MERGING + does.written / DISK
+            return shape.parameters / MERGING + work.written / DISK
         processes = self.config.corpus.workers if self.config.corpus.source == "hub" else 1
-        if does.tokens:
-            return does.tokens / PACKING / processes + does.written / DISK
-        return does.text / (SCANNING if stage.kind == "leaks" else READING) / processes + does.written / DISK
+        if work.tokens:
+            return work.tokens / PACKING / processes + work.written / DISK
+        return work.text / (SCANNING if stage.kind == "leaks" else READING) / processes + work.written / DISK
 
 
 def rows(cells: Sequence[Cell], done: set[str], rates: Rates, memories: Mapping[str, Memory]) -> list[Row]:
@@ -118,60 +117,61 @@ def rows(cells: Sequence[Cell], done: set[str], rates: Rates, memories: Mapping[
     `done`: keys that are published. `memories`: by kind, for what trains.
     """
     owners = {stage.key: cell.config for cell in reversed(cells) for stage in cell.stages}
-    stages, found = merged(cells), []
+    stages, costed = merged(cells), []
     previous = previous_stages(stages)
     continued = {before.key for before in previous.values()}
     for stage in stages:
         config, before = owners[stage.key], previous.get(stage.key)
         resumed, last = tokens_of(before) if before else 0, stage.key not in continued
-        does = work.of(stage, config, shape.of(config), resumed, last)
+        work = stage_work(stage, config, model_shape(config), resumed, last)
         sharing = sum(any(stage.key == other.key for other in cell.stages) for cell in cells)
-        held = memories.get("ct" if stage.kind == "base" else stage.kind)
-        found.append(Row(stage, sharing, stage.key in done, does, rates.seconds(stage, does), rates.gpus(stage), held))
-    return found
+        memory_held = memories.get("ct" if stage.kind == "base" else stage.kind)
+        seconds, gpus = rates.seconds(stage, work), rates.gpus(stage)
+        costed.append(Row(stage, sharing, stage.key in done, work, seconds, gpus, memory_held))
+    return costed
 
 
-def critical_path(found: Sequence[Row]) -> tuple[float, list[Stage]]:
+def critical_path(rows: Sequence[Row]) -> tuple[float, list[Stage]]:
     """Seconds of the longest chain of stages that wait for one another, and the chain. What is done takes no time."""
-    previous = previous_stages([row.stage for row in found])
+    previous = previous_stages([row.stage for row in rows])
     ends: dict[str, tuple[float, Row | None]] = {}
-    by_key = {row.stage.key: row for row in found}
-    for row in found:
+    by_key = {row.stage.key: row for row in rows}
+    for row in rows:
         before = previous.get(row.stage.key)
         needs = [need.key for need in (*row.stage.parents.values(), *([before] if before else [])) if need.key in ends]
         last = max(needs, key=lambda key: ends[key][0], default=None)
         start = ends[last][0] if last else 0.0
         ends[row.stage.key] = (start + (0 if row.done else row.seconds), by_key[last] if last else None)
-    at: Row | None = max(found, key=lambda row: ends[row.stage.key][0])
-    assert at is not None
-    length, chain = ends[at.stage.key][0], []
-    while at is not None:
-        if not at.done:
-            chain.append(at.stage)
-        at = ends[at.stage.key][1]
-    return length, chain[::-1]
+    last_row = max(rows, key=lambda row: ends[row.stage.key][0])
+    step: Row | None = last_row
+    chain = []
+    while step is not None:
+        if not step.done:
+            chain.append(step.stage)
+        step = ends[step.stage.key][1]
+    return ends[last_row.stage.key][0], chain[::-1]
 
 
-def disk_peak(found: Sequence[Row], given: float, at_once: int = 1) -> float:
+def disk_peak(rows: Sequence[Row], given: float, at_once: int = 1) -> float:
     """Bytes at the peak: checkpoints that are downloaded, all that is published, and what the largest stages need while
     they are made.
     """
-    scratch = sorted((row.work.scratch for row in found if not row.done), reverse=True)[:at_once]
-    return given + sum(row.work.written for row in found) + sum(scratch)
+    scratch = sorted((row.work.scratch for row in rows if not row.done), reverse=True)[:at_once]
+    return given + sum(row.work.written for row in rows) + sum(scratch)
 
 
 def given_bytes(cells: Sequence[Cell]) -> float:
     """Checkpoints that come from the hub, in 16 bits."""
     parents = {parent.key: parent for cell in cells for stage in cell.stages for parent in stage.parents.values()}
     from_hub = sum(parent.given and str(parent.options["path"]).startswith("hub:") for parent in parents.values())
-    return 2 * shape.of(cells[0].config).parameters * from_hub
+    return 2 * model_shape(cells[0].config).parameters * from_hub
 
 
 def training_memory(config: Config) -> dict[str, Memory]:
     """Bytes a GPU while CT and SFT train."""
-    form = shape.of(config)
+    shape, trained = model_shape(config), trained_parameters(config)
     parts = (("ct", config.ct), ("sft", config.sft))
     return {
-        kind: memory.training(form, config.compute, part.batch_tokens, part.block_size, shape.trained(config))
+        kind: memory.training(shape, config.compute, part.batch_tokens, part.block_size, trained)
         for kind, part in parts
     }

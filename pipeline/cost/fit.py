@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from common.errors import BadInput
 from pipeline.config import Config
 from pipeline.cost import memory
-from pipeline.cost import model_shape as shape
 from pipeline.cost.estimate import training_memory
 from pipeline.cost.hardware import GPUS, Cluster
+from pipeline.cost.model_shape import model_shape
 
 if TYPE_CHECKING:
     from pipeline.config import Compute
@@ -34,19 +34,19 @@ def check(config: Config, cluster: Cluster, trained: bool = True) -> None:
     `trained`: whether the sweep trains at all.
     """
     gpu = cluster.gpu
-    held = memory.scoring(shape.of(config), config.eval.batch_tokens, config.eval.dtype)
-    if held > gpu.usable:
+    needs = memory.scoring(model_shape(config), config.eval.batch_tokens, config.eval.dtype)
+    if needs > gpu.usable:
         larger = min(
-            (other for other in GPUS.values() if other.usable > held), key=lambda other: other.memory, default=None
+            (other for other in GPUS.values() if other.usable > needs), key=lambda other: other.memory, default=None
         )
         would = f"{larger.name} would" if larger else "no GPU known here would"
         raise BadInput(
-            f"CLUSTER={cluster}: a checkpoint takes {gib(held)} to be scored, "
+            f"CLUSTER={cluster}: a checkpoint takes {gib(needs)} to be scored, "
             f"on one GPU of {gib(gpu.usable)} usable; {would}"
         )
-    if trained and (needs := too_large(config, cluster)):
+    if trained and (missing := too_large(config, cluster)):
         raise BadInput(
-            f"CLUSTER={cluster}: {described(config.compute)} needs {gib(needs)} a GPU, "
+            f"CLUSTER={cluster}: {described(config.compute)} needs {gib(missing)} a GPU, "
             f"of {gib(gpu.usable)} usable; {what_would(config, cluster)}"
         )
 
@@ -57,10 +57,15 @@ def too_large(config: Config, cluster: Cluster) -> float:
     Raises BadInput where the batch cannot be shared.
     """
     try:
-        needs = max(held.total for held in training_memory(config).values())
+        needs = most_memory(config)
     except BadInput as error:
         raise BadInput(f"CLUSTER={cluster}: {error}") from None
     return needs if needs > cluster.gpu.usable else 0
+
+
+def most_memory(config: Config) -> float:
+    """Bytes a GPU while the larger of the trainings runs. Raises BadInput where the batch cannot be shared."""
+    return max(memory.total for memory in training_memory(config).values())
 
 
 def what_would(config: Config, cluster: Cluster) -> str:
@@ -77,13 +82,13 @@ def what_would(config: Config, cluster: Cluster) -> str:
                 for key, value in changes.items()
                 if key not in ("processes", "nodes")
             )
-            held = max(one.total for one in training_memory(config.model_copy(update={"compute": compute})).values())
+            needs = most_memory(config.model_copy(update={"compute": compute}))
             more = (
                 f"CLUSTER={compute.nodes}x{cluster.per_node}x{cluster.gpu.name} "
                 if compute.nodes > cluster.nodes
                 else ""
             )
-            return f"{more}{changed} would ({gib(held)})"
+            return f"{more}{changed} would ({gib(needs)})"
     return f"nothing up to {MOST_NODES} such nodes would; take GPUs with more memory"
 
 

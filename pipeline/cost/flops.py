@@ -10,17 +10,17 @@ off). Recomputed activations are not model FLOPs; they count in the time only.
 
 from __future__ import annotations
 
-from pipeline.cost.model_shape import Shape
+from pipeline.config.models import ModelShape
 
 RECOMPUTED = 4 / 3  # what is computed with gradient checkpointing, of what is computed without: one more forward pass
 
 
-def forward(shape: Shape, context: float) -> float:
+def forward(shape: ModelShape, context: float) -> float:
     """FLOPs of a token in a forward pass over blocks of `context` tokens."""
-    return 2 * shape.multiplied + 4 * shape.layers * shape.hidden * context
+    return 2 * shape.matmul_parameters + 4 * shape.layers * shape.hidden * context
 
 
-def training(shape: Shape, context: float, frozen: bool = False) -> float:
+def training(shape: ModelShape, context: float, frozen: bool = False) -> float:
     """FLOPs of a token in training, forward and backward.
 
     `frozen`: the weights get no gradients of their own (LoRA), only what passes through them does.

@@ -11,10 +11,10 @@ of weights (SDPA, FlashAttention).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from pipeline.cost.model_shape import Shape
+from pipeline.config.models import ModelShape
 from train.parallel import sizes
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def width(precision: str) -> int:
 
 
 def states(
-    shape: Shape, strategy: str, precision: str, processes: int, nodes: int, trained: int | None = None
+    shape: ModelShape, strategy: str, precision: str, processes: int, nodes: int, trained: int | None = None
 ) -> Memory:
     """Model states a GPU, of `processes` a node.
 
@@ -59,7 +59,7 @@ def states(
     """
     count, gpus, number = shape.parameters, processes * nodes, width(precision)
     learnt = count if trained is None else trained
-    gathered = 4 * shape.embedding  # ZeRO-3 and FSDP: the largest module, whole, while it is used
+    gathered = 4 * shape.embedding_parameters  # ZeRO-3 and FSDP: the largest module, whole, while it is used
     match strategy:
         case "zero2":
             return Memory(number * count, (number + 4) * learnt / gpus, 12 * learnt / gpus)
@@ -74,7 +74,7 @@ def states(
     return Memory(4 * count + copies, 4 * learnt + buckets, 8 * learnt)
 
 
-def layer_activations(shape: Shape, precision: str, attention: str = "sdpa", context: int = 0) -> float:
+def layer_activations(shape: ModelShape, precision: str, attention: str = "sdpa", context: int = 0) -> float:
     """Bytes that one layer keeps of one token: two norms (their input in 32 bits, the normalised value, the output that
     the next matrices read), queries, keys, values, the attention's output, and of the gated feed-forward gate, up, SiLU
     and product. Eager attention keeps its weights over the `context` too.
@@ -84,7 +84,7 @@ def layer_activations(shape: Shape, precision: str, attention: str = "sdpa", con
     return kept + (shape.heads * context * (4 + number) if attention == "eager" else 0)
 
 
-def activations(shape: Shape, tokens: int, compute: Compute, context: int) -> float:
+def activations(shape: ModelShape, tokens: int, compute: Compute, context: int) -> float:
     """Bytes of activations for `tokens` tokens in one forward pass.
 
     With gradient checkpointing each layer keeps its input only, and one layer is whole at a time. Logits (and, of bf16,
@@ -98,18 +98,20 @@ def activations(shape: Shape, tokens: int, compute: Compute, context: int) -> fl
     return tokens * (layers + logits)
 
 
-def training(shape: Shape, compute: Compute, batch_tokens: int, block_size: int, trained: int | None = None) -> Memory:
+def training(
+    shape: ModelShape, compute: Compute, batch_tokens: int, block_size: int, trained: int | None = None
+) -> Memory:
     """What a GPU holds while it trains (`trained` parameters, None: all) in steps of `batch_tokens`.
 
     Raises BadInput where the GPUs cannot share such a batch.
     """
     alone = states(shape, compute.strategy, compute.precision, compute.processes, compute.nodes, trained)
     blocks, _ = sizes(batch_tokens, block_size, compute.processes * compute.nodes, compute.micro_batch)
-    held = activations(shape, blocks * block_size, compute, block_size)
-    return Memory(alone.parameters, alone.gradients, alone.optimizer, held, alone.host)
+    kept = activations(shape, blocks * block_size, compute, block_size)
+    return replace(alone, activations=kept)
 
 
-def scoring(shape: Shape, batch_tokens: int, dtype: str) -> float:
+def scoring(shape: ModelShape, batch_tokens: int, dtype: str) -> float:
     """Bytes of a checkpoint that is scored: its weights in `dtype`, and logits in 32 bits with their copy."""
     number = 2 if dtype == "bfloat16" else 4
     return shape.parameters * number + batch_tokens * (shape.vocabulary * (number + 8) + 16 * shape.hidden)

@@ -9,21 +9,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipeline.config import Config
+from pipeline.config import Config, ModelShape
 from pipeline.cost import flops
 from pipeline.cost.memory import width
-from pipeline.cost.model_shape import Shape, trained
+from pipeline.cost.model_shape import trained_parameters
 from pipeline.graph import Stage
 from pipeline.kinds import KINDS
 
-ITEM_TOKENS = {
-    "own": 90,
-    "en": 43,
-}  # an item of our families with its choices: the mean of all five, measured on the default experiment
-TASK_ITEMS, TASK_TOKENS = (
-    1000,
-    1500,
-)  # a task of lm-eval (assumed): a passage, its question and four choices in a script that falls into bytes
+# An item of our families with its choices: the mean of all five, measured on the default experiment.
+ITEM_TOKENS = {"own": 90, "en": 43}
+# A task of lm-eval (assumed): a passage, its question and four choices in a script that falls into bytes.
+TASK_ITEMS, TASK_TOKENS = 1000, 1500
 TEXTS = {"bible": 95}  # held-out documents of a corpus, where their number is known
 MANY_TEXTS = 1000  # and where it is not (assumed)
 BYTES_A_TOKEN = {"own": 1.64, "en": 3.5}  # of text; measured on the default experiment
@@ -47,7 +43,7 @@ class Work:
     text: float = 0
 
 
-def of(stage: Stage, config: Config, shape: Shape, resumed: int = 0, last: bool = True) -> Work:
+def stage_work(stage: Stage, config: Config, shape: ModelShape, resumed: int = 0, last: bool = True) -> Work:
     """The work of a stage of a cell.
 
     A CT stage continues from `resumed` tokens of its trajectory; `last`: no larger budget continues from it.
@@ -56,12 +52,10 @@ def of(stage: Stage, config: Config, shape: Shape, resumed: int = 0, last: bool 
     if KINDS[kind].work == "train":
         tokens = settings["tokens"] - resumed
         model, state = checkpoint_bytes(shape, config), state_bytes(shape, config)
-        kept = (
-            state if kind == "ct" and last and config.compute.keep_last_state else 0
-        )  # pipeline/trajectory.py: the others are dropped
-        beside = (2 if kept else 3) + (
-            resumed > 0
-        )  # the last two checkpoints, the state that is dropped later, the one that is continued from
+        # pipeline/trajectory.py: the states of other budgets are dropped
+        kept = state if kind == "ct" and last and config.compute.keep_last_state else 0
+        # the last two checkpoints, the state that is dropped later, the one that is continued from
+        beside = (2 if kept else 3) + (resumed > 0)
         return Work(
             tokens,
             tokens * flops.training(shape, settings["block_size"], "lora" in settings),
@@ -89,22 +83,22 @@ def of(stage: Stage, config: Config, shape: Shape, resumed: int = 0, last: bool 
     return Work()
 
 
-def token_bytes(shape: Shape) -> int:
+def token_bytes(shape: ModelShape) -> int:
     """Bytes of a token in a block."""
     return 2 if shape.vocabulary <= 2**16 else 4
 
 
-def checkpoint_bytes(shape: Shape, config: Config) -> int:
+def checkpoint_bytes(shape: ModelShape, config: Config) -> int:
     """A trained model on the disk, in the precision of the passes."""
     return width(config.compute.precision) * shape.parameters
 
 
-def state_bytes(shape: Shape, config: Config) -> int:
+def state_bytes(shape: ModelShape, config: Config) -> int:
     """What a training continues from: trained weights and two moments of Adam in 32 bits; DeepSpeed adds two copies of
     the model.
     """
     copies = 2 * checkpoint_bytes(shape, config) if config.compute.strategy.startswith("zero") else 0
-    return 12 * trained(config) + copies
+    return 12 * trained_parameters(config) + copies
 
 
 def corpus_bytes(config: Config) -> float:
@@ -128,12 +122,12 @@ def scored_tokens(stage: Stage, config: Config) -> tuple[float, float]:
     items = min(limit or config.eval.items, config.eval.items) * len(config.eval.families)
     texts = min(limit or MANY_TEXTS, TEXTS.get(config.corpus.source, MANY_TEXTS))
     excerpt = config.eval.excerpt or 4000
-    own, english = (texts * excerpt / BYTES_A_TOKEN[language] for language in ("own", "en"))
+    text = {language: texts * excerpt / size for language, size in BYTES_A_TOKEN.items()}
     if tuning:
         return (
-            (own, excerpt / 2)
+            (text["own"], excerpt / 2)
             if config.merge.metric == "bits_per_byte"
             else (items * ITEM_TOKENS["own"], ITEM_TOKENS["own"])
         )
     asked = len(config.eval.tasks) * min(limit or TASK_ITEMS, TASK_ITEMS) * TASK_TOKENS
-    return items * sum(ITEM_TOKENS.values()) + own + english + asked, TASK_TOKENS if asked else ITEM_TOKENS["own"]
+    return items * sum(ITEM_TOKENS.values()) + sum(text.values()) + asked, TASK_TOKENS if asked else ITEM_TOKENS["own"]

@@ -9,10 +9,10 @@ from common.errors import BadInput
 from common.units import format_tokens
 from pipeline.config import Config
 from pipeline.cost import estimate, fit, measured
-from pipeline.cost import model_shape as shape
 from pipeline.cost.estimate import Rates, Row
 from pipeline.cost.hardware import Cluster, parse
 from pipeline.cost.memory import Memory
+from pipeline.cost.model_shape import model_shape
 from pipeline.kinds import KINDS
 from pipeline.plan import Cell, merged
 from pipeline.run.console import duration
@@ -33,7 +33,7 @@ def report(cells: Sequence[Cell], waiting: set[str], name: str, mfu: float | Non
     rates: Rates
     if name == HERE:
         owners = {stage.key: cell.config for cell in reversed(cells) for stage in cell.stages}
-        rates = measured.of_store(stages, owners, Store(Path(config.store)))
+        rates = measured.measure(stages, owners, Store(Path(config.store)))
         finished = sum(KINDS[stage.kind].trained for stage in stages if stage.key in done)
         head = f"on this machine, measured on {finished} finished trainings"
     else:
@@ -60,14 +60,14 @@ def report(cells: Sequence[Cell], waiting: set[str], name: str, mfu: float | Non
 
 def heading(config: Config, cluster: Cluster, mfu: float | None) -> str:
     """What the numbers stand on."""
-    form, compute = shape.of(config), config.compute
-    said = f"{mfu} as given" if mfu else f"{estimate.MFU} assumed"
+    shape, compute = model_shape(config), config.compute
+    utilisation = f"{mfu} as given" if mfu else f"{estimate.MFU} assumed"
     passes = "recomputation on" if compute.gradient_checkpointing else "recomputation off"
     return (
-        f"{config.model.name}: {form.parameters:,} parameters; CLUSTER={cluster}: "
+        f"{config.model.name}: {shape.parameters:,} parameters; CLUSTER={cluster}: "
         f"compute.strategy={compute.strategy}, {compute.precision}, "
         f"{compute.nodes} x {compute.processes} processes, {passes}\n"
-        f"utilisation in training {said}, in scoring {estimate.SCORING_MFU} assumed"
+        f"utilisation in training {utilisation}, in scoring {estimate.SCORING_MFU} assumed"
     )
 
 
@@ -98,49 +98,40 @@ def footer(
 ) -> list[str]:
     """Sums: by kind, memory by part, disk at its peak, the longest way."""
     waiting = [row for row in rows if not row.done]
-    said = [f"{len(cells)} cells, {len(rows)} stages: {len(rows) - len(waiting)} done, {len(waiting)} to run"]
+    summary = [f"{len(cells)} cells, {len(rows)} stages: {len(rows) - len(waiting)} done, {len(waiting)} to run"]
     for kind in dict.fromkeys(row.stage.kind for row in rows):
-        of = [row for row in waiting if row.stage.kind == kind]
-        flops, hours, took = (
-            sum(row.work.flops for row in of),
-            sum(row.gpu_hours for row in of),
-            sum(row.seconds for row in of),
-        )
-        if of:
-            said.append(
-                f"  {kind:13}{len(of):4} to run {short(sum(row.work.tokens for row in of)):>9} tokens "
-                f"{flops:10.2e} FLOPs {duration(took):>12} {hours:12,.1f} GPU-hours"
+        to_run = [row for row in waiting if row.stage.kind == kind]
+        if to_run:
+            tokens = short(sum(row.work.tokens for row in to_run))
+            flops = sum(row.work.flops for row in to_run)
+            seconds = duration(sum(row.seconds for row in to_run))
+            hours = sum(row.gpu_hours for row in to_run)
+            summary.append(
+                f"  {kind:13}{len(to_run):4} to run {tokens:>9} tokens "
+                f"{flops:10.2e} FLOPs {seconds:>12} {hours:12,.1f} GPU-hours"
             )
-    for kind, held in memories.items():
-        parts = {
-            "parameters": held.parameters,
-            "gradients": held.gradients,
-            "optimizer": held.optimizer,
-            "activations": held.activations,
-        }
-        host = f"; {held.host / 2**30:.0f} GiB of a node's main memory" if held.host else ""
-        said.append(
-            f"  memory of a GPU in {kind}: "
-            f"{', '.join(f'{name} {value / 2**30:.1f}' for name, value in parts.items())}, "
-            f"in all {held.total / 2**30:.1f} GiB{host}"
-        )
+    for kind, memory in memories.items():
+        names = ("parameters", "gradients", "optimizer", "activations")
+        parts = ", ".join(f"{name} {getattr(memory, name) / 2**30:.1f}" for name in names)
+        host = f"; {memory.host / 2**30:.0f} GiB of a node's main memory" if memory.host else ""
+        summary.append(f"  memory of a GPU in {kind}: {parts}, in all {memory.total / 2**30:.1f} GiB{host}")
     length, chain = estimate.critical_path(rows)
-    said.append(
+    summary.append(
         f"disk at its peak: {size(estimate.disk_peak(rows, given))}"
         + (f", of which {size(given)} downloaded checkpoints" if given else "")
     )
-    said.append(
+    summary.append(
         f"critical path: {length / 3600:,.1f} h, {' > '.join(str(stage) for stage in chain) or 'nothing to run'}"
     )
     if cluster:
         hours = sum(row.gpu_hours for row in waiting)
-        said.append(
+        summary.append(
             f"in all {hours:,.0f} GPU-hours; on {cluster}, which shares them, "
             f"at least {max(length / 3600, hours / cluster.gpus):,.0f} h"
         )
     else:
-        said.append(f"in all {sum(row.seconds for row in waiting) / 3600:,.2f} h, one stage after the other")
-    return said
+        summary.append(f"in all {sum(row.seconds for row in waiting) / 3600:,.2f} h, one stage after the other")
+    return summary
 
 
 def short(tokens: float) -> str:

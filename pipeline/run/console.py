@@ -67,13 +67,13 @@ class Progress:
 
     def __init__(self, stages: Sequence[Stage], estimates: Estimates, say: Callable[[str], None]) -> None:
         self.stages, self.estimates, self._say = stages, estimates, say
-        self.places = {stage.key: place for place, stage in enumerate(stages, start=1)}
+        self.numbers = {stage.key: number for number, stage in enumerate(stages, start=1)}
         self.spoke = self.started = 0.0
 
     def say(self, stage: Stage, text: str) -> None:
         width = len(str(len(self.stages)))
         self.spoke = time.monotonic()
-        self._say(f"[{self.places.get(stage.key, 0):{width}}/{len(self.stages)}] {stage}: {text}")
+        self._say(f"[{self.numbers.get(stage.key, 0):{width}}/{len(self.stages)}] {stage}: {text}")
 
     def note(self, text: str) -> None:
         """A line about no stage in particular."""

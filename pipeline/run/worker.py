@@ -33,16 +33,16 @@ class NotRun(RuntimeError):
 class Worker(Executor):
     """An executor that goes on after a failure.
 
-    `own`: the keys that it may make, where it never waits for another's work.
+    `assigned`: the keys that it may make, where it never waits for another's work.
 
     None: everything; what another process is making is waited for, once there is nothing else to do.
     """
 
     def __init__(
-        self, *args: Any, own: Collection[str] | None = None, settle_seconds: float = 0.0, **more: Any
+        self, *args: Any, assigned: Collection[str] | None = None, settle_seconds: float = 0.0, **more: Any
     ) -> None:
         super().__init__(*args, **more)
-        self.own, self.settle_seconds = own, settle_seconds
+        self.assigned, self.settle_seconds = assigned, settle_seconds
         self.given_up: set[str] = set()  # keys of what failed or could not be run here
 
     def make(self, stages: Sequence[Stage]) -> None:
@@ -50,7 +50,7 @@ class Worker(Executor):
 
         What does not come to be is told on the console and in the journal. Raises Interrupted.
         """
-        wanted = self.with_smaller(stages) if self.own is None else stages
+        wanted = self.with_smaller(stages) if self.assigned is None else stages
         waiting = [stage for stage in wanted if stage.key not in self.given_up]
         while waiting:
             stage = self.choose(waiting)
@@ -70,23 +70,24 @@ class Worker(Executor):
     def absent(self, stage: Stage) -> Stage | None:
         """The first thing that a stage reads and that is not there, or None. A shared file system may show it late."""
         needed = [parent for parent in stage.parents.values() if not parent.given] + self.smaller_in_sweep(stage)
-        others = [parent for parent in needed if self.own is not None and parent.key not in self.own]
+        others = [parent for parent in needed if self.assigned is not None and parent.key not in self.assigned]
         self._within_settling(lambda: all(self.store.find(parent) for parent in others))
         return next((parent for parent in needed if self.store.find(parent) is None), None)
 
     def on_wait(self, stage: Stage) -> None:
         """Another process holds the claim: shortly, if it was just killed or tidies up; longer is its work."""
-        if self.own is None:
+        if self.assigned is None:
             super().on_wait(stage)
         elif not self._within_settling(lambda: self.store.is_free(stage)):
             raise NotRun(f"{stage} is being made by another job just now")
 
     def _make(self, stage: Stage) -> Entry:
-        if self.own is None:  # the run's processes write one journal: what failed in one of them is not tried again
+        if self.assigned is None:
+            # the run's processes write one journal: what failed in one of them is not tried again
             for event in self.journal.events("failed", "refused"):
                 if event["key"] == stage.key:
                     raise StageFailed(event["message"])
-        elif stage.key not in self.own:
+        elif stage.key not in self.assigned:
             raise NotRun(f"{stage} was damaged and has been moved aside; it is made anew by the next run")
         return super()._make(stage)
 
@@ -103,7 +104,7 @@ def worker(
     plan: RunPlan,
     journal: Journal,
     config: Config | None = None,
-    own: Collection[str] | None = None,
+    assigned: Collection[str] | None = None,
     settle_seconds: float = 0.0,
 ) -> Worker:
     """A worker of a run, whose libraries are quiet. `config`: of the cell that it makes, if it makes one."""
@@ -118,7 +119,7 @@ def worker(
         jobs=plan.processes,
         say=say,
         track=tracker(config, folder.parents[1]),
-        own=own,
+        assigned=assigned,
         settle_seconds=settle_seconds,
     )
 

@@ -183,7 +183,7 @@ def test_a_job_that_vanishes_is_named_with_its_log(tmp_path: Path, slurm: Path) 
     plan = toy.plan()[:2]
     journal = Journal(tmp_path / "toy.jsonl")
     makes = toy.Makers().__getitem__
-    worker = Worker(Store(tmp_path), plan, journal, maker=makes, say=lambda line: None, own={plan[0].key})
+    worker = Worker(Store(tmp_path), plan, journal, maker=makes, say=lambda line: None, assigned={plan[0].key})
     worker.make(plan[:1])
     lines, journal = watched(tmp_path, plan, [{"7": queue.Seen("RUNNING", "None", "toy")}, None])
     assert [event["slug"] for event in journal.events("published")] == ["toy"]

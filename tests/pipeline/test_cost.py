@@ -14,18 +14,17 @@ import pytest
 
 from common.errors import BadInput
 from pipeline import sweep
-from pipeline.config import Config
+from pipeline.config import Config, ModelShape
 from pipeline.cost import estimate, fit, flops, hardware, measured, memory
-from pipeline.cost import model_shape as shape
-from pipeline.cost import stage_work as work
-from pipeline.cost.model_shape import Shape
+from pipeline.cost.model_shape import from_config_json, model_shape
+from pipeline.cost.stage_work import Work, stage_work
 from pipeline.graph import Inputs
 from pipeline.plan import Cell, merged, plan_cell
 from train.parallel import Compute
 
 ROOT = Path(__file__).parents[2]
-LLAMA = Shape(32000, 4096, 32, 32, 32, 11008, False)
-SMOLLM2 = Shape(49152, 576, 30, 9, 3, 1536, True)
+LLAMA = ModelShape(vocabulary=32000, hidden=4096, layers=32, heads=32, kv_heads=32, feed_forward=11008, tied=False)
+SMOLLM2 = ModelShape(vocabulary=49152, hidden=576, layers=30, heads=9, kv_heads=3, feed_forward=1536, tied=True)
 MEASURED = json.loads((Path(__file__).parent / "measured_stages.json").read_text())["stages"]
 WITHIN = 0.3
 
@@ -54,26 +53,28 @@ def tiny() -> tuple[Cell, ...]:
 def test_parameters_of_known_models() -> None:
     assert LLAMA.parameters == 6_738_415_616
     assert SMOLLM2.parameters == 134_515_008
-    assert shape.from_config_json(ROOT / "models" / "tiny-base" / "config.json").parameters == 1_568_160
+    assert from_config_json(ROOT / "models" / "tiny-base" / "config.json").parameters == 1_568_160
 
 
-@pytest.mark.parametrize("form", [LLAMA, SMOLLM2])
-def test_flops_are_those_of_the_matrix_products(form: Shape) -> None:
+@pytest.mark.parametrize("shape", [LLAMA, SMOLLM2])
+def test_flops_are_those_of_the_matrix_products(shape: ModelShape) -> None:
     """Counted product by product: each matrix of a layer, scores and mixtures of attention, the head."""
     context = 2048
     matrices = (
-        [(form.hidden, form.hidden)] * 2 + [(form.hidden, form.kv_width)] * 2 + [(form.hidden, form.feed_forward)] * 3
+        [(shape.hidden, shape.hidden)] * 2
+        + [(shape.hidden, shape.kv_width)] * 2
+        + [(shape.hidden, shape.feed_forward)] * 3
     )
-    layer = sum(2 * rows * columns for rows, columns in matrices) + 2 * 2 * context * form.hidden
-    by_hand = form.layers * layer + 2 * form.hidden * form.vocabulary
-    assert flops.forward(form, context) == pytest.approx(by_hand, rel=1e-3)  # ours has the norms too
-    assert flops.training(form, context) == 3 * flops.forward(form, context)
+    layer = sum(2 * rows * columns for rows, columns in matrices) + 2 * 2 * context * shape.hidden
+    by_hand = shape.layers * layer + 2 * shape.hidden * shape.vocabulary
+    assert flops.forward(shape, context) == pytest.approx(by_hand, rel=1e-3)  # ours has the norms too
+    assert flops.training(shape, context) == 3 * flops.forward(shape, context)
 
 
 @pytest.mark.parametrize(("processes", "nodes"), [(1, 1), (8, 1), (8, 4)])
-@pytest.mark.parametrize("form", [LLAMA, SMOLLM2])
+@pytest.mark.parametrize("shape", [LLAMA, SMOLLM2])
 def test_model_states_are_what_deepspeed_estimates(
-    form: Shape, processes: int, nodes: int, monkeypatch: pytest.MonkeyPatch
+    shape: ModelShape, processes: int, nodes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs as zero3
@@ -82,14 +83,14 @@ def test_model_states_are_what_deepspeed_estimates(
     where = {"num_gpus_per_node": processes, "num_nodes": nodes}
 
     def ours(strategy: str) -> memory.Memory:
-        return memory.states(form, strategy, "bf16", processes, nodes)
+        return memory.states(shape, strategy, "bf16", processes, nodes)
 
-    assert ours("zero2").states == pytest.approx(zero2(form.parameters, cpu_offload=False, **where)[1], abs=2)
+    assert ours("zero2").states == pytest.approx(zero2(shape.parameters, cpu_offload=False, **where)[1], abs=2)
     assert ours("zero3").states == pytest.approx(
-        zero3(form.parameters, form.embedding, cpu_offload=False, **where)[1], abs=2
+        zero3(shape.parameters, shape.embedding_parameters, cpu_offload=False, **where)[1], abs=2
     )
     host, gpu, _ = zero3(
-        form.parameters, form.embedding, cpu_offload=True, cpu_offload_params=True, zero_init=True, **where
+        shape.parameters, shape.embedding_parameters, cpu_offload=True, cpu_offload_params=True, zero_init=True, **where
     )
     assert (ours("zero3_offload").states, ours("zero3_offload").host) == pytest.approx((gpu, host), abs=2)
 
@@ -113,7 +114,7 @@ def test_recomputation_and_small_passes_save_activations() -> None:
     assert held(micro_batch=3) == held(micro_batch=2), "passes are of one size: the largest divisor of 8 up to 3"
 
 
-def trainings(kinds: tuple[str, ...]) -> list[tuple[Any, work.Work, float]]:
+def trainings(kinds: tuple[str, ...]) -> list[tuple[Any, Work, float]]:
     """(stage, its work, measured seconds) of the default run; of a training those of its loop, without imports."""
     owners = {stage.key: cell.config for cell in tiny() for stage in cell.stages}
     found = []
@@ -121,9 +122,9 @@ def trainings(kinds: tuple[str, ...]) -> list[tuple[Any, work.Work, float]]:
         stage = next(stage for stage in merged(tiny()) if (stage.kind, stage.slug) == (row["kind"], row["slug"]))
         if stage.kind in kinds:
             config = owners[stage.key]
-            does = work.of(stage, config, shape.of(config), row.get("resumed_tokens", 0))
-            seconds = does.tokens / row["tokens_per_second"] if "tokens_per_second" in row else row["seconds"]
-            found.append((stage, does, seconds))
+            work = stage_work(stage, config, model_shape(config), row.get("resumed_tokens", 0))
+            seconds = work.tokens / row["tokens_per_second"] if "tokens_per_second" in row else row["seconds"]
+            found.append((stage, work, seconds))
     return found
 
 
@@ -132,7 +133,7 @@ def test_calibrated_on_one_stage_the_others_take_what_is_predicted(kinds: tuple[
     stages = trainings(kinds)
     rates = measured.calibrate([stage for stage in stages if stage[0].slug == one and stage[0].kind == kinds[0]])
     others = [
-        (stage.slug, rates.seconds(stage, does) / seconds) for stage, does, seconds in stages if stage.slug != one
+        (stage.slug, rates.seconds(stage, work) / seconds) for stage, work, seconds in stages if stage.slug != one
     ]
     assert len(others) == {"ct": 8, "eval": 57}[kinds[0]]
     assert {slug: ratio for slug, ratio in others if abs(ratio - 1) > WITHIN} == {}
@@ -251,16 +252,16 @@ def test_a_shape_that_is_not_the_folder_s_is_refused() -> None:
     )
     config = sweep.expand(("experiment=tiny", said), multirun=False).configs[0]
     with pytest.raises(BadInput, match=r"model\.shape\.layers=5: .*config\.json says 4"):
-        shape.of(config)
+        model_shape(config)
 
 
 def test_calibrated_on_one_training_the_others_hold_what_is_predicted() -> None:
     """What a process holds before it trains is taken from the first; the growth of the others is predicted."""
-    forms = {"tiny": shape.from_config_json(ROOT / "models" / "tiny-base" / "config.json"), "smollm2": SMOLLM2}
+    shapes = {"tiny": from_config_json(ROOT / "models" / "tiny-base" / "config.json"), "smollm2": SMOLLM2}
     cases = json.loads((Path(__file__).parent / "measured_memory.json").read_text())["cases"]
     says = [
         memory.training(
-            forms[one["model"]], Compute(**one["options"]), one["blocks"] * one["block_size"], one["block_size"]
+            shapes[one["model"]], Compute(**one["options"]), one["blocks"] * one["block_size"], one["block_size"]
         ).total
         for one in cases
     ]
@@ -284,9 +285,10 @@ def test_lora_trains_what_peft_says_and_holds_less() -> None:
         num_key_value_heads=2,
         intermediate_size=48,
     )
+    shape = ModelShape(vocabulary=64, hidden=32, layers=2, heads=4, kv_heads=2, feed_forward=48, tied=False)
     for targets in ("all-linear", ["q_proj", "v_proj", "down_proj"]):
         model = get_peft_model(LlamaForCausalLM(config), LoraConfig(r=4, target_modules=targets))
         added = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-        assert Shape(64, 32, 2, 4, 2, 48, False).low_rank(4, targets) == added
+        assert shape.lora_parameters(4, targets) == added
     whole, low = (fit.on_cluster(paper(*more), hardware.parse("8xH100")) for more in ((), ("train=lora",)))
     assert estimate.training_memory(low)["ct"].states < estimate.training_memory(whole)["ct"].states

@@ -9,8 +9,7 @@ import pytest
 
 from common.errors import BadInput
 from common.units import parse_bytes
-from pipeline import inputs as preflight
-from pipeline import sweep
+from pipeline import inputs, sweep
 from pipeline.config import HubCorpus
 from pipeline.graph import Stage
 from pipeline.plan import Cell, plan_cell
@@ -32,7 +31,7 @@ FLAN = (
 
 def planned(*overrides: str) -> Cell:
     config = sweep.expand(overrides, multirun=False).configs[0]
-    return plan_cell(config, preflight.inputs(config))
+    return plan_cell(config, inputs.inputs(config))
 
 
 def kinds(one: Cell) -> dict[str, list[Stage]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,8 @@ import pytest
 from common.errors import BadInput
 from pipeline import kinds, sweep, tracking
 from pipeline.config import validate
-from pipeline.cost import stage_work
-from pipeline.cost.model_shape import Shape
+from pipeline.cost.model_shape import model_shape
+from pipeline.cost.stage_work import stage_work
 from pipeline.execute import Executor, Job, maker_of
 from pipeline.graph import Stage
 from pipeline.kinds import KINDS, Kind
@@ -60,7 +61,7 @@ def test_a_new_kind_is_a_row_and_a_function(tmp_path: Path, monkeypatch: pytest.
     assert entry and (entry.path / "count").read_text() == "3"
     assert lines[-1].endswith(" s: 3 words")
     assert runs == ["words toy"]
-    assert stage_work.of(corpus, config, Shape(10, 4, 1, 1, 1, 4, True)).written > 0
+    assert stage_work(corpus, config, model_shape(config)).written > 0
 
 
 def test_what_chooses_trains_or_scores_is_tracked() -> None:
@@ -69,7 +70,8 @@ def test_what_chooses_trains_or_scores_is_tracked() -> None:
 
 def test_a_revision_changes_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
     before = Stage("corpus", "toy").key
-    monkeypatch.setitem(kinds.KINDS, "corpus", Kind("corpus", "a:b", 2, "data", 3))
+    changed = replace(KINDS["corpus"], revision=KINDS["corpus"].revision + 1)
+    monkeypatch.setitem(KINDS, "corpus", changed)
     assert Stage("corpus", "toy").key != before
 
 

@@ -14,7 +14,7 @@ from tests.pipeline import toy
 def worker(root: Path, plan: tuple[Stage, ...], own: tuple[Stage, ...] | None, makers: object = None) -> Worker:
     keys = None if own is None else {stage.key for stage in own}
     maker = (makers or toy.Makers()).__getitem__  # type: ignore[attr-defined]
-    return Worker(Store(root), plan, Journal(root / "journal.jsonl"), maker=maker, say=lambda line: None, own=keys)
+    return Worker(Store(root), plan, Journal(root / "journal.jsonl"), maker=maker, say=lambda line: None, assigned=keys)
 
 
 def happened(root: Path, event: str) -> list[str]:

@@ -69,7 +69,7 @@ class ClusterJob:
     def make(self) -> None:
         """Makes its stages in this process."""
         plan = RunPlan.load(self.folder)
-        maker = worker(plan, self.journal, own=self.keys, settle_seconds=self.settle_seconds)
+        maker = worker(plan, self.journal, assigned=self.keys, settle_seconds=self.settle_seconds)
         maker.make([plan.by_key[key] for key in self.keys])
 
     def _side_by_side(self, chains: Sequence[Sequence[Stage]]) -> None:

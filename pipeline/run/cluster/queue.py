@@ -65,10 +65,10 @@ def ended_as(job: str) -> str:
     """The last state that Slurm knows of a job, such as CANCELLED, TIMEOUT or OUT_OF_MEMORY."""
     try:
         words = ("scontrol", "show", "job", "--oneliner", job)
-        said = subprocess.run(words, check=True, capture_output=True, text=True, timeout=SLURM_TIMEOUT_S).stdout
+        shown = subprocess.run(words, check=True, capture_output=True, text=True, timeout=SLURM_TIMEOUT_S).stdout
     except (OSError, subprocess.SubprocessError):
         return "gone"
-    return next((word.removeprefix("JobState=") for word in said.split() if word.startswith("JobState=")), "gone")
+    return next((word.removeprefix("JobState=") for word in shown.split() if word.startswith("JobState=")), "gone")
 
 
 def _manifests(store: Store) -> Path:

@@ -57,9 +57,9 @@ class Site(Place):
 
     def resources(self, work: str) -> Resources:
         """What a class of jobs asks for: its own, else the site's."""
-        own: Resources = getattr(self, work)
-        common = {name: getattr(self, name) for name in Place.model_fields if getattr(own, name) is None}
-        return own.model_copy(update=common)
+        asked: Resources = getattr(self, work)
+        common = {name: getattr(self, name) for name in Place.model_fields if getattr(asked, name) is None}
+        return asked.model_copy(update=common)
 
 
 def read(given: str) -> Site:

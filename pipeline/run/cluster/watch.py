@@ -79,8 +79,8 @@ class Watch:
 
     def unexplained(self, job: queue.Job) -> list[Stage]:
         """What a job should have made, did not, and said nothing of."""
-        own = [self.waiting[key] for key in job.keys if key in self.waiting and key not in self.explained]
-        return [stage for stage in own if self.store.find(stage) is None]
+        silent = [self.waiting[key] for key in job.keys if key in self.waiting and key not in self.explained]
+        return [stage for stage in silent if self.store.find(stage) is None]
 
     def lost(self, job: queue.Job) -> None:
         """A job has left the queue without a word: it was cancelled, killed, or never came to start."""
@@ -97,12 +97,11 @@ class Watch:
 
     def tell_held(self, seen: dict[str, queue.Seen]) -> None:
         """Jobs that Slurm holds back wait for a person: said once."""
-        for id, one in seen.items():
-            if id in self.jobs and "held" in one.reason.lower() and self.said.get(id) != one.reason:
-                self.said[id] = one.reason
-                self.progress.note(
-                    f"job {id} ({self.jobs[id].name}) is held: {one.reason}; `scontrol release {id}` or `scancel {id}`"
-                )
+        for id, entry in seen.items():
+            if id in self.jobs and "held" in entry.reason.lower() and self.said.get(id) != entry.reason:
+                self.said[id] = entry.reason
+                remedy = f"`scontrol release {id}` or `scancel {id}`"
+                self.progress.note(f"job {id} ({self.jobs[id].name}) is held: {entry.reason}; {remedy}")
 
 
 def until_ended(watch: Watch, site: Site, look: Callable[[], dict[str, queue.Seen] | None] = queue.look) -> None:
@@ -117,14 +116,12 @@ def until_ended(watch: Watch, site: Site, look: Callable[[], dict[str, queue.See
             watch.progress.note("Slurm does not answer; asking again")
         else:
             watch.tell_held(seen)
-            left_at = {
-                id: since for id, since in left_at.items() if id not in seen
-            }  # a job that was just submitted may be shown late
+            # a job that was just submitted may be shown late
+            left_at = {id: since for id, since in left_at.items() if id not in seen}
             for id in going - set(seen):
                 left_at.setdefault(id, now)
-                if (
-                    not watch.unexplained(watch.jobs[id]) or now - left_at[id] > site.settle_seconds
-                ):  # files may come into sight late
+                # files may come into sight late
+                if not watch.unexplained(watch.jobs[id]) or now - left_at[id] > site.settle_seconds:
                     watch.lost(watch.jobs[id])
                     going.discard(id)
             status = counts(seen, going)
