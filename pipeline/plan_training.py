@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from common.units import format_tokens
-from pipeline.config import Config, HubCorpus, Training
+from pipeline.config import CipherCorpus, Config, HubCorpus, Training
 from pipeline.graph import Inputs, Stage
 
 TRAINING_KEYS = (
@@ -65,6 +65,9 @@ def _corpus(config: Config, inputs: Inputs) -> Stage:
         content |= {"text_bytes": corpus.text_bytes, "english_bytes": corpus.english_bytes}
         folders = {"text_folder": corpus.text.folder, "english_folder": corpus.english.folder}
         options: dict[str, Any] = {**folders, **workers(config)}
+    elif isinstance(corpus, CipherCorpus):
+        cipher = {"replaced", "cipher_seed", "withheld_chapters", "withheld_seed"}
+        content, options = content | corpus.model_dump(include=cipher), {}
     else:
         options = {"path": corpus.path, "english_path": corpus.english_path}
     return Stage("corpus", f"{config.language.code}-{corpus.source}", content, options=options)
@@ -95,9 +98,17 @@ def _base(config: Config, inputs: Inputs, data: Data) -> Stage:
         return Stage("model", model.name, {"sha256": inputs.model}, options={"path": model.path})
     assert model.recipe is not None
     recipe = model.recipe.model_dump(exclude={"save_every_tokens"})
-    settings = {**recipe, "language": config.language.code, **_precision(config)}
+    corpus = _bible(config.corpus, inputs) if isinstance(config.corpus, CipherCorpus) else data.corpus
+    settings = {**recipe, "language": corpus.settings["language"], **_precision(config)}
     options = {"compute": _compute(config), "save_every_tokens": model.recipe.save_every_tokens}
-    return Stage("base", model.name, settings, {"corpus": data.corpus}, options)
+    return Stage("base", model.name, settings, {"corpus": corpus}, options)
+
+
+def _bible(cipher: CipherCorpus, inputs: Inputs) -> Stage:
+    """The corpus that a cipher's base is trained on: Chichewa's, so that both languages begin with one base."""
+    content = {"source": "bible", "language": "nya", **cipher.model_dump(include={"dev", "test", "seed"})}
+    options = {"path": None, "english_path": None}
+    return Stage("corpus", "nya-bible", content | {"inputs": inputs.base_corpus}, options=options)
 
 
 def _ct_blocks(config: Config, data: Data, base: Stage) -> Stage:

@@ -25,6 +25,7 @@ from pipeline.job_settings import (
 from pipeline.run import launch
 from train.stage_settings import (
     BaseModelSettings,
+    CipherSettings,
     CorpusOptions,
     CorpusSettings,
     CtBlocksSettings,
@@ -42,7 +43,8 @@ if TYPE_CHECKING:
 def corpus(job: Job) -> None:
     from train.data.corpus import build
 
-    settings = CorpusSettings.from_mapping(job.settings)
+    kind = CipherSettings if job.settings["source"] == "cipher" else CorpusSettings
+    settings = kind.from_mapping(job.settings)
     build.build(settings, CorpusOptions.from_mapping(job.options), job.out, job.work)
 
 

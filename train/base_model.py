@@ -4,7 +4,7 @@ It plays the part of Llama-2.
 
 A large base model has met a trace of most languages and can copy from its context. A model of a few million parameters
 gets neither from English alone in hours on a CPU, so its text has three sources, all from training chapters only, and
-from none that is withheld (see `is_withheld`):
+from none that is withheld (see `documents.is_withheld`):
 
 english   running text, the rest of the blocks
 aligned   verses in both languages, in either order, of `aligned_chapters` of the chapters: the trace of the language
@@ -23,7 +23,7 @@ from common.errors import BadInput
 from common.files import read_jsonl
 from train.data import packing
 from train.data.blocks import BlockFile, interleave
-from train.data.corpus.documents import hash_fraction
+from train.data.corpus.documents import hash_fraction, is_withheld
 from train.data.tokenization import CHECKED, TokenizerFile
 from train.stage_settings import BaseModelSettings
 
@@ -102,14 +102,6 @@ def train_tokenizer(texts: list[str], vocabulary: int) -> Any:
         ),
     )
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=END, eos_token=END, pad_token=END)
-
-
-def is_withheld(chapter: str, share: float, seed: int) -> bool:
-    """Whether a chapter is among the `share` that a base reads nothing of.
-
-    By a hash of its name with a salt of its own: the plain hash decided its split, and whether it is aligned.
-    """
-    return hash_fraction(f"withheld:{chapter}", seed) < share
 
 
 def aligned_documents(corpus_dir: Path, settings: BaseModelSettings, rng: random.Random) -> list[str]:

@@ -80,7 +80,7 @@ class InstructionSource(SourceSettings):
 class CorpusSettings(Settings):
     """What decides a corpus, beside the checksums of what it is read from."""
 
-    source: str  # bible, files or hub
+    source: str  # bible, cipher, files or hub
     language: str  # code of the language that is adapted to
     dev: float  # share of the documents held out for choosing
     test: float  # share of the documents held out for the results
@@ -95,6 +95,16 @@ class CorpusSettings(Settings):
         if name in ("text", "english") and isinstance(value, Mapping):
             return TextSource.from_mapping(value)
         return super().converted(name, value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CipherSettings(CorpusSettings):
+    """What decides a corpus of the Bible in English and in a cipher of English."""
+
+    replaced: float  # share of the word types that invented words stand for, 0 to 1
+    cipher_seed: int  # of which types, and of the invented words
+    withheld_chapters: float  # share of the training chapters that the cipher's text is made of, the rest stays English
+    withheld_seed: int  # of which chapters: that of the base's recipe, which withholds the same
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,9 @@ from common.errors import BadInput
 from common.units import format_tokens
 from pipeline import inputs
 from pipeline.check.finding import Finding, first_of_each_language, guarded, is_done
-from pipeline.config import Config, HubCorpus, HubSource
+from pipeline.config import CipherCorpus, Config, HubCorpus, HubSource
 from pipeline.fertility import MAX_FALLBACK_SHARE, Fertility, load, measure
+from train.stage_settings import CipherSettings
 
 SAMPLE = 200  # documents that the tokenizer is tried on
 
@@ -96,14 +97,21 @@ def tokenizer_folder(config: Config) -> Path | None:
 
 
 def texts(config: Config) -> Iterator[str]:
-    """Documents of the language, as the corpus stage would read them; none where they cannot be read."""
-    from train.data.corpus import bible, text_files
+    """Documents of the language, as the corpus stage would read them; none where they cannot be read.
+
+    Of a cipher, those that are trained on.
+    """
+    from train.data.corpus import bible, build, text_files
 
     try:
         if isinstance(config.corpus, HubCorpus):
             source, column = hub_source(config.corpus.text), config.corpus.text.column
             stream = hub_data.open_stream(source, "corpus.text")
             yield from (text for (text,) in hub_data.rows(stream, (column,), source, "corpus.text") if text.strip())
+        elif isinstance(config.corpus, CipherCorpus):
+            settings = CipherSettings.from_mapping({**config.corpus.model_dump(), "language": config.language.code})
+            passages, _ = build.cipher_passages(settings)
+            yield from (row["text"] for row in passages[config.language.code] if row["split"] == "train")
         elif config.corpus.source == "bible":
             yield from (text for _, text in bible.chichewa())
         elif config.corpus.path:
@@ -121,8 +129,7 @@ def budgets(configs: Sequence[Config]) -> Iterator[Finding]:
         size, known = text_bytes(config), fertility(config)
         if size is None or known is None:
             continue
-        tokens = size * (1 - config.corpus.dev - config.corpus.test) / known.bytes_a_token
-        reach = int(tokens / (1 - config.ct.english_share))
+        reach = int(size / known.bytes_a_token / (1 - config.ct.english_share))
         if reach < largest:
             yield Finding(
                 True,
@@ -132,8 +139,27 @@ def budgets(configs: Sequence[Config]) -> Iterator[Finding]:
 
 
 def text_bytes(config: Config) -> int | None:
-    """UTF-8 bytes of the language's text; of a data set on the hub what is asked for, and None where that is all."""
+    """UTF-8 bytes of the language's training text, about.
+
+    Of a data set on the hub what is asked for, and None where that is all.
+    """
     corpus = config.corpus
     if isinstance(corpus, HubCorpus):
         return corpus.text_bytes
-    return sum(len(text.encode()) for text in texts(config))
+    size = sum(len(text.encode()) for text in texts(config))
+    return size if isinstance(corpus, CipherCorpus) else round(size * (1 - corpus.dev - corpus.test))
+
+
+def control(config: Config) -> Iterator[Finding]:
+    """A cipher's text is nothing that the base has read in English, or a line says that it is.
+
+    A recipe that withholds other chapters than the cipher takes is refused before (pipeline/config/cell.py).
+    """
+    model, recipe = config.model, config.model.recipe
+    if isinstance(config.corpus, CipherCorpus) and not (recipe and recipe.withheld_chapters):
+        known = "its recipe withholds no chapter" if recipe else "what it was trained on is not known"
+        yield Finding(
+            False,
+            f"model={model.name}: it may have read the English of the cipher's text ({known});"
+            " the cipher's words are new to it all the same",
+        )

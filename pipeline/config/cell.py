@@ -13,7 +13,7 @@ from pipeline.config.fields import Name, Section
 from pipeline.config.messages import one_line
 from pipeline.config.models import Model
 from pipeline.config.scoring import Evaluation, Merge
-from pipeline.config.sources import Corpus, HubCorpus, Language
+from pipeline.config.sources import CipherCorpus, Corpus, HubCorpus, Language
 from pipeline.config.trainings import Adaptation, ContinualTraining, Instructions, Training
 from train.parallel import sizes
 
@@ -27,7 +27,7 @@ class Config(Section):
     outputs: str
     model: Model
     language: Language
-    corpus: Annotated[Corpus | HubCorpus, Field(discriminator="source")]
+    corpus: Annotated[Corpus | CipherCorpus | HubCorpus, Field(discriminator="source")]
     ct: ContinualTraining
     sft: Instructions
     merge: Merge
@@ -64,6 +64,28 @@ class Config(Section):
             for key, size in (("ct.block_size", self.ct.block_size), ("sft.block_size", self.sft.block_size)):
                 if size > self.model.recipe.context:
                     raise ValueError(f"{key}={size}: must not exceed model.recipe.context={self.model.recipe.context}")
+        return self
+
+    @model_validator(mode="after")
+    def base_withholds_what_the_cipher_is_made_of(self) -> Config:
+        """A recipe that withholds nothing is told of (pipeline/check/text.py) and not refused: the words are new."""
+        corpus, recipe = self.corpus, self.model.recipe
+        if not isinstance(corpus, CipherCorpus):
+            return self
+        if self.language.code == "nya":
+            raise ValueError("language.code=nya: corpus=cipher is a language of its own; say language=cipher")
+        if recipe is None or not recipe.withheld_chapters:
+            return self
+        if recipe.seed != corpus.withheld_seed:
+            raise ValueError(
+                f"corpus.withheld_seed={corpus.withheld_seed}: the base withholds chapters by model.recipe.seed="
+                f"{recipe.seed}; say {recipe.seed}"
+            )
+        if recipe.withheld_chapters < corpus.withheld_chapters:
+            raise ValueError(
+                f"corpus.withheld_chapters={corpus.withheld_chapters}: the base withholds only model.recipe."
+                f"withheld_chapters={recipe.withheld_chapters}; say {recipe.withheld_chapters} or less"
+            )
         return self
 
 

@@ -19,7 +19,7 @@ def one_line(error: ValidationError, composed: Mapping[str, Any]) -> str:
     """The first thing that a schema refuses: key, value and what would be right."""
     first = error.errors()[0]
     location = [str(part) for part in first["loc"]]
-    if location[:1] == ["corpus"] and "source" in first["loc"][1:2] or location[1:2] in (["bible"], ["files"], ["hub"]):
+    if location[:1] == ["corpus"] and location[1:2] in (["source"], ["bible"], ["cipher"], ["files"], ["hub"]):
         location.pop(1)  # pydantic's note of which kind of corpus it is
     key = ".".join(location)
     if first["type"] == "union_tag_invalid":

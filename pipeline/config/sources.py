@@ -26,13 +26,18 @@ class Language(Section):
         return self
 
 
-class Corpus(Section):
-    source: Literal["bible", "files"]
-    path: str | None
-    english_path: str | None
+class HeldOut(Section):
+    """What every corpus has: the shares of its documents that are held out, by a seeded hash."""
+
     dev: Annotated[float, Field(gt=0, lt=0.5)]
     test: Annotated[float, Field(gt=0, lt=0.5)]
     seed: Annotated[int, Field(ge=0)]
+
+
+class Corpus(HeldOut):
+    source: Literal["bible", "files"]
+    path: str | None
+    english_path: str | None
 
     @model_validator(mode="after")
     def has_files(self) -> Corpus:
@@ -43,6 +48,16 @@ class Corpus(Section):
         if self.source == "bible" and (self.path or self.english_path):
             raise ValueError("path: corpus=bible brings its own text; say corpus=files to read files")
         return self
+
+
+class CipherCorpus(HeldOut):
+    """The positive control; see train/data/corpus/cipher.py."""
+
+    source: Literal["cipher"]
+    replaced: Annotated[float, Field(gt=0, le=1)]
+    cipher_seed: Annotated[int, Field(ge=0)]
+    withheld_chapters: Annotated[float, Field(gt=0, lt=1)]
+    withheld_seed: Annotated[int, Field(ge=0)]
 
 
 class HubSource(Section):
@@ -92,13 +107,10 @@ class HubInstructions(HubSource):
     bytes: Bytes | None
 
 
-class HubCorpus(Section):
+class HubCorpus(HeldOut):
     source: Literal["hub"]
     text: HubText
     english: HubText
     text_bytes: Bytes | None
     english_bytes: Bytes | None
-    dev: Annotated[float, Field(gt=0, lt=0.5)]
-    test: Annotated[float, Field(gt=0, lt=0.5)]
-    seed: Annotated[int, Field(ge=0)]
     workers: Positive

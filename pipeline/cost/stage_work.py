@@ -20,7 +20,7 @@ from pipeline.kinds import KINDS
 ITEM_TOKENS = {"own": 90, "en": 43}
 # A task of lm-eval (assumed): a passage, its question and four choices in a script that falls into bytes.
 TASK_ITEMS, TASK_TOKENS = 1000, 1500
-TEXTS = {"bible": 95}  # held-out documents of a corpus, where their number is known
+TEXTS = {"bible": 95, "cipher": 95}  # held-out documents of a corpus, where their number is known
 MANY_TEXTS = 1000  # and where it is not (assumed)
 BYTES_A_TOKEN = {"own": 1.64, "en": 3.5}  # of text; measured on the default experiment
 COMPRESSED = 3  # how much smaller text is on the disk, with zstd

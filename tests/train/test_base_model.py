@@ -13,6 +13,7 @@ import pytest
 from common.errors import BadInput
 from common.files import read_jsonl, write_jsonl
 from train import base_model as base
+from train.data.corpus.documents import hash_fraction, is_withheld
 from train.stage_settings import BaseModelSettings
 
 CHAPTERS = [f"1.{number}" for number in range(200)]
@@ -30,12 +31,12 @@ def marked(tmp_path: Path) -> Path:
 
 
 def test_withheld_chapters_are_the_stated_share_and_others_than_the_splits_hash_takes() -> None:
-    withheld = [name for name in CHAPTERS if base.is_withheld(name, 0.25, 0)]
+    withheld = [name for name in CHAPTERS if is_withheld(name, 0.25, 0)]
     assert 35 <= len(withheld) <= 65
-    assert not any(base.is_withheld(name, 0.0, 0) for name in CHAPTERS)
-    low = [name for name in CHAPTERS if base.hash_fraction(name, 0) < 0.25]
+    assert not any(is_withheld(name, 0.0, 0) for name in CHAPTERS)
+    low = [name for name in CHAPTERS if hash_fraction(name, 0) < 0.25]
     assert set(withheld) != set(low) and set(withheld) & set(low)
-    assert set(withheld) <= {name for name in CHAPTERS if base.is_withheld(name, 0.5, 0)}
+    assert set(withheld) <= {name for name in CHAPTERS if is_withheld(name, 0.5, 0)}
 
 
 def test_blocks_and_tokenizer_hold_nothing_of_withheld_chapters(marked: Path, recipe: BaseModelSettings) -> None:
@@ -45,7 +46,7 @@ def test_blocks_and_tokenizer_hold_nothing_of_withheld_chapters(marked: Path, re
     blocks = tokenizer.batch_decode(np.load(marked / "out" / "blocks" / "blocks.npy").tolist())
     whole = itertools.chain(*(block.replace(base.END, " ").split()[1:-1] for block in blocks))  # a block cuts words
     read = {word for word in whole if word.startswith("e1x")}
-    withheld = {f"e{name.replace('.', 'x')}" for name in CHAPTERS if base.is_withheld(name, 0.25, 0)}
+    withheld = {f"e{name.replace('.', 'x')}" for name in CHAPTERS if is_withheld(name, 0.25, 0)}
     assert read and not read & withheld
     vocabulary = set(tokenizer.get_vocab())
     assert not any(f"Ġ{word}" in vocabulary for word in withheld)
@@ -56,7 +57,7 @@ def test_aligned_chapters_are_a_share_of_all_and_none_withheld(marked: Path, rec
     documents = base.aligned_documents(marked, settings, random.Random(0))
     assert len(documents) == 100
     names = {line.removeprefix("x ") for text in documents for line in text.split("\n") if line.startswith("x ")}
-    assert not any(base.is_withheld(name, 0.25, 0) for name in names)
+    assert not any(is_withheld(name, 0.25, 0) for name in names)
     plain = base.aligned_documents(marked, replace(settings, withheld_chapters=0.0), random.Random(0))
     assert {row["id"].rpartition(".")[0] for row in read_jsonl(marked / "verses.jsonl")} > names
     assert len(plain) == 100

@@ -66,7 +66,7 @@ class QuestionSource:
     def _genre(self, language: str, split: str, count: int, rng: random.Random) -> Iterator[Question]:
         by_label: dict[str, list[Question]] = {}
         for first, second in zip(self.verses, self.verses[1:], strict=False):
-            if first["split"] == split and chapter(first) == chapter(second):
+            if is_of(first, language, split) and chapter(first) == chapter(second):
                 text = " ".join(f"{first[language]} {second[language]}".split()[:PASSAGE])
                 by_label.setdefault(first["genre"], []).append(
                     replace(genre(text, first["genre"]), document=chapter(first))
@@ -77,7 +77,7 @@ class QuestionSource:
         by_label: dict[str, list[Question]] = {}
         for verse in self.verses:
             topic = topic_of(verse["en"])
-            if verse["split"] == split and topic and len(verse["en"].split()) <= LONGEST_VERSE:
+            if is_of(verse, language, split) and topic and len(verse["en"].split()) <= LONGEST_VERSE:
                 question = replace(about(verse[language], topic), document=chapter(verse))
                 by_label.setdefault(topic, []).append(question)
         yield from balanced(by_label, count, rng)
@@ -86,6 +86,11 @@ class QuestionSource:
 def split_texts(rows: Iterable[Mapping[str, Any]], writing: Writing) -> list[Text]:
     """Documents with their ids, in words."""
     return [(str(row["id"]), writing.split(row["text"])) for row in rows]
+
+
+def is_of(verse: Mapping[str, Any], language: str, split: str) -> bool:
+    """Whether a verse stands in this split of this language's text."""
+    return verse["split"] == split and verse.get("only", language) == language
 
 
 def chapter(verse: Mapping[str, Any]) -> str:

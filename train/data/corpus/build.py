@@ -3,24 +3,26 @@
 Held-out text that stands in training text word for word is dropped, and everything is counted.
 
 Leaves `text/<language>.<split>.jsonl` (`{"id", "text"}`, a document a line), `verses.jsonl` where the two languages are
-aligned verse by verse (`{"id", "split", "genre", "<language>", "en"}`), and `counts.json`.
+aligned verse by verse (`{"id", "split", "genre", "<language>", "en"}`, and `only`: the one language whose training text
+has the verse, where not both have), and `counts.json`.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from common.errors import BadInput
 from common.files import sha256, write_json, write_jsonl
-from train.data.corpus import bible, hub_corpus, text_files
-from train.data.corpus.documents import SPLITS, as_documents, normalised, split_of
-from train.stage_settings import CorpusOptions, CorpusSettings
+from train.data.corpus import bible, cipher, hub_corpus, text_files
+from train.data.corpus.documents import SPLITS, as_documents, is_withheld, normalised, split_of
+from train.stage_settings import CipherSettings, CorpusOptions, CorpusSettings
 
 Row = dict[str, str]  # of passages: id, document, split, text
+Passages = dict[str, list[Row]]  # by language
 
 
 def build(settings: CorpusSettings, options: CorpusOptions, out: Path, work: Path) -> None:
@@ -32,12 +34,16 @@ def build(settings: CorpusSettings, options: CorpusOptions, out: Path, work: Pat
     if settings.source == "hub":
         hub_corpus.build(settings, options, out, work)
         return
-    if settings.source == "bible":
-        passages, verses = _bible(settings)
-    elif settings.source == "files":
-        passages, verses = _files(settings, options), []
+    verses: list[Row] = []
+    if settings.source == "files":
+        passages = _files(settings, options)
+    elif settings.source == "bible":
+        passages = _by_verse({settings.language: _chichewa(settings.language), "en": bible.english()}, settings)
+        verses = aligned(passages, settings.language)
+    elif isinstance(settings, CipherSettings):
+        passages, verses = cipher_passages(settings)
     else:
-        raise BadInput(f"corpus.source={settings.source!r}: choose bible, files or hub")
+        raise BadInput(f"corpus.source={settings.source!r}: choose bible, cipher, files or hub")
     counts: dict[str, Any] = {"languages": {}, "settings": asdict(settings)}
     (out / "text").mkdir(parents=True)
     for language, rows in passages.items():
@@ -70,39 +76,67 @@ def _write_splits(language: str, passages: list[Row], folder: Path) -> dict[str,
     return counts
 
 
-def _bible(settings: CorpusSettings) -> tuple[dict[str, list[Row]], list[Row]]:
-    """The passages of both languages, verse by verse, and the verses that are aligned."""
-    language = settings.language
+def _chichewa(language: str) -> Iterator[tuple[bible.VerseId, str]]:
     if language != "nya":
         raise BadInput(
             f"language.code={language!r}: corpus=bible holds Chichewa (nya);"
             " for another language use corpus=files corpus.path=..."
         )
-    texts = {language: dict(bible.chichewa()), "en": dict(bible.english())}
-    passages: dict[str, list[Row]] = {}
-    for name, by_verse in texts.items():
-        passages[name] = []
-        for (book, chapter, verse), text in sorted(by_verse.items()):
+    return bible.chichewa()
+
+
+def _by_verse(texts: Mapping[str, Iterable[tuple[bible.VerseId, str]]], settings: CorpusSettings) -> Passages:
+    """Verses as passages, chapters as documents; the split goes by the chapter, in every language alike."""
+    passages: Passages = {}
+    for language, verses in texts.items():
+        passages[language] = []
+        for (book, chapter, verse), text in sorted(dict(verses).items()):
             document = f"{book}.{chapter}"
             split = split_of(document, settings.seed, settings.dev, settings.test)
-            passages[name].append({"id": f"{document}.{verse}", "document": document, "split": split, "text": text})
+            row = {"id": f"{document}.{verse}", "document": document, "split": split, "text": text}
+            passages[language].append(row)
+    return passages
+
+
+def cipher_passages(settings: CipherSettings) -> tuple[Passages, list[Row]]:
+    """The Bible in English and in a cipher of English, and its aligned verses.
+
+    Held-out chapters are in both. A training chapter is in one of them: withheld ones in the cipher, the rest in
+    English, so that neither the base (which reads no English of withheld chapters) nor SFT or replay has met the text.
+    """
+    language = settings.language
+    english = dict(bible.english())
+    words = cipher.dictionary(english.values(), settings.replaced, settings.cipher_seed)
+    secret = {verse: cipher.enciphered(text, words) for verse, text in english.items()}
+    passages = _by_verse({language: secret.items(), "en": english.items()}, settings)
+    verses = aligned(passages, language)
+    only = {}
+    for row in passages["en"]:
+        if row["split"] == "train":
+            withheld = is_withheld(row["document"], settings.withheld_chapters, settings.withheld_seed)
+            only[row["id"]] = language if withheld else "en"
+    kept = {name: [row for row in rows if only.get(row["id"], name) == name] for name, rows in passages.items()}
+    return kept, [verse | ({"only": only[verse["id"]]} if verse["id"] in only else {}) for verse in verses]
+
+
+def aligned(passages: Passages, language: str) -> list[Row]:
+    """The verses that a language and English both have; held-out ones only where both drop nothing of them."""
     leaked = {passage["id"] for rows in passages.values() for passage in _leaks(rows)}
-    verses = [
+    english = {passage["id"]: passage["text"] for passage in passages["en"]}
+    return [
         {
             "id": passage["id"],
             "split": passage["split"],
-            "genre": bible.genre(book),
+            "genre": bible.genre(int(passage["document"].partition(".")[0])),
             language: passage["text"],
-            "en": texts["en"][book, chapter, verse],
+            "en": english[passage["id"]],
         }
         for passage in passages[language]
-        for book, chapter, verse in [tuple(int(part) for part in passage["id"].split("."))]
-        if (book, chapter, verse) in texts["en"] and passage["id"] not in leaked
+        if passage["id"] in english and passage["id"] not in leaked
     ]
-    return passages, verses
 
 
-def _files(settings: CorpusSettings, options: CorpusOptions) -> dict[str, list[Row]]:
+def _files(settings: CorpusSettings, options: CorpusOptions) -> Passages:
     """The passages of both languages, a document each."""
     if not options.path:
         raise BadInput("corpus.path is empty: give a path or glob, for example corpus.path='data/*.txt'")
@@ -119,7 +153,7 @@ def _files(settings: CorpusSettings, options: CorpusOptions) -> dict[str, list[R
         for (book, chapter, _), verse in bible.english():
             chapters.setdefault(f"{book}.{chapter}", []).append(verse)
         texts["en"] = (" ".join(chapter) for chapter in chapters.values())
-    passages: dict[str, list[Row]] = {}
+    passages: Passages = {}
     for name, documents in texts.items():
         passages[name] = []
         for text in documents:

@@ -31,6 +31,14 @@ def split_of(name: str, seed: int, dev: float, test: float) -> str:
     return "test" if fraction < test else "dev" if fraction < test + dev else "train"
 
 
+def is_withheld(document: str, share: float, seed: int) -> bool:
+    """Whether a training document is among the `share` whose English a base reads nothing of: a cipher's text.
+
+    By a hash of its name with a salt of its own: the plain hash decided its split, and whether a base has it aligned.
+    """
+    return hash_fraction(f"withheld:{document}", seed) < share
+
+
 def normalised(text: str) -> str:
     """What counts as the same text when held-out text is looked for in training text.
 
