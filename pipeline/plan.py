@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from common.units import format_tokens
-from pipeline.config import RESERVED, Config, Method
+from pipeline.arms import ARMS, with_ct_budgets
+from pipeline.config import Config, Method
 from pipeline.graph import Inputs, Stage, in_order
 from pipeline.job_settings import (
     DeviceOptions,
@@ -51,6 +52,11 @@ class Cell:
     def seed(self) -> int:
         return self.config.seed
 
+    def budget_of(self, name: str) -> int:
+        """The CT budget of a method of the results; 0 where none changes it."""
+        method = self.config.merge.methods.get(name)
+        return self.ct_tokens if with_ct_budgets(method.of if method else (name,)) else 0
+
     def __str__(self) -> str:
         return f"{self.language} {format_tokens(self.ct_tokens)} seed {self.seed}"
 
@@ -62,29 +68,24 @@ def plan_cell(config: Config, inputs: Inputs) -> Cell:
              │
              ├── base, or a model that was given
              │     │
-             ├─────┼── ct_blocks ──── ct ──┬── ct_then_sft (with sft_blocks)
+             ├─────┼── ct_blocks ──── ct ──┬── ct_then_sft (with sft_blocks), and what other arms train
              │     │                       │
              └─────┼── sft_blocks ── sft ──┤
                    │                       │
                    └───────────────────────┴── tune ──── merge ──── weights
 
-    eval: of base, sft, ct, ct_then_sft and every merge      leaks: of items in corpus and instructions
+    eval: of every checkpoint that is asked for, and every merge      leaks: of items in corpus and instructions
     """
-    data = data_stages(config, inputs)
-    trained = trained_stages(config, inputs, data)
-    wanted: Sequence[str] = config.eval.unmerged
-    checkpoints = {method: stage for method, stage in trained.items() if method in wanted}
-    tunes = {
-        method: _tune(config, method, described, data, trained) for method, described in config.merge.methods.items()
-    }
-    merges = {method: _merge("merge", config, method, trained, {"tune": tune}) for method, tune in tunes.items()}
-    weights = [_merge("weights", config, method, trained, {"merge": merge}) for method, merge in merges.items()]
-    evals = {
-        method: _eval(config, inputs, method, data, {"checkpoint": stage}) for method, stage in checkpoints.items()
-    }
-    for method, merge in merges.items():
-        evals[method] = _eval(config, inputs, method, data, {**_parents(trained), "merge": merge})
-    leaks = _leaks(config, inputs, data) if config.eval.leaks else None
+    parts = _Parts.of(config, inputs)
+    checkpoints = {name: parts.trained[name] for name in ARMS if name in config.eval.unmerged}
+    methods = config.merge.methods
+    tunes = {name: parts.tune(name, method) for name, method in methods.items()}
+    merges = {name: parts.merge("merge", name, method, {"tune": tunes[name]}) for name, method in methods.items()}
+    weights = [parts.merge("weights", name, method, {"merge": merges[name]}) for name, method in methods.items()]
+    evals = {name: parts.eval(parts.slug(name, (name,)), {"checkpoint": stage}) for name, stage in checkpoints.items()}
+    for name, method in methods.items():
+        evals[name] = parts.eval(parts.slug(name, method.of), {**parts.models(method), "merge": merges[name]})
+    leaks = _leaks(config, inputs, parts.data) if config.eval.leaks else None
     goals = [
         *checkpoints.values(),
         *([leaks] if leaks else []),
@@ -94,43 +95,65 @@ def plan_cell(config: Config, inputs: Inputs) -> Cell:
     return Cell(config, in_order(goals), evals, merges, checkpoints, leaks)
 
 
-def _tune(config: Config, name: str, method: Method, data: Data, trained: Mapping[str, Stage]) -> Stage:
-    asked = config.eval
-    settings = TuneSettings(
-        method.tries,
-        config.merge.metric,
-        asked.tune_limit,
-        asked.excerpt,
-        config.language.code,
-        config.seed,
-        asked.dtype,
-        trained_length(config),
-    )
-    parents = {**_parents(trained), "items": data.items, "corpus": data.corpus}
-    options = TuneOptions(config.compute.device, config.compute.threads, asked.batch_tokens)
-    return Stage("tune", _slug(config, name), settings.said(), parents, options.said())
+@dataclass(frozen=True)
+class _Parts:
+    """What the stages of a cell are made from."""
 
+    config: Config
+    inputs: Inputs
+    data: Data
+    trained: Mapping[str, Stage]
 
-def _merge(
-    kind: Literal["merge", "weights"],
-    config: Config,
-    name: str,
-    trained: Mapping[str, Stage],
-    made_from: Mapping[str, Stage],
-) -> Stage:
-    """A merge, or its checkpoint folder."""
-    settings = MergeSettings(config.seed).said() if kind == "merge" else {}
-    options = DeviceOptions(config.compute.device, config.compute.threads).said()
-    return Stage(kind, _slug(config, name), settings, {**_parents(trained), **made_from}, options)
+    @staticmethod
+    def of(config: Config, inputs: Inputs) -> _Parts:
+        data = data_stages(config, inputs)
+        merged = (name for method in config.merge.methods.values() for name in method.of)
+        return _Parts(config, inputs, data, trained_stages(config, inputs, data, {*config.eval.unmerged, *merged}))
 
+    def models(self, method: Method) -> dict[str, Stage]:
+        """What a merge is made of, by role: the model that task vectors are taken from, and the merged ones."""
+        return {"model": self.trained["base"], **{name: self.trained[name] for name in method.of}}
 
-def _eval(config: Config, inputs: Inputs, name: str, data: Data, scored: Mapping[str, Stage]) -> Stage:
-    asked_of_all = _asked(config, inputs).said()
-    settings = EvalSettings(**asked_of_all, dtype=config.eval.dtype, trained_length=trained_length(config))
-    compute, asked = config.compute, config.eval
-    options = EvalOptions(compute.device, compute.threads, asked.batch_tokens, asked.include_path)
-    parents = {**scored, "items": data.items, "corpus": data.corpus}
-    return Stage("eval", _slug(config, name), settings.said(), parents, options.said())
+    def slug(self, name: str, of: Sequence[str]) -> str:
+        """The readable name of a method's stages. of: the checkpoints that it stands for or is merged from."""
+        config = self.config
+        if name == "base":
+            return f"{config.language.code}-{config.model.name}"
+        budget = f"-{format_tokens(config.ct.tokens)}" if with_ct_budgets(of) else ""
+        return f"{config.language.code}-{name.replace('_', '-') if name in ARMS else name}{budget}-s{config.seed}"
+
+    def tune(self, name: str, method: Method) -> Stage:
+        config, asked = self.config, self.config.eval
+        settings = TuneSettings(
+            method.tries,
+            config.merge.metric,
+            asked.tune_limit,
+            asked.excerpt,
+            config.language.code,
+            config.seed,
+            asked.dtype,
+            trained_length(config),
+        )
+        parents = {**self.models(method), "items": self.data.items, "corpus": self.data.corpus}
+        options = TuneOptions(config.compute.device, config.compute.threads, asked.batch_tokens)
+        return Stage("tune", self.slug(name, method.of), settings.said(), parents, options.said())
+
+    def merge(
+        self, kind: Literal["merge", "weights"], name: str, method: Method, made_from: Mapping[str, Stage]
+    ) -> Stage:
+        """A merge, or its checkpoint folder."""
+        config = self.config
+        settings = MergeSettings(config.seed).said() if kind == "merge" else {}
+        options = DeviceOptions(config.compute.device, config.compute.threads).said()
+        return Stage(kind, self.slug(name, method.of), settings, {**self.models(method), **made_from}, options)
+
+    def eval(self, slug: str, scored: Mapping[str, Stage]) -> Stage:
+        config, compute, asked = self.config, self.config.compute, self.config.eval
+        asked_of_all = _asked(config, self.inputs).said()
+        settings = EvalSettings(**asked_of_all, dtype=asked.dtype, trained_length=trained_length(config))
+        options = EvalOptions(compute.device, compute.threads, asked.batch_tokens, asked.include_path)
+        parents = {**scored, "items": self.data.items, "corpus": self.data.corpus}
+        return Stage("eval", slug, settings.said(), parents, options.said())
 
 
 def _leaks(config: Config, inputs: Inputs, data: Data) -> Stage:
@@ -151,21 +174,6 @@ def trained_length(config: Config) -> int:
     """Tokens of the shortest blocks that a cell's models were trained on: all of them know the positions in these."""
     sizes = [config.ct.block_size, config.sft.block_size]
     return min(sizes if config.model.recipe is None else [*sizes, config.model.recipe.block_size])
-
-
-def _slug(config: Config, method: str) -> str:
-    """The readable name of a method's stages."""
-    language, seed, budget = config.language.code, f"s{config.seed}", format_tokens(config.ct.tokens)
-    if method == "base":
-        return f"{language}-{config.model.name}"
-    if method == "sft":
-        return f"{language}-sft-{seed}"
-    return f"{language}-{method.replace('_', '-') if method in RESERVED else method}-{budget}-{seed}"
-
-
-def _parents(trained: Mapping[str, Stage]) -> dict[str, Stage]:
-    """What a merge is made of."""
-    return {"model": trained["base"], "ct": trained["ct"], "sft": trained["sft"]}
 
 
 def merged(cells: Iterable[Cell]) -> tuple[Stage, ...]:

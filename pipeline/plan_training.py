@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -73,23 +73,66 @@ def _corpus(config: Config, inputs: Inputs) -> Stage:
     return Stage("corpus", f"{config.language.code}-{corpus.source}", content, options=options)
 
 
-def trained_stages(config: Config, inputs: Inputs, data: Data) -> dict[str, Stage]:
-    """The four checkpoints, by the names that they have in results."""
-    language, seed = config.language.code, config.seed
-    budget = format_tokens(config.ct.tokens)
+@dataclass(frozen=True)
+class Start:
+    """What the arms of a cell are trained from."""
+
+    config: Config
+    data: Data
+    base: Stage
+    ct: Stage
+    sft: Stage
+    ct_blocks: Stage
+    sft_blocks: Stage
+
+    def ct_on(self, model: Stage, after: str) -> Stage:
+        """CT of this budget on another model than the base: a trajectory of its own."""
+        slug = f"{self.config.language.code}-after-{after}-{_budget(self.config)}"
+        return _training("ct", slug, self.config, {"model": model, "blocks": self.ct_blocks})
+
+    def sft_on(self, model: Stage, after: str) -> Stage:
+        """English SFT on another model than the base."""
+        slug = f"en-after-{after}-{_budget(self.config)}"
+        return _training("sft", slug, self.config, {"model": model, "blocks": self.sft_blocks})
+
+
+def trained_stages(config: Config, inputs: Inputs, data: Data, wanted: Collection[str] = ()) -> dict[str, Stage]:
+    """Base, CT and SFT, and the wanted ones of the other arms, by the names that they have in results."""
     base = _base(config, inputs, data)
     ct_blocks, sft_blocks = _ct_blocks(config, data, base), _sft_blocks(config, data, base)
     if config.ct_source:
-        ct = Stage("model", f"ct-{language}", {"sha256": inputs.ct}, options={"path": config.ct_source})
+        options = {"path": config.ct_source}
+        ct = Stage("model", f"ct-{config.language.code}", {"sha256": inputs.ct}, options=options)
     else:
-        ct = _training("ct", f"{language}-{budget}-s{seed}", config, {"model": base, "blocks": ct_blocks})
+        slug = f"{config.language.code}-{_budget(config)}"
+        ct = _training("ct", slug, config, {"model": base, "blocks": ct_blocks})
     if config.sft.source:
         sft = Stage("model", "sft-en", {"sha256": inputs.sft_model}, options={"path": config.sft.source})
     else:
-        sft = _training("sft", f"en-s{seed}", config, {"model": base, "blocks": sft_blocks})
-    slug = f"en-after-{language}-{budget}-s{seed}"
-    ct_then_sft = _training("sft", slug, config, {"model": ct, "blocks": sft_blocks})
-    return {"base": base, "sft": sft, "ct": ct, "ct_then_sft": ct_then_sft}
+        sft = _training("sft", f"en-s{config.seed}", config, {"model": base, "blocks": sft_blocks})
+    start = Start(config, data, base, ct, sft, ct_blocks, sft_blocks)
+    further = {name: train(start) for name, train in FURTHER.items() if name in wanted}
+    return {"base": base, "sft": sft, "ct": ct, **further}
+
+
+def _ct_then_sft(start: Start) -> Stage:
+    return start.sft_on(start.ct, start.config.language.code)
+
+
+def _sft_then_ct(start: Start) -> Stage:
+    return start.ct_on(start.sft, "en")
+
+
+# A new arm is a row here and one of pipeline/arms.py.
+FURTHER: Mapping[str, Callable[[Start], Stage]] = {
+    "ct_then_sft": _ct_then_sft,
+    "sft_then_ct": _sft_then_ct,
+}
+
+
+def _budget(config: Config) -> str:
+    """What names a cell's trainings in their slugs."""
+    return f"{format_tokens(config.ct.tokens)}-s{config.seed}"
 
 
 def _base(config: Config, inputs: Inputs, data: Data) -> Stage:

@@ -8,8 +8,6 @@ from typing import Any
 
 from merge.method_table import METHODS, MODEL_DEFAULTS
 
-MODELS = ("ct", "sft")
-
 
 def expand(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Dotted keys as nested mappings: `{"models.sft.weight": 2}` is `{"models": {"sft": {"weight": 2}}}`."""
@@ -26,15 +24,12 @@ def expand(settings: Mapping[str, Any]) -> dict[str, Any]:
     return nested
 
 
-def complete(settings: Mapping[str, Any], base: Path, ct: Path, sft: Path, seed: int) -> dict[str, Any]:
-    """What `Recipe.from_dict` takes: paths, what both models share, and the cell's seed where the method draws."""
+def complete(settings: Mapping[str, Any], base: Path, merged: Mapping[str, Path], seed: int) -> dict[str, Any]:
+    """What `Recipe.from_dict` takes: paths, what all models share, and the cell's seed where the method draws."""
     recipe = expand(settings)
     shared = {name: recipe.pop(name) for name in MODEL_DEFAULTS if name in recipe}
     by_model = recipe.pop("models", {})
-    models = {
-        name: {"path": str(path), **shared, **by_model.pop(name, {})}
-        for name, path in zip(MODELS, (ct, sft), strict=True)
-    }
+    models = {name: {"path": str(path), **shared, **by_model.pop(name, {})} for name, path in merged.items()}
     method = METHODS.get(recipe.get("method", ""))
     if method and method.seeded:
         recipe.setdefault("seed", seed)

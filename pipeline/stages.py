@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from common.errors import BadInput
 from common.units import format_tokens
 from pipeline import recipes
+from pipeline.arms import ARMS
 from pipeline.execute import Job
 from pipeline.job_settings import (
     DeviceOptions,
@@ -231,13 +232,16 @@ def chosen_recipe(job: Job) -> Recipe:
 
 
 def recipe_of(job: Job, settings: Mapping[str, Any], seed: int) -> Recipe:
-    """The merge of a job's three checkpoints by these settings (one of a method's tries)."""
+    """The merge of a job's checkpoints by these settings (one of a method's tries)."""
     from merge import Recipe
 
-    base, ct, sft = (job.checkpoint(role).absolute() for role in ("model", "ct", "sft"))
-    recipe = recipes.complete(settings, base, ct, sft, seed)
-    for role in ("ct", "sft"):
-        adapter = job.folders[role].absolute() / "adapter"
-        if adapter.is_dir():  # LoRA: a few megabytes are read beside the base, not a second model
-            recipe["models"][role] |= {"path": str(base), "adapter": str(adapter)}
+    parents = job.stage.parents
+    base, names = job.checkpoint("model").absolute(), [name for name in parents if name in ARMS]
+    recipe = recipes.complete(settings, base, {name: job.checkpoint(name).absolute() for name in names}, seed)
+    for name in names:
+        adapter = job.folders[name].absolute() / "adapter"
+        started_from = parents[name].parents.get("model")
+        on_base = started_from is None or started_from.key == parents["model"].key
+        if adapter.is_dir() and on_base:  # LoRA: a few megabytes are read beside the base, not a second model
+            recipe["models"][name] |= {"path": str(base), "adapter": str(adapter)}
     return Recipe.from_dict(recipe, where=str(job.stage))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from common import hub as model_hub
 from pipeline import inputs, recipes
+from pipeline.arms import PAIR
 from pipeline.check.finding import Finding, given, guarded
 from pipeline.config import Config
 
@@ -40,12 +41,9 @@ def partners(config: Config) -> Iterator[Finding]:
     base = folders.get("model.path")
     if base is None or not model_hub.is_whole(base) or not config.merge.methods:
         return
-    ct, sft = (folders.get(key, base) or base for key in ("ct.source", "sft.source"))
-    settings = next(iter(config.merge.methods.values())).tries[0]
-    check(
-        Recipe.from_dict(
-            recipes.complete(settings, base.absolute(), ct.absolute(), sft.absolute(), config.seed),
-            where="merge.methods",
-        )
-    )
+    methods = list(config.merge.methods.values())
+    method = next((method for method in methods if method.of == PAIR), methods[0])
+    merged = {name: (folders.get(f"{name}.source", base) or base).absolute() for name in method.of}
+    recipe = recipes.complete(method.tries[0], base.absolute(), merged, config.seed)
+    check(Recipe.from_dict(recipe, where="merge.methods"))
     yield from ()

@@ -9,12 +9,11 @@ from pipeline.config.computing import Compute
 from pipeline.config.fields import Section
 from pipeline.config.messages import one_line, suggestion
 from pipeline.config.models import BaseRecipe, Model, ModelShape
-from pipeline.config.scoring import RESERVED, Evaluation, Merge, Method
+from pipeline.config.scoring import Evaluation, Merge, Method
 from pipeline.config.sources import CipherCorpus, Corpus, HubCorpus, HubSource, Language
 from pipeline.config.trainings import ContinualTraining, Instructions, Lora, Training
 
 __all__ = [
-    "RESERVED",
     "BaseRecipe",
     "CipherCorpus",
     "Compute",

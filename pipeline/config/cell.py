@@ -59,6 +59,16 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def arms_can_be_trained(self) -> Config:
+        merged = (name for method in self.merge.methods.values() for name in method.of)
+        if self.ct.source and "sft_then_ct" in (*self.eval.unmerged, *merged):
+            raise ValueError(
+                f"ct.source={self.ct.source}: sft_then_ct trains CT on top of SFT, and this CT was trained elsewhere; "
+                "leave sft_then_ct out of eval.unmerged, or say ct.source=null"
+            )
+        return self
+
+    @model_validator(mode="after")
     def blocks_fit_the_model(self) -> Config:
         if self.model.path is None and self.model.recipe:
             for key, size in (("ct.block_size", self.ct.block_size), ("sft.block_size", self.sft.block_size)):

@@ -7,18 +7,34 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from merge.recipe import Recipe
 from pipeline import recipes
+from pipeline.arms import ARMS, PAIR
 from pipeline.config.fields import Positive, Section, Tokens
+from pipeline.config.messages import suggestion
 
-RESERVED = ("base", "sft", "ct", "ct_then_sft")  # the names that the unmerged checkpoints have in results
+
+def known_arm(name: str) -> str:
+    """The name of a checkpoint of results. Raises ValueError."""
+    if name not in ARMS:
+        raise ValueError(f"no checkpoint has this name; {suggestion(name, list(ARMS))}")
+    return name
+
+
+ArmName = Annotated[str, AfterValidator(known_arm)]
 
 
 class Method(Section):
-    """One merge in the results: a recipe, and the grid of settings that are tried on the dev split."""
+    """One merge in the results: a recipe, and the grid of settings that are tried on the dev split.
 
+    of: the checkpoints that are merged, by the names that they have in results and in the recipe.
+    control: whether it is there to be compared with, and never named the best merge on dev.
+    """
+
+    of: Annotated[tuple[ArmName, ...], Field(min_length=1)] = PAIR
+    control: bool = False
     recipe: dict[str, Any]
     grid: dict[str, Annotated[list[Any], Field(min_length=1)]]
 
@@ -30,14 +46,22 @@ class Method(Section):
             for values in itertools.product(*self.grid.values())
         ]
 
+    @property
+    def leads(self) -> bool:
+        """Whether it may be named the best merge on dev: one of CT and SFT, and no control."""
+        return self.of == PAIR and not self.control
+
     @model_validator(mode="after")
     def settings_in_bounds(self) -> Method:
         both = sorted(set(self.recipe) & set(self.grid))
         if both:
             raise ValueError(f"grid.{both[0]}: stands in the recipe too; give it in one place")
+        if len(set(self.of)) < len(self.of):
+            raise ValueError(f"of={list(self.of)}: names a checkpoint twice; give each once")
         nowhere = Path("folder")
         for settings in self.tries:
-            Recipe.from_dict(recipes.complete(settings, nowhere, nowhere, nowhere, 0), where="recipe")
+            recipe = recipes.complete(settings, nowhere, dict.fromkeys(self.of, nowhere), 0)
+            Recipe.from_dict(recipe, where="recipe")
         return self
 
 
@@ -49,7 +73,7 @@ class Merge(Section):
     @model_validator(mode="after")
     def comparable(self) -> Merge:
         for name in self.methods:
-            if name in RESERVED:
+            if name in ARMS:
                 raise ValueError(
                     f"methods.{name}: the name is taken by a checkpoint that is not merged; choose another"
                 )
@@ -66,7 +90,7 @@ class Merge(Section):
 
 
 class Evaluation(Section):
-    unmerged: list[Literal["base", "sft", "ct", "ct_then_sft"]]
+    unmerged: list[ArmName]
     families: list[str]
     split: Literal["dev", "test"]
     items: Positive

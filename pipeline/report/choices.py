@@ -14,7 +14,7 @@ from pipeline.report.records import Choice
 class Chosen:
     """The settings chosen for one merge, and how.
 
-    tries: among how many. metric: `acc` or `bits_per_byte`. score: theirs on dev.
+    tries: among how many. metric: `acc` or `bits_per_byte`. score: theirs on dev. leads: as in `Choice`.
     """
 
     method: str
@@ -24,6 +24,7 @@ class Chosen:
     tries: int
     metric: str
     score: float
+    leads: bool = True
 
 
 def same_but_for_slack(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
@@ -47,5 +48,5 @@ def read(choices: Iterable[Choice]) -> list[Chosen]:
         tries = read_jsonl(choice.folder / "tries.jsonl")
         best = next(row for row in tries if row["settings"] == settings)
         cell = (choice.method, choice.ct_tokens, choice.seed)
-        chosen.append(Chosen(*cell, settings, len(tries), best["metric"], best["score"]))
+        chosen.append(Chosen(*cell, settings, len(tries), best["metric"], best["score"], choice.leads))
     return sorted(chosen, key=lambda choice: (order[choice.method], choice.ct_tokens, choice.seed))

@@ -60,14 +60,15 @@ class Discarded:
 def read(audits: Iterable[Audit]) -> list[Discarded]:
     """By method as they come and budget.
 
-    A merge without task vectors (such as the weighted average) discards nothing and is left out.
+    A merge without task vectors (such as the weighted average) discards nothing and is left out, and so is one without
+    CT, which no budget changes.
     """
     grouped: dict[tuple[str, int], dict[int, dict[str, Any]]] = {}
     order: dict[str, int] = {}
     for audit in audits:
         report = json.loads((audit.folder / "audit.json").read_text(encoding="utf-8"))
         order.setdefault(audit.method, len(order))
-        if SFT in report["models"]:
+        if SFT in report["models"] and audit.ct_tokens:
             grouped.setdefault((audit.method, audit.ct_tokens), {})[audit.seed] = report
     return [
         _discarded(method, budget, grouped[method, budget])

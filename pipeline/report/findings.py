@@ -40,7 +40,7 @@ def leader_at(budget: int, choices: Sequence[Chosen], evidence: Evidence) -> str
     """The merge with the best score on dev at a budget (mean over seeds): chosen without a look at the test items."""
     scores: dict[str, list[float]] = {}
     for choice in choices:
-        if choice.ct_tokens == budget and evidence.has(choice.method, budget):
+        if choice.leads and choice.ct_tokens == budget and evidence.has(choice.method, budget):
             scores.setdefault(choice.method, []).append(
                 -choice.score if choice.metric == "bits_per_byte" else choice.score
             )

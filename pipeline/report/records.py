@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.arms import ARMS
+
 ENGLISH = "en"
-WITHOUT_CT = ("base", "sft")  # methods that no CT budget changes: in results their ct_tokens is 0
+WITHOUT_CT = tuple(name for name, arm in ARMS.items() if not arm.ct_budgets)  # in results their ct_tokens is 0
 Samples = list[dict[str, Any]]
 
 
@@ -34,12 +36,16 @@ class Audit:
 
 @dataclass(frozen=True)
 class Choice:
-    """How the settings of one merge were chosen on dev: a folder with choice.yml and tries.jsonl."""
+    """How the settings of one merge were chosen on dev: a folder with choice.yml and tries.jsonl.
+
+    leads: whether the merge may be named the best on dev, being one of CT and SFT and no control.
+    """
 
     method: str
     ct_tokens: int
     seed: int
     folder: Path
+    leads: bool = True
 
 
 @dataclass(frozen=True)
@@ -93,7 +99,9 @@ class ReportPaths:
 
 
 def label(method: str) -> str:
-    """A method's name as people write it: `ties_sv_1` is `TIES SV 1`."""
+    """A method's name as people write it: `ties_sv_1` is `TIES SV 1`, `ct_then_sft_with_ct` `CT-then-SFT with CT`."""
+    if method in ARMS:
+        return ARMS[method].title
     acronyms = {
         "ct": "CT",
         "sft": "SFT",
@@ -103,9 +111,7 @@ def label(method: str) -> str:
         "slerp": "SLERP",
         "della": "DELLA",
     }
-    if method == "ct_then_sft":
-        return "CT-then-SFT"
-    return " ".join(acronyms.get(word, word) for word in method.split("_"))
+    return " ".join(acronyms.get(word, word) for word in method.split("_")).replace(" then ", "-then-")
 
 
 def mean(values: Sequence[float]) -> float:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields
 from common.files import read_jsonl
 from common.units import format_tokens
 from eval.task_set import BITS, GOLD_BITS
+from pipeline.arms import ARMS
 from pipeline.report.records import ENGLISH, WITHOUT_CT, Evaluation, Row, label, mean
 
 COLUMNS = tuple(field.name for field in fields(Row))[:12]
@@ -63,10 +64,9 @@ def unique(evaluations: Iterable[Evaluation]) -> list[Evaluation]:
 
 
 def methods_in_order(methods: Iterable[str]) -> list[str]:
-    """Each method once: base, SFT, CT and CT-then-SFT, then the merges as they come."""
-    unmerged = ("base", "sft", "ct", "ct_then_sft")
+    """Each method once: base, SFT, CT, CT-then-SFT and the other arms that train, then the merges as they come."""
     seen = list(dict.fromkeys(methods))
-    return [method for method in unmerged if method in seen] + [method for method in seen if method not in unmerged]
+    return [method for method in ARMS if method in seen] + [method for method in seen if method not in ARMS]
 
 
 def gather(evaluations: Iterable[Evaluation]) -> list[Row]:

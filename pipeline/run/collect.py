@@ -6,7 +6,7 @@ import json
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from pipeline.graph import Stage
 from pipeline.plan import Cell
@@ -16,8 +16,6 @@ from pipeline.store import Entry
 
 if TYPE_CHECKING:
     from pipeline.report import ReportPaths
-
-T = TypeVar("T")
 
 
 def write_report(plan: RunPlan, arguments: Sequence[str]) -> ReportPaths | None:
@@ -44,19 +42,20 @@ def _write_language(
     """Writes the report of one language, and says where it lies. `entries`: what the store has, by key."""
     from pipeline import report  # late: a plan or a refusal needs no plots
 
-    def published(kind: Callable[[str, int, int, Path], T], stages: Callable[[Cell], Mapping[str, Stage]]) -> list[T]:
-        return [
-            kind(method, cell.ct_tokens, cell.seed, entries[stage.key].path)
+    def published(stages: Callable[[Cell], Mapping[str, Stage]]) -> dict[tuple[str, int, int], Path]:
+        """The entries by method, CT budget and seed; what no budget changes belongs to many cells and is given once."""
+        return {
+            (method, cell.budget_of(method), cell.seed): entries[stage.key].path
             for cell in cells
             for method, stage in stages(cell).items()
             if stage.key in entries
-        ]
+        }
 
-    evaluations = published(report.Evaluation, lambda cell: cell.evals)
-    audits = published(report.Audit, lambda cell: cell.merges)
-    choices = published(
-        report.Choice, lambda cell: {method: merge.parents["tune"] for method, merge in cell.merges.items()}
-    )
+    evaluations = [report.Evaluation(*cell, path) for cell, path in published(lambda cell: cell.evals).items()]
+    audits = [report.Audit(*cell, path) for cell, path in published(lambda cell: cell.merges).items()]
+    tuned = published(lambda cell: {name: merge.parents["tune"] for name, merge in cell.merges.items()})
+    methods = cells[0].config.merge.methods
+    choices = [report.Choice(*cell, path, methods[cell[0]].leads) for cell, path in tuned.items()]
     searched = cells[0].leaks and entries.get(cells[0].leaks.key)
     leaks = json.loads((searched.path / "leaks.json").read_text(encoding="utf-8")) if searched else None
     keys = dict.fromkeys(stage.key for cell in cells for stage in cell.stages)

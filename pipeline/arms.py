@@ -1,0 +1,38 @@
+"""The one table of arms that train: checkpoints that stand in results beside the merges, by the names they have there.
+
+How each comes to be is in pipeline/plan_training.py. Pure and light: configs, plans and reports read it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A checkpoint. title: as people write it. ct_budgets: whether a CT budget changes it."""
+
+    name: str
+    title: str
+    ct_budgets: bool = True
+
+
+ARMS: dict[str, Arm] = {
+    arm.name: arm
+    for arm in (
+        Arm("base", "base", ct_budgets=False),
+        Arm("sft", "SFT", ct_budgets=False),
+        Arm("ct", "CT"),
+        Arm("ct_then_sft", "CT-then-SFT"),
+        Arm("sft_then_ct", "SFT-then-CT"),
+    )
+}
+
+
+PAIR = ("ct", "sft")  # what a merge is made of, unless it says otherwise
+
+
+def with_ct_budgets(names: Iterable[str]) -> bool:
+    """Whether a CT budget changes one of these checkpoints, and so what is made of them."""
+    return any(ARMS[name].ct_budgets for name in names)

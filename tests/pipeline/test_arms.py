@@ -1,0 +1,127 @@
+"""Arms that are switched on by a line of config: what they are made of, and that they change nothing else."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from common.errors import BadInput
+from pipeline import sweep
+from pipeline.graph import Inputs, Stage
+from pipeline.plan import Cell, merged, plan_cell
+from pipeline.report.records import label
+from pipeline.run.cluster.schedule import cut
+from pipeline.trajectory import trajectories
+
+TRAINED = "eval.unmerged=[base,sft,ct,ct_then_sft,sft_then_ct]"
+MERGED = "arm=[ct_then_sft_with_ct,base_with_sft,chat_vector]"
+ALIKE = "merge.methods.chat_vector.grid={models.sft.weight:[1.0,0.5]}"  # as many tries as in conf/merge/test
+
+
+def cells(*overrides: str) -> list[Cell]:
+    configs = sweep.expand(["experiment=test", *overrides], multirun=True).configs
+    return [plan_cell(config, Inputs()) for config in configs]
+
+
+def keys(planned: list[Cell]) -> set[str]:
+    return {stage.key for stage in merged(planned)}
+
+
+def parent(stage: Stage, *roles: str) -> Stage:
+    for role in roles:
+        stage = stage.parents[role]
+    return stage
+
+
+def test_arms_add_stages_and_change_none() -> None:
+    assert keys(cells()) < keys(cells(TRAINED, MERGED, ALIKE))
+
+
+def test_sft_then_ct_is_ct_with_the_same_blocks_on_top_of_sft() -> None:
+    small, large = cells(TRAINED)
+    for cell in (small, large):
+        arm = parent(cell.evals["sft_then_ct"], "checkpoint")
+        ct, sft = (parent(cell.evals[name], "checkpoint") for name in ("ct", "sft"))
+        assert arm.kind == "ct" and arm.settings == ct.settings and arm.parents["blocks"] is ct.parents["blocks"]
+        assert arm.parents["model"] is sft
+
+
+def test_sft_then_ct_is_a_trajectory_of_its_own() -> None:
+    """So that a larger budget continues from the smaller one, and never from CT on the base."""
+    lines = trajectories(merged(cells(TRAINED)))
+    assert sorted([stage.slug for stage in line.stages] for line in lines.values()) == [
+        ["nya-2048-s0", "nya-4096-s0"],
+        ["nya-after-en-2048-s0", "nya-after-en-4096-s0"],
+    ]
+
+
+def test_a_merge_of_other_checkpoints_reads_these_and_no_others() -> None:
+    (cell, _) = cells(MERGED, ALIKE)
+    reads = {name: set(merge.parents) - {"model", "tune"} for name, merge in cell.merges.items()}
+    assert reads["ct_then_sft_with_ct"] == {"ct", "ct_then_sft"}
+    assert reads["base_with_sft"] == {"base", "sft"}
+    assert reads["chat_vector"] == {"ct", "sft"} == reads["task_arithmetic"]
+    assert cell.merges["ct_then_sft_with_ct"].parents["ct_then_sft"] is parent(cell.evals["ct_then_sft"], "checkpoint")
+
+
+def test_a_merge_without_ct_is_made_once_for_all_budgets() -> None:
+    small, large = cells(MERGED, ALIKE)
+    assert small.evals["base_with_sft"].key == large.evals["base_with_sft"].key
+    assert small.budget_of("base_with_sft") == large.budget_of("base_with_sft") == 0
+    assert small.evals["base_with_sft"].slug == "nya-base_with_sft-s0"
+    of_kind = Counter(stage.kind for stage in merged([small, large]) if "base_with_sft" in stage.slug)
+    assert of_kind == {"tune": 1, "merge": 1, "eval": 1}
+    assert (small.budget_of("chat_vector"), large.budget_of("chat_vector")) == (2048, 4096)
+
+
+def test_a_merge_is_planned_though_its_checkpoints_are_not_scored() -> None:
+    (cell, _) = cells("eval.unmerged=[ct]", "arm=[ct_then_sft_with_ct]")
+    assert set(cell.evals) == {"ct", "task_arithmetic", "ties_sv_1", "ct_then_sft_with_ct"}
+    assert any(stage.kind == "sft" and stage.slug.startswith("en-after-nya") for stage in cell.stages)
+
+
+def test_only_merges_of_ct_and_sft_may_lead() -> None:
+    (cell, _) = cells(MERGED, ALIKE, "+merge.methods.chat_vector.control=true")
+    methods = cell.config.merge.methods
+    assert [name for name, method in methods.items() if method.leads] == ["task_arithmetic", "ties_sv_1"]
+
+
+def test_jobs_wait_for_what_they_read() -> None:
+    before: set[str] = set()
+    for task in cut(merged(cells(TRAINED, MERGED, ALIKE))):
+        assert task.needs <= before
+        before |= task.keys
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["eval.unmerged=[base,sft_than_ct]"], r"^eval\.unmerged\.1=sft_than_ct: .* did you mean sft_then_ct\?$"),
+        (
+            ["+merge.methods.ties_sv_1.of=[ct,cts]"],
+            r"^merge\.methods\.ties_sv_1\.of\.1=cts: .* did you mean ct\?$",
+        ),
+        (["+merge.methods.ties_sv_1.of=[sft,sft]"], r"^merge\.methods\.ties_sv_1\.of=.*names a checkpoint twice"),
+        (["+merge.methods.ties_sv_1.of=[]"], r"^merge\.methods\.ties_sv_1\.of="),
+        (["+merge.methods.ties_sv_1.of=[base,ct]"], r"protect: no model is called 'sft'; the models are base, ct"),
+        (["ct.source=somewhere", "ct.tokens=4096", TRAINED], r"^ct\.source=somewhere: sft_then_ct trains CT"),
+    ],
+)
+def test_arms_that_cannot_be(overrides: list[str], message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        cells(*overrides)
+
+
+@pytest.mark.parametrize(
+    ("name", "title"),
+    [
+        ("sft_then_ct", "SFT-then-CT"),
+        ("ct_then_sft_with_ct", "CT-then-SFT with CT"),
+        ("base_with_sft", "base with SFT"),
+        ("chat_vector", "chat vector"),
+        ("ties_sv_1", "TIES SV 1"),
+    ],
+)
+def test_titles(name: str, title: str) -> None:
+    assert label(name) == title
