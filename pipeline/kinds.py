@@ -44,6 +44,7 @@ KINDS: dict[str, Kind] = {
         Kind("corpus", "pipeline.stages:corpus", 2, "data", 3, shared=True),
         Kind("items", "pipeline.stages:items", 2, "data", 10, shared=True),
         Kind("instructions", "pipeline.stages:instructions", 1, "data", 10, shared=True),
+        Kind("target_instructions", "pipeline.stages:target_instructions", 1, "data", 10, shared=True),
         Kind("leaks", "pipeline.stages:leaks", 1, "data", 10, shared=True),
         Kind("base", "pipeline.stages:base", 1, "train", 250, shared=True, tracked=True),
         Kind("ct_blocks", "pipeline.stages:ct_blocks", 1, "data", 4, shared=True),

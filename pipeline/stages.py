@@ -30,6 +30,7 @@ from train.stage_settings import (
     CorpusOptions,
     CorpusSettings,
     CtBlocksSettings,
+    InstructionsInLanguageSettings,
     InstructionsSettings,
     ItemsSettings,
     SftBlocksSettings,
@@ -61,6 +62,13 @@ def instructions(job: Job) -> None:
 
     settings, options = InstructionsSettings.from_mapping(job.settings), job.options
     instructions.from_hub(settings, job.out, job.work, options["folder"], options.get("workers", 1))
+
+
+def target_instructions(job: Job) -> None:
+    from train.data import instructions
+
+    settings = InstructionsInLanguageSettings.from_mapping(job.settings)
+    instructions.build_in_language(job.folders["corpus"], settings, job.out)
 
 
 def leaks(job: Job) -> None:

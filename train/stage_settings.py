@@ -130,6 +130,16 @@ class ItemsSettings(Settings):
 
 
 @dataclass(frozen=True)
+class InstructionsInLanguageSettings(Settings):
+    """What decides instructions in the language itself, beside the corpus."""
+
+    language: str
+    families: tuple[str, ...]  # names of train.data.families.QUESTIONS
+    sft_items: int  # instructions a family, at most
+    seed: int
+
+
+@dataclass(frozen=True)
 class InstructionsSettings(Settings):
     """What decides instructions from the hub."""
 
@@ -158,8 +168,9 @@ class SftBlocksSettings(Settings):
 
     tokens: int  # tokens to pack, padding among them
     block_size: int  # tokens of a block
-    replay_share: float  # of the blocks that are English running text, 0 to 1
+    replay_share: float  # of the blocks that are running text, 0 to 1
     seed: int  # of the order of examples
+    language: str = "en"  # of the running text
 
 
 @dataclass(frozen=True)

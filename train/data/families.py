@@ -7,6 +7,7 @@ are shared, the passages differ.
 
 family   what is asked                                 what it needs
 next     which word comes next; the text stands last   to predict the language
+route    the same; the text first, then the question   the same, and to do it because it was asked
 blank    which word fills the blank                    the same, and to bring it to the answer
 lookup   which word comes after a given word           to find and copy, in any language
 genre    which kind of book a passage is from          to know what passages are about
@@ -21,7 +22,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from train.data.corpus.bible import GENRES
 from train.data.writing import Writing, bare, ends_sentence, writing_of
@@ -46,10 +47,7 @@ TOPICS = {
 
 @dataclass(frozen=True)
 class Question:
-    """One question: a text, what is asked of it, the choices, the true one, and the trivial baseline's.
-
-    Where the text is to be continued it stands last, else the question does, next to the answer.
-    """
+    """One question: a text, what is asked of it, the choices, the true one, and the trivial baseline's."""
 
     text: str
     question: str
@@ -57,13 +55,12 @@ class Question:
     answer: int
     trivial: int
     document: str = ""  # id of the document that the text is from; `questions.QuestionSource` sets it
+    text_last: bool = False  # so that the answer continues the text; else the question stands next to the answer
 
     @property
     def prompt(self) -> str:
         """What the model sees; the answer follows after a space."""
-        return (
-            f"{self.question}\n{self.text}" if self.question == QUESTIONS["next"] else prompt(self.question, self.text)
-        )
+        return f"{self.question}\n{self.text}" if self.text_last else prompt(self.question, self.text)
 
 
 def prompt(instruction: str, text: str) -> str:
@@ -148,7 +145,19 @@ def window(words: list[str], shortest: int, longest: int, writing: Writing, rng:
 
 @word_family("next", "Which word comes next?")
 def next_word(words: list[str], vocabulary: Vocabulary, rng: random.Random) -> Question | None:
-    """Of 9 to 15 words, the last is asked for."""
+    """Of 9 to 15 words, the last is asked for: the text is given last, as running text goes on."""
+    asked = continuation(words, vocabulary, rng)
+    return asked and replace(asked, text_last=True)
+
+
+@word_family("route", QUESTIONS["next"])
+def route(words: list[str], vocabulary: Vocabulary, rng: random.Random) -> Question | None:
+    """The same, but the question stands after the text: who only goes on with the text does not answer it."""
+    return continuation(words, vocabulary, rng)
+
+
+def continuation(words: list[str], vocabulary: Vocabulary, rng: random.Random) -> Question | None:
+    """Which word comes after 8 to 14 words, within the sentence."""
     writing = vocabulary.writing
     if len(words) < 15 * writing.units:
         return None

@@ -3,12 +3,14 @@
 Instructions come from training text, items from held-out text.
 
 Leaves `sft.jsonl` (`{"prompt", "output", "family"}`), `tasks/<family>_<language>.<split>.jsonl` (rows of
-`common.items.Item`) and `counts.json`. Instructions from the hub are a stage of their own, which leaves
-`sft/00000.parquet` and so on, with the same columns, and `counts.json`.
+`common.items.Item`) and `counts.json`. Instructions in the language itself, for the ceiling that English SFT is held
+against, are a stage of their own, which leaves `sft.jsonl` and `counts.json`; so are instructions from the hub, which
+leaves `sft/00000.parquet` and so on, with the same columns, and `counts.json`.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +25,7 @@ from train.data.corpus import text_files
 from train.data.corpus.shards import Reading, link, take
 from train.data.processes import Workers
 from train.data.questions import QuestionSource
-from train.stage_settings import InstructionsSettings, ItemsSettings
+from train.stage_settings import InstructionsInLanguageSettings, InstructionsSettings, ItemsSettings
 
 FEWEST_ITEMS = 20  # of a family, language and split: fewer cannot tell a model from chance
 Row = dict[str, str]  # prompt, output, family
@@ -37,15 +39,10 @@ def build(corpus_dir: Path, settings: ItemsSettings, out: Path, sft_path: str | 
     There are fewer of a family where the text gives no more. Families that need aligned verses are left out where the
     corpus has none. Raises BadInput for a family that there is not, and for instructions that cannot be read.
     """
-    unknown = set(settings.families) - set(families.QUESTIONS)
-    if unknown:
-        raise BadInput(f"eval.families: {min(unknown)!r} is unknown; choose from {', '.join(families.QUESTIONS)}")
-    source = QuestionSource(corpus_dir, settings.families, settings.seed)
+    source = question_source(corpus_dir, settings.families, settings.seed)
     (out / "tasks").mkdir(parents=True)
-    instructions = own_instructions(sft_path) if sft_path else made_instructions(source, settings.sft_items)
-    counts: dict[str, dict[str, int]] = {"sft": {}, "tasks": {}}
-    for row in instructions:
-        counts["sft"][row["family"]] = counts["sft"].get(row["family"], 0) + 1
+    instructions = own_instructions(sft_path) if sft_path else made_instructions(source, "en", settings.sft_items)
+    counts: dict[str, dict[str, int]] = {"sft": by_family(instructions), "tasks": {}}
     if instructions:
         write_jsonl(out / "sft.jsonl", instructions)
     for language in (settings.language, "en"):
@@ -58,6 +55,32 @@ def build(corpus_dir: Path, settings: ItemsSettings, out: Path, sft_path: str | 
                     counts["tasks"][name] = len(items)
     refuse_scarce(counts["tasks"], source.families, (settings.language, "en"), settings.eval_items)
     write_json(out / "counts.json", counts)
+
+
+def build_in_language(corpus_dir: Path, settings: InstructionsInLanguageSettings, out: Path) -> None:
+    """Writes instructions made of the language's own training text to `out`.
+
+    Raises BadInput for a family that there is not, and where the text gives no instruction.
+    """
+    source = question_source(corpus_dir, settings.families, settings.seed)
+    instructions = made_instructions(source, settings.language, settings.sft_items)
+    if not instructions:
+        raise BadInput(f"eval.families: the {settings.language} training text gives no instruction; give more text")
+    write_jsonl(out / "sft.jsonl", instructions)
+    write_json(out / "counts.json", {"sft": by_family(instructions)})
+
+
+def question_source(corpus_dir: Path, names: Sequence[str], seed: int) -> QuestionSource:
+    """Where the questions of these families come from. Raises BadInput for a family that there is not."""
+    unknown = set(names) - set(families.QUESTIONS)
+    if unknown:
+        raise BadInput(f"eval.families: {min(unknown)!r} is unknown; choose from {', '.join(families.QUESTIONS)}")
+    return QuestionSource(corpus_dir, names, seed)
+
+
+def by_family(instructions: Sequence[Row]) -> dict[str, int]:
+    """How many instructions there are of each family."""
+    return dict(Counter(row["family"] for row in instructions))
 
 
 def refuse_scarce(counts: Mapping[str, int], names: Sequence[str], languages: Sequence[str], wanted: int) -> None:
@@ -78,12 +101,12 @@ def refuse_scarce(counts: Mapping[str, int], names: Sequence[str], languages: Se
             )
 
 
-def made_instructions(source: QuestionSource, count: int) -> list[Row]:
-    """Up to `count` English instructions of each family, from training text."""
+def made_instructions(source: QuestionSource, language: str, count: int) -> list[Row]:
+    """Up to `count` instructions of each family, from a language's training text."""
     return [
         {"prompt": question.prompt, "output": question.choices[question.answer], "family": family}
         for family in source.families
-        for question in source.questions(family, "en", "train", count)
+        for question in source.questions(family, language, "train", count)
     ]
 
 

@@ -103,7 +103,7 @@ def sft_blocks(
     work: Path,
     workers: int = 1,
 ) -> None:
-    """Packs instruction examples, and blocks of English running text among them, up to `tokens`.
+    """Packs instruction examples, and blocks of running text among them, up to `tokens`.
 
     The examples are repeated where they are fewer.
 
@@ -120,12 +120,13 @@ def sft_blocks(
     with Workers(workers, init_worker, (tokenizer,)) as pool:
         read = passes(files, f"{seed}:sft", pool, work)
         packed = one_stream(read, size, tally) if single else file_by_file(read, size, tally, len(files))
-        english: Iterator[Tokens] = iter(())
+        replay: Iterator[Tokens] = iter(())
         if share > 0:
             assert corpus_dir is not None
-            english = cut(stream(passes(training_files(corpus_dir, "en"), f"{seed}:replay", pool, work)), size)
+            text = training_files(corpus_dir, settings.language)
+            replay = cut(stream(passes(text, f"{seed}:replay", pool, work)), size)
         for source in itertools.islice(interleave([1 - share, share]), -(-settings.tokens // size)):
-            row = joined(next(packed), size, tokenizer.end, tally) if source == 0 else running(next(english), tally)
+            row = joined(next(packed), size, tokenizer.end, tally) if source == 0 else running(next(replay), tally)
             for column, values in zip(columns, row, strict=True):
                 column.append(values)
     for column in columns:
