@@ -99,7 +99,7 @@ class Start:
 def trained_stages(config: Config, inputs: Inputs, data: Data, wanted: Collection[str] = ()) -> dict[str, Stage]:
     """Base, CT and SFT, and the wanted ones of the other arms, by the names that they have in results."""
     base = _base(config, inputs, data)
-    ct_blocks, sft_blocks = _ct_blocks(config, data, base), _sft_blocks(config, data, base)
+    ct_blocks, english_sft = _ct_blocks(config, data, base), sft_blocks(config, data, base)
     if config.ct_source:
         options = {"path": config.ct_source}
         ct = Stage("model", f"ct-{config.language.code}", {"sha256": inputs.ct}, options=options)
@@ -109,8 +109,8 @@ def trained_stages(config: Config, inputs: Inputs, data: Data, wanted: Collectio
     if config.sft.source:
         sft = Stage("model", "sft-en", {"sha256": inputs.sft_model}, options={"path": config.sft.source})
     else:
-        sft = _training("sft", f"en-s{config.seed}", config, {"model": base, "blocks": sft_blocks})
-    start = Start(config, data, base, ct, sft, ct_blocks, sft_blocks)
+        sft = _training("sft", f"en-s{config.seed}", config, {"model": base, "blocks": english_sft})
+    start = Start(config, data, base, ct, sft, ct_blocks, english_sft)
     further = {name: train(start) for name, train in FURTHER.items() if name in wanted}
     return {"base": base, "sft": sft, "ct": ct, **further}
 
@@ -167,18 +167,32 @@ def _ct_blocks(config: Config, data: Data, base: Stage) -> Stage:
     return Stage("ct_blocks", slug, settings, {"corpus": data.corpus, "model": base}, workers(config))
 
 
-def _sft_blocks(config: Config, data: Data, base: Stage) -> Stage:
+def sft_blocks(config: Config, data: Data, base: Stage, language: str = "en") -> Stage:
+    """What SFT learns: instructions in English, or for the ceiling in the language, and replay in the same."""
     sft = config.sft
     settings = {
         "tokens": sft.tokens,
         "block_size": sft.block_size,
         "replay_share": sft.replay_share,
         "seed": config.seed,
+        **({} if language == "en" else {"language": language}),
     }
-    parents = {"items": data.instructions, "model": base}
+    instructions = data.instructions if language == "en" else target_instructions(config, data)
+    parents = {"items": instructions, "model": base}
     if sft.replay_share or not sft.hub:
         parents["corpus"] = data.corpus
-    return Stage("sft_blocks", f"en-s{config.seed}", settings, parents, workers(config))
+    return Stage("sft_blocks", f"{language}-s{config.seed}", settings, parents, workers(config))
+
+
+def target_instructions(config: Config, data: Data) -> Stage:
+    """Instructions of the same families in the language itself, a stage of its own: no other key depends on it."""
+    asked = {
+        "language": config.language.code,
+        "families": config.eval.families,
+        "sft_items": config.sft.items,
+        "seed": config.corpus.seed,
+    }
+    return Stage("target_instructions", config.language.code, asked, {"corpus": data.corpus})
 
 
 def _training(kind: Literal["ct", "sft"], slug: str, config: Config, parents: Mapping[str, Stage]) -> Stage:

@@ -13,7 +13,12 @@ from common.files import read_jsonl
 from common.items import Item
 from train.data import families, instructions
 from train.data.corpus.documents import read_rows
-from train.stage_settings import InstructionSource, InstructionsSettings, ItemsSettings
+from train.stage_settings import (
+    InstructionsInLanguageSettings,
+    InstructionSource,
+    InstructionsSettings,
+    ItemsSettings,
+)
 
 
 def build(corpus_dir: Path, out: Path, sft_path: str | None = None, **changes: Any) -> None:
@@ -25,7 +30,7 @@ def test_instructions_and_items_share_templates_but_not_content(corpus_dir: Path
     build(corpus_dir, tmp_path / "a")
     build(corpus_dir, tmp_path / "b")
     sft = read_jsonl(tmp_path / "a" / "sft.jsonl")
-    assert {row["family"] for row in sft} == {"next", "blank", "lookup"}  # no aligned verses here
+    assert {row["family"] for row in sft} == {"next", "route", "blank", "lookup"}  # no aligned verses here
     items = read_jsonl(tmp_path / "a" / "tasks" / "next_en.test.jsonl")
     trained = {row["prompt"] for row in sft}
     assert items and all(item["prompt"].startswith("Which word comes next?\n") for item in items)
@@ -48,6 +53,18 @@ def test_own_instructions(corpus_dir: Path, tmp_path: Path) -> None:
     path.write_text(json.dumps({"instruction": "Say yes."}) + "\n")
     with pytest.raises(BadInput, match="sft.path: .* line 1 lacks the text field 'input'"):
         build(corpus_dir, tmp_path / "other", sft_path=str(path))
+
+
+def test_instructions_in_the_language_are_of_its_training_text(corpus_dir: Path, tmp_path: Path) -> None:
+    settings = InstructionsInLanguageSettings("xx", ("next", "route"), sft_items=30, seed=0)
+    instructions.build_in_language(corpus_dir, settings, tmp_path)
+    rows = read_jsonl(tmp_path / "sft.jsonl")
+    assert json.loads((tmp_path / "counts.json").read_text())["sft"] == {"next": 30, "route": 30}
+    texts = {name: read_jsonl(corpus_dir / "text" / f"{name}.jsonl") for name in ("xx.train", "xx.test", "en.train")}
+    for name, documents in texts.items():
+        joined = " ".join(" ".join(row["text"].split()) for row in documents)
+        stand = [(row["prompt"].splitlines()[row["family"] == "next"] + " " + row["output"]) in joined for row in rows]
+        assert all(stand) if name == "xx.train" else not any(stand)
 
 
 def test_an_unknown_family_is_named(corpus_dir: Path, tmp_path: Path) -> None:
