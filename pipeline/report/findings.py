@@ -53,38 +53,43 @@ def gain(evidence: Evidence, kind: Kind, first: Sequence[Cell], second: Sequence
     return estimate.negated if estimate is not None and kind in LOWER_IS_BETTER else estimate
 
 
-def beats_ct_then_sft(kind: Kind) -> Callable[[Data], Finding]:
-    """Where text is scarcest."""
+def beats(baseline: str, kind: Kind, where: Callable[[Sequence[int]], int] = min) -> Callable[[Data], Finding]:
+    """At the smallest budget (where=min: text is scarcest) or the largest: the merge that was best on dev."""
 
     def answer(data: Data) -> Finding:
-        budget = min(data.evidence.budgets, default=0)
-        leader = data.leaders.get(budget)
-        if leader is None or not data.evidence.has("ct_then_sft", budget):
-            return Finding(None, "It takes CT-then-SFT and a merge with a score on dev at the same budget.")
-        estimate = gain(data.evidence, kind, [(leader, budget)], [("ct_then_sft", budget)])
+        budget = where(data.evidence.budgets or [0])
+        leader, reference = data.leaders.get(budget), data.evidence.cell(baseline, budget)
+        if leader is None or reference is None:
+            return Finding(None, f"It takes {label(baseline)} and a merge with a score on dev at the same budget.")
+        estimate = gain(data.evidence, kind, [(leader, budget)], [reference])
         if estimate is None:
-            return Finding(None, "It takes CT-then-SFT and a merge of the same seed, scored in this way.")
-        merged, baseline = (data.evidence.value(kind, method, budget) for method in (leader, "ct_then_sft"))
+            return Finding(None, f"It takes {label(baseline)} and a merge of the same seed, scored in this way.")
+        merged, other = (data.evidence.value(kind, *cell) for cell in ((leader, budget), reference))
         text = (
             f"At {budget_name(budget)} tokens the merge that was best on dev, {label(leader)}, has {merged:.3f}; "
-            f"CT-then-SFT has {baseline:.3f}."
+            f"{label(baseline)} has {other:.3f}."
         )
         return Finding(estimate, text)
 
     return answer
 
 
-def keeps_language(data: Data) -> Finding:
-    """Bits per byte of CT-then-SFT minus those of the merge that was best on dev, over all budgets."""
-    budgets = [budget for budget in data.leaders if data.evidence.has("ct_then_sft", budget)]
-    merged: list[Cell] = [(data.leaders[budget], budget) for budget in budgets]
-    baseline: list[Cell] = [("ct_then_sft", budget) for budget in budgets]
-    estimate = gain(data.evidence, "bits", merged, baseline) if budgets else None
-    if estimate is None:
-        return Finding(None, "It takes held-out text, CT-then-SFT and a merge with a score on dev at the same budget.")
-    pairs = zip(merged, baseline, strict=True)
-    each = [(merge[1], gain(data.evidence, "bits", [merge], [reference])) for merge, reference in pairs]
-    return Finding(estimate, f"Bits per byte saved: {_by_budget(each)}.")
+def keeps_language(baseline: str) -> Callable[[Data], Finding]:
+    """Bits per byte of a baseline minus those of the merge that was best on dev, over all budgets."""
+
+    def answer(data: Data) -> Finding:
+        budgets = [budget for budget in data.leaders if data.evidence.has(baseline, budget)]
+        merged: list[Cell] = [(data.leaders[budget], budget) for budget in budgets]
+        reference: list[Cell] = [(baseline, budget) for budget in budgets]
+        estimate = gain(data.evidence, "bits", merged, reference) if budgets else None
+        if estimate is None:
+            needed = f"{label(baseline)} and a merge with a score on dev at the same budget"
+            return Finding(None, f"It takes held-out text, {needed}.")
+        pairs = zip(merged, reference, strict=True)
+        each = [(merge[1], gain(data.evidence, "bits", [merge], [other])) for merge, other in pairs]
+        return Finding(estimate, f"Bits per byte saved: {_by_budget(each)}.")
+
+    return answer
 
 
 def advantage_shrinks(data: Data) -> Finding:

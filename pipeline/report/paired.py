@@ -100,6 +100,10 @@ class Evidence:
         """Whether there is a checkpoint of this method at this budget."""
         return bool(self.seeds(method, budget))
 
+    def cell(self, method: str, budget: int) -> Cell | None:
+        """Where a method stands that is compared at a budget: there, or at 0 where no budget changes it."""
+        return next(((method, tokens) for tokens in (budget, 0) if self.has(method, tokens)), None)
+
     def seeds(self, method: str, budget: int) -> set[int]:
         """The seeds of a method at a budget."""
         return {seed for other, tokens, seed in self.folders if (other, tokens) == (method, budget)}

@@ -131,6 +131,7 @@ class Run:
     lost: by method and budget, the share of SFT's top 5 % lost in sign conflicts.
     wobble: what seeds do: added to gains and shares, more at later budgets and twice as much with slack.
     lambdas: chosen by a method, 1.5 where it is not named.
+    without_ct: how much higher half the base with half of SFT is, which no budget changes.
     """
 
     root: Path
@@ -139,6 +140,7 @@ class Run:
     seeds: tuple[int, ...] = (0, 1)
     wobble: tuple[float, ...] = (0.0,) * 9
     lambdas: Mapping[str, float] = field(default_factory=dict)
+    without_ct: float = 0.0
     evaluations: list[Evaluation] = field(default_factory=list)
     audits: list[Audit] = field(default_factory=list)
     choices: list[Choice] = field(default_factory=list)
@@ -149,7 +151,9 @@ class Run:
             for method, share in (("base", 0.26), ("sft", 0.3)):
                 folder = write_scores(self.root / f"{method}-{seed}", {"genre": share, "blank": share}, 5.0)
                 self.evaluations += [Evaluation(method, budget, seed, folder) for budget in BUDGETS]
-            for method, gains in {"ct": (-0.1,) * 3, "ct_then_sft": (0.0,) * 3, **self.gains}.items():
+            self.add_scores("base_with_sft", 0, seed, self.without_ct, 5.0)
+            unmerged = {"ct": (-0.1,) * 3, "ct_then_sft": (0.0,) * 3, "ct_then_sft_with_ct": (0.0,) * 3}
+            for method, gains in {**unmerged, **self.gains}.items():
                 for place, (budget, gain) in enumerate(zip(BUDGETS, gains, strict=True)):
                     gain += self.noise(method, place, seed) if method in self.gains else 0.0
                     self.add_scores(method, budget, seed, gain, 4.0 - gain - place / 2)

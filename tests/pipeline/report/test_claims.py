@@ -30,6 +30,7 @@ def test_what_is_otherwise_is_not_shown(tmp_path: Path) -> None:
         tmp_path,
         {"ties": (-0.2, -0.1, 0.1), "ties_sv_1": (-0.3, -0.2, 0.05)},
         {"ties": (0.3, 0.2, 0.1), "ties_sv_1": (0.6, 0.4, 0.2)},
+        without_ct=0.3,
     )
     assert verdicts(flipped) == dict.fromkeys(IDS, "not shown")
     assert all(answer.estimate is not None and answer.estimate.high < 0 for answer in flipped.claims().answers)
