@@ -1,5 +1,26 @@
 """What ends a command other than success, each in one line."""
 
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+LONGEST = 2000  # characters of a line
+ADVICE = {
+    errno.ENOSPC: "no room on the disk; free some, or write elsewhere",
+    errno.EDQUOT: "the disk quota is used up; free some room, or write elsewhere",
+    errno.EMFILE: "too many open files; allow more (`ulimit -n`), or do less at a time",
+    errno.ENFILE: "too many open files on this machine; try again later",
+    errno.EROFS: "the file system is read-only; write elsewhere",
+    errno.EACCES: "permission denied; ask for the right, or name another place",
+    errno.EPERM: "not permitted; ask for the right, or name another place",
+    errno.EPIPE: "the reader of the output has gone",
+    errno.ENAMETOOLONG: "the name is longer than the file system allows",
+    errno.EIO: "the disk or its connection fails (input/output error)",
+}
+
 
 class BadInput(ValueError):
     """Input that cannot work: one line that names the config key or file and says what would be right."""
@@ -11,3 +32,34 @@ class Interrupted(RuntimeError):
 
 class StageFailed(RuntimeError):
     """A stage crashed: one line that names it. The cause is chained."""
+
+
+@contextmanager
+def in_one_line() -> Iterator[None]:
+    """What the machine refuses (files, room, memory) or cannot follow (nesting) is raised as BadInput, in one line."""
+    try:
+        yield
+    except OSError as error:
+        raise BadInput(_of_files(error)) from error
+    except RecursionError as error:
+        raise BadInput("the input is nested too deeply to be read") from error
+    except MemoryError as error:
+        raise BadInput("not enough memory; free some, or ask for less at a time") from error
+    except RuntimeError as error:  # torch has no class of its own for memory of the CPU, Python none for threads
+        if "memory" in str(error) and ("alloc" in str(error) or "out of" in str(error)):
+            raise BadInput("not enough memory; free some, or ask for less at a time") from error
+        if "start new thread" in str(error):
+            raise BadInput("the machine starts no more threads; ask for fewer") from error
+        raise
+
+
+def line_of(error: BaseException) -> str:
+    """An error's text as one line that a terminal can show, whatever names of files or keys are in it."""
+    text = " ".join("".join(letter if letter.isprintable() else " " for letter in str(error)).split())
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]} …"
+
+
+def _of_files(error: OSError) -> str:
+    place = next((os.fsdecode(name) for name in (error.filename2, error.filename) if isinstance(name, str | bytes)), "")
+    said = ADVICE.get(error.errno or 0) or error.strerror or str(error) or type(error).__name__
+    return f"{place}: {said}" if place else said

@@ -16,7 +16,7 @@ from pathlib import Path
 from common.errors import BadInput
 
 PREFIX = "hub:"
-NAME = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")  # owner/name, owner/name@revision
+NAME = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@((?!.*\.\.)[\w./-]+))?")  # owner/name, owner/name@revision
 COMMIT = re.compile(r"[0-9a-f]{40}")
 NEEDED = ("*.json", "*.model", "*.txt", "*.jinja")  # beside the weights
 UNREACHABLE = (
@@ -119,12 +119,12 @@ def fetch(path: str, key: str = "model.path") -> Path:
 
 def is_whole(folder: Path) -> bool:
     """Whether a snapshot has its config and all of its weights: an interrupted download leaves some."""
-    import json
+    from common.documents import WeightIndex, read_json
 
     if not (folder / "config.json").is_file():
         return False
     for index in folder.glob("*.index.json"):
-        listed = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        listed = set(read_json(index, WeightIndex)["weight_map"].values())
         if all((folder / name).is_file() for name in listed):
             return True
     return any((folder / name).is_file() for name in ("model.safetensors", "pytorch_model.bin"))

@@ -5,13 +5,16 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import resource
 import shutil
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.errors import BadInput
+from common.errors import BadInput, in_one_line, line_of
+from common.stop_signals import Stopped, stopping_on_signals
 from common.units import parse_bytes
 from merge.grid import expand
 from merge.recipe import Recipe
@@ -21,14 +24,37 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0, or 2 after one line on stderr for bad input."""
-    options = _parser().parse_args(arguments)
+    """Run the command line; returns the exit code.
+
+    0; 2 after one line on stderr, for bad input and for what the machine refuses; 128 + n when signal n stopped it.
+    """
+    options = _parser().parse_intermixed_args(arguments)
     try:
-        _run(options)
+        with stopping_on_signals(), in_one_line():
+            _allow_open_files()
+            _run(options)
+            sys.stdout.flush()
     except BadInput as error:
-        print(f"merge: {error}", file=sys.stderr)
+        _tell(error)
         return 2
+    except Stopped as stop:
+        _tell(stop)
+        return 128 + stop.number
     return 0
+
+
+def _tell(error: BaseException) -> None:
+    """One line on stderr, where there is one."""
+    with suppress(OSError, ValueError):
+        if sys.stderr is not None:
+            print(f"merge: {line_of(error)}", file=sys.stderr, flush=True)
+
+
+def _allow_open_files() -> None:
+    """As many open files as the system allows: a grid of large models has one for every shard."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -66,12 +92,16 @@ def _run(options: argparse.Namespace) -> None:
     if options.threads is not None and options.threads < 1:
         raise BadInput(f"--threads: 1 or more; got {options.threads}")
     labelled = expand(recipe, options.grid) if options.grid else [("", recipe)]
-    if options.plan:
-        print(describe([recipe for _, recipe in labelled], memory, Path(options.out_dir or ".")))
-        return
-    if not options.audit_only and options.out_dir is None:
-        raise BadInput("OUT_DIR: missing; name a new folder for the merged checkpoint")
     recipes = [recipe for _, recipe in labelled]
+    out_dirs = [Path(options.out_dir, label) for label, _ in labelled] if options.out_dir is not None else []
+    if options.plan:
+        lines, refusal = describe(recipes, memory, out_dirs)
+        print("\n".join(lines), flush=True)
+        if refusal is not None:
+            raise BadInput(refusal)
+        return
+    if not options.audit_only and not out_dirs:
+        raise BadInput("OUT_DIR: missing; name a new folder for the merged checkpoint")
     # torch's half a million objects stay: to look through them again and again costs a tenth of its import and more
     gc.disable()
     from merge.stream.threads import Workers
@@ -94,7 +124,6 @@ def _run(options: argparse.Namespace) -> None:
             return
         from merge.io.writer import write_many
 
-        out_dirs = [Path(options.out_dir, label) if label else Path(options.out_dir) for label, _ in labelled]
         extras: dict[str, Any] = {
             "audit": not options.no_audit,
             "checksums": not options.no_checksums,
@@ -104,11 +133,18 @@ def _run(options: argparse.Namespace) -> None:
     print("\n".join(map(str, written)))
 
 
-def describe(recipes: Sequence[Recipe], memory: int, out_dir: Path) -> str:
-    """What a merge into `out_dir` would read, write and need, after all checks that need no weights."""
+def describe(recipes: Sequence[Recipe], memory: int, out_dirs: Sequence[Path]) -> tuple[list[str], str | None]:
+    """What merges into `out_dirs` would read, write and need, and why they cannot be written there, if so.
+
+    After all checks that need no weights; without out_dirs the room is that of the working directory.
+    """
+    from merge.io.out_folder import OutFolder
+    from merge.io.sidecars import sidecars
+    from merge.io.writer import METADATA, METADATA_OF_TENSOR
     from merge.stream.tensor_plan import make_plan
     from merge.stream.tensor_recipe import out_dtype
 
+    nearest = [OutFolder(out_dir).check() for out_dir in out_dirs] or [Path.cwd()]
     plan = make_plan(recipes)
     try:
         names = ", ".join(sorted({recipe.method for recipe in recipes}))
@@ -118,19 +154,22 @@ def describe(recipes: Sequence[Recipe], memory: int, out_dir: Path) -> str:
             lines.append(
                 f"read      {parent.folder}: {len(infos)} tensors, {sum(info.nbytes for info in infos) / 1e9:.2f} GB"
             )
-        sizes = [
-            sum(output.numel * out_dtype(recipe, plan, output).itemsize for output in plan.outputs)
+        beside = sum(file.stat().st_size for file in sidecars(plan.parents[plan.leader].folder))
+        beside += METADATA + METADATA_OF_TENSOR * len(plan.outputs)
+        size = sum(
+            beside + sum(output.numel * out_dtype(recipe, plan, output).itemsize for output in plan.outputs)
             for recipe in recipes
-        ]
-        existing = next(folder for folder in (out_dir.absolute(), *out_dir.absolute().parents) if folder.exists())
-        free = shutil.disk_usage(existing).free
-        verdict = "free" if free >= sum(sizes) else "free: NOT ENOUGH"
+        )
+        free = shutil.disk_usage(nearest[0]).free
         lines.append(
-            f"write     {len(recipes)} × {len(plan.outputs)} tensors, {sum(sizes) / 1e9:.2f} GB; "
-            f"{free / 1e9:.1f} GB {verdict}"
+            f"write     {len(recipes)} × {len(plan.outputs)} tensors, {size / 1e9:.2f} GB; "
+            f"{free / 1e9:.1f} GB free{'' if free >= size else ': NOT ENOUGH'}"
         )
         lines.append(f"memory    torch, slices of a few MB, and up to {memory / 1e6:.0f} MB to select magnitudes")
-        return "\n".join(lines)
+        if free >= size:
+            return lines, None
+        lacking = f"{free / 1e9:.2f} GB free where {size / 1e9:.2f} GB are needed"
+        return lines, f"{(out_dirs or nearest)[0]}: {lacking}; free some, or merge elsewhere"
     finally:
         plan.close()
 

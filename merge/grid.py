@@ -6,8 +6,7 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-import yaml
-
+from common.documents import parse_yaml
 from common.errors import BadInput
 from merge.method_table import MODEL_DEFAULTS
 from merge.recipe import Recipe
@@ -16,10 +15,11 @@ from merge.recipe import Recipe
 def expand(recipe: Recipe, axes: Sequence[str]) -> list[tuple[str, Recipe]]:
     """(label, recipe) for every combination, labels such as `slack=0.5,density=0.2`.
 
-    An axis is key=value,value,...: a key of the recipe, a per-model key (set for all models), or model.key. Raises
-    BadInput.
+    An axis is key=value,value,...: a key of the recipe, a per-model key (set for all models), or model.key. No setting
+    is on two axes, and no value twice on one, so that labels are true and no two are equal. Raises BadInput.
     """
     parsed = [_axis(axis) for axis in axes]
+    _check_apart([key for key, _ in parsed], recipe)
     labelled = []
     for combination in itertools.product(*(values for _, values in parsed)):
         data = recipe.to_dict()
@@ -32,10 +32,36 @@ def expand(recipe: Recipe, axes: Sequence[str]) -> list[tuple[str, Recipe]]:
 
 
 def _axis(text: str) -> tuple[str, list[Any]]:
-    key, equals, values = text.partition("=")
-    if not equals or not key or not values:
+    key, equals, listed = text.partition("=")
+    if not equals or not key or not listed:
         raise BadInput(f"--grid {text}: expected key=value,value,... such as slack=0,0.5,1")
-    return key, [yaml.safe_load(value) for value in values.split(",")]
+    try:
+        values = [parse_yaml(value) for value in listed.split(",")]
+    except BadInput as error:
+        raise BadInput(f"--grid {text}: {error}") from None
+    for i, value in enumerate(values):
+        if not isinstance(value, str | int | float):
+            raise BadInput(f"--grid {text}: {value!r} is neither a number nor a word, and a grid has only those")
+        if value in values[:i]:
+            raise BadInput(f"--grid {text}: {value} twice")
+    if "/" in key or any("/" in str(value) for value in values):
+        raise BadInput(f"--grid {text}: keys and values name folders, and cannot have a / in them")
+    return key, values
+
+
+def _check_apart(keys: Sequence[str], recipe: Recipe) -> None:
+    """Refuses two axes that set the same thing: the later one would win, and the labels lie."""
+    seen: dict[tuple[str, str], str] = {}
+    for key in keys:
+        model, dot, model_key = key.rpartition(".")
+        places = [(model, model_key)] if dot else [("", key)]
+        if not dot and key in MODEL_DEFAULTS:
+            places = [(each.name, key) for each in recipe.models]
+        for place in places:
+            if place in seen:
+                other = seen[place]
+                raise BadInput(f"--grid {other}=… {key}=…: both set {'.'.join(filter(None, place))}; give one of them")
+            seen[place] = key
 
 
 def _set(data: dict[str, Any], key: str, value: Any) -> None:

@@ -7,11 +7,11 @@ never ignored.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from common.documents import read_json
 from common.errors import BadInput
 from common.hub import NAME, PREFIX
 from merge.method_table import METHODS, MODEL_DEFAULTS, Method
@@ -56,12 +56,13 @@ def _entries(data: Mapping[str, Any], where: str) -> list[tuple[str, dict[str, A
         raise BadInput(f"{where}: exactly one of models and slices is needed")
     key = "models"
     if models is None:
-        if not isinstance(slices, list) or len(slices) != 1 or set(slices[0]) != {"sources"}:
+        only = slices[0] if isinstance(slices, list) and len(slices) == 1 else None
+        if not isinstance(only, Mapping) or set(only) != {"sources"}:
             raise BadInput(
                 f"{where}: slices: only one slice of whole models (sources alone) is supported; "
                 "layers cannot be restacked"
             )
-        key, models = "slices[0].sources", slices[0]["sources"]
+        key, models = "slices[0].sources", only["sources"]
     if not isinstance(models, list) or not models:
         raise BadInput(f"{where}: {key}: expected a list of models")
     listed = []
@@ -78,9 +79,7 @@ def _entries(data: Mapping[str, Any], where: str) -> list[tuple[str, dict[str, A
 
 def _check_whole(entry: Mapping[str, Any], at: str) -> None:
     config = Path(entry["model"].split("+")[0]) / "config.json"
-    if not config.is_file():
-        raise BadInput(f"{config}: missing; expected a Hugging Face checkpoint folder")
-    layers = json.loads(config.read_text(encoding="utf-8")).get("num_hidden_layers")
+    layers = read_json(config, expected="the config of a Hugging Face checkpoint").get("num_hidden_layers")
     if entry.get("layer_range") != [0, layers]:
         raise BadInput(
             f"{at}.layer_range: only the whole model, [0, {layers}], is supported; got {entry.get('layer_range')}"
@@ -91,6 +90,9 @@ def _models(
     entries: list[tuple[str, dict[str, Any]]], base: str | None, method: Method, shared: Mapping[str, Any], where: str
 ) -> dict[str, Any]:
     models: dict[str, Any] = {}
+    paths = [path for path, _ in entries]
+    if twice := next((path for path in paths if paths.count(path) > 1), None):
+        raise BadInput(f"{where}: models: {twice} is listed twice; give it once, with the sum of its weights")
     for path, parameters in entries:
         if method.base and path == base:
             continue

@@ -49,6 +49,12 @@ def layer_of(name: str) -> int | None:
     return int(match.group(1)) if match else None
 
 
+def stack_of(name: str) -> str | None:
+    """The stack of layers that a tensor belongs to: its name up to the layer's index; None outside of them."""
+    match = _LAYER.search(name)
+    return name[: match.start(1)] if match else None
+
+
 def kind_of(name: str) -> str:
     """Module kind of a tensor, by the names that Hugging Face decoders use; one of KINDS."""
     if "norm" in name or ".ln_" in name:
@@ -117,6 +123,8 @@ def number(value: Any, key: str) -> float:
         raise BadInput(f"{key}: expected a number, got {value!r}")
     try:
         return float(value)
+    except OverflowError:
+        raise BadInput(f"{key}: expected a number, got one that is too large") from None
     except ValueError:
         raise BadInput(f"{key}: expected a number, got {value!r}") from None
 

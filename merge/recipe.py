@@ -31,6 +31,7 @@ from typing import Any
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from common.documents import read_yaml
 from common.errors import BadInput
 from common.files import write_whole
 from common.hub import PREFIX
@@ -100,12 +101,7 @@ class Recipe(Value):
     def from_yaml(cls, path: str | Path) -> Recipe:
         """Read a recipe file, ours or mergekit's. Raises BadInput naming the file and the key."""
         path = Path(path)
-        if not path.is_file():
-            raise BadInput(f"{path}: no such file; expected a merge recipe (YAML)")
-        try:
-            data = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise BadInput(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+        data = read_yaml(path, "a merge recipe (YAML)")
         if isinstance(data, dict) and "merge_method" in data:
             return cls.from_dict(mergekit_yaml.to_recipe_dict(data, str(path)), where=str(path))
         return cls.from_dict(data, where=str(path), root=path.parent)
@@ -186,6 +182,8 @@ def _model_entries(data: Any, method: Method) -> list[dict[str, Any]]:
     if not isinstance(data, Mapping) or not data:
         raise BadInput("models: expected a mapping from a model's name to {path: ...}")
     keys = ("path", "adapter", *method.model_keys)
+    if len({str(name) for name in data}) < len(data):
+        raise BadInput("models: two have the same name; give each one of its own")
     for name, entry in data.items():
         if not isinstance(entry, Mapping) or "path" not in entry:
             numbers = "".join(f", {key}: number" for key in method.model_keys)

@@ -25,7 +25,7 @@ class Value(BaseModel):
 
 def folder(value: Any, info: ValidationInfo) -> Path:
     """A path; relative ones start at the context's `root`, models of the hub stay as they are."""
-    if not isinstance(value, str | Path) or not str(value):
+    if not isinstance(value, str | Path) or not str(value) or "\0" in str(value):
         raise BadInput(f"expected a folder; got {value!r}")
     root = (info.context or {}).get("root")
     return Path(value) if root is None or str(value).startswith(PREFIX) else root / value
@@ -70,8 +70,8 @@ def slack(value: Any) -> float:
 
 def names(value: Any) -> tuple[str, ...]:
     """One name or a list of them."""
-    listed = [value] if isinstance(value, str) else value or []
-    if not isinstance(listed, list | tuple):
+    listed = [value] if isinstance(value, str) else [] if value is None else value
+    if not isinstance(listed, list | tuple) or not all(isinstance(name, str) for name in listed):
         raise BadInput(f"expected a list of model names; got {value!r}")
     return tuple(listed)
 
@@ -85,8 +85,8 @@ def boolean(value: Any) -> bool:
 
 def whole_number(value: Any) -> int:
     """An integer, and neither true nor 1.0."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise BadInput(f"expected a whole number; got {value!r}")
+    if isinstance(value, bool) or not isinstance(value, int) or abs(value) >= 2**64:
+        raise BadInput("expected a whole number of at most 64 bits")
     return value
 
 
@@ -94,7 +94,7 @@ def one_of(*choices: str) -> PlainValidator:
     """A validator of one of some words."""
 
     def choice(value: Any) -> str:
-        if value not in choices:
+        if not isinstance(value, str) or value not in choices:
             raise BadInput(f"one of {', '.join(choices)}; got {value!r}")
         return str(value)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +19,8 @@ if TYPE_CHECKING:
 
 ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 FLOATS = ("F64", "F32", "F16", "BF16")
-TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-    "vocab.json", "merges.txt", "chat_template.jinja",
-)  # fmt: skip
+HEAD = "lm_head.weight"  # how the names of heads end, and of embeddings
+EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight")
 # Buffers that older savers wrote and that are computed from the config: neither merged nor asked for.
 COMPUTED = ("rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias")
 
@@ -66,6 +63,15 @@ class Checkpoint:
         _fill(self._open(info.file), values.view(torch.uint8).numpy().data, info.offset + start * size, info.file)
         return values
 
+    def parts(self, name: str) -> list[tuple[Checkpoint, str]]:
+        """The stored tensors that tensor `name` is made of."""
+        return [(self, name)]
+
+    @property
+    def files(self) -> set[Path]:
+        """The files that hold its tensors."""
+        return {info.file for info in self.tensors.values()}
+
     def _open(self, file: Path) -> int:
         if file not in self._files:
             self._files[file] = os.open(file, os.O_RDONLY)
@@ -76,18 +82,18 @@ class Checkpoint:
             os.close(descriptor)
         self._files.clear()
 
-    @cached_property
-    def layers(self) -> int:
-        """Number of layers, for gradients over depth."""
-        for key in ("num_hidden_layers", "n_layer", "num_layers"):
-            if isinstance(self.config.get(key), int):
-                return int(self.config[key])
-        return 0
+    @property
+    def says_tied(self) -> bool | None:
+        """Whether the head is the embedding, by the config or that of its text part; None where neither says."""
+        for config in (self.config, self.config.get("text_config")):
+            if isinstance(config, dict) and isinstance(tied := config.get("tie_word_embeddings"), bool):
+                return tied
+        return None
 
     @property
     def tied(self) -> bool:
-        """Whether the head is the embedding (the file then has no tensor of its own for it)."""
-        return bool(self.config.get("tie_word_embeddings", False))
+        """Whether the head is the embedding: without a tensor of its own for it, a folder can be loaded only so."""
+        return self.says_tied is not False and not any(name.endswith(HEAD) for name in self.tensors)
 
 
 def keep_heap() -> None:

@@ -2,61 +2,88 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
-from common.errors import BadInput
-from merge.io.checkpoint import COMPUTED, Checkpoint
-from merge.io.pickled import open_pickled, pickled_files
+from common.documents import WeightIndex, inside, read_json
+from common.errors import BadInput, in_one_line
+from merge.io.checkpoint import COMPUTED, EMBEDDINGS, HEAD, Checkpoint, TensorInfo
+from merge.io.pickled import open_pickled
 from merge.io.safetensors_header import read_header
+
+FORMATS = ("model.safetensors", "pytorch_model.bin")  # the first that is there is read, whole or by its index
+PIECE = 1 << 20  # elements
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
     """Read config and headers, no weights. Raises BadInput for a folder that is not a whole checkpoint."""
-    if not folder.is_dir():
-        raise BadInput(
-            f"{folder}: no such folder; expected a Hugging Face checkpoint (config.json and model.safetensors)"
-        )
-    config = _json(folder / "config.json")
-    if not isinstance(config, dict):
-        raise BadInput(f"{folder / 'config.json'}: expected a JSON object")
-    if not any(folder.glob("*.safetensors*")) and (old := pickled_files(folder)):
-        return open_pickled(folder, config, old)
-    tensors = {name: info for file in _weight_files(folder) for name, info in read_header(file).items()}
-    dropped = [name for name in tensors if name.endswith(COMPUTED)]
-    for name in dropped:
-        del tensors[name]
-    if not tensors:
-        raise BadInput(f"{folder}: the weight files hold no tensors")
-    return Checkpoint(folder, config, tensors)
+    with in_one_line():
+        if not folder.is_dir():
+            raise BadInput(
+                f"{folder}: no such folder; expected a Hugging Face checkpoint (config.json and model.safetensors)"
+            )
+        config = read_json(folder / "config.json", expected="the config of a Hugging Face checkpoint")
+        files, index = weight_files(folder)
+        if files[0].suffix == ".bin":
+            checkpoint: Checkpoint = open_pickled(folder, config, files)
+        else:
+            checkpoint = Checkpoint(folder, config, _tensors(files, index))
+        for name in [name for name in checkpoint.tensors if name.endswith(COMPUTED)]:
+            del checkpoint.tensors[name]
+        if not checkpoint.tensors:
+            raise BadInput(f"{folder}: the weight files hold no tensors")
+        _drop_tied_head(checkpoint)
+    return checkpoint
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        data = _json(index)
-        weight_map = data.get("weight_map") if isinstance(data, dict) else None
-        if not isinstance(weight_map, dict):
-            raise BadInput(f"{index}: no weight_map")
-        files = [folder / name for name in sorted(set(weight_map.values()))]
-        for file in files:
-            if not file.is_file():
-                raise BadInput(f"{file}: missing, though {index.name} lists it; fetch the checkpoint again")
-        named = {name for file in files for name in read_header(file)}
-        for name, file_name in weight_map.items():
-            if name not in named:
-                raise BadInput(f"{folder / file_name}: tensor {name} is missing, though {index.name} lists it")
-        return files
-    if (folder / "model.safetensors").is_file():
-        return [folder / "model.safetensors"]
+def weight_files(folder: Path) -> tuple[list[Path], dict[str, str]]:
+    """The folder's weight files, and of an index which tensor is in which (empty where there is none)."""
+    for single in FORMATS:
+        if (folder / single).is_file():  # as transformers has it: before an index, which is then of something else
+            return [folder / single], {}
+        index = folder / f"{single}.index.json"
+        if index.is_file():
+            weight_map: dict[str, str] = read_json(index, WeightIndex)["weight_map"]
+            if not weight_map:
+                raise BadInput(f"{index}: weight_map is empty; fetch the checkpoint again")
+            files = {name: inside(folder, name, f"{index}: weight_map") for name in sorted(set(weight_map.values()))}
+            for name, file in files.items():
+                if Path(name).suffix != Path(single).suffix:
+                    raise BadInput(f"{index}: weight_map: names {name!r}; expected files like {single}")
+                if not file.is_file():
+                    raise BadInput(f"{file}: missing, though {index.name} lists it; fetch the checkpoint again")
+            return list(files.values()), weight_map
     raise BadInput(f"{folder}: no model.safetensors, model.safetensors.index.json or pytorch_model.bin")
 
 
-def _json(path: Path) -> Any:
-    if not path.is_file():
-        raise BadInput(f"{path}: missing; expected a Hugging Face checkpoint folder")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise BadInput(f"{path}: not JSON ({error})") from None
+def _tensors(files: list[Path], index: dict[str, str]) -> dict[str, TensorInfo]:
+    """The tables of all files in one."""
+    table: dict[str, TensorInfo] = {}
+    for file in files:
+        found = read_header(file)
+        if twice := sorted(table.keys() & found):
+            raise BadInput(f"{file}: tensor {twice[0]} is also in {table[twice[0]].file.name}; fetch it again")
+        table |= found
+    for name, file_name in index.items():
+        if name not in table:
+            raise BadInput(f"{files[0].parent / file_name}: tensor {name} is missing, though the index lists it")
+    return table
+
+
+def _drop_tied_head(checkpoint: Checkpoint) -> None:
+    """Take a head out of the table that is the embedding once more.
+
+    As transformers has it: two copies of a tied tensor are one if they are equal, else the model is not tied, whatever
+    its config says. Where the config says nothing, the files decide.
+    """
+    heads = [name for name in checkpoint.tensors if name.endswith(HEAD)]
+    embeddings = [name for name in checkpoint.tensors if name.endswith(EMBEDDINGS)]
+    if checkpoint.says_tied is False or len(heads) != 1 or len(embeddings) != 1:
+        return
+    import torch
+
+    head, embedding = checkpoint.tensors[heads[0]], checkpoint.tensors[embeddings[0]]
+    if (head.shape, head.dtype) == (embedding.shape, embedding.dtype) and all(
+        torch.equal(*(checkpoint.read(name, start, min(start + PIECE, head.numel)) for name in (*heads, *embeddings)))
+        for start in range(0, head.numel, PIECE)
+    ):
+        del checkpoint.tensors[heads[0]]

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import pickle
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.errors import BadInput
-from merge.io.checkpoint import COMPUTED, ITEM_BYTES, Checkpoint, TensorInfo, torch_dtype
+from common.errors import BadInput, line_of
+from merge.io.checkpoint import ITEM_BYTES, Checkpoint, TensorInfo, torch_dtype
 
 if TYPE_CHECKING:
     import torch
@@ -28,35 +26,36 @@ class PickledCheckpoint(Checkpoint):
         self.mapped.clear()
 
 
-def pickled_files(folder: Path) -> list[Path]:
-    """The folder's .bin weight files; empty if it has none."""
-    index = folder / "pytorch_model.bin.index.json"
-    if index.is_file():
-        return [
-            folder / name for name in sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        ]
-    single = folder / "pytorch_model.bin"
-    return [single] if single.is_file() else []
-
-
 def open_pickled(folder: Path, config: dict[str, Any], files: list[Path]) -> PickledCheckpoint:
-    """Map the files. Raises BadInput for one that is missing or damaged."""
+    """Map the files. Raises BadInput for one that is damaged, or holds anything but plain tensors by their names."""
     import torch
 
-    codes = {torch_dtype(code): code for code in ITEM_BYTES}
     mapped: dict[str, torch.Tensor] = {}
     tensors: dict[str, TensorInfo] = {}
     for file in files:
-        if not file.is_file():
-            raise BadInput(f"{file}: missing, though the index lists it; fetch the checkpoint again")
         try:
             content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-        except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, OSError) as error:
-            raise BadInput(
-                f"{file}: cannot be read ({' '.join(str(error).split())[:120]}); convert it to safetensors"
-            ) from None
+        except Exception as error:  # whatever a damaged or foreign pickle leads to; no code of it runs
+            reason = line_of(error)[:120]
+            raise BadInput(f"{file}: cannot be read ({reason}); convert it to safetensors") from None
+        if not isinstance(content, dict):
+            raise BadInput(f"{file}: holds a {type(content).__name__}; expected tensors by their names")
         for name, tensor in content.items():
-            if not name.endswith(COMPUTED):
-                mapped[name] = tensor
-                tensors[name] = TensorInfo(name, file, codes[tensor.dtype], tuple(tensor.shape), 0)
+            mapped[name] = tensor
+            tensors[name] = _info(file, name, tensor)
     return PickledCheckpoint(folder, config, tensors, mapped=mapped)
+
+
+def _info(file: Path, name: Any, tensor: Any) -> TensorInfo:
+    """Raises BadInput for what is not a plain tensor of numbers."""
+    import torch
+
+    codes = {torch_dtype(code): code for code in ITEM_BYTES}
+    if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
+        raise BadInput(f"{file}: {name!r} is a {type(tensor).__name__}; expected tensors by their names")
+    if tensor.layout != torch.strided or tensor.is_meta or tensor.dtype not in codes:
+        kind = "without values" if tensor.is_meta else f"{tensor.layout}, {tensor.dtype}".replace("torch.", "")
+        raise BadInput(f"{file}: tensor {name} is {kind}; merging needs plain ones of {', '.join(ITEM_BYTES)}")
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        raise BadInput(f"{file}: tensor {name} {list(tensor.shape)} is larger than what is stored of it")
+    return TensorInfo(name, file, codes[tensor.dtype], tuple(tensor.shape), 0)

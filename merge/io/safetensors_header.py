@@ -1,42 +1,60 @@
-"""The header of a safetensors file: which tensors it has, and where they lie."""
+"""The header of a safetensors file: which tensors it has, and where they lie. What safetensors refuses is refused."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+from typing import Annotated, Any
 
-from common.errors import BadInput
+from pydantic import Field
+from typing_extensions import TypedDict  # pydantic's condition before Python 3.12
+
+from common.documents import parse_json, shaped
+from common.errors import BadInput, in_one_line
 from merge.io.checkpoint import ITEM_BYTES, TensorInfo
+
+LARGEST_HEADER = 100_000_000  # bytes; safetensors' own limit
+
+Natural = Annotated[int, Field(ge=0)]
+
+
+class Entry(TypedDict):
+    """A tensor as the header has it. data_offsets: first byte and the one after the last, from the header's end."""
+
+    dtype: str
+    shape: list[Natural]
+    data_offsets: Annotated[list[Natural], Field(min_length=2, max_length=2)]
 
 
 def read_header(file: Path) -> dict[str, TensorInfo]:
     """Tensor table of a safetensors file, checked against the file's size. Raises BadInput for a damaged file."""
     damaged = f"{file}: damaged safetensors file"
-    size = file.stat().st_size
-    with file.open("rb") as stream:
+    with in_one_line(), file.open("rb") as stream:
+        size = file.stat().st_size
         length = int.from_bytes(stream.read(8), "little")
         if size < 8 or length > size - 8:
             raise BadInput(f"{damaged}: its header does not fit into its {size} bytes; fetch it again")
-        try:
-            header = json.loads(stream.read(length))
-            entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
-            spans = {name: tuple(entry["data_offsets"]) for name, entry in entries.items()}
-            shapes = {name: tuple(int(n) for n in entry["shape"]) for name, entry in entries.items()}
-            dtypes = {name: str(entry["dtype"]) for name, entry in entries.items()}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise BadInput(f"{damaged}: its header cannot be read ({type(error).__name__}); fetch it again") from None
-    table = {}
-    for name, (start, end) in spans.items():
-        if dtypes[name] not in ITEM_BYTES:
+        if length > LARGEST_HEADER:
+            raise BadInput(f"{damaged}: its header has {length} bytes; safetensors allows {LARGEST_HEADER}")
+        text = stream.read(length)
+    header: dict[str, Any] = parse_json(text, f"{damaged}: its header")
+    shaped(header.pop("__metadata__", {}), f"{damaged}: __metadata__", dict[str, str])
+    entries: dict[str, Entry] = shaped(header, f"{damaged}: its header", dict[str, Entry])
+    table, end = {}, 0
+    for name, entry in sorted(entries.items(), key=lambda item: item[1]["data_offsets"]):
+        if entry["dtype"] not in ITEM_BYTES:
             raise BadInput(
-                f"{file}: tensor {name} has dtype {dtypes[name]}; merging needs one of {', '.join(ITEM_BYTES)}"
+                f"{file}: tensor {name} has dtype {entry['dtype']}; merging needs one of {', '.join(ITEM_BYTES)}"
             )
-        info = TensorInfo(name, file, dtypes[name], shapes[name], 8 + length + start)
-        if end - start != info.nbytes or start < 0:
+        start, end_before = entry["data_offsets"][0], end
+        end = entry["data_offsets"][1]
+        info = TensorInfo(name, file, entry["dtype"], tuple(entry["shape"]), 8 + length + start)
+        if end - start != info.nbytes:
             raise BadInput(f"{damaged}: tensor {name} spans {end - start} bytes where its shape needs {info.nbytes}")
-        if 8 + length + end > size:
-            raise BadInput(
-                f"{damaged}: tensor {name} ends beyond the file ({size} bytes): it was cut short, fetch it again"
-            )
+        if start != end_before:
+            raise BadInput(f"{damaged}: tensor {name} begins at byte {start}, the one before it ends at {end_before}")
         table[name] = info
-    return table
+    if 8 + length + end > size:
+        raise BadInput(f"{damaged}: its tensors end beyond its {size} bytes: it was cut short, fetch it again")
+    if 8 + length + end < size:
+        raise BadInput(f"{damaged}: {size - 8 - length - end} bytes belong to no tensor; fetch it again")
+    return {name: table[name] for name in entries}

@@ -25,10 +25,7 @@ class Sink(Protocol):
     """Where a recipe's result goes. `write` may be called from several threads, for different tensors."""
 
     def write(self, output: Output, start: int, values: torch.Tensor) -> None:
-        """Take elements [start, start + len(values)) of a tensor, flat, in the compute dtype.
-
-        Buffers come in their own dtype.
-        """
+        """Take elements [start, start + len(values)) of a tensor, flat, in the dtype of the result."""
 
 
 def run(
@@ -71,13 +68,19 @@ def _merge_tensor(
                 agreement = alike[0][0].agree(piece)
                 for tensor, sink, observer in alike:
                     values = tensor.merge(piece, agreement)
-                    # a sum is several times faster than isfinite, which only says whether the sum itself overflowed
-                    if not math.isfinite(values.sum()) and not torch.isfinite(values).all():
-                        raise find_nonfinite(job)
+                    written = values.to(tensor.out_dtype)
+                    if not _is_finite(written):
+                        dtype = tensor.out_dtype if _is_finite(values) else tensor.dtype
+                        raise find_nonfinite(job, str(dtype).removeprefix("torch."))
                     if sink is not None:
-                        sink.write(job.output, piece.start, values.view(-1))
+                        sink.write(job.output, piece.start, written.view(-1))
                     if observer is not None:
                         observer.see(tensor, piece, agreement)
+
+
+def _is_finite(values: torch.Tensor) -> bool:
+    """By the sum, which takes a fraction of isfinite's time; that says whether only the sum overflowed."""
+    return math.isfinite(values.sum()) or bool(torch.isfinite(values).all())
 
 
 def _scale(job: Job, tensors: Sequence[TensorRecipe]) -> None:

@@ -45,23 +45,25 @@ def load_many(
     The recipes share their base (or first model); models and settings may differ. Raises BadInput before the first
     merge.
     """
+    workers = Workers(device)
     plan = make_plan(recipes)
     try:
         size = max(1, sum(output.numel * out_dtype(recipes[0], plan, output).itemsize for output in plan.outputs))
         count = max(1, at_once // size)
         for first in range(0, len(recipes), count):
             some = recipes[first : first + count]
-            yield from zip(some, _merge(plan.narrowed(some), device), strict=True)
+            yield from zip(some, _merge(plan.narrowed(some), workers), strict=True)
     finally:
         plan.close()
 
 
-def _merge(plan: Plan, device: str) -> list[PreTrainedModel]:
+def _merge(plan: Plan, workers: Workers) -> list[PreTrainedModel]:
+    device = workers.device
     models = [_skeleton(plan, recipe, device) for recipe in plan.recipes]
     sinks = [_sink(model, plan) for model in models]
     if any(sink is None for sink in sinks):
         return [_through_files(plan, recipe, device) for recipe in plan.recipes]
-    run(plan, sinks, workers=Workers(device))
+    run(plan, sinks, workers=workers)
     return models
 
 

@@ -76,15 +76,13 @@ def select(job: Job, tensors: Sequence[TensorRecipe], observers: Sequence[Observ
     return selection
 
 
-def find_nonfinite(job: Job) -> BadInput:
-    """Says which parent's tensor is not finite."""
+def find_nonfinite(job: Job, overflow: str = "") -> BadInput:
+    """Says which parent's tensor is not finite; where all are, that the merge itself overflows, in dtype `overflow`."""
     for key, parent in job.plan.parents.items():
         if not is_finite(parent, job.output.sources[key]):
             return not_finite(parent, job.output.sources[key])
-    return BadInput(
-        f"tensor {job.output.name}: the merge overflows in the compute dtype; "
-        "use compute_dtype: float32 and smaller weights"
-    )
+    hint = "a wider dtype and smaller weights" if overflow not in ("float32", "float64") else "smaller weights"
+    return BadInput(f"tensor {job.output.name}: the merge overflows{overflow and f' in {overflow}'}; take {hint}")
 
 
 def is_finite(parent: Checkpoint, name: str) -> bool:
@@ -103,9 +101,15 @@ def is_finite(parent: Checkpoint, name: str) -> bool:
 
 
 def not_finite(parent: Checkpoint, name: str) -> BadInput:
-    """The refusal, for one tensor."""
-    file = parent.tensors[name].file
-    return BadInput(f"{file}: tensor {name} holds NaN or infinite values; train or export that checkpoint again")
+    """The refusal, for one tensor: names the file of the part that is at fault."""
+    for checkpoint, part in parent.parts(name):
+        if not is_finite(checkpoint, part):
+            place = f"{checkpoint.tensors[part].file}: tensor {part}"
+            return BadInput(f"{place} holds NaN or infinite values; train or export that checkpoint again")
+    return BadInput(
+        f"{parent.folder}: tensor {name} overflows in {parent.tensors[name].dtype} where its adapter is added; "
+        "take an adapter with smaller values, or a base in a wider dtype"
+    )
 
 
 def _check_buffer(job: Job) -> None:

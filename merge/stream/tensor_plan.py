@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from common import hub
-from common.errors import BadInput
+from common.errors import BadInput, in_one_line
 from merge.io.adapter import adapted
-from merge.io.checkpoint import FLOATS, Checkpoint
+from merge.io.checkpoint import EMBEDDINGS, FLOATS, HEAD, Checkpoint
 from merge.io.open_folder import open_checkpoint
+from merge.io.vocabulary import read_vocabulary
+from merge.per_tensor import stack_of
 from merge.recipe import ModelRef, Recipe
+from merge.stream.setting_checks import check_settings, layer_counts
 
 Parent = tuple[Path, Path | None]  # folder, adapter
 
@@ -47,17 +50,18 @@ class Plan:
     outputs: list[Output]
     leader: Parent
 
-    @property
-    def layers(self) -> int:
-        return self.parents[self.leader].layers
+    @cached_property
+    def _layers(self) -> dict[str, int]:
+        return layer_counts([output.name for output in self.outputs])
+
+    def layers_of(self, name: str) -> int:
+        """How many layers the stack has that a tensor belongs to; 0 outside of stacks."""
+        return self._layers.get(stack_of(name) or "", 0)
 
     @property
     def tied(self) -> bool:
         """Whether the result's head is its embedding: only if it is in every parent."""
-        return (
-            not any(output.name.endswith("lm_head.weight") for output in self.outputs)
-            and self.parents[self.leader].tied
-        )
+        return not any(output.name.endswith(HEAD) for output in self.outputs) and self.parents[self.leader].tied
 
     def bytes_of(self, output: Output) -> int:
         """What an output takes to read, over all parents."""
@@ -85,18 +89,22 @@ def make_plan(recipes: Sequence[Recipe]) -> Plan:
         raise BadInput("no recipe given")
     leader: Parent = (recipes[0].base, None) if recipes[0].base is not None else parent_of(recipes[0].models[0])
     parents: dict[Parent, Checkpoint] = {}
-    for recipe in recipes:
-        origin: Parent = (recipe.base, None) if recipe.base is not None else parent_of(recipe.models[0])
-        if origin != leader:
-            raise BadInput(f"one pass merges onto one base: {leader[0]} and {origin[0]} need two passes")
-        for parent in [origin, *map(parent_of, recipe.models)]:
-            if parent not in parents:
-                parents[parent] = open_parent(parent)
     plan = Plan(tuple(recipes), parents, [], leader)
-    _check_configs(plan)
-    if any(recipe.tokenizer == "required" for recipe in recipes):
-        _check_tokenizers(plan)
-    plan.outputs.extend(_outputs(plan))
+    with in_one_line(), ExitStack() as opened:
+        opened.callback(plan.close)
+        for recipe in recipes:
+            origin: Parent = (recipe.base, None) if recipe.base is not None else parent_of(recipe.models[0])
+            if origin != leader:
+                raise BadInput(f"one pass merges onto one base: {leader[0]} and {origin[0]} need two passes")
+            for parent in [origin, *map(parent_of, recipe.models)]:
+                if parent not in parents:
+                    parents[parent] = open_parent(parent)
+        _check_configs(plan)
+        if any(recipe.tokenizer == "required" for recipe in recipes):
+            _check_tokenizers(plan)
+        plan.outputs.extend(_outputs(plan))
+        check_settings(recipes, plan.outputs, plan.tied)
+        opened.pop_all()
     return plan
 
 
@@ -121,35 +129,20 @@ def _check_configs(plan: Plan) -> None:
 
 def _check_tokenizers(plan: Plan) -> None:
     lead = plan.parents[plan.leader]
-    expected = vocabulary_digest(lead)
+    expected = read_vocabulary(lead.folder)
     if expected is None:
         raise BadInput(
-            f"{lead.folder}: no tokenizer.json or tokenizer.model; add the tokenizer, or set `tokenizer: optional`"
+            f"{lead.folder}: no tokenizer.json, vocab.json or tokenizer.model; add the tokenizer, or set "
+            "`tokenizer: optional`"
         )
     for parent in plan.parents.values():
-        digest = vocabulary_digest(parent)
-        if digest is not None and digest != expected:
+        vocabulary = read_vocabulary(parent.folder) if parent.folder != lead.folder else None
+        if vocabulary is not None and (difference := expected.difference(vocabulary)):
             raise BadInput(
-                f"{parent.folder}: its tokenizer has another vocabulary than {lead.folder}: row i of the embeddings "
-                "would mean two different tokens; retrain with one tokenizer, or set `tokenizer: optional` to merge "
-                "by row number all the same"
+                f"{parent.folder}: its tokenizer has another vocabulary than {lead.folder} ({difference}): row i of "
+                "the embeddings would mean two different tokens; retrain with one tokenizer, or set "
+                "`tokenizer: optional` to merge by row number all the same"
             )
-
-
-def vocabulary_digest(checkpoint: Checkpoint) -> str | None:
-    """Digest of what gives token ids their meaning: vocabulary, merges and added tokens; None without a tokenizer."""
-    fast = checkpoint.folder / "tokenizer.json"
-    if fast.is_file():
-        try:
-            data = json.loads(fast.read_text(encoding="utf-8"))
-            model = data["model"]
-            added = [(token["id"], token["content"]) for token in data.get("added_tokens", [])]
-            content = json.dumps([model.get("vocab"), model.get("merges"), added], sort_keys=True)
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise BadInput(f"{fast}: not a tokenizer file; fetch it again") from None
-        return hashlib.sha256(content.encode()).hexdigest()
-    slow = checkpoint.folder / "tokenizer.model"
-    return hashlib.sha256(slow.read_bytes()).hexdigest() if slow.is_file() else None
 
 
 def _outputs(plan: Plan) -> list[Output]:
@@ -175,9 +168,7 @@ def _output(plan: Plan, name: str) -> Output:
     for key, source in sources.items():
         info = plan.parents[key].tensors[source]
         if info.shape != shape:
-            rows_differ = info.shape[1:] == shape[1:] and source.endswith(
-                ("embed_tokens.weight", "wte.weight", "lm_head.weight")
-            )
+            rows_differ = info.shape[1:] == shape[1:] and source.endswith((*EMBEDDINGS, HEAD))
             hint = (
                 "; the vocabularies differ: give both models one tokenizer and resize their embeddings"
                 if rows_differ
@@ -195,9 +186,7 @@ def _output(plan: Plan, name: str) -> Output:
 
 def _tied_source(parent: Checkpoint, name: str) -> str | None:
     """The embedding, where `name` is the head of a model that ties the two."""
-    if not parent.tied or not name.endswith("lm_head.weight"):
+    if not parent.tied or not name.endswith(HEAD):
         return None
-    embeddings = [
-        other for other in parent.tensors if other.endswith(("embed_tokens.weight", "wte.weight", "embed_in.weight"))
-    ]
+    embeddings = [other for other in parent.tensors if other.endswith(EMBEDDINGS)]
     return embeddings[0] if len(embeddings) == 1 else None

@@ -60,12 +60,13 @@ class TensorRecipe:
     consensus: Consensus
     lambda_: float
     t: float
+    out_dtype: torch.dtype
     sums: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def of(cls, recipe: Recipe, plan: Plan, output: Output) -> TensorRecipe:
         """Resolve rules and gradients for `output`."""
-        name, layers, spec = output.name, plan.layers, recipe.spec
+        name, layers, spec = output.name, plan.layers_of(output.name), recipe.spec
         terms = []
         for model in recipe.models:
             at = f"models.{model.name}"
@@ -85,9 +86,9 @@ class TensorRecipe:
         )
         dtype = _compute_dtype(recipe, plan, output)
         lambda_ = resolve(recipe.lambda_, name, layers, key="lambda")
-        return cls(
-            recipe, output, plan.leader, terms, dtype, consensus, lambda_, resolve(recipe.t, name, layers, key="t")
-        )
+        t = resolve(recipe.t, name, layers, key="t")
+        out = out_dtype(recipe, plan, output)
+        return cls(recipe, output, plan.leader, terms, dtype, consensus, lambda_, t, out)
 
     @property
     def needs_sums(self) -> bool:

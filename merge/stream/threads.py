@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from common.errors import BadInput, line_of
 from merge.stream.tensor_plan import Output, Plan
 
 SMALL = 1 << 23  # elements; a model of fewer is merged in the calling thread
@@ -27,6 +28,16 @@ class Workers:
     threads: int | None = None
     memory: int = MEMORY
     progress: Callable[[Plan, Output], None] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a device that is not there."""
+        if self.device != "cpu":
+            try:
+                torch.zeros(1, device=self.device).item()
+            except Exception as error:  # of every backend its own
+                raise BadInput(
+                    f"device={self.device}: {line_of(error)[:120]}; use cpu, or a device that is here"
+                ) from None
 
     @property
     def count(self) -> int:

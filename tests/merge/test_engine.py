@@ -170,7 +170,7 @@ def test_an_interrupted_merge_leaves_nothing(folders: dict[str, Path], tmp_path:
 
     def stop(*_: object) -> None:
         if next(passed) == done:
-            assert any("part" in path.name for path in tmp_path.iterdir()) == (done > tensors)
+            assert any("part" in path.name for path in tmp_path.iterdir())
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

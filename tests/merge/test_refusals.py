@@ -80,6 +80,7 @@ def test_damaged_file(folders: dict[str, Path], cut: int) -> None:
 
 
 def test_shard_missing_from_index(folders: dict[str, Path]) -> None:
+    (folders["sft"] / "model.safetensors").unlink()
     index = {"weight_map": {"model.norm.weight": "model-00001-of-00002.safetensors"}}
     (folders["sft"] / "model.safetensors.index.json").write_text(json.dumps(index))
     assert "model-00001-of-00002.safetensors: missing" in refusal(folders)
@@ -103,7 +104,7 @@ def test_nan_names_the_tensor_before_anything_is_written(
 ) -> None:
     if method == "linear" and where == "base":
         pytest.skip("has no base")
-    monkeypatch.delattr("merge.io.writer.FileSink")
+    monkeypatch.delattr("merge.io.file_sink.FileSink.write")
     norm = load_file(folders[where] / "model.safetensors")["model.norm.weight"]
     norm[3] = bad
     rewrite(folders[where], model__norm__weight=norm)

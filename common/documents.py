@@ -1,0 +1,137 @@
+"""JSON and YAML that others wrote: of the shape that is asked for, or refused in one line that names file and key."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path, PurePath
+from typing import Any
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict  # pydantic's condition before Python 3.12
+
+from common.errors import BadInput, in_one_line
+
+LARGEST = 500_000_000  # bytes of a document; the largest tokenizers have a tenth of it
+NODES = 100_000  # of a YAML document, its aliases written out
+
+
+class WeightIndex(TypedDict):
+    """The index of a checkpoint in several files: which file has which tensor."""
+
+    weight_map: dict[str, str]
+
+
+def read_json(path: Path, shape: Any = dict[str, Any], expected: str = "a file of JSON") -> Any:
+    """What a file of JSON holds, of type `shape` to the letter (no text that is a number, no 1.0 for 1).
+
+    Raises BadInput: `expected` says what a file that is missing would be.
+    """
+    return parse_json(_read(path, expected), str(path), shape)
+
+
+def parse_json(text: bytes, where: str, shape: Any = dict[str, Any]) -> Any:
+    """As `read_json`, of bytes; `where` names them in refusals."""
+    try:
+        return _adapter(shape).validate_json(text, strict=True)
+    except ValidationError as error:
+        raise BadInput(f"{where}: {_first(error)}") from None
+
+
+def shaped(value: Any, where: str, shape: Any) -> Any:
+    """A value that was read before, if it is of type `shape`. Raises BadInput that names the key."""
+    try:
+        return _adapter(shape).validate_python(value, strict=True)
+    except ValidationError as error:
+        raise BadInput(f"{where}: {_first(error)}") from None
+
+
+def read_yaml(path: Path, expected: str = "a file of YAML") -> Any:
+    """What a file of YAML holds. Raises BadInput; also for a key that is given twice."""
+    text = _read(path, expected)
+    try:
+        return parse_yaml(text.decode("utf-8"))
+    except (BadInput, UnicodeDecodeError) as error:
+        raise BadInput(f"{path}: not YAML: {error}") from None
+
+
+def parse_yaml(text: str) -> Any:
+    """What a text of YAML holds. Raises BadInput that does not name its place."""
+    try:
+        with in_one_line():
+            value = yaml.load(text, Loader=_NoKeyTwice)  # a SafeLoader
+    except BadInput:
+        raise
+    except yaml.reader.ReaderError as error:
+        raise BadInput(f"character {error.character!r} at {error.position} is not allowed") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f" (line {mark.line + 1})" if mark else ""
+        raise BadInput(f"{error.problem or error.context}{line}") from None
+    except ValueError as error:
+        raise BadInput(str(error)) from None
+    except Exception:  # its constructors raise whatever a wrong tag leads them to
+        raise BadInput("a tag on a value that is not of its kind") from None
+    _check_size(value)
+    return value
+
+
+def inside(folder: Path, name: str, where: str) -> Path:
+    """The file of a folder that a document names. Raises BadInput for a name that leads out of the folder."""
+    path = PurePath(name)
+    if not name or "\0" in name or path.is_absolute() or ".." in path.parts:
+        raise BadInput(f"{where}: names {name!r}; expected a file inside {folder}")
+    return folder / path
+
+
+@cache
+def _adapter(shape: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(shape)
+
+
+def _read(path: Path, expected: str) -> bytes:
+    with in_one_line():
+        if not path.is_file():
+            raise BadInput(f"{path}: missing; expected {expected}")
+        if (size := path.stat().st_size) > LARGEST:
+            raise BadInput(f"{path}: {size / 1e6:,.0f} MB; expected {expected} of at most {LARGEST / 1e6:.0f} MB")
+        return path.read_bytes()
+
+
+def _first(error: ValidationError) -> str:
+    """The first fault, with its place in the document."""
+    fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    place = ".".join(map(str, fault["loc"]))
+    message = fault["msg"].removeprefix("Value error, ")
+    if fault["type"] == "json_invalid":
+        return f"not JSON ({message.removeprefix('Invalid JSON: ')})"
+    return f"{place}: {message}" if place else message
+
+
+def _check_size(value: Any) -> None:
+    """Refuses what aliases blow up, or make endless."""
+    left, count = [value], 0
+    while left:
+        node = left.pop()
+        count += 1
+        if count > NODES:
+            raise BadInput(f"more than {NODES:,} values, counted where they are used")
+        if isinstance(node, Mapping):
+            left += [*node.keys(), *node.values()]
+        elif isinstance(node, list | tuple | set):
+            left += node
+
+
+class _NoKeyTwice(yaml.SafeLoader):
+    """PyYAML takes the last of two equal keys, and a model disappears."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            if isinstance(key_node, yaml.ScalarNode) and key_node.tag != "tag:yaml.org,2002:merge":
+                key = self.construct_object(key_node)
+                if key in seen:
+                    raise yaml.constructor.ConstructorError(None, None, f"the key {key} twice", key_node.start_mark)
+                seen.add(key)
+        return super().construct_mapping(node, deep=deep)

@@ -1,0 +1,166 @@
+"""A new folder that is whole or not there, whatever ends the process that makes it.
+
+Its files lie aside, in a hidden folder, until all are written. A folder that does not exist yet then appears by one
+rename. One that exists and is empty is filled (it may be a mount point, or the only place where this account may
+write): the aside lies in it, and its files are renamed one by one, config.json last, without which it is no model.
+
+While the process lives it holds a lock on a hidden file beside the aside, which the kernel drops with the process. So
+two merges cannot write to one place, and what a dead one left is known for certain, and removed by the next.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import itertools
+import json
+import os
+import shutil
+from contextlib import suppress
+from pathlib import Path
+
+from common.errors import BadInput
+from common.files import fsync
+
+LOCK, PART = ".merge-lock", ".merge-part"
+LAST = "config.json"
+OF_FILE_SYSTEMS = {"lost+found"}  # what an empty one has
+LONGEST = 230  # bytes of a name that the hidden names can be made of
+
+
+class OutFolder:
+    """Where a result is written (`aside`) and where it will stand (`target`; a symlink is followed)."""
+
+    def __init__(self, target: str | Path):
+        self.target = Path(target).absolute()
+        self._real = Path(os.path.realpath(self.target))
+        self._fills = self._real.is_dir()
+        self._home = self._real if self._fills else self._real.parent
+        name = self._real.name
+        if len(os.fsencode(name)) > LONGEST:
+            name = f"{name[:20]}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}"
+        self.aside = self._home / f".{name}{PART}"
+        self._lock = self._home / f".{name}{LOCK}"
+        self._descriptor: int | None = None
+        self._parents: list[Path] = []  # made for it
+
+    def check(self) -> Path:
+        """Refuse a place that cannot be written to, without touching it; returns the nearest folder that exists."""
+        if os.path.lexists(self._real) and not self._fills:
+            raise BadInput(f"{self.target}: exists already and is no folder; name a new one")
+        if self._fills and any(not self._is_ours(path) for path in self._real.iterdir()):
+            raise BadInput(f"{self.target}: exists already; name a new folder or remove this one first")
+        nearest = next(folder for folder in (self._home, *self._home.parents) if os.path.lexists(folder))
+        if not nearest.is_dir():
+            raise BadInput(f"{self.target}: {nearest} is no folder; name another place")
+        if not os.access(nearest, os.W_OK | os.X_OK):
+            raise BadInput(f"{self.target}: {nearest} cannot be written to; ask for the right, or name another place")
+        return nearest
+
+    def open(self) -> Path:
+        """Make the aside and return it. Raises BadInput or OSError; call `discard` whatever happens."""
+        if self._home.is_dir():
+            remove_leftovers(self._home)
+        self.check()
+        for parent in (self._home, *self._home.parents):
+            if parent.is_dir():
+                break
+            self._parents.append(parent)
+        self._home.mkdir(parents=True, exist_ok=True)
+        self._take_lock()
+        self.aside.mkdir()
+        return self.aside
+
+    def publish(self) -> None:
+        """Give everything its name. Should the name be taken by now, the result stays and the refusal says where."""
+        if not self._fills:
+            try:
+                self.aside.rename(self._real)
+            except OSError as error:
+                others = (self._real.with_name(f"{self._real.name}-{n}") for n in itertools.count(2))
+                kept = next(path for path in others if not os.path.lexists(path))
+                self.aside.rename(kept)
+                why = f"has appeared meanwhile ({error.strerror})"
+                raise BadInput(f"{self.target}: {why}; the whole result is {kept}") from None
+            fsync(self._home)
+            return
+        names = sorted((path.name for path in self.aside.iterdir()), key=lambda name: name == LAST)
+        if self._descriptor is not None:  # so that whoever finds this half done knows what to remove
+            os.write(self._descriptor, json.dumps(names).encode())
+            os.fsync(self._descriptor)
+        for name in names:
+            (self.aside / name).rename(self._home / name)
+        fsync(self._home)
+
+    def discard(self) -> None:
+        """Remove what was made and is not published, and give back the lock. May be called again."""
+        if self._descriptor is None:
+            return
+        _remove(self._home, self._lock, self._descriptor)
+        self._descriptor = None
+        for parent in self._parents:
+            with suppress(OSError):  # not empty: published, or used by others
+                parent.rmdir()
+
+    def _take_lock(self) -> None:
+        while True:
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            self._descriptor = os.open(self._lock, flags, 0o644)
+            try:
+                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(self._descriptor)
+                self._descriptor = None
+                raise BadInput(f"{self.target}: another merge is writing to it; wait for it, or name another") from None
+            except OSError as error:
+                if error.errno not in _NO_LOCKS:
+                    raise
+            if _is_file_of(self._descriptor, self._lock):
+                return
+            os.close(self._descriptor)  # its last holder has removed it meanwhile
+
+    def _is_ours(self, path: Path) -> bool:
+        return path in (self.aside, self._lock) or path.name in OF_FILE_SYSTEMS
+
+
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # a file system without them
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what merges of this account left in `folder` that are dead: nobody holds their locks any more."""
+    for lock in folder.glob(f".*{LOCK}"):
+        with suppress(OSError):
+            descriptor = os.open(lock, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                if os.fstat(descriptor).st_uid == os.geteuid():
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    if _is_file_of(descriptor, lock):
+                        _remove(folder, lock, descriptor)
+                        continue
+            except OSError:
+                pass
+            os.close(descriptor)
+
+
+def _remove(folder: Path, lock: Path, descriptor: int) -> None:
+    """Remove an aside, what was published of it by halves, and last its lock, which is held."""
+    aside = lock.with_name(lock.name.removesuffix(LOCK) + PART)
+    if (aside / LAST).is_file():  # else everything was published, or nothing yet
+        with suppress(OSError, ValueError):
+            names = json.loads(os.pread(descriptor, 1 << 20, 0) or "[]")
+            for name in names:
+                if Path(name).name == name and not (aside / name).exists():
+                    (folder / name).unlink()
+    shutil.rmtree(aside, ignore_errors=True)
+    if not aside.exists():
+        with suppress(OSError):
+            lock.unlink()
+    os.close(descriptor)
+
+
+def _is_file_of(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False

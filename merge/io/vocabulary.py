@@ -1,0 +1,102 @@
+"""What gives token ids their meaning: whether two folders' tokenizers are one, whoever saved them and how."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NotRequired
+
+from typing_extensions import TypedDict  # pydantic's condition before Python 3.12
+
+from common.documents import read_json
+from common.errors import BadInput, in_one_line
+
+
+class AddedToken(TypedDict):
+    id: int
+    content: str
+
+
+class Model(TypedDict):
+    vocab: dict[str, int] | list[tuple[str, float]]  # of Unigram models: pieces in the order of their ids, with scores
+    merges: NotRequired[list[str | tuple[str, str]] | None]  # older versions write "a b", newer ones ["a", "b"]
+
+
+class TokenizerFile(TypedDict):
+    """What we read of tokenizer.json."""
+
+    model: Model
+    added_tokens: NotRequired[list[AddedToken] | None]
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """ids of all tokens, added ones among them; merges in order, where the tokenizer has any and its file says so.
+
+    whole: whether the file lists every token (a sentencepiece model does not know those that were added later).
+    """
+
+    ids: dict[str, int]
+    merges: list[tuple[str, ...]] | None
+    whole: bool
+
+    def difference(self, other: Vocabulary) -> str | None:
+        """How `other` is not the same, in words; None where it is."""
+        if self.whole and other.whole:
+            for token, number in self.ids.items():
+                if other.ids.get(token) != number:
+                    return f"token {token!r} is {other.ids.get(token, 'not there')}, not {number}"
+            for token, number in other.ids.items():
+                if token not in self.ids:
+                    return f"token {token!r} is {number}, not there"
+        else:
+            names = {number: token for token, number in self.ids.items()}
+            for token, number in other.ids.items():
+                if names.get(number, token) != token:
+                    return f"id {number} is {token!r}, not {names[number]!r}"
+        if self.merges is not None and other.merges is not None and self.merges != other.merges:
+            return "the merges differ"
+        return None
+
+
+def read_vocabulary(folder: Path) -> Vocabulary | None:
+    """The vocabulary of a checkpoint folder; None where it has no tokenizer. Raises BadInput for a damaged file."""
+    with in_one_line():
+        if (folder / "tokenizer.json").is_file():
+            return _fast(folder / "tokenizer.json")
+        if (folder / "vocab.json").is_file():
+            ids: dict[str, int] = read_json(folder / "vocab.json", dict[str, int])
+            return Vocabulary(ids | _added(folder), None, True)
+        if (folder / "tokenizer.model").is_file():
+            ids = {piece: number for number, piece in enumerate(_pieces(folder / "tokenizer.model"))}
+            return Vocabulary(ids | _added(folder), None, False)
+    return None
+
+
+def _fast(file: Path) -> Vocabulary:
+    data: TokenizerFile = read_json(file, TokenizerFile)
+    vocab, merges = data["model"]["vocab"], data["model"].get("merges")
+    ids = dict(vocab) if isinstance(vocab, dict) else {piece: number for number, (piece, _) in enumerate(vocab)}
+    ids |= {token["content"]: token["id"] for token in data.get("added_tokens") or ()}
+    pairs = [tuple(pair.split(" ", 1)) if isinstance(pair, str) else tuple(pair) for pair in merges or ()]
+    return Vocabulary(ids, pairs or None, True)
+
+
+def _added(folder: Path) -> dict[str, int]:
+    """Tokens that were added to a tokenizer of the older kind."""
+    file = folder / "added_tokens.json"
+    added: dict[str, int] = read_json(file, dict[str, int]) if file.is_file() else {}
+    return added
+
+
+def _pieces(file: Path) -> list[str]:
+    """The pieces of a sentencepiece model, by id."""
+    from google.protobuf.message import DecodeError
+    from transformers.utils import sentencepiece_model_pb2_new
+
+    model = sentencepiece_model_pb2_new.ModelProto()  # type: ignore[attr-defined]  # made when it is imported
+    try:
+        model.ParseFromString(file.read_bytes())
+    except DecodeError:
+        raise BadInput(f"{file}: not a sentencepiece model; fetch it again") from None
+    return [piece.piece for piece in model.pieces]
