@@ -25,7 +25,7 @@ def line(capsys: pytest.CaptureFixture[str], folders: dict[str, Path], tmp_path:
     before = sorted(tmp_path.iterdir())
     assert main([str(tmp_path / "merge.yml"), str(tmp_path / "out"), *options]) == 2
     assert sorted(tmp_path.iterdir()) == before
-    out, error = capsys.readouterr()
+    error = capsys.readouterr().err
     assert error.count("\n") == 1 and error.startswith("merge: ")
     return error.removeprefix("merge: ").strip()
 
