@@ -119,7 +119,7 @@ def fetch(path: str, key: str = "model.path") -> Path:
 
 def is_whole(folder: Path) -> bool:
     """Whether a snapshot has its config and all of its weights: an interrupted download leaves some."""
-    from common.documents import WeightIndex, read_json
+    from common.parsing import WeightIndex, read_json
 
     if not (folder / "config.json").is_file():
         return False

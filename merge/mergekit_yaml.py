@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from common.documents import read_json
 from common.errors import BadInput
 from common.hub import NAME, PREFIX
+from common.parsing import read_json
 from merge.method_table import METHODS, MODEL_DEFAULTS, Method
 
 _DTYPES = ("float32", "bfloat16", "float16", "float64")

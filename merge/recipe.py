@@ -31,10 +31,10 @@ from typing import Any
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from common.documents import read_yaml
 from common.errors import BadInput
 from common.files import write_whole
 from common.hub import PREFIX
+from common.parsing import read_yaml
 from merge import mergekit_yaml, per_tensor
 from merge.method_table import COMMON_KEYS, METHODS, MODEL_DEFAULTS, Method
 from merge.recipe_fields import (

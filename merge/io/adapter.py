@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, Field
 
-from common.documents import read_json, shaped
 from common.errors import BadInput, in_one_line
+from common.parsing import read_json, shaped
 from merge.io.checkpoint import FLOATS, Checkpoint
 from merge.io.safetensors_header import read_header
 

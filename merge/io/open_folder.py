@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from common.documents import WeightIndex, inside, read_json
 from common.errors import BadInput, in_one_line
+from common.parsing import WeightIndex, inside, read_json
 from merge.io.checkpoint import COMPUTED, EMBEDDINGS, HEAD, Checkpoint, TensorInfo
 from merge.io.pickled import open_pickled
 from merge.io.safetensors_header import read_header

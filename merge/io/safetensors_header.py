@@ -8,8 +8,8 @@ from typing import Annotated, Any
 from pydantic import Field
 from typing_extensions import TypedDict  # pydantic's condition before Python 3.12
 
-from common.documents import parse_json, shaped
 from common.errors import BadInput, in_one_line
+from common.parsing import parse_json, shaped
 from merge.io.checkpoint import ITEM_BYTES, TensorInfo
 
 LARGEST_HEADER = 100_000_000  # bytes; safetensors' own limit

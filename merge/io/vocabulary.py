@@ -8,8 +8,8 @@ from typing import NotRequired
 
 from typing_extensions import TypedDict  # pydantic's condition before Python 3.12
 
-from common.documents import read_json
 from common.errors import BadInput, in_one_line
+from common.parsing import read_json
 
 
 class AddedToken(TypedDict):

@@ -64,9 +64,9 @@ def _check_rules(key: str, setting: Setting, names: Sequence[str]) -> None:
             raise BadInput(f"{key}[{i}]: {wanted}: matches no tensor; the layers are {stacks or 'not known'}")
 
 
-def _check_depths(key: str, setting: Setting, layers: dict[str, int]) -> None:
-    gradients = [part.value if isinstance(part, Rule) else setting for part in setting] if setting else []  # type: ignore[union-attr]
-    if not layers and any(isinstance(value, tuple) and len(set(value)) > 1 for value in gradients):
+def _check_depths(key: str, setting: tuple[float, ...] | tuple[Rule, ...], layers: dict[str, int]) -> None:
+    settings = [part.value if isinstance(part, Rule) else setting for part in setting]
+    if not layers and any(isinstance(value, tuple) and len(set(value)) > 1 for value in settings):
         raise BadInput(f"{key}: a gradient over depth, but these tensors' names do not tell their layers; give rules")
 
 
