@@ -1,6 +1,6 @@
 """The one table of arms that train: checkpoints that stand in results beside the merges, by the names they have there.
 
-How each comes to be is in pipeline/plan_training.py. Pure and light: configs, plans and reports read it.
+How each comes to be is in pipeline/plan_arms.py. Pure and light: configs, plans and reports read it.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ ARMS: dict[str, Arm] = {
         Arm("ct", "CT"),
         Arm("ct_then_sft", "CT-then-SFT"),
         Arm("sft_then_ct", "SFT-then-CT"),
+        Arm("ceiling", "CT-then-SFT in the language"),  # what instructions in the language itself would give
     )
 }
 

@@ -66,9 +66,10 @@ class TuneSettings(Settings):
 
 @dataclass(frozen=True)
 class MergeSettings(Settings):
-    """seed: of what a method draws."""
+    """seed: of what a method draws. stated: the recipe, where no stage `tune` chose it."""
 
     seed: int
+    stated: Method | None = None
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any
 
 from common.units import format_tokens
 from pipeline.arms import ARMS, with_ct_budgets
@@ -20,17 +20,18 @@ from pipeline.job_settings import (
     LeakOptions,
     LeakSettings,
     MergeSettings,
-    TuneOptions,
-    TuneSettings,
 )
-from pipeline.plan_training import Data, data_stages, trained_stages, workers
+from pipeline.plan_arms import Start, trained_stages
+from pipeline.plan_choice import judged_on, roles, told_by, tune
+from pipeline.plan_training import Data, data_stages, workers
 
 
 @dataclass(frozen=True)
 class Cell:
     """One language x budget x seed.
 
-    stages: in an order in which they can run. evals, merges, checkpoints: by method of the results.
+    stages: in an order in which they can run. evals, merges, checkpoints: by method of the results. chosen: by method
+    that was asked about on dev, the stage that holds the choice.
     """
 
     config: Config
@@ -38,6 +39,7 @@ class Cell:
     evals: Mapping[str, Stage]
     merges: Mapping[str, Stage]
     checkpoints: Mapping[str, Stage]
+    chosen: Mapping[str, Stage]
     leaks: Stage | None = None
 
     @property
@@ -76,23 +78,33 @@ def plan_cell(config: Config, inputs: Inputs) -> Cell:
 
     eval: of every checkpoint that is asked for, and every merge      leaks: of items in corpus and instructions
     """
-    parts = _Parts.of(config, inputs)
-    checkpoints = {name: parts.trained[name] for name in ARMS if name in config.eval.unmerged}
+    data = data_stages(config, inputs)
+    judges = [Start.of(cell, inputs, data) for cell in judged_on(config)]
+    parts = _Parts.of(Start.of(config, inputs, data), inputs, judges)
+    scored_on_dev = [_Parts.of(judge, inputs, judges) for judge in judges]
     methods = config.merge.methods
-    tunes = {name: parts.tune(name, method) for name, method in methods.items()}
-    merges = {name: parts.merge("merge", name, method, {"tune": tunes[name]}) for name, method in methods.items()}
-    weights = [parts.merge("weights", name, method, {"merge": merges[name]}) for name, method in methods.items()]
+    checkpoints = {name: parts.trained[name] for name in ARMS if name in config.eval.unmerged}
+    tunes = {
+        name: roles(judge.tune(name, method) for judge in scored_on_dev)
+        for name, method in methods.items()
+        if method.asked_on_dev
+    }
+    merges = {name: parts.merge(name, method, tunes.get(name)) for name, method in methods.items()}
+    weights = [parts.weights(name, method, merges[name]) for name, method in methods.items()]
     evals = {name: parts.eval(parts.slug(name, (name,)), {"checkpoint": stage}) for name, stage in checkpoints.items()}
     for name, method in methods.items():
         evals[name] = parts.eval(parts.slug(name, method.of), {**parts.models(method), "merge": merges[name]})
-    leaks = _leaks(config, inputs, parts.data) if config.eval.leaks else None
+    chosen = {name: told_by(merges[name]) for name in tunes}
+    if config.sft.grid and "ct_then_sft" in checkpoints:
+        chosen["ct_then_sft"] = told_by(checkpoints["ct_then_sft"])
+    leaks = _leaks(config, inputs, data) if config.eval.leaks else None
     goals = [
         *checkpoints.values(),
         *([leaks] if leaks else []),
         *evals.values(),
         *(weights if config.merge.write else []),
     ]
-    return Cell(config, in_order(goals), evals, merges, checkpoints, leaks)
+    return Cell(config, in_order(goals), evals, merges, checkpoints, chosen, leaks)
 
 
 @dataclass(frozen=True)
@@ -105,10 +117,11 @@ class _Parts:
     trained: Mapping[str, Stage]
 
     @staticmethod
-    def of(config: Config, inputs: Inputs) -> _Parts:
-        data = data_stages(config, inputs)
+    def of(start: Start, inputs: Inputs, judges: Sequence[Start]) -> _Parts:
+        config = start.config
         merged = (name for method in config.merge.methods.values() for name in method.of)
-        return _Parts(config, inputs, data, trained_stages(config, inputs, data, {*config.eval.unmerged, *merged}))
+        trained = trained_stages(start, judges, {*config.eval.unmerged, *merged})
+        return _Parts(config, inputs, start.data, trained)
 
     def models(self, method: Method) -> dict[str, Stage]:
         """What a merge is made of, by role: the model that task vectors are taken from, and the merged ones."""
@@ -123,34 +136,29 @@ class _Parts:
         return f"{config.language.code}-{name.replace('_', '-') if name in ARMS else name}{budget}-s{config.seed}"
 
     def tune(self, name: str, method: Method) -> Stage:
-        config, asked = self.config, self.config.eval
-        settings = TuneSettings(
-            method.tries,
-            config.merge.metric,
-            asked.tune_limit,
-            asked.excerpt,
-            config.language.code,
-            config.seed,
-            asked.dtype,
-            trained_length(config),
-        )
-        parents = {**self.models(method), "items": self.data.items, "corpus": self.data.corpus}
-        options = TuneOptions(config.compute.device, config.compute.threads, asked.batch_tokens)
-        return Stage("tune", self.slug(name, method.of), settings.said(), parents, options.said())
+        scored = {**self.models(method), "items": self.data.items, "corpus": self.data.corpus}
+        return tune(self.config, self.slug(name, method.of), method.tries, scored)
 
-    def merge(
-        self, kind: Literal["merge", "weights"], name: str, method: Method, made_from: Mapping[str, Stage]
+    def merge(self, name: str, method: Method, tunes: Mapping[str, Stage] | None) -> Stage:
+        """A merge by what these stages found on dev; by its recipe, where nothing was asked there."""
+        stated = None if tunes else method.tries[0]
+        settings = MergeSettings(self.config.seed, stated)
+        return self._merged("merge", name, method, settings.said(), tunes or {})
+
+    def weights(self, name: str, method: Method, merge: Stage) -> Stage:
+        """A merge as a checkpoint folder."""
+        return self._merged("weights", name, method, {}, {"merge": merge})
+
+    def _merged(
+        self, kind: str, name: str, method: Method, settings: Mapping[str, Any], made_from: Mapping[str, Stage]
     ) -> Stage:
-        """A merge, or its checkpoint folder."""
-        config = self.config
-        settings = MergeSettings(config.seed).said() if kind == "merge" else {}
-        options = DeviceOptions(config.compute.device, config.compute.threads).said()
+        options = DeviceOptions(self.config.compute.device, self.config.compute.threads).said()
         return Stage(kind, self.slug(name, method.of), settings, {**self.models(method), **made_from}, options)
 
     def eval(self, slug: str, scored: Mapping[str, Stage]) -> Stage:
         config, compute, asked = self.config, self.config.compute, self.config.eval
         asked_of_all = _asked(config, self.inputs).said()
-        settings = EvalSettings(**asked_of_all, dtype=asked.dtype, trained_length=trained_length(config))
+        settings = EvalSettings(**asked_of_all, dtype=asked.dtype, trained_length=config.trained_length)
         options = EvalOptions(compute.device, compute.threads, asked.batch_tokens, asked.include_path)
         parents = {**scored, "items": self.data.items, "corpus": self.data.corpus}
         return Stage("eval", slug, settings.said(), parents, options.said())
@@ -168,12 +176,6 @@ def _asked(config: Config, inputs: Inputs) -> LeakSettings:
     """The tasks that are scored."""
     asked = config.eval
     return LeakSettings(asked.split, asked.limit, asked.excerpt, config.language.code, asked.tasks, inputs.tasks)
-
-
-def trained_length(config: Config) -> int:
-    """Tokens of the shortest blocks that a cell's models were trained on: all of them know the positions in these."""
-    sizes = [config.ct.block_size, config.sft.block_size]
-    return min(sizes if config.model.recipe is None else [*sizes, config.model.recipe.block_size])
 
 
 def merged(cells: Iterable[Cell]) -> tuple[Stage, ...]:

@@ -1,8 +1,8 @@
-"""Config -> the stages up to the checkpoints: text, items, blocks and trainings. Pure: no torch, no files."""
+"""Config -> the stages that checkpoints are made by: text, items, blocks, trainings. Pure: no torch, no files."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -31,6 +31,7 @@ class Data:
 
 
 def data_stages(config: Config, inputs: Inputs) -> Data:
+    """The text of a language; budgets and seeds share it."""
     language, seed, hub = config.language.code, config.corpus.seed, config.sft.hub
     corpus = _corpus(config, inputs)
     asked = {
@@ -73,69 +74,8 @@ def _corpus(config: Config, inputs: Inputs) -> Stage:
     return Stage("corpus", f"{config.language.code}-{corpus.source}", content, options=options)
 
 
-@dataclass(frozen=True)
-class Start:
-    """What the arms of a cell are trained from."""
-
-    config: Config
-    data: Data
-    base: Stage
-    ct: Stage
-    sft: Stage
-    ct_blocks: Stage
-    sft_blocks: Stage
-
-    def ct_on(self, model: Stage, after: str) -> Stage:
-        """CT of this budget on another model than the base: a trajectory of its own."""
-        slug = f"{self.config.language.code}-after-{after}-{_budget(self.config)}"
-        return _training("ct", slug, self.config, {"model": model, "blocks": self.ct_blocks})
-
-    def sft_on(self, model: Stage, after: str) -> Stage:
-        """English SFT on another model than the base."""
-        slug = f"en-after-{after}-{_budget(self.config)}"
-        return _training("sft", slug, self.config, {"model": model, "blocks": self.sft_blocks})
-
-
-def trained_stages(config: Config, inputs: Inputs, data: Data, wanted: Collection[str] = ()) -> dict[str, Stage]:
-    """Base, CT and SFT, and the wanted ones of the other arms, by the names that they have in results."""
-    base = _base(config, inputs, data)
-    ct_blocks, english_sft = _ct_blocks(config, data, base), sft_blocks(config, data, base)
-    if config.ct_source:
-        options = {"path": config.ct_source}
-        ct = Stage("model", f"ct-{config.language.code}", {"sha256": inputs.ct}, options=options)
-    else:
-        slug = f"{config.language.code}-{_budget(config)}"
-        ct = _training("ct", slug, config, {"model": base, "blocks": ct_blocks})
-    if config.sft.source:
-        sft = Stage("model", "sft-en", {"sha256": inputs.sft_model}, options={"path": config.sft.source})
-    else:
-        sft = _training("sft", f"en-s{config.seed}", config, {"model": base, "blocks": english_sft})
-    start = Start(config, data, base, ct, sft, ct_blocks, english_sft)
-    further = {name: train(start) for name, train in FURTHER.items() if name in wanted}
-    return {"base": base, "sft": sft, "ct": ct, **further}
-
-
-def _ct_then_sft(start: Start) -> Stage:
-    return start.sft_on(start.ct, start.config.language.code)
-
-
-def _sft_then_ct(start: Start) -> Stage:
-    return start.ct_on(start.sft, "en")
-
-
-# A new arm is a row here and one of pipeline/arms.py.
-FURTHER: Mapping[str, Callable[[Start], Stage]] = {
-    "ct_then_sft": _ct_then_sft,
-    "sft_then_ct": _sft_then_ct,
-}
-
-
-def _budget(config: Config) -> str:
-    """What names a cell's trainings in their slugs."""
-    return f"{format_tokens(config.ct.tokens)}-s{config.seed}"
-
-
-def _base(config: Config, inputs: Inputs, data: Data) -> Stage:
+def base_model(config: Config, inputs: Inputs, data: Data) -> Stage:
+    """The model that everything starts from: given, or trained from scratch."""
     model = config.model
     if model.path is not None:
         return Stage("model", model.name, {"sha256": inputs.model}, options={"path": model.path})
@@ -154,7 +94,8 @@ def _bible(cipher: CipherCorpus, inputs: Inputs) -> Stage:
     return Stage("corpus", "nya-bible", content | {"inputs": inputs.base_corpus}, options=options)
 
 
-def _ct_blocks(config: Config, data: Data, base: Stage) -> Stage:
+def ct_blocks(config: Config, data: Data, base: Stage) -> Stage:
+    """What CT learns, up to the end of its schedule: all budgets read the same."""
     language, ct = config.language.code, config.ct
     settings = {
         "language": language,
@@ -195,7 +136,8 @@ def target_instructions(config: Config, data: Data) -> Stage:
     return Stage("target_instructions", config.language.code, asked, {"corpus": data.corpus})
 
 
-def _training(kind: Literal["ct", "sft"], slug: str, config: Config, parents: Mapping[str, Stage]) -> Stage:
+def training(kind: Literal["ct", "sft"], slug: str, config: Config, parents: Mapping[str, Stage]) -> Stage:
+    """A training by the config's section of this kind, of `model` on `blocks`."""
     section: Training = config.ct if kind == "ct" else config.sft
     horizon = config.ct.schedule_tokens if kind == "ct" else config.sft.schedule_tokens or config.sft.tokens
     lora = config.train.lora

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from common.errors import BadInput
 from common.units import format_tokens
-from pipeline import recipes
+from pipeline import choosing, recipes
 from pipeline.arms import ARMS
 from pipeline.execute import Job
 from pipeline.job_settings import (
@@ -123,7 +123,12 @@ def ct(job: Job) -> None:
 
 
 def sft(job: Job) -> None:
-    _train(job, None)
+    if "trainings" in job.settings:  # the tries of CT-then-SFT, chosen among on dev
+        number, _ = choosing.chosen(job)
+        settings = TrainingSettings.from_mapping(job.settings["trainings"][number])
+        job.launched = launch.train(job, job.checkpoint("model"), job.folders[f"blocks-{number}"], settings)
+    else:
+        _train(job, None)
     shutil.rmtree(job.out / "state")  # nothing continues from here
 
 
@@ -153,7 +158,7 @@ def merge(job: Job) -> None:
     audit = merge.audit(recipe)
     (job.out / "audit.json").write_text(json.dumps(audit, indent=1) + "\n", encoding="utf-8")
     described = recipe.to_dict()  # paths relative to where the entry will lie: the store can be moved
-    lies_in = job.folders["tune"].parents[1] / "merge" / "entry"
+    lies_in = job.out.absolute().parents[2] / "merge" / "entry"
     described["base"] = os.path.relpath(described["base"], lies_in)
     for model in described["models"].values():
         model |= {key: os.path.relpath(model[key], lies_in) for key in ("path", "adapter") if key in model}
@@ -232,11 +237,9 @@ def task_set(
 
 
 def chosen_recipe(job: Job) -> Recipe:
-    """The merge of this cell's checkpoints by the settings that `tune` chose."""
-    import yaml
-
-    chosen = yaml.safe_load((job.folders["tune"] / "choice.yml").read_text(encoding="utf-8"))
-    return recipe_of(job, chosen, MergeSettings(**job.settings).seed)
+    """The merge of this cell's checkpoints by the settings that `tune` chose, or that are stated."""
+    settings = MergeSettings(**job.settings)
+    return recipe_of(job, settings.stated or choosing.chosen(job)[1], settings.seed)
 
 
 def recipe_of(job: Job, settings: Mapping[str, Any], seed: int) -> Recipe:

@@ -54,7 +54,7 @@ def expand(overrides: Sequence[str], multirun: bool) -> Sweep:
         launcher = str(root.hydra.runtime.choices["hydra/launcher"]) if multirun else IN_THIS_PROCESS
         at_once = int(root.hydra.launcher.get("n_jobs") or 1) if multirun else 1
     kept = [(tuple(cell), config) for cell, config in composed if not _out_of_reach(config)]
-    configs = tuple(config for _, config in kept)
+    configs = _with_cells_to_choose_on([config for _, config in kept])
     _check_budgets(configs)
     if at_once < 1 or at_once > len(configs):  # joblib's -1: as many as there are cores
         at_once = len(configs)
@@ -119,6 +119,32 @@ def _out_of_reach(config: Config) -> bool:
     """Whether a cell is left out, as its language has not text enough for the budget that CT would be trained on."""
     most = config.language.most_tokens if config.ct.source is None else None
     return most is not None and config.ct.tokens > most
+
+
+def _with_cells_to_choose_on(configs: Sequence[Config]) -> tuple[Config, ...]:
+    """The cells with `all` of merge.choice put as the budgets and seeds that the sweep has in their language.
+
+    Of stated budgets, those that the language has not text for are left out.
+    """
+    resolved = []
+    for config in configs:
+        choice, most = config.merge.choice, config.language.most_tokens
+        of_language = [other for other in configs if other.language.code == config.language.code]
+        budgets, seeds = choice.budgets, choice.seeds
+        if budgets == "all":
+            budgets = tuple(dict.fromkeys(other.ct.tokens for other in of_language))
+        elif budgets != "own" and most is not None:
+            budgets = tuple(tokens for tokens in budgets if tokens <= most)
+        if not budgets:
+            raise BadInput(
+                f"merge.choice.budgets: all are above language.most_tokens of {config.language.code}; take smaller ones"
+            )
+        if seeds == "all":
+            seeds = tuple(dict.fromkeys(other.seed for other in of_language))
+        named = choice.model_copy(update={"budgets": budgets, "seeds": seeds})
+        merge = config.merge.model_copy(update={"choice": named})
+        resolved.append(config.model_copy(update={"merge": merge}))
+    return tuple(resolved)
 
 
 def _check_budgets(configs: Sequence[Config]) -> None:

@@ -1,4 +1,4 @@
-"""The tune stage: every recipe of a method's grid is merged in memory and scored on dev, and the best is chosen.
+"""The tune stage: every try of a method, a merge in memory or a checkpoint, is scored on dev, and the best chosen.
 
 Leaves `tries.jsonl` (a line a try: settings, score) and `choice.yml` (settings of the best try; of equals, the first).
 """
@@ -6,12 +6,13 @@ Leaves `tries.jsonl` (a line a try: settings, score) and `choice.yml` (settings 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import stages
+from pipeline import choosing, stages
+from pipeline.choosing import TRIES
 from pipeline.execute import Job
 from pipeline.job_settings import TuneOptions, TuneSettings
 
@@ -19,45 +20,59 @@ if TYPE_CHECKING:
     from eval.harness import Scores
     from eval.task_set import TaskSet
 
-METRICS = {"acc": max, "bits_per_byte": min}
-TRIES = "tries.jsonl"
-
 
 def tune(job: Job) -> None:
     """Scores the tries that an earlier, interrupted run of this stage has not scored yet, and chooses among all."""
     import torch
-    import yaml
-    from transformers import AutoTokenizer
-
-    import merge
-    from eval import harness
 
     settings, options = TuneSettings(**job.settings), TuneOptions(**job.options)
     torch.set_num_threads(options.threads)
     metric, language, tries = settings.metric, settings.language, settings.tries
     dev = stages.task_set(job.folders["items"], job.folders["corpus"], "dev", settings.limit, settings.excerpt)
     tasks = of_language(dev, language, metric)
-    tokenizer = AutoTokenizer.from_pretrained(job.checkpoint("model"))
     journal = job.work / TRIES
     done = read_tries(journal)
-    waiting = tries[len(done) :]
-    recipes = [stages.recipe_of(job, method, settings.seed) for method in waiting]
-    models = (model for _, model in merge.load_many(recipes, options.device)) if recipes else iter(())
-    how: Mapping[str, Any] = {
+    waiting = range(len(done), len(tries))
+    scored = _trained(job, waiting, tasks) if "try-0" in job.stage.parents else _merged(job, waiting, tasks)
+    for number, scores in zip(waiting, scored, strict=True):
+        done.append({"settings": tries[number], "metric": metric, "score": score(scores, language, metric)})
+        with journal.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(done[-1]) + "\n")
+        job.on_try(len(done), len(tries))
+    choosing.write(job.out, done)
+
+
+def _merged(job: Job, waiting: Sequence[int], tasks: TaskSet) -> Iterator[Scores]:
+    """The scores of merges: each try is a recipe."""
+    from transformers import AutoTokenizer
+
+    import merge
+    from eval import harness
+
+    settings, options = TuneSettings(**job.settings), TuneOptions(**job.options)
+    recipes = [stages.recipe_of(job, settings.tries[number], settings.seed) for number in waiting]
+    tokenizer = AutoTokenizer.from_pretrained(job.checkpoint("model"))
+    for _, model in merge.load_many(recipes, options.device) if recipes else ():
+        yield harness.evaluate(model, tokenizer, tasks, **_how(settings, options))
+
+
+def _trained(job: Job, waiting: Sequence[int], tasks: TaskSet) -> Iterator[Scores]:
+    """The scores of checkpoints: each try is a training."""
+    from eval import harness
+
+    how = _how(TuneSettings(**job.settings), TuneOptions(**job.options))
+    for number in waiting:
+        yield harness.evaluate_folder(job.checkpoint(f"try-{number}"), tasks, **how)
+
+
+def _how(settings: TuneSettings, options: TuneOptions) -> Mapping[str, Any]:
+    """What scoring needs to know beside the model and the tasks."""
+    return {
         "batch_tokens": options.batch_tokens,
         "device": options.device,
         "dtype": settings.dtype,
         "trained_length": settings.trained_length,
     }
-    for method, model in zip(waiting, models, strict=True):
-        scores = harness.evaluate(model, tokenizer, tasks, **how)
-        done.append({"settings": method, "metric": metric, "score": score(scores, language, metric)})
-        with journal.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(done[-1]) + "\n")
-        job.on_try(len(done), len(tries))
-    best = METRICS[metric](done, key=lambda row: row["score"])
-    write_lines(job.out / TRIES, done)
-    (job.out / "choice.yml").write_text(yaml.safe_dump(best["settings"], sort_keys=False), encoding="utf-8")
 
 
 def of_language(tasks: TaskSet, language: str, metric: str) -> TaskSet:
@@ -90,10 +105,5 @@ def read_tries(journal: Path) -> list[dict[str, Any]]:
             rows.append(json.loads(line))
         except json.JSONDecodeError:
             break
-    write_lines(journal, rows)
+    choosing.write_lines(journal, rows)
     return rows
-
-
-def write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """A line of JSON a row."""
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

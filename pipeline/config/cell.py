@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError, model_validator
 
 from common.errors import BadInput
+from common.units import format_tokens
 from pipeline.config.computing import Compute, Tracking
 from pipeline.config.fields import Name, Section
 from pipeline.config.messages import one_line
@@ -41,6 +42,16 @@ class Config(Section):
         """The checkpoint that stands in for CT in this language: `{lang}` in ct.source is the language's short code."""
         return self.ct.source and self.ct.source.replace("{lang}", self.language.short or self.language.code)
 
+    @property
+    def trained_length(self) -> int:
+        """Tokens of the shortest blocks that its models were trained on: all of them know the positions in these."""
+        sizes = [self.ct.block_size, self.sft.block_size]
+        return min(sizes if self.model.recipe is None else [*sizes, self.model.recipe.block_size])
+
+    def at(self, ct_tokens: int, seed: int) -> Config:
+        """The cell of this sweep at another budget and seed."""
+        return self.model_copy(update={"seed": seed, "ct": self.ct.model_copy(update={"tokens": ct_tokens})})
+
     @model_validator(mode="after")
     def batches_can_be_shared(self) -> Config:
         trained: dict[str, Training] = {"ct": self.ct, "sft": self.sft}
@@ -61,11 +72,38 @@ class Config(Section):
     @model_validator(mode="after")
     def arms_can_be_trained(self) -> Config:
         merged = (name for method in self.merge.methods.values() for name in method.of)
-        if self.ct.source and "sft_then_ct" in (*self.eval.unmerged, *merged):
+        wanted = {*self.eval.unmerged, *merged}
+        if self.ct.source and "sft_then_ct" in wanted:
             raise ValueError(
                 f"ct.source={self.ct.source}: sft_then_ct trains CT on top of SFT, and this CT was trained elsewhere; "
                 "leave sft_then_ct out of eval.unmerged, or say ct.source=null"
             )
+        if self.sft.hub and "ceiling" in wanted:
+            raise ValueError(
+                "sft.hub: ceiling learns instructions in the language, and this data set is English; "
+                "leave ceiling out of eval.unmerged, or say sft.hub=null, for items made from the text"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def as_many_tries(self) -> Config:
+        tuned = [len(method.tries) for method in self.merge.methods.values() if method.grid]
+        if self.sft.grid and tuned and len(self.sft.tries) != tuned[0]:
+            raise ValueError(
+                f"sft.grid: CT-then-SFT gets {len(self.sft.tries)} tries on dev and every merge {tuned[0]}; "
+                "give as many, for a fair comparison"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def budgets_to_choose_on(self) -> Config:
+        budgets = self.merge.choice.budgets
+        for tokens in () if isinstance(budgets, str) else budgets:
+            if tokens > self.ct.schedule_tokens:
+                raise ValueError(
+                    f"merge.choice.budgets: {format_tokens(tokens)} is beyond ct.schedule_tokens="
+                    f"{format_tokens(self.ct.schedule_tokens)}, where the learning-rate schedule ends"
+                )
         return self
 
     @model_validator(mode="after")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -13,6 +15,11 @@ Bytes = Annotated[int, BeforeValidator(parse_bytes)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[int, Field(gt=0)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+
+
+def spanned(grid: Mapping[Any, Sequence[Any]]) -> list[dict[str, Any]]:
+    """Every combination of a grid's values, the last key fastest; of an empty grid one that says nothing."""
+    return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
 
 
 class Section(BaseModel):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,7 +11,7 @@ from pydantic import AfterValidator, Field, model_validator
 from merge.recipe import Recipe
 from pipeline import recipes
 from pipeline.arms import ARMS, PAIR
-from pipeline.config.fields import Positive, Section, Tokens
+from pipeline.config.fields import Positive, Section, Tokens, spanned
 from pipeline.config.messages import suggestion
 
 
@@ -41,10 +40,12 @@ class Method(Section):
     @property
     def tries(self) -> list[dict[str, Any]]:
         """Every setting that the grid spans, each a complete recipe."""
-        return [
-            {**self.recipe, **dict(zip(self.grid, values, strict=True))}
-            for values in itertools.product(*self.grid.values())
-        ]
+        return [{**self.recipe, **settings} for settings in spanned(self.grid)]
+
+    @property
+    def asked_on_dev(self) -> bool:
+        """Whether dev decides something: the settings, or whether it is the best merge."""
+        return bool(self.grid) or self.leads
 
     @property
     def leads(self) -> bool:
@@ -65,9 +66,20 @@ class Method(Section):
         return self
 
 
+class Choice(Section):
+    """The cells on whose dev scores tries are chosen: their budgets and seeds.
+
+    own: the cell's; all: those of the sweep, which pipeline/sweep.py puts in its place.
+    """
+
+    budgets: Literal["own", "all"] | Annotated[tuple[Tokens, ...], Field(min_length=1)]
+    seeds: Literal["own", "all"] | Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
+
+
 class Merge(Section):
     write: bool
     metric: Literal["acc", "bits_per_byte"]
+    choice: Choice
     methods: dict[str, Method]
 
     @model_validator(mode="after")

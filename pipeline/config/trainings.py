@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from common.units import format_tokens
-from pipeline.config.fields import Positive, Section, Share, Tokens
+from pipeline.config.fields import Positive, Section, Share, Tokens, spanned
 from pipeline.config.sources import HubInstructions
 
 
@@ -49,13 +50,45 @@ class ContinualTraining(Training):
         return self
 
 
+TriedKey = Literal["learning_rate", "tokens", "min_lr_ratio", "warmup_ratio", "weight_decay"]
+
+
 class Instructions(Training):
+    """SFT. grid: tries for CT-then-SFT, chosen on dev as the settings of merges are."""
+
     source: str | None
     schedule_tokens: Tokens | None
     path: str | None
     hub: HubInstructions | None
     items: Positive
     replay_share: Share
+    grid: dict[TriedKey, Annotated[list[Any], Field(min_length=1)]] | None
+
+    @property
+    def tries(self) -> list[dict[str, Any]]:
+        """Every setting that the grid spans, the first as the section is; one that says nothing without a grid."""
+        return [{key: getattr(self.tried(settings), key) for key in settings} for settings in spanned(self.grid or {})]
+
+    def tried(self, settings: Mapping[str, Any]) -> Instructions:
+        """The section with the settings of a try. Raises ValidationError."""
+        return Instructions.model_validate({**self.model_dump(), **settings, "grid": None})
+
+    @model_validator(mode="after")
+    def tries_in_bounds(self) -> Instructions:
+        try:
+            first, *_ = tries = self.tries
+        except ValidationError as error:
+            wrong = error.errors()[0]
+            key = ".".join(map(str, wrong["loc"])) or "tokens"
+            raise ValueError(f"grid.{key}={wrong['input']}: {wrong['msg'].removeprefix('Value error, ')}") from None
+        for key, value in first.items():
+            if value != getattr(self, key):
+                raise ValueError(
+                    f"grid.{key}: must begin with sft.{key}, which is {getattr(self, key)}: the untuned one"
+                )
+        if any(tries.count(settings) > 1 for settings in tries):
+            raise ValueError("grid: has the same try twice; give each value once")
+        return self
 
     @model_validator(mode="after")
     def one_source(self) -> Instructions:

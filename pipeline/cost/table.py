@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from common.errors import BadInput
@@ -48,10 +49,7 @@ def report(cells: Sequence[Cell], waiting: set[str], name: str, mfu: float | Non
             memories = estimate.training_memory(config)
         rates = estimate.OnCluster(cluster, config, mfu or estimate.MFU)
         head = heading(config, cluster, mfu)
-        cells = [
-            Cell(fit.on_cluster(cell.config, cluster), cell.stages, cell.evals, cell.merges, cell.checkpoints)
-            for cell in cells
-        ]
+        cells = [replace(cell, config=fit.on_cluster(cell.config, cluster)) for cell in cells]
     rows = estimate.rows(cells, done, rates, memories)
     given = estimate.given_bytes(cells)
     parts = [head, *lines(rows), *footer(cells, rows, given, memories, None if name == HERE else cluster)]

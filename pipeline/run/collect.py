@@ -53,9 +53,9 @@ def _write_language(
 
     evaluations = [report.Evaluation(*cell, path) for cell, path in published(lambda cell: cell.evals).items()]
     audits = [report.Audit(*cell, path) for cell, path in published(lambda cell: cell.merges).items()]
-    tuned = published(lambda cell: {name: merge.parents["tune"] for name, merge in cell.merges.items()})
-    methods = cells[0].config.merge.methods
-    choices = [report.Choice(*cell, path, methods[cell[0]].leads) for cell, path in tuned.items()]
+    leading = {name for name, method in cells[0].config.merge.methods.items() if method.leads}
+    chosen = published(lambda cell: cell.chosen)
+    choices = [report.Choice(*cell, path, cell[0] in leading) for cell, path in chosen.items()]
     searched = cells[0].leaks and entries.get(cells[0].leaks.key)
     leaks = json.loads((searched.path / "leaks.json").read_text(encoding="utf-8")) if searched else None
     keys = dict.fromkeys(stage.key for cell in cells for stage in cell.stages)

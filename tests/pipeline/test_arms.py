@@ -14,7 +14,7 @@ from pipeline.report.records import label
 from pipeline.run.cluster.schedule import cut
 from pipeline.trajectory import trajectories
 
-TRAINED = "eval.unmerged=[base,sft,ct,ct_then_sft,sft_then_ct]"
+TRAINED = "eval.unmerged=[base,sft,ct,ct_then_sft,sft_then_ct,ceiling]"
 MERGED = "arm=[ct_then_sft_with_ct,base_with_sft,chat_vector]"
 ALIKE = "merge.methods.chat_vector.grid={models.sft.weight:[1.0,0.5]}"  # as many tries as in conf/merge/test
 
@@ -43,7 +43,9 @@ def test_sft_then_ct_is_ct_with_the_same_blocks_on_top_of_sft() -> None:
     for cell in (small, large):
         arm = parent(cell.evals["sft_then_ct"], "checkpoint")
         ct, sft = (parent(cell.evals[name], "checkpoint") for name in ("ct", "sft"))
-        assert arm.kind == "ct" and arm.settings == ct.settings and arm.parents["blocks"] is ct.parents["blocks"]
+        assert (
+            arm.kind == "ct" and arm.settings == ct.settings and arm.parents["blocks"].key == ct.parents["blocks"].key
+        )
         assert arm.parents["model"] is sft
 
 
@@ -54,6 +56,14 @@ def test_sft_then_ct_is_a_trajectory_of_its_own() -> None:
         ["nya-2048-s0", "nya-4096-s0"],
         ["nya-after-en-2048-s0", "nya-after-en-4096-s0"],
     ]
+
+
+def test_the_ceiling_is_sft_on_ct_with_instructions_in_the_language() -> None:
+    for cell in cells(TRAINED):
+        ceiling, plain = (parent(cell.evals[name], "checkpoint") for name in ("ceiling", "ct_then_sft"))
+        assert ceiling.settings == plain.settings and ceiling.parents["model"] is plain.parents["model"]
+        assert parent(ceiling, "blocks", "items").kind == "target_instructions"
+        assert parent(plain, "blocks", "items").kind == "items"
 
 
 def test_a_merge_of_other_checkpoints_reads_these_and_no_others() -> None:
@@ -71,7 +81,7 @@ def test_a_merge_without_ct_is_made_once_for_all_budgets() -> None:
     assert small.budget_of("base_with_sft") == large.budget_of("base_with_sft") == 0
     assert small.evals["base_with_sft"].slug == "nya-base_with_sft-s0"
     of_kind = Counter(stage.kind for stage in merged([small, large]) if "base_with_sft" in stage.slug)
-    assert of_kind == {"tune": 1, "merge": 1, "eval": 1}
+    assert of_kind == {"merge": 1, "eval": 1}, "it has no settings to choose, and is no candidate for the best merge"
     assert (small.budget_of("chat_vector"), large.budget_of("chat_vector")) == (2048, 4096)
 
 
@@ -105,6 +115,7 @@ def test_jobs_wait_for_what_they_read() -> None:
         (["+merge.methods.ties_sv_1.of=[sft,sft]"], r"^merge\.methods\.ties_sv_1\.of=.*names a checkpoint twice"),
         (["+merge.methods.ties_sv_1.of=[]"], r"^merge\.methods\.ties_sv_1\.of="),
         (["+merge.methods.ties_sv_1.of=[base,ct]"], r"protect: no model is called 'sft'; the models are base, ct"),
+        (["sft=flan", TRAINED], r"^sft\.hub: ceiling learns instructions in the language"),
         (["ct.source=somewhere", "ct.tokens=4096", TRAINED], r"^ct\.source=somewhere: sft_then_ct trains CT"),
     ],
 )
@@ -120,6 +131,7 @@ def test_arms_that_cannot_be(overrides: list[str], message: str) -> None:
         ("ct_then_sft_with_ct", "CT-then-SFT with CT"),
         ("base_with_sft", "base with SFT"),
         ("chat_vector", "chat vector"),
+        ("ceiling", "CT-then-SFT in the language"),
         ("ties_sv_1", "TIES SV 1"),
     ],
 )

@@ -99,8 +99,22 @@ def _together(stage: Stage) -> tuple[str, ...]:
         return (work, *corpus, *trained)
     if work == "train":
         return (work, stage.trajectory or stage.key)
-    tuned = [ancestor.key for ancestor in (stage, *ancestors(stage)) if ancestor.kind == "tune"]
-    return (work, tuned[0] if tuned else stage.key)
+    return (work, _decided_by(stage).key)
+
+
+def _decided_by(stage: Stage) -> Stage:
+    """Of what is scored, the first stage of its job.
+
+    The choice of a merge's settings, where it is made on this merge's own checkpoints alone; else the merge.
+    """
+    merge = stage if stage.kind == "merge" else stage.parents.get("merge")
+    if merge is None:
+        return stage
+    tune = merge.parents.get("tune")
+    if tune is None:
+        return merge
+    own = all(tune.parents[role].key == parent.key for role, parent in merge.parents.items() if role != "tune")
+    return tune if own else merge
 
 
 def ancestors(stage: Stage) -> tuple[Stage, ...]:

@@ -1,0 +1,106 @@
+"""Config -> the checkpoints of a cell: base, CT, SFT, and the arms that are trained from these. No torch, no files.
+
+A new arm is a row of FURTHER and one of pipeline/arms.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from common.units import format_tokens
+from pipeline.config import Config
+from pipeline.graph import Inputs, Stage
+from pipeline.plan_choice import roles, tune
+from pipeline.plan_training import Data, base_model, ct_blocks, sft_blocks, training
+
+
+@dataclass(frozen=True)
+class Start:
+    """What the arms of a cell are trained from."""
+
+    config: Config
+    data: Data
+    base: Stage
+    ct: Stage
+    sft: Stage
+
+    @staticmethod
+    def of(config: Config, inputs: Inputs, data: Data) -> Start:
+        language, base = config.language.code, base_model(config, inputs, data)
+        if config.ct_source:
+            ct = Stage("model", f"ct-{language}", {"sha256": inputs.ct}, options={"path": config.ct_source})
+        else:
+            learnt = {"model": base, "blocks": ct_blocks(config, data, base)}
+            ct = training("ct", f"{language}-{budget(config)}", config, learnt)
+        if config.sft.source:
+            sft = Stage("model", "sft-en", {"sha256": inputs.sft_model}, options={"path": config.sft.source})
+        else:
+            learnt = {"model": base, "blocks": sft_blocks(config, data, base)}
+            sft = training("sft", f"en-s{config.seed}", config, learnt)
+        return Start(config, data, base, ct, sft)
+
+    @cached_property
+    def sft_tries(self) -> tuple[Stage, ...]:
+        """CT-then-SFT by every setting of its grid, the config's own first."""
+        tries = enumerate(self.config.sft.tries)
+        configs = [
+            (n, self.config.model_copy(update={"sft": self.config.sft.tried(settings)})) for n, settings in tries
+        ]
+        return tuple(self._sft_on_ct(config, "en", f"-try-{n}" if n else "") for n, config in configs)
+
+    @cached_property
+    def sft_tune(self) -> Stage:
+        """The tries of CT-then-SFT, scored on dev."""
+        tried = {f"try-{number}": stage for number, stage in enumerate(self.sft_tries)}
+        scored = {**tried, "items": self.data.items, "corpus": self.data.corpus}
+        slug = f"{self.config.language.code}-ct-then-sft-{budget(self.config)}"
+        return tune(self.config, slug, self.config.sft.tries, scored)
+
+    @property
+    def sft_in_the_language(self) -> Stage:
+        """SFT on CT, on as many tokens of instructions in the language."""
+        return self._sft_on_ct(self.config, self.config.language.code)
+
+    @property
+    def ct_on_sft(self) -> Stage:
+        """CT of this budget and these blocks on SFT: a trajectory of its own."""
+        learnt = {"model": self.sft, "blocks": ct_blocks(self.config, self.data, self.base)}
+        return training("ct", f"{self.config.language.code}-after-en-{budget(self.config)}", self.config, learnt)
+
+    def _sft_on_ct(self, config: Config, language: str, more: str = "") -> Stage:
+        learnt = {"model": self.ct, "blocks": sft_blocks(config, self.data, self.base, language)}
+        return training("sft", f"{language}-after-{config.language.code}-{budget(config)}{more}", config, learnt)
+
+
+def trained_stages(start: Start, judges: Sequence[Start], wanted: Collection[str]) -> dict[str, Stage]:
+    """Base, CT and SFT, and the wanted ones of the other arms, by the names that they have in results.
+
+    judges: the cells on whose dev scores tries are chosen.
+    """
+    further = {name: train(start, judges) for name, train in FURTHER.items() if name in wanted}
+    return {"base": start.base, "sft": start.sft, "ct": start.ct, **further}
+
+
+def _ct_then_sft(start: Start, judges: Sequence[Start]) -> Stage:
+    """By the config's settings; with a grid, by those that were best on dev, which are known when it is trained."""
+    plain, *others = start.sft_tries
+    if not others:
+        return plain
+    blocks = {f"blocks-{number}": stage.parents["blocks"] for number, stage in enumerate(start.sft_tries)}
+    settings = {**plain.settings, "trainings": [dict(stage.settings) for stage in start.sft_tries]}
+    parents = {"model": start.ct, **blocks, **roles(judge.sft_tune for judge in judges)}
+    return Stage("sft", f"{plain.slug}-chosen", settings, parents, plain.options)
+
+
+FURTHER: Mapping[str, Callable[[Start, Sequence[Start]], Stage]] = {
+    "ct_then_sft": _ct_then_sft,
+    "sft_then_ct": lambda start, _: start.ct_on_sft,
+    "ceiling": lambda start, _: start.sft_in_the_language,
+}
+
+
+def budget(config: Config) -> str:
+    """What names a cell's trainings in their slugs."""
+    return f"{format_tokens(config.ct.tokens)}-s{config.seed}"

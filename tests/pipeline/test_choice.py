@@ -1,0 +1,147 @@
+"""Settings are chosen on dev once for all cells, by the mean over stated ones: the plan, and the choice itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from common.errors import BadInput
+from pipeline import choosing, sweep
+from pipeline.execute import Job
+from pipeline.graph import Inputs, Stage
+from pipeline.plan import Cell, merged, plan_cell
+from pipeline.run.cluster.schedule import cut
+
+AXES = ("ct.tokens=2048,4096", "seed=0,1")
+ALL = "merge.choice={budgets:all,seeds:all}"
+GRID = "sft.grid={learning_rate:[5e-4,2e-4]}"
+
+
+def cells(*overrides: str) -> list[Cell]:
+    configs = sweep.expand(["experiment=test", *AXES, *overrides], multirun=True).configs
+    return [plan_cell(config, Inputs()) for config in configs]
+
+
+def tunes(stage: Stage) -> set[str]:
+    return {parent.slug for role, parent in stage.parents.items() if parent.kind == "tune"}
+
+
+def test_each_cell_chooses_for_itself_where_nothing_else_is_said() -> None:
+    for cell in cells():
+        for name, merge in cell.merges.items():
+            assert tunes(merge) == {f"nya-{name}-{cell.ct_tokens}-s{cell.seed}"} and "tune" in merge.parents
+            assert cell.chosen[name] is merge.parents["tune"]
+
+
+def test_one_choice_for_all_cells() -> None:
+    everywhere = {f"nya-ties_sv_1-{budget}-s{seed}" for budget in (2048, 4096) for seed in (0, 1)}
+    planned = cells(ALL)
+    for cell in planned:
+        assert tunes(cell.merges["ties_sv_1"]) == everywhere
+        assert cell.chosen["ties_sv_1"] is cell.merges["ties_sv_1"]
+    own = {stage.key for stage in merged(cells()) if stage.kind not in ("merge", "eval")}
+    assert {stage.key for stage in merged(planned) if stage.kind not in ("merge", "eval")} == own, "tries are no other"
+
+
+def test_tries_are_scored_in_the_stated_cells_only() -> None:
+    planned = cells("merge.choice={budgets:all,seeds:[0]}")
+    slugs = {stage.slug for stage in merged(planned) if stage.kind == "tune"}
+    assert slugs == {f"nya-{name}-{budget}-s0" for name in ("task_arithmetic", "ties_sv_1") for budget in (2048, 4096)}
+    by_budget = cells("merge.choice={budgets:own,seeds:[0]}")
+    assert tunes(by_budget[-1].merges["ties_sv_1"]) == {"nya-ties_sv_1-4096-s0"} and by_budget[-1].seed == 1
+
+
+def test_a_cell_alone_chooses_on_the_cells_that_are_stated() -> None:
+    (config,) = sweep.expand(["experiment=test", "seed=3", "merge.choice={budgets:[2048],seeds:[0]}"], False).configs
+    cell = plan_cell(config, Inputs())
+    assert {stage.slug for stage in cell.stages if stage.kind == "ct"} == {"nya-2048-s0", "nya-4096-s3"}
+
+
+def test_jobs_wait_for_what_they_read() -> None:
+    for overrides in ((ALL, GRID), ("merge.choice={budgets:own,seeds:[0]}",), (GRID,)):
+        before: set[str] = set()
+        stages = merged(cells(*overrides))
+        for task in cut(stages):
+            assert task.needs <= before
+            before |= task.keys
+        assert before == {stage.key for stage in stages}
+
+
+def test_ct_then_sft_has_tries_and_is_trained_by_the_chosen_one() -> None:
+    plain, tuned = cells(), cells(ALL, GRID)
+    for before, after in zip(plain, tuned, strict=True):
+        untuned, chosen = (cell.checkpoints["ct_then_sft"] for cell in (before, after))
+        assert {stage.kind for stage in chosen.parents.values()} == {"ct", "sft_blocks", "tune"}
+        assert chosen.settings["trainings"][0] == untuned.settings
+        rates = [training["learning_rate"] for training in chosen.settings["trainings"]]
+        assert rates == [5e-4, 2e-4]
+        assert after.chosen["ct_then_sft"] is chosen
+    (tune,) = (stage for stage in tuned[0].stages if stage.kind == "tune" and "ct-then-sft-2048-s0" in stage.slug)
+    assert tune.parents["try-0"].key == plain[0].checkpoints["ct_then_sft"].key, "the first try is no other training"
+    assert tune.settings["tries"] == [{"learning_rate": 5e-4}, {"learning_rate": 2e-4}]
+
+
+def test_a_try_of_other_length_has_blocks_of_its_own() -> None:
+    (cell, *_) = cells("sft.grid={tokens:[4096,2048]}")
+    chosen = cell.checkpoints["ct_then_sft"]
+    assert [chosen.parents[f"blocks-{n}"].settings["tokens"] for n in (0, 1)] == [4096, 2048]
+    assert [training["schedule_tokens"] for training in chosen.settings["trainings"]] == [4096, 2048]
+
+
+def tries(*scores: float, metric: str = "acc") -> list[dict[str, object]]:
+    return [{"settings": {"lambda": place}, "metric": metric, "score": score} for place, score in enumerate(scores)]
+
+
+def job(folder: Path, cells: Sequence[list[dict[str, object]]]) -> Job:
+    """A stage whose parents scored these tries."""
+    folders, parents = {}, {}
+    for number, rows in enumerate(cells):
+        role = "tune" if len(cells) == 1 else f"tune-{number}"
+        folders[role], parents[role] = folder / role, Stage("tune", role, {"number": number})
+        (folder / role).mkdir()
+        choosing.write(folder / role, rows)
+    (folder / "out").mkdir()
+    return Job(Stage("merge", "a", {}, parents), folder / "out", folder / "work", folders)
+
+
+def test_the_mean_over_cells_decides(tmp_path: Path) -> None:
+    """The try that no cell likes best, and that is second everywhere, wins."""
+    shared = job(tmp_path, [tries(0.9, 0.6, 0.1), tries(0.1, 0.6, 0.9), tries(0.1, 0.5, 0.2)])
+    assert choosing.chosen(shared) == (1, {"lambda": 1})
+    rows = [json.loads(line) for line in (shared.out / "tries.jsonl").read_text().splitlines()]
+    assert rows[1]["scores"] == [0.6, 0.6, 0.5] and rows[1]["score"] == pytest.approx(1.7 / 3)
+    assert (shared.out / "choice.yml").read_text() == "lambda: 1\n"
+
+
+def test_bits_are_better_low_and_of_equals_the_first_is_taken(tmp_path: Path) -> None:
+    for name, metric, scores, best in (("bits", "bits_per_byte", (2.0, 1.0, 3.0), 1), ("equal", "acc", (1.0, 1.0), 0)):
+        (tmp_path / name).mkdir()
+        assert choosing.chosen(job(tmp_path / name, [tries(*scores, metric=metric)]))[0] == best
+
+
+def test_cells_that_scored_other_tries_are_no_choice(tmp_path: Path) -> None:
+    other = [{"settings": {"lambda": 7}, "metric": "acc", "score": 0.5}]
+    with pytest.raises(ValueError, match="other tries"):
+        choosing.chosen(job(tmp_path, [tries(0.5), other]))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["merge.choice.budgets=some"], r"^merge\.choice\.budgets.*=some"),
+        (["merge.choice.budgets=[16k]"], r"^merge\.choice\.budgets: 16k is beyond ct\.schedule_tokens=8192"),
+        (["merge.choice.seeds=[]"], r"^merge\.choice\.seeds"),
+        (["sft.grid={learning_rate:[2e-4,5e-4]}"], r"^sft\.grid\.learning_rate: must begin with sft\.learning_rate"),
+        (["sft.grid={learning_rate:[5e-4,5e-4]}"], r"^sft\.grid: has the same try twice"),
+        (["sft.grid={learning_rate:[5e-4,7]}"], r"^sft\.grid\.learning_rate=7: .*less than 1"),
+        (["sft.grid={tokens:[4096,many]}"], r"^sft\.grid\.tokens=many: give a number of tokens"),
+        (["sft.grid={rate:[5e-4]}"], r"^sft\.grid\.rate"),
+        (["sft.grid={learning_rate:[5e-4,2e-4,1e-4]}"], r"^sft\.grid: CT-then-SFT gets 3 tries .* every merge 2"),
+    ],
+)
+def test_choices_that_cannot_be(overrides: list[str], message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        cells(*overrides)
