@@ -12,14 +12,14 @@ from pipeline.plan import merged, plan_cell
 
 INPUTS = Inputs("model", "ct", "sft", ("text", "en"), ("instructions",), ("tasks",))
 KEYS = {  # overrides: (stages, a digest of kinds, slugs, keys and trajectories in the plan's order)
-    "experiment=tiny": (91, "3de3881f0c5d0091"),
+    "experiment=tiny": (91, "f8a903b835ba95d8"),
     "experiment=test": (28, "507d662d421f8a62"),
     "experiment=smollm2-cpu": (55, "0c8d0e577b5cf140"),
-    "experiment=smollm2": (119, "436050099da18aa8"),
-    "experiment=paper": (482, "2ced36e65b334e4d"),
-    "experiment=paper eval.dtype=float32": (482, "aba71a2aab56a491"),
+    "experiment=smollm2": (119, "5bf9cd6819feb092"),
+    "experiment=paper": (482, "753ea9c47a8d342d"),
+    "experiment=paper eval.dtype=float32": (482, "11e9f9fe9507a3b8"),
     "experiment=paper-published": (148, "9c0f8d16c39fa531"),
-    "experiment=tiny train=lora": (91, "fcc732eeca5d9a15"),
+    "experiment=tiny train=lora": (91, "9c66b6cf978cad0b"),
     "experiment=test merge.write=true eval.leaks=true compute.precision=bf16": (33, "6e281a7a9ffa96b2"),
     "experiment=test model.path=a ct.source=b sft.source=c ct.tokens=2048": (14, "358d884d2837b405"),
 }
