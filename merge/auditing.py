@@ -7,6 +7,7 @@ For one model's task vector τ over n parameters (of a tensor, a layer, a module
 - share_lost_in_conflict: parameters that were kept and non-zero but whose sign was not elected, over n (no election:
   0);
 - norm_lost: 1 − ‖what entered the merge‖₂ / ‖τ‖₂ (before rescaling, weights and λ);
+- merged: ‖λ·τ_m‖₂ of the whole model, and what `norm` multiplied λ with (1 without it);
 - slack_regained, slack_given_up: survivors that ξ = 0 would have discarded, and the reverse, over n;
 - top: the first three again among the model's most important parameters: in each tensor those at least as large as the
   k-th largest |τ| and not zero, k = 1, 5, 10 % of the tensor; `share_of_parameters` says how many those are over n.
@@ -26,14 +27,15 @@ from typing import Any, Self
 import torch
 
 from merge.discard_counts import count, energy, energy_alive, patterns
-from merge.methods import elected_sign, surviving
+from merge.election import elected_sign, surviving
 from merge.per_tensor import kind_of, layer_of
 from merge.recipe import Recipe
 from merge.select import Threshold, kept, magnitude_bits
 from merge.stream.engine import run
+from merge.stream.model_term import ModelTerm
 from merge.stream.pieces import Piece
 from merge.stream.tensor_plan import make_plan
-from merge.stream.tensor_recipe import Agreement, ModelTerm, TensorRecipe
+from merge.stream.tensor_recipe import Agreement, TensorRecipe
 from merge.stream.threads import DEFAULT, Workers
 
 LEVELS = (0.01, 0.05, 0.10)
@@ -101,6 +103,8 @@ class Audit:
         self.recipe = recipe
         self.levels: tuple[float, ...] = LEVELS if recipe.base is not None else ()
         self._tallies: dict[tuple[str, str], Tally] = {}  # (tensor, model)
+        self._steps: dict[str, float] = {}  # by tensor, Σ (λ·τ_m)²
+        self._lambda_factor = 1.0
 
     def see(self, tensor: TensorRecipe, piece: Piece, agreement: Agreement | None) -> None:
         """Count one slice."""
@@ -111,7 +115,12 @@ class Audit:
         plain = self._survivors_without_slack(tensor, agreement) if agreement else None
         tallies = [self._before(tensor, piece, term) for term in tensor.terms]
         edges = [[self._threshold(tensor, piece, term, level).bits for level in self.levels] for term in tensor.terms]
-        own_signs = not tensor.consensus.weighted or min(tensor.consensus.weights) > 0
+        if agreement:
+            step = tensor.lambda_**2 * energy(agreement.tau)
+            self._steps[tensor.output.name] = self._steps.get(tensor.output.name, 0.0) + step
+            self._lambda_factor = tensor.lambda_factor
+        how = tensor.consensus
+        own_signs = not how.slack.both and (not how.weighted or min(how.weights) > 0)
         signed, alive, before = ([patterns(part) for part in parts or ()] for parts in (kept_taus, survivors, plain))
         counted = count([magnitude_bits(part) for part in kept_taus], signed, alive, before, edges, own_signs)
         for i, (term, tally) in enumerate(zip(tensor.terms, tallies, strict=True)):
@@ -119,7 +128,7 @@ class Audit:
             for counts, row in zip(tally.levels.values(), rows, strict=True):
                 counts += row
             if agreement and survivors is not None:
-                tally.energy_used = energy_alive(agreement, i, term.weight if tensor.consensus.weighted else 1.0)
+                tally.energy_used = energy_alive(agreement, i, term.weight if how.weighted else 1.0)
             elif kept_taus[i] is not piece.tau(term.parent, tensor.dtype):
                 tally.energy_used = energy(kept_taus[i])
             else:
@@ -147,6 +156,7 @@ class Audit:
             "method": self.recipe.method,
             "slack": self.recipe.slack if math.isfinite(self.recipe.slack) else "inf",
             "protect": list(self.recipe.protect),
+            "merged": {"norm": math.sqrt(math.fsum(self._steps.values())), "lambda_factor": self._lambda_factor},
             "models": {
                 name: tally.shares()
                 for name, tally in self._by(lambda _: "all").get("all", {}).items()
@@ -188,7 +198,7 @@ class Audit:
     def _survivors_without_slack(self, tensor: TensorRecipe, agreement: Agreement) -> list[torch.Tensor] | None:
         """What the same election would leave at slack 0; None where slack changes nothing."""
         how = tensor.consensus
-        if not how.elect or how.slack == 0 or not any(how.protected):
+        if not how.elect or not how.slack.on:
             return None
         voters = agreement.taus
         if how.weighted:

@@ -19,7 +19,8 @@ from merge.method_table import METHODS, MODEL_DEFAULTS, Method
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
 _KEYS = {"models", "slices", "merge_method", "base_model", "parameters", "dtype", "out_dtype", "tokenizer_source"}
 _SHARED = ("int8_mask", "t", "lambda", "normalize", "rescale")  # parameters of the whole merge
-_MODEL_DEFAULTS = {key: value for key, value in MODEL_DEFAULTS.items() if key != "weight"}  # which mergekit asks for
+_MODEL_KEYS = ("weight", "density", "gamma", "epsilon")
+_DEFAULTS = {key: MODEL_DEFAULTS[key] for key in _MODEL_KEYS if key != "weight"}  # which mergekit asks for
 
 
 def to_recipe_dict(data: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -100,11 +101,11 @@ def _models(
         label = Path(adapter or folder).name.partition("@")[0]
         label = label if label not in models else f"{label}-{len(models)}"
         at = f"{where}: models: {path}"
-        unknown = sorted(set(parameters) - set(MODEL_DEFAULTS))
+        unknown = sorted(set(parameters) - set(_MODEL_KEYS))
         if unknown:
             raise BadInput(f"{at}: parameter {', '.join(unknown)} is not one of {method.name}'s")
         models[label] = {"path": _local_or_hub(folder)} | ({"adapter": adapter} if adapter else {})
-        for name in method.model_keys:
+        for name in filter(_MODEL_KEYS.__contains__, method.model_keys):
             value = _scoped(name, [parameters, shared])
             if value is None:
                 raise BadInput(f"{at}: parameter weight is missing; mergekit asks for it")
@@ -134,14 +135,14 @@ def _scoped(name: str, scopes: list[Mapping[str, Any]]) -> Any:
         if not (isinstance(listed, list) and listed and all(isinstance(part, dict) for part in listed)):
             return [*rules, {"value": value}] if rules else value
         rules += listed
-    default = _MODEL_DEFAULTS.get(name)
+    default = _DEFAULTS.get(name)
     if rules and default is not None:
         rules.append({"value": default})
     return rules or default
 
 
 def _shared_settings(method: Method, shared: Mapping[str, Any], where: str) -> dict[str, Any]:
-    unknown = sorted(set(shared) - {*MODEL_DEFAULTS, *_SHARED})
+    unknown = sorted(set(shared) - {*_MODEL_KEYS, *_SHARED})
     if unknown:
         raise BadInput(f"{where}: parameters: {', '.join(unknown)} is not one of {method.name}'s")
     settings: dict[str, Any] = {}

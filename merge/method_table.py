@@ -12,8 +12,14 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
 
-# What a model of a recipe may be given, with the default. mergekit's are the same, but it asks for the weight.
-MODEL_DEFAULTS = MappingProxyType({"weight": 1.0, "density": 1.0, "gamma": 0.01, "epsilon": 0.15})
+# What a model of a recipe may be given, with the default. mergekit's are the same, but it asks for the weight, and has
+# no random signs.
+MODEL_DEFAULTS: MappingProxyType[str, Any] = MappingProxyType(
+    {"weight": 1.0, "density": 1.0, "gamma": 0.01, "epsilon": 0.15, "random_signs": False}
+)
+ELECTION_KEYS = (
+    "slack", "protect", "slack_form", "slack_scale", "on_slack", "slack_scope", "slack_share", "election",
+)  # fmt: skip
 COMMON_KEYS = ("compute_dtype", "out_dtype", "tokenizer", "exact")  # of every recipe
 
 
@@ -66,17 +72,18 @@ class Method:
     @property
     def recipe_keys(self) -> tuple[str, ...]:
         """The settings that a recipe by this method has besides method, base, models and COMMON_KEYS."""
-        keys = {"task_vectors": ("lambda", "normalize"), "average": ("normalize",), "arc": ("t",)}[self.combine]
-        keys += ("slack", "protect", "election") if self.elect else ()
+        own = {"task_vectors": ("lambda", "norm", "norm_of", "normalize"), "average": ("normalize",), "arc": ("t",)}
+        keys = own[self.combine] + (ELECTION_KEYS if self.elect else ())
         keys += ("rescale",) if self.sparsify else ()
-        return keys + (("seed",) if self.seeded else ())
+        return keys + (("seed",) if self.combine == "task_vectors" else ())  # of random signs too
 
     @property
     def model_keys(self) -> tuple[str, ...]:
         """The settings that each of its models has besides path and adapter."""
         if self.combine == "arc":
             return ()
-        return ("weight", *(self.sparsify.model_keys if self.sparsify else ()))
+        drawn = ("random_signs",) if self.combine == "task_vectors" else ()
+        return ("weight", *(self.sparsify.model_keys if self.sparsify else ()), *drawn)
 
 
 METHODS: dict[str, Method] = {}

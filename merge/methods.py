@@ -14,19 +14,20 @@ from dataclasses import dataclass
 
 import torch
 
+from merge.election import NO_SLACK, Scope, Slack, elected_sign, surviving, total
+
 
 @dataclass(frozen=True)
 class Consensus:
     """How thinned task vectors become one, for one tensor; tuples run over models.
 
-    slack: ξ ≥ 0 for the protected models. weighted: elect on weight·τ (mergekit's order) instead of on τ.
+    weighted: elect on weight·τ (mergekit's order) instead of on τ.
     """
 
     weights: tuple[float, ...]
     normalize: bool = True
     elect: bool = True
-    slack: float = 0.0
-    protected: tuple[bool, ...] = ()
+    slack: Slack = NO_SLACK
     weighted: bool = False
 
 
@@ -64,36 +65,14 @@ def keep_probabilities(magnitude: torch.Tensor, density: float, epsilon: float) 
     return (density - epsilon) + ranks.float() * (2 * epsilon / max(1, columns - 1))
 
 
-def elected_sign(taus: Sequence[torch.Tensor], slack: float = 0.0, protected: Sequence[bool] = ()) -> torch.Tensor:
-    """Sign election with slack: +1 or −1 for each parameter.
-
-    The sign is that of Σ τ, with the protected models' task vectors scaled by 1 + slack. A sum of exactly zero elects
-    +, as mergekit does; with slack > 0 it goes to the protected side, since a protected model survives iff (1 + ξ)·|τ|
-    ≥ the others. Slack 0 is TIES; with slack ∞ the protected models win wherever their own sum is not zero.
-    """
-    if slack == 0 or not any(protected) or all(protected):
-        balance = total(taus)
-    else:
-        shielded = total([tau for tau, mine in zip(taus, protected, strict=True) if mine])
-        others = total([tau for tau, mine in zip(taus, protected, strict=True) if not mine])
-        if math.isinf(slack):
-            balance = 2 * shielded.sign() + others.sign()
-        else:
-            if shielded.dtype == torch.float16:  # too narrow for the nudge
-                shielded, others = shielded.float(), others.float()
-            # A sum that is not zero exceeds its terms' rounding error, far above 2⁻⁶⁰ of a term:
-            # the nudge only decides zeros.
-            balance = (shielded * (1.0 + slack) + others).add_(shielded, alpha=2.0**-60)
-    # A sum is −0 only where every vote is a zero, of which none survives: its sign does not matter.
-    return torch.copysign(torch.ones((), dtype=balance.dtype, device=balance.device), balance).to(taus[0].dtype)
-
-
-def merge_taus(taus: Sequence[torch.Tensor], how: Consensus) -> tuple[torch.Tensor, list[torch.Tensor] | None]:
+def merge_taus(
+    taus: Sequence[torch.Tensor], how: Consensus, scope: Scope | None = None
+) -> tuple[torch.Tensor, list[torch.Tensor] | None]:
     """τ_m from thinned task vectors (zeros where trimmed or dropped); λ is not in it.
 
     With an election τ_m is the disjoint mean Σ w τ / Σ w over the models whose sign is the elected one (the sum if not
     `normalize`), else the weighted sum over all models (over Σ w if `normalize`). Returns τ_m and, with an election,
-    for each model what survived: |voter| where it has the elected sign, else 0.
+    for each model what survived: |voter| where it has the elected sign, else 0. scope: where slack holds.
 
     Signs are handled by multiplying with ±1, which is exact and, unlike masks, runs at memory speed on a CPU.
     """
@@ -106,41 +85,22 @@ def merge_taus(taus: Sequence[torch.Tensor], how: Consensus) -> tuple[torch.Tens
             merged = merged / (1.0 if abs(share) < 1e-8 else share)
         return merged, None
     voters = weighted if how.weighted else taus
-    sign = elected_sign(voters, how.slack, how.protected)
-    survivors = surviving(voters, sign)
+    sign = elected_sign(voters, how.slack, scope)
+    spared = elected_sign(voters) != sign if how.slack.both and how.slack.on else None
+    survivors = surviving(voters, sign, spared)
     merged = total(
         survivors if how.weighted else [_times(part, weight) for part, weight in zip(survivors, weights, strict=True)]
     )
-    if how.normalize:
-        merged = merged / _divisor(survivors, weights)
-    return (
-        torch.copysign(merged, sign) if min(weights) >= 0 else merged * sign
-    ), survivors  # the same, but faster in 16 bits
+    # the same, but copysign is faster in 16 bits
+    merged = torch.copysign(merged, sign) if min(weights) >= 0 else merged * sign
+    if spared is not None:
+        merged = torch.where(spared, total(weighted), merged)
+    return merged / _divisor(survivors, weights) if how.normalize else merged, survivors
 
 
 def moved(base: torch.Tensor, tau: torch.Tensor, lambda_: float) -> torch.Tensor:
     """θ0 + λ·τ_m."""
     return base + _times(tau, lambda_)
-
-
-def surviving(voters: Sequence[torch.Tensor], sign: torch.Tensor) -> list[torch.Tensor]:
-    """|voter| where a voter has the elected sign, else 0."""
-    return [(voter * sign).clamp_min_(0) for voter in voters]
-
-
-def total(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Sum over models, in their dtype; 16-bit terms are added in float32 and rounded once."""
-    if len(tensors) == 1:
-        return tensors[0]
-    if len(tensors) == 2 or tensors[0].dtype not in (torch.bfloat16, torch.float16):
-        out = tensors[0] + tensors[1]
-        for tensor in tensors[2:]:
-            out.add_(tensor)
-        return out
-    wide = tensors[0].float()
-    for tensor in tensors[1:]:
-        wide += tensor
-    return wide.to(tensors[0].dtype)
 
 
 def _rounded(value: float, dtype: torch.dtype) -> float:

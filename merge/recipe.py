@@ -9,7 +9,7 @@ Our schema, as YAML:
       sft: {path: path/to/sft, weight: 1.0, density: 0.5}
     lambda: 1.0            # scale of the merged task vector
     normalize: true        # disjoint mean (true) or disjoint sum (false)
-    slack: 0.5             # methods with a sign election only
+    slack: 0.5             # methods with a sign election only; its switches are in docs/merging.md
     protect: [sft]
     election: unweighted   # or weighted: mergekit's order
     rescale: none          # none | expectation | l1: what trimming or dropping took away
@@ -45,10 +45,16 @@ from merge.recipe_fields import (
     Election,
     Finite,
     Folder,
+    Form,
     Gamma,
     Names,
+    Norm,
+    OnSlack,
     OutDtype,
     Rescale,
+    Scale,
+    Scope,
+    Share,
     Slack,
     Tokenizer,
     Value,
@@ -62,7 +68,8 @@ class ModelRef(Value):
     """One model that is merged, by the name under which audit and `protect` speak of it.
 
     density: share of the task vector kept, in (0, 1]. gamma: share of the largest values dropped (breadcrumbs).
-    epsilon: half the spread of keep probabilities (della). adapter: a LoRA folder whose base is `path`.
+    epsilon: half the spread of keep probabilities (della). random_signs: whether the signs of its task vector are
+    drawn (a control). adapter: a LoRA folder whose base is `path`.
     """
 
     name: str
@@ -72,6 +79,7 @@ class ModelRef(Value):
     density: Density = MODEL_DEFAULTS["density"]
     gamma: Gamma = MODEL_DEFAULTS["gamma"]
     epsilon: AnySetting = MODEL_DEFAULTS["epsilon"]
+    random_signs: Boolean = MODEL_DEFAULTS["random_signs"]
 
 
 class Recipe(Value):
@@ -82,8 +90,15 @@ class Recipe(Value):
     models: tuple[ModelRef, ...]
     lambda_: Finite = Field(1.0, alias="lambda")
     normalize: Boolean
+    norm: Norm = None
+    norm_of: str | None = None
     slack: Slack = 0.0
     protect: Names = ()
+    slack_form: Form = "ratio"
+    slack_scale: Scale = "none"
+    on_slack: OnSlack = "protect"
+    slack_scope: Scope = "all"
+    slack_share: Share = 0.1
     election: Election = "unweighted"
     rescale: Rescale
     t: Finite = 0.5
@@ -96,6 +111,11 @@ class Recipe(Value):
     @property
     def spec(self) -> Method:
         return METHODS[self.method]
+
+    @property
+    def norm_reference(self) -> str | None:
+        """The model whose task vector's norm `norm` is a multiple of: the one named, or the only protected one."""
+        return self.norm_of or (self.protect[0] if len(self.protect) == 1 else None)
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> Recipe:
@@ -147,9 +167,13 @@ class Recipe(Value):
             for model in self.models:
                 _check_epsilon(model)
         known = [model.name for model in self.models]
-        for name in self.protect:
-            if name not in known:
-                raise BadInput(f"protect: no model is called {name!r}; the models are {', '.join(known)}")
+        for key, name in [("protect", name) for name in self.protect] + [("norm_of", self.norm_of)]:
+            if name not in (*known, None):
+                raise BadInput(f"{key}: no model is called {name!r}; the models are {', '.join(known)}")
+        if self.norm is not None and self.norm_reference is None:
+            raise BadInput(f"norm_of: name the model whose norm norm is a multiple of, one of {', '.join(known)}")
+        if self.slack_scale == "rms" and self.slack_form == "ratio":
+            raise BadInput("slack_scale: rms goes with slack_form: difference; a ratio has no unit")
         if self.slack > 0 and not self.protect:
             raise BadInput(f"protect: name the model that slack {self.slack:g} protects, one of {', '.join(known)}")
         return self

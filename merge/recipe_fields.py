@@ -68,6 +68,24 @@ def slack(value: Any) -> float:
     return number
 
 
+def share(value: Any) -> float:
+    """A share of parameters, the same for all tensors."""
+    number = per_tensor.number(value, "")
+    if not 0 < number <= 1:
+        raise BadInput(f"a share of parameters, above 0 and at most 1; got {number:g}")
+    return number
+
+
+def norm(value: Any) -> float | None:
+    """A multiple of a norm, or none."""
+    if value is None:
+        return None
+    number = per_tensor.number(value, "")
+    if not (number > 0 and math.isfinite(number)):
+        raise BadInput(f"a multiple of norm_of's norm, above 0; got {number:g}")
+    return number
+
+
 def names(value: Any) -> tuple[str, ...]:
     """One name or a list of them."""
     listed = [value] if isinstance(value, str) else [] if value is None else value
@@ -107,6 +125,12 @@ Finite = Annotated[Setting, PlainValidator(setting), AfterValidator(finite)]
 Density = Annotated[Setting, PlainValidator(setting), AfterValidator(share_kept)]
 Gamma = Annotated[Setting, PlainValidator(setting), AfterValidator(share_dropped)]
 Slack = Annotated[float, PlainValidator(slack)]
+Form = Annotated[str, one_of("ratio", "difference")]
+Scale = Annotated[str, one_of("none", "rms")]
+OnSlack = Annotated[str, one_of("protect", "both")]
+Scope = Annotated[str, one_of("all", "top")]
+Share = Annotated[float, PlainValidator(share)]
+Norm = Annotated[float | None, PlainValidator(norm)]
 Names = Annotated[tuple[str, ...], PlainValidator(names)]
 Boolean = Annotated[bool, PlainValidator(boolean)]
 WholeNumber = Annotated[int, PlainValidator(whole_number)]

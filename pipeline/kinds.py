@@ -52,7 +52,7 @@ KINDS: dict[str, Kind] = {
         Kind("ct", "pipeline.stages:ct", 1, "train", 250, tracked=True),
         Kind("sft", "pipeline.stages:sft", 1, "train", 260, tracked=True),
         Kind("tune", "pipeline.tune:tune", 2, "score", 11, tracked=True),
-        Kind("merge", "pipeline.stages:merge", 1, "merge", 1),
+        Kind("merge", "pipeline.stages:merge", 2, "merge", 1),
         Kind("weights", "pipeline.stages:weights", 1, "merge", 2),
         Kind("eval", "pipeline.stages:evaluate", 2, "score", 18, tracked=True),
     )

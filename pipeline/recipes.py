@@ -25,12 +25,12 @@ def expand(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def complete(settings: Mapping[str, Any], base: Path, merged: Mapping[str, Path], seed: int) -> dict[str, Any]:
-    """What `Recipe.from_dict` takes: paths, what all models share, and the cell's seed where the method draws."""
+    """What `Recipe.from_dict` takes: paths, what all models share, and the cell's seed where something is drawn."""
     recipe = expand(settings)
     shared = {name: recipe.pop(name) for name in MODEL_DEFAULTS if name in recipe}
     by_model = recipe.pop("models", {})
     models = {name: {"path": str(path), **shared, **by_model.pop(name, {})} for name, path in merged.items()}
     method = METHODS.get(recipe.get("method", ""))
-    if method and method.seeded:
+    if method and (method.seeded or any(model.get("random_signs") for model in models.values())):
         recipe.setdefault("seed", seed)
     return {**recipe, "base": str(base), "models": {**models, **by_model}}

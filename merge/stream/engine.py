@@ -42,10 +42,15 @@ def run(
     """
     keep_heap()
     watching = list(observers) if observers is not None else [None] * len(plan.recipes)
+    factors = [1.0] * len(plan.recipes)
+    if any(recipe.norm is not None for recipe in plan.recipes):
+        factors, surveyed = fixed_norms(plan, watching, workers, surveyed)
 
     def merge_output(output: Output) -> None:
         job = Job(plan, output, torch.device(workers.device), workers.resident)
-        tensors = [TensorRecipe.of(recipe, plan, output) for recipe in plan.recipes]
+        tensors = [
+            TensorRecipe.of(recipe, plan, output, factor) for recipe, factor in zip(plan.recipes, factors, strict=True)
+        ]
         job.selection = surveyed[output.name] if surveyed is not None else select(job, tensors, watching)
         if not output.floating:
             _copy_buffer(job, sinks)
@@ -53,6 +58,46 @@ def run(
             _merge_tensor(job, tensors, sinks, watching)
 
     workers.each(plan, merge_output)
+
+
+def fixed_norms(
+    plan: Plan,
+    observers: Sequence[Observer | None],
+    workers: Workers,
+    surveyed: Mapping[str, Selection] | None,
+) -> tuple[list[float], Mapping[str, Selection]]:
+    """What λ is multiplied with, by recipe, so that ‖λ·τ_m‖ of the whole model is `norm` times ‖τ‖ of norm_reference.
+
+    One pass over the parents; norms are summed in float64, tensors in the plan's order. 1 for recipes without `norm`,
+    and where nothing is merged. Returns what it had to survey beside the factors.
+    """
+    asking = [i for i, recipe in enumerate(plan.recipes) if recipe.norm is not None]
+    found: dict[str, Selection] = {}
+    energies: dict[str, list[tuple[float, float]]] = {}  # by tensor and asking recipe: of λ·τ_m, of the reference
+
+    def measure(output: Output) -> None:
+        job = Job(plan, output, torch.device(workers.device), workers.resident)
+        tensors = [TensorRecipe.of(recipe, plan, output) for recipe in plan.recipes]
+        found[output.name] = surveyed[output.name] if surveyed is not None else select(job, tensors, observers)
+        job.selection = found[output.name]
+        sums = [(0.0, 0.0)] * len(asking)
+        if output.floating and output.numel:
+            asked = [tensors[i] for i in asking]
+            _scale(job, asked)
+            for piece in job.pieces():
+                steps = [tensor.squared_norms(piece) for tensor in asked]
+                sums = [(a + c, b + d) for (a, b), (c, d) in zip(sums, steps, strict=True)]
+        energies[output.name] = sums
+
+    with torch.no_grad():
+        workers.each(plan, measure)
+    factors = [1.0] * len(plan.recipes)
+    for place, i in enumerate(asking):
+        merged, reference = (
+            math.sqrt(math.fsum(energies[output.name][place][side] for output in plan.outputs)) for side in (0, 1)
+        )
+        factors[i] = (plan.recipes[i].norm or 1.0) * reference / merged if merged else 1.0
+    return factors, found
 
 
 def _merge_tensor(

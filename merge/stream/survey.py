@@ -54,8 +54,8 @@ def select(job: Job, tensors: Sequence[TensorRecipe], observers: Sequence[Observ
     for tensor, observer in zip(tensors, observers, strict=True):
         levels = {kept(level, job.output.numel) for level in observer.levels} if observer else set()
         for term in tensor.terms:
-            wanted = {k for k in term.ranks if k > 0} | levels
-            if wanted:
+            wanted = {k for k in (*term.ranks, term.scope) if k > 0} | levels
+            if wanted or term.measured:
                 ranks.setdefault((term.parent, tensor.dtype), set()).update(wanted)
     counted = {key: Counting(key[1]) for key in ranks if key[1].itemsize == 2}
     try:

@@ -4,35 +4,22 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol
 
 import torch
 
 from merge import methods, select
+from merge.election import Scope, Slack
 from merge.io.checkpoint import torch_dtype
-from merge.method_table import MAGNITUDE, MAGNITUDE_OUTLIERS, MAGPRUNE, RANDOM, Sparsifier
+from merge.method_table import MAGNITUDE_OUTLIERS, MAGPRUNE, RANDOM
 from merge.methods import Consensus
 from merge.per_tensor import resolve
 from merge.recipe import Recipe
+from merge.stream.model_term import ModelTerm, model_term
 from merge.stream.pieces import Piece
 from merge.stream.tensor_plan import Output, Parent, Plan, parent_of
-
-
-@dataclass(frozen=True)
-class ModelTerm:
-    """One model's part in one tensor.
-
-    ranks: how many of the largest magnitudes to keep, then (magnitude_outliers) to drop again.
-    """
-
-    name: str
-    parent: Parent
-    weight: float
-    density: float
-    epsilon: float
-    ranks: tuple[int, ...]
 
 
 @dataclass
@@ -50,7 +37,7 @@ class Agreement:
 
 @dataclass
 class TensorRecipe:
-    """What a recipe does to one tensor."""
+    """What a recipe does to one tensor. lambda_: the product of the recipe's λ and lambda_factor."""
 
     recipe: Recipe
     output: Output
@@ -61,34 +48,31 @@ class TensorRecipe:
     lambda_: float
     t: float
     out_dtype: torch.dtype
+    lambda_factor: float = 1.0
     sums: dict[str, float] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, recipe: Recipe, plan: Plan, output: Output) -> TensorRecipe:
-        """Resolve rules and gradients for `output`."""
-        name, layers, spec = output.name, plan.layers_of(output.name), recipe.spec
-        terms = []
-        for model in recipe.models:
-            at = f"models.{model.name}"
-            weight = resolve(model.weight, name, layers, key=f"{at}.weight")
-            density = resolve(model.density, name, layers, key=f"{at}.density")
-            gamma = resolve(model.gamma, name, layers, key=f"{at}.gamma")
-            epsilon = resolve(model.epsilon, name, layers, key=f"{at}.epsilon")
-            ranks = _ranks(spec.sparsify, density, gamma, output.numel)
-            terms.append(ModelTerm(model.name, parent_of(model), weight, density, epsilon, ranks))
+    def of(cls, recipe: Recipe, plan: Plan, output: Output, lambda_factor: float = 1.0) -> TensorRecipe:
+        """Resolve rules and gradients for `output`. lambda_factor: see engine.fixed_norms."""
+        name, layers = output.name, plan.layers_of(output.name)
+        terms = [model_term(recipe, model, output, layers) for model in recipe.models]
         consensus = Consensus(
             weights=tuple(term.weight for term in terms),
             normalize=recipe.normalize,
-            elect=spec.elect,
-            slack=recipe.slack,
-            protected=tuple(term.name in recipe.protect for term in terms),
+            elect=recipe.spec.elect,
+            slack=Slack(
+                recipe.slack,
+                tuple(term.name in recipe.protect for term in terms),
+                recipe.slack_form,
+                both=recipe.on_slack == "both",
+            ),
             weighted=recipe.election == "weighted",
         )
         dtype = _compute_dtype(recipe, plan, output)
-        lambda_ = resolve(recipe.lambda_, name, layers, key="lambda")
+        lambda_ = lambda_factor * resolve(recipe.lambda_, name, layers, key="lambda")
         t = resolve(recipe.t, name, layers, key="t")
         out = out_dtype(recipe, plan, output)
-        return cls(recipe, output, plan.leader, terms, dtype, consensus, lambda_, t, out)
+        return cls(recipe, output, plan.leader, terms, dtype, consensus, lambda_, t, out, lambda_factor)
 
     @property
     def needs_sums(self) -> bool:
@@ -124,8 +108,41 @@ class TensorRecipe:
             return None
         kept = [self._kept(term, piece) for term in self.terms]
         taus = [self._rescaled(term, part, piece) for term, part in zip(self.terms, kept, strict=True)]
-        merge_taus = self.recipe.spec.consensus or methods.merge_taus
-        return Agreement(kept, taus, *merge_taus(taus, self.consensus))
+        if self.recipe.spec.consensus is not None:
+            return Agreement(kept, taus, *self.recipe.spec.consensus(taus, self.consensus))
+        how = self.consensus
+        if any(term.measured for term in self.terms):
+            how = replace(how, slack=replace(how.slack, unit=self._protected_rms(piece)))
+        return Agreement(kept, taus, *methods.merge_taus(taus, how, self._scope(piece)))
+
+    def _protected_rms(self, piece: Piece) -> float:
+        """√(Σ τ² / n) over the whole tensor and the protected models, each with what its votes are multiplied with."""
+        energies = (
+            piece.job.selection[term.parent, self.dtype].energy * (term.weight**2 if self.consensus.weighted else 1.0)
+            for term in self.terms
+            if term.measured
+        )
+        return math.sqrt(math.fsum(energies) / self.output.numel)
+
+    def _scope(self, piece: Piece) -> Scope | None:
+        """Where slack protects: among the largest of the whole task vector, those that tie with the last included."""
+        if not any(term.scope for term in self.terms):
+            return None
+        return [self._largest(term, piece) if term.scope else None for term in self.terms]
+
+    def _largest(self, term: ModelTerm, piece: Piece) -> torch.Tensor:
+        edge = piece.job.selection[term.parent, self.dtype].thresholds[term.scope].value
+        return piece.tau(term.parent, self.dtype).to(select.ranked_in(self.dtype)).abs() >= edge
+
+    def squared_norms(self, piece: Piece) -> tuple[float, float]:
+        """Σ (λ·τ_m)² and Σ τ² of the model that `norm` refers to, over one slice, in float64."""
+        agreement = self.agree(piece)
+        reference = next(term for term in self.terms if term.name == self.recipe.norm_reference)
+        assert agreement is not None
+        step, tau = (
+            float(part.double().square().sum()) for part in (agreement.tau, piece.tau(reference.parent, self.dtype))
+        )
+        return self.lambda_**2 * step, tau
 
     def merge(self, piece: Piece, agreement: Agreement | None) -> torch.Tensor:
         """The merged slice, in the compute dtype."""
@@ -150,10 +167,18 @@ class TensorRecipe:
         """One whole task vector on its base is the model itself: θ0 + (θ − θ0) would round twice."""
         only = self.terms[0]
         scale = self.lambda_ * (1.0 if self.consensus.normalize and only.weight != 0 else only.weight)
-        return self.recipe.exact and len(self.terms) == 1 and only.density == 1 and scale == 1
+        whole = only.density == 1 and not only.random_signs
+        return self.recipe.exact and len(self.terms) == 1 and whole and scale == 1
 
     def _kept(self, term: ModelTerm, piece: Piece) -> torch.Tensor:
-        """The task vector with zeros where it is trimmed or dropped."""
+        """The task vector with zeros where it is trimmed or dropped, its signs drawn where the recipe says so."""
+        thinned = self._thinned(term, piece)
+        if not term.random_signs:
+            return thinned
+        draws = piece.uniform(self.recipe.seed, f"{term.name}: signs")
+        return thinned * torch.copysign(torch.ones((), device=draws.device), draws - 0.5).to(thinned.dtype)
+
+    def _thinned(self, term: ModelTerm, piece: Piece) -> torch.Tensor:
         sparsifier = self.recipe.spec.sparsify
         tau = piece.tau(term.parent, self.dtype)
         if sparsifier is None or term.density >= 1:
@@ -195,17 +220,6 @@ class Observer(Protocol):
     def levels(self) -> tuple[float, ...]: ...
 
     def see(self, tensor: TensorRecipe, piece: Piece, agreement: Agreement | None) -> None: ...
-
-
-def _ranks(sparsifier: Sparsifier | None, density: float, gamma: float, numel: int) -> tuple[int, ...]:
-    if density >= 1 or sparsifier not in (MAGNITUDE, MAGNITUDE_OUTLIERS):
-        return ()
-    if sparsifier == MAGNITUDE:
-        return (select.kept(density, numel),)
-    # mergekit's counts: where the outliers would eat into the share kept, fewer outliers are dropped.
-    middle = int(density * numel)
-    bottom = max(0, numel - middle - int(gamma * numel))
-    return (numel - bottom, numel - bottom - middle)
 
 
 def _compute_dtype(recipe: Recipe, plan: Plan, output: Output) -> torch.dtype:

@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from merge.methods import Consensus, elected_sign, keep_probabilities, linear, merge_taus, moved, slerp_coefficients
+from merge.election import Slack
+from merge.methods import Consensus, keep_probabilities, linear, merge_taus, moved, slerp_coefficients
 
 # Small whole numbers: exact in float32, with many zeros and many exact ties between models.
 VALUES = st.lists(st.lists(st.integers(-4, 4), min_size=6, max_size=6), min_size=2, max_size=4)
@@ -18,58 +19,6 @@ SLACK = st.sampled_from([0.0, 0.25, 0.5, 1.0, 3.0, math.inf])
 
 def tensors(rows: list[list[int]]) -> list[torch.Tensor]:
     return [torch.tensor(row, dtype=torch.float32) for row in rows]
-
-
-def ties_by_hand(
-    values: list[float], weights: list[float], slack: float, protected: list[bool], normalize: bool
-) -> float:
-    """One parameter of TIES with slack, as the documentation words it."""
-    shielded = sum(v for v, mine in zip(values, protected, strict=True) if mine)
-    others = sum(v for v, mine in zip(values, protected, strict=True) if not mine)
-    if math.isinf(slack):
-        balance = shielded or others
-    else:
-        balance = shielded * (1 + slack) + others
-        if balance == 0 and slack > 0:
-            balance = shielded
-    sign = 1 if balance >= 0 else -1
-    alive = [(v, w) for v, w in zip(values, weights, strict=True) if v * sign > 0]
-    divisor = sum(w for _, w in alive) if normalize and alive else 1
-    return sum(v * w for v, w in alive) / (divisor or 1)
-
-
-@given(VALUES, SLACK, st.booleans(), st.data())
-@settings(max_examples=150, deadline=None)
-def test_ties_with_slack_is_its_definition(
-    rows: list[list[int]], slack: float, normalize: bool, data: st.DataObject
-) -> None:
-    models = len(rows)
-    weights = data.draw(st.lists(st.sampled_from([0.5, 1.0, 2.0]), min_size=models, max_size=models))
-    protected = data.draw(st.lists(st.booleans(), min_size=models, max_size=models))
-    how = Consensus(tuple(weights), normalize=normalize, slack=slack, protected=tuple(protected))
-    merged, survivors = merge_taus(tensors(rows), how)
-    expected = [ties_by_hand(list(column), weights, slack, protected, normalize) for column in zip(*rows, strict=True)]
-    torch.testing.assert_close(merged, torch.tensor(expected))
-    assert survivors is not None and len(survivors) == models
-
-
-@given(VALUES, st.booleans())
-@settings(max_examples=50, deadline=None)
-def test_no_slack_is_ties_bit_for_bit(rows: list[list[int]], normalize: bool) -> None:
-    weights = (0.7,) * len(rows)
-    protected = (True,) + (False,) * (len(rows) - 1)
-    plain, _ = merge_taus(tensors(rows), Consensus(weights, normalize=normalize))
-    slack, _ = merge_taus(tensors(rows), Consensus(weights, normalize=normalize, slack=0.0, protected=protected))
-    assert torch.equal(plain, slack)
-
-
-@given(VALUES)
-@settings(max_examples=50, deadline=None)
-def test_endless_slack_lets_the_protected_model_win_every_conflict(rows: list[list[int]]) -> None:
-    taus = tensors(rows)
-    sign = elected_sign(taus, math.inf, [True] + [False] * (len(rows) - 1))
-    held = taus[0] != 0
-    assert torch.equal(sign[held], taus[0][held].sign())
 
 
 @given(VALUES, SLACK, st.randoms(use_true_random=False), st.booleans())
@@ -81,18 +30,11 @@ def test_order_of_models_does_not_matter(rows: list[list[int]], slack: float, ra
 
     def merged(places: list[int]) -> torch.Tensor:
         how = Consensus(
-            tuple(weights[i] for i in places), elect=elect, slack=slack, protected=tuple(protected[i] for i in places)
+            tuple(weights[i] for i in places), elect=elect, slack=Slack(slack, tuple(protected[i] for i in places))
         )
         return merge_taus([tensors(rows)[i] for i in places], how)[0]
 
     assert torch.equal(merged(order), merged(list(range(len(rows)))))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
-def test_equal_magnitudes_go_to_plus_and_with_slack_to_the_protected(dtype: torch.dtype) -> None:
-    a, b = torch.tensor([1.0, -1.0, 2.0], dtype=dtype), torch.tensor([-1.0, 1.0, -1.0], dtype=dtype)
-    assert elected_sign([a, b]).tolist() == [1, 1, 1]
-    assert elected_sign([a, b], 1.0, [False, True]).tolist() == [-1, 1, -1]  # 2·|−1| ≥ |2|
 
 
 def test_weighted_election_votes_with_weights() -> None:

@@ -54,7 +54,7 @@ def test_defaults_are_the_methods() -> None:
         ({"normalize": "yes please"}, "normalize: true or false"),
         ({"election": "loud"}, "election: one of unweighted, weighted"),
         ({"out_dtype": "int8"}, "out_dtype: one of"),
-        ({"seed": 1}, "no key seed"),
+        ({"t": 0.5}, "no key t"),
     ],
 )
 def test_refusals_name_the_key(change: dict[str, Any], words: str) -> None:

@@ -1,0 +1,97 @@
+"""Sign election: of values with opposite signs, which survive. With slack, a protected model may lose and still win.
+
+Written for any number of models; P is the sum over the protected ones' votes, O that over the others'.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Slack:
+    """By how much the protected side may be smaller and still win a conflict. All of it is TIES at ξ = 0, bit for bit.
+
+    xi: ξ ≥ 0, infinity included. protected: by model. form: the protected side wins iff |O| ≤ (1 + ξ)·|P| (`ratio`), or
+    iff |O| − |P| ≤ ξ·unit (`difference`). both: where slack turned the election the others survive as well.
+    """
+
+    xi: float = 0.0
+    protected: tuple[bool, ...] = ()
+    form: str = "ratio"
+    unit: float = 1.0
+    both: bool = False
+
+    @property
+    def on(self) -> bool:
+        """Whether it can change anything."""
+        return self.xi > 0 and any(self.protected) and not all(self.protected)
+
+
+NO_SLACK = Slack()
+Scope = Sequence[torch.Tensor | None]  # by model: where its protection holds, bool; None: everywhere
+
+
+def elected_sign(voters: Sequence[torch.Tensor], slack: Slack = NO_SLACK, scope: Scope | None = None) -> torch.Tensor:
+    """+1 or −1 for each parameter, in the voters' dtype: the sign of the sum of votes, to which slack adds to P.
+
+    A sum of exactly zero elects +, as mergekit does; under slack it goes to P's side, since P wins also where it is
+    just large enough. Slack ∞: P wins wherever it is not zero. Under slack votes are summed in float32 at least:
+    in 16 bits a small ξ is lost in the rounding.
+    """
+    if not slack.on:
+        balance = total(voters)
+    else:
+        wide = torch.promote_types(voters[0].dtype, torch.float32)
+        shielded = _shielded(voters, slack, scope, wide)
+        balance = voters[0].to(wide, copy=True)
+        for vote in voters[1:]:
+            balance += vote
+        if math.isinf(slack.xi):
+            balance = 2 * shielded.sign() + balance.sign()
+        elif slack.form == "ratio":
+            balance.add_(shielded, alpha=slack.xi)
+        else:
+            balance.add_(shielded.sign(), alpha=slack.xi * slack.unit)
+        # A sum that is not zero exceeds its terms' rounding error, far above 2⁻⁶⁰ of a term: this only decides zeros.
+        balance.add_(shielded, alpha=2.0**-60)
+    # A sum is −0 only where every vote is a zero, of which none survives: its sign does not matter.
+    return torch.copysign(torch.ones((), dtype=balance.dtype, device=balance.device), balance).to(voters[0].dtype)
+
+
+def _shielded(voters: Sequence[torch.Tensor], slack: Slack, scope: Scope | None, wide: torch.dtype) -> torch.Tensor:
+    """P, of votes inside their scope."""
+    votes = []
+    for vote, mine, inside in zip(voters, slack.protected, scope or [None] * len(voters), strict=True):
+        if mine:
+            votes.append((vote if inside is None else vote * inside).to(wide))
+    return total(votes)
+
+
+def surviving(
+    voters: Sequence[torch.Tensor], sign: torch.Tensor, spared: torch.Tensor | None = None
+) -> list[torch.Tensor]:
+    """|voter| where a voter has the elected sign, or where `spared` (bool) holds; else 0."""
+    alive = [(voter * sign).clamp_min_(0) for voter in voters]
+    if spared is None:
+        return alive
+    return [torch.where(spared, voter.abs(), part) for voter, part in zip(voters, alive, strict=True)]
+
+
+def total(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Sum over models, in their dtype; 16-bit terms are added in float32 and rounded once."""
+    if len(tensors) == 1:
+        return tensors[0]
+    if len(tensors) == 2 or tensors[0].dtype not in (torch.bfloat16, torch.float16):
+        out = tensors[0] + tensors[1]
+        for tensor in tensors[2:]:
+            out.add_(tensor)
+        return out
+    wide = tensors[0].float()
+    for tensor in tensors[1:]:
+        wide += tensor
+    return wide.to(tensors[0].dtype)

@@ -1,0 +1,61 @@
+"""One model's part in one tensor: its settings there, and which ranks of its magnitudes have to be known."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from merge import select
+from merge.method_table import MAGNITUDE, MAGNITUDE_OUTLIERS, Sparsifier
+from merge.per_tensor import resolve
+from merge.recipe import ModelRef, Recipe
+from merge.stream.tensor_plan import Output, Parent, parent_of
+
+
+@dataclass(frozen=True)
+class ModelTerm:
+    """One model's part in one tensor.
+
+    ranks: how many of the largest magnitudes to keep, then (magnitude_outliers) to drop again. scope: among how many of
+    them slack protects it, 0 for all. measured: whether the tensor's rms is asked for.
+    """
+
+    name: str
+    parent: Parent
+    weight: float
+    density: float
+    epsilon: float
+    ranks: tuple[int, ...]
+    random_signs: bool = False
+    scope: int = 0
+    measured: bool = False
+
+
+def model_term(recipe: Recipe, model: ModelRef, output: Output, layers: int) -> ModelTerm:
+    """Resolve rules and gradients of one model for `output`."""
+    weight, density, gamma, epsilon = (
+        resolve(getattr(model, key), output.name, layers, key=f"models.{model.name}.{key}")
+        for key in ("weight", "density", "gamma", "epsilon")
+    )
+    shielded = recipe.slack > 0 and model.name in recipe.protect
+    return ModelTerm(
+        model.name,
+        parent_of(model),
+        weight,
+        density,
+        epsilon,
+        _ranks(recipe.spec.sparsify, density, gamma, output.numel),
+        model.random_signs,
+        scope=select.kept(recipe.slack_share, output.numel) if shielded and recipe.slack_scope == "top" else 0,
+        measured=shielded and recipe.slack_scale == "rms",
+    )
+
+
+def _ranks(sparsifier: Sparsifier | None, density: float, gamma: float, numel: int) -> tuple[int, ...]:
+    if density >= 1 or sparsifier not in (MAGNITUDE, MAGNITUDE_OUTLIERS):
+        return ()
+    if sparsifier == MAGNITUDE:
+        return (select.kept(density, numel),)
+    # mergekit's counts: where the outliers would eat into the share kept, fewer outliers are dropped.
+    middle = int(density * numel)
+    bottom = max(0, numel - middle - int(gamma * numel))
+    return (numel - bottom, numel - bottom - middle)
