@@ -12,16 +12,16 @@ from pipeline.plan import merged, plan_cell
 
 INPUTS = Inputs("model", "ct", "sft", ("text", "en"), ("instructions",), ("tasks",))
 KEYS = {  # overrides: (stages, a digest of kinds, slugs, keys and trajectories in the plan's order)
-    "experiment=tiny": (91, "f8a903b835ba95d8"),
-    "experiment=test": (28, "507d662d421f8a62"),
-    "experiment=smollm2-cpu": (55, "0c8d0e577b5cf140"),
-    "experiment=smollm2": (119, "5bf9cd6819feb092"),
-    "experiment=paper": (482, "753ea9c47a8d342d"),
-    "experiment=paper eval.dtype=float32": (482, "11e9f9fe9507a3b8"),
-    "experiment=paper-published": (148, "9c0f8d16c39fa531"),
-    "experiment=tiny train=lora": (91, "9c66b6cf978cad0b"),
-    "experiment=test merge.write=true eval.leaks=true compute.precision=bf16": (33, "6e281a7a9ffa96b2"),
-    "experiment=test model.path=a ct.source=b sft.source=c ct.tokens=2048": (14, "358d884d2837b405"),
+    "experiment=tiny": (91, "8856bff34dd16feb"),
+    "experiment=test": (28, "0cbfe420c614afdd"),
+    "experiment=smollm2-cpu": (55, "77d3f99bedb7692e"),
+    "experiment=smollm2": (119, "9a2574e20fc129e4"),
+    "experiment=paper": (482, "32206deca4f31458"),
+    "experiment=paper eval.dtype=float32": (482, "3829fea0a595954f"),
+    "experiment=paper-published": (148, "6cf081efaf4710d0"),
+    "experiment=tiny train=lora": (91, "b139ccf99ec31b28"),
+    "experiment=test merge.write=true eval.leaks=true compute.precision=bf16": (33, "3f2f5260396563e3"),
+    "experiment=test model.path=a ct.source=b sft.source=c ct.tokens=2048": (14, "2e49e66994c3e5a2"),
 }
 
 
