@@ -41,6 +41,7 @@ def data_stages(config: Config, inputs: Inputs) -> Data:
         "eval_items": config.eval.items,
         "seed": seed,
         "inputs": () if hub else inputs.sft,
+        **_questions(config),
     }
     items = Stage("items", language, asked, {"corpus": corpus}, {"sft_path": config.sft.path})
     if hub is None:
@@ -132,6 +133,7 @@ def target_instructions(config: Config, data: Data) -> Stage:
         "families": config.eval.families,
         "sft_items": config.sft.items,
         "seed": config.corpus.seed,
+        **_questions(config),
     }
     return Stage("target_instructions", config.language.code, asked, {"corpus": data.corpus})
 
@@ -154,6 +156,11 @@ def training(kind: Literal["ct", "sft"], slug: str, config: Config, parents: Map
         "keep_last_state": config.compute.keep_last_state,
     }
     return Stage(kind, slug, settings, parents, options)
+
+
+def _questions(config: Config) -> dict[str, int]:
+    """One a passage is not said, so that keys stay."""
+    return {} if config.sft.questions == 1 else {"questions": config.sft.questions}
 
 
 def _precision(config: Config) -> dict[str, str]:

@@ -127,6 +127,7 @@ class ItemsSettings(Settings):
     sft_items: int  # instructions a family, at most
     eval_items: int  # items a family, language and split, at most
     seed: int
+    questions: int = 1  # on one passage of an instruction, at most
 
 
 @dataclass(frozen=True)
@@ -137,6 +138,7 @@ class InstructionsInLanguageSettings(Settings):
     families: tuple[str, ...]  # names of train.data.families.QUESTIONS
     sft_items: int  # instructions a family, at most
     seed: int
+    questions: int = 1  # on one passage of an instruction, at most
 
 
 @dataclass(frozen=True)

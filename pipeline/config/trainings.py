@@ -61,6 +61,7 @@ class Instructions(Training):
     path: str | None
     hub: HubInstructions | None
     items: Positive
+    questions: Positive
     replay_share: Share
     grid: dict[TriedKey, Annotated[list[Any], Field(min_length=1)]] | None
 
@@ -94,6 +95,9 @@ class Instructions(Training):
     def one_source(self) -> Instructions:
         if self.path and self.hub:
             raise ValueError("hub: sft.path is given too; give the instructions in one place")
+        if self.questions > 1 and (self.path or self.hub):
+            given = "sft.path" if self.path else "sft.hub"
+            raise ValueError(f"questions={self.questions}: {given} brings its own instructions as they are; say 1")
         if self.schedule_tokens is not None and self.schedule_tokens < self.tokens:
             raise ValueError(
                 f"schedule_tokens={format_tokens(self.schedule_tokens)}:"

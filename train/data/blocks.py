@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,6 +27,30 @@ def interleave(shares: Sequence[float]) -> Iterator[int]:
         chosen = max(range(len(shares)), key=behind.__getitem__)
         counts[chosen] += 1
         yield chosen
+
+
+@dataclass(frozen=True)
+class TextSeen:
+    """Of one language's text, what CT has seen at a budget: tokens, how many different ones, and how often each."""
+
+    tokens: int
+    different: int
+    passes: float
+
+
+def text_seen(counts: Mapping[str, Any], budget: int) -> dict[str, TextSeen]:
+    """What the first `budget` tokens of CT blocks are made of, by language.
+
+    `counts`: the `counts.json` that was left with them; empty of such as were made before it said `text_tokens`.
+    """
+    texts = counts.get("text_tokens", {})
+    size, share = counts["tokens"] // counts["blocks"], counts["english_share"]
+    order = Counter(itertools.islice(interleave([1 - share, share]), min(budget // size, counts["blocks"])))
+    return {
+        language: TextSeen(order[source] * size, min(order[source] * size, tokens), order[source] * size / tokens)
+        for source, (language, tokens) in enumerate(texts.items())
+        if tokens
+    }
 
 
 def cut(stream: Iterable[Tokens], size: int) -> Iterator[Tokens]:

@@ -26,7 +26,7 @@ from train.data.corpus.documents import read_rows, training_files
 from train.data.instructions import instruction_files
 from train.data.item_index import GRAM, NEAR, SHINGLE, SHORTEST, Index, shortened
 from train.data.processes import Workers
-from train.data.tokenization import batched
+from train.data.tokenization import batched, parts
 
 WORST = 20  # items in the report
 DOCUMENTS_AT_ONCE = 256  # searched together
@@ -64,7 +64,7 @@ def scan(file: Path) -> tuple[dict[int, Evidence], Counter[str]]:
     assert index is not None
     items, read = defaultdict[int, Evidence](Evidence), Counter[str]()
     for rows in batched(enumerate(read_rows(file)), DOCUMENTS_AT_ONCE):
-        texts = [row["text"] if "text" in row else f"{row['prompt']} {row['output']}" for _, row in rows]
+        texts = ["".join(text for text, _ in parts(row)) for _, row in rows]
         read.update(documents=len(texts), bytes=sum(len(text.encode()) for text in texts))
         for (number, row), text, matches in zip(rows, texts, index.search(texts), strict=True):
             origin = {"file": f"{file.parent.name}/{file.name}", "document": row.get("id", str(number))}

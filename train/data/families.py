@@ -32,6 +32,7 @@ QUESTIONS = {  # what each family asks; `word_family` adds those that any runnin
     "about": "What is this about?",
 }
 BLANK = "_"
+COMMONEST = 25  # words of a language that nothing is asked about: articles, conjunctions, pronouns
 TOPICS = {
     "war": "army armies battle battles fight fought spear spears sword swords warriors weapons war",
     "water": "sea river rivers rain well wells waters flood spring springs waves water",
@@ -56,6 +57,7 @@ class Question:
     trivial: int
     document: str = ""  # id of the document that the text is from; `questions.QuestionSource` sets it
     text_last: bool = False  # so that the answer continues the text; else the question stands next to the answer
+    after: tuple[str, ...] = ()  # the next words of the document, up to two, where they are known
 
     @property
     def prompt(self) -> str:
@@ -81,13 +83,14 @@ class Vocabulary:
         self.counts = Counter(clean for text in texts for word in split(text) if (clean := bare(word)))
         self.ranked = [word for word, count in self.counts.most_common() if count >= 3]
         self.rank = {word: rank for rank, word in enumerate(self.ranked)}
+        self._askable = {word for word in self.ranked[COMMONEST:] if self.writing.askable(word)}
 
     def askable(self, word: str) -> bool:
         """Whether a question may be about a word.
 
-        By the language's writing it can be; it is known, and not one of the 25 commonest.
+        By the language's writing it can be; it is known, and not one of the commonest.
         """
-        return self.rank.get(word, 0) >= 25 and self.writing.askable(word)
+        return word in self._askable
 
     def like(self, word: str, avoid: set[str], rng: random.Random, count: int = 3) -> list[str] | None:
         """Distractors of about the frequency of `word`, drawn from the ranks around its own.
@@ -98,7 +101,7 @@ class Vocabulary:
         reach = max(30, rank // 4)
         near = [
             other
-            for other in self.ranked[max(25, rank - reach) : rank + reach]
+            for other in self.ranked[max(COMMONEST, rank - reach) : rank + reach]
             if other not in avoid and other != word and self.askable(other)
         ]
         return rng.sample(near, count) if len(near) >= count else None
@@ -166,9 +169,10 @@ def continuation(words: list[str], vocabulary: Vocabulary, rng: random.Random) -
     right = bare(words[start + length])
     if not vocabulary.askable(right) or ends_sentence(words[start + length - 1]):
         return None
-    text = words[start : start + length]
+    text, after = words[start : start + length], tuple(words[start + length : start + length + 2])
     wrong = vocabulary.like(right, {bare(word) for word in text}, rng)
-    return shuffled(writing.join(text), QUESTIONS["next"], right, wrong, vocabulary, rng) if wrong else None
+    asked = wrong and shuffled(writing.join(text), QUESTIONS["next"], right, wrong, vocabulary, rng)
+    return replace(asked, after=after) if asked else None
 
 
 @word_family("blank", "Which word fills the blank?")
@@ -189,8 +193,12 @@ def blank(words: list[str], vocabulary: Vocabulary, rng: random.Random) -> Quest
 @word_family("lookup", "Which word comes after {word}?")
 def lookup(words: list[str], vocabulary: Vocabulary, rng: random.Random) -> Question | None:
     """Which word of the text comes after another; the wrong choices stand in the same text."""
+    return lookup_in(window(words, 10, 16, vocabulary.writing, rng), vocabulary, rng)
+
+
+def lookup_in(text: list[str], vocabulary: Vocabulary, rng: random.Random) -> Question | None:
+    """The same, of the words of a given text."""
     writing = vocabulary.writing
-    text = window(words, 10, 16, writing, rng)
     plain = [bare(word) for word in text]
     candidates = sorted({word for word in plain if vocabulary.askable(word) and plain.count(word) == 1})
     positions = [

@@ -2,7 +2,8 @@
 
 Instructions come from training text, items from held-out text.
 
-Leaves `sft.jsonl` (`{"prompt", "output", "family"}`), `tasks/<family>_<language>.<split>.jsonl` (rows of
+Leaves `sft.jsonl` (`{"prompt", "output", "family"}`, and `more`: further questions on the same passage, with the same
+columns, where `questions` is above 1), `tasks/<family>_<language>.<split>.jsonl` (rows of
 `common.items.Item`) and `counts.json`. Instructions in the language itself, for the ceiling that English SFT is held
 against, are a stage of their own, which leaves `sft.jsonl` and `counts.json`; so are instructions from the hub, which
 leaves `sft/00000.parquet` and so on, with the same columns, and `counts.json`.
@@ -20,15 +21,16 @@ from common import hub_data
 from common.errors import BadInput
 from common.files import write_json, write_jsonl
 from common.items import Item
-from train.data import families
+from train.data import families, passages
 from train.data.corpus import text_files
 from train.data.corpus.shards import Reading, link, take
+from train.data.families import Question
 from train.data.processes import Workers
 from train.data.questions import QuestionSource
 from train.stage_settings import InstructionsInLanguageSettings, InstructionsSettings, ItemsSettings
 
 FEWEST_ITEMS = 20  # of a family, language and split: fewer cannot tell a model from chance
-Row = dict[str, str]  # prompt, output, family
+Row = dict[str, Any]  # prompt, output, family, more
 
 
 def build(corpus_dir: Path, settings: ItemsSettings, out: Path, sft_path: str | None = None) -> None:
@@ -41,7 +43,8 @@ def build(corpus_dir: Path, settings: ItemsSettings, out: Path, sft_path: str | 
     """
     source = question_source(corpus_dir, settings.families, settings.seed)
     (out / "tasks").mkdir(parents=True)
-    instructions = own_instructions(sft_path) if sft_path else made_instructions(source, "en", settings.sft_items)
+    asked = ("en", settings.sft_items, settings.questions)
+    instructions = own_instructions(sft_path) if sft_path else made_instructions(source, *asked)
     counts: dict[str, dict[str, int]] = {"sft": by_family(instructions), "tasks": {}}
     if instructions:
         write_jsonl(out / "sft.jsonl", instructions)
@@ -63,7 +66,7 @@ def build_in_language(corpus_dir: Path, settings: InstructionsInLanguageSettings
     Raises BadInput for a family that there is not, and where the text gives no instruction.
     """
     source = question_source(corpus_dir, settings.families, settings.seed)
-    instructions = made_instructions(source, settings.language, settings.sft_items)
+    instructions = made_instructions(source, settings.language, settings.sft_items, settings.questions)
     if not instructions:
         raise BadInput(f"eval.families: the {settings.language} training text gives no instruction; give more text")
     write_jsonl(out / "sft.jsonl", instructions)
@@ -79,8 +82,8 @@ def question_source(corpus_dir: Path, names: Sequence[str], seed: int) -> Questi
 
 
 def by_family(instructions: Sequence[Row]) -> dict[str, int]:
-    """How many instructions there are of each family."""
-    return dict(Counter(row["family"] for row in instructions))
+    """How many questions there are of each family."""
+    return dict(Counter(turn["family"] for row in instructions for turn in (row, *row.get("more", ()))))
 
 
 def refuse_scarce(counts: Mapping[str, int], names: Sequence[str], languages: Sequence[str], wanted: int) -> None:
@@ -101,13 +104,27 @@ def refuse_scarce(counts: Mapping[str, int], names: Sequence[str], languages: Se
             )
 
 
-def made_instructions(source: QuestionSource, language: str, count: int) -> list[Row]:
-    """Up to `count` instructions of each family, from a language's training text."""
-    return [
-        {"prompt": question.prompt, "output": question.choices[question.answer], "family": family}
-        for family in source.families
-        for question in source.questions(family, language, "train", count)
-    ]
+def made_instructions(source: QuestionSource, language: str, count: int, questions: int = 1) -> list[Row]:
+    """Up to `count` instructions of each family, from a language's training text; of up to so many questions each."""
+    if questions == 1:
+        return [
+            turn(question.prompt, family, question)
+            for family in source.families
+            for question in source.questions(family, language, "train", count)
+        ]
+    rows = []
+    for family in source.families:
+        for example in passages.examples(source, family, language, count, questions):
+            (first, lead), *further = example.questions.items()
+            row = turn(lead.prompt, first, lead)
+            more = [turn("\n" + families.prompt(asked.question, ""), name, asked) for name, asked in further]
+            rows.append(row | ({"more": more} if more else {}))
+    return rows
+
+
+def turn(prompt: str, family: str, question: Question) -> Row:
+    """A prompt and the right answer to it."""
+    return {"prompt": prompt, "output": question.choices[question.answer], "family": family}
 
 
 def made_items(source: QuestionSource, family: str, language: str, split: str, count: int) -> list[Item]:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from common.errors import BadInput
 from common.files import write_json
@@ -31,7 +32,6 @@ from train.data.processes import Workers
 from train.data.tokenization import (
     AT_ONCE,
     Pass,
-    Tokenised,
     TokenizerFile,
     batched,
     init_worker,
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 IGNORED = -100
 OPEN_BLOCKS = 64  # how many blocks of a stream of examples are filled at once: more lose less room to padding
-Example = tuple[Tokens, int]  # token ids of prompt, answer and end, and how many of them are the prompt's
+Example = tuple[Tokens, NDArray[np.bool_]]  # token ids of prompts, answers and end, and which of them carry the loss
 
 
 @dataclass
@@ -56,6 +56,20 @@ class Tally:
     too_long: int = 0
     trained: int = 0
     padding: int = 0
+
+
+@dataclass
+class ReadOnce:
+    """How many tokens of a text of so many files were read, those that were read again not counted."""
+
+    files: int
+    tokens: int = 0
+
+    def counted(self, pieces: Iterable[Tokens]) -> Iterator[Tokens]:
+        """The pieces, one a file, as they come."""
+        for number, piece in enumerate(pieces):
+            self.tokens += len(piece) if number < self.files else 0
+            yield piece
 
 
 def ct_blocks(
@@ -73,9 +87,13 @@ def ct_blocks(
     blocks = BlockFile(out / "blocks.npy", size, tokenizer.dtype)
     with Workers(workers, init_worker, (tokenizer,)) as pool:
         ahead = max(1, round(pool.count * share))
-        text = passes(training_files(corpus_dir, language), f"{seed}:{language}", pool, work, epochs=1)
-        english = passes(training_files(corpus_dir, "en"), f"{seed}:en", pool, work, ahead=ahead)
-        sources = [cut(stream(text), size), cut(stream(english), size)]
+        files = {name: training_files(corpus_dir, name) for name in (language, "en")}
+        read = [
+            passes(files[language], f"{seed}:{language}", pool, work, epochs=1),
+            passes(files["en"], f"{seed}:en", pool, work, ahead=ahead),
+        ]
+        once = {name: ReadOnce(len(paths)) for name, paths in files.items()}
+        sources = [cut(once[name].counted(stream(text)), size) for name, text in zip(files, read, strict=True)]
         for source in itertools.islice(interleave([1 - share, share]), wanted):
             block = next(sources[source], None)
             if block is None:
@@ -91,6 +109,7 @@ def ct_blocks(
         english_share=share,
         real_token_share=1.0,
         whole_corpus=blocks.count < wanted,
+        text_tokens={name: text.tokens for name, text in once.items()},
     )
 
 
@@ -152,7 +171,7 @@ def one_stream(read: Iterable[Pass], size: int, tally: Tally) -> Iterator[list[E
     def arriving() -> Iterator[tuple[int, int]]:
         for file, rng in read:
             if not examples:
-                examples.extend(examples_of(file))
+                examples.extend(file.examples())
                 tally.examples = len(examples)
                 longest = max(len(tokens) for tokens, _ in examples)
                 if longest > size:
@@ -173,7 +192,7 @@ def file_by_file(read: Iterable[Pass], size: int, tally: Tally, files: int) -> I
     It pads less than a stream does. Examples longer than a block are left out, and counted.
     """
     for turn, (file, rng) in enumerate(read):
-        examples = examples_of(file)
+        examples = file.examples()
         order = [number for number, (tokens, _) in enumerate(examples) if len(tokens) <= size]
         if turn < files:
             tally.examples += len(order)
@@ -187,26 +206,22 @@ def file_by_file(read: Iterable[Pass], size: int, tally: Tally, files: int) -> I
         yield from ([examples[number] for number in block] for block in blocks)
 
 
-def examples_of(file: Tokenised) -> list[Example]:
-    """Each instruction as prompt + answer + end token, with the length of its prompt.
-
-    The loss is on the answer and the end token only.
-    """
-    return list(zip(file.documents(), file.masked.tolist(), strict=True))
-
-
 def joined(examples: list[Example], size: int, end: int, tally: Tally) -> tuple[Tokens, Tokens, Tokens]:
-    """A block of examples: ids, labels and positions, each of length `size`. Padding is end tokens without loss."""
+    """A block of examples: ids, labels and positions, each of length `size`. Padding is end tokens without loss.
+
+    An example is one sequence, however many questions it has: its positions go through, and its answers are seen by
+    the questions after them.
+    """
     ids = np.full(size, end, np.int64)
     labels = np.full(size, IGNORED, np.int32)
     positions = np.empty(size, np.int64)
     start = 0
-    for tokens, masked in examples:
+    for tokens, answers in examples:
         stop = start + len(tokens)
         ids[start:stop] = tokens
-        labels[start + masked : stop] = tokens[masked:]
+        labels[start:stop][answers] = tokens[answers]
         positions[start:stop] = np.arange(len(tokens))
-        tally.trained += len(tokens) - masked
+        tally.trained += int(answers.sum())
         start = stop
     positions[start:] = np.arange(size - start)
     tally.padding += size - start

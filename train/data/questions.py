@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from common.files import read_jsonl
 from train.data.corpus.documents import read_rows, training_files
 from train.data.families import WORD_FAMILIES, Question, Vocabulary, about, genre, topic_of
 from train.data.writing import Writing
 
+T = TypeVar("T")
 Text = tuple[str, list[str]]  # a document's id and its words
 PASSAGE = 24  # words of a passage whose genre is asked for
 LONGEST_VERSE = 32  # English words of a verse whose topic is asked for: short ones are quick to learn and to score
@@ -43,6 +45,7 @@ class QuestionSource:
         }
         verses = corpus_dir / "verses.jsonl"
         self.verses = read_jsonl(verses) if verses.exists() else []
+        self._genres = {chapter(verse): str(verse["genre"]) for verse in self.verses}
         self.families = [name for name in families if name in WORD_FAMILIES or self.verses]
 
     def questions(self, family: str, language: str, split: str, count: int) -> list[Question]:
@@ -65,22 +68,27 @@ class QuestionSource:
 
     def _genre(self, language: str, split: str, count: int, rng: random.Random) -> Iterator[Question]:
         by_label: dict[str, list[Question]] = {}
-        for first, second in zip(self.verses, self.verses[1:], strict=False):
+        for first, second in itertools.pairwise(self.verses):
             if is_of(first, language, split) and chapter(first) == chapter(second):
-                text = " ".join(f"{first[language]} {second[language]}".split()[:PASSAGE])
-                by_label.setdefault(first["genre"], []).append(
-                    replace(genre(text, first["genre"]), document=chapter(first))
-                )
+                words = f"{first[language]} {second[language]}".split()
+                text, after = " ".join(words[:PASSAGE]), tuple(words[PASSAGE : PASSAGE + 2])
+                asked = replace(genre(text, first["genre"]), document=chapter(first), after=after)
+                by_label.setdefault(first["genre"], []).append(asked)
         yield from balanced(by_label, count, rng)
 
     def _about(self, language: str, split: str, count: int, rng: random.Random) -> Iterator[Question]:
         by_label: dict[str, list[Question]] = {}
-        for verse in self.verses:
+        for verse, following in itertools.zip_longest(self.verses, self.verses[1:], fillvalue={"id": ""}):
             topic = topic_of(verse["en"])
             if is_of(verse, language, split) and topic and len(verse["en"].split()) <= LONGEST_VERSE:
-                question = replace(about(verse[language], topic), document=chapter(verse))
-                by_label.setdefault(topic, []).append(question)
+                after = following[language].split()[:2] if chapter(following) == chapter(verse) else ()
+                asked = replace(about(verse[language], topic), document=chapter(verse), after=tuple(after))
+                by_label.setdefault(topic, []).append(asked)
         yield from balanced(by_label, count, rng)
+
+    def genre_of(self, document: str) -> str | None:
+        """The genre of a document, where its verses are aligned."""
+        return self._genres.get(document)
 
 
 def split_texts(rows: Iterable[Mapping[str, Any]], writing: Writing) -> list[Text]:
@@ -98,7 +106,7 @@ def chapter(verse: Mapping[str, Any]) -> str:
     return str(verse["id"]).rpartition(".")[0]
 
 
-def balanced(by_label: dict[str, list[Question]], count: int, rng: random.Random) -> list[Question]:
+def balanced(by_label: Mapping[str, Sequence[T]], count: int, rng: random.Random) -> list[T]:
     """As many questions of each label, up to `count` in all, in a random order."""
     if not by_label:
         return []

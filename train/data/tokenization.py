@@ -1,9 +1,9 @@
 """Text files -> tokens on disk, each file once, by several processes; and the tokens as a stream in a seeded order.
 
 What is made of a file is a folder with `tokens.npy` (all documents one after the other, each with its end token),
-`lengths.npy` (tokens of each document) and `masked.npy` (leading tokens of each that carry no loss: the prompt of an
-instruction, nothing of a text). It is written aside and renamed, and found again by the next run: a kill costs the
-files that were being tokenised.
+`lengths.npy` (tokens of each document) and `answers.npy` (of instructions, which tokens carry the loss: those of
+answers and the end tokens; empty of running text, which carries it throughout). It is written aside and renamed, and
+found again by the next run: a kill costs the files that were being tokenised.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import itertools
 import os
 import random
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,23 +36,27 @@ CHECKED = 8  # documents at the beginning of each file whose tokens are held aga
 
 @dataclass(frozen=True)
 class Tokenised:
-    """The tokens of one file's documents; the tokens themselves are memory-mapped."""
+    """The tokens of one file's documents, memory-mapped."""
 
     tokens: Tokens
     lengths: NDArray[np.int64]
-    masked: NDArray[np.int64]
+    answers: NDArray[np.bool_]  # a value a token of instructions; empty of running text
 
     @classmethod
     def open(cls, folder: Path) -> Tokenised:
         return cls(
             np.load(folder / "tokens.npy", mmap_mode="r"),
             np.load(folder / "lengths.npy"),
-            np.load(folder / "masked.npy"),
+            np.load(folder / "answers.npy", mmap_mode="r"),
         )
 
     def documents(self) -> list[Tokens]:
         """The tokens of each document."""
         return np.split(self.tokens, np.cumsum(self.lengths)[:-1])
+
+    def examples(self) -> list[tuple[Tokens, NDArray[np.bool_]]]:
+        """The tokens of each instruction, and which of them carry the loss."""
+        return list(zip(self.documents(), np.split(self.answers, np.cumsum(self.lengths)[:-1]), strict=True))
 
 
 Pass = tuple[Tokenised, random.Random]  # a file, and the generator that orders its documents in one epoch
@@ -108,22 +112,24 @@ def tokenise(task: tuple[Path, Path]) -> Path:
     assert _tokenizer is not None
     tokenizer, encoder = _tokenizer
     rows = read_rows(source)
-    prompts, texts = pair(rows)
-    encode = encoder.checked([*prompts[:CHECKED], *texts[:CHECKED]])
+    encode = encoder.checked([text for row in rows[:CHECKED] for text, _ in parts(row)])
     end: Tokens = np.array([tokenizer.end], tokenizer.dtype)
     pieces: list[Tokens] = []
-    masked: list[int] = []
-    for start in range(0, len(rows), AT_ONCE):
-        stop = start + AT_ONCE
-        encoded = encode(texts[start:stop])
-        questions = encode(prompts[start:stop]) if prompts else [end[:0]] * len(encoded)
-        masked += map(len, questions)
-        pieces += (np.concatenate([question, text, end]) for question, text in zip(questions, encoded, strict=True))
+    lengths: list[int] = []
+    answers: list[NDArray[np.bool_]] = []
+    for some in batched(rows, AT_ONCE):
+        encoded = iter(encode([text for row in some for text, _ in parts(row)]))
+        for row in some:
+            of_row = [(next(encoded), is_answer) for _, is_answer in parts(row)] + [(end, True)]
+            pieces += (ids for ids, _ in of_row)
+            lengths.append(sum(len(ids) for ids, _ in of_row))
+            if "text" not in row:
+                answers += (np.full(len(ids), is_answer) for ids, is_answer in of_row)
     aside = folder.with_name(f"{folder.name}.{os.getpid()}")
     aside.mkdir(parents=True, exist_ok=True)
     np.save(aside / "tokens.npy", np.concatenate(pieces) if pieces else np.empty(0, tokenizer.dtype))
-    np.save(aside / "lengths.npy", np.array([len(piece) for piece in pieces], np.int64))
-    np.save(aside / "masked.npy", np.array(masked, np.int64))
+    np.save(aside / "lengths.npy", np.array(lengths, np.int64))
+    np.save(aside / "answers.npy", np.concatenate(answers) if answers else np.empty(0, np.bool_))
     try:
         os.rename(aside, folder)
     except OSError:  # the same file was wanted twice at the same time
@@ -131,11 +137,12 @@ def tokenise(task: tuple[Path, Path]) -> Path:
     return folder
 
 
-def pair(rows: Sequence[dict[str, str]]) -> tuple[list[str], list[str]]:
-    """The prompts of rows, none where they are running text, and the texts that are trained on."""
-    if rows and "text" not in rows[0]:
-        return [row["prompt"] for row in rows], [" " + row["output"] for row in rows]
-    return [], [row["text"] for row in rows]
+def parts(row: Mapping[str, Any]) -> list[tuple[str, bool]]:
+    """The texts that a row is made of, each tokenised alone, and whether the loss is on it: not on what is asked."""
+    if "text" in row:
+        return [(row["text"], True)]
+    turns = [row, *row.get("more", ())]
+    return [part for turn in turns for part in ((turn["prompt"], False), (" " + turn["output"], True))]
 
 
 def passes(

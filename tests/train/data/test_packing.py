@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from common.errors import BadInput
+from common.files import read_jsonl, write_jsonl
+from tests.toy_text import sentences
 from train import base_model
 from train.data import instructions, packing
-from train.data.blocks import Tokens, interleave
+from train.data.blocks import Tokens, interleave, text_seen
 from train.stage_settings import CtBlocksSettings, ItemsSettings, SftBlocksSettings
 
 
@@ -54,6 +56,7 @@ def test_ct_blocks(corpus_dir: Path, model_dir: Path, tmp_path: Path) -> None:
     packing.ct_blocks(corpus_dir, model_dir, ct_settings(schedule_tokens=10**9), tmp_path / "c", tmp_path / "work")
     counts = json.loads((tmp_path / "c" / "counts.json").read_text())
     assert counts["whole_corpus"] and counts["tokens"] < 10**6
+    assert abs(text_seen(counts, counts["tokens"])["xx"].passes - 1) < 0.01  # to the last, incomplete block
     with pytest.raises(BadInput, match="shorter than one block of ct.block_size=1000000"):
         packing.ct_blocks(corpus_dir, model_dir, ct_settings(block_size=1_000_000), tmp_path / "d", tmp_path / "work")
 
@@ -79,6 +82,68 @@ def test_sft_blocks_train_answers_only_and_lose_little_room(corpus_dir: Path, mo
     replayed = SftBlocksSettings(tokens=5120, block_size=512, replay_share=0.5, seed=0)
     packing.sft_blocks(items, corpus_dir, model_dir, replayed, tmp_path / "replay", tmp_path / "work")
     assert ((np.load(tmp_path / "replay" / "labels.npy") != -100).all(axis=1)).sum() == 5
+
+
+def test_different_text_is_stated_apart_from_the_tokens_seen(model_dir: Path, tmp_path: Path) -> None:
+    """English is short here and repeated; the language never is."""
+    (tmp_path / "text").mkdir()
+    for language, documents in (("xx", 400), ("en", 12)):
+        rows = ({"id": str(n), "text": text} for n, text in enumerate(sentences(5, documents)))
+        write_jsonl(tmp_path / "text" / f"{language}.train.jsonl", rows)
+    packing.ct_blocks(tmp_path, model_dir, ct_settings(english_share=0.5), tmp_path / "out", tmp_path / "work")
+    counts = json.loads((tmp_path / "out" / "counts.json").read_text())
+    tokenizer = packing.load_tokenizer(model_dir)
+    for language, tokens in counts["text_tokens"].items():
+        texts = [row["text"] for row in read_jsonl(tmp_path / "text" / f"{language}.train.jsonl")]
+        assert tokens == sum(len(ids) + 1 for ids in tokenizer(texts)["input_ids"])
+    english = counts["text_tokens"]["en"]
+    assert english < 1600
+    half, whole = (text_seen(counts, budget) for budget in (3200, 6400))
+    assert (half["xx"].tokens, half["xx"].different) == (1600, 1600)
+    assert (whole["xx"].tokens, whole["xx"].different) == (3200, 3200) and whole["xx"].passes < 1
+    assert (half["en"].tokens, half["en"].different) == (1600, english)
+    assert whole["en"].different == english and whole["en"].passes == 3200 / english
+    assert text_seen({**counts, "text_tokens": {}}, 3200) == {}  # of an older entry
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25])
+def test_of_several_questions_only_the_answers_carry_the_loss(
+    model_dir: Path, corpus_dir: Path, tmp_path: Path, share: float
+) -> None:
+    """Labels are the answers and the end; positions go through the example; replay has its share of the blocks."""
+    rows = [
+        {
+            "prompt": f"a text {n}\nQ one?\nAnswer:",
+            "output": f"first {n}",
+            "family": "a",
+            "more": [{"prompt": "\nQ two?\nAnswer:", "output": f"second {n}", "family": "b"}],
+        }
+        for n in range(20)
+    ]
+    (tmp_path / "items").mkdir()
+    write_jsonl(tmp_path / "items" / "sft.jsonl", [*rows, {"prompt": "alone", "output": "yes", "family": "a"}])
+    settings = SftBlocksSettings(tokens=16_384, block_size=256, replay_share=share, seed=0)
+    packing.sft_blocks(tmp_path / "items", corpus_dir, model_dir, settings, tmp_path / "out", tmp_path / "work")
+    blocks, labels, positions = (
+        np.load(tmp_path / "out" / f"{name}.npy") for name in ("blocks", "labels", "positions")
+    )
+    replay = (labels != packing.IGNORED).all(axis=1)
+    assert replay.sum() == share * len(blocks) == share * 64
+    tokenizer = packing.load_tokenizer(model_dir)
+    known = {(f" first {n}", f" second {n}{base_model.END}") for n in range(20)} | {(f" yes{base_model.END}",)}
+    seen = set()
+    for ids, label, position in zip(blocks[~replay], labels[~replay], positions[~replay], strict=True):
+        starts = np.flatnonzero(position == 0)
+        for of_example, its_labels in zip(np.split(ids, starts)[1:], np.split(label, starts)[1:], strict=True):
+            answers = its_labels != packing.IGNORED
+            assert (its_labels[answers] == of_example[answers]).all()
+            runs = np.split(np.arange(len(answers)), np.flatnonzero(np.diff(answers)) + 1)
+            texts = tuple(tokenizer.decode(of_example[run]) for run in runs if answers[run[0]])
+            assert texts in known or not texts  # none: padding
+            seen.add(texts)
+    assert seen >= known
+    counts = json.loads((tmp_path / "out" / "counts.json").read_text())
+    assert counts["trained_tokens"] == (labels != packing.IGNORED).sum()
 
 
 def test_packed_examples_do_not_see_each_other(model_dir: Path) -> None:
