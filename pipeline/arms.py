@@ -26,6 +26,9 @@ ARMS: dict[str, Arm] = {
         Arm("ct", "CT"),
         Arm("ct_then_sft", "CT-then-SFT"),
         Arm("sft_then_ct", "SFT-then-CT"),
+        Arm("mixed", "CT and SFT mixed"),
+        Arm("sft_replay", "CT-then-SFT with replay"),
+        Arm("merge_then_sft", "merge-then-SFT"),
         Arm("ceiling", "CT-then-SFT in the language"),  # what instructions in the language itself would give
     )
 }

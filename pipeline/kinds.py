@@ -49,6 +49,7 @@ KINDS: dict[str, Kind] = {
         Kind("base", "pipeline.stages:base", 1, "train", 250, shared=True, tracked=True),
         Kind("ct_blocks", "pipeline.stages:ct_blocks", 1, "data", 4, shared=True),
         Kind("sft_blocks", "pipeline.stages:sft_blocks", 1, "data", 10, shared=True),
+        Kind("mixed_blocks", "pipeline.stages:mixed_blocks", 1, "data", 3),
         Kind("ct", "pipeline.stages:ct", 1, "train", 250, tracked=True),
         Kind("sft", "pipeline.stages:sft", 1, "train", 260, tracked=True),
         Kind("tune", "pipeline.tune:tune", 2, "score", 11, tracked=True),

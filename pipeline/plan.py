@@ -31,7 +31,7 @@ class Cell:
     """One language x budget x seed.
 
     stages: in an order in which they can run. evals, merges, checkpoints: by method of the results. chosen: by method
-    that was asked about on dev, the stage that holds the choice.
+    that was asked about on dev, the stage that holds the choice. untuned: evals of tuned methods by their first try.
     """
 
     config: Config
@@ -40,6 +40,7 @@ class Cell:
     merges: Mapping[str, Stage]
     checkpoints: Mapping[str, Stage]
     chosen: Mapping[str, Stage]
+    untuned: Mapping[str, Stage]
     leaks: Stage | None = None
 
     @property
@@ -80,31 +81,51 @@ def plan_cell(config: Config, inputs: Inputs) -> Cell:
     """
     data = data_stages(config, inputs)
     judges = [Start.of(cell, inputs, data) for cell in judged_on(config)]
-    parts = _Parts.of(Start.of(config, inputs, data), inputs, judges)
+    start = Start.of(config, inputs, data)
+    parts = _Parts.of(start, inputs, judges)
     scored_on_dev = [_Parts.of(judge, inputs, judges) for judge in judges]
     methods = config.merge.methods
-    checkpoints = {name: parts.trained[name] for name in ARMS if name in config.eval.unmerged}
     tunes = {
         name: roles(judge.tune(name, method) for judge in scored_on_dev)
         for name, method in methods.items()
         if method.asked_on_dev
     }
     merges = {name: parts.merge(name, method, tunes.get(name)) for name, method in methods.items()}
-    weights = [parts.weights(name, method, merges[name]) for name, method in methods.items()]
+    weights = {name: parts.weights(name, method, merges[name]) for name, method in methods.items()}
+    trained = dict(parts.trained)
+    if config.merge.then_sft is not None and "merge_then_sft" in config.eval.unmerged:
+        below = weights[config.merge.then_sft]
+        trained["merge_then_sft"] = start.sft_on(below, below.slug)
+    checkpoints = {name: trained[name] for name in ARMS if name in config.eval.unmerged}
     evals = {name: parts.eval(parts.slug(name, (name,)), {"checkpoint": stage}) for name, stage in checkpoints.items()}
     for name, method in methods.items():
         evals[name] = parts.eval(parts.slug(name, method.of), {**parts.models(method), "merge": merges[name]})
     chosen = {name: told_by(merges[name]) for name in tunes}
     if config.sft.grid and "ct_then_sft" in checkpoints:
         chosen["ct_then_sft"] = told_by(checkpoints["ct_then_sft"])
+    untuned = _untuned(parts, start, chosen) if config.eval.untuned else {}
     leaks = _leaks(config, inputs, data) if config.eval.leaks else None
     goals = [
         *checkpoints.values(),
         *([leaks] if leaks else []),
         *evals.values(),
-        *(weights if config.merge.write else []),
+        *untuned.values(),
+        *(weights.values() if config.merge.write else []),
     ]
-    return Cell(config, in_order(goals), evals, merges, checkpoints, chosen, leaks)
+    return Cell(config, in_order(goals), evals, merges, checkpoints, chosen, untuned, leaks)
+
+
+def _untuned(parts: _Parts, start: Start, chosen: Iterable[str]) -> dict[str, Stage]:
+    """The scores of every method that is tuned by the first of its tries, on test."""
+    scored = {}
+    for name, method in parts.config.merge.methods.items():
+        if name in chosen and len(method.tries) > 1:
+            merge = parts.merge(name, method, None)
+            scored[name] = parts.eval(f"{merge.slug}-untuned", {**parts.models(method), "merge": merge})
+    if "ct_then_sft" in chosen:
+        slug = parts.slug("ct_then_sft", ("ct_then_sft",))
+        scored["ct_then_sft"] = parts.eval(f"{slug}-untuned", {"checkpoint": start.sft_tries[0]})
+    return scored
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,12 @@
 """Config -> the checkpoints of a cell: base, CT, SFT, and the arms that are trained from these. No torch, no files.
 
-A new arm is a row of FURTHER and one of pipeline/arms.py.
+A new arm is a row of FURTHER and one of pipeline/arms.py; only merge-then-SFT, which needs a merge, is planned later.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from common.units import format_tokens
@@ -64,6 +64,30 @@ class Start:
         return self._sft_on_ct(self.config, self.config.language.code)
 
     @property
+    def sft_with_replay(self) -> Stage:
+        """SFT on CT, with `sft.arm_replay_share` of running English among the instructions."""
+        sft = self.config.sft.model_copy(update={"replay_share": self.config.sft.arm_replay_share})
+        return self._sft_on_ct(self.config.model_copy(update={"sft": sft}), "en", "-replay")
+
+    @property
+    def mixed(self) -> Stage:
+        """One training by the settings of CT, of the blocks of CT and of SFT spread evenly among each other."""
+        config, ct = self.config, self.config.ct
+        total = ct.tokens + config.sft.tokens
+        both = config.model_copy(update={"ct": ct.model_copy(update={"tokens": total, "schedule_tokens": total})})
+        slug = f"{config.language.code}-and-en-{budget(config)}"
+        of_ct, of_sft = ct_blocks(config, self.data, self.base), sft_blocks(config, self.data, self.base)
+        sources = {"ct_blocks": of_ct, "sft_blocks": of_sft}
+        blocks = Stage("mixed_blocks", slug, {"ct_tokens": ct.tokens, "tokens": total}, sources)
+        # of kind sft, as no larger budget continues from it
+        return replace(training("ct", slug, both, {"model": self.base, "blocks": blocks}), kind="sft")
+
+    def sft_on(self, model: Stage, after: str) -> Stage:
+        """English SFT on a checkpoint that is none of these."""
+        learnt = {"model": model, "blocks": sft_blocks(self.config, self.data, self.base)}
+        return training("sft", f"en-after-{after}", self.config, learnt)
+
+    @property
     def ct_on_sft(self) -> Stage:
         """CT of this budget and these blocks on SFT: a trajectory of its own."""
         learnt = {"model": self.sft, "blocks": ct_blocks(self.config, self.data, self.base)}
@@ -97,6 +121,8 @@ def _ct_then_sft(start: Start, judges: Sequence[Start]) -> Stage:
 FURTHER: Mapping[str, Callable[[Start, Sequence[Start]], Stage]] = {
     "ct_then_sft": _ct_then_sft,
     "sft_then_ct": lambda start, _: start.ct_on_sft,
+    "mixed": lambda start, _: start.mixed,
+    "sft_replay": lambda start, _: start.sft_with_replay,
     "ceiling": lambda start, _: start.sft_in_the_language,
 }
 

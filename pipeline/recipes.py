@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from merge.method_table import METHODS, MODEL_DEFAULTS
+from merge import Recipe
+from merge.method_table import COMMON_KEYS, METHODS, MODEL_DEFAULTS
 
 
 def expand(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -34,3 +36,20 @@ def complete(settings: Mapping[str, Any], base: Path, merged: Mapping[str, Path]
     if method and (method.seeded or any(model.get("random_signs") for model in models.values())):
         recipe.setdefault("seed", seed)
     return {**recipe, "base": str(base), "models": {**models, **by_model}}
+
+
+def identity(recipe: Recipe) -> str:
+    """The same for recipes of the same models that give the same merge by another name or scale.
+
+    A weighted average is task arithmetic by weights that sum to 1, and TIES with a slack of 0 is TIES.
+    """
+    described = recipe.to_dict()
+    weights = {name: model.get("weight") for name, model in described["models"].items()}
+    if recipe.method in ("linear", "task_arithmetic") and all(isinstance(weight, float) for weight in weights.values()):
+        scale = described.get("lambda", 1.0) / (sum(weights.values()) if described["normalize"] else 1.0)
+        scaled = {name: round(weight * scale, 9) for name, weight in weights.items()}
+        if recipe.method == "task_arithmetic" or round(sum(scaled.values()), 6) == 1:
+            described = {"task vectors": scaled, **{key: described[key] for key in COMMON_KEYS}}
+    elif described.get("slack") == 0:
+        described |= {"method": described["method"].removesuffix("_sv"), "protect": []}
+    return json.dumps(described, sort_keys=True)

@@ -111,6 +111,14 @@ def sft_blocks(job: Job) -> None:
     job.note = packed(job.out)
 
 
+def mixed_blocks(job: Job) -> None:
+    from train.data import mixing
+
+    check_budget(job.folders["ct_blocks"], job.settings["ct_tokens"])
+    mixing.mixed_blocks(job.folders["ct_blocks"], job.folders["sft_blocks"], job.settings["ct_tokens"], job.out)
+    job.note = packed(job.out)
+
+
 def packed(blocks: Path) -> str:
     """How many blocks there are, and how full they are."""
     counts = json.loads((blocks / "counts.json").read_text(encoding="utf-8"))

@@ -122,7 +122,7 @@ def _out_of_reach(config: Config) -> bool:
 
 
 def _with_cells_to_choose_on(configs: Sequence[Config]) -> tuple[Config, ...]:
-    """The cells with `all` of merge.choice put as the budgets and seeds that the sweep has in their language.
+    """The cells with the budgets and seeds of merge.choice as numbers: `all` are those of the sweep in their language.
 
     Of stated budgets, those that the language has not text for are left out.
     """
@@ -139,8 +139,9 @@ def _with_cells_to_choose_on(configs: Sequence[Config]) -> tuple[Config, ...]:
             raise BadInput(
                 f"merge.choice.budgets: all are above language.most_tokens of {config.language.code}; take smaller ones"
             )
-        if seeds == "all":
-            seeds = tuple(dict.fromkeys(other.seed for other in of_language))
+        if seeds in ("all", "first"):
+            of_sweep = tuple(dict.fromkeys(other.seed for other in of_language))
+            seeds = of_sweep if seeds == "all" else of_sweep[:1]
         named = choice.model_copy(update={"budgets": budgets, "seeds": seeds})
         merge = config.merge.model_copy(update={"choice": named})
         resolved.append(config.model_copy(update={"merge": merge}))

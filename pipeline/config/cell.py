@@ -83,6 +83,18 @@ class Config(Section):
                 "sft.hub: ceiling learns instructions in the language, and this data set is English; "
                 "leave ceiling out of eval.unmerged, or say sft.hub=null, for items made from the text"
             )
+        if "merge_then_sft" in wanted and self.merge.then_sft is None:
+            raise ValueError("merge.then_sft=null: name the merge that merge_then_sft trains on, one of merge.methods")
+        if "sft_replay" in wanted and self.sft.arm_replay_share == self.sft.replay_share:
+            raise ValueError(
+                f"sft.arm_replay_share={self.sft.arm_replay_share}: every SFT has this share already; "
+                "give another for sft_replay, or leave it out of eval.unmerged"
+            )
+        if "mixed" in wanted and self.ct.block_size != self.sft.block_size:
+            raise ValueError(
+                f"sft.block_size={self.sft.block_size}: mixed trains on blocks of CT and SFT in turn; "
+                f"say ct.block_size={self.ct.block_size}, or leave mixed out of eval.unmerged"
+            )
         return self
 
     @model_validator(mode="after")

@@ -57,29 +57,35 @@ class Method(Section):
         both = sorted(set(self.recipe) & set(self.grid))
         if both:
             raise ValueError(f"grid.{both[0]}: stands in the recipe too; give it in one place")
+        if "merge_then_sft" in self.of:
+            raise ValueError("of: merge_then_sft is made of a merge itself; name another checkpoint")
         if len(set(self.of)) < len(self.of):
             raise ValueError(f"of={list(self.of)}: names a checkpoint twice; give each once")
         nowhere = Path("folder")
+        seen: dict[str, dict[str, Any]] = {}
         for settings in self.tries:
-            recipe = recipes.complete(settings, nowhere, dict.fromkeys(self.of, nowhere), 0)
-            Recipe.from_dict(recipe, where="recipe")
+            described = recipes.complete(settings, nowhere, dict.fromkeys(self.of, nowhere), 0)
+            same = seen.setdefault(recipes.identity(Recipe.from_dict(described, where="recipe")), settings)
+            if same is not settings:
+                raise ValueError(f"grid: {settings} and {same} are the same merge; give it once")
         return self
 
 
 class Choice(Section):
     """The cells on whose dev scores tries are chosen: their budgets and seeds.
 
-    own: the cell's; all: those of the sweep, which pipeline/sweep.py puts in its place.
+    own: the cell's; all: those of the sweep; first: its first seed. pipeline/sweep.py puts the numbers in their place.
     """
 
     budgets: Literal["own", "all"] | Annotated[tuple[Tokens, ...], Field(min_length=1)]
-    seeds: Literal["own", "all"] | Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
+    seeds: Literal["own", "all", "first"] | Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
 
 
 class Merge(Section):
     write: bool
     metric: Literal["acc", "bits_per_byte"]
     choice: Choice
+    then_sft: str | None
     methods: dict[str, Method]
 
     @model_validator(mode="after")
@@ -91,6 +97,10 @@ class Merge(Section):
                 )
             if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
                 raise ValueError(f"methods.{name}: a method's name has small letters, digits and underscores")
+        if self.then_sft is not None and self.then_sft not in self.methods:
+            raise ValueError(
+                f"then_sft={self.then_sft}: names no merge; {suggestion(self.then_sft, list(self.methods))}"
+            )
         # a method without a grid is stated and not tuned: what it differs by from another one is its recipe alone
         counts = {name: len(method.tries) for name, method in self.methods.items() if method.grid}
         if len(set(counts.values())) > 1:
@@ -114,3 +124,4 @@ class Evaluation(Section):
     tasks: list[str]
     include_path: str | None
     leaks: bool
+    untuned: bool

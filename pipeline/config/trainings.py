@@ -63,6 +63,7 @@ class Instructions(Training):
     items: Positive
     questions: Positive
     replay_share: Share
+    arm_replay_share: Share
     grid: dict[TriedKey, Annotated[list[Any], Field(min_length=1)]] | None
 
     @property

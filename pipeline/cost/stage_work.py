@@ -73,7 +73,7 @@ def stage_work(stage: Stage, config: Config, shape: ModelShape, resumed: int = 0
     if kind == "ct_blocks":
         size = settings["schedule_tokens"] * token_bytes(shape)
         return Work(settings["schedule_tokens"], 0, size, size)
-    if kind == "sft_blocks":
+    if kind in ("sft_blocks", "mixed_blocks"):
         return Work(settings["tokens"], 0, settings["tokens"] * (token_bytes(shape) + 4 + 2), 0)
     if kind in ("corpus", "instructions"):
         size = corpus_bytes(config) if kind == "corpus" else instruction_bytes(config)

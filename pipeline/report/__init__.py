@@ -20,7 +20,7 @@ from typing import Any
 from common.files import write_json, write_whole
 from pipeline.report.records import Audit, Choice, Evaluation, ReportPaths, Subject
 
-__all__ = ["Audit", "Choice", "Evaluation", "ReportPaths", "Subject", "render"]
+__all__ = ["Audit", "Choice", "Evaluation", "ReportPaths", "Subject", "render", "write_untuned"]
 
 
 def render(
@@ -65,3 +65,10 @@ def render(
         html = page.render(rows, shown, discarded, chosen, stages, subject, out / "curves.svg", figure, leaks)
     write_whole(paths.page, html)
     return paths
+
+
+def write_untuned(evaluations: Sequence[Evaluation], out: Path) -> None:
+    """Writes untuned.csv, of the columns of results.csv: tuned methods as the first of their tries scores on test."""
+    from pipeline.report import results
+
+    write_whole(out / "untuned.csv", results.to_csv(results.gather(evaluations)))

@@ -69,6 +69,9 @@ def _write_language(
         f"python -m pipeline {shlex.join(arguments)}".strip(),
     )
     paths = report.render(evaluations, audits, choices, records, folder, subject, leaks)
+    untuned = [report.Evaluation(*cell, path) for cell, path in published(lambda cell: cell.untuned).items()]
+    if untuned:
+        report.write_untuned(untuned, folder)
     say(paths.table)
     for path in (paths.results_csv, paths.results_md, paths.claims, paths.curves, paths.page):
         say(str(path))

@@ -8,6 +8,7 @@ import pytest
 
 from common.errors import BadInput
 from pipeline import sweep
+from pipeline.arms import ARMS
 from pipeline.graph import Inputs, Stage
 from pipeline.plan import Cell, merged, plan_cell
 from pipeline.report.records import label
@@ -66,6 +67,45 @@ def test_the_ceiling_is_sft_on_ct_with_instructions_in_the_language() -> None:
         assert parent(plain, "blocks", "items").kind == "items"
 
 
+def test_replay_in_sft_changes_the_share_and_no_more() -> None:
+    (cell, _) = cells("eval.unmerged=[ct_then_sft,sft_replay]")
+    replay, plain = (parent(cell.evals[name], "checkpoint") for name in ("sft_replay", "ct_then_sft"))
+    assert replay.settings == plain.settings and replay.parents["model"].key == plain.parents["model"].key
+    differing = parent(replay, "blocks").settings.items() ^ parent(plain, "blocks").settings.items()
+    assert differing == {("replay_share", 0.25), ("replay_share", 0.0)}
+
+
+def test_mixed_is_one_training_of_both_kinds_of_blocks() -> None:
+    small, large = cells("eval.unmerged=[ct,ct_then_sft,mixed]", "sft.block_size=128")
+    arm, ct = (parent(small.evals[name], "checkpoint") for name in ("mixed", "ct"))
+    assert arm.parents["model"].key == ct.parents["model"].key and arm.kind == "sft" and arm.trajectory is None
+    assert parent(arm, "blocks", "ct_blocks").key == ct.parents["blocks"].key
+    assert parent(arm, "blocks", "sft_blocks").key == parent(small.evals["ct_then_sft"], "checkpoint", "blocks").key
+    assert arm.settings["tokens"] == arm.settings["schedule_tokens"] == 2048 + 4096
+    assert arm.settings["learning_rate"] == ct.settings["learning_rate"]
+    assert parent(large.evals["mixed"], "checkpoint").settings["tokens"] == 4096 + 4096
+
+
+def test_merge_then_sft_trains_on_the_weights_of_the_merge() -> None:
+    for cell in cells("eval.unmerged=[merge_then_sft]", "merge.then_sft=ties_sv_1"):
+        arm = parent(cell.evals["merge_then_sft"], "checkpoint")
+        assert arm.kind == "sft" and parent(arm, "model").kind == "weights"
+        assert parent(arm, "model", "merge").key == cell.merges["ties_sv_1"].key
+        assert sum(stage.kind == "weights" for stage in cell.stages) == 1, "the other merge is written nowhere"
+
+
+def test_every_arm_has_a_title_and_can_be_planned_together() -> None:
+    planned = cells(
+        f"eval.unmerged=[{','.join(ARMS)}]", MERGED, ALIKE, "sft.block_size=128", "merge.then_sft=ties_sv_1"
+    )
+    assert set(ARMS) <= set(planned[0].evals)
+    assert len({label(name) for name in planned[0].evals}) == len(planned[0].evals)
+    before: set[str] = set()
+    for task in cut(merged(planned)):
+        assert task.needs <= before
+        before |= task.keys
+
+
 def test_a_merge_of_other_checkpoints_reads_these_and_no_others() -> None:
     (cell, _) = cells(MERGED, ALIKE)
     reads = {name: set(merge.parents) - {"model", "tune"} for name, merge in cell.merges.items()}
@@ -115,6 +155,11 @@ def test_jobs_wait_for_what_they_read() -> None:
         (["+merge.methods.ties_sv_1.of=[sft,sft]"], r"^merge\.methods\.ties_sv_1\.of=.*names a checkpoint twice"),
         (["+merge.methods.ties_sv_1.of=[]"], r"^merge\.methods\.ties_sv_1\.of="),
         (["+merge.methods.ties_sv_1.of=[base,ct]"], r"protect: no model is called 'sft'; the models are base, ct"),
+        (["eval.unmerged=[merge_then_sft]"], r"^merge\.then_sft=null: name the merge"),
+        (["merge.then_sft=ties_sv_2"], r"^merge\.then_sft=ties_sv_2: names no merge; did you mean ties_sv_1\?"),
+        (["+merge.methods.ties_sv_1.of=[ct,sft,merge_then_sft]"], r"of: merge_then_sft is made of a merge"),
+        (["eval.unmerged=[sft_replay]", "sft.replay_share=0.25"], r"^sft\.arm_replay_share=0\.25: every SFT has"),
+        (["eval.unmerged=[mixed]"], r"^sft\.block_size=256: mixed trains on .* say ct\.block_size=128"),
         (["sft=flan", TRAINED], r"^sft\.hub: ceiling learns instructions in the language"),
         (["ct.source=somewhere", "ct.tokens=4096", TRAINED], r"^ct\.source=somewhere: sft_then_ct trains CT"),
     ],

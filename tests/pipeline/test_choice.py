@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from common.errors import BadInput
-from pipeline import choosing, sweep
+from merge import Recipe
+from pipeline import choosing, recipes, sweep
 from pipeline.execute import Job
 from pipeline.graph import Inputs, Stage
 from pipeline.plan import Cell, merged, plan_cell
@@ -50,6 +52,9 @@ def test_tries_are_scored_in_the_stated_cells_only() -> None:
     planned = cells("merge.choice={budgets:all,seeds:[0]}")
     slugs = {stage.slug for stage in merged(planned) if stage.kind == "tune"}
     assert slugs == {f"nya-{name}-{budget}-s0" for name in ("task_arithmetic", "ties_sv_1") for budget in (2048, 4096)}
+    assert [stage.key for stage in merged(planned)] == [
+        stage.key for stage in merged(cells("merge.choice={budgets:all,seeds:first}"))
+    ]
     by_budget = cells("merge.choice={budgets:own,seeds:[0]}")
     assert tunes(by_budget[-1].merges["ties_sv_1"]) == {"nya-ties_sv_1-4096-s0"} and by_budget[-1].seed == 1
 
@@ -89,6 +94,38 @@ def test_a_try_of_other_length_has_blocks_of_its_own() -> None:
     chosen = cell.checkpoints["ct_then_sft"]
     assert [chosen.parents[f"blocks-{n}"].settings["tokens"] for n in (0, 1)] == [4096, 2048]
     assert [training["schedule_tokens"] for training in chosen.settings["trainings"]] == [4096, 2048]
+
+
+def test_the_first_try_is_scored_on_test_where_that_is_asked() -> None:
+    plain, asked = cells(ALL, GRID), cells(ALL, GRID, "eval.untuned=true")
+    assert not plain[0].untuned and set(asked[0].untuned) == {"task_arithmetic", "ties_sv_1", "ct_then_sft"}
+    merge = asked[0].untuned["task_arithmetic"].parents["merge"]
+    assert merge.settings["stated"] == {"method": "task_arithmetic", "lambda": 0.5} and not tunes(merge)
+    (untuned, *_) = cells()
+    assert asked[0].untuned["ct_then_sft"].key == untuned.evals["ct_then_sft"].key
+    assert {stage.key for stage in merged(plain)} < {stage.key for stage in merged(asked)}
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ({"method": "linear"}, {"method": "task_arithmetic", "lambda": 0.5}, True),
+        ({"method": "linear", "models.sft.weight": 2.0}, {"method": "task_arithmetic", "lambda": 0.5}, False),
+        ({"method": "linear"}, {"method": "linear", "models.sft.weight": 1.0}, True),
+        ({"method": "linear"}, {"method": "linear", "weight": 3.0}, True),
+        (
+            {"method": "ties", "density": 0.5},
+            {"method": "ties_sv", "density": 0.5, "slack": 0.0, "protect": ["sft"]},
+            True,
+        ),
+        ({"method": "ties"}, {"method": "ties_sv", "slack": 1.0, "protect": ["sft"]}, False),
+        ({"method": "ties", "lambda": 0.5}, {"method": "task_arithmetic", "lambda": 0.5}, False),
+    ],
+)
+def test_merges_that_are_the_same_by_another_name(one: dict[str, Any], other: dict[str, Any], same: bool) -> None:
+    folder = Path("folder")
+    made = [Recipe.from_dict(recipes.complete(it, folder, {"ct": folder, "sft": folder}, 0)) for it in (one, other)]
+    assert (recipes.identity(made[0]) == recipes.identity(made[1])) is same
 
 
 def tries(*scores: float, metric: str = "acc") -> list[dict[str, object]]:
@@ -133,6 +170,10 @@ def test_cells_that_scored_other_tries_are_no_choice(tmp_path: Path) -> None:
     [
         (["merge.choice.budgets=some"], r"^merge\.choice\.budgets.*=some"),
         (["merge.choice.budgets=[16k]"], r"^merge\.choice\.budgets: 16k is beyond ct\.schedule_tokens=8192"),
+        (
+            ["merge.methods.task_arithmetic.grid.lambda=[0.5,0.50]"],
+            r"^merge\.methods\.task_arithmetic\.grid: .* are the same merge",
+        ),
         (["merge.choice.seeds=[]"], r"^merge\.choice\.seeds"),
         (["sft.grid={learning_rate:[2e-4,5e-4]}"], r"^sft\.grid\.learning_rate: must begin with sft\.learning_rate"),
         (["sft.grid={learning_rate:[5e-4,5e-4]}"], r"^sft\.grid: has the same try twice"),
