@@ -17,9 +17,9 @@ from pipeline.job_settings import Method, TuneOptions, TuneSettings
 def judged_on(config: Config) -> tuple[Config, ...]:
     """The cells on whose dev scores a cell's tries are chosen."""
     choice = config.merge.choice
-    assert choice.budgets != "all" and choice.seeds not in ("all", "first"), "pipeline/sweep.py names the cells"
-    budgets: tuple[int, ...] = (config.ct.tokens,) if choice.budgets == "own" else choice.budgets
-    seeds: tuple[int, ...] = (config.seed,) if choice.seeds == "own" else choice.seeds
+    budgets = (config.ct.tokens,) if choice.budgets == "own" else choice.budgets
+    seeds = (config.seed,) if choice.seeds == "own" else choice.seeds
+    assert not isinstance(budgets, str) and not isinstance(seeds, str), "pipeline/sweep.py puts numbers for words"
     return tuple(config.at(tokens, seed) for tokens, seed in itertools.product(budgets, seeds))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from merge import Recipe
-from merge.method_table import COMMON_KEYS, METHODS, MODEL_DEFAULTS
+from merge.method_table import METHODS, MODEL_DEFAULTS
 
 
 def expand(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -44,12 +44,20 @@ def identity(recipe: Recipe) -> str:
     A weighted average is task arithmetic by weights that sum to 1, and TIES with a slack of 0 is TIES.
     """
     described = recipe.to_dict()
-    weights = {name: model.get("weight") for name, model in described["models"].items()}
+    models = described["models"]
+    weights = {name: model.get("weight") for name, model in models.items()}
     if recipe.method in ("linear", "task_arithmetic") and all(isinstance(weight, float) for weight in weights.values()):
-        scale = described.get("lambda", 1.0) / (sum(weights.values()) if described["normalize"] else 1.0)
-        scaled = {name: round(weight * scale, 9) for name, weight in weights.items()}
-        if recipe.method == "task_arithmetic" or round(sum(scaled.values()), 6) == 1:
-            described = {"task vectors": scaled, **{key: described[key] for key in COMMON_KEYS}}
+        scale = described.pop("lambda", 1.0) / (sum(weights.values()) if described.pop("normalize") else 1.0)
+        for name, model in models.items():
+            model["weight"] = round(weights[name] * scale, 9)
+        if recipe.method == "task_arithmetic" or round(sum(model["weight"] for model in models.values()), 6) == 1:
+            described["method"] = "task vectors"
+            models |= {name: _said(model) for name, model in models.items()}
     elif described.get("slack") == 0:
         described |= {"method": described["method"].removesuffix("_sv"), "protect": []}
-    return json.dumps(described, sort_keys=True)
+    return json.dumps(_said(described), sort_keys=True)
+
+
+def _said(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Without what is off, which only some methods have a key for."""
+    return {key: value for key, value in settings.items() if value}

@@ -16,7 +16,7 @@ from pipeline.run.cluster.schedule import cut
 from pipeline.trajectory import trajectories
 
 TRAINED = "eval.unmerged=[base,sft,ct,ct_then_sft,sft_then_ct,ceiling]"
-MERGED = "arm=[ct_then_sft_with_ct,base_with_sft,chat_vector]"
+MERGED = "arm=[ct_then_sft_with_ct,base_with_sft,chat_vector,random_signs]"
 ALIKE = "merge.methods.chat_vector.grid={models.sft.weight:[1.0,0.5]}"  # as many tries as in conf/merge/test
 
 

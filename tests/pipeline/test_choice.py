@@ -118,6 +118,8 @@ def test_the_first_try_is_scored_on_test_where_that_is_asked() -> None:
             {"method": "ties_sv", "density": 0.5, "slack": 0.0, "protect": ["sft"]},
             True,
         ),
+        ({"method": "task_arithmetic"}, {"method": "task_arithmetic", "norm": 1.0, "norm_of": "sft"}, False),
+        ({"method": "task_arithmetic"}, {"method": "task_arithmetic", "models.ct.random_signs": True}, False),
         ({"method": "ties"}, {"method": "ties_sv", "slack": 1.0, "protect": ["sft"]}, False),
         ({"method": "ties", "lambda": 0.5}, {"method": "task_arithmetic", "lambda": 0.5}, False),
     ],
