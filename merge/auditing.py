@@ -73,11 +73,15 @@ class Tally:
             }
             for level in sorted(self.levels.keys() - {1.0})
         }
+        norm: float | None = math.sqrt(self.energy)
+        lost: float | None = 1.0 - math.sqrt(self.energy_used / self.energy) if self.energy else 0.0
+        if not math.isfinite(self.energy):  # beyond float64 nothing is measured, and JSON has no infinity
+            norm = lost = None
         return {
             "parameters": self.parameters,
             **_shares(self.levels.get(1.0, [0] * 4), total),
-            "norm": math.sqrt(self.energy),
-            "norm_lost": 1.0 - math.sqrt(self.energy_used / self.energy) if self.energy else 0.0,
+            "norm": norm,
+            "norm_lost": lost,
             "slack_regained": self.regained / total,
             "slack_given_up": self.given_up / total,
             "top": top,

@@ -86,4 +86,5 @@ def _packed(mask: Array) -> Array:
 def energy(tau: torch.Tensor) -> float:
     """Σ τ²; row by row, since a norm in float32 loses digits over many elements."""
     rows = torch.linalg.vector_norm(tau, dim=-1, dtype=torch.promote_types(tau.dtype, torch.float32))
-    return float(rows.double().square().sum())
+    energy = float(rows.double().square().sum())
+    return energy if math.isfinite(energy) else float(tau.double().square().sum())

@@ -1,14 +1,15 @@
 """Exact selection of the largest magnitudes without sorting.
 
 The bit pattern of a non-negative float grows with its value, so selection works on whole numbers. A task vector of a
-16-bit dtype is counted: one histogram of all its 32,768 magnitudes answers every rank. One of float32 that fits into
+16-bit dtype is counted: one histogram of all its 32,768 magnitudes answers every rank. A wider one that fits into
 the memory limit is partitioned (numpy's vectorised quickselect), for several ranks each inside what the last one left;
 a larger one is never held: a histogram of the upper 16 bits says which bin holds the k-th largest, a histogram of the
-lower 16 bits inside that bin which value it is. All give the same thresholds.
+next 16 bits inside that bin goes on, down to the last. All give the same thresholds.
 """
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -18,10 +19,13 @@ import numpy
 import torch
 
 INFINITE = {
+    torch.float64: 0x7FF0000000000000,
     torch.float32: 0x7F800000,
     torch.bfloat16: 0x7F80,
     torch.float16: 0x7C00,
 }  # patterns of infinity; NaN lies above
+PATTERNS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # of a float's bits, by its bytes
+FLOATS = {4: torch.float32, 8: torch.float64}
 BINS = 1 << 16
 Array = Any  # numpy array
 Pieces = Callable[[], Iterable[Array]]
@@ -65,17 +69,10 @@ def kept(density: float, numel: int) -> int:
     return min(numel, max(1, int(density * numel)))
 
 
-def ranked_in(dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which magnitudes are compared: float64 ones in float32, others in their own."""
-    return dtype if dtype in INFINITE else torch.float32
-
-
 def magnitude_bits(tau: torch.Tensor) -> Array:
-    """Flat bit patterns of |τ|: int16 for 16-bit dtypes, else int32."""
-    wide = tau.to(ranked_in(tau.dtype)).view(-1).cpu()
-    if wide.dtype == torch.float32:
-        return wide.view(torch.int32).numpy() & numpy.int32(0x7FFFFFFF)
-    return wide.view(torch.int16).numpy() & numpy.int16(0x7FFF)
+    """Flat bit patterns of |τ|, as whole numbers of its width."""
+    bits = tau.view(-1).cpu().view(PATTERNS[tau.dtype.itemsize]).numpy()
+    return bits & numpy.iinfo(bits.dtype).max
 
 
 class Counting:
@@ -106,26 +103,29 @@ class Counting:
 
 
 def rank(pieces: Pieces, ranks: Iterable[int], numel: int, resident: int) -> Ranking:
-    """The k-th largest value for every k ≥ 1 in `ranks`, exact, of a task vector that is ranked in float32.
+    """The k-th largest value for every k ≥ 1 in `ranks`, exact, of a task vector of float32 or float64.
 
     pieces: gives the `magnitude_bits` of its `numel` elements in pieces, the same each time it is called. resident: how
-    many elements may be held at once. Raises NotFinite.
+    many elements of float32 may be held at once. Raises NotFinite.
     """
     wanted = sorted(set(ranks), reverse=True)
     everything = {k: EVERYTHING for k in wanted if k >= numel}
     wanted = [k for k in wanted if k < numel]
-    found = _by_partition(pieces, wanted, numel) if numel <= resident else _by_histogram(pieces, wanted)
+    size = next(iter(pieces())).itemsize
+    fits = numel * size <= resident * 4
+    found = _by_partition(pieces, wanted, numel, size) if fits else _by_histogram(pieces, wanted, size)
     return found._replace(thresholds=everything | found.thresholds)
 
 
-def _by_partition(pieces: Pieces, ranks: list[int], numel: int) -> Ranking:
-    whole = numpy.empty(numel, numpy.int32)
+def _by_partition(pieces: Pieces, ranks: list[int], numel: int, size: int) -> Ranking:
+    dtype = FLOATS[size]
+    whole = numpy.empty(numel, f"int{8 * size}")
     filled, energy = 0, 0.0
     for bits in pieces():
         whole[filled : filled + len(bits)] = bits
         filled += len(bits)
         energy += _energy(bits)
-    if whole.max() >= INFINITE[torch.float32]:
+    if whole.max() >= INFINITE[dtype]:
         raise NotFinite
     found, rest, nonzero = {}, whole, int(numpy.count_nonzero(whole))
     for k in ranks:  # from the largest to the smallest: each lies among the elements that the one before kept
@@ -133,40 +133,45 @@ def _by_partition(pieces: Pieces, ranks: list[int], numel: int) -> Ranking:
         rest = rest[len(rest) - k :]
         pattern = int(rest[0])
         spare, ties = (int(numpy.count_nonzero(part == pattern)) for part in (rest, whole))
-        found[k] = _threshold(pattern, k, spare, ties)
+        found[k] = _threshold(pattern, k, spare, ties, dtype)
     return Ranking(found, energy, nonzero)
 
 
-def _by_histogram(pieces: Pieces, ranks: list[int]) -> Ranking:
+def _by_histogram(pieces: Pieces, ranks: list[int], size: int) -> Ranking:
+    dtype, digits = FLOATS[size], size // 2  # of 16 bits
     upper = numpy.zeros(BINS // 2, numpy.int64)
     energy, nonzero = 0.0, 0
     for bits in pieces():
         energy += _energy(bits)
         nonzero += int(numpy.count_nonzero(bits))
-        upper += torch.bincount(torch.from_numpy(bits).view(torch.int16)[1::2], minlength=BINS // 2).numpy()
-    if upper[INFINITE[torch.float32] >> 16 :].any():
+        leading = torch.from_numpy(bits).view(torch.int16)[digits - 1 :: digits]
+        upper += torch.bincount(leading, minlength=BINS // 2).numpy()
+    if upper[INFINITE[dtype] >> (8 * size - 16) :].any():
         raise NotFinite
-    bins = {k: _bin_of(upper, k) for k in ranks}
-    lower = {index: numpy.zeros(BINS, numpy.int64) for index, _ in bins.values()}
-    for bits in pieces():
-        for index, counts in lower.items():
-            offsets = bits.view(numpy.uint32) - numpy.uint32(index << 16)
-            counts += numpy.bincount(offsets[offsets < BINS], minlength=BINS)
-    found = {}
-    for k, (index, above) in bins.items():
-        low, above_low = _bin_of(lower[index], k - above)
-        pattern = index * BINS + low
-        found[k] = _threshold(pattern, k, k - above - above_low, int(lower[index][low]))
+    places = {k: (*_bin_of(upper, k), 0) for k in ranks}  # leading digits, how many are above, how many are equal
+    for left in range(digits - 1, 0, -1):  # digits not looked at yet
+        lower = {prefix: numpy.zeros(BINS, numpy.int64) for prefix, _, _ in places.values()}
+        for bits in pieces():
+            unsigned = bits.view(f"uint{8 * size}")
+            for prefix, counts in lower.items():
+                offsets = unsigned - unsigned.dtype.type(prefix << 16 * left)
+                inside = offsets[offsets < 1 << 16 * left] >> 16 * (left - 1)
+                counts += numpy.bincount(inside.astype(numpy.int64), minlength=BINS)
+        for k, (prefix, above, _) in places.items():
+            digit, more = _bin_of(lower[prefix], k - above)
+            places[k] = (prefix * BINS + digit, above + more, int(lower[prefix][digit]))
+    found = {k: _threshold(pattern, k, k - above, ties, dtype) for k, (pattern, above, ties) in places.items()}
     return Ranking(found, energy, nonzero)
 
 
 def _energy(bits: Array) -> float:
-    values = torch.from_numpy(bits).view(torch.float32)
-    return float(values @ values)
+    values = torch.from_numpy(bits).view(FLOATS[bits.itemsize])
+    energy = float(values @ values)
+    return energy if math.isfinite(energy) else float(values.double().square().sum())
 
 
-def _threshold(pattern: int, k: int, spare: int, ties: int, dtype: torch.dtype = torch.float32) -> Threshold:
-    patterns = torch.tensor([pattern, max(0, pattern - 1)], dtype=torch.int32 if dtype.itemsize == 4 else torch.int16)
+def _threshold(pattern: int, k: int, spare: int, ties: int, dtype: torch.dtype) -> Threshold:
+    patterns = torch.tensor([pattern, max(0, pattern - 1)], dtype=PATTERNS[dtype.itemsize])
     value, below = patterns.view(dtype).tolist()
     return Threshold(value, below, pattern, spare, ties, k - spare + ties)
 
@@ -192,19 +197,14 @@ class Taker:
     def thin(self, tau: torch.Tensor, bits: Callable[[], Array]) -> torch.Tensor:
         """The next slice with zeros where it is not among the largest.
 
-        tau: any floating dtype; bits: gives its `magnitude_bits`, asked for only where they are needed. Hardshrink
-        zeroes |x| ≤ λ in one vectorised step, several times faster than a mask; float64 is ranked in float32 and needs
-        the mask.
+        bits: gives its `magnitude_bits`, asked for only where they are needed. Hardshrink zeroes |x| ≤ λ in one
+        vectorised step, several times faster than a mask.
         """
         at = self.threshold
         if at is EVERYTHING:
             return tau
         with_ties = self.left > 0
-        if tau.dtype == torch.float64:
-            mask = torch.from_numpy(bits() >= at.bits if with_ties else bits() > at.bits).view(tau.shape).to(tau.device)
-            thin = torch.where(mask, tau, torch.zeros_like(tau))
-        else:
-            thin = torch.nn.functional.hardshrink(tau, at.below if with_ties else at.value)
+        thin = torch.nn.functional.hardshrink(tau, at.below if with_ties else at.value)
         if with_ties and at.spare < at.ties:
             tied = numpy.flatnonzero(bits() == at.bits)
             thin.view(-1)[torch.from_numpy(tied[self.left :])] = 0

@@ -1,10 +1,12 @@
-"""The model card of a written merge."""
+"""The model card of a written merge: fit to be given away, so models of the hub by their ids and no local paths."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -14,23 +16,31 @@ from merge.auditing import Audit
 from merge.recipe import Recipe
 from merge.stream.tensor_plan import Plan
 
+SHARES = ("share_trimmed", "share_in_conflict", "share_lost_in_conflict", "norm_lost")
+
 
 def render(
     title: str, plan: Plan, recipe: Recipe, files: Sequence[Path], audit: Audit | None, checksums: bool = True
 ) -> str:
-    """Markdown with a YAML head as model hubs read it: parents, method, settings, checksums, how to make it again."""
-    parents = [model.repo if (model := hub.parse(str(folder), "path")) else str(folder) for folder, _ in plan.parents]
+    """Markdown with a YAML head as model hubs read it: parents, method, settings, checksums, how to make it again.
+
+    Local folders go by the last parts of their paths, as many as tell them apart; merge.yml has the whole paths.
+    """
+    paths = [str(path) for parent in plan.parents for path in parent if path is not None]
+    names = short_names(paths)
     head = yaml.safe_dump(
-        {"base_model": parents, "tags": ["merge", "slackmerge"], "library_name": "transformers"}, sort_keys=False
+        {"base_model": list(names.values()), "tags": ["merge", "slackmerge"], "library_name": "transformers"},
+        sort_keys=False,
     )
-    settings = yaml.safe_dump(recipe.to_dict(), sort_keys=False)
     lines = [f"---\n{head}---\n", f"# {title}\n", f"A merge by `{recipe.method}`."]
     if recipe.base is not None:
-        lines.append(f"Base: `{recipe.base}`.")
-    lines.append(f"Models: {', '.join(f'{model.name} (`{model.path}`)' for model in recipe.models)}.\n")
+        lines.append(f"Base: `{names[str(recipe.base)]}`.")
+    models = [f"{model.name} (`{names[str(model.path)]}`{_with(model.adapter, names)})" for model in recipe.models]
+    lines.append(f"Models: {', '.join(models)}.\n")
+    settings = yaml.safe_dump(_named(recipe.to_dict(), names), sort_keys=False)
     lines.append(
         "## How to make it again\n\n    python -m merge merge.yml OUT_DIR\n\n"
-        f"with merge.yml:\n\n```yaml\n{settings}```\n"
+        f"with merge.yml, whose paths are shortened here:\n\n```yaml\n{settings}```\n"
     )
     if audit is not None and (rows := audit.report()["models"]):
         lines.append(
@@ -38,16 +48,49 @@ def render(
             "| model | trimmed | in conflict | lost in conflict | norm lost |\n|---|---|---|---|---|"
         )
         for name, row in rows.items():
-            cells = [row[key] for key in ("share_trimmed", "share_in_conflict", "share_lost_in_conflict", "norm_lost")]
-            lines.append(f"| {name} | " + " | ".join(f"{cell:.1%}" for cell in cells) + " |")
+            cells = ["–" if row[key] is None else f"{row[key]:.1%}" for key in SHARES]
+            lines.append(f"| {name} | {' | '.join(cells)} |")
         lines.append("")
-    if checksums:
-        inputs = sorted({info.file for parent in plan.parents.values() for info in parent.tensors.values()})
-        with ThreadPoolExecutor() as pool:
-            digests = list(pool.map(sha256, [*inputs, *files]))
-        lines.append("## Checksums (sha256)\n")
-        lines += [f"- read `{file}`: {checksum}" for file, checksum in zip(inputs, digests, strict=False)]
-        lines += [
-            f"- written `{file.name}`: {checksum}" for file, checksum in zip(files, digests[len(inputs) :], strict=True)
-        ]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines + (_checksums(plan, names, files) if checksums else [])) + "\n"
+
+
+def short_names(paths: Iterable[str]) -> dict[str, str]:
+    """A name for each path: a hub model's id, or the last parts of a local path, as many as tell all of them apart."""
+    models = {path: hub.parse(path, "path") for path in paths}
+    names = {path: model.repo for path, model in models.items() if model is not None}
+    local = [path for path, model in models.items() if model is None]
+    for parts in itertools.count(1):
+        tails = ["/".join(Path(path).absolute().parts[1:][-parts:]) for path in local]
+        if len(set(tails)) == len({Path(path).absolute() for path in local}):
+            break
+    shortened = dict(zip(local, tails, strict=True))
+    return {path: names.get(path) or shortened[path] for path in models}
+
+
+def _with(adapter: Path | None, names: dict[str, str]) -> str:
+    return f" with the LoRA `{names[str(adapter)]}`" if adapter is not None else ""
+
+
+def _named(recipe: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
+    """A recipe with short names for the paths of folders."""
+
+    def short(entry: dict[str, Any]) -> dict[str, Any]:
+        own = {key: names[entry[key]] for key in ("path", "adapter", "base") if key in entry}
+        return entry | {key: entry[key] if entry[key].startswith(hub.PREFIX) else name for key, name in own.items()}
+
+    return short(recipe) | {"models": {name: short(entry) for name, entry in recipe["models"].items()}}
+
+
+def _checksums(plan: Plan, names: dict[str, str], files: Sequence[Path]) -> list[str]:
+    """Of every file read, by its folder's short name, and of every file written."""
+    read: dict[Path, str] = {}
+    for (path, adapter), parent in plan.parents.items():
+        for file in sorted(parent.files):
+            folder = path if file.is_relative_to(parent.folder) or adapter is None else adapter
+            read[file] = f"{names[str(folder)]}/{file.name}"
+    with ThreadPoolExecutor() as pool:
+        digests = list(pool.map(sha256, [*read, *files]))
+    lines = ["## Checksums (sha256)\n"]
+    lines += [f"- read `{name}`: {digest}" for name, digest in zip(read.values(), digests, strict=False)]
+    written = zip(files, digests[len(read) :], strict=True)
+    return lines + [f"- written `{file.name}`: {digest}" for file, digest in written]

@@ -1,0 +1,114 @@
+"""LoRA adapters as peft reads them, or refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import merge
+from merge.recipe import Recipe
+from tests.merge.conftest import HIDDEN, MIDDLE
+from tests.merge.test_engine import merged
+
+MODULE, RANK = "model.layers.1.mlp.down_proj", 4
+
+
+def lora(folder: Path, factors: dict[str, torch.Tensor] | None = None, **config: Any) -> Path:
+    """An adapter of one module; `factors` replaces A and B."""
+    draw = torch.Generator().manual_seed(0)
+    drawn = {"A": torch.randn(RANK, MIDDLE, generator=draw), "B": torch.randn(HIDDEN, RANK, generator=draw)}
+    folder.mkdir()
+    named = {f"base_model.model.{MODULE}.lora_{side}.weight": x for side, x in (drawn | (factors or {})).items()}
+    save_file(named, folder / "adapter_model.safetensors")
+    text = json.dumps({"peft_type": "LORA", "r": RANK, "lora_alpha": 8} | config)
+    (folder / "adapter_config.json").write_text(text)
+    return folder
+
+
+def on(folder: Path, adapter: Path) -> Recipe:
+    return Recipe.from_dict(
+        {"method": "linear", "models": {"lora": {"path": folder, "adapter": adapter}}, "exact": False}
+    )
+
+
+def test_on_a_bin_base(folders: dict[str, Path], tmp_path: Path) -> None:
+    adapter = lora(tmp_path / "lora")
+    expected = merged(on(folders["ct"], adapter))
+    file = folders["ct"] / "model.safetensors"
+    torch.save(load_file(file), folders["ct"] / "pytorch_model.bin")
+    file.unlink()
+    found = merged(on(folders["ct"], adapter))
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"alpha_pattern": {"down_proj": 2, "mlp.down_proj": 16}},
+        {"alpha_pattern": {"mlp.down_proj": 16, "down_proj": 2}, "init_lora_weights": "gaussian"},
+        {"alpha_pattern": {"up_proj": 2}, "r": 8, "rank_pattern": {"down_proj": RANK}},
+        {"use_rslora": True},
+    ],
+)
+def test_scales_are_pefts(config: dict[str, Any], folders: dict[str, Path], tmp_path: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    target = {"target_modules": ["down_proj"], "layers_to_transform": [1], "task_type": "CAUSAL_LM"}
+    adapter = lora(tmp_path / "lora", **target, **config)
+    model = AutoModelForCausalLM.from_pretrained(folders["ct"])
+    theirs = PeftModel.from_pretrained(model, adapter).merge_and_unload().state_dict()
+    found = merged(on(folders["ct"], adapter))
+    torch.testing.assert_close(found[f"{MODULE}.weight"], theirs[f"{MODULE}.weight"].flatten())
+
+
+@pytest.mark.parametrize(
+    ("factors", "config", "words"),
+    [
+        (None, {"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa'"),
+        (None, {"init_lora_weights": "pissa_niter_4"}, "init_lora_weights is 'pissa_niter_4'"),
+        (None, {"init_lora_weights": "olora"}, "init_lora_weights is 'olora'"),
+        (None, {"init_lora_weights": "corda"}, "init_lora_weights is 'corda'"),
+        (None, {"init_lora_weights": "loftq"}, "init_lora_weights is 'loftq'"),
+        (None, {"lora_bias": True}, "lora_bias is True"),
+        (None, {"lora_alpha": "8"}, "lora_alpha: Input should be a valid number"),
+        (None, {"r": 0}, "r: Input should be greater"),
+        (None, {"r": 8}, "A of rank 4 and B of rank 4; adapter_config.json says 8"),
+        (None, {"alpha_pattern": {"(": 1}}, "alpha_pattern: '(' is not a regular expression"),
+        (None, {"alpha_pattern": [1]}, "alpha_pattern: Input should be"),
+        (None, {"peft_type": "IA3"}, "peft_type is IA3"),
+        ({"A": torch.ones(2, MIDDLE)}, {}, "A of rank 2 and B of rank 4"),
+        ({"A": torch.ones(RANK, MIDDLE, dtype=torch.int32)}, {}, "is I32 [4, 48]; a factor is a matrix of floats"),
+        ({"A": torch.ones(RANK)}, {}, "is F32 [4]; a factor is a matrix"),
+    ],
+)
+def test_refusals(factors: Any, config: dict[str, Any], words: str, folders: dict[str, Path], tmp_path: Path) -> None:
+    adapter = lora(tmp_path / "lora", factors, **config)
+    with pytest.raises(merge.BadInput) as refused:
+        merge.check(on(folders["ct"], adapter))
+    assert words in str(refused.value) and str(adapter) in str(refused.value)
+
+
+def test_a_config_that_is_not_json(folders: dict[str, Path], tmp_path: Path) -> None:
+    adapter = lora(tmp_path / "lora")
+    (adapter / "adapter_config.json").write_text("r: 4")
+    with pytest.raises(merge.BadInput, match=r"adapter_config.json: not JSON"):
+        merge.check(on(folders["ct"], adapter))
+
+
+def test_nan_in_an_adapter_blames_the_adapter(folders: dict[str, Path], tmp_path: Path) -> None:
+    adapter = lora(tmp_path / "lora", {"B": torch.full((HIDDEN, RANK), torch.nan)})
+    with pytest.raises(merge.BadInput, match=r"lora/adapter_model.safetensors: tensor .*lora_B.weight holds NaN"):
+        merge.write(on(folders["ct"], adapter), tmp_path / "out")
+
+
+def test_the_card_names_the_adapter_and_its_checksum(folders: dict[str, Path], tmp_path: Path) -> None:
+    out = merge.write(on(folders["ct"], lora(tmp_path / "lora")), tmp_path / "out")
+    card = (out / "README.md").read_text()
+    assert "lora (`ct` with the LoRA `lora`)" in card and "- read `lora/adapter_model.safetensors`: " in card
+    assert "- read `ct/model.safetensors`: " in card and str(tmp_path) not in card
