@@ -73,7 +73,7 @@ def parse_yaml(text: str) -> Any:
         raise BadInput(str(error)) from None
     except Exception:  # its constructors raise whatever a wrong tag leads them to
         raise BadInput("a tag on a value that is not of its kind") from None
-    _check_size(value)
+    _check_values(value)
     return value
 
 
@@ -109,14 +109,16 @@ def _first(error: ValidationError) -> str:
     return f"{place}: {message}" if place else message
 
 
-def _check_size(value: Any) -> None:
-    """Refuses what aliases blow up, or make endless."""
+def _check_values(value: Any) -> None:
+    """Refuses what aliases blow up, or make endless, and text that has no UTF-8."""
     left, count = [value], 0
     while left:
         node = left.pop()
         count += 1
         if count > NODES:
             raise BadInput(f"more than {NODES:,} values, counted where they are used")
+        if isinstance(node, str) and not node.isascii() and any("\ud800" <= letter <= "\udfff" for letter in node):
+            raise BadInput(f"{node!a} is half of a character")
         if isinstance(node, Mapping):
             left += [*node.keys(), *node.values()]
         elif isinstance(node, list | tuple | set):

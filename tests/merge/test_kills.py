@@ -1,0 +1,27 @@
+"""A merge that is killed, at whatever moment, leaves a whole result or none, and nothing that the next does not clear.
+
+SLACKMERGE_KILLS=100 kills so many; by default a few, for time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.merge.conftest import recipe
+
+KILLS = int(os.environ.get("SLACKMERGE_KILLS", "24"))
+
+
+def test_kills_at_random_moments(folders: dict[str, Path], tmp_path: Path) -> None:
+    models = {"ct": {"density": 0.5}, "sft": {"density": 0.5}}
+    recipe(folders, "ties", models).save(tmp_path / "merge.yml")
+    script = Path(__file__).with_name("kill_run.py")
+    ran = subprocess.run([sys.executable, script, tmp_path, str(KILLS)], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    seen = json.loads(ran.stdout)
+    print(seen)
+    assert seen.get("SIGKILL") and seen.get("SIGTERM") and seen.get("SIGHUP")
