@@ -62,4 +62,4 @@ def line_of(error: BaseException) -> str:
 def _of_files(error: OSError) -> str:
     place = next((os.fsdecode(name) for name in (error.filename2, error.filename) if isinstance(name, str | bytes)), "")
     said = ADVICE.get(error.errno or 0) or error.strerror or str(error) or type(error).__name__
-    return f"{place}: {said}" if place else said
+    return f"{place if len(place) <= LONGEST // 2 else f'{place[:100]} …'}: {said}" if place else said

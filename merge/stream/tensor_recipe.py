@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import torch
 
-from merge import methods, select
+from merge import methods
 from merge.election import Scope, Slack
 from merge.io.checkpoint import torch_dtype
 from merge.method_table import MAGNITUDE_OUTLIERS, MAGPRUNE, RANDOM
@@ -132,7 +132,7 @@ class TensorRecipe:
 
     def _largest(self, term: ModelTerm, piece: Piece) -> torch.Tensor:
         edge = piece.job.selection[term.parent, self.dtype].thresholds[term.scope].value
-        return piece.tau(term.parent, self.dtype).to(select.ranked_in(self.dtype)).abs() >= edge
+        return piece.tau(term.parent, self.dtype).abs() >= edge
 
     def squared_norms(self, piece: Piece) -> tuple[float, float]:
         """Σ (λ·τ_m)² and Σ τ² of the model that `norm` refers to, over one slice, in float64."""
