@@ -40,6 +40,7 @@ class Job:
     resume: Entry | None = None  # the same trajectory at a smaller budget
     on_log: Callable[[dict[str, Any]], None] = lambda record: None  # a line of a training's log
     on_try: Callable[[int, int], None] = lambda done, total: None  # tries done, of how many
+    on_interrupt: Callable[[], None] = lambda: None  # Ctrl-C came: a training is about to save and end
     launched: Mapping[str, Any] | None = None  # of a training, as asserted inside: strategy, world size, wrapper class
     note: str = ""  # what is worth saying of the result, after `done in 3 s`
 
@@ -176,6 +177,7 @@ class Executor:
         job = Job(stage, work / "out", work / "scratch", folders, resume)
         job.on_log = lambda record: self._log(stage, record)
         job.on_try = lambda done, total: self.progress.update(stage, done / total, f"{done} of {total} tries")
+        job.on_interrupt = lambda: self.progress.say(stage, "saves and ends; a second Ctrl-C ends it at once")
         shutil.rmtree(job.out, ignore_errors=True)
         job.out.mkdir()
         job.work.mkdir(exist_ok=True)

@@ -5,8 +5,8 @@ arguments of `train.trainer.train`: {"model", "blocks", "settings", "out", "work
 "compute"}. Rank 0 prints the training's log, a JSON object a line, and leaves what became of it in RESULT_FILE beside
 JOB.json.
 
-On SIGTERM, SIGUSR2 or a file STOP_FILE beside JOB.json, every process finishes the step, saves, and exits with 75; the
-same call goes on from there. Exit code 2: refused, in one line.
+On SIGINT, SIGTERM, SIGUSR2 or a file STOP_FILE beside JOB.json, every process finishes the step, saves, and exits with
+75; the same call goes on from there. Exit code 2: refused, in one line.
 """
 
 from __future__ import annotations
@@ -71,10 +71,10 @@ def main(job: Path) -> int:
 def stop_signal(file: Path) -> Callable[[], bool]:
     """Asks whether this process was told to stop.
 
-    By SIGTERM or SIGUSR2, or by a file, as launchers do not pass on every signal.
+    By SIGINT, SIGTERM or SIGUSR2, or by a file, as launchers do not pass on every signal.
     """
     told: list[int] = []
-    for number in (signal.SIGTERM, signal.SIGUSR2):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, lambda received, frame: told.append(received))
     looks = os.environ.get("LOCAL_RANK", "0") == "0"
     return lambda: bool(told) or (looks and file.exists())

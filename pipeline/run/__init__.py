@@ -8,6 +8,7 @@ and an exit code. Read it in this order:
     local, cluster  where stages are made: on this machine (hydra_launcher: by processes of Hydra), in Slurm jobs
     worker          who makes them, the same everywhere; launch: how it starts a training, under torchrun too
     collect         what of the store the report reads
+    interruption    what Ctrl-C does
     failures        what was not made, told at the end
     journal, console  what happened, in a file and for people
 

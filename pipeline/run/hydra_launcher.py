@@ -7,6 +7,10 @@ run and there is no other way to have some (we configure none): `hydra._internal
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
+import threading
 from functools import partial
 from pathlib import Path
 
@@ -20,8 +24,12 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig
 
 from common.errors import BadInput, StageFailed
-from pipeline.run.worker import make_cell
+from pipeline.run import interruption
+from pipeline.run.journal import Journal
+from pipeline.run.worker import JOURNAL, make_cell
 from pipeline.sweep import CONF, Sweep
+
+INTERRUPTED = "interrupted"  # an event of the journal: no further cell begins
 
 
 def start(sweep: Sweep, folder: Path) -> None:
@@ -44,8 +52,11 @@ def start(sweep: Sweep, folder: Path) -> None:
         except HydraException as error:
             raise BadInput(f"launcher={sweep.launcher}: {' '.join(str(error).split())}") from None
         try:
-            ended = launcher.launch([list(cell) for cell in sweep.overrides], initial_job_idx=0)
+            with interruption.deferred(partial(_interrupt, folder)):
+                ended = launcher.launch([list(cell) for cell in sweep.overrides], initial_job_idx=0)
         except Exception as error:  # whatever a launcher raises where one of its processes was killed
+            if interruption.requested():
+                raise KeyboardInterrupt from error
             message = f"launcher={sweep.launcher}: a process was lost: {type(error).__name__}: {error}"
             raise StageFailed(" ".join(message.split())) from error
     for job in ended:
@@ -54,4 +65,22 @@ def start(sweep: Sweep, folder: Path) -> None:
 
 def _make_cell(folder: Path, composed: DictConfig) -> None:
     """In a process of the launcher's. The composed config is not read: the cell was planned with its own already."""
-    make_cell(folder, HydraConfig.get().job.num)
+    if threading.current_thread() is not threading.main_thread():
+        make_cell(folder, HydraConfig.get().job.num)
+        return
+    interruption.listen()
+    try:
+        if not Journal(folder / JOURNAL).events(INTERRUPTED):
+            make_cell(folder, HydraConfig.get().job.num)
+    except KeyboardInterrupt:
+        pass  # the process that started this one says so, when all have saved
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # an idle process that ends would take the others down
+
+
+def _interrupt(folder: Path) -> None:
+    """Has the launcher's processes save and end, and no further cell begin."""
+    Journal(folder / JOURNAL).write(INTERRUPTED)
+    for process in multiprocessing.active_children():
+        if process.pid:
+            os.kill(process.pid, signal.SIGINT)

@@ -24,6 +24,7 @@ from typing import Any
 
 from common.errors import BadInput, Interrupted
 from pipeline.execute import Job
+from pipeline.run import interruption
 from train.__main__ import DIE_WITH_PARENT, RESULT_FILE, STOP_FILE
 from train.parallel import Compute
 from train.stage_settings import TrainingSettings
@@ -33,9 +34,9 @@ AS_CHILD = (
     "SLACKMERGE_CHILD"  # 1: every training runs in a child, as this process's signals belong to the cluster's job
 )
 RENDEZVOUS = "SLACKMERGE_RENDEZVOUS"  # host at which the nodes of a training meet; this one where it is not set
-# Neither signal may end torchrun or srun's shell: the trainings themselves answer to them, and torchrun would give
+# No such signal may end torchrun or srun's shell: the trainings themselves answer to them, and torchrun would give
 # them 30 s to save.
-IGNORE_SIGNALS = ("sh", "-c", 'trap "" USR2 TERM; exec "$@"', "sh")
+IGNORE_SIGNALS = ("sh", "-c", 'trap "" USR2 TERM INT; exec "$@"', "sh")
 
 _running: list[tuple[subprocess.Popen[str], Path]] = []  # the child that trains at the moment, and its stop file
 
@@ -53,17 +54,19 @@ def train(
     if compute.strategy == "none" and os.environ.get(AS_CHILD) != "1":
         from train import trainer
 
-        return trainer.train(
-            model,
-            blocks,
-            settings,
-            job.out,
-            work=job.work,
-            save_every_tokens=job.stage.options["save_every_tokens"],
-            resume_state=resume_state,
-            compute=compute,
-            on_log=job.on_log,
-        )
+        with interruption.deferred(job.on_interrupt):
+            return trainer.train(
+                model,
+                blocks,
+                settings,
+                job.out,
+                work=job.work,
+                save_every_tokens=job.stage.options["save_every_tokens"],
+                resume_state=resume_state,
+                compute=compute,
+                on_log=job.on_log,
+                should_stop=interruption.requested,
+            )
     arguments = {
         "model": str(model.absolute()),
         "blocks": str(blocks.absolute()),
@@ -79,8 +82,15 @@ def train(
         file.with_name(left_behind).unlink(missing_ok=True)
     file.write_text(json.dumps(arguments, indent=1) + "\n", encoding="utf-8")
     output = job.work.parent.absolute() / OUTPUT_FILE
-    code = _run(job, command(compute, file), output, file.with_name(STOP_FILE))
-    return _result(file.with_name(RESULT_FILE), code, output)
+    stop = file.with_name(STOP_FILE)
+
+    def save_and_end() -> None:
+        stop.touch()
+        job.on_interrupt()
+
+    with interruption.deferred(save_and_end):
+        code = _run(job, command(compute, file), output, stop)
+        return _result(file.with_name(RESULT_FILE), code, output)
 
 
 def command(compute: Compute, file: Path) -> list[str]:
@@ -93,7 +103,7 @@ def command(compute: Compute, file: Path) -> list[str]:
         "-m",
         "torch.distributed.run",
         f"--nproc_per_node={compute.processes}",
-        "--signals-to-handle=SIGINT,SIGQUIT",
+        "--signals-to-handle=SIGQUIT",
     ]
     if compute.nodes == 1:
         return [*IGNORE_SIGNALS, *torchrun, "--standalone", *training]
@@ -153,7 +163,7 @@ def _run(job: Job, arguments: list[str], output: Path, stop: Path) -> int:
             return _wait(process)
         finally:
             _running.clear()
-            if process.poll() is None:  # an exception of ours, such as Ctrl-C
+            if process.poll() is None:  # an exception of ours, such as a second Ctrl-C
                 process.kill()
                 process.wait()
 

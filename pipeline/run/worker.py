@@ -17,6 +17,7 @@ from common.errors import BadInput, Interrupted, StageFailed
 from pipeline.config import Config
 from pipeline.execute import Executor
 from pipeline.graph import Stage
+from pipeline.run import interruption
 from pipeline.run.console import say
 from pipeline.run.journal import Journal
 from pipeline.run.run_plan import RunPlan
@@ -53,6 +54,8 @@ class Worker(Executor):
         wanted = self.with_smaller(stages) if self.assigned is None else stages
         waiting = [stage for stage in wanted if stage.key not in self.given_up]
         while waiting:
+            if interruption.requested():  # and what was to save has failed to
+                raise KeyboardInterrupt
             stage = self.choose(waiting)
             waiting.remove(stage)
             try:

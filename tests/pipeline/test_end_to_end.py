@@ -7,6 +7,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -124,6 +125,38 @@ def test_killed_in_training_and_raced_by_another_job_the_results_are_the_same(
     keys = published(tmp_path)
     assert len(keys) == len(set(keys)) == undisturbed[1]["stages_run"], "a stage was made twice"
     assert (tmp_path / "outputs/test/results.csv").read_bytes() == Path(str(undisturbed[1]["results"])).read_bytes()
+
+
+@pytest.mark.parametrize("launcher", [(), ("launcher=joblib", "hydra.launcher.n_jobs=2")], ids=["here", "joblib"])
+def test_ctrl_c_in_training_ends_in_one_line_and_the_next_run_goes_on(
+    undisturbed: tuple[Path, dict[str, object], str], tmp_path: Path, launcher: tuple[str, ...]
+) -> None:
+    shutil.copytree(undisturbed[0] / "store", tmp_path / "store")
+    shutil.rmtree(tmp_path / "store" / "sft")
+    process = subprocess.Popen(
+        command(tmp_path, *launcher), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    while not list(tmp_path.glob("store/.work/sft-*/scratch/checkpoint-*/complete")) and process.poll() is None:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to every process of the command
+    said, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    assert errors == "interrupted; what is done is kept, and the next run goes on from there\n"
+    assert "Traceback" not in said
+    assert not alive_in_session(process.pid)
+    begun = [Path(path) for path in tmp_path.glob("store/.work/sft-*")]
+    assert all(list(folder.glob("scratch/checkpoint-*/complete")) for folder in begun), "a training has not saved"
+    assert begun or list(tmp_path.glob("store/sft/*"))
+    summary, _ = run(tmp_path, *launcher)
+    assert Path(str(summary["results"])).read_bytes() == Path(str(undisturbed[1]["results"])).read_bytes()
+
+
+def alive_in_session(session: int) -> list[str]:
+    """Processes that still run, of those that a command started."""
+    listed = subprocess.run(["ps", "-eo", "sid=,stat=,args="], capture_output=True, text=True, check=True).stdout
+    rows = (line.split(maxsplit=2) for line in listed.splitlines())
+    return [row[2] for row in rows if row[0] == str(session) and not row[1].startswith("Z")]
 
 
 def test_a_language_of_ones_own(undisturbed: tuple[Path, dict[str, object], str], tmp_path: Path) -> None:
