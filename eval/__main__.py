@@ -5,15 +5,16 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from common.errors import BadInput
 
 
-def parser() -> argparse.ArgumentParser:
+def parser(program: str) -> argparse.ArgumentParser:
     """The command line."""
     options = argparse.ArgumentParser(
-        prog="python -m eval", description="Score one checkpoint with lm-eval; writes scores.jsonl and samples.jsonl."
+        prog=program, description="Score one checkpoint with lm-eval; writes scores.jsonl and samples.jsonl."
     )
     options.add_argument("model", type=Path, help="Hugging Face checkpoint folder")
     options.add_argument("--out", type=Path, required=True, help="folder to write to")
@@ -49,9 +50,9 @@ def parser() -> argparse.ArgumentParser:
     return options
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None, program: str = "python -m eval") -> int:
     """Evaluates, writes, prints the scores; 2 where the input cannot work."""
-    given = parser().parse_args()
+    given = parser(program).parse_args(arguments)
     os.environ.setdefault("TQDM_DISABLE", "1")  # lm-eval draws a bar for each task
     try:
         from eval import harness, task_set

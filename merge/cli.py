@@ -8,27 +8,25 @@ import json
 import resource
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from common.errors import BadInput, in_one_line, line_of
 from common.stop_signals import Stopped, stopping_on_signals
 from common.units import parse_bytes
 from merge.grid import expand
+from merge.progress import Progress
 from merge.recipe import Recipe
 
-if TYPE_CHECKING:
-    from merge.stream.tensor_plan import Output, Plan
 
-
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, program: str = "python -m merge") -> int:
     """Run the command line; returns the exit code.
 
     0; 2 after one line on stderr, for bad input and for what the machine refuses; 128 + n when signal n stopped it.
     """
-    options = _parser().parse_intermixed_args(arguments)
+    options = _parser(program).parse_intermixed_args(arguments)
     try:
         with stopping_on_signals(), in_one_line():
             _allow_open_files()
@@ -57,8 +55,8 @@ def _allow_open_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m merge", description="Merge checkpoints of one architecture.")
+def _parser(program: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=program, description="Merge checkpoints of one architecture.")
     parser.add_argument("recipe", help="YAML file: our schema (docs/merging.md) or a mergekit config")
     parser.add_argument(
         "out_dir", nargs="?", help="new folder for the merged checkpoint (with --grid: for one folder per combination)"
@@ -82,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, help="tensors worked on at a time (default: torch's number of threads)")
     parser.add_argument("--memory", default="512MB", help="limit for working sets, e.g. 2GB (default: 512MB)")
     parser.add_argument("--shard-size", default="5GB", help="largest output file (default: 5GB)")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.add_argument("--quiet", action="store_true", help="say nothing of the progress")
     return parser
 
 
@@ -108,7 +106,7 @@ def _run(options: argparse.Namespace) -> None:
 
     gc.freeze()
     gc.enable()
-    with _Progress(options.quiet, passes=1 if options.audit_only else 2) as progress:
+    with Progress(options.quiet, passes=1 if options.audit_only else 2) as progress:
         workers = Workers(options.device, options.threads, memory, progress)
         if options.audit_only:
             from merge.auditing import audit_many
@@ -172,30 +170,6 @@ def describe(recipes: Sequence[Recipe], memory: int, out_dirs: Sequence[Path]) -
         return lines, f"{(out_dirs or nearest)[0]}: {lacking}; free some, or merge elsewhere"
     finally:
         plan.close()
-
-
-class _Progress:
-    """A bar of bytes read in all passes, with tensors, speed and time left; silent unless stderr is a terminal."""
-
-    def __init__(self, quiet: bool, passes: int):
-        self.quiet, self.passes = quiet or not sys.stderr.isatty(), passes
-        self.bar: Any = None
-
-    def __enter__(self) -> Callable[[Plan, Output], None] | None:
-        return None if self.quiet else self._advance
-
-    def _advance(self, plan: Plan, output: Output) -> None:
-        from tqdm import tqdm
-
-        if self.bar is None:
-            total = self.passes * sum(plan.bytes_of(each) for each in plan.outputs)
-            self.bar = tqdm(total=total, unit="B", unit_scale=True, desc=f"{len(plan.outputs)} tensors", leave=False)
-        self.bar.set_postfix_str(output.name.removeprefix("model."), refresh=False)
-        self.bar.update(plan.bytes_of(output))
-
-    def __exit__(self, *_: object) -> None:
-        if self.bar is not None:
-            self.bar.close()
 
 
 def _size(text: str, key: str) -> int:

@@ -7,14 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 HELP = """\
-python -m pipeline [run|plan|check|report|verify] [-m] [group=choice] [key=value] ...
+{program} [run|plan|check|report|verify] [-m] [group=choice] [key=value] ...
+{program} report FOLDER ...
 
   run      make what is missing, then write the report (the default)
   plan     say which stages are done and which would run; computes nothing. With cluster=8xH100 (or cluster=here)
            also what they cost: tokens, FLOPs, GPU-hours (mfu=0.4 to state the utilisation), memory, disk, hours
   check    look at everything that can be refused before an hour is spent: access, text, tasks, tokenizer, disk;
            `run` does so too
-  report   write the report over what is done
+  report   write the report over what is done; of FOLDERs of outputs/, draw it anew from the store, as it was
   verify   check every file in the store by checksum; damaged entries are moved aside and made anew by the next run
 
   -m       a multirun: all values of the experiment's sweep axes, or of those given here (ct.tokens=32k,128k seed=0,1)
@@ -36,7 +37,7 @@ VERBS = ("run", "plan", "check", "report", "verify")
 CONF = Path(__file__).parents[1] / "conf"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, program: str = "python -m pipeline") -> int:
     """Exit code: 0 done, 1 a stage crashed, 2 bad input, said in one line on stderr."""
     arguments = sys.argv[1:] if arguments is None else arguments
     given = list(arguments)
@@ -48,7 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if folder.is_dir()
         }
         print(
-            HELP.format(groups="\n".join(f"  {group:12}{', '.join(choices)}" for group, choices in groups.items())),
+            HELP.format(
+                program=program,
+                groups="\n".join(f"  {group:12}{', '.join(choices)}" for group, choices in groups.items()),
+            ),
             end="",
         )
         return 0
@@ -58,11 +62,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from common.errors import BadInput, StageFailed
 
     try:
+        if verb == "report" and overrides and not any("=" in argument for argument in overrides):
+            return redraw([Path(folder) for folder in overrides])
         for argument in overrides:
             if "=" not in argument and not argument.startswith("~"):
-                raise BadInput(
-                    f"{argument}: neither a verb ({', '.join(VERBS)}) nor key=value; see python -m pipeline --help"
-                )
+                raise BadInput(f"{argument}: neither a verb ({', '.join(VERBS)}) nor key=value; see {program} --help")
         return command(verb, overrides, multirun, arguments)
     except BadInput as error:
         print(error, file=sys.stderr)
@@ -94,6 +98,15 @@ def command(verb: str, overrides: Sequence[str], multirun: bool, arguments: Sequ
         return sweep_run.verify(Store(Path(store)))
     if collect.write_report(run_plan.plan(expanded), arguments) is None:
         raise BadInput(f"store={store}: nothing of this sweep is scored yet; run it first")
+    return 0
+
+
+def redraw(folders: Sequence[Path]) -> int:
+    """Draws the reports in these folders anew, each from what it was made from."""
+    from pipeline.run import collect
+
+    for folder in folders:
+        collect.redraw(folder)
     return 0
 
 

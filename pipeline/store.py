@@ -70,22 +70,19 @@ class Store:
     def find(self, stage: Stage) -> Entry | None:
         """The published entry of a stage, as its record has it; the files are not looked at."""
         for folder in sorted((self.root / stage.kind).glob(f"*-{stage.key}")):
-            return self._entry(folder)
+            return read_entry(folder)
         return None
 
     def entries(self, kind: str) -> Iterator[Entry]:
         """Every published entry of a kind."""
         for folder in sorted((self.root / kind).glob("*")):
-            yield self._entry(folder)
+            yield read_entry(folder)
 
     def kinds(self) -> list[str]:
         """The kinds that have entries."""
         return sorted(
             folder.name for folder in self.root.glob("*") if folder.is_dir() and not folder.name.startswith(".")
         )
-
-    def _entry(self, folder: Path) -> Entry:
-        return Entry(folder, _record(folder))
 
     @contextlib.contextmanager
     def claim(self, stage: Stage, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
@@ -186,6 +183,11 @@ class Store:
         moved_to = damaged / f"{entry.path.parent.name}-{entry.path.name}-{time.time_ns()}"
         os.rename(entry.path, moved_to)
         return moved_to
+
+
+def read_entry(folder: Path) -> Entry:
+    """The entry in a folder of a store."""
+    return Entry(folder, _record(folder))
 
 
 def _record(folder: Path) -> Mapping[str, Any]:

@@ -96,6 +96,17 @@ def test_a_second_run_runs_nothing(undisturbed: tuple[Path, dict[str, object], s
     assert Path(str(second["results"])).read_bytes() == before
 
 
+def test_a_report_is_drawn_anew_from_the_store_alone(undisturbed: tuple[Path, dict[str, object], str]) -> None:
+    folder = undisturbed[0] / "outputs" / "test"
+    names = ("results.csv", "results.md", "claims.json", "report.html")
+    before = {name: (folder / name).read_bytes() for name in names}
+    for name in names:
+        (folder / name).unlink()
+    words = [sys.executable, "-m", "pipeline.slackmerge", "report", str(folder)]
+    subprocess.run(words, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True)
+    assert {name: (folder / name).read_bytes() for name in names} == before
+
+
 def test_only_what_a_change_touches_runs_again(undisturbed: tuple[Path, dict[str, object], str]) -> None:
     folder = undisturbed[0]
     words = command(folder, "merge.methods.ties_sv_1.recipe.slack=2.0")
@@ -145,9 +156,8 @@ def test_ctrl_c_in_training_ends_in_one_line_and_the_next_run_goes_on(
     assert errors == "interrupted; what is done is kept, and the next run goes on from there\n"
     assert "Traceback" not in said
     assert not alive_in_session(process.pid)
-    begun = [Path(path) for path in tmp_path.glob("store/.work/sft-*")]
-    assert all(list(folder.glob("scratch/checkpoint-*/complete")) for folder in begun), "a training has not saved"
-    assert begun or list(tmp_path.glob("store/sft/*"))
+    saved = list(tmp_path.glob("store/.work/sft-*/scratch/checkpoint-*/complete"))
+    assert saved or list(tmp_path.glob("store/sft/*")), "the training has neither saved nor ended"
     summary, _ = run(tmp_path, *launcher)
     assert Path(str(summary["results"])).read_bytes() == Path(str(undisturbed[1]["results"])).read_bytes()
 
