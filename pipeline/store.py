@@ -15,6 +15,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +23,21 @@ from common.files import fsync, sha256, write_json
 from pipeline.graph import Stage
 
 RECORD = "stage.json"
+SETTLED_NS = 2 * 10**9  # the coarsest clock of a file system that we know of (FAT)
 # Bytes: entries up to this size are checked by checksum wherever they are met, larger ones when they are read.
 ALWAYS_CHECKED = 4 * 2**20
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A published stage: its folder and its record, which is empty where it cannot be read."""
+    """A published stage: its folder."""
 
     path: Path
-    record: Mapping[str, Any]
+
+    @cached_property
+    def record(self) -> Mapping[str, Any]:
+        """What stage.json says, from when it is first asked; empty where it cannot be read."""
+        return read_record(self.path)
 
     def holds(self, name: str) -> bool:
         """Whether it has this file or folder."""
@@ -41,8 +47,8 @@ class Entry:
         """What is wrong with the files, or None. Thorough: by checksum; otherwise by size, where the entry is large."""
         damage = self._damage(thorough)
         # files may have been dropped meanwhile: first the record is changed, then they go
-        if damage and (now := _record(self.path)) and now != self.record:
-            return Entry(self.path, now).damage(thorough)
+        if damage and (now := Entry(self.path)).record and now.record != self.record:
+            return now.damage(thorough)
         return damage
 
     def _damage(self, thorough: bool) -> str | None:
@@ -61,22 +67,59 @@ class Entry:
         return None
 
 
+@dataclass(frozen=True)
+class Listing:
+    """The entries of a kind, by key, as they were when their folder had last changed at `changed` (ns).
+
+    settled: whether that was a while before it was read. A change in the same tick of the file system's clock as the
+    last one that was seen would not be noticed.
+    """
+
+    changed: int
+    settled: bool
+    names: Mapping[str, str]
+
+
 class Store:
     """A folder of published stages. Any number of processes may use one at the same time."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._listings: dict[str, Listing] = {}
+        self._records: dict[Path, tuple[tuple[int, int, int], Entry]] = {}
 
     def find(self, stage: Stage) -> Entry | None:
-        """The published entry of a stage, as its record has it; the files are not looked at."""
-        for folder in sorted((self.root / stage.kind).glob(f"*-{stage.key}")):
-            return read_entry(folder)
-        return None
+        """The published entry of a stage; neither its record nor its files are looked at."""
+        name = self._names(stage.kind).get(stage.key)
+        return Entry(self.root / stage.kind / name) if name else None
+
+    def _names(self, kind: str) -> Mapping[str, str]:
+        """The folders of a kind by key. They are listed again when one has come or gone."""
+        folder = self.root / kind
+        try:
+            changed = folder.stat().st_mtime_ns
+        except FileNotFoundError:
+            return {}
+        known = self._listings.get(kind)
+        if known is None or not known.settled or known.changed != changed:
+            settled = time.time_ns() - changed > SETTLED_NS
+            names = {name.rpartition("-")[2]: name for name in sorted(os.listdir(folder), reverse=True)}
+            known = self._listings[kind] = Listing(changed, settled, names)
+        return known.names
 
     def entries(self, kind: str) -> Iterator[Entry]:
-        """Every published entry of a kind."""
-        for folder in sorted((self.root / kind).glob("*")):
-            yield read_entry(folder)
+        """Every published entry of a kind. Records are read again where they have changed only."""
+        for name in sorted(self._names(kind).values()):
+            folder = self.root / kind / name
+            try:
+                status = (folder / RECORD).stat()
+            except OSError:
+                yield Entry(folder)
+                continue
+            seen = (status.st_ino, status.st_mtime_ns, status.st_size)
+            if folder not in self._records or self._records[folder][0] != seen:
+                self._records[folder] = (seen, Entry(folder))
+            yield self._records[folder][1]
 
     def kinds(self) -> list[str]:
         """The kinds that have entries."""
@@ -151,7 +194,7 @@ class Store:
         os.rename(out, final)
         fsync(final.parent)
         self.discard_work(stage)
-        return Entry(final, record)
+        return Entry(final)
 
     def drop(self, entry: Entry, name: str) -> None:
         """Removes a file or folder of an entry for good; its record says so, and is changed first."""
@@ -185,12 +228,8 @@ class Store:
         return moved_to
 
 
-def read_entry(folder: Path) -> Entry:
-    """The entry in a folder of a store."""
-    return Entry(folder, _record(folder))
-
-
-def _record(folder: Path) -> Mapping[str, Any]:
+def read_record(folder: Path) -> Mapping[str, Any]:
+    """What a folder's stage.json says; empty where it cannot be read."""
     try:
         return dict(json.loads((folder / RECORD).read_text(encoding="utf-8")))
     except (ValueError, OSError):

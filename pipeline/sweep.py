@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ def expand(overrides: Sequence[str], multirun: bool) -> Sweep:
             common = [override.input_line or "" for override in given if not override.is_sweep_override()]
             root = compose("config", common, return_hydra_config=True)
             cells = _product(root, given) if multirun else [_single(given)]
-            composed = [(cell, _validated(cell)) for cell in cells]
+            composed = list(zip(cells, _composed(cells), strict=True))
         except (HydraException, OmegaConfBaseException) as error:
             raise BadInput(_one_line(error)) from None
         launcher = str(root.hydra.runtime.choices["hydra/launcher"]) if multirun else IN_THIS_PROCESS
@@ -110,9 +110,46 @@ def _not_hydra(given: list[Override]) -> list[Override]:
     return [override for override in given if not override.get_key_element().startswith("hydra")]
 
 
-def _validated(overrides: list[str]) -> Config:
-    composed: Any = OmegaConf.to_container(compose("config", overrides), resolve=True)
-    return validate(composed)
+def _composed(cells: Sequence[list[str]]) -> Iterator[Config]:
+    """The config of each cell. Hydra composes once for all cells that differ in plain values alone: a composition
+    takes a fifth of a second, and the values are set in it as Hydra itself would set them.
+    """
+    plain = _plain_axes(cells)
+    shared: dict[tuple[str, ...], DictConfig] = {}
+    for cell in cells:
+        choices = tuple(line for line in cell if _key(line) not in plain)
+        if choices not in shared:
+            shared[choices] = compose("config", cell)
+        for key in plain:
+            value = plain[key][next(line for line in cell if _key(line) == key)]
+            OmegaConf.update(shared[choices], key, value, merge=True)
+        composed: Any = OmegaConf.to_container(shared[choices], resolve=True)
+        yield validate(composed)
+
+
+def _plain_axes(cells: Sequence[list[str]]) -> dict[str, dict[str, Any]]:
+    """The values, by override, of each axis that has several, all single, and chooses no group; and that no other
+    override reaches into.
+    """
+    lines: dict[str, list[str]] = {}
+    for line in dict.fromkeys(line for cell in cells for line in cell):
+        lines.setdefault(_key(line), []).append(line)
+    # choices of groups come before values, wherever they stand
+    values = {key: given for key, given in lines.items() if not (CONF / key).is_dir()}
+    plain = {}
+    for key, given in values.items():
+        apart = not any(key.startswith(f"{other}.") or other.startswith(f"{key}.") for other in values)
+        if len(given) > 1 and apart and re.fullmatch(r"\w+(\.\w+)*", key):
+            overrides = OverridesParser.create().parse_overrides(given)
+            parsed = {line: override.value() for line, override in zip(given, overrides, strict=True)}
+            if not any(isinstance(value, (dict, list)) for value in parsed.values()):
+                plain[key] = parsed
+    return plain
+
+
+def _key(line: str) -> str:
+    """Of an override `key=value`."""
+    return line.partition("=")[0]
 
 
 def _out_of_reach(config: Config) -> bool:

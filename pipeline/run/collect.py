@@ -19,7 +19,7 @@ from pipeline.graph import Stage
 from pipeline.plan import Cell
 from pipeline.run.console import say
 from pipeline.run.run_plan import RunPlan
-from pipeline.store import Entry, read_entry
+from pipeline.store import Entry
 
 if TYPE_CHECKING:
     from pipeline.report import ReportPaths
@@ -138,7 +138,7 @@ def redraw(folder: Path) -> ReportPaths:
         records(report.Evaluation, sources.evaluations),
         records(report.Audit, sources.audits),
         records(report.Choice, sources.choices),
-        [read_entry(folder / entry).record for entry in sources.stages],
+        [Entry(folder / entry).record for entry in sources.stages],
         folder,
         report.Subject(**sources.subject),
         leaks,

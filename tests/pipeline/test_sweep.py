@@ -1,0 +1,45 @@
+"""Cells: composed once for all that differ in plain values, and as Hydra composes each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from pipeline import sweep
+from pipeline.config import validate
+
+SWEEPS = (
+    ("experiment=tiny", "seed=0,1"),
+    ("experiment=paper", "language=tam,uig"),
+    ("experiment=test", "train=full,lora", "seed=1,2", "ct.tokens=2048"),
+    ("experiment=test", "merge.methods.ties_sv_1.recipe={method: ties_sv, slack: 2.0, protect: [sft]}", "seed=0,1"),
+    ("experiment=test", "eval.families=[next],[next,genre]", "seed=0,1", "ct.tokens=2048,4096"),
+    ("experiment=test", "ct.source=null", "sft.items=50,60", "seed=3"),
+)
+
+
+@pytest.mark.parametrize("overrides", SWEEPS, ids=lambda given: given[1])
+def test_every_cell_is_as_hydra_composes_it(overrides: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweep, "_check_budgets", lambda configs: None)  # cells here may differ in anything
+    expanded = sweep.expand(overrides, multirun=True)
+    assert len(expanded.configs) > 1
+    with initialize_config_dir(version_base="1.3", config_dir=str(sweep.CONF)):
+        for cell, config in zip(expanded.overrides, expanded.configs, strict=True):
+            composed: Any = OmegaConf.to_container(compose("config", list(cell)), resolve=True)
+            assert config == validate(composed)
+
+
+def test_values_alone_cost_no_composition(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[list[str]] = []
+
+    def counted(name: str, overrides: list[str], **more: Any) -> Any:
+        calls.append(overrides)
+        return compose(name, overrides, **more)
+
+    monkeypatch.setattr(sweep, "compose", counted)
+    cells = sweep.expand(("experiment=test", "seed=0,1,2,3", "ct.tokens=1024,2048,4096"), multirun=True).configs
+    assert len(cells) == 12
+    assert len(calls) == 2, "one for the axes, one for all cells"
