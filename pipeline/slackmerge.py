@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -72,12 +73,13 @@ def _hand_over(name: str, place: str, arguments: Sequence[str]) -> int:
     try:
         if module.startswith("pipeline"):
             return command([name, *arguments], "slackmerge")
-        code = command(arguments, f"slackmerge {name}")
+        code = command(list(arguments), f"slackmerge {name}")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = 130
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with suppress(OSError, ValueError):  # whoever read it has gone
+        sys.stdout.flush()
+        sys.stderr.flush()
     os._exit(code)  # everything is on disk: torch would take half a second more to take itself apart
 
 
