@@ -222,4 +222,24 @@ STATED: tuple[tuple[Claim, Callable[[Data], Finding]], ...] = (
         ),
         findings.slack_helps("answer_bits"),
     ),
+    (
+        Claim(
+            "slack-norm-accuracy",
+            "Slack raises the scores of merges whose step is as long.",
+            OURS,
+            "gain in mean accuracy with slack, TIES else of the same settings and norm of the step, mean over budgets",
+            MARGINS["accuracy"],
+        ),
+        findings.slack_helps("accuracy", at_norm=True),
+    ),
+    (
+        Claim(
+            "slack-norm-answer-bits",
+            "Slack makes the right answers likelier in merges whose step is as long.",
+            OURS,
+            "bits per byte of right answers saved with slack, TIES else of the same settings and norm, mean of budgets",
+            MARGINS["answer_bits"],
+        ),
+        findings.slack_helps("answer_bits", at_norm=True),
+    ),
 )

@@ -17,6 +17,9 @@ from pipeline.report.results import budget_name
 from pipeline.report.wording import interval, percent
 
 UNMATCHED = "It takes TIES with slack and TIES without it at the same budget, density and lambda."
+UNMATCHED_AT_NORM = (
+    "It takes TIES with slack and TIES without it at the same budget, density and norm of the merged step."
+)
 
 
 class Finding(NamedTuple):
@@ -136,18 +139,21 @@ def slack_keeps(data: Data) -> Finding:
     return Finding(_over_seeds(lost_by_seed(plain), lost_by_seed(slack)), f"Lost: {_listed([*plain, *slack])}.")
 
 
-def slack_helps(kind: Kind) -> Callable[[Data], Finding]:
-    """With slack minus without, settings else equal, mean over the pairs and budgets that there are."""
+def slack_helps(kind: Kind, at_norm: bool = False) -> Callable[[Data], Finding]:
+    """With slack minus without, settings else equal, mean over the pairs and budgets that there are.
+
+    at_norm: of merges whose step was given a norm. Without, slack changes the length of the step with its direction.
+    """
 
     def answer(data: Data) -> Finding:
-        pairs = matched_pairs(data)
+        pairs = matched_pairs(data, at_norm)
         sides: tuple[list[Cell], list[Cell]] = (
             [(slack, budget) for slack, _, budget in pairs],
             [(plain, budget) for _, plain, budget in pairs],
         )
         estimate = gain(data.evidence, kind, *sides) if pairs else None
         if estimate is None:
-            return Finding(None, UNMATCHED)
+            return Finding(None, UNMATCHED_AT_NORM if at_norm else UNMATCHED)
         budgets = sorted({budget for _, _, budget in pairs})
         each = [
             (budget, gain(data.evidence, kind, *([cell for cell in side if cell[1] == budget] for side in sides)))
@@ -159,10 +165,11 @@ def slack_helps(kind: Kind) -> Callable[[Data], Finding]:
     return answer
 
 
-def matched_pairs(data: Data) -> list[tuple[str, str, int]]:
+def matched_pairs(data: Data, at_norm: bool = False) -> list[tuple[str, str, int]]:
     """(with slack, without, budget) of merges whose chosen settings differ in the slack alone, for every seed of both.
 
-    Recipes that were tuned apart differ in density and lambda too, and would answer for those.
+    Recipes that were tuned apart differ in density and lambda too, and would answer for those. at_norm: of merges whose
+    step was given a norm, else of those whose step was not.
     """
     settings = {(choice.method, choice.ct_tokens, choice.seed): choice.settings for choice in data.choices}
     plain = [(merge.method, merge.ct_tokens) for merge in data.discarded if merge.plain_ties]
@@ -171,7 +178,9 @@ def matched_pairs(data: Data) -> list[tuple[str, str, int]]:
     def matched(first: Cell, second: Cell) -> bool:
         seeds = data.evidence.seeds(*first) & data.evidence.seeds(*second)
         both = [(settings.get((*first, seed)), settings.get((*second, seed))) for seed in seeds]
-        return bool(both) and all(a is not None and b is not None and same_but_for_slack(a, b) for a, b in both)
+        return bool(both) and all(
+            a is not None and b is not None and same_but_for_slack(a, b) and ("norm" in a) == at_norm for a, b in both
+        )
 
     return [
         (with_slack, without, budget)

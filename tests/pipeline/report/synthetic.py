@@ -166,6 +166,7 @@ class Run:
             for method, gains in self.gains.items():
                 for budget, gain in zip(BUDGETS, gains, strict=True):
                     self.add_choice(method, budget, seed, 0.4 + gain)
+                    self.add_at_norm(method, budget, seed)
         self.add_stage()
 
     def noise(self, method: str, place: int, seed: int) -> float:
@@ -178,11 +179,19 @@ class Run:
             Evaluation(method, budget, seed, write_scores(folder, {"genre": share, "blank": share}, bits))
         )
 
-    def add_choice(self, method: str, budget: int, seed: int, score: float) -> None:
+    def add_at_norm(self, method: str, budget: int, seed: int) -> None:
+        """The same scores and audit once more, of a merge whose step was given a norm."""
+        name = f"{method}_at_norm"
+        self.evaluations.append(Evaluation(name, budget, seed, self.root / f"{method}-{budget}-{seed}"))
+        if method in self.lost:
+            self.audits.append(Audit(name, budget, seed, self.root / f"audit-{method}-{budget}-{seed}"))
+        self.add_choice(name, budget, seed, 0.0, norm=1.0)
+
+    def add_choice(self, method: str, budget: int, seed: int, score: float, **more: float) -> None:
         folder = self.root / f"tune-{method}-{budget}-{seed}"
         folder.mkdir()
         slack = {"slack": 1.0, "protect": ["sft"]} if "sv" in method else {}
-        settings = {"method": method, **slack, "lambda": self.lambdas.get(method, 1.5)}
+        settings = {"method": method, **slack, "lambda": self.lambdas.get(method, 1.5), **more}
         tries = [
             {"settings": {**settings, "lambda": 1.0}, "metric": "acc", "score": 0.1},
             {"settings": settings, "metric": "acc", "score": score},
