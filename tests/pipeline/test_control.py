@@ -34,8 +34,8 @@ def test_what_makes_the_cipher_is_keyed(override: str) -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["model=recipe_a", "corpus.withheld_seed=1"], r"^corpus\.withheld_seed=1: the base withholds .* say 0$"),
-        (["model=recipe_a", "corpus.withheld_chapters=0.3"], r"^corpus\.withheld_chapters=0.3: .* say 0\.25 or less$"),
+        (["model=tiny", "corpus.withheld_seed=1"], r"^corpus\.withheld_seed=1: the base withholds .* say 0$"),
+        (["model=tiny", "corpus.withheld_chapters=0.3"], r"^corpus\.withheld_chapters=0.3: .* say 0\.25 or less$"),
         (["corpus.replaced=0"], r"^corpus\.replaced=0: .*greater than 0"),
         (["corpus.replacd=0.5"], r"corpus\.replacd"),
         (["language.code=nya"], r"^language\.code=nya: corpus=cipher is a language of its own; say language=cipher$"),
@@ -53,6 +53,6 @@ def test_a_base_that_may_have_read_the_text_is_told_of() -> None:
 
     (finding,) = said("model=tiny")
     assert not finding.fails and "withholds no chapter" in str(finding)
-    assert not said("model=recipe_a")
+    assert not said("model=tiny")
     (unknown,) = said("model=folder", "model.path=models/tiny-base")
     assert "is not known" in str(unknown)
