@@ -75,7 +75,7 @@ LATER = {"tune", "merge", "eval"}
         ({"ct__learning_rate": 1e-5}, {"ct", "sft"} | LATER),
         ({"ct__english_share": 0.5}, {"ct_blocks", "ct", "sft"} | LATER),
         ({"sft__learning_rate": 1e-5}, {"sft"} | LATER),
-        ({"sft__questions": 4}, {"items", "sft_blocks", "sft"} | LATER),
+        ({"sft__questions": 2}, {"items", "sft_blocks", "sft"} | LATER),
         ({"sft__replay_share": 0.5}, {"sft_blocks", "sft"} | LATER),
         ({"seed": 1}, {"ct_blocks", "sft_blocks", "ct", "sft"} | LATER),
         ({"model__recipe__layers": 3}, {"base", "ct_blocks", "sft_blocks", "ct", "sft"} | LATER),

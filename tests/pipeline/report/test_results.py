@@ -28,7 +28,7 @@ def test_every_score_is_a_row_and_unmerged_models_are_given_once(tmp_path: Path)
         "chance",
         "trivial",
     ]
-    assert len(rows) == (3 + 5 * 3) * 2 * 2 * 9  # checkpoints, seeds, languages, records of a language
+    assert len(rows) == (3 + 7 * 3) * 2 * 2 * 9  # checkpoints, seeds, languages, records of a language
     found = [
         row
         for row in rows
@@ -54,4 +54,4 @@ def test_tables_show_means_over_seeds_and_mark_the_best(tmp_path: Path) -> None:
     assert re.search(r"\| bits per byte \| TIES SV 1 \|  \| \*\*3\.\d+\*\* \|", text)  # the lowest is best
     printed = results.terminal_table(rows, "nya")
     assert re.search(r"^TIES SV 1 +0\.750 / 3\.\d{3} +0\.650 / 3\.\d{3} +0\.550 / 2\.\d{3}$", printed, re.MULTILINE)
-    assert len(printed.splitlines()) == 10
+    assert len(printed.splitlines()) == 12
