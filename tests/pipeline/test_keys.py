@@ -12,16 +12,16 @@ from pipeline.plan import merged, plan_cell
 
 INPUTS = Inputs("model", "ct", "sft", ("text", "en"), ("instructions",), ("tasks",))
 KEYS = {  # overrides: (stages, a digest of kinds, slugs, keys and trajectories in the plan's order)
-    "experiment=tiny": (91, "7d6c12b5356fd189"),
-    "experiment=test": (28, "0cbfe420c614afdd"),
-    "experiment=smollm2-cpu": (55, "77d3f99bedb7692e"),
-    "experiment=smollm2": (119, "d75a272ec900c0d9"),
+    "experiment=tiny": (149, "04ac92c701f01d6f"),
+    "experiment=test": (28, "2fbbc5e1aa436715"),
+    "experiment=smollm2-cpu": (55, "bba53d3d9e8104be"),
+    "experiment=smollm2": (107, "febfeaf0f504dc70"),
     "experiment=paper": (482, "9141d698d4de97b3"),
     "experiment=paper eval.dtype=float32": (482, "8d2196fda0a32b09"),
     "experiment=paper-published": (148, "67b1af9a66264cd1"),
-    "experiment=tiny train=lora": (91, "979dff295bfea6c5"),
-    "experiment=test merge.write=true eval.leaks=true compute.precision=bf16": (33, "3f2f5260396563e3"),
-    "experiment=test model.path=a ct.source=b sft.source=c ct.tokens=2048": (14, "2e49e66994c3e5a2"),
+    "experiment=tiny train=lora": (149, "be37b30908fa9301"),
+    "experiment=test merge.write=true eval.leaks=true compute.precision=bf16": (33, "3b5cd00a26dbd949"),
+    "experiment=test model.path=a ct.source=b sft.source=c ct.tokens=2048": (14, "3b868520fda56e9a"),
 }
 
 
