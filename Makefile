@@ -22,7 +22,7 @@ install = $(BIN)/uv pip install -q --python $(1)/bin/python $(TORCH)
 export OMP_WAIT_POLICY = passive# idle OpenMP threads that spin slow everything else down several times
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce plan check base smollm2-model test test-slurm test-scripts oracle lint bench-merge bench-merge-grid bench-data bench-train clean
+.PHONY: help reproduce plan check base smollm2-model dashboard docs chromium test test-page test-slurm test-scripts oracle lint bench-merge bench-merge-grid bench-data bench-train clean
 
 help:  ## say what there is
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):[^#]*## */  make \1|/' | column -t -s '|'
@@ -42,6 +42,20 @@ check: $(READY)  ## whether everything is there that the experiment needs: acces
 
 base: $(READY)  ## train the shipped base model from scratch, by its recipe (hours; goes on where it was stopped)
 	@$(BIN)/python -m pipeline run experiment=base $(ARGS)
+
+dashboard: $(READY)  ## the comparison in wandb, from a report: pushed where a key is, else written as a file
+	@$(call install,$(VENV)) wandb-workspaces==0.4.13
+	@$(BIN)/python -m pipeline.dashboard outputs/$(EXPERIMENT) $(ARGS)
+
+docs: $(READY)  ## the documentation as a site, in site/
+	@$(call install,$(VENV)) mkdocs-material==9.8.2
+	@$(BIN)/mkdocs build --strict -q
+
+chromium: $(READY)  ## Debian's chromium, for the tests of the report page (root and apt; says so where it cannot)
+	@$(BIN)/python -m tests.pipeline.report.browser
+
+test-page: chromium  ## the report page in a real browser
+	@$(BIN)/python -m pytest tests/pipeline/report/test_in_browser.py $(ARGS)
 
 test: $(READY)  ## the tests
 	@$(BIN)/python -m pytest $(ARGS)

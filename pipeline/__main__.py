@@ -7,15 +7,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 HELP = """\
-{program} [run|plan|check|report|verify] [-m] [group=choice] [key=value] ...
-{program} report FOLDER ...
+{program} [run|plan|check|report|watch|verify] [-m] [group=choice] [key=value] ...
+{program} report FOLDER ... [out=FOLDER]
+{program} watch [FOLDER]
 
   run      make what is missing, then write the report (the default)
   plan     say which stages are done and which would run; computes nothing. With cluster=8xH100 (or cluster=here)
            also what they cost: tokens, FLOPs, GPU-hours (mfu=0.4 to state the utilisation), memory, disk, hours
   check    look at everything that can be refused before an hour is spent: access, text, tasks, tokenizer, disk;
            `run` does so too
-  report   write the report over what is done; of FOLDERs of outputs/, draw it anew from the store, as it was
+  report   write the report over what is done; of FOLDERs, draw it anew: of outputs/<experiment>, or of what lm-eval
+           wrote by itself (--output_path, --log_samples); several are compared
+  watch    show a run of outputs/<experiment> as it goes, the newest where FOLDER is left out; draws the page as cells
+           are scored
   verify   check every file in the store by checksum; damaged entries are moved aside and made anew by the next run
 
   -m       a multirun: all values of the experiment's sweep axes, or of those given here (ct.tokens=32k,128k seed=0,1)
@@ -33,7 +37,7 @@ Keys are explained where they stand, in conf/. Some that are often set:
 A second run of the same thing runs nothing.
 The last line is one JSON object: results, report, stages_run, stages_reused, seconds.
 """
-VERBS = ("run", "plan", "check", "report", "verify")
+VERBS = ("run", "plan", "check", "report", "watch", "verify")
 CONF = Path(__file__).parents[1] / "conf"
 
 
@@ -62,8 +66,13 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m pipel
     from common.errors import BadInput, StageFailed
 
     try:
-        if verb == "report" and overrides and not any("=" in argument for argument in overrides):
-            return redraw([Path(folder) for folder in overrides])
+        folders = [argument for argument in overrides if "=" not in argument and not argument.startswith("~")]
+        if verb == "watch":
+            from pipeline.run import live
+
+            return live.watch(Path(folders[0] if folders else "outputs"))
+        if verb == "report" and folders:
+            return report_folders(folders, [argument for argument in overrides if argument not in folders])
         for argument in overrides:
             if "=" not in argument and not argument.startswith("~"):
                 raise BadInput(f"{argument}: neither a verb ({', '.join(VERBS)}) nor key=value; see {program} --help")
@@ -77,6 +86,19 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m pipel
     except KeyboardInterrupt:
         print("interrupted; what is done is kept, and the next run goes on from there", file=sys.stderr)
         return 130
+
+
+def report_folders(folders: Sequence[str], others: Sequence[str]) -> int:
+    """The report of results that lie in folders. `others`: `out=FOLDER`, where it is to be written."""
+    from common.errors import BadInput
+    from pipeline.report.folders import report
+
+    if wrong := [other for other in others if not other.startswith("out=")]:
+        raise BadInput(f"{wrong[0]}: a report of folders takes out=FOLDER and nothing else")
+    out = Path(others[-1].removeprefix("out=")) if others else None
+    paths = report([Path(folder) for folder in folders], out)
+    print(paths.table, paths.page, sep="\n")
+    return 0
 
 
 def command(verb: str, overrides: Sequence[str], multirun: bool, arguments: Sequence[str]) -> int:
@@ -98,15 +120,6 @@ def command(verb: str, overrides: Sequence[str], multirun: bool, arguments: Sequ
         return sweep_run.verify(Store(Path(store)))
     if collect.write_report(run_plan.plan(expanded), arguments) is None:
         raise BadInput(f"store={store}: nothing of this sweep is scored yet; run it first")
-    return 0
-
-
-def redraw(folders: Sequence[Path]) -> int:
-    """Draws the reports in these folders anew, each from what it was made from."""
-    from pipeline.run import collect
-
-    for folder in folders:
-        collect.redraw(folder)
     return 0
 
 

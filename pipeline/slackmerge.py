@@ -24,7 +24,8 @@ COMMANDS = {
     "run": ("Make what is missing of an experiment, then write the report.", PIPELINE),
     "plan": ("Say which stages are done and which would run; with cluster=8xH100 what they cost.", PIPELINE),
     "check": ("Look at everything that can be refused before an hour is spent.", PIPELINE),
-    "report": ("Write the report anew, of finished experiments (folders) or of a sweep.", PIPELINE),
+    "report": ("Write the report anew: of a sweep, of folders beside each other, of lm-eval's own results.", PIPELINE),
+    "watch": ("Show a run as it goes.", PIPELINE),
     "verify": ("Check every file in the store by checksum.", PIPELINE),
     "eval": ("Score one checkpoint with lm-eval.", "eval.__main__:main"),
 }

@@ -10,12 +10,14 @@ import contextlib
 import json
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator
 from functools import wraps
 from netrc import NetrcParseError, netrc
 from pathlib import Path
 from typing import Any, ParamSpec
 
+from pipeline.arms import ARMS
 from pipeline.config import Config
 from pipeline.execute import Job, Tracker, no_tracker
 from pipeline.graph import Stage
@@ -29,10 +31,11 @@ def mode(config: Config) -> str:
     """online, offline or off; `auto` is online where a key is known."""
     if config.tracking.wandb != "auto":
         return config.tracking.wandb
-    return "online" if os.environ.get("WANDB_API_KEY") or _logged_in() else "offline"
+    return "online" if os.environ.get("WANDB_API_KEY") or logged_in() else "offline"
 
 
-def _logged_in() -> bool:
+def logged_in() -> bool:
+    """Whether this machine has a key of wandb's."""
     try:
         return netrc().authenticators("api.wandb.ai") is not None
     except (OSError, NetrcParseError):
@@ -81,7 +84,23 @@ def tracker(config: Config, folder: Path) -> Tracker:
 
 def about(stage: Stage) -> dict[str, Any]:
     """What a run's config says of its stage."""
-    return {"stage": dict(stage.settings), "options": dict(stage.options), **cell_of(stage)}
+    return {
+        "stage": dict(stage.settings),
+        "options": dict(stage.options),
+        "method": method_of(stage),
+        **cell_of(stage),
+    }
+
+
+def method_of(stage: Stage) -> str | None:
+    """The method of the results that a stage belongs to, from its readable name; None of what several share."""
+    if stage.kind not in ("eval", "tune", "merge", "weights"):
+        return None
+    if not re.search(r"-s\d+$", stage.slug):  # no seed changes it
+        return "base"
+    name = re.sub(r"(-[\d.]+[kMB]?)?-s\d+$", "", stage.slug.partition("-")[2])
+    arm = name.replace("-", "_")
+    return arm if arm in ARMS else name
 
 
 @harmless

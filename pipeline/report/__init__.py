@@ -1,26 +1,31 @@
-"""Results -> tables, curves, claims, one HTML page.
+"""Results -> tables, figures, claims, one HTML page.
 
 Comes in: folders of a run, by `Evaluation` (scores.jsonl, samples.jsonl), `Audit` (audit.json) and `Choice`
 (choice.yml, tries.jsonl), and the records of stage.json files; nothing of the store or of a config is asked.
-Goes out: results.csv, results.md, claims.json (a claim a row), gates.json (a gate a row, where a ceiling was scored),
-curves.png, curves.svg and report.html, each whole or not at all; the same input gives the same bytes. The table for a
-terminal comes back as text.
+Goes out: results.csv, results.md; with intervals results-intervals.md and results.tex; claims.json (a claim a row),
+gates.json (a gate a row, where a ceiling was scored), stages.csv, figures/ (SVG, PDF, PNG) and report.html, each whole
+or not at all; the same input gives the same bytes (but of PDFs). The table for a terminal comes back as text.
 May be touched: the output folder of `render`.
+
+    results     records as rows and tables; paper_tables: LaTeX
+    paired      differences (inference: intervals; findings, claims: verdicts; headline: one sentence)
+    chart_data  tables that charts are drawn from; vega, score_charts, merge_charts: the charts; looks: of methods
+    figures     charts as files; page: charts, tables and items as one page (page_tables, page.html.jinja, .css, .js)
 
 No torch is imported for it, and nothing is drawn before `render`.
 """
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from common.files import write_json, write_whole
-from pipeline.report.records import Audit, Choice, Evaluation, ReportPaths, Subject
+from pipeline.report.records import Audit, Choice, Evaluation, ReportPaths, Subject, label
 
 __all__ = ["Audit", "Choice", "Evaluation", "ReportPaths", "Subject", "render", "write_untuned"]
+FIGURE_WIDTH = 440  # pixels of a figure's drawing area; a page draws as wide as its place
 
 
 def render(
@@ -31,39 +36,48 @@ def render(
     out: Path,
     subject: Subject,
     leaks: Mapping[str, Any] | None = None,
+    items: Sequence[Mapping[str, Any]] = (),
 ) -> ReportPaths:
-    """Writes results.csv, results.md, claims.json, curves.png, curves.svg and report.html to `out`, each whole or not.
+    """Writes the files that the module names to `out`, each whole or not.
 
     evaluations: of one target language, any number of budgets and seeds; base and SFT once or with every budget.
-    stages: the records of stage.json files, for the list of what was run.
+    stages: the records of stage.json files; `cells` in one says how many cells needed it.
     leaks: what leaks.json holds, where leaks were looked for.
+    items: rows of items that were scored, for samples on the page.
     Raises ValueError where checkpoints were not scored on the same items.
     """
     from pipeline.report import choices as chosen_on_dev
-    from pipeline.report import claims, curves, discards, discards_plot, gates, page, results, style
+    from pipeline.report import claims, discards, gates, page, page_tables, paired, paper_tables, results, sample_items
 
     out.mkdir(parents=True, exist_ok=True)
     rows = results.gather(evaluations)
     names = {subject.language: subject.language_name, "en": "English"}
     discarded = discards.read(audits)
     chosen = chosen_on_dev.read(choices)
-    shown = claims.claims(evaluations, discarded, chosen, subject.language)
-    png = curves.write(rows, subject.language, names, out)
+    pairs = paired.across(results.methods_in_order(row.method for row in rows), subject.given)
+    if pairs is None:
+        shown = claims.claims(evaluations, discarded, chosen, subject.language)
+    else:
+        evidence = paired.Evidence(evaluations, subject.language)
+        shown = claims.Claims([], paired.compare(evidence, pairs, 1 if subject.given else 2))
     asked_of_base = gates.gates(rows, subject.language)
     if asked_of_base:
         write_json(out / "gates.json", gates.as_json(asked_of_base))
     table = "\n".join([results.terminal_table(rows, subject.language), *gates.in_words(asked_of_base)])
+    png = out / "figures" / "curves.png"
     paths = ReportPaths(out / "results.csv", out / "results.md", png, out / "report.html", out / "claims.json", table)
     write_whole(paths.results_csv, results.to_csv(rows))
     write_json(paths.claims, claims.as_json(shown.answers))
     write_whole(paths.results_md, results.to_markdown(rows, subject.language, names))
-    with tempfile.TemporaryDirectory() as aside:
-        figure = None
-        if discarded:
-            looks = style.looks(row.method for row in rows)
-            figure = discards_plot.write(discarded, looks, Path(aside) / "discards.svg")
-        html = page.render(rows, shown, discarded, chosen, stages, subject, out / "curves.svg", figure, leaks)
-    write_whole(paths.page, html)
+    write_whole(out / "results.tex", paper_tables.to_latex(rows, shown, subject))
+    write_whole(out / "results-intervals.md", paper_tables.to_markdown(rows, subject))
+    if stages:
+        write_whole(out / "stages.csv", page_tables.stages_csv(stages))
+    samples = sample_items.pick(items, evaluations, subject.language)
+    recipes = discards.recipe_methods(audits)
+    found = page.Findings(rows, shown, discarded, chosen, stages, subject, leaks, samples, recipes)
+    _draw(found, out / "figures")
+    write_whole(paths.page, page.render(found))
     return paths
 
 
@@ -72,3 +86,23 @@ def write_untuned(evaluations: Sequence[Evaluation], out: Path) -> None:
     from pipeline.report import results
 
     write_whole(out / "untuned.csv", results.to_csv(results.gather(evaluations)))
+
+
+def _draw(found: Any, folder: Path) -> None:
+    """The figures: curves (accuracy and bits beside each other), the trade-off, what was discarded, the slack."""
+    from pipeline.report import chart_data, figures, page
+
+    seen = page.picture(found, FIGURE_WIDTH)
+
+    def spec(name: str, **choice: str) -> dict[str, Any]:
+        return figures.selected(seen.charts[name], seen.tables, {**seen.state, **choice}, seen.looks)
+
+    overall = [m for m in seen.measures if m.language == found.subject.language][:2]
+    if "curves" in seen.charts:
+        name = found.subject.language_name
+        panels = [(f"{name}: {m.name}", spec("curves", measure=chart_data.measure_id(m))) for m in overall]
+        figures.write(figures.beside(panels), folder, "curves")
+    titles = {"heat": label(str(seen.state["merge"])), "slack": f"mean accuracy ({seen.state['group']})"}
+    for name in ("plane", "heat", "slack"):
+        if name in seen.charts:
+            figures.write(spec(name) | ({"title": titles[name]} if name in titles else {}), folder, name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.report.records import Audit, mean
@@ -30,10 +30,20 @@ class Shares:
 
 
 @dataclass(frozen=True)
+class PartShares:
+    """Of one layer, kind of module or whole model: lost and trimmed as in `Shares`; lost_top: of its top 5 %."""
+
+    lost: float
+    lost_top: float
+    trimmed: float
+
+
+@dataclass(frozen=True)
 class Discarded:
     """What one method discarded of the SFT task vector at one budget, mean over seeds.
 
     lost_top: by seed, the share of the top 5 % that was lost in sign conflicts.
+    parts: by ("layer", its number) or ("module kind", its name).
     """
 
     method: str
@@ -45,6 +55,12 @@ class Discarded:
     of_top: Mapping[str, Shares]
     norm_lost: float
     lost_top: Mapping[int, float]
+    parts: Mapping[tuple[str, str], PartShares] = field(default_factory=dict)
+
+    @property
+    def shares(self) -> PartShares:
+        """Those of the whole model."""
+        return PartShares(self.of_all.lost, self.of_top[TOP].lost, self.of_all.trimmed)
 
     @property
     def plain_ties(self) -> bool:
@@ -88,7 +104,29 @@ def _discarded(method: str, budget: int, by_seed: Mapping[int, dict[str, Any]]) 
         {top: _shares([model["top"][top] for model in models]) for top in TOPS},
         mean([model["norm_lost"] for model in models]),
         {seed: report["models"][SFT]["top"][TOP]["share_lost_in_conflict"] for seed, report in by_seed.items()},
+        _parts(list(by_seed.values())),
     )
+
+
+def _parts(reports: list[dict[str, Any]]) -> dict[tuple[str, str], PartShares]:
+    """Means over seeds of each layer and kind of module that all audits have."""
+    parts = {}
+    for by, key in (("layer", "by_layer"), ("module kind", "by_kind")):
+        for part in reports[0].get(key, {}):
+            models = [report.get(key, {}).get(part, {}).get(SFT) for report in reports]
+            if all(models):
+                whole, top = _shares(models), _shares([model["top"][TOP] for model in models])
+                parts[by, part] = PartShares(whole.lost, top.lost, whole.trimmed)
+    return parts
+
+
+def recipe_methods(audits: Iterable[Audit]) -> dict[str, str]:
+    """By the merge, the `method` of its recipe."""
+    first = {audit.method: audit.folder for audit in reversed(list(audits))}
+    return {
+        method: json.loads((folder / "audit.json").read_text(encoding="utf-8"))["method"]
+        for method, folder in first.items()
+    }
 
 
 def _shares(counted: list[dict[str, Any]]) -> Shares:

@@ -103,13 +103,14 @@ def holm(ps: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def verdict(estimate: Estimate, margin: float, p_adjusted: float) -> Verdict:
+def verdict(estimate: Estimate, margin: float, p_adjusted: float, least_seeds: int = 2) -> Verdict:
     """Of the claim that a difference is above 0, where less than `margin` either way would not matter.
 
     level: the interval lies inside the margin. shown: above 0, by the p-value adjusted for all claims. not shown: the
-    interval leaves no room for a difference of the margin. undecided: neither can be told, as always from one seed.
+    interval leaves no room for a difference of the margin. undecided: neither can be told, as always from fewer seeds
+    than least_seeds (1 where two checkpoints are compared and not two methods).
     """
-    if estimate.seeds < 2:
+    if estimate.seeds < least_seeds:
         return "undecided"
     if -margin < estimate.low and estimate.high < margin:
         return "level"

@@ -2,218 +2,199 @@
 
 from __future__ import annotations
 
-import base64
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from common.units import format_tokens
+from pipeline.report import chart_data, figures, headline, merge_charts, page_tables, score_charts
+from pipeline.report.chart_data import Table
 from pipeline.report.choices import Chosen
 from pipeline.report.claims import Claims
-from pipeline.report.discards import TOPS, Discarded
-from pipeline.report.paired import AGAINST, KINDS, Comparison
+from pipeline.report.discards import Discarded
+from pipeline.report.looks import INK, SOFT, Look, looks, shown_first
+from pipeline.report.paired import KINDS
 from pipeline.report.records import Row, Subject, label
-from pipeline.report.results import (
-    OVERALL,
-    Measure,
-    best,
-    budget_name,
-    budgets_of,
-    languages,
-    measures,
-    methods_in_order,
-    points,
-)
-from pipeline.report.wording import interval, percent, signed
+from pipeline.report.results import Measure, budget_name, budgets_of
+from pipeline.report.sample_items import Sample
+from pipeline.report.vega import PAGE_COLOURS, Chart, colored, theme
+from pipeline.report.wording import percent, signed
 from pipeline.run.console import duration
 
 TEMPLATE = "page.html.jinja"
+SLACK_MEASURES = (("accuracy", "mean accuracy"), ("bits", "bits per byte"), ("lost_top", "lost of SFT's top 5 %"))
 
 
 @dataclass(frozen=True)
-class Cell:
-    """A number in a table, as text: its interval and more of it, and whether it is the best of its column."""
+class Findings:
+    """All that a page and its figures are drawn from.
 
-    text: str
-    interval: str = ""
-    best: bool = False
+    samples: with the budget and the seed that their answers are of. recipes: by the merge, its recipe's method.
+    """
 
-
-Judged = tuple[Cell, str]  # with its verdict
-
-
-@dataclass(frozen=True)
-class Block:
-    """A measure of the results table: its methods with a cell per budget."""
-
-    measure: Measure
-    lines: list[tuple[str, list[Cell | None]]]
+    rows: Sequence[Row]
+    claims: Claims
+    discarded: Sequence[Discarded]
+    chosen: Sequence[Chosen]
+    stages: Sequence[Mapping[str, Any]]
+    subject: Subject
+    leaks: Mapping[str, Any] | None = None
+    samples: tuple[Sequence[Sample], int, int] = ((), 0, 0)
+    recipes: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Histogram:
-    """A task's answers under one metric: by method and budget, how often each label was given."""
+class Picture:
+    """The charts of a run, their data, how methods look, and what is chosen before anybody chose."""
 
-    task: str
-    metric: str
-    labels: list[str]
-    counts: dict[tuple[str, int], dict[str, int]]
+    charts: Mapping[str, Chart]
+    tables: Mapping[str, Table]
+    looks: Mapping[str, Look]
+    measures: Sequence[Measure]
+    state: Mapping[str, Any]
 
 
-def render(
-    rows: Sequence[Row],
-    claims: Claims,
-    discarded: Sequence[Discarded],
-    chosen: Sequence[Chosen],
-    stages: Sequence[Mapping[str, Any]],
-    subject: Subject,
-    curves_svg: Path,
-    discards_svg: Path | None,
-    leaks: Mapping[str, Any] | None,
-) -> str:
-    """The page. `stages` are the records that stage.json files hold, `leaks` what leaks.json holds, or None."""
+def picture(found: Findings, width: int | None = None) -> Picture:
+    """Charts as wide as their place, or figures of this width, in pixels."""
+    language, name = found.subject.language, found.subject.language_name
+    drawn = looks((row.method for row in found.rows), found.recipes)
+    measures = chart_data.all_measures(found.rows, language)
+    budgets = [budget for budget in budgets_of(found.rows) if budget]
+    tables = {
+        "claims": page_tables.claims(found.claims.answers),
+        "scores": chart_data.scores(found.rows, measures),
+        "levels": chart_data.levels(measures),
+        "plane": chart_data.plane(found.rows, language),
+        "parts": chart_data.parts(found.discarded),
+        "slack": chart_data.slack_sweep(found.rows, found.discarded, found.chosen, language),
+        "predictions": chart_data.predictions(found.rows, language),
+        "differences": chart_data.differences(found.claims.comparisons),
+        "hours": chart_data.hours(found.stages),
+    }
+    state: dict[str, Any] = {
+        "methods": shown_first(drawn),
+        "measure": chart_data.measure_id(measures[0]) if measures else None,
+        "merge": next((row[0] for row in reversed(tables["parts"].rows)), None),
+        "quantity": "lost_top",
+        "measured": "accuracy",
+        "group": next((row[0] for row in tables["slack"].rows), None),
+        "task": next((row[0] for row in tables["predictions"].rows), None),
+        "budget": budgets[-1] if budgets else 0,
+        "baseline": next((row[1] for row in tables["differences"].rows), None),
+        "kind": next((row[0] for row in tables["differences"].rows), None),
+    }
+    # a legend names what is drawn, and no more
+    listed = [look for method, look in drawn.items() if width is None or method in state["methods"]]
+    parts = list(dict.fromkeys(str(row[3]) for row in tables["parts"].rows))
+    by_slack = {float(row[4]): str(row[3]) for row in tables["slack"].rows}  # type: ignore[arg-type]
+    every = (
+        score_charts.claims(len(tables["claims"].rows), width),
+        score_charts.curves(listed, budgets, width),
+        score_charts.plane(listed, name, width),
+        merge_charts.heat(parts, width),
+        merge_charts.slack([by_slack[order] for order in sorted(by_slack)], budgets, width),
+        score_charts.predictions(listed, width),
+        merge_charts.hours(len(tables["hours"].rows) // 2, width),
+    )
+    data_of = {"curves": "scores", "heat": "parts"}
+    charts = {chart.name: chart for chart in every if tables[data_of.get(chart.name, chart.name)].rows}
+    return Picture(charts, tables, drawn, measures, state)
+
+
+def render(found: Findings) -> str:
+    """The page."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
 
+    folder = Path(__file__).parent
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader(folder),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
     environment.filters.update(
-        label=label, budget=budget_name, tokens=format_tokens, share=percent, duration=duration, interval=interval
+        label=label, budget=budget_name, share=percent, duration=duration, signed=signed, number=_number
     )
+    seen, subject = picture(found), found.subject
+    spent, saved = chart_data.total_hours(seen.tables["hours"])
+    answers = found.claims.answers
     names = {subject.language: subject.language_name, "en": "English"}
-    finished = max((str(record["finished"]) for record in stages), default="")
+    samples, sample_budget, sample_seed = found.samples
     return environment.get_template(TEMPLATE).render(
+        css=Markup((folder / "page.css").read_text(encoding="utf-8")),
+        script=Markup((folder / "page.js").read_text(encoding="utf-8")),
+        data=Markup(_inline(_script_data(seen, names))),
+        vega=figures.javascript(),
         subject=subject,
-        names=names,
-        facts=facts(rows, stages),
-        finished=finished[:16].replace("T", " "),
-        answers=claims.answers,
-        predictions=predictions(rows, subject.language),
-        comparisons=[(baseline, differences(claims.comparisons, baseline)) for baseline in AGAINST],
-        counted=len(claims.comparisons),
-        curves=data_uri(curves_svg),
-        discards_figure=data_uri(discards_svg) if discards_svg else None,
-        budgets=budgets_of(rows),
-        ct_budgets=[budget for budget in budgets_of(rows) if budget],
-        tables=[
-            (names.get(language, language), blocks(rows, language)) for language in languages(rows, subject.language)
-        ],
-        overall=OVERALL,
-        discarded=discarded,
-        tops=TOPS,
-        chosen=chosen,
-        chosen_settings=[settings_text(choice.settings) for choice in chosen],
-        leaks=leaks,
-        kinds=by_kind(stages),
-        stages=sorted(stages, key=lambda record: str(record["finished"])),
-        versions=distinct(record.get("versions") for record in stages),
-        commits=[str(commit) for commit in distinct(record.get("commit") for record in stages)],
-        configs=[(name, yaml_text(config)) for name, config in subject.configs.items()],
+        sentence=headline.sentence(answers, subject.language_name)
+        if answers
+        else headline.of_comparisons(found.claims.comparisons),
+        facts=page_tables.facts(found.rows, found.stages),
+        finished=max((str(record["finished"]) for record in found.stages), default="")[:16].replace("T", " "),
+        answers=answers,
+        has={name: bool(table.rows) for name, table in seen.tables.items()},
+        measures=[(chart_data.measure_id(m), f"{names.get(m.language, m.language)}: {m.name}") for m in seen.measures],
+        merges=_options(seen.tables["parts"], 0),
+        quantities=list(chart_data.QUANTITIES.items()),
+        slack_measures=SLACK_MEASURES,
+        groups=[(group, group) for group, _ in _options(seen.tables["slack"], 0)],
+        tasks=[(task, task) for task, _ in _options(seen.tables["predictions"], 0)],
+        budgets=[(budget, format_tokens(budget)) for budget in budgets_of(found.rows) if budget],
+        baselines=_options(seen.tables["differences"], 1),
+        kinds=[(kind, KINDS[kind]) for kind in KINDS if any(c.kind == kind for c in found.claims.comparisons)],
+        counted=len(found.claims.comparisons),
+        samples=samples,
+        sample_budget=sample_budget,
+        sample_seed=sample_seed,
+        spent=spent * 3600,
+        saved=saved * 3600,
+        chosen=[(choice, page_tables.settings_text(choice.settings)) for choice in found.chosen],
+        leaks=found.leaks,
+        stages=found.stages,
+        checksums=page_tables.checksums(found.stages),
+        versions=page_tables.distinct(record.get("versions") for record in found.stages),
+        commits=[str(commit) for commit in page_tables.distinct(record.get("commit") for record in found.stages)],
+        configs=page_tables.configs_text(subject.configs),
     )
 
 
-def facts(rows: Sequence[Row], stages: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """The run in a few numbers."""
-    budgets = [format_tokens(budget) for budget in budgets_of(rows) if budget]
-    seeds = sorted({row.seed for row in rows})
-    return [
-        ("CT budgets", ", ".join(budgets) or "none"),
-        ("methods", str(len({row.method for row in rows}))),
-        ("seed" if len(seeds) == 1 else "seeds", ", ".join(map(str, seeds))),
-        ("checkpoints scored", str(len({(row.method, row.ct_tokens, row.seed) for row in rows}))),
-        ("stages", str(len(stages))),
-        ("computing time", duration(sum(record["seconds"] for record in stages))),
-    ]
+def _number(value: float) -> str:
+    return f"{value:.3f}" if value != float("inf") else "\u221e"
 
 
-def blocks(rows: Sequence[Row], language: str) -> list[Block]:
-    """The results table of a language."""
-    table, budgets = [], budgets_of(rows)
-    for measure in measures(rows, language):
-        scores = points(rows, measure)
-        bold = best(scores, measure)
-        lines: list[tuple[str, list[Cell | None]]] = []
-        for method in methods_in_order(method for method, _ in scores):
-            cells = {
-                budget: Cell(f"{point.value:.3f}", f"{point.low:.3f} to {point.high:.3f}", (method, budget) in bold)
-                for (other, budget), point in scores.items()
-                if other == method
+def _options(table: Table, place: int) -> list[tuple[str, str]]:
+    """The methods of a column, each once, with their titles."""
+    return [(str(method), label(str(method))) for method in dict.fromkeys(row[place] for row in table.rows)]
+
+
+def _script_data(seen: Picture, names: Mapping[str, str]) -> dict[str, Any]:
+    """What the page's script reads."""
+    return {
+        "state": seen.state,
+        "looks": [vars(look) for look in seen.looks.values()],
+        "measures": [
+            {
+                "id": chart_data.measure_id(measure),
+                "name": measure.name,
+                "language": names.get(measure.language, measure.language),
+                "lower": measure.lower_is_better,
             }
-            lines.append((method, [cells.get(budget) for budget in budgets]))
-        table.append(Block(measure, lines))
-    return table
-
-
-def judged(comparison: Comparison) -> Judged:
-    """A comparison as a cell."""
-    difference = comparison.difference
-    interval = f"{signed(difference.low)} to {signed(difference.high)}; mdd {difference.mdd:.3f}"
-    return Cell(signed(difference.value), interval), comparison.verdict
-
-
-def differences(comparisons: Sequence[Comparison], baseline: str) -> list[tuple[str, str, list[Judged | None]]]:
-    """Against one baseline: (kind, method, a cell and its verdict per budget)."""
-    against = {
-        (comparison.kind, comparison.method, comparison.ct_tokens): comparison
-        for comparison in comparisons
-        if comparison.baseline == baseline
+            for measure in seen.measures
+        ],
+        "tables": {name: table.packed() for name, table in seen.tables.items()},
+        "charts": [{**vars(chart), "spec": colored(chart.spec, PAGE_COLOURS)} for chart in seen.charts.values()],
+        "config": theme(PAGE_COLOURS[INK], PAGE_COLOURS[SOFT], "var(--line)"),
+        "colours": PAGE_COLOURS,
+        "labels": {method: look.title for method, look in seen.looks.items()},
+        "kinds": dict(KINDS),
     }
-    budgets = sorted({comparison.ct_tokens for comparison in comparisons})
-    lines = []
-    order = list(KINDS)
-    for kind, method in sorted(dict.fromkeys(key[:2] for key in against), key=lambda pair: order.index(pair[0])):
-        line = [against.get((kind, method, budget)) for budget in budgets]
-        cells = [judged(comparison) if comparison else None for comparison in line]
-        lines.append((KINDS[kind], method, cells))
-    return lines
 
 
-def predictions(rows: Sequence[Row], language: str) -> list[Histogram]:
-    """How often each label was the answer, of each task of a fixed set of labels, summed over seeds."""
-    histograms: dict[tuple[str, str], Histogram] = {}
-    for row in rows:
-        if row.language == language and row.predictions is not None and (row.primary or row.metric == "acc"):
-            histogram = histograms.setdefault((row.task, row.metric), Histogram(row.task, row.metric, [], {}))
-            histogram.labels[:] = list(row.predictions)
-            counts = histogram.counts.setdefault((row.method, row.ct_tokens), dict.fromkeys(row.predictions, 0))
-            for label_, count in row.predictions.items():
-                counts[label_] += count
-    return list(histograms.values())
-
-
-def by_kind(stages: Sequence[Mapping[str, Any]]) -> list[tuple[str, int, float]]:
-    """(kind, how many, seconds), the longest first."""
-    by_name: dict[str, list[float]] = {}
-    for record in stages:
-        by_name.setdefault(record["kind"], []).append(record["seconds"])
-    return sorted(((kind, len(seconds), sum(seconds)) for kind, seconds in by_name.items()), key=lambda line: -line[2])
-
-
-def distinct(values: Any) -> list[Any]:
-    """Each value that is not None once, as they come."""
-    seen: list[Any] = []
-    for value in values:
-        if value is not None and value not in seen:
-            seen.append(value)
-    return seen
-
-
-def settings_text(settings: Mapping[str, Any]) -> str:
-    """Chosen settings in one line, the method aside (its name is in the table already)."""
-    return ", ".join(f"{key} = {value}" for key, value in settings.items() if key != "method")
-
-
-def yaml_text(config: Mapping[str, Any]) -> str:
-    import yaml
-
-    return str(yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
-
-
-def data_uri(svg: Path) -> str:
-    """A picture as a part of the page."""
-    return "data:image/svg+xml;base64," + base64.b64encode(svg.read_bytes()).decode()
+def _inline(value: Any) -> str:
+    """JSON that may stand in a script element."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")

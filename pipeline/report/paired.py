@@ -49,13 +49,14 @@ class Comparison:
     kind: Kind
     difference: Estimate
     p_adjusted: float
+    least_seeds: int = 2  # that a verdict takes
 
     @property
     def verdict(self) -> str:
         """Better, worse or level where the run can tell, else `undecided`."""
         gain = self.difference.negated if self.kind in LOWER_IS_BETTER else self.difference
         margin = MARGINS[self.kind]
-        sides = (verdict(gain, margin, self.p_adjusted), verdict(gain.negated, margin, self.p_adjusted))
+        sides = [verdict(side, margin, self.p_adjusted, self.least_seeds) for side in (gain, gain.negated)]
         if "level" in sides:
             return "level"
         return "better" if sides[0] == "shown" else "worse" if sides[1] == "shown" else "undecided"
@@ -182,17 +183,41 @@ def measured(kind: Kind, samples: Samples) -> Measured:
     return Measured(float(np.mean(values)), np.asarray(np.mean(influences, axis=0)))
 
 
-def compare(evidence: Evidence) -> list[Comparison]:
-    """Every merge at every budget against CT-then-SFT and CT of the same budget, and against SFT."""
+def compare(
+    evidence: Evidence, pairs: Sequence[tuple[str, str]] | None = None, least_seeds: int = 2
+) -> list[Comparison]:
+    """Methods against baselines at every budget that both have; a baseline without CT at all of them.
+
+    pairs: (method, baseline); left out, every merge against CT-then-SFT, CT and SFT.
+    """
+    budgets = evidence.budgets if pairs is None else sorted({tokens for _, tokens, _ in evidence.folders})
+    if pairs is None:
+        pairs = [(method, baseline) for baseline in AGAINST for method in evidence.merges]
     differences: list[tuple[int, str, str, Kind, Estimate]] = []
-    for baseline in AGAINST:
-        for budget in evidence.budgets:
-            reference = (baseline, 0 if baseline in WITHOUT_CT else budget)
-            for method in evidence.merges:
+    for baseline in dict.fromkeys(baseline for _, baseline in pairs):
+        for budget in budgets:
+            reference = (baseline, budget if evidence.has(baseline, budget) else 0)
+            for method in (method for method, other in pairs if other == baseline):
                 if not (evidence.has(method, budget) and evidence.has(*reference)):
                     continue
                 for kind in KINDS:
                     if (difference := evidence.difference(kind, [(method, budget)], [reference])) is not None:
                         differences.append((budget, method, baseline, kind, difference))
     adjusted = holm([difference[-1].p for difference in differences])
-    return [Comparison(*difference, p) for difference, p in zip(differences, adjusted, strict=True)]
+    return [Comparison(*row, p, least_seeds) for row, p in zip(differences, adjusted, strict=True)]
+
+
+def across(methods: Sequence[str], given: bool) -> list[tuple[str, str]] | None:
+    """What is compared where methods are of several reports: those of a name with that of the first report.
+
+    given: checkpoints that somebody scored, all of them with the first. None: of one report, where it is `compare`'s to
+    say.
+    """
+    if given:
+        return [(method, methods[0]) for method in methods[1:]]
+    by_name: dict[str, list[str]] = {}
+    for method in methods:
+        by_name.setdefault(method.rpartition("/")[2], []).append(method)
+    if not any("/" in method for method in methods):
+        return None
+    return [(other, first) for first, *others in by_name.values() for other in others]

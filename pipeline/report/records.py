@@ -50,13 +50,19 @@ class Choice:
 
 @dataclass(frozen=True)
 class Subject:
-    """What a report is about: the experiment, the target language, every cell's config by its name, the command."""
+    """What a report is about: the experiment, the target language, every cell's config by its name, the command.
+
+    unfinished: how many stages are done, of how many, while a run goes on. given: models that somebody else scored,
+    each of them itself what is asked about and not one of several seeds.
+    """
 
     title: str
     language: str
     language_name: str
     configs: Mapping[str, Mapping[str, Any]]
     command: str = "make reproduce"
+    unfinished: tuple[int, int] | None = None
+    given: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,7 +91,7 @@ class Row:
 
 @dataclass(frozen=True)
 class ReportPaths:
-    """The published files; `curves` is the PNG, beside which lies curves.svg, `claims` the JSON of claims.
+    """The published files; `curves` is the PNG, beside which lie its SVG and PDF, `claims` the JSON of claims.
 
     table: the results in short, for a terminal.
     """
@@ -99,7 +105,13 @@ class ReportPaths:
 
 
 def label(method: str) -> str:
-    """A method's name as people write it: `ties_sv_1` is `TIES SV 1`, `ct_then_sft_with_ct` `CT-then-SFT with CT`."""
+    """A method's name as people write it: `ties_sv_1` is `TIES SV 1`, `ct_then_sft_with_ct` `CT-then-SFT with CT`.
+
+    Of several reports: `tiny/ties` is `TIES (tiny)`.
+    """
+    if "/" in method:
+        title, _, method = method.rpartition("/")
+        return f"{label(method)} ({title})"
     if method in ARMS:
         return ARMS[method].title
     acronyms = {

@@ -155,7 +155,10 @@ CASES = {
         ["ct.tokens=2048,4096"],
         r"ct\.tokens=2048,4096: several values make a sweep; say `python -m pipeline -m",
     ),
-    "not an override": (["reproduce"], r"reproduce: neither a verb \(run, plan, check, report, verify\) nor key=value"),
+    "not an override": (
+        ["reproduce"],
+        r"reproduce: neither a verb \(run, plan, check, report, watch, verify\) nor key=value",
+    ),
     "an override that cannot be read": (["ct.tokens=[1"], r"."),
 }
 
@@ -218,7 +221,7 @@ from pipeline.__main__ import main
 assert main(["--help"]) == 0
 assert "hydra" not in sys.modules
 assert main(["plan", "-m", "experiment=test", "store={tmp_path}/store"]) == 0
-heavy = {{"torch", "transformers", "lm_eval", "wandb", "matplotlib", "pandas"}} & set(sys.modules)
+heavy = {{"torch", "transformers", "lm_eval", "wandb", "vl_convert", "pandas"}} & set(sys.modules)
 assert not heavy, heavy
 """
     done = command("-c", program)

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from click.shell_completion import ShellComplete
 
-from common.files import write_json
 from pipeline import slackmerge
-from pipeline.run import collect
+from pipeline.report.records import Subject
+from pipeline.report.report_sources import Sources
 
 ROOT = Path(__file__).parents[2]
 
@@ -82,8 +82,8 @@ def test_the_shell_completes_commands_groups_and_choices() -> None:
 def test_what_is_no_report_is_refused_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert slackmerge.main(["report", str(tmp_path)]) == 2
     assert f"{tmp_path}: sources.json cannot be read" in capsys.readouterr().err
-    sources = {"evaluations": [], "audits": [], "choices": [], "untuned": [], "leaks": None, "subject": {}}
-    write_json(tmp_path / collect.SOURCES, sources | {"stages": ["../store/eval/gone", "../store/ct/gone"]})
+    gone = [(tmp_path / "store" / kind / "gone" / "stage.json", 1) for kind in ("eval", "ct")]
+    Sources(Subject("tiny", "nya", "Chichewa", {}), [], stages=gone).save(tmp_path)
     assert slackmerge.main(["report", str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "store/eval/gone is not there, and 1 entries more" in error

@@ -1,0 +1,157 @@
+"""`make dashboard`: the comparison of an experiment in Weights & Biases, built in code from its report.
+
+One run a method and seed carries the curve (a step a CT budget), so that wandb can draw any measure against tokens and
+group by method, family, language or seed; one run carries the claims and the cost. A report in wandb's own format lays
+them out. Where a key is known all of it is pushed; else the runs are offline and the layout is written as a file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from common.errors import BadInput
+from common.files import write_whole
+from pipeline.report import discards, looks, report_sources, results
+from pipeline.report.chart_data import hours, total_hours
+from pipeline.report.results import OVERALL
+from pipeline.tracking import logged_in
+
+LAYOUT = "dashboard.json"
+
+
+def build(folder: Path, project: str = "slackmerge", entity: str = "") -> Path:
+    """Writes the runs to `folder`/wandb and the layout to dashboard.json; pushes both where a key is known.
+
+    folder: of a report, outputs/<experiment>. Raises BadInput where there is none, or wandb's report API is missing.
+    """
+    if not (folder / report_sources.FILE).is_file():
+        raise BadInput(f"{folder}: no {report_sources.FILE}; name the folder of a report, such as outputs/tiny")
+    found = report_sources.read(folder)
+    online = bool(os.environ.get("WANDB_API_KEY")) or logged_in()
+    _runs(found, folder, project, online)
+    layout = report(found, project, entity or ("" if online else "ENTITY"))
+    model = layout._to_model()  # wandb's own serialisation, which it has no public name for
+    write_whole(folder / LAYOUT, json.dumps(json.loads(model.model_dump_json(by_alias=True)), indent=1) + "\n")
+    if online:
+        layout.save()
+        print(layout.url)
+    else:
+        print(f"{folder / LAYOUT}; no wandb key here. To push: `wandb login`, then `make dashboard` again, or")
+        print(f"`wandb sync {folder / 'wandb'}/offline-run-*` for the runs alone")
+    return folder / LAYOUT
+
+
+def _runs(found: report_sources.Sources, folder: Path, project: str, online: bool) -> None:
+    """A run a method and seed with its curve, and one of claims and cost."""
+    import wandb
+
+    os.environ.setdefault("WANDB_SILENT", "true")
+    rows = results.gather(found.evaluations)
+    recipes = discards.recipe_methods(found.audits)
+    lost = {
+        (d.method, d.ct_tokens, seed): share for d in discards.read(found.audits) for seed, share in d.lost_top.items()
+    }
+    subject = found.subject
+    quiet = wandb.Settings(silent=True, console="off", x_disable_stats=True, x_disable_meta=True, disable_git=True)
+
+    def start(name: str, kind: str, config: dict[str, Any]) -> Any:
+        return wandb.init(
+            project=project,
+            group=subject.title,
+            name=name,
+            job_type=kind,
+            dir=str(folder),
+            mode="online" if online else "offline",
+            config={"language": subject.language, **config},
+            settings=quiet,
+            reinit="finish_previous",
+        )
+
+    for method, seed in dict.fromkeys((row.method, row.seed) for row in rows):
+        config = {"method": method, "family": looks.family_of(method, recipes), "seed": seed}
+        run = start(f"{method} seed {seed}", "curve", config)
+        own = [row for row in rows if (row.method, row.seed) == (method, seed)]
+        for tokens in sorted({row.ct_tokens for row in own}):
+            point: dict[str, Any] = {f"{r.task}/{r.metric}": r.value for r in own if r.ct_tokens == tokens}
+            if (method, tokens, seed) in lost:
+                point["lost of SFT's top 5 %"] = lost[method, tokens, seed]
+            run.log({"ct_tokens": tokens, **point})
+        run.finish()
+    run = start("claims", "claims", {})
+    claims = json.loads((folder / "claims.json").read_text(encoding="utf-8"))
+    if claims:
+        columns = list(claims[0])
+        run.log({"claims": wandb.Table(columns=columns, data=[[str(row[c]) for c in columns] for row in claims])})
+    records = [{**json.loads(path.read_text(encoding="utf-8")), "cells": cells} for path, cells in found.stages]
+    spent, saved = total_hours(hours(records))
+    run.summary.update({"hours spent": spent, "hours saved by sharing": saved})
+    run.finish()
+
+
+def report(found: report_sources.Sources, project: str, entity: str) -> Any:
+    """wandb's report: curves against tokens on a log axis, grouped by method; claims; discards; cost."""
+    try:
+        wr: Any = import_module("wandb_workspaces.reports.v2")  # an extra, whose types are not for strict checking
+    except ImportError:
+        raise BadInput("the dashboard takes wandb-workspaces: pip install 'slackmerge[dashboard]'") from None
+
+    subject, rows = found.subject, results.gather(found.evaluations)
+    place = {"project": project, **({"entity": entity} if entity else {})}
+    group = f"Group = '{subject.title}'"
+
+    def runset(kind: str, groupby: Sequence[str]) -> Any:
+        return wr.Runset(project=project, name=kind, filters=f"{group} and JobType = '{kind}'", groupby=list(groupby))
+
+    shown = [
+        measure
+        for language in results.languages(rows, subject.language)
+        for measure in results.measures(rows, language)
+        if measure.name in OVERALL
+    ]
+    curves = [
+        wr.LinePlot(
+            title=f"{measure.language}: {measure.name}",
+            x="ct_tokens",
+            y=[f"{measure.task}/{measure.metric}"],
+            log_x=True,
+            title_x="continual pre-training tokens",
+            groupby_aggfunc="mean",
+            groupby_rangefunc="minmax",
+        )
+        for measure in shown
+    ]
+    discarded = wr.LinePlot(title="lost of SFT's top 5 %", x="ct_tokens", y=["lost of SFT's top 5 %"], log_x=True)
+    cost = wr.BarPlot(title="hours", metrics=["hours spent", "hours saved by sharing"])
+    blocks = [
+        wr.H1(text="Data efficiency"),
+        wr.PanelGrid(runsets=[runset("curve", ["config.language", "config.method"])], panels=curves),
+        wr.H1(text="What merging threw away"),
+        wr.PanelGrid(runsets=[runset("curve", ["config.method"])], panels=[discarded]),
+        wr.H1(text="Claims and cost"),
+        wr.PanelGrid(runsets=[runset("claims", [])], panels=[wr.WeavePanelSummaryTable(table_name="claims"), cost]),
+    ]
+    title = f"slackmerge: {subject.title}, {subject.language_name}"
+    return wr.Report(**place, title=title[:128], description="By make dashboard.", blocks=blocks)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """`python -m pipeline.dashboard outputs/tiny [project] [entity]`; exit code 2 where there is no such report."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        if not given:
+            raise BadInput("dashboard: name the folder of a report, such as outputs/tiny")
+        build(Path(given[0]), *given[1:3])
+    except BadInput as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,56 @@
+"""`python -m pipeline report FOLDER...`: the report of any results, of one folder or of several beside each other.
+
+A folder is one that a report of ours was written to (outputs/<experiment>), or one that lm-eval wrote by itself.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from common.errors import BadInput
+from pipeline.report import lm_eval_folder, report_sources
+from pipeline.report.records import ReportPaths, Subject
+
+GIVEN = "lm-eval"
+
+
+def report(folders: Sequence[Path], out: Path | None = None) -> ReportPaths:
+    """Writes a report over the folders to `out`.
+
+    Left out: one report of ours is written anew where it lies, anything else goes to `report`. Raises BadInput.
+    """
+    ours, theirs = {}, []
+    for folder in folders:
+        if folder.is_dir() and lm_eval_folder.is_one(folder):
+            theirs.append(folder)
+        else:
+            found = report_sources.read(folder)
+            title = found.subject.title if found.subject.title not in ours else str(folder)
+            ours[title] = found
+    if ours and theirs:
+        raise BadInput("folders of lm-eval answer other items than ours do: give the ones or the others")
+    try:
+        if theirs:
+            return _of_lm_eval(theirs, out or Path("report"))
+        if len(ours) == 1:
+            return next(iter(ours.values())).render(out or folders[0])
+        return report_sources.together(ours).render(out or Path("report"))
+    except ValueError as error:  # checkpoints that were not scored on the same items
+        raise BadInput(str(error)) from None
+
+
+def _of_lm_eval(folders: Sequence[Path], out: Path) -> ReportPaths:
+    with tempfile.TemporaryDirectory() as aside:
+        evaluations = []
+        for folder in folders:
+            evaluations += lm_eval_folder.read(folder, Path(aside))
+        names = [evaluation.method for evaluation in evaluations]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise BadInput(f"{', '.join(sorted(twice))}: the name of several models; rename the folders of lm-eval")
+        command = f"python -m pipeline report {' '.join(map(str, folders))}"
+        subject = Subject(" and ".join(names), lm_eval_folder.LANGUAGE, GIVEN, {}, command, given=True)
+        from pipeline import report
+
+        return report.render(evaluations, [], [], [], out, subject)

@@ -1,0 +1,102 @@
+"""Folders that lm-eval wrote by itself (`--output_path`, `--log_samples`) as evaluations of ours."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from math import log
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+from common.errors import BadInput
+from common.files import read_jsonl, write_jsonl
+from eval.score_records import mean_records
+from eval.stats import mean_interval, ratio_interval, wilson
+from eval.task_set import BITS
+from pipeline.report.records import Evaluation
+
+LANGUAGE = "und"  # BCP 47: lm-eval's results do not say theirs
+SAMPLES = re.compile(r"samples_(?P<task>.+)_(?P<date>\d{4}-\d\d-\d\dT[\d.-]+)\.jsonl$")
+Record = dict[str, Any]
+
+
+def is_one(folder: Path) -> bool:
+    """Whether results of lm-eval lie in it, or in a folder of a model in it."""
+    return bool(_models(folder))
+
+
+def _models(folder: Path) -> list[Path]:
+    """The folders of its models: itself, or those in it."""
+    return [place for place in (folder, *sorted(folder.glob("*/"))) if any(place.glob("results_*.json"))]
+
+
+def read(folder: Path, out: Path) -> list[Evaluation]:
+    """Writes each model's newest results as scores.jsonl and samples.jsonl, a folder a model in `out`.
+
+    Raises BadInput where samples were not logged.
+    """
+    evaluations = []
+    for place in _models(folder):
+        results = json.loads(max(place.glob("results_*.json")).read_text(encoding="utf-8"))
+        newest: dict[str, Path] = {}
+        for path in sorted(place.glob("samples_*.jsonl"), key=lambda path: path.name):
+            if found := SAMPLES.search(path.name):
+                newest[found["task"]] = path  # names end in the date, so that the last is the newest
+        if not newest:
+            raise BadInput(f"{place}: no samples_*.jsonl; run lm-eval with --log_samples")
+        name = str(results.get("model_name") or place.name).rstrip("/").rpartition("/")[2]
+        evaluations.append(Evaluation(name, 0, 0, _write(newest, out / f"{len(list(out.glob('*')))}-{name}")))
+    return evaluations
+
+
+def _write(tasks: dict[str, Path], folder: Path) -> Path:
+    records: list[Record] = []
+    samples: list[Record] = []
+    for task, path in sorted(tasks.items()):
+        rows = read_jsonl(path)
+        rows = [row for row in rows if row["filter"] == rows[0]["filter"]]  # of several filters the first counts
+        of_task, answered = _task(task, rows, path)
+        records += of_task
+        samples += answered
+    records += mean_records(records, samples)
+    folder.mkdir(parents=True)
+    write_jsonl(folder / "scores.jsonl", records)
+    write_jsonl(folder / "samples.jsonl", samples)
+    return folder
+
+
+def _task(task: str, rows: Sequence[Record], path: Path) -> tuple[list[Record], list[Record]]:
+    """A record a metric that has a number for each item, and the samples of the first of them."""
+    heads = [
+        {"task": task, "id": f"{row['doc_id']}-{row['doc_hash'][:12]}", "document": row["doc_hash"]} for row in rows
+    ]
+    base = {"task": task, "language": LANGUAGE, "trivial": None, "predictions": None, "n": len(rows)}
+    metrics = list(rows[0]["metrics"])
+    if BITS in metrics:
+        pairs = [(-float(row[BITS][0]) / log(2), float(row[BITS][1])) for row in rows]  # log-likelihood, bytes
+        bits, size = zip(*pairs, strict=True)
+        low, high = ratio_interval(bits, size)
+        value = {"metric": BITS, "primary": True, "value": sum(bits) / sum(size), "low": low, "high": high}
+        told = [{**head, "metric": BITS, "bits": b, "bytes": s} for head, (b, s) in zip(heads, pairs, strict=True)]
+        return [{**base, "family": "text", "chance": None, **value}], told
+    numbers = [metric for metric in metrics if all(isinstance(row.get(metric), Real) for row in rows)]
+    if not numbers:
+        there = ", ".join(metrics) or "none"
+        raise BadInput(f"{path}: no metric of {task} has a number for each item (it has {there})")
+    records = []
+    for metric in numbers:
+        scores = [float(row[metric]) for row in rows]
+        low, high = wilson(round(sum(scores)), len(rows)) if set(scores) <= {0.0, 1.0} else mean_interval([scores])
+        value = {"value": sum(scores) / len(rows), "low": low, "high": high, "chance": _chance(rows)}
+        records.append({**base, "family": task, "metric": metric, "primary": metric == numbers[0], **value})
+    first = numbers[0]
+    answered = zip(heads, rows, strict=True)
+    return records, [{**head, "metric": first, "score": float(row[first])} for head, row in answered]
+
+
+def _chance(rows: Iterable[Record]) -> float | None:
+    """The mean of 1 / number of choices; None where answers were written and not chosen."""
+    counts = [len(row["resps"]) for row in rows]
+    return sum(1 / count for count in counts) / len(counts) if min(counts) > 1 else None

@@ -1,0 +1,247 @@
+"use strict";
+// Draws the page's charts and tables from the data in it. Charts and their data are those that figures for papers are drawn from.
+(async () => {
+  const page = JSON.parse(document.getElementById("data").textContent);
+  const looks = Object.fromEntries(page.looks.map((look) => [look.method, look]));
+  const titles = Object.fromEntries(page.looks.map((look) => [look.title, look]));
+  const state = page.state;
+  const tables = Object.fromEntries(Object.entries(page.tables).map(([name, packed]) => [name, unpack(packed)]));
+  const measures = Object.fromEntries(page.measures.map((measure) => [measure.id, measure]));
+
+  function unpack({ columns, rows }) {
+    return rows.map((row) => {
+      const record = Object.fromEntries(columns.map((column, i) => [column.name, column.values ? column.values[row[i]] : row[i]]));
+      if (record.method in looks) record.title = looks[record.method].title;
+      return record;
+    });
+  }
+
+  function element(tag, properties = {}, ...children) {
+    const made = document.createElement(tag);
+    for (const [name, value] of Object.entries(properties)) {
+      if (name.includes("-") || name === "role" || name === "class" || name === "scope" || name === "for") made.setAttribute(name, value);
+      else made[name] = value;
+    }
+    made.append(...children);
+    return made;
+  }
+
+  // Numbers as people read them
+  const fixed = (value) => (value === null || value === undefined ? "\u221e" : value.toFixed(3));
+  const signed = (value) => (value === null ? "\u221e" : (value < -0.0005 ? "\u2212" : "+") + Math.abs(value).toFixed(3));
+  function tokens(count) {
+    if (count === 0) return "no CT";
+    for (const [size, letter] of [[1e9, "B"], [1e6, "M"], [1e3, "k"]]) if (count >= size) return `${+(count / size).toPrecision(6)}${letter}`;
+    return String(count);
+  }
+
+  // Charts
+  const chosen = (row, column, wanted) => (Array.isArray(wanted) ? wanted.includes(row[column]) : row[column] === wanted || (column === "tokens" && row[column] === 0));
+
+  function data(chart) {
+    const names = new Set([...JSON.stringify(chart.spec).matchAll(/"data":\{"name":"(\w+)"\}/g)].map((match) => match[1]));
+    return Object.fromEntries([...names].map((name) => {
+      const filters = Object.entries(chart.filters[name] || {});
+      return [name, tables[name].filter((row) => filters.every(([column, key]) => chosen(row, column, state[key])))];
+    }));
+  }
+
+  async function draw(chart) {
+    const place = document.getElementById(`chart-${chart.name}`);
+    if (!place) return;
+    const datasets = data(chart);
+    const params = Object.entries(chart.params).map(([name, key]) => ({ name, value: state[key] }));
+    const spec = { ...chart.spec, datasets, ...(params.length ? { params } : {}) };
+    await vegaEmbed(place, spec, { actions: false, renderer: "svg", config: page.config, tooltip: { theme: "custom" } });
+    place.setAttribute("role", "img");
+    place.setAttribute("aria-label", describe(chart.name, datasets));
+    const table = place.closest("figure").querySelector("details.data");
+    if (table && table.open) fill(table, chart);
+  }
+
+  function describe(name, datasets) {
+    const rows = Object.values(datasets).find((values) => values.length) || [];
+    const say = {
+      curves: () => {
+        const ends = new Map();
+        for (const row of datasets.scores) ends.set(row.title, [...(ends.get(row.title) || []), row]);
+        const lines = [...ends].map(([title, points]) => {
+          const [first, last] = [points[0], points[points.length - 1]];
+          return points.length > 1 ? `${title} from ${fixed(first.value)} at ${tokens(first.tokens)} to ${fixed(last.value)} at ${tokens(last.tokens)}` : `${title} ${fixed(first.value)}`;
+        });
+        return `Lines of ${measures[state.measure].name} in ${measures[state.measure].language} against continual pre-training tokens. ${lines.join("; ")}.`;
+      },
+      plane: () => `Paths of bits per byte and mean accuracy as tokens grow. ${datasets.plane.map((row) => `${row.title} at ${tokens(row.tokens)}: ${fixed(row.bits)} bits, accuracy ${fixed(row.accuracy)}`).join("; ")}.`,
+      heat: () => `Shares of SFT's parameters that ${looks[state.merge]?.title} discarded, by part of the model and budget.`,
+      slack: () => `Lines against the slack: ${rows.map((row) => `slack ${row.slack} at ${tokens(row.tokens)}: ${fixed(row[state.measured])}`).join("; ")}.`,
+      predictions: () => `Bars: how often each label was the answer to ${state.task}, at ${tokens(state.budget)}.`,
+      hours: () => `Hours by kind of stage. ${rows.map((row) => `${row.kind}, ${row.what}: ${row.hours.toFixed(3)}`).join("; ")}.`,
+      claims: () => `Effects of the claims in margins. ${rows.map((row) => `${row.claim}: ${row.verdict}`).join("; ")}.`,
+    };
+    return `${(say[name] || (() => name))()} The data stand in a table below.`;
+  }
+
+  // Tables that sort
+  function sortable(rows, columns, caption) {
+    const head = element("tr"), body = element("tbody");
+    const put = (sorted) => body.replaceChildren(...sorted.map((row) => element("tr", {}, ...columns.map((column, i) => cell(row, column, i)))));
+    const cell = (row, column, i) => {
+      const shown = column.show ? column.show(row) : row[column.name];
+      const made = element(i ? "td" : "th", i ? {} : { scope: "row" });
+      made.append(shown instanceof Node ? shown : String(shown ?? ""));
+      if (column.text) made.classList.add("text");
+      const kind = column.kind && column.kind(row);
+      if (kind) { made.classList.add(kind); made.title = kind; }
+      return made;
+    };
+    for (const column of columns) {
+      const th = element("th", { scope: "col" });
+      if (column.text) th.classList.add("text");
+      th.append(element("button", { type: "button", onclick: () => {
+        const down = th.getAttribute("aria-sort") === "descending" || (column.text && !th.hasAttribute("aria-sort"));
+        head.querySelectorAll("th").forEach((other) => other.removeAttribute("aria-sort"));
+        th.setAttribute("aria-sort", down ? "ascending" : "descending");
+        const of = (row) => (column.value ? column.value(row) : row[column.name]);
+        const none = (value) => value === null || value === undefined;
+        put([...rows].sort((a, b) => {
+          const [x, y] = [of(a), of(b)];
+          if (none(x) || none(y)) return none(x) - none(y);
+          return (down ? 1 : -1) * (typeof x === "number" && typeof y === "number" ? x - y : String(x).localeCompare(String(y)));
+        }));
+      } }, column.title));
+      head.append(th);
+    }
+    put(rows);
+    const table = element("table", {}, ...(caption ? [element("caption", {}, caption)] : []), element("thead", {}, head), body);
+    return element("div", { class: "scroll", tabIndex: 0, role: "region", "aria-label": caption || "table" }, table);
+  }
+
+  function fill(details, chart) {
+    const rows = Object.values(data(chart)).flat().filter((row) => !("level" in row));
+    const names = Object.keys(rows[0] || {}).filter((name) => !["method", "measure", "order", "by", "group"].includes(name) && rows.some((row) => typeof row[name] !== "string" || row[name]));
+    names.sort((a, b) => (b === "title") - (a === "title"));
+    const title = { title: "method", tokens: "CT tokens", lost_top: "lost of the top 5 %", spread: "seeds from" };
+    const columns = names.map((name) => ({
+      name, title: title[name] || name, text: rows.some((row) => typeof row[name] === "string"),
+      show: (row) => (name === "tokens" ? tokens(row[name]) : typeof row[name] === "number" && !Number.isInteger(row[name]) ? row[name].toFixed(3) : row[name]),
+    }));
+    details.querySelector("div")?.remove();
+    details.append(sortable(rows, columns, details.dataset.caption));
+  }
+
+  function byBudget(place, rows, columnOf, caption) {
+    const budgets = [...new Set(rows.map((row) => row.tokens))].sort((a, b) => a - b);
+    const methods = page.looks.map((look) => look.method).filter((method) => rows.some((row) => row.method === method));
+    const lines = methods.map((method) => ({ method, ...Object.fromEntries(rows.filter((row) => row.method === method).map((row) => [row.tokens, row])) }));
+    const columns = [
+      { title: "method", text: true, value: (line) => looks[line.method].title, show: (line) => looks[line.method].title },
+      ...budgets.map((budget) => ({ title: tokens(budget), value: (line) => line[budget]?.value ?? null, ...columnOf(budget, rows.filter((row) => row.tokens === budget)) })),
+    ];
+    place.replaceChildren(sortable(lines, columns, caption));
+  }
+
+  function results() {
+    const place = document.getElementById("results-table"), measure = measures[state.measure];
+    const levels = tables.levels.filter((row) => row.measure === measure.id).map((row) => `${row.level} ${fixed(row.value)}`);
+    const caption = `${measure.language}: ${measure.name}${measure.lower ? " (lower is better)" : ""}${levels.length ? ` \u2014 ${levels.join(", ")}` : ""}`;
+    byBudget(place, tables.scores.filter((row) => row.measure === measure.id), (budget, rows) => {
+      const values = rows.map((row) => +row.value.toFixed(3)), best = measure.lower ? Math.min(...values) : Math.max(...values);
+      return { show: (line) => line[budget] ? pair(fixed(line[budget].value), `${fixed(line[budget].low)} to ${fixed(line[budget].high)}`, values.length > 1 && +line[budget].value.toFixed(3) === best) : "" };
+    }, caption);
+  }
+
+  function pair(value, small, bold) {
+    const made = document.createDocumentFragment();
+    made.append(bold ? element("strong", {}, value) : value, element("small", {}, small));
+    return made;
+  }
+
+  function differences() {
+    const place = document.getElementById("differences-table");
+    if (!place) return;
+    const mark = { better: "\u25b2 ", worse: "\u25bc ", level: "= " };
+    const rows = tables.differences.filter((row) => row.baseline === state.baseline && row.kind === state.kind);
+    byBudget(place, rows, (budget) => ({
+      kind: (line) => line[budget]?.verdict,
+      show: (line) => { const d = line[budget]; return d ? pair((mark[d.verdict] || "") + signed(d.value), `${signed(d.low)} to ${signed(d.high)}; mdd ${fixed(d.mdd)}`) : ""; },
+    }), `Method minus ${page.labels[state.baseline] || state.baseline}: ${page.kinds[state.kind]}`);
+  }
+
+  // The legend: families and methods, in every place that has one
+  const paths = { "circle": "M4,0A4,4,0,1,1,-4,0A4,4,0,1,1,4,0Z", "square": "M-4,-4H4V4H-4Z", "diamond": "M0,-5L5,0L0,5L-5,0Z", "cross": "M-5,-2H-2V-5H2V-2H5V2H2V5H-2V2H-5Z",
+    "triangle-up": "M0,-5L5,4H-5Z", "triangle-down": "M0,5L5,-4H-5Z", "triangle-left": "M-5,0L4,-5V5Z", "triangle-right": "M5,0L-4,-5V5Z" };
+  function swatch(look) {
+    const dash = look.dash[1] ? ` stroke-dasharray="${look.dash.join(" ")}"` : "", color = page.colours[look.color] || look.color;
+    const holder = element("span");
+    holder.innerHTML = `<svg viewBox="-14 -6 28 12" aria-hidden="true"><path d="M-14,0H14" stroke="${color}" stroke-width="2"${dash}/><path d="${paths[look.shape]}" fill="${color}"/></svg>`;
+    return holder.firstChild;
+  }
+
+  function legend(place) {
+    const families = new Map();
+    for (const look of page.looks) families.set(look.family, [...(families.get(look.family) || []), look]);
+    const choose = (methods) => { state.methods = page.looks.map((look) => look.method).filter((method) => methods.has(method)); update(["methods"]); };
+    const flip = (members) => () => {
+      const now = new Set(state.methods), on = members.every((look) => now.has(look.method));
+      members.forEach((look) => (on ? now.delete(look.method) : now.add(look.method)));
+      choose(now);
+    };
+    const rows = [...families].map(([family, members]) => element("div", { class: "family" },
+      element("button", { type: "button", class: "of-family", onclick: flip(members), "data-family": family }, family),
+      ...members.map((look) => element("button", { type: "button", onclick: flip([look]), "data-method": look.method }, swatch(look), look.title))));
+    const first = [...state.methods];
+    place.append(...rows, element("div", { class: "family" },
+      element("button", { type: "button", onclick: () => choose(new Set(page.looks.map((look) => look.method))) }, "all"),
+      element("button", { type: "button", onclick: () => choose(new Set()) }, "none"),
+      element("button", { type: "button", onclick: () => choose(new Set(first)) }, "as at first")));
+  }
+
+  function pressed() {
+    const on = new Set(state.methods);
+    document.querySelectorAll("[data-method]").forEach((button) => button.setAttribute("aria-pressed", on.has(button.dataset.method)));
+    document.querySelectorAll("[data-family]").forEach((button) => {
+      const members = page.looks.filter((look) => look.family === button.dataset.family).map((look) => on.has(look.method));
+      button.setAttribute("aria-pressed", members.every(Boolean) ? "true" : members.some(Boolean) ? "mixed" : "false");
+    });
+  }
+
+  async function update(changed) {
+    document.querySelectorAll("select[data-state]").forEach((select) => { select.value = String(state[select.dataset.state]); });
+    pressed();
+    const heading = document.getElementById("measured");
+    const measure = measures[state.measure];
+    if (heading && measure) heading.textContent = `${measure.language}: ${measure.name}${measure.lower ? " (lower is better)" : ""}`;
+    if (changed.includes("measure")) results();
+    if (changed.includes("baseline") || changed.includes("kind")) differences();
+    for (const chart of page.charts) {
+      const keys = [...Object.values(chart.filters).flatMap(Object.values), ...Object.values(chart.params)];
+      if (keys.some((key) => changed.includes(key))) await draw(chart);
+    }
+  }
+
+  document.querySelectorAll("select[data-state]").forEach((select) => select.addEventListener("change", () => {
+    const key = select.dataset.state;
+    state[key] = typeof state[key] === "number" ? Number(select.value) : select.value;
+    update([key]);
+  }));
+  document.querySelectorAll("fieldset.legend").forEach(legend);
+  document.querySelectorAll("details.data").forEach((details) => {
+    const chart = page.charts.find((each) => each.name === details.dataset.chart);
+    details.addEventListener("toggle", () => { if (details.open && chart) fill(details, chart); });
+  });
+  addEventListener("beforeprint", () => document.querySelectorAll("details.print").forEach((details) => { details.open = true; }));
+  if (page.measures.length) results();
+  differences();
+  await update([]);
+
+  const packed = Uint8Array.from(atob(document.getElementById("vega").textContent), (letter) => letter.charCodeAt(0));
+  const source = await new Response(new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
+  document.head.append(element("script", { textContent: source }));
+  const order = ["curves", ...page.charts.map((chart) => chart.name)];
+  for (const name of new Set(order)) {
+    const chart = page.charts.find((each) => each.name === name);
+    if (chart) await draw(chart);
+    if (name === "curves") document.documentElement.dataset.first = String(Math.round(performance.now()));
+  }
+  document.documentElement.dataset.drawn = "all";
+})().catch((error) => { document.documentElement.dataset.failed = String(error); console.error(error); });

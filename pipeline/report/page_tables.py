@@ -1,0 +1,105 @@
+"""What stands on the page as text: facts, checksums, configs, settings. Pure."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from common.units import format_tokens
+from pipeline.kinds import KINDS
+from pipeline.report.chart_data import Table, Value
+from pipeline.report.claims import Answer
+from pipeline.report.records import Row
+from pipeline.report.results import budgets_of
+from pipeline.report.wording import interval
+from pipeline.run.console import duration
+
+STAGE_COLUMNS = ("kind", "slug", "key", "seconds", "cells", "finished", "commit")
+
+
+def facts(rows: Sequence[Row], stages: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """The run in a few numbers."""
+    budgets = [format_tokens(budget) for budget in budgets_of(rows) if budget]
+    seeds = sorted({row.seed for row in rows})
+    known = [
+        ("CT budgets", ", ".join(budgets) or "none"),
+        ("methods", str(len({row.method for row in rows}))),
+        ("seed" if len(seeds) == 1 else "seeds", ", ".join(map(str, seeds))),
+        ("checkpoints scored", str(len({(row.method, row.ct_tokens, row.seed) for row in rows}))),
+    ]
+    if stages:
+        known.append(("computing time", duration(sum(record["seconds"] for record in stages))))
+    return known
+
+
+def claims(answers: Sequence[Answer]) -> Table:
+    """The claims with data, in margins: 1 is a difference that would matter."""
+    table: list[tuple[Value, ...]] = []
+    for answer in answers:
+        if (estimate := answer.estimate) is not None:
+            margins = [
+                max(-10.0, min(10.0, x / answer.claim.margin)) for x in (estimate.value, estimate.low, estimate.high)
+            ]
+            words = (f"{estimate.value:+.3f}", interval(estimate), f"{estimate.mdd:.3f}")
+            table.append((answer.claim.id, answer.claim.text, answer.verdict, *(round(x, 3) for x in margins), *words))
+    return Table(("claim", "text", "verdict", "value", "low", "high", "effect", "interval", "mdd"), table)
+
+
+def checksums(stages: Iterable[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], str, str]]:
+    """Of each stage that reads or trains: its record, its largest file and the file's SHA-256."""
+    listed = []
+    for record in stages:
+        files = record.get("files") or {}
+        if files and KINDS[record["kind"]].work in ("data", "train"):
+            name = max(files, key=lambda file: (files[file]["bytes"], file))
+            listed.append((record, name, str(files[name]["sha256"])))
+    return listed
+
+
+def stages_csv(stages: Iterable[Mapping[str, Any]]) -> str:
+    """stages.csv: a stage a row."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, STAGE_COLUMNS, restval="", extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(stages)
+    return text.getvalue()
+
+
+def distinct(values: Any) -> list[Any]:
+    """Each value that is not None once, as they come."""
+    seen: list[Any] = []
+    for value in values:
+        if value is not None and value not in seen:
+            seen.append(value)
+    return seen
+
+
+def settings_text(settings: Mapping[str, Any]) -> str:
+    """Chosen settings in one line, the method aside (its name is in the table already)."""
+    return ", ".join(f"{key} = {value}" for key, value in settings.items() if key != "method")
+
+
+def configs_text(configs: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """The first cell's config whole, then what the others have that is not the same."""
+    import yaml
+
+    if not configs:
+        return []
+    (first, whole), *others = configs.items()
+    listed = [(f"Config of {first}", str(yaml.safe_dump(dict(whole), sort_keys=False, allow_unicode=True)))]
+    known = _flat(whole)
+    lines = []
+    for name, config in others:
+        other = {key: value for key, value in _flat(config).items() if known.get(key) != value}
+        lines.append(f"{name}: {', '.join(f'{key}={value}' for key, value in other.items())}")
+    return [*listed, (f"What the other {len(others)} cells have instead", "\n".join(lines))] if others else listed
+
+
+def _flat(config: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """A nested config by dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        flat |= _flat(value, f"{before}{key}.") if isinstance(value, Mapping) else {f"{before}{key}": value}
+    return flat

@@ -1,0 +1,144 @@
+"""Where a report's records lie: a file beside the report, from which it can be drawn again, or beside others."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from common.errors import BadInput
+from common.files import write_json
+from pipeline.report.records import Audit, Choice, Evaluation, ReportPaths, Subject
+
+FILE = "sources.json"
+
+
+@dataclass(frozen=True)
+class Sources:
+    """All that `render` takes, as places.
+
+    stages: a stage.json and how many cells needed the stage. items: folders of an `items` stage, of which `split` was
+    scored. leaks: a leaks.json, where leaks were looked for. untuned: of tuned methods, the first of their tries.
+    """
+
+    subject: Subject
+    evaluations: Sequence[Evaluation]
+    audits: Sequence[Audit] = ()
+    choices: Sequence[Choice] = ()
+    stages: Sequence[tuple[Path, int]] = ()
+    items: Sequence[Path] = ()
+    split: str = "test"
+    leaks: Path | None = None
+    untuned: Sequence[Evaluation] = ()
+
+    def render(self, out: Path) -> ReportPaths:
+        """The report, and this file beside it."""
+        from pipeline import report
+        from pipeline.report import sample_items
+
+        records = [{**_json(path), "cells": cells} for path, cells in self.stages]
+        leaks = _json(self.leaks) if self.leaks else None
+        items = sample_items.read_items(self.items, self.split)
+        paths = report.render(self.evaluations, self.audits, self.choices, records, out, self.subject, leaks, items)
+        if self.untuned:
+            report.write_untuned(self.untuned, out)
+        self.save(out)
+        return paths
+
+    def save(self, folder: Path) -> None:
+        """Writes sources.json, with places relative to the folder."""
+
+        def place(path: Path) -> str:
+            return os.path.relpath(path.absolute(), folder.absolute())
+
+        def listed(rows: Sequence[Any]) -> list[dict[str, Any]]:
+            return [{**vars(row), "folder": place(row.folder)} for row in rows]
+
+        write_json(
+            folder / FILE,
+            {
+                "subject": vars(self.subject),
+                "evaluations": listed(self.evaluations),
+                "audits": listed(self.audits),
+                "choices": listed(self.choices),
+                "stages": [[place(path), cells] for path, cells in self.stages],
+                "items": [place(path) for path in self.items],
+                "split": self.split,
+                "leaks": place(self.leaks) if self.leaks else None,
+                "untuned": listed(self.untuned),
+            },
+        )
+
+
+def read(folder: Path) -> Sources:
+    """What `save` wrote. Raises BadInput where it did not, or where the results are no longer where they were."""
+    try:
+        found = _read(folder)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BadInput(
+            f"{folder}: {FILE} cannot be read ({error}); name the folder of a report, outputs/<name> or, of several "
+            "languages, outputs/<name>/<language>; or say `report` and the experiment's settings"
+        ) from None
+    read = [path for path, _ in found.stages] + [row.folder / "scores.jsonl" for row in found.evaluations]
+    if lost := [path.parent for path in read if not path.exists()]:
+        more = f", and {len(lost) - 1} entries more" if len(lost) > 1 else ""
+        raise BadInput(
+            f"{folder / FILE}: {lost[0]} is not there{more}; put the store back, or run the experiment again"
+        )
+    return found
+
+
+def _read(folder: Path) -> Sources:
+    kept = _json(folder / FILE)
+
+    def place(path: str) -> Path:
+        return Path(os.path.normpath(folder / path))
+
+    def rows(kind: Any, name: str) -> list[Any]:
+        return [kind(**{**row, "folder": place(row["folder"])}) for row in kept[name]]
+
+    subject = Subject(**kept["subject"])
+    unfinished = subject.unfinished
+    return Sources(
+        replace(subject, unfinished=(unfinished[0], unfinished[1]) if unfinished else None),
+        rows(Evaluation, "evaluations"),
+        rows(Audit, "audits"),
+        rows(Choice, "choices"),
+        [(place(path), cells) for path, cells in kept["stages"]],
+        [place(path) for path in kept["items"]],
+        kept["split"],
+        place(kept["leaks"]) if kept["leaks"] else None,
+        rows(Evaluation, "untuned"),
+    )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return value
+
+
+def together(folders: Mapping[str, Sources]) -> Sources:
+    """Several reports as one: methods by name and report, what is compared being those of one name.
+
+    Raises BadInput where they are of several languages.
+    """
+    languages = {sources.subject.language for sources in folders.values()}
+    if len(languages) > 1:
+        raise BadInput(f"reports of one language can be compared, not of {', '.join(sorted(languages))}")
+
+    def named(rows: Sequence[Any], title: str) -> list[Any]:
+        return [replace(row, method=f"{title}/{row.method}") for row in rows]
+
+    first = next(iter(folders.values()))
+    return Sources(
+        replace(first.subject, title=" and ".join(folders), configs={}, unfinished=None),
+        [row for title, sources in folders.items() for row in named(sources.evaluations, title)],
+        [row for title, sources in folders.items() for row in named(sources.audits, title)],
+        [row for title, sources in folders.items() for row in named(sources.choices, title)],
+        list(dict.fromkeys((path, 1) for sources in folders.values() for path, _ in sources.stages)),
+        first.items,
+        first.split,
+    )

@@ -1,0 +1,108 @@
+"""A few items with each method's answer, in the target language and in English."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common.files import read_jsonl
+from pipeline.report.records import ENGLISH, Evaluation
+from pipeline.report.results import unique
+
+BY_CHANCE, BY_DISAGREEMENT = "drawn by chance", "where methods differ most"
+LONGEST = 700  # characters of a prompt that the page shows
+
+
+@dataclass(frozen=True)
+class Side:
+    """An item in one language. answers: the number of each method's choice; it has none where it was not asked."""
+
+    prompt: str
+    choices: Sequence[str]
+    answer: int
+    answers: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An item of one family in the target language, and one in English picked the same way: no translation of it."""
+
+    family: str
+    why: str
+    target: Side
+    english: Side | None
+
+
+Key = tuple[str, str, str]  # family, language, id
+
+
+def pick(
+    items: Sequence[Mapping[str, Any]], evaluations: Iterable[Evaluation], language: str
+) -> tuple[list[Sample], int, int]:
+    """Of each family an item by chance (its id's hash) and one where most methods differ; the budget and the seed.
+
+    items: rows of `<family>_<language>.<split>.jsonl`. The answers are those of the largest budget and the first seed.
+    """
+    every = unique(evaluations)
+    budget = max((evaluation.ct_tokens for evaluation in every), default=0)
+    seed = min((evaluation.seed for evaluation in every), default=0)
+    scored = {e.method: e.folder for e in every if e.seed == seed and e.ct_tokens in (0, budget)}
+    asked: dict[Key, Mapping[str, Any]] = {(row["family"], row["language"], row["id"]): row for row in items}
+    answers = _answers(scored, asked) if asked else {}
+    picked: list[Sample] = []
+    for family in dict.fromkeys(key[0] for key in answers if key[1] == language):
+        taken: set[Key] = set()
+        for why in (BY_CHANCE, BY_DISAGREEMENT):
+            sides: list[Side | None] = []
+            for code in (language, ENGLISH):
+                keys = [key for key in answers if key[:2] == (family, code) and key not in taken]
+                best = min(keys, key=lambda key: _order(why, key, answers[key]), default=None)
+                sides.append(_side(asked[best], answers[best]) if best else None)
+                taken |= {best} if best else set()
+            if sides[0] is not None:
+                picked.append(Sample(family, why, sides[0], sides[1]))
+    return picked, budget, seed
+
+
+def _answers(scored: Mapping[str, Path], asked: Mapping[Key, Any]) -> dict[Key, dict[str, int]]:
+    """By item and method, the number of the choice that was given."""
+    answers: dict[Key, dict[str, int]] = {}
+    for method, folder in scored.items():
+        tasks = {row["task"]: (row["family"], row["language"]) for row in read_jsonl(folder / "scores.jsonl")}
+        for sample in read_jsonl(folder / "samples.jsonl"):
+            key = (*tasks.get(sample["task"], ("", "")), sample["id"])
+            if key in asked and isinstance(sample.get("prediction"), int):
+                answers.setdefault(key, {})[method] = sample["prediction"]
+    return answers
+
+
+def _order(why: str, key: Key, answers: Mapping[str, int]) -> tuple[float, str]:
+    return (_agreement(answers) if why == BY_DISAGREEMENT else 0.0, _hash(key))
+
+
+def _hash(key: Key) -> str:
+    return hashlib.sha256("/".join(key).encode()).hexdigest()
+
+
+def _agreement(answers: Mapping[str, int]) -> float:
+    """The share of methods that gave the commonest answer."""
+    given = list(answers.values())
+    return max(given.count(one) for one in set(given)) / len(given)
+
+
+def _side(row: Mapping[str, Any], answers: Mapping[str, int]) -> Side:
+    prompt = row["prompt"] if len(row["prompt"]) <= LONGEST else "\u2026" + row["prompt"][-LONGEST:]
+    return Side(prompt, row["choices"], row["answer"], answers)
+
+
+def read_items(folders: Iterable[Path], split: str = "test") -> list[dict[str, Any]]:
+    """The items that the folders of an `items` stage hold."""
+    return [
+        row
+        for folder in folders
+        for path in sorted((folder / "tasks").glob(f"*.{split}.jsonl"))
+        for row in read_jsonl(path)
+    ]

@@ -1,0 +1,190 @@
+"""Charts of scores, and of the claims about them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pipeline.report.looks import SOFT, Look
+from pipeline.report.vega import BUDGET, Chart, Spec, method_scales, sized, tokens_axis
+
+VERDICTS = {"shown": "#009E73", "not shown": "#D55E00", "level": "#0072B2", "undecided": SOFT, "no data": SOFT}
+VALUES = [
+    {"field": "title", "title": "method"},
+    {"field": "budget", "title": "CT tokens"},
+    {"field": "value", "title": "value", "format": ".3f"},
+    {"field": "low", "title": "95 % from", "format": ".3f"},
+    {"field": "high", "title": "to", "format": ".3f"},
+    {"field": "seeds", "title": "seeds"},
+    {"field": "spread", "title": "seeds from"},
+]
+
+
+def curves(drawn: Sequence[Look], budgets: Sequence[int], width: int | None = None) -> Chart:
+    """The data-efficiency curves: a measure against CT tokens, bands of 95 %, levels that no budget changes."""
+    look = method_scales(drawn, legend=width is not None)
+    across = tokens_axis(budgets)
+    up = {"field": "value", "type": "quantitative", "title": None, "scale": {"zero": False, "nice": True}}
+    named = [{"calculate": BUDGET, "as": "budget"}]
+    curve: Spec = {"data": {"name": "scores"}, "transform": [{"filter": "datum.tokens > 0"}, *named]}
+    level: Spec = {"data": {"name": "scores"}, "transform": [{"filter": "datum.tokens == 0"}, *named]}
+    ends: Spec = {"y": {"field": "low", "type": "quantitative", "title": None}, "y2": {"field": "high"}}
+    right: Spec = {"align": "right", "baseline": "bottom", "dy": -3, "fontSize": 11}
+    at_end: Spec = {"x": {"value": "width"}, "y": up}
+    layers = [
+        {
+            "data": {"name": "levels"},
+            "mark": {"type": "rule", "strokeDash": [1, 3], "strokeWidth": 1.4, "color": SOFT},
+            "encoding": {"y": up, "tooltip": [{"field": "level"}, {"field": "value", "format": ".3f"}]},
+        },
+        {
+            "data": {"name": "levels"},
+            "mark": {"type": "text", **right, "color": SOFT},
+            "encoding": {**at_end, "text": {"field": "level"}},
+        },
+        {
+            **level,
+            "mark": {"type": "rule", "strokeWidth": 1.6},
+            "encoding": {"y": up, "color": look["color"], "strokeDash": look["strokeDash"], "tooltip": VALUES},
+        },
+        {
+            **level,
+            "mark": {"type": "text", **right, "align": "left"},
+            "encoding": {"x": {"value": 4}, "y": up, "text": {"field": "title"}, "color": look["color"]},
+        },
+        {
+            **curve,
+            "mark": {"type": "area", "opacity": 0.1, "tooltip": False},
+            "encoding": {"x": across, **ends, "color": {**look["color"], "legend": None}},
+        },
+        {
+            **curve,
+            "mark": {"type": "rule", "opacity": 0.4, "tooltip": False},
+            "encoding": {"x": across, **ends, "color": {**look["color"], "legend": None}},
+        },
+        {
+            **curve,
+            "mark": {"type": "line", "strokeWidth": 2},
+            "encoding": {"x": across, "y": up, "color": look["color"], "strokeDash": look["strokeDash"]},
+        },
+        {
+            **curve,
+            "mark": {"type": "point", "filled": True, "size": 75, "opacity": 1},
+            "encoding": {"x": across, "y": up, "color": look["color"], "shape": look["shape"], "tooltip": VALUES},
+        },
+    ]
+    by_choice = {"scores": {"measure": "measure", "method": "methods"}, "levels": {"measure": "measure"}}
+    return Chart("curves", sized({"layer": layers}, 400, width), by_choice)
+
+
+def plane(drawn: Sequence[Look], language: str, width: int | None = None) -> Chart:
+    """Bits per byte against mean accuracy: a path a method, from its smallest budget to its largest."""
+    look = method_scales(drawn, legend=width is not None)
+    across = {
+        "field": "bits",
+        "type": "quantitative",
+        "title": f"{language}, bits per byte (better: right)",
+        "scale": {"zero": False, "reverse": True},
+        "axis": {"grid": True},
+    }
+    up = {"field": "accuracy", "type": "quantitative", "title": "mean accuracy", "scale": {"zero": False}}
+    hover = [
+        {"field": "title", "title": "method"},
+        {"field": "budget", "title": "CT tokens"},
+        {"field": "bits", "title": "bits per byte", "format": ".3f"},
+        {"field": "accuracy", "title": "mean accuracy", "format": ".3f"},
+    ]
+    place = {"x": across, "y": up}
+    layers = [
+        {
+            "mark": {"type": "line", "strokeWidth": 1.8},
+            "encoding": {
+                **place,
+                "order": {"field": "tokens"},
+                "color": look["color"],
+                "strokeDash": look["strokeDash"],
+            },
+        },
+        {
+            "mark": {"type": "point", "filled": True, "opacity": 1},
+            "encoding": {
+                **place,
+                "color": look["color"],
+                "shape": look["shape"],
+                "size": {"field": "rank", "type": "quantitative", "scale": {"range": [35, 170]}, "legend": None},
+                "tooltip": hover,
+            },
+        },
+    ]
+    spec = {
+        "data": {"name": "plane"},
+        "transform": [
+            {"calculate": BUDGET, "as": "budget"},
+            {"window": [{"op": "rank", "as": "rank"}], "sort": [{"field": "tokens"}], "groupby": ["method"]},
+        ],
+        "layer": layers,
+    }
+    return Chart("plane", sized(spec, 380, width), {"plane": {"method": "methods"}})
+
+
+def predictions(drawn: Sequence[Look], width: int | None = None) -> Chart:
+    """How often each label was the answer to one task at one budget: a group of bars a label, a bar a method."""
+    look = method_scales(drawn, legend=width is not None)
+    spec = {
+        "data": {"name": "predictions"},
+        "transform": [{"calculate": BUDGET, "as": "budget"}],
+        "mark": {"type": "bar"},
+        "encoding": {
+            "x": {"field": "label", "type": "nominal", "title": None, "axis": {"labelAngle": -30}, "sort": None},
+            "xOffset": {"field": "title", "type": "nominal", "sort": [look.title for look in drawn]},
+            "y": {"field": "share", "type": "quantitative", "title": "share of answers", "axis": {"format": ".0%"}},
+            "color": look["color"],
+            "tooltip": [
+                {"field": "title", "title": "method"},
+                {"field": "budget", "title": "CT tokens"},
+                {"field": "label"},
+                {"field": "share", "format": ".1%"},
+            ],
+        },
+    }
+    by_choice = {"predictions": {"task": "task", "method": "methods", "tokens": "budget"}}
+    return Chart("predictions", sized(spec, 260, width), by_choice)
+
+
+def claims(count: int, width: int | None = None) -> Chart:
+    """The effect of each claim with its interval, in margins: what lies inside the band would not matter."""
+    verdicts = list(VERDICTS)
+    across = {"type": "quantitative", "title": "effect in margins (right: as claimed)"}
+    limits = {"scale": {"domain": [-10, 10], "clamp": True}}
+    row = {"field": "claim", "type": "nominal", "sort": None, "title": None, "axis": {"labelLimit": 150, "grid": False}}
+    colour = {
+        "field": "verdict",
+        "type": "nominal",
+        "scale": {"domain": verdicts, "range": list(VERDICTS.values())},
+        "legend": None,
+    }
+    hover = [{"field": name} for name in ("text", "verdict", "effect", "interval", "mdd")]
+    spec = {
+        "data": {"name": "claims"},
+        "encoding": {"y": row},
+        "layer": [
+            {
+                "transform": [{"calculate": "-1", "as": "from"}, {"calculate": "1", "as": "to"}],
+                "mark": {"type": "bar", "opacity": 0.14, "color": SOFT, "height": {"band": 1}, "tooltip": False},
+                "encoding": {"x": {**across, **limits, "field": "from"}, "x2": {"field": "to"}},
+            },
+            {
+                "mark": {"type": "rule", "strokeWidth": 2.2},
+                "encoding": {
+                    "x": {**across, **limits, "field": "low"},
+                    "x2": {"field": "high"},
+                    "color": colour,
+                    "tooltip": hover,
+                },
+            },
+            {
+                "mark": {"type": "point", "filled": True, "size": 80, "opacity": 1},
+                "encoding": {"x": {**across, **limits, "field": "value"}, "color": colour, "tooltip": hover},
+            },
+        ],
+    }
+    return Chart("claims", sized(spec, 24 * max(1, count), width))

@@ -1,0 +1,64 @@
+"""What charts are drawn from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.report import chart_data, figures, page, results
+from pipeline.report.chart_data import Table
+from pipeline.report.looks import looks, shown_first
+from tests.pipeline.report.synthetic import GOOD, LOST, SUBJECT, Run
+
+
+def test_packed_tables_hold_what_the_rows_hold() -> None:
+    table = Table(("method", "value"), [("ties", 0.5), ("linear", None), ("ties", 1.0)])
+    packed = table.packed()
+    words = packed["columns"][0]["values"]
+    assert [(words[method], value) for method, value in packed["rows"]] == list(table.rows)
+
+
+def test_sharing_saved_what_cells_and_budgets_did_not_make_again() -> None:
+    base = {"kind": "base", "seconds": 3600.0, "cells": 4, "amount": 1.0}
+    later = {"kind": "ct", "seconds": 1800.0, "cells": 1, "amount": 0.5, "resumed_tokens": 500_000}
+    table = chart_data.hours([base, later])
+    assert chart_data.total_hours(table) == pytest.approx((1.5, 3.0 + 0.5))
+
+
+def test_a_slack_sweep_is_of_merges_that_differ_in_nothing_else(tmp_path: Path) -> None:
+    run = Run(tmp_path, GOOD, LOST)
+    found = page.Findings(results.gather(run.evaluations), run.claims(), *_read(run), [], SUBJECT)
+    swept = page.picture(found).tables["slack"].records()
+    assert {(row["method"], row["slack"]) for row in swept} == {("ties", "0"), ("ties_sv_1", "1")}
+    other = Run(tmp_path / "tuned", GOOD, LOST, lambdas={"ties": 1.0})
+    found = page.Findings(results.gather(other.evaluations), other.claims(), *_read(other), [], SUBJECT)
+    assert page.picture(found).tables["slack"].rows == []
+
+
+def _read(run: Run) -> tuple[list, list]:  # type: ignore[type-arg]
+    from pipeline.report import choices, discards
+
+    return discards.read(run.audits), choices.read(run.choices)
+
+
+def test_methods_keep_their_looks_apart_and_one_of_each_family_is_shown_first() -> None:
+    merges = [f"{name}_{number}" for name in ("linear", "ties", "ties_sv", "dare_ties") for number in range(5)]
+    drawn = looks(["base", "sft", "ct", "ct_then_sft", *merges], {"ties_4": "della"})
+    assert len({(look.color, look.dash, look.shape) for look in drawn.values()}) == 24
+    assert drawn["ties_4"].family == "DELLA" and drawn["ties_3"].family == "TIES"
+    assert shown_first(drawn)[4:] == ["linear_0", "ties_0", "ties_4", "ties_sv_0", "dare_ties_0"]
+
+
+def test_a_figure_draws_what_the_page_shows_first(tmp_path: Path) -> None:
+    run = Run(tmp_path, GOOD, {})
+    found = page.Findings(results.gather(run.evaluations), run.claims(), [], [], [], SUBJECT)
+    seen = page.picture(found, 400)
+    spec = figures.selected(seen.charts["curves"], seen.tables, {**seen.state, "methods": ["ties"]}, seen.looks)
+    rows = spec["datasets"]["scores"]
+    assert [(row["title"], row["tokens"], row["value"]) for row in rows] == [
+        ("TIES", 10_000, 0.65),
+        ("TIES", 100_000, 0.55),
+        ("TIES", 1_000_000, 0.45),
+    ]
+    assert {row["level"] for row in spec["datasets"]["levels"]} == {"chance", "trivial"}

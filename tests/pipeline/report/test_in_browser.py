@@ -1,0 +1,100 @@
+"""The page in a real browser: drawn, quiet, by itself, filtered by its legend, on a phone, in the dark, on paper."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.pipeline.report.browser import Browser, chromium
+from tests.pipeline.report.synthetic import GOOD, LOST, Run
+
+pytestmark = pytest.mark.skipif(chromium() is None, reason="no chromium: python -m tests.pipeline.report.browser")
+DRAWN = "document.querySelectorAll('#chart-{} svg').length"
+LINES = "document.querySelectorAll('#chart-curves svg .mark-line path').length"
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("page")
+    return Run(folder / "run", GOOD, LOST).render(folder / "out").page
+
+
+@pytest.fixture(scope="module")
+def browser(report: Path) -> Iterator[Browser]:
+    with Browser() as opened:
+        opened.open(report)
+        yield opened
+
+
+def test_it_draws_everything_quietly_and_asks_for_nothing(browser: Browser, report: Path) -> None:
+    assert browser.console == []
+    assert browser.requests == [report.absolute().as_uri()]
+    assert report.stat().st_size < 1.5e6
+    for chart in ("claims", "curves", "plane", "heat", "slack", "predictions", "hours"):
+        assert browser.value(DRAWN.format(chart)) == 1, chart
+        assert "table below" in browser.value(f"document.getElementById('chart-{chart}').getAttribute('aria-label')")
+    told = browser.value("document.getElementById('chart-curves').getAttribute('aria-label')")
+    assert "TIES from 0.650 at 10k to 0.450 at 1M" in told
+
+
+def test_the_legend_filters_by_method_and_by_family(browser: Browser) -> None:
+    assert browser.value(LINES) == 4  # CT, CT-then-SFT, TIES, TIES with slack
+    browser.value("document.querySelector('#curves [data-method=ties]').click()")
+    browser.until(f"{LINES} === 3")
+    assert browser.value("document.querySelector('#curves [data-method=ties]').getAttribute('aria-pressed')") == "false"
+    browser.value("document.querySelector('#curves [data-family=TIES]').click()")
+    browser.until(f"{LINES} === 4")
+    browser.value("[...document.querySelectorAll('#curves .legend button')].find(b => b.innerText === 'none').click()")
+    browser.until(f"{LINES} === 0")
+    browser.value(
+        "[...document.querySelectorAll('#curves .legend button')].find(b => b.innerText === 'as at first').click()"
+    )
+    browser.until(f"{LINES} === 4")
+
+
+def test_tables_sort_and_follow_the_measure(browser: Browser) -> None:
+    first = "document.querySelector('#results-table tbody tr th').innerText"
+    assert browser.value(first) == "base"
+    browser.value("document.querySelectorAll('#results-table thead button')[2].click()")
+    assert browser.value(first) == "TIES SV 1"
+    assert browser.value("document.querySelectorAll('#results-table thead th')[2].ariaSort") == "descending"
+    browser.value(
+        "(() => { const choose = document.querySelector('select[data-state=measure]');"
+        " choose.value = [...choose.options].find(option => option.text.endsWith(': bits per byte')).value;"
+        " choose.dispatchEvent(new Event('change')); })()"
+    )
+    assert "lower is better" in browser.value("document.getElementById('measured').innerText")
+    assert "bits per byte" in browser.value("document.querySelector('#results-table caption').innerText")
+
+
+def test_every_chart_has_its_data_as_a_table(browser: Browser) -> None:
+    browser.value("document.querySelector('details.data[data-chart=plane]').open = true")
+    rows = browser.until("document.querySelectorAll('details.data[data-chart=plane] tbody tr').length")
+    assert rows == 2 + 4 * 3  # base and SFT; four methods at three budgets
+
+
+@pytest.mark.parametrize("width", [360, 3840])
+def test_nothing_scrolls_sideways(browser: Browser, report: Path, width: int) -> None:
+    browser.resize(width, 900)
+    browser.open(report)
+    assert browser.value("document.documentElement.scrollWidth") <= width
+    drawn = browser.value("document.querySelector('#chart-curves svg').getBoundingClientRect().width")
+    assert drawn <= width and drawn > min(300, width / 3)
+
+
+def test_it_is_dark_where_people_want_it_dark(browser: Browser, report: Path) -> None:
+    paper = "getComputedStyle(document.body).backgroundColor"
+    label = "getComputedStyle(document.querySelector('#chart-curves svg .role-axis-label text')).fill"
+    light = browser.value(paper), browser.value(label)
+    browser.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark"}])
+    dark = browser.value(paper), browser.value(label)
+    browser.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "light"}])
+    assert light[0] == "rgb(255, 255, 255)" and all(one != other for one, other in zip(light, dark, strict=True))
+
+
+def test_it_prints(browser: Browser, report: Path) -> None:
+    browser.resize(1280, 900)
+    browser.open(report)
+    assert browser.pdf().startswith(b"%PDF") and browser.console == []

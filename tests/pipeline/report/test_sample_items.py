@@ -1,0 +1,37 @@
+"""Sample items with each method's answer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from pipeline.report import sample_items
+from pipeline.report.records import Evaluation
+
+
+def test_one_by_chance_and_one_where_methods_differ(tmp_path: Path) -> None:
+    same = {"prompt": "ཁ་བ་?" + "x" * 800, "choices": ["a", "b"], "answer": 1, "family": "next"}
+    items = [{**same, "id": f"{n}", "language": code} for n in range(6) for code in ("nya", "en")]
+    evaluations = []
+    for method in ("sft", "ct", "ties"):
+        folder = tmp_path / method
+        folder.mkdir()
+        scores, samples = [], []
+        for code in ("nya", "en"):
+            scores.append({"task": f"next_{code}", "family": "next", "language": code})
+            for n in range(6):
+                given = 0 if (method == "ties" and n == 4) else 1
+                samples.append({"task": f"next_{code}", "id": f"{n}", "prediction": given})
+        (folder / "scores.jsonl").write_text("".join(json.dumps(row) + "\n" for row in scores))
+        (folder / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in samples))
+        evaluations.append(Evaluation(method, 10_000, 3, folder))
+    picked, budget, seed = sample_items.pick(items, evaluations, "nya")
+    assert (budget, seed, [sample.why for sample in picked]) == (
+        10_000,
+        3,
+        ["drawn by chance", "where methods differ most"],
+    )
+    differing = picked[1].target if len(set(picked[1].target.answers.values())) > 1 else picked[0].target
+    assert differing.answers == {"sft": 1, "ct": 1, "ties": 0} and differing.prompt.startswith("…")
+    assert picked[0].english is not None
+    assert sample_items.pick([], evaluations, "nya")[0] == []
