@@ -144,7 +144,9 @@ def slack_sweep(rows: Sequence[Row], discarded: Sequence[Discarded], chosen: Seq
         if len({merge.slack for merge in group}) < 2:
             continue
         shared = settings[group[0].method, group[0].ct_tokens][0]
-        name = ", ".join(f"{key} {value}" for key, value in shared.items() if key in ("density", "lambda", "models"))
+        name = ", ".join(
+            f"{key} {value}" for key, value in shared.items() if key in ("density", "lambda", "norm", "models")
+        )
         for merge in group:
             bits, accuracy = score.get((merge.method, merge.ct_tokens), (None, None))
             slack = "\u221e" if isinf(merge.slack) else f"{merge.slack:g}"
