@@ -94,8 +94,10 @@ def evaluate_folder(
         raise BadInput(f"model: {checkpoint} is not a Hugging Face checkpoint folder (no config.json)")
     dtype = dtype or ("float32" if (device or "cpu") == "cpu" else "auto")
     try:
-        model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype, local_files_only=True)
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint, local_files_only=True)
+        model = AutoModelForCausalLM.from_pretrained(
+            checkpoint, dtype=dtype, local_files_only=True, trust_remote_code=False
+        )
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise BadInput(f"model: {checkpoint} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
     return evaluate(model, tokenizer, tasks, batch_tokens=batch_tokens, device=device, trained_length=trained_length)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import glob
+import json
 import shutil
 from collections.abc import Sequence
 from importlib import metadata
@@ -30,6 +31,8 @@ def inputs(config: Config, network: bool = True) -> Inputs:
     by its name.
     """
     check_compute(config.compute)
+    for key in ("store", "outputs"):
+        check_place(Path(getattr(config, key)), key)
     checksums = Checksums(Path(config.store) / ".checksums.json")
     given = {"model.path": config.model.path, "ct.source": config.ct_source, "sft.source": config.sft.source}
     model, ct, sft_model = (
@@ -80,6 +83,13 @@ def checkpoint(path: str, key: str, checksums: Checksums, network: bool) -> str:
     return f"{model_hub.PREFIX}{model.repo}@{model_hub.commit(model, key, network) or model.revision}"
 
 
+def check_place(folder: Path, key: str) -> None:
+    """Refuses a folder to be written that cannot be one: a file stands in its place."""
+    existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not existing.is_dir():
+        raise BadInput(f"{key}={folder}: {existing} is not a folder; give one, it is made where it is missing")
+
+
 def check_device(compute: Compute) -> None:
     """Refuses CUDA on a machine that has none, where stages would run on the CPU.
 
@@ -127,6 +137,12 @@ def model_files(folder: Path, key: str = "model.path") -> list[Path]:
         raise BadInput(f"{key}={folder}: no such folder; give a local Hugging Face folder, hub:owner/name{instead}")
     if not (folder / "config.json").is_file():
         raise BadInput(f"{key}={folder}: has no config.json; give a Hugging Face folder of a causal language model")
+    try:
+        described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BadInput(f"{key}={folder}: config.json is not JSON ({error})") from None
+    if not isinstance(described, dict):
+        raise BadInput(f"{key}={folder}: config.json is no JSON object; save the model there again")
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise BadInput(
             f"{key}={folder}: has no tokenizer ({' or '.join(TOKENIZER_FILES)}); save the model's tokenizer there too"

@@ -204,7 +204,8 @@ def evaluate(job: Job) -> None:
         from merge import Recipe
 
         model = merge.load(Recipe.from_yaml(job.folders["merge"] / "merge.yml"), options.device)
-        scores = harness.evaluate(model, AutoTokenizer.from_pretrained(job.checkpoint("model")), tasks, **how)
+        tokenizer = AutoTokenizer.from_pretrained(job.checkpoint("model"), trust_remote_code=False)
+        scores = harness.evaluate(model, tokenizer, tasks, **how)
     else:
         scores = harness.evaluate_folder(job.checkpoint("checkpoint"), tasks, **how)
     harness.write(scores, job.out)

@@ -12,7 +12,7 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -49,7 +49,9 @@ def expand(overrides: Sequence[str], multirun: bool) -> Sweep:
             root = compose("config", common, return_hydra_config=True)
             cells = _product(root, given) if multirun else [_single(given)]
             composed = list(zip(cells, _composed(cells), strict=True))
-        except (HydraException, OmegaConfBaseException) as error:
+        except BadInput:
+            raise
+        except (HydraException, OmegaConfBaseException, ValueError) as error:  # ValueError: a group that is no name
             raise BadInput(_one_line(error)) from None
         launcher = str(root.hydra.runtime.choices["hydra/launcher"]) if multirun else IN_THIS_PROCESS
         at_once = int(root.hydra.launcher.get("n_jobs") or 1) if multirun else 1
@@ -216,9 +218,16 @@ def _one_line(error: Exception) -> str:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, choice = error.missing_cfg_file.rpartition("/")
         return f"{group}={choice}: no such choice; {group} has {', '.join(error.options)}"
+    if isinstance(error, OverrideParseException):
+        return (
+            f"{error.override}: Hydra cannot read it as key=value; a value with blanks, brackets or letters "
+            "beyond ASCII needs quotes of its own, such as \"corpus.path='text/*.txt'\""
+        )
     text = str(error)
     if unknown := re.search(r"Could not override '([^']+)'", text):
         key = unknown[1]
+        if key in _known_keys():
+            return f"{key}: has no such key; keys are added one by one, as +{key}.name=value"
         return f"{key}: unknown key; {suggestion(key, _known_keys())}" if "." in key else _unknown_group(key)
     if foreign := re.search(r"^In '([^']+)'.*full_key: (hydra\.launcher\.\S+)", text, re.DOTALL):
         return (

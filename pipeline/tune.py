@@ -51,7 +51,7 @@ def _merged(job: Job, waiting: Sequence[int], tasks: TaskSet) -> Iterator[Scores
 
     settings, options = TuneSettings(**job.settings), TuneOptions(**job.options)
     recipes = [stages.recipe_of(job, settings.tries[number], settings.seed) for number in waiting]
-    tokenizer = AutoTokenizer.from_pretrained(job.checkpoint("model"))
+    tokenizer = AutoTokenizer.from_pretrained(job.checkpoint("model"), trust_remote_code=False)
     for _, model in merge.load_many(recipes, options.device) if recipes else ():
         yield harness.evaluate(model, tokenizer, tasks, **_how(settings, options))
 

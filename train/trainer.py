@@ -100,6 +100,6 @@ def publish(
     dtype = torch.bfloat16 if compute.precision == "bf16" else torch.float32
     trainer.publish(out, dtype, model_dir, settings.lora)
     if trainer.is_world_process_zero():
-        transformers.AutoTokenizer.from_pretrained(model_dir).save_pretrained(out / "model")
+        transformers.AutoTokenizer.from_pretrained(model_dir, trust_remote_code=False).save_pretrained(out / "model")
         resume.publish_state(work / f"checkpoint-{settings.steps}", out / "state")
         shutil.copy(work / "log.jsonl", out / "log.jsonl")

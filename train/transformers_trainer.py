@@ -110,7 +110,7 @@ def load_model(folder: Path, settings: TrainingSettings, compute: Compute) -> An
     """The model to train, in float32: all of it, or, with LoRA, a PeftModel around it."""
     torch.manual_seed(settings.seed)
     model = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation=compute.attention
+        folder, dtype=torch.float32, attn_implementation=compute.attention, trust_remote_code=False
     )
     return lora.adapted(model, settings.lora) if settings.lora else model
 

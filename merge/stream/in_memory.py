@@ -73,7 +73,7 @@ def _skeleton(plan: Plan, recipe: Recipe, device: str) -> PreTrainedModel:
     from transformers.initialization import no_init_weights
 
     folder = plan.parents[plan.leader].folder
-    config = AutoConfig.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     config.tie_word_embeddings = plan.tied
     dtypes = {output.name: out_dtype(recipe, plan, output) for output in plan.outputs if output.floating}
     common = Counter(dtypes.values()).most_common(1)[0][0]
@@ -113,5 +113,6 @@ def _through_files(plan: Plan, recipe: Recipe, device: str) -> PreTrainedModel:
 
     with TemporaryDirectory() as folder:
         write(recipe, f"{folder}/merged")
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(f"{folder}/merged", dtype="auto")
+        path = f"{folder}/merged"
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(path, dtype="auto", trust_remote_code=False)
         return model.to(device).eval()  # type: ignore[arg-type]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 from common import hub as model_hub
+from common.errors import BadInput
 from pipeline import inputs, recipes
 from pipeline.arms import PAIR
 from pipeline.check.finding import Finding, given, guarded
@@ -17,6 +19,41 @@ def checkpoints(config: Config) -> Iterator[Finding]:
     """Given checkpoints are there, and this account may read them."""
     for key, path in given(config).items():
         yield from guarded(reachable, path, key)
+        folder = model_hub.folder_at_hand(path)
+        if folder and (folder / "config.json").is_file():
+            yield from guarded(fits, folder, key, path, config)
+
+
+def fits(folder: Path, key: str, path: str, config: Config) -> None:
+    """A model that transformers knows as a causal language model, and that reads the blocks. Raises BadInput."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as KNOWN
+
+    described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if (kind := described.get("model_type")) not in KNOWN:
+        raise BadInput(
+            f"{key}={path}: model_type {kind!r} of its config.json is no causal language model of transformers; "
+            "code that comes with a checkpoint is not run"
+        )
+    reads = described.get("max_position_embeddings")
+    for name, size in (("ct.block_size", config.ct.block_size), ("sft.block_size", config.sft.block_size)):
+        if isinstance(reads, int) and size > reads:
+            raise BadInput(f"{name}={size}: {key}={path} reads {reads} tokens (max_position_embeddings)")
+    for file in folder.glob("*.safetensors"):
+        rows, said = embedding_rows(file), described.get("vocab_size")
+        if rows is not None and isinstance(said, int) and rows != said:
+            raise BadInput(f"{key}={path}: {file.name} embeds {rows} tokens, config.json says vocab_size {said}")
+
+
+def embedding_rows(file: Path) -> int | None:
+    """Rows of the embedding of tokens, where a safetensors file holds it under one of its usual names."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, "np") as tensors:
+            names = (name for name in tensors.keys() if name.endswith(("embed_tokens.weight", "wte.weight")))  # noqa: SIM118
+            return next((int(tensors.get_slice(name).get_shape()[0]) for name in names), None)
+    except SafetensorError:  # `partners` says what is wrong with the file
+        return None
 
 
 @cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -33,11 +34,15 @@ def load_task(folder: Path | None, name: str | None) -> None:
 
 
 def disk(configs: Sequence[Config], store: Store) -> Iterator[Finding]:
-    """The store's disk holds what is still to come, at its peak."""
+    """The store can be written, and its disk holds what is still to come, at its peak."""
     cells = [cell for config in configs if (cell := planned(config))]
     stages = merged(cells)
     done = {stage.key for stage in stages if store.find(stage)}
-    if not any(KINDS[stage.kind].trained for stage in stages if stage.key not in done):
+    missing = [stage for stage in stages if stage.key not in done]
+    existing = next(folder for folder in (store.root.absolute(), *store.root.absolute().parents) if folder.exists())
+    if missing and not os.access(existing, os.W_OK):
+        raise BadInput(f"store={store.root}: {existing} cannot be written, and {missing[0]} is not made yet")
+    if not any(KINDS[stage.kind].trained for stage in missing):
         return
     rows = estimate.rows(cells, done, estimate.Untimed(), {})
     need = (
@@ -45,7 +50,6 @@ def disk(configs: Sequence[Config], store: Store) -> Iterator[Finding]:
         + estimate.disk_peak(rows, estimate.given_bytes(cells))
         - sum(row.work.written for row in rows if row.done)
     )
-    existing = next(folder for folder in (store.root.absolute(), *store.root.absolute().parents) if folder.exists())
     free = shutil.disk_usage(existing).free
     if free < need:
         raise BadInput(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import itertools
 from collections.abc import Iterator, Sequence
 from functools import cache
@@ -13,10 +14,11 @@ from common.errors import BadInput
 from common.units import format_tokens
 from pipeline import inputs
 from pipeline.check.finding import Finding, first_of_each_language, guarded, is_done
-from pipeline.config import CipherCorpus, Config, HubCorpus, HubSource
+from pipeline.config import CipherCorpus, Config, Corpus, HubCorpus, HubSource
 from pipeline.fertility import MAX_FALLBACK_SHARE, Fertility, load, measure
 from train.stage_settings import CipherSettings
 
+FIRST_DOCUMENTS = 1000  # of a file, that are read before anything is made of it
 SAMPLE = 200  # documents that the tokenizer is tried on
 
 
@@ -34,6 +36,23 @@ def corpora(config: Config) -> Iterator[Finding]:
         yield from guarded(hub_data.check, hub_source(source), columns, key)
     if not isinstance(config.corpus, HubCorpus):
         inputs.inputs(config, network=False)
+    if isinstance(config.corpus, Corpus) and not is_done(config, "corpus"):
+        yield from guarded(readable, config.corpus.path, "corpus.path")
+        yield from guarded(readable, config.corpus.english_path, "corpus.english_path")
+    if config.sft.path and config.sft.source is None and not is_done(config, "items"):
+        from train.data.instructions import own_instructions
+
+        own_instructions(config.sft.path)
+
+
+def readable(pattern: str | None, key: str) -> None:
+    """Reads the first documents of every file that a glob names. Raises BadInput."""
+    from train.data.corpus import text_files
+
+    for path in text_files.matching(pattern, key) if pattern else ():
+        documents = itertools.islice(text_files.documents(glob.escape(str(path)), key), FIRST_DOCUMENTS)
+        if not sum(1 for _ in documents):
+            raise BadInput(f"{key}: {path} holds no text")
 
 
 def hub_source(section: HubSource) -> hub_data.Source:

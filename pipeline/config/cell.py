@@ -10,9 +10,9 @@ from pydantic import Field, ValidationError, model_validator
 from common.errors import BadInput
 from common.units import format_tokens
 from pipeline.config.computing import Compute, Tracking
-from pipeline.config.fields import Name, Section
+from pipeline.config.fields import Folder, Name, Section, Seed
 from pipeline.config.messages import one_line
-from pipeline.config.models import Model
+from pipeline.config.models import MATRICES, Model
 from pipeline.config.scoring import Evaluation, Merge
 from pipeline.config.sources import CipherCorpus, Corpus, HubCorpus, Language
 from pipeline.config.trainings import Adaptation, ContinualTraining, Instructions, Training
@@ -23,9 +23,9 @@ class Config(Section):
     """A cell: one language, one token budget, one seed, and everything that is done with them."""
 
     name: Name
-    seed: Annotated[int, Field(ge=0)]
-    store: str
-    outputs: str
+    seed: Seed
+    store: Folder
+    outputs: Folder
     model: Model
     language: Language
     corpus: Annotated[Corpus | CipherCorpus | HubCorpus, Field(discriminator="source")]
@@ -116,6 +116,27 @@ class Config(Section):
                     f"merge.choice.budgets: {format_tokens(tokens)} is beyond ct.schedule_tokens="
                     f"{format_tokens(self.ct.schedule_tokens)}, where the learning-rate schedule ends"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def something_is_asked(self) -> Config:
+        if not self.eval.unmerged and not self.merge.methods:
+            raise ValueError("eval.unmerged=[]: there are no merges either, so nothing would be scored; say [base]")
+        if not self.eval.families and self.merge.methods and self.merge.metric == "acc":
+            raise ValueError(
+                "eval.families=[]: merges are chosen by their accuracy on our own items; "
+                "name a family, or say merge.metric=bits_per_byte"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def lora_finds_its_matrices(self) -> Config:
+        """Of a base from a recipe; what a given folder's are called is known when it is opened."""
+        targets = self.train.lora.targets if self.train.lora else "all-linear"
+        if self.model.path is None and targets != "all-linear":
+            for name in targets:
+                if name not in MATRICES:
+                    raise ValueError(f"train.lora.targets: {name!r} is none of {', '.join(MATRICES)}")
         return self
 
     @model_validator(mode="after")

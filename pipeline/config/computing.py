@@ -13,7 +13,7 @@ from pipeline.kinds import KINDS
 
 class Compute(Section):
     device: Literal["cpu", "cuda"]
-    threads: Positive
+    threads: Annotated[int, Field(gt=0, le=1024)]
     micro_batch: Positive | None
     strategy: Literal["none", "ddp", "zero2", "zero3", "zero3_offload", "fsdp"]
     processes: Positive

@@ -14,6 +14,8 @@ Tokens = Annotated[int, BeforeValidator(parse_tokens)]
 Bytes = Annotated[int, BeforeValidator(parse_bytes)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[int, Field(gt=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # numpy takes no more
+Folder = Annotated[str, Field(min_length=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 
 

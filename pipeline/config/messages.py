@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,7 +22,7 @@ def one_line(error: ValidationError, composed: Mapping[str, Any]) -> str:
     location = [str(part) for part in first["loc"]]
     if location[:1] == ["corpus"] and location[1:2] in (["source"], ["bible"], ["cipher"], ["files"], ["hub"]):
         location.pop(1)  # pydantic's note of which kind of corpus it is
-    key = ".".join(location)
+    key = ".".join(part for part in location if not part.startswith("literal["))  # pydantic's note of a choice of types
     if first["type"] == "union_tag_invalid":
         return f"corpus.source={first['ctx']['tag']}: choose {first['ctx']['expected_tags']}"
     message = first["msg"].removeprefix("Value error, ")
@@ -32,7 +33,7 @@ def one_line(error: ValidationError, composed: Mapping[str, Any]) -> str:
         return f"{key}: unknown key; {suggestion(location[-1], [name for name in siblings if name != location[-1]])}"
     if first["type"] == "missing":
         return f"{key} is missing; every key needs a value"
-    if isinstance(first["input"], BaseModel | dict) and first["type"] == "value_error":
+    if isinstance(first["input"], BaseModel | dict) and re.match(r"[\w.-]+[=:]", message):  # it names a key itself
         return f"{key}.{message}" if key else message
     value = "null" if first["input"] is None else first["input"]
     return f"{key}={value}: {message[0].lower()}{message[1:]}"

@@ -7,8 +7,10 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from pipeline.config.fields import Name, Positive, Section, Share
+from pipeline.config.fields import Name, Positive, Section, Seed, Share
 from pipeline.config.trainings import Training
+
+MATRICES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # of a layer
 
 
 class ModelShape(Section):
@@ -54,8 +56,8 @@ class ModelShape(Section):
         columns.
         """
         wide, keys, forward = self.hidden, self.kv_width, self.feed_forward
-        sides = {"q_proj": wide + wide, "k_proj": wide + keys, "v_proj": wide + keys, "o_proj": wide + wide}
-        sides |= {name: wide + forward for name in ("gate_proj", "up_proj", "down_proj")}
+        attention = (wide + wide, wide + keys, wide + keys, wide + wide)
+        sides = dict(zip(MATRICES, (*attention, *[wide + forward] * 3), strict=True))
         adapted = (side for name, side in sides.items() if targets == "all-linear" or name in targets)
         return self.layers * rank * sum(adapted)
 
@@ -73,7 +75,7 @@ class BaseRecipe(Training):
     aligned_chapters: Share
     repeated_share: Share
     withheld_chapters: Share
-    seed: Annotated[int, Field(ge=0)]
+    seed: Seed
 
     @model_validator(mode="after")
     def fits(self) -> BaseRecipe:

@@ -125,3 +125,14 @@ class Evaluation(Section):
     include_path: str | None
     leaks: bool
     untuned: bool
+
+    @model_validator(mode="after")
+    def families_are_known(self) -> Evaluation:
+        from train.data.families import QUESTIONS
+
+        for family in self.families:
+            if family not in QUESTIONS:
+                raise ValueError(f"families: {family!r} is unknown; choose from {', '.join(QUESTIONS)}")
+            if self.families.count(family) > 1:
+                raise ValueError(f"families: {family!r} stands twice; give each once")
+        return self

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.config.fields import Bytes, Positive, Section, Tokens
+from pipeline.config.fields import Bytes, Positive, Section, Seed, Tokens
 
 
 class Language(Section):
@@ -31,7 +31,7 @@ class HeldOut(Section):
 
     dev: Annotated[float, Field(gt=0, lt=0.5)]
     test: Annotated[float, Field(gt=0, lt=0.5)]
-    seed: Annotated[int, Field(ge=0)]
+    seed: Seed
 
 
 class Corpus(HeldOut):
@@ -55,9 +55,9 @@ class CipherCorpus(HeldOut):
 
     source: Literal["cipher"]
     replaced: Annotated[float, Field(gt=0, le=1)]
-    cipher_seed: Annotated[int, Field(ge=0)]
+    cipher_seed: Seed
     withheld_chapters: Annotated[float, Field(gt=0, lt=1)]
-    withheld_seed: Annotated[int, Field(ge=0)]
+    withheld_seed: Seed
 
 
 class HubSource(Section):

@@ -20,7 +20,7 @@ class Training(Section):
 
     tokens: Tokens
     batch_tokens: Tokens
-    block_size: Positive
+    block_size: Annotated[int, Field(ge=2)]  # a block's first token is not predicted
     learning_rate: Annotated[float, Field(gt=0, lt=1)]
     min_lr_ratio: Annotated[float, Field(ge=0, le=1)]
     warmup_ratio: Share
@@ -31,6 +31,8 @@ class Training(Section):
     def whole_blocks(self) -> Training:
         if self.batch_tokens % self.block_size:
             raise ValueError(f"batch_tokens={self.batch_tokens}: must be a multiple of block_size={self.block_size}")
+        if self.tokens < self.batch_tokens:
+            raise ValueError(f"tokens={self.tokens}: is less than one step of batch_tokens={self.batch_tokens}")
         return self
 
 

@@ -151,6 +151,8 @@ def own_instructions(pattern: str) -> list[Row]:
         if path.suffix != ".jsonl":
             raise BadInput(f"sft.path: {path} is not .jsonl; a line is {{'instruction', 'input', 'output'}}")
         for row in text_files.jsonl(path, ("instruction", "input", "output"), "sft.path"):
+            if not row["instruction"].strip() or not row["output"].strip():
+                raise BadInput(f"sft.path: {path}: the instruction or the output of {row} is empty")
             rows.append(
                 {
                     "prompt": families.prompt(row["instruction"], row["input"]),
