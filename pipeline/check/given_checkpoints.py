@@ -50,8 +50,8 @@ def embedding_rows(file: Path) -> int | None:
 
     try:
         with safe_open(file, "np") as tensors:
-            names = (name for name in tensors.keys() if name.endswith(("embed_tokens.weight", "wte.weight")))  # noqa: SIM118
-            return next((int(tensors.get_slice(name).get_shape()[0]) for name in names), None)
+            names = [name for name in list(tensors.keys()) if name.endswith(("embed_tokens.weight", "wte.weight"))]
+            return int(tensors.get_slice(names[0]).get_shape()[0]) if names else None
     except SafetensorError:  # `partners` says what is wrong with the file
         return None
 

@@ -14,12 +14,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from common.files import read_jsonl
 from pipeline import __main__ as entry
 from pipeline.store import RECORD, Store
 
 EXPERIMENT = ("experiment=test", "tracking=none", "compute.threads=1")
 HEAVY = ("torch", "transformers", "datasets", "lm_eval", "lm_eval.models.huggingface", "matplotlib.pyplot", "pandas")
 TIMES = ("started", "finished", "seconds", "commit", "resumed_tokens")  # of a record: what may differ between two runs
+LOG = "log.jsonl"  # of a training: it says how many tokens a second there were
 LIMIT_S = 1800  # of one sweep
 
 
@@ -112,13 +114,20 @@ def finished(folder: Path, name: str = "a") -> Running:
 
 
 def contents(folder: Path, name: str = "a") -> dict[str, Any]:
-    """Checksums of all published files, records without their times, and the table of results."""
+    """Checksums of all published files, records and logs without times and speeds, and the table of results."""
     found: dict[str, Any] = {}
     store = Store(folder / "store")
     for kind in store.kinds():
         for published in store.entries(kind):
             at = f"{kind}/{published.path.name}"
-            found[at] = {field: value for field, value in published.record.items() if field not in TIMES}
+            record = {field: value for field, value in published.record.items() if field not in TIMES}
+            files = record.get("files", {})
+            if LOG in files:
+                found[f"{at} log"] = [
+                    {name: value for name, value in row.items() if name != "tokens_per_second"}
+                    for row in read_jsonl(published.path / LOG)
+                ]
+            found[at] = {**record, "files": {name: about for name, about in files.items() if name != LOG}}
             found[f"{at} damage"] = published.damage(thorough=True)
             listed = {*published.record.get("files", ()), RECORD}
             there = {str(path.relative_to(published.path)) for path in published.path.rglob("*") if path.is_file()}

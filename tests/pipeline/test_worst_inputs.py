@@ -126,9 +126,9 @@ model.path=TMP/text.txt                      | model.path=.*text.txt: no such fo
 model.path=TMP/not_json                      | model.path=.*not_json: config.json is not JSON
 model.path=TMP/not_object                    | model.path=.*not_object: config.json is no JSON object
 model.path=TMP/no_causal_model               | model.path=.*: model_type 't5' .* is no causal language model
-model.path=TMP/own_code                      | model.path=.*: model_type 'mine' .* code that comes with a checkpoint is not run
+model.path=TMP/own_code                      | model.path=.* code that comes with a checkpoint is not run
 model.path=TMP/short                         | ct.block_size=128: model.path=.*short reads 64 tokens
-model.path=TMP/other_vocabulary              | model.path=.*: model.safetensors embeds 2048 tokens, config.json says vocab_size 100
+model.path=TMP/other_vocabulary              | model.path=.* embeds 2048 tokens, config.json says vocab_size 100
 model.path=TMP/cut_off                       | .*model.safetensors
 model.path=TMP/no_tokenizer                  |   .*tokenizer.json: not a tokenizer file
 eval.include_path=TMP/broken_yaml            | tasks: .*x.yaml: 

@@ -1,0 +1,98 @@
+"""One training as one writes it by hand: transformers' Trainer, on running text or on instructions.
+
+    python train.py ct|sft MODEL DATA OUT TOKENS [REPLAY]
+
+DATA: JSON lines of {"text"} (ct), of {"prompt", "output"} (sft). REPLAY: English text, one block in five (ct).
+"""
+
+import json
+import random
+import sys
+
+import transformers
+from datasets import Dataset
+
+RATE, BATCH_TOKENS, BLOCK, WARMUP = {
+    "ct": (7e-4, 2000, 250, 0.01),
+    "sft": (5e-4, 1000, 250, 0.05),
+}[sys.argv[1]]
+SCHEDULE_TOKENS = 1_000_000  # where CT's learning rate ends, whatever the budget
+
+
+def rows(path):
+    with open(path, encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def blocks(path, tokenizer, wanted):
+    ids = []
+    for row in rows(path):
+        ids += [*tokenizer(row["text"], add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+        if len(ids) >= wanted:
+            break
+    return [ids[start : start + BLOCK] for start in range(0, min(len(ids), wanted) - BLOCK + 1, BLOCK)]
+
+
+def text(path, replay, tokenizer, tokens):
+    mine = blocks(path, tokenizer, tokens * 4 // 5)
+    english = blocks(replay, tokenizer, tokens - tokens * 4 // 5)
+    mixed = mine + english
+    random.Random(0).shuffle(mixed)
+    return [{"input_ids": block, "labels": block} for block in mixed]
+
+
+def instructions(path, tokenizer, tokens):
+    made, total = [], 0
+    examples = rows(path)
+    random.Random(0).shuffle(examples)
+    while total < tokens:
+        for row in examples:
+            prompt = tokenizer(row["prompt"], add_special_tokens=False)["input_ids"]
+            answer = [*tokenizer(" " + row["output"], add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+            ids = (prompt + answer)[-BLOCK:]
+            labels = ([-100] * len(prompt) + answer)[-BLOCK:]
+            made.append({"input_ids": ids, "labels": labels})
+            total += len(ids)
+            if total >= tokens:
+                break
+    return made
+
+
+def main():
+    kind, folder, data, out, tokens = *sys.argv[1:5], int(sys.argv[5])
+    transformers.set_seed(0)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
+    made = text(data, sys.argv[6], tokenizer, tokens) if kind == "ct" else instructions(data, tokenizer, tokens)
+    length = sum(len(row["input_ids"]) for row in made) / len(made)
+    batch = max(1, round(BATCH_TOKENS / length))
+    steps = len(made) // batch
+    horizon = max(steps, SCHEDULE_TOKENS // BATCH_TOKENS) if kind == "ct" else steps
+    arguments = transformers.TrainingArguments(
+        output_dir=f"{out}.work", max_steps=horizon, per_device_train_batch_size=batch, learning_rate=RATE,
+        warmup_steps=max(1, round(WARMUP * horizon)), lr_scheduler_type="cosine_with_min_lr",
+        lr_scheduler_kwargs={"min_lr_rate": 0.1}, adam_beta2=0.95, weight_decay=0.0, seed=0, use_cpu=True,
+        save_strategy="no", report_to="none", logging_steps=10,
+    )  # fmt: skip
+    collator = transformers.DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=-100)
+    trainer = transformers.Trainer(
+        model=model, args=arguments, train_dataset=Dataset.from_list(made), data_collator=collator
+    )
+    trainer.add_callback(StopAt(steps))
+    trainer.train()
+    trainer.save_model(out)
+    tokenizer.save_pretrained(out)
+
+
+class StopAt(transformers.TrainerCallback):
+    """Ends at the budget: the schedule goes on to its own end."""
+
+    def __init__(self, steps):
+        self.steps = steps
+
+    def on_step_end(self, args, state, control, **_):
+        control.should_training_stop = state.global_step >= self.steps
+
+
+main()
