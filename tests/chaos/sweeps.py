@@ -27,7 +27,7 @@ LIMIT_S = 1800  # of one sweep
 
 
 def imported() -> None:
-    """Imports what the stages import, once for all forks; all of ours too, so that an edit meanwhile changes nothing."""
+    """Imports what stages import, once for all forks; and all of ours, so that an edit meanwhile changes nothing."""
     rooms = ("common", "train", "merge", "eval", "pipeline")
     files = (path.relative_to(ROOT) for room in rooms for path in (ROOT / room).rglob("*.py"))
     ours = [".".join(file.with_suffix("").parts) for file in files if not file.stem.startswith("__")]
