@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,7 +32,8 @@ def one_line(error: ValidationError, composed: Mapping[str, Any]) -> str:
         return f"{key}: unknown key; {suggestion(location[-1], [name for name in siblings if name != location[-1]])}"
     if first["type"] == "missing":
         return f"{key} is missing; every key needs a value"
-    if isinstance(first["input"], BaseModel | dict) and re.match(r"[\w.-]+[=:]", message):  # it names a key itself
+    of_section = isinstance(first["input"], BaseModel | dict) and first["type"] == "value_error"
+    if of_section and not message.startswith("give "):  # of a whole section, which names its key; else of one value
         return f"{key}.{message}" if key else message
     value = "null" if first["input"] is None else first["input"]
     return f"{key}={value}: {message[0].lower()}{message[1:]}"
