@@ -98,9 +98,8 @@ class Instructions(Training):
     def one_source(self) -> Instructions:
         if self.path and self.hub:
             raise ValueError("hub: sft.path is given too; give the instructions in one place")
-        if self.questions > 1 and (self.path or self.hub):
-            given = "sft.path" if self.path else "sft.hub"
-            raise ValueError(f"questions={self.questions}: {given} brings its own instructions as they are; say 1")
+        if self.questions > 1 and self.hub:
+            raise ValueError(f"questions={self.questions}: sft.hub brings its own instructions as they are; say 1")
         if self.schedule_tokens is not None and self.schedule_tokens < self.tokens:
             raise ValueError(
                 f"schedule_tokens={format_tokens(self.schedule_tokens)}:"
