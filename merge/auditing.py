@@ -18,7 +18,7 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -73,10 +73,8 @@ class Tally:
             }
             for level in sorted(self.levels.keys() - {1.0})
         }
-        norm: float | None = math.sqrt(self.energy)
-        lost: float | None = 1.0 - math.sqrt(self.energy_used / self.energy) if self.energy else 0.0
-        if not math.isfinite(self.energy):  # beyond float64 nothing is measured, and JSON has no infinity
-            norm = lost = None
+        norm = norm_of([self.energy])
+        lost = norm and 1.0 - math.sqrt(self.energy_used / self.energy)
         return {
             "parameters": self.parameters,
             **_shares(self.levels.get(1.0, [0] * 4), total),
@@ -86,6 +84,15 @@ class Tally:
             "slack_given_up": self.given_up / total,
             "top": top,
         }
+
+
+def norm_of(energies: Iterable[float]) -> float | None:
+    """The norm by sums of squares; None beyond float64: JSON has no infinity."""
+    try:
+        energy = math.fsum(energies)
+    except OverflowError:
+        return None
+    return math.sqrt(energy) if math.isfinite(energy) else None
 
 
 def _shares(counts: list[int], total: int) -> dict[str, float]:
@@ -160,7 +167,7 @@ class Audit:
             "method": self.recipe.method,
             "slack": self.recipe.slack if math.isfinite(self.recipe.slack) else "inf",
             "protect": list(self.recipe.protect),
-            "merged": {"norm": math.sqrt(math.fsum(self._steps.values())), "lambda_factor": self._lambda_factor},
+            "merged": {"norm": norm_of(self._steps.values()), "lambda_factor": self._lambda_factor},
             "models": {
                 name: tally.shares()
                 for name, tally in self._by(lambda _: "all").get("all", {}).items()
