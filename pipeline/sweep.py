@@ -123,7 +123,7 @@ def _composed(cells: Sequence[list[str]]) -> Iterator[Config]:
         if choices not in shared:
             shared[choices] = compose("config", cell)
         for key in plain:
-            value = plain[key][next(line for line in cell if _key(line) == key)]
+            value = plain[key][next(line for line in reversed(cell) if _key(line) == key)]  # the last one wins
             OmegaConf.update(shared[choices], key, value, merge=True)
         composed: Any = OmegaConf.to_container(shared[choices], resolve=True)
         yield validate(composed)
