@@ -19,6 +19,13 @@ from merge.method_table import METHODS, MODEL_DEFAULTS, Method
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
 _KEYS = {"models", "slices", "merge_method", "base_model", "parameters", "dtype", "out_dtype", "tokenizer_source"}
 _SHARED = ("int8_mask", "t", "lambda", "normalize", "rescale")  # parameters of the whole merge
+_FIXED: dict[str, dict[str, Any]] = {  # by method: parameters that we have at mergekit's default only
+    "model_stock": {"filter_wise": False},
+    "nuslerp": {"nuslerp_flatten": True, "nuslerp_row_wise": False},
+    "multislerp": {"eps": 1e-8},
+    "karcher": {"max_iter": 10, "tol": 1e-5},
+}
+_RENAMED = {("multislerp", "normalize"): "normalize_weights"}
 _MODEL_KEYS = ("weight", "density", "gamma", "epsilon")
 _DEFAULTS = {key: MODEL_DEFAULTS[key] for key in _MODEL_KEYS if key != "weight"}  # which mergekit asks for
 
@@ -40,7 +47,7 @@ def to_recipe_dict(data: Mapping[str, Any], where: str) -> dict[str, Any]:
         raise BadInput(f"{where}: base_model: {method.name} needs one")
     entries = _entries(data, where)
     recipe: dict[str, Any] = {"method": method.name, "models": _models(entries, base, method, shared, where)}
-    if method.base:
+    if method.base or (method.base_use == "optional" and base is not None):
         recipe["base"] = _local_or_hub(str(base))
     elif base is not None and base not in [path for path, _ in entries]:
         raise BadInput(
@@ -95,7 +102,7 @@ def _models(
     if twice := next((path for path in paths if paths.count(path) > 1), None):
         raise BadInput(f"{where}: models: {twice} is listed twice; give it once, with the sum of its weights")
     for path, parameters in entries:
-        if method.base and path == base:
+        if method.base_use != "unused" and path == base:
             continue
         folder, _, adapter = path.partition("+")
         label = Path(adapter or folder).name.partition("@")[0]
@@ -142,7 +149,11 @@ def _scoped(name: str, scopes: list[Mapping[str, Any]]) -> Any:
 
 
 def _shared_settings(method: Method, shared: Mapping[str, Any], where: str) -> dict[str, Any]:
-    unknown = sorted(set(shared) - {*_MODEL_KEYS, *_SHARED})
+    fixed, renamed = _FIXED.get(method.name, {}), {new for (name, _), new in _RENAMED.items() if name == method.name}
+    for key in fixed.keys() & shared.keys():
+        if shared[key] != fixed[key]:
+            raise BadInput(f"{where}: parameters.{key}: only {fixed[key]!r} is supported; got {shared[key]!r}")
+    unknown = sorted(set(shared) - {*_MODEL_KEYS, *_SHARED, *fixed, *renamed})
     if unknown:
         raise BadInput(f"{where}: parameters: {', '.join(unknown)} is not one of {method.name}'s")
     settings: dict[str, Any] = {}
@@ -150,7 +161,7 @@ def _shared_settings(method: Method, shared: Mapping[str, Any], where: str) -> d
         if key == "t" and "t" not in shared:
             raise BadInput(f"{where}: parameters.t: missing; {method.name} needs it")
         if key == "normalize":
-            settings[key] = _flag(shared, key, method.normalize, where)
+            settings[key] = _flag(shared, _RENAMED.get((method.name, key), key), method.normalize, where)
         elif key == "rescale":
             settings[key] = "l1" if _flag(shared, key, method.rescale != "none", where) else "none"
         elif key == "election":

@@ -7,10 +7,13 @@ not that of `methods.merge_taus` brings its own as `consensus`. Without torch: p
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
+
+from merge import span
 
 # What a model of a recipe may be given, with the default. mergekit's are the same, but it asks for the weight, and has
 # no random signs.
@@ -42,10 +45,12 @@ MAGPRUNE = Sparsifier("magprune", ("density", "epsilon"), seeded=True)  # larger
 class Method:
     """A row. Methods that do the same arithmetic are equal, whatever they are called.
 
-    combine: of what the result is made: `task_vectors` on a base, the `average` of weights (no base), or the `arc` from
-    the base to one model. elect: whether signs are elected; normalize, rescale: defaults. consensus: (thinned task
-    vectors, methods.Consensus) -> what `methods.merge_taus` returns, which stands in where there is none. mergekit:
-    whether mergekit has a method of this name and meaning.
+    combine: of what the result is made: `task_vectors` on a base, the `average` of weights, the `arc` from the base to
+    one model, one model's task vector cut to a size (`near`), or what lies in the models' `span`, by the coefficients
+    that the function of that name gives (merge/span.py). base_use: whether there is a base. weighted: whether models
+    have weights. counts: how many models, at least and at most. elect: whether signs are elected; normalize, rescale:
+    defaults. consensus: (thinned task vectors, methods.Consensus) -> what `methods.merge_taus` returns, which stands in
+    where there is none. mergekit: whether mergekit has a method of this name and meaning.
     """
 
     name: str = field(compare=False)
@@ -55,14 +60,18 @@ class Method:
     elect: bool = False
     normalize: bool = False
     rescale: Literal["none", "expectation", "l1"] = "none"
-    combine: Literal["task_vectors", "average", "arc"] = "task_vectors"
+    combine: Literal["task_vectors", "average", "arc", "near", "span"] = "task_vectors"
     consensus: Callable[..., Any] | None = None
+    span: Callable[..., list[float]] | None = None
+    base_use: Literal["needed", "optional", "unused"] = "needed"
+    weighted: bool = True
+    counts: tuple[int, float] = (1, math.inf)
     mergekit: bool = field(default=True, compare=False)
 
     @property
     def base(self) -> bool:
         """Whether the models are taken relative to a base."""
-        return self.combine != "average"
+        return self.base_use == "needed"
 
     @property
     def seeded(self) -> bool:
@@ -72,18 +81,20 @@ class Method:
     @property
     def recipe_keys(self) -> tuple[str, ...]:
         """The settings that a recipe by this method has besides method, base, models and COMMON_KEYS."""
-        own = {"task_vectors": ("lambda", "norm", "norm_of", "normalize"), "average": ("normalize",), "arc": ("t",)}
-        keys = own[self.combine] + (ELECTION_KEYS if self.elect else ())
+        own = {
+            "task_vectors": ("lambda", "norm", "norm_of", "normalize"),
+            "average": ("normalize",),
+            "span": ("normalize",) if self.normalize else (),
+        }
+        keys = own.get(self.combine, ("t",)) + (ELECTION_KEYS if self.elect else ())
         keys += ("rescale",) if self.sparsify else ()
         return keys + (("seed",) if self.combine == "task_vectors" else ())  # of random signs too
 
     @property
     def model_keys(self) -> tuple[str, ...]:
         """The settings that each of its models has besides path and adapter."""
-        if self.combine == "arc":
-            return ()
         drawn = ("random_signs",) if self.combine == "task_vectors" else ()
-        return ("weight", *(self.sparsify.model_keys if self.sparsify else ()), *drawn)
+        return (*(("weight",) if self.weighted else ()), *(self.sparsify.model_keys if self.sparsify else ()), *drawn)
 
 
 METHODS: dict[str, Method] = {}
@@ -101,8 +112,29 @@ TIES = "Yadav et al. 2023"
 DARE = "Yu et al. 2024"
 DELLA = "Deep et al. 2024"
 for row in (
-    Method("linear", "Linear", "Wortsman et al. 2022", normalize=True, combine="average"),
-    Method("slerp", "SLERP", "Shoemake 1985", combine="arc"),
+    Method("linear", "Linear", "Wortsman et al. 2022", normalize=True, combine="average", base_use="unused"),
+    Method("slerp", "SLERP", "Shoemake 1985", combine="arc", weighted=False, counts=(1, 1)),
+    Method("nearswap", "NearSwap", "mergekit", combine="near", weighted=False, counts=(1, 1)),
+    Method(
+        "model_stock",
+        "Model Stock",
+        "Jang et al. 2024",
+        combine="span",
+        span=span.model_stock,
+        weighted=False,
+        counts=(2, math.inf),
+    ),
+    Method("nuslerp", "NuSLERP", "mergekit", combine="span", span=span.nuslerp, base_use="optional", counts=(2, 2)),
+    Method(
+        "multislerp",
+        "Multi-SLERP",
+        "Goddard 2025",
+        combine="span",
+        span=span.multislerp,
+        normalize=True,
+        base_use="optional",
+    ),
+    Method("karcher", "Karcher mean", "mergekit", combine="span", span=span.karcher, base_use="unused", weighted=False),
     Method("task_arithmetic", "Task arithmetic", "Ilharco et al. 2023"),
     Method("ties", "TIES", TIES, MAGNITUDE, elect=True, normalize=True),
     Method("ties_sv", "TIES-SV", "Tao et al. 2024", MAGNITUDE, elect=True, normalize=True, mergekit=False),

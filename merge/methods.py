@@ -53,6 +53,12 @@ def slerp_coefficients(t: float, norm_a: float, norm_b: float, dot: float) -> tu
     return math.sin((1.0 - t) * angle) / math.sin(angle), math.sin(t * angle) / math.sin(angle)
 
 
+def near(base: torch.Tensor, theta: torch.Tensor, t: float) -> torch.Tensor:
+    """θ where it is at most t from θ0, else the point between them that is t away (NearSwap)."""
+    weight = (t / (base - theta).abs().clamp_(min=1e-6)).clamp_(0, 1)
+    return weight * theta + (1 - weight) * base
+
+
 def keep_probabilities(magnitude: torch.Tensor, density: float, epsilon: float) -> torch.Tensor:
     """DELLA's keep probabilities: by rank, from density − ε to density + ε (a row's largest).
 

@@ -161,8 +161,10 @@ class Recipe(Value):
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
         """What no key can know alone."""
-        if self.spec.combine == "arc" and len(self.models) != 1:
-            raise BadInput(f"models: {self.method} goes from the base to one model; got {len(self.models)}")
+        least, most = self.spec.counts
+        if not least <= len(self.models) <= most:
+            wanted = f"{least}" if least == most else f"{least} or more"
+            raise BadInput(f"models: {self.method} merges {wanted} (the base not counted); got {len(self.models)}")
         if "epsilon" in self.spec.model_keys:
             for model in self.models:
                 _check_epsilon(model)

@@ -32,7 +32,7 @@ def check_settings(recipes: Sequence[Recipe], outputs: Sequence[Output], tied: b
                 _check_depths(key, setting, layers)
                 for name in names:
                     resolve(setting, name, layers.get(stack_of(name) or "", 0), key=key)
-        if recipe.spec.combine == "average" and recipe.normalize:
+        if recipe.spec.combine in ("average", "span") and recipe.normalize:
             _check_sums(recipe, names, layers)
 
 

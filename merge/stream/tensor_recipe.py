@@ -17,6 +17,7 @@ from merge.method_table import MAGNITUDE_OUTLIERS, MAGPRUNE, RANDOM
 from merge.methods import Consensus
 from merge.per_tensor import resolve
 from merge.recipe import Recipe
+from merge.span import Gram
 from merge.stream.model_term import ModelTerm, model_term
 from merge.stream.pieces import Piece
 from merge.stream.tensor_plan import Output, Parent, Plan, parent_of
@@ -49,6 +50,7 @@ class TensorRecipe:
     t: float
     out_dtype: torch.dtype
     lambda_factor: float = 1.0
+    gram: Gram | None = None
     sums: dict[str, float] = field(default_factory=dict)
 
     @classmethod
@@ -77,7 +79,7 @@ class TensorRecipe:
     @property
     def needs_sums(self) -> bool:
         """Whether `gather` has to see every slice before `merge`."""
-        return self.recipe.spec.combine == "arc" or (
+        return self.recipe.spec.combine in ("arc", "span") or (
             self.recipe.rescale == "l1" and any(term.density < 1 for term in self.terms)
         )
 
@@ -88,6 +90,11 @@ class TensorRecipe:
             b = piece.theta(self.terms[0].parent, self.dtype).double().view(-1)
             for key, x, y in (("aa", a, a), ("bb", b, b), ("ab", a, b)):
                 self.sums[key] = self.sums.get(key, 0.0) + float(x @ y)
+            return
+        if self.recipe.spec.combine == "span":
+            vectors = torch.stack([self._vector(term, piece).double().view(-1) for term in self.terms])
+            gram = (vectors @ vectors.T).cpu().numpy()
+            self.gram = gram if self.gram is None else self.gram + gram
             return
         for term in self.terms:
             for key, part in (
@@ -153,10 +160,37 @@ class TensorRecipe:
         if self.recipe.spec.combine == "average":
             thetas = [self._wide(term.parent, piece) for term in self.terms]
             return methods.linear(thetas, self.consensus.weights, self.consensus.normalize).to(self.dtype)
+        if self.recipe.spec.combine == "near":
+            theta = piece.theta(self.terms[0].parent, self.dtype)
+            return methods.near(piece.theta(self.base, self.dtype), theta, self.t)
+        if self.recipe.spec.combine == "span":
+            return self._in_span(piece)
         a, b = methods.slerp_coefficients(
             self.t, math.sqrt(self.sums["aa"]), math.sqrt(self.sums["bb"]), self.sums["ab"]
         )
         return (self._wide(self.base, piece) * a + self._wide(self.terms[0].parent, piece) * b).to(self.dtype)
+
+    def _vector(self, term: ModelTerm, piece: Piece) -> torch.Tensor:
+        """What span methods combine: the task vector where there is a base, else the weights."""
+        return (piece.tau if self._based else piece.theta)(term.parent, self.dtype)
+
+    @property
+    def _based(self) -> bool:
+        return self.recipe.base is not None and self.recipe.spec.base_use != "unused"
+
+    def _in_span(self, piece: Piece) -> torch.Tensor:
+        wide = torch.promote_types(self.dtype, torch.float32)
+        theta = piece.theta(self.base, self.dtype)
+        out = theta.to(wide, copy=True) if self._based else torch.zeros_like(theta, dtype=wide)
+        for term, coefficient in zip(self.terms, self._coefficients, strict=True):
+            out.add_(self._vector(term, piece).to(wide), alpha=coefficient)
+        return out.to(self.dtype)
+
+    @cached_property
+    def _coefficients(self) -> list[float]:
+        coefficients = self.recipe.spec.span
+        assert coefficients is not None and self.gram is not None
+        return coefficients(self.gram, self.consensus.weights, self.consensus.normalize)
 
     def _wide(self, parent: Parent, piece: Piece) -> torch.Tensor:
         """Weights brought to the compute dtype, then to at least float32: averages are not added up in 16 bits."""

@@ -119,7 +119,7 @@ def test_mergekit_config_means_what_mergekit_means(tmp_path: Path) -> None:
     ("change", "words"),
     [
         ({"chat_template": "auto"}, "mergekit key chat_template is not supported"),
-        ({"merge_method": "model_stock"}, "merge_method: supported are"),
+        ({"merge_method": "arcee_fusion"}, "merge_method: supported are"),
         ({"models": [{"model": "a", "parameters": {"density": 0.5}}]}, "parameter weight is missing"),
         ({"parameters": {"spice": 1}}, "spice is not one of"),
         ({"models": None, "slices": [{"sources": []}, {"sources": []}]}, "slices: only one slice"),
