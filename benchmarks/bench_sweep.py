@@ -1,7 +1,8 @@
 """`make bench-sweep`: what a large sweep costs before and beside its work. The last line is one JSON object.
 
-A plan of 16 languages x 8 budgets x 5 seeds x 5 methods, 10,000 stages, is composed, planned, keyed and looked up; then a store that
-has an entry for each of its stages is opened and searched. CPU seconds count, so that a busy machine does not.
+A plan of 16 languages x 8 budgets x 5 seeds x 5 methods, 10,000 stages, is composed, planned, keyed and looked up;
+then a store that has an entry for each of its stages is opened and searched. CPU seconds count, so that a busy
+machine does not.
 """
 
 from __future__ import annotations
