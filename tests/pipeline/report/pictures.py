@@ -18,8 +18,8 @@ def pictures(outputs: Path, docs: Path) -> list[Path]:
     """The three files. Takes Chromium (see browser.py)."""
     page = folders.report([outputs]).page
     copied = docs / f"report-{outputs.name}.html"
-    shutil.copyfile(page, copied)
     (docs / "images").mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(page, copied)
     wide, phone = docs / "images" / "page.png", docs / "images" / "page-phone.png"
     with Browser(1280, 1500) as browser:
         browser.open(copied)
