@@ -160,7 +160,8 @@ def training(kind: Literal["ct", "sft"], slug: str, config: Config, parents: Map
 
 def _questions(config: Config) -> dict[str, int]:
     """One a passage is not said, so that keys stay."""
-    return {} if config.sft.questions == 1 or config.sft.path else {"questions": config.sft.questions}
+    given = config.sft.path or config.sft.hub
+    return {} if given or config.sft.questions == 1 else {"questions": config.sft.questions}
 
 
 def _precision(config: Config) -> dict[str, str]:

@@ -98,8 +98,6 @@ class Instructions(Training):
     def one_source(self) -> Instructions:
         if self.path and self.hub:
             raise ValueError("hub: sft.path is given too; give the instructions in one place")
-        if self.questions > 1 and self.hub:
-            raise ValueError(f"questions={self.questions}: sft.hub brings its own instructions as they are; say 1")
         if self.schedule_tokens is not None and self.schedule_tokens < self.tokens:
             raise ValueError(
                 f"schedule_tokens={format_tokens(self.schedule_tokens)}:"

@@ -50,7 +50,6 @@ def kinds(one: Cell) -> dict[str, list[Stage]]:
         (("corpus.workers=0",), "corpus.workers=0: input should be greater than 0"),
         (("+corpus.path=x",), "corpus.path: unknown key"),
         ((FLAN, "sft.path=mine.jsonl"), "sft.hub: sft.path is given too"),
-        ((FLAN, "sft.questions=3"), "sft.questions=3: sft.hub brings its own instructions as they are; say 1"),
     ],
 )
 def test_what_cannot_work_is_refused_in_one_line(changes: tuple[str, ...], says: str) -> None:
