@@ -1,4 +1,4 @@
-"""Merges that are killed at random moments: `python kill_run.py FOLDER COUNT`. Started by test_kills.py.
+"""Merges that are killed at random moments: `python -m tests.merge.kill_run FOLDER COUNT`. Started by test_kills.py.
 
 FOLDER has merge.yml. Each merge is a fork of this process, which has imported torch once; a third each is ended by
 SIGKILL, SIGTERM and SIGHUP. Prints what was left, as JSON. It has one thread, so that a fork is whole.

@@ -19,8 +19,8 @@ KILLS = int(os.environ.get("SLACKMERGE_KILLS", "24"))
 def test_kills_at_random_moments(folders: dict[str, Path], tmp_path: Path) -> None:
     models = {"ct": {"density": 0.5}, "sft": {"density": 0.5}}
     recipe(folders, "ties", models).save(tmp_path / "merge.yml")
-    script = Path(__file__).with_name("kill_run.py")
-    ran = subprocess.run([sys.executable, script, tmp_path, str(KILLS)], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "tests.merge.kill_run", tmp_path, str(KILLS)]
+    ran = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr[-2000:]
     seen = json.loads(ran.stdout)
     print(seen)
