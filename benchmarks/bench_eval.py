@@ -24,7 +24,7 @@ from typing import Any
 
 from bench_merge_models import ROOT, Measured, python, timed
 
-CLOSE = 1e-4  # nats, of a log-likelihood (of a document: relative, it adds up hundreds of tokens)
+CLOSE, CLOSE_SHARE = 1e-4, 1e-6  # nats of a choice; share of a document's nats, which add up hundreds of tokens
 STAGE = Path(__file__).with_name("bench_eval_stage.py")
 
 
@@ -53,14 +53,15 @@ def main() -> None:
         for checkpoint in by_both[number :: options.rounds]:
             theirs.append(timed(command(checkpoint, folder, options.batch_size)))
             print(f"lm_eval: {checkpoint.name} in {theirs[-1].wall:.1f} s, {theirs[-1].cpu:.1f} CPU s", flush=True)
-    items, predictions, apart = compared(folder, [checkpoint.name for checkpoint in by_both])
+    items, predictions, nats, share = compared(folder, [checkpoint.name for checkpoint in by_both])
     seconds = mean(run.wall for run in ours) / len(checkpoints), median(run.wall for run in theirs)
     cpu = mean(run.cpu for run in ours) / len(checkpoints), median(run.cpu for run in theirs)
     print(json.dumps({
         "ratio": round(seconds[1] / seconds[0], 2), "cpu_ratio": round(cpu[1] / cpu[0], 2),
         "our_seconds_a_checkpoint": round(seconds[0], 2), "their_seconds_a_checkpoint": round(seconds[1], 2),
         "our_cpu_seconds_a_checkpoint": round(cpu[0], 2), "their_cpu_seconds_a_checkpoint": round(cpu[1], 2),
-        "agree": predictions == 0 and apart <= CLOSE, "predictions_apart": predictions, "loglikelihoods_apart": apart,
+        "agree": predictions == 0 and nats <= CLOSE and share <= CLOSE_SHARE, "predictions_apart": predictions,
+        "choices_nats_apart": nats, "documents_share_apart": share,
         "items": items, "checkpoints": len(checkpoints), "by_lm_eval": len(by_both),
         "batch_size": options.batch_size, "rounds": options.rounds,
     }))  # fmt: skip
@@ -77,10 +78,10 @@ def command(checkpoint: Path, folder: Path, batch_size: str) -> list[str]:
     ]  # fmt: skip
 
 
-def compared(folder: Path, checkpoints: list[str]) -> tuple[int, int, float]:
-    """Items and documents compared; predictions that differ; the largest difference of log-likelihoods."""
+def compared(folder: Path, checkpoints: list[str]) -> tuple[int, int, float, float]:
+    """Items and documents compared; predictions that differ; how far choices (nats) and texts (share) are."""
     items = wrong = 0
-    apart = 0.0
+    nats = share = 0.0
     for checkpoint in checkpoints:
         for task, mine in json.loads((folder / "ours" / f"{checkpoint}.json").read_text(encoding="utf-8")).items():
             other = list(answers(folder / "theirs" / checkpoint, task))
@@ -88,9 +89,12 @@ def compared(folder: Path, checkpoints: list[str]) -> tuple[int, int, float]:
             for ours, theirs in zip(mine, other, strict=True):
                 items += 1
                 wrong += ours.index(max(ours)) != theirs.index(max(theirs))
-                scale = max(1.0, abs(ours[0]) / 1000) if len(ours) == 1 else 1.0
-                apart = max(apart, *(abs(a - b) / scale for a, b in zip(ours, theirs, strict=True)))
-    return items, wrong, apart
+                apart = max(abs(a - b) for a, b in zip(ours, theirs, strict=True))
+                if len(ours) == 1:
+                    share = max(share, apart / abs(theirs[0]))
+                else:
+                    nats = max(nats, apart)
+    return items, wrong, nats, share
 
 
 def answers(folder: Path, task: str) -> Iterator[list[float]]:
