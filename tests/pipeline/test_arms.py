@@ -72,7 +72,7 @@ def test_replay_in_sft_changes_the_share_and_no_more() -> None:
     replay, plain = (parent(cell.evals[name], "checkpoint") for name in ("sft_replay", "ct_then_sft"))
     assert replay.settings == plain.settings and replay.parents["model"].key == plain.parents["model"].key
     differing = parent(replay, "blocks").settings.items() ^ parent(plain, "blocks").settings.items()
-    assert differing == {("replay_share", 0.25), ("replay_share", 0.0)}
+    assert differing == {("replay_share", 0.5), ("replay_share", 0.25)}
 
 
 def test_mixed_is_one_training_of_both_kinds_of_blocks() -> None:
@@ -158,7 +158,7 @@ def test_jobs_wait_for_what_they_read() -> None:
         (["eval.unmerged=[merge_then_sft]"], r"^merge\.then_sft=null: name the merge"),
         (["merge.then_sft=ties_sv_2"], r"^merge\.then_sft=ties_sv_2: names no merge; did you mean ties_sv_1\?"),
         (["+merge.methods.ties_sv_1.of=[ct,sft,merge_then_sft]"], r"of: merge_then_sft is made of a merge"),
-        (["eval.unmerged=[sft_replay]", "sft.replay_share=0.25"], r"^sft\.arm_replay_share=0\.25: every SFT has"),
+        (["eval.unmerged=[sft_replay]", "sft.replay_share=0.5"], r"^sft\.arm_replay_share=0\.5: every SFT has"),
         (["eval.unmerged=[mixed]"], r"^sft\.block_size=256: mixed trains on .* say ct\.block_size=128"),
         (["sft=flan", TRAINED], r"^sft\.hub: ceiling learns instructions in the language"),
         (["ct.source=somewhere", "ct.tokens=4096", TRAINED], r"^ct\.source=somewhere: sft_then_ct trains CT"),
