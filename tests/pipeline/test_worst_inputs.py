@@ -130,7 +130,7 @@ model.path=TMP/own_code                      | model.path=.* code that comes wit
 model.path=TMP/short                         | ct.block_size=128: model.path=.*short reads 64 tokens
 model.path=TMP/other_vocabulary              | model.path=.* embeds 2048 tokens, config.json says vocab_size 100
 model.path=TMP/cut_off                       | .*model.safetensors
-model.path=TMP/no_tokenizer                  |   .*tokenizer.json: not a tokenizer file
+model.path=TMP/no_tokenizer                  |   .*tokenizer.json: model: Field required
 eval.include_path=TMP/broken_yaml            | tasks: .*x.yaml: 
 """.replace("{TIES}", TIES).replace("{MINE}", MINE)
 ROWS = [tuple(part.strip() for part in line.split(" | ")) for line in CASES.strip().splitlines()]
