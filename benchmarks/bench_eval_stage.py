@@ -49,7 +49,8 @@ def prepare(folder: Path, checkpoints: int) -> None:
     (folder / "store").mkdir(parents=True, exist_ok=True)
     makes = executor(folder / "store", [parent for parent in stage.parents.values() if not parent.given])
     items, corpus = (makes.ensure(stage.parents[role]) for role in ("items", "corpus"))
-    (folder / "tasks").mkdir(exist_ok=True)
+    shutil.rmtree(folder / "tasks", ignore_errors=True)  # of an experiment that asked something else
+    (folder / "tasks").mkdir()
     limit, split = stage.settings["limit"], stage.settings["split"]
     for path in (items / "tasks").glob(f"*.{split}.jsonl"):
         write_task(folder, path.name.split(".")[0], "items.yaml", read_items(path)[:limit])

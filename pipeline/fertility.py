@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import BadInput
-from common.parsing import read_json
-from merge.io.vocabulary import TokenizerFile
 
 FALLBACK = re.compile(r"<0x[0-9A-F]{2}>")  # a byte, in SentencePiece's byte fallback
 BROKEN = "\ufffd"  # what decoding makes of bytes that are no whole character
@@ -72,8 +70,7 @@ def load(folder: Path, key: str) -> Any:
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise BadInput(f"{key}: {folder} has no tokenizer.json; save its tokenizer there in the fast format")
-    read_json(path, TokenizerFile)  # what merging would refuse is said in the same line, and once
     try:
         return Tokenizer.from_file(str(path))
     except Exception:  # the library raises nothing more special
-        raise BadInput(f"{path}: not a tokenizer file; fetch it again") from None
+        raise BadInput(f"{path}: not a tokenizer file; fetch it again") from None  # as merge says it too

@@ -130,7 +130,6 @@ model.path=TMP/own_code                      | model.path=.* code that comes wit
 model.path=TMP/short                         | ct.block_size=128: model.path=.*short reads 64 tokens
 model.path=TMP/other_vocabulary              | model.path=.* embeds 2048 tokens, config.json says vocab_size 100
 model.path=TMP/cut_off                       | .*model.safetensors
-model.path=TMP/no_tokenizer                  |   .*tokenizer.json: model: Field required
 eval.include_path=TMP/broken_yaml            | tasks: .*x.yaml: 
 """.replace("{TIES}", TIES).replace("{MINE}", MINE)
 ROWS = [tuple(part.strip() for part in line.split(" | ")) for line in CASES.strip().splitlines()]
@@ -199,3 +198,12 @@ def test_one_line_and_exit_code_2(
     assert re.match(line, said), said
     assert not (tmp_path / "outputs").exists()
     assert not (files / "it_ran").exists()
+
+
+def test_a_file_that_two_checks_read_is_named_by_each(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [f"model.path={files}/no_tokenizer", f"store={tmp_path}/store", f"outputs={tmp_path}/outputs"]
+    assert entry.main(["check", "experiment=test", *words]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert said and all("no_tokenizer/tokenizer.json: " in line for line in said)
