@@ -10,7 +10,7 @@ from train.stage_settings import CorpusOptions, CorpusSettings, LoraSettings, Sf
 
 
 def test_fields_are_picked_out_of_more() -> None:
-    values = {"tokens": 10, "block_size": 2, "replay_share": 0.5, "seed": 1, "language": "xx"}
+    values = {"tokens": 10, "block_size": 2, "replay_share": 0.5, "seed": 1, "further": "xx"}
     assert SftBlocksSettings.from_mapping(values) == SftBlocksSettings(10, 2, 0.5, 1)
     with pytest.raises(BadInput, match="SftBlocksSettings: seed is missing"):
         SftBlocksSettings.from_mapping({"tokens": 10, "block_size": 2, "replay_share": 0.5})
