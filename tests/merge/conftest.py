@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from merge.recipe import Recipe
+from merge.stream.tensor_plan import Output
 
 HIDDEN, MIDDLE, VOCABULARY, LAYERS = 32, 48, 80, 3
 Folders = Callable[..., dict[str, Path]]
@@ -103,3 +105,14 @@ def recipe(
     if method != "linear":
         data["base"] = folders["base"]
     return Recipe.from_dict(data | settings)
+
+
+class Keep:
+    """A sink that keeps whole tensors, as the engine gives them."""
+
+    def __init__(self) -> None:
+        self.tensors: dict[str, torch.Tensor] = {}
+
+    def write(self, output: Output, start: int, values: torch.Tensor) -> None:
+        whole = self.tensors.setdefault(output.name, torch.full((output.numel,), math.nan, dtype=values.dtype))
+        whole[start : start + len(values)] = values

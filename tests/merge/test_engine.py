@@ -24,22 +24,11 @@ from merge.recipe import Recipe
 from merge.stream import pieces
 from merge.stream.engine import run
 from merge.stream.in_memory import load_many
-from merge.stream.tensor_plan import Output, make_plan
+from merge.stream.tensor_plan import make_plan
 from merge.stream.threads import Workers
-from tests.merge.conftest import make_folders, recipe
+from tests.merge.conftest import Keep, make_folders, recipe
 
 HALF = {"ct": {"density": 0.5, "weight": 0.6}, "sft": {"density": 0.3}}
-
-
-class Keep:
-    """A sink that keeps whole tensors, as the engine gives them."""
-
-    def __init__(self) -> None:
-        self.tensors: dict[str, torch.Tensor] = {}
-
-    def write(self, output: Output, start: int, values: torch.Tensor) -> None:
-        whole = self.tensors.setdefault(output.name, torch.full((output.numel,), math.nan, dtype=values.dtype))
-        whole[start : start + len(values)] = values
 
 
 def merged(one: Recipe, **options: Any) -> dict[str, torch.Tensor]:
