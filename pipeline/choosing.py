@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common.files import read_jsonl
+from common.files import read_jsonl, write_jsonl
 from pipeline.execute import Job
 
 METRICS = {"acc": max, "bits_per_byte": min}
@@ -46,10 +45,5 @@ def write(folder: Path, tries: Sequence[dict[str, Any]]) -> None:
     """Leaves the tries, a line each, and the settings of the best."""
     import yaml
 
-    write_lines(folder / TRIES, tries)
+    write_jsonl(folder / TRIES, tries)
     (folder / CHOICE).write_text(yaml.safe_dump(best_of(tries)["settings"], sort_keys=False), encoding="utf-8")
-
-
-def write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """A line of JSON a row."""
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from common.files import write_jsonl
 from pipeline import choosing, stages
 from pipeline.choosing import TRIES
 from pipeline.execute import Job
@@ -105,5 +106,5 @@ def read_tries(journal: Path) -> list[dict[str, Any]]:
             rows.append(json.loads(line))
         except json.JSONDecodeError:
             break
-    choosing.write_lines(journal, rows)
+    write_jsonl(journal, rows)
     return rows
