@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isinf
 from typing import Any
 
 from eval.task_set import BITS
-from pipeline.report.choices import Chosen, same_but_for_slack
 from pipeline.report.discards import TOP, Discarded
 from pipeline.report.paired import Comparison
 from pipeline.report.records import Row
@@ -118,42 +118,39 @@ def parts(discarded: Iterable[Discarded]) -> Table:
     return Table(("method", "tokens", "by", "part", *QUANTITIES), table)
 
 
-def slack_sweep(rows: Sequence[Row], discarded: Sequence[Discarded], chosen: Sequence[Chosen], target: str) -> Table:
-    """Merges whose settings differ in the slack alone, for every seed: their scores and what they lost, by slack.
+def slack_sweep(rows: Sequence[Row], discarded: Sequence[Discarded], target: str) -> Table:
+    """Merges whose recipes differ in the slack alone, for every seed: their scores and what they lost, by slack.
 
     group: the settings that they share. Groups of one slack say nothing and are left out.
     """
-    settings: dict[tuple[str, int], list[Mapping[str, Any]]] = {}
-    for choice in chosen:
-        settings.setdefault((choice.method, choice.ct_tokens), []).append(choice.settings)
-    merges = [m for m in discarded if (m.plain_ties or m.slack_for_sft) and (m.method, m.ct_tokens) in settings]
-    groups: list[list[Discarded]] = []
-    for merge in merges:
-        own = settings[merge.method, merge.ct_tokens]
-        if any(not same_but_for_slack(own[0], other) for other in own):
-            continue  # tuned apart: its seeds have different settings
-        for group in groups:
-            if same_but_for_slack(own[0], settings[group[0].method, group[0].ct_tokens][0]):
-                group.append(merge)
-                break
-        else:
-            groups.append([merge])
+    groups: dict[str, list[Discarded]] = {}
+    for merge in discarded:
+        own = [json.dumps(settings, sort_keys=True) for settings in merge.but_for_slack.values()]
+        if (merge.plain_ties or merge.slack_for_sft) and len(set(own)) == 1:  # else its seeds were tuned apart
+            groups.setdefault(own[0], []).append(merge)
     score = {(row[0], row[1]): row[2:] for row in plane(rows, target).rows}
     table: list[tuple[Value, ...]] = []
-    for group in groups:
+    for group in groups.values():
         if len({merge.slack for merge in group}) < 2:
             continue
-        shared = settings[group[0].method, group[0].ct_tokens][0]
-        name = ", ".join(
-            f"{key} {value}" for key, value in shared.items() if key in ("density", "lambda", "norm", "models")
-        )
+        shared = next(iter(group[0].but_for_slack.values()))
+        name = ", ".join(f"{key} {value}" for key, value in _settings(shared).items())
         for merge in group:
             bits, accuracy = score.get((merge.method, merge.ct_tokens), (None, None))
             slack = "\u221e" if isinf(merge.slack) else f"{merge.slack:g}"
             order = 1e9 if isinf(merge.slack) else merge.slack
             lost = round(merge.of_top[TOP].lost, DIGITS)
-            table.append((name or "as stated", merge.method, merge.ct_tokens, slack, order, accuracy, bits, lost))
+            table.append((name, merge.method, merge.ct_tokens, slack, order, accuracy, bits, lost))
     return Table(("group", "method", "tokens", "slack", "order", "accuracy", "bits", "lost_top"), table)
+
+
+def _settings(shared: Mapping[str, Any]) -> dict[str, Any]:
+    """What tells groups of a slack sweep apart: density (one, or by model), lambda, and the norm where one was given."""
+    densities = {name: model["density"] for name, model in shared["models"].items() if "density" in model}
+    same = len(set(map(str, densities.values()))) == 1
+    density = {"density": next(iter(densities.values()))} if same else {f"density {k}": v for k, v in densities.items()}
+    length = {"norm": shared["norm"]} if shared.get("norm") else {"lambda": shared["lambda"]}
+    return density | length
 
 
 def predictions(rows: Sequence[Row], target: str) -> Table:

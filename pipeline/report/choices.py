@@ -27,15 +27,6 @@ class Chosen:
     leads: bool = True
 
 
-def same_but_for_slack(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
-    """Whether two settings differ in nothing but the slack: then a difference is the slack's."""
-    sides = [
-        {key: value for key, value in settings.items() if key not in ("method", "protect") and "slack" not in key}
-        for settings in (first, second)
-    ]
-    return sides[0] == sides[1]
-
-
 def read(choices: Iterable[Choice]) -> list[Chosen]:
     """By method as they come, budget and seed."""
     import yaml

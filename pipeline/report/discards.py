@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from pipeline.report.records import Audit, mean
@@ -43,6 +44,7 @@ class Discarded:
     """What one method discarded of the SFT task vector at one budget, mean over seeds.
 
     lost_top: by seed, the share of the top 5 % that was lost in sign conflicts.
+    but_for_slack: by seed, all settings of the recipe that are not the slack's; equal ones leave a difference to it.
     parts: by ("layer", its number) or ("module kind", its name).
     """
 
@@ -55,6 +57,7 @@ class Discarded:
     of_top: Mapping[str, Shares]
     norm_lost: float
     lost_top: Mapping[int, float]
+    but_for_slack: Mapping[int, Mapping[str, Any]]
     parts: Mapping[tuple[str, str], PartShares] = field(default_factory=dict)
 
     @property
@@ -85,6 +88,7 @@ def read(audits: Iterable[Audit]) -> list[Discarded]:
         report = json.loads((audit.folder / "audit.json").read_text(encoding="utf-8"))
         order.setdefault(audit.method, len(order))
         if SFT in report["models"] and audit.ct_tokens:
+            report["but_for_slack"] = _but_for_slack(audit.folder / "merge.yml")
             grouped.setdefault((audit.method, audit.ct_tokens), {})[audit.seed] = report
     return [
         _discarded(method, budget, grouped[method, budget])
@@ -104,8 +108,23 @@ def _discarded(method: str, budget: int, by_seed: Mapping[int, dict[str, Any]]) 
         {top: _shares([model["top"][top] for model in models]) for top in TOPS},
         mean([model["norm_lost"] for model in models]),
         {seed: report["models"][SFT]["top"][TOP]["share_lost_in_conflict"] for seed, report in by_seed.items()},
+        {seed: report["but_for_slack"] for seed, report in by_seed.items()},
         _parts(list(by_seed.values())),
     )
+
+
+def _but_for_slack(recipe: Path) -> dict[str, Any]:
+    """A recipe's settings without the slack's own, and without the folders, which differ by budget and seed."""
+    import yaml
+
+    settings = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    models = {
+        name: {key: value for key, value in model.items() if key not in ("path", "adapter")}
+        for name, model in settings["models"].items()
+    }
+    left_out = ("method", "base", "models", "protect")
+    shared = {key: value for key, value in settings.items() if key not in left_out and "slack" not in key}
+    return {"models": models, **shared}
 
 
 def _parts(reports: list[dict[str, Any]]) -> dict[tuple[str, str], PartShares]:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipeline.report.choices import Chosen, same_but_for_slack
+from pipeline.report.choices import Chosen
 from pipeline.report.discards import TOP, Discarded
 from pipeline.report.inference import Estimate, crossed
 from pipeline.report.paired import LOWER_IS_BETTER, Cell, Evidence, Kind
@@ -166,27 +166,24 @@ def slack_helps(kind: Kind, at_norm: bool = False) -> Callable[[Data], Finding]:
 
 
 def matched_pairs(data: Data, at_norm: bool = False) -> list[tuple[str, str, int]]:
-    """(with slack, without, budget) of merges whose chosen settings differ in the slack alone, for every seed of both.
+    """(with slack, without, budget) of merges whose recipes differ in the slack alone, for every seed of both.
 
     Recipes that were tuned apart differ in density and lambda too, and would answer for those. at_norm: of merges whose
     step was given a norm, else of those whose step was not.
     """
-    settings = {(choice.method, choice.ct_tokens, choice.seed): choice.settings for choice in data.choices}
-    plain = [(merge.method, merge.ct_tokens) for merge in data.discarded if merge.plain_ties]
-    slack = [(merge.method, merge.ct_tokens) for merge in data.discarded if merge.slack_for_sft]
 
-    def matched(first: Cell, second: Cell) -> bool:
-        seeds = data.evidence.seeds(*first) & data.evidence.seeds(*second)
-        both = [(settings.get((*first, seed)), settings.get((*second, seed))) for seed in seeds]
-        return bool(both) and all(
-            a is not None and b is not None and same_but_for_slack(a, b) and ("norm" in a) == at_norm for a, b in both
-        )
+    def matched(first: Discarded, second: Discarded) -> bool:
+        cells = ((merge.method, merge.ct_tokens) for merge in (first, second))
+        seeds = set.intersection(*(data.evidence.seeds(*cell) for cell in cells))
+        both = [(first.but_for_slack.get(seed), second.but_for_slack.get(seed)) for seed in seeds]
+        return bool(both) and all(a is not None and a == b and bool(a.get("norm")) == at_norm for a, b in both)
 
+    plain = [merge for merge in data.discarded if merge.plain_ties]
     return [
-        (with_slack, without, budget)
-        for with_slack, budget in slack
-        for without, other in plain
-        if budget == other and matched((with_slack, budget), (without, other))
+        (slack.method, other.method, slack.ct_tokens)
+        for slack in data.discarded
+        for other in plain
+        if slack.slack_for_sft and slack.ct_tokens == other.ct_tokens and matched(slack, other)
     ]
 
 

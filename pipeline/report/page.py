@@ -68,7 +68,7 @@ def picture(found: Findings, width: int | None = None) -> Picture:
         "levels": chart_data.levels(measures),
         "plane": chart_data.plane(found.rows, language),
         "parts": chart_data.parts(found.discarded),
-        "slack": chart_data.slack_sweep(found.rows, found.discarded, found.chosen, language),
+        "slack": chart_data.slack_sweep(found.rows, found.discarded, language),
         "predictions": chart_data.predictions(found.rows, language),
         "differences": chart_data.differences(found.claims.comparisons),
         "hours": chart_data.hours(found.stages),

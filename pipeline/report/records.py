@@ -26,7 +26,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Audit:
-    """What one merge discarded: a folder with audit.json."""
+    """What one merge discarded: a folder with audit.json and the recipe, merge.yml."""
 
     method: str
     ct_tokens: int

@@ -101,7 +101,8 @@ def scored(right: tuple[tuple[str, float], ...], bits: float, target: str) -> di
     return {name: "".join(json.dumps(row) + "\n" for row in rows) for name, rows in files.items()}
 
 
-def write_audit(folder: Path, method: str, slack: float, lost: float) -> Path:
+def write_audit(folder: Path, method: str, slack: float, lost: float, **settings: float) -> Path:
+    """An audit and the recipe beside it, as the merge stage leaves them; `settings` are recipe keys."""
     shares = {"share_trimmed": 0.2, "share_in_conflict": 0.4, "share_lost_in_conflict": lost / 2}
     top = {
         level: {"share_of_parameters": 0.05, **shares, "share_lost_in_conflict": lost} for level in ("1%", "5%", "10%")
@@ -120,6 +121,9 @@ def write_audit(folder: Path, method: str, slack: float, lost: float) -> Path:
     (folder / "audit.json").write_text(
         json.dumps({"method": method, "slack": slack, "protect": protect, "models": {"sft": model, "ct": model}})
     )
+    models = {name: {"path": f"../{name}", "weight": 1.0, "density": 0.5} for name in ("ct", "sft")}
+    recipe = {"method": method, "base": "../base", "models": models, "slack": slack, "protect": protect, **settings}
+    (folder / "merge.yml").write_text(yaml.safe_dump(recipe))
     return folder
 
 
@@ -161,8 +165,11 @@ class Run:
                 for place, (budget, share) in enumerate(zip(BUDGETS, shares, strict=True)):
                     folder, slack = self.root / f"audit-{method}-{budget}-{seed}", "sv" in method
                     lost = share + self.noise(method, place, seed)
-                    write_audit(folder, "ties_sv" if slack else "ties", float(slack), lost)
-                    self.audits.append(Audit(method, budget, seed, folder))
+                    for name, norm in (("", {}), ("_at_norm", {"norm": 1.0})):
+                        path, recipe = folder.with_name(folder.name + name), "ties_sv" if slack else "ties"
+                        scale = self.lambdas.get(method + name, 1.5)
+                        write_audit(path, recipe, float(slack), lost, **{"lambda": scale, **norm})
+                        self.audits.append(Audit(method + name, budget, seed, path))
             for method, gains in self.gains.items():
                 for budget, gain in zip(BUDGETS, gains, strict=True):
                     self.add_choice(method, budget, seed, 0.4 + gain)
@@ -180,18 +187,15 @@ class Run:
         )
 
     def add_at_norm(self, method: str, budget: int, seed: int) -> None:
-        """The same scores and audit once more, of a merge whose step was given a norm."""
+        """The same scores once more, of a merge whose step was given a norm: a control, stated and not tuned."""
         name = f"{method}_at_norm"
         self.evaluations.append(Evaluation(name, budget, seed, self.root / f"{method}-{budget}-{seed}"))
-        if method in self.lost:
-            self.audits.append(Audit(name, budget, seed, self.root / f"audit-{method}-{budget}-{seed}"))
-        self.add_choice(name, budget, seed, 0.0, norm=1.0)
 
-    def add_choice(self, method: str, budget: int, seed: int, score: float, **more: float) -> None:
+    def add_choice(self, method: str, budget: int, seed: int, score: float) -> None:
         folder = self.root / f"tune-{method}-{budget}-{seed}"
         folder.mkdir()
         slack = {"slack": 1.0, "protect": ["sft"]} if "sv" in method else {}
-        settings = {"method": method, **slack, "lambda": self.lambdas.get(method, 1.5), **more}
+        settings = {"method": method, **slack, "lambda": self.lambdas.get(method, 1.5)}
         tries = [
             {"settings": {**settings, "lambda": 1.0}, "metric": "acc", "score": 0.1},
             {"settings": settings, "metric": "acc", "score": score},

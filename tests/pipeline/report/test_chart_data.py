@@ -31,7 +31,7 @@ def test_a_slack_sweep_is_of_merges_that_differ_in_nothing_else(tmp_path: Path) 
     found = page.Findings(results.gather(run.evaluations), run.claims(), *_read(run), [], SUBJECT)
     swept = page.picture(found).tables["slack"].records()
     by_group = {(row["group"], row["method"], row["slack"]) for row in swept}
-    free, at_norm = "lambda 1.5", "lambda 1.5, norm 1.0"
+    free, at_norm = "density 0.5, lambda 1.5", "density 0.5, norm 1.0"
     assert by_group == {
         *((free, "ties", "0"), (free, "ties_sv_1", "1")),
         *((at_norm, "ties_at_norm", "0"), (at_norm, "ties_sv_1_at_norm", "1")),
