@@ -41,6 +41,7 @@ def arguments(
     transformers.logging.set_verbosity_error()
     if compute.threads:
         torch.set_num_threads(compute.threads)
+        os.environ["OMP_NUM_THREADS"] = str(compute.threads)  # without it accelerate takes all cores of a node's CPUs
     micro, accumulation = parallel.sizes(settings.batch_tokens, settings.block_size, compute.world, compute.micro_batch)
     steps, schedule_steps = settings.steps, settings.schedule_steps
     sharded = compute.strategy == "fsdp"
