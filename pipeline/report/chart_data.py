@@ -145,7 +145,7 @@ def slack_sweep(rows: Sequence[Row], discarded: Sequence[Discarded], target: str
 
 
 def _settings(shared: Mapping[str, Any]) -> dict[str, Any]:
-    """What tells groups of a slack sweep apart: density (one, or by model), lambda, and the norm where one was given."""
+    """What tells groups of a slack sweep apart: density (one, or by model), and lambda or the norm that was given."""
     densities = {name: model["density"] for name, model in shared["models"].items() if "density" in model}
     same = len(set(map(str, densities.values()))) == 1
     density = {"density": next(iter(densities.values()))} if same else {f"density {k}": v for k, v in densities.items()}

@@ -115,9 +115,7 @@ def test_limit_takes_the_first_items(folders: Folders, model: Any, tokenizer: An
     whole = harness.evaluate(model, tokenizer, task_set.prepare(folders[0]))
     part = harness.evaluate(model, tokenizer, task_set.prepare(folders[0], limit=5))
     firsts = [sample for sample in whole.samples if int(sample["id"].split(".")[1]) < 5]
-    for sample, first in zip(
-        part.samples, firsts, strict=True
-    ):  # another batch may move the last digits
+    for sample, first in zip(part.samples, firsts, strict=True):  # another batch may move the last digits
         bits = {name: sample[name] for name in ("gold_bits", "bits") if name in sample}
         assert sample == {**first, **{name: pytest.approx(first[name], rel=1e-5) for name in bits}}
     assert by_task(part, primary=True)["next_nya"]["n"] == 5
