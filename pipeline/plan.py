@@ -28,7 +28,7 @@ from pipeline.plan_training import Data, data_stages, workers
 
 @dataclass(frozen=True)
 class Cell:
-    """One language x budget x seed.
+    """One language x budget x seed, of a regime where the sweep has several.
 
     stages: in an order in which they can run. evals, merges, checkpoints: by method of the results. chosen: by method
     that was asked about on dev, the stage that holds the choice. untuned: evals of tuned methods by their first try.
@@ -61,7 +61,8 @@ class Cell:
         return self.ct_tokens if with_ct_budgets(method.of if method else (name,)) else 0
 
     def __str__(self) -> str:
-        return f"{self.language} {format_tokens(self.ct_tokens)} seed {self.seed}"
+        regime = f"{self.config.regime} " if self.config.regime else ""
+        return f"{regime}{self.language} {format_tokens(self.ct_tokens)} seed {self.seed}"
 
 
 def plan_cell(config: Config, inputs: Inputs) -> Cell:

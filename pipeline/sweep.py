@@ -168,7 +168,7 @@ def _with_cells_to_choose_on(configs: Sequence[Config]) -> tuple[Config, ...]:
     resolved = []
     for config in configs:
         choice, most = config.merge.choice, config.language.most_tokens
-        of_language = [other for other in configs if other.language.code == config.language.code]
+        of_language = [other for other in configs if other.report == config.report]
         budgets, seeds = choice.budgets, choice.seeds
         if budgets == "all":
             budgets = tuple(dict.fromkeys(other.ct.tokens for other in of_language))
@@ -198,12 +198,12 @@ def _check_budgets(configs: Sequence[Config]) -> None:
             "ct.source: a given checkpoint has one budget; "
             "say ct.tokens=... once, with the tokens that it was trained on"
         )
-    cells = [(config.language.code, config.ct.tokens, config.seed) for config in configs]
+    cells = [(*config.report, config.ct.tokens, config.seed) for config in configs]
     if len(set(cells)) < len(cells):
-        code, tokens, seed = next(cell for cell in cells if cells.count(cell) > 1)
+        _, code, tokens, seed = next(cell for cell in cells if cells.count(cell) > 1)
         raise BadInput(
             f"the sweep has the cell language.code={code} ct.tokens={format_tokens(tokens)} seed={seed} twice; "
-            "give each value once"
+            "give each value once, or tell what else changes apart by regime=... (conf/experiment/regimes.yaml)"
         )
     budgets = list(dict.fromkeys(config.ct.tokens for config in configs))
     if budgets != sorted(budgets):

@@ -24,6 +24,7 @@ class Config(Section):
 
     name: Name
     seed: Seed
+    regime: Name | None
     store: Folder
     outputs: Folder
     model: Model
@@ -36,6 +37,11 @@ class Config(Section):
     train: Adaptation
     compute: Compute
     tracking: Tracking
+
+    @property
+    def report(self) -> tuple[str | None, str]:
+        """Regime and language: the cells of one report, which differ in budget and seed."""
+        return self.regime, self.language.code
 
     @property
     def ct_source(self) -> str | None:

@@ -19,31 +19,47 @@ from pipeline.store import RECORD, Entry
 
 if TYPE_CHECKING:
     from pipeline.report import ReportPaths
+    from pipeline.report.report_sources import Sources
 
 
 def write_report(plan: RunPlan, arguments: Sequence[str]) -> ReportPaths | None:
-    """The report over all cells, a folder a language where there are several; None where nothing was scored yet.
+    """The report over all cells, a folder a regime and language where there are several; None where nothing was scored.
 
-    `arguments` of the command line stand on the page, and that stages are missing, where some are. The first language's
+    `arguments` of the command line stand on the page, and that stages are missing, where some are. The first report's
     files are returned.
     """
     store = plan.store
     entries = {stage.key: entry for stage in plan.stages if (entry := store.find(stage))}
-    languages = list(dict.fromkeys(cell.language for cell in plan.cells))
+    reports: dict[tuple[str | None, str], list[Cell]] = {}
+    for cell in plan.cells:
+        reports.setdefault(cell.config.report, []).append(cell)
+    several = len({language for _, language in reports}) > 1
     written = None
-    for language in languages:
-        cells = [cell for cell in plan.cells if cell.language == language]
+    found: list[tuple[str, Sources]] = []
+    for (regime, language), cells in reports.items():
         if any(stage.key in entries for cell in cells for stage in cell.evals.values()):
-            folder = plan.outputs / language if len(languages) > 1 else plan.outputs
-            paths = _write_language(cells, entries, folder, arguments)
+            folder = plan.outputs / (regime or "") / (language if several else "")
+            sources = _sources(cells, entries, arguments)
+            paths = sources.render(folder)
+            _tell(paths)
             written = written or paths
+            found += [(regime, sources)] if regime else []
+    if found:
+        from pipeline.report import regime_map
+
+        for line in regime_map.write(found, plan.outputs):
+            say(line)
     return written
 
 
-def _write_language(
-    cells: Sequence[Cell], entries: Mapping[str, Entry], folder: Path, arguments: Sequence[str]
-) -> ReportPaths:
-    """Writes the report of one language, and says where it lies. `entries`: what the store has, by key."""
+def _tell(paths: ReportPaths) -> None:
+    say(paths.table)
+    for path in (paths.results_csv, paths.results_md, paths.claims, paths.curves, paths.page):
+        say(str(path))
+
+
+def _sources(cells: Sequence[Cell], entries: Mapping[str, Entry], arguments: Sequence[str]) -> Sources:
+    """What one report is made from. `entries`: what the store has, by key."""
     from pipeline import report  # late: a plan or a refusal needs no plots
     from pipeline.report.report_sources import Sources
 
@@ -73,7 +89,7 @@ def _write_language(
         f"python -m pipeline {shlex.join(arguments)}".strip(),
         (len(made), len(uses)) if len(made) < len(uses) else None,
     )
-    found = Sources(
+    return Sources(
         subject,
         evaluations,
         audits,
@@ -84,8 +100,3 @@ def _write_language(
         searched.path / "leaks.json" if searched else None,
         [report.Evaluation(*cell, path) for cell, path in published(lambda cell: cell.untuned).items()],
     )
-    paths = found.render(folder)
-    say(paths.table)
-    for path in (paths.results_csv, paths.results_md, paths.claims, paths.curves, paths.page):
-        say(str(path))
-    return paths

@@ -8,6 +8,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from common.errors import BadInput
 from pipeline import sweep
 from pipeline.config import validate
 
@@ -44,3 +45,17 @@ def test_values_alone_cost_no_composition(monkeypatch: pytest.MonkeyPatch) -> No
     cells = sweep.expand(("experiment=test", "seed=0,1,2,3", "ct.tokens=1024,2048,4096"), multirun=True).configs
     assert len(cells) == 12
     assert len(calls) == 2, "one for the axes, one for all cells"
+
+
+def test_what_else_changes_is_told_apart_by_regimes() -> None:
+    axes = ("experiment=test", "sft.tokens=2048,4096", "ct.tokens=2048,4096", "merge.choice={budgets: all, seeds: own}")
+    with pytest.raises(BadInput, match="twice; give each value once, or tell what else changes apart by regime="):
+        sweep.expand(axes, multirun=True)
+    cells = sweep.expand((*axes, "regime=sft_${sft.tokens}"), multirun=True).configs
+    assert [cell.report for cell in cells] == [("sft_2048", "nya"), ("sft_4096", "nya")] * 2
+    assert {cell.merge.choice.budgets for cell in cells} == {(2048, 4096)}
+
+
+def test_the_shipped_map_has_its_regimes() -> None:
+    cells = sweep.expand(("experiment=regimes",), multirun=True).configs
+    assert len(cells) == 24 and len({cell.report for cell in cells}) == 12

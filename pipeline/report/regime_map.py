@@ -1,0 +1,155 @@
+"""Where merging wins, as a map: the merge that was best on dev minus CT-then-SFT, by regime and CT budget.
+
+A regime is what else a sweep changes (conf/experiment/regimes.yaml): a report each, and this map over all of them.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.files import write_whole
+from common.units import format_tokens
+from pipeline.report import choices, figures, findings
+from pipeline.report.discards import SFT
+from pipeline.report.inference import Estimate
+from pipeline.report.paired import Evidence, Kind
+from pipeline.report.records import label, mean
+from pipeline.report.report_sources import Sources
+from pipeline.report.vega import SCHEMA, Spec
+from pipeline.report.wording import interval
+
+BASELINE = "ct_then_sft"
+SHOWN: dict[Kind, str] = {"accuracy": "mean accuracy gained", "bits": "bits per byte saved"}
+COLOURS = ("#b35806", "#f5f5f5", "#2166ac")  # CT-then-SFT is ahead, neither, the merge is ahead
+
+
+@dataclass(frozen=True)
+class Spot:
+    """One regime at one CT budget; differences are the merge's minus CT-then-SFT's, positive where the merge is better.
+
+    merge: the best on dev. norms: ‖τ_CT‖ / ‖τ_SFT‖. dev: difference in accuracy there, by which a regime may be chosen.
+    gains: on the split that was scored.
+    """
+
+    language: str
+    regime: str
+    ct_tokens: int
+    merge: str
+    norms: float
+    dev: float | None
+    gains: Mapping[Kind, Estimate]
+
+    def row(self) -> dict[str, str | int | float | None]:
+        """A row of map.csv: with a column for each number of each gain."""
+        own = {name: value for name, value in vars(self).items() if name != "gains"}
+        numbers = {
+            column: value
+            for kind, gain in self.gains.items()
+            for column, value in ((kind, gain.value), (f"{kind}_low", gain.low), (f"{kind}_high", gain.high))
+        }
+        return {**own, **numbers, "seeds": self.gains["accuracy"].seeds}
+
+
+def spots(regime: str, sources: Sources) -> list[Spot]:
+    """One regime in one language, by budget; budgets without a merge chosen on dev or CT-then-SFT are left out."""
+    evidence = Evidence(sources.evaluations, sources.subject.language)
+    chosen = choices.read(sources.choices)
+    found = []
+    for budget in evidence.budgets:
+        leader = findings.leader_at(budget, chosen, evidence)
+        if leader is None or not evidence.has(BASELINE, budget):
+            continue
+        cells = [(leader, budget)], [(BASELINE, budget)]
+        gains = {kind: gain for kind in SHOWN if (gain := findings.gain(evidence, kind, *cells)) is not None}
+        on_dev = {
+            method: [one.score for one in chosen if (one.method, one.ct_tokens, one.metric) == (method, budget, "acc")]
+            for method in (leader, BASELINE)
+        }
+        dev = mean(on_dev[leader]) - mean(on_dev[BASELINE]) if all(on_dev.values()) else None
+        if gains.keys() == SHOWN.keys():
+            norms = mean(_norms(sources, leader, budget))
+            found.append(Spot(sources.subject.language_name, regime, budget, leader, norms, dev, gains))
+    return found
+
+
+def _norms(sources: Sources, merge: str, budget: int) -> list[float]:
+    """‖τ_CT‖ / ‖τ_SFT‖ as the audits of a merge have them, a seed each."""
+    ratios = []
+    for audit in sources.audits:
+        if audit.ct_tokens == budget and audit.method == merge:
+            models = json.loads((audit.folder / "audit.json").read_text(encoding="utf-8"))["models"]
+            if {"ct", SFT} <= models.keys():
+                ratios.append(models["ct"]["norm"] / models[SFT]["norm"])
+    return ratios
+
+
+def write(regimes: Sequence[tuple[str, Sources]], folder: Path) -> list[str]:
+    """Writes map.csv, map.svg, .pdf and .png; the map as lines for a terminal. Nothing where no spot is known."""
+    found = [spot for regime, sources in regimes for spot in spots(regime, sources)]
+    if not found:
+        return []
+    folder.mkdir(parents=True, exist_ok=True)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(found[0].row()), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(spot.row() for spot in found)
+    write_whole(folder / "map.csv", text.getvalue())
+    languages = dict.fromkeys(spot.language for spot in found)
+    panels = [
+        (f"{language}: {title}", _panel([spot for spot in found if spot.language == language], kind, number == 0))
+        for number, (language, (kind, title)) in enumerate(
+            (language, shown) for language in languages for shown in SHOWN.items()
+        )
+    ]
+    picture = figures.write(figures.beside(panels), folder, "map")
+    return [*(_line(spot) for spot in found), str(picture)]
+
+
+def _line(spot: Spot) -> str:
+    where = f"{spot.language} {spot.regime} {format_tokens(spot.ct_tokens)}"
+    numbers = ", ".join(f"{SHOWN[kind]} {interval(gain)}" for kind, gain in spot.gains.items())
+    return f"{where}: {label(spot.merge)} against CT-then-SFT: {numbers}"
+
+
+def _panel(found: Sequence[Spot], kind: Kind, labelled: bool) -> Spec:
+    """A heat map of one kind in one language, a row a regime and a column a budget."""
+    rows = [
+        {
+            "regime": spot.regime,
+            "budget": format_tokens(spot.ct_tokens),
+            "gain": spot.gains[kind].value,
+            "text": f"{spot.gains[kind].value:+.3f}",
+        }
+        for spot in found
+    ]
+    most = max(abs(spot.gains[kind].value) for spot in found) or 1.0
+    axis = {"domain": False, "ticks": False, "labelLimit": 260}
+    regimes, budgets = (list(dict.fromkeys(row[name] for row in rows)) for name in ("regime", "budget"))
+    colour: Mapping[str, object] = {
+        "field": "gain",
+        "type": "quantitative",
+        "scale": {"domain": [-most, 0, most], "range": list(COLOURS)},
+        "legend": None,
+    }
+    side: Spec = {"type": "ordinal", "title": None}
+    return {
+        "$schema": SCHEMA,
+        "width": 64 * len(budgets),
+        "height": 26 * len(regimes),
+        "data": {"name": "spots"},
+        "datasets": {"spots": rows},
+        "encoding": {
+            "x": {**side, "field": "budget", "sort": budgets, "axis": {**axis, "labelAngle": 0, "orient": "top"}},
+            "y": {**side, "field": "regime", "sort": regimes, "axis": axis if labelled else None},
+        },
+        "layer": [
+            {"mark": {"type": "rect"}, "encoding": {"color": colour}},
+            {"mark": {"type": "text", "fontSize": 11}, "encoding": {"text": {"field": "text", "type": "nominal"}}},
+        ],
+        "resolve": {"scale": {"color": "independent"}},
+    }
