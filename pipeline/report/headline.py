@@ -9,33 +9,24 @@ from pipeline.report.paired import KINDS, Comparison
 from pipeline.report.records import label
 from pipeline.report.wording import interval
 
-MOST = 2  # claims that a sentence names of one kind
+SAYS = {  # in the order in which the second claim of a sentence is looked for
+    "shown": "shows that",
+    "level": "finds no difference that matters in whether",
+    "not shown": "rules out that",
+    "undecided": "cannot tell whether",
+}
 
 
 def sentence(answers: Sequence[Answer], language: str) -> str:
-    """What was shown, what is level, what was not found, and how many claims stay open."""
-    by_verdict: dict[str, list[Answer]] = {}
-    for answer in answers:
-        by_verdict.setdefault(answer.verdict, []).append(answer)
-    asked = len(answers) - len(by_verdict.get("no data", ()))
+    """The first claim, the first other one that was shown (or else level, or ruled out), and how many are of each."""
+    asked = [answer for answer in answers if answer.verdict in SAYS]
     if not asked:
         return f"In {language}, nothing that the claims ask about was run yet."
-    parts = []
-    if shown := by_verdict.get("shown"):
-        parts.append(f"this run shows that {_listed(shown, effects=True)}")
-    if level := by_verdict.get("level"):
-        parts.append(f"finds no difference that matters in whether {_listed(level)}")
-    if refuted := by_verdict.get("not shown"):
-        parts.append(f"rules out that {_listed(refuted)}")
-    if not parts:
-        parts.append(f"this run cannot tell whether {_listed(by_verdict['undecided'], most=MOST)}")
-    elif not shown:
-        parts[0] = f"this run {parts[0]}"
-    text = f"In {language}, {_joined(parts)}"
-    if undecided := len(by_verdict.get("undecided", ())):
-        stay = "stays" if undecided == 1 else "stay"
-        text += f"; {undecided} of {asked} claims {stay} undecided"
-    return text + "."
+    by_verdict = {verdict: [answer for answer in asked if answer.verdict == verdict] for verdict in SAYS}
+    others = [answer for verdict in list(SAYS)[:3] for answer in by_verdict[verdict] if answer is not asked[0]]
+    said = _joined([f"{SAYS[answer.verdict]} {_claim(answer)}" for answer in (asked[0], *others[:1])])
+    counts = _joined([f"{len(found)} {verdict}" for verdict, found in by_verdict.items() if found])
+    return f"In {language}, this run {said}. Of {len(asked)} claims: {counts}."
 
 
 def of_comparisons(comparisons: Sequence[Comparison]) -> str:
@@ -53,16 +44,11 @@ def of_comparisons(comparisons: Sequence[Comparison]) -> str:
     return text + "."
 
 
-def _listed(answers: Sequence[Answer], effects: bool = False, most: int = MOST) -> str:
-    named = []
-    for answer in answers[:most]:
-        text = answer.claim.text.rstrip(".")
-        if text[:1].isupper() and not text[1:2].isupper():
-            text = text[0].lower() + text[1:]
-        named.append(f"{text} ({interval(answer.estimate)})" if effects and answer.estimate else text)
-    if len(answers) > most:
-        named.append(f"{len(answers) - most} more")
-    return _joined(named)
+def _claim(answer: Answer) -> str:
+    text = answer.claim.text.rstrip(".")
+    if text[:1].isupper() and not text[1:2].isupper():
+        text = text[0].lower() + text[1:]
+    return f"{text} ({interval(answer.estimate)})" if answer.estimate else text
 
 
 def _joined(parts: Sequence[str]) -> str:

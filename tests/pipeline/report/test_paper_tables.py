@@ -25,8 +25,12 @@ def test_one_sentence_says_what_was_found(tmp_path: Path) -> None:
     assert headline.sentence(shown, "Chichewa").startswith(
         "In Chichewa, this run shows that merges beat CT-then-SFT where text is scarcest (+0.300 ["
     )
+    told = headline.sentence(shown, "Chichewa")
+    assert "and shows that merges find the right answers" in told and told.endswith(
+        f"Of {len(shown)} claims: 13 shown."
+    )
     one_seed = Run(tmp_path / "one", GOOD, LOST, seeds=(0,)).claims().answers
     told = headline.sentence(one_seed, "Chichewa")
-    assert "this run cannot tell whether merges beat CT-then-SFT" in told and "undecided" in told
+    assert "this run cannot tell whether merges beat CT-then-SFT" in told and told.endswith("13 undecided.")
     nothing = Run(tmp_path / "none", {}, {}).claims().answers
     assert headline.sentence(nothing, "Chichewa") == "In Chichewa, nothing that the claims ask about was run yet."
