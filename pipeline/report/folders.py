@@ -53,4 +53,8 @@ def _of_lm_eval(folders: Sequence[Path], out: Path) -> ReportPaths:
         subject = Subject(" and ".join(names), lm_eval_folder.LANGUAGE, GIVEN, {}, command, given=True)
         from pipeline import report
 
-        return report.render(evaluations, [], [], [], out, subject)
+        try:
+            return report.render(evaluations, [], [], [], out, subject)
+        except ValueError:  # it names a file that lies aside
+            named = ", ".join(map(str, folders))
+            raise BadInput(f"{named}: not the same items were scored; score them by the same tasks and limit") from None

@@ -88,7 +88,7 @@ def test_what_cannot_be_read_is_refused_in_a_line(tmp_path: Path, trouble: str) 
         said = "--log_samples"
     elif trouble == "other items":
         samples.write_text(samples.read_text().replace('"doc_hash": "0', '"doc_hash": "1'))
-        said = "not the same items"
+        said = f"{given[0]}, {given[1]}: not the same items were scored"
     elif trouble == "moved":
         given, said = [experiment(tmp_path, "one", GOOD)], "put the store back"
         (tmp_path / "one-run").rename(tmp_path / "elsewhere")
