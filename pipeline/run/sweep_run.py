@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from common.errors import Interrupted, StageFailed
 from pipeline import check as checks
-from pipeline import inputs, trajectory
+from pipeline import inputs, locks, trajectory
 from pipeline.run import cluster, failures, local, run_plan
 from pipeline.run.collect import write_report
 from pipeline.run.console import Estimates, duration, say
@@ -40,6 +40,8 @@ def run(sweep: Sweep, arguments: Sequence[str]) -> int:
             inputs.check_device(plan.config.compute)
         if check(sweep):
             return 2
+        if warning := locks.check(plan.store.root):
+            say(f"warning: {warning}")
         plan.save(journal.path.parent)
         here = worker(plan, journal)
         try:
