@@ -176,7 +176,7 @@ class Executor:
         resume = trajectory.resumable(self.store, stage) if trajectory else None
         job = Job(stage, work / "out", work / "scratch", folders, resume)
         job.on_log = lambda record: self._log(stage, record)
-        job.on_try = lambda done, total: self.progress.update(stage, done / total, f"{done} of {total} tries")
+        job.on_try = lambda done, total: self._update(stage, done / total, f"{done} of {total} tries")
         job.on_interrupt = lambda: self.progress.say(stage, "saves and ends; a second Ctrl-C ends it at once")
         shutil.rmtree(job.out, ignore_errors=True)
         job.out.mkdir()
@@ -214,6 +214,7 @@ class Executor:
         except Exception as error:
             self._failed(stage, work, error)
         self.journal.write("published", stage, seconds=round(seconds, 3))
+        self.journal.note(stage, "")
         if trajectory:
             trajectory.drop(self.store)
         self.progress.done(stage, seconds, job.note)
@@ -223,7 +224,12 @@ class Executor:
         """A line of a training's log, for the console."""
         done = f"{record['tokens']:,} of {record['of_tokens']:,} tokens"
         note = f"{done}, loss {record['loss']:.2f}, {record['tokens_per_second']:,.0f} tokens/s"
-        self.progress.update(stage, record["tokens"] / record["of_tokens"], note)
+        self._update(stage, record["tokens"] / record["of_tokens"], note)
+
+    def _update(self, stage: Stage, share: float, note: str) -> None:
+        """For the console, and for who watches the run from elsewhere."""
+        if said := self.progress.update(stage, share, note):
+            self.journal.note(stage, said)
 
     def _failed(self, stage: Stage, work: Path, error: Exception) -> None:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:

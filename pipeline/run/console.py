@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 
@@ -13,9 +14,17 @@ from pipeline.trajectory import previous_stages, tokens_of
 UPDATE_EVERY_S = 5.0  # seconds between two lines about the same stage
 
 
+# While a display holds the terminal (live.py), the file that lines go to, for this process and those that it starts.
+SAY_TO = "SLACKMERGE_SAY_TO"
+
+
 def say(line: str) -> None:
     """A line on the console, at once: other processes write there too."""
-    print(line, flush=True)
+    if SAY_TO not in os.environ:
+        print(line, flush=True)
+        return
+    with open(os.environ[SAY_TO], "ab", buffering=0) as file:  # one write, so that lines do not mix
+        file.write(line.encode() + b"\n")
 
 
 def duration(seconds: float) -> str:
@@ -81,15 +90,22 @@ class Progress:
 
     def start(self, stage: Stage, work: float) -> None:
         self.started = time.monotonic()
+        if SAY_TO in os.environ:  # the display says what runs
+            return
         seconds, left = work * self.estimates.rate(stage.kind), self.estimates.of(self.stages)
         self.say(stage, f"starts, about {duration(seconds)}; all in all about {duration(max(seconds, left))} left")
 
-    def update(self, stage: Stage, share: float, note: str = "") -> None:
-        """`share` of the stage is done. Says so, unless it spoke a moment ago."""
+    def update(self, stage: Stage, share: float, note: str = "") -> str | None:
+        """`share` of the stage is done. Says so, and returns what it said, unless it spoke a moment ago."""
         if time.monotonic() - self.spoke < UPDATE_EVERY_S or not share:
-            return
+            return None
         left = (time.monotonic() - self.started) * (1 - share) / share
-        self.say(stage, f"{share:.0%}{', ' if note else ''}{note}, about {duration(left)} left")
+        text = f"{share:.0%}{', ' if note else ''}{note}, about {duration(left)} left"
+        if SAY_TO in os.environ:
+            self.spoke = time.monotonic()
+        else:
+            self.say(stage, text)
+        return text
 
     def done(self, stage: Stage, seconds: float, note: str = "") -> None:
         self.estimates.forget(stage.kind)

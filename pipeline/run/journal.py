@@ -1,4 +1,7 @@
-"""What happened in a run: a file that its processes append to, one JSON object an event."""
+"""What happened in a run: a file that its processes append to, one JSON object an event
+
+Beside it, a file a stage says how far it is now.
+."""
 
 from __future__ import annotations
 
@@ -29,6 +32,25 @@ class Journal:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("ab", buffering=0) as file:  # one write, so that lines of several processes do not mix
             file.write(line.encode() + b"\n")
+
+    def note(self, stage: Stage, text: str) -> None:
+        """How far a stage is: its last word alone is kept, until it says nothing (``)."""
+        path = self._note(stage)
+        if text:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        else:
+            path.unlink(missing_ok=True)
+
+    def noted(self, stage: Stage) -> str:
+        """The last word of a stage, of whatever process of the run; empty where there is none."""
+        try:
+            return self._note(stage).read_text(encoding="utf-8")
+        except OSError:
+            return ""
+
+    def _note(self, stage: Stage) -> Path:
+        return self.path.parent / "now" / f"{stage.kind}-{stage.key}"
 
     def events(self, *names: str) -> list[dict[str, Any]]:
         """The events of these names so far."""

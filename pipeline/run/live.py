@@ -1,38 +1,61 @@
-"""`python -m pipeline watch [FOLDER]`: a run as it goes, from its journal, on this machine or in Slurm jobs.
+"""A run as it goes, from its journal and the store: under the lines of `run` itself, where there is a terminal, and by
+`python -m pipeline watch [FOLDER]`, of a run on this machine or in Slurm jobs.
 
-It looks and changes nothing but the page, which it draws anew as cells are scored, marked as unfinished: drawing costs
-the run no time.
+`run` shows numbers alone. `watch` also draws the page anew as cells are scored, marked as unfinished: that costs the
+run no time.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
+import os
+import sys
+import threading
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, repeat
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from common.errors import BadInput
 from pipeline.graph import Stage
-from pipeline.run.console import Estimates, amount, duration
+from pipeline.run.console import SAY_TO, Estimates, amount, duration
 from pipeline.run.journal import Journal
 from pipeline.run.run_plan import FILE, RunPlan
 from pipeline.run.worker import JOURNAL
 
+if TYPE_CHECKING:
+    from rich.live import Live
+
 LOOK_EVERY_S = 2.0
 DRAW_EVERY_S = 60.0
 ENDED = ("published", "failed", "refused", "not_run", "preempted")
+SAID = "said.log"  # in the run's folder: the lines of its processes, while a display holds the terminal
+
+
+@dataclass(frozen=True)
+class Running:
+    """A stage that is being made. said: how far it is, in its own words, or nothing yet."""
+
+    stage: Stage
+    seconds: float
+    expected: float
+    said: str
+
+    def __str__(self) -> str:
+        return f"{self.stage}: {self.said or f'runs for {duration(self.seconds)} of about {duration(self.expected)}'}"
 
 
 @dataclass(frozen=True)
 class Standing:
-    """Where a run stands. running: stages and since when, seconds of the epoch. lost: messages of what was not made."""
+    """Where a run stands. lost: messages of what was not made."""
 
     done: int
     total: int
-    running: Sequence[tuple[Stage, float]]
+    running: Sequence[Running]
     by_kind: Mapping[str, tuple[int, int]]
     lost: Sequence[str]
     seconds_left: float
@@ -67,26 +90,98 @@ def standing(plan: RunPlan, journal: Journal) -> Standing:
     kinds = Counter(stage.kind for stage in plan.stages)
     made = Counter(stage.kind for stage in plan.stages if stage.key in done)
     estimates = Estimates(plan.store, plan.config.compute.first_guess, plan.processes)
+    under_way = [(plan.by_key[key], since) for key, since in running.items() if key in plan.by_key and key not in done]
     return Standing(
         len(done),
         len(plan.stages),
-        [(plan.by_key[key], since) for key, since in running.items() if key in plan.by_key and key not in done],
+        [
+            Running(stage, time.time() - since, amount(stage) * estimates.rate(stage.kind), journal.noted(stage))
+            for stage, since in under_way
+        ],
         {kind: (made[kind], count) for kind, count in kinds.items()},
         list(lost.values()),
         estimates.of(plan.stages),
     )
 
 
-def lines(now: Standing, plan: RunPlan) -> list[str]:
-    """The standing in words, for a terminal or none."""
+def lines(now: Standing, name: str) -> list[str]:
+    """The standing in words, for a terminal or none. `name`: of the experiment."""
     left = f", about {duration(now.seconds_left)} left" if now.done < now.total else ""
     kinds = ", ".join(f"{kind} {made}/{count}" for kind, (made, count) in now.by_kind.items())
-    told = [f"{plan.config.name}: {now.done} of {now.total} stages done{left}", f"  {kinds}"]
-    estimates = Estimates(plan.store, plan.config.compute.first_guess)
-    for stage, since in now.running:
-        expected = amount(stage) * estimates.rate(stage.kind)
-        told.append(f"  {stage}: runs for {duration(time.time() - since)} of about {duration(expected)}")
-    return [*told, *(f"  {message}" for message in now.lost)]
+    told = [f"{name}: {now.done} of {now.total} stages done{left}", f"  {kinds}"]
+    return [*told, *(f"  {stage}" for stage in now.running), *(f"  {message}" for message in now.lost)]
+
+
+def curve(plan: RunPlan) -> str:
+    """The results so far as numbers: methods by budgets, a table a report. Empty where nothing is scored."""
+    from pipeline.report.records import Evaluation
+    from pipeline.report.results import gather, terminal_table
+
+    reports: dict[tuple[str | None, str], dict[tuple[str, int, int], Evaluation]] = {}
+    for cell in plan.cells:
+        scored = reports.setdefault(cell.config.report, {})
+        for method, stage in cell.evals.items():
+            if entry := plan.store.find(stage):
+                key = (method, cell.budget_of(method), cell.seed)
+                scored[key] = Evaluation(*key, entry.path)
+    return "\n".join(
+        "\n".join([*([regime] if regime else []), terminal_table(gather(scored.values()), language)])
+        for (regime, language), scored in reports.items()
+        if scored
+    )
+
+
+@contextlib.contextmanager
+def display(plan: RunPlan, journal: Journal) -> Iterator[None]:
+    """While in here, a terminal shows where the run stands, below what its processes say. Without one: nothing."""
+    if not sys.stdout.isatty() or os.environ.get("TERM", "dumb") == "dumb":
+        yield
+        return
+    from rich.console import Console
+    from rich.live import Live
+
+    said = journal.path.with_name(SAID)
+    ended = threading.Event()
+    shown = Live(console=Console(), auto_refresh=False, transient=True)
+    thread = threading.Thread(target=_show, args=(shown, plan, journal, said, ended), daemon=True)
+    os.environ[SAY_TO] = str(said)
+    try:
+        with shown:
+            shown.console.show_cursor(True)  # who is killed leaves a terminal that can be used
+            thread.start()
+            try:
+                yield
+            finally:
+                ended.set()
+                thread.join()
+    finally:
+        del os.environ[SAY_TO]
+
+
+def _show(shown: Live, plan: RunPlan, journal: Journal, said: Path, ended: threading.Event) -> None:
+    """Refreshes the display until the run has ended, and prints what is said meanwhile above it."""
+    from rich.text import Text
+
+    printed, scored, table = 0, 0, ""
+    looks = chain([0.0], repeat(LOOK_EVERY_S))
+    while True:
+        last = ended.wait(next(looks))
+        if said.exists():
+            with said.open("rb") as file:
+                file.seek(printed)
+                new = file.read()
+            printed += len(new)
+            for line in new.decode(errors="replace").splitlines():
+                shown.console.print(Text(line), soft_wrap=True)
+        if last:
+            return
+        with contextlib.suppress(OSError, ValueError):  # a file that is just being written: the next look reads it
+            now = standing(plan, journal)
+            evals = now.by_kind.get("eval", (0, 0))[0]
+            if evals != scored:
+                table, scored = curve(plan), evals
+            text = "\n".join([*lines(now, plan.config.name), *([table] if table else [])])
+            shown.update(Text(text, no_wrap=True, overflow="ellipsis"), refresh=True)
 
 
 def watch(outputs: Path, once: bool = False, draw: bool = True) -> int:
@@ -106,7 +201,7 @@ def watch(outputs: Path, once: bool = False, draw: bool = True) -> int:
             evals = now.by_kind.get("eval", (0, 0))[0]
             if draw and evals != scored and evals and time.monotonic() - drawn_at > DRAW_EVERY_S:
                 table, scored, drawn_at = _draw(plan), evals, time.monotonic()
-            text = "\n".join([*lines(now, plan), *([table] if table else [])])
+            text = "\n".join([*lines(now, plan.config.name), *([table] if table else [])])
             if text != said and shown:
                 shown.update(Text(text), refresh=True)
             elif text != said:
@@ -122,5 +217,5 @@ def _draw(plan: RunPlan) -> str:
     from pipeline.run.collect import write_report
 
     with contextlib.redirect_stdout(io.StringIO()):  # the display is one
-        paths = write_report(plan, ["run"])
-    return paths.table if paths else ""
+        write_report(plan, ["run"])
+    return curve(plan)

@@ -44,7 +44,7 @@ class RunPlan:
         """The first cell's: what all cells share (store, outputs, name, compute) is read from it."""
         return self.cells[0].config
 
-    @property
+    @cached_property
     def store(self) -> Store:
         return Store(Path(self.config.store))
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from common.errors import Interrupted, StageFailed
 from pipeline import check as checks
 from pipeline import inputs, locks, trajectory
-from pipeline.run import cluster, failures, local, run_plan
+from pipeline.run import cluster, failures, live, local, run_plan
 from pipeline.run.collect import write_report
 from pipeline.run.console import Estimates, duration, say
 from pipeline.run.failures import Failures
@@ -45,10 +45,11 @@ def run(sweep: Sweep, arguments: Sequence[str]) -> int:
         plan.save(journal.path.parent)
         here = worker(plan, journal)
         try:
-            if site:
-                cluster.make(site, plan, missing, here, journal)
-            else:
-                local.make(sweep, plan, here, journal.path.parent)
+            with live.display(plan, journal):
+                if site:
+                    cluster.make(site, plan, missing, here, journal)
+                else:
+                    local.make(sweep, plan, here, journal.path.parent)
         except (StageFailed, Interrupted) as error:  # of what cells share: cells tell of their own in the journal
             failures.tell(Failures(failed=[{"message": str(error)}]), arguments)
             return 1

@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import os
+import pty
+import re
+import struct
+import subprocess
+import sys
+import termios
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +22,8 @@ from pipeline.run import live
 from pipeline.run.journal import Journal
 from pipeline.store import Store
 from tests.pipeline import toy
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -31,9 +42,11 @@ def test_a_watched_run_says_what_is_done_what_runs_and_what_failed(tmp_path: Pat
     journal.write("started", plan.stages[2], resumed_tokens=0)
     now = live.standing(plan, journal)
     assert (now.done, now.total, now.over) == (2, 6, False)
-    assert [stage.key for stage, _ in now.running] == [plan.stages[2].key] and now.by_kind["ct"] == (0, 2)
-    told = live.lines(now, plan)
+    assert [running.stage.key for running in now.running] == [plan.stages[2].key] and now.by_kind["ct"] == (0, 2)
+    told = live.lines(now, "toy")
     assert told[0].startswith("toy: 2 of 6 stages done, about") and "runs for 1 s of about" in told[2]
+    journal.note(plan.stages[2], "53%, 11 of 20 tokens, about 4 s left")
+    assert live.lines(live.standing(plan, journal), "toy")[2] == "  ct toy-20: 53%, 11 of 20 tokens, about 4 s left"
     journal.write("failed", plan.stages[2], message="ct toy-20 failed: no reason")
     now = live.standing(plan, journal)
     assert now.over and now.lost == ["ct toy-20 failed: no reason"] and not now.running
@@ -42,3 +55,65 @@ def test_a_watched_run_says_what_is_done_what_runs_and_what_failed(tmp_path: Pat
 def test_what_has_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="no run has left a plan"):
         live.newest(tmp_path)
+
+
+def run_on_terminal(folder: Path, until: str) -> tuple[str, int]:
+    """What a terminal of 100 columns got to see, with Ctrl-C when `until` was seen; the exit code."""
+    shown, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
+
+    def takes_the_terminal() -> None:
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.pipeline.run_on_terminal", str(folder)],
+        cwd=ROOT, env=environment, stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True,
+        preexec_fn=takes_the_terminal,  # noqa: PLW1509  # one thread
+    )  # fmt: skip
+    os.close(terminal)
+    seen, pressed = b"", False
+    with contextlib.suppress(OSError):  # EIO: the program has ended
+        while part := os.read(shown, 65536):
+            seen += part
+            if until in seen.decode(errors="replace") and not pressed:
+                os.write(shown, b"\x03")
+                pressed = True
+    os.close(shown)
+    return seen.decode(), process.wait(timeout=60)
+
+
+def test_a_terminal_shows_where_the_run_stands_and_ctrl_c_ends_it_in_one_line(tmp_path: Path) -> None:
+    seen, code = run_on_terminal(tmp_path, "mean accuracy / bits per byte")
+    assert code == 130
+    words = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen)
+    assert re.search(r"test: 2 of 28 stages done, about .* left", words)
+    assert re.search(r"ct \S+: 25%, 512 of 2,048 tokens, loss 2.50, 1,000 tokens/s, about", words)
+    assert re.search(r"nya: mean accuracy / bits per byte, by CT tokens", words) and "0.400 / 2.001" in words
+    for line in ("a line of its own", "a line of a child", "under way"):
+        assert words.count(line) == 1, line
+    assert (
+        words.rstrip()
+        .splitlines()[-1]
+        .endswith("interrupted; what is done is kept, and the next run goes on from there")
+    )
+    assert "Traceback" not in words
+    assert not seen.endswith("\x1b[?25l") and seen.rfind("\x1b[?25h") > seen.rfind("\x1b[?25l")  # the cursor is back
+
+
+def test_without_a_terminal_the_lines_are_those_of_before(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.pipeline.run_on_terminal", str(tmp_path)],
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout
+    said = []
+    while not said or "under way" not in said[-1]:
+        said.append(next(process.stdout))
+    process.kill()
+    process.wait()
+    text = "".join(said)
+    assert "\x1b" not in text and "stages done" not in text
+    assert len(re.findall(r"\[ ?\d+/28\] eval .*: starts, about .* left\n", text)) == 2
+    assert re.search(r"\[ ?\d+/28\] ct \S+: 25%, 512 of 2,048 tokens, loss 2.50, 1,000 tokens/s, about .* left\n", text)
+    assert not list(tmp_path.rglob(live.SAID))

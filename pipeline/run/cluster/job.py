@@ -24,6 +24,7 @@ from common.errors import Interrupted
 from pipeline.graph import Stage
 from pipeline.run import launch
 from pipeline.run.cluster.schedule import cut
+from pipeline.run.console import SAY_TO
 from pipeline.run.journal import Journal
 from pipeline.run.run_plan import RunPlan
 from pipeline.run.worker import worker
@@ -52,6 +53,7 @@ class ClusterJob:
         return Journal(self.folder / f"{self.name}.jsonl")
 
     def __call__(self) -> None:
+        os.environ.pop(SAY_TO, None)  # of the command that submitted it, whose environment Slurm passes on
         os.environ[launch.AS_CHILD] = "1"  # trainings run in a child: submitit owns the signals of this process
         if cpus := os.environ.get("SLURM_CPUS_PER_TASK"):  # srun does not take it over from the job, since Slurm 22.05
             os.environ.setdefault("SRUN_CPUS_PER_TASK", cpus)
