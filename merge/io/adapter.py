@@ -1,88 +1,113 @@
 """LoRA adapters, merged onto their base while it is read: W + scale·B·A (Hu et al. 2022), row by row.
 
-The sum is taken in float32 and rounded to the base's dtype, as merging the adapter into the checkpoint beforehand
-would.
+On an embedding the product is transposed. DoRA gives each row of the sum a length of its own (Liu et al. 2024). Modules
+that an adapter has whole (`modules_to_save`, biases) stand in the base's place. All of it is computed in float32 and
+rounded once to the base's dtype, as merging the adapter into the checkpoint beforehand would.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-from pydantic import BaseModel, Field
+from typing import TYPE_CHECKING
 
 from common.errors import BadInput, in_one_line
-from common.parsing import read_json, shaped
-from merge.io.checkpoint import FLOATS, Checkpoint
+from merge.io.adapter_config import LoraConfig, rank_and_scale, read_config
+from merge.io.checkpoint import FLOATS, HEAD, Checkpoint, torch_dtype
+from merge.io.pickled import open_pickled
 from merge.io.safetensors_header import read_header
 
 if TYPE_CHECKING:
     import torch
 
-# What peft computes otherwise than W + scale·B·A, or with further tensors: each must be off.
-_OFF = (
-    "use_dora", "fan_in_fan_out", "lora_bias", "modules_to_save", "layer_replication", "trainable_token_indices",
-    "target_parameters", "use_qalora", "use_bdlora", "alora_invocation_tokens", "arrow_config", "kasa_config",
-    "velora_config", "monteclora_config", "megatron_config",
-)  # fmt: skip
-# Initialisations that leave the base as it is. The others (PiSSA, OLoRA, CorDA, LoftQ, ...) take something out of it
-# when peft loads the adapter.
-_PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
-_NAME = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
-
-Rank = Annotated[int, Field(ge=1)]
-
-
-class LoraConfig(BaseModel):
-    """What we read of adapter_config.json; defaults are peft's."""
-
-    peft_type: str
-    r: Rank = 8
-    lora_alpha: float = Field(8.0, allow_inf_nan=False)
-    rank_pattern: dict[str, Rank] | None = None
-    alpha_pattern: dict[str, Annotated[float, Field(allow_inf_nan=False)]] | None = None
-    use_rslora: bool = False
-    init_lora_weights: bool | str | None = True
-    bias: str | None = "none"
+_PREFIX = "base_model.model."
+_FACTOR = re.compile(r"(?P<module>.+)\.lora_(?:(?P<side>[AB])\.weight|(?P<embedding>embedding_[AB]))")
+_MAGNITUDE = re.compile(r"(?P<module>.+)\.lora_magnitude_vector(?:\.weight)?")
+_WHOLE = re.compile(r"(?P<module>.+?)(?P<base>\.base_layer)?\.(?P<kind>weight|bias)")
+MAGNITUDE = "magnitude"
 
 
 @dataclass(frozen=True)
 class Factors:
-    """Names of a weight's A [rank, columns] and B [rows, rank], and their product's factor."""
+    """Names of a weight's A and B, their product's factor, and the name of DoRA's lengths of rows.
+
+    Of a linear layer A is [rank, columns] and B [rows, rank], of an embedding A is [rank, rows] and B [columns, rank].
+    """
 
     a: str
     b: str
     scale: float
+    embedding: bool = False
+    magnitude: str | None = None
+
+    @property
+    def parts(self) -> list[str]:
+        return [self.a, self.b] + ([self.magnitude] if self.magnitude else [])
+
+
+@dataclass(frozen=True)
+class Change:
+    """What becomes of a tensor: the base's `source`, or the adapter's `whole` in its place, with `factors` on it."""
+
+    source: str
+    whole: str | None = None
+    factors: Factors | None = None
 
 
 class AdaptedCheckpoint(Checkpoint):
     """A checkpoint with a LoRA on it."""
 
-    def __init__(self, base: Checkpoint, lora: Checkpoint, factors: dict[str, Factors]):
-        super().__init__(base.folder, base.config, base.tensors)
-        self.base, self.lora, self.factors = base, lora, factors
+    def __init__(self, base: Checkpoint, lora: Checkpoint, changes: dict[str, Change]):
+        own = {name: replace(base.tensors[change.source], name=name) for name, change in changes.items()}
+        super().__init__(base.folder, base.config, base.tensors | own)
+        self.base, self.lora, self.changes = base, lora, changes
 
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
-        plain = self.base.read(name, start, stop)
-        if name not in self.factors:
-            return plain
-        factors = self.factors[name]
+        if name not in self.changes:
+            return self.base.read(name, start, stop)
+        import torch
+
+        checkpoint, stored = self._stored(name)
+        dtype = torch_dtype(self.tensors[name].dtype)
+        factors = self.changes[name].factors
+        if factors is None:
+            return checkpoint.read(stored, start, stop).to(dtype)
         columns = self.tensors[name].shape[-1]
         first, last = start // columns, math.ceil(stop / columns)
+        plain = checkpoint.read(stored, first * columns, last * columns).to(dtype).view(-1, columns)
+        summed = plain.to(torch.promote_types(dtype, torch.float32)) + self._product(factors, first, last, columns)
+        if factors.magnitude is not None:
+            lengths = self.lora.read(factors.magnitude, first, last).float()
+            summed *= (lengths / torch.linalg.norm(summed, dim=1)).view(-1, 1)
+        return summed.view(-1)[start - first * columns : stop - first * columns].to(dtype)
+
+    def _stored(self, name: str) -> tuple[Checkpoint, str]:
+        change = self.changes[name]
+        return (self.base, change.source) if change.whole is None else (self.lora, change.whole)
+
+    def _product(self, factors: Factors, first: int, last: int, columns: int) -> torch.Tensor:
+        """Rows [first, last) of scale·B·A, or of its transpose."""
+        import torch
+
         rank = self.lora.tensors[factors.a].shape[0]
-        a = self.lora.read(factors.a, 0, rank * columns).float().view(rank, columns)
-        b = self.lora.read(factors.b, first * rank, last * rank).float().view(-1, rank)
-        delta = (b @ a).mul_(factors.scale).view(-1)[start - first * columns : stop - first * columns]
-        return (plain.float() + delta).to(plain.dtype)
+        if factors.embedding:
+            rows = self.lora.tensors[factors.a].shape[1]
+            a = torch.stack([self.lora.read(factors.a, i * rows + first, i * rows + last) for i in range(rank)])
+            b = self.lora.read(factors.b, 0, columns * rank).view(columns, rank)
+            return (b.float() @ a.float()).T * factors.scale
+        a = self.lora.read(factors.a, 0, rank * columns).view(rank, columns)
+        b = self.lora.read(factors.b, first * rank, last * rank).view(-1, rank)
+        return (b.float() @ a.float()).mul_(factors.scale)
 
     def parts(self, name: str) -> list[tuple[Checkpoint, str]]:
-        """The base's tensor, and the factors on it."""
-        factors = self.factors.get(name)
-        own = [(self.lora, factors.a), (self.lora, factors.b)] if factors else []
-        return self.base.parts(name) + own
+        """The base's tensor, or the adapter's in its place, and the factors on it."""
+        if name not in self.changes:
+            return self.base.parts(name)
+        checkpoint, stored = self._stored(name)
+        factors = self.changes[name].factors
+        return checkpoint.parts(stored) + [(self.lora, part) for part in (factors.parts if factors else ())]
 
     @property
     def files(self) -> set[Path]:
@@ -99,71 +124,131 @@ def adapted(base: Checkpoint, folder: Path) -> AdaptedCheckpoint:
     Raises BadInput for adapters of other kinds, for what peft would read otherwise, and for modules that the base has
     not.
     """
-    path, file = folder / "adapter_config.json", folder / "adapter_model.safetensors"
+    path = folder / "adapter_config.json"
     with in_one_line():
-        config = _config(path)
-        if not file.is_file():
-            raise BadInput(f"{file}: missing; expected a LoRA folder as peft saves it")
-        lora = Checkpoint(folder, {}, read_header(file))
-    sides: dict[str, dict[str, str]] = {}
-    for name, info in lora.tensors.items():
-        match = _NAME.fullmatch(name)
-        if not match:
+        config = read_config(path)
+        lora = _weights(folder)
+        return AdaptedCheckpoint(base, lora, _Adapter(base, lora, config, path).changes())
+
+
+def _weights(folder: Path) -> Checkpoint:
+    file = folder / "adapter_model.safetensors"
+    if file.is_file():
+        return Checkpoint(folder, {}, read_header(file))
+    if (pickled := folder / "adapter_model.bin").is_file():
+        return open_pickled(folder, {}, [pickled])
+    raise BadInput(f"{file}: missing; expected a LoRA folder as peft saves it")
+
+
+class _Adapter:
+    """An adapter's tensors, sorted: factors by module, whole tensors by the names that the base has for them.
+
+    own: of modules that peft trained a copy of. replaced: what peft loads into the base itself, from where a tied head
+    sees it too.
+    """
+
+    def __init__(self, base: Checkpoint, lora: Checkpoint, config: LoraConfig, path: Path):
+        self.base, self.lora, self.config, self.path = base, lora, config, path
+        self.file = next((info.file for info in lora.tensors.values()), path)
+        self.sides: dict[str, dict[str, str]] = {}
+        self.own: dict[str, str] = {}
+        self.replaced: dict[str, str] = {}
+        self.untied: tuple[str, ...] = ()
+        for name in lora.tensors:
+            self._sort(name)
+        if not (self.sides or self.own or self.replaced):
+            raise BadInput(f"{self.file}: holds no LoRA factors")
+        for module in config.modules_to_save or ():
+            if not any(name.rpartition(".")[0].endswith(module) for name in self.own):
+                raise BadInput(f"{self.file}: no module {module}, though modules_to_save of {path.name} names it")
+
+    def _sort(self, name: str) -> None:
+        info, short = self.lora.tensors[name], name.removeprefix(_PREFIX)
+        if name.startswith(_PREFIX) and (match := _FACTOR.fullmatch(short) or _MAGNITUDE.fullmatch(short)):
+            kind = match.re is _FACTOR and (match["side"] or match["embedding"]) or MAGNITUDE
+            if info.dtype not in FLOATS or len(info.shape) != (1 if kind == MAGNITUDE else 2):
+                what = "magnitudes are a vector" if kind == MAGNITUDE else "a factor is a matrix"
+                raise BadInput(f"{self.file}: tensor {name} is {info.dtype} {list(info.shape)}; {what} of floats")
+            self.sides.setdefault(match["module"], {})[kind] = name
+        elif name.startswith(_PREFIX) and "lora_" not in short and (match := _WHOLE.fullmatch(short)):
+            own = match["base"] is None and self.config.saves(match["module"])
+            (self.own if own else self.replaced)[f"{match['module']}.{match['kind']}"] = name
+        else:
+            raise BadInput(f"{self.file}: tensor {name} is not one of a LoRA; merge this adapter with peft first")
+
+    def changes(self) -> dict[str, Change]:
+        """What becomes of the base's tensors, by their names."""
+        self._untie()
+        factors = {f"{module}.weight": self._factors(module, names) for module, names in self.sides.items()}
+        if both := sorted(factors.keys() & self.own):
+            raise BadInput(f"{self.file}: {both[0]} is there whole and as LoRA factors; which one counts is not known")
+        found = {}
+        for name in self._names():
+            source = self.base.source_of(name)
+            whole = self.own.get(name) or self.replaced.get(name)
+            if source is None:
+                raise self._of_another_base(name)
+            if whole is not None:
+                self._check_whole(whole, source)
+            found[name] = Change(source, whole, factors.get(name))
+        return found
+
+    def _untie(self) -> None:
+        """Where the base's head is its embedding and the adapter changes one of them, as run, the other stays as it is.
+
+        So the merge has a head of its own. With `ensure_weight_tying` peft changes both alike, where their scales are.
+        """
+        head = next((name for name in self._names() if name.endswith(HEAD)), HEAD)
+        embedding = self.base.source_of(head)
+        if embedding is None or embedding == head:
+            return
+        if shared := self.replaced.pop(head, None) or self.replaced.get(embedding):
+            self.replaced[embedding] = shared
+        scales = [rank_and_scale(self.config, name.removesuffix(".weight"), self.path) for name in (head, embedding)]
+        if self.config.ensure_weight_tying and scales[0] == scales[1]:
+            self.own.pop(head, None)
+            self.sides.pop(head.removesuffix(".weight"), None)
+        elif {head, embedding} & {*self.own, *(f"{module}.weight" for module in self.sides)}:
+            self.untied = (head, embedding)
+            if shared:
+                self.replaced[head] = shared
+
+    def _names(self) -> list[str]:
+        """The tensors that change, and those that are no longer one."""
+        names = [*(f"{module}.weight" for module in self.sides), *self.own, *self.replaced, *self.untied]
+        return list(dict.fromkeys(names))
+
+    def _factors(self, module: str, names: dict[str, str]) -> Factors:
+        """The factors of one module. Raises BadInput where they do not fit each other, the config or the base."""
+        embedding = "embedding_A" in names or "embedding_B" in names
+        sides = ("embedding_A", "embedding_B") if embedding else ("A", "B")
+        if set(names) - {MAGNITUDE} != set(sides):
+            raise BadInput(f"{self.file}: module {module} has {', '.join(sorted(names))}; expected lora_A and lora_B")
+        if (MAGNITUDE in names) != self.config.use_dora or (embedding and self.config.use_dora):
+            fault = "is an embedding" if embedding else f"has {', '.join(sorted(names))}"
+            says = f"{self.path}: use_dora is {self.config.use_dora}"
+            raise BadInput(f"{says}, but module {module} {fault}; merge this adapter into its base with peft first")
+        a, b = (self.lora.tensors[names[side]].shape for side in sides)
+        rank, scale = rank_and_scale(self.config, module, self.path)
+        if not a[0] == b[1] == rank:
+            says = f"{self.path.name} says {rank}"
+            raise BadInput(f"{self.file}: module {module} has A of rank {a[0]} and B of rank {b[1]}; {says}")
+        shape = (a[1], b[0]) if embedding else (b[0], a[1])
+        source = self.base.source_of(f"{module}.weight")
+        if source is None or self.base.tensors[source].shape != shape:
+            raise self._of_another_base(f"{module} ({shape[0]} × {shape[1]})")
+        magnitude = names.get(MAGNITUDE)
+        if magnitude is not None and self.lora.tensors[magnitude].shape != shape[:1]:
+            raise self._of_another_base(f"{module}, by its magnitudes,")
+        return Factors(names[sides[0]], names[sides[1]], scale, embedding, magnitude)
+
+    def _check_whole(self, name: str, source: str) -> None:
+        mine, other = self.lora.tensors[name], self.base.tensors[source]
+        if mine.dtype not in FLOATS or mine.shape != other.shape:
             raise BadInput(
-                f"{file}: tensor {name} is not a LoRA factor of a linear layer; merge this adapter with peft first"
+                f"{self.file}: tensor {name} is {mine.dtype} {list(mine.shape)}, but {source} of {self.base.folder} is "
+                f"{list(other.shape)}; merge an adapter that resized its base into it with peft first"
             )
-        if len(info.shape) != 2 or info.dtype not in FLOATS:
-            raise BadInput(f"{file}: tensor {name} is {info.dtype} {list(info.shape)}; a factor is a matrix of floats")
-        sides.setdefault(match["module"], {})[match["side"]] = name
-    if not sides:
-        raise BadInput(f"{file}: holds no LoRA factors")
-    factors = {f"{module}.weight": _factors(base, lora, config, path, module, names) for module, names in sides.items()}
-    return AdaptedCheckpoint(base, lora, factors)
 
-
-def _config(path: Path) -> LoraConfig:
-    data: dict[str, Any] = read_json(path, expected="the config of a LoRA as peft saves it")
-    config: LoraConfig = shaped(data, str(path), LoraConfig)
-    if config.peft_type != "LORA":
-        raise BadInput(
-            f"{path}: peft_type is {config.peft_type}; only LORA can be merged on the fly, merge it with peft first"
-        )
-    wrong = {key: data[key] for key in _OFF if data.get(key)}
-    if config.bias not in ("none", None):
-        wrong["bias"] = config.bias
-    if config.init_lora_weights not in _PLAIN_STARTS:
-        wrong["init_lora_weights"] = config.init_lora_weights
-    for key, value in wrong.items():
-        raise BadInput(f"{path}: {key} is {value!r}; merge this adapter into its base with peft first")
-    return config
-
-
-def _factors(
-    base: Checkpoint, lora: Checkpoint, config: LoraConfig, path: Path, module: str, names: dict[str, str]
-) -> Factors:
-    """The factors of one module. Raises BadInput where they do not fit each other, the config or the base."""
-    file = lora.tensors[next(iter(names.values()))].file
-    if set(names) != {"A", "B"}:
-        raise BadInput(f"{file}: module {module} has only one of lora_A and lora_B")
-    a, b = lora.tensors[names["A"]].shape, lora.tensors[names["B"]].shape
-    rank = int(_by_pattern(config.rank_pattern, module, config.r, f"{path}: rank_pattern"))
-    if not a[0] == b[1] == rank:
-        raise BadInput(f"{file}: module {module} has A of rank {a[0]} and B of rank {b[1]}; {path.name} says {rank}")
-    weight = f"{module}.weight"
-    if weight not in base.tensors or base.tensors[weight].shape != (b[0], a[1]):
-        raise BadInput(
-            f"{file}: module {module} ({b[0]} × {a[1]}) is not one of {base.folder}: the adapter has another base"
-        )
-    alpha = _by_pattern(config.alpha_pattern, module, config.lora_alpha, f"{path}: alpha_pattern")
-    return Factors(names["A"], names["B"], alpha / math.sqrt(rank) if config.use_rslora else alpha / rank)
-
-
-def _by_pattern(patterns: dict[str, Any] | None, module: str, otherwise: float, where: str) -> float:
-    """The value of the first pattern that matches, as in peft."""
-    for pattern, value in (patterns or {}).items():
-        try:
-            if re.match(rf"(.*\.)?({pattern})$", module):
-                return float(value)
-        except (re.error, OverflowError) as error:
-            raise BadInput(f"{where}: {pattern!r} is not a regular expression ({error})") from None
-    return otherwise
+    def _of_another_base(self, what: str) -> BadInput:
+        return BadInput(f"{self.file}: module {what} is not one of {self.base.folder}: the adapter has another base")

@@ -95,6 +95,13 @@ class Checkpoint:
         """Whether the head is the embedding: without a tensor of its own for it, a folder can be loaded only so."""
         return self.says_tied is not False and not any(name.endswith(HEAD) for name in self.tensors)
 
+    def source_of(self, name: str) -> str | None:
+        """The tensor that is read as `name`: itself, or the embedding where that is the head; None where neither is."""
+        if name in self.tensors or not self.tied or not name.endswith(HEAD):
+            return name if name in self.tensors else None
+        embeddings = [other for other in self.tensors if other.endswith(EMBEDDINGS)]
+        return embeddings[0] if len(embeddings) == 1 else None
+
 
 def keep_heap() -> None:
     """Call before reading many slices: having freed one block of this size, glibc serves smaller ones from its heap.

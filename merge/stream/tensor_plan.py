@@ -155,7 +155,7 @@ def _output(plan: Plan, name: str) -> Output:
     lead = plan.parents[plan.leader]
     sources: dict[Parent, str] = {}
     for key, parent in plan.parents.items():
-        source = name if name in parent.tensors else _tied_source(parent, name)
+        source = parent.source_of(name)
         if source is None:
             holder = next(other for other in plan.parents.values() if name in other.tensors)
             raise BadInput(
@@ -182,11 +182,3 @@ def _output(plan: Plan, name: str) -> Output:
                 f"{info.file}: tensor {source} is {info.dtype}, but floating point in one parent and not in the other"
             )
     return Output(name, shape, sources, floating)
-
-
-def _tied_source(parent: Checkpoint, name: str) -> str | None:
-    """The embedding, where `name` is the head of a model that ties the two."""
-    if not parent.tied or not name.endswith(HEAD):
-        return None
-    embeddings = [other for other in parent.tensors if other.endswith(EMBEDDINGS)]
-    return embeddings[0] if len(embeddings) == 1 else None

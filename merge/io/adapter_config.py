@@ -1,0 +1,79 @@
+"""adapter_config.json of a LoRA, as far as it says what the weights become; the rest is refused by name."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field
+
+from common.errors import BadInput
+from common.parsing import read_json, shaped
+
+# What peft computes otherwise than W + scale·B·A, or with further tensors: each must be off.
+_OFF = (
+    "fan_in_fan_out", "lora_bias", "layer_replication", "trainable_token_indices",
+    "target_parameters", "use_qalora", "use_bdlora", "alora_invocation_tokens", "arrow_config", "kasa_config",
+    "velora_config", "monteclora_config", "megatron_config",
+)  # fmt: skip
+# Initialisations that leave the base as it is. The others (PiSSA, OLoRA, CorDA, LoftQ, ...) take something out of it
+# when peft loads the adapter.
+_PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
+
+Rank = Annotated[int, Field(ge=1)]
+Alpha = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class LoraConfig(BaseModel):
+    """What we read of adapter_config.json; defaults are peft's."""
+
+    peft_type: str
+    r: Rank = 8
+    lora_alpha: Alpha = 8.0
+    rank_pattern: dict[str, Rank] | None = None
+    alpha_pattern: dict[str, Alpha] | None = None
+    use_rslora: bool = False
+    use_dora: bool = False
+    init_lora_weights: bool | str | None = True
+    modules_to_save: list[str] | None = None
+    ensure_weight_tying: bool = False
+
+    def saves(self, module: str) -> bool:
+        """Whether the adapter has the whole module, in place of the base's."""
+        return module.endswith(tuple(self.modules_to_save or ()))
+
+
+def read_config(path: Path) -> LoraConfig:
+    """Raises BadInput for adapters of other kinds, and for what is not merged as W + scale·B·A."""
+    data: dict[str, Any] = read_json(path, expected="the config of a LoRA as peft saves it")
+    config: LoraConfig = shaped(data, str(path), LoraConfig)
+    if config.peft_type != "LORA":
+        raise BadInput(
+            f"{path}: peft_type is {config.peft_type}; only LORA can be merged on the fly, merge it with peft first"
+        )
+    wrong = {key: data[key] for key in _OFF if data.get(key)}
+    if config.init_lora_weights not in _PLAIN_STARTS:
+        wrong["init_lora_weights"] = config.init_lora_weights
+    for key, value in wrong.items():
+        raise BadInput(f"{path}: {key} is {value!r}; merge this adapter into its base with peft first")
+    return config
+
+
+def rank_and_scale(config: LoraConfig, module: str, path: Path) -> tuple[int, float]:
+    """The rank of a module's factors and what their product is multiplied with."""
+    rank = int(_by_pattern(config.rank_pattern, module, config.r, f"{path}: rank_pattern"))
+    alpha = _by_pattern(config.alpha_pattern, module, config.lora_alpha, f"{path}: alpha_pattern")
+    return rank, alpha / math.sqrt(rank) if config.use_rslora else alpha / rank
+
+
+def _by_pattern(patterns: dict[str, Any] | None, module: str, otherwise: float, where: str) -> float:
+    """The value of the first pattern that matches, as in peft."""
+    for pattern, value in (patterns or {}).items():
+        try:
+            if re.match(rf"(.*\.)?({pattern})$", module):
+                return float(value)
+        except (re.error, OverflowError) as error:
+            raise BadInput(f"{where}: {pattern!r} is not a regular expression ({error})") from None
+    return otherwise
