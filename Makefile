@@ -67,7 +67,7 @@ test-scripts: $(READY)  ## real text in seven languages, each through the small 
 	@$(BIN)/python -m tests.scripts
 
 oracle: $(READY) $(ORACLE)  ## merges held against the real mergekit, which gets a venv of its own
-	@$(BIN)/python -m pytest tests/merge/test_oracle.py $(ARGS)
+	@$(BIN)/python -m pytest tests/merge/test_oracle.py tests/merge/test_oracle_slices.py $(ARGS)
 
 chaos: $(READY)  ## the small experiment under kills, races, flipped bits, a full disk, a jumping clock (hours; ARGS='--kills 10'); last line JSON
 	@$(BIN)/python -m tests.chaos $(ARGS)

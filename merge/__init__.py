@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.errors import BadInput
-from merge.recipe import ModelRef, Recipe
+from merge.model_ref import ModelRef
+from merge.recipe import Recipe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

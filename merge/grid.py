@@ -26,6 +26,9 @@ def expand(recipe: Recipe, axes: Sequence[str]) -> list[tuple[str, Recipe]]:
         chosen = list(zip((key for key, _ in parsed), combination, strict=True))
         for key, value in chosen:
             _set(data, key, value)
+            for part in data.get("slices", ()):
+                if "." in key or key in MODEL_DEFAULTS or key in part:
+                    _set(part, key, value)
         label = ",".join(f"{key}={value}" for key, value in chosen)
         labelled.append((label, Recipe.from_dict(data, where=f"--grid {label}")))
     return labelled
@@ -54,9 +57,12 @@ def _check_apart(keys: Sequence[str], recipe: Recipe) -> None:
     seen: dict[tuple[str, str], str] = {}
     for key in keys:
         model, dot, model_key = key.rpartition(".")
+        names = [each.name for each in recipe.models]
+        if dot and model not in names:
+            raise BadInput(f"--grid {key}: no model is called {model!r}; the models are {', '.join(names)}")
         places = [(model, model_key)] if dot else [("", key)]
         if not dot and key in MODEL_DEFAULTS:
-            places = [(each.name, key) for each in recipe.models]
+            places = [(name, key) for name in names]
         for place in places:
             if place in seen:
                 other = seen[place]
@@ -67,9 +73,8 @@ def _check_apart(keys: Sequence[str], recipe: Recipe) -> None:
 def _set(data: dict[str, Any], key: str, value: Any) -> None:
     model, dot, model_key = key.rpartition(".")
     if dot:
-        if model not in data["models"]:
-            raise BadInput(f"--grid {key}: no model is called {model!r}; the models are {', '.join(data['models'])}")
-        data["models"][model][model_key] = value
+        if model in data["models"]:
+            data["models"][model][model_key] = value
     elif key in MODEL_DEFAULTS:
         for entry in data["models"].values():
             entry[key] = value

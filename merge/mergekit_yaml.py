@@ -13,21 +13,11 @@ from typing import Any
 
 from common.errors import BadInput
 from common.hub import NAME, PREFIX
-from common.parsing import read_json
-from merge.method_table import METHODS, MODEL_DEFAULTS, Method
+from merge.mergekit_parameters import MODEL_KEYS, mapping, scoped, shared_settings
+from merge.method_table import METHODS, Method
 
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
 _KEYS = {"models", "slices", "merge_method", "base_model", "parameters", "dtype", "out_dtype", "tokenizer_source"}
-_SHARED = ("int8_mask", "t", "lambda", "normalize", "rescale")  # parameters of the whole merge
-_FIXED: dict[str, dict[str, Any]] = {  # by method: parameters that we have at mergekit's default only
-    "model_stock": {"filter_wise": False},
-    "nuslerp": {"nuslerp_flatten": True, "nuslerp_row_wise": False},
-    "multislerp": {"eps": 1e-8},
-    "karcher": {"max_iter": 10, "tol": 1e-5},
-}
-_RENAMED = {("multislerp", "normalize"): "normalize_weights"}
-_MODEL_KEYS = ("weight", "density", "gamma", "epsilon")
-_DEFAULTS = {key: MODEL_DEFAULTS[key] for key in _MODEL_KEYS if key != "weight"}  # which mergekit asks for
 
 
 def to_recipe_dict(data: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -41,83 +31,111 @@ def to_recipe_dict(data: Mapping[str, Any], where: str) -> dict[str, Any]:
         raise BadInput(
             f"{where}: mergekit key {', '.join(unknown)} is not supported; supported are {', '.join(sorted(_KEYS))}"
         )
-    shared = _mapping(data.get("parameters"), f"{where}: parameters")
+    shared = mapping(data.get("parameters"), f"{where}: parameters")
     base = None if data.get("base_model") is None else str(data["base_model"])
-    if base is None and method.base:
+    if base is None and method.base and data.get("slices") is None:
         raise BadInput(f"{where}: base_model: {method.name} needs one")
-    entries = _entries(data, where)
-    recipe: dict[str, Any] = {"method": method.name, "models": _models(entries, base, method, shared, where)}
+    models, slices = data.get("models"), data.get("slices")
+    if (models is None) == (slices is None):
+        raise BadInput(f"{where}: exactly one of models and slices is needed")
+    rest = _dtypes(data, where) | _tokenizer(data) | {"exact": False}
+    if slices is not None:
+        return {"method": method.name, **_sliced(slices, base, method, shared, where), **rest}
+    entries = _entries(models, f"{where}: models", ("model", "parameters"))
+    merged = {path: own for path, own in entries if not (method.base_use != "unused" and path == base)}
+    recipe: dict[str, Any] = {
+        "method": method.name,
+        "models": _models(merged, {}, method, shared, f"{where}: models"),
+    }
     if method.base or (method.base_use == "optional" and base is not None):
         recipe["base"] = _local_or_hub(str(base))
     elif base is not None and base not in [path for path, _ in entries]:
         raise BadInput(
             f"{where}: base_model: {method.name} has no base; list the model under models, or leave base_model out"
         )
-    recipe |= _shared_settings(method, shared, where)
-    return recipe | _dtypes(data, where) | _tokenizer(data) | {"exact": False}
+    return recipe | shared_settings(method, shared, where) | rest
 
 
-def _entries(data: Mapping[str, Any], where: str) -> list[tuple[str, dict[str, Any]]]:
-    """(path, parameters) of every model listed."""
-    models, slices = data.get("models"), data.get("slices")
-    if (models is None) == (slices is None):
-        raise BadInput(f"{where}: exactly one of models and slices is needed")
-    key = "models"
-    if models is None:
-        only = slices[0] if isinstance(slices, list) and len(slices) == 1 else None
-        if not isinstance(only, Mapping) or set(only) != {"sources"}:
-            raise BadInput(
-                f"{where}: slices: only one slice of whole models (sources alone) is supported; "
-                "layers cannot be restacked"
-            )
-        key, models = "slices[0].sources", only["sources"]
-    if not isinstance(models, list) or not models:
-        raise BadInput(f"{where}: {key}: expected a list of models")
-    listed = []
-    for i, entry in enumerate(models):
-        at = f"{where}: {key}[{i}]"
-        allowed = {"model", "parameters"} | ({"layer_range"} if slices is not None else set())
-        if not isinstance(entry, Mapping) or not isinstance(entry.get("model"), str) or set(entry) - allowed:
-            raise BadInput(f"{at}: expected {', '.join(sorted(allowed))}, with model a local folder")
-        if slices is not None:
-            _check_whole(entry, at)
-        listed.append((entry["model"], _mapping(entry.get("parameters"), f"{at}.parameters")))
-    return listed
+def _entries(listed: Any, at: str, keys: tuple[str, ...]) -> list[tuple[str, dict[str, Any]]]:
+    """(path, parameters) of every model listed; a layer range stands among the parameters."""
+    if not isinstance(listed, list) or not listed:
+        raise BadInput(f"{at}: expected a list of models")
+    entries: list[tuple[str, dict[str, Any]]] = []
+    for i, entry in enumerate(listed):
+        place = f"{at}[{i}]"
+        if not isinstance(entry, Mapping) or not isinstance(entry.get("model"), str) or set(entry) - set(keys):
+            raise BadInput(f"{place}: expected {', '.join(keys)}, with model a local folder")
+        if entry["model"] in [path for path, _ in entries]:
+            raise BadInput(f"{at}: {entry['model']} is listed twice; give it once, with the sum of its weights")
+        own = mapping(entry.get("parameters"), f"{place}.parameters")
+        if "layer_range" in keys:
+            own["layer_range"] = _layers(entry.get("layer_range"), f"{place}.layer_range")
+        entries.append((entry["model"], own))
+    return entries
 
 
-def _check_whole(entry: Mapping[str, Any], at: str) -> None:
-    config = Path(entry["model"].split("+")[0]) / "config.json"
-    layers = read_json(config, expected="the config of a Hugging Face checkpoint").get("num_hidden_layers")
-    if entry.get("layer_range") != [0, layers]:
-        raise BadInput(
-            f"{at}.layer_range: only the whole model, [0, {layers}], is supported; got {entry.get('layer_range')}"
-        )
+def _layers(value: Any, at: str) -> str:
+    """Our words for a layer range, whose end mergekit leaves out."""
+    whole = isinstance(value, list) and len(value) == 2 and all(type(number) is int for number in value)
+    if not whole or not 0 <= value[0] < value[1] <= 10**9:
+        raise BadInput(f"{at}: expected [first, end], the layers from first to before end; got {value!r}"[:500])
+    return f"{value[0]}-{value[1] - 1}"
 
 
 def _models(
-    entries: list[tuple[str, dict[str, Any]]], base: str | None, method: Method, shared: Mapping[str, Any], where: str
+    merged: Mapping[str, dict[str, Any]], labels: dict[str, str], method: Method, shared: Mapping[str, Any], where: str
 ) -> dict[str, Any]:
+    """Our entries for models, by names made of their paths. labels: the names that are given, by path; grows."""
     models: dict[str, Any] = {}
-    paths = [path for path, _ in entries]
-    if twice := next((path for path in paths if paths.count(path) > 1), None):
-        raise BadInput(f"{where}: models: {twice} is listed twice; give it once, with the sum of its weights")
-    for path, parameters in entries:
-        if method.base_use != "unused" and path == base:
-            continue
+    for path, parameters in merged.items():
         folder, _, adapter = path.partition("+")
-        label = Path(adapter or folder).name.partition("@")[0]
-        label = label if label not in models else f"{label}-{len(models)}"
-        at = f"{where}: models: {path}"
-        unknown = sorted(set(parameters) - set(_MODEL_KEYS))
+        at = f"{where}: {path}"
+        unknown = sorted(set(parameters) - {*MODEL_KEYS, "layer_range"})
         if unknown:
             raise BadInput(f"{at}: parameter {', '.join(unknown)} is not one of {method.name}'s")
-        models[label] = {"path": _local_or_hub(folder)} | ({"adapter": adapter} if adapter else {})
-        for name in filter(_MODEL_KEYS.__contains__, method.model_keys):
-            value = _scoped(name, [parameters, shared])
+        if path not in labels:
+            label = Path(adapter or folder).name.partition("@")[0]
+            labels[path] = f"{label}-{len(labels)}" if label in labels.values() else label
+        entry: dict[str, Any] = {"path": _local_or_hub(folder)} | ({"adapter": adapter} if adapter else {})
+        if "layer_range" in parameters:
+            entry["layers"] = parameters["layer_range"]
+        for name in filter(MODEL_KEYS.__contains__, method.model_keys):
+            value = scoped(name, [parameters, shared])
             if value is None:
                 raise BadInput(f"{at}: parameter weight is missing; mergekit asks for it")
-            models[label][name] = value
+            entry[name] = value
+        models[labels[path]] = entry
     return models
+
+
+def _sliced(slices: Any, base: str | None, method: Method, shared: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Models, slices, base and the settings of the first slice, in our schema's words."""
+    if not isinstance(slices, list) or not slices:
+        raise BadInput(f"{where}: slices: expected a list of slices, each with its sources")
+    labels: dict[str, str] = {}
+    models: dict[str, dict[str, Any]] = {}
+    parts: list[dict[str, Any]] = []
+    for i, entry in enumerate(slices):
+        at = f"{where}: slices[{i}]"
+        if not isinstance(entry, Mapping) or set(entry) - {"sources", "base_model", "parameters"}:
+            raise BadInput(f"{at}: expected sources, and any of base_model and parameters")
+        own_base = base if entry.get("base_model") is None else str(entry["base_model"])
+        sources = dict(_entries(entry.get("sources"), f"{at}.sources", ("model", "layer_range", "parameters")))
+        scope = mapping(entry.get("parameters"), f"{at}.parameters")
+        settings = {name: scoped(name, [scope, shared]) for name in (*scope, *shared)}
+        part = shared_settings(method, settings, at)
+        if method.base_use != "unused" and own_base is not None:
+            if own_base not in sources:
+                raise BadInput(f"{at}: {own_base}, its base_model, is not among its sources; mergekit needs it there")
+            part |= {"base": _local_or_hub(own_base), "layers": sources.pop(own_base)["layer_range"]}
+        elif method.base:
+            raise BadInput(f"{at}: base_model: {method.name} needs one")
+        own = _models(sources, labels, method, settings, f"{at}.sources")
+        for name, model in own.items():
+            models[name] = {key: model.pop(key) for key in ("path", "adapter") if key in model}
+        parts.append({**part, "models": own})
+    first = {key: value for key, value in parts[0].items() if key not in ("layers", "models")}
+    return {**first, "models": models, "slices": parts}
 
 
 def _local_or_hub(model: str) -> str:
@@ -126,49 +144,6 @@ def _local_or_hub(model: str) -> str:
     Owner/name@revision.
     """
     return f"{PREFIX}{model}" if not Path(model).exists() and NAME.fullmatch(model) else model
-
-
-def _scoped(name: str, scopes: list[Mapping[str, Any]]) -> Any:
-    """A parameter's value.
-
-    The scopes in order, then mergekit's default; rules that match nothing leave it to the next scope.
-    """
-    rules: list[Any] = []
-    for scope in scopes:
-        if name not in scope:
-            continue
-        value = scope[name]
-        listed = [value] if isinstance(value, dict) else value
-        if not (isinstance(listed, list) and listed and all(isinstance(part, dict) for part in listed)):
-            return [*rules, {"value": value}] if rules else value
-        rules += listed
-    default = _DEFAULTS.get(name)
-    if rules and default is not None:
-        rules.append({"value": default})
-    return rules or default
-
-
-def _shared_settings(method: Method, shared: Mapping[str, Any], where: str) -> dict[str, Any]:
-    fixed, renamed = _FIXED.get(method.name, {}), {new for (name, _), new in _RENAMED.items() if name == method.name}
-    for key in fixed.keys() & shared.keys():
-        if shared[key] != fixed[key]:
-            raise BadInput(f"{where}: parameters.{key}: only {fixed[key]!r} is supported; got {shared[key]!r}")
-    unknown = sorted(set(shared) - {*_MODEL_KEYS, *_SHARED, *fixed, *renamed})
-    if unknown:
-        raise BadInput(f"{where}: parameters: {', '.join(unknown)} is not one of {method.name}'s")
-    settings: dict[str, Any] = {}
-    for key in method.recipe_keys:
-        if key == "t" and "t" not in shared:
-            raise BadInput(f"{where}: parameters.t: missing; {method.name} needs it")
-        if key == "normalize":
-            settings[key] = _flag(shared, _RENAMED.get((method.name, key), key), method.normalize, where)
-        elif key == "rescale":
-            settings[key] = "l1" if _flag(shared, key, method.rescale != "none", where) else "none"
-        elif key == "election":
-            settings[key] = "weighted"
-        elif key in _SHARED and key in shared:
-            settings[key] = shared[key]
-    return settings
 
 
 def _dtypes(data: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -184,18 +159,3 @@ def _dtypes(data: Mapping[str, Any], where: str) -> dict[str, Any]:
 def _tokenizer(data: Mapping[str, Any]) -> dict[str, Any]:
     """Any tokenizer_source comes to the same where all tokenizers are one, which `required` checks."""
     return {"tokenizer": "optional" if data.get("tokenizer_source") is None else "required"}
-
-
-def _flag(shared: Mapping[str, Any], key: str, default: bool, where: str) -> bool:
-    value = shared.get(key, default)
-    if not isinstance(value, bool | int):
-        raise BadInput(f"{where}: parameters.{key}: only true or false for the whole model is supported; got {value!r}")
-    return bool(value)
-
-
-def _mapping(value: Any, at: str) -> dict[str, Any]:
-    if value is None:
-        return {}
-    if not isinstance(value, Mapping):
-        raise BadInput(f"{at}: expected a mapping")
-    return {str(key): entry for key, entry in value.items()}

@@ -18,7 +18,7 @@ from merge import span
 # What a model of a recipe may be given, with the default. mergekit's are the same, but it asks for the weight, and has
 # no random signs.
 MODEL_DEFAULTS: MappingProxyType[str, Any] = MappingProxyType(
-    {"weight": 1.0, "density": 1.0, "gamma": 0.01, "epsilon": 0.15, "random_signs": False}
+    {"weight": 1.0, "density": 1.0, "gamma": 0.01, "epsilon": 0.15, "random_signs": False, "scale": 1.0}
 )
 ELECTION_KEYS = (
     "slack", "protect", "slack_form", "slack_scale", "on_slack", "slack_scope", "slack_share", "election",
@@ -46,11 +46,12 @@ class Method:
     """A row. Methods that do the same arithmetic are equal, whatever they are called.
 
     combine: of what the result is made: `task_vectors` on a base, the `average` of weights, the `arc` from the base to
-    one model, one model's task vector cut to a size (`near`), or what lies in the models' `span`, by the coefficients
-    that the function of that name gives (merge/span.py). base_use: whether there is a base. weighted: whether models
-    have weights. counts: how many models, at least and at most. elect: whether signs are elected; normalize, rescale:
-    defaults. consensus: (thinned task vectors, methods.Consensus) -> what `methods.merge_taus` returns, which stands in
-    where there is none. mergekit: whether mergekit has a method of this name and meaning.
+    one model, one model's task vector cut to a size (`near`), one model's weights times a scale (`copy`), or what lies
+    in the models' `span`, by the coefficients that the function of that name gives (merge/span.py). base_use: whether
+    there is a base. weighted: whether models have weights. counts: how many models, at least and at most. elect:
+    whether signs are elected; normalize, rescale: defaults. consensus: (thinned task vectors, methods.Consensus) ->
+    what `methods.merge_taus` returns, which stands in where there is none. mergekit: whether mergekit has a method of
+    this name and meaning.
     """
 
     name: str = field(compare=False)
@@ -60,7 +61,7 @@ class Method:
     elect: bool = False
     normalize: bool = False
     rescale: Literal["none", "expectation", "l1"] = "none"
-    combine: Literal["task_vectors", "average", "arc", "near", "span"] = "task_vectors"
+    combine: Literal["task_vectors", "average", "arc", "near", "copy", "span"] = "task_vectors"
     consensus: Callable[..., Any] | None = None
     span: Callable[..., list[float]] | None = None
     base_use: Literal["needed", "optional", "unused"] = "needed"
@@ -84,6 +85,7 @@ class Method:
         own = {
             "task_vectors": ("lambda", "norm", "norm_of", "normalize"),
             "average": ("normalize",),
+            "copy": (),
             "span": ("normalize",) if self.normalize else (),
         }
         keys = own.get(self.combine, ("t",)) + (ELECTION_KEYS if self.elect else ())
@@ -93,8 +95,9 @@ class Method:
     @property
     def model_keys(self) -> tuple[str, ...]:
         """The settings that each of its models has besides path and adapter."""
-        drawn = ("random_signs",) if self.combine == "task_vectors" else ()
-        return (*(("weight",) if self.weighted else ()), *(self.sparsify.model_keys if self.sparsify else ()), *drawn)
+        own: dict[str, tuple[str, ...]] = {"task_vectors": ("random_signs",), "copy": ("scale",)}
+        thinned = self.sparsify.model_keys if self.sparsify else ()
+        return (*(("weight",) if self.weighted else ()), *thinned, *own.get(self.combine, ()))
 
 
 METHODS: dict[str, Method] = {}
@@ -113,6 +116,7 @@ DARE = "Yu et al. 2024"
 DELLA = "Deep et al. 2024"
 for row in (
     Method("linear", "Linear", "Wortsman et al. 2022", normalize=True, combine="average", base_use="unused"),
+    Method("passthrough", "Passthrough", "mergekit", combine="copy", base_use="unused", weighted=False, counts=(1, 1)),
     Method("slerp", "SLERP", "Shoemake 1985", combine="arc", weighted=False, counts=(1, 1)),
     Method("nearswap", "NearSwap", "mergekit", combine="near", weighted=False, counts=(1, 1)),
     Method(

@@ -83,7 +83,7 @@ def merge_taus(
     Signs are handled by multiplying with ±1, which is exact and, unlike masks, runs at memory speed on a CPU.
     """
     weights = [_rounded(weight, taus[0].dtype) for weight in how.weights]
-    weighted = [_times(tau, weight) for tau, weight in zip(taus, weights, strict=True)]
+    weighted = [scaled(tau, weight) for tau, weight in zip(taus, weights, strict=True)]
     if not how.elect:
         merged = total(weighted)
         if how.normalize:
@@ -95,7 +95,7 @@ def merge_taus(
     spared = elected_sign(voters) != sign if how.slack.both and how.slack.on else None
     survivors = surviving(voters, sign, spared)
     merged = total(
-        survivors if how.weighted else [_times(part, weight) for part, weight in zip(survivors, weights, strict=True)]
+        survivors if how.weighted else [scaled(part, weight) for part, weight in zip(survivors, weights, strict=True)]
     )
     # the same, but copysign is faster in 16 bits
     merged = torch.copysign(merged, sign) if min(weights) >= 0 else merged * sign
@@ -104,17 +104,18 @@ def merge_taus(
     return merged / _divisor(survivors, weights) if how.normalize else merged, survivors
 
 
+def scaled(tensor: torch.Tensor, factor: float) -> torch.Tensor:
+    """The tensor times a number; the tensor itself where that is 1."""
+    return tensor if factor == 1.0 else tensor * factor
+
+
 def moved(base: torch.Tensor, tau: torch.Tensor, lambda_: float) -> torch.Tensor:
     """θ0 + λ·τ_m."""
-    return base + _times(tau, lambda_)
+    return base + scaled(tau, lambda_)
 
 
 def _rounded(value: float, dtype: torch.dtype) -> float:
     return float(torch.tensor(value, dtype=dtype))
-
-
-def _times(tensor: torch.Tensor, factor: float) -> torch.Tensor:
-    return tensor if factor == 1.0 else tensor * factor
 
 
 def _divisor(survivors: Sequence[torch.Tensor], weights: Sequence[float]) -> torch.Tensor:
@@ -128,7 +129,7 @@ def _divisor(survivors: Sequence[torch.Tensor], weights: Sequence[float]) -> tor
 def _where_alive(survivors: torch.Tensor, weight: float) -> torch.Tensor:
     """`weight` where a survivor is above zero, else 0."""
     if survivors.dtype.itemsize > 2:
-        return _times(survivors.sign(), weight)
+        return scaled(survivors.sign(), weight)
     # sign() of 16-bit floats is slow on a CPU; the sign of their patterns is not (that of a negative zero is negative)
     pattern = int(torch.tensor(weight, dtype=survivors.dtype).view(torch.int16))
     return survivors.view(torch.int16).clamp(0, 1).mul_(pattern).view(survivors.dtype)

@@ -13,6 +13,7 @@ Written in YAML as
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,6 +56,15 @@ def stack_of(name: str) -> str | None:
     return name[: match.start(1)] if match else None
 
 
+def layer_counts(names: Iterable[str]) -> dict[str, int]:
+    """Number of layers of every stack of layers that tensors of these names belong to."""
+    counts: dict[str, int] = {}
+    for name in names:
+        if (stack := stack_of(name)) is not None:
+            counts[stack] = max(counts.get(stack, 0), (layer_of(name) or 0) + 1)
+    return counts
+
+
 def kind_of(name: str) -> str:
     """Module kind of a tensor, by the names that Hugging Face decoders use; one of KINDS."""
     if "norm" in name or ".ln_" in name:
@@ -78,16 +88,16 @@ def depth_of(name: str, layers: int) -> float:
     return layer / (layers - 1) if layers > 1 else 1.0
 
 
-def resolve(setting: Setting, name: str, layers: int, *, key: str = "setting") -> float:
-    """The value that `setting` has for tensor `name` of a model with `layers` layers."""
+def resolve(setting: Setting, name: str, depth: float, *, key: str = "setting") -> float:
+    """The value that `setting` has for tensor `name` at `depth`, from 0 (the first layer) to 1 (the last)."""
     if isinstance(setting, tuple) and isinstance(setting[0], Rule):
         for rule in setting:
             assert isinstance(rule, Rule)
             if rule.matches(name):
-                return resolve(rule.value, name, layers)
+                return resolve(rule.value, name, depth)
         raise BadInput(f"{key}: no rule matches tensor {name}: end the list with a rule that has only a value")
     if isinstance(setting, tuple):
-        scaled = depth_of(name, layers) * (len(setting) - 1)
+        scaled = depth * (len(setting) - 1)
         below = int(scaled)
         above = min(below + 1, len(setting) - 1)
         part = scaled - below
@@ -141,16 +151,17 @@ def _rule(part: dict[str, Any], key: str) -> Rule:
     filter_ = part.get("filter")
     if filter_ is not None and not isinstance(filter_, str):
         raise BadInput(f"{key}.filter: a piece of a tensor's name; got {filter_!r}")
-    layers = _layers(part.get("layers"), f"{key}.layers")
+    layers = layer_range(part.get("layers"), f"{key}.layers")
     return Rule(value, part.get("kind"), layers, filter_)  # type: ignore[arg-type]
 
 
-def _layers(text: Any, key: str) -> tuple[int, int] | None:
+def layer_range(text: Any, key: str) -> tuple[int, int] | None:
+    """First and last layer of a range as YAML has it. Raises BadInput that names `key`."""
     if text is None:
         return None
-    match = re.fullmatch(r"(\d+)(?:-(\d+))?", str(text))
+    match = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", str(text), re.ASCII)
     if not match:
-        raise BadInput(f"{key}: a layer or a range such as 0-3 (both ends included); got {text!r}")
+        raise BadInput(f"{key}: a layer or a range such as 0-3 (both ends included); got {text!r}"[:500])
     first, last = int(match.group(1)), int(match.group(2) or match.group(1))
     if last < first:
         raise BadInput(f"{key}: the range {text} runs backwards")

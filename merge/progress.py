@@ -8,7 +8,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from merge.stream.tensor_plan import Output, Plan
+    from merge.stream.output import Output
+    from merge.stream.tensor_plan import Plan
 
 LINE_EVERY_S = 10.0
 LINE = "merge: {percentage:.0f}%, {n_fmt}B of {total_fmt}B read, {rate_fmt}, about {remaining} left"

@@ -18,6 +18,9 @@ Our schema, as YAML:
     out_dtype: base        # the base's own dtype, `compute`, or a name
     tokenizer: required    # or optional: neither asked for nor compared
     exact: true            # a single whole model is copied, not recomputed as θ0 + (θ − θ0), which rounds
+    slices:                # layers restacked: each slice a merge of its own, settings not given are those above
+      - {layers: 0-1, models: {ct: {weight: 0.7}, sft: {}}}
+      - {layers: 2-3, models: {ct: {layers: 1-2}, sft: {}}}
 
 Relative paths are relative to the YAML file. A file with the key `merge_method` is read as a mergekit config.
 """
@@ -26,27 +29,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from common.errors import BadInput
 from common.files import write_whole
-from common.hub import PREFIX
 from common.parsing import read_yaml
 from merge import mergekit_yaml, per_tensor
-from merge.method_table import COMMON_KEYS, METHODS, MODEL_DEFAULTS, Method
+from merge import slices as restacked
+from merge.method_table import COMMON_KEYS, METHODS, Method
+from merge.model_ref import ModelRef, absolute, check_epsilon, model_entries
 from merge.recipe_fields import (
-    AnySetting,
     Boolean,
     ComputeDtype,
-    Density,
     Election,
     Finite,
     Folder,
     Form,
-    Gamma,
+    Layers,
     Names,
     Norm,
     OnSlack,
@@ -64,27 +66,10 @@ from merge.recipe_fields import (
 )
 
 
-class ModelRef(Value):
-    """One model that is merged, by the name under which audit and `protect` speak of it.
-
-    density: share of the task vector kept, in (0, 1]. gamma: share of the largest values dropped (breadcrumbs).
-    epsilon: half the spread of keep probabilities (della). random_signs: whether the signs of its task vector are
-    drawn (a control). adapter: a LoRA folder whose base is `path`.
-    """
-
-    name: str
-    path: Folder
-    adapter: Folder | None = None
-    weight: Finite = MODEL_DEFAULTS["weight"]
-    density: Density = MODEL_DEFAULTS["density"]
-    gamma: Gamma = MODEL_DEFAULTS["gamma"]
-    epsilon: AnySetting = MODEL_DEFAULTS["epsilon"]
-    random_signs: Boolean = MODEL_DEFAULTS["random_signs"]
-
-
 class Recipe(Value):
     """A merge, fully stated. Build one with `Recipe.from_dict` or `from_yaml`: they fill in the method's defaults."""
 
+    _own_key: ClassVar[str] = "slices"  # what a slice of a recipe has not
     method: str
     base: Folder | None = None
     models: tuple[ModelRef, ...]
@@ -107,6 +92,11 @@ class Recipe(Value):
     out_dtype: OutDtype = "base"
     tokenizer: Tokenizer = "required"
     exact: Boolean = True
+    slices: tuple[Slice, ...] = ()
+
+    def at(self, slice_: int | None) -> Recipe:
+        """What is done to the tensors of a slice; a recipe without slices does the same to all."""
+        return self.slices[slice_] if slice_ is not None and self.slices else self
 
     @property
     def spec(self) -> Method:
@@ -135,7 +125,7 @@ class Recipe(Value):
         try:
             return cls.model_validate(data, context={"root": root})
         except ValidationError as error:
-            raise BadInput(one_line(error, where, lambda i: str(list(data["models"])[i]))) from None
+            raise BadInput(one_line(error, where, data)) from None
 
     @model_validator(mode="before")
     @classmethod
@@ -146,28 +136,35 @@ class Recipe(Value):
         method = METHODS.get(str(data.get("method")))
         if method is None:
             raise BadInput(f"method: one of {', '.join(METHODS)}; got {data.get('method')!r}")
-        known = sorted(("method", "base", "models", *method.recipe_keys, *COMMON_KEYS))
+        known = sorted(("method", "base", "models", cls._own_key, *method.recipe_keys, *COMMON_KEYS))
         if wrong := unknown_keys(data, known, method.name):
             raise BadInput(wrong)
         if method.base and data.get("base") is None:
             raise BadInput(f"base: method {method.name} needs the model that the others start from")
+        sliced = {"slices": restacked.complete(data, method)} if "slices" in data else {}
         return {
             "normalize": method.normalize,
             "rescale": method.rescale,
             **data,
-            "models": _model_entries(data.get("models"), method),
+            "models": model_entries(data.get("models"), method, in_slice=cls._own_key == "layers"),
+            **sliced,
         }
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
         """What no key can know alone."""
+        if self.slices:  # each of them is looked at by itself
+            taken = {model.name for part in self.slices for model in part.models}
+            if left := next((model.name for model in self.models if model.name not in taken), None):
+                raise BadInput(f"models.{left}: no slice takes layers of it; leave it out, or name it in a slice")
+            return self
         least, most = self.spec.counts
         if not least <= len(self.models) <= most:
             wanted = f"{least}" if least == most else f"{least} or more"
             raise BadInput(f"models: {self.method} merges {wanted} (the base not counted); got {len(self.models)}")
         if "epsilon" in self.spec.model_keys:
             for model in self.models:
-                _check_epsilon(model)
+                check_epsilon(model)
         known = [model.name for model in self.models]
         for key, name in [("protect", name) for name in self.protect] + [("norm_of", self.norm_of)]:
             if name not in (*known, None):
@@ -185,56 +182,67 @@ class Recipe(Value):
         out: dict[str, Any] = {"method": self.method}
         if self.base is not None:
             out["base"] = str(self.base)
-        out["models"] = {model.name: _model_dict(model, self.spec) for model in self.models}
+        out["models"] = {model.name: model.to_dict(self.spec) for model in self.models}
         for key in (*self.spec.recipe_keys, *COMMON_KEYS):
             value = getattr(self, {"lambda": "lambda_"}.get(key, key))
             out[key] = list(value) if key == "protect" else per_tensor.to_plain(value)
+        if self.slices:
+            out["slices"] = [part.to_part(self) for part in self.slices]
         return out
 
+    def absolute(self) -> Self:
+        """The same with absolute paths, so that it means the same wherever it is read from."""
+        models = tuple(model.absolute() for model in self.models)
+        parts = tuple(part.absolute() for part in self.slices)
+        return self.model_copy(update={"base": absolute(self.base), "models": models, "slices": parts})
+
     def save(self, path: str | Path) -> None:
-        """Write the recipe as YAML with absolute paths, so that it means the same wherever it is read from."""
-        models = tuple(
-            model.model_copy(
-                update={"path": _absolute(model.path), "adapter": model.adapter and _absolute(model.adapter)}
-            )
-            for model in self.models
-        )
-        absolute = self.model_copy(update={"base": self.base and _absolute(self.base), "models": models})
-        write_whole(Path(path), yaml.safe_dump(absolute.to_dict(), sort_keys=False))
+        """Write the recipe as YAML with absolute paths."""
+        write_whole(Path(path), yaml.safe_dump(self.absolute().to_dict(), sort_keys=False))
 
 
-def _model_entries(data: Any, method: Method) -> list[dict[str, Any]]:
-    """The models with their names inside; refuses what has no path, and keys that the method has not."""
-    if not isinstance(data, Mapping) or not data:
-        raise BadInput("models: expected a mapping from a model's name to {path: ...}")
-    keys = ("path", "adapter", *method.model_keys)
-    if len({str(name) for name in data}) < len(data):
-        raise BadInput("models: two have the same name; give each one of its own")
-    for name, entry in data.items():
-        if not isinstance(entry, Mapping) or "path" not in entry:
-            numbers = "".join(f", {key}: number" for key in method.model_keys)
-            raise BadInput(f"models.{name}.path: missing; expected {{path: folder{numbers}}}")
-        if wrong := unknown_keys(entry, keys, method.name):
-            raise BadInput(f"models.{name}: {wrong}")
-    return [{"name": str(name), **entry} for name, entry in data.items()]
+class Slice(Recipe):
+    """Layers of the result and the merge that they come from: a recipe whose models give some of their layers.
 
+    layers: of the base, and of models that name none; first and last, both in it.
+    """
 
-def _check_epsilon(model: ModelRef) -> None:
-    for density in per_tensor.values(model.density):
-        for epsilon in per_tensor.values(model.epsilon):
-            if density < 1 and not (epsilon >= 0 and density - epsilon > 0 and density + epsilon < 1):
+    _own_key: ClassVar[str] = "layers"
+    layers: Layers = None
+
+    @property
+    def count(self) -> int:
+        """How many layers it makes."""
+        first, last = next(iter(self.ranges))[1]
+        return last - first + 1
+
+    @property
+    def ranges(self) -> list[tuple[str, tuple[int, int]]]:
+        """Layers of every model, then of the base, by its name."""
+        found = [(model.name, model.layers or self.layers or (0, -1)) for model in self.models]
+        return found + ([("base", self.layers or (0, -1))] if self.base is not None else [])
+
+    @model_validator(mode="after")
+    def _aligned(self) -> Self:
+        """Everything that a slice merges has as many layers."""
+        for name, (first, last) in self.ranges:
+            if last < first:
+                place = "layers" if name == "base" else f"models.{name}.layers"
+                raise BadInput(f"{place}: missing; give the layers that this slice takes, such as 0-3")
+            if last - first + 1 != self.count:
                 raise BadInput(
-                    f"models.{model.name}.epsilon: density ± epsilon must lie inside (0, 1); "
-                    f"got {density:g} ± {epsilon:g}"
+                    f"{name} gives layers {first}-{last}, {self.ranges[0][0]} gives {self.count}; "
+                    "all that a slice merges have as many"
                 )
+        return self
 
-
-def _model_dict(model: ModelRef, method: Method) -> dict[str, Any]:
-    out: dict[str, Any] = {"path": str(model.path)}
-    if model.adapter is not None:
-        out["adapter"] = str(model.adapter)
-    return out | {key: per_tensor.to_plain(getattr(model, key)) for key in method.model_keys}
-
-
-def _absolute(path: Path) -> Path:
-    return path if str(path).startswith(PREFIX) else path.absolute()
+    def to_part(self, whole: Recipe) -> dict[str, Any]:
+        """What it says beside the recipe that it is a slice of."""
+        out = {key: value for key, value in self.to_dict().items() if key not in ("method", *COMMON_KEYS)}
+        if self.base == whole.base:
+            out.pop("base", None)
+        if self.layers is not None:
+            out["layers"] = "{}-{}".format(*self.layers)
+        for model in out["models"].values():
+            model.pop("path"), model.pop("adapter", None)
+        return out

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -94,6 +94,11 @@ def names(value: Any) -> tuple[str, ...]:
     return tuple(listed)
 
 
+def layers(value: Any) -> tuple[int, int] | None:
+    """A layer or a range of them, first and last."""
+    return per_tensor.layer_range(value, "")
+
+
 def boolean(value: Any) -> bool:
     """YAML's true or false, and nothing that only looks like it."""
     if not isinstance(value, bool):
@@ -131,6 +136,7 @@ OnSlack = Annotated[str, one_of("protect", "both")]
 Scope = Annotated[str, one_of("all", "top")]
 Share = Annotated[float, PlainValidator(share)]
 Norm = Annotated[float | None, PlainValidator(norm)]
+Layers = Annotated[tuple[int, int] | None, PlainValidator(layers)]
 Names = Annotated[tuple[str, ...], PlainValidator(names)]
 Boolean = Annotated[bool, PlainValidator(boolean)]
 WholeNumber = Annotated[int, PlainValidator(whole_number)]
@@ -147,10 +153,18 @@ def unknown_keys(entry: Mapping[str, Any], known: Sequence[str], method: str) ->
     return unknown and f"method {method} has no key {', '.join(unknown)}; its keys are {', '.join(known)}" or None
 
 
-def one_line(error: ValidationError, where: str, label: Callable[[int], str]) -> str:
-    """The first thing that is refused: file, key, and what would be right. label: the name of model number i."""
+def one_line(error: ValidationError, where: str, data: Any) -> str:
+    """The first thing that is refused: file, key, and what would be right. data: the recipe that was read."""
     first = error.errors()[0]
-    location = [label(part) if isinstance(part, int) else str(part) for part in first["loc"]]
+    location: list[str] = []
+    for part in first["loc"]:
+        if not isinstance(part, int):
+            location.append(str(part))
+        elif location[-1] == "slices":
+            location[-1] = f"slices[{part}]"
+            data = data["slices"][part]
+        else:  # of models, which are listed by name
+            location.append(str(list(data["models"])[part]))
     message = first["msg"].removeprefix("Value error, ")
     if not location:
         return f"{where}: {message}"

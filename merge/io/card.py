@@ -78,7 +78,8 @@ def _named(recipe: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
         own = {key: names[entry[key]] for key in ("path", "adapter", "base") if key in entry}
         return entry | {key: entry[key] if entry[key].startswith(hub.PREFIX) else name for key, name in own.items()}
 
-    return short(recipe) | {"models": {name: short(entry) for name, entry in recipe["models"].items()}}
+    parts = {"slices": [short(part) for part in recipe["slices"]]} if "slices" in recipe else {}
+    return short(recipe) | {"models": {name: short(entry) for name, entry in recipe["models"].items()}} | parts
 
 
 def _checksums(plan: Plan, names: dict[str, str], files: Sequence[Path]) -> list[str]:

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from merge.recipe import Recipe
-from merge.stream.tensor_plan import Output, Plan
+from merge.stream.output import Output
+from merge.stream.tensor_plan import Plan
 from merge.stream.tensor_recipe import out_dtype
 
 SHARD = 5_000_000_000  # bytes

@@ -21,6 +21,7 @@ from merge.io.sidecars import sidecars
 from merge.recipe import Recipe
 from merge.stream.engine import run
 from merge.stream.pieces import Selection
+from merge.stream.stacking import stacked_config
 from merge.stream.survey import survey
 from merge.stream.tensor_plan import Plan, make_plan
 from merge.stream.tensor_recipe import out_dtype
@@ -124,7 +125,7 @@ def write_metadata(
 def out_config(plan: Plan, recipe: Recipe) -> dict[str, Any]:
     """config.json of the result: the base's, with the dtype that was written and the tie that holds."""
     lead = plan.parents[plan.leader]
-    config = dict(lead.config)
+    config = stacked_config(recipe, plan.parents) if recipe.slices else dict(lead.config)
     floating = [output for output in plan.outputs if output.floating]
     largest = max(floating, key=lambda output: output.numel)
     config.pop("torch_dtype", None)

@@ -14,9 +14,10 @@ from typing import Any, Protocol
 import torch
 
 from merge.io.checkpoint import keep_heap
+from merge.stream.output import Output
 from merge.stream.pieces import Job, Selection
 from merge.stream.survey import find_nonfinite, select
-from merge.stream.tensor_plan import Output, Plan
+from merge.stream.tensor_plan import Plan
 from merge.stream.tensor_recipe import Observer, TensorRecipe
 from merge.stream.threads import DEFAULT, Workers
 
@@ -139,7 +140,7 @@ def _scale(job: Job, tensors: Sequence[TensorRecipe]) -> None:
 
 def _copy_buffer(job: Job, sinks: Sequence[Sink | None]) -> None:
     plan, output = job.plan, job.output
-    values = plan.parents[plan.leader].read(output.sources[plan.leader], 0, output.numel)
+    values = plan.parents[output.leader].read(output.sources[output.leader], 0, output.numel)
     for sink in sinks:
         if sink is not None:
             sink.write(output, 0, values)

@@ -11,7 +11,8 @@ import torch
 
 from merge.recipe import Recipe
 from merge.stream.engine import run
-from merge.stream.tensor_plan import Output, Plan, make_plan
+from merge.stream.output import Output
+from merge.stream.tensor_plan import Plan, make_plan
 from merge.stream.tensor_recipe import out_dtype
 from merge.stream.threads import Workers
 
@@ -59,6 +60,8 @@ def load_many(
 
 def _merge(plan: Plan, workers: Workers) -> list[PreTrainedModel]:
     device = workers.device
+    if any(recipe.slices for recipe in plan.recipes):  # of which no parent has the config
+        return [_through_files(plan, recipe, device) for recipe in plan.recipes]
     models = [_skeleton(plan, recipe, device) for recipe in plan.recipes]
     sinks = [_sink(model, plan) for model in models]
     if any(sink is None for sink in sinks):

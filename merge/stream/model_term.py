@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 from merge import select
 from merge.method_table import MAGNITUDE, MAGNITUDE_OUTLIERS, Sparsifier
+from merge.model_ref import ModelRef
 from merge.per_tensor import resolve
-from merge.recipe import ModelRef, Recipe
-from merge.stream.tensor_plan import Output, Parent, parent_of
+from merge.recipe import Recipe
+from merge.stream.output import Output, Parent, parent_of
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,7 @@ class ModelTerm:
     """One model's part in one tensor.
 
     ranks: how many of the largest magnitudes to keep, then (magnitude_outliers) to drop again. scope: among how many of
-    them slack protects it, 0 for all. measured: whether the tensor's rms is asked for.
+    them slack protects it, 0 for all. measured: whether the tensor's rms is asked for. scale: of a copy.
     """
 
     name: str
@@ -25,16 +26,18 @@ class ModelTerm:
     density: float
     epsilon: float
     ranks: tuple[int, ...]
+    scale: float = 1.0
     random_signs: bool = False
     scope: int = 0
     measured: bool = False
 
 
-def model_term(recipe: Recipe, model: ModelRef, output: Output, layers: int) -> ModelTerm:
+def model_term(recipe: Recipe, model: ModelRef, output: Output) -> ModelTerm:
     """Resolve rules and gradients of one model for `output`."""
-    weight, density, gamma, epsilon = (
-        resolve(getattr(model, key), output.name, layers, key=f"models.{model.name}.{key}")
-        for key in ("weight", "density", "gamma", "epsilon")
+    name = output.name_in(parent_of(model))
+    weight, density, gamma, epsilon, scale = (
+        resolve(getattr(model, key), name, output.depth, key=f"models.{model.name}.{key}")
+        for key in ("weight", "density", "gamma", "epsilon", "scale")
     )
     shielded = recipe.slack > 0 and model.name in recipe.protect
     return ModelTerm(
@@ -44,6 +47,7 @@ def model_term(recipe: Recipe, model: ModelRef, output: Output, layers: int) -> 
         density,
         epsilon,
         _ranks(recipe.spec.sparsify, density, gamma, output.numel),
+        scale,
         model.random_signs,
         scope=select.kept(recipe.slack_share, output.numel) if shielded and recipe.slack_scope == "top" else 0,
         measured=shielded and recipe.slack_scale == "rms",

@@ -10,7 +10,8 @@ import numpy
 import torch
 
 from merge.select import Array, Ranking, Taker, magnitude_bits
-from merge.stream.tensor_plan import Output, Parent, Plan
+from merge.stream.output import Output, Parent
+from merge.stream.tensor_plan import Plan
 
 SLICE = (
     1 << 19
@@ -83,7 +84,7 @@ class Piece:
         """The parent's task vector θ − θ0."""
         key = (parent, dtype)
         if key not in self._taus:
-            self._taus[key] = self.theta(parent, dtype) - self.theta(self.job.plan.leader, dtype)
+            self._taus[key] = self.theta(parent, dtype) - self.theta(self.job.output.leader, dtype)
         return self._taus[key]
 
     def bits(self, parent: Parent, dtype: torch.dtype) -> Array:

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 from common.errors import BadInput
 from merge.io.checkpoint import HEAD
-from merge.per_tensor import Rule, Setting, layer_of, resolve, stack_of
+from merge.per_tensor import Rule, Setting, layer_counts, resolve
 from merge.recipe import Recipe
 
 if TYPE_CHECKING:
-    from merge.stream.tensor_plan import Output
+    from merge.stream.output import Output, Parent
 
 
 def check_settings(recipes: Sequence[Recipe], outputs: Sequence[Output], tied: bool) -> None:
@@ -21,38 +21,33 @@ def check_settings(recipes: Sequence[Recipe], outputs: Sequence[Output], tied: b
     tensor, a tensor that no rule matches, a gradient where layers are not known, and weights to be averaged whose sum
     is zero.
     """
-    names = [output.name for output in outputs if output.floating]
-    if not names:
+    floating = [output for output in outputs if output.floating]
+    if not floating:
         raise BadInput("the checkpoints hold no floating point tensors: there is nothing to merge")
+    names = list(dict.fromkeys(name for output in floating for name in (output.name, *output.names.values())))
     layers = layer_counts(names)
     for recipe in recipes:
-        for key, setting in _settings(recipe):
-            if isinstance(setting, tuple):
-                _check_rules(key, setting, [*names, HEAD] if tied else names)
-                _check_depths(key, setting, layers)
-                for name in names:
-                    resolve(setting, name, layers.get(stack_of(name) or "", 0), key=key)
-        if recipe.spec.combine in ("average", "span") and recipe.normalize:
-            _check_sums(recipe, names, layers)
+        for number, part in enumerate(recipe.slices) if recipe.slices else [(None, recipe)]:
+            mine = [output for output in floating if output.slice == number]
+            for key, parent, setting in _settings(part):
+                if isinstance(setting, tuple):
+                    _check_rules(key, setting, [*names, HEAD] if tied else names)
+                    _check_depths(key, setting, layers)
+                    for output in mine:
+                        name = output.name if parent is None else output.name_in(parent)
+                        resolve(setting, name, output.depth, key=key)
+            if part.spec.combine in ("average", "span") and part.normalize:
+                _check_sums(part, mine)
 
 
-def layer_counts(names: Sequence[str]) -> dict[str, int]:
-    """Number of layers of every stack of layers that tensors of these names belong to."""
-    counts: dict[str, int] = {}
-    for name in names:
-        if (stack := stack_of(name)) is not None:
-            counts[stack] = max(counts.get(stack, 0), (layer_of(name) or 0) + 1)
-    return counts
-
-
-def _settings(recipe: Recipe) -> Iterator[tuple[str, Setting]]:
-    """What may differ between tensors, with its key."""
+def _settings(recipe: Recipe) -> Iterator[tuple[str, Parent | None, Setting]]:
+    """What may differ between tensors, with its key and whose names its rules go by (None: the result's)."""
     for model in recipe.models:
         for key in recipe.spec.model_keys:
-            yield f"models.{model.name}.{key}", getattr(model, key)
+            yield f"models.{model.name}.{key}", (model.path, model.adapter), getattr(model, key)
     for key, name in (("lambda", "lambda_"), ("t", "t")):
         if key in recipe.spec.recipe_keys:
-            yield key, getattr(recipe, name)
+            yield key, None, getattr(recipe, name)
 
 
 def _check_rules(key: str, setting: Setting, names: Sequence[str]) -> None:
@@ -70,11 +65,13 @@ def _check_depths(key: str, setting: tuple[float, ...] | tuple[Rule, ...], layer
         raise BadInput(f"{key}: a gradient over depth, but these tensors' names do not tell their layers; give rules")
 
 
-def _check_sums(recipe: Recipe, names: Sequence[str], layers: dict[str, int]) -> None:
-    for name in names:
-        depth = layers.get(stack_of(name) or "", 0)
-        if abs(sum(resolve(model.weight, name, depth) for model in recipe.models)) < 1e-8:
+def _check_sums(recipe: Recipe, outputs: Sequence[Output]) -> None:
+    for output in outputs:
+        weights = (
+            resolve(model.weight, output.name_in((model.path, model.adapter)), output.depth) for model in recipe.models
+        )
+        if abs(sum(weights)) < 1e-8:
             raise BadInput(
-                f"models: the weights of tensor {name} sum to 0, and an average is divided by their sum; "
+                f"models: the weights of tensor {output.name} sum to 0, and an average is divided by their sum; "
                 "give weights with another sum, or normalize: false"
             )

@@ -13,8 +13,9 @@ import torch
 from common.errors import BadInput
 from merge.io.checkpoint import FLOATS, Checkpoint, keep_heap
 from merge.select import INFINITE, Array, Counting, NotFinite, kept, magnitude_bits, rank
+from merge.stream.output import Output, Parent
 from merge.stream.pieces import Job, Selection
-from merge.stream.tensor_plan import Output, Parent, Plan
+from merge.stream.tensor_plan import Plan
 from merge.stream.tensor_recipe import Observer, TensorRecipe
 from merge.stream.threads import Workers
 
@@ -33,7 +34,8 @@ def survey(plan: Plan, observers: Sequence[Observer | None], workers: Workers) -
         )
         seen = {parent for parent, _ in selections[output.name]}
         for parent, source in output.sources.items():
-            if not (parent in seen or (seen and parent == plan.leader)) and not is_finite(plan.parents[parent], source):
+            looked_at = parent in seen or (seen and parent == output.leader)
+            if not looked_at and not is_finite(plan.parents[parent], source):
                 raise not_finite(plan.parents[parent], source)
 
     workers.each(plan, survey_output)
@@ -78,9 +80,9 @@ def select(job: Job, tensors: Sequence[TensorRecipe], observers: Sequence[Observ
 
 def find_nonfinite(job: Job, overflow: str = "") -> BadInput:
     """Says which parent's tensor is not finite; where all are, that the merge itself overflows, in dtype `overflow`."""
-    for key, parent in job.plan.parents.items():
-        if not is_finite(parent, job.output.sources[key]):
-            return not_finite(parent, job.output.sources[key])
+    for key, source in job.output.sources.items():
+        if not is_finite(job.plan.parents[key], source):
+            return not_finite(job.plan.parents[key], source)
     hint = "a wider dtype and smaller weights" if overflow not in ("float32", "float64") else "smaller weights"
     return BadInput(f"tensor {job.output.name}: the merge overflows{overflow and f' in {overflow}'}; take {hint}")
 
@@ -112,10 +114,11 @@ def not_finite(parent: Checkpoint, name: str) -> BadInput:
 def _check_buffer(job: Job) -> None:
     """Whole-number tensors are not merged: the parents must agree on them."""
     plan, output = job.plan, job.output
-    lead = plan.parents[plan.leader]
-    values = lead.read(output.sources[plan.leader], 0, output.numel)
-    for key, parent in plan.parents.items():
-        if not torch.equal(values, parent.read(output.sources[key], 0, output.numel)):
+    lead = plan.parents[output.leader]
+    values = lead.read(output.sources[output.leader], 0, output.numel)
+    for key, source in output.sources.items():
+        parent = plan.parents[key]
+        if not torch.equal(values, parent.read(source, 0, output.numel)):
             raise BadInput(
                 f"{parent.folder}: buffer {output.name} differs from that of {lead.folder}: "
                 "whole numbers cannot be merged"

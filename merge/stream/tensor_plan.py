@@ -5,40 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import cached_property
-from pathlib import Path
 
 from common import hub
 from common.errors import BadInput, in_one_line
 from merge.io.adapter import adapted
-from merge.io.checkpoint import EMBEDDINGS, FLOATS, HEAD, Checkpoint
+from merge.io.checkpoint import HEAD, Checkpoint
 from merge.io.open_folder import open_checkpoint
 from merge.io.vocabulary import read_vocabulary
-from merge.per_tensor import stack_of
-from merge.recipe import ModelRef, Recipe
-from merge.stream.setting_checks import check_settings, layer_counts
-
-Parent = tuple[Path, Path | None]  # folder, adapter
-
-
-@dataclass(frozen=True)
-class Output:
-    """One tensor of the result.
-
-    sources: its name in each parent (it differs where a parent's head is its embedding).
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    sources: dict[Parent, str]
-    floating: bool
-
-    @property
-    def numel(self) -> int:
-        size = 1
-        for n in self.shape:
-            size *= n
-        return size
+from merge.per_tensor import depth_of, layer_counts, stack_of
+from merge.recipe import Recipe
+from merge.stream.output import Output, Parent, leader_of, output_of, parent_of
+from merge.stream.setting_checks import check_settings
+from merge.stream.stacking import stacked_outputs
 
 
 @dataclass
@@ -49,14 +27,6 @@ class Plan:
     parents: dict[Parent, Checkpoint]
     outputs: list[Output]
     leader: Parent
-
-    @cached_property
-    def _layers(self) -> dict[str, int]:
-        return layer_counts([output.name for output in self.outputs])
-
-    def layers_of(self, name: str) -> int:
-        """How many layers the stack has that a tensor belongs to; 0 outside of stacks."""
-        return self._layers.get(stack_of(name) or "", 0)
 
     @property
     def tied(self) -> bool:
@@ -76,10 +46,6 @@ class Plan:
             parent.close()
 
 
-def parent_of(model: ModelRef) -> Parent:
-    return (model.path, model.adapter)
-
-
 def make_plan(recipes: Sequence[Recipe]) -> Plan:
     """Open the parents of all recipes and refuse what cannot be merged, before anything is computed.
 
@@ -87,22 +53,23 @@ def make_plan(recipes: Sequence[Recipe]) -> Plan:
     """
     if not recipes:
         raise BadInput("no recipe given")
-    leader: Parent = (recipes[0].base, None) if recipes[0].base is not None else parent_of(recipes[0].models[0])
+    leader = leader_of(recipes[0])
     parents: dict[Parent, Checkpoint] = {}
     plan = Plan(tuple(recipes), parents, [], leader)
     with in_one_line(), ExitStack() as opened:
         opened.callback(plan.close)
         for recipe in recipes:
-            origin: Parent = (recipe.base, None) if recipe.base is not None else parent_of(recipe.models[0])
+            origin = leader_of(recipe)
             if origin != leader:
                 raise BadInput(f"one pass merges onto one base: {leader[0]} and {origin[0]} need two passes")
-            for parent in [origin, *map(parent_of, recipe.models)]:
-                if parent not in parents:
-                    parents[parent] = open_parent(parent)
+            for part in recipe.slices or (recipe,):
+                for parent in [origin, leader_of(part), *map(parent_of, part.models)]:
+                    if parent not in parents:
+                        parents[parent] = open_parent(parent)
         _check_configs(plan)
         if any(recipe.tokenizer == "required" for recipe in recipes):
             _check_tokenizers(plan)
-        plan.outputs.extend(_outputs(plan))
+        plan.outputs.extend(stacked_outputs(recipes, parents) if recipes[0].slices else _outputs(plan))
         check_settings(recipes, plan.outputs, plan.tied)
         opened.pop_all()
     return plan
@@ -148,37 +115,11 @@ def _check_tokenizers(plan: Plan) -> None:
 def _outputs(plan: Plan) -> list[Output]:
     lead = plan.parents[plan.leader]
     names = list(dict.fromkeys(name for parent in [lead, *plan.parents.values()] for name in parent.tensors))
-    return [_output(plan, name) for name in names]
-
-
-def _output(plan: Plan, name: str) -> Output:
-    lead = plan.parents[plan.leader]
-    sources: dict[Parent, str] = {}
-    for key, parent in plan.parents.items():
-        source = parent.source_of(name)
-        if source is None:
-            holder = next(other for other in plan.parents.values() if name in other.tensors)
-            raise BadInput(
-                f"{parent.folder}: tensor {name} is missing, but {holder.folder} has it: "
-                "merge checkpoints of one architecture"
-            )
-        sources[key] = source
-    shape = lead.tensors[sources[plan.leader]].shape
-    floating = lead.tensors[sources[plan.leader]].dtype in FLOATS
-    for key, source in sources.items():
-        info = plan.parents[key].tensors[source]
-        if info.shape != shape:
-            rows_differ = info.shape[1:] == shape[1:] and source.endswith((*EMBEDDINGS, HEAD))
-            hint = (
-                "; the vocabularies differ: give both models one tokenizer and resize their embeddings"
-                if rows_differ
-                else ""
-            )
-            raise BadInput(
-                f"{info.file}: tensor {source} is {list(info.shape)}, but in {lead.folder} it is {list(shape)}{hint}"
-            )
-        if (info.dtype in FLOATS) != floating:
-            raise BadInput(
-                f"{info.file}: tensor {source} is {info.dtype}, but floating point in one parent and not in the other"
-            )
-    return Output(name, shape, sources, floating)
+    layers = layer_counts(names)
+    return [
+        output_of(
+            plan.parents,
+            Output(name, (), {}, True, plan.leader, depth_of(name, layers.get(stack_of(name) or "", 0))),
+        )
+        for name in names
+    ]

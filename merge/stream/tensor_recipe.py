@@ -19,8 +19,9 @@ from merge.per_tensor import resolve
 from merge.recipe import Recipe
 from merge.span import Gram
 from merge.stream.model_term import ModelTerm, model_term
+from merge.stream.output import Output, Parent, parent_of
 from merge.stream.pieces import Piece
-from merge.stream.tensor_plan import Output, Parent, Plan, parent_of
+from merge.stream.tensor_plan import Plan
 
 
 @dataclass
@@ -56,8 +57,8 @@ class TensorRecipe:
     @classmethod
     def of(cls, recipe: Recipe, plan: Plan, output: Output, lambda_factor: float = 1.0) -> TensorRecipe:
         """Resolve rules and gradients for `output`. lambda_factor: see engine.fixed_norms."""
-        name, layers = output.name, plan.layers_of(output.name)
-        terms = [model_term(recipe, model, output, layers) for model in recipe.models]
+        recipe = recipe.at(output.slice)
+        terms = [model_term(recipe, model, output) for model in recipe.models]
         consensus = Consensus(
             weights=tuple(term.weight for term in terms),
             normalize=recipe.normalize,
@@ -71,10 +72,10 @@ class TensorRecipe:
             weighted=recipe.election == "weighted",
         )
         dtype = _compute_dtype(recipe, plan, output)
-        lambda_ = lambda_factor * resolve(recipe.lambda_, name, layers, key="lambda")
-        t = resolve(recipe.t, name, layers, key="t")
+        lambda_ = lambda_factor * resolve(recipe.lambda_, output.name, output.depth, key="lambda")
+        t = resolve(recipe.t, output.name, output.depth, key="t")
         out = out_dtype(recipe, plan, output)
-        return cls(recipe, output, plan.leader, terms, dtype, consensus, lambda_, t, out, lambda_factor)
+        return cls(recipe, output, output.leader, terms, dtype, consensus, lambda_, t, out, lambda_factor)
 
     @property
     def needs_sums(self) -> bool:
@@ -160,6 +161,8 @@ class TensorRecipe:
         if self.recipe.spec.combine == "average":
             thetas = [self._wide(term.parent, piece) for term in self.terms]
             return methods.linear(thetas, self.consensus.weights, self.consensus.normalize).to(self.dtype)
+        if self.recipe.spec.combine == "copy":
+            return methods.scaled(piece.theta(self.base, self.dtype), self.terms[0].scale)
         if self.recipe.spec.combine == "near":
             theta = piece.theta(self.terms[0].parent, self.dtype)
             return methods.near(piece.theta(self.base, self.dtype), theta, self.t)
@@ -260,14 +263,15 @@ def _compute_dtype(recipe: Recipe, plan: Plan, output: Output) -> torch.dtype:
     """The dtype of the arithmetic; `inputs`: what the parents' dtypes promote to, as mergekit has it."""
     if recipe.compute_dtype != "inputs":
         return getattr(torch, recipe.compute_dtype)
-    parents = [parent_of(model) for model in recipe.models] + ([plan.leader] if recipe.base is not None else [])
+    recipe = recipe.at(output.slice)
+    parents = [parent_of(model) for model in recipe.models] + ([output.leader] if recipe.base is not None else [])
     codes = [plan.parents[parent].tensors[output.sources[parent]].dtype for parent in parents]
     return functools.reduce(torch.promote_types, map(torch_dtype, codes))
 
 
 def out_dtype(recipe: Recipe, plan: Plan, output: Output) -> torch.dtype:
     """The dtype that the result is rounded to, once, to nearest even; buffers keep their own."""
-    base_dtype = torch_dtype(plan.parents[plan.leader].tensors[output.sources[plan.leader]].dtype)
+    base_dtype = torch_dtype(plan.parents[output.leader].tensors[output.sources[output.leader]].dtype)
     if not output.floating or recipe.out_dtype == "base":
         return base_dtype
     return _compute_dtype(recipe, plan, output) if recipe.out_dtype == "compute" else getattr(torch, recipe.out_dtype)

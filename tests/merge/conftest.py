@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from merge.recipe import Recipe
-from merge.stream.tensor_plan import Output
+from merge.stream.output import Output
 
 HIDDEN, MIDDLE, VOCABULARY, LAYERS = 32, 48, 80, 3
 Folders = Callable[..., dict[str, Path]]

@@ -1,6 +1,6 @@
 """Whatever stands in a header, an index, a config, a tokenizer, an adapter or a recipe: success, or one line and 2.
 
-The same 2,300 cases each time; SLACKMERGE_FUZZ=10 takes ten times as many, others each time.
+The same 2,700 cases each time; SLACKMERGE_FUZZ=10 takes ten times as many, others each time.
 """
 
 from __future__ import annotations
@@ -183,6 +183,36 @@ KEYS = ("lambda", "normalize", "rescale", "election", "slack", "protect", "seed"
 def test_recipes(folders: Path, recipe: Any) -> None:
     Path("merge.yml").write_text(yaml.dump(recipe))
     try_it("--plan")
+
+
+SLICED: dict[str, Any] = {
+    "merge_method": "linear",
+    "slices": [{"sources": [{"model": "ct", "layer_range": [0, 1], "parameters": {"weight": 1.0}}]}],
+}
+OURS: dict[str, Any] = {
+    "method": "passthrough", "models": {"ct": {"path": "ct"}}, "slices": [{"layers": 0, "models": {"ct": {"scale": 2}}}]
+}  # fmt: skip
+
+
+@given(
+    st.one_of(
+        mutated(SLICED, "base_model", "parameters", "dtype"),
+        mutated(OURS, "base", "layers"),
+        st.builds(lambda part: SLICED | {"slices": [part]}, mutated(SLICED["slices"][0], "base_model", "parameters")),
+        st.builds(
+            lambda one: SLICED | {"slices": [{"sources": [one]}]}, mutated(SLICED["slices"][0]["sources"][0], "layers")
+        ),
+        st.builds(lambda part: OURS | {"slices": [part]}, mutated(OURS["slices"][0], "base", "layers", "t")),
+    )
+)
+@cases(300)
+def test_slices(folders: Path, recipe: Any) -> None:
+    Path("base/config.json").write_text('{"num_hidden_layers": 1}')
+    Path("ct/config.json").write_text('{"num_hidden_layers": 1}')
+    Path("merge.yml").write_text(yaml.dump(recipe))
+    if try_it("--plan") == 0:
+        try_it("out")
+        shutil.rmtree("out", ignore_errors=True)
 
 
 @given(mutated(MERGEKIT, "slices", "parameters", "dtype", "out_dtype", "tokenizer_source", "chat_template"))

@@ -1,14 +1,10 @@
 """Our merges of mergekit configs against real mergekit, tensor by tensor.
 
-Needs an environment with mergekit (tests/merge/requirements-oracle.txt): `.venv-oracle` in the repository, or the path
-of a python in SLACKMERGE_ORACLE_PYTHON. All configs run in one process of it.
+Needs an environment with mergekit: see tests/merge/oracle.py. All configs run in one process of it.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,15 +15,11 @@ import yaml
 from safetensors.torch import load_file
 
 import merge
-from merge.stream.tensor_plan import Output, Parent, Plan, make_plan
-from merge.stream.tensor_recipe import TensorRecipe
+from merge.stream.tensor_plan import make_plan
 from tests.merge.conftest import make_folders
+from tests.merge.oracle import Tensors, at_threshold, load, needs_mergekit, run_mergekit, stored
 
-ROOT = Path(__file__).parents[2]
-PYTHON = Path(os.environ.get("SLACKMERGE_ORACLE_PYTHON", ROOT / ".venv-oracle/bin/python"))
-pytestmark = pytest.mark.skipif(
-    not PYTHON.is_file(), reason=f"mergekit is not installed: no {PYTHON} (see this file's text)"
-)
+pytestmark = needs_mergekit
 
 DTYPES: dict[str, dict[str, str]] = {
     "fp32": {},
@@ -80,7 +72,6 @@ DETERMINISTIC = [f"{name}-{dtype}" for dtype in DTYPES for name in PARTS if not 
 CASES = DETERMINISTIC + [f"{name}-fp32" for name in RANDOM]
 # Sums over the tensor are float64 here and float32 in mergekit: the factor may differ by its last bits.
 SUMS = ("slerp", "ties_rescaled", *SPAN)
-Tensors = dict[str, torch.Tensor]
 
 
 @dataclass
@@ -112,20 +103,13 @@ def merged(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
             data["base_model"] = str(folders["base"])
         path = root / f"{case}.yml"
         path.write_text(yaml.safe_dump(data))
-        jobs.append({"config": str(path), "out": str(root / f"theirs-{case}")})
-    (root / "jobs.json").write_text(json.dumps(jobs))
-    script = Path(__file__).with_name("oracle_run.py")
-    ran = subprocess.run([PYTHON, script, root / "jobs.json"], capture_output=True, text=True, check=False)
-    assert ran.returncode == 0, ran.stderr[-2000:]
+        jobs.append((path, root / f"theirs-{case}"))
+    run_mergekit(jobs)
     result = {}
     for case in CASES:
         recipe = merge.Recipe.from_yaml(root / f"{case}.yml")
-        result[case] = Case(_load(merge.write(recipe, root / f"ours-{case}")), _load(root / f"theirs-{case}"), recipe)
+        result[case] = Case(load(merge.write(recipe, root / f"ours-{case}")), load(root / f"theirs-{case}"), recipe)
     return result
-
-
-def _load(folder: Path) -> dict[str, torch.Tensor]:
-    return {name: tensor for file in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(file).items()}
 
 
 @pytest.mark.parametrize("case", DETERMINISTIC)
@@ -138,36 +122,17 @@ def test_deterministic_methods_agree(case: str, merged: dict[str, Case]) -> None
     for output in plan.outputs:
         mine, other = found.ours[output.name], found.theirs[output.name]
         assert mine.dtype == other.dtype and mine.shape == other.shape
-        explained = _at_threshold(found.recipe, plan, output)
+        explained = at_threshold(found.recipe, plan, output)
         differs = (mine != other) & ~explained
         if loose:  # one rounding of the result, and a few of the step, whose factor comes from the sums
-            size = mine.float().abs() + 4 * (mine.float() - _read(plan, plan.leader, output).float()).abs()
+            size = mine.float().abs() + 4 * (mine.float() - stored(plan, plan.leader, output).float()).abs()
             if case.startswith(SPAN):  # several factors, and terms that cancel each other
-                size = size + 8 * sum(_read(plan, parent, output).float().abs() for parent in plan.parents)
+                size = size + 8 * sum(stored(plan, parent, output).float().abs() for parent in plan.parents)
             differs &= (mine.float() - other.float()).abs() > size * torch.finfo(mine.dtype).eps
         apart, tied, total = apart + int(differs.sum()), tied + int((mine != other).sum()), total + mine.numel()
     plan.close()
     print(f"{case}: {tied} of {total} elements differ, {apart} of them unexplained")
     assert apart == 0
-
-
-def _at_threshold(recipe: merge.Recipe, plan: Plan, output: Output) -> torch.Tensor:
-    """Elements whose magnitude, in some model, is exactly one at which that model is trimmed and which others share."""
-    tensor = TensorRecipe.of(recipe, plan, output)
-    explained = torch.zeros(output.shape, dtype=torch.bool)
-    for term in tensor.terms:
-        tau = _read(plan, term.parent, output).to(tensor.dtype) - _read(plan, plan.leader, output).to(tensor.dtype)
-        magnitude = tau.float().abs()
-        for rank in term.ranks:
-            edge = magnitude.flatten().sort(descending=True).values[max(rank, 1) - 1]
-            at_edge = magnitude == edge
-            if at_edge.sum() > 1:
-                explained |= at_edge
-    return explained
-
-
-def _read(plan: Plan, parent: Parent, output: Output) -> torch.Tensor:
-    return plan.parents[parent].read(output.sources[parent], 0, output.numel).view(output.shape)
 
 
 @pytest.mark.parametrize("name", RANDOM)

@@ -74,12 +74,12 @@ def test_della_needs_room_for_epsilon() -> None:
 
 def test_rules_and_gradients() -> None:
     setting = (Rule(0.1, kind="mlp", layers=(1, 2)), Rule((0.0, 1.0), filter="q_proj"), Rule(0.5))
-    assert resolve(setting, "model.layers.1.mlp.up_proj.weight", 5) == 0.1
-    assert resolve(setting, "model.layers.3.mlp.up_proj.weight", 5) == 0.5
-    assert resolve(setting, "model.layers.3.self_attn.q_proj.weight", 5) == 0.75
-    assert resolve((0.2, 0.4, 1.0), "model.layers.3.self_attn.q_proj.weight", 5) == pytest.approx(0.7)
+    assert resolve(setting, "model.layers.1.mlp.up_proj.weight", 0.25) == 0.1
+    assert resolve(setting, "model.layers.3.mlp.up_proj.weight", 0.75) == 0.5
+    assert resolve(setting, "model.layers.3.self_attn.q_proj.weight", 0.75) == 0.75
+    assert resolve((0.2, 0.4, 1.0), "model.layers.3.self_attn.q_proj.weight", 0.75) == pytest.approx(0.7)
     with pytest.raises(BadInput, match="no rule matches"):
-        resolve((Rule(0.1, kind="mlp"),), "model.norm.weight", 5, key="density")
+        resolve((Rule(0.1, kind="mlp"),), "model.norm.weight", 0.0, key="density")
     assert [kind_of(name) for name in ("model.layers.0.post_attention_layernorm.weight", "lm_head.weight")] == [
         "norms",
         "head",
@@ -119,10 +119,13 @@ def test_mergekit_config_means_what_mergekit_means(tmp_path: Path) -> None:
     ("change", "words"),
     [
         ({"chat_template": "auto"}, "mergekit key chat_template is not supported"),
-        ({"merge_method": "arcee_fusion"}, "merge_method: supported are"),
+        ({"merge_method": "ram"}, "merge_method: supported are"),
         ({"models": [{"model": "a", "parameters": {"density": 0.5}}]}, "parameter weight is missing"),
         ({"parameters": {"spice": 1}}, "spice is not one of"),
-        ({"models": None, "slices": [{"sources": []}, {"sources": []}]}, "slices: only one slice"),
+        (
+            {"models": None, "slices": [{"sources": []}, {"sources": []}]},
+            "slices[0].sources: expected a list",
+        ),
         ({"base_model": None}, "base_model: ties needs one"),
     ],
 )

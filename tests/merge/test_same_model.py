@@ -138,7 +138,7 @@ def test_grids_say_what_they_do(
         ("method: linear\nmodels: {a: {path: a, weight: " + "9" * 400 + "}}", "one that is too large"),
         ("method: linear\nmodels: {a: {path: 2020-01-01}}", "models.a.path: expected a folder"),
         ("method: linear\nmodels: {a: {path: " + "x" * 5000 + "}}", "longer than the file system allows"),
-        ("merge_method: linear\nslices: [5]", "slices: only one slice"),
+        ("merge_method: linear\nslices: [5]", "slices[0]: expected sources"),
         ("merge_method: linear\nmodels: [{model: ../nope, parameters: {weight: 1}}]", "../nope: no such folder"),
         ("a: &a [*a]", "more than 100,000 values"),
     ],

@@ -1,0 +1,46 @@
+"""The slices of a recipe, as data: each is completed by what the recipe says, and is then a recipe itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from common.errors import BadInput
+from merge.method_table import Method
+
+
+def complete(data: Mapping[str, Any], method: Method) -> list[dict[str, Any]]:
+    """Every slice with the recipe's settings where it gives none of its own, its models with theirs.
+
+    Raises BadInput for a slice that is none, and for keys that a slice cannot have.
+    """
+    listed, models = data["slices"], data.get("models")
+    if not isinstance(listed, list) or not listed:
+        raise BadInput("slices: expected a list of {layers: 0-3, models: {name: {...}}}")
+    if not isinstance(models, Mapping):
+        raise BadInput("models: expected a mapping from a model's name to {path: ...}")
+    by_name = {str(name): entry for name, entry in models.items()}
+    shared = {key: value for key, value in data.items() if key not in ("slices", "models")}
+    known = {"base", "layers", "models", *method.recipe_keys}
+    completed = []
+    for i, part in enumerate(listed):
+        at = f"slices[{i}]"
+        if not isinstance(part, Mapping) or not isinstance(part.get("models"), Mapping):
+            raise BadInput(f"{at}: expected {{layers: 0-3, models: {{name: {{...}}}}}}")
+        if unknown := sorted(set(map(str, part)) - known):
+            raise BadInput(f"{at}: a slice has no key {', '.join(unknown)}; its keys are {', '.join(sorted(known))}")
+        own = {str(name): _model(name, entry, by_name, at) for name, entry in part["models"].items()}
+        completed.append({**shared, **part, "models": own})
+    return completed
+
+
+def _model(name: Any, entry: Any, models: Mapping[str, Any], at: str) -> dict[str, Any]:
+    """A model of a slice, with what the recipe says of it."""
+    known = models.get(str(name))
+    if not isinstance(known, Mapping):
+        raise BadInput(f"{at}.models.{name}: no such model; the recipe's are {', '.join(models) or 'none'}")
+    if entry is not None and not isinstance(entry, Mapping):
+        raise BadInput(f"{at}.models.{name}: expected {{layers: 0-3, ...}}")
+    if entry and ("path" in entry or "adapter" in entry):
+        raise BadInput(f"{at}.models.{name}: path and adapter stand under the recipe's own models")
+    return {**known, **(entry or {})}
