@@ -22,7 +22,7 @@ install = $(BIN)/uv pip install -q --python $(1)/bin/python $(TORCH)
 export OMP_WAIT_POLICY = passive# idle OpenMP threads that spin slow everything else down several times
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce plan check base smollm2-model dashboard docs chromium test test-page test-slurm test-scripts oracle chaos lint bench-eval bench-by-hand bench-merge bench-merge-grid bench-data bench-train bench-sweep clean
+.PHONY: help reproduce plan check base smollm2-model dashboard docs chromium test test-page test-slurm test-scripts oracle chaos lint bench-eval bench-by-hand bench-merge bench-merge-grid bench-data bench-train bench-sweep bench-page clean
 
 help:  ## say what there is
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):[^#]*## */  make \1|/' | column -t -s '|'
@@ -93,6 +93,9 @@ bench-merge-grid: $(READY)  ## twelve settings in one pass against one; the last
 
 bench-sweep: $(READY)  ## a plan of 10,000 stages composed, keyed and looked up; the last line is JSON
 	@$(BIN)/python benchmarks/bench_sweep.py $(ARGS)
+
+bench-page: chromium  ## how soon the report page is read, in a real Chromium; the last line is JSON
+	@$(BIN)/python benchmarks/bench_page.py $(ARGS)
 
 bench-train: $(READY)  ## our training stage against a bare loop and a padded Trainer; the last line is JSON
 	@$(BIN)/python benchmarks/bench_train.py $(ARGS)

@@ -24,7 +24,7 @@ from typing import Any
 from common.files import write_json, write_whole
 from pipeline.report.records import Audit, Choice, Evaluation, ReportPaths, Subject, label
 
-__all__ = ["Audit", "Choice", "Evaluation", "ReportPaths", "Subject", "render", "write_untuned"]
+__all__ = ["Audit", "Choice", "Evaluation", "ReportPaths", "Subject", "render"]
 FIGURE_WIDTH = 440  # pixels of a figure's drawing area; a page draws as wide as its place
 
 
@@ -37,6 +37,8 @@ def render(
     subject: Subject,
     leaks: Mapping[str, Any] | None = None,
     items: Sequence[Mapping[str, Any]] = (),
+    untuned: Sequence[Evaluation] = (),
+    counts: Sequence[Mapping[str, Any]] = (),
 ) -> ReportPaths:
     """Writes the files that the module names to `out`, each whole or not.
 
@@ -44,10 +46,23 @@ def render(
     stages: the records of stage.json files; `cells` in one says how many cells needed it.
     leaks: what leaks.json holds, where leaks were looked for.
     items: rows of items that were scored, for samples on the page.
+    untuned: tuned methods as the first of their tries scores; written to untuned.csv where there are some.
+    counts: what counts.json says of CT's blocks.
     Raises ValueError where checkpoints were not scored on the same items.
     """
     from pipeline.report import choices as chosen_on_dev
-    from pipeline.report import claims, discards, gates, page, page_tables, paired, paper_tables, results, sample_items
+    from pipeline.report import (
+        claims,
+        discards,
+        gates,
+        page,
+        page_tables,
+        paired,
+        paper_tables,
+        results,
+        sample_items,
+        text_of_budgets,
+    )
 
     out.mkdir(parents=True, exist_ok=True)
     rows = results.gather(evaluations)
@@ -75,17 +90,14 @@ def render(
         write_whole(out / "stages.csv", page_tables.stages_csv(stages))
     samples = sample_items.pick(items, evaluations, subject.language)
     recipes = discards.recipe_methods(audits)
-    found = page.Findings(rows, shown, discarded, chosen, stages, subject, leaks, samples, recipes)
+    text = text_of_budgets.by_budget(counts, [budget for budget in results.budgets_of(rows) if budget])
+    first_tries = results.gather(untuned)
+    if first_tries:
+        write_whole(out / "untuned.csv", results.to_csv(first_tries))
+    found = page.Findings(rows, shown, discarded, chosen, stages, subject, leaks, samples, recipes, first_tries, text)
     _draw(found, out / "figures")
     write_whole(paths.page, page.render(found))
     return paths
-
-
-def write_untuned(evaluations: Sequence[Evaluation], out: Path) -> None:
-    """Writes untuned.csv, of the columns of results.csv: tuned methods as the first of their tries scores on test."""
-    from pipeline.report import results
-
-    write_whole(out / "untuned.csv", results.to_csv(results.gather(evaluations)))
 
 
 def _draw(found: Any, folder: Path) -> None:

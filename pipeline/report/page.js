@@ -144,10 +144,14 @@
     const place = document.getElementById("results-table"), measure = measures[state.measure];
     const levels = tables.levels.filter((row) => row.measure === measure.id).map((row) => `${row.level} ${fixed(row.value)}`);
     const caption = `${measure.language}: ${measure.name}${measure.lower ? " (lower is better)" : ""}${levels.length ? ` \u2014 ${levels.join(", ")}` : ""}`;
-    byBudget(place, tables.scores.filter((row) => row.measure === measure.id), (budget, rows) => {
+    const column = (budget, rows) => {
       const values = rows.map((row) => +row.value.toFixed(3)), best = measure.lower ? Math.min(...values) : Math.max(...values);
       return { show: (line) => line[budget] ? pair(fixed(line[budget].value), `${fixed(line[budget].low)} to ${fixed(line[budget].high)}`, values.length > 1 && +line[budget].value.toFixed(3) === best) : "" };
-    }, caption);
+    };
+    const of = (name) => tables[name].filter((row) => row.measure === measure.id);
+    byBudget(place, of("scores"), column, caption);
+    const untuned = document.getElementById("untuned-table");
+    if (untuned) byBudget(untuned, of("untuned"), column, `${caption}; untuned`);
   }
 
   function pair(value, small, bold) {
@@ -230,18 +234,25 @@
     details.addEventListener("toggle", () => { if (details.open && chart) fill(details, chart); });
   });
   addEventListener("beforeprint", () => document.querySelectorAll("details.print").forEach((details) => { details.open = true; }));
-  if (page.measures.length) results();
-  differences();
   await update([]);
 
+  // What is seen first comes first: the sentence is painted before Vega is unpacked, and the first chart, which needs no table, is drawn
+  // before anything further down. The rest is drawn when the browser has nothing better to do. Timeouts: hidden pages paint nothing.
+  const painted = () => new Promise((go) => { requestAnimationFrame(() => setTimeout(go)); setTimeout(go, 200); });
+  const idle = () => new Promise((go) => (window.requestIdleCallback ? requestIdleCallback(go, { timeout: 200 }) : setTimeout(go)));
+  await painted();
+  performance.mark("painted");
   const packed = Uint8Array.from(atob(document.getElementById("vega").textContent), (letter) => letter.charCodeAt(0));
   const source = await new Response(new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
   document.head.append(element("script", { textContent: source }));
-  const order = ["curves", ...page.charts.map((chart) => chart.name)];
-  for (const name of new Set(order)) {
-    const chart = page.charts.find((each) => each.name === name);
-    if (chart) await draw(chart);
-    if (name === "curves") document.documentElement.dataset.first = String(Math.round(performance.now()));
+  for (const [number, chart] of page.charts.entries()) { // in the order of the page
+    if (number) await idle();
+    await draw(chart);
+    performance.mark(`chart ${chart.name}`);
   }
+  await idle();
+  if (page.measures.length) results();
+  differences();
+  performance.mark("drawn");
   document.documentElement.dataset.drawn = "all";
 })().catch((error) => { document.documentElement.dataset.failed = String(error); console.error(error); });

@@ -19,6 +19,7 @@ from pipeline.report.paired import KINDS
 from pipeline.report.records import Row, Subject, label
 from pipeline.report.results import Measure, budget_name, budgets_of
 from pipeline.report.sample_items import Sample
+from pipeline.report.text_of_budgets import TextOfBudget
 from pipeline.report.vega import PAGE_COLOURS, Chart, colored, theme
 from pipeline.report.wording import percent, signed
 from pipeline.run.console import duration
@@ -32,6 +33,7 @@ class Findings:
     """All that a page and its figures are drawn from.
 
     samples: with the budget and the seed that their answers are of. recipes: by the merge, its recipe's method.
+    untuned: tuned methods as the first of their tries scores. text: what the budgets read.
     """
 
     rows: Sequence[Row]
@@ -43,6 +45,8 @@ class Findings:
     leaks: Mapping[str, Any] | None = None
     samples: tuple[Sequence[Sample], int, int] = ((), 0, 0)
     recipes: Mapping[str, str] = field(default_factory=dict)
+    untuned: Sequence[Row] = ()
+    text: Sequence[TextOfBudget] = ()
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,7 @@ def picture(found: Findings, width: int | None = None) -> Picture:
     tables = {
         "claims": page_tables.claims(found.claims.answers),
         "scores": chart_data.scores(found.rows, measures),
+        "untuned": chart_data.scores(found.untuned, measures),
         "levels": chart_data.levels(measures),
         "plane": chart_data.plane(found.rows, language),
         "parts": chart_data.parts(found.discarded),
@@ -153,6 +158,11 @@ def render(found: Findings) -> str:
         spent=spent * 3600,
         saved=saved * 3600,
         chosen=[(choice, page_tables.settings_text(choice.settings)) for choice in found.chosen],
+        sft_settings=page_tables.sft_settings(subject.configs, dict.fromkeys(row.method for row in found.rows)),
+        text=[
+            (budget, [(names.get(one.language, one.language), one) for one in found.text if one.budget == budget])
+            for budget in dict.fromkeys(one.budget for one in found.text)
+        ],
         leaks=found.leaks,
         stages=found.stages,
         checksums=page_tables.checksums(found.stages),

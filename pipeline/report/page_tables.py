@@ -11,11 +11,12 @@ from common.units import format_tokens
 from pipeline.kinds import KINDS
 from pipeline.report.chart_data import Table, Value
 from pipeline.report.claims import Answer
-from pipeline.report.records import Row
+from pipeline.report.records import Row, label
 from pipeline.report.results import budgets_of
 from pipeline.report.wording import interval
 from pipeline.run.console import duration
 
+SFT_AS_STATED = ("sft", "sft_then_ct", "mixed", "sft_replay", "merge_then_sft", "ceiling")  # arms that sft.grid leaves
 STAGE_COLUMNS = ("kind", "slug", "key", "seconds", "cells", "finished", "commit")
 
 
@@ -79,6 +80,19 @@ def distinct(values: Any) -> list[Any]:
 def settings_text(settings: Mapping[str, Any]) -> str:
     """Chosen settings in one line, the method aside (its name is in the table already)."""
     return ", ".join(f"{key} = {value}" for key, value in settings.items() if key != "method")
+
+
+def sft_settings(configs: Mapping[str, Mapping[str, Any]], methods: Iterable[str]) -> str | None:
+    """Which checkpoints were trained with stated SFT settings while those of CT-then-SFT were chosen on dev, if any."""
+    sections = [config["sft"] for config in configs.values() if (config.get("sft") or {}).get("grid")]
+    stated = [label(method) for method in methods if method in SFT_AS_STATED]
+    if not sections or not stated:
+        return None
+    keys = ", ".join(f"{key} of {', '.join(map(str, values))}" for key, values in sections[0]["grid"].items())
+    return (
+        f"CT-then-SFT was trained with the SFT settings that were best on dev ({keys}); "
+        f"{', '.join(stated)} and what is merged of them with the settings stated in the config."
+    )
 
 
 def configs_text(configs: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:

@@ -37,14 +37,14 @@ class Sources:
     def render(self, out: Path) -> ReportPaths:
         """The report, and this file beside it."""
         from pipeline import report
-        from pipeline.report import sample_items
+        from pipeline.report import sample_items, text_of_budgets
 
         records = [{**_json(path), "cells": cells} for path, cells in self.stages]
         leaks = _json(self.leaks) if self.leaks else None
         items = sample_items.read_items(self.items, self.split)
-        paths = report.render(self.evaluations, self.audits, self.choices, records, out, self.subject, leaks, items)
-        if self.untuned:
-            report.write_untuned(self.untuned, out)
+        counts = text_of_budgets.read(path for path, _ in self.stages)
+        made_from = (self.evaluations, self.audits, self.choices, records)
+        paths = report.render(*made_from, out, self.subject, leaks, items, self.untuned, counts)
         self.save(out)
         return paths
 

@@ -153,7 +153,7 @@ def predictions(drawn: Sequence[Look], width: int | None = None) -> Chart:
 def claims(count: int, width: int | None = None) -> Chart:
     """The effect of each claim with its interval, in margins: what lies inside the band would not matter."""
     verdicts = list(VERDICTS)
-    across = {"type": "quantitative", "title": "effect in margins (right: as claimed)"}
+    across = {"type": "quantitative", "title": "effect in margins"}
     limits = {"scale": {"domain": [-10, 10], "clamp": True}}
     row = {"field": "claim", "type": "nominal", "sort": None, "title": None, "axis": {"labelLimit": 150, "grid": False}}
     colour = {

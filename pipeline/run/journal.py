@@ -1,4 +1,4 @@
-"""What happened in a run: a file that its processes append to, one JSON object an event
+"""What happened in a run: a file that its processes append to, one JSON object an event.
 
 Beside it, a file a stage says how far it is now.
 ."""

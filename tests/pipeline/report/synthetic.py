@@ -220,5 +220,13 @@ class Run:
     def claims(self) -> claims.Claims:
         return claims.claims(self.evaluations, discards.read(self.audits), choices.read(self.choices), "nya")
 
-    def render(self, out: Path) -> report.ReportPaths:
-        return report.render(self.evaluations, self.audits, self.choices, self.stages, out, SUBJECT)
+    @property
+    def untuned(self) -> list[Evaluation]:
+        """Tuned methods by their first try: here, as CT scores."""
+        folders = {(row.ct_tokens, row.seed): row.folder for row in self.evaluations if row.method == "ct"}
+        return [
+            Evaluation(one.method, one.ct_tokens, one.seed, folders[one.ct_tokens, one.seed]) for one in self.choices
+        ]
+
+    def render(self, out: Path, subject: Subject = SUBJECT, **more: Any) -> report.ReportPaths:
+        return report.render(self.evaluations, self.audits, self.choices, self.stages, out, subject, **more)

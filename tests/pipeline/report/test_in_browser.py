@@ -18,7 +18,8 @@ LINES = "document.querySelectorAll('#chart-curves svg .mark-line path').length"
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("page")
-    return Run(folder / "run", GOOD, LOST).render(folder / "out").page
+    run = Run(folder / "run", GOOD, LOST)
+    return run.render(folder / "out", untuned=run.untuned).page
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +74,25 @@ def test_every_chart_has_its_data_as_a_table(browser: Browser) -> None:
     browser.value("document.querySelector('details.data[data-chart=plane]').open = true")
     rows = browser.until("document.querySelectorAll('details.data[data-chart=plane] tbody tr').length")
     assert rows == 2 + 4 * 3  # base and SFT; four methods at three budgets
+
+
+def test_the_untuned_stand_under_the_tuned_in_the_same_measure(browser: Browser) -> None:
+    rows = "document.querySelectorAll('#{}-table tbody th').length"
+    assert 0 < browser.value(rows.format("untuned")) < browser.value(rows.format("results"))
+    captions = "['results', 'untuned'].map(name => document.querySelector(`#${name}-table caption`).innerText)"
+    tuned, untuned = browser.value(captions)
+    assert untuned == f"{tuned}; untuned"
+
+
+def test_the_sentence_and_the_first_chart_come_before_everything_else(browser: Browser, report: Path) -> None:
+    browser.open(report)
+    marks = browser.value("performance.getEntriesByType('mark').map(mark => mark.name)")
+    charts = [mark for mark in marks if mark.startswith("chart ")]
+    assert marks == ["painted", *charts, "drawn"] and charts[:2] == ["chart claims", "chart curves"]
+    painted = "performance.getEntriesByName('painted')[0].startTime"
+    first_paint = "performance.getEntriesByName('first-contentful-paint')[0].startTime"
+    assert browser.value(f"{first_paint} < performance.getEntriesByName('chart claims')[0].startTime")
+    assert browser.value(f"{painted} < performance.getEntriesByName('chart claims')[0].startTime")
 
 
 @pytest.mark.parametrize("width", [360, 3840])

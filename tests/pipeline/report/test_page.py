@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 import subprocess
 import sys
@@ -82,6 +83,30 @@ def test_an_unfinished_run_says_so(rendered: tuple[Run, report.ReportPaths]) -> 
         results.gather(run.evaluations), run.claims(), [], [], [], replace(SUBJECT, unfinished=(3, 9))
     )
     assert "3 of 9 stages are done" in page.render(found)
+
+
+def test_what_was_not_tuned_and_what_the_budgets_read_stand_on_the_page(
+    rendered: tuple[Run, report.ReportPaths], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, plain = rendered
+    monkeypatch.setattr("pipeline.report._draw", lambda found, folder: None)
+    config = {"sft": {"grid": {"learning_rate": [2e-4, 5e-4], "tokens": [64_000]}}}
+    counts = {"tokens": 1_000_000, "blocks": 1000, "english_share": 0.2, "text_tokens": {"nya": 60_000, "en": 10**6}}
+    subject = replace(SUBJECT, configs={"nya 10k seed 0": config})
+    paths = run.render(tmp_path, subject, untuned=run.untuned, counts=[counts])
+    html, before = paths.page.read_text(), plain.page.read_text()
+    wanted = (
+        'id="untuned-table"',
+        "CT-then-SFT was trained with the SFT settings that were best on dev (learning_rate of 0.0002, 0.0005, tokens",
+        "of 64000); SFT and what is merged of them with the settings stated in the config.",
+        "<td>8,000<small>of 8,000</small></td>",
+        "<td>60,000<small>of 800,000, 13.3 times each</small></td>",
+    )
+    assert [text for text in wanted if text not in html] == []
+    assert not any(text in before for text in wanted)
+    with (tmp_path / "untuned.csv").open() as file:
+        assert {row["method"] for row in csv.DictReader(file)} == {choice.method for choice in run.choices}
+    assert not (plain.page.parent / "untuned.csv").exists()
 
 
 def test_no_torch_is_imported() -> None:

@@ -1,0 +1,46 @@
+"""What each CT budget reads: tokens of text, how many of them different, and how often each of these."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from train.data.blocks import text_seen
+
+KIND = "ct_blocks"
+Counts = Mapping[str, Any]  # the counts.json that lies beside CT's blocks
+
+
+@dataclass(frozen=True)
+class TextOfBudget:
+    """Of one language's text, in tokens. passes: how often each of the different tokens was read, on average."""
+
+    budget: int
+    language: str
+    tokens: int
+    different: int
+    passes: float
+
+
+def read(records: Iterable[Path]) -> list[Counts]:
+    """The counts of the CT blocks among these stages, given by their stage.json."""
+    folders = [path.parent for path in records if path.parent.parent.name == KIND]
+    files = [folder / "counts.json" for folder in folders]
+    return [json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()]
+
+
+def by_budget(counts: Sequence[Counts], budgets: Iterable[int]) -> list[TextOfBudget]:
+    """A row a budget and language; of blocks of several seeds, those that hold the fewest different tokens.
+
+    Blocks that hold less than a budget do not speak of it.
+    """
+    rows: list[TextOfBudget] = []
+    for budget in budgets:
+        seen = [text_seen(each, budget) for each in counts if each["tokens"] >= budget]
+        for language in dict.fromkeys(language for each in seen for language in each):
+            fewest = min((each[language] for each in seen if language in each), key=lambda text: text.different)
+            rows.append(TextOfBudget(budget, language, fewest.tokens, fewest.different, fewest.passes))
+    return rows
