@@ -19,10 +19,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from common.files import write_json, write_whole
 from pipeline.report.records import Audit, Choice, Evaluation, ReportPaths, Subject, label
+
+if TYPE_CHECKING:
+    from pipeline.report.page import Findings
 
 __all__ = ["Audit", "Choice", "Evaluation", "ReportPaths", "Subject", "render"]
 FIGURE_WIDTH = 440  # pixels of a figure's drawing area; a page draws as wide as its place
@@ -51,22 +54,10 @@ def render(
     Raises ValueError where checkpoints were not scored on the same items.
     """
     from pipeline.report import choices as chosen_on_dev
-    from pipeline.report import (
-        claims,
-        discards,
-        gates,
-        page,
-        page_tables,
-        paired,
-        paper_tables,
-        results,
-        sample_items,
-        text_of_budgets,
-    )
+    from pipeline.report import claims, discards, gates, page, paired, results, sample_items, text_of_budgets
 
     out.mkdir(parents=True, exist_ok=True)
     rows = results.gather(evaluations)
-    names = {subject.language: subject.language_name, "en": "English"}
     discarded = discards.read(audits)
     chosen = chosen_on_dev.read(choices)
     pairs = paired.across(results.methods_in_order(row.method for row in rows), subject.given)
@@ -78,29 +69,38 @@ def render(
     asked_of_base = gates.gates(rows, subject.language)
     if asked_of_base:
         write_json(out / "gates.json", gates.as_json(asked_of_base))
-    table = "\n".join([results.terminal_table(rows, subject.language), *gates.in_words(asked_of_base)])
-    png = out / "figures" / "curves.png"
-    paths = ReportPaths(out / "results.csv", out / "results.md", png, out / "report.html", out / "claims.json", table)
-    write_whole(paths.results_csv, results.to_csv(rows))
-    write_json(paths.claims, claims.as_json(shown.answers))
-    write_whole(paths.results_md, results.to_markdown(rows, subject.language, names))
-    write_whole(out / "results.tex", paper_tables.to_latex(rows, shown, subject))
-    write_whole(out / "results-intervals.md", paper_tables.to_markdown(rows, subject))
-    if stages:
-        write_whole(out / "stages.csv", page_tables.stages_csv(stages))
     samples = sample_items.pick(items, evaluations, subject.language)
     recipes = discards.recipe_methods(audits)
     text = text_of_budgets.by_budget(counts, [budget for budget in results.budgets_of(rows) if budget])
     first_tries = results.gather(untuned)
-    if first_tries:
-        write_whole(out / "untuned.csv", results.to_csv(first_tries))
     found = page.Findings(rows, shown, discarded, chosen, stages, subject, leaks, samples, recipes, first_tries, text)
+    table = "\n".join([results.terminal_table(rows, subject.language), *gates.in_words(asked_of_base)])
+    png = out / "figures" / "curves.png"
+    paths = ReportPaths(out / "results.csv", out / "results.md", png, out / "report.html", out / "claims.json", table)
+    _write_tables(found, paths, out)
     _draw(found, out / "figures")
     write_whole(paths.page, page.render(found))
     return paths
 
 
-def _draw(found: Any, folder: Path) -> None:
+def _write_tables(found: Findings, paths: ReportPaths, out: Path) -> None:
+    """All files but the page and the figures."""
+    from pipeline.report import claims, page_tables, paper_tables, results
+
+    rows, subject = found.rows, found.subject
+    names = {subject.language: subject.language_name, "en": "English"}
+    write_whole(paths.results_csv, results.to_csv(rows))
+    write_json(paths.claims, claims.as_json(found.claims.answers))
+    write_whole(paths.results_md, results.to_markdown(rows, subject.language, names))
+    write_whole(out / "results.tex", paper_tables.to_latex(rows, found.claims, subject))
+    write_whole(out / "results-intervals.md", paper_tables.to_markdown(rows, subject))
+    if found.untuned:
+        write_whole(out / "untuned.csv", results.to_csv(found.untuned))
+    if found.stages:
+        write_whole(out / "stages.csv", page_tables.stages_csv(found.stages))
+
+
+def _draw(found: Findings, folder: Path) -> None:
     """The figures: curves (accuracy and bits beside each other), the trade-off, what was discarded, the slack."""
     from pipeline.report import chart_data, figures, page
 

@@ -142,15 +142,7 @@ def render(found: Findings) -> str:
         finished=max((str(record["finished"]) for record in found.stages), default="")[:16].replace("T", " "),
         answers=answers,
         has={name: bool(table.rows) for name, table in seen.tables.items()},
-        measures=[(chart_data.measure_id(m), f"{names.get(m.language, m.language)}: {m.name}") for m in seen.measures],
-        merges=_options(seen.tables["parts"], 0),
-        quantities=list(chart_data.QUANTITIES.items()),
-        slack_measures=SLACK_MEASURES,
-        groups=[(group, group) for group, _ in _options(seen.tables["slack"], 0)],
-        tasks=[(task, task) for task, _ in _options(seen.tables["predictions"], 0)],
-        budgets=[(budget, format_tokens(budget)) for budget in budgets_of(found.rows) if budget],
-        baselines=_options(seen.tables["differences"], 1),
-        kinds=[(kind, KINDS[kind]) for kind in KINDS if any(c.kind == kind for c in found.claims.comparisons)],
+        **_choices(found, seen, names),
         counted=len(found.claims.comparisons),
         samples=samples,
         sample_budget=sample_budget,
@@ -170,6 +162,23 @@ def render(found: Findings) -> str:
         commits=[str(commit) for commit in page_tables.distinct(record.get("commit") for record in found.stages)],
         configs=page_tables.configs_text(subject.configs),
     )
+
+
+def _choices(found: Findings, seen: Picture, names: Mapping[str, str]) -> dict[str, Sequence[tuple[Any, str]]]:
+    """What a reader may choose among, by the name that the template has for it: values and what is shown."""
+    return {
+        "measures": [
+            (chart_data.measure_id(m), f"{names.get(m.language, m.language)}: {m.name}") for m in seen.measures
+        ],
+        "merges": _options(seen.tables["parts"], 0),
+        "quantities": list(chart_data.QUANTITIES.items()),
+        "slack_measures": SLACK_MEASURES,
+        "groups": [(group, group) for group, _ in _options(seen.tables["slack"], 0)],
+        "tasks": [(task, task) for task, _ in _options(seen.tables["predictions"], 0)],
+        "budgets": [(budget, format_tokens(budget)) for budget in budgets_of(found.rows) if budget],
+        "baselines": _options(seen.tables["differences"], 1),
+        "kinds": [(kind, KINDS[kind]) for kind in KINDS if any(c.kind == kind for c in found.claims.comparisons)],
+    }
 
 
 def _number(value: float) -> str:
