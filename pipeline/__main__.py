@@ -63,6 +63,8 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m pipel
     multirun = bool({"-m", "--multirun"} & set(given))
     overrides = [argument for argument in given if argument not in ("-m", "--multirun")]
 
+    from yaml import MarkedYAMLError
+
     from common.errors import BadInput, StageFailed
 
     try:
@@ -79,6 +81,11 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m pipel
         return command(verb, overrides, multirun, arguments)
     except BadInput as error:
         print(error, file=sys.stderr)
+        return 2
+    except MarkedYAMLError as error:  # of Hydra, which reads the files of conf/
+        mark = error.problem_mark or error.context_mark
+        where = f"{mark.name}: line {mark.line + 1}: " if mark else ""
+        print(f"{where}not YAML: {error.problem or error.context}; mend it there", file=sys.stderr)
         return 2
     except StageFailed as error:
         print(error, file=sys.stderr)

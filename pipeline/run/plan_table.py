@@ -20,7 +20,7 @@ def show(overrides: Sequence[str], multirun: bool) -> int:
     settings = [argument for argument in overrides if argument.partition("=")[0] not in asked]
     plan = run_plan.plan(sweep.expand(settings, multirun), network=False)
     if "cluster" not in asked:
-        print(_table(plan))
+        print(table(plan))
         return 0
     from pipeline.cost.table import report
 
@@ -47,15 +47,15 @@ def _utilisation(given: str | None) -> float | None:
     return share
 
 
-def _table(plan: RunPlan) -> str:
+def table(plan: RunPlan) -> str:
     """For people: each stage, whether it is done, and how many cells share it."""
     missing = {stage.key for stage in plan.missing()}
     sharing = Counter(stage.key for cell in plan.cells for stage in cell.stages)
-    width = max(len(stage.slug) for stage in plan.stages)
-    lines = [f"{'kind':13}{'stage':{width + 2}}{'key':14}{'cells':>5}  state"]
+    kinds, width = (2 + max(len(getattr(stage, name)) for stage in plan.stages) for name in ("kind", "slug"))
+    lines = [f"{'kind':{kinds}}{'stage':{width}}{'key':14}{'cells':>5}  state"]
     for stage in plan.stages:
         state = "to run" if stage.key in missing else "done"
-        lines.append(f"{stage.kind:13}{stage.slug:{width + 2}}{stage.key:14}{sharing[stage.key]:5}  {state}")
+        lines.append(f"{stage.kind:{kinds}}{stage.slug:{width}}{stage.key:14}{sharing[stage.key]:5}  {state}")
     count = len(plan.stages)
     lines.append(f"{len(plan.cells)} cells, {count} stages: {count - len(missing)} done, {len(missing)} to run")
     return "\n".join(lines)

@@ -17,7 +17,7 @@ import pytest
 
 from common.errors import BadInput
 from pipeline import __main__ as entry
-from pipeline import stages
+from pipeline import stages, sweep
 from pipeline.run import sweep_run
 
 ROOT = Path(__file__).parents[2]
@@ -181,6 +181,30 @@ def test_one_line_and_exit_code_2(
     assert len(said.splitlines()) == 1
     assert re.search(f"^{message}", said)
     assert not (folder / "outputs").exists()
+
+
+BROKEN = {
+    "indented": ("ct:\n  tokens: 1\n seed: [1,\n", r"line 3: not YAML: "),
+    "tab": ("\tct: 1\n", r"line 1: not YAML: found character '\\t' that cannot start any token"),
+    "unclosed": ("seed: [1\n", r"line 2: not YAML: "),
+    "a key twice": ("seed: 1\nseed: 2\n", r"line 2: not YAML: found duplicate key seed"),
+}
+
+
+@pytest.mark.parametrize("verb", ["plan", "run"])
+@pytest.mark.parametrize("case", BROKEN)
+def test_an_experiment_that_is_not_yaml(
+    case: str, verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text, message = BROKEN[case]
+    shutil.copytree(sweep.CONF, tmp_path / "conf")
+    broken = tmp_path / "conf" / "experiment" / "mine.yaml"
+    broken.write_text(text)
+    monkeypatch.setattr(sweep, "CONF", tmp_path / "conf")
+    assert entry.main([verb, "-m", "experiment=mine", f"store={tmp_path}/store", f"outputs={tmp_path}/outputs"]) == 2
+    said = capsys.readouterr().err
+    assert re.fullmatch(f"{re.escape(str(broken))}: {message}.*; mend it there\n", said), said
+    assert not (tmp_path / "outputs").exists()
 
 
 def test_no_disk_space(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
