@@ -49,7 +49,7 @@ dashboard: $(READY)  ## the comparison in wandb, from a report: pushed where a k
 
 docs: $(READY)  ## the documentation as a site, in site/
 	@$(call install,$(VENV)) mkdocs-material==9.8.2
-	@$(BIN)/mkdocs build --strict -q
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -q
 
 chromium: $(READY)  ## Debian's chromium, for the tests of the report page (root and apt; says so where it cannot)
 	@$(BIN)/python -m tests.pipeline.report.browser
@@ -91,8 +91,9 @@ bench-merge: $(READY) $(ORACLE)  ## our merge against mergekit's on the same fil
 bench-merge-grid: $(READY)  ## twelve settings in one pass against one; the last line is JSON
 	@$(BIN)/python benchmarks/bench_merge_grid.py $(ARGS)
 
-bench-sweep: $(READY)  ## a plan of 10,000 stages composed, keyed and looked up; the last line is JSON
+bench-sweep: $(READY)  ## a plan of 10,000 stages composed, keyed and looked up; a second run, and what all budgets cost; two lines of JSON
 	@$(BIN)/python benchmarks/bench_sweep.py $(ARGS)
+	@$(BIN)/python benchmarks/bench_second_run.py
 
 bench-page: chromium  ## how soon the report page is read, in a real Chromium; the last line is JSON
 	@$(BIN)/python benchmarks/bench_page.py $(ARGS)

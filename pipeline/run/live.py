@@ -160,6 +160,7 @@ def display(plan: RunPlan, journal: Journal) -> Iterator[None]:
 
 def _show(shown: Live, plan: RunPlan, journal: Journal, said: Path, ended: threading.Event) -> None:
     """Refreshes the display until the run has ended, and prints what is said meanwhile above it."""
+    from rich.console import Group
     from rich.text import Text
 
     printed, scored, table = 0, 0, ""
@@ -180,8 +181,11 @@ def _show(shown: Live, plan: RunPlan, journal: Journal, said: Path, ended: threa
             evals = now.by_kind.get("eval", (0, 0))[0]
             if evals != scored:
                 table, scored = curve(plan), evals
-            text = "\n".join([*lines(now, plan.config.name), *([table] if table else [])])
-            shown.update(Text(text, no_wrap=True, overflow="ellipsis"), refresh=True)
+            words, numbers = (
+                Text("\n".join(lines(now, plan.config.name))),
+                Text(table, no_wrap=True, overflow="ellipsis"),
+            )
+            shown.update(Group(words, numbers) if table else words, refresh=True)
 
 
 def watch(outputs: Path, once: bool = False, draw: bool = True) -> int:

@@ -1,10 +1,11 @@
 """Which trainer states are kept, and what a drop leaves behind."""
 
 import json
+import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import trajectory
@@ -68,6 +69,20 @@ def test_a_budget_without_a_state_below_it_starts_from_the_start(tmp_path: Path)
     run(store, (20, 40), tmp_path)
     between = store.find(run(store, (20, 30, 40), tmp_path)[1])
     assert between and between.record["resumed_tokens"] == 0
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.sets(st.integers(1, 30), min_size=1, max_size=5), st.integers(0, 5))
+def test_all_budgets_train_on_as_many_tokens_as_the_largest_alone(budgets: set[int], at_first: int) -> None:
+    """Also where the larger ones are asked for later: `at_first` many are in a first sweep, all of them in a second."""
+    ascending = tuple(sorted(budgets))
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store(Path(folder) / "store")
+        for sweep in (ascending[:at_first], ascending):
+            run(store, sweep, Path(folder))
+        records = [entry.record for entry in store.entries("ct")]
+    assert sorted(record["settings"]["tokens"] for record in records) == list(ascending)
+    assert sum(record["settings"]["tokens"] - record["resumed_tokens"] for record in records) == max(budgets)
 
 
 def test_a_reader_of_the_old_record_does_not_take_a_drop_for_damage(tmp_path: Path) -> None:
