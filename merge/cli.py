@@ -152,7 +152,7 @@ def describe(recipes: Sequence[Recipe], memory: int, out_dirs: Sequence[Path]) -
             lines.append(
                 f"read      {parent.folder}: {len(infos)} tensors, {sum(info.nbytes for info in infos) / 1e9:.2f} GB"
             )
-        beside = sum(file.stat().st_size for file in sidecars(plan.parents[plan.leader].folder))
+        beside = sum(file.stat().st_size for file in sidecars(plan.tokenizer_from.folder))
         beside += METADATA + METADATA_OF_TENSOR * len(plan.outputs)
         size = sum(
             beside + sum(output.numel * out_dtype(recipe, plan, output).itemsize for output in plan.outputs)

@@ -17,7 +17,9 @@ from merge.mergekit_parameters import MODEL_KEYS, mapping, scoped, shared_settin
 from merge.method_table import METHODS, Method
 
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
-_KEYS = {"models", "slices", "merge_method", "base_model", "parameters", "dtype", "out_dtype", "tokenizer_source"}
+_KEYS = {"models", "slices", "merge_method", "base_model", "parameters", "dtype", "out_dtype"} | {
+    "tokenizer_source", "tokenizer", "chat_template"
+}  # fmt: skip
 
 
 def to_recipe_dict(data: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -38,9 +40,10 @@ def to_recipe_dict(data: Mapping[str, Any], where: str) -> dict[str, Any]:
     models, slices = data.get("models"), data.get("slices")
     if (models is None) == (slices is None):
         raise BadInput(f"{where}: exactly one of models and slices is needed")
-    rest = _dtypes(data, where) | _tokenizer(data) | {"exact": False}
+    rest = _dtypes(data, where) | {"exact": False}
     if slices is not None:
-        return {"method": method.name, **_sliced(slices, base, method, shared, where), **rest}
+        stacked = {"method": method.name, **_sliced(slices, base, method, shared, where), **rest}
+        return stacked | _tokenizer(data, base, stacked, where)
     entries = _entries(models, f"{where}: models", ("model", "parameters"))
     merged = {path: own for path, own in entries if not (method.base_use != "unused" and path == base)}
     recipe: dict[str, Any] = {
@@ -53,7 +56,7 @@ def to_recipe_dict(data: Mapping[str, Any], where: str) -> dict[str, Any]:
         raise BadInput(
             f"{where}: base_model: {method.name} has no base; list the model under models, or leave base_model out"
         )
-    return recipe | shared_settings(method, shared, where) | rest
+    return recipe | shared_settings(method, shared, where) | rest | _tokenizer(data, base, recipe, where)
 
 
 def _entries(listed: Any, at: str, keys: tuple[str, ...]) -> list[tuple[str, dict[str, Any]]]:
@@ -156,6 +159,22 @@ def _dtypes(data: Mapping[str, Any], where: str) -> dict[str, Any]:
     return {"compute_dtype": named["dtype"] or "inputs", "out_dtype": named["out_dtype"] or "compute"}
 
 
-def _tokenizer(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Any tokenizer_source comes to the same where all tokenizers are one, which `required` checks."""
-    return {"tokenizer": "optional" if data.get("tokenizer_source") is None else "required"}
+def _tokenizer(data: Mapping[str, Any], base: str | None, recipe: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """tokenizer_source, or a tokenizer that is its source alone, and the chat template."""
+    source, key = data.get("tokenizer_source"), "tokenizer_source"
+    if (nested := data.get("tokenizer")) is not None:
+        key = "tokenizer.source"
+        if source is not None or not isinstance(nested, Mapping) or set(nested) - {"source"}:
+            raise BadInput(f"{where}: tokenizer: only its source is supported, and no tokenizer_source beside it")
+        source = nested.get("source", "union")
+    chat = {"chat_template": data["chat_template"]} if data.get("chat_template") else {}
+    if source is None:
+        return {"tokenizer": "optional"} | chat
+    if base is not None and "base" not in recipe:
+        raise BadInput(f"{where}: {key}: {recipe['method']} has no base; leave base_model out, and name a model here")
+    if source in ("union", "base") or source == base:
+        return {"tokenizer": "union" if source == "union" else "base"} | chat
+    labels = [label for label, model in recipe["models"].items() if model["path"] == _local_or_hub(str(source))]
+    if not labels:
+        raise BadInput(f"{where}: {key}: union, base, or one of the models; got {source!r}")
+    return {"tokenizer": labels[0]} | chat

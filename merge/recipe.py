@@ -16,7 +16,8 @@ Our schema, as YAML:
     seed: 0
     compute_dtype: float32
     out_dtype: base        # the base's own dtype, `compute`, or a name
-    tokenizer: required    # or optional: neither asked for nor compared
+    tokenizer: required    # or optional: neither asked for nor compared; union, base, or a model: rows by token
+    chat_template: auto    # or chatml, or a template; the base's own without this key
     exact: true            # a single whole model is copied, not recomputed as θ0 + (θ − θ0), which rounds
     slices:                # layers restacked: each slice a merge of its own, settings not given are those above
       - {layers: 0-1, models: {ct: {weight: 0.7}, sft: {}}}
@@ -42,6 +43,7 @@ from merge import slices as restacked
 from merge.method_table import COMMON_KEYS, METHODS, Method
 from merge.model_ref import ModelRef, absolute, check_epsilon, model_entries
 from merge.recipe_fields import (
+    TOKENIZERS,
     Boolean,
     ComputeDtype,
     Election,
@@ -58,6 +60,7 @@ from merge.recipe_fields import (
     Scope,
     Share,
     Slack,
+    Template,
     Tokenizer,
     Value,
     WholeNumber,
@@ -91,6 +94,7 @@ class Recipe(Value):
     compute_dtype: ComputeDtype = "float32"
     out_dtype: OutDtype = "base"
     tokenizer: Tokenizer = "required"
+    chat_template: Template = None
     exact: Boolean = True
     slices: tuple[Slice, ...] = ()
 
@@ -153,6 +157,9 @@ class Recipe(Value):
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
         """What no key can know alone."""
+        known = [model.name for model in self.models]
+        if self._own_key == "slices" and self.tokenizer not in (*TOKENIZERS, *known):
+            raise BadInput(f"tokenizer: one of {', '.join((*TOKENIZERS, *known))}; got {self.tokenizer!r}")
         if self.slices:  # each of them is looked at by itself
             taken = {model.name for part in self.slices for model in part.models}
             if left := next((model.name for model in self.models if model.name not in taken), None):
@@ -165,7 +172,6 @@ class Recipe(Value):
         if "epsilon" in self.spec.model_keys:
             for model in self.models:
                 check_epsilon(model)
-        known = [model.name for model in self.models]
         for key, name in [("protect", name) for name in self.protect] + [("norm_of", self.norm_of)]:
             if name not in (*known, None):
                 raise BadInput(f"{key}: no model is called {name!r}; the models are {', '.join(known)}")
@@ -185,7 +191,8 @@ class Recipe(Value):
         out["models"] = {model.name: model.to_dict(self.spec) for model in self.models}
         for key in (*self.spec.recipe_keys, *COMMON_KEYS):
             value = getattr(self, {"lambda": "lambda_"}.get(key, key))
-            out[key] = list(value) if key == "protect" else per_tensor.to_plain(value)
+            if key != "chat_template" or value is not None:
+                out[key] = list(value) if key == "protect" else per_tensor.to_plain(value)
         if self.slices:
             out["slices"] = [part.to_part(self) for part in self.slices]
         return out

@@ -15,6 +15,8 @@ from merge import per_tensor
 from merge.per_tensor import Setting
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
+TOKENIZERS = ("required", "optional", "union", "base")  # or a model's name
+TEMPLATES = ("auto", "chatml")  # or a text
 
 
 class Value(BaseModel):
@@ -113,6 +115,22 @@ def whole_number(value: Any) -> int:
     return value
 
 
+def word(value: Any) -> str:
+    """A word whose meaning depends on the rest."""
+    if not isinstance(value, str) or not value:
+        raise BadInput(f"expected a word; got {value!r}")
+    return value
+
+
+def template(value: Any) -> str | None:
+    """A chat template, its name, or none."""
+    if value is None:
+        return None
+    if not isinstance(value, str) or not ("{" in value or value in TEMPLATES):
+        raise BadInput(f"one of {', '.join(TEMPLATES)}, or the text of a template (Jinja); got {value!r}")
+    return value
+
+
 def one_of(*choices: str) -> PlainValidator:
     """A validator of one of some words."""
 
@@ -144,7 +162,8 @@ Election = Annotated[str, one_of("unweighted", "weighted")]
 Rescale = Annotated[str, one_of("none", "expectation", "l1")]
 ComputeDtype = Annotated[str, one_of(*DTYPES, "inputs")]
 OutDtype = Annotated[str, one_of(*DTYPES, "base", "compute")]
-Tokenizer = Annotated[str, one_of("required", "optional")]
+Tokenizer = Annotated[str, PlainValidator(word)]
+Template = Annotated[str | None, PlainValidator(template)]
 
 
 def unknown_keys(entry: Mapping[str, Any], known: Sequence[str], method: str) -> str | None:

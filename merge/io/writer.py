@@ -18,6 +18,7 @@ from merge.io.checkpoint import EMBEDDINGS
 from merge.io.file_sink import SHARD, FileSink, take_room
 from merge.io.out_folder import OutFolder
 from merge.io.sidecars import sidecars
+from merge.io.tokenizer_files import chosen_template, put_template, put_union
 from merge.recipe import Recipe
 from merge.stream.engine import run
 from merge.stream.pieces import Selection
@@ -28,6 +29,7 @@ from merge.stream.tensor_recipe import out_dtype
 from merge.stream.threads import DEFAULT, Workers
 
 ROOM = ".room"  # a file of the aside that holds the place of the metadata
+TOKEN_NUMBERS = ("bos_token_id", "eos_token_id", "pad_token_id")
 METADATA, METADATA_OF_TENSOR = 1_000_000, 4_000  # bytes of card, recipe and audit, about
 
 
@@ -65,10 +67,10 @@ def write_many(
             sinks.append(FileSink(folder.open(), plan, recipe, shard_bytes))
         with ExitStack() as files:  # closed before their folder is removed, or seen
             files.callback(plan.close)
-            for sink in sinks:
+            for recipe, sink in zip(recipes, sinks, strict=True):
                 files.callback(sink.close)
                 sink.lay_out()
-                prepare_metadata(plan, sink.folder, METADATA + METADATA_OF_TENSOR * len(plan.outputs))
+                prepare_metadata(plan, recipe, sink.folder, METADATA + METADATA_OF_TENSOR * len(plan.outputs))
             surveyed = survey(plan, audits, workers)
             _merge(plan, sinks, audits, workers, surveyed)
             for recipe, folder, sink, seen in zip(recipes, folders, sinks, audits, strict=True):
@@ -97,10 +99,16 @@ def _merge(
             done.result()
 
 
-def prepare_metadata(plan: Plan, aside: Path, room: int) -> None:
-    """Copy what the base has beside its weights, and take `room` bytes for what is written at the end."""
-    for file in sidecars(plan.parents[plan.leader].folder):
+def prepare_metadata(plan: Plan, recipe: Recipe, aside: Path, room: int) -> None:
+    """Put tokenizer and what else lies beside weights there, and take `room` bytes for what is written at the end."""
+    for file in sidecars(plan.tokenizer_from.folder):
         shutil.copyfile(file, aside / file.name)
+    if plan.alignment is not None and plan.alignment.tokenizer is not None:
+        put_union(aside, plan.alignment.tokenizer)
+    if recipe.chat_template is not None:
+        folders = [plan.parents[parent].folder for parent in plan.parents]
+        if (template := chosen_template(recipe.chat_template, folders)) is not None:
+            put_template(aside, template)
     with (aside / ROOM).open("wb") as stream:
         take_room(stream.fileno(), room)
 
@@ -130,8 +138,25 @@ def out_config(plan: Plan, recipe: Recipe) -> dict[str, Any]:
     largest = max(floating, key=lambda output: output.numel)
     config.pop("torch_dtype", None)
     config["dtype"] = str(out_dtype(recipe, plan, largest)).removeprefix("torch.")
+    if plan.alignment is not None:
+        config = _with_vocabulary(config, plan.tokenizer_from.config, plan.alignment.rows)
     if lead.says_tied != plan.tied and any(output.name.endswith(EMBEDDINGS) for output in plan.outputs):
         config["tie_word_embeddings"] = plan.tied
         if isinstance(text := config.get("text_config"), dict) and "tie_word_embeddings" in text:
             config["text_config"] = text | {"tie_word_embeddings": plan.tied}
     return config
+
+
+def _with_vocabulary(config: dict[str, Any], origin: dict[str, Any], rows: int | None) -> dict[str, Any]:
+    """The numbers of special tokens as the tokenizer's model has them, and as many tokens as there are rows."""
+
+    def changed(part: dict[str, Any], source: dict[str, Any]) -> dict[str, Any]:
+        numbers = {key: source[key] for key in TOKEN_NUMBERS if key in source}
+        return part | numbers | ({"vocab_size": rows} if rows is not None and "vocab_size" in part else {})
+
+    nested = {
+        key: changed(config[key], origin[key])
+        for key in ("text_config",)
+        if isinstance(config.get(key), dict) and isinstance(origin.get(key), dict)
+    }
+    return changed(config, origin) | nested

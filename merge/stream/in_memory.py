@@ -60,7 +60,8 @@ def load_many(
 
 def _merge(plan: Plan, workers: Workers) -> list[PreTrainedModel]:
     device = workers.device
-    if any(recipe.slices for recipe in plan.recipes):  # of which no parent has the config
+    arranged = plan.alignment is not None and plan.alignment.rows is not None
+    if arranged or any(recipe.slices for recipe in plan.recipes):  # of which no parent has the config
         return [_through_files(plan, recipe, device) for recipe in plan.recipes]
     models = [_skeleton(plan, recipe, device) for recipe in plan.recipes]
     sinks = [_sink(model, plan) for model in models]

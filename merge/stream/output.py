@@ -76,9 +76,7 @@ def output_of(parents: Mapping[Parent, Checkpoint], wanted: Output) -> Output:
         if info.shape != shape:
             rows_differ = info.shape[1:] == shape[1:] and source.endswith((*EMBEDDINGS, HEAD))
             hint = (
-                "; the vocabularies differ: give both models one tokenizer and resize their embeddings"
-                if rows_differ
-                else ""
+                "; the vocabularies differ: set `tokenizer: base` or `union` to merge by token" if rows_differ else ""
             )
             raise BadInput(
                 f"{info.file}: tensor {source} is {list(info.shape)}, but in {lead.folder} it is {list(shape)}{hint}"

@@ -14,6 +14,7 @@ from merge.io.open_folder import open_checkpoint
 from merge.io.vocabulary import read_vocabulary
 from merge.per_tensor import depth_of, layer_counts, stack_of
 from merge.recipe import Recipe
+from merge.stream.alignment import NO_TOKENIZER, Alignment, align
 from merge.stream.output import Output, Parent, leader_of, output_of, parent_of
 from merge.stream.setting_checks import check_settings
 from merge.stream.stacking import stacked_outputs
@@ -21,17 +22,28 @@ from merge.stream.stacking import stacked_outputs
 
 @dataclass
 class Plan:
-    """Checked recipes over the same parents. `leader`: the base, or the first model where there is none."""
+    """Checked recipes over the same parents.
+
+    leader: the base, or the first model where there is none. alignment: where vocabularies were brought to one.
+    """
 
     recipes: tuple[Recipe, ...]
     parents: dict[Parent, Checkpoint]
     outputs: list[Output]
     leader: Parent
+    alignment: Alignment | None = None
 
     @property
     def tied(self) -> bool:
         """Whether the result's head is its embedding: only if it is in every parent."""
         return not any(output.name.endswith(HEAD) for output in self.outputs) and self.parents[self.leader].tied
+
+    @property
+    def tokenizer_from(self) -> Checkpoint:
+        """The parent whose tokenizer the result has, or has with others' tokens added."""
+        if self.alignment is None:
+            return self.parents[self.leader]
+        return self.alignment.models[self.alignment.origin]
 
     def bytes_of(self, output: Output) -> int:
         """What an output takes to read, over all parents."""
@@ -67,8 +79,7 @@ def make_plan(recipes: Sequence[Recipe]) -> Plan:
                     if parent not in parents:
                         parents[parent] = open_parent(parent)
         _check_configs(plan)
-        if any(recipe.tokenizer == "required" for recipe in recipes):
-            _check_tokenizers(plan)
+        _settle_tokenizers(plan)
         plan.outputs.extend(stacked_outputs(recipes, parents) if recipes[0].slices else _outputs(plan))
         check_settings(recipes, plan.outputs, plan.tied)
         opened.pop_all()
@@ -94,21 +105,39 @@ def _check_configs(plan: Plan) -> None:
                 )
 
 
+def _settle_tokenizers(plan: Plan) -> None:
+    """Compare them, or bring the parents to one, as the recipes say."""
+    modes = {recipe.tokenizer for recipe in plan.recipes}
+    aligning = modes - {"required", "optional"}
+    if not aligning:
+        if "required" in modes:
+            _check_tokenizers(plan)
+        return
+    if len(modes) > 1:
+        raise BadInput(f"tokenizer: one pass merges to one; {' and '.join(sorted(modes))} need a pass each")
+    (mode,) = aligning
+    keys = list(plan.parents)
+    named = {model.name: parent_of(model) for recipe in plan.recipes for model in recipe.models}
+    origin = plan.leader if mode in ("union", "base") else named[mode]
+    base = keys.index(plan.leader) if plan.recipes[0].base is not None else None
+    plan.alignment = align(list(plan.parents.values()), mode, keys.index(origin), base)
+    if plan.recipes[0].slices and plan.alignment.rows is not None:
+        raise BadInput("slices: the vocabularies differ; restack layers of models that have one tokenizer")
+    plan.parents.update(zip(keys, plan.alignment.models, strict=True))
+
+
 def _check_tokenizers(plan: Plan) -> None:
     lead = plan.parents[plan.leader]
     expected = read_vocabulary(lead.folder)
     if expected is None:
-        raise BadInput(
-            f"{lead.folder}: no tokenizer.json, vocab.json or tokenizer.model; add the tokenizer, or set "
-            "`tokenizer: optional`"
-        )
+        raise BadInput(f"{lead.folder}: {NO_TOKENIZER}")
     for parent in plan.parents.values():
         vocabulary = read_vocabulary(parent.folder) if parent.folder != lead.folder else None
         if vocabulary is not None and (difference := expected.difference(vocabulary)):
             raise BadInput(
                 f"{parent.folder}: its tokenizer has another vocabulary than {lead.folder} ({difference}): row i of "
-                "the embeddings would mean two different tokens; retrain with one tokenizer, or set "
-                "`tokenizer: optional` to merge by row number all the same"
+                "the embeddings would mean two different tokens; set `tokenizer: base` or `union` to merge by token, "
+                "or `optional` to merge by row number all the same"
             )
 
 

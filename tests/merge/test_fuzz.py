@@ -175,7 +175,28 @@ def test_adapters(folders: Path, config: Any) -> None:
     try_it("--plan")
 
 
-KEYS = ("lambda", "normalize", "rescale", "election", "slack", "protect", "seed", "compute_dtype", "out_dtype", "exact")
+@given(st.one_of(junk, mutated(TOKENIZER)), st.sampled_from(["union", "base", "ct"]))
+@cases(200)
+def test_vocabularies(folders: Path, tokenizer: Any, source: str) -> None:
+    Path("merge.yml").write_text(yaml.safe_dump(RECIPE | {"tokenizer": source, "chat_template": "auto"}))
+    Path("ct/tokenizer.json").write_bytes(dumped(tokenizer))
+    try_it("--plan")
+
+
+KEYS = (
+    "tokenizer",
+    "chat_template",
+    "lambda",
+    "normalize",
+    "rescale",
+    "election",
+    "slack",
+    "protect",
+    "seed",
+    "compute_dtype",
+    "out_dtype",
+    "exact",
+)
 
 
 @given(st.one_of(mutated(RECIPE, *KEYS), mutated({**RECIPE, "models": {"path": "ct", "weight": 1}})))

@@ -1,0 +1,112 @@
+"""The tokenizer that a merge leaves: one of its models', their union, and the chat template."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from common.errors import BadInput, line_of
+from common.parsing import read_json
+
+if TYPE_CHECKING:
+    import tokenizers
+
+TEMPLATE, CONFIG, FAST = "chat_template.jinja", "tokenizer_config.json", "tokenizer.json"
+OTHER_FORMS = ("tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json")  # of the vocabulary, of older kinds
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def union(folders: Sequence[Path], known: Sequence[set[str]]) -> tokenizers.Tokenizer:
+    """The first folder's tokenizer with the tokens of the others, in their order, at new numbers.
+
+    known: the tokens that each folder's model has rows for. As in mergekit all of them are added tokens, which match
+    before the first's own merges do. Raises BadInput for a folder without tokenizer.json.
+    """
+    first, *others = [_load(folder) for folder in folders]
+    have = set(first.get_vocab())
+    marked = {token.content for token in first.get_added_tokens_decoder().values()}
+    for folder, other, rows in zip(folders[1:], others, known[1:], strict=True):
+        with _one_line(folder / FAST):
+            have, marked = _add(first, other, rows, have, marked)
+    return first
+
+
+def _add(
+    first: tokenizers.Tokenizer, other: tokenizers.Tokenizer, rows: set[str], have: set[str], marked: set[str]
+) -> tuple[set[str], set[str]]:
+    """Add what `first` has not; returns what it then has, and of it the tokens that were added to any."""
+    added = {token.content: token for token in other.get_added_tokens_decoder().values()}
+    words = sorted(other.get_vocab().items(), key=lambda item: item[1])
+    first.add_tokens([word for word, _ in words if word in rows and word not in have and word not in added])
+    for token in added.values():
+        if token.content in rows and token.content not in marked:
+            (first.add_special_tokens if token.special else first.add_tokens)([token])
+    return have | set(first.get_vocab()), marked | added.keys()
+
+
+def _load(folder: Path) -> tokenizers.Tokenizer:
+    import tokenizers
+
+    file = folder / FAST
+    if not file.is_file():
+        raise BadInput(f"{file}: missing; a union of vocabularies needs one of each model")
+    with _one_line(file):
+        return tokenizers.Tokenizer.from_file(str(file))
+
+
+@contextmanager
+def _one_line(file: Path) -> Iterator[None]:
+    """What the library makes of a file that is no tokenizer: an Exception, or a panic of its Rust, which is none."""
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise BadInput(f"{file}: not a tokenizer ({line_of(error)[:120]}); fetch it again") from None
+
+
+def put_union(folder: Path, tokenizer: tokenizers.Tokenizer) -> None:
+    """In place of the vocabulary that was copied there."""
+    for name in OTHER_FORMS:
+        (folder / name).unlink(missing_ok=True)
+    tokenizer.save(str(folder / FAST))
+
+
+def chosen_template(wish: str, folders: Iterable[Path]) -> str | None:
+    """The template that a recipe's `chat_template` means; for auto the commonest among the folders, if any."""
+    if wish == "auto":
+        found = [template.strip() for folder in folders if (template := read_template(folder))]
+        return Counter(found).most_common(1)[0][0] if found else None
+    return CHATML if wish == "chatml" else wish
+
+
+def read_template(folder: Path) -> str | None:
+    """A folder's chat template: its own file, or that in the tokenizer's config, where of several the default one."""
+    if (folder / TEMPLATE).is_file():
+        try:
+            return (folder / TEMPLATE).read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise BadInput(f"{folder / TEMPLATE}: not a text in UTF-8") from None
+    if not (folder / CONFIG).is_file():
+        return None
+    found = read_json(folder / CONFIG).get("chat_template")
+    if isinstance(found, list):
+        named = {entry.get("name"): entry.get("template") for entry in found if isinstance(entry, dict)}
+        found = named.get("default")
+    return found if isinstance(found, str) and found else None
+
+
+def put_template(folder: Path, template: str) -> None:
+    """As the folder's chat template, in both places where libraries look for it."""
+    (folder / TEMPLATE).write_text(template, encoding="utf-8")
+    if (folder / CONFIG).is_file():
+        config: dict[str, Any] = read_json(folder / CONFIG)
+        text = json.dumps(config | {"chat_template": template}, indent=2, ensure_ascii=False)
+        (folder / CONFIG).write_text(text + "\n", encoding="utf-8", errors="backslashreplace")

@@ -1,0 +1,94 @@
+"""Models with different vocabularies brought to one: whose tokenizer the result has, and which row is which token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from common.errors import BadInput
+from merge.io.checkpoint import Checkpoint
+from merge.io.token_rows import TABLES, AlignedCheckpoint, Table, arranged
+from merge.io.tokenizer_files import union
+from merge.io.vocabulary import Vocabulary, read_vocabulary
+
+if TYPE_CHECKING:
+    import tokenizers
+
+NO_TOKENIZER = "no tokenizer.json, vocab.json or tokenizer.model; add the tokenizer, or set `tokenizer: optional`"
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """The models as they are merged, and the tokenizer of the result.
+
+    origin: number of the model whose tokenizer it is, or that the others' tokens are added to. rows: of the result's
+    embedding, where it was arranged anew. tokenizer: where it is a union.
+    """
+
+    models: list[Checkpoint]
+    origin: int
+    rows: int | None = None
+    tokenizer: tokenizers.Tokenizer | None = None
+
+
+def align(models: list[Checkpoint], mode: str, origin: int, base: int | None) -> Alignment:
+    """mode: `union`, or anything else for the tokenizer of model `origin`. base: fills in what others have not.
+
+    Models that have one vocabulary and tables of one height are left as they are. Raises BadInput.
+    """
+    read = [read_vocabulary(model.folder) for model in models]
+    own = read[origin]
+    if own is None:
+        raise BadInput(f"{models[origin].folder}: {NO_TOKENIZER}")
+    vocabularies = [vocabulary or own for vocabulary in read]
+    tables = _tables(models)
+    heights = {name: _heights(models, name) for name in tables}
+    same = all(own.difference(other) is None for other in vocabularies)
+    if same and all(len(set(found)) == 1 for found in heights.values()):
+        return Alignment(models, origin)
+    for model, vocabulary in zip(models, vocabularies, strict=True):
+        if not vocabulary.whole:
+            raise BadInput(f"{model.folder}: tokenizer.model does not list all tokens; add the model's tokenizer.json")
+    tokenizer = None if same or mode != "union" else _union(models, vocabularies, origin, heights)
+    tokens = own.ids if tokenizer is None else tokenizer.get_vocab()
+    height = max((found[origin] for found in heights.values()), default=0)
+    count = max(height, max(tokens.values(), default=-1) + 1)
+    _check(tokens, count, models[origin].folder)
+    ids = [vocabulary.ids for vocabulary in vocabularies]
+    aligned = {
+        name: Table(models, tables[name], arranged(tokens, count, ids, heights[name], origin, base)) for name in tables
+    }
+    return Alignment([AlignedCheckpoint(model, i, aligned) for i, model in enumerate(models)], origin, count, tokenizer)
+
+
+def _tables(models: list[Checkpoint]) -> dict[str, list[str]]:
+    """Embeddings and heads by name, with their names in each model: a head that is tied is the embedding."""
+    names = dict.fromkeys(name for model in models for name in model.tensors if name.endswith(TABLES))
+    sources = {name: [model.source_of(name) for model in models] for name in names}
+    return {name: [s for s in found if s] for name, found in sources.items() if all(found)}
+
+
+def _heights(models: list[Checkpoint], name: str) -> list[int]:
+    shapes = [model.tensors[model.source_of(name) or name].shape for model in models]
+    if any(not shape for shape in shapes):
+        raise BadInput(f"tensor {name} has no rows; expected one for each token")
+    return [shape[0] for shape in shapes]
+
+
+def _union(
+    models: list[Checkpoint], vocabularies: list[Vocabulary], origin: int, heights: dict[str, list[int]]
+) -> tokenizers.Tokenizer:
+    order = [origin, *(i for i in range(len(models)) if i != origin)]
+    smallest = [min((found[i] for found in heights.values()), default=0) for i in range(len(models))]
+    known = [{token for token, number in vocabularies[i].ids.items() if number < smallest[i]} for i in order]
+    folders = [models[i].folder for i in order]
+    whole = [i for i, folder in enumerate(folders) if i == 0 or read_vocabulary(folder) is not None]
+    return union([folders[i] for i in whole], [known[i] for i in whole])
+
+
+def _check(tokens: dict[str, int], count: int, folder: Path) -> None:
+    """Numbers of tokens are rows: none twice, none below 0, and not far beyond the number of tokens."""
+    numbers = set(tokens.values())
+    if len(numbers) < len(tokens) or min(numbers, default=0) < 0 or count > 2 * len(tokens) + 1_000_000:
+        raise BadInput(f"{folder}: its tokenizer's ids are not rows: some are equal, negative or far too large")
