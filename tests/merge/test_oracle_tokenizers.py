@@ -1,9 +1,8 @@
-"""Merges of differing vocabularies, and chat templates, against real mergekit: see test_oracle.py for what it needs."""
+"""Merges of differing vocabularies, and chat templates, against real mergekit (tests/merge/oracle.py)."""
 
 from __future__ import annotations
 
 import json
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,14 +10,13 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
 
 import merge
 from merge.io.tokenizer_files import read_template
-from tests.merge.test_oracle import PYTHON, ROOT
+from tests.merge.oracle import load, needs_mergekit, run_mergekit
 from tests.merge.vocabularies import make
 
-pytestmark = pytest.mark.skipif(not PYTHON.is_file(), reason=f"mergekit is not installed: no {PYTHON}")
+pytestmark = needs_mergekit
 PADDED = {"base": 7, "sft": 2}
 TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 CASES: dict[str, tuple[str, Any, bool, torch.dtype]] = {  # method, tokenizer_source, tied, dtype
@@ -59,12 +57,9 @@ def merged(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
             data["chat_template"] = CHATS[name.removeprefix("chat_")]
         path = root / f"{name}.yml"
         path.write_text(yaml.safe_dump(data))
-        jobs.append({"config": str(path), "out": str(root / f"theirs-{name}")})
+        jobs.append((path, root / f"theirs-{name}"))
         recipes[name] = path
-    (root / "jobs.json").write_text(json.dumps(jobs))
-    script = ROOT / "tests/merge/oracle_run.py"
-    ran = subprocess.run([PYTHON, script, root / "jobs.json"], capture_output=True, text=True, check=False)
-    assert ran.returncode == 0, ran.stderr[-2000:]
+    run_mergekit(jobs)
     return {
         name: Case(merge.write(merge.Recipe.from_yaml(path), root / f"ours-{name}"), root / f"theirs-{name}")
         for name, path in recipes.items()
@@ -76,10 +71,6 @@ def tokens(folder: Path) -> dict[str, int]:
 
     found: dict[str, int] = AutoTokenizer.from_pretrained(folder).get_vocab()
     return found
-
-
-def load(folder: Path) -> dict[str, torch.Tensor]:
-    return {name: tensor for file in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(file).items()}
 
 
 @pytest.mark.parametrize("case", CASES)
