@@ -118,7 +118,7 @@ def test_mergekit_config_means_what_mergekit_means(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"chat_template": "auto"}, "mergekit key chat_template is not supported"),
+        ({"chat_template": "llama3"}, "chat_template: one of auto, chatml, or the text"),
         ({"merge_method": "ram"}, "merge_method: supported are"),
         ({"models": [{"model": "a", "parameters": {"density": 0.5}}]}, "parameter weight is missing"),
         ({"parameters": {"spice": 1}}, "spice is not one of"),
