@@ -139,8 +139,8 @@ def describe(recipes: Sequence[Recipe], memory: int, out_dirs: Sequence[Path]) -
     from merge.io.out_folder import OutFolder
     from merge.io.sidecars import sidecars
     from merge.io.writer import METADATA, METADATA_OF_TENSOR
+    from merge.stream.dtypes import out_dtype
     from merge.stream.tensor_plan import make_plan
-    from merge.stream.tensor_recipe import out_dtype
 
     nearest = [OutFolder(out_dir).check() for out_dir in out_dirs] or [Path.cwd()]
     plan = make_plan(recipes)

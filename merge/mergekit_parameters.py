@@ -8,7 +8,8 @@ from typing import Any
 from common.errors import BadInput
 from merge.method_table import MODEL_DEFAULTS, Method
 
-_SHARED = ("int8_mask", "t", "lambda", "normalize", "rescale")  # parameters of the whole merge
+_SHARED = ("int8_mask", "t", "lambda", "normalize", "rescale", "select_topk")  # parameters of the whole merge
+_ONLY = {"sce": {"int8_mask", "select_topk"}, "arcee_fusion": set[str]()}  # of which these methods have no others
 _FIXED: dict[str, dict[str, Any]] = {  # by method: parameters that we have at mergekit's default only
     "model_stock": {"filter_wise": False},
     "nuslerp": {"nuslerp_flatten": True, "nuslerp_row_wise": False},
@@ -55,7 +56,7 @@ def shared_settings(method: Method, shared: Mapping[str, Any], where: str) -> di
     for key in fixed.keys() & shared.keys():
         if shared[key] != fixed[key]:
             raise BadInput(f"{where}: parameters.{key}: only {fixed[key]!r} is supported; got {shared[key]!r}")
-    unknown = sorted(set(shared) - {*MODEL_KEYS, *_SHARED, *fixed, *renamed})
+    unknown = sorted(set(shared) - _ONLY.get(method.name, {*MODEL_KEYS, *_SHARED, *fixed, *renamed}))
     if unknown:
         raise BadInput(f"{where}: parameters: {', '.join(unknown)} is not one of {method.name}'s")
     settings: dict[str, Any] = {}
@@ -67,7 +68,7 @@ def shared_settings(method: Method, shared: Mapping[str, Any], where: str) -> di
         elif key == "rescale":
             settings[key] = "l1" if _flag(shared, key, method.rescale != "none", where) else "none"
         elif key == "election":
-            settings[key] = "weighted"
+            settings[key] = "weighted" if method.weighted else "unweighted"
         elif key in _SHARED and key in shared:
             settings[key] = shared[key]
     return settings

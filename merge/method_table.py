@@ -40,6 +40,9 @@ RANDOM = Sparsifier("random", ("density",), seeded=True)  # each value stays wit
 MAGNITUDE_OUTLIERS = Sparsifier("magnitude_outliers", ("density", "gamma"))  # the largest go, and the smallest
 MAGPRUNE = Sparsifier("magprune", ("density", "epsilon"), seeded=True)  # larger values stay with higher probability
 
+VARIANCE = Sparsifier("variance", ())  # the parameters in which the models differ most stay, in all of them
+IMPORTANCE = Sparsifier("importance", ())  # what moves a row's distribution most stays
+
 
 @dataclass(frozen=True)
 class Method:
@@ -89,7 +92,8 @@ class Method:
             "span": ("normalize",) if self.normalize else (),
         }
         keys = own.get(self.combine, ("t",)) + (ELECTION_KEYS if self.elect else ())
-        keys += ("rescale",) if self.sparsify else ()
+        keys += ("rescale",) if self.sparsify and self.sparsify.model_keys else ()
+        keys += ("select_topk",) if self.sparsify == VARIANCE else ()
         return keys + (("seed",) if self.combine == "task_vectors" else ())  # of random signs too
 
     @property
@@ -146,6 +150,8 @@ for row in (
     Method("dare_ties", "DARE TIES", DARE, RANDOM, elect=True, rescale="expectation"),
     Method("breadcrumbs", "Breadcrumbs", "Davari and Belilovsky 2024", MAGNITUDE_OUTLIERS),
     Method("breadcrumbs_ties", "Breadcrumbs TIES", "mergekit", MAGNITUDE_OUTLIERS, elect=True),
+    Method("sce", "SCE", "Wan et al. 2024", VARIANCE, elect=True, normalize=True, weighted=False),
+    Method("arcee_fusion", "Arcee Fusion", "mergekit", IMPORTANCE, weighted=False, counts=(1, 1)),
     Method("della", "DELLA", DELLA, MAGPRUNE, elect=True, normalize=True, rescale="expectation"),
     Method("della_linear", "DELLA linear", "mergekit", MAGPRUNE, rescale="expectation"),
 ):

@@ -21,7 +21,7 @@ from merge.election import NO_SLACK, Scope, Slack, elected_sign, surviving, tota
 class Consensus:
     """How thinned task vectors become one, for one tensor; tuples run over models.
 
-    weighted: elect on weight·τ (mergekit's order) instead of on τ.
+    weighted: elect on weight·τ (mergekit's order) instead of on τ. floor: the least that a mean is divided by.
     """
 
     weights: tuple[float, ...]
@@ -29,6 +29,7 @@ class Consensus:
     elect: bool = True
     slack: Slack = NO_SLACK
     weighted: bool = False
+    floor: float = 0.0
 
 
 def linear(thetas: Sequence[torch.Tensor], weights: Sequence[float], normalize: bool) -> torch.Tensor:
@@ -101,7 +102,7 @@ def merge_taus(
     merged = torch.copysign(merged, sign) if min(weights) >= 0 else merged * sign
     if spared is not None:
         merged = torch.where(spared, total(weighted), merged)
-    return merged / _divisor(survivors, weights) if how.normalize else merged, survivors
+    return merged / _divisor(survivors, weights, how.floor) if how.normalize else merged, survivors
 
 
 def scaled(tensor: torch.Tensor, factor: float) -> torch.Tensor:
@@ -118,9 +119,11 @@ def _rounded(value: float, dtype: torch.dtype) -> float:
     return float(torch.tensor(value, dtype=dtype))
 
 
-def _divisor(survivors: Sequence[torch.Tensor], weights: Sequence[float]) -> torch.Tensor:
-    """Σ w over the survivors of each parameter, 1 where it is zero."""
+def _divisor(survivors: Sequence[torch.Tensor], weights: Sequence[float], floor: float) -> torch.Tensor:
+    """Σ w over the survivors of each parameter, 1 where it is zero; with a floor, at least that."""
     divisor = total([_where_alive(part, weight) for part, weight in zip(survivors, weights, strict=True)])
+    if floor:
+        return divisor.clamp_(min=floor)
     if min(weights) > 0:  # zero means no survivor: 0 is divided, and any positive divisor does
         return divisor.clamp_min_(min(weights))
     return torch.where(divisor == 0, torch.ones_like(divisor), divisor)

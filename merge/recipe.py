@@ -46,6 +46,7 @@ from merge.recipe_fields import (
     TOKENIZERS,
     Boolean,
     ComputeDtype,
+    Density,
     Election,
     Finite,
     Folder,
@@ -90,6 +91,7 @@ class Recipe(Value):
     election: Election = "unweighted"
     rescale: Rescale
     t: Finite = 0.5
+    select_topk: Density = 1.0
     seed: WholeNumber = 0
     compute_dtype: ComputeDtype = "float32"
     out_dtype: OutDtype = "base"

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from merge.recipe import Recipe
+from merge.stream.dtypes import out_dtype
 from merge.stream.output import Output
 from merge.stream.tensor_plan import Plan
-from merge.stream.tensor_recipe import out_dtype
 
 SHARD = 5_000_000_000  # bytes
 SYNC_EVERY = 0.2  # seconds

@@ -20,12 +20,12 @@ from merge.io.out_folder import OutFolder
 from merge.io.sidecars import sidecars
 from merge.io.tokenizer_files import chosen_template, put_template, put_union
 from merge.recipe import Recipe
+from merge.stream.dtypes import out_dtype
 from merge.stream.engine import run
 from merge.stream.pieces import Selection
 from merge.stream.stacking import stacked_config
 from merge.stream.survey import survey
 from merge.stream.tensor_plan import Plan, make_plan
-from merge.stream.tensor_recipe import out_dtype
 from merge.stream.threads import DEFAULT, Workers
 
 ROOM = ".room"  # a file of the aside that holds the place of the metadata

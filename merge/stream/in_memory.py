@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from merge.recipe import Recipe
+from merge.stream.dtypes import out_dtype
 from merge.stream.engine import run
 from merge.stream.output import Output
 from merge.stream.tensor_plan import Plan, make_plan
-from merge.stream.tensor_recipe import out_dtype
 from merge.stream.threads import Workers
 
 if TYPE_CHECKING:

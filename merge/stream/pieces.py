@@ -10,6 +10,7 @@ import numpy
 import torch
 
 from merge.select import Array, Ranking, Taker, magnitude_bits
+from merge.stream.joint_selection import Importance, Variance
 from merge.stream.output import Output, Parent
 from merge.stream.tensor_plan import Plan
 
@@ -18,7 +19,8 @@ SLICE = (
 )  # elements a slice: long enough that threads seldom wait for the interpreter, short enough for the caches
 
 
-Selection = dict[tuple[Parent, torch.dtype], Ranking]  # of a tensor's task vectors, where anything of them was asked
+Subject = Parent | Variance | Importance  # whose magnitudes are ranked; a parent: those of its task vector
+Selection = dict[tuple[Subject, torch.dtype], Ranking]  # of a tensor, of whatever anything was asked
 
 
 @dataclass
@@ -54,7 +56,7 @@ class Job:
 class Shared:
     """State that runs along the slices of one pass."""
 
-    takers: dict[tuple[Parent, torch.dtype, int], Taker] = field(default_factory=dict)
+    takers: dict[tuple[Subject, torch.dtype, int], Taker] = field(default_factory=dict)
     draws: dict[tuple[int, str], numpy.random.Generator] = field(default_factory=dict)
 
 
@@ -66,8 +68,9 @@ class Piece:
         self._raw: dict[Parent, torch.Tensor] = {}
         self._thetas: dict[tuple[Parent, torch.dtype], torch.Tensor] = {}
         self._taus: dict[tuple[Parent, torch.dtype], torch.Tensor] = {}
-        self._bits: dict[tuple[Parent, torch.dtype], Array] = {}
-        self._largest: dict[tuple[Parent, torch.dtype, int], torch.Tensor] = {}
+        self._measures: dict[tuple[Variance | Importance, torch.dtype], torch.Tensor] = {}
+        self._bits: dict[tuple[Subject, torch.dtype], Array] = {}
+        self._largest: dict[tuple[Subject, torch.dtype, int], torch.Tensor] = {}
         self._uniforms: dict[tuple[int, str], torch.Tensor] = {}
 
     def theta(self, parent: Parent, dtype: torch.dtype) -> torch.Tensor:
@@ -87,21 +90,30 @@ class Piece:
             self._taus[key] = self.theta(parent, dtype) - self.theta(self.job.output.leader, dtype)
         return self._taus[key]
 
-    def bits(self, parent: Parent, dtype: torch.dtype) -> Array:
-        """Bit patterns of |τ|, flat, by which parameters are ranked: see select.magnitude_bits."""
-        key = (parent, dtype)
+    def measure(self, subject: Subject, dtype: torch.dtype) -> torch.Tensor:
+        """What is ranked: a task vector, or a quantity that is not negative."""
+        if isinstance(subject, tuple):
+            return self.tau(subject, dtype)
+        key = (subject, dtype)
+        if key not in self._measures:
+            self._measures[key] = subject.of(self, dtype)
+        return self._measures[key]
+
+    def bits(self, subject: Subject, dtype: torch.dtype) -> Array:
+        """Bit patterns of magnitudes, flat, by which parameters are ranked: see select.magnitude_bits."""
+        key = (subject, dtype)
         if key not in self._bits:
-            self._bits[key] = magnitude_bits(self.tau(parent, dtype))
+            self._bits[key] = magnitude_bits(self.measure(subject, dtype))
         return self._bits[key]
 
-    def largest(self, parent: Parent, dtype: torch.dtype, rank: int) -> torch.Tensor:
-        """τ with zeros but for the `rank` largest magnitudes of the whole tensor. Ask for every slice, in order."""
-        key = (parent, dtype, rank)
+    def largest(self, subject: Subject, dtype: torch.dtype, rank: int) -> torch.Tensor:
+        """Zeros but for the `rank` largest magnitudes of the whole tensor. Ask for every slice, in order."""
+        key = (subject, dtype, rank)
         if rank == 0:
-            return torch.zeros_like(self.tau(parent, dtype))
+            return torch.zeros_like(self.measure(subject, dtype))
         if key not in self._largest:
-            taker = self.shared.takers.setdefault(key, Taker(self.job.selection[parent, dtype].thresholds[rank]))
-            self._largest[key] = taker.thin(self.tau(parent, dtype), lambda: self.bits(parent, dtype))
+            taker = self.shared.takers.setdefault(key, Taker(self.job.selection[subject, dtype].thresholds[rank]))
+            self._largest[key] = taker.thin(self.measure(subject, dtype), lambda: self.bits(subject, dtype))
         return self._largest[key]
 
     def uniform(self, seed: int, model: str) -> torch.Tensor:

@@ -45,7 +45,7 @@ def _settings(recipe: Recipe) -> Iterator[tuple[str, Parent | None, Setting]]:
     for model in recipe.models:
         for key in recipe.spec.model_keys:
             yield f"models.{model.name}.{key}", (model.path, model.adapter), getattr(model, key)
-    for key, name in (("lambda", "lambda_"), ("t", "t")):
+    for key, name in (("lambda", "lambda_"), ("t", "t"), ("select_topk", "select_topk")):
         if key in recipe.spec.recipe_keys:
             yield key, None, getattr(recipe, name)
 

@@ -13,8 +13,8 @@ import torch
 from common.errors import BadInput
 from merge.io.checkpoint import FLOATS, Checkpoint, keep_heap
 from merge.select import INFINITE, Array, Counting, NotFinite, kept, magnitude_bits, rank
-from merge.stream.output import Output, Parent
-from merge.stream.pieces import Job, Selection
+from merge.stream.output import Output
+from merge.stream.pieces import Job, Selection, Subject
 from merge.stream.tensor_plan import Plan
 from merge.stream.tensor_recipe import Observer, TensorRecipe
 from merge.stream.threads import Workers
@@ -52,13 +52,15 @@ def select(job: Job, tensors: Sequence[TensorRecipe], observers: Sequence[Observ
         _check_buffer(job)
     if not job.output.floating or not job.output.numel:
         return selection
-    ranks: dict[tuple[Parent, torch.dtype], set[int]] = {}
+    ranks: dict[tuple[Subject, torch.dtype], set[int]] = {}
     for tensor, observer in zip(tensors, observers, strict=True):
         levels = {kept(level, job.output.numel) for level in observer.levels} if observer else set()
         for term in tensor.terms:
             wanted = {k for k in (*term.ranks, term.scope) if k > 0} | levels
             if wanted or term.measured:
                 ranks.setdefault((term.parent, tensor.dtype), set()).update(wanted)
+        for subject, wanted in tensor.joint_ranks(job).items():
+            ranks.setdefault((subject, tensor.dtype), set()).update(wanted)
     counted = {key: Counting(key[1]) for key in ranks if key[1].itemsize == 2}
     try:
         if counted:
@@ -67,7 +69,7 @@ def select(job: Job, tensors: Sequence[TensorRecipe], observers: Sequence[Observ
                     counting.see(piece.bits(*key))
         for key, wanted in ranks.items():
 
-            def pieces(key: tuple[Parent, torch.dtype] = key) -> Iterator[Array]:
+            def pieces(key: tuple[Subject, torch.dtype] = key) -> Iterator[Array]:
                 return (piece.bits(*key) for piece in job.pieces())
 
             selection[key] = (

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol
@@ -12,15 +12,16 @@ import torch
 
 from merge import methods
 from merge.election import Scope, Slack
-from merge.io.checkpoint import torch_dtype
-from merge.method_table import MAGNITUDE_OUTLIERS, MAGPRUNE, RANDOM
+from merge.method_table import IMPORTANCE, MAGNITUDE_OUTLIERS, MAGPRUNE, RANDOM, VARIANCE
 from merge.methods import Consensus
 from merge.per_tensor import resolve
 from merge.recipe import Recipe
 from merge.span import Gram
+from merge.stream.dtypes import compute_dtype, out_dtype
+from merge.stream.joint_selection import Importance, Variance, importance_mask, importance_ranks
 from merge.stream.model_term import ModelTerm, model_term
-from merge.stream.output import Output, Parent, parent_of
-from merge.stream.pieces import Piece
+from merge.stream.output import Output, Parent
+from merge.stream.pieces import Job, Piece
 from merge.stream.tensor_plan import Plan
 
 
@@ -49,6 +50,7 @@ class TensorRecipe:
     consensus: Consensus
     lambda_: float
     t: float
+    topk: float
     out_dtype: torch.dtype
     lambda_factor: float = 1.0
     gram: Gram | None = None
@@ -71,17 +73,20 @@ class TensorRecipe:
             ),
             weighted=recipe.election == "weighted",
         )
-        dtype = _compute_dtype(recipe, plan, output)
+        dtype = compute_dtype(recipe, plan, output)
         lambda_ = lambda_factor * resolve(recipe.lambda_, output.name, output.depth, key="lambda")
         t = resolve(recipe.t, output.name, output.depth, key="t")
+        topk = resolve(recipe.select_topk, output.name, output.depth, key="select_topk")
         out = out_dtype(recipe, plan, output)
-        return cls(recipe, output, output.leader, terms, dtype, consensus, lambda_, t, out, lambda_factor)
+        return cls(recipe, output, output.leader, terms, dtype, consensus, lambda_, t, topk, out, lambda_factor)
 
     @property
     def needs_sums(self) -> bool:
         """Whether `gather` has to see every slice before `merge`."""
-        return self.recipe.spec.combine in ("arc", "span") or (
-            self.recipe.rescale == "l1" and any(term.density < 1 for term in self.terms)
+        return (
+            self.recipe.spec.combine in ("arc", "span")
+            or self.recipe.spec.sparsify == VARIANCE
+            or (self.recipe.rescale == "l1" and any(term.density < 1 for term in self.terms))
         )
 
     def gather(self, piece: Piece) -> None:
@@ -97,6 +102,10 @@ class TensorRecipe:
             gram = (vectors @ vectors.T).cpu().numpy()
             self.gram = gram if self.gram is None else self.gram + gram
             return
+        if self.recipe.spec.sparsify == VARIANCE:
+            for i, term in enumerate(self.terms):
+                self.sums[f"{i}"] = self.sums.get(f"{i}", 0.0) + float(self._kept(term, piece).double().square().sum())
+            return
         for term in self.terms:
             for key, part in (
                 (f"{term.name}.all", piece.tau(term.parent, self.dtype)),
@@ -108,7 +117,7 @@ class TensorRecipe:
     def signature(self) -> tuple[Any, ...]:
         """Recipes with equal signatures have the same `Agreement`: they differ in λ, or in nothing."""
         recipe = self.recipe
-        return (recipe.spec, recipe.rescale, recipe.seed, self.dtype, tuple(self.terms), self.consensus)
+        return (recipe.spec, recipe.rescale, recipe.seed, self.dtype, tuple(self.terms), self.consensus, self.topk)
 
     def agree(self, piece: Piece) -> Agreement | None:
         """Thin the task vectors and merge them; None for methods that have none (linear, slerp)."""
@@ -119,9 +128,29 @@ class TensorRecipe:
         if self.recipe.spec.consensus is not None:
             return Agreement(kept, taus, *self.recipe.spec.consensus(taus, self.consensus))
         how = self.consensus
+        if self.recipe.spec.sparsify == VARIANCE:
+            how = replace(how, weights=self._energy_shares(), floor=1e-6)
         if any(term.measured for term in self.terms):
             how = replace(how, slack=replace(how.slack, unit=self._protected_rms(piece)))
         return Agreement(kept, taus, *methods.merge_taus(taus, how, self._scope(piece)))
+
+    def joint_ranks(self, job: Job) -> Mapping[Variance | Importance, set[int]]:
+        """What has to be ranked beside task vectors."""
+        if self.recipe.spec.sparsify == IMPORTANCE:
+            return importance_ranks(self.terms[0].parent, self.output.numel)
+        if self.recipe.spec.sparsify == VARIANCE and self.topk < 1:
+            return {self._variance: self._variance.ranks(job, self.dtype, self.topk)}
+        return {}
+
+    @property
+    def _variance(self) -> Variance:
+        return Variance(tuple(term.parent for term in self.terms))
+
+    def _energy_shares(self) -> tuple[float, ...]:
+        """SCE's weights: each model's mean τ² over the sum of these, rounded as mergekit rounds them."""
+        means = torch.tensor([self.sums[f"{i}"] / self.output.numel for i in range(len(self.terms))], dtype=self.dtype)
+        energy = float(means.sum())
+        return tuple((means / energy if energy >= 1e-6 else torch.ones_like(means) / len(means)).tolist())
 
     def _protected_rms(self, piece: Piece) -> float:
         """√(Σ τ² / n) over the whole tensor and the protected models, each with what its votes are multiplied with."""
@@ -162,7 +191,7 @@ class TensorRecipe:
             thetas = [self._wide(term.parent, piece) for term in self.terms]
             return methods.linear(thetas, self.consensus.weights, self.consensus.normalize).to(self.dtype)
         if self.recipe.spec.combine == "copy":
-            return methods.scaled(piece.theta(self.base, self.dtype), self.terms[0].scale)
+            return methods.scaled(piece.theta(self.terms[0].parent, self.dtype), self.terms[0].scale)
         if self.recipe.spec.combine == "near":
             theta = piece.theta(self.terms[0].parent, self.dtype)
             return methods.near(piece.theta(self.base, self.dtype), theta, self.t)
@@ -204,7 +233,8 @@ class TensorRecipe:
         """One whole task vector on its base is the model itself: θ0 + (θ − θ0) would round twice."""
         only = self.terms[0]
         scale = self.lambda_ * (1.0 if self.consensus.normalize and only.weight != 0 else only.weight)
-        whole = only.density == 1 and not only.random_signs
+        whole = only.density == 1 and not only.random_signs and self.topk == 1
+        whole = whole and self.recipe.spec.sparsify != IMPORTANCE
         return self.recipe.exact and len(self.terms) == 1 and whole and scale == 1
 
     def _kept(self, term: ModelTerm, piece: Piece) -> torch.Tensor:
@@ -218,6 +248,10 @@ class TensorRecipe:
     def _thinned(self, term: ModelTerm, piece: Piece) -> torch.Tensor:
         sparsifier = self.recipe.spec.sparsify
         tau = piece.tau(term.parent, self.dtype)
+        if sparsifier == IMPORTANCE:
+            return tau * importance_mask(piece, term.parent, self.dtype)
+        if sparsifier == VARIANCE and self.topk < 1:
+            return tau * self._variance.mask(piece, self.dtype, self.topk)
         if sparsifier is None or term.density >= 1:
             return tau
         if sparsifier in (RANDOM, MAGPRUNE):
@@ -257,21 +291,3 @@ class Observer(Protocol):
     def levels(self) -> tuple[float, ...]: ...
 
     def see(self, tensor: TensorRecipe, piece: Piece, agreement: Agreement | None) -> None: ...
-
-
-def _compute_dtype(recipe: Recipe, plan: Plan, output: Output) -> torch.dtype:
-    """The dtype of the arithmetic; `inputs`: what the parents' dtypes promote to, as mergekit has it."""
-    if recipe.compute_dtype != "inputs":
-        return getattr(torch, recipe.compute_dtype)
-    recipe = recipe.at(output.slice)
-    parents = [parent_of(model) for model in recipe.models] + ([output.leader] if recipe.base is not None else [])
-    codes = [plan.parents[parent].tensors[output.sources[parent]].dtype for parent in parents]
-    return functools.reduce(torch.promote_types, map(torch_dtype, codes))
-
-
-def out_dtype(recipe: Recipe, plan: Plan, output: Output) -> torch.dtype:
-    """The dtype that the result is rounded to, once, to nearest even; buffers keep their own."""
-    base_dtype = torch_dtype(plan.parents[output.leader].tensors[output.sources[output.leader]].dtype)
-    if not output.floating or recipe.out_dtype == "base":
-        return base_dtype
-    return _compute_dtype(recipe, plan, output) if recipe.out_dtype == "compute" else getattr(torch, recipe.out_dtype)

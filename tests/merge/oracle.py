@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 import merge
+from merge.method_table import VARIANCE
 from merge.stream.output import Output, Parent
 from merge.stream.tensor_plan import Plan
 from merge.stream.tensor_recipe import TensorRecipe
@@ -55,6 +56,13 @@ def at_threshold(recipe: merge.Recipe, plan: Plan, output: Output) -> torch.Tens
             at_edge = magnitude == edge
             if at_edge.sum() > 1:
                 explained |= at_edge
+    if recipe.spec.sparsify == VARIANCE and tensor.topk < 1:
+        base = stored(plan, output.leader, output)
+        taus = [stored(plan, term.parent, output).to(tensor.dtype) - base.to(tensor.dtype) for term in tensor.terms]
+        variance = torch.stack(taus).var(dim=0, unbiased=False)
+        kept = int(variance.count_nonzero() * tensor.topk)
+        edge = variance.flatten().sort(descending=True).values[max(kept, 1) - 1]
+        explained |= (variance == edge) & ((variance == edge).sum() > 1)
     return explained
 
 

@@ -47,6 +47,12 @@ def test_layers_are_copied_under_new_names(folders: dict[str, Path], tmp_path: P
     assert written["layer_types"] == [kinds[layer] for layer in (0, 1, 1, 2)]
 
 
+def test_a_base_is_not_what_passes_through(folders: dict[str, Path], tmp_path: Path) -> None:
+    stated = {"method": "passthrough", "base": str(folders["base"]), "models": {"ct": {"path": str(folders["ct"])}}}
+    out = load_file(merge.write(merge.Recipe.from_dict(stated), tmp_path / "out") / "model.safetensors")
+    assert all(torch.equal(out[name], own) for name, own in load_file(folders["ct"] / "model.safetensors").items())
+
+
 def test_a_stack_loads_and_is_counted(folders: dict[str, Path]) -> None:
     slices = [{"layers": "0-1", "models": {"ct": {}, "sft": {}}}, {"layers": "1-2", "models": {"sft": {}}}]
     stated = merge.Recipe.from_dict(recipe(folders, slices, method="ties", base=str(folders["base"])))
