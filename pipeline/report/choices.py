@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from common.files import read_jsonl
-from pipeline.report.records import Choice
+from pipeline.report.records import Choice, mean
 
 
 @dataclass(frozen=True)
 class Chosen:
     """The settings chosen for one merge, and how.
 
-    tries: among how many. metric: `acc` or `bits_per_byte`. score: theirs on dev. leads: as in `Choice`.
+    tries: among how many. metric: `acc` or `bits_per_byte`. score: theirs on dev, mean over the cells that were asked.
+    at_budget: the same at this budget alone, where cells of several were asked. leads: as in `Choice`.
     """
 
     method: str
@@ -24,6 +25,7 @@ class Chosen:
     tries: int
     metric: str
     score: float
+    at_budget: float
     leads: bool = True
 
 
@@ -39,5 +41,8 @@ def read(choices: Iterable[Choice]) -> list[Chosen]:
         tries = read_jsonl(choice.folder / "tries.jsonl")
         best = next(row for row in tries if row["settings"] == settings)
         cell = (choice.method, choice.ct_tokens, choice.seed)
-        chosen.append(Chosen(*cell, settings, len(tries), best["metric"], best["score"], choice.leads))
+        scores = zip(choice.judged, best.get("scores", ()), strict=False)
+        own = [score for budget, score in scores if budget == choice.ct_tokens]
+        at_budget = mean(own) if own else best["score"]
+        chosen.append(Chosen(*cell, settings, len(tries), best["metric"], best["score"], at_budget, choice.leads))
     return sorted(chosen, key=lambda choice: (order[choice.method], choice.ct_tokens, choice.seed))

@@ -40,19 +40,21 @@ class Data:
 
 
 def leader_at(budget: int, choices: Sequence[Chosen], evidence: Evidence) -> str | None:
-    """The merge with the best score on dev at a budget (mean over seeds): chosen without a look at the test items."""
+    """The merge with the best score on dev at this budget (mean over seeds), chosen without a look at test items."""
     scores: dict[str, list[float]] = {}
     for choice in choices:
         if choice.leads and choice.ct_tokens == budget and evidence.has(choice.method, budget):
             scores.setdefault(choice.method, []).append(
-                -choice.score if choice.metric == "bits_per_byte" else choice.score
+                -choice.at_budget if choice.metric == "bits_per_byte" else choice.at_budget
             )
     return max(scores, key=lambda method: mean(scores[method])) if scores else None
 
 
-def gain(evidence: Evidence, kind: Kind, first: Sequence[Cell], second: Sequence[Cell]) -> Estimate | None:
-    """How much better the mean of some (method, budget) is than that of others."""
-    estimate = evidence.difference(kind, first, second)
+def gain(
+    evidence: Evidence, kind: Kind, first: Sequence[Cell], second: Sequence[Cell], family: str | None = None
+) -> Estimate | None:
+    """How much better the mean of some (method, budget) is than that of others; of one family of tasks, or of all."""
+    estimate = evidence.difference(kind, first, second, family)
     return estimate.negated if estimate is not None and kind in LOWER_IS_BETTER else estimate
 
 
@@ -70,7 +72,7 @@ def beats(baseline: str, kind: Kind, where: Callable[[Sequence[int]], int] = min
         merged, other = (data.evidence.value(kind, *cell) for cell in ((leader, budget), reference))
         text = (
             f"At {budget_name(budget)} tokens the merge that was best on dev, {label(leader)}, has {merged:.3f}; "
-            f"{label(baseline)} has {other:.3f}."
+            f"{label(baseline)} has {other:.3f}.{_by_family(data, kind, [(leader, budget)], [reference])}"
         )
         return Finding(estimate, text)
 
@@ -160,7 +162,7 @@ def slack_helps(kind: Kind, at_norm: bool = False) -> Callable[[Data], Finding]:
             for budget in budgets
         ]
         methods = ", ".join(label(method) for method in dict.fromkeys(method for method, _, _ in pairs))
-        return Finding(estimate, f"{methods}: {_by_budget(each)}.")
+        return Finding(estimate, f"{methods}: {_by_budget(each)}.{_by_family(data, kind, *sides)}")
 
     return answer
 
@@ -197,6 +199,14 @@ def _over_seeds(first: dict[int, float], second: dict[int, float]) -> Estimate |
     """First minus second, over the seeds of both. Parameters are counted, not sampled: only seeds vary."""
     values = [first[seed] - second[seed] for seed in first if seed in second]
     return crossed(values, np.zeros((len(values), 0)), len(values)) if values else None
+
+
+def _by_family(data: Data, kind: Kind, first: Sequence[Cell], second: Sequence[Cell]) -> str:
+    """The same difference in each family of tasks: a mean may hide two that go apart. Empty where there is one."""
+    families = data.evidence.families
+    gains = [(family, gain(data.evidence, kind, first, second, family)) for family in families]
+    told = [f"{family} {interval(gained)}" for family, gained in gains if gained is not None]
+    return f" By family: {'; '.join(told)}." if len(told) > 1 else ""
 
 
 def _by_budget(each: Sequence[tuple[int, Estimate | None]]) -> str:

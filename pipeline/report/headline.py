@@ -12,13 +12,13 @@ from pipeline.report.wording import interval
 SAYS = {  # in the order in which the second claim of a sentence is looked for
     "shown": "shows that",
     "level": "finds no difference that matters in whether",
-    "not shown": "rules out that",
+    "not shown": "does not show that",
     "undecided": "cannot tell whether",
 }
 
 
 def sentence(answers: Sequence[Answer], language: str) -> str:
-    """The first claim, the first other one that was shown (or else level, or ruled out), and how many are of each."""
+    """The first claim, the first other one that was shown (or else level, or not shown), and how many are of each."""
     asked = [answer for answer in answers if answer.verdict in SAYS]
     if not asked:
         return f"In {language}, nothing that the claims ask about was run yet."

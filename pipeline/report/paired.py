@@ -64,10 +64,14 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Measured:
-    """What one checkpoint scored in one kind, and how much each document moves it: (documents,), summing to 0."""
+    """What one checkpoint scored in one kind, and how much each document moves it: (documents,), summing to 0.
+
+    n: items or documents that it is measured on.
+    """
 
     value: float
     influence: NDArray[np.float64]
+    n: int
 
 
 class Evidence:
@@ -84,12 +88,19 @@ class Evidence:
             for evaluation in unique(evaluations)
         }
         self.items: dict[Kind, list[Item]] = {}
-        self._measured: dict[tuple[str, int, int], dict[Kind, Measured]] = {}
+        self._measured: dict[tuple[str, int, int], dict[tuple[Kind, str | None], Measured]] = {}
 
     @cached_property
     def budgets(self) -> list[int]:
         """CT budgets, ascending."""
         return sorted({budget for _, budget, _ in self.folders if budget})
+
+    @cached_property
+    def families(self) -> list[str]:
+        """The families of tasks that accuracies are measured on."""
+        folder = next(iter(self.folders.values()), None)
+        named = samples_by_kind(folder, self.language)["accuracy"] if folder else []
+        return sorted({sample["family"] for sample in named})
 
     @cached_property
     def merges(self) -> list[str]:
@@ -111,28 +122,31 @@ class Evidence:
 
     def value(self, kind: Kind, method: str, budget: int) -> float:
         """Mean accuracy or bits per byte, mean over seeds."""
-        return mean([self._of(method, budget, seed)[kind].value for seed in sorted(self.seeds(method, budget))])
+        return mean([self._of(method, budget, seed)[kind, None].value for seed in sorted(self.seeds(method, budget))])
 
-    def contrast(self, kind: Kind, weights: Sequence[tuple[Cell, float]]) -> Estimate | None:
+    def contrast(self, kind: Kind, weights: Sequence[tuple[Cell, float]], family: str | None = None) -> Estimate | None:
         """A weighted sum of the values of some (method, budget), over the seeds that all of them have.
 
-        None where they share no seed, or one was not measured.
+        Of one family of tasks, or the mean of all. None where they share no seed, or one was not measured.
         """
         seeds = sorted(set.intersection(*(self.seeds(*cell) for cell, _ in weights))) if weights else []
         checkpoints = [[(weight, self._of(*cell, seed)) for cell, weight in weights] for seed in seeds]
-        if not checkpoints or any(kind not in kinds for row in checkpoints for _, kinds in row):
+        asked = (kind, family)
+        if not checkpoints or any(asked not in kinds for row in checkpoints for _, kinds in row):
             return None
-        values = [sum(weight * kinds[kind].value for weight, kinds in row) for row in checkpoints]
-        moves = [np.sum([weight * kinds[kind].influence for weight, kinds in row], axis=0) for row in checkpoints]
-        n = len(self.items[kind])
+        values = [sum(weight * kinds[asked].value for weight, kinds in row) for row in checkpoints]
+        moves = [np.sum([weight * kinds[asked].influence for weight, kinds in row], axis=0) for row in checkpoints]
+        n = checkpoints[0][0][1][asked].n
         return crossed(values, np.asarray(moves), n, RULE_OF_THREE / n if kind == "accuracy" else 0.0)
 
-    def difference(self, kind: Kind, first: Sequence[Cell], second: Sequence[Cell]) -> Estimate | None:
+    def difference(
+        self, kind: Kind, first: Sequence[Cell], second: Sequence[Cell], family: str | None = None
+    ) -> Estimate | None:
         """The mean of some (method, budget) minus that of others."""
         means = [*((cell, 1 / len(first)) for cell in first), *((cell, -1 / len(second)) for cell in second)]
-        return self.contrast(kind, means)
+        return self.contrast(kind, means, family)
 
-    def _of(self, method: str, budget: int, seed: int) -> dict[Kind, Measured]:
+    def _of(self, method: str, budget: int, seed: int) -> dict[tuple[Kind, str | None], Measured]:
         """What one checkpoint scored. Raises ValueError where its items are not those of the others."""
         key = (method, budget, seed)
         if key not in self._measured:
@@ -142,15 +156,25 @@ class Evidence:
                 if self.items.setdefault(kind, items) != items:
                     path = self.folders[key] / "samples.jsonl"
                     raise ValueError(f"{path}: not the same items as those of the other checkpoints")
-            self._measured[key] = {kind: measured(kind, samples) for kind, samples in split.items() if samples}
+            self._measured[key] = {
+                (kind, family): measured(kind, of_family)
+                for kind, samples in split.items()
+                for family in (None, *sorted({sample["family"] for sample in samples}))
+                if (of_family := [sample for sample in samples if family in (None, sample["family"])])
+            }
         return self._measured[key]
 
 
 def samples_by_kind(folder: Path, language: str) -> dict[Kind, Samples]:
-    """The samples of one language that a kind is computed from, sorted by task and id."""
-    tasks = {record["task"] for record in read_jsonl(folder / "scores.jsonl") if record["language"] == language}
+    """The samples of one language that a kind is computed from, with their families, sorted by task and id."""
+    records = read_jsonl(folder / "scores.jsonl")
+    families = {record["task"]: record["family"] for record in records if record["language"] == language}
     samples = sorted(
-        (sample for sample in read_jsonl(folder / "samples.jsonl") if sample["task"] in tasks),
+        (
+            {**sample, "family": families[sample["task"]]}
+            for sample in read_jsonl(folder / "samples.jsonl")
+            if sample["task"] in families
+        ),
         key=lambda sample: (sample["task"], sample["id"]),
     )
     return {
@@ -180,7 +204,7 @@ def measured(kind: Kind, samples: Samples) -> Measured:
         total, size = by_document.sum(axis=0)
         values.append(total / size)
         influences.append((by_document[:, 0] - by_document[:, 1] * total / size) / size)
-    return Measured(float(np.mean(values)), np.asarray(np.mean(influences, axis=0)))
+    return Measured(float(np.mean(values)), np.asarray(np.mean(influences, axis=0)), len(samples))
 
 
 def compare(

@@ -39,6 +39,7 @@ class Choice:
     """How the settings of one merge were chosen on dev: a folder with choice.yml and tries.jsonl.
 
     leads: whether the merge may be named the best on dev, being one of CT and SFT and no control.
+    judged: the CT budgets of the cells on whose mean it was chosen, in the order of `scores` in tries.jsonl.
     """
 
     method: str
@@ -46,6 +47,7 @@ class Choice:
     seed: int
     folder: Path
     leads: bool = True
+    judged: Sequence[int] = ()
 
 
 @dataclass(frozen=True)

@@ -66,10 +66,8 @@ def spots(regime: str, sources: Sources) -> list[Spot]:
             continue
         cells = [(leader, budget)], [(BASELINE, budget)]
         gains = {kind: gain for kind in SHOWN if (gain := findings.gain(evidence, kind, *cells)) is not None}
-        on_dev = {
-            method: [one.score for one in chosen if (one.method, one.ct_tokens, one.metric) == (method, budget, "acc")]
-            for method in (leader, BASELINE)
-        }
+        here = [one for one in chosen if one.ct_tokens == budget and one.metric == "acc"]
+        on_dev = {method: [one.at_budget for one in here if one.method == method] for method in (leader, BASELINE)}
         dev = mean(on_dev[leader]) - mean(on_dev[BASELINE]) if all(on_dev.values()) else None
         if gains.keys() == SHOWN.keys():
             norms = mean(_norms(sources, leader, budget))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.graph import Stage
 from pipeline.plan import Cell
+from pipeline.plan_choice import judged_on
 from pipeline.run.console import say
 from pipeline.run.run_plan import RunPlan
 from pipeline.store import RECORD, Entry
@@ -76,7 +77,8 @@ def _sources(cells: Sequence[Cell], entries: Mapping[str, Entry], arguments: Seq
     audits = [report.Audit(*cell, path) for cell, path in published(lambda cell: cell.merges).items()]
     leading = {name for name, method in cells[0].config.merge.methods.items() if method.leads}
     chosen = published(lambda cell: cell.chosen)
-    choices = [report.Choice(*cell, path, cell[0] in leading) for cell, path in chosen.items()]
+    judged = [judge.ct.tokens for judge in judged_on(cells[0].config)]
+    choices = [report.Choice(*cell, path, cell[0] in leading, judged) for cell, path in chosen.items()]
     searched = cells[0].leaks and entries.get(cells[0].leaks.key)
     uses = Counter(stage.key for cell in cells for stage in cell.stages)
     config = cells[0].config

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pipeline import report
-from pipeline.report import claims
+from pipeline.report import choices, claims, findings
+from pipeline.report.paired import Evidence
 from pipeline.report.records import Evaluation
-from tests.pipeline.report.synthetic import GOOD, LOST, SUBJECT, Run, write_scores
+from tests.pipeline.report.synthetic import BUDGETS, GOOD, LOST, SUBJECT, Run, write_scores
 
 IDS = [claim.id for claim, _ in claims.STATED]
 SEEDS = (0, 1, 2)
@@ -81,6 +83,25 @@ def test_claims_state_the_numbers(tmp_path: Path) -> None:
     assert "TIES SV 1: 5.0 % at 10k" in answers["slack-keeps"].text
     slack = answers["slack-answer-bits"]
     assert slack.estimate is not None and slack.estimate.value == pytest.approx(0.1)
+
+
+def test_the_best_merge_on_dev_is_another_at_another_budget(tmp_path: Path) -> None:
+    """Settings are chosen by the mean over budgets; which merge leads at a budget is said by its scores there."""
+    run = Run(tmp_path, GOOD, {})
+    at_budgets = {"ties": (0.9, 0.5, 0.2), "ties_sv_1": (0.4, 0.6, 0.8)}  # the mean of ties_sv_1 is higher
+    judged = [replace(choice, judged=BUDGETS) for choice in run.choices]
+    for choice in judged:
+        path, scores = choice.folder / "tries.jsonl", at_budgets[choice.method]
+        rows = [json.loads(line) | {"score": sum(scores) / 3, "scores": scores} for line in path.open()]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    chosen, evidence = choices.read(judged), Evidence(run.evaluations, "nya")
+    assert [findings.leader_at(budget, chosen, evidence) for budget in BUDGETS] == ["ties", "ties_sv_1", "ties_sv_1"]
+    assert findings.leader_at(BUDGETS[0], choices.read(run.choices), evidence) == "ties_sv_1"
+
+
+def test_families_are_told_apart(tmp_path: Path) -> None:
+    text = next(iter(Run(tmp_path, GOOD, LOST).claims().answers)).text
+    assert "By family: blank +0.300 [" in text and "; genre +0.300 [" in text
 
 
 def test_claims_without_their_data_say_so(tmp_path: Path) -> None:

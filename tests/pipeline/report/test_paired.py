@@ -82,7 +82,7 @@ def compared(
             folder.mkdir()
             write_jsonl(folder / "samples.jsonl", samples)
             tasks = dict.fromkeys(row["task"] for row in samples)
-            write_jsonl(folder / "scores.jsonl", [{"task": task, "language": "nya"} for task in tasks])
+            write_jsonl(folder / "scores.jsonl", [{"task": task, "family": task, "language": "nya"} for task in tasks])
             evaluations.append(Evaluation(method, 1_000, seed, folder))
     difference = Evidence(evaluations, "nya").difference(kind, [("a", 1_000)], [("b", 1_000)])
     assert difference is not None
