@@ -149,20 +149,18 @@ def slack_helps(kind: Kind, at_norm: bool = False) -> Callable[[Data], Finding]:
 
     def answer(data: Data) -> Finding:
         pairs = matched_pairs(data, at_norm)
-        sides: tuple[list[Cell], list[Cell]] = (
-            [(slack, budget) for slack, _, budget in pairs],
-            [(plain, budget) for _, plain, budget in pairs],
-        )
-        estimate = gain(data.evidence, kind, *sides) if pairs else None
+        with_slack: list[Cell] = [(slack, budget) for slack, _, budget in pairs]
+        without: list[Cell] = [(plain, budget) for _, plain, budget in pairs]
+        estimate = gain(data.evidence, kind, with_slack, without) if pairs else None
         if estimate is None:
             return Finding(None, UNMATCHED_AT_NORM if at_norm else UNMATCHED)
         budgets = sorted({budget for _, _, budget in pairs})
-        each = [
-            (budget, gain(data.evidence, kind, *([cell for cell in side if cell[1] == budget] for side in sides)))
-            for budget in budgets
-        ]
+        each = []
+        for budget in budgets:
+            first, second = ([cell for cell in side if cell[1] == budget] for side in (with_slack, without))
+            each.append((budget, gain(data.evidence, kind, first, second)))
         methods = ", ".join(label(method) for method in dict.fromkeys(method for method, _, _ in pairs))
-        return Finding(estimate, f"{methods}: {_by_budget(each)}.{_by_family(data, kind, *sides)}")
+        return Finding(estimate, f"{methods}: {_by_budget(each)}.{_by_family(data, kind, with_slack, without)}")
 
     return answer
 
