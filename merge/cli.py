@@ -11,14 +11,18 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from common import hub
 from common.errors import BadInput, in_one_line, line_of
 from common.stop_signals import Stopped, stopping_on_signals
 from common.units import parse_bytes
 from merge.grid import expand
 from merge.progress import Progress
 from merge.recipe import Recipe
+
+if TYPE_CHECKING:
+    from merge.io.from_card import Card
 
 
 def main(arguments: Sequence[str] | None = None, program: str = "python -m merge") -> int:
@@ -57,10 +61,22 @@ def _allow_open_files() -> None:
 
 def _parser(program: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=program, description="Merge checkpoints of one architecture.")
-    parser.add_argument("recipe", help="YAML file: our schema (docs/merging.md) or a mergekit config")
+    parser.add_argument("recipe", nargs="?", help="YAML file: our schema (docs/merging.md) or a mergekit config")
     parser.add_argument(
         "out_dir", nargs="?", help="new folder for the merged checkpoint (with --grid: for one folder per combination)"
     )
+    parser.add_argument(
+        "--from-card", metavar="README.md", help="in place of a recipe: make the merge of this card again, bit for bit"
+    )
+    parser.add_argument(
+        "--model",
+        action="append",
+        default=[],
+        metavar="NAME=FOLDER",
+        help="where a model of the card is, if neither on the hub nor near the card",
+    )
+    parser.add_argument("--push", metavar="OWNER/NAME", help="put the result on the hub once it is whole")
+    parser.add_argument("--private", action="store_true", help="what --push makes there is for this account alone")
     parser.add_argument(
         "--plan", action="store_true", help="show what would be read, written and needed; merge nothing"
     )
@@ -79,14 +95,17 @@ def _parser(program: str) -> argparse.ArgumentParser:
     parser.add_argument("--device", default="cpu", help="where to compute (default: cpu)")
     parser.add_argument("--threads", type=int, help="tensors worked on at a time (default: torch's number of threads)")
     parser.add_argument("--memory", default="512MB", help="limit for working sets, e.g. 2GB (default: 512MB)")
-    parser.add_argument("--shard-size", default="5GB", help="largest output file (default: 5GB)")
+    parser.add_argument("--shard-size", help="largest output file (default: 5GB)")
     parser.add_argument("--quiet", action="store_true", help="say nothing of the progress")
     return parser
 
 
 def _run(options: argparse.Namespace) -> None:
-    recipe = Recipe.from_yaml(options.recipe)
-    memory, shard = _size(options.memory, "--memory"), _size(options.shard_size, "--shard-size")
+    card = _card(options)
+    recipe = Recipe.from_yaml(options.recipe) if card is None else card.recipe
+    memory, shard = _size(options.memory, "--memory"), _size(options.shard_size or "5GB", "--shard-size")
+    if card is not None and options.shard_size is None:
+        shard = card.shard_bytes or shard
     if options.threads is not None and options.threads < 1:
         raise BadInput(f"--threads: 1 or more; got {options.threads}")
     labelled = expand(recipe, options.grid) if options.grid else [("", recipe)]
@@ -100,6 +119,10 @@ def _run(options: argparse.Namespace) -> None:
         return
     if not options.audit_only and not out_dirs:
         raise BadInput("OUT_DIR: missing; name a new folder for the merged checkpoint")
+    if options.push is not None:
+        _check_push(options)
+    if card is not None and not options.audit_only:
+        card.check_models()
     # torch's half a million objects stay: to look through them again and again costs a tenth of its import and more
     gc.disable()
     from merge.stream.threads import Workers
@@ -128,7 +151,33 @@ def _run(options: argparse.Namespace) -> None:
             "shard_bytes": shard,
         }
         written = write_many(recipes, out_dirs, workers=workers, **extras)
+    if card is not None:
+        card.check_result(written[0])
+    if options.push is not None:
+        print(hub.push(written[0], options.push, "--push", options.private))
     print("\n".join(map(str, written)))
+
+
+def _card(options: argparse.Namespace) -> Card | None:
+    """The card to merge by. Raises BadInput for what does not go with one."""
+    if options.from_card is None:
+        if options.model:
+            raise BadInput("--model: says where models of a card are; it goes with --from-card")
+        if options.recipe is None:
+            raise BadInput("RECIPE: missing; name a YAML file, or a card with --from-card")
+        return None
+    if options.out_dir is not None or options.grid:
+        raise BadInput("--from-card: has the recipe; give OUT_DIR alone, and no --grid")
+    options.out_dir = options.recipe
+    from merge.io.from_card import read_card
+
+    return read_card(Path(options.from_card), options.model)
+
+
+def _check_push(options: argparse.Namespace) -> None:
+    if options.grid or options.audit_only:
+        raise BadInput("--push: goes with one merge that is written")
+    hub.check_push(options.push, "--push")
 
 
 def describe(recipes: Sequence[Recipe], memory: int, out_dirs: Sequence[Path]) -> tuple[list[str], str | None]:

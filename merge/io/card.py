@@ -20,18 +20,24 @@ SHARES = ("share_trimmed", "share_in_conflict", "share_lost_in_conflict", "norm_
 
 
 def render(
-    title: str, plan: Plan, recipe: Recipe, files: Sequence[Path], audit: Audit | None, checksums: bool = True
+    title: str,
+    plan: Plan,
+    recipe: Recipe,
+    files: Sequence[Path],
+    audit: Audit | None,
+    checksums: bool = True,
+    shard_bytes: int | None = None,
 ) -> str:
     """Markdown with a YAML head as model hubs read it: parents, method, settings, checksums, how to make it again.
 
     Local folders go by the last parts of their paths, as many as tell them apart; merge.yml has the whole paths.
+    The hub takes no other names as base_model than its own. shard_bytes: of the largest file, where it was chosen.
     """
     paths = [str(path) for parent in plan.parents for path in parent if path is not None]
     names = short_names(paths)
-    head = yaml.safe_dump(
-        {"base_model": list(names.values()), "tags": ["merge", "slackmerge"], "library_name": "transformers"},
-        sort_keys=False,
-    )
+    known = [names[path] for path in paths if path.startswith(hub.PREFIX)]
+    parents = {"base_model": list(dict.fromkeys(known))} if known else {}
+    head = yaml.safe_dump({**parents, "tags": ["merge", "slackmerge"], "library_name": "transformers"}, sort_keys=False)
     lines = [f"---\n{head}---\n", f"# {title}\n", f"A merge by `{recipe.method}`."]
     if recipe.base is not None:
         lines.append(f"Base: `{names[str(recipe.base)]}`.")
@@ -39,8 +45,9 @@ def render(
     lines.append(f"Models: {', '.join(models)}.\n")
     settings = yaml.safe_dump(_named(recipe.to_dict(), names), sort_keys=False)
     lines.append(
-        "## How to make it again\n\n    python -m merge merge.yml OUT_DIR\n\n"
-        f"with merge.yml, whose paths are shortened here:\n\n```yaml\n{settings}```\n"
+        "## How to make it again\n\n    slackmerge merge --from-card README.md OUT_DIR"
+        f"{'' if shard_bytes is None else f' --shard-size {shard_bytes}B'}\n\n"
+        f"by this recipe, in which paths are shortened:\n\n```yaml\n{settings}```\n"
     )
     if audit is not None and (rows := audit.report()["models"]):
         lines.append(
@@ -67,6 +74,12 @@ def short_names(paths: Iterable[str]) -> dict[str, str]:
     return {path: names.get(path) or shortened[path] for path in models}
 
 
+def pinned(path: str) -> str | None:
+    """A model of the hub at the commit that was read; None for a local folder."""
+    model = hub.parse(path, "path")
+    return None if model is None else f"{hub.PREFIX}{model.repo}@{model.cached_commit or model.revision}"
+
+
 def _with(adapter: Path | None, names: dict[str, str]) -> str:
     return f" with the LoRA `{names[str(adapter)]}`" if adapter is not None else ""
 
@@ -76,7 +89,7 @@ def _named(recipe: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
 
     def short(entry: dict[str, Any]) -> dict[str, Any]:
         own = {key: names[entry[key]] for key in ("path", "adapter", "base") if key in entry}
-        return entry | {key: entry[key] if entry[key].startswith(hub.PREFIX) else name for key, name in own.items()}
+        return entry | {key: pinned(entry[key]) or name for key, name in own.items()}
 
     parts = {"slices": [short(part) for part in recipe["slices"]]} if "slices" in recipe else {}
     return short(recipe) | {"models": {name: short(entry) for name, entry in recipe["models"].items()}} | parts

@@ -30,6 +30,7 @@ class FileSink:
     def __init__(self, folder: Path, plan: Plan, recipe: Recipe, shard_bytes: int = SHARD):
         self.folder = folder
         self.dtypes = {output.name: out_dtype(recipe, plan, output) for output in plan.outputs}
+        self.shard_bytes = None if shard_bytes == SHARD else shard_bytes  # where it was chosen
         self.files: list[Path] = []
         self.written = Event()
         self._positions: dict[str, tuple[int, int]] = {}  # name -> descriptor, offset

@@ -121,7 +121,7 @@ def write_metadata(
     if audit is not None:
         audit.save(aside)
     recipe.save(aside / "merge.yml")
-    text = card.render(title, plan, recipe, sink.files, audit, checksums)
+    text = card.render(title, plan, recipe, sink.files, audit, checksums, sink.shard_bytes)
     (aside / "README.md").write_text(text, encoding="utf-8", errors="backslashreplace")
     config = out_config(plan, recipe)
     (aside / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -79,11 +79,11 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def try_it(*arguments: str) -> int:
+def try_it(*arguments: str, recipe: tuple[str, ...] = ("merge.yml",)) -> int:
     """Run the command line: it ends with 0, or with 2 and one line."""
     out, error = io.StringIO(), io.StringIO()
     with redirect_stdout(out), redirect_stderr(error):
-        code = main(["merge.yml", *arguments])
+        code = main([*recipe, *arguments])
     said = error.getvalue()
     assert (code, said) == (0, "") or (code == 2 and re.fullmatch(r"merge: [^\n]+\n", said)), (code, said)
     return code
