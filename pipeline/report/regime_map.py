@@ -147,7 +147,16 @@ def _panel(found: Sequence[Spot], kind: Kind, labelled: bool) -> Spec:
         },
         "layer": [
             {"mark": {"type": "rect"}, "encoding": {"color": colour}},
-            {"mark": {"type": "text", "fontSize": 11}, "encoding": {"text": {"field": "text", "type": "nominal"}}},
+            {
+                "mark": {"type": "text", "fontSize": 11},
+                "encoding": {
+                    "text": {"field": "text", "type": "nominal"},
+                    "color": {
+                        "condition": {"test": f"abs(datum.gain) > {0.6 * most}", "value": "#fff"},
+                        "value": "#111",
+                    },
+                },
+            },
         ],
         "resolve": {"scale": {"color": "independent"}},
     }

@@ -1,6 +1,6 @@
 """`python -m tests.pipeline.report.pictures outputs/<experiment> docs`: a finished experiment's page for the README.
 
-Draws the report anew, copies it to <folder>/report-<experiment>.html, and leaves two screenshots in <folder>/images:
+Draws the report anew, copies it and its claims to <folder>/<experiment>, and leaves two screenshots in <folder>/images:
 page.png (1,280 pixels wide, light) and page-phone.png (390 pixels, dark).
 """
 
@@ -15,11 +15,13 @@ from tests.pipeline.report.browser import Browser
 
 
 def pictures(outputs: Path, docs: Path) -> list[Path]:
-    """The three files. Takes Chromium (see browser.py)."""
-    page = folders.report([outputs]).page
-    copied = docs / f"report-{outputs.name}.html"
-    (docs / "images").mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(page, copied)
+    """The page and the screenshots. Takes Chromium (see browser.py)."""
+    drawn = folders.report([outputs])
+    for name in (outputs.name, "images"):
+        (docs / name).mkdir(parents=True, exist_ok=True)
+    copied = docs / outputs.name / drawn.page.name
+    shutil.copyfile(drawn.page, copied)
+    shutil.copyfile(drawn.claims, copied.with_name(drawn.claims.name))
     wide, phone = docs / "images" / "page.png", docs / "images" / "page-phone.png"
     with Browser(1280, 1500) as browser:
         browser.open(copied)
