@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from common.files import publish
+from common.files import publish, read_jsonl, write_jsonl
 
 
 def test_publishing_leaves_nothing_half_written(tmp_path: Path) -> None:
@@ -17,3 +20,18 @@ def test_publishing_leaves_nothing_half_written(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="full"):
         publish(tmp_path / "results.csv", fail)
     assert list(tmp_path.iterdir()) == []
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(rows=st.lists(st.dictionaries(st.text(), VALUES, max_size=4), max_size=4))
+def test_rows_come_back_to_the_last_bit(rows: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Of any script, with line separators that are not ours inside, and every float."""
+    path = tmp_path_factory.getbasetemp() / "rows.jsonl"
+    write_jsonl(path, rows)
+    assert repr(read_jsonl(path)) == repr(rows)
