@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path, PurePath
 from typing import Any
@@ -49,18 +49,32 @@ def shaped(value: Any, where: str, shape: Any) -> Any:
 
 def read_yaml(path: Path, expected: str = "a file of YAML") -> Any:
     """What a file of YAML holds. Raises BadInput; also for a key that is given twice."""
+    documents = read_yaml_documents(path, expected)
+    if len(documents) > 1:
+        raise BadInput(f"{path}: not YAML: {len(documents)} documents; expected one")
+    return documents[0] if documents else None
+
+
+def read_yaml_documents(path: Path, expected: str = "a file of YAML") -> list[Any]:
+    """As `read_yaml`, all documents that a file of YAML holds."""
     text = _read(path, expected)
     try:
-        return parse_yaml(text.decode("utf-8"))
+        documents: list[Any] = _parsed(text.decode("utf-8"), lambda text: list(yaml.load_all(text, _NoKeyTwice)))
+        return documents
     except (BadInput, UnicodeDecodeError) as error:
         raise BadInput(f"{path}: not YAML: {error}") from None
 
 
 def parse_yaml(text: str) -> Any:
     """What a text of YAML holds. Raises BadInput that does not name its place."""
+    return _parsed(text, lambda text: yaml.load(text, Loader=_NoKeyTwice))
+
+
+def _parsed(text: str, load: Callable[[str], Any]) -> Any:
+    """load: by a SafeLoader."""
     try:
         with in_one_line():
-            value = yaml.load(text, Loader=_NoKeyTwice)  # a SafeLoader
+            value = load(text)
     except BadInput:
         raise
     except yaml.reader.ReaderError as error:

@@ -6,7 +6,6 @@ import argparse
 import gc
 import json
 import resource
-import shutil
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -17,6 +16,8 @@ from common import hub
 from common.errors import BadInput, in_one_line, line_of
 from common.stop_signals import Stopped, stopping_on_signals
 from common.units import parse_bytes
+from merge.chained import Stage, read_stages, recipes_of, write_stages
+from merge.describe import describe
 from merge.grid import expand
 from merge.progress import Progress
 from merge.recipe import Recipe
@@ -100,8 +101,40 @@ def _parser(program: str) -> argparse.ArgumentParser:
     return parser
 
 
+def _run_stages(stages: list[Stage], options: argparse.Namespace) -> None:
+    """Several merges of one file."""
+    if options.grid or options.audit_only:
+        raise BadInput(f"{options.recipe}: several merges; --grid and --audit-only are for one")
+    memory, shard = _size(options.memory, "--memory"), _size(options.shard_size or "5GB", "--shard-size")
+    if options.threads is not None and options.threads < 1:
+        raise BadInput(f"--threads: 1 or more; got {options.threads}")
+    if options.plan:
+        for stage, recipe in zip(stages, recipes_of(stages, Path("/"), Path(options.recipe).parent), strict=True):
+            lines, refusal = [f"read      {', '.join(stage.needs)}: not made yet, checked when they are"], None
+            if not stage.needs:
+                lines, refusal = describe([recipe], memory, [])
+            print(f"merge     {stage.name or 'the last one'}", *lines, sep="\n", flush=True)
+            if refusal is not None:
+                raise BadInput(refusal)
+        return
+    if options.out_dir is None:
+        raise BadInput("OUT_DIR: missing; name a new folder for the merged checkpoint")
+    if options.push is not None:
+        _check_push(options)
+    from merge.stream.threads import Workers
+
+    told = {"audit": not options.no_audit, "checksums": not options.no_checksums, "shard_bytes": shard}
+    workers = Workers(options.device, options.threads, memory)
+    written = write_stages(options.recipe, options.out_dir, workers=workers, **told)
+    if options.push is not None:
+        print(hub.push(written, options.push, "--push", options.private))
+    print(written)
+
+
 def _run(options: argparse.Namespace) -> None:
     card = _card(options)
+    if card is None and (stages := read_stages(Path(options.recipe))) is not None:
+        return _run_stages(stages, options)
     recipe = Recipe.from_yaml(options.recipe) if card is None else card.recipe
     memory, shard = _size(options.memory, "--memory"), _size(options.shard_size or "5GB", "--shard-size")
     if card is not None and options.shard_size is None:
@@ -178,47 +211,6 @@ def _check_push(options: argparse.Namespace) -> None:
     if options.grid or options.audit_only:
         raise BadInput("--push: goes with one merge that is written")
     hub.check_push(options.push, "--push")
-
-
-def describe(recipes: Sequence[Recipe], memory: int, out_dirs: Sequence[Path]) -> tuple[list[str], str | None]:
-    """What merges into `out_dirs` would read, write and need, and why they cannot be written there, if so.
-
-    After all checks that need no weights; without out_dirs the room is that of the working directory.
-    """
-    from merge.io.out_folder import OutFolder
-    from merge.io.sidecars import sidecars
-    from merge.io.writer import METADATA, METADATA_OF_TENSOR
-    from merge.stream.dtypes import out_dtype
-    from merge.stream.tensor_plan import make_plan
-
-    nearest = [OutFolder(out_dir).check() for out_dir in out_dirs] or [Path.cwd()]
-    plan = make_plan(recipes)
-    try:
-        names = ", ".join(sorted({recipe.method for recipe in recipes}))
-        lines = [f"method    {names} ({len(recipes)} merge(s) in one pass)"]
-        for parent in plan.parents.values():
-            infos = parent.tensors.values()
-            lines.append(
-                f"read      {parent.folder}: {len(infos)} tensors, {sum(info.nbytes for info in infos) / 1e9:.2f} GB"
-            )
-        beside = sum(file.stat().st_size for file in sidecars(plan.tokenizer_from.folder))
-        beside += METADATA + METADATA_OF_TENSOR * len(plan.outputs)
-        size = sum(
-            beside + sum(output.numel * out_dtype(recipe, plan, output).itemsize for output in plan.outputs)
-            for recipe in recipes
-        )
-        free = shutil.disk_usage(nearest[0]).free
-        lines.append(
-            f"write     {len(recipes)} × {len(plan.outputs)} tensors, {size / 1e9:.2f} GB; "
-            f"{free / 1e9:.1f} GB free{'' if free >= size else ': NOT ENOUGH'}"
-        )
-        lines.append(f"memory    torch, slices of a few MB, and up to {memory / 1e6:.0f} MB to select magnitudes")
-        if free >= size:
-            return lines, None
-        lacking = f"{free / 1e9:.2f} GB free where {size / 1e9:.2f} GB are needed"
-        return lines, f"{(out_dirs or nearest)[0]}: {lacking}; free some, or merge elsewhere"
-    finally:
-        plan.close()
 
 
 def _size(text: str, key: str) -> int:

@@ -117,10 +117,14 @@ class Recipe(Value):
     def from_yaml(cls, path: str | Path) -> Recipe:
         """Read a recipe file, ours or mergekit's. Raises BadInput naming the file and the key."""
         path = Path(path)
-        data = read_yaml(path, "a merge recipe (YAML)")
+        return cls.from_document(read_yaml(path, "a merge recipe (YAML)"), str(path), path.parent)
+
+    @classmethod
+    def from_document(cls, data: Any, where: str, root: Path) -> Recipe:
+        """Recipe of the data of a file in `root`, ours or mergekit's. Raises BadInput that begins with `where`."""
         if isinstance(data, dict) and "merge_method" in data:
-            return cls.from_dict(mergekit_yaml.to_recipe_dict(data, str(path)), where=str(path))
-        return cls.from_dict(data, where=str(path), root=path.parent)
+            return cls.from_dict(mergekit_yaml.to_recipe_dict(data, where), where=where)
+        return cls.from_dict(data, where=where, root=root)
 
     @classmethod
     def from_dict(cls, data: Any, where: str = "recipe", root: Path | None = None) -> Recipe:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import in_one_line
-from common.files import fsync
+from common.files import fsync, write_whole
 from merge.auditing import Audit
 from merge.io import card
 from merge.io.checkpoint import EMBEDDINGS
@@ -46,13 +46,15 @@ def write_many(
     checksums: bool = True,
     shard_bytes: int = SHARD,
     workers: Workers = DEFAULT,
+    merge_yml: str | None = None,
 ) -> list[Path]:
     """Merge each recipe into its own new folder, in one pass over the parents.
 
     A folder holds safetensors shards, config, tokenizer, generation config, model card and the recipe as merge.yml;
     with `audit`, audit.json and audit.parquet; with `checksums`, the card has the sha256 of every file read and
     written. The room for all of it is taken first. All appear under their final names at the end; a merge that fails
-    leaves nothing. `workers` goes over the tensors twice. Raises BadInput.
+    leaves nothing. `workers` goes over the tensors twice. merge_yml: what stands there in place of the recipe. Raises
+    BadInput.
     """
     folders = [OutFolder(out_dir) for out_dir in out_dirs]
     for folder in folders:
@@ -75,6 +77,8 @@ def write_many(
             _merge(plan, sinks, audits, workers, surveyed)
             for recipe, folder, sink, seen in zip(recipes, folders, sinks, audits, strict=True):
                 write_metadata(plan, recipe, sink.folder, folder.target.name, sink, seen, checksums)
+                if merge_yml is not None:
+                    write_whole(sink.folder / "merge.yml", merge_yml)
         for folder in folders:
             folder.publish()
     return [folder.target for folder in folders]

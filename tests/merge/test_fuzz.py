@@ -1,6 +1,6 @@
 """Whatever stands in a header, an index, a config, a tokenizer, an adapter or a recipe: success, or one line and 2.
 
-The same 2,700 cases each time; SLACKMERGE_FUZZ=10 takes ten times as many, others each time.
+The same 2,900 cases each time; SLACKMERGE_FUZZ=10 takes ten times as many, others each time.
 """
 
 from __future__ import annotations
@@ -234,6 +234,19 @@ def test_slices(folders: Path, recipe: Any) -> None:
     if try_it("--plan") == 0:
         try_it("out")
         shutil.rmtree("out", ignore_errors=True)
+
+
+@given(
+    st.lists(
+        st.one_of(mutated(RECIPE | {"name": "a"}), mutated(MERGEKIT | {"name": "b"}), mutated(SLICED, "name"), junk),
+        max_size=3,
+    ),
+    st.booleans(),
+)
+@cases(200)
+def test_stages(folders: Path, stages: list[Any], listed: bool) -> None:
+    Path("merge.yml").write_text(yaml.dump(stages) if listed else yaml.dump_all(stages))
+    try_it("--plan")
 
 
 @given(mutated(MERGEKIT, "slices", "parameters", "dtype", "out_dtype", "tokenizer_source", "chat_template"))

@@ -131,7 +131,7 @@ def test_the_plan_says_where_room_is_lacking(
     config: str, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr("merge.cli.shutil.disk_usage", lambda _: usage)
+    monkeypatch.setattr("merge.describe.shutil.disk_usage", lambda _: usage)
     assert "0.00 GB free where 0.00 GB are needed; free some" in refused(config, tmp_path / "out", capsys, "--plan")
 
 

@@ -1,0 +1,145 @@
+"""Several merges in one file, some of what others make: YAML documents, as mergekit-multi has them, or a list.
+
+Each has a `name`, by which the others speak of its result as of a folder; the one without, or else the last, is the one
+that is published. The others are made before it, in a hidden folder beside it that is removed at the end.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from common.errors import BadInput
+from common.parsing import read_yaml_documents
+from merge.recipe import Recipe
+
+FOLDERS = {"model", "base_model", "tokenizer_source", "source", "path", "base"}  # keys whose values name models
+_NAME = re.compile(r"(?!\.)[\w.-]{1,100}")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One of the merges. name: None for one that has none. needs: the names of those whose results it takes."""
+
+    name: str | None
+    data: Any
+    where: str
+    needs: tuple[str, ...]
+
+
+def read_stages(path: Path) -> list[Stage] | None:
+    """The merges of a file in an order in which they can be made, the published one last; None for a file of one merge.
+
+    Raises BadInput for names that are none or are given twice, cycles, and results that nobody takes.
+    """
+    documents = read_yaml_documents(path, "a merge recipe (YAML)")
+    if not documents or (len(documents) == 1 and not isinstance(documents[0], list)):
+        return None
+    listed = documents[0] if len(documents) == 1 else documents
+    if not listed:
+        raise BadInput(f"{path}: an empty list; expected merges")
+    names = [_name(data, f"{path}: merge {i}") for i, data in enumerate(listed, 1)]
+    for i, name in enumerate(names):
+        if name in names[:i]:
+            what = "two merges have no name; one, the last, can do" if name is None else f"two merges are named {name}"
+            raise BadInput(f"{path}: {what}")
+    stages = {}
+    for i, (name, data) in enumerate(zip(names, listed, strict=True), 1):
+        rest = {key: value for key, value in data.items() if key != "name"}
+        models = [text.partition("+")[0] for text in _folders(rest)]
+        used = tuple(name for name in dict.fromkeys(models) if name in names)
+        stages[name] = Stage(name, rest, f"{path}: merge {name or i}", used)
+    last = None if None in stages else names[-1]
+    try:
+        order = list(TopologicalSorter({name: stage.needs for name, stage in stages.items()}).static_order())
+    except CycleError as error:
+        raise BadInput(f"{path}: these merges wait for each other: {' <- '.join(map(str, error.args[1]))}") from None
+    taken = {last, *(need for stage in stages.values() for need in stage.needs)}
+    if lost := next((name for name in names if name not in taken), None):
+        raise BadInput(f"{path}: no merge takes the result of {lost}; name it in one, or merge it by itself")
+    return [stages[name] for name in order]
+
+
+def _name(data: Any, where: str) -> str | None:
+    if not isinstance(data, Mapping):
+        raise BadInput(f"{where}: expected a mapping, our schema or a mergekit config")
+    name = data.get("name")
+    if name is not None and not (isinstance(name, str) and _NAME.fullmatch(name)):
+        raise BadInput(f"{where}: name: letters, digits, -, _ and . (not first), as of a folder; got {name!r}"[:300])
+    return name
+
+
+def _renamed(value: Any, rename: Callable[[str], str], key: str = "") -> Any:
+    """The same data, the folders in it renamed."""
+    if isinstance(value, Mapping):
+        return {own: _renamed(inner, rename, str(own)) for own, inner in value.items()}
+    if isinstance(value, list):
+        return [_renamed(inner, rename, key) for inner in value]
+    return rename(value) if isinstance(value, str) and key in FOLDERS else value
+
+
+def _folders(value: Any, key: str = "") -> list[str]:
+    """The models that are named in a config."""
+    if isinstance(value, Mapping):
+        return [text for own, inner in value.items() for text in _folders(inner, str(own))]
+    if isinstance(value, list):
+        return [text for inner in value for text in _folders(inner, key)]
+    return [value] if isinstance(value, str) and key in FOLDERS else []
+
+
+def recipes_of(stages: list[Stage], results: Path, root: Path) -> list[Recipe]:
+    """Their recipes. results: the folder in which each result has its name. Raises BadInput."""
+
+    def place(needs: tuple[str, ...], text: str) -> str:
+        name, plus, adapter = text.partition("+")
+        return f"{results / name}{plus}{adapter}" if name in needs else text
+
+    return [
+        Recipe.from_document(_renamed(stage.data, partial(place, stage.needs)), stage.where, root) for stage in stages
+    ]
+
+
+def stated(stages: list[Stage], recipes: list[Recipe], results: Path) -> str:
+    """YAML documents that make the last result again, from wherever they are read."""
+    prefix = f"{results}/"
+    documents = [
+        ({"name": stage.name} if stage is not stages[-1] else {})
+        | _renamed(recipe.absolute().to_dict(), lambda text: text.removeprefix(prefix))
+        for stage, recipe in zip(stages, recipes, strict=True)
+    ]
+    return yaml.safe_dump_all(documents, sort_keys=False)
+
+
+def write_stages(path: str | Path, out_dir: str | Path, **options: Any) -> Path:
+    """Make all merges of a file, the last one as `out_dir`; see merge.io.writer.write_many for the options and errors.
+
+    What can be known before anything is computed is checked: all recipes, and the models that are there.
+    """
+    from merge import check
+    from merge.io.out_folder import OutFolder
+    from merge.io.writer import write
+
+    stages = read_stages(Path(path))
+    if stages is None:
+        raise BadInput(f"{path}: one merge; expected several YAML documents, or a list")
+    target = OutFolder(out_dir).target
+    OutFolder(out_dir).check()
+    between = OutFolder(target.with_name(f"{target.name}.stages"))
+    recipes = recipes_of(stages, between.aside, Path(path).parent)
+    for stage, recipe in zip(stages, recipes, strict=True):
+        if not stage.needs:
+            check(recipe)
+    with ExitStack() as opened:
+        opened.callback(between.discard)
+        results = between.open()
+        for stage, recipe in zip(stages[:-1], recipes, strict=False):
+            write(recipe, results / str(stage.name), **{**options, "audit": False, "checksums": False})
+        return write(recipes[-1], out_dir, merge_yml=stated(stages, recipes, results), **options)
