@@ -1,4 +1,4 @@
-"""What a checkpoint has beside weights and config: its tokenizer and its settings for generation."""
+"""What a checkpoint has beside weights and config: its tokenizer, its processor, its settings for generation."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from common.errors import BadInput
 
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-    "vocab.json", "merges.txt", "chat_template.jinja",
+    "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json",
 )  # fmt: skip
+PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
 
 
 def sidecars(folder: Path) -> list[Path]:
@@ -21,7 +22,8 @@ def sidecars(folder: Path) -> list[Path]:
     root = folder.resolve()
     if root.parent.name == "snapshots":
         root = root.parent.parent
-    files = [folder / name for name in (*TOKENIZER_FILES, "generation_config.json") if (folder / name).is_file()]
+    names = (*TOKENIZER_FILES, *PROCESSOR_FILES, "generation_config.json")
+    files = [folder / name for name in names if (folder / name).is_file()]
     for file in files:
         if not file.resolve().is_relative_to(root):
             raise BadInput(f"{file}: a link to {file.resolve()}, outside of the checkpoint; put a copy there")

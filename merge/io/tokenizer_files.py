@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import tokenizers
 
 TEMPLATE, CONFIG, FAST = "chat_template.jinja", "tokenizer_config.json", "tokenizer.json"
+OLDER_TEMPLATE = "chat_template.json"  # of processors
 OTHER_FORMS = ("tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json")  # of the vocabulary, of older kinds
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -88,15 +89,14 @@ def chosen_template(wish: str, folders: Iterable[Path]) -> str | None:
 
 
 def read_template(folder: Path) -> str | None:
-    """A folder's chat template: its own file, or that in the tokenizer's config, where of several the default one."""
+    """A folder's chat template: a file, or what a processor's or the tokenizer's says; of several the default one."""
     if (folder / TEMPLATE).is_file():
         try:
             return (folder / TEMPLATE).read_text(encoding="utf-8")
         except UnicodeDecodeError:
             raise BadInput(f"{folder / TEMPLATE}: not a text in UTF-8") from None
-    if not (folder / CONFIG).is_file():
-        return None
-    found = read_json(folder / CONFIG).get("chat_template")
+    files = [folder / name for name in (OLDER_TEMPLATE, CONFIG) if (folder / name).is_file()]
+    found = next((text for file in files if (text := read_json(file).get("chat_template"))), None)
     if isinstance(found, list):
         named = {entry.get("name"): entry.get("template") for entry in found if isinstance(entry, dict)}
         found = named.get("default")
@@ -104,7 +104,8 @@ def read_template(folder: Path) -> str | None:
 
 
 def put_template(folder: Path, template: str) -> None:
-    """As the folder's chat template, in both places where libraries look for it."""
+    """As the folder's chat template, wherever libraries look for it."""
+    (folder / OLDER_TEMPLATE).unlink(missing_ok=True)
     (folder / TEMPLATE).write_text(template, encoding="utf-8")
     if (folder / CONFIG).is_file():
         config: dict[str, Any] = read_json(folder / CONFIG)

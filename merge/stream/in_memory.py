@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -17,7 +17,7 @@ from merge.stream.tensor_plan import Plan, make_plan
 from merge.stream.threads import Workers
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
 AT_ONCE = 2 << 30  # bytes of merged weights held by load_many at a time
 
@@ -73,7 +73,7 @@ def _merge(plan: Plan, workers: Workers) -> list[PreTrainedModel]:
 
 def _skeleton(plan: Plan, recipe: Recipe, device: str) -> PreTrainedModel:
     """A model of the right shape whose weights are not set yet."""
-    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+    from transformers import AutoConfig, GenerationConfig
     from transformers.initialization import no_init_weights
 
     folder = plan.parents[plan.leader].folder
@@ -82,7 +82,7 @@ def _skeleton(plan: Plan, recipe: Recipe, device: str) -> PreTrainedModel:
     dtypes = {output.name: out_dtype(recipe, plan, output) for output in plan.outputs if output.floating}
     common = Counter(dtypes.values()).most_common(1)[0][0]
     with no_init_weights(), torch.device(device):
-        model = AutoModelForCausalLM.from_config(config, dtype=common)
+        model = _auto_class(config).from_config(config, dtype=common)
     for name, parameter in model.named_parameters():
         if dtypes.get(name, common) != common:
             parameter.data = parameter.data.to(dtypes[name])
@@ -92,6 +92,15 @@ def _skeleton(plan: Plan, recipe: Recipe, device: str) -> PreTrainedModel:
         model.generation_config = GenerationConfig.from_pretrained(folder)
     model.config.name_or_path = model.name_or_path = str(folder)
     return model.eval()
+
+
+def _auto_class(config: PretrainedConfig) -> Any:
+    """What loads such a model with its head: of text, or of images and text."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    named = str((getattr(config, "architectures", None) or [""])[0])
+    sees = type(config) in AutoModelForImageTextToText._model_mapping and not named.endswith("ForCausalLM")
+    return AutoModelForImageTextToText if sees else AutoModelForCausalLM
 
 
 def _sink(model: PreTrainedModel, plan: Plan) -> ModelSink | None:
@@ -111,12 +120,13 @@ def _sink(model: PreTrainedModel, plan: Plan) -> ModelSink | None:
 
 
 def _through_files(plan: Plan, recipe: Recipe, device: str) -> PreTrainedModel:
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig
 
     from merge.io.writer import write
 
     with TemporaryDirectory() as folder:
         write(recipe, f"{folder}/merged")
         path = f"{folder}/merged"
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(path, dtype="auto", trust_remote_code=False)
+        kind = _auto_class(AutoConfig.from_pretrained(path, trust_remote_code=False))
+        model: PreTrainedModel = kind.from_pretrained(path, dtype="auto", trust_remote_code=False)
         return model.to(device).eval()  # type: ignore[arg-type]

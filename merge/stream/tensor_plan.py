@@ -10,6 +10,7 @@ from common import hub
 from common.errors import BadInput, in_one_line
 from merge.io.adapter import adapted
 from merge.io.checkpoint import HEAD, Checkpoint
+from merge.io.name_aliases import with_names_of
 from merge.io.open_folder import open_checkpoint
 from merge.io.vocabulary import read_vocabulary
 from merge.per_tensor import depth_of, layer_counts, stack_of
@@ -79,6 +80,8 @@ def make_plan(recipes: Sequence[Recipe]) -> Plan:
                     if parent not in parents:
                         parents[parent] = open_parent(parent)
         _check_configs(plan)
+        for key, other in parents.items():
+            parents[key] = with_names_of(parents[leader], other)
         _settle_tokenizers(plan)
         plan.outputs.extend(stacked_outputs(recipes, parents) if recipes[0].slices else _outputs(plan))
         check_settings(recipes, plan.outputs, plan.tied)
