@@ -145,7 +145,7 @@ def test_a_written_merge_is_whole(folders: dict[str, Path], tmp_path: Path) -> N
         "audit.json",
     }  # fmt: skip
     card = (out / "README.md").read_text()
-    assert "slackmerge merge --from-card README.md OUT_DIR" in card and "ct (`ct`), sft (`sft`)" in card and "sha256" in card
+    assert "--from-card README.md OUT_DIR" in card and "ct (`ct`), sft (`sft`)" in card and "sha256" in card
     assert str(tmp_path) not in card
     assert {path.name for path in tmp_path.iterdir()} == {"base", "ct", "sft", "out"}
     with pytest.raises(merge.BadInput, match="exists already"):
