@@ -51,7 +51,7 @@ def test_a_new_method_merges_from_a_recipe_to_a_file(folders: dict[str, Path], t
         taus = torch.stack([ct[name] - base[name], sft[name] - base[name], torch.zeros_like(base[name])])
         assert torch.equal(tensor, base[name] + 2.0 * taus.median(dim=0).values), name
     assert merge.Recipe.from_yaml(tmp_path / "out" / "merge.yml") == merge.Recipe.from_yaml(path)
-    with pytest.raises(merge.BadInput, match="method median has no key slack; its keys are base, compute_dtype"):
+    with pytest.raises(merge.BadInput, match="method median has no key slack; its keys are base, chat_template"):
         merge.Recipe.from_dict({"method": "median", "base": "base", "models": models, "slack": 1})
 
 
