@@ -1,11 +1,12 @@
 """A part of `make bench-sweep`: a sweep that is done, run again; and CT at B budgets against the largest alone.
 
-    python benchmarks/bench_second_run.py [--experiment test] [--store FOLDER] [--rounds 3]
+    python benchmarks/bench_second_run.py [--experiment test] [--store FOLDER] [--rounds 3] [--records]
 
 The experiment is run once, into a temporary folder, unless `--store` names one that has been used: then the second runs
-write their report to a temporary folder, and CT is counted over all that the store has. seconds: of the clock, and CPU
-seconds of the whole process tree, medians over rounds. ct_tokens_ratio: tokens that the budgets of a trajectory trained
-on, by the records of their entries, over the largest budget; the largest such ratio. The last line is JSON.
+write their report to a temporary folder, and CT is counted over all that the store has; with `--records` nothing else
+is done. Seconds are of the clock, and of the CPU in the whole process tree, medians over rounds. ct_tokens_ratio:
+tokens that the budgets of a trajectory trained on, by the records of their entries, over the largest budget; the
+largest such ratio. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -85,7 +86,13 @@ def main() -> int:
     parser.add_argument("--experiment", default="test")
     parser.add_argument("--store", type=Path)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--records", action="store_true")
     options = parser.parse_args()
+    if options.records:
+        if options.store is None:
+            parser.error("--records counts what a store has: name it with --store")
+        print(json.dumps(ct_cost(options.store)))
+        return 0
     with tempfile.TemporaryDirectory() as temporary:
         outputs, store = Path(temporary) / "outputs", options.store or Path(temporary) / "store"
         if options.store is None:

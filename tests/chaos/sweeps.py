@@ -20,7 +20,7 @@ from pipeline.store import RECORD, Store
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENT = ("experiment=test", "tracking=none", "compute.threads=1")
-HEAVY = ("torch", "transformers", "datasets", "lm_eval", "lm_eval.models.huggingface", "matplotlib.pyplot", "pandas")
+HEAVY = ("torch", "transformers", "datasets", "lm_eval", "lm_eval.models.huggingface", "pandas")
 TIMES = ("started", "finished", "seconds", "commit", "resumed_tokens")  # of a record: what may differ between two runs
 LOG = "log.jsonl"  # of a training: it says how many tokens a second there were
 LIMIT_S = 1800  # of one sweep
