@@ -121,6 +121,8 @@ def is_whole(folder: Path) -> bool:
     """Whether a snapshot has its config and all of its weights: an interrupted download leaves some."""
     from common.parsing import WeightIndex, read_json
 
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        return (folder / "adapter_model.safetensors").is_file()
     if not (folder / "config.json").is_file():
         return False
     for index in folder.glob("*.index.json"):

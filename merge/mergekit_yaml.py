@@ -99,7 +99,9 @@ def _models(
         if path not in labels:
             label = Path(adapter or folder).name.partition("@")[0]
             labels[path] = f"{label}-{len(labels)}" if label in labels.values() else label
-        entry: dict[str, Any] = {"path": _local_or_hub(folder)} | ({"adapter": adapter} if adapter else {})
+        entry: dict[str, Any] = {"path": _local_or_hub(folder)} | (
+            {"adapter": _local_or_hub(adapter)} if adapter else {}
+        )
         if "layer_range" in parameters:
             entry["layers"] = parameters["layer_range"]
         for name in filter(MODEL_KEYS.__contains__, method.model_keys):

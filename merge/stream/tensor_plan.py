@@ -93,7 +93,7 @@ def open_parent(parent: Parent) -> Checkpoint:
     """The checkpoint of a parent, with its adapter where it has one."""
     folder, adapter = parent
     checkpoint = open_checkpoint(hub.fetch(str(folder), "path"))
-    return checkpoint if adapter is None else adapted(checkpoint, adapter)
+    return checkpoint if adapter is None else adapted(checkpoint, hub.fetch(str(adapter), "adapter"))
 
 
 def _check_configs(plan: Plan) -> None:

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 import merge
+from tests.merge.test_adapters import lora, on
 
 COMMIT = "1" * 40
 
@@ -62,6 +63,23 @@ def test_a_mergekit_config_names_models_of_the_hub(cached: dict[str, Path], tmp_
         str(cached["sft"]),
     ]
     merge.check(recipe)
+
+
+def test_an_adapter_of_the_hub(cached: dict[str, Path], tmp_path: Path) -> None:
+    from huggingface_hub import constants
+
+    adapter = lora(tmp_path / "lora")
+    expected = load_file(merge.write(on(cached["ct"], adapter), tmp_path / "local") / "model.safetensors")
+    model = Path(constants.HF_HUB_CACHE) / "models--me--lora"
+    (model / "refs").mkdir(parents=True)
+    (model / "refs" / "main").write_text(COMMIT)
+    shutil.copytree(adapter, model / "snapshots" / COMMIT)
+    config = tmp_path / "merge.yml"
+    config.write_text("merge_method: linear\nmodels:\n- {model: me/ct+me/lora, parameters: {weight: 1.0}}\n")
+    out = merge.write(merge.Recipe.from_yaml(config), tmp_path / "remote")
+    found = load_file(out / "model.safetensors")
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    assert f"adapter: hub:me/lora@{COMMIT}" in (out / "README.md").read_text()
 
 
 def test_a_model_that_cannot_be_had_is_refused_in_one_line(cached: dict[str, Path]) -> None:
