@@ -12,9 +12,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy
 import torch
 
 from merge.election import NO_SLACK, Scope, Slack, elected_sign, surviving, total
+from merge.select import Array
 
 
 @dataclass(frozen=True)
@@ -60,16 +62,32 @@ def near(base: torch.Tensor, theta: torch.Tensor, t: float) -> torch.Tensor:
     return weight * theta + (1 - weight) * base
 
 
-def keep_probabilities(magnitude: torch.Tensor, density: float, epsilon: float) -> torch.Tensor:
-    """DELLA's keep probabilities: by rank, from density − ε to density + ε (a row's largest).
+def row_ranks(magnitude: torch.Tensor) -> torch.Tensor:
+    """How many values of its row are smaller, or equal and before it: float32 of the same shape, [rows, columns].
 
-    magnitude: [rows, columns], whole rows; returns float32 of the same shape.
+    On a CPU a row is sorted as whole numbers, bit pattern above index: vectorised, several times faster than argsort.
     """
-    columns = magnitude.shape[-1]
-    order = magnitude.argsort(dim=-1, stable=True)
-    ranks = torch.empty_like(order)
-    ranks.scatter_(-1, order, torch.arange(columns, device=order.device).expand_as(order))
-    return (density - epsilon) + ranks.float() * (2 * epsilon / max(1, columns - 1))
+    columns, size = magnitude.shape[-1], magnitude.dtype.itemsize
+    if magnitude.device.type != "cpu" or size > 4 or columns >= 1 << 31:
+        order = magnitude.argsort(dim=-1, stable=True)
+    else:
+        shift, kind = (16, numpy.uint32) if size == 2 and columns <= 1 << 16 else (32, numpy.uint64)
+        bits = magnitude.contiguous().view(torch.int16 if size == 2 else torch.int32).numpy()
+        keys: Array = bits.astype(kind)
+        keys <<= kind(shift)
+        keys |= numpy.arange(columns, dtype=kind)
+        keys.sort(axis=-1)
+        order = torch.from_numpy((keys & kind((1 << shift) - 1)).astype(numpy.int64))
+    places = torch.arange(columns, dtype=torch.float32, device=order.device)
+    return torch.empty(order.shape, device=order.device).scatter_(-1, order, places.expand_as(order))
+
+
+def keep_probabilities(ranks: torch.Tensor, density: float, epsilon: float) -> torch.Tensor:
+    """DELLA's keep probabilities: linear in rank, from density − ε to density + ε (a row's largest).
+
+    ranks: of whole rows, float32 [rows, columns]; returns the same.
+    """
+    return (density - epsilon) + ranks * (2 * epsilon / max(1, ranks.shape[-1] - 1))
 
 
 def merge_taus(

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy
 import torch
 
+from merge.methods import row_ranks
 from merge.select import Array, Ranking, Taker, magnitude_bits
 from merge.stream.joint_selection import Importance, Variance
 from merge.stream.output import Output, Parent
@@ -71,6 +72,7 @@ class Piece:
         self._measures: dict[tuple[Variance | Importance, torch.dtype], torch.Tensor] = {}
         self._bits: dict[tuple[Subject, torch.dtype], Array] = {}
         self._largest: dict[tuple[Subject, torch.dtype, int], torch.Tensor] = {}
+        self._ranks: dict[tuple[Parent, torch.dtype], torch.Tensor] = {}
         self._uniforms: dict[tuple[int, str], torch.Tensor] = {}
 
     def theta(self, parent: Parent, dtype: torch.dtype) -> torch.Tensor:
@@ -115,6 +117,13 @@ class Piece:
             taker = self.shared.takers.setdefault(key, Taker(self.job.selection[subject, dtype].thresholds[rank]))
             self._largest[key] = taker.thin(self.measure(subject, dtype), lambda: self.bits(subject, dtype))
         return self._largest[key]
+
+    def ranks(self, parent: Parent, dtype: torch.dtype) -> torch.Tensor:
+        """Ranks of |τ| in each row: see methods.row_ranks."""
+        key = (parent, dtype)
+        if key not in self._ranks:
+            self._ranks[key] = row_ranks(self.tau(parent, dtype).abs())
+        return self._ranks[key]
 
     def uniform(self, seed: int, model: str) -> torch.Tensor:
         """float32 draws in [0, 1), one an element, fixed by seed, names of model and tensor, and its index alone."""

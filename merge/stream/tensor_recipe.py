@@ -278,7 +278,7 @@ class TensorRecipe:
         return kept / term.density
 
     def _probabilities(self, term: ModelTerm, piece: Piece) -> torch.Tensor:
-        return methods.keep_probabilities(piece.tau(term.parent, self.dtype).abs(), term.density, term.epsilon)
+        return methods.keep_probabilities(piece.ranks(term.parent, self.dtype), term.density, term.epsilon)
 
 
 class Observer(Protocol):

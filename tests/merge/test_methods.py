@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from merge.election import Slack
-from merge.methods import Consensus, keep_probabilities, linear, merge_taus, moved, slerp_coefficients
+from merge.methods import Consensus, keep_probabilities, linear, merge_taus, moved, row_ranks, slerp_coefficients
 
 # Small whole numbers: exact in float32, with many zeros and many exact ties between models.
 VALUES = st.lists(st.lists(st.integers(-4, 4), min_size=6, max_size=6), min_size=2, max_size=4)
@@ -61,5 +61,15 @@ def test_slerp_turns_at_constant_speed() -> None:
 
 
 def test_keep_probabilities_rise_with_rank_within_a_row() -> None:
-    probabilities = keep_probabilities(torch.tensor([[3.0, 1.0, 2.0], [0.0, 5.0, 4.0]]), 0.5, 0.2)
+    probabilities = keep_probabilities(row_ranks(torch.tensor([[3.0, 1.0, 2.0], [0.0, 5.0, 4.0]])), 0.5, 0.2)
     torch.testing.assert_close(probabilities, torch.tensor([[0.7, 0.3, 0.5], [0.3, 0.7, 0.5]]))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("columns", [1, 7, 4096, (1 << 16) + 3])
+def test_ranks_are_those_of_a_stable_sort(dtype: torch.dtype, columns: int) -> None:
+    """Of many equal magnitudes too, and of zeros and subnormal ones."""
+    magnitude = (torch.randn(3, columns, generator=torch.Generator().manual_seed(0)) * 1e-2).to(dtype).abs()
+    magnitude[:, ::5], magnitude[:, 1::7] = 0.0, torch.finfo(dtype).smallest_normal / 4
+    order = magnitude.argsort(dim=-1, stable=True)
+    assert torch.equal(row_ranks(magnitude), order.argsort(dim=-1).float())
