@@ -22,7 +22,7 @@ install = $(BIN)/uv pip install -q --python $(1)/bin/python $(TORCH)
 export OMP_WAIT_POLICY = passive# idle OpenMP threads that spin slow everything else down several times
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce plan check base smollm2-model dashboard docs chromium test test-page test-slurm test-scripts oracle chaos lint bench-eval bench-by-hand bench-merge bench-merge-grid bench-data bench-train bench-sweep bench-page clean
+.PHONY: help reproduce plan check base smollm2-model dashboard docs chromium test test-page test-slurm test-scripts oracle chaos lint bench-eval bench-by-hand bench-merge bench-merge-grid bench-merge-methods bench-data bench-train bench-sweep bench-page clean
 
 help:  ## say what there is
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):[^#]*## */  make \1|/' | column -t -s '|'
@@ -67,7 +67,7 @@ test-scripts: $(READY)  ## real text in seven languages, each through the small 
 	@$(BIN)/python -m tests.scripts
 
 oracle: $(READY) $(ORACLE)  ## merges held against the real mergekit, which gets a venv of its own
-	@$(BIN)/python -m pytest tests/merge/test_oracle.py tests/merge/test_oracle_slices.py $(ARGS)
+	@$(BIN)/python -m pytest $(wildcard tests/merge/test_oracle*.py) $(ARGS)
 
 chaos: $(READY)  ## the small experiment under kills, races, flipped bits, a full disk, a jumping clock (hours; ARGS='--kills 10'); last line JSON
 	@$(BIN)/python -m tests.chaos $(ARGS)
@@ -90,6 +90,9 @@ bench-merge: $(READY) $(ORACLE)  ## our merge against mergekit's on the same fil
 
 bench-merge-grid: $(READY)  ## twelve settings in one pass against one; the last line is JSON
 	@$(BIN)/python benchmarks/bench_merge_grid.py $(ARGS)
+
+bench-merge-methods: $(READY)  ## DELLA against TIES, and float32 votes under slack; the last line is JSON
+	@$(BIN)/python benchmarks/bench_merge_methods.py $(ARGS)
 
 bench-sweep: $(READY)  ## a plan of 10,000 stages composed, keyed and looked up; a second run, and what all budgets cost; two lines of JSON
 	@$(BIN)/python benchmarks/bench_sweep.py $(ARGS)

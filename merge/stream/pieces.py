@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 
 import numpy
@@ -33,6 +33,7 @@ class Job:
     device: torch.device
     resident: int  # elements of a tensor that may be held at once
     selection: Selection = field(default_factory=dict)
+    masks: dict[tuple[Hashable, int], Array] = field(default_factory=dict)  # a bit an element, by who and by start
     _only: Piece | None = None
 
     @property
@@ -117,6 +118,16 @@ class Piece:
             taker = self.shared.takers.setdefault(key, Taker(self.job.selection[subject, dtype].thresholds[rank]))
             self._largest[key] = taker.thin(self.measure(subject, dtype), lambda: self.bits(subject, dtype))
         return self._largest[key]
+
+    def mask(self, key: Hashable, draw: Callable[[], torch.Tensor], again: bool) -> torch.Tensor:
+        """`draw`'s bools as 0 and 1, uint8. again: another pass will ask, for which they are kept, a bit each."""
+        place = (key, self.start)
+        if (bits := self.job.masks.get(place)) is not None:
+            return torch.from_numpy(numpy.unpackbits(bits, count=self.stop - self.start)).view(-1, self.job.columns)
+        mask = draw().view(torch.uint8)
+        if again and mask.device.type == "cpu":
+            self.job.masks[place] = numpy.packbits(mask.view(-1).numpy())
+        return mask
 
     def ranks(self, parent: Parent, dtype: torch.dtype) -> torch.Tensor:
         """Ranks of |τ| in each row: see methods.row_ranks."""

@@ -255,13 +255,17 @@ class TensorRecipe:
         if sparsifier is None or term.density >= 1:
             return tau
         if sparsifier in (RANDOM, MAGPRUNE):
-            draws = piece.uniform(self.recipe.seed, term.name)
-            mask = draws < (term.density if sparsifier == RANDOM else self._probabilities(term, piece))
-            return tau * mask.view(torch.uint8).to(tau.dtype)
+            key = (sparsifier, self.recipe.seed, term, self.dtype)
+            return tau * piece.mask(key, lambda: self._drawn(term, piece), self.needs_sums).to(tau.dtype)
         kept = piece.largest(term.parent, self.dtype, term.ranks[0])
         if sparsifier == MAGNITUDE_OUTLIERS and term.ranks[1] > 0:
             return kept - piece.largest(term.parent, self.dtype, term.ranks[1])
         return kept
+
+    def _drawn(self, term: ModelTerm, piece: Piece) -> torch.Tensor:
+        """Which values the draws keep, bool."""
+        draws = piece.uniform(self.recipe.seed, term.name)
+        return draws < (term.density if self.recipe.spec.sparsify == RANDOM else self._probabilities(term, piece))
 
     def _rescaled(self, term: ModelTerm, kept: torch.Tensor, piece: Piece) -> torch.Tensor:
         """Make up, as the recipe says, for what trimming or dropping took away."""

@@ -66,6 +66,7 @@ def test_slices_threads_and_memory_change_nothing(folders: dict[str, Path], monk
 
 def test_grid_gives_what_single_merges_give(folders: dict[str, Path]) -> None:
     recipes = every_method(folders)[1:]
+    recipes += [recipe(folders, method, HALF, rescale="l1") for method in ("dare_linear", "della_linear")]
     plan, sinks = make_plan(recipes), [Keep() for _ in recipes]
     run(plan, sinks)
     for one, sink in zip(recipes, sinks, strict=True):
