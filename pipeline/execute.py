@@ -9,7 +9,7 @@ import subprocess
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -232,12 +232,17 @@ class Executor:
             self.journal.note(stage, said)
 
     def _failed(self, stage: Stage, work: Path, error: Exception) -> None:
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            self.journal.write("refused", stage, message=str(error))
+        full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+        try:
+            (work / "traceback.txt").write_text(traceback.format_exc(), encoding="utf-8")
+        except OSError as unwritten:  # torch tells of a full disk by a RuntimeError
+            full = full or unwritten.errno == errno.ENOSPC
+        if full:
+            with suppress(OSError):  # it may lie on the same disk
+                self.journal.write("refused", stage, message=str(error))
             raise BadInput(
                 f"store={self.store.root}: the disk is full; free some space and run again, what is done is kept"
             ) from error
-        (work / "traceback.txt").write_text(traceback.format_exc(), encoding="utf-8")
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         message = f"{stage} failed: {reason} (traceback: {work / 'traceback.txt'})"
         self.journal.write("failed", stage, message=message)

@@ -155,6 +155,20 @@ def test_a_full_disk_is_bad_input(tmp_path: Path) -> None:
         execute(tmp_path, makers={**toy.Makers(), "ct": full})
 
 
+def test_a_full_disk_of_which_torch_tells_in_its_own_words_is_bad_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Path, *_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    def fails(job: object) -> None:
+        monkeypatch.setattr(Path, "write_text", full)
+        raise RuntimeError("unexpected pos 187648 vs 187540")
+
+    with pytest.raises(BadInput, match="the disk is full"):
+        execute(tmp_path, makers={**toy.Makers(), "ct": fails})
+
+
 def test_what_another_job_is_making_comes_last(tmp_path: Path) -> None:
     first, second = Stage("corpus", "first", {"words": 1}), Stage("corpus", "second", {"words": 2})
     journal = Journal(tmp_path / "journal.jsonl")
