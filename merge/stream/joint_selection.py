@@ -9,14 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
 from merge.stream.output import Parent
-
-if TYPE_CHECKING:
-    from merge.stream.pieces import Job, Piece
+from merge.stream.pieces import Job, Piece
 
 FEW = 4  # elements among which the lower quartile is the least one, which no rank names
 QUARTILES = (0.25, 0.5, 0.75)

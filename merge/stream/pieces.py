@@ -5,22 +5,28 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy
 import torch
 
 from merge.methods import row_ranks
 from merge.select import Array, Ranking, Taker, magnitude_bits
-from merge.stream.joint_selection import Importance, Variance
 from merge.stream.output import Output, Parent
 from merge.stream.tensor_plan import Plan
 
-SLICE = (
-    1 << 19
-)  # elements a slice: long enough that threads seldom wait for the interpreter, short enough for the caches
+SLICE = 1 << 19  # elements: long enough that threads seldom wait for the interpreter, short enough for the caches
 
 
-Subject = Parent | Variance | Importance  # whose magnitudes are ranked; a parent: those of its task vector
+class Quantity(Protocol):
+    """What is ranked beside task vectors, never negative (merge/stream/joint_selection.py)."""
+
+    def of(self, piece: Piece, dtype: torch.dtype) -> torch.Tensor: ...
+
+    def __hash__(self) -> int: ...
+
+
+Subject = Parent | Quantity  # whose magnitudes are ranked; a parent: those of its task vector
 Selection = dict[tuple[Subject, torch.dtype], Ranking]  # of a tensor, of whatever anything was asked
 
 
@@ -70,7 +76,7 @@ class Piece:
         self._raw: dict[Parent, torch.Tensor] = {}
         self._thetas: dict[tuple[Parent, torch.dtype], torch.Tensor] = {}
         self._taus: dict[tuple[Parent, torch.dtype], torch.Tensor] = {}
-        self._measures: dict[tuple[Variance | Importance, torch.dtype], torch.Tensor] = {}
+        self._measures: dict[tuple[Quantity, torch.dtype], torch.Tensor] = {}
         self._bits: dict[tuple[Subject, torch.dtype], Array] = {}
         self._largest: dict[tuple[Subject, torch.dtype, int], torch.Tensor] = {}
         self._ranks: dict[tuple[Parent, torch.dtype], torch.Tensor] = {}
