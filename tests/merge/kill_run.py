@@ -75,4 +75,5 @@ def kills(folder: Path, count: int) -> dict[str, object]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored under nohup, by merges too
     print(json.dumps(kills(Path(sys.argv[1]), int(sys.argv[2]))))
