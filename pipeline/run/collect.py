@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from common.errors import BadInput, in_one_line
 from pipeline.graph import Stage
 from pipeline.plan import Cell
 from pipeline.plan_choice import judged_on
@@ -24,6 +25,15 @@ if TYPE_CHECKING:
 
 
 def write_report(plan: RunPlan, arguments: Sequence[str]) -> ReportPaths | None:
+    """As `_write_report`; what the machine refuses (room, rights) is raised as BadInput that names the folder."""
+    try:
+        with in_one_line():
+            return _write_report(plan, arguments)
+    except BadInput as error:
+        raise BadInput(f"outputs={plan.outputs}: the report was not written: {error}") from error
+
+
+def _write_report(plan: RunPlan, arguments: Sequence[str]) -> ReportPaths | None:
     """The report over all cells, a folder a regime and language where there are several; None where nothing was scored.
 
     `arguments` of the command line stand on the page, and that stages are missing, where some are. The first report's
