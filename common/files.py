@@ -87,9 +87,7 @@ def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """The rows that `write_jsonl` wrote."""
-    from pydantic_core import (
-        from_json,
-    )  # gives what json.loads gives, nearly three times as fast: reports read 10^6 rows
+    from pydantic_core import from_json  # what json.loads gives, in a third of the time: reports read 10^6 rows
 
     with path.open("rb") as file:
         return [from_json(line) for line in file]

@@ -168,10 +168,10 @@ def _with_cells_to_choose_on(configs: Sequence[Config]) -> tuple[Config, ...]:
     resolved = []
     for config in configs:
         choice, most = config.merge.choice, config.language.most_tokens
-        of_language = [other for other in configs if other.report == config.report]
+        of_report = [other for other in configs if other.report == config.report]
         budgets, seeds = choice.budgets, choice.seeds
         if budgets == "all":
-            budgets = tuple(dict.fromkeys(other.ct.tokens for other in of_language))
+            budgets = tuple(dict.fromkeys(other.ct.tokens for other in of_report))
         elif budgets != "own" and most is not None:
             budgets = tuple(tokens for tokens in budgets if tokens <= most)
         if not budgets:
@@ -179,7 +179,7 @@ def _with_cells_to_choose_on(configs: Sequence[Config]) -> tuple[Config, ...]:
                 f"merge.choice.budgets: all are above language.most_tokens of {config.language.code}; take smaller ones"
             )
         if seeds in ("all", "first"):
-            of_sweep = tuple(dict.fromkeys(other.seed for other in of_language))
+            of_sweep = tuple(dict.fromkeys(other.seed for other in of_report))
             seeds = of_sweep if seeds == "all" else of_sweep[:1]
         named = choice.model_copy(update={"budgets": budgets, "seeds": seeds})
         merge = config.merge.model_copy(update={"choice": named})

@@ -98,9 +98,9 @@ class Evidence:
     @cached_property
     def families(self) -> list[str]:
         """The families of tasks that accuracies are measured on."""
-        folder = next(iter(self.folders.values()), None)
-        named = samples_by_kind(folder, self.language)["accuracy"] if folder else []
-        return sorted({sample["family"] for sample in named})
+        checkpoint = next(iter(self.folders), None)
+        kinds = self._of(*checkpoint) if checkpoint else {}
+        return sorted(family for kind, family in kinds if kind == "accuracy" and family is not None)
 
     @cached_property
     def merges(self) -> list[str]:

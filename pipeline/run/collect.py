@@ -41,13 +41,10 @@ def _write_report(plan: RunPlan, arguments: Sequence[str]) -> ReportPaths | None
     """
     store = plan.store
     entries = {stage.key: entry for stage in plan.stages if (entry := store.find(stage))}
-    reports: dict[tuple[str | None, str], list[Cell]] = {}
-    for cell in plan.cells:
-        reports.setdefault(cell.config.report, []).append(cell)
-    several = len({language for _, language in reports}) > 1
+    several = len({language for _, language in plan.reports}) > 1
     written = None
     found: list[tuple[str, Sources]] = []
-    for (regime, language), cells in reports.items():
+    for (regime, language), cells in plan.reports.items():
         if any(stage.key in entries for cell in cells for stage in cell.evals.values()):
             folder = plan.outputs / (regime or "") / (language if several else "")
             sources = _sources(cells, entries, arguments)

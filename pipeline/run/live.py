@@ -117,18 +117,17 @@ def curve(plan: RunPlan) -> str:
     from pipeline.report.records import Evaluation
     from pipeline.report.results import gather, terminal_table
 
-    reports: dict[tuple[str | None, str], dict[tuple[str, int, int], Evaluation]] = {}
-    for cell in plan.cells:
-        scored = reports.setdefault(cell.config.report, {})
-        for method, stage in cell.evals.items():
-            if entry := plan.store.find(stage):
-                key = (method, cell.budget_of(method), cell.seed)
-                scored[key] = Evaluation(*key, entry.path)
-    return "\n".join(
-        "\n".join([*([regime] if regime else []), terminal_table(gather(scored.values()), language)])
-        for (regime, language), scored in reports.items()
-        if scored
-    )
+    told = []
+    for (regime, language), cells in plan.reports.items():
+        scored = [
+            Evaluation(method, cell.budget_of(method), cell.seed, entry.path)
+            for cell in cells
+            for method, stage in cell.evals.items()
+            if (entry := plan.store.find(stage))
+        ]
+        if scored:  # what belongs to many cells is gathered once
+            told += [*([regime] if regime else []), terminal_table(gather(scored), language)]
+    return "\n".join(told)
 
 
 @contextlib.contextmanager

@@ -39,6 +39,14 @@ class RunPlan:
     def by_key(self) -> Mapping[str, Stage]:
         return {stage.key: stage for stage in self.stages}
 
+    @cached_property
+    def reports(self) -> Mapping[tuple[str | None, str], Sequence[Cell]]:
+        """The cells of each report: of a regime and language."""
+        reports: dict[tuple[str | None, str], list[Cell]] = {}
+        for cell in self.cells:
+            reports.setdefault(cell.config.report, []).append(cell)
+        return reports
+
     @property
     def config(self) -> Config:
         """The first cell's: what all cells share (store, outputs, name, compute) is read from it."""
