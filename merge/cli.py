@@ -105,9 +105,7 @@ def _run_stages(stages: list[Stage], options: argparse.Namespace) -> None:
     """Several merges of one file."""
     if options.grid or options.audit_only:
         raise BadInput(f"{options.recipe}: several merges; --grid and --audit-only are for one")
-    memory, shard = _size(options.memory, "--memory"), _size(options.shard_size or "5GB", "--shard-size")
-    if options.threads is not None and options.threads < 1:
-        raise BadInput(f"--threads: 1 or more; got {options.threads}")
+    memory, shard = _limits(options)
     if options.plan:
         for stage, recipe in zip(stages, recipes_of(stages, Path("/"), Path(options.recipe).parent), strict=True):
             lines, refusal = [f"read      {', '.join(stage.needs)}: not made yet, checked when they are"], None
@@ -117,18 +115,11 @@ def _run_stages(stages: list[Stage], options: argparse.Namespace) -> None:
             if refusal is not None:
                 raise BadInput(refusal)
         return
-    if options.out_dir is None:
-        raise BadInput("OUT_DIR: missing; name a new folder for the merged checkpoint")
-    if options.push is not None:
-        _check_push(options)
+    _check_target(options)
     from merge.stream.threads import Workers
 
-    told = {"audit": not options.no_audit, "checksums": not options.no_checksums, "shard_bytes": shard}
     workers = Workers(options.device, options.threads, memory)
-    written = write_stages(options.recipe, options.out_dir, workers=workers, **told)
-    if options.push is not None:
-        print(hub.push(written, options.push, "--push", options.private))
-    print(written)
+    _deliver([write_stages(options.recipe, options.out_dir, workers=workers, **_extras(options, shard))], options)
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -136,11 +127,9 @@ def _run(options: argparse.Namespace) -> None:
     if card is None and (stages := read_stages(Path(options.recipe))) is not None:
         return _run_stages(stages, options)
     recipe = Recipe.from_yaml(options.recipe) if card is None else card.recipe
-    memory, shard = _size(options.memory, "--memory"), _size(options.shard_size or "5GB", "--shard-size")
+    memory, shard = _limits(options)
     if card is not None and options.shard_size is None:
         shard = card.shard_bytes or shard
-    if options.threads is not None and options.threads < 1:
-        raise BadInput(f"--threads: 1 or more; got {options.threads}")
     labelled = expand(recipe, options.grid) if options.grid else [("", recipe)]
     recipes = [recipe for _, recipe in labelled]
     out_dirs = [Path(options.out_dir, label) for label, _ in labelled] if options.out_dir is not None else []
@@ -150,10 +139,7 @@ def _run(options: argparse.Namespace) -> None:
         if refusal is not None:
             raise BadInput(refusal)
         return
-    if not options.audit_only and not out_dirs:
-        raise BadInput("OUT_DIR: missing; name a new folder for the merged checkpoint")
-    if options.push is not None:
-        _check_push(options)
+    _check_target(options)
     if card is not None and not options.audit_only:
         card.check_models()
     # torch's half a million objects stay: to look through them again and again costs a tenth of its import and more
@@ -178,17 +164,10 @@ def _run(options: argparse.Namespace) -> None:
             return
         from merge.io.writer import write_many
 
-        extras: dict[str, Any] = {
-            "audit": not options.no_audit,
-            "checksums": not options.no_checksums,
-            "shard_bytes": shard,
-        }
-        written = write_many(recipes, out_dirs, workers=workers, **extras)
+        written = write_many(recipes, out_dirs, workers=workers, **_extras(options, shard))
     if card is not None:
         card.check_result(written[0])
-    if options.push is not None:
-        print(hub.push(written[0], options.push, "--push", options.private))
-    print("\n".join(map(str, written)))
+    _deliver(written, options)
 
 
 def _card(options: argparse.Namespace) -> Card | None:
@@ -207,10 +186,34 @@ def _card(options: argparse.Namespace) -> Card | None:
     return read_card(Path(options.from_card), options.model)
 
 
-def _check_push(options: argparse.Namespace) -> None:
-    if options.grid or options.audit_only:
-        raise BadInput("--push: goes with one merge that is written")
-    hub.check_push(options.push, "--push")
+def _limits(options: argparse.Namespace) -> tuple[int, int]:
+    """Bytes of working sets, and of the largest output file. Raises BadInput for these and for --threads."""
+    limits = _size(options.memory, "--memory"), _size(options.shard_size or "5GB", "--shard-size")
+    if options.threads is not None and options.threads < 1:
+        raise BadInput(f"--threads: 1 or more; got {options.threads}")
+    return limits
+
+
+def _extras(options: argparse.Namespace, shard: int) -> dict[str, Any]:
+    """How results are written."""
+    return {"audit": not options.no_audit, "checksums": not options.no_checksums, "shard_bytes": shard}
+
+
+def _check_target(options: argparse.Namespace) -> None:
+    """Refuses what is to be written nowhere, or cannot be pushed."""
+    if not options.audit_only and options.out_dir is None:
+        raise BadInput("OUT_DIR: missing; name a new folder for the merged checkpoint")
+    if options.push is not None:
+        if options.grid or options.audit_only:
+            raise BadInput("--push: goes with one merge that is written")
+        hub.check_push(options.push, "--push")
+
+
+def _deliver(written: list[Path], options: argparse.Namespace) -> None:
+    """Says where results lie, after the push of one that is to be on the hub."""
+    if options.push is not None:
+        print(hub.push(written[0], options.push, "--push", options.private))
+    print("\n".join(map(str, written)))
 
 
 def _size(text: str, key: str) -> int:
