@@ -20,6 +20,7 @@ TORCH = $(if $(wildcard $(WHEELS)/torch-*.whl),--find-links $(WHEELS),--torch-ba
 install = $(BIN)/uv pip install -q --python $(1)/bin/python $(TORCH)
 
 export OMP_WAIT_POLICY = passive# idle OpenMP threads that spin slow everything else down several times
+unexport PYTHONDONTWRITEBYTECODE# where it is set every process compiles torch, transformers and lm_eval again: 15 s of CPU
 
 .DEFAULT_GOAL := help
 .PHONY: help reproduce plan check base smollm2-model dashboard docs chromium test test-page test-slurm test-scripts oracle chaos lint bench-eval bench-by-hand bench-merge bench-merge-grid bench-merge-methods bench-data bench-train bench-sweep bench-page clean
