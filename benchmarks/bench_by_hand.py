@@ -3,10 +3,10 @@
     python benchmarks/bench_by_hand.py [--budgets 40000,200000] [--sft-tokens 400000] [--limit 300] [--folder DIR]
 
 Both sides: the shipped base, CT at two budgets, English SFT, CT-then-SFT, three merges with stated settings, all scored
-on the same items and documents, one thread, one thing at a time. By hand gets its text, instructions and tasks ready
-made; ours makes them, and keeps records, resumes and reports. ratio: seconds by hand over ours; cpu_ratio: the same in
-CPU seconds of the whole process tree. The trainings draw their data in other orders, so scores agree within noise:
-scores_agree is whether every accuracy is within four standard errors of the difference.
+on the same items and documents, one seed, nothing tuned, one thread, one thing at a time. By hand gets its text,
+instructions and tasks ready made; ours makes them, and keeps records, resumes and reports. ratio: seconds by hand over
+ours; cpu_ratio: the same in CPU seconds of the whole process tree. The trainings draw their data in other orders, so
+scores agree within noise: scores_agree is whether every accuracy is within four standard errors of the difference.
 """
 
 from __future__ import annotations
@@ -45,8 +45,10 @@ def main() -> None:
     for side in ("by-hand", "ours"):
         shutil.rmtree(folder / side, ignore_errors=True)
     ours = python(
-        "-m", "pipeline", "run", "-m", "experiment=tiny", "hydra/launcher=basic", "~hydra.launcher.n_jobs",
-        "merge=stated", "~merge.methods.ties_sv_1", f"ct.tokens={options.budgets}", f"sft.tokens={options.sft_tokens}",
+        "-m", "pipeline", "run", "-m", "experiment=tiny", "hydra.launcher.n_jobs=1", "seed=0",
+        "merge=stated", "~merge.methods.ties_sv_1", "sft.grid={learning_rate: [5e-4]}",  # nothing is tuned
+        *(f"+merge.methods.{name}.control=true" for name in ("linear", "task_arithmetic", "ties")),
+        f"ct.tokens={options.budgets}", f"sft.tokens={options.sft_tokens}",
         f"eval.limit={options.limit}", "tracking=none", f"store={folder / 'ours' / 'store'}",
         f"outputs={folder / 'ours'}",
     )  # fmt: skip

@@ -11,14 +11,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[1]
 SIZES = {  # hidden, intermediate, layers, vocabulary
     "tiny": (256, 688, 4, 4096),
     "270m": (1024, 2816, 16, 32000),
     "1b": (2048, 5632, 18, 32000),
+    "7b": (4096, 11008, 32, 32000),
 }
+SHARD = 2_500_000_000  # bytes
 
 
 class Measured(NamedTuple):
@@ -43,10 +45,28 @@ def built(folder: Path, size: str) -> list[Path]:
 def build(folder: Path, size: str) -> None:
     """Write the three checkpoints. a and b stand a small random step away from base."""
     import torch
-    from safetensors.torch import save_file
 
     hidden, middle, layers, vocabulary = SIZES[size]
-    shapes = {
+    shapes = shapes_of(hidden, middle, layers, vocabulary)
+    config = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": hidden,
+        "intermediate_size": middle,
+        "num_hidden_layers": layers, "num_attention_heads": 16, "num_key_value_heads": 16, "vocab_size": vocabulary,
+        "tie_word_embeddings": False, "dtype": "bfloat16",
+    }  # fmt: skip
+    written = [Shards(folder / size / name) for name in ("base", "a", "b")]
+    for index, (name, shape) in enumerate(shapes.items()):
+        theta = torch.randn(shape, generator=torch.Generator().manual_seed(index)) * 0.02
+        for number, shards in enumerate(written):
+            step = torch.randn(shape, generator=torch.Generator().manual_seed(1000 * number + index)) if number else 0
+            shards.add(name, (theta + 0.002 * step).bfloat16())
+    for shards in written:
+        shards.close(config)
+
+
+def shapes_of(hidden: int, middle: int, layers: int, vocabulary: int) -> dict[str, tuple[int, ...]]:
+    """By the names of a Llama's parameters."""
+    shapes: dict[str, tuple[int, ...]] = {
         "model.embed_tokens.weight": (vocabulary, hidden),
         "lm_head.weight": (vocabulary, hidden),
         "model.norm.weight": (hidden,),
@@ -57,24 +77,45 @@ def build(folder: Path, size: str) -> None:
         shapes |= {f"{at}.mlp.{name}_proj.weight": (middle, hidden) for name in ("gate", "up")}
         shapes |= {f"{at}.mlp.down_proj.weight": (hidden, middle)}
         shapes |= {f"{at}.{name}_layernorm.weight": (hidden,) for name in ("input", "post_attention")}
-    config = {
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": hidden,
-        "intermediate_size": middle,
-        "num_hidden_layers": layers, "num_attention_heads": 16, "num_key_value_heads": 16, "vocab_size": vocabulary,
-        "tie_word_embeddings": False, "dtype": "bfloat16",
-    }  # fmt: skip
-    for number, path in enumerate(folder / size / name for name in ("base", "a", "b")):
-        if (path / "config.json").is_file():
-            continue
-        path.mkdir(parents=True, exist_ok=True)
-        tensors = {}
-        for index, (name, shape) in enumerate(shapes.items()):
-            theta = torch.randn(shape, generator=torch.Generator().manual_seed(index)) * 0.02
-            if number:
-                theta += torch.randn(shape, generator=torch.Generator().manual_seed(1000 * number + index)) * 0.002
-            tensors[name] = theta.bfloat16()
-        save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
-        (path / "config.json").write_text(json.dumps(config))
+    return shapes
+
+
+class Shards:
+    """A checkpoint that is written a shard at a time: 7 B parameters are not held at once."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.held, self.names = folder, dict[str, Any](), dict[str, str]()
+        self.count = 0
+
+    def add(self, name: str, tensor: Any) -> None:
+        self.held[name] = tensor
+        if sum(tensor.nbytes for tensor in self.held.values()) >= SHARD:
+            self.write()
+
+    def write(self) -> None:
+        from safetensors.torch import save_file
+
+        self.count += 1
+        file = f"model-{self.count:05}.safetensors"
+        save_file(self.held, self.folder / file, metadata={"format": "pt"})
+        self.names |= dict.fromkeys(self.held, file)
+        self.held = {}
+
+    def close(self, config: dict[str, Any]) -> None:
+        if self.held:
+            self.write()
+        if self.count == 1:
+            next(self.folder.glob("*.safetensors")).rename(self.folder / "model.safetensors")
+        else:
+            index = {"metadata": {}, "weight_map": self.names}
+            (self.folder / "model.safetensors.index.json").write_text(json.dumps(index))
+        (self.folder / "config.json").write_text(json.dumps(config))
+
+
+def weights(folder: Path) -> list[Path]:
+    """The files that hold a checkpoint's tensors."""
+    return sorted(folder.glob("*.safetensors"))
 
 
 def timed(command: list[str]) -> Measured:

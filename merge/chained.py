@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass, replace
 from functools import partial
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from common.errors import BadInput
 from common.parsing import read_yaml_documents
 from merge.recipe import Recipe
+
+if TYPE_CHECKING:
+    from merge.progress import Told
+    from merge.stream.threads import Workers
 
 FOLDERS = {"model", "base_model", "tokenizer_source", "source", "path", "base"}  # keys whose values name models
 _NAME = re.compile(r"(?!\.)[\w.-]{1,100}")
@@ -118,14 +122,22 @@ def stated(stages: list[Stage], recipes: list[Recipe], results: Path) -> str:
     return yaml.safe_dump_all(documents, sort_keys=False)
 
 
-def write_stages(path: str | Path, out_dir: str | Path, **options: Any) -> Path:
+def write_stages(
+    path: str | Path,
+    out_dir: str | Path,
+    workers: Workers | None = None,
+    progress: Callable[[str], AbstractContextManager[Told]] = lambda name: nullcontext(),
+    **options: Any,
+) -> Path:
     """Make all merges of a file, the last one as `out_dir`; see merge.io.writer.write_many for the options and errors.
 
-    What can be known before anything is computed is checked: all recipes, and the models that are there.
+    What can be known before anything is computed is checked: all recipes, and the models that are there. progress: of
+    the merge so named, as a context that gives what Workers tell theirs to.
     """
     from merge import check
     from merge.io.out_folder import OutFolder
     from merge.io.writer import write
+    from merge.stream.threads import DEFAULT
 
     stages = read_stages(Path(path))
     if stages is None:
@@ -137,9 +149,14 @@ def write_stages(path: str | Path, out_dir: str | Path, **options: Any) -> Path:
     for stage, recipe in zip(stages, recipes, strict=True):
         if not stage.needs:
             check(recipe)
+
+    def make(stage: Stage, recipe: Recipe, out: Path, **options: Any) -> Path:
+        with progress(stage.name or "the last") as told:
+            return write(recipe, out, workers=replace(workers or DEFAULT, progress=told), **options)
+
     with ExitStack() as opened:
         opened.callback(between.discard)
         results = between.open()
         for stage, recipe in zip(stages[:-1], recipes, strict=False):
-            write(recipe, results / str(stage.name), **{**options, "audit": False, "checksums": False})
-        return write(recipes[-1], out_dir, merge_yml=stated(stages, recipes, results), **options)
+            make(stage, recipe, results / str(stage.name), **{**options, "audit": False, "checksums": False})
+        return make(stages[-1], recipes[-1], Path(out_dir), merge_yml=stated(stages, recipes, results), **options)

@@ -9,6 +9,7 @@ import resource
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -119,7 +120,9 @@ def _run_stages(stages: list[Stage], options: argparse.Namespace) -> None:
     from merge.stream.threads import Workers
 
     workers = Workers(options.device, options.threads, memory)
-    _deliver([write_stages(options.recipe, options.out_dir, workers=workers, **_extras(options, shard))], options)
+    progress = partial(Progress, options.quiet, 2)
+    extras = _extras(options, shard)
+    _deliver([write_stages(options.recipe, options.out_dir, workers, progress, **extras)], options)
 
 
 def _run(options: argparse.Namespace) -> None:

@@ -46,30 +46,37 @@ def elected_sign(voters: Sequence[torch.Tensor], slack: Slack = NO_SLACK, scope:
     if not slack.on:
         balance = total(voters)
     else:
-        wide = torch.promote_types(voters[0].dtype, torch.float32)
-        shielded = _shielded(voters, slack, scope, wide)
-        balance = voters[0].to(wide, copy=True)
-        for vote in voters[1:]:
-            balance += vote
+        shielded, balance = _sides(voters, slack, scope)
         if math.isinf(slack.xi):
-            balance = 2 * shielded.sign() + balance.sign()
+            balance.add_(shielded).sign_().add_(shielded.sign(), alpha=2)
         elif slack.form == "ratio":
-            balance.add_(shielded, alpha=slack.xi)
+            balance.add_(shielded, alpha=1 + slack.xi)
         else:
-            balance.add_(shielded.sign(), alpha=slack.xi * slack.unit)
+            balance.add_(shielded).add_(shielded.sign(), alpha=slack.xi * slack.unit)
         # A sum that is not zero exceeds its terms' rounding error, far above 2⁻⁶⁰ of a term: this only decides zeros.
-        balance.add_(shielded, alpha=2.0**-60)
+        balance = balance.add_(shielded, alpha=2.0**-60).to(voters[0].dtype)
     # A sum is −0 only where every vote is a zero, of which none survives: its sign does not matter.
-    return torch.copysign(torch.ones((), dtype=balance.dtype, device=balance.device), balance).to(voters[0].dtype)
+    return torch.copysign(torch.ones((), dtype=balance.dtype, device=balance.device), balance)
 
 
-def _shielded(voters: Sequence[torch.Tensor], slack: Slack, scope: Scope | None, wide: torch.dtype) -> torch.Tensor:
-    """P, of votes inside their scope."""
-    votes = []
+def _sides(voters: Sequence[torch.Tensor], slack: Slack, scope: Scope | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """P, of the protected models' votes inside their scope, and O, of all others: new tensors, in float32 at least."""
+    wide = torch.promote_types(voters[0].dtype, torch.float32)
+    shielded: list[torch.Tensor] = []
+    others: list[torch.Tensor] = []
     for vote, mine, inside in zip(voters, slack.protected, scope or [None] * len(voters), strict=True):
-        if mine:
-            votes.append((vote if inside is None else vote * inside).to(wide))
-    return total(votes)
+        if mine and inside is not None:
+            others.append(vote * ~inside)
+            vote = vote * inside
+        (shielded if mine else others).append(vote)
+    return _widened(shielded, wide), _widened(others, wide)
+
+
+def _widened(tensors: Sequence[torch.Tensor], wide: torch.dtype) -> torch.Tensor:
+    out = tensors[0].to(wide, copy=True)
+    for tensor in tensors[1:]:
+        out += tensor
+    return out
 
 
 def surviving(

@@ -11,22 +11,25 @@ if TYPE_CHECKING:
     from merge.stream.output import Output
     from merge.stream.tensor_plan import Plan
 
+    Told = Callable[[Plan, Output], None] | None
+
 LINE_EVERY_S = 10.0
-LINE = "merge: {percentage:.0f}%, {n_fmt}B of {total_fmt}B read, {rate_fmt}, about {remaining} left"
+LINE = "{percentage:.0f}%, {n_fmt}B of {total_fmt}B read, {rate_fmt}, about {remaining} left"
 
 
 class Progress:
     """Bytes read in all passes, with speed and time left, on stderr. As a context it gives what is to be called after
-    every tensor, None where `quiet`.
+    every tensor, None where `quiet`. name: of one merge among several.
     """
 
-    def __init__(self, quiet: bool, passes: int):
-        self.quiet, self.passes, self.terminal = quiet, passes, sys.stderr is not None and sys.stderr.isatty()
+    def __init__(self, quiet: bool, passes: int, name: str = ""):
+        self.quiet, self.passes, self.name = quiet, passes, f" {name}" if name else ""
+        self.terminal = sys.stderr is not None and sys.stderr.isatty()
         self.bar: Any = None
         self.done = 0
         self.started = self.spoke = time.monotonic()
 
-    def __enter__(self) -> Callable[[Plan, Output], None] | None:
+    def __enter__(self) -> Told:
         return None if self.quiet else self._bar if self.terminal else self._line
 
     def _total(self, plan: Plan) -> int:
@@ -36,7 +39,7 @@ class Progress:
         from tqdm import tqdm
 
         if self.bar is None:
-            tensors = f"{len(plan.outputs)} tensors"
+            tensors = f"{self.name} {len(plan.outputs)} tensors".strip()
             self.bar = tqdm(total=self._total(plan), unit="B", unit_scale=True, desc=tensors, leave=False)
         self.bar.set_postfix_str(output.name.removeprefix("model."), refresh=False)
         self.bar.update(plan.bytes_of(output))
@@ -50,7 +53,8 @@ class Progress:
 
         self.spoke = now
         read = {"n": self.done, "total": self._total(plan), "elapsed": now - self.started}
-        print(tqdm.format_meter(**read, unit="B", unit_scale=True, bar_format=LINE), file=sys.stderr, flush=True)
+        line = tqdm.format_meter(**read, unit="B", unit_scale=True, bar_format=LINE)
+        print(f"merge{self.name}: {line}", file=sys.stderr, flush=True)
 
     def __exit__(self, *_: object) -> None:
         if self.bar is not None:

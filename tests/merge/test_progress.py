@@ -16,8 +16,8 @@ def plan() -> Any:
     return SimpleNamespace(outputs=outputs, bytes_of=lambda output: 1_000_000)
 
 
-def told(plan: Any, quiet: bool = False) -> None:
-    with progress.Progress(quiet, passes=2) as advance:
+def told(plan: Any, quiet: bool = False, name: str = "") -> None:
+    with progress.Progress(quiet, passes=2, name=name) as advance:
         for output in plan.outputs:
             if advance:
                 advance(plan, output)
@@ -41,3 +41,11 @@ def test_quiet_says_nothing(plan: Any, monkeypatch: pytest.MonkeyPatch, capsys: 
     monkeypatch.setattr(progress, "LINE_EVERY_S", 0.0)
     told(plan, quiet=True)
     assert capsys.readouterr().err == ""
+
+
+def test_one_of_several_has_its_name(
+    plan: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "LINE_EVERY_S", 0.0)
+    told(plan, name="mitte")
+    assert capsys.readouterr().err.startswith("merge mitte: 12%, 1.00MB of 8.00MB read, ")
