@@ -23,7 +23,7 @@ export OMP_WAIT_POLICY = passive# idle OpenMP threads that spin slow everything 
 unexport PYTHONDONTWRITEBYTECODE# where it is set every process compiles torch, transformers and lm_eval again: 15 s of CPU
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce plan check base smollm2-model dashboard docs chromium test test-page test-slurm test-scripts oracle chaos lint bench-eval bench-by-hand bench-merge bench-merge-grid bench-merge-methods bench-data bench-train bench-sweep bench-page clean
+.PHONY: help reproduce plan check base smollm2-model dashboard docs chromium test test-page test-slurm test-scripts oracle chaos lint bench-eval bench-by-hand bench-merge bench-merge-grid bench-merge-methods bench-data bench-train bench-sweep bench-slurm bench-page clean
 
 help:  ## say what there is
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):[^#]*## */  make \1|/' | column -t -s '|'
@@ -98,6 +98,9 @@ bench-merge-methods: $(READY)  ## DELLA against TIES, and float32 votes under sl
 bench-sweep: $(READY)  ## a plan of 10,000 stages composed, keyed and looked up; a second run, and what all budgets cost; two lines of JSON
 	@$(BIN)/python benchmarks/bench_sweep.py $(ARGS)
 	@$(BIN)/python benchmarks/bench_second_run.py
+
+bench-slurm: $(READY)  ## two thousand sleeping jobs through a real Slurm on this host (root and apt); the last line is JSON
+	@$(BIN)/python benchmarks/bench_slurm.py $(ARGS)
 
 bench-page: chromium  ## how soon the report page is read, in a real Chromium; the last line is JSON
 	@$(BIN)/python benchmarks/bench_page.py $(ARGS)

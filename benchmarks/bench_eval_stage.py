@@ -100,11 +100,29 @@ def score(folder: Path, checkpoints: int) -> None:
         path = folder / "checkpoints" / f"{number:02}"
         given = Stage("model", path.name, {"checksum": path.name}, options={"path": str(path)})
         stages.append(replace(asked, slug=path.name, parents={**asked.parents, "checkpoint": given}))
-    makes = executor(store, stages)
+    makes, tokens = executor(store, stages), count_tokens()
     for stage in stages:
         logged = keep_loglikelihoods()
         makes.run([stage])
         (folder / "ours" / f"{stage.slug}.json").write_text(json.dumps(logged), encoding="utf-8")
+    (folder / "ours" / "tokens").write_text(json.dumps(tokens))
+
+
+def count_tokens() -> dict[str, int]:
+    """Tokens that go through models from here on: in packed rows, and had each request gone by itself."""
+    from eval.language_model import Pack, PackedLM
+
+    tokens = {"packed": 0, "alone": 0}
+    packs = PackedLM._packs
+
+    def count(lm: PackedLM, requests: Sequence[Any]) -> list[Pack]:
+        found = packs(lm, requests)
+        tokens["packed"] += sum(pack.width for pack in found)
+        tokens["alone"] += sum(len(pack.prompt) + len(part) - 1 for pack in found for part in pack.continuations)
+        return found
+
+    PackedLM._packs = count  # type: ignore[method-assign]
+    return tokens
 
 
 def keep_loglikelihoods() -> dict[str, list[list[float]]]:

@@ -142,9 +142,9 @@ def write_stages(
     stages = read_stages(Path(path))
     if stages is None:
         raise BadInput(f"{path}: one merge; expected several YAML documents, or a list")
-    target = OutFolder(out_dir).target
-    OutFolder(out_dir).check()
-    between = OutFolder(target.with_name(f"{target.name}.stages"))
+    place = OutFolder(out_dir)
+    place.clear()
+    between = OutFolder(place.target.with_name(f"{place.target.name}.stages"))
     recipes = recipes_of(stages, between.aside, Path(path).parent)
     for stage, recipe in zip(stages, recipes, strict=True):
         if not stage.needs:

@@ -58,11 +58,15 @@ class OutFolder:
             raise BadInput(f"{self.target}: {nearest} cannot be written to; ask for the right, or name another place")
         return nearest
 
-    def open(self) -> Path:
-        """Make the aside and return it. Raises BadInput or OSError; call `discard` whatever happens."""
+    def clear(self) -> None:
+        """Remove what dead merges left, which may stand in the way, and refuse a place that cannot be written to."""
         if self._home.is_dir():
             remove_leftovers(self._home)
         self.check()
+
+    def open(self) -> Path:
+        """Make the aside and return it. Raises BadInput or OSError; call `discard` whatever happens."""
+        self.clear()
         for parent in (self._home, *self._home.parents):
             if parent.is_dir():
                 break
