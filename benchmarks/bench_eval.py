@@ -65,7 +65,8 @@ def main() -> None:
         "our_cpu_seconds_a_checkpoint": round(cpu[0], 2), "their_cpu_seconds_a_checkpoint": round(cpu[1], 2),
         "agree": predictions == 0 and nats <= CLOSE and share <= CLOSE_SHARE, "predictions_apart": predictions,
         "choices_nats_apart": nats, "documents_share_apart": share,
-        "tokens_ratio": round(tokens["alone"] / tokens["packed"], 2), "items": items, "checkpoints": len(checkpoints), "by_lm_eval": len(by_both),
+        "tokens_ratio": round(tokens["alone"] / tokens["packed"], 2),
+        "items": items, "checkpoints": len(checkpoints), "by_lm_eval": len(by_both),
         "batch_size": options.batch_size, "rounds": options.rounds,
     }))  # fmt: skip
 
