@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,6 +20,7 @@ PREFIX = "hub:"
 NAME = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@((?!.*\.\.)[\w./-]+))?")  # owner/name, owner/name@revision
 COMMIT = re.compile(r"[0-9a-f]{40}")
 NEEDED = ("*.json", "*.model", "*.txt", "*.jinja")  # beside the weights
+ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")  # peft's files of an adapter
 UNREACHABLE = (
     "the hub cannot be reached and the cache (HF_HOME) does not hold it; "
     "go online, or copy the model's folder here and give its path"
@@ -105,12 +107,13 @@ def fetch(path: str, key: str = "model.path") -> Path:
     at_hand = folder_at_hand(path)
     if at_hand and is_whole(at_hand):
         return at_hand
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     try:
-        weights = weight_pattern(model)
-        return Path(snapshot_download(model.repo, revision=model.revision, allow_patterns=[*NEEDED, weights]))
+        names = HfApi().list_repo_files(model.repo, revision=model.revision)
+        patterns = [*NEEDED, weight_pattern(names)]
+        return Path(snapshot_download(model.repo, revision=model.revision, allow_patterns=patterns))
     except (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise refused(model, key, error) from None
     except Exception as error:  # whatever a network can raise
@@ -122,7 +125,7 @@ def is_whole(folder: Path) -> bool:
     from common.parsing import WeightIndex, read_json
 
     if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
-        return (folder / "adapter_model.safetensors").is_file()
+        return any((folder / name).is_file() for name in ADAPTERS)
     if not (folder / "config.json").is_file():
         return False
     for index in folder.glob("*.index.json"):
@@ -132,12 +135,16 @@ def is_whole(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("model.safetensors", "pytorch_model.bin"))
 
 
-def weight_pattern(model: HubModel) -> str:
-    """Safetensors where the model has them, else the older format: not both."""
-    from huggingface_hub import HfApi
+def weight_pattern(names: Collection[str]) -> str:
+    """Of the files of a repository, which are its weights: safetensors, else the older format, not both.
 
-    names = HfApi().list_repo_files(model.repo, revision=model.revision)
-    return "*.safetensors" if any(name.endswith(".safetensors") for name in names) else "pytorch_model*"
+    Adapters count where there is nothing else: some lie beside a model by mistake.
+    """
+    if any(name.endswith(".safetensors") and name not in ADAPTERS for name in names):
+        return "*.safetensors"
+    if any(name.startswith("pytorch_model") for name in names):
+        return "pytorch_model*"
+    return next((name for name in ADAPTERS if name in names), "*.safetensors")
 
 
 def is_online() -> bool:

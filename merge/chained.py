@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from common.errors import BadInput
+from common.errors import BadInput, in_one_line
 from common.parsing import read_yaml_documents
 from merge.recipe import Recipe
 
@@ -122,6 +122,18 @@ def stated(stages: list[Stage], recipes: list[Recipe], results: Path) -> str:
     return yaml.safe_dump_all(documents, sort_keys=False)
 
 
+def _check_given(recipe: Recipe, results: Path) -> None:
+    """Refuses models that cannot be opened, of a merge whose other models are results."""
+    from merge.stream.output import leader_of, parent_of
+    from merge.stream.tensor_plan import open_parent
+
+    with in_one_line():
+        for part in recipe.slices or (recipe,):
+            for parent in {leader_of(part), *map(parent_of, part.models)}:
+                if not parent[0].is_relative_to(results):
+                    open_parent(parent).close()
+
+
 def write_stages(
     path: str | Path,
     out_dir: str | Path,
@@ -144,10 +156,12 @@ def write_stages(
         raise BadInput(f"{path}: one merge; expected several YAML documents, or a list")
     place = OutFolder(out_dir)
     place.clear()
-    between = OutFolder(place.target.with_name(f"{place.target.name}.stages"))
+    between = place.between()
     recipes = recipes_of(stages, between.aside, Path(path).parent)
     for stage, recipe in zip(stages, recipes, strict=True):
-        if not stage.needs:
+        if stage.needs:
+            _check_given(recipe, between.aside)
+        else:
             check(recipe)
 
     def make(stage: Stage, recipe: Recipe, out: Path, **options: Any) -> Path:

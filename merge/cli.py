@@ -108,10 +108,11 @@ def _run_stages(stages: list[Stage], options: argparse.Namespace) -> None:
         raise BadInput(f"{options.recipe}: several merges; --grid and --audit-only are for one")
     memory, shard = _limits(options)
     if options.plan:
+        out_dirs = [] if options.out_dir is None else [Path(options.out_dir)]
         for stage, recipe in zip(stages, recipes_of(stages, Path("/"), Path(options.recipe).parent), strict=True):
             lines, refusal = [f"read      {', '.join(stage.needs)}: not made yet, checked when they are"], None
             if not stage.needs:
-                lines, refusal = describe([recipe], memory, [])
+                lines, refusal = describe([recipe], memory, out_dirs)
             print(f"merge     {stage.name or 'the last one'}", *lines, sep="\n", flush=True)
             if refusal is not None:
                 raise BadInput(refusal)

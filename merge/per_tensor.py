@@ -22,6 +22,8 @@ from common.errors import BadInput
 KINDS = ("embeddings", "attention", "mlp", "norms", "head", "other")
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|layer)\.(\d+)\.")
 
+_NUMBERED = re.compile(r"\.\d+\.\w+\.")
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -65,6 +67,13 @@ def layer_counts(names: Iterable[str]) -> dict[str, int]:
     return counts
 
 
+def is_in_unknown_stack(name: str) -> bool:
+    """Whether a tensor looks like one of a module of a numbered row, such as `resblocks.3.attn.weight`, that is no
+    stack of layers by the names that we know.
+    """
+    return stack_of(name) is None and _NUMBERED.search(name) is not None
+
+
 def kind_of(name: str) -> str:
     """Module kind of a tensor, by the names that Hugging Face decoders use; one of KINDS."""
     if "norm" in name or ".ln_" in name:
@@ -88,21 +97,29 @@ def depth_of(name: str, layers: int) -> float:
     return layer / (layers - 1) if layers > 1 else 1.0
 
 
+def applying(setting: Setting, name: str, key: str) -> float | tuple[float, ...]:
+    """The number or gradient that holds for tensor `name`. Raises BadInput that names `key` where no rule matches."""
+    if not isinstance(setting, tuple):
+        return float(setting)
+    if not isinstance(setting[0], Rule):
+        return setting  # type: ignore[return-value]
+    for rule in setting:
+        assert isinstance(rule, Rule)
+        if rule.matches(name):
+            return rule.value
+    raise BadInput(f"{key}: no rule matches tensor {name}: end the list with a rule that has only a value")
+
+
 def resolve(setting: Setting, name: str, depth: float, *, key: str = "setting") -> float:
     """The value that `setting` has for tensor `name` at `depth`, from 0 (the first layer) to 1 (the last)."""
-    if isinstance(setting, tuple) and isinstance(setting[0], Rule):
-        for rule in setting:
-            assert isinstance(rule, Rule)
-            if rule.matches(name):
-                return resolve(rule.value, name, depth)
-        raise BadInput(f"{key}: no rule matches tensor {name}: end the list with a rule that has only a value")
-    if isinstance(setting, tuple):
-        scaled = depth * (len(setting) - 1)
-        below = int(scaled)
-        above = min(below + 1, len(setting) - 1)
-        part = scaled - below
-        return (1 - part) * setting[below] + part * setting[above]  # type: ignore[operator]
-    return float(setting)
+    value = applying(setting, name, key)
+    if not isinstance(value, tuple):
+        return float(value)
+    scaled = depth * (len(value) - 1)
+    below = int(scaled)
+    above = min(below + 1, len(value) - 1)
+    part = scaled - below
+    return (1 - part) * value[below] + part * value[above]
 
 
 def values(setting: Setting) -> tuple[float, ...]:

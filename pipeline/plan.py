@@ -102,7 +102,7 @@ def plan_cell(config: Config, inputs: Inputs) -> Cell:
     for name, method in methods.items():
         evals[name] = parts.eval(parts.slug(name, method.of), {**parts.models(method), "merge": merges[name]})
     chosen = {name: told_by(merges[name]) for name in tunes}
-    if config.sft.grid and "ct_then_sft" in checkpoints:
+    if len(config.sft.tries) > 1 and "ct_then_sft" in checkpoints:
         chosen["ct_then_sft"] = told_by(checkpoints["ct_then_sft"])
     untuned = _untuned(parts, start, chosen) if config.eval.untuned else {}
     leaks = _leaks(config, inputs, data) if config.eval.leaks else None

@@ -100,7 +100,7 @@ def _checksums(plan: Plan, names: dict[str, str], files: Sequence[Path]) -> list
     read: dict[Path, str] = {}
     for (path, adapter), parent in plan.parents.items():
         for file in sorted(parent.files):
-            folder = path if file.is_relative_to(parent.folder) or adapter is None else adapter
+            folder = adapter if adapter is not None and file.name in hub.ADAPTERS else path
             read[file] = f"{names[str(folder)]}/{file.name}"
     with ThreadPoolExecutor() as pool:
         digests = list(pool.map(sha256, [*read, *files]))

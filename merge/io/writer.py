@@ -58,7 +58,7 @@ def write_many(
     """
     folders = [OutFolder(out_dir) for out_dir in out_dirs]
     for folder in folders:
-        folder.check()
+        folder.clear()
     plan = make_plan(recipes)
     with in_one_line(), ExitStack() as opened:
         opened.callback(plan.close)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from common.errors import BadInput
 from merge.io.checkpoint import HEAD
-from merge.per_tensor import Rule, Setting, layer_counts, resolve
+from merge.per_tensor import Rule, Setting, applying, is_in_unknown_stack, layer_counts, resolve
 from merge.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -32,10 +32,9 @@ def check_settings(recipes: Sequence[Recipe], outputs: Sequence[Output], tied: b
             for key, parent, setting in _settings(part):
                 if isinstance(setting, tuple):
                     _check_rules(key, setting, [*names, HEAD] if tied else names)
-                    _check_depths(key, setting, layers)
                     for output in mine:
                         name = output.name if parent is None else output.name_in(parent)
-                        resolve(setting, name, output.depth, key=key)
+                        _check_depth(key, applying(setting, name, key), name, bool(layers))
             if part.spec.combine in ("average", "span") and part.normalize:
                 _check_sums(part, mine)
 
@@ -59,10 +58,12 @@ def _check_rules(key: str, setting: Setting, names: Sequence[str]) -> None:
             raise BadInput(f"{key}[{i}]: {wanted}: matches no tensor; the layers are {stacks or 'not known'}")
 
 
-def _check_depths(key: str, setting: tuple[float, ...] | tuple[Rule, ...], layers: dict[str, int]) -> None:
-    settings = [part.value if isinstance(part, Rule) else setting for part in setting]
-    if not layers and any(isinstance(value, tuple) and len(set(value)) > 1 for value in settings):
-        raise BadInput(f"{key}: a gradient over depth, but these tensors' names do not tell their layers; give rules")
+def _check_depth(key: str, value: float | tuple[float, ...], name: str, layers: bool) -> None:
+    """A gradient asks for depths. layers: whether any tensor's name tells its layer."""
+    if isinstance(value, tuple) and len(set(value)) > 1 and (not layers or is_in_unknown_stack(name)):
+        raise BadInput(
+            f"{key}: a gradient over depth, but the name of tensor {name} does not tell its layer; give rules"
+        )
 
 
 def _check_sums(recipe: Recipe, outputs: Sequence[Output]) -> None:

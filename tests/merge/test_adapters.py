@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import merge
 from merge.recipe import Recipe
-from tests.merge.conftest import HIDDEN, MIDDLE
+from tests.merge.conftest import HIDDEN, MIDDLE, make_folders
 from tests.merge.test_engine import merged
 
 MODULE, RANK = "model.layers.1.mlp.down_proj", 4
@@ -44,6 +44,13 @@ def test_on_a_bin_base(folders: dict[str, Path], tmp_path: Path) -> None:
     file.unlink()
     found = merged(on(folders["ct"], adapter))
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+def test_an_adapter_that_overflows_its_base_is_named(tmp_path: Path) -> None:
+    folders = make_folders(tmp_path, torch.float16)
+    adapter = lora(tmp_path / "lora", lora_alpha=1e9)
+    with pytest.raises(merge.BadInput, match=rf"tensor {MODULE}.weight overflows in F16 where its adapter is added"):
+        merge.write(on(folders["ct"], adapter), tmp_path / "out")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,35 @@ def test_a_failed_stage_leaves_nothing(folders: dict[str, Path], tmp_path: Path)
     before = {entry.name for entry in tmp_path.iterdir()}
     assert main([str(path), str(tmp_path / "out"), "--quiet"]) == 2
     assert {entry.name for entry in tmp_path.iterdir()} == before
+
+
+def test_a_model_that_is_not_there_is_refused_before_anything_is_made(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = documents(folders)
+    found[1]["models"]["b"]["path"] = "nowhere"  # beside one that is a result
+    path = tmp_path / "merge.yml"
+    path.write_text(yaml.safe_dump_all(found))
+    monkeypatch.setattr("merge.io.writer.write", lambda *_, **__: pytest.fail("something was made"))
+    assert main([str(path), str(tmp_path / "out"), "--quiet"]) == 2
+    assert "nowhere" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_there_is_filled_and_nothing_is_made_beside_it(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    """As a mount point must be: what is between may be as large."""
+    path, out = tmp_path / "merge.yml", tmp_path / "mount"
+    path.write_text(yaml.safe_dump_all(documents(folders)))
+    out.mkdir()
+    before = {entry.name for entry in tmp_path.iterdir()}
+
+    def see(*_: object) -> None:
+        assert {entry.name for entry in tmp_path.iterdir()} == before and (out / ".stages.merge-part").is_dir()
+
+    write_stages(path, out, progress=lambda name: nullcontext(see))
+    assert (out / "config.json").is_file() and not list(out.glob(".*"))
+    assert main([str(path), str(out), "--plan"]) == 2, "it is not empty any more"
 
 
 LINEAR = {"method": "linear", "models": {"a": {"path": "ct"}}}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import yaml
 import merge
 from common.files import sha256
 from merge.cli import main
-from tests.merge.conftest import recipe
+from tests.merge.conftest import VOCABULARY, recipe
 from tests.merge.test_adapters import lora, on
 from tests.merge.test_hub import COMMIT, cached
 
@@ -75,6 +76,36 @@ def test_with_an_adapter(folders: dict[str, Path], tmp_path: Path) -> None:
     out = merge.write(on(folders["ct"], lora(tmp_path / "lora")), tmp_path / "out")
     assert main(["--from-card", str(out / "README.md"), str(tmp_path / "again")]) == 0
     assert written(tmp_path / "again") == written(out)
+
+
+def test_with_an_adapter_in_its_bases_folder(folders: dict[str, Path], tmp_path: Path) -> None:
+    adapter = lora(folders["ct"] / "lora")
+    models = {"a": {"path": str(folders["ct"]), "adapter": str(adapter)}}
+    base = {"method": "ties", "base": str(folders["ct"]), "exact": False}
+    out = merge.write(merge.Recipe.from_dict(base | {"models": models}), tmp_path / "out")
+    card = (out / "README.md").read_text()
+    assert "- read `lora/adapter_model.safetensors`: " in card and card.count("- read `ct/model.safetensors`: ") == 1
+    arguments = ["--from-card", str(out / "README.md"), str(tmp_path / "again"), "--model", f"lora={adapter}"]
+    assert main(arguments) == 0
+    assert written(tmp_path / "again") == written(out)
+
+
+def test_with_slices(folders: dict[str, Path], tmp_path: Path) -> None:
+    slices = [{"layers": "0-1", "models": {"ct": {}, "sft": {}}}, {"layers": "1-2", "models": {"ct": {}, "sft": {}}}]
+    out = merge.write(recipe(folders, "linear", {"ct": {}, "sft": {}}, slices=slices), tmp_path / "out")
+    assert main(["--from-card", str(out / "README.md"), str(tmp_path / "again")]) == 0
+    assert written(tmp_path / "again") == written(out)
+
+
+def test_with_a_union_of_tokenizers(folders: dict[str, Path], tmp_path: Path) -> None:
+    other = json.loads((folders["sft"] / "tokenizer.json").read_text())
+    other["model"]["vocab"] = {f"w{i}" if i % 2 else f"anu{i}": i for i in range(VOCABULARY)}
+    other["model"]["unk_token"] = "anu0"
+    (folders["sft"] / "tokenizer.json").write_text(json.dumps(other))
+    out = merge.write(recipe(folders, "ties", tokenizer="union"), tmp_path / "out")
+    assert main(["--from-card", str(out / "README.md"), str(tmp_path / "again")]) == 0
+    assert written(tmp_path / "again") == written(out)
+    assert (tmp_path / "again" / "tokenizer.json").read_bytes() == (out / "tokenizer.json").read_bytes()
 
 
 @pytest.mark.usefixtures("cached")

@@ -43,6 +43,15 @@ def test_an_unknown_depth_is_refused_where_a_gradient_asks_for_it(tmp_path: Path
         merge.check(recipe(folders, "task_arithmetic", GRADIENT))
 
 
+def test_an_unknown_stack_beside_a_known_one_is_refused_where_a_gradient_asks_for_it(tmp_path: Path) -> None:
+    known, unknown = ([f"{stack}.{i}.attn.weight" for i in range(3)] for stack in ("text.layers", "vision.resblocks"))
+    folders = stacked(tmp_path, [*known, *unknown, "projector.mlp.0.weight"])
+    with pytest.raises(merge.BadInput, match=r"of tensor vision\.resblocks\.0\.attn\.weight does not tell its layer"):
+        merge.check(recipe(folders, "task_arithmetic", GRADIENT))
+    rules = [{"filter": "resblocks", "value": 0.5}, {"value": [0.0, 1.0]}]
+    merge.check(recipe(folders, "task_arithmetic", {"ct": {"weight": rules}}))
+
+
 @pytest.mark.parametrize(
     ("rules", "words"),
     [
@@ -83,6 +92,11 @@ def test_what_is_written_is_finite(folders: dict[str, Path], tmp_path: Path) -> 
     with pytest.raises(merge.BadInput, match=r"the merge overflows in float16; take a wider dtype"):
         merge.write(one, tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "ct", "sft"]
+
+
+def test_in_float32_only_smaller_weights_help(folders: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(merge.BadInput, match="the merge overflows in float32; take smaller weights"):
+        merge.write(recipe(folders, "task_arithmetic", {"ct": {"weight": 1e38}}, **{"lambda": 1e38}), tmp_path / "out")
 
 
 @pytest.mark.parametrize("memory", [0, 1 << 20])

@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -20,6 +22,10 @@ from merge.stream.threads import Workers
 from tests.merge.conftest import recipe
 
 RESULT = {"README.md", "audit.json", "audit.parquet", "config.json", "merge.yml", "model.safetensors", "tokenizer.json"}
+
+
+def interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def names(folder: Path) -> set[str]:
@@ -86,6 +92,59 @@ def test_a_name_as_long_as_can_be(folders: dict[str, Path], tmp_path: Path) -> N
     assert names(merge.write(recipe(folders, "ties"), tmp_path / ("x" * 255))) == RESULT
 
 
+def test_what_a_killed_merge_published_by_halves_goes(folders: dict[str, Path], tmp_path: Path) -> None:
+    """Killed between the renames into a folder that was there."""
+    out = tmp_path / "mount"
+    out.mkdir()
+    killed = OutFolder(out)
+    aside = killed.open()
+    for name in ("README.md", "config.json", "weights"):
+        (aside / name).touch()
+    renames = iter((Path.rename, Path.rename, interrupted))
+    patched = mock.patch.object(Path, "rename", lambda path, target: next(renames)(path, target))
+    with patched, pytest.raises(KeyboardInterrupt):
+        killed.publish()
+    assert killed._descriptor is not None
+    os.close(killed._descriptor)  # as the kernel does
+    assert {name for name in names(out) if not name.startswith(".")} == {"README.md", "weights"}
+    merge.write(recipe(folders, "ties"), out)
+    assert names(out) == RESULT
+
+
+def test_a_signal_ends_it_and_leaves_nothing(config: str, tmp_path: Path) -> None:
+    code = (
+        "import os, sys; from merge import cli, progress; "
+        "progress.Progress.__enter__ = lambda self: lambda *_: os.kill(os.getpid(), {}); "
+        "sys.exit(cli.main(sys.argv[1:]))"
+    )
+    before = names(tmp_path)
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        command = [sys.executable, "-c", code.format(int(number)), config, str(tmp_path / "out")]
+        unignored = lambda: [signal.signal(each, signal.SIG_DFL) for each in (signal.SIGHUP, signal.SIGTERM)]
+        ran = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=unignored)
+        assert (ran.returncode, ran.stderr.count("\n")) == (128 + number, 1), ran.stderr
+        assert names(tmp_path) == before
+
+
+def test_a_place_without_the_right_to_write(
+    config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr("merge.io.writer.survey")
+    monkeypatch.setattr("merge.io.out_folder.os.access", lambda *_: False)  # root may write anywhere
+    assert f"{tmp_path} cannot be written to; ask for the right" in refused(config, tmp_path / "out", capsys)
+
+
+def test_a_read_only_file_system(config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "mount"
+    out.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", out], check=False, capture_output=True).returncode:
+        pytest.skip("this account may not mount")
+    try:
+        assert "cannot be written to" in refused(config, out / "new", capsys)
+    finally:
+        subprocess.run(["umount", out], check=True)
+
+
 def test_two_merges_into_one_place(folders: dict[str, Path], tmp_path: Path) -> None:
     first = OutFolder(tmp_path / "out")
     aside = first.open()
@@ -124,6 +183,17 @@ def test_no_room_is_noticed_before_the_survey(
 
     monkeypatch.delattr("merge.io.writer.survey")
     monkeypatch.setattr(file_sink.os, "posix_fallocate", full)
+    assert "free some" in refused(config, tmp_path / "out", capsys)
+
+
+def test_room_for_what_is_written_last_is_taken_first(
+    config: str, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.delattr("merge.io.writer.survey")
+    monkeypatch.setattr("merge.io.writer.take_room", full)
     assert "free some" in refused(config, tmp_path / "out", capsys)
 
 

@@ -59,6 +59,11 @@ def test_tries_are_scored_in_the_stated_cells_only() -> None:
     assert tunes(by_budget[-1].merges["ties_sv_1"]) == {"nya-ties_sv_1-4096-s0"} and by_budget[-1].seed == 1
 
 
+def test_one_try_is_no_choice() -> None:
+    for cell in cells("sft.grid={learning_rate:[5e-4]}", "merge=stated"):
+        assert "ct_then_sft" not in cell.chosen
+
+
 def test_a_cell_alone_chooses_on_the_cells_that_are_stated() -> None:
     (config,) = sweep.expand(["experiment=test", "seed=3", "merge.choice={budgets:[2048],seeds:[0]}"], False).configs
     cell = plan_cell(config, Inputs())

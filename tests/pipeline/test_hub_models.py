@@ -96,6 +96,28 @@ def test_a_download_that_was_cut_off_is_not_taken_for_a_model(cache: Path) -> No
         hub.fetch("hub:me/tiny")
 
 
+@pytest.mark.parametrize(
+    ("names", "pattern"),
+    [
+        (["config.json", "model.safetensors", "pytorch_model.bin"], "*.safetensors"),
+        (["model-00001-of-00002.safetensors", "model.safetensors.index.json"], "*.safetensors"),
+        (["pytorch_model.bin", "adapter_model.safetensors"], "pytorch_model*"),
+        (["pytorch_model-00001-of-00002.bin", "pytorch_model.bin.index.json"], "pytorch_model*"),
+        (["adapter_config.json", "adapter_model.safetensors"], "adapter_model.safetensors"),
+        (["adapter_config.json", "adapter_model.bin"], "adapter_model.bin"),
+    ],
+)
+def test_one_format_of_the_weights_is_fetched(names: list[str], pattern: str) -> None:
+    assert hub.weight_pattern(names) == pattern
+
+
+def test_an_adapter_in_the_older_format_is_whole(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").touch()
+    assert not hub.is_whole(tmp_path)
+    (tmp_path / "adapter_model.bin").touch()
+    assert hub.is_whole(tmp_path)
+
+
 @pytest.mark.parametrize("answer", ["GatedRepoError", "RepositoryNotFoundError", "RevisionNotFoundError"])
 def test_what_the_hub_refuses_says_what_to_do(answer: str) -> None:
     import httpx
