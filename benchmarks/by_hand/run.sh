@@ -8,10 +8,10 @@ data=$1 out=$2 budgets=$3 sft_tokens=$4
 here=$(dirname "$0")
 mkdir -p "$out"
 
-"$PYTHON" "$here/train.py" sft "$data/base" "$data/sft.jsonl" "$out/sft" "$sft_tokens"
+"$PYTHON" "$here/train.py" sft "$data/base" "$data/sft.jsonl" "$out/sft" "$sft_tokens" "$data/en.jsonl"
 for budget in $budgets; do
   "$PYTHON" "$here/train.py" ct "$data/base" "$data/nya.jsonl" "$out/ct-$budget" "$budget" "$data/en.jsonl"
-  "$PYTHON" "$here/train.py" sft "$out/ct-$budget" "$data/sft.jsonl" "$out/ct_then_sft-$budget" "$sft_tokens"
+  "$PYTHON" "$here/train.py" sft "$out/ct-$budget" "$data/sft.jsonl" "$out/ct_then_sft-$budget" "$sft_tokens" "$data/en.jsonl"
 
   cat > "$out/linear-$budget.yml" <<YAML
 merge_method: linear

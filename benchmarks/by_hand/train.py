@@ -1,8 +1,9 @@
 """One training as one writes it by hand: transformers' Trainer, on running text or on instructions.
 
-    python train.py ct|sft MODEL DATA OUT TOKENS [REPLAY]
+    python train.py ct|sft MODEL DATA OUT TOKENS REPLAY
 
-DATA: JSON lines of {"text"} (ct), of {"prompt", "output"} (sft). REPLAY: English text, one block in five (ct).
+DATA: JSON lines of {"text"} (ct), of {"prompt", "output", "more": further ones} (sft). REPLAY: English text, one token
+in five (ct) or in four (sft).
 """
 
 import json
@@ -12,11 +13,9 @@ import sys
 import transformers
 from datasets import Dataset
 
-RATE, BATCH_TOKENS, BLOCK, WARMUP = {
-    "ct": (7e-4, 2000, 250, 0.01),
-    "sft": (5e-4, 1000, 250, 0.05),
-}[sys.argv[1]]
-SCHEDULE_TOKENS = 1_000_000  # where CT's learning rate ends, whatever the budget
+RATE, WARMUP, REPLAYED = {"ct": (7e-4, 0.01, 0.2), "sft": (5e-4, 0.05, 0.25)}[sys.argv[1]]
+BATCH_TOKENS, BLOCK = 500, 250
+SCHEDULE_TOKENS = 450_000  # where CT's learning rate ends, whatever the budget
 
 
 def rows(path):
@@ -33,12 +32,8 @@ def blocks(path, tokenizer, wanted):
     return [ids[start : start + BLOCK] for start in range(0, min(len(ids), wanted) - BLOCK + 1, BLOCK)]
 
 
-def text(path, replay, tokenizer, tokens):
-    mine = blocks(path, tokenizer, tokens * 4 // 5)
-    english = blocks(replay, tokenizer, tokens - tokens * 4 // 5)
-    mixed = mine + english
-    random.Random(0).shuffle(mixed)
-    return [{"input_ids": block, "labels": block} for block in mixed]
+def text(path, tokenizer, tokens):
+    return [{"input_ids": block, "labels": block} for block in blocks(path, tokenizer, tokens)]
 
 
 def instructions(path, tokenizer, tokens):
@@ -47,24 +42,30 @@ def instructions(path, tokenizer, tokens):
     random.Random(0).shuffle(examples)
     while total < tokens:
         for row in examples:
-            prompt = tokenizer(row["prompt"], add_special_tokens=False)["input_ids"]
-            answer = [*tokenizer(" " + row["output"], add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
-            ids = (prompt + answer)[-BLOCK:]
-            labels = ([-100] * len(prompt) + answer)[-BLOCK:]
-            made.append({"input_ids": ids, "labels": labels})
-            total += len(ids)
+            ids, labels = [], []
+            for turn in [row, *row.get("more", [])]:
+                prompt = tokenizer(turn["prompt"], add_special_tokens=False)["input_ids"]
+                answer = tokenizer(" " + turn["output"], add_special_tokens=False)["input_ids"]
+                ids += prompt + answer
+                labels += [-100] * len(prompt) + answer
+            ids, labels = [*ids, tokenizer.eos_token_id], [*labels, tokenizer.eos_token_id]
+            made.append({"input_ids": ids[-BLOCK:], "labels": labels[-BLOCK:]})
+            total += len(made[-1]["input_ids"])
             if total >= tokens:
                 break
     return made
 
 
 def main():
-    kind, folder, data, out, tokens = *sys.argv[1:5], int(sys.argv[5])
+    kind, folder, data, out, tokens, replay = *sys.argv[1:5], int(sys.argv[5]), sys.argv[6]
     transformers.set_seed(0)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
-    made = text(data, sys.argv[6], tokenizer, tokens) if kind == "ct" else instructions(data, tokenizer, tokens)
+    english = round(REPLAYED * tokens)
+    made = (text if kind == "ct" else instructions)(data, tokenizer, tokens - english)
+    made += text(replay, tokenizer, english)
+    random.Random(0).shuffle(made)
     length = sum(len(row["input_ids"]) for row in made) / len(made)
     batch = max(1, round(BATCH_TOKENS / length))
     steps = len(made) // batch

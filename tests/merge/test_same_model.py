@@ -97,6 +97,23 @@ def test_tied_by_default_where_the_config_says_nothing(tmp_path: Path) -> None:
     merge.check(recipe(folders, "ties"))
 
 
+def test_gpt2_is_tied_by_default_and_stays_so(tmp_path: Path) -> None:
+    """One of its checkpoints stores the head, the others do not; none of their configs says a word."""
+    draw = torch.Generator().manual_seed(0)
+    base = {
+        name: torch.randn(8, 4, generator=draw) for name in ("transformer.wte.weight", "transformer.h.0.mlp.weight")
+    }
+    stored = moved(base, 2)
+    head = {"lm_head.weight": stored["transformer.wte.weight"].clone()}
+    parents = {"base": base, "ct": moved(base, 1), "sft": stored | head}
+    folders = {name: save(tmp_path / name, tensors) for name, tensors in parents.items()}
+    for folder in folders.values():
+        (folder / "config.json").write_text(json.dumps({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}))
+    out = merge.write(recipe(folders, "task_arithmetic"), tmp_path / "out")
+    assert load_file(out / "model.safetensors").keys() == base.keys()
+    assert json.loads((out / "config.json").read_text()).get("tie_word_embeddings", True) is True
+
+
 def test_a_stray_adapter_beside_a_bin(folders: dict[str, Path]) -> None:
     file = folders["ct"] / "model.safetensors"
     torch.save(load_file(file), folders["ct"] / "pytorch_model.bin")
