@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,7 @@ def write_metadata(
     """Put card, recipe and audit into the folder; config.json last, since it makes the folder a model."""
     (aside / ROOM).unlink()
     if audit is not None:
+        _give_back()
         audit.save(aside)
     recipe.save(aside / "merge.yml")
     text = card.render(title, plan, recipe, sink.files, audit, checksums, sink.shard_bytes)
@@ -132,6 +134,12 @@ def write_metadata(
     for path in aside.iterdir():
         fsync(path)
     fsync(aside)
+
+
+def _give_back() -> None:
+    """What slices took and is free goes back to the system, where the C library is glibc: pyarrow needs as much."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def out_config(plan: Plan, recipe: Recipe) -> dict[str, Any]:
