@@ -21,7 +21,6 @@ from common.errors import BadInput
 
 KINDS = ("embeddings", "attention", "mlp", "norms", "head", "other")
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|layer)\.(\d+)\.")
-
 _NUMBERED = re.compile(r"\.\d+\.\w+\.")
 
 
