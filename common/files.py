@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable
+from contextlib import suppress
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -57,14 +60,24 @@ def fsync(path: Path) -> None:
 
 
 def publish(path: Path, write: Callable[[Path], object]) -> Path:
-    """Lets `write` make a file aside, then gives it its name; nothing is left where `write` fails."""
+    """Lets `write` make a file aside, then gives it its name; nothing is left where `write` fails.
+
+    What a killed process left of the same file goes: the lock on it went with the process.
+    """
+    for left in path.parent.glob(f".{escape(path.stem)}.*.part{escape(path.suffix)}"):
+        with suppress(OSError), left.open("ab") as file:  # held by another, gone by now, or on a disk without locks
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            left.unlink()
     aside = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
-    try:
-        write(aside)
-        fsync(aside)
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+    with aside.open("ab") as held:
+        try:
+            with suppress(OSError):
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            write(aside)
+            fsync(aside)
+            os.replace(aside, path)
+        finally:
+            aside.unlink(missing_ok=True)
     fsync(path.parent)
     return path
 

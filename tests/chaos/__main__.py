@@ -74,8 +74,9 @@ class Chaos:
     def kills(self, wanted: int) -> None:
         """kill -9 at moments spread over what each sweep still has to do, until `wanted` have hit."""
         while self.done["kills"] < wanted:
-            folder = self.place("killed")
-            while self.done["kills"] < wanted:
+            folder, whole = self.place("killed"), False
+            while self.done["kills"] < wanted and not whole:
+                whole = published(folder) == self.entries  # once more, into the report
                 sweep = Running(folder)
                 if sweep.ended(self.random.uniform(0, self.seconds_left(folder))):
                     break

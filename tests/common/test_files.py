@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 from pathlib import Path
 from typing import Any
 
@@ -35,3 +36,14 @@ def test_rows_come_back_to_the_last_bit(rows: list[dict[str, Any]], tmp_path_fac
     path = tmp_path_factory.getbasetemp() / "rows.jsonl"
     write_jsonl(path, rows)
     assert repr(read_jsonl(path)) == repr(rows)
+
+
+def test_what_a_killed_process_left_goes_and_what_another_writes_stays(tmp_path: Path) -> None:
+    killed, live, other = (tmp_path / f".{name}.part.png" for name in ("curves.1", "curves.2", "bits.1"))
+    for path in (killed, live, other):
+        path.write_text("half")
+    with live.open("ab") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        publish(tmp_path / "curves.png", lambda aside: aside.write_text("whole"))
+    assert {path.name for path in tmp_path.iterdir()} == {"curves.png", live.name, other.name}
+    assert (tmp_path / "curves.png").read_text() == "whole" and live.read_text() == "half"
