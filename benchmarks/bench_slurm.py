@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from bench_sweep import overrides
+from bench_sweep import overrides, write_entry
 
 from pipeline import sweep
 from pipeline.run import cluster, run_plan
@@ -30,7 +30,6 @@ from pipeline.run.cluster import site as sites
 from pipeline.run.journal import Journal
 from pipeline.run.run_plan import RunPlan
 from pipeline.run.worker import JOURNAL, worker
-from pipeline.store import RECORD
 from tests.slurm.cluster import Slurm, install, unavailable
 
 ROOT = Path(__file__).parents[1]
@@ -55,10 +54,7 @@ with open(job["folder"] + "/" + job["name"] + ".jsonl", "a") as journal:
 def stage_entries(plan: RunPlan, staged: Path) -> None:
     """An entry that holds nothing for every stage, each where one rename publishes it."""
     for stage in plan.stages:
-        folder = staged / stage.key / f"{stage.kind}@{stage.slug}-{stage.key}"
-        folder.mkdir(parents=True)
-        record = {"kind": stage.kind, "slug": stage.slug, "key": stage.key, "trajectory": stage.trajectory}
-        (folder / RECORD).write_text(json.dumps(record | {"settings": dict(stage.settings), "files": {}}))
+        write_entry(staged / stage.key / f"{stage.kind}@{stage.slug}-{stage.key}", stage)
 
 
 def sleeping(folder: Path, store: Path, staged: Path, sleep: float) -> sites.Site:

@@ -64,10 +64,14 @@ def overrides(languages: int, store: Path) -> list[str]:
 def fill(store: Store, stages: list[Any]) -> None:
     """Entries that are published and hold nothing."""
     for stage in stages:
-        folder = store.root / stage.kind / f"{stage.slug}-{stage.key}"
-        folder.mkdir(parents=True)
-        record = {"kind": stage.kind, "slug": stage.slug, "key": stage.key, "trajectory": stage.trajectory}
-        (folder / RECORD).write_text(json.dumps(record | {"settings": dict(stage.settings), "files": {}}))
+        write_entry(store.root / stage.kind / f"{stage.slug}-{stage.key}", stage)
+
+
+def write_entry(folder: Path, stage: Any) -> None:
+    """An entry that holds nothing."""
+    folder.mkdir(parents=True)
+    record = {"kind": stage.kind, "slug": stage.slug, "key": stage.key, "trajectory": stage.trajectory}
+    (folder / RECORD).write_text(json.dumps(record | {"settings": dict(stage.settings), "files": {}}))
 
 
 def main() -> None:
