@@ -25,7 +25,6 @@ from common.files import fsync
 
 LOCK, PART = ".merge-lock", ".merge-part"
 BETWEEN = "stages"
-HIDDEN = (f".{BETWEEN}{LOCK}", f".{BETWEEN}{PART}")  # of `between`, in a target that is filled
 LAST = "config.json"
 OF_FILE_SYSTEMS = {"lost+found"}  # what an empty one has
 LONGEST = 230  # bytes of a name that the hidden names can be made of
@@ -131,7 +130,9 @@ class OutFolder:
         return OutFolder(self._home / (BETWEEN if self._fills else f"{self._real.name}.{BETWEEN}"))
 
     def _is_ours(self, path: Path) -> bool:
-        return path in (self.aside, self._lock) or path.name in (*HIDDEN, *OF_FILE_SYSTEMS)
+        between = self.between()
+        hidden = (self.aside, self._lock, between.aside, between._lock)
+        return path in hidden or path.name in OF_FILE_SYSTEMS
 
 
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # a file system without them
