@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.errors import BadInput, in_one_line
+from common.hub import ADAPTERS
 from merge.io.adapter_config import LoraConfig, rank_and_scale, read_config
 from merge.io.checkpoint import FLOATS, HEAD, Checkpoint, torch_dtype
 from merge.io.pickled import open_pickled
@@ -132,10 +133,10 @@ def adapted(base: Checkpoint, folder: Path) -> AdaptedCheckpoint:
 
 
 def _weights(folder: Path) -> Checkpoint:
-    file = folder / "adapter_model.safetensors"
+    file, pickled = (folder / name for name in ADAPTERS)
     if file.is_file():
         return Checkpoint(folder, {}, read_header(file))
-    if (pickled := folder / "adapter_model.bin").is_file():
+    if pickled.is_file():
         return open_pickled(folder, {}, [pickled])
     raise BadInput(f"{file}: missing; expected a LoRA folder as peft saves it")
 

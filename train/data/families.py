@@ -102,7 +102,7 @@ class Vocabulary:
         near = [
             other
             for other in self.ranked[max(COMMONEST, rank - reach) : rank + reach]
-            if other not in avoid and other != word and self.askable(other)
+            if other in self._askable and other not in avoid and other != word
         ]
         return rng.sample(near, count) if len(near) >= count else None
 

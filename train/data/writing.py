@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import regex
@@ -69,6 +70,7 @@ class Writing:
         return word[len(bare(word)) :] in SEPARATORS and word.startswith(bare(word))
 
 
+@lru_cache(maxsize=2**18)  # a word is asked for dozens of times
 def bare(word: str) -> str:
     """A word without the punctuation around it; empty where something else than letters and their marks remains."""
     stripped = AROUND.sub("", word)
