@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from common.units import format_tokens
 from pipeline.report.chart_data import SAVED, SPENT
-from pipeline.report.vega import BUDGET, SEQUENTIAL, Chart, sized
+from pipeline.report.vega import BUDGET, SEQUENTIAL, Chart, heat_map, sized
 
 HOURS = ("#0072B2", "#b8c4d0")
 
@@ -16,55 +16,32 @@ def heat(parts: Sequence[str], width: int | None = None) -> Chart:
     spec = {
         "data": {"name": "parts"},
         "params": [{"name": "quantity", "value": "lost_top"}],
-        "transform": [{"calculate": "datum[quantity]", "as": "share"}, {"calculate": BUDGET, "as": "budget"}],
-        "encoding": {
-            "x": {
-                "field": "budget",
-                "type": "ordinal",
-                "sort": {"field": "tokens"},
-                "title": "continual pre-training tokens",
-                "axis": {"labelAngle": 0, "orient": "top", "domain": False, "ticks": False},
-            },
-            "y": {
-                "field": "part",
-                "type": "ordinal",
-                "sort": list(parts),
-                "title": None,
-                "axis": {"domain": False, "ticks": False, "labelLimit": 130},
-            },
-        },
-        "layer": [
-            {
-                "mark": {"type": "rect"},
-                "encoding": {
-                    "color": {
-                        "field": "share",
-                        "type": "quantitative",
-                        "scale": {"range": list(SEQUENTIAL), "domainMin": 0},
-                        "legend": {"title": "share of SFT's parameters", "format": ".0%", "orient": "bottom"},
-                    },
-                    "tooltip": [
-                        {"field": "part"},
-                        {"field": "budget", "title": "CT tokens"},
-                        {"field": "share", "format": ".2%"},
-                        {"field": "lost", "title": "lost, of all", "format": ".2%"},
-                        {"field": "lost_top", "title": "lost, of the top 5 %", "format": ".2%"},
-                        {"field": "trimmed", "title": "trimmed or dropped", "format": ".2%"},
-                    ],
-                },
-            },
-            {
-                "transform": [{"joinaggregate": [{"op": "max", "field": "share", "as": "most"}]}],
-                "mark": {"type": "text", "fontSize": 11},
-                "encoding": {
-                    "text": {"field": "share", "format": ".1%"},
-                    "color": {
-                        "condition": {"test": "datum.share > datum.most * .45", "value": "#fff"},
-                        "value": "#111",
-                    },
-                },
-            },
+        "transform": [
+            {"calculate": "datum[quantity]", "as": "share"},
+            {"calculate": BUDGET, "as": "budget"},
+            {"joinaggregate": [{"op": "max", "field": "share", "as": "most"}]},
         ],
+        **heat_map(
+            x={"field": "budget", "sort": {"field": "tokens"}, "title": "continual pre-training tokens"},
+            y={"field": "part", "sort": list(parts)},
+            color={
+                "field": "share",
+                "type": "quantitative",
+                "scale": {"range": list(SEQUENTIAL), "domainMin": 0},
+                "legend": {"title": "share of SFT's parameters", "format": ".0%", "orient": "bottom"},
+            },
+            text={"field": "share", "format": ".1%"},
+            dark="datum.share > datum.most * .45",
+            row_labels=130,
+            tooltip=[
+                {"field": "part"},
+                {"field": "budget", "title": "CT tokens"},
+                {"field": "share", "format": ".2%"},
+                {"field": "lost", "title": "lost, of all", "format": ".2%"},
+                {"field": "lost_top", "title": "lost, of the top 5 %", "format": ".2%"},
+                {"field": "trimmed", "title": "trimmed or dropped", "format": ".2%"},
+            ],
+        ),
     }
     by_choice = {"parts": {"method": "merge"}}
     return Chart("heat", sized(spec, 24 * max(1, len(parts)), width), by_choice, {"quantity": "quantity"})

@@ -20,7 +20,7 @@ from pipeline.report.inference import Estimate
 from pipeline.report.paired import Evidence, Kind
 from pipeline.report.records import label, mean
 from pipeline.report.report_sources import Sources
-from pipeline.report.vega import SCHEMA, Spec
+from pipeline.report.vega import SCHEMA, Spec, heat_map
 from pipeline.report.wording import interval
 
 BASELINE = "ct_then_sft"
@@ -126,37 +126,25 @@ def _panel(found: Sequence[Spot], kind: Kind, labelled: bool) -> Spec:
         for spot in found
     ]
     most = max(abs(spot.gains[kind].value) for spot in found) or 1.0
-    axis = {"domain": False, "ticks": False, "labelLimit": 260}
     regimes, budgets = (list(dict.fromkeys(row[name] for row in rows)) for name in ("regime", "budget"))
-    colour: Mapping[str, object] = {
-        "field": "gain",
-        "type": "quantitative",
-        "scale": {"domain": [-most, 0, most], "range": list(COLOURS)},
-        "legend": None,
-    }
-    side: Spec = {"type": "ordinal", "title": None}
     return {
         "$schema": SCHEMA,
         "width": 64 * len(budgets),
         "height": 26 * len(regimes),
         "data": {"name": "spots"},
         "datasets": {"spots": rows},
-        "encoding": {
-            "x": {**side, "field": "budget", "sort": budgets, "axis": {**axis, "labelAngle": 0, "orient": "top"}},
-            "y": {**side, "field": "regime", "sort": regimes, "axis": axis if labelled else None},
-        },
-        "layer": [
-            {"mark": {"type": "rect"}, "encoding": {"color": colour}},
-            {
-                "mark": {"type": "text", "fontSize": 11},
-                "encoding": {
-                    "text": {"field": "text", "type": "nominal"},
-                    "color": {
-                        "condition": {"test": f"abs(datum.gain) > {0.6 * most}", "value": "#fff"},
-                        "value": "#111",
-                    },
-                },
+        **heat_map(
+            x={"field": "budget", "sort": budgets},
+            y={"field": "regime", "sort": regimes},
+            color={
+                "field": "gain",
+                "type": "quantitative",
+                "scale": {"domain": [-most, 0, most], "range": list(COLOURS)},
+                "legend": None,
             },
-        ],
+            text={"field": "text", "type": "nominal"},
+            dark=f"abs(datum.gain) > {0.6 * most}",
+            row_labels=260 if labelled else None,
+        ),
         "resolve": {"scale": {"color": "independent"}},
     }

@@ -101,6 +101,30 @@ def tokens_axis(budgets: Sequence[int]) -> Spec:
     }
 
 
+def heat_map(
+    x: Spec, y: Spec, color: Spec, text: Spec, *, dark: str, row_labels: int | None, tooltip: Sequence[Spec] = ()
+) -> Spec:
+    """Encoding and layers of a heat map: cells, and in each its text, white where the expression `dark` holds.
+
+    x, y, color and text are channels; the axes are ordinal, with the columns named above and the rows within
+    `row_labels` pixels (None: not named).
+    """
+    plain: Spec = {"domain": False, "ticks": False}
+    beside = {**plain, "labelLimit": row_labels} if row_labels else None
+    cells: Spec = {"color": color, "tooltip": list(tooltip)} if tooltip else {"color": color}
+    ink = {"condition": {"test": dark, "value": "#fff"}, "value": "#111"}
+    return {
+        "encoding": {
+            "x": {"type": "ordinal", "title": None, **x, "axis": {**plain, "labelAngle": 0, "orient": "top"}},
+            "y": {"type": "ordinal", "title": None, **y, "axis": beside},
+        },
+        "layer": [
+            {"mark": {"type": "rect"}, "encoding": cells},
+            {"mark": {"type": "text", "fontSize": 11}, "encoding": {"text": text, "color": ink}},
+        ],
+    }
+
+
 def colored(value: Any, colours: Mapping[str, str]) -> Any:
     """A spec with INK and SOFT put into colours: what a page says by its style, a figure must name."""
     if isinstance(value, dict):
