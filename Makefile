@@ -41,7 +41,7 @@ plan: $(READY)  ## which stages are done and which would run; with CLUSTER=8xH10
 check: $(READY)  ## whether everything is there that the experiment needs: access, text, tasks, tokenizer, disk
 	@$(BIN)/python -m pipeline check -m experiment=$(EXPERIMENT) $(ARGS)
 
-base: $(READY)  ## train the shipped base model from scratch, by its recipe (hours; goes on where it was stopped)
+base: $(READY)  ## train the shipped base model from scratch, by its recipe (over an hour; goes on where it was stopped)
 	@$(BIN)/python -m pipeline run experiment=base $(ARGS)
 
 dashboard: $(READY)  ## the comparison in wandb, from a report: pushed where a key is, else written as a file

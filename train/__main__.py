@@ -1,9 +1,7 @@
 """`python -m train JOB.json`: one process of a training.
 
-The launcher (pipeline/run/launch.py, or torchrun by hand) starts as many as there shall be. JOB.json holds the
-arguments of `train.trainer.train`: {"model", "blocks", "settings", "out", "work", "save_every_tokens", "resume_state",
-"compute"}. Rank 0 prints the training's log, a JSON object a line, and leaves what became of it in RESULT_FILE beside
-JOB.json.
+The launcher (pipeline/run/launch.py, or torchrun by hand) starts as many as there shall be. Rank 0 prints the
+training's log, a JSON object a line, and leaves what became of it in RESULT_FILE beside JOB.json.
 
 On SIGINT, SIGTERM, SIGUSR2 or a file STOP_FILE beside JOB.json, every process finishes the step, saves, and exits with
 75; the same call goes on from there. Exit code 2: refused, in one line.
@@ -11,17 +9,23 @@ On SIGINT, SIGTERM, SIGUSR2 or a file STOP_FILE beside JOB.json, every process f
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import json
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
+
+from typing_extensions import TypedDict  # pydantic's condition before Python 3.12
 
 from common.errors import BadInput, Interrupted
 from common.files import write_json
+from common.parsing import read_json
+from train.parallel import Compute
+from train.stage_settings import TrainingSettings
 
 INTERRUPTED = 75  # the exit code of a training that was asked to stop and has saved; sysexits.h: try again later
 # prctl(PR_SET_PDEATHSIG, SIGKILL): a process ends when what started it dies, however it dies. Nobody would hold the
@@ -30,42 +34,63 @@ DIE_WITH_PARENT = (1, signal.SIGKILL, 0, 0, 0)
 RESULT_FILE, STOP_FILE = "result.json", "stop"
 
 
-def main(job: Path) -> int:
-    """Runs this process's part of the training."""
-    ctypes.CDLL(None).prctl(*DIE_WITH_PARENT)
-    from train import trainer
-    from train.parallel import Compute
-    from train.stage_settings import TrainingSettings
+class Job(TypedDict):
+    """What JOB.json holds: the arguments of `train.trainer.train`."""
 
-    arguments = json.loads(job.read_text(encoding="utf-8"))
-    first = os.environ.get("RANK", "0") == "0"
+    model: str
+    blocks: str
+    settings: TrainingSettings
+    out: str
+    work: str
+    save_every_tokens: NotRequired[int | None]
+    resume_state: NotRequired[str | None]
+    compute: NotRequired[Compute]
 
-    def leave(result: dict[str, Any]) -> None:
-        if first:
-            write_json(job.with_name(RESULT_FILE), result)
 
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs this process's part of a training."""
+    keys = ", ".join(Job.__annotations__)
+    parser = argparse.ArgumentParser(prog="python -m train", description="One process of a training.")
+    parser.add_argument("job", type=Path, help=f"JSON of {keys}: the arguments of train.trainer.train")
+    path: Path = parser.parse_args(arguments).job
     try:
-        facts = trainer.train(
-            Path(arguments["model"]),
-            Path(arguments["blocks"]),
-            TrainingSettings.from_mapping(arguments["settings"]),
-            Path(arguments["out"]),
-            work=Path(arguments["work"]),
-            save_every_tokens=arguments.get("save_every_tokens"),
-            resume_state=Path(arguments["resume_state"]) if arguments.get("resume_state") else None,
-            compute=Compute(**arguments.get("compute", {})),
-            on_log=lambda record: print(json.dumps(record), flush=True),
-            should_stop=stop_signal(job.with_name(STOP_FILE)),
-        )
+        facts = run(read_json(path, Job, f"JSON of {keys}"), path.with_name(STOP_FILE))
     except Interrupted as stop:
-        leave({"interrupted": str(stop)})
+        leave(path, {"interrupted": str(stop)})
         return INTERRUPTED
     except BadInput as error:
-        leave({"refused": str(error)})
+        if path.is_file():
+            leave(path, {"refused": str(error)})
         print(error, file=sys.stderr)
         return 2
-    leave({"launch": facts})
+    leave(path, {"launch": facts})
     return 0
+
+
+def leave(job: Path, result: dict[str, Any]) -> None:
+    """Writes what became of the training beside JOB.json: the first process does."""
+    if os.environ.get("RANK", "0") == "0":
+        write_json(job.with_name(RESULT_FILE), result)
+
+
+def run(job: Job, stop_file: Path) -> dict[str, Any]:
+    """`train.trainer.train` as the job says."""
+    ctypes.CDLL(None).prctl(*DIE_WITH_PARENT)
+    from train import trainer
+
+    resume_state = job.get("resume_state")
+    return trainer.train(
+        Path(job["model"]),
+        Path(job["blocks"]),
+        job["settings"],
+        Path(job["out"]),
+        work=Path(job["work"]),
+        save_every_tokens=job.get("save_every_tokens"),
+        resume_state=Path(resume_state) if resume_state else None,
+        compute=job.get("compute", Compute()),
+        on_log=lambda record: print(json.dumps(record), flush=True),
+        should_stop=stop_signal(stop_file),
+    )
 
 
 def stop_signal(file: Path) -> Callable[[], bool]:
@@ -81,8 +106,6 @@ def stop_signal(file: Path) -> Callable[[], bool]:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("usage: python -m train JOB.json")
-    code = main(Path(sys.argv[1]))
+    code = main()
     sys.stdout.flush()
     sys.exit(code)

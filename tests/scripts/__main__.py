@@ -1,4 +1,4 @@
-"""`make test-scripts`: real text in seven languages and five scripts, each through the whole small experiment.
+"""`make test-scripts`: real text in seven languages and six scripts, each through the whole small experiment.
 
 Downloads Debian packages (apt) without installing them; where that cannot be done, says so in a line and ends with 0.
 """

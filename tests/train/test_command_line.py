@@ -1,0 +1,50 @@
+"""`python -m train JOB.json` where the file cannot be a job; that good ones train is test_distributed.py's."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.parsing import read_json
+from train import __main__ as entry
+from train.stage_settings import LoraSettings, TrainingSettings
+
+SETTINGS = TrainingSettings(1, 1, 1, 1, 1e-3, 0.1, 0.01, 0.0, 0, LoraSettings(8, 16.0, 0.0, ("q_proj",)))
+JOB: dict[str, Any] = {"model": "m", "blocks": "b", "out": "o", "work": "w", "settings": asdict(SETTINGS)}
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        (None, "missing; expected JSON of model, blocks, settings, out, work"),
+        ("{", "not JSON"),
+        ("[]", "Input should be"),
+        (json.dumps({**JOB, "model": 3}), "model: Input should be a valid string"),
+        (
+            json.dumps({**JOB, "settings": {**asdict(SETTINGS), "tokens": "many"}}),
+            "settings.tokens: Input should be a valid integer",
+        ),
+        (json.dumps({**JOB, "settings": {}}), "settings.tokens: Field required"),
+        (json.dumps({**JOB, "compute": {"processes": "two"}}), "compute.processes: Input should be a valid integer"),
+    ],
+)
+def test_what_is_no_job_is_refused_in_a_line(
+    content: str | None, line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "job.json"
+    if content is not None:
+        file.write_text(content, encoding="utf-8")
+    assert entry.main([str(file)]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and str(file) in said and line in said
+    assert (tmp_path / entry.RESULT_FILE).is_file() == file.is_file()
+
+
+def test_a_job_is_read_as_it_was_written(tmp_path: Path) -> None:
+    file = tmp_path / "job.json"
+    file.write_text(json.dumps(JOB), encoding="utf-8")
+    assert read_json(file, entry.Job)["settings"] == SETTINGS
