@@ -135,6 +135,15 @@ def is_whole(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("model.safetensors", "pytorch_model.bin"))
 
 
+def check_no_adapter(folder: Path, key: str) -> None:
+    """Refuses a model beside whose weights an adapter lies: transformers would apply it unsaid, a merge would not."""
+    if (folder / "adapter_config.json").is_file() and (folder / "config.json").is_file():
+        raise BadInput(
+            f"{key}={folder}: an adapter (adapter_config.json) lies beside the model; "
+            "move it away, or put it into the weights first"
+        )
+
+
 def weight_pattern(names: Collection[str]) -> str:
     """Of the files of a repository, which are its weights: safetensors, else the older format, not both.
 

@@ -15,13 +15,14 @@ from common import hub as model_hub
 from common import hub_data
 from common.errors import BadInput
 from common.files import Checksums
+from merge.io.open_folder import weight_files
 from pipeline.config import CipherCorpus, Compute, Config, HubCorpus, HubSource
 from pipeline.graph import Inputs
 from train.data.corpus import text_files as corpus_files
 from train.parallel import ZERO_STAGES
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
-MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
+BESIDE_WEIGHTS = ("*.json", "*.model", "*.txt", "*.jinja")
 
 
 def inputs(config: Config, network: bool = True) -> Inputs:
@@ -147,9 +148,15 @@ def model_files(folder: Path, key: str = "model.path") -> list[Path]:
         raise BadInput(
             f"{key}={folder}: has no tokenizer ({' or '.join(TOKENIZER_FILES)}); save the model's tokenizer there too"
         )
-    if not any(folder.glob("*.safetensors")):
-        raise BadInput(f"{key}={folder}: has no weights; save the model as safetensors")
-    return sorted({path for pattern in MODEL_FILES for path in folder.glob(pattern) if path.is_file()})
+    model_hub.check_no_adapter(folder, key)
+    try:
+        weights, _ = weight_files(folder)  # those that transformers reads: what a key holds is what is loaded
+    except BadInput as error:
+        raise BadInput(f"{key}={folder}: has no weights ({error}); save the model as safetensors") from None
+    if weights[0].suffix != ".safetensors":
+        raise BadInput(f"{key}={folder}: its weights are {weights[0].name}, a pickle; save the model as safetensors")
+    beside = {path for pattern in BESIDE_WEIGHTS for path in folder.glob(pattern) if path.is_file()}
+    return sorted({*weights, *beside})
 
 
 def text_files(pattern: str, key: str, formats: Sequence[str] = corpus_files.FORMATS) -> list[Path]:

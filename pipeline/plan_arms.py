@@ -13,7 +13,7 @@ from common.units import format_tokens
 from pipeline.config import Config
 from pipeline.graph import Inputs, Stage
 from pipeline.plan_choice import roles, tune
-from pipeline.plan_training import Data, base_model, ct_blocks, sft_blocks, training
+from pipeline.plan_training import Data, base_model, ct_blocks, given, sft_blocks, training
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,12 @@ class Start:
     def of(config: Config, inputs: Inputs, data: Data) -> Start:
         language, base = config.language.code, base_model(config, inputs, data)
         if config.ct_source:
-            ct = Stage("model", f"ct-{language}", {"sha256": inputs.ct}, options={"path": config.ct_source})
+            ct = given(f"ct-{language}", config.ct_source, inputs.ct)
         else:
             learnt = {"model": base, "blocks": ct_blocks(config, data, base)}
             ct = training("ct", f"{language}-{budget(config)}", config, learnt)
         if config.sft.source:
-            sft = Stage("model", "sft-en", {"sha256": inputs.sft_model}, options={"path": config.sft.source})
+            sft = given("sft-en", config.sft.source, inputs.sft_model)
         else:
             learnt = {"model": base, "blocks": sft_blocks(config, data, base)}
             sft = training("sft", f"en-s{config.seed}", config, learnt)

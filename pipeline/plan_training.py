@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from common import hub
 from common.units import format_tokens
 from pipeline.config import CipherCorpus, Config, HubCorpus, Training
 from pipeline.graph import Inputs, Stage
@@ -79,13 +80,19 @@ def base_model(config: Config, inputs: Inputs, data: Data) -> Stage:
     """The model that everything starts from: given, or trained from scratch."""
     model = config.model
     if model.path is not None:
-        return Stage("model", model.name, {"sha256": inputs.model}, options={"path": model.path})
+        return given(model.name, model.path, inputs.model)
     assert model.recipe is not None
     recipe = model.recipe.model_dump(exclude={"save_every_tokens"})
     corpus = _bible(config.corpus, inputs) if isinstance(config.corpus, CipherCorpus) else data.corpus
     settings = {**recipe, "language": corpus.settings["language"], **_precision(config)}
     options = {"compute": _compute(config), "save_every_tokens": model.recipe.save_every_tokens}
     return Stage("base", model.name, settings, {"corpus": corpus}, options)
+
+
+def given(slug: str, path: str, known: str | None) -> Stage:
+    """A model from outside, known by a checksum, or by its commit on the hub, which is then the one that is fetched."""
+    of_hub = known is not None and known.startswith(hub.PREFIX)
+    return Stage("model", slug, {"sha256": known}, options={"path": known if of_hub else path})
 
 
 def _bible(cipher: CipherCorpus, inputs: Inputs) -> Stage:

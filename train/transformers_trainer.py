@@ -19,6 +19,7 @@ from torch import distributed
 from torch.distributed.tensor import DTensor
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
+from common import hub
 from common.errors import BadInput
 from common.files import write_whole
 from train import lora, parallel, resume
@@ -109,6 +110,7 @@ def _shard_on_cpu() -> None:
 
 def load_model(folder: Path, settings: TrainingSettings, compute: Compute) -> Any:
     """The model to train, in float32: all of it, or, with LoRA, a PeftModel around it."""
+    hub.check_no_adapter(folder, "model")
     torch.manual_seed(settings.seed)
     model = transformers.AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation=compute.attention, trust_remote_code=False

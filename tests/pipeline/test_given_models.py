@@ -1,0 +1,77 @@
+"""What a given checkpoint is known by are the files that are loaded: all of them, and no others."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from common.errors import BadInput
+from common.files import Checksums
+from pipeline import inputs
+
+SHIPPED = Path(__file__).parents[2] / "models" / "tiny-base"
+WEIGHTS = load_file(SHIPPED / "model.safetensors")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A model without weights."""
+    return Path(shutil.copytree(SHIPPED, tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors")))
+
+
+def save(file: Path, factor: float = 1.0) -> None:
+    file.parent.mkdir(exist_ok=True)
+    save_file({name: tensor * factor for name, tensor in WEIGHTS.items()}, file, metadata={"format": "pt"})
+
+
+def index(folder: Path, name: str) -> None:
+    listed = {"metadata": {}, "weight_map": dict.fromkeys(WEIGHTS, name)}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(listed))
+
+
+def known_by(folder: Path) -> str:
+    return inputs.checkpoint(str(folder), "model.path", Checksums(folder.parent / "kept.json"), network=False)
+
+
+@pytest.mark.parametrize("name", ["model-00001-of-00001.safetensors", "deeper/weights.safetensors"])
+def test_other_weights_are_another_model(folder: Path, name: str) -> None:
+    index(folder, name)
+    save(folder / name)
+    before = known_by(folder)
+    save(folder / name, 2.0)
+    assert known_by(folder) != before
+
+
+def test_weights_that_nobody_loads_change_nothing(folder: Path) -> None:
+    save(folder / "model.safetensors")
+    before = known_by(folder)
+    save(folder / "consolidated.safetensors")
+    assert known_by(folder) == before
+
+
+@pytest.mark.parametrize("name", ["../weights.safetensors", "/tmp/weights.safetensors"])
+def test_weights_outside_the_folder_are_refused(folder: Path, name: str) -> None:
+    index(folder, name)
+    save(folder.parent / "weights.safetensors")
+    save(folder / "other.safetensors")
+    with pytest.raises(BadInput, match=r"^model\.path=.*weight_map: names .*; expected a file inside"):
+        known_by(folder)
+
+
+def test_a_pickle_beside_any_safetensors_is_refused(folder: Path) -> None:
+    torch.save(WEIGHTS, folder / "pytorch_model.bin")
+    save(folder / "adapter_model.safetensors")
+    with pytest.raises(BadInput, match=r"its weights are pytorch_model\.bin, a pickle; save the model as safetensors"):
+        known_by(folder)
+
+
+def test_an_adapter_beside_a_model_is_refused(folder: Path) -> None:
+    save(folder / "model.safetensors")
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(BadInput, match=r"^model\.path=.*: an adapter .* lies beside the model; move it away"):
+        known_by(folder)
