@@ -55,6 +55,12 @@ def test_torch_loads_weights_only() -> None:
     assert not found(lambda path, name, given: name == "torch.load" and given.get("weights_only") is not True)
 
 
+def test_every_package_of_the_lock_but_torch_has_hashes() -> None:
+    lines = [line for line in (ROOT / "requirements.lock").read_text().splitlines() if "==" in line]
+    bare = [line for line in lines if not line.endswith("\\")]
+    assert len(lines) > 100 and [line.partition("==")[0] for line in bare] == ["torch"]
+
+
 def test_no_code_of_a_checkpoint_is_run() -> None:
     """Where nothing is said, transformers would ask on a terminal: it is said at every call."""
     assert not found(lambda path, name, given: given.get("trust_remote_code") not in (None, False))
