@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import log_softmax
 
 Floats = NDArray[np.float64]
 
 
 def log_shares(loglikelihoods: ArrayLike) -> Floats:
     """Log-likelihoods in nats, (prompts, labels), normalised so that the labels' probabilities add up to 1."""
-    values = np.asarray(loglikelihoods, dtype=np.float64)
-    return values - np.logaddexp.reduce(values, axis=1, keepdims=True)
+    return np.asarray(log_softmax(np.asarray(loglikelihoods, dtype=np.float64), axis=1))
 
 
 def log_priors(loglikelihoods: ArrayLike) -> Floats:

@@ -49,8 +49,8 @@ class PackedLM(HFLM):
     """HFLM whose loglikelihoods come from packed rows.
 
     Every continuation sees the prompt and itself, at the positions that it would have alone. The numbers are those of
-    HFLM. Where a model does not give them with packed rows (checked on the widest pack: it may take no 4-D mask, or
-    have a sliding window or a recurrent state), HFLM's own way is taken.
+    HFLM. Where a model does not give them with packed rows (it may take no 4-D mask, or have a sliding window or a
+    recurrent state), HFLM's own way is taken: choices and whole texts are each checked once, on a batch with padding.
 
     batch_tokens: tokens in one forward pass, padding included.
     encodings: tokens by text, filled as texts are met; it may be shared by all models with the same tokenizer.
@@ -72,7 +72,7 @@ class PackedLM(HFLM):
         self.window = min(self.max_length, trained_length - 1) if trained_length else self.max_length
         self.batch_size_per_gpu = max(1, batch_tokens // self.max_length)
         self.batch_tokens, self.encodings = batch_tokens, encodings
-        self.packable: bool | None = None
+        self.packable: dict[bool, bool] = {}  # of whole texts, and of choices
 
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, left_truncate_len: int | None = None, **kwargs: Any
@@ -108,9 +108,10 @@ class PackedLM(HFLM):
         self, requests: Sequence[Request], disable_tqdm: bool = True, override_bs: int | None = None
     ) -> list[Answer]:
         packs = self._packs(requests)
-        if self.packable is None:
-            self.packable = self._can_pack(max(packs, key=lambda pack: pack.width), requests)
-        if self.packable:
+        whole_texts = requests[0][0] is None
+        if whole_texts not in self.packable:
+            self.packable[whole_texts] = self._can_pack(packs, requests)
+        if self.packable[whole_texts]:
             scored = {
                 number: answer
                 for batch in batches(packs, self.batch_tokens)
@@ -147,17 +148,21 @@ class PackedLM(HFLM):
             log.warning("%d of %d prompts are longer than the %d tokens trained on", beyond, len(requests), self.window)
         return list(packs.values())
 
-    def _can_pack(self, pack: Pack, requests: Sequence[Request]) -> bool:
-        alone = [requests[number] for number in pack.numbers]
-        expected = super()._loglikelihood_tokens(alone, True, len(alone))
+    def _can_pack(self, packs: Sequence[Pack], requests: Sequence[Request]) -> bool:
+        """Whether the extremes, the widest and the shortest and longest prompts, score in one batch as HFLM has it."""
+        prompts = sorted(packs, key=lambda pack: len(pack.prompt))
+        extremes = (max(packs, key=lambda pack: pack.width), prompts[0], prompts[-1])
+        batch = [pack for number, pack in enumerate(extremes) if pack not in extremes[:number]]
+        numbers = [number for pack in batch for number in pack.numbers]
+        expected = super()._loglikelihood_tokens([requests[number] for number in numbers], True, len(numbers))
         try:
-            packed = self._score([pack])
+            packed = self._score(batch)
         except (TypeError, ValueError, RuntimeError, NotImplementedError):
             return False
         close = 1e-4 if self.model.dtype == torch.float32 else 2e-2
         return all(
             abs(packed[number][0] - value) <= close * (1 + abs(value))
-            for number, (value, _) in zip(pack.numbers, expected, strict=True)
+            for number, (value, _) in zip(numbers, expected, strict=True)
         )
 
     @torch.no_grad()

@@ -14,7 +14,7 @@ from typing import Any
 from common.errors import BadInput
 from eval import calibration
 from eval.stats import mean_interval, mean_ratio_interval, ratio_interval, wilson
-from eval.task_set import BITS, CALIBRATED, GOLD_BITS, Entry
+from eval.task_set import BITS, CALIBRATED, GOLD_BITS, Entry, mean_metrics
 
 Record = dict[str, Any]
 Logged = Sequence[dict[str, Any]]  # what lm-eval logs with log_samples, a mapping a document
@@ -26,12 +26,18 @@ def task_records(name: str, entry: Entry, logged: Logged, unlabelled: Logged = (
     unlabelled: the same of the task's calibration prompts; where there are none, its own prompts take their place.
     """
     logged, unlabelled = in_order(logged), in_order(unlabelled)
-    metrics = [metric for metric in logged[0]["metrics"] if metric == BITS or isinstance(logged[0][metric], Real)]
+    averaged = mean_metrics(entry.task)
+    metrics = [
+        metric
+        for metric in logged[0]["metrics"]
+        if metric == BITS or (metric in averaged and isinstance(logged[0][metric], Real))
+    ]
     calibrated = [CALIBRATED] if entry.labels else []
     if entry.primary not in metrics + calibrated:
         there = ", ".join(metrics) or "none"
         raise BadInput(
-            f"tasks: {name} has no metric {entry.primary!r} with a number for each document (it has {there})"
+            f"tasks: {name} has no metric {entry.primary!r} that is the mean of a number for each document"
+            f" (it has {there})"
         )
     if entry.primary == BITS:
         return _text_records(name, entry, logged)

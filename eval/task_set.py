@@ -172,8 +172,15 @@ def foreign_entry(name: str, task: Any, language: str, limit: int | None) -> Ent
     if task.OUTPUT_TYPE == "multiple_choice" and not task.multiple_input and not task.multiple_target:
         counts = [len(task.doc_to_choice(doc)) for _, doc in task.doc_iterator(limit=limit)]
         chance = sum(1 / count for count in counts) / len(counts)
-    primary = metadata.get("primary", next(iter(task.aggregation())))
+    primary = metadata.get("primary", next(iter(mean_metrics(task) or task.aggregation())))
     return Entry(task, metadata.get("family", name), metadata.get("language", language), primary, chance)
+
+
+def mean_metrics(task: Any) -> list[str]:
+    """The metrics of which a task's score is the mean over documents: perplexity, F1 and the like are not."""
+    from lm_eval.api.metrics import mean
+
+    return [metric for metric, aggregate in task.aggregation().items() if aggregate is mean]
 
 
 def load_tasks(include_path: Path | None, names: Sequence[str]) -> dict[str, Task]:

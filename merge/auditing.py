@@ -20,7 +20,6 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self
 
@@ -162,17 +161,13 @@ class Audit:
 
     def report(self) -> dict[str, Any]:
         """JSON-serialisable: per model, by module kind and by layer (`outside`: embeddings, final norm, head)."""
-        names = [model.name for model in self.recipe.models]
+        whole = self._by(lambda _: "all").get("all", {})
         return {
             "method": self.recipe.method,
             "slack": self.recipe.slack if math.isfinite(self.recipe.slack) else "inf",
             "protect": list(self.recipe.protect),
             "merged": {"norm": norm_of(self._steps.values()), "lambda_factor": self._lambda_factor},
-            "models": {
-                name: tally.shares()
-                for name, tally in self._by(lambda _: "all").get("all", {}).items()
-                if name in names
-            },
+            "models": {model.name: whole[model.name].shares() for model in self.recipe.models if model.name in whole},
             "by_kind": {kind: _plain(tallies) for kind, tallies in sorted(self._by(kind_of).items())},
             "by_layer": {
                 layer: _plain(tallies) for layer, tallies in sorted(self._by(_layer_label).items(), key=_layer_order)
@@ -195,9 +190,9 @@ class Audit:
         return rows
 
     def save(self, folder: Path) -> None:
-        """audit.json, and audit.parquet with a row per tensor and model where pyarrow is installed."""
+        """audit.json, and audit.parquet with a row per tensor and model ."""
         (folder / "audit.json").write_text(json.dumps(self.report(), indent=1) + "\n", encoding="utf-8")
-        if find_spec("pyarrow") and (rows := self.rows()):
+        if rows := self.rows():
             import pyarrow.json
             import pyarrow.parquet
 
@@ -218,7 +213,7 @@ class Audit:
 
     def _by(self, label: Any) -> dict[str, dict[str, Tally]]:
         grouped: dict[str, dict[str, Tally]] = {}
-        for (tensor, model), tally in self._tallies.items():
+        for (tensor, model), tally in sorted(self._tallies.items()):  # in one order: sums of floats depend on it
             total = grouped.setdefault(label(tensor), {}).setdefault(model, Tally())
             total += tally
         return grouped

@@ -7,6 +7,7 @@ never ignored.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,8 @@ def _models(
             raise BadInput(f"{at}: parameter {', '.join(unknown)} is not one of {method.name}'s")
         if path not in labels:
             label = Path(adapter or folder).name.partition("@")[0]
-            labels[path] = f"{label}-{len(labels)}" if label in labels.values() else label
+            numbered = (f"{label}-{number}" for number in itertools.count(1))
+            labels[path] = next(name for name in itertools.chain([label], numbered) if name not in labels.values())
         entry: dict[str, Any] = {"path": _local_or_hub(folder)} | (
             {"adapter": _local_or_hub(adapter)} if adapter else {}
         )

@@ -41,7 +41,7 @@ class Kind:
 KINDS: dict[str, Kind] = {
     kind.name: kind
     for kind in (
-        Kind("corpus", "pipeline.stages:corpus", 2, "data", 3, shared=True),
+        Kind("corpus", "pipeline.stages:corpus", 3, "data", 3, shared=True),
         Kind("items", "pipeline.stages:items", 2, "data", 10, shared=True),
         Kind("instructions", "pipeline.stages:instructions", 1, "data", 10, shared=True),
         Kind("target_instructions", "pipeline.stages:target_instructions", 1, "data", 10, shared=True),

@@ -46,8 +46,13 @@ def identity(recipe: Recipe) -> str:
     described = recipe.to_dict()
     models = described["models"]
     weights = {name: model.get("weight") for name, model in models.items()}
-    if recipe.method in ("linear", "task_arithmetic") and all(isinstance(weight, float) for weight in weights.values()):
-        scale = described.pop("lambda", 1.0) / (sum(weights.values()) if described.pop("normalize") else 1.0)
+    numbers = [
+        *weights.values(),
+        described.get("lambda", 1.0),
+    ]  # not so: a gradient, a rule
+    total = sum(weights.values()) if all(isinstance(number, float) for number in numbers) else 0.0
+    if recipe.method in ("linear", "task_arithmetic") and total:
+        scale = described.pop("lambda", 1.0) / (total if described.pop("normalize") else 1.0)
         for name, model in models.items():
             model["weight"] = round(weights[name] * scale, 9)
         if recipe.method == "task_arithmetic" or round(sum(model["weight"] for model in models.values()), 6) == 1:

@@ -31,7 +31,7 @@ def test_choices_of_several_tokens_score_as_in_stock_hflm(model: Any, tokenizer:
     asked = requests(make_items("next", "nya", 15, 1))
     packed = PackedLM(model, tokenizer, batch_tokens, {})
     ours = packed.loglikelihood(asked)
-    assert packed.packable
+    assert packed.packable == {False: True}
     lengths = {len(tokenizer.encode(request.args[1])) for request in asked}
     assert {1} < lengths  # single-token and longer choices are both there
     assert_same(ours, HFLM(pretrained=model, tokenizer=tokenizer).loglikelihood(asked, disable_tqdm=True))
@@ -75,7 +75,7 @@ def test_a_model_that_packing_would_misread_takes_the_stock_way(
     blind = PackedLM(model, tokenizer, 4096, {})
     monkeypatch.setattr(blind, "_mask", lambda segments: None)  # as a model that ignores the mask
     ours = blind.loglikelihood(asked)
-    assert blind.packable is False
+    assert blind.packable == {False: False}
     assert_same(ours, HFLM(pretrained=model, tokenizer=tokenizer).loglikelihood(asked, disable_tqdm=True))
 
 
@@ -136,8 +136,26 @@ def test_other_architectures_score_as_in_stock_hflm(tokenizer: Any, family: str)
     asked = requests(make_items("next", "nya", 8, 4))
     packed = PackedLM(model, tokenizer, 300, {})
     ours = packed.loglikelihood(asked)
-    assert packed.packable is (family not in ("mistral", "gemma2"))
+    assert packed.packable[False] is (family not in ("mistral", "gemma2"))
     assert_same(ours, HFLM(pretrained=model, tokenizer=tokenizer).loglikelihood(asked, disable_tqdm=True))
+
+
+@pytest.mark.parametrize("text_first", [True, False])
+def test_a_sliding_window_is_seen_where_no_choice_has_two_tokens(tokenizer: Any, text_first: bool) -> None:
+    """Then packs need a mask only for the padding of their batch, and texts need none: each kind is checked."""
+    import torch
+    from transformers import MistralConfig, MistralForCausalLM
+
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
+    config = MistralConfig(vocab_size=300, intermediate_size=64, initializer_range=0.3, sliding_window=8, **shape)
+    model = MistralForCausalLM(config).eval()
+    ids = tokenizer.encode(" ".join(WORDS * 2))
+    asked = [(("a prompt", str(choice)), ids[: 3 + 4 * n], [choice]) for n in range(6) for choice in (5, 6, 7)]
+    packed, stock = PackedLM(model, tokenizer, 300, {}), HFLM(pretrained=model, tokenizer=tokenizer)
+    if text_first:
+        packed.loglikelihood_rolling([SimpleNamespace(args=(WORDS[0],))])
+    assert_same(packed._loglikelihood_tokens(asked), stock._loglikelihood_tokens(asked, disable_tqdm=True))
 
 
 class Positions:
@@ -160,7 +178,7 @@ def test_text_is_read_at_trained_positions_only(tokenizer: Any, trained_length: 
     model = tiny_model(0)
     asked = [SimpleNamespace(args=(" ".join(WORDS * repeats),)) for repeats in (1, 3, 9)]
     packed = PackedLM(model, tokenizer, 4096, {}, trained_length)
-    packed.packable = True  # without the check, which reads positions in HFLM's way
+    packed.packable = {True: True}  # without the check, which reads positions in HFLM's way
     seen = Positions(model)
     packed.loglikelihood_rolling(asked)
     assert seen.last == min(trained_length - 2, 63)

@@ -46,6 +46,19 @@ def test_a_new_family_is_a_new_file(tmp_path: Path) -> None:
     assert (entry.family, entry.language, entry.primary, entry.chance) == ("riddles", "xx", "acc", 0.25)
 
 
+def test_what_is_no_mean_over_documents_is_not_averaged(tmp_path: Path, model: Any, tokenizer: Any) -> None:
+    write_jsonl(tmp_path / "rows.jsonl", make_items("mine", "tel", 6, 0))
+    perplexity = "{metric: perplexity, aggregation: perplexity, higher_is_better: false}"
+    task = OWN.format(name="last_word", path=tmp_path / "rows.jsonl", shots=0, metadata="")
+    task = task.replace("multiple_choice", "loglikelihood").replace("doc_to_choice: choices\n", "")
+    task = task.replace("doc_to_target: answer", 'doc_to_target: " the"').replace(
+        "metric_list: [", f"metric_list: [{perplexity}, "
+    )
+    (tmp_path / "last_word.yaml").write_text(task)
+    scores = harness.evaluate(model, tokenizer, task_set.prepare(None, include_path=tmp_path))
+    assert [row["metric"] for row in scores.records if row["task"] == "last_word"] == ["acc"]
+
+
 def test_a_choice_is_scored_after_a_space(tmp_path: Path, model: Any, tokenizer: Any) -> None:
     items = make_items("next", "nya", 1, 0)
     write_jsonl(tmp_path / "next_nya.test.jsonl", items)

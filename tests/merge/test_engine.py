@@ -21,7 +21,7 @@ from merge.auditing import Audit, audit_many
 from merge.io.writer import write_many
 from merge.method_table import METHODS
 from merge.recipe import Recipe
-from merge.stream import pieces
+from merge.stream import pieces, threads
 from merge.stream.engine import run
 from merge.stream.in_memory import load_many
 from merge.stream.tensor_plan import make_plan
@@ -217,6 +217,15 @@ def test_audit_counts_what_counting_by_hand_counts(folders: dict[str, Path]) -> 
         "outside",
     ]
     json.dumps(report, allow_nan=False)
+
+
+def test_audit_is_the_same_whatever_thread_ends_first(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(threads, "SMALL", 0)  # else a model this small is one thread's
+    asked = recipe(folders, "ties", HALF)
+    reports = [json.dumps(audit_many([asked], Workers(threads=2))[0]) for _ in range(8)]
+    assert len(set(reports)) == 1 and list(json.loads(reports[0])["models"]) == [model.name for model in asked.models]
 
 
 def test_audit_does_not_depend_on_slices(

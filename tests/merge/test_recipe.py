@@ -91,6 +91,14 @@ def test_importing_is_light() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+def test_every_model_of_a_mergekit_config_has_a_name_of_its_own(tmp_path: Path) -> None:
+    paths = ["a/m", "b/m-1", "c/m", "d/m-2", "e/m"]
+    models = [{"model": path, "parameters": {"weight": 1}} for path in paths]
+    (tmp_path / "mk.yml").write_text(yaml.safe_dump({"merge_method": "linear", "models": models}))
+    recipe = Recipe.from_yaml(tmp_path / "mk.yml")
+    assert [model.path for model in recipe.models] == [Path(f"hub:{path}") for path in paths]
+
+
 def test_mergekit_config_means_what_mergekit_means(tmp_path: Path) -> None:
     config = {
         "merge_method": "dare_ties", "base_model": "base", "dtype": "bfloat16",

@@ -126,6 +126,17 @@ def test_the_first_try_is_scored_on_test_where_that_is_asked() -> None:
         ({"method": "task_arithmetic"}, {"method": "task_arithmetic", "norm": 1.0, "norm_of": "sft"}, False),
         ({"method": "task_arithmetic"}, {"method": "task_arithmetic", "models.ct.random_signs": True}, False),
         ({"method": "ties"}, {"method": "ties_sv", "slack": 1.0, "protect": ["sft"]}, False),
+        (
+            {"method": "task_arithmetic", "lambda": [0.5, 1.0]},
+            {"method": "task_arithmetic", "lambda": [1.0, 0.5]},
+            False,
+        ),
+        (
+            {"method": "task_arithmetic", "lambda": [0.5, 1.0]},
+            {"method": "task_arithmetic", "lambda": [0.5, 1.0]},
+            True,
+        ),
+        ({"method": "linear", "models.ct.weight": -1.0}, {"method": "linear", "models.ct.weight": -1.0}, True),
         ({"method": "ties", "lambda": 0.5}, {"method": "task_arithmetic", "lambda": 0.5}, False),
     ],
 )

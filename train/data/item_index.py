@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from train.data.writing import WORDS
+
 GRAM = 13  # words of a verbatim match
 SHORTEST = 8  # words of the shortest item that can be judged
 SHINGLE = 5  # words of a shingle
@@ -36,9 +38,7 @@ class Words:
     MOST = 2_000_000  # words remembered
 
     def __init__(self) -> None:
-        import regex
-
-        self.find = regex.compile(r"[\p{L}\p{M}\p{N}]+").finditer
+        self.find = WORDS.finditer
         self.known: dict[str, int] = {}
 
     def hashes(self, text: str) -> Hashes:

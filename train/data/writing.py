@@ -26,6 +26,9 @@ BOUNDARIES = {
     "units": regex.compile(r"\b", regex.V1 | regex.WORD),
     "marks": regex.compile(r"(?<=[\u200b\s])", regex.V1),
 }
+WORDS = regex.compile(
+    r"[\p{L}\p{M}\p{N}]+"
+)  # of any text: vowel signs, which are marks, do not cut them; numbers count
 WORD = regex.compile(r"[\p{L}\p{M}\u200c\u200d]+")  # with the joiners that shape letters in Persian or Bengali
 AROUND = regex.compile(r"^[\p{P}\p{S}\p{Z}\p{Cf}]+|[\p{P}\p{S}\p{Z}\p{Cf}]+$")
 SENTENCE_END = regex.compile(r"\p{Sentence_Terminal}[\p{P}\p{Z}]*$")

@@ -156,8 +156,12 @@ def _files(settings: CorpusSettings, options: CorpusOptions) -> Passages:
     passages: Passages = {}
     for name, documents in texts.items():
         passages[name] = []
+        seen: set[str] = set()
         for text in documents:
             digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+            if digest in seen:  # the same text again: it would be read twice within one document
+                continue
+            seen.add(digest)
             split = split_of(digest, settings.seed, settings.dev, settings.test)
             passages[name].append({"id": digest, "document": digest, "split": split, "text": text})
     return passages

@@ -7,12 +7,12 @@ A corpus is a folder: `text/<language>.<split>.jsonl`, or for training text from
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from common.files import read_jsonl
+from train.data.writing import WORDS
 
 SPLITS = ("train", "dev", "test")
 
@@ -42,9 +42,9 @@ def is_withheld(document: str, share: float, seed: int) -> bool:
 def normalised(text: str) -> str:
     """What counts as the same text when held-out text is looked for in training text.
 
-    Letters and digits, case folded.
+    Letters with their marks (vowel signs are words' own) and digits, case folded.
     """
-    return re.sub(r"[\W_]+", " ", text).casefold().strip()
+    return " ".join(WORDS.findall(text)).casefold()
 
 
 def as_documents(passages: Iterable[dict[str, str]]) -> list[dict[str, str]]:

@@ -25,6 +25,15 @@ def test_a_held_out_passage_that_stands_in_training_text_is_dropped() -> None:
     assert [item["id"] for item in kept] == ["a", "c"] and dropped == 1
 
 
+def test_a_document_that_comes_again_is_taken_once(tmp_path: Path) -> None:
+    (tmp_path / "own.txt").write_text("\n\n".join([*sentences(0, 40), *sentences(0, 40)]), encoding="utf-8")
+    build.build(SETTINGS, CorpusOptions(path=str(tmp_path / "own.txt")), tmp_path / "out", tmp_path)
+    rows = [
+        row for split in ("train", "dev", "test") for row in read_jsonl(tmp_path / "out/text" / f"xx.{split}.jsonl")
+    ]
+    assert sorted(row["text"] for row in rows) == sorted(set(sentences(0, 40)))
+
+
 def test_the_bible_is_split_by_chapter_and_aligned(tmp_path: Path) -> None:
     settings = CorpusSettings("bible", "nya", dev=0.05, test=0.08, seed=0)
     build.build(settings, CorpusOptions(), tmp_path, tmp_path)

@@ -16,6 +16,11 @@ def test_case_spaces_and_punctuation_do_not_make_another_text() -> None:
     assert normalised("The Same, words!") == normalised("the same -- words") == "the same words"
 
 
+def test_vowel_signs_make_another_text() -> None:
+    assert normalised("\u0926\u093f\u0928") != normalised("\u0926\u093e\u0928")  # दिन, दान
+    assert normalised("\u0b95\u0bbf") != normalised("\u0b95\u0bc0")  # கி, கீ
+
+
 def test_passages_are_joined_in_their_order() -> None:
     passages = [{"id": name, "document": name[0], "text": name} for name in ("a1", "b1", "a2")]
     assert as_documents(passages) == [{"id": "a", "text": "a1 a2"}, {"id": "b", "text": "b1"}]
