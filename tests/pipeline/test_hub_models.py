@@ -74,6 +74,8 @@ def test_keys_are_made_from_the_commit_and_not_from_the_files(cache: Path) -> No
         ("hub:me/tiny@v2", "the hub cannot be reached"),
         ("hub:tiny", "a model of the hub is hub:owner/name"),
         ("hub:me/tiny@", "a model of the hub is hub:owner/name"),
+        ("hub:me/tiny@/bin/ls", "a model of the hub is hub:owner/name"),
+        ("hub:me/tiny@a/../../b", "a model of the hub is hub:owner/name"),
     ],
 )
 def test_what_is_not_at_hand_is_refused_in_one_line(cache: Path, path: str, message: str) -> None:
