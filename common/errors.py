@@ -39,6 +39,8 @@ def in_one_line() -> Iterator[None]:
     """What the machine refuses (files, room, memory) or cannot follow (nesting) is raised as BadInput, in one line."""
     try:
         yield
+    except (Interrupted, StageFailed):  # have their line and their exit code, whatever words are in it
+        raise
     except OSError as error:
         raise BadInput(_of_files(error)) from error
     except RecursionError as error:

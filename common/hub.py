@@ -17,7 +17,7 @@ from pathlib import Path
 from common.errors import BadInput, line_of
 
 PREFIX = "hub:"
-NAME = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@((?!.*\.\.)[\w./-]+))?")  # owner/name, owner/name@revision
+NAME = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@((?!.*\.\.)\w[\w./-]*))?")  # owner/name, owner/name@revision
 COMMIT = re.compile(r"[0-9a-f]{40}")
 NEEDED = ("*.json", "*.model", "*.txt", "*.jinja")  # beside the weights
 ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")  # peft's files of an adapter
@@ -72,7 +72,7 @@ def folder_at_hand(path: str | None) -> Path | None:
         return None
     model = parse(path, "model.path")
     folder = Path(path) if model is None else model.cache / "snapshots" / str(model.cached_commit)
-    return folder if folder.is_dir() else None
+    return folder if os.path.isdir(folder) else None  # Path.is_dir raises for a name that is too long
 
 
 @cache

@@ -32,7 +32,7 @@ def read_json(path: Path, shape: Any = dict[str, Any], expected: str = "a file o
 
 
 def parse_json(text: bytes, where: str, shape: Any = dict[str, Any]) -> Any:
-    """As `read_json`, of bytes; `where` names them in refusals."""
+    """As `read_json`, of bytes, a document or a line of JSONL; `where` names them in refusals."""
     try:
         return _adapter(shape).validate_json(text, strict=True)
     except ValidationError as error:
@@ -119,7 +119,8 @@ def _first(error: ValidationError) -> str:
     place = ".".join(map(str, fault["loc"]))
     message = fault["msg"].removeprefix("Value error, ")
     if fault["type"] == "json_invalid":
-        return f"not JSON ({message.removeprefix('Invalid JSON: ')})"
+        said = message.removeprefix("Invalid JSON: ").replace(" at line 1 column ", " at column ")
+        return f"not JSON ({said})"  # of a line of JSONL, `where` says the number
     return f"{place}: {message}" if place else message
 
 

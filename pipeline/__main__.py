@@ -66,20 +66,23 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m pipel
 
     from yaml import MarkedYAMLError
 
-    from common.errors import BadInput, StageFailed
+    from common.errors import BadInput, StageFailed, in_one_line
 
     try:
-        folders = [argument for argument in overrides if "=" not in argument and not argument.startswith("~")]
-        if verb == "watch":
-            from pipeline.run import live
+        with in_one_line():
+            folders = [argument for argument in overrides if "=" not in argument and not argument.startswith("~")]
+            if verb == "watch":
+                from pipeline.run import live
 
-            return live.watch(Path(folders[0] if folders else "outputs"))
-        if verb == "report" and folders:
-            return report_folders(folders, [argument for argument in overrides if argument not in folders])
-        for argument in overrides:
-            if "=" not in argument and not argument.startswith("~"):
-                raise BadInput(f"{argument}: neither a verb ({', '.join(VERBS)}) nor key=value; see {program} --help")
-        return command(verb, overrides, multirun, arguments)
+                return live.watch(Path(folders[0] if folders else "outputs"))
+            if verb == "report" and folders:
+                return report_folders(folders, [argument for argument in overrides if argument not in folders])
+            for argument in overrides:
+                if "=" not in argument and not argument.startswith("~"):
+                    raise BadInput(
+                        f"{argument}: neither a verb ({', '.join(VERBS)}) nor key=value; see {program} --help"
+                    )
+            return command(verb, overrides, multirun, arguments)
     except BadInput as error:
         print(error, file=sys.stderr)
         return 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import glob
-import json
+import os
 import shutil
 from collections.abc import Sequence
 from importlib import metadata
@@ -15,6 +15,7 @@ from common import hub as model_hub
 from common import hub_data
 from common.errors import BadInput
 from common.files import Checksums
+from common.parsing import read_json
 from merge.io.open_folder import weight_files
 from pipeline.config import CipherCorpus, Compute, Config, HubCorpus, HubSource
 from pipeline.graph import Inputs
@@ -86,7 +87,10 @@ def checkpoint(path: str, key: str, checksums: Checksums, network: bool) -> str:
 
 def check_place(folder: Path, key: str) -> None:
     """Refuses a folder to be written that cannot be one: a file stands in its place."""
-    existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    try:
+        existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    except OSError as error:  # a name that is too long
+        raise BadInput(f"{key}={folder}: {error.strerror}; give another, it is made where missing") from None
     if not existing.is_dir():
         raise BadInput(f"{key}={folder}: {existing} is not a folder; give one, it is made where it is missing")
 
@@ -133,17 +137,12 @@ def check_compute(compute: Compute) -> None:
 
 def model_files(folder: Path, key: str = "model.path") -> list[Path]:
     """The files of a Hugging Face folder that decide what the model is."""
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # Path.is_dir raises for a name that is too long
         instead = ", or model.path=null to train model.recipe" if key == "model.path" else ""
         raise BadInput(f"{key}={folder}: no such folder; give a local Hugging Face folder, hub:owner/name{instead}")
     if not (folder / "config.json").is_file():
         raise BadInput(f"{key}={folder}: has no config.json; give a Hugging Face folder of a causal language model")
-    try:
-        described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise BadInput(f"{key}={folder}: config.json is not JSON ({error})") from None
-    if not isinstance(described, dict):
-        raise BadInput(f"{key}={folder}: config.json is no JSON object; save the model there again")
+    read_json(folder / "config.json")
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise BadInput(
             f"{key}={folder}: has no tokenizer ({' or '.join(TOKENIZER_FILES)}); save the model's tokenizer there too"
@@ -161,7 +160,7 @@ def model_files(folder: Path, key: str = "model.path") -> list[Path]:
 
 def text_files(pattern: str, key: str, formats: Sequence[str] = corpus_files.FORMATS) -> list[Path]:
     """The files of a glob: there, not empty, of a format that is read, and text that begins as UTF-8."""
-    if Path(pattern).is_dir():
+    if os.path.isdir(pattern):
         raise BadInput(f"{key}={pattern}: is a folder; say {key}='{pattern.rstrip('/')}/*{formats[0]}'")
     paths = corpus_files.matching(pattern, key)
     for path in paths:
@@ -174,7 +173,7 @@ def text_files(pattern: str, key: str, formats: Sequence[str] = corpus_files.FOR
 
 def task_files(folder: Path) -> list[Path]:
     """The files of a folder of lm-eval tasks."""
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise BadInput(f"eval.include_path={folder}: no such folder; give the folder that holds your lm-eval YAMLs")
     if not glob.glob(f"{folder}/**/*.yaml", recursive=True):
         raise BadInput(f"eval.include_path={folder}: holds no .yaml file; an lm-eval task is one")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.errors import BadInput
+from common.errors import BadInput, in_one_line
 from pipeline import inputs
 from pipeline.config import Config
 from pipeline.plan import Cell, plan_cell
@@ -29,7 +29,8 @@ def guarded(check: Callable[..., Iterable[Finding] | None], *arguments: Any) -> 
     """What a check finds; what it raises is a finding too."""
     findings: list[Finding] = []
     try:
-        findings.extend(check(*arguments) or ())
+        with in_one_line():
+            findings.extend(check(*arguments) or ())
     except BadInput as error:
         findings.append(Finding(True, str(error)))
     return findings

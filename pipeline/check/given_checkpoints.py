@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+from typing_extensions import TypedDict  # pydantic's condition before Python 3.12
+
 from common import hub as model_hub
 from common.errors import BadInput
+from common.parsing import read_json
 from pipeline import inputs, recipes
 from pipeline.arms import PAIR
 from pipeline.check.finding import Finding, given, guarded
 from pipeline.config import Config
+
+
+class Described(TypedDict, total=False):
+    """What is looked at of a checkpoint's config.json."""
+
+    model_type: str
+    max_position_embeddings: int | None
+    vocab_size: int | None
 
 
 def checkpoints(config: Config) -> Iterator[Finding]:
@@ -28,7 +38,7 @@ def fits(folder: Path, key: str, path: str, config: Config) -> None:
     """A model that transformers knows as a causal language model, and that reads the blocks. Raises BadInput."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as KNOWN
 
-    described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    described = read_json(folder / "config.json", Described)
     if (kind := described.get("model_type")) not in KNOWN:
         raise BadInput(
             f"{key}={path}: model_type {kind!r} of its config.json is no causal language model of transformers; "
@@ -39,6 +49,8 @@ def fits(folder: Path, key: str, path: str, config: Config) -> None:
         if isinstance(reads, int) and size > reads:
             raise BadInput(f"{name}={size}: {key}={path} reads {reads} tokens (max_position_embeddings)")
     for file in folder.glob("*.safetensors"):
+        if not file.is_file():
+            raise BadInput(f"{key}={path}: {file.name} is no file, or a link to none; save the model there again")
         rows, said = embedding_rows(file), described.get("vocab_size")
         if rows is not None and isinstance(said, int) and rows != said:
             raise BadInput(f"{key}={path}: {file.name} embeds {rows} tokens, config.json says vocab_size {said}")

@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Sequence
 from math import log
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
+from pydantic import ConfigDict, with_config
+from typing_extensions import TypedDict  # pydantic's condition before Python 3.12
+
 from common.errors import BadInput
-from common.files import read_jsonl, write_jsonl
+from common.files import write_jsonl
+from common.parsing import parse_json, read_json
 from eval.score_records import mean_records
 from eval.stats import mean_interval, ratio_interval, wilson
 from eval.task_set import BITS
 from pipeline.report.records import Evaluation
 
 LANGUAGE = "und"  # BCP 47: lm-eval's results do not say theirs
+LARGEST = 1e100  # of a metric's values: their squares are added up
 SAMPLES = re.compile(r"samples_(?P<task>.+)_(?P<date>\d{4}-\d\d-\d\dT[\d.-]+)\.jsonl$")
 Record = dict[str, Any]
+
+
+@with_config(ConfigDict(extra="allow"))
+class Row(TypedDict):
+    """A line of samples_*.jsonl; beside these keys it has each metric's value."""
+
+    doc_id: int
+    doc_hash: str
+    filter: str
+    metrics: list[str]
+    resps: list[Any]
 
 
 def is_one(folder: Path) -> bool:
@@ -35,11 +49,11 @@ def _models(folder: Path) -> list[Path]:
 def read(folder: Path, out: Path) -> list[Evaluation]:
     """Writes each model's newest results as scores.jsonl and samples.jsonl, a folder a model in `out`.
 
-    Raises BadInput where samples were not logged.
+    Raises BadInput where samples were not logged, or are not as lm-eval writes them.
     """
     evaluations = []
     for place in _models(folder):
-        results = json.loads(max(place.glob("results_*.json")).read_text(encoding="utf-8"))
+        results = read_json(max(place.glob("results_*.json")))
         newest: dict[str, Path] = {}
         for path in sorted(place.glob("samples_*.jsonl"), key=lambda path: path.name):
             if found := SAMPLES.search(path.name):
@@ -47,7 +61,10 @@ def read(folder: Path, out: Path) -> list[Evaluation]:
         if not newest:
             raise BadInput(f"{place}: no samples_*.jsonl; run lm-eval with --log_samples")
         name = str(results.get("model_name") or place.name).rstrip("/").rpartition("/")[2]
-        evaluations.append(Evaluation(name, 0, 0, _write(newest, out / f"{len(list(out.glob('*')))}-{name}")))
+        for word in (name, *newest):
+            if not word.isprintable():  # a picture cannot hold it
+                raise BadInput(f"{place}: {word!r} is no name of a model or task; name it in letters")
+        evaluations.append(Evaluation(name, 0, 0, _write(newest, out / str(len(list(out.glob("*")))))))
     return evaluations
 
 
@@ -55,7 +72,7 @@ def _write(tasks: dict[str, Path], folder: Path) -> Path:
     records: list[Record] = []
     samples: list[Record] = []
     for task, path in sorted(tasks.items()):
-        rows = read_jsonl(path)
+        rows = _rows(path)
         rows = [row for row in rows if row["filter"] == rows[0]["filter"]]  # of several filters the first counts
         of_task, answered = _task(task, rows, path)
         records += of_task
@@ -67,6 +84,20 @@ def _write(tasks: dict[str, Path], folder: Path) -> Path:
     return folder
 
 
+def _rows(path: Path) -> list[Record]:
+    """The lines of samples_*.jsonl. Raises BadInput that names file and line."""
+    with path.open("rb") as file:
+        rows = [parse_json(line, f"{path} line {number}", Row) for number, line in enumerate(file, start=1)]
+    if not rows:
+        raise BadInput(f"{path}: empty; run lm-eval again with --log_samples")
+    return rows
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it can be added up: NaN and infinity cannot."""
+    return isinstance(value, int | float) and abs(value) < LARGEST
+
+
 def _task(task: str, rows: Sequence[Record], path: Path) -> tuple[list[Record], list[Record]]:
     """A record a metric that has a number for each item, and the samples of the first of them."""
     heads = [
@@ -75,13 +106,19 @@ def _task(task: str, rows: Sequence[Record], path: Path) -> tuple[list[Record], 
     base = {"task": task, "language": LANGUAGE, "trivial": None, "predictions": None, "n": len(rows)}
     metrics = list(rows[0]["metrics"])
     if BITS in metrics:
+        for row in rows:
+            pair = row.get(BITS)
+            if not (isinstance(pair, list) and len(pair) == 2 and all(map(_is_number, pair)) and pair[1] > 0):
+                raise BadInput(
+                    f"{path}: {BITS} of doc_id {row['doc_id']} is not a log-likelihood and a number of bytes"
+                )
         pairs = [(-float(row[BITS][0]) / log(2), float(row[BITS][1])) for row in rows]  # log-likelihood, bytes
         bits, size = zip(*pairs, strict=True)
         low, high = ratio_interval(bits, size)
         value = {"metric": BITS, "primary": True, "value": sum(bits) / sum(size), "low": low, "high": high}
         told = [{**head, "metric": BITS, "bits": b, "bytes": s} for head, (b, s) in zip(heads, pairs, strict=True)]
         return [{**base, "family": "text", "chance": None, **value}], told
-    numbers = [metric for metric in metrics if all(isinstance(row.get(metric), Real) for row in rows)]
+    numbers = [metric for metric in metrics if all(_is_number(row.get(metric)) for row in rows)]
     if not numbers:
         there = ", ".join(metrics) or "none"
         raise BadInput(f"{path}: no metric of {task} has a number for each item (it has {there})")

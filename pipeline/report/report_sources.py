@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +10,7 @@ from typing import Any
 
 from common.errors import BadInput
 from common.files import write_json
+from common.parsing import read_json
 from pipeline.report.records import Audit, Choice, Evaluation, ReportPaths, Subject
 
 FILE = "sources.json"
@@ -39,8 +39,8 @@ class Sources:
         from pipeline import report
         from pipeline.report import sample_items, text_of_budgets
 
-        records = [{**_json(path), "cells": cells} for path, cells in self.stages]
-        leaks = _json(self.leaks) if self.leaks else None
+        records = [{**read_json(path), "cells": cells} for path, cells in self.stages]
+        leaks = read_json(self.leaks) if self.leaks else None
         items = sample_items.read_items(self.items, self.split)
         counts = text_of_budgets.read(path for path, _ in self.stages)
         made_from = (self.evaluations, self.audits, self.choices, records)
@@ -92,7 +92,7 @@ def read(folder: Path) -> Sources:
 
 
 def _read(folder: Path) -> Sources:
-    kept = _json(folder / FILE)
+    kept = read_json(folder / FILE)
 
     def place(path: str) -> Path:
         return Path(os.path.normpath(folder / path))
@@ -113,11 +113,6 @@ def _read(folder: Path) -> Sources:
         place(kept["leaks"]) if kept["leaks"] else None,
         rows(Evaluation, "untuned"),
     )
-
-
-def _json(path: Path) -> dict[str, Any]:
-    value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return value
 
 
 def together(folders: Mapping[str, Sources]) -> Sources:

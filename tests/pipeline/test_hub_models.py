@@ -82,6 +82,8 @@ def test_the_commit_of_the_key_is_what_is_fetched(cache: Path) -> None:
         ("hub:me/tiny@v2", "the hub cannot be reached"),
         ("hub:tiny", "a model of the hub is hub:owner/name"),
         ("hub:me/tiny@", "a model of the hub is hub:owner/name"),
+        ("hub:me/tiny@/bin/ls", "a model of the hub is hub:owner/name"),
+        ("hub:me/tiny@a/../../b", "a model of the hub is hub:owner/name"),
     ],
 )
 def test_what_is_not_at_hand_is_refused_in_one_line(cache: Path, path: str, message: str) -> None:

@@ -114,17 +114,41 @@ plan cluster=8xH100 mfu=2                    | mfu=2: give the share of the peak
 =5                                           | .*Config group override must be a string
 ct..tokens=5                                 | ct..tokens=5: Hydra cannot read it as key=value
 +x=1                                         | x: unknown key
-{MINE}TMP/cut.jsonl                          | corpus.path: .*cut.jsonl line 3 is not JSON
+{MINE}TMP/cut.jsonl                          | corpus.path: .*cut.jsonl line 3: not JSON
 {MINE}TMP/no_text.jsonl                      | corpus.path: .*no_text.jsonl line 1 lacks the text field 'text'
-{MINE}TMP/list.jsonl                         | corpus.path: .*list.jsonl line 1 lacks the text field 'text'
+{MINE}TMP/list.jsonl                         | corpus.path: .*list.jsonl line 1: Input should be an object
 {MINE}TMP/blank.txt                          | corpus.path: .*blank.txt holds no text
 {MINE}TMP/no.parquet                         | corpus.path: .*no.parquet is not a Parquet file
 {MINE}TMP/late.txt                           | corpus.path: .*late.txt is not UTF-8
+{MINE}TMP/deep.jsonl                         | corpus.path: .*deep.jsonl line 1: not JSON .recursion limit
+{MINE}TMP/digits.jsonl                       | corpus.path: .*digits.jsonl line 1: not JSON .number out of range
+{MINE}TMP/half_letter.jsonl                  | corpus.path: .*half_letter.jsonl line 2: not JSON .*hex escape at column
+{MINE}TMP/numbers.parquet                    | corpus.path: .*numbers.parquet has a column 'text' of int64
+{MINE}TMP/damaged.parquet                    | corpus.path: .*damaged.parquet is a damaged Parquet file
+{MINE}TMP/loop.txt                           | corpus.path: .*loop.txt is no file
+{MINE}LONG                                   | corpus.path: no file matches
+sft.path=LONG                                | sft.path: no file matches
+sft.path=TMP/deep.jsonl                      | sft.path: .*deep.jsonl line 1: not JSON .recursion limit
+sft.path=TMP/half_letter.jsonl               | sft.path: .*half_letter.jsonl line 2: not JSON .*hex escape at column
+ct.source=LONG                               | ct.source=x+: no such folder
+eval.include_path=LONG                       | eval.include_path=x+: no such folder
+store=LONG                                   | store=x+: File name too long
+outputs=LONG                                 | outputs=x+: File name too long
+model.path=LONG                              | model.path=x+: no such folder
+model.path=hub:a/b@/bin/ls                   | model.path=hub:a/b@/bin/ls: a model of the hub is hub:owner/name
+model.path=TMP/nested                        | .*nested/config.json: not JSON .recursion limit
+model.path=TMP/digits                        | .*digits/config.json: not JSON .number out of range
+model.path=TMP/latin                         | .*latin/config.json: not JSON .invalid unicode
+model.path=TMP/bom                           | .*bom/config.json: not JSON .expected value
+model.path=TMP/two_types                     | .*two_types/config.json: model_type: Input should be a valid string
+model.path=TMP/weights_folder                | model.path=.*: model.safetensors is no file, or a link to none
+model.path=TMP/weights_elsewhere             | model.path=.*: model.safetensors is no file, or a link to none
+model.path=TMP/weights_loop                  | model.path=.*: model.safetensors is no file, or a link to none
 sft.path=TMP/no_text.jsonl                   | sft.path: .*no_text.jsonl line 1 lacks the text field 'instruction'
 sft.path=TMP/no_answer.jsonl                 | sft.path: .*no_answer.jsonl: the instruction or the output of .* is empty
 model.path=TMP/text.txt                      | model.path=.*text.txt: no such folder
-model.path=TMP/not_json                      | model.path=.*not_json: config.json is not JSON
-model.path=TMP/not_object                    | model.path=.*not_object: config.json is no JSON object
+model.path=TMP/not_json                      | .*not_json/config.json: not JSON
+model.path=TMP/not_object                    | .*not_object/config.json: Input should be an object
 model.path=TMP/no_causal_model               | model.path=.*: model_type 't5' .* is no causal language model
 model.path=TMP/own_code                      | model.path=.* code that comes with a checkpoint is not run
 model.path=TMP/short                         | ct.block_size=128: model.path=.*short reads 64 tokens
@@ -138,12 +162,24 @@ CONFIGS = {
     "own_code": {"model_type": "mine", "auto_map": {"AutoConfig": "code.Mine", "AutoModelForCausalLM": "code.Mine"}},
     "short": {"max_position_embeddings": 64},
     "other_vocabulary": {"vocab_size": 100},
+    "two_types": {"model_type": ["llama", "llama"]},
 }
+NO_CONFIGS = {
+    "not_json": b"{",
+    "not_object": b"[]",
+    "nested": b"[" * 200_000,
+    "digits": b'{"model_type": ' + b"9" * 5000 + b"}",
+    "latin": b'{"model_type": "\xe9"}',
+    "bom": b"\xef\xbb\xbf{}",
+}
+NO_WEIGHTS = ("weights_folder", "weights_elsewhere", "weights_loop")
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Files and checkpoints that are each wrong in one way."""
+    from pyarrow import parquet, table
+
     folder = tmp_path_factory.mktemp("worst")
     for name, content in {
         "text.txt": "Some text.\n\nMore text.\n",
@@ -153,18 +189,31 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "blank.txt": "\n\n \n\n",
         "no.parquet": "not Parquet",
         "no_answer.jsonl": '{"instruction": "say", "input": "", "output": " "}\n',
+        "deep.jsonl": '{"text": ' + "[" * 100_000,
+        "digits.jsonl": '{"text": ' + "9" * 5000 + "}",
+        "half_letter.jsonl": '\n{"text": "\\ud800", "instruction": "\\ud800", "input": "", "output": ""}\n',
     }.items():
         (folder / name).write_text(content, encoding="utf-8")
     (folder / "late.txt").write_bytes(b"mawu ena\n\n" * 150_000 + b"caf\xe9\n")
     (folder / "broken_yaml").mkdir()
     (folder / "broken_yaml" / "x.yaml").write_text("task: [\n")
-    for name in (*CONFIGS, "not_json", "not_object", "cut_off", "no_tokenizer"):
+    (folder / "loop.txt").symlink_to("loop.txt")
+    parquet.write_table(table({"text": [1, 2]}), folder / "numbers.parquet")
+    parquet.write_table(table({"text": ["mawu ena " * 999]}), folder / "damaged.parquet", compression="gzip")
+    damaged = (folder / "damaged.parquet").read_bytes()
+    (folder / "damaged.parquet").write_bytes(damaged[:4] + bytes(100) + damaged[104:])
+    for name in (*CONFIGS, *NO_CONFIGS, *NO_WEIGHTS, "cut_off", "no_tokenizer"):
         shutil.copytree(SHIPPED, folder / name)
         described = json.loads((SHIPPED / "config.json").read_text()) | CONFIGS.get(name, {})
         (folder / name / "config.json").write_text(json.dumps(described))
     (folder / "own_code" / "code.py").write_text(f"open({str(folder / 'it_ran')!r}, 'w')\n")
-    (folder / "not_json" / "config.json").write_text("{")
-    (folder / "not_object" / "config.json").write_text("[]")
+    for name, content in NO_CONFIGS.items():
+        (folder / name / "config.json").write_bytes(content)
+    for name in NO_WEIGHTS:
+        (folder / name / "model.safetensors").unlink()
+    (folder / "weights_folder" / "model.safetensors").mkdir()
+    (folder / "weights_elsewhere" / "model.safetensors").symlink_to("/nonexistent")
+    (folder / "weights_loop" / "model.safetensors").symlink_to("model.safetensors")
     (folder / "no_tokenizer" / "tokenizer.json").write_text("{}")
     weights = folder / "cut_off" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
@@ -189,7 +238,7 @@ def test_one_line_and_exit_code_2(
 
     monkeypatch.setattr(sweep_run, "worker", computes)
     monkeypatch.setattr(sweep_run.local, "make", computes)
-    words = given.replace("TMP", str(files)).split()
+    words = given.replace("TMP", str(files)).replace("LONG", "x" * 300).split()
     verb = [words.pop(0)] if words[0] in entry.VERBS else []
     places = [f"{key}={tmp_path}/{key}" for key in ("store", "outputs") if not given.startswith(key)]
     code = entry.main([*verb, "experiment=test", *places, *words])

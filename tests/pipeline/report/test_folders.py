@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,49 @@ def test_what_cannot_be_read_is_refused_in_a_line(tmp_path: Path, trouble: str) 
         said = "give the ones or the others"
     with pytest.raises(BadInput, match=said):
         folders.report(given, tmp_path / "out")
+
+
+RESULTS, SAMPLES = "results_*.json", "samples_*.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "said"),
+    [
+        (RESULTS, None, "[1]", "json: Input should be an object"),
+        (RESULTS, None, "[" * 100_000, "json: not JSON"),
+        (RESULTS, "org/small", "\\ud800", "json: not JSON"),
+        (RESULTS, "org/small", "a\\u0000b", "is no name of a model or task"),
+        (SAMPLES, None, "", "jsonl: empty"),
+        (SAMPLES, None, "[1]\n", "jsonl line 1: Input should be an object"),
+        (SAMPLES, None, '{"doc_id": 1', "jsonl line 1: not JSON"),
+        (SAMPLES, '"filter"', '"filler"', "jsonl line 1: filter: Field required"),
+        (SAMPLES, '[["-1"], ["-2"]]', "5", "jsonl line 1: resps: Input should be a valid array"),
+        (SAMPLES, '["acc"]', "5", "jsonl line 1: metrics: Input should be a valid array"),
+        (
+            SAMPLES,
+            '"acc": 0.0',
+            '"acc": NaN',
+            "no metric of belebele_tel_Telu has a number for each item .it has acc.$",
+        ),
+        (SAMPLES, '["acc"]', '["bits_per_byte"], "bits_per_byte": [-1.0, 0]', "is not a log-likelihood and"),
+    ],
+)
+def test_what_lm_eval_did_not_write_is_refused_in_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], file: str, old: str | None, new: str, said: str
+) -> None:
+    given = lm_eval_output(tmp_path, "small", 10)
+    path = next(given.rglob(file))
+    path.write_text(new if old is None else path.read_text().replace(', "acc_norm"]', "]").replace(old, new))
+    assert main(["report", str(given), f"out={tmp_path / 'out'}"]) == 2
+    line = capsys.readouterr().err.strip()
+    assert len(line.splitlines()) == 1 and re.search(said, line), line
+
+
+def test_a_model_may_have_a_long_name(tmp_path: Path) -> None:
+    given = lm_eval_output(tmp_path, "small", 10)
+    path = next(given.rglob(RESULTS))
+    path.write_text(path.read_text().replace("org/small", "n" * 300))
+    assert "n" * 300 in folders.report([given], tmp_path / "out").page.read_text()
 
 
 def test_places_are_kept_relative_to_the_report(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from common.errors import BadInput
 from train.data.corpus import text_files
 
 
@@ -21,3 +22,24 @@ def test_own_files_of_each_format(tmp_path: Path, suffix: str) -> None:
 
         pandas.DataFrame({"text": texts}).to_parquet(path)
     assert list(text_files.documents(str(path), "corpus.path")) == texts
+
+
+def test_a_line_of_jsonl_ends_where_json_says(tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    texts = ["mawu\u2028ena", "mawu\u2029ena", "mawu\x85ena", "mawu ena"]
+    rows = [json.dumps({"text": text}, ensure_ascii=False) for text in texts]
+    path.write_bytes("\r\n".join([*rows[:2], "", *rows[2:]]).encode())
+    assert [row["text"] for row in text_files.jsonl(path, ("text",), "corpus.path")] == texts
+
+
+def test_a_column_of_categories_is_text(tmp_path: Path) -> None:
+    import pandas
+
+    pandas.DataFrame({"text": ["mawu", "ena", "mawu"]}, dtype="category").to_parquet(tmp_path / "mine.parquet")
+    assert list(text_files.documents(str(tmp_path / "mine.parquet"), "corpus.path")) == ["mawu", "ena", "mawu"]
+
+
+def test_half_of_a_letter_is_refused_by_its_line(tmp_path: Path) -> None:
+    (tmp_path / "mine.jsonl").write_text('{"text": "mawu"}\n{"text": "\\ud800"}\n')
+    with pytest.raises(BadInput, match=r"mine\.jsonl line 2: not JSON"):
+        list(text_files.documents(str(tmp_path / "mine.jsonl"), "corpus.path"))
