@@ -67,8 +67,10 @@ class Discarded:
 
     @property
     def plain_ties(self) -> bool:
-        """Whether this is TIES, the slack at 0 or for nobody."""
-        return self.recipe_method in ("ties", "ties_sv") and not (self.slack > 0 and self.protects)
+        """Whether this is TIES, the slack at 0 or for nobody, and no control whose signs are drawn."""
+        models = [model for settings in self.but_for_slack.values() for model in settings["models"].values()]
+        drawn = any(model.get("random_signs") for model in models)
+        return self.recipe_method in ("ties", "ties_sv") and not (self.slack > 0 and self.protects) and not drawn
 
     @property
     def slack_for_sft(self) -> bool:

@@ -119,15 +119,26 @@ def advantage_shrinks(data: Data) -> Finding:
 
 
 def conflicts_grow(data: Data) -> Finding:
-    """The share that TIES loses at the largest budget minus that at the smallest, over seeds."""
+    """The share that TIES loses at the largest budget minus that at the smallest, settings else equal, over seeds."""
     plain = [merge for merge in data.discarded if merge.plain_ties]
     budgets = sorted({merge.ct_tokens for merge in plain})
-    if len(budgets) < 2:
-        return Finding(None, "It takes TIES without slack at two budgets.")
+    at_first = {merge.method: merge for merge in plain if merge.ct_tokens == budgets[0]}
+    # a density that dev chose for a budget changes what is lost there, whatever CT does
+    same = [merge for merge in plain if merge.method in at_first and alike(at_first[merge.method], merge)]
+    at_last = {merge.method for merge in same if merge.ct_tokens == budgets[-1]}
+    if len(budgets) < 2 or not at_last:
+        return Finding(None, "It takes TIES without slack at two budgets, of the same settings at both.")
+    compared = [merge for merge in same if merge.method in at_last]
     first, last = (
-        lost_by_seed([merge for merge in plain if merge.ct_tokens == budget]) for budget in (budgets[0], budgets[-1])
+        lost_by_seed([merge for merge in compared if merge.ct_tokens == budget]) for budget in (budgets[0], budgets[-1])
     )
-    return Finding(_over_seeds(last, first), f"Lost: {_listed(plain)}.")
+    return Finding(_over_seeds(last, first), f"Lost: {_listed(compared)}.")
+
+
+def alike(first: Discarded, second: Discarded) -> bool:
+    """Whether the recipes of every seed that both have differ in the slack at most."""
+    seeds = first.but_for_slack.keys() & second.but_for_slack.keys()
+    return bool(seeds) and all(first.but_for_slack[seed] == second.but_for_slack[seed] for seed in seeds)
 
 
 def slack_keeps(data: Data) -> Finding:

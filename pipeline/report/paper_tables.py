@@ -82,7 +82,7 @@ def _claims(claims: Claims) -> str:
             ]
             mdd = f"{estimate.mdd:.3f}".replace("inf", "$\\infty$")
             spread = f"${effect}$ & $[{low}, {high}]$ & {mdd}"
-            lines.append(f"{escaped(answer.claim.text)} & {spread} & {answer.verdict} \\")
+            lines.append(f"{escaped(answer.claim.text)} & {spread} & {answer.verdict} \\\\")
     caption = (
         "Claims stated before looking: effect, 95\\,\\% interval over other seeds and other documents, minimum "
         "detectable difference, and verdict with $p$-values adjusted by Holm."

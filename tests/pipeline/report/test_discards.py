@@ -24,3 +24,11 @@ def test_discarded_shares_are_means_over_seeds(tmp_path: Path) -> None:
     ]
     (one,) = discards.read(audits)
     assert one.of_top["5%"].lost == pytest.approx(0.2) and one.of_all.lost == pytest.approx(0.1) and one.plain_ties
+
+
+def test_a_control_whose_signs_are_drawn_is_not_ties(tmp_path: Path) -> None:
+    folder = write_audit(tmp_path / "drawn", "ties", 0.0, 0.3)
+    recipe = folder / "merge.yml"
+    recipe.write_text(recipe.read_text().replace("density: 0.5", "density: 0.5\n    random_signs: true", 1))
+    (drawn,) = discards.read([Audit("random_signs", 10_000, 0, folder)])
+    assert next(iter(drawn.but_for_slack.values()))["models"]["ct"]["random_signs"] and not drawn.plain_ties

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from pipeline.report import headline, paper_tables, results
@@ -15,6 +16,8 @@ def test_tables_for_papers_have_intervals_and_rules(tmp_path: Path) -> None:
     assert "TIES SV 1 &  & \\textbf{0.750} & \\textbf{0.650} & \\textbf{0.550} \\\\" in text
     assert "{\\scriptsize [0.7" in text and "method & no CT & 10k & 100k & 1M \\\\" in text
     assert "Merges beat CT-then-SFT where text is scarcest. & $+0.300$ & $[+0.2" in text
+    rows = [row for body in re.findall(r"\\midrule\n(.*?)\n\\bottomrule", text, re.DOTALL) for row in body.splitlines()]
+    assert len(rows) > len(run.claims().answers) and all(re.search(r"\\\\(\[2pt\])?$", row) for row in rows)
     markdown = paper_tables.to_markdown(results.gather(run.evaluations), SUBJECT)
     assert "| TIES SV 1 |  | **0.750** [0.7" in markdown and "| mean accuracy | no CT | 10k | 100k | 1M |" in markdown
     assert paper_tables.escaped("a_b & 5 %") == "a\\_b \\& 5 \\%"
