@@ -116,10 +116,13 @@ def cast(model: PreTrainedModel, dtype: str) -> None:
     model.config.dtype = getattr(torch, dtype)
 
 
-def fingerprint(tokenizer: Any) -> str | int:
-    """What two tokenizers share when they give the same tokens (a slow tokenizer only shares with itself)."""
+def fingerprint(tokenizer: Any) -> Any:
+    """What two tokenizers share when they give the same tokens.
+
+    A slow tokenizer only shares with itself: a key that keeps it alive, as its `id` would go to the next one.
+    """
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    return hashlib.sha256(backend.to_str().encode()).hexdigest() if backend is not None else id(tokenizer)
+    return hashlib.sha256(backend.to_str().encode()).hexdigest() if backend is not None else tokenizer
 
 
 def write(scores: Scores, out: Path) -> None:

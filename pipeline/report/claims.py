@@ -187,8 +187,8 @@ STATED: tuple[tuple[Claim, Callable[[Data], Finding]], ...] = (
             "conflicts-grow",
             "TIES discards ever more of SFT's important parameters as the CT budget grows.",
             PAPER,
-            f"share of SFT's top {TOP} lost in sign conflicts at the largest budget minus that at the smallest, by TIES of "
-            "the same settings",
+            f"share of SFT's top {TOP} lost in sign conflicts at the largest budget minus that at the smallest, by "
+            "TIES of the same settings",
             SHARE_MARGIN,
         ),
         findings.conflicts_grow,

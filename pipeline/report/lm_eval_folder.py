@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from math import log
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
 from pydantic import ConfigDict, with_config
 from typing_extensions import TypedDict  # pydantic's condition before Python 3.12
@@ -36,6 +36,29 @@ class Row(TypedDict):
     resps: list[Any]
 
 
+@with_config(ConfigDict(extra="allow"))
+class Metric(TypedDict):
+    """How a task's score comes from its items."""
+
+    metric: str
+    aggregation: NotRequired[Any]
+
+
+@with_config(ConfigDict(extra="allow"))
+class Task(TypedDict):
+    """A task's config."""
+
+    metric_list: NotRequired[list[Metric] | None]
+
+
+@with_config(ConfigDict(extra="allow"))
+class Results(TypedDict):
+    """What is read of results_*.json."""
+
+    model_name: NotRequired[Any]
+    configs: NotRequired[dict[str, Task]]
+
+
 def is_one(folder: Path) -> bool:
     """Whether results of lm-eval lie in it, or in a folder of a model in it."""
     return bool(_models(folder))
@@ -53,7 +76,7 @@ def read(folder: Path, out: Path) -> list[Evaluation]:
     """
     evaluations = []
     for place in _models(folder):
-        results = read_json(max(place.glob("results_*.json")))
+        results: Results = read_json(max(place.glob("results_*.json")), Results)
         newest: dict[str, Path] = {}
         for path in sorted(place.glob("samples_*.jsonl"), key=lambda path: path.name):
             if found := SAMPLES.search(path.name):
@@ -64,17 +87,17 @@ def read(folder: Path, out: Path) -> list[Evaluation]:
         for word in (name, *newest):
             if not word.isprintable():  # a picture cannot hold it
                 raise BadInput(f"{place}: {word!r} is no name of a model or task; name it in letters")
-        evaluations.append(Evaluation(name, 0, 0, _write(newest, out / str(len(list(out.glob("*")))))))
+        evaluations.append(Evaluation(name, 0, 0, _write(newest, results, out / str(len(list(out.glob("*")))))))
     return evaluations
 
 
-def _write(tasks: dict[str, Path], folder: Path) -> Path:
+def _write(tasks: dict[str, Path], results: Results, folder: Path) -> Path:
     records: list[Record] = []
     samples: list[Record] = []
     for task, path in sorted(tasks.items()):
         rows = _rows(path)
         rows = [row for row in rows if row["filter"] == rows[0]["filter"]]  # of several filters the first counts
-        of_task, answered = _task(task, rows, path)
+        of_task, answered = _task(task, rows, path, _no_means(results, task))
         records += of_task
         samples += answered
     records += mean_records(records, samples)
@@ -93,13 +116,21 @@ def _rows(path: Path) -> list[Record]:
     return rows
 
 
+def _no_means(results: Results, task: str) -> set[str]:
+    """The metrics that lm-eval makes otherwise than as a mean over items: perplexity, F1."""
+    metrics = results.get("configs", {}).get(task, {}).get("metric_list") or []
+    return {metric["metric"] for metric in metrics if metric.get("aggregation", "mean") != "mean"}
+
+
 def _is_number(value: Any) -> bool:
     """Whether it can be added up: NaN and infinity cannot."""
     return isinstance(value, int | float) and abs(value) < LARGEST
 
 
-def _task(task: str, rows: Sequence[Record], path: Path) -> tuple[list[Record], list[Record]]:
-    """A record a metric that has a number for each item, and the samples of the first of them."""
+def _task(
+    task: str, rows: Sequence[Record], path: Path, no_means: Collection[str]
+) -> tuple[list[Record], list[Record]]:
+    """A record a metric that is the mean of a number for each item, and the samples of the first of them."""
     heads = [
         {"task": task, "id": f"{row['doc_id']}-{row['doc_hash'][:12]}", "document": row["doc_hash"]} for row in rows
     ]
@@ -118,10 +149,12 @@ def _task(task: str, rows: Sequence[Record], path: Path) -> tuple[list[Record], 
         value = {"metric": BITS, "primary": True, "value": sum(bits) / sum(size), "low": low, "high": high}
         told = [{**head, "metric": BITS, "bits": b, "bytes": s} for head, (b, s) in zip(heads, pairs, strict=True)]
         return [{**base, "family": "text", "chance": None, **value}], told
-    numbers = [metric for metric in metrics if all(_is_number(row.get(metric)) for row in rows)]
+    numbers = [
+        metric for metric in metrics if metric not in no_means and all(_is_number(row.get(metric)) for row in rows)
+    ]
     if not numbers:
         there = ", ".join(metrics) or "none"
-        raise BadInput(f"{path}: no metric of {task} has a number for each item (it has {there})")
+        raise BadInput(f"{path}: no metric of {task} is the mean of a number for each item (it has {there})")
     records = []
     for metric in numbers:
         scores = [float(row[metric]) for row in rows]

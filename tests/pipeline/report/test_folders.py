@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from common.errors import BadInput
+from common.files import read_jsonl
 from pipeline.__main__ import main
-from pipeline.report import folders, page, report_sources
+from pipeline.report import folders, lm_eval_folder, page, report_sources
 from pipeline.report.report_sources import Sources
 from tests.pipeline.report.synthetic import GOOD, LOST, SUBJECT, Run
 
@@ -43,6 +44,17 @@ def test_two_experiments_are_compared_by_one_command(tmp_path: Path, capsys: pyt
     assert main(["report", *map(str, paths), f"out={tmp_path / 'both'}"]) == 0
     html = (tmp_path / "both" / "report.html").read_text()
     assert "TIES (two) worse than TIES (one)" in html and "TIES (two)" in capsys.readouterr().out
+
+
+def test_a_metric_that_is_no_mean_over_items_is_left_out(tmp_path: Path) -> None:
+    """lambada's perplexity comes first, and each of its items has a log-likelihood."""
+    folder = lm_eval_output(tmp_path, "one", 30)
+    results = next(folder.rglob("results_*.json"))
+    metrics = [{"metric": "acc", "aggregation": "perplexity"}, {"metric": "acc_norm", "aggregation": "mean"}]
+    results.write_text(json.dumps({"model_name": "one", "configs": {"belebele_tel_Telu": {"metric_list": metrics}}}))
+    (evaluation,) = lm_eval_folder.read(folder, tmp_path / "out")
+    rows = read_jsonl(evaluation.folder / "scores.jsonl")
+    assert {row["metric"] for row in rows if row["task"] == "belebele_tel_Telu"} == {"acc_norm"}
 
 
 def lm_eval_output(root: Path, model: str, right: int) -> Path:
@@ -120,7 +132,7 @@ RESULTS, SAMPLES = "results_*.json", "samples_*.jsonl"
             SAMPLES,
             '"acc": 0.0',
             '"acc": NaN',
-            "no metric of belebele_tel_Telu has a number for each item .it has acc.$",
+            "no metric of belebele_tel_Telu is the mean of a number for each item .it has acc.$",
         ),
         (SAMPLES, '["acc"]', '["bits_per_byte"], "bits_per_byte": [-1.0, 0]', "is not a log-likelihood and"),
     ],
