@@ -161,13 +161,13 @@ def is_online() -> bool:
 
     Where it does not, its libraries are told, in this process: otherwise they try for minutes, file by file.
     """
-    import requests
     from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
 
     if not constants.HF_HUB_OFFLINE:
         try:
-            requests.head(constants.ENDPOINT, timeout=10)
-        except requests.RequestException:
+            get_session().head(constants.ENDPOINT, timeout=10)
+        except Exception:  # whatever a network can raise
             os.environ["HF_HUB_OFFLINE"] = "1"  # read by `datasets` when it is imported
             constants.HF_HUB_OFFLINE = True
     return not constants.HF_HUB_OFFLINE

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common.errors import BadInput
+from eval.task_set import UNDETERMINED
 
 
 def parser(program: str) -> argparse.ArgumentParser:
@@ -32,7 +33,9 @@ def parser(program: str) -> argparse.ArgumentParser:
         metavar="NAME",
         help="tasks from --include-path (default: all of them) or that lm-eval ships",
     )
-    options.add_argument("--language", default="und", help="language of tasks that do not state theirs (default: und)")
+    options.add_argument(
+        "--language", default=UNDETERMINED, help="language of tasks that do not state theirs (default: %(default)s)"
+    )
     options.add_argument("--split", choices=("dev", "test"), default="test", help="of items and text (default: test)")
     options.add_argument("--limit", type=int, help="take only the first LIMIT documents of each task")
     options.add_argument(

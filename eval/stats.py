@@ -44,14 +44,12 @@ def percentiles(statistics: Floats) -> Interval:
     return float(low), float(high)
 
 
-def ratio_interval(
-    numerators: Sequence[float], denominators: Sequence[float], seed: int = 0, resamples: int = RESAMPLES
-) -> Interval:
+def ratio_interval(numerators: Sequence[float], denominators: Sequence[float]) -> Interval:
     """95 % interval of sum(numerators) / sum(denominators), resampling the n pairs.
 
     For bits per byte: total bits / total bytes over n documents.
     """
-    sums = resampled_sums(np.column_stack([numerators, denominators]), seed, resamples)
+    sums = resampled_sums(np.column_stack([numerators, denominators]), 0, RESAMPLES)
     return percentiles(sums[:, 0] / sums[:, 1])
 
 
@@ -61,11 +59,9 @@ def mean_interval(groups: Sequence[Sequence[float]], seed: int = 0, resamples: i
     return percentiles(np.mean(means, axis=0))
 
 
-def mean_ratio_interval(
-    groups: Sequence[Sequence[tuple[float, float]]], seed: int = 0, resamples: int = RESAMPLES
-) -> Interval:
+def mean_ratio_interval(groups: Sequence[Sequence[tuple[float, float]]]) -> Interval:
     """95 % interval of the unweighted mean over groups of sum(numerators) / sum(denominators), stratified by group."""
-    sums = [resampled_sums(group, (seed, number), resamples) for number, group in enumerate(groups)]
+    sums = [resampled_sums(group, (0, number), RESAMPLES) for number, group in enumerate(groups)]
     return percentiles(np.mean([group[:, 0] / group[:, 1] for group in sums], axis=0))
 
 

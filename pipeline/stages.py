@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from common.errors import BadInput
 from common.units import format_tokens
+from eval.task_set import UNDETERMINED
 from pipeline import choosing, recipes
 from pipeline.arms import ARMS
 from pipeline.execute import Job
@@ -227,7 +228,7 @@ def task_set(
     excerpt: int | None,
     include_path: str | None = None,
     names: tuple[str, ...] = (),
-    language: str = "und",
+    language: str = UNDETERMINED,
 ) -> TaskSet:
     """The tasks of a split, built once a process: every checkpoint is scored on the same ones."""
     from eval import task_set

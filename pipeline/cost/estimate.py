@@ -152,12 +152,10 @@ def critical_path(rows: Sequence[Row]) -> tuple[float, list[Stage]]:
     return ends[last_row.stage.key][0], chain[::-1]
 
 
-def disk_peak(rows: Sequence[Row], given: float, at_once: int = 1) -> float:
-    """Bytes at the peak: checkpoints that are downloaded, all that is published, and what the largest stages need while
-    they are made.
-    """
-    scratch = sorted((row.work.scratch for row in rows if not row.done), reverse=True)[:at_once]
-    return given + sum(row.work.written for row in rows) + sum(scratch)
+def disk_peak(rows: Sequence[Row], given: float) -> float:
+    """Bytes at the peak: checkpoints that are downloaded, all that is published, and what the largest stage needs."""
+    scratch = max((row.work.scratch for row in rows if not row.done), default=0)
+    return given + sum(row.work.written for row in rows) + scratch
 
 
 def given_bytes(cells: Sequence[Cell]) -> float:

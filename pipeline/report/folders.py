@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common.errors import BadInput
+from eval.task_set import UNDETERMINED
 from pipeline.report import lm_eval_folder, report_sources
 from pipeline.report.records import ReportPaths, Subject
 
@@ -50,7 +51,7 @@ def _of_lm_eval(folders: Sequence[Path], out: Path) -> ReportPaths:
         if twice := {name for name in names if names.count(name) > 1}:
             raise BadInput(f"{', '.join(sorted(twice))}: the name of several models; rename the folders of lm-eval")
         command = f"python -m pipeline report {' '.join(map(str, folders))}"
-        subject = Subject(" and ".join(names), lm_eval_folder.LANGUAGE, GIVEN, {}, command, given=True)
+        subject = Subject(" and ".join(names), UNDETERMINED, GIVEN, {}, command, given=True)
         from pipeline import report
 
         try:

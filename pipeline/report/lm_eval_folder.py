@@ -16,10 +16,9 @@ from common.files import write_jsonl
 from common.parsing import parse_json, read_json
 from eval.score_records import mean_records
 from eval.stats import mean_interval, ratio_interval, wilson
-from eval.task_set import BITS
+from eval.task_set import BITS, UNDETERMINED
 from pipeline.report.records import Evaluation
 
-LANGUAGE = "und"  # BCP 47: lm-eval's results do not say theirs
 LARGEST = 1e100  # of a metric's values: their squares are added up
 SAMPLES = re.compile(r"samples_(?P<task>.+)_(?P<date>\d{4}-\d\d-\d\dT[\d.-]+)\.jsonl$")
 Record = dict[str, Any]
@@ -134,7 +133,7 @@ def _task(
     heads = [
         {"task": task, "id": f"{row['doc_id']}-{row['doc_hash'][:12]}", "document": row["doc_hash"]} for row in rows
     ]
-    base = {"task": task, "language": LANGUAGE, "trivial": None, "predictions": None, "n": len(rows)}
+    base = {"task": task, "language": UNDETERMINED, "trivial": None, "predictions": None, "n": len(rows)}
     metrics = list(rows[0]["metrics"])
     if BITS in metrics:
         for row in rows:
