@@ -104,7 +104,7 @@ def compared(folder: Path, checkpoints: list[str]) -> tuple[int, int, float, flo
 def answers(folder: Path, task: str) -> Iterator[list[float]]:
     """The log-likelihoods that lm_eval logged, document by document."""
     (path,) = folder.rglob(f"samples_{task}_*.jsonl")
-    rows: list[dict[str, Any]] = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    rows: list[dict[str, Any]] = [json.loads(line) for line in path.read_bytes().splitlines()]
     for row in sorted(rows, key=lambda row: row["doc_id"]):
         answer = row["filtered_resps"]
         yield [float(pair[0]) for pair in answer] if isinstance(answer[0], list) else [float(answer[0])]

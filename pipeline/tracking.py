@@ -7,7 +7,6 @@ Runs go to `outputs/<experiment>/wandb`. Without a key they are offline;
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import re
@@ -17,6 +16,7 @@ from netrc import NetrcParseError, netrc
 from pathlib import Path
 from typing import Any, ParamSpec
 
+from common.files import read_jsonl
 from pipeline.arms import ARMS
 from pipeline.config import Config
 from pipeline.execute import Job, Tracker, no_tracker
@@ -145,7 +145,7 @@ def cell_of(stage: Stage) -> dict[str, Any]:
 def scores(out: Path) -> dict[str, float]:
     """The scores that an evaluation left, by task and metric."""
     path = out / "scores.jsonl"
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    rows = read_jsonl(path) if path.exists() else []
     return {f"{row['task']}/{row['metric']}": row["value"] for row in rows}
 
 

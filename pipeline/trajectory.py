@@ -42,7 +42,7 @@ class Trajectory:
     def published(self, store: Store) -> list[Entry]:
         """The entries of any sweep, budgets ascending."""
         entries = (entry for entry in store.entries("ct") if entry.record.get("trajectory") == self.digest)
-        return sorted(entries, key=budget_of)
+        return sorted((entry for entry in entries if "tokens" in entry.record["settings"]), key=budget_of)
 
     def resumable(self, store: Store, stage: Stage) -> Entry | None:
         """The largest published budget below a stage's that has its state still; one that is damaged is passed over."""

@@ -101,10 +101,10 @@ def read_tries(journal: Path) -> list[dict[str, Any]]:
     if not journal.exists():
         return []
     rows = []
-    for line in journal.read_text(encoding="utf-8").splitlines():
+    for line in journal.read_bytes().splitlines():  # of bytes: text may hold other ends of lines
         try:
             rows.append(json.loads(line))
-        except json.JSONDecodeError:
+        except ValueError:
             break
     write_jsonl(journal, rows)
     return rows

@@ -10,7 +10,6 @@ On SIGINT, SIGTERM, SIGUSR2 or a file STOP_FILE beside JOB.json, every process f
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import os
 import signal
@@ -24,13 +23,11 @@ from typing_extensions import TypedDict  # pydantic's condition before Python 3.
 from common.errors import BadInput, Interrupted
 from common.files import write_json
 from common.parsing import read_json
+from common.processes import die_with_parent
 from train.parallel import Compute
 from train.stage_settings import TrainingSettings
 
 INTERRUPTED = 75  # the exit code of a training that was asked to stop and has saved; sysexits.h: try again later
-# prctl(PR_SET_PDEATHSIG, SIGKILL): a process ends when what started it dies, however it dies. Nobody would hold the
-# claim on what it writes.
-DIE_WITH_PARENT = (1, signal.SIGKILL, 0, 0, 0)
 RESULT_FILE, STOP_FILE = "result.json", "stop"
 
 
@@ -75,7 +72,7 @@ def leave(job: Path, result: dict[str, Any]) -> None:
 
 def run(job: Job, stop_file: Path) -> dict[str, Any]:
     """`train.trainer.train` as the job says."""
-    ctypes.CDLL(None).prctl(*DIE_WITH_PARENT)
+    die_with_parent()
     from train import trainer
 
     resume_state = job.get("resume_state")

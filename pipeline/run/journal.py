@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from common.files import read_jsonl
 from pipeline.graph import Stage
 
 
@@ -56,8 +57,4 @@ class Journal:
         """The events of these names so far."""
         if not self.path.exists():
             return []
-        return [
-            event
-            for line in self.path.read_text(encoding="utf-8").splitlines()
-            if (event := json.loads(line))["event"] in names
-        ]
+        return [event for event in read_jsonl(self.path) if event["event"] in names]

@@ -8,7 +8,6 @@ come through torchrun and srun.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import secrets
@@ -23,9 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import BadInput, Interrupted
+from common.processes import die_with_parent
 from pipeline.execute import Job
 from pipeline.run import interruption
-from train.__main__ import DIE_WITH_PARENT, RESULT_FILE, STOP_FILE
+from train.__main__ import RESULT_FILE, STOP_FILE
 from train.parallel import Compute
 from train.stage_settings import TrainingSettings
 
@@ -147,9 +147,9 @@ def _run(job: Job, arguments: list[str], output: Path, stop: Path) -> int:
     with output.open("a", encoding="utf-8") as sink:
         sink.write(f"$ {' '.join(arguments)}\n")
         sink.flush()
-        process = subprocess.Popen(  # what runs before exec is a single system call, safe beside other threads
+        process = subprocess.Popen(  # before exec: two system calls, safe beside other threads
             arguments, stdout=subprocess.PIPE, stderr=sink, text=True, errors="replace", env=environment,
-            preexec_fn=partial(ctypes.CDLL(None).prctl, *DIE_WITH_PARENT),  # noqa: PLW1509
+            preexec_fn=partial(die_with_parent, os.getpid()),  # noqa: PLW1509
         )  # fmt: skip
         _running.append((process, stop))
         try:

@@ -161,7 +161,7 @@ def made_twice(folder: Path) -> list[str]:
     """Stages that the journals of all runs over this store say were published more than once."""
     counts: Counter[str] = Counter()
     for journal in folder.glob("*/test/runs/*/journal.jsonl"):
-        for line in journal.read_text(encoding="utf-8").splitlines():
+        for line in journal.read_bytes().splitlines():
             event = json.loads(line)
             counts[f"{event.get('kind')} {event.get('slug')}"] += event["event"] == "published"
     return [stage for stage, count in counts.items() if count > 1]

@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.files import publish, read_jsonl, write_jsonl
+from common import files
+from common.errors import BadInput
+from common.files import Checksums, publish, read_jsonl, write_jsonl
 
 
 def test_publishing_leaves_nothing_half_written(tmp_path: Path) -> None:
@@ -47,3 +49,33 @@ def test_what_a_killed_process_left_goes_and_what_another_writes_stays(tmp_path:
         publish(tmp_path / "curves.png", lambda aside: aside.write_text("whole"))
     assert {path.name for path in tmp_path.iterdir()} == {"curves.png", live.name, other.name}
     assert (tmp_path / "curves.png").read_text() == "whole" and live.read_text() == "half"
+
+
+def test_processes_of_two_hosts_with_the_same_id_do_not_write_to_one_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files.os, "getpid", lambda: 7)
+
+    def write(aside: Path) -> None:
+        publish(tmp_path / "scores", lambda other: other.write_text("theirs") and others.append(other))
+        aside.write_text("ours")
+        assert others != [aside]
+
+    others: list[Path] = []
+    publish(tmp_path / "scores", write)
+    assert [path.name for path in tmp_path.iterdir()] == ["scores"] and (tmp_path / "scores").read_text() == "ours"
+
+
+def test_a_memory_of_checksums_that_is_none_is_begun_anew(tmp_path: Path) -> None:
+    (tmp_path / "data").write_text("moni")
+    for text in ("[]", "5", "[" * 100_000, "{"):
+        (tmp_path / "memory.json").write_text(text)
+        whole = Checksums(tmp_path / "memory.json").file(tmp_path / "data")
+        assert Checksums(tmp_path / "memory.json").known.popitem()[1] == whole == files.sha256(tmp_path / "data")
+
+
+def test_a_folder_in_the_place_of_a_memory_of_checksums_is_named(tmp_path: Path) -> None:
+    (tmp_path / "data").write_text("moni")
+    (tmp_path / "memory.json").mkdir()
+    with pytest.raises(BadInput, match=r"memory.json: Is a directory"):
+        Checksums(tmp_path / "memory.json").file(tmp_path / "data")

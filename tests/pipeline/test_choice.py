@@ -11,7 +11,7 @@ import pytest
 
 from common.errors import BadInput
 from merge import Recipe
-from pipeline import choosing, recipes, sweep
+from pipeline import choosing, recipes, sweep, tune
 from pipeline.execute import Job
 from pipeline.graph import Inputs, Stage
 from pipeline.plan import Cell, merged, plan_cell
@@ -204,3 +204,11 @@ def test_cells_that_scored_other_tries_are_no_choice(tmp_path: Path) -> None:
 def test_choices_that_cannot_be(overrides: list[str], message: str) -> None:
     with pytest.raises(BadInput, match=message):
         cells(*overrides)
+
+
+def test_tries_of_an_interrupted_choice_are_read_up_to_where_they_were_cut_off(tmp_path: Path) -> None:
+    rows = [{"method": "a\u2028b"}, {"method": "c"}]
+    whole = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+    (tmp_path / "tries.jsonl").write_bytes(whole + '{"method": "ŵ'.encode()[:-1])
+    assert tune.read_tries(tmp_path / "tries.jsonl") == rows
+    assert (tmp_path / "tries.jsonl").read_bytes() == whole

@@ -190,3 +190,42 @@ def test_a_larger_budget_makes_the_smaller_ones_of_the_sweep_first(tmp_path: Pat
     executor = Executor(store, stages, journal, maker=maker, say=lambda line: None)
     executor.run([stage for stage in stages if "20" not in stage.slug])
     assert [event["slug"] for event in journal.events("published") if event["kind"] == "ct"] == ["toy-20", "toy-40"]
+
+
+@pytest.mark.parametrize("place", ["", "out", "scratch"])
+@pytest.mark.parametrize("is_link", [True, False])
+def test_what_a_neighbour_left_where_a_stage_is_made_goes_and_what_it_links_to_stays(
+    tmp_path: Path, place: str, is_link: bool, undisturbed: dict
+) -> None:
+    theirs, store = tmp_path / "theirs", tmp_path / "store"
+    for folder in (theirs, theirs / "out", theirs / "scratch"):
+        folder.mkdir()
+        (folder / "thesis").touch()
+    before = sorted(theirs.rglob("*"))
+    planted = Store(store).work(toy.plan()[0]) / place
+    planted.parent.mkdir(parents=True)
+    if is_link:
+        planted.symlink_to(theirs)
+    else:
+        planted.touch()
+    execute(store)
+    assert contents(store) == undisturbed and sorted(theirs.rglob("*")) == before
+    assert not list((store / ".work").iterdir())
+
+
+def test_a_place_where_nothing_may_be_made_is_refused_and_noted(tmp_path: Path) -> None:
+    (tmp_path / ".work").touch()
+    with pytest.raises(BadInput, match=r"\.work"):
+        execute(tmp_path)
+    assert Journal(tmp_path / "journal-0.jsonl").events("refused")
+
+
+def test_what_cannot_be_removed_does_not_become_part_of_a_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = Store(tmp_path).work(toy.plan()[0]) / "out" / "theirs"
+    left.parent.mkdir(parents=True)
+    left.touch()
+    monkeypatch.setattr("pipeline.store.shutil.rmtree", lambda *_, **__: None)  # another user's
+    with pytest.raises(BadInput, match="out: File exists"):
+        execute(tmp_path)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from common.errors import BadInput
 from common.files import write_json
 from pipeline import store as stores
 from pipeline.graph import Stage
+from pipeline.run import sweep_run
+from pipeline.run.console import Estimates
 from pipeline.store import RECORD, Store
+from pipeline.trajectory import Trajectory
 
 STAGES = [Stage("ct", f"nya-{number}", {"tokens": number}) for number in range(20)]
 
@@ -18,8 +24,13 @@ STAGES = [Stage("ct", f"nya-{number}", {"tokens": number}) for number in range(2
 def publish(root: Path, stage: Stage, slug: str | None = None) -> Path:
     folder = root / stage.kind / f"{slug or stage.slug}-{stage.key}"
     folder.mkdir(parents=True)
-    write_json(folder / RECORD, {"key": stage.key, "files": {}})
+    write_json(folder / RECORD, record_of(stage))
     return folder
+
+
+def record_of(stage: Stage) -> dict[str, Any]:
+    about = {"finished": "2026-01-01", "seconds": 1.0, "amount": 1.0}
+    return {"key": stage.key, "settings": dict(stage.settings), **about, "files": {}}
 
 
 @pytest.fixture
@@ -67,5 +78,36 @@ def test_a_record_that_changed_is_read_again(tmp_path: Path, reads: list[Path]) 
     store = Store(tmp_path)
     assert [entry.record["files"] for entry in store.entries("ct")] == [{}]
     assert [entry.record["files"] for entry in store.entries("ct")] == [{}] and len(reads) == 1
-    write_json(folder / RECORD, {"key": STAGES[0].key, "files": {"a": {}}})
-    assert [entry.record["files"] for entry in store.entries("ct")] == [{"a": {}}]
+    files = {"a": {"bytes": 1, "sha256": ""}}
+    write_json(folder / RECORD, {**record_of(STAGES[0]), "files": files})
+    assert [entry.record["files"] for entry in store.entries("ct")] == [files]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[]", "[1]", "5", "[" * 100_000, '{"kind": "ct"}', '{"a": 1, "files": []}',
+        *(json.dumps({**record_of(STAGES[0]), **wrong}) for wrong in (
+            {"files": {"a": {}}}, {"files": {"a": 5}}, {"files": []}, {"settings": 5}, {"seconds": "long"},
+        )),
+    ],
+)  # fmt: skip
+def test_a_record_that_says_something_else_is_damage(tmp_path: Path, text: str) -> None:
+    (publish(tmp_path, STAGES[0]) / RECORD).write_text(text)
+    (entry,) = Store(tmp_path).entries("ct")
+    assert (entry.record, entry.holds("a")) == ({}, False)
+    assert "cannot be read" in str(entry.damage(thorough=True))
+    assert Estimates(Store(tmp_path), {"ct": 7.0}).rate("ct") == 7.0
+    assert sweep_run.verify(Store(tmp_path)) == 1 and not list(Store(tmp_path).entries("ct"))
+
+
+def test_a_record_of_a_trajectory_without_a_budget_is_passed_over(tmp_path: Path) -> None:
+    folder = publish(tmp_path, STAGES[0])
+    write_json(folder / RECORD, {**record_of(STAGES[0]), "settings": {}, "trajectory": "t"})
+    assert Trajectory("t", (STAGES[1],)).published(Store(tmp_path)) == []
+
+
+def test_a_file_where_a_kinds_folder_should_be_is_named(tmp_path: Path) -> None:
+    (tmp_path / "ct").touch()
+    with pytest.raises(BadInput, match=r"ct: is no folder"):
+        Store(tmp_path).find(STAGES[0])

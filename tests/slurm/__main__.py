@@ -100,7 +100,7 @@ def same(one: Path, other: Path, name: str) -> None:
 def events(folder: Path, *names: str) -> list[dict]:
     """What jobs wrote in their journals, over all runs."""
     journals = [path for path in folder.glob("outputs/*/runs/*/*.jsonl") if path.name != "journal.jsonl"]
-    lines = [json.loads(line) for path in journals for line in path.read_text().splitlines()]
+    lines = [json.loads(line) for path in journals for line in path.read_bytes().splitlines()]
     return [{**event} for event in lines if event["event"] in names]
 
 

@@ -5,6 +5,7 @@ What is made does not depend on how many processes make it.
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -12,8 +13,16 @@ from contextlib import AbstractContextManager
 from multiprocessing import get_context
 from typing import Any, TypeVar
 
+from common.processes import die_with_parent
+
 Task = TypeVar("Task")
 Result = TypeVar("Result")
+
+
+def _ready(parent: int, init_worker: Callable[..., None] | None, arguments: tuple[Any, ...]) -> None:
+    die_with_parent(parent)  # else a worker goes on with what is queued, and nobody holds the claim on what it writes
+    if init_worker:
+        init_worker(*arguments)
 
 
 class Workers(AbstractContextManager["Workers"]):
@@ -29,7 +38,8 @@ class Workers(AbstractContextManager["Workers"]):
         self.pool = None
         if count > 1:  # spawned, not forked: a fork of a process with threads (torch, tokenizers) may hang
             context = get_context("spawn")
-            self.pool = ProcessPoolExecutor(count, mp_context=context, initializer=init_worker, initargs=arguments)
+            ready = (os.getpid(), init_worker, arguments)
+            self.pool = ProcessPoolExecutor(count, mp_context=context, initializer=_ready, initargs=ready)
         elif init_worker:
             init_worker(*arguments)
 

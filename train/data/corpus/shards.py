@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common import hub_data
-from common.files import write_whole
+from common.files import publish, write_whole
 from common.hub_data import Source
 from train.data.processes import Workers
 
@@ -87,7 +87,7 @@ def read_file(task: tuple[Reading, int, Path]) -> list[Part]:
     reading, number, work = task
     folder = work / f"{number:05d}"
     folder.mkdir(parents=True, exist_ok=True)
-    parts = [read_part(path) for path in sorted(folder.glob("*.json"))]
+    parts = [read_part(path) for path in sorted(folder.glob("[0-9]*.json"))]  # not what a kill left aside
     if parts and parts[-1].last:
         return parts
     read = parts[-1].read if parts else 0
@@ -125,10 +125,8 @@ def write_part(
     import pyarrow
     from pyarrow import parquet
 
-    aside = path.with_suffix(".aside")
     columns = {name: [row[name] for row in rows] for name in rows[0]} if rows else {}
-    parquet.write_table(pyarrow.table(columns), aside, compression="zstd")
-    os.replace(aside, path)
+    publish(path, lambda aside: parquet.write_table(pyarrow.table(columns), aside, compression="zstd"))
     note = {"rows": len(rows), "bytes": size, "held_out": held_out, "read": read, "last": last}
     write_whole(path.with_suffix(".json"), json.dumps(note, ensure_ascii=False))
     return Part(path, len(rows), size, held_out, read, last)
