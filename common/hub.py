@@ -162,7 +162,7 @@ def is_online() -> bool:
     Where it does not, its libraries are told, in this process: otherwise they try for minutes, file by file.
     """
     from huggingface_hub import constants
-    from huggingface_hub.utils import get_session
+    from huggingface_hub.utils import get_session  # type: ignore[attr-defined]  # exported, though not to the letter
 
     if not constants.HF_HUB_OFFLINE:
         try:

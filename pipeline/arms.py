@@ -11,20 +11,24 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Arm:
-    """A checkpoint. title: as people write it. ct_budgets: whether a CT budget changes it."""
+    """A checkpoint. title: as people write it. ct_budgets: whether a CT budget changes it.
+
+    sft_as_stated: whether it was trained on instructions by the settings in `sft`, which `sft.grid` leaves as they are.
+    """
 
     name: str
     title: str
     ct_budgets: bool = True
+    sft_as_stated: bool = True
 
 
 ARMS: dict[str, Arm] = {
     arm.name: arm
     for arm in (
-        Arm("base", "base", ct_budgets=False),
+        Arm("base", "base", ct_budgets=False, sft_as_stated=False),
         Arm("sft", "SFT", ct_budgets=False),
-        Arm("ct", "CT"),
-        Arm("ct_then_sft", "CT-then-SFT"),
+        Arm("ct", "CT", sft_as_stated=False),
+        Arm("ct_then_sft", "CT-then-SFT", sft_as_stated=False),
         Arm("sft_then_ct", "SFT-then-CT"),
         Arm("mixed", "CT and SFT mixed"),
         Arm("sft_replay", "CT-then-SFT with replay"),

@@ -121,20 +121,29 @@ def parts(discarded: Iterable[Discarded]) -> Table:
 def slack_sweep(rows: Sequence[Row], discarded: Sequence[Discarded], target: str) -> Table:
     """Merges whose recipes differ in the slack alone, for every seed: their scores and what they lost, by slack.
 
-    group: the settings that they share. Groups of one slack say nothing and are left out.
+    group: the settings that they share, and how the slack is read; TIES without slack stands in the group of each
+    reading. Groups of one slack say nothing and are left out.
     """
-    groups: dict[str, list[Discarded]] = {}
+    plain: dict[str, list[Discarded]] = {}
+    slacked: dict[tuple[str, str], list[Discarded]] = {}
     for merge in discarded:
-        own = [json.dumps(settings, sort_keys=True) for settings in merge.but_for_slack.values()]
-        if (merge.plain_ties or merge.slack_for_sft) and len(set(own)) == 1:  # else its seeds were tuned apart
-            groups.setdefault(own[0], []).append(merge)
+        each = [(merge.but_for_slack[seed], merge.reading[seed]) for seed in merge.but_for_slack]
+        own = {(json.dumps(shared, sort_keys=True), json.dumps(reading, sort_keys=True)) for shared, reading in each}
+        if len(own) == 1:  # else its seeds were tuned apart
+            shared, reading = own.pop()
+            if merge.plain_ties:
+                plain.setdefault(shared, []).append(merge)
+            elif merge.slack_for_sft:
+                slacked.setdefault((shared, reading), []).append(merge)
     score = {(row[0], row[1]): row[2:] for row in plane(rows, target).rows}
     table: list[tuple[Value, ...]] = []
-    for group in groups.values():
+    for (shared, reading), protecting in slacked.items():
+        group = [*plain.get(shared, []), *protecting]
         if len({merge.slack for merge in group}) < 2:
             continue
-        shared = next(iter(group[0].but_for_slack.values()))
-        name = ", ".join(f"{key} {value}" for key, value in _settings(shared).items())
+        name = ", ".join(
+            f"{key} {value}" for key, value in (_settings(json.loads(shared)) | json.loads(reading)).items()
+        )
         for merge in group:
             bits, accuracy = score.get((merge.method, merge.ct_tokens), (None, None))
             slack = "\u221e" if isinf(merge.slack) else f"{merge.slack:g}"

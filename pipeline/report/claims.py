@@ -110,6 +110,7 @@ def as_json(answers: Sequence[Answer]) -> list[dict[str, Any]]:
     return rows
 
 
+READINGS = "mean over budgets and the readings of slack that were run"
 SCARCE = "where text is scarcest, of the merge that was best on dev against CT-then-SFT"
 STATED: tuple[tuple[Claim, Callable[[Data], Finding]], ...] = (
     (
@@ -187,8 +188,8 @@ STATED: tuple[tuple[Claim, Callable[[Data], Finding]], ...] = (
             "conflicts-grow",
             "TIES discards ever more of SFT's important parameters as the CT budget grows.",
             PAPER,
-            f"share of SFT's top {TOP} lost in sign conflicts at the largest budget minus that at the smallest, by "
-            "TIES of the same settings",
+            f"share of SFT's top {TOP} lost in sign conflicts at the largest budget minus that at the smallest, "
+            "by TIES of the same settings",
             SHARE_MARGIN,
         ),
         findings.conflicts_grow,
@@ -198,7 +199,8 @@ STATED: tuple[tuple[Claim, Callable[[Data], Finding]], ...] = (
             "slack-keeps",
             "Slack keeps SFT's important parameters.",
             OURS,
-            f"share of SFT's top {TOP} lost in sign conflicts by TIES minus that with slack, settings else the same",
+            f"share of SFT's top {TOP} lost in sign conflicts by TIES minus that with slack, settings else the same, "
+            f"{READINGS}",
             SHARE_MARGIN,
         ),
         findings.slack_keeps,
@@ -208,7 +210,7 @@ STATED: tuple[tuple[Claim, Callable[[Data], Finding]], ...] = (
             "slack-accuracy",
             "Slack raises the scores.",
             PAPER,
-            "gain in mean accuracy with slack, TIES else of the same settings, mean over budgets",
+            f"gain in mean accuracy with slack, TIES else of the same settings, {READINGS}",
             MARGINS["accuracy"],
         ),
         findings.slack_helps("accuracy"),
@@ -218,7 +220,7 @@ STATED: tuple[tuple[Claim, Callable[[Data], Finding]], ...] = (
             "slack-answer-bits",
             "Slack makes the right answers likelier.",
             PAPER,
-            "bits per byte of right answers saved with slack, TIES else of the same settings, mean over budgets",
+            f"bits per byte of right answers saved with slack, TIES else of the same settings, {READINGS}",
             MARGINS["answer_bits"],
         ),
         findings.slack_helps("answer_bits"),
@@ -228,7 +230,7 @@ STATED: tuple[tuple[Claim, Callable[[Data], Finding]], ...] = (
             "slack-norm-accuracy",
             "Slack raises the scores of merges whose step is as long.",
             OURS,
-            "gain in mean accuracy with slack, TIES else of the same settings and norm of the step, mean over budgets",
+            f"gain in mean accuracy with slack, TIES else of the same settings and norm of the step, {READINGS}",
             MARGINS["accuracy"],
         ),
         findings.slack_helps("accuracy", at_norm=True),
@@ -238,7 +240,7 @@ STATED: tuple[tuple[Claim, Callable[[Data], Finding]], ...] = (
             "slack-norm-answer-bits",
             "Slack makes the right answers likelier in merges whose step is as long.",
             OURS,
-            "bits per byte of right answers saved with slack, TIES else of the same settings and norm, mean of budgets",
+            f"bits per byte of right answers saved with slack, TIES else of the same settings and norm, {READINGS}",
             MARGINS["answer_bits"],
         ),
         findings.slack_helps("answer_bits", at_norm=True),

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from merge import Recipe
 from pipeline.report.records import Audit, mean
 
 TOPS = ("1%", "5%", "10%")
@@ -45,6 +46,7 @@ class Discarded:
 
     lost_top: by seed, the share of the top 5 % that was lost in sign conflicts.
     but_for_slack: by seed, all settings of the recipe that are not the slack's; equal ones leave a difference to it.
+    reading: by seed, which slack it is (docs/merging.md): its settings that are not the default; none where it is 0.
     parts: by ("layer", its number) or ("module kind", its name).
     """
 
@@ -58,6 +60,7 @@ class Discarded:
     norm_lost: float
     lost_top: Mapping[int, float]
     but_for_slack: Mapping[int, Mapping[str, Any]]
+    reading: Mapping[int, Mapping[str, Any]]
     parts: Mapping[tuple[str, str], PartShares] = field(default_factory=dict)
 
     @property
@@ -90,7 +93,7 @@ def read(audits: Iterable[Audit]) -> list[Discarded]:
         report = json.loads((audit.folder / "audit.json").read_text(encoding="utf-8"))
         order.setdefault(audit.method, len(order))
         if SFT in report["models"] and audit.ct_tokens:
-            report["but_for_slack"] = _but_for_slack(audit.folder / "merge.yml")
+            report["but_for_slack"], report["reading"] = _settings(audit.folder / "merge.yml")
             grouped.setdefault((audit.method, audit.ct_tokens), {})[audit.seed] = report
     return [
         _discarded(method, budget, grouped[method, budget])
@@ -111,12 +114,13 @@ def _discarded(method: str, budget: int, by_seed: Mapping[int, dict[str, Any]]) 
         mean([model["norm_lost"] for model in models]),
         {seed: report["models"][SFT]["top"][TOP]["share_lost_in_conflict"] for seed, report in by_seed.items()},
         {seed: report["but_for_slack"] for seed, report in by_seed.items()},
+        {seed: report["reading"] for seed, report in by_seed.items()},
         _parts(list(by_seed.values())),
     )
 
 
-def _but_for_slack(recipe: Path) -> dict[str, Any]:
-    """A recipe's settings without the slack's own, and without the folders, which differ by budget and seed."""
+def _settings(recipe: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A recipe's settings without the slack's own and the folders, which differ by budget and seed; and its reading."""
     import yaml
 
     settings = yaml.safe_load(recipe.read_text(encoding="utf-8"))
@@ -126,7 +130,12 @@ def _but_for_slack(recipe: Path) -> dict[str, Any]:
     }
     left_out = ("method", "base", "models", "protect")
     shared = {key: value for key, value in settings.items() if key not in left_out and "slack" not in key}
-    return {"models": models, **shared}
+    reading = {
+        key: value
+        for key, value in settings.items()
+        if "slack" in key and key != "slack" and value != Recipe.model_fields[key].default
+    }
+    return {"models": models, **shared}, reading if settings.get("slack") else {}
 
 
 def _parts(reports: list[dict[str, Any]]) -> dict[tuple[str, str], PartShares]:

@@ -29,7 +29,8 @@ ROUNDING = 1e-9  # differences of equals may miss 0 by this much
 class Estimate:
     """A difference with its 95 % interval.
 
-    p: two-sided, of no difference. mdd: the true difference that would be told from 0 four times in five.
+    p: two-sided, of no difference. mdd: the true difference that p, not adjusted, would tell from 0 four times in five;
+    where p is adjusted for several claims (Holm), it takes a larger one.
     n: items. seeds, documents: how many were crossed.
     """
 
@@ -113,7 +114,8 @@ def verdict(estimate: Estimate, margin: float, p_adjusted: float, least_seeds: i
 
     level: the interval lies inside the margin. shown: above 0, by the p-value adjusted for all claims. not shown: the
     interval leaves no room for a difference of the margin. undecided: neither can be told, as always from fewer seeds
-    than least_seeds (1 where two checkpoints are compared and not two methods).
+    than least_seeds (1 where two checkpoints are compared and not two methods). The interval is of a claim by itself:
+    of many that are level or not shown, some are so by chance.
     """
     if estimate.seeds < least_seeds:
         return "undecided"

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from common.units import format_tokens
+from pipeline.arms import ARMS
 from pipeline.kinds import KINDS
 from pipeline.report.chart_data import Table, Value
 from pipeline.report.claims import Answer
@@ -16,7 +17,6 @@ from pipeline.report.results import budgets_of
 from pipeline.report.wording import interval
 from pipeline.run.console import duration
 
-SFT_AS_STATED = ("sft", "sft_then_ct", "mixed", "sft_replay", "merge_then_sft", "ceiling")  # arms that sft.grid leaves
 STAGE_COLUMNS = ("kind", "slug", "key", "seconds", "cells", "finished", "commit")
 
 
@@ -85,7 +85,7 @@ def settings_text(settings: Mapping[str, Any]) -> str:
 def sft_settings(configs: Mapping[str, Mapping[str, Any]], methods: Iterable[str]) -> str | None:
     """Which checkpoints were trained with stated SFT settings while those of CT-then-SFT were chosen on dev, if any."""
     sections = [config["sft"] for config in configs.values() if (config.get("sft") or {}).get("grid")]
-    stated = [label(method) for method in methods if method in SFT_AS_STATED]
+    stated = [label(method) for method in methods if method in ARMS and ARMS[method].sft_as_stated]
     if not sections or not stated:
         return None
     keys = ", ".join(f"{key} of {', '.join(map(str, values))}" for key, values in sections[0]["grid"].items())

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from common.files import read_jsonl
 from eval.task_set import BITS
+from pipeline.arms import ARMS
 from pipeline.report.inference import Estimate, crossed, holm, verdict
-from pipeline.report.records import WITHOUT_CT, Evaluation, Samples, mean
+from pipeline.report.records import Evaluation, Samples, mean
 from pipeline.report.results import unique
 
 Kind = Literal["accuracy", "answer_bits", "bits"]
@@ -104,9 +105,8 @@ class Evidence:
 
     @cached_property
     def merges(self) -> list[str]:
-        """The methods that are merges, in their order."""
-        unmerged = (*WITHOUT_CT, "ct", "ct_then_sft")
-        return list(dict.fromkeys(method for method, _, _ in self.folders if method not in unmerged))
+        """The methods that are merges and no arm that trains, in their order."""
+        return list(dict.fromkeys(method for method, _, _ in self.folders if method not in ARMS))
 
     def has(self, method: str, budget: int) -> bool:
         """Whether there is a checkpoint of this method at this budget."""

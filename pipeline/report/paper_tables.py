@@ -85,7 +85,7 @@ def _claims(claims: Claims) -> str:
             lines.append(f"{escaped(answer.claim.text)} & {spread} & {answer.verdict} \\\\")
     caption = (
         "Claims stated before looking: effect, 95\\,\\% interval over other seeds and other documents, minimum "
-        "detectable difference, and verdict with $p$-values adjusted by Holm."
+        "detectable difference, and verdict: shown by $p$-values adjusted by Holm, all else of a claim by itself."
     )
     return _table("p{6cm}rrrl", "claim & effect & 95\\,\\% interval & mdd & verdict \\\\", lines, caption, "tab:claims")
 

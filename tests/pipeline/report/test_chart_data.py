@@ -41,6 +41,20 @@ def test_a_slack_sweep_is_of_merges_that_differ_in_nothing_else(tmp_path: Path) 
     assert {row["group"] for row in page.picture(found).tables["slack"].records()} == {at_norm}
 
 
+def test_each_reading_of_slack_is_swept_by_itself(tmp_path: Path) -> None:
+    """Five merges of one norm and four slacks of 1 are no sweep of one slack."""
+    lost = {"ties": (0.1, 0.2, 0.3), "ties_sv_1": (0.05, 0.1, 0.15), "ties_sv_both": (0.04, 0.08, 0.1)}
+    run = Run(tmp_path, {}, lost)
+    for audit in (audit for audit in run.audits if audit.method == "ties_sv_both"):
+        recipe = audit.folder / "merge.yml"
+        recipe.write_text(recipe.read_text() + "on_slack: both\nslack_form: ratio\n")
+    discarded, _ = _read(run)
+    swept = chart_data.slack_sweep([], discarded, "nya").records()
+    groups = {(row["group"], row["method"]) for row in swept if not str(row["method"]).endswith("_at_norm")}
+    one, other = "density 0.5, lambda 1.5", "density 0.5, lambda 1.5, on_slack both"
+    assert groups == {(one, "ties"), (one, "ties_sv_1"), (other, "ties"), (other, "ties_sv_both")}
+
+
 def _read(run: Run) -> tuple[list, list]:  # type: ignore[type-arg]
     from pipeline.report import choices, discards
 

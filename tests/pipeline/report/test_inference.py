@@ -108,6 +108,35 @@ def test_the_minimum_detectable_difference_is_detected_four_times_in_five() -> N
     assert 0.77 < detected < 0.87
 
 
+def of_effect(rng: Any, effect: float, noise: float = 0.25) -> Estimate:
+    """A claim's estimate of five seeds and 118 documents, which differ by `noise` a document."""
+    moves = (rng.normal(0, noise, 118) + rng.normal(0, noise, (5, 118))) / 118
+    values = effect + rng.normal(0, 0.004, 5) + moves.sum(axis=1)
+    return crossed(values, moves - moves.mean(axis=1, keepdims=True), n=800)
+
+
+def test_the_minimum_detectable_difference_is_of_a_claim_by_itself() -> None:
+    """Among 13 claims, a true effect of the mdd is shown less often than its own p tells it."""
+    rng, runs = np.random.default_rng(12), 400
+    mdd = float(np.median([of_effect(rng, 0).mdd for _ in range(200)]))
+    by_itself = shown = 0
+    for _ in range(runs):
+        estimates = [of_effect(rng, effect) for effect in (mdd, *(0.0,) * 12)]
+        by_itself += estimates[0].p < 0.05
+        shown += verdict(estimates[0], 0.001, holm([estimate.p for estimate in estimates])[0]) == "shown"
+    assert 0.73 <= by_itself / runs <= 0.87 and 0.35 <= shown / runs <= 0.52
+
+
+def test_level_and_not_shown_are_of_a_claim_by_itself() -> None:
+    """Of 13 true effects as large as the margin, one or more is told as too small in a quarter of runs."""
+    rng, runs, margin = np.random.default_rng(13), 400, 0.02
+    wrong = [
+        any(verdict(of_effect(rng, margin, 0.05), margin, 1.0) in ("level", "not shown") for _ in range(13))
+        for _ in range(runs)
+    ]
+    assert 0.17 <= np.mean(wrong) <= 0.35
+
+
 def test_holm_is_the_textbooks() -> None:
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.6, 0.9]) == pytest.approx([1.0, 1.0])

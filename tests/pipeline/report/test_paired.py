@@ -11,6 +11,7 @@ from scipy import stats
 
 from common.files import write_jsonl
 from eval.stats import ratio_interval
+from pipeline.arms import ARMS
 from pipeline.report import wording
 from pipeline.report.inference import Estimate, holm, verdict
 from pipeline.report.paired import Evidence, compare
@@ -33,6 +34,12 @@ def test_comparisons_pair_items_over_the_seeds_that_both_have(tmp_path: Path) ->
     assert found["sft", "bits", 1_000_000].verdict == "better"
     assert found["ct_then_sft", "answer_bits", 10_000].difference.value == pytest.approx(-0.1)
     assert found["ct_then_sft", "answer_bits", 10_000].verdict == "better"
+
+
+def test_arms_that_train_are_not_compared_as_merges(tmp_path: Path) -> None:
+    methods = [*ARMS, "ties", "ct_then_sft_with_ct", "chat_vector"]
+    evidence = Evidence([Evaluation(method, 1_000, 0, tmp_path) for method in methods], "nya")
+    assert evidence.merges == ["ties", "ct_then_sft_with_ct", "chat_vector"]
 
 
 def test_all_comparisons_share_the_chance_of_error(tmp_path: Path) -> None:
