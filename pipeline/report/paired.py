@@ -5,11 +5,11 @@ The one place where models are compared.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -171,7 +171,7 @@ def samples_by_kind(folder: Path, language: str) -> dict[Kind, Samples]:
     families = {record["task"]: record["family"] for record in records if record["language"] == language}
     samples = sorted(
         (
-            {**sample, "family": families[sample["task"]]}
+            {**sample, "family": families[sample["task"]], "document": _document(sample)}
             for sample in read_jsonl(folder / "samples.jsonl")
             if sample["task"] in families
         ),
@@ -182,6 +182,15 @@ def samples_by_kind(folder: Path, language: str) -> dict[Kind, Samples]:
         "answer_bits": [sample for sample in samples if "gold_bits" in sample],
         "bits": [sample for sample in samples if sample["metric"] == BITS],
     }
+
+
+def _document(sample: Mapping[str, Any]) -> str:
+    """The document of an item. One that names none has its id there (eval/score_records.py) and stands alone.
+
+    The id may be a mere number: items of one number in two tasks have nothing in common.
+    """
+    alone = sample["document"] == sample["id"]
+    return f"{sample['task']}/{sample['id']}" if alone else str(sample["document"])
 
 
 FIELDS: dict[Kind, tuple[str, str | None]] = {  # numerator and denominator; None: each item counts one
