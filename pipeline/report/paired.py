@@ -171,7 +171,7 @@ def samples_by_kind(folder: Path, language: str) -> dict[Kind, Samples]:
     families = {record["task"]: record["family"] for record in records if record["language"] == language}
     samples = sorted(
         (
-            {**sample, "family": families[sample["task"]], "document": _document(sample)}
+            {**sample, "family": families[sample["task"]]}
             for sample in read_jsonl(folder / "samples.jsonl")
             if sample["task"] in families
         ),
@@ -203,11 +203,11 @@ FIELDS: dict[Kind, tuple[str, str | None]] = {  # numerator and denominator; Non
 def measured(kind: Kind, samples: Samples) -> Measured:
     """The unweighted mean over tasks of total numerator / total denominator, and each document's influence on it."""
     numerator, denominator = FIELDS[kind]
-    documents = {name: index for index, name in enumerate(sorted({sample["document"] for sample in samples}))}
+    documents = {name: index for index, name in enumerate(sorted({_document(sample) for sample in samples}))}
     sums: dict[str, NDArray[np.float64]] = {}
     for sample in samples:
         by_document = sums.setdefault(sample["task"], np.zeros((len(documents), 2)))
-        by_document[documents[sample["document"]]] += sample[numerator], sample[denominator] if denominator else 1.0
+        by_document[documents[_document(sample)]] += sample[numerator], sample[denominator] if denominator else 1.0
     values, influences = [], []
     for by_document in sums.values():
         total, size = by_document.sum(axis=0)
