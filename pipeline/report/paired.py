@@ -5,11 +5,11 @@ The one place where models are compared.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -184,6 +184,15 @@ def samples_by_kind(folder: Path, language: str) -> dict[Kind, Samples]:
     }
 
 
+def _document(sample: Mapping[str, Any]) -> str:
+    """The document of an item. One that names none has its id there (eval/score_records.py) and stands alone.
+
+    The id may be a mere number: items of one number in two tasks have nothing in common.
+    """
+    alone = sample["document"] == sample["id"]
+    return f"{sample['task']}/{sample['id']}" if alone else str(sample["document"])
+
+
 FIELDS: dict[Kind, tuple[str, str | None]] = {  # numerator and denominator; None: each item counts one
     "accuracy": ("score", None),
     "answer_bits": ("gold_bits", "gold_bytes"),
@@ -194,11 +203,11 @@ FIELDS: dict[Kind, tuple[str, str | None]] = {  # numerator and denominator; Non
 def measured(kind: Kind, samples: Samples) -> Measured:
     """The unweighted mean over tasks of total numerator / total denominator, and each document's influence on it."""
     numerator, denominator = FIELDS[kind]
-    documents = {name: index for index, name in enumerate(sorted({sample["document"] for sample in samples}))}
+    documents = {name: index for index, name in enumerate(sorted({_document(sample) for sample in samples}))}
     sums: dict[str, NDArray[np.float64]] = {}
     for sample in samples:
         by_document = sums.setdefault(sample["task"], np.zeros((len(documents), 2)))
-        by_document[documents[sample["document"]]] += sample[numerator], sample[denominator] if denominator else 1.0
+        by_document[documents[_document(sample)]] += sample[numerator], sample[denominator] if denominator else 1.0
     values, influences = [], []
     for by_document in sums.values():
         total, size = by_document.sum(axis=0)

@@ -187,7 +187,7 @@ def _show(shown: Live, plan: RunPlan, journal: Journal, said: Path, ended: threa
             shown.update(Group(words, numbers) if table else words, refresh=True)
 
 
-def watch(outputs: Path, once: bool = False, draw: bool = True) -> int:
+def watch(outputs: Path) -> int:
     """Shows the newest run until it is over: one display on a terminal, else lines when they change. Exit code."""
     from rich.console import Console
     from rich.live import Live
@@ -202,23 +202,26 @@ def watch(outputs: Path, once: bool = False, draw: bool = True) -> int:
         while True:
             now = standing(plan, journal)
             evals = now.by_kind.get("eval", (0, 0))[0]
-            if draw and evals != scored and evals and time.monotonic() - drawn_at > DRAW_EVERY_S:
-                table, scored, drawn_at = _draw(plan), evals, time.monotonic()
+            if evals != scored and evals and (now.over or time.monotonic() - drawn_at > DRAW_EVERY_S):
+                if not now.over:  # the last page is the run's own
+                    _draw(plan, journal)
+                table, scored, drawn_at = curve(plan), evals, time.monotonic()
             text = "\n".join([*lines(now, plan.config.name), *([table] if table else [])])
             if text != said and shown:
                 shown.update(Text(text), refresh=True)
             elif text != said:
                 print(text, flush=True)
             said = text
-            if once or now.over:
+            if now.over:
                 return 1 if now.lost else 0
             time.sleep(LOOK_EVERY_S)
 
 
-def _draw(plan: RunPlan) -> str:
-    """Draws the report over what is done; the results so far, as numbers."""
+def _draw(plan: RunPlan, journal: Journal) -> None:
+    """Draws the report over what is done."""
     from pipeline.run.collect import write_report
 
     with contextlib.redirect_stdout(io.StringIO()):  # the display is one
-        write_report(plan, ["run"])
-    return curve(plan)
+        write_report(plan, plan.arguments)
+        if standing(plan, journal).over:  # ended meanwhile: its last page may lie under this one
+            write_report(plan, plan.arguments)

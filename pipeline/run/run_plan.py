@@ -29,6 +29,7 @@ class RunPlan:
 
     cells: tuple[Cell, ...]
     processes: int = 1  # that share the work, for estimates of time
+    arguments: tuple[str, ...] = ("run",)  # of the command line that it was planned for; they stand on the page
 
     @cached_property
     def stages(self) -> tuple[Stage, ...]:
@@ -75,7 +76,7 @@ class RunPlan:
         are for people.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / FILE).write_bytes(pickle.dumps((self.cells, self.processes)))
+        (folder / FILE).write_bytes(pickle.dumps((self.cells, self.processes, self.arguments)))
         write_json(folder / "configs.json", {str(cell): cell.config.model_dump() for cell in self.cells})
 
     @staticmethod

@@ -9,6 +9,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 from common.errors import Interrupted, StageFailed
 from pipeline import check as checks
@@ -30,7 +31,7 @@ def run(sweep: Sweep, arguments: Sequence[str]) -> int:
     Returns the exit code: 0; 1 where a stage crashed; 2 where input was refused on the way. Raises BadInput.
     """
     started = time.monotonic()
-    plan = run_plan.plan(sweep)
+    plan = replace(run_plan.plan(sweep), arguments=tuple(arguments))
     site = cluster.site_of(sweep, plan.config)
     missing = plan.missing()
     _say_plan(plan, len(missing))

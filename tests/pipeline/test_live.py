@@ -19,8 +19,9 @@ from typing import Any
 import pytest
 
 from common.errors import BadInput
-from pipeline.run import live
+from pipeline.run import collect, live
 from pipeline.run.journal import Journal
+from pipeline.run.run_plan import RunPlan
 from pipeline.store import Store
 from tests.pipeline import toy
 
@@ -56,6 +57,28 @@ def test_a_watched_run_says_what_is_done_what_runs_and_what_failed(tmp_path: Pat
 def test_what_has_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="no run has left a plan"):
         live.newest(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("over", "drawn"),
+    [([True], 0), ([False, False, True], 1), ([False, True, True], 2)],  # ended before, after and while it is drawn
+)
+def test_a_watched_run_keeps_its_command_and_its_last_page(
+    tmp_path: Path, plan: Any, monkeypatch: pytest.MonkeyPatch, over: list[bool], drawn: int
+) -> None:
+    folder, arguments = tmp_path / "runs" / "now", ("run", "-m", "name=mine")
+    RunPlan((), 1, arguments).save(folder)
+    plan.arguments = RunPlan.load(folder).arguments
+    kinds = {"eval": (1, 1)}
+    looks = iter([live.Standing(int(ended), 1, [], kinds, [], 0.0) for ended in over])
+    pages: list[Any] = []
+    monkeypatch.setattr(RunPlan, "load", lambda folder: plan)
+    monkeypatch.setattr(live, "standing", lambda plan, journal: next(looks))
+    monkeypatch.setattr(live, "curve", lambda plan: "a table")
+    monkeypatch.setattr(live, "LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr(live, "DRAW_EVERY_S", 0.0)
+    monkeypatch.setattr(collect, "write_report", lambda plan, arguments: pages.append(arguments))
+    assert live.watch(tmp_path) == 0 and pages == [arguments] * drawn
 
 
 def run_on_terminal(folder: Path, until: str) -> tuple[str, int]:
@@ -119,3 +142,5 @@ def test_without_a_terminal_the_lines_are_those_of_before(tmp_path: Path) -> Non
     assert len(re.findall(r"\[ ?\d+/28\] eval .*: starts, about .* left\n", text)) == 2
     assert re.search(r"\[ ?\d+/28\] ct \S+: 25%, 512 of 2,048 tokens, loss 2.50, 1,000 tokens/s, about .* left\n", text)
     assert not list(tmp_path.rglob(live.SAID))
+    left = RunPlan.load(live.newest(tmp_path / "outputs"))  # with the command, for who watches
+    assert left.arguments[:2] == ("-m", "experiment=test")

@@ -157,6 +157,13 @@ def test_documents_that_two_tasks_share_are_drawn_together(tmp_path: Path) -> No
     assert (both.low, both.high) == pytest.approx((one.low, one.high))  # the second task tells nothing new
 
 
+def test_items_without_a_document_stand_alone_in_every_task(tmp_path: Path) -> None:
+    """Their document is their number, which other tasks have too."""
+    rows = [{**row, "document": row["id"]} for task in "xy" for row in answers([1, 0] * 20, task)]
+    difference = compared(tmp_path, (rows, [{**row, "score": 0.0} for row in rows]))
+    assert (difference.n, difference.documents) == (80, 80)
+
+
 def test_tasks_weigh_alike(tmp_path: Path) -> None:
     a = answers([1.0] * 90, "large") + answers([0.0] * 10, "small")
     b = answers([0.0] * 90, "large") + answers([1.0] * 10, "small")
