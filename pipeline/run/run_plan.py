@@ -77,8 +77,9 @@ class RunPlan:
         are for people.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / FILE).write_bytes(pickle.dumps((self.cells, self.processes)))
-        (folder / FILE).chmod(0o644)  # whatever the umask: `load` takes none that others may write
+        # whatever the umask: `load` takes none that others may write
+        with open(folder / FILE, "wb", opener=lambda path, flags: os.open(path, flags, 0o644)) as file:
+            pickle.dump((self.cells, self.processes), file)
         write_json(folder / "configs.json", {str(cell): cell.config.model_dump() for cell in self.cells})
 
     @staticmethod
