@@ -55,6 +55,12 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def of_another(place: Path | int) -> str | None:
+    """`belongs to another user (…)`, of a file or folder, by its path or open; None where it is this account's."""
+    owner = os.stat(place).st_uid
+    return None if owner == os.getuid() else f"belongs to another user (id {owner})"
+
+
 def fsync(path: Path) -> None:
     """Brings a file, or the names in a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)

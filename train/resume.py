@@ -12,6 +12,7 @@ import shutil
 from pathlib import Path
 
 from common.errors import BadInput
+from common.files import of_another
 from train.parallel import ZERO_STAGES, Compute
 
 COMPLETE = "complete"  # written last: a checkpoint without it was cut off
@@ -38,7 +39,8 @@ def check_state(state: Path, compute: Compute) -> None:
     """Refuses a state that this launch cannot continue from, by BadInput.
 
     One process and DDP share a format, whatever the number of processes; FSDP's is resharded when it is read;
-    DeepSpeed's is for the number of processes that wrote it.
+    DeepSpeed's is for the number of processes that wrote it. The last two are pickles, which run what is in them when
+    torch and DeepSpeed read them: another user's are refused.
     """
     text = (state / COMPLETE).read_text(encoding="utf-8")
     # an empty one is from before there were several strategies
@@ -51,6 +53,13 @@ def check_state(state: Path, compute: Compute) -> None:
             f" saved by {saved['strategy']} on {saved['world_size']}; train as before, or remove that folder's stage"
             " from the store"
         )
+    if compute.strategy not in formats:
+        for path in (state, *state.rglob("*")):
+            if wrong := of_another(path):
+                raise BadInput(
+                    f"{path}: {wrong}, and a state of compute.strategy={compute.strategy} can run code when it is read;"
+                    " train in a store of your own, or with compute.strategy=ddp throughout"
+                )
 
 
 def publish_state(checkpoint: Path, state: Path) -> None:

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any
 
+import regex
 from pydantic import BaseModel, Field
 
 from common.errors import BadInput
@@ -21,6 +22,8 @@ _OFF = (
 # Initialisations that leave the base as it is. The others (PiSSA, OLoRA, CorDA, LoftQ, ...) take something out of it
 # when peft loads the adapter.
 _PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
+# A stranger's pattern may take time exponential in a name's length; those that name modules take microseconds.
+LONGEST_MATCH_S = 1.0
 
 Rank = Annotated[int, Field(ge=1)]
 Alpha = Annotated[float, Field(allow_inf_nan=False)]
@@ -71,9 +74,13 @@ def rank_and_scale(config: LoraConfig, module: str, path: Path) -> tuple[int, fl
 def _by_pattern(patterns: dict[str, Any] | None, module: str, otherwise: float, where: str) -> float:
     """The value of the first pattern that matches, as in peft."""
     for pattern, value in (patterns or {}).items():
+        whole = rf"(.*\.)?({pattern})$"
         try:
-            if re.match(rf"(.*\.)?({pattern})$", module):
+            re.compile(whole)  # what is one for `re`, as peft has it, means the same for `regex`
+            if regex.match(whole, module, timeout=LONGEST_MATCH_S):
                 return float(value)
-        except (re.error, OverflowError) as error:
+        except TimeoutError:
+            raise BadInput(f"{where}: {pattern!r} takes too long to match; name the modules themselves") from None
+        except (re.error, regex.error, OverflowError, RecursionError) as error:
             raise BadInput(f"{where}: {pattern!r} is not a regular expression ({error})") from None
     return otherwise

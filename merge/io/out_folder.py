@@ -92,7 +92,8 @@ class OutFolder:
             return
         names = sorted((path.name for path in self.aside.iterdir()), key=lambda name: name == LAST)
         if self._descriptor is not None:  # so that whoever finds this half done knows what to remove
-            os.write(self._descriptor, json.dumps(names).encode())
+            moved = {name: (self.aside / name).lstat().st_ino for name in names}
+            os.write(self._descriptor, json.dumps(moved).encode())
             os.fsync(self._descriptor)
         for name in names:
             (self.aside / name).rename(self._home / name)
@@ -158,16 +159,26 @@ def _remove(folder: Path, lock: Path, descriptor: int) -> None:
     """Remove an aside, what was published of it by halves, and last its lock, which is held."""
     aside = lock.with_name(lock.name.removesuffix(LOCK) + PART)
     if (aside / LAST).is_file():  # else everything was published, or nothing yet
-        with suppress(OSError, ValueError):
-            names = json.loads(os.pread(descriptor, 1 << 20, 0) or "[]")
-            for name in names:
-                if Path(name).name == name and not (aside / name).exists():
-                    (folder / name).unlink()
+        for name, inode in _moved(descriptor).items():
+            path = folder / name
+            # the very file that was moved: a lock out of an unpacked archive names what it likes, but no inode here
+            with suppress(OSError):
+                if path.parent == folder and path.lstat().st_ino == inode:
+                    path.unlink()
     shutil.rmtree(aside, ignore_errors=True)
     if not aside.exists():
         with suppress(OSError):
             lock.unlink()
     os.close(descriptor)
+
+
+def _moved(descriptor: int) -> dict[str, int]:
+    """The names that were to be published, and their inodes; none where the lock does not say so."""
+    try:
+        moved = json.loads(os.pread(descriptor, 1 << 20, 0) or "{}")
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return moved if isinstance(moved, dict) else {}
 
 
 def _is_file_of(descriptor: int, path: Path) -> bool:

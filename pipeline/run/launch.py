@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import BadInput, Interrupted
-from common.processes import die_with_parent
+from common.parent_process import die_with_parent
 from pipeline.execute import Job
 from pipeline.run import interruption
 from train.__main__ import RESULT_FILE, STOP_FILE

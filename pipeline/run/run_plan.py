@@ -6,13 +6,15 @@ from __future__ import annotations
 
 import os
 import pickle
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 
-from common.files import write_json
+from common.errors import BadInput
+from common.files import of_another, write_json
 from pipeline import inputs
 from pipeline.config import Config
 from pipeline.graph import Stage
@@ -76,13 +78,26 @@ class RunPlan:
         are for people.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / FILE).write_bytes(pickle.dumps((self.cells, self.processes, self.arguments)))
+        # whatever the umask: `load` takes none that others may write
+        with open(folder / FILE, "wb", opener=lambda path, flags: os.open(path, flags, 0o644)) as file:
+            pickle.dump((self.cells, self.processes, self.arguments), file)
         write_json(folder / "configs.json", {str(cell): cell.config.model_dump() for cell in self.cells})
 
     @staticmethod
     def load(folder: Path) -> RunPlan:
-        """The plan that `save` left in a run's folder."""
-        return RunPlan(*pickle.loads((folder / FILE).read_bytes()))
+        """The plan that `save` left in a run's folder.
+
+        Raises BadInput where others may have written it: what is in a pickle is run.
+        """
+        path = folder / FILE
+        with path.open("rb") as file:
+            wrong = of_another(file.fileno()) or of_another(folder)
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+            if mode & (stat.S_IWGRP | stat.S_IWOTH):
+                wrong = wrong or f"may be written by others (mode {mode:o}; `chmod go-w` it if you trust what it holds)"
+            if wrong:
+                raise BadInput(f"{path}: {wrong}, and reading a plan can run code; name a run of your own")
+            return RunPlan(*pickle.loads(file.read()))
 
 
 def plan(sweep: Sweep, network: bool = True) -> RunPlan:

@@ -11,6 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import merge
+from merge.io import adapter_config
+from merge.io.adapter_config import LoraConfig, rank_and_scale
 from merge.recipe import Recipe
 from tests.merge.conftest import HIDDEN, MIDDLE, make_folders
 from tests.merge.test_engine import merged
@@ -119,3 +121,28 @@ def test_the_card_names_the_adapter_and_its_checksum(folders: dict[str, Path], t
     card = (out / "README.md").read_text()
     assert "lora (`ct` with the LoRA `lora`)" in card and "- read `lora/adapter_model.safetensors`: " in card
     assert "- read `ct/model.safetensors`: " in card and str(tmp_path) not in card
+
+
+@pytest.mark.parametrize("pattern", [r"(.|\w)*(.|\w)*(.|\w)*[0]", "(" * 5000 + ")" * 5000])
+def test_a_pattern_that_takes_for_ever_is_refused(pattern: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adapter_config, "LONGEST_MATCH_S", 0.05)
+    config = LoraConfig(peft_type="LORA", rank_pattern={pattern: 1})
+    with pytest.raises(merge.BadInput, match="lora: rank_pattern: .* (takes too long to match|is not a regular)"):
+        rank_and_scale(config, "model.layers.0.self_attn.q_proj.model.layers.0.self_attn.q_proj", Path("lora"))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "matches"),
+    [
+        ("q_proj", True), ("self_attn.q_proj", True), (r"layers\.\d+\.self_attn\.(q|v)_proj", True),
+        (r"^model\.layers\.[0-9]+\..*", True), (r".*\.(?:q_proj|k_proj)", True), ("layers.1*.self_attn.q_proj", True),
+        ("proj", False), (r"layers\.2\..*", False), ("q_proj.", False), ("k_proj", False),
+    ],
+)  # fmt: skip
+def test_patterns_mean_what_they_mean_for_peft(pattern: str, matches: bool) -> None:
+    from peft.utils.other import get_pattern_key
+
+    module = "model.layers.11.self_attn.q_proj"
+    config = LoraConfig(peft_type="LORA", r=8, rank_pattern={pattern: 3})
+    assert rank_and_scale(config, module, Path("lora"))[0] == (3 if matches else 8)
+    assert (get_pattern_key([pattern], module) == pattern) is matches

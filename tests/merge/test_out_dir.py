@@ -111,6 +111,24 @@ def test_what_a_killed_merge_published_by_halves_goes(folders: dict[str, Path], 
     assert names(out) == RESULT
 
 
+@pytest.mark.parametrize("planted", ['["thesis"]', '{"thesis": 1}', '{"thesis": null}', "5", "[" * 100_000])
+@pytest.mark.parametrize("fills", [True, False])
+def test_a_lock_out_of_an_unpacked_archive_removes_nothing_of_yours(
+    planted: str, fills: bool, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    home = tmp_path / "unpacked"
+    (home / ".unpacked.merge-part").mkdir(parents=True)
+    (home / ".unpacked.merge-part" / "config.json").touch()
+    (home / ".unpacked.merge-lock").write_text(planted)
+    (home / "thesis").touch()
+    if fills:  # refused: it is not empty
+        with pytest.raises(merge.BadInput, match="exists already"):
+            merge.write(recipe(folders, "ties"), home)
+    else:
+        merge.write(recipe(folders, "ties"), home / "out")
+    assert names(home) == {"thesis"} | (set() if fills else {"out"})
+
+
 def test_a_signal_ends_it_and_leaves_nothing(config: str, tmp_path: Path) -> None:
     code = (
         "import os, sys; from merge import cli, progress; "

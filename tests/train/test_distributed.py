@@ -183,6 +183,21 @@ def test_a_state_is_refused_where_its_format_does_not_fit(
             check_state(tmp_path, compute)
 
 
+@pytest.mark.parametrize(("strategy", "taken"), [("none", True), ("ddp", True), ("fsdp", False), ("zero2", False)])
+def test_another_users_state_is_refused_where_reading_it_can_run_code(
+    strategy: str, taken: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / COMPLETE).write_text(json.dumps({"strategy": strategy, "world_size": 1}))
+    compute = Compute(strategy=strategy)
+    check_state(tmp_path, compute)
+    monkeypatch.setattr(os, "getuid", lambda: tmp_path.stat().st_uid + 1)
+    if taken:
+        check_state(tmp_path, compute)
+    else:
+        with pytest.raises(BadInput, match=f"belongs to another user .*compute.strategy={strategy} can run code"):
+            check_state(tmp_path, compute)
+
+
 def test_one_process_cannot_pass_for_two(prepared: Path, training: TrainingSettings, tmp_path: Path) -> None:
     model, blocks, compute = prepared / "model", prepared / "blocks", Compute(strategy="ddp", processes=2)
     with pytest.raises(BadInput, match="2 processes wanted, but this launch has 1"):
