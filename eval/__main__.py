@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.errors import BadInput
+from common.errors import BadInput, in_one_line
 from eval.task_set import UNDETERMINED
 
 
@@ -58,28 +58,33 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m eval"
     given = parser(program).parse_args(arguments)
     os.environ.setdefault("TQDM_DISABLE", "1")  # lm-eval draws a bar for each task
     try:
-        from eval import harness, task_set
+        with in_one_line():
+            from eval import harness, task_set
 
-        if not (given.model / "config.json").is_file():  # before tasks are built and torch is imported
-            raise BadInput(f"model: {given.model} is not a Hugging Face checkpoint folder (no config.json)")
-        tasks = task_set.prepare(
-            given.items,
-            given.text,
-            split=given.split,
-            limit=given.limit,
-            excerpt=given.excerpt,
-            include_path=given.include_path,
-            names=given.tasks,
-            language=given.language,
-        )
-        scores = harness.evaluate_folder(
-            given.model,
-            tasks,
-            batch_tokens=given.batch_tokens,
-            device=given.device,
-            trained_length=given.trained_length,
-        )
-        harness.write(scores, given.out)
+            if not (given.model / "config.json").is_file():  # before tasks are built and torch is imported
+                raise BadInput(f"model: {given.model} is not a Hugging Face checkpoint folder (no config.json)")
+            harness.check_out(given.out)
+            tasks = task_set.prepare(
+                given.items,
+                given.text,
+                split=given.split,
+                limit=given.limit,
+                excerpt=given.excerpt,
+                include_path=given.include_path,
+                names=given.tasks,
+                language=given.language,
+            )
+            from transformers.utils.logging import disable_progress_bar
+
+            disable_progress_bar()  # a refusal is one line
+            scores = harness.evaluate_folder(
+                given.model,
+                tasks,
+                batch_tokens=given.batch_tokens,
+                device=given.device,
+                trained_length=given.trained_length,
+            )
+            harness.write(scores, given.out)
     except BadInput as error:
         print(error, file=sys.stderr)
         return 2

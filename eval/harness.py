@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.errors import BadInput
+from common import hub
+from common.errors import BadInput, line_of
 from common.files import publish, write_jsonl
 from eval.score_records import Record, mean_records, task_records
 from eval.task_set import UNLABELLED, TaskSet
@@ -51,6 +54,7 @@ def evaluate(
     The same model and tasks give the same scores, bit for bit, with the same number of threads.
     Raises BadInput for a model that gives NaN or is too short for a choice, and for a tokenizer without BOS and EOS.
     """
+    check_lengths(batch_tokens, trained_length)
     import lm_eval
 
     from eval.language_model import PackedLM
@@ -87,20 +91,60 @@ def evaluate_folder(
     dtype: str | None = None,
     trained_length: int | None = None,
 ) -> Scores:
-    """`evaluate` for a Hugging Face folder. dtype None: float32 on the CPU, elsewhere that of its file."""
+    """`evaluate` for a Hugging Face folder. dtype None: float32 on the CPU, elsewhere that of its file.
+
+    Raises BadInput, also for whatever the folder's files lead transformers to.
+    """
+    check_lengths(batch_tokens, trained_length)
+    check_device(device)
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     if not (checkpoint / "config.json").is_file():
         raise BadInput(f"model: {checkpoint} is not a Hugging Face checkpoint folder (no config.json)")
+    hub.check_no_adapter(checkpoint, "model")
     dtype = dtype or ("float32" if (device or "cpu") == "cpu" else "auto")
     try:
         model = AutoModelForCausalLM.from_pretrained(
             checkpoint, dtype=dtype, local_files_only=True, trust_remote_code=False
         )
         tokenizer = AutoTokenizer.from_pretrained(checkpoint, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise BadInput(f"model: {checkpoint} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+    except Exception as error:  # a stranger's files lead transformers to anything
+        said = line_of(error)[:300] or type(error).__name__
+        raise BadInput(f"model: {checkpoint} cannot be loaded: {said}") from error
     return evaluate(model, tokenizer, tasks, batch_tokens=batch_tokens, device=device, trained_length=trained_length)
+
+
+def check_lengths(batch_tokens: int | None, trained_length: int | None) -> None:
+    """Refuses numbers of tokens that nothing can be scored with. Raises BadInput."""
+    for option, number, least in (("batch_tokens", batch_tokens, 1), ("trained_length", trained_length, 2)):
+        if number is not None and number < least:
+            raise BadInput(f"{option}: {number} must be {least} or more")
+
+
+def check_device(device: str | None) -> None:
+    """Refuses a device that is not there, or that keeps no numbers (meta). Raises BadInput."""
+    import torch
+
+    try:
+        if device is not None:
+            torch.zeros(1, device=device).item()
+    except Exception as error:  # each backend has its own
+        raise BadInput(f"device: {device!r}: {line_of(error)[:120]}; say cpu, or a device that is here") from None
+
+
+def check_out(out: Path) -> None:
+    """Refuses a folder that `write` could not make and write, and leaves none. Raises BadInput."""
+    made: list[Path] = []
+    try:
+        made += [place for place in (out, *out.parents) if not place.exists()]
+        out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out).close()
+    except OSError as error:
+        raise BadInput(f"out: {out}: {error.strerror}; give a folder that can be written") from None
+    finally:
+        for place in made:
+            with suppress(OSError):  # not made, or another has put something there
+                place.rmdir()
 
 
 def cast(model: PreTrainedModel, dtype: str) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from common.errors import BadInput
 from common.items import wrong_item, wrong_texts
+from common.parsing import parse_json
 
 Row = dict[str, Any]
 SPLITS = ("dev", "test")
@@ -16,7 +17,7 @@ SPLITS = ("dev", "test")
 
 def discover(folder: Path, split: str, what: str) -> dict[str, Path]:
     """The files `<name>.<split>.jsonl` of a folder by name, sorted; `what` names the folder in refusals."""
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # Path.is_dir raises for a name that is too long
         raise BadInput(f"{what}: {folder} is not a folder")
     suffix = f".{split}.jsonl"
     paths = {path.name.removesuffix(suffix): path for path in sorted(folder.glob(f"*{suffix}"))}
@@ -50,11 +51,8 @@ def _read(path: Path, wrong: Callable[[Row], str | None]) -> list[Row]:
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise BadInput(f"{path} line {number}: not JSON ({error.msg})") from None
-        problem = wrong(row) if isinstance(row, dict) else "must be a JSON object"
+        row = parse_json(line.encode(), f"{path} line {number}")
+        problem = wrong(row)
         if not problem and row["id"] in seen:
             problem = f"the id {row['id']!r} stands twice"
         if problem:

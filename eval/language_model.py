@@ -55,7 +55,7 @@ class PackedLM(HFLM):
     batch_tokens: tokens in one forward pass, padding included.
     encodings: tokens by text, filled as texts are met; it may be shared by all models with the same tokenizer.
     trained_length: tokens of the blocks that the model was trained on (None: whatever it can read). A block's last
-    token is predicted and never read, so a window of text reads and predicts one token less.
+    token is predicted and never read, so a window of text reads and predicts one token less; 2 or more.
     """
 
     def __init__(
@@ -67,8 +67,8 @@ class PackedLM(HFLM):
         trained_length: int | None = None,
     ) -> None:
         super().__init__(pretrained=model, tokenizer=tokenizer)
-        if trained_length is not None and trained_length < 2:
-            raise BadInput(f"trained_length: {trained_length} must be 2 or more")
+        if self.max_length < 1:
+            raise BadInput(f"model: reads {self.max_length} tokens, as its config.json says; expected 1 or more")
         self.window = min(self.max_length, trained_length - 1) if trained_length else self.max_length
         self.batch_size_per_gpu = max(1, batch_tokens // self.max_length)
         self.batch_tokens, self.encodings = batch_tokens, encodings

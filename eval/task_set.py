@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -77,8 +78,9 @@ def prepare(
     """
     if split not in SPLITS:
         raise BadInput(f"split: {split!r} must be one of {', '.join(SPLITS)}")
-    if limit is not None and limit < 1:
-        raise BadInput(f"limit: {limit} must be 1 or more")
+    for option, number in (("limit", limit), ("excerpt", excerpt)):
+        if number is not None and number < 1:
+            raise BadInput(f"{option}: {number} must be 1 or more")
     entries: dict[str, Entry] = {}
     if items is not None:
         for name, path in discover(items, split, "items").items():
@@ -185,9 +187,9 @@ def mean_metrics(task: Any) -> list[str]:
 
 def load_tasks(include_path: Path | None, names: Sequence[str]) -> dict[str, Task]:
     """Tasks of a user's folder and tasks that lm-eval ships, by name; the members of groups and tags one by one."""
-    folder = include_path.resolve() if include_path else None
-    if folder and not folder.is_dir():
+    if include_path and not os.path.isdir(include_path):  # Path.is_dir raises for a name that is too long
         raise BadInput(f"tasks: {include_path} is not a folder")
+    folder = include_path.resolve() if include_path else None
     manager = task_manager(folder, False)
     wanted = list(names) or manager.all_subtasks
     if not wanted:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +13,50 @@ from typing import Any
 import pytest
 
 from eval import __main__ as command_line
-from tests.eval.conftest import write_jsonl
+from tests.eval.conftest import make_items, write_jsonl
+
+OPTIONS = """
+--items TMP/items --out /proc/x                  | out: /proc/x: .*; give a folder that can be written
+--items TMP/items --out TMP/file                 | out: .*file: File exists; give a folder
+--items TMP/items --out TMP/file/below           | out: .*file/below: Not a directory; give a folder
+--items TMP/items --out LONG                     | out: x+: File name too long; give a folder
+--items TMP/items --device nonsense              | device: 'nonsense': .*; say cpu
+--items TMP/items --device cuda:99               | device: 'cuda:99': .*; say cpu
+--items TMP/items --device meta                  | device: 'meta': .*; say cpu
+--items TMP/items --device=                      | device: '': .*; say cpu
+--items TMP/items --limit 0                      | limit: 0 must be 1 or more
+--items TMP/items --batch-tokens 0               | batch_tokens: 0 must be 1 or more
+--items TMP/items --batch-tokens -7              | batch_tokens: -7 must be 1 or more
+--items TMP/items --trained-length 1             | trained_length: 1 must be 2 or more
+--text TMP/text --excerpt 0                      | excerpt: 0 must be 1 or more
+--text TMP/text --excerpt -5                     | excerpt: -5 must be 1 or more
+--items LONG                                     | items: x+ is not a folder
+--text LONG                                      | text: x+ is not a folder
+--include-path LONG                              | tasks: x+ is not a folder
+--items TMP/folder                               | .*next_nya.test.jsonl: Is a directory
+--items TMP/deep                                 | .*next_nya.test.jsonl line 1: not JSON .recursion limit
+--items TMP/digits                               | .*next_nya.test.jsonl line 1: not JSON .number out of range
+--items TMP/half_letter                          | .*next_nya.test.jsonl line 1: not JSON .*hex escape
+--items TMP/list                                 | .*next_nya.test.jsonl line 1: Input should be an object
+--text TMP/half_letter_of_text                   | .*nya.test.jsonl line 1: not JSON .*hex escape
+"""
+ROWS = [tuple(part.strip() for part in line.split(" | ")) for line in OPTIONS.strip().splitlines()]
+WRONG_CONFIGS: dict[str, dict[str, Any]] = {
+    "list": {"model_type": ["llama"]},
+    "heads": {"num_attention_heads": 0},
+    "quantized": {"quantization_config": {"quant_method": "gptq", "bits": 4}},
+    "dtype": {"dtype": "float99"},
+    "vocabulary": {"vocab_size": "300"},
+    "reads nothing": {"max_position_embeddings": -1},
+}
+WRONG_FILES = {
+    "nested": ("config.json", b"[" * 200_000),
+    "cut": ("model.safetensors", b"\xff" * 8 + b"{"),
+    "empty": ("model.safetensors", b""),
+    "index": ("model.safetensors.index.json", b'{"weight_map": 5}'),
+    "null": ("tokenizer.json", b"null"),
+    "tokenizer": ("tokenizer_config.json", b"["),
+}
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: Any) -> int:
@@ -60,6 +105,65 @@ def test_a_refusal_is_one_line_and_exit_code_2(
     first, second = capsys.readouterr().err.strip().splitlines()
     assert "no config.json" in first
     assert "next_nya.test.jsonl line 1: 'prompt'" in second
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory: pytest.TempPathFactory, model: Any, tokenizer: Any) -> Path:
+    """A model, items and text that work, and files that are each wrong in one way."""
+    folder = tmp_path_factory.mktemp("given")
+    model.save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    item = make_items("next", "nya", 1, 0)[0]
+    write_jsonl(folder / "items" / "next_nya.test.jsonl", [item])
+    write_jsonl(folder / "text" / "nya.test.jsonl", [{"id": "a", "text": "mawu ena"}])
+    write_jsonl(folder / "half_letter" / "next_nya.test.jsonl", [{**item, "prompt": "\ud800"}])
+    write_jsonl(folder / "half_letter_of_text" / "nya.test.jsonl", [{"id": "a", "text": "\ud800"}])
+    for name, line in {"deep": "[" * 100_000, "digits": '{"answer": ' + "9" * 5000 + "}", "list": "[1]"}.items():
+        (folder / name).mkdir()
+        (folder / name / "next_nya.test.jsonl").write_text(line)
+    (folder / "folder" / "next_nya.test.jsonl").mkdir(parents=True)
+    (folder / "file").write_text("a file")
+    return folder
+
+
+@pytest.mark.parametrize(("options", "line"), ROWS, ids=[options for options, _ in ROWS])
+def test_what_cannot_work_is_refused_before_a_model_is_loaded(
+    options: str,
+    line: str,
+    given: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *_, **__: pytest.fail("a model was loaded"))
+    words = options.replace("TMP", str(given)).replace("LONG", "x" * 300).split()
+    assert run(monkeypatch, given / "model", "--out", tmp_path / "out" / "below", *words) == 2
+    said = capsys.readouterr().err
+    assert len(said.splitlines()) == 1 and re.match(line, said), said
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("wrong", [*WRONG_CONFIGS, *WRONG_FILES])
+def test_a_model_that_cannot_be_loaded_is_named_in_one_line(
+    wrong: str, given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(given / "model", folder)
+    if wrong in WRONG_CONFIGS:
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, **WRONG_CONFIGS[wrong]}))
+    else:
+        name, content = WRONG_FILES[wrong]
+        if name.endswith(".index.json"):
+            (folder / "model.safetensors").unlink()
+        (folder / name).write_bytes(content)
+    assert run(monkeypatch, folder, "--items", given / "items", "--out", tmp_path / "out") == 2
+    said = capsys.readouterr().err
+    expected = "model: reads -1 tokens" if wrong == "reads nothing" else f"model: {folder} cannot be loaded: "
+    assert len(said.splitlines()) == 1 and said.startswith(expected), said
     assert not (tmp_path / "out").exists()
 
 

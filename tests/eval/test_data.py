@@ -32,7 +32,7 @@ BAD_ITEMS = {
     "blank lines only": (b"\n \n", "empty"),
     "not UTF-8": (lines(GOOD) + b'{"id": "\xe9"}', r"not UTF-8 \(byte \d+\)"),
     "not JSON": (lines(GOOD) + b"{'id': 2}", "line 2: not JSON"),
-    "not an object": (b"[1]", "line 1: must be a JSON object"),
+    "not an object": (b"[1]", "line 1: Input should be an object"),
     "no prompt": (lines({**GOOD, "prompt": " "}), "line 1: 'prompt'"),
     "id is a number": (lines({**GOOD, "id": 1}), "line 1: 'id'"),
     "one choice": (lines({**GOOD, "choices": ["a"]}), "line 1: 'choices'"),

@@ -150,3 +150,11 @@ def test_a_tokenizer_that_cannot_start_a_document_is_refused(folders: Folders, m
     bare = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer)
     with pytest.raises(BadInput, match="neither a BOS nor an EOS"):
         harness.evaluate(model, bare, task_set.prepare(*folders))
+
+
+@pytest.mark.parametrize("option", [{"batch_tokens": 0}, {"trained_length": 1}])
+def test_lengths_that_nothing_can_be_scored_with_are_refused(
+    folders: Folders, model: Any, tokenizer: Any, option: dict[str, int]
+) -> None:
+    with pytest.raises(BadInput, match=r"\w+: [01] must be [12] or more"):
+        harness.evaluate(model, tokenizer, task_set.prepare(*folders), **option)

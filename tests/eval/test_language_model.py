@@ -229,8 +229,3 @@ def test_prompts_beyond_the_trained_length_are_told_and_not_cut(
     ours = PackedLM(model, tokenizer, 4096, {}, 16).loglikelihood(asked)
     assert "of 24 prompts are longer than the 15 tokens" in caplog.text
     assert_same(ours, HFLM(pretrained=model, tokenizer=tokenizer).loglikelihood(asked, disable_tqdm=True))
-
-
-def test_a_trained_length_that_predicts_nothing_is_refused(model: Any, tokenizer: Any) -> None:
-    with pytest.raises(BadInput, match="trained_length: 1 must be 2 or more"):
-        PackedLM(model, tokenizer, 4096, {}, 1)
