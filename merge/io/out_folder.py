@@ -103,8 +103,14 @@ class OutFolder:
         """Remove what was made and is not published, and give back the lock. May be called again."""
         if self._descriptor is None:
             return
-        _remove(self._home, self._lock, self._descriptor)
-        self._descriptor = None
+        try:
+            _remove(self._home, self._lock, self._descriptor)
+        except BaseException:  # asked to end in the midst of it (common/stop_signals.py), which comes once
+            _remove(self._home, self._lock, self._descriptor)
+            raise
+        finally:
+            os.close(self._descriptor)
+            self._descriptor = None
         for parent in self._parents:
             with suppress(OSError):  # not empty: published, or used by others
                 parent.rmdir()
@@ -149,10 +155,8 @@ def remove_leftovers(folder: Path) -> None:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     if _is_file_of(descriptor, lock):
                         _remove(folder, lock, descriptor)
-                        continue
-            except OSError:
-                pass
-            os.close(descriptor)
+            finally:
+                os.close(descriptor)
 
 
 def _remove(folder: Path, lock: Path, descriptor: int) -> None:
@@ -169,7 +173,6 @@ def _remove(folder: Path, lock: Path, descriptor: int) -> None:
     if not aside.exists():
         with suppress(OSError):
             lock.unlink()
-    os.close(descriptor)
 
 
 def _moved(descriptor: int) -> dict[str, int]:

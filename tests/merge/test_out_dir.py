@@ -144,6 +144,19 @@ def test_a_signal_ends_it_and_leaves_nothing(config: str, tmp_path: Path) -> Non
         assert names(tmp_path) == before
 
 
+def test_a_signal_while_it_clears_up_leaves_nothing(config: str, tmp_path: Path) -> None:
+    code = (
+        "import os, shutil, sys; from merge import cli; real = shutil.rmtree; "
+        f"shutil.rmtree = lambda *a, **k: (os.kill(os.getpid(), {int(signal.SIGTERM)}), real(*a, **k)); "
+        "sys.exit(cli.main(sys.argv[1:]))"
+    )
+    out = tmp_path / "out"
+    out.mkdir()
+    ran = subprocess.run([sys.executable, "-c", code, config, str(out)], capture_output=True, text=True, check=False)
+    assert ran.returncode == 128 + signal.SIGTERM and (out / "config.json").is_file()
+    assert not list(out.glob(".*")) and not list(tmp_path.glob(".*"))
+
+
 def test_a_place_without_the_right_to_write(
     config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
