@@ -12,16 +12,16 @@ from pipeline.plan import merged, plan_cell
 
 INPUTS = Inputs("model", "ct", "sft", ("text", "en"), ("instructions",), ("tasks",))
 KEYS = {  # overrides: (stages, a digest of kinds, slugs, keys and trajectories in the plan's order)
-    "experiment=tiny": (149, "04ac92c701f01d6f"),
-    "experiment=test": (28, "2fbbc5e1aa436715"),
-    "experiment=smollm2-cpu": (55, "bba53d3d9e8104be"),
-    "experiment=smollm2": (107, "febfeaf0f504dc70"),
-    "experiment=paper": (482, "9141d698d4de97b3"),
-    "experiment=paper eval.dtype=float32": (482, "8d2196fda0a32b09"),
-    "experiment=paper-published": (148, "67b1af9a66264cd1"),
-    "experiment=tiny train=lora": (149, "be37b30908fa9301"),
-    "experiment=test merge.write=true eval.leaks=true compute.precision=bf16": (33, "3b5cd00a26dbd949"),
-    "experiment=test model.path=a ct.source=b sft.source=c ct.tokens=2048": (14, "3b868520fda56e9a"),
+    "experiment=tiny": (149, "80ed6c59486b6f18"),
+    "experiment=test": (28, "c2214de7d32ba8ae"),
+    "experiment=smollm2-cpu": (55, "fc849d359ba84721"),
+    "experiment=smollm2": (107, "da5b8580395f4705"),
+    "experiment=paper": (482, "454e06b43da7a84d"),
+    "experiment=paper eval.dtype=float32": (482, "f30b9af73d9708c4"),
+    "experiment=paper-published": (148, "c889dea669faf94e"),
+    "experiment=tiny train=lora": (149, "6342612955c210c9"),
+    "experiment=test merge.write=true eval.leaks=true compute.precision=bf16": (33, "2a511b18b9479ffc"),
+    "experiment=test model.path=a ct.source=b sft.source=c ct.tokens=2048": (14, "6a54e979ad261e3d"),
 }
 
 
