@@ -141,9 +141,9 @@ model.path=TMP/digits                        | .*digits/config.json: not JSON .n
 model.path=TMP/latin                         | .*latin/config.json: not JSON .invalid unicode
 model.path=TMP/bom                           | .*bom/config.json: not JSON .expected value
 model.path=TMP/two_types                     | .*two_types/config.json: model_type: Input should be a valid string
-model.path=TMP/weights_folder                | model.path=.*: model.safetensors is no file, or a link to none
-model.path=TMP/weights_elsewhere             | model.path=.*: model.safetensors is no file, or a link to none
-model.path=TMP/weights_loop                  | model.path=.*: model.safetensors is no file, or a link to none
+model.path=TMP/weights_folder                | model.path=.*: has no weights .*; save the model as safetensors
+model.path=TMP/weights_elsewhere             | model.path=.*: has no weights .*; save the model as safetensors
+model.path=TMP/weights_loop                  | model.path=.*: has no weights .*; save the model as safetensors
 sft.path=TMP/no_text.jsonl                   | sft.path: .*no_text.jsonl line 1 lacks the text field 'instruction'
 sft.path=TMP/no_answer.jsonl                 | sft.path: .*no_answer.jsonl: the instruction or the output of .* is empty
 model.path=TMP/text.txt                      | model.path=.*text.txt: no such folder
