@@ -110,4 +110,5 @@ def stop_signal(file: Path) -> Callable[[], bool]:
 if __name__ == "__main__":
     code = main()
     sys.stdout.flush()
-    sys.exit(code)
+    sys.stderr.flush()
+    os._exit(code)  # all is written: threads of gloo or DeepSpeed may abort a process that ends in Python's own way

@@ -88,3 +88,5 @@ def main(prepared: Path, out: Path, strategy: str) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
+    sys.stderr.flush()
+    os._exit(0)  # as train/__main__.py
