@@ -22,9 +22,10 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import mean, median
-from typing import Any
 
 from bench_merge_models import ROOT, Measured, python, timed
+
+from common.files import read_jsonl
 
 CLOSE, CLOSE_SHARE = 1e-4, 1e-6  # nats of a choice; share of a document's nats, which add up hundreds of tokens
 STAGE = Path(__file__).with_name("bench_eval_stage.py")
@@ -104,8 +105,7 @@ def compared(folder: Path, checkpoints: list[str]) -> tuple[int, int, float, flo
 def answers(folder: Path, task: str) -> Iterator[list[float]]:
     """The log-likelihoods that lm_eval logged, document by document."""
     (path,) = folder.rglob(f"samples_{task}_*.jsonl")
-    rows: list[dict[str, Any]] = [json.loads(line) for line in path.read_bytes().splitlines()]
-    for row in sorted(rows, key=lambda row: row["doc_id"]):
+    for row in sorted(read_jsonl(path), key=lambda row: row["doc_id"]):
         answer = row["filtered_resps"]
         yield [float(pair[0]) for pair in answer] if isinstance(answer[0], list) else [float(answer[0])]
 

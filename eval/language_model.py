@@ -150,8 +150,8 @@ class PackedLM(HFLM):
 
     def _can_pack(self, packs: Sequence[Pack], requests: Sequence[Request]) -> bool:
         """Whether the extremes, the widest and the shortest and longest prompts, score in one batch as HFLM has it."""
-        prompts = sorted(packs, key=lambda pack: len(pack.prompt))
-        extremes = (max(packs, key=lambda pack: pack.width), prompts[0], prompts[-1])
+        by_prompt = [extreme(packs, key=lambda pack: len(pack.prompt)) for extreme in (min, max)]
+        extremes = (max(packs, key=lambda pack: pack.width), *by_prompt)
         batch = [pack for number, pack in enumerate(extremes) if pack not in extremes[:number]]
         numbers = [number for pack in batch for number in pack.numbers]
         expected = super()._loglikelihood_tokens([requests[number] for number in numbers], True, len(numbers))

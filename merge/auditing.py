@@ -190,7 +190,7 @@ class Audit:
         return rows
 
     def save(self, folder: Path) -> None:
-        """audit.json, and audit.parquet with a row per tensor and model ."""
+        """audit.json, and audit.parquet with a row per tensor and model."""
         (folder / "audit.json").write_text(json.dumps(self.report(), indent=1) + "\n", encoding="utf-8")
         if rows := self.rows():
             import pyarrow.json

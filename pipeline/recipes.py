@@ -46,10 +46,7 @@ def identity(recipe: Recipe) -> str:
     described = recipe.to_dict()
     models = described["models"]
     weights = {name: model.get("weight") for name, model in models.items()}
-    numbers = [
-        *weights.values(),
-        described.get("lambda", 1.0),
-    ]  # not so: a gradient, a rule
+    numbers = [*weights.values(), described.get("lambda", 1.0)]  # or gradients and rules, alike only as they stand
     total = sum(weights.values()) if all(isinstance(number, float) for number in numbers) else 0.0
     if recipe.method in ("linear", "task_arithmetic") and total:
         scale = described.pop("lambda", 1.0) / (total if described.pop("normalize") else 1.0)
