@@ -54,19 +54,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         facts = run(read_json(path, Job, f"JSON of {keys}"), path.with_name(STOP_FILE))
     except Interrupted as stop:
         leave(path, {"interrupted": str(stop)})
-        code = INTERRUPTED
+        return INTERRUPTED
     except BadInput as error:
         if path.is_file():
             leave(path, {"refused": str(error)})
         print(error, file=sys.stderr)
         return 2
-    else:
-        leave(path, {"launch": facts})
-        code = 0
-    from train.transformers_trainer import end_process_group
-
-    end_process_group()
-    return code
+    leave(path, {"launch": facts})
+    return 0
 
 
 def leave(job: Path, result: dict[str, Any]) -> None:

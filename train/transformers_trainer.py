@@ -97,14 +97,6 @@ def start_process_group(made: TrainingArguments, compute: Compute) -> None:
         _shard_on_cpu()
 
 
-def end_process_group() -> None:
-    """To be called before a process ends well: one that leaves its group to the interpreter's end may be aborted there,
-    by gloo's own threads (SIGABRT, `terminate called without an active exception`), with all its work done.
-    """
-    if distributed.is_initialized():
-        distributed.destroy_process_group()
-
-
 def _shard_on_cpu() -> None:
     """Makes accelerate apply FSDP2 to CPU processes; a private interface, see docs/private-interfaces.md.
 

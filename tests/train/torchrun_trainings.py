@@ -20,7 +20,6 @@ from common.errors import Interrupted
 from train import trainer
 from train.parallel import Compute
 from train.stage_settings import TrainingSettings
-from train.transformers_trainer import end_process_group
 
 
 class Killed(Exception):
@@ -83,7 +82,6 @@ def main(prepared: Path, out: Path, strategy: str) -> None:
         run("stopped", 2048)
     if strategy == "ddp":  # goes on from what one process saved
         run("from_one", 2048, resume_state=prepared / "one_half" / "out" / "state")
-    end_process_group()
 
 
 if __name__ == "__main__":
