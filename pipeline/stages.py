@@ -129,6 +129,8 @@ def packed(blocks: Path) -> str:
 def ct(job: Job) -> None:
     check_budget(job.folders["blocks"], job.settings["tokens"])
     _train(job, job.resume.path / "state" if job.resume else None)
+    if job.stage.trajectory is None:  # a decay: nothing continues from its end
+        shutil.rmtree(job.out / "state")
 
 
 def sft(job: Job) -> None:

@@ -5,6 +5,9 @@ parameters. A budget continues from the largest one below it, so a state is kept
 would continue from it; and, where `compute.keep_last_state` says so, the largest budget's, from which a later sweep
 can go further. The others are dropped: their folder is removed and their record says so. A budget that finds no
 state starts from the largest one that has its own, or from the base model: longer, the same result.
+
+Under a wsd schedule the budgets of a trajectory are the trunks of the sweep's budgets, and a budget's own stage is a
+branch: the decay from its trunk, which nothing continues from. A trunk's state is kept while a branch needs it.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from pipeline.graph import Stage
+from pipeline.graph import TRUNK, Stage
 from pipeline.store import Entry, Store
 
 STATE = "state"
@@ -25,6 +28,7 @@ class Trajectory:
 
     digest: str
     stages: tuple[Stage, ...]
+    branches: tuple[Stage, ...] = ()  # decays of the sweep that start from one of these stages
 
     @cached_property
     def budgets(self) -> tuple[int, ...]:
@@ -46,12 +50,15 @@ class Trajectory:
 
     def resumable(self, store: Store, stage: Stage) -> Entry | None:
         """The largest published budget below a stage's that has its state still; one that is damaged is passed over."""
-        below = [entry for entry in self.published(store) if budget_of(entry) < tokens_of(stage) and entry.holds(STATE)]
+        most = tokens_of(stage.parents[TRUNK]) if TRUNK in stage.parents else tokens_of(stage) - 1
+        below = [entry for entry in self.published(store) if budget_of(entry) <= most and entry.holds(STATE)]
         return next((entry for entry in reversed(below) if entry.damage(thorough=True) is None), None)
 
     def droppable(self, store: Store) -> list[Entry]:
         """The entries whose states no missing budget continues from; and those cut off by a crash in a drop."""
         missing = [tokens_of(stage) for stage in self.stages if store.find(stage) is None]
+        # a branch continues from its trunk itself, which is the largest below one token more
+        missing += [tokens_of(stage.parents[TRUNK]) + 1 for stage in self.branches if store.find(stage) is None]
         keep_last = any(stage.options.get("keep_last_state", True) for stage in self.stages)
         published = self.published(store)
         with_state = {budget_of(entry): entry for entry in published if entry.holds(STATE)}
@@ -68,15 +75,27 @@ def trajectories(stages: Iterable[Stage]) -> dict[str, Trajectory]:
     """The trajectories of a sweep, by digest."""
     grouped: dict[str, list[Stage]] = {}
     for stage in stages:
-        if stage.trajectory:
-            grouped.setdefault(stage.trajectory, []).append(stage)
-    return {digest: Trajectory(digest, tuple(sorted(group, key=tokens_of))) for digest, group in grouped.items()}
+        if digest := continues(stage):
+            grouped.setdefault(digest, []).append(stage)
+    return {digest: _trajectory(digest, sorted(group, key=tokens_of)) for digest, group in grouped.items()}
+
+
+def _trajectory(digest: str, group: Sequence[Stage]) -> Trajectory:
+    budgets = tuple(stage for stage in group if stage.trajectory == digest)
+    return Trajectory(digest, budgets, tuple(stage for stage in group if TRUNK in stage.parents))
+
+
+def continues(stage: Stage) -> str | None:
+    """The trajectory that a stage continues: its own, or that of the trunk that it branches off from."""
+    return stage.parents[TRUNK].trajectory if TRUNK in stage.parents else stage.trajectory
 
 
 def previous_stages(stages: Sequence[Stage]) -> dict[str, Stage]:
     """By key of a CT stage, the stage of the sweep that it continues from; the smallest budgets have none."""
-    each = ((stage, line.previous(stage)) for line in trajectories(stages).values() for stage in line.stages)
-    return {stage.key: previous for stage, previous in each if previous}
+    lines = trajectories(stages).values()
+    each = ((stage, line.previous(stage)) for line in lines for stage in line.stages)
+    branches = {stage.key: stage.parents[TRUNK] for line in lines for stage in line.branches}
+    return {stage.key: previous for stage, previous in each if previous} | branches
 
 
 def drop_all(store: Store, stages: Iterable[Stage]) -> None:

@@ -220,6 +220,9 @@ class TrainingSettings(Settings):
     weight_decay: float  # of AdamW, on matrices
     seed: int  # of the weights' dropout; the order of blocks is that of their file
     lora: LoraSettings | None = None  # None: every weight is trained
+    schedule: str = "cosine"  # after the warm-up: cosine, or wsd (constant, then a decay before the end of this run)
+    decay_tokens: int = 0  # wsd: the last tokens of this run, over which the rate falls; 0: it stays at its peak
+    decay_shape: str = "linear"  # wsd: linear or 1-sqrt (Haegele et al. 2024, arXiv 2405.18392)
 
     @classmethod
     def converted(cls, name: str, value: Any) -> Any:
@@ -236,3 +239,8 @@ class TrainingSettings(Settings):
     def schedule_steps(self) -> int:
         """Optimizer steps of the schedule, which no run is longer than."""
         return max(self.steps, self.schedule_tokens // self.batch_tokens)
+
+    @property
+    def decay_steps(self) -> int:
+        """Optimizer steps of the decay of a wsd schedule."""
+        return self.decay_tokens // self.batch_tokens

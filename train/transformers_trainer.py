@@ -44,17 +44,16 @@ def arguments(
         torch.set_num_threads(compute.threads)
         os.environ["OMP_NUM_THREADS"] = str(compute.threads)  # without it accelerate takes all cores of a node's CPUs
     micro, accumulation = parallel.sizes(settings.batch_tokens, settings.block_size, compute.world, compute.micro_batch)
-    steps, schedule_steps = settings.steps, settings.schedule_steps
+    steps = settings.steps
     sharded = compute.strategy == "fsdp"
     made = TrainingArguments(
         output_dir=str(work),
-        max_steps=schedule_steps,
+        max_steps=steps if settings.decay_steps else settings.schedule_steps,
         per_device_train_batch_size=micro,
         gradient_accumulation_steps=accumulation,
         learning_rate=settings.learning_rate,
-        lr_scheduler_type="cosine_with_min_lr",
-        lr_scheduler_kwargs={"min_lr_rate": settings.min_lr_ratio},
-        warmup_steps=max(1, round(settings.warmup_ratio * schedule_steps)),
+        warmup_steps=max(1, round(settings.warmup_ratio * settings.schedule_steps)),
+        **learning_rate_schedule(settings),
         weight_decay=settings.weight_decay,
         adam_beta2=0.95,  # with the clipping at 1.0, as Llama was trained (Touvron et al. 2023, section 2.2)
         max_grad_norm=1.0,
@@ -78,6 +77,24 @@ def arguments(
     )
     start_process_group(made, compute)
     return made
+
+
+def learning_rate_schedule(settings: TrainingSettings) -> dict[str, Any]:
+    """The Trainer's arguments for the learning rate after the warm-up.
+
+    A wsd schedule without a decay is the trunk of those with one: up to the first step of their decay all of them give
+    the same rates, so a run may continue from the trunk's state.
+    """
+    if settings.schedule == "cosine":
+        return {
+            "lr_scheduler_type": "cosine_with_min_lr",
+            "lr_scheduler_kwargs": {"min_lr_rate": settings.min_lr_ratio},
+        }
+    decay = {"num_decay_steps": settings.decay_steps, "decay_type": settings.decay_shape}
+    return {
+        "lr_scheduler_type": "warmup_stable_decay",
+        "lr_scheduler_kwargs": {**decay, "min_lr_ratio": settings.min_lr_ratio},
+    }
 
 
 def start_process_group(made: TrainingArguments, compute: Compute) -> None:

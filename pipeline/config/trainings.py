@@ -37,9 +37,24 @@ class Training(Section):
 
 
 class ContinualTraining(Training):
+    """CT at a token budget.
+
+    schedule: cosine, one for all budgets, which ends at `schedule_tokens`; or wsd (warm-up, stable, decay), in which
+    each budget ends with a decay of its own, over `decay_fraction` of its tokens.
+    """
+
     source: str | None
+    schedule: Literal["cosine", "wsd"]
+    decay_fraction: Annotated[float, Field(gt=0, le=1)]
+    decay_shape: Literal["linear", "1-sqrt"]
     schedule_tokens: Tokens
     english_share: Share
+
+    @property
+    def decay_tokens(self) -> int:
+        """Tokens of the decay of a wsd schedule: whole optimizer steps, at least one."""
+        steps = self.tokens // self.batch_tokens
+        return max(1, round(self.decay_fraction * steps)) * self.batch_tokens
 
     @model_validator(mode="after")
     def within_schedule(self) -> ContinualTraining:

@@ -53,7 +53,7 @@ def stage_work(stage: Stage, config: Config, shape: ModelShape, resumed: int = 0
         tokens = settings["tokens"] - resumed
         model, state = checkpoint_bytes(shape, config), state_bytes(shape, config)
         # pipeline/trajectory.py: the states of other budgets are dropped
-        kept = state if kind == "ct" and last and config.compute.keep_last_state else 0
+        kept = state if stage.trajectory and last and config.compute.keep_last_state else 0
         # the last two checkpoints, the state that is dropped later, the one that is continued from
         beside = (2 if kept else 3) + (resumed > 0)
         return Work(

@@ -95,6 +95,30 @@ def test_a_new_budget_adds_its_own_stages_only() -> None:
     assert len(trajectories) == 1
 
 
+def test_annealed_budgets_share_a_trunk_and_end_with_a_decay_each() -> None:
+    annealed = {"ct__schedule": "wsd", "ct__decay_fraction": 0.25}
+    cells = [planned(ct__tokens=tokens, **annealed) for tokens in (4096, 8192)]
+    ct = [stage for stage in merged(cells) if stage.kind == "ct"]
+    trunks = [stage for stage in ct if "trunk" not in stage.parents]
+    decays = [stage for stage in ct if "trunk" in stage.parents]
+    assert [(stage.settings["tokens"], stage.settings["decay_tokens"]) for stage in decays] == [
+        (4096, 1024),
+        (8192, 2048),
+    ]
+    assert [stage.parents["trunk"].key for stage in decays] == [stage.key for stage in trunks]
+    assert [stage.settings["tokens"] for stage in trunks] == [3072, 6144]
+    assert len({stage.trajectory for stage in trunks}) == 1
+    assert [cell.checkpoints["ct_then_sft"].parents["model"].key for cell in cells] == [stage.key for stage in decays]
+    reshaped = planned(ct__tokens=4096, ct__decay_shape="1-sqrt", **annealed)
+    assert {stage.key for stage in trunks} & {stage.key for stage in reshaped.stages} == {trunks[0].key}
+
+
+def test_a_budget_that_is_all_decay_has_no_trunk() -> None:
+    cell = planned(ct__tokens=2048, ct__schedule="wsd", ct__decay_fraction=1.0)
+    (ct,) = (stage for stage in cell.stages if stage.kind == "ct")
+    assert ct.settings["decay_tokens"] == ct.settings["tokens"] == 2048 and "trunk" not in ct.parents
+
+
 def test_base_and_sft_scores_are_shared_by_budgets() -> None:
     small, large = planned(ct__tokens=2048), planned(ct__tokens=4096)
     assert {small.evals[name].key == large.evals[name].key for name in ("base", "sft")} == {True}

@@ -13,7 +13,7 @@ from pipeline.execute import Executor
 from pipeline.graph import Stage
 from pipeline.run.journal import Journal
 from pipeline.store import Store
-from tests.pipeline.toy import Makers, plan
+from tests.pipeline.toy import Makers, annealed, plan
 
 
 @pytest.mark.parametrize(
@@ -120,3 +120,50 @@ def test_a_trajectory_knows_its_budgets_and_what_each_continues_from(tmp_path: P
     assert resumed and trajectory.budget_of(resumed) == 40
     assert line.resumable(store, middle) is None  # the state of 20 was dropped
     assert line.droppable(store) == []
+
+
+def run_annealed(store: Store, budgets: tuple[int, ...], folder: Path, decay: int = 5) -> list[Stage]:
+    stages = annealed(budgets, decay)
+    journal, maker = Journal(folder / "journal.jsonl"), Makers().__getitem__
+    Executor(store, stages, journal, maker=maker, say=lambda line: None).run(stages)  # type: ignore[arg-type]
+    return [stage for stage in stages if stage.kind == "ct"]
+
+
+def test_annealed_budgets_cost_the_longest_trunk_and_the_decays(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    small_trunk, large_trunk, small, large = run_annealed(store, (20, 40), tmp_path)
+    records = [entry.record for entry in store.entries("ct")]
+    assert sum(record["settings"]["tokens"] - record["resumed_tokens"] for record in records) == 35 + 5 + 5
+    resumed = {stage.slug: store.find(stage).record["resumed_tokens"] for stage in (large_trunk, small, large)}  # type: ignore[union-attr]
+    assert resumed == {"trunk-40": 15, "toy-20": 15, "toy-40": 35}
+    kept = [stage.slug for stage in (small_trunk, large_trunk) if store.find(stage).holds("state")]  # type: ignore[union-attr]
+    assert kept == ["trunk-40"]
+    assert small.trajectory is None and small_trunk.trajectory == large_trunk.trajectory
+
+
+def test_a_decay_whose_trunk_lost_its_state_starts_from_what_is_left(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    run_annealed(store, (20, 40), tmp_path)
+    # of the same trunk for the first budget: its state is gone, and the larger one does not serve
+    *_, other, _ = run_annealed(store, (21, 41), tmp_path, decay=6)
+    entry = store.find(other)
+    assert entry and entry.record["resumed_tokens"] == 0 and (entry.path / "weights").read_text() == "21"
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.sets(st.integers(6, 30), min_size=1, max_size=4), st.integers(1, 5))
+def test_the_state_of_a_trunk_is_there_when_its_decay_starts(budgets: set[int], decay: int) -> None:
+    """In whatever order the stages are made."""
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store(Path(folder) / "store")
+        for stage in run_annealed(store, tuple(sorted(budgets)), Path(folder), decay):
+            entry = store.find(stage)
+            assert entry and (
+                "trunk" not in stage.parents or entry.record["resumed_tokens"] == stage.settings["tokens"] - decay
+            )
+
+
+def test_the_plan_knows_what_a_decay_continues_from() -> None:
+    *_, small_trunk, large_trunk, small, large = annealed()
+    expected = {large_trunk.key: small_trunk, small.key: small_trunk, large.key: large_trunk}
+    assert trajectory.previous_stages((small_trunk, large_trunk, small, large)) == expected

@@ -36,6 +36,19 @@ def plan(budgets: tuple[int, ...] = (20, 40)) -> tuple[Stage, ...]:
     return (corpus, model, *ct, *evals)
 
 
+def annealed(budgets: tuple[int, ...] = (20, 40), decay: int = 5) -> tuple[Stage, ...]:
+    """The same with a decay of its own for each budget: CT at a budget starts from a trunk that ends `decay` before."""
+    corpus, model, *_ = plan(())
+    parents = {"model": model, "blocks": corpus}
+    trunks = [Stage("ct", f"trunk-{tokens}", {"tokens": tokens - decay, "seed": 0}, parents) for tokens in budgets]
+    settings = [{"tokens": tokens, "seed": 0, "decay_tokens": decay} for tokens in budgets]
+    ct = [
+        Stage("ct", f"toy-{each['tokens']}", each, {**parents, "trunk": trunk})
+        for each, trunk in zip(settings, trunks, strict=True)
+    ]
+    return (corpus, model, *trunks, *ct)
+
+
 class Makers(dict[str, object]):
     """Makers of the toy kinds.
 

@@ -67,6 +67,21 @@ def test_a_chain_of_budgets_equals_one_run_bit_for_bit(
     )
 
 
+def test_a_decay_from_the_trunk_equals_one_run_bit_for_bit(
+    prepared: Path, training: TrainingSettings, tmp_path: Path
+) -> None:
+    trunk = replace(training, schedule="wsd")
+    branch = replace(trunk, decay_tokens=512, decay_shape="1-sqrt")
+    whole = run(prepared, branch, tmp_path / "whole", 1536)
+    run(prepared, trunk, tmp_path / "trunk", 1024)
+    state = tmp_path / "trunk" / "out" / "state"
+    assert same(run(prepared, branch, tmp_path / "decay", 1536, state), whole)
+    rates = [json.loads(line)["learning_rate"] for line in (tmp_path / "whole" / "work" / "log.jsonl").open()]
+    # 12 steps: 2 of warm-up from a tenth of the peak, 6 at the peak, 4 of decay to a tenth of it
+    factors = [0.1, 0.55, *[1.0] * 7, *(0.1 + 0.9 * (1 - (step / 4) ** 0.5) for step in (1, 2, 3))]
+    assert rates == pytest.approx([1e-2 * factor for factor in factors])
+
+
 def test_a_killed_run_goes_on_and_ends_the_same(prepared: Path, training: TrainingSettings, tmp_path: Path) -> None:
     whole = run(prepared, training, tmp_path / "whole", 2048)
     work, out = tmp_path / "cut" / "work", tmp_path / "cut" / "out"
