@@ -62,12 +62,20 @@ def train(
     start = engine.from_first(resume.starting_point(work, resume_state) if arguments.process_index == 0 else None)
     if start:
         resume.check_state(start, compute)
-    model = engine.load_model(model_dir, settings, compute)
     progress = engine.Progress(compute, settings, work / "log.jsonl", on_log, should_stop)
-    trainer = engine.Trainer(model, arguments, dataset, progress)
-    trainer.train(resume_from_checkpoint=str(start) if start else None)
-    done = trainer.state.global_step
-    if progress.interrupted:
+    trainer = engine.Trainer(engine.load_model(model_dir, settings, compute), arguments, dataset, progress)
+    try:
+        trainer.train(resume_from_checkpoint=str(start) if start else None)
+        check_end(trainer.state.global_step, settings, progress.interrupted)
+        publish(trainer, model_dir, settings, compute, out, work)
+    finally:
+        trainer.release()
+    return progress.facts
+
+
+def check_end(done: int, settings: TrainingSettings, interrupted: bool) -> None:
+    """Raise Interrupted if a training stopped early because it had to, and RuntimeError if nobody asked for it."""
+    if interrupted:
         tokens = settings.batch_tokens
         raise Interrupted(
             f"stopped after {done * tokens:,} of {settings.steps * tokens:,} tokens;"
@@ -75,8 +83,6 @@ def train(
         )
     if done != settings.steps:
         raise RuntimeError(f"training stopped at step {done} of {settings.steps}")
-    publish(trainer, model_dir, settings, compute, out, work)
-    return progress.facts
 
 
 def check_budget(settings: TrainingSettings, blocks: int, where: str) -> None:

@@ -5,11 +5,12 @@ Imports torch and transformers: train/trainer.py, which a plan imports too, impo
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,23 @@ from common.errors import BadInput
 from common.files import write_whole
 from train import lora, parallel, resume
 from train.block_dataset import Blocks
+from train.data.packing import IGNORED
 from train.parallel import Compute
 from train.stage_settings import LoraSettings, TrainingSettings
 
 Log = Callable[[dict[str, float]], None]
+
+
+class OneDevice(TrainingArguments):
+    """transformers' arguments for processes that use one device each, whatever GPUs they see.
+
+    transformers wraps the model of a single process in `nn.DataParallel` if the process sees several GPUs.
+    """
+
+    @property
+    def n_gpu(self) -> int:
+        """GPUs of this process: 1, or 0 on a CPU."""
+        return min(1, super().n_gpu)
 
 
 def arguments(
@@ -40,13 +54,14 @@ def arguments(
     Raises BadInput where there are not as many processes as `compute` says.
     """
     transformers.logging.set_verbosity_error()
+    parallel.check_precision(compute.device, compute.precision)
     if compute.threads:
         torch.set_num_threads(compute.threads)
         os.environ["OMP_NUM_THREADS"] = str(compute.threads)  # without it accelerate takes all cores of a node's CPUs
     micro, accumulation = parallel.sizes(settings.batch_tokens, settings.block_size, compute.world, compute.micro_batch)
     steps, schedule_steps = settings.steps, settings.schedule_steps
     sharded = compute.strategy == "fsdp"
-    made = TrainingArguments(
+    made = OneDevice(
         output_dir=str(work),
         max_steps=schedule_steps,
         per_device_train_batch_size=micro,
@@ -65,6 +80,7 @@ def arguments(
         seed=settings.seed,
         use_cpu=compute.device == "cpu",
         bf16=compute.precision == "bf16",
+        fp16=compute.precision == "fp16",  # with a dynamic loss scale, which checkpoints hold
         activation_checkpointing=compute.gradient_checkpointing and not sharded,
         use_liger_kernel=compute.liger,
         deepspeed=parallel.deepspeed_config(compute, micro, accumulation),
@@ -115,16 +131,60 @@ def load_model(folder: Path, settings: TrainingSettings, compute: Compute) -> An
     model = transformers.AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation=compute.attention, trust_remote_code=False
     )
-    return lora.adapted(model, settings.lora) if settings.lora else model
+    freeze_other_modalities(model)
+    return lora.adapted(model, settings.lora, other_modalities(model)) if settings.lora else model
+
+
+def freeze_other_modalities(model: transformers.PreTrainedModel) -> None:
+    """Train no weights that text does not reach, such as a vision tower's: they would get no gradients.
+
+    DistributedDataParallel fails at the second step if a weight that it expects a gradient for gets none.
+    """
+    for name in other_modalities(model):
+        model.get_submodule(name).requires_grad_(False)
+
+
+def other_modalities(model: transformers.PreTrainedModel) -> list[str]:
+    """The names of the largest modules of a model whose weights text does not reach; none in a model of text alone."""
+    if model.config.get_text_config() is model.config:
+        return []
+    parts = [model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings()]
+    text = {id(parameter) for part in parts if part is not None for parameter in part.parameters()}
+    other: list[str] = []
+    for name, module in model.named_modules():
+        own = [id(parameter) for parameter in module.parameters()]
+        if own and text.isdisjoint(own) and not any(name.startswith(f"{above}.") for above in other):
+            other.append(name)
+    return other
 
 
 class Trainer(transformers.Trainer):
     """transformers' Trainer, which here saves a model's weights once and says what it does to `progress` only."""
 
     def __init__(self, model: Any, arguments: TrainingArguments, dataset: Blocks, progress: Progress) -> None:
+        config = model.config
+        self.cached = {"use_cache": config.use_cache} if "use_cache" in vars(config) else {}
         super().__init__(model=model, args=arguments, train_dataset=dataset, callbacks=[progress])
         self.remove_callback(transformers.PrinterCallback)
         progress.trainer = self
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *positional: Any, **named: Any) -> Any:
+        """Compute the loss of a batch, with its rows joined if FlashAttention has to tell examples apart."""
+        if "position_ids" in inputs and "flash" in self.model.config._attn_implementation:
+            inputs = joined_rows(inputs)
+        return super().compute_loss(model, inputs, *positional, **named)
+
+    def release(self) -> None:
+        """Drop the model, its gradients and the optimizer, so that this process can use their memory.
+
+        The references between the Trainer, its callbacks and accelerate's wrappers are cycles, and hooks of theirs
+        would keep the model until the garbage collector happens to run.
+        """
+        self.model = self.model_wrapped = self.optimizer = self.lr_scheduler = self.callback_handler = None
+        self.accelerator.free_memory()
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """For its checkpoints.
@@ -146,6 +206,8 @@ class Trainer(transformers.Trainer):
             return
         folder = out / "model"
         plain = self.accelerator.unwrap_model(self.model_wrapped)
+        vars(plain.config).pop("use_cache", None)  # transformers.Trainer has set it to False for the training
+        vars(plain.config).update(self.cached)
         if adaptation:
             lora.save_adapter(plain, weights, base, out / "adapter")
             plain, weights = plain.get_base_model(), lora.merged(weights, adaptation)
@@ -161,6 +223,18 @@ class Trainer(transformers.Trainer):
         if config["dtype"] != written:  # it is that of the model that was trained
             text = json.dumps({**config, "dtype": written}, indent=2, sort_keys=True)
             (folder / "config.json").write_text(text + "\n", encoding="utf-8")
+
+
+def joined_rows(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Join a batch of blocks (rows, block_size) to one row (1, rows * block_size) with the same loss.
+
+    transformers derives FlashAttention's sequences from restarting position ids in batches of one row only. In a
+    larger batch each row would be one sequence, and its examples would attend to each other. A row's first label is
+    dropped because it would become the target of the row before; alone, the row has no position that predicts it.
+    """
+    labels = inputs["labels"].clone()
+    labels[:, 0] = IGNORED
+    return {name: tensor.reshape(1, -1) for name, tensor in {**inputs, "labels": labels}.items()}
 
 
 def launch_facts(trainer: Trainer, compute: Compute) -> dict[str, Any]:
