@@ -27,6 +27,7 @@ from train import lora, parallel, resume
 from train.block_dataset import Blocks
 from train.data.packing import IGNORED
 from train.parallel import Compute
+from train.performance import Meter, Performance
 from train.stage_settings import LoraSettings, TrainingSettings
 
 Log = Callable[[dict[str, float]], None]
@@ -280,12 +281,17 @@ def local_share(model: torch.nn.Module) -> float:
 
 def agreed(wish: bool) -> bool:
     """Whether any process wishes it: all get the same answer at the same step."""
+    return bool(largest(int(wish)))
+
+
+def largest(value: int) -> int:
+    """The largest of all processes' values, in all of them."""
     if not distributed.is_initialized():
-        return wish
+        return value
     device = "cpu" if distributed.get_backend() == "gloo" else "cuda"
-    flag = torch.tensor([wish], dtype=torch.int32, device=device)
-    distributed.all_reduce(flag, op=distributed.ReduceOp.MAX)
-    return bool(flag.item())
+    values = torch.tensor([value], dtype=torch.int64, device=device)
+    distributed.all_reduce(values, op=distributed.ReduceOp.MAX)
+    return int(values.item())
 
 
 def from_first(value: Any) -> Any:
@@ -295,6 +301,10 @@ def from_first(value: Any) -> Any:
     holder = [value]
     distributed.broadcast_object_list(holder, src=0)
     return holder[0]
+
+
+class NothingLeft(Exception):
+    """The state that a training resumes from is the one at its end: the run before ended while it published."""
 
 
 class Progress(transformers.TrainerCallback):
@@ -313,13 +323,17 @@ class Progress(transformers.TrainerCallback):
         self.started, self.first_step = time.monotonic(), 0
         self.trainer: Trainer | None = None
         self.facts: dict[str, Any] = {}
+        self.meter = Meter(compute.device)
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         assert self.trainer is not None
         self.facts = launch_facts(self.trainer, self.compute)
+        if state.global_step >= self.steps:
+            raise NothingLeft
         self.started, self.first_step = time.monotonic(), state.global_step
         if self.log.exists() and state.is_world_process_zero:
             self._cut_log(state.global_step * self.batch_tokens)
+        self.meter.begin()
 
     def _cut_log(self, tokens: int) -> None:
         """Drops what was logged after the checkpoint that this run goes on from: it is logged again."""
@@ -332,12 +346,20 @@ class Progress(transformers.TrainerCallback):
             control.should_save = control.should_log = control.should_training_stop = True
         elif self.should_stop and agreed(self.should_stop()):
             self.interrupted = control.should_save = control.should_training_stop = True
+        self.meter.end_step(saves=control.should_save)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if distributed.is_initialized():
             distributed.barrier()  # every process has written its part
         if state.is_world_process_zero:
             resume.mark_complete(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}", self.compute)
+        self.meter.end_save()
+
+    def performance(self) -> Performance | None:
+        """What was measured, the same in all processes; None: no step was left to do. Every process calls this."""
+        name, rate = from_first((self.meter.device_name(), self.meter.tokens_per_second(self.batch_tokens)))
+        peak = largest(self.meter.peak_memory())
+        return rate and Performance(name, self.compute.world, round(rate / self.compute.world, 3), None, peak)
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any) -> None:
         logs: dict[str, float] = more["logs"]
