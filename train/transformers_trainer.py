@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 import transformers
+from accelerate import init_empty_weights
 from torch import distributed
 from torch.distributed.tensor import DTensor
 from transformers import TrainerControl, TrainerState, TrainingArguments
@@ -126,14 +127,33 @@ def _shard_on_cpu() -> None:
 
 
 def load_model(folder: Path, settings: TrainingSettings, compute: Compute) -> Any:
-    """The model to train, in float32: all of it, or, with LoRA, a PeftModel around it."""
+    """The model to train, in float32: all of it, or, with LoRA, a PeftModel around it.
+
+    With FSDP, the first process of a node reads the weights, and gives them to the others when they are sharded.
+    """
     hub.check_no_adapter(folder, "model")
     torch.manual_seed(settings.seed)
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation=compute.attention, trust_remote_code=False
-    )
+    options: dict[str, Any] = {"dtype": torch.float32, "attn_implementation": compute.attention}
+    model = None
+    if compute.strategy == "fsdp" and os.environ.get("LOCAL_RANK", "0") != "0":
+        model = without_weights(folder, options)
+    if model is None:
+        model = transformers.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, **options)
     freeze_other_modalities(model)
     return lora.adapted(model, settings.lora, other_modalities(model)) if settings.lora else model
+
+
+def without_weights(folder: Path, options: Mapping[str, Any]) -> transformers.PreTrainedModel | None:
+    """A folder's model with buffers, and parameters on the device `meta`; None if it cannot be filled later."""
+    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    with init_empty_weights(include_buffers=False):
+        model = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
+    return model if parameters_alone(model) else None
+
+
+def parameters_alone(model: torch.nn.Module) -> bool:
+    """Whether a model's state has no buffers: accelerate sends parameters only from one process to the others."""
+    return model.state_dict().keys() <= {name for name, _ in model.named_parameters(remove_duplicate=False)}
 
 
 def freeze_other_modalities(model: transformers.PreTrainedModel) -> None:
@@ -167,6 +187,8 @@ class Trainer(transformers.Trainer):
         self.cached = {"use_cache": config.use_cache} if "use_cache" in vars(config) else {}
         super().__init__(model=model, args=arguments, train_dataset=dataset, callbacks=[progress])
         self.remove_callback(transformers.PrinterCallback)
+        if self.is_fsdp_enabled:
+            self.accelerator.state.fsdp_plugin.cpu_ram_efficient_loading = parameters_alone(model)
         progress.trainer = self
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *positional: Any, **named: Any) -> Any:

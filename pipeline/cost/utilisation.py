@@ -18,8 +18,9 @@ def mfu(measured: Performance, config_json: Path, settings: TrainingSettings, pr
     config_json: of the model that was trained. None if the device's peak is not known, or the model's FLOPs: of
     models that are not like Llama, and of mixtures of experts, which use a part of their weights for each token.
     """
-    gpu = hardware.of_device(measured.device)
-    if gpu is None or any("expert" in key and value for key, value in read_json(config_json).items()):
+    gpu, described = hardware.of_device(measured.device), read_json(config_json)
+    described |= described.get("text_config") or {}
+    if gpu is None or any("expert" in key and value for key, value in described.items()):
         return None
     try:
         shape = from_config_json(config_json)
