@@ -148,6 +148,7 @@ def without_weights(folder: Path, options: Mapping[str, Any]) -> transformers.Pr
     config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
     with init_empty_weights(include_buffers=False):
         model = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
+    model.tie_weights()  # accelerate made a parameter of its own of each tied one
     return model if parameters_alone(model) else None
 
 

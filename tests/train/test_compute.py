@@ -201,6 +201,7 @@ def test_one_process_of_a_node_reads_the_weights_for_fsdp(
     second = transformers_trainer.load_model(prepared / "model", training, compute)
     assert {parameter.device.type for parameter in first.parameters()} == {"cpu"}
     assert {parameter.device.type for parameter in second.parameters()} == {"meta"}
+    assert second.get_output_embeddings().weight is second.get_input_embeddings().weight, "tied as in the first"
     buffers = dict(second.named_buffers())
     assert buffers and all(torch.equal(buffer, buffers[name]) for name, buffer in first.named_buffers())
     monkeypatch.setattr(transformers_trainer, "parameters_alone", lambda model: False)
