@@ -129,13 +129,14 @@ def _shard_on_cpu() -> None:
 def load_model(folder: Path, settings: TrainingSettings, compute: Compute) -> Any:
     """The model to train, in float32: all of it, or, with LoRA, a PeftModel around it.
 
-    With FSDP, the first process of a node reads the weights, and gives them to the others when they are sharded.
+    With FSDP and without LoRA, the first process of a node reads the weights; the others get theirs from the first
+    process of all when the model is sharded.
     """
     hub.check_no_adapter(folder, "model")
     torch.manual_seed(settings.seed)
     options: dict[str, Any] = {"dtype": torch.float32, "attn_implementation": compute.attention}
     model = None
-    if compute.strategy == "fsdp" and os.environ.get("LOCAL_RANK", "0") != "0":
+    if compute.strategy == "fsdp" and not settings.lora and os.environ.get("LOCAL_RANK", "0") != "0":
         model = without_weights(folder, options)
     if model is None:
         model = transformers.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, **options)
@@ -189,7 +190,8 @@ class Trainer(transformers.Trainer):
         super().__init__(model=model, args=arguments, train_dataset=dataset, callbacks=[progress])
         self.remove_callback(transformers.PrinterCallback)
         if self.is_fsdp_enabled:
-            self.accelerator.state.fsdp_plugin.cpu_ram_efficient_loading = parameters_alone(model)
+            once = parameters_alone(model) and not hasattr(model, "peft_config")
+            self.accelerator.state.fsdp_plugin.cpu_ram_efficient_loading = once
         progress.trainer = self
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *positional: Any, **named: Any) -> Any:
@@ -202,8 +204,11 @@ class Trainer(transformers.Trainer):
         """Drop the model, its gradients and the optimizer, so that this process can use their memory.
 
         The references between the Trainer, its callbacks and accelerate's wrappers are cycles, and hooks of theirs
-        would keep the model until the garbage collector happens to run.
+        would keep the model until the garbage collector happens to run. DeepSpeed trains in processes of their own,
+        which end with the training, so nothing is dropped there.
         """
+        if self.is_deepspeed_enabled:
+            return
         self.model = self.model_wrapped = self.optimizer = self.lr_scheduler = self.callback_handler = None
         self.accelerator.free_memory()
         gc.collect()
