@@ -107,15 +107,13 @@ def sizes(batch_tokens: int, block_size: int, world: int, micro_batch: int | Non
 def fsdp_config(compute: Compute) -> dict[str, Any]:
     """What accelerate is told for FSDP2: each layer's weights are gathered when it runs and freed again.
 
-    States are saved in shards, for any world size. The first process of a node reads the weights, and the first of all
-    sends them to the others: otherwise each process would hold the whole model in float32 in the node's memory.
+    States are saved in shards, for any world size.
     """
     return {
         "version": 2,
         "reshard_after_forward": True,
         "state_dict_type": "SHARDED_STATE_DICT",
         "activation_checkpointing": compute.gradient_checkpointing,
-        "cpu_ram_efficient_loading": True,  # `transformers_trainer.load_model` does the reading
     }
 
 

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 import transformers
-from accelerate import init_empty_weights
 from torch import distributed
 from torch.distributed.tensor import DTensor
 from transformers import TrainerControl, TrainerState, TrainingArguments
@@ -127,35 +126,14 @@ def _shard_on_cpu() -> None:
 
 
 def load_model(folder: Path, settings: TrainingSettings, compute: Compute) -> Any:
-    """The model to train, in float32: all of it, or, with LoRA, a PeftModel around it.
-
-    With FSDP and without LoRA, the first process of a node reads the weights; the others get theirs from the first
-    process of all when the model is sharded.
-    """
+    """The model to train, in float32: all of it, or, with LoRA, a PeftModel around it."""
     hub.check_no_adapter(folder, "model")
     torch.manual_seed(settings.seed)
-    options: dict[str, Any] = {"dtype": torch.float32, "attn_implementation": compute.attention}
-    model = None
-    if compute.strategy == "fsdp" and not settings.lora and os.environ.get("LOCAL_RANK", "0") != "0":
-        model = without_weights(folder, options)
-    if model is None:
-        model = transformers.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, **options)
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation=compute.attention, trust_remote_code=False
+    )
     freeze_other_modalities(model)
     return lora.adapted(model, settings.lora, other_modalities(model)) if settings.lora else model
-
-
-def without_weights(folder: Path, options: Mapping[str, Any]) -> transformers.PreTrainedModel | None:
-    """A folder's model with buffers, and parameters on the device `meta`; None if it cannot be filled later."""
-    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    with init_empty_weights(include_buffers=False):
-        model = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
-    model.tie_weights()  # accelerate made a parameter of its own of each tied one
-    return model if parameters_alone(model) else None
-
-
-def parameters_alone(model: torch.nn.Module) -> bool:
-    """Whether a model's state has no buffers: accelerate sends parameters only from one process to the others."""
-    return model.state_dict().keys() <= {name for name, _ in model.named_parameters(remove_duplicate=False)}
 
 
 def freeze_other_modalities(model: transformers.PreTrainedModel) -> None:
@@ -186,17 +164,15 @@ class Trainer(transformers.Trainer):
 
     def __init__(self, model: Any, arguments: TrainingArguments, dataset: Blocks, progress: Progress) -> None:
         config = model.config
+        self.flash = "flash" in config._attn_implementation
         self.cached = {"use_cache": config.use_cache} if "use_cache" in vars(config) else {}
         super().__init__(model=model, args=arguments, train_dataset=dataset, callbacks=[progress])
         self.remove_callback(transformers.PrinterCallback)
-        if self.is_fsdp_enabled:
-            once = parameters_alone(model) and not hasattr(model, "peft_config")
-            self.accelerator.state.fsdp_plugin.cpu_ram_efficient_loading = once
         progress.trainer = self
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *positional: Any, **named: Any) -> Any:
         """Compute the loss of a batch, with its rows joined if FlashAttention has to tell examples apart."""
-        if "position_ids" in inputs and "flash" in self.model.config._attn_implementation:
+        if "position_ids" in inputs and self.flash:
             inputs = joined_rows(inputs)
         return super().compute_loss(model, inputs, *positional, **named)
 
@@ -209,7 +185,8 @@ class Trainer(transformers.Trainer):
         """
         if self.is_deepspeed_enabled:
             return
-        self.model = self.model_wrapped = self.optimizer = self.lr_scheduler = self.callback_handler = None
+        holders = ("model", "model_wrapped", "optimizer", "lr_scheduler", "callback_handler")
+        vars(self).update(dict.fromkeys(holders))
         self.accelerator.free_memory()
         gc.collect()
         if torch.cuda.is_available():

@@ -74,7 +74,7 @@ def states(
     return Memory(4 * count + copies, 4 * learnt + buckets, 8 * learnt)
 
 
-def layer_activations(shape: ModelShape, precision: str, attention: str = "sdpa", context: int = 0) -> float:
+def layer_activations(shape: ModelShape, precision: str, attention: str | None = "sdpa", context: int = 0) -> float:
     """Bytes that one layer keeps of one token: two norms (their input in 32 bits, the normalised value, the output that
     the next matrices read), queries, keys, values, the attention's output, and of the gated feed-forward gate, up, SiLU
     and product. Eager attention keeps its weights over the `context` too.

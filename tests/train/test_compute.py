@@ -190,20 +190,3 @@ def test_two_processes_train_a_model_with_a_vision_tower(
         assert torch.equal(tensor, before[name]) == ("vision" in name or "projector" in name), name
     described = json.loads((tmp_path / "out" / "model" / "config.json").read_text())
     assert described.get("use_cache", True) and described["text_config"].get("use_cache", True)
-
-
-def test_one_process_of_a_node_reads_the_weights_for_fsdp(
-    prepared: Path, training: TrainingSettings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    compute = Compute(threads=1, strategy="fsdp", processes=2)
-    first = transformers_trainer.load_model(prepared / "model", training, compute)
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    second = transformers_trainer.load_model(prepared / "model", training, compute)
-    assert {parameter.device.type for parameter in first.parameters()} == {"cpu"}
-    assert {parameter.device.type for parameter in second.parameters()} == {"meta"}
-    assert second.get_output_embeddings().weight is second.get_input_embeddings().weight, "tied as in the first"
-    buffers = dict(second.named_buffers())
-    assert buffers and all(torch.equal(buffer, buffers[name]) for name, buffer in first.named_buffers())
-    monkeypatch.setattr(transformers_trainer, "parameters_alone", lambda model: False)
-    whole = transformers_trainer.load_model(prepared / "model", training, compute)
-    assert {parameter.device.type for parameter in whole.parameters()} == {"cpu"}, "accelerate cannot send buffers"
