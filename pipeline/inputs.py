@@ -20,7 +20,7 @@ from merge.io.open_folder import weight_files
 from pipeline.config import CipherCorpus, Compute, Config, HubCorpus, HubSource
 from pipeline.graph import Inputs
 from train.data.corpus import text_files as corpus_files
-from train.parallel import ZERO_STAGES
+from train.parallel import ZERO_STAGES, check_precision
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
 BESIDE_WEIGHTS = ("*.json", "*.model", "*.txt", "*.jinja")
@@ -96,7 +96,7 @@ def check_place(folder: Path, key: str) -> None:
 
 
 def check_device(compute: Compute) -> None:
-    """Refuses CUDA on a machine that has none, where stages would run on the CPU.
+    """Refuses CUDA on a machine that has none, where stages would run on the CPU, and bf16 on a GPU without it.
 
     Imports torch only where CUDA is asked.
     """
@@ -108,6 +108,7 @@ def check_device(compute: Compute) -> None:
         raise BadInput(
             "compute.device=cuda: PyTorch finds no CUDA GPU on this machine; say compute=cpu, or run where there is one"
         )
+    check_precision(compute.device, compute.precision)
 
 
 def check_compute(compute: Compute) -> None:
@@ -118,7 +119,7 @@ def check_compute(compute: Compute) -> None:
             compute.attention == "flash_attention_2",
             "flash_attn",
             "attention=flash_attention_2",
-            "attention=sdpa",
+            "attention=null",
         ),
         "deepspeed": (compute.strategy in ZERO_STAGES, "deepspeed", f"strategy={compute.strategy}", "strategy=fsdp"),
     }

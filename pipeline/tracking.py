@@ -11,6 +11,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from functools import wraps
 from netrc import NetrcParseError, netrc
 from pathlib import Path
@@ -76,7 +77,7 @@ def tracker(config: Config, folder: Path) -> Tracker:
         except BaseException:
             harmless(lambda: run.finish(exit_code=1))()
             raise
-        harmless(lambda: run.summary.update(scores(job.out)))()
+        harmless(lambda: run.summary.update({**scores(job.out), **performance(job)}))()
         harmless(lambda: run.finish())()
 
     return track
@@ -110,10 +111,12 @@ def start(config: Config, folder: Path, name: str, job_type: str, described: dic
 
     os.environ.setdefault("WANDB_SILENT", "true")
     folder.mkdir(parents=True, exist_ok=True)
+    online = mode(config) == "online"
     quiet = wandb.Settings(
         silent=True,
         console="off",
-        x_disable_stats=True,
+        # A CPU's utilisation is of no use, and its sampling takes time from the trainings on the same cores.
+        x_disable_stats=not (online and config.compute.device == "cuda"),
         x_disable_meta=True,
         x_save_requirements=False,
         disable_git=True,
@@ -124,7 +127,7 @@ def start(config: Config, folder: Path, name: str, job_type: str, described: dic
         name=name,
         job_type=job_type,
         dir=str(folder),
-        mode="online" if mode(config) == "online" else "offline",
+        mode="online" if online else "offline",
         config={"language": config.language.code, **described},
         settings=quiet,
         reinit="finish_previous",
@@ -140,6 +143,12 @@ def cell_of(stage: Stage) -> dict[str, Any]:
     for parent in map(cell_of, stage.parents.values()):
         cell = {name: value if value is not None else parent[name] for name, value in cell.items()}
     return cell
+
+
+def performance(job: Job) -> dict[str, Any]:
+    """What was measured while a stage trained, by name; empty of a stage that does not train."""
+    measured = asdict(job.performance) if job.performance else {}
+    return {f"performance/{name}": value for name, value in measured.items()}
 
 
 def scores(out: Path) -> dict[str, float]:

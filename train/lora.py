@@ -5,8 +5,9 @@ It is published both as the adapter and as the full weights that it makes.
 
 from __future__ import annotations
 
+import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,11 @@ from train.stage_settings import LoraSettings
 PREFIX = "base_model.model."  # that peft puts before the names of a model's parameters
 
 
-def adapted(model: PreTrainedModel, lora: LoraSettings) -> Any:
-    """A PeftModel around `model`; only the additions are trained. Raises BadInput for targets that it has not."""
+def adapted(model: PreTrainedModel, lora: LoraSettings, left_out: Sequence[str] = ()) -> Any:
+    """A PeftModel around `model`; only the additions are trained. Raises BadInput for targets that it has not.
+
+    left_out: names of modules in which no layer gets additions.
+    """
     from peft import LoraConfig, get_peft_model
 
     targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
@@ -30,6 +34,7 @@ def adapted(model: PreTrainedModel, lora: LoraSettings) -> Any:
         lora_alpha=lora.alpha,  # type: ignore[arg-type]  # any number, whatever its type says
         lora_dropout=lora.dropout,
         target_modules=targets,
+        exclude_modules="|".join(rf"{re.escape(name)}(\..*)?" for name in left_out) or None,
     )
     try:
         with warnings.catch_warnings():

@@ -15,6 +15,8 @@ from common.errors import BadInput
 
 STRATEGIES = ("none", "ddp", "zero2", "zero3", "zero3_offload", "fsdp")
 ZERO_STAGES = {"zero2": 2, "zero3": 3, "zero3_offload": 3}
+PRECISIONS = ("fp32", "bf16", "fp16")
+ATTENTIONS = (None, "eager", "sdpa", "flash_attention_2")
 
 
 @dataclass(frozen=True)
@@ -27,15 +29,58 @@ class Compute:
     strategy: str = "none"  # one of STRATEGIES
     processes: int = 1  # a node
     nodes: int = 1
-    precision: str = "fp32"  # of the forward and backward pass: fp32 or bf16; weights that are trained stay fp32
+    precision: str = "fp32"  # one of PRECISIONS: of the forward and backward pass; weights that are trained stay fp32
     gradient_checkpointing: bool = False
-    attention: str = "sdpa"  # eager, sdpa or flash_attention_2
+    attention: str | None = None  # one of ATTENTIONS; None: what transformers chooses for the model
     liger: bool = False
+
+    def __post_init__(self) -> None:
+        """Raise BadInput for a value that no training knows, or for values that contradict each other."""
+        known: dict[str, tuple[str | None, ...]] = {
+            "device": ("cpu", "cuda"),
+            "strategy": STRATEGIES,
+            "precision": PRECISIONS,
+            "attention": ATTENTIONS,
+        }
+        for name, choices in known.items():
+            if getattr(self, name) not in choices:
+                right = ", ".join("null" if choice is None else choice for choice in choices)
+                raise BadInput(f"compute.{name}: not supported, got {getattr(self, name)}. Set one of {right}.")
+        if wrong := contradiction(self.device, self.precision, self.attention):
+            raise BadInput(f"compute.{wrong}")
 
     @property
     def world(self) -> int:
         """Processes in all."""
         return self.processes * self.nodes
+
+
+def contradiction(device: str, precision: str, attention: str | None) -> str | None:
+    """Describe, beginning with the key, what a device or kernel cannot compute in this precision; None: nothing."""
+    if precision == "fp16" and device == "cpu":
+        return "precision=fp16: needs a GPU, got device=cpu. Set compute.precision=fp32."
+    if precision == "fp32" and attention == "flash_attention_2":
+        return (
+            "attention=flash_attention_2: computes in 16 bits only, got precision=fp32."
+            " Set compute.precision=bf16, or compute.attention=null."
+        )
+    return None
+
+
+def check_precision(device: str, precision: str) -> None:
+    """Raise BadInput if this machine's GPU does not support bf16, as GPUs before Ampere.
+
+    PyTorch would emulate it there, many times slower than fp16. Imports torch only for bf16 on a GPU.
+    """
+    if device != "cuda" or precision != "bf16":
+        return
+    import torch
+
+    if torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise BadInput(
+            f"compute.precision: {torch.cuda.get_device_name()} does not support bf16, got bf16."
+            " Set compute.precision=fp16."
+        )
 
 
 def sizes(batch_tokens: int, block_size: int, world: int, micro_batch: int | None) -> tuple[int, int]:
@@ -91,6 +136,7 @@ def deepspeed_config(compute: Compute, micro: int, accumulation: int) -> dict[st
     return {
         "zero_optimization": zero,
         "bf16": {"enabled": compute.precision == "bf16"},
+        "fp16": {"enabled": compute.precision == "fp16"},  # its loss scale is dynamic, DeepSpeed's default
         "data_types": {
             "grad_accum_dtype": "fp32"
         },  # as DDP has it; otherwise the gradients of many passes would be summed in bfloat16

@@ -39,8 +39,8 @@ def check_state(state: Path, compute: Compute) -> None:
     """Refuses a state that this launch cannot continue from, by BadInput.
 
     One process and DDP share a format, whatever the number of processes; FSDP's is resharded when it is read;
-    DeepSpeed's is for the number of processes that wrote it. The last two are pickles, which run what is in them when
-    torch and DeepSpeed read them: another user's are refused.
+    DeepSpeed's is for the number of processes that wrote it, with any model. The last two are pickles, which run
+    what is in them when torch and DeepSpeed read them: another user's are refused.
     """
     text = (state / COMPLETE).read_text(encoding="utf-8")
     # an empty one is from before there were several strategies
@@ -48,10 +48,11 @@ def check_state(state: Path, compute: Compute) -> None:
     formats = {"none": "torch", "ddp": "torch"}
     same = formats.get(saved["strategy"], saved["strategy"]) == formats.get(compute.strategy, compute.strategy)
     if not same or (compute.strategy in ZERO_STAGES and saved["world_size"] != compute.world):
+        as_saved = f"compute.strategy={saved['strategy']} and compute.processes x compute.nodes = {saved['world_size']}"
         raise BadInput(
             f"compute.strategy={compute.strategy} on {compute.world} processes cannot continue from {state}, which was"
-            f" saved by {saved['strategy']} on {saved['world_size']}; train as before, or remove that folder's stage"
-            " from the store"
+            f" saved by {saved['strategy']} on {saved['world_size']}. Set {as_saved}, or remove that folder's stage"
+            " from the store (trajectories of compute=fsdp continue on any number of processes)"
         )
     if compute.strategy not in formats:
         for path in (state, *state.rglob("*")):

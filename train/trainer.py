@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +48,8 @@ def train(
     first process only.
     should_stop: is asked after every step; once it is true in any process, all save and raise Interrupted.
 
-    Returns what the launch was found to be, see `transformers_trainer.launch_facts`. Raises BadInput for a budget,
+    Returns what the launch was found to be, see `transformers_trainer.launch_facts`, and as `performance` the fields of
+    `train.performance.Performance`, or None. Raises BadInput for a budget,
     batch or state that cannot work, and where there are not as many processes as `compute` says.
     """
     parallel.sizes(settings.batch_tokens, settings.block_size, compute.world, compute.micro_batch)
@@ -62,12 +65,22 @@ def train(
     start = engine.from_first(resume.starting_point(work, resume_state) if arguments.process_index == 0 else None)
     if start:
         resume.check_state(start, compute)
-    model = engine.load_model(model_dir, settings, compute)
     progress = engine.Progress(compute, settings, work / "log.jsonl", on_log, should_stop)
-    trainer = engine.Trainer(model, arguments, dataset, progress)
-    trainer.train(resume_from_checkpoint=str(start) if start else None)
-    done = trainer.state.global_step
-    if progress.interrupted:
+    trainer = engine.Trainer(engine.load_model(model_dir, settings, compute), arguments, dataset, progress)
+    try:
+        with suppress(engine.NothingLeft):
+            trainer.train(resume_from_checkpoint=str(start) if start else None)
+        check_end(trainer.state.global_step, settings, progress.interrupted)
+        performance = progress.performance()
+        publish(trainer, model_dir, settings, compute, out, work)
+    finally:
+        trainer.release()
+    return {**progress.facts, "performance": asdict(performance) if performance else None}
+
+
+def check_end(done: int, settings: TrainingSettings, interrupted: bool) -> None:
+    """Raise Interrupted if a training stopped early because it had to, and RuntimeError if nobody asked for it."""
+    if interrupted:
         tokens = settings.batch_tokens
         raise Interrupted(
             f"stopped after {done * tokens:,} of {settings.steps * tokens:,} tokens;"
@@ -75,8 +88,6 @@ def train(
         )
     if done != settings.steps:
         raise RuntimeError(f"training stopped at step {done} of {settings.steps}")
-    publish(trainer, model_dir, settings, compute, out, work)
-    return progress.facts
 
 
 def check_budget(settings: TrainingSettings, blocks: int, where: str) -> None:

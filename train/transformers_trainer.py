@@ -5,11 +5,12 @@ Imports torch and transformers: train/trainer.py, which a plan imports too, impo
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,24 @@ from common.errors import BadInput
 from common.files import write_whole
 from train import lora, parallel, resume
 from train.block_dataset import Blocks
+from train.data.packing import IGNORED
 from train.parallel import Compute
+from train.performance import Meter, Performance
 from train.stage_settings import LoraSettings, TrainingSettings
 
 Log = Callable[[dict[str, float]], None]
+
+
+class OneDevice(TrainingArguments):
+    """transformers' arguments for processes that use one device each, whatever GPUs they see.
+
+    transformers wraps the model of a single process in `nn.DataParallel` if the process sees several GPUs.
+    """
+
+    @property
+    def n_gpu(self) -> int:
+        """GPUs of this process: 1, or 0 on a CPU."""
+        return min(1, super().n_gpu)
 
 
 def arguments(
@@ -40,13 +55,14 @@ def arguments(
     Raises BadInput where there are not as many processes as `compute` says.
     """
     transformers.logging.set_verbosity_error()
+    parallel.check_precision(compute.device, compute.precision)
     if compute.threads:
         torch.set_num_threads(compute.threads)
         os.environ["OMP_NUM_THREADS"] = str(compute.threads)  # without it accelerate takes all cores of a node's CPUs
     micro, accumulation = parallel.sizes(settings.batch_tokens, settings.block_size, compute.world, compute.micro_batch)
     steps = settings.steps
     sharded = compute.strategy == "fsdp"
-    made = TrainingArguments(
+    made = OneDevice(
         output_dir=str(work),
         max_steps=steps if settings.decay_steps else settings.schedule_steps,
         per_device_train_batch_size=micro,
@@ -64,6 +80,7 @@ def arguments(
         seed=settings.seed,
         use_cpu=compute.device == "cpu",
         bf16=compute.precision == "bf16",
+        fp16=compute.precision == "fp16",  # with a dynamic loss scale, which checkpoints hold
         activation_checkpointing=compute.gradient_checkpointing and not sharded,
         use_liger_kernel=compute.liger,
         deepspeed=parallel.deepspeed_config(compute, micro, accumulation),
@@ -132,16 +149,65 @@ def load_model(folder: Path, settings: TrainingSettings, compute: Compute) -> An
     model = transformers.AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation=compute.attention, trust_remote_code=False
     )
-    return lora.adapted(model, settings.lora) if settings.lora else model
+    freeze_other_modalities(model)
+    return lora.adapted(model, settings.lora, other_modalities(model)) if settings.lora else model
+
+
+def freeze_other_modalities(model: transformers.PreTrainedModel) -> None:
+    """Train no weights that text does not reach, such as a vision tower's: they would get no gradients.
+
+    DistributedDataParallel fails at the second step if a weight that it expects a gradient for gets none.
+    """
+    for name in other_modalities(model):
+        model.get_submodule(name).requires_grad_(False)
+
+
+def other_modalities(model: transformers.PreTrainedModel) -> list[str]:
+    """The names of the largest modules of a model whose weights text does not reach; none in a model of text alone."""
+    if model.config.get_text_config() is model.config:
+        return []
+    parts = [model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings()]
+    text = {id(parameter) for part in parts if part is not None for parameter in part.parameters()}
+    other: list[str] = []
+    for name, module in model.named_modules():
+        own = [id(parameter) for parameter in module.parameters()]
+        if own and text.isdisjoint(own) and not any(name.startswith(f"{above}.") for above in other):
+            other.append(name)
+    return other
 
 
 class Trainer(transformers.Trainer):
     """transformers' Trainer, which here saves a model's weights once and says what it does to `progress` only."""
 
     def __init__(self, model: Any, arguments: TrainingArguments, dataset: Blocks, progress: Progress) -> None:
+        config = model.config
+        self.flash = "flash" in config._attn_implementation
+        self.cached = {"use_cache": config.use_cache} if "use_cache" in vars(config) else {}
         super().__init__(model=model, args=arguments, train_dataset=dataset, callbacks=[progress])
         self.remove_callback(transformers.PrinterCallback)
         progress.trainer = self
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *positional: Any, **named: Any) -> Any:
+        """Compute the loss of a batch, with its rows joined if FlashAttention has to tell examples apart."""
+        if "position_ids" in inputs and self.flash:
+            inputs = joined_rows(inputs)
+        return super().compute_loss(model, inputs, *positional, **named)
+
+    def release(self) -> None:
+        """Drop the model, its gradients and the optimizer, so that this process can use their memory.
+
+        The references between the Trainer, its callbacks and accelerate's wrappers are cycles, and hooks of theirs
+        would keep the model until the garbage collector happens to run. DeepSpeed trains in processes of their own,
+        which end with the training, so nothing is dropped there.
+        """
+        if self.is_deepspeed_enabled:
+            return
+        holders = ("model", "model_wrapped", "optimizer", "lr_scheduler", "callback_handler")
+        vars(self).update(dict.fromkeys(holders))
+        self.accelerator.free_memory()
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """For its checkpoints.
@@ -163,6 +229,8 @@ class Trainer(transformers.Trainer):
             return
         folder = out / "model"
         plain = self.accelerator.unwrap_model(self.model_wrapped)
+        vars(plain.config).pop("use_cache", None)  # transformers.Trainer has set it to False for the training
+        vars(plain.config).update(self.cached)
         if adaptation:
             lora.save_adapter(plain, weights, base, out / "adapter")
             plain, weights = plain.get_base_model(), lora.merged(weights, adaptation)
@@ -178,6 +246,18 @@ class Trainer(transformers.Trainer):
         if config["dtype"] != written:  # it is that of the model that was trained
             text = json.dumps({**config, "dtype": written}, indent=2, sort_keys=True)
             (folder / "config.json").write_text(text + "\n", encoding="utf-8")
+
+
+def joined_rows(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Join a batch of blocks (rows, block_size) to one row (1, rows * block_size) with the same loss.
+
+    transformers derives FlashAttention's sequences from restarting position ids in batches of one row only. In a
+    larger batch each row would be one sequence, and its examples would attend to each other. A row's first label is
+    dropped because it would become the target of the row before; alone, the row has no position that predicts it.
+    """
+    labels = inputs["labels"].clone()
+    labels[:, 0] = IGNORED
+    return {name: tensor.reshape(1, -1) for name, tensor in {**inputs, "labels": labels}.items()}
 
 
 def launch_facts(trainer: Trainer, compute: Compute) -> dict[str, Any]:
@@ -223,12 +303,17 @@ def local_share(model: torch.nn.Module) -> float:
 
 def agreed(wish: bool) -> bool:
     """Whether any process wishes it: all get the same answer at the same step."""
+    return bool(largest(int(wish)))
+
+
+def largest(value: int) -> int:
+    """The largest of all processes' values, in all of them."""
     if not distributed.is_initialized():
-        return wish
+        return value
     device = "cpu" if distributed.get_backend() == "gloo" else "cuda"
-    flag = torch.tensor([wish], dtype=torch.int32, device=device)
-    distributed.all_reduce(flag, op=distributed.ReduceOp.MAX)
-    return bool(flag.item())
+    values = torch.tensor([value], dtype=torch.int64, device=device)
+    distributed.all_reduce(values, op=distributed.ReduceOp.MAX)
+    return int(values.item())
 
 
 def from_first(value: Any) -> Any:
@@ -238,6 +323,10 @@ def from_first(value: Any) -> Any:
     holder = [value]
     distributed.broadcast_object_list(holder, src=0)
     return holder[0]
+
+
+class NothingLeft(Exception):
+    """The state that a training resumes from is the one at its end: the run before ended while it published."""
 
 
 class Progress(transformers.TrainerCallback):
@@ -256,13 +345,17 @@ class Progress(transformers.TrainerCallback):
         self.started, self.first_step = time.monotonic(), 0
         self.trainer: Trainer | None = None
         self.facts: dict[str, Any] = {}
+        self.meter = Meter(compute.device)
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         assert self.trainer is not None
         self.facts = launch_facts(self.trainer, self.compute)
+        if state.global_step >= self.steps:
+            raise NothingLeft
         self.started, self.first_step = time.monotonic(), state.global_step
         if self.log.exists() and state.is_world_process_zero:
             self._cut_log(state.global_step * self.batch_tokens)
+        self.meter.begin()
 
     def _cut_log(self, tokens: int) -> None:
         """Drops what was logged after the checkpoint that this run goes on from: it is logged again."""
@@ -275,12 +368,20 @@ class Progress(transformers.TrainerCallback):
             control.should_save = control.should_log = control.should_training_stop = True
         elif self.should_stop and agreed(self.should_stop()):
             self.interrupted = control.should_save = control.should_training_stop = True
+        self.meter.end_step(saves=control.should_save)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if distributed.is_initialized():
             distributed.barrier()  # every process has written its part
         if state.is_world_process_zero:
             resume.mark_complete(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}", self.compute)
+        self.meter.end_save()
+
+    def performance(self) -> Performance | None:
+        """What was measured, the same in all processes; None: no step was left to do. Every process calls this."""
+        name, rate = from_first((self.meter.device_name(), self.meter.tokens_per_second(self.batch_tokens)))
+        peak = largest(self.meter.peak_memory())
+        return rate and Performance(name, self.compute.world, round(rate / self.compute.world, 3), None, peak)
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any) -> None:
         logs: dict[str, float] = more["logs"]

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from pipeline.config.fields import Name, Positive, Section
 from pipeline.config.messages import suggestion
 from pipeline.kinds import KINDS
+from train.parallel import contradiction
 
 
 class Compute(Section):
@@ -18,9 +19,9 @@ class Compute(Section):
     strategy: Literal["none", "ddp", "zero2", "zero3", "zero3_offload", "fsdp"]
     processes: Positive
     nodes: Positive
-    precision: Literal["fp32", "bf16"]
+    precision: Literal["fp32", "bf16", "fp16"]
     gradient_checkpointing: bool
-    attention: Literal["eager", "sdpa", "flash_attention_2"]
+    attention: Literal["eager", "sdpa", "flash_attention_2"] | None
     liger: bool
     keep_last_state: bool
     first_guess: dict[str, Annotated[float, Field(gt=0)]]
@@ -44,9 +45,15 @@ class Compute(Section):
             )
         if self.device == "cpu" and (self.liger or self.attention == "flash_attention_2"):
             key, right = (
-                ("liger=true", "liger=false") if self.liger else ("attention=flash_attention_2", "attention=sdpa")
+                ("liger=true", "liger=false") if self.liger else ("attention=flash_attention_2", "attention=null")
             )
             raise ValueError(f"{key}: its kernels run on GPUs only; say compute.{right}, or compute.device=cuda")
+        return self
+
+    @model_validator(mode="after")
+    def precision_for_device_and_kernels(self) -> Compute:
+        if wrong := contradiction(self.device, self.precision, self.attention):
+            raise ValueError(wrong)
         return self
 
 

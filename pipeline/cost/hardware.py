@@ -29,8 +29,8 @@ class GPU:
         return USABLE * self.memory
 
     def peak(self, precision: str) -> float:
-        """FLOP/s at a precision, `bf16` or `fp32`."""
-        return self.bf16 if precision == "bf16" else self.fp32
+        """FLOP/s at a precision: `fp32`, or `bf16` and `fp16`, which are equally fast."""
+        return self.fp32 if precision == "fp32" else self.bf16
 
 
 GPUS = {
@@ -45,6 +45,22 @@ GPUS = {
         GPU("RTX3090", 24 * 2**30, 71e12, 35.6e12),
     )
 }
+
+
+DRIVER_NAMES = {  # of the forms that GPUS has; others of the same name, such as `NVIDIA H100 PCIe`, are slower
+    "H200": r"NVIDIA H200",
+    "H100": r"NVIDIA H100 80GB HBM3",
+    "A100": r"NVIDIA A100(-SXM4-80GB|-PCIE-80GB| 80GB PCIe)",
+    "A100-40GB": r"(NVIDIA )?A100-(SXM4|PCIE)-40GB",
+    "L40S": r"NVIDIA L40S",
+    "RTX4090": r"NVIDIA GeForce RTX 4090",
+    "RTX3090": r"NVIDIA GeForce RTX 3090",
+}
+
+
+def of_device(name: str) -> GPU | None:
+    """The GPU that the driver gives this name, such as `NVIDIA A100-SXM4-80GB`; None: it is not known here."""
+    return next((GPUS[gpu] for gpu, pattern in DRIVER_NAMES.items() if re.fullmatch(pattern, name)), None)
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ class Memory:
 
 def width(precision: str) -> int:
     """Bytes of a number in a pass."""
-    return 2 if precision == "bf16" else 4
+    return 4 if precision == "fp32" else 2
 
 
 def states(
@@ -69,12 +69,12 @@ def states(
             return Memory(gathered, 0, 0, host=(number * count + 16 * learnt) / nodes * HOST_SLACK)
         case "fsdp":
             return Memory(4 * count / gpus + gathered, 4 * learnt / gpus, 8 * learnt / gpus)
-    copies = 2 * count if precision == "bf16" else 0
+    copies = 0 if precision == "fp32" else 2 * count
     buckets = 4 * learnt if strategy == "ddp" and gpus > 1 else 0
     return Memory(4 * count + copies, 4 * learnt + buckets, 8 * learnt)
 
 
-def layer_activations(shape: ModelShape, precision: str, attention: str = "sdpa", context: int = 0) -> float:
+def layer_activations(shape: ModelShape, precision: str, attention: str | None = "sdpa", context: int = 0) -> float:
     """Bytes that one layer keeps of one token: two norms (their input in 32 bits, the normalised value, the output that
     the next matrices read), queries, keys, values, the attention's output, and of the gated feed-forward gate, up, SiLU
     and product. Eager attention keeps its weights over the `context` too.

@@ -53,6 +53,7 @@ def model_shape(config: Config) -> ModelShape:
 def from_config_json(file: Path) -> ModelShape:
     """The shape that a Hugging Face config.json states. Raises BadInput where it is not of a Llama-like model."""
     stated: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    stated |= stated.get("text_config") or {}  # of a model that also sees or hears: only its text is trained
     stated.setdefault("num_key_value_heads", stated.get("num_attention_heads"))
     stated.setdefault("tie_word_embeddings", False)
     try:

@@ -16,17 +16,19 @@ import socket
 import subprocess
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from common.errors import BadInput, Interrupted
 from common.parent_process import die_with_parent
+from pipeline.cost.utilisation import mfu
 from pipeline.execute import Job
 from pipeline.run import interruption
 from train.__main__ import RESULT_FILE, STOP_FILE
 from train.parallel import Compute
+from train.performance import Performance
 from train.stage_settings import TrainingSettings
 
 JOB_FILE, OUTPUT_FILE = "job.json", "output.log"
@@ -47,10 +49,33 @@ def train(
     """Trains `model` on `blocks` as `train.trainer.train` does, and returns what it asserts: world size, wrapper
     class, ZeRO stage.
 
+    Puts what was measured into `job.performance`, and a summary of it into `job.note`.
+
     Raises BadInput; Interrupted where a child was told to stop and has saved; RuntimeError where one crashed, with
     the place of its output.
     """
     compute = Compute(**job.stage.options["compute"])
+    facts = _train(job, compute, model, blocks, settings, resume_state)
+    if values := facts.pop("performance"):
+        measured = Performance(**values)
+        reached = mfu(measured, job.out / "model" / "config.json", settings, compute.precision)
+        job.performance = replace(measured, mfu=reached)
+        job.note = summary(job.performance)
+    return facts
+
+
+def summary(measured: Performance) -> str:
+    """What the console shows of a training's speed and memory."""
+    reached = "" if measured.mfu is None else f", MFU {measured.mfu:.1%}"
+    per_device = "" if measured.devices == 1 else f" on each of {measured.devices} devices"
+    speed = f"{measured.tokens_per_second_per_device:,.0f} tokens/s{per_device}"
+    return f": {speed}{reached}, peak memory {measured.peak_memory_bytes / 2**30:,.1f} GiB"
+
+
+def _train(
+    job: Job, compute: Compute, model: Path, blocks: Path, settings: TrainingSettings, resume_state: Path | None
+) -> dict[str, Any]:
+    """Train in this process or in children; returns what `train.trainer.train` does."""
     if compute.strategy == "none" and os.environ.get(AS_CHILD) != "1":
         from train import trainer
 

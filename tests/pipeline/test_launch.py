@@ -129,6 +129,7 @@ def test_interrupted_killed_and_resumed_on_two_processes(
     job.on_log = lambda record: seen.append(record["tokens"])
     facts = train(job, prepared)
     assert (facts["world_size"], facts["wrapper"]) == (2, "DistributedDataParallel")
+    assert job.performance and job.performance.devices == 2 and job.performance.tokens_per_second_per_device > 0
     assert saved and 0 < seen.count(128) == 1, "it went on from what was saved"
     for name, tensor in weights(job).items():
         torch.testing.assert_close(tensor, undisturbed[name], atol=2e-6, rtol=1e-5)

@@ -89,7 +89,9 @@ compute.threads=0                            | compute.threads=0: input should b
 compute.threads=1000000                      | compute.threads=1000000: input should be less than or equal to 1024
 compute.device=tpu                           | compute.device=tpu: input should be 'cpu' or 'cuda'
 compute.processes=0                          | compute.processes=0: input should be greater than 0
-compute.precision=fp8                        | compute.precision=fp8: input should be 'fp32' or 'bf16'
+compute.precision=fp8                        | compute.precision=fp8: input should be 'fp32', 'bf16' or 'fp16'
+compute.precision=fp16                       | compute.precision=fp16: needs a GPU, got device=cpu
+compute=gpu compute.attention=flash_attention_2 compute.precision=fp32 | compute.attention=.*: computes in 16 bits
 compute.first_guess={ctt:3}                  | compute.first_guess: has no such key; keys are added one by one
 +compute.first_guess.ctt=3                   | compute.first_guess.ctt: unknown kind of stage
 tracking.wandb=perhaps                       | tracking.wandb=perhaps: input should be

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -183,3 +184,12 @@ def test_a_chain_of_budgets_equals_one_run_with_lora_too(
     assert same(run(prepared, adapting, tmp_path / "rest", 2048, tmp_path / "half" / "out" / "state"), whole)
     with pytest.raises(BadInput, match=r"train.lora.targets=\['q_prof'\]"):
         run(prepared, replace(training, lora=replace(LORA, targets=("q_prof",))), tmp_path / "wrong", 1024)
+
+
+def test_a_run_that_was_killed_after_its_last_step_only_publishes(
+    prepared: Path, training: TrainingSettings, tmp_path: Path
+) -> None:
+    whole = run(prepared, training, tmp_path, 1024)
+    for folder in ("model", "state"):
+        shutil.rmtree(tmp_path / "out" / folder)
+    assert same(run(prepared, training, tmp_path, 1024), whole)

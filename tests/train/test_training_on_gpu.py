@@ -53,9 +53,10 @@ def test_a_chain_of_budgets_equals_one_run(prepared: Path, training: TrainingSet
     assert apart(run(prepared, training, tmp_path / "rest", 2048, tmp_path / "half" / "out" / "state"), whole) == 0
 
 
-def test_bf16_learns(prepared: Path, training: TrainingSettings, tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_16_bits_learn(precision: str, prepared: Path, training: TrainingSettings, tmp_path: Path) -> None:
     full = run(prepared, training, tmp_path / "fp32")
-    assert 0 < apart(run(prepared, training, tmp_path / "bf16", precision="bf16"), full) < 0.1
+    assert 0 < apart(run(prepared, training, tmp_path / precision, precision=precision), full) < 0.1
 
 
 @pytest.mark.skipif(find_spec("flash_attn") is None, reason="flash-attn is not installed")
