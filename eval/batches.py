@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 import torch
 
 from common.errors import BadInput
+from eval.memory import logits_positions
 
 Row = TypeVar("Row")
 Result = TypeVar("Result")
-LOGITS_BYTES = 2 << 30  # of the logits of one forward pass; one row may have more
 TEXTS_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "cublas_status_alloc_failed")
 log = logging.getLogger(__name__)
 
@@ -41,11 +41,6 @@ class Limits:
 def vocabulary_of(model: Any) -> int:
     """The width of a model's logits."""
     return int(model.config.get_text_config().vocab_size)
-
-
-def logits_positions(vocabulary: int, itemsize: int) -> int:
-    """How many positions' logits fit into LOGITS_BYTES. itemsize: bytes of a number, 2 in bfloat16."""
-    return max(1, LOGITS_BYTES // (vocabulary * itemsize))
 
 
 def in_batches(

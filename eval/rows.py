@@ -6,15 +6,17 @@ sequence as it is, padded on the right, which every causal model reads as if it 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from eval.memory import SLICE_BYTES
+
 Answer = tuple[float, bool]  # log-likelihood in nats, whether greedy decoding would give the continuation
 Wanted = list[tuple[int, int, int]]  # (row, column among those kept, token)
-SLICE_BYTES = 256 << 20  # of logits that are brought to float32 at a time
 
 
 @dataclass
@@ -116,17 +118,13 @@ class Plain:
             for continuation in row.continuations:
                 columns = range(row.width - len(continuation) - start, row.width - start)
                 wanted += zip([number] * len(continuation), columns, continuation, strict=True)
-        keeps = {"logits_to_keep": width - start} if keeps_last_logits(model) else {}
+        savings = {"logits_to_keep": width - start, "use_cache": False}
+        taken = inspect.signature(model.forward).parameters
         with torch.no_grad():
-            logits = model(input_ids=tokens.to(model.device), **keeps).logits
+            logits = model(
+                input_ids=tokens.to(model.device), **{key: value for key, value in savings.items() if key in taken}
+            ).logits
         return _answers(batch, logits[:, -(width - start) :], wanted)
-
-
-def keeps_last_logits(model: Any) -> bool:
-    """Whether a model's forward pass can leave out the logits of the first positions."""
-    import inspect
-
-    return "logits_to_keep" in inspect.signature(model.forward).parameters
 
 
 def mask_of(segments: torch.Tensor, dtype: torch.dtype) -> torch.Tensor | None:

@@ -119,18 +119,24 @@ def check_place(folder: Path, key: str) -> None:
         raise BadInput(f"{key}={folder}: {existing} is not a folder; give one, it is made where it is missing")
 
 
-def check_device(compute: Compute) -> None:
-    """Refuses CUDA on a machine that has none, where stages would run on the CPU.
+def check_device(compute: Compute, gpus: int = 1) -> None:
+    """Refuses CUDA on a machine that has none, where stages would run on the CPU, and more GPUs than it has.
 
-    Imports torch only where CUDA is asked.
+    gpus: those that one model is spread over while it is scored. Imports torch only where CUDA is asked.
     """
     if compute.device != "cuda":
+        if gpus > 1:
+            raise BadInput(f"eval.gpus={gpus}: needs compute.device=cuda, got {compute.device}. Set eval.gpus=1.")
         return
     import torch
 
     if not torch.cuda.is_available():
         raise BadInput(
             "compute.device=cuda: PyTorch finds no CUDA GPU on this machine; say compute=cpu, or run where there is one"
+        )
+    if (seen := torch.cuda.device_count()) < gpus:
+        raise BadInput(
+            f"eval.gpus={gpus}: only {seen} GPUs are visible. Set eval.gpus={seen}, or run where there are more."
         )
 
 
