@@ -1,4 +1,4 @@
-"""The size of things: files, functions and lines stay short enough to be read."""
+"""Files, functions and lines stay short enough to read."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("common", "train", "merge", "eval", "pipeline", "models", "benchmarks", "tests")
-LINES_OF_A_FILE, LINES_OF_A_FUNCTION, LINE = 300, 60, 120
+# A file holds one idea and may be as long as the idea needs; review decides below this bound.
+LINES_OF_A_FILE, LINES_OF_A_FUNCTION, LINE = 500, 60, 120
 FILES = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
 
 
