@@ -20,6 +20,7 @@ PREFIX = "hub:"
 NAME = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@((?!.*\.\.)\w[\w./-]*))?")  # owner/name, owner/name@revision
 COMMIT = re.compile(r"[0-9a-f]{40}")
 NEEDED = ("*.json", "*.model", "*.txt", "*.jinja")  # beside the weights
+TOKENIZER = ["config.json", "tokenizer.json", "tokenizer_config.json"]
 ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")  # peft's files of an adapter
 UNREACHABLE = (
     "the hub cannot be reached and the cache (HF_HOME) does not hold it; "
@@ -114,6 +115,25 @@ def fetch(path: str, key: str = "model.path") -> Path:
         names = HfApi().list_repo_files(model.repo, revision=model.revision)
         patterns = [*NEEDED, weight_pattern(names)]
         return Path(snapshot_download(model.repo, revision=model.revision, allow_patterns=patterns))
+    except (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError) as error:
+        raise refused(model, key, error) from None
+    except Exception as error:  # whatever a network can raise
+        raise BadInput(f"{key}={model}: {UNREACHABLE} ({type(error).__name__})") from None
+
+
+def tokenizer_folder(model: HubModel, key: str, network: bool) -> Path:
+    """A folder with the config and tokenizer of a model, downloaded where it is not there yet and `network` allows it.
+
+    Without them the folder lacks these files, or is not there. Raises BadInput that says what to do.
+    """
+    folder = model.cache / "snapshots" / str(model.cached_commit)
+    if (folder / "tokenizer_config.json").is_file() or not network:
+        return folder
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    try:
+        return Path(snapshot_download(model.repo, revision=model.revision, allow_patterns=TOKENIZER))
     except (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise refused(model, key, error) from None
     except Exception as error:  # whatever a network can raise

@@ -49,6 +49,9 @@ def parser(program: str) -> argparse.ArgumentParser:
     options.add_argument(
         "--batch-tokens", type=int, help="tokens in one forward pass (default: 1024 on a CPU, 8192 elsewhere)"
     )
+    options.add_argument(
+        "--gpus", type=int, default=1, help="spread the model over this many GPUs, with --device cuda (default: 1)"
+    )
     options.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 … (default: cpu)")
     return options
 
@@ -83,6 +86,7 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m eval"
                 batch_tokens=given.batch_tokens,
                 device=given.device,
                 trained_length=given.trained_length,
+                gpus=given.gpus,
             )
             harness.write(scores, given.out)
     except BadInput as error:

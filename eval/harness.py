@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 from common import hub
 from common.errors import BadInput, line_of
 from common.files import publish, write_jsonl
+from eval.devices import check_device, check_gpus, device_names, even_split, spread
 from eval.score_records import Record, mean_records, task_records
+from eval.task_checks import check_room, context_length
 from eval.task_set import UNLABELLED, TaskSet
 
 if TYPE_CHECKING:
@@ -27,10 +29,18 @@ class Scores:
 
     records: lines of scores.jsonl, the tasks in their order and then a mean per language.
     samples: lines of samples.jsonl.
+    packed: whether choices were scored in packed rows, as the architecture allows; None where there were none.
     """
 
     records: list[Record]
     samples: list[Record]
+    packed: bool | None = None
+
+    @property
+    def note(self) -> str:
+        """How choices were scored, after `done in 3 s`."""
+        ways = {None: "", True: ", choices in packed rows", False: ", choices row by row"}
+        return ways[self.packed]
 
 
 def evaluate(
@@ -42,12 +52,14 @@ def evaluate(
     device: str | None = None,
     dtype: str | None = None,
     trained_length: int | None = None,
+    gpus: int = 1,
 ) -> Scores:
     """Scores a causal LM in memory on every task of the set, by lm-eval. The model is left in eval mode.
 
     tasks: what `task_set.prepare` built; it serves any number of models.
     batch_tokens: tokens in one forward pass, padding included (None: 1024 on a CPU, 8192 elsewhere).
     device: where the model is brought to, and left (None: it stays where it is).
+    gpus: over how many GPUs the model is spread, for one that does not fit on one; the device is cuda then.
     dtype: that its weights are brought to, and left in, such as bfloat16 (None: as they are).
     trained_length: tokens of the blocks that the model was trained on; a text is read in windows that stay within them
     (None: within what the model can read). Prompts of items are not cut to it.
@@ -55,6 +67,7 @@ def evaluate(
     Raises BadInput for a model that gives NaN or is too short for a choice, and for a tokenizer without BOS and EOS.
     """
     check_lengths(batch_tokens, trained_length)
+    check_gpus(device, gpus)
     import lm_eval
 
     from eval.language_model import PackedLM
@@ -62,15 +75,17 @@ def evaluate(
     if tokenizer.bos_token_id is None and tokenizer.eos_token_id is None:
         name = tokenizer.name_or_path or "given"
         raise BadInput(f"tokenizer: {name} has neither a BOS nor an EOS token, one of which must start every document")
-    if device is not None:
+    by_name = tasks.by_name
+    check_room(by_name, context_length(model.config))
+    if device is not None and gpus == 1:
         model.to(device)  # type: ignore[arg-type]
     if dtype is not None:
         cast(model, dtype)
+    if gpus > 1 and not hasattr(model, "hf_device_map"):
+        spread(model, device_names(gpus))
     encodings = tasks.encodings.setdefault(fingerprint(tokenizer), {})
     on = "cpu" if model.device.type == "cpu" else "elsewhere"
     lm = PackedLM(model, tokenizer, batch_tokens or BATCH_TOKENS[on], encodings, trained_length)
-    by_name = {name: entry.task for name, entry in tasks.entries.items()}
-    by_name |= {f"{name}{UNLABELLED}": entry.calibration for name, entry in tasks.entries.items() if entry.calibration}
     result = lm_eval.evaluate(lm, {"tasks": by_name}, limit=tasks.limit, bootstrap_iters=0)
     records: list[Record] = []
     samples: list[Record] = []
@@ -79,7 +94,7 @@ def evaluate(
         task_scores, task_samples = task_records(name, entry, logged, unlabelled)
         records += task_scores
         samples += task_samples
-    return Scores(records + mean_records(records, samples), samples)
+    return Scores(records + mean_records(records, samples), samples, lm.packed)
 
 
 def evaluate_folder(
@@ -90,28 +105,58 @@ def evaluate_folder(
     device: str | None = None,
     dtype: str | None = None,
     trained_length: int | None = None,
+    gpus: int = 1,
 ) -> Scores:
     """`evaluate` for a Hugging Face folder. dtype None: float32 on the CPU, elsewhere that of its file.
 
     Raises BadInput, also for whatever the folder's files lead transformers to.
     """
     check_lengths(batch_tokens, trained_length)
-    check_device(device)
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    check_device(device, gpus)
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     if not (checkpoint / "config.json").is_file():
         raise BadInput(f"model: {checkpoint} is not a Hugging Face checkpoint folder (no config.json)")
     hub.check_no_adapter(checkpoint, "model")
     dtype = dtype or ("float32" if (device or "cpu") == "cpu" else "auto")
     try:
+        config = AutoConfig.from_pretrained(checkpoint, local_files_only=True, trust_remote_code=False)
+        check_room(tasks.by_name, context_length(config))  # before gigabytes are read
         model = AutoModelForCausalLM.from_pretrained(
-            checkpoint, dtype=dtype, local_files_only=True, trust_remote_code=False
+            checkpoint,
+            dtype=dtype,
+            device_map=_device_map(config, dtype, gpus),
+            local_files_only=True,
+            trust_remote_code=False,
         )
         tokenizer = AutoTokenizer.from_pretrained(checkpoint, local_files_only=True, trust_remote_code=False)
+    except BadInput:
+        raise
     except Exception as error:  # a stranger's files lead transformers to anything
         said = line_of(error)[:300] or type(error).__name__
         raise BadInput(f"model: {checkpoint} cannot be loaded: {said}") from error
-    return evaluate(model, tokenizer, tasks, batch_tokens=batch_tokens, device=device, trained_length=trained_length)
+    return evaluate(
+        model,
+        tokenizer,
+        tasks,
+        batch_tokens=batch_tokens,
+        device=device,
+        trained_length=trained_length,
+        gpus=gpus,
+    )
+
+
+def _device_map(config: Any, dtype: str, gpus: int) -> dict[str, str] | None:
+    """Where the parts of a checkpoint are read to, so that no device ever holds it whole; None: all to the host."""
+    if gpus == 1:
+        return None
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        empty = AutoModelForCausalLM.from_config(config, dtype=config.dtype if dtype == "auto" else dtype)
+    empty.tie_weights()
+    return even_split(empty, device_names(gpus))
 
 
 def check_lengths(batch_tokens: int | None, trained_length: int | None) -> None:
@@ -119,17 +164,6 @@ def check_lengths(batch_tokens: int | None, trained_length: int | None) -> None:
     for option, number, least in (("batch_tokens", batch_tokens, 1), ("trained_length", trained_length, 2)):
         if number is not None and number < least:
             raise BadInput(f"{option}: {number} must be {least} or more")
-
-
-def check_device(device: str | None) -> None:
-    """Refuses a device that is not there, or that keeps no numbers (meta). Raises BadInput."""
-    import torch
-
-    try:
-        if device is not None:
-            torch.zeros(1, device=device).item()
-    except Exception as error:  # each backend has its own
-        raise BadInput(f"device: {device!r}: {line_of(error)[:120]}; say cpu, or a device that is here") from None
 
 
 def check_out(out: Path) -> None:

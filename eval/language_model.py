@@ -7,55 +7,42 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from math import isnan
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from lm_eval.models.huggingface import HFLM
-from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from lm_eval.models.utils import normalize_gen_kwargs
 
 from common.errors import BadInput
+from common.special_tokens import added_special_tokens
+from eval.batches import Limits, in_batches
+from eval.packing_decision import is_packable, is_paddable
+from eval.rows import Answer, Pack, Plain
 
 # (context and continuation as text, or None in a rolling window; the token ids of both)
 Request = tuple[Any, list[int], list[int]]
-Answer = tuple[float, bool]  # log-likelihood in nats, whether greedy decoding would give the continuation
+Window = tuple[list[int], list[int]]  # context, continuation
+Row = TypeVar("Row", Pack, Plain)
 log = logging.getLogger(__name__)
 # HFLM warns of every model given in memory; what a user must know is refused or logged by us.
 logging.getLogger("lm_eval.models.huggingface").setLevel(logging.ERROR)
-
-
-@dataclass
-class Pack:
-    """One row of a batch: a prompt, then all but the last token of each continuation: `prompt | a1 a2 | b1 | c1 c2 c3`.
-
-    numbers: those of the requests that the continuations belong to, in the order of the continuations.
-    """
-
-    prompt: list[int]
-    continuations: list[list[int]]
-    numbers: list[int]
-
-    @property
-    def tail(self) -> int:
-        return sum(len(tokens) - 1 for tokens in self.continuations)
-
-    @property
-    def width(self) -> int:
-        return len(self.prompt) + self.tail
 
 
 class PackedLM(HFLM):
     """HFLM whose loglikelihoods come from packed rows.
 
     Every continuation sees the prompt and itself, at the positions that it would have alone. The numbers are those of
-    HFLM. Where a model does not give them with packed rows (it may take no 4-D mask, or have a sliding window or a
-    recurrent state), HFLM's own way is taken: choices and whole texts are each checked once, on a batch with padding.
+    HFLM. Models of an architecture that does not give them with packed rows (eval/packing_decision.py), and texts of
+    any model, are scored in plain rows. Two things differ from HFLM, of tokenizers that put special tokens around a
+    text: those before it are the context of a text's first token and are not predicted themselves, and those after it
+    are left out.
 
-    batch_tokens: tokens in one forward pass, padding included.
+    batch_tokens: tokens in one forward pass, padding included; of generation, those that may be generated too.
     encodings: tokens by text, filled as texts are met; it may be shared by all models with the same tokenizer.
     trained_length: tokens of the blocks that the model was trained on (None: whatever it can read). A block's last
     token is predicted and never read, so a window of text reads and predicts one token less; 2 or more.
+    packed: whether choices were scored in packed rows; None before any was.
     """
 
     def __init__(
@@ -70,17 +57,38 @@ class PackedLM(HFLM):
         if self.max_length < 1:
             raise BadInput(f"model: reads {self.max_length} tokens, as its config.json says; expected 1 or more")
         self.window = min(self.max_length, trained_length - 1) if trained_length else self.max_length
-        self.batch_size_per_gpu = max(1, batch_tokens // self.max_length)
-        self.batch_tokens, self.encodings = batch_tokens, encodings
-        self.packable: dict[bool, bool] = {}  # of whole texts, and of choices
+        self.limits, self.encodings = Limits.of(batch_tokens, model), encodings
+        self.before, self.after = added_special_tokens(tokenizer)
+        self.packed: bool | None = None
 
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, left_truncate_len: int | None = None, **kwargs: Any
     ) -> list[int]:
+        """Token ids of a text, without what the tokenizer puts after it: an EOS would end a prompt."""
         key = (string, add_special_tokens, left_truncate_len, *sorted(kwargs.items()))
         if key not in self.encodings:
-            self.encodings[key] = super().tok_encode(string, add_special_tokens, left_truncate_len, **kwargs)
+            tokens: list[int] = super().tok_encode(string, add_special_tokens, None, **kwargs)
+            if self.after and len(tokens) > len(super().tok_encode(string, False, None, **kwargs)):
+                tokens = tokens[: -len(self.after)]
+            self.encodings[key] = tokens[-left_truncate_len:] if left_truncate_len else tokens
         return self.encodings[key]
+
+    def tok_batch_encode(
+        self,
+        strings: list[str],
+        padding_side: str = "left",
+        left_truncate_len: int | None = None,
+        truncation: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Token ids of prompts and the mask of what is no padding, both (prompts, longest), padded on the left."""
+        each = [self.tok_encode(string, left_truncate_len=left_truncate_len) for string in strings]
+        longest = max(len(tokens) for tokens in each)
+        ids = torch.full((len(each), longest), self.tokenizer.pad_token_id or 0, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for row, tokens in enumerate(each):
+            ids[row, longest - len(tokens) :] = torch.tensor(tokens, dtype=torch.long)
+            mask[row, longest - len(tokens) :] = 1
+        return ids, mask
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[Answer]:
         return super().loglikelihood(requests, disable_tqdm)
@@ -88,149 +96,147 @@ class PackedLM(HFLM):
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = True) -> list[float]:
         """Log-likelihoods of whole texts in nats, read in lm-eval's windows, all of which are scored in one go.
 
-        A window begins with one token of context; the last one goes as far back as a window reaches.
+        The tokens of a text are its own. The first is predicted from what the tokenizer puts before a text, else from
+        the prefix token (BOS, or EOS where there is none).
         """
+        before = self.before or [self.prefix_token_id]
         windows: list[Request] = []
         texts: list[int] = []  # whose window it is
         for number, request in enumerate(requests):
-            rolling = get_rolling_token_windows(
-                self.tok_encode(request.args[0]), self.prefix_token_id, max_seq_len=self.window, context_len=1
-            )
-            pairs = [make_disjoint_window(pair) for pair in rolling]
-            windows += [(None, context, continuation) for context, continuation in pairs]
-            texts += [number] * len(pairs)
+            tokens = self.tok_encode(request.args[0], add_special_tokens=False)
+            for context, continuation in rolling_windows(tokens, before, self.window):
+                windows.append((None, context, continuation))
+                texts.append(number)
         totals = [0.0] * len(requests)
         for number, (value, _) in zip(texts, self._loglikelihood_tokens(windows), strict=True):
             totals[number] += value
         return totals
 
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = True) -> list[str]:
+        """Generated texts, by HFLM, in batches by the longest prompt of each.
+
+        Prompts of different lengths are padded on the left, but for models that padding changes, such as some with a
+        recurrent state: there a batch holds prompts of one length.
+        """
+        answers: dict[int, str] = {}
+        for group in generation_groups([request.args[1] for request in requests]):
+            room = normalize_gen_kwargs(requests[group[0]].args[1], self.max_gen_toks)["max_gen_toks"]
+            lengths = {number: self._prompt_length(requests[number].args[0], room) for number in group}
+            kinds = [group] if len(group) == 1 or is_paddable(self.model.config) else list(by_length(group, lengths))
+            for kind in kinds:
+                ordered = sorted(kind, key=lambda number: (-lengths[number], number))
+
+                def size(batch: Sequence[int], lengths: dict[int, int] = lengths, room: int = room) -> tuple[int, int]:
+                    return len(batch) * (max(lengths[number] for number in batch) + room), len(batch)
+
+                for batch, texts in in_batches(ordered, size, self.limits, lambda some: self._generate(requests, some)):
+                    answers |= dict(zip(batch, texts, strict=True))
+        return [answers[number] for number in range(len(requests))]
+
+    def _prompt_length(self, prompt: str, room: int) -> int:
+        return min(len(self.tok_encode(prompt)), self.max_length - room)
+
+    def _generate(self, requests: list[Any], batch: Sequence[int]) -> list[str]:
+        self.batch_size_per_gpu = len(batch)
+        texts: list[str] = super().generate_until([requests[number] for number in batch], True)
+        return texts
+
     def _loglikelihood_tokens(
         self, requests: Sequence[Request], disable_tqdm: bool = True, override_bs: int | None = None
     ) -> list[Answer]:
-        packs = self._packs(requests)
+        if not requests:
+            return []
+        prompts = self._prompts(requests)
         whole_texts = requests[0][0] is None
-        if whole_texts not in self.packable:
-            self.packable[whole_texts] = self._can_pack(packs, requests)
-        if self.packable[whole_texts]:
-            scored = {
-                number: answer
-                for batch in batches(packs, self.batch_tokens)
-                for number, answer in self._score(batch).items()
-            }
-            answers = [scored[number] for number in range(len(requests))]
+        if not whole_texts and self.packed is None:
+            self.packed = is_packable(self.model.config)
+        scored: dict[int, Answer] = {}
+        if whole_texts or not self.packed:
+            rows = by_width(plain_rows(requests, prompts))
+            for _, answers in in_batches(rows, Plain.size, self.limits, lambda some: Plain.score(self.model, some)):
+                scored |= answers
         else:
-            answers = super()._loglikelihood_tokens(list(requests), True, override_bs)
-        if any(isnan(value) for value, _ in answers):
+            packs = by_width(packed_rows(requests, prompts))
+            for _, answers in in_batches(packs, Pack.size, self.limits, lambda some: Pack.score(self.model, some)):
+                scored |= answers
+        if any(isnan(value) for value, _ in scored.values()):
             raise BadInput(
                 "model: gives log-likelihoods that are not numbers (NaN); its training or merging has diverged"
             )
-        return answers
+        return [scored[number] for number in range(len(requests))]
 
-    def _packs(self, requests: Sequence[Request]) -> list[Pack]:
-        """Requests by prompt, cut from the left to what the model reads, as in HFLM; a rolling window stands alone."""
-        packs: dict[Any, Pack] = {}
+    def _prompts(self, requests: Sequence[Request]) -> list[list[int]]:
+        """The contexts of requests, cut from the left to what the model reads, as in HFLM."""
+        prompts: list[list[int]] = []
         cut = beyond = 0
-        for number, (text, context, continuation) in enumerate(requests):
+        for text, context, continuation in requests:
             prompt = (context + continuation)[-(self.max_length + 1) :][: -len(continuation)]
             if not prompt:
                 limits = f"it reads {self.max_length} tokens, and a choice has {len(continuation)}"
                 raise BadInput(f"model: {limits}: {str(text)[-100:]!r}")
             cut += len(prompt) < len(context)
             beyond += text is not None and len(prompt) + len(continuation) - 1 > self.window
-            pack = packs.setdefault(number if text is None else tuple(prompt), Pack(prompt, [], []))
-            pack.continuations.append(continuation)
-            pack.numbers.append(number)
+            prompts.append(prompt)
         if cut:
             log.warning(
                 "%d of %d prompts were cut from the left to the model's %d tokens", cut, len(requests), self.max_length
             )
         if beyond and self.window < self.max_length:
             log.warning("%d of %d prompts are longer than the %d tokens trained on", beyond, len(requests), self.window)
-        return list(packs.values())
-
-    def _can_pack(self, packs: Sequence[Pack], requests: Sequence[Request]) -> bool:
-        """Whether the extremes, the widest and the shortest and longest prompts, score in one batch as HFLM has it."""
-        by_prompt = [extreme(packs, key=lambda pack: len(pack.prompt)) for extreme in (min, max)]
-        extremes = (max(packs, key=lambda pack: pack.width), *by_prompt)
-        batch = [pack for number, pack in enumerate(extremes) if pack not in extremes[:number]]
-        numbers = [number for pack in batch for number in pack.numbers]
-        expected = super()._loglikelihood_tokens([requests[number] for number in numbers], True, len(numbers))
-        try:
-            packed = self._score(batch)
-        except (TypeError, ValueError, RuntimeError, NotImplementedError):
-            return False
-        close = 1e-4 if self.model.dtype == torch.float32 else 2e-2
-        return all(
-            abs(packed[number][0] - value) <= close * (1 + abs(value))
-            for number, (value, _) in zip(numbers, expected, strict=True)
-        )
-
-    @torch.no_grad()
-    def _score(self, batch: list[Pack]) -> dict[int, Answer]:
-        """Log-likelihoods by the requests' numbers, from one forward pass over rows of (left + tail) tokens.
-
-        Prompts end in one column and continuations follow, so that only the last columns need logits.
-        """
-        left, tail = max(len(pack.prompt) for pack in batch), max(pack.tail for pack in batch)
-        tokens = torch.zeros(len(batch), left + tail, dtype=torch.long)
-        positions = torch.zeros_like(tokens)
-        segments = torch.full_like(tokens, -1)  # -1 padding, 0 prompt, 1.. continuations
-        wanted: list[tuple[int, int, int]] = []  # (row, column among those kept, token)
-        for row, pack in enumerate(batch):
-            length = len(pack.prompt)
-            tokens[row, left - length : left] = torch.tensor(pack.prompt)
-            positions[row, left - length : left] = torch.arange(length)
-            segments[row, left - length : left] = 0
-            start = left
-            for segment, continuation in enumerate(pack.continuations, start=1):
-                end = start + len(continuation) - 1
-                tokens[row, start:end] = torch.tensor(continuation[:-1], dtype=torch.long)
-                positions[row, start:end] = torch.arange(length, length + end - start)
-                segments[row, start:end] = segment
-                columns_of = [0, *range(start - left + 1, end - left + 1)]
-                wanted += zip([row] * len(continuation), columns_of, continuation, strict=True)
-                start = end
-        logits = self.model(
-            input_ids=tokens.to(self.device),
-            position_ids=positions.to(self.device),
-            attention_mask=self._mask(segments),
-            logits_to_keep=tail + 1,
-            use_cache=False,
-        ).logits.float()
-        rows, columns, targets = torch.tensor(wanted, device=logits.device).T
-        values = (logits[rows, columns, targets] - logits.logsumexp(-1)[rows, columns]).tolist()
-        greedy = (logits.argmax(-1)[rows, columns] == targets).tolist()
-        answers, at = {}, 0
-        for pack in batch:
-            for number, continuation in zip(pack.numbers, pack.continuations, strict=True):
-                end = at + len(continuation)
-                answers[number] = (sum(values[at:end]), all(greedy[at:end]))
-                at = end
-        return answers
-
-    def _mask(self, segments: torch.Tensor) -> torch.Tensor | None:
-        """Additive attention mask, (rows, 1, width, width), of segments, (rows, width).
-
-        None where plain causal attention is the same: no padding before the prompt, one continuation.
-        """
-        if bool((segments[:, 0] >= 0).all()) and int(segments.max()) <= 1:
-            return None
-        width = segments.shape[1]
-        asks, holds = segments[:, :, None], segments[:, None, :]
-        causal = torch.ones(width, width, dtype=torch.bool).tril()
-        seen = causal & ((holds == 0) | (holds == asks))  # padding sees padding: no row is empty
-        mask = torch.zeros(seen.shape, dtype=self.model.dtype).masked_fill(~seen, torch.finfo(self.model.dtype).min)
-        return mask[:, None].to(self.device)
+        return prompts
 
 
-def batches(packs: list[Pack], batch_tokens: int) -> Iterator[list[Pack]]:
-    """Packs by falling width, as many at once as fit `batch_tokens` tokens with padding (one, where one is wider)."""
-    batch: list[Pack] = []
-    left = tail = 0
-    for pack in sorted(packs, key=lambda pack: (-pack.width, pack.numbers[0])):
-        wider, longer = max(left, len(pack.prompt)), max(tail, pack.tail)
-        if batch and (len(batch) + 1) * (wider + longer) > batch_tokens:
-            yield batch
-            batch, wider, longer = [], len(pack.prompt), pack.tail
-        batch, left, tail = [*batch, pack], wider, longer
-    yield batch
+def rolling_windows(tokens: list[int], before: list[int], width: int) -> Iterator[Window]:
+    """A text in windows of at most `width` tokens read, each token predicted once: (context, continuation) of each.
+
+    The first window begins with `before`, the special tokens before a text (its last ones, where they are more than a
+    window reads); a later one with one token of context, and the last goes as far back as a window reaches. With one
+    token before they are those of lm-eval.
+    """
+    before = before[-width:]
+    whole, start = before + tokens, len(before)
+    while start < len(whole):
+        first = start == len(before)
+        end = min(width + 1 if first else start + width, len(whole))
+        yield whole[0 if first else end - width - 1 : start], whole[start:end]
+        start = end
+
+
+def packed_rows(requests: Sequence[Request], prompts: Sequence[list[int]]) -> list[Pack]:
+    """A row for each prompt, with all its continuations."""
+    packs: dict[Any, Pack] = {}
+    for number, ((_, _, continuation), prompt) in enumerate(zip(requests, prompts, strict=True)):
+        pack = packs.setdefault(tuple(prompt), Pack(prompt, [], []))
+        pack.continuations.append(continuation)
+        pack.numbers.append(number)
+    return list(packs.values())
+
+
+def plain_rows(requests: Sequence[Request], prompts: Sequence[list[int]]) -> list[Plain]:
+    """A row for each sequence that is read: requests that differ in their last token alone share one."""
+    rows: dict[Any, Plain] = {}
+    for number, ((_, _, continuation), prompt) in enumerate(zip(requests, prompts, strict=True)):
+        tokens = prompt + continuation[:-1]
+        row = rows.setdefault(tuple(tokens), Plain(tokens, [], []))
+        row.continuations.append(continuation)
+        row.numbers.append(number)
+    return list(rows.values())
+
+
+def by_width(rows: Sequence[Row]) -> list[Row]:
+    """Rows by falling width: batches need little padding, and memory runs out at once if it does."""
+    return sorted(rows, key=lambda row: (-row.width, row.numbers[0]))
+
+
+def generation_groups(settings: Sequence[dict[str, Any]]) -> list[list[int]]:
+    """The numbers of requests with the same settings of generation."""
+    groups: dict[str, list[int]] = {}
+    for number, setting in enumerate(settings):
+        groups.setdefault(repr(sorted(setting.items())), []).append(number)
+    return list(groups.values())
+
+
+def by_length(numbers: Sequence[int], lengths: dict[int, int]) -> Iterator[list[int]]:
+    """Numbers by the same length."""
+    for length in sorted({lengths[number] for number in numbers}, reverse=True):
+        yield [number for number in numbers if lengths[number] == length]

@@ -14,9 +14,11 @@ from typing import Any
 from common.errors import BadInput
 from eval import calibration
 from eval.stats import mean_interval, mean_ratio_interval, ratio_interval, wilson
+from eval.task_checks import lower_is_better
 from eval.task_set import BITS, CALIBRATED, GOLD_BITS, Entry, mean_metrics
 
 Record = dict[str, Any]
+LOWER = "higher_is_better"  # a field of records, False, of metrics that are better the lower they are
 Logged = Sequence[dict[str, Any]]  # what lm-eval logs with log_samples, a mapping a document
 
 
@@ -57,6 +59,7 @@ def task_records(name: str, entry: Entry, logged: Logged, unlabelled: Logged = (
         records.append(
             record(name, entry, metric, sum(scores) / len(scores), interval, len(scores))
             | {"chance": entry.chance, "trivial": entry.trivial, "predictions": histogram(entry, logged, outcomes)}
+            | ({LOWER: False} if metric in lower_is_better(entry.task) else {})
         )
         if metric == entry.primary:
             samples = [
@@ -179,12 +182,13 @@ def histogram(entry: Entry, logged: Logged, outcomes: Iterable[tuple[float, Any]
 def mean_records(records: Iterable[Record], samples: Sequence[Record]) -> list[Record]:
     """Per language, the unweighted means over its tasks of primary scores and of gold-answer bits a byte.
 
-    Bootstraps are stratified by task. Bits per byte of text are left out; chance and trivial are means too, None where
+    Bootstraps are stratified by task. Left out are bits per byte of text and metrics that are better the lower they
+    are, which are no accuracies; chance and trivial are means too, None where
     a task has none.
     """
     by_language: dict[str, list[Record]] = {}
     for row in records:
-        if (row["primary"] and row["metric"] != BITS) or row["metric"] == GOLD_BITS:
+        if (row["primary"] and row["metric"] != BITS and row.get(LOWER, True)) or row["metric"] == GOLD_BITS:
             by_language.setdefault(row["language"], []).append(row)
     by_task: dict[str, list[Record]] = {}
     for sample in samples:
@@ -192,10 +196,10 @@ def mean_records(records: Iterable[Record], samples: Sequence[Record]) -> list[R
     means = []
     for language, rows in by_language.items():
         head = {"task": f"mean_{language}", "family": "mean", "language": language}
-        scored = [row for row in rows if row["primary"]]
-        interval = mean_interval([[sample["score"] for sample in by_task[row["task"]]] for row in scored])
-        levels = {name: _mean_or_none([row[name] for row in scored]) for name in ("chance", "trivial")}
-        means.append(_mean_record(head, "acc", scored, interval) | levels)
+        if scored := [row for row in rows if row["primary"]]:
+            interval = mean_interval([[sample["score"] for sample in by_task[row["task"]]] for row in scored])
+            levels = {name: _mean_or_none([row[name] for row in scored]) for name in ("chance", "trivial")}
+            means.append(_mean_record(head, "acc", scored, interval) | levels)
         if coded := [row for row in rows if row["metric"] == GOLD_BITS]:
             groups = [[(s["gold_bits"], s["gold_bytes"]) for s in by_task[row["task"]]] for row in coded]
             means.append(_mean_record(head, GOLD_BITS, coded, mean_ratio_interval(groups)))

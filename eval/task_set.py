@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from common.errors import BadInput
 from eval.items_schema import SPLITS, Row, discover, read_documents, read_items
+from eval.task_checks import check_task, lower_is_better
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task
@@ -53,6 +54,14 @@ class TaskSet:
     entries: dict[str, Entry]
     limit: int | None = None
     encodings: dict[Any, dict[Any, list[int]]] = field(default_factory=dict)
+
+    @property
+    def by_name(self) -> dict[str, Task]:
+        """All tasks, those of calibration prompts too."""
+        tasks = {name: entry.task for name, entry in self.entries.items()}
+        return tasks | {
+            f"{name}{UNLABELLED}": entry.calibration for name, entry in self.entries.items() if entry.calibration
+        }
 
 
 def prepare(
@@ -174,7 +183,13 @@ def foreign_entry(name: str, task: Any, language: str, limit: int | None) -> Ent
     if task.OUTPUT_TYPE == "multiple_choice" and not task.multiple_input and not task.multiple_target:
         counts = [len(task.doc_to_choice(doc)) for _, doc in task.doc_iterator(limit=limit)]
         chance = sum(1 / count for count in counts) / len(counts)
-    primary = metadata.get("primary", next(iter(mean_metrics(task) or task.aggregation())))
+    primary = metadata.get("primary", primary_metric(task))
+    usable = usable_metrics(task)
+    if primary not in usable:
+        raise BadInput(
+            f"tasks: {name} has no metric {primary!r} that is the mean of a number for each document"
+            f" (it has {', '.join(usable) or 'none'}). Add one to its metric_list, such as acc or {BITS}."
+        )
     return Entry(task, metadata.get("family", name), metadata.get("language", language), primary, chance)
 
 
@@ -183,6 +198,17 @@ def mean_metrics(task: Any) -> list[str]:
     from lm_eval.api.metrics import mean
 
     return [metric for metric, aggregate in task.aggregation().items() if aggregate is mean]
+
+
+def usable_metrics(task: Any) -> list[str]:
+    """The metrics of a task that are scored: means over documents, and bits per byte."""
+    return [*mean_metrics(task), *(metric for metric in task.aggregation() if metric == BITS)]
+
+
+def primary_metric(task: Any) -> str:
+    """The first of a task's metrics that is scored, of those that are better the higher they are where it has some."""
+    usable, lower = usable_metrics(task), lower_is_better(task)
+    return next(iter([metric for metric in usable if metric not in lower] or usable or task.aggregation()))
 
 
 def load_tasks(include_path: Path | None, names: Sequence[str]) -> dict[str, Task]:
@@ -206,8 +232,12 @@ def load_tasks(include_path: Path | None, names: Sequence[str]) -> dict[str, Tas
             try:
                 loaded |= manager.load(name)["tasks"]
             except Exception as error:  # whatever a user's YAML or an unreachable hub can raise
-                raise BadInput(f"tasks: {name} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
-    for task in loaded.values():
+                said = " ".join(str(error).split())[:300]
+                if "out of bounds for size 0" in said:  # of the first document
+                    said = "it has no documents; see its data and its process_docs"
+                raise BadInput(f"tasks: {name} cannot be loaded: {said}") from error
+    for name, task in loaded.items():
+        check_task(name, task)
         if task.get_config("num_fewshot") is None:
             task.set_config("num_fewshot", 0)
         task.set_fewshot_seed(1234)  # as `lm_eval` itself does; its `evaluate` leaves both to the caller

@@ -31,11 +31,11 @@ def check(recipe: Recipe) -> None:
     make_plan([recipe]).close()
 
 
-def load(recipe: Recipe, device: str = "cpu") -> PreTrainedModel:
+def load(recipe: Recipe, device: str = "cpu", place: str | None = None) -> PreTrainedModel:
     """The merged model in memory, in eval mode; its tokenizer is the base folder's. Raises BadInput."""
     from merge.stream.in_memory import load
 
-    return load(recipe, device)
+    return load(recipe, device, place)
 
 
 def load_many(

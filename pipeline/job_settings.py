@@ -7,7 +7,7 @@ added later: at its default it is not said, so that older keys stay.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 Method = dict[str, Any]  # a complete recipe of a merge but for its checkpoints
@@ -19,7 +19,7 @@ class Settings:
 
     def said(self) -> dict[str, Any]:
         """As a stage holds them; fields at their defaults are left out."""
-        values = {field.name: (getattr(self, field.name), field.default) for field in fields(self)}
+        values = {part.name: (getattr(self, part.name), part.default) for part in fields(self)}
         return {name: value for name, (value, default) in values.items() if value != default}
 
 
@@ -82,9 +82,10 @@ class DeviceOptions(Settings):
 
 @dataclass(frozen=True)
 class TuneOptions(DeviceOptions):
-    """batch_tokens: in one forward pass, padding included."""
+    """batch_tokens: in one forward pass, padding included. gpus: over which a model that is scored is spread."""
 
     batch_tokens: int
+    gpus: int = field(default=1, kw_only=True)
 
 
 @dataclass(frozen=True)

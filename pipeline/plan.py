@@ -181,7 +181,7 @@ class _Parts:
         config, compute, asked = self.config, self.config.compute, self.config.eval
         asked_of_all = _asked(config, self.inputs).said()
         settings = EvalSettings(**asked_of_all, dtype=asked.dtype, trained_length=config.trained_length)
-        options = EvalOptions(compute.device, compute.threads, asked.batch_tokens, asked.include_path)
+        options = EvalOptions(compute.device, compute.threads, asked.batch_tokens, asked.include_path, gpus=asked.gpus)
         parents = {**scored, "items": self.data.items, "corpus": self.data.corpus}
         return Stage("eval", slug, settings.said(), parents, options.said())
 

@@ -30,12 +30,12 @@ class Start:
     def of(config: Config, inputs: Inputs, data: Data) -> Start:
         language, base = config.language.code, base_model(config, inputs, data)
         if config.ct_source:
-            ct = given(f"ct-{language}", config.ct_source, inputs.ct)
+            ct = given(f"ct-{language}", config.ct_source, inputs.ct, "ct" in inputs.special_tokens)
         else:
             learnt = {"model": base, "blocks": ct_blocks(config, data, base)}
             ct = continual_training(f"{language}-{budget(config)}", config, learnt)
         if config.sft.source:
-            sft = given("sft-en", config.sft.source, inputs.sft_model)
+            sft = given("sft-en", config.sft.source, inputs.sft_model, "sft_model" in inputs.special_tokens)
         else:
             learnt = {"model": base, "blocks": sft_blocks(config, data, base)}
             sft = training("sft", f"en-s{config.seed}", config, learnt)

@@ -39,7 +39,7 @@ def tune(config: Config, slug: str, tries: Sequence[Method], scored: Mapping[str
         asked.dtype,
         config.trained_length,
     )
-    options = TuneOptions(config.compute.device, config.compute.threads, asked.batch_tokens)
+    options = TuneOptions(config.compute.device, config.compute.threads, asked.batch_tokens, gpus=asked.gpus)
     return Stage("tune", slug, settings.said(), scored, options.said())
 
 

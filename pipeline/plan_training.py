@@ -80,7 +80,7 @@ def base_model(config: Config, inputs: Inputs, data: Data) -> Stage:
     """The model that everything starts from: given, or trained from scratch."""
     model = config.model
     if model.path is not None:
-        return given(model.name, model.path, inputs.model)
+        return given(model.name, model.path, inputs.model, "model" in inputs.special_tokens)
     assert model.recipe is not None
     recipe = model.recipe.model_dump(exclude={"save_every_tokens"})
     corpus = _bible(config.corpus, inputs) if isinstance(config.corpus, CipherCorpus) else data.corpus
@@ -89,10 +89,15 @@ def base_model(config: Config, inputs: Inputs, data: Data) -> Stage:
     return Stage("base", model.name, settings, {"corpus": corpus}, options)
 
 
-def given(slug: str, path: str, known: str | None) -> Stage:
-    """A model from outside, known by a checksum, or by its commit on the hub, which is then the one that is fetched."""
+def given(slug: str, path: str, known: str | None, special_tokens: bool = False) -> Stage:
+    """A model from outside, known by a checksum, or by its commit on the hub, which is then the one that is fetched.
+
+    special_tokens: whether its tokenizer puts some around a text. It is a part of the key, as what is trained and
+    scored with such a tokenizer has changed.
+    """
     of_hub = known is not None and known.startswith(hub.PREFIX)
-    return Stage("model", slug, {"sha256": known}, options={"path": known if of_hub else path})
+    settings = {"sha256": known, **({"special_tokens": True} if special_tokens else {})}
+    return Stage("model", slug, settings, options={"path": known if of_hub else path})
 
 
 def _bible(cipher: CipherCorpus, inputs: Inputs) -> Stage:

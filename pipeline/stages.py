@@ -199,6 +199,7 @@ def evaluate(job: Job) -> None:
         "device": options.device,
         "dtype": settings.dtype,
         "trained_length": settings.trained_length,
+        "gpus": options.gpus,
     }
     if "merge" in job.stage.parents:
         from transformers import AutoTokenizer
@@ -206,11 +207,13 @@ def evaluate(job: Job) -> None:
         import merge
         from merge import Recipe
 
-        model = merge.load(Recipe.from_yaml(job.folders["merge"] / "merge.yml"), options.device)
+        place = "cpu" if options.gpus > 1 else None  # no GPU holds it whole
+        model = merge.load(Recipe.from_yaml(job.folders["merge"] / "merge.yml"), options.device, place)
         tokenizer = AutoTokenizer.from_pretrained(job.checkpoint("model"), trust_remote_code=False)
         scores = harness.evaluate(model, tokenizer, tasks, **how)
     else:
         scores = harness.evaluate_folder(job.checkpoint("checkpoint"), tasks, **how)
+    job.note = scores.note
     harness.write(scores, job.out)
 
 

@@ -5,6 +5,7 @@ Leaves `tries.jsonl` (a line a try: settings, score) and `choice.yml` (settings 
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -20,6 +21,7 @@ from pipeline.job_settings import TuneOptions, TuneSettings
 if TYPE_CHECKING:
     from eval.harness import Scores
     from eval.task_set import TaskSet
+    from merge import Recipe
 
 
 def tune(job: Job) -> None:
@@ -47,14 +49,25 @@ def _merged(job: Job, waiting: Sequence[int], tasks: TaskSet) -> Iterator[Scores
     """The scores of merges: each try is a recipe."""
     from transformers import AutoTokenizer
 
-    import merge
-    from eval import harness
-
     settings, options = TuneSettings(**job.settings), TuneOptions(**job.options)
     recipes = [stages.recipe_of(job, settings.tries[number], settings.seed) for number in waiting]
     tokenizer = AutoTokenizer.from_pretrained(job.checkpoint("model"), trust_remote_code=False)
-    for _, model in merge.load_many(recipes, options.device) if recipes else ():
-        yield harness.evaluate(model, tokenizer, tasks, **_how(settings, options))
+    yield from scores_of_merges(recipes, tokenizer, tasks, options.device, _how(settings, options))
+
+
+def scores_of_merges(
+    recipes: Sequence[Recipe], tokenizer: Any, tasks: TaskSet, device: str, how: Mapping[str, Any]
+) -> Iterator[Scores]:
+    """The scores of merges in memory. A merged model is gone before the next is made: one at a time must fit."""
+    import merge
+    from eval import harness
+
+    place = "cpu" if how.get("gpus", 1) > 1 else None  # no GPU holds it whole
+    for _, model in merge.load_many(recipes, device, place=place) if recipes else ():
+        scores = harness.evaluate(model, tokenizer, tasks, **how)
+        del model
+        gc.collect()  # what a cycle of references would keep
+        yield scores
 
 
 def _trained(job: Job, waiting: Sequence[int], tasks: TaskSet) -> Iterator[Scores]:
@@ -73,6 +86,7 @@ def _how(settings: TuneSettings, options: TuneOptions) -> Mapping[str, Any]:
         "device": options.device,
         "dtype": settings.dtype,
         "trained_length": settings.trained_length,
+        "gpus": options.gpus,
     }
 
 

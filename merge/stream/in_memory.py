@@ -32,34 +32,40 @@ class ModelSink:
         self.targets[output.name][start : start + len(values)] = values
 
 
-def load(recipe: Recipe, device: str = "cpu") -> PreTrainedModel:
-    """The merged model, in eval mode, on `device`, in the recipe's out dtype. Raises BadInput."""
-    return next(model for _, model in load_many([recipe], device))
+def load(recipe: Recipe, device: str = "cpu", place: str | None = None) -> PreTrainedModel:
+    """The merged model, in eval mode, in the recipe's out dtype. Raises BadInput.
+
+    device: where the arithmetic runs; place: where the model lies (None: there too).
+    """
+    return next(model for _, model in load_many([recipe], device, place=place))
 
 
 def load_many(
-    recipes: Sequence[Recipe], device: str = "cpu", at_once: int = AT_ONCE
+    recipes: Sequence[Recipe], device: str = "cpu", at_once: int | None = None, place: str | None = None
 ) -> Iterator[tuple[Recipe, PreTrainedModel]]:
     """Yield each recipe with its model, in order; as many are merged in one pass over the parents as fit into `at_once`
-    bytes.
+    bytes (None: AT_ONCE), at least one.
 
-    The recipes share their base (or first model); models and settings may differ. Raises BadInput before the first
-    merge.
+    device: where the arithmetic runs; place: where the models lie (None: there too). A model that the caller lets go of
+    is gone before the next ones are made: those of `at_once` are held here, no others. The recipes share their base (or
+    first model); models and settings may differ. Raises BadInput before the first merge.
     """
     workers = Workers(device)
     plan = make_plan(recipes)
     try:
         size = max(1, sum(output.numel * out_dtype(recipes[0], plan, output).itemsize for output in plan.outputs))
-        count = max(1, at_once // size)
+        count = max(1, (AT_ONCE if at_once is None else at_once) // size)
         for first in range(0, len(recipes), count):
             some = recipes[first : first + count]
-            yield from zip(some, _merge(plan.narrowed(some), workers), strict=True)
+            models = _merge(plan.narrowed(some), workers, place or workers.device)
+            for recipe in some:
+                yield recipe, models.pop(0)
     finally:
         plan.close()
 
 
-def _merge(plan: Plan, workers: Workers) -> list[PreTrainedModel]:
-    device = workers.device
+def _merge(plan: Plan, workers: Workers, device: str) -> list[PreTrainedModel]:
+    """device: where the models lie."""
     arranged = plan.alignment is not None and plan.alignment.rows is not None
     if arranged or any(recipe.slices for recipe in plan.recipes):  # of which no parent has the config
         return [_through_files(plan, recipe, device) for recipe in plan.recipes]

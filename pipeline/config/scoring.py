@@ -120,6 +120,7 @@ class Evaluation(Section):
     tune_limit: Positive | None
     excerpt: Positive | None
     batch_tokens: Tokens
+    gpus: Positive = 1
     dtype: Literal["float32", "bfloat16"]
     tasks: list[str]
     include_path: str | None

@@ -38,7 +38,7 @@ def run(sweep: Sweep, arguments: Sequence[str]) -> int:
     journal = Journal(plan.new_folder() / JOURNAL)
     if missing:
         if sweep.launcher in local.LAUNCHERS:
-            inputs.check_device(plan.config.compute)
+            inputs.check_device(plan.config.compute, plan.config.eval.gpus)
         if check(sweep):
             return 2
         if warning := locks.check(plan.store.root):

@@ -9,7 +9,9 @@ import pytest
 from lm_eval.models.huggingface import HFLM
 
 from common.errors import BadInput
-from eval.language_model import Pack, PackedLM, batches
+from eval.batches import Limits, in_batches
+from eval.language_model import PackedLM, by_width
+from eval.rows import Pack
 from tests.eval.conftest import WORDS, make_items, tiny_model
 
 
@@ -31,7 +33,7 @@ def test_choices_of_several_tokens_score_as_in_stock_hflm(model: Any, tokenizer:
     asked = requests(make_items("next", "nya", 15, 1))
     packed = PackedLM(model, tokenizer, batch_tokens, {})
     ours = packed.loglikelihood(asked)
-    assert packed.packable == {False: True}
+    assert packed.packed is True
     lengths = {len(tokenizer.encode(request.args[1])) for request in asked}
     assert {1} < lengths  # single-token and longer choices are both there
     assert_same(ours, HFLM(pretrained=model, tokenizer=tokenizer).loglikelihood(asked, disable_tqdm=True))
@@ -68,14 +70,15 @@ def test_rolling_windows_score_as_in_stock_hflm(model: Any, tokenizer: Any) -> N
     )
 
 
-def test_a_model_that_packing_would_misread_takes_the_stock_way(
+def test_a_model_that_packing_would_misread_is_scored_row_by_row(
     model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = requests(make_items("next", "nya", 5, 3))
     blind = PackedLM(model, tokenizer, 4096, {})
-    monkeypatch.setattr(blind, "_mask", lambda segments: None)  # as a model that ignores the mask
+    monkeypatch.setattr("eval.language_model.is_packable", lambda config: False)
+    monkeypatch.setattr(Pack, "score", lambda *_: pytest.fail("packed"))
     ours = blind.loglikelihood(asked)
-    assert blind.packable == {False: False}
+    assert blind.packed is False
     assert_same(ours, HFLM(pretrained=model, tokenizer=tokenizer).loglikelihood(asked, disable_tqdm=True))
 
 
@@ -88,10 +91,11 @@ def test_a_text_is_tokenised_once_for_all_models(tokenizer: Any, model: Any, mon
 
 def test_batches_hold_every_pack_once_and_fit() -> None:
     packs = [Pack([0] * (5 + k % 7), [[1] * (1 + k % 3), [2]], [2 * k, 2 * k + 1]) for k in range(40)]
-    cut = list(batches(packs, 60))
+    cut = [list(batch) for batch, _ in in_batches(by_width(packs), Pack.size, Limits(60, 10**9), len)]
     assert sorted(pack.numbers[0] for batch in cut for pack in batch) == list(range(0, 80, 2))
     assert all(len(batch) * (max(len(p.prompt) for p in batch) + max(p.tail for p in batch)) <= 60 for batch in cut)
-    assert [len(batch) for batch in batches(packs[:3], 1)] == [1, 1, 1]
+    alone = in_batches(by_width(packs[:3]), Pack.size, Limits(1, 10**9), len)
+    assert [count for _, count in alone] == [1, 1, 1]
 
 
 def test_a_choice_longer_than_the_model_is_refused(model: Any, tokenizer: Any) -> None:
@@ -136,7 +140,7 @@ def test_other_architectures_score_as_in_stock_hflm(tokenizer: Any, family: str)
     asked = requests(make_items("next", "nya", 8, 4))
     packed = PackedLM(model, tokenizer, 300, {})
     ours = packed.loglikelihood(asked)
-    assert packed.packable[False] is (family not in ("mistral", "gemma2"))
+    assert packed.packed is (family not in ("mistral", "gemma2"))
     assert_same(ours, HFLM(pretrained=model, tokenizer=tokenizer).loglikelihood(asked, disable_tqdm=True))
 
 
@@ -159,17 +163,14 @@ def test_a_sliding_window_is_seen_where_no_choice_has_two_tokens(tokenizer: Any,
 
 
 class Positions:
-    """A model that remembers the last position it was asked about, and how many tokens it predicted at each."""
+    """Remembers the last position that a model was given."""
 
     def __init__(self, model: Any) -> None:
         self.last = 0
-        forward = model.forward
+        model.register_forward_pre_hook(self.look, with_kwargs=True)
 
-        def spy(*arguments: Any, **named: Any) -> Any:
-            self.last = max(self.last, int(named["position_ids"].max()))
-            return forward(*arguments, **named)
-
-        model.forward = spy
+    def look(self, _: Any, arguments: Any, named: Any) -> None:
+        self.last = max(self.last, named["input_ids"].shape[1] - 1)
 
 
 @pytest.mark.parametrize("trained_length", [2, 17, 40, 64, 1000])
@@ -178,7 +179,6 @@ def test_text_is_read_at_trained_positions_only(tokenizer: Any, trained_length: 
     model = tiny_model(0)
     asked = [SimpleNamespace(args=(" ".join(WORDS * repeats),)) for repeats in (1, 3, 9)]
     packed = PackedLM(model, tokenizer, 4096, {}, trained_length)
-    packed.packable = {True: True}  # without the check, which reads positions in HFLM's way
     seen = Positions(model)
     packed.loglikelihood_rolling(asked)
     assert seen.last == min(trained_length - 2, 63)

@@ -1,8 +1,9 @@
 """Text files -> tokens on disk, each file once, by several processes; and the tokens as a stream in a seeded order.
 
-What is made of a file is a folder with `tokens.npy` (all documents one after the other, each with its end token),
-`lengths.npy` (tokens of each document) and `answers.npy` (of instructions, which tokens carry the loss: those of
-answers and the end tokens; empty of running text, which carries it throughout). It is written aside and renamed, and
+What is made of a file is a folder with `tokens.npy` (all documents one after the other, each with its end token, and
+with BOS before it if the tokenizer itself puts one there, as it does when the model is scored), `lengths.npy` (tokens
+of each document) and `answers.npy` (of instructions, which tokens carry the loss: those of answers and the end tokens;
+empty of running text, which carries it throughout). It is written aside and renamed, and
 found again by the next run: a kill costs the files that were being tokenised.
 """
 
@@ -21,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import BadInput
+from common.special_tokens import added_special_tokens
 from train.data.blocks import Tokens, dtype_for
 from train.data.corpus.documents import read_rows
 from train.data.processes import Workers
@@ -69,6 +71,7 @@ class TokenizerFile:
     definition: str  # the text of its tokenizer.json
     end: int  # id of the token that ends a document
     vocabulary: int  # number of its tokens
+    before: tuple[int, ...] = ()  # ids that it puts before every text, such as BOS
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase) -> TokenizerFile:
@@ -80,7 +83,8 @@ class TokenizerFile:
                 " save it as tokenizer.json"
             )
         assert isinstance(tokenizer.eos_token_id, int)
-        return cls(backend.to_str(), tokenizer.eos_token_id, len(tokenizer))
+        before, _ = added_special_tokens(tokenizer)  # what it puts after a text is the end token, which is ours to put
+        return cls(backend.to_str(), tokenizer.eos_token_id, len(tokenizer), tuple(before))
 
     @property
     def dtype(self) -> type:
@@ -113,6 +117,7 @@ def tokenise(task: tuple[Path, Path]) -> Path:
     tokenizer, encoder = _tokenizer
     rows = read_rows(source)
     encode = encoder.checked([text for row in rows[:CHECKED] for text, _ in parts(row)])
+    before: Tokens = np.array(tokenizer.before, tokenizer.dtype)
     end: Tokens = np.array([tokenizer.end], tokenizer.dtype)
     pieces: list[Tokens] = []
     lengths: list[int] = []
@@ -120,7 +125,7 @@ def tokenise(task: tuple[Path, Path]) -> Path:
     for some in batched(rows, AT_ONCE):
         encoded = iter(encode([text for row in some for text, _ in parts(row)]))
         for row in some:
-            of_row = [(next(encoded), is_answer) for _, is_answer in parts(row)] + [(end, True)]
+            of_row = [(before, False), *((next(encoded), is_answer) for _, is_answer in parts(row)), (end, True)]
             pieces += (ids for ids, _ in of_row)
             lengths.append(sum(len(ids) for ids, _ in of_row))
             if "text" not in row:

@@ -1,0 +1,55 @@
+"""Which special tokens a tokenizer puts around a text by itself: Llama, Mistral and Gemma begin every text with BOS.
+
+They are no part of the text. Whoever trains on a text or scores it puts them there, once, and knows which they are.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from common.parsing import read_json
+
+PROBES = ("a", "1", ".", "the")  # any text that has tokens: one of them does in every tokenizer
+TEMPLATES = {"BertProcessing", "RobertaProcessing"}  # post-processors that always put a token before and after
+
+
+def added_special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """Find the token ids that a tokenizer of transformers puts before and after a text.
+
+    Both are empty for a tokenizer that gives the text's own tokens alone. A probe decides, not a list of models.
+    """
+    for probe in PROBES:
+        own, whole = list(tokenizer.encode(probe, add_special_tokens=False)), list(tokenizer.encode(probe))
+        for start in range(len(whole) - len(own) + 1 if own else 0):
+            if whole[start : start + len(own)] == own:
+                return whole[:start], whole[start + len(own) :]
+    return [], []
+
+
+def folder_adds_special_tokens(folder: Path) -> bool:
+    """Find out from a checkpoint's files whether its tokenizer puts special tokens around a text, without torch.
+
+    transformers follows `add_bos_token` and `add_eos_token` of tokenizer_config.json where one of them is there, else
+    the post-processor of tokenizer.json. A folder without tokenizer.json is taken to add some, as tokenizers of
+    SentencePiece do. Raises BadInput for files that are not JSON.
+    """
+    config = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
+    stated = [config[key] for key in ("add_bos_token", "add_eos_token") if key in config]
+    if stated:
+        return any(stated)
+    if not (folder / "tokenizer.json").is_file():
+        return True
+    return _adds(read_json(folder / "tokenizer.json").get("post_processor"))
+
+
+def _adds(post_processor: Any) -> bool:
+    """Whether a post-processor of tokenizer.json puts special tokens around a single text."""
+    if not isinstance(post_processor, dict):
+        return False
+    kind = post_processor.get("type")
+    if kind == "Sequence":
+        return any(_adds(part) for part in post_processor.get("processors", ()))
+    if kind == "TemplateProcessing":
+        return any("SpecialToken" in piece for piece in post_processor.get("single", ()))
+    return kind in TEMPLATES

@@ -1,0 +1,103 @@
+"""Rows by falling width in batches: as many as fit the tokens of a forward pass, fewer where memory runs out."""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+
+from common.errors import BadInput
+from eval.memory import logits_positions
+
+Row = TypeVar("Row")
+Result = TypeVar("Result")
+TEXTS_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "cublas_status_alloc_failed")
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Limits:
+    """What a forward pass may hold. One row passes in any case.
+
+    tokens: padding included. positions: those whose logits are kept, (positions, vocabulary) numbers.
+    """
+
+    tokens: int
+    positions: int
+
+    @staticmethod
+    def of(batch_tokens: int, model: Any) -> Limits:
+        return Limits(batch_tokens, logits_positions(vocabulary_of(model), model.dtype.itemsize))
+
+    def halve(self, tokens: int, positions: int) -> None:
+        """Bring both below half of what a batch had that did not fit."""
+        self.tokens, self.positions = max(1, tokens // 2), max(1, min(self.positions, positions // 2))
+
+
+def vocabulary_of(model: Any) -> int:
+    """The width of a model's logits."""
+    return int(model.config.get_text_config().vocab_size)
+
+
+def in_batches(
+    rows: Sequence[Row],
+    size: Callable[[Sequence[Row]], tuple[int, int]],
+    limits: Limits,
+    run: Callable[[Sequence[Row]], Result],
+) -> Iterator[tuple[Sequence[Row], Result]]:
+    """Run batches of rows in their order; yield each with its result.
+
+    size: the tokens of a batch and the positions whose logits it keeps. Where a batch runs out of memory, the limits
+    become half of what it had, and its rows are tried again. Raises BadInput where one row is too much.
+    """
+    at = 0
+    while at < len(rows):
+        batch = fitting(rows[at:], size, limits)
+        done, result = _tried(run, batch)
+        if done:
+            assert result is not None
+            yield batch, result
+            at += len(batch)
+            continue
+        tokens, positions = size(batch)
+        if len(batch) == 1:
+            raise BadInput(
+                f"model: memory runs out on one row of {tokens} tokens. "
+                "Set eval.gpus to spread the model, or take a larger GPU or shorter texts and prompts."
+            )
+        limits.halve(tokens, positions)
+        log.warning("memory ran out on %d rows of %d tokens in all; the next have half", len(batch), tokens)
+
+
+def fitting(rows: Sequence[Row], size: Callable[[Sequence[Row]], tuple[int, int]], limits: Limits) -> Sequence[Row]:
+    """The first rows that fit within the limits, at least one."""
+    count = 1
+    while count < len(rows):
+        tokens, positions = size(rows[: count + 1])
+        if tokens > limits.tokens or positions > limits.positions:
+            break
+        count += 1
+    return rows[:count]
+
+
+def _tried(run: Callable[[Sequence[Row]], Result], batch: Sequence[Row]) -> tuple[bool, Result | None]:
+    """Whether a batch ran within the memory, and its result."""
+    try:
+        return True, run(batch)
+    except RuntimeError as error:  # torch.OutOfMemoryError is one
+        if not is_out_of_memory(error):
+            raise
+    gc.collect()  # after the except clause, which keeps the tensors of the frames that it left alive
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return False, None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error means that a device or the host has no memory left."""
+    said = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError) or any(text in said for text in TEXTS_OF_MEMORY)

@@ -1,0 +1,66 @@
+"""What is wrong with a task of lm-eval that loads: found before any model is scored on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from common.errors import BadInput
+
+GENERATED = 256  # tokens that lm-eval generates where a task does not say
+LENGTH_KEYS = (
+    "max_gen_toks",
+    "max_new_tokens",
+    "max_tokens",
+    "max_completion_tokens",
+)  # the first that is there counts
+CONTEXT_KEYS = ("n_positions", "max_position_embeddings", "n_ctx")
+
+
+def check_task(name: str, task: Any) -> None:
+    """Reject a task that lm-eval would fail on once the model has answered. Raises BadInput.
+
+    With doc_to_choice, the target of a generated answer must be the number of a choice.
+    """
+    config = task.config
+    if task.OUTPUT_TYPE != "generate_until" or getattr(config, "doc_to_choice", None) is None:
+        return
+    _, document = next(iter(task.doc_iterator()))
+    target = task.doc_to_target(document)
+    if not isinstance(target, int):
+        raise BadInput(
+            f"tasks: {name} has doc_to_choice and output_type: generate_until, but its target is no number of a"
+            f" choice, got {str(target)[:40]!r}. Remove doc_to_choice, or set output_type: multiple_choice."
+        )
+
+
+def generated_tokens(task: Any) -> int | None:
+    """How many tokens a task lets a model generate at most; None for a task that generates nothing."""
+    if task.OUTPUT_TYPE != "generate_until":
+        return None
+    settings = task.config.generation_kwargs or {}
+    return int(next((settings[key] for key in LENGTH_KEYS if settings.get(key) is not None), GENERATED))
+
+
+def context_length(config: Any) -> int | None:
+    """How many tokens a model reads, by its config of transformers; None where it does not say."""
+    text = config.get_text_config()
+    lengths = (getattr(text, key, None) or getattr(config, key, None) for key in CONTEXT_KEYS)
+    return next((int(length) for length in lengths if length is not None), None)
+
+
+def check_room(tasks: Mapping[str, Any], context: int | None) -> None:
+    """Reject tasks that generate as many tokens as a model reads, or more. Raises BadInput."""
+    for name, task in tasks.items():
+        length = generated_tokens(task)
+        if length is not None and context is not None and length >= context:
+            raise BadInput(
+                f"tasks: {name} generates up to {length} tokens, but the model reads {context}, prompt included."
+                f" Set generation_kwargs: {{max_gen_toks: {max(1, context // 4)}}} in the task, or take another model."
+            )
+
+
+def lower_is_better(task: Any) -> frozenset[str]:
+    """The metrics of a task that are better the lower they are, such as word error rates."""
+    better: Iterable[tuple[str, bool]] = (task.higher_is_better() or {}).items()
+    return frozenset(metric for metric, higher in better if higher is False)
