@@ -197,8 +197,9 @@ def _questions(config: Config) -> dict[str, int]:
 
 
 def _precision(config: Config) -> dict[str, str]:
-    """fp32 is not said, so that keys stay."""
-    return {} if config.compute.precision == "fp32" else {"precision": config.compute.precision}
+    """Omitted at fp32, so that keys stay. published: the dtype of the weights, which once was that of the passes."""
+    precision = config.compute.precision
+    return {} if precision == "fp32" else {"precision": precision, "published": "float32"}
 
 
 def _compute(config: Config) -> dict[str, Any]:

@@ -72,7 +72,7 @@ def train(
             trainer.train(resume_from_checkpoint=str(start) if start else None)
         check_end(trainer.state.global_step, settings, progress.interrupted)
         performance = progress.performance()
-        publish(trainer, model_dir, settings, compute, out, work)
+        publish(trainer, model_dir, settings, out, work)
     finally:
         trainer.release()
     return {**progress.facts, "performance": asdict(performance) if performance else None}
@@ -101,15 +101,15 @@ def check_budget(settings: TrainingSettings, blocks: int, where: str) -> None:
         )
 
 
-def publish(
-    trainer: Trainer, model_dir: Path, settings: TrainingSettings, compute: Compute, out: Path, work: Path
-) -> None:
-    """What a finished training leaves. Every process calls this; the first writes."""
-    import torch
+def publish(trainer: Trainer, model_dir: Path, settings: TrainingSettings, out: Path, work: Path) -> None:
+    """Write what a finished training leaves. Every process calls this, and the first one writes.
+
+    Weights are float32 whatever the precision of the passes: a merge takes differences of checkpoints, and in 16 bits
+    the differences of a short training are mostly rounding.
+    """
     import transformers
 
-    dtype = torch.bfloat16 if compute.precision == "bf16" else torch.float32
-    trainer.publish(out, dtype, model_dir, settings.lora)
+    trainer.publish(out, model_dir, settings.lora)
     if trainer.is_world_process_zero():
         transformers.AutoTokenizer.from_pretrained(model_dir, trust_remote_code=False).save_pretrained(out / "model")
         resume.publish_state(work / f"checkpoint-{settings.steps}", out / "state")

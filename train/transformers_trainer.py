@@ -217,14 +217,16 @@ class Trainer(transformers.Trainer):
         if not self.is_deepspeed_enabled:
             super().save_model(output_dir, _internal_call)
 
-    def publish(self, out: Path, dtype: torch.dtype, base: Path, adaptation: LoraSettings | None) -> None:
-        """The weights of all processes as a plain folder `out/model` that `from_pretrained` loads.
+    def publish(self, out: Path, base: Path, adaptation: LoraSettings | None) -> None:
+        """Write the weights of all processes, in float32, as a plain folder `out/model` that `from_pretrained` loads.
 
         Config, safetensors, tied tensors once.
 
         LoRA: its adapter, too, as `out/adapter`.
         """
         weights = self.accelerator.get_state_dict(self.model_wrapped)
+        if self.is_deepspeed_enabled:
+            self._take_full_precision(weights)
         if not self.is_world_process_zero():
             return
         folder = out / "model"
@@ -236,16 +238,28 @@ class Trainer(transformers.Trainer):
             plain, weights = plain.get_base_model(), lora.merged(weights, adaptation)
         tied = getattr(plain, "all_tied_weights_keys", None) or {}
         kept = {
-            name: tensor.to(dtype) if tensor.is_floating_point() else tensor
+            name: tensor.float() if tensor.is_floating_point() else tensor
             for name, tensor in weights.items()
             if name not in tied
         }
         plain.save_pretrained(folder, state_dict=kept)
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        written = str(dtype).removeprefix("torch.")
-        if config["dtype"] != written:  # it is that of the model that was trained
-            text = json.dumps({**config, "dtype": written}, indent=2, sort_keys=True)
+        if config["dtype"] != "float32":  # it is that of the model that was trained
+            text = json.dumps({**config, "dtype": "float32"}, indent=2, sort_keys=True)
             (folder / "config.json").write_text(text + "\n", encoding="utf-8")
+
+    def _take_full_precision(self, weights: dict[str, torch.Tensor] | None) -> None:
+        """Replace the 16-bit weights that DeepSpeed gathers by the float32 ones that its optimizer updates.
+
+        weights: by name; None in processes other than the first. Every process calls this.
+        """
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        for name, parameter in self.accelerator.unwrap_model(self.model_wrapped).named_parameters():
+            if parameter.requires_grad:
+                full = safe_get_full_fp32_param(parameter)
+                if weights is not None and full is not None and name in weights:
+                    weights[name] = full.detach().cpu().view(weights[name].shape)
 
 
 def joined_rows(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

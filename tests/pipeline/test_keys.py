@@ -14,13 +14,13 @@ INPUTS = Inputs("model", "ct", "sft", ("text", "en"), ("instructions",), ("tasks
 KEYS = {  # overrides: (stages, a digest of kinds, slugs, keys and trajectories in the plan's order)
     "experiment=tiny": (149, "80ed6c59486b6f18"),
     "experiment=test": (28, "c2214de7d32ba8ae"),
-    "experiment=smollm2-cpu": (55, "fc849d359ba84721"),
-    "experiment=smollm2": (107, "da5b8580395f4705"),
-    "experiment=paper": (482, "454e06b43da7a84d"),
-    "experiment=paper eval.dtype=float32": (482, "f30b9af73d9708c4"),
+    "experiment=smollm2-cpu": (55, "a7916f260038dea0"),
+    "experiment=smollm2": (107, "b2cc56d88cb1e464"),
+    "experiment=paper": (482, "1d238a628f9bd2c7"),
+    "experiment=paper eval.dtype=float32": (482, "ab654b27015e1229"),
     "experiment=paper-published": (148, "c889dea669faf94e"),
     "experiment=tiny train=lora": (149, "6342612955c210c9"),
-    "experiment=test merge.write=true eval.leaks=true compute.precision=bf16": (33, "2a511b18b9479ffc"),
+    "experiment=test merge.write=true eval.leaks=true compute.precision=bf16": (33, "7eb866703967d3df"),
     "experiment=test model.path=a ct.source=b sft.source=c ct.tokens=2048": (14, "6a54e979ad261e3d"),
 }
 

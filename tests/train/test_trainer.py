@@ -130,6 +130,17 @@ def test_a_bare_loop_gives_the_same_weights(prepared: Path, training: TrainingSe
             torch.testing.assert_close(ours[name], tensor, atol=2e-5, rtol=1e-4)
 
 
+def test_weights_are_published_in_float32_whatever_the_passes(
+    prepared: Path, training: TrainingSettings, tmp_path: Path
+) -> None:
+    """What bfloat16 would round away is there: merges take differences of these weights."""
+    weights = run(prepared, training, tmp_path, 512, precision="bf16")
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
+    rounded = [torch.equal(tensor.bfloat16().float(), tensor) for name, tensor in weights.items() if "proj" in name]
+    assert rounded and not any(rounded)
+    assert json.loads((tmp_path / "out" / "model" / "config.json").read_text())["dtype"] == "float32"
+
+
 def test_gradient_accumulation_changes_nothing_but_rounding(
     prepared: Path, training: TrainingSettings, tmp_path: Path
 ) -> None:
