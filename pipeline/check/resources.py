@@ -7,7 +7,9 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from common import hub as model_hub
 from common.errors import BadInput
+from common.parsing import read_json
 from pipeline.check.finding import Finding, guarded, planned
 from pipeline.config import Config
 from pipeline.cost import estimate
@@ -19,18 +21,38 @@ SPARE = 200 * 10**6  # bytes that a run needs beside its stages
 
 
 def tasks(config: Config) -> Iterator[Finding]:
-    """Every lm-eval task exists and loads, with its data."""
+    """Every lm-eval task exists and loads, with its data, and the model has room for what it generates."""
     folder = None if config.eval.include_path is None else Path(config.eval.include_path)
     names: list[str | None] = [*config.eval.tasks]
     for name in names or ([None] if folder else []):
-        yield from guarded(load_task, folder, name)
+        yield from guarded(load_task, folder, name, context_of(config))
 
 
-def load_task(folder: Path | None, name: str | None) -> None:
-    """Loads a task by its name; all of a folder of one's own, where there is no name."""
-    from eval import task_set
+def load_task(folder: Path | None, name: str | None, context: int | None = None) -> None:
+    """Loads a task by its name; all of a folder of one's own, where there is no name.
 
-    task_set.load_tasks(folder, () if name is None else (name,))
+    context: tokens that the model reads, None where it is not known.
+    """
+    from eval import task_checks, task_set
+
+    loaded = task_set.load_tasks(folder, () if name is None else (name,))
+    task_checks.check_room(loaded, context)
+
+
+def context_of(config: Config) -> int | None:
+    """The tokens that the model reads, by its recipe or its config.json; None where that is not on this machine."""
+    from eval.task_checks import CONTEXT_KEYS
+
+    if config.model.recipe is not None and config.model.path is None:
+        return config.model.recipe.context
+    folder = model_hub.folder_at_hand(config.model.path)
+    if folder is None or not (folder / "config.json").is_file():
+        return None
+    stated = read_json(folder / "config.json")
+    inner = stated.get("text_config")
+    parts = [inner, stated] if isinstance(inner, dict) else [stated]
+    found = (part[key] for part in parts for key in CONTEXT_KEYS if isinstance(part.get(key), int))
+    return next(found, None)
 
 
 def disk(configs: Sequence[Config], store: Store) -> Iterator[Finding]:

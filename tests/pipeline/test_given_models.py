@@ -12,7 +12,9 @@ from safetensors.torch import load_file, save_file
 
 from common.errors import BadInput
 from common.files import Checksums
-from pipeline import inputs
+from pipeline import inputs, sweep
+from pipeline.graph import Inputs
+from pipeline.plan import plan_cell
 
 SHIPPED = Path(__file__).parents[2] / "models" / "tiny-base"
 WEIGHTS = load_file(SHIPPED / "model.safetensors")
@@ -75,3 +77,26 @@ def test_an_adapter_beside_a_model_is_refused(folder: Path) -> None:
     (folder / "adapter_config.json").write_text("{}")
     with pytest.raises(BadInput, match=r"^model\.path=.*: an adapter .* lies beside the model; move it away"):
         known_by(folder)
+
+
+@pytest.mark.parametrize("key", ["model.path", "ct.source", "sft.source"])
+def test_a_tokenizer_that_adds_special_tokens_makes_new_keys(folder: Path, key: str) -> None:
+    """What is trained and scored with such a tokenizer has changed; with others, keys stay."""
+    save(folder / "model.safetensors")
+
+    def planned() -> dict[str, str]:
+        overrides = ("experiment=test", "model=folder", f"model.path={SHIPPED}", f"{key}={folder}")
+        config = sweep.expand(overrides, multirun=False).configs[0]
+        cell = plan_cell(config, Inputs("model", "ct", "sft", special_tokens=inputs.inputs(config).special_tokens))
+        return {name: stage.key for name, stage in cell.evals.items()}
+
+    before = planned()
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    end = tokenizer["added_tokens"][0]
+    template = [{"SpecialToken": {"id": end["content"], "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    tokenizer["post_processor"]["single"] = template
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    after = planned()
+    changed = {name for name in before if after[name] != before[name]}
+    assert changed == (set(before) if key == "model.path" else changed) and changed
+    assert key == "model.path" or "base" not in changed

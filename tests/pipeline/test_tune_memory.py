@@ -21,6 +21,7 @@ from tests.eval.conftest import make_items, tiny_model, write_jsonl
 def recipes(tmp_path: Path) -> list[merge.Recipe]:
     for seed, name in enumerate(("base", "ct", "sft")):
         tiny_model(seed).save_pretrained(tmp_path / name)
+        tokenizer_with("$A").save_pretrained(tmp_path / name)
     models = {name: {"path": tmp_path / name} for name in ("ct", "sft")}
     how = {"method": "task_arithmetic", "base": tmp_path / "base", "models": models}
     return [merge.Recipe.from_dict(how | {"lambda": scale}) for scale in (0.1, 0.5, 1.0)]
