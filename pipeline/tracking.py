@@ -1,7 +1,7 @@
 """Weights & Biases: one run a stage that trains or scores, grouped by experiment. It never stops the pipeline.
 
-Runs go to `outputs/<experiment>/wandb`. Without a key they are offline;
-`wandb sync outputs/<experiment>/wandb/offline-run-*` sends them later.
+Runs go to `outputs/<experiment>/wandb`. Without a key, or if wandb's server cannot be reached, they are offline;
+`wandb sync outputs/<experiment>/wandb/offline-run-*` sends them later. WANDB_MODE wins over `tracking.wandb`.
 """
 
 from __future__ import annotations

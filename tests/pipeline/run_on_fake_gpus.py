@@ -6,6 +6,7 @@ runs; the command line.
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import replace
 from typing import Any
@@ -23,4 +24,7 @@ if __name__ == "__main__":
         return replace(sweep, launcher=GPUS, processes=len(names)), names
 
     sweep_run.gpus.choose = choose
+    if os.environ.get("SLACKMERGE_TEST_NO_REPORT"):
+        sweep_run.check = lambda sweep: 0
+        sweep_run.write_report = lambda plan, arguments: None
     sys.exit(entry.main(words))

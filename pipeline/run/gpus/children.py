@@ -136,7 +136,10 @@ class Children:
         silent = [stage for stage in silent if stage.key not in explained]
         for stage in silent[:1]:
             how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-            message, log = f"{stage} failed: its process {how}", self._log(task)
+            log = self._log(task)
+            last = log.read_text(encoding="utf-8", errors="replace").split("\n") if log.exists() else []
+            why = next((f": {line.strip()[:300]}" for line in reversed(last) if line.strip()), "") if code > 0 else ""
+            message = f"{stage} failed: its process {how}{why}"
             self.here.journal.write("failed", stage, message=message, **({"log": str(log)} if log.exists() else {}))
             self.here.progress.say(stage, message)
         for stage in silent[1:]:
