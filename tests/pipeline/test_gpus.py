@@ -27,7 +27,7 @@ from tests.pipeline import small
 
 ROOT = Path(__file__).parents[2]
 FOUR = ("compute.strategy=ddp", "compute.processes=4")
-FEW = ("merge=none",)
+FEW = ("merge=none", "eval.unmerged=[base,ct,sft]", "ct.tokens=2048")  # of a whole run of toys
 
 
 @cache
