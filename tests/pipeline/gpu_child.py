@@ -1,12 +1,13 @@
 """A child of launcher=gpus whose stages are toys: no device is in use twice, and what they do is steered by files.
 
-`python -m tests.pipeline.gpu_child FOLDER THREADS KEY...`. In the run's folder, `held/` has a file per device in use,
+`python -m tests.pipeline.gpu_child FOLDER THREADS KEY...`. In the run's folder, `held/` has a file per device, locked in use,
 and `asked/` what a test wants: `together` (trainings of SFT and CT wait for one another), `crash`, `die` (of what the
 file names), `linger` (CT waits for Ctrl-C and saves).
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -74,16 +75,13 @@ def train(job: Job) -> None:
 def main() -> int:
     held = FOLDER / "held"
     held.mkdir(exist_ok=True)
-    for device in DEVICES:
-        os.close(os.open(held / device, os.O_CREAT | os.O_EXCL))  # fails if the device is in use
+    in_use = [(held / device).open("a") for device in DEVICES]
+    for file in in_use:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails if the device is in use; ends with the process
     for kind in KINDS.values():
         module, _, function = kind.maker.partition(":")
         setattr(stages if module == stages.__name__ else tune, function, make)
-    try:
-        return child.main(FOLDER, int(sys.argv[2]), sys.argv[3:])
-    finally:
-        for device in DEVICES:
-            (held / device).unlink()
+    return child.main(FOLDER, int(sys.argv[2]), sys.argv[3:])
 
 
 if __name__ == "__main__":

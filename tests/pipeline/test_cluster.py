@@ -108,7 +108,8 @@ def test_a_job_knows_how_the_site_starts_python(tmp_path: Path, slurm: Path) -> 
     python = "apptainer exec --nv image.sif python"
     plan, alone = small_sweep(tmp_path), tmp_path / "run"
     wanted = site(tmp_path, f"python: {python}\n")
-    submit_module.submit(wanted, plan.store, schedule.cut(plan.stages)[:1], alone, {})
+    with queue.submitting(plan.store):
+        submit_module.submit(wanted, plan.store, schedule.cut(plan.stages)[:1], alone, {})
     script = (slurm / "1.sh").read_text()
     assert f"exec {python}" in script and f'export {launch.HOST_PATH}="$PATH"' in script
     assert script.index("export") < script.index(f"exec {python}")

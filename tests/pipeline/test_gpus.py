@@ -304,3 +304,20 @@ def test_a_training_that_wants_more_devices_than_there_are_is_rejected_at_once(t
         "compute.processes=4: a training takes one GPU per process, got 2 visible GPUs. "
         "Set compute.processes=2 or less, or make more GPUs visible (CUDA_VISIBLE_DEVICES).\n"
     )
+
+
+def test_the_results_are_those_of_one_process(tmp_path: Path) -> None:
+    """Real stages: two GPUs that seem to be there, and one process without them."""
+    alike = ("compute.threads=1", "eval.families=[next]")
+    one, two = (tmp_path / name for name in ("one", "two"))
+    words = command(two, "0,1", *alike, child="pipeline.run.gpus")
+    subprocess.run(words, cwd=ROOT, env=environment(), capture_output=True, check=True)
+    alone = [sys.executable, "-m", "pipeline", "-m", "experiment=test", "launcher=local", *FEW, *alike]
+    folders = [f"store={one}/store", f"outputs={one}/outputs"]
+    subprocess.run([*alone, *folders], cwd=ROOT, env=environment(), capture_output=True, check=True)
+    assert (one / "outputs/test/results.csv").read_bytes() == (two / "outputs/test/results.csv").read_bytes()
+    weights = [{path.relative_to(each): path.read_bytes() for path in each.glob("store/*/*/model/*.safetensors")}
+               for each in (one, two)]  # fmt: skip
+    assert weights[0] == weights[1] and len(weights[0]) == 3
+    used = {device for event in events(two, "piece_started") for device in event["devices"]}
+    assert used == {"0", "1"}
