@@ -1,8 +1,8 @@
 """A child of launcher=gpus whose stages are toys: no device is in use twice, and what they do is steered by files.
 
-`python -m tests.pipeline.gpu_child FOLDER THREADS KEY...`. In the run's folder, `held/` has a file per device, locked in use,
-and `asked/` what a test wants: `together` (trainings of SFT and CT wait for one another), `crash`, `die` (of what the
-file names), `linger` (CT waits for Ctrl-C and saves).
+`python -m tests.pipeline.gpu_child FOLDER THREADS KEY...`. In the run's folder, `held/` has a file per device, locked
+while it is in use. `asked/`, beside the store, has what a test wants: `together` (trainings of SFT and CT wait for one
+another), `crash`, `die` (of what the file names), `linger` (CT waits for Ctrl-C and saves).
 """
 
 from __future__ import annotations
