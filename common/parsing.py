@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path, PurePath
@@ -61,6 +62,17 @@ def read_yaml_documents(path: Path, expected: str = "a file of YAML") -> list[An
     try:
         documents: list[Any] = _parsed(text.decode("utf-8"), lambda text: list(yaml.load_all(text, _NoKeyTwice)))
         return documents
+    except (BadInput, UnicodeDecodeError) as error:
+        raise BadInput(f"{path}: not YAML: {error}") from None
+
+
+def read_plain_yaml(path: Path, expected: str = "a file of YAML") -> Any:
+    """As `read_yaml`, for short files that people write: true and false alone are booleans, and `010` is no octal.
+
+    What YAML 1.1 would read otherwise (on, off, yes, no, dates, numbers that begin with 0) is text.
+    """
+    try:
+        return _parsed(_read(path, expected).decode("utf-8"), lambda text: yaml.load(text, Loader=_Plain))
     except (BadInput, UnicodeDecodeError) as error:
         raise BadInput(f"{path}: not YAML: {error}") from None
 
@@ -140,8 +152,18 @@ def _check_values(value: Any) -> None:
             left += node
 
 
+_BASE_60 = re.compile(r"[-+]?[0-9][0-9_]*(?::[0-5]?[0-9])+(?:\.[0-9_]*)?")  # 24:00:00 is 86,400 in YAML 1.1
+_PLAIN_BOOLS = frozenset(spelling for word in ("true", "false") for spelling in (word, word.title(), word.upper()))
+_OCTAL = re.compile(r"[-+]?0[0-9_]+")
+
+
 class _NoKeyTwice(yaml.SafeLoader):
-    """PyYAML takes the last of two equal keys, and a model disappears."""
+    """PyYAML takes the last of two equal keys, and a model disappears; and numbers with colons are of base 60."""
+
+    def resolve(self, kind: type[yaml.Node], value: Any, implicit: Any) -> str:
+        if kind is yaml.ScalarNode and implicit[0] and _BASE_60.fullmatch(value):
+            return str(self.DEFAULT_SCALAR_TAG)
+        return str(super().resolve(kind, value, implicit))  # type: ignore[no-untyped-call]
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
@@ -152,3 +174,15 @@ class _NoKeyTwice(yaml.SafeLoader):
                     raise yaml.constructor.ConstructorError(None, None, f"the key {key} twice", key_node.start_mark)
                 seen.add(key)
         return super().construct_mapping(node, deep=deep)
+
+
+class _Plain(_NoKeyTwice):
+    """What YAML 1.1 takes for a boolean, an octal number or a date is text, but for true and false."""
+
+    def resolve(self, kind: type[yaml.Node], value: Any, implicit: Any) -> str:
+        tag = super().resolve(kind, value, implicit)
+        if kind is not yaml.ScalarNode or not implicit[0]:
+            return tag
+        is_word = tag == "tag:yaml.org,2002:bool" and value not in _PLAIN_BOOLS
+        is_octal = tag == "tag:yaml.org,2002:int" and _OCTAL.fullmatch(value) is not None
+        return str(self.DEFAULT_SCALAR_TAG) if is_word or is_octal or tag == "tag:yaml.org,2002:timestamp" else tag

@@ -33,6 +33,7 @@ Keys are explained where they stand, in conf/. Some that are often set:
   sft.path=mine.jsonl       your own instructions (instruction, input, output)
   model.path=folder         any local Hugging Face causal language model
   store=folder              where finished stages live and are found again
+  launcher=gpus             all GPUs of this machine, the default with several; launcher=local: one process
   launcher=joblib           cells side by side on this machine; launcher=slurm site=my.yaml: jobs on a cluster
 
 A second run of the same thing runs nothing.

@@ -21,7 +21,9 @@ from common.units import format_tokens
 from pipeline.config import Config, suggestion, validate
 
 CONF = Path(__file__).parents[1] / "conf"
-IN_THIS_PROCESS, SLURM = "basic", "slurm"  # launchers: the cells one by one, without another process; jobs of our own
+# Launchers: the cells one by one, without another process; jobs of our own; children of our own, on all GPUs.
+IN_THIS_PROCESS, SLURM, GPUS = "basic", "slurm", "gpus"
+OURS = {"local": IN_THIS_PROCESS, SLURM: SLURM, GPUS: GPUS}  # by the name that a user gives; the others are Hydra's
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Sweep:
     launcher: str
     processes: int  # that run cells at a time
     site: str | None = None  # of a Slurm cluster: a name in conf/site/ or a path
+    launcher_given: bool = False  # on the command line, and not by the experiment or by default
 
 
 def expand(overrides: Sequence[str], multirun: bool) -> Sweep:
@@ -41,7 +44,8 @@ def expand(overrides: Sequence[str], multirun: bool) -> Sweep:
 
     Raises BadInput, in the words of our schema where Hydra refuses.
     """
-    overrides, site = _launched(overrides)
+    launcher_given = any(override.startswith(("launcher=", "hydra/launcher=")) for override in overrides)
+    overrides, ours, site = _launched(overrides)
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         try:
             given = OverridesParser.create().parse_overrides(list(overrides))
@@ -60,13 +64,13 @@ def expand(overrides: Sequence[str], multirun: bool) -> Sweep:
     _check_budgets(configs)
     if at_once < 1 or at_once > len(configs):  # joblib's -1: as many as there are cores
         at_once = len(configs)
-    if site is not None:
-        launcher, at_once = SLURM, 1
-    return Sweep(configs, tuple(cell for cell, _ in kept), tuple(common), launcher, at_once, site)
+    if ours is not None:
+        launcher, at_once = ours, 1
+    return Sweep(configs, tuple(cell for cell, _ in kept), tuple(common), launcher, at_once, site, launcher_given)
 
 
-def _launched(overrides: Sequence[str]) -> tuple[list[str], str | None]:
-    """What is left for Hydra, with `launcher=` in its words, and the site where jobs go to Slurm.
+def _launched(overrides: Sequence[str]) -> tuple[list[str], str | None, str | None]:
+    """What is left for Hydra, with `launcher=` in its words; the launcher, if it is ours; the site of Slurm's jobs.
 
     Slurm's jobs are ours: Hydra's are whole cells, which would hold GPUs while they wait for one another.
     """
@@ -75,10 +79,12 @@ def _launched(overrides: Sequence[str]) -> tuple[list[str], str | None]:
         key: value for key, _, value in (override.partition("=") for override in overrides if override not in rest)
     }
     if named.get("launcher") == SLURM:
-        return rest, named.get("site", "slurm")
+        return rest, SLURM, named.get("site", "slurm")
     if "site" in named:
         raise BadInput(f"site={named['site']}: only launcher=slurm reads a site; say launcher=slurm, or leave it out")
-    return rest + [f"hydra/launcher={name}" for name in named.values()], None
+    if (launcher := named.get("launcher")) in OURS:
+        return rest, OURS[launcher], None
+    return rest + [f"hydra/launcher={name}" for name in named.values()], None, None
 
 
 def _product(root: DictConfig, given: list[Override]) -> list[list[str]]:

@@ -1,7 +1,7 @@
 """Weights & Biases: one run a stage that trains or scores, grouped by experiment. It never stops the pipeline.
 
-Runs go to `outputs/<experiment>/wandb`. Without a key they are offline;
-`wandb sync outputs/<experiment>/wandb/offline-run-*` sends them later.
+Runs go to `outputs/<experiment>/wandb`. Without a key, or if wandb's server cannot be reached, they are offline;
+`wandb sync outputs/<experiment>/wandb/offline-run-*` sends them later. WANDB_MODE wins over `tracking.wandb`.
 """
 
 from __future__ import annotations
@@ -10,12 +10,18 @@ import contextlib
 import logging
 import os
 import re
+import socket
+import threading
 from collections.abc import Callable, Iterator
+from configparser import ConfigParser
+from configparser import Error as ConfigError
 from dataclasses import asdict
-from functools import wraps
+from functools import cache, wraps
 from netrc import NetrcParseError, netrc
 from pathlib import Path
 from typing import Any, ParamSpec
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from common.files import read_jsonl
 from pipeline.arms import ARMS
@@ -23,22 +29,74 @@ from pipeline.config import Config
 from pipeline.execute import Job, Tracker, no_tracker
 from pipeline.graph import Stage
 from pipeline.kinds import KINDS
+from pipeline.run.console import say
+
+MODE, SERVER = "WANDB_MODE", "WANDB_BASE_URL"  # wandb's own variables
+MODES = {"run": "online", "shared": "online", "dryrun": "offline", "disabled": "off"}  # what wandb calls them too
+PUBLIC = "https://api.wandb.ai"
+REACHED_WITHIN_S = 3.0  # seconds for a name and a connection
+STARTED_WITHIN_S = 20.0  # seconds that wandb may try to start a run online; by itself it tries for 90
 
 P = ParamSpec("P")
 log = logging.getLogger(__name__)
 
 
 def mode(config: Config) -> str:
-    """online, offline or off; `auto` is online where a key is known."""
-    if config.tracking.wandb != "auto":
-        return config.tracking.wandb
+    """online, offline or off; `auto` is online where a key is known.
+
+    WANDB_MODE wins, but what the config switches off stays off.
+    """
+    given, wanted = os.environ.get(MODE, "").lower(), str(config.tracking.wandb)
+    given = MODES.get(given, given)
+    if wanted != "off" and given in ("online", "offline", "off"):
+        return given
+    if wanted != "auto":
+        return wanted
     return "online" if os.environ.get("WANDB_API_KEY") or logged_in() else "offline"
+
+
+def server() -> str:
+    """The address of wandb's server: of the environment, of `wandb login --host`, else the public one."""
+    if address := os.environ.get(SERVER):
+        return address
+    settings, folder = ConfigParser(), os.environ.get("WANDB_CONFIG_DIR", "~/.config/wandb")
+    with contextlib.suppress(ConfigError, OSError, UnicodeDecodeError):
+        settings.read(Path(folder).expanduser() / "settings")
+        return settings.get("default", "base_url", fallback=PUBLIC)
+    return PUBLIC
+
+
+@cache
+def is_reachable(address: str) -> bool:
+    """Whether a connection to a server, or to the proxy before it, opens soon. Asked once a process."""
+    there = urlsplit(address)
+    proxy = None if proxy_bypass(there.hostname or "") else getproxies().get(there.scheme)
+    if proxy:
+        there = urlsplit(proxy if "//" in proxy else f"//{proxy}")
+    opened = threading.Event()
+
+    def connect() -> None:
+        with contextlib.suppress(OSError, ValueError):  # ValueError: a port that is none
+            port = there.port or (443 if there.scheme == "https" else 80)
+            socket.create_connection((there.hostname or "", port), REACHED_WITHIN_S).close()
+            opened.set()
+
+    asking = threading.Thread(target=connect, daemon=True)  # a look-up of a name has no time limit of its own
+    asking.start()
+    asking.join(REACHED_WITHIN_S)
+    return opened.is_set()
+
+
+def stay_offline(why: str) -> None:
+    """Write the runs of this process, and of those that it starts, to the disk, and say so in one line."""
+    os.environ[MODE] = "offline"
+    say(f"tracking: {why}, so wandb's runs are offline; `wandb sync` sends them later")
 
 
 def logged_in() -> bool:
     """Whether this machine has a key of wandb's."""
     try:
-        return netrc().authenticators("api.wandb.ai") is not None
+        return netrc().authenticators(urlsplit(server()).hostname or "") is not None
     except (OSError, NetrcParseError):
         return False
 
@@ -61,6 +119,8 @@ def tracker(config: Config, folder: Path) -> Tracker:
     """What the executor wraps around the making of a stage."""
     if mode(config) == "off":
         return no_tracker
+    if mode(config) == "online" and not is_reachable(server()):
+        stay_offline(f"{server()} cannot be reached")
 
     @contextlib.contextmanager
     def track(job: Job) -> Iterator[None]:
@@ -120,18 +180,24 @@ def start(config: Config, folder: Path, name: str, job_type: str, described: dic
         x_disable_meta=True,
         x_save_requirements=False,
         disable_git=True,
+        init_timeout=STARTED_WITHIN_S,
     )
-    return wandb.init(
-        project=config.tracking.project,
-        group=config.name,
-        name=name,
-        job_type=job_type,
-        dir=str(folder),
-        mode="online" if online else "offline",
-        config={"language": config.language.code, **described},
-        settings=quiet,
-        reinit="finish_previous",
-    )
+    about: dict[str, Any] = {
+        "project": config.tracking.project,
+        "group": config.name,
+        "name": name,
+        "job_type": job_type,
+        "dir": str(folder),
+        "config": {"language": config.language.code, **described},
+        "settings": quiet,
+        "reinit": "finish_previous",
+    }
+    if mode(config) == "online":
+        try:
+            return wandb.init(mode="online", **about)
+        except Exception as error:  # whatever a service and its client can raise
+            stay_offline(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+    return wandb.init(mode="offline", **about)
 
 
 def cell_of(stage: Stage) -> dict[str, Any]:

@@ -36,4 +36,6 @@ def one_line(error: ValidationError, composed: Mapping[str, Any]) -> str:
     if of_section and not message.startswith("give "):  # of a whole section, which names its key; else of one value
         return f"{key}.{message}" if key else message
     value = "null" if first["input"] is None else first["input"]
+    if isinstance(first["input"], bool) and first["type"] in ("string_type", "literal_error"):
+        message += "; YAML reads on, off, yes and no as true or false, so put quotes around such a word"
     return f"{key}={value}: {message[0].lower()}{message[1:]}"

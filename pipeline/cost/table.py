@@ -22,10 +22,13 @@ from pipeline.store import Store
 HERE = "here"
 
 
-def report(cells: Sequence[Cell], waiting: set[str], name: str, mfu: float | None = None) -> tuple[str, str | None]:
+def report(
+    cells: Sequence[Cell], waiting: set[str], name: str, mfu: float | None = None, one_by_one: bool = False
+) -> tuple[str, str | None]:
     """(the table of a sweep on a cluster, why it cannot run there or None).
 
-    `waiting`: keys of stages that are not done. `name`: as CLUSTER= has it.
+    `waiting`: keys of stages that are not done. `name`: as CLUSTER= has it. `one_by_one`: launcher=local, where no two
+    stages share the GPUs.
     """
     config, refusal = cells[0].config, None
     stages = merged(cells)
@@ -52,7 +55,8 @@ def report(cells: Sequence[Cell], waiting: set[str], name: str, mfu: float | Non
         cells = [replace(cell, config=fit.on_cluster(cell.config, cluster)) for cell in cells]
     rows = estimate.rows(cells, done, rates, memories)
     given = estimate.given_bytes(cells)
-    parts = [head, *lines(rows), *footer(cells, rows, given, memories, None if name == HERE else cluster)]
+    where = None if name == HERE else cluster
+    parts = [head, *lines(rows), *footer(cells, rows, given, memories, where, one_by_one)]
     return "\n".join(parts), refusal
 
 
@@ -92,7 +96,12 @@ def _line(row: Row, width: int) -> str:
 
 
 def footer(
-    cells: Sequence[Cell], rows: Sequence[Row], given: float, memories: dict[str, Memory], cluster: Cluster | None
+    cells: Sequence[Cell],
+    rows: Sequence[Row],
+    given: float,
+    memories: dict[str, Memory],
+    cluster: Cluster | None,
+    one_by_one: bool = False,
 ) -> list[str]:
     """Sums: by kind, memory by part, disk at its peak, the longest way."""
     waiting = [row for row in rows if not row.done]
@@ -121,8 +130,14 @@ def footer(
     summary.append(
         f"critical path: {length / 3600:,.1f} h, {' > '.join(str(stage) for stage in chain) or 'nothing to run'}"
     )
-    if cluster:
-        hours = sum(row.gpu_hours for row in waiting)
+    hours = sum(row.gpu_hours for row in waiting)
+    if cluster and one_by_one:
+        alone = sum(row.seconds for row in waiting) / 3600
+        summary.append(
+            f"in all {hours:,.0f} GPU-hours; on {cluster}, one stage after the other (launcher=local), "
+            f"at least {alone:,.0f} h"
+        )
+    elif cluster:
         summary.append(
             f"in all {hours:,.0f} GPU-hours; on {cluster}, which shares them, "
             f"at least {max(length / 3600, hours / cluster.gpus):,.0f} h"

@@ -5,7 +5,8 @@ and an exit code. Read it in this order:
 
     sweep_run       the verb `run`, top down; plan_table: the verb `plan`
     run_plan        the plan of a run, one value that is handed down and that every worker reads
-    local, cluster  where stages are made: on this machine (hydra_launcher: by processes of Hydra), in Slurm jobs
+    local, gpus, cluster  where stages are made: on this machine (hydra_launcher: by processes of Hydra), on all of
+                    its GPUs, in Slurm jobs
     worker          who makes them, the same everywhere; launch: how it starts a training, under torchrun too
     collect         what of the store the report reads
     interruption    what Ctrl-C does

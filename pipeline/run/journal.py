@@ -17,7 +17,10 @@ from pipeline.graph import Stage
 
 
 class Journal:
-    """Events of stages (started, published, failed, refused, preempted, not_run, damaged), in the order of writing."""
+    """Events of stages (started, published, failed, refused, preempted, not_run, damaged), in the order of writing.
+
+    Of launcher=gpus also piece_started (with its devices) and piece_ended (with its exit code).
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path

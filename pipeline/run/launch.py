@@ -36,6 +36,9 @@ AS_CHILD = (
     "SLACKMERGE_CHILD"  # 1: every training runs in a child, as this process's signals belong to the cluster's job
 )
 RENDEZVOUS = "SLACKMERGE_RENDEZVOUS"  # host at which the nodes of a training meet; this one where it is not set
+# Of a site whose `python` is not the one that submits: the command that starts Python on a host, as its shell reads it,
+# and the PATH and LD_LIBRARY_PATH of the host, as a container has its own.
+PYTHON, HOST_PATH, HOST_LIBRARIES = "SLACKMERGE_PYTHON", "SLACKMERGE_HOST_PATH", "SLACKMERGE_HOST_LIBRARIES"
 # No such signal may end torchrun or srun's shell: the trainings themselves answer to them, and torchrun would give
 # them 30 s to save.
 IGNORE_SIGNALS = ("sh", "-c", 'trap "" USR2 TERM INT; exec "$@"', "sh")
@@ -124,14 +127,13 @@ def command(compute: Compute, file: Path) -> list[str]:
     if compute.strategy == "none":
         return [sys.executable, *training]
     torchrun = [
-        sys.executable,
         "-m",
         "torch.distributed.run",
         f"--nproc_per_node={compute.processes}",
         "--signals-to-handle=SIGQUIT",
     ]
     if compute.nodes == 1:
-        return [*IGNORE_SIGNALS, *torchrun, "--standalone", *training]
+        return [*IGNORE_SIGNALS, sys.executable, *torchrun, "--standalone", *training]
     host = os.environ.get(RENDEZVOUS) or socket.gethostname()
     meeting = [
         f"--nnodes={compute.nodes}",
@@ -144,11 +146,24 @@ def command(compute: Compute, file: Path) -> list[str]:
         f"--nodes={compute.nodes}",
         "--ntasks-per-node=1",
         "--kill-on-bad-exit=0",
-        *IGNORE_SIGNALS,
+        *_python_on_hosts(),
         *torchrun,
         *meeting,
         *training,
     ]
+
+
+def _python_on_hosts() -> list[str]:
+    """How srun starts Python on its hosts: as the site says, which may be in a container, else by this one's path."""
+    python = os.environ.get(PYTHON)
+    if not python:
+        return [*IGNORE_SIGNALS, sys.executable]
+    of_host = [
+        f"{name}=${variable}; export {name}"
+        for name, variable in (("PATH", HOST_PATH), ("LD_LIBRARY_PATH", HOST_LIBRARIES))
+        if variable in os.environ
+    ]
+    return ["sh", "-c", "; ".join(['trap "" USR2 TERM INT', *of_host, f'exec {python} "$@"']), "sh"]
 
 
 def interrupt(signum: int) -> bool:

@@ -24,7 +24,7 @@ def make(sweep: Sweep, plan: RunPlan, here: Worker, folder: Path) -> None:
     if sweep.launcher in LAUNCHERS:
         # What cells share, so that their processes do not begin by waiting for one another.
         here.run([stage for stage in plan.stages if KINDS[stage.kind].shared])
-        _check_budgets(plan)
+        check_budgets(plan)
     if sweep.launcher == IN_THIS_PROCESS:
         for number in range(len(plan.cells)):
             make_cell(folder, number)
@@ -34,8 +34,8 @@ def make(sweep: Sweep, plan: RunPlan, here: Worker, folder: Path) -> None:
         hydra_launcher.start(sweep, folder)
 
 
-def _check_budgets(plan: RunPlan) -> None:
-    """Refuses a budget that the packed corpus cannot fill, before anything is trained."""
+def check_budgets(plan: RunPlan) -> None:
+    """Refuses a budget that the packed corpus cannot fill, before anything is trained on it."""
     store = plan.store
     for stage in plan.stages:
         if stage.kind == "ct" and (blocks := store.find(stage.parents["blocks"])):

@@ -18,14 +18,16 @@ def show(overrides: Sequence[str], multirun: bool) -> int:
     """
     asked = dict(argument.split("=", 1) for argument in overrides if argument.startswith(("cluster=", "mfu=")))
     settings = [argument for argument in overrides if argument.partition("=")[0] not in asked]
-    plan = run_plan.plan(sweep.expand(settings, multirun), network=False)
+    expanded = sweep.expand(settings, multirun)
+    plan = run_plan.plan(expanded, network=False)
     if "cluster" not in asked:
         print(table(plan))
         return 0
     from pipeline.cost.table import report
 
     missing = {stage.key for stage in plan.missing()}
-    text, refusal = report(plan.cells, missing, asked["cluster"], _utilisation(asked.get("mfu")))
+    one_by_one = expanded.launcher_given and expanded.launcher == sweep.IN_THIS_PROCESS
+    text, refusal = report(plan.cells, missing, asked["cluster"], _utilisation(asked.get("mfu")), one_by_one)
     print(text)
     if refusal:
         raise BadInput(refusal)

@@ -66,8 +66,15 @@ class RunPlan:
 
     def missing(self) -> list[Stage]:
         """The stages that have no entry in the store, or a damaged one."""
-        store = self.store
-        return [stage for stage in self.stages if (entry := store.find(stage)) is None or entry.damage(thorough=False)]
+        return [stage for stage in self.stages if self.is_missing(stage)]
+
+    def is_missing(self, stage: Stage) -> bool:
+        """Whether a stage has no entry in the store, or a damaged one."""
+        return (entry := self.store.find(stage)) is None or entry.damage(thorough=False) is not None
+
+    def config_of(self, key: str) -> Config:
+        """The config of the first cell that has this stage; what many cells share is the first one's."""
+        return next(cell.config for cell in self.cells if any(stage.key == key for stage in cell.stages))
 
     def new_folder(self) -> Path:
         """A new name for the folder of what one run leaves beside its results: plan, journal, logs."""

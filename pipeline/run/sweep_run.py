@@ -14,7 +14,7 @@ from dataclasses import replace
 from common.errors import Interrupted, StageFailed
 from pipeline import check as checks
 from pipeline import inputs, locks, trajectory
-from pipeline.run import cluster, failures, live, local, run_plan
+from pipeline.run import cluster, failures, gpus, live, local, run_plan
 from pipeline.run.collect import write_report
 from pipeline.run.console import Estimates, duration, say
 from pipeline.run.failures import Failures
@@ -22,7 +22,7 @@ from pipeline.run.journal import Journal
 from pipeline.run.run_plan import RunPlan
 from pipeline.run.worker import JOURNAL, worker
 from pipeline.store import Store
-from pipeline.sweep import Sweep
+from pipeline.sweep import GPUS, Sweep
 
 
 def run(sweep: Sweep, arguments: Sequence[str]) -> int:
@@ -34,11 +34,17 @@ def run(sweep: Sweep, arguments: Sequence[str]) -> int:
     plan = replace(run_plan.plan(sweep), arguments=tuple(arguments))
     site = cluster.site_of(sweep, plan.config)
     missing = plan.missing()
+    devices: tuple[str, ...] = ()
+    if missing and sweep.launcher in (*local.LAUNCHERS, GPUS):
+        inputs.check_device(plan.config.compute, plan.config.eval.gpus)
+        sweep, devices = gpus.choose(sweep, plan.config.compute)
+        plan = replace(plan, processes=sweep.processes)
     _say_plan(plan, len(missing))
+    if devices:
+        gpus.check(plan, devices)
+        say(f"launcher=gpus: {len(devices)} GPUs, one process per piece of work")
     journal = Journal(plan.new_folder() / JOURNAL)
     if missing:
-        if sweep.launcher in local.LAUNCHERS:
-            inputs.check_device(plan.config.compute, plan.config.eval.gpus)
         if check(sweep):
             return 2
         if warning := locks.check(plan.store.root):
@@ -49,6 +55,8 @@ def run(sweep: Sweep, arguments: Sequence[str]) -> int:
             with live.display(plan, journal):
                 if site:
                     cluster.make(site, plan, missing, here, journal)
+                elif devices:
+                    gpus.make(plan, here, journal.path.parent, devices)
                 else:
                     local.make(sweep, plan, here, journal.path.parent)
         except (StageFailed, Interrupted) as error:  # of what cells share: cells tell of their own in the journal

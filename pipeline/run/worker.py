@@ -34,16 +34,21 @@ class NotRun(RuntimeError):
 class Worker(Executor):
     """An executor that goes on after a failure.
 
-    `assigned`: the keys that it may make, where it never waits for another's work.
+    `assigned`: the keys that it may make, where it never waits for another's work, unless `waits`.
 
     None: everything; what another process is making is waited for, once there is nothing else to do.
     """
 
     def __init__(
-        self, *args: Any, assigned: Collection[str] | None = None, settle_seconds: float = 0.0, **more: Any
+        self,
+        *args: Any,
+        assigned: Collection[str] | None = None,
+        settle_seconds: float = 0.0,
+        waits: bool = False,
+        **more: Any,
     ) -> None:
         super().__init__(*args, **more)
-        self.assigned, self.settle_seconds = assigned, settle_seconds
+        self.assigned, self.settle_seconds, self.waits = assigned, settle_seconds, waits
         self.given_up: set[str] = set()  # keys of what failed or could not be run here
 
     def make(self, stages: Sequence[Stage]) -> None:
@@ -79,7 +84,7 @@ class Worker(Executor):
 
     def on_wait(self, stage: Stage) -> None:
         """Another process holds the claim: shortly, if it was just killed or tidies up; longer is its work."""
-        if self.assigned is None:
+        if self.assigned is None or self.waits:
             super().on_wait(stage)
         elif not self._within_settling(lambda: self.store.is_free(stage)):
             raise NotRun(f"{stage} is being made by another job just now")
@@ -109,6 +114,7 @@ def worker(
     config: Config | None = None,
     assigned: Collection[str] | None = None,
     settle_seconds: float = 0.0,
+    waits: bool = False,
 ) -> Worker:
     """A worker of a run, whose libraries are quiet. `config`: of the cell that it makes, if it makes one."""
     folder = journal.path.parent
@@ -124,6 +130,7 @@ def worker(
         track=tracker(config, folder.parents[1]),
         assigned=assigned,
         settle_seconds=settle_seconds,
+        waits=waits,
     )
 
 

@@ -15,6 +15,7 @@ from unittest import mock
 import pytest
 
 import merge
+from common.stop_signals import SIGNALS
 from merge.cli import main
 from merge.io import file_sink
 from merge.io.out_folder import OutFolder
@@ -129,6 +130,12 @@ def test_a_lock_out_of_an_unpacked_archive_removes_nothing_of_yours(
     assert names(home) == {"thesis"} | (set() if fills else {"out"})
 
 
+def unignored() -> None:
+    """In a child: answer to signals that this process was started to ignore (nohup, a script's background)."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+
+
 def test_a_signal_ends_it_and_leaves_nothing(config: str, tmp_path: Path) -> None:
     code = (
         "import os, sys; from merge import cli, progress; "
@@ -138,7 +145,6 @@ def test_a_signal_ends_it_and_leaves_nothing(config: str, tmp_path: Path) -> Non
     before = names(tmp_path)
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
         command = [sys.executable, "-c", code.format(int(number)), config, str(tmp_path / "out")]
-        unignored = lambda: [signal.signal(each, signal.SIG_DFL) for each in (signal.SIGHUP, signal.SIGTERM)]
         ran = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=unignored)
         assert (ran.returncode, ran.stderr.count("\n")) == (128 + number, 1), ran.stderr
         assert names(tmp_path) == before
@@ -152,7 +158,8 @@ def test_a_signal_while_it_clears_up_leaves_nothing(config: str, tmp_path: Path)
     )
     out = tmp_path / "out"
     out.mkdir()
-    ran = subprocess.run([sys.executable, "-c", code, config, str(out)], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", code, config, str(out)]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=unignored)
     assert ran.returncode == 128 + signal.SIGTERM and (out / "config.json").is_file()
     assert not list(out.glob(".*")) and not list(tmp_path.glob(".*"))
 

@@ -9,14 +9,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from submitit.helpers import DelayedSubmission
 
 from common.errors import BadInput
 from pipeline import sweep
 from pipeline.graph import Inputs, Stage
 from pipeline.plan import plan_cell
-from pipeline.run import cluster
+from pipeline.run import cluster, launch
 from pipeline.run.cluster import queue, schedule, watch
-from pipeline.run.cluster.job import ClusterJob
+from pipeline.run.cluster import submit as submit_module
+from pipeline.run.cluster.job import ClusterJob, bind_gpus
 from pipeline.run.console import Estimates, Progress
 from pipeline.run.failures import Failures, tell
 from pipeline.run.journal import Journal
@@ -101,6 +103,20 @@ def test_each_array_waits_for_the_jobs_that_make_what_it_reads(tmp_path: Path, s
     assert all("ended as CANCELLED" in event["message"] and event["log"].endswith("_log.out") for event in failed)
 
 
+def test_a_job_knows_how_the_site_starts_python(tmp_path: Path, slurm: Path) -> None:
+    """A training on several nodes starts it on each, by srun."""
+    python = "apptainer exec --nv image.sif python"
+    plan, alone = small_sweep(tmp_path), tmp_path / "run"
+    wanted = site(tmp_path, f"python: {python}\n")
+    with queue.submitting(plan.store):
+        submit_module.submit(wanted, plan.store, schedule.cut(plan.stages)[:1], alone, {})
+    script = (slurm / "1.sh").read_text()
+    assert f"exec {python}" in script and f'export {launch.HOST_PATH}="$PATH"' in script
+    assert script.index("export") < script.index(f"exec {python}")
+    jobs = [DelayedSubmission.load(path).function for path in alone.rglob("*_submitted.pkl")]
+    assert [job.python for job in jobs] == [python]
+
+
 def test_what_is_queued_is_waited_for_and_not_submitted_again(tmp_path: Path, slurm: Path) -> None:
     plan = small_sweep(tmp_path)
     submit(tmp_path, "first", plan)
@@ -161,6 +177,36 @@ def test_each_process_of_a_job_has_a_gpu_to_itself(two_corpora: ClusterJob, monk
     )
     two_corpora()
     assert sorted(bound) == ["4", "6"]
+
+
+@pytest.mark.parametrize(
+    ("given", "visible"),
+    [
+        ({"SLURM_JOB_GPUS": "2,3"}, "2,3"),
+        ({"SLURM_STEP_GPUS": "1", "SLURM_JOB_GPUS": "0,1"}, "1"),
+        ({"GPU_DEVICE_ORDINAL": "5"}, "5"),
+        ({"CUDA_VISIBLE_DEVICES": "0", "SLURM_JOB_GPUS": "3"}, "0"),  # Slurm's own: with cgroups they begin at 0
+        ({"CUDA_VISIBLE_DEVICES": "", "SLURM_JOB_GPUS": "3"}, ""),
+        ({"SLURM_JOB_GPUS": "2,3", "SLURM_JOB_NUM_NODES": "2"}, None),
+        ({}, None),
+    ],
+)
+def test_a_job_uses_the_gpus_that_slurm_gave_it(
+    given: dict[str, str], visible: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in (
+        "CUDA_VISIBLE_DEVICES",
+        "SLURM_STEP_GPUS",
+        "SLURM_JOB_GPUS",
+        "GPU_DEVICE_ORDINAL",
+        "SLURM_JOB_NUM_NODES",
+    ):
+        monkeypatch.setenv(name, "")  # restored afterwards
+        monkeypatch.delenv(name)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    bind_gpus()
+    assert os.environ.get("CUDA_VISIBLE_DEVICES") == visible
 
 
 # --- what is told of jobs

@@ -248,6 +248,19 @@ def test_a_plan_that_cannot_fit_ends_with_two_and_one_line(capsys: pytest.Captur
     assert "mfu=2" in capsys.readouterr().err
 
 
+def test_one_process_uses_one_gpu_at_a_time_and_all_other_launchers_share_them(capsys: Any) -> None:
+    from pipeline.__main__ import main
+
+    hours = {}
+    for launcher in ("local", "gpus", ""):
+        words = ["plan", "-m", "experiment=paper", "language=uig", "ct.tokens=250M", "cluster=8xH100"]
+        assert main([*words, *([f"launcher={launcher}"] if launcher else [])]) == 0
+        last = capsys.readouterr().out.splitlines()[-1]
+        assert ("launcher=local" in last) == (launcher == "local")
+        hours[launcher] = int(re.search(r"at least ([\d,]+) h$", last)[1].replace(",", ""))  # type: ignore[index]
+    assert hours["gpus"] == hours[""] < hours["local"]
+
+
 def test_a_shape_that_is_not_the_folder_s_is_refused() -> None:
     said = (
         "model.shape={vocabulary: 2048, hidden: 160, layers: 5, heads: 5, kv_heads: 5, feed_forward: 432, tied: true}"

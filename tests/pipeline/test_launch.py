@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -177,6 +179,32 @@ def test_commands_of_one_and_of_many_nodes(monkeypatch: pytest.MonkeyPatch) -> N
     many = launch.command(Compute(strategy="zero3", processes=4, nodes=2), Path("job.json"))
     assert many[0] == "srun" and "--nodes=2" in many and "--nnodes=2" in many and "--nproc_per_node=4" in many
     assert any(part.startswith("--rdzv_endpoint=127.0.0.1:") for part in many)
+
+
+def test_srun_starts_python_on_the_hosts_as_the_site_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the paths of the host: a container that calls srun has its own, where apptainer is not."""
+    skip_options = 'while [ "${1#--}" != "$1" ]; do shift; done; exec "$@"'
+    programs = {
+        "inner/srun": f'printf "%s\\n" "$@" > "$RECORD/srun"; {skip_options}',
+        "host/apptainer": 'printf "%s\\n" "$@" > "$RECORD/arguments"; echo "$LD_LIBRARY_PATH" > "$RECORD/libraries"',
+    }
+    for name, script in programs.items():
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("RECORD", str(tmp_path))
+    monkeypatch.setenv("PATH", f"{tmp_path}/inner:{os.environ['PATH']}")
+    monkeypatch.setenv("LD_LIBRARY_PATH", "/of/the/container")
+    monkeypatch.setenv(launch.HOST_PATH, f"{tmp_path}/host:{os.environ['PATH']}")
+    monkeypatch.setenv(launch.HOST_LIBRARIES, "/of/the/host")
+    monkeypatch.setenv("IMAGE", "image one.sif")
+    monkeypatch.setenv(launch.PYTHON, 'apptainer exec --nv "$IMAGE" python')
+    subprocess.run(launch.command(Compute(strategy="zero3", processes=4, nodes=2), Path("job.json")), check=True)
+    started = (tmp_path / "arguments").read_text().splitlines()
+    assert started[:6] == ["exec", "--nv", "image one.sif", "python", "-m", "torch.distributed.run"]
+    assert started[-3:] == ["-m", "train", "job.json"] and "--nnodes=2" in started
+    assert (tmp_path / "libraries").read_text() == "/of/the/host\n"
+    assert sys.executable not in (tmp_path / "srun").read_text()
 
 
 @pytest.mark.parametrize(

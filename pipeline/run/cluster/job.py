@@ -44,6 +44,7 @@ class ClusterJob:
     keys: tuple[str, ...]
     settle_seconds: float
     at_a_time: int = 1  # what does not need one another is made in so many processes, each on a GPU of its own
+    python: str | None = None  # the site's command that starts Python on a host; None: by the path of the one that runs
 
     @property
     def journal(self) -> Journal:
@@ -57,6 +58,9 @@ class ClusterJob:
         os.environ[launch.AS_CHILD] = "1"  # trainings run in a child: submitit owns the signals of this process
         if cpus := os.environ.get("SLURM_CPUS_PER_TASK"):  # srun does not take it over from the job, since Slurm 22.05
             os.environ.setdefault("SRUN_CPUS_PER_TASK", cpus)
+        if self.python:
+            os.environ[launch.PYTHON] = self.python
+        bind_gpus()
         self.journal.write("job", job=_job_id(), host=socket.gethostname())
         chains = cut(RunPlan.load(self.folder).stages, self.keys)
         if min(self.at_a_time, len(chains)) > 1:
@@ -104,6 +108,19 @@ class ClusterJob:
         launch.interrupt(signal.SIGUSR2)
         self.journal.write("requeued", job=_job_id())
         return DelayedSubmission(self)
+
+
+def bind_gpus() -> None:
+    """Set CUDA_VISIBLE_DEVICES from what Slurm says of the job's GPUs, if Slurm has not set it itself.
+
+    Without it, all jobs of a node whose cgroups do not confine GPUs (ConstrainDevices) use the first GPU. Not for a job
+    of several nodes: Slurm says so of the first node only.
+    """
+    if "CUDA_VISIBLE_DEVICES" in os.environ or os.environ.get("SLURM_JOB_NUM_NODES", "1") != "1":
+        return
+    given = (os.environ.get(name) for name in ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS", "GPU_DEVICE_ORDINAL"))
+    if devices := next(filter(None, given), None):
+        os.environ["CUDA_VISIBLE_DEVICES"] = devices
 
 
 def _job_id() -> str:

@@ -5,23 +5,37 @@ A short YAML, of which conf/site/slurm.yaml is the commented example.
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
-from pydantic import Field, ValidationError
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
 
 from common.errors import BadInput
+from common.parsing import read_plain_yaml
 from pipeline.config import Config, Section, one_line
 
 SITES = Path(__file__).parents[3] / "conf" / "site"
 NonNegative = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(gt=0)]
+TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::([0-5]?\d))?(?::([0-5]?\d))?")  # Slurm's D-HH:MM:SS, or HH:MM
+
+
+def hours(given: Any) -> Any:
+    """Hours from a time with colons or days, such as 4:30 or 1-00:00:00; what else is given stays as it is."""
+    if not isinstance(given, str) or not (":" in given or "-" in given[1:]):
+        return given
+    if not (time := TIME.fullmatch(given.strip())):
+        raise ValueError("give hours as a number such as 4.5, or as HH:MM, HH:MM:SS or D-HH:MM:SS")
+    days, whole, minutes, seconds = (int(part or 0) for part in time.groups())
+    return 24 * days + whole + minutes / 60 + seconds / 3600
 
 
 class Place(Section):
     """Where jobs run. None: what stands at the top of the site file, and if it says nothing, the cluster's default."""
+
+    model_config = ConfigDict(coerce_numbers_to_str=True)  # an account of digits
 
     partition: str | None = None
     account: str | None = None
@@ -38,7 +52,7 @@ class Resources(Place):
     gpus: NonNegative
     cpus: Positive
     memory_gb: Annotated[float, Field(gt=0)]
-    hours: Annotated[float, Field(ge=1 / 60)]
+    hours: Annotated[float, BeforeValidator(hours), Field(ge=1 / 60)]
 
 
 class Site(Place):
@@ -69,12 +83,12 @@ def read(given: str) -> Site:
         known = ", ".join(sorted(file.stem for file in SITES.glob("*.yaml")))
         raise BadInput(f"site={given}: no such file; give the path of a site's YAML, or one of {known}")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise BadInput(f"site={path}: not YAML: {' '.join(str(error).split())}") from None
+        content = read_plain_yaml(path, "the YAML of a site")
+    except BadInput as error:
+        raise BadInput(f"site={error}") from None
     if not isinstance(content, dict):
         raise BadInput(f"site={path}: a site is a mapping; conf/site/slurm.yaml is an example")
-    example = yaml.safe_load((SITES / "slurm.yaml").read_text(encoding="utf-8"))
+    example = read_plain_yaml(SITES / "slurm.yaml")
     classes = ("train", "evaluate", "data")
     whole = {**{key: value for key, value in example.items() if key not in classes}, **content}
     try:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import BadInput
+from pipeline.run import launch
 from pipeline.run.cluster import queue
 from pipeline.run.cluster.job import ClusterJob
 from pipeline.run.cluster.schedule import Task, arrays, bundles
@@ -40,14 +41,21 @@ def _submit(site: Site, store: Store, array: Sequence[Task], folder: Path, after
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
     at_a_time = site.evaluations_a_job if array[0].work == "evaluate" else 1
+    resources = site.resources(array[0].work)
     calls = [
-        ClusterJob(folder, task.name, tuple(stage.key for stage in task.stages), site.settle_seconds, at_a_time)
+        ClusterJob(
+            folder,
+            task.name,
+            tuple(stage.key for stage in task.stages),
+            site.settle_seconds,
+            at_a_time,
+            resources.python,
+        )
         for task in array
     ]
     digest = hashlib.sha256(" ".join([str(folder), *(call.name for call in calls)]).encode()).hexdigest()[:10]
     name = f"{queue.PREFIX}{array[0].work}-{digest}"
     queue.announce(store, name, [queue.Job("", call.name, call.keys, str(folder)) for call in calls])
-    resources = site.resources(array[0].work)
     # exec: Slurm's warning goes to the batch shell's process
     python = f"exec {resources.python or shlex.quote(sys.executable)}"
     slurm = submitit.SlurmExecutor(queue.logs(folder), max_num_timeout=site.restarts, python=python)
@@ -62,13 +70,16 @@ def _submit(site: Site, store: Store, array: Sequence[Task], folder: Path, after
 def parameters(site: Site, task: Task, name: str, after: Sequence[str]) -> dict[str, Any]:
     """What submitit writes into the batch script of jobs like this one."""
     resources = site.resources(task.work)
+    setup = list(resources.setup or [])
+    if resources.python:  # a container has paths of its own, and srun passes on those of who calls it
+        setup += [f'export {launch.HOST_PATH}="$PATH"', f'export {launch.HOST_LIBRARIES}="${{LD_LIBRARY_PATH:-}}"']
     wanted = {
         "job_name": name,
         "partition": resources.partition,
         "account": resources.account,
         "qos": resources.qos,
         "constraint": resources.constraint,
-        "setup": resources.setup or None,
+        "setup": setup or None,
         "nodes": task.nodes,
         "ntasks_per_node": 1,
         "gpus_per_node": resources.gpus or None,

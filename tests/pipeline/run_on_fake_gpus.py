@@ -1,0 +1,30 @@
+"""`python -m pipeline`, on a machine that seems to have two GPUs while it computes on the CPU.
+
+`python -m tests.pipeline.run_on_fake_gpus DEVICES CHILD WORD...`: names of GPUs, by commas; the module that a child
+runs; the command line.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import replace
+from typing import Any
+
+from pipeline import __main__ as entry
+from pipeline.run import sweep_run
+from pipeline.run.gpus import children
+from pipeline.sweep import GPUS, Sweep
+
+if __name__ == "__main__":
+    devices, children.CHILD, *words = sys.argv[1:]
+    names = tuple(devices.split(","))
+
+    def choose(sweep: Sweep, compute: Any) -> tuple[Sweep, tuple[str, ...]]:
+        return replace(sweep, launcher=GPUS, processes=len(names)), names
+
+    sweep_run.gpus.choose = choose
+    if os.environ.get("SLACKMERGE_TEST_NO_REPORT"):
+        sweep_run.check = lambda sweep: 0
+        sweep_run.write_report = lambda plan, arguments: None
+    sys.exit(entry.main(words))
