@@ -17,6 +17,7 @@ from typing_extensions import TypedDict  # pydantic's condition before Python 3.
 
 from common.errors import BadInput, line_of
 from common.parsing import read_json
+from train.stage_settings import LoraSettings
 
 FEED_FORWARD = ("intermediate_size", "ffn_hidden_size", "ffn_dim", "n_inner")  # names of one size
 LISTED = 3  # tokens that a message names
@@ -133,15 +134,18 @@ def check_attention(folder: Path, where: str, attention: str | None) -> None:
         )
 
 
-def check_lora(folder: Path, where: str) -> None:
-    """Reject LoRA on an architecture whose matrices are transposed (GPT-2's Conv1D). Raises BadInput."""
+def check_lora(folder: Path, where: str, settings: LoraSettings) -> None:
+    """Reject LoRA on modules that the architecture has not, or whose additions cannot be merged. Raises BadInput.
+
+    The model is built without weights.
+    """
+    import torch
+
+    from train import lora
+
     config = config_of(folder, where)
-    module = sys.modules[model_class(config).__module__]
-    if hasattr(module, "Conv1D"):
-        raise BadInput(
-            f"train.lora: model_type {config.model_type!r} ({where}) keeps its matrices transposed (Conv1D), "
-            "and its adapters cannot be merged. Set train=full"
-        )
+    with torch.device("meta"):
+        lora.adapted(model_class(config)._from_config(config), settings)
 
 
 @cache

@@ -12,6 +12,7 @@ from pipeline import architecture, inputs, recipes
 from pipeline.arms import PAIR
 from pipeline.check.finding import Finding, given, guarded, planned
 from pipeline.config import Config
+from train.stage_settings import LoraSettings
 
 # Usual names of the embedding of tokens: Llama and its like, GPT-2, GPT-NeoX.
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight")
@@ -63,8 +64,8 @@ def fits(folder: Path, key: str, path: str, config: Config) -> Iterator[Finding]
     if trains_sft(config):
         architecture.check_packing(folder, where)
     architecture.check_attention(folder, where, config.compute.attention)
-    if config.train.lora:
-        architecture.check_lora(folder, where)
+    if config.train.lora and key != "sft.source":  # which nothing is trained from
+        architecture.check_lora(folder, where, LoraSettings.from_mapping(config.train.lora.model_dump()))
     if key == "model.path":  # its tokenizer makes the blocks
         architecture.check_end(folder, where)
     if warning := architecture.beyond_embedding(folder, where):

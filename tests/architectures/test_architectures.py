@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from lm_eval.models.huggingface import HFLM
+from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -38,7 +39,7 @@ TRAINING = TrainingSettings(
     min_lr_ratio=0.1, warmup_ratio=0.1, weight_decay=0.1, seed=0,
 )  # fmt: skip
 LORA = LoraSettings(rank=2, alpha=4, dropout=0.0, targets="all-linear")
-TRANSPOSED = ("gpt-2",)  # whose adapters cannot be merged
+EXPERTS = ("mixtral", "qwen-3-moe")
 PROMPTS = ("bala ri நீர்மலை", "kori усгол", "ཆུ་བོད་ mi")
 
 
@@ -95,16 +96,39 @@ def test_an_architecture_goes_through_training_merging_and_scoring(
     assert any("layers.0." in key or "h.0." in key for key in moved), "the first layer was trained"
     scores_are_those_of_lm_eval(both, text)
     generation_is_that_of_transformers(both)
-    if name not in TRANSPOSED:
-        adapted = trained(base, text, tmp_path, "sft", LORA)
-        adapter = adapted.parent / "adapter"
-        recipe = {"method": "linear", "models": {"sft": {"path": base, "adapter": adapter, "weight": 1.0}}}
-        through_adapter, published = (
-            merge.load(Recipe.from_dict(recipe)).state_dict(),
-            load_file(adapted / "model.safetensors"),
-        )
-        assert all(torch.allclose(through_adapter[key], tensor, atol=1e-6) for key, tensor in published.items())
-        assert any(not torch.equal(tensor, before[key]) for key, tensor in published.items())
+    if name != "gpt-2":
+        the_adapter_is_what_is_published(name, base, trained(base, text, tmp_path, "sft", lora_of(name)).parent)
+
+
+def lora_of(name: str) -> LoraSettings:
+    """LoRA on all matrices, or, where experts are one tensor, on those of attention."""
+    targets = ("q_proj", "v_proj") if name in EXPERTS else "all-linear"
+    return LoraSettings(rank=2, alpha=4, dropout=0.0, targets=targets)
+
+
+def the_adapter_is_what_is_published(name: str, base: Path, out: Path) -> None:
+    """peft's own merge of the adapter gives the published weights, and so does merging through the adapter."""
+    plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    PeftModel.from_pretrained(plain, out / "adapter").merge_and_unload().save_pretrained(out / "by_peft")
+    recipe = {"method": "linear", "models": {"sft": {"path": base, "adapter": out / "adapter", "weight": 1.0}}}
+    merge.write(Recipe.from_dict(recipe), out / "by_merge")
+    before, published = (load_file(folder / "model.safetensors") for folder in (base, out / "model"))
+    assert any(not torch.equal(tensor, before[key]) for key, tensor in published.items())
+    for way in ("by_peft", "by_merge"):
+        made = load_file(out / way / "model.safetensors")
+        assert made.keys() == published.keys()
+        assert all(torch.allclose(made[key], tensor, atol=1e-6) for key, tensor in published.items()), way
+
+
+@pytest.mark.parametrize("name", ["gpt-2", *EXPERTS])
+def test_lora_that_cannot_be_merged_is_rejected_before_it_is_trained(name: str, models: dict[str, Path]) -> None:
+    with pytest.raises(BadInput, match="cannot be merged. Set train"):
+        architecture.check_lora(models[name], f"model.path={models[name]}", LORA)
+
+
+def test_lora_on_modules_that_a_model_has_not_is_rejected_before_it_is_trained(models: dict[str, Path]) -> None:
+    with pytest.raises(BadInput, match="train.lora.targets=.*c_attn"):
+        architecture.check_lora(models["llama-2"], "model.path=x", replace(LORA, targets=("c_attn",)))
 
 
 def scores_are_those_of_lm_eval(folder: Path, text: Path) -> None:

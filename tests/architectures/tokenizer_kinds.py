@@ -46,7 +46,9 @@ def byte_level(eos: str, bos: str | None = None, adds_bos: bool = False, special
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     made.train_from_iterator(
         lines(0, 200),
-        trainers.BpeTrainer(vocab_size=400, special_tokens=names, initial_alphabet=alphabet, show_progress=False),
+        trainers.BpeTrainer(
+            vocab_size=400 + len(special), special_tokens=names, initial_alphabet=alphabet, show_progress=False
+        ),
     )
     if adds_bos:
         assert bos is not None
