@@ -37,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", choices=list(STEPS), help="only these steps")
     parser.add_argument("--timeout", type=float, default=TIMEOUT, help=f"seconds of one step (default: {TIMEOUT:.0f})")
     options = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that `run` ends its step
     names = options.only or (QUICK if options.quick else list(STEPS))
     lines = []
     with tempfile.TemporaryDirectory(prefix="slackmerge-gpu-") as folder:
