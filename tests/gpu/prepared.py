@@ -12,10 +12,22 @@ from common.files import write_jsonl
 from tests.architectures.tokenizer_kinds import lines, tokenizer
 from train.stage_settings import CtBlocksSettings, SftBlocksSettings, TrainingSettings
 
-# On a GPU large enough for weights to outweigh what a process allocates besides; on a CPU a few thousand parameters.
+# Weights far from 0, so that a wrong mask shows in a loss. On a GPU large enough for weights to outweigh what a process allocates besides; on a CPU a few thousand parameters.
 SHAPES = {
-    "cuda": {"hidden_size": 1024, "num_hidden_layers": 8, "num_attention_heads": 16, "intermediate_size": 2816},
-    "cpu": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64},
+    "cuda": {
+        "hidden_size": 1024,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 16,
+        "intermediate_size": 2816,
+        "initializer_range": 0.05,
+    },
+    "cpu": {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+        "initializer_range": 0.2,
+    },
 }
 BLOCK = {"cuda": 512, "cpu": 64}
 STEPS, BLOCKS = 4, 8  # of a training, and of one step
