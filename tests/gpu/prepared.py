@@ -12,7 +12,8 @@ from common.files import write_jsonl
 from tests.architectures.tokenizer_kinds import lines, tokenizer
 from train.stage_settings import CtBlocksSettings, SftBlocksSettings, TrainingSettings
 
-# Weights far from 0, so that a wrong mask shows in a loss. On a GPU large enough for weights to outweigh what a process allocates besides; on a CPU a few thousand parameters.
+# Weights far from 0, so that a wrong mask shows in a loss. On a GPU a model that outweighs what a process allocates
+# besides; on a CPU a few thousand parameters.
 SHAPES = {
     "cuda": {
         "hidden_size": 1024,
