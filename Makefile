@@ -23,7 +23,7 @@ export OMP_WAIT_POLICY = passive# idle OpenMP threads that spin slow everything 
 unexport PYTHONDONTWRITEBYTECODE# where it is set every process compiles torch, transformers and lm_eval again: 15 s of CPU
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce plan check base smollm2-model dashboard docs chromium test test-page test-slurm test-scripts oracle chaos lint bench-eval bench-by-hand bench-merge bench-merge-grid bench-merge-methods bench-data bench-train bench-sweep bench-slurm bench-page clean
+.PHONY: help reproduce plan check base smollm2-model dashboard docs chromium test gpu test-page test-slurm test-scripts oracle chaos lint bench-eval bench-by-hand bench-merge bench-merge-grid bench-merge-methods bench-data bench-train bench-sweep bench-slurm bench-page clean
 
 help:  ## say what there is
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):[^#]*## */  make \1|/' | column -t -s '|'
@@ -60,6 +60,9 @@ test-page: chromium  ## the report page in a real browser
 
 test: $(READY)  ## the tests
 	@$(BIN)/python -m pytest $(ARGS)
+
+gpu: $(READY)  ## what has to be true on a GPU, ten minutes, one JSON line per step (docs/gpu-check.md); ARGS='--device cpu' without one
+	@$(BIN)/python -m tests.gpu $(ARGS)
 
 test-slurm: $(READY)  ## a sweep through a real Slurm on this host (root and apt; says so where it cannot)
 	@$(BIN)/python -m tests.slurm

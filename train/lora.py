@@ -39,9 +39,27 @@ def adapted(model: PreTrainedModel, lora: LoraSettings, left_out: Sequence[str] 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by a name that is being retired
-            return get_peft_model(model, config)
+            return checked(get_peft_model(model, config))
     except ValueError as error:
         raise BadInput(f"train.lora.targets={targets}: {' '.join(str(error).split())}") from None
+
+
+def checked(model: Any) -> Any:
+    """`model`, a PeftModel, if `merged` and merge/ can put its additions into its weights. Raises BadInput."""
+    from transformers.pytorch_utils import Conv1D
+
+    kind = model.config.model_type
+    if any(config.target_parameters for config in model.peft_config.values()):
+        raise BadInput(
+            f"train.lora.targets: model_type {kind!r} keeps all experts of a layer in one tensor, "
+            "whose additions cannot be merged. Set train.lora.targets=[q_proj,k_proj,v_proj,o_proj]"
+        )
+    if any(isinstance(getattr(module, "base_layer", None), Conv1D) for module in model.modules()):
+        raise BadInput(
+            f"train.lora: model_type {kind!r} keeps its matrices transposed (Conv1D), "
+            "and additions to them cannot be merged. Set train=full"
+        )
+    return model
 
 
 def merged(weights: Mapping[str, torch.Tensor], lora: LoraSettings) -> dict[str, torch.Tensor]:

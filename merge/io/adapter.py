@@ -17,6 +17,7 @@ from common.errors import BadInput, in_one_line
 from common.hub import ADAPTERS
 from merge.io.adapter_config import LoraConfig, rank_and_scale, read_config
 from merge.io.checkpoint import FLOATS, HEAD, Checkpoint, torch_dtype
+from merge.io.name_aliases import under_todays_names, with_names_of
 from merge.io.pickled import open_pickled
 from merge.io.safetensors_header import read_header
 
@@ -119,7 +120,7 @@ class AdaptedCheckpoint(Checkpoint):
         self.lora.close()
 
 
-def adapted(base: Checkpoint, folder: Path) -> AdaptedCheckpoint:
+def adapted(base: Checkpoint, folder: Path) -> Checkpoint:
     """`base` with the LoRA in `folder`.
 
     Raises BadInput for adapters of other kinds, for what peft would read otherwise, and for modules that the base has
@@ -129,7 +130,11 @@ def adapted(base: Checkpoint, folder: Path) -> AdaptedCheckpoint:
     with in_one_line():
         config = read_config(path)
         lora = _weights(folder)
-        return AdaptedCheckpoint(base, lora, _Adapter(base, lora, config, path).changes())
+        modules = {match["module"] for name in lora.tensors if (match := _FACTOR.fullmatch(name.removeprefix(_PREFIX)))}
+        named = base
+        if any(base.source_of(f"{module}.weight") is None for module in modules):
+            named = under_todays_names(base)
+        return with_names_of(base, AdaptedCheckpoint(named, lora, _Adapter(named, lora, config, path).changes()))
 
 
 def _weights(folder: Path) -> Checkpoint:

@@ -57,6 +57,14 @@ def with_names_of(lead: Checkpoint, other: Checkpoint) -> Checkpoint:
     return RenamedCheckpoint(other, own)
 
 
+def under_todays_names(checkpoint: Checkpoint) -> Checkpoint:
+    """A model of several parts under the names that this transformers has in memory, which adapters are saved by."""
+    today = _todays_names(checkpoint) if any(_parts(checkpoint.config)) else None
+    own = {today(name): name for name in checkpoint.tensors} if today else {}
+    same = len(own) < len(checkpoint.tensors) or own.keys() == checkpoint.tensors.keys()
+    return checkpoint if same else RenamedCheckpoint(checkpoint, own)
+
+
 def _parts(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     return (value for key, value in config.items() if key.endswith("_config") and isinstance(value, dict))
 

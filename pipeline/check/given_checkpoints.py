@@ -6,54 +6,76 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from typing_extensions import TypedDict  # pydantic's condition before Python 3.12
-
 from common import hub as model_hub
 from common.errors import BadInput
-from common.parsing import read_json
-from pipeline import inputs, recipes
+from pipeline import architecture, inputs, recipes
 from pipeline.arms import PAIR
-from pipeline.check.finding import Finding, given, guarded
+from pipeline.check.finding import Finding, given, guarded, planned
 from pipeline.config import Config
+from train.stage_settings import LoraSettings
 
-
-class Described(TypedDict, total=False):
-    """What is looked at of a checkpoint's config.json."""
-
-    model_type: str
-    max_position_embeddings: int | None
-    vocab_size: int | None
+# Usual names of the embedding of tokens: Llama and its like, GPT-2, GPT-NeoX.
+EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight")
 
 
 def checkpoints(config: Config) -> Iterator[Finding]:
-    """Given checkpoints are there, and this account may read them."""
+    """Given checkpoints are there, this account may read them, and their architecture goes through every stage."""
     for key, path in given(config).items():
-        yield from guarded(reachable, path, key)
-        folder = model_hub.folder_at_hand(path)
-        if folder and (folder / "config.json").is_file():
+        found = guarded(reachable, path, key)
+        yield from found
+        folder = described_folder(path, fetch=not any(finding.fails for finding in found))
+        if folder:
             yield from guarded(fits, folder, key, path, config)
 
 
-def fits(folder: Path, key: str, path: str, config: Config) -> None:
-    """A model that transformers knows as a causal language model, and that reads the blocks. Raises BadInput."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as KNOWN
+def described_folder(path: str, fetch: bool) -> Path | None:
+    """The folder with a checkpoint's config.json and tokenizer, which are fetched from the hub if `fetch`."""
+    folder, model = model_hub.folder_at_hand(path), model_hub.parse(path, "model.path")
+    if folder and (folder / "config.json").is_file():
+        return folder
+    if model is None or not fetch:
+        return None
+    from huggingface_hub import hf_hub_download
 
-    described = read_json(folder / "config.json", Described)
-    if (kind := described.get("model_type")) not in KNOWN:
-        raise BadInput(
-            f"{key}={path}: model_type {kind!r} of its config.json is no causal language model of transformers; "
-            "code that comes with a checkpoint is not run"
-        )
-    reads = described.get("max_position_embeddings")
+    try:
+        for name in ("tokenizer.json", "tokenizer_config.json", "config.json"):
+            file = hf_hub_download(model.repo, name, revision=model.revision)
+        return Path(file).parent
+    except Exception:  # whatever a network can raise, and files that a model has not; other checks report both
+        return None
+
+
+def fits(folder: Path, key: str, path: str, config: Config) -> Iterator[Finding]:
+    """A causal language model of transformers whose architecture, tokenizer and length every stage can work with.
+
+    Raises BadInput.
+    """
+    where = f"{key}={path}"
+    described = architecture.sizes(architecture.config_of(folder, where))
+    reads, stated = described["max_position_embeddings"], described["vocab_size"]
     for name, size in (("ct.block_size", config.ct.block_size), ("sft.block_size", config.sft.block_size)):
         if isinstance(reads, int) and size > reads:
-            raise BadInput(f"{name}={size}: {key}={path} reads {reads} tokens (max_position_embeddings)")
+            raise BadInput(f"{name}={size}: {where} reads {reads} tokens (max_position_embeddings)")
     for file in folder.glob("*.safetensors"):
         if not file.is_file():
-            raise BadInput(f"{key}={path}: {file.name} is no file, or a link to none; save the model there again")
-        rows, said = embedding_rows(file), described.get("vocab_size")
-        if rows is not None and isinstance(said, int) and rows != said:
-            raise BadInput(f"{key}={path}: {file.name} embeds {rows} tokens, config.json says vocab_size {said}")
+            raise BadInput(f"{where}: {file.name} is no file, or a link to none; save the model there again")
+        if (rows := embedding_rows(file)) is not None and isinstance(stated, int) and rows != stated:
+            raise BadInput(f"{where}: {file.name} embeds {rows} tokens, config.json says vocab_size {stated}")
+    if trains_sft(config):
+        architecture.check_packing(folder, where)
+    architecture.check_attention(folder, where, config.compute.attention)
+    if config.train.lora and key != "sft.source":  # which nothing is trained from
+        architecture.check_lora(folder, where, LoraSettings.from_mapping(config.train.lora.model_dump()))
+    if key == "model.path":  # its tokenizer makes the blocks
+        architecture.check_end(folder, where)
+    if warning := architecture.beyond_embedding(folder, where):
+        yield Finding(False, warning)
+
+
+def trains_sft(config: Config) -> bool:
+    """Whether a cell trains on packed examples; assumed if its plan cannot be made, which another check reports."""
+    cell = planned(config)
+    return cell is None or any(stage.kind == "sft" for stage in cell.stages)
 
 
 def embedding_rows(file: Path) -> int | None:
@@ -62,7 +84,7 @@ def embedding_rows(file: Path) -> int | None:
 
     try:
         with safe_open(file, "np") as tensors:
-            names = [name for name in list(tensors.keys()) if name.endswith(("embed_tokens.weight", "wte.weight"))]
+            names = [name for name in list(tensors.keys()) if name.endswith(EMBEDDINGS)]
             return int(tensors.get_slice(names[0]).get_shape()[0]) if names else None
     except SafetensorError:  # `partners` says what is wrong with the file
         return None

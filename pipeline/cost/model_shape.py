@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from common.errors import BadInput
 from common.hub import folder_at_hand
+from pipeline import architecture
 from pipeline.config.models import ModelShape
 
 if TYPE_CHECKING:
@@ -30,12 +31,13 @@ def model_shape(config: Config) -> ModelShape:
     """The shape of a cell's model: of its folder, where that is at hand; else as its conf file states it, or its
     recipe.
 
-    Raises BadInput where the conf and the folder disagree, or where there is neither.
+    Raises BadInput where the conf and the folder disagree, where there is neither, and where the folder holds no
+    transformer.
     """
     stated, recipe = config.model.shape, config.model.recipe
     folder = folder_at_hand(config.model.path)
     if folder and (file := folder / "config.json").is_file():
-        actual = from_config_json(file)
+        actual = from_config_json(file, f"model.path={config.model.path}")
         for name, value in stated or actual:
             if value != getattr(actual, name):
                 raise BadInput(f"model.shape.{name}={value}: {file} says {getattr(actual, name)}")
@@ -50,20 +52,35 @@ def model_shape(config: Config) -> ModelShape:
     )
 
 
-def from_config_json(file: Path) -> ModelShape:
-    """The shape that a Hugging Face config.json states. Raises BadInput where it is not of a Llama-like model."""
-    stated: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    stated |= stated.get("text_config") or {}  # of a model that also sees or hears: only its text is trained
-    stated.setdefault("num_key_value_heads", stated.get("num_attention_heads"))
-    stated.setdefault("tie_word_embeddings", False)
+def from_config_json(file: Path, where: str | None = None) -> ModelShape:
+    """The shape that a Hugging Face config.json states, under whatever names its model type has for the sizes.
+
+    Of a model that reads pictures too, that of its language model. `where`: what messages begin with.
+
+    Raises BadInput where it is of no transformer.
+    """
+    where = where or f"model.path={file.parent}"
+    raw: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    names = set(IN_CONFIG_JSON.values()) - {"num_key_value_heads"}
+    # Llama's own names need no transformers, whose import takes seconds.
+    stated = raw if names <= raw.keys() else _as_transformers_reads_it(file.parent, where)
+    stated.setdefault("num_key_value_heads", stated["num_attention_heads"])
     try:
         return ModelShape.model_validate({name: stated.get(key) for name, key in IN_CONFIG_JSON.items()})
     except ValidationError as error:
         key = IN_CONFIG_JSON[str(error.errors()[0]["loc"][0])]
         raise BadInput(
-            f"model.shape=null: {file} has no {key} that a Llama-like model has; "
-            "give the model's shape in its conf/model file"
+            f"{where}: its config.json gives {key}={stated.get(key)}, which no transformer has. "
+            "Give a checkpoint of a transformer, such as Llama, Qwen, Gemma or GPT-2"
         ) from None
+
+
+def _as_transformers_reads_it(folder: Path, where: str) -> dict[str, Any]:
+    """Sizes by the names that Llama has. Raises BadInput, for a recurrent model with the line that `check` has."""
+    found = architecture.sizes(architecture.config_of(folder, where))
+    if found["num_attention_heads"] is None:
+        architecture.check_packing(folder, where)
+    return found
 
 
 def trained_parameters(config: Config) -> int:
