@@ -117,11 +117,14 @@ def command(verb: str, overrides: Sequence[str], multirun: bool, arguments: Sequ
     from common.errors import BadInput
     from pipeline import sweep
     from pipeline.run import collect, plan_table, run_plan, sweep_run
+    from pipeline.run.cluster import site
     from pipeline.store import Store
 
     if verb == "plan":
         return plan_table.show(overrides, multirun)
     expanded = sweep.expand(overrides, multirun)
+    if expanded.site is not None:
+        site.read(expanded.site)
     if verb == "run":
         return sweep_run.run(expanded, arguments)
     if verb == "check":

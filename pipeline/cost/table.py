@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from common.errors import BadInput
-from common.units import format_tokens
+from common.units import counted, format_tokens
 from pipeline.config import Config
 from pipeline.cost import estimate, fit, measured
 from pipeline.cost.estimate import Rates, Row
@@ -96,7 +96,8 @@ def footer(
 ) -> list[str]:
     """Sums: by kind, memory by part, disk at its peak, the longest way."""
     waiting = [row for row in rows if not row.done]
-    summary = [f"{len(cells)} cells, {len(rows)} stages: {len(rows) - len(waiting)} done, {len(waiting)} to run"]
+    size_of_sweep = f"{counted(len(cells), 'cell')}, {counted(len(rows), 'stage')}"
+    summary = [f"{size_of_sweep}: {len(rows) - len(waiting)} done, {len(waiting)} to run"]
     for kind in dict.fromkeys(row.stage.kind for row in rows):
         to_run = [row for row in waiting if row.stage.kind == kind]
         if to_run:

@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from common.units import format_tokens
+from common.units import counted, format_tokens
 from pipeline.arms import ARMS
 from pipeline.kinds import KINDS
 from pipeline.report.chart_data import Table, Value
@@ -108,7 +108,9 @@ def configs_text(configs: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, st
     for name, config in others:
         other = {key: value for key, value in _flat(config).items() if known.get(key) != value}
         lines.append(f"{name}: {', '.join(f'{key}={value}' for key, value in other.items())}")
-    return [*listed, (f"What the other {len(others)} cells have instead", "\n".join(lines))] if others else listed
+    if others:
+        listed.append((f"Settings that differ in the other {counted(len(others), 'cell')}", "\n".join(lines)))
+    return listed
 
 
 def _flat(config: Mapping[str, Any], before: str = "") -> dict[str, Any]:
