@@ -13,7 +13,8 @@ HELP = """\
 
   run      make what is missing, then write the report (the default)
   plan     say which stages are done and which would run; computes nothing. With cluster=8xH100 (or cluster=here)
-           also what they cost: tokens, FLOPs, GPU-hours (mfu=0.4 to state the utilisation), memory, disk, hours
+           also what they cost: tokens, FLOPs, GPU-hours (mfu=0.4 to state the utilisation), memory, disk, hours.
+           plan --memory-table prints which model sizes train on GPUs of 16 to 80 GB
   check    look at everything that can be refused before an hour is spent: access, text, tasks, tokenizer, disk;
            `run` does so too
   report   write the report over what is done; of FOLDERs, draw it anew: of outputs/<experiment>, or of what lm-eval
@@ -71,6 +72,11 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m pipel
     try:
         with in_one_line():
             folders = [argument for argument in overrides if "=" not in argument and not argument.startswith("~")]
+            if verb == "plan" and "--memory-table" in overrides:
+                from pipeline.cost import memory_table
+
+                print(memory_table.markdown())
+                return 0
             if verb == "watch":
                 from pipeline.run import live
 

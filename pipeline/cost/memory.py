@@ -123,6 +123,7 @@ def layer_activations(
     context: int = 0,
     autocast: bool = False,
     packed: bool = False,
+    frozen: bool = False,
 ) -> float:
     """Bytes that one layer keeps of one token, by transformers' modeling_llama.py.
 
@@ -132,10 +133,12 @@ def layer_activations(
 
     autocast: 32-bit weights under a 16-bit pass. packed: blocks hold several examples, for which attention takes a
     mask, and with a mask keys and values are repeated for all heads. Eager attention repeats them too, and keeps its
-    weights over the `context`.
+    weights over the `context`. frozen: only LoRA's additions are trained, so norms keep no normalised value.
     """
     number, wide = width(precision), shape.hidden
-    norms = 2 * 8 * wide + 5 * 2 * wide if autocast else 2 * (4 + 2 * number) * wide
+    normalised = 0 if frozen else 4 if autocast else number
+    outputs = 5 * 2 if autocast else 2 * number
+    norms = (2 * (4 + normalised) + outputs) * wide
     repeated = packed or attention == "eager"
     keys = shape.query_width if repeated else shape.kv_width
     kept = norms + number * (2 * shape.query_width + 2 * keys + 4 * shape.feed_forward * (shape.active_experts or 1))
@@ -143,7 +146,9 @@ def layer_activations(
     return kept + weights + (context if packed else 0)
 
 
-def activations(shape: ModelShape, tokens: int, compute: Compute, context: int, packed: bool = False) -> Memory:
+def activations(
+    shape: ModelShape, tokens: int, compute: Compute, context: int, packed: bool = False, frozen: bool = False
+) -> Memory:
     """Activations, logits and one layer (other fields 0) for `tokens` tokens in one forward pass.
 
     With gradient checkpointing each layer keeps its input only, and one layer is whole at a time. While the loss is
@@ -154,10 +159,10 @@ def activations(shape: ModelShape, tokens: int, compute: Compute, context: int, 
     number = width(compute.precision)
     autocast = number == 2 and compute.strategy in ("none", "ddp")
     stream = 4 if autocast else number  # bytes of a number between layers: 32-bit embeddings stay so under autocast
-    layer = layer_activations(shape, compute.precision, compute.attention, context, autocast, packed)
+    layer = layer_activations(shape, compute.precision, compute.attention, context, autocast, packed, frozen)
     kept = shape.layers * (stream * shape.hidden if compute.gradient_checkpointing else layer)
     last_norm = (8 + 2 if autocast else 4 + 2 * number) * shape.hidden
-    head = (4 if autocast else number) * shape.embedding_parameters
+    head = 0 if frozen else (4 if autocast else number) * shape.embedding_parameters
     logits = 0 if compute.liger else max(12 * shape.vocabulary * tokens, 4 * shape.vocabulary * tokens + head)
     return Memory(0, 0, 0, activations=tokens * (kept + last_norm), logits=logits, layer=tokens * layer)
 
@@ -177,7 +182,7 @@ def training(
     world = compute.processes * compute.nodes
     alone = states(shape, compute.strategy, compute.precision, compute.processes, compute.nodes, trained)
     blocks, passes = sizes(batch_tokens, block_size, world, compute.micro_batch)
-    kept = activations(shape, blocks * block_size, compute, block_size, packed)
+    kept = activations(shape, blocks * block_size, compute, block_size, packed, trained is not None)
     return replace(
         alone,
         buffers=buffers(shape, compute, shape.parameters if trained is None else trained),

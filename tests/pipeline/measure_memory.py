@@ -82,7 +82,8 @@ def train(model: Path, case: dict[str, Any]) -> None:
         np.save(folder / "blocks.npy", rows)
         given = {"tokens": 3 * batch, "schedule_tokens": 30 * batch, "batch_tokens": batch, "block_size": block}
         rate = {"learning_rate": 1e-5, "min_lr_ratio": 0.1, "warmup_ratio": 0.1, "weight_decay": 0.0, "seed": 0}
-        settings = TrainingSettings.from_mapping({**given, **rate})
+        low = {"rank": case["lora_rank"], "alpha": 16, "dropout": 0.0, "targets": "all-linear"}
+        settings = TrainingSettings.from_mapping({**given, **rate, **({"lora": low} if case["lora_rank"] else {})})
         compute = Compute(threads=1, **case["compute"])
         trainer.train(model, folder, settings, folder / "out", work=folder / "work", compute=compute)
 
@@ -105,21 +106,17 @@ def score(model: Path, case: dict[str, Any]) -> None:
 
 
 def tune(model: Path, case: dict[str, Any]) -> None:
-    """Two merges of two models, one after the other, as pipeline/tune.py makes them."""
+    """A merge of two models, made and scored as pipeline/tune.py does."""
     from transformers import AutoTokenizer
 
     import merge
     from eval import harness
     from merge import Recipe
 
-    described: dict[str, Any] = {"method": "ties", "base": str(model), "density": 0.5}
     others = {name: {"path": f"{model}-{name}", "density": 0.5} for name in ("ct", "sft")}
-    del described["density"]
-    recipes = [
-        Recipe.from_dict({**described, "models": others, "lambda": value}, where="recipe") for value in (0.5, 1.0)
-    ]
+    recipe = Recipe.from_dict({"method": "ties", "base": str(model), "models": others}, where="recipe")
     tokenizer, scored = AutoTokenizer.from_pretrained(model), tasks(case)
-    for _, merged in merge.load_many(recipes, "cpu"):
+    for _, merged in merge.load_many([recipe], "cpu"):
         harness.evaluate(merged, tokenizer, scored, batch_tokens=case["batch_tokens"], dtype=case["dtype"])
 
 
