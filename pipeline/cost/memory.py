@@ -23,7 +23,10 @@ from pipeline.config.models import ModelShape
 from train.parallel import ZERO_STAGES, sizes
 
 if TYPE_CHECKING:
-    from pipeline.config import Compute
+    from pipeline import config
+    from train import parallel
+
+    Compute = config.Compute | parallel.Compute  # of a config, or of a training
 
 HOST_SLACK = 1.5  # DeepSpeed's own factor for buffers in a node's memory
 BUCKET = 5 * 10**8  # elements: DeepSpeed's default reduce_bucket_size; a buffer of it is there while gradients come
