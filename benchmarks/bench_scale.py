@@ -49,7 +49,7 @@ RUNS = {
 def main() -> None:
     rows = {}
     for name, run in RUNS.items():
-        mfu = run.tokens_per_second * flops.training(run.shape, run.context) / A100.bf16
+        mfu = run.tokens_per_second * flops.training(run.shape, run.context) / A100.peak("bf16")
         states = memory.states(run.shape, "zero3", "bf16", 8, 1).states
         rows[name] = {
             "parameters": run.shape.parameters, "tokens_per_second_a_gpu": round(run.tokens_per_second),

@@ -33,3 +33,8 @@ def format_tokens(count: int) -> str:
         if size <= count < 1000 * size and count % (size // 100) == 0:
             return f"{Decimal(count) / size:f}{unit}"
     return str(count)
+
+
+def counted(count: int, noun: str) -> str:
+    """A number with its noun: `1 cell`, `2 cells`."""
+    return f"{count:,} {noun if count == 1 else f'{noun}s'}"

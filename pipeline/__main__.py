@@ -13,7 +13,8 @@ HELP = """\
 
   run      make what is missing, then write the report (the default)
   plan     say which stages are done and which would run; computes nothing. With cluster=8xH100 (or cluster=here)
-           also what they cost: tokens, FLOPs, GPU-hours (mfu=0.4 to state the utilisation), memory, disk, hours
+           also what they cost: tokens, FLOPs, GPU-hours (mfu=0.4 to state the utilisation), memory, disk, hours.
+           plan --memory-table prints which model sizes train on GPUs of 16 to 80 GB
   check    look at everything that can be refused before an hour is spent: access, text, tasks, tokenizer, disk;
            `run` does so too
   report   write the report over what is done; of FOLDERs, draw it anew: of outputs/<experiment>, or of what lm-eval
@@ -72,6 +73,11 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m pipel
     try:
         with in_one_line():
             folders = [argument for argument in overrides if "=" not in argument and not argument.startswith("~")]
+            if verb == "plan" and "--memory-table" in overrides:
+                from pipeline.cost import memory_table
+
+                print(memory_table.markdown())
+                return 0
             if verb == "watch":
                 from pipeline.run import live
 
@@ -118,11 +124,14 @@ def command(verb: str, overrides: Sequence[str], multirun: bool, arguments: Sequ
     from common.errors import BadInput
     from pipeline import sweep
     from pipeline.run import collect, plan_table, run_plan, sweep_run
+    from pipeline.run.cluster import site
     from pipeline.store import Store
 
     if verb == "plan":
         return plan_table.show(overrides, multirun)
     expanded = sweep.expand(overrides, multirun)
+    if expanded.site is not None:
+        site.read(expanded.site)
     if verb == "run":
         return sweep_run.run(expanded, arguments)
     if verb == "check":

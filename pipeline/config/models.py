@@ -25,11 +25,19 @@ class ModelShape(Section):
     kv_heads: Positive  # of keys and values
     feed_forward: Positive  # width
     tied: bool  # whether the head is the embedding
+    head_dim: Positive | None = None  # width of one head of attention; None: hidden / heads
+    experts: Positive | None = None  # in each layer of a mixture of experts, `feed_forward` wide; None: no mixture
+    active_experts: Positive | None = None  # that each token passes
+
+    @property
+    def query_width(self) -> int:
+        """Width of all queries, and of what attention gives."""
+        return self.heads * (self.head_dim or self.hidden // self.heads)
 
     @property
     def kv_width(self) -> int:
         """Width of the keys, and of the values."""
-        return self.hidden // self.heads * self.kv_heads
+        return self.kv_heads * (self.head_dim or self.hidden // self.heads)
 
     @property
     def embedding_parameters(self) -> int:
@@ -37,27 +45,40 @@ class ModelShape(Section):
         return self.vocabulary * self.hidden
 
     @property
+    def outer_parameters(self) -> int:
+        """Parameters outside the layers: embedding, head and the last norm."""
+        return self.embedding_parameters * (1 if self.tied else 2) + self.hidden
+
+    @property
     def layer_parameters(self) -> int:
-        """Of one layer: four attention matrices, three of the feed-forward, two norms."""
-        return self.hidden * (2 * self.hidden + 2 * self.kv_width + 3 * self.feed_forward + 2)
+        """Of one layer: four attention matrices, three of each feed-forward, a router of experts, two norms."""
+        router = self.experts or 0
+        return self.hidden * (self._attention + 3 * self.feed_forward * (self.experts or 1) + router + 2)
+
+    @property
+    def _attention(self) -> int:
+        """Rows of the four attention matrices, each `hidden` long."""
+        return 2 * self.query_width + 2 * self.kv_width
 
     @property
     def parameters(self) -> int:
         """All, each once."""
-        return self.embedding_parameters * (1 if self.tied else 2) + self.layers * self.layer_parameters + self.hidden
+        return self.outer_parameters + self.layers * self.layer_parameters
 
     @property
     def matmul_parameters(self) -> int:
         """Those that every token is multiplied by: the layers and the head, not the look-up of the embedding."""
-        return self.embedding_parameters + self.layers * self.layer_parameters + self.hidden
+        idle = 3 * self.feed_forward * ((self.experts or 1) - (self.active_experts or self.experts or 1))
+        active = self.layer_parameters - self.hidden * idle
+        return self.embedding_parameters + self.layers * active + self.hidden
 
     def lora_parameters(self, rank: int, targets: str | Sequence[str]) -> int:
         """Those that LoRA adds: for each matrix that is named (all-linear: every one of a layer), `rank` rows and
-        columns.
+        columns. The matrices of experts get none: transformers keeps them as one tensor, which is no linear layer.
         """
-        wide, keys, forward = self.hidden, self.kv_width, self.feed_forward
-        attention = (wide + wide, wide + keys, wide + keys, wide + wide)
-        sides = dict(zip(MATRICES, (*attention, *[wide + forward] * 3), strict=True))
+        wide, queries, keys, forward = self.hidden, self.query_width, self.kv_width, self.feed_forward
+        attention = (wide + queries, wide + keys, wide + keys, queries + wide)
+        sides = dict(zip(MATRICES, (*attention, *[0 if self.experts else wide + forward] * 3), strict=True))
         adapted = (side for name, side in sides.items() if targets == "all-linear" or name in targets)
         return self.layers * rank * sum(adapted)
 

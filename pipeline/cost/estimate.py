@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from pipeline.config import Config
@@ -12,6 +12,7 @@ from pipeline.cost.flops import RECOMPUTED
 from pipeline.cost.hardware import Cluster
 from pipeline.cost.memory import Memory
 from pipeline.cost.model_shape import model_shape, trained_parameters
+from pipeline.cost.performance import Performance, to_plan_by
 from pipeline.cost.stage_work import Work, checkpoint_bytes, stage_work, state_bytes
 from pipeline.graph import Stage
 from pipeline.kinds import KINDS
@@ -71,12 +72,13 @@ class Untimed:
 @dataclass(frozen=True)
 class OnCluster:
     """Rates by the peak FLOP/s of GPUs and a share of it that is reached (`mfu`, of what is computed, recomputation
-    included).
+    included); trainings by measured rates where there are any.
     """
 
     cluster: Cluster
     config: Config
     mfu: float = MFU
+    measured: Mapping[str, Performance] = field(default_factory=dict)  # by kind: rates of finished trainings
 
     @property
     def training_flops(self) -> float:
@@ -88,21 +90,25 @@ class OnCluster:
     def gpus(self, stage: Stage) -> int:
         if KINDS[stage.kind].work == "train":
             return self.config.compute.processes * self.config.compute.nodes
-        return 1 if KINDS[stage.kind].work == "score" else 0
+        return getattr(self.config.eval, "gpus", 1) if KINDS[stage.kind].work == "score" else 0
+
+    @property
+    def scoring_flops(self) -> float:
+        """Model FLOP/s of scoring; GPUs that share a checkpoint run one after the other."""
+        precision = {"bfloat16": "bf16", "float16": "fp16"}.get(self.config.eval.dtype, "fp32")
+        return self.cluster.gpu.peak(precision) * SCORING_MFU
 
     def seconds(self, stage: Stage, work: Work) -> float:
         shape, kind = model_shape(self.config), KINDS[stage.kind]
         model = checkpoint_bytes(shape, self.config)
         if kind.work == "train":
             saves = work.tokens / stage.options["save_every_tokens"]
-            return (
-                STARTUP
-                + work.flops / self.training_flops
-                + (saves * state_bytes(shape, self.config) + work.written) / DISK
-            )
+            known = to_plan_by(self.measured, stage.kind)
+            rate = known.rate * self.gpus(stage) if known else self.training_flops
+            return STARTUP + work.flops / rate + (saves * state_bytes(shape, self.config) + work.written) / DISK
         if kind.work == "score":
             merging = max(work.tries, 1 if "merge" in stage.parents else 0) * shape.parameters / MERGING
-            return STARTUP + model / DISK + merging + work.flops / (self.cluster.gpu.peak("bf16") * SCORING_MFU)
+            return STARTUP + model / DISK + merging + work.flops / self.scoring_flops
         if kind.work == "merge":
             return shape.parameters / MERGING + work.written / DISK
         processes = self.config.corpus.workers if self.config.corpus.source == "hub" else 1
@@ -168,8 +174,8 @@ def given_bytes(cells: Sequence[Cell]) -> float:
 def training_memory(config: Config) -> dict[str, Memory]:
     """Bytes a GPU while CT and SFT train."""
     shape, trained = model_shape(config), trained_parameters(config)
-    parts = (("ct", config.ct), ("sft", config.sft))
+    parts = (("ct", config.ct), ("sft", config.sft))  # blocks of SFT hold several examples
     return {
-        kind: memory.training(shape, config.compute, part.batch_tokens, part.block_size, trained)
+        kind: memory.training(shape, config.compute, part.batch_tokens, part.block_size, trained, kind == "sft")
         for kind, part in parts
     }

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from common.errors import BadInput
 from pipeline.config import Config
-from pipeline.cost import memory
+from pipeline.cost import scoring_memory
 from pipeline.cost.estimate import training_memory
 from pipeline.cost.hardware import GPUS, Cluster
-from pipeline.cost.model_shape import model_shape
 
 if TYPE_CHECKING:
     from pipeline.config import Compute
@@ -34,21 +33,34 @@ def check(config: Config, cluster: Cluster, trained: bool = True) -> None:
     `trained`: whether the sweep trains at all.
     """
     gpu = cluster.gpu
-    needs = memory.scoring(model_shape(config), config.eval.batch_tokens, config.eval.dtype)
+    if config.compute.precision == "bf16" and not gpu.bf16:
+        raise BadInput(f"CLUSTER={cluster}: {gpu.name} does not support bf16, got compute.precision=bf16. Set fp16.")
+    needs = scoring_memory.needed(config)
     if needs > gpu.usable:
         larger = min(
             (other for other in GPUS.values() if other.usable > needs), key=lambda other: other.memory, default=None
         )
         would = f"{larger.name} would" if larger else "no GPU known here would"
         raise BadInput(
-            f"CLUSTER={cluster}: a checkpoint takes {gib(needs)} to be scored, "
-            f"on one GPU of {gib(gpu.usable)} usable; {would}"
+            f"CLUSTER={cluster}: a checkpoint or a merge takes {gib(needs)} of a GPU to be scored, "
+            f"of {gib(gpu.usable)} usable; {would}"
         )
     if trained and (missing := too_large(config, cluster)):
         raise BadInput(
             f"CLUSTER={cluster}: {described(config.compute)} needs {gib(missing)} a GPU, "
             f"of {gib(gpu.usable)} usable; {what_would(config, cluster)}"
         )
+
+
+def host_warning(needs: Mapping[str, float], cluster: Cluster) -> str | None:
+    """Warn, in one line, of a node whose main memory is too small; None where it is large enough or not known."""
+    what, most = max(needs.items(), key=lambda item: item[1])
+    if cluster.host is None or most <= cluster.host:
+        return None
+    return (
+        f"warning: {what} takes {gib(most)} of a node's main memory, and a node of {cluster.per_node}x"
+        f"{cluster.gpu.name} has {gib(cluster.host)}; take fewer processes a node or another strategy"
+    )
 
 
 def too_large(config: Config, cluster: Cluster) -> float:
@@ -65,7 +77,7 @@ def too_large(config: Config, cluster: Cluster) -> float:
 
 def most_memory(config: Config) -> float:
     """Bytes a GPU while the larger of the trainings runs. Raises BadInput where the batch cannot be shared."""
-    return max(memory.total for memory in training_memory(config).values())
+    return max(held.total for held in training_memory(config).values())
 
 
 def what_would(config: Config, cluster: Cluster) -> str:

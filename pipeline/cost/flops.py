@@ -17,7 +17,7 @@ RECOMPUTED = 4 / 3  # what is computed with gradient checkpointing, of what is c
 
 def forward(shape: ModelShape, context: float) -> float:
     """FLOPs of a token in a forward pass over blocks of `context` tokens."""
-    return 2 * shape.matmul_parameters + 4 * shape.layers * shape.hidden * context
+    return 2 * shape.matmul_parameters + 4 * shape.layers * shape.query_width * context
 
 
 def training(shape: ModelShape, context: float, frozen: bool = False) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import dataclass
 
@@ -9,19 +10,25 @@ from common.errors import BadInput
 from pipeline.config import suggestion
 
 USABLE = 0.9  # share of a GPU's memory that a training may fill (assumed): the rest is CUDA's context and fragmentation
+NVIDIA_NODE = 8  # GPUs of the nodes whose main memory is known
 
 
 @dataclass(frozen=True)
 class GPU:
     """memory: bytes.
 
-    bf16, fp32: peak FLOP/s, dense. From NVIDIA's data sheets (the SXM form where there are several).
+    half, fp32: peak FLOP/s, dense; half: of bf16 and fp16, or of fp16 alone where `bf16` is false. From NVIDIA's data
+    sheets (the SXM form where there are several). host: bytes of main memory of NVIDIA's own node of eight; None: there
+    is no such node. Of the data sheets of DGX H200 and H100 (2 TB), DGX A100 (640 GB of GPU memory: 2 TB; 320 GB: 1 TB)
+    and DGX-1 with V100 (512 GB).
     """
 
     name: str
     memory: int
-    bf16: float
+    half: float
     fp32: float
+    host: int | None = None
+    bf16: bool = True
 
     @property
     def usable(self) -> float:
@@ -29,20 +36,22 @@ class GPU:
         return USABLE * self.memory
 
     def peak(self, precision: str) -> float:
-        """FLOP/s at a precision: `fp32`, or `bf16` and `fp16`, which are equally fast."""
-        return self.fp32 if precision == "fp32" else self.bf16
+        """FLOP/s at a precision, `bf16`, `fp16` or `fp32`."""
+        return self.fp32 if precision == "fp32" else self.half
 
 
 GPUS = {
     gpu.name: gpu
     for gpu in (
-        GPU("H200", 141 * 2**30, 989e12, 67e12),
-        GPU("H100", 80 * 2**30, 989e12, 67e12),
-        GPU("A100", 80 * 2**30, 312e12, 19.5e12),
-        GPU("A100-40GB", 40 * 2**30, 312e12, 19.5e12),
+        GPU("H200", 141 * 2**30, 989e12, 67e12, 2 * 10**12),
+        GPU("H100", 80 * 2**30, 989e12, 67e12, 2 * 10**12),
+        GPU("A100", 80 * 2**30, 312e12, 19.5e12, 2 * 10**12),
+        GPU("A100-40GB", 40 * 2**30, 312e12, 19.5e12, 10**12),
         GPU("L40S", 48 * 2**30, 362e12, 91.6e12),
         GPU("RTX4090", 24 * 2**30, 165e12, 82.6e12),
         GPU("RTX3090", 24 * 2**30, 71e12, 35.6e12),
+        GPU("V100", 32 * 2**30, 125e12, 15.7e12, 512 * 10**9, bf16=False),
+        GPU("T4", 16 * 2**30, 65e12, 8.1e12, bf16=False),
     )
 }
 
@@ -55,6 +64,8 @@ DRIVER_NAMES = {  # of the forms that GPUS has; others of the same name, such as
     "L40S": r"NVIDIA L40S",
     "RTX4090": r"NVIDIA GeForce RTX 4090",
     "RTX3090": r"NVIDIA GeForce RTX 3090",
+    "V100": r"(NVIDIA )?Tesla V100-SXM2-32GB",
+    "T4": r"(NVIDIA )?Tesla T4|NVIDIA T4",
 }
 
 
@@ -75,6 +86,11 @@ class Cluster:
     def gpus(self) -> int:
         return self.nodes * self.per_node
 
+    @property
+    def host(self) -> int | None:
+        """Bytes of main memory of a node, if its kind is known."""
+        return self.gpu.host if self.per_node == NVIDIA_NODE else None
+
     def __str__(self) -> str:
         return f"{f'{self.nodes}x' if self.nodes > 1 else ''}{self.per_node}x{self.gpu.name}"
 
@@ -91,3 +107,17 @@ def parse(text: str) -> Cluster:
     if match[3].lower() not in by_name:
         raise BadInput(f"CLUSTER={text}: {match[3]} is not known here; {suggestion(match[3], list(GPUS))}")
     return Cluster(int(match[1] or 1), int(match[2]), by_name[match[3].lower()])
+
+
+def named(device: str) -> GPU | None:
+    """The GPU of a name that PyTorch gives, such as `NVIDIA A100-SXM4-40GB`; None where it is not in the table.
+
+    A size in the name must be that of the table. PCIe cards of Hopper and laptops' GPUs have lower peaks.
+    """
+    words = re.split(r"[\s-]+", device.lower())
+    pairs = {first + second for first, second in itertools.pairwise(words)}
+    if "laptop" in words or ("pcie" in words and "h100" in words):
+        return None
+    sizes = [int(word[:-2]) for word in words if re.fullmatch(r"\d+gb", word)]
+    alike = [gpu for gpu in GPUS.values() if gpu.name.lower().split("-")[0] in {*words, *pairs}]
+    return next((gpu for gpu in alike if not sizes or sizes[0] == gpu.memory >> 30), None)

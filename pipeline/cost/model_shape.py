@@ -25,6 +25,7 @@ IN_CONFIG_JSON = {
     "feed_forward": "intermediate_size",
     "tied": "tie_word_embeddings",
 }
+EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")  # how config.json files name their number
 
 
 def model_shape(config: Config) -> ModelShape:
@@ -61,26 +62,40 @@ def from_config_json(file: Path, where: str | None = None) -> ModelShape:
     """
     where = where or f"model.path={file.parent}"
     raw: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    names = set(IN_CONFIG_JSON.values()) - {"num_key_value_heads"}
+    text: dict[str, Any] = raw.get("text_config") or raw
     # Llama's own names need no transformers, whose import takes seconds.
-    stated = raw if names <= raw.keys() else _as_transformers_reads_it(file.parent, where)
-    stated.setdefault("num_key_value_heads", stated["num_attention_heads"])
+    if not text.keys() >= set(IN_CONFIG_JSON.values()) - {"num_key_value_heads"}:
+        text = _as_transformers_reads_it(file.parent, where)
+    text.setdefault("num_key_value_heads", text.get("num_attention_heads"))
+    found = {name: text.get(key) for name, key in IN_CONFIG_JSON.items()}
+    experts = next((text[key] for key in EXPERTS if text.get(key)), None)
+    if experts:
+        found |= {"experts": experts, "active_experts": text.get("num_experts_per_tok")}
+        found["feed_forward"] = text.get("moe_intermediate_size") or found["feed_forward"]
+    width = text.get("head_dim")
+    if width and width * (found["heads"] or 0) != found["hidden"]:
+        found["head_dim"] = width
     try:
-        return ModelShape.model_validate({name: stated.get(key) for name, key in IN_CONFIG_JSON.items()})
+        return ModelShape.model_validate(found)
     except ValidationError as error:
         key = IN_CONFIG_JSON[str(error.errors()[0]["loc"][0])]
         raise BadInput(
-            f"{where}: its config.json gives {key}={stated.get(key)}, which no transformer has. "
+            f"{where}: its config.json gives {key}={text.get(key)}, which no transformer has. "
             "Give a checkpoint of a transformer, such as Llama, Qwen, Gemma or GPT-2"
         ) from None
 
 
 def _as_transformers_reads_it(folder: Path, where: str) -> dict[str, Any]:
-    """Sizes by the names that Llama has. Raises BadInput, for a recurrent model with the line that `check` has."""
-    found = architecture.sizes(architecture.config_of(folder, where))
+    """Sizes by the names that Llama has, and what else the text model's config has, its class's defaults included.
+
+    Raises BadInput, for a recurrent model with the line that `check` has.
+    """
+    config = architecture.config_of(folder, where)
+    found = architecture.sizes(config)
     if found["num_attention_heads"] is None:
         architecture.check_packing(folder, where)
-    return found
+    text: dict[str, Any] = config.get_text_config(decoder=True).to_dict()
+    return text | found
 
 
 def trained_parameters(config: Config) -> int:

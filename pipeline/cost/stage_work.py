@@ -13,6 +13,7 @@ from pipeline.config import Config, ModelShape
 from pipeline.cost import flops
 from pipeline.cost.memory import width
 from pipeline.cost.model_shape import trained_parameters
+from pipeline.cost.scoring_memory import base_width
 from pipeline.graph import Stage
 from pipeline.kinds import KINDS
 
@@ -69,7 +70,7 @@ def stage_work(stage: Stage, config: Config, shape: ModelShape, resumed: int = 0
             tries * tokens, tries * tokens * flops.forward(shape, lengths / 2), tries=tries if kind == "tune" else 0
         )
     if kind == "weights":
-        return Work(written=width("bf16" if config.compute.device == "cuda" else "fp32") * shape.parameters)
+        return Work(written=base_width(config) * shape.parameters)
     if kind == "ct_blocks":
         size = settings["schedule_tokens"] * token_bytes(shape)
         return Work(settings["schedule_tokens"], 0, size, size)
@@ -89,15 +90,15 @@ def token_bytes(shape: ModelShape) -> int:
 
 
 def checkpoint_bytes(shape: ModelShape, config: Config) -> int:
-    """A trained model on the disk, in the precision of the passes."""
-    return width(config.compute.precision) * shape.parameters
+    """A trained model on the disk: its weights in 32 bits, and LoRA's additions beside them."""
+    return 4 * shape.parameters + (4 * trained_parameters(config) if config.train.lora else 0)
 
 
 def state_bytes(shape: ModelShape, config: Config) -> int:
     """What a training continues from: trained weights and two moments of Adam in 32 bits; DeepSpeed adds two copies of
     the model.
     """
-    copies = 2 * checkpoint_bytes(shape, config) if config.compute.strategy.startswith("zero") else 0
+    copies = 2 * width(config.compute.precision) * shape.parameters if config.compute.strategy.startswith("zero") else 0
     return 12 * trained_parameters(config) + copies
 
 

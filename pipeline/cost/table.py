@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from common.errors import BadInput
-from common.units import format_tokens
+from common.units import counted, format_tokens
 from pipeline.config import Config
-from pipeline.cost import estimate, fit, measured
+from pipeline.cost import estimate, fit, host_memory, measured, performance, scoring_memory
 from pipeline.cost.estimate import Rates, Row
 from pipeline.cost.hardware import Cluster, parse
 from pipeline.cost.memory import Memory
 from pipeline.cost.model_shape import model_shape
+from pipeline.cost.performance import Performance
 from pipeline.kinds import KINDS
 from pipeline.plan import Cell, merged
 from pipeline.run.console import duration
@@ -34,12 +35,13 @@ def report(
     stages = merged(cells)
     done = {stage.key for stage in stages} - waiting
     memories: dict[str, Memory] = {}
+    finished: Mapping[str, Performance] = {}
     rates: Rates
     if name == HERE:
         owners = {stage.key: cell.config for cell in reversed(cells) for stage in cell.stages}
         rates = measured.measure(stages, owners, Store(Path(config.store)))
-        finished = sum(KINDS[stage.kind].trained for stage in stages if stage.key in done)
-        head = f"on this machine, measured on {finished} finished trainings"
+        trainings = sum(KINDS[stage.kind].trained for stage in stages if stage.key in done)
+        head = f"on this machine, measured on {counted(trainings, 'finished training')}"
     else:
         cluster = parse(name)
         config = fit.on_cluster(config, cluster)
@@ -50,20 +52,27 @@ def report(
             refusal = str(error)
         if trained and (refusal is None or "cannot be shared" not in refusal):
             memories = estimate.training_memory(config)
-        rates = estimate.OnCluster(cluster, config, mfu or estimate.MFU)
-        head = heading(config, cluster, mfu)
+        finished = performance.alike(Store(Path(config.store)), config, cluster.gpu)
+        rates = estimate.OnCluster(cluster, config, mfu or estimate.MFU, {} if mfu else finished)
+        head = heading(config, cluster, mfu, finished)
         cells = [replace(cell, config=fit.on_cluster(cell.config, cluster)) for cell in cells]
     rows = estimate.rows(cells, done, rates, memories)
     given = estimate.given_bytes(cells)
     where = None if name == HERE else cluster
-    parts = [head, *lines(rows), *footer(cells, rows, given, memories, where, one_by_one)]
+    parts = [head, *lines(rows), *footer(cells, rows, given, memories, where, finished, one_by_one)]
     return "\n".join(parts), refusal
 
 
-def heading(config: Config, cluster: Cluster, mfu: float | None) -> str:
+def heading(config: Config, cluster: Cluster, mfu: float | None, finished: Mapping[str, Performance]) -> str:
     """What the numbers stand on."""
     shape, compute = model_shape(config), config.compute
     utilisation = f"{mfu} as given" if mfu else f"{estimate.MFU} assumed"
+    if finished and not mfu:
+        utilisation = "; ".join(
+            f"{performance.measured_mfu(each, cluster.gpu, compute.precision):.2f} measured "
+            f"({each.speed:,.0f} tokens/s a GPU: {each})"
+            for each in finished.values()
+        )
     passes = "recomputation on" if compute.gradient_checkpointing else "recomputation off"
     return (
         f"{config.model.name}: {shape.parameters:,} parameters; CLUSTER={cluster}: "
@@ -101,11 +110,13 @@ def footer(
     given: float,
     memories: dict[str, Memory],
     cluster: Cluster | None,
+    finished: Mapping[str, Performance],
     one_by_one: bool = False,
 ) -> list[str]:
     """Sums: by kind, memory by part, disk at its peak, the longest way."""
     waiting = [row for row in rows if not row.done]
-    summary = [f"{len(cells)} cells, {len(rows)} stages: {len(rows) - len(waiting)} done, {len(waiting)} to run"]
+    size_of_sweep = f"{counted(len(cells), 'cell')}, {counted(len(rows), 'stage')}"
+    summary = [f"{size_of_sweep}: {len(rows) - len(waiting)} done, {len(waiting)} to run"]
     for kind in dict.fromkeys(row.stage.kind for row in rows):
         to_run = [row for row in waiting if row.stage.kind == kind]
         if to_run:
@@ -117,11 +128,7 @@ def footer(
                 f"  {kind:13}{len(to_run):4} to run {tokens:>9} tokens "
                 f"{flops:10.2e} FLOPs {seconds:>12} {hours:12,.1f} GPU-hours"
             )
-    for kind, memory in memories.items():
-        names = ("parameters", "gradients", "optimizer", "activations")
-        parts = ", ".join(f"{name} {getattr(memory, name) / 2**30:.1f}" for name in names)
-        host = f"; {memory.host / 2**30:.0f} GiB of a node's main memory" if memory.host else ""
-        summary.append(f"  memory of a GPU in {kind}: {parts}, in all {memory.total / 2**30:.1f} GiB{host}")
+    summary += memory_lines(cells[0].config, memories, cluster, finished) if cluster else []
     length, chain = estimate.critical_path(rows)
     summary.append(
         f"disk at its peak: {size(estimate.disk_peak(rows, given))}"
@@ -145,6 +152,35 @@ def footer(
     else:
         summary.append(f"in all {sum(row.seconds for row in waiting) / 3600:,.2f} h, one stage after the other")
     return summary
+
+
+PARTS = ("parameters", "copies", "gradients", "optimizer", "buffers", "activations", "logits")
+
+
+def memory_lines(
+    config: Config, memories: Mapping[str, Memory], cluster: Cluster, finished: Mapping[str, Performance]
+) -> list[str]:
+    """Memory of a GPU and of a node: a line for each kind of training, for scoring and for what a node needs.
+
+    A measured peak stands beside the planned one, with what it was measured on.
+    """
+    listed = []
+    for kind, held in memories.items():
+        parts = ", ".join(f"{name} {getattr(held, name) / 2**30:.1f}" for name in PARTS if getattr(held, name))
+        known = finished.get(kind)
+        peak = f", measured {known.peak / 2**30:.1f} GiB ({known}, {known.strategy})" if known and known.peak else ""
+        listed.append(f"  memory of a GPU in {kind}: {parts}; at the peak {held.total / 2**30:.1f} GiB{peak}")
+    scored = scoring_memory.needed(config)
+    listed.append(f"  memory of a GPU in scoring and tuning: {scored / 2**30:.1f} GiB")
+    at_once = max(1, cluster.per_node // getattr(config.eval, "gpus", 1))
+    needs = host_memory.of_a_node(config, memories, at_once)
+    parts = ", ".join(f"{what} {bytes_ / 2**30:.0f}" for what, bytes_ in needs.items())
+    has = f"it has {cluster.host / 2**30:.0f} GiB" if cluster.host else "how much it has is not known here"
+    listed.append(f"  main memory of a node: {parts} GiB ({at_once} checkpoints scored at once); {has}")
+    if files := host_memory.temporary_files(model_shape(config), config, at_once):
+        listed.append(f"  temporary files of a node, as merges of experts pass through them: {size(files)}")
+    warning = fit.host_warning(needs, cluster)
+    return [*listed, *([warning] if warning else [])]
 
 
 def short(tokens: float) -> str:

@@ -149,6 +149,7 @@ def render(found: Findings) -> str:
         sample_seed=sample_seed,
         spent=spent * 3600,
         saved=saved * 3600,
+        performances=page_tables.performances(found.stages),
         chosen=[(choice, page_tables.settings_text(choice.settings)) for choice in found.chosen],
         sft_settings=page_tables.sft_settings(subject.configs, dict.fromkeys(row.method for row in found.rows)),
         text=[

@@ -7,17 +7,19 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from common.units import format_tokens
+from common.units import counted, format_tokens
 from pipeline.arms import ARMS
+from pipeline.cost import performance
 from pipeline.kinds import KINDS
 from pipeline.report.chart_data import Table, Value
 from pipeline.report.claims import Answer
 from pipeline.report.records import Row, label
 from pipeline.report.results import budgets_of
-from pipeline.report.wording import interval
+from pipeline.report.wording import interval, percent
 from pipeline.run.console import duration
 
-STAGE_COLUMNS = ("kind", "slug", "key", "seconds", "cells", "finished", "commit")
+PERFORMANCE_COLUMNS = ("device", "devices", "tokens_per_second_per_device", "mfu", "peak_memory_bytes")
+STAGE_COLUMNS = ("kind", "slug", "key", "seconds", "cells", "finished", "commit", *PERFORMANCE_COLUMNS)
 
 
 def facts(rows: Sequence[Row], stages: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
@@ -60,12 +62,29 @@ def checksums(stages: Iterable[Mapping[str, Any]]) -> list[tuple[Mapping[str, An
 
 
 def stages_csv(stages: Iterable[Mapping[str, Any]]) -> str:
-    """stages.csv: a stage a row."""
+    """stages.csv: one row for each stage, with its performance if it is a training that recorded it."""
     text = io.StringIO()
     writer = csv.DictWriter(text, STAGE_COLUMNS, restval="", extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
-    writer.writerows(stages)
+    for record in stages:
+        found = record["performance"] if performance.of(record) else {}
+        writer.writerow({**record, **{name: found.get(name) for name in PERFORMANCE_COLUMNS}})
     return text.getvalue()
+
+
+def performances(stages: Iterable[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """Trainings that recorded it: stage, device, devices, tokens/s per device, MFU in percent, peak in GiB."""
+    return [
+        (
+            each.stage,
+            each.device,
+            str(each.devices),
+            f"{each.speed:,.0f}",
+            "" if each.mfu is None else percent(each.mfu),
+            "" if each.peak is None else f"{each.peak / 2**30:.1f}",
+        )
+        for each in performance.listed(list(stages))
+    ]
 
 
 def distinct(values: Any) -> list[Any]:
@@ -108,7 +127,9 @@ def configs_text(configs: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, st
     for name, config in others:
         other = {key: value for key, value in _flat(config).items() if known.get(key) != value}
         lines.append(f"{name}: {', '.join(f'{key}={value}' for key, value in other.items())}")
-    return [*listed, (f"What the other {len(others)} cells have instead", "\n".join(lines))] if others else listed
+    if others:
+        listed.append((f"Settings that differ in the other {counted(len(others), 'cell')}", "\n".join(lines)))
+    return listed
 
 
 def _flat(config: Mapping[str, Any], before: str = "") -> dict[str, Any]:

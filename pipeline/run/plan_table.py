@@ -6,8 +6,10 @@ from collections import Counter
 from collections.abc import Sequence
 
 from common.errors import BadInput
+from common.units import counted
 from pipeline import sweep
 from pipeline.run import run_plan
+from pipeline.run.cluster import site
 from pipeline.run.run_plan import RunPlan
 
 
@@ -19,6 +21,8 @@ def show(overrides: Sequence[str], multirun: bool) -> int:
     asked = dict(argument.split("=", 1) for argument in overrides if argument.startswith(("cluster=", "mfu=")))
     settings = [argument for argument in overrides if argument.partition("=")[0] not in asked]
     expanded = sweep.expand(settings, multirun)
+    if expanded.site is not None:
+        site.read(expanded.site)  # a plan for a cluster whose site cannot be read would not run
     plan = run_plan.plan(expanded, network=False)
     if "cluster" not in asked:
         print(table(plan))
@@ -59,5 +63,6 @@ def table(plan: RunPlan) -> str:
         state = "to run" if stage.key in missing else "done"
         lines.append(f"{stage.kind:{kinds}}{stage.slug:{width}}{stage.key:14}{sharing[stage.key]:5}  {state}")
     count = len(plan.stages)
-    lines.append(f"{len(plan.cells)} cells, {count} stages: {count - len(missing)} done, {len(missing)} to run")
+    size = f"{counted(len(plan.cells), 'cell')}, {counted(count, 'stage')}"
+    lines.append(f"{size}: {count - len(missing)} done, {len(missing)} to run")
     return "\n".join(lines)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from common.errors import Interrupted, StageFailed
+from common.units import counted
 from pipeline import check as checks
 from pipeline import inputs, locks, trajectory
 from pipeline.run import cluster, failures, gpus, live, local, run_plan
@@ -69,7 +70,7 @@ def _say_plan(plan: RunPlan, missing: int) -> None:
     left = Estimates(plan.store, plan.config.compute.first_guess, plan.processes).of(plan.stages)
     expected = f", about {duration(left)}" if missing else ""
     say(
-        f"{plan.config.name}: {len(plan.cells)} cells, {len(plan.stages)} stages: "
+        f"{plan.config.name}: {counted(len(plan.cells), 'cell')}, {counted(len(plan.stages), 'stage')}: "
         f"{len(plan.stages) - missing} done, {missing} to run{expected}"
     )
 
@@ -102,7 +103,7 @@ def _end(plan: RunPlan, journal: Journal, arguments: Sequence[str], started: flo
     absent = {stage.key for stage in plan.stages if store.find(stage) is None}
     done = len(plan.stages) - len(absent)
     say(
-        f"{ran} stages were run and {done - ran} reused"
+        f"{counted(ran, 'stage')} {'was' if ran == 1 else 'were'} run and {done - ran} reused"
         if ran
         else f"nothing to run: all {done} stages were done before"
     )

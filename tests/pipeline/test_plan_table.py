@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+
 from pipeline import sweep
+from pipeline.__main__ import main
 from pipeline.run import plan_table, run_plan
 
 
@@ -14,3 +17,17 @@ def test_columns_are_as_wide_as_what_stands_in_them() -> None:
     for name in ("stage", "key"):
         at = head.index(name)
         assert all(line[at - 2 : at] == "  " and line[at] != " " for line in lines), name
+
+
+def test_a_plan_of_one_cell_speaks_of_one(capsys: pytest.CaptureFixture[str]) -> None:
+    for cluster in ([], ["cluster=1xA100"]):
+        assert main(["plan", "experiment=test", *cluster]) == 0
+        assert "\n1 cell, 18 stages: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("verb", ["plan", "check", "report"])
+def test_a_site_that_is_not_there_ends_a_command_early(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([verb, "experiment=test", "launcher=slurm", "site=/nope.yaml"]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err == "site=/nope.yaml: no such file; give the path of a site's YAML, or one of slurm\n"

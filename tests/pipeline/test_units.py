@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from common.units import parse_bytes
+from common.units import counted, parse_bytes
 
 
 @pytest.mark.parametrize(
@@ -19,3 +19,7 @@ def test_bytes_in_powers_of_a_thousand(text: object, expected: int) -> None:
 def test_what_is_no_size_is_refused(text: object) -> None:
     with pytest.raises(ValueError, match="give a number of bytes"):
         parse_bytes(text)
+
+
+def test_one_thing_is_not_plural() -> None:
+    assert [counted(count, "cell") for count in (0, 1, 2, 1200)] == ["0 cells", "1 cell", "2 cells", "1,200 cells"]

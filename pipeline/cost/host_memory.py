@@ -1,0 +1,54 @@
+"""Bytes of a node's main memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pipeline.config import Config, ModelShape
+from pipeline.cost.memory import Memory, width
+from pipeline.cost.model_shape import model_shape
+from pipeline.cost.scoring_memory import base_width
+
+PROCESS = 10**9  # bytes of a process beside its tensors: Python, torch and transformers (measured on a CPU: 0.7 GB)
+
+
+def training(shape: ModelShape, config: Config, memory: Memory) -> float:
+    """Bytes of a node at the peak of a training on GPUs.
+
+    train/transformers_trainer.py loads the model in 32 bits in the main memory of every process, which brings it to
+    its GPU then. ZeRO-3 hands out the tensors of one file as it reads them, so a node holds one copy. In the end the
+    first process gathers the trained weights (Trainer.publish): 32-bit ones, but DeepSpeed's in those of the passes.
+    Meanwhile states may be offloaded.
+    """
+    compute = config.compute
+    whole = 4 * shape.parameters
+    sharded_as_read = compute.strategy in ("zero3", "zero3_offload")
+    loading = whole * (1 if sharded_as_read else compute.processes)
+    gathered = width(compute.precision) * shape.parameters if compute.strategy.startswith("zero") else whole
+    return max(loading, memory.host + gathered) + compute.processes * PROCESS
+
+
+def scoring(shape: ModelShape, config: Config, at_once: int) -> float:
+    """Bytes of a node that scores `at_once` checkpoints at a time.
+
+    A checkpoint is loaded in main memory before it goes to its GPU. A merge is filled on the GPU; its parents are
+    read piece by piece with pread (merge/io/checkpoint.py), so nothing of them is mapped.
+    """
+    number = 2 if config.eval.dtype == "bfloat16" else 4
+    return at_once * (number * shape.parameters + PROCESS)
+
+
+def temporary_files(shape: ModelShape, config: Config, at_once: int) -> float:
+    """Bytes of temporary files of merges that pass through files: of mixtures of experts, one for each at a time.
+
+    transformers joins the tensors of experts as it loads, so merge/stream/in_memory.py writes such a merge to the
+    system's temporary folder and loads it from there.
+    """
+    return at_once * base_width(config) * shape.parameters if shape.experts and config.merge.methods else 0
+
+
+def of_a_node(config: Config, memories: Mapping[str, Memory], at_once: int) -> dict[str, float]:
+    """Main memory of a node, by what it is needed for."""
+    shape = model_shape(config)
+    needs = {kind: training(shape, config, memory) for kind, memory in memories.items()}
+    return {**needs, "scoring": scoring(shape, config, at_once)}

@@ -1,0 +1,200 @@
+"""The memory of a plan, compared with measured peaks of this machine, and what it says of GPUs and nodes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.errors import BadInput
+from pipeline import sweep
+from pipeline.config import Config, ModelShape
+from pipeline.cost import estimate, fit, hardware, host_memory, memory, memory_table, scoring_memory
+from pipeline.cost.model_shape import from_config_json
+from pipeline.cost.stage_work import checkpoint_bytes
+from train.parallel import Compute
+
+ROOT = Path(__file__).parents[2]
+WITHIN = 0.15
+SHAPE = {"vocabulary": 8192, "hidden": 320, "layers": 6, "heads": 5, "kv_heads": 1, "feed_forward": 512, "tied": False}
+RANK = 8
+TRAININGS: dict[str, tuple[int, dict[str, Any]]] = {  # tokens a step, compute
+    "all at once": (1024, {}),
+    "in two passes, recomputed": (512, {"micro_batch": 2, "gradient_checkpointing": True}),
+    "in bf16": (512, {"precision": "bf16"}),
+    "LoRA": (512, {}),
+}
+SCORED = {"batch_tokens": 2048, "window": 256, "documents": 8, "dtype": "float32"}
+LLAMA = memory_table.SHAPES["7B (Llama-2-7B)"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the kernel's peak is read from Linux's /proc")
+def test_planned_memory_is_what_a_process_holds_at_its_peak(tmp_path: Path) -> None:
+    """One child, whose C library gives freed tensors back at once; the kernel counts the pages."""
+    shape = ModelShape(**SHAPE)
+    common: dict[str, Any] = {"model": "large", "shape": SHAPE}
+    cases: list[dict[str, Any]] = [
+        {
+            "case": name,
+            "work": "train",
+            "batch_tokens": tokens,
+            "block_size": 128,
+            "compute": compute,
+            "lora_rank": RANK if name == "LoRA" else None,
+            **common,
+        }
+        for name, (tokens, compute) in TRAININGS.items()
+    ]
+    cases += [{"case": work, "work": work, **SCORED, **common} for work in ("score", "tune")]
+    added = shape.lora_parameters(RANK, "all-linear")
+    planned = {
+        name: memory.training(shape, Compute(**compute), tokens, 128, added if name == "LoRA" else None).total
+        for name, (tokens, compute) in TRAININGS.items()
+    }
+    scored = scoring_memory.scoring(shape, 2048, "float32")
+    planned |= {"score": scored, "tune": max(scored, scoring_memory.merging(shape, 4, 1))}
+    (tmp_path / "cases.json").write_text(json.dumps(cases))
+    environment = {"MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    run = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("measure_memory.py")), str(tmp_path)],
+        env=os.environ | environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    rows = [json.loads(line) for line in run.stdout.splitlines() if line.startswith('{"case"')]
+    ratios = {row["case"]: planned[row["case"]] / row["peak"] for row in rows}
+    assert ratios.keys() == planned.keys()
+    assert {case: ratio for case, ratio in ratios.items() if abs(ratio - 1) > WITHIN} == {}, ratios
+
+
+def test_constants_of_merging_are_those_of_the_engine() -> None:
+    from merge.stream import pieces, threads
+
+    theirs = (pieces.SLICE, threads.MEMORY, threads.RESIDENT_BYTES)
+    assert theirs == (scoring_memory.SLICE, scoring_memory.RESIDENT, scoring_memory.RESIDENT_BYTES)
+
+
+def test_gradients_of_earlier_passes_stay_and_others_take_the_place_of_activations() -> None:
+    once = memory.training(LLAMA, Compute(), 2048, 2048)
+    twice = memory.training(LLAMA, Compute(micro_batch=1), 4096, 2048)
+    always = once.parameters + once.optimizer
+    assert once.total == always + once.gradients + once.layer > always + once.activations + once.logits
+    assert twice.total == always + once.gradients + once.activations + once.logits
+
+
+def test_16_bits_cost_copies_without_sharding_and_fp16_is_as_wide_as_bf16() -> None:
+    def held(precision: str, strategy: str, processes: int) -> memory.Memory:
+        return memory.states(LLAMA, strategy, precision, processes, 1)
+
+    assert held("bf16", "none", 1).copies == 2 * LLAMA.parameters
+    assert held("fp32", "none", 1).copies == held("bf16", "fsdp", 8).copies == 0
+    assert held("bf16", "zero2", 8).parameters == 2 * LLAMA.parameters, "and 4 of its 12 bytes are 32-bit weights"
+    for strategy, processes in (("none", 1), ("ddp", 8), ("zero2", 8), ("zero3", 8), ("fsdp", 8)):
+        assert held("fp16", strategy, processes) == held("bf16", strategy, processes)
+
+
+def test_what_is_neither_states_nor_activations_is_counted() -> None:
+    def held(strategy: str) -> float:
+        compute = Compute(device="cuda", strategy=strategy, processes=8, precision="bf16")
+        return memory.buffers(LLAMA, compute, LLAMA.parameters)
+
+    assert held("ddp") == 4 * LLAMA.parameters
+    assert held("zero2") == 2 * 2 * memory.BUCKET
+    assert held("zero3") == 2 * memory.BUCKET + 2 * memory.LIVE - 4 * LLAMA.embedding_parameters
+    assert held("fsdp") == 2 * (LLAMA.outer_parameters + 3 * LLAMA.layer_parameters)
+
+
+def test_generation_keeps_keys_and_values_and_gpus_share_a_model() -> None:
+    plain = scoring_memory.scoring(LLAMA, 8192, "bfloat16")
+    generating = scoring_memory.scoring(LLAMA, 8192, "bfloat16", cached_tokens=8192)
+    weights = 2 * LLAMA.parameters
+    assert plain - weights == 8192 * (8 * LLAMA.vocabulary + 2 * LLAMA.hidden)
+    assert generating - weights == 8192 * 2 * LLAMA.hidden * LLAMA.layers * 2
+    assert scoring_memory.scoring(LLAMA, 8192, "bfloat16", gpus=2) < plain - weights / 3
+
+
+@cache
+def paper(*overrides: str) -> Config:
+    return sweep.expand(("experiment=paper", *overrides), multirun=False).configs[0]
+
+
+def on_node(config: Config, name: str) -> dict[str, float]:
+    cluster = hardware.parse(name)
+    fitted = fit.on_cluster(config, cluster)
+    return host_memory.of_a_node(fitted, estimate.training_memory(fitted), cluster.per_node)
+
+
+def test_every_process_of_a_node_loads_32_bits_in_its_main_memory() -> None:
+    needs = on_node(paper("compute=fsdp"), "8xH100")
+    assert needs["ct"] == 8 * (4 * LLAMA.parameters + host_memory.PROCESS)
+    assert needs["scoring"] == 8 * (2 * LLAMA.parameters + host_memory.PROCESS)
+    assert on_node(paper("compute=zero3"), "8xH100")["ct"] < needs["ct"] / 4
+
+
+def test_a_node_with_too_little_main_memory_is_warned_of(capsys: pytest.CaptureFixture[str]) -> None:
+    from pipeline.__main__ import main
+
+    needs = on_node(paper("compute=fsdp"), "8xV100")
+    small = hardware.Cluster(1, 8, replace(hardware.GPUS["V100"], host=10**11))
+    assert fit.host_warning(needs, hardware.parse("8xH100")) is None
+    assert fit.host_warning(needs, hardware.parse("4xH100")) is None, "only nodes of eight are known"
+    assert "warning: ct takes 208.3 GiB of a node's main memory" in str(fit.host_warning(needs, small))
+    assert main(["plan", "experiment=paper", "compute=fsdp", "cluster=8xH100"]) == 0
+    said = capsys.readouterr().out
+    assert "main memory of a node: ct 208, sft 208, scoring 108 GiB (8 checkpoints scored at once)" in said
+
+
+def test_bf16_on_a_gpu_without_it_is_refused() -> None:
+    cluster = hardware.parse("1xT4")
+    config = sweep.expand(("experiment=smollm2", "compute.precision=bf16"), multirun=False).configs[0]
+    with pytest.raises(
+        BadInput, match=r"CLUSTER=1xT4: T4 does not support bf16, got compute.precision=bf16\. Set fp16"
+    ):
+        fit.check(fit.on_cluster(config, cluster), cluster)
+
+
+def test_a_trained_checkpoint_is_published_in_32_bits() -> None:
+    assert checkpoint_bytes(LLAMA, paper()) == 4 * LLAMA.parameters
+    low = paper("train=lora")
+    assert checkpoint_bytes(LLAMA, low) > 4 * LLAMA.parameters, "and LoRA's additions beside it"
+
+
+def test_shapes_of_other_models(tmp_path: Path) -> None:
+    """Counted by transformers: heads of their own width, experts, and the text model of one that sees too."""
+    from accelerate import init_empty_weights
+    from transformers import AutoModelForCausalLM, Gemma3Config, Gemma3ForConditionalGeneration, Qwen3MoeConfig
+
+    small: dict[str, Any] = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    small |= {"num_key_value_heads": 2, "intermediate_size": 48, "head_dim": 16}
+    experts = Qwen3MoeConfig(**small, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24)
+    experts.save_pretrained(tmp_path / "experts")
+    shape = from_config_json(tmp_path / "experts" / "config.json")
+    assert (shape.head_dim, shape.experts, shape.active_experts, shape.feed_forward) == (16, 4, 2, 24)
+    with init_empty_weights():
+        model = AutoModelForCausalLM.from_config(experts)
+    norms = 2 * 2 * 16  # of queries and keys, which the shape leaves out
+    assert shape.parameters == sum(parameter.numel() for parameter in model.parameters()) - norms
+    assert shape.parameters - shape.matmul_parameters == 2 * 2 * 3 * 24 * 32 + shape.embedding_parameters
+
+    sees = Gemma3Config(text_config=small)
+    sees.save_pretrained(tmp_path / "sees")
+    text = from_config_json(tmp_path / "sees" / "config.json")
+    assert (text.hidden, text.layers, text.head_dim, text.tied) == (32, 2, 16, True)
+    assert Gemma3ForConditionalGeneration.config_class is Gemma3Config
+
+
+def test_the_table_of_sizes_is_that_of_the_docs(capsys: pytest.CaptureFixture[str]) -> None:
+    from pipeline.__main__ import main
+
+    assert main(["plan", "--memory-table"]) == 0
+    printed = capsys.readouterr().out
+    assert printed in (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    by_row = {(name.split()[0], method): count / 2**30 for name, method, count in memory_table.rows()}
+    assert by_row["1B", "LoRA, bf16"] < by_row["1B", "bf16"]
+    assert by_row["7B", "fp32"] > 6.7e9 * 16 / 2**30
