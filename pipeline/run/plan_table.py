@@ -1,4 +1,4 @@
-"""`python -m pipeline plan`: the stages of a sweep, done or to run; with a cluster named, what they cost too."""
+"""`slackmerge plan`: the stages of a sweep, done or to run; with a cluster named, what they cost too."""
 
 from __future__ import annotations
 
@@ -57,5 +57,6 @@ def table(plan: RunPlan) -> str:
         state = "to run" if stage.key in missing else "done"
         lines.append(f"{stage.kind:{kinds}}{stage.slug:{width}}{stage.key:14}{sharing[stage.key]:5}  {state}")
     count = len(plan.stages)
-    lines.append(f"{len(plan.cells)} cells, {count} stages: {count - len(missing)} done, {len(missing)} to run")
+    cells = f"{len(plan.cells)} cell{'s' if len(plan.cells) != 1 else ''}"
+    lines.append(f"{cells}, {count} stages: {count - len(missing)} done, {len(missing)} to run")
     return "\n".join(lines)
