@@ -54,10 +54,8 @@ def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(environment: Path, cwd: Path, *words: str) -> subprocess.CompletedProcess[str]:
     outside = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    outside |= {"WANDB_MODE": "disabled", "SLACKMERGE_TRAIN_AS_CHILD": "1"}
-    return subprocess.run(
-        [str(environment / "bin" / words[0]), *words[1:]], cwd=cwd, env=outside, capture_output=True, text=True, check=False
-    )
+    command = [str(environment / "bin" / words[0]), *words[1:]]
+    return subprocess.run(command, cwd=cwd, env=outside, capture_output=True, text=True, check=False)
 
 
 def test_a_wheel_installs_one_name_with_all_that_it_needs(wheel: Path) -> None:
@@ -108,11 +106,11 @@ def test_it_plans_and_runs_with_configuration_of_ones_own(environment: Path, tmp
         "# @package _global_\n"
         "defaults:\n  - test\n  - override /model: tiny\n  - override /merge: none\n"
         "name: smallest\n"
-        "ct: {tokens: 2048, schedule_tokens: 2048}\n"
-        "sft: {items: 10, tokens: 2048}\n"
+        f"ct: {{tokens: 2048, source: {ROOT}/models/tiny-base}}\n"
+        "sft: {items: 10, tokens: 2048, batch_tokens: 1024}\n"
         "eval: {items: 4, limit: 2, families: [next], excerpt: 40}\n"
     )
     done = run(environment, tmp_path, "slackmerge", "run", "--config-dir", "own", "experiment=smallest")
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "outputs" / "smallest" / "report.html").exists()
-    assert list((tmp_path / "store" / "ct").iterdir())
+    assert list((tmp_path / "store" / "sft").iterdir()), "nothing was trained"
