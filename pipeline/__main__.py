@@ -62,9 +62,7 @@ def _act(verb: str, words: list[str], multirun: bool, arguments: Sequence[str], 
     if verb == "report" and folders:
         return report_folders(folders, [word for word in words if word not in folders])
     if folders:
-        raise BadInput(
-            f"{folders[0]}: neither a command ({', '.join(VERBS)}) nor key=value. See {program} --help."
-        )
+        raise BadInput(f"{folders[0]}: neither a command ({', '.join(VERBS)}) nor key=value. See {program} --help.")
     return command(verb, words, multirun, arguments)
 
 

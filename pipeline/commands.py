@@ -11,7 +11,9 @@ from common.errors import BadInput
 from common.places import CONF
 
 MULTIRUN = "Run all values of the experiment's sweep axes, or of those given here (ct.tokens=32k,128k seed=0,1)."
-CONFIG_DIR = "Also read configuration files from FOLDER, such as FOLDER/experiment/mine.yaml or FOLDER/language/xyz.yaml."
+CONFIG_DIR = (
+    "Also read configuration files from FOLDER, such as FOLDER/experiment/mine.yaml or FOLDER/language/xyz.yaml."
+)
 SETTINGS = """\
 \b
 Settings. conf/ documents every key; these are common:
@@ -42,13 +44,21 @@ VERBS = {
         "Stages that the store already has are reused, so a second run of the same command computes nothing. "
         "An interrupted run resumes where it stopped. "
         "The last line is one JSON object: results, report, stages_run, stages_reused, seconds.",
-        ("-m experiment=tiny", "experiment=tiny ct.tokens=40k seed=3", "-m experiment=paper launcher=slurm site=my.yaml"),
+        (
+            "-m experiment=tiny",
+            "experiment=tiny ct.tokens=40k seed=3",
+            "-m experiment=paper launcher=slurm site=my.yaml",
+        ),
     ),
     "plan": Verb(
         "List finished and unfinished stages; with cluster=8xH100, estimate what they cost.",
         "Nothing is computed. With cluster=8xH100 (or cluster=here) the plan shows tokens, FLOPs, GPU-hours, "
         "memory, disk and hours. mfu=0.4 sets the share of the peak FLOP/s that training reaches.",
-        ("-m experiment=tiny", "-m experiment=paper cluster=8xH100", "experiment=tiny model.path=my-model cluster=here"),
+        (
+            "-m experiment=tiny",
+            "-m experiment=paper cluster=8xH100",
+            "experiment=tiny model.path=my-model cluster=here",
+        ),
     ),
     "check": Verb(
         "Validate data, models, tasks and disk space without running anything.",

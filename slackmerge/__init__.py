@@ -1,4 +1,4 @@
-"""The one name that slackmerge installs. Importing it makes `pipeline`, `merge`, `train`, `eval` and `common` importable.
+"""The one name that slackmerge installs. Importing it makes `pipeline`, `merge`, `train`, `eval`, `common` importable.
 
 A wheel has these packages and `conf` in this folder; a clone has them beside it. docs/architecture.md says why.
 """
@@ -21,7 +21,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command `slackmerge` and return its exit code."""
     # Trainings, Slurm jobs and the processes of launchers are started with python -m ..., and inherit this.
     inherited = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *(path for path in inherited if path not in ("", str(ROOT)))])
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        [str(ROOT), *(path for path in inherited if path not in ("", str(ROOT)))]
+    )
     from pipeline import slackmerge
 
     return slackmerge.main(arguments)

@@ -45,7 +45,10 @@ def test_defaults_are_the_methods() -> None:
         ({"protect": []}, "protect: name the model that slack 0.5 protects"),
         ({"models": {"ct": {"path": "ct", "density": 0}}}, "models.ct.density: the share kept"),
         ({"models": {"ct": {"path": "ct", "density": 1.5}}}, "models.ct.density"),
-        ({"models": {"ct": {"path": "ct", "densty": 1}}}, "models.ct: method ties_sv has no key densty; did you mean density?"),
+        (
+            {"models": {"ct": {"path": "ct", "densty": 1}}},
+            "models.ct: method ties_sv has no key densty; did you mean dens",
+        ),
         ({"densitty": 0.5}, "method ties_sv has no key densitty; did you mean density?"),
         ({"protct": ["sft"]}, "no key protct; did you mean protect?"),
         ({"models": {"ct": {}}}, "models.ct.path: missing"),
