@@ -60,7 +60,7 @@ _AVERAGED = "the average of CT-then-SFT and CT"
 
 
 def _slack(more: str, no_more: str, less: str, unit: str, same_norm: bool = False) -> Clauses:
-    at = " when all merged updates have the same norm" if same_norm else ""
+    at = " at equal norm of the merged updates" if same_norm else ""
     equal = f"slack makes no meaningful difference to {'accuracy' if unit == ACCURACY else ANSWER_BITS}"
     return Clauses(
         "mean", *(f"{text}{at}" for text in (f"slack {more}", equal, f"slack {no_more}", f"slack {less}")), unit

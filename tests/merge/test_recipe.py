@@ -47,7 +47,7 @@ def test_defaults_are_the_methods() -> None:
         ({"models": {"ct": {"path": "ct", "density": 1.5}}}, "models.ct.density"),
         (
             {"models": {"ct": {"path": "ct", "densty": 1}}},
-            "models.ct: method ties_sv has no key densty; did you mean dens",
+            "models.ct: method ties_sv has no key densty; did you mean",
         ),
         ({"densitty": 0.5}, "method ties_sv has no key densitty; did you mean density?"),
         ({"protct": ["sft"]}, "no key protct; did you mean protect?"),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import BadInput
+from common.places import ROOT
 from pipeline.run.cluster import queue
 from pipeline.run.cluster.job import ClusterJob
 from pipeline.run.cluster.schedule import Task, arrays, bundles
@@ -68,7 +69,10 @@ def parameters(site: Site, task: Task, name: str, after: Sequence[str]) -> dict[
         "account": resources.account,
         "qos": resources.qos,
         "constraint": resources.constraint,
-        "setup": resources.setup or None,
+        "setup": [
+            *(resources.setup or []),
+            f'export PYTHONPATH={shlex.quote(str(ROOT))}"${{PYTHONPATH:+:$PYTHONPATH}}"',
+        ],
         "nodes": task.nodes,
         "ntasks_per_node": 1,
         "gpus_per_node": resources.gpus or None,
