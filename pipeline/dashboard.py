@@ -86,7 +86,7 @@ def _runs(found: report_sources.Sources, folder: Path, project: str, online: boo
     run = start("claims", "claims", {})
     stated = claims.read(folder / "claims.json")
     if stated:
-        columns = list(stated[0])
+        columns: list[Any] = list(stated[0])
         run.log({"claims": wandb.Table(columns=columns, data=[[str(row[c]) for c in columns] for row in stated])})
     records = [{**json.loads(path.read_text(encoding="utf-8")), "cells": cells} for path, cells in found.stages]
     spent, saved = total_hours(hours(records))

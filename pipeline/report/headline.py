@@ -62,9 +62,8 @@ _AVERAGED = "the average of CT-then-SFT and CT"
 def _slack(more: str, no_more: str, less: str, unit: str, same_norm: bool = False) -> Clauses:
     at = " at equal norm of the merged updates" if same_norm else ""
     equal = f"slack makes no meaningful difference to {'accuracy' if unit == ACCURACY else ANSWER_BITS}"
-    return Clauses(
-        "mean", *(f"{text}{at}" for text in (f"slack {more}", equal, f"slack {no_more}", f"slack {less}")), unit
-    )
+    texts = [f"{text}{at}" for text in (f"slack {more}", equal, f"slack {no_more}", f"slack {less}")]
+    return Clauses("mean", texts[0], texts[1], texts[2], texts[3], unit)
 
 
 _RAISES = ("raises accuracy", "does not raise accuracy", "lowers accuracy")
