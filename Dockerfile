@@ -20,7 +20,8 @@ WORKDIR /slackmerge
 # The lock first: an image is built anew only from what changed.
 ARG TORCH_BACKEND=cpu
 ENV UV_TORCH_BACKEND=${TORCH_BACKEND} UV_NO_CACHE=1
-COPY --chown=researcher Makefile requirements.lock pyproject.toml README.md ./
+COPY --chown=researcher Makefile requirements.lock pyproject.toml setup.py MANIFEST.in README.md LICENSE ./
+COPY --chown=researcher slackmerge slackmerge
 COPY --chown=researcher common common
 COPY --chown=researcher train train
 COPY --chown=researcher merge merge

@@ -119,7 +119,7 @@ TIES = "Yadav et al. 2023"
 DARE = "Yu et al. 2024"
 DELLA = "Deep et al. 2024"
 for row in (
-    Method("linear", "Linear", "Wortsman et al. 2022", normalize=True, combine="average", base_use="unused"),
+    Method("linear", "Weighted average", "Wortsman et al. 2022", normalize=True, combine="average", base_use="unused"),
     Method("passthrough", "Passthrough", "mergekit", combine="copy", base_use="unused", weighted=False, counts=(1, 1)),
     Method("slerp", "SLERP", "Shoemake 1985", combine="arc", weighted=False, counts=(1, 1)),
     Method("nearswap", "NearSwap", "mergekit", combine="near", weighted=False, counts=(1, 1)),
@@ -145,7 +145,7 @@ for row in (
     Method("karcher", "Karcher mean", "mergekit", combine="span", span=span.karcher, base_use="unused", weighted=False),
     Method("task_arithmetic", "Task arithmetic", "Ilharco et al. 2023"),
     Method("ties", "TIES", TIES, MAGNITUDE, elect=True, normalize=True),
-    Method("ties_sv", "TIES-SV", "Tao et al. 2024", MAGNITUDE, elect=True, normalize=True, mergekit=False),
+    Method("ties_sv", "TIES + slack", "Tao et al. 2024", MAGNITUDE, elect=True, normalize=True, mergekit=False),
     Method("dare_linear", "DARE linear", DARE, RANDOM, rescale="expectation"),
     Method("dare_ties", "DARE TIES", DARE, RANDOM, elect=True, rescale="expectation"),
     Method("breadcrumbs", "Breadcrumbs", "Davari and Belilovsky 2024", MAGNITUDE_OUTLIERS),

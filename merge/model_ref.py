@@ -62,8 +62,11 @@ def absolute(path: Path | None) -> Path | None:
     return path if path is None or str(path).startswith(PREFIX) else path.absolute()
 
 
-def model_entries(data: Any, method: Method, in_slice: bool) -> list[dict[str, Any]]:
-    """The models with their names inside; refuses what has no path, and keys that the method has not."""
+def model_entries(data: Any, method: Method, in_slice: bool, defaults: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the models with their names inside. defaults: settings of models that give none of their own.
+
+    Raises BadInput for a model without a path, and for keys that the method does not have.
+    """
     if not isinstance(data, Mapping) or not data:
         raise BadInput("models: expected a mapping from a model's name to {path: ...}")
     keys = ("path", "adapter", *(("layers",) if in_slice else ()), *method.model_keys)
@@ -75,7 +78,7 @@ def model_entries(data: Any, method: Method, in_slice: bool) -> list[dict[str, A
             raise BadInput(f"models.{name}.path: missing; expected {{path: folder{numbers}}}")
         if wrong := unknown_keys(entry, keys, method.name):
             raise BadInput(f"models.{name}: {wrong}")
-    return [{"name": str(name), **entry} for name, entry in data.items()]
+    return [{"name": str(name), **defaults, **entry} for name, entry in data.items()]
 
 
 def check_epsilon(model: ModelRef) -> None:

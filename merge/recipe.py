@@ -1,12 +1,13 @@
-"""A merge as a value: which checkpoints, which method, which per_tensor.
+"""A merge recipe: checkpoints, method and settings.
 
 Our schema, as YAML:
 
     method: ties_sv
     base: path/to/base
     models:
-      ct:  {path: path/to/ct,  weight: 1.0, density: 0.5}
-      sft: {path: path/to/sft, weight: 1.0, density: 0.5}
+      ct:  {path: path/to/ct,  weight: 1.0}
+      sft: {path: path/to/sft, weight: 1.0, density: 0.7}
+    density: 0.5           # a setting of models at the top is the default of all of them
     lambda: 1.0            # scale of the merged task vector
     normalize: true        # disjoint mean (true) or disjoint sum (false)
     slack: 0.5             # methods with a sign election only; its switches are in docs/merging.md
@@ -146,17 +147,20 @@ class Recipe(Value):
         method = METHODS.get(str(data.get("method")))
         if method is None:
             raise BadInput(f"method: one of {', '.join(METHODS)}; got {data.get('method')!r}")
-        known = sorted(("method", "base", "models", cls._own_key, *method.recipe_keys, *COMMON_KEYS))
+        known = sorted(
+            ("method", "base", "models", cls._own_key, *method.recipe_keys, *method.model_keys, *COMMON_KEYS)
+        )
         if wrong := unknown_keys(data, known, method.name):
             raise BadInput(wrong)
         if method.base and data.get("base") is None:
             raise BadInput(f"base: method {method.name} needs the model that the others start from")
         sliced = {"slices": restacked.complete(data, method)} if "slices" in data else {}
+        of_all = {key: data[key] for key in method.model_keys if key in data}
         return {
             "normalize": method.normalize,
             "rescale": method.rescale,
-            **data,
-            "models": model_entries(data.get("models"), method, in_slice=cls._own_key == "layers"),
+            **{key: value for key, value in data.items() if key not in of_all},
+            "models": model_entries(data.get("models"), method, cls._own_key == "layers", of_all),
             **sliced,
         }
 

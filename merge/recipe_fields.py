@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, PlainValidator, Vali
 from common.errors import BadInput
 from common.hub import PREFIX
 from merge import per_tensor
+from merge.method_table import METHODS
 from merge.per_tensor import Setting
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -167,9 +169,14 @@ Template = Annotated[str | None, PlainValidator(template)]
 
 
 def unknown_keys(entry: Mapping[str, Any], known: Sequence[str], method: str) -> str | None:
-    """What is wrong with keys that a method has not; None where nothing is."""
+    """Describe keys that a method does not have, with a suggestion for a misspelt one; None if there are none."""
     unknown = sorted(set(map(str, entry)) - set(known))
-    return unknown and f"method {method} has no key {', '.join(unknown)}; its keys are {', '.join(known)}" or None
+    if not unknown:
+        return None
+    of_others = {key for other in METHODS.values() for key in (*other.recipe_keys, *other.model_keys)}
+    near = [] if unknown[0] in of_others else difflib.get_close_matches(unknown[0], known, n=1)
+    remedy = f"did you mean {near[0]}?" if near else f"its keys are {', '.join(known)}"
+    return f"method {method} has no key {', '.join(unknown)}; {remedy}"
 
 
 def one_line(error: ValidationError, where: str, data: Any) -> str:

@@ -12,6 +12,8 @@ from merge.method_table import Method
 def complete(data: Mapping[str, Any], method: Method) -> list[dict[str, Any]]:
     """Every slice with the recipe's settings where it gives none of its own, its models with theirs.
 
+    Of a model's settings the nearest counts: the slice's model, the slice, the recipe's model, the recipe.
+
     Raises BadInput for a slice that is none, and for keys that a slice cannot have.
     """
     listed, models = data["slices"], data.get("models")
@@ -21,7 +23,7 @@ def complete(data: Mapping[str, Any], method: Method) -> list[dict[str, Any]]:
         raise BadInput("models: expected a mapping from a model's name to {path: ...}")
     by_name = {str(name): entry for name, entry in models.items()}
     shared = {key: value for key, value in data.items() if key not in ("slices", "models")}
-    known = {"base", "layers", "models", *method.recipe_keys}
+    known = {"base", "layers", "models", *method.recipe_keys, *method.model_keys}
     completed = []
     for i, part in enumerate(listed):
         at = f"slices[{i}]"
@@ -29,13 +31,14 @@ def complete(data: Mapping[str, Any], method: Method) -> list[dict[str, Any]]:
             raise BadInput(f"{at}: expected {{layers: 0-3, models: {{name: {{...}}}}}}")
         if unknown := sorted(set(map(str, part)) - known):
             raise BadInput(f"{at}: a slice has no key {', '.join(unknown)}; its keys are {', '.join(sorted(known))}")
-        own = {str(name): _model(name, entry, by_name, at) for name, entry in part["models"].items()}
+        of_all = {key: part[key] for key in method.model_keys if key in part}
+        own = {str(name): _model(name, entry, by_name, of_all, at) for name, entry in part["models"].items()}
         completed.append({**shared, **part, "models": own})
     return completed
 
 
-def _model(name: Any, entry: Any, models: Mapping[str, Any], at: str) -> dict[str, Any]:
-    """A model of a slice, with what the recipe says of it."""
+def _model(name: Any, entry: Any, models: Mapping[str, Any], of_all: Mapping[str, Any], at: str) -> dict[str, Any]:
+    """A model of a slice, with the settings of the slice (of_all) and those that the recipe gives it."""
     known = models.get(str(name))
     if not isinstance(known, Mapping):
         raise BadInput(f"{at}.models.{name}: no such model; the recipe's are {', '.join(models) or 'none'}")
@@ -43,4 +46,4 @@ def _model(name: Any, entry: Any, models: Mapping[str, Any], at: str) -> dict[st
         raise BadInput(f"{at}.models.{name}: expected {{layers: 0-3, ...}}")
     if entry and ("path" in entry or "adapter" in entry):
         raise BadInput(f"{at}.models.{name}: path and adapter stand under the recipe's own models")
-    return {**known, **(entry or {})}
+    return {**known, **of_all, **(entry or {})}

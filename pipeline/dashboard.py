@@ -17,7 +17,7 @@ from typing import Any
 
 from common.errors import BadInput
 from common.files import write_whole
-from pipeline.report import discards, looks, report_sources, results
+from pipeline.report import claims, discards, looks, report_sources, results
 from pipeline.report.chart_data import hours, total_hours
 from pipeline.report.results import OVERALL
 from pipeline.tracking import logged_in
@@ -80,14 +80,14 @@ def _runs(found: report_sources.Sources, folder: Path, project: str, online: boo
         for tokens in sorted({row.ct_tokens for row in own}):
             point: dict[str, Any] = {f"{r.task}/{r.metric}": r.value for r in own if r.ct_tokens == tokens}
             if (method, tokens, seed) in lost:
-                point["lost of SFT's top 5 %"] = lost[method, tokens, seed]
+                point["lost of SFT's top 5%"] = lost[method, tokens, seed]
             run.log({"ct_tokens": tokens, **point})
         run.finish()
     run = start("claims", "claims", {})
-    claims = json.loads((folder / "claims.json").read_text(encoding="utf-8"))
-    if claims:
-        columns = list(claims[0])
-        run.log({"claims": wandb.Table(columns=columns, data=[[str(row[c]) for c in columns] for row in claims])})
+    stated = claims.read(folder / "claims.json")
+    if stated:
+        columns: list[Any] = list(stated[0])
+        run.log({"claims": wandb.Table(columns=columns, data=[[str(row[c]) for c in columns] for row in stated])})
     records = [{**json.loads(path.read_text(encoding="utf-8")), "cells": cells} for path, cells in found.stages]
     spent, saved = total_hours(hours(records))
     run.summary.update({"hours spent": spent, "hours saved by sharing": saved})
@@ -126,12 +126,12 @@ def report(found: report_sources.Sources, project: str, entity: str) -> Any:
         )
         for measure in shown
     ]
-    discarded = wr.LinePlot(title="lost of SFT's top 5 %", x="ct_tokens", y=["lost of SFT's top 5 %"], log_x=True)
+    discarded = wr.LinePlot(title="lost of SFT's top 5%", x="ct_tokens", y=["lost of SFT's top 5%"], log_x=True)
     cost = wr.BarPlot(title="hours", metrics=["hours spent", "hours saved by sharing"])
     blocks = [
         wr.H1(text="Data efficiency"),
         wr.PanelGrid(runsets=[runset("curve", ["config.language", "config.method"])], panels=curves),
-        wr.H1(text="What merging threw away"),
+        wr.H1(text="Discarded parameters"),
         wr.PanelGrid(runsets=[runset("curve", ["config.method"])], panels=[discarded]),
         wr.H1(text="Claims and cost"),
         wr.PanelGrid(runsets=[runset("claims", [])], panels=[wr.WeavePanelSummaryTable(table_name="claims"), cost]),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import platform
-import subprocess
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +17,7 @@ from typing import Any
 
 from common import hub as model_hub
 from common.errors import BadInput, Interrupted, StageFailed, in_one_line
+from common.version import commit
 from pipeline.graph import Stage
 from pipeline.kinds import KINDS
 from pipeline.run.console import Estimates, Progress, amount
@@ -265,19 +265,3 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return installed
-
-
-@cache
-def commit() -> str | None:
-    """The commit of this code, with a `+` where files differ from it; None outside a git checkout."""
-    folder = Path(__file__).parent
-    try:
-        head = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True
-        ).stdout.strip()
-        changed = subprocess.run(
-            ["git", "status", "--porcelain", "-uno"], cwd=folder, capture_output=True, text=True, check=True
-        ).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return head + ("+" if changed else "")

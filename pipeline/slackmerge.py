@@ -1,7 +1,4 @@
-"""`slackmerge`: one command for `python -m pipeline`, `python -m merge` and `python -m eval`, which it hands over to.
-
-Imports nothing of theirs before it knows which is asked.
-"""
+"""`slackmerge`: one command for the pipeline, merging and scoring. Subcommands are imported lazily."""
 
 from __future__ import annotations
 
@@ -11,38 +8,46 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from importlib import import_module
-from pathlib import Path
 
 import click
 from click.shell_completion import CompletionItem
 
-CONF = Path(__file__).parents[1] / "conf"
-# name: what it does, and `module:function`, which gets the arguments and what to call itself
-PIPELINE = "pipeline.__main__:main"
+from common.version import describe
+from pipeline.commands import VERBS, choices
+
+# name: what it does, and `module:function`, which gets the arguments and the name of the command
 COMMANDS = {
-    "merge": ("Merge checkpoints by a recipe, ours or mergekit's.", "merge.cli:main"),
-    "run": ("Make what is missing of an experiment, then write the report.", PIPELINE),
-    "plan": ("Say which stages are done and which would run; with cluster=8xH100 what they cost.", PIPELINE),
-    "check": ("Look at everything that can be refused before an hour is spent.", PIPELINE),
-    "report": ("Write the report anew: of a sweep, of folders beside each other, of lm-eval's own results.", PIPELINE),
-    "watch": ("Show a run as it goes.", PIPELINE),
-    "verify": ("Check every file in the store by checksum.", PIPELINE),
+    "merge": ("Merge checkpoints by a recipe of slackmerge or a mergekit configuration.", "merge.cli:main"),
+    **{name: (verb.summary, "pipeline.__main__:main") for name, verb in VERBS.items()},
     "eval": ("Score one checkpoint with lm-eval.", "eval.__main__:main"),
 }
 
 
+def _print_version(context: click.Context, parameter: click.Parameter, asked: bool) -> None:
+    if asked and not context.resilient_parsing:
+        print(f"slackmerge {describe()}")
+        context.exit()
+
+
 @click.group(
-    context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="`slackmerge COMMAND --help` says more. To have COMMAND and group=choice completed by bash: "
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="`slackmerge COMMAND --help` describes one command. For completion of commands and settings in bash: "
     'eval "$(_SLACKMERGE_COMPLETE=bash_source slackmerge)"; zsh and fish likewise.',
 )
-@click.version_option(package_name="slackmerge")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_version,
+    help="Print the version (from a clone, the commit too) and exit.",
+)
 def slackmerge() -> None:
     """Model merging for low-resource languages: continual pre-training, SFT, merges with slack, evaluation."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code: 0 done, 1 a stage crashed, 2 bad input, said in one line on stderr, 130 after Ctrl-C."""
+    """Return the exit code: 0 done, 1 a stage crashed, 2 bad input (one line on stderr), 130 after Ctrl-C."""
     try:
         return int(slackmerge.main(arguments, "slackmerge", standalone_mode=False) or 0)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -55,15 +60,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _complete(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """`experiment=ti` to `experiment=tiny`. Bash has split it at the `=` already, and wants `tiny` alone."""
-    groups = sorted(folder.name for folder in CONF.iterdir() if folder.is_dir())
+    groups = choices()
     group, equals, start = incomplete.rpartition("=")
     before = [word for word in context.params.get("arguments", ()) if word != "="][-1:]
     if not equals and before and before[0] in groups:
         group = before[0]
     if group:
-        choices = sorted(file.stem for file in (CONF / group).glob("*.yaml"))
         kept = f"{group}=" if equals else ""
-        return [CompletionItem(kept + choice) for choice in choices if choice.startswith(start)]
+        return [CompletionItem(kept + choice) for choice in groups.get(group, ()) if choice.startswith(start)]
     matching = [CompletionItem(f"{group}=") for group in groups if group.startswith(incomplete)]
     return matching or [CompletionItem(incomplete, type="file")]
 

@@ -6,7 +6,6 @@ import itertools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -17,10 +16,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from common.errors import BadInput
+from common.places import CONF
 from common.units import format_tokens
 from pipeline.config import Config, suggestion, validate
 
-CONF = Path(__file__).parents[1] / "conf"
+SEARCH_PATH = "hydra.searchpath="  # further folders of configuration files
 # Launchers: the cells one by one, without another process; jobs of our own; children of our own, on all GPUs.
 IN_THIS_PROCESS, SLURM, GPUS = "basic", "slurm", "gpus"
 OURS = {"local": IN_THIS_PROCESS, SLURM: SLURM, GPUS: GPUS}  # by the name that a user gives; the others are Hydra's
@@ -52,7 +52,8 @@ def expand(overrides: Sequence[str], multirun: bool) -> Sweep:
             common = [override.input_line or "" for override in given if not override.is_sweep_override()]
             root = compose("config", common, return_hydra_config=True)
             cells = _product(root, given) if multirun else [_single(given)]
-            composed = list(zip(cells, _composed(cells), strict=True))
+            found_in = [line for line in common if line.startswith(SEARCH_PATH)]
+            composed = list(zip(cells, _composed(cells, found_in), strict=True))
         except BadInput:
             raise
         except (HydraException, OmegaConfBaseException, ValueError) as error:  # ValueError: a group that is no name
@@ -108,7 +109,7 @@ def _single(given: list[Override]) -> list[str]:
     for override in given:
         if override.is_sweep_override():
             raise BadInput(
-                f"{override.input_line}: several values make a sweep; say `python -m pipeline -m ...`, "
+                f"{override.input_line}: several values make a sweep; pass -m (slackmerge run -m ...), "
                 "or quote a value that holds a comma"
             )
     return [override.input_line or "" for override in _not_hydra(given)]
@@ -118,7 +119,7 @@ def _not_hydra(given: list[Override]) -> list[Override]:
     return [override for override in given if not override.get_key_element().startswith("hydra")]
 
 
-def _composed(cells: Sequence[list[str]]) -> Iterator[Config]:
+def _composed(cells: Sequence[list[str]], found_in: Sequence[str]) -> Iterator[Config]:
     """The config of each cell. Hydra composes once for all cells that differ in plain values alone: a composition
     takes a fifth of a second, and the values are set in it as Hydra itself would set them.
     """
@@ -127,7 +128,7 @@ def _composed(cells: Sequence[list[str]]) -> Iterator[Config]:
     for cell in cells:
         choices = tuple(line for line in cell if _key(line) not in plain)
         if choices not in shared:
-            shared[choices] = compose("config", cell)
+            shared[choices] = compose("config", [*found_in, *cell])
         for key in plain:
             value = plain[key][next(line for line in reversed(cell) if _key(line) == key)]  # the last one wins
             OmegaConf.update(shared[choices], key, value, merge=True)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from common.places import shipped
 from pipeline.config.fields import Name, Positive, Section, Seed, Share
 from pipeline.config.trainings import Training
 
@@ -127,6 +128,12 @@ class Model(Section):
     path: str | None
     shape: ModelShape | None
     recipe: BaseRecipe | None
+
+    @field_validator("path")
+    @classmethod
+    def finds_what_is_shipped(cls, path: str | None) -> str | None:
+        """Accept models/tiny-base outside the clone too."""
+        return shipped(path) if path else path
 
     @model_validator(mode="after")
     def comes_from_somewhere(self) -> Model:

@@ -183,9 +183,9 @@ def differences(comparisons: Sequence[Comparison]) -> Table:
     table: list[tuple[Value, ...]] = []
     for c in comparisons:
         d = c.difference
-        numbers = (None if isinf(x) else round(x, DIGITS) for x in (d.value, d.low, d.high, d.mdd, c.p_adjusted))
+        numbers = (None if isinf(x) else round(x, DIGITS) for x in (d.value, d.low, d.high, d.mde, c.p_adjusted))
         table.append((c.kind, c.baseline, c.method, c.ct_tokens, *numbers, c.verdict))
-    columns = ("kind", "baseline", "method", "tokens", "value", "low", "high", "mdd", "p_adjusted", "verdict")
+    columns = ("kind", "baseline", "method", "tokens", "value", "low", "high", "mde", "p_adjusted", "verdict")
     return Table(columns, table)
 
 

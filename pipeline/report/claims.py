@@ -5,18 +5,22 @@ A new claim is a row of STATED and a function of pipeline/report/findings.py.
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import isfinite
+from pathlib import Path
 from typing import Any
 
 from pipeline.report import findings
 from pipeline.report.choices import Chosen
 from pipeline.report.discards import TOP, Discarded
 from pipeline.report.findings import Data, Finding
-from pipeline.report.inference import Estimate, Verdict, holm, verdict
+from pipeline.report.inference import OLD_VERDICTS, Estimate, Verdict, holm, verdict
 from pipeline.report.paired import MARGINS, Comparison, Evidence, compare
 from pipeline.report.records import Evaluation
+from pipeline.report.wording import ANSWER_BITS
 
 PAPER = "Tao et al., Findings of EMNLP 2024 (arXiv 2407.03994)"
 OURS = "our reading of the slack; the paper's formula is not public"
@@ -83,9 +87,9 @@ def as_json(answers: Sequence[Answer]) -> list[dict[str, Any]]:
     rows = []
     for answer in answers:
         claim, estimate = answer.claim, answer.estimate
-        numbers: dict[str, float | None] = dict.fromkeys(("effect", "low", "high", "p", "mdd"))
+        numbers: dict[str, float | None] = dict.fromkeys(("effect", "low", "high", "p", "mde"))
         if estimate is not None:
-            given = (estimate.value, estimate.low, estimate.high, estimate.p, estimate.mdd)
+            given = (estimate.value, estimate.low, estimate.high, estimate.p, estimate.mde)
             numbers = {name: value if isfinite(value) else None for name, value in zip(numbers, given, strict=True)}
         rows.append(
             {
@@ -101,7 +105,7 @@ def as_json(answers: Sequence[Answer]) -> list[dict[str, Any]]:
                 "n": estimate.n if estimate else 0,
                 "seeds": estimate.seeds if estimate else 0,
                 "documents": estimate.documents if estimate else 0,
-                "mdd": numbers["mdd"],
+                "mde": numbers["mde"],
                 "p": numbers["p"],
                 "p_adjusted": answer.p_adjusted,
                 "verdict": answer.verdict,
@@ -110,7 +114,22 @@ def as_json(answers: Sequence[Answer]) -> list[dict[str, Any]]:
     return rows
 
 
-READINGS = "mean over budgets and the readings of slack that were run"
+def read(path: Path) -> list[dict[str, Any]]:
+    """Read a claims.json. Names that it had before 0.2 are replaced, with a line on stderr."""
+    rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+    if any("mdd" in row or row["verdict"] in OLD_VERDICTS for row in rows):
+        new = ", ".join(f"{old} = {name}" for old, name in {**OLD_VERDICTS, "mdd": "mde"}.items())
+        print(f"{path}: has names of an older version ({new}). `slackmerge report` rewrites it.", file=sys.stderr)
+    return [
+        {
+            {"mdd": "mde"}.get(key, key): OLD_VERDICTS.get(value, value) if key == "verdict" else value
+            for key, value in row.items()
+        }
+        for row in rows
+    ]
+
+
+READINGS = "mean over budgets and the variants of slack that were run"
 SCARCE = "where text is scarcest, of the merge that was best on dev against CT-then-SFT"
 STATED: tuple[tuple[Claim, Callable[[Data], Finding]], ...] = (
     (
@@ -126,9 +145,9 @@ STATED: tuple[tuple[Claim, Callable[[Data], Finding]], ...] = (
     (
         Claim(
             "scarce-answer-bits",
-            "Merges find the right answers likelier than CT-then-SFT where text is scarcest.",
+            "Merges make the correct answers more likely than CT-then-SFT where text is scarcest.",
             PAPER,
-            f"bits per byte of right answers saved {SCARCE}",
+            f"{ANSWER_BITS} saved {SCARCE}",
             MARGINS["answer_bits"],
         ),
         findings.beats("ct_then_sft", "answer_bits"),
@@ -166,7 +185,7 @@ STATED: tuple[tuple[Claim, Callable[[Data], Finding]], ...] = (
     (
         Claim(
             "merging-uses-ct",
-            "Merges gain from CT: they beat half the base with half of SFT, which no CT was needed for.",
+            "Merges gain from CT: they beat the average of base and SFT, which needs no CT.",
             "ours",
             "gain in mean accuracy at the largest budget, of the merge that was best on dev against that average",
             MARGINS["accuracy"],
@@ -186,7 +205,7 @@ STATED: tuple[tuple[Claim, Callable[[Data], Finding]], ...] = (
     (
         Claim(
             "conflicts-grow",
-            "TIES discards ever more of SFT's important parameters as the CT budget grows.",
+            "TIES discards more and more of SFT's important parameters as the CT budget grows.",
             PAPER,
             f"share of SFT's top {TOP} lost in sign conflicts at the largest budget minus that at the smallest, "
             "by TIES of the same settings",
@@ -218,9 +237,9 @@ STATED: tuple[tuple[Claim, Callable[[Data], Finding]], ...] = (
     (
         Claim(
             "slack-answer-bits",
-            "Slack makes the right answers likelier.",
+            "Slack makes the correct answers more likely.",
             PAPER,
-            f"bits per byte of right answers saved with slack, TIES else of the same settings, {READINGS}",
+            f"{ANSWER_BITS} saved with slack, TIES else of the same settings, {READINGS}",
             MARGINS["answer_bits"],
         ),
         findings.slack_helps("answer_bits"),
@@ -228,9 +247,9 @@ STATED: tuple[tuple[Claim, Callable[[Data], Finding]], ...] = (
     (
         Claim(
             "slack-norm-accuracy",
-            "Slack raises the scores of merges whose step is as long.",
+            "Slack raises the scores when all merged updates have the same norm.",
             OURS,
-            f"gain in mean accuracy with slack, TIES else of the same settings and norm of the step, {READINGS}",
+            f"gain in mean accuracy with slack, TIES else of the same settings and norm of the update, {READINGS}",
             MARGINS["accuracy"],
         ),
         findings.slack_helps("accuracy", at_norm=True),
@@ -238,9 +257,9 @@ STATED: tuple[tuple[Claim, Callable[[Data], Finding]], ...] = (
     (
         Claim(
             "slack-norm-answer-bits",
-            "Slack makes the right answers likelier in merges whose step is as long.",
+            "Slack makes the correct answers more likely when all merged updates have the same norm.",
             OURS,
-            f"bits per byte of right answers saved with slack, TIES else of the same settings and norm, {READINGS}",
+            f"{ANSWER_BITS} saved with slack, TIES else of the same settings and norm, {READINGS}",
             MARGINS["answer_bits"],
         ),
         findings.slack_helps("answer_bits", at_norm=True),

@@ -33,7 +33,7 @@ class Shares:
 
 @dataclass(frozen=True)
 class PartShares:
-    """Of one layer, kind of module or whole model: lost and trimmed as in `Shares`; lost_top: of its top 5 %."""
+    """Of one layer, kind of module or whole model: lost and trimmed as in `Shares`; lost_top: of its top 5%."""
 
     lost: float
     lost_top: float
@@ -44,7 +44,7 @@ class PartShares:
 class Discarded:
     """What one method discarded of the SFT task vector at one budget, mean over seeds.
 
-    lost_top: by seed, the share of the top 5 % that was lost in sign conflicts.
+    lost_top: by seed, the share of the top 5% that was lost in sign conflicts.
     but_for_slack: by seed, all settings of the recipe that are not the slack's; equal ones leave a difference to it.
     reading: by seed, which slack it is (docs/merging.md): its settings that are not the default; none where it is 0.
     parts: by ("layer", its number) or ("module kind", its name).

@@ -18,7 +18,7 @@ from pipeline.report.wording import interval, percent
 
 UNMATCHED = "It takes TIES with slack and TIES without it at the same budget, density and lambda."
 UNMATCHED_AT_NORM = (
-    "It takes TIES with slack and TIES without it at the same budget, density and norm of the merged step."
+    "It takes TIES with slack and TIES without it at the same budget, density and norm of the merged update."
 )
 
 
@@ -223,7 +223,7 @@ def _by_budget(each: Sequence[tuple[int, Estimate | None]]) -> str:
 
 
 def _listed(merges: Sequence[Discarded]) -> str:
-    """`TIES: 10.0 % at 10k, 20.0 % at 100k; TIES SV 1: …`, means over seeds."""
+    """`TIES: 10.0% at 10k, 20.0% at 100k; TIES + slack 1: …`, means over seeds."""
     by_method: dict[str, dict[int, float]] = {}
     for merge in merges:
         by_method.setdefault(merge.method, {})[merge.ct_tokens] = merge.of_top[TOP].lost

@@ -1,4 +1,4 @@
-"""`python -m pipeline report FOLDER...`: the report of any results, of one folder or of several beside each other.
+"""`slackmerge report FOLDER...`: the report of any results, of one folder or of several beside each other.
 
 A folder is one that a report of ours was written to (outputs/<experiment>), or one that lm-eval wrote by itself.
 """
@@ -50,7 +50,7 @@ def _of_lm_eval(folders: Sequence[Path], out: Path) -> ReportPaths:
         names = [evaluation.method for evaluation in evaluations]
         if twice := {name for name in names if names.count(name) > 1}:
             raise BadInput(f"{', '.join(sorted(twice))}: the name of several models; rename the folders of lm-eval")
-        command = f"python -m pipeline report {' '.join(map(str, folders))}"
+        command = f"slackmerge report {' '.join(map(str, folders))}"
         subject = Subject(" and ".join(names), UNDETERMINED, GIVEN, {}, command, given=True)
         from pipeline import report
 

@@ -1,55 +1,162 @@
-"""One sentence of what a run found, computed from the verdicts of its claims."""
+"""The first sentences of a report, computed from the verdicts of its claims."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+from common.units import format_tokens
 from pipeline.report.claims import Answer
 from pipeline.report.paired import KINDS, Comparison
 from pipeline.report.records import label
-from pipeline.report.wording import interval
+from pipeline.report.wording import ANSWER_BITS, confidence, interval
 
-SAYS = {  # in the order in which the second claim of a sentence is looked for
-    "shown": "shows that",
-    "level": "finds no difference that matters in whether",
-    "not shown": "does not show that",
-    "undecided": "cannot tell whether",
+# The verdicts with data, in the order in which the second claim of a headline is looked for.
+VERDICTS = ("supported", "contradicted", "equivalent", "ruled out", "inconclusive")
+
+
+@dataclass(frozen=True)
+class Clauses:
+    """How a claim is written under each verdict, and the unit of its effect.
+
+    where: `smallest` or `largest` budget, `mean` over budgets, or empty. supported, equivalent, contradicted: what was
+    found. not_found: a ruled out gain. An inconclusive claim is written as supported, behind "it is inconclusive
+    whether".
+    """
+
+    where: str
+    supported: str
+    equivalent: str
+    not_found: str
+    contradicted: str
+    unit: str
+
+
+ACCURACY, TEXT_BITS, TOP = "in accuracy", "bits per byte of text saved", "of SFT's top 5% of parameters"
+CORRECT = f"{ANSWER_BITS} saved"
+
+
+def _compared(where: str, first: str, second: str, quality: tuple[str, str, str], unit: str) -> Clauses:
+    """quality: more, no more, less, such as `is more accurate than`."""
+    more, no_more, less = quality
+    equal = f"{first} and {second} are equivalent {'in accuracy' if unit == ACCURACY else 'in bits per byte'}"
+    return Clauses(
+        where, f"{first} {more} {second}", equal, f"{first} {no_more} {second}", f"{first} {less} {second}", unit
+    )
+
+
+_ACCURATE = ("is more accurate than", "is not more accurate than", "is less accurate than")
+_LIKELY = (
+    "makes the correct answers more likely than",
+    "does not make the correct answers more likely than",
+    "makes the correct answers less likely than",
+)
+_KEEPS = (
+    "models the language better than",
+    "does not model the language better than",
+    "models the language worse than",
+)
+_AVERAGED = "the average of CT-then-SFT and CT"
+
+
+def _slack(more: str, no_more: str, less: str, unit: str, same_norm: bool = False) -> Clauses:
+    at = " at equal norm of the merged updates" if same_norm else ""
+    equal = f"slack makes no meaningful difference to {'accuracy' if unit == ACCURACY else ANSWER_BITS}"
+    texts = [f"{text}{at}" for text in (f"slack {more}", equal, f"slack {no_more}", f"slack {less}")]
+    return Clauses("mean", texts[0], texts[1], texts[2], texts[3], unit)
+
+
+_RAISES = ("raises accuracy", "does not raise accuracy", "lowers accuracy")
+_HELPS = (
+    "makes the correct answers more likely",
+    "does not make the correct answers more likely",
+    "makes the correct answers less likely",
+)
+CLAUSES = {
+    "scarce-accuracy": _compared("smallest", "merging", "CT-then-SFT", _ACCURATE, ACCURACY),
+    "scarce-answer-bits": _compared("smallest", "merging", "CT-then-SFT", _LIKELY, CORRECT),
+    "language-kept": _compared("mean", "merging", "CT-then-SFT", _KEEPS, TEXT_BITS),
+    "averaged-accuracy": _compared("smallest", "merging", _AVERAGED, _ACCURATE, ACCURACY),
+    "averaged-language-kept": _compared("mean", "merging", _AVERAGED, _KEEPS, TEXT_BITS),
+    "merging-uses-ct": _compared("largest", "merging", "the average of base and SFT", _ACCURATE, ACCURACY),
+    "advantage-shrinks": Clauses(
+        "",
+        "the advantage of merging over CT-then-SFT shrinks as the CT budget grows",
+        "the advantage of merging over CT-then-SFT is the same at the smallest and the largest CT budget",
+        "the advantage of merging over CT-then-SFT does not shrink as the CT budget grows",
+        "the advantage of merging over CT-then-SFT grows with the CT budget",
+        ACCURACY,
+    ),
+    "conflicts-grow": Clauses(
+        "",
+        "TIES discards more of SFT's important parameters as the CT budget grows",
+        "TIES discards as many of SFT's important parameters at the largest CT budget as at the smallest",
+        "TIES does not discard more of SFT's important parameters as the CT budget grows",
+        "TIES discards fewer of SFT's important parameters as the CT budget grows",
+        TOP,
+    ),
+    "slack-keeps": Clauses(
+        "mean",
+        "slack keeps more of SFT's important parameters than TIES",
+        "slack and TIES keep as many of SFT's important parameters",
+        "slack does not keep more of SFT's important parameters than TIES",
+        "slack keeps fewer of SFT's important parameters than TIES",
+        TOP,
+    ),
+    "slack-accuracy": _slack(*_RAISES, ACCURACY),
+    "slack-answer-bits": _slack(*_HELPS, CORRECT),
+    "slack-norm-accuracy": _slack(*_RAISES, ACCURACY, same_norm=True),
+    "slack-norm-answer-bits": _slack(*_HELPS, CORRECT, same_norm=True),
 }
 
 
-def sentence(answers: Sequence[Answer], language: str) -> str:
-    """The first claim, the first other one that was shown (or else level, or not shown), and how many are of each."""
-    asked = [answer for answer in answers if answer.verdict in SAYS]
+def sentence(answers: Sequence[Answer], language: str, budgets: Sequence[int] = ()) -> str:
+    """Return a sentence on the first claim, one on the clearest other claim, and the number of claims by verdict.
+
+    budgets: CT tokens of the report.
+    """
+    asked = [answer for answer in answers if answer.verdict in VERDICTS]
     if not asked:
-        return f"In {language}, nothing that the claims ask about was run yet."
-    by_verdict = {verdict: [answer for answer in asked if answer.verdict == verdict] for verdict in SAYS}
-    others = [answer for verdict in list(SAYS)[:3] for answer in by_verdict[verdict] if answer is not asked[0]]
-    said = _joined([f"{SAYS[answer.verdict]} {_claim(answer)}" for answer in (asked[0], *others[:1])])
-    counts = _joined([f"{len(found)} {verdict}" for verdict, found in by_verdict.items() if found])
-    return f"In {language}, this run {said}. Of {len(asked)} claims: {counts}."
+        return f"In {language}, nothing that the claims are about was run yet."
+    by_verdict = {verdict: [answer for answer in asked if answer.verdict == verdict] for verdict in VERDICTS}
+    others = [answer for verdict in VERDICTS[:-1] for answer in by_verdict[verdict] if answer is not asked[0]]
+    first, *second = [_sentence(answer, budgets) for answer in (asked[0], *others[:1])]
+    counts = ", ".join(f"{len(found)} {verdict}" for verdict, found in by_verdict.items() if found)
+    of_all = f"Of {len(asked)} claim{'s' if len(asked) != 1 else ''}: {counts}."
+    return " ".join([f"In {language}: {first}", *second, of_all])
+
+
+def _sentence(answer: Answer, budgets: Sequence[int]) -> str:
+    clauses = CLAUSES[answer.claim.id]
+    texts = {
+        "supported": clauses.supported,
+        "equivalent": clauses.equivalent,
+        "ruled out": clauses.not_found,
+        "contradicted": clauses.contradicted,
+        "inconclusive": f"it is inconclusive whether {clauses.supported}",
+    }
+    trained = [tokens for tokens in budgets if tokens]
+    where = {"mean": "on average over CT budgets, "}.get(clauses.where, "")
+    if clauses.where in ("smallest", "largest") and trained:
+        tokens = min(trained) if clauses.where == "smallest" else max(trained)
+        where = f"at {format_tokens(tokens)} tokens, "
+    numbers = f" ({confidence(answer.estimate, clauses.unit)})" if answer.estimate else ""
+    text = f"{where}{texts[answer.verdict]}{numbers}."
+    return text[0].upper() + text[1:]
 
 
 def of_comparisons(comparisons: Sequence[Comparison]) -> str:
-    """What paired differences say where no claims were asked: how many tell something, and the largest that does."""
+    """Return what paired differences show in a report without claims: how many are clear, and the clearest."""
     if not comparisons:
         return "There is nothing to compare here."
-    counts = {verdict: [c for c in comparisons if c.verdict == verdict] for verdict in ("better", "worse", "level")}
-    told = [f"{len(found)} {verdict}" for verdict, found in counts.items() if found]
-    text = f"Of {len(comparisons)} paired differences, {_joined(told) if told else 'none'} can be told"
+    counts = {
+        verdict: [c for c in comparisons if c.verdict == verdict] for verdict in ("better", "worse", "equivalent")
+    }
+    found = [f"{len(of_verdict)} {verdict}" for verdict, of_verdict in counts.items() if of_verdict]
+    text = f"Of {len(comparisons)} paired differences: {', '.join(found) or 'none is conclusive'}"
     clear = sorted(counts["better"] + counts["worse"], key=lambda c: c.p_adjusted)
     if clear:
         c = clear[0]
-        text += f"; the clearest: {label(c.method)} {c.verdict} than {label(c.baseline)} in {KINDS[c.kind]}"
+        text += f". The clearest: {label(c.method)} is {c.verdict} than {label(c.baseline)} in {KINDS[c.kind]}"
         text += f" ({interval(c.difference)})"
     return text + "."
-
-
-def _claim(answer: Answer) -> str:
-    text = answer.claim.text.rstrip(".")
-    if text[:1].isupper() and not text[1:2].isupper():
-        text = text[0].lower() + text[1:]
-    return f"{text} ({interval(answer.estimate)})" if answer.estimate else text
-
-
-def _joined(parts: Sequence[str]) -> str:
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"

@@ -19,18 +19,25 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-Verdict = Literal["shown", "not shown", "level", "undecided", "no data"]
-LEVEL = 0.05  # of significance, two-sided: intervals are 95 %
-POWER = 0.80  # of the minimum detectable difference
+Verdict = Literal["supported", "equivalent", "ruled out", "contradicted", "inconclusive", "no data"]
+# Names in files that were written before 0.2. They are read until then.
+OLD_VERDICTS: dict[str, Verdict] = {
+    "shown": "supported",
+    "level": "equivalent",
+    "not shown": "ruled out",
+    "undecided": "inconclusive",
+}
+LEVEL = 0.05  # of significance, two-sided: intervals are 95%
+POWER = 0.80  # of the minimum detectable effect
 ROUNDING = 1e-9  # differences of equals may miss 0 by this much
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A difference with its 95 % interval.
+    """A difference with its 95% interval.
 
-    p: two-sided, of no difference. mdd: the true difference that p, not adjusted, would tell from 0 four times in five;
-    where p is adjusted for several claims (Holm), it takes a larger one.
+    p: two-sided, of no difference. mde, the minimum detectable effect: the true difference that p, not adjusted, would
+    tell from 0 four times in five; where p is adjusted for several claims (Holm), it takes a larger one.
     n: items. seeds, documents: how many were crossed.
     """
 
@@ -38,7 +45,7 @@ class Estimate:
     low: float
     high: float
     p: float
-    mdd: float
+    mde: float
     n: int
     seeds: int
     documents: int
@@ -46,7 +53,7 @@ class Estimate:
     @property
     def negated(self) -> Estimate:
         """The same difference the other way round."""
-        return Estimate(-self.value, -self.high, -self.low, self.p, self.mdd, self.n, self.seeds, self.documents)
+        return Estimate(-self.value, -self.high, -self.low, self.p, self.mde, self.n, self.seeds, self.documents)
 
 
 def crossed(values: ArrayLike, influences: ArrayLike, n: int, least_error: float = 0.0) -> Estimate:
@@ -96,8 +103,8 @@ def _student(value: float, error: float, freedom: float, n: int, seeds: int, doc
 
     half = quantile(1 - LEVEL / 2)
     p = 2 * below(-abs(value) / error) if error > 0 else float(abs(value) < ROUNDING)
-    mdd = (half + quantile(POWER)) * error
-    return Estimate(value, value - half * error, value + half * error, p, mdd, n, seeds, documents)
+    mde = (half + quantile(POWER)) * error
+    return Estimate(value, value - half * error, value + half * error, p, mde, n, seeds, documents)
 
 
 def holm(ps: Sequence[float]) -> list[float]:
@@ -112,15 +119,18 @@ def holm(ps: Sequence[float]) -> list[float]:
 def verdict(estimate: Estimate, margin: float, p_adjusted: float, least_seeds: int = 2) -> Verdict:
     """Of the claim that a difference is above 0, where less than `margin` either way would not matter.
 
-    level: the interval lies inside the margin. shown: above 0, by the p-value adjusted for all claims. not shown: the
-    interval leaves no room for a difference of the margin. undecided: neither can be told, as always from fewer seeds
-    than least_seeds (1 where two checkpoints are compared and not two methods). The interval is of a claim by itself:
-    of many that are level or not shown, some are so by chance.
+    equivalent: the interval lies inside the margin. supported: above 0, by the p-value adjusted for all claims.
+    contradicted: the interval lies below 0. ruled out: the interval excludes a gain as large as the margin.
+    inconclusive: none of these, and always with fewer seeds than least_seeds (1 if two checkpoints are compared and
+    not two methods). The interval is that of a single claim: of many verdicts that rest on it, some are wrong by
+    chance.
     """
     if estimate.seeds < least_seeds:
-        return "undecided"
+        return "inconclusive"
     if -margin < estimate.low and estimate.high < margin:
-        return "level"
+        return "equivalent"
     if estimate.value > ROUNDING and p_adjusted < LEVEL:
-        return "shown"
-    return "not shown" if estimate.high < margin else "undecided"
+        return "supported"
+    if estimate.high < 0:
+        return "contradicted"
+    return "ruled out" if estimate.high < margin else "inconclusive"

@@ -11,7 +11,7 @@ from itertools import islice
 
 from merge.method_table import METHODS
 from pipeline.arms import ARMS
-from pipeline.report.records import label
+from pipeline.report.records import labels
 from pipeline.report.results import methods_in_order
 
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#8C6D31")
@@ -38,6 +38,7 @@ class Look:
 def looks(methods: Iterable[str], recipes: Mapping[str, str]) -> dict[str, Look]:
     """A look for each method. recipes: by the merge, what its recipe's `method` is, as far as that is known."""
     order = methods_in_order(methods)
+    titles = labels(order)
     families: dict[str, list[str]] = {}
     for method in order:
         families.setdefault(family_of(method, recipes), []).append(method)
@@ -51,7 +52,7 @@ def looks(methods: Iterable[str], recipes: Mapping[str, str]) -> dict[str, Look]
                 dash = (1, 0) if method in ("ct", "ct_then_sft") else DASHES[1 + number % (len(DASHES) - 1)]
             else:
                 color = colours[family]
-            drawn[method] = Look(method, label(method), family, color, dash, shape)
+            drawn[method] = Look(method, titles[method], family, color, dash, shape)
     return {method: drawn[method] for method in order}
 
 
@@ -68,7 +69,7 @@ def family_of(method: str, recipes: Mapping[str, str]) -> str:
 
 
 def shown_first(drawn: Mapping[str, Look]) -> list[str]:
-    """What a page shows before anybody chose: models without CT, CT, CT-then-SFT, the ceiling, a merge a family.
+    """What a page shows before anybody chose: models without CT, CT, CT-then-SFT, the upper bound, a merge a family.
 
     Of a family it is the first merge; no score plays a part in it.
     """

@@ -38,7 +38,7 @@ def heat(parts: Sequence[str], width: int | None = None) -> Chart:
                 {"field": "budget", "title": "CT tokens"},
                 {"field": "share", "format": ".2%"},
                 {"field": "lost", "title": "lost, of all", "format": ".2%"},
-                {"field": "lost_top", "title": "lost, of the top 5 %", "format": ".2%"},
+                {"field": "lost_top", "title": "lost, of the top 5%", "format": ".2%"},
                 {"field": "trimmed", "title": "trimmed or dropped", "format": ".2%"},
             ],
         ),
@@ -80,7 +80,7 @@ def slack(slacks: Sequence[str], budgets: Sequence[int], width: int | None = Non
                 {"field": "budget", "title": "CT tokens"},
                 {"field": "accuracy", "title": "mean accuracy", "format": ".3f"},
                 {"field": "bits", "title": "bits per byte", "format": ".3f"},
-                {"field": "lost_top", "title": "lost of the top 5 %", "format": ".1%"},
+                {"field": "lost_top", "title": "lost of the top 5%", "format": ".1%"},
             ],
         },
     }

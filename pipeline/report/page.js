@@ -120,7 +120,7 @@
     const rows = Object.values(data(chart)).flat().filter((row) => !("level" in row));
     const names = Object.keys(rows[0] || {}).filter((name) => !["method", "measure", "order", "by", "group"].includes(name) && rows.some((row) => typeof row[name] !== "string" || row[name]));
     names.sort((a, b) => (b === "title") - (a === "title"));
-    const title = { title: "method", tokens: "CT tokens", lost_top: "lost of the top 5 %", spread: "seeds from" };
+    const title = { title: "method", tokens: "CT tokens", lost_top: "lost of the top 5%", spread: "seeds from" };
     const columns = names.map((name) => ({
       name, title: title[name] || name, text: rows.some((row) => typeof row[name] === "string"),
       show: (row) => (name === "tokens" ? tokens(row[name]) : typeof row[name] === "number" && !Number.isInteger(row[name]) ? row[name].toFixed(3) : row[name]),
@@ -163,11 +163,11 @@
   function differences() {
     const place = document.getElementById("differences-table");
     if (!place) return;
-    const mark = { better: "\u25b2 ", worse: "\u25bc ", level: "= " };
+    const mark = { better: "\u25b2 ", worse: "\u25bc ", equivalent: "= " };
     const rows = tables.differences.filter((row) => row.baseline === state.baseline && row.kind === state.kind);
     byBudget(place, rows, (budget) => ({
       kind: (line) => line[budget]?.verdict,
-      show: (line) => { const d = line[budget]; return d ? pair((mark[d.verdict] || "") + signed(d.value), `${signed(d.low)} to ${signed(d.high)}; mdd ${fixed(d.mdd)}`) : ""; },
+      show: (line) => { const d = line[budget]; return d ? pair((mark[d.verdict] || "") + signed(d.value), `${signed(d.low)} to ${signed(d.high)}; MDE ${fixed(d.mde)}`) : ""; },
     }), `Method minus ${page.labels[state.baseline] || state.baseline}: ${page.kinds[state.kind]}`);
   }
 

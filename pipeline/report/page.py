@@ -16,7 +16,7 @@ from pipeline.report.claims import Claims
 from pipeline.report.discards import Discarded
 from pipeline.report.looks import INK, SOFT, Look, looks, shown_first
 from pipeline.report.paired import KINDS
-from pipeline.report.records import Row, Subject, label
+from pipeline.report.records import Row, Subject, label, labels
 from pipeline.report.results import Measure, budget_name, budgets_of
 from pipeline.report.sample_items import Sample
 from pipeline.report.text_of_budgets import TextOfBudget
@@ -25,7 +25,7 @@ from pipeline.report.wording import percent, signed
 from pipeline.run.console import duration
 
 TEMPLATE = "page.html.jinja"
-SLACK_MEASURES = (("accuracy", "mean accuracy"), ("bits", "bits per byte"), ("lost_top", "lost of SFT's top 5 %"))
+SLACK_MEASURES = (("accuracy", "mean accuracy"), ("bits", "bits per byte"), ("lost_top", "lost of SFT's top 5%"))
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def render(found: Findings) -> str:
         data=Markup(_inline(_script_data(seen, names))),
         vega=figures.javascript(),
         subject=subject,
-        sentence=headline.sentence(answers, subject.language_name)
+        sentence=headline.sentence(answers, subject.language_name, budgets_of(found.rows))
         if answers
         else headline.of_comparisons(found.claims.comparisons),
         facts=page_tables.facts(found.rows, found.stages),
@@ -188,7 +188,7 @@ def _number(value: float) -> str:
 
 def _options(table: Table, place: int) -> list[tuple[str, str]]:
     """The methods of a column, each once, with their titles."""
-    return [(str(method), label(str(method))) for method in dict.fromkeys(row[place] for row in table.rows)]
+    return list(labels(list(dict.fromkeys(str(row[place]) for row in table.rows))).items())
 
 
 def _script_data(seen: Picture, names: Mapping[str, str]) -> dict[str, Any]:

@@ -45,9 +45,9 @@ def claims(answers: Sequence[Answer]) -> Table:
             margins = [
                 max(-10.0, min(10.0, x / answer.claim.margin)) for x in (estimate.value, estimate.low, estimate.high)
             ]
-            words = (f"{estimate.value:+.3f}", interval(estimate), f"{estimate.mdd:.3f}")
+            words = (f"{estimate.value:+.3f}", interval(estimate), f"{estimate.mde:.3f}")
             table.append((answer.claim.id, answer.claim.text, answer.verdict, *(round(x, 3) for x in margins), *words))
-    return Table(("claim", "text", "verdict", "value", "low", "high", "effect", "interval", "mdd"), table)
+    return Table(("claim", "text", "verdict", "value", "low", "high", "effect", "interval", "mde"), table)
 
 
 def checksums(stages: Iterable[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], str, str]]:

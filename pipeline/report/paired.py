@@ -20,17 +20,18 @@ from pipeline.arms import ARMS
 from pipeline.report.inference import Estimate, crossed, holm, verdict
 from pipeline.report.records import Evaluation, Samples, mean
 from pipeline.report.results import unique
+from pipeline.report.wording import ANSWER_BITS
 
 Kind = Literal["accuracy", "answer_bits", "bits"]
 KINDS: dict[Kind, str] = {
     "accuracy": "mean accuracy",
-    "answer_bits": "answer bits per byte",
+    "answer_bits": ANSWER_BITS,
     "bits": "bits per byte",
 }
 LOWER_IS_BETTER: tuple[Kind, ...] = ("answer_bits", "bits")
 # Differences that would not matter, stated before looking: about a tenth of what continual pre-training gives.
 MARGINS: dict[Kind, float] = {"accuracy": 0.02, "answer_bits": 0.05, "bits": 0.05}
-# Two models that answered n items alike may differ in 3 of n others, at 95 %: 1.96 standard errors of 1.53 / n.
+# Two models that answered n items alike may differ in 3 of n others, at 95%: 1.96 standard errors of 1.53 / n.
 RULE_OF_THREE = 1.53
 AGAINST = ("ct_then_sft", "ct", "sft")
 Cell = tuple[str, int]  # method, CT tokens
@@ -54,13 +55,13 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """Better, worse or level where the run can tell, else `undecided`."""
+        """`better`, `worse` or `equivalent` where the run can tell, else `inconclusive`."""
         gain = self.difference.negated if self.kind in LOWER_IS_BETTER else self.difference
         margin = MARGINS[self.kind]
         sides = [verdict(side, margin, self.p_adjusted, self.least_seeds) for side in (gain, gain.negated)]
-        if "level" in sides:
-            return "level"
-        return "better" if sides[0] == "shown" else "worse" if sides[1] == "shown" else "undecided"
+        if "equivalent" in sides:
+            return "equivalent"
+        return "better" if sides[0] == "supported" else "worse" if sides[1] == "supported" else "inconclusive"
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pipeline.report.claims import Claims
-from pipeline.report.records import Row, Subject, label
+from pipeline.report.records import Row, Subject, labels
 from pipeline.report.results import OVERALL, Measure, best, budget_name, budgets_of, measures, methods_in_order, points
 from pipeline.report.wording import signed
 
@@ -30,42 +30,44 @@ def to_latex(rows: Sequence[Row], claims: Claims, subject: Subject) -> str:
 
 
 def to_markdown(rows: Sequence[Row], subject: Subject) -> str:
-    """results-intervals.md: the scores of `to_latex` as Markdown, each with its 95 % interval."""
+    """results-intervals.md: the scores of `to_latex` as Markdown, each with its 95% interval."""
     budgets = budgets_of(rows)
-    parts = [f"# {subject.language_name}, experiment {subject.title}\n\nMeans over seeds [95 % intervals over items]."]
+    parts = [f"# {subject.language_name}, experiment {subject.title}\n\nMeans over seeds [95% intervals over items]."]
     for measure in (each for each in measures(rows, subject.language) if each.name in OVERALL):
         scores = points(rows, measure)
         bold = best(scores, measure)
         head = f"| {measure.name} | {' | '.join(map(budget_name, budgets))} |\n|---|{'---:|' * len(budgets)}"
         lines = []
-        for method in methods_in_order(method for method, _ in scores):
+        titles = labels(methods_in_order(method for method, _ in scores))
+        for method in titles:
             cells = []
             for budget in budgets:
                 mark = "**" if (method, budget) in bold else ""
                 point = scores.get((method, budget))
                 cells.append(f"{mark}{point.value:.3f}{mark} [{point.low:.3f}, {point.high:.3f}]" if point else "")
-            lines.append(f"| {label(method)} | {' | '.join(cells)} |")
+            lines.append(f"| {titles[method]} | {' | '.join(cells)} |")
         parts.append("\n".join([head, *lines]))
     return "\n\n".join(parts) + "\n"
 
 
 def _scores(rows: Sequence[Row], measure: Measure, subject: Subject) -> str:
-    """Methods as rows, budgets as columns; 95 % intervals small below each value, the best of a column in bold."""
+    """Methods as rows, budgets as columns; 95% intervals small below each value, the best of a column in bold."""
     scores, budgets = points(rows, measure), budgets_of(rows)
     bold = best(scores, measure)
     lines = []
-    for method in methods_in_order(method for method, _ in scores):
+    titles = labels(methods_in_order(method for method, _ in scores))
+    for method in titles:
         values, intervals = [], []
         for budget in budgets:
             point = scores.get((method, budget))
             value = "" if point is None else f"{point.value:.3f}"
             values.append(f"\\textbf{{{value}}}" if (method, budget) in bold else value)
             intervals.append("" if point is None else f"{{\\scriptsize [{point.low:.3f}, {point.high:.3f}]}}")
-        lines += [f"{escaped(label(method))} & {' & '.join(values)} \\\\", f" & {' & '.join(intervals)} \\\\[2pt]"]
+        lines += [f"{escaped(titles[method])} & {' & '.join(values)} \\\\", f" & {' & '.join(intervals)} \\\\[2pt]"]
     seeds = len({row.seed for row in rows})
     lower = " Lower is better." if measure.lower_is_better else ""
     caption = (
-        f"{escaped(subject.language_name)}: {measure.name} by tokens of continual pre-training, with 95\\,\\% "
+        f"{escaped(subject.language_name)}: {measure.name} by tokens of continual pre-training, with 95\\% "
         f"intervals over items; means over {seeds} seed{'s' if seeds != 1 else ''}.{lower}"
     )
     head = f"method & {' & '.join(budget_name(budget) for budget in budgets)} \\\\"
@@ -80,14 +82,15 @@ def _claims(claims: Claims) -> str:
                 signed(x).replace("\u2212", "-").replace("\u221e", "\\infty")
                 for x in (estimate.value, estimate.low, estimate.high)
             ]
-            mdd = f"{estimate.mdd:.3f}".replace("inf", "$\\infty$")
-            spread = f"${effect}$ & $[{low}, {high}]$ & {mdd}"
+            mde = f"{estimate.mde:.3f}".replace("inf", "$\\infty$")
+            spread = f"${effect}$ & $[{low}, {high}]$ & {mde}"
             lines.append(f"{escaped(answer.claim.text)} & {spread} & {answer.verdict} \\\\")
     caption = (
-        "Claims stated before looking: effect, 95\\,\\% interval over other seeds and other documents, minimum "
-        "detectable difference, and verdict: shown by $p$-values adjusted by Holm, all else of a claim by itself."
+        "Claims stated before looking: effect, 95\\% interval over other seeds and other documents, minimum "
+        "detectable effect (MDE), and verdict. Supported: by $p$-values adjusted by Holm; intervals and MDE are of "
+        "a single claim."
     )
-    return _table("p{6cm}rrrl", "claim & effect & 95\\,\\% interval & mdd & verdict \\\\", lines, caption, "tab:claims")
+    return _table("p{6cm}rrrl", "claim & effect & 95\\% interval & MDE & verdict \\\\", lines, caption, "tab:claims")
 
 
 def _table(columns: str, head: str, lines: Sequence[str], caption: str, name: str) -> str:

@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from merge.method_table import METHODS
 from pipeline.arms import ARMS
+from pipeline.report.wording import MERGE_NAMES, NOTES
 
 ENGLISH = "en"
 WITHOUT_CT = tuple(name for name, arm in ARMS.items() if not arm.ct_budgets)  # in results their ct_tokens is 0
+ACRONYMS = {"ct": "CT", "sft": "SFT", "ties": "TIES", "dare": "DARE"}  # in names that no table has
 Samples = list[dict[str, Any]]
 
 
@@ -69,7 +72,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Row:
-    """One score. The first twelve fields are the columns of results.csv; low and high are a 95 % interval.
+    """One score. The first twelve fields are the columns of results.csv; low and high are a 95% interval.
 
     predictions: of a fixed set of labels, how often each was the answer.
     """
@@ -107,7 +110,7 @@ class ReportPaths:
 
 
 def label(method: str) -> str:
-    """A method's name as people write it: `ties_sv_1` is `TIES SV 1`, `ct_then_sft_with_ct` `CT-then-SFT with CT`.
+    """Return the display name of a method: `ties_sv_1` is `TIES + slack 1`, `linear` is `weighted average`.
 
     Of several reports: `tiny/ties` is `TIES (tiny)`.
     """
@@ -116,16 +119,44 @@ def label(method: str) -> str:
         return f"{label(method)} ({title})"
     if method in ARMS:
         return ARMS[method].title
-    acronyms = {
-        "ct": "CT",
-        "sft": "SFT",
-        "ties": "TIES",
-        "dare": "DARE",
-        "sv": "SV",
-        "slerp": "SLERP",
-        "della": "DELLA",
+    if method in MERGE_NAMES:
+        return MERGE_NAMES[method]
+    kept, notes = method, []
+    for end, note in NOTES.items():
+        if kept.endswith(end):
+            kept, notes = kept.removesuffix(end), [note]
+    named = [name for name in METHODS if kept == name or kept.startswith(f"{name}_")]
+    if not named:
+        return _noted(" ".join(ACRONYMS.get(word, word) for word in kept.split("_")), notes)
+    recipe = max(named, key=len)
+    rest = kept.removeprefix(recipe).strip("_").replace("_", " ")
+    title = METHODS[recipe].title
+    name = title if title[:2].isupper() or title[1:] != title[1:].lower() else title.lower()
+    if rest and not _is_number(rest):
+        return _noted(name, [rest, *notes])
+    return _noted(f"{name} {rest}".strip(), notes)
+
+
+def labels(methods: Sequence[str]) -> dict[str, str]:
+    """Return the display names of the methods of one report.
+
+    Where a method is beside its own variant with fixed settings (`ties` and `ties_stated`), it is the tuned one.
+    """
+    return {
+        method: f"{label(method)} (tuned)" if f"{method}_stated" in methods else label(method) for method in methods
     }
-    return " ".join(acronyms.get(word, word) for word in method.split("_")).replace(" then ", "-then-")
+
+
+def _noted(name: str, notes: Sequence[str]) -> str:
+    return f"{name} ({', '.join(notes)})" if notes else name
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def mean(values: Sequence[float]) -> float:

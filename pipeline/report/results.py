@@ -14,16 +14,17 @@ from common.files import read_jsonl
 from common.units import format_tokens
 from eval.task_set import BITS, GOLD_BITS
 from pipeline.arms import ARMS
-from pipeline.report.records import ENGLISH, WITHOUT_CT, Evaluation, Row, label, mean
+from pipeline.report.records import ENGLISH, WITHOUT_CT, Evaluation, Row, labels, mean
+from pipeline.report.wording import ANSWER_BITS
 
 COLUMNS = tuple(field.name for field in fields(Row))[:12]
 # The names of the measures that sum a language up; a terminal shows the first two.
-OVERALL = ("mean accuracy", "bits per byte", "answer bits per byte")
+OVERALL = ("mean accuracy", "bits per byte", ANSWER_BITS)
 
 
 @dataclass(frozen=True)
 class Measure:
-    """What one panel of curves and one block of a table shows: a task under its primary metric or in answer bits."""
+    """What one panel of curves and one block of a table shows: a task under its primary metric or its answer bits."""
 
     language: str
     task: str
@@ -39,7 +40,7 @@ class Measure:
 
 @dataclass(frozen=True)
 class Point:
-    """A method's score at one budget: means over seeds of the value and of the ends of its 95 % interval."""
+    """A method's score at one budget: means over seeds of the value and of the ends of its 95% interval."""
 
     value: float
     low: float
@@ -99,18 +100,18 @@ def languages(rows: Sequence[Row], target: str) -> list[str]:
 
 
 def measures(rows: Sequence[Row], language: str) -> list[Measure]:
-    """What to show of a language: what sums it up, then every task by its primary metric, then in answer bits."""
+    """What to show of a language: what sums it up, then every task by its primary metric, then its answer bits."""
     of_language = [row for row in rows if row.language == language and (row.primary or row.metric == GOLD_BITS)]
     last = {(row.task, row.metric): row for row in sorted(of_language, key=lambda row: row.metric == GOLD_BITS)}
     families = [row.family for row in last.values() if row.primary]
 
     def name(row: Row) -> str:
         if row.family == "mean":
-            return "answer bits per byte" if row.metric == GOLD_BITS else "mean accuracy"
+            return ANSWER_BITS if row.metric == GOLD_BITS else "mean accuracy"
         if row.metric == BITS and families.count(row.family) == 1:
             return "bits per byte"
         task = row.family if families.count(row.family) == 1 else row.task
-        return f"{task}: answer bits per byte" if row.metric == GOLD_BITS else task
+        return f"{task}: {ANSWER_BITS}" if row.metric == GOLD_BITS else task
 
     shown = [Measure(language, row.task, row.metric, name(row), row.chance, row.trivial) for row in last.values()]
     return sorted(shown, key=lambda measure: OVERALL.index(measure.name) if measure.name in OVERALL else len(OVERALL))
@@ -158,6 +159,7 @@ def baselines(measure: Measure) -> str:
 def to_markdown(rows: Sequence[Row], target: str, names: dict[str, str]) -> str:
     """results.md: a table per language, methods as rows, CT budgets as columns; the best of each column in bold."""
     budgets, order = budgets_of(rows), methods_in_order(row.method for row in rows)
+    titles = labels(order)
     legend = "CT budgets in tokens; means over seeds; the best value of each column in bold. "
     parts = ["# Results\n", f"{legend}Accuracies are shares; bits per byte: lower is better."]
     for language in languages(rows, target):
@@ -171,7 +173,7 @@ def to_markdown(rows: Sequence[Row], target: str, names: dict[str, str]) -> str:
                 cells = [_cell(scores.get((method, budget)), (method, budget) in bold) for budget in budgets]
                 if any(cells):
                     name = f"{measure.name} ({levels})" if levels else measure.name
-                    parts.append(f"| {name} | {label(method)} | {' | '.join(cells)} |")
+                    parts.append(f"| {name} | {titles[method]} | {' | '.join(cells)} |")
                     levels = ""
     return "\n".join(parts) + "\n"
 
@@ -185,6 +187,7 @@ def _cell(point: Point | None, bold: bool) -> str:
 def terminal_table(rows: Sequence[Row], language: str) -> str:
     """Methods x budgets, for a terminal: mean accuracy in the language, then bits per byte (after a slash)."""
     budgets, order = budgets_of(rows), methods_in_order(row.method for row in rows)
+    titles = labels(order)
     shown = [measure for measure in measures(rows, language) if measure.name in OVERALL[:2]]
     columns = [points(rows, measure) for measure in shown]
     head = ["", *(budget_name(budget) for budget in budgets)]
@@ -196,7 +199,7 @@ def terminal_table(rows: Sequence[Row], language: str) -> str:
             cells.append(
                 " / ".join("-" if point is None else f"{point.value:.3f}" for point in values) if any(values) else ""
             )
-        lines.append([label(method), *cells])
+        lines.append([titles[method], *cells])
     first, *rest = (max(map(len, column)) for column in zip(*lines, strict=True))
     title = f"{language}: {' / '.join(measure.name for measure in shown)}, by CT tokens"
     padded = [

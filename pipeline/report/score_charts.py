@@ -7,12 +7,19 @@ from collections.abc import Sequence
 from pipeline.report.looks import SOFT, Look
 from pipeline.report.vega import BUDGET, Chart, Spec, method_scales, sized, tokens_axis
 
-VERDICTS = {"shown": "#009E73", "not shown": "#D55E00", "level": "#0072B2", "undecided": SOFT, "no data": SOFT}
+VERDICTS = {
+    "supported": "#009E73",
+    "equivalent": "#0072B2",
+    "ruled out": "#D55E00",
+    "contradicted": "#CC79A7",
+    "inconclusive": SOFT,
+    "no data": SOFT,
+}
 VALUES = [
     {"field": "title", "title": "method"},
     {"field": "budget", "title": "CT tokens"},
     {"field": "value", "title": "value", "format": ".3f"},
-    {"field": "low", "title": "95 % from", "format": ".3f"},
+    {"field": "low", "title": "95% from", "format": ".3f"},
     {"field": "high", "title": "to", "format": ".3f"},
     {"field": "seeds", "title": "seeds"},
     {"field": "spread", "title": "seeds from"},
@@ -20,7 +27,7 @@ VALUES = [
 
 
 def curves(drawn: Sequence[Look], budgets: Sequence[int], width: int | None = None) -> Chart:
-    """The data-efficiency curves: a measure against CT tokens, bands of 95 %, levels that no budget changes."""
+    """The data-efficiency curves: a measure against CT tokens, bands of 95%, levels that no budget changes."""
     look = method_scales(drawn, legend=width is not None)
     across = tokens_axis(budgets)
     up = {"field": "value", "type": "quantitative", "title": None, "scale": {"zero": False, "nice": True}}
@@ -162,7 +169,7 @@ def claims(count: int, width: int | None = None) -> Chart:
         "scale": {"domain": verdicts, "range": list(VERDICTS.values())},
         "legend": None,
     }
-    hover = [{"field": name} for name in ("text", "verdict", "effect", "interval", "mdd")]
+    hover = [{"field": name} for name in ("text", "verdict", "effect", "interval", "mde")]
     spec = {
         "data": {"name": "claims"},
         "encoding": {"y": row},

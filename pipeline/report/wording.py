@@ -6,9 +6,20 @@ from math import isinf
 
 from pipeline.report.inference import Estimate
 
+ANSWER_BITS = "bits per byte of the correct answer"  # the metric gold_bits_per_byte
+# Names of merges that are not "method, setting, note"; other merges are named by merge/method_table.py, checkpoints
+# by pipeline/arms.py. records.label puts these together, and everything that people read takes it from there.
+MERGE_NAMES = {
+    "base_with_sft": "average of base and SFT",
+    "ct_then_sft_with_ct": "average of CT-then-SFT and CT",
+    "chat_vector": "chat vector",
+    "random_signs": "TIES with random signs",
+}
+NOTES = {"_stated": "fixed settings", "_at_norm": "same norm"}  # of the ends of names
+
 
 def interval(difference: Estimate) -> str:
-    """`+0.041 [+0.012, +0.070]`: a difference with its 95 % interval."""
+    """`+0.041 [+0.012, +0.070]`: a difference with its 95% interval."""
     return f"{signed(difference.value)} [{signed(difference.low)}, {signed(difference.high)}]"
 
 
@@ -18,6 +29,11 @@ def signed(value: float) -> str:
     return text.replace("-", "\u2212")
 
 
+def confidence(difference: Estimate, unit: str) -> str:
+    """`+0.041 in accuracy, 95% CI +0.012 to +0.070`"""
+    return f"{signed(difference.value)} {unit}, 95% CI {signed(difference.low)} to {signed(difference.high)}"
+
+
 def percent(share: float) -> str:
-    """`12.3 %`"""
-    return f"{100 * share:.1f} %"
+    """`12.3%`"""
+    return f"{100 * share:.1f}%"

@@ -1,4 +1,4 @@
-"""What `python -m pipeline` does with a sweep: plan, check, make, report.
+"""What `slackmerge` does with a sweep: plan, check, make, report.
 
 Comes in: a Sweep, the configs of all cells. Goes out: entries in the store, the report in outputs/<name>/, a JSON line
 and an exit code. Read it in this order:

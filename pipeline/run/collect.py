@@ -95,7 +95,7 @@ def _sources(cells: Sequence[Cell], entries: Mapping[str, Entry], arguments: Seq
         config.language.code,
         config.language.name,
         {str(cell): cell.config.model_dump() for cell in cells},
-        f"python -m pipeline {shlex.join(arguments)}".strip(),
+        f"slackmerge {shlex.join(arguments)}".strip(),
         (len(made), len(uses)) if len(made) < len(uses) else None,
     )
     return Sources(

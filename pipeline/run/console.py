@@ -76,13 +76,20 @@ class Progress:
 
     def __init__(self, stages: Sequence[Stage], estimates: Estimates, say: Callable[[str], None]) -> None:
         self.stages, self.estimates, self._say = stages, estimates, say
-        self.numbers = {stage.key: number for number, stage in enumerate(stages, start=1)}
+        self.unfinished = {stage.key: stage for stage in stages}
         self.spoke = self.started = 0.0
+        self.count()
 
     def say(self, stage: Stage, text: str) -> None:
-        width = len(str(len(self.stages)))
+        """Print a line about a stage, behind how many stages of the sweep are finished."""
+        width, finished = len(str(len(self.stages))), len(self.stages) - len(self.unfinished)
         self.spoke = time.monotonic()
-        self._say(f"[{self.numbers.get(stage.key, 0):{width}}/{len(self.stages)}] {stage}: {text}")
+        self._say(f"[{finished:{width}}/{len(self.stages)}] {stage}: {text}")
+
+    def count(self) -> None:
+        """Look up which stages are finished: other processes finish some too."""
+        find = self.estimates.store.find
+        self.unfinished = {key: stage for key, stage in self.unfinished.items() if find(stage) is None}
 
     def note(self, text: str) -> None:
         """A line about no stage in particular."""
@@ -90,6 +97,7 @@ class Progress:
 
     def start(self, stage: Stage, work: float) -> None:
         self.started = time.monotonic()
+        self.count()
         if SAY_TO in os.environ:  # the display says what runs
             return
         seconds, left = work * self.estimates.rate(stage.kind), self.estimates.of(self.stages)
@@ -109,4 +117,5 @@ class Progress:
 
     def done(self, stage: Stage, seconds: float, note: str = "") -> None:
         self.estimates.forget(stage.kind)
+        self.count()
         self.say(stage, f"done in {seconds:.1f} s{note}")

@@ -47,5 +47,7 @@ def tell(failures: Failures, arguments: Sequence[str]) -> None:
 
 def _command(arguments: Sequence[str]) -> str:
     """The command line of a run, from the folder that it was started in."""
+    if os.path.basename(sys.argv[0]) == "slackmerge":
+        return shlex.join(["slackmerge", *arguments])
     python = sys.executable if sys.prefix == sys.base_prefix else os.path.relpath(sys.executable)
     return shlex.join([python, "-m", "pipeline", *arguments])

@@ -24,10 +24,11 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig
 
 from common.errors import BadInput, StageFailed
+from common.places import CONF
 from pipeline.run import interruption
 from pipeline.run.journal import Journal
 from pipeline.run.worker import JOURNAL, make_cell
-from pipeline.sweep import CONF, Sweep
+from pipeline.sweep import Sweep
 
 INTERRUPTED = "interrupted"  # an event of the journal: no further cell begins
 

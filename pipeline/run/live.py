@@ -1,5 +1,5 @@
 """A run as it goes, from its journal and the store: under the lines of `run` itself, where there is a terminal, and by
-`python -m pipeline watch [FOLDER]`, of a run on this machine or in Slurm jobs.
+`slackmerge watch [FOLDER]`, of a run on this machine or in Slurm jobs.
 
 `run` shows numbers alone. `watch` also draws the page anew as cells are scored, marked as unfinished: that costs the
 run no time.

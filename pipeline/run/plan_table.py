@@ -1,4 +1,4 @@
-"""`python -m pipeline plan`: the stages of a sweep, done or to run; with a cluster named, what they cost too."""
+"""`slackmerge plan`: the stages of a sweep, done or to run; with a cluster named, what they cost too."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`python -m pipeline run`: a sweep from its configs to its report.
+"""`slackmerge run`: a sweep from its configs to its report.
 
 Plan, check, make, report, and what was not made.
 """

@@ -45,7 +45,12 @@ def test_defaults_are_the_methods() -> None:
         ({"protect": []}, "protect: name the model that slack 0.5 protects"),
         ({"models": {"ct": {"path": "ct", "density": 0}}}, "models.ct.density: the share kept"),
         ({"models": {"ct": {"path": "ct", "density": 1.5}}}, "models.ct.density"),
-        ({"models": {"ct": {"path": "ct", "densty": 1}}}, "models.ct: method ties_sv has no key densty"),
+        (
+            {"models": {"ct": {"path": "ct", "densty": 1}}},
+            "models.ct: method ties_sv has no key densty; did you mean",
+        ),
+        ({"densitty": 0.5}, "method ties_sv has no key densitty; did you mean density?"),
+        ({"protct": ["sft"]}, "no key protct; did you mean protect?"),
         ({"models": {"ct": {}}}, "models.ct.path: missing"),
         ({"models": {}}, "models: expected a mapping"),
         ({"lambda": float("nan")}, "lambda: expected a finite number"),
@@ -63,6 +68,31 @@ def test_refusals_name_the_key(change: dict[str, Any], words: str) -> None:
     assert (
         words in str(refused.value) and str(refused.value).startswith("merge.yml: ") and "\n" not in str(refused.value)
     )
+
+
+def test_a_setting_of_models_at_the_top_is_the_default_of_all() -> None:
+    models = {"ct": {"path": "ct", "density": 0.7}, "sft": {"path": "sft"}}
+    short = {"method": "ties", "base": "base", "models": models, "density": 0.5, "weight": [0.2, 0.8]}
+    recipe = Recipe.from_dict(short)
+    assert [(model.density, model.weight) for model in recipe.models] == [(0.7, (0.2, 0.8)), (0.5, (0.2, 0.8))]
+    assert Recipe.from_dict(recipe.to_dict()) == recipe and "density" not in recipe.to_dict()
+    with pytest.raises(BadInput, match="method task_arithmetic has no key density; its keys are "):
+        Recipe.from_dict(short | {"method": "task_arithmetic"})
+    with pytest.raises(BadInput, match="models.sft.density: the share kept"):
+        Recipe.from_dict(short | {"density": 7})
+
+
+def test_of_a_models_settings_in_slices_the_nearest_counts() -> None:
+    models: dict[str, Any] = {"a": {"path": "a", "density": 0.2}, "b": {"path": "b"}}
+    given: dict[str, Any] = {"a": {"layers": 0}, "b": {"layers": 0}}
+    slices = [
+        {"layers": 0, "models": given},
+        {"layers": 0, "density": 0.3, "models": given},
+        {"layers": 0, "density": 0.3, "models": {**given, "b": {"layers": 0, "density": 0.4}}},
+    ]
+    recipe = Recipe.from_dict({"method": "ties", "base": "c", "density": 0.1, "models": models, "slices": slices})
+    found = [[model.density for model in part.models] for part in recipe.slices]
+    assert found == [[0.2, 0.1], [0.3, 0.3], [0.3, 0.4]]
 
 
 def test_della_needs_room_for_epsilon() -> None:

@@ -11,7 +11,7 @@ from pipeline import sweep
 from pipeline.arms import ARMS
 from pipeline.graph import Inputs, Stage
 from pipeline.plan import Cell, merged, plan_cell
-from pipeline.report.records import label
+from pipeline.report.records import label, labels
 from pipeline.run.cluster.schedule import cut
 from pipeline.trajectory import trajectories
 
@@ -173,12 +173,28 @@ def test_arms_that_cannot_be(overrides: list[str], message: str) -> None:
     ("name", "title"),
     [
         ("sft_then_ct", "SFT-then-CT"),
-        ("ct_then_sft_with_ct", "CT-then-SFT with CT"),
-        ("base_with_sft", "base with SFT"),
+        ("ct_then_sft_with_ct", "average of CT-then-SFT and CT"),
+        ("base_with_sft", "average of base and SFT"),
         ("chat_vector", "chat vector"),
-        ("ceiling", "CT-then-SFT in the language"),
-        ("ties_sv_1", "TIES SV 1"),
+        ("ceiling", "target-language SFT (upper bound)"),
+        ("linear", "weighted average"),
+        ("task_arithmetic", "task arithmetic"),
+        ("dare_ties", "DARE TIES"),
+        ("ties_stated", "TIES (fixed settings)"),
+        ("ties_sv_1", "TIES + slack 1"),
+        ("ties_sv_1_stated", "TIES + slack 1 (fixed settings)"),
+        ("ties_sv_difference_at_norm", "TIES + slack (difference, same norm)"),
+        ("tiny/linear", "weighted average (tiny)"),
+        ("sft_of_mine", "SFT of mine"),
     ],
 )
 def test_titles(name: str, title: str) -> None:
     assert label(name) == title
+
+
+def test_a_method_beside_its_fixed_settings_is_the_tuned_one() -> None:
+    assert labels(["ties", "ties_stated", "linear"]) == {
+        "ties": "TIES (tuned)",
+        "ties_stated": "TIES (fixed settings)",
+        "linear": "weighted average",
+    }

@@ -153,7 +153,7 @@ CASES = {
     "one bad cell of a sweep": (["-m", "ct.tokens=2048,4096,1M"], r"ct\.tokens=1M: .*ct\.schedule_tokens=8192"),
     "a sweep without -m": (
         ["ct.tokens=2048,4096"],
-        r"ct\.tokens=2048,4096: several values make a sweep; say `python -m pipeline -m",
+        r"ct\.tokens=2048,4096: several values make a sweep; pass -m \(slackmerge run -m",
     ),
     "not an override": (
         ["reproduce"],

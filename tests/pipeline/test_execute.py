@@ -70,6 +70,15 @@ def test_second_run_runs_nothing(tmp_path: Path) -> None:
     assert (lines, published) == ([], [])
 
 
+def test_lines_begin_with_the_number_of_finished_stages(tmp_path: Path) -> None:
+    plan = toy.plan()
+    execute(tmp_path, plan[:2])
+    lines, _ = execute(tmp_path, [*plan[4:], *plan[2:4]])  # evals ask for their CT first: not the order of the plan
+    counted = [line.partition("]")[0] + "]" for line in lines if ": done in " in line]
+    assert counted == [f"[{number}/4]" for number in (1, 2, 3, 4)]
+    assert lines[0].startswith("[0/4] ct toy-20: starts")
+
+
 def test_a_new_budget_continues_from_the_one_before(tmp_path: Path) -> None:
     execute(tmp_path, toy.plan((20,)))
     _, published = execute(tmp_path, toy.plan((10, 20, 40)))

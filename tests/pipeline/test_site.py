@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from common.errors import BadInput
+from common.places import ROOT
 from pipeline import sweep
+from pipeline.graph import Stage
 from pipeline.run.cluster import site as sites
+from pipeline.run.cluster.schedule import Task
+from pipeline.run.cluster.submit import parameters
 from tests.pipeline.small import CLASS, SITE, site
 
 
@@ -71,3 +76,14 @@ def test_launcher_and_site_are_not_settings_of_the_experiment(override: str) -> 
     else:
         assert sweep.expand(["experiment=test", override], multirun=True).launcher == "joblib"
     assert sweep.expand(["experiment=test", "launcher=slurm", "site=x.yaml"], multirun=True).site == "x.yaml"
+
+
+def test_jobs_import_the_code_that_submitted_them(tmp_path: Path) -> None:
+    """Of an installed wheel the packages are in no place that Python searches by itself."""
+    task = Task("data", (Stage("corpus", "nya", {}),), frozenset())
+    setup = parameters(site(tmp_path, "setup: [module load python]\n"), task, "name", [])["setup"]
+    assert setup[0] == "module load python"
+    for before, after in (("", str(ROOT)), ("/a b", f"{ROOT}:/a b")):
+        words = ["sh", "-c", f'{setup[-1]}; printf %s "$PYTHONPATH"']
+        done = subprocess.run(words, env={"PYTHONPATH": before}, capture_output=True, text=True, check=True)
+        assert done.stdout == after

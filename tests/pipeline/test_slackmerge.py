@@ -5,13 +5,16 @@ from __future__ import annotations
 import subprocess
 import sys
 import tomllib
-from importlib import import_module, metadata
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 from click.shell_completion import ShellComplete
 
+from common import version as version_module
+from common.version import describe, version
 from pipeline import slackmerge
+from pipeline.commands import VERBS
 from pipeline.report.records import Subject
 from pipeline.report.report_sources import Sources
 
@@ -28,10 +31,12 @@ def completed(words: list[str], incomplete: str) -> list[str]:
     return [item.value for item in shell.get_completions(words, incomplete)]
 
 
-def test_the_entry_point_is_there() -> None:
+def test_the_entry_point_is_there(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", "")  # restored afterwards: the entry point sets it
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     module, _, function = project["scripts"]["slackmerge"].partition(":")
-    assert getattr(import_module(module), function) is slackmerge.main
+    assert getattr(import_module(module), function)(["--version"]) == 0
+    assert capsys.readouterr().out == f"slackmerge {describe()}\n"
 
 
 def test_help_names_every_command_and_imports_nothing_heavy() -> None:
@@ -47,21 +52,68 @@ def test_help_names_every_command_and_imports_nothing_heavy() -> None:
 
 
 def test_each_command_has_its_own_help(capsys: pytest.CaptureFixture[str]) -> None:
-    assert slackmerge.main(["run", "--help"]) == 0
-    assert capsys.readouterr().out.startswith("slackmerge [run|plan|")
+    texts = {}
+    for name, verb in VERBS.items():
+        assert slackmerge.main([name, "--help"]) == 0
+        texts[name] = capsys.readouterr().out
+        assert texts[name].startswith(f"Usage: slackmerge {name} ")
+        words = " ".join(texts[name].split())
+        assert verb.summary in words and verb.text in words
+        assert all(f"  slackmerge {name} {example}".rstrip() + "\n" in texts[name] for example in verb.examples)
+    assert len(set(texts.values())) == len(VERBS)
+    assert "--multirun" in texts["plan"] and "--multirun" not in texts["watch"]
     assert "usage: slackmerge merge " in run("merge", "--help").stdout
     assert "usage: slackmerge eval " in run("eval", "-h").stdout
 
 
 def test_version_and_mistakes(capsys: pytest.CaptureFixture[str]) -> None:
     assert slackmerge.main(["--version"]) == 0
-    assert metadata.version("slackmerge") in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert shown == f"slackmerge {describe()}\n" and version() in shown
     assert slackmerge.main(["mrege"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
     assert slackmerge.main(["run", "experiment=tini"]) == 2
     assert capsys.readouterr().err == "experiment=tini: no such choice; experiment has " + ", ".join(
         sorted(file.stem for file in (ROOT / "conf" / "experiment").glob("*.yaml"))
     ) + "\n"  # fmt: skip
+
+
+def test_the_version_names_the_commit_of_a_clone_of_ours_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    git = ["git", "-c", "user.name=x", "-c", "user.email=x@example.org"]
+    for folder in (tmp_path, tmp_path / "venv" / "slackmerge"):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "pyproject.toml").write_text('[project]\nversion = "7.8.9"\n')
+    subprocess.run([*git, "init", "-q"], cwd=tmp_path, check=True)
+    subprocess.run([*git, "add", "."], cwd=tmp_path, check=True)
+    subprocess.run([*git, "commit", "-qm", "first"], cwd=tmp_path, check=True)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+    seen = {}
+    for folder, changed in ((tmp_path, False), (tmp_path / "venv" / "slackmerge", False), (tmp_path, True)):
+        if changed:
+            (tmp_path / "pyproject.toml").write_text('[project]\nversion = "7.9.0"\n')
+        monkeypatch.setattr(version_module, "ROOT", folder.resolve())
+        version_module.commit.cache_clear()
+        seen[folder.name, changed] = describe()
+    version_module.commit.cache_clear()
+    assert seen[tmp_path.name, False] == f"7.8.9 (commit {head[:7]})"
+    assert seen["slackmerge", False] == "7.8.9", "the commit of a repository that merely holds us"
+    assert seen[tmp_path.name, True] == f"7.9.0 (commit {head[:7]}+)"
+
+
+def test_own_configuration_files_are_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "experiment").mkdir()
+    own = "# @package _global_\ndefaults:\n  - test\nname: ours\nct:\n  tokens: 2048\n"
+    (tmp_path / "experiment" / "ours.yaml").write_text(own)
+    settings = ["experiment=ours", f"store={tmp_path}/store", f"outputs={tmp_path}/outputs"]
+    assert slackmerge.main(["plan", "--config-dir", str(tmp_path), *settings]) == 0
+    planned = capsys.readouterr().out
+    assert "nya-2048-s0" in planned and "\n1 cell, " in planned
+    assert slackmerge.main(["plan", "-m", f"--config-dir={tmp_path}", *settings, "ct.tokens=2048", "seed=0,1"]) == 0
+    assert "2 cells" in capsys.readouterr().out
+    assert slackmerge.main(["plan", *settings]) == 2
+    assert capsys.readouterr().err.startswith("experiment=ours: no such choice")
+    assert slackmerge.main(["plan", f"--config-dir={tmp_path}/none", *settings]) == 2
+    assert capsys.readouterr().err.startswith("--config-dir: no such folder, got ")
 
 
 def test_a_merge_s_exit_code_is_the_command_s(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import BadInput
+from common.places import ROOT
 from pipeline.run import launch
 from pipeline.run.cluster import queue
 from pipeline.run.cluster.job import ClusterJob
@@ -70,7 +71,8 @@ def _submit(site: Site, store: Store, array: Sequence[Task], folder: Path, after
 def parameters(site: Site, task: Task, name: str, after: Sequence[str]) -> dict[str, Any]:
     """What submitit writes into the batch script of jobs like this one."""
     resources = site.resources(task.work)
-    setup = list(resources.setup or [])
+    import_ours = f'export PYTHONPATH={shlex.quote(str(ROOT))}"${{PYTHONPATH:+:$PYTHONPATH}}"'
+    setup = [*(resources.setup or []), import_ours]
     if resources.python:  # a container has paths of its own, and srun passes on those of who calls it
         setup += [f'export {launch.HOST_PATH}="$PATH"', f'export {launch.HOST_LIBRARIES}="${{LD_LIBRARY_PATH:-}}"']
     wanted = {
@@ -79,7 +81,7 @@ def parameters(site: Site, task: Task, name: str, after: Sequence[str]) -> dict[
         "account": resources.account,
         "qos": resources.qos,
         "constraint": resources.constraint,
-        "setup": setup or None,
+        "setup": setup,
         "nodes": task.nodes,
         "ntasks_per_node": 1,
         "gpus_per_node": resources.gpus or None,

@@ -23,40 +23,40 @@ def verdicts(run: Run) -> dict[str, str]:
     return dict(zip(IDS, run.verdicts(), strict=True))
 
 
-def test_what_holds_is_shown(tmp_path: Path) -> None:
-    assert verdicts(Run(tmp_path, GOOD, LOST)) == dict.fromkeys(IDS, "shown")
+def test_what_holds_is_supported(tmp_path: Path) -> None:
+    assert verdicts(Run(tmp_path, GOOD, LOST)) == dict.fromkeys(IDS, "supported")
 
 
-def test_what_is_otherwise_is_not_shown(tmp_path: Path) -> None:
+def test_the_opposite_of_a_claim_contradicts_it(tmp_path: Path) -> None:
     flipped = Run(
         tmp_path,
         {"ties": (-0.2, -0.1, 0.1), "ties_sv_1": (-0.3, -0.2, 0.05)},
         {"ties": (0.3, 0.2, 0.1), "ties_sv_1": (0.6, 0.4, 0.2)},
         without_ct=0.3,
     )
-    assert verdicts(flipped) == dict.fromkeys(IDS, "not shown")
+    assert verdicts(flipped) == dict.fromkeys(IDS, "contradicted")
     assert all(answer.estimate is not None and answer.estimate.high < 0 for answer in flipped.claims().answers)
 
 
-def test_what_is_the_same_is_level(tmp_path: Path) -> None:
+def test_what_is_the_same_is_equivalent(tmp_path: Path) -> None:
     level = Run(
         tmp_path,
         {"ties": (0.0,) * 3, "ties_sv_1": (0.0,) * 3},
         {"ties": (0.0, 0.2, 0.0), "ties_sv_1": (0.0, 0.2, 0.0)},
     )
-    assert verdicts(level) == dict.fromkeys(IDS, "level")
+    assert verdicts(level) == dict.fromkeys(IDS, "equivalent")
 
 
-def test_what_seeds_disagree_about_is_undecided(tmp_path: Path) -> None:
+def test_what_seeds_disagree_about_is_inconclusive(tmp_path: Path) -> None:
     small = {"ties": (0.02, 0.02, 0.02), "ties_sv_1": (0.04, 0.04, 0.04)}
     lost = {"ties": (0.4, 0.41, 0.42), "ties_sv_1": (0.38, 0.39, 0.4)}
-    assert verdicts(Run(tmp_path, small, lost, SEEDS, WOBBLE)) == dict.fromkeys(IDS, "undecided")
+    assert verdicts(Run(tmp_path, small, lost, SEEDS, WOBBLE)) == dict.fromkeys(IDS, "inconclusive")
 
 
 def test_one_seed_decides_nothing(tmp_path: Path) -> None:
     run = Run(tmp_path, GOOD, LOST, seeds=(0,))
-    assert verdicts(run) == dict.fromkeys(IDS, "undecided")
-    assert {one.verdict for one in run.claims().comparisons} == {"undecided"}
+    assert verdicts(run) == dict.fromkeys(IDS, "inconclusive")
+    assert {one.verdict for one in run.claims().comparisons} == {"inconclusive"}
 
 
 def test_slack_is_compared_at_equal_settings_only(tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_conflicts_grow_by_ct_and_not_by_what_dev_chose(tmp_path: Path) -> None:
             recipe = audit.folder / "merge.yml"
             recipe.write_text(recipe.read_text().replace("density: 0.5", "density: 0.9"))
     grow = dict(zip(IDS, run.claims().answers, strict=True))["conflicts-grow"]
-    assert grow.verdict == "level" and grow.estimate is not None and grow.estimate.value == 0
+    assert grow.verdict == "equivalent" and grow.estimate is not None and grow.estimate.value == 0
     assert "TIES: " not in grow.text
     run.audits = [audit for audit in run.audits if not audit.method.startswith("ties_stated")]
     assert dict(zip(IDS, run.verdicts(), strict=True))["conflicts-grow"] == "no data"
@@ -87,14 +87,14 @@ def test_claims_state_the_numbers(tmp_path: Path) -> None:
     scarce = answers["scarce-accuracy"]
     assert scarce.estimate is not None and scarce.estimate.value == pytest.approx(0.3)
     assert (scarce.estimate.n, scarce.estimate.seeds, scarce.estimate.documents) == (400, 2, 50)
-    assert scarce.estimate.low > 0.2 and 0 < scarce.estimate.mdd < 0.2
-    assert "At 10k tokens" in scarce.text and "TIES SV 1, has 0.750; CT-then-SFT has 0.450." in scarce.text
+    assert scarce.estimate.low > 0.2 and 0 < scarce.estimate.mde < 0.2
+    assert "At 10k tokens" in scarce.text and "TIES + slack 1, has 0.750; CT-then-SFT has 0.450." in scarce.text
     shrinks = answers["advantage-shrinks"]
     assert shrinks.estimate is not None and shrinks.estimate.value == pytest.approx(0.2)
     assert "10k +0.300 [" in shrinks.text and "1M +0.100 [" in shrinks.text
-    assert "TIES: 10.0 % at 10k, 20.0 % at 100k, 30.0 % at 1M" in answers["conflicts-grow"].text
-    assert "SV" not in answers["conflicts-grow"].text
-    assert "TIES SV 1: 5.0 % at 10k" in answers["slack-keeps"].text
+    assert "TIES: 10.0% at 10k, 20.0% at 100k, 30.0% at 1M" in answers["conflicts-grow"].text
+    assert "slack" not in answers["conflicts-grow"].text
+    assert "TIES + slack 1: 5.0% at 10k" in answers["slack-keeps"].text
     slack = answers["slack-answer-bits"]
     assert slack.estimate is not None and slack.estimate.value == pytest.approx(0.1)
 
@@ -130,11 +130,27 @@ def test_claims_without_their_data_say_so(tmp_path: Path) -> None:
 def test_claims_json_has_a_row_a_claim(tmp_path: Path) -> None:
     rows = claims.as_json(Run(tmp_path, GOOD, LOST).claims().answers)
     assert [row["id"] for row in rows] == IDS and len(set(IDS)) == len(IDS)
-    wanted = {"id", "claim", "source", "statistic", "threshold", "effect", "low", "high", "n", "mdd", "verdict"}
+    wanted = {"id", "claim", "source", "statistic", "threshold", "effect", "low", "high", "n", "mde", "verdict"}
     for row in rows:
         assert wanted <= row.keys() and row["low"] <= row["effect"] <= row["high"]
         assert row["p"] <= row["p_adjusted"] <= 1 and row["margin"] > 0
     json.dumps(rows, allow_nan=False)
+
+
+def test_claims_of_an_older_version_are_read_by_the_new_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = claims.as_json(Run(tmp_path, GOOD, LOST).claims().answers)
+    path = tmp_path / "claims.json"
+    path.write_text(json.dumps(rows))
+    assert claims.read(path) == rows and not capsys.readouterr().err
+    old = [
+        {("mdd" if key == "mde" else key): value for key, value in row.items()} | {"verdict": "shown"} for row in rows
+    ]
+    path.write_text(json.dumps(old))
+    assert claims.read(path) == rows, "every claim of these rows is supported"
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "not shown = ruled out" in said and "mdd = mde" in said
 
 
 def test_more_claims_ask_for_more(tmp_path: Path) -> None:

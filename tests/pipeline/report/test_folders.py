@@ -43,7 +43,7 @@ def test_two_experiments_are_compared_by_one_command(tmp_path: Path, capsys: pyt
     paths = [experiment(tmp_path, "one", GOOD), experiment(tmp_path, "two", worse)]
     assert main(["report", *map(str, paths), f"out={tmp_path / 'both'}"]) == 0
     html = (tmp_path / "both" / "report.html").read_text()
-    assert "TIES (two) worse than TIES (one)" in html and "TIES (two)" in capsys.readouterr().out
+    assert "TIES (two) is worse than TIES (one)" in html and "TIES (two)" in capsys.readouterr().out
 
 
 def test_a_metric_that_is_no_mean_over_items_is_left_out(tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_folders_of_lm_eval_are_compared_item_by_item(tmp_path: Path) -> None:
     given = [lm_eval_output(tmp_path, model, right) for model, right in (("small", 10), ("large", 34))]
     paths = folders.report(given, tmp_path / "out")
     html = paths.page.read_text()
-    assert "large better than small in mean accuracy (+0.600 [" in html
+    assert "large is better than small in mean accuracy (+0.600 [" in html
     rows = paths.results_csv.read_text().splitlines()
     assert any(row.startswith("und,belebele_tel_Telu,acc,large,0,0,0.85,") and ",40,0.5," in row for row in rows)
 

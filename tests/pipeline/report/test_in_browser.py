@@ -59,7 +59,7 @@ def test_tables_sort_and_follow_the_measure(browser: Browser) -> None:
     first = "document.querySelector('#results-table tbody tr th').innerText"
     assert browser.value(first) == "base"
     browser.value("document.querySelectorAll('#results-table thead button')[2].click()")
-    assert browser.value(first) == "TIES SV 1"
+    assert browser.value(first) == "TIES + slack 1"
     assert browser.value("document.querySelectorAll('#results-table thead th')[2].ariaSort") == "descending"
     browser.value(
         "(() => { const choose = document.querySelector('select[data-state=measure]');"

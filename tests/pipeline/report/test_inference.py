@@ -86,25 +86,25 @@ def test_one_seed_speaks_of_documents_only() -> None:
     estimate = crossed([values.mean()], ((values - values.mean()) / 400)[None], n=400)
     interval = stats.ttest_1samp(values, 0.0).confidence_interval(0.95)
     assert (estimate.low, estimate.high) == pytest.approx((interval.low, interval.high))
-    assert estimate.seeds == 1 and verdict(estimate, 0.02, 0.0) == "undecided"
+    assert estimate.seeds == 1 and verdict(estimate, 0.02, 0.0) == "inconclusive"
 
 
 def test_nothing_to_tell_it_from_is_an_infinite_interval() -> None:
     estimate = crossed([0.3], np.zeros((1, 1)), n=1)
-    assert isinf(estimate.high) and estimate.p == 1.0 and estimate.mdd == inf
+    assert isinf(estimate.high) and estimate.p == 1.0 and estimate.mde == inf
 
 
 def test_equals_do_not_differ() -> None:
     estimate = crossed(np.zeros(5), np.zeros((5, 30)), n=100)
-    assert (estimate.value, estimate.low, estimate.high, estimate.p, estimate.mdd) == (0, 0, 0, 1, 0)
-    assert verdict(estimate, 0.02, 1.0) == "level"
+    assert (estimate.value, estimate.low, estimate.high, estimate.p, estimate.mde) == (0, 0, 0, 1, 0)
+    assert verdict(estimate, 0.02, 1.0) == "equivalent"
 
 
 def test_the_minimum_detectable_difference_is_detected_four_times_in_five() -> None:
     rng = np.random.default_rng(2)
     trials = [influences(*draw(rng, 5, 118, 0.012, 0.05, 0.41)) for _ in range(1_500)]
-    mdd = np.mean([crossed(values, moves, n=600).mdd for values, moves in trials])
-    detected = np.mean([crossed(values - 0.03 + mdd, moves, n=600).p < 0.05 for values, moves in trials])
+    mde = np.mean([crossed(values, moves, n=600).mde for values, moves in trials])
+    detected = np.mean([crossed(values - 0.03 + mde, moves, n=600).p < 0.05 for values, moves in trials])
     assert 0.77 < detected < 0.87
 
 
@@ -115,23 +115,23 @@ def of_effect(rng: Any, effect: float, noise: float = 0.25) -> Estimate:
     return crossed(values, moves - moves.mean(axis=1, keepdims=True), n=800)
 
 
-def test_the_minimum_detectable_difference_is_of_a_claim_by_itself() -> None:
-    """Among 13 claims, a true effect of the mdd is shown less often than its own p tells it."""
+def test_the_minimum_detectable_effect_is_that_of_a_single_claim() -> None:
+    """Among 13 claims, a true effect of the mde is shown less often than its own p tells it."""
     rng, runs = np.random.default_rng(12), 400
-    mdd = float(np.median([of_effect(rng, 0).mdd for _ in range(200)]))
+    mde = float(np.median([of_effect(rng, 0).mde for _ in range(200)]))
     by_itself = shown = 0
     for _ in range(runs):
-        estimates = [of_effect(rng, effect) for effect in (mdd, *(0.0,) * 12)]
+        estimates = [of_effect(rng, effect) for effect in (mde, *(0.0,) * 12)]
         by_itself += estimates[0].p < 0.05
-        shown += verdict(estimates[0], 0.001, holm([estimate.p for estimate in estimates])[0]) == "shown"
+        shown += verdict(estimates[0], 0.001, holm([estimate.p for estimate in estimates])[0]) == "supported"
     assert 0.73 <= by_itself / runs <= 0.87 and 0.35 <= shown / runs <= 0.52
 
 
-def test_level_and_not_shown_are_of_a_claim_by_itself() -> None:
+def test_equivalent_and_ruled_out_are_those_of_a_single_claim() -> None:
     """Of 13 true effects as large as the margin, one or more is told as too small in a quarter of runs."""
     rng, runs, margin = np.random.default_rng(13), 400, 0.02
     wrong = [
-        any(verdict(of_effect(rng, margin, 0.05), margin, 1.0) in ("level", "not shown") for _ in range(13))
+        any(verdict(of_effect(rng, margin, 0.05), margin, 1.0) in ("equivalent", "ruled out") for _ in range(13))
         for _ in range(runs)
     ]
     assert 0.17 <= np.mean(wrong) <= 0.35
@@ -152,14 +152,15 @@ def test_holm_keeps_the_chance_of_any_false_claim() -> None:
 @pytest.mark.parametrize(
     ("value", "half", "adjusted", "expected"),
     [
-        (0.05, 0.01, 0.001, "shown"),
-        (0.05, 0.04, 0.20, "undecided"),  # its own interval excludes 0, the others' company does not
-        (0.00, 0.015, 0.9, "level"),
-        (0.01, 0.005, 0.001, "level"),  # above 0, by less than matters
-        (-0.05, 0.02, 0.001, "not shown"),
-        (-0.01, 0.02, 0.9, "not shown"),  # no room for a difference of the margin
-        (0.01, 0.05, 0.9, "undecided"),
-        (-0.01, 0.05, 0.9, "undecided"),
+        (0.05, 0.01, 0.001, "supported"),
+        (0.05, 0.04, 0.20, "inconclusive"),  # its own interval excludes 0, the others' company does not
+        (0.00, 0.015, 0.9, "equivalent"),
+        (0.01, 0.005, 0.001, "equivalent"),  # above 0, by less than matters
+        (-0.05, 0.02, 0.001, "contradicted"),  # in the opposite direction
+        (-0.05, 0.05, 0.05, "ruled out"),  # 0 is in the interval: no evidence of the opposite
+        (-0.01, 0.02, 0.9, "ruled out"),  # no room for a difference of the margin
+        (0.01, 0.05, 0.9, "inconclusive"),
+        (-0.01, 0.05, 0.9, "inconclusive"),
     ],
 )
 def test_verdicts_of_each_kind(value: float, half: float, adjusted: float, expected: str) -> None:

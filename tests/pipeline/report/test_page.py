@@ -33,7 +33,7 @@ def test_the_page_is_one_file_that_refers_to_nothing_else(rendered: tuple[Run, r
         "+0.300",
         "torch 2.13.0",
         "name: a &lt;b&gt;",
-        "this run shows that merges beat CT-then-SFT where text is scarcest (+0.300",
+        "At 10k tokens, merging is more accurate than CT-then-SFT (+0.300 in accuracy, 95% CI +0.",
     ):
         assert wanted in html, wanted
     assert "A &lt;small&gt; run &amp; more" in html and "<small> run" not in html and "a <b>" not in html

@@ -29,7 +29,7 @@ def test_comparisons_pair_items_over_the_seeds_that_both_have(tmp_path: Path) ->
     assert (same.difference.n, same.difference.seeds, same.difference.documents) == (400, 2, 50)
     one_seed = found["ct", "accuracy", 10_000]
     assert one_seed.difference.value == pytest.approx(0.2) and one_seed.difference.seeds == 1
-    assert one_seed.verdict == "undecided"
+    assert one_seed.verdict == "inconclusive"
     assert found["sft", "bits", 1_000_000].difference.value == pytest.approx(2.9 - 5.0)
     assert found["sft", "bits", 1_000_000].verdict == "better"
     assert found["ct_then_sft", "answer_bits", 10_000].difference.value == pytest.approx(-0.1)
@@ -49,12 +49,12 @@ def test_all_comparisons_share_the_chance_of_error(tmp_path: Path) -> None:
     verdicts = {
         one.ct_tokens: one.verdict for one in comparisons if (one.baseline, one.kind) == ("ct_then_sft", "accuracy")
     }
-    assert verdicts == {10_000: "better", 100_000: "level", 1_000_000: "worse"}
+    assert verdicts == {10_000: "better", 100_000: "equivalent", 1_000_000: "worse"}
 
 
 def test_equals_are_level(tmp_path: Path) -> None:
     found = compare(Evidence(Run(tmp_path, {"ties": (0.0, 0.0, 0.0)}, {}, seeds=(0, 1, 2)).evaluations, "nya"))
-    assert {one.verdict for one in found if one.baseline == "ct_then_sft"} == {"level"}
+    assert {one.verdict for one in found if one.baseline == "ct_then_sft"} == {"equivalent"}
 
 
 def test_numbers_are_written_with_a_sign() -> None:
@@ -112,7 +112,7 @@ def test_a_model_does_not_differ_from_itself(tmp_path: Path) -> None:
 def test_a_few_items_answered_alike_are_no_proof_of_being_level(tmp_path: Path) -> None:
     """The rule of three: none among n leaves room for 3 in n."""
     seeds = 3
-    for n, expected in ((30, "undecided"), (600, "level")):
+    for n, expected in ((30, "inconclusive"), (600, "equivalent")):
         (tmp_path / str(n)).mkdir()
         alike = answers([1.0, 0.0] * (n // 2))
         difference = compared(tmp_path / str(n), *[(alike, alike)] * seeds)

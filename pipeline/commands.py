@@ -1,0 +1,174 @@
+"""The help of each command of the pipeline: what it does, examples, options. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from common.errors import BadInput
+from common.places import CONF
+
+MEMORY_TABLE = "--memory-table"
+MULTIRUN = "Run all values of the experiment's sweep axes, or of those given here (ct.tokens=32k,128k seed=0,1)."
+CONFIG_DIR = (
+    "Also read configuration files from FOLDER, such as FOLDER/experiment/mine.yaml or FOLDER/language/xyz.yaml."
+)
+SETTINGS = """\
+\b
+Settings. conf/ documents every key; these are common:
+  experiment=evidence       a whole experiment (default: tiny)
+  ct.tokens=32k             token budget of continual pre-training (k, M, B)
+  corpus.path='data/*.txt'  your own text, with language=mine
+  sft.path=mine.jsonl       your own instructions (instruction, input, output)
+  model.path=folder         any local Hugging Face causal language model
+  store=folder              directory for finished stages, reused by later runs
+  launcher=gpus             all GPUs of this machine, the default with several; launcher=local: one process
+  launcher=joblib           several runs at a time on this machine
+  launcher=slurm            jobs on a cluster, with site=my.yaml
+"""
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A command. takes: settings (`key=value`), folders, or both."""
+
+    summary: str
+    text: str
+    examples: tuple[str, ...]
+    takes: tuple[str, ...] = ("settings",)
+
+
+VERBS = {
+    "run": Verb(
+        "Run the unfinished stages of an experiment and write the report.",
+        "Stages that the store already has are reused, so a second run of the same command computes nothing. "
+        "An interrupted run resumes where it stopped. "
+        "The last line is one JSON object: results, report, stages_run, stages_reused, seconds.",
+        (
+            "-m experiment=tiny",
+            "experiment=tiny ct.tokens=40k seed=3",
+            "-m experiment=paper launcher=slurm site=my.yaml",
+        ),
+    ),
+    "plan": Verb(
+        "List finished and unfinished stages; with cluster=8xH100, estimate what they cost.",
+        "Nothing is computed. With cluster=8xH100 (or cluster=here) the plan shows tokens, FLOPs, GPU-hours, "
+        "memory, disk and hours. mfu=0.4 sets the share of the peak FLOP/s that training reaches.",
+        (
+            "-m experiment=tiny",
+            "-m experiment=paper cluster=8xH100",
+            "experiment=tiny model.path=my-model cluster=here",
+        ),
+    ),
+    "check": Verb(
+        "Validate data, models, tasks and disk space without running anything.",
+        "Checks access, text, tasks, tokenizer and disk, and prints every problem that it finds. "
+        "`run` makes the same checks before it starts.",
+        ("-m experiment=tiny", "language=mine corpus.path='data/*.txt'"),
+    ),
+    "report": Verb(
+        "Write a report for a sweep, for several folders (compared), or for lm-eval output.",
+        "Without FOLDER, the report of the experiment that the settings name, from what is finished. "
+        "FOLDER is outputs/<experiment>, or what lm-eval wrote (--output_path with --log_samples). "
+        "Several folders are compared in one report. With FOLDER, the only setting is out=FOLDER, "
+        "where the report is written.",
+        ("-m experiment=tiny", "outputs/tiny", "outputs/tiny outputs/evidence out=comparison"),
+        ("settings", "folders"),
+    ),
+    "watch": Verb(
+        "Show the progress of a run and update its report.",
+        "FOLDER is outputs/<experiment>, or a folder that holds several; the newest run in it is shown "
+        "(default: outputs). Ctrl-C ends the display and not the run.",
+        ("", "outputs/tiny"),
+        ("folders",),
+    ),
+    "verify": Verb(
+        "Compare every file in the store with its checksum.",
+        "Damaged entries are moved aside; the next run computes them again.",
+        ("", "store=/data/store"),
+    ),
+}
+
+
+def choices() -> dict[str, list[str]]:
+    """Groups of conf/ and the choices of each."""
+    folders = sorted(folder for folder in CONF.iterdir() if folder.is_dir())
+    return {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in folders}
+
+
+class Command(click.Command):
+    """A command whose usage line names what it takes."""
+
+    def __init__(self, name: str, verb: Verb) -> None:
+        options: list[click.Parameter] = [
+            click.Argument(["words"], nargs=-1, type=click.UNPROCESSED),
+            click.Option(["-m", "--multirun"], is_flag=True, help=MULTIRUN),
+            click.Option(["--config-dir"], metavar="FOLDER", multiple=True, help=CONFIG_DIR),
+        ]
+        if name == "plan":
+            table = "Print which model sizes train on GPUs of 16 to 80 GB, and nothing else."
+            options.append(click.Option([MEMORY_TABLE], is_flag=True, help=table))
+        super().__init__(
+            name,
+            params=options if "settings" in verb.takes else options[:1],
+            help=f"{verb.summary}\n\n{verb.text}",
+            short_help=verb.summary,
+            context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+        )
+        self.verb = verb
+
+    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
+        """What the usage line shows behind the name of the command."""
+        settings = ["[OPTIONS]", "[GROUP=CHOICE]...", "[KEY=VALUE]..."] if "settings" in self.verb.takes else []
+        return [*settings, *(["[FOLDER]..."] if "folders" in self.verb.takes else [])]
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Examples; groups, choices and common keys of a command that composes a configuration."""
+        with formatter.section("Examples"):
+            for example in self.verb.examples:
+                formatter.write(f"  {ctx.command_path} {example}".rstrip() + "\n")
+        if "settings" in self.verb.takes and self.name != "verify":
+            with formatter.section("Groups and their choices"):
+                formatter.write_dl([(group, ", ".join(names)) for group, names in choices().items()])
+            formatter.write_paragraph()
+            formatter.write(SETTINGS.removeprefix("\b\n"))
+
+
+def overview(program: str) -> str:
+    """The help of the pipeline as a whole."""
+    width = max(map(len, VERBS)) + 2
+    lines = [f"  {name:{width}}{verb.summary}" for name, verb in VERBS.items()]
+    return "\n".join(
+        [
+            f"Usage: {program} COMMAND [OPTIONS] [ARGUMENTS]...",
+            "",
+            "Commands (default: run):",
+            *lines,
+            "",
+            f"`{program} COMMAND --help` describes one command.",
+        ]
+    )
+
+
+def parse(verb: str, words: list[str], program: str) -> tuple[list[str], bool]:
+    """Return the settings and folders among the words of a command, and whether it is a multirun.
+
+    Raises click.exceptions.Exit after printing the help, click.ClickException for an unknown option, and BadInput.
+    """
+    parameters = Command(verb, VERBS[verb]).make_context(f"{program} {verb}", words).params
+    folders = parameters.get("config_dir") or ()
+    table = [MEMORY_TABLE] if parameters.get("memory_table") else []
+    return [*_search_path(folders), *parameters["words"], *table], bool(parameters.get("multirun"))
+
+
+def _search_path(folders: tuple[str, ...]) -> list[str]:
+    """The override that has Hydra look into further folders."""
+    for folder in folders:
+        if not Path(folder).is_dir():
+            raise BadInput(
+                f"--config-dir: no such folder, got {folder}. Pass a folder that holds groups, such as language/."
+            )
+    listed = ",".join(f"'file://{Path(folder).absolute()}'" for folder in folders)
+    return [f"hydra.searchpath=[{listed}]"] if folders else []
