@@ -5,17 +5,23 @@ Only what is read is downloaded.
 
 from __future__ import annotations
 
+import itertools
 import logging
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from lzma import LZMAError
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from common.errors import BadInput
+from common.errors import BadInput, line_of
 from common.hub import COMMIT
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
+
+FIRST_ROWS = 100  # that `check` reads
+DAMAGED = (ValueError, EOFError, zlib.error, LZMAError)  # what readers of Parquet, JSON, CSV and archives raise
 
 
 @dataclass(frozen=True)
@@ -42,8 +48,9 @@ def open_stream(source: Source, key: str) -> IterableDataset:
     """
     import datasets
 
-    for name in ("datasets", "huggingface_hub"):  # they repeat themselves while they retry
-        logging.getLogger(name).setLevel(logging.ERROR)
+    # huggingface_hub repeats itself while it retries; datasets logs each error that it raises
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    logging.getLogger("datasets").setLevel(logging.CRITICAL)
     dataset = source.dataset
     named = f"{key}.dataset={dataset}"
     try:
@@ -71,7 +78,7 @@ def open_stream(source: Source, key: str) -> IterableDataset:
         raise BadInput(
             f"{named}: the hub cannot be reached ({error}); give a folder of the same layout to work offline"
         ) from None
-    except (ValueError, RuntimeError, OSError) as error:
+    except (*DAMAGED, RuntimeError, OSError) as error:
         # which subsets and splits there are; files that are not what their names say
         raise BadInput(
             f"{named} subset={source.subset} split={source.split}: {' '.join(str(error).split())[:300]}"
@@ -79,22 +86,63 @@ def open_stream(source: Source, key: str) -> IterableDataset:
 
 
 def check(source: Source, columns: Sequence[str], key: str) -> None:
-    """Reads one row of a source.
+    """Reads the first rows of a source.
 
-    Raises BadInput, in one line, where it cannot be read or lacks one of the text columns.
+    Raises BadInput, in one line, where they cannot be read, lack one of the text columns or hold no text there.
     """
-    for _ in rows(open_stream(source, key), columns, source, key):
-        return
-    raise BadInput(f"{key}.dataset={source.dataset}: holds no rows")
+    if not list(itertools.islice(rows(open_stream(source, key), columns, source, key), FIRST_ROWS)):
+        raise BadInput(f"{key}.dataset={source.dataset}: holds no rows")
 
 
-def rows(stream: IterableDataset, columns: Sequence[str], source: Source, key: str) -> Iterator[tuple[str, ...]]:
-    """The text of the given columns, row by row; rows where one is null are empty strings there."""
-    for row in stream:
+def rows(
+    stream: IterableDataset, columns: Sequence[str], source: Source, key: str, *, before: int = 0, file: str = ""
+) -> Iterator[tuple[str, ...]]:
+    """The text of the given columns, row by row; a column that is null is an empty string.
+
+    before: rows that the caller has skipped; file: which file of the source the stream is, for refusals. Raises
+    BadInput for a row without a column, one whose column holds no text, and data that cannot be read.
+    """
+    where = f"{key}: {source.dataset}" + (f" {file}" if file else "")
+    for number, row in enumerate(_read(stream, source, where, before), start=before + 1):
         missing = [column for column in columns if column not in row]
         if missing:
             raise BadInput(f"{key}: {source.dataset} has no column {missing[0]!r} (it has {', '.join(row)})")
+        wrong = [column for column in columns if not isinstance(row[column], str | None)]
+        if wrong:
+            kind = type(row[wrong[0]]).__name__
+            raise BadInput(
+                f"{where} row {number}: the column {wrong[0]!r} is not text, got {kind}."
+                " Name a column of plain text, or write the data set again with text in this one."
+            )
         yield tuple(row[column] or "" for column in columns)
+
+
+def _read(stream: Iterable[dict[str, Any]], source: Source, where: str, before: int) -> Iterator[dict[str, Any]]:
+    """The rows of a stream. Raises BadInput for files that are cut off, damaged or not in UTF-8."""
+    iterator, number = iter(stream), before
+    while True:
+        try:
+            row = next(iterator)
+        except StopIteration:
+            return
+        except UnicodeDecodeError as error:
+            raise BadInput(
+                f"{where}: after row {number}: not UTF-8 ({error.reason}). Convert the file, for example with iconv."
+            ) from None
+        except TypeError as error:  # `datasets` casts every file to the columns of the first
+            raise BadInput(
+                f"{where}: after row {number}: a column changes its type ({line_of(error)[:200]})."
+                " Write all files with the same columns, text in those that are read."
+            ) from None
+        except (*DAMAGED, OSError) as error:
+            if isinstance(error, OSError) and (error.errno or not source.is_local):  # the machine or the network
+                raise
+            raise BadInput(
+                f"{where}: after row {number}: cannot be read ({line_of(error)[:200]})."
+                " The file is cut off, damaged or not in UTF-8: write it again."
+            ) from None
+        number += 1
+        yield row
 
 
 def commit_of(source: Source, key: str) -> str | None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from common import hub_data
 from common.errors import BadInput
@@ -69,3 +73,75 @@ def test_what_the_hub_refuses(error: Exception, says: str, monkeypatch: pytest.M
     with pytest.raises(BadInput) as refusal:
         hub_data.check(Source("uonlp/CulturaX", revision="a" * 40), ("text",), "corpus.text")
     assert says in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def jsonl(*texts: object) -> bytes:
+    return "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts).encode()
+
+
+@pytest.mark.parametrize(
+    ("texts", "says"),
+    [
+        ([7] * 3, "row 1: the column 'text' is not text, got int"),
+        ([0] * 3, "row 1: the column 'text' is not text, got int"),
+        ([["a"]] * 3, "row 1: the column 'text' is not text, got list"),
+        ([{"role": "user"}] * 3, "row 1: the column 'text' is not text, got dict"),
+        (["a"] * 5 + [6, "a"], "row 6: the column 'text' is not text, got int"),
+    ],
+)
+def test_a_column_that_is_not_text_is_refused_by_its_row(tmp_path: Path, texts: list[object], says: str) -> None:
+    (tmp_path / "own.jsonl").write_bytes(jsonl(*texts))
+    with pytest.raises(BadInput) as refusal:
+        hub_data.check(Source(str(tmp_path)), ("text",), "corpus.text")
+    assert f"corpus.text: {tmp_path} {says}" in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_a_column_that_is_null_is_empty(tmp_path: Path) -> None:
+    (tmp_path / "own.jsonl").write_bytes(jsonl("a", None))
+    source = Source(str(tmp_path))
+    assert list(hub_data.rows(hub_data.open_stream(source, "k"), ("text",), source, "k")) == [("a",), ("",)]
+
+
+def test_rows_that_were_skipped_count(tmp_path: Path) -> None:
+    source = Source(str(tmp_path))
+    (tmp_path / "own.jsonl").write_bytes(jsonl("a", "b", "c", 4))
+    rows = hub_data.rows(
+        hub_data.open_stream(source, "k").skip(2), ("text",), source, "k", before=2, file="file 1 of 9"
+    )
+    with pytest.raises(BadInput, match="file 1 of 9 row 4: "):
+        list(rows)
+
+
+@pytest.mark.parametrize(
+    "case", ["cut.jsonl", "cut.jsonl.gz", "damaged.parquet", "utf16.jsonl", "cp1252.jsonl", "utf16.txt"]
+)
+def test_a_file_that_cannot_be_read_is_refused_in_one_line(
+    tmp_path: Path, case: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    lines = jsonl(*(f"é {i}" for i in range(2000)))
+    if case == "damaged.parquet":
+        parquet.write_table(pyarrow.table({"text": [f"doc {i}" for i in range(1000)]}), tmp_path / case)
+        whole = (tmp_path / case).read_bytes()
+        content = whole[:100] + bytes(800) + whole[900:]
+    else:
+        content = {
+            "cut.jsonl": lines[:-9],
+            "cut.jsonl.gz": gzip.compress(lines)[:-300],
+            "utf16.jsonl": lines.decode().encode("utf-16"),
+            "cp1252.jsonl": lines.decode().encode("cp1252"),
+            "utf16.txt": "é".encode("utf-16"),
+        }[case]
+    (tmp_path / case).write_bytes(content)
+    with pytest.raises(BadInput) as refusal:
+        hub_data.check(Source(str(tmp_path)), ("text",), "corpus.text")
+    assert str(tmp_path) in str(refusal.value) and "\n" not in str(refusal.value)
+    assert not caplog.records
+
+
+def test_a_failing_network_is_not_bad_input() -> None:
+    def cut() -> Any:
+        yield {"text": "a"}
+        raise ConnectionError("reset")
+
+    with pytest.raises(ConnectionError):
+        list(hub_data.rows(cut(), ("text",), Source("owner/name"), "corpus.text"))

@@ -92,12 +92,13 @@ def read_file(task: tuple[Reading, int, Path]) -> list[Part]:
         return parts
     read = parts[-1].read if parts else 0
     stream = opened(reading.source, reading.key)
+    file = f"file {number + 1} of {stream.num_shards}" if stream.num_shards > 1 else ""
     stream = stream.shard(stream.num_shards, number).skip(read)
     total = sum(part.bytes for part in parts)
     rows: list[Row] = []
     held_out: list[tuple[str, Row]] = []
     size = 0
-    for texts in hub_data.rows(stream, reading.columns, reading.source, reading.key):
+    for texts in hub_data.rows(stream, reading.columns, reading.source, reading.key, before=read, file=file):
         read += 1
         sorted_in = reading.sort(*texts, **reading.about)
         if sorted_in is None:

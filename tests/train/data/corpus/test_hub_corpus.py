@@ -6,12 +6,15 @@ import hashlib
 import json
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
+from common.errors import BadInput
 from common.files import read_jsonl
 from tests.hub_layout import jsonl_shards, parquet_shards
 from tests.toy_text import sentences
@@ -123,3 +126,22 @@ def test_items_of_a_corpus_from_the_hub(folders: tuple[Path, Path], tmp_path: Pa
     instructions.build(tmp_path / "corpus", wanted, tmp_path / "items")
     assert len(read_jsonl(tmp_path / "items" / "sft.jsonl")) == 9
     assert len(read_jsonl(tmp_path / "items" / "tasks" / "next_xx.test.jsonl")) == 7
+
+
+def test_the_stage_names_a_file_whose_column_is_not_text(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    own = parquet_shards(tmp_path / "own", sentences(2, 20), 2)
+    rows = pyarrow.table({"text": [["a list"]] * 3, "url": ["u"] * 3})
+    parquet.write_table(rows, own / "xx" / "xx_part_00001.parquet")
+    with pytest.raises(BadInput, match="file 2 of 2: after row 0: a column changes its type .*list") as refusal:
+        build.build(settings(), options((own, folders[1])), tmp_path / "out", tmp_path / "work")
+    assert str(own) in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_the_stage_names_a_late_row_that_is_not_text(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    own = jsonl_shards(tmp_path / "own", sentences(2, 200), "xx")
+    with (own / "xx-crawl-only.jsonl").open("a") as file:
+        file.write(json.dumps({"title": "t", "text": 7, "url": "u"}) + "\n")
+    source = TextSource(None, None, None, "train", None, "text")
+    changed = replace(settings(), text=source)
+    with pytest.raises(BadInput, match="own row 201: the column 'text' is not text, got int"):
+        build.build(changed, options((own, folders[1])), tmp_path / "out", tmp_path / "work")
