@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import bisect
 import hashlib
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -32,7 +33,8 @@ FACTOR = np.uint64(0x9E3779B97F4A7C15)  # odd: a polynomial in it modulo 2^64 ke
 class Words:
     """Texts as hashes of their words.
 
-    Letters, marks and digits make words, so that vowel signs do not cut them; case is folded.
+    Letters, marks and digits make words, so that vowel signs do not cut them; case is folded, and a letter and its mark
+    are the same as one character (NFC) and as two (NFD).
     """
 
     MOST = 2_000_000  # words remembered
@@ -45,7 +47,8 @@ class Words:
         """The hash of each word: (words,)."""
         if len(self.known) > self.MOST:
             self.known.clear()
-        return np.fromiter((self.hash(match[0]) for match in self.find(text.casefold())), np.uint64)
+        folded = unicodedata.normalize("NFC", text).casefold()
+        return np.fromiter((self.hash(match[0]) for match in self.find(folded)), np.uint64)
 
     def hash(self, word: str) -> int:
         """The hash of a word, the same in every process."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import unicodedata
 from typing import Any
 
 import numpy as np
@@ -54,3 +55,11 @@ def test_equal_words_have_equal_grams(words: list[int], count: int) -> None:
     assert len(whole) == max(0, len(words) - count + 1)
     for start in range(len(whole)):
         assert whole[start] == item_index.grams(hashes[start : start + count], count)[0]
+
+
+def test_a_decomposed_copy_of_an_item_is_found() -> None:
+    item = " ".join(f"\u1ecdr\u1ecd\u0300{word}" for word in random_words(random.Random(0), 30).split())
+    copy = unicodedata.normalize("NFD", item)
+    assert copy != item
+    (matches,) = item_index.Index([item]).search([copy])
+    assert matches[0].jaccard == 1.0 and matches[0].grams

@@ -7,6 +7,7 @@ A corpus is a folder: `text/<language>.<split>.jsonl`, or for training text from
 from __future__ import annotations
 
 import hashlib
+import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -42,9 +43,10 @@ def is_withheld(document: str, share: float, seed: int) -> bool:
 def normalised(text: str) -> str:
     """What counts as the same text when held-out text is looked for in training text.
 
-    Letters with their marks (vowel signs are words' own) and digits, case folded.
+    Letters with their marks (vowel signs are words' own) and digits, case folded. A letter and its mark are the same as
+    one character (NFC) and as two (NFD).
     """
-    return " ".join(WORDS.findall(text)).casefold()
+    return " ".join(WORDS.findall(unicodedata.normalize("NFC", text))).casefold()
 
 
 def as_documents(passages: Iterable[dict[str, str]]) -> list[dict[str, str]]:

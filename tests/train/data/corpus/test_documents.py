@@ -1,5 +1,7 @@
 """Splits by the hash of a name, and what counts as the same text."""
 
+import unicodedata
+
 from train.data.corpus.documents import as_documents, normalised, split_of
 
 
@@ -14,6 +16,13 @@ def test_splits_have_about_their_shares_and_never_move() -> None:
 
 def test_case_spaces_and_punctuation_do_not_make_another_text() -> None:
     assert normalised("The Same, words!") == normalised("the same -- words") == "the same words"
+
+
+def test_composed_and_decomposed_letters_are_the_same_text() -> None:
+    text = "\u1ecd\u0300r\u1ecd\u0300 \u00e0gb\u00e1y\u00e9"
+    assert unicodedata.normalize("NFD", text) != text
+    assert normalised(unicodedata.normalize("NFD", text)) == normalised(text)
+    assert normalised("oro") != normalised(text)
 
 
 def test_vowel_signs_make_another_text() -> None:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import subprocess
 import sys
+import unicodedata
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from common.files import read_jsonl
 from tests.hub_layout import jsonl_shards, parquet_shards
 from tests.toy_text import sentences
 from train.data import instructions
-from train.data.corpus import build, shards
+from train.data.corpus import build, hub_corpus, shards
 from train.data.corpus.documents import normalised, read_rows, training_files
 from train.stage_settings import CorpusOptions, CorpusSettings, ItemsSettings, TextSource
 
@@ -88,7 +89,7 @@ def test_text_is_taken_up_to_a_number_of_bytes(
 KILLED = """
 import json, os, signal, sys
 from pathlib import Path
-from train.data.corpus import build, shards
+from train.data.corpus import build, hub_corpus, shards
 from train.stage_settings import CorpusOptions, CorpusSettings
 shards.PART_BYTES = 3_000
 write, left = shards.write_part, int(sys.argv[4])
@@ -145,3 +146,12 @@ def test_the_stage_names_a_late_row_that_is_not_text(folders: tuple[Path, Path],
     changed = replace(settings(), text=source)
     with pytest.raises(BadInput, match="own row 201: the column 'text' is not text, got int"):
         build.build(changed, options((own, folders[1])), tmp_path / "out", tmp_path / "work")
+
+
+def test_a_decomposed_copy_falls_into_the_same_split() -> None:
+    for text in sentences(4, 30):
+        marked = text.replace("o", "\u1ecd\u0300")
+        composed = hub_corpus.document(marked, seed=0, dev=0.3, test=0.3)
+        copy = hub_corpus.document(unicodedata.normalize("NFD", marked), seed=0, dev=0.3, test=0.3)
+        assert composed is not None and copy is not None
+        assert (composed[0], composed[1]["id"]) == (copy[0], copy[1]["id"]) and composed[1]["text"] == marked
