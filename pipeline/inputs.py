@@ -206,7 +206,7 @@ def task_files(folder: Path) -> list[Path]:
     """The files of a folder of lm-eval tasks."""
     if not os.path.isdir(folder):
         raise BadInput(f"eval.include_path={folder}: no such folder; give the folder that holds your lm-eval YAMLs")
-    if not glob.glob(f"{folder}/**/*.yaml", recursive=True):
+    if not glob.glob(f"{glob.escape(str(folder))}/**/*.yaml", recursive=True):
         raise BadInput(f"eval.include_path={folder}: holds no .yaml file; an lm-eval task is one")
     return [path for path in folder.rglob("*") if path.is_file()]
 

@@ -35,3 +35,16 @@ def digest(*overrides: str) -> tuple[int, str]:
 @pytest.mark.parametrize("overrides", KEYS)
 def test_keys_stay(overrides: str) -> None:
     assert digest(*overrides.split()) == KEYS[overrides]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "mark"),
+    [
+        ("experiment=test language=mine language.code=xyz corpus.path=a.txt", "kept"),
+        ("experiment=tiny", None),
+        ("experiment=paper", None),
+    ],
+)
+def test_only_corpora_of_own_files_are_marked(overrides: str, mark: str | None) -> None:
+    cells = [plan_cell(config, INPUTS) for config in sweep.expand(overrides.split(), multirun=True).configs]
+    assert {stage.settings.get("lines") for stage in merged(cells) if stage.kind == "corpus"} == {mark}

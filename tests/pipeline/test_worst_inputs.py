@@ -147,7 +147,7 @@ model.path=TMP/weights_folder                | model.path=.*: has no weights .*;
 model.path=TMP/weights_elsewhere             | model.path=.*: has no weights .*; save the model as safetensors
 model.path=TMP/weights_loop                  | model.path=.*: has no weights .*; save the model as safetensors
 sft.path=TMP/no_text.jsonl                   | sft.path: .*no_text.jsonl line 1 lacks the text field 'instruction'
-sft.path=TMP/no_answer.jsonl                 | sft.path: .*no_answer.jsonl: the instruction or the output of .* is empty
+sft.path=TMP/no_answer.jsonl                 | sft.path: .*no_answer.jsonl line 1: the field '.*' is empty
 model.path=TMP/text.txt                      | model.path=.*text.txt: no such folder
 model.path=TMP/not_json                      | .*not_json/config.json: not JSON
 model.path=TMP/not_object                    | .*not_object/config.json: Input should be an object

@@ -11,6 +11,7 @@ leaves `sft/00000.parquet` and so on, with the same columns, and `counts.json`.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -150,14 +151,22 @@ def own_instructions(pattern: str) -> list[Row]:
     for path in text_files.matching(pattern, "sft.path"):
         if path.suffix != ".jsonl":
             raise BadInput(f"sft.path: {path} is not .jsonl; a line is {{'instruction', 'input', 'output'}}")
-        for row in text_files.jsonl(path, ("instruction", "input", "output"), "sft.path"):
-            if not row["instruction"].strip() or not row["output"].strip():
-                raise BadInput(f"sft.path: {path}: the instruction or the output of {row} is empty")
+        for number, row in text_files.numbered_jsonl(path, ("instruction", "input", "output"), "sft.path"):
+            where = f"sft.path: {path} line {number}"
+            empty = [field for field in ("instruction", "output") if not row[field].strip()]
+            if empty:
+                raise BadInput(f"{where}: the field {empty[0]!r} is empty. Fill it, or leave the line out.")
+            family = row.get("family", "own")
+            if not isinstance(family, str):
+                raise BadInput(
+                    f"{where}: the field 'family' is not text, got {json.dumps(family)[:50]}."
+                    " Write a name, or leave the field out."
+                )
             rows.append(
                 {
                     "prompt": families.prompt(row["instruction"], row["input"]),
                     "output": row["output"],
-                    "family": row.get("family", "own"),
+                    "family": family,
                 }
             )
     return rows

@@ -55,6 +55,26 @@ def test_own_instructions(corpus_dir: Path, tmp_path: Path) -> None:
         build(corpus_dir, tmp_path / "other", sft_path=str(path))
 
 
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"output": " "}, "line 3: the field 'output' is empty"),
+        ({"instruction": ""}, "line 3: the field 'instruction' is empty"),
+        ({"output": 7}, "line 3: the field 'output' is not text, got int"),
+        ({"family": None}, "line 3: the field 'family' is not text, got null"),
+        ({"family": ["a"]}, r"line 3: the field 'family' is not text, got \["),
+    ],
+)
+def test_an_own_instruction_that_cannot_work_is_named_by_its_line(
+    tmp_path: Path, changes: dict[str, Any], says: str
+) -> None:
+    row = {"instruction": "Say yes.", "input": "", "output": "yes"}
+    lines = [json.dumps(row), "", json.dumps(row | changes)]
+    (tmp_path / "mine.jsonl").write_text("\n".join(lines))
+    with pytest.raises(BadInput, match=says):
+        instructions.own_instructions(str(tmp_path / "mine.jsonl"))
+
+
 def test_instructions_in_the_language_are_of_its_training_text(corpus_dir: Path, tmp_path: Path) -> None:
     settings = InstructionsInLanguageSettings("xx", ("next", "route"), sft_items=30, seed=0)
     instructions.build_in_language(corpus_dir, settings, tmp_path)

@@ -10,6 +10,7 @@ has the verse, where not both have), and `counts.json`.
 from __future__ import annotations
 
 import hashlib
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -158,7 +159,9 @@ def _files(settings: CorpusSettings, options: CorpusOptions) -> Passages:
         passages[name] = []
         seen: set[str] = set()
         for text in documents:
-            digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+            # however a copy breaks its lines and composes its letters, it is the same text
+            same = unicodedata.normalize("NFC", " ".join(text.split()))
+            digest = hashlib.sha256(same.encode()).hexdigest()[:16]
             if digest in seen:  # the same text again: it would be read twice within one document
                 continue
             seen.add(digest)

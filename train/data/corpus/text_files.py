@@ -1,8 +1,13 @@
-"""Documents from a user's own files: text, JSONL with a `text` field, Parquet with a `text` column."""
+"""Documents from a user's own files: text, JSONL with a `text` field, Parquet with a `text` column.
+
+A document keeps its lines. Spaces in a row become one, and so do blank lines.
+"""
 
 from __future__ import annotations
 
 import glob
+import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +16,7 @@ from common.errors import BadInput, line_of
 from common.parsing import parse_json
 
 FORMATS = (".txt", ".jsonl", ".parquet")
+BLANK_LINES = re.compile(r"\n(?:[^\S\n]*\n)+")  # which may hold spaces, tabs or no-break spaces
 
 
 def matching(pattern: str, key: str) -> list[Path]:
@@ -18,7 +24,7 @@ def matching(pattern: str, key: str) -> list[Path]:
 
     Raises BadInput where there are none, one is no file or empty, or one has a format that we do not read.
     """
-    paths = [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]
+    paths = [Path(name) for name in sorted(glob.glob(escaped(pattern), recursive=True))]
     if not paths:
         raise BadInput(f"{key}: no file matches {pattern!r}; give a path or glob of {', '.join(FORMATS)} files")
     for path in paths:
@@ -31,38 +37,71 @@ def matching(pattern: str, key: str) -> list[Path]:
     return paths
 
 
+def escaped(pattern: str) -> str:
+    """A glob in which the files and folders that exist under their exact name stand for themselves: `[old]/*.txt`."""
+    exact, rest = pattern, ""
+    while exact and not os.path.lexists(exact):
+        folder, slash, last = exact.rstrip("/").rpartition("/")
+        exact, rest = folder + slash, f"{last}/{rest}" if rest else last
+    return glob.escape(exact) + rest
+
+
 def read_text(path: Path, key: str) -> str:
-    """A file as UTF-8, or a refusal that says where the first wrong byte is."""
+    """A file as UTF-8 without its byte-order mark.
+
+    Raises BadInput that says where the first wrong byte is; so is a NUL, which UTF-16 and binary files hold.
+    """
     try:
-        return path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise BadInput(f"{key}: {path} is not UTF-8 (byte {error.start}); convert it, for example with iconv") from None
+    if (start := text.find("\0")) >= 0:
+        line = text.count("\n", 0, start) + 1
+        raise BadInput(f"{key}: {path} line {line}: is no text, got a NUL byte. Convert the file to UTF-8.")
+    return text
 
 
 def jsonl(path: Path, fields: tuple[str, ...], key: str) -> Iterator[dict[str, Any]]:
     """The rows of a JSONL file, each with the wanted string fields."""
+    return (row for _, row in numbered_jsonl(path, fields, key))
+
+
+def numbered_jsonl(path: Path, fields: tuple[str, ...], key: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """As `jsonl`, each row with the number of its line."""
     for number, line in enumerate(read_text(path, key).split("\n"), start=1):  # texts may hold other ends of lines
         if not line.strip():
             continue
-        row = parse_json(line.encode(), f"{key}: {path} line {number}")
-        wrong = [field for field in fields if not isinstance(row.get(field), str)]
-        if wrong:
-            raise BadInput(f"{key}: {path} line {number} lacks the text field {wrong[0]!r}")
-        yield row
+        where = f"{key}: {path} line {number}"
+        row = parse_json(line.encode(), where)
+        for field in fields:
+            if field not in row:
+                raise BadInput(f"{where} lacks the text field {field!r}")
+            if not isinstance(row[field], str):
+                kind = type(row[field]).__name__
+                raise BadInput(f"{where}: the field {field!r} is not text, got {kind}. Write it as text.")
+            if "\0" in row[field]:
+                raise BadInput(f"{where}: the field {field!r} is no text, got a NUL. Take it out.")
+        yield number, row
 
 
 def documents(pattern: str, key: str) -> Iterator[str]:
     """The documents of all files that a glob names. In a text file, a blank line ends a document."""
     for path in matching(pattern, key):
         if path.suffix == ".txt":
-            texts: Iterator[str] = iter(read_text(path, key).split("\n\n"))
+            texts: Iterator[str] = iter(BLANK_LINES.split(read_text(path, key)))
         elif path.suffix == ".jsonl":
             texts = (row["text"] for row in jsonl(path, ("text",), key))
         else:
             texts = _parquet(path, key)
         for text in texts:
-            if cleaned := " ".join(text.split()):
+            if cleaned := with_lines(text):
                 yield cleaned
+
+
+def with_lines(text: str) -> str:
+    """A text with its lines: without spaces at their ends, with one space between words, at most one blank line."""
+    lines = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    return BLANK_LINES.sub("\n\n", "\n".join(" ".join(line.split()) for line in lines)).strip()
 
 
 def _parquet(path: Path, key: str) -> Iterator[str]:
@@ -79,8 +118,13 @@ def _parquet(path: Path, key: str) -> Iterator[str]:
     of = kind.value_type if types.is_dictionary(kind) else kind
     if not (types.is_string(of) or types.is_large_string(of)):
         raise BadInput(f"{key}: {path} has a column 'text' of {kind}; expected string")
+    row = 0
     try:
         for batch in file.iter_batches(columns=["text"]):
-            yield from (text for text in batch.column(0).to_pylist() if text)
+            for text in batch.column(0).to_pylist():
+                row += 1
+                if text and "\0" in text:
+                    raise BadInput(f"{key}: {path} row {row}: the column 'text' is no text, got a NUL. Take it out.")
+                yield text or ""
     except (ArrowInvalid, OSError, UnicodeDecodeError) as error:
         raise BadInput(f"{key}: {path} is a damaged Parquet file ({line_of(error)[:200]}); write it again") from None

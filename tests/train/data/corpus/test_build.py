@@ -1,6 +1,7 @@
 """The corpus stage from the Bible and from a user's files."""
 
 import json
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,24 @@ def test_a_document_that_comes_again_is_taken_once(tmp_path: Path) -> None:
         row for split in ("train", "dev", "test") for row in read_jsonl(tmp_path / "out/text" / f"xx.{split}.jsonl")
     ]
     assert sorted(row["text"] for row in rows) == sorted(set(sentences(0, 40)))
+
+
+def test_a_decomposed_or_rewrapped_copy_is_taken_once(tmp_path: Path) -> None:
+    texts = [text.replace("o", "\u1ecd\u0300") for text in sentences(0, 60)]
+    copies = [unicodedata.normalize("NFD", text) for text in texts[:30]]
+    wrapped = [text.replace(" ", "\n", 1) for text in texts[30:]]
+    (tmp_path / "own.txt").write_text("\n\n".join([*texts, *copies, *wrapped]), encoding="utf-8")
+    build.build(SETTINGS, CorpusOptions(path=str(tmp_path / "own.txt")), tmp_path / "out", tmp_path)
+    splits = {name: read_jsonl(tmp_path / "out/text" / f"xx.{name}.jsonl") for name in ("train", "dev", "test")}
+    assert sorted(row["text"] for rows in splits.values() for row in rows) == sorted(set(texts))
+
+
+def test_text_stays_as_it_is_written(tmp_path: Path) -> None:
+    texts = [unicodedata.normalize("NFD", text.replace("o", "\u1ecd\u0300")) for text in sentences(0, 60)]
+    (tmp_path / "own.txt").write_text("\n\n".join(texts), encoding="utf-8")
+    build.build(SETTINGS, CorpusOptions(path=str(tmp_path / "own.txt")), tmp_path / "out", tmp_path)
+    rows = read_jsonl(tmp_path / "out/text/xx.train.jsonl")
+    assert {row["text"] for row in rows} <= set(texts)
 
 
 def test_the_bible_is_split_by_chapter_and_aligned(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """A user's own files, of each format."""
 
+import codecs
 import json
 from pathlib import Path
 
@@ -43,3 +44,68 @@ def test_half_of_a_letter_is_refused_by_its_line(tmp_path: Path) -> None:
     (tmp_path / "mine.jsonl").write_text('{"text": "mawu"}\n{"text": "\\ud800"}\n')
     with pytest.raises(BadInput, match=r"mine\.jsonl line 2: not JSON"):
         list(text_files.documents(str(tmp_path / "mine.jsonl"), "corpus.path"))
+
+
+@pytest.mark.parametrize("suffix", text_files.FORMATS)
+def test_a_document_keeps_its_lines(tmp_path: Path, suffix: str) -> None:
+    path, text = tmp_path / f"mine{suffix}", "  first  line \r\n\tsecond\u00a0line\n"
+    if suffix == ".txt":
+        path.write_bytes(text.encode())
+    elif suffix == ".jsonl":
+        path.write_text(json.dumps({"text": text}) + "\n")
+    else:
+        import pandas
+
+        pandas.DataFrame({"text": [text]}).to_parquet(path)
+    assert list(text_files.documents(str(path), "corpus.path")) == ["first line\nsecond line"]
+
+
+def test_a_field_of_jsonl_keeps_its_paragraphs(tmp_path: Path) -> None:
+    (tmp_path / "mine.jsonl").write_text(json.dumps({"text": "one\n\n \n\ntwo\nthree"}) + "\n")
+    assert list(text_files.documents(str(tmp_path / "mine.jsonl"), "k")) == ["one\n\ntwo\nthree"]
+
+
+@pytest.mark.parametrize("blank", ["", " ", "\t", "\u00a0", " \r", "\n\n", "\u00a0\n \n"])
+def test_a_blank_line_that_holds_spaces_ends_a_document(tmp_path: Path, blank: str) -> None:
+    (tmp_path / "mine.txt").write_bytes(f"one\n{blank}\ntwo\n{blank}\nthree\n".encode())
+    assert list(text_files.documents(str(tmp_path / "mine.txt"), "k")) == ["one", "two", "three"]
+
+
+@pytest.mark.parametrize(("suffix", "content"), [(".txt", "mawu"), (".jsonl", '{"text": "mawu"}')])
+def test_a_byte_order_mark_is_no_text(tmp_path: Path, suffix: str, content: str) -> None:
+    (tmp_path / f"mine{suffix}").write_bytes(codecs.BOM_UTF8 + content.encode())
+    assert list(text_files.documents(str(tmp_path / f"mine{suffix}"), "k")) == ["mawu"]
+
+
+@pytest.mark.parametrize(
+    ("name", "says"), [("a.txt", "line 2: .*NUL"), ("a.jsonl", "line 2: .*'text'.*NUL"), ("a.parquet", "row 2: .*NUL")]
+)
+def test_a_nul_is_refused_by_its_place(tmp_path: Path, name: str, says: str) -> None:
+    texts = ["mawu", "e\0na"]
+    if name == "a.txt":
+        (tmp_path / name).write_text("\n".join(texts))
+    elif name == "a.jsonl":
+        (tmp_path / name).write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    else:
+        import pandas
+
+        pandas.DataFrame({"text": texts}).to_parquet(tmp_path / name)
+    with pytest.raises(BadInput, match=says):
+        list(text_files.documents(str(tmp_path / name), "corpus.path"))
+
+
+def test_a_field_that_is_not_text_is_refused_by_its_type(tmp_path: Path) -> None:
+    (tmp_path / "mine.jsonl").write_text('{"text": "mawu"}\n{"text": ["ena"]}\n')
+    with pytest.raises(BadInput, match=r"mine\.jsonl line 2: the field 'text' is not text, got list"):
+        list(text_files.documents(str(tmp_path / "mine.jsonl"), "corpus.path"))
+
+
+@pytest.mark.parametrize("pattern", ["[old]/*.txt", "[old]/**/*.txt", "[old]/a[1].txt", "[old]/a[[]1].txt"])
+def test_a_folder_named_like_a_glob_is_found(tmp_path: Path, pattern: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder in ("[old]", "o"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a[1].txt").write_text("mawu")
+    assert text_files.matching(f"{tmp_path}/{pattern}", "k") == [tmp_path / "[old]" / "a[1].txt"]
+    monkeypatch.chdir(tmp_path)
+    assert text_files.matching(pattern, "k") == [Path("[old]/a[1].txt")]
+    assert text_files.matching("[o]/*.txt", "k") == [Path("o/a[1].txt")]
