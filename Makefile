@@ -29,7 +29,7 @@ help:  ## say what there is
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):[^#]*## */  make \1|/' | column -t -s '|'
 	@echo
 	@echo "  EXPERIMENT=tiny    which experiment (conf/experiment/)"
-	@echo "  LAUNCHER=slurm     jobs on a Slurm cluster, with SITE=its.yaml (docs/cluster.md); or joblib: cells side by side on this machine"
+	@echo "  LAUNCHER=slurm     jobs on a Slurm cluster, with SITE=its.yaml (docs/how-to/run-on-slurm.md); or joblib: cells side by side on this machine"
 	@echo "  ARGS='...'         more settings, such as ARGS='seed=0,1 tracking=none', or for test ARGS='-k store'"
 
 reproduce: $(READY)  ## the whole experiment: train, merge, evaluate, report; a second run has nothing to do

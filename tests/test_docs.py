@@ -21,7 +21,7 @@ def test_the_tutorials_plan_is_one_that_can_be_made(
 ) -> None:
     monkeypatch.chdir(ROOT)
     lines = re.findall(
-        r"^ {8}\.venv/bin/python -m pipeline (.*)$", (ROOT / "docs/tutorial.md").read_text(), re.MULTILINE
+        r"^ {8}\.venv/bin/python -m pipeline (.*)$", (ROOT / "docs/tutorials/your-language.md").read_text(), re.MULTILINE
     )
     plan, compare = (shlex.split(line) for line in lines)
     assert main([*plan, f"store={tmp_path}"]) == 0
@@ -39,7 +39,7 @@ def test_the_notebook_merges_and_draws(tmp_path: Path, monkeypatch: pytest.Monke
             tmp_path / model, {name: tensor + 0.1 * number * torch.randn_like(tensor) for name, tensor in base.items()}
         )
     monkeypatch.chdir(tmp_path)
-    cells = json.loads((ROOT / "docs/notebooks/merge-and-audit.ipynb").read_text())["cells"]
+    cells = json.loads((ROOT / "docs/tutorials/merge-and-audit.ipynb").read_text())["cells"]
     scope: dict[str, Any] = {}
     for cell in cells:
         if cell["cell_type"] == "code":
