@@ -16,19 +16,6 @@ from tests.merge.conftest import LAYERS, save, shapes
 ROOT = Path(__file__).parents[1]
 
 
-def test_the_tutorials_plan_is_one_that_can_be_made(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(ROOT)
-    lines = re.findall(
-        r"^ {8}\.venv/bin/python -m pipeline (.*)$", (ROOT / "docs/tutorials/your-language.md").read_text(), re.MULTILINE
-    )
-    plan, compare = (shlex.split(line) for line in lines)
-    assert main([*plan, f"store={tmp_path}"]) == 0
-    assert "to run" in capsys.readouterr().out
-    assert compare[0] == "report" and compare[-1].startswith("out=")
-
-
 def test_the_notebook_merges_and_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
