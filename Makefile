@@ -23,7 +23,7 @@ export OMP_WAIT_POLICY = passive# idle OpenMP threads that spin slow everything 
 unexport PYTHONDONTWRITEBYTECODE# where it is set every process compiles torch, transformers and lm_eval again: 15 s of CPU
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce plan check base smollm2-model dashboard docs chromium test test-page test-slurm test-scripts oracle chaos lint bench-eval bench-by-hand bench-merge bench-merge-grid bench-merge-methods bench-data bench-train bench-sweep bench-slurm bench-page clean
+.PHONY: help setup reproduce plan check base smollm2-model dashboard docs chromium test test-page test-slurm test-scripts oracle chaos lint bench-eval bench-by-hand bench-merge bench-merge-grid bench-merge-methods bench-data bench-train bench-sweep bench-slurm bench-page clean
 
 help:  ## say what there is
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):[^#]*## */  make \1|/' | column -t -s '|'
@@ -31,6 +31,9 @@ help:  ## say what there is
 	@echo "  EXPERIMENT=tiny    which experiment (conf/experiment/)"
 	@echo "  LAUNCHER=slurm     jobs on a Slurm cluster, with SITE=its.yaml (docs/how-to/run-on-slurm.md); or joblib: cells side by side on this machine"
 	@echo "  ARGS='...'         more settings, such as ARGS='seed=0,1 tracking=none', or for test ARGS='-k store'"
+
+setup: $(READY)  ## install exact versions into .venv
+	@echo "Installed. Activate the environment: source $(BIN)/activate"
 
 reproduce: $(READY)  ## the whole experiment: train, merge, evaluate, report; a second run has nothing to do
 	@$(BIN)/python -m pipeline run -m experiment=$(EXPERIMENT) $(if $(LAUNCHER),launcher=$(LAUNCHER)) $(if $(SITE),site=$(SITE)) $(ARGS)
