@@ -85,9 +85,7 @@ def test_an_unfinished_run_says_so(rendered: tuple[Run, report.ReportPaths]) -> 
     assert "3 of 9 stages are done" in page.render(found)
 
 
-def test_notes_of_the_config_stand_under_the_headline(
-    rendered: tuple[Run, report.ReportPaths], tmp_path: Path
-) -> None:
+def test_notes_of_the_config_stand_under_the_headline(rendered: tuple[Run, report.ReportPaths], tmp_path: Path) -> None:
     run, without = rendered
     assert 'class="note"' not in without.page.read_text()
     cells = {f"seed {seed}": {"notes": ["One <choice> is in doubt.", "A run decides."]} for seed in (0, 1)}
