@@ -132,7 +132,7 @@ def start_process_group(made: TrainingArguments, compute: Compute) -> None:
 
 
 def _shard_on_cpu() -> None:
-    """Makes accelerate apply FSDP2 to CPU processes; a private interface, see docs/private-interfaces.md.
+    """Makes accelerate apply FSDP2 to CPU processes; a private interface, see docs/development/private-interfaces.md.
 
     It does so for the kinds of process groups that it lists, and CPU's is not one: it would be DDP, unsaid.
     """

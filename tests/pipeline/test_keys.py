@@ -35,3 +35,12 @@ def digest(*overrides: str) -> tuple[int, str]:
 @pytest.mark.parametrize("overrides", KEYS)
 def test_keys_stay(overrides: str) -> None:
     assert digest(*overrides.split()) == KEYS[overrides]
+
+
+def test_notes_are_in_no_key() -> None:
+    def notes(*overrides: str) -> tuple[str, ...]:
+        return sweep.expand(overrides, multirun=True).configs[0].notes
+
+    assert len(notes("experiment=tiny")) == 2 and notes("experiment=evidence") == notes("experiment=tiny")
+    assert notes("experiment=test") == () and notes("experiment=gates") == ()
+    assert digest("experiment=tiny", "notes=[Another.]") == KEYS["experiment=tiny"]
