@@ -5,11 +5,12 @@ Only what is read is downloaded.
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from common.errors import BadInput
 from common.hub import COMMIT
@@ -89,12 +90,35 @@ def check(source: Source, columns: Sequence[str], key: str) -> None:
 
 
 def rows(stream: IterableDataset, columns: Sequence[str], source: Source, key: str) -> Iterator[tuple[str, ...]]:
-    """The text of the given columns, row by row; rows where one is null are empty strings there."""
-    for row in stream:
+    """Yield the text of the given columns, row by row; rows where one is null are empty strings there.
+
+    Raises BadInput for a column that is missing or holds something else than text, and for data that cannot be read.
+    """
+    for number, row in enumerate(_readable(stream, source, key), start=1):
         missing = [column for column in columns if column not in row]
         if missing:
             raise BadInput(f"{key}: {source.dataset} has no column {missing[0]!r} (it has {', '.join(row)})")
+        for column in columns:
+            if not isinstance(row[column], str | None):
+                raise BadInput(
+                    f"{key}: {source.dataset} row {number}: column {column!r} holds text in every row,"
+                    f" got {type(row[column]).__name__}. Name another column, or convert this one."
+                )
         yield tuple(row[column] or "" for column in columns)
+
+
+def _readable(stream: IterableDataset, source: Source, key: str) -> Iterator[dict[str, Any]]:
+    """The rows of a stream. Raises BadInput if one of its files is cut off, or is not what its name says."""
+    try:
+        yield from stream
+    except (ValueError, RuntimeError, OSError, LookupError) as error:  # pyarrow's and datasets' errors are among these
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:  # its cache: not the data's fault
+            raise
+        told = " ".join(str(error.__cause__ or error).split())[:200]
+        raise BadInput(
+            f"{key}: {source.dataset} cannot be read to its end: {type(error).__name__}: {told}."
+            " Write the damaged file again; text files must be UTF-8."
+        ) from None
 
 
 def commit_of(source: Source, key: str) -> str | None:

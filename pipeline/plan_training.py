@@ -73,6 +73,8 @@ def _corpus(config: Config, inputs: Inputs) -> Stage:
         content, options = content | corpus.model_dump(include=cipher), {}
     else:
         options = {"path": corpus.path, "english_path": corpus.english_path}
+        if corpus.source == "files":
+            content["lines"] = "kept"  # once they were joined: entries of that time have another key
     return Stage("corpus", f"{config.language.code}-{corpus.source}", content, options=options)
 
 

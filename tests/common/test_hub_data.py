@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from common import hub_data
 from common.errors import BadInput
@@ -69,3 +72,48 @@ def test_what_the_hub_refuses(error: Exception, says: str, monkeypatch: pytest.M
     with pytest.raises(BadInput) as refusal:
         hub_data.check(Source("uonlp/CulturaX", revision="a" * 40), ("text",), "corpus.text")
     assert says in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ([["a", "b"], ["c"]], "row 1: column 'text' holds text in every row, got list"),
+        ([{"role": "user"}], "row 1: column 'text' holds text in every row, got dict"),
+        ([1, 2], "row 1: column 'text' holds text in every row, got int"),
+    ],
+)
+def test_a_column_that_holds_no_text_is_named_with_its_row(tmp_path: Path, values: list[Any], says: str) -> None:
+    parquet.write_table(pyarrow.table({"text": values}), tmp_path / "part.parquet")
+    with pytest.raises(BadInput, match=re.escape(says)):
+        hub_data.check(Source(str(tmp_path)), ("text",), "corpus.text")
+
+
+def read_all(folder: Path) -> list[tuple[str, ...]]:
+    source = Source(str(folder))
+    return list(hub_data.rows(hub_data.open_stream(source, "corpus.text"), ("text",), source, "corpus.text"))
+
+
+def test_a_later_row_that_holds_no_text_is_found_when_it_is_read(tmp_path: Path) -> None:
+    (tmp_path / "part.jsonl").write_text("".join(f'{{"text": "{word}"}}\n' for word in "abcde") + '{"text": ["f"]}\n')
+    with pytest.raises(BadInput, match=r"^corpus\.text: .*(row 6|cannot be read)") as refusal:
+        read_all(tmp_path)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("part.jsonl", '{"text": "mawu"}\n'.encode("utf-16")),
+        ("part.jsonl", '{"text": "caf\u00e9"}\n'.encode("cp1252")),
+        ("part.csv", "text\ncaf\u00e9\n".encode("cp1252")),
+        ("part.parquet", b""),  # replaced by a shard that is cut off
+    ],
+)
+def test_damaged_files_are_one_line(tmp_path: Path, name: str, content: bytes) -> None:
+    if not content:
+        parquet.write_table(pyarrow.table({"text": sentences(2, 400)}), tmp_path / name)
+        content = (tmp_path / name).read_bytes()[:-200]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(BadInput) as refusal:
+        read_all(tmp_path)
+    assert str(tmp_path) in str(refusal.value) and "\n" not in str(refusal.value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from common.errors import BadInput, line_of
 from common.parsing import parse_json
 
 FORMATS = (".txt", ".jsonl", ".parquet")
+BLANK_LINE = re.compile(r"\n[^\S\n]*\n")  # \s has the no-break space and its like
 
 
 def matching(pattern: str, key: str) -> list[Path]:
@@ -18,7 +20,10 @@ def matching(pattern: str, key: str) -> list[Path]:
 
     Raises BadInput where there are none, one is no file or empty, or one has a format that we do not read.
     """
-    paths = [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]
+    found = glob.glob(pattern, recursive=True)
+    if not found and Path(pattern).exists():  # its name has brackets, say
+        found = [pattern]
+    paths = [Path(name) for name in sorted(found)]
     if not paths:
         raise BadInput(f"{key}: no file matches {pattern!r}; give a path or glob of {', '.join(FORMATS)} files")
     for path in paths:
@@ -32,9 +37,13 @@ def matching(pattern: str, key: str) -> list[Path]:
 
 
 def read_text(path: Path, key: str) -> str:
-    """A file as UTF-8, or a refusal that says where the first wrong byte is."""
+    """Read a file as UTF-8, without a byte order mark. Raises BadInput that names the first wrong byte."""
     try:
-        return path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
+        if "\0" in text:
+            number = text[: text.index("\0")].count("\n") + 1
+            raise BadInput(f"{key}: {path} line {number} holds a NUL character. Remove it, or export the file as text.")
+        return text
     except UnicodeDecodeError as error:
         raise BadInput(f"{key}: {path} is not UTF-8 (byte {error.start}); convert it, for example with iconv") from None
 
@@ -52,17 +61,27 @@ def jsonl(path: Path, fields: tuple[str, ...], key: str) -> Iterator[dict[str, A
 
 
 def documents(pattern: str, key: str) -> Iterator[str]:
-    """The documents of all files that a glob names. In a text file, a blank line ends a document."""
+    """Yield the documents of all files that a glob names, each with its lines.
+
+    In a text file, a line without anything visible ends a document. White space within a line counts as one space, and
+    blank lines within a document as one.
+    """
     for path in matching(pattern, key):
         if path.suffix == ".txt":
-            texts: Iterator[str] = iter(read_text(path, key).split("\n\n"))
+            texts: Iterator[str] = iter(BLANK_LINE.split(read_text(path, key)))
         elif path.suffix == ".jsonl":
             texts = (row["text"] for row in jsonl(path, ("text",), key))
         else:
             texts = _parquet(path, key)
         for text in texts:
-            if cleaned := " ".join(text.split()):
+            if cleaned := with_lines(text):
                 yield cleaned
+
+
+def with_lines(text: str) -> str:
+    """A text whose lines have single spaces and no white space at their ends, and one blank line at most in between."""
+    lines = "\n".join(" ".join(line.split()) for line in text.splitlines())
+    return re.sub(r"\n{3,}", "\n\n", lines).strip()
 
 
 def _parquet(path: Path, key: str) -> Iterator[str]:

@@ -43,3 +43,27 @@ def test_half_of_a_letter_is_refused_by_its_line(tmp_path: Path) -> None:
     (tmp_path / "mine.jsonl").write_text('{"text": "mawu"}\n{"text": "\\ud800"}\n')
     with pytest.raises(BadInput, match=r"mine\.jsonl line 2: not JSON"):
         list(text_files.documents(str(tmp_path / "mine.jsonl"), "corpus.path"))
+
+
+def test_lines_of_a_document_stay(tmp_path: Path) -> None:
+    text = "\ufeffMawu a\u00a0 mzere  umodzi.\nWachiwiri.\n \t\nབོད་སྐད།\n\u00a0\n\n தமிழ்\r\nமொழி \n"
+    (tmp_path / "mine.txt").write_text(text, encoding="utf-8")
+    expected = ["Mawu a mzere umodzi.\nWachiwiri.", "བོད་སྐད།", "தமிழ்\nமொழி"]
+    assert list(text_files.documents(str(tmp_path / "mine.txt"), "corpus.path")) == expected
+
+
+def test_a_byte_order_mark_of_jsonl_is_no_part_of_it(tmp_path: Path) -> None:
+    (tmp_path / "mine.jsonl").write_text('\ufeff{"text": "one\\n\\n\\n\\ntwo"}\n', encoding="utf-8")
+    assert list(text_files.documents(str(tmp_path / "mine.jsonl"), "corpus.path")) == ["one\n\ntwo"]
+
+
+def test_a_nul_is_rejected_by_its_line(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("one\ntwo\0\n", encoding="utf-8")
+    with pytest.raises(BadInput, match=r"mine\.txt line 2 holds a NUL"):
+        list(text_files.documents(str(tmp_path / "mine.txt"), "corpus.path"))
+
+
+def test_a_folder_whose_name_is_a_pattern_is_found(tmp_path: Path) -> None:
+    (tmp_path / "[old]").mkdir()
+    (tmp_path / "[old]" / "part1.txt").write_text("one\n")
+    assert list(text_files.documents(str(tmp_path / "[old]" / "part1.txt"), "corpus.path")) == ["one"]
