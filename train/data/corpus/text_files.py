@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +22,7 @@ def matching(pattern: str, key: str) -> list[Path]:
     Raises BadInput where there are none, one is no file or empty, or one has a format that we do not read.
     """
     found = glob.glob(pattern, recursive=True)
-    if not found and Path(pattern).exists():  # its name has brackets, say
+    if not found and os.path.exists(pattern):  # its name has brackets, say
         found = [pattern]
     paths = [Path(name) for name in sorted(found)]
     if not paths:
