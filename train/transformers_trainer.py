@@ -225,7 +225,7 @@ class Trainer(transformers.Trainer):
         LoRA: its adapter, too, as `out/adapter`.
         """
         weights = self.accelerator.get_state_dict(self.model_wrapped)
-        if self.is_deepspeed_enabled:
+        if self.is_deepspeed_enabled and (self.args.bf16 or self.args.fp16):
             self._take_full_precision(weights)
         if not self.is_world_process_zero():
             return
