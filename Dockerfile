@@ -1,5 +1,5 @@
 # slackmerge in a container: the same Makefile, the same lock. Debian's image has Python 3.11, Ubuntu's CUDA image 3.12;
-# the lock resolves to the same versions on both (docs/threats.md).
+# the lock resolves to the same versions on both (docs/explanation/security.md).
 #
 #   docker build -t slackmerge .                                     a CPU image
 #   docker build -t slackmerge:cuda --build-arg TORCH_BACKEND=cu130 --build-arg BASE=nvidia/cuda:13.0.1-devel-ubuntu24.04 .

@@ -3,6 +3,8 @@ SHELL := /bin/bash
 PYTHON ?= python3
 EXPERIMENT ?= tiny
 LAUNCHER =
+JOBS ?= 3# processes of the tests: much of a test's time is waiting for a child to import torch
+QUICK = tests/common tests/merge/test_select.py tests/merge/test_methods.py tests/merge/test_recipe.py tests/pipeline/test_plan.py tests/pipeline/test_keys.py tests/pipeline/test_trajectory.py tests/pipeline/report/test_inference.py tests/test_house.py tests/test_imports.py
 SITE =
 ARGS ?=
 
@@ -23,14 +25,17 @@ export OMP_WAIT_POLICY = passive# idle OpenMP threads that spin slow everything 
 unexport PYTHONDONTWRITEBYTECODE# where it is set every process compiles torch, transformers and lm_eval again: 15 s of CPU
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce plan check base smollm2-model dashboard docs chromium test gpu test-page test-slurm test-scripts oracle chaos lint bench-eval bench-by-hand bench-merge bench-merge-grid bench-merge-methods bench-data bench-train bench-sweep bench-slurm bench-page clean
+.PHONY: help setup reproduce plan check base smollm2-model dashboard docs chromium test test-quick gpu test-page test-slurm test-scripts oracle chaos lint bench-eval bench-by-hand bench-merge bench-merge-grid bench-merge-methods bench-data bench-train bench-sweep bench-slurm bench-page clean
 
 help:  ## say what there is
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):[^#]*## */  make \1|/' | column -t -s '|'
 	@echo
 	@echo "  EXPERIMENT=tiny    which experiment (conf/experiment/)"
-	@echo "  LAUNCHER=slurm     jobs on a Slurm cluster, with SITE=its.yaml (docs/cluster.md); or joblib: cells side by side on this machine"
+	@echo "  LAUNCHER=slurm     jobs on a Slurm cluster, with SITE=its.yaml (docs/how-to/run-on-slurm.md); or joblib: cells side by side on this machine"
 	@echo "  ARGS='...'         more settings, such as ARGS='seed=0,1 tracking=none', or for test ARGS='-k store'"
+
+setup: $(READY)  ## install exact versions into .venv
+	@echo "Installed. Activate the environment: source $(BIN)/activate"
 
 reproduce: $(READY)  ## the whole experiment: train, merge, evaluate, report; a second run has nothing to do
 	@$(BIN)/python -m pipeline run -m experiment=$(EXPERIMENT) $(if $(LAUNCHER),launcher=$(LAUNCHER)) $(if $(SITE),site=$(SITE)) $(ARGS)
@@ -58,10 +63,13 @@ chromium: $(READY)  ## Debian's chromium, for the tests of the report page (root
 test-page: chromium  ## the report page in a real browser
 	@$(BIN)/python -m pytest tests/pipeline/report/test_in_browser.py $(ARGS)
 
-test: $(READY)  ## the tests
-	@$(BIN)/python -m pytest $(ARGS)
+test: $(READY)  ## the tests, by JOBS=3 processes
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
-gpu: $(READY)  ## what has to be true on a GPU, ten minutes, one JSON line per step (docs/gpu-check.md); ARGS='--device cpu' without one
+test-quick: $(READY)  ## the tests of single functions, without real trainings, runs and renderings: for the change at hand
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -q $(QUICK) $(ARGS)
+
+gpu: $(READY)  ## what has to be true on a GPU, ten minutes, one JSON line per step (docs/how-to/check-your-gpus.md); ARGS='--device cpu' without one
 	@$(BIN)/python -m tests.gpu $(ARGS)
 
 test-slurm: $(READY)  ## a sweep through a real Slurm on this host (root and apt; says so where it cannot)

@@ -21,7 +21,14 @@ if TYPE_CHECKING:
     from datasets import IterableDataset
 
 FIRST_ROWS = 100  # that `check` reads
-DAMAGED = (ValueError, EOFError, zlib.error, LZMAError)  # what readers of Parquet, JSON, CSV and archives raise
+DAMAGED = (
+    ValueError,
+    LookupError,
+    NotImplementedError,
+    EOFError,
+    zlib.error,
+    LZMAError,
+)  # what readers of Parquet, JSON, CSV and archives raise
 
 
 @dataclass(frozen=True)
@@ -111,8 +118,8 @@ def rows(
         if wrong:
             kind = type(row[wrong[0]]).__name__
             raise BadInput(
-                f"{where} row {number}: the column {wrong[0]!r} is not text, got {kind}."
-                " Name a column of plain text, or write the data set again with text in this one."
+                f"{where} row {number}: column {wrong[0]!r} holds text in every row, got {kind}."
+                " Name another column, or convert this one."
             )
         yield tuple(row[column] or "" for column in columns)
 

@@ -1,4 +1,4 @@
-"""A checkpoint -> scores and samples, in the record formats of docs/architecture.md."""
+"""A checkpoint -> scores and samples, in the record formats of docs/explanation/architecture.md."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """What lm-eval logged of a task's documents -> lines of scores.jsonl and samples.jsonl.
 
-docs/results.md has their fields.
+docs/reference/results.md has their fields.
 """
 
 from __future__ import annotations

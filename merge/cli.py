@@ -63,7 +63,7 @@ def _allow_open_files() -> None:
 
 def _parser(program: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=program, description="Merge checkpoints of one architecture.")
-    parser.add_argument("recipe", nargs="?", help="YAML file: our schema (docs/merging.md) or a mergekit config")
+    parser.add_argument("recipe", nargs="?", help="YAML file: a recipe (docs/reference/merging.md) or a mergekit file")
     parser.add_argument(
         "out_dir", nargs="?", help="new folder for the merged checkpoint (with --grid: for one folder per combination)"
     )

@@ -10,7 +10,7 @@ Our schema, as YAML:
     density: 0.5           # a setting of models at the top is the default of all of them
     lambda: 1.0            # scale of the merged task vector
     normalize: true        # disjoint mean (true) or disjoint sum (false)
-    slack: 0.5             # methods with a sign election only; its switches are in docs/merging.md
+    slack: 0.5             # methods with a sign election only; its switches are in docs/reference/merging.md
     protect: [sft]
     election: unweighted   # or weighted: mergekit's order
     rescale: none          # none | expectation | l1: what trimming or dropping took away

@@ -135,7 +135,7 @@ def check_device(compute: Compute, gpus: int = 1) -> None:
             "compute.device=cuda: PyTorch finds no CUDA GPU on this machine; say compute=cpu, or run where there is one"
         )
     check_precision(compute.device, compute.precision)
-    if (seen := torch.cuda.device_count()) < gpus:
+    if gpus > 1 and (seen := torch.cuda.device_count()) < gpus:
         raise BadInput(
             f"eval.gpus={gpus}: only {seen} GPUs are visible. Set eval.gpus={seen}, or run where there are more."
         )

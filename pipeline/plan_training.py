@@ -74,7 +74,7 @@ def _corpus(config: Config, inputs: Inputs) -> Stage:
     else:
         options = {"path": corpus.path, "english_path": corpus.english_path}
         if corpus.source == "files":
-            content["lines"] = "kept"  # earlier corpora of own files lost them
+            content["lines"] = "kept"  # once they were joined: entries of that time have another key
     return Stage("corpus", f"{config.language.code}-{corpus.source}", content, options=options)
 
 

@@ -1,6 +1,7 @@
 """The one name that slackmerge installs. Importing it makes `pipeline`, `merge`, `train`, `eval`, `common` importable.
 
-A wheel has these packages and `conf` in this folder; a clone has them beside it. docs/architecture.md says why.
+A wheel has these packages and `conf` in this folder; a clone has them beside it.
+docs/explanation/architecture.md says why.
 """
 
 from __future__ import annotations

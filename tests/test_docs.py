@@ -1,32 +1,102 @@
-"""What the documentation shows does what it says: the tutorial's commands, the notebook."""
+"""What README and docs show does what they say: commands run, or can be composed; the notebook runs."""
 
 from __future__ import annotations
 
 import json
 import re
-import shlex
+import shutil
+import subprocess
+import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipeline.__main__ import main
+from merge.cli import main as merge_command
+from pipeline import sweep
+from pipeline.slackmerge import COMMANDS, main
+from tests.markdown import BLOCKS, ROOT, Block, blocks
 from tests.merge.conftest import LAYERS, save, shapes
 
-ROOT = Path(__file__).parents[1]
+SHOWN = [b for b in BLOCKS if b.page == ROOT / "README.md" or b.page.parent.name in ("tutorials", "how-to")]
+COMMAND_BLOCKS = [b for b in SHOWN if b.language == "bash" and not b.exempt]
 
 
-def test_the_tutorials_plan_is_one_that_can_be_made(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(ROOT)
-    lines = re.findall(
-        r"^ {8}\.venv/bin/python -m pipeline (.*)$", (ROOT / "docs/tutorial.md").read_text(), re.MULTILINE
+@cache
+def compose(*settings: str) -> None:
+    """Compose and validate one run of a sweep: of an axis `key=a,b` its first value. Raises BadInput."""
+    assert sweep.expand([re.sub(r"^([\w.]+=[^\[{'*,]+),.*", r"\1", one) for one in settings], multirun=False).configs
+
+
+@pytest.mark.parametrize("block", COMMAND_BLOCKS, ids=str)
+def test_commands_are_known_and_composed(block: Block, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every command of tutorials and guides exists; a sweep's settings compose; options are ones that --help lists."""
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for words in block.commands:
+        if words[0] == "make":
+            assert re.search(rf"^{re.escape(words[1])}:", makefile, re.MULTILINE), words
+            for setting in words[2:]:
+                assert re.search(rf"\b{setting.partition('=')[0]}\b", makefile), setting
+        elif words[0] == "slackmerge":
+            verb, given = words[1], words[2:]
+            assert verb in COMMANDS, words
+            if verb in ("run", "plan", "check"):
+                compose(*(word for word in given if not re.match(r"-m$|(cluster|mfu|site|launcher)=", word)))
+            elif verb in ("merge", "eval"):
+                with pytest.raises(SystemExit):
+                    main([verb, "--help"])
+                listed = capsys.readouterr().out
+                assert [word for word in given if word.startswith("--") and word not in listed] == []
+        else:
+            assert words[0] in ("ls", "head", "grep", "git", "source", "sudo"), words
+
+
+def test_merges_of_the_guides_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """README's recipe and every merge command of the guides, on tiny checkpoints."""
+    import torch
+
+    torch.manual_seed(0)
+    base = {name: torch.randn(shape) for name, shape in shapes().items()}
+    for number, model in enumerate(("base", "ct", "sft", "a", "b")):
+        noisy = {name: tensor + 0.1 * number * torch.randn_like(tensor) for name, tensor in base.items()}
+        save(tmp_path / "path/to" / model, noisy)
+    monkeypatch.chdir(tmp_path)
+    guide = ROOT / "docs/how-to/merge-two-checkpoints.md"
+    recipes = [block for block in BLOCKS if block.language == "yaml" and "base: path/to/base" in block.text]
+    ours = [block for block in recipes if block.page in (ROOT / "README.md", guide, ROOT / "docs/explanation/slack.md")]
+    assert len(ours) == 3
+    for number, recipe in enumerate(ours):
+        Path("merge.yml").write_text(recipe.text, encoding="utf-8")
+        assert merge_command(["merge.yml", f"merged_{number}", "--quiet"]) == 0
+        assert json.loads(Path(f"merged_{number}/audit.json").read_text())["models"]
+    done = 0
+    Path("merge.yml").write_text(next(block for block in ours if block.page == guide).text, encoding="utf-8")
+    for block in COMMAND_BLOCKS:
+        for words in block.commands:
+            if words[:2] == ["slackmerge", "merge"]:
+                for folder in ("merged", "grid"):
+                    shutil.rmtree(folder, ignore_errors=True)
+                assert merge_command(words[2:]) == 0, words
+                done += 1
+                named = [
+                    word for word in block.page.read_text().split() if word.startswith("grid/") and word != "grid/"
+                ]
+                assert "--grid" not in words or all(Path(name).is_dir() for name in named), named
+    assert done >= 5
+
+
+def test_cheap_commands_run(tmp_path: Path) -> None:
+    """The first plan of a tutorial, as a reader types it, gives the line that the tutorial shows."""
+    page = ROOT / "docs/tutorials/your-language.md"
+    plan = next(words for block in blocks(page) for words in block.commands if words[:2] == ["slackmerge", "plan"])
+    shown = re.search(r"^\d+ cells, \d+ stages: 0 done, \d+ to run$", page.read_text(), re.MULTILINE)
+    program = [sys.executable, "-c", "import sys; from pipeline.slackmerge import main; sys.exit(main(sys.argv[1:]))"]
+    done = subprocess.run(
+        [*program, *plan[1:], f"store={tmp_path}"], cwd=ROOT, check=False, capture_output=True, text=True
     )
-    plan, compare = (shlex.split(line) for line in lines)
-    assert main([*plan, f"store={tmp_path}"]) == 0
-    assert "to run" in capsys.readouterr().out
-    assert compare[0] == "report" and compare[-1].startswith("out=")
+    assert done.returncode == 0, done.stderr
+    assert shown and shown[0] in done.stdout
 
 
 def test_the_notebook_merges_and_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,7 +109,7 @@ def test_the_notebook_merges_and_draws(tmp_path: Path, monkeypatch: pytest.Monke
             tmp_path / model, {name: tensor + 0.1 * number * torch.randn_like(tensor) for name, tensor in base.items()}
         )
     monkeypatch.chdir(tmp_path)
-    cells = json.loads((ROOT / "docs/notebooks/merge-and-audit.ipynb").read_text())["cells"]
+    cells = json.loads((ROOT / "docs/tutorials/merge-and-audit.ipynb").read_text())["cells"]
     scope: dict[str, Any] = {}
     for cell in cells:
         if cell["cell_type"] == "code":

@@ -1,6 +1,6 @@
 """Nothing that is read may run: weights only, no code that comes with a checkpoint, no pickles but our own.
 
-docs/threats.md says what this is for.
+docs/explanation/security.md says what this is for.
 """
 
 from __future__ import annotations

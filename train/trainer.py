@@ -2,7 +2,8 @@
 
 The kind of blocks is the only difference. A run is one stretch of a trajectory: one schedule over `schedule_tokens`,
 one order of blocks. It starts from the model or from the state at a smaller budget and ends at `tokens`. In one process
-the weights are the same bit for bit wherever it was started or resumed from; docs/training.md has the rest.
+the weights are the same bit for bit wherever it was started or resumed from; see
+docs/how-to/train-on-several-gpus.md.
 """
 
 from __future__ import annotations

@@ -132,7 +132,7 @@ def start_process_group(made: TrainingArguments, compute: Compute) -> None:
 
 
 def _shard_on_cpu() -> None:
-    """Makes accelerate apply FSDP2 to CPU processes; a private interface, see docs/private-interfaces.md.
+    """Makes accelerate apply FSDP2 to CPU processes; a private interface, see docs/development/private-interfaces.md.
 
     It does so for the kinds of process groups that it lists, and CPU's is not one: it would be DDP, unsaid.
     """
@@ -225,7 +225,7 @@ class Trainer(transformers.Trainer):
         LoRA: its adapter, too, as `out/adapter`.
         """
         weights = self.accelerator.get_state_dict(self.model_wrapped)
-        if self.is_deepspeed_enabled:
+        if self.is_deepspeed_enabled and (self.args.bf16 or self.args.fp16):
             self._take_full_precision(weights)
         if not self.is_world_process_zero():
             return

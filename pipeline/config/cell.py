@@ -25,6 +25,7 @@ class Config(Section):
     name: Name
     seed: Seed
     regime: Name | None
+    notes: tuple[str, ...]
     store: Folder
     outputs: Folder
     model: Model

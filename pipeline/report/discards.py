@@ -46,7 +46,7 @@ class Discarded:
 
     lost_top: by seed, the share of the top 5% that was lost in sign conflicts.
     but_for_slack: by seed, all settings of the recipe that are not the slack's; equal ones leave a difference to it.
-    reading: by seed, which slack it is (docs/merging.md): its settings that are not the default; none where it is 0.
+    reading: by seed, which slack it is (docs/explanation/slack.md): its settings that are not the default, or none.
     parts: by ("layer", its number) or ("module kind", its name).
     """
 

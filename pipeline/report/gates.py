@@ -1,4 +1,6 @@
-"""What a base must show before methods are compared on it: the gates of docs/base-recipes.md, stated beforehand. Pure.
+"""What a base must show before methods are compared on it: the gates of docs/results/notebook.md.
+
+The gates were stated beforehand. Pure.
 
 They are asked of whatever split was scored: `experiment=gates` scores dev, so that no test item has a say in the choice
 of a base.

@@ -138,6 +138,7 @@ def render(found: Findings) -> str:
         sentence=headline.sentence(answers, subject.language_name, budgets_of(found.rows))
         if answers
         else headline.of_comparisons(found.claims.comparisons),
+        notes=list(dict.fromkeys(note for config in subject.configs.values() for note in config.get("notes", ()))),
         facts=page_tables.facts(found.rows, found.stages),
         finished=max((str(record["finished"]) for record in found.stages), default="")[:16].replace("T", " "),
         answers=answers,

@@ -157,7 +157,7 @@ CASES = {
     ),
     "not an override": (
         ["reproduce"],
-        r"reproduce: neither a verb \(run, plan, check, report, watch, verify\) nor key=value",
+        r"reproduce: neither a command \(run, plan, check, report, watch, verify\) nor key=value",
     ),
     "an override that cannot be read": (["ct.tokens=[1"], r"."),
 }
@@ -203,7 +203,7 @@ def test_an_experiment_that_is_not_yaml(
     monkeypatch.setattr(sweep, "CONF", tmp_path / "conf")
     assert entry.main([verb, "-m", "experiment=mine", f"store={tmp_path}/store", f"outputs={tmp_path}/outputs"]) == 2
     said = capsys.readouterr().err
-    assert re.fullmatch(f"{re.escape(str(broken))}: {message}.*; mend it there\n", said), said
+    assert re.fullmatch(f"{re.escape(str(broken))}: {message}.*; correct it there\n", said), said
     assert not (tmp_path / "outputs").exists()
 
 

@@ -136,6 +136,21 @@ def test_what_is_queued_is_waited_for_and_not_submitted_again(tmp_path: Path, sl
     assert [task.stages[0].kind for task in again] == ["corpus"]
 
 
+def test_what_an_earlier_job_published_meanwhile_is_not_submitted(
+    tmp_path: Path, slurm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = small_sweep(tmp_path)
+    corpus = next(stage for stage in plan.stages if stage.kind == "corpus")
+    with plan.store.claim(corpus):  # after the plan looked it up as missing
+        out = plan.store.work(corpus) / "out"
+        out.mkdir(parents=True)
+        plan.store.publish(corpus, out, {"seconds": 1.0, "amount": 1.0, "finished": ""})
+    tasks: list[schedule.Task] = []
+    monkeypatch.setattr(cluster.submit, "submit", lambda site, store, cut, *_: tasks.extend(cut) or [])
+    submit(tmp_path, "first", plan)
+    assert {key for task in tasks for key in task.keys} == plan.by_key.keys() - {corpus.key}
+
+
 def test_nothing_is_submitted_where_slurm_does_not_answer(tmp_path: Path, slurm: Path) -> None:
     (slurm / "squeue").write_text("#!/bin/sh\nexit 1\n")
     with pytest.raises(BadInput, match="does not answer"):

@@ -48,3 +48,12 @@ def test_keys_stay(overrides: str) -> None:
 def test_only_corpora_of_own_files_are_marked(overrides: str, mark: str | None) -> None:
     cells = [plan_cell(config, INPUTS) for config in sweep.expand(overrides.split(), multirun=True).configs]
     assert {stage.settings.get("lines") for stage in merged(cells) if stage.kind == "corpus"} == {mark}
+
+
+def test_notes_are_in_no_key() -> None:
+    def notes(*overrides: str) -> tuple[str, ...]:
+        return sweep.expand(overrides, multirun=True).configs[0].notes
+
+    assert len(notes("experiment=tiny")) == 2 and notes("experiment=evidence") == notes("experiment=tiny")
+    assert notes("experiment=test") == () and notes("experiment=gates") == ()
+    assert digest("experiment=tiny", "notes=[Another.]") == KEYS["experiment=tiny"]

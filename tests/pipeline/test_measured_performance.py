@@ -161,7 +161,7 @@ def test_the_report_lists_speed_and_memory_where_they_were_recorded(tmp_path: Pa
     run.stages.append({**given, "versions": {"torch": "2.13.0"}})
     paths = run.render(tmp_path / "out")
     page = paths.page.read_text()
-    for cell in ("ct measured", H100, "<td>50,000</td>", "<td>31.0 %</td>", "<td>7.0</td>"):
+    for cell in ("ct measured", H100, "<td>50,000</td>", "<td>31.0%</td>", "<td>7.0</td>"):
         assert cell in page
     rows = list(csv.DictReader((tmp_path / "out" / "stages.csv").open()))
     assert rows[-1]["tokens_per_second_per_device"] == "50000.0"

