@@ -17,7 +17,7 @@ import pytest
 
 from common.errors import BadInput
 from pipeline import __main__ as entry
-from pipeline import stages, sweep
+from pipeline import inputs, stages, sweep
 from pipeline.run import sweep_run
 
 ROOT = Path(__file__).parents[2]
@@ -256,3 +256,9 @@ assert not heavy, heavy
 def test_a_plan_for_gpus_needs_none(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert entry.main(["plan", "experiment=test", "compute.device=cuda", f"store={folder}/store"]) == 0
     assert "to run" in capsys.readouterr().out
+
+
+def test_a_folder_of_tasks_may_be_named_like_a_glob(tmp_path: Path) -> None:
+    (tmp_path / "[old]").mkdir()
+    (tmp_path / "[old]" / "mine.yaml").write_text("task: mine\n")
+    assert inputs.task_files(tmp_path / "[old]") == [tmp_path / "[old]" / "mine.yaml"]
