@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -85,11 +84,6 @@ def test_rooms_import_one_way() -> None:
 
 def test_no_circles() -> None:
     assert not circles()
-
-
-def test_no_two_files_of_one_name() -> None:
-    counts = Counter(path.name for path in SOURCES.values() if not path.name.startswith("__"))
-    assert not [name for name, count in counts.items() if count > 1]
 
 
 def test_every_room_says_what_goes_in_and_out() -> None:

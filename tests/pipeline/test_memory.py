@@ -194,7 +194,7 @@ def test_the_table_of_sizes_is_that_of_the_docs(capsys: pytest.CaptureFixture[st
 
     assert main(["plan", "--memory-table"]) == 0
     printed = capsys.readouterr().out
-    assert printed in (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    assert printed in (ROOT / "docs" / "how-to" / "train-on-several-gpus.md").read_text(encoding="utf-8")
     by_row = {(name.split()[0], method): count / 2**30 for name, method, count in memory_table.rows()}
     assert by_row["1B", "LoRA, bf16"] < by_row["1B", "bf16"]
     assert by_row["7B", "fp32"] > 6.7e9 * 16 / 2**30
