@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_postponed: list[int] | None = None  # the signals that came in a block of `postponing_stop`; None outside of one
 
 
 class Stopped(BaseException):
@@ -32,7 +33,9 @@ def stopping_on_signals() -> Iterator[None]:
     def stop(number: int, _: FrameType | None) -> None:
         for each in SIGNALS:
             signal.signal(each, signal.SIG_IGN)
-        raise Stopped(number)
+        if _postponed is None:
+            raise Stopped(number)
+        _postponed.append(number)
 
     before = {number: signal.getsignal(number) for number in SIGNALS}
     for number, handler in before.items():
@@ -43,3 +46,19 @@ def stopping_on_signals() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def postponing_stop() -> Iterator[None]:
+    """Raise Stopped after the block, not in the midst of it: for a few calls of which all or none must happen."""
+    global _postponed
+    if _postponed is not None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    _postponed = []
+    try:
+        yield
+    finally:
+        came, _postponed = _postponed, None
+        if came:
+            raise Stopped(came[0])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from graphlib import CycleError, TopologicalSorter
@@ -168,9 +168,13 @@ def write_stages(
         with progress(stage.name or "the last") as told:
             return write(recipe, out, workers=replace(workers or DEFAULT, progress=told), **options)
 
-    with ExitStack() as opened:
-        opened.callback(between.discard)
+    try:
         results = between.open()
         for stage, recipe in zip(stages[:-1], recipes, strict=False):
             make(stage, recipe, results / str(stage.name), **{**options, "audit": False, "checksums": False})
-        return make(stages[-1], recipes[-1], Path(out_dir), merge_yml=stated(stages, recipes, results), **options)
+        made = make(stages[-1], recipes[-1], Path(out_dir), merge_yml=stated(stages, recipes, results), **options)
+        between.discard()
+    except BaseException:
+        between.discard()  # once more where the process was asked to end in the midst of it, which happens once
+        raise
+    return made

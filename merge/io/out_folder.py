@@ -17,11 +17,13 @@ import itertools
 import json
 import os
 import shutil
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
 from common.errors import BadInput
 from common.files import fsync
+from common.stop_signals import postponing_stop
 
 LOCK, PART = ".merge-lock", ".merge-part"
 BETWEEN = "stages"
@@ -61,8 +63,9 @@ class OutFolder:
 
     def clear(self) -> None:
         """Remove what dead merges left, which may stand in the way, and refuse a place that cannot be written to."""
-        if self._home.is_dir():
-            remove_leftovers(self._home)
+        for folder in {self._home, self._real.parent}:  # what one that had not been there leaves lies beside it
+            if folder.is_dir():
+                remove_leftovers(folder)
         self.check()
 
     def open(self) -> Path:
@@ -73,7 +76,8 @@ class OutFolder:
                 break
             self._parents.append(parent)
         self._home.mkdir(parents=True, exist_ok=True)
-        self._take_lock()
+        with postponing_stop():
+            self._take_lock()
         self.aside.mkdir()
         return self.aside
 
@@ -103,12 +107,8 @@ class OutFolder:
         """Remove what was made and is not published, and give back the lock. May be called again."""
         if self._descriptor is None:
             return
-        try:
+        with postponing_stop():
             _remove(self._home, self._lock, self._descriptor)
-        except BaseException:  # asked to end in the midst of it (common/stop_signals.py), which comes once
-            _remove(self._home, self._lock, self._descriptor)
-            raise
-        finally:
             os.close(self._descriptor)
             self._descriptor = None
         for parent in self._parents:
@@ -140,6 +140,12 @@ class OutFolder:
         between = self.between()
         hidden = (self.aside, self._lock, between.aside, between._lock)
         return path in hidden or path.name in OF_FILE_SYSTEMS
+
+
+def discard(folders: Iterable[OutFolder]) -> None:
+    """Discard each of them."""
+    for folder in folders:
+        folder.discard()
 
 
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # a file system without them

@@ -17,7 +17,7 @@ from merge.auditing import Audit
 from merge.io import card
 from merge.io.checkpoint import EMBEDDINGS
 from merge.io.file_sink import SHARD, FileSink, take_room
-from merge.io.out_folder import OutFolder
+from merge.io.out_folder import OutFolder, discard
 from merge.io.sidecars import sidecars
 from merge.io.tokenizer_files import chosen_template, put_template, put_union
 from merge.recipe import Recipe
@@ -61,27 +61,31 @@ def write_many(
     for folder in folders:
         folder.clear()
     plan = make_plan(recipes)
-    with in_one_line(), ExitStack() as opened:
-        opened.callback(plan.close)
-        audits = [Audit(recipe) if audit else None for recipe in recipes]
-        sinks = []
-        for folder, recipe in zip(folders, recipes, strict=True):
-            opened.callback(folder.discard)
-            sinks.append(FileSink(folder.open(), plan, recipe, shard_bytes))
-        with ExitStack() as files:  # closed before their folder is removed, or seen
-            files.callback(plan.close)
-            for recipe, sink in zip(recipes, sinks, strict=True):
-                files.callback(sink.close)
-                sink.lay_out()
-                prepare_metadata(plan, recipe, sink.folder, METADATA + METADATA_OF_TENSOR * len(plan.outputs))
-            surveyed = survey(plan, audits, workers)
-            _merge(plan, sinks, audits, workers, surveyed)
-            for recipe, folder, sink, seen in zip(recipes, folders, sinks, audits, strict=True):
-                write_metadata(plan, recipe, sink.folder, folder.target.name, sink, seen, checksums)
-                if merge_yml is not None:
-                    write_whole(sink.folder / "merge.yml", merge_yml)
-        for folder in folders:
-            folder.publish()
+    try:
+        with in_one_line(), ExitStack() as opened:
+            opened.callback(plan.close)
+            audits = [Audit(recipe) if audit else None for recipe in recipes]
+            sinks = []
+            for folder, recipe in zip(folders, recipes, strict=True):
+                sinks.append(FileSink(folder.open(), plan, recipe, shard_bytes))
+            with ExitStack() as files:  # closed before their folder is removed, or seen
+                files.callback(plan.close)
+                for recipe, sink in zip(recipes, sinks, strict=True):
+                    files.callback(sink.close)
+                    sink.lay_out()
+                    prepare_metadata(plan, recipe, sink.folder, METADATA + METADATA_OF_TENSOR * len(plan.outputs))
+                surveyed = survey(plan, audits, workers)
+                _merge(plan, sinks, audits, workers, surveyed)
+                for recipe, folder, sink, seen in zip(recipes, folders, sinks, audits, strict=True):
+                    write_metadata(plan, recipe, sink.folder, folder.target.name, sink, seen, checksums)
+                    if merge_yml is not None:
+                        write_whole(sink.folder / "merge.yml", merge_yml)
+            for folder in folders:
+                folder.publish()
+        discard(folders)
+    except BaseException:
+        discard(folders)  # once more where the process was asked to end in the midst of it, which happens once
+        raise
     return [folder.target for folder in folders]
 
 
