@@ -105,9 +105,17 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def all_tries_are_scored_once(self) -> Config:
+        if self.eval.frontier and self.eval.untuned:
+            raise ValueError("eval.untuned: eval.frontier scores the first try of every method too; say one of them")
+        if self.eval.frontier and self.eval.split == "dev":
+            raise ValueError("eval.split=dev: eval.frontier scores every try on dev and on test; say eval.split=test")
+        return self
+
+    @model_validator(mode="after")
     def as_many_tries(self) -> Config:
         tuned = [len(method.tries) for method in self.merge.methods.values() if method.grid]
-        if self.sft.grid and tuned and len(self.sft.tries) != tuned[0]:
+        if self.sft.grid and tuned and not self.eval.frontier and len(self.sft.tries) != tuned[0]:
             raise ValueError(
                 f"sft.grid: CT-then-SFT gets {len(self.sft.tries)} tries on dev and every merge {tuned[0]}; "
                 "give as many, for a fair comparison"

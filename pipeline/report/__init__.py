@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.files import write_json, write_whole
-from pipeline.report.records import Audit, Choice, Evaluation, ReportPaths, Subject, label
+from pipeline.report.records import Audit, Choice, Evaluation, FrontierPoint, ReportPaths, Subject, label
 
 if TYPE_CHECKING:
     from pipeline.report.page import Findings
 
-__all__ = ["Audit", "Choice", "Evaluation", "ReportPaths", "Subject", "render"]
+__all__ = ["Audit", "Choice", "Evaluation", "FrontierPoint", "ReportPaths", "Subject", "render"]
 FIGURE_WIDTH = 440  # pixels of a figure's drawing area; a page draws as wide as its place
 
 
@@ -42,6 +42,7 @@ def render(
     items: Sequence[Mapping[str, Any]] = (),
     untuned: Sequence[Evaluation] = (),
     counts: Sequence[Mapping[str, Any]] = (),
+    frontier: Sequence[FrontierPoint] = (),
 ) -> ReportPaths:
     """Writes the files that the module names to `out`, each whole or not.
 

@@ -11,7 +11,7 @@ from typing import Any
 from common.errors import BadInput
 from common.files import write_json
 from common.parsing import read_json
-from pipeline.report.records import Audit, Choice, Evaluation, ReportPaths, Subject
+from pipeline.report.records import Audit, Choice, Evaluation, FrontierPoint, ReportPaths, Subject
 
 FILE = "sources.json"
 
@@ -22,6 +22,7 @@ class Sources:
 
     stages: a stage.json and how many cells needed the stage. items: folders of an `items` stage, of which `split` was
     scored. leaks: a leaks.json, where leaks were looked for. untuned: of tuned methods, the first of their tries.
+    frontier: every setting of every method's knob, where all were scored.
     """
 
     subject: Subject
@@ -33,6 +34,7 @@ class Sources:
     split: str = "test"
     leaks: Path | None = None
     untuned: Sequence[Evaluation] = ()
+    frontier: Sequence[FrontierPoint] = ()
 
     def render(self, out: Path) -> ReportPaths:
         """The report, and this file beside it."""
@@ -44,7 +46,7 @@ class Sources:
         items = sample_items.read_items(self.items, self.split)
         counts = text_of_budgets.read(path for path, _ in self.stages)
         made_from = (self.evaluations, self.audits, self.choices, records)
-        paths = report.render(*made_from, out, self.subject, leaks, items, self.untuned, counts)
+        paths = report.render(*made_from, out, self.subject, leaks, items, self.untuned, counts, self.frontier)
         self.save(out)
         return paths
 
@@ -69,6 +71,7 @@ class Sources:
                 "split": self.split,
                 "leaks": place(self.leaks) if self.leaks else None,
                 "untuned": listed(self.untuned),
+                "frontier": [{**row, "dev": place(row["dev"])} for row in listed(self.frontier)],
             },
         )
 
@@ -82,7 +85,10 @@ def read(folder: Path) -> Sources:
             f"{folder}: {FILE} cannot be read ({error}); name the folder of a report, outputs/<name> or, of several "
             "languages, outputs/<name>/<language>; or say `report` and the experiment's settings"
         ) from None
-    read = [path for path, _ in found.stages] + [row.folder / "scores.jsonl" for row in found.evaluations]
+    scored = [row.folder for row in found.evaluations] + [
+        folder for row in found.frontier for folder in (row.dev, row.folder)
+    ]
+    read = [path for path, _ in found.stages] + [folder / "scores.jsonl" for folder in scored]
     if lost := [path.parent for path in read if not path.exists()]:
         more = f", and {len(lost) - 1} entries more" if len(lost) > 1 else ""
         raise BadInput(
@@ -112,6 +118,7 @@ def _read(folder: Path) -> Sources:
         kept["split"],
         place(kept["leaks"]) if kept["leaks"] else None,
         rows(Evaluation, "untuned"),
+        [FrontierPoint(**{**row, **{n: place(row[n]) for n in ("dev", "folder")}}) for row in kept.get("frontier", ())],
     )
 
 
