@@ -25,6 +25,7 @@ from pipeline.job_settings import (
     MergeSettings,
 )
 from pipeline.run import launch
+from train.data.chat.reading import said
 from train.stage_settings import (
     BaseModelSettings,
     CipherSettings,
@@ -123,7 +124,19 @@ def mixed_blocks(job: Job) -> None:
 def packed(blocks: Path) -> str:
     """How many blocks there are, and how full they are."""
     counts = json.loads((blocks / "counts.json").read_text(encoding="utf-8"))
-    return f": {counts['blocks']:,} blocks, {counts['real_token_share']:.2%} of their positions real tokens"
+    filled = f": {counts['blocks']:,} blocks, {counts['real_token_share']:.2%} of their positions real tokens"
+    return filled + (conversed(counts["chat"], counts["trained_tokens"]) if "chat" in counts else "")
+
+
+def conversed(chat: Mapping[str, Any], trained: int) -> str:
+    """How many conversations SFT learns, and what became of the others."""
+    names = {"cut": "cut to a block", "unrolled": "unrolled", "shortened": "ended at an empty turn"}
+    names |= {"system_in_question": "with the system message in the first question"}
+    changed = "".join(f", {chat[name]:,} {said}" for name, said in names.items() if chat.get(name))
+    left_out = sum(chat["left_out"].values())
+    reasons = f", {left_out:,} left out ({said(chat['left_out'])})" if left_out else ""
+    sequences = f"{chat['answers']:,} answers in {chat['sequences']:,} sequences"
+    return f"; {chat['conversations']:,} conversations, {sequences}, {trained:,} tokens with loss{changed}{reasons}"
 
 
 def ct(job: Job) -> None:

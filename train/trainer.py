@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.errors import BadInput, Interrupted
-from train import parallel, resume
+from train import chat, parallel, resume
 from train.block_dataset import Blocks
 from train.parallel import Compute
 from train.stage_settings import TrainingSettings
@@ -73,7 +73,7 @@ def train(
             trainer.train(resume_from_checkpoint=str(start) if start else None)
         check_end(trainer.state.global_step, settings, progress.interrupted)
         performance = progress.performance()
-        publish(trainer, model_dir, settings, out, work)
+        publish(trainer, model_dir, blocks_dir, settings, out, work)
     finally:
         trainer.release()
     return {**progress.facts, "performance": asdict(performance) if performance else None}
@@ -102,8 +102,13 @@ def check_budget(settings: TrainingSettings, blocks: int, where: str) -> None:
         )
 
 
-def publish(trainer: Trainer, model_dir: Path, settings: TrainingSettings, out: Path, work: Path) -> None:
+def publish(
+    trainer: Trainer, model_dir: Path, blocks_dir: Path, settings: TrainingSettings, out: Path, work: Path
+) -> None:
     """Write what a finished training leaves. Every process calls this, and the first one writes.
+
+    A chat template that was learnt goes with the tokenizer, and the token that ends its answers into the generation
+    config.
 
     Weights are float32 whatever the precision of the passes: a merge takes differences of checkpoints, and in 16 bits
     the differences of a short training are mostly rounding.
@@ -112,6 +117,10 @@ def publish(trainer: Trainer, model_dir: Path, settings: TrainingSettings, out: 
 
     trainer.publish(out, model_dir, settings.lora)
     if trainer.is_world_process_zero():
-        transformers.AutoTokenizer.from_pretrained(model_dir, trust_remote_code=False).save_pretrained(out / "model")
+        tokenizer = transformers.AutoTokenizer.from_pretrained(model_dir, trust_remote_code=False)
+        if learnt := chat.learnt(blocks_dir):
+            tokenizer.chat_template = learnt.template
+            chat.stop_at(out / "model", tokenizer.convert_tokens_to_ids(learnt.stop_token))
+        tokenizer.save_pretrained(out / "model")
         resume.publish_state(work / f"checkpoint-{settings.steps}", out / "state")
         shutil.copy(work / "log.jsonl", out / "log.jsonl")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import date
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from common.errors import BadInput
 from common.units import format_tokens
@@ -16,7 +17,22 @@ from pipeline.config.models import MATRICES, Model
 from pipeline.config.scoring import Evaluation, Merge
 from pipeline.config.sources import CipherCorpus, Corpus, HubCorpus, Language
 from pipeline.config.trainings import Adaptation, ContinualTraining, Instructions, Training
+from train.data.chat.template import CHATML, TOKENIZER
 from train.parallel import sizes
+
+
+def iso_date(value: str) -> str:
+    """A date as ISO 8601 writes it. Raises ValueError."""
+    try:
+        return date.fromisoformat(value).isoformat()
+    except ValueError:
+        raise ValueError("give a date such as 2025-01-01") from None
+
+
+class Chat(Section):
+    """date: today, for chat templates that write it."""
+
+    date: Annotated[str, AfterValidator(iso_date)]
 
 
 class Config(Section):
@@ -38,6 +54,7 @@ class Config(Section):
     train: Adaptation
     compute: Compute
     tracking: Tracking
+    chat: Chat
 
     @property
     def report(self) -> tuple[str | None, str]:
@@ -101,6 +118,16 @@ class Config(Section):
             raise ValueError(
                 f"sft.block_size={self.sft.block_size}: mixed trains on blocks of CT and SFT in turn; "
                 f"say ct.block_size={self.ct.block_size}, or leave mixed out of eval.unmerged"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def template_has_its_tokens(self) -> Config:
+        if self.model.path is None and self.sft.template in (TOKENIZER, CHATML):
+            raise ValueError(
+                f"sft.template={self.sft.template}: a model that is trained from a recipe has no chat template and no"
+                " chat tokens; set model=folder model.path=..., or sft.template to a .jinja file that ends answers by"
+                " eos_token"
             )
         return self
 

@@ -29,6 +29,7 @@ import numpy as np
 
 from common.errors import BadInput
 from common.files import write_json, write_jsonl
+from train import chat
 from train.data.blocks import BlockFile, Tokens, best_fit, cut, dtype_for, interleave
 from train.data.chat.masking import LEFT_OUT, Example, Masking, refuse_misfits
 from train.data.chat.reading import SHORTENED
@@ -189,11 +190,11 @@ def sft_blocks(
 
 def masking(tokenizer: PreTrainedTokenizerBase, settings: SftBlocksSettings) -> Masking | None:
     """How conversations become examples; None where instructions are taken as they are. Raises BadInput."""
-    chat = settings.chat
-    if chat is None:
+    how = settings.chat
+    if how is None:
         return None
-    template = of_tokenizer(tokenizer, chat, "model: its tokenizer")
-    return Masking(template, chat.system, settings.block_size, chat.too_long == "cut")
+    template = of_tokenizer(tokenizer, how, "model: its tokenizer")
+    return Masking(template, how.system, settings.block_size, how.too_long == "cut")
 
 
 def chat_counts(items_dir: Path, counted: Mapping[str, int]) -> dict[str, Any]:
@@ -203,15 +204,15 @@ def chat_counts(items_dir: Path, counted: Mapping[str, int]) -> dict[str, Any]:
     left_out = {name.removeprefix(LEFT_OUT): count for name, count in counted.items() if name.startswith(LEFT_OUT)}
     left_out |= {name: count for name, count in before.items() if name != SHORTENED}
     shortened = {SHORTENED: before[SHORTENED]} if before.get(SHORTENED) else {}
-    chat = {name: counted[name] for name in kept if counted.get(name)} | shortened
-    return {"chat": {**chat, "left_out": left_out}}
+    conversed = {name: counted[name] for name in kept if counted.get(name)}
+    return {"chat": {**conversed, **shortened, "left_out": left_out}}
 
 
 def leave_template(
     tokenizer: PreTrainedTokenizerBase, template: ChatTemplate, examples: Sequence[Example], out: Path
 ) -> None:
     """Writes the template, for the checkpoint that learns it, and some examples as text, for people."""
-    (out / "chat_template.jinja").write_text(template.render.text, encoding="utf-8")
+    chat.leave(chat.Learnt(template.render.text, template.stop_token), out)
     shown = []
     for ids, loss in examples:
         runs = np.split(np.arange(len(ids)), np.flatnonzero(np.diff(loss)) + 1)

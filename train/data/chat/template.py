@@ -95,6 +95,13 @@ class ChatTemplate:
     one_sequence: bool  # a prompt goes on from the answer before it
     own_system: str  # text that it puts where a conversation has no system message; empty in most
 
+    @property
+    def stop_token(self) -> str:
+        """The token that ends an answer."""
+        found = self.render.control.search(self.stop)
+        assert found is not None
+        return found[0]
+
     def prompt(self, messages: Sequence[Message]) -> str:
         """Messages up to a question as generation sees them. Raises Failed."""
         return self.render(self.folded(messages), generation=True)
