@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.errors import BadInput, Interrupted
-from train import chat, parallel, resume
+from train import learnt_template, parallel, resume
 from train.block_dataset import Blocks
 from train.parallel import Compute
 from train.stage_settings import TrainingSettings
@@ -118,9 +118,9 @@ def publish(
     trainer.publish(out, model_dir, settings.lora)
     if trainer.is_world_process_zero():
         tokenizer = transformers.AutoTokenizer.from_pretrained(model_dir, trust_remote_code=False)
-        if learnt := chat.learnt(blocks_dir):
+        if learnt := learnt_template.learnt(blocks_dir):
             tokenizer.chat_template = learnt.template
-            chat.stop_at(out / "model", tokenizer.convert_tokens_to_ids(learnt.stop_token))
+            learnt_template.stop_at(out / "model", tokenizer.get_vocab()[learnt.stop_token])
         tokenizer.save_pretrained(out / "model")
         resume.publish_state(work / f"checkpoint-{settings.steps}", out / "state")
         shutil.copy(work / "log.jsonl", out / "log.jsonl")

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common import hub as model_hub
-from pipeline.check.chat import conversations
+from pipeline.check.chat_data import conversations
 from pipeline.check.finding import Finding, first_of_each_language, given, guarded
 from pipeline.check.given_checkpoints import checkpoints, partners
 from pipeline.check.resources import disk, tasks

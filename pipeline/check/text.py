@@ -41,7 +41,7 @@ def corpora(config: Config) -> Iterator[Finding]:
     if isinstance(config.corpus, Corpus) and not is_done(config, "corpus"):
         yield from guarded(readable, config.corpus.path, "corpus.path")
         yield from guarded(readable, config.corpus.english_path, "corpus.english_path")
-    plain = config.sft.template == NONE  # else conversations; see pipeline/check/chat.py
+    plain = config.sft.template == NONE  # else conversations; see pipeline/check/chat_data.py
     if config.sft.path and plain and config.sft.source is None and not is_done(config, "items"):
         from train.data.instructions import own_instructions
 

@@ -29,7 +29,7 @@ import numpy as np
 
 from common.errors import BadInput
 from common.files import write_json, write_jsonl
-from train import chat
+from train import learnt_template
 from train.data.blocks import BlockFile, Tokens, best_fit, cut, dtype_for, interleave
 from train.data.chat.masking import LEFT_OUT, Example, Masking, refuse_misfits
 from train.data.chat.reading import SHORTENED
@@ -212,7 +212,7 @@ def leave_template(
     tokenizer: PreTrainedTokenizerBase, template: ChatTemplate, examples: Sequence[Example], out: Path
 ) -> None:
     """Writes the template, for the checkpoint that learns it, and some examples as text, for people."""
-    chat.leave(chat.Learnt(template.render.text, template.stop_token), out)
+    learnt_template.leave(learnt_template.Learnt(template.render.text, template.stop_token), out)
     shown = []
     for ids, loss in examples:
         runs = np.split(np.arange(len(ids)), np.flatnonzero(np.diff(loss)) + 1)
