@@ -80,7 +80,7 @@ class Instructions(Training):
     hub: HubInstructions | None
     format: Literal["auto", "messages", "sharegpt", "alpaca", "dolly", "aya", "oasst", "prompts"]
     template: Annotated[str, Field(min_length=1)]
-    template_args: dict[str, bool | int | float | str | None]
+    template_args: dict[str, bool | int | float | str | None] | None
     system: str | None
     too_long: Literal["cut", "drop"]
     items: Positive
@@ -118,7 +118,7 @@ class Instructions(Training):
     @model_validator(mode="after")
     def one_template(self) -> Instructions:
         if self.template == NONE:
-            for key, default in (("template_args", {}), ("system", None), ("too_long", "cut")):
+            for key, default in (("template_args", None), ("system", None), ("too_long", "cut")):
                 if (value := getattr(self, key)) != default:
                     raise ValueError(
                         f"{key}={value}: is used by a chat template only; set sft.template to tokenizer, chatml or a"
@@ -129,7 +129,7 @@ class Instructions(Training):
                     "hub.prompt=null: conversations need a chat template; set sft.template to tokenizer, chatml or a"
                     " .jinja file, or name the columns of prompts and answers"
                 )
-        if taken := GIVEN & set(self.template_args):
+        if taken := GIVEN & set(self.template_args or {}):
             raise ValueError(f"template_args.{min(taken)}: is given by slackmerge; leave it out")
         if self.hub and self.hub.columns and self.format not in ("auto", "prompts"):
             raise ValueError(
