@@ -1,9 +1,9 @@
-"""The chat template and the conversations of SFT: they fit each other, and the tokenizer."""
+"""The chat template and the conversations of SFT: they fit each other and the tokenizer, and what the template does."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,8 @@ from train.stage_settings import ChatSettings
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from train.data.chat.template import ChatTemplate
+
 SAMPLE = 200  # conversations that are put into the template
 
 
@@ -29,7 +31,7 @@ def conversations(config: Config) -> Iterator[Finding]:
     """Answers can be masked in this template, and conversations are read and fit it."""
     if config.sft.template == NONE or is_done(config, "sft_blocks"):
         return
-    from train.data.chat.masking import Masking, refuse_misfits
+    from train.data.chat.masking import LEFT_OUT, Masking, refuse_misfits
     from train.data.chat.template import of_tokenizer
     from train.data.tokenization import TokenizerFile
 
@@ -41,12 +43,28 @@ def conversations(config: Config) -> Iterator[Finding]:
     settings = ChatSettings.from_mapping(chat(config, chat_template(config, network=False))["chat"])
     template = of_tokenizer(tokenizer, settings, where)
     masking = Masking(template, settings.system, config.sft.block_size, settings.too_long == "cut")
-    described = TokenizerFile.of(tokenizer)
-    _, counts = masking.examples(rows, described.load().library, described.dtype)
+    file = TokenizerFile.of(tokenizer)
+    _, counts = masking.examples(rows, file.load().library, file.dtype)
     refuse_misfits(counts, "sft")
-    left_out = sum(count for name, count in counts.items() if name.startswith("left_out."))
+    yield Finding(False, f"template    {described(template, counts)}", told=True)
+    left_out = sum(count for name, count in counts.items() if name.startswith(LEFT_OUT))
     if rows and left_out > len(rows) / 2:
         yield Finding(False, f"sft: of the first {len(rows):,} conversations, {left_out:,} are left out")
+
+
+def described(template: ChatTemplate, counts: Mapping[str, int]) -> str:
+    """What a template does with conversations, for people. counts: of a sample; see train.data.chat.masking."""
+    said = [f"ends an answer by {template.stop_token}", "a conversation is one sequence"]
+    if not template.one_sequence:
+        grown = f" ({counts['conversations']:,} become {counts['sequences']:,})" if counts.get("unrolled") else ""
+        said[1] = f"unrolled, an example an answer{grown}: later prompts do not go on from earlier answers"
+    if template.lead.strip():
+        said.append(f"an answer begins with {template.lead!r}, which is learnt")
+    if template.own_system:
+        said.append("adds a system prompt of its own (kept)")
+    if template.folds_system:
+        said.append("takes no system message: it goes into the first question")
+    return "; ".join(said)
 
 
 def sample(config: Config) -> list[dict[str, Any]]:

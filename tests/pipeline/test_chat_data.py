@@ -18,7 +18,7 @@ from pipeline import __main__ as entry
 from pipeline import check, inputs, sweep
 from pipeline.graph import Stage
 from pipeline.plan import plan_cell
-from pipeline.run import run_plan
+from pipeline.run import run_plan, sweep_run
 from pipeline.run.journal import Journal
 from pipeline.run.worker import worker
 from tests.train.data.chat.model_templates import VICUNA, text, tokenizer
@@ -42,7 +42,12 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     of = tokenizer(text("smollm2"))
     of.eos_token = "<|endoftext|>"  # as of a base model: turns end by another token
     torch.manual_seed(0)
-    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    shape: dict[str, Any] = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+    }
     LlamaForCausalLM(LlamaConfig(vocab_size=len(of), eos_token_id=of.eos_token_id, **shape)).save_pretrained(folder)
     of.save_pretrained(folder)
     return folder
@@ -98,7 +103,7 @@ REFUSED = {
         r"model\.path=.*: its tokenizer: the template changes or leaves out a question",
     ),
     "a template without an end": (["sft.template={tmp}/vicuna.jinja"], r"model\.path=.*: its tokenizer: .*no token is"),
-    "unknown argument": (["sft.template=chatml", "sft.template_args={x: 1}"], r"sft\.template_args\.x: the template has"),
+    "unknown argument": (["sft.template=chatml", "sft.template_args={x: 1}"], r"sft\.template_args\.x: the templ"),
     "too long": (["sft.template=tokenizer", "sft.block_size=16"], r"sft: none of 40 conversations can .*40 too long"),
 }  # fmt: skip
 
@@ -198,6 +203,30 @@ def test_sft_learns_conversations(base: Path, talk: Path, tmp_path: Path, capsys
     assert first["text"].startswith("<|im_start|>system\nYankhani.<|im_end|>\n<|im_start|>user\n0: བོད་ཡིག?<|im_end|>\n")
     said = capsys.readouterr()
     assert "40 conversations, 40 answers in 40 sequences" in said.out + said.err
+
+
+@pytest.mark.parametrize(
+    ("template", "says"),
+    [
+        (
+            "smollm2",
+            "ends an answer by <|im_end|>; a conversation is one sequence; adds a system prompt of its own (kept)",
+        ),
+        ("qwen3", "ends an answer by <|im_end|>; unrolled, an example an answer (2 become 3): later prompts do not"),
+        ("harmony", "an answer begins with '<|channel|>final<|message|>', which is learnt"),
+        ("gemma", "ends an answer by <end_of_turn>; a conversation is one sequence; takes no system message: it goes"),
+    ],
+)
+def test_what_a_template_does_is_told(
+    template: str, says: str, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.jinja").write_text(text(template))
+    two = [*TALK[0]["messages"], *TALK[1]["messages"]]
+    write_jsonl(tmp_path / "talk.jsonl", [{"messages": two}, TALK[2]])
+    given = words(tmp_path, "model=folder", f"model.path={base}", f"sft.path={tmp_path}/talk.jsonl")
+    assert sweep_run.check(sweep.expand([*given, f"sft.template={tmp_path}/mine.jinja"], multirun=False)) == 0
+    [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("template    ")]
+    assert says in line
 
 
 def test_a_template_file_without_a_model(talk: Path, tmp_path: Path) -> None:

@@ -47,7 +47,12 @@ def chat_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("chat-model")
     of = tokenizer(text("smollm2"))
     torch.manual_seed(0)
-    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    shape: dict[str, Any] = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+    }
     config = LlamaConfig(vocab_size=len(of), eos_token_id=of.eos_token_id, initializer_range=0.2, **shape)
     LlamaForCausalLM(config).save_pretrained(folder)
     of.save_pretrained(folder)
