@@ -169,11 +169,14 @@ def plainly(
 
 
 def parts(row: Mapping[str, Any]) -> list[tuple[str, bool]]:
-    """The texts that a row is made of, each tokenised alone, and whether the loss is on it: not on what is asked."""
+    """The texts that a row is made of, each tokenised alone, and whether the loss is on it: not on what is asked.
+
+    Those of a conversation are for who looks for words in them: a template puts it into tokens (train/data/chat).
+    """
     if "text" in row:
         return [(row["text"], True)]
     if "messages" in row:
-        return [(message["content"], message["role"] == "assistant") for message in row["messages"]]
+        return [(message["content"] + "\n", message["role"] == "assistant") for message in row["messages"]]
     turns = [row, *row.get("more", ())]
     return [part for turn in turns for part in ((turn["prompt"], False), (" " + turn["output"], True))]
 
