@@ -200,7 +200,8 @@ def test_sft_learns_conversations(base: Path, talk: Path, tmp_path: Path, capsys
     assert counts["chat"] == {"conversations": 40, "answers": 40, "sequences": 40, "left_out": {}}
     first = read_jsonl(entry_of_blocks.path / "examples.jsonl")[0]
     assert first["trained"] == ["நீர் 0.<|im_end|>"]
-    assert first["text"].startswith("<|im_start|>system\nYankhani.<|im_end|>\n<|im_start|>user\n0: བོད་ཡིག?<|im_end|>\n")
+    head = "<|im_start|>system\nYankhani.<|im_end|>\n<|im_start|>user\n"
+    assert first["text"].startswith(f"{head}0: བོད་ཡིག?<|im_end|>\n")
     said = capsys.readouterr()
     assert "40 conversations, 40 answers in 40 sequences" in said.out + said.err
 
