@@ -235,7 +235,10 @@ def measured(kind: Kind, samples: Samples, named: Collection[str] = ()) -> Measu
     sums: dict[str, NDArray[np.float64]] = {}
     for sample in samples:
         by_document = sums.setdefault(sample["task"], np.zeros((len(documents), 2)))
-        by_document[documents[_document(sample, named)]] += sample[numerator], sample[denominator] if denominator else 1.0
+        by_document[documents[_document(sample, named)]] += (
+            sample[numerator],
+            sample[denominator] if denominator else 1.0,
+        )
     values, influences = [], []
     for by_document in sums.values():
         total, size = by_document.sum(axis=0)
