@@ -253,7 +253,7 @@ class Frontiers:
         if not match.shares_bits:
             return Gap(first, second, ct_tokens, separate=self._separate(match))
         sides = self.weights(match, *match.window)
-        first_side, second_side = (_by_cell(side) for side in sides)
+        first_side, second_side = (by_cell(side) for side in sides)
         families = self.test.families if by_family and len(self.test.families) > 1 else []
         of_families = {
             family: estimate
@@ -280,7 +280,7 @@ class Frontiers:
         inside = [point.bits for point in (*match.first, *match.second) if not point.pruned and low < point.bits < high]
         found = []
         for bits in np.unique([*np.linspace(low, high, steps + 1), *inside]):
-            sides = [_by_cell(side) for side in self.weights(match, bits, bits)]
+            sides = [by_cell(side) for side in self.weights(match, bits, bits)]
             if (estimate := self.test.combination(gap_terms(sides[0], sides[1]), match.seeds)) is not None:
                 found.append((float(bits), estimate))
         return found
@@ -305,7 +305,8 @@ class Frontiers:
         return Separate(left[0].method, right[0].method, difference, saved, tie, falls)
 
 
-def _by_cell(side: Mapping[Knob, float]) -> list[tuple[Cell, float]]:
+def by_cell(side: Mapping[Knob, float]) -> list[tuple[Cell, float]]:
+    """The weights of points by the names that Evidence has for them."""
     return [(point.cell, weight) for point, weight in side.items()]
 
 

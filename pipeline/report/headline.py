@@ -127,6 +127,9 @@ def sentence(answers: Sequence[Answer], language: str, budgets: Sequence[int] = 
 
 
 def _sentence(answer: Answer, budgets: Sequence[int]) -> str:
+    if answer.claim.unit:  # a hypothesis of an experiment, which has its own words
+        numbers = f" ({confidence(answer.estimate, answer.claim.unit)})" if answer.estimate else ""
+        return f"{answer.claim.text.rstrip('.')}{numbers}: {answer.verdict}."
     clauses = CLAUSES[answer.claim.id]
     texts = {
         "supported": clauses.supported,
