@@ -22,6 +22,7 @@ from pipeline.report.hypotheses import (
     SeparateHypothesis,
     Term,
     named_in,
+    read,
 )
 from pipeline.report.inference import LEVEL, Estimate, Verdict, crossed, holm, levels, verdict
 from pipeline.report.paired import LOWER_IS_BETTER, MARGINS, Cell, Evidence
@@ -49,12 +50,15 @@ class Data:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the data say of one hypothesis: an estimate and its p-value for Holm, and the verdict at a level."""
+    """What the data say of one hypothesis: an estimate, its p-value for Holm, and the verdict at two levels.
+
+    The levels: of a difference, and of what rests on the margin.
+    """
 
     estimate: Estimate | None
     text: str
     p: float = 1.0
-    judge: Callable[[float], Verdict] = lambda level: "inconclusive"
+    judge: Callable[[float, float], Verdict] = lambda level, strict: "inconclusive"
     more: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -65,16 +69,17 @@ def data(
     return Data(Evidence([*evaluations, *on_test(points)], language), Frontiers(points, language), discarded)
 
 
-def answers(hypotheses: Sequence[AnyHypothesis], found: Data, path: Path) -> list[Answer]:
-    """The answer to each hypothesis of the file `path`.
+def answers(path: Path, found: Data) -> list[Answer]:
+    """The answer to each hypothesis of a file.
 
     A hypothesis that is secondary, or that is younger than its scores, has an estimate and no verdict.
     """
     times = stated_when.commit_times(path)
-    outcomes = [(one, _outcome(one, found), _stated(one, found, times)) for one in hypotheses]
+    outcomes = [(one, _outcome(one, found), _stated(one, found, times)) for one in read(path)]
     judged = [one.role == "primary" and outcome.estimate and when.when != "after" for one, outcome, when in outcomes]
     ps = [outcome.p for (_, outcome, _), counts in zip(outcomes, judged, strict=True) if counts]
     adjusted, at = iter(holm(ps)), iter(levels(ps))
+    strictest = LEVEL / max(1, len(ps))
     listed = []
     for (one, outcome, when), counts in zip(outcomes, judged, strict=True):
         claim = Claim(one.id, one.statement, one.source, _statistic(one), one.margin, _unit(one))
@@ -88,7 +93,7 @@ def answers(hypotheses: Sequence[AnyHypothesis], found: Data, path: Path) -> lis
             listed.append(Answer(claim, "exploratory", estimate, None, text, {**more, "refuted": None, **outcome.more}))
             continue
         level = next(at)
-        given = outcome.judge(level)
+        given = outcome.judge(level, strictest)
         strict = {"level": level, "refuted": given in one.refuted_by, **numbers(estimate.at(level), "_holm")}
         listed.append(Answer(claim, given, estimate, next(adjusted), text, {**more, **strict, **outcome.more}))
     return listed
@@ -132,17 +137,25 @@ def gap_row(gap: Gap, weight: float | None = None) -> dict[str, Any]:
     }
 
 
-def judged_at(estimate: Estimate, margin: float, level: float) -> Verdict:
-    """The verdict by the interval at a level of significance."""
-    return verdict(estimate.at(level), margin, min(1.0, estimate.p * LEVEL / level))
+def judged_at(estimate: Estimate, margin: float, level: float, strict: float) -> Verdict:
+    """The verdict of one of several hypotheses.
+
+    level: of its difference, by Holm. strict: of the interval that equivalent and ruled out rest on, LEVEL divided by
+    the number of hypotheses. Were equivalence among Holm's steps, it would raise the level of the other differences:
+    with errors of a quarter of the margin, a quarter of reports would find a difference between equal methods.
+    """
+    adjusted = min(1.0, estimate.p * LEVEL / level)
+    found = verdict(estimate.at(strict), margin, adjusted)
+    differs = adjusted < LEVEL and estimate.value < 0 and estimate.seeds > 1
+    return "contradicted" if differs and found != "equivalent" else found
 
 
 def _plain(estimate: Estimate | None, margin: float, text: str, more: Mapping[str, Any]) -> Outcome:
-    """An outcome judged by its interval alone. p: of a difference or of equivalence, of which one is wrong at most."""
+    """An outcome judged by its interval alone."""
     if estimate is None:
         return Outcome(None, text, more=more)
-    p = min(estimate.p, estimate.p_within(margin)) if estimate.seeds > 1 else 1.0
-    return Outcome(estimate, text, p, lambda level: judged_at(estimate, margin, level), more)
+    p = estimate.p if estimate.seeds > 1 else 1.0
+    return Outcome(estimate, text, p, lambda level, strict: judged_at(estimate, margin, level, strict), more)
 
 
 def _outcome(one: AnyHypothesis, found: Data) -> Outcome:
@@ -174,7 +187,9 @@ def _gap(one: GapHypothesis, found: Data) -> Outcome:
     estimate = frontiers.test.combination(summands, seeds)
     outcome = _plain(estimate, one.margin, text, rows)
     if any(gap.slipped for gap, _ in gaps) and estimate is not None:
-        return replace(outcome, p=1.0, judge=lambda level: "inconclusive", text=f"{text} So the matching failed.")
+        return replace(
+            outcome, p=1.0, judge=lambda level, strict: "inconclusive", text=f"{text} So the matching failed."
+        )
     return outcome
 
 
@@ -235,7 +250,7 @@ def _bound(separate: Separate, first: str, kind: str, text: str, rows: Mapping[s
     p = max(separate.bits.p_above(0.0), separate.accuracy.p_above(floor))  # intersection-union
     usable = gained.seeds > 1 and not (kind == "accuracy" and separate.falls)
 
-    def judge(level: float) -> Verdict:
+    def judge(level: float, strict: float) -> Verdict:
         if usable and p < level:
             return "supported" if leads else "contradicted"
         return "inconclusive"

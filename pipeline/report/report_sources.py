@@ -11,7 +11,7 @@ from typing import Any
 from common.errors import BadInput
 from common.files import write_json
 from common.parsing import read_json
-from pipeline.report.records import Audit, Choice, Evaluation, ReportPaths, Subject
+from pipeline.report.records import Audit, Choice, Evaluation, FrontierPoint, ReportPaths, Subject
 
 FILE = "sources.json"
 
@@ -22,6 +22,7 @@ class Sources:
 
     stages: a stage.json and how many cells needed the stage. items: folders of an `items` stage, of which `split` was
     scored. leaks: a leaks.json, where leaks were looked for. untuned: of tuned methods, the first of their tries.
+    frontier: every knob value of every method.
     """
 
     subject: Subject
@@ -33,18 +34,21 @@ class Sources:
     split: str = "test"
     leaks: Path | None = None
     untuned: Sequence[Evaluation] = ()
+    frontier: Sequence[FrontierPoint] = ()
 
     def render(self, out: Path) -> ReportPaths:
         """The report, and this file beside it."""
         from pipeline import report
-        from pipeline.report import sample_items, text_of_budgets
+        from pipeline.report import hypotheses, sample_items, text_of_budgets
 
         records = [{**read_json(path), "cells": cells} for path, cells in self.stages]
         leaks = read_json(self.leaks) if self.leaks else None
         items = sample_items.read_items(self.items, self.split)
         counts = text_of_budgets.read(path for path, _ in self.stages)
         made_from = (self.evaluations, self.audits, self.choices, records)
-        paths = report.render(*made_from, out, self.subject, leaks, items, self.untuned, counts)
+        asked = hypotheses.find(self.subject.title)
+        shown = (leaks, items, self.untuned, counts)
+        paths = report.render(*made_from, out, self.subject, *shown, frontier=self.frontier, hypotheses=asked)
         self.save(out)
         return paths
 
@@ -69,6 +73,7 @@ class Sources:
                 "split": self.split,
                 "leaks": place(self.leaks) if self.leaks else None,
                 "untuned": listed(self.untuned),
+                "frontier": [{**row, "dev": place(Path(row["dev"]))} for row in listed(self.frontier)],
             },
         )
 
@@ -83,6 +88,7 @@ def read(folder: Path) -> Sources:
             "languages, outputs/<name>/<language>; or say `report` and the experiment's settings"
         ) from None
     read = [path for path, _ in found.stages] + [row.folder / "scores.jsonl" for row in found.evaluations]
+    read += [place / "scores.jsonl" for point in found.frontier for place in (point.dev, point.folder)]
     if lost := [path.parent for path in read if not path.exists()]:
         more = f", and {len(lost) - 1} entries more" if len(lost) > 1 else ""
         raise BadInput(
@@ -112,6 +118,10 @@ def _read(folder: Path) -> Sources:
         kept["split"],
         place(kept["leaks"]) if kept["leaks"] else None,
         rows(Evaluation, "untuned"),
+        [
+            FrontierPoint(**{**row, "dev": place(row["dev"]), "folder": place(row["folder"])})
+            for row in kept.get("frontier", ())
+        ],
     )
 
 
@@ -136,4 +146,5 @@ def together(folders: Mapping[str, Sources]) -> Sources:
         list(dict.fromkeys((path, 1) for sources in folders.values() for path, _ in sources.stages)),
         first.items,
         first.split,
+        frontier=[row for title, sources in folders.items() for row in named(sources.frontier, title)],
     )

@@ -38,7 +38,7 @@ def write(folder: Path, right: Mapping[str, Right], bits: Sequence[float], langu
 
 
 def share(value: float, items: int = DOCUMENTS * EACH) -> Right:
-    """As many of the items as the share says: whole documents alike, the same ones for every share as far as it goes."""
+    """As many of the items as the share says: the same ones for every share, as far as it goes."""
     order = (np.arange(items) * 37) % items
     return (order < round(value * items)).astype(float)
 

@@ -46,8 +46,8 @@ def test_parallel_lines_have_their_distance(tmp_path: Path, one: tuple[float, ..
     assert found.estimate is not None and found.estimate.value == pytest.approx(0.03)
     assert swapped.estimate is not None and swapped.estimate.value == pytest.approx(-0.03)
     assert (swapped.estimate.low, swapped.estimate.high) == pytest.approx((-found.estimate.high, -found.estimate.low))
-    assert judged_at(found.estimate, 0.02, LEVEL) == "supported"
-    assert judged_at(swapped.estimate, 0.02, LEVEL) == "contradicted"
+    assert judged_at(found.estimate, 0.02, LEVEL, LEVEL) == "supported"
+    assert judged_at(swapped.estimate, 0.02, LEVEL, LEVEL) == "contradicted"
 
 
 def test_weights_are_the_integral_of_straight_lines() -> None:
@@ -110,7 +110,7 @@ def test_fiellers_interval_is_the_prices_that_do_not_differ_from_a_tie() -> None
     assert value == pytest.approx(0.2) and low < 0.2 < high
     for price in (low, high):  # the ends differ from a tie by exactly the critical value
         worth = estimate(-0.04 + price * 0.2, (0.01**2 + (price * 0.03) ** 2) ** 0.5)
-        assert worth.p == pytest.approx(LEVEL)
+        assert min(abs(worth.low), abs(worth.high)) == pytest.approx(0, abs=1e-12)
     unclear = price_of_tie(accuracy, estimate(0.02, 0.03), estimate(-0.02, 0.03), 20.0)
     assert isinf(unclear[1]) and isinf(unclear[2])
 
@@ -179,7 +179,7 @@ def test_the_order_of_anything_changes_nothing(tmp_path: Path) -> None:
 def test_one_seed_decides_nothing_and_only_shared_seeds_count(tmp_path: Path) -> None:
     points = random_points(tmp_path)
     one = gap(points, seeds=[0]).estimate
-    assert one is not None and one.seeds == 1 and judged_at(one, 10.0, LEVEL) == "inconclusive"
+    assert one is not None and one.seeds == 1 and judged_at(one, 10.0, LEVEL, LEVEL) == "inconclusive"
     lacking = [each for each in points if (each.method, each.seed, each.settings["lambda"]) != ("ties", 2, 1)]
     shared, asked = gap(lacking).estimate, gap(points, seeds=(0, 1, 7)).estimate
     assert shared == asked and shared is not None and shared.seeds == 2
@@ -194,7 +194,9 @@ def test_identical_models_are_equivalent_only_within_the_rule_of_three(tmp_path:
         + frontier(tmp_path, "ct_then_sft", [line(2.0), line(2.4)], (0, 1, 2))
     ).estimate
     assert found is not None and (found.low, found.high) == pytest.approx((-3 / 400, 3 / 400), rel=0.01)
-    assert judged_at(found, 0.02, LEVEL) == "equivalent" and judged_at(found, 0.005, LEVEL) == "inconclusive"
+    assert (
+        judged_at(found, 0.02, LEVEL, LEVEL) == "equivalent" and judged_at(found, 0.005, LEVEL, LEVEL) == "inconclusive"
+    )
 
 
 def test_one_point_each_is_the_paired_difference(tmp_path: Path) -> None:
@@ -278,8 +280,8 @@ def test_eight_claims_are_rarely_decided_wrongly(simulated: dict[int, list[Estim
     rng, wrong, reports = np.random.default_rng(1), 0, 1_000
     for _ in range(reports):
         drawn = [simulated[seeds][index] for index in rng.integers(0, RUNS, 8)]
-        ps = [min(estimate.p, estimate.p_within(0.02)) for estimate in drawn]
-        verdicts = {judged_at(each, 0.02, level) for each, level in zip(drawn, levels(ps), strict=True)}
+        at = levels([estimate.p for estimate in drawn])
+        verdicts = {judged_at(each, 0.02, level, LEVEL / 8) for each, level in zip(drawn, at, strict=True)}
         wrong += bool(verdicts & {"supported", "contradicted"})
     assert wrong / reports <= 0.07
 
@@ -311,8 +313,18 @@ def test_each_verdict_by_its_interval_at_its_level(low: float, high: float, leve
     estimate = Estimate(value, low, high, 0, 0, 800, 5, 118, error)
     estimate = replace(estimate, p=min(estimate.p_above(0), estimate.negated.p_above(0)))
     assert (estimate.at(LEVEL).low, estimate.at(LEVEL).high) == pytest.approx((low, high))
-    assert judged_at(estimate, 0.02, level) == expected
+    assert judged_at(estimate, 0.02, level, level) == expected
     assert level != LEVEL or verdict(estimate, 0.02, estimate.p) == expected
+
+
+def test_equivalence_is_not_among_holms_steps() -> None:
+    """Of two claims, the level of a difference rises after the other differs; that of the margin stays."""
+    near = Estimate(0.001, 0, 0, 0.92, 0, 800, 5, 118, 0.0094)
+    assert near.at(LEVEL).high < 0.02 < near.at(LEVEL / 2).high
+    assert judged_at(near, 0.02, LEVEL, LEVEL / 2) == "inconclusive"
+    far = Estimate(-0.02, 0, 0, 0.033, 0, 800, 5, 118, 0.0094)
+    assert judged_at(far, 0.02, LEVEL, LEVEL / 2) == "contradicted"
+    assert judged_at(far, 0.02, LEVEL / 2, LEVEL / 2) == "ruled out"
 
 
 def test_levels_are_those_of_holms_steps() -> None:
