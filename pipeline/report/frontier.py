@@ -136,15 +136,19 @@ def slip_terms(first: Weights, second: Weights) -> list[Term]:
 
 
 def knob_text(settings: Mapping[str, Any]) -> str:
-    """`\u03bb 1.5`, `rate 0.0002`: the same for `5e-4`, which YAML reads as text, and 0.0005."""
+    """`\u03bb 1.5`, `rate 5e-4`: the same for `5e-4`, which YAML reads as text, and 0.0005."""
     return ", ".join(f"{KNOBS.get(key, key)} {_number(settings[key])}" for key in sorted(settings))
 
 
 def _number(value: Any) -> str:
     try:
-        return f"{float(value):g}"
+        number = float(value)
     except (TypeError, ValueError):
         return str(value)
+    if not 0 < abs(number) < 1e-3:
+        return f"{number:g}"
+    digits, exponent = f"{number:.5e}".split("e")
+    return f"{float(digits):g}e{int(exponent)}"
 
 
 def cell_of(method: str, ct_tokens: int, settings: Mapping[str, Any]) -> Cell:

@@ -49,7 +49,12 @@ def frontiers(drawn: Sequence[Look], language: str, width: int | None = None) ->
             "data": data,
             "transform": [{"filter": "datum.kind == 'seed'"}],
             "mark": {"type": "point", "filled": True, "size": 18, "opacity": 0.35},
-            "encoding": {**place, "color": look["color"], "shape": look["shape"], "tooltip": hover},
+            "encoding": {
+                **place,
+                "color": {**look["color"], "legend": None},
+                "shape": {**look["shape"], "legend": None},
+                "tooltip": hover,
+            },
         },
         {
             "data": data,
@@ -135,7 +140,7 @@ def forest(count: int, width: int | None = None) -> Chart:
         "type": "nominal",
         "sort": None,
         "title": None,
-        "axis": {"labelLimit": 260, "grid": False},
+        "axis": {"labelLimit": 190 if width is None else 340, "grid": False},
     }
     colour: Spec = {
         "field": "verdict",

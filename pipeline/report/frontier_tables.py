@@ -155,7 +155,7 @@ def _forest(gaps: Sequence[Gap], answers: Sequence[Answer]) -> Table:
     rows: list[tuple[Value, ...]] = []
     decided = _decided(answers)
     for gap in gaps:
-        row = f"{pair_title(gap)}, {budget_name(gap.ct_tokens)}"
+        row = f"{budget_name(gap.ct_tokens)}: {label(gap.first)} \u2212 {label(gap.second)}"
         if gap.estimate is None:
             note = NO_SHARED_BITS if gap.separate else gap.missing
             rows.append((row, gap.ct_tokens, "all", None, None, None, None, None, None, "", note))

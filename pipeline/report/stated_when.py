@@ -48,7 +48,8 @@ def commit_times(path: Path) -> Mapping[str, datetime | None] | None:
     try:
         if _git(path, "rev-parse", "--is-shallow-repository").strip() != "false":
             return None
-        log = _git(path, "log", "--format=%H %ct", "--", path.name).splitlines()
+        begun = _git(path, "rev-list", "--all", "--max-count=1").strip()  # without a commit `git log` fails
+        log = _git(path, "log", "--format=%H %ct", "--", path.name).splitlines() if begun else []
     except (OSError, subprocess.CalledProcessError):
         return None
     now = _by_id(entries(path))

@@ -260,12 +260,13 @@ def test_pairs_are_those_that_are_asked_then_merges_minus_ct_then_sft() -> None:
     assert pairs(["a/ties", "a/ct_then_sft", "b/ties"]) == [("a/ties", "a/ct_then_sft")]
 
 
-RUNS = 300
+RUNS = 400
 
 
 @pytest.fixture(scope="module")
 def simulated() -> dict[int, list[Estimate]]:
-    return {seeds: frontier_world.estimates(seeds, RUNS, seed=seeds) for seeds in (3, 5, 10)}
+    """The first of the runs that docs/explanation/statistics.md has numbers of: 2,500, and 1,500 of ten seeds."""
+    return {seeds: frontier_world.estimates(seeds, RUNS, seed=100 + seeds) for seeds in (3, 5, 10)}
 
 
 @pytest.mark.parametrize("seeds", [3, 5, 10])
@@ -332,3 +333,17 @@ def test_levels_are_those_of_holms_steps() -> None:
     assert levels(ps) == pytest.approx([0.05 / 3, 0.05 / 4, 0.05 / 3, 0.05 / 3])
     assert [p < level for p, level in zip(ps, levels(ps), strict=True)] == [p < LEVEL for p in holm(ps)]
     assert levels([]) == [] and levels([0.01, 0.02, 0.03]) == pytest.approx([0.05 / 3, 0.05 / 2, 0.05])
+
+
+def test_equivalence_among_holms_steps_would_tell_equal_methods_apart() -> None:
+    """Why it has a level of its own: eight equal pairs, with errors of a quarter of the margin."""
+    rng, reports, wrong, by_steps = np.random.default_rng(2), 500, 0, 0
+    for _ in range(reports):
+        drawn = [Estimate(value, 0, 0, 0, 0, 800, 5, 118, 0.005) for value in rng.normal(0, 0.005, 8)]
+        drawn = [replace(each, p=min(each.p_above(0), each.negated.p_above(0))) for each in drawn]
+        own = levels([each.p for each in drawn])
+        mixed = levels([min(each.p, each.p_within(0.02)) for each in drawn])
+        apart = {"supported", "contradicted"}
+        wrong += any(judged_at(each, 0.02, at, LEVEL / 8) in apart for each, at in zip(drawn, own, strict=True))
+        by_steps += any(judged_at(each, 0.02, at, at) in apart for each, at in zip(drawn, mixed, strict=True))
+    assert wrong / reports <= 0.07 and by_steps / reports >= 0.2
