@@ -13,6 +13,7 @@ from common import hub as model_hub
 from pipeline.check.finding import Finding, first_of_each_language, given, guarded
 from pipeline.check.given_checkpoints import checkpoints, partners
 from pipeline.check.resources import disk, tasks
+from pipeline.check.stated import stated
 from pipeline.check.text import budgets, control, corpora, tokenizer
 from pipeline.config import Config, HubCorpus
 from pipeline.store import Store
@@ -35,6 +36,7 @@ def sweep(configs: Sequence[Config]) -> list[Finding]:
         for check in (checkpoints, corpora, control, tasks, tokenizer, partners):
             findings += guarded(check, config)
     findings += guarded(budgets, configs)
+    findings += guarded(stated, configs)
     findings += guarded(disk, configs, Store(Path(configs[0].store)))
     return list(dict.fromkeys(findings))
 

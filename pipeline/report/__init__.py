@@ -119,7 +119,7 @@ def _write_tables(found: Findings, paths: ReportPaths, out: Path) -> None:
     write_whole(out / "results-intervals.md", paper_tables.to_markdown(rows, subject))
     if found.frontiers:
         write_whole(out / "frontier.csv", frontier_tables.to_csv(found.frontiers.frontiers))
-        write_json(out / "gaps.json", frontier_tables.to_json(found.frontiers.gaps))
+        write_json(out / "gaps.json", frontier_tables.to_json(found.frontiers))
     if found.untuned:
         write_whole(out / "untuned.csv", results.to_csv(found.untuned))
     if found.stages:

@@ -170,8 +170,10 @@ class Frontiers:
             [replace(one, folder=p.dev) for one, p in zip(on_test(points), points, strict=True)], language
         )
         self._cells: dict[tuple[str, int], dict[str, Cell]] = {}
+        self._settings: dict[Cell, dict[str, Any]] = {}
         for point in points:
             cell = cell_of(point.method, point.ct_tokens, point.settings)
+            self._settings[cell] = dict(point.settings)
             self._cells.setdefault((point.method, point.ct_tokens), {})[knob_text(point.settings)] = cell
 
     @cached_property
@@ -289,6 +291,25 @@ class Frontiers:
                 found.append((float(bits), estimate))
         return found
 
+    def matching(self, first: str, second: str, ct_tokens: int) -> dict[str, float | None]:
+        """By knob value of one method: that of the other with the same bits on dev, by which a next run can be matched.
+
+        None where the other's values do not reach. Empty where its knob is not one number.
+        """
+        match = self.match(first, second, ct_tokens)
+        if isinstance(match, str):
+            return {}
+        try:
+            values = [float(value) for point in match.second for value in self._one_setting(point)]
+        except (TypeError, ValueError):
+            return {}
+        bits = [point.bits for point in match.second]
+        return {point.text: matching_value(values, bits, point.bits) for point in match.first}
+
+    def _one_setting(self, point: Knob) -> tuple[Any]:
+        (value,) = self._settings[point.cell].values()
+        return (value,)
+
     def _separate(self, match: Match) -> Separate | None:
         curves = [[point for point in curve if not point.pruned] for curve in (match.first, match.second)]
         left, right = sorted(curves, key=lambda curve: (curve[0].bits + curve[-1].bits, curve[0].method))
@@ -331,6 +352,18 @@ def price_of_tie(accuracy: Estimate, bits: Estimate, both: Estimate, freedom: fl
         return value, -inf, inf
     half = sqrt(max(0.0, b**2 - a * c))
     return value, (-b - half) / a, (-b + half) / a
+
+
+def matching_value(values: Sequence[float], bits: Sequence[float], target: float) -> float | None:
+    """The knob value that has these bits, on straight lines between measured ones; of several, the largest.
+
+    None where the measured values do not reach the bits.
+    """
+    found = []
+    for (x, at_x), (y, at_y) in pairwise(sorted(zip(values, bits, strict=True))):
+        if min(at_x, at_y) <= target <= max(at_x, at_y):
+            found.append(max(x, y) if at_x == at_y else x + (target - at_x) / (at_y - at_x) * (y - x))
+    return max(found, default=None)
 
 
 def pairs(methods: Sequence[str], asked: Iterable[tuple[str, str]] = ()) -> list[tuple[str, str]]:

@@ -13,6 +13,7 @@ MARGIN = MARGINS["accuracy"]
 LEFT = {"minExtent": 46}  # so that the plots of plane and gap begin at one place
 BY_PAIR = {"pair": "pair", "tokens": "frontier_budget"}
 BY_METHOD = {"method": "methods", "tokens": "frontier_budget"}
+IN_TWO_LINES = "[split(datum.label, ' \u2212 ')[0], '\u2212 ' + split(datum.label, ' \u2212 ')[1]]"
 KEPT: Spec = {"filter": "datum.kind == 'kept'"}
 
 
@@ -134,13 +135,13 @@ def gap(language: str, width: int | None = None) -> Chart:
 
 def forest(count: int, width: int | None = None) -> Chart:
     """The gap of every pair and budget: 95% interval thick, Holm's thin, MDE as a tick, families in grey."""
-    across: Spec = {"type": "quantitative", "title": "gap in accuracy at equal bits per byte"}
+    across: Spec = {"type": "quantitative", "title": "gap in accuracy"}
     row: Spec = {
         "field": "row",
         "type": "nominal",
         "sort": None,
         "title": None,
-        "axis": {"labelLimit": 190 if width is None else 340, "grid": False},
+        "axis": {"labelLimit": 190, "grid": False, "labelExpr": IN_TWO_LINES},
     }
     colour: Spec = {
         "field": "verdict",
@@ -187,9 +188,9 @@ def forest(count: int, width: int | None = None) -> Chart:
         },
         {
             **main,
-            "mark": {"type": "text", "align": "left", "dy": -10, "fontSize": 10.5, "tooltip": False},
+            "mark": {"type": "text", "dy": -10, "fontSize": 10.5, "tooltip": False},
             "encoding": {
-                "x": {**across, "field": "high"},
+                "x": {**across, "field": "value"},
                 "yOffset": below,
                 "text": {"field": "verdict"},
                 "color": colour,

@@ -94,9 +94,19 @@ def to_csv(frontiers: Frontiers) -> str:
     return text.getvalue()
 
 
-def to_json(gaps: Sequence[Gap]) -> list[dict[str, Any]]:
-    """The rows of gaps.json."""
-    return [gap_row(gap) for gap in gaps]
+def to_json(shown: Found) -> list[dict[str, Any]]:
+    """The rows of gaps.json: gaps, and at which knob values of the one the other method would have the same bits."""
+    return [
+        {
+            **gap_row(gap),
+            "same_bits": {
+                of: {text: value and round(value, 6) for text, value in matched.items()}
+                for of, other in ((gap.first, gap.second), (gap.second, gap.first))
+                if (matched := shown.frontiers.matching(other, of, gap.ct_tokens))
+            },
+        }
+        for gap in shown.gaps
+    ]
 
 
 def tables(shown: Found | None, answers: Sequence[Answer]) -> dict[str, Table]:

@@ -91,6 +91,7 @@ def picture(found: Findings, width: int | None = None) -> Picture:
         "hours": chart_data.hours(found.stages),
         **frontier_tables.tables(found.frontiers, found.claims.answers),
     }
+    shown = tables["windows"] if tables["windows"].rows else tables["frontiers"]
     state: dict[str, Any] = {
         "methods": shown_first(drawn),
         "measure": chart_data.measure_id(measures[0]) if measures else None,
@@ -101,7 +102,7 @@ def picture(found: Findings, width: int | None = None) -> Picture:
         "task": next((row[0] for row in tables["predictions"].rows), None),
         "budget": budgets[-1] if budgets else 0,
         "pair": next((row[0] for row in tables["windows"].rows), None),
-        "frontier_budget": max((int(str(row[1])) for row in tables["frontiers"].rows), default=0),
+        "frontier_budget": max((int(str(row[1])) for row in shown.rows), default=0),
         "baseline": next((row[1] for row in tables["differences"].rows), None),
         "kind": next((row[0] for row in tables["differences"].rows), None),
     }

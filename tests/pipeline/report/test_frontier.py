@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.report.frontier import Frontiers, Gap, gap_terms, hat_weights, pairs, price_of_tie
+from pipeline.report.frontier import Frontiers, Gap, gap_terms, hat_weights, matching_value, pairs, price_of_tie
 from pipeline.report.hypothesis_answers import judged_at
 from pipeline.report.inference import LEVEL, Estimate, holm, levels, verdict
 from pipeline.report.paired import Evidence
@@ -290,7 +290,8 @@ def test_eight_claims_are_rarely_decided_wrongly(simulated: dict[int, list[Estim
 @pytest.mark.parametrize("seeds", [5, 10])
 def test_a_gap_of_the_mde_is_detected_four_times_in_five(simulated: dict[int, list[Estimate]], seeds: int) -> None:
     mde = np.mean([estimate.mde for estimate in simulated[seeds]])
-    detected = np.mean([estimate.low + mde > 0 for estimate in simulated[seeds]])
+    either_way = [each for estimate in simulated[seeds] for each in (estimate, estimate.negated)]
+    detected = np.mean([estimate.low + mde > 0 for estimate in either_way])
     assert 0.75 <= detected <= 0.85
 
 
@@ -347,3 +348,17 @@ def test_equivalence_among_holms_steps_would_tell_equal_methods_apart() -> None:
         wrong += any(judged_at(each, 0.02, at, LEVEL / 8) in apart for each, at in zip(drawn, own, strict=True))
         by_steps += any(judged_at(each, 0.02, at, at) in apart for each, at in zip(drawn, mixed, strict=True))
     assert wrong / reports <= 0.07 and by_steps / reports >= 0.2
+
+
+def test_a_knob_value_of_the_same_bits_is_found_or_not_reachable(tmp_path: Path) -> None:
+    assert matching_value([1, 2, 3], [2.0, 2.2, 2.3], 2.1) == pytest.approx(1.5)
+    assert matching_value([3, 1, 2], [2.0, 2.0, 2.2], 2.1) == pytest.approx(2.5), "the larger of two"
+    assert matching_value([1, 2], [2.0, 2.0], 2.0) == 2
+    assert matching_value([1, 2, 3], [2.0, 2.2, 2.3], 2.4) is None
+    points = frontier(tmp_path, "ties", [line(x) for x in (2.0, 2.2, 2.4)])
+    points += frontier(tmp_path, "ct_then_sft", [line(x) for x in (2.1, 2.5)], key="learning_rate")
+    frontiers = Frontiers(points, "nya")
+    found = frontiers.matching("ct_then_sft", "ties", BUDGET)
+    assert found == {"rate 1": pytest.approx(1.5), "rate 2": None}
+    words = [replace(each, settings={"norm": "ct"}) if each.settings == {"lambda": 1} else each for each in points]
+    assert Frontiers(words, "nya").matching("ct_then_sft", "ties", BUDGET) == {}

@@ -297,6 +297,7 @@ def test_a_report_answers_the_hypotheses_of_its_experiment(reported: Path) -> No
     assert (
         "At 10k tokens, TIES &lt;wins&gt; (+0.050 in accuracy, 95% CI" in html and "those of <code>study.yaml" in html
     )
+    assert "<strong>At 10k tokens, TIES &lt;wins&gt;.</strong>" in html and "When it was stated is unknown" in html
     assert "These claims were stated" not in html and 'id="chart-forest"' in html
     assert "TIES minus CT-then-SFT" in html
 
