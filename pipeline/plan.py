@@ -116,7 +116,7 @@ def plan_cell(config: Config, inputs: Inputs) -> Cell:
     if len(config.sft.tries) > 1 and "ct_then_sft" in checkpoints and not config.eval.frontier:
         chosen["ct_then_sft"] = told_by(checkpoints["ct_then_sft"])
     untuned = _untuned(parts, start, chosen) if config.eval.untuned else {}
-    frontier = _frontier(parts, start, evals) if config.eval.frontier else {}
+    frontier = _frontier(parts, start, evals) if config.scores_knobs else {}
     leaks = _leaks(config, inputs, data) if config.eval.leaks else None
     goals = [
         *checkpoints.values(),

@@ -55,6 +55,12 @@ class Config(Section):
         sizes = [self.ct.block_size, self.sft.block_size]
         return min(sizes if self.model.recipe is None else [*sizes, self.model.recipe.block_size])
 
+    @property
+    def scores_knobs(self) -> bool:
+        """Whether every try of every method is scored on dev and on test in this cell: `eval.frontier`."""
+        wanted = self.eval.frontier
+        return wanted if isinstance(wanted, bool) else self.ct.tokens in wanted
+
     def at(self, ct_tokens: int, seed: int) -> Config:
         """The cell of this sweep at another budget and seed."""
         return self.model_copy(update={"seed": seed, "ct": self.ct.model_copy(update={"tokens": ct_tokens})})

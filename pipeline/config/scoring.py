@@ -126,7 +126,7 @@ class Evaluation(Section):
     include_path: str | None
     leaks: bool
     untuned: bool
-    frontier: bool = False
+    frontier: bool | tuple[Tokens, ...] = False
 
     @model_validator(mode="after")
     def families_are_known(self) -> Evaluation:
