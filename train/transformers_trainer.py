@@ -26,11 +26,12 @@ from common.files import write_whole
 from train import lora, parallel, resume
 from train.block_dataset import Blocks
 from train.data.packing import IGNORED
+from train.dev_text import DevText, bits_per_byte
 from train.parallel import Compute
 from train.performance import Meter, Performance
 from train.stage_settings import LoraSettings, TrainingSettings
 
-Log = Callable[[dict[str, float]], None]
+Log = Callable[[dict[str, Any]], None]
 
 
 class OneDevice(TrainingArguments):
@@ -353,7 +354,10 @@ class Progress(transformers.TrainerCallback):
         log: Path,
         on_log: Log | None,
         should_stop: Callable[[], bool] | None,
+        dev: Mapping[str, DevText] | None = None,
+        dev_every_tokens: int = 0,
     ) -> None:
+        self.dev, self.dev_steps = dev or {}, max(1, dev_every_tokens // settings.batch_tokens)
         self.compute, self.steps, self.batch_tokens, self.log = compute, settings.steps, settings.batch_tokens, log
         self.report, self.should_stop, self.interrupted = on_log, should_stop, False
         self.started, self.first_step = time.monotonic(), 0
@@ -369,6 +373,8 @@ class Progress(transformers.TrainerCallback):
         self.started, self.first_step = time.monotonic(), state.global_step
         if self.log.exists() and state.is_world_process_zero:
             self._cut_log(state.global_step * self.batch_tokens)
+        if self.dev and not state.global_step:
+            self._measure_dev(state)
         self.meter.begin()
 
     def _cut_log(self, tokens: int) -> None:
@@ -382,7 +388,21 @@ class Progress(transformers.TrainerCallback):
             control.should_save = control.should_log = control.should_training_stop = True
         elif self.should_stop and agreed(self.should_stop()):
             self.interrupted = control.should_save = control.should_training_stop = True
-        self.meter.end_step(saves=control.should_save)
+        measures = bool(self.dev) and (state.global_step % self.dev_steps == 0 or state.global_step >= self.steps)
+        self.meter.end_step(saves=control.should_save or measures)
+        if measures:
+            self._measure_dev(state)
+            self.meter.end_save()
+
+    def _measure_dev(self, state: TrainerState) -> None:
+        """Logs bits per byte of held-out text at this step."""
+        assert self.trainer is not None
+        arguments = self.trainer.args
+        found = bits_per_byte(
+            self.trainer.model_wrapped, self.dev, arguments.per_device_train_batch_size, arguments.device
+        )
+        rounded = {language: round(value, 5) for language, value in found.items()}
+        self._append(state, {"dev_bits_per_byte": rounded})
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if distributed.is_initialized():
@@ -399,16 +419,22 @@ class Progress(transformers.TrainerCallback):
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any) -> None:
         logs: dict[str, float] = more["logs"]
-        if "loss" not in logs or not state.is_world_process_zero:
+        if "loss" not in logs:
             return
         seconds = time.monotonic() - self.started
         record = {
-            "tokens": state.global_step * self.batch_tokens,
-            "of_tokens": self.steps * self.batch_tokens,
             "loss": logs["loss"],
             "learning_rate": logs["learning_rate"],
             "tokens_per_second": round((state.global_step - self.first_step) * self.batch_tokens / seconds, 1),
         }
+        self._append(state, record)
+
+    def _append(self, state: TrainerState, measured: Mapping[str, Any]) -> None:
+        """Writes a line of the log, and passes it on: in the first process."""
+        if not state.is_world_process_zero:
+            return
+        done = {"tokens": state.global_step * self.batch_tokens, "of_tokens": self.steps * self.batch_tokens}
+        record = {**done, **measured}
         with self.log.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
         if self.report:

@@ -16,7 +16,9 @@ def stated(configs: Sequence[Config]) -> Iterator[Finding]:
         return
     found = hypotheses.read(path)
     methods = [name for config in configs for name in (*config.eval.unmerged, *config.merge.methods)]
-    hypotheses.check_names(path, found, list(dict.fromkeys(methods)), {config.ct.tokens for config in configs})
+    budgets = {config.ct.tokens for config in configs}
+    for name, why in hypotheses.without_data(found, list(dict.fromkeys(methods)), budgets).items():
+        yield Finding(False, f"{path}: {name}: will have no data: {why}")
     times = stated_when.commit_times(path)
     if times is None:
         yield Finding(False, f"{path}: there is no git history, so the report cannot show when it was stated")

@@ -55,6 +55,12 @@ class Config(Section):
         sizes = [self.ct.block_size, self.sft.block_size]
         return min(sizes if self.model.recipe is None else [*sizes, self.model.recipe.block_size])
 
+    @property
+    def scores_knobs(self) -> bool:
+        """Whether every try of every method is scored on dev and on test in this cell: `eval.frontier`."""
+        wanted = self.eval.frontier
+        return wanted if isinstance(wanted, bool) else self.ct.tokens in wanted
+
     def at(self, ct_tokens: int, seed: int) -> Config:
         """The cell of this sweep at another budget and seed."""
         return self.model_copy(update={"seed": seed, "ct": self.ct.model_copy(update={"tokens": ct_tokens})})
@@ -105,9 +111,17 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def all_tries_are_scored_once(self) -> Config:
+        if self.eval.frontier and self.eval.untuned:
+            raise ValueError("eval.untuned: eval.frontier scores the first try of every method too; say one of them")
+        if self.eval.frontier and self.eval.split == "dev":
+            raise ValueError("eval.split=dev: eval.frontier scores every try on dev and on test; say eval.split=test")
+        return self
+
+    @model_validator(mode="after")
     def as_many_tries(self) -> Config:
         tuned = [len(method.tries) for method in self.merge.methods.values() if method.grid]
-        if self.sft.grid and tuned and len(self.sft.tries) != tuned[0]:
+        if self.sft.grid and tuned and not self.eval.frontier and len(self.sft.tries) != tuned[0]:
             raise ValueError(
                 f"sft.grid: CT-then-SFT gets {len(self.sft.tries)} tries on dev and every merge {tuned[0]}; "
                 "give as many, for a fair comparison"

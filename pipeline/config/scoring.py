@@ -126,6 +126,7 @@ class Evaluation(Section):
     include_path: str | None
     leaks: bool
     untuned: bool
+    frontier: bool | tuple[Tokens, ...] = False
 
     @model_validator(mode="after")
     def families_are_known(self) -> Evaluation:

@@ -146,19 +146,19 @@ def entries(path: Path) -> list[Any]:
     return listed
 
 
-def check_names(
-    path: Path, hypotheses: Sequence[AnyHypothesis], methods: Collection[str], budgets: Collection[int]
-) -> None:
-    """Raises BadInput where a hypothesis names a method or a budget that the experiment does not have."""
+def without_data(
+    hypotheses: Sequence[AnyHypothesis], methods: Collection[str], budgets: Collection[int]
+) -> dict[str, str]:
+    """By id, why a hypothesis will have no data: it names a method or a budget that the experiment does not have."""
+    lacking = {}
+    known = ", ".join(format_tokens(tokens) for tokens in sorted(budgets))
     for one in hypotheses:
-        for method, budget in named_in(one):
-            if method not in methods:
-                raise BadInput(f"{path}: {one.id}: the method {method} is unknown; {suggestion(method, list(methods))}")
+        for method, budget in reversed(named_in(one)):
             if budget and budget not in budgets:
-                known = ", ".join(format_tokens(tokens) for tokens in sorted(budgets))
-                raise BadInput(
-                    f"{path}: {one.id}: budget={format_tokens(budget)}: the experiment has {known}; name one of these"
-                )
+                lacking[one.id] = f"budget={format_tokens(budget)}: the experiment has {known}"
+            if method not in methods:
+                lacking[one.id] = f"the method {method} is not in the experiment; {suggestion(method, list(methods))}"
+    return lacking
 
 
 def named_in(one: AnyHypothesis) -> list[tuple[str, int]]:

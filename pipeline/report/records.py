@@ -54,6 +54,21 @@ class Choice:
 
 
 @dataclass(frozen=True)
+class FrontierPoint:
+    """One setting of a method's knob at one budget and seed, scored on both splits.
+
+    settings: the knob alone, such as {"lambda": 1.5}. dev, folder: scores.jsonl and samples.jsonl on dev and on test.
+    """
+
+    method: str
+    ct_tokens: int
+    seed: int
+    settings: Mapping[str, Any]
+    dev: Path
+    folder: Path
+
+
+@dataclass(frozen=True)
 class Subject:
     """What a report is about: the experiment, the target language, every cell's config by its name, the command.
 

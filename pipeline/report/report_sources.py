@@ -22,7 +22,7 @@ class Sources:
 
     stages: a stage.json and how many cells needed the stage. items: folders of an `items` stage, of which `split` was
     scored. leaks: a leaks.json, where leaks were looked for. untuned: of tuned methods, the first of their tries.
-    frontier: every knob value of every method.
+    frontier: every setting of every method's knob, where all were scored.
     """
 
     subject: Subject
@@ -73,7 +73,7 @@ class Sources:
                 "split": self.split,
                 "leaks": place(self.leaks) if self.leaks else None,
                 "untuned": listed(self.untuned),
-                "frontier": [{**row, "dev": place(Path(row["dev"]))} for row in listed(self.frontier)],
+                "frontier": [{**row, "dev": place(row["dev"])} for row in listed(self.frontier)],
             },
         )
 
@@ -87,8 +87,10 @@ def read(folder: Path) -> Sources:
             f"{folder}: {FILE} cannot be read ({error}); name the folder of a report, outputs/<name> or, of several "
             "languages, outputs/<name>/<language>; or say `report` and the experiment's settings"
         ) from None
-    read = [path for path, _ in found.stages] + [row.folder / "scores.jsonl" for row in found.evaluations]
-    read += [place / "scores.jsonl" for point in found.frontier for place in (point.dev, point.folder)]
+    scored = [row.folder for row in found.evaluations] + [
+        folder for row in found.frontier for folder in (row.dev, row.folder)
+    ]
+    read = [path for path, _ in found.stages] + [folder / "scores.jsonl" for folder in scored]
     if lost := [path.parent for path in read if not path.exists()]:
         more = f", and {len(lost) - 1} entries more" if len(lost) > 1 else ""
         raise BadInput(
@@ -118,10 +120,7 @@ def _read(folder: Path) -> Sources:
         kept["split"],
         place(kept["leaks"]) if kept["leaks"] else None,
         rows(Evaluation, "untuned"),
-        [
-            FrontierPoint(**{**row, "dev": place(row["dev"]), "folder": place(row["folder"])})
-            for row in kept.get("frontier", ())
-        ],
+        [FrontierPoint(**{**row, **{n: place(row[n]) for n in ("dev", "folder")}}) for row in kept.get("frontier", ())],
     )
 
 

@@ -160,7 +160,11 @@ def test_hypotheses_are_read_before_a_run(tmp_path: Path, monkeypatch: pytest.Mo
     subprocess.run(["git", "init", "-q"], check=True)
     (warning,) = stated([cell])
     assert not warning.fails and f"{path}: a: not committed as it is now" in warning.text
-    for method, tokens, said in (("tie", budget, "method tie is unknown"), ("ct", "7M", "budget=7M")):
+    for method, tokens, said in (("tie", budget, "method tie is not"), ("ct", "7M", "budget=7M: the experiment has")):
         path.write_text(entry.replace("M", method, 1).replace("B", tokens))
-        (failure,) = check.guarded(stated, [cell])
-        assert failure.fails and said in failure.text
+        first, second = stated([cell])
+        assert f"{path}: a: will have no data: " in first.text and said in first.text
+        assert not first.fails and "not committed" in second.text
+    path.write_text("[]")
+    (failure,) = check.guarded(stated, [cell])
+    assert failure.fails and "expected a list of hypotheses" in failure.text

@@ -51,6 +51,7 @@ def changed(one: Cell, other: Cell) -> set[str]:
         {"compute__first_guess": {"ct": 1.0}},
         {"tracking__wandb": "offline"},
         {"ct__save_every_tokens": 4096},
+        {"ct__dev_every_tokens": 512, "sft__dev_every_tokens": 512},
         {"sft__save_every_tokens": 4096},
         {"eval__batch_tokens": 512},
         {"language__name": "Nyanja"},

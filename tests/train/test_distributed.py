@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from common.errors import BadInput
 from train import base_model, trainer
+from train.dev_text import Watched
 from train.parallel import Compute
 from train.resume import COMPLETE, check_state
 from train.stage_settings import BaseModelSettings, TrainingSettings
@@ -71,12 +72,20 @@ def prepared(
             work=folder / name / "work",
             save_every_tokens=512,
             compute=Compute(threads=1),
+            watched=Watched(str(corpus_dir), ("xx", "en"), 512) if blocks == "masked" else None,
         )
+    (folder / "corpus").symlink_to(corpus_dir)
     return folder
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "out" / "model" / "model.safetensors")
+
+
+def dev_bits(log: Path) -> dict[int, dict[str, float]]:
+    """What was measured on dev, by tokens."""
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    return {line["tokens"]: line["dev_bits_per_byte"] for line in lines if "dev_bits_per_byte" in line}
 
 
 def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
@@ -134,6 +143,10 @@ def test_two_processes_train_what_one_does(strategy: str, prepared: Path, tmp_pa
     }
     print(f"\n{strategy:14}", "  ".join(f"{name} {difference:.1e}" for name, difference in differences.items()))
     assert not same(weights(tmp_path / "half"), whole)
+
+    ours, one = (dev_bits(folder / "out" / "log.jsonl") for folder in (tmp_path / "masked", prepared / "one_masked"))
+    assert ours.keys() == one.keys() == {0, 512, 1024}
+    assert all(ours[tokens] == pytest.approx(one[tokens], abs=2e-5) for tokens in one)
 
     for rank in (0, 1):
         facts = json.loads((tmp_path / "whole" / f"facts-{rank}.json").read_text())

@@ -95,13 +95,12 @@ def test_bad_files_are_rejected_in_one_line(tmp_path: Path) -> None:
 
 
 def test_names_that_the_experiment_does_not_have_are_found_early(tmp_path: Path) -> None:
-    path = file(tmp_path, GAP, CONTRAST)
-    stated = hypotheses.read(path)
-    hypotheses.check_names(path, stated, {"ties", "ct_then_sft"}, {10_000, 450_000})
-    with pytest.raises(BadInput, match=r"gap: the method ties is unknown; did you mean tie\?"):
-        hypotheses.check_names(path, stated, ["ct_then_sft", "tie"], {10_000, 450_000})
-    with pytest.raises(BadInput, match="contrast: budget=10k: the experiment has 50k, 450k; name one of these"):
-        hypotheses.check_names(path, stated, PAIR, {450_000, 50_000})
+    stated = hypotheses.read(file(tmp_path, GAP, CONTRAST))
+    assert hypotheses.without_data(stated, PAIR, {10_000, 450_000}) == {}
+    said = "the method ties is not in the experiment; did you mean tie?"
+    assert hypotheses.without_data(stated, ["ct_then_sft", "tie"], {10_000, 450_000}) == {"gap": said, "contrast": said}
+    lacking = hypotheses.without_data(stated, PAIR, {450_000, 50_000})
+    assert lacking == {"contrast": "budget=10k: the experiment has 50k, 450k"}
 
 
 def test_a_gap_is_answered_and_swapping_its_methods_contradicts_it(tmp_path: Path) -> None:
