@@ -85,7 +85,8 @@ def render(
         shown = claims.Claims([], paired.compare(evidence, pairs, 1 if subject.given else 2))
     data = hypothesis_answers.data(evaluations, frontier, discarded, subject.language)
     if hypotheses is not None:
-        shown = claims.Claims(hypothesis_answers.answers(hypotheses, data), shown.comparisons)
+        regime = next((config.get("regime") for config in subject.configs.values()), None)
+        shown = claims.Claims(hypothesis_answers.answers(hypotheses, data, regime), shown.comparisons)
     frontiers = frontier_tables.found(data.frontiers, shown.answers)
     asked_of_base = gates.gates(rows, subject.language)
     if asked_of_base:

@@ -38,6 +38,7 @@ class Hypothesis(Section):
 
     expected: the size of the effect that is expected, above 0. margin: a smaller effect would not matter. role: a
     secondary hypothesis is estimated and gets no verdict. seeds: none but these count (null: all that there are).
+    regime: the reports of other regimes leave it out (null: none does).
     """
 
     id: Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
@@ -48,6 +49,7 @@ class Hypothesis(Section):
     refuted_by: tuple[Refuting, ...] = ("contradicted", "equivalent", "ruled out")
     role: Literal["primary", "secondary"] = "primary"
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] | None = None
+    regime: Words | None = None
 
 
 class GapTerm(Section):

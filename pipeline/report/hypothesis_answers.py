@@ -69,13 +69,14 @@ def data(
     return Data(Evidence([*evaluations, *on_test(points)], language), Frontiers(points, language), discarded)
 
 
-def answers(path: Path, found: Data) -> list[Answer]:
-    """The answer to each hypothesis of a file.
+def answers(path: Path, found: Data, regime: str | None = None) -> list[Answer]:
+    """The answer to each hypothesis of a file, without those of other regimes.
 
     A hypothesis that is secondary, or that is younger than its scores, has an estimate and no verdict.
     """
     times = stated_when.commit_times(path)
-    outcomes = [(one, _outcome(one, found), _stated(one, found, times)) for one in read(path)]
+    asked = [one for one in read(path) if one.regime in (None, regime)]
+    outcomes = [(one, _outcome(one, found), _stated(one, found, times)) for one in asked]
     judged = [one.role == "primary" and outcome.estimate and when.when != "after" for one, outcome, when in outcomes]
     ps = [outcome.p for (_, outcome, _), counts in zip(outcomes, judged, strict=True) if counts]
     adjusted, at = iter(holm(ps)), iter(levels(ps))

@@ -177,19 +177,3 @@ def _is_number(text: str) -> bool:
 def mean(values: Sequence[float]) -> float:
     """The mean of one value or more."""
     return sum(values) / len(values)
-
-
-@dataclass(frozen=True)
-class FrontierPoint:
-    """Scores of one knob value of a method, on dev and on test: folders with scores.jsonl and samples.jsonl.
-
-    settings: the knob only, such as `{"lambda": 1.5}` or `{"learning_rate": 2e-4}`. dev, folder: the splits dev and
-    test.
-    """
-
-    method: str
-    ct_tokens: int
-    seed: int
-    settings: Mapping[str, Any]
-    dev: Path
-    folder: Path

@@ -192,6 +192,12 @@ def test_one_seed_and_secondary_hypotheses_decide_nothing(tmp_path: Path) -> Non
     assert nobody.verdict == "no data" and "share no seed" in nobody.text
 
 
+def test_a_regime_has_its_own_hypotheses(tmp_path: Path) -> None:
+    given, path = data([], both(tmp_path), [], "nya"), file(tmp_path, GAP, {**GAP, "id": "wsd", "regime": "wsd"})
+    found = {regime: [one.claim.id for one in answers(path, given, regime)] for regime in (None, "cosine", "wsd")}
+    assert found == {None: ["gap"], "cosine": ["gap"], "wsd": ["gap", "wsd"]}
+
+
 def test_contrasts_are_paired_differences_and_counts_are_shares(tmp_path: Path) -> None:
     run = Run(tmp_path, GOOD, LOST)
     knob = [FrontierPoint("ties", BUDGETS[0], 0, {"lambda": 2}, one.folder, one.folder) for one in run.evaluations]
