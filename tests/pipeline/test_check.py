@@ -145,7 +145,7 @@ def test_text_that_a_tokenizer_loses_fails_and_a_hardly_known_script_warns(tmp_p
 
 
 def test_hypotheses_are_read_before_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cell = config(f"store={tmp_path}")
+    cell = config(f"store={tmp_path}", "name=mine")
     monkeypatch.chdir(tmp_path)
     assert list(stated([cell])) == []
     path = Path("hypotheses") / f"{cell.name}.yaml"
