@@ -116,6 +116,9 @@ def sentence(answers: Sequence[Answer], language: str, budgets: Sequence[int] = 
     budgets: CT tokens of the report.
     """
     asked = [answer for answer in answers if answer.verdict in VERDICTS]
+    exploratory = sum(answer.verdict == "exploratory" for answer in answers)
+    if not asked and exploratory:
+        return f"In {language}, no hypothesis has a verdict: {exploratory} of {len(answers)} are exploratory."
     if not asked:
         return f"In {language}, nothing that the claims are about was run yet."
     by_verdict = {verdict: [answer for answer in asked if answer.verdict == verdict] for verdict in VERDICTS}

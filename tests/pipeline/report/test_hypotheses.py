@@ -16,7 +16,7 @@ import yaml
 
 from common.errors import BadInput
 from pipeline import report
-from pipeline.report import discards, hypotheses, report_sources, stated_when
+from pipeline.report import discards, headline, hypotheses, report_sources, stated_when
 from pipeline.report.claims import Answer
 from pipeline.report.hypothesis_answers import answers, data
 from pipeline.report.paired import Evidence
@@ -188,6 +188,9 @@ def test_one_seed_and_secondary_hypotheses_decide_nothing(tmp_path: Path) -> Non
     assert (one.verdict, other.verdict) == ("inconclusive", "exploratory")
     assert one.estimate is not None and one.estimate.seeds == 1 and one.more["level"] == 0.05
     assert other.estimate is not None and other.p_adjusted is None and other.more["refuted"] is None
+    assert headline.sentence([other], "Chichewa") == (
+        "In Chichewa, no hypothesis has a verdict: 1 of 1 are exploratory."
+    )
     (nobody,) = answered(tmp_path, points, {**GAP, "seeds": [7]})
     assert nobody.verdict == "no data" and "share no seed" in nobody.text
 
