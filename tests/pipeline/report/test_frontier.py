@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.special import bdtr
 
 from pipeline.report.frontier import Frontiers, Gap, gap_terms, hat_weights, matching_value, pairs, price_of_tie
 from pipeline.report.hypothesis_answers import judged_at
@@ -261,38 +262,40 @@ def test_pairs_are_those_that_are_asked_then_merges_minus_ct_then_sft() -> None:
 
 
 RUNS = 400
+UNLIKELY = 0.001  # that one of the tests of simulated runs fails although the true rate is at its limit
+
+
+def most_of(rate: float) -> int:
+    """The largest count in RUNS runs that a true rate gives, but for one time in a thousand."""
+    return next(count for count in range(RUNS + 1) if bdtr(count, RUNS, rate) >= 1 - UNLIKELY)
 
 
 @pytest.fixture(scope="module")
 def simulated() -> dict[int, list[Estimate]]:
-    """The first of the runs that docs/explanation/statistics.md has numbers of: 2,500, and 1,500 of ten seeds."""
-    return {seeds: frontier_world.estimates(seeds, RUNS, seed=100 + seeds) for seeds in (3, 5, 10)}
+    """Runs with no true gap, by number of seeds; docs/explanation/statistics.md has the numbers of more of them."""
+    return {seeds: frontier_world.estimates(seeds, RUNS, seed=seeds) for seeds in (3, 5, 10)}
 
 
 @pytest.mark.parametrize("seeds", [3, 5, 10])
 def test_intervals_of_gaps_cover_the_truth(simulated: dict[int, list[Estimate]], seeds: int) -> None:
-    covered = np.mean([estimate.low <= 0 <= estimate.high for estimate in simulated[seeds]])
-    assert 0.93 <= covered <= 0.98
+    """In 93 to 98% of runs."""
+    missed = sum(not estimate.low <= 0 <= estimate.high for estimate in simulated[seeds])
+    assert RUNS - most_of(0.98) <= missed <= most_of(0.07)
 
 
 @pytest.mark.parametrize("seeds", [3, 5, 10])
 def test_eight_claims_are_rarely_decided_wrongly(simulated: dict[int, list[Estimate]], seeds: int) -> None:
-    """Equal frontiers are called better or worse among eight claims in at most 7% of reports."""
-    rng, wrong, reports = np.random.default_rng(1), 0, 1_000
-    for _ in range(reports):
-        drawn = [simulated[seeds][index] for index in rng.integers(0, RUNS, 8)]
-        at = levels([estimate.p for estimate in drawn])
-        verdicts = {judged_at(each, 0.02, level, LEVEL / 8) for each, level in zip(drawn, at, strict=True)}
-        wrong += bool(verdicts & {"supported", "contradicted"})
-    assert wrong / reports <= 0.07
+    """Equal frontiers are told apart among eight claims in at most 7% of reports: each at Holm's first level."""
+    assert levels([0.001] + [1.0] * 7)[0] == LEVEL / 8
+    wrong = sum(estimate.p < LEVEL / 8 for estimate in simulated[seeds])
+    assert wrong <= most_of(0.07 / 8)
 
 
 @pytest.mark.parametrize("seeds", [5, 10])
 def test_a_gap_of_the_mde_is_detected_four_times_in_five(simulated: dict[int, list[Estimate]], seeds: int) -> None:
     mde = np.mean([estimate.mde for estimate in simulated[seeds]])
-    either_way = [each for estimate in simulated[seeds] for each in (estimate, estimate.negated)]
-    detected = np.mean([estimate.low + mde > 0 for estimate in either_way])
-    assert 0.75 <= detected <= 0.85
+    detected = sum(estimate.low + mde > 0 for estimate in simulated[seeds])
+    assert RUNS - most_of(0.25) <= detected <= most_of(0.85)
 
 
 @pytest.mark.parametrize(
