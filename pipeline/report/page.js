@@ -78,6 +78,7 @@
       heat: () => `Shares of SFT's parameters that ${looks[state.merge]?.title} discarded, by part of the model and budget.`,
       slack: () => `Lines against the slack: ${rows.map((row) => `slack ${row.slack} at ${tokens(row.tokens)}: ${fixed(row[state.measured])}`).join("; ")}.`,
       predictions: () => `Bars: how often each label was the answer to ${state.task}, at ${tokens(state.budget)}.`,
+      training: () => `Lines of bits per byte on dev against tokens. ${rows.map((row) => `${row.stage}, ${row.language}, ${tokens(row.tokens)}: ${fixed(row.bits)}`).join("; ")}.`,
       hours: () => `Hours by kind of stage. ${rows.map((row) => `${row.kind}, ${row.what}: ${row.hours.toFixed(3)}`).join("; ")}.`,
       claims: () => `Effects of the claims in margins. ${rows.map((row) => `${row.claim}: ${row.verdict}`).join("; ")}.`,
     };

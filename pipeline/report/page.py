@@ -89,6 +89,7 @@ def picture(found: Findings, width: int | None = None) -> Picture:
         "predictions": chart_data.predictions(found.rows, language),
         "differences": chart_data.differences(found.claims.comparisons),
         "hours": chart_data.hours(found.stages),
+        "training": chart_data.training(found.stages, language, name),
         **frontier_tables.tables(found.frontiers, found.claims.answers),
     }
     shown = tables["windows"] if tables["windows"].rows else tables["frontiers"]
@@ -120,6 +121,7 @@ def picture(found: Findings, width: int | None = None) -> Picture:
         merge_charts.heat(parts, width),
         merge_charts.slack([by_slack[order] for order in sorted(by_slack)], budgets, width),
         score_charts.predictions(listed, width),
+        merge_charts.training(list(dict.fromkeys(str(row[1]) for row in tables["training"].rows)), width),
         merge_charts.hours(len(tables["hours"].rows) // 2, width),
     )
     data_of = {"curves": "scores", "heat": "parts"}

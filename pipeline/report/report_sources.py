@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import BadInput
-from common.files import write_json
+from common.files import read_jsonl, write_json
 from common.parsing import read_json
 from pipeline.report.records import Audit, Choice, Evaluation, FrontierPoint, ReportPaths, Subject
 
@@ -41,7 +41,7 @@ class Sources:
         from pipeline import report
         from pipeline.report import hypotheses, sample_items, text_of_budgets
 
-        records = [{**read_json(path), "cells": cells} for path, cells in self.stages]
+        records = [{**read_json(path), "cells": cells, "dev": dev_lines(path.parent)} for path, cells in self.stages]
         leaks = read_json(self.leaks) if self.leaks else None
         items = sample_items.read_items(self.items, self.split)
         counts = text_of_budgets.read(path for path, _ in self.stages)
@@ -76,6 +76,12 @@ class Sources:
                 "frontier": [{**row, "dev": place(row["dev"])} for row in listed(self.frontier)],
             },
         )
+
+
+def dev_lines(stage: Path) -> list[dict[str, Any]]:
+    """What a training measured on dev while it ran; nothing where it did not, or for other stages."""
+    log = stage / "log.jsonl"
+    return [line for line in read_jsonl(log) if "dev_bits_per_byte" in line] if log.is_file() else []
 
 
 def read(folder: Path) -> Sources:
