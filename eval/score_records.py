@@ -14,11 +14,10 @@ from typing import Any
 from common.errors import BadInput
 from eval import calibration
 from eval.stats import mean_interval, mean_ratio_interval, ratio_interval, wilson
-from eval.task_checks import lower_is_better
+from eval.task_checks import LOWER, lower_is_better
 from eval.task_set import BITS, CALIBRATED, GOLD_BITS, Entry, mean_metrics
 
 Record = dict[str, Any]
-LOWER = "higher_is_better"  # a field of records, False, of metrics that are better the lower they are
 Logged = Sequence[dict[str, Any]]  # what lm-eval logs with log_samples, a mapping a document
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.files import read_jsonl
+from eval.task_checks import LOWER
 from eval.task_set import BITS
 from pipeline.arms import ARMS
 from pipeline.report.inference import Estimate, crossed, holm, verdict
@@ -22,15 +23,16 @@ from pipeline.report.records import Evaluation, Samples, mean
 from pipeline.report.results import unique
 from pipeline.report.wording import ANSWER_BITS
 
-Kind = Literal["accuracy", "answer_bits", "bits"]
+Kind = Literal["accuracy", "answer_bits", "bits", "error"]
 KINDS: dict[Kind, str] = {
     "accuracy": "mean accuracy",
     "answer_bits": ANSWER_BITS,
     "bits": "bits per byte",
+    "error": "mean error",
 }
-LOWER_IS_BETTER: tuple[Kind, ...] = ("answer_bits", "bits")
+LOWER_IS_BETTER: tuple[Kind, ...] = ("answer_bits", "bits", "error")
 # Differences that would not matter, stated before looking: about a tenth of what continual pre-training gives.
-MARGINS: dict[Kind, float] = {"accuracy": 0.02, "answer_bits": 0.05, "bits": 0.05}
+MARGINS: dict[Kind, float] = {"accuracy": 0.02, "answer_bits": 0.05, "bits": 0.05, "error": 0.02}
 # Two models that answered n items alike may differ in 3 of n others, at 95%: 1.96 standard errors of 1.53 / n.
 RULE_OF_THREE = 1.53
 AGAINST = ("ct_then_sft", "ct", "sft")
@@ -40,7 +42,7 @@ Item = tuple[str, str, str]  # task, id, document
 
 @dataclass(frozen=True)
 class Comparison:
-    """Method minus baseline on the same items: mean accuracy, or bits per byte (lower is better).
+    """Method minus baseline on the same items: mean accuracy, or bits per byte or errors (lower is better).
 
     p_adjusted: by Holm, for all comparisons of the report.
     """
@@ -138,7 +140,7 @@ class Evidence:
         values = [sum(weight * kinds[asked].value for weight, kinds in row) for row in checkpoints]
         moves = [np.sum([weight * kinds[asked].influence for weight, kinds in row], axis=0) for row in checkpoints]
         n = checkpoints[0][0][1][asked].n
-        return crossed(values, np.asarray(moves), n, RULE_OF_THREE / n if kind == "accuracy" else 0.0)
+        return crossed(values, np.asarray(moves), n, RULE_OF_THREE / n if kind in ("accuracy", "error") else 0.0)
 
     def difference(
         self, kind: Kind, first: Sequence[Cell], second: Sequence[Cell], family: str | None = None
@@ -167,9 +169,13 @@ class Evidence:
 
 
 def samples_by_kind(folder: Path, language: str) -> dict[Kind, Samples]:
-    """The samples of one language that a kind is computed from, with their families, sorted by task and id."""
+    """The samples of one language that a kind is computed from, with their families, sorted by task and id.
+
+    Errors are those of tasks whose primary metric is better the lower it is, such as a word error rate.
+    """
     records = read_jsonl(folder / "scores.jsonl")
     families = {record["task"]: record["family"] for record in records if record["language"] == language}
+    lower = {(record["task"], record["metric"]) for record in records if not record.get(LOWER, True)}
     samples = sorted(
         (
             {**sample, "family": families[sample["task"]]}
@@ -179,9 +185,10 @@ def samples_by_kind(folder: Path, language: str) -> dict[Kind, Samples]:
         key=lambda sample: (sample["task"], sample["id"]),
     )
     return {
-        "accuracy": [sample for sample in samples if sample["metric"] != BITS],
+        "accuracy": [s for s in samples if s["metric"] != BITS and (s["task"], s["metric"]) not in lower],
         "answer_bits": [sample for sample in samples if "gold_bits" in sample],
         "bits": [sample for sample in samples if sample["metric"] == BITS],
+        "error": [s for s in samples if s["metric"] != BITS and (s["task"], s["metric"]) in lower],
     }
 
 
@@ -198,6 +205,7 @@ FIELDS: dict[Kind, tuple[str, str | None]] = {  # numerator and denominator; Non
     "accuracy": ("score", None),
     "answer_bits": ("gold_bits", "gold_bytes"),
     "bits": ("bits", "bytes"),
+    "error": ("score", None),
 }
 
 

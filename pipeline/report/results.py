@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 
 from common.files import read_jsonl
 from common.units import format_tokens
+from eval.task_checks import LOWER
 from eval.task_set import BITS, GOLD_BITS
 from pipeline.arms import ARMS
 from pipeline.report.records import ENGLISH, WITHOUT_CT, Evaluation, Row, labels, mean
@@ -32,10 +33,11 @@ class Measure:
     name: str
     chance: float | None
     trivial: float | None
+    higher_is_better: bool = True
 
     @property
     def lower_is_better(self) -> bool:
-        return self.metric in (BITS, GOLD_BITS)
+        return self.metric in (BITS, GOLD_BITS) or not self.higher_is_better
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def gather(evaluations: Iterable[Evaluation]) -> list[Row]:
         cell = {"method": evaluation.method, "ct_tokens": evaluation.ct_tokens, "seed": evaluation.seed}
         for record in read_jsonl(evaluation.folder / "scores.jsonl"):
             values = record | cell
-            rows.append(Row(**{name: values[name] for name in names}))
+            rows.append(Row(**{name: values[name] for name in names if name != LOWER or name in values}))
     return rows
 
 
@@ -111,9 +113,14 @@ def measures(rows: Sequence[Row], language: str) -> list[Measure]:
         if row.metric == BITS and families.count(row.family) == 1:
             return "bits per byte"
         task = row.family if families.count(row.family) == 1 else row.task
+        if not row.higher_is_better:
+            return f"{task}: {row.metric}"
         return f"{task}: {ANSWER_BITS}" if row.metric == GOLD_BITS else task
 
-    shown = [Measure(language, row.task, row.metric, name(row), row.chance, row.trivial) for row in last.values()]
+    shown = [
+        Measure(language, row.task, row.metric, name(row), row.chance, row.trivial, row.higher_is_better)
+        for row in last.values()
+    ]
     return sorted(shown, key=lambda measure: OVERALL.index(measure.name) if measure.name in OVERALL else len(OVERALL))
 
 
@@ -185,10 +192,14 @@ def _cell(point: Point | None, bold: bool) -> str:
 
 
 def terminal_table(rows: Sequence[Row], language: str) -> str:
-    """Methods x budgets, for a terminal: mean accuracy in the language, then bits per byte (after a slash)."""
+    """Methods x budgets, for a terminal: mean accuracy in the language, then bits per byte (after a slash).
+
+    Where neither was measured: the first two tasks.
+    """
     budgets, order = budgets_of(rows), methods_in_order(row.method for row in rows)
     titles = labels(order)
-    shown = [measure for measure in measures(rows, language) if measure.name in OVERALL[:2]]
+    every = measures(rows, language)
+    shown = [measure for measure in every if measure.name in OVERALL[:2]] or every[:2]  # or error rates alone
     columns = [points(rows, measure) for measure in shown]
     head = ["", *(budget_name(budget) for budget in budgets)]
     lines = [head]
