@@ -12,7 +12,7 @@ import pytest
 from common.errors import BadInput
 from eval import harness, task_set
 from eval.harness import Scores
-from tests.eval.conftest import tiny_model
+from tests.eval.conftest import make_items, tiny_model, write_jsonl
 
 Folders = tuple[Path, Path]
 
@@ -158,3 +158,14 @@ def test_lengths_that_nothing_can_be_scored_with_are_refused(
 ) -> None:
     with pytest.raises(BadInput, match=r"\w+: [01] must be [12] or more"):
         harness.evaluate(model, tokenizer, task_set.prepare(*folders), **option)
+
+
+def test_control_tokens_written_in_what_is_scored_are_counted(tmp_path: Path, model: Any, tokenizer: Any) -> None:
+    """Once a document, however many choices its prompt is repeated for; what lm-eval puts before a text is not."""
+    rows = make_items("plain", "tel", 4, 0)
+    rows[0]["prompt"] = f"</s> {rows[0]['prompt']} </s>"
+    write_jsonl(tmp_path / "items" / "plain_tel.test.jsonl", rows)
+    write_jsonl(tmp_path / "text" / "tel.test.jsonl", [{"id": "a", "text": "one <s> two"}])
+    scores = harness.evaluate(model, tokenizer, task_set.prepare(tmp_path / "items", tmp_path / "text"))
+    assert scores.control == {"</s>": 2, "<s>": 1}
+    assert scores.note.endswith(", 3 control tokens written in the text (</s> 2, <s> 1)")
