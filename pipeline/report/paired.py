@@ -14,12 +14,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from common.files import read_jsonl
 from eval.task_checks import LOWER
 from eval.task_set import BITS
 from pipeline.arms import ARMS
 from pipeline.report.inference import Estimate, crossed, holm, verdict
-from pipeline.report.records import Evaluation, Samples, mean
+from pipeline.report.records import Evaluation, Samples, mean, read_samples, read_scores
 from pipeline.report.results import unique
 from pipeline.report.wording import ANSWER_BITS
 
@@ -173,20 +172,20 @@ def samples_by_kind(folder: Path, language: str) -> dict[Kind, Samples]:
 
     Errors are those of tasks whose primary metric is better the lower it is, such as a word error rate.
     """
-    records = read_jsonl(folder / "scores.jsonl")
+    records = read_scores(folder)
     families = {record["task"]: record["family"] for record in records if record["language"] == language}
     lower = {(record["task"], record["metric"]) for record in records if not record.get(LOWER, True)}
     samples = sorted(
         (
             {**sample, "family": families[sample["task"]]}
-            for sample in read_jsonl(folder / "samples.jsonl")
+            for sample in read_samples(folder)
             if sample["task"] in families
         ),
         key=lambda sample: (sample["task"], sample["id"]),
     )
     return {
         "accuracy": [s for s in samples if s["metric"] != BITS and (s["task"], s["metric"]) not in lower],
-        "answer_bits": [sample for sample in samples if "gold_bits" in sample],
+        "answer_bits": [sample for sample in samples if "answer_bits" in sample],
         "bits": [sample for sample in samples if sample["metric"] == BITS],
         "error": [s for s in samples if s["metric"] != BITS and (s["task"], s["metric"]) in lower],
     }
@@ -203,7 +202,7 @@ def _document(sample: Mapping[str, Any]) -> str:
 
 FIELDS: dict[Kind, tuple[str, str | None]] = {  # numerator and denominator; None: each item counts one
     "accuracy": ("score", None),
-    "answer_bits": ("gold_bits", "gold_bytes"),
+    "answer_bits": ("answer_bits", "answer_bytes"),
     "bits": ("bits", "bytes"),
     "error": ("score", None),
 }

@@ -11,6 +11,7 @@ from typing import Any
 from common.errors import BadInput
 from common.files import write_json
 from common.parsing import read_json
+from pipeline.old_names import current_method
 from pipeline.report.records import Audit, Choice, Evaluation, ReportPaths, Subject
 
 FILE = "sources.json"
@@ -98,7 +99,8 @@ def _read(folder: Path) -> Sources:
         return Path(os.path.normpath(folder / path))
 
     def rows(kind: Any, name: str) -> list[Any]:
-        return [kind(**{**row, "folder": place(row["folder"])}) for row in kept[name]]
+        known = ({**row, "method": current_method(row["method"])} for row in kept[name])
+        return [kind(**{**row, "folder": place(row["folder"])}) for row in known]
 
     subject = Subject(**kept["subject"])
     unfinished = subject.unfinished

@@ -10,12 +10,11 @@ import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 
-from common.files import read_jsonl
 from common.units import format_tokens
 from eval.task_checks import LOWER
-from eval.task_set import BITS, GOLD_BITS
+from eval.task_set import BITS, CORRECT_BITS
 from pipeline.arms import ARMS
-from pipeline.report.records import ENGLISH, WITHOUT_CT, Evaluation, Row, labels, mean
+from pipeline.report.records import ENGLISH, WITHOUT_CT, Evaluation, Row, labels, mean, read_scores
 from pipeline.report.wording import ANSWER_BITS
 
 COLUMNS = tuple(field.name for field in fields(Row))[:12]
@@ -37,7 +36,7 @@ class Measure:
 
     @property
     def lower_is_better(self) -> bool:
-        return self.metric in (BITS, GOLD_BITS) or not self.higher_is_better
+        return self.metric in (BITS, CORRECT_BITS) or not self.higher_is_better
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ def gather(evaluations: Iterable[Evaluation]) -> list[Row]:
     rows = []
     for evaluation in unique(evaluations):
         cell = {"method": evaluation.method, "ct_tokens": evaluation.ct_tokens, "seed": evaluation.seed}
-        for record in read_jsonl(evaluation.folder / "scores.jsonl"):
+        for record in read_scores(evaluation.folder):
             values = record | cell
             rows.append(Row(**{name: values[name] for name in names if name != LOWER or name in values}))
     return rows
@@ -103,19 +102,19 @@ def languages(rows: Sequence[Row], target: str) -> list[str]:
 
 def measures(rows: Sequence[Row], language: str) -> list[Measure]:
     """What to show of a language: what sums it up, then every task by its primary metric, then its answer bits."""
-    of_language = [row for row in rows if row.language == language and (row.primary or row.metric == GOLD_BITS)]
-    last = {(row.task, row.metric): row for row in sorted(of_language, key=lambda row: row.metric == GOLD_BITS)}
+    of_language = [row for row in rows if row.language == language and (row.primary or row.metric == CORRECT_BITS)]
+    last = {(row.task, row.metric): row for row in sorted(of_language, key=lambda row: row.metric == CORRECT_BITS)}
     families = [row.family for row in last.values() if row.primary]
 
     def name(row: Row) -> str:
         if row.family == "mean":
-            return ANSWER_BITS if row.metric == GOLD_BITS else "mean accuracy"
+            return ANSWER_BITS if row.metric == CORRECT_BITS else "mean accuracy"
         if row.metric == BITS and families.count(row.family) == 1:
             return "bits per byte"
         task = row.family if families.count(row.family) == 1 else row.task
         if not row.higher_is_better:
             return f"{task}: {row.metric}"
-        return f"{task}: {ANSWER_BITS}" if row.metric == GOLD_BITS else task
+        return f"{task}: {ANSWER_BITS}" if row.metric == CORRECT_BITS else task
 
     shown = [
         Measure(language, row.task, row.metric, name(row), row.chance, row.trivial, row.higher_is_better)

@@ -34,7 +34,7 @@ def test_records_are_lm_evals_numbers(folders: Folders, model: Any, tokenizer: A
     )["results"]
     compared = 0
     for row in scores.records:
-        if row["family"] != "mean" and row["metric"] != "gold_bits_per_byte":
+        if row["family"] != "mean" and row["metric"] != "answer_bits_per_byte":
             assert row["value"] == pytest.approx(stock[row["task"]][f"{row['metric']},none"], abs=1e-5)
             assert row["low"] <= row["value"] <= row["high"]
             compared += 1
@@ -116,7 +116,7 @@ def test_limit_takes_the_first_items(folders: Folders, model: Any, tokenizer: An
     part = harness.evaluate(model, tokenizer, task_set.prepare(folders[0], limit=5))
     firsts = [sample for sample in whole.samples if int(sample["id"].split(".")[1]) < 5]
     for sample, first in zip(part.samples, firsts, strict=True):  # another batch may move the last digits
-        bits = {name: sample[name] for name in ("gold_bits", "bits") if name in sample}
+        bits = {name: sample[name] for name in ("answer_bits", "bits") if name in sample}
         assert sample == {**first, **{name: pytest.approx(first[name], rel=1e-5) for name in bits}}
     assert by_task(part, primary=True)["next_nya"]["n"] == 5
 
