@@ -16,8 +16,8 @@ from tests.pipeline.report.synthetic import GOOD, LOST, SUBJECT, Run
 from tests.pipeline.test_keys import digest
 
 MINE = (
-    "+merge.methods.mine={{of: [ct, {0}], recipe: {{method: ties_sv, slack: 1, protect: [{0}], models.{0}.weight: 2.0}},"
-    " grid: {{}}}}"
+    "+merge.methods.mine={{of: [ct, {0}], grid: {{}},"
+    " recipe: {{method: ties_sv, slack: 1, protect: [{0}], models.{0}.weight: 2.0}}}}"
 )
 OLD = (
     "merge=stated",
