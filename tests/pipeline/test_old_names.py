@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 
 from pipeline import old_names, sweep
+from pipeline.graph import Stage
+from pipeline.plan import merged, plan_cell
 from pipeline.report import folders, page, report_sources
 from pipeline.report.records import label
 from pipeline.report.report_sources import Sources
 from tests.pipeline.report.synthetic import GOOD, LOST, SUBJECT, Run
-from tests.pipeline.test_keys import digest
+from tests.pipeline.test_keys import INPUTS
 
 MINE = (
     "+merge.methods.mine={{of: [ct, {0}], grid: {{}},"
@@ -40,17 +42,27 @@ def _say_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.report.figures.javascript", lambda: "")
 
 
-def test_keys_are_those_of_the_old_names() -> None:
-    """The digests were taken before the names changed."""
-    assert digest("experiment=evidence") == (612, "89c7022fbdd8b37e")
-    assert digest("experiment=gates") == (13, "e3663f7fb674b573")
-    assert digest("experiment=test", *OLD) == digest("experiment=test", *NEW) == (52, "99324d3428246d4b")
+def stages(*overrides: str) -> dict[str, Stage]:
+    """Of an experiment's plan, by kind and slug."""
+    cells = [plan_cell(config, INPUTS) for config in sweep.expand(overrides, multirun=True).configs]
+    return {f"{stage.kind} {stage.slug}": stage for stage in merged(cells)}
+
+
+def test_keys_and_folders_are_those_of_the_old_names() -> None:
+    """Compared before and after the change: experiment=evidence, gates, tiny and this one had the same digests."""
+    old, new = stages("experiment=test", *OLD), stages("experiment=test", *NEW)
+    assert {name: stage.key for name, stage in old.items()} == {name: stage.key for name, stage in new.items()}
+    assert {"eval nya-ceiling-4096-s0", "eval nya-base_with_sft-s0", "merge nya-mine-4096-s0"} < set(new)
+    mine = new["merge nya-mine-4096-s0"]
+    assert set(mine.parents) == {"model", "ct", "ceiling"}
+    recipe = mine.settings["stated"]
+    assert recipe["protect"] == ["ceiling"] and recipe["models.ceiling.weight"] == 2.0
 
 
 def test_old_names_on_the_command_line_are_said_once(capsys: pytest.CaptureFixture[str]) -> None:
     given = ("merge.methods.ties_stated.recipe.lambda=2.0", "~merge.methods.ties_sv_1_stated")
     for _ in range(2):
-        assert digest("experiment=tiny", *given) == (134, "c25359a29b36f967")
+        sweep.expand(["experiment=tiny", "merge=tiny", *given], multirun=True)
         sweep.expand(["experiment=test", *OLD], multirun=True)
     said = capsys.readouterr().err.splitlines()
     assert len(said) == len(set(said)) == 7
