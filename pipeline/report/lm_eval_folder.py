@@ -26,7 +26,8 @@ from pipeline.report.records import Evaluation
 LARGEST = 1e100  # of a metric's values: their squares are added up
 DATE = r"(?P<date>\d{4}-\d\d-\d\dT[\d.-]+)"
 SAMPLES = re.compile(rf"samples_(?P<task>.+)_{DATE}\.jsonl$")
-RESULTS = re.compile(rf"results_{DATE}\.json$")
+RESULTS = re.compile(rf".+_{DATE}\.json$")  # results_<date>.json, or with --output_path name.json name_<date>.json
+DEPTHS = ("", "*/", "*/*/")  # where the folders of models lie: --output_path itself, or folders of several runs
 MEANS = ("mean", "nanmean")  # the same where every item has a number
 # What lm-eval makes otherwise than as a mean where a task does not say how, though its items have numbers.
 NO_MEANS = frozenset({"perplexity", "word_perplexity", "byte_perplexity", "bypass"})
@@ -121,13 +122,20 @@ class Metrics:
 
 
 def is_one(folder: Path) -> bool:
-    """Whether results of lm-eval lie in it, or in a folder of a model in it."""
+    """Whether results of lm-eval lie in it, in a folder of a model in it, or in folders of runs in it."""
     return bool(_models(folder))
 
 
 def _models(folder: Path) -> list[Path]:
     """The folders of its models: itself, or those in it."""
-    return [place for place in (folder, *sorted(folder.glob("*/"))) if any(place.glob("results_*.json"))]
+    places = (place for depth in DEPTHS for place in (sorted(folder.glob(depth)) if depth else [folder]))
+    return [place for place in places if _runs(place)]
+
+
+def _runs(place: Path) -> list[Path]:
+    """The files of results in a folder of a model, the newest last."""
+    found = [path for path in place.glob("*.json") if RESULTS.match(path.name) or path.name.startswith("results_")]
+    return sorted(found, key=lambda path: (_date(path), path.name))
 
 
 def read(folder: Path, out: Path) -> list[Evaluation]:
@@ -143,8 +151,7 @@ def scored(folder: Path, out: Path) -> list[Scored]:
     """
     found = []
     for place in _models(folder):
-        runs = sorted(place.glob("results_*.json"), key=lambda path: path.name)
-        results: list[tuple[str, Results]] = [(_date(path), read_json(path, Results)) for path in runs]
+        results: list[tuple[str, Results]] = [(_date(path), read_json(path, Results)) for path in _runs(place)]
         newest: dict[str, tuple[Path, str]] = {}
         for path in sorted(place.glob("samples_*.jsonl"), key=lambda path: path.name):
             if match := SAMPLES.search(path.name):
@@ -159,7 +166,8 @@ def scored(folder: Path, out: Path) -> list[Scored]:
                 raise BadInput(f"{place}: {word!r} is no name of a model or task; name it in letters")
         tasks = {task: (path, Metrics.of(_run(results, date, task), task)) for task, (path, date) in newest.items()}
         evaluation = Evaluation(name, 0, 0, _write(tasks, out / str(len(list(out.glob("*"))))))
-        where = (place.name, *(part for part in folder.resolve().parts if part != "/"))
+        above = place if place == folder else place.parent  # a folder of a model is named by the model
+        where = (place.name, *(part for part in above.resolve().parts if part != "/"))
         found.append(Scored(evaluation, (*where, *(parts or (name,)))))
     return found
 
@@ -178,28 +186,30 @@ def _run(results: Sequence[tuple[str, Results]], date: str, task: str) -> Result
 
 
 def apart(found: Sequence[Scored]) -> list[Evaluation]:
-    """Evaluations of models of one name under as much of their paths as tells them apart: `a/step-500`, `b/step-500`.
+    """Evaluations of models of one name under the part of their paths that tells them apart: `a/step-500`.
 
     Raises BadInput for one place that was given twice.
     """
-    names = [one.evaluation.method for one in found]
-    wanted = []
-    for one, name in zip(found, names, strict=True):
-        others = [other.parts for other in found if other.evaluation.method == name and other is not one]
-        length = next(
-            (n for n in range(1, len(one.parts) + 1) if all(_end(o, n) != _end(one.parts, n) for o in others)), 0
-        )
-        if not length:
-            raise BadInput(f"{name}: the same model twice, of one folder. Give each folder of lm-eval once.")
-        wanted.append("/".join(_end(one.parts, length)))
+    names = [_apart(one, [other for other in found if other is not one]) for one in found]
+    if len(set(names)) < len(names):
+        names = ["/".join(one.parts) for one in found]
     return [
-        Evaluation(method, one.evaluation.ct_tokens, one.evaluation.seed, one.evaluation.folder)
-        for method, one in zip(wanted, found, strict=True)
+        Evaluation(name, one.evaluation.ct_tokens, one.evaluation.seed, one.evaluation.folder)
+        for name, one in zip(names, found, strict=True)
     ]
 
 
-def _end(parts: tuple[str, ...], length: int) -> tuple[str, ...]:
-    return parts[-length:]
+def _apart(one: Scored, others: Sequence[Scored]) -> str:
+    """A model's name, with the last part of its path that no other model of the name has there, if there are others."""
+    name = one.evaluation.method
+    same = [other.parts for other in others if other.evaluation.method == name]
+    if not same:
+        return name
+    if one.parts in same:
+        raise BadInput(f"{name}: the same model twice, of one folder. Give each folder of lm-eval once.")
+    places = range(2, len(one.parts) + 1)
+    part = next((one.parts[-n] for n in places if all(other[-n:][:1] != one.parts[-n:][:1] for other in same)), None)
+    return f"{part}/{name}" if part else "/".join(one.parts)
 
 
 def _write(tasks: Mapping[str, tuple[Path, Metrics]], folder: Path) -> Path:

@@ -147,3 +147,18 @@ def test_samples_of_old_versions_are_read(tmp_path: Path, listed: bool) -> None:
 
     document = read_jsonl(lm_eval_folder.read(old, tmp_path / "again")[0].folder / "samples.jsonl")[0]["document"]
     assert document == hash_string(json.dumps({"text": "item 0"}, indent=2))
+
+
+def test_runs_in_folders_of_their_own_are_models_to_compare(tmp_path: Path) -> None:
+    for run, values in (("first", [1.0] * 30), ("second", [0.0] * 30)):
+        write_run(tmp_path / "all" / run / "org__model", {"acc": values}, [ACC])
+    html = folders.report([tmp_path / "all"], tmp_path / "out").page.read_text()
+    assert "model (second) is worse than model (first) in mean accuracy" in html
+
+
+def test_results_may_have_a_name_of_their_own(tmp_path: Path) -> None:
+    """`--output_path scores.json` gives scores_<date>.json, beside the samples."""
+    folder = write_run(tmp_path / "one", {"acc": [1.0] * 30, "wer": rates(0.5)}, [ACC, WER])
+    (folder / f"results_{DAY}.json").rename(folder / f"scores_{DAY}.json")
+    assert lm_eval_folder.is_one(folder)
+    assert [row.get("higher_is_better") for row in records(folder, tmp_path / "out")] == [None, False, None]
