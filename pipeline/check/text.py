@@ -84,7 +84,7 @@ def tokenizer(config: Config) -> Iterator[Finding]:
         names = ", ".join(sorted(known.control)[:3])
         yield Finding(
             False,
-            f"{subject} reads control tokens in the text of {language}: {names} ({sum(known.control.values()):,} times in"
+            f"{subject} reads control tokens in the {language} text: {names} ({sum(known.control.values()):,} times in"
             f" up to {SAMPLE} documents). Remove them from the text unless they are meant.",
         )
     if known.fallback > MAX_FALLBACK_SHARE:
