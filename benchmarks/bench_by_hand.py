@@ -51,7 +51,7 @@ def main() -> None:
         shutil.rmtree(folder / side, ignore_errors=True)
     ours = python(
         "-m", "pipeline", "run", "-m", "experiment=cosine", *one_core, "seed=0",
-        "merge=stated", "~merge.methods.ties_sv_1", "sft.grid={learning_rate: [5e-4]}",  # nothing is tuned
+        "merge=fixed", "~merge.methods.ties_sv_1", "sft.grid={learning_rate: [5e-4]}",  # nothing is tuned
         *(f"+merge.methods.{name}.control=true" for name in ("linear", "task_arithmetic", "ties")),
         f"ct.tokens={options.budgets}", f"sft.tokens={options.sft_tokens}",
         f"eval.limit={options.limit}", "tracking=none", f"store={folder / 'ours' / 'store'}",

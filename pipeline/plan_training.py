@@ -124,7 +124,7 @@ def ct_blocks(config: Config, data: Data, base: Stage) -> Stage:
 
 
 def sft_blocks(config: Config, data: Data, base: Stage, language: str = "en") -> Stage:
-    """What SFT learns: instructions in English, or for the ceiling in the language, and replay in the same."""
+    """What SFT learns: instructions in English, or for the upper bound in the language, and replay in the same."""
     sft = config.sft
     settings = {
         "tokens": sft.tokens,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.errors import BadInput
+from common.special_tokens import in_words
 from common.units import format_tokens
 from eval.task_set import UNDETERMINED
 from pipeline import choosing, recipes
@@ -121,9 +122,10 @@ def mixed_blocks(job: Job) -> None:
 
 
 def packed(blocks: Path) -> str:
-    """How many blocks there are, and how full they are."""
+    """How many blocks there are, how full they are, and control tokens that their text has by name."""
     counts = json.loads((blocks / "counts.json").read_text(encoding="utf-8"))
-    return f": {counts['blocks']:,} blocks, {counts['real_token_share']:.2%} of their positions real tokens"
+    full = f": {counts['blocks']:,} blocks, {counts['real_token_share']:.2%} of their positions real tokens"
+    return full + in_words(counts.get("control_tokens", {}))
 
 
 def ct(job: Job) -> None:

@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from common.errors import BadInput
 from common.places import CONF
 from common.units import format_tokens
+from pipeline import old_names
 from pipeline.config import Config, suggestion, validate
 
 SEARCH_PATH = "hydra.searchpath="  # further folders of configuration files
@@ -45,7 +46,7 @@ def expand(overrides: Sequence[str], multirun: bool) -> Sweep:
     Raises BadInput, in the words of our schema where Hydra refuses.
     """
     launcher_given = any(override.startswith(("launcher=", "hydra/launcher=")) for override in overrides)
-    overrides, ours, site = _launched(overrides)
+    overrides, ours, site = _launched(old_names.overrides(overrides))
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         try:
             given = OverridesParser.create().parse_overrides(list(overrides))

@@ -3,7 +3,7 @@
 Comes in: folders of a run, by `Evaluation` (scores.jsonl, samples.jsonl), `Audit` (audit.json) and `Choice`
 (choice.yml, tries.jsonl), and the records of stage.json files; nothing of the store or of a config is asked.
 Goes out: results.csv, results.md; with intervals results-intervals.md and results.tex; claims.json (a claim a row),
-gates.json (a gate a row, where a ceiling was scored), frontier.csv and gaps.json (where every knob value was scored),
+gates.json (a gate a row, where target_sft was scored), frontier.csv and gaps.json (where every knob value was scored),
 stages.csv, figures/ (SVG, PDF, PNG) and report.html, each whole or not at all; the same input gives the same bytes (but
 of PDFs). The table for a terminal comes back as text.
 May be touched: the output folder of `render`.

@@ -174,7 +174,7 @@ STATED: tuple[tuple[Claim, Callable[[Data], Finding]], ...] = (
             f"gain in mean accuracy {SCARCE} averaged with its CT",
             MARGINS["accuracy"],
         ),
-        findings.beats("ct_then_sft_with_ct", "accuracy"),
+        findings.beats("average_of_ct_then_sft_and_ct", "accuracy"),
     ),
     (
         Claim(
@@ -184,7 +184,7 @@ STATED: tuple[tuple[Claim, Callable[[Data], Finding]], ...] = (
             "bits per byte of text saved, mean over budgets, of the merge that was best on dev against that average",
             MARGINS["bits"],
         ),
-        findings.keeps_language("ct_then_sft_with_ct"),
+        findings.keeps_language("average_of_ct_then_sft_and_ct"),
     ),
     (
         Claim(
@@ -194,7 +194,7 @@ STATED: tuple[tuple[Claim, Callable[[Data], Finding]], ...] = (
             "gain in mean accuracy at the largest budget, of the merge that was best on dev against that average",
             MARGINS["accuracy"],
         ),
-        findings.beats("base_with_sft", "accuracy", max),
+        findings.beats("average_of_base_and_sft", "accuracy", max),
     ),
     (
         Claim(

@@ -14,23 +14,24 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from common.files import read_jsonl
+from eval.task_checks import LOWER
 from eval.task_set import BITS
 from pipeline.arms import ARMS
 from pipeline.report.inference import Estimate, crossed, holm, verdict
-from pipeline.report.records import Evaluation, Samples, mean
+from pipeline.report.records import Evaluation, Samples, mean, read_samples, read_scores
 from pipeline.report.results import unique
 from pipeline.report.wording import ANSWER_BITS
 
-Kind = Literal["accuracy", "answer_bits", "bits"]
+Kind = Literal["accuracy", "answer_bits", "bits", "error"]
 KINDS: dict[Kind, str] = {
     "accuracy": "mean accuracy",
     "answer_bits": ANSWER_BITS,
     "bits": "bits per byte",
+    "error": "mean error",
 }
-LOWER_IS_BETTER: tuple[Kind, ...] = ("answer_bits", "bits")
+LOWER_IS_BETTER: tuple[Kind, ...] = ("answer_bits", "bits", "error")
 # Differences that would not matter, stated before looking: about a tenth of what continual pre-training gives.
-MARGINS: dict[Kind, float] = {"accuracy": 0.02, "answer_bits": 0.05, "bits": 0.05}
+MARGINS: dict[Kind, float] = {"accuracy": 0.02, "answer_bits": 0.05, "bits": 0.05, "error": 0.02}
 # Two models that answered n items alike may differ in 3 of n others, at 95%: 1.96 standard errors of 1.53 / n.
 RULE_OF_THREE = 1.53
 AGAINST = ("ct_then_sft", "ct", "sft")
@@ -41,7 +42,7 @@ Term = tuple[Kind, str | None, Cell, float]  # kind, family of tasks (None: all)
 
 @dataclass(frozen=True)
 class Comparison:
-    """Method minus baseline on the same items: mean accuracy, or bits per byte (lower is better).
+    """Method minus baseline on the same items: mean accuracy, or bits per byte or errors (lower is better).
 
     p_adjusted: by Holm, for all comparisons of the report.
     """
@@ -149,7 +150,9 @@ class Evidence:
         names = dict.fromkeys(name for names in {each.documents for _, each in rows[0]} for name in names)
         place = {name: index for index, name in enumerate(sorted(names))}
         moves = np.asarray([np.sum([weight * _placed(each, place) for weight, each in row], axis=0) for row in rows])
-        counted = [each.n for (_, each), (kind, *_) in zip(rows[0], terms, strict=True) if kind == "accuracy"]
+        counted = [
+            each.n for (_, each), (kind, *_) in zip(rows[0], terms, strict=True) if kind in ("accuracy", "error")
+        ]
         return crossed(values, moves, rows[0][0][1].n, RULE_OF_THREE / counted[0] if counted else 0.0)
 
     def difference(
@@ -180,21 +183,26 @@ class Evidence:
 
 
 def samples_by_kind(folder: Path, language: str) -> dict[Kind, Samples]:
-    """The samples of one language that a kind is computed from, with their families, sorted by task and id."""
-    records = read_jsonl(folder / "scores.jsonl")
+    """The samples of one language that a kind is computed from, with their families, sorted by task and id.
+
+    Errors are those of tasks whose primary metric is better the lower it is, such as a word error rate.
+    """
+    records = read_scores(folder)
     families = {record["task"]: record["family"] for record in records if record["language"] == language}
+    lower = {(record["task"], record["metric"]) for record in records if not record.get(LOWER, True)}
     samples = sorted(
         (
             {**sample, "family": families[sample["task"]]}
-            for sample in read_jsonl(folder / "samples.jsonl")
+            for sample in read_samples(folder)
             if sample["task"] in families
         ),
         key=lambda sample: (sample["task"], sample["id"]),
     )
     return {
-        "accuracy": [sample for sample in samples if sample["metric"] != BITS],
-        "answer_bits": [sample for sample in samples if "gold_bits" in sample],
+        "accuracy": [s for s in samples if s["metric"] != BITS and (s["task"], s["metric"]) not in lower],
+        "answer_bits": [sample for sample in samples if "answer_bits" in sample],
         "bits": [sample for sample in samples if sample["metric"] == BITS],
+        "error": [s for s in samples if s["metric"] != BITS and (s["task"], s["metric"]) in lower],
     }
 
 
@@ -219,8 +227,9 @@ def _document(sample: Mapping[str, Any], named: Collection[str]) -> str:
 
 FIELDS: dict[Kind, tuple[str, str | None]] = {  # numerator and denominator; None: each item counts one
     "accuracy": ("score", None),
-    "answer_bits": ("gold_bits", "gold_bytes"),
+    "answer_bits": ("answer_bits", "answer_bytes"),
     "bits": ("bits", "bytes"),
+    "error": ("score", None),
 }
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from common.errors import BadInput
 from common.files import read_jsonl, write_json
 from common.parsing import read_json
+from pipeline.old_names import current_method
 from pipeline.report.records import Audit, Choice, Evaluation, FrontierPoint, ReportPaths, Subject
 
 FILE = "sources.json"
@@ -112,7 +113,8 @@ def _read(folder: Path) -> Sources:
         return Path(os.path.normpath(folder / path))
 
     def rows(kind: Any, name: str) -> list[Any]:
-        return [kind(**{**row, "folder": place(row["folder"])}) for row in kept[name]]
+        known = ({**row, "method": current_method(row["method"])} for row in kept.get(name, ()))
+        return [kind(**{**row, "folder": place(row["folder"])}) for row in known]
 
     subject = Subject(**kept["subject"])
     unfinished = subject.unfinished
@@ -126,7 +128,7 @@ def _read(folder: Path) -> Sources:
         kept["split"],
         place(kept["leaks"]) if kept["leaks"] else None,
         rows(Evaluation, "untuned"),
-        [FrontierPoint(**{**row, **{n: place(row[n]) for n in ("dev", "folder")}}) for row in kept.get("frontier", ())],
+        [replace(row, dev=place(str(row.dev))) for row in rows(FrontierPoint, "frontier")],
     )
 
 

@@ -130,6 +130,16 @@ def test_parts_of_characters_are_seen_in_byte_level_tokenizers_too() -> None:
     assert tibetan.fallback > fertility.MAX_FALLBACK_SHARE and tibetan.returned == 1.0 and tibetan.unknown == 0.0
 
 
+def test_control_tokens_in_the_text_are_a_warning(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("Madzi <|end|> a mtsinje.\n\nMadzi <|end|><|end|>\n\nMadzi <|start|>")
+    asked = ["language=mine", f"corpus.path={text}"]
+    (warned,) = [finding for finding in text_checks.tokenizer(config(*asked)) if "control tokens" in finding.text]
+    assert not warned.fails and "<|end|> (3 times in up to 200 documents)" in warned.text
+    text.write_text("Madzi a mtsinje.\n\nMadzi")
+    assert not [finding for finding in text_checks.tokenizer(config(*asked)) if "control tokens" in finding.text]
+
+
 def test_text_that_a_tokenizer_loses_fails_and_a_hardly_known_script_warns(tmp_path: Path) -> None:
     from tokenizers import Tokenizer, models
 

@@ -192,7 +192,7 @@ def test_text_is_scored_within_the_shortest_blocks_trained_on() -> None:
 def test_a_method_without_a_grid_is_stated_beside_the_tuned_ones() -> None:
     """So that two recipes can differ in their slack alone."""
     values = composed().model_dump()
-    for name, slack in (("ties_stated", 0.0), ("ties_sv_stated", 1.0)):
+    for name, slack in (("ties_fixed", 0.0), ("ties_sv_fixed", 1.0)):
         recipe = {"method": "ties_sv", "slack": slack, "protect": ["sft"], "density": 0.5, "lambda": 1.5}
         values["merge"]["methods"][name] = {"recipe": recipe, "grid": {}}
     cell = plan_cell(validate(values), Inputs())

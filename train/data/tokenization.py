@@ -3,16 +3,18 @@
 What is made of a file is a folder with `tokens.npy` (all documents one after the other, each with its end token, and
 with BOS before it if the tokenizer itself puts one there, as it does when the model is scored), `lengths.npy` (tokens
 of each document) and `answers.npy` (of instructions, which tokens carry the loss: those of answers and the end tokens;
-empty of running text, which carries it throughout). It is written aside and renamed, and
-found again by the next run: a kill costs the files that were being tokenised.
+empty of running text, which carries it throughout), and `control.json` where control tokens are written in the text. It
+is written aside and renamed, and found again by the next run: a kill costs the files that were being tokenised.
 """
 
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import random
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import BadInput
+from common.files import write_json
 from common.special_tokens import added_special_tokens
 from train.data.blocks import Tokens, dtype_for
 from train.data.corpus.documents import read_rows
@@ -38,18 +41,24 @@ CHECKED = 8  # documents at the beginning of each file whose tokens are held aga
 
 @dataclass(frozen=True)
 class Tokenised:
-    """The tokens of one file's documents, memory-mapped."""
+    """The tokens of one file's documents, memory-mapped.
+
+    control: how often control tokens are written in them, by their names.
+    """
 
     tokens: Tokens
     lengths: NDArray[np.int64]
     answers: NDArray[np.bool_]  # a value a token of instructions; empty of running text
+    control: Mapping[str, int]
 
     @classmethod
     def open(cls, folder: Path) -> Tokenised:
+        control = folder / "control.json"
         return cls(
             np.load(folder / "tokens.npy", mmap_mode="r"),
             np.load(folder / "lengths.npy"),
             np.load(folder / "answers.npy", mmap_mode="r"),
+            json.loads(control.read_text(encoding="utf-8")) if control.exists() else {},
         )
 
     def documents(self) -> list[Tokens]:
@@ -122,8 +131,11 @@ def tokenise(task: tuple[Path, Path]) -> Path:
     pieces: list[Tokens] = []
     lengths: list[int] = []
     answers: list[NDArray[np.bool_]] = []
+    control: Counter[str] = Counter()
     for some in batched(rows, AT_ONCE):
-        encoded = iter(encode([text for row in some for text, _ in parts(row)]))
+        of_texts = encode([text for row in some for text, _ in parts(row)])
+        control.update(encoder.control_in(of_texts))
+        encoded = iter(of_texts)
         for row in some:
             of_row = [(before, False), *((next(encoded), is_answer) for _, is_answer in parts(row)), (end, True)]
             pieces += (ids for ids, _ in of_row)
@@ -135,6 +147,8 @@ def tokenise(task: tuple[Path, Path]) -> Path:
     np.save(aside / "tokens.npy", np.concatenate(pieces) if pieces else np.empty(0, tokenizer.dtype))
     np.save(aside / "lengths.npy", np.array(lengths, np.int64))
     np.save(aside / "answers.npy", np.concatenate(answers) if answers else np.empty(0, np.bool_))
+    if control:
+        write_json(aside / "control.json", control)
     try:
         os.rename(aside, folder)
     except OSError:  # the same file was wanted twice at the same time
