@@ -44,6 +44,7 @@ class Job:
     on_interrupt: Callable[[], None] = lambda: None  # Ctrl-C came: a training is about to save and end
     launched: Mapping[str, Any] | None = None  # of a training, as asserted inside: strategy, world size, wrapper class
     performance: Performance | None = None  # of a training
+    packed_rows: bool | None = None  # of scoring: whether choices were scored in packed rows; None: no choices
     note: str = ""  # what is worth saying of the result, after `done in 3 s`
 
     @property
@@ -208,6 +209,7 @@ class Executor:
                     "resumed_tokens": resumed,
                     **({"launched": dict(job.launched)} if job.launched else {}),
                     **({"performance": asdict(job.performance)} if job.performance else {}),
+                    **({} if job.packed_rows is None else {"packed_rows": job.packed_rows}),
                     "versions": versions(),
                     "commit": commit(),
                 },

@@ -215,7 +215,7 @@ def evaluate(job: Job) -> None:
         scores = harness.evaluate(model, tokenizer, tasks, **how)
     else:
         scores = harness.evaluate_folder(job.checkpoint("checkpoint"), tasks, **how)
-    job.note = scores.note
+    job.note, job.packed_rows = scores.note, scores.packed
     harness.write(scores, job.out)
 
 

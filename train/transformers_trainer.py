@@ -19,6 +19,7 @@ import transformers
 from torch import distributed
 from torch.distributed.tensor import DTensor
 from transformers import TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
 from common import hub
 from common.errors import BadInput
@@ -227,7 +228,7 @@ class Trainer(transformers.Trainer):
         """
         weights = self.accelerator.get_state_dict(self.model_wrapped)
         if self.is_deepspeed_enabled and (self.args.bf16 or self.args.fp16):
-            self._take_full_precision(weights)
+            self._take_full_precision(weights, base)
         if not self.is_world_process_zero():
             return
         folder = out / "model"
@@ -249,18 +250,36 @@ class Trainer(transformers.Trainer):
             text = json.dumps({**config, "dtype": "float32"}, indent=2, sort_keys=True)
             (folder / "config.json").write_text(text + "\n", encoding="utf-8")
 
-    def _take_full_precision(self, weights: dict[str, torch.Tensor] | None) -> None:
-        """Replace the 16-bit weights that DeepSpeed gathers by the float32 ones that its optimizer updates.
+    def _take_full_precision(self, weights: dict[str, torch.Tensor] | None, base: Path) -> None:
+        """Replace the 16-bit weights that DeepSpeed gathers by float32 ones: those that its optimizer updates.
+
+        Weights that are not trained, under LoRA or of another modality, are those of the base: DeepSpeed's are rounded.
 
         weights: by name; None in processes other than the first. Every process calls this.
         """
         from deepspeed.utils import safe_get_full_fp32_param
 
+        untrained: list[str] = []
         for name, parameter in self.accelerator.unwrap_model(self.model_wrapped).named_parameters():
-            if parameter.requires_grad:
-                full = safe_get_full_fp32_param(parameter)
-                if weights is not None and full is not None and name in weights:
-                    weights[name] = full.detach().cpu().view(weights[name].shape)
+            if not parameter.requires_grad:
+                untrained.append(name)
+                continue
+            full = safe_get_full_fp32_param(parameter)
+            if weights is not None and full is not None and name in weights:
+                weights[name] = full.detach().cpu().view(weights[name].shape)
+        if weights is not None and untrained:
+            own = self._read_weights(base)
+            weights.update({name: own[lora.plain_name(name)] for name in untrained if name in weights})
+
+    def _read_weights(self, folder: Path) -> dict[str, torch.Tensor]:
+        """A model's weights in float32, whole: under ZeRO-3, transformers would share them out among all processes."""
+        unset_hf_deepspeed_config()
+        try:
+            return transformers.AutoModelForCausalLM.from_pretrained(
+                folder, dtype=torch.float32, trust_remote_code=False
+            ).state_dict()
+        finally:
+            set_hf_deepspeed_config(self.args.hf_deepspeed_config)
 
 
 def joined_rows(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
