@@ -143,7 +143,7 @@ class Evaluation(Section):
     include_path: str | None
     leaks: bool
     untuned: bool
-    frontier: bool | tuple[Tokens, ...] = False
+    frontier: Literal["all", "largest"] | Annotated[tuple[Tokens, ...], Field(min_length=1)] | None = None
 
     @model_validator(mode="after")
     def families_are_known(self) -> Evaluation:

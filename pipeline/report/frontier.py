@@ -221,7 +221,7 @@ class Frontiers:
         """Two curves and their window, or what is missing."""
         sides = [self.cells(method, ct_tokens) for method in (first, second)]
         if not all(sides):
-            return "It takes scores of every knob value of both methods, on dev and on test (eval.frontier=true)."
+            return "It takes scores of every knob value of both methods, on dev and on test (eval.frontier=all)."
         seeds = self.seeds((cell for side in sides for cell in side.values()), among)
         curves = [self.curve(method, ct_tokens, seeds) if seeds else [] for method in (first, second)]
         if not seeds:

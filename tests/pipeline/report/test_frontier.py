@@ -186,7 +186,7 @@ def test_one_seed_decides_nothing_and_only_shared_seeds_count(tmp_path: Path) ->
     assert shared == asked and shared is not None and shared.seeds == 2
     apart = [each for each in points if (each.method == "ties") == (each.seed == 0)]
     assert gap(apart).missing == "The knob values of both methods share no seed."
-    assert "eval.frontier=true" in gap(points[:9]).missing
+    assert "eval.frontier=all" in gap(points[:9]).missing
 
 
 def test_identical_models_are_equivalent_only_within_the_rule_of_three(tmp_path: Path) -> None:
