@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING
 from common.errors import BadInput, in_one_line
 from common.hub import ADAPTERS
 from merge.io.adapter_config import LoraConfig, rank_and_scale, read_config
-from merge.io.checkpoint import FLOATS, HEAD, Checkpoint, torch_dtype
+from merge.io.checkpoint import FLOATS, Checkpoint, torch_dtype
 from merge.io.name_aliases import under_todays_names, with_names_of
 from merge.io.pickled import open_pickled
 from merge.io.safetensors_header import read_header
+from merge.io.token_tensors import head_name, is_head
 
 if TYPE_CHECKING:
     import torch
@@ -204,7 +205,8 @@ class _Adapter:
 
         So the merge has a head of its own. With `ensure_weight_tying` peft changes both alike, where their scales are.
         """
-        head = next((name for name in self._names() if name.endswith(HEAD)), HEAD)
+        named = next(filter(is_head, self._names()), None)
+        head = named or head_name(self.base.config, self.base.tensors)
         embedding = self.base.source_of(head)
         if embedding is None or embedding == head:
             return

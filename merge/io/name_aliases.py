@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.errors import BadInput
-from merge.io.checkpoint import HEAD, Checkpoint
+from merge.io.checkpoint import Checkpoint
+from merge.io.token_tensors import is_head
 
 if TYPE_CHECKING:
     import torch
@@ -45,7 +46,7 @@ def with_names_of(lead: Checkpoint, other: Checkpoint) -> Checkpoint:
     """
     if lead.tensors.keys() == other.tensors.keys() or not any(_parts(lead.config)):
         return other
-    if {name for name in lead.tensors.keys() ^ other.tensors.keys() if not name.endswith(HEAD)} == set():
+    if {name for name in lead.tensors.keys() ^ other.tensors.keys() if not is_head(name)} == set():
         return other
     today = _todays_names(lead)
     if today is None:

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from common.errors import BadInput, in_one_line
 from common.parsing import WeightIndex, inside, read_json
-from merge.io.checkpoint import COMPUTED, EMBEDDINGS, HEAD, Checkpoint, TensorInfo
+from merge.io.checkpoint import COMPUTED, Checkpoint, TensorInfo
 from merge.io.pickled import open_pickled
 from merge.io.safetensors_header import read_header
+from merge.io.token_tensors import is_head
 
 FORMATS = ("model.safetensors", "pytorch_model.bin")  # the first that is there is read, whole or by its index
 PIECE = 1 << 20  # elements
@@ -75,15 +76,14 @@ def _drop_tied_head(checkpoint: Checkpoint) -> None:
     As transformers has it: two copies of a tied tensor are one if they are equal, else the model is not tied, whatever
     its config says. Where the config says nothing, the files decide.
     """
-    heads = [name for name in checkpoint.tensors if name.endswith(HEAD)]
-    embeddings = [name for name in checkpoint.tensors if name.endswith(EMBEDDINGS)]
-    if checkpoint.says_tied is False or len(heads) != 1 or len(embeddings) != 1:
+    heads, source = [name for name in checkpoint.tensors if is_head(name)], checkpoint.embedding
+    if checkpoint.says_tied is False or len(heads) != 1 or source is None:
         return
     import torch
 
-    head, embedding = checkpoint.tensors[heads[0]], checkpoint.tensors[embeddings[0]]
+    head, embedding = checkpoint.tensors[heads[0]], checkpoint.tensors[source]
     if (head.shape, head.dtype) == (embedding.shape, embedding.dtype) and all(
-        torch.equal(*(checkpoint.read(name, start, min(start + PIECE, head.numel)) for name in (*heads, *embeddings)))
+        torch.equal(*(checkpoint.read(name, start, min(start + PIECE, head.numel)) for name in (heads[0], source)))
         for start in range(0, head.numel, PIECE)
     ):
         del checkpoint.tensors[heads[0]]

@@ -15,10 +15,10 @@ from common.errors import in_one_line
 from common.files import fsync, write_whole
 from merge.auditing import Audit
 from merge.io import card
-from merge.io.checkpoint import EMBEDDINGS
 from merge.io.file_sink import SHARD, FileSink, take_room
 from merge.io.out_folder import OutFolder, discard
 from merge.io.sidecars import sidecars
+from merge.io.token_tensors import TEXT_PARTS, is_embedding
 from merge.io.tokenizer_files import chosen_template, put_template, put_union
 from merge.recipe import Recipe
 from merge.stream.dtypes import out_dtype
@@ -31,6 +31,8 @@ from merge.stream.threads import DEFAULT, Workers
 
 ROOM = ".room"  # a file of the aside that holds the place of the metadata
 TOKEN_NUMBERS = ("bos_token_id", "eos_token_id", "pad_token_id")
+# what configs call the number of tokens
+SIZES = ("vocab_size", "padded_vocab_size", "decoder_vocab_size", "n_words", "vocab_size_per_layer_input")
 METADATA, METADATA_OF_TENSOR = 1_000_000, 4_000  # bytes of card, recipe and audit, about
 
 
@@ -156,7 +158,7 @@ def out_config(plan: Plan, recipe: Recipe) -> dict[str, Any]:
     config["dtype"] = str(out_dtype(recipe, plan, largest)).removeprefix("torch.")
     if plan.alignment is not None:
         config = _with_vocabulary(config, plan.tokenizer_from.config, plan.alignment.rows)
-    if lead.says_tied != plan.tied and any(output.name.endswith(EMBEDDINGS) for output in plan.outputs):
+    if lead.says_tied != plan.tied and any(is_embedding(output.name) for output in plan.outputs):
         config["tie_word_embeddings"] = plan.tied
         if isinstance(text := config.get("text_config"), dict) and "tie_word_embeddings" in text:
             config["text_config"] = text | {"tie_word_embeddings": plan.tied}
@@ -168,11 +170,11 @@ def _with_vocabulary(config: dict[str, Any], origin: dict[str, Any], rows: int |
 
     def changed(part: dict[str, Any], source: dict[str, Any]) -> dict[str, Any]:
         numbers = {key: source[key] for key in TOKEN_NUMBERS if key in source}
-        return part | numbers | ({"vocab_size": rows} if rows is not None and "vocab_size" in part else {})
+        return part | numbers | ({key: rows for key in SIZES if key in part} if rows is not None else {})
 
     nested = {
         key: changed(config[key], origin[key])
-        for key in ("text_config",)
+        for key in TEXT_PARTS
         if isinstance(config.get(key), dict) and isinstance(origin.get(key), dict)
     }
     return changed(config, origin) | nested

@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 from common import hub
 from common.errors import BadInput, in_one_line
 from merge.io.adapter import adapted
-from merge.io.checkpoint import HEAD, Checkpoint
+from merge.io.checkpoint import Checkpoint
 from merge.io.name_aliases import with_names_of
 from merge.io.open_folder import open_checkpoint
+from merge.io.token_tensors import head_name, is_head
 from merge.io.vocabulary import read_vocabulary
 from merge.per_tensor import depth_of, layer_counts, stack_of
 from merge.recipe import Recipe
@@ -37,7 +38,7 @@ class Plan:
     @property
     def tied(self) -> bool:
         """Whether the result's head is its embedding: only if it is in every parent."""
-        return not any(output.name.endswith(HEAD) for output in self.outputs) and self.parents[self.leader].tied
+        return not any(is_head(output.name) for output in self.outputs) and self.parents[self.leader].tied
 
     @property
     def tokenizer_from(self) -> Checkpoint:
@@ -84,7 +85,8 @@ def make_plan(recipes: Sequence[Recipe]) -> Plan:
             parents[key] = with_names_of(parents[leader], other)
         _settle_tokenizers(plan)
         plan.outputs.extend(stacked_outputs(recipes, parents) if recipes[0].slices else _outputs(plan))
-        check_settings(recipes, plan.outputs, plan.tied)
+        lead = parents[leader]
+        check_settings(recipes, plan.outputs, head_name(lead.config, lead.tensors) if plan.tied else None)
         opened.pop_all()
     return plan
 
