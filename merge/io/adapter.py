@@ -1,6 +1,6 @@
 """LoRA adapters, merged onto their base while it is read: W + scale·B·A (Hu et al. 2022), row by row.
 
-On an embedding the product is transposed. DoRA gives each row of the sum a length of its own (Liu et al. 2024). Modules
+On an embedding, and where a weight is stored transposed, the product is transposed. DoRA gives each row of the sum a length of its own (Liu et al. 2024). Modules
 that an adapter has whole (`modules_to_save`, biases) stand in the base's place. All of it is computed in float32 and
 rounded once to the base's dtype, as merging the adapter into the checkpoint beforehand would.
 """
@@ -21,6 +21,7 @@ from merge.io.name_aliases import under_todays_names, with_names_of
 from merge.io.pickled import open_pickled
 from merge.io.safetensors_header import read_header
 from merge.io.token_tensors import head_name, is_head
+from merge.io.transposed import is_transposed
 
 if TYPE_CHECKING:
     import torch
@@ -36,13 +37,14 @@ MAGNITUDE = "magnitude"
 class Factors:
     """Names of a weight's A and B, their product's factor, and the name of DoRA's lengths of rows.
 
-    Of a linear layer A is [rank, columns] and B [rows, rank], of an embedding A is [rank, rows] and B [columns, rank].
+    Of a linear layer A is [rank, columns] and B [rows, rank]. Of an embedding, and of a weight that is stored
+    transposed, A is [rank, rows] and B [columns, rank].
     """
 
     a: str
     b: str
     scale: float
-    embedding: bool = False
+    transposed: bool = False
     magnitude: str | None = None
 
     @property
@@ -95,7 +97,7 @@ class AdaptedCheckpoint(Checkpoint):
         import torch
 
         rank = self.lora.tensors[factors.a].shape[0]
-        if factors.embedding:
+        if factors.transposed:
             rows = self.lora.tensors[factors.a].shape[1]
             a = torch.stack([self.lora.read(factors.a, i * rows + first, i * rows + last) for i in range(rank)])
             b = self.lora.read(factors.b, 0, columns * rank).view(columns, rank)
@@ -232,8 +234,12 @@ class _Adapter:
         sides = ("embedding_A", "embedding_B") if embedding else ("A", "B")
         if set(names) - {MAGNITUDE} != set(sides):
             raise BadInput(f"{self.file}: module {module} has {', '.join(sorted(names))}; expected lora_A and lora_B")
-        if (MAGNITUDE in names) != self.config.use_dora or (embedding and self.config.use_dora):
-            fault = "is an embedding" if embedding else f"has {', '.join(sorted(names))}"
+        source = self.base.source_of(f"{module}.weight")
+        turned = embedding or (source is not None and is_transposed(self.base, source))
+        if (MAGNITUDE in names) != self.config.use_dora or (turned and self.config.use_dora):
+            fault = f"has {', '.join(sorted(names))}"
+            if turned:
+                fault = "is an embedding" if embedding else "is stored transposed (Conv1D)"
             says = f"{self.path}: use_dora is {self.config.use_dora}"
             raise BadInput(f"{says}, but module {module} {fault}; merge this adapter into its base with peft first")
         a, b = (self.lora.tensors[names[side]].shape for side in sides)
@@ -241,14 +247,13 @@ class _Adapter:
         if not a[0] == b[1] == rank:
             says = f"{self.path.name} says {rank}"
             raise BadInput(f"{self.file}: module {module} has A of rank {a[0]} and B of rank {b[1]}; {says}")
-        shape = (a[1], b[0]) if embedding else (b[0], a[1])
-        source = self.base.source_of(f"{module}.weight")
+        shape = (a[1], b[0]) if turned else (b[0], a[1])
         if source is None or self.base.tensors[source].shape != shape:
             raise self._of_another_base(f"{module} ({shape[0]} × {shape[1]})")
         magnitude = names.get(MAGNITUDE)
         if magnitude is not None and self.lora.tensors[magnitude].shape != shape[:1]:
             raise self._of_another_base(f"{module}, by its magnitudes,")
-        return Factors(names[sides[0]], names[sides[1]], scale, embedding, magnitude)
+        return Factors(names[sides[0]], names[sides[1]], scale, turned, magnitude)
 
     def _check_whole(self, name: str, source: str) -> None:
         mine, other = self.lora.tensors[name], self.base.tensors[source]

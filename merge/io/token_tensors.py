@@ -25,7 +25,7 @@ _HEAD_BIAS = re.compile(r"(?:.+\.)?(?:predictions|lm_head)\.bias|(?:.+\.)?final_
 _FURTHER = re.compile(r".*(?:embed_tokens_per_layer|\.\d+\.embed_tokens|shared_head\.head)\.weight")
 _NUMBERED = re.compile(r"\.\d+\.")
 _PLACES = re.compile(r"pos|wpe|type|quant")  # rows for each position, type of token, or vector of a codebook
-# Heads of models whose files have none, because it is the embedding: by model_type, where the name is another than HEAD.
+# Heads of models whose files have none, as it is the embedding: by model_type, where the name is another than HEAD.
 _HEADS = {
     "gpt_neox": "embed_out.weight", "gpt_neox_japanese": "embed_out.weight", "whisper": "proj_out.weight",
     "biogpt": "output_projection.weight", "trocr": "output_projection.weight", "xlnet": "lm_loss.weight",

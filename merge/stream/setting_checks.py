@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 def check_settings(recipes: Sequence[Recipe], outputs: Sequence[Output], tied: str | None) -> None:
     """Resolve every setting for every tensor that is merged.
 
-    tied: the head's name where it is the embedding; a rule for it may then match nothing. Raises BadInput for a rule that matches no
-    tensor, a tensor that no rule matches, a gradient where layers are not known, and weights to be averaged whose sum
-    is zero.
+    tied: the head's name where it is the embedding; a rule for it may then match nothing. Raises BadInput for a rule
+    that matches no tensor, a tensor that no rule matches, a gradient where layers are not known, and weights to be
+    averaged whose sum is zero.
     """
     floating = [output for output in outputs if output.floating]
     if not floating:

@@ -1,4 +1,4 @@
-"""Embeddings, heads and layers of architectures that call them otherwise than Llama does: small ones of transformers."""
+"""Embeddings, heads and layers of architectures whose names are not Llama's: small ones of transformers."""
 
 from __future__ import annotations
 
