@@ -1,8 +1,9 @@
 """LoRA adapters, merged onto their base while it is read: W + scale·B·A (Hu et al. 2022), row by row.
 
-On an embedding, and where a weight is stored transposed, the product is transposed. DoRA gives each row of the sum a length of its own (Liu et al. 2024). Modules
-that an adapter has whole (`modules_to_save`, biases) stand in the base's place. All of it is computed in float32 and
-rounded once to the base's dtype, as merging the adapter into the checkpoint beforehand would.
+On an embedding, and where a weight is stored transposed, the product is transposed. DoRA gives each row of the sum a
+length of its own (Liu et al. 2024). Modules that an adapter has whole (`modules_to_save`, biases) stand in the base's
+place. All of it is computed in float32 and rounded once to the base's dtype, as merging the adapter into the checkpoint
+beforehand would.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from common.errors import BadInput, in_one_line
 from common.hub import ADAPTERS
 from merge.io.adapter_config import LoraConfig, rank_and_scale, read_config
 from merge.io.checkpoint import FLOATS, Checkpoint, torch_dtype
-from merge.io.name_aliases import under_todays_names, with_names_of
+from merge.io.name_aliases import RenamedCheckpoint, under_todays_names, with_names_of
 from merge.io.pickled import open_pickled
 from merge.io.safetensors_header import read_header
 from merge.io.token_tensors import head_name, is_head
+from merge.io.transformers_names import names_of
 from merge.io.transposed import is_transposed
 
 if TYPE_CHECKING:
@@ -133,17 +135,43 @@ def adapted(base: Checkpoint, folder: Path) -> Checkpoint:
     with in_one_line():
         config = read_config(path)
         lora = _weights(folder)
-        modules = {match["module"] for name in lora.tensors if (match := _FACTOR.fullmatch(name.removeprefix(_PREFIX)))}
         named = base
-        if any(base.source_of(f"{module}.weight") is None for module in modules):
+        if not _has_modules(base, lora):
             named = under_todays_names(base)
+            if not _has_modules(named, lora):
+                lora = _under_todays_modules(base, lora)
         return with_names_of(base, AdaptedCheckpoint(named, lora, _Adapter(named, lora, config, path).changes()))
+
+
+def _modules(lora: Checkpoint) -> dict[str, str]:
+    """The modules of an adapter's factors, by the names of its tensors."""
+    found = {name: _FACTOR.fullmatch(name.removeprefix(_PREFIX)) for name in lora.tensors}
+    return {name: match["module"] for name, match in found.items() if match}
+
+
+def _has_modules(base: Checkpoint, lora: Checkpoint) -> bool:
+    return all(base.source_of(f"{module}.weight") is not None for module in _modules(lora).values())
+
+
+def _under_todays_modules(base: Checkpoint, lora: Checkpoint) -> Checkpoint:
+    """An adapter that another version of transformers saved, with its modules as they are called today."""
+    names = names_of(base)
+    if names is None:
+        return lora
+    own = {}
+    for name in lora.tensors:
+        short = name.removeprefix(_PREFIX)
+        match = _FACTOR.fullmatch(short) or _MAGNITUDE.fullmatch(short) or _WHOLE.fullmatch(short)
+        module = match["module"] if match else short
+        today = names.today(f"{module}.weight").removesuffix(".weight")
+        own[name.replace(module, today, 1)] = name
+    return lora if len(own) < len(lora.tensors) else RenamedCheckpoint(lora, own)
 
 
 def _weights(folder: Path) -> Checkpoint:
     file, pickled = (folder / name for name in ADAPTERS)
     if file.is_file():
-        return Checkpoint(folder, {}, read_header(file))
+        return Checkpoint(folder, {}, read_header(file)[0])
     if pickled.is_file():
         return open_pickled(folder, {}, [pickled])
     raise BadInput(f"{file}: missing; expected a LoRA folder as peft saves it")

@@ -104,16 +104,25 @@ class Checkpoint:
         found = [name for name in names if name.endswith("shared.weight")] or names
         return found[0] if len(found) == 1 else None
 
+    @property
+    def only_head(self) -> str | None:
+        """The head, where there is a tensor for it."""
+        heads = list(filter(is_head, self.tensors))
+        return heads[0] if len(heads) == 1 else None
+
     def source_of(self, name: str) -> str | None:
         """The tensor that is read as `name`: itself, or the one that it is by another name; None where neither is.
 
-        A head may be the embedding, an encoder's embedding the shared one, a decoder's bias that of its predictions.
+        A head may be the embedding, or the embedding be stored as the head; an encoder's embedding may be the shared
+        one, a decoder's bias that of its predictions.
         """
         if name in self.tensors:
             return name
         if is_head(name):
             return self.embedding if self.tied else None
-        if is_embedding(name) and self.embedding is not None:
+        if is_embedding(name):
+            if not any(map(is_embedding, self.tensors)):
+                return self.only_head if self.says_tied is not False else None
             return self.embedding if "coder." in name or "shared." in name else None
         twin = name.replace(".decoder.bias", ".bias") if name.endswith(".decoder.bias") else name[:-4] + "decoder.bias"
         return twin if is_head_bias(name) and twin in self.tensors else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from common.errors import BadInput, in_one_line
@@ -9,7 +10,7 @@ from common.parsing import WeightIndex, inside, read_json
 from merge.io.checkpoint import COMPUTED, Checkpoint, TensorInfo
 from merge.io.pickled import open_pickled
 from merge.io.safetensors_header import read_header
-from merge.io.token_tensors import is_head
+from merge.io.token_tensors import is_embedding, is_head
 
 FORMATS = ("model.safetensors", "pytorch_model.bin")  # the first that is there is read, whole or by its index
 PIECE = 1 << 20  # elements
@@ -57,16 +58,24 @@ def weight_files(folder: Path) -> tuple[list[Path], dict[str, str]]:
 
 
 def _tensors(files: list[Path], index: dict[str, str]) -> dict[str, TensorInfo]:
-    """The tables of all files in one."""
+    """The tables of all files in one, with tensors by their further names where these are no heads."""
     table: dict[str, TensorInfo] = {}
+    aliases: dict[str, str] = {}
     for file in files:
-        found = read_header(file)
+        found, names = read_header(file)
+        aliases |= names
         if twice := sorted(table.keys() & found):
             raise BadInput(f"{file}: tensor {twice[0]} is also in {table[twice[0]].file.name}; fetch it again")
         table |= found
     for name, file_name in index.items():
         if name not in table:
             raise BadInput(f"{files[0].parent / file_name}: tensor {name} is missing, though the index lists it")
+    for name, stored in aliases.items():
+        if not is_head(name):
+            table[name] = replace(table[stored], name=name)
+    for stored in aliases.values():  # a tied head is left out, as other savers do
+        if is_head(stored) and any(map(is_embedding, aliases)):
+            table.pop(stored, None)
     return table
 
 

@@ -28,4 +28,4 @@ def _by_bias(checkpoint: Checkpoint, name: str) -> bool | None:
     weight, bias = (checkpoint.tensors.get(f"{name.removesuffix('weight')}{kind}") for kind in ("weight", "bias"))
     if weight is None or bias is None or len(weight.shape) != 2 or weight.shape[0] == weight.shape[1]:
         return None
-    return {(weight.shape[0],): False, (weight.shape[1],): True}.get(bias.shape)
+    return {weight.shape[0]: False, weight.shape[1]: True}.get(bias.numel)

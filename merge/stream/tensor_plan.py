@@ -10,7 +10,7 @@ from common import hub
 from common.errors import BadInput, in_one_line
 from merge.io.adapter import adapted
 from merge.io.checkpoint import Checkpoint
-from merge.io.name_aliases import with_names_of
+from merge.io.name_aliases import under_one_set_of_names
 from merge.io.open_folder import open_checkpoint
 from merge.io.token_tensors import head_name, is_head
 from merge.io.vocabulary import read_vocabulary
@@ -81,8 +81,7 @@ def make_plan(recipes: Sequence[Recipe]) -> Plan:
                     if parent not in parents:
                         parents[parent] = open_parent(parent)
         _check_configs(plan)
-        for key, other in parents.items():
-            parents[key] = with_names_of(parents[leader], other)
+        parents.update(under_one_set_of_names(parents, leader))
         _settle_tokenizers(plan)
         plan.outputs.extend(stacked_outputs(recipes, parents) if recipes[0].slices else _outputs(plan))
         lead = parents[leader]

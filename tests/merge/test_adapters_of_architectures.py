@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import merge
 from tests.merge.test_adapters import on
@@ -84,3 +84,30 @@ def test_weights_are_those_of_peft(tmp_path: Path) -> None:
     theirs = model.merge_and_unload().state_dict()
     for name, tensor in found.items():
         torch.testing.assert_close(tensor, theirs[name], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("prefixed", [True, False])
+def test_on_a_base_without_the_prefix(prefixed: bool, tmp_path: Path) -> None:
+    """The hub's gpt2, and an adapter whose modules are called as they are in memory."""
+    build("GPT2LMHeadModel", tmp_path / "base")
+    adapter, model = trained(tmp_path / "base", tmp_path / "lora", target_modules=["c_attn", "wte"])
+    if not prefixed:
+        rename(tmp_path / "base" / "model.safetensors", "transformer.", "")
+    agrees(tmp_path / "base", adapter, model, tmp_path / "out")
+
+
+@pytest.mark.parametrize("base_of_today", [True, False])
+def test_an_adapter_of_another_version(base_of_today: bool, tmp_path: Path) -> None:
+    """Pythia's head was embed_out to transformers 4, whose adapters say so."""
+    build("GPTNeoXForCausalLM", tmp_path / "base", tied=False)
+    adapter, model = trained(tmp_path / "base", tmp_path / "lora", target_modules=["lm_head", "dense"])
+    rename(adapter / "adapter_model.safetensors", ".lm_head.", ".embed_out.")
+    if base_of_today:
+        rename(tmp_path / "base" / "model.safetensors", "embed_out.", "lm_head.")
+    agrees(tmp_path / "base", adapter, model, tmp_path / "out")
+
+
+def rename(file: Path, old: str, new: str) -> None:
+    tensors = load_file(file)
+    assert any(old in name for name in tensors)
+    save_file({name.replace(old, new): tensor for name, tensor in tensors.items()}, file, metadata={"format": "pt"})
