@@ -177,6 +177,7 @@ def _refuse_other_forms(lead: Checkpoint, other: Checkpoint, names: Names) -> No
     )
     apart = lead if any(names.joined(name) for name in lead.tensors) else other
     raise BadInput(
-        f"{other.folder}: has {theirs} where {lead.folder} has {mine}: the same weights, joined in one of them and not in "
-        f"the other; load {apart.folder} with transformers and save it by save_pretrained(…, save_original_format=False)"
+        f"{other.folder}: has {theirs} where {lead.folder} has {mine}: the same weights, joined in one of them and not "
+        f"in the other; load {apart.folder} with transformers and save it by "
+        "save_pretrained(FOLDER, save_original_format=False)"
     )

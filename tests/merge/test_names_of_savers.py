@@ -139,11 +139,9 @@ def test_another_form_is_named_and_the_remedy_helps(tmp_path: Path, monkeypatch:
     for seed, folder in enumerate(folders.values()):
         model = mixtral(folder, seed, fused=seed == 1)
     for lead in (folders, dict(reversed(folders.items()))):
-        with pytest.raises(
-            merge.BadInput, match="the same weights, saved in another form by another version of transf"
-        ):
+        with pytest.raises(merge.BadInput, match=r"the same weights, joined in one of .* load \S*/a with"):
             merge.check(half_of_each(lead))
-    type(model).from_pretrained(folders["b"]).save_pretrained(folders["b"])
+    type(model).from_pretrained(folders["a"]).save_pretrained(folders["a"], save_original_format=False)
     merge.check(half_of_each(folders))
 
 
