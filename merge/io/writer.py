@@ -17,7 +17,7 @@ from merge.auditing import Audit
 from merge.io import card
 from merge.io.file_sink import SHARD, FileSink, take_room
 from merge.io.out_folder import OutFolder, discard
-from merge.io.sidecars import sidecars
+from merge.io.sidecars import code_of, sidecars
 from merge.io.token_tensors import TEXT_PARTS, is_embedding
 from merge.io.tokenizer_files import chosen_template, put_template, put_union
 from merge.recipe import Recipe
@@ -112,8 +112,9 @@ def _merge(
 
 def prepare_metadata(plan: Plan, recipe: Recipe, aside: Path, room: int) -> None:
     """Put tokenizer and what else lies beside weights there, and take `room` bytes for what is written at the end."""
-    for file in sidecars(plan.tokenizer_from.folder):
-        shutil.copyfile(file, aside / file.name)
+    for place, file in plan_sidecars(plan).items():
+        (aside / place).parent.mkdir(exist_ok=True, parents=True)
+        shutil.copyfile(file, aside / place)
     if plan.alignment is not None and plan.alignment.tokenizer is not None:
         put_union(aside, plan.alignment.tokenizer)
     if recipe.chat_template is not None:
@@ -122,6 +123,13 @@ def prepare_metadata(plan: Plan, recipe: Recipe, aside: Path, room: int) -> None
             put_template(aside, template)
     with (aside / ROOM).open("wb") as stream:
         take_room(stream.fileno(), room)
+
+
+def plan_sidecars(plan: Plan) -> dict[Path, Path]:
+    """What is copied beside the weights, by its place: of the model whose tokenizer it is, and the leader's code."""
+    own, lead = plan.tokenizer_from.folder, plan.parents[plan.leader].folder
+    copied = {file.relative_to(own): file for file in sidecars(own)}
+    return copied | {file.relative_to(lead): file for file in code_of(lead)}
 
 
 def write_metadata(
@@ -137,7 +145,7 @@ def write_metadata(
     (aside / "README.md").write_text(text, encoding="utf-8", errors="backslashreplace")
     config = out_config(plan, recipe)
     (aside / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    for path in aside.iterdir():
+    for path in aside.rglob("*"):
         fsync(path)
     fsync(aside)
 

@@ -16,7 +16,10 @@ from merge.io.vocabulary import Vocabulary, read_vocabulary
 if TYPE_CHECKING:
     import tokenizers
 
-NO_TOKENIZER = "no tokenizer.json, vocab.json or tokenizer.model; add the tokenizer, or set `tokenizer: optional`"
+NO_TOKENIZER = (
+    "no tokenizer.json, vocab.json, vocab.txt, tekken.json, nor a model of sentencepiece or tiktoken; add the "
+    "tokenizer, or set `tokenizer: optional`"
+)
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ def align(models: list[Checkpoint], mode: str, origin: int, base: int | None) ->
         )
     for model, vocabulary in zip(models, vocabularies, strict=True):
         if not vocabulary.whole:
-            raise BadInput(f"{model.folder}: tokenizer.model does not list all tokens; add the model's tokenizer.json")
+            raise BadInput(f"{model.folder}: its tokenizer's file does not list all tokens; add its tokenizer.json")
     tokenizer = None if same or mode != "union" else _union(models, vocabularies, origin, heights)
     tokens = own.ids if tokenizer is None else tokenizer.get_vocab()
     height = max((found[origin] for found in heights.values()), default=0)
