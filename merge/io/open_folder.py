@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from common.errors import BadInput, in_one_line
 from common.parsing import WeightIndex, inside, read_json
 from merge.io.checkpoint import COMPUTED, Checkpoint, TensorInfo
 from merge.io.pickled import open_pickled
+from merge.io.quantized import REMEDY, check_not_quantized, method
 from merge.io.safetensors_header import read_header
 from merge.io.token_tensors import is_embedding, is_head
 
@@ -26,15 +28,25 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         config = read_json(folder / "config.json", expected="the config of a Hugging Face checkpoint")
         files, index = weight_files(folder)
         if files[0].suffix == ".bin":
-            checkpoint: Checkpoint = open_pickled(folder, config, files)
+            checkpoint: Checkpoint = _pickled(folder, config, files)
         else:
             checkpoint = Checkpoint(folder, config, _tensors(files, index))
         for name in [name for name in checkpoint.tensors if name.endswith(COMPUTED)]:
             del checkpoint.tensors[name]
         if not checkpoint.tensors:
             raise BadInput(f"{folder}: the weight files hold no tensors")
+        check_not_quantized(checkpoint)
         _drop_tied_head(checkpoint)
     return checkpoint
+
+
+def _pickled(folder: Path, config: dict[str, Any], files: list[Path]) -> Checkpoint:
+    try:
+        return open_pickled(folder, config, files)
+    except BadInput as error:  # tensors of a quantizer's own kind
+        if (quantizer := method(config)) is None:
+            raise
+        raise BadInput(f"{error}; by its config it is quantized by {quantizer}: {REMEDY}") from None
 
 
 def weight_files(folder: Path) -> tuple[list[Path], dict[str, str]]:

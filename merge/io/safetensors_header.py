@@ -11,6 +11,7 @@ from typing_extensions import TypedDict  # pydantic's condition before Python 3.
 from common.errors import BadInput, in_one_line
 from common.parsing import parse_json, shaped
 from merge.io.checkpoint import ITEM_BYTES, TensorInfo
+from merge.io.quantized import REMEDY
 
 LARGEST_HEADER = 100_000_000  # bytes; safetensors' own limit
 
@@ -46,9 +47,11 @@ def read_header(file: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     table, end = {}, 0
     for name, entry in sorted(entries.items(), key=lambda item: item[1]["data_offsets"]):
         if entry["dtype"] not in ITEM_BYTES:
-            raise BadInput(
-                f"{file}: tensor {name} has dtype {entry['dtype']}; merging needs one of {', '.join(ITEM_BYTES)}"
+            small = entry["dtype"].startswith(("F8", "F6", "F4"))
+            remedy = (
+                f"its weights are quantized; {REMEDY}" if small else f"merging needs one of {', '.join(ITEM_BYTES)}"
             )
+            raise BadInput(f"{file}: tensor {name} has dtype {entry['dtype']}; {remedy}")
         start, end_before = entry["data_offsets"][0], end
         end = entry["data_offsets"][1]
         info = TensorInfo(name, file, entry["dtype"], tuple(entry["shape"]), 8 + length + start)

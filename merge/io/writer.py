@@ -17,6 +17,7 @@ from merge.auditing import Audit
 from merge.io import card
 from merge.io.file_sink import SHARD, FileSink, take_room
 from merge.io.out_folder import OutFolder, discard
+from merge.io.quantized import without_settings
 from merge.io.sidecars import code_of, sidecars
 from merge.io.token_tensors import TEXT_PARTS, is_embedding
 from merge.io.tokenizer_files import chosen_template, put_template, put_union
@@ -157,9 +158,12 @@ def _give_back() -> None:
 
 
 def out_config(plan: Plan, recipe: Recipe) -> dict[str, Any]:
-    """config.json of the result: the base's, with the dtype that was written and the tie that holds."""
+    """config.json of the result: the base's, with the dtype that was written and the tie that holds.
+
+    What it says of quantized weights is left out: those of the result are not.
+    """
     lead = plan.parents[plan.leader]
-    config = stacked_config(recipe, plan.parents) if recipe.slices else dict(lead.config)
+    config = without_settings(stacked_config(recipe, plan.parents) if recipe.slices else lead.config)
     floating = [output for output in plan.outputs if output.floating]
     largest = max(floating, key=lambda output: output.numel)
     config.pop("torch_dtype", None)

@@ -85,6 +85,9 @@ def _skeleton(plan: Plan, recipe: Recipe, device: str) -> PreTrainedModel:
     folder = plan.parents[plan.leader].folder
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     config.tie_word_embeddings = plan.tied
+    for part in (config, *(getattr(config, key, None) for key in config.sub_configs)):
+        if hasattr(part, "quantization_config"):  # of weights that are not quantized: see check_not_quantized
+            del part.quantization_config
     dtypes = {output.name: out_dtype(recipe, plan, output) for output in plan.outputs if output.floating}
     common = Counter(dtypes.values()).most_common(1)[0][0]
     with no_init_weights(), torch.device(device):
