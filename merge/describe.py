@@ -14,6 +14,7 @@ def describe(recipes: Sequence[Recipe], memory: int, out_dirs: Sequence[Path]) -
 
     After all checks that need no weights; without out_dirs the room is that of the working directory.
     """
+    from merge.io.config_differences import differences, places
     from merge.io.out_folder import OutFolder
     from merge.io.writer import METADATA, METADATA_OF_TENSOR, plan_sidecars
     from merge.stream.dtypes import out_dtype
@@ -29,6 +30,7 @@ def describe(recipes: Sequence[Recipe], memory: int, out_dirs: Sequence[Path]) -
             lines.append(
                 f"read      {parent.folder}: {len(infos)} tensors, {sum(info.nbytes for info in infos) / 1e9:.2f} GB"
             )
+        lines += [f"note      {line}" for line in differences(plan, places(plan))]
         beside = sum(file.stat().st_size for file in plan_sidecars(plan).values())
         beside += METADATA + METADATA_OF_TENSOR * len(plan.outputs)
         size = sum(

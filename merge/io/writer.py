@@ -15,6 +15,7 @@ from common.errors import in_one_line
 from common.files import fsync, write_whole
 from merge.auditing import Audit
 from merge.io import card
+from merge.io.config_differences import differences, places
 from merge.io.file_sink import SHARD, FileSink, take_room
 from merge.io.out_folder import OutFolder, discard
 from merge.io.quantized import without_settings
@@ -78,6 +79,9 @@ def write_many(
                     sink.lay_out()
                     prepare_metadata(plan, recipe, sink.folder, METADATA + METADATA_OF_TENSOR * len(plan.outputs))
                 surveyed = survey(plan, audits, workers)
+                if workers.note is not None:
+                    for line in differences(plan, places(plan)):
+                        workers.note(line)
                 _merge(plan, sinks, audits, workers, surveyed)
                 for recipe, folder, sink, seen in zip(recipes, folders, sinks, audits, strict=True):
                     write_metadata(plan, recipe, sink.folder, folder.target.name, sink, seen, checksums)
