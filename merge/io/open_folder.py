@@ -15,6 +15,7 @@ from merge.io.safetensors_header import read_header
 from merge.io.token_tensors import is_embedding, is_head
 
 FORMATS = ("model.safetensors", "pytorch_model.bin")  # the first that is there is read, whole or by its index
+INDEX = ".index.json"
 PIECE = 1 << 20  # elements
 
 
@@ -25,6 +26,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
             raise BadInput(
                 f"{folder}: no such folder; expected a Hugging Face checkpoint (config.json and model.safetensors)"
             )
+        _refuse_adapter(folder)
         config = read_json(folder / "config.json", expected="the config of a Hugging Face checkpoint")
         files, index = weight_files(folder)
         if files[0].suffix == ".bin":
@@ -38,6 +40,18 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         check_not_quantized(checkpoint)
         _drop_tied_head(checkpoint)
     return checkpoint
+
+
+def _refuse_adapter(folder: Path) -> None:
+    """A LoRA's folder in place of a checkpoint's; a checkpoint may have one beside it."""
+    adapter = folder / "adapter_config.json"
+    if not adapter.is_file() or any((folder / f"{name}{end}").is_file() for name in FORMATS for end in ("", INDEX)):
+        return
+    base = read_json(adapter).get("base_model_name_or_path")
+    raise BadInput(
+        f"{folder}: a LoRA adapter{f' of {base}' if isinstance(base, str) and base else ''}, no checkpoint; give its "
+        "base as `path` and this folder as `adapter` (in a mergekit config `model: base+adapter`)"
+    )
 
 
 def _pickled(folder: Path, config: dict[str, Any], files: list[Path]) -> Checkpoint:
@@ -54,7 +68,7 @@ def weight_files(folder: Path) -> tuple[list[Path], dict[str, str]]:
     for single in FORMATS:
         if (folder / single).is_file():  # as transformers has it: before an index, which is then of something else
             return [folder / single], {}
-        index = folder / f"{single}.index.json"
+        index = folder / f"{single}{INDEX}"
         if index.is_file():
             weight_map: dict[str, str] = read_json(index, WeightIndex)["weight_map"]
             if not weight_map:
