@@ -73,6 +73,12 @@ def head_name(config: Mapping[str, Any], names: Iterable[str]) -> str:
     return f"{part['start']}{HEAD}" if part is not None else HEAD
 
 
+def bare_architecture(names: Any) -> bool:
+    """Whether a config's architectures are a model without a head, such as GPT2Model."""
+    listed = names if isinstance(names, list) else [names]
+    return all(re.fullmatch(r"\w+(?<!LMHead)(?<!Heads)Model", str(name)) for name in listed)
+
+
 def is_one_row(shape: tuple[int, ...]) -> bool:
     """Whether a table is a single row with a number for each token, as some biases are."""
     return len(shape) == 2 and shape[0] == 1

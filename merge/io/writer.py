@@ -20,7 +20,7 @@ from merge.io.file_sink import SHARD, FileSink, take_room
 from merge.io.out_folder import OutFolder, discard
 from merge.io.quantized import without_settings
 from merge.io.sidecars import code_of, sidecars
-from merge.io.token_tensors import TEXT_PARTS, is_embedding
+from merge.io.token_tensors import TEXT_PARTS, bare_architecture, is_embedding
 from merge.io.tokenizer_files import chosen_template, put_template, put_union
 from merge.recipe import Recipe
 from merge.stream.dtypes import out_dtype
@@ -171,6 +171,9 @@ def out_config(plan: Plan, recipe: Recipe) -> dict[str, Any]:
     floating = [output for output in plan.outputs if output.floating]
     largest = max(floating, key=lambda output: output.numel)
     config.pop("torch_dtype", None)
+    if bare_architecture(config.get("architectures")):  # a parent's class with a head holds what one without has
+        named = (parent.config.get("architectures") for parent in plan.parents.values())
+        config |= next(({"architectures": each} for each in named if each and not bare_architecture(each)), {})
     config["dtype"] = str(out_dtype(recipe, plan, largest)).removeprefix("torch.")
     if plan.alignment is not None:
         config = _with_vocabulary(config, plan.tokenizer_from.config, plan.alignment.rows)

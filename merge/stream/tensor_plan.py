@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from typing import Any
 
 from common import hub
 from common.errors import BadInput, in_one_line
@@ -12,7 +13,7 @@ from merge.io.adapter import adapted
 from merge.io.checkpoint import Checkpoint
 from merge.io.name_aliases import under_one_set_of_names
 from merge.io.open_folder import open_checkpoint
-from merge.io.token_tensors import head_name, is_head
+from merge.io.token_tensors import bare_architecture, head_name, is_head
 from merge.io.vocabulary import read_vocabulary
 from merge.per_tensor import depth_of, layer_counts, stack_of
 from merge.recipe import Recipe
@@ -102,11 +103,16 @@ def _check_configs(plan: Plan) -> None:
     for parent in plan.parents.values():
         for key in ("model_type", "architectures"):
             mine, theirs = lead.config.get(key), parent.config.get(key)
-            if mine and theirs and mine != theirs:
+            if mine and theirs and mine != theirs and not (key == "architectures" and _is_inside(mine, theirs)):
                 raise BadInput(
                     f"{parent.folder / 'config.json'}: {key} is {theirs}, but {lead.folder} has {mine}: "
                     "only checkpoints of one architecture can be merged"
                 )
+
+
+def _is_inside(mine: Any, theirs: Any) -> bool:
+    """Whether one of two classes is that of the model inside the other, such as GPT2Model and GPT2LMHeadModel."""
+    return bare_architecture(mine) != bare_architecture(theirs)
 
 
 def _settle_tokenizers(plan: Plan) -> None:

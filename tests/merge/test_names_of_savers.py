@@ -80,6 +80,19 @@ def test_a_prefix_needs_no_model_that_transformers_knows(tmp_path: Path) -> None
         torch.testing.assert_close(tensor, (a[key] + b[key.removeprefix("transformer.")]) / 2)
 
 
+def test_the_class_of_the_model_inside(tmp_path: Path) -> None:
+    """A base that was saved without its head, which is its embedding."""
+    from transformers import GPT2Model
+
+    folders, mean = pair("GPT2LMHeadModel", tmp_path)
+    GPT2Model.from_pretrained(folders["a"]).save_pretrained(folders["a"])
+    assert json.loads((folders["a"] / "config.json").read_text())["architectures"] == ["GPT2Model"]
+    is_the_mean(folders, mean, tmp_path / "out")
+    for lead in ("a", "b"):
+        config = json.loads((tmp_path / "out" / lead / "config.json").read_text())
+        assert config["architectures"] == ["GPT2LMHeadModel"] and config["tie_word_embeddings"]
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_head_by_its_other_name(tied: bool, tmp_path: Path) -> None:
     """Pythia's is embed_out in files and lm_head in memory."""
