@@ -52,6 +52,9 @@ def differences(plan: Plan, names: Mapping[str, str]) -> list[str]:
         + "; ".join(f"{value} in {', '.join(dict.fromkeys(holders))}" for value, holders in values.items())
         for setting, values in found.items()
     ]
+    if plan.left_out:
+        counted = f"{len(plan.left_out)} tensors ({plan.left_out[0]}, ...)" if plan.left_out[1:] else plan.left_out[0]
+        lines.append(f"{counted}: left out, as not all models have it and transformers does not load it")
     left = [names[str(key[0])]] if method(plan.parents[key].config) else []
     return lines + [f"quantization_config of {name}: left out, as its weights are not quantized" for name in left]
 

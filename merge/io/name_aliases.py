@@ -66,10 +66,11 @@ class RenamedCheckpoint(Checkpoint):
         self.inner.close()
 
 
-def under_one_set_of_names(parents: Mapping[Key, Checkpoint], leader: Key) -> dict[Key, Checkpoint]:
-    """All parents under the leader's names, where they are known to be the same tensors.
+def under_one_set_of_names(parents: Mapping[Key, Checkpoint], leader: Key) -> tuple[dict[Key, Checkpoint], list[str]]:
+    """All parents under the leader's names, where they are known to be the same tensors, and what is left out of them.
 
-    Raises BadInput for tensors that are the same, but stored in forms of which one is not a part of the other.
+    Left out is what not all have and transformers does not load, such as layers that predict tokens ahead. Raises
+    BadInput for tensors that are the same, but stored in forms of which one is not a part of the other.
     """
     lead = parents[leader]
     if lead.embedding is None and (head := lead.only_head) is not None and lead.says_tied is not False:
@@ -80,7 +81,22 @@ def under_one_set_of_names(parents: Mapping[Key, Checkpoint], leader: Key) -> di
         if (split := _with_experts_of(other, lead)) is not lead:
             lead = with_names_of(other, split)
     others = {key: lead if key == leader else _with_experts_of(lead, other) for key, other in parents.items()}
-    return {key: with_names_of(lead, other) for key, other in others.items()}
+    named = {key: with_names_of(lead, other) for key, other in others.items()}
+    unused = _not_loaded(named, lead)
+    if not unused:
+        return named, []
+    kept = {key: [name for name in each.tensors if name not in unused] for key, each in named.items()}
+    return {key: RenamedCheckpoint(each, {name: name for name in kept[key]}) for key, each in named.items()}, unused
+
+
+def _not_loaded(parents: Mapping[Key, Checkpoint], lead: Checkpoint) -> list[str]:
+    """The tensors that not all parents have and that a model in memory has no place for."""
+    everything = dict.fromkeys(name for each in parents.values() for name in each.tensors)
+    lacking = [name for name in everything if any(each.source_of(name) is None for each in parents.values())]
+    names = names_of(lead) if lacking else None
+    if names is None:
+        return []
+    return [name for name in lacking if names.in_memory(name) not in names.state and not is_head(name)]
 
 
 def with_names_of(lead: Checkpoint, other: Checkpoint) -> Checkpoint:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from common import hub
@@ -28,6 +28,7 @@ class Plan:
     """Checked recipes over the same parents.
 
     leader: the base, or the first model where there is none. alignment: where vocabularies were brought to one.
+    left_out: tensors that not all parents have and that transformers does not load.
     """
 
     recipes: tuple[Recipe, ...]
@@ -35,6 +36,7 @@ class Plan:
     outputs: list[Output]
     leader: Parent
     alignment: Alignment | None = None
+    left_out: list[str] = field(default_factory=list)
 
     @property
     def tied(self) -> bool:
@@ -82,7 +84,8 @@ def make_plan(recipes: Sequence[Recipe]) -> Plan:
                     if parent not in parents:
                         parents[parent] = open_parent(parent)
         _check_configs(plan)
-        parents.update(under_one_set_of_names(parents, leader))
+        named, plan.left_out = under_one_set_of_names(parents, leader)
+        parents.update(named)
         _settle_tokenizers(plan)
         plan.outputs.extend(stacked_outputs(recipes, parents) if recipes[0].slices else _outputs(plan))
         lead = parents[leader]

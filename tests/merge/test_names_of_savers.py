@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file, save_model
 
 import merge
+from merge.cli import main
 from merge.io import name_aliases
 from tests.merge.test_architectures import VOCABULARY, build, half_of_each, words
 
@@ -201,3 +202,35 @@ def test_t5_with_its_embedding_under_three_names(tmp_path: Path) -> None:
     copies = {key: tensors["shared.weight"].clone() for key in names}
     save_file(tensors | copies, folders["b"] / "model.safetensors", metadata={"format": "pt"})
     is_the_mean(folders, mean, tmp_path / "out")
+
+
+def test_older_names_of_norms(tmp_path: Path) -> None:
+    """The hub's bert-base-uncased has gamma and beta."""
+    folders, mean = pair("BertForMaskedLM", tmp_path)
+    older = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
+
+    def named(name: str) -> str:
+        return next((name.replace(new, old) for new, old in older.items() if name.endswith(new)), name)
+
+    change(folders["a"], named)
+    is_the_mean(folders, mean, tmp_path / "out")
+
+
+@pytest.mark.parametrize("has_more", ["a", "b"])
+def test_what_transformers_does_not_load_is_left_out_and_named(
+    has_more: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """BERT's second head of pre-training, which fine-tunes have no longer."""
+    folders, mean = pair("BertForMaskedLM", tmp_path)
+    tensors = load_file(folders[has_more] / "model.safetensors")
+    more = {"cls.seq_relationship.weight": torch.ones(2, 16), "cls.seq_relationship.bias": torch.ones(2)}
+    save_file(tensors | more, folders[has_more] / "model.safetensors", metadata={"format": "pt"})
+    is_the_mean(folders, mean, tmp_path / "out")
+    half_of_each(folders).save(tmp_path / "merge.yml")
+    assert main([str(tmp_path / "merge.yml"), str(tmp_path / "again"), "--quiet"]) == 0
+    assert "2 tensors (cls.seq_relationship." in capsys.readouterr().err
+    assert "cls.seq_relationship" in (tmp_path / "again" / "README.md").read_text()
+    del tensors["cls.predictions.bias"]  # which is loaded
+    save_file(tensors, folders[has_more] / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(merge.BadInput, match=r"cls.predictions.bias is missing"):
+        merge.check(half_of_each(folders))
