@@ -177,7 +177,8 @@ def test_models_of_sentencepiece_by_other_names(name: str, folders: dict[str, Pa
     for folder in folders.values():
         (folder / "tokenizer.json").unlink()
         pieces = ("<unk>", "a", "b") if folder.name != "sft" else ("<unk>", "b", "a")
-        model = sentencepiece_model_pb2_new.ModelProto(pieces=[{"piece": piece} for piece in pieces])  # type: ignore[attr-defined]
+        made: Any = sentencepiece_model_pb2_new
+        model = made.ModelProto(pieces=[{"piece": piece} for piece in pieces])
         (folder / name).write_bytes(model.SerializeToString())
     with pytest.raises(merge.BadInput, match="id 1 is 'b', not 'a'"):
         merge.check(recipe(folders, "ties"))
