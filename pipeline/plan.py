@@ -21,6 +21,7 @@ from pipeline.job_settings import (
     LeakSettings,
     MergeSettings,
 )
+from pipeline.old_names import in_store
 from pipeline.plan_arms import Start, trained_stages
 from pipeline.plan_choice import judged_on, roles, told_by, tune
 from pipeline.plan_training import Data, data_stages, workers
@@ -69,7 +70,7 @@ class Cell:
     def budget_of(self, name: str) -> int:
         """The CT budget of a method of the results; 0 where none changes it."""
         method = self.config.merge.methods.get(name)
-        return self.ct_tokens if with_ct_budgets(method.of if method else (name,)) else 0
+        return self.ct_tokens if with_ct_budgets(method.checkpoints if method else (name,)) else 0
 
     def __str__(self) -> str:
         regime = f"{self.config.regime} " if self.config.regime else ""
@@ -111,12 +112,12 @@ def plan_cell(config: Config, inputs: Inputs) -> Cell:
     checkpoints = {name: trained[name] for name in ARMS if name in config.eval.unmerged}
     evals = {name: parts.eval(parts.slug(name, (name,)), {"checkpoint": stage}) for name, stage in checkpoints.items()}
     for name, method in methods.items():
-        evals[name] = parts.eval(parts.slug(name, method.of), {**parts.models(method), "merge": merges[name]})
+        evals[name] = parts.eval(parts.slug(name, method.checkpoints), {**parts.models(method), "merge": merges[name]})
     chosen = {name: told_by(merges[name]) for name in tunes}
     if len(config.sft.tries) > 1 and "ct_then_sft" in checkpoints and not config.eval.frontier:
         chosen["ct_then_sft"] = told_by(checkpoints["ct_then_sft"])
     untuned = _untuned(parts, start, chosen) if config.eval.untuned else {}
-    frontier = _frontier(parts, start, evals) if config.eval.frontier else {}
+    frontier = _frontier(parts, start, evals) if config.scores_knobs else {}
     leaks = _leaks(config, inputs, data) if config.eval.leaks else None
     goals = [
         *checkpoints.values(),
@@ -179,13 +180,14 @@ class _Parts:
     @staticmethod
     def of(start: Start, inputs: Inputs, judges: Sequence[Start]) -> _Parts:
         config = start.config
-        merged = (name for method in config.merge.methods.values() for name in method.of)
+        merged = (name for method in config.merge.methods.values() for name in method.checkpoints)
         trained = trained_stages(start, judges, {*config.eval.unmerged, *merged})
         return _Parts(config, inputs, start.data, trained)
 
     def models(self, method: Method) -> dict[str, Stage]:
         """What a merge is made of, by role: the model that task vectors are taken from, and the merged ones."""
-        return {"model": self.trained["base"], **{name: self.trained[name] for name in method.of}}
+        merged = [self.trained[name] for name in method.checkpoints]
+        return {"model": self.trained["base"], **dict(zip(method.of, merged, strict=True))}
 
     def slug(self, name: str, of: Sequence[str]) -> str:
         """The readable name of a method's stages. of: the checkpoints that it stands for or is merged from."""
@@ -193,11 +195,12 @@ class _Parts:
         if name == "base":
             return f"{config.language.code}-{config.model.name}"
         budget = f"-{format_tokens(config.ct.tokens)}" if with_ct_budgets(of) else ""
-        return f"{config.language.code}-{name.replace('_', '-') if name in ARMS else name}{budget}-s{config.seed}"
+        known = in_store(name)
+        return f"{config.language.code}-{known.replace('_', '-') if name in ARMS else known}{budget}-s{config.seed}"
 
     def tune(self, name: str, method: Method) -> Stage:
         scored = {**self.models(method), "items": self.data.items, "corpus": self.data.corpus}
-        return tune(self.config, self.slug(name, method.of), method.tries, scored)
+        return tune(self.config, self.slug(name, method.checkpoints), method.tries, scored)
 
     def merge(self, name: str, method: Method, tunes: Mapping[str, Stage] | None, number: int = 0) -> Stage:
         """A merge by what these stages found on dev; by the try of this number, where nothing was asked there."""
@@ -214,7 +217,7 @@ class _Parts:
         self, kind: str, name: str, method: Method, settings: Mapping[str, Any], made_from: Mapping[str, Stage]
     ) -> Stage:
         options = DeviceOptions(self.config.compute.device, self.config.compute.threads).said()
-        return Stage(kind, self.slug(name, method.of), settings, {**self.models(method), **made_from}, options)
+        return Stage(kind, self.slug(name, method.checkpoints), settings, {**self.models(method), **made_from}, options)
 
     def eval(self, slug: str, scored: Mapping[str, Stage]) -> Stage:
         config, compute, asked = self.config, self.config.compute, self.config.eval

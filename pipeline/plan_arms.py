@@ -124,7 +124,7 @@ FURTHER: Mapping[str, Callable[[Start, Sequence[Start]], Stage]] = {
     "sft_then_ct": lambda start, _: start.ct_on_sft,
     "mixed": lambda start, _: start.mixed,
     "sft_replay": lambda start, _: start.sft_with_replay,
-    "ceiling": lambda start, _: start.sft_in_the_language,
+    "target_sft": lambda start, _: start.sft_in_the_language,
 }
 
 

@@ -93,7 +93,7 @@ def base_model(config: Config, inputs: Inputs, data: Data) -> Stage:
     if model.path is not None:
         return given(model.name, model.path, inputs.model, "model" in inputs.special_tokens)
     assert model.recipe is not None
-    recipe = model.recipe.model_dump(exclude={"save_every_tokens"})
+    recipe = model.recipe.model_dump(exclude={"save_every_tokens", "dev_every_tokens"})
     corpus = _bible(config.corpus, inputs) if isinstance(config.corpus, CipherCorpus) else data.corpus
     settings = {**recipe, "language": corpus.settings["language"], **_precision(config)}
     options = {"compute": _compute(config), "save_every_tokens": model.recipe.save_every_tokens}
@@ -133,7 +133,7 @@ def ct_blocks(config: Config, data: Data, base: Stage) -> Stage:
 
 
 def sft_blocks(config: Config, data: Data, base: Stage, language: str = "en") -> Stage:
-    """What SFT learns: instructions in English, or for the ceiling in the language, and replay in the same."""
+    """What SFT learns: instructions in English, or for the upper bound in the language, and replay in the same."""
     sft = config.sft
     settings = {
         "tokens": sft.tokens,
@@ -225,6 +225,8 @@ def training(kind: Literal["ct", "sft"], slug: str, config: Config, parents: Map
         "save_every_tokens": section.save_every_tokens,
         "keep_last_state": config.compute.keep_last_state,
     }
+    if section.dev_every_tokens:
+        options |= {"dev_every_tokens": section.dev_every_tokens, "dev_languages": [config.language.code, "en"]}
     return Stage(kind, slug, settings, parents, options)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.errors import BadInput
+from common.special_tokens import in_words
 from common.units import format_tokens
 from eval.task_set import UNDETERMINED
 from pipeline import choosing, recipes
@@ -122,10 +123,11 @@ def mixed_blocks(job: Job) -> None:
 
 
 def packed(blocks: Path) -> str:
-    """How many blocks there are, and how full they are."""
+    """How many blocks there are, how full they are, and control tokens that their text has by name."""
     counts = json.loads((blocks / "counts.json").read_text(encoding="utf-8"))
     filled = f": {counts['blocks']:,} blocks, {counts['real_token_share']:.2%} of their positions real tokens"
-    return filled + (conversed(counts["chat"], counts["trained_tokens"]) if "chat" in counts else "")
+    chat = conversed(counts["chat"], counts["trained_tokens"]) if "chat" in counts else ""
+    return filled + chat + in_words(counts.get("control_tokens", {}))
 
 
 def conversed(chat: Mapping[str, Any], trained: int) -> str:
@@ -226,7 +228,7 @@ def evaluate(job: Job) -> None:
         scores = harness.evaluate(model, tokenizer, tasks, **how)
     else:
         scores = harness.evaluate_folder(job.checkpoint("checkpoint"), tasks, **how)
-    job.note = scores.note
+    job.note, job.packed_rows = scores.note, scores.packed
     harness.write(scores, job.out)
 
 

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.errors import BadInput, Interrupted
-from train import learnt_template, parallel, resume
+from train import dev_text, learnt_template, parallel, resume
 from train.block_dataset import Blocks
+from train.dev_text import Watched
 from train.parallel import Compute
 from train.stage_settings import TrainingSettings
 
@@ -35,8 +36,9 @@ def train(
     save_every_tokens: int | None = None,
     resume_state: Path | None = None,
     compute: Compute = Compute(),  # noqa: B008 (frozen)
-    on_log: Callable[[dict[str, float]], None] | None = None,
+    on_log: Callable[[dict[str, Any]], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
+    watched: Watched | None = None,
 ) -> dict[str, Any]:
     """Trains up to `tokens` and leaves `out/model`, `out/state`, `out/log.jsonl` and, with LoRA, `out/adapter`.
 
@@ -47,6 +49,7 @@ def train(
     None: from the model.
     on_log: gets {"tokens", "of_tokens", "loss", "learning_rate", "tokens_per_second"} after every logged step, in the
     first process only.
+    watched: held-out text whose bits per byte are logged, too, as {"tokens", "of_tokens", "dev_bits_per_byte"}.
     should_stop: is asked after every step; once it is true in any process, all save and raise Interrupted.
 
     Returns what the launch was found to be, see `transformers_trainer.launch_facts`, and as `performance` the fields of
@@ -66,7 +69,9 @@ def train(
     start = engine.from_first(resume.starting_point(work, resume_state) if arguments.process_index == 0 else None)
     if start:
         resume.check_state(start, compute)
-    progress = engine.Progress(compute, settings, work / "log.jsonl", on_log, should_stop)
+    dev = dev_text.read(watched, model_dir, settings.block_size) if watched else {}
+    every = watched.every_tokens if watched else 0
+    progress = engine.Progress(compute, settings, work / "log.jsonl", on_log, should_stop, dev, every)
     trainer = engine.Trainer(engine.load_model(model_dir, settings, compute), arguments, dataset, progress)
     try:
         with suppress(engine.NothingLeft):

@@ -14,6 +14,7 @@ from pipeline.check.chat_data import conversations
 from pipeline.check.finding import Finding, first_of_each_language, given, guarded
 from pipeline.check.given_checkpoints import checkpoints, partners
 from pipeline.check.resources import disk, tasks
+from pipeline.check.stated import stated
 from pipeline.check.text import budgets, control, corpora, tokenizer
 from pipeline.config import Config, HubCorpus
 from pipeline.store import Store
@@ -36,6 +37,7 @@ def sweep(configs: Sequence[Config]) -> list[Finding]:
         for check in (checkpoints, corpora, control, tasks, tokenizer, partners, conversations):
             findings += guarded(check, config)
     findings += guarded(budgets, configs)
+    findings += guarded(stated, configs)
     findings += guarded(disk, configs, Store(Path(configs[0].store)))
     return list(dict.fromkeys(findings))
 

@@ -83,6 +83,13 @@ def tokenizer(config: Config) -> Iterator[Finding]:
             f"{subject} does not give {1 - known.returned:.0%} of {SAMPLE} documents of {language} back as they were; "
             "look whether it normalises what matters",
         )
+    if known.control:
+        names = ", ".join(sorted(known.control)[:3])
+        yield Finding(
+            False,
+            f"{subject} reads control tokens in the {language} text: {names} ({sum(known.control.values()):,} times in"
+            f" up to {SAMPLE} documents). Remove them from the text unless they are meant.",
+        )
     if known.fallback > MAX_FALLBACK_SHARE:
         measured = (
             f"{known.bytes_a_token:.2f} bytes of {language} a token, {known.fallback:.0%} of them parts of characters"

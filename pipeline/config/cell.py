@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from common.errors import BadInput
 from common.units import format_tokens
+from pipeline import old_names
 from pipeline.config.computing import Compute, Tracking
 from pipeline.config.fields import Folder, Name, Section, Seed
 from pipeline.config.messages import one_line
@@ -72,6 +73,13 @@ class Config(Section):
         sizes = [self.ct.block_size, self.sft.block_size]
         return min(sizes if self.model.recipe is None else [*sizes, self.model.recipe.block_size])
 
+    @property
+    def scores_knobs(self) -> bool:
+        """Whether every try of every method is scored on dev and on test in this cell: `eval.frontier`."""
+        wanted = self.eval.frontier
+        assert wanted != "largest", "pipeline/sweep.py puts a number for the word"
+        return wanted == "all" or self.ct.tokens in (wanted or ())
+
     def at(self, ct_tokens: int, seed: int) -> Config:
         """The cell of this sweep at another budget and seed."""
         return self.model_copy(update={"seed": seed, "ct": self.ct.model_copy(update={"tokens": ct_tokens})})
@@ -95,17 +103,17 @@ class Config(Section):
 
     @model_validator(mode="after")
     def arms_can_be_trained(self) -> Config:
-        merged = (name for method in self.merge.methods.values() for name in method.of)
+        merged = (name for method in self.merge.methods.values() for name in method.checkpoints)
         wanted = {*self.eval.unmerged, *merged}
         if self.ct.source and "sft_then_ct" in wanted:
             raise ValueError(
                 f"ct.source={self.ct.source}: sft_then_ct trains CT on top of SFT, and this CT was trained elsewhere; "
                 "leave sft_then_ct out of eval.unmerged, or say ct.source=null"
             )
-        if self.sft.hub and "ceiling" in wanted:
+        if self.sft.hub and "target_sft" in wanted:
             raise ValueError(
-                "sft.hub: ceiling learns instructions in the language, and this data set is English; "
-                "leave ceiling out of eval.unmerged, or say sft.hub=null, for items made from the text"
+                "sft.hub: target_sft learns instructions in the language, and this data set is English; "
+                "leave target_sft out of eval.unmerged, or say sft.hub=null, for items made from the text"
             )
         if "merge_then_sft" in wanted and self.merge.then_sft is None:
             raise ValueError("merge.then_sft=null: name the merge that merge_then_sft trains on, one of merge.methods")
@@ -217,7 +225,8 @@ def validate(composed: Mapping[str, Any]) -> Config:
 
     Raises BadInput that names the first wrong key, its value and what would be right.
     """
+    current = old_names.config(composed)
     try:
-        return Config.model_validate(composed)
+        return Config.model_validate(current)
     except ValidationError as error:
-        raise BadInput(one_line(error, composed)) from None
+        raise BadInput(one_line(error, current)) from None

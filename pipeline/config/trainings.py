@@ -27,6 +27,7 @@ class Training(Section):
     warmup_ratio: Share
     weight_decay: Annotated[float, Field(ge=0)]
     save_every_tokens: Tokens
+    dev_every_tokens: Tokens | None = None
 
     @model_validator(mode="after")
     def whole_blocks(self) -> Training:

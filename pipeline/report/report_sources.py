@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import BadInput
-from common.files import write_json
+from common.files import read_jsonl, write_json
 from common.parsing import read_json
+from pipeline.old_names import current_method
 from pipeline.report.records import Audit, Choice, Evaluation, FrontierPoint, ReportPaths, Subject
 
 FILE = "sources.json"
@@ -39,14 +40,16 @@ class Sources:
     def render(self, out: Path) -> ReportPaths:
         """The report, and this file beside it."""
         from pipeline import report
-        from pipeline.report import sample_items, text_of_budgets
+        from pipeline.report import hypotheses, sample_items, text_of_budgets
 
-        records = [{**read_json(path), "cells": cells} for path, cells in self.stages]
+        records = [{**read_json(path), "cells": cells, "dev": dev_lines(path.parent)} for path, cells in self.stages]
         leaks = read_json(self.leaks) if self.leaks else None
         items = sample_items.read_items(self.items, self.split)
         counts = text_of_budgets.read(path for path, _ in self.stages)
         made_from = (self.evaluations, self.audits, self.choices, records)
-        paths = report.render(*made_from, out, self.subject, leaks, items, self.untuned, counts, self.frontier)
+        asked = hypotheses.find(self.subject.title)
+        shown = (leaks, items, self.untuned, counts)
+        paths = report.render(*made_from, out, self.subject, *shown, frontier=self.frontier, hypotheses=asked)
         self.save(out)
         return paths
 
@@ -74,6 +77,12 @@ class Sources:
                 "frontier": [{**row, "dev": place(row["dev"])} for row in listed(self.frontier)],
             },
         )
+
+
+def dev_lines(stage: Path) -> list[dict[str, Any]]:
+    """What a training measured on dev while it ran; nothing where it did not, or for other stages."""
+    log = stage / "log.jsonl"
+    return [line for line in read_jsonl(log) if "dev_bits_per_byte" in line] if log.is_file() else []
 
 
 def read(folder: Path) -> Sources:
@@ -104,7 +113,8 @@ def _read(folder: Path) -> Sources:
         return Path(os.path.normpath(folder / path))
 
     def rows(kind: Any, name: str) -> list[Any]:
-        return [kind(**{**row, "folder": place(row["folder"])}) for row in kept[name]]
+        known = ({**row, "method": current_method(row["method"])} for row in kept.get(name, ()))
+        return [kind(**{**row, "folder": place(row["folder"])}) for row in known]
 
     subject = Subject(**kept["subject"])
     unfinished = subject.unfinished
@@ -118,7 +128,7 @@ def _read(folder: Path) -> Sources:
         kept["split"],
         place(kept["leaks"]) if kept["leaks"] else None,
         rows(Evaluation, "untuned"),
-        [FrontierPoint(**{**row, **{n: place(row[n]) for n in ("dev", "folder")}}) for row in kept.get("frontier", ())],
+        [replace(row, dev=place(str(row.dev))) for row in rows(FrontierPoint, "frontier")],
     )
 
 
@@ -143,4 +153,5 @@ def together(folders: Mapping[str, Sources]) -> Sources:
         list(dict.fromkeys((path, 1) for sources in folders.values() for path, _ in sources.stages)),
         first.items,
         first.split,
+        frontier=[row for title, sources in folders.items() for row in named(sources.frontier, title)],
     )

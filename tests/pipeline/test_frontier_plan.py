@@ -1,4 +1,4 @@
-"""Every setting of every knob is scored on dev and on test, and none is chosen: the plan of `eval.frontier=true`."""
+"""Every setting of every knob is scored on dev and on test, and none is chosen: the plan of `eval.frontier=all`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def cells(*overrides: str) -> list[Cell]:
 
 
 def test_all_settings_are_scored_on_both_splits_and_none_is_chosen() -> None:
-    (cell, *_) = cells("eval.frontier=true")
+    (cell, *_) = cells("eval.frontier=all")
     assert [point.settings for point in cell.frontier["ct_then_sft"]] == [
         {"learning_rate": rate} for rate in (5e-4, 2e-4)
     ]
@@ -41,7 +41,7 @@ def test_all_settings_are_scored_on_both_splits_and_none_is_chosen() -> None:
 
 
 def test_the_settings_are_the_tries_that_a_choice_would_look_at() -> None:
-    (plain, *_), (asked, *_) = cells(), cells("eval.frontier=true")
+    (plain, *_), (asked, *_) = cells(), cells("eval.frontier=all")
     tune = plain.chosen["ties_sv_1"]
     assert list(tune.settings["tries"]) == [
         point.test.parents["merge"].settings["stated"] for point in asked.frontier["ties_sv_1"]
@@ -51,7 +51,7 @@ def test_the_settings_are_the_tries_that_a_choice_would_look_at() -> None:
 
 
 def test_a_base_that_no_budget_changes_is_given_once_to_the_report() -> None:
-    planned = cells("eval.frontier=true", "ct.tokens=2048,4096")
+    planned = cells("eval.frontier=all", "ct.tokens=2048,4096")
     entries: Any = {stage.key: SimpleNamespace(path=stage.slug) for stage in merged(planned)}
     points = collect._frontier(planned, entries)
     assert len(points) == sum(len(tries) for cell in planned for tries in cell.frontier.values())
@@ -63,7 +63,16 @@ def test_a_base_that_no_budget_changes_is_given_once_to_the_report() -> None:
     assert len(collect._frontier(planned, entries)) == len(points) - 1, "a point takes both splits"
 
 
+def test_at_the_largest_budget_of_the_sweep_alone() -> None:
+    small, large = cells("eval.frontier=largest", "ct.tokens=2048,4096")
+    assert not small.frontier and not small.chosen and "tune" not in {stage.kind for stage in small.stages}
+    assert large.frontier.keys() == {"ct_then_sft", "task_arithmetic", "ties_sv_1"}
+    named, all_of_them = cells("eval.frontier=[4096]"), cells("eval.frontier=all")
+    assert [stage.key for stage in merged([small, large])] == [stage.key for stage in merged(named)]
+    assert [bool(cell.frontier) for cell in all_of_them] == [True, True]
+
+
 @pytest.mark.parametrize("other", ["eval.untuned=true", "eval.split=dev"])
 def test_what_says_the_same_twice_is_refused(other: str) -> None:
     with pytest.raises(BadInput, match=r"^eval\.(untuned|split)"):
-        cells("eval.frontier=true", other)
+        cells("eval.frontier=all", other)

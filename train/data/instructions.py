@@ -5,7 +5,7 @@ Instructions come from training text, items from held-out text.
 Leaves `sft.jsonl` (`{"prompt", "output", "family"}`, and `more`: further questions on the same passage, with the same
 columns, where `questions` is above 1; of a user's conversations `{"messages", "family"}`),
 `tasks/<family>_<language>.<split>.jsonl` (rows of `common.items.Item`) and `counts.json`. Instructions in the language
-itself, for the ceiling that English SFT is held against, are a stage of their own, which leaves `sft.jsonl` and
+itself, for the upper bound that English SFT is compared with, are a stage of their own, which leaves `sft.jsonl` and
 `counts.json`; so are instructions from the hub, which leaves `sft/00000.parquet` and so on, with the same columns, and
 `counts.json`.
 """

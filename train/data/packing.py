@@ -92,6 +92,14 @@ class ReadOnce:
             yield piece
 
 
+def counting(read: Iterable[Pass], files: int, control: Counter[str]) -> Iterator[Pass]:
+    """The passes as they come; the control tokens that are written in a file are counted when it is first read."""
+    for number, (file, rng) in enumerate(read):
+        if number < files:
+            control.update(file.control)
+        yield file, rng
+
+
 def ct_blocks(
     corpus_dir: Path, tokenizer_dir: Path, settings: CtBlocksSettings, out: Path, work: Path, workers: int = 1
 ) -> None:
@@ -104,7 +112,7 @@ def ct_blocks(
     tokenizer = TokenizerFile.of(load_tokenizer(tokenizer_dir))
     size, share, language, seed = settings.block_size, settings.english_share, settings.language, settings.seed
     wanted = -(-settings.schedule_tokens // size)
-    blocks = BlockFile(out / "blocks.npy", size, tokenizer.dtype)
+    blocks, control = BlockFile(out / "blocks.npy", size, tokenizer.dtype), Counter[str]()
     with Workers(workers, init_worker, (tokenizer,)) as pool:
         ahead = max(1, round(pool.count * share))
         files = {name: training_files(corpus_dir, name) for name in (language, "en")}
@@ -113,7 +121,10 @@ def ct_blocks(
             passes(files["en"], f"{seed}:en", pool, work, ahead=ahead),
         ]
         once = {name: ReadOnce(len(paths)) for name, paths in files.items()}
-        sources = [cut(once[name].counted(stream(text)), size) for name, text in zip(files, read, strict=True)]
+        sources = [
+            cut(once[name].counted(stream(counting(text, len(files[name]), control))), size)
+            for name, text in zip(files, read, strict=True)
+        ]
         for source in itertools.islice(interleave([1 - share, share]), wanted):
             block = next(sources[source], None)
             if block is None:
@@ -130,6 +141,7 @@ def ct_blocks(
         real_token_share=1.0,
         whole_corpus=blocks.count < wanted,
         text_tokens={name: text.tokens for name, text in once.items()},
+        **({"control_tokens": control} if control else {}),
     )
 
 
@@ -155,10 +167,10 @@ def sft_blocks(
     size, share, seed, tally = settings.block_size, settings.replay_share, settings.seed, Tally()
     dtypes = {"blocks": tokenizer.dtype, "labels": np.int32, "positions": dtype_for(size)}
     columns = [BlockFile(out / f"{name}.npy", size, dtype) for name, dtype in dtypes.items()]
-    files = instruction_files(items_dir)
+    files, control = instruction_files(items_dir), Counter[str]()
     single = files[0].suffix == ".jsonl"
     with Workers(workers, init_worker, (tokenizer,)) as pool:
-        read = passes(files, f"{seed}:sft", pool, work)
+        read = counting(passes(files, f"{seed}:sft", pool, work), len(files), control)
         if tokenizer.masking:
             read = tally.conversations(read, len(files))
         packed = one_stream(read, size, tally) if single else file_by_file(read, size, tally, len(files))
@@ -166,7 +178,8 @@ def sft_blocks(
         if share > 0:
             assert corpus_dir is not None
             text = training_files(corpus_dir, settings.language)
-            replay = cut(stream(passes(text, f"{seed}:replay", pool, work)), size)
+            replayed = counting(passes(text, f"{seed}:replay", pool, work), len(text), control)
+            replay = cut(stream(replayed), size)
         for source in itertools.islice(interleave([1 - share, share]), -(-settings.tokens // size)):
             row = joined(next(packed), size, tokenizer.end, tally) if source == 0 else running(next(replay), tally)
             for column, values in zip(columns, row, strict=True):
@@ -181,7 +194,8 @@ def sft_blocks(
         "trained_tokens": tally.trained,
         "real_token_share": (tokens - tally.padding) / tokens,
     }
-    counts |= {"examples_too_long": tally.too_long} if tally.too_long else {}
+    seen = {"examples_too_long": tally.too_long, "control_tokens": control}
+    counts |= {name: count for name, count in seen.items() if count}
     if tokenizer.masking:
         counts |= chat_counts(items_dir, tally.counted)
         leave_template(loaded, tokenizer.masking.template, tally.first, out)

@@ -3,9 +3,9 @@
 What is made of a file is a folder with `tokens.npy` (all documents one after the other, each with its end token, and
 with BOS before it if the tokenizer itself puts one there, as it does when the model is scored), `lengths.npy` (tokens
 of each document) and `answers.npy` (of instructions, which tokens carry the loss: those of answers and the end tokens;
-empty of running text, which carries it throughout). Of conversations, which a template has put its own tokens around,
-there is `counts.json` too. The folder is written aside and renamed, and found again by the next run: a kill costs the
-files that were being tokenised.
+empty of running text, which carries it throughout). `control.json` is there where control tokens are written in the
+text, and `counts.json` of conversations, which a template has put its own tokens around. The folder is written aside
+and renamed, and found again by the next run: a kill costs the files that were being tokenised.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import json
 import os
 import random
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,28 +37,31 @@ if TYPE_CHECKING:
     from train.data.chat.masking import Masking
     from train.data.words import TextEncoder
 
-COUNTS = "counts.json"
+CONTROL, COUNTS = "control.json", "counts.json"
 AT_ONCE = 64  # documents given to the tokenizer at a time
 CHECKED = 8  # documents at the beginning of each file whose tokens are held against the tokenizers library's
 
 
 @dataclass(frozen=True)
 class Tokenised:
-    """The tokens of one file's documents, memory-mapped."""
+    """The tokens of one file's documents, memory-mapped.
+
+    control: how often control tokens are written in them, by their names.
+    """
 
     tokens: Tokens
     lengths: NDArray[np.int64]
     answers: NDArray[np.bool_]  # a value a token of instructions; empty of running text
+    control: Mapping[str, int]
     counts: Mapping[str, int] = field(default_factory=dict)  # of conversations; see train.data.chat.masking
 
     @classmethod
     def open(cls, folder: Path) -> Tokenised:
-        counted = folder / COUNTS
         return cls(
             np.load(folder / "tokens.npy", mmap_mode="r"),
             np.load(folder / "lengths.npy"),
             np.load(folder / "answers.npy", mmap_mode="r"),
-            json.loads(counted.read_text(encoding="utf-8")) if counted.exists() else {},
+            *(counted(folder / name) for name in (CONTROL, COUNTS)),
         )
 
     def documents(self) -> list[Tokens]:
@@ -68,6 +72,12 @@ class Tokenised:
         """The tokens of each instruction, and which of them carry the loss."""
         answers = np.split(self.answers, np.cumsum(self.lengths)[:-1]) if len(self.lengths) else []
         return list(zip(self.documents(), answers, strict=True))
+
+
+def counted(path: Path) -> dict[str, int]:
+    """What a file of counts says; nothing where there was nothing to count."""
+    counts: dict[str, int] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return counts
 
 
 Pass = tuple[Tokenised, random.Random]  # a file, and the generator that orders its documents in one epoch
@@ -127,19 +137,21 @@ def tokenise(task: tuple[Path, Path]) -> Path:
     tokenizer, encoder = _tokenizer
     rows = read_rows(source)
     counts: Mapping[str, int] = {}
+    control: Mapping[str, int] = {}
     if tokenizer.masking and rows and "text" not in rows[0]:
         examples, counts = tokenizer.masking.examples(rows, encoder.library, tokenizer.dtype)
         pieces, answers = [ids for ids, _ in examples], [loss for _, loss in examples]
         lengths = [len(ids) for ids in pieces]
     else:
-        pieces, lengths, answers = plainly(rows, tokenizer, encoder)
+        pieces, lengths, answers, control = plainly(rows, tokenizer, encoder)
     aside = folder.with_name(f"{folder.name}.{os.getpid()}")
     aside.mkdir(parents=True, exist_ok=True)
     np.save(aside / "tokens.npy", np.concatenate(pieces) if pieces else np.empty(0, tokenizer.dtype))
     np.save(aside / "lengths.npy", np.array(lengths, np.int64))
     np.save(aside / "answers.npy", np.concatenate(answers) if answers else np.empty(0, np.bool_))
-    if counts:
-        write_json(aside / COUNTS, counts)
+    for name, counted in ((CONTROL, control), (COUNTS, counts)):
+        if counted:
+            write_json(aside / name, counted)
     try:
         os.rename(aside, folder)
     except OSError:  # the same file was wanted twice at the same time
@@ -149,23 +161,26 @@ def tokenise(task: tuple[Path, Path]) -> Path:
 
 def plainly(
     rows: Sequence[Mapping[str, Any]], tokenizer: TokenizerFile, encoder: TextEncoder
-) -> tuple[list[Tokens], list[int], list[NDArray[np.bool_]]]:
-    """Rows of text, or of prompts and answers as they are: their tokens in pieces, the length of each row, the loss."""
+) -> tuple[list[Tokens], list[int], list[NDArray[np.bool_]], Counter[str]]:
+    """Rows of text, or of prompts and answers as they are: pieces, lengths of rows, the loss, and control tokens."""
     encode = encoder.checked([text for row in rows[:CHECKED] for text, _ in parts(row)])
     before: Tokens = np.array(tokenizer.before, tokenizer.dtype)
     end: Tokens = np.array([tokenizer.end], tokenizer.dtype)
     pieces: list[Tokens] = []
     lengths: list[int] = []
     answers: list[NDArray[np.bool_]] = []
+    control: Counter[str] = Counter()
     for some in batched(rows, AT_ONCE):
-        encoded = iter(encode([text for row in some for text, _ in parts(row)]))
+        of_texts = encode([text for row in some for text, _ in parts(row)])
+        control.update(encoder.control_in(of_texts))
+        encoded = iter(of_texts)
         for row in some:
             of_row = [(before, False), *((next(encoded), is_answer) for _, is_answer in parts(row)), (end, True)]
             pieces += (ids for ids, _ in of_row)
             lengths.append(sum(len(ids) for ids, _ in of_row))
             if "text" not in row:
                 answers += (np.full(len(ids), is_answer) for ids, is_answer in of_row)
-    return pieces, lengths, answers
+    return pieces, lengths, answers, control
 
 
 def parts(row: Mapping[str, Any]) -> list[tuple[str, bool]]:
