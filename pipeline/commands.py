@@ -18,7 +18,7 @@ CONFIG_DIR = (
 SETTINGS = """\
 \b
 Settings. conf/ documents every key; these are common:
-  experiment=evidence       a whole experiment (default: tiny)
+  experiment=frontier       a whole experiment (default: tiny)
   ct.tokens=32k             token budget of continual pre-training (k, M, B)
   corpus.path='data/*.txt'  your own text, with language=mine
   sft.path=mine.jsonl       your own instructions (instruction, input, output), or conversations with sft.template

@@ -1,7 +1,8 @@
 """Draw the pictures of the documentation: `.venv/bin/python docs/images/draw.py`.
 
 curves.png: accuracy and bits per byte by CT budget, from the data inside docs/evidence/report.html, by the charts and
-the figure export of the report. slack.png: which side of a sign conflict survives, with slack and without.
+the figure export of the report. frontier.png: its frontiers at the largest budget. slack.png: which side of a sign
+conflict survives, with slack and without.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from pipeline.report import figures, score_charts
+from pipeline.report import figures, frontier_charts, score_charts
 from pipeline.report.chart_data import Table
 from pipeline.report.looks import INK, SOFT, Look
 from pipeline.report.vega import SCHEMA, Spec
@@ -20,9 +21,8 @@ from pipeline.report.vega import SCHEMA, Spec
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "evidence" / "report.html"
 SHOWN = {  # methods of the picture, under the names that README and docs give them
+    "ct": "CT",
     "ct_then_sft": "CT-then-SFT",
-    "ceiling": "target-language SFT",  # target_sft since 0.2, which the page is older than
-    "linear": "weighted average",
     "task_arithmetic": "task arithmetic",
     "ties": "TIES",
     "ties_sv_1": "TIES + slack 1",
@@ -52,14 +52,33 @@ def unpacked(packed: dict[str, Any]) -> Table:
     return Table(tuple(c["name"] for c in columns), rows)
 
 
-def curves(data: dict[str, Any]) -> Spec:
-    """Return the data-efficiency curves: accuracy and bits per byte side by side."""
-    scores = unpacked(data["tables"]["scores"])
-    looks = {
+def looks_of(data: dict[str, Any]) -> dict[str, Look]:
+    """Return how the shown methods look, with solid lines."""
+    return {
         look["method"]: Look(**{**look, "title": SHOWN[look["method"]], "color": _color(look), "dash": (1, 0)})
         for look in data["looks"]
         if look["method"] in SHOWN
     }
+
+
+def frontier(data: dict[str, Any]) -> Spec:
+    """Return the frontiers at the largest budget: a line per method over its knob values, without single seeds."""
+    table = unpacked(data["tables"]["frontiers"])
+    place = {name: number for number, name in enumerate(table.columns)}
+    rows = [row for row in table.rows if row[place["kind"]] != "seed"]
+    budget = max(int(row[place["tokens"]]) for row in rows)  # type: ignore[arg-type]
+    looks = looks_of(data)
+    methods = [method for method in SHOWN if any(row[place["method"]] == method for row in rows)]
+    chart = frontier_charts.frontiers([looks[method] for method in methods], "Chichewa", 560)
+    tables = {"frontiers": Table(table.columns, rows), "windows": Table(("pair", "tokens", "low", "high"), [])}
+    choice = {"methods": methods, "frontier_budget": budget, "pair": None}
+    return figures.selected(chart, tables, choice, looks)
+
+
+def curves(data: dict[str, Any]) -> Spec:
+    """Return the data-efficiency curves: accuracy and bits per byte side by side."""
+    scores = unpacked(data["tables"]["scores"])
+    looks = looks_of(data)
     budgets = sorted({int(row["tokens"]) for row in scores.records() if row["tokens"]})  # type: ignore[arg-type]
     chart = score_charts.curves(list(looks.values()), budgets, WIDTH)
     nothing = Table(("measure", "level", "value"), [])
@@ -112,9 +131,10 @@ def slack(value: float = 1.0) -> Spec:
 
 
 def main() -> None:
-    """Draw both pictures into this folder."""
+    """Draw the pictures into this folder."""
     with tempfile.TemporaryDirectory() as folder:
-        for name, spec in (("curves", curves(page_data())), ("slack", slack())):
+        data = page_data()
+        for name, spec in (("curves", curves(data)), ("frontier", frontier(data)), ("slack", slack())):
             shutil.copy(figures.write(spec, Path(folder), name), HERE / f"{name}.png")
 
 

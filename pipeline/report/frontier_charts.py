@@ -52,8 +52,8 @@ def frontiers(drawn: Sequence[Look], language: str, width: int | None = None) ->
             "mark": {"type": "point", "filled": True, "size": 18, "opacity": 0.35},
             "encoding": {
                 **place,
-                "color": {**look["color"], "legend": None},
-                "shape": {**look["shape"], "legend": None},
+                "color": look["color"],
+                "shape": look["shape"],
                 "tooltip": hover,
             },
         },
@@ -84,7 +84,7 @@ def frontiers(drawn: Sequence[Look], language: str, width: int | None = None) ->
             "data": data,
             "transform": [{"filter": "datum.kind != 'seed'"}],
             "mark": {"type": "text", "dy": -11, "fontSize": 10.5, "tooltip": False},
-            "encoding": {**place, "text": {"field": "knob"}, "color": {**look["color"], "legend": None}},
+            "encoding": {**place, "text": {"field": "knob"}, "color": look["color"]},
         },
     ]
     return Chart("frontiers", sized({"layer": layers}, 330, width), {"frontiers": BY_METHOD, "windows": BY_PAIR})
