@@ -66,7 +66,10 @@ def warm_up(dtype: str) -> None:
     if dtype == "float32":
         for patterns in (numpy.zeros(1, numpy.int16), numpy.zeros(1, numpy.int32)):
             count_upper(patterns, 0, numpy.zeros(1 << 15, numpy.int64))
-        count_below(patterns, numpy.zeros(1 << 15, numpy.int16), numpy.zeros((1, 1 << 16), numpy.int64))
+        counts, places = numpy.zeros((1, 1 << 16), numpy.int64), numpy.zeros(1 << 15, numpy.int16)
+        count_below(patterns, places, counts)
+        count_task_vector(out, merged, counts[0])
+        count_task_vector_below(out, merged, places, counts)
 
 
 class Trim(NamedTuple):
@@ -181,7 +184,8 @@ def thin(tau: Array, edge: Any, below: Any, left: int, size: int, out: Array) ->
     """τ where |τ| is above the edge, or at it while `left` lasts; else 0. Returns what is left."""
     zero = tau.dtype.type(0)
     if edge < 0:
-        out[:size] = tau[:size]
+        for i in range(size):
+            out[i] = tau[i]
         return left
     tied = 0
     if left > 0:
@@ -494,3 +498,26 @@ def count_below(patterns: Array, places: Array, counts: Array) -> None:
         row = places[(patterns[i] >> 16) & 0x7FFF]
         if row >= 0:
             counts[row, patterns[i] & 0xFFFF] += 1
+
+
+@compiled()
+def count_task_vector(theta: Array, base: Array, counts: Array) -> tuple[int, float]:
+    """`count_upper` of θ − θ0, float32; returns how many are zero, and Σ τ²."""
+    zeros, energy = 0, 0.0
+    block = numpy.empty(BLOCK, numpy.float32)
+    for start in range(0, len(theta), BLOCK):
+        size = min(BLOCK, len(theta) - start)
+        subtract(theta[start : start + size], base[start : start + size], EXACT, size, block)
+        zeros += count_upper(block[:size].view(numpy.int32), 16, counts)
+        energy += sum_of_squares(block, size)
+    return zeros, energy
+
+
+@compiled()
+def count_task_vector_below(theta: Array, base: Array, places: Array, counts: Array) -> None:
+    """`count_below` of θ − θ0, float32."""
+    block = numpy.empty(BLOCK, numpy.float32)
+    for start in range(0, len(theta), BLOCK):
+        size = min(BLOCK, len(theta) - start)
+        subtract(theta[start : start + size], base[start : start + size], EXACT, size, block)
+        count_below(block[:size].view(numpy.int32), places, counts)

@@ -128,6 +128,13 @@ class DigitCounting:
         self.energy += _energy(patterns)
         self.numel += len(patterns)
 
+    def see_difference(self, theta: Array, base: Array) -> None:
+        """Count the next piece's task vector, in the first pass."""
+        zeros, energy = self.kernels.count_task_vector(theta, base, self.upper)
+        self.zeros += zeros
+        self.energy += energy
+        self.numel += len(theta)
+
     def choose(self, ranks: Iterable[int]) -> bool:
         """Between the passes: set the ranks. Returns whether a second pass is needed. Raises NotFinite."""
         if self.upper[INFINITE[torch.float32] >> 16 :].any():
@@ -141,6 +148,10 @@ class DigitCounting:
     def see_below(self, patterns: Array) -> None:
         """Count the next piece's `bit_patterns`, in the second pass."""
         self.kernels.count_below(patterns, self.rows, self.lower)
+
+    def see_difference_below(self, theta: Array, base: Array) -> None:
+        """Count the next piece's task vector, in the second pass."""
+        self.kernels.count_task_vector_below(theta, base, self.rows, self.lower)
 
     def ranking(self, ranks: Iterable[int]) -> Ranking:
         """The k-th largest value for every k ≥ 1 in `ranks`, exact."""

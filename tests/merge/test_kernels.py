@@ -202,7 +202,7 @@ def recipe_of(folder: Path, made: dict[str, Any]) -> Recipe:
 
 
 @given(merges())
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
 def test_compiled_merges_are_those_on_tensors(tmp_path_factory: pytest.TempPathFactory, made: dict[str, Any]) -> None:
     folder = tmp_path_factory.mktemp("merge")
     try:
