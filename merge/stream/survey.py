@@ -6,7 +6,7 @@ weights, which selection notices on its way; tensors that nothing is selected in
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
@@ -74,7 +74,7 @@ def select(job: Job, tensors: Sequence[TensorRecipe], observers: Sequence[Observ
 def _rank(
     job: Job,
     ranks: Mapping[tuple[Subject, torch.dtype], set[int]],
-    measured: Set[tuple[Subject, torch.dtype]],
+    measured: set[tuple[Subject, torch.dtype]],
     selection: Selection,
 ) -> None:
     """Fill `selection`. What can be counted is, for all task vectors of a slice at a time: the base is read once.
@@ -115,7 +115,7 @@ def _rank(
 
 
 def _weights(
-    piece: Piece, key: tuple[Subject, torch.dtype], measured: Set[tuple[Subject, torch.dtype]]
+    piece: Piece, key: tuple[Subject, torch.dtype], measured: set[tuple[Subject, torch.dtype]]
 ) -> tuple[Array, Array] | None:
     """θ and θ0 in float32 of a task vector that compiled loops count; None for what they do not."""
     subject, dtype = key

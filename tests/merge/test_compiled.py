@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -71,14 +73,11 @@ def test_small_models_and_other_devices_do_without(monkeypatch: pytest.MonkeyPat
     def ask(*_: object) -> None:
         raise AssertionError("numba is imported")
 
-    class Plan:
-        outputs = ()
-        parents: dict[str, object] = {}
-        recipes = ()
+    plan: Any = SimpleNamespace(outputs=(), parents={}, recipes=())
 
     monkeypatch.setattr(fused, "compiled_kernels", ask)
-    assert fused.kernels_for(Plan(), "cpu", False) is None  # type: ignore[arg-type]
+    assert fused.kernels_for(plan, "cpu", False) is None
     monkeypatch.setattr(fused, "WORTH", 0)
-    assert fused.kernels_for(Plan(), "cuda", False) is None  # type: ignore[arg-type]
+    assert fused.kernels_for(plan, "cuda", False) is None
     with pytest.raises(AssertionError, match="numba is imported"):
-        fused.kernels_for(Plan(), "cpu", False)  # type: ignore[arg-type]
+        fused.kernels_for(plan, "cpu", False)
