@@ -4,7 +4,7 @@
 
 Both sides: the shipped base, CT at two budgets, English SFT, CT-then-SFT, three merges with stated settings, all scored
 on the same items and documents, one seed, nothing tuned. Each side has all cores, as its users run it: ours with the
-cells at a time that experiment=tiny asks for, the script one thing after another with torch's own threads; or both one
+cells at a time that experiment=cosine has, the script one thing after another with torch's own threads; or both one
 thread and one thing at a time (--one-core). By hand gets its text, instructions and tasks ready made; ours makes them,
 and keeps records, resumes and reports. ratio: seconds by hand over ours; cpu_ratio: the same in CPU seconds of the
 whole process tree. The trainings draw their data in other orders, so scores agree within noise: scores_agree is whether
@@ -50,8 +50,8 @@ def main() -> None:
     for side in ("by-hand", "ours"):
         shutil.rmtree(folder / side, ignore_errors=True)
     ours = python(
-        "-m", "pipeline", "run", "-m", "experiment=tiny", *one_core, "seed=0",
-        "merge=stated", "~merge.methods.ties_sv_1", "sft.grid={learning_rate: [5e-4]}",  # nothing is tuned
+        "-m", "pipeline", "run", "-m", "experiment=cosine", *one_core, "seed=0",
+        "merge=fixed", "~merge.methods.ties_sv_1", "sft.grid={learning_rate: [5e-4]}",  # nothing is tuned
         *(f"+merge.methods.{name}.control=true" for name in ("linear", "task_arithmetic", "ties")),
         f"ct.tokens={options.budgets}", f"sft.tokens={options.sft_tokens}",
         f"eval.limit={options.limit}", "tracking=none", f"store={folder / 'ours' / 'store'}",
@@ -107,7 +107,7 @@ def differences(folder: Path) -> list[float]:
             if "acc,none" in measured:
                 theirs[name, task] = measured["acc,none"]
     apart = []
-    with (folder / "ours" / "tiny" / "results.csv").open(encoding="utf-8") as file:
+    with (folder / "ours" / "cosine" / "results.csv").open(encoding="utf-8") as file:
         for row in csv.DictReader(file):
             method = row["method"] if row["method"] in ("base", "sft") else f"{row['method']}-{row['ct_tokens']}"
             other = theirs.get((method, row["task"]))

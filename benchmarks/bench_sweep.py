@@ -45,11 +45,11 @@ def codes(count: int) -> str:
 def overrides(languages: int, store: Path) -> list[str]:
     """The sweep. Its text is one small file: the plan reads its checksum, and nothing else."""
     # a method more or less is a key of a mapping: Hydra removes those that are not wanted
-    given = sweep.expand(["experiment=tiny"], multirun=True).configs[0].merge.methods
+    given = sweep.expand(["experiment=cosine"], multirun=True).configs[0].merge.methods
     unwanted = [f"~merge.methods.{name}" for name in given if name not in METHODS]
     budgets = ",".join(str(10_000 * 2**step) for step in range(8))
     return [
-        "experiment=tiny",
+        "experiment=cosine",
         "language=mine",
         f"language.code={codes(languages)}",
         f"corpus.path={ROOT}/examples/mine/text/*.txt",

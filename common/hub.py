@@ -19,8 +19,12 @@ from common.errors import BadInput, line_of
 PREFIX = "hub:"
 NAME = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@((?!.*\.\.)\w[\w./-]*))?")  # owner/name, owner/name@revision
 COMMIT = re.compile(r"[0-9a-f]{40}")
-NEEDED = ("*.json", "*.model", "*.txt", "*.jinja")  # beside the weights
-TOKENIZER = ["config.json", "tokenizer.json", "tokenizer_config.json"]
+# Beside the weights: configs, tokenizers of all kinds, templates, and code, which is copied to merges and never run.
+NEEDED = (
+    "*.json", "*.model", "*.model.*", "*.txt", "*.jinja", "*.tiktoken", "*.spm", "*.bpe", "*.codes", "*.tokenizer",
+    "*.py",
+)  # fmt: skip
+TOKENIZER = ["config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]
 ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")  # peft's files of an adapter
 UNREACHABLE = (
     "the hub cannot be reached and the cache (HF_HOME) does not hold it; "

@@ -110,7 +110,7 @@ def rows(
     BadInput for a row without a column, one whose column holds no text, and data that cannot be read.
     """
     where = f"{key}: {source.dataset}" + (f" {file}" if file else "")
-    for number, row in enumerate(_read(stream, source, where, before), start=before + 1):
+    for number, row in enumerate(read(stream, source, key, before=before, file=file), start=before + 1):
         missing = [column for column in columns if column not in row]
         if missing:
             raise BadInput(f"{key}: {source.dataset} has no column {missing[0]!r} (it has {', '.join(row)})")
@@ -124,8 +124,14 @@ def rows(
         yield tuple(row[column] or "" for column in columns)
 
 
-def _read(stream: Iterable[dict[str, Any]], source: Source, where: str, before: int) -> Iterator[dict[str, Any]]:
-    """The rows of a stream. Raises BadInput for files that are cut off, damaged or not in UTF-8."""
+def read(
+    stream: Iterable[dict[str, Any]], source: Source, key: str, *, before: int = 0, file: str = ""
+) -> Iterator[dict[str, Any]]:
+    """The rows of a stream, with all of their columns.
+
+    before, file: as `rows` takes them. Raises BadInput for files that are cut off, damaged or not in UTF-8.
+    """
+    where = f"{key}: {source.dataset}" + (f" {file}" if file else "")
     iterator, number = iter(stream), before
     while True:
         try:

@@ -72,7 +72,7 @@ def read_plain_yaml(path: Path, expected: str = "a file of YAML") -> Any:
     What YAML 1.1 would read otherwise (on, off, yes, no, dates, numbers that begin with 0) is text.
     """
     try:
-        return _parsed(_read(path, expected).decode("utf-8"), lambda text: yaml.load(text, Loader=_Plain))
+        return parse_plain_yaml(_read(path, expected).decode("utf-8"))
     except (BadInput, UnicodeDecodeError) as error:
         raise BadInput(f"{path}: not YAML: {error}") from None
 
@@ -80,6 +80,11 @@ def read_plain_yaml(path: Path, expected: str = "a file of YAML") -> Any:
 def parse_yaml(text: str) -> Any:
     """What a text of YAML holds. Raises BadInput that does not name its place."""
     return _parsed(text, lambda text: yaml.load(text, Loader=_NoKeyTwice))
+
+
+def parse_plain_yaml(text: str) -> Any:
+    """As `parse_yaml`, by the rules of `read_plain_yaml`."""
+    return _parsed(text, lambda text: yaml.load(text, Loader=_Plain))
 
 
 def _parsed(text: str, load: Callable[[str], Any]) -> Any:

@@ -1,10 +1,15 @@
 """Which special tokens a tokenizer puts around a text by itself: Llama, Mistral and Gemma begin every text with BOS.
 
 They are no part of the text. Whoever trains on a text or scores it puts them there, once, and knows which they are.
+A text may also have their names written in it, such as `<|endoftext|>`. Tokenizers read these as the control tokens,
+and so does lm-eval. We do the same, as instructions may be meant so, and count them.
 """
 
 from __future__ import annotations
 
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +30,33 @@ def added_special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
             if whole[start : start + len(own)] == own:
                 return whole[:start], whole[start + len(own) :]
     return [], []
+
+
+def control_tokens(definition: Mapping[str, Any]) -> dict[int, str]:
+    """The special tokens of a tokenizer.json's content, by id, but for the one that stands for unknown text."""
+    unknown = (definition["model"].get("unk_token"), definition["model"].get("unk_id"))
+    return {
+        token["id"]: token["content"]
+        for token in definition["added_tokens"]
+        if token["special"] and token["content"] != unknown[0] and token["id"] != unknown[1]
+    }
+
+
+def written_out(texts: Iterable[str], names: Iterable[str]) -> Counter[str]:
+    """How often the names of control tokens are written in texts."""
+    longest_first = sorted(names, key=len, reverse=True)
+    if not longest_first:
+        return Counter()
+    pattern = re.compile("|".join(map(re.escape, longest_first)))
+    return Counter(name for text in texts for name in pattern.findall(text))
+
+
+def in_words(counts: Mapping[str, int]) -> str:
+    """`, 3 control tokens written in the text (</s> 2, <s> 1)`, or nothing where there are none."""
+    total = sum(counts.values())
+    listed = ", ".join(f"{name} {count:,}" for name, count in sorted(counts.items(), key=lambda c: (-c[1], c[0]))[:3])
+    more = ", ..." if len(counts) > 3 else ""
+    return f", {total:,} control token{'s' * (total != 1)} written in the text ({listed}{more})" if total else ""
 
 
 def folder_adds_special_tokens(folder: Path) -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common.errors import BadInput, in_one_line
+from common.special_tokens import in_words
 from eval.task_set import UNDETERMINED
 
 
@@ -96,7 +97,7 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m eval"
         mark = "*" if row["primary"] else " "
         value = f"{row['value']:.4f}  [{row['low']:.4f}, {row['high']:.4f}]"
         print(f"{row['task']:24} {row['metric']:14}{mark} {value}  n={row['n']}")
-    print(f"written to {given.out}")
+    print(f"written to {given.out}{in_words(scores.control)}")
     return 0
 
 

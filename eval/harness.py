@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import tempfile
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common import hub
 from common.errors import BadInput, line_of
 from common.files import publish, write_jsonl
+from common.special_tokens import control_tokens, in_words, written_out
 from eval.devices import check_device, check_gpus, device_names, even_split, spread
-from eval.score_records import Record, mean_records, task_records
+from eval.score_records import Record, in_order, mean_records, task_records
 from eval.task_checks import check_room, context_length
 from eval.task_set import UNLABELLED, TaskSet
 
@@ -30,17 +33,19 @@ class Scores:
     records: lines of scores.jsonl, the tasks in their order and then a mean per language.
     samples: lines of samples.jsonl.
     packed: whether choices were scored in packed rows, as the architecture allows; None where there were none.
+    control: how often control tokens are written in what was scored, by their names (common/special_tokens.py).
     """
 
     records: list[Record]
     samples: list[Record]
     packed: bool | None = None
+    control: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def note(self) -> str:
         """How choices were scored, after `done in 3 s`."""
         ways = {None: "", True: ", choices in packed rows", False: ", choices row by row"}
-        return ways[self.packed]
+        return ways[self.packed] + in_words(self.control)
 
 
 def evaluate(
@@ -94,7 +99,23 @@ def evaluate(
         task_scores, task_samples = task_records(name, entry, logged, unlabelled)
         records += task_scores
         samples += task_samples
-    return Scores(records + mean_records(records, samples), samples, lm.packed)
+    control = written_out(_scored_texts(result["samples"], tasks), _control_names(tokenizer))
+    return Scores(records + mean_records(records, samples), samples, lm.packed, control)
+
+
+def _scored_texts(logged: Mapping[str, Any], tasks: TaskSet) -> Iterator[str]:
+    """What a model was given of each document: a prompt with its choices, or a text."""
+    for name in tasks.entries:
+        for sample in in_order(logged[name]):
+            yield from {text for request in sample["arguments"] for text in request if isinstance(text, str)}
+
+
+def _control_names(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """The special tokens that a tokenizer finds in a text."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        return list(control_tokens(json.loads(backend.to_str())).values())
+    return [str(token) for token in tokenizer.all_special_tokens if token != tokenizer.unk_token]
 
 
 def evaluate_folder(

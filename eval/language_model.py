@@ -171,6 +171,10 @@ class PackedLM(HFLM):
         cut = beyond = 0
         for text, context, continuation in requests:
             prompt = (context + continuation)[-(self.max_length + 1) :][: -len(continuation)]
+            if not context:
+                raise BadInput(
+                    f"tasks: a prompt of spaces alone has no tokens, got {text}. Give it text, or leave it empty."
+                )
             if not prompt:
                 limits = f"it reads {self.max_length} tokens, and a choice has {len(continuation)}"
                 raise BadInput(f"model: {limits}: {str(text)[-100:]!r}")

@@ -14,11 +14,10 @@ from typing import Any
 from common.errors import BadInput
 from eval import calibration
 from eval.stats import mean_interval, mean_ratio_interval, ratio_interval, wilson
-from eval.task_checks import lower_is_better
-from eval.task_set import BITS, CALIBRATED, GOLD_BITS, Entry, mean_metrics
+from eval.task_checks import LOWER, lower_is_better
+from eval.task_set import BITS, CALIBRATED, CORRECT_BITS, Entry, mean_metrics
 
 Record = dict[str, Any]
-LOWER = "higher_is_better"  # a field of records, False, of metrics that are better the lower they are
 Logged = Sequence[dict[str, Any]]  # what lm-eval logs with log_samples, a mapping a document
 
 
@@ -67,9 +66,9 @@ def task_records(name: str, entry: Entry, logged: Logged, unlabelled: Logged = (
                 for head, (score, choice), row, gold in zip(heads, outcomes, logged, answers, strict=True)
             ]
     if all(answers):
-        bits, sizes = [gold["gold_bits"] for gold in answers], [gold["gold_bytes"] for gold in answers]
+        bits, sizes = [gold["answer_bits"] for gold in answers], [gold["answer_bytes"] for gold in answers]
         value = sum(bits) / sum(sizes)
-        records.append(record(name, entry, GOLD_BITS, value, ratio_interval(bits, sizes), len(bits)))
+        records.append(record(name, entry, CORRECT_BITS, value, ratio_interval(bits, sizes), len(bits)))
     return records, samples
 
 
@@ -166,7 +165,7 @@ def gold_answer(task: Any, sample: dict[str, Any]) -> dict[str, float]:
         return {}
     scored = f"{task.config.target_delimiter}{choices[target]}"
     bits = -choice_loglikelihoods(task, sample)[target] / log(2)
-    return {"gold_bits": bits, "gold_bytes": len(scored.encode())}
+    return {"answer_bits": bits, "answer_bytes": len(scored.encode())}
 
 
 def histogram(entry: Entry, logged: Logged, outcomes: Iterable[tuple[float, Any]]) -> dict[str, int] | None:
@@ -188,7 +187,7 @@ def mean_records(records: Iterable[Record], samples: Sequence[Record]) -> list[R
     """
     by_language: dict[str, list[Record]] = {}
     for row in records:
-        if (row["primary"] and row["metric"] != BITS and row.get(LOWER, True)) or row["metric"] == GOLD_BITS:
+        if (row["primary"] and row["metric"] != BITS and row.get(LOWER, True)) or row["metric"] == CORRECT_BITS:
             by_language.setdefault(row["language"], []).append(row)
     by_task: dict[str, list[Record]] = {}
     for sample in samples:
@@ -200,9 +199,9 @@ def mean_records(records: Iterable[Record], samples: Sequence[Record]) -> list[R
             interval = mean_interval([[sample["score"] for sample in by_task[row["task"]]] for row in scored])
             levels = {name: _mean_or_none([row[name] for row in scored]) for name in ("chance", "trivial")}
             means.append(_mean_record(head, "acc", scored, interval) | levels)
-        if coded := [row for row in rows if row["metric"] == GOLD_BITS]:
-            groups = [[(s["gold_bits"], s["gold_bytes"]) for s in by_task[row["task"]]] for row in coded]
-            means.append(_mean_record(head, GOLD_BITS, coded, mean_ratio_interval(groups)))
+        if coded := [row for row in rows if row["metric"] == CORRECT_BITS]:
+            groups = [[(s["answer_bits"], s["answer_bytes"]) for s in by_task[row["task"]]] for row in coded]
+            means.append(_mean_record(head, CORRECT_BITS, coded, mean_ratio_interval(groups)))
     return means
 
 

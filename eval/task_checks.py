@@ -7,6 +7,7 @@ from typing import Any
 
 from common.errors import BadInput
 
+LOWER = "higher_is_better"  # a field of score records, False, of metrics that are better the lower they are
 GENERATED = 256  # tokens that lm-eval generates where a task does not say
 LENGTH_KEYS = (
     "max_gen_toks",
@@ -15,6 +16,9 @@ LENGTH_KEYS = (
     "max_completion_tokens",
 )  # the first that is there counts
 CONTEXT_KEYS = ("n_positions", "max_position_embeddings", "n_ctx")
+LOWER_BY_NAME = frozenset(  # metrics that are better the lower they are, where nobody says it of them
+    {"perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "brier_score", "ter", "wer", "cer", "mer"}
+)
 
 
 def check_task(name: str, task: Any) -> None:
@@ -62,5 +66,13 @@ def check_room(tasks: Mapping[str, Any], context: int | None) -> None:
 
 def lower_is_better(task: Any) -> frozenset[str]:
     """The metrics of a task that are better the lower they are, such as word error rates."""
-    better: Iterable[tuple[str, bool]] = (task.higher_is_better() or {}).items()
-    return frozenset(metric for metric, higher in better if higher is False)
+    better: Iterable[tuple[str, bool | None]] = (task.higher_is_better() or {}).items()
+    return frozenset(metric for metric, higher in better if is_lower_better(metric, higher))
+
+
+def is_lower_better(metric: str, higher_is_better: object) -> bool:
+    """Whether a metric is better the lower it is: as its task says, else by its name.
+
+    lm-eval has None where neither the task nor its own table of metrics says it.
+    """
+    return not higher_is_better if isinstance(higher_is_better, bool) else metric in LOWER_BY_NAME

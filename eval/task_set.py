@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
 
 TEMPLATES = Path(__file__).parent / "tasks"
-BITS, GOLD_BITS, CALIBRATED = "bits_per_byte", "gold_bits_per_byte", "acc_calibrated"  # metrics
+BITS, CORRECT_BITS, CALIBRATED = "bits_per_byte", "answer_bits_per_byte", "acc_calibrated"  # metrics
 UNLABELLED = "@unlabelled"  # what the name of a task's calibration prompts ends with
 CALIBRATION_PROMPTS = 100  # enough for a label's mean probability to within a few percent of itself
 UNDETERMINED = "und"  # BCP 47: the language of a user's task that states none

@@ -54,6 +54,13 @@ def _tell(error: BaseException) -> None:
             print(f"merge: {line_of(error)}", file=sys.stderr, flush=True)
 
 
+def _note(line: str) -> None:
+    """What whoever merges should know, on stderr, where there is one."""
+    with suppress(OSError, ValueError):
+        if sys.stderr is not None:
+            print(f"merge: note: {line}", file=sys.stderr, flush=True)
+
+
 def _allow_open_files() -> None:
     """As many open files as the system allows: a grid of large models has one for every shard."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -120,7 +127,7 @@ def _run_stages(stages: list[Stage], options: argparse.Namespace) -> None:
     _check_target(options)
     from merge.stream.threads import Workers
 
-    workers = Workers(options.device, options.threads, memory)
+    workers = Workers(options.device, options.threads, memory, note=_note)
     progress = partial(Progress, options.quiet, 2)
     extras = _extras(options, shard)
     _deliver([write_stages(options.recipe, options.out_dir, workers, progress, **extras)], options)
@@ -153,7 +160,7 @@ def _run(options: argparse.Namespace) -> None:
     gc.freeze()
     gc.enable()
     with Progress(options.quiet, passes=1 if options.audit_only else 2) as progress:
-        workers = Workers(options.device, options.threads, memory, progress)
+        workers = Workers(options.device, options.threads, memory, progress, _note)
         if options.audit_only:
             from merge.auditing import audit_many
 

@@ -14,9 +14,9 @@ def describe(recipes: Sequence[Recipe], memory: int, out_dirs: Sequence[Path]) -
 
     After all checks that need no weights; without out_dirs the room is that of the working directory.
     """
+    from merge.io.config_differences import differences, places
     from merge.io.out_folder import OutFolder
-    from merge.io.sidecars import sidecars
-    from merge.io.writer import METADATA, METADATA_OF_TENSOR
+    from merge.io.writer import METADATA, METADATA_OF_TENSOR, plan_sidecars
     from merge.stream.dtypes import out_dtype
     from merge.stream.tensor_plan import make_plan
 
@@ -30,7 +30,8 @@ def describe(recipes: Sequence[Recipe], memory: int, out_dirs: Sequence[Path]) -
             lines.append(
                 f"read      {parent.folder}: {len(infos)} tensors, {sum(info.nbytes for info in infos) / 1e9:.2f} GB"
             )
-        beside = sum(file.stat().st_size for file in sidecars(plan.tokenizer_from.folder))
+        lines += [f"note      {line}" for line in differences(plan, places(plan))]
+        beside = sum(file.stat().st_size for file in plan_sidecars(plan).values())
         beside += METADATA + METADATA_OF_TENSOR * len(plan.outputs)
         size = sum(
             beside + sum(output.numel * out_dtype(recipe, plan, output).itemsize for output in plan.outputs)

@@ -11,13 +11,16 @@ from dataclasses import dataclass
 
 import torch
 
+LARGEST = 3.4028234663852886e38  # of float32, in which votes are summed
+
 
 @dataclass(frozen=True)
 class Slack:
     """By how much the protected side may be smaller and still win a conflict. All of it is TIES at ξ = 0, bit for bit.
 
-    xi: ξ ≥ 0, infinity included. protected: by model. form: the protected side wins iff |O| ≤ (1 + ξ)·|P| (`ratio`), or
-    iff |O| − |P| ≤ ξ·unit (`difference`). both: where slack turned the election the others survive as well.
+    xi: ξ ≥ 0, infinity included, as which what is beyond float32 counts: no other side is as large. protected: by
+    model. form: the protected side wins iff |O| ≤ (1 + ξ)·|P| (`ratio`), or iff |O| − |P| ≤ ξ·unit (`difference`).
+    both: where slack turned the election the others survive as well.
     """
 
     xi: float = 0.0
@@ -25,6 +28,10 @@ class Slack:
     form: str = "ratio"
     unit: float = 1.0
     both: bool = False
+
+    def __post_init__(self) -> None:
+        if (1 + self.xi if self.form == "ratio" else self.xi * self.unit) > LARGEST:
+            object.__setattr__(self, "xi", math.inf)
 
     @property
     def on(self) -> bool:

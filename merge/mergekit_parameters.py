@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -76,6 +77,6 @@ def shared_settings(method: Method, shared: Mapping[str, Any], where: str) -> di
 
 def _flag(shared: Mapping[str, Any], key: str, default: bool, where: str) -> bool:
     value = shared.get(key, default)
-    if not isinstance(value, bool | int):
+    if not isinstance(value, bool | int | float) or not math.isfinite(value):  # mergekit-evolve writes 1.0 and 0.0
         raise BadInput(f"{where}: parameters.{key}: only true or false for the whole model is supported; got {value!r}")
     return bool(value)

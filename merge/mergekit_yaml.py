@@ -14,6 +14,7 @@ from typing import Any
 
 from common.errors import BadInput
 from common.hub import NAME, PREFIX
+from merge.mergekit_models import Reference, reference, reference_or_none
 from merge.mergekit_parameters import MODEL_KEYS, mapping, scoped, shared_settings
 from merge.method_table import METHODS, Method
 
@@ -35,7 +36,7 @@ def to_recipe_dict(data: Mapping[str, Any], where: str) -> dict[str, Any]:
             f"{where}: mergekit key {', '.join(unknown)} is not supported; supported are {', '.join(sorted(_KEYS))}"
         )
     shared = mapping(data.get("parameters"), f"{where}: parameters")
-    base = None if data.get("base_model") is None else str(data["base_model"])
+    base = reference_or_none(data.get("base_model"), f"{where}: base_model")
     if base is None and method.base and data.get("slices") is None:
         raise BadInput(f"{where}: base_model: {method.name} needs one")
     models, slices = data.get("models"), data.get("slices")
@@ -46,35 +47,38 @@ def to_recipe_dict(data: Mapping[str, Any], where: str) -> dict[str, Any]:
         stacked = {"method": method.name, **_sliced(slices, base, method, shared, where), **rest}
         return stacked | _tokenizer(data, base, stacked, where)
     entries = _entries(models, f"{where}: models", ("model", "parameters"))
-    merged = {path: own for path, own in entries if not (method.base_use != "unused" and path == base)}
+    merged = {model: own for model, own in entries if not (method.base_use != "unused" and model == base)}
     recipe: dict[str, Any] = {
         "method": method.name,
         "models": _models(merged, {}, method, shared, f"{where}: models"),
     }
-    if method.base or (method.base_use == "optional" and base is not None):
-        recipe["base"] = _local_or_hub(str(base))
-    elif base is not None and base not in [path for path, _ in entries]:
+    if base is not None and method.base_use == "unused" and base not in dict(entries):
         raise BadInput(
             f"{where}: base_model: {method.name} has no base; list the model under models, or leave base_model out"
         )
+    if base is not None and base.adapter:
+        raise BadInput(f"{where}: base_model: {base} has an adapter; merge it into its base first, and name the result")
+    if base is not None:  # of methods without one too: it gives the config, and rows of tokens that others lack
+        recipe["base"] = _local_or_hub(base.folder)
     return recipe | shared_settings(method, shared, where) | rest | _tokenizer(data, base, recipe, where)
 
 
-def _entries(listed: Any, at: str, keys: tuple[str, ...]) -> list[tuple[str, dict[str, Any]]]:
-    """(path, parameters) of every model listed; a layer range stands among the parameters."""
+def _entries(listed: Any, at: str, keys: tuple[str, ...]) -> list[tuple[Reference, dict[str, Any]]]:
+    """(model, parameters) of every model listed; a layer range stands among the parameters."""
     if not isinstance(listed, list) or not listed:
         raise BadInput(f"{at}: expected a list of models")
-    entries: list[tuple[str, dict[str, Any]]] = []
+    entries: list[tuple[Reference, dict[str, Any]]] = []
     for i, entry in enumerate(listed):
         place = f"{at}[{i}]"
-        if not isinstance(entry, Mapping) or not isinstance(entry.get("model"), str) or set(entry) - set(keys):
+        if not isinstance(entry, Mapping) or entry.get("model") is None or set(entry) - set(keys):
             raise BadInput(f"{place}: expected {', '.join(keys)}, with model a local folder")
-        if entry["model"] in [path for path, _ in entries]:
-            raise BadInput(f"{at}: {entry['model']} is listed twice; give it once, with the sum of its weights")
+        model = reference(entry["model"], f"{place}.model")
+        if model in dict(entries):
+            raise BadInput(f"{at}: {model} is listed twice; give it once, with the sum of its weights")
         own = mapping(entry.get("parameters"), f"{place}.parameters")
         if "layer_range" in keys:
             own["layer_range"] = _layers(entry.get("layer_range"), f"{place}.layer_range")
-        entries.append((entry["model"], own))
+        entries.append((model, own))
     return entries
 
 
@@ -87,20 +91,24 @@ def _layers(value: Any, at: str) -> str:
 
 
 def _models(
-    merged: Mapping[str, dict[str, Any]], labels: dict[str, str], method: Method, shared: Mapping[str, Any], where: str
+    merged: Mapping[Reference, dict[str, Any]],
+    labels: dict[Reference, str],
+    method: Method,
+    shared: Mapping[str, Any],
+    where: str,
 ) -> dict[str, Any]:
-    """Our entries for models, by names made of their paths. labels: the names that are given, by path; grows."""
+    """Our entries for models, by names made of their paths. labels: the names that are given, by model; grows."""
     models: dict[str, Any] = {}
-    for path, parameters in merged.items():
-        folder, _, adapter = path.partition("+")
-        at = f"{where}: {path}"
+    for model, parameters in merged.items():
+        folder, adapter = model
+        at = f"{where}: {model}"
         unknown = sorted(set(parameters) - {*MODEL_KEYS, "layer_range"})
         if unknown:
             raise BadInput(f"{at}: parameter {', '.join(unknown)} is not one of {method.name}'s")
-        if path not in labels:
+        if model not in labels:
             label = Path(adapter or folder).name.partition("@")[0]
             numbered = (f"{label}-{number}" for number in itertools.count(1))
-            labels[path] = next(name for name in itertools.chain([label], numbered) if name not in labels.values())
+            labels[model] = next(name for name in itertools.chain([label], numbered) if name not in labels.values())
         entry: dict[str, Any] = {"path": _local_or_hub(folder)} | (
             {"adapter": _local_or_hub(adapter)} if adapter else {}
         )
@@ -111,22 +119,24 @@ def _models(
             if value is None:
                 raise BadInput(f"{at}: parameter weight is missing; mergekit asks for it")
             entry[name] = value
-        models[labels[path]] = entry
+        models[labels[model]] = entry
     return models
 
 
-def _sliced(slices: Any, base: str | None, method: Method, shared: Mapping[str, Any], where: str) -> dict[str, Any]:
+def _sliced(
+    slices: Any, base: Reference | None, method: Method, shared: Mapping[str, Any], where: str
+) -> dict[str, Any]:
     """Models, slices, base and the settings of the first slice, in our schema's words."""
     if not isinstance(slices, list) or not slices:
         raise BadInput(f"{where}: slices: expected a list of slices, each with its sources")
-    labels: dict[str, str] = {}
+    labels: dict[Reference, str] = {}
     models: dict[str, dict[str, Any]] = {}
     parts: list[dict[str, Any]] = []
     for i, entry in enumerate(slices):
         at = f"{where}: slices[{i}]"
         if not isinstance(entry, Mapping) or set(entry) - {"sources", "base_model", "parameters"}:
             raise BadInput(f"{at}: expected sources, and any of base_model and parameters")
-        own_base = base if entry.get("base_model") is None else str(entry["base_model"])
+        own_base = reference_or_none(entry.get("base_model"), f"{at}.base_model") or base
         sources = dict(_entries(entry.get("sources"), f"{at}.sources", ("model", "layer_range", "parameters")))
         scope = mapping(entry.get("parameters"), f"{at}.parameters")
         settings = {name: scoped(name, [scope, shared]) for name in (*scope, *shared)}
@@ -134,7 +144,7 @@ def _sliced(slices: Any, base: str | None, method: Method, shared: Mapping[str, 
         if method.base_use != "unused" and own_base is not None:
             if own_base not in sources:
                 raise BadInput(f"{at}: {own_base}, its base_model, is not among its sources; mergekit needs it there")
-            part |= {"base": _local_or_hub(own_base), "layers": sources.pop(own_base)["layer_range"]}
+            part |= {"base": _local_or_hub(own_base.folder), "layers": sources.pop(own_base)["layer_range"]}
         elif method.base:
             raise BadInput(f"{at}: base_model: {method.name} needs one")
         own = _models(sources, labels, method, settings, f"{at}.sources")
@@ -163,7 +173,9 @@ def _dtypes(data: Mapping[str, Any], where: str) -> dict[str, Any]:
     return {"compute_dtype": named["dtype"] or "inputs", "out_dtype": named["out_dtype"] or "compute"}
 
 
-def _tokenizer(data: Mapping[str, Any], base: str | None, recipe: Mapping[str, Any], where: str) -> dict[str, Any]:
+def _tokenizer(
+    data: Mapping[str, Any], base: Reference | None, recipe: Mapping[str, Any], where: str
+) -> dict[str, Any]:
     """tokenizer_source, or a tokenizer that is its source alone, and the chat template."""
     source, key = data.get("tokenizer_source"), "tokenizer_source"
     if (nested := data.get("tokenizer")) is not None:
@@ -174,11 +186,15 @@ def _tokenizer(data: Mapping[str, Any], base: str | None, recipe: Mapping[str, A
     chat = {"chat_template": data["chat_template"]} if data.get("chat_template") else {}
     if source is None:
         return {"tokenizer": "optional"} | chat
-    if base is not None and "base" not in recipe:
-        raise BadInput(f"{where}: {key}: {recipe['method']} has no base; leave base_model out, and name a model here")
-    if source in ("union", "base") or source == base:
-        return {"tokenizer": "union" if source == "union" else "base"} | chat
-    labels = [label for label, model in recipe["models"].items() if model["path"] == _local_or_hub(str(source))]
+    # slices of a method without a base have none: there its base_model is one of the models
+    wanted = None if source in ("union", "base") else reference(source, f"{where}: {key}")
+    if source == "base" and base is not None and "base" not in recipe:
+        wanted = base
+    if wanted is None:
+        return {"tokenizer": source} | chat
+    if wanted == base and "base" in recipe:
+        return {"tokenizer": "base"} | chat
+    labels = [label for label, model in recipe["models"].items() if model["path"] == _local_or_hub(wanted.folder)]
     if not labels:
         raise BadInput(f"{where}: {key}: union, base, or one of the models; got {source!r}")
     return {"tokenizer": labels[0]} | chat

@@ -18,9 +18,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from common.errors import BadInput
+from merge.io.token_tensors import is_embedding, is_head, is_head_bias
 
 KINDS = ("embeddings", "attention", "mlp", "norms", "head", "other")
-_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|layer)\.(\d+)\.")
+# The outermost numbered row counts: T5's `block.3.layer.1` is a part of block 3.
+_LAYER = re.compile(r"(?:^|\.)(?:\w*layers|h|blocks?|layer|attentions|ffns|layer_norm[12])\.(\d+)\.")
+_MLP = re.compile(r"mlp|feed_?forward|experts|moe|ffn|dense_?relu_?dense|\.fc[12]\.|\.(?:intermediate|output)\.dense\.")
+_NORM = re.compile(r"norm|(?:^|\.)ln(?:_\w+|\d*)\.")
 _NUMBERED = re.compile(r"\.\d+\.\w+\.")
 
 
@@ -74,16 +78,21 @@ def is_in_unknown_stack(name: str) -> bool:
 
 
 def kind_of(name: str) -> str:
-    """Module kind of a tensor, by the names that Hugging Face decoders use; one of KINDS."""
-    if "norm" in name or ".ln_" in name:
+    """Module kind of a tensor, by the names that Hugging Face models use; one of KINDS."""
+    lowered = name.lower().replace("norm_attn_norm.attn", "attn")
+    if is_head(name) or is_head_bias(name):
+        return "head"
+    if _NORM.search(lowered):
         return "norms"
-    if "attn" in name or "attention" in name:
-        return "attention"
-    if any(part in name for part in ("mlp", "feed_forward", "experts", "moe", "ffn")):
-        return "mlp"
-    if any(part in name for part in ("embed", "wte", "wpe")):
+    if is_embedding(name):
         return "embeddings"
-    if "lm_head" in name or "output.weight" in name:
+    if "attn" in lowered or "attention" in lowered:
+        return "attention"
+    if _MLP.search(lowered):
+        return "mlp"
+    if any(part in lowered for part in ("embed", "wte", "wpe")):
+        return "embeddings"
+    if "lm_head" in lowered or "output.weight" in lowered:
         return "head"
     return "other"
 

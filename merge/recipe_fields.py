@@ -17,6 +17,7 @@ from merge.method_table import METHODS
 from merge.per_tensor import Setting
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
+LARGEST, SMALLEST = 3.4e38, 1.2e-38  # of float32, about
 TOKENIZERS = ("required", "optional", "union", "base")  # or a model's name
 TEMPLATES = ("auto", "chatml")  # or a text
 
@@ -41,10 +42,12 @@ def setting(value: Any) -> Setting:
 
 
 def finite(value: Setting) -> Setting:
-    """Refuses NaN and infinity."""
+    """Refuses NaN and infinity, and what would be infinite in the arithmetic."""
     for number in per_tensor.values(value):
         if not math.isfinite(number):
             raise BadInput(f"expected a finite number; got {number}")
+        if abs(number) > LARGEST:
+            raise BadInput(f"expected a number of at most {LARGEST:g}, the largest of float32; got {number:g}")
     return value
 
 
@@ -53,6 +56,8 @@ def share_kept(value: Setting) -> Setting:
     for number in per_tensor.values(value):
         if not 0 < number <= 1:
             raise BadInput(f"the share kept, above 0 and at most 1; got {number:g}")
+        if number < SMALLEST:
+            raise BadInput(f"the share kept, at least {SMALLEST:g}, the smallest of float32; got {number:g}")
     return value
 
 
@@ -85,8 +90,8 @@ def norm(value: Any) -> float | None:
     if value is None:
         return None
     number = per_tensor.number(value, "")
-    if not (number > 0 and math.isfinite(number)):
-        raise BadInput(f"a multiple of norm_of's norm, above 0; got {number:g}")
+    if not 0 < number <= LARGEST:
+        raise BadInput(f"a multiple of norm_of's norm, above 0 and at most {LARGEST:g}; got {number:g}")
     return number
 
 

@@ -33,7 +33,7 @@ ARMS: dict[str, Arm] = {
         Arm("mixed", "CT and SFT mixed"),
         Arm("sft_replay", "CT-then-SFT with replay"),
         Arm("merge_then_sft", "merge-then-SFT"),
-        Arm("ceiling", "target-language SFT (upper bound)"),  # what instructions in the language itself would give
+        Arm("target_sft", "target-language SFT (upper bound)"),  # what instructions in the language itself would give
     )
 }
 

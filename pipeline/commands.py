@@ -21,7 +21,7 @@ Settings. conf/ documents every key; these are common:
   experiment=evidence       a whole experiment (default: tiny)
   ct.tokens=32k             token budget of continual pre-training (k, M, B)
   corpus.path='data/*.txt'  your own text, with language=mine
-  sft.path=mine.jsonl       your own instructions (instruction, input, output)
+  sft.path=mine.jsonl       your own instructions (instruction, input, output), or conversations with sft.template
   model.path=folder         any local Hugging Face causal language model
   store=folder              directory for finished stages, reused by later runs
   launcher=gpus             all GPUs of this machine, the default with several; launcher=local: one process

@@ -38,11 +38,13 @@ class Job:
     work: Path  # outlives a crash; removed when the stage is published
     folders: Mapping[str, Path]
     resume: Entry | None = None  # the same trajectory at a smaller budget
+    folder_of: Callable[[Stage], Path] = lambda stage: Path()  # of what a parent is made of, made if it is missing
     on_log: Callable[[dict[str, Any]], None] = lambda record: None  # a line of a training's log
     on_try: Callable[[int, int], None] = lambda done, total: None  # tries done, of how many
     on_interrupt: Callable[[], None] = lambda: None  # Ctrl-C came: a training is about to save and end
     launched: Mapping[str, Any] | None = None  # of a training, as asserted inside: strategy, world size, wrapper class
     performance: Performance | None = None  # of a training
+    packed_rows: bool | None = None  # of scoring: whether choices were scored in packed rows; None: no choices
     note: str = ""  # what is worth saying of the result, after `done in 3 s`
 
     @property
@@ -177,7 +179,7 @@ class Executor:
         folders = {role: self.ensure(parent, to_read=True) for role, parent in stage.parents.items()}
         work, trajectory = self.store.work(stage), self._trajectory(stage)
         resume = trajectory.resumable(self.store, stage) if trajectory else None
-        job = Job(stage, work / "out", work / "scratch", folders, resume)
+        job = Job(stage, work / "out", work / "scratch", folders, resume, self.ensure)
         job.on_log = lambda record: self._log(stage, record)
         job.on_try = lambda done, total: self._update(stage, done / total, f"{done} of {total} tries")
         job.on_interrupt = lambda: self.progress.say(stage, "saves and ends; a second Ctrl-C ends it at once")
@@ -207,6 +209,7 @@ class Executor:
                     "resumed_tokens": resumed,
                     **({"launched": dict(job.launched)} if job.launched else {}),
                     **({"performance": asdict(job.performance)} if job.performance else {}),
+                    **({} if job.packed_rows is None else {"packed_rows": job.packed_rows}),
                     "versions": versions(),
                     "commit": commit(),
                 },
@@ -229,6 +232,10 @@ class Executor:
     def _log(self, stage: Stage, record: dict[str, Any]) -> None:
         """A line of a training's log, for the console."""
         done = f"{record['tokens']:,} of {record['of_tokens']:,} tokens"
+        if dev := record.get("dev_bits_per_byte"):
+            listed = ", ".join(f"{value:.3f} ({language})" for language, value in dev.items())
+            self.progress.say(stage, f"{done}, {listed} bits per byte on dev")
+            return
         note = f"{done}, loss {record['loss']:.2f}, {record['tokens_per_second']:,.0f} tokens/s"
         self._update(stage, record["tokens"] / record["of_tokens"], note)
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from common.errors import BadInput
+from common.special_tokens import control_tokens
 
 FALLBACK = re.compile(r"<0x[0-9A-F]{2}>")  # a byte, in SentencePiece's byte fallback
 BROKEN = "\ufffd"  # what decoding makes of bytes that are no whole character
@@ -23,12 +26,14 @@ class Fertility:
     fallback: share of tokens that are single bytes or parts of characters.
     unknown: share of tokens that stand for text that is lost.
     returned: share of documents that come back as they were, spaces apart.
+    control: how often control tokens are written in them, by their names.
     """
 
     bytes_a_token: float
     fallback: float
     unknown: float
     returned: float
+    control: Mapping[str, int] = field(default_factory=dict)
 
 
 def measure(tokenizer: Any, texts: Sequence[str]) -> Fertility:
@@ -37,6 +42,7 @@ def measure(tokenizer: Any, texts: Sequence[str]) -> Fertility:
     ids = [number for encoding in encoded for number in encoding.ids]
     special = tokenizer.model.unk_token if hasattr(tokenizer.model, "unk_token") else None
     unknown = tokenizer.token_to_id(special) if special else None
+    names = control_tokens(json.loads(tokenizer.to_str()))
     whole = _whole(tokenizer)
     same = sum(
         "".join(tokenizer.decode(encoding.ids).split()) == "".join(text.split())
@@ -47,6 +53,7 @@ def measure(tokenizer: Any, texts: Sequence[str]) -> Fertility:
         sum(not whole(number) for number in ids) / max(1, len(ids)),
         sum(number == unknown for number in ids) / max(1, len(ids)),
         same / len(texts),
+        Counter(names[number] for number in ids if number in names),
     )
 
 

@@ -75,7 +75,8 @@ class Inputs:
     model, ct, sft_model: folders of checkpoints, or their commits on the hub; corpus: text files, or the packages that
     hold text; base_corpus: the same of the corpus that a base is trained on, where it is another; sft, tasks: files of
     instructions and of lm-eval tasks. special_tokens: those of model, ct and sft_model whose tokenizers put special
-    tokens around a text (common/special_tokens.py).
+    tokens around a text (common/special_tokens.py). template: the text of the chat template that SFT learns; None where
+    there is none, or only the network would know it.
     """
 
     model: str | None = None
@@ -86,6 +87,7 @@ class Inputs:
     tasks: tuple[str, ...] = ()
     base_corpus: tuple[str, ...] = ()
     special_tokens: tuple[str, ...] = ()
+    template: str | None = None
 
 
 def in_order(goals: Iterable[Stage]) -> tuple[Stage, ...]:

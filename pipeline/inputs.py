@@ -21,6 +21,7 @@ from common.special_tokens import folder_adds_special_tokens
 from merge.io.open_folder import weight_files
 from pipeline.config import CipherCorpus, Compute, Config, HubCorpus, HubSource
 from pipeline.graph import Inputs
+from train.data.chat.template import CHATML, CHATML_TEXT, NONE, TOKENIZER, text_in
 from train.data.corpus import text_files as corpus_files
 from train.parallel import ZERO_STAGES, check_precision
 
@@ -55,7 +56,31 @@ def inputs(config: Config, network: bool = True) -> Inputs:
         sft.append(_data_set(config.sft.hub, checksums))
     tasks = [checksums.names(task_files(Path(config.eval.include_path)))] if config.eval.include_path else []
     texts = _texts(config, checksums)
-    return Inputs(model, ct, sft_model, tuple(texts), tuple(sft), tuple(tasks), tuple(base_corpus), around)
+    known = (tuple(texts), tuple(sft), tuple(tasks), tuple(base_corpus), around)
+    return Inputs(model, ct, sft_model, *known, chat_template(config, network))
+
+
+def chat_template(config: Config, network: bool) -> str | None:
+    """The text of the chat template that SFT learns; None where there is none, or the hub would have to be asked.
+
+    Raises BadInput for a file that is not one.
+    """
+    wanted, path = config.sft.template, config.model.path
+    if wanted == CHATML:
+        return CHATML_TEXT
+    if wanted == TOKENIZER and path is not None:
+        model = model_hub.parse(path, "model.path")
+        return text_in(Path(path) if model is None else model_hub.tokenizer_folder(model, "model.path", network))
+    if wanted in (NONE, TOKENIZER):
+        return None
+    if Path(wanted).suffix != ".jinja":
+        raise BadInput(f"sft.template={wanted}: choose none, tokenizer, chatml or a file whose name ends in .jinja")
+    if not os.path.isfile(wanted):
+        raise BadInput(f"sft.template={wanted}: no such file. Give the path of a chat template.")
+    text = corpus_files.read_text(Path(wanted), "sft.template")
+    if not text.strip():
+        raise BadInput(f"sft.template={wanted}: is empty. Write a chat template into it, or set another one.")
+    return text
 
 
 def _texts(config: Config, checksums: Checksums) -> list[str]:

@@ -6,7 +6,7 @@ Pure: no torch, no files.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from common.units import format_tokens
@@ -21,9 +21,19 @@ from pipeline.job_settings import (
     LeakSettings,
     MergeSettings,
 )
+from pipeline.old_names import in_store
 from pipeline.plan_arms import Start, trained_stages
 from pipeline.plan_choice import judged_on, roles, told_by, tune
 from pipeline.plan_training import Data, data_stages, workers
+
+
+@dataclass(frozen=True)
+class KnobSetting:
+    """One try of a method and its scores. settings: what of its recipe or training the grid sets."""
+
+    settings: Mapping[str, Any]
+    dev: Stage
+    test: Stage
 
 
 @dataclass(frozen=True)
@@ -32,6 +42,7 @@ class Cell:
 
     stages: in an order in which they can run. evals, merges, checkpoints: by method of the results. chosen: by method
     that was asked about on dev, the stage that holds the choice. untuned: evals of tuned methods by their first try.
+    frontier: of methods with a knob, all tries, none of which was chosen.
     """
 
     config: Config
@@ -42,6 +53,7 @@ class Cell:
     chosen: Mapping[str, Stage]
     untuned: Mapping[str, Stage]
     leaks: Stage | None = None
+    frontier: Mapping[str, Sequence[KnobSetting]] = field(default_factory=dict)
 
     @property
     def language(self) -> str:
@@ -58,7 +70,7 @@ class Cell:
     def budget_of(self, name: str) -> int:
         """The CT budget of a method of the results; 0 where none changes it."""
         method = self.config.merge.methods.get(name)
-        return self.ct_tokens if with_ct_budgets(method.of if method else (name,)) else 0
+        return self.ct_tokens if with_ct_budgets(method.checkpoints if method else (name,)) else 0
 
     def __str__(self) -> str:
         regime = f"{self.config.regime} " if self.config.regime else ""
@@ -89,7 +101,7 @@ def plan_cell(config: Config, inputs: Inputs) -> Cell:
     tunes = {
         name: roles(judge.tune(name, method) for judge in scored_on_dev)
         for name, method in methods.items()
-        if method.asked_on_dev
+        if method.asked_on_dev and not config.eval.frontier
     }
     merges = {name: parts.merge(name, method, tunes.get(name)) for name, method in methods.items()}
     weights = {name: parts.weights(name, method, merges[name]) for name, method in methods.items()}
@@ -100,20 +112,22 @@ def plan_cell(config: Config, inputs: Inputs) -> Cell:
     checkpoints = {name: trained[name] for name in ARMS if name in config.eval.unmerged}
     evals = {name: parts.eval(parts.slug(name, (name,)), {"checkpoint": stage}) for name, stage in checkpoints.items()}
     for name, method in methods.items():
-        evals[name] = parts.eval(parts.slug(name, method.of), {**parts.models(method), "merge": merges[name]})
+        evals[name] = parts.eval(parts.slug(name, method.checkpoints), {**parts.models(method), "merge": merges[name]})
     chosen = {name: told_by(merges[name]) for name in tunes}
-    if len(config.sft.tries) > 1 and "ct_then_sft" in checkpoints:
+    if len(config.sft.tries) > 1 and "ct_then_sft" in checkpoints and not config.eval.frontier:
         chosen["ct_then_sft"] = told_by(checkpoints["ct_then_sft"])
     untuned = _untuned(parts, start, chosen) if config.eval.untuned else {}
+    frontier = _frontier(parts, start, evals) if config.scores_knobs else {}
     leaks = _leaks(config, inputs, data) if config.eval.leaks else None
     goals = [
         *checkpoints.values(),
         *([leaks] if leaks else []),
         *evals.values(),
         *untuned.values(),
+        *(stage for points in frontier.values() for point in points for stage in (point.dev, point.test)),
         *(weights.values() if config.merge.write else []),
     ]
-    return Cell(config, in_order(goals), evals, merges, checkpoints, chosen, untuned, leaks)
+    return Cell(config, in_order(goals), evals, merges, checkpoints, chosen, untuned, leaks, frontier)
 
 
 def _untuned(parts: _Parts, start: Start, chosen: Iterable[str]) -> dict[str, Stage]:
@@ -129,6 +143,31 @@ def _untuned(parts: _Parts, start: Start, chosen: Iterable[str]) -> dict[str, St
     return scored
 
 
+def _frontier(parts: _Parts, start: Start, evals: Mapping[str, Stage]) -> dict[str, list[KnobSetting]]:
+    """Every try of every method that has several, scored on dev and on test; the first is the method's own."""
+    config = parts.config
+    scored: dict[str, list[tuple[Mapping[str, Any], Mapping[str, Stage]]]] = {}
+    if "ct_then_sft" in evals and len(config.sft.tries) > 1:
+        pairs = zip(config.sft.tries, start.sft_tries, strict=True)
+        scored["ct_then_sft"] = [(settings, {"checkpoint": stage}) for settings, stage in pairs]
+    for name, method in config.merge.methods.items():
+        if method.grid:
+            knobs = [{key: recipe[key] for key in method.grid} for recipe in method.tries]
+            merges = [parts.merge(name, method, None, number) for number in range(len(knobs))]
+            scored[name] = [
+                (knob, {**parts.models(method), "merge": merge}) for knob, merge in zip(knobs, merges, strict=True)
+            ]
+    dev = config.eval.model_copy(update={"split": "dev", "limit": config.eval.tune_limit})
+    on_dev = replace(parts, config=config.model_copy(update={"eval": dev}))
+    points: dict[str, list[KnobSetting]] = {}
+    for name, tries in scored.items():
+        for number, (knob, made) in enumerate(tries):
+            slug = evals[name].slug + (f"-try-{number}" if number else "")
+            test = parts.eval(slug, made) if number else evals[name]
+            points.setdefault(name, []).append(KnobSetting(knob, on_dev.eval(f"{slug}-dev", made), test))
+    return points
+
+
 @dataclass(frozen=True)
 class _Parts:
     """What the stages of a cell are made from."""
@@ -141,13 +180,14 @@ class _Parts:
     @staticmethod
     def of(start: Start, inputs: Inputs, judges: Sequence[Start]) -> _Parts:
         config = start.config
-        merged = (name for method in config.merge.methods.values() for name in method.of)
+        merged = (name for method in config.merge.methods.values() for name in method.checkpoints)
         trained = trained_stages(start, judges, {*config.eval.unmerged, *merged})
         return _Parts(config, inputs, start.data, trained)
 
     def models(self, method: Method) -> dict[str, Stage]:
         """What a merge is made of, by role: the model that task vectors are taken from, and the merged ones."""
-        return {"model": self.trained["base"], **{name: self.trained[name] for name in method.of}}
+        merged = [self.trained[name] for name in method.checkpoints]
+        return {"model": self.trained["base"], **dict(zip(method.of, merged, strict=True))}
 
     def slug(self, name: str, of: Sequence[str]) -> str:
         """The readable name of a method's stages. of: the checkpoints that it stands for or is merged from."""
@@ -155,17 +195,19 @@ class _Parts:
         if name == "base":
             return f"{config.language.code}-{config.model.name}"
         budget = f"-{format_tokens(config.ct.tokens)}" if with_ct_budgets(of) else ""
-        return f"{config.language.code}-{name.replace('_', '-') if name in ARMS else name}{budget}-s{config.seed}"
+        known = in_store(name)
+        return f"{config.language.code}-{known.replace('_', '-') if name in ARMS else known}{budget}-s{config.seed}"
 
     def tune(self, name: str, method: Method) -> Stage:
         scored = {**self.models(method), "items": self.data.items, "corpus": self.data.corpus}
-        return tune(self.config, self.slug(name, method.of), method.tries, scored)
+        return tune(self.config, self.slug(name, method.checkpoints), method.tries, scored)
 
-    def merge(self, name: str, method: Method, tunes: Mapping[str, Stage] | None) -> Stage:
-        """A merge by what these stages found on dev; by its recipe, where nothing was asked there."""
-        stated = None if tunes else method.tries[0]
+    def merge(self, name: str, method: Method, tunes: Mapping[str, Stage] | None, number: int = 0) -> Stage:
+        """A merge by what these stages found on dev; by the try of this number, where nothing was asked there."""
+        stated = None if tunes else method.tries[number]
         settings = MergeSettings(self.config.seed, stated)
-        return self._merged("merge", name, method, settings.said(), tunes or {})
+        merge = self._merged("merge", name, method, settings.said(), tunes or {})
+        return replace(merge, slug=f"{merge.slug}-try-{number}") if number else merge
 
     def weights(self, name: str, method: Method, merge: Stage) -> Stage:
         """A merge as a checkpoint folder."""
@@ -175,7 +217,7 @@ class _Parts:
         self, kind: str, name: str, method: Method, settings: Mapping[str, Any], made_from: Mapping[str, Stage]
     ) -> Stage:
         options = DeviceOptions(self.config.compute.device, self.config.compute.threads).said()
-        return Stage(kind, self.slug(name, method.of), settings, {**self.models(method), **made_from}, options)
+        return Stage(kind, self.slug(name, method.checkpoints), settings, {**self.models(method), **made_from}, options)
 
     def eval(self, slug: str, scored: Mapping[str, Stage]) -> Stage:
         config, compute, asked = self.config, self.config.compute, self.config.eval

@@ -109,9 +109,9 @@ def trained_stages(start: Start, judges: Sequence[Start], wanted: Collection[str
 
 
 def _ct_then_sft(start: Start, judges: Sequence[Start]) -> Stage:
-    """By the config's settings; with a grid, by those that were best on dev, which are known when it is trained."""
+    """By the config's settings; with a grid by those that were best on dev, unless all of them are scored."""
     plain, *others = start.sft_tries
-    if not others:
+    if not others or start.config.eval.frontier:
         return plain
     blocks = {f"blocks-{number}": stage.parents["blocks"] for number, stage in enumerate(start.sft_tries)}
     settings = {**plain.settings, "trainings": [dict(stage.settings) for stage in start.sft_tries]}
@@ -124,7 +124,7 @@ FURTHER: Mapping[str, Callable[[Start, Sequence[Start]], Stage]] = {
     "sft_then_ct": lambda start, _: start.ct_on_sft,
     "mixed": lambda start, _: start.mixed,
     "sft_replay": lambda start, _: start.sft_with_replay,
-    "ceiling": lambda start, _: start.sft_in_the_language,
+    "target_sft": lambda start, _: start.sft_in_the_language,
 }
 
 

@@ -10,7 +10,9 @@ from common import hub
 from common.units import format_tokens
 from pipeline.config import CipherCorpus, Config, HubCorpus, Training
 from pipeline.graph import TRUNK, Inputs, Stage
+from train.data.chat.template import NONE, TODAY, TOKENIZER
 
+AUTO = "auto"  # of sft.format: by the columns
 TRAINING_KEYS = (
     "tokens",
     "batch_tokens",
@@ -24,11 +26,16 @@ TRAINING_KEYS = (
 
 @dataclass(frozen=True)
 class Data:
-    """The stages that make text. `instructions`: what SFT learns, the items themselves where the hub gives none."""
+    """The stages that make text.
+
+    instructions: what SFT learns, the items themselves where the hub gives none. template: the text of the chat
+    template that it is put into, if it is known.
+    """
 
     corpus: Stage
     items: Stage
     instructions: Stage
+    template: str | None = None
 
 
 def data_stages(config: Config, inputs: Inputs) -> Data:
@@ -43,14 +50,16 @@ def data_stages(config: Config, inputs: Inputs) -> Data:
         "seed": seed,
         "inputs": () if hub else inputs.sft,
         **_questions(config),
+        **(_own_format(config) if config.sft.path else {}),
     }
     items = Stage("items", language, asked, {"corpus": corpus}, {"sft_path": config.sft.path})
     if hub is None:
-        return Data(corpus, items, items)
+        return Data(corpus, items, items, inputs.template)
     taken = {"hub": hub.content, "seed": seed, "inputs": inputs.sft}
+    taken |= {} if hub.columns or config.sft.format == AUTO else {"format": config.sft.format}
     options = {"folder": hub.folder, **workers(config)}
     # on their own, so that the English SFT of all languages is one
-    return Data(corpus, items, Stage("instructions", "en", taken, options=options))
+    return Data(corpus, items, Stage("instructions", "en", taken, options=options), inputs.template)
 
 
 def _corpus(config: Config, inputs: Inputs) -> Stage:
@@ -84,7 +93,7 @@ def base_model(config: Config, inputs: Inputs, data: Data) -> Stage:
     if model.path is not None:
         return given(model.name, model.path, inputs.model, "model" in inputs.special_tokens)
     assert model.recipe is not None
-    recipe = model.recipe.model_dump(exclude={"save_every_tokens"})
+    recipe = model.recipe.model_dump(exclude={"save_every_tokens", "dev_every_tokens"})
     corpus = _bible(config.corpus, inputs) if isinstance(config.corpus, CipherCorpus) else data.corpus
     settings = {**recipe, "language": corpus.settings["language"], **_precision(config)}
     options = {"compute": _compute(config), "save_every_tokens": model.recipe.save_every_tokens}
@@ -124,7 +133,7 @@ def ct_blocks(config: Config, data: Data, base: Stage) -> Stage:
 
 
 def sft_blocks(config: Config, data: Data, base: Stage, language: str = "en") -> Stage:
-    """What SFT learns: instructions in English, or for the ceiling in the language, and replay in the same."""
+    """What SFT learns: instructions in English, or for the upper bound in the language, and replay in the same."""
     sft = config.sft
     settings = {
         "tokens": sft.tokens,
@@ -132,12 +141,39 @@ def sft_blocks(config: Config, data: Data, base: Stage, language: str = "en") ->
         "replay_share": sft.replay_share,
         "seed": config.seed,
         **({} if language == "en" else {"language": language}),
+        **chat(config, data.template),
     }
     instructions = data.instructions if language == "en" else target_instructions(config, data)
     parents = {"items": instructions, "model": base}
     if sft.replay_share or not sft.hub:
         parents["corpus"] = data.corpus
     return Stage("sft_blocks", f"{language}-s{config.seed}", settings, parents, workers(config))
+
+
+def chat(config: Config, text: str | None) -> dict[str, Any]:
+    """How SFT puts conversations into text, said where there is a template, and only what differs from the defaults.
+
+    text: of the template; None where only the network would know it. In the key it stands for itself, but for the
+    tokenizer's own, which is known by the checksum of the model.
+    """
+    sft = config.sft
+    if sft.template == NONE:
+        return {}
+    asks_date = text is None or TODAY in text
+    how = {
+        "template": TOKENIZER if sft.template == TOKENIZER else text,
+        **({"args": sft.template_args} if sft.template_args else {}),
+        **({} if sft.system is None else {"system": sft.system}),
+        **({} if sft.too_long == "cut" else {"too_long": sft.too_long}),
+        **({"date": config.chat.date} if asks_date else {}),
+    }
+    return {"chat": how}
+
+
+def _own_format(config: Config) -> dict[str, Any]:
+    """What a user's own instructions are read as, where it is not prompts and answers of a format known by itself."""
+    conversations = {} if config.sft.template == NONE else {"conversations": True}
+    return conversations | ({} if config.sft.format == AUTO else {"format": config.sft.format})
 
 
 def target_instructions(config: Config, data: Data) -> Stage:
@@ -189,6 +225,8 @@ def training(kind: Literal["ct", "sft"], slug: str, config: Config, parents: Map
         "save_every_tokens": section.save_every_tokens,
         "keep_last_state": config.compute.keep_last_state,
     }
+    if section.dev_every_tokens:
+        options |= {"dev_every_tokens": section.dev_every_tokens, "dev_languages": [config.language.code, "en"]}
     return Stage(kind, slug, settings, parents, options)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.errors import BadInput
+from common.special_tokens import in_words
 from common.units import format_tokens
 from eval.task_set import UNDETERMINED
 from pipeline import choosing, recipes
@@ -25,6 +26,7 @@ from pipeline.job_settings import (
     MergeSettings,
 )
 from pipeline.run import launch
+from train.data.chat.reading import said
 from train.stage_settings import (
     BaseModelSettings,
     CipherSettings,
@@ -121,9 +123,22 @@ def mixed_blocks(job: Job) -> None:
 
 
 def packed(blocks: Path) -> str:
-    """How many blocks there are, and how full they are."""
+    """How many blocks there are, how full they are, and control tokens that their text has by name."""
     counts = json.loads((blocks / "counts.json").read_text(encoding="utf-8"))
-    return f": {counts['blocks']:,} blocks, {counts['real_token_share']:.2%} of their positions real tokens"
+    filled = f": {counts['blocks']:,} blocks, {counts['real_token_share']:.2%} of their positions real tokens"
+    chat = conversed(counts["chat"], counts["trained_tokens"]) if "chat" in counts else ""
+    return filled + chat + in_words(counts.get("control_tokens", {}))
+
+
+def conversed(chat: Mapping[str, Any], trained: int) -> str:
+    """How many conversations SFT learns, and what became of the others."""
+    names = {"cut": "cut to a block", "unrolled": "unrolled", "shortened": "ended at an empty turn"}
+    names |= {"system_in_question": "with the system message in the first question"}
+    changed = "".join(f", {chat[name]:,} {said}" for name, said in names.items() if chat.get(name))
+    left_out = sum(chat["left_out"].values())
+    reasons = f", {left_out:,} left out ({said(chat['left_out'])})" if left_out else ""
+    sequences = f"{chat['answers']:,} answers in {chat['sequences']:,} sequences"
+    return f"; {chat['conversations']:,} conversations, {sequences}, {trained:,} tokens with loss{changed}{reasons}"
 
 
 def ct(job: Job) -> None:
@@ -213,7 +228,7 @@ def evaluate(job: Job) -> None:
         scores = harness.evaluate(model, tokenizer, tasks, **how)
     else:
         scores = harness.evaluate_folder(job.checkpoint("checkpoint"), tasks, **how)
-    job.note = scores.note
+    job.note, job.packed_rows = scores.note, scores.packed
     harness.write(scores, job.out)
 
 

@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from common.errors import BadInput
 from common.places import CONF
 from common.units import format_tokens
+from pipeline import old_names
 from pipeline.config import Config, suggestion, validate
 
 SEARCH_PATH = "hydra.searchpath="  # further folders of configuration files
@@ -45,7 +46,7 @@ def expand(overrides: Sequence[str], multirun: bool) -> Sweep:
     Raises BadInput, in the words of our schema where Hydra refuses.
     """
     launcher_given = any(override.startswith(("launcher=", "hydra/launcher=")) for override in overrides)
-    overrides, ours, site = _launched(overrides)
+    overrides, ours, site = _launched(old_names.overrides(overrides))
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         try:
             given = OverridesParser.create().parse_overrides(list(overrides))
@@ -170,6 +171,7 @@ def _out_of_reach(config: Config) -> bool:
 def _with_cells_to_choose_on(configs: Sequence[Config]) -> tuple[Config, ...]:
     """The cells with the budgets and seeds of merge.choice as numbers: `all` are those of the sweep in their language.
 
+    So is the `largest` budget of eval.frontier.
     Of stated budgets, those that the language has not text for are left out.
     """
     resolved = []
@@ -189,8 +191,10 @@ def _with_cells_to_choose_on(configs: Sequence[Config]) -> tuple[Config, ...]:
             of_sweep = tuple(dict.fromkeys(other.seed for other in of_report))
             seeds = of_sweep if seeds == "all" else of_sweep[:1]
         named = choice.model_copy(update={"budgets": budgets, "seeds": seeds})
-        merge = config.merge.model_copy(update={"choice": named})
-        resolved.append(config.model_copy(update={"merge": merge}))
+        merge, scored = config.merge.model_copy(update={"choice": named}), config.eval
+        if scored.frontier == "largest":
+            scored = scored.model_copy(update={"frontier": (max(other.ct.tokens for other in of_report),)})
+        resolved.append(config.model_copy(update={"merge": merge, "eval": scored}))
     return tuple(resolved)
 
 

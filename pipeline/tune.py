@@ -41,6 +41,7 @@ def tune(job: Job) -> None:
         done.append({"settings": tries[number], "metric": metric, "score": score(scores, language, metric)})
         with journal.open("a", encoding="utf-8") as file:
             file.write(json.dumps(done[-1]) + "\n")
+        job.note, job.packed_rows = scores.note, scores.packed  # of the architecture: the same for every try
         job.on_try(len(done), len(tries))
     choosing.write(job.out, done)
 

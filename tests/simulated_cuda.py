@@ -1,7 +1,8 @@
-"""A GPU for tests on machines without one: tensors that lie on the CPU, report `cuda:0`, and refuse what CUDA refuses.
+"""GPUs for tests on machines without one: tensors that lie on the CPU, report `cuda:0`, and refuse what CUDA refuses.
 
-Mixing them with CPU tensors of a dimension or more raises RuntimeError, `numpy()` raises TypeError, as on a real GPU.
-Arithmetic is the CPU's, so numbers are compared exactly. No kernel of CUDA runs: it is no proof that a GPU works.
+Mixing them with tensors of a dimension or more of the CPU or of another GPU raises RuntimeError, `numpy()` raises
+TypeError, as on a real GPU. Arithmetic is the CPU's, so numbers are compared exactly. No kernel of CUDA runs: it is no
+proof that a GPU works.
 """
 
 from __future__ import annotations
@@ -24,12 +25,13 @@ PLACES = ("device", "non_blocking", "pin_memory")
 
 
 class Simulated(torch.Tensor):
-    """A tensor that reports cuda:0. inner: the same on the CPU."""
+    """A tensor that reports a GPU, `place`. inner: the same on the CPU."""
 
     inner: torch.Tensor
+    place: torch.device
 
     @staticmethod
-    def __new__(cls, inner: torch.Tensor) -> Self:
+    def __new__(cls, inner: torch.Tensor, place: torch.device = CUDA) -> Self:
         made: Self = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
             cls,
             inner.shape,
@@ -41,26 +43,26 @@ class Simulated(torch.Tensor):
         )
         return made
 
-    def __init__(self, inner: torch.Tensor) -> None:
-        self.inner = inner
+    def __init__(self, inner: torch.Tensor, place: torch.device = CUDA) -> None:
+        self.inner, self.place = inner, place
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:
         return f"Simulated({self.inner!r})"
 
     @property
     def device(self) -> torch.device:  # type: ignore[override]
-        return CUDA
+        return self.place
 
     @property
     def is_cuda(self) -> bool:  # type: ignore[override]
         return True
 
-    def __tensor_flatten__(self) -> tuple[list[str], None]:
-        return ["inner"], None
+    def __tensor_flatten__(self) -> tuple[list[str], torch.device]:
+        return ["inner"], self.place
 
     @staticmethod
-    def __tensor_unflatten__(parts: dict[str, torch.Tensor], *_: Any) -> Simulated:
-        return Simulated(parts["inner"])
+    def __tensor_unflatten__(parts: dict[str, torch.Tensor], place: torch.device, *_: Any) -> Simulated:
+        return Simulated(parts["inner"], place)
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -97,9 +99,16 @@ def _moved(tensor: Simulated, places: Any, named: dict[str, Any]) -> torch.Tenso
     dtype = dtype or tensor.inner.dtype
     if device is not None and torch.device(device).type == "cpu":
         return tensor.inner.to(dtype, copy=True)
-    if dtype == tensor.inner.dtype and not named.get("copy", False):
+    place = tensor.place if device is None else _gpu(device)
+    if dtype == tensor.inner.dtype and place == tensor.place and not named.get("copy", False):
         return tensor
-    return Simulated(tensor.inner.to(dtype, copy=True))
+    return Simulated(tensor.inner.to(dtype, copy=True), place)
+
+
+def _gpu(device: str | torch.device | int) -> torch.device:
+    """The GPU of a name; plain `cuda` is the first."""
+    named = torch.device(device)
+    return CUDA if named.index is None else named
 
 
 def _inner(value: Any) -> Any:
@@ -111,13 +120,15 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     device = None if kwargs.get("device") is None else torch.device(kwargs["device"])
     if func is aten._to_copy.default:
         copied = func(_inner(args[0]), **{key: value for key, value in kwargs.items() if key not in PLACES})
-        return Simulated(copied) if (device or args[0].device).type == "cuda" else copied
+        to = device or args[0].device
+        return Simulated(copied, _gpu(to)) if to.type == "cuda" else copied
     if func in COPIES:  # between devices, as on a GPU
         func(*map(_inner, args), **kwargs)
         return args[0]
     tensors = [value for value in tree_flatten((args, kwargs))[0] if isinstance(value, torch.Tensor)]
     there = [value for value in tensors if isinstance(value, Simulated)]
     if there:
+        _refuse_two_gpus(func, there)
         _refuse_mixing(func, args, [value for value in tensors if not isinstance(value, Simulated)])
     named = {key: CPU if key == "device" and value is not None else value for key, value in kwargs.items()}
     if "pin_memory" in named:
@@ -126,12 +137,19 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     on_gpu = device.type == "cuda" if device is not None else bool(there)
     if not on_gpu or func is aten._local_scalar_dense.default:
         return result
+    place = _gpu(device) if device is not None else there[0].place
     known = {id(value.inner): value for value in there}  # what an operation in place returns is its input
 
     def outer(value: Any) -> Any:
-        return known[id(value)] if id(value) in known else Simulated(value)
+        return known[id(value)] if id(value) in known else Simulated(value, place)
 
     return tree_map(lambda value: outer(value) if isinstance(value, torch.Tensor) else value, result)
+
+
+def _refuse_two_gpus(func: Any, there: list[Simulated]) -> None:
+    """Raise what CUDA raises for tensors of two GPUs; also for single numbers and indices, which it copies for none."""
+    if len(places := {str(value.place) for value in there}) > 1:
+        raise RuntimeError(f"{func}: expected all tensors to be on the same device, got {' and '.join(sorted(places))}")
 
 
 def _refuse_mixing(func: Any, args: Any, here: list[torch.Tensor]) -> None:
@@ -158,7 +176,7 @@ class _Mode(TorchDispatchMode):
 
 @contextmanager
 def simulated_cuda(count: int = 1) -> Iterator[None]:
-    """Let this process believe that it has GPUs: cuda:0 is simulated, `count` are reported.
+    """Let this process believe that it has `count` GPUs, which are simulated.
 
     Name it cuda:0 where a tensor is moved: torch itself looks up the number of a plain `cuda`.
     """
@@ -167,7 +185,8 @@ def simulated_cuda(count: int = 1) -> Iterator[None]:
     def tensor(data: Any, **named: Any) -> torch.Tensor:
         device = named.pop("device", None)
         made = make(data, **named)
-        return Simulated(made) if device is not None and torch.device(device).type == "cuda" else made
+        on_gpu = device is not None and torch.device(device).type == "cuda"
+        return Simulated(made, _gpu(device)) if on_gpu else made
 
     facts: dict[str, Any] = {
         "is_available": lambda: True,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 import merge
 from eval import harness, task_set
+from eval.language_model import PackedLM
 from tests.common.test_special_tokens import tokenizer_with
 from tests.eval.conftest import make_items, tiny_model, write_jsonl
 from tests.merge.conftest import Keep, make_folders, recipe
@@ -44,6 +46,11 @@ def test_what_cuda_refuses_is_refused() -> None:
         view = there.view(3, 1)
         view += 1
         assert there.tolist() == [2.0, 2.0, 2.0]
+        other = there.to("cuda:1")
+        assert other.device == torch.device("cuda:1") and (other + 1).device == other.device
+        with pytest.raises(RuntimeError, match="same device, got cuda:0 and cuda:1"):
+            there + other
+        assert there.copy_(other + 1).device == there.device and there.tolist() == [3.0, 3.0, 3.0]
 
 
 def merged(wanted: merge.Recipe, device: str) -> dict[str, torch.Tensor]:
@@ -90,6 +97,46 @@ def test_a_merge_in_memory_is_scored_on_the_device(tmp_path: Path) -> None:
         assert all(tensor.device.type == "cuda" for tensor in model.state_dict().values())
         found = harness.evaluate(model, tokenizer, tasks, device="cuda:0", batch_tokens=1024)
     assert [row["value"] for row in found.records] == pytest.approx([row["value"] for row in expected.records])
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("from_folder", [False, True])
+def test_a_model_that_is_spread_over_two_gpus_scores_as_on_the_cpu(
+    tmp_path: Path, from_folder: bool, tied: bool
+) -> None:
+    """accelerate's own hooks move what flows from one GPU to the other, which refuse each other's tensors."""
+    model, tokenizer = tiny_model(0, num_hidden_layers=4, tie_word_embeddings=tied), tokenizer_with("<s> $A")
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    write_jsonl(tmp_path / "items" / "next_nya.test.jsonl", make_items("next", "nya", 4, 0))
+    write_jsonl(tmp_path / "text" / "nya.test.jsonl", [{"id": "a", "text": "dziko lapansi " * 6}])
+    tasks = task_set.prepare(tmp_path / "items", tmp_path / "text")
+    how: dict[str, Any] = {"batch_tokens": 512, "dtype": "float32"}
+    prompts = [SimpleNamespace(args=(prompt, {"until": ["\n"], "max_gen_toks": 5})) for prompt in ("Mulungu", "dziko")]
+    expected = harness.evaluate(model, tokenizer, tasks, **how)
+    generated = PackedLM(model, tokenizer, 512, {}).generate_until(prompts)
+    seen: list[Any] = []
+    with simulated_cuda(2), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_DEACTIVATE_ASYNC_LOAD", "1")  # transformers' threads would not see the simulation
+        patch.setattr(harness, "_device_map", watched(harness._device_map, seen))
+        if from_folder:
+            found = harness.evaluate_folder(tmp_path / "model", tasks, device="cuda", gpus=2, **how)
+            assert set(seen[0].values()) == {"cuda:0", "cuda:1"}
+        else:
+            found = harness.evaluate(model, tokenizer, tasks, device="cuda", gpus=2, **how)
+            assert {str(parameter.device) for parameter in model.parameters()} == {"cuda:0", "cuda:1"}
+            assert PackedLM(model, tokenizer, 512, {}).generate_until(prompts) == generated
+    assert [row["value"] for row in found.records] == pytest.approx([row["value"] for row in expected.records])
+
+
+def watched(function: Any, seen: list[Any]) -> Any:
+    """A function that leaves what it returns."""
+
+    def call(*arguments: Any) -> Any:
+        seen.append(function(*arguments))
+        return seen[-1]
+
+    return call
 
 
 def test_the_audit_counts_what_the_cpu_counts(tmp_path: Path) -> None:

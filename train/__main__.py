@@ -24,6 +24,7 @@ from common.errors import BadInput, Interrupted
 from common.files import write_json
 from common.parent_process import die_with_parent
 from common.parsing import read_json
+from train.dev_text import Watched
 from train.parallel import Compute
 from train.stage_settings import TrainingSettings
 
@@ -42,6 +43,7 @@ class Job(TypedDict):
     save_every_tokens: NotRequired[int | None]
     resume_state: NotRequired[str | None]
     compute: NotRequired[Compute]
+    watched: NotRequired[Watched | None]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -87,6 +89,7 @@ def run(job: Job, stop_file: Path) -> dict[str, Any]:
         compute=job.get("compute", Compute()),
         on_log=lambda record: print(json.dumps(record), flush=True),
         should_stop=stop_signal(stop_file),
+        watched=job.get("watched"),
     )
 
 

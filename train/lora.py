@@ -73,8 +73,13 @@ def merged(weights: Mapping[str, torch.Tensor], lora: LoraSettings) -> dict[str,
         if is_adapted and rest == "weight":
             a, b = (weights[f"{module}.lora_{side}.default.weight"].float() for side in "AB")
             tensor = (tensor.float() + (b @ a) * scale).to(tensor.dtype)
-        plain[name.removeprefix(PREFIX).replace(".base_layer.", ".")] = tensor
+        plain[plain_name(name)] = tensor
     return plain
+
+
+def plain_name(name: str) -> str:
+    """What the plain model calls a weight of a PeftModel that is no addition."""
+    return name.removeprefix(PREFIX).replace(".base_layer.", ".")
 
 
 def save_adapter(model: Any, weights: Mapping[str, torch.Tensor], base: Path, folder: Path) -> None:

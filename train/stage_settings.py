@@ -9,7 +9,7 @@ Every field is part of the key of the stage that it belongs to. Values are check
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, Self
 
 from common.errors import BadInput
@@ -26,11 +26,11 @@ class Settings:
         Raises BadInput that names a field without a value.
         """
         picked: dict[str, Any] = {}
-        for field in fields(cls):  # type: ignore[arg-type]  # every subclass is a dataclass
-            if field.name in values:
-                picked[field.name] = cls.converted(field.name, values[field.name])
-            elif field.default is MISSING:
-                raise BadInput(f"{cls.__name__}: {field.name} is missing")
+        for known in fields(cls):  # type: ignore[arg-type]  # every subclass is a dataclass
+            if known.name in values:
+                picked[known.name] = cls.converted(known.name, values[known.name])
+            elif known.default is MISSING and known.default_factory is MISSING:
+                raise BadInput(f"{cls.__name__}: {known.name} is missing")
         return cls(**picked)
 
     @classmethod
@@ -71,8 +71,8 @@ class TextSource(SourceSettings):
 class InstructionSource(SourceSettings):
     """Instructions, an example a row."""
 
-    prompt: str  # the column of what is asked
-    answer: str  # the column of what is answered
+    prompt: str | None  # the column of what is asked; None: of conversations
+    answer: str | None  # the column of what is answered; None: of conversations
     bytes: int | None = None  # UTF-8 bytes of prompts and answers to take; None: all
 
 
@@ -119,6 +119,17 @@ class CorpusOptions(Settings):
 
 
 @dataclass(frozen=True)
+class ChatSettings(Settings):
+    """How conversations become text, and text examples."""
+
+    template: str  # `tokenizer`, for that of the model's tokenizer, or a template's text
+    args: Mapping[str, Any] = field(default_factory=dict)  # variables of the template
+    system: str | None = None  # system message of conversations without one; None: what the template has
+    too_long: str = "cut"  # conversations longer than a block: cut, the last turns first, or drop
+    date: str | None = None  # what a template that writes today's date is given; None: it writes none
+
+
+@dataclass(frozen=True)
 class ItemsSettings(Settings):
     """What decides instructions and evaluation items, beside the corpus and a user's own instructions."""
 
@@ -128,6 +139,8 @@ class ItemsSettings(Settings):
     eval_items: int  # items a family, language and split, at most
     seed: int
     questions: int = 1  # on one passage of an instruction, at most
+    conversations: bool = False  # whether a user's own instructions are kept as conversations, for a template
+    format: str = "auto"  # of a user's own instructions, one of train.data.chat.formats.NAMES; auto: by their columns
 
 
 @dataclass(frozen=True)
@@ -147,6 +160,7 @@ class InstructionsSettings(Settings):
 
     hub: InstructionSource
     seed: int  # of the order in which the data set's files are read
+    format: str = "auto"  # of conversations, one of train.data.chat.formats.NAMES; auto: by their columns
 
     @classmethod
     def converted(cls, name: str, value: Any) -> Any:
@@ -173,6 +187,13 @@ class SftBlocksSettings(Settings):
     replay_share: float  # of the blocks that are running text, 0 to 1
     seed: int  # of the order of examples
     language: str = "en"  # of the running text
+    chat: ChatSettings | None = None  # how conversations become text; None: prompts and answers as they are
+
+    @classmethod
+    def converted(cls, name: str, value: Any) -> Any:
+        if name == "chat" and isinstance(value, Mapping):
+            return ChatSettings.from_mapping(value)
+        return super().converted(name, value)
 
 
 @dataclass(frozen=True)

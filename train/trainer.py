@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.errors import BadInput, Interrupted
-from train import parallel, resume
+from train import dev_text, learnt_template, parallel, resume
 from train.block_dataset import Blocks
+from train.dev_text import Watched
 from train.parallel import Compute
 from train.stage_settings import TrainingSettings
 
@@ -35,8 +36,9 @@ def train(
     save_every_tokens: int | None = None,
     resume_state: Path | None = None,
     compute: Compute = Compute(),  # noqa: B008 (frozen)
-    on_log: Callable[[dict[str, float]], None] | None = None,
+    on_log: Callable[[dict[str, Any]], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
+    watched: Watched | None = None,
 ) -> dict[str, Any]:
     """Trains up to `tokens` and leaves `out/model`, `out/state`, `out/log.jsonl` and, with LoRA, `out/adapter`.
 
@@ -47,6 +49,7 @@ def train(
     None: from the model.
     on_log: gets {"tokens", "of_tokens", "loss", "learning_rate", "tokens_per_second"} after every logged step, in the
     first process only.
+    watched: held-out text whose bits per byte are logged, too, as {"tokens", "of_tokens", "dev_bits_per_byte"}.
     should_stop: is asked after every step; once it is true in any process, all save and raise Interrupted.
 
     Returns what the launch was found to be, see `transformers_trainer.launch_facts`, and as `performance` the fields of
@@ -66,14 +69,16 @@ def train(
     start = engine.from_first(resume.starting_point(work, resume_state) if arguments.process_index == 0 else None)
     if start:
         resume.check_state(start, compute)
-    progress = engine.Progress(compute, settings, work / "log.jsonl", on_log, should_stop)
+    dev = dev_text.read(watched, model_dir, settings.block_size) if watched else {}
+    every = watched.every_tokens if watched else 0
+    progress = engine.Progress(compute, settings, work / "log.jsonl", on_log, should_stop, dev, every)
     trainer = engine.Trainer(engine.load_model(model_dir, settings, compute), arguments, dataset, progress)
     try:
         with suppress(engine.NothingLeft):
             trainer.train(resume_from_checkpoint=str(start) if start else None)
         check_end(trainer.state.global_step, settings, progress.interrupted)
         performance = progress.performance()
-        publish(trainer, model_dir, settings, out, work)
+        publish(trainer, model_dir, blocks_dir, settings, out, work)
     finally:
         trainer.release()
     return {**progress.facts, "performance": asdict(performance) if performance else None}
@@ -102,8 +107,13 @@ def check_budget(settings: TrainingSettings, blocks: int, where: str) -> None:
         )
 
 
-def publish(trainer: Trainer, model_dir: Path, settings: TrainingSettings, out: Path, work: Path) -> None:
+def publish(
+    trainer: Trainer, model_dir: Path, blocks_dir: Path, settings: TrainingSettings, out: Path, work: Path
+) -> None:
     """Write what a finished training leaves. Every process calls this, and the first one writes.
+
+    A chat template that was learnt goes with the tokenizer, and the token that ends its answers into the generation
+    config.
 
     Weights are float32 whatever the precision of the passes: a merge takes differences of checkpoints, and in 16 bits
     the differences of a short training are mostly rounding.
@@ -112,6 +122,10 @@ def publish(trainer: Trainer, model_dir: Path, settings: TrainingSettings, out: 
 
     trainer.publish(out, model_dir, settings.lora)
     if trainer.is_world_process_zero():
-        transformers.AutoTokenizer.from_pretrained(model_dir, trust_remote_code=False).save_pretrained(out / "model")
+        tokenizer = transformers.AutoTokenizer.from_pretrained(model_dir, trust_remote_code=False)
+        if learnt := learnt_template.learnt(blocks_dir):
+            tokenizer.chat_template = learnt.template
+            learnt_template.stop_at(out / "model", tokenizer.get_vocab()[learnt.stop_token])
+        tokenizer.save_pretrained(out / "model")
         resume.publish_state(work / f"checkpoint-{settings.steps}", out / "state")
         shutil.copy(work / "log.jsonl", out / "log.jsonl")

@@ -19,6 +19,7 @@ import transformers
 from torch import distributed
 from torch.distributed.tensor import DTensor
 from transformers import TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
 from common import hub
 from common.errors import BadInput
@@ -26,11 +27,12 @@ from common.files import write_whole
 from train import lora, parallel, resume
 from train.block_dataset import Blocks
 from train.data.packing import IGNORED
+from train.dev_text import DevText, bits_per_byte
 from train.parallel import Compute
 from train.performance import Meter, Performance
 from train.stage_settings import LoraSettings, TrainingSettings
 
-Log = Callable[[dict[str, float]], None]
+Log = Callable[[dict[str, Any]], None]
 
 
 class OneDevice(TrainingArguments):
@@ -226,7 +228,7 @@ class Trainer(transformers.Trainer):
         """
         weights = self.accelerator.get_state_dict(self.model_wrapped)
         if self.is_deepspeed_enabled and (self.args.bf16 or self.args.fp16):
-            self._take_full_precision(weights)
+            self._take_full_precision(weights, base)
         if not self.is_world_process_zero():
             return
         folder = out / "model"
@@ -248,18 +250,36 @@ class Trainer(transformers.Trainer):
             text = json.dumps({**config, "dtype": "float32"}, indent=2, sort_keys=True)
             (folder / "config.json").write_text(text + "\n", encoding="utf-8")
 
-    def _take_full_precision(self, weights: dict[str, torch.Tensor] | None) -> None:
-        """Replace the 16-bit weights that DeepSpeed gathers by the float32 ones that its optimizer updates.
+    def _take_full_precision(self, weights: dict[str, torch.Tensor] | None, base: Path) -> None:
+        """Replace the 16-bit weights that DeepSpeed gathers by float32 ones: those that its optimizer updates.
+
+        Weights that are not trained, under LoRA or of another modality, are those of the base: DeepSpeed's are rounded.
 
         weights: by name; None in processes other than the first. Every process calls this.
         """
         from deepspeed.utils import safe_get_full_fp32_param
 
+        untrained: list[str] = []
         for name, parameter in self.accelerator.unwrap_model(self.model_wrapped).named_parameters():
-            if parameter.requires_grad:
-                full = safe_get_full_fp32_param(parameter)
-                if weights is not None and full is not None and name in weights:
-                    weights[name] = full.detach().cpu().view(weights[name].shape)
+            if not parameter.requires_grad:
+                untrained.append(name)
+                continue
+            full = safe_get_full_fp32_param(parameter)
+            if weights is not None and full is not None and name in weights:
+                weights[name] = full.detach().cpu().view(weights[name].shape)
+        if weights is not None and untrained:
+            own = self._read_weights(base)
+            weights.update({name: own[lora.plain_name(name)] for name in untrained if name in weights})
+
+    def _read_weights(self, folder: Path) -> dict[str, torch.Tensor]:
+        """A model's weights in float32, whole: under ZeRO-3, transformers would share them out among all processes."""
+        unset_hf_deepspeed_config()
+        try:
+            return transformers.AutoModelForCausalLM.from_pretrained(
+                folder, dtype=torch.float32, trust_remote_code=False
+            ).state_dict()
+        finally:
+            set_hf_deepspeed_config(self.args.hf_deepspeed_config)
 
 
 def joined_rows(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -353,7 +373,10 @@ class Progress(transformers.TrainerCallback):
         log: Path,
         on_log: Log | None,
         should_stop: Callable[[], bool] | None,
+        dev: Mapping[str, DevText] | None = None,
+        dev_every_tokens: int = 0,
     ) -> None:
+        self.dev, self.dev_steps = dev or {}, max(1, dev_every_tokens // settings.batch_tokens)
         self.compute, self.steps, self.batch_tokens, self.log = compute, settings.steps, settings.batch_tokens, log
         self.report, self.should_stop, self.interrupted = on_log, should_stop, False
         self.started, self.first_step = time.monotonic(), 0
@@ -369,6 +392,8 @@ class Progress(transformers.TrainerCallback):
         self.started, self.first_step = time.monotonic(), state.global_step
         if self.log.exists() and state.is_world_process_zero:
             self._cut_log(state.global_step * self.batch_tokens)
+        if self.dev and not state.global_step:
+            self._measure_dev(state)
         self.meter.begin()
 
     def _cut_log(self, tokens: int) -> None:
@@ -382,7 +407,21 @@ class Progress(transformers.TrainerCallback):
             control.should_save = control.should_log = control.should_training_stop = True
         elif self.should_stop and agreed(self.should_stop()):
             self.interrupted = control.should_save = control.should_training_stop = True
-        self.meter.end_step(saves=control.should_save)
+        measures = bool(self.dev) and (state.global_step % self.dev_steps == 0 or state.global_step >= self.steps)
+        self.meter.end_step(saves=control.should_save or measures)
+        if measures:
+            self._measure_dev(state)
+            self.meter.end_save()
+
+    def _measure_dev(self, state: TrainerState) -> None:
+        """Logs bits per byte of held-out text at this step."""
+        assert self.trainer is not None
+        arguments = self.trainer.args
+        found = bits_per_byte(
+            self.trainer.model_wrapped, self.dev, arguments.per_device_train_batch_size, arguments.device
+        )
+        rounded = {language: round(value, 5) for language, value in found.items()}
+        self._append(state, {"dev_bits_per_byte": rounded})
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if distributed.is_initialized():
@@ -399,16 +438,22 @@ class Progress(transformers.TrainerCallback):
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any) -> None:
         logs: dict[str, float] = more["logs"]
-        if "loss" not in logs or not state.is_world_process_zero:
+        if "loss" not in logs:
             return
         seconds = time.monotonic() - self.started
         record = {
-            "tokens": state.global_step * self.batch_tokens,
-            "of_tokens": self.steps * self.batch_tokens,
             "loss": logs["loss"],
             "learning_rate": logs["learning_rate"],
             "tokens_per_second": round((state.global_step - self.first_step) * self.batch_tokens / seconds, 1),
         }
+        self._append(state, record)
+
+    def _append(self, state: TrainerState, measured: Mapping[str, Any]) -> None:
+        """Writes a line of the log, and passes it on: in the first process."""
+        if not state.is_world_process_zero:
+            return
+        done = {"tokens": state.global_step * self.batch_tokens, "of_tokens": self.steps * self.batch_tokens}
+        record = {**done, **measured}
         with self.log.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
         if self.report:

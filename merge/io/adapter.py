@@ -1,8 +1,9 @@
 """LoRA adapters, merged onto their base while it is read: W + scale·B·A (Hu et al. 2022), row by row.
 
-On an embedding the product is transposed. DoRA gives each row of the sum a length of its own (Liu et al. 2024). Modules
-that an adapter has whole (`modules_to_save`, biases) stand in the base's place. All of it is computed in float32 and
-rounded once to the base's dtype, as merging the adapter into the checkpoint beforehand would.
+On an embedding, and where a weight is stored transposed, the product is transposed. DoRA gives each row of the sum a
+length of its own (Liu et al. 2024). Modules that an adapter has whole (`modules_to_save`, biases) stand in the base's
+place. All of it is computed in float32 and rounded once to the base's dtype, as merging the adapter into the checkpoint
+beforehand would.
 """
 
 from __future__ import annotations
@@ -16,10 +17,13 @@ from typing import TYPE_CHECKING
 from common.errors import BadInput, in_one_line
 from common.hub import ADAPTERS
 from merge.io.adapter_config import LoraConfig, rank_and_scale, read_config
-from merge.io.checkpoint import FLOATS, HEAD, Checkpoint, torch_dtype
-from merge.io.name_aliases import under_todays_names, with_names_of
+from merge.io.checkpoint import FLOATS, Checkpoint, torch_dtype
+from merge.io.name_aliases import RenamedCheckpoint, under_todays_names, with_names_of
 from merge.io.pickled import open_pickled
 from merge.io.safetensors_header import read_header
+from merge.io.token_tensors import head_name, is_head
+from merge.io.transformers_names import names_of
+from merge.io.transposed import is_transposed
 
 if TYPE_CHECKING:
     import torch
@@ -35,13 +39,14 @@ MAGNITUDE = "magnitude"
 class Factors:
     """Names of a weight's A and B, their product's factor, and the name of DoRA's lengths of rows.
 
-    Of a linear layer A is [rank, columns] and B [rows, rank], of an embedding A is [rank, rows] and B [columns, rank].
+    Of a linear layer A is [rank, columns] and B [rows, rank]. Of an embedding, and of a weight that is stored
+    transposed, A is [rank, rows] and B [columns, rank].
     """
 
     a: str
     b: str
     scale: float
-    embedding: bool = False
+    transposed: bool = False
     magnitude: str | None = None
 
     @property
@@ -94,7 +99,7 @@ class AdaptedCheckpoint(Checkpoint):
         import torch
 
         rank = self.lora.tensors[factors.a].shape[0]
-        if factors.embedding:
+        if factors.transposed:
             rows = self.lora.tensors[factors.a].shape[1]
             a = torch.stack([self.lora.read(factors.a, i * rows + first, i * rows + last) for i in range(rank)])
             b = self.lora.read(factors.b, 0, columns * rank).view(columns, rank)
@@ -130,17 +135,43 @@ def adapted(base: Checkpoint, folder: Path) -> Checkpoint:
     with in_one_line():
         config = read_config(path)
         lora = _weights(folder)
-        modules = {match["module"] for name in lora.tensors if (match := _FACTOR.fullmatch(name.removeprefix(_PREFIX)))}
         named = base
-        if any(base.source_of(f"{module}.weight") is None for module in modules):
+        if not _has_modules(base, lora):
             named = under_todays_names(base)
+            if not _has_modules(named, lora):
+                lora = _under_todays_modules(base, lora)
         return with_names_of(base, AdaptedCheckpoint(named, lora, _Adapter(named, lora, config, path).changes()))
+
+
+def _modules(lora: Checkpoint) -> dict[str, str]:
+    """The modules of an adapter's factors, by the names of its tensors."""
+    found = {name: _FACTOR.fullmatch(name.removeprefix(_PREFIX)) for name in lora.tensors}
+    return {name: match["module"] for name, match in found.items() if match}
+
+
+def _has_modules(base: Checkpoint, lora: Checkpoint) -> bool:
+    return all(base.source_of(f"{module}.weight") is not None for module in _modules(lora).values())
+
+
+def _under_todays_modules(base: Checkpoint, lora: Checkpoint) -> Checkpoint:
+    """An adapter that another version of transformers saved, with its modules as they are called today."""
+    names = names_of(base)
+    if names is None:
+        return lora
+    own = {}
+    for name in lora.tensors:
+        short = name.removeprefix(_PREFIX)
+        match = _FACTOR.fullmatch(short) or _MAGNITUDE.fullmatch(short) or _WHOLE.fullmatch(short)
+        module = match["module"] if match else short
+        today = names.today(f"{module}.weight").removesuffix(".weight")
+        own[name.replace(module, today, 1)] = name
+    return lora if len(own) < len(lora.tensors) else RenamedCheckpoint(lora, own)
 
 
 def _weights(folder: Path) -> Checkpoint:
     file, pickled = (folder / name for name in ADAPTERS)
     if file.is_file():
-        return Checkpoint(folder, {}, read_header(file))
+        return Checkpoint(folder, {}, read_header(file)[0])
     if pickled.is_file():
         return open_pickled(folder, {}, [pickled])
     raise BadInput(f"{file}: missing; expected a LoRA folder as peft saves it")
@@ -204,7 +235,8 @@ class _Adapter:
 
         So the merge has a head of its own. With `ensure_weight_tying` peft changes both alike, where their scales are.
         """
-        head = next((name for name in self._names() if name.endswith(HEAD)), HEAD)
+        named = next(filter(is_head, self._names()), None)
+        head = named or head_name(self.base.config, self.base.tensors)
         embedding = self.base.source_of(head)
         if embedding is None or embedding == head:
             return
@@ -230,8 +262,12 @@ class _Adapter:
         sides = ("embedding_A", "embedding_B") if embedding else ("A", "B")
         if set(names) - {MAGNITUDE} != set(sides):
             raise BadInput(f"{self.file}: module {module} has {', '.join(sorted(names))}; expected lora_A and lora_B")
-        if (MAGNITUDE in names) != self.config.use_dora or (embedding and self.config.use_dora):
-            fault = "is an embedding" if embedding else f"has {', '.join(sorted(names))}"
+        source = self.base.source_of(f"{module}.weight")
+        turned = embedding or (source is not None and is_transposed(self.base, source))
+        if (MAGNITUDE in names) != self.config.use_dora or (turned and self.config.use_dora):
+            fault = f"has {', '.join(sorted(names))}"
+            if turned:
+                fault = "is an embedding" if embedding else "is stored transposed (Conv1D)"
             says = f"{self.path}: use_dora is {self.config.use_dora}"
             raise BadInput(f"{says}, but module {module} {fault}; merge this adapter into its base with peft first")
         a, b = (self.lora.tensors[names[side]].shape for side in sides)
@@ -239,14 +275,13 @@ class _Adapter:
         if not a[0] == b[1] == rank:
             says = f"{self.path.name} says {rank}"
             raise BadInput(f"{self.file}: module {module} has A of rank {a[0]} and B of rank {b[1]}; {says}")
-        shape = (a[1], b[0]) if embedding else (b[0], a[1])
-        source = self.base.source_of(f"{module}.weight")
+        shape = (a[1], b[0]) if turned else (b[0], a[1])
         if source is None or self.base.tensors[source].shape != shape:
             raise self._of_another_base(f"{module} ({shape[0]} × {shape[1]})")
         magnitude = names.get(MAGNITUDE)
         if magnitude is not None and self.lora.tensors[magnitude].shape != shape[:1]:
             raise self._of_another_base(f"{module}, by its magnitudes,")
-        return Factors(names[sides[0]], names[sides[1]], scale, embedding, magnitude)
+        return Factors(names[sides[0]], names[sides[1]], scale, turned, magnitude)
 
     def _check_whole(self, name: str, source: str) -> None:
         mine, other = self.lora.tensors[name], self.base.tensors[source]

@@ -13,6 +13,7 @@ import yaml
 from common import hub
 from common.files import sha256
 from merge.auditing import Audit
+from merge.io.config_differences import differences
 from merge.recipe import Recipe
 from merge.stream.tensor_plan import Plan
 
@@ -49,6 +50,10 @@ def render(
         f"{'' if shard_bytes is None else f' --shard-size {shard_bytes}B'}\n\n"
         f"by this recipe, in which paths are shortened:\n\n```yaml\n{settings}```\n"
     )
+    if settings_that_differ := differences(plan, names):
+        lines.append("## Settings in which the models differ\n")
+        lines += [f"- {line}" for line in settings_that_differ]
+        lines.append("")
     if audit is not None and (rows := audit.report()["models"]):
         lines.append(
             "## What was discarded\n\n"

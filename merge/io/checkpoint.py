@@ -13,16 +13,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.errors import BadInput
+from merge.io.token_tensors import is_embedding, is_head, is_head_bias
 
 if TYPE_CHECKING:
     import torch
 
 ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 FLOATS = ("F64", "F32", "F16", "BF16")
-HEAD = "lm_head.weight"  # how the names of heads end, and of embeddings
-EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight")
 # Buffers that older savers wrote and that are computed from the config: neither merged nor asked for.
-COMPUTED = ("rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias")
+COMPUTED = (
+    ".inv_freq", ".cos_cached", ".sin_cached", ".masked_bias", ".attn.bias", ".attention.bias", "position_ids",
+    "token_type_ids", ".attn.embed_positions",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -93,14 +95,37 @@ class Checkpoint:
     @property
     def tied(self) -> bool:
         """Whether the head is the embedding: without a tensor of its own for it, a folder can be loaded only so."""
-        return self.says_tied is not False and not any(name.endswith(HEAD) for name in self.tensors)
+        return self.says_tied is not False and not any(map(is_head, self.tensors))
+
+    @property
+    def embedding(self) -> str | None:
+        """The input embedding: the only one, or the one that encoder and decoder share; None where it is not known."""
+        names = list(filter(is_embedding, self.tensors))
+        found = [name for name in names if name.endswith("shared.weight")] or names
+        return found[0] if len(found) == 1 else None
+
+    @property
+    def only_head(self) -> str | None:
+        """The head, where there is a tensor for it."""
+        heads = list(filter(is_head, self.tensors))
+        return heads[0] if len(heads) == 1 else None
 
     def source_of(self, name: str) -> str | None:
-        """The tensor that is read as `name`: itself, or the embedding where that is the head; None where neither is."""
-        if name in self.tensors or not self.tied or not name.endswith(HEAD):
-            return name if name in self.tensors else None
-        embeddings = [other for other in self.tensors if other.endswith(EMBEDDINGS)]
-        return embeddings[0] if len(embeddings) == 1 else None
+        """The tensor that is read as `name`: itself, or the one that it is by another name; None where neither is.
+
+        A head may be the embedding, or the embedding be stored as the head; an encoder's embedding may be the shared
+        one, a decoder's bias that of its predictions.
+        """
+        if name in self.tensors:
+            return name
+        if is_head(name):
+            return self.embedding if self.tied else None
+        if is_embedding(name):
+            if not any(map(is_embedding, self.tensors)):
+                return self.only_head if self.says_tied is not False else None
+            return self.embedding if "coder." in name or "shared." in name else None
+        twin = name.replace(".decoder.bias", ".bias") if name.endswith(".decoder.bias") else name[:-4] + "decoder.bias"
+        return twin if is_head_bias(name) and twin in self.tensors else None
 
 
 def keep_heap() -> None:

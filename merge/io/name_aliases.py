@@ -1,34 +1,62 @@
-"""Names of tensors that differ between versions of transformers, by its own table of how checkpoints are renamed."""
+"""Checkpoints of one architecture under the same names, whoever saved them.
+
+Savers differ: with and without the prefix of the model inside (the hub's `gpt2`), before and after transformers renamed
+or joined weights, with a tied tensor stored under one of its names.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+import math
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 from common.errors import BadInput
-from merge.io.checkpoint import HEAD, Checkpoint
+from merge.io.checkpoint import Checkpoint
+from merge.io.token_tensors import is_embedding, is_head
+from merge.io.transformers_names import Names, names_of
 
 if TYPE_CHECKING:
     import torch
 
+Key = TypeVar("Key")
+_EXPERT = re.compile(r"\.experts\.(\d+)\.")
+# What joins experts so that each lies in one piece: stacked, the parts of each one below the other.
+_IN_PIECES = ((("MergeModulelist", 0),), (("MergeModulelist", 0), ("Concatenate", 1)))
+
+
+@dataclass(frozen=True)
+class Part:
+    """`shape` elements of a stored tensor, from element `start` on."""
+
+    source: str
+    start: int
+    shape: tuple[int, ...]
+
 
 class RenamedCheckpoint(Checkpoint):
-    """A checkpoint whose tensors go by other names. own: its own, by the new ones."""
+    """A checkpoint whose tensors go by other names. own: its own, or parts of them, by the new ones."""
 
-    def __init__(self, inner: Checkpoint, own: Mapping[str, str]):
-        super().__init__(
-            inner.folder, inner.config, {new: replace(inner.tensors[old], name=new) for new, old in own.items()}
-        )
-        self.inner, self.own = inner, own
+    def __init__(self, inner: Checkpoint, own: Mapping[str, str | Part]):
+        self.own = {
+            new: Part(old, 0, inner.tensors[old].shape) if isinstance(old, str) else old for new, old in own.items()
+        }
+        tensors = {
+            new: replace(inner.tensors[part.source], name=new, shape=part.shape) for new, part in self.own.items()
+        }
+        super().__init__(inner.folder, inner.config, tensors)
+        self.inner = inner
 
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
-        return self.inner.read(self.own[name], start, stop)
+        part = self.own[name]
+        return self.inner.read(part.source, part.start + start, part.start + stop)
 
     def parts(self, name: str) -> list[tuple[Checkpoint, str]]:
         """Those of the tensor under its own name."""
-        return self.inner.parts(self.own[name])
+        return self.inner.parts(self.own[name].source)
 
     @property
     def files(self) -> set[Path]:
@@ -38,59 +66,134 @@ class RenamedCheckpoint(Checkpoint):
         self.inner.close()
 
 
-def with_names_of(lead: Checkpoint, other: Checkpoint) -> Checkpoint:
-    """`other` under the names that `lead` has, where transformers knows both; as it is where it does not.
+def under_one_set_of_names(parents: Mapping[Key, Checkpoint], leader: Key) -> tuple[dict[Key, Checkpoint], list[str]]:
+    """All parents under the leader's names, where they are known to be the same tensors, and what is left out of them.
 
-    Only models of several parts (vision and text) are looked up: the names of others are the same in all versions.
+    Left out is what not all have and transformers does not load, such as layers that predict tokens ahead. Raises
+    BadInput for tensors that are the same, but stored in forms of which one is not a part of the other.
     """
-    if lead.tensors.keys() == other.tensors.keys() or not any(_parts(lead.config)):
+    lead = parents[leader]
+    if lead.embedding is None and (head := lead.only_head) is not None and lead.says_tied is not False:
+        name = next((other.embedding for other in parents.values() if other.embedding is not None), None)
+        if name is not None:  # it stored its embedding as its head
+            lead = RenamedCheckpoint(lead, {name if old == head else old: old for old in lead.tensors})
+    for other in parents.values():
+        if (split := _with_experts_of(other, lead)) is not lead:
+            lead = with_names_of(other, split)
+    others = {key: lead if key == leader else _with_experts_of(lead, other) for key, other in parents.items()}
+    named = {key: with_names_of(lead, other) for key, other in others.items()}
+    unused = _not_loaded(named, lead)
+    if not unused:
+        return named, []
+    kept = {key: [name for name in each.tensors if name not in unused] for key, each in named.items()}
+    return {key: RenamedCheckpoint(each, {name: name for name in kept[key]}) for key, each in named.items()}, unused
+
+
+def _not_loaded(parents: Mapping[Key, Checkpoint], lead: Checkpoint) -> list[str]:
+    """The tensors that not all parents have and that a model in memory has no place for."""
+    everything = dict.fromkeys(name for each in parents.values() for name in each.tensors)
+    lacking = [name for name in everything if any(each.source_of(name) is None for each in parents.values())]
+    names = names_of(lead) if lacking else None
+    if names is None:
+        return []
+    return [name for name in lacking if names.in_memory(name) not in names.state and not is_head(name)]
+
+
+def with_names_of(lead: Checkpoint, other: Checkpoint) -> Checkpoint:
+    """`other` under the names that `lead` has: by a prefix, else by what transformers knows; else as it is.
+
+    Raises BadInput for tensors that transformers takes for the same ones, in another form.
+    """
+    if _fit(lead, set(other.tensors)):
         return other
-    if {name for name in lead.tensors.keys() ^ other.tensors.keys() if not name.endswith(HEAD)} == set():
+    own = _by_prefix(lead, other)
+    if own is not None:
+        return RenamedCheckpoint(other, own)
+    names = names_of(lead)
+    if names is None:
         return other
-    today = _todays_names(lead)
-    if today is None:
-        return other
-    here = {today(name): name for name in lead.tensors}
-    own = {here.get(today(name), today(name)): name for name in other.tensors}
+    here = {names.today(name): name for name in lead.tensors}
+    own = {here.get(names.today(name), names.today(name)): name for name in other.tensors}
     if len(own) < len(other.tensors):
         raise BadInput(f"{other.folder}: two of its tensors are one by transformers' names; save it again")
+    for twin, source in names.tied.items():
+        twin, source = here.get(twin, twin), here.get(source, source)
+        if twin in lead.tensors and twin not in own and source in own and not is_head(twin):
+            own[twin] = own[source]
+    if not _fit(lead, set(own)):
+        _refuse_other_forms(lead, other, names)
     return RenamedCheckpoint(other, own)
 
 
 def under_todays_names(checkpoint: Checkpoint) -> Checkpoint:
-    """A model of several parts under the names that this transformers has in memory, which adapters are saved by."""
-    today = _todays_names(checkpoint) if any(_parts(checkpoint.config)) else None
-    own = {today(name): name for name in checkpoint.tensors} if today else {}
+    """A checkpoint under the names that this transformers has in memory, which adapters are saved by."""
+    names = names_of(checkpoint)
+    own = {names.today(name): name for name in checkpoint.tensors} if names else {}
     same = len(own) < len(checkpoint.tensors) or own.keys() == checkpoint.tensors.keys()
     return checkpoint if same else RenamedCheckpoint(checkpoint, own)
 
 
-def _parts(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    return (value for key, value in config.items() if key.endswith("_config") and isinstance(value, dict))
+def _fit(lead: Checkpoint, names: set[str]) -> bool:
+    """Whether names are the lead's, but for a head that one of them lacks."""
+    differing = lead.tensors.keys() ^ names
+    return all(map(is_head, differing)) and len(differing) < 2
 
 
-def _todays_names(checkpoint: Checkpoint) -> Callable[[str], str] | None:
-    """What this transformers calls a tensor of such a model, whoever saved it; None where it does not know the model.
+def _by_prefix(lead: Checkpoint, other: Checkpoint) -> dict[str, str] | None:
+    """The tensors of `other` by the lead's names, where one of them has a prefix that the other has not."""
+    for longer, shorter in ((lead, other), (other, lead)):
+        sample = max((name for name in shorter.tensors if name not in longer.tensors), key=len, default="")
+        for name in longer.tensors if sample else ():
+            if name.endswith(f".{sample}"):
+                prefix = name.removesuffix(sample)
+                if longer is lead:
+                    own = {prefix + old if prefix + old in lead.tensors else old: old for old in other.tensors}
+                else:
+                    stripped = {old: old.removeprefix(prefix) for old in other.tensors}
+                    own = {new if new in lead.tensors else old: old for old, new in stripped.items()}
+                if len(own) == len(other.tensors) and _fit(lead, set(own)):
+                    return own
+    return None
 
-    The model is built without weights: which names are changed depends on its modules.
-    """
-    import torch
-    import transformers
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightRenaming, rename_source_key
 
-    depths = [value for part in _parts(checkpoint.config) for value in part.values() if type(value) is int]
-    layers = [part.get(key) for part in _parts(checkpoint.config) for key in ("num_hidden_layers", "depth")]
-    if not depths or any(type(count) is int and count > len(checkpoint.tensors) for count in layers):
-        return None  # not a config of these tensors
-    try:
-        config = transformers.AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False)
-        kind = getattr(transformers, str((checkpoint.config.get("architectures") or [""])[0]))
-        with torch.device("meta"):
-            model = kind._from_config(config)
-        renamings = [each for each in get_model_conversion_mapping(model) if isinstance(each, WeightRenaming)]
-    except Exception:  # whatever a config leads transformers to: then it does not know the names
-        return None
-    known = dict(model.state_dict())
-    prefix = model.base_model_prefix
-    return lambda name: str(rename_source_key(name, renamings, [], prefix, known)[0])
+def _with_experts_of(template: Checkpoint, joined: Checkpoint) -> Checkpoint:
+    """`joined` with its experts one by one under the template's names, where it has them in one tensor a layer."""
+    numbered = [name for name in template.tensors if _EXPERT.search(name)]
+    if not numbered or any(map(_EXPERT.search, joined.tensors)) or (names := names_of(joined)) is None:
+        return joined
+    there = {names.in_memory(name): name for name in joined.tensors}
+    groups: dict[str, list[tuple[int, int, str]]] = defaultdict(list)
+    for name in numbered:
+        found, match = names.joined(name), _EXPERT.search(name)
+        if found is None or match is None or found.target not in there or found.operations not in _IN_PIECES:
+            return joined
+        groups[there[found.target]].append((int(match[1]), found.part, name))
+    own: dict[str, str | Part] = {name: name for name in joined.tensors if name not in groups}
+    for source, experts in groups.items():
+        start = 0
+        for _, _, name in sorted(experts):
+            own[name] = Part(source, start, template.tensors[name].shape)
+            start += math.prod(template.tensors[name].shape)
+        if start != joined.tensors[source].numel:
+            raise BadInput(
+                f"{joined.tensors[source].file}: tensor {source} has {joined.tensors[source].numel} elements, but the "
+                f"experts of {template.folder} that it would be made of have {start}"
+            )
+    return RenamedCheckpoint(joined, own)
+
+
+def _refuse_other_forms(lead: Checkpoint, other: Checkpoint, names: Names) -> None:
+    """Raises BadInput where all that differs is how savers cut the same weights into tensors."""
+    sets = [{names.in_memory(name) for name in each.tensors if not is_head(name)} for each in (lead, other)]
+    if sets[0] != sets[1]:
+        return
+    mine, theirs = (
+        next(name for name in one.tensors if name not in two.tensors and not is_head(name) and not is_embedding(name))
+        for one, two in ((lead, other), (other, lead))
+    )
+    apart = lead if any(names.joined(name) for name in lead.tensors) else other
+    raise BadInput(
+        f"{other.folder}: has {theirs} where {lead.folder} has {mine}: the same weights, joined in one of them and not "
+        f"in the other; load {apart.folder} with transformers and save it by "
+        "save_pretrained(FOLDER, save_original_format=False)"
+    )

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from common.errors import BadInput, in_one_line
 from common.parsing import WeightIndex, inside, read_json
-from merge.io.checkpoint import COMPUTED, EMBEDDINGS, HEAD, Checkpoint, TensorInfo
+from merge.io.checkpoint import COMPUTED, Checkpoint, TensorInfo
 from merge.io.pickled import open_pickled
+from merge.io.quantized import REMEDY, check_not_quantized, method
 from merge.io.safetensors_header import read_header
+from merge.io.token_tensors import is_embedding, is_head
 
 FORMATS = ("model.safetensors", "pytorch_model.bin")  # the first that is there is read, whole or by its index
+INDEX = ".index.json"
 PIECE = 1 << 20  # elements
 
 
@@ -21,18 +26,41 @@ def open_checkpoint(folder: Path) -> Checkpoint:
             raise BadInput(
                 f"{folder}: no such folder; expected a Hugging Face checkpoint (config.json and model.safetensors)"
             )
+        _refuse_adapter(folder)
         config = read_json(folder / "config.json", expected="the config of a Hugging Face checkpoint")
         files, index = weight_files(folder)
         if files[0].suffix == ".bin":
-            checkpoint: Checkpoint = open_pickled(folder, config, files)
+            checkpoint: Checkpoint = _pickled(folder, config, files)
         else:
             checkpoint = Checkpoint(folder, config, _tensors(files, index))
         for name in [name for name in checkpoint.tensors if name.endswith(COMPUTED)]:
             del checkpoint.tensors[name]
         if not checkpoint.tensors:
             raise BadInput(f"{folder}: the weight files hold no tensors")
+        check_not_quantized(checkpoint)
         _drop_tied_head(checkpoint)
     return checkpoint
+
+
+def _refuse_adapter(folder: Path) -> None:
+    """A LoRA's folder in place of a checkpoint's; a checkpoint may have one beside it."""
+    adapter = folder / "adapter_config.json"
+    if not adapter.is_file() or any((folder / f"{name}{end}").is_file() for name in FORMATS for end in ("", INDEX)):
+        return
+    base = read_json(adapter).get("base_model_name_or_path")
+    raise BadInput(
+        f"{folder}: a LoRA adapter{f' of {base}' if isinstance(base, str) and base else ''}, no checkpoint; give its "
+        "base as `path` and this folder as `adapter` (in a mergekit config `model: base+adapter`)"
+    )
+
+
+def _pickled(folder: Path, config: dict[str, Any], files: list[Path]) -> Checkpoint:
+    try:
+        return open_pickled(folder, config, files)
+    except BadInput as error:  # tensors of a quantizer's own kind
+        if (quantizer := method(config)) is None:
+            raise
+        raise BadInput(f"{error}; by its config it is quantized by {quantizer}: {REMEDY}") from None
 
 
 def weight_files(folder: Path) -> tuple[list[Path], dict[str, str]]:
@@ -40,7 +68,7 @@ def weight_files(folder: Path) -> tuple[list[Path], dict[str, str]]:
     for single in FORMATS:
         if (folder / single).is_file():  # as transformers has it: before an index, which is then of something else
             return [folder / single], {}
-        index = folder / f"{single}.index.json"
+        index = folder / f"{single}{INDEX}"
         if index.is_file():
             weight_map: dict[str, str] = read_json(index, WeightIndex)["weight_map"]
             if not weight_map:
@@ -56,16 +84,24 @@ def weight_files(folder: Path) -> tuple[list[Path], dict[str, str]]:
 
 
 def _tensors(files: list[Path], index: dict[str, str]) -> dict[str, TensorInfo]:
-    """The tables of all files in one."""
+    """The tables of all files in one, with tensors by their further names where these are no heads."""
     table: dict[str, TensorInfo] = {}
+    aliases: dict[str, str] = {}
     for file in files:
-        found = read_header(file)
+        found, names = read_header(file)
+        aliases |= names
         if twice := sorted(table.keys() & found):
             raise BadInput(f"{file}: tensor {twice[0]} is also in {table[twice[0]].file.name}; fetch it again")
         table |= found
     for name, file_name in index.items():
         if name not in table:
             raise BadInput(f"{files[0].parent / file_name}: tensor {name} is missing, though the index lists it")
+    for name, stored in aliases.items():
+        if not is_head(name):
+            table[name] = replace(table[stored], name=name)
+    for stored in aliases.values():  # a tied head is left out, as other savers do
+        if is_head(stored) and any(map(is_embedding, aliases)):
+            table.pop(stored, None)
     return table
 
 
@@ -75,15 +111,14 @@ def _drop_tied_head(checkpoint: Checkpoint) -> None:
     As transformers has it: two copies of a tied tensor are one if they are equal, else the model is not tied, whatever
     its config says. Where the config says nothing, the files decide.
     """
-    heads = [name for name in checkpoint.tensors if name.endswith(HEAD)]
-    embeddings = [name for name in checkpoint.tensors if name.endswith(EMBEDDINGS)]
-    if checkpoint.says_tied is False or len(heads) != 1 or len(embeddings) != 1:
+    heads, source = [name for name in checkpoint.tensors if is_head(name)], checkpoint.embedding
+    if checkpoint.says_tied is False or len(heads) != 1 or source is None:
         return
     import torch
 
-    head, embedding = checkpoint.tensors[heads[0]], checkpoint.tensors[embeddings[0]]
+    head, embedding = checkpoint.tensors[heads[0]], checkpoint.tensors[source]
     if (head.shape, head.dtype) == (embedding.shape, embedding.dtype) and all(
-        torch.equal(*(checkpoint.read(name, start, min(start + PIECE, head.numel)) for name in (*heads, *embeddings)))
+        torch.equal(*(checkpoint.read(name, start, min(start + PIECE, head.numel)) for name in (heads[0], source)))
         for start in range(0, head.numel, PIECE)
     ):
         del checkpoint.tensors[heads[0]]

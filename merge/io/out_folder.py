@@ -174,7 +174,7 @@ def _remove(folder: Path, lock: Path, descriptor: int) -> None:
             # the very file that was moved: a lock out of an unpacked archive names what it likes, but no inode here
             with suppress(OSError):
                 if path.parent == folder and path.lstat().st_ino == inode:
-                    path.unlink()
+                    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     shutil.rmtree(aside, ignore_errors=True)
     if not aside.exists():
         with suppress(OSError):

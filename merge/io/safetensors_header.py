@@ -11,6 +11,7 @@ from typing_extensions import TypedDict  # pydantic's condition before Python 3.
 from common.errors import BadInput, in_one_line
 from common.parsing import parse_json, shaped
 from merge.io.checkpoint import ITEM_BYTES, TensorInfo
+from merge.io.quantized import REMEDY
 
 LARGEST_HEADER = 100_000_000  # bytes; safetensors' own limit
 
@@ -25,8 +26,12 @@ class Entry(TypedDict):
     data_offsets: Annotated[list[Natural], Field(min_length=2, max_length=2)]
 
 
-def read_header(file: Path) -> dict[str, TensorInfo]:
-    """Tensor table of a safetensors file, checked against the file's size. Raises BadInput for a damaged file."""
+def read_header(file: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    """Tensor table of a safetensors file, checked against the file's size, and further names of its tensors.
+
+    Of tensors that share their memory safetensors' `save_model` writes one, and the names of the others into the
+    metadata. Raises BadInput for a damaged file.
+    """
     damaged = f"{file}: damaged safetensors file"
     with in_one_line(), file.open("rb") as stream:
         size = file.stat().st_size
@@ -37,14 +42,16 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
             raise BadInput(f"{damaged}: its header has {length} bytes; safetensors allows {LARGEST_HEADER}")
         text = stream.read(length)
     header: dict[str, Any] = parse_json(text, f"{damaged}: its header")
-    shaped(header.pop("__metadata__", {}), f"{damaged}: __metadata__", dict[str, str])
+    metadata: dict[str, str] = shaped(header.pop("__metadata__", {}), f"{damaged}: __metadata__", dict[str, str])
     entries: dict[str, Entry] = shaped(header, f"{damaged}: its header", dict[str, Entry])
     table, end = {}, 0
     for name, entry in sorted(entries.items(), key=lambda item: item[1]["data_offsets"]):
         if entry["dtype"] not in ITEM_BYTES:
-            raise BadInput(
-                f"{file}: tensor {name} has dtype {entry['dtype']}; merging needs one of {', '.join(ITEM_BYTES)}"
+            small = entry["dtype"].startswith(("F8", "F6", "F4"))
+            remedy = (
+                f"its weights are quantized; {REMEDY}" if small else f"merging needs one of {', '.join(ITEM_BYTES)}"
             )
+            raise BadInput(f"{file}: tensor {name} has dtype {entry['dtype']}; {remedy}")
         start, end_before = entry["data_offsets"][0], end
         end = entry["data_offsets"][1]
         info = TensorInfo(name, file, entry["dtype"], tuple(entry["shape"]), 8 + length + start)
@@ -57,4 +64,5 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
         raise BadInput(f"{damaged}: its tensors end beyond its {size} bytes: it was cut short, fetch it again")
     if 8 + length + end < size:
         raise BadInput(f"{damaged}: {size - 8 - length - end} bytes belong to no tensor; fetch it again")
-    return {name: table[name] for name in entries}
+    aliases = {name: stored for name, stored in metadata.items() if stored in table and name not in table}
+    return {name: table[name] for name in entries}, aliases

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 import numpy
 from numpy.typing import NDArray
 
-from merge.io.checkpoint import EMBEDDINGS, Checkpoint, torch_dtype
+from merge.io.checkpoint import Checkpoint, torch_dtype
+from merge.io.token_tensors import is_one_row
 
 if TYPE_CHECKING:
     import torch
 
-TABLES = (*EMBEDDINGS, "lm_head.weight", "lm_head.bias")  # how the names of tensors end that have a row for each token
 NOBODY, MEAN = -1, -2  # in place of a donor's number
 Numbers = NDArray[numpy.int64]
 
@@ -85,7 +85,8 @@ class AlignedCheckpoint(Checkpoint):
         own = {}
         for name, table in tables.items():
             info = inner.tensors[table.sources[number]]
-            own[name] = replace(info, name=name, shape=(len(table.rows.donor), *info.shape[1:]))
+            rows = len(table.rows.donor)
+            own[name] = replace(info, name=name, shape=(1, rows) if is_one_row(info.shape) else (rows, *info.shape[1:]))
         super().__init__(inner.folder, inner.config, inner.tensors | own)
         self.inner, self.number, self.tables = inner, number, tables
 
@@ -95,7 +96,7 @@ class AlignedCheckpoint(Checkpoint):
         import torch
 
         table, info = self.tables[name], self.tensors[name]
-        columns = math.prod(info.shape[1:])
+        columns = info.numel // len(table.rows.donor)
         first, last = start // columns, math.ceil(stop / columns)
         out = torch.zeros(last - first, columns, dtype=torch_dtype(info.dtype))
         own, donor = table.rows.own[:, first:last], table.rows.donor[first:last]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from common.errors import BadInput, line_of
 from common.parsing import read_json
+from merge.io.sidecars import vocabulary_files
 
 if TYPE_CHECKING:
     import tokenizers
 
 TEMPLATE, CONFIG, FAST = "chat_template.jinja", "tokenizer_config.json", "tokenizer.json"
+NAMED = "additional_chat_templates"
 OLDER_TEMPLATE = "chat_template.json"  # of processors
-OTHER_FORMS = ("tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json")  # of the vocabulary, of older kinds
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -75,8 +77,8 @@ def _one_line(file: Path) -> Iterator[None]:
 
 def put_union(folder: Path, tokenizer: tokenizers.Tokenizer) -> None:
     """In place of the vocabulary that was copied there."""
-    for name in OTHER_FORMS:
-        (folder / name).unlink(missing_ok=True)
+    for file in vocabulary_files(folder):
+        file.unlink()
     tokenizer.save(str(folder / FAST))
 
 
@@ -104,10 +106,19 @@ def read_template(folder: Path) -> str | None:
 
 
 def put_template(folder: Path, template: str) -> None:
-    """As the folder's chat template, wherever libraries look for it."""
+    """As the folder's chat template, wherever libraries look for it; those for other uses (tools, rag) stay."""
     (folder / OLDER_TEMPLATE).unlink(missing_ok=True)
     (folder / TEMPLATE).write_text(template, encoding="utf-8")
     if (folder / CONFIG).is_file():
         config: dict[str, Any] = read_json(folder / CONFIG)
-        text = json.dumps(config | {"chat_template": template}, indent=2, ensure_ascii=False)
+        named: str | list[dict[str, Any]] = template
+        if isinstance(others := config.get("chat_template"), list):
+            rest = [entry for entry in others if isinstance(entry, dict) and entry.get("name") != "default"]
+            named = [{"name": "default", "template": template}, *rest]
+            for entry in rest:  # beside a file of the default one, transformers looks for the others in files
+                name, other = entry.get("name"), entry.get("template")
+                if isinstance(name, str) and re.fullmatch(r"[\w-]+", name) and isinstance(other, str):
+                    (folder / NAMED).mkdir(exist_ok=True)
+                    (folder / NAMED / f"{name}.jinja").write_text(other, encoding="utf-8")
+        text = json.dumps(config | {"chat_template": named}, indent=2, ensure_ascii=False)
         (folder / CONFIG).write_text(text + "\n", encoding="utf-8", errors="backslashreplace")

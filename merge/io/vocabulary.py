@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NotRequired
+from typing import Any, NotRequired
 
 from typing_extensions import TypedDict  # pydantic's condition before Python 3.12
 
@@ -27,6 +27,16 @@ class TokenizerFile(TypedDict):
 
     model: Model
     added_tokens: NotRequired[list[AddedToken] | None]
+
+
+class Tekken(TypedDict):
+    """What we read of mistral-common's tekken.json: tokens as bytes in base64, whose ids follow the control tokens'."""
+
+    config: dict[str, Any]
+    vocab: list[dict[str, Any]]
+
+
+_PIECES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "sentencepiece.model", "spm.model")
 
 
 @dataclass(frozen=True)
@@ -67,9 +77,16 @@ def read_vocabulary(folder: Path) -> Vocabulary | None:
         if (folder / "vocab.json").is_file():
             ids: dict[str, int] = read_json(folder / "vocab.json", dict[str, int])
             return Vocabulary(ids | _added(folder), None, True)
-        if (folder / "tokenizer.model").is_file():
-            ids = {piece: number for number, piece in enumerate(_pieces(folder / "tokenizer.model"))}
-            return Vocabulary(ids | _added(folder), None, False)
+        if (folder / "vocab.txt").is_file():
+            return Vocabulary(_lines(folder / "vocab.txt") | _added(folder), None, True)
+        for name in _PIECES:
+            if (folder / name).is_file():
+                ids = {piece: number for number, piece in enumerate(_pieces(folder / name))}
+                return Vocabulary(ids | _added(folder), None, False)
+        for file in sorted(folder.glob("tekken*.json")):
+            return Vocabulary(_tekken(file), None, False)
+        for file in sorted(folder.glob("*.tiktoken")):
+            return Vocabulary(_tiktoken(file) | _added(folder), None, False)
     return None
 
 
@@ -87,6 +104,34 @@ def _added(folder: Path) -> dict[str, int]:
     file = folder / "added_tokens.json"
     added: dict[str, int] = read_json(file, dict[str, int]) if file.is_file() else {}
     return added
+
+
+def _lines(file: Path) -> dict[str, int]:
+    """A token a line, in the order of their ids."""
+    try:
+        words = file.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError:
+        raise BadInput(f"{file}: not a text in UTF-8; fetch it again") from None
+    return {word.removesuffix("\r"): number for number, word in enumerate(words) if word or number + 1 < len(words)}
+
+
+def _tekken(file: Path) -> dict[str, int]:
+    data: Tekken = read_json(file, Tekken)
+    controls, size = (data["config"].get(key) for key in ("default_num_special_tokens", "default_vocab_size"))
+    first = controls if isinstance(controls, int) else 0
+    count = size - first if isinstance(size, int) else len(data["vocab"])
+    return {str(entry.get("token_bytes")): first + number for number, entry in enumerate(data["vocab"][:count])}
+
+
+def _tiktoken(file: Path) -> dict[str, int]:
+    """Lines of base64 and rank."""
+    ids = {}
+    for line in _lines(file):
+        token, _, rank = line.partition(" ")
+        if not rank.isdecimal():
+            raise BadInput(f"{file}: not a table of tokens and ranks; fetch it again")
+        ids[token] = int(rank)
+    return ids
 
 
 def _pieces(file: Path) -> list[str]:

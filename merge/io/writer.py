@@ -15,10 +15,12 @@ from common.errors import in_one_line
 from common.files import fsync, write_whole
 from merge.auditing import Audit
 from merge.io import card
-from merge.io.checkpoint import EMBEDDINGS
+from merge.io.config_differences import differences, places
 from merge.io.file_sink import SHARD, FileSink, take_room
 from merge.io.out_folder import OutFolder, discard
-from merge.io.sidecars import sidecars
+from merge.io.quantized import without_settings
+from merge.io.sidecars import code_of, sidecars
+from merge.io.token_tensors import TEXT_PARTS, bare_architecture, is_embedding
 from merge.io.tokenizer_files import chosen_template, put_template, put_union
 from merge.recipe import Recipe
 from merge.stream.dtypes import out_dtype
@@ -31,6 +33,8 @@ from merge.stream.threads import DEFAULT, Workers
 
 ROOM = ".room"  # a file of the aside that holds the place of the metadata
 TOKEN_NUMBERS = ("bos_token_id", "eos_token_id", "pad_token_id")
+# what configs call the number of tokens
+SIZES = ("vocab_size", "padded_vocab_size", "decoder_vocab_size", "n_words", "vocab_size_per_layer_input")
 METADATA, METADATA_OF_TENSOR = 1_000_000, 4_000  # bytes of card, recipe and audit, about
 
 
@@ -75,6 +79,9 @@ def write_many(
                     sink.lay_out()
                     prepare_metadata(plan, recipe, sink.folder, METADATA + METADATA_OF_TENSOR * len(plan.outputs))
                 surveyed = survey(plan, audits, workers)
+                if workers.note is not None:
+                    for line in differences(plan, places(plan)):
+                        workers.note(line)
                 _merge(plan, sinks, audits, workers, surveyed)
                 for recipe, folder, sink, seen in zip(recipes, folders, sinks, audits, strict=True):
                     write_metadata(plan, recipe, sink.folder, folder.target.name, sink, seen, checksums)
@@ -110,8 +117,9 @@ def _merge(
 
 def prepare_metadata(plan: Plan, recipe: Recipe, aside: Path, room: int) -> None:
     """Put tokenizer and what else lies beside weights there, and take `room` bytes for what is written at the end."""
-    for file in sidecars(plan.tokenizer_from.folder):
-        shutil.copyfile(file, aside / file.name)
+    for place, file in plan_sidecars(plan).items():
+        (aside / place).parent.mkdir(exist_ok=True, parents=True)
+        shutil.copyfile(file, aside / place)
     if plan.alignment is not None and plan.alignment.tokenizer is not None:
         put_union(aside, plan.alignment.tokenizer)
     if recipe.chat_template is not None:
@@ -120,6 +128,13 @@ def prepare_metadata(plan: Plan, recipe: Recipe, aside: Path, room: int) -> None
             put_template(aside, template)
     with (aside / ROOM).open("wb") as stream:
         take_room(stream.fileno(), room)
+
+
+def plan_sidecars(plan: Plan) -> dict[Path, Path]:
+    """What is copied beside the weights, by its place: of the model whose tokenizer it is, and the leader's code."""
+    own, lead = plan.tokenizer_from.folder, plan.parents[plan.leader].folder
+    copied = {file.relative_to(own): file for file in sidecars(own)}
+    return copied | {file.relative_to(lead): file for file in code_of(lead)}
 
 
 def write_metadata(
@@ -135,7 +150,7 @@ def write_metadata(
     (aside / "README.md").write_text(text, encoding="utf-8", errors="backslashreplace")
     config = out_config(plan, recipe)
     (aside / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    for path in aside.iterdir():
+    for path in aside.rglob("*"):
         fsync(path)
     fsync(aside)
 
@@ -147,16 +162,22 @@ def _give_back() -> None:
 
 
 def out_config(plan: Plan, recipe: Recipe) -> dict[str, Any]:
-    """config.json of the result: the base's, with the dtype that was written and the tie that holds."""
+    """config.json of the result: the base's, with the dtype that was written and the tie that holds.
+
+    What it says of quantized weights is left out: those of the result are not.
+    """
     lead = plan.parents[plan.leader]
-    config = stacked_config(recipe, plan.parents) if recipe.slices else dict(lead.config)
+    config = without_settings(stacked_config(recipe, plan.parents) if recipe.slices else lead.config)
     floating = [output for output in plan.outputs if output.floating]
     largest = max(floating, key=lambda output: output.numel)
     config.pop("torch_dtype", None)
+    if bare_architecture(config.get("architectures")):  # a parent's class with a head holds what one without has
+        named = (parent.config.get("architectures") for parent in plan.parents.values())
+        config |= next(({"architectures": each} for each in named if each and not bare_architecture(each)), {})
     config["dtype"] = str(out_dtype(recipe, plan, largest)).removeprefix("torch.")
     if plan.alignment is not None:
         config = _with_vocabulary(config, plan.tokenizer_from.config, plan.alignment.rows)
-    if lead.says_tied != plan.tied and any(output.name.endswith(EMBEDDINGS) for output in plan.outputs):
+    if lead.says_tied != plan.tied and any(is_embedding(output.name) for output in plan.outputs):
         config["tie_word_embeddings"] = plan.tied
         if isinstance(text := config.get("text_config"), dict) and "tie_word_embeddings" in text:
             config["text_config"] = text | {"tie_word_embeddings": plan.tied}
@@ -168,11 +189,11 @@ def _with_vocabulary(config: dict[str, Any], origin: dict[str, Any], rows: int |
 
     def changed(part: dict[str, Any], source: dict[str, Any]) -> dict[str, Any]:
         numbers = {key: source[key] for key in TOKEN_NUMBERS if key in source}
-        return part | numbers | ({"vocab_size": rows} if rows is not None and "vocab_size" in part else {})
+        return part | numbers | ({key: rows for key in SIZES if key in part} if rows is not None else {})
 
     nested = {
         key: changed(config[key], origin[key])
-        for key in ("text_config",)
+        for key in TEXT_PARTS
         if isinstance(config.get(key), dict) and isinstance(origin.get(key), dict)
     }
     return changed(config, origin) | nested

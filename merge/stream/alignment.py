@@ -8,14 +8,18 @@ from typing import TYPE_CHECKING
 
 from common.errors import BadInput
 from merge.io.checkpoint import Checkpoint
-from merge.io.token_rows import TABLES, AlignedCheckpoint, Table, arranged
+from merge.io.token_rows import AlignedCheckpoint, Table, arranged
+from merge.io.token_tensors import row_count, token_tensors
 from merge.io.tokenizer_files import union
 from merge.io.vocabulary import Vocabulary, read_vocabulary
 
 if TYPE_CHECKING:
     import tokenizers
 
-NO_TOKENIZER = "no tokenizer.json, vocab.json or tokenizer.model; add the tokenizer, or set `tokenizer: optional`"
+NO_TOKENIZER = (
+    "no tokenizer.json, vocab.json, vocab.txt, tekken.json, nor a model of sentencepiece or tiktoken; add the "
+    "tokenizer, or set `tokenizer: optional`"
+)
 
 
 @dataclass(frozen=True)
@@ -47,9 +51,14 @@ def align(models: list[Checkpoint], mode: str, origin: int, base: int | None) ->
     same = all(own.difference(other) is None for other in vocabularies)
     if same and all(len(set(found)) == 1 for found in heights.values()):
         return Alignment(models, origin)
+    if not tables:
+        raise BadInput(
+            f"{models[origin].folder}: none of its tensors is known to have a row for each token, so that none can be "
+            "merged by token; set `tokenizer: optional` to merge by row number"
+        )
     for model, vocabulary in zip(models, vocabularies, strict=True):
         if not vocabulary.whole:
-            raise BadInput(f"{model.folder}: tokenizer.model does not list all tokens; add the model's tokenizer.json")
+            raise BadInput(f"{model.folder}: its tokenizer's file does not list all tokens; add its tokenizer.json")
     tokenizer = None if same or mode != "union" else _union(models, vocabularies, origin, heights)
     tokens = own.ids if tokenizer is None else tokenizer.get_vocab()
     height = max((found[origin] for found in heights.values()), default=0)
@@ -63,17 +72,20 @@ def align(models: list[Checkpoint], mode: str, origin: int, base: int | None) ->
 
 
 def _tables(models: list[Checkpoint]) -> dict[str, list[str]]:
-    """Embeddings and heads by name, with their names in each model: a head that is tied is the embedding."""
-    names = dict.fromkeys(name for model in models for name in model.tensors if name.endswith(TABLES))
+    """Tensors that have a row for each token, with their names in each model: a head that is tied is the embedding."""
+    names: dict[str, None] = {}
+    for model in models:
+        shapes = {name: info.shape for name, info in model.tensors.items()}
+        names |= dict.fromkeys(token_tensors(shapes, model.config))
     sources = {name: [model.source_of(name) for model in models] for name in names}
     return {name: [s for s in found if s] for name, found in sources.items() if all(found)}
 
 
 def _heights(models: list[Checkpoint], name: str) -> list[int]:
-    shapes = [model.tensors[model.source_of(name) or name].shape for model in models]
-    if any(not shape for shape in shapes):
+    heights = [row_count(model.tensors[model.source_of(name) or name].shape) for model in models]
+    if None in heights:
         raise BadInput(f"tensor {name} has no rows; expected one for each token")
-    return [shape[0] for shape in shapes]
+    return [height or 0 for height in heights]
 
 
 def _union(

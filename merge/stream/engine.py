@@ -8,7 +8,8 @@ so memory does not grow with the model, and each is read once per pass however m
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, Protocol
 
@@ -59,7 +60,8 @@ def run(
         if not output.floating:
             _copy_buffer(job, sinks)
         elif output.numel:
-            _merge_tensor(job, tensors, sinks, watching)
+            with _overflow_named(job, tensors[0].dtype):
+                _merge_tensor(job, tensors, sinks, watching)
 
     workers.each(plan, merge_output)
 
@@ -88,10 +90,11 @@ def fixed_norms(
         sums = [(0.0, 0.0)] * len(asking)
         if output.floating and output.numel:
             asked = [tensors[i] for i in asking]
-            _scale(job, asked)
-            for piece in job.pieces():
-                steps = [tensor.squared_norms(piece) for tensor in asked]
-                sums = [(a + c, b + d) for (a, b), (c, d) in zip(sums, steps, strict=True)]
+            with _overflow_named(job, tensors[0].dtype):
+                _scale(job, asked)
+                for piece in job.pieces():
+                    steps = [tensor.squared_norms(piece) for tensor in asked]
+                    sums = [(a + c, b + d) for (a, b), (c, d) in zip(sums, steps, strict=True)]
         energies[output.name] = sums
 
     with torch.no_grad():
@@ -145,6 +148,17 @@ def _merged(
         return loop.merge(tensor, piece, agreement)
     assert not isinstance(agreement, FusedAgreement)
     return tensor.merge(piece, agreement)
+
+
+@contextmanager
+def _overflow_named(job: Job, dtype: torch.dtype) -> Iterator[None]:
+    """A number that is too large for the arithmetic, such as a product of settings, named as what it is."""
+    try:
+        yield
+    except (OverflowError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "overflow" not in str(error):
+            raise
+        raise find_nonfinite(job, str(dtype).removeprefix("torch.")) from None
 
 
 def _is_finite(values: torch.Tensor) -> bool:

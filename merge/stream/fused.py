@@ -19,7 +19,9 @@ import torch
 from merge.compiled import compiled_kernels
 from merge.method_table import MAGNITUDE, MAGNITUDE_OUTLIERS, MAGPRUNE, RANDOM
 from merge.methods import rounded
+from merge.recipe import Recipe
 from merge.select import Array, kept
+from merge.stream.dtypes import compute_dtype
 from merge.stream.model_term import ModelTerm
 from merge.stream.pieces import Job, Piece
 from merge.stream.tensor_plan import Plan
@@ -27,6 +29,7 @@ from merge.stream.tensor_recipe import Observer, TensorRecipe
 
 SPARSIFIERS = (None, MAGNITUDE, MAGNITUDE_OUTLIERS, RANDOM, MAGPRUNE)
 WORTH = 1 << 23  # parameters of a model; fewer are merged in less time than numba's import takes
+WHERE_FASTER = True  # leave to tensors what they merge as fast (docs/development/benchmarks.md); tests compare all
 
 
 @dataclass
@@ -198,9 +201,18 @@ def covers(tensor: TensorRecipe) -> bool:
     return spec.combine == "task_vectors" and spec.consensus is None and spec.sparsify in SPARSIFIERS and not drawn
 
 
+def is_faster(recipe: Recipe, dtype: torch.dtype) -> bool:
+    """Whether the loops were measured to be faster: where float32 task vectors are trimmed or signs elected."""
+    return dtype == torch.float32 and (recipe.spec.sparsify is not None or recipe.spec.elect)
+
+
 def kernels_for(plan: Plan, device: str, tell: bool) -> ModuleType | None:
-    """The compiled loops, where a plan is large enough and the device is a CPU."""
-    if device != "cpu" or sum(output.numel for output in plan.outputs) < WORTH:
+    """The compiled loops, where a plan is large enough, gains by them, and the device is a CPU."""
+    floating = [output for output in plan.outputs if output.floating]
+    if device != "cpu" or sum(output.numel for output in floating) < WORTH:
+        return None
+    pairs = ((recipe, compute_dtype(recipe, plan, output)) for recipe in plan.recipes for output in floating[:1])
+    if WHERE_FASTER and not any(is_faster(recipe, dtype) for recipe, dtype in pairs):
         return None
     stored = {info.dtype for parent in plan.parents.values() for info in parent.tensors.values()}
     double = "F64" in stored or any(recipe.compute_dtype == "float64" for recipe in plan.recipes)
@@ -210,6 +222,8 @@ def kernels_for(plan: Plan, device: str, tell: bool) -> ModuleType | None:
 def fused(tensor: TensorRecipe, job: Job, observers: Sequence[Observer | None]) -> Fused | None:
     """The compiled merge of recipes with this agreement; None where there is none."""
     if job.kernels is None or not covers(tensor):
+        return None
+    if WHERE_FASTER and not is_faster(tensor.recipe, tensor.dtype):
         return None
     levels = next((observer.levels for observer in observers if observer is not None), ())
     return Fused(tensor, job, job.kernels, levels)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +11,7 @@ import torch
 from merge.recipe import Recipe
 from merge.stream.dtypes import out_dtype
 from merge.stream.engine import run
+from merge.stream.model_places import find_places
 from merge.stream.output import Output
 from merge.stream.tensor_plan import Plan, make_plan
 from merge.stream.threads import Workers
@@ -23,7 +23,7 @@ AT_ONCE = 2 << 30  # bytes of merged weights held by load_many at a time
 
 
 class ModelSink:
-    """Fills a model's parameters and buffers, found by the names that the files use."""
+    """Fills tensors, such as a model's parameters and buffers, found by the names that the files use."""
 
     def __init__(self, targets: dict[str, torch.Tensor]):
         self.targets = {name: tensor.detach().view(-1) for name, tensor in targets.items()}
@@ -66,38 +66,75 @@ def load_many(
 
 def _merge(plan: Plan, workers: Workers, device: str) -> list[PreTrainedModel]:
     """device: where the models lie."""
-    arranged = plan.alignment is not None and plan.alignment.rows is not None
-    if arranged or any(recipe.slices for recipe in plan.recipes):  # of which no parent has the config
-        return [_through_files(plan, recipe, device) for recipe in plan.recipes]
     models = [_skeleton(plan, recipe, device) for recipe in plan.recipes]
     sinks = [_sink(model, plan) for model in models]
     if any(sink is None for sink in sinks):
-        return [_through_files(plan, recipe, device) for recipe in plan.recipes]
+        del models
+        return [_converted(plan, recipe, workers, device) for recipe in plan.recipes]
     run(plan, sinks, workers=workers)
     return models
 
 
 def _skeleton(plan: Plan, recipe: Recipe, device: str) -> PreTrainedModel:
     """A model of the right shape whose weights are not set yet."""
-    from transformers import AutoConfig, GenerationConfig
     from transformers.initialization import no_init_weights
 
-    folder = plan.parents[plan.leader].folder
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    config.tie_word_embeddings = plan.tied
-    dtypes = {output.name: out_dtype(recipe, plan, output) for output in plan.outputs if output.floating}
-    common = Counter(dtypes.values()).most_common(1)[0][0]
+    config, dtypes, common = _config(plan, recipe), _dtypes(plan, recipe), _common_dtype(plan, recipe)
     with no_init_weights(), torch.device(device):
         model = _auto_class(config).from_config(config, dtype=common)
     for name, parameter in model.named_parameters():
         if dtypes.get(name, common) != common:
             parameter.data = parameter.data.to(dtypes[name])
     model.tie_weights()
-    model.config.dtype = common
+    return _completed(model, plan, recipe)
+
+
+def _converted(plan: Plan, recipe: Recipe, workers: Workers, device: str) -> PreTrainedModel:
+    """The model that transformers loads from the merged tensors, for architectures in which they are no parts of it.
+
+    No file is written. The weights are held twice while they are converted.
+    """
+    config, dtypes = _config(plan, recipe), _dtypes(plan, recipe)
+    tensors = {output.name: torch.empty(output.shape, dtype=dtypes[output.name]) for output in plan.outputs}
+    run(plan.narrowed([recipe]), [ModelSink(tensors)], workers=workers)
+    with torch.device("meta"):
+        kind = type(_auto_class(config).from_config(config))
+    model = kind.from_pretrained(None, config=config, state_dict=tensors, dtype=_common_dtype(plan, recipe))
+    return _completed(model.to(device), plan, recipe)
+
+
+def _completed(model: PreTrainedModel, plan: Plan, recipe: Recipe) -> PreTrainedModel:
+    """The model in eval mode, with what does not lie in its weights."""
+    from transformers import GenerationConfig
+
+    model.config.dtype = _common_dtype(plan, recipe)
+    folder = plan.tokenizer_from.folder
     if (folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder)
-    model.config.name_or_path = model.name_or_path = str(folder)
+    model.config.name_or_path = model.name_or_path = str(plan.parents[plan.leader].folder)
     return model.eval()
+
+
+def _config(plan: Plan, recipe: Recipe) -> PretrainedConfig:
+    """The config that a folder with the merge would have."""
+    from transformers import AutoConfig
+
+    from merge.io.writer import out_config
+
+    kind = type(AutoConfig.from_pretrained(plan.parents[plan.leader].folder, trust_remote_code=False))
+    config: PretrainedConfig = kind.from_dict(out_config(plan, recipe))
+    config.tie_word_embeddings = plan.tied
+    return config
+
+
+def _dtypes(plan: Plan, recipe: Recipe) -> dict[str, torch.dtype]:
+    """The dtype of each tensor of the result."""
+    return {output.name: out_dtype(recipe, plan, output) for output in plan.outputs}
+
+
+def _common_dtype(plan: Plan, recipe: Recipe) -> torch.dtype:
+    """The dtype that most tensors of the result have."""
+    return Counter(out_dtype(recipe, plan, output) for output in plan.outputs if output.floating).most_common(1)[0][0]
 
 
 def _auto_class(config: PretrainedConfig) -> Any:
@@ -110,29 +147,6 @@ def _auto_class(config: PretrainedConfig) -> Any:
 
 
 def _sink(model: PreTrainedModel, plan: Plan) -> ModelSink | None:
-    """A sink that fills `model`.
-
-    None where its names are not those of the files (transformers converts some architectures).
-    """
-    state = model.state_dict(keep_vars=True)
-    names = {output.name for output in plan.outputs}
-    filled = {state[name].data_ptr() for name in names if name in state}
-    shapes_fit = all(
-        output.name in state and tuple(state[output.name].shape) == output.shape for output in plan.outputs
-    )
-    if not shapes_fit or any(tensor.data_ptr() not in filled for name, tensor in state.items() if name not in names):
-        return None
-    return ModelSink({name: state[name] for name in names})
-
-
-def _through_files(plan: Plan, recipe: Recipe, device: str) -> PreTrainedModel:
-    from transformers import AutoConfig
-
-    from merge.io.writer import write
-
-    with TemporaryDirectory() as folder:
-        write(recipe, f"{folder}/merged")
-        path = f"{folder}/merged"
-        kind = _auto_class(AutoConfig.from_pretrained(path, trust_remote_code=False))
-        model: PreTrainedModel = kind.from_pretrained(path, dtype="auto", trust_remote_code=False)
-        return model.to(device).eval()  # type: ignore[arg-type]
+    """A sink that fills `model`; None if the files' tensors are no parts of it."""
+    places = find_places(model, {output.name: output.shape for output in plan.outputs})
+    return None if places is None else ModelSink(places)

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from common.errors import BadInput
-from merge.io.checkpoint import EMBEDDINGS, FLOATS, HEAD, Checkpoint
+from merge.io.checkpoint import FLOATS, Checkpoint
+from merge.io.token_tensors import is_embedding, is_head
 from merge.model_ref import ModelRef
 from merge.recipe import Recipe
 
@@ -74,7 +75,7 @@ def output_of(parents: Mapping[Parent, Checkpoint], wanted: Output) -> Output:
     for key, source in sources.items():
         info = parents[key].tensors[source]
         if info.shape != shape:
-            rows_differ = info.shape[1:] == shape[1:] and source.endswith((*EMBEDDINGS, HEAD))
+            rows_differ = info.shape[1:] == shape[1:] and (is_embedding(source) or is_head(source))
             hint = (
                 "; the vocabularies differ: set `tokenizer: base` or `union` to merge by token" if rows_differ else ""
             )

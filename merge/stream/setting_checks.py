@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from common.errors import BadInput
-from merge.io.checkpoint import HEAD
 from merge.per_tensor import Rule, Setting, applying, is_in_unknown_stack, layer_counts, resolve
 from merge.recipe import Recipe
 
@@ -14,12 +13,12 @@ if TYPE_CHECKING:
     from merge.stream.output import Output, Parent
 
 
-def check_settings(recipes: Sequence[Recipe], outputs: Sequence[Output], tied: bool) -> None:
+def check_settings(recipes: Sequence[Recipe], outputs: Sequence[Output], tied: str | None) -> None:
     """Resolve every setting for every tensor that is merged.
 
-    tied: the head is the embedding; a rule for heads may then match nothing. Raises BadInput for a rule that matches no
-    tensor, a tensor that no rule matches, a gradient where layers are not known, and weights to be averaged whose sum
-    is zero.
+    tied: the head's name where it is the embedding; a rule for it may then match nothing. Raises BadInput for a rule
+    that matches no tensor, a tensor that no rule matches, a gradient where layers are not known, and weights to be
+    averaged whose sum is zero.
     """
     floating = [output for output in outputs if output.floating]
     if not floating:
@@ -31,7 +30,7 @@ def check_settings(recipes: Sequence[Recipe], outputs: Sequence[Output], tied: b
             mine = [output for output in floating if output.slice == number]
             for key, parent, setting in _settings(part):
                 if isinstance(setting, tuple):
-                    _check_rules(key, setting, [*names, HEAD] if tied else names)
+                    _check_rules(key, setting, [*names, tied] if tied else names)
                     for output in mine:
                         name = output.name if parent is None else output.name_in(parent)
                         _check_depth(key, applying(setting, name, key), name, bool(layers))

@@ -6,12 +6,13 @@ norm, the head) from the last one's; gradients run over the layers of a slice; a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from common.errors import BadInput
-from merge.io.checkpoint import HEAD, Checkpoint
+from merge.io.checkpoint import Checkpoint
+from merge.io.token_tensors import is_embedding, is_head
 from merge.per_tensor import layer_counts, stack_of
 from merge.recipe import Recipe, Slice
 from merge.stream.output import Output, Parent, leader_of, output_of, parent_of
@@ -32,14 +33,14 @@ def stacked_outputs(recipes: Sequence[Recipe], parents: Mapping[Parent, Checkpoi
     _check_widths(parents, leader_of(recipes[0]))
     slices, last = recipes[0].slices, len(recipes[0].slices) - 1
     out_stack = _stack(parents[leader_of(recipes[0])])[0]
-    headed = any(name.endswith(HEAD) for parent in parents.values() for name in parent.tensors)
+    heads = dict.fromkeys(name for parent in parents.values() for name in parent.tensors if is_head(name))
     before: list[Output] = []
     layers: list[Output] = []
     after: list[Output] = []
     done = 0
     for i, (part, firsts) in enumerate(zip(slices, layouts[0], strict=True)):
         mine = {parent: parents[parent] for parent in firsts}
-        names = _outside(mine, heads=headed)
+        names = _outside(mine, heads)
         wanted = [(before, name) for name in names if i == 0 and _before(name)]
         wanted += [(after, name) for name in names if i == last and not _before(name)]
         for where, name in wanted:
@@ -86,15 +87,15 @@ def _firsts(part: Slice, number: int) -> dict[Parent, int]:
     return firsts
 
 
-def _outside(parents: Mapping[Parent, Checkpoint], heads: bool) -> list[str]:
-    """Names of what is in no layer; a head too where any model of the merge has one."""
+def _outside(parents: Mapping[Parent, Checkpoint], heads: Iterable[str]) -> list[str]:
+    """Names of what is in no layer; the heads too that any model of the merge has."""
     names = [name for checkpoint in parents.values() for name in checkpoint.tensors if stack_of(name) is None]
-    return list(dict.fromkeys([*names, HEAD] if heads else names))
+    return list(dict.fromkeys([*names, *heads]))
 
 
 def _before(name: str) -> bool:
     """Whether a tensor that is in no layer stands before them."""
-    return any(part in name for part in BEFORE) and "embed_out" not in name
+    return is_embedding(name) or (any(part in name for part in BEFORE) and not is_head(name))
 
 
 def _stack(checkpoint: Checkpoint) -> tuple[str, int]:

@@ -64,7 +64,8 @@ def select(job: Job, tensors: Sequence[TensorRecipe], observers: Sequence[Observ
         for subject, wanted in tensor.joint_ranks(job).items():
             ranks.setdefault((subject, tensor.dtype), set()).update(wanted)
     try:
-        measured = {(term.parent, tensor.dtype) for tensor in tensors for term in tensor.terms if term.measured}
+        terms = [(term, tensor.dtype) for tensor in tensors for term in tensor.terms]
+        measured: set[tuple[Subject, torch.dtype]] = {(term.parent, dtype) for term, dtype in terms if term.measured}
         _rank(job, ranks, measured, selection)
     except NotFinite:
         raise find_nonfinite(job) from None

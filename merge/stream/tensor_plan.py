@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from common import hub
 from common.errors import BadInput, in_one_line
 from merge.io.adapter import adapted
-from merge.io.checkpoint import HEAD, Checkpoint
-from merge.io.name_aliases import with_names_of
+from merge.io.checkpoint import Checkpoint
+from merge.io.name_aliases import under_one_set_of_names
 from merge.io.open_folder import open_checkpoint
+from merge.io.token_tensors import bare_architecture, head_name, is_head
 from merge.io.vocabulary import read_vocabulary
 from merge.per_tensor import depth_of, layer_counts, stack_of
 from merge.recipe import Recipe
@@ -26,6 +28,7 @@ class Plan:
     """Checked recipes over the same parents.
 
     leader: the base, or the first model where there is none. alignment: where vocabularies were brought to one.
+    left_out: tensors that not all parents have and that transformers does not load.
     """
 
     recipes: tuple[Recipe, ...]
@@ -33,11 +36,12 @@ class Plan:
     outputs: list[Output]
     leader: Parent
     alignment: Alignment | None = None
+    left_out: list[str] = field(default_factory=list)
 
     @property
     def tied(self) -> bool:
         """Whether the result's head is its embedding: only if it is in every parent."""
-        return not any(output.name.endswith(HEAD) for output in self.outputs) and self.parents[self.leader].tied
+        return not any(is_head(output.name) for output in self.outputs) and self.parents[self.leader].tied
 
     @property
     def tokenizer_from(self) -> Checkpoint:
@@ -80,11 +84,12 @@ def make_plan(recipes: Sequence[Recipe]) -> Plan:
                     if parent not in parents:
                         parents[parent] = open_parent(parent)
         _check_configs(plan)
-        for key, other in parents.items():
-            parents[key] = with_names_of(parents[leader], other)
+        named, plan.left_out = under_one_set_of_names(parents, leader)
+        parents.update(named)
         _settle_tokenizers(plan)
         plan.outputs.extend(stacked_outputs(recipes, parents) if recipes[0].slices else _outputs(plan))
-        check_settings(recipes, plan.outputs, plan.tied)
+        lead = parents[leader]
+        check_settings(recipes, plan.outputs, head_name(lead.config, lead.tensors) if plan.tied else None)
         opened.pop_all()
     return plan
 
@@ -101,11 +106,16 @@ def _check_configs(plan: Plan) -> None:
     for parent in plan.parents.values():
         for key in ("model_type", "architectures"):
             mine, theirs = lead.config.get(key), parent.config.get(key)
-            if mine and theirs and mine != theirs:
+            if mine and theirs and mine != theirs and not (key == "architectures" and _is_inside(mine, theirs)):
                 raise BadInput(
                     f"{parent.folder / 'config.json'}: {key} is {theirs}, but {lead.folder} has {mine}: "
                     "only checkpoints of one architecture can be merged"
                 )
+
+
+def _is_inside(mine: Any, theirs: Any) -> bool:
+    """Whether one of two classes is that of the model inside the other, such as GPT2Model and GPT2LMHeadModel."""
+    return bare_architecture(mine) != bare_architecture(theirs)
 
 
 def _settle_tokenizers(plan: Plan) -> None:

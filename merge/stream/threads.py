@@ -22,13 +22,15 @@ class Workers:
     """How much is done at a time.
 
     threads: tensors worked on at a time (default: torch's number of threads). memory: bytes for working sets of all
-    threads, above the few MB that slices take. progress: told of every tensor that a pass is through with.
+    threads, above the few MB that slices take. progress: told of every tensor that a pass is through with. note: told
+    what whoever merges should know of the models, a line at a time.
     """
 
     device: str = "cpu"
     threads: int | None = None
     memory: int = MEMORY
     progress: Callable[[Plan, Output], None] | None = None
+    note: Callable[[str], None] | None = None
 
     def __post_init__(self) -> None:
         """Refuse a device that is not there."""

@@ -10,9 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common import hub as model_hub
+from pipeline.check.chat_data import conversations
 from pipeline.check.finding import Finding, first_of_each_language, given, guarded
 from pipeline.check.given_checkpoints import checkpoints, partners
 from pipeline.check.resources import disk, tasks
+from pipeline.check.stated import stated
 from pipeline.check.text import budgets, control, corpora, tokenizer
 from pipeline.config import Config, HubCorpus
 from pipeline.store import Store
@@ -32,9 +34,10 @@ def sweep(configs: Sequence[Config]) -> list[Finding]:
             )
         )
     for config in first_of_each_language(configs):
-        for check in (checkpoints, corpora, control, tasks, tokenizer, partners):
+        for check in (checkpoints, corpora, control, tasks, tokenizer, partners, conversations):
             findings += guarded(check, config)
     findings += guarded(budgets, configs)
+    findings += guarded(stated, configs)
     findings += guarded(disk, configs, Store(Path(configs[0].store)))
     return list(dict.fromkeys(findings))
 

@@ -16,13 +16,14 @@ from pipeline.store import Store
 
 @dataclass(frozen=True)
 class Finding:
-    """One line. A warning stops nothing."""
+    """One line. A warning stops nothing. told: neither a failure nor a warning, but what was found out."""
 
     fails: bool
     text: str
+    told: bool = False
 
     def __str__(self) -> str:
-        return self.text if self.fails else f"warning: {self.text}"
+        return self.text if self.fails or self.told else f"warning: {self.text}"
 
 
 def guarded(check: Callable[..., Iterable[Finding] | None], *arguments: Any) -> list[Finding]:

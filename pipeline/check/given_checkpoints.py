@@ -14,9 +14,6 @@ from pipeline.check.finding import Finding, given, guarded, planned
 from pipeline.config import Config
 from train.stage_settings import LoraSettings
 
-# Usual names of the embedding of tokens: Llama and its like, GPT-2, GPT-NeoX.
-EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight")
-
 
 def checkpoints(config: Config) -> Iterator[Finding]:
     """Given checkpoints are there, this account may read them, and their architecture goes through every stage."""
@@ -82,9 +79,11 @@ def embedding_rows(file: Path) -> int | None:
     """Rows of the embedding of tokens, where a safetensors file holds it under one of its usual names."""
     from safetensors import SafetensorError, safe_open
 
+    from merge.io.token_tensors import is_embedding
+
     try:
         with safe_open(file, "np") as tensors:
-            names = [name for name in list(tensors.keys()) if name.endswith(EMBEDDINGS)]
+            names = [name for name in list(tensors.keys()) if is_embedding(name)]
             return int(tensors.get_slice(names[0]).get_shape()[0]) if names else None
     except SafetensorError:  # `partners` says what is wrong with the file
         return None

@@ -16,6 +16,7 @@ from pipeline import inputs
 from pipeline.check.finding import Finding, first_of_each_language, guarded, is_done
 from pipeline.config import CipherCorpus, Config, Corpus, HubCorpus, HubSource
 from pipeline.fertility import MAX_FALLBACK_SHARE, Fertility, load, measure
+from train.data.chat.template import NONE
 from train.stage_settings import CipherSettings
 
 FIRST_DOCUMENTS = 1000  # of a file, that are read before anything is made of it
@@ -30,8 +31,9 @@ def corpora(config: Config) -> Iterator[Finding]:
             (f"corpus.{name}", part, (part.column,))
             for name, part in (("text", config.corpus.text), ("english", config.corpus.english))
         ]
-    if config.sft.hub and config.sft.source is None and not is_done(config, "sft_blocks"):
-        wanted.append(("sft.hub", config.sft.hub, (config.sft.hub.prompt, config.sft.hub.answer)))
+    hub = config.sft.hub
+    if hub and hub.columns and config.sft.source is None and not is_done(config, "sft_blocks"):
+        wanted.append(("sft.hub", hub, hub.columns))
     for key, source, columns in wanted:
         yield from guarded(hub_data.check, hub_source(source), columns, key)
     if not isinstance(config.corpus, HubCorpus):
@@ -39,10 +41,11 @@ def corpora(config: Config) -> Iterator[Finding]:
     if isinstance(config.corpus, Corpus) and not is_done(config, "corpus"):
         yield from guarded(readable, config.corpus.path, "corpus.path")
         yield from guarded(readable, config.corpus.english_path, "corpus.english_path")
-    if config.sft.path and config.sft.source is None and not is_done(config, "items"):
+    plain = config.sft.template == NONE  # else conversations; see pipeline/check/chat_data.py
+    if config.sft.path and plain and config.sft.source is None and not is_done(config, "items"):
         from train.data.instructions import own_instructions
 
-        own_instructions(config.sft.path)
+        own_instructions(config.sft.path, config.sft.format)
 
 
 def readable(pattern: str | None, key: str) -> None:
@@ -79,6 +82,13 @@ def tokenizer(config: Config) -> Iterator[Finding]:
             False,
             f"{subject} does not give {1 - known.returned:.0%} of {SAMPLE} documents of {language} back as they were; "
             "look whether it normalises what matters",
+        )
+    if known.control:
+        names = ", ".join(sorted(known.control)[:3])
+        yield Finding(
+            False,
+            f"{subject} reads control tokens in the {language} text: {names} ({sum(known.control.values()):,} times in"
+            f" up to {SAMPLE} documents). Remove them from the text unless they are meant.",
         )
     if known.fallback > MAX_FALLBACK_SHARE:
         measured = (

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import date
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from common.errors import BadInput
 from common.units import format_tokens
+from pipeline import old_names
 from pipeline.config.computing import Compute, Tracking
 from pipeline.config.fields import Folder, Name, Section, Seed
 from pipeline.config.messages import one_line
@@ -16,7 +18,22 @@ from pipeline.config.models import MATRICES, Model
 from pipeline.config.scoring import Evaluation, Merge
 from pipeline.config.sources import CipherCorpus, Corpus, HubCorpus, Language
 from pipeline.config.trainings import Adaptation, ContinualTraining, Instructions, Training
+from train.data.chat.template import CHATML, TOKENIZER
 from train.parallel import sizes
+
+
+def iso_date(value: str) -> str:
+    """A date as ISO 8601 writes it. Raises ValueError."""
+    try:
+        return date.fromisoformat(value).isoformat()
+    except ValueError:
+        raise ValueError("give a date such as 2025-01-01") from None
+
+
+class Chat(Section):
+    """date: today, for chat templates that write it."""
+
+    date: Annotated[str, AfterValidator(iso_date)]
 
 
 class Config(Section):
@@ -38,6 +55,7 @@ class Config(Section):
     train: Adaptation
     compute: Compute
     tracking: Tracking
+    chat: Chat
 
     @property
     def report(self) -> tuple[str | None, str]:
@@ -54,6 +72,13 @@ class Config(Section):
         """Tokens of the shortest blocks that its models were trained on: all of them know the positions in these."""
         sizes = [self.ct.block_size, self.sft.block_size]
         return min(sizes if self.model.recipe is None else [*sizes, self.model.recipe.block_size])
+
+    @property
+    def scores_knobs(self) -> bool:
+        """Whether every try of every method is scored on dev and on test in this cell: `eval.frontier`."""
+        wanted = self.eval.frontier
+        assert wanted != "largest", "pipeline/sweep.py puts a number for the word"
+        return wanted == "all" or self.ct.tokens in (wanted or ())
 
     def at(self, ct_tokens: int, seed: int) -> Config:
         """The cell of this sweep at another budget and seed."""
@@ -78,17 +103,17 @@ class Config(Section):
 
     @model_validator(mode="after")
     def arms_can_be_trained(self) -> Config:
-        merged = (name for method in self.merge.methods.values() for name in method.of)
+        merged = (name for method in self.merge.methods.values() for name in method.checkpoints)
         wanted = {*self.eval.unmerged, *merged}
         if self.ct.source and "sft_then_ct" in wanted:
             raise ValueError(
                 f"ct.source={self.ct.source}: sft_then_ct trains CT on top of SFT, and this CT was trained elsewhere; "
                 "leave sft_then_ct out of eval.unmerged, or say ct.source=null"
             )
-        if self.sft.hub and "ceiling" in wanted:
+        if self.sft.hub and "target_sft" in wanted:
             raise ValueError(
-                "sft.hub: ceiling learns instructions in the language, and this data set is English; "
-                "leave ceiling out of eval.unmerged, or say sft.hub=null, for items made from the text"
+                "sft.hub: target_sft learns instructions in the language, and this data set is English; "
+                "leave target_sft out of eval.unmerged, or say sft.hub=null, for items made from the text"
             )
         if "merge_then_sft" in wanted and self.merge.then_sft is None:
             raise ValueError("merge.then_sft=null: name the merge that merge_then_sft trains on, one of merge.methods")
@@ -105,9 +130,27 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def template_has_its_tokens(self) -> Config:
+        if self.model.path is None and self.sft.template in (TOKENIZER, CHATML):
+            raise ValueError(
+                f"sft.template={self.sft.template}: a model that is trained from a recipe has no chat template and no"
+                " chat tokens; set model=folder model.path=..., or sft.template to a .jinja file that ends answers by"
+                " eos_token"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def all_tries_are_scored_once(self) -> Config:
+        if self.eval.frontier and self.eval.untuned:
+            raise ValueError("eval.untuned: eval.frontier scores the first try of every method too; say one of them")
+        if self.eval.frontier and self.eval.split == "dev":
+            raise ValueError("eval.split=dev: eval.frontier scores every try on dev and on test; say eval.split=test")
+        return self
+
+    @model_validator(mode="after")
     def as_many_tries(self) -> Config:
         tuned = [len(method.tries) for method in self.merge.methods.values() if method.grid]
-        if self.sft.grid and tuned and len(self.sft.tries) != tuned[0]:
+        if self.sft.grid and tuned and not self.eval.frontier and len(self.sft.tries) != tuned[0]:
             raise ValueError(
                 f"sft.grid: CT-then-SFT gets {len(self.sft.tries)} tries on dev and every merge {tuned[0]}; "
                 "give as many, for a fair comparison"
@@ -182,7 +225,8 @@ def validate(composed: Mapping[str, Any]) -> Config:
 
     Raises BadInput that names the first wrong key, its value and what would be right.
     """
+    current = old_names.config(composed)
     try:
-        return Config.model_validate(composed)
+        return Config.model_validate(current)
     except ValidationError as error:
-        raise BadInput(one_line(error, composed)) from None
+        raise BadInput(one_line(error, current)) from None

@@ -18,10 +18,11 @@ def suggestion(name: str, known: list[str]) -> str:
 def one_line(error: ValidationError, composed: Mapping[str, Any]) -> str:
     """The first thing that a schema refuses: key, value and what would be right."""
     first = error.errors()[0]
-    location = [str(part) for part in first["loc"]]
+    location = list(first["loc"])
     if location[:1] == ["corpus"] and location[1:2] in (["source"], ["bible"], ["cipher"], ["files"], ["hub"]):
         location.pop(1)  # pydantic's note of which kind of corpus it is
-    key = ".".join(part for part in location if not part.startswith("literal["))  # pydantic's note of a choice of types
+    named = [str(part) for part in location]
+    key = ".".join(part for part in named if not part.startswith("literal["))  # pydantic's note of a choice of types
     if first["type"] == "union_tag_invalid":
         return f"corpus.source={first['ctx']['tag']}: choose {first['ctx']['expected_tags']}"
     message = first["msg"].removeprefix("Value error, ")
@@ -29,7 +30,7 @@ def one_line(error: ValidationError, composed: Mapping[str, Any]) -> str:
         siblings: Any = composed
         for part in location[:-1]:
             siblings = siblings[part]
-        return f"{key}: unknown key; {suggestion(location[-1], [name for name in siblings if name != location[-1]])}"
+        return f"{key}: unknown key; {suggestion(named[-1], [name for name in siblings if name != named[-1]])}"
     if first["type"] == "missing":
         return f"{key} is missing; every key needs a value"
     of_section = isinstance(first["input"], BaseModel | dict) and first["type"] == "value_error"

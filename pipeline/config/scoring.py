@@ -6,13 +6,14 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from merge.recipe import Recipe
 from pipeline import recipes
 from pipeline.arms import ARMS, PAIR
 from pipeline.config.fields import Positive, Section, Tokens, spanned
 from pipeline.config.messages import suggestion
+from pipeline.old_names import current_method, in_store, recipe_in_store
 
 
 def known_arm(name: str) -> str:
@@ -22,25 +23,41 @@ def known_arm(name: str) -> str:
     return name
 
 
+def known_role(name: str) -> str:
+    """The role of a checkpoint in merges, which is a part of keys. Raises ValueError."""
+    return in_store(known_arm(current_method(name)))
+
+
 ArmName = Annotated[str, AfterValidator(known_arm)]
+Role = Annotated[str, AfterValidator(known_role)]
 
 
 class Method(Section):
     """One merge in the results: a recipe, and the grid of settings that are tried on the dev split.
 
-    of: the checkpoints that are merged, by the names that they have in results and in the recipe.
+    of: the checkpoints that are merged, by the names that they have in the recipe.
     control: whether it is there to be compared with, and never named the best merge on dev.
     """
 
-    of: Annotated[tuple[ArmName, ...], Field(min_length=1)] = PAIR
+    of: Annotated[tuple[Role, ...], Field(min_length=1)] = PAIR
     control: bool = False
     recipe: dict[str, Any]
     grid: dict[str, Annotated[list[Any], Field(min_length=1)]]
+
+    @field_validator("recipe", "grid", mode="before")
+    @classmethod
+    def by_roles(cls, value: Any) -> Any:
+        return recipe_in_store(value)
 
     @property
     def tries(self) -> list[dict[str, Any]]:
         """Every setting that the grid spans, each a complete recipe."""
         return [{**self.recipe, **settings} for settings in spanned(self.grid)]
+
+    @property
+    def checkpoints(self) -> tuple[str, ...]:
+        """What is merged, by the names that it has in results."""
+        return tuple(map(current_method, self.of))
 
     @property
     def asked_on_dev(self) -> bool:
@@ -126,6 +143,7 @@ class Evaluation(Section):
     include_path: str | None
     leaks: bool
     untuned: bool
+    frontier: Literal["all", "largest"] | Annotated[tuple[Tokens, ...], Field(min_length=1)] | None = None
 
     @model_validator(mode="after")
     def families_are_known(self) -> Evaluation:

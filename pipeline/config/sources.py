@@ -102,9 +102,25 @@ class HubText(HubSource):
 
 
 class HubInstructions(HubSource):
-    prompt: str
-    answer: str
+    """prompt, answer: columns of text; both null for conversations."""
+
+    prompt: str | None
+    answer: str | None
     bytes: Bytes | None
+
+    @property
+    def columns(self) -> tuple[str, str] | None:
+        """The columns of prompts and answers; None for conversations."""
+        return None if self.prompt is None or self.answer is None else (self.prompt, self.answer)
+
+    @model_validator(mode="after")
+    def both_columns(self) -> HubInstructions:
+        if (self.prompt is None) != (self.answer is None):
+            missing = "prompt" if self.prompt is None else "answer"
+            raise ValueError(
+                f"{missing}=null: name the columns of prompts and of answers, or neither for conversations"
+            )
+        return self
 
 
 class HubCorpus(HeldOut):

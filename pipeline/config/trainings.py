@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError, model_validator
 from common.units import format_tokens
 from pipeline.config.fields import Positive, Section, Share, Tokens, spanned
 from pipeline.config.sources import HubInstructions
+from train.data.chat.template import GIVEN, NONE
 
 
 class Training(Section):
@@ -26,6 +27,7 @@ class Training(Section):
     warmup_ratio: Share
     weight_decay: Annotated[float, Field(ge=0)]
     save_every_tokens: Tokens
+    dev_every_tokens: Tokens | None = None
 
     @model_validator(mode="after")
     def whole_blocks(self) -> Training:
@@ -77,6 +79,11 @@ class Instructions(Training):
     schedule_tokens: Tokens | None
     path: str | None
     hub: HubInstructions | None
+    format: Literal["auto", "messages", "sharegpt", "alpaca", "dolly", "aya", "oasst", "prompts"]
+    template: Annotated[str, Field(min_length=1)]
+    template_args: dict[str, bool | int | float | str | None] | None
+    system: str | None
+    too_long: Literal["cut", "drop"]
     items: Positive
     questions: Positive
     replay_share: Share
@@ -107,6 +114,30 @@ class Instructions(Training):
                 )
         if any(tries.count(settings) > 1 for settings in tries):
             raise ValueError("grid: has the same try twice; give each value once")
+        return self
+
+    @model_validator(mode="after")
+    def one_template(self) -> Instructions:
+        if self.template == NONE:
+            for key, default in (("template_args", None), ("system", None), ("too_long", "cut")):
+                if (value := getattr(self, key)) != default:
+                    raise ValueError(
+                        f"{key}={value}: is used by a chat template only; set sft.template to tokenizer, chatml or a"
+                        " .jinja file"
+                    )
+            if self.hub and not self.hub.columns:
+                raise ValueError(
+                    "hub.prompt=null: conversations need a chat template; set sft.template to tokenizer, chatml or a"
+                    " .jinja file, or name the columns of prompts and answers"
+                )
+        if taken := GIVEN & set(self.template_args or {}):
+            raise ValueError(f"template_args.{min(taken)}: is given by slackmerge; leave it out")
+        if self.hub and self.hub.columns and self.format not in ("auto", "prompts"):
+            raise ValueError(
+                f"format={self.format}: has columns of its own; set sft.hub.prompt=null and sft.hub.answer=null"
+            )
+        if self.format != "auto" and not self.path and not self.hub:
+            raise ValueError(f"format={self.format}: is that of sft.path or sft.hub, and neither is given")
         return self
 
     @model_validator(mode="after")

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pipeline.config import Config, ModelShape
 from pipeline.cost.memory import Memory, width
 from pipeline.cost.model_shape import model_shape
-from pipeline.cost.scoring_memory import base_width
 
 PROCESS = 10**9  # bytes of a process beside its tensors: Python, torch and transformers (measured on a CPU: 0.7 GB)
 
@@ -17,14 +16,15 @@ def training(shape: ModelShape, config: Config, memory: Memory) -> float:
 
     train/transformers_trainer.py loads the model in 32 bits in the main memory of every process, which brings it to
     its GPU then. ZeRO-3 hands out the tensors of one file as it reads them, so a node holds one copy. In the end the
-    first process gathers the trained weights (Trainer.publish): 32-bit ones, but DeepSpeed's in those of the passes.
-    Meanwhile states may be offloaded.
+    first process gathers the weights in 32 bits (Trainer.publish). Under DeepSpeed those that LoRA leaves untrained
+    come in the precision of the passes, and it reads the base's beside them. Meanwhile states may be offloaded.
     """
     compute = config.compute
     whole = 4 * shape.parameters
     sharded_as_read = compute.strategy in ("zero3", "zero3_offload")
     loading = whole * (1 if sharded_as_read else compute.processes)
-    gathered = width(compute.precision) * shape.parameters if compute.strategy.startswith("zero") else whole
+    rounded = compute.strategy.startswith("zero") and compute.precision != "fp32" and config.train.lora
+    gathered = whole + (width(compute.precision) * shape.parameters if rounded else 0)
     return max(loading, memory.host + gathered) + compute.processes * PROCESS
 
 
@@ -36,15 +36,6 @@ def scoring(shape: ModelShape, config: Config, at_once: int) -> float:
     """
     number = 2 if config.eval.dtype == "bfloat16" else 4
     return at_once * (number * shape.parameters + PROCESS)
-
-
-def temporary_files(shape: ModelShape, config: Config, at_once: int) -> float:
-    """Bytes of temporary files of merges that pass through files: of mixtures of experts, one for each at a time.
-
-    transformers joins the tensors of experts as it loads, so merge/stream/in_memory.py writes such a merge to the
-    system's temporary folder and loads it from there.
-    """
-    return at_once * base_width(config) * shape.parameters if shape.experts and config.merge.methods else 0
 
 
 def of_a_node(config: Config, memories: Mapping[str, Memory], at_once: int) -> dict[str, float]:

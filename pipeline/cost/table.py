@@ -177,8 +177,6 @@ def memory_lines(
     parts = ", ".join(f"{what} {bytes_ / 2**30:.0f}" for what, bytes_ in needs.items())
     has = f"it has {cluster.host / 2**30:.0f} GiB" if cluster.host else "how much it has is not known here"
     listed.append(f"  main memory of a node: {parts} GiB ({at_once} checkpoints scored at once); {has}")
-    if files := host_memory.temporary_files(model_shape(config), config, at_once):
-        listed.append(f"  temporary files of a node, as merges of experts pass through them: {size(files)}")
     warning = fit.host_warning(needs, cluster)
     return [*listed, *([warning] if warning else [])]
 

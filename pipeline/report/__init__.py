@@ -3,13 +3,15 @@
 Comes in: folders of a run, by `Evaluation` (scores.jsonl, samples.jsonl), `Audit` (audit.json) and `Choice`
 (choice.yml, tries.jsonl), and the records of stage.json files; nothing of the store or of a config is asked.
 Goes out: results.csv, results.md; with intervals results-intervals.md and results.tex; claims.json (a claim a row),
-gates.json (a gate a row, where a ceiling was scored), stages.csv, figures/ (SVG, PDF, PNG) and report.html, each whole
-or not at all; the same input gives the same bytes (but of PDFs). The table for a terminal comes back as text.
+gates.json (a gate a row, where target_sft was scored), frontier.csv and gaps.json (where every knob value was scored),
+stages.csv, figures/ (SVG, PDF, PNG) and report.html, each whole or not at all; the same input gives the same bytes (but
+of PDFs). The table for a terminal comes back as text.
 May be touched: the output folder of `render`.
 
     results     records as rows and tables; paper_tables: LaTeX
     paired      differences (inference: intervals; findings, claims: verdicts; headline: one sentence)
-    chart_data  tables that charts are drawn from; vega, score_charts, merge_charts: the charts; looks: of methods
+    frontier    gaps of curves at equal bits; hypotheses, stated_when, hypothesis_answers: what an experiment is asked
+    chart_data  tables that charts are drawn from; vega, *_charts: the charts; looks: of methods
     figures     charts as files; page: charts, tables and items as one page (page_tables, page.html.jinja, .css, .js)
 
 No torch is imported for it, and nothing is drawn before `render`.
@@ -22,12 +24,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.files import write_json, write_whole
-from pipeline.report.records import Audit, Choice, Evaluation, ReportPaths, Subject, label
+from pipeline.report.records import Audit, Choice, Evaluation, FrontierPoint, ReportPaths, Subject, label
 
 if TYPE_CHECKING:
     from pipeline.report.page import Findings
 
-__all__ = ["Audit", "Choice", "Evaluation", "ReportPaths", "Subject", "render"]
+__all__ = ["Audit", "Choice", "Evaluation", "FrontierPoint", "ReportPaths", "Subject", "render"]
 FIGURE_WIDTH = 440  # pixels of a figure's drawing area; a page draws as wide as its place
 
 
@@ -42,6 +44,8 @@ def render(
     items: Sequence[Mapping[str, Any]] = (),
     untuned: Sequence[Evaluation] = (),
     counts: Sequence[Mapping[str, Any]] = (),
+    frontier: Sequence[FrontierPoint] = (),
+    hypotheses: Path | None = None,
 ) -> ReportPaths:
     """Writes the files that the module names to `out`, each whole or not.
 
@@ -51,10 +55,23 @@ def render(
     items: rows of items that were scored, for samples on the page.
     untuned: tuned methods as the first of their tries scores; written to untuned.csv where there are some.
     counts: what counts.json says of CT's blocks.
+    frontier: every knob value of every method, on dev and test; written to frontier.csv and gaps.json.
+    hypotheses: a file that is answered in place of the claims of claims.py.
     Raises ValueError where checkpoints were not scored on the same items.
     """
     from pipeline.report import choices as chosen_on_dev
-    from pipeline.report import claims, discards, gates, page, paired, results, sample_items, text_of_budgets
+    from pipeline.report import (
+        claims,
+        discards,
+        frontier_tables,
+        gates,
+        hypothesis_answers,
+        page,
+        paired,
+        results,
+        sample_items,
+        text_of_budgets,
+    )
 
     out.mkdir(parents=True, exist_ok=True)
     rows = results.gather(evaluations)
@@ -66,6 +83,11 @@ def render(
     else:
         evidence = paired.Evidence(evaluations, subject.language)
         shown = claims.Claims([], paired.compare(evidence, pairs, 1 if subject.given else 2))
+    data = hypothesis_answers.data(evaluations, frontier, discarded, subject.language)
+    if hypotheses is not None:
+        regime = next((config.get("regime") for config in subject.configs.values()), None)
+        shown = claims.Claims(hypothesis_answers.answers(hypotheses, data, regime), shown.comparisons)
+    frontiers = frontier_tables.found(data.frontiers, shown.answers)
     asked_of_base = gates.gates(rows, subject.language)
     if asked_of_base:
         write_json(out / "gates.json", gates.as_json(asked_of_base))
@@ -73,7 +95,9 @@ def render(
     recipes = discards.recipe_methods(audits)
     text = text_of_budgets.by_budget(counts, [budget for budget in results.budgets_of(rows) if budget])
     first_tries = results.gather(untuned)
-    found = page.Findings(rows, shown, discarded, chosen, stages, subject, leaks, samples, recipes, first_tries, text)
+    stated = str(hypotheses.name) if hypotheses is not None else None
+    more = (leaks, samples, recipes, first_tries, text, frontiers, stated)
+    found = page.Findings(rows, shown, discarded, chosen, stages, subject, *more)
     table = "\n".join([results.terminal_table(rows, subject.language), *gates.in_words(asked_of_base)])
     png = out / "figures" / "curves.png"
     paths = ReportPaths(out / "results.csv", out / "results.md", png, out / "report.html", out / "claims.json", table)
@@ -85,7 +109,7 @@ def render(
 
 def _write_tables(found: Findings, paths: ReportPaths, out: Path) -> None:
     """All files but the page and the figures."""
-    from pipeline.report import claims, page_tables, paper_tables, results
+    from pipeline.report import claims, frontier_tables, page_tables, paper_tables, results
 
     rows, subject = found.rows, found.subject
     names = {subject.language: subject.language_name, "en": "English"}
@@ -94,6 +118,9 @@ def _write_tables(found: Findings, paths: ReportPaths, out: Path) -> None:
     write_whole(paths.results_md, results.to_markdown(rows, subject.language, names))
     write_whole(out / "results.tex", paper_tables.to_latex(rows, found.claims, subject))
     write_whole(out / "results-intervals.md", paper_tables.to_markdown(rows, subject))
+    if found.frontiers:
+        write_whole(out / "frontier.csv", frontier_tables.to_csv(found.frontiers.frontiers))
+        write_json(out / "gaps.json", frontier_tables.to_json(found.frontiers))
     if found.untuned:
         write_whole(out / "untuned.csv", results.to_csv(found.untuned))
     if found.stages:
@@ -102,11 +129,11 @@ def _write_tables(found: Findings, paths: ReportPaths, out: Path) -> None:
 
 def _draw(found: Findings, folder: Path) -> None:
     """The figures: curves (accuracy and bits beside each other), the trade-off, what was discarded, the slack."""
-    from pipeline.report import chart_data, figures, page
+    from pipeline.report import chart_data, figures, page, results
 
     seen = page.picture(found, FIGURE_WIDTH)
 
-    def spec(name: str, **choice: str) -> dict[str, Any]:
+    def spec(name: str, **choice: str | int) -> dict[str, Any]:
         return figures.selected(seen.charts[name], seen.tables, {**seen.state, **choice}, seen.looks)
 
     overall = [m for m in seen.measures if m.language == found.subject.language][:2]
@@ -118,3 +145,11 @@ def _draw(found: Findings, folder: Path) -> None:
     for name in ("plane", "heat", "slack"):
         if name in seen.charts:
             figures.write(spec(name) | ({"title": titles[name]} if name in titles else {}), folder, name)
+    if "gap" in seen.charts and found.frontiers:
+        title = found.frontiers.pairs[str(seen.state["pair"])]
+        for budget in found.frontiers.frontiers.budgets:
+            at = {"frontier_budget": budget}
+            over = [("", spec("frontiers", **at)), (title, spec("gap", **at))]
+            figures.write(figures.beside(over, "vconcat"), folder, f"frontiers-{results.budget_name(budget)}")
+    if "forest" in seen.charts:
+        figures.write(spec("forest"), folder, "forest")

@@ -11,7 +11,7 @@ from typing import Any
 from eval.task_set import BITS
 from pipeline.report.discards import TOP, Discarded
 from pipeline.report.paired import Comparison
-from pipeline.report.records import Row
+from pipeline.report.records import ENGLISH, Row
 from pipeline.report.results import Measure, languages, measures, points
 
 Value = str | float | int | None
@@ -209,6 +209,20 @@ def hours(stages: Sequence[Mapping[str, Any]]) -> Table:
         table.append((kind, int(count), SPENT, round(seconds / 3600, 5)))
         table.append((kind, int(count), SAVED, round(saved / 3600, 5)))
     return Table(("kind", "stages", "what", "hours"), table)
+
+
+def training(stages: Sequence[Mapping[str, Any]], target: str, name: str) -> Table:
+    """Bits per byte on dev while models trained, where that was measured. target, name: of the language.
+
+    A record's `dev` has a line a measurement: `tokens` and, by language, `dev_bits_per_byte`.
+    """
+    table: list[tuple[Value, ...]] = []
+    for record in stages:
+        for line in record.get("dev", ()):
+            for language, bits in line["dev_bits_per_byte"].items():
+                shown = name if language == target else "English" if language == ENGLISH else language
+                table.append((f"{record['kind']} {record['slug']}", shown, line["tokens"], round(bits, DIGITS)))
+    return Table(("stage", "language", "tokens", "bits"), table)
 
 
 def total_hours(table: Table) -> tuple[float, float]:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,8 @@ SHARE_MARGIN = 0.01  # of shares of parameters: a difference that would not matt
 class Claim:
     """A claim as it was stated: what it says, whose it is, and the statistic that must be above 0.
 
-    margin: a statistic nearer to 0 than this would not matter.
+    margin: a statistic nearer to 0 than this would not matter. unit: how the effect is written, of claims that have no
+    sentence of their own (headline.py).
     """
 
     id: str
@@ -39,13 +40,14 @@ class Claim:
     source: str
     statistic: str
     margin: float
+    unit: str = ""
 
 
 @dataclass(frozen=True)
 class Answer:
     """What this run's data say to a claim.
 
-    estimate: of its statistic. p_adjusted: by Holm, for all claims with data.
+    estimate: of its statistic. p_adjusted: by Holm, for all claims with data. more: further keys of claims.json.
     """
 
     claim: Claim
@@ -53,6 +55,7 @@ class Answer:
     estimate: Estimate | None
     p_adjusted: float | None
     text: str
+    more: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,7 @@ def as_json(answers: Sequence[Answer]) -> list[dict[str, Any]]:
                 "p": numbers["p"],
                 "p_adjusted": answer.p_adjusted,
                 "verdict": answer.verdict,
+                **answer.more,
             }
         )
     return rows
@@ -170,7 +174,7 @@ STATED: tuple[tuple[Claim, Callable[[Data], Finding]], ...] = (
             f"gain in mean accuracy {SCARCE} averaged with its CT",
             MARGINS["accuracy"],
         ),
-        findings.beats("ct_then_sft_with_ct", "accuracy"),
+        findings.beats("average_of_ct_then_sft_and_ct", "accuracy"),
     ),
     (
         Claim(
@@ -180,7 +184,7 @@ STATED: tuple[tuple[Claim, Callable[[Data], Finding]], ...] = (
             "bits per byte of text saved, mean over budgets, of the merge that was best on dev against that average",
             MARGINS["bits"],
         ),
-        findings.keeps_language("ct_then_sft_with_ct"),
+        findings.keeps_language("average_of_ct_then_sft_and_ct"),
     ),
     (
         Claim(
@@ -190,7 +194,7 @@ STATED: tuple[tuple[Claim, Callable[[Data], Finding]], ...] = (
             "gain in mean accuracy at the largest budget, of the merge that was best on dev against that average",
             MARGINS["accuracy"],
         ),
-        findings.beats("base_with_sft", "accuracy", max),
+        findings.beats("average_of_base_and_sft", "accuracy", max),
     ),
     (
         Claim(

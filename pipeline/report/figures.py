@@ -72,8 +72,8 @@ def _numbered(svg: str) -> str:
     )
 
 
-def beside(specs: Sequence[tuple[str, Spec]]) -> Spec:
-    """Charts side by side under titles, as one figure. Each keeps its own data."""
+def beside(specs: Sequence[tuple[str, Spec]], how: str = "hconcat") -> Spec:
+    """Charts side by side under titles, as one figure, or below each other (vconcat). Each keeps its own data."""
     placed: list[Spec] = []
     datasets: Spec = {}
     for number, (title, spec) in enumerate(specs):
@@ -81,13 +81,13 @@ def beside(specs: Sequence[tuple[str, Spec]]) -> Spec:
         datasets |= {own[name]: rows for name, rows in spec["datasets"].items()}
         inner = {key: value for key, value in spec.items() if key not in ("datasets", "$schema", "autosize")}
         placed.append({**_renamed(inner, own), "title": title})
-    return {"hconcat": placed, "datasets": datasets, "spacing": 36}
+    return {how: placed, "datasets": datasets, "spacing": 36}
 
 
 def _renamed(value: Any, names: Mapping[str, str]) -> Any:
     """A spec that reads its data under other names."""
     if isinstance(value, dict):
-        if isinstance(value.get("data"), dict):
+        if isinstance(value.get("data"), dict) and "name" in value["data"]:
             value = {**value, "data": {"name": names[value["data"]["name"]]}}
             return {key: each if key == "data" else _renamed(each, names) for key, each in value.items()}
         return {key: _renamed(each, names) for key, each in value.items()}

@@ -44,12 +44,9 @@ def report(folders: Sequence[Path], out: Path | None = None) -> ReportPaths:
 
 def _of_lm_eval(folders: Sequence[Path], out: Path) -> ReportPaths:
     with tempfile.TemporaryDirectory() as aside:
-        evaluations = []
-        for folder in folders:
-            evaluations += lm_eval_folder.read(folder, Path(aside))
+        scored = [one for folder in folders for one in lm_eval_folder.scored(folder, Path(aside))]
+        evaluations = lm_eval_folder.apart(scored)
         names = [evaluation.method for evaluation in evaluations]
-        if twice := {name for name in names if names.count(name) > 1}:
-            raise BadInput(f"{', '.join(sorted(twice))}: the name of several models; rename the folders of lm-eval")
         command = f"slackmerge report {' '.join(map(str, folders))}"
         subject = Subject(" and ".join(names), UNDETERMINED, GIVEN, {}, command, given=True)
         from pipeline import report

@@ -37,18 +37,18 @@ class Gate:
 
 
 def gates(rows: Sequence[Row], target: str) -> list[Gate]:
-    """The answers, means over seeds; empty where no ceiling was scored (SFT in the language itself)."""
+    """The answers, means over seeds; empty where target_sft was not scored."""
     scores: dict[tuple[str, str, str, int], list[float]] = {}
     for row in rows:
         if row.primary and row.metric.startswith("acc") and row.family != "mean":
             scores.setdefault((row.language, row.family, row.method, row.ct_tokens), []).append(row.value)
     value = {key: mean(seeds) for key, seeds in scores.items()}
-    budget = max((tokens for _, _, method, tokens in value if method == "ceiling"), default=None)
+    budget = max((tokens for _, _, method, tokens in value if method == "target_sft"), default=None)
     if budget is None:
         return []
-    families = sorted({family for language, family, method, _ in value if (language, method) == (target, "ceiling")})
+    families = sorted({family for language, family, method, _ in value if (language, method) == (target, "target_sft")})
     room = [
-        Gate("room", family, value[target, family, "ceiling", budget] - value[target, family, "sft", 0], ROOM)
+        Gate("room", family, value[target, family, "target_sft", budget] - value[target, family, "sft", 0], ROOM)
         for family in families
         if (target, family, "sft", 0) in value
     ]

@@ -116,6 +116,9 @@ def sentence(answers: Sequence[Answer], language: str, budgets: Sequence[int] = 
     budgets: CT tokens of the report.
     """
     asked = [answer for answer in answers if answer.verdict in VERDICTS]
+    exploratory = sum(answer.verdict == "exploratory" for answer in answers)
+    if not asked and exploratory:
+        return f"In {language}, no hypothesis has a verdict: {exploratory} of {len(answers)} are exploratory."
     if not asked:
         return f"In {language}, nothing that the claims are about was run yet."
     by_verdict = {verdict: [answer for answer in asked if answer.verdict == verdict] for verdict in VERDICTS}
@@ -127,6 +130,9 @@ def sentence(answers: Sequence[Answer], language: str, budgets: Sequence[int] = 
 
 
 def _sentence(answer: Answer, budgets: Sequence[int]) -> str:
+    if answer.claim.unit:  # a hypothesis of an experiment, which has its own words
+        numbers = f" ({confidence(answer.estimate, answer.claim.unit)})" if answer.estimate else ""
+        return f"{answer.claim.text.rstrip('.')}{numbers}: {answer.verdict}."
     clauses = CLAUSES[answer.claim.id]
     texts = {
         "supported": clauses.supported,

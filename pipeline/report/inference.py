@@ -12,14 +12,16 @@ both.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf, sqrt
 from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-Verdict = Literal["supported", "equivalent", "ruled out", "contradicted", "inconclusive", "no data"]
+Verdict = Literal[
+    "supported", "equivalent", "ruled out", "contradicted", "inconclusive", "exploratory", "no data"
+]  # exploratory: an estimate without a verdict
 # Names in files that were written before 0.2. They are read until then.
 OLD_VERDICTS: dict[str, Verdict] = {
     "shown": "supported",
@@ -38,7 +40,7 @@ class Estimate:
 
     p: two-sided, of no difference. mde, the minimum detectable effect: the true difference that p, not adjusted, would
     tell from 0 four times in five; where p is adjusted for several claims (Holm), it takes a larger one.
-    n: items. seeds, documents: how many were crossed.
+    n: items. seeds, documents: how many were crossed. error: the standard error, with its degrees of freedom.
     """
 
     value: float
@@ -49,11 +51,31 @@ class Estimate:
     n: int
     seeds: int
     documents: int
+    error: float = inf
+    freedom: float = inf
 
     @property
     def negated(self) -> Estimate:
         """The same difference the other way round."""
-        return Estimate(-self.value, -self.high, -self.low, self.p, self.mde, self.n, self.seeds, self.documents)
+        return replace(self, value=-self.value, low=-self.high, high=-self.low)
+
+    def at(self, level: float) -> Estimate:
+        """The same difference with the interval and the MDE of another level of significance."""
+        if self.error == inf:
+            return self
+        half = quantile(1 - level / 2, self.freedom)
+        mde = (half + quantile(POWER, self.freedom)) * self.error
+        return replace(self, low=self.value - half * self.error, high=self.value + half * self.error, mde=mde)
+
+    def p_above(self, threshold: float) -> float:
+        """Two-sided p-value of a true difference of at most `threshold`: twice the one-sided."""
+        if self.error == 0:
+            return float(self.value <= threshold + ROUNDING)
+        return 1.0 if self.error == inf else min(1.0, 2 * below((threshold - self.value) / self.error, self.freedom))
+
+    def p_within(self, margin: float) -> float:
+        """p-value of a true difference of `margin` or more either way: twice the larger one-sided."""
+        return max(self.p_above(-margin), self.negated.p_above(-margin))
 
 
 def crossed(values: ArrayLike, influences: ArrayLike, n: int, least_error: float = 0.0) -> Estimate:
@@ -92,19 +114,23 @@ def _freedom(
     return variance**2 / spread if spread > 0 else inf
 
 
-def _student(value: float, error: float, freedom: float, n: int, seeds: int, documents: int) -> Estimate:
+def quantile(p: float, freedom: float) -> float:
+    """Of Student's t; of the normal distribution where the degrees of freedom are infinite."""
     from scipy import special  # scipy.stats would give the same numbers, and take a second to import
 
-    def quantile(p: float) -> float:
-        return float(special.ndtri(p) if freedom == inf else special.stdtrit(freedom, p))
+    return float(special.ndtri(p) if freedom == inf else special.stdtrit(freedom, p))
 
-    def below(x: float) -> float:
-        return float(special.ndtr(x) if freedom == inf else special.stdtr(freedom, x))
 
-    half = quantile(1 - LEVEL / 2)
-    p = 2 * below(-abs(value) / error) if error > 0 else float(abs(value) < ROUNDING)
-    mde = (half + quantile(POWER)) * error
-    return Estimate(value, value - half * error, value + half * error, p, mde, n, seeds, documents)
+def below(x: float, freedom: float) -> float:
+    """The probability that Student's t is below x."""
+    from scipy import special
+
+    return float(special.ndtr(x) if freedom == inf else special.stdtr(freedom, x))
+
+
+def _student(value: float, error: float, freedom: float, n: int, seeds: int, documents: int) -> Estimate:
+    p = 2 * below(-abs(value) / error, freedom) if error > 0 else float(abs(value) < ROUNDING)
+    return Estimate(value, value, value, p, 0.0, n, seeds, documents, error, freedom).at(LEVEL)
 
 
 def holm(ps: Sequence[float]) -> list[float]:
@@ -114,6 +140,21 @@ def holm(ps: Sequence[float]) -> list[float]:
         running = max(running, min(1.0, (len(ps) - rank) * ps[index]))
         adjusted[index] = running
     return adjusted
+
+
+def levels(ps: Sequence[float]) -> list[float]:
+    """The level of each claim's interval by Holm: that of its step; those after the step that stops share its level.
+
+    A claim whose p is below its level has a p, adjusted by Holm, below LEVEL.
+    """
+    found, going = [LEVEL] * len(ps), True
+    level = LEVEL / max(1, len(ps))
+    for rank, index in enumerate(sorted(range(len(ps)), key=lambda index: ps[index])):
+        if going:
+            level = LEVEL / (len(ps) - rank)
+            going = ps[index] < level
+        found[index] = level
+    return found
 
 
 def verdict(estimate: Estimate, margin: float, p_adjusted: float, least_seeds: int = 2) -> Verdict:

@@ -73,7 +73,7 @@ def shown_first(drawn: Mapping[str, Look]) -> list[str]:
 
     Of a family it is the first merge; no score plays a part in it.
     """
-    trained = [method for method in ("base", "sft", "ct", "ct_then_sft", "ceiling") if method in drawn]
+    trained = [method for method in ("base", "sft", "ct", "ct_then_sft", "target_sft") if method in drawn]
     first: dict[str, str] = {}
     for method, look in drawn.items():
         if look.family not in (TRAINED, OTHERS):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from common.units import format_tokens
 from pipeline.report.chart_data import SAVED, SPENT
-from pipeline.report.vega import BUDGET, SEQUENTIAL, Chart, heat_map, sized
+from pipeline.report.vega import BUDGET, SEQUENTIAL, Chart, Spec, heat_map, sized
 
 HOURS = ("#0072B2", "#b8c4d0")
 
@@ -85,6 +85,33 @@ def slack(slacks: Sequence[str], budgets: Sequence[int], width: int | None = Non
         },
     }
     return Chart("slack", sized(spec, 280, width), {"slack": {"group": "group"}}, {"measured": "measured"})
+
+
+def training(languages: Sequence[str], width: int | None = None) -> Chart:
+    """Bits per byte on dev against the tokens of a training: a line a stage, a colour and a dash a language."""
+    by_language: Spec = {"field": "language", "type": "nominal", "sort": list(languages)}
+    spec = {
+        "data": {"name": "training"},
+        "mark": {"type": "line", "strokeWidth": 1.5, "point": {"size": 18}},
+        "encoding": {
+            "x": {"field": "tokens", "type": "quantitative", "title": "tokens of this training"},
+            "y": {"field": "bits", "type": "quantitative", "title": "bits per byte on dev", "scale": {"zero": False}},
+            "color": {
+                **by_language,
+                "scale": {"domain": list(languages), "range": list(HOURS)},
+                "legend": {"title": None, "orient": "bottom"},
+            },
+            "strokeDash": {**by_language, "legend": None},
+            "detail": {"field": "stage"},
+            "tooltip": [
+                {"field": "stage"},
+                {"field": "language"},
+                {"field": "tokens", "format": ","},
+                {"field": "bits", "title": "bits per byte", "format": ".3f"},
+            ],
+        },
+    }
+    return Chart("training", sized(spec, 240, width))
 
 
 def hours(kinds: int, width: int | None = None) -> Chart:

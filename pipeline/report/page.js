@@ -72,9 +72,13 @@
         return `Lines of ${measures[state.measure].name} in ${measures[state.measure].language} against continual pre-training tokens. ${lines.join("; ")}.`;
       },
       plane: () => `Paths of bits per byte and mean accuracy as tokens grow. ${datasets.plane.map((row) => `${row.title} at ${tokens(row.tokens)}: ${fixed(row.bits)} bits, accuracy ${fixed(row.accuracy)}`).join("; ")}.`,
+      frontiers: () => `Lines of bits per byte and mean accuracy at ${tokens(state.frontier_budget)}, a point per knob value. ${datasets.frontiers.filter((row) => row.kind !== "seed").map((row) => `${row.title}, ${row.knob}: ${fixed(row.bits)} bits, accuracy ${fixed(row.accuracy)}`).join("; ")}.`,
+      gap: () => `The gap in accuracy at equal bits. ${datasets.totals.map((row) => `Mean ${signed(row.value)}, 95% ${signed(row.low)} to ${signed(row.high)}`).join("; ")}.`,
+      forest: () => `Gaps at equal bits. ${rows.filter((row) => row.family === "all").map((row) => `${row.row}: ${row.note || signed(row.value)} ${row.verdict}`).join("; ")}.`,
       heat: () => `Shares of SFT's parameters that ${looks[state.merge]?.title} discarded, by part of the model and budget.`,
       slack: () => `Lines against the slack: ${rows.map((row) => `slack ${row.slack} at ${tokens(row.tokens)}: ${fixed(row[state.measured])}`).join("; ")}.`,
       predictions: () => `Bars: how often each label was the answer to ${state.task}, at ${tokens(state.budget)}.`,
+      training: () => `Lines of bits per byte on dev against tokens. ${rows.map((row) => `${row.stage}, ${row.language}, ${tokens(row.tokens)}: ${fixed(row.bits)}`).join("; ")}.`,
       hours: () => `Hours by kind of stage. ${rows.map((row) => `${row.kind}, ${row.what}: ${row.hours.toFixed(3)}`).join("; ")}.`,
       claims: () => `Effects of the claims in margins. ${rows.map((row) => `${row.claim}: ${row.verdict}`).join("; ")}.`,
     };

@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from common.units import format_tokens
-from pipeline.report import chart_data, figures, headline, merge_charts, page_tables, score_charts
+from pipeline.report import (
+    chart_data,
+    figures,
+    frontier_charts,
+    frontier_tables,
+    headline,
+    merge_charts,
+    page_tables,
+    score_charts,
+)
 from pipeline.report.chart_data import Table
 from pipeline.report.choices import Chosen
 from pipeline.report.claims import Claims
@@ -34,6 +43,7 @@ class Findings:
 
     samples: with the budget and the seed that their answers are of. recipes: by the merge, its recipe's method.
     untuned: tuned methods as the first of their tries scores. text: what the budgets read.
+    hypotheses: the name of the file that the claims are from, if they are an experiment's own.
     """
 
     rows: Sequence[Row]
@@ -47,6 +57,8 @@ class Findings:
     recipes: Mapping[str, str] = field(default_factory=dict)
     untuned: Sequence[Row] = ()
     text: Sequence[TextOfBudget] = ()
+    frontiers: frontier_tables.Found | None = None
+    hypotheses: str | None = None
 
 
 @dataclass(frozen=True)
@@ -77,7 +89,10 @@ def picture(found: Findings, width: int | None = None) -> Picture:
         "predictions": chart_data.predictions(found.rows, language),
         "differences": chart_data.differences(found.claims.comparisons),
         "hours": chart_data.hours(found.stages),
+        "training": chart_data.training(found.stages, language, name),
+        **frontier_tables.tables(found.frontiers, found.claims.answers),
     }
+    shown = tables["windows"] if tables["windows"].rows else tables["frontiers"]
     state: dict[str, Any] = {
         "methods": shown_first(drawn),
         "measure": chart_data.measure_id(measures[0]) if measures else None,
@@ -87,6 +102,8 @@ def picture(found: Findings, width: int | None = None) -> Picture:
         "group": next((row[0] for row in tables["slack"].rows), None),
         "task": next((row[0] for row in tables["predictions"].rows), None),
         "budget": budgets[-1] if budgets else 0,
+        "pair": next((row[0] for row in tables["windows"].rows), None),
+        "frontier_budget": max((int(str(row[1])) for row in shown.rows), default=0),
         "baseline": next((row[1] for row in tables["differences"].rows), None),
         "kind": next((row[0] for row in tables["differences"].rows), None),
     }
@@ -98,9 +115,13 @@ def picture(found: Findings, width: int | None = None) -> Picture:
         score_charts.claims(len(tables["claims"].rows), width),
         score_charts.curves(listed, budgets, width),
         score_charts.plane(listed, name, width),
+        frontier_charts.frontiers(listed, name, width),
+        frontier_charts.gap(name, width),
+        frontier_charts.forest(len({row[0] for row in tables["forest"].rows}), width),
         merge_charts.heat(parts, width),
         merge_charts.slack([by_slack[order] for order in sorted(by_slack)], budgets, width),
         score_charts.predictions(listed, width),
+        merge_charts.training(list(dict.fromkeys(str(row[1]) for row in tables["training"].rows)), width),
         merge_charts.hours(len(tables["hours"].rows) // 2, width),
     )
     data_of = {"curves": "scores", "heat": "parts"}
@@ -142,6 +163,7 @@ def render(found: Findings) -> str:
         facts=page_tables.facts(found.rows, found.stages),
         finished=max((str(record["finished"]) for record in found.stages), default="")[:16].replace("T", " "),
         answers=answers,
+        hypotheses=found.hypotheses,
         has={name: bool(table.rows) for name, table in seen.tables.items()},
         **_choices(found, seen, names),
         counted=len(found.claims.comparisons),
@@ -178,6 +200,10 @@ def _choices(found: Findings, seen: Picture, names: Mapping[str, str]) -> dict[s
         "groups": [(group, group) for group, _ in _options(seen.tables["slack"], 0)],
         "tasks": [(task, task) for task, _ in _options(seen.tables["predictions"], 0)],
         "budgets": [(budget, format_tokens(budget)) for budget in budgets_of(found.rows) if budget],
+        "frontier_budgets": [
+            (budget, format_tokens(budget)) for budget in (found.frontiers.frontiers.budgets if found.frontiers else ())
+        ],
+        "pairs": list(found.frontiers.pairs.items()) if found.frontiers else [],
         "baselines": _options(seen.tables["differences"], 1),
         "kinds": [(kind, KINDS[kind]) for kind in KINDS if any(c.kind == kind for c in found.claims.comparisons)],
     }

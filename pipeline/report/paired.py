@@ -5,7 +5,7 @@ The one place where models are compared.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,33 +14,35 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from common.files import read_jsonl
+from eval.task_checks import LOWER
 from eval.task_set import BITS
 from pipeline.arms import ARMS
 from pipeline.report.inference import Estimate, crossed, holm, verdict
-from pipeline.report.records import Evaluation, Samples, mean
+from pipeline.report.records import Evaluation, Samples, mean, read_samples, read_scores
 from pipeline.report.results import unique
 from pipeline.report.wording import ANSWER_BITS
 
-Kind = Literal["accuracy", "answer_bits", "bits"]
+Kind = Literal["accuracy", "answer_bits", "bits", "error"]
 KINDS: dict[Kind, str] = {
     "accuracy": "mean accuracy",
     "answer_bits": ANSWER_BITS,
     "bits": "bits per byte",
+    "error": "mean error",
 }
-LOWER_IS_BETTER: tuple[Kind, ...] = ("answer_bits", "bits")
+LOWER_IS_BETTER: tuple[Kind, ...] = ("answer_bits", "bits", "error")
 # Differences that would not matter, stated before looking: about a tenth of what continual pre-training gives.
-MARGINS: dict[Kind, float] = {"accuracy": 0.02, "answer_bits": 0.05, "bits": 0.05}
+MARGINS: dict[Kind, float] = {"accuracy": 0.02, "answer_bits": 0.05, "bits": 0.05, "error": 0.02}
 # Two models that answered n items alike may differ in 3 of n others, at 95%: 1.96 standard errors of 1.53 / n.
 RULE_OF_THREE = 1.53
 AGAINST = ("ct_then_sft", "ct", "sft")
 Cell = tuple[str, int]  # method, CT tokens
 Item = tuple[str, str, str]  # task, id, document
+Term = tuple[Kind, str | None, Cell, float]  # kind, family of tasks (None: all), whose value, its weight
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Method minus baseline on the same items: mean accuracy, or bits per byte (lower is better).
+    """Method minus baseline on the same items: mean accuracy, or bits per byte or errors (lower is better).
 
     p_adjusted: by Holm, for all comparisons of the report.
     """
@@ -68,12 +70,13 @@ class Comparison:
 class Measured:
     """What one checkpoint scored in one kind, and how much each document moves it: (documents,), summing to 0.
 
-    n: items or documents that it is measured on.
+    n: items or documents that it is measured on. documents: the names of those that move it.
     """
 
     value: float
     influence: NDArray[np.float64]
     n: int
+    documents: tuple[str, ...]
 
 
 class Evidence:
@@ -130,15 +133,27 @@ class Evidence:
 
         Of one family of tasks, or the mean of all. None where they share no seed, or one was not measured.
         """
-        seeds = sorted(set.intersection(*(self.seeds(*cell) for cell, _ in weights))) if weights else []
-        checkpoints = [[(weight, self._of(*cell, seed)) for cell, weight in weights] for seed in seeds]
-        asked = (kind, family)
-        if not checkpoints or any(asked not in kinds for row in checkpoints for _, kinds in row):
+        return self.combination([(kind, family, cell, weight) for cell, weight in weights])
+
+    def combination(self, terms: Sequence[Term], seeds: Collection[int] | None = None) -> Estimate | None:
+        """As `contrast`, of values of several kinds: a document moves all that is measured on it at once.
+
+        seeds: none but these. n is that of the first term.
+        """
+        shared = set.intersection(*(self.seeds(*cell) for _, _, cell, _ in terms)) if terms else set()
+        chosen = sorted(shared if seeds is None else shared.intersection(seeds))
+        kinds = {(cell, seed): self._of(*cell, seed) for _, _, cell, _ in terms for seed in chosen}
+        if not chosen or any((kind, of) not in kinds[cell, seed] for kind, of, cell, _ in terms for seed in chosen):
             return None
-        values = [sum(weight * kinds[asked].value for weight, kinds in row) for row in checkpoints]
-        moves = [np.sum([weight * kinds[asked].influence for weight, kinds in row], axis=0) for row in checkpoints]
-        n = checkpoints[0][0][1][asked].n
-        return crossed(values, np.asarray(moves), n, RULE_OF_THREE / n if kind == "accuracy" else 0.0)
+        rows = [[(weight, kinds[cell, seed][kind, of]) for kind, of, cell, weight in terms] for seed in chosen]
+        values = [sum(weight * each.value for weight, each in row) for row in rows]
+        names = dict.fromkeys(name for names in {each.documents for _, each in rows[0]} for name in names)
+        place = {name: index for index, name in enumerate(sorted(names))}
+        moves = np.asarray([np.sum([weight * _placed(each, place) for weight, each in row], axis=0) for row in rows])
+        counted = [
+            each.n for (_, each), (kind, *_) in zip(rows[0], terms, strict=True) if kind in ("accuracy", "error")
+        ]
+        return crossed(values, moves, rows[0][0][1].n, RULE_OF_THREE / counted[0] if counted else 0.0)
 
     def difference(
         self, kind: Kind, first: Sequence[Cell], second: Sequence[Cell], family: str | None = None
@@ -157,8 +172,9 @@ class Evidence:
                 if self.items.setdefault(kind, items) != items:
                     path = self.folders[key] / "samples.jsonl"
                     raise ValueError(f"{path}: not the same items as those of the other checkpoints")
+            named = {sample["document"] for sample in split["accuracy"] if sample["document"] != sample["id"]}
             self._measured[key] = {
-                (kind, family): measured(kind, of_family)
+                (kind, family): measured(kind, of_family, named if kind == "bits" else ())
                 for kind, samples in split.items()
                 for family in (None, *sorted({sample["family"] for sample in samples}))
                 if (of_family := [sample for sample in samples if family in (None, sample["family"])])
@@ -167,54 +183,77 @@ class Evidence:
 
 
 def samples_by_kind(folder: Path, language: str) -> dict[Kind, Samples]:
-    """The samples of one language that a kind is computed from, with their families, sorted by task and id."""
-    records = read_jsonl(folder / "scores.jsonl")
+    """The samples of one language that a kind is computed from, with their families, sorted by task and id.
+
+    Errors are those of tasks whose primary metric is better the lower it is, such as a word error rate.
+    """
+    records = read_scores(folder)
     families = {record["task"]: record["family"] for record in records if record["language"] == language}
+    lower = {(record["task"], record["metric"]) for record in records if not record.get(LOWER, True)}
     samples = sorted(
         (
             {**sample, "family": families[sample["task"]]}
-            for sample in read_jsonl(folder / "samples.jsonl")
+            for sample in read_samples(folder)
             if sample["task"] in families
         ),
         key=lambda sample: (sample["task"], sample["id"]),
     )
     return {
-        "accuracy": [sample for sample in samples if sample["metric"] != BITS],
-        "answer_bits": [sample for sample in samples if "gold_bits" in sample],
+        "accuracy": [s for s in samples if s["metric"] != BITS and (s["task"], s["metric"]) not in lower],
+        "answer_bits": [sample for sample in samples if "answer_bits" in sample],
         "bits": [sample for sample in samples if sample["metric"] == BITS],
+        "error": [s for s in samples if s["metric"] != BITS and (s["task"], s["metric"]) in lower],
     }
 
 
-def _document(sample: Mapping[str, Any]) -> str:
+def _placed(each: Measured, place: Mapping[str, int]) -> NDArray[np.float64]:
+    """The influences of documents at the places of their names, 0 elsewhere."""
+    if len(each.documents) == len(place):
+        return each.influence
+    moved = np.zeros(len(place))
+    moved[[place[name] for name in each.documents]] = each.influence
+    return moved
+
+
+def _document(sample: Mapping[str, Any], named: Collection[str]) -> str:
     """The document of an item. One that names none has its id there (eval/score_records.py) and stands alone.
 
-    The id may be a mere number: items of one number in two tasks have nothing in common.
+    The id may be a mere number: items of one number in two tasks have nothing in common. named: documents that others
+    name; a text of such an id is this document.
     """
-    alone = sample["document"] == sample["id"]
+    alone = sample["document"] == sample["id"] and sample["id"] not in named
     return f"{sample['task']}/{sample['id']}" if alone else str(sample["document"])
 
 
 FIELDS: dict[Kind, tuple[str, str | None]] = {  # numerator and denominator; None: each item counts one
     "accuracy": ("score", None),
-    "answer_bits": ("gold_bits", "gold_bytes"),
+    "answer_bits": ("answer_bits", "answer_bytes"),
     "bits": ("bits", "bytes"),
+    "error": ("score", None),
 }
 
 
-def measured(kind: Kind, samples: Samples) -> Measured:
-    """The unweighted mean over tasks of total numerator / total denominator, and each document's influence on it."""
+def measured(kind: Kind, samples: Samples, named: Collection[str] = ()) -> Measured:
+    """The unweighted mean over tasks of total numerator / total denominator, and each document's influence on it.
+
+    named: as in `_document`.
+    """
     numerator, denominator = FIELDS[kind]
-    documents = {name: index for index, name in enumerate(sorted({_document(sample) for sample in samples}))}
+    names = sorted({_document(sample, named) for sample in samples})
+    documents = {name: index for index, name in enumerate(names)}
     sums: dict[str, NDArray[np.float64]] = {}
     for sample in samples:
         by_document = sums.setdefault(sample["task"], np.zeros((len(documents), 2)))
-        by_document[documents[_document(sample)]] += sample[numerator], sample[denominator] if denominator else 1.0
+        by_document[documents[_document(sample, named)]] += (
+            sample[numerator],
+            sample[denominator] if denominator else 1.0,
+        )
     values, influences = [], []
     for by_document in sums.values():
         total, size = by_document.sum(axis=0)
         values.append(total / size)
         influences.append((by_document[:, 0] - by_document[:, 1] * total / size) / size)
-    return Measured(float(np.mean(values)), np.asarray(np.mean(influences, axis=0)), len(samples))
+    return Measured(float(np.mean(values)), np.asarray(np.mean(influences, axis=0)), len(samples), tuple(names))
 
 
 def compare(

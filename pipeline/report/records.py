@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from common.files import read_jsonl
 from merge.method_table import METHODS
 from pipeline.arms import ARMS
+from pipeline.old_names import current_method, current_row
 from pipeline.report.wording import MERGE_NAMES, NOTES
 
 ENGLISH = "en"
@@ -54,6 +56,21 @@ class Choice:
 
 
 @dataclass(frozen=True)
+class FrontierPoint:
+    """One setting of a method's knob at one budget and seed, scored on both splits.
+
+    settings: the knob alone, such as {"lambda": 1.5}. dev, folder: scores.jsonl and samples.jsonl on dev and on test.
+    """
+
+    method: str
+    ct_tokens: int
+    seed: int
+    settings: Mapping[str, Any]
+    dev: Path
+    folder: Path
+
+
+@dataclass(frozen=True)
 class Subject:
     """What a report is about: the experiment, the target language, every cell's config by its name, the command.
 
@@ -92,6 +109,7 @@ class Row:
     family: str
     primary: bool
     predictions: Mapping[str, int] | None
+    higher_is_better: bool = True  # of metrics that records say nothing else of; bits have their own names
 
 
 @dataclass(frozen=True)
@@ -109,6 +127,16 @@ class ReportPaths:
     table: str
 
 
+def read_scores(folder: Path) -> list[dict[str, Any]]:
+    """The rows of scores.jsonl, with the metrics' names of today."""
+    return [current_row(row) for row in read_jsonl(folder / "scores.jsonl")]
+
+
+def read_samples(folder: Path) -> Samples:
+    """The rows of samples.jsonl, with the fields' names of today."""
+    return [current_row(row) for row in read_jsonl(folder / "samples.jsonl")]
+
+
 def label(method: str) -> str:
     """Return the display name of a method: `ties_sv_1` is `TIES + slack 1`, `linear` is `weighted average`.
 
@@ -117,6 +145,7 @@ def label(method: str) -> str:
     if "/" in method:
         title, _, method = method.rpartition("/")
         return f"{label(method)} ({title})"
+    method = current_method(method)
     if method in ARMS:
         return ARMS[method].title
     if method in MERGE_NAMES:
@@ -140,10 +169,11 @@ def label(method: str) -> str:
 def labels(methods: Sequence[str]) -> dict[str, str]:
     """Return the display names of the methods of one report.
 
-    Where a method is beside its own variant with fixed settings (`ties` and `ties_stated`), it is the tuned one.
+    Where a method is beside its own variant with fixed settings (`ties` and `ties_fixed`), it is the tuned one.
     """
     return {
-        method: f"{label(method)} (tuned)" if f"{method}_stated" in methods else label(method) for method in methods
+        method: f"{label(method)} (tuned)" if {f"{method}_fixed", f"{method}_stated"} & set(methods) else label(method)
+        for method in methods
     }
 
 

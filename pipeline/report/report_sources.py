@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import BadInput
-from common.files import write_json
+from common.files import read_jsonl, write_json
 from common.parsing import read_json
-from pipeline.report.records import Audit, Choice, Evaluation, ReportPaths, Subject
+from pipeline.old_names import current_method
+from pipeline.report.records import Audit, Choice, Evaluation, FrontierPoint, ReportPaths, Subject
 
 FILE = "sources.json"
 
@@ -22,6 +23,7 @@ class Sources:
 
     stages: a stage.json and how many cells needed the stage. items: folders of an `items` stage, of which `split` was
     scored. leaks: a leaks.json, where leaks were looked for. untuned: of tuned methods, the first of their tries.
+    frontier: every setting of every method's knob, where all were scored.
     """
 
     subject: Subject
@@ -33,18 +35,21 @@ class Sources:
     split: str = "test"
     leaks: Path | None = None
     untuned: Sequence[Evaluation] = ()
+    frontier: Sequence[FrontierPoint] = ()
 
     def render(self, out: Path) -> ReportPaths:
         """The report, and this file beside it."""
         from pipeline import report
-        from pipeline.report import sample_items, text_of_budgets
+        from pipeline.report import hypotheses, sample_items, text_of_budgets
 
-        records = [{**read_json(path), "cells": cells} for path, cells in self.stages]
+        records = [{**read_json(path), "cells": cells, "dev": dev_lines(path.parent)} for path, cells in self.stages]
         leaks = read_json(self.leaks) if self.leaks else None
         items = sample_items.read_items(self.items, self.split)
         counts = text_of_budgets.read(path for path, _ in self.stages)
         made_from = (self.evaluations, self.audits, self.choices, records)
-        paths = report.render(*made_from, out, self.subject, leaks, items, self.untuned, counts)
+        asked = hypotheses.find(self.subject.title)
+        shown = (leaks, items, self.untuned, counts)
+        paths = report.render(*made_from, out, self.subject, *shown, frontier=self.frontier, hypotheses=asked)
         self.save(out)
         return paths
 
@@ -69,8 +74,15 @@ class Sources:
                 "split": self.split,
                 "leaks": place(self.leaks) if self.leaks else None,
                 "untuned": listed(self.untuned),
+                "frontier": [{**row, "dev": place(row["dev"])} for row in listed(self.frontier)],
             },
         )
+
+
+def dev_lines(stage: Path) -> list[dict[str, Any]]:
+    """What a training measured on dev while it ran; nothing where it did not, or for other stages."""
+    log = stage / "log.jsonl"
+    return [line for line in read_jsonl(log) if "dev_bits_per_byte" in line] if log.is_file() else []
 
 
 def read(folder: Path) -> Sources:
@@ -82,7 +94,10 @@ def read(folder: Path) -> Sources:
             f"{folder}: {FILE} cannot be read ({error}); name the folder of a report, outputs/<name> or, of several "
             "languages, outputs/<name>/<language>; or say `report` and the experiment's settings"
         ) from None
-    read = [path for path, _ in found.stages] + [row.folder / "scores.jsonl" for row in found.evaluations]
+    scored = [row.folder for row in found.evaluations] + [
+        folder for row in found.frontier for folder in (row.dev, row.folder)
+    ]
+    read = [path for path, _ in found.stages] + [folder / "scores.jsonl" for folder in scored]
     if lost := [path.parent for path in read if not path.exists()]:
         more = f", and {len(lost) - 1} entries more" if len(lost) > 1 else ""
         raise BadInput(
@@ -98,7 +113,8 @@ def _read(folder: Path) -> Sources:
         return Path(os.path.normpath(folder / path))
 
     def rows(kind: Any, name: str) -> list[Any]:
-        return [kind(**{**row, "folder": place(row["folder"])}) for row in kept[name]]
+        known = ({**row, "method": current_method(row["method"])} for row in kept.get(name, ()))
+        return [kind(**{**row, "folder": place(row["folder"])}) for row in known]
 
     subject = Subject(**kept["subject"])
     unfinished = subject.unfinished
@@ -112,6 +128,7 @@ def _read(folder: Path) -> Sources:
         kept["split"],
         place(kept["leaks"]) if kept["leaks"] else None,
         rows(Evaluation, "untuned"),
+        [replace(row, dev=place(str(row.dev))) for row in rows(FrontierPoint, "frontier")],
     )
 
 
@@ -136,4 +153,5 @@ def together(folders: Mapping[str, Sources]) -> Sources:
         list(dict.fromkeys((path, 1) for sources in folders.values() for path, _ in sources.stages)),
         first.items,
         first.split,
+        frontier=[row for title, sources in folders.items() for row in named(sources.frontier, title)],
     )

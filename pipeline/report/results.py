@@ -10,11 +10,11 @@ import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 
-from common.files import read_jsonl
 from common.units import format_tokens
-from eval.task_set import BITS, GOLD_BITS
+from eval.task_checks import LOWER
+from eval.task_set import BITS, CORRECT_BITS
 from pipeline.arms import ARMS
-from pipeline.report.records import ENGLISH, WITHOUT_CT, Evaluation, Row, labels, mean
+from pipeline.report.records import ENGLISH, WITHOUT_CT, Evaluation, Row, labels, mean, read_scores
 from pipeline.report.wording import ANSWER_BITS
 
 COLUMNS = tuple(field.name for field in fields(Row))[:12]
@@ -32,10 +32,11 @@ class Measure:
     name: str
     chance: float | None
     trivial: float | None
+    higher_is_better: bool = True
 
     @property
     def lower_is_better(self) -> bool:
-        return self.metric in (BITS, GOLD_BITS)
+        return self.metric in (BITS, CORRECT_BITS) or not self.higher_is_better
 
 
 @dataclass(frozen=True)
@@ -76,9 +77,9 @@ def gather(evaluations: Iterable[Evaluation]) -> list[Row]:
     rows = []
     for evaluation in unique(evaluations):
         cell = {"method": evaluation.method, "ct_tokens": evaluation.ct_tokens, "seed": evaluation.seed}
-        for record in read_jsonl(evaluation.folder / "scores.jsonl"):
+        for record in read_scores(evaluation.folder):
             values = record | cell
-            rows.append(Row(**{name: values[name] for name in names}))
+            rows.append(Row(**{name: values[name] for name in names if name != LOWER or name in values}))
     return rows
 
 
@@ -101,19 +102,24 @@ def languages(rows: Sequence[Row], target: str) -> list[str]:
 
 def measures(rows: Sequence[Row], language: str) -> list[Measure]:
     """What to show of a language: what sums it up, then every task by its primary metric, then its answer bits."""
-    of_language = [row for row in rows if row.language == language and (row.primary or row.metric == GOLD_BITS)]
-    last = {(row.task, row.metric): row for row in sorted(of_language, key=lambda row: row.metric == GOLD_BITS)}
+    of_language = [row for row in rows if row.language == language and (row.primary or row.metric == CORRECT_BITS)]
+    last = {(row.task, row.metric): row for row in sorted(of_language, key=lambda row: row.metric == CORRECT_BITS)}
     families = [row.family for row in last.values() if row.primary]
 
     def name(row: Row) -> str:
         if row.family == "mean":
-            return ANSWER_BITS if row.metric == GOLD_BITS else "mean accuracy"
+            return ANSWER_BITS if row.metric == CORRECT_BITS else "mean accuracy"
         if row.metric == BITS and families.count(row.family) == 1:
             return "bits per byte"
         task = row.family if families.count(row.family) == 1 else row.task
-        return f"{task}: {ANSWER_BITS}" if row.metric == GOLD_BITS else task
+        if not row.higher_is_better:
+            return f"{task}: {row.metric}"
+        return f"{task}: {ANSWER_BITS}" if row.metric == CORRECT_BITS else task
 
-    shown = [Measure(language, row.task, row.metric, name(row), row.chance, row.trivial) for row in last.values()]
+    shown = [
+        Measure(language, row.task, row.metric, name(row), row.chance, row.trivial, row.higher_is_better)
+        for row in last.values()
+    ]
     return sorted(shown, key=lambda measure: OVERALL.index(measure.name) if measure.name in OVERALL else len(OVERALL))
 
 
@@ -185,10 +191,14 @@ def _cell(point: Point | None, bold: bool) -> str:
 
 
 def terminal_table(rows: Sequence[Row], language: str) -> str:
-    """Methods x budgets, for a terminal: mean accuracy in the language, then bits per byte (after a slash)."""
+    """Methods x budgets, for a terminal: mean accuracy in the language, then bits per byte (after a slash).
+
+    Where neither was measured: the first two tasks.
+    """
     budgets, order = budgets_of(rows), methods_in_order(row.method for row in rows)
     titles = labels(order)
-    shown = [measure for measure in measures(rows, language) if measure.name in OVERALL[:2]]
+    every = measures(rows, language)
+    shown = [measure for measure in every if measure.name in OVERALL[:2]] or every[:2]  # or error rates alone
     columns = [points(rows, measure) for measure in shown]
     head = ["", *(budget_name(budget) for budget in budgets)]
     lines = [head]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from common.files import read_jsonl
-from pipeline.report.records import ENGLISH, Evaluation
+from pipeline.report.records import ENGLISH, Evaluation, read_samples, read_scores
 from pipeline.report.results import unique
 
 BY_CHANCE, BY_DISAGREEMENT = "drawn by chance", "where methods differ most"
@@ -71,8 +71,8 @@ def _answers(scored: Mapping[str, Path], asked: Mapping[Key, Any]) -> dict[Key, 
     """By item and method, the number of the choice that was given."""
     answers: dict[Key, dict[str, int]] = {}
     for method, folder in scored.items():
-        tasks = {row["task"]: (row["family"], row["language"]) for row in read_jsonl(folder / "scores.jsonl")}
-        for sample in read_jsonl(folder / "samples.jsonl"):
+        tasks = {row["task"]: (row["family"], row["language"]) for row in read_scores(folder)}
+        for sample in read_samples(folder):
             key = (*tasks.get(sample["task"], ("", "")), sample["id"])
             if key in asked and isinstance(sample.get("prediction"), int):
                 answers.setdefault(key, {})[method] = sample["prediction"]

@@ -13,6 +13,7 @@ VERDICTS = {
     "ruled out": "#D55E00",
     "contradicted": "#CC79A7",
     "inconclusive": SOFT,
+    "exploratory": SOFT,
     "no data": SOFT,
 }
 VALUES = [

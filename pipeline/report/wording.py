@@ -6,16 +6,16 @@ from math import isinf
 
 from pipeline.report.inference import Estimate
 
-ANSWER_BITS = "bits per byte of the correct answer"  # the metric gold_bits_per_byte
+ANSWER_BITS = "bits per byte of the correct answer"  # the metric answer_bits_per_byte
 # Names of merges that are not "method, setting, note"; other merges are named by merge/method_table.py, checkpoints
 # by pipeline/arms.py. records.label puts these together, and everything that people read takes it from there.
 MERGE_NAMES = {
-    "base_with_sft": "average of base and SFT",
-    "ct_then_sft_with_ct": "average of CT-then-SFT and CT",
+    "average_of_base_and_sft": "average of base and SFT",
+    "average_of_ct_then_sft_and_ct": "average of CT-then-SFT and CT",
     "chat_vector": "chat vector",
     "random_signs": "TIES with random signs",
 }
-NOTES = {"_stated": "fixed settings", "_at_norm": "same norm"}  # of the ends of names
+NOTES = {"_fixed": "fixed settings", "_stated": "fixed settings", "_at_norm": "same norm"}  # of the ends of names
 
 
 def interval(difference: Estimate) -> str:

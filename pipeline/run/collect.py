@@ -20,7 +20,7 @@ from pipeline.run.run_plan import RunPlan
 from pipeline.store import RECORD, Entry
 
 if TYPE_CHECKING:
-    from pipeline.report import ReportPaths
+    from pipeline.report import FrontierPoint, ReportPaths
     from pipeline.report.report_sources import Sources
 
 
@@ -108,4 +108,26 @@ def _sources(cells: Sequence[Cell], entries: Mapping[str, Entry], arguments: Seq
         config.eval.split,
         searched.path / "leaks.json" if searched else None,
         [report.Evaluation(*cell, path) for cell, path in published(lambda cell: cell.untuned).items()],
+        _frontier(cells, entries),
     )
+
+
+def _frontier(cells: Sequence[Cell], entries: Mapping[str, Entry]) -> list[FrontierPoint]:
+    """The settings of knobs that were scored on both splits; what no budget changes is given once."""
+    from pipeline.report import FrontierPoint
+
+    found = {
+        (method, cell.budget_of(method), cell.seed, number): FrontierPoint(
+            method,
+            cell.budget_of(method),
+            cell.seed,
+            point.settings,
+            entries[point.dev.key].path,
+            entries[point.test.key].path,
+        )
+        for cell in cells
+        for method, points in cell.frontier.items()
+        for number, point in enumerate(points)
+        if point.dev.key in entries and point.test.key in entries
+    }
+    return list(found.values())

@@ -25,8 +25,10 @@ from common.errors import BadInput, Interrupted
 from common.parent_process import die_with_parent
 from pipeline.cost.utilisation import mfu
 from pipeline.execute import Job
+from pipeline.graph import in_order
 from pipeline.run import interruption
 from train.__main__ import RESULT_FILE, STOP_FILE
+from train.dev_text import Watched
 from train.parallel import Compute
 from train.performance import Performance
 from train.stage_settings import TrainingSettings
@@ -79,6 +81,7 @@ def _train(
     job: Job, compute: Compute, model: Path, blocks: Path, settings: TrainingSettings, resume_state: Path | None
 ) -> dict[str, Any]:
     """Train in this process or in children; returns what `train.trainer.train` does."""
+    watched = watched_text(job)
     if compute.strategy == "none" and os.environ.get(AS_CHILD) != "1":
         from train import trainer
 
@@ -94,6 +97,7 @@ def _train(
                 compute=compute,
                 on_log=job.on_log,
                 should_stop=interruption.requested,
+                watched=watched,
             )
     arguments = {
         "model": str(model.absolute()),
@@ -104,6 +108,7 @@ def _train(
         "save_every_tokens": job.stage.options["save_every_tokens"],
         "resume_state": str(resume_state.absolute()) if resume_state else None,
         "compute": asdict(compute),
+        "watched": asdict(watched) if watched else None,
     }
     file = job.work.absolute() / JOB_FILE
     for left_behind in (RESULT_FILE, STOP_FILE):
@@ -119,6 +124,15 @@ def _train(
     with interruption.deferred(save_and_end):
         code = _run(job, command(compute, file), output, stop)
         return _result(file.with_name(RESULT_FILE), code, output)
+
+
+def watched_text(job: Job) -> Watched | None:
+    """The held-out text that a training is measured on, where its options ask for that."""
+    every = job.options.get("dev_every_tokens")
+    if every is None:
+        return None
+    corpus = next(stage for stage in in_order([job.stage]) if stage.kind == "corpus")
+    return Watched(str(job.folder_of(corpus).absolute()), tuple(job.options["dev_languages"]), every)
 
 
 def command(compute: Compute, file: Path) -> list[str]:

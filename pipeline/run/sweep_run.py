@@ -76,13 +76,16 @@ def _say_plan(plan: RunPlan, missing: int) -> None:
 
 
 def check(sweep: Sweep) -> int:
-    """Says everything that would stop a sweep, a line each. 0 where nothing would, else 2."""
+    """Says what is found out of a sweep and all that would stop it, a line each. 0 where nothing would, else 2."""
     config = sweep.configs[0]
     findings = checks.sweep(sweep.configs)
     for finding in findings:
-        print(finding, file=sys.stderr)
+        if finding.told:
+            say(str(finding))
+        else:
+            print(finding, file=sys.stderr)
     failed = sum(finding.fails for finding in findings)
-    warnings = len(findings) - failed
+    warnings = sum(not finding.fails and not finding.told for finding in findings)
     say(
         f"{config.name}: {failed or 'no'} failure{'s' if failed != 1 else ''}, "
         f"{warnings} warning{'s' if warnings != 1 else ''}"

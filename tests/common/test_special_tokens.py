@@ -8,7 +8,13 @@ from typing import Any
 
 import pytest
 
-from common.special_tokens import added_special_tokens, folder_adds_special_tokens
+from common.special_tokens import (
+    added_special_tokens,
+    control_tokens,
+    folder_adds_special_tokens,
+    in_words,
+    written_out,
+)
 
 
 def tokenizer_with(single: str | None, **config: Any) -> Any:
@@ -71,3 +77,14 @@ def test_a_folder_without_tokenizer_json_is_taken_to_add_some(tmp_path: Path) ->
 
 def test_the_shipped_tokenizer_adds_none() -> None:
     assert not folder_adds_special_tokens(Path(__file__).parents[2] / "models" / "tiny-base")
+
+
+def test_control_tokens_written_in_texts_are_counted_and_named() -> None:
+    definition = json.loads(tokenizer_with(None).backend_tokenizer.to_str())
+    assert control_tokens(definition) == {0: "<s>", 1: "</s>"}
+    definition["model"]["unk_token"] = "<s>"  # what unknown text becomes is written by nobody
+    names = control_tokens(definition).values()
+    assert list(names) == ["</s>"]
+    counts = written_out(["a </s> b</s>", "<s> </ s>"], names)
+    assert in_words(counts) == ", 2 control tokens written in the text (</s> 2)"
+    assert in_words(written_out(["plain"], names)) == in_words(written_out(["</s>"], [])) == ""

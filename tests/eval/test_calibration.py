@@ -65,13 +65,13 @@ def test_a_fixed_set_of_labels_is_judged_calibrated_with_raw_beside(tmp_path: Pa
     assert entry.labels == tuple(LABELS) and entry.primary == "acc_calibrated"
     scores = harness.evaluate(model, tokenizer, tasks)
     rows = by_metric(scores)
-    assert list(rows) == ["acc_calibrated", "acc", "acc_norm", "gold_bits_per_byte"]
+    assert list(rows) == ["acc_calibrated", "acc", "acc_norm", "answer_bits_per_byte"]
     assert [row["primary"] for row in rows.values()] == [True, False, False, False]
     for metric in ("acc_calibrated", "acc"):
         assert list(rows[metric]["predictions"]) == LABELS and sum(rows[metric]["predictions"].values()) == 24
     spread = [max(rows[metric]["predictions"].values()) for metric in ("acc_calibrated", "acc")]
     assert spread[0] < spread[1]  # the model without training has its favourite
-    assert rows["gold_bits_per_byte"]["predictions"] is None
+    assert rows["answer_bits_per_byte"]["predictions"] is None
     assert len(scores.samples) == 24 and {row["metric"] for row in scores.samples} == {"acc_calibrated"}
     counts = [sum(LABELS[row["prediction"]] == label for row in scores.samples) for label in LABELS]
     assert counts == list(rows["acc_calibrated"]["predictions"].values())
@@ -141,13 +141,13 @@ def test_gold_bits_are_those_of_the_right_choice(tmp_path: Path, model: Any, tok
         with torch.no_grad():
             shares = model(tokens).logits[0].log_softmax(-1)
         bits = -sum(float(shares[i - 1, tokens[0, i]]) for i in range(len(prompt), tokens.shape[1])) / np.log(2)
-        assert sample["gold_bits"] == pytest.approx(bits, rel=1e-4)
-        assert sample["gold_bytes"] == len(answer.encode())
+        assert sample["answer_bits"] == pytest.approx(bits, rel=1e-4)
+        assert sample["answer_bytes"] == len(answer.encode())
         assert sample["document"] == item["document"]
         total, size = total + bits, size + len(answer.encode())
     rows = {(row["family"], row["metric"]): row for row in scores.records}
     for family in ("next", "mean"):
-        row = rows[family, "gold_bits_per_byte"]
+        row = rows[family, "answer_bits_per_byte"]
         assert row["value"] == pytest.approx(total / size, rel=1e-4) and row["low"] < row["value"] < row["high"]
         assert not row["primary"]
     assert json.dumps(scores.records)  # plain numbers

@@ -12,7 +12,7 @@ import pytest
 from common.errors import BadInput
 from eval import harness, task_set
 from eval.harness import Scores
-from tests.eval.conftest import tiny_model
+from tests.eval.conftest import make_items, tiny_model, write_jsonl
 
 Folders = tuple[Path, Path]
 
@@ -34,7 +34,7 @@ def test_records_are_lm_evals_numbers(folders: Folders, model: Any, tokenizer: A
     )["results"]
     compared = 0
     for row in scores.records:
-        if row["family"] != "mean" and row["metric"] != "gold_bits_per_byte":
+        if row["family"] != "mean" and row["metric"] != "answer_bits_per_byte":
             assert row["value"] == pytest.approx(stock[row["task"]][f"{row['metric']},none"], abs=1e-5)
             assert row["low"] <= row["value"] <= row["high"]
             compared += 1
@@ -116,7 +116,7 @@ def test_limit_takes_the_first_items(folders: Folders, model: Any, tokenizer: An
     part = harness.evaluate(model, tokenizer, task_set.prepare(folders[0], limit=5))
     firsts = [sample for sample in whole.samples if int(sample["id"].split(".")[1]) < 5]
     for sample, first in zip(part.samples, firsts, strict=True):  # another batch may move the last digits
-        bits = {name: sample[name] for name in ("gold_bits", "bits") if name in sample}
+        bits = {name: sample[name] for name in ("answer_bits", "bits") if name in sample}
         assert sample == {**first, **{name: pytest.approx(first[name], rel=1e-5) for name in bits}}
     assert by_task(part, primary=True)["next_nya"]["n"] == 5
 
@@ -158,3 +158,14 @@ def test_lengths_that_nothing_can_be_scored_with_are_refused(
 ) -> None:
     with pytest.raises(BadInput, match=r"\w+: [01] must be [12] or more"):
         harness.evaluate(model, tokenizer, task_set.prepare(*folders), **option)
+
+
+def test_control_tokens_written_in_what_is_scored_are_counted(tmp_path: Path, model: Any, tokenizer: Any) -> None:
+    """Once a document, however many choices its prompt is repeated for; what lm-eval puts before a text is not."""
+    rows = make_items("plain", "tel", 4, 0)
+    rows[0]["prompt"] = f"</s> {rows[0]['prompt']} </s>"
+    write_jsonl(tmp_path / "items" / "plain_tel.test.jsonl", rows)
+    write_jsonl(tmp_path / "text" / "tel.test.jsonl", [{"id": "a", "text": "one <s> two"}])
+    scores = harness.evaluate(model, tokenizer, task_set.prepare(tmp_path / "items", tmp_path / "text"))
+    assert scores.control == {"</s>": 2, "<s>": 1}
+    assert scores.note.endswith(", 3 control tokens written in the text (</s> 2, <s> 1)")

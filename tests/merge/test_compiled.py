@@ -10,8 +10,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from merge import compiled
+from merge.recipe import Recipe
 from merge.stream import fused
 
 ROOT = Path(__file__).parents[2]
@@ -79,5 +81,24 @@ def test_small_models_and_other_devices_do_without(monkeypatch: pytest.MonkeyPat
     assert fused.kernels_for(plan, "cpu", False) is None
     monkeypatch.setattr(fused, "WORTH", 0)
     assert fused.kernels_for(plan, "cuda", False) is None
+    assert fused.kernels_for(plan, "cpu", False) is None, "no recipe gains by them"
+    monkeypatch.setattr(fused, "WHERE_FASTER", False)
     with pytest.raises(AssertionError, match="numba is imported"):
         fused.kernels_for(plan, "cpu", False)
+
+
+@pytest.mark.parametrize(
+    ("method", "dtype", "gains"),
+    [
+        ("ties", torch.float32, True),
+        ("dare_ties", torch.float32, True),
+        ("ties", torch.bfloat16, False),
+        ("task_arithmetic", torch.float32, False),
+        ("linear", torch.float32, False),
+    ],
+)
+def test_loops_take_what_they_merge_faster(method: str, dtype: torch.dtype, gains: bool) -> None:
+    models = {"ct": {"path": "ct"}, "sft": {"path": "sft"}}
+    base = {} if method == "linear" else {"base": "base"}
+    recipe = Recipe.from_dict({"method": method, **base, "models": models}, where="recipe")
+    assert fused.is_faster(recipe, dtype) == gains

@@ -37,6 +37,7 @@ def small_models_too() -> Iterator[None]:
     """Compiled loops whatever the size, and slices of a few rows."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fused, "WORTH", 0)
+        patch.setattr(fused, "WHERE_FASTER", False)
         patch.setattr(pieces, "SLICE", 64)
         patch.delenv(OFF, raising=False)
         assert compiled_kernels(["float32", "float64"], tell=False) is not None

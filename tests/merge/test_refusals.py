@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 import merge
 from merge.cli import main
 from tests.merge.conftest import config, recipe, save, tokenizer
+from tests.merge.test_adapters import lora
 
 
 def rewrite(folder: Path, **tensors: torch.Tensor) -> None:
@@ -142,3 +143,11 @@ def test_command_line(folders: dict[str, Path], tmp_path: Path, capsys: pytest.C
         assert main([str(path), *wrong]) == 2
         error = capsys.readouterr().err
         assert words in error and error.count("\n") == 1
+
+
+def test_an_adapters_folder_in_place_of_a_checkpoints(folders: dict[str, Path], tmp_path: Path) -> None:
+    folders["ct"] = lora(tmp_path / "lora")
+    with pytest.raises(
+        merge.BadInput, match=r"lora: a LoRA adapter.*, no checkpoint; give its base as `path` and this"
+    ):
+        merge.check(recipe(folders, "ties"))

@@ -47,3 +47,9 @@ def save(folder: Path, tensors: dict[str, torch.Tensor], words: list[str], added
     (folder / "tokenizer.json").write_text(json.dumps(text))
     (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
     return folder
+
+
+def ids(folder: Path) -> dict[str, int]:
+    """Numbers of tokens by the folder's tokenizer."""
+    data = json.loads((folder / "tokenizer.json").read_text())
+    return data["model"]["vocab"] | {token["content"]: token["id"] for token in data["added_tokens"]}

@@ -15,8 +15,8 @@ from pipeline.report.records import label, labels
 from pipeline.run.cluster.schedule import cut
 from pipeline.trajectory import trajectories
 
-TRAINED = "eval.unmerged=[base,sft,ct,ct_then_sft,sft_then_ct,ceiling]"
-MERGED = "arm=[ct_then_sft_with_ct,base_with_sft,chat_vector,random_signs]"
+TRAINED = "eval.unmerged=[base,sft,ct,ct_then_sft,sft_then_ct,target_sft]"
+MERGED = "arm=[average_of_ct_then_sft_and_ct,average_of_base_and_sft,chat_vector,random_signs]"
 ALIKE = "merge.methods.chat_vector.grid={models.sft.weight:[1.0,0.5]}"  # as many tries as in conf/merge/test
 
 
@@ -61,9 +61,9 @@ def test_sft_then_ct_is_a_trajectory_of_its_own() -> None:
 
 def test_the_ceiling_is_sft_on_ct_with_instructions_in_the_language() -> None:
     for cell in cells(TRAINED):
-        ceiling, plain = (parent(cell.evals[name], "checkpoint") for name in ("ceiling", "ct_then_sft"))
-        assert ceiling.settings == plain.settings and ceiling.parents["model"] is plain.parents["model"]
-        assert parent(ceiling, "blocks", "items").kind == "target_instructions"
+        target_sft, plain = (parent(cell.evals[name], "checkpoint") for name in ("target_sft", "ct_then_sft"))
+        assert target_sft.settings == plain.settings and target_sft.parents["model"] is plain.parents["model"]
+        assert parent(target_sft, "blocks", "items").kind == "target_instructions"
         assert parent(plain, "blocks", "items").kind == "items"
 
 
@@ -109,25 +109,27 @@ def test_every_arm_has_a_title_and_can_be_planned_together() -> None:
 def test_a_merge_of_other_checkpoints_reads_these_and_no_others() -> None:
     (cell, _) = cells(MERGED, ALIKE)
     reads = {name: set(merge.parents) - {"model", "tune"} for name, merge in cell.merges.items()}
-    assert reads["ct_then_sft_with_ct"] == {"ct", "ct_then_sft"}
-    assert reads["base_with_sft"] == {"base", "sft"}
+    assert reads["average_of_ct_then_sft_and_ct"] == {"ct", "ct_then_sft"}
+    assert reads["average_of_base_and_sft"] == {"base", "sft"}
     assert reads["chat_vector"] == {"ct", "sft"} == reads["task_arithmetic"]
-    assert cell.merges["ct_then_sft_with_ct"].parents["ct_then_sft"] is parent(cell.evals["ct_then_sft"], "checkpoint")
+    assert cell.merges["average_of_ct_then_sft_and_ct"].parents["ct_then_sft"] is parent(
+        cell.evals["ct_then_sft"], "checkpoint"
+    )
 
 
 def test_a_merge_without_ct_is_made_once_for_all_budgets() -> None:
     small, large = cells(MERGED, ALIKE)
-    assert small.evals["base_with_sft"].key == large.evals["base_with_sft"].key
-    assert small.budget_of("base_with_sft") == large.budget_of("base_with_sft") == 0
-    assert small.evals["base_with_sft"].slug == "nya-base_with_sft-s0"
+    assert small.evals["average_of_base_and_sft"].key == large.evals["average_of_base_and_sft"].key
+    assert small.budget_of("average_of_base_and_sft") == large.budget_of("average_of_base_and_sft") == 0
+    assert small.evals["average_of_base_and_sft"].slug == "nya-base_with_sft-s0"
     of_kind = Counter(stage.kind for stage in merged([small, large]) if "base_with_sft" in stage.slug)
     assert of_kind == {"merge": 1, "eval": 1}, "it has no settings to choose, and is no candidate for the best merge"
     assert (small.budget_of("chat_vector"), large.budget_of("chat_vector")) == (2048, 4096)
 
 
 def test_a_merge_is_planned_though_its_checkpoints_are_not_scored() -> None:
-    (cell, _) = cells("eval.unmerged=[ct]", "arm=[ct_then_sft_with_ct]")
-    assert set(cell.evals) == {"ct", "task_arithmetic", "ties_sv_1", "ct_then_sft_with_ct"}
+    (cell, _) = cells("eval.unmerged=[ct]", "arm=[average_of_ct_then_sft_and_ct]")
+    assert set(cell.evals) == {"ct", "task_arithmetic", "ties_sv_1", "average_of_ct_then_sft_and_ct"}
     assert any(stage.kind == "sft" and stage.slug.startswith("en-after-nya") for stage in cell.stages)
 
 
@@ -160,7 +162,7 @@ def test_jobs_wait_for_what_they_read() -> None:
         (["+merge.methods.ties_sv_1.of=[ct,sft,merge_then_sft]"], r"of: merge_then_sft is made of a merge"),
         (["eval.unmerged=[sft_replay]", "sft.replay_share=0.5"], r"^sft\.arm_replay_share=0\.5: every SFT has"),
         (["eval.unmerged=[mixed]"], r"^sft\.block_size=256: mixed trains on .* say ct\.block_size=128"),
-        (["sft=flan", TRAINED], r"^sft\.hub: ceiling learns instructions in the language"),
+        (["sft=flan", TRAINED], r"^sft\.hub: target_sft learns instructions in the language"),
         (["ct.source=somewhere", "ct.tokens=4096", TRAINED], r"^ct\.source=somewhere: sft_then_ct trains CT"),
     ],
 )
@@ -173,16 +175,16 @@ def test_arms_that_cannot_be(overrides: list[str], message: str) -> None:
     ("name", "title"),
     [
         ("sft_then_ct", "SFT-then-CT"),
-        ("ct_then_sft_with_ct", "average of CT-then-SFT and CT"),
-        ("base_with_sft", "average of base and SFT"),
+        ("average_of_ct_then_sft_and_ct", "average of CT-then-SFT and CT"),
+        ("average_of_base_and_sft", "average of base and SFT"),
         ("chat_vector", "chat vector"),
-        ("ceiling", "target-language SFT (upper bound)"),
+        ("target_sft", "target-language SFT (upper bound)"),
         ("linear", "weighted average"),
         ("task_arithmetic", "task arithmetic"),
         ("dare_ties", "DARE TIES"),
-        ("ties_stated", "TIES (fixed settings)"),
+        ("ties_fixed", "TIES (fixed settings)"),
         ("ties_sv_1", "TIES + slack 1"),
-        ("ties_sv_1_stated", "TIES + slack 1 (fixed settings)"),
+        ("ties_sv_1_fixed", "TIES + slack 1 (fixed settings)"),
         ("ties_sv_difference_at_norm", "TIES + slack (difference, same norm)"),
         ("tiny/linear", "weighted average (tiny)"),
         ("sft_of_mine", "SFT of mine"),
@@ -193,8 +195,8 @@ def test_titles(name: str, title: str) -> None:
 
 
 def test_a_method_beside_its_fixed_settings_is_the_tuned_one() -> None:
-    assert labels(["ties", "ties_stated", "linear"]) == {
+    assert labels(["ties", "ties_fixed", "linear"]) == {
         "ties": "TIES (tuned)",
-        "ties_stated": "TIES (fixed settings)",
+        "ties_fixed": "TIES (fixed settings)",
         "linear": "weighted average",
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from pipeline import check, fertility, sweep
 from pipeline.check import Finding
 from pipeline.check import text as text_checks
+from pipeline.check.stated import stated
 from pipeline.config import Config
 
 ROOT = Path(__file__).parents[2]
@@ -128,6 +130,16 @@ def test_parts_of_characters_are_seen_in_byte_level_tokenizers_too() -> None:
     assert tibetan.fallback > fertility.MAX_FALLBACK_SHARE and tibetan.returned == 1.0 and tibetan.unknown == 0.0
 
 
+def test_control_tokens_in_the_text_are_a_warning(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("Madzi <|end|> a mtsinje.\n\nMadzi <|end|><|end|>\n\nMadzi <|start|>")
+    asked = ["language=mine", f"corpus.path={text}"]
+    (warned,) = [finding for finding in text_checks.tokenizer(config(*asked)) if "control tokens" in finding.text]
+    assert not warned.fails and "<|end|> (3 times in up to 200 documents)" in warned.text
+    text.write_text("Madzi a mtsinje.\n\nMadzi")
+    assert not [finding for finding in text_checks.tokenizer(config(*asked)) if "control tokens" in finding.text]
+
+
 def test_text_that_a_tokenizer_loses_fails_and_a_hardly_known_script_warns(tmp_path: Path) -> None:
     from tokenizers import Tokenizer, models
 
@@ -140,3 +152,29 @@ def test_text_that_a_tokenizer_loses_fails_and_a_hardly_known_script_warns(tmp_p
     Tokenizer(models.BPE({"<unk>": 0, "a": 1}, [], unk_token="<unk>")).save(str(folder / "tokenizer.json"))
     failed = list(text_checks.tokenizer(config(*text, f"model.path={folder}")))
     assert failed[0].fails and "loses" in failed[0].text
+
+
+def test_hypotheses_are_read_before_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cell = config(f"store={tmp_path}", "name=mine")
+    monkeypatch.chdir(tmp_path)
+    assert list(stated([cell])) == []
+    path = Path("hypotheses") / f"{cell.name}.yaml"
+    path.parent.mkdir()
+    entry = (
+        "[{id: a, type: contrast, kind: bits, statement: s, expected: 1, margin: 1, terms: [{method: M, budget: B}]}]"
+    )
+    budget = str(cell.ct.tokens)
+    path.write_text(entry.replace("M", "ct_then_sft").replace("B", budget))
+    (warning,) = stated([cell])
+    assert not warning.fails and "there is no git history" in warning.text
+    subprocess.run(["git", "init", "-q"], check=True)
+    (warning,) = stated([cell])
+    assert not warning.fails and f"{path}: a: not committed as it is now" in warning.text
+    for method, tokens, said in (("tie", budget, "method tie is not"), ("ct", "7M", "budget=7M: the experiment has")):
+        path.write_text(entry.replace("M", method, 1).replace("B", tokens))
+        first, second = stated([cell])
+        assert f"{path}: a: will have no data: " in first.text and said in first.text
+        assert not first.fails and "not committed" in second.text
+    path.write_text("[]")
+    (failure,) = check.guarded(stated, [cell])
+    assert failure.fails and "expected a list of hypotheses" in failure.text

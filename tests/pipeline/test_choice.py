@@ -60,7 +60,7 @@ def test_tries_are_scored_in_the_stated_cells_only() -> None:
 
 
 def test_one_try_is_no_choice() -> None:
-    for cell in cells("sft.grid={learning_rate:[5e-4]}", "merge=stated"):
+    for cell in cells("sft.grid={learning_rate:[5e-4]}", "merge=fixed"):
         assert "ct_then_sft" not in cell.chosen
 
 

@@ -37,7 +37,7 @@ def paper(*overrides: str) -> Config:
 # the default experiment as it was when measured_stages.json was measured: sizes and counts of tries
 TUNED = ("task_arithmetic", "ties", "dare_ties", "ties_sv_1")
 AS_MEASURED = (
-    *["experiment=tiny", "seed=0", "ct.tokens=10k,40k,200k,1M", "ct.schedule_tokens=1M", "ct.batch_tokens=2000"],
+    *["experiment=cosine", "seed=0", "ct.tokens=10k,40k,200k,1M", "ct.schedule_tokens=1M", "ct.batch_tokens=2000"],
     *["sft.tokens=400k", "sft.batch_tokens=1000", "sft.questions=1", "sft.replay_share=0.0", "sft.grid=null"],
     *["eval.families=[next,blank,lookup,genre,about]", "eval.items=250", "eval.limit=200", "eval.tune_limit=60"],
     *("eval.excerpt=600", "merge.choice={budgets: own, seeds: own}"),

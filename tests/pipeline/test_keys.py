@@ -12,14 +12,16 @@ from pipeline.plan import merged, plan_cell
 
 INPUTS = Inputs("model", "ct", "sft", ("text", "en"), ("instructions",), ("tasks",))
 KEYS = {  # overrides: (stages, a digest of kinds, slugs, keys and trajectories in the plan's order)
-    "experiment=tiny": (149, "80ed6c59486b6f18"),
+    "experiment=tiny": (129, "15ef62207b21a7e9"),
+    "experiment=frontier": (743, "e056295e28ad52ae"),
+    "experiment=cosine": (149, "80ed6c59486b6f18"),
     "experiment=test": (28, "c2214de7d32ba8ae"),
     "experiment=smollm2-cpu": (55, "a7916f260038dea0"),
     "experiment=smollm2": (107, "b2cc56d88cb1e464"),
     "experiment=paper": (482, "1d238a628f9bd2c7"),
     "experiment=paper eval.dtype=float32": (482, "ab654b27015e1229"),
     "experiment=paper-published": (148, "c889dea669faf94e"),
-    "experiment=tiny train=lora": (149, "6342612955c210c9"),
+    "experiment=cosine train=lora": (149, "6342612955c210c9"),
     "experiment=test merge.write=true eval.leaks=true compute.precision=bf16": (33, "7eb866703967d3df"),
     "experiment=test model.path=a ct.source=b sft.source=c ct.tokens=2048": (14, "6a54e979ad261e3d"),
 }
@@ -54,6 +56,6 @@ def test_notes_are_in_no_key() -> None:
     def notes(*overrides: str) -> tuple[str, ...]:
         return sweep.expand(overrides, multirun=True).configs[0].notes
 
-    assert len(notes("experiment=tiny")) == 2 and notes("experiment=evidence") == notes("experiment=tiny")
+    assert len(notes("experiment=cosine")) == 2 and notes("experiment=evidence") == notes("experiment=cosine")
     assert notes("experiment=test") == () and notes("experiment=gates") == ()
-    assert digest("experiment=tiny", "notes=[Another.]") == KEYS["experiment=tiny"]
+    assert digest("experiment=cosine", "notes=[Another.]") == KEYS["experiment=cosine"]

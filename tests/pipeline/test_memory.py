@@ -24,6 +24,15 @@ from train.parallel import Compute
 ROOT = Path(__file__).parents[2]
 WITHIN = 0.15
 SHAPE = {"vocabulary": 8192, "hidden": 320, "layers": 6, "heads": 5, "kv_heads": 1, "feed_forward": 512, "tied": False}
+LARGER = {
+    "vocabulary": 16384,
+    "hidden": 512,
+    "layers": 8,
+    "heads": 8,
+    "kv_heads": 2,
+    "feed_forward": 1536,
+    "tied": True,
+}
 RANK = 8
 TRAININGS: dict[str, tuple[int, dict[str, Any]]] = {  # tokens a step, compute
     "all at once": (1024, {}),
@@ -53,13 +62,21 @@ def test_planned_memory_is_what_a_process_holds_at_its_peak(tmp_path: Path) -> N
         for name, (tokens, compute) in TRAININGS.items()
     ]
     cases += [{"case": work, "work": work, **SCORED, **common} for work in ("score", "tune")]
+    larger: dict[str, Any] = {"model": "larger", "shape": LARGER}
+    cases += [{"case": f"larger, {work}", "work": work, **SCORED, **larger} for work in ("score", "tune")]
+    sizes = {"batch_tokens": 512, "block_size": 128, "compute": {}, "lora_rank": None}
+    cases.append({"case": "larger, train", "work": "train", **sizes, **larger})
     added = shape.lora_parameters(RANK, "all-linear")
     planned = {
         name: memory.training(shape, Compute(**compute), tokens, 128, added if name == "LoRA" else None).total
         for name, (tokens, compute) in TRAININGS.items()
     }
-    scored = scoring_memory.scoring(shape, 2048, "float32")
-    planned |= {"score": scored, "tune": max(scored, scoring_memory.merging(shape, 4, 1))}
+    other = ModelShape(**LARGER)
+    planned["larger, train"] = memory.training(other, Compute(), 512, 128).total
+    for name, each in {"": shape, "larger, ": other}.items():
+        scored = scoring_memory.scoring(each, 2048, "float32")
+        planned |= {f"{name}score": scored, f"{name}tune": max(scored, scoring_memory.merging(each, 4, 1))}
+    assert other.parameters > 3 * shape.parameters
     (tmp_path / "cases.json").write_text(json.dumps(cases))
     environment = {"MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     run = subprocess.run(
@@ -71,6 +88,7 @@ def test_planned_memory_is_what_a_process_holds_at_its_peak(tmp_path: Path) -> N
     ratios = {row["case"]: planned[row["case"]] / row["peak"] for row in rows}
     assert ratios.keys() == planned.keys()
     assert {case: ratio for case, ratio in ratios.items() if abs(ratio - 1) > WITHIN} == {}, ratios
+    print({case: round(ratio, 3) for case, ratio in ratios.items()})
 
 
 def test_constants_of_merging_are_those_of_the_engine() -> None:

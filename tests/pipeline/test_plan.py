@@ -51,6 +51,7 @@ def changed(one: Cell, other: Cell) -> set[str]:
         {"compute__first_guess": {"ct": 1.0}},
         {"tracking__wandb": "offline"},
         {"ct__save_every_tokens": 4096},
+        {"ct__dev_every_tokens": 512, "sft__dev_every_tokens": 512},
         {"sft__save_every_tokens": 4096},
         {"eval__batch_tokens": 512},
         {"language__name": "Nyanja"},
@@ -191,7 +192,7 @@ def test_text_is_scored_within_the_shortest_blocks_trained_on() -> None:
 def test_a_method_without_a_grid_is_stated_beside_the_tuned_ones() -> None:
     """So that two recipes can differ in their slack alone."""
     values = composed().model_dump()
-    for name, slack in (("ties_stated", 0.0), ("ties_sv_stated", 1.0)):
+    for name, slack in (("ties_fixed", 0.0), ("ties_sv_fixed", 1.0)):
         recipe = {"method": "ties_sv", "slack": slack, "protect": ["sft"], "density": 0.5, "lambda": 1.5}
         values["merge"]["methods"][name] = {"recipe": recipe, "grid": {}}
     cell = plan_cell(validate(values), Inputs())

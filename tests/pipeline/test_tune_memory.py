@@ -27,9 +27,9 @@ def recipes(tmp_path: Path) -> list[merge.Recipe]:
     return [merge.Recipe.from_dict(how | {"lambda": scale}) for scale in (0.1, 0.5, 1.0)]
 
 
-@pytest.mark.parametrize("through_files", [False, True])
+@pytest.mark.parametrize("converted", [False, True])
 def test_one_merged_model_is_alive_at_a_time(
-    recipes: list[merge.Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, through_files: bool
+    recipes: list[merge.Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, converted: bool
 ) -> None:
     write_jsonl(tmp_path / "items" / "next_nya.test.jsonl", make_items("next", "nya", 4, 0))
     tasks, tokenizer = task_set.prepare(tmp_path / "items"), tokenizer_with("$A")
@@ -46,7 +46,7 @@ def test_one_merged_model_is_alive_at_a_time(
 
     monkeypatch.setattr(in_memory, "_merge", watched)
     monkeypatch.setattr(in_memory, "AT_ONCE", 1)
-    if through_files:
+    if converted:
         monkeypatch.setattr(in_memory, "_sink", lambda *_: None)
     found = [scores.records for scores in scores_of_merges(recipes, tokenizer, tasks, "cpu", {})]
     assert len(made) == 3 and found == alone

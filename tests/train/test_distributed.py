@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from common.errors import BadInput
 from train import base_model, trainer
+from train.dev_text import Watched
 from train.parallel import Compute
 from train.resume import COMPLETE, check_state
 from train.stage_settings import BaseModelSettings, TrainingSettings
@@ -62,6 +64,7 @@ def prepared(
         ("one_whole", 2048, "blocks"),
         ("one_half", 1024, "blocks"),
         ("one_masked", 1024, "masked"),
+        ("one_bf16", 1024, "blocks"),
     ):
         trainer.train(
             folder / "model",
@@ -70,13 +73,21 @@ def prepared(
             folder / name / "out",
             work=folder / name / "work",
             save_every_tokens=512,
-            compute=Compute(threads=1),
+            compute=Compute(threads=1, precision="bf16" if name == "one_bf16" else "fp32"),
+            watched=Watched(str(corpus_dir), ("xx", "en"), 512) if blocks == "masked" else None,
         )
+    (folder / "corpus").symlink_to(corpus_dir)
     return folder
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "out" / "model" / "model.safetensors")
+
+
+def dev_bits(log: Path) -> dict[int, dict[str, float]]:
+    """What was measured on dev, by tokens."""
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    return {line["tokens"]: line["dev_bits_per_byte"] for line in lines if "dev_bits_per_byte" in line}
 
 
 def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
@@ -89,6 +100,42 @@ def close(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> fl
     for ours, theirs in pairs:
         torch.testing.assert_close(ours, theirs, **TOLERANCE)
     return max((ours - theirs).abs().max().item() for ours, theirs in pairs)
+
+
+def check_bf16(trained: Path, prepared: Path) -> None:
+    """Published after passes in bfloat16: the float32 weights that the optimizer updates, trained as by one process."""
+    published, alone, start = weights(trained), weights(prepared / "one_bf16"), start_of(prepared)
+    assert published.keys() == alone.keys() == start.keys()
+    assert share_of_bf16(published.values()) < 0.01
+    off, moved = (max(float((published[name] - other[name]).abs().max()) for name in start) for other in (alone, start))
+    assert off < moved / 4, "seen: 0.0026 of 0.059"
+    if (trained / "out" / "state" / "zero_to_fp32.py").exists():
+        from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+        updated = get_fp32_state_dict_from_zero_checkpoint(str(trained / "out" / "state"))
+        assert all(torch.equal(updated[name].view_as(tensor), tensor) for name, tensor in published.items())
+
+
+def check_bf16_lora(trained: Path, prepared: Path) -> None:
+    """LoRA with passes in bfloat16: matrices are sums in float32, and all else is the base's, unrounded."""
+    published, start = weights(trained), start_of(prepared)
+    sums = [name for name in start if name.endswith("_proj.weight")]
+    others = [name for name in start if name not in sums]
+    assert share_of_bf16(start[name] for name in others if start[name].dim() > 1) < 0.01, "rounding would show"
+    assert [name for name in others if not torch.equal(published[name], start[name])] == []
+    assert sums and not any(torch.equal(published[name], start[name]) for name in sums)
+    assert share_of_bf16(published[name] for name in sums) < 0.01
+
+
+def start_of(prepared: Path) -> dict[str, torch.Tensor]:
+    """The weights that every training starts from."""
+    return load_file(prepared / "model" / "model.safetensors")
+
+
+def share_of_bf16(tensors: Iterable[torch.Tensor]) -> float:
+    """The share of values that bfloat16 holds without rounding."""
+    values = torch.cat([tensor.flatten() for tensor in tensors])
+    return (values == values.bfloat16().float()).float().mean().item()
 
 
 @pytest.mark.parametrize(
@@ -135,6 +182,10 @@ def test_two_processes_train_what_one_does(strategy: str, prepared: Path, tmp_pa
     print(f"\n{strategy:14}", "  ".join(f"{name} {difference:.1e}" for name, difference in differences.items()))
     assert not same(weights(tmp_path / "half"), whole)
 
+    ours, one = (dev_bits(folder / "out" / "log.jsonl") for folder in (tmp_path / "masked", prepared / "one_masked"))
+    assert ours.keys() == one.keys() == {0, 512, 1024}
+    assert all(ours[tokens] == pytest.approx(one[tokens], abs=2e-5) for tokens in one)
+
     for rank in (0, 1):
         facts = json.loads((tmp_path / "whole" / f"facts-{rank}.json").read_text())
         assert (facts["strategy"], facts["world_size"]) == (strategy, 2)
@@ -147,6 +198,9 @@ def test_two_processes_train_what_one_does(strategy: str, prepared: Path, tmp_pa
     assert (tmp_path / "stopped" / "said").read_text().startswith("stopped after 768 of 2,048 tokens")
     log = [json.loads(line)["tokens"] for line in (tmp_path / "killed" / "out" / "log.jsonl").read_text().splitlines()]
     assert log == sorted(set(log)) and log[-1] == 2048
+    if strategy != "zero3_offload":
+        check_bf16(tmp_path / "bf16", prepared)
+        check_bf16_lora(tmp_path / "bf16_lora", prepared)
     if strategy == "ddp":
         close(weights(tmp_path / "from_one"), weights(prepared / "one_whole"))
 

@@ -18,8 +18,9 @@ from typing import Any
 
 from common.errors import Interrupted
 from train import trainer
+from train.dev_text import Watched
 from train.parallel import Compute
-from train.stage_settings import TrainingSettings
+from train.stage_settings import LoraSettings, TrainingSettings
 
 
 class Killed(Exception):
@@ -52,22 +53,29 @@ def main(prepared: Path, out: Path, strategy: str) -> None:
     compute = Compute(threads=1, strategy=strategy, processes=int(os.environ["WORLD_SIZE"]), micro_batch=1)
     settings = TrainingSettings.from_mapping(json.loads((prepared / "settings.json").read_text()))
 
-    def run(name: str, tokens: int, blocks: str = "blocks", **more: Any) -> None:
+    def run(
+        name: str,
+        tokens: int,
+        blocks: str = "blocks",
+        precision: str = "fp32",
+        lora: LoraSettings | None = None,
+        **more: Any,
+    ) -> None:
         folder = out / name
         facts = trainer.train(
             prepared / "model",
             prepared / blocks,
-            replace(settings, tokens=tokens),
+            replace(settings, tokens=tokens, lora=lora),
             folder / "out",
             work=folder / "work",
             save_every_tokens=512,
-            compute=compute,
+            compute=replace(compute, precision=precision),
             **more,
         )
         (folder / f"facts-{os.environ['RANK']}.json").write_text(json.dumps(facts))
 
     run("whole", 2048)
-    run("masked", 1024, "masked")
+    run("masked", 1024, "masked", watched=Watched(str(prepared / "corpus"), ("xx", "en"), 512))
     run("half", 1024)
     run("chained", 2048, resume_state=out / "half" / "out" / "state")
     try:  # after the checkpoint at step 8, before the one at step 12
@@ -80,6 +88,9 @@ def main(prepared: Path, out: Path, strategy: str) -> None:
         if os.environ["RANK"] == "0":
             (out / "stopped" / "said").write_text(str(stop))
         run("stopped", 2048)
+    if strategy != "zero3_offload":
+        run("bf16", 1024, precision="bf16")
+        run("bf16_lora", 1024, precision="bf16", lora=LoraSettings(2, 4, 0.0, "all-linear"))
     if strategy == "ddp":  # goes on from what one process saved
         run("from_one", 2048, resume_state=prepared / "one_half" / "out" / "state")
 

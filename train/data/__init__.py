@@ -4,6 +4,7 @@ In come a corpus folder (train/data/corpus/) and a tokenizer's folder. Out go `s
 `blocks.npy` with `labels.npy` and `positions.npy` (packing), and `leaks.json` (contamination).
 
 corpus/ -> questions -> instructions    families: a function for each kind
+chat/ -> conversations, for instructions and packing: formats, templates, masks
 corpus/, instructions -> tokenization (words) -> packing (blocks)
 corpus/, instructions -> contamination (item_index)
 

@@ -3,15 +3,15 @@
 Instructions come from training text, items from held-out text.
 
 Leaves `sft.jsonl` (`{"prompt", "output", "family"}`, and `more`: further questions on the same passage, with the same
-columns, where `questions` is above 1), `tasks/<family>_<language>.<split>.jsonl` (rows of
-`common.items.Item`) and `counts.json`. Instructions in the language itself, for the ceiling that English SFT is held
-against, are a stage of their own, which leaves `sft.jsonl` and `counts.json`; so are instructions from the hub, which
-leaves `sft/00000.parquet` and so on, with the same columns, and `counts.json`.
+columns, where `questions` is above 1; of a user's conversations `{"messages", "family"}`),
+`tasks/<family>_<language>.<split>.jsonl` (rows of `common.items.Item`) and `counts.json`. Instructions in the language
+itself, for the upper bound that English SFT is compared with, are a stage of their own, which leaves `sft.jsonl` and
+`counts.json`; so are instructions from the hub, which leaves `sft/00000.parquet` and so on, with the same columns, and
+`counts.json`.
 """
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -23,6 +23,8 @@ from common.errors import BadInput
 from common.files import write_json, write_jsonl
 from common.items import Item
 from train.data import families, passages
+from train.data.chat import formats
+from train.data.chat.reading import family_of, hub_conversations, own_conversations
 from train.data.corpus import text_files
 from train.data.corpus.shards import Reading, link, take
 from train.data.families import Question
@@ -30,6 +32,12 @@ from train.data.processes import Workers
 from train.data.questions import QuestionSource
 from train.stage_settings import InstructionsInLanguageSettings, InstructionsSettings, ItemsSettings
 
+PLAIN = {
+    "dolly": ("instruction", "context", "response"),
+    "aya": ("inputs", None, "targets"),
+    "prompts": ("prompt", None, "completion"),
+}  # formats that need no template: question, what it is about, answer
+COUNTED = "conversations"  # in counts.json: rows that became no conversation, by reason, and those that were shortened
 FEWEST_ITEMS = 20  # of a family, language and split: fewer cannot tell a model from chance
 Row = dict[str, Any]  # prompt, output, family, more
 
@@ -37,7 +45,7 @@ Row = dict[str, Any]  # prompt, output, family, more
 def build(corpus_dir: Path, settings: ItemsSettings, out: Path, sft_path: str | None = None) -> None:
     """Writes instructions and items to `out`.
 
-    `sft_path`: a glob of JSONL files with instructions to use in place of ours.
+    `sft_path`: a glob of JSONL files with instructions to use in place of ours; as conversations where settings say so.
 
     There are fewer of a family where the text gives no more. Families that need aligned verses are left out where the
     corpus has none. Raises BadInput for a family that there is not, and for instructions that cannot be read.
@@ -45,8 +53,15 @@ def build(corpus_dir: Path, settings: ItemsSettings, out: Path, sft_path: str | 
     source = question_source(corpus_dir, settings.families, settings.seed)
     (out / "tasks").mkdir(parents=True)
     asked = ("en", settings.sft_items, settings.questions)
-    instructions = own_instructions(sft_path) if sft_path else made_instructions(source, *asked)
+    left_out: Counter[str] = Counter()
+    if sft_path and settings.conversations:
+        instructions, left_out = own_conversations(sft_path, settings.format)
+    elif sft_path:
+        instructions = own_instructions(sft_path, settings.format)
+    else:
+        instructions = made_instructions(source, *asked)
     counts: dict[str, dict[str, int]] = {"sft": by_family(instructions), "tasks": {}}
+    counts |= {COUNTED: dict(left_out)} if left_out else {}
     if instructions:
         write_jsonl(out / "sft.jsonl", instructions)
     for language in (settings.language, "en"):
@@ -145,31 +160,44 @@ def made_items(source: QuestionSource, family: str, language: str, split: str, c
     ]
 
 
-def own_instructions(pattern: str) -> list[Row]:
-    """A user's instructions, rendered: JSONL rows with `instruction`, `input` (may be empty) and `output`."""
+def own_instructions(pattern: str, wanted: str = "auto") -> list[Row]:
+    """A user's instructions, rendered: JSONL rows with `instruction`, `input` (may be empty) and `output`.
+
+    Rows of other formats of one question and one answer are known by their columns, or by the format that is `wanted`.
+    """
     rows = []
     for path in text_files.matching(pattern, "sft.path"):
         if path.suffix != ".jsonl":
             raise BadInput(f"sft.path: {path} is not .jsonl; a line is {{'instruction', 'input', 'output'}}")
-        for number, row in text_files.numbered_jsonl(path, ("instruction", "input", "output"), "sft.path"):
+        for number, row in text_files.numbered_jsonl(path, (), "sft.path"):
             where = f"sft.path: {path} line {number}"
-            empty = [field for field in ("instruction", "output") if not row[field].strip()]
+            question, more, answer = plain_columns(row, wanted, where)
+            text_files.check_fields(row, (question, *((more,) if more else ()), answer), where)
+            empty = [field for field in (question, answer) if not row[field].strip()]
             if empty:
                 raise BadInput(f"{where}: the field {empty[0]!r} is empty. Fill it, or leave the line out.")
-            family = row.get("family", "own")
-            if not isinstance(family, str):
-                raise BadInput(
-                    f"{where}: the field 'family' is not text, got {json.dumps(family)[:50]}."
-                    " Write a name, or leave the field out."
-                )
-            rows.append(
-                {
-                    "prompt": families.prompt(row["instruction"], row["input"]),
-                    "output": row["output"],
-                    "family": family,
-                }
+            prompt = (
+                row[question] if question == "prompt" else families.prompt(row[question], row[more] if more else "")
             )
+            rows.append({"prompt": prompt, "output": row[answer], "family": family_of(row, where)})
     return rows
+
+
+def plain_columns(row: Mapping[str, Any], wanted: str, where: str) -> tuple[str, str | None, str]:
+    """The columns of a question, of what it is about, and of its answer, where no template is set.
+
+    Raises BadInput for conversations, which need one.
+    """
+    fit = formats.fitting(row) if wanted == "auto" else [formats.found(row, wanted, where)]
+    if len(fit) == 1 and (columns := PLAIN.get(fit[0])):
+        question, more, answer = columns
+        return question, more if more in row else None, answer
+    if fit and "alpaca" not in fit:
+        raise BadInput(
+            f"{where}: holds a conversation ({fit[0].removesuffix('_tree')}), which needs a chat template."
+            " Set sft.template to tokenizer, chatml or a .jinja file."
+        )
+    return "instruction", "input", "output"
 
 
 def hub_instruction(prompt: str, answer: str) -> tuple[str, Row] | None:
@@ -190,17 +218,30 @@ def from_hub(
     source = settings.hub.located(folder)
     commit = hub_data.commit_of(source, "sft.hub")
     pinned = replace(source, revision=commit or source.revision)
-    columns = (settings.hub.prompt, settings.hub.answer)
-    reading = Reading(pinned, columns, "sft.hub", hub_instruction, most_bytes=settings.hub.bytes)
+    reading = Reading(pinned, key="sft.hub", most_bytes=settings.hub.bytes, **rows_of(settings))
     counts: dict[str, Any] = {"commit": commit, "sft": {"hub": 0}, "bytes": 0}
+    counted: Counter[str] = Counter()
     with Workers(workers) as pool:
-        for number, part in enumerate(part for part in take(reading, work, pool, settings.seed) if part.rows):
+        number = 0
+        for part in take(reading, work, pool, settings.seed):
+            counted.update(part.counted)
+            if not part.rows:
+                continue
             link(part, out / "sft" / f"{number:05d}.parquet")
             counts["sft"]["hub"] += part.rows
             counts["bytes"] += part.bytes
+            number += 1
     if not counts["bytes"]:
         raise BadInput(f"sft.hub.dataset={source.dataset}: holds no instruction with an answer")
-    write_json(out / "counts.json", counts)
+    write_json(out / "counts.json", counts | ({COUNTED: dict(counted)} if counted else {}))
+
+
+def rows_of(settings: InstructionsSettings) -> dict[str, Any]:
+    """How the rows of a data set are read: two columns of text, as they are or as a conversation, or conversations."""
+    prompt, answer = settings.hub.prompt, settings.hub.answer
+    if prompt is not None and answer is not None:
+        return {"columns": (prompt, answer), "sort": hub_instruction}
+    return {"take": hub_conversations, "about": {"wanted": settings.format}}
 
 
 def instruction_files(folder: Path) -> list[Path]:

@@ -2,6 +2,9 @@
 
 CT packs running text; SFT packs whole examples and masks all but the answers.
 
+Conversations are put into a chat template before (train/data/chat); beside their blocks lie `chat_template.jinja` and
+`examples.jsonl`, the first few as text.
+
 `blocks.npy` is (blocks, block_size), uint16 or uint32. SFT adds `labels.npy` (int32, −100 where there is no loss) and
 `positions.npy` (uint16, or uint32 for blocks above 65,536; restarting at 0 with each example: transformers derives a
 block-diagonal attention mask from them, so that examples do not see each other).
@@ -14,20 +17,25 @@ workers.
 from __future__ import annotations
 
 import itertools
+import json
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from common.errors import BadInput
-from common.files import write_json
+from common.files import write_json, write_jsonl
+from train import learnt_template
 from train.data.blocks import BlockFile, Tokens, best_fit, cut, dtype_for, interleave
+from train.data.chat.masking import LEFT_OUT, Example, Masking, refuse_misfits
+from train.data.chat.reading import SHORTENED
+from train.data.chat.template import ChatTemplate, of_tokenizer
 from train.data.corpus.documents import read_rows, training_files
-from train.data.instructions import instruction_files
+from train.data.instructions import COUNTED, instruction_files
 from train.data.processes import Workers
 from train.data.tokenization import (
     AT_ONCE,
@@ -45,7 +53,7 @@ if TYPE_CHECKING:
 
 IGNORED = -100
 OPEN_BLOCKS = 64  # how many blocks of a stream of examples are filled at once: more lose less room to padding
-Example = tuple[Tokens, NDArray[np.bool_]]  # token ids of prompts, answers and end, and which of them carry the loss
+SHOWN = 5  # examples of conversations that are left beside their blocks as text
 
 
 @dataclass
@@ -56,6 +64,18 @@ class Tally:
     too_long: int = 0
     trained: int = 0
     padding: int = 0
+    counted: Counter[str] = field(default_factory=Counter)  # of conversations, each file once
+    first: list[Example] = field(default_factory=list)  # of conversations
+
+    def conversations(self, read: Iterable[Pass], files: int) -> Iterator[Pass]:
+        """The files as they come, those of the first pass counted. Raises BadInput where they cannot be trained on."""
+        for number, (file, rng) in enumerate(read):
+            if number < files:
+                self.counted += Counter(file.counts)
+                self.first += file.examples()[: SHOWN - len(self.first)]
+                if self.counted["conversations"] or number + 1 == files:
+                    refuse_misfits(self.counted, "sft")
+            yield file, rng
 
 
 @dataclass
@@ -72,6 +92,14 @@ class ReadOnce:
             yield piece
 
 
+def counting(read: Iterable[Pass], files: int, control: Counter[str]) -> Iterator[Pass]:
+    """The passes as they come; the control tokens that are written in a file are counted when it is first read."""
+    for number, (file, rng) in enumerate(read):
+        if number < files:
+            control.update(file.control)
+        yield file, rng
+
+
 def ct_blocks(
     corpus_dir: Path, tokenizer_dir: Path, settings: CtBlocksSettings, out: Path, work: Path, workers: int = 1
 ) -> None:
@@ -84,7 +112,7 @@ def ct_blocks(
     tokenizer = TokenizerFile.of(load_tokenizer(tokenizer_dir))
     size, share, language, seed = settings.block_size, settings.english_share, settings.language, settings.seed
     wanted = -(-settings.schedule_tokens // size)
-    blocks = BlockFile(out / "blocks.npy", size, tokenizer.dtype)
+    blocks, control = BlockFile(out / "blocks.npy", size, tokenizer.dtype), Counter[str]()
     with Workers(workers, init_worker, (tokenizer,)) as pool:
         ahead = max(1, round(pool.count * share))
         files = {name: training_files(corpus_dir, name) for name in (language, "en")}
@@ -93,7 +121,10 @@ def ct_blocks(
             passes(files["en"], f"{seed}:en", pool, work, ahead=ahead),
         ]
         once = {name: ReadOnce(len(paths)) for name, paths in files.items()}
-        sources = [cut(once[name].counted(stream(text)), size) for name, text in zip(files, read, strict=True)]
+        sources = [
+            cut(once[name].counted(stream(counting(text, len(files[name]), control))), size)
+            for name, text in zip(files, read, strict=True)
+        ]
         for source in itertools.islice(interleave([1 - share, share]), wanted):
             block = next(sources[source], None)
             if block is None:
@@ -110,6 +141,7 @@ def ct_blocks(
         real_token_share=1.0,
         whole_corpus=blocks.count < wanted,
         text_tokens={name: text.tokens for name, text in once.items()},
+        **({"control_tokens": control} if control else {}),
     )
 
 
@@ -128,22 +160,26 @@ def sft_blocks(
 
     `corpus_dir` is needed where `replay_share` is not 0. `work` keeps the tokens of each file until the blocks are
     published. `workers`: processes that tokenise; the blocks do not depend on it. Raises BadInput for examples that are
-    longer than a block.
+    longer than a block, and for a template or conversations that cannot be trained on.
     """
-    tokenizer = TokenizerFile.of(load_tokenizer(tokenizer_dir))
+    loaded = load_tokenizer(tokenizer_dir)
+    tokenizer = TokenizerFile.of(loaded, masking(loaded, settings))
     size, share, seed, tally = settings.block_size, settings.replay_share, settings.seed, Tally()
     dtypes = {"blocks": tokenizer.dtype, "labels": np.int32, "positions": dtype_for(size)}
     columns = [BlockFile(out / f"{name}.npy", size, dtype) for name, dtype in dtypes.items()]
-    files = instruction_files(items_dir)
+    files, control = instruction_files(items_dir), Counter[str]()
     single = files[0].suffix == ".jsonl"
     with Workers(workers, init_worker, (tokenizer,)) as pool:
-        read = passes(files, f"{seed}:sft", pool, work)
+        read = counting(passes(files, f"{seed}:sft", pool, work), len(files), control)
+        if tokenizer.masking:
+            read = tally.conversations(read, len(files))
         packed = one_stream(read, size, tally) if single else file_by_file(read, size, tally, len(files))
         replay: Iterator[Tokens] = iter(())
         if share > 0:
             assert corpus_dir is not None
             text = training_files(corpus_dir, settings.language)
-            replay = cut(stream(passes(text, f"{seed}:replay", pool, work)), size)
+            replayed = counting(passes(text, f"{seed}:replay", pool, work), len(text), control)
+            replay = cut(stream(replayed), size)
         for source in itertools.islice(interleave([1 - share, share]), -(-settings.tokens // size)):
             row = joined(next(packed), size, tokenizer.end, tally) if source == 0 else running(next(replay), tally)
             for column, values in zip(columns, row, strict=True):
@@ -158,7 +194,45 @@ def sft_blocks(
         "trained_tokens": tally.trained,
         "real_token_share": (tokens - tally.padding) / tokens,
     }
-    write_counts(out, **counts, **({"examples_too_long": tally.too_long} if tally.too_long else {}))
+    seen = {"examples_too_long": tally.too_long, "control_tokens": control}
+    counts |= {name: count for name, count in seen.items() if count}
+    if tokenizer.masking:
+        counts |= chat_counts(items_dir, tally.counted)
+        leave_template(loaded, tokenizer.masking.template, tally.first, out)
+    write_counts(out, **counts)
+
+
+def masking(tokenizer: PreTrainedTokenizerBase, settings: SftBlocksSettings) -> Masking | None:
+    """How conversations become examples; None where instructions are taken as they are. Raises BadInput."""
+    how = settings.chat
+    if how is None:
+        return None
+    template = of_tokenizer(tokenizer, how, "model: its tokenizer")
+    return Masking(template, how.system, settings.block_size, how.too_long == "cut")
+
+
+def chat_counts(items_dir: Path, counted: Mapping[str, int]) -> dict[str, Any]:
+    """What is left with the blocks of conversations: how many there are, and how many were left out, by reason."""
+    kept = ("conversations", "answers", "sequences", "cut", "unrolled", "system_in_question")
+    before = json.loads((items_dir / "counts.json").read_text(encoding="utf-8")).get(COUNTED, {})
+    left_out = {name.removeprefix(LEFT_OUT): count for name, count in counted.items() if name.startswith(LEFT_OUT)}
+    left_out |= {name: count for name, count in before.items() if name != SHORTENED}
+    shortened = {SHORTENED: before[SHORTENED]} if before.get(SHORTENED) else {}
+    conversed = {name: counted[name] for name in kept if counted.get(name)}
+    return {"chat": {**conversed, **shortened, "left_out": left_out}}
+
+
+def leave_template(
+    tokenizer: PreTrainedTokenizerBase, template: ChatTemplate, examples: Sequence[Example], out: Path
+) -> None:
+    """Writes the template, for the checkpoint that learns it, and some examples as text, for people."""
+    learnt_template.leave(learnt_template.Learnt(template.render.text, template.stop_token), out)
+    shown = []
+    for ids, loss in examples:
+        runs = np.split(np.arange(len(ids)), np.flatnonzero(np.diff(loss)) + 1)
+        trained = [tokenizer.decode(ids[run].tolist()) for run in runs if loss[run[0]]]
+        shown.append({"tokens": len(ids), "text": tokenizer.decode(ids.tolist()), "trained": trained})
+    write_jsonl(out / "examples.jsonl", shown)
 
 
 def one_stream(read: Iterable[Pass], size: int, tally: Tally) -> Iterator[list[Example]]:

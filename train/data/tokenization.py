@@ -3,18 +3,21 @@
 What is made of a file is a folder with `tokens.npy` (all documents one after the other, each with its end token, and
 with BOS before it if the tokenizer itself puts one there, as it does when the model is scored), `lengths.npy` (tokens
 of each document) and `answers.npy` (of instructions, which tokens carry the loss: those of answers and the end tokens;
-empty of running text, which carries it throughout). It is written aside and renamed, and
-found again by the next run: a kill costs the files that were being tokenised.
+empty of running text, which carries it throughout). `control.json` is there where control tokens are written in the
+text, and `counts.json` of conversations, which a template has put its own tokens around. The folder is written aside
+and renamed, and found again by the next run: a kill costs the files that were being tokenised.
 """
 
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import random
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import BadInput
+from common.files import write_json
 from common.special_tokens import added_special_tokens
 from train.data.blocks import Tokens, dtype_for
 from train.data.corpus.documents import read_rows
@@ -30,19 +34,26 @@ from train.data.processes import Workers
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from train.data.chat.masking import Masking
     from train.data.words import TextEncoder
 
+CONTROL, COUNTS = "control.json", "counts.json"
 AT_ONCE = 64  # documents given to the tokenizer at a time
 CHECKED = 8  # documents at the beginning of each file whose tokens are held against the tokenizers library's
 
 
 @dataclass(frozen=True)
 class Tokenised:
-    """The tokens of one file's documents, memory-mapped."""
+    """The tokens of one file's documents, memory-mapped.
+
+    control: how often control tokens are written in them, by their names.
+    """
 
     tokens: Tokens
     lengths: NDArray[np.int64]
     answers: NDArray[np.bool_]  # a value a token of instructions; empty of running text
+    control: Mapping[str, int]
+    counts: Mapping[str, int] = field(default_factory=dict)  # of conversations; see train.data.chat.masking
 
     @classmethod
     def open(cls, folder: Path) -> Tokenised:
@@ -50,15 +61,23 @@ class Tokenised:
             np.load(folder / "tokens.npy", mmap_mode="r"),
             np.load(folder / "lengths.npy"),
             np.load(folder / "answers.npy", mmap_mode="r"),
+            *(counted(folder / name) for name in (CONTROL, COUNTS)),
         )
 
     def documents(self) -> list[Tokens]:
         """The tokens of each document."""
-        return np.split(self.tokens, np.cumsum(self.lengths)[:-1])
+        return np.split(self.tokens, np.cumsum(self.lengths)[:-1]) if len(self.lengths) else []
 
     def examples(self) -> list[tuple[Tokens, NDArray[np.bool_]]]:
         """The tokens of each instruction, and which of them carry the loss."""
-        return list(zip(self.documents(), np.split(self.answers, np.cumsum(self.lengths)[:-1]), strict=True))
+        answers = np.split(self.answers, np.cumsum(self.lengths)[:-1]) if len(self.lengths) else []
+        return list(zip(self.documents(), answers, strict=True))
+
+
+def counted(path: Path) -> dict[str, int]:
+    """What a file of counts says; nothing where there was nothing to count."""
+    counts: dict[str, int] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return counts
 
 
 Pass = tuple[Tokenised, random.Random]  # a file, and the generator that orders its documents in one epoch
@@ -72,9 +91,10 @@ class TokenizerFile:
     end: int  # id of the token that ends a document
     vocabulary: int  # number of its tokens
     before: tuple[int, ...] = ()  # ids that it puts before every text, such as BOS
+    masking: Masking | None = None  # of conversations; None: instructions are prompts and answers as they are
 
     @classmethod
-    def of(cls, tokenizer: PreTrainedTokenizerBase) -> TokenizerFile:
+    def of(cls, tokenizer: PreTrainedTokenizerBase, masking: Masking | None = None) -> TokenizerFile:
         """Raises BadInput for the few tokenizers that the tokenizers library does not run."""
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
@@ -84,7 +104,7 @@ class TokenizerFile:
             )
         assert isinstance(tokenizer.eos_token_id, int)
         before, _ = added_special_tokens(tokenizer)  # what it puts after a text is the end token, which is ours to put
-        return cls(backend.to_str(), tokenizer.eos_token_id, len(tokenizer), tuple(before))
+        return cls(backend.to_str(), tokenizer.eos_token_id, len(tokenizer), tuple(before), masking)
 
     @property
     def dtype(self) -> type:
@@ -109,32 +129,29 @@ def init_worker(tokenizer: TokenizerFile) -> None:
 
 
 def tokenise(task: tuple[Path, Path]) -> Path:
-    """Tokenises a file of `text` rows, or of `prompt` and `output` rows, into a folder, unless it is there already."""
+    """Tokenises a file of `text` rows, or of instructions, into a folder, unless it is there already."""
     source, folder = task
     if folder.exists():
         return folder
     assert _tokenizer is not None
     tokenizer, encoder = _tokenizer
     rows = read_rows(source)
-    encode = encoder.checked([text for row in rows[:CHECKED] for text, _ in parts(row)])
-    before: Tokens = np.array(tokenizer.before, tokenizer.dtype)
-    end: Tokens = np.array([tokenizer.end], tokenizer.dtype)
-    pieces: list[Tokens] = []
-    lengths: list[int] = []
-    answers: list[NDArray[np.bool_]] = []
-    for some in batched(rows, AT_ONCE):
-        encoded = iter(encode([text for row in some for text, _ in parts(row)]))
-        for row in some:
-            of_row = [(before, False), *((next(encoded), is_answer) for _, is_answer in parts(row)), (end, True)]
-            pieces += (ids for ids, _ in of_row)
-            lengths.append(sum(len(ids) for ids, _ in of_row))
-            if "text" not in row:
-                answers += (np.full(len(ids), is_answer) for ids, is_answer in of_row)
+    counts: Mapping[str, int] = {}
+    control: Mapping[str, int] = {}
+    if tokenizer.masking and rows and "text" not in rows[0]:
+        examples, counts = tokenizer.masking.examples(rows, encoder.library, tokenizer.dtype)
+        pieces, answers = [ids for ids, _ in examples], [loss for _, loss in examples]
+        lengths = [len(ids) for ids in pieces]
+    else:
+        pieces, lengths, answers, control = plainly(rows, tokenizer, encoder)
     aside = folder.with_name(f"{folder.name}.{os.getpid()}")
     aside.mkdir(parents=True, exist_ok=True)
     np.save(aside / "tokens.npy", np.concatenate(pieces) if pieces else np.empty(0, tokenizer.dtype))
     np.save(aside / "lengths.npy", np.array(lengths, np.int64))
     np.save(aside / "answers.npy", np.concatenate(answers) if answers else np.empty(0, np.bool_))
+    for name, counted in ((CONTROL, control), (COUNTS, counts)):
+        if counted:
+            write_json(aside / name, counted)
     try:
         os.rename(aside, folder)
     except OSError:  # the same file was wanted twice at the same time
@@ -142,10 +159,39 @@ def tokenise(task: tuple[Path, Path]) -> Path:
     return folder
 
 
+def plainly(
+    rows: Sequence[Mapping[str, Any]], tokenizer: TokenizerFile, encoder: TextEncoder
+) -> tuple[list[Tokens], list[int], list[NDArray[np.bool_]], Counter[str]]:
+    """Rows of text, or of prompts and answers as they are: pieces, lengths of rows, the loss, and control tokens."""
+    encode = encoder.checked([text for row in rows[:CHECKED] for text, _ in parts(row)])
+    before: Tokens = np.array(tokenizer.before, tokenizer.dtype)
+    end: Tokens = np.array([tokenizer.end], tokenizer.dtype)
+    pieces: list[Tokens] = []
+    lengths: list[int] = []
+    answers: list[NDArray[np.bool_]] = []
+    control: Counter[str] = Counter()
+    for some in batched(rows, AT_ONCE):
+        of_texts = encode([text for row in some for text, _ in parts(row)])
+        control.update(encoder.control_in(of_texts))
+        encoded = iter(of_texts)
+        for row in some:
+            of_row = [(before, False), *((next(encoded), is_answer) for _, is_answer in parts(row)), (end, True)]
+            pieces += (ids for ids, _ in of_row)
+            lengths.append(sum(len(ids) for ids, _ in of_row))
+            if "text" not in row:
+                answers += (np.full(len(ids), is_answer) for ids, is_answer in of_row)
+    return pieces, lengths, answers, control
+
+
 def parts(row: Mapping[str, Any]) -> list[tuple[str, bool]]:
-    """The texts that a row is made of, each tokenised alone, and whether the loss is on it: not on what is asked."""
+    """The texts that a row is made of, each tokenised alone, and whether the loss is on it: not on what is asked.
+
+    Those of a conversation are for who looks for words in them: a template puts it into tokens (train/data/chat).
+    """
     if "text" in row:
         return [(row["text"], True)]
+    if "messages" in row:
+        return [(message["content"] + "\n", message["role"] == "assistant") for message in row["messages"]]
     turns = [row, *row.get("more", ())]
     return [part for turn in turns for part in ((turn["prompt"], False), (" " + turn["output"], True))]
 

@@ -15,13 +15,14 @@ import json
 import re
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
 
+from common.special_tokens import control_tokens
 from train.data.blocks import Tokens
 
 Encode = Callable[[Sequence[str]], list[Tokens]]
@@ -50,12 +51,21 @@ class TextEncoder:
     def __init__(self, definition: str, dtype: type[np.unsignedinteger[Any]]) -> None:
         self.library, self.dtype = loaded(definition), dtype
         settings = json.loads(definition)
+        self.control = control_tokens(settings)
+        self.is_control = np.zeros(max(self.control, default=0) + 1, np.bool_)
+        self.is_control[list(self.control)] = True
         self.words = Words(self.library, settings, dtype) if local(settings) else None
 
     def whole(self, texts: Sequence[str]) -> list[Tokens]:
         """The ids of each text, encoded whole by the library."""
         encodings = self.library.encode_batch_fast(texts, add_special_tokens=False)
         return [np.array(encoding.ids, self.dtype) for encoding in encodings]
+
+    def control_in(self, encoded: Sequence[Tokens]) -> Iterator[str]:
+        """The names of control tokens among the ids of texts, as often as they are there."""
+        ids = np.concatenate(encoded) if encoded else np.empty(0, self.dtype)
+        low = ids[ids < len(self.is_control)]
+        yield from (self.control[int(number)] for number in low[self.is_control[low]])
 
     def by_words(self, texts: Sequence[str]) -> list[Tokens]:
         """The ids of each text, word by word where the tokenizer and the text allow it."""

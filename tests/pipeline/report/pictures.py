@@ -1,7 +1,8 @@
-"""`python -m tests.pipeline.report.pictures outputs/<experiment> docs`: a finished experiment's page for the README.
+"""Pictures of a report's page for the documentation: page.png (1,280 pixels wide, light), page-phone.png (390, dark).
 
-Draws the report anew, copies it and its claims to <folder>/<experiment>, and leaves two screenshots in <folder>/images:
-page.png (1,280 pixels wide, light) and page-phone.png (390 pixels, dark).
+`python -m tests.pipeline.report.pictures outputs/<experiment> docs` draws the report again, copies it and its claims to
+docs/<experiment>, and leaves the pictures in docs/images. With `docs/evidence/report.html docs` it takes the pictures
+of that page as it is.
 """
 
 from __future__ import annotations
@@ -22,15 +23,22 @@ def pictures(outputs: Path, docs: Path) -> list[Path]:
     copied = docs / outputs.name / drawn.page.name
     shutil.copyfile(drawn.page, copied)
     shutil.copyfile(drawn.claims, copied.with_name(drawn.claims.name))
-    wide, phone = docs / "images" / "page.png", docs / "images" / "page-phone.png"
+    return [copied, *screenshots(copied, docs / "images")]
+
+
+def screenshots(page: Path, folder: Path) -> list[Path]:
+    """The first screens of a page, as a desk and as a telephone show it."""
+    wide, phone = folder / "page.png", folder / "page-phone.png"
     with Browser(1280, 1500) as browser:
-        browser.open(copied)
+        browser.open(page)
         browser.screenshot(wide)
     with Browser(390, 1500, dark=True) as browser:
-        browser.open(copied)
+        browser.open(page)
         browser.screenshot(phone)
-    return [copied, wide, phone]
+    return [wide, phone]
 
 
 if __name__ == "__main__":
-    print(*pictures(Path(sys.argv[1]), Path(sys.argv[2])), sep="\n")
+    given, docs = Path(sys.argv[1]), Path(sys.argv[2])
+    made = screenshots(given, docs / "images") if given.suffix == ".html" else pictures(given, docs)
+    print(*made, sep="\n")

@@ -57,12 +57,17 @@ def item_records(family: str, language: str, share: float) -> tuple[list[dict[st
     records = [
         score_record(task, family, language, primary, N, value, primary=True, predictions=given, **accuracy),
         score_record(task, family, language, beside, N, value, predictions=given, **accuracy),
-        score_record(task, family, language, "gold_bits_per_byte", N, 4 - share),
+        score_record(task, family, language, "answer_bits_per_byte", N, 4 - share),
     ]
     samples: list[dict[str, Any]] = []
     for item, score in enumerate(scores):
         identity = {"task": task, "id": str(item), "document": f"chapter {item // 4}"}
-        answer = {"prediction": 0, "target": 0, "gold_bits": 10 * (4 - share + 0.1 * (item % 3 - 1)), "gold_bytes": 10}
+        answer = {
+            "prediction": 0,
+            "target": 0,
+            "answer_bits": 10 * (4 - share + 0.1 * (item % 3 - 1)),
+            "answer_bytes": 10,
+        }
         samples.append({**identity, "metric": primary, "score": score, **answer})
     return records, samples
 
@@ -155,8 +160,8 @@ class Run:
             for method, share in (("base", 0.26), ("sft", 0.3)):
                 folder = write_scores(self.root / f"{method}-{seed}", {"genre": share, "blank": share}, 5.0)
                 self.evaluations += [Evaluation(method, budget, seed, folder) for budget in BUDGETS]
-            self.add_scores("base_with_sft", 0, seed, self.without_ct, 5.0)
-            unmerged = {"ct": (-0.1,) * 3, "ct_then_sft": (0.0,) * 3, "ct_then_sft_with_ct": (0.0,) * 3}
+            self.add_scores("average_of_base_and_sft", 0, seed, self.without_ct, 5.0)
+            unmerged = {"ct": (-0.1,) * 3, "ct_then_sft": (0.0,) * 3, "average_of_ct_then_sft_and_ct": (0.0,) * 3}
             for method, gains in {**unmerged, **self.gains}.items():
                 for place, (budget, gain) in enumerate(zip(BUDGETS, gains, strict=True)):
                     gain += self.noise(method, place, seed) if method in self.gains else 0.0

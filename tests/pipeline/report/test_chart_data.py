@@ -26,6 +26,17 @@ def test_sharing_saved_what_cells_and_budgets_did_not_make_again() -> None:
     assert chart_data.total_hours(table) == pytest.approx((1.5, 3.0 + 0.5))
 
 
+def test_what_trainings_measured_on_dev_is_drawn_by_stage_and_language() -> None:
+    line = {"tokens": 512, "of_tokens": 1024, "dev_bits_per_byte": {"bod": 2.5, "en": 1.25}}
+    stages = [{"kind": "ct", "slug": "bod-1024-s0", "dev": [line]}, {"kind": "eval", "slug": "bod-ct", "dev": []}]
+    table = chart_data.training(stages, "bod", "བོད་སྐད")
+    assert table.records() == [
+        {"stage": "ct bod-1024-s0", "language": "བོད་སྐད", "tokens": 512, "bits": 2.5},
+        {"stage": "ct bod-1024-s0", "language": "English", "tokens": 512, "bits": 1.25},
+    ]
+    assert not chart_data.training([{"kind": "ct", "slug": "older than this"}], "bod", "Tibetan").rows
+
+
 def test_a_slack_sweep_is_of_merges_that_differ_in_nothing_else(tmp_path: Path) -> None:
     run = Run(tmp_path, GOOD, LOST)
     found = page.Findings(results.gather(run.evaluations), run.claims(), *_read(run), [], SUBJECT)

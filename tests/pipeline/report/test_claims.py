@@ -70,7 +70,7 @@ def test_slack_is_compared_at_equal_settings_only(tmp_path: Path) -> None:
 
 def test_conflicts_grow_by_ct_and_not_by_what_dev_chose(tmp_path: Path) -> None:
     """TIES that gives up more because its settings are others at the largest budget says nothing of CT."""
-    run = Run(tmp_path, {}, {"ties": (0.1, 0.2, 0.3), "ties_stated": (0.1, 0.1, 0.1)})
+    run = Run(tmp_path, {}, {"ties": (0.1, 0.2, 0.3), "ties_fixed": (0.1, 0.1, 0.1)})
     for audit in run.audits:
         if audit.method in ("ties", "ties_at_norm") and audit.ct_tokens == BUDGETS[-1]:
             recipe = audit.folder / "merge.yml"
@@ -78,7 +78,7 @@ def test_conflicts_grow_by_ct_and_not_by_what_dev_chose(tmp_path: Path) -> None:
     grow = dict(zip(IDS, run.claims().answers, strict=True))["conflicts-grow"]
     assert grow.verdict == "equivalent" and grow.estimate is not None and grow.estimate.value == 0
     assert "TIES: " not in grow.text
-    run.audits = [audit for audit in run.audits if not audit.method.startswith("ties_stated")]
+    run.audits = [audit for audit in run.audits if not audit.method.startswith("ties_fixed")]
     assert dict(zip(IDS, run.verdicts(), strict=True))["conflicts-grow"] == "no data"
 
 

@@ -125,7 +125,7 @@ RESULTS, SAMPLES = "results_*.json", "samples_*.jsonl"
         (SAMPLES, None, "", "jsonl: empty"),
         (SAMPLES, None, "[1]\n", "jsonl line 1: Input should be an object"),
         (SAMPLES, None, '{"doc_id": 1', "jsonl line 1: not JSON"),
-        (SAMPLES, '"filter"', '"filler"', "jsonl line 1: filter: Field required"),
+        (SAMPLES, '"doc_id"', '"doc_no"', "jsonl line 1: doc_id: Field required"),
         (SAMPLES, '[["-1"], ["-2"]]', "5", "jsonl line 1: resps: Input should be a valid array"),
         (SAMPLES, '["acc"]', "5", "jsonl line 1: metrics: Input should be a valid array"),
         (

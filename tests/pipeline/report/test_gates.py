@@ -11,9 +11,9 @@ SCORES = {  # (language, family, method): accuracy
     ("nya", "next", "base"): 0.30,
     ("nya", "next", "ct"): 0.41,
     ("nya", "next", "sft"): 0.30,
-    ("nya", "next", "ceiling"): 0.45,
+    ("nya", "next", "target_sft"): 0.45,
     ("nya", "blank", "sft"): 0.25,
-    ("nya", "blank", "ceiling"): 0.34,
+    ("nya", "blank", "target_sft"): 0.34,
     ("en", "next", "sft"): 0.70,
     ("en", "blank", "sft"): 0.10,
 }
@@ -27,7 +27,7 @@ def rows(scores: dict[tuple[str, str, str], float] = SCORES) -> list[Row]:
             language, f"{family}_{language}", "acc", method, tokens, 0, value, value, value, 100, 0.25, 0.2, family,
             True, None,
         )  # fmt: skip
-        made += [score, replace(score, metric="gold_bits_per_byte", primary=False, value=9.0)]
+        made += [score, replace(score, metric="answer_bits_per_byte", primary=False, value=9.0)]
         if method == "ct":  # a smaller budget is not asked
             made.append(replace(score, ct_tokens=1_000, value=0.0))
     return made
@@ -51,4 +51,4 @@ def test_seeds_are_averaged() -> None:
 
 
 def test_without_a_ceiling_nothing_is_asked() -> None:
-    assert gates([row for row in rows() if row.method != "ceiling"], "nya") == []
+    assert gates([row for row in rows() if row.method != "target_sft"], "nya") == []

@@ -37,9 +37,9 @@ def test_comparisons_pair_items_over_the_seeds_that_both_have(tmp_path: Path) ->
 
 
 def test_arms_that_train_are_not_compared_as_merges(tmp_path: Path) -> None:
-    methods = [*ARMS, "ties", "ct_then_sft_with_ct", "chat_vector"]
+    methods = [*ARMS, "ties", "average_of_ct_then_sft_and_ct", "chat_vector"]
     evidence = Evidence([Evaluation(method, 1_000, 0, tmp_path) for method in methods], "nya")
-    assert evidence.merges == ["ties", "ct_then_sft_with_ct", "chat_vector"]
+    assert evidence.merges == ["ties", "average_of_ct_then_sft_and_ct", "chat_vector"]
 
 
 def test_all_comparisons_share_the_chance_of_error(tmp_path: Path) -> None:

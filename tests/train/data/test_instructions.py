@@ -124,3 +124,25 @@ def test_items_name_the_held_out_document_that_they_are_from(corpus_dir: Path, t
             assert row["document"] in held_out, path.name
             if row["family"] == "next":
                 assert row["prompt"].partition("\n")[2] in " ".join(held_out[row["document"]].split())
+
+
+@pytest.mark.parametrize(
+    ("row", "prompt"),
+    [
+        ({"instruction": "Say yes.", "context": "A text.", "response": "yes"}, "A text.\nSay yes.\nAnswer:"),
+        ({"instruction": "Say yes.", "response": "yes"}, "Say yes.\nAnswer:"),
+        ({"inputs": "Say yes.", "targets": "yes", "language": "English"}, "Say yes.\nAnswer:"),
+        ({"prompt": "Say yes:", "completion": "yes"}, "Say yes:"),
+        ({"instruction": "Say yes.", "input": "", "output": "yes", "messages": []}, "Say yes.\nAnswer:"),
+    ],
+)
+def test_formats_of_one_answer_need_no_template(tmp_path: Path, row: dict[str, Any], prompt: str) -> None:
+    (tmp_path / "mine.jsonl").write_text(json.dumps(row) + "\n")
+    [made] = instructions.own_instructions(str(tmp_path / "mine.jsonl"))
+    assert made == {"prompt": prompt, "output": "yes", "family": "own"}
+
+
+def test_conversations_need_a_template(tmp_path: Path) -> None:
+    (tmp_path / "mine.jsonl").write_text(json.dumps({"conversations": []}) + "\n")
+    with pytest.raises(BadInput, match=r"line 1: holds a conversation \(sharegpt\), which needs a chat template\. Set"):
+        instructions.own_instructions(str(tmp_path / "mine.jsonl"))

@@ -13,6 +13,7 @@ import json
 import os
 import random
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -29,20 +30,34 @@ if TYPE_CHECKING:
 
 PART_BYTES = 32 * 2**20  # UTF-8 bytes of text in a part: a process holds a few of them in memory
 
-Row = dict[str, str]
-Sort = Callable[..., tuple[str, Row] | None]  # texts of the columns, `about` -> a split and a row; None: left out
+Row = dict[str, Any]  # texts, or messages
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What becomes of a row of a source, or of several in a row."""
+
+    read: int  # rows of the source's file so far
+    split: str | None  # None: left out
+    row: Row
+    bytes: int  # of UTF-8 text in the row
+    counted: str = ""  # what it is counted as, beside the rows
+
+
+Take = Callable[..., Iterator[Taken]]  # a reading, the stream of a file, rows before it, the file's name, `about`
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How a source is read: its columns, what becomes of their texts, and how much is wanted."""
+    """How a source is read: its columns, what becomes of its rows, and how much is wanted."""
 
     source: Source
-    columns: tuple[str, ...]
-    key: str  # the config key of the source, for refusals
-    sort: Sort
-    about: Mapping[str, Any] = field(default_factory=dict)  # keywords of `sort`
+    columns: tuple[str, ...] = ()  # of text, for `sort`
+    key: str = ""  # the config key of the source, for refusals
+    sort: Callable[..., tuple[str, Row] | None] | None = None  # texts, `about` -> split and row; None: left out
+    about: Mapping[str, Any] = field(default_factory=dict)  # keywords of `sort` or `take`
     most_bytes: int | None = None  # of UTF-8 text to take for training; None: all
+    take: Take | None = None  # reads rows as they are, in place of `sort`
 
 
 @dataclass(frozen=True)
@@ -55,6 +70,7 @@ class Part:
     held_out: list[tuple[str, Row]]  # rows of other splits
     read: int  # rows of the source's file so far
     last: bool  # whether that file is read to its end
+    counted: dict[str, int] = field(default_factory=dict)  # rows that were read for it, by what they are counted as
 
 
 def take(reading: Reading, work: Path, workers: Workers, seed: int) -> Iterator[Part]:
@@ -95,32 +111,63 @@ def read_file(task: tuple[Reading, int, Path]) -> list[Part]:
     file = f"file {number + 1} of {stream.num_shards}" if stream.num_shards > 1 else ""
     stream = stream.shard(stream.num_shards, number).skip(read)
     total = sum(part.bytes for part in parts)
-    rows: list[Row] = []
-    held_out: list[tuple[str, Row]] = []
-    size = 0
-    for texts in hub_data.rows(stream, reading.columns, reading.source, reading.key, before=read, file=file):
-        read += 1
-        sorted_in = reading.sort(*texts, **reading.about)
-        if sorted_in is None:
-            continue
-        split, row = sorted_in
-        if split != "train":
-            held_out.append(sorted_in)
-            continue
-        rows.append(row)
-        size += sum(len(text.encode()) for text in texts)
-        if size >= PART_BYTES:
-            parts.append(write_part(folder / f"{len(parts):05d}.parquet", rows, size, held_out, read, last=False))
-            total += size
-            rows, held_out, size = [], [], 0
+    open_part = OpenPart(read)
+    take = reading.take or by_texts
+    for taken in take(reading, stream, read, file, **reading.about):
+        open_part.add(taken)
+        if open_part.bytes >= PART_BYTES:
+            parts.append(open_part.write(folder / f"{len(parts):05d}.parquet", last=False))
+            total += open_part.bytes
+            open_part = OpenPart(taken.read)
             if reading.most_bytes is not None and total >= reading.most_bytes:
                 break
-    parts.append(write_part(folder / f"{len(parts):05d}.parquet", rows, size, held_out, read, last=True))
+    parts.append(open_part.write(folder / f"{len(parts):05d}.parquet", last=True))
     return parts
 
 
+def by_texts(reading: Reading, stream: IterableDataset, before: int, file: str, **about: Any) -> Iterator[Taken]:
+    """The rows of a file by the texts of the reading's columns, as its `sort` says."""
+    assert reading.sort is not None
+    rows = hub_data.rows(stream, reading.columns, reading.source, reading.key, before=before, file=file)
+    for read, texts in enumerate(rows, start=before + 1):
+        split, row = reading.sort(*texts, **about) or (None, {})
+        yield Taken(read, split, row, sum(len(text.encode()) for text in texts))
+
+
+@dataclass
+class OpenPart:
+    """A part that is being filled."""
+
+    read: int
+    rows: list[Row] = field(default_factory=list)
+    held_out: list[tuple[str, Row]] = field(default_factory=list)
+    bytes: int = 0
+    counted: Counter[str] = field(default_factory=Counter)
+
+    def add(self, taken: Taken) -> None:
+        """Takes in what became of a row."""
+        self.read = taken.read
+        self.counted.update([taken.counted] if taken.counted else [])
+        if taken.split == "train":
+            self.rows.append(taken.row)
+            self.bytes += taken.bytes
+        elif taken.split:
+            self.held_out.append((taken.split, taken.row))
+
+    def write(self, path: Path, *, last: bool) -> Part:
+        """Publishes it."""
+        return write_part(path, self.rows, self.bytes, self.held_out, self.read, last=last, counted=self.counted)
+
+
 def write_part(
-    path: Path, rows: list[Row], size: int, held_out: list[tuple[str, Row]], read: int, *, last: bool
+    path: Path,
+    rows: list[Row],
+    size: int,
+    held_out: list[tuple[str, Row]],
+    read: int,
+    *,
+    last: bool,
+    counted: Mapping[str, int] | None = None,
 ) -> Part:
     """Publishes a part: the rows first, then the note that makes it count, each whole or not there."""
     import pyarrow
@@ -129,8 +176,9 @@ def write_part(
     columns = {name: [row[name] for row in rows] for name in rows[0]} if rows else {}
     publish(path, lambda aside: parquet.write_table(pyarrow.table(columns), aside, compression="zstd"))
     note = {"rows": len(rows), "bytes": size, "held_out": held_out, "read": read, "last": last}
+    note |= {"counted": dict(counted)} if counted else {}
     write_whole(path.with_suffix(".json"), json.dumps(note, ensure_ascii=False))
-    return Part(path, len(rows), size, held_out, read, last)
+    return Part(path, len(rows), size, held_out, read, last, dict(counted or {}))
 
 
 def read_part(note: Path) -> Part:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,15 +67,20 @@ def numbered_jsonl(path: Path, fields: tuple[str, ...], key: str) -> Iterator[tu
             continue
         where = f"{key}: {path} line {number}"
         row = parse_json(line.encode(), where)
-        for field in fields:
-            if field not in row:
-                raise BadInput(f"{where} lacks the text field {field!r}")
-            if not isinstance(row[field], str):
-                kind = type(row[field]).__name__
-                raise BadInput(f"{where}: the field {field!r} is not text, got {kind}. Write it as text.")
-            if "\0" in row[field]:
-                raise BadInput(f"{where}: the field {field!r} holds a NUL character. Remove it.")
+        check_fields(row, fields, where)
         yield number, row
+
+
+def check_fields(row: Mapping[str, Any], fields: Iterable[str], where: str) -> None:
+    """Raises BadInput, which `where` begins, for a row without one of these fields as text."""
+    for field in fields:
+        if field not in row:
+            raise BadInput(f"{where} lacks the text field {field!r}")
+        if not isinstance(row[field], str):
+            kind = type(row[field]).__name__
+            raise BadInput(f"{where}: the field {field!r} is not text, got {kind}. Write it as text.")
+        if "\0" in row[field]:
+            raise BadInput(f"{where}: the field {field!r} holds a NUL character. Remove it.")
 
 
 def documents(pattern: str, key: str) -> Iterator[str]:

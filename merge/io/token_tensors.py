@@ -1,0 +1,115 @@
+"""Which tensors have a row for each token, by the names that transformers' models and those of custom code give them.
+
+One table for the whole engine: embeddings, heads, and what else follows the tokens' numbers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+HEAD = "lm_head.weight"  # what most models call it
+TEXT_PARTS = ("text_config", "decoder", "encoder")  # keys of configs under which that of a model of text stands
+_EMBEDDING = re.compile(
+    r"(?:^|\.)(?:embed_tokens|wte|embed_in|word_embeddings?|tok_embeddings|tokens_embed|token_embeddings?|shared"
+    r"|input_embedding|embeddings?|emb|transformer\.w)\.weight"
+)
+_HEAD = re.compile(
+    r"(?:.+\.)?(?:\w*lm_head(?:\.decoder|\.out_proj)?|embed_out|output_layer|output_projection|lm_loss|vocab_projector"
+    r"|pred_layer\.proj|predictions\.decoder|head\.decoder)\.weight"
+    r"|(?:(?:.+\.)?language_model\.|model\.)?(?:output|head|decoder|proj_out)\.weight"
+)
+_HEAD_BIAS = re.compile(r"(?:.+\.)?(?:predictions|lm_head)\.bias|(?:.+\.)?final_logits_bias")
+# Tables of further kinds: embeddings of each layer (Gemma 3n), those of layers that predict tokens ahead (DeepSeek).
+_FURTHER = re.compile(r".*(?:embed_tokens_per_layer|\.\d+\.embed_tokens|shared_head\.head)\.weight")
+_NUMBERED = re.compile(r"\.\d+\.")
+_PLACES = re.compile(r"pos|wpe|type|quant")  # rows for each position, type of token, or vector of a codebook
+# Heads of models whose files have none, as it is the embedding: by model_type, where the name is another than HEAD.
+_HEADS = {
+    "gpt_neox": "embed_out.weight", "gpt_neox_japanese": "embed_out.weight", "whisper": "proj_out.weight",
+    "biogpt": "output_projection.weight", "trocr": "output_projection.weight", "xlnet": "lm_loss.weight",
+    "rwkv": "head.weight", "xlm": "pred_layer.proj.weight", "flaubert": "pred_layer.proj.weight",
+    "modernbert": "decoder.weight", "modernbert-decoder": "decoder.weight", "electra": "generator_lm_head.weight",
+    "convbert": "generator_lm_head.weight", "distilbert": "vocab_projector.weight", "internlm2": "output.weight",
+    "chatglm": "transformer.output_layer.weight", "bert-generation": "lm_head.decoder.weight",
+    "t5gemma": "lm_head.out_proj.weight", "t5gemma2": "lm_head.out_proj.weight",
+}  # fmt: skip
+# Of encoders, which have a transform before it: by that transform's names.
+_AFTER = re.compile(r"(?P<start>(?:.+\.)?(?:cls\.)?predictions\.|(?:.+\.)?lm_head\.(?=dense\.))")
+_PART = re.compile(r"(?P<start>.*?(?:language_model|text_model)\.)model\.")  # whose head stands in the part itself
+
+
+def is_embedding(name: str) -> bool:
+    """Whether a tensor is the input embedding, or one of a model of several parts."""
+    match = _EMBEDDING.search(name)
+    if match is None or match.end() < len(name) or _NUMBERED.search(name):
+        return False
+    return _PLACES.search(name) is None
+
+
+def is_head(name: str) -> bool:
+    """Whether a tensor gives a logit for each token."""
+    return _HEAD.fullmatch(name) is not None and _NUMBERED.search(name) is None
+
+
+def is_head_bias(name: str) -> bool:
+    """Whether a tensor is added to the logits."""
+    return _HEAD_BIAS.fullmatch(name) is not None or (
+        name.endswith(".bias") and is_head(f"{name.removesuffix('bias')}weight")
+    )
+
+
+def head_name(config: Mapping[str, Any], names: Iterable[str]) -> str:
+    """What a model's head is called: the one among its tensors' names, else the one that it would have."""
+    listed = list(names)
+    if (own := next(filter(is_head, listed), None)) is not None:
+        return own
+    if (known := _HEADS.get(str(config.get("model_type")))) is not None:
+        return known
+    if (match := next(filter(None, map(_AFTER.match, listed)), None)) is not None:
+        return f"{match['start']}decoder.weight"
+    part = next(filter(None, map(_PART.match, filter(is_embedding, listed))), None)
+    return f"{part['start']}{HEAD}" if part is not None else HEAD
+
+
+def bare_architecture(names: Any) -> bool:
+    """Whether a config's architectures are a model without a head, such as GPT2Model."""
+    listed = names if isinstance(names, list) else [names]
+    return all(re.fullmatch(r"\w+(?<!LMHead)(?<!Heads)Model", str(name)) for name in listed)
+
+
+def is_one_row(shape: tuple[int, ...]) -> bool:
+    """Whether a table is a single row with a number for each token, as some biases are."""
+    return len(shape) == 2 and shape[0] == 1
+
+
+def row_count(shape: tuple[int, ...]) -> int | None:
+    """How many tokens a table of this shape has; None for a single number."""
+    return None if not shape else shape[1] if is_one_row(shape) else shape[0]
+
+
+def token_tensors(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]) -> list[str]:
+    """The tensors of a model that have a row for each token.
+
+    Those that we know by their names; further ones outside of layers that have as many rows, so that none is left
+    behind. Where no embedding has a name that we know, the config's vocab_size says how many rows to look for.
+    """
+    parts = (config, *(config.get(key) for key in TEXT_PARTS))
+    sizes = {part.get("vocab_size") for part in parts if isinstance(part, Mapping)}
+    named = [name for name in shapes if is_embedding(name) or is_head(name)]
+    if fitting := [name for name in named if row_count(shapes[name]) in sizes]:  # parts may have other vocabularies
+        named = [name for name in named if row_count(shapes[name]) == row_count(shapes[fitting[0]])]
+    rows = {row_count(shapes[name]) for name in named} or {size for size in sizes if isinstance(size, int)}
+    widths = {shapes[name][1] for name in named if len(shapes[name]) == 2}
+
+    def is_table(name: str, shape: tuple[int, ...]) -> bool:
+        if name in named or _FURTHER.fullmatch(name):
+            return True
+        if row_count(shape) not in rows or _NUMBERED.search(name):
+            return False
+        if is_head_bias(name):
+            return True
+        return len(shape) == 2 and shape[0] not in widths and _PLACES.search(name) is None
+
+    return [name for name, shape in shapes.items() if is_table(name, shape)]

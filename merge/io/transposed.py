@@ -1,0 +1,31 @@
+"""Linear layers whose weight is stored as [inputs, outputs]: the Conv1D of GPT-2 and of models made after it.
+
+Neither a weight's name nor an adapter's `fan_in_fan_out` tells it: peft goes by the layer, and writes there what was
+true of the last one. The bias tells it, which has a number for each output.
+"""
+
+from __future__ import annotations
+
+from merge.io.checkpoint import Checkpoint
+from merge.per_tensor import stack_of
+
+# Where no bias tells it: models all of whose layers are such.
+MODELS = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
+
+
+def is_transposed(checkpoint: Checkpoint, name: str) -> bool:
+    """Whether a layer's weight is stored so. A square one is as the others of its stack are."""
+    own = _by_bias(checkpoint, name)
+    stack = stack_of(name)
+    if own is not None or stack is None:
+        return own is True
+    others = {_by_bias(checkpoint, other) for other in checkpoint.tensors if other.startswith(stack)} - {None}
+    return others == {True} if others else checkpoint.config.get("model_type") in MODELS
+
+
+def _by_bias(checkpoint: Checkpoint, name: str) -> bool | None:
+    """None where there is no bias, or where it fits both ways."""
+    weight, bias = (checkpoint.tensors.get(f"{name.removesuffix('weight')}{kind}") for kind in ("weight", "bias"))
+    if weight is None or bias is None or len(weight.shape) != 2 or weight.shape[0] == weight.shape[1]:
+        return None
+    return {weight.shape[0]: False, weight.shape[1]: True}.get(bias.numel)

@@ -1,0 +1,29 @@
+"""Whether the hypotheses of an experiment can be read, name what it has, and are committed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from pipeline.check.finding import Finding
+from pipeline.config import Config
+from pipeline.report import hypotheses, stated_when
+
+
+def stated(configs: Sequence[Config]) -> Iterator[Finding]:
+    """The file hypotheses/<experiment>.yaml, where there is one."""
+    path = hypotheses.find(configs[0].name)
+    if path is None:
+        return
+    found = hypotheses.read(path)
+    methods = [name for config in configs for name in (*config.eval.unmerged, *config.merge.methods)]
+    budgets = {config.ct.tokens for config in configs}
+    for name, why in hypotheses.without_data(found, list(dict.fromkeys(methods)), budgets).items():
+        yield Finding(False, f"{path}: {name}: will have no data: {why}")
+    times = stated_when.commit_times(path)
+    if times is None:
+        yield Finding(False, f"{path}: there is no git history, so the report cannot show when it was stated")
+    elif new := [name for name, committed in times.items() if committed is None]:
+        yield Finding(
+            False,
+            f"{path}: {', '.join(new)}: not committed as it is now; commit it before the run, or it gets no verdict",
+        )

@@ -1,0 +1,100 @@
+"""Names that were renamed before 0.2: configs, command lines and files with the old ones are read in this release.
+
+Stages keep the old words where these are a part of their keys or of their folders' names, so that stores stay valid.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
+
+METHODS = {  # of results: checkpoints and merges
+    "ceiling": "target_sft",
+    "base_with_sft": "average_of_base_and_sft",
+    "ct_then_sft_with_ct": "average_of_ct_then_sft_and_ct",
+    "ties_stated": "ties_fixed",
+    "ties_sv_1_stated": "ties_sv_1_fixed",
+}
+FILES = {"arm": ("base_with_sft", "ct_then_sft_with_ct"), "merge": ("stated",)}  # of conf/, by group
+CHOICES = METHODS | {"stated": "fixed"}
+FIELDS = {"gold_bits": "answer_bits", "gold_bytes": "answer_bytes"}  # of samples.jsonl
+METRICS = {"gold_bits_per_byte": "answer_bits_per_byte"}  # of scores.jsonl
+IN_STORE = {new: old for old, new in METHODS.items()}
+
+
+def current_method(name: str) -> str:
+    """A method's name of today; of several reports, `report/method`."""
+    report, slash, method = name.rpartition("/")
+    return f"{report}{slash}{METHODS.get(method, method)}"
+
+
+def in_store(name: str) -> str:
+    """A method's name as folders and keys of the store have it."""
+    return IN_STORE.get(name, name)
+
+
+def recipe_in_store(value: Any) -> Any:
+    """A recipe or a grid, with the checkpoints in it by their names in the store."""
+    if isinstance(value, Mapping):
+        return {".".join(map(in_store, str(key).split("."))): recipe_in_store(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [recipe_in_store(inner) for inner in value]
+    return in_store(value) if isinstance(value, str) else value
+
+
+def current_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of scores.jsonl or samples.jsonl with the names of today."""
+    renamed = {FIELDS.get(key, key): value for key, value in row.items()}
+    return renamed | ({"metric": METRICS.get(row["metric"], row["metric"])} if "metric" in row else {})
+
+
+def overrides(given: Sequence[str]) -> list[str]:
+    """A command line with the names of today; each old one is named on stderr."""
+    return [_override(one) for one in given]
+
+
+def _override(given: str) -> str:
+    key, equals, value = given.partition("=")
+    group = key.lstrip("+~").partition("@")[0]
+    if group in (*FILES, "eval.unmerged", "merge.then_sft"):
+        known = FILES.get(group, METHODS)
+        value = re.sub(r"\w+", lambda word: _renamed(f"{group}=", word[0]) if word[0] in known else word[0], value)
+    elif method := re.match(r"(merge\.methods\.)(\w+)", group):
+        key = key.replace(method[0], method[1] + _renamed(method[1], method[2]), 1)
+    return f"{key}{equals}{value}"
+
+
+def config(composed: Mapping[str, Any]) -> dict[str, Any]:
+    """A composed config with the names of today; each old one is named on stderr."""
+    found = dict(composed)
+    for name, group in found.pop("old_names", {}).items():
+        _renamed(f"{group}=", name)
+    if isinstance(asked := found.get("eval"), Mapping) and isinstance(asked.get("unmerged"), list):
+        found["eval"] = {**asked, "unmerged": [_renamed("eval.unmerged=", name) for name in asked["unmerged"]]}
+    if isinstance(merge := found.get("merge"), Mapping) and isinstance(merge.get("methods"), Mapping):
+        methods: dict[str, Any] = {}
+        for name, method in merge["methods"].items():
+            place = _renamed("merge.methods.", name)
+            for checkpoint in method.get("of") or () if isinstance(method, Mapping) else ():
+                _renamed(f"merge.methods.{place}.of=", checkpoint)  # said alone: its role is a part of keys, and stays
+            both = isinstance(method, Mapping) and isinstance(methods.get(place), Mapping)
+            methods[place] = {**methods[place], **method} if both else method
+        then = merge.get("then_sft")
+        found["merge"] = {**merge, "methods": methods, "then_sft": then and _renamed("merge.then_sft=", then)}
+    return found
+
+
+def _renamed(where: str, name: Any) -> Any:
+    """The name of today. Says so once a process, if it is another one."""
+    new = CHOICES.get(name, name) if isinstance(name, str) else name
+    if new != name:
+        _say(f"{where}{name}: the name is now {where}{new}. The old one is accepted in this release only.")
+    return new
+
+
+@cache
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)

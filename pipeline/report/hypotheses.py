@@ -1,0 +1,191 @@
+"""hypotheses/<experiment>.yaml: what an experiment is asked, committed before its test scores exist.
+
+The file is a list. A report answers its entries in place of the claims of pipeline/report/claims.py. In every entry the
+statistic is written so that a value above 0 is as expected.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
+
+from common.errors import BadInput
+from common.parsing import read_plain_yaml
+from common.places import ROOT
+from common.units import format_tokens, parse_tokens
+from pipeline.config.fields import Section, Seed, Tokens
+from pipeline.config.messages import one_line, suggestion
+from pipeline.report.frontier import PRICE
+
+FOLDER = "hypotheses"
+MOST_PRIMARY = 8  # more claims would leave each too little power after Holm
+Refuting = Literal["contradicted", "equivalent", "ruled out", "inconclusive"]
+Words = Annotated[str, Field(min_length=1)]
+Above0 = Annotated[float, Field(gt=0)]
+
+
+def _budget(value: object) -> object:
+    return 0 if value in (0, "0") else parse_tokens(value)
+
+
+class Hypothesis(Section):
+    """What all types have.
+
+    expected: the size of the effect that is expected, above 0. margin: a smaller effect would not matter. role: a
+    secondary hypothesis is estimated and gets no verdict. seeds: none but these count (null: all that there are).
+    regime: the reports of other regimes leave it out (null: none does).
+    """
+
+    id: Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
+    statement: Words
+    expected: Above0
+    margin: Above0
+    source: Words = "ours"
+    refuted_by: tuple[Refuting, ...] = ("contradicted", "equivalent", "ruled out")
+    role: Literal["primary", "secondary"] = "primary"
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] | None = None
+    regime: Words | None = None
+
+
+class GapTerm(Section):
+    """The gap of two methods at a budget: the accuracy of the first minus that of the second at equal bits."""
+
+    methods: tuple[Words, Words]
+    budget: Tokens
+    weight: float = 1.0
+
+
+class GapHypothesis(Hypothesis):
+    """A weighted sum of gaps at equal bits: of one alone, or a difference between budgets or schedules.
+
+    price: accuracy per bit per byte, for what matching missed. family: of one family of tasks (null: the mean of all).
+    """
+
+    type: Literal["gap"]
+    terms: Annotated[tuple[GapTerm, ...], Field(min_length=1)]
+    price: Annotated[float, Field(ge=0)] = PRICE
+    family: Words | None = None
+
+
+class SeparateHypothesis(Hypothesis):
+    """Two frontiers that share no bits. The first method is more accurate at no more bits, or needs fewer bits.
+
+    kind: `accuracy` or `bits`, what the first gains.
+    """
+
+    type: Literal["separate"]
+    methods: tuple[Words, Words]
+    budget: Tokens
+    kind: Literal["accuracy", "bits"]
+
+
+class Term(Section):
+    """The score of a method at a budget (0: without CT), or of one of its knob values, such as {lambda: 1.5}."""
+
+    method: Words
+    budget: Annotated[int, BeforeValidator(_budget)]
+    knob: dict[Words, Any] | None = None
+    weight: float = 1.0
+
+
+class ContrastHypothesis(Hypothesis):
+    """A weighted sum of scores (`contrast`), or of counted shares of parameters, where only seeds vary (`count`)."""
+
+    type: Literal["contrast", "count"]
+    kind: Literal["accuracy", "answer_bits", "bits", "lost_top_share"]
+    terms: Annotated[tuple[Term, ...], Field(min_length=1)]
+    family: Words | None = None
+
+    @model_validator(mode="after")
+    def kind_has_its_type(self) -> ContrastHypothesis:
+        if self.type == "count" and self.kind != "lost_top_share":
+            raise ValueError(f"kind={self.kind}: it is measured on items; set type=contrast")
+        if self.kind == "lost_top_share" and (self.family or any(term.knob for term in self.terms)):
+            raise ValueError("kind=lost_top_share: it is counted once per merge; leave out family and knob")
+        return self
+
+
+AnyHypothesis = GapHypothesis | SeparateHypothesis | ContrastHypothesis
+TYPES: dict[str, type[AnyHypothesis]] = {
+    "gap": GapHypothesis,
+    "separate": SeparateHypothesis,
+    "contrast": ContrastHypothesis,
+    "count": ContrastHypothesis,
+}
+
+
+def find(experiment: str) -> Path | None:
+    """The file of an experiment, in the working folder or in the clone; None where there is none."""
+    if not re.fullmatch(r"[\w. -]+", experiment):
+        return None
+    name = f"{experiment}.yaml"
+    return next((path for folder in (Path(), ROOT) if (path := folder / FOLDER / name).is_file()), None)
+
+
+def read(path: Path) -> list[AnyHypothesis]:
+    """The hypotheses of a file. Raises BadInput that names the entry and the key."""
+    found = [_parsed(entry, _named(path, place, entry)) for place, entry in enumerate(entries(path), start=1)]
+    if twice := [name for name, count in Counter(one.id for one in found).items() if count > 1]:
+        raise BadInput(f"{path}: the id {twice[0]} is given twice; give every hypothesis an id of its own")
+    if (primary := sum(one.role == "primary" for one in found)) > MOST_PRIMARY:
+        raise BadInput(
+            f"{path}: {primary} hypotheses have role=primary; at most {MOST_PRIMARY} may, so set role=secondary for "
+            "the others"
+        )
+    return found
+
+
+def entries(path: Path) -> list[Any]:
+    """The entries of a file, as they are written."""
+    listed = read_plain_yaml(path, "a list of hypotheses")
+    if not isinstance(listed, list) or not listed:
+        raise BadInput(f"{path}: expected a list of hypotheses, each with id, statement, type, expected and margin")
+    return listed
+
+
+def without_data(
+    hypotheses: Sequence[AnyHypothesis], methods: Collection[str], budgets: Collection[int]
+) -> dict[str, str]:
+    """By id, why a hypothesis will have no data: it names a method or a budget that the experiment does not have."""
+    lacking = {}
+    known = ", ".join(format_tokens(tokens) for tokens in sorted(budgets))
+    for one in hypotheses:
+        for method, budget in reversed(named_in(one)):
+            if budget and budget not in budgets:
+                lacking[one.id] = f"budget={format_tokens(budget)}: the experiment has {known}"
+            if method not in methods:
+                lacking[one.id] = f"the method {method} is not in the experiment; {suggestion(method, list(methods))}"
+    return lacking
+
+
+def named_in(one: AnyHypothesis) -> list[tuple[str, int]]:
+    """The methods and budgets that a hypothesis is about."""
+    if isinstance(one, GapHypothesis):
+        return [(method, term.budget) for term in one.terms for method in term.methods]
+    if isinstance(one, SeparateHypothesis):
+        return [(method, one.budget) for method in one.methods]
+    return [(term.method, term.budget) for term in one.terms]
+
+
+def _named(path: Path, place: int, entry: Any) -> str:
+    name = entry.get("id") if isinstance(entry, dict) else None
+    return f"{path}: {name}" if isinstance(name, str) and name else f"{path}: entry {place}"
+
+
+def _parsed(entry: Any, where: str) -> AnyHypothesis:
+    if not isinstance(entry, dict):
+        raise BadInput(f"{where}: expected keys such as id and statement, got {entry!r}")
+    given = entry.get("type")
+    if given is None:
+        raise BadInput(f"{where}: type is missing; choose {', '.join(TYPES)}")
+    if not isinstance(given, str) or given not in TYPES:
+        raise BadInput(f"{where}: type={given}: {suggestion(str(given), list(TYPES))}")
+    try:
+        return TYPES[given].model_validate(entry)
+    except ValidationError as error:
+        raise BadInput(f"{where}: {one_line(error, entry)}") from None

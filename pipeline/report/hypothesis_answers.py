@@ -1,0 +1,348 @@
+"""Answers to the hypotheses of an experiment: one function per type, then Holm over the primary ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.units import format_tokens
+from pipeline.report import stated_when
+from pipeline.report.claims import Answer, Claim
+from pipeline.report.discards import TOP, Discarded
+from pipeline.report.frontier import Frontiers, Gap, Separate, by_cell, cell_of, gap_terms, on_test
+from pipeline.report.hypotheses import (
+    AnyHypothesis,
+    ContrastHypothesis,
+    GapHypothesis,
+    SeparateHypothesis,
+    Term,
+    named_in,
+    read,
+)
+from pipeline.report.inference import LEVEL, Estimate, Verdict, crossed, holm, levels, verdict
+from pipeline.report.paired import LOWER_IS_BETTER, MARGINS, Cell, Evidence
+from pipeline.report.paired import Term as Summand
+from pipeline.report.records import Evaluation, FrontierPoint, label
+from pipeline.report.results import budget_name
+from pipeline.report.wording import ANSWER_BITS, interval
+
+UNITS = {
+    "accuracy": "in accuracy",
+    "answer_bits": ANSWER_BITS,
+    "bits": "bits per byte",
+    "lost_top_share": f"of SFT's top {TOP} of parameters",
+}
+
+
+@dataclass(frozen=True)
+class Data:
+    """All that hypotheses are answered from. evidence: of the report's methods and of every knob value."""
+
+    evidence: Evidence
+    frontiers: Frontiers
+    discarded: Sequence[Discarded] = ()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the data say of one hypothesis: an estimate, its p-value for Holm, and the verdict at two levels.
+
+    The levels: of a difference, and of what rests on the margin.
+    """
+
+    estimate: Estimate | None
+    text: str
+    p: float = 1.0
+    judge: Callable[[float, float], Verdict] = lambda level, strict: "inconclusive"
+    more: Mapping[str, Any] = field(default_factory=dict)
+
+
+def data(
+    evaluations: Sequence[Evaluation], points: Sequence[FrontierPoint], discarded: Sequence[Discarded], language: str
+) -> Data:
+    """The data of a report."""
+    return Data(Evidence([*evaluations, *on_test(points)], language), Frontiers(points, language), discarded)
+
+
+def answers(path: Path, found: Data, regime: str | None = None) -> list[Answer]:
+    """The answer to each hypothesis of a file, without those of other regimes.
+
+    A hypothesis that is secondary, or that is younger than its scores, has an estimate and no verdict.
+    """
+    times = stated_when.commit_times(path)
+    asked = [one for one in read(path) if one.regime in (None, regime)]
+    outcomes = [(one, _outcome(one, found), _stated(one, found, times)) for one in asked]
+    judged = [one.role == "primary" and outcome.estimate and when.when != "after" for one, outcome, when in outcomes]
+    ps = [outcome.p for (_, outcome, _), counts in zip(outcomes, judged, strict=True) if counts]
+    adjusted, at = iter(holm(ps)), iter(levels(ps))
+    strictest = LEVEL / max(1, len(ps))
+    listed = []
+    for (one, outcome, when), counts in zip(outcomes, judged, strict=True):
+        claim = Claim(one.id, one.statement, one.source, _statistic(one), one.margin, _unit(one))
+        more = {"role": one.role, "stated": when.when, "expected": one.expected, "refuted_by": list(one.refuted_by)}
+        text = f"{outcome.text} {when.text}"
+        estimate = outcome.estimate
+        if estimate is None:
+            listed.append(Answer(claim, "no data", None, None, text, {**more, "refuted": None, **outcome.more}))
+            continue
+        if not counts:
+            listed.append(Answer(claim, "exploratory", estimate, None, text, {**more, "refuted": None, **outcome.more}))
+            continue
+        level = next(at)
+        given = outcome.judge(level, strictest)
+        strict = {"level": level, "refuted": given in one.refuted_by, **numbers(estimate.at(level), "_holm")}
+        listed.append(Answer(claim, given, estimate, next(adjusted), text, {**more, **strict, **outcome.more}))
+    return listed
+
+
+def numbers(estimate: Estimate, suffix: str = "") -> dict[str, float | None]:
+    """The interval and the MDE as JSON has them; what is infinite is null."""
+    given = {"low": estimate.low, "high": estimate.high, "mde": estimate.mde}
+    return {f"{name}{suffix}": value if isfinite(value) else None for name, value in given.items()}
+
+
+def gap_row(gap: Gap, weight: float | None = None) -> dict[str, Any]:
+    """A gap as JSON."""
+
+    def shown(estimate: Estimate | None) -> dict[str, Any] | None:
+        return {"value": estimate.value, "p": estimate.p, **numbers(estimate)} if estimate else None
+
+    separate = gap.separate
+    return {
+        "first": gap.first,
+        "second": gap.second,
+        "ct_tokens": gap.ct_tokens,
+        **({} if weight is None else {"weight": weight}),
+        "gap": shown(gap.estimate),
+        "families": {family: shown(estimate) for family, estimate in (gap.families or {}).items()},
+        "slip": shown(gap.slip),
+        "matched": None if gap.slip is None else not gap.slipped,
+        "window": list(gap.window) if gap.window else None,
+        "weights": [dict(weights) for weights in gap.weights],
+        "seeds": gap.estimate.seeds if gap.estimate else 0,
+        "separate": separate
+        and {
+            "left": separate.left,
+            "right": separate.right,
+            "accuracy": shown(separate.accuracy),
+            "bits": shown(separate.bits),
+            "tie": [value if isfinite(value) else None for value in separate.tie],
+            "right_falls": separate.falls,
+        },
+        "missing": gap.missing,
+    }
+
+
+def judged_at(estimate: Estimate, margin: float, level: float, strict: float) -> Verdict:
+    """The verdict of one of several hypotheses.
+
+    level: of its difference, by Holm. strict: of the interval that equivalent and ruled out rest on, LEVEL divided by
+    the number of hypotheses. Were equivalence among Holm's steps, it would raise the level of the other differences:
+    with errors of a quarter of the margin, a quarter of reports would find a difference between equal methods.
+    """
+    adjusted = min(1.0, estimate.p * LEVEL / level)
+    found = verdict(estimate.at(strict), margin, adjusted)
+    differs = adjusted < LEVEL and estimate.value < 0 and estimate.seeds > 1
+    return "contradicted" if differs and found != "equivalent" else found
+
+
+def _plain(estimate: Estimate | None, margin: float, text: str, more: Mapping[str, Any]) -> Outcome:
+    """An outcome judged by its interval alone."""
+    if estimate is None:
+        return Outcome(None, text, more=more)
+    p = estimate.p if estimate.seeds > 1 else 1.0
+    return Outcome(estimate, text, p, lambda level, strict: judged_at(estimate, margin, level, strict), more)
+
+
+def _outcome(one: AnyHypothesis, found: Data) -> Outcome:
+    if isinstance(one, GapHypothesis):
+        return _gap(one, found)
+    if isinstance(one, SeparateHypothesis):
+        return _separate(one, found)
+    return _count(one, found) if one.kind == "lost_top_share" else _contrast(one, found)
+
+
+def _gap(one: GapHypothesis, found: Data) -> Outcome:
+    frontiers = found.frontiers
+    seeds = _seeds_of_all(one, frontiers)
+    gaps = [(frontiers.gap(*term.methods, term.budget, one.price, seeds, by_family=True), term) for term in one.terms]
+    rows = {"gaps": [gap_row(gap, term.weight) for gap, term in gaps]}
+    text = " ".join(gap_text(gap) for gap, _ in gaps)
+    if len(gaps) == 1 and (separate := gaps[0][0].separate) and one.family is None:
+        # terms with a negative weight ask about the second method
+        first = one.terms[0].methods[0 if one.terms[0].weight > 0 else 1]
+        return _bound(separate, first, "accuracy", f"{text} The verdict rests on this bound.", rows)
+    summands: list[Summand] = []
+    for gap, term in gaps:
+        match = frontiers.match(gap.first, gap.second, gap.ct_tokens, seeds)
+        if gap.estimate is None or isinstance(match, str):
+            return Outcome(None, text, more=rows)
+        sides = [by_cell(side) for side in frontiers.weights(match, *match.window)]
+        of_term = gap_terms(sides[0], sides[1], one.price, one.family)
+        summands += [(kind, family, cell, term.weight * weight) for kind, family, cell, weight in of_term]
+    estimate = frontiers.test.combination(summands, seeds)
+    outcome = _plain(estimate, one.margin, text, rows)
+    if any(gap.slipped for gap, _ in gaps) and estimate is not None:
+        return replace(
+            outcome, p=1.0, judge=lambda level, strict: "inconclusive", text=f"{text} So the matching failed."
+        )
+    return outcome
+
+
+def _seeds_of_all(one: GapHypothesis, frontiers: Frontiers) -> frozenset[int]:
+    """The seeds that every knob value of every term has, so that all terms are of the same seeds."""
+    cells = [
+        cell for term in one.terms for method in term.methods for cell in frontiers.cells(method, term.budget).values()
+    ]
+    return frontiers.seeds(cells, one.seeds)
+
+
+def gap_text(gap: Gap) -> str:
+    """A gap in words."""
+    where, pair = f"At {budget_name(gap.ct_tokens)}", f"{label(gap.first)} minus {label(gap.second)}"
+    if gap.separate is not None:
+        return f"{where}: {_separate_text(gap.separate)}"
+    if gap.estimate is None or gap.window is None or gap.slip is None:
+        return f"{where}, {pair}: {gap.missing}"
+    low, high = gap.window
+    families = [f"{family} {interval(estimate)}" for family, estimate in (gap.families or {}).items()]
+    by_family = f" By family: {'; '.join(families)}." if families else ""
+    return (
+        f"{where}, {pair}, mean over {low:.2f} to {high:.2f} bits per byte: {interval(gap.estimate)} in accuracy. "
+        f"On test their bits differ by {interval(gap.slip)}.{by_family}"
+    )
+
+
+def _separate_text(separate: Separate) -> str:
+    value, low, high = separate.tie
+    price = f"[{low:.3f}, {high:.3f}]" if isfinite(low) else "no finite interval"
+    falls = f" {label(separate.right)} is less accurate at more bits, so this is no bound." if separate.falls else ""
+    return (
+        f"the frontiers of {label(separate.left)} and {label(separate.right)} share no bits. At its point of most bits "
+        f"{label(separate.left)} needs {interval(separate.bits)} fewer bits per byte than {label(separate.right)} at "
+        f"its point of fewest, and is {interval(separate.accuracy)} more accurate. They tie at a price of {value:.3f} "
+        f"({price}) accuracy per bit.{falls}"
+    )
+
+
+def _separate(one: SeparateHypothesis, found: Data) -> Outcome:
+    first, second = one.methods
+    gap = found.frontiers.gap(first, second, one.budget, seeds=one.seeds)
+    rows = {"gaps": [gap_row(gap)]}
+    if gap.separate is None:
+        shared = " They share bits, so that only their gap can be claimed." if gap.window else ""
+        return Outcome(None, f"{gap_text(gap)}{shared}", more=rows)
+    return _bound(gap.separate, first, one.kind, gap_text(gap), rows)
+
+
+def _bound(separate: Separate, first: str, kind: str, text: str, rows: Mapping[str, Any]) -> Outcome:
+    """Whether the method of fewer bits is more accurate too, or (kind=bits) no less accurate: both must hold.
+
+    So only the method of fewer bits can win; a trade-off is inconclusive.
+    """
+    floor = 0.0 if kind == "accuracy" else -MARGINS["accuracy"]
+    leads = separate.left == first
+    gained = separate.accuracy if kind == "accuracy" else separate.bits
+    p = max(separate.bits.p_above(0.0), separate.accuracy.p_above(floor))  # intersection-union
+    usable = gained.seeds > 1 and not (kind == "accuracy" and separate.falls)
+
+    def judge(level: float, strict: float) -> Verdict:
+        if usable and p < level:
+            return "supported" if leads else "contradicted"
+        return "inconclusive"
+
+    estimate = gained if leads else gained.negated
+    return Outcome(estimate, text, p if usable else 1.0, judge, {**rows, "bound": True})
+
+
+def _contrast(one: ContrastHypothesis, found: Data) -> Outcome:
+    assert one.kind != "lost_top_share"
+    cells = [_cell(term, found.evidence) for term in one.terms]
+    lost = [term for term, cell in zip(one.terms, cells, strict=True) if cell is None]
+    if lost:
+        knob = f" with {lost[0].knob}" if lost[0].knob else ""
+        return Outcome(None, f"It takes scores of {label(lost[0].method)} at {budget_name(lost[0].budget)}{knob}.")
+    known = [cell for cell in cells if cell is not None]
+    summands: list[Summand] = [
+        (one.kind, one.family, cell, term.weight) for term, cell in zip(one.terms, known, strict=True)
+    ]
+    estimate = found.evidence.combination(summands, one.seeds)
+    if estimate is None:
+        return Outcome(None, "Its terms share no seed, or one of them was not scored in this way.")
+    each = [found.evidence.combination([(one.kind, one.family, cell, 1.0)], one.seeds) for cell in known]
+    values = [(term, value.value) for term, value in zip(one.terms, each, strict=True) if value]
+    return _plain(estimate, one.margin, f"{_listed(values)}.", {})
+
+
+def _count(one: ContrastHypothesis, found: Data) -> Outcome:
+    """Parameters are counted, not sampled: only seeds vary."""
+    counted = {(merge.method, merge.ct_tokens): merge.lost_top for merge in found.discarded}
+    if lost := [term for term in one.terms if (term.method, term.budget) not in counted]:
+        return Outcome(None, f"It takes the audit of {label(lost[0].method)} at {budget_name(lost[0].budget)}.")
+    shares = [counted[term.method, term.budget] for term in one.terms]
+    seeds = sorted(set.intersection(*(set(each) for each in shares)).intersection(one.seeds or shares[0]))
+    if not seeds:
+        return Outcome(None, "Its terms share no seed.")
+    values = [sum(term.weight * each[seed] for term, each in zip(one.terms, shares, strict=True)) for seed in seeds]
+    means = [float(np.mean([each[seed] for seed in seeds])) for each in shares]
+    estimate = crossed(values, np.zeros((len(values), 0)), len(values))
+    return _plain(estimate, one.margin, f"{_listed(list(zip(one.terms, means, strict=True)))}.", {})
+
+
+def _cell(term: Term, evidence: Evidence) -> Cell | None:
+    if term.knob is None:
+        return evidence.cell(term.method, term.budget)
+    cell = cell_of(term.method, term.budget, term.knob)
+    return cell if evidence.has(*cell) else None
+
+
+def _listed(values: Sequence[tuple[Term, float]]) -> str:
+    """`TIES (lambda 1.5) at 450k 0.351 (weight +1)`, ..."""
+    return "; ".join(
+        f"{cell_of(label(term.method), term.budget, term.knob)[0] if term.knob else label(term.method)} at "
+        f"{budget_name(term.budget)} {value:.3f} (weight {term.weight:+g})"
+        for term, value in values
+    )
+
+
+def _stated(one: AnyHypothesis, found: Data, times: Mapping[str, Any] | None) -> stated_when.Stated:
+    """Whether it was committed before the scores of the methods, budgets and seeds that it is about."""
+    about = {(method, budget) for method, budget in named_in(one)}
+    about |= {cell for method, budget in about for cell in found.frontiers.cells(method, budget).values()}
+    folders = [
+        folder
+        for (method, budget, seed), folder in found.evidence.folders.items()
+        if (method, budget) in about and (one.seeds is None or seed in one.seeds)
+    ]
+    return stated_when.stated(times.get(one.id) if times is not None else "unknown", stated_when.first_scored(folders))
+
+
+def _unit(one: AnyHypothesis) -> str:
+    return "in accuracy" if isinstance(one, GapHypothesis) else UNITS[one.kind]
+
+
+def _statistic(one: AnyHypothesis) -> str:
+    """What is estimated, in words."""
+    if isinstance(one, GapHypothesis):
+        of = f"accuracy of {one.family}" if one.family else "mean accuracy"
+        terms = [
+            f"{term.weight:+g} times {label(term.methods[0])} minus {label(term.methods[1])} at "
+            f"{format_tokens(term.budget)}"
+            for term in one.terms
+        ]
+        return f"gap in {of} at equal bits per byte: {', '.join(terms)}; {one.price:g} accuracy per bit of mismatch"
+    if isinstance(one, SeparateHypothesis):
+        gained = "accuracy at no more bits" if one.kind == "accuracy" else "bits saved at no less accuracy"
+        where = format_tokens(one.budget)
+        return (
+            f"{gained} of {label(one.methods[0])} over {label(one.methods[1])} at {where}, between separate frontiers"
+        )
+    of = f"{one.kind.replace('_', ' ')}{f' of {one.family}' if one.family else ''}"
+    return (
+        f"weighted sum of {of} over the seeds of all terms{', lower is better' if one.kind in LOWER_IS_BETTER else ''}"
+    )

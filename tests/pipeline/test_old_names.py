@@ -1,0 +1,122 @@
+"""Names before 0.2: settings and files with them are read, each with a line that has the new name; keys stay."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import old_names, sweep
+from pipeline.graph import Stage
+from pipeline.plan import merged, plan_cell
+from pipeline.report import folders, page, report_sources
+from pipeline.report.records import label
+from pipeline.report.report_sources import Sources
+from tests.pipeline.report.synthetic import GOOD, LOST, SUBJECT, Run
+from tests.pipeline.test_keys import INPUTS
+
+MINE = (
+    "+merge.methods.mine={{of: [ct, {0}], grid: {{}},"
+    " recipe: {{method: ties_sv, slack: 1, protect: [{0}], models.{0}.weight: 2.0}}}}"
+)
+OLD = (
+    "merge=stated",
+    "eval.unmerged=[ct,ceiling]",
+    "arm=[ct_then_sft_with_ct,base_with_sft]",
+    MINE.format("ceiling"),
+)
+NEW = (
+    "merge=fixed",
+    "eval.unmerged=[ct,target_sft]",
+    "arm=[average_of_ct_then_sft_and_ct,average_of_base_and_sft]",
+    MINE.format("target_sft"),
+)
+
+
+@pytest.fixture(autouse=True)
+def _say_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    old_names._say.cache_clear()
+    monkeypatch.setattr("pipeline.report._draw", lambda found, folder: None)
+    monkeypatch.setattr("pipeline.report.figures.javascript", lambda: "")
+
+
+def stages(*overrides: str) -> dict[str, Stage]:
+    """Of an experiment's plan, by kind and slug."""
+    cells = [plan_cell(config, INPUTS) for config in sweep.expand(overrides, multirun=True).configs]
+    return {f"{stage.kind} {stage.slug}": stage for stage in merged(cells)}
+
+
+def test_keys_and_folders_are_those_of_the_old_names() -> None:
+    """Compared before and after the change: experiment=evidence, gates, tiny and this one had the same digests."""
+    old, new = stages("experiment=test", *OLD), stages("experiment=test", *NEW)
+    assert {name: stage.key for name, stage in old.items()} == {name: stage.key for name, stage in new.items()}
+    assert {"eval nya-ceiling-4096-s0", "eval nya-base_with_sft-s0", "merge nya-mine-4096-s0"} < set(new)
+    mine = new["merge nya-mine-4096-s0"]
+    assert set(mine.parents) == {"model", "ct", "ceiling"}
+    recipe = mine.settings["stated"]
+    assert recipe["protect"] == ["ceiling"] and recipe["models.ceiling.weight"] == 2.0
+
+
+def test_old_names_on_the_command_line_are_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+    given = ("merge.methods.ties_stated.recipe.lambda=2.0", "~merge.methods.ties_sv_1_stated")
+    for _ in range(2):
+        sweep.expand(["experiment=tiny", "merge=tiny", *given], multirun=True)
+        sweep.expand(["experiment=test", *OLD], multirun=True)
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == len(set(said)) == 7
+    assert said[0] == (
+        "merge.methods.ties_stated: the name is now merge.methods.ties_fixed. The old one is accepted in this release"
+        " only."
+    )
+    assert any(line.startswith("eval.unmerged=ceiling: the name is now eval.unmerged=target_sft.") for line in said)
+
+
+def test_new_names_are_read_in_silence(capsys: pytest.CaptureFixture[str]) -> None:
+    configs = sweep.expand(["experiment=evidence"], multirun=True).configs
+    sweep.expand(["experiment=test", *NEW], multirun=True)
+    assert capsys.readouterr().err == ""
+    assert "target_sft" in configs[0].eval.unmerged and "average_of_base_and_sft" in configs[0].merge.methods
+
+
+def test_own_configuration_files_may_have_the_old_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "own.yaml").write_text(
+        "# @package _global_\n"
+        "defaults: [test, {override /merge: stated}, {override /arm: [base_with_sft, ct_then_sft_with_ct]}]\n"
+        "name: own\n"
+        "eval: {unmerged: [ct, ceiling]}\n"
+        "merge: {methods: {ties_stated: {recipe: {method: ties}, grid: {}}}}\n"
+    )
+    found = [f"hydra.searchpath=[file://{tmp_path}]", "experiment=own"]
+    config = sweep.expand(found, multirun=True).configs[0]
+    assert config.eval.unmerged == ["ct", "target_sft"]
+    assert {"average_of_base_and_sft", "average_of_ct_then_sft_and_ct", "ties_fixed"} < set(config.merge.methods)
+    said = capsys.readouterr().err
+    assert said.count("\n") == 5 and "merge=stated: the name is now merge=fixed." in said
+
+
+def old(rows: list[dict[str, Any]]) -> str:
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    return text.replace("answer_bits_per_byte", "gold_bits_per_byte").replace('"answer_b', '"gold_b')
+
+
+def test_reports_and_scores_with_the_old_names_are_read(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run", {"ties": GOOD["ties"], "ties_fixed": GOOD["ties"]}, {"ties": LOST["ties"]})
+    subject = page.Subject("one", SUBJECT.language, SUBJECT.language_name, {})
+    new = Sources(subject, run.evaluations, run.audits, run.choices).render(tmp_path / "one")
+    table = new.results_csv.read_text()
+    assert ",answer_bits_per_byte,ties_fixed," in table and ",average_of_base_and_sft," in table
+    for path in (tmp_path / "run").rglob("*.jsonl"):
+        path.write_text(old([json.loads(line) for line in path.read_text().splitlines()]))
+    sources = tmp_path / "one" / report_sources.FILE
+    before = sources.read_text()
+    for was, name in old_names.METHODS.items():
+        before = before.replace(f'"{name}"', f'"{was}"')
+    assert '"ties_stated"' in before and '"base_with_sft"' in before
+    sources.write_text(before)
+    again = folders.report([tmp_path / "one"], tmp_path / "again")
+    assert again.results_csv.read_text() == table
+    assert again.claims.read_bytes() == new.claims.read_bytes()
+    assert label("ceiling") == label("target_sft") and label("a/ties_stated") == label("a/ties_fixed")

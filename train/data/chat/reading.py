@@ -1,0 +1,140 @@
+"""A user's files, and rows of a data set of the hub, as conversations in the normal form.
+
+A row of what is left: `{"messages": [{"role", "content"}, ...], "family"}`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from common import hub_data
+from common.errors import BadInput
+from common.hub_data import Source
+from train.data.chat import formats
+from train.data.chat.formats import MESSAGE, LeftOut
+from train.data.corpus import text_files
+
+if TYPE_CHECKING:
+    from datasets import IterableDataset
+
+    from train.data.corpus.shards import Reading, Taken
+
+SHORTENED = "shortened"  # conversations that lost turns at an end or at an empty turn
+Row = dict[str, Any]
+Read = tuple[int, Row | None, str]  # rows read so far; a conversation, or None; what is counted of it, if anything
+
+
+def conversations(rows: Iterable[tuple[int, Mapping[str, Any]]], wanted: str, place: str) -> Iterator[Read]:
+    """The conversations of numbered rows of one file, with the number of the last row that each is made of.
+
+    wanted: the format, or auto; place: the file, for refusals. Of OASST's messages, a row each, those of a tree stand
+    one after the other. Raises BadInput for rows of no known format.
+    """
+    ahead = iter(rows)
+    first = next(ahead, None)
+    if first is None:
+        return
+    rows = itertools.chain([first], ahead)
+    name = formats.found(first[1], wanted, f"{place} {first[0]}")
+    if name == MESSAGE:
+        by_tree = itertools.groupby(rows, key=lambda row: row[1].get("message_tree_id"))
+        for tree, group in by_tree:
+            messages = list(group)
+            yield messages[-1][0], *of_tree([row for _, row in messages], f"{place} {messages[0][0]}", tree)
+        return
+    for number, row in rows:
+        where = f"{place} {number}"
+        if formats.found(row, wanted, where) != name:
+            raise BadInput(f"{where}: is not of the format {name}, as the first is. Give each format its own file.")
+        yield number, *of_row(row, name, family_of(row, where))
+
+
+def of_row(row: Mapping[str, Any], name: str, family: str) -> tuple[Row | None, str]:
+    """The conversation of a row of a known format, or None, and what is counted of it."""
+    try:
+        made = formats.conversation(formats.FORMATS[name].turns(row))
+    except LeftOut as reason:
+        return None, str(reason)
+    return {"messages": made.messages, "family": family}, SHORTENED if made.shortened else ""
+
+
+def of_tree(messages: list[Mapping[str, Any]], where: str, tree: Any) -> tuple[Row | None, str]:
+    """As `of_row`, of the messages of one tree. Raises BadInput where a row has not the name of its tree."""
+    if tree is None:
+        raise BadInput(f"{where}: lacks message_tree_id, by which the messages of a conversation are found")
+    try:
+        return of_row(formats.as_tree(messages), formats.TREE, "oasst")
+    except LeftOut as reason:
+        return None, str(reason)
+
+
+def family_of(row: Mapping[str, Any], where: str) -> str:
+    """What a row's examples are counted as. Raises BadInput where it is given and is not text."""
+    value = row.get("family", "own")
+    if not isinstance(value, str):
+        raise BadInput(
+            f"{where}: the field 'family' is not text, got {json.dumps(value)[:50]}."
+            " Write a name, or leave the field out."
+        )
+    return value
+
+
+def own_conversations(pattern: str, wanted: str) -> tuple[list[Row], Counter[str]]:
+    """The conversations of a user's JSONL files, and counts of those left out (by reason) and shortened.
+
+    Raises BadInput for a file that cannot be read, and where no conversation has an answer.
+    """
+    made: list[Row] = []
+    counts: Counter[str] = Counter()
+    for path in text_files.matching(pattern, "sft.path"):
+        if path.suffix != ".jsonl":
+            raise BadInput(f"sft.path: {path} is not .jsonl; a line is a conversation, such as {{'messages': [...]}}")
+        rows = text_files.numbered_jsonl(path, (), "sft.path")
+        for number, row, counted in conversations(rows, wanted, f"sft.path: {path} line"):
+            counts.update([counted] if counted else [])
+            made += [row] if row else []
+            if row and any("\0" in message["content"] for message in row["messages"]):
+                raise BadInput(f"sft.path: {path} line {number}: a message holds a NUL character. Remove it.")
+    if not made:
+        raise BadInput(f"sft.path={pattern}: no conversation has an answer ({said(counts)})")
+    return made, counts
+
+
+def hub_conversations(
+    reading: Reading, stream: IterableDataset, before: int, file: str, *, wanted: str
+) -> Iterator[Taken]:
+    """The conversations of one file of a data set, for `train.data.corpus.shards`."""
+    from train.data.corpus.shards import Taken
+
+    where = f"{reading.key}: {reading.source.dataset}" + (f" {file}" if file else "") + " row"
+    rows = enumerate(hub_data.read(stream, reading.source, reading.key, before=before, file=file), start=before + 1)
+    for read, row, counted in conversations(rows, wanted, where):
+        if row is None:
+            yield Taken(read, None, {}, 0, counted)
+        else:
+            size = sum(len(message["content"].encode()) for message in row["messages"])
+            yield Taken(read, "train", row | {"family": "hub"}, size, counted)
+
+
+def first_conversations(source: Source, wanted: str, key: str) -> list[Row]:
+    """Those among the first rows of a data set. Raises BadInput, in one line, where there are none."""
+    stream = hub_data.read(hub_data.open_stream(source, key), source, key)
+    rows = enumerate(itertools.islice(stream, hub_data.FIRST_ROWS), start=1)
+    read = list(conversations(rows, wanted, f"{key}: {source.dataset} row"))
+    made = [row for _, row, _ in read if row]
+    if not made:
+        reasons = said(Counter(counted for _, _, counted in read if counted))
+        raise BadInput(
+            f"{key}.dataset={source.dataset}: no conversation among its first {hub_data.FIRST_ROWS} rows ({reasons})"
+        )
+    return made
+
+
+def said(counts: Mapping[str, int]) -> str:
+    """Counts by reason, the most frequent first."""
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in ordered) or "nothing was read"

@@ -1,0 +1,55 @@
+"""What a checkpoint carries of the chat template that it learnt: the template, and the token that ends an answer.
+
+The template lies beside the blocks that SFT was trained on (train/data/packing.py leaves it there). Of several
+templates in one line of trainings the last one counts.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+TEMPLATE, STOP = "chat_template.jinja", "chat_stop.json"
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """A chat template's text, and the token that ends its answers."""
+
+    template: str
+    stop_token: str
+
+
+def learnt(blocks: Path) -> Learnt | None:
+    """The template that a folder of blocks teaches; None where it is none of conversations."""
+    if not (blocks / TEMPLATE).exists():
+        return None
+    stop = json.loads((blocks / STOP).read_text(encoding="utf-8"))["stop_token"]
+    return Learnt((blocks / TEMPLATE).read_text(encoding="utf-8"), stop)
+
+
+def leave(teaches: Learnt, blocks: Path) -> None:
+    """Writes a template beside the blocks that teach it."""
+    (blocks / TEMPLATE).write_text(teaches.template, encoding="utf-8")
+    (blocks / STOP).write_text(json.dumps({"stop_token": teaches.stop_token}) + "\n", encoding="utf-8")
+
+
+def copy(blocks: Path, others: Path) -> None:
+    """Leaves what blocks teach beside others that are made of them."""
+    for name in (TEMPLATE, STOP):
+        if (blocks / name).exists():
+            shutil.copy(blocks / name, others / name)
+
+
+def stop_at(folder: Path, token: int) -> None:
+    """Adds a token to those that end a generation of the checkpoint in a folder."""
+    from transformers import GenerationConfig
+
+    config = GenerationConfig.from_pretrained(folder)
+    known = config.eos_token_id
+    ids = [] if known is None else [known] if isinstance(known, int) else list(known)
+    if token not in ids:
+        config.eos_token_id = [*ids, token]
+        config.save_pretrained(folder)
