@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -52,11 +53,16 @@ def test_a_damaged_cache_is_not_used(tmp_path: Path) -> None:
 
 
 def test_without_a_folder_for_the_cache_every_process_compiles(tmp_path: Path) -> None:
+    """Neither beside the source, nor where the environment says, nor in the user's home: files stand in the way."""
+    for package in ("common", "merge"):
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
     blocked = tmp_path / "file"
-    blocked.write_text("where a folder would have to be")
-    found = compile_one({"NUMBA_CACHE_DIR": str(blocked / "cache")})
-    assert found.stdout == "True\n"
-    assert found.stderr.strip() == compiled.LINE
+    for path in (blocked, tmp_path / "merge" / "__pycache__"):
+        path.write_text("where a folder would have to be")
+    nowhere = dict.fromkeys(("NUMBA_CACHE_DIR", "HOME", "XDG_CACHE_HOME"), str(blocked / "cache"))
+    for _ in range(2):
+        found = compile_one(nowhere, tmp_path)
+        assert (found.stdout, found.stderr.strip()) == ("True\n", compiled.LINE)
 
 
 def test_without_compilation_there_are_no_loops() -> None:
