@@ -27,10 +27,12 @@ import torch
 
 from merge.discard_counts import count, energy, energy_alive, patterns
 from merge.election import elected_sign, surviving
+from merge.methods import rounded, scaled
 from merge.per_tensor import kind_of, layer_of
 from merge.recipe import Recipe
 from merge.select import Threshold, kept, magnitude_bits
 from merge.stream.engine import run
+from merge.stream.fused import FusedAgreement
 from merge.stream.model_term import ModelTerm
 from merge.stream.pieces import Piece
 from merge.stream.tensor_plan import make_plan
@@ -116,35 +118,54 @@ class Audit:
         self._steps: dict[str, float] = {}  # by tensor, Σ (λ·τ_m)²
         self._lambda_factor = 1.0
 
-    def see(self, tensor: TensorRecipe, piece: Piece, agreement: Agreement | None) -> None:
+    def see(self, tensor: TensorRecipe, piece: Piece, agreement: Agreement | FusedAgreement | None) -> None:
         """Count one slice."""
         if not self.levels:
+            return
+        if isinstance(agreement, FusedAgreement):
+            self._add(tensor, piece, agreement.counts, agreement.energies, agreement.energy)
             return
         kept_taus = agreement.kept if agreement else [piece.tau(term.parent, tensor.dtype) for term in tensor.terms]
         survivors = agreement.survivors if agreement else None
         plain = self._survivors_without_slack(tensor, agreement) if agreement else None
-        tallies = [self._before(tensor, piece, term) for term in tensor.terms]
         edges = [[self._threshold(tensor, piece, term, level).bits for level in self.levels] for term in tensor.terms]
-        if agreement:
-            step = tensor.lambda_**2 * energy(agreement.tau)
-            self._steps[tensor.output.name] = self._steps.get(tensor.output.name, 0.0) + step
-            self._lambda_factor = tensor.lambda_factor
         how = tensor.consensus
         own_signs = not how.slack.both and (not how.weighted or min(how.weights) > 0)
         signed, alive, before = ([patterns(part) for part in parts or ()] for parts in (kept_taus, survivors, plain))
         counted = count([magnitude_bits(part) for part in kept_taus], signed, alive, before, edges, own_signs)
-        for i, (term, tally) in enumerate(zip(tensor.terms, tallies, strict=True)):
-            rows, (tally.regained, tally.given_up) = counted[i]
+        used: list[float | None] = []
+        for i, term in enumerate(tensor.terms):
+            if agreement and survivors is not None:
+                used.append(energy_alive(agreement, i, term.weight if how.weighted else 1.0))
+            else:
+                whole = kept_taus[i] is piece.tau(term.parent, tensor.dtype)
+                used.append(None if whole else energy(kept_taus[i]))
+        self._add(tensor, piece, counted, used, energy(agreement.tau) if agreement else None)
+
+    def _add(
+        self,
+        tensor: TensorRecipe,
+        piece: Piece,
+        counted: Sequence[tuple[list[list[int]], tuple[int, int]]],
+        used: Sequence[float | None],
+        merged: float | None,
+    ) -> None:
+        """Add what was counted of a slice, by model.
+
+        used: Σ τ² of what entered the merge, None where all did; merged: Σ τ_m².
+        """
+        for term, (rows, turned), part in zip(tensor.terms, counted, used, strict=True):
+            tally = self._before(tensor, piece, term)
+            tally.regained, tally.given_up = turned
             for counts, row in zip(tally.levels.values(), rows, strict=True):
                 counts += row
-            if agreement and survivors is not None:
-                tally.energy_used = energy_alive(agreement, i, term.weight if how.weighted else 1.0)
-            elif kept_taus[i] is not piece.tau(term.parent, tensor.dtype):
-                tally.energy_used = energy(kept_taus[i])
-            else:
-                tally.energy_used = tally.energy
+            tally.energy_used = tally.energy if part is None else part
             running = self._tallies.setdefault((tensor.output.name, term.name), Tally())
             running += tally
+        if merged is not None:
+            step = tensor.lambda_**2 * merged
+            self._steps[tensor.output.name] = self._steps.get(tensor.output.name, 0.0) + step
+            self._lambda_factor = tensor.lambda_factor
 
     def _before(self, tensor: TensorRecipe, piece: Piece, term: ModelTerm) -> Tally:
         """What selection found of the whole tensor, which its first slice brings."""
@@ -208,7 +229,8 @@ class Audit:
             return None
         voters = agreement.taus
         if how.weighted:
-            voters = [tau * weight for tau, weight in zip(agreement.taus, how.weights, strict=True)]
+            weights = [rounded(weight, agreement.tau.dtype) for weight in how.weights]
+            voters = [scaled(tau, weight) for tau, weight in zip(agreement.taus, weights, strict=True)]
         return surviving(voters, elected_sign(voters))
 
     def _by(self, label: Any) -> dict[str, dict[str, Tally]]:

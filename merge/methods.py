@@ -101,12 +101,12 @@ def merge_taus(
 
     Signs are handled by multiplying with ±1, which is exact and, unlike masks, runs at memory speed on a CPU.
     """
-    weights = [_rounded(weight, taus[0].dtype) for weight in how.weights]
+    weights = [rounded(weight, taus[0].dtype) for weight in how.weights]
     weighted = [scaled(tau, weight) for tau, weight in zip(taus, weights, strict=True)]
     if not how.elect:
         merged = total(weighted)
         if how.normalize:
-            share = _rounded(math.fsum(weights), merged.dtype)
+            share = rounded(math.fsum(weights), merged.dtype)
             merged = merged / (1.0 if abs(share) < 1e-8 else share)
         return merged, None
     voters = weighted if how.weighted else taus
@@ -133,7 +133,8 @@ def moved(base: torch.Tensor, tau: torch.Tensor, lambda_: float) -> torch.Tensor
     return base + scaled(tau, lambda_)
 
 
-def _rounded(value: float, dtype: torch.dtype) -> float:
+def rounded(value: float, dtype: torch.dtype) -> float:
+    """The nearest number of that dtype."""
     return float(torch.tensor(value, dtype=dtype))
 
 

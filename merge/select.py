@@ -13,6 +13,7 @@ import math
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy
@@ -69,21 +70,29 @@ def kept(density: float, numel: int) -> int:
     return min(numel, max(1, int(density * numel)))
 
 
+def bit_patterns(tau: torch.Tensor) -> Array:
+    """Flat bit patterns, as whole numbers of its width."""
+    return tau.view(-1).cpu().view(PATTERNS[tau.dtype.itemsize]).numpy()
+
+
 def magnitude_bits(tau: torch.Tensor) -> Array:
     """Flat bit patterns of |τ|, as whole numbers of its width."""
-    bits = tau.view(-1).cpu().view(PATTERNS[tau.dtype.itemsize]).numpy()
+    bits = bit_patterns(tau)
     return bits & numpy.iinfo(bits.dtype).max
 
 
 class Counting:
     """Ranks a 16-bit task vector: one count of its 32,768 possible magnitudes answers every rank."""
 
-    def __init__(self, dtype: torch.dtype):
-        self.dtype = dtype
+    def __init__(self, dtype: torch.dtype, kernels: ModuleType | None = None):
+        self.dtype, self.kernels = dtype, kernels
         self.counts = numpy.zeros(BINS // 2, numpy.int64)
 
     def see(self, bits: Array) -> None:
-        """Count the next piece's `magnitude_bits`."""
+        """Count the next piece's `magnitude_bits`; with kernels, `bit_patterns`."""
+        if self.kernels is not None:
+            self.kernels.count_upper(bits, 0, self.counts)
+            return
         # torch's bincount takes 16-bit integers as they are and leaves the interpreter to other threads
         self.counts += torch.bincount(torch.from_numpy(bits), minlength=BINS // 2).numpy()
 
@@ -100,6 +109,58 @@ class Counting:
                 found[k] = EVERYTHING
         values = torch.arange(INFINITE[self.dtype], dtype=torch.int16).view(self.dtype).double().numpy()
         return Ranking(found, float((self.counts[: len(values)] * values**2).sum()), numel - int(self.counts[0]))
+
+
+class DigitCounting:
+    """Ranks a float32 task vector in two passes of compiled loops: by its upper half, then inside what holds a rank."""
+
+    def __init__(self, kernels: ModuleType):
+        self.kernels = kernels
+        self.upper = numpy.zeros(BINS // 2, numpy.int64)
+        self.lower = numpy.zeros((0, BINS), numpy.int64)
+        self.rows = numpy.full(BINS // 2, -1, numpy.int16)  # of `lower`, by upper half
+        self.places: dict[int, tuple[int, int]] = {}  # by rank, the upper half and how many are above
+        self.numel, self.zeros, self.energy = 0, 0, 0.0
+
+    def see(self, patterns: Array) -> None:
+        """Count the next piece's `bit_patterns`, in the first pass."""
+        self.zeros += self.kernels.count_upper(patterns, 16, self.upper)
+        self.energy += _energy(patterns)
+        self.numel += len(patterns)
+
+    def see_difference(self, theta: Array, base: Array) -> None:
+        """Count the next piece's task vector, in the first pass."""
+        zeros, energy = self.kernels.count_task_vector(theta, base, self.upper)
+        self.zeros += zeros
+        self.energy += energy
+        self.numel += len(theta)
+
+    def choose(self, ranks: Iterable[int]) -> bool:
+        """Between the passes: set the ranks. Returns whether a second pass is needed. Raises NotFinite."""
+        if self.upper[INFINITE[torch.float32] >> 16 :].any():
+            raise NotFinite
+        self.places = {k: _bin_of(self.upper, k) for k in ranks if k < self.numel}
+        for prefix in {prefix for prefix, _ in self.places.values()}:
+            self.rows[prefix] = self.rows.max() + 1
+        self.lower = numpy.zeros((int(self.rows.max()) + 1, BINS), numpy.int64)
+        return bool(self.places)
+
+    def see_below(self, patterns: Array) -> None:
+        """Count the next piece's `bit_patterns`, in the second pass."""
+        self.kernels.count_below(patterns, self.rows, self.lower)
+
+    def see_difference_below(self, theta: Array, base: Array) -> None:
+        """Count the next piece's task vector, in the second pass."""
+        self.kernels.count_task_vector_below(theta, base, self.rows, self.lower)
+
+    def ranking(self, ranks: Iterable[int]) -> Ranking:
+        """The k-th largest value for every k ≥ 1 in `ranks`, exact."""
+        found = dict.fromkeys(ranks, EVERYTHING)
+        for k, (prefix, above) in self.places.items():
+            counts = self.lower[self.rows[prefix]]
+            digit, more = _bin_of(counts, k - above)
+            found[k] = _threshold(prefix * BINS + digit, k, k - above - more, int(counts[digit]), torch.float32)
+        return Ranking(found, self.energy, self.numel - self.zeros)
 
 
 def rank(pieces: Pieces, ranks: Iterable[int], numel: int, resident: int) -> Ranking:

@@ -10,16 +10,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import ModuleType
 from typing import Any, Protocol
 
 import torch
 
 from merge.io.checkpoint import keep_heap
+from merge.stream.fused import Fused, FusedAgreement, fused, kernels_for
 from merge.stream.output import Output
-from merge.stream.pieces import Job, Selection
+from merge.stream.pieces import Job, Piece, Selection
 from merge.stream.survey import find_nonfinite, select
 from merge.stream.tensor_plan import Plan
-from merge.stream.tensor_recipe import Observer, TensorRecipe
+from merge.stream.tensor_recipe import Agreement, Observer, TensorRecipe
 from merge.stream.threads import DEFAULT, Workers
 
 
@@ -43,13 +45,14 @@ def run(
     or infinite weights, naming file and tensor.
     """
     keep_heap()
+    kernels = kernels_for(plan, workers.device, workers.progress is not None)
     watching = list(observers) if observers is not None else [None] * len(plan.recipes)
     factors = [1.0] * len(plan.recipes)
     if any(recipe.norm is not None for recipe in plan.recipes):
-        factors, surveyed = fixed_norms(plan, watching, workers, surveyed)
+        factors, surveyed = fixed_norms(plan, watching, workers, surveyed, kernels)
 
     def merge_output(output: Output) -> None:
-        job = Job(plan, output, torch.device(workers.device), workers.resident)
+        job = Job(plan, output, torch.device(workers.device), workers.resident, kernels=kernels)
         tensors = [
             TensorRecipe.of(recipe, plan, output, factor) for recipe, factor in zip(plan.recipes, factors, strict=True)
         ]
@@ -68,6 +71,7 @@ def fixed_norms(
     observers: Sequence[Observer | None],
     workers: Workers,
     surveyed: Mapping[str, Selection] | None,
+    kernels: ModuleType | None = None,
 ) -> tuple[list[float], Mapping[str, Selection]]:
     """What λ is multiplied with, by recipe, so that ‖λ·τ_m‖ of the whole model is `norm` times ‖τ‖ of norm_reference.
 
@@ -79,7 +83,7 @@ def fixed_norms(
     energies: dict[str, list[tuple[float, float]]] = {}  # by tensor and asking recipe: of λ·τ_m, of the reference
 
     def measure(output: Output) -> None:
-        job = Job(plan, output, torch.device(workers.device), workers.resident)
+        job = Job(plan, output, torch.device(workers.device), workers.resident, kernels=kernels)
         tensors = [TensorRecipe.of(recipe, plan, output) for recipe in plan.recipes]
         found[output.name] = surveyed[output.name] if surveyed is not None else select(job, tensors, observers)
         job.selection = found[output.name]
@@ -105,18 +109,26 @@ def fixed_norms(
 
 
 def _merge_tensor(
-    job: Job, tensors: Sequence[TensorRecipe], sinks: Sequence[Sink | None], observers: Sequence[Observer | None]
+    job: Job,
+    tensors: Sequence[TensorRecipe],
+    sinks: Sequence[Sink | None],
+    observers: Sequence[Observer | None],
 ) -> None:
     groups: dict[Any, list[tuple[TensorRecipe, Sink | None, Observer | None]]] = {}
     for tensor, sink, observer in zip(tensors, sinks, observers, strict=True):
         groups.setdefault(tensor.signature, []).append((tensor, sink, observer))
+    loops = {
+        signature: fused(alike[0][0], job, [observer for _, _, observer in alike])
+        for signature, alike in groups.items()
+    }
     with torch.no_grad():
         _scale(job, tensors)
         for piece in job.pieces():
-            for alike in groups.values():
-                agreement = alike[0][0].agree(piece)
+            for signature, alike in groups.items():
+                loop = loops[signature]
+                agreement = (loop or alike[0][0]).agree(piece)
                 for tensor, sink, observer in alike:
-                    values = tensor.merge(piece, agreement)
+                    values = _merged(loop, tensor, piece, agreement)
                     written = values.to(tensor.out_dtype)
                     if not _is_finite(written):
                         dtype = tensor.out_dtype if _is_finite(values) else tensor.dtype
@@ -125,6 +137,17 @@ def _merge_tensor(
                         sink.write(job.output, piece.start, written.view(-1))
                     if observer is not None:
                         observer.see(tensor, piece, agreement)
+
+
+def _merged(
+    loop: Fused | None, tensor: TensorRecipe, piece: Piece, agreement: Agreement | FusedAgreement | None
+) -> torch.Tensor:
+    """The merged slice, in the compute dtype or wider."""
+    if loop is not None:
+        assert not isinstance(agreement, Agreement)
+        return loop.merge(tensor, piece, agreement)
+    assert not isinstance(agreement, FusedAgreement)
+    return tensor.merge(piece, agreement)
 
 
 @contextmanager

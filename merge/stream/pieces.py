@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Protocol
 
 import numpy
@@ -40,6 +41,7 @@ class Job:
     resident: int  # elements of a tensor that may be held at once
     selection: Selection = field(default_factory=dict)
     masks: dict[tuple[Hashable, int], Array] = field(default_factory=dict)  # a bit an element, by who and by start
+    kernels: ModuleType | None = None  # compiled loops, where they can be used
     _only: Piece | None = None
 
     @property
@@ -74,6 +76,7 @@ class Piece:
     def __init__(self, job: Job, start: int, stop: int, shared: Shared):
         self.job, self.start, self.stop, self.shared = job, start, stop, shared
         self._raw: dict[Parent, torch.Tensor] = {}
+        self._wide: dict[torch.dtype, tuple[torch.Tensor, set[Parent]]] = {}
         self._thetas: dict[tuple[Parent, torch.dtype], torch.Tensor] = {}
         self._taus: dict[tuple[Parent, torch.dtype], torch.Tensor] = {}
         self._measures: dict[tuple[Quantity, torch.dtype], torch.Tensor] = {}
@@ -82,15 +85,36 @@ class Piece:
         self._ranks: dict[tuple[Parent, torch.dtype], torch.Tensor] = {}
         self._uniforms: dict[tuple[int, str], torch.Tensor] = {}
 
+    def wide(self, parents: Sequence[Parent], dtype: torch.dtype) -> tuple[Array, Array]:
+        """Weights in the compute dtype, held in float32 at least, [parents, elements]; and the rows of these parents.
+
+        Rows of parents that were never asked for hold anything.
+        """
+        places = list(self.job.output.sources)
+        if dtype not in self._wide:
+            held = torch.promote_types(dtype, torch.float32)
+            self._wide[dtype] = torch.empty((len(places), self.stop - self.start), dtype=held), set()
+        rows, filled = self._wide[dtype]
+        for parent in parents:
+            if parent not in filled:
+                stored = self._read(parent)
+                narrower = stored if torch.promote_types(stored.dtype, dtype) == dtype else stored.to(dtype)
+                rows[places.index(parent)].copy_(narrower.view(-1))  # in one step where that rounds but once
+                filled.add(parent)
+        return rows.numpy(), numpy.array([places.index(parent) for parent in parents])
+
     def theta(self, parent: Parent, dtype: torch.dtype) -> torch.Tensor:
         """The parent's weights in the compute dtype."""
         key = (parent, dtype)
         if key not in self._thetas:
-            if parent not in self._raw:
-                flat = self.job.plan.parents[parent].read(self.job.output.sources[parent], self.start, self.stop)
-                self._raw[parent] = flat.to(self.job.device).view(-1, self.job.columns)
-            self._thetas[key] = self._raw[parent].to(dtype)
+            self._thetas[key] = self._read(parent).to(dtype)
         return self._thetas[key]
+
+    def _read(self, parent: Parent) -> torch.Tensor:
+        if parent not in self._raw:
+            flat = self.job.plan.parents[parent].read(self.job.output.sources[parent], self.start, self.stop)
+            self._raw[parent] = flat.to(self.job.device).view(-1, self.job.columns)
+        return self._raw[parent]
 
     def tau(self, parent: Parent, dtype: torch.dtype) -> torch.Tensor:
         """The parent's task vector θ − θ0."""

@@ -6,15 +6,16 @@ weights, which selection notices on its way; tensors that nothing is selected in
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
 from common.errors import BadInput
 from merge.io.checkpoint import FLOATS, Checkpoint, keep_heap
-from merge.select import INFINITE, Array, Counting, NotFinite, kept, magnitude_bits, rank
+from merge.select import INFINITE, Array, Counting, DigitCounting, NotFinite, bit_patterns, kept, magnitude_bits, rank
+from merge.stream.fused import kernels_for
 from merge.stream.output import Output
-from merge.stream.pieces import Job, Selection, Subject
+from merge.stream.pieces import Job, Piece, Selection, Subject
 from merge.stream.tensor_plan import Plan
 from merge.stream.tensor_recipe import Observer, TensorRecipe
 from merge.stream.threads import Workers
@@ -25,10 +26,11 @@ CHUNK = 1 << 20  # elements
 def survey(plan: Plan, observers: Sequence[Observer | None], workers: Workers) -> dict[str, Selection]:
     """Read every tensor that the merge will read, once. Raises BadInput that names file and tensor."""
     keep_heap()
+    kernels = kernels_for(plan, workers.device, workers.progress is not None)
     selections: dict[str, Selection] = {}
 
     def survey_output(output: Output) -> None:
-        job = Job(plan, output, torch.device(workers.device), workers.resident)
+        job = Job(plan, output, torch.device(workers.device), workers.resident, kernels=kernels)
         selections[output.name] = select(
             job, [TensorRecipe.of(recipe, plan, output) for recipe in plan.recipes], observers
         )
@@ -61,23 +63,67 @@ def select(job: Job, tensors: Sequence[TensorRecipe], observers: Sequence[Observ
                 ranks.setdefault((term.parent, tensor.dtype), set()).update(wanted)
         for subject, wanted in tensor.joint_ranks(job).items():
             ranks.setdefault((subject, tensor.dtype), set()).update(wanted)
-    counted = {key: Counting(key[1]) for key in ranks if key[1].itemsize == 2}
     try:
-        if counted:
-            for piece in job.pieces():  # all task vectors of a slice at a time: the base is read once
-                for key, counting in counted.items():
-                    counting.see(piece.bits(*key))
-        for key, wanted in ranks.items():
-
-            def pieces(key: tuple[Subject, torch.dtype] = key) -> Iterator[Array]:
-                return (piece.bits(*key) for piece in job.pieces())
-
-            selection[key] = (
-                counted[key].ranking(wanted) if key in counted else rank(pieces, wanted, job.output.numel, job.resident)
-            )
+        terms = [(term, tensor.dtype) for tensor in tensors for term in tensor.terms]
+        measured: set[tuple[Subject, torch.dtype]] = {(term.parent, dtype) for term, dtype in terms if term.measured}
+        _rank(job, ranks, measured, selection)
     except NotFinite:
         raise find_nonfinite(job) from None
     return selection
+
+
+def _rank(
+    job: Job,
+    ranks: Mapping[tuple[Subject, torch.dtype], set[int]],
+    measured: set[tuple[Subject, torch.dtype]],
+    selection: Selection,
+) -> None:
+    """Fill `selection`. What can be counted is, for all task vectors of a slice at a time: the base is read once.
+
+    measured: whose energies results depend on, which are summed on tensors.
+    """
+    counted: dict[tuple[Subject, torch.dtype], Counting | DigitCounting] = {}
+    for key in ranks:
+        if key[1].itemsize == 2:
+            counted[key] = Counting(key[1], job.kernels)
+        elif key[1] == torch.float32 and job.kernels is not None:
+            counted[key] = DigitCounting(job.kernels)
+    if counted:
+        for piece in job.pieces():
+            for key, counting in counted.items():
+                if job.kernels is None:
+                    counting.see(piece.bits(*key))
+                elif isinstance(counting, DigitCounting) and (weights := _weights(piece, key, measured)):
+                    counting.see_difference(*weights)
+                else:
+                    counting.see(bit_patterns(piece.measure(*key)))
+    twice = {key: each for key, each in counted.items() if isinstance(each, DigitCounting) and each.choose(ranks[key])}
+    if twice:
+        for piece in job.pieces():
+            for key, each in twice.items():
+                if weights := _weights(piece, key, measured):
+                    each.see_difference_below(*weights)
+                else:
+                    each.see_below(bit_patterns(piece.measure(*key)))
+    for key, wanted in ranks.items():
+
+        def pieces(key: tuple[Subject, torch.dtype] = key) -> Iterator[Array]:
+            return (piece.bits(*key) for piece in job.pieces())
+
+        selection[key] = (
+            counted[key].ranking(wanted) if key in counted else rank(pieces, wanted, job.output.numel, job.resident)
+        )
+
+
+def _weights(
+    piece: Piece, key: tuple[Subject, torch.dtype], measured: set[tuple[Subject, torch.dtype]]
+) -> tuple[Array, Array] | None:
+    """θ and θ0 in float32 of a task vector that compiled loops count; None for what they do not."""
+    subject, dtype = key
+    if not isinstance(subject, tuple) or key in measured:
+        return None
+    thetas, (base, row) = piece.wide([piece.job.output.leader, subject], dtype)
+    return thetas[row], thetas[base]
 
 
 def find_nonfinite(job: Job, overflow: str = "") -> BadInput:

@@ -131,7 +131,7 @@ class TensorRecipe:
         if self.recipe.spec.sparsify == VARIANCE:
             how = replace(how, weights=self._energy_shares(), floor=1e-6)
         if any(term.measured for term in self.terms):
-            how = replace(how, slack=replace(how.slack, unit=self._protected_rms(piece)))
+            how = replace(how, slack=replace(how.slack, unit=self.protected_rms(piece.job)))
         return Agreement(kept, taus, *methods.merge_taus(taus, how, self._scope(piece)))
 
     def joint_ranks(self, job: Job) -> Mapping[Variance | Importance, set[int]]:
@@ -152,10 +152,10 @@ class TensorRecipe:
         energy = float(means.sum())
         return tuple((means / energy if energy >= 1e-6 else torch.ones_like(means) / len(means)).tolist())
 
-    def _protected_rms(self, piece: Piece) -> float:
+    def protected_rms(self, job: Job) -> float:
         """√(Σ τ² / n) over the whole tensor and the protected models, each with what its votes are multiplied with."""
         energies = (
-            piece.job.selection[term.parent, self.dtype].energy * (term.weight**2 if self.consensus.weighted else 1.0)
+            job.selection[term.parent, self.dtype].energy * (term.weight**2 if self.consensus.weighted else 1.0)
             for term in self.terms
             if term.measured
         )
@@ -184,7 +184,7 @@ class TensorRecipe:
     def merge(self, piece: Piece, agreement: Agreement | None) -> torch.Tensor:
         """The merged slice, in the compute dtype."""
         if agreement is not None:
-            if self._is_the_model:
+            if self.is_the_model:
                 return piece.theta(self.terms[0].parent, self.dtype)
             return methods.moved(piece.theta(self.base, self.dtype), agreement.tau, self.lambda_)
         if self.recipe.spec.combine == "average":
@@ -229,7 +229,7 @@ class TensorRecipe:
         return piece.theta(parent, self.dtype).to(torch.promote_types(self.dtype, torch.float32))
 
     @property
-    def _is_the_model(self) -> bool:
+    def is_the_model(self) -> bool:
         """One whole task vector on its base is the model itself: θ0 + (θ − θ0) would round twice."""
         only = self.terms[0]
         scale = self.lambda_ * (1.0 if self.consensus.normalize and only.weight != 0 else only.weight)
@@ -255,33 +255,39 @@ class TensorRecipe:
         if sparsifier is None or term.density >= 1:
             return tau
         if sparsifier in (RANDOM, MAGPRUNE):
-            key = (sparsifier, self.recipe.seed, term, self.dtype)
-            return tau * piece.mask(key, lambda: self._drawn(term, piece), self.needs_sums).to(tau.dtype)
+            return tau * self.drawn_mask(term, piece).to(tau.dtype)
         kept = piece.largest(term.parent, self.dtype, term.ranks[0])
         if sparsifier == MAGNITUDE_OUTLIERS and term.ranks[1] > 0:
             return kept - piece.largest(term.parent, self.dtype, term.ranks[1])
         return kept
 
+    def drawn_mask(self, term: ModelTerm, piece: Piece) -> torch.Tensor:
+        """Which values the draws keep, as 0 and 1, uint8."""
+        key = (self.recipe.spec.sparsify, self.recipe.seed, term, self.dtype)
+        return piece.mask(key, lambda: self._drawn(term, piece), self.needs_sums)
+
     def _drawn(self, term: ModelTerm, piece: Piece) -> torch.Tensor:
         """Which values the draws keep, bool."""
         draws = piece.uniform(self.recipe.seed, term.name)
-        return draws < (term.density if self.recipe.spec.sparsify == RANDOM else self._probabilities(term, piece))
+        return draws < (term.density if self.recipe.spec.sparsify == RANDOM else self.chances(term, piece))
 
     def _rescaled(self, term: ModelTerm, kept: torch.Tensor, piece: Piece) -> torch.Tensor:
         """Make up, as the recipe says, for what trimming or dropping took away."""
         if self.recipe.rescale == "none" or term.density >= 1:
             return kept
         if self.recipe.rescale == "l1":
-            # in the compute dtype, as mergekit rounds them; its sums are less exact than these
-            before, after = (
-                torch.tensor(self.sums[f"{term.name}.{part}"], dtype=self.dtype) for part in ("all", "kept")
-            )
-            return kept * float(before / after) if min(before, after) >= 1e-7 else kept
+            return methods.scaled(kept, self.l1_factor(term))
         if self.recipe.spec.sparsify == MAGPRUNE:
-            return (kept / self._probabilities(term, piece)).to(kept.dtype)
+            return (kept / self.chances(term, piece)).to(kept.dtype)
         return kept / term.density
 
-    def _probabilities(self, term: ModelTerm, piece: Piece) -> torch.Tensor:
+    def l1_factor(self, term: ModelTerm) -> float:
+        """Σ|τ| over Σ|τ| of what was kept, in the compute dtype, as mergekit rounds them; its sums are less exact."""
+        before, after = (torch.tensor(self.sums[f"{term.name}.{part}"], dtype=self.dtype) for part in ("all", "kept"))
+        return float(before / after) if min(before, after) >= 1e-7 else 1.0
+
+    def chances(self, term: ModelTerm, piece: Piece) -> torch.Tensor:
+        """DELLA's keep probabilities of one model's values."""
         return methods.keep_probabilities(piece.ranks(term.parent, self.dtype), term.density, term.epsilon)
 
 
@@ -294,4 +300,4 @@ class Observer(Protocol):
     @property
     def levels(self) -> tuple[float, ...]: ...
 
-    def see(self, tensor: TensorRecipe, piece: Piece, agreement: Agreement | None) -> None: ...
+    def see(self, tensor: TensorRecipe, piece: Piece, agreement: Any) -> None: ...

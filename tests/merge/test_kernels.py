@@ -1,0 +1,214 @@
+"""Compiled merges against those on tensors, bit for bit: the latter are the definition."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+from common.errors import BadInput
+from merge.auditing import Audit
+from merge.compiled import OFF, compiled_kernels
+from merge.recipe import Recipe
+from merge.stream import fused, pieces
+from merge.stream.engine import run
+from merge.stream.output import Output
+from merge.stream.survey import survey
+from merge.stream.tensor_plan import make_plan
+from merge.stream.threads import Workers
+
+pytest.importorskip("numba")
+
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+SPECIAL = [0.0, -0.0, 1.0, -1.0, 0.5, 3.0, 2.0**-149, -(2.0**-140), 2.0**-24, 2.0**-15, 6e4, -6e4, 1e-8]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_models_too() -> Iterator[None]:
+    """Compiled loops whatever the size, and slices of a few rows."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fused, "WORTH", 0)
+        patch.setattr(fused, "WHERE_FASTER", False)
+        patch.setattr(pieces, "SLICE", 64)
+        patch.delenv(OFF, raising=False)
+        assert compiled_kernels(["float32", "float64"], tell=False) is not None
+        yield
+
+
+class Kept:
+    """A sink that keeps what is written."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, torch.Tensor] = {}
+
+    def write(self, output: Output, start: int, values: torch.Tensor) -> None:
+        whole = self.found.setdefault(output.name, torch.zeros(output.numel, dtype=values.dtype))
+        whole[start : start + len(values)] = values
+
+
+def both_ways(recipes: list[Recipe], audited: bool) -> list[tuple[Any, Any]]:
+    """(tensors by name, the audit's report) of each recipe, compiled and on tensors; or what was raised."""
+    ways = []
+    for off in ("", "1"):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv(OFF, off)
+            plan = make_plan(recipes)
+            audits = [Audit(recipe) if audited else None for recipe in recipes]
+            sinks = [Kept() for _ in recipes]
+            try:
+                surveyed = survey(plan, audits, Workers(threads=1))
+                run(plan, sinks, audits, Workers(threads=1), surveyed)
+                reports = [audit and (audit.report(), audit.rows()) for audit in audits]
+                ways.append([(sink.found, report) for sink, report in zip(sinks, reports, strict=True)])
+            except BadInput as error:
+                ways.append([(str(error), None)] * len(recipes))
+            finally:
+                plan.close()
+    return list(zip(*ways, strict=True))
+
+
+def assert_same(recipes: list[Recipe], audited: bool = True) -> None:
+    for (mine, my_report), (theirs, their_report) in both_ways(recipes, audited):
+        if isinstance(theirs, str):
+            assert mine == theirs
+            continue
+        assert mine.keys() == theirs.keys()
+        for name, tensor in theirs.items():
+            kind = BITS[tensor.dtype.itemsize]
+            assert mine[name].dtype == tensor.dtype
+            assert mine[name].view(kind).tolist() == tensor.view(kind).tolist(), (name, mine[name], tensor)
+        assert_close(my_report, their_report)
+
+
+def assert_close(mine: Any, theirs: Any) -> None:
+    """Counts are the same; norms are sums of floats, in another order."""
+    assert type(mine) is type(theirs)
+    if isinstance(theirs, dict):
+        assert mine.keys() == theirs.keys()
+        for key in theirs:
+            if key in ("norm", "norm_lost"):
+                assert mine[key] == pytest.approx(theirs[key], rel=1e-5, abs=1e-6)
+            else:
+                assert_close(mine[key], theirs[key])
+    elif isinstance(theirs, list | tuple):
+        for one, other in zip(mine, theirs, strict=True):
+            assert_close(one, other)
+    else:
+        assert mine == theirs
+
+
+def checkpoint(folder: Path, tensors: dict[str, torch.Tensor]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / "model.safetensors")
+    (folder / "config.json").write_text('{"model_type": "llama", "architectures": ["LlamaForCausalLM"]}')
+    return folder
+
+
+def drawn_values(draw: st.DrawFn, rows: int, columns: int, dtype: str, extra: list[float]) -> torch.Tensor:
+    """Random values, many of them the same, some of them special."""
+    seed = draw(st.integers(0, 2**32 - 1))
+    generator = numpy.random.default_rng(seed)
+    size = rows * columns
+    values = generator.standard_normal(size) * draw(st.sampled_from([1.0, 1e-3, 1e-38, 1e-6]))
+    if draw(st.booleans()):
+        values = numpy.round(values * 4) / 4
+    places = generator.random(size)
+    specials = generator.choice(SPECIAL + extra, size)
+    values = numpy.where(places < draw(st.sampled_from([0.0, 0.3, 0.9])), specials, values)
+    return torch.from_numpy(values).to(getattr(torch, dtype)).view(rows, columns)
+
+
+METHODS: list[tuple[str, dict[str, Any]]] = [
+    ("linear", {}),
+    ("linear", {"normalize": False}),
+    ("task_arithmetic", {}),
+    ("task_arithmetic", {"normalize": True}),
+    ("ties", {}),
+    ("ties", {"normalize": False, "election": "weighted"}),
+    ("ties", {"rescale": "expectation"}),
+    ("ties", {"rescale": "l1"}),
+    ("breadcrumbs", {}),
+    ("breadcrumbs_ties", {}),
+    ("dare_linear", {"seed": 1}),
+    ("dare_ties", {"seed": 2, "rescale": "none"}),
+    ("della", {"seed": 3}),
+    ("della_linear", {"seed": 4, "rescale": "l1"}),
+    ("ties_sv", {"slack": 0.5}),
+    ("ties_sv", {"slack": 0.0}),
+    ("ties_sv", {"slack": math.inf}),
+    ("ties_sv", {"slack": 1.0, "on_slack": "both"}),
+    ("ties_sv", {"slack": 1.0, "election": "weighted"}),
+    ("ties_sv", {"slack": 0.7, "slack_form": "difference"}),
+    ("ties_sv", {"slack": 0.7, "slack_form": "difference", "slack_scale": "rms"}),
+    ("ties_sv", {"slack": 0.7, "slack_scope": "top", "slack_share": 0.3}),
+    ("ties_sv", {"slack": math.inf, "slack_scope": "top", "slack_share": 0.2, "on_slack": "both"}),
+    ("ties", {"norm": 1.0, "norm_of": "m0"}),
+]
+
+
+@st.composite
+def merges(draw: st.DrawFn) -> dict[str, Any]:
+    method, options = draw(st.sampled_from(METHODS))
+    rows, columns, count = draw(st.integers(1, 9)), draw(st.integers(1, 41)), draw(st.integers(1, 4))
+    stored = draw(st.sampled_from(DTYPES))
+    extra = draw(st.sampled_from([[], [], [3e38, -3e38], [math.inf], [math.nan]]))
+    tensors = [drawn_values(draw, rows, columns, stored, extra if m else []) for m in range(count + 1)]
+    weights = st.sampled_from([1.0, 0.5, 0.3, 2.0, -0.5, 0.0])
+    return {
+        "tensors": tensors,
+        "method": method,
+        "options": options
+        | {"compute_dtype": draw(st.sampled_from((*DTYPES, "inputs")))}
+        | {"out_dtype": draw(st.sampled_from((*DTYPES, "base", "compute")))},
+        "lambda": draw(st.sampled_from([1.0, 0.7, 1.5, -1.0])),
+        "weights": [draw(weights) for _ in range(count)],
+        "densities": [draw(st.sampled_from([1.0, 0.5, 0.2, 0.01, 0.9])) for _ in range(count)],
+        "audited": draw(st.booleans()),
+    }
+
+
+def recipe_of(folder: Path, made: dict[str, Any]) -> Recipe:
+    from merge.method_table import METHODS as ROWS
+
+    spec = ROWS[made["method"]]
+    base, *others = (
+        checkpoint(folder / str(i), {"a.weight": tensor, "b.weight": tensor[0].clone()})
+        for i, tensor in enumerate(made["tensors"])
+    )
+    models = {}
+    for m, (path, weight, density) in enumerate(zip(others, made["weights"], made["densities"], strict=True)):
+        entry: dict[str, Any] = {"path": str(path), "weight": weight}
+        if "density" in spec.model_keys:
+            entry["density"] = density
+        if "epsilon" in spec.model_keys:
+            entry["epsilon"] = min(density, 1 - density) / 2
+        models[f"m{m}"] = entry
+    data = {"method": made["method"], "models": models, "tokenizer": "optional"} | made["options"]
+    if spec.base:
+        data |= {"base": str(base), "lambda": made["lambda"]}
+    if "norm" in data:
+        data |= {"lambda": 1.0}
+    if "slack" in data:
+        data |= {"protect": ["m0"]}
+    return Recipe.from_dict(data)
+
+
+@given(merges())
+@settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
+def test_compiled_merges_are_those_on_tensors(tmp_path_factory: pytest.TempPathFactory, made: dict[str, Any]) -> None:
+    folder = tmp_path_factory.mktemp("merge")
+    try:
+        recipe = recipe_of(folder, made)
+        make_plan([recipe]).close()
+    except BadInput:
+        return
+    assert_same([recipe], made["audited"])
