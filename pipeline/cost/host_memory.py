@@ -8,9 +8,7 @@ from pipeline.config import Config, ModelShape
 from pipeline.cost.memory import Memory, width
 from pipeline.cost.model_shape import model_shape
 
-PROCESS = 10**9  # bytes of a process beside its tensors: Python, torch, transformers, compiled loops (0.7 + 0.2 GB on a CPU)
-    10**9
-)  # bytes of a process beside its tensors: Python, torch, transformers, compiled merges (measured: 0.7 + 0.2 GB)
+PROCESS = 10**9  # bytes beside tensors: Python, torch, transformers, compiled loops (0.7 + 0.2 GB on a CPU)
 
 
 def training(shape: ModelShape, config: Config, memory: Memory) -> float:
