@@ -198,9 +198,8 @@ def evaluation(device: str, folder: Path) -> Numbers:
     theirs, their_wall = timed(lambda: stock.loglikelihood(asked, disable_tqdm=True), device)
     nats = max(abs(mine[0] - their[0]) for mine, their in zip(ours, theirs, strict=True))
     assert nats < NATS[dtype], f"a log-likelihood differs by {nats:.3g} nats, expected less than {NATS[dtype]}"
-    packed = getattr(lm, "packable", None)
     return {
-        "dtype": dtype, "requests": len(asked), "packed": str(packed), "largest_difference_nats": nats,
+        "dtype": dtype, "requests": len(asked), "packed": lm.packed, "largest_difference_nats": nats,
         "ours_seconds": wall, "lm_eval_seconds": their_wall,
     }  # fmt: skip
 
