@@ -28,7 +28,7 @@ from merge.stream.tensor_plan import Plan
 from merge.stream.tensor_recipe import Observer, TensorRecipe
 
 SPARSIFIERS = (None, MAGNITUDE, MAGNITUDE_OUTLIERS, RANDOM, MAGPRUNE)
-WORTH = 1 << 23  # parameters of a model; fewer are merged in less time than numba's import takes
+WORTH = 1 << 28  # parameters of a model; at 2^27, loading numba takes the time that its loops save
 WHERE_FASTER = True  # leave to tensors what they merge as fast (docs/development/benchmarks.md); tests compare all
 
 
