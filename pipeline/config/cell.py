@@ -148,6 +148,16 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def what_is_watched_has_a_corpus(self) -> Config:
+        every = self.sft.dev_every_tokens
+        if every and self.sft.hub and not self.sft.replay_share:
+            raise ValueError(
+                f"sft.dev_every_tokens={format_tokens(every)}: this SFT reads instructions of a data set and no text; "
+                "say sft.dev_every_tokens=null, or give it sft.replay_share"
+            )
+        return self
+
+    @model_validator(mode="after")
     def as_many_tries(self) -> Config:
         tuned = [len(method.tries) for method in self.merge.methods.values() if method.grid]
         if self.sft.grid and tuned and not self.eval.frontier and len(self.sft.tries) != tuned[0]:

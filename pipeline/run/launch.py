@@ -131,8 +131,11 @@ def watched_text(job: Job) -> Watched | None:
     every = job.options.get("dev_every_tokens")
     if every is None:
         return None
-    corpus = next(stage for stage in in_order([job.stage]) if stage.kind == "corpus")
-    return Watched(str(job.folder_of(corpus).absolute()), tuple(job.options["dev_languages"]), every)
+    languages = tuple(job.options["dev_languages"])
+    corpora = (stage for stage in in_order([job.stage]) if stage.kind == "corpus")
+    # a base that was trained from scratch has a corpus too, which may be of another language
+    corpus = next(stage for stage in corpora if stage.settings["language"] == languages[0])
+    return Watched(str(job.folder_of(corpus).absolute()), languages, every)
 
 
 def command(compute: Compute, file: Path) -> list[str]:

@@ -19,7 +19,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from common.errors import BadInput, Interrupted
 from pipeline import inputs, sweep
 from pipeline.execute import Executor, Job
-from pipeline.graph import Stage
+from pipeline.graph import Inputs, Stage
+from pipeline.plan import plan_cell
 from pipeline.run import launch
 from pipeline.run.journal import Journal
 from pipeline.store import Store
@@ -238,3 +239,24 @@ def test_the_record_says_how_a_training_ran(tmp_path: Path) -> None:
     Executor(store, [stage], journal, maker=lambda kind: maker, say=lambda line: None).run([stage])
     entry = store.find(stage)
     assert entry and entry.record["launched"]["zero_stage"] == 3
+
+
+def test_a_training_is_watched_on_the_text_of_its_language_and_not_of_its_base() -> None:
+    """The cipher's base was trained on Chichewa, whose corpus is an ancestor too."""
+    watched_both = ["ct.dev_every_tokens=10k", "sft.dev_every_tokens=10k"]
+    settings = ["experiment=cosine", "language=cipher", "ct.tokens=50k", "model=recipe_b", "model.path=null"]
+    (config, *_) = sweep.expand([*settings, *watched_both], multirun=True).configs
+    trainings = [stage for stage in plan_cell(config, Inputs()).stages if "dev_every_tokens" in stage.options]
+    assert {stage.kind for stage in trainings} == {"ct", "sft"}
+    for stage in trainings:
+        job = Job(stage, Path("out"), Path("work"), {}, folder_of=lambda found: Path(str(found.settings["language"])))
+        watched = launch.watched_text(job)
+        assert watched is not None and watched.languages == ("cipher", "en")
+        assert Path(watched.corpus).name == "cipher"
+
+
+def test_a_training_that_reads_no_corpus_cannot_be_watched() -> None:
+    commit = "0" * 40
+    hub = f"sft.hub={{dataset:x/y,subset:null,files:null,split:train,revision:'{commit}',prompt:a,answer:b,bytes:1MB}}"
+    with pytest.raises(BadInput, match=r"^sft\.dev_every_tokens=10k: this SFT reads"):
+        sweep.expand(["experiment=test", hub, "sft.replay_share=0", "sft.dev_every_tokens=10k"], False)
