@@ -55,7 +55,7 @@ def _tell(error: BaseException) -> None:
 
 
 def _note(line: str) -> None:
-    """What whoever merges should know, on stderr, where there is one."""
+    """Print a line for the user on stderr, if there is one."""
     with suppress(OSError, ValueError):
         if sys.stderr is not None:
             print(f"merge: note: {line}", file=sys.stderr, flush=True)

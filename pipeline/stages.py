@@ -134,7 +134,7 @@ def conversed(chat: Mapping[str, Any], trained: int) -> str:
     """How many conversations SFT learns, and what became of the others."""
     names = {"cut": "cut to a block", "unrolled": "unrolled", "shortened": "ended at an empty turn"}
     names |= {"system_in_question": "with the system message in the first question"}
-    changed = "".join(f", {chat[name]:,} {said}" for name, said in names.items() if chat.get(name))
+    changed = "".join(f", {chat[name]:,} {words}" for name, words in names.items() if chat.get(name))
     left_out = sum(chat["left_out"].values())
     reasons = f", {left_out:,} left out ({said(chat['left_out'])})" if left_out else ""
     sequences = f"{chat['answers']:,} answers in {chat['sequences']:,} sequences"

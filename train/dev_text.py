@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 
 from common.errors import BadInput
 from common.files import read_jsonl
+from train.data.packing import IGNORED
 
 if TYPE_CHECKING:
     import torch
 
 DOCUMENTS = 64  # of a language, at most; their beginnings
-IGNORED = -100
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Settings of the parents' configs that differ and that the weights were trained for, such as `rope_theta`.
 
-A result has one config, the leader's: whoever merges should know what the others were trained with.
+A result has only the leader's config, so users need to know what the other models were trained with.
 """
 
 from __future__ import annotations

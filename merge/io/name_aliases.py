@@ -1,4 +1,4 @@
-"""Checkpoints of one architecture under the same names, whoever saved them.
+"""Bring checkpoints of one architecture that different programs saved to the same names.
 
 Savers differ: with and without the prefix of the model inside (the hub's `gpt2`), before and after transformers renamed
 or joined weights, with a tied tensor stored under one of its names.

@@ -1,4 +1,4 @@
-"""What this transformers calls the tensors of a model, whoever saved it, by its own tables of renamed weights.
+"""The names that this transformers gives a model's tensors, by its own tables of renamed weights.
 
 Importing transformers takes seconds: this is looked up only where the names of two checkpoints differ.
 """

@@ -22,8 +22,8 @@ class Workers:
     """How much is done at a time.
 
     threads: tensors worked on at a time (default: torch's number of threads). memory: bytes for working sets of all
-    threads, above the few MB that slices take. progress: told of every tensor that a pass is through with. note: told
-    what whoever merges should know of the models, a line at a time.
+    threads, above the few MB that slices take. progress: told of every tensor that a pass is through with. note: takes
+    a line for the user about the models.
     """
 
     device: str = "cpu"

@@ -76,7 +76,7 @@ def _say_plan(plan: RunPlan, missing: int) -> None:
 
 
 def check(sweep: Sweep) -> int:
-    """Says what is found out of a sweep and all that would stop it, a line each. 0 where nothing would, else 2."""
+    """Print a line for each fact about a sweep and each thing that would stop it; returns 2 if one would, else 0."""
     config = sweep.configs[0]
     findings = checks.sweep(sweep.configs)
     for finding in findings:

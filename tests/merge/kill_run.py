@@ -65,7 +65,7 @@ def kills(folder: Path, count: int) -> dict[str, object]:
         if number != signal.SIGKILL and status != 0 and os.WIFEXITED(status):
             assert not hidden, (number, hidden)
         seen["leftovers after SIGKILL"] += bool(hidden)
-        if hidden:  # the next merge clears up; where the whole result had its name already, that merge is refused
+        if hidden:  # the next merge clears up; if the result was published already, that merge is rejected
             published = (out / LAST).is_file()
             status = os.waitpid(start(folder, "out"), 0)[1]
             assert os.waitstatus_to_exitcode(status) == (2 if published else 0), (number, hidden)

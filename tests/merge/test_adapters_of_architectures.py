@@ -1,4 +1,4 @@
-"""peft's adapters on models whose names, heads and layers are not Llama's, held against the adapter as it runs."""
+"""peft's adapters on models whose names, heads and layers are not Llama's, compared with the adapter as it runs."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_on_a_base_without_the_prefix(prefixed: bool, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("base_of_today", [True, False])
 def test_an_adapter_of_another_version(base_of_today: bool, tmp_path: Path) -> None:
-    """Pythia's head was embed_out to transformers 4, whose adapters say so."""
+    """transformers 4 names Pythia's head embed_out, and so do its adapters."""
     build("GPTNeoXForCausalLM", tmp_path / "base", tied=False)
     adapter, model = trained(tmp_path / "base", tmp_path / "lora", target_modules=["lm_head", "dense"])
     rename(adapter / "adapter_model.safetensors", ".lm_head.", ".embed_out.")

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from common.errors import BadInput
 from common.files import read_jsonl, write_jsonl
 from train import base_model, dev_text, trainer
+from train.data.packing import IGNORED
 from train.dev_text import Watched
 from train.parallel import Compute
 from train.stage_settings import BaseModelSettings, LoraSettings, TrainingSettings
@@ -110,7 +111,7 @@ def test_beginnings_count_the_bytes_of_what_is_predicted(model_dir: Path, tmp_pa
     read = dev_text.read(Watched(str(tmp_path), ("bod",), 1), model_dir, 512)["bod"]
     assert read.bytes == len((text + "ཀ").encode())
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
-    kept = [row[row != dev_text.IGNORED].tolist() for row in read.labels]
+    kept = [row[row != IGNORED].tolist() for row in read.labels]
     assert [tokenizer.decode(tokens) for tokens in kept] == [text, "ཀ"]
 
 
@@ -119,7 +120,7 @@ def test_each_process_takes_as_many_rows_and_every_label_once(model_dir: Path, c
     whole = dev_text.read(Watched(str(corpus_dir), ("en",), 1), model_dir, 32)["en"]
     parts = [whole.part(rank, world) for rank in range(world)]
     assert len({len(part.ids) for part in parts}) == 1
-    labels = sorted(tuple(row) for part in parts for row in part.labels if (row != dev_text.IGNORED).any())
+    labels = sorted(tuple(row) for part in parts for row in part.labels if (row != IGNORED).any())
     assert labels == sorted(tuple(row) for row in whole.labels)
 
 

@@ -45,7 +45,7 @@ Row = dict[str, Any]  # prompt, output, family, more
 def build(corpus_dir: Path, settings: ItemsSettings, out: Path, sft_path: str | None = None) -> None:
     """Writes instructions and items to `out`.
 
-    `sft_path`: a glob of JSONL files with instructions to use in place of ours; as conversations where settings say so.
+    `sft_path`: a glob of JSONL files with the user's own instructions, or conversations if the settings say so.
 
     There are fewer of a family where the text gives no more. Families that need aligned verses are left out where the
     corpus has none. Raises BadInput for a family that there is not, and for instructions that cannot be read.
