@@ -9,16 +9,16 @@ from contextlib import contextmanager
 
 LONGEST = 2000  # characters of a line
 ADVICE = {
-    errno.ENOSPC: "no room on the disk; free some, or write elsewhere",
-    errno.EDQUOT: "the disk quota is used up; free some room, or write elsewhere",
-    errno.EMFILE: "too many open files; allow more (`ulimit -n`), or do less at a time",
-    errno.ENFILE: "too many open files on this machine; try again later",
-    errno.EROFS: "the file system is read-only; write elsewhere",
-    errno.EACCES: "permission denied; ask for the right, or name another place",
-    errno.EPERM: "not permitted; ask for the right, or name another place",
-    errno.EPIPE: "the reader of the output has gone",
-    errno.ENAMETOOLONG: "the name is longer than the file system allows",
-    errno.EIO: "the disk or its connection fails (input/output error)",
+    errno.ENOSPC: "the disk is full. Free some space, or write elsewhere.",
+    errno.EDQUOT: "the disk quota is used up. Free some space, or write elsewhere.",
+    errno.EMFILE: "too many files are open. Raise the limit (`ulimit -n`), or do less at a time.",
+    errno.ENFILE: "too many files are open on this machine. Try again later.",
+    errno.EROFS: "the file system is read-only. Write elsewhere.",
+    errno.EACCES: "permission denied. Get the permission, or choose another folder.",
+    errno.EPERM: "not permitted. Get the permission, or choose another folder.",
+    errno.EPIPE: "the program that read the output has ended.",
+    errno.ENAMETOOLONG: "the name is longer than the file system allows. Choose a shorter one.",
+    errno.EIO: "the disk or its connection fails (input/output error). Choose another disk.",
 }
 
 
@@ -44,14 +44,14 @@ def in_one_line() -> Iterator[None]:
     except OSError as error:
         raise BadInput(_of_files(error)) from error
     except RecursionError as error:
-        raise BadInput("the input is nested too deeply to be read") from error
+        raise BadInput("the input is nested too deeply to be read. Use fewer levels.") from error
     except MemoryError as error:
-        raise BadInput("not enough memory; free some, or ask for less at a time") from error
+        raise BadInput("not enough memory. Free some, or do less at a time.") from error
     except RuntimeError as error:  # torch has no class of its own for memory of the CPU, Python none for threads
         if "memory" in str(error) and ("alloc" in str(error) or "out of" in str(error)):
-            raise BadInput("not enough memory; free some, or ask for less at a time") from error
+            raise BadInput("not enough memory. Free some, or do less at a time.") from error
         if "start new thread" in str(error):
-            raise BadInput("the machine starts no more threads; ask for fewer") from error
+            raise BadInput("the machine starts no more threads. Use fewer.") from error
         raise
 
 

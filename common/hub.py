@@ -27,8 +27,8 @@ NEEDED = (
 TOKENIZER = ["config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]
 ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")  # peft's files of an adapter
 UNREACHABLE = (
-    "the hub cannot be reached and the cache (HF_HOME) does not hold it; "
-    "go online, or copy the model's folder here and give its path"
+    "the Hub is unreachable and the cache (HF_HOME) does not contain the model. "
+    "Go online, or copy the model's folder here and set its path"
 )
 
 
@@ -67,7 +67,7 @@ def parse(path: str, key: str) -> HubModel | None:
         return None
     match = NAME.fullmatch(path.removeprefix(PREFIX))
     if match is None:
-        raise BadInput(f"{key}={path}: a model of the hub is hub:owner/name, or hub:owner/name@revision")
+        raise BadInput(f"{key}={path}: not a model of the Hub. Write hub:owner/name or hub:owner/name@revision.")
     return HubModel(match[1], match[2] or "main")
 
 
@@ -97,7 +97,7 @@ def commit(model: HubModel, key: str, network: bool) -> str | None:
         raise refused(model, key, error) from None
     except Exception:  # whatever a network can raise
         if model.cached_commit is None:
-            raise BadInput(f"{key}={model}: {UNREACHABLE}") from None
+            raise BadInput(f"{key}={model}: {UNREACHABLE}.") from None
         return model.cached_commit
 
 
@@ -122,7 +122,7 @@ def fetch(path: str, key: str = "model.path") -> Path:
     except (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise refused(model, key, error) from None
     except Exception as error:  # whatever a network can raise
-        raise BadInput(f"{key}={model}: {UNREACHABLE} ({type(error).__name__})") from None
+        raise BadInput(f"{key}={model}: {UNREACHABLE} ({type(error).__name__}).") from None
 
 
 def tokenizer_folder(model: HubModel, key: str, network: bool) -> Path:
@@ -141,7 +141,7 @@ def tokenizer_folder(model: HubModel, key: str, network: bool) -> Path:
     except (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise refused(model, key, error) from None
     except Exception as error:  # whatever a network can raise
-        raise BadInput(f"{key}={model}: {UNREACHABLE} ({type(error).__name__})") from None
+        raise BadInput(f"{key}={model}: {UNREACHABLE} ({type(error).__name__}).") from None
 
 
 def is_whole(folder: Path) -> bool:
@@ -163,8 +163,8 @@ def check_no_adapter(folder: Path, key: str) -> None:
     """Refuses a model beside whose weights an adapter lies: transformers would apply it unsaid, a merge would not."""
     if (folder / "adapter_config.json").is_file() and (folder / "config.json").is_file():
         raise BadInput(
-            f"{key}={folder}: an adapter (adapter_config.json) lies beside the model; "
-            "move it away, or put it into the weights first"
+            f"{key}={folder}: an adapter (adapter_config.json) is next to the model's weights. "
+            "Move it away, or merge it into the weights first."
         )
 
 
@@ -211,7 +211,7 @@ def check_access(model: HubModel, key: str) -> None:
     except (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise refused(model, key, error) from None
     except Exception:  # whatever a network can raise
-        raise BadInput(f"{key}={model}: {UNREACHABLE}") from None
+        raise BadInput(f"{key}={model}: {UNREACHABLE}.") from None
 
 
 def check_push(repo: str, key: str) -> None:
@@ -221,15 +221,15 @@ def check_push(repo: str, key: str) -> None:
 
     match = NAME.fullmatch(repo)
     if match is None or match[2] is not None:
-        raise BadInput(f"{key} {repo}: expected owner/name, a model of the hub")
+        raise BadInput(f"{key} {repo}: expected owner/name, a model of the hub.")
     if get_token() is None:
-        raise BadInput(f"{key} {repo}: no token of the hub here; `hf auth login`, or set HF_TOKEN")
+        raise BadInput(f"{key} {repo}: no token of the hub here; `hf auth login`, or set HF_TOKEN.")
     try:
         HfApi().whoami()
     except HfHubHTTPError as error:
-        raise BadInput(f"{key} {repo}: the hub refuses this token ({line_of(error)[:120]}); `hf auth login`") from None
+        raise BadInput(f"{key} {repo}: the hub refuses this token ({line_of(error)[:120]}); `hf auth login`.") from None
     except Exception as error:  # whatever a network can raise
-        raise BadInput(f"{key} {repo}: the hub cannot be reached ({type(error).__name__}); go online") from None
+        raise BadInput(f"{key} {repo}: the hub cannot be reached ({type(error).__name__}). Go online.") from None
 
 
 def push(folder: Path, repo: str, key: str, private: bool = False) -> str:
@@ -256,9 +256,9 @@ def refused(model: HubModel, key: str, error: Exception) -> BadInput:
 
     if isinstance(error, GatedRepoError):
         licence = f"https://huggingface.co/{model.repo}"
-        what = f"is gated; accept its licence at {licence}, then `hf auth login` (or set HF_TOKEN)"
+        what = f"is gated. Accept its licence at {licence}, then run `hf auth login` or set HF_TOKEN."
     elif isinstance(error, RevisionNotFoundError):
-        what = f"has no revision {model.revision}; see https://huggingface.co/{model.repo}/commits/main"
+        what = f"has no revision {model.revision}. Choose one of https://huggingface.co/{model.repo}/commits/main"
     else:
-        what = "is not on the hub, or private; check the name, or `hf auth login` (or set HF_TOKEN)"
+        what = "is not on the Hub, or is private. Check the name, or run `hf auth login` or set HF_TOKEN."
     return BadInput(f"{key}={model}: {what}")

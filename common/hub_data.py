@@ -14,6 +14,7 @@ from lzma import LZMAError
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from common.choices import suggestion
 from common.errors import BadInput, line_of
 from common.hub import COMMIT
 
@@ -73,17 +74,19 @@ def open_stream(source: Source, key: str) -> IterableDataset:
         if "gated" in str(error):
             where = f"https://huggingface.co/datasets/{dataset}"
             raise BadInput(
-                f"{named} is gated: accept its conditions at {where}, then say `hf auth login` or set HF_TOKEN"
+                f"{named}: is gated. Accept its conditions at {where}, then run `hf auth login` or set HF_TOKEN."
             ) from None
         raise BadInput(
-            f"{named}: no such data set or revision on the hub, and no such folder here;"
-            " a private one needs `hf auth login`"
+            f"{named}: no such data set or revision on the Hub, and no such folder here."
+            " Check the name; for a private data set, run `hf auth login`."
         ) from None
     except FileNotFoundError:
-        raise BadInput(f"{named}: it has no data files that match {key}.files={source.files}") from None
+        raise BadInput(
+            f"{named}: no data file matches {key}.files={source.files}. Set a pattern that matches."
+        ) from None
     except ConnectionError as error:
         raise BadInput(
-            f"{named}: the hub cannot be reached ({error}); give a folder of the same layout to work offline"
+            f"{named}: the Hub is unreachable ({error}). Give a folder of the same layout to work offline."
         ) from None
     except (*DAMAGED, RuntimeError, OSError) as error:
         # which subsets and splits there are; files that are not what their names say
@@ -98,7 +101,7 @@ def check(source: Source, columns: Sequence[str], key: str) -> None:
     Raises BadInput, in one line, where they cannot be read, lack one of the text columns or hold no text there.
     """
     if not list(itertools.islice(rows(open_stream(source, key), columns, source, key), FIRST_ROWS)):
-        raise BadInput(f"{key}.dataset={source.dataset}: holds no rows")
+        raise BadInput(f"{key}.dataset={source.dataset}: has no rows. Choose another data set or split.")
 
 
 def rows(
@@ -113,12 +116,12 @@ def rows(
     for number, row in enumerate(read(stream, source, key, before=before, file=file), start=before + 1):
         missing = [column for column in columns if column not in row]
         if missing:
-            raise BadInput(f"{key}: {source.dataset} has no column {missing[0]!r} (it has {', '.join(row)})")
+            raise BadInput(f"{key}: {source.dataset} has no column {missing[0]!r}. {suggestion(missing[0], row)}")
         wrong = [column for column in columns if not isinstance(row[column], str | None)]
         if wrong:
             kind = type(row[wrong[0]]).__name__
             raise BadInput(
-                f"{where} row {number}: column {wrong[0]!r} holds text in every row, got {kind}."
+                f"{where} row {number}: column {wrong[0]!r} must have text in every row, got {kind}."
                 " Name another column, or convert this one."
             )
         yield tuple(row[column] or "" for column in columns)
@@ -144,7 +147,7 @@ def read(
             ) from None
         except TypeError as error:  # `datasets` casts every file to the columns of the first
             raise BadInput(
-                f"{where}: after row {number}: a column changes its type ({line_of(error)[:200]})."
+                f"{where}: after row {number}: a column changes its data type ({line_of(error)[:200]})."
                 " Write all files with the same columns, text in those that are read."
             ) from None
         except (*DAMAGED, OSError) as error:
@@ -152,7 +155,7 @@ def read(
                 raise
             raise BadInput(
                 f"{where}: after row {number}: cannot be read ({line_of(error)[:200]})."
-                " The file is cut off, damaged or not in UTF-8: write it again."
+                " The file is cut off, damaged or not in UTF-8. Write it again."
             ) from None
         number += 1
         yield row
@@ -175,7 +178,9 @@ def commit_of(source: Source, key: str) -> str | None:
         return HfApi().dataset_info(source.dataset, revision=revision).sha
     except (HfHubHTTPError, OSError) as error:
         raise BadInput(
-            f"{key}.revision={revision}: {source.dataset} has none such that can be reached ({type(error).__name__})"
+            f"{key}.revision={revision}: {source.dataset} has no such revision, or the Hub is "
+            f"unreachable ({type(error).__name__}). "
+            "Check the revision, or go online."
         ) from None
 
 

@@ -52,7 +52,7 @@ def read_yaml(path: Path, expected: str = "a file of YAML") -> Any:
     """What a file of YAML holds. Raises BadInput; also for a key that is given twice."""
     documents = read_yaml_documents(path, expected)
     if len(documents) > 1:
-        raise BadInput(f"{path}: not YAML: {len(documents)} documents; expected one")
+        raise BadInput(f"{path}: expected one YAML document, got {len(documents)}. Write each into a file of its own.")
     return documents[0] if documents else None
 
 
@@ -95,15 +95,17 @@ def _parsed(text: str, load: Callable[[str], Any]) -> Any:
     except BadInput:
         raise
     except yaml.reader.ReaderError as error:
-        raise BadInput(f"character {error.character!r} at {error.position} is not allowed") from None
+        raise BadInput(
+            f"character {error.character!r} at {error.position} is not allowed in YAML. Remove it."
+        ) from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f" (line {mark.line + 1})" if mark else ""
-        raise BadInput(f"{error.problem or error.context}{line}") from None
+        raise BadInput(f"{error.problem or error.context}{line}. Correct it there.") from None
     except ValueError as error:
         raise BadInput(str(error)) from None
     except Exception:  # its constructors raise whatever a wrong tag leads them to
-        raise BadInput("a tag on a value that is not of its kind") from None
+        raise BadInput("a tag does not fit its value. Remove the tag.") from None
     _check_values(value)
     return value
 
@@ -112,7 +114,7 @@ def inside(folder: Path, name: str, where: str) -> Path:
     """The file of a folder that a document names. Raises BadInput for a name that leads out of the folder."""
     path = PurePath(name)
     if not name or "\0" in name or path.is_absolute() or ".." in path.parts:
-        raise BadInput(f"{where}: names {name!r}; expected a file inside {folder}")
+        raise BadInput(f"{where}: expected the name of a file inside {folder}, got {name!r}.")
     return folder / path
 
 
@@ -124,20 +126,30 @@ def _adapter(shape: Any) -> TypeAdapter[Any]:
 def _read(path: Path, expected: str) -> bytes:
     with in_one_line():
         if not path.is_file():
-            raise BadInput(f"{path}: missing; expected {expected}")
+            raise BadInput(f"{path}: no such file; expected {expected}.")
         if (size := path.stat().st_size) > LARGEST:
-            raise BadInput(f"{path}: {size / 1e6:,.0f} MB; expected {expected} of at most {LARGEST / 1e6:.0f} MB")
+            raise BadInput(f"{path}: expected {expected} of at most {LARGEST / 1e6:.0f} MB, got {size / 1e6:,.0f} MB.")
         return path.read_bytes()
+
+
+def sentence(message: str) -> str:
+    """Rewrite a message of pydantic, or of a validator of ours, as the end of an error: `must be ...`."""
+    text = re.sub(
+        r"^(?:Input|List|String|Dictionary|Tuple|Set) should ", "must ", message.removeprefix("Value error, ")
+    )
+    text = re.sub(r", unable to parse string.*", "", text).replace(" after validation, not ", ", got ")
+    text = text if text[:2].isupper() else text[0].lower() + text[1:]
+    return text if text.endswith((".", "?", "!")) else f"{text}."
 
 
 def _first(error: ValidationError) -> str:
     """The first fault, with its place in the document."""
     fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
     place = ".".join(map(str, fault["loc"]))
-    message = fault["msg"].removeprefix("Value error, ")
+    message = sentence(fault["msg"])
     if fault["type"] == "json_invalid":
-        said = message.removeprefix("Invalid JSON: ").replace(" at line 1 column ", " at column ")
-        return f"not JSON ({said})"  # of a line of JSONL, `where` says the number
+        reason = fault["msg"].removeprefix("Invalid JSON: ").replace(" at line 1 column ", " at column ")
+        return f"not JSON ({reason}). Correct it there."  # `where` has the number of a line of JSONL
     return f"{place}: {message}" if place else message
 
 
@@ -148,9 +160,9 @@ def _check_values(value: Any) -> None:
         node = left.pop()
         count += 1
         if count > NODES:
-            raise BadInput(f"more than {NODES:,} values, counted where they are used")
+            raise BadInput(f"more than {NODES:,} values, with aliases written out. Split the file.")
         if isinstance(node, str) and not node.isascii() and any("\ud800" <= letter <= "\udfff" for letter in node):
-            raise BadInput(f"{node!a} is half of a character")
+            raise BadInput(f"{node!a} is half of a character (a lone surrogate). Write the whole character.")
         if isinstance(node, Mapping):
             left += [*node.keys(), *node.values()]
         elif isinstance(node, list | tuple | set):
@@ -176,7 +188,9 @@ class _NoKeyTwice(yaml.SafeLoader):
             if isinstance(key_node, yaml.ScalarNode) and key_node.tag != "tag:yaml.org,2002:merge":
                 key = self.construct_object(key_node)
                 if key in seen:
-                    raise yaml.constructor.ConstructorError(None, None, f"the key {key} twice", key_node.start_mark)
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"the key {key} is given twice", key_node.start_mark
+                    )
                 seen.add(key)
         return super().construct_mapping(node, deep=deep)
 

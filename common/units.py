@@ -12,10 +12,10 @@ def parse_tokens(value: object) -> object:
     """A number of tokens from `32k`, `1.5M`, `2B` or an integer; k, M and B are 10^3, 10^6 and 10^9."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmbt]?)", str(value).strip().lower().replace("_", ""))
     if isinstance(value, bool) or match is None:
-        raise ValueError("give a number of tokens such as 32k, 1.5M or 2B")
+        raise ValueError("must be a number of tokens such as 32k, 1.5M or 2B.")
     count = Decimal(match[1]) * UNITS[match[2]]
     if count != int(count) or count < 1:
-        raise ValueError("give a whole, positive number of tokens such as 32k, 1.5M or 2B")
+        raise ValueError("must be a whole, positive number of tokens such as 32k, 1.5M or 2B.")
     return int(count)
 
 
@@ -23,7 +23,7 @@ def parse_bytes(value: object) -> object:
     """A number of bytes from `500MB`, `1.5GB` or an integer; kB, MB, GB and TB are powers of 1,000."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(k|m|g|t|)b?", str(value).strip().lower())
     if isinstance(value, bool) or match is None:
-        raise ValueError("give a number of bytes such as 500MB or 20GB")
+        raise ValueError("must be a number of bytes such as 500MB or 20GB.")
     return int(Decimal(match[1]) * 1000 ** ("", "k", "m", "g", "t").index(match[2]))
 
 

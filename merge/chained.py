@@ -49,11 +49,15 @@ def read_stages(path: Path) -> list[Stage] | None:
         return None
     listed = documents[0] if len(documents) == 1 else documents
     if not listed:
-        raise BadInput(f"{path}: an empty list; expected merges")
+        raise BadInput(f"{path}: expected a list of merges, got an empty one. Write at least one merge.")
     names = [_name(data, f"{path}: merge {i}") for i, data in enumerate(listed, 1)]
     for i, name in enumerate(names):
         if name in names[:i]:
-            what = "two merges have no name; one, the last, can do" if name is None else f"two merges are named {name}"
+            what = (
+                "two merges have no name. Only the last merge may omit `name`."
+                if name is None
+                else f"two merges are named {name}. Rename one of them."
+            )
             raise BadInput(f"{path}: {what}")
     stages = {}
     for i, (name, data) in enumerate(zip(names, listed, strict=True), 1):
@@ -65,19 +69,21 @@ def read_stages(path: Path) -> list[Stage] | None:
     try:
         order = list(TopologicalSorter({name: stage.needs for name, stage in stages.items()}).static_order())
     except CycleError as error:
-        raise BadInput(f"{path}: these merges wait for each other: {' <- '.join(map(str, error.args[1]))}") from None
+        raise BadInput(
+            f"{path}: these merges need each other: {' <- '.join(map(str, error.args[1]))}. Break the circle."
+        ) from None
     taken = {last, *(need for stage in stages.values() for need in stage.needs)}
     if lost := next((name for name in names if name not in taken), None):
-        raise BadInput(f"{path}: no merge takes the result of {lost}; name it in one, or merge it by itself")
+        raise BadInput(f"{path}: no merge uses the result of {lost}. Name it in another merge, or remove it.")
     return [stages[name] for name in order]
 
 
 def _name(data: Any, where: str) -> str | None:
     if not isinstance(data, Mapping):
-        raise BadInput(f"{where}: expected a mapping, our schema or a mergekit config")
+        raise BadInput(f"{where}: expected a merge recipe or a mergekit config, got {type(data).__name__}.")
     name = data.get("name")
     if name is not None and not (isinstance(name, str) and _NAME.fullmatch(name)):
-        raise BadInput(f"{where}: name: letters, digits, -, _ and . (not first), as of a folder; got {name!r}"[:300])
+        raise BadInput(f"{where}: name: must be letters, digits, -, _ and . (not first), got {name!r}."[:300])
     return name
 
 
@@ -153,7 +159,7 @@ def write_stages(
 
     stages = read_stages(Path(path))
     if stages is None:
-        raise BadInput(f"{path}: one merge; expected several YAML documents, or a list")
+        raise BadInput(f"{path}: expected several YAML documents or a list of merges, got one merge.")
     place = OutFolder(out_dir)
     place.clear()
     between = place.between()

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
+from common.choices import suggestion
 from common.errors import BadInput
 from common.parsing import parse_yaml
 from merge.method_table import MODEL_DEFAULTS
@@ -37,18 +38,20 @@ def expand(recipe: Recipe, axes: Sequence[str]) -> list[tuple[str, Recipe]]:
 def _axis(text: str) -> tuple[str, list[Any]]:
     key, equals, listed = text.partition("=")
     if not equals or not key or not listed:
-        raise BadInput(f"--grid {text}: expected key=value,value,... such as slack=0,0.5,1")
+        raise BadInput(f"--grid {text}: expected key=value,value,... such as slack=0,0.5,1.")
     try:
         values = [parse_yaml(value) for value in listed.split(",")]
     except BadInput as error:
         raise BadInput(f"--grid {text}: {error}") from None
     for i, value in enumerate(values):
         if not isinstance(value, str | int | float):
-            raise BadInput(f"--grid {text}: {value!r} is neither a number nor a word, and a grid has only those")
+            raise BadInput(f"--grid {text}: expected numbers and words, got {value!r}.")
         if value in values[:i]:
-            raise BadInput(f"--grid {text}: {value} twice")
+            raise BadInput(f"--grid {text}: {value} is listed twice. List it once.")
     if "/" in key or any("/" in str(value) for value in values):
-        raise BadInput(f"--grid {text}: keys and values name folders, and cannot have a / in them")
+        raise BadInput(
+            f"--grid {text}: keys and values become names of folders, so they must not contain /. Remove it."
+        )
     return key, values
 
 
@@ -59,14 +62,14 @@ def _check_apart(keys: Sequence[str], recipe: Recipe) -> None:
         model, dot, model_key = key.rpartition(".")
         names = [each.name for each in recipe.models]
         if dot and model not in names:
-            raise BadInput(f"--grid {key}: no model is called {model!r}; the models are {', '.join(names)}")
+            raise BadInput(f"--grid {key}: no such model, got {model!r}. {suggestion(model, names)}")
         places = [(model, model_key)] if dot else [("", key)]
         if not dot and key in MODEL_DEFAULTS:
             places = [(name, key) for name in names]
         for place in places:
             if place in seen:
                 other = seen[place]
-                raise BadInput(f"--grid {other}=… {key}=…: both set {'.'.join(filter(None, place))}; give one of them")
+                raise BadInput(f"--grid {other}=… {key}=…: both set {'.'.join(filter(None, place))}. Pass one of them.")
             seen[place] = key
 
 

@@ -35,14 +35,14 @@ def reference(value: Any, at: str) -> Reference:
         return Reference(_path(value, at))
     if isinstance(value, Mapping) and set(value) <= _MODEL:
         if value.get("override_architecture") is not None:
-            raise BadInput(f"{at}.override_architecture: not supported; merge models of one architecture")
+            raise BadInput(f"{at}.override_architecture: not supported. Merge models of one architecture.")
         adapter = "" if value.get("lora") is None else _path(value["lora"], f"{at}.lora")
         model = value.get("model")
         if isinstance(model, str) and "lora" not in value:
             return reference(model, f"{at}.model")
         return Reference(_path(model, f"{at}.model"), adapter)
     raise BadInput(
-        f"{at}: expected a folder, or {{model: {{path: folder, revision: name}}, lora: ...}}; got {value!r}"[:500]
+        f"{at}: expected a folder, or {{model: {{path: folder, revision: name}}, lora: ...}}, got {value!r}."[:500]
     )
 
 
@@ -56,8 +56,8 @@ def _path(value: Any, at: str) -> str:
         or not isinstance(path := value.get("path"), str)
         or not path
     ):
-        raise BadInput(f"{at}: expected {{path: folder}}, and a revision for a model of the hub; got {value!r}"[:500])
+        raise BadInput(f"{at}: expected {{path: folder}}, and a revision for a model of the hub, got {value!r}."[:500])
     revision = value.get("revision")
     if revision is not None and not isinstance(revision, str):
-        raise BadInput(f"{at}.revision: expected a branch, a tag or a commit; got {revision!r}"[:500])
+        raise BadInput(f"{at}.revision: expected a branch, a tag or a commit, got {revision!r}."[:500])
     return f"{path}@{revision}" if revision and not Path(path).exists() else path

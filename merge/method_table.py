@@ -110,7 +110,7 @@ METHODS: dict[str, Method] = {}
 def register(method: Method) -> Method:
     """Add a row. Raises ValueError where the name is taken."""
     if method.name in METHODS:
-        raise ValueError(f"{method.name}: there is a merging method of that name already")
+        raise ValueError(f"{method.name}: a merge method has this name already. Choose another.")
     METHODS[method.name] = method
     return method
 

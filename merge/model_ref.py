@@ -68,14 +68,18 @@ def model_entries(data: Any, method: Method, in_slice: bool, defaults: Mapping[s
     Raises BadInput for a model without a path, and for keys that the method does not have.
     """
     if not isinstance(data, Mapping) or not data:
-        raise BadInput("models: expected a mapping from a model's name to {path: ...}")
+        raise BadInput(
+            f"models: expected a mapping of names to {{path: folder}}, got {type(data).__name__}."
+            if data
+            else "models: expected a mapping of names to {path: folder}, got an empty one."
+        )
     keys = ("path", "adapter", *(("layers",) if in_slice else ()), *method.model_keys)
     if len({str(name) for name in data}) < len(data):
-        raise BadInput("models: two have the same name; give each one of its own")
+        raise BadInput("models: two models have the same name. Rename one of them.")
     for name, entry in data.items():
         if not isinstance(entry, Mapping) or "path" not in entry:
             numbers = "".join(f", {key}: number" for key in method.model_keys)
-            raise BadInput(f"models.{name}.path: missing; expected {{path: folder{numbers}}}")
+            raise BadInput(f"models.{name}.path: missing. Set models.{name} to {{path: folder{numbers}}}.")
         if wrong := unknown_keys(entry, keys, method.name):
             raise BadInput(f"models.{name}: {wrong}")
     return [{"name": str(name), **defaults, **entry} for name, entry in data.items()]
@@ -87,6 +91,6 @@ def check_epsilon(model: ModelRef) -> None:
         for epsilon in per_tensor.values(model.epsilon):
             if density < 1 and not (epsilon >= 0 and density - epsilon > 0 and density + epsilon < 1):
                 raise BadInput(
-                    f"models.{model.name}.epsilon: density ± epsilon must lie inside (0, 1); "
-                    f"got {density:g} ± {epsilon:g}"
+                    f"models.{model.name}.epsilon: density ± epsilon must be between 0 and 1, "
+                    f"got {density:g} ± {epsilon:g}."
                 )

@@ -17,6 +17,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from common.choices import listed
 from common.errors import BadInput
 from merge.io.token_tensors import is_embedding, is_head, is_head_bias
 
@@ -115,7 +116,7 @@ def applying(setting: Setting, name: str, key: str) -> float | tuple[float, ...]
         assert isinstance(rule, Rule)
         if rule.matches(name):
             return rule.value
-    raise BadInput(f"{key}: no rule matches tensor {name}: end the list with a rule that has only a value")
+    raise BadInput(f"{key}: no rule matches tensor {name}. End the list with a rule that has only a value.")
 
 
 def resolve(setting: Setting, name: str, depth: float, *, key: str = "setting") -> float:
@@ -143,7 +144,7 @@ def parse(value: Any, key: str) -> Setting:
     """Read a setting from YAML. Raises BadInput that names `key`."""
     if isinstance(value, list):
         if not value:
-            raise BadInput(f"{key}: an empty list; give a number, a list of numbers, or rules")
+            raise BadInput(f"{key}: must not be an empty list. Give a number, a list of numbers, or rules.")
         if all(isinstance(part, dict) for part in value):
             return tuple(_rule(part, f"{key}[{i}]") for i, part in enumerate(value))
         return tuple(number(part, f"{key}[{i}]") for i, part in enumerate(value))
@@ -155,27 +156,30 @@ def parse(value: Any, key: str) -> Setting:
 def number(value: Any, key: str) -> float:
     """A float; YAML reads 1e-3 as text, so text that is a number counts."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise BadInput(f"{key}: expected a number, got {value!r}")
+        raise BadInput(f"{key}: expected a number, got {value!r}.")
     try:
         return float(value)
     except OverflowError:
-        raise BadInput(f"{key}: expected a number, got one that is too large") from None
+        raise BadInput(f"{key}: expected a number, got one that is too large for a float.") from None
     except ValueError:
-        raise BadInput(f"{key}: expected a number, got {value!r}") from None
+        raise BadInput(f"{key}: expected a number, got {value!r}.") from None
 
 
 def _rule(part: dict[str, Any], key: str) -> Rule:
     unknown = set(part) - {"value", "kind", "layers", "filter"}
     if unknown or "value" not in part:
-        raise BadInput(f"{key}: a rule has `value` and any of kind, layers, filter; got {sorted(map(str, part))}")
+        raise BadInput(
+            f"{key}: a rule must have `value` and may have kind, layers and filter, got "
+            f"{listed(sorted(map(str, part)))}."
+        )
     value = parse(part["value"], f"{key}.value")
     if isinstance(value, tuple) and isinstance(value[0], Rule):
-        raise BadInput(f"{key}.value: a number or a list of numbers, not rules within rules")
+        raise BadInput(f"{key}.value: must be a number or a list of numbers, got rules within a rule.")
     if part.get("kind") not in (None, *KINDS):
-        raise BadInput(f"{key}.kind: one of {', '.join(KINDS)}; got {part['kind']!r}")
+        raise BadInput(f"{key}.kind: must be one of {', '.join(KINDS)}, got {part['kind']!r}.")
     filter_ = part.get("filter")
     if filter_ is not None and not isinstance(filter_, str):
-        raise BadInput(f"{key}.filter: a piece of a tensor's name; got {filter_!r}")
+        raise BadInput(f"{key}.filter: must be a part of a tensor's name, got {filter_!r}.")
     layers = layer_range(part.get("layers"), f"{key}.layers")
     return Rule(value, part.get("kind"), layers, filter_)  # type: ignore[arg-type]
 
@@ -186,10 +190,10 @@ def layer_range(text: Any, key: str) -> tuple[int, int] | None:
         return None
     match = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", str(text), re.ASCII)
     if not match:
-        raise BadInput(f"{key}: a layer or a range such as 0-3 (both ends included); got {text!r}"[:500])
+        raise BadInput(f"{key}: must be a layer or a range such as 0-3 (both ends included), got {text!r}."[:500])
     first, last = int(match.group(1)), int(match.group(2) or match.group(1))
     if last < first:
-        raise BadInput(f"{key}: the range {text} runs backwards")
+        raise BadInput(f"{key}: a range must begin with its smaller layer, got {text}. Swap the two.")
     return first, last
 
 

@@ -36,6 +36,7 @@ from typing import Any, ClassVar, Self
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from common.choices import listed, suggestion
 from common.errors import BadInput
 from common.files import write_whole
 from common.parsing import read_yaml
@@ -143,17 +144,21 @@ class Recipe(Value):
     def _complete(cls, data: Any) -> dict[str, Any]:
         """Refuses keys that the method has not, and fills in its defaults."""
         if not isinstance(data, Mapping):
-            raise BadInput(f"expected a mapping with the keys method, base, models; got {type(data).__name__}")
+            raise BadInput(f"expected a mapping with the keys method, base, models, got {type(data).__name__}.")
         method = METHODS.get(str(data.get("method")))
         if method is None:
-            raise BadInput(f"method: one of {', '.join(METHODS)}; got {data.get('method')!r}")
+            raise BadInput(
+                f"method: no such method, got {data.get('method')!r}. {suggestion(data.get('method'), METHODS)}"
+            )
         known = sorted(
             ("method", "base", "models", cls._own_key, *method.recipe_keys, *method.model_keys, *COMMON_KEYS)
         )
         if wrong := unknown_keys(data, known, method.name):
             raise BadInput(wrong)
         if method.base and data.get("base") is None:
-            raise BadInput(f"base: method {method.name} needs the model that the others start from")
+            raise BadInput(
+                f"base: missing. Set the model that the others were trained from: method {method.name} needs it."
+            )
         sliced = {"slices": restacked.complete(data, method)} if "slices" in data else {}
         of_all = {key: data[key] for key in method.model_keys if key in data}
         return {
@@ -169,28 +174,34 @@ class Recipe(Value):
         """What no key can know alone."""
         known = [model.name for model in self.models]
         if self._own_key == "slices" and self.tokenizer not in (*TOKENIZERS, *known):
-            raise BadInput(f"tokenizer: one of {', '.join((*TOKENIZERS, *known))}; got {self.tokenizer!r}")
+            raise BadInput(
+                f"tokenizer: not known, got {self.tokenizer!r}. {suggestion(self.tokenizer, (*TOKENIZERS, *known))}"
+            )
         if self.slices:  # each of them is looked at by itself
             taken = {model.name for part in self.slices for model in part.models}
             if left := next((model.name for model in self.models if model.name not in taken), None):
-                raise BadInput(f"models.{left}: no slice takes layers of it; leave it out, or name it in a slice")
+                raise BadInput(f"models.{left}: no slice uses its layers. Leave the model out, or name it in a slice.")
             return self
         least, most = self.spec.counts
         if not least <= len(self.models) <= most:
-            wanted = f"{least}" if least == most else f"{least} or more"
-            raise BadInput(f"models: {self.method} merges {wanted} (the base not counted); got {len(self.models)}")
+            wanted = f"{least} model{'s' * (least > 1)}" if least == most else f"{least} or more models"
+            raise BadInput(f"models: {self.method} needs {wanted} beside the base, got {len(self.models)}.")
         if "epsilon" in self.spec.model_keys:
             for model in self.models:
                 check_epsilon(model)
         for key, name in [("protect", name) for name in self.protect] + [("norm_of", self.norm_of)]:
             if name not in (*known, None):
-                raise BadInput(f"{key}: no model is called {name!r}; the models are {', '.join(known)}")
+                raise BadInput(f"{key}: no such model, got {name!r}. {suggestion(name, known)}")
         if self.norm is not None and self.norm_reference is None:
-            raise BadInput(f"norm_of: name the model whose norm norm is a multiple of, one of {', '.join(known)}")
+            raise BadInput(f"norm_of: missing. Set the model whose norm `norm` multiplies: one of {listed(known)}.")
         if self.slack_scale == "rms" and self.slack_form == "ratio":
-            raise BadInput("slack_scale: rms goes with slack_form: difference; a ratio has no unit")
+            raise BadInput(
+                "slack_scale: rms needs slack_form: difference, got ratio, which has no unit. Set one of them."
+            )
         if self.slack > 0 and not self.protect:
-            raise BadInput(f"protect: name the model that slack {self.slack:g} protects, one of {', '.join(known)}")
+            raise BadInput(
+                f"protect: missing. Set the model that slack {self.slack:g} protects: one of {listed(known)}."
+            )
         return self
 
     def to_dict(self) -> dict[str, Any]:
@@ -245,11 +256,11 @@ class Slice(Recipe):
         for name, (first, last) in self.ranges:
             if last < first:
                 place = "layers" if name == "base" else f"models.{name}.layers"
-                raise BadInput(f"{place}: missing; give the layers that this slice takes, such as 0-3")
+                raise BadInput(f"{place}: missing. Give the layers that this slice takes, such as 0-3.")
             if last - first + 1 != self.count:
                 raise BadInput(
-                    f"{name} gives layers {first}-{last}, {self.ranges[0][0]} gives {self.count}; "
-                    "all that a slice merges have as many"
+                    f"all models of a slice must give the same number of layers, got {first}-{last} of {name} "
+                    f"and {self.count} layers of {self.ranges[0][0]}."
                 )
         return self
 

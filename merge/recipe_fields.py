@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, PlainValidator, ValidationError, ValidationInfo
 
+from common.choices import listed, suggestion
 from common.errors import BadInput
 from common.hub import PREFIX
 from merge import per_tensor
@@ -31,7 +31,7 @@ class Value(BaseModel):
 def folder(value: Any, info: ValidationInfo) -> Path:
     """A path; relative ones start at the context's `root`, models of the hub stay as they are."""
     if not isinstance(value, str | Path) or not str(value) or "\0" in str(value):
-        raise BadInput(f"expected a folder; got {value!r}")
+        raise BadInput(f"expected a folder, got {value!r}.")
     root = (info.context or {}).get("root")
     return Path(value) if root is None or str(value).startswith(PREFIX) else root / value
 
@@ -45,9 +45,9 @@ def finite(value: Setting) -> Setting:
     """Refuses NaN and infinity, and what would be infinite in the arithmetic."""
     for number in per_tensor.values(value):
         if not math.isfinite(number):
-            raise BadInput(f"expected a finite number; got {number}")
+            raise BadInput(f"expected a finite number, got {number}.")
         if abs(number) > LARGEST:
-            raise BadInput(f"expected a number of at most {LARGEST:g}, the largest of float32; got {number:g}")
+            raise BadInput(f"expected a number of at most {LARGEST:g}, the largest number of float32, got {number:g}.")
     return value
 
 
@@ -55,9 +55,9 @@ def share_kept(value: Setting) -> Setting:
     """A density."""
     for number in per_tensor.values(value):
         if not 0 < number <= 1:
-            raise BadInput(f"the share kept, above 0 and at most 1; got {number:g}")
+            raise BadInput(f"must be above 0 and at most 1 (the fraction of parameters that is kept), got {number:g}.")
         if number < SMALLEST:
-            raise BadInput(f"the share kept, at least {SMALLEST:g}, the smallest of float32; got {number:g}")
+            raise BadInput(f"must be at least {SMALLEST:g}, the smallest number of float32, got {number:g}.")
     return value
 
 
@@ -65,7 +65,9 @@ def share_dropped(value: Setting) -> Setting:
     """A gamma."""
     for number in per_tensor.values(value):
         if not 0 <= number < 1:
-            raise BadInput(f"the share of largest values dropped, from 0 to below 1; got {number:g}")
+            raise BadInput(
+                f"must be from 0 to below 1 (the fraction of largest values that is dropped), got {number:g}."
+            )
     return value
 
 
@@ -73,7 +75,7 @@ def slack(value: Any) -> float:
     """ξ, infinity included."""
     number = per_tensor.number(value, "")
     if math.isnan(number) or number < 0:
-        raise BadInput(f"0 (TIES) or more, .inf allowed; got {number:g}")
+        raise BadInput(f"must be 0 or larger (.inf is allowed), got {number:g}.")
     return number
 
 
@@ -81,7 +83,7 @@ def share(value: Any) -> float:
     """A share of parameters, the same for all tensors."""
     number = per_tensor.number(value, "")
     if not 0 < number <= 1:
-        raise BadInput(f"a share of parameters, above 0 and at most 1; got {number:g}")
+        raise BadInput(f"must be above 0 and at most 1 (a fraction of the parameters), got {number:g}.")
     return number
 
 
@@ -91,7 +93,7 @@ def norm(value: Any) -> float | None:
         return None
     number = per_tensor.number(value, "")
     if not 0 < number <= LARGEST:
-        raise BadInput(f"a multiple of norm_of's norm, above 0 and at most {LARGEST:g}; got {number:g}")
+        raise BadInput(f"must be above 0 and at most {LARGEST:g} (a multiple of norm_of's norm), got {number:g}.")
     return number
 
 
@@ -99,7 +101,7 @@ def names(value: Any) -> tuple[str, ...]:
     """One name or a list of them."""
     listed = [value] if isinstance(value, str) else [] if value is None else value
     if not isinstance(listed, list | tuple) or not all(isinstance(name, str) for name in listed):
-        raise BadInput(f"expected a list of model names; got {value!r}")
+        raise BadInput(f"expected a list of model names, got {value!r}.")
     return tuple(listed)
 
 
@@ -111,21 +113,21 @@ def layers(value: Any) -> tuple[int, int] | None:
 def boolean(value: Any) -> bool:
     """YAML's true or false, and nothing that only looks like it."""
     if not isinstance(value, bool):
-        raise BadInput(f"true or false; got {value!r}")
+        raise BadInput(f"must be true or false, got {value!r}.")
     return value
 
 
 def whole_number(value: Any) -> int:
     """An integer, and neither true nor 1.0."""
     if isinstance(value, bool) or not isinstance(value, int) or abs(value) >= 2**64:
-        raise BadInput("expected a whole number of at most 64 bits")
+        raise BadInput(f"expected a whole number of at most 64 bits, got {value!r}.")
     return value
 
 
 def word(value: Any) -> str:
     """A word whose meaning depends on the rest."""
     if not isinstance(value, str) or not value:
-        raise BadInput(f"expected a word; got {value!r}")
+        raise BadInput(f"expected a word, got {value!r}.")
     return value
 
 
@@ -134,7 +136,7 @@ def template(value: Any) -> str | None:
     if value is None:
         return None
     if not isinstance(value, str) or not ("{" in value or value in TEMPLATES):
-        raise BadInput(f"one of {', '.join(TEMPLATES)}, or the text of a template (Jinja); got {value!r}")
+        raise BadInput(f"must be one of {', '.join(TEMPLATES)}, or the text of a template (Jinja), got {value!r}.")
     return value
 
 
@@ -143,7 +145,7 @@ def one_of(*choices: str) -> PlainValidator:
 
     def choice(value: Any) -> str:
         if not isinstance(value, str) or value not in choices:
-            raise BadInput(f"one of {', '.join(choices)}; got {value!r}")
+            raise BadInput(f"must be one of {', '.join(choices)}, got {value!r}.")
         return str(value)
 
     return PlainValidator(choice)
@@ -178,10 +180,10 @@ def unknown_keys(entry: Mapping[str, Any], known: Sequence[str], method: str) ->
     unknown = sorted(set(map(str, entry)) - set(known))
     if not unknown:
         return None
-    of_others = {key for other in METHODS.values() for key in (*other.recipe_keys, *other.model_keys)}
-    near = [] if unknown[0] in of_others else difflib.get_close_matches(unknown[0], known, n=1)
-    remedy = f"did you mean {near[0]}?" if near else f"its keys are {', '.join(known)}"
-    return f"method {method} has no key {', '.join(unknown)}; {remedy}"
+    name = unknown[0]
+    having = [other.name for other in METHODS.values() if name in (*other.recipe_keys, *other.model_keys)]
+    remedy = f"Leave it out, or choose a method that has it: {listed(having)}." if having else suggestion(name, known)
+    return f"method {method} has no key {name}. {remedy}"
 
 
 def one_line(error: ValidationError, where: str, data: Any) -> str:

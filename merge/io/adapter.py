@@ -174,7 +174,7 @@ def _weights(folder: Path) -> Checkpoint:
         return Checkpoint(folder, {}, read_header(file)[0])
     if pickled.is_file():
         return open_pickled(folder, {}, [pickled])
-    raise BadInput(f"{file}: missing; expected a LoRA folder as peft saves it")
+    raise BadInput(f"{file}: no such file; expected a LoRA folder as peft saves it.")
 
 
 class _Adapter:
@@ -194,31 +194,38 @@ class _Adapter:
         for name in lora.tensors:
             self._sort(name)
         if not (self.sides or self.own or self.replaced):
-            raise BadInput(f"{self.file}: holds no LoRA factors")
+            raise BadInput(f"{self.file}: has no LoRA factors. Save the adapter again with peft.")
         for module in config.modules_to_save or ():
             if not any(name.rpartition(".")[0].endswith(module) for name in self.own):
-                raise BadInput(f"{self.file}: no module {module}, though modules_to_save of {path.name} names it")
+                raise BadInput(
+                    f"{self.file}: has no module {module}, which modules_to_save of {path.name} lists. "
+                    "Save the adapter again."
+                )
 
     def _sort(self, name: str) -> None:
         info, short = self.lora.tensors[name], name.removeprefix(_PREFIX)
         if name.startswith(_PREFIX) and (match := _FACTOR.fullmatch(short) or _MAGNITUDE.fullmatch(short)):
             kind = match.re is _FACTOR and (match["side"] or match["embedding"]) or MAGNITUDE
             if info.dtype not in FLOATS or len(info.shape) != (1 if kind == MAGNITUDE else 2):
-                what = "magnitudes are a vector" if kind == MAGNITUDE else "a factor is a matrix"
-                raise BadInput(f"{self.file}: tensor {name} is {info.dtype} {list(info.shape)}; {what} of floats")
+                what = "a vector" if kind == MAGNITUDE else "a matrix"
+                raise BadInput(
+                    f"{self.file}: tensor {name} must be {what} of floats, got {info.dtype} {list(info.shape)}."
+                )
             self.sides.setdefault(match["module"], {})[kind] = name
         elif name.startswith(_PREFIX) and "lora_" not in short and (match := _WHOLE.fullmatch(short)):
             own = match["base"] is None and self.config.saves(match["module"])
             (self.own if own else self.replaced)[f"{match['module']}.{match['kind']}"] = name
         else:
-            raise BadInput(f"{self.file}: tensor {name} is not one of a LoRA; merge this adapter with peft first")
+            raise BadInput(f"{self.file}: tensor {name} does not belong to a LoRA. Merge this adapter with peft first.")
 
     def changes(self) -> dict[str, Change]:
         """What becomes of the base's tensors, by their names."""
         self._untie()
         factors = {f"{module}.weight": self._factors(module, names) for module, names in self.sides.items()}
         if both := sorted(factors.keys() & self.own):
-            raise BadInput(f"{self.file}: {both[0]} is there whole and as LoRA factors; which one counts is not known")
+            raise BadInput(
+                f"{self.file}: contains both full weights and LoRA factors for {both[0]}. Remove one of them."
+            )
         found = {}
         for name in self._names():
             source = self.base.source_of(name)
@@ -261,7 +268,7 @@ class _Adapter:
         embedding = "embedding_A" in names or "embedding_B" in names
         sides = ("embedding_A", "embedding_B") if embedding else ("A", "B")
         if set(names) - {MAGNITUDE} != set(sides):
-            raise BadInput(f"{self.file}: module {module} has {', '.join(sorted(names))}; expected lora_A and lora_B")
+            raise BadInput(f"{self.file}: module {module} must have lora_A and lora_B, got {', '.join(sorted(names))}.")
         source = self.base.source_of(f"{module}.weight")
         turned = embedding or (source is not None and is_transposed(self.base, source))
         if (MAGNITUDE in names) != self.config.use_dora or (turned and self.config.use_dora):
@@ -269,11 +276,11 @@ class _Adapter:
             if turned:
                 fault = "is an embedding" if embedding else "is stored transposed (Conv1D)"
             says = f"{self.path}: use_dora is {self.config.use_dora}"
-            raise BadInput(f"{says}, but module {module} {fault}; merge this adapter into its base with peft first")
+            raise BadInput(f"{says}, but module {module} {fault}. Merge this adapter into its base with peft first.")
         a, b = (self.lora.tensors[names[side]].shape for side in sides)
         rank, scale = rank_and_scale(self.config, module, self.path)
         if not a[0] == b[1] == rank:
-            says = f"{self.path.name} says {rank}"
+            says = f"{self.path.name} states rank {rank}. Save the adapter again with peft."
             raise BadInput(f"{self.file}: module {module} has A of rank {a[0]} and B of rank {b[1]}; {says}")
         shape = (a[1], b[0]) if turned else (b[0], a[1])
         if source is None or self.base.tensors[source].shape != shape:
@@ -288,8 +295,11 @@ class _Adapter:
         if mine.dtype not in FLOATS or mine.shape != other.shape:
             raise BadInput(
                 f"{self.file}: tensor {name} is {mine.dtype} {list(mine.shape)}, but {source} of {self.base.folder} is "
-                f"{list(other.shape)}; merge an adapter that resized its base into it with peft first"
+                f"{list(other.shape)}. If the adapter resized its base, merge it into the base with peft first."
             )
 
     def _of_another_base(self, what: str) -> BadInput:
-        return BadInput(f"{self.file}: module {what} is not one of {self.base.folder}: the adapter has another base")
+        return BadInput(
+            f"{self.file}: module {what} is not in {self.base.folder}: "
+            "the adapter belongs to another base. Give that base."
+        )

@@ -55,13 +55,15 @@ def read_config(path: Path) -> LoraConfig:
     config: LoraConfig = shaped(data, str(path), LoraConfig)
     if config.peft_type != "LORA":
         raise BadInput(
-            f"{path}: peft_type is {config.peft_type}; only LORA can be merged on the fly, merge it with peft first"
+            f"{path}: peft_type must be LORA, got {config.peft_type}. Merge the adapter into its base with peft first."
         )
     wrong = {key: data[key] for key in _OFF if data.get(key)}
     if config.init_lora_weights not in _PLAIN_STARTS:
         wrong["init_lora_weights"] = config.init_lora_weights
     for key, value in wrong.items():
-        raise BadInput(f"{path}: {key} is {value!r}; merge this adapter into its base with peft first")
+        raise BadInput(
+            f"{path}: {key} is not supported, got {value!r}. Merge this adapter into its base with peft first."
+        )
     return config
 
 
@@ -81,7 +83,9 @@ def _by_pattern(patterns: dict[str, Any] | None, module: str, otherwise: float, 
             if regex.match(whole, module, timeout=LONGEST_MATCH_S):
                 return float(value)
         except TimeoutError:
-            raise BadInput(f"{where}: {pattern!r} takes too long to match; name the modules themselves") from None
+            raise BadInput(f"{where}: {pattern!r} takes too long to match. List the modules' names instead.") from None
         except (re.error, regex.error, OverflowError, RecursionError) as error:
-            raise BadInput(f"{where}: {pattern!r} is not a regular expression ({error})") from None
+            raise BadInput(
+                f"{where}: {pattern!r} is not a regular expression ({error}). Correct it, or list the modules' names."
+            ) from None
     return otherwise

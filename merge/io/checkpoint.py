@@ -153,5 +153,7 @@ def _fill(descriptor: int, buffer: memoryview, offset: int, file: Path) -> None:
     while done < len(buffer):
         got = os.preadv(descriptor, [buffer[done:]], offset + done)
         if got == 0:
-            raise BadInput(f"{file}: ended early: the file changed or was cut short while it was read")
+            raise BadInput(
+                f"{file}: the file changed or was cut short while it was read. Start again when nothing writes to it."
+            )
         done += got

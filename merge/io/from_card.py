@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from common import hub
+from common.choices import suggestion
 from common.errors import BadInput, in_one_line
 from common.files import sha256
 from common.parsing import parse_yaml
@@ -43,20 +44,25 @@ class Card:
         for name in self.read:
             model, _, file = name.rpartition("/")
             if model not in self.folders:
-                raise BadInput(f"{self.path}: has a checksum of {name!r}, but no such model")
+                raise BadInput(
+                    f"{self.path}: has a checksum of {name!r}, but no such model. Use the card as slackmerge wrote it."
+                )
             files[name] = hub.fetch(self.folders[model], model) / file
         with ThreadPoolExecutor() as pool:
             for name, found in zip(files, pool.map(_digest, files.values()), strict=True):
                 if found != self.read[name]:
-                    raise BadInput(f"{files[name]}: is not the {name} of {self.path}, by its sha256: find that version")
+                    raise BadInput(
+                        f"{files[name]}: its sha256 differs from that of {name} in {self.path}. "
+                        "Find that version of the model."
+                    )
 
     def check_result(self, folder: Path) -> None:
         """Refuses a result that is not the card's, bit for bit."""
         for name, expected in self.written.items():
             if _digest(folder / name) != expected:
                 raise BadInput(
-                    f"{folder / name}: its sha256 is not that of {self.path}; the merge is whole, but made by another "
-                    "version of slackmerge or torch, or on another kind of machine"
+                    f"{folder / name}: its sha256 differs from that in {self.path}. The merge is complete, but another "
+                    "version of slackmerge or torch, or another kind of machine, gives other bytes."
                 )
 
 
@@ -67,21 +73,21 @@ def read_card(path: Path, given: Sequence[str]) -> Card:
     """
     with in_one_line():
         if not path.is_file():
-            raise BadInput(f"{path}: missing; expected the README.md of a merge")
+            raise BadInput(f"{path}: no such file; expected the README.md of a merge.")
         if path.stat().st_size > LARGEST:
-            raise BadInput(f"{path}: more than {LARGEST / 1e6:.0f} MB; expected the README.md of a merge")
+            raise BadInput(f"{path}: expected the README.md of a merge, got more than {LARGEST / 1e6:.0f} MB.")
         try:
             text = path.read_text(encoding="utf-8")
         except UnicodeDecodeError:
-            raise BadInput(f"{path}: not a text in UTF-8; expected the README.md of a merge") from None
+            raise BadInput(f"{path}: expected the README.md of a merge, got text that is not UTF-8.") from None
     match, checksums = _RECIPE.search(text), _CHECKSUM.findall(text)
     if match is None:
-        raise BadInput(f"{path}: has no recipe under '## How to make it again'; expected the README.md of a merge")
+        raise BadInput(f"{path}: has no recipe under '## How to make it again'; expected the README.md of a merge.")
     read, written = ({name: digest for kind, name, digest in checksums if kind == k} for k in ("read", "written"))
     if not read or not written:
-        raise BadInput(f"{path}: has no checksums (--no-checksums?); make the merge from its merge.yml")
+        raise BadInput(f"{path}: has no checksums (--no-checksums?). Make the merge from its merge.yml.")
     if any("/" in name or name in (".", "..") for name in written):
-        raise BadInput(f"{path}: its checksums are of files in other folders")
+        raise BadInput(f"{path}: its checksums name files in other folders. Use the card as slackmerge wrote it.")
     try:
         data = parse_yaml(match[1])
     except BadInput as error:
@@ -103,7 +109,7 @@ class _Finder:
         for text in given:
             name, equals, place = text.partition("=")
             if not (name and equals and place):
-                raise BadInput(f"--model {text}: expected name=folder, with the name that the card has for the model")
+                raise BadInput(f"--model {text}: expected NAME=FOLDER, with the model's name on the card.")
             self.given[name] = place
 
     def found(self, entry: Any) -> Any:
@@ -130,16 +136,16 @@ class _Finder:
         for folder in self.card.absolute().parents:
             if (folder / name).is_dir():
                 return str(folder / name)
-        raise BadInput(f"{self.card}: model {name!r} is not near it; say where it is: --model {name}=FOLDER")
+        raise BadInput(f"{self.card}: model {name!r} is not next to the card. Pass --model {name}=FOLDER.")
 
     def check_given(self) -> None:
         """Refuses places for models that the card has not."""
         if unknown := next((name for name in self.given if name not in self.folders), None):
-            raise BadInput(f"--model {unknown}: the card has no such model; it has {', '.join(self.folders)}")
+            raise BadInput(f"--model {unknown}: the card has no such model. {suggestion(unknown, self.folders)}")
 
 
 def _digest(file: Path) -> str:
     with in_one_line():
         if not file.is_file():
-            raise BadInput(f"{file}: missing, though the card has its checksum")
+            raise BadInput(f"{file}: no such file, but the card has its checksum. Find that version of the model.")
         return sha256(file)

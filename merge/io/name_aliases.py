@@ -115,7 +115,10 @@ def with_names_of(lead: Checkpoint, other: Checkpoint) -> Checkpoint:
     here = {names.today(name): name for name in lead.tensors}
     own = {here.get(names.today(name), names.today(name)): name for name in other.tensors}
     if len(own) < len(other.tensors):
-        raise BadInput(f"{other.folder}: two of its tensors are one by transformers' names; save it again")
+        raise BadInput(
+            f"{other.folder}: two of its tensors have the same name in transformers. "
+            "Save it again with save_pretrained."
+        )
     for twin, source in names.tied.items():
         twin, source = here.get(twin, twin), here.get(source, source)
         if twin in lead.tensors and twin not in own and source in own and not is_head(twin):
@@ -176,8 +179,8 @@ def _with_experts_of(template: Checkpoint, joined: Checkpoint) -> Checkpoint:
             start += math.prod(template.tensors[name].shape)
         if start != joined.tensors[source].numel:
             raise BadInput(
-                f"{joined.tensors[source].file}: tensor {source} has {joined.tensors[source].numel} elements, but the "
-                f"experts of {template.folder} that it would be made of have {start}"
+                f"{joined.tensors[source].file}: tensor {source} has {joined.tensors[source].numel} elements, but "
+                f"the experts of {template.folder} that make it up have {start}. Merge models of one architecture."
             )
     return RenamedCheckpoint(joined, own)
 
@@ -193,7 +196,7 @@ def _refuse_other_forms(lead: Checkpoint, other: Checkpoint, names: Names) -> No
     )
     apart = lead if any(names.joined(name) for name in lead.tensors) else other
     raise BadInput(
-        f"{other.folder}: has {theirs} where {lead.folder} has {mine}: the same weights, joined in one of them and not "
-        f"in the other; load {apart.folder} with transformers and save it by "
-        "save_pretrained(FOLDER, save_original_format=False)"
+        f"{other.folder}: has {theirs}, but {lead.folder} has {mine}: the same weights, joined in one of them and not "
+        f"in the other. Load {apart.folder} with transformers and save it by "
+        "save_pretrained(FOLDER, save_original_format=False)."
     )

@@ -51,14 +51,14 @@ class OutFolder:
     def check(self) -> Path:
         """Refuse a place that cannot be written to, without touching it; returns the nearest folder that exists."""
         if os.path.lexists(self._real) and not self._fills:
-            raise BadInput(f"{self.target}: exists already and is no folder; name a new one")
+            raise BadInput(f"{self.target}: exists already and is not a folder. Choose a new folder.")
         if self._fills and any(not self._is_ours(path) for path in self._real.iterdir()):
-            raise BadInput(f"{self.target}: exists already; name a new folder or remove this one first")
+            raise BadInput(f"{self.target}: exists already. Choose a new folder, or remove this one first.")
         nearest = next(folder for folder in (self._home, *self._home.parents) if os.path.lexists(folder))
         if not nearest.is_dir():
-            raise BadInput(f"{self.target}: {nearest} is no folder; name another place")
+            raise BadInput(f"{self.target}: {nearest} is not a folder. Choose another folder.")
         if not os.access(nearest, os.W_OK | os.X_OK):
-            raise BadInput(f"{self.target}: {nearest} cannot be written to; ask for the right, or name another place")
+            raise BadInput(f"{self.target}: no write permission in {nearest}. Choose another output folder.")
         return nearest
 
     def clear(self) -> None:
@@ -90,8 +90,8 @@ class OutFolder:
                 others = (self._real.with_name(f"{self._real.name}-{n}") for n in itertools.count(2))
                 kept = next(path for path in others if not os.path.lexists(path))
                 self.aside.rename(kept)
-                why = f"has appeared meanwhile ({error.strerror})"
-                raise BadInput(f"{self.target}: {why}; the whole result is {kept}") from None
+                why = f"another program created it during the merge ({error.strerror})"
+                raise BadInput(f"{self.target}: {why}. Use {kept}, which is the complete result.") from None
             fsync(self._home)
             return
         names = sorted((path.name for path in self.aside.iterdir()), key=lambda name: name == LAST)
@@ -124,7 +124,9 @@ class OutFolder:
             except BlockingIOError:
                 os.close(self._descriptor)
                 self._descriptor = None
-                raise BadInput(f"{self.target}: another merge is writing to it; wait for it, or name another") from None
+                raise BadInput(
+                    f"{self.target}: another merge is writing to it. Wait for it, or choose another folder."
+                ) from None
             except OSError as error:
                 if error.errno not in _NO_LOCKS:
                     raise

@@ -9,7 +9,7 @@ from typing import Any
 from common.errors import BadInput
 from merge.io.checkpoint import Checkpoint
 
-REMEDY = "merge the 16-bit weights that it was made from, or dequantize it and save it again"
+REMEDY = "Merge the 16-bit weights that it was made from, or dequantize it and save it again"
 KEYS = ("quantization_config", "compression_config")
 # What quantizers write beside a weight, or in its place: GPTQ, AWQ, bitsandbytes, compressed-tensors, FP8, MXFP4, HQQ,
 # AQLM, VPTQ, quanto.
@@ -51,10 +51,10 @@ def check_not_quantized(checkpoint: Checkpoint) -> None:
             by = f" by {named}" if named else ""
             raise BadInput(
                 f"{checkpoint.folder}: its weights are quantized{by} (tensor {name} is {info.dtype} "
-                f"{list(info.shape)}) and cannot be merged; {REMEDY}"
+                f"{list(info.shape)}) and cannot be merged. {REMEDY}."
             )
     if named == "bitnet":
         raise BadInput(
-            f"{checkpoint.folder / 'config.json'}: quantization_config: a model that quantizes its weights whenever it "
-            "runs (bitnet) cannot be merged: the result would not be one"
+            f"{checkpoint.folder / 'config.json'}: quantization_config: a model that quantizes its weights at "
+            "run time (bitnet) cannot be merged: the result would not be such a model. Merge models without it."
         )

@@ -86,5 +86,7 @@ def _within(folder: Path, files: Iterable[Path]) -> list[Path]:
     listed = list(dict.fromkeys(files))
     for file in listed:
         if not file.resolve().is_relative_to(root):
-            raise BadInput(f"{file}: a link to {file.resolve()}, outside of the checkpoint; put a copy there")
+            raise BadInput(
+                f"{file}: must not be a link out of the checkpoint, got a link to {file.resolve()}. Put a copy there."
+            )
     return listed

@@ -59,7 +59,7 @@ def _load(folder: Path) -> tokenizers.Tokenizer:
 
     file = folder / FAST
     if not file.is_file():
-        raise BadInput(f"{file}: missing; a union of vocabularies needs one of each model")
+        raise BadInput(f"{file}: no such file. Save it there: tokenizer=union needs the tokenizer of every model.")
     with _one_line(file):
         return tokenizers.Tokenizer.from_file(str(file))
 
@@ -72,7 +72,7 @@ def _one_line(file: Path) -> Iterator[None]:
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        raise BadInput(f"{file}: not a tokenizer ({line_of(error)[:120]}); fetch it again") from None
+        raise BadInput(f"{file}: not a tokenizer ({line_of(error)[:120]}). Save it again.") from None
 
 
 def put_union(folder: Path, tokenizer: tokenizers.Tokenizer) -> None:
@@ -96,7 +96,7 @@ def read_template(folder: Path) -> str | None:
         try:
             return (folder / TEMPLATE).read_text(encoding="utf-8")
         except UnicodeDecodeError:
-            raise BadInput(f"{folder / TEMPLATE}: not a text in UTF-8") from None
+            raise BadInput(f"{folder / TEMPLATE}: not UTF-8. Convert it, for example with iconv.") from None
     files = [folder / name for name in (OLDER_TEMPLATE, CONFIG) if (folder / name).is_file()]
     found = next((text for file in files if (text := read_json(file).get("chat_template"))), None)
     if isinstance(found, list):

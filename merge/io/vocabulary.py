@@ -111,7 +111,7 @@ def _lines(file: Path) -> dict[str, int]:
     try:
         words = file.read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError:
-        raise BadInput(f"{file}: not a text in UTF-8; fetch it again") from None
+        raise BadInput(f"{file}: not UTF-8. Download it again.") from None
     return {word.removesuffix("\r"): number for number, word in enumerate(words) if word or number + 1 < len(words)}
 
 
@@ -129,7 +129,7 @@ def _tiktoken(file: Path) -> dict[str, int]:
     for line in _lines(file):
         token, _, rank = line.partition(" ")
         if not rank.isdecimal():
-            raise BadInput(f"{file}: not a table of tokens and ranks; fetch it again")
+            raise BadInput(f"{file}: not a table of tokens and ranks. Download it again.")
         ids[token] = int(rank)
     return ids
 
@@ -143,5 +143,5 @@ def _pieces(file: Path) -> list[str]:
     try:
         model.ParseFromString(file.read_bytes())
     except DecodeError:
-        raise BadInput(f"{file}: not a sentencepiece model; fetch it again") from None
+        raise BadInput(f"{file}: not a sentencepiece model. Download it again.") from None
     return [piece.piece for piece in model.pieces]
