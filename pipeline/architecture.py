@@ -37,13 +37,13 @@ def config_of(folder: Path, where: str) -> Any:
 
     if (kind := read_json(folder / "config.json", Described).get("model_type")) not in KNOWN:
         raise BadInput(
-            f"{where}: model_type {kind!r} of its config.json is no causal language model of transformers; "
-            "code that comes with a checkpoint is not run"
+            f"{where}: model_type must be a causal language model of transformers, got {kind!r}. "
+            "Choose another model: code that comes with a checkpoint is not supported."
         )
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # a stranger's file leads transformers to anything
-        raise BadInput(f"{where}: its config.json cannot be read: {line_of(error)[:200]}") from None
+        raise BadInput(f"{where}: config.json cannot be read ({line_of(error)[:200]}). Save the model again.") from None
 
 
 def sizes(config: Any) -> dict[str, Any]:
@@ -80,7 +80,7 @@ def check_packing(folder: Path, where: str) -> None:
         raise BadInput(
             f"{where}: model_type {config.model_type!r} {reason}, so the examples that SFT packs into one row "
             "would read each other. Take a transformer whose attention follows the positions, such as Llama, Qwen, "
-            "Gemma or GPT-NeoX"
+            "Gemma or GPT-NeoX."
         )
 
 
@@ -129,8 +129,8 @@ def check_attention(folder: Path, where: str, attention: str | None) -> None:
     config = config_of(folder, where)
     if attention in flags and not getattr(model_class(config), flags[attention], True):
         raise BadInput(
-            f"compute.attention={attention}: transformers has no such attention for model_type "
-            f"{config.model_type!r} ({where}). Set compute.attention=eager"
+            f"compute.attention={attention}: transformers does not have it for model_type "
+            f"{config.model_type!r} ({where}). Set compute.attention=eager."
         )
 
 
@@ -158,7 +158,7 @@ def tokenizer_of(folder: Path, where: str) -> Any:
     except Exception as error:  # a stranger's files lead transformers to anything
         raise BadInput(
             f"{folder}/tokenizer.json: transformers cannot load the tokenizer of {where} ({line_of(error)[:200]}). "
-            "Save it again with save_pretrained"
+            "Save it again with save_pretrained."
         ) from None
 
 
@@ -167,7 +167,7 @@ def check_end(folder: Path, where: str) -> None:
     if tokenizer_of(folder, where).eos_token_id is None:
         raise BadInput(
             f"{where}: its tokenizer has no end-of-text token, which separates documents. "
-            "Set eos_token in its tokenizer_config.json"
+            "Set eos_token in its tokenizer_config.json."
         )
 
 
@@ -188,7 +188,7 @@ def beyond_embedding(folder: Path, where: str) -> str | None:
     if needed:
         raise BadInput(
             f"{stated}, but its tokenizer has {len(beyond):,} tokens beyond them ({named}). "
-            "Save the tokenizer that belongs to the model, or the model after resize_token_embeddings"
+            "Save the tokenizer that belongs to the model, or the model after resize_token_embeddings."
         )
     return (
         f"{stated}, but {len(beyond):,} special tokens of its tokenizer are beyond them ({named}): "

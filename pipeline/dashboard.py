@@ -31,7 +31,7 @@ def build(folder: Path, project: str = "slackmerge", entity: str = "") -> Path:
     folder: of a report, outputs/<experiment>. Raises BadInput where there is none, or wandb's report API is missing.
     """
     if not (folder / report_sources.FILE).is_file():
-        raise BadInput(f"{folder}: no {report_sources.FILE}; name the folder of a report, such as outputs/tiny")
+        raise BadInput(f"{folder}: no {report_sources.FILE}. Pass the folder of a report, such as outputs/tiny.")
     found = report_sources.read(folder)
     online = bool(os.environ.get("WANDB_API_KEY")) or logged_in()
     _runs(found, folder, project, online)
@@ -99,7 +99,7 @@ def report(found: report_sources.Sources, project: str, entity: str) -> Any:
     try:
         wr: Any = import_module("wandb_workspaces.reports.v2")  # an extra, whose types are not for strict checking
     except ImportError:
-        raise BadInput("the dashboard takes wandb-workspaces: pip install 'slackmerge[dashboard]'") from None
+        raise BadInput("dashboard: needs wandb-workspaces. Run `pip install 'slackmerge[dashboard]'`.") from None
 
     subject, rows = found.subject, results.gather(found.evaluations)
     place = {"project": project, **({"entity": entity} if entity else {})}
@@ -145,7 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         if not given:
-            raise BadInput("dashboard: name the folder of a report, such as outputs/tiny")
+            raise BadInput("dashboard: missing. Pass the folder of a report, such as outputs/tiny.")
         build(Path(given[0]), *given[1:3])
     except BadInput as error:
         print(error, file=sys.stderr)

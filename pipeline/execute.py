@@ -254,7 +254,7 @@ class Executor:
             with suppress(OSError):  # it may lie on the same disk
                 self.journal.write("refused", stage, message=str(error))
             raise BadInput(
-                f"store={self.store.root}: the disk is full; free some space and run again, what is done is kept"
+                f"store={self.store.root}: the disk is full. Free some space and run again: finished stages are kept."
             ) from error
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         message = f"{stage} failed: {reason} (traceback: {work / 'traceback.txt'})"

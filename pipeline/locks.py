@@ -82,7 +82,8 @@ def taken(descriptor: int, lock: Path) -> bool:
 
 def _unusable(lock: Path, error: OSError) -> BadInput:
     return BadInput(
-        f"{lock}: cannot be locked ({error.strerror}); let its owner permit you to write to it, or name another store"
+        f"{lock}: cannot be locked ({error.strerror}). "
+        "Let its owner give you write permission, or choose another store."
     )
 
 
@@ -91,7 +92,7 @@ def check(root: Path) -> str | None:
 
     Raises BadInput where a second process gets a lock that this one holds, or where there are no locks at all.
     """
-    elsewhere = "give a folder on another file system (or have it mounted with locks: flock, not noflock or nolock)"
+    elsewhere = "Choose a folder on another file system (or have it mounted with locks: flock, not noflock or nolock)."
     folder = root / ".locks"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -100,12 +101,12 @@ def check(root: Path) -> str | None:
             command = [sys.executable, "-I", "-S", "-c", PROBE, file.name]
             done = subprocess.run(command, capture_output=True, timeout=PROBE_TIMEOUT_S, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise BadInput(f"store={root}: cannot be locked ({error}); {elsewhere}") from None
+        raise BadInput(f"store={root}: cannot be locked ({error}). {elsewhere}") from None
     if done.returncode != TAKEN:
-        found = "a second process got a lock that was held" if done.returncode == FREE else "a lock could not be tried"
-        raise BadInput(f"store={root}: {found}, so two runs could make one stage at once; {elsewhere}")
+        found = "its locks do not work" if done.returncode == FREE else "its locks could not be tested"
+        raise BadInput(f"store={root}: {found}, so two runs could compute one stage at once. {elsewhere}")
     mount = host_only(root)
-    return mount and f"store={root}: its locks {mount}; start one command at a time on this store"
+    return mount and f"store={root}: its locks {mount}. Start one command at a time on this store."
 
 
 def host_only(folder: Path) -> str | None:

@@ -168,8 +168,8 @@ def check_budget(blocks: Path, tokens: int) -> None:
     available = json.loads((blocks / "counts.json").read_text(encoding="utf-8"))["tokens"]
     if tokens > available:
         raise BadInput(
-            f"ct.tokens={format_tokens(tokens)}: the corpus holds {available:,} tokens with its English share;"
-            " take a smaller budget or more text"
+            f"ct.tokens={format_tokens(tokens)}: the corpus has {available:,} tokens including English."
+            " Set a smaller budget, or give more text."
         )
 
 

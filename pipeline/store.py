@@ -106,7 +106,7 @@ class Store:
         except FileNotFoundError:
             return {}
         if not folder.is_dir():
-            raise BadInput(f"{folder}: is no folder, as a store's must be; remove it, or name another store")
+            raise BadInput(f"{folder}: a store must be a folder. Remove the file, or choose another store.")
         known = self._listings.get(kind)
         if known is None or not known.settled or known.changed != changed:
             settled = time.time_ns() - changed > SETTLED_NS

@@ -29,8 +29,8 @@ def sweep(configs: Sequence[Config]) -> list[Finding]:
         findings.append(
             Finding(
                 False,
-                "the hub (huggingface.co) cannot be reached from here: "
-                "what is not in its cache (HF_HOME) is reported as missing",
+                "the Hub (huggingface.co) is unreachable: "
+                "models and data that are not in the cache (HF_HOME) are reported as missing.",
             )
         )
     for config in first_of_each_language(configs):

@@ -46,10 +46,10 @@ def conversations(config: Config) -> Iterator[Finding]:
     file = TokenizerFile.of(tokenizer)
     _, counts = masking.examples(rows, file.load().library, file.dtype)
     refuse_misfits(counts, "sft")
-    yield Finding(False, f"template    {described(template, counts)}", told=True)
+    yield Finding(False, f"template    {described(template, counts)}.", told=True)
     left_out = sum(count for name, count in counts.items() if name.startswith(LEFT_OUT))
     if rows and left_out > len(rows) / 2:
-        yield Finding(False, f"sft: of the first {len(rows):,} conversations, {left_out:,} are left out")
+        yield Finding(False, f"sft: of the first {len(rows):,} conversations, {left_out:,} are left out.")
 
 
 def described(template: ChatTemplate, counts: Mapping[str, int]) -> str:

@@ -52,12 +52,15 @@ def fits(folder: Path, key: str, path: str, config: Config) -> Iterator[Finding]
     reads, stated = described["max_position_embeddings"], described["vocab_size"]
     for name, size in (("ct.block_size", config.ct.block_size), ("sft.block_size", config.sft.block_size)):
         if isinstance(reads, int) and size > reads:
-            raise BadInput(f"{name}={size}: {where} reads {reads} tokens (max_position_embeddings)")
+            raise BadInput(f"{name}={size}: must be at most {reads}, max_position_embeddings of {where}.")
     for file in folder.glob("*.safetensors"):
         if not file.is_file():
-            raise BadInput(f"{where}: {file.name} is no file, or a link to none; save the model there again")
+            raise BadInput(f"{where}: {file.name} must be a file or a link to one. Save the model there again.")
         if (rows := embedding_rows(file)) is not None and isinstance(stated, int) and rows != stated:
-            raise BadInput(f"{where}: {file.name} embeds {rows} tokens, config.json says vocab_size {stated}")
+            raise BadInput(
+                f"{where}: {file.name} embeds {rows} tokens, but vocab_size in config.json is {stated}. "
+                "Save the model again."
+            )
     if trains_sft(config):
         architecture.check_packing(folder, where)
     architecture.check_attention(folder, where, config.compute.attention)
@@ -99,7 +102,12 @@ def reachable(path: str, key: str) -> tuple[Finding, ...]:
         model_hub.check_access(model, key)
         if not model_hub.COMMIT.fullmatch(model.revision):
             pinned = f"hub:{model.repo}@{model_hub.commit(model, key, network=True)}"
-            return (Finding(False, f"{key}={model}: is not pinned; say {pinned}, so that it stays what it is"),)
+            return (
+                Finding(
+                    False,
+                    f"{key}={model}: its revision is not pinned. Set {pinned}, so that the same model is used later.",
+                ),
+            )
     return ()
 
 

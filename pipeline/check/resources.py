@@ -63,7 +63,9 @@ def disk(configs: Sequence[Config], store: Store) -> Iterator[Finding]:
     missing = [stage for stage in stages if stage.key not in done]
     existing = next(folder for folder in (store.root.absolute(), *store.root.absolute().parents) if folder.exists())
     if missing and not os.access(existing, os.W_OK):
-        raise BadInput(f"store={store.root}: {existing} cannot be written, and {missing[0]} is not made yet")
+        raise BadInput(
+            f"store={store.root}: no write permission in {existing}, and {missing[0]} is missing. Choose another store."
+        )
     if not any(KINDS[stage.kind].trained for stage in missing):
         return
     rows = estimate.rows(cells, done, estimate.Untimed(), {})
@@ -75,7 +77,7 @@ def disk(configs: Sequence[Config], store: Store) -> Iterator[Finding]:
     free = shutil.disk_usage(existing).free
     if free < need:
         raise BadInput(
-            f"store={store.root}: {free / 1e9:,.1f} GB free, but this run may need {need / 1e9:,.1f} GB at its peak; "
-            "free some space or choose another disk"
+            f"store={store.root}: {free / 1e9:,.1f} GB free, but this run may need {need / 1e9:,.1f} GB at its peak. "
+            "Free some space or choose another disk."
         )
     yield from ()

@@ -55,7 +55,7 @@ def readable(pattern: str | None, key: str) -> None:
     for path in text_files.matching(pattern, key) if pattern else ():
         documents = itertools.islice(text_files.documents(glob.escape(str(path)), key), FIRST_DOCUMENTS)
         if not sum(1 for _ in documents):
-            raise BadInput(f"{key}: {path} holds no text")
+            raise BadInput(f"{key}: {path} has no text. Give another file.")
 
 
 def hub_source(section: HubSource) -> hub_data.Source:
@@ -74,14 +74,14 @@ def tokenizer(config: Config) -> Iterator[Finding]:
     if known.unknown:
         yield Finding(
             True,
-            f"{subject} loses {known.unknown:.1%} of the tokens of {language} as unknown; "
-            "take a model whose tokenizer has bytes",
+            f"{subject} reads {known.unknown:.1%} of the tokens of {language} as unknown. "
+            "Choose a model with a byte-level tokenizer.",
         )
     elif known.returned < 1:
         yield Finding(
             False,
-            f"{subject} does not give {1 - known.returned:.0%} of {SAMPLE} documents of {language} back as they were; "
-            "look whether it normalises what matters",
+            f"{subject} changes {1 - known.returned:.0%} of {SAMPLE} documents of {language}. "
+            "Check whether the tokenizer normalises characters that the language needs.",
         )
     if known.control:
         names = ", ".join(sorted(known.control)[:3])
@@ -95,7 +95,9 @@ def tokenizer(config: Config) -> Iterator[Finding]:
             f"{known.bytes_a_token:.2f} bytes of {language} a token, {known.fallback:.0%} of them parts of characters"
         )
         yield Finding(
-            False, f"{subject} hardly knows the script ({measured}): budgets buy little text, and answers are long"
+            False,
+            f"{subject} splits the script into many tokens ({measured}): "
+            "a budget covers little text, and answers are long.",
         )
 
 
@@ -162,8 +164,8 @@ def budgets(configs: Sequence[Config]) -> Iterator[Finding]:
         if reach < largest:
             yield Finding(
                 True,
-                f"ct.tokens={format_tokens(largest)}: the {config.language.name} text gives about {reach:,} tokens "
-                "with its English; give more text, smaller budgets, or language.most_tokens",
+                f"ct.tokens={format_tokens(largest)}: the {config.language.name} text has about {reach:,} tokens "
+                "including English. Give more text or smaller budgets, or set language.most_tokens.",
             )
 
 
@@ -189,6 +191,6 @@ def control(config: Config) -> Iterator[Finding]:
         known = "its recipe withholds no chapter" if recipe else "what it was trained on is not known"
         yield Finding(
             False,
-            f"model={model.name}: it may have read the English of the cipher's text ({known});"
-            " the cipher's words are new to it all the same",
+            f"model={model.name}: it may have been trained on the English of the cipher's text ({known})."
+            " The cipher's words are new to it nevertheless.",
         )

@@ -7,7 +7,7 @@ everything behind it gets a `Config` and trusts it. A key of conf/ is changed in
 from pipeline.config.cell import Config, validate
 from pipeline.config.computing import Compute
 from pipeline.config.fields import Section
-from pipeline.config.messages import one_line, suggestion
+from pipeline.config.messages import one_line
 from pipeline.config.models import BaseRecipe, Model, ModelShape
 from pipeline.config.scoring import Evaluation, Merge, Method
 from pipeline.config.sources import CipherCorpus, Corpus, HubCorpus, HubSource, Language
@@ -33,6 +33,5 @@ __all__ = [
     "Section",
     "Training",
     "one_line",
-    "suggestion",
     "validate",
 ]

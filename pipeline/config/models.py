@@ -102,11 +102,11 @@ class BaseRecipe(Training):
     @model_validator(mode="after")
     def fits(self) -> BaseRecipe:
         if self.hidden_size % (2 * self.heads):
-            raise ValueError(f"hidden_size={self.hidden_size}: must be an even multiple of heads={self.heads}")
+            raise ValueError(f"hidden_size={self.hidden_size}: must be an even multiple of heads={self.heads}.")
         if self.block_size > self.context:
-            raise ValueError(f"block_size={self.block_size}: must not exceed context={self.context}")
+            raise ValueError(f"block_size={self.block_size}: must not exceed context={self.context}.")
         if self.aligned_share + self.repeated_share >= 1:
-            raise ValueError("aligned_share: together with repeated_share it must leave room for English")
+            raise ValueError("aligned_share: the sum with repeated_share must be below 1, as English needs the rest.")
         return self
 
     @property
@@ -138,5 +138,7 @@ class Model(Section):
     @model_validator(mode="after")
     def comes_from_somewhere(self) -> Model:
         if self.path is None and self.recipe is None:
-            raise ValueError("path=null: give a local Hugging Face folder, or a recipe to train one from scratch")
+            raise ValueError(
+                "path=null: must be a local Hugging Face folder, unless model.recipe is set. Set one of them."
+            )
         return self

@@ -21,7 +21,7 @@ class Language(Section):
     def not_english(self) -> Language:
         if self.code == "en":
             raise ValueError(
-                "code=en: English is the language of SFT and replay; give the code of the language to adapt to"
+                "code=en: English is the language of SFT and replay. Give the code of the language to adapt to."
             )
         return self
 
@@ -43,10 +43,10 @@ class Corpus(HeldOut):
     def has_files(self) -> Corpus:
         if self.source == "files" and not self.path:
             raise ValueError(
-                "path is empty: give a path or glob of text, JSONL or Parquet files, such as corpus.path='data/*.txt'"
+                "path: missing. Set a path or glob of text, JSONL or Parquet files, such as corpus.path='data/*.txt'."
             )
         if self.source == "bible" and (self.path or self.english_path):
-            raise ValueError("path: corpus=bible brings its own text; say corpus=files to read files")
+            raise ValueError("path: corpus=bible has its own text. Set corpus=files to read files.")
         return self
 
 
@@ -73,12 +73,12 @@ class HubSource(Section):
     def can_be_found_again(self) -> HubSource:
         if not self.dataset:
             raise ValueError(
-                "dataset is empty: give the name of a data set on the hub, or a folder of Parquet or JSONL files"
+                "dataset: missing. Set the name of a data set on the Hub, or a folder of Parquet or JSONL files."
             )
         if self.revision is None and not self.local:
             raise ValueError(
-                f"revision is empty: {self.dataset} is no folder here,"
-                " and a data set of the hub needs its commit (40 hex digits)"
+                f"revision: missing. Set the commit (40 hex digits) of {self.dataset} on the Hub,"
+                " or set dataset to a folder that exists."
             )
         return self
 
@@ -118,7 +118,8 @@ class HubInstructions(HubSource):
         if (self.prompt is None) != (self.answer is None):
             missing = "prompt" if self.prompt is None else "answer"
             raise ValueError(
-                f"{missing}=null: name the columns of prompts and of answers, or neither for conversations"
+                f"{missing}=null: must be set if the other column is. "
+                "Name the columns of prompts and of answers, or neither for chats."
             )
         return self
 

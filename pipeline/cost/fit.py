@@ -40,15 +40,15 @@ def check(config: Config, cluster: Cluster, trained: bool = True) -> None:
         larger = min(
             (other for other in GPUS.values() if other.usable > needs), key=lambda other: other.memory, default=None
         )
-        would = f"{larger.name} would" if larger else "no GPU known here would"
+        would = f"{larger.name} is large enough" if larger else "No GPU in our table is large enough"
         raise BadInput(
-            f"CLUSTER={cluster}: a checkpoint or a merge takes {gib(needs)} of a GPU to be scored, "
-            f"of {gib(gpu.usable)} usable; {would}"
+            f"CLUSTER={cluster}: a checkpoint or a merge needs {gib(needs)} of a GPU for scoring, got "
+            f"{gib(gpu.usable)} usable. {would}."
         )
     if trained and (missing := too_large(config, cluster)):
         raise BadInput(
-            f"CLUSTER={cluster}: {described(config.compute)} needs {gib(missing)} a GPU, "
-            f"of {gib(gpu.usable)} usable; {what_would(config, cluster)}"
+            f"CLUSTER={cluster}: {described(config.compute)} needs {gib(missing)} per GPU, got "
+            f"{gib(gpu.usable)} usable. {what_would(config, cluster)}."
         )
 
 
@@ -100,8 +100,8 @@ def what_would(config: Config, cluster: Cluster) -> str:
                 if compute.nodes > cluster.nodes
                 else ""
             )
-            return f"{more}{changed} would ({gib(needs)})"
-    return f"nothing up to {MOST_NODES} such nodes would; take GPUs with more memory"
+            return f"Set {more}{changed}, which needs {gib(needs)}"
+    return f"Even {MOST_NODES} such nodes are too small: choose GPUs with more memory"
 
 
 def alternatives(compute: Compute, cluster: Cluster) -> Iterator[Compute]:

@@ -6,8 +6,8 @@ import itertools
 import re
 from dataclasses import dataclass
 
+from common.choices import suggestion
 from common.errors import BadInput
-from pipeline.config import suggestion
 
 USABLE = 0.9  # share of a GPU's memory that a training may fill (assumed): the rest is CUDA's context and fragmentation
 NVIDIA_NODE = 8  # GPUs of the nodes whose main memory is known
@@ -100,12 +100,12 @@ def parse(text: str) -> Cluster:
     match = re.fullmatch(r"(?:([1-9]\d*)x)?([1-9]\d*)x([A-Za-z]\w*(?:-\w+)?)", text)
     if match is None:
         raise BadInput(
-            f"CLUSTER={text}: say how many of which GPU, such as 8xH100, or 4x8xH100 for four nodes of eight; "
-            "or `here`, for this machine"
+            f"CLUSTER={text}: must be a number and a GPU, such as 8xH100, or 4x8xH100 for four nodes of eight, "
+            "or `here`, for this machine."
         )
     by_name = {name.lower(): gpu for name, gpu in GPUS.items()}
     if match[3].lower() not in by_name:
-        raise BadInput(f"CLUSTER={text}: {match[3]} is not known here; {suggestion(match[3], list(GPUS))}")
+        raise BadInput(f"CLUSTER={text}: no figures for the GPU {match[3]}. {suggestion(match[3], list(GPUS))}")
     return Cluster(int(match[1] or 1), int(match[2]), by_name[match[3].lower()])
 
 

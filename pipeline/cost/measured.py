@@ -63,7 +63,7 @@ def measure(stages: Sequence[Stage], configs: Mapping[str, Config], store: Store
     rates = calibrate(done)
     if "training" not in rates.flops:
         raise BadInput(
-            f"CLUSTER=here: store={store.root} holds no finished training of this sweep to measure by; "
-            "run it for a while, or name a cluster"
+            f"CLUSTER=here: store={store.root} has no finished training of this sweep to measure by. "
+            "Run the sweep for a while, or name a cluster."
         )
     return rates

@@ -41,15 +41,17 @@ def model_shape(config: Config) -> ModelShape:
         actual = from_config_json(file, f"model.path={config.model.path}")
         for name, value in stated or actual:
             if value != getattr(actual, name):
-                raise BadInput(f"model.shape.{name}={value}: {file} says {getattr(actual, name)}")
+                raise BadInput(
+                    f"model.shape.{name}={value}: {file} states {getattr(actual, name)}. Correct one of them."
+                )
         return actual
     if stated:
         return stated
     if config.model.path is None and recipe:
         return recipe.shape
     raise BadInput(
-        f"model.shape=null: model.path={config.model.path} is not at hand, "
-        "so give the model's shape in its conf/model file"
+        f"model.shape=null: model.path={config.model.path} is not on this machine. "
+        "Set the model's shape in its conf/model file."
     )
 
 
@@ -81,7 +83,7 @@ def from_config_json(file: Path, where: str | None = None) -> ModelShape:
         key = IN_CONFIG_JSON[str(error.errors()[0]["loc"][0])]
         raise BadInput(
             f"{where}: its config.json gives {key}={text.get(key)}, which no transformer has. "
-            "Give a checkpoint of a transformer, such as Llama, Qwen, Gemma or GPT-2"
+            "Give a checkpoint of a transformer, such as Llama, Qwen, Gemma or GPT-2."
         ) from None
 
 

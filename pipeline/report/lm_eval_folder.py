@@ -157,13 +157,13 @@ def scored(folder: Path, out: Path) -> list[Scored]:
             if match := SAMPLES.search(path.name):
                 newest[match["task"]] = path, match["date"]  # names end in the date, so that the last is the newest
         if not newest:
-            raise BadInput(f"{place}: no samples_*.jsonl; run lm-eval with --log_samples")
+            raise BadInput(f"{place}: has no samples_*.jsonl. Run lm-eval with --log_samples.")
         model = str(results[-1][1].get("model_name") or place.name).rstrip("/")
         parts = tuple(part for part in re.split(r"/+", model) if part not in ("", "."))
         name = parts[-1] if parts else place.name
         for word in (*parts, *newest):
             if not word.isprintable():  # a picture cannot hold it
-                raise BadInput(f"{place}: {word!r} is no name of a model or task; name it in letters")
+                raise BadInput(f"{place}: the name of a model or task must contain letters, got {word!r}. Rename it.")
         tasks = {task: (path, Metrics.of(_run(results, date, task), task)) for task, (path, date) in newest.items()}
         evaluation = Evaluation(name, 0, 0, _write(tasks, out / str(len(list(out.glob("*"))))))
         above = place if place == folder else place.parent  # a folder of a model is named by the model
@@ -206,7 +206,7 @@ def _apart(one: Scored, others: Sequence[Scored]) -> str:
     if not same:
         return name
     if one.parts in same:
-        raise BadInput(f"{name}: the same model twice, of one folder. Give each folder of lm-eval once.")
+        raise BadInput(f"{name}: a folder of lm-eval is given twice. Pass each folder once.")
     places = range(2, len(one.parts) + 1)
     part = next((one.parts[-n] for n in places if all(other[-n:][:1] != one.parts[-n:][:1] for other in same)), None)
     return f"{part}/{name}" if part else "/".join(one.parts)
@@ -231,7 +231,7 @@ def _rows(path: Path) -> list[Record]:
     with path.open("rb") as file:
         rows = [parse_json(line, f"{path} line {number}", Row) for number, line in enumerate(file, start=1)]
     if not rows:
-        raise BadInput(f"{path}: empty; run lm-eval again with --log_samples")
+        raise BadInput(f"{path}: is empty. Run lm-eval again with --log_samples.")
     return rows
 
 
@@ -272,7 +272,7 @@ def _task(task: str, rows: Sequence[Record], path: Path, metrics: Metrics) -> tu
     numbers = [name for name in names if metrics.is_mean(name) and all(_is_number(row.get(name)) for row in rows)]
     if not numbers:
         there = ", ".join(names) or "none"
-        raise BadInput(f"{path}: no metric of {task} is the mean of a number for each item (it has {there})")
+        raise BadInput(f"{path}: no metric of {task} is a mean over items, got {there}. Score it with such a metric.")
     lower = [name for name in numbers if metrics.is_lower_better(name)]
     first = next((name for name in numbers if name not in lower), numbers[0])
     records = []
@@ -293,7 +293,7 @@ def _bits(
     for row in rows:
         pair = row.get(BITS)
         if not (isinstance(pair, list) and len(pair) == 2 and all(map(_is_number, pair)) and pair[1] > 0):
-            raise BadInput(f"{path}: {BITS} of doc_id {row['doc_id']} is not a log-likelihood and a number of bytes")
+            raise BadInput(f"{path}: {BITS} of doc_id {row['doc_id']} must be a log-likelihood and a number of bytes.")
     pairs = [(-float(row[BITS][0]) / log(2), float(row[BITS][1])) for row in rows]  # log-likelihood, bytes
     bits, size = zip(*pairs, strict=True)
     low, high = ratio_interval(bits, size)

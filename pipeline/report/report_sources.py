@@ -91,8 +91,8 @@ def read(folder: Path) -> Sources:
         found = _read(folder)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadInput(
-            f"{folder}: {FILE} cannot be read ({error}); name the folder of a report, outputs/<name> or, of several "
-            "languages, outputs/<name>/<language>; or say `report` and the experiment's settings"
+            f"{folder}: {FILE} cannot be read ({error}). Pass the folder of a report, outputs/<name> or, of several "
+            "languages, outputs/<name>/<language>; or run `slackmerge report` with the experiment's settings."
         ) from None
     scored = [row.folder for row in found.evaluations] + [
         folder for row in found.frontier for folder in (row.dev, row.folder)
@@ -100,9 +100,7 @@ def read(folder: Path) -> Sources:
     read = [path for path, _ in found.stages] + [folder / "scores.jsonl" for folder in scored]
     if lost := [path.parent for path in read if not path.exists()]:
         more = f", and {len(lost) - 1} entries more" if len(lost) > 1 else ""
-        raise BadInput(
-            f"{folder / FILE}: {lost[0]} is not there{more}; put the store back, or run the experiment again"
-        )
+        raise BadInput(f"{folder / FILE}: {lost[0]} is missing{more}. Restore the store, or run the experiment again.")
     return found
 
 
@@ -139,7 +137,9 @@ def together(folders: Mapping[str, Sources]) -> Sources:
     """
     languages = {sources.subject.language for sources in folders.values()}
     if len(languages) > 1:
-        raise BadInput(f"reports of one language can be compared, not of {', '.join(sorted(languages))}")
+        raise BadInput(
+            f"report: reports must be of one language, got {', '.join(sorted(languages))}. Pass those of one."
+        )
 
     def named(rows: Sequence[Any], title: str) -> list[Any]:
         return [replace(row, method=f"{title}/{row.method}") for row in rows]

@@ -245,7 +245,7 @@ def _result(file: Path, code: int, output: Path) -> dict[str, Any]:
     if "interrupted" in result:
         raise Interrupted(result["interrupted"])
     if code == -signal.SIGTERM:
-        raise Interrupted("it was told to end before it had begun to listen; the next run goes on from its last save")
+        raise Interrupted("stopped (SIGTERM) before training started; the next run resumes from the last checkpoint")
     if code or "launch" not in result:
         raise RuntimeError(f"the training ended with exit code {code}: {_last_error(output)} (its output: {output})")
     return dict(result["launch"])

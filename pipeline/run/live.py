@@ -70,7 +70,7 @@ def newest(outputs: Path) -> Path:
     """The folder of an experiment's newest run that makes something. Raises BadInput where there is none."""
     runs = [*outputs.glob(f"runs/*/{FILE}"), *outputs.glob(f"*/runs/*/{FILE}")]
     if not runs:
-        raise BadInput(f"{outputs}: no run has left a plan here; name outputs/<experiment>, or outputs")
+        raise BadInput(f"{outputs}: contains no plan of a run. Pass outputs/<experiment>, or outputs.")
     return max(runs, key=lambda path: path.parent.name).parent
 
 

@@ -48,7 +48,8 @@ def _utilisation(given: str | None) -> float | None:
         share = 0.0
     if not 0 < share <= 1:
         raise BadInput(
-            f"mfu={given}: give the share of the peak FLOP/s that training reaches, above 0 and at most 1, such as 0.4"
+            f"mfu={given}: must be above 0 and at most 1, the fraction of the peak FLOP/s that "
+            "training reaches, such as 0.4."
         )
     return share
 

@@ -101,9 +101,9 @@ class RunPlan:
             wrong = of_another(file.fileno()) or of_another(folder)
             mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
             if mode & (stat.S_IWGRP | stat.S_IWOTH):
-                wrong = wrong or f"may be written by others (mode {mode:o}; `chmod go-w` it if you trust what it holds)"
+                wrong = wrong or f"other users may write it (mode {mode:o}; run `chmod go-w` if you trust its content)"
             if wrong:
-                raise BadInput(f"{path}: {wrong}, and reading a plan can run code; name a run of your own")
+                raise BadInput(f"{path}: {wrong}, and loading a plan can run code. Use a run of your own.")
             return RunPlan(*pickle.loads(file.read()))
 
 

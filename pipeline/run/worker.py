@@ -65,7 +65,7 @@ class Worker(Executor):
             waiting.remove(stage)
             try:
                 if missing := self.absent(stage):
-                    raise NotRun(f"{stage} was not run, as there is no {missing}")
+                    raise NotRun(f"{stage} was not run, as {missing} is missing")
                 self.ensure(stage)
             except NotRun as why:
                 self.journal.write("not_run", stage, message=str(why))
@@ -87,7 +87,7 @@ class Worker(Executor):
         if self.assigned is None or self.waits:
             super().on_wait(stage)
         elif not self._within_settling(lambda: self.store.is_free(stage)):
-            raise NotRun(f"{stage} is being made by another job just now")
+            raise NotRun(f"another job computes {stage} at this moment")
 
     def _make(self, stage: Stage) -> Entry:
         if self.assigned is None:
@@ -96,7 +96,7 @@ class Worker(Executor):
                 if event["key"] == stage.key:
                     raise StageFailed(event["message"])
         elif stage.key not in self.assigned:
-            raise NotRun(f"{stage} was damaged and has been moved aside; it is made anew by the next run")
+            raise NotRun(f"{stage} was damaged and was moved away; the next run recomputes it")
         return super()._make(stage)
 
     def _within_settling(self, holds: Callable[[], bool]) -> bool:

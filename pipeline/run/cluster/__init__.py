@@ -46,7 +46,9 @@ def make(site: sites.Site, plan: RunPlan, missing: Sequence[Stage], here: Worker
     with queue.submitting(store):
         seen = queue.look()
         if seen is None:
-            raise BadInput("launcher=slurm: Slurm does not answer (squeue --me); nothing was submitted")
+            raise BadInput(
+                "launcher=slurm: Slurm does not answer (squeue --me). Nothing was submitted: try again later."
+            )
         # a job of an earlier command may have ended since `missing` was looked up: it has left the queue, not the store
         keys -= {stage.key for stage in missing if stage.key in keys and store.find(stage)}
         queued = [job for job in queue.ours(store, seen) if keys & set(job.keys)]

@@ -27,7 +27,7 @@ def hours(given: Any) -> Any:
     if not isinstance(given, str) or not (":" in given or "-" in given[1:]):
         return given
     if not (time := TIME.fullmatch(given.strip())):
-        raise ValueError("give hours as a number such as 4.5, or as HH:MM, HH:MM:SS or D-HH:MM:SS")
+        raise ValueError("must be hours as a number such as 4.5, or as HH:MM, HH:MM:SS or D-HH:MM:SS.")
     days, whole, minutes, seconds = (int(part or 0) for part in time.groups())
     return 24 * days + whole + minutes / 60 + seconds / 3600
 
@@ -81,13 +81,13 @@ def read(given: str) -> Site:
     path = Path(given) if given.endswith((".yaml", ".yml")) else SITES / f"{given}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in SITES.glob("*.yaml")))
-        raise BadInput(f"site={given}: no such file; give the path of a site's YAML, or one of {known}")
+        raise BadInput(f"site={given}: no such file. Set the path of a site's YAML, or one of {known}.")
     try:
         content = read_plain_yaml(path, "the YAML of a site")
     except BadInput as error:
         raise BadInput(f"site={error}") from None
     if not isinstance(content, dict):
-        raise BadInput(f"site={path}: a site is a mapping; conf/site/slurm.yaml is an example")
+        raise BadInput(f"site={path}: expected a mapping, as in conf/site/slurm.yaml, got {type(given).__name__}.")
     example = read_plain_yaml(SITES / "slurm.yaml")
     classes = ("train", "evaluate", "data")
     whole = {**{key: value for key, value in example.items() if key not in classes}, **content}
@@ -101,19 +101,19 @@ def check(site: Site, config: Config) -> None:
     """Refuses what cannot run: no Slurm on this host, or fewer GPUs than a training has processes."""
     if shutil.which("sbatch") is None or shutil.which("squeue") is None:
         raise BadInput(
-            "launcher=slurm: sbatch and squeue are not on this host; "
-            "run this where jobs are submitted, or say launcher=joblib"
+            "launcher=slurm: sbatch and squeue are not on this host. "
+            "Run this on a host that submits jobs, or set launcher=joblib."
         )
     processes = config.compute.processes
     if config.compute.device == "cuda" and site.train.gpus < processes:
         raise BadInput(
-            f"site: train.gpus={site.train.gpus}: a training has compute.processes={processes} on a node, "
-            "and each wants a GPU"
+            f"site: train.gpus={site.train.gpus}: must be compute.processes={processes}, as each process of a node "
+            f"needs a GPU. Set train.gpus={processes}."
         )
     if config.compute.device == "cuda" and site.evaluate.gpus < 1:
-        raise BadInput("site: evaluate.gpus=0: compute.device=cuda scores on a GPU; ask for one")
+        raise BadInput("site: evaluate.gpus=0: compute.device=cuda scores on a GPU. Set evaluate.gpus=1.")
     if site.evaluate.gpus and site.evaluations_a_job > site.evaluate.gpus:
         raise BadInput(
-            f"site: evaluations_a_job={site.evaluations_a_job}: each has a GPU to itself, "
-            f"and evaluate.gpus={site.evaluate.gpus}"
+            f"site: evaluations_a_job={site.evaluations_a_job}: must be at most evaluate.gpus={site.evaluate.gpus}, "
+            "as each evaluation needs a GPU."
         )

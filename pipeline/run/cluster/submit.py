@@ -64,7 +64,7 @@ def _submit(site: Site, store: Store, array: Sequence[Task], folder: Path, after
     try:
         jobs = slurm.submit_array(calls)
     except (FailedJobError, FailedSubmissionError) as error:
-        raise BadInput(f"site: Slurm refuses {array[0].work} jobs: {' '.join(str(error).split())}") from None
+        raise BadInput(f"site: Slurm rejects {array[0].work} jobs: {' '.join(str(error).split())}") from None
     return [queue.Job(job.job_id, call.name, call.keys, str(folder)) for job, call in zip(jobs, calls, strict=True)]
 
 
