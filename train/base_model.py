@@ -41,7 +41,7 @@ def prepare(corpus_dir: Path, settings: BaseModelSettings, out: Path) -> None:
     share, seed = settings.withheld_chapters, settings.seed
     english = packing.texts(corpus_dir, "en", lambda chapter: not is_withheld(chapter, share, seed))
     if not english:
-        raise BadInput(f"model.recipe.withheld_chapters={share}: leaves no English to train on")
+        raise BadInput(f"model.recipe.withheld_chapters={share}: leaves no English to train on. Set a smaller value.")
     tokenizer = train_tokenizer(english, settings.vocabulary)
     tokenizer.save_pretrained(out / "model")
     save_untrained(tokenizer, settings, out / "model")
@@ -113,7 +113,10 @@ def aligned_documents(corpus_dir: Path, settings: BaseModelSettings, rng: random
     aligned = corpus_dir / "verses.jsonl"
     if not aligned.exists():
         share = settings.aligned_share
-        raise BadInput(f"model.recipe.aligned_share={share}: this corpus has no aligned verses; say 0, or corpus=bible")
+        raise BadInput(
+            f"model.recipe.aligned_share={share}: this corpus has no aligned verses. "
+            "Set model.recipe.aligned_share=0, or corpus=bible."
+        )
     chapters: dict[str, list[dict[str, str]]] = {}
     for verse in read_jsonl(aligned):
         if verse["split"] == "train":
@@ -123,10 +126,10 @@ def aligned_documents(corpus_dir: Path, settings: BaseModelSettings, rng: random
     count = round(settings.aligned_chapters * len(chapters))
     asked = f"model.recipe.aligned_chapters={settings.aligned_chapters}"
     if not count:
-        raise BadInput(f"{asked}: is less than one of {len(chapters)} training chapters")
+        raise BadInput(f"{asked}: is less than one of {len(chapters)} training chapters. Set a larger value.")
     if count > len(readable):
         left = f"only {len(readable)} of {len(chapters)} training chapters are left"
-        raise BadInput(f"{asked}: with withheld_chapters={withheld} {left}")
+        raise BadInput(f"{asked}: with withheld_chapters={withheld} {left}.")
     chosen = set(sorted(readable, key=lambda chapter: hash_fraction(chapter, seed))[:count])
     documents = []
     for verses in (verses for chapter, verses in chapters.items() if chapter in chosen):

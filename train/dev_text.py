@@ -71,7 +71,9 @@ def read(watched: Watched, model_dir: Path, length: int) -> dict[str, DevText]:
         path = Path(watched.corpus) / "text" / f"{language}.dev.jsonl"
         documents = [row["text"] for row in read_jsonl(path)] if path.is_file() else []
         if not documents:
-            raise BadInput(f"dev_every_tokens: {path} holds no text to measure on; say null, or give more text")
+            raise BadInput(
+                f"dev_every_tokens: {path} has no text to measure on. Set dev_every_tokens=null, or give more text."
+            )
         texts[language] = _beginnings(documents, tokenizer, before, length)
     return texts
 

@@ -52,12 +52,12 @@ def checked(model: Any) -> Any:
     if any(config.target_parameters for config in model.peft_config.values()):
         raise BadInput(
             f"train.lora.targets: model_type {kind!r} keeps all experts of a layer in one tensor, "
-            "whose additions cannot be merged. Set train.lora.targets=[q_proj,k_proj,v_proj,o_proj]"
+            "and LoRA factors of it cannot be merged. Set train.lora.targets=[q_proj,k_proj,v_proj,o_proj]."
         )
     if any(isinstance(getattr(module, "base_layer", None), Conv1D) for module in model.modules()):
         raise BadInput(
             f"train.lora: model_type {kind!r} keeps its matrices transposed (Conv1D), "
-            "and additions to them cannot be merged. Set train=full"
+            "and LoRA factors of them cannot be merged. Set train=full."
         )
     return model
 

@@ -91,14 +91,14 @@ def sizes(batch_tokens: int, block_size: int, world: int, micro_batch: int | Non
     """
     blocks, remainder = divmod(batch_tokens, block_size)
     if remainder or not blocks:
-        raise BadInput(f"batch_tokens={batch_tokens} is not a multiple of block_size={block_size}")
+        raise BadInput(f"batch_tokens={batch_tokens}: must be a multiple of block_size={block_size}.")
     share, remainder = divmod(blocks, world)
     if remainder:
         nearest = max(1, round(blocks / world)) * world * block_size
         raise BadInput(
-            f"batch_tokens={batch_tokens}: its {blocks} blocks of {block_size} tokens cannot be shared"
-            f" by {world} processes (compute.processes x compute.nodes);"
-            f" take a number that divides {blocks}, or batch_tokens={nearest}"
+            f"batch_tokens={batch_tokens}: its {blocks} blocks of {block_size} tokens cannot be divided"
+            f" by {world} processes (compute.processes x compute.nodes)."
+            f" Set a number of processes that divides {blocks}, or batch_tokens={nearest}."
         )
     micro = next(size for size in range(min(micro_batch or share, share), 0, -1) if share % size == 0)
     return micro, share // micro

@@ -50,16 +50,17 @@ def check_state(state: Path, compute: Compute) -> None:
     if not same or (compute.strategy in ZERO_STAGES and saved["world_size"] != compute.world):
         as_saved = f"compute.strategy={saved['strategy']} and compute.processes x compute.nodes = {saved['world_size']}"
         raise BadInput(
-            f"compute.strategy={compute.strategy} on {compute.world} processes cannot continue from {state}, which was"
+            f"compute.strategy={compute.strategy} on {compute.world} processes cannot resume from {state}, which was"
             f" saved by {saved['strategy']} on {saved['world_size']}. Set {as_saved}, or remove that folder's stage"
-            " from the store (trajectories of compute=fsdp continue on any number of processes)"
+            " from the store (trainings of compute=fsdp resume on any number of processes)."
         )
     if compute.strategy not in formats:
         for path in (state, *state.rglob("*")):
             if wrong := of_another(path):
                 raise BadInput(
-                    f"{path}: {wrong}, and a state of compute.strategy={compute.strategy} can run code when it is read;"
-                    " train in a store of your own, or with compute.strategy=ddp throughout"
+                    f"{path}: {wrong}, and a state of compute.strategy={compute.strategy} can run code when it "
+                    "is loaded."
+                    " Train in a store of your own, or with compute.strategy=ddp throughout."
                 )
 
 

@@ -30,7 +30,7 @@ class Settings:
             if known.name in values:
                 picked[known.name] = cls.converted(known.name, values[known.name])
             elif known.default is MISSING and known.default_factory is MISSING:
-                raise BadInput(f"{cls.__name__}: {known.name} is missing")
+                raise BadInput(f"{cls.__name__}: {known.name} is missing. Set it.")
         return cls(**picked)
 
     @classmethod
@@ -56,7 +56,7 @@ class SourceSettings(Settings):
         """The source where it lies: on the hub, or else in `folder`."""
         dataset = self.dataset or folder
         if dataset is None:
-            raise BadInput(f"{type(self).__name__}: a data set on the hub or a folder is needed")
+            raise BadInput(f"{type(self).__name__}: a data set on the Hub or a folder is missing. Set one.")
         return Source(dataset, self.subset, self.files, self.split, self.revision)
 
 

@@ -90,7 +90,7 @@ def check_end(done: int, settings: TrainingSettings, interrupted: bool) -> None:
         tokens = settings.batch_tokens
         raise Interrupted(
             f"stopped after {done * tokens:,} of {settings.steps * tokens:,} tokens;"
-            " what is done is saved, and the next run goes on from there"
+            " the next run resumes from this checkpoint"
         )
     if done != settings.steps:
         raise RuntimeError(f"training stopped at step {done} of {settings.steps}")
@@ -99,11 +99,13 @@ def check_end(done: int, settings: TrainingSettings, interrupted: bool) -> None:
 def check_budget(settings: TrainingSettings, blocks: int, where: str) -> None:
     """Refuses a budget of less than a step, or of more than the blocks of the folder `where`."""
     if not settings.steps:
-        raise BadInput(f"tokens={settings.tokens:,} is less than one step of batch_tokens={settings.batch_tokens:,}")
+        raise BadInput(
+            f"tokens={settings.tokens:,}: must be at least one step, batch_tokens={settings.batch_tokens:,}."
+        )
     if settings.steps * settings.batch_tokens > blocks * settings.block_size:
         raise BadInput(
-            f"tokens={settings.tokens:,} is more than the corpus holds:"
-            f" {blocks * settings.block_size:,} tokens in {where}"
+            f"tokens={settings.tokens:,}: must be at most the corpus,"
+            f" {blocks * settings.block_size:,} tokens in {where}."
         )
 
 

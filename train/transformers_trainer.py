@@ -120,8 +120,8 @@ def start_process_group(made: TrainingArguments, compute: Compute) -> None:
     """Checks the processes of this launch, and makes their group one that DeepSpeed, or FSDP on a CPU, takes."""
     if made.world_size != compute.world:
         raise BadInput(
-            f"compute: {compute.world} processes wanted, but this launch has {made.world_size};"
-            " the pipeline starts them, or say torchrun --nproc_per_node=... -m train JOB.json"
+            f"compute: needs {compute.world} processes, got {made.world_size}."
+            " Let the pipeline start them, or run `torchrun --nproc_per_node=... -m train JOB.json`."
         )
     if compute.strategy in parallel.ZERO_STAGES:
         import deepspeed

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from common import hub_data
+from common.choices import suggestion
 from common.errors import BadInput
 from common.files import write_json, write_jsonl
 from common.items import Item
@@ -84,7 +85,7 @@ def build_in_language(corpus_dir: Path, settings: InstructionsInLanguageSettings
     source = question_source(corpus_dir, settings.families, settings.seed)
     instructions = made_instructions(source, settings.language, settings.sft_items, settings.questions)
     if not instructions:
-        raise BadInput(f"eval.families: the {settings.language} training text gives no instruction; give more text")
+        raise BadInput(f"eval.families: the {settings.language} training text gives no instructions. Give more text.")
     write_jsonl(out / "sft.jsonl", instructions)
     write_json(out / "counts.json", {"sft": by_family(instructions)})
 
@@ -93,7 +94,9 @@ def question_source(corpus_dir: Path, names: Sequence[str], seed: int) -> Questi
     """Where the questions of these families come from. Raises BadInput for a family that there is not."""
     unknown = set(names) - set(families.QUESTIONS)
     if unknown:
-        raise BadInput(f"eval.families: {min(unknown)!r} is unknown; choose from {', '.join(families.QUESTIONS)}")
+        raise BadInput(
+            f"eval.families: no such family, got {min(unknown)!r}. {suggestion(min(unknown), families.QUESTIONS)}"
+        )
     return QuestionSource(corpus_dir, names, seed)
 
 
@@ -116,7 +119,7 @@ def refuse_scarce(counts: Mapping[str, int], names: Sequence[str], languages: Se
             kept = ",".join(name for name in names if name not in scarce)
             raise BadInput(
                 f"eval.families: the held-out {language} text gives too few items (at least {fewest} in dev and in"
-                f" test): {listed}; give more text, a larger corpus.dev and corpus.test, or say eval.families=[{kept}]"
+                f" test): {listed}. Give more text, a larger corpus.dev and corpus.test, or set eval.families=[{kept}]."
             )
 
 
@@ -168,7 +171,9 @@ def own_instructions(pattern: str, wanted: str = "auto") -> list[Row]:
     rows = []
     for path in text_files.matching(pattern, "sft.path"):
         if path.suffix != ".jsonl":
-            raise BadInput(f"sft.path: {path} is not .jsonl; a line is {{'instruction', 'input', 'output'}}")
+            raise BadInput(
+                f"sft.path: expected a .jsonl file with the fields instruction, input and output, got {path}."
+            )
         for number, row in text_files.numbered_jsonl(path, (), "sft.path"):
             where = f"sft.path: {path} line {number}"
             question, more, answer = plain_columns(row, wanted, where)
@@ -194,7 +199,7 @@ def plain_columns(row: Mapping[str, Any], wanted: str, where: str) -> tuple[str,
         return question, more if more in row else None, answer
     if fit and "alpaca" not in fit:
         raise BadInput(
-            f"{where}: holds a conversation ({fit[0].removesuffix('_tree')}), which needs a chat template."
+            f"{where}: contains a conversation ({fit[0].removesuffix('_tree')}), which needs a chat template."
             " Set sft.template to tokenizer, chatml or a .jinja file."
         )
     return "instruction", "input", "output"
@@ -232,7 +237,7 @@ def from_hub(
             counts["bytes"] += part.bytes
             number += 1
     if not counts["bytes"]:
-        raise BadInput(f"sft.hub.dataset={source.dataset}: holds no instruction with an answer")
+        raise BadInput(f"sft.hub.dataset={source.dataset}: has no instruction with an answer. Choose another data set.")
     write_json(out / "counts.json", counts | ({COUNTED: dict(counted)} if counted else {}))
 
 

@@ -23,7 +23,7 @@ def mixed_blocks(ct_dir: Path, sft_dir: Path, ct_tokens: int, out: Path) -> None
     sft = [np.load(sft_dir / f"{name}.npy", mmap_mode="r") for name in ("blocks", "labels", "positions")]
     size = text.shape[1]
     if sft[0].shape[1] != size:
-        raise ValueError(f"{ct_dir} has blocks of {size} tokens and {sft_dir} of {sft[0].shape[1]}")
+        raise ValueError(f"{ct_dir} has blocks of {size} tokens and {sft_dir} of {sft[0].shape[1]}.")
     text = text[: -(-ct_tokens // size)]
     total = len(text) + len(sft[0])
     columns = [

@@ -132,7 +132,9 @@ def ct_blocks(
             blocks.append(block)
     blocks.close()
     if not blocks.count:
-        raise BadInput(f"corpus: the {language} training text is shorter than one block of ct.block_size={size} tokens")
+        raise BadInput(
+            f"corpus: the {language} training text must fill one block of ct.block_size={size} tokens. Give more text."
+        )
     write_counts(
         out,
         blocks=blocks.count,
@@ -249,7 +251,10 @@ def one_stream(read: Iterable[Pass], size: int, tally: Tally) -> Iterator[list[E
                 tally.examples = len(examples)
                 longest = max(len(tokens) for tokens, _ in examples)
                 if longest > size:
-                    raise BadInput(f"sft.block_size={size}: the longest instruction example has {longest} tokens")
+                    raise BadInput(
+                        f"sft.block_size={size}: must be at least {longest}, the tokens of the longest instruction "
+                        "example."
+                    )
             order = list(range(len(examples)))
             rng.shuffle(order)
             yield from ((number, len(examples[number][0])) for number in order)
@@ -272,7 +277,9 @@ def file_by_file(read: Iterable[Pass], size: int, tally: Tally, files: int) -> I
             tally.examples += len(order)
             tally.too_long += len(examples) - len(order)
         if turn >= files and not tally.examples:
-            raise BadInput(f"sft.block_size={size}: all {tally.too_long:,} instruction examples are longer")
+            raise BadInput(
+                f"sft.block_size={size}: all {tally.too_long:,} instruction examples are longer. Set a larger value."
+            )
         rng.shuffle(order)
         order.sort(key=lambda number: len(examples[number][0]), reverse=True)
         blocks = list(best_fit(((number, len(examples[number][0])) for number in order), size, None))
@@ -338,7 +345,10 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     if tokenizer.eos_token_id is None:
-        raise BadInput(f"model: the tokenizer in {folder} has no end-of-text token, which separates documents")
+        raise BadInput(
+            f"model: the tokenizer in {folder} has no end-of-text token, which separates documents. "
+            "Set eos_token in its tokenizer_config.json."
+        )
     return tokenizer
 
 

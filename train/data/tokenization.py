@@ -99,8 +99,8 @@ class TokenizerFile:
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
             raise BadInput(
-                f"model: its tokenizer ({type(tokenizer).__name__}) is not one of the tokenizers library;"
-                " save it as tokenizer.json"
+                f"model: its tokenizer must be of the tokenizers library, got {type(tokenizer).__name__}."
+                " Save it as tokenizer.json."
             )
         assert isinstance(tokenizer.eos_token_id, int)
         before, _ = added_special_tokens(tokenizer)  # what it puts after a text is the end token, which is ours to put

@@ -194,12 +194,14 @@ def found(row: Mapping[str, Any], wanted: str, where: str) -> str:
         if not fit:
             columns = " and ".join(FORMATS[wanted].columns)
             raise BadInput(
-                f"{where}: sft.format={wanted} needs the columns {columns} (it has {', '.join(map(str, row))})."
-                " Set sft.format=auto, or the format that it has."
+                f"{where}: sft.format={wanted} needs the columns {columns}, got {', '.join(map(str, row))}."
+                " Set sft.format=auto, or the format of this data."
             )
     if not fit:
         known = "; ".join(f"{name}: {', '.join(form.columns)}" for name, form in FORMATS.items() if name != TREE)
-        raise BadInput(f"{where}: has the columns {', '.join(map(str, row))}, of no known format ({known})")
+        raise BadInput(f"{where}: must have the columns of a known format ({known}), got {', '.join(map(str, row))}.")
     if len(fit) > 1:
-        raise BadInput(f"{where}: has the columns of {' and of '.join(fit)}. Set sft.format to the one that is meant.")
+        raise BadInput(
+            f"{where}: has the columns of {' and of '.join(fit)}. Set sft.format to the format that you mean."
+        )
     return fit[0]

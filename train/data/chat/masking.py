@@ -171,10 +171,14 @@ def refuse_misfits(counts: Mapping[str, int], where: str) -> None:
     left_out = {name.removeprefix(LEFT_OUT): count for name, count in counts.items() if name.startswith(LEFT_OUT)}
     total = sum(left_out.values()) + counts.get("conversations", 0)
     if total and not counts.get("conversations"):
-        raise BadInput(f"{where}: none of {total:,} conversations can be trained on ({said(left_out)})")
+        raise BadInput(
+            f"{where}: none of {total:,} conversations can be trained on ({said(left_out)}). "
+            "Change sft.template or the data."
+        )
     at_seam = left_out.get(SEAM, 0)
     if at_seam > max(1, MOST_AT_SEAM * total):
         raise BadInput(
-            f"{where}: of {total:,} conversations, {at_seam:,} have tokens that join a prompt and its answer, which no"
-            " generation would go on with. Set sft.template to one that puts a special token between them."
+            f"{where}: of {total:,} conversations, {at_seam:,} have a token that joins the prompt and "
+            "its answer, which a model"
+            " cannot generate. Set sft.template to one that puts a special token between them."
         )

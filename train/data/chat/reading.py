@@ -49,7 +49,10 @@ def conversations(rows: Iterable[tuple[int, Mapping[str, Any]]], wanted: str, pl
     for number, row in rows:
         where = f"{place} {number}"
         if formats.found(row, wanted, where) != name:
-            raise BadInput(f"{where}: is not of the format {name}, as the first is. Give each format its own file.")
+            raise BadInput(
+                f"{where}: must have the format {name}, as the first conversation has. "
+                "Put each format into its own file."
+            )
         yield number, *of_row(row, name, family_of(row, where))
 
 
@@ -65,7 +68,7 @@ def of_row(row: Mapping[str, Any], name: str, family: str) -> tuple[Row | None, 
 def of_tree(messages: list[Mapping[str, Any]], where: str, tree: Any) -> tuple[Row | None, str]:
     """As `of_row`, of the messages of one tree. Raises BadInput where a row has not the name of its tree."""
     if tree is None:
-        raise BadInput(f"{where}: lacks message_tree_id, by which the messages of a conversation are found")
+        raise BadInput(f"{where}: has no message_tree_id, which groups the messages of a conversation. Add it.")
     try:
         return of_row(formats.as_tree(messages), formats.TREE, "oasst")
     except LeftOut as reason:
@@ -77,7 +80,7 @@ def family_of(row: Mapping[str, Any], where: str) -> str:
     value = row.get("family", "own")
     if not isinstance(value, str):
         raise BadInput(
-            f"{where}: the field 'family' is not text, got {json.dumps(value)[:50]}."
+            f"{where}: the field 'family' must be text, got {json.dumps(value)[:50]}."
             " Write a name, or leave the field out."
         )
     return value
@@ -92,15 +95,15 @@ def own_conversations(pattern: str, wanted: str) -> tuple[list[Row], Counter[str
     counts: Counter[str] = Counter()
     for path in text_files.matching(pattern, "sft.path"):
         if path.suffix != ".jsonl":
-            raise BadInput(f"sft.path: {path} is not .jsonl; a line is a conversation, such as {{'messages': [...]}}")
+            raise BadInput(f"sft.path: expected a .jsonl file with lines such as {{'messages': [...]}}, got {path}.")
         rows = text_files.numbered_jsonl(path, (), "sft.path")
         for number, row, counted in conversations(rows, wanted, f"sft.path: {path} line"):
             counts.update([counted] if counted else [])
             made += [row] if row else []
             if row and any("\0" in message["content"] for message in row["messages"]):
-                raise BadInput(f"sft.path: {path} line {number}: a message holds a NUL character. Remove it.")
+                raise BadInput(f"sft.path: {path} line {number}: a message contains a NUL character. Remove it.")
     if not made:
-        raise BadInput(f"sft.path={pattern}: no conversation has an answer ({said(counts)})")
+        raise BadInput(f"sft.path={pattern}: no conversation has an answer ({said(counts)}). Give others.")
     return made, counts
 
 
@@ -129,7 +132,8 @@ def first_conversations(source: Source, wanted: str, key: str) -> list[Row]:
     if not made:
         reasons = said(Counter(counted for _, _, counted in read if counted))
         raise BadInput(
-            f"{key}.dataset={source.dataset}: no conversation among its first {hub_data.FIRST_ROWS} rows ({reasons})"
+            f"{key}.dataset={source.dataset}: "
+            f"no conversation in its first {hub_data.FIRST_ROWS} rows ({reasons}). Choose another data set."
         )
     return made
 

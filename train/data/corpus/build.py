@@ -44,7 +44,7 @@ def build(settings: CorpusSettings, options: CorpusOptions, out: Path, work: Pat
     elif isinstance(settings, CipherSettings):
         passages, verses = cipher_passages(settings)
     else:
-        raise BadInput(f"corpus.source={settings.source!r}: choose bible, cipher, files or hub")
+        raise BadInput(f"corpus.source={settings.source!r}: must be bible, cipher, files or hub.")
     counts: dict[str, Any] = {"languages": {}, "settings": asdict(settings)}
     (out / "text").mkdir(parents=True)
     for language, rows in passages.items():
@@ -63,8 +63,8 @@ def _write_splits(language: str, passages: list[Row], folder: Path) -> dict[str,
         documents = as_documents(passage for passage in kept if passage["split"] == split)
         if not documents:
             raise BadInput(
-                f"corpus: no {language} document fell into the {split} split;"
-                f" give more documents or a larger corpus.{split}"
+                f"corpus: no {language} document is in the {split} split."
+                f" Give more documents, or set a larger corpus.{split}."
             )
         path = folder / f"{language}.{split}.jsonl"
         write_jsonl(path, documents)
@@ -80,8 +80,8 @@ def _write_splits(language: str, passages: list[Row], folder: Path) -> dict[str,
 def _chichewa(language: str) -> Iterator[tuple[bible.VerseId, str]]:
     if language != "nya":
         raise BadInput(
-            f"language.code={language!r}: corpus=bible holds Chichewa (nya);"
-            " for another language use corpus=files corpus.path=..."
+            f"language.code={language!r}: corpus=bible has Chichewa (nya) only."
+            " Set corpus=files corpus.path=... for another language."
         )
     return bible.chichewa()
 
@@ -140,11 +140,11 @@ def aligned(passages: Passages, language: str) -> list[Row]:
 def _files(settings: CorpusSettings, options: CorpusOptions) -> Passages:
     """The passages of both languages, a document each."""
     if not options.path:
-        raise BadInput("corpus.path is empty: give a path or glob, for example corpus.path='data/*.txt'")
+        raise BadInput("corpus.path: missing. Set a path or glob, such as corpus.path='data/*.txt'.")
     language = settings.language
     if language == "en":
         raise BadInput(
-            "language.code=en: English is the replay language already; give the code of the language to adapt to"
+            "language.code=en: English is the replay language already. Give the code of the language to adapt to."
         )
     texts: dict[str, Iterable[str]] = {language: text_files.documents(options.path, "corpus.path")}
     if options.english_path:

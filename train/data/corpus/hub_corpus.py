@@ -59,7 +59,7 @@ def build(settings: CorpusSettings, options: CorpusOptions, out: Path, work: Pat
     Raises BadInput for a source that cannot be read or a split that stays empty.
     """
     if settings.text is None or settings.english is None:
-        raise BadInput("corpus.source=hub: needs corpus.text and corpus.english")
+        raise BadInput("corpus.source=hub: needs corpus.text and corpus.english. Set both.")
     texts = (
         Text("text", settings.language, settings.text, options.text_folder, settings.text_bytes),
         Text("english", "en", settings.english, options.english_folder, settings.english_bytes),
@@ -94,13 +94,15 @@ def _write_text(text: Text, settings: CorpusSettings, folder: Path, work: Path, 
     counts: dict[str, Any] = {"commit": commit, "train": {"documents": rows, "bytes": size, "files": files}}
     if not rows:
         raise BadInput(
-            f"{key}.dataset={source.dataset}: no {language} document fell into the train split; it may be empty"
+            f"{key}.dataset={source.dataset}: no {language} document is in the train split. "
+            "Check that the data set is not empty."
         )
     for split in HELD_OUT:
         documents = list(held_out[split].values())
         if not documents:
             raise BadInput(
-                f"{key}: no {language} document fell into the {split} split; take more text or a larger corpus.{split}"
+                f"{key}: no {language} document is in the {split} split. "
+                f"Give more text, or set a larger corpus.{split}."
             )
         write_jsonl(folder / f"{language}.{split}.jsonl", documents)
         counts[split] = {"documents": len(documents), "bytes": sum(len(row["text"].encode()) for row in documents)}
