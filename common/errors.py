@@ -1,4 +1,4 @@
-"""What ends a command other than success, each in one line."""
+"""Errors that end a command, each in one line."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ ADVICE = {
 
 
 class BadInput(ValueError):
-    """Input that cannot work: one line that names the config key or file and says what would be right."""
+    """Input that cannot work. Its text is one line that names the key or file, and states what to do."""
 
 
 class Interrupted(RuntimeError):
-    """A training was told to stop: it has saved, and the next run goes on from there."""
+    """A training was stopped: it has saved, and the next run resumes it."""
 
 
 class StageFailed(RuntimeError):
-    """A stage crashed: one line that names it. The cause is chained."""
+    """A stage crashed. Its text is one line that names the stage; the cause is chained."""
 
 
 @contextmanager
 def in_one_line() -> Iterator[None]:
-    """What the machine refuses (files, room, memory) or cannot follow (nesting) is raised as BadInput, in one line."""
+    """Raise errors of the machine (files, disk space, memory) and too deep nesting as BadInput, in one line."""
     try:
         yield
     except (Interrupted, StageFailed):  # have their line and their exit code, whatever words are in it
@@ -56,7 +56,7 @@ def in_one_line() -> Iterator[None]:
 
 
 def line_of(error: BaseException) -> str:
-    """An error's text as one line that a terminal can show, whatever names of files or keys are in it."""
+    """Return an error's text as one line that a terminal can show, whatever characters it has."""
     text = " ".join("".join(letter if letter.isprintable() else " " for letter in str(error)).split())
     return text if len(text) <= LONGEST else f"{text[:LONGEST]} …"
 

@@ -1,6 +1,6 @@
-"""Data sets of the Hugging Face hub, or local folders of the same layout, read as a stream.
+"""Data sets of the Hugging Face Hub, or local folders of the same layout, read as a stream.
 
-Only what is read is downloaded.
+Only rows that are read are downloaded.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ DAMAGED = (
 
 @dataclass(frozen=True)
 class Source:
-    """Which rows of which data set."""
+    """Rows of a data set: its name or folder, subset, files, split and revision."""
 
     dataset: str  # a name on the hub, or a folder
     subset: str | None = None  # a configuration of the data set; None: its only one
@@ -44,15 +44,15 @@ class Source:
 
     @property
     def is_local(self) -> bool:
-        """Whether it is a folder on this machine."""
+        """Tell whether it is a folder on this machine."""
         return Path(self.dataset).is_dir()
 
 
 def open_stream(source: Source, key: str) -> IterableDataset:
-    """The rows of a source, by file. `key` is the config key that names it in refusals.
+    """Open the rows of a source, by file. `key` is the config key in messages.
 
-    Raises BadInput where there is no such data set, subset, split or file, where it is gated and this account has no
-    access, or where the hub cannot be reached.
+    Raises BadInput if there is no such data set, subset, split or file, if it is gated and this account has no access,
+    or if the Hub is unreachable.
     """
     import datasets
 
@@ -96,9 +96,9 @@ def open_stream(source: Source, key: str) -> IterableDataset:
 
 
 def check(source: Source, columns: Sequence[str], key: str) -> None:
-    """Reads the first rows of a source.
+    """Read the first rows of a source.
 
-    Raises BadInput, in one line, where they cannot be read, lack one of the text columns or hold no text there.
+    Raises BadInput if they cannot be read, lack one of the text columns, or have no text there.
     """
     if not list(itertools.islice(rows(open_stream(source, key), columns, source, key), FIRST_ROWS)):
         raise BadInput(f"{key}.dataset={source.dataset}: has no rows. Choose another data set or split.")
@@ -107,10 +107,10 @@ def check(source: Source, columns: Sequence[str], key: str) -> None:
 def rows(
     stream: IterableDataset, columns: Sequence[str], source: Source, key: str, *, before: int = 0, file: str = ""
 ) -> Iterator[tuple[str, ...]]:
-    """The text of the given columns, row by row; a column that is null is an empty string.
+    """Yield the text of the given columns, row by row; a null column is an empty string.
 
-    before: rows that the caller has skipped; file: which file of the source the stream is, for refusals. Raises
-    BadInput for a row without a column, one whose column holds no text, and data that cannot be read.
+    before: rows that the caller has skipped; file: the source's file of this stream, for messages. Raises BadInput for
+    a row without a column, for a column without text, and for data that cannot be read.
     """
     where = f"{key}: {source.dataset}" + (f" {file}" if file else "")
     for number, row in enumerate(read(stream, source, key, before=before, file=file), start=before + 1):
@@ -130,9 +130,9 @@ def rows(
 def read(
     stream: Iterable[dict[str, Any]], source: Source, key: str, *, before: int = 0, file: str = ""
 ) -> Iterator[dict[str, Any]]:
-    """The rows of a stream, with all of their columns.
+    """Yield the rows of a stream, with all of their columns.
 
-    before, file: as `rows` takes them. Raises BadInput for files that are cut off, damaged or not in UTF-8.
+    before, file: as in `rows`. Raises BadInput for files that are cut off, damaged or not UTF-8.
     """
     where = f"{key}: {source.dataset}" + (f" {file}" if file else "")
     iterator, number = iter(stream), before
@@ -162,9 +162,9 @@ def read(
 
 
 def commit_of(source: Source, key: str) -> str | None:
-    """The commit that a source's revision stands for; None for a folder.
+    """Return the commit of a source's revision; None for a folder.
 
-    A full commit stands for itself, without a question to the hub.
+    A full commit is returned without asking the Hub.
     """
     revision = source.revision
     if source.is_local:
@@ -185,7 +185,7 @@ def commit_of(source: Source, key: str) -> str | None:
 
 
 def data_files(folder: Path) -> list[Path]:
-    """The files of a local data set, those that git or a hub client keeps for itself left out."""
+    """List the files of a local data set, without those of git and of the Hub's client."""
     return sorted(
         path
         for path in folder.rglob("*")

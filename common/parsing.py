@@ -1,4 +1,4 @@
-"""JSON and YAML that others wrote: of the shape that is asked for, or refused in one line that names file and key."""
+"""JSON and YAML of users, checked against a type; errors are one line that names file and key."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ NODES = 100_000  # of a YAML document, its aliases written out
 
 
 class WeightIndex(TypedDict):
-    """The index of a checkpoint in several files: which file has which tensor."""
+    """The index of a checkpoint in several files: the file of each tensor."""
 
     weight_map: dict[str, str]
 
 
 def read_json(path: Path, shape: Any = dict[str, Any], expected: str = "a file of JSON") -> Any:
-    """What a file of JSON holds, of type `shape` to the letter (no text that is a number, no 1.0 for 1).
+    """Read a JSON file of type `shape`, strictly (no text for a number, no 1.0 for 1).
 
-    Raises BadInput: `expected` says what a file that is missing would be.
+    Raises BadInput; `expected` describes the file that should be there.
     """
     return parse_json(_read(path, expected), str(path), shape)
 
 
 def parse_json(text: bytes, where: str, shape: Any = dict[str, Any]) -> Any:
-    """As `read_json`, of bytes, a document or a line of JSONL; `where` names them in refusals."""
+    """Parse JSON (a document or a line of JSONL) as `read_json` does; `where` names it in messages."""
     try:
         return _adapter(shape).validate_json(text, strict=True)
     except ValidationError as error:
@@ -41,7 +41,7 @@ def parse_json(text: bytes, where: str, shape: Any = dict[str, Any]) -> Any:
 
 
 def shaped(value: Any, where: str, shape: Any) -> Any:
-    """A value that was read before, if it is of type `shape`. Raises BadInput that names the key."""
+    """Return a value if it has the type `shape`. Raises BadInput that names the key."""
     try:
         return _adapter(shape).validate_python(value, strict=True)
     except ValidationError as error:
@@ -49,7 +49,7 @@ def shaped(value: Any, where: str, shape: Any) -> Any:
 
 
 def read_yaml(path: Path, expected: str = "a file of YAML") -> Any:
-    """What a file of YAML holds. Raises BadInput; also for a key that is given twice."""
+    """Read a YAML file. Raises BadInput, also for a key that is given twice."""
     documents = read_yaml_documents(path, expected)
     if len(documents) > 1:
         raise BadInput(f"{path}: expected one YAML document, got {len(documents)}. Write each into a file of its own.")
@@ -57,7 +57,7 @@ def read_yaml(path: Path, expected: str = "a file of YAML") -> Any:
 
 
 def read_yaml_documents(path: Path, expected: str = "a file of YAML") -> list[Any]:
-    """As `read_yaml`, all documents that a file of YAML holds."""
+    """Read all documents of a YAML file, as `read_yaml` does."""
     text = _read(path, expected)
     try:
         documents: list[Any] = _parsed(text.decode("utf-8"), lambda text: list(yaml.load_all(text, _NoKeyTwice)))
@@ -67,9 +67,9 @@ def read_yaml_documents(path: Path, expected: str = "a file of YAML") -> list[An
 
 
 def read_plain_yaml(path: Path, expected: str = "a file of YAML") -> Any:
-    """As `read_yaml`, for short files that people write: true and false alone are booleans, and `010` is no octal.
+    """Read a short YAML file that people write: only true and false are booleans, and `010` is not octal.
 
-    What YAML 1.1 would read otherwise (on, off, yes, no, dates, numbers that begin with 0) is text.
+    Other special values of YAML 1.1 (on, off, yes, no, dates, numbers with a leading 0) are text.
     """
     try:
         return parse_plain_yaml(_read(path, expected).decode("utf-8"))
@@ -78,17 +78,17 @@ def read_plain_yaml(path: Path, expected: str = "a file of YAML") -> Any:
 
 
 def parse_yaml(text: str) -> Any:
-    """What a text of YAML holds. Raises BadInput that does not name its place."""
+    """Parse a YAML text. Raises BadInput that does not name the file."""
     return _parsed(text, lambda text: yaml.load(text, Loader=_NoKeyTwice))
 
 
 def parse_plain_yaml(text: str) -> Any:
-    """As `parse_yaml`, by the rules of `read_plain_yaml`."""
+    """Parse a YAML text by the rules of `read_plain_yaml`."""
     return _parsed(text, lambda text: yaml.load(text, Loader=_Plain))
 
 
 def _parsed(text: str, load: Callable[[str], Any]) -> Any:
-    """load: by a SafeLoader."""
+    """Parse a YAML text with `load`, which uses a SafeLoader."""
     try:
         with in_one_line():
             value = load(text)
@@ -111,7 +111,7 @@ def _parsed(text: str, load: Callable[[str], Any]) -> Any:
 
 
 def inside(folder: Path, name: str, where: str) -> Path:
-    """The file of a folder that a document names. Raises BadInput for a name that leads out of the folder."""
+    """Return the path of a file inside a folder. Raises BadInput for a name that leads out of the folder."""
     path = PurePath(name)
     if not name or "\0" in name or path.is_absolute() or ".." in path.parts:
         raise BadInput(f"{where}: expected the name of a file inside {folder}, got {name!r}.")
@@ -143,7 +143,7 @@ def sentence(message: str) -> str:
 
 
 def _first(error: ValidationError) -> str:
-    """The first fault, with its place in the document."""
+    """Describe the first error, with its place in the document."""
     fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
     place = ".".join(map(str, fault["loc"]))
     message = sentence(fault["msg"])
@@ -154,7 +154,7 @@ def _first(error: ValidationError) -> str:
 
 
 def _check_values(value: Any) -> None:
-    """Refuses what aliases blow up, or make endless, and text that has no UTF-8."""
+    """Reject values that aliases multiply or make endless, and text without a UTF-8 form."""
     left, count = [value], 0
     while left:
         node = left.pop()
@@ -175,7 +175,7 @@ _OCTAL = re.compile(r"[-+]?0[0-9_]+")
 
 
 class _NoKeyTwice(yaml.SafeLoader):
-    """PyYAML takes the last of two equal keys, and a model disappears; and numbers with colons are of base 60."""
+    """A loader that rejects keys given twice, which PyYAML overwrites, and reads no numbers of base 60 (1:30)."""
 
     def resolve(self, kind: type[yaml.Node], value: Any, implicit: Any) -> str:
         if kind is yaml.ScalarNode and implicit[0] and _BASE_60.fullmatch(value):
@@ -196,7 +196,7 @@ class _NoKeyTwice(yaml.SafeLoader):
 
 
 class _Plain(_NoKeyTwice):
-    """What YAML 1.1 takes for a boolean, an octal number or a date is text, but for true and false."""
+    """A loader that reads only true and false as booleans, and dates and octal numbers of YAML 1.1 as text."""
 
     def resolve(self, kind: type[yaml.Node], value: Any, implicit: Any) -> str:
         tag = super().resolve(kind, value, implicit)

@@ -1,4 +1,4 @@
-"""A grid of settings over one recipe: `slack=0,0.5,1 density=0.2,0.5` is six recipes."""
+"""A grid of settings over one recipe: `slack=0,0.5,1 density=0.2,0.5` gives six recipes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from merge.recipe import Recipe
 
 
 def expand(recipe: Recipe, axes: Sequence[str]) -> list[tuple[str, Recipe]]:
-    """(label, recipe) for every combination, labels such as `slack=0.5,density=0.2`.
+    """Return (label, recipe) for every combination, with labels such as `slack=0.5,density=0.2`.
 
     An axis is key=value,value,...: a key of the recipe, a per-model key (set for all models), or model.key. No setting
     is on two axes, and no value twice on one, so that labels are true and no two are equal. Raises BadInput.
@@ -56,7 +56,7 @@ def _axis(text: str) -> tuple[str, list[Any]]:
 
 
 def _check_apart(keys: Sequence[str], recipe: Recipe) -> None:
-    """Refuses two axes that set the same thing: the later one would win, and the labels lie."""
+    """Reject two axes that set the same thing: the later one would win, and labels would be wrong."""
     seen: dict[tuple[str, str], str] = {}
     for key in keys:
         model, dot, model_key = key.rpartition(".")

@@ -1,4 +1,4 @@
-"""How mergekit configs name models: `path`, `path@revision`, `path+lora`, or the same as mappings, which it writes."""
+"""Names of models in mergekit configs: `path`, `path@revision`, `path+lora`, or the same as mappings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _MODEL, _PATH = {"model", "lora", "override_architecture"}, {"path", "revision"}
 
 
 class Reference(NamedTuple):
-    """A folder or a model of the hub, and an adapter on it or nothing."""
+    """A folder or a model of the Hub, with or without an adapter."""
 
     folder: str
     adapter: str = ""
@@ -22,12 +22,12 @@ class Reference(NamedTuple):
 
 
 def reference_or_none(value: Any, at: str) -> Reference | None:
-    """As `reference`; None for nothing."""
+    """Parse as `reference`; return None for null."""
     return None if value is None else reference(value, at)
 
 
 def reference(value: Any, at: str) -> Reference:
-    """What names a model. Raises BadInput that begins with `at`."""
+    """Parse the name of a model. Raises BadInput that begins with `at`."""
     if isinstance(value, str) and value:
         folder, _, adapter = value.partition("+")
         return Reference(folder, adapter)
@@ -47,7 +47,7 @@ def reference(value: Any, at: str) -> Reference:
 
 
 def _path(value: Any, at: str) -> str:
-    """A path, with its revision where it is of the hub."""
+    """Parse a path, with its revision for models of the Hub."""
     if isinstance(value, str) and value:
         return value
     if (

@@ -1,4 +1,4 @@
-"""The parameters of a mergekit config: what a scope leaves to the next one, and what they are called here."""
+"""The parameters of a mergekit config: their scopes, and their names in our schema."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _DEFAULTS = {key: MODEL_DEFAULTS[key] for key in MODEL_KEYS if key != "weight"} 
 
 
 def mapping(value: Any, at: str) -> dict[str, Any]:
-    """A mapping with keys that are text; nothing is an empty one. Raises BadInput that names its place."""
+    """Return a mapping with text keys; null is an empty one. Raises BadInput that names its place."""
     if value is None:
         return {}
     if not isinstance(value, Mapping):
@@ -33,9 +33,9 @@ def mapping(value: Any, at: str) -> dict[str, Any]:
 
 
 def scoped(name: str, scopes: list[Mapping[str, Any]]) -> Any:
-    """A parameter's value.
+    """Return a parameter's value.
 
-    The scopes in order, then mergekit's default; rules that match nothing leave it to the next scope.
+    Scopes apply in order, then mergekit's default; rules that match nothing pass it on to the next scope.
     """
     rules: list[Any] = []
     for scope in scopes:
@@ -53,7 +53,7 @@ def scoped(name: str, scopes: list[Mapping[str, Any]]) -> Any:
 
 
 def shared_settings(method: Method, shared: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Our settings of a whole recipe. Raises BadInput for parameters that the method has not, or that we have not."""
+    """Return our settings of a whole recipe. Raises BadInput for parameters that the method, or we, do not have."""
     fixed, renamed = _FIXED.get(method.name, {}), {new for (name, _), new in _RENAMED.items() if name == method.name}
     for key in fixed.keys() & shared.keys():
         if shared[key] != fixed[key]:

@@ -1,8 +1,8 @@
-"""A mergekit config as a recipe that means the same, number for number.
+"""Translate a mergekit config into a recipe with the same result, number for number.
 
-Where mergekit's meaning is not our default, the recipe says so: election on weighted task vectors, arithmetic in the
-dtype that the inputs promote to, l1 rescaling, no question about tokenizers. What we do not do is refused by name,
-never ignored.
+Where mergekit differs from our defaults, the recipe states it: election on weighted task vectors, arithmetic in the
+dtype that the inputs promote to, l1 rescaling, no check of tokenizers. Unsupported keys are rejected by name, never
+ignored.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _KEYS = {"models", "slices", "merge_method", "base_model", "parameters", "dtype"
 
 
 def to_recipe_dict(data: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Our schema's words for a mergekit config. Raises BadInput naming the key that we do not support."""
+    """Translate a mergekit config into our schema. Raises BadInput that names an unsupported key."""
     supported = {name: method for name, method in METHODS.items() if method.mergekit}
     method = supported.get(str(data.get("merge_method")))
     if method is None:
@@ -69,7 +69,7 @@ def to_recipe_dict(data: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def _entries(listed: Any, at: str, keys: tuple[str, ...]) -> list[tuple[Reference, dict[str, Any]]]:
-    """(model, parameters) of every model listed; a layer range stands among the parameters."""
+    """Return (model, parameters) of every listed model; a layer range is among the parameters."""
     if not isinstance(listed, list) or not listed:
         raise BadInput(f"{at}: expected a list of models.")
     entries: list[tuple[Reference, dict[str, Any]]] = []
@@ -88,7 +88,7 @@ def _entries(listed: Any, at: str, keys: tuple[str, ...]) -> list[tuple[Referenc
 
 
 def _layers(value: Any, at: str) -> str:
-    """Our words for a layer range, whose end mergekit leaves out."""
+    """Translate a layer range, whose end is exclusive in mergekit."""
     whole = isinstance(value, list) and len(value) == 2 and all(type(number) is int for number in value)
     if not whole or not 0 <= value[0] < value[1] <= 10**9:
         raise BadInput(f"{at}: expected [first, end], the layers from first to before end, got {value!r}."[:500])
@@ -102,7 +102,7 @@ def _models(
     shared: Mapping[str, Any],
     where: str,
 ) -> dict[str, Any]:
-    """Our entries for models, by names made of their paths. labels: the names that are given, by model; grows."""
+    """Return our entries for models, named after their paths. labels: names by model, extended here."""
     models: dict[str, Any] = {}
     for model, parameters in merged.items():
         folder, adapter = model
@@ -132,7 +132,7 @@ def _models(
 def _sliced(
     slices: Any, base: Reference | None, method: Method, shared: Mapping[str, Any], where: str
 ) -> dict[str, Any]:
-    """Models, slices, base and the settings of the first slice, in our schema's words."""
+    """Return models, slices, base and the settings of the first slice, in our schema."""
     if not isinstance(slices, list) or not slices:
         raise BadInput(
             f"{where}: slices: expected a list of slices, each with its sources, got {type(slices).__name__}."
@@ -166,7 +166,7 @@ def _sliced(
 
 
 def _local_or_hub(model: str) -> str:
-    """A local folder where there is one of that name, else, as mergekit has it, a model of the hub.
+    """Return a local folder if there is one, else, as in mergekit, a model of the Hub.
 
     Owner/name@revision.
     """
@@ -186,7 +186,7 @@ def _dtypes(data: Mapping[str, Any], where: str) -> dict[str, Any]:
 def _tokenizer(
     data: Mapping[str, Any], base: Reference | None, recipe: Mapping[str, Any], where: str
 ) -> dict[str, Any]:
-    """tokenizer_source, or a tokenizer that is its source alone, and the chat template."""
+    """Translate tokenizer_source, or a tokenizer with a source alone, and the chat template."""
     source, key = data.get("tokenizer_source"), "tokenizer_source"
     if (nested := data.get("tokenizer")) is not None:
         key = "tokenizer.source"

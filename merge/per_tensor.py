@@ -31,7 +31,7 @@ _NUMBERED = re.compile(r"\.\d+\.\w+\.")
 
 @dataclass(frozen=True)
 class Rule:
-    """Value for the tensors that meet every given condition. `filter`: a piece of the tensor's name."""
+    """A value for the tensors that meet every given condition. `filter`: a part of the tensor's name."""
 
     value: float | tuple[float, ...]
     kind: str | None = None
@@ -51,19 +51,19 @@ Setting = float | tuple[float, ...] | tuple[Rule, ...]
 
 
 def layer_of(name: str) -> int | None:
-    """Index of the layer that a tensor belongs to; None for embeddings, the final norm and the head."""
+    """Return the index of a tensor's layer; None for embeddings, the final norm and the head."""
     match = _LAYER.search(name)
     return int(match.group(1)) if match else None
 
 
 def stack_of(name: str) -> str | None:
-    """The stack of layers that a tensor belongs to: its name up to the layer's index; None outside of them."""
+    """Return the stack of layers of a tensor: its name up to the layer's index; None outside of stacks."""
     match = _LAYER.search(name)
     return name[: match.start(1)] if match else None
 
 
 def layer_counts(names: Iterable[str]) -> dict[str, int]:
-    """Number of layers of every stack of layers that tensors of these names belong to."""
+    """Count the layers of every stack that tensors of these names belong to."""
     counts: dict[str, int] = {}
     for name in names:
         if (stack := stack_of(name)) is not None:
@@ -72,14 +72,14 @@ def layer_counts(names: Iterable[str]) -> dict[str, int]:
 
 
 def is_in_unknown_stack(name: str) -> bool:
-    """Whether a tensor looks like one of a module of a numbered row, such as `resblocks.3.attn.weight`, that is no
-    stack of layers by the names that we know.
+    """Tell whether a tensor seems to belong to a numbered module, such as `resblocks.3.attn.weight`, that is not a
+    stack of layers with a known name.
     """
     return stack_of(name) is None and _NUMBERED.search(name) is not None
 
 
 def kind_of(name: str) -> str:
-    """Module kind of a tensor, by the names that Hugging Face models use; one of KINDS."""
+    """Return the module kind of a tensor, by the names of Hugging Face models; one of KINDS."""
     lowered = name.lower().replace("norm_attn_norm.attn", "attn")
     if is_head(name) or is_head_bias(name):
         return "head"
@@ -99,7 +99,7 @@ def kind_of(name: str) -> str:
 
 
 def depth_of(name: str, layers: int) -> float:
-    """Where a tensor stands between the first layer (0) and the last (1); outside the layers 0, as mergekit has it."""
+    """Return a tensor's depth between the first layer (0) and the last (1); 0 outside of layers, as in mergekit."""
     layer = layer_of(name)
     if layer is None:
         return 0.0
@@ -107,7 +107,7 @@ def depth_of(name: str, layers: int) -> float:
 
 
 def applying(setting: Setting, name: str, key: str) -> float | tuple[float, ...]:
-    """The number or gradient that holds for tensor `name`. Raises BadInput that names `key` where no rule matches."""
+    """Return the number or gradient for tensor `name`. Raises BadInput that names `key` if no rule matches."""
     if not isinstance(setting, tuple):
         return float(setting)
     if not isinstance(setting[0], Rule):
@@ -120,7 +120,7 @@ def applying(setting: Setting, name: str, key: str) -> float | tuple[float, ...]
 
 
 def resolve(setting: Setting, name: str, depth: float, *, key: str = "setting") -> float:
-    """The value that `setting` has for tensor `name` at `depth`, from 0 (the first layer) to 1 (the last)."""
+    """Return the value of `setting` for tensor `name` at `depth`, from 0 (the first layer) to 1 (the last)."""
     value = applying(setting, name, key)
     if not isinstance(value, tuple):
         return float(value)
@@ -132,7 +132,7 @@ def resolve(setting: Setting, name: str, depth: float, *, key: str = "setting") 
 
 
 def values(setting: Setting) -> tuple[float, ...]:
-    """Every number written in a setting."""
+    """List every number in a setting."""
     if not isinstance(setting, tuple):
         return (float(setting),)
     return tuple(
@@ -154,7 +154,7 @@ def parse(value: Any, key: str) -> Setting:
 
 
 def number(value: Any, key: str) -> float:
-    """A float; YAML reads 1e-3 as text, so text that is a number counts."""
+    """Parse a float; YAML reads 1e-3 as text, so text that is a number counts."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise BadInput(f"{key}: expected a number, got {value!r}.")
     try:
@@ -185,7 +185,7 @@ def _rule(part: dict[str, Any], key: str) -> Rule:
 
 
 def layer_range(text: Any, key: str) -> tuple[int, int] | None:
-    """First and last layer of a range as YAML has it. Raises BadInput that names `key`."""
+    """Parse the first and last layer of a range. Raises BadInput that names `key`."""
     if text is None:
         return None
     match = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", str(text), re.ASCII)
@@ -198,7 +198,7 @@ def layer_range(text: Any, key: str) -> tuple[int, int] | None:
 
 
 def to_plain(setting: Setting) -> Any:
-    """The setting as YAML and JSON write it: the inverse of `parse`."""
+    """Return the setting for YAML and JSON: the inverse of `parse`."""
     if not isinstance(setting, tuple):
         return setting
     plain: list[Any] = []

@@ -73,7 +73,7 @@ from merge.recipe_fields import (
 
 
 class Recipe(Value):
-    """A merge, fully stated. Build one with `Recipe.from_dict` or `from_yaml`: they fill in the method's defaults."""
+    """A complete merge. Build one with `Recipe.from_dict` or `from_yaml`: they fill in the method's defaults."""
 
     _own_key: ClassVar[str] = "slices"  # what a slice of a recipe has not
     method: str
@@ -103,7 +103,7 @@ class Recipe(Value):
     slices: tuple[Slice, ...] = ()
 
     def at(self, slice_: int | None) -> Recipe:
-        """What is done to the tensors of a slice; a recipe without slices does the same to all."""
+        """Return the settings for tensors of a slice; a recipe without slices has the same for all."""
         return self.slices[slice_] if slice_ is not None and self.slices else self
 
     @property
@@ -112,25 +112,25 @@ class Recipe(Value):
 
     @property
     def norm_reference(self) -> str | None:
-        """The model whose task vector's norm `norm` is a multiple of: the one named, or the only protected one."""
+        """Return the model whose task vector's norm `norm` multiplies: the named one, or the only protected one."""
         return self.norm_of or (self.protect[0] if len(self.protect) == 1 else None)
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> Recipe:
-        """Read a recipe file, ours or mergekit's. Raises BadInput naming the file and the key."""
+        """Read a recipe file, ours or mergekit's. Raises BadInput that names the file and the key."""
         path = Path(path)
         return cls.from_document(read_yaml(path, "a merge recipe (YAML)"), str(path), path.parent)
 
     @classmethod
     def from_document(cls, data: Any, where: str, root: Path) -> Recipe:
-        """Recipe of the data of a file in `root`, ours or mergekit's. Raises BadInput that begins with `where`."""
+        """Build the recipe of a file's data in `root`, ours or mergekit's. Raises BadInput that begins with `where`."""
         if isinstance(data, dict) and "merge_method" in data:
             return cls.from_dict(mergekit_yaml.to_recipe_dict(data, where), where=where)
         return cls.from_dict(data, where=where, root=root)
 
     @classmethod
     def from_dict(cls, data: Any, where: str = "recipe", root: Path | None = None) -> Recipe:
-        """Recipe of plain data as YAML gives it; see the module's text for the keys.
+        """Build the recipe of plain data as in YAML; the module's docstring lists the keys.
 
         Relative paths start at `root`. Raises BadInput that begins with `where` and names the key.
         """
@@ -142,7 +142,7 @@ class Recipe(Value):
     @model_validator(mode="before")
     @classmethod
     def _complete(cls, data: Any) -> dict[str, Any]:
-        """Refuses keys that the method has not, and fills in its defaults."""
+        """Reject keys that the method does not have, and fill in its defaults."""
         if not isinstance(data, Mapping):
             raise BadInput(f"expected a mapping with the keys method, base, models, got {type(data).__name__}.")
         method = METHODS.get(str(data.get("method")))
@@ -171,7 +171,7 @@ class Recipe(Value):
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
-        """What no key can know alone."""
+        """Check rules that concern several keys."""
         known = [model.name for model in self.models]
         if self._own_key == "slices" and self.tokenizer not in (*TOKENIZERS, *known):
             raise BadInput(
@@ -205,7 +205,7 @@ class Recipe(Value):
         return self
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data that `from_dict` turns into an equal recipe."""
+        """Return plain data from which `from_dict` builds an equal recipe."""
         out: dict[str, Any] = {"method": self.method}
         if self.base is not None:
             out["base"] = str(self.base)
@@ -219,7 +219,7 @@ class Recipe(Value):
         return out
 
     def absolute(self) -> Self:
-        """The same with absolute paths, so that it means the same wherever it is read from."""
+        """Return a copy with absolute paths, which means the same in every folder."""
         models = tuple(model.absolute() for model in self.models)
         parts = tuple(part.absolute() for part in self.slices)
         return self.model_copy(update={"base": absolute(self.base), "models": models, "slices": parts})
@@ -230,9 +230,9 @@ class Recipe(Value):
 
 
 class Slice(Recipe):
-    """Layers of the result and the merge that they come from: a recipe whose models give some of their layers.
+    """Layers of the result and their merge: a recipe whose models give some of their layers.
 
-    layers: of the base, and of models that name none; first and last, both in it.
+    layers: of the base, and of models that name none; first and last, both included.
     """
 
     _own_key: ClassVar[str] = "layers"
@@ -240,19 +240,19 @@ class Slice(Recipe):
 
     @property
     def count(self) -> int:
-        """How many layers it makes."""
+        """Return the number of layers of the slice."""
         first, last = next(iter(self.ranges))[1]
         return last - first + 1
 
     @property
     def ranges(self) -> list[tuple[str, tuple[int, int]]]:
-        """Layers of every model, then of the base, by its name."""
+        """Return the layers of every model, then of the base, by name."""
         found = [(model.name, model.layers or self.layers or (0, -1)) for model in self.models]
         return found + ([("base", self.layers or (0, -1))] if self.base is not None else [])
 
     @model_validator(mode="after")
     def _aligned(self) -> Self:
-        """Everything that a slice merges has as many layers."""
+        """Check that all models of a slice give the same number of layers."""
         for name, (first, last) in self.ranges:
             if last < first:
                 place = "layers" if name == "base" else f"models.{name}.layers"
@@ -265,7 +265,7 @@ class Slice(Recipe):
         return self
 
     def to_part(self, whole: Recipe) -> dict[str, Any]:
-        """What it says beside the recipe that it is a slice of."""
+        """Return the settings of a slice that its recipe does not have."""
         out = {key: value for key, value in self.to_dict().items() if key not in ("method", *COMMON_KEYS)}
         if self.base == whole.base:
             out.pop("base", None)

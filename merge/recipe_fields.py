@@ -1,4 +1,4 @@
-"""Types of a recipe's values: how each is read from YAML, and what is said of one that is wrong."""
+"""Types of a recipe's values: their parsing from YAML, and their errors."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ TEMPLATES = ("auto", "chatml")  # or a text
 
 
 class Value(BaseModel):
-    """A frozen value none of whose keys may be added."""
+    """A frozen value that accepts no further keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 def folder(value: Any, info: ValidationInfo) -> Path:
-    """A path; relative ones start at the context's `root`, models of the hub stay as they are."""
+    """Parse a path; relative ones start at the context's `root`, models of the Hub stay unchanged."""
     if not isinstance(value, str | Path) or not str(value) or "\0" in str(value):
         raise BadInput(f"expected a folder, got {value!r}.")
     root = (info.context or {}).get("root")
@@ -37,12 +37,12 @@ def folder(value: Any, info: ValidationInfo) -> Path:
 
 
 def setting(value: Any) -> Setting:
-    """A number, a gradient over depth, or rules."""
+    """Parse a number, a gradient over depth, or rules."""
     return per_tensor.parse(value, "")
 
 
 def finite(value: Setting) -> Setting:
-    """Refuses NaN and infinity, and what would be infinite in the arithmetic."""
+    """Reject NaN, infinity, and numbers that overflow float32."""
     for number in per_tensor.values(value):
         if not math.isfinite(number):
             raise BadInput(f"expected a finite number, got {number}.")
@@ -52,7 +52,7 @@ def finite(value: Setting) -> Setting:
 
 
 def share_kept(value: Setting) -> Setting:
-    """A density."""
+    """Check a density."""
     for number in per_tensor.values(value):
         if not 0 < number <= 1:
             raise BadInput(f"must be above 0 and at most 1 (the fraction of parameters that is kept), got {number:g}.")
@@ -62,7 +62,7 @@ def share_kept(value: Setting) -> Setting:
 
 
 def share_dropped(value: Setting) -> Setting:
-    """A gamma."""
+    """Check a gamma."""
     for number in per_tensor.values(value):
         if not 0 <= number < 1:
             raise BadInput(
@@ -72,7 +72,7 @@ def share_dropped(value: Setting) -> Setting:
 
 
 def slack(value: Any) -> float:
-    """ξ, infinity included."""
+    """Parse ξ, which may be infinite."""
     number = per_tensor.number(value, "")
     if math.isnan(number) or number < 0:
         raise BadInput(f"must be 0 or larger (.inf is allowed), got {number:g}.")
@@ -80,7 +80,7 @@ def slack(value: Any) -> float:
 
 
 def share(value: Any) -> float:
-    """A share of parameters, the same for all tensors."""
+    """Parse a fraction of parameters, the same for all tensors."""
     number = per_tensor.number(value, "")
     if not 0 < number <= 1:
         raise BadInput(f"must be above 0 and at most 1 (a fraction of the parameters), got {number:g}.")
@@ -88,7 +88,7 @@ def share(value: Any) -> float:
 
 
 def norm(value: Any) -> float | None:
-    """A multiple of a norm, or none."""
+    """Parse a multiple of a norm, or null."""
     if value is None:
         return None
     number = per_tensor.number(value, "")
@@ -98,7 +98,7 @@ def norm(value: Any) -> float | None:
 
 
 def names(value: Any) -> tuple[str, ...]:
-    """One name or a list of them."""
+    """Parse one name or a list of names."""
     listed = [value] if isinstance(value, str) else [] if value is None else value
     if not isinstance(listed, list | tuple) or not all(isinstance(name, str) for name in listed):
         raise BadInput(f"expected a list of model names, got {value!r}.")
@@ -106,33 +106,33 @@ def names(value: Any) -> tuple[str, ...]:
 
 
 def layers(value: Any) -> tuple[int, int] | None:
-    """A layer or a range of them, first and last."""
+    """Parse a layer or a range of layers, first and last."""
     return per_tensor.layer_range(value, "")
 
 
 def boolean(value: Any) -> bool:
-    """YAML's true or false, and nothing that only looks like it."""
+    """Accept only YAML's true and false."""
     if not isinstance(value, bool):
         raise BadInput(f"must be true or false, got {value!r}.")
     return value
 
 
 def whole_number(value: Any) -> int:
-    """An integer, and neither true nor 1.0."""
+    """Accept an integer, but not true or 1.0."""
     if isinstance(value, bool) or not isinstance(value, int) or abs(value) >= 2**64:
         raise BadInput(f"expected a whole number of at most 64 bits, got {value!r}.")
     return value
 
 
 def word(value: Any) -> str:
-    """A word whose meaning depends on the rest."""
+    """Accept a word whose meaning depends on other keys."""
     if not isinstance(value, str) or not value:
         raise BadInput(f"expected a word, got {value!r}.")
     return value
 
 
 def template(value: Any) -> str | None:
-    """A chat template, its name, or none."""
+    """Accept a chat template, its name, or null."""
     if value is None:
         return None
     if not isinstance(value, str) or not ("{" in value or value in TEMPLATES):
@@ -141,7 +141,7 @@ def template(value: Any) -> str | None:
 
 
 def one_of(*choices: str) -> PlainValidator:
-    """A validator of one of some words."""
+    """Return a validator that accepts the given words."""
 
     def choice(value: Any) -> str:
         if not isinstance(value, str) or value not in choices:
@@ -176,7 +176,7 @@ Template = Annotated[str | None, PlainValidator(template)]
 
 
 def unknown_keys(entry: Mapping[str, Any], known: Sequence[str], method: str) -> str | None:
-    """Describe keys that a method does not have, with a suggestion for a misspelt one; None if there are none."""
+    """Describe keys that a method does not have, and suggest what to do; None if there are none."""
     unknown = sorted(set(map(str, entry)) - set(known))
     if not unknown:
         return None
@@ -187,7 +187,7 @@ def unknown_keys(entry: Mapping[str, Any], known: Sequence[str], method: str) ->
 
 
 def one_line(error: ValidationError, where: str, data: Any) -> str:
-    """The first thing that is refused: file, key, and what would be right. data: the recipe that was read."""
+    """Describe the first error: file, key, and what to do. data: the recipe that was read."""
     first = error.errors()[0]
     location: list[str] = []
     for part in first["loc"]:

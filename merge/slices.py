@@ -1,4 +1,4 @@
-"""The slices of a recipe, as data: each is completed by what the recipe says, and is then a recipe itself."""
+"""The slices of a recipe, as data: each is completed with the recipe's settings, and is then a recipe itself."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from merge.method_table import Method
 
 
 def complete(data: Mapping[str, Any], method: Method) -> list[dict[str, Any]]:
-    """Every slice with the recipe's settings where it gives none of its own, its models with theirs.
+    """Complete every slice and its models with the recipe's settings.
 
-    Of a model's settings the nearest counts: the slice's model, the slice, the recipe's model, the recipe.
+    The nearest setting of a model counts: the slice's model, the slice, the recipe's model, the recipe.
 
-    Raises BadInput for a slice that is none, and for keys that a slice cannot have.
+    Raises BadInput for an invalid slice, and for keys that a slice cannot have.
     """
     listed, models = data["slices"], data.get("models")
     if not isinstance(listed, list) or not listed:
@@ -39,7 +39,7 @@ def complete(data: Mapping[str, Any], method: Method) -> list[dict[str, Any]]:
 
 
 def _model(name: Any, entry: Any, models: Mapping[str, Any], of_all: Mapping[str, Any], at: str) -> dict[str, Any]:
-    """A model of a slice, with the settings of the slice (of_all) and those that the recipe gives it."""
+    """Return a model of a slice, with the settings of the slice (of_all) and of the recipe."""
     known = models.get(str(name))
     if not isinstance(known, Mapping):
         raise BadInput(f"{at}.models.{name}: no such model. {suggestion(name, models)}")

@@ -1,9 +1,9 @@
-"""LoRA adapters, merged onto their base while it is read: W + scale·B·A (Hu et al. 2022), row by row.
+"""LoRA adapters, merged into their base while it is read: W + scale·B·A (Hu et al. 2022), row by row.
 
-On an embedding, and where a weight is stored transposed, the product is transposed. DoRA gives each row of the sum a
-length of its own (Liu et al. 2024). Modules that an adapter has whole (`modules_to_save`, biases) stand in the base's
-place. All of it is computed in float32 and rounded once to the base's dtype, as merging the adapter into the checkpoint
-beforehand would.
+On an embedding, and where a weight is stored transposed, the product is transposed. DoRA gives each row of the sum its
+own length (Liu et al. 2024). Modules that an adapter contains as a whole (`modules_to_save`, biases) replace the
+base's. All of it is computed in float32 and rounded once to the base's dtype, as if the adapter were merged into the
+checkpoint beforehand.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ MAGNITUDE = "magnitude"
 
 @dataclass(frozen=True)
 class Factors:
-    """Names of a weight's A and B, their product's factor, and the name of DoRA's lengths of rows.
+    """Names of a weight's A and B, their product's factor, and the name of DoRA's row lengths.
 
-    Of a linear layer A is [rank, columns] and B [rows, rank]. Of an embedding, and of a weight that is stored
+    Of a linear layer, A is [rank, columns] and B [rows, rank]. Of an embedding, and of a weight that is stored
     transposed, A is [rank, rows] and B [columns, rank].
     """
 
@@ -56,7 +56,7 @@ class Factors:
 
 @dataclass(frozen=True)
 class Change:
-    """What becomes of a tensor: the base's `source`, or the adapter's `whole` in its place, with `factors` on it."""
+    """A changed tensor: the base's `source`, or the adapter's `whole` instead, plus `factors`."""
 
     source: str
     whole: str | None = None
@@ -64,7 +64,7 @@ class Change:
 
 
 class AdaptedCheckpoint(Checkpoint):
-    """A checkpoint with a LoRA on it."""
+    """A checkpoint with a LoRA adapter on it."""
 
     def __init__(self, base: Checkpoint, lora: Checkpoint, changes: dict[str, Change]):
         own = {name: replace(base.tensors[change.source], name=name) for name, change in changes.items()}
@@ -95,7 +95,7 @@ class AdaptedCheckpoint(Checkpoint):
         return (self.base, change.source) if change.whole is None else (self.lora, change.whole)
 
     def _product(self, factors: Factors, first: int, last: int, columns: int) -> torch.Tensor:
-        """Rows [first, last) of scale·B·A, or of its transpose."""
+        """Compute rows [first, last) of scale·B·A, or of its transpose."""
         import torch
 
         rank = self.lora.tensors[factors.a].shape[0]
@@ -109,7 +109,7 @@ class AdaptedCheckpoint(Checkpoint):
         return (b.float() @ a.float()).mul_(factors.scale)
 
     def parts(self, name: str) -> list[tuple[Checkpoint, str]]:
-        """The base's tensor, or the adapter's in its place, and the factors on it."""
+        """Return the base's tensor, or the adapter's instead, and the factors on it."""
         if name not in self.changes:
             return self.base.parts(name)
         checkpoint, stored = self._stored(name)
@@ -126,10 +126,10 @@ class AdaptedCheckpoint(Checkpoint):
 
 
 def adapted(base: Checkpoint, folder: Path) -> Checkpoint:
-    """`base` with the LoRA in `folder`.
+    """Return `base` with the LoRA adapter in `folder`.
 
-    Raises BadInput for adapters of other kinds, for what peft would read otherwise, and for modules that the base has
-    not.
+    Raises BadInput for adapters of other kinds, for what peft would read otherwise, and for modules that the base does
+    not have.
     """
     path = folder / "adapter_config.json"
     with in_one_line():
@@ -144,7 +144,7 @@ def adapted(base: Checkpoint, folder: Path) -> Checkpoint:
 
 
 def _modules(lora: Checkpoint) -> dict[str, str]:
-    """The modules of an adapter's factors, by the names of its tensors."""
+    """Return the modules of an adapter's factors, by the names of its tensors."""
     found = {name: _FACTOR.fullmatch(name.removeprefix(_PREFIX)) for name in lora.tensors}
     return {name: match["module"] for name, match in found.items() if match}
 
@@ -154,7 +154,7 @@ def _has_modules(base: Checkpoint, lora: Checkpoint) -> bool:
 
 
 def _under_todays_modules(base: Checkpoint, lora: Checkpoint) -> Checkpoint:
-    """An adapter that another version of transformers saved, with its modules as they are called today."""
+    """Rename the modules of an adapter that another version of transformers saved to their present names."""
     names = names_of(base)
     if names is None:
         return lora
@@ -178,10 +178,10 @@ def _weights(folder: Path) -> Checkpoint:
 
 
 class _Adapter:
-    """An adapter's tensors, sorted: factors by module, whole tensors by the names that the base has for them.
+    """An adapter's tensors: factors by module, whole tensors by the base's names for them.
 
-    own: of modules that peft trained a copy of. replaced: what peft loads into the base itself, from where a tied head
-    sees it too.
+    own: modules of which peft trained a copy. replaced: tensors that peft loads into the base itself, so that a tied
+    head sees them too.
     """
 
     def __init__(self, base: Checkpoint, lora: Checkpoint, config: LoraConfig, path: Path):
@@ -219,7 +219,7 @@ class _Adapter:
             raise BadInput(f"{self.file}: tensor {name} does not belong to a LoRA. Merge this adapter with peft first.")
 
     def changes(self) -> dict[str, Change]:
-        """What becomes of the base's tensors, by their names."""
+        """Return the changes of the base's tensors, by name."""
         self._untie()
         factors = {f"{module}.weight": self._factors(module, names) for module, names in self.sides.items()}
         if both := sorted(factors.keys() & self.own):
@@ -238,9 +238,9 @@ class _Adapter:
         return found
 
     def _untie(self) -> None:
-        """Where the base's head is its embedding and the adapter changes one of them, as run, the other stays as it is.
+        """Untie head and embedding if the adapter changes one of them: in a run, the other stays unchanged.
 
-        So the merge has a head of its own. With `ensure_weight_tying` peft changes both alike, where their scales are.
+        The merge then has its own head. With `ensure_weight_tying` peft changes both alike, if their scales agree.
         """
         named = next(filter(is_head, self._names()), None)
         head = named or head_name(self.base.config, self.base.tensors)
@@ -259,12 +259,12 @@ class _Adapter:
                 self.replaced[head] = shared
 
     def _names(self) -> list[str]:
-        """The tensors that change, and those that are no longer one."""
+        """Return the names of tensors that change, and of those that are no longer tied."""
         names = [*(f"{module}.weight" for module in self.sides), *self.own, *self.replaced, *self.untied]
         return list(dict.fromkeys(names))
 
     def _factors(self, module: str, names: dict[str, str]) -> Factors:
-        """The factors of one module. Raises BadInput where they do not fit each other, the config or the base."""
+        """Return the factors of one module. Raises BadInput if they do not fit each other, the config or the base."""
         embedding = "embedding_A" in names or "embedding_B" in names
         sides = ("embedding_A", "embedding_B") if embedding else ("A", "B")
         if set(names) - {MAGNITUDE} != set(sides):

@@ -1,4 +1,4 @@
-"""A merge made again from its card: the recipe, the models wherever they lie now, and the checksums to hold it to."""
+"""Rebuild a merge from its card: recipe, present folders of the models, and checksums to compare with."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _FOLDERS = ("base", "path", "adapter")  # keys that name one
 
 @dataclass(frozen=True)
 class Card:
-    """What a card says of its merge.
+    """The content of a merge's card.
 
-    read, written: sha256 by `model/file` and by file. folders: where the models are, by the names that the card has for
-    them. shard_bytes: of the largest file, where that was chosen.
+    read, written: sha256 by `model/file` and by file. folders: present folders of the models, by their names on the
+    card. shard_bytes: size of the largest file, if it was set.
     """
 
     path: Path
@@ -39,7 +39,7 @@ class Card:
     shard_bytes: int | None
 
     def check_models(self) -> None:
-        """Refuses models whose files are not those that were merged: reads all of them."""
+        """Reject models whose files differ from the merged ones; reads all of them."""
         files = {}
         for name in self.read:
             model, _, file = name.rpartition("/")
@@ -57,7 +57,7 @@ class Card:
                     )
 
     def check_result(self, folder: Path) -> None:
-        """Refuses a result that is not the card's, bit for bit."""
+        """Reject a result that differs from the card's in any bit."""
         for name, expected in self.written.items():
             if _digest(folder / name) != expected:
                 raise BadInput(
@@ -67,9 +67,9 @@ class Card:
 
 
 def read_card(path: Path, given: Sequence[str]) -> Card:
-    """The card at `path`; given: `name=folder`, where the models are that are neither on the hub nor beside it.
+    """Read the card at `path`; given: `name=folder` for models that are neither on the Hub nor next to the card.
 
-    Raises BadInput for a file that is no card of ours, and for models that are not found.
+    Raises BadInput for a file that is not a card of ours, and for models that are not found.
     """
     with in_one_line():
         if not path.is_file():
@@ -100,7 +100,7 @@ def read_card(path: Path, given: Sequence[str]) -> Card:
 
 
 class _Finder:
-    """Puts places for the names of models. A local name is looked up in the card's folder and those above it."""
+    """Replace the names of models by folders. A local name is looked up in the card's folder and its parents."""
 
     def __init__(self, card: Path, given: Sequence[str]):
         self.card = card
@@ -113,7 +113,7 @@ class _Finder:
             self.given[name] = place
 
     def found(self, entry: Any) -> Any:
-        """`entry`, a recipe or a part of one, with places."""
+        """Return `entry`, a recipe or a part of one, with folders."""
         if not isinstance(entry, Mapping):
             return entry
         out = {key: self._place(value) if key in _FOLDERS else value for key, value in entry.items()}
@@ -139,7 +139,7 @@ class _Finder:
         raise BadInput(f"{self.card}: model {name!r} is not next to the card. Pass --model {name}=FOLDER.")
 
     def check_given(self) -> None:
-        """Refuses places for models that the card has not."""
+        """Reject folders for models that are not on the card."""
         if unknown := next((name for name in self.given if name not in self.folders), None):
             raise BadInput(f"--model {unknown}: the card has no such model. {suggestion(unknown, self.folders)}")
 

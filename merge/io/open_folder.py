@@ -1,4 +1,4 @@
-"""A Hugging Face folder, opened: its config and its table of tensors, in safetensors or in the older format."""
+"""Open a Hugging Face folder: its config and its table of tensors, in safetensors or in the older format."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PIECE = 1 << 20  # elements
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
-    """Read config and headers, no weights. Raises BadInput for a folder that is not a whole checkpoint."""
+    """Read config and headers, no weights. Raises BadInput for an incomplete checkpoint."""
     with in_one_line():
         if not folder.is_dir():
             raise BadInput(
@@ -43,7 +43,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
 
 
 def _refuse_adapter(folder: Path) -> None:
-    """A LoRA's folder in place of a checkpoint's; a checkpoint may have one beside it."""
+    """Reject the folder of a LoRA instead of a checkpoint; a checkpoint may have an adapter next to it."""
     adapter = folder / "adapter_config.json"
     if not adapter.is_file() or any((folder / f"{name}{end}").is_file() for name in FORMATS for end in ("", INDEX)):
         return
@@ -65,7 +65,7 @@ def _pickled(folder: Path, config: dict[str, Any], files: list[Path]) -> Checkpo
 
 
 def weight_files(folder: Path) -> tuple[list[Path], dict[str, str]]:
-    """The folder's weight files, and of an index which tensor is in which (empty where there is none)."""
+    """Return the folder's weight files, and the file of each tensor of an index (empty if there is none)."""
     for single in FORMATS:
         if (folder / single).is_file():  # as transformers has it: before an index, which is then of something else
             return [folder / single], {}
@@ -87,7 +87,7 @@ def weight_files(folder: Path) -> tuple[list[Path], dict[str, str]]:
 
 
 def _tensors(files: list[Path], index: dict[str, str]) -> dict[str, TensorInfo]:
-    """The tables of all files in one, with tensors by their further names where these are no heads."""
+    """Join the tables of all files, with further names of tensors unless these are heads."""
     table: dict[str, TensorInfo] = {}
     aliases: dict[str, str] = {}
     for file in files:
@@ -114,10 +114,10 @@ def _tensors(files: list[Path], index: dict[str, str]) -> dict[str, TensorInfo]:
 
 
 def _drop_tied_head(checkpoint: Checkpoint) -> None:
-    """Take a head out of the table that is the embedding once more.
+    """Remove a head that is a copy of the embedding from the table.
 
-    As transformers has it: two copies of a tied tensor are one if they are equal, else the model is not tied, whatever
-    its config says. Where the config says nothing, the files decide.
+    As in transformers, two copies of a tied tensor are one if they are equal; else the model is not tied, whatever its
+    config states. If the config states nothing, the files decide.
     """
     heads, source = [name for name in checkpoint.tensors if is_head(name)], checkpoint.embedding
     if checkpoint.says_tied is False or len(heads) != 1 or source is None:

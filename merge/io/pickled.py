@@ -1,4 +1,4 @@
-"""Old `.bin` checkpoints: mapped by torch.load, which with weights_only runs no code from the file."""
+"""Old `.bin` checkpoints, mapped by torch.load with weights_only, which runs no code of the file."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class PickledCheckpoint(Checkpoint):
 
 
 def open_pickled(folder: Path, config: dict[str, Any], files: list[Path]) -> PickledCheckpoint:
-    """Map the files. Raises BadInput for one that is damaged, or holds anything but plain tensors by their names."""
+    """Map the files. Raises BadInput for a damaged file, and for one with more than plain tensors by name."""
     import torch
 
     mapped: dict[str, torch.Tensor] = {}
@@ -48,7 +48,7 @@ def open_pickled(folder: Path, config: dict[str, Any], files: list[Path]) -> Pic
 
 
 def _info(file: Path, name: Any, tensor: Any) -> TensorInfo:
-    """Raises BadInput for what is not a plain tensor of numbers."""
+    """Describe a plain tensor of numbers. Raises BadInput for anything else."""
     import torch
 
     codes = {torch_dtype(code): code for code in ITEM_BYTES}

@@ -1,4 +1,4 @@
-"""The header of a safetensors file: which tensors it has, and where they lie. What safetensors refuses is refused."""
+"""The header of a safetensors file: tensors and their offsets. It rejects what safetensors rejects."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Natural = Annotated[int, Field(ge=0)]
 
 
 class Entry(TypedDict):
-    """A tensor as the header has it. data_offsets: first byte and the one after the last, from the header's end."""
+    """A tensor in the header. data_offsets: first byte and the one after the last, from the header's end."""
 
     dtype: str
     shape: list[Natural]
@@ -28,10 +28,10 @@ class Entry(TypedDict):
 
 
 def read_header(file: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
-    """Tensor table of a safetensors file, checked against the file's size, and further names of its tensors.
+    """Read the tensor table of a safetensors file, checked against the file's size, and aliases of its tensors.
 
-    Of tensors that share their memory safetensors' `save_model` writes one, and the names of the others into the
-    metadata. Raises BadInput for a damaged file.
+    Of tensors that share memory, safetensors' `save_model` writes one, and the names of the others into the metadata.
+    Raises BadInput for a damaged file.
     """
     damaged = f"{file}: damaged safetensors file"
     with in_one_line(), file.open("rb") as stream:
