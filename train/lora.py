@@ -1,6 +1,6 @@
 """LoRA by peft: W + (alpha / rank)·B·A (Hu et al. 2022, arXiv 2106.09685).
 
-It is published both as the adapter and as the full weights that it makes.
+The adapter and the full weights are both published.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PREFIX = "base_model.model."  # that peft puts before the names of a model's par
 
 
 def adapted(model: PreTrainedModel, lora: LoraSettings, left_out: Sequence[str] = ()) -> Any:
-    """A PeftModel around `model`; only the additions are trained. Raises BadInput for targets that it has not.
+    """Return a PeftModel around `model`; only the additions are trained. Raises BadInput for targets that it has not.
 
     left_out: names of modules in which no layer gets additions.
     """
@@ -63,7 +63,9 @@ def checked(model: Any) -> Any:
 
 
 def merged(weights: Mapping[str, torch.Tensor], lora: LoraSettings) -> dict[str, torch.Tensor]:
-    """The weights of the plain model, with the additions in them: sums in float32, rounded to each weight's dtype."""
+    """Return the weights of the plain model, with the additions in them: sums in float32, rounded to each weight's
+    dtype.
+    """
     scale = lora.alpha / lora.rank
     plain = {}
     for name, tensor in weights.items():

@@ -1,7 +1,7 @@
-"""Checkpoints of a training that goes on: which are whole, which one a run starts from, and who may continue it.
+"""Checkpoints of a resumed training: which are complete, where a run starts, and which launch may resume it.
 
-A folder `checkpoint-<step>` is whole when it holds the file COMPLETE, which says by which launch it was saved. Imports
-no torch.
+A folder `checkpoint-<step>` is complete if it has the file COMPLETE, which names the launch that saved it. Imports no
+torch.
 """
 
 from __future__ import annotations
@@ -19,13 +19,16 @@ COMPLETE = "complete"  # written last: a checkpoint without it was cut off
 
 
 def mark_complete(checkpoint: Path, compute: Compute) -> None:
-    """Says that every process has written its part of a checkpoint."""
+    """Write that every process has written its part of a checkpoint."""
     saved_by = {"strategy": compute.strategy, "world_size": compute.world}
     (checkpoint / COMPLETE).write_text(json.dumps(saved_by) + "\n", encoding="utf-8")
 
 
 def starting_point(work: Path, resume_state: Path | None) -> Path | None:
-    """The last whole checkpoint of this run, or what it starts from. Checkpoints that a crash cut off are removed."""
+    """Return the last whole checkpoint of this run, or what it starts from.
+
+    Checkpoints that a crash cut off are removed.
+    """
     whole = []
     for folder in sorted(work.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2])):
         if (folder / COMPLETE).exists():
@@ -36,11 +39,11 @@ def starting_point(work: Path, resume_state: Path | None) -> Path | None:
 
 
 def check_state(state: Path, compute: Compute) -> None:
-    """Refuses a state that this launch cannot continue from, by BadInput.
+    """Raise BadInput for a state that this launch cannot resume from.
 
     One process and DDP share a format, whatever the number of processes; FSDP's is resharded when it is read;
-    DeepSpeed's is for the number of processes that wrote it, with any model. The last two are pickles, which run
-    what is in them when torch and DeepSpeed read them: another user's are refused.
+    DeepSpeed's fits the number of processes that wrote it, with any model. The last two are pickles, whose content runs
+    when torch and DeepSpeed load them: those of another user are rejected.
     """
     text = (state / COMPLETE).read_text(encoding="utf-8")
     # an empty one is from before there were several strategies

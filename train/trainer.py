@@ -40,12 +40,12 @@ def train(
     should_stop: Callable[[], bool] | None = None,
     watched: Watched | None = None,
 ) -> dict[str, Any]:
-    """Trains up to `tokens` and leaves `out/model`, `out/state`, `out/log.jsonl` and, with LoRA, `out/adapter`.
+    """Train up to `tokens` and leave `out/model`, `out/state`, `out/log.jsonl` and, with LoRA, `out/adapter`.
 
     Every process of a launch calls this with the same arguments; `compute` says how many there are.
 
     work: keeps a checkpoint every `save_every_tokens` (None: at the end only) until the run is published; a later call
-    with the same folder goes on from the last whole one. resume_state: the `state` of a smaller budget to start from;
+    with the same folder resumes from the last whole one. resume_state: the `state` of a smaller budget to start from;
     None: from the model.
     on_log: gets {"tokens", "of_tokens", "loss", "learning_rate", "tokens_per_second"} after every logged step, in the
     first process only.
@@ -97,7 +97,7 @@ def check_end(done: int, settings: TrainingSettings, interrupted: bool) -> None:
 
 
 def check_budget(settings: TrainingSettings, blocks: int, where: str) -> None:
-    """Refuses a budget of less than a step, or of more than the blocks of the folder `where`."""
+    """Reject a budget of less than a step, or of more than the blocks of the folder `where`."""
     if not settings.steps:
         raise BadInput(
             f"tokens={settings.tokens:,}: must be at least one step, batch_tokens={settings.batch_tokens:,}."

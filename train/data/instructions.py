@@ -6,7 +6,7 @@ Leaves `sft.jsonl` (`{"prompt", "output", "family"}`, and `more`: further questi
 columns, where `questions` is above 1; of a user's conversations `{"messages", "family"}`),
 `tasks/<family>_<language>.<split>.jsonl` (rows of `common.items.Item`) and `counts.json`. Instructions in the language
 itself, for the upper bound that English SFT is compared with, are a stage of their own, which leaves `sft.jsonl` and
-`counts.json`; so are instructions from the hub, which leaves `sft/00000.parquet` and so on, with the same columns, and
+`counts.json`; so are instructions from the Hub, which leaves `sft/00000.parquet` and so on, with the same columns, and
 `counts.json`.
 """
 
@@ -44,7 +44,7 @@ Row = dict[str, Any]  # prompt, output, family, more
 
 
 def build(corpus_dir: Path, settings: ItemsSettings, out: Path, sft_path: str | None = None) -> None:
-    """Writes instructions and items to `out`.
+    """Write instructions and items to `out`.
 
     `sft_path`: a glob of JSONL files with the user's own instructions, or conversations if the settings say so.
 
@@ -78,7 +78,7 @@ def build(corpus_dir: Path, settings: ItemsSettings, out: Path, sft_path: str | 
 
 
 def build_in_language(corpus_dir: Path, settings: InstructionsInLanguageSettings, out: Path) -> None:
-    """Writes instructions made of the language's own training text to `out`.
+    """Write instructions made of the language's own training text to `out`.
 
     Raises BadInput for a family that there is not, and where the text gives no instruction.
     """
@@ -106,7 +106,7 @@ def by_family(instructions: Sequence[Row]) -> dict[str, int]:
 
 
 def refuse_scarce(counts: Mapping[str, int], names: Sequence[str], languages: Sequence[str], wanted: int) -> None:
-    """Refuses families with too few items to tell anything, before anything is trained. Raises BadInput.
+    """Reject families with too few items to tell anything, before anything is trained. Raises BadInput.
 
     `counts`: items by `<family>_<language>.<split>`; `wanted`: items asked for of each.
     """
@@ -124,7 +124,9 @@ def refuse_scarce(counts: Mapping[str, int], names: Sequence[str], languages: Se
 
 
 def made_instructions(source: QuestionSource, language: str, count: int, questions: int = 1) -> list[Row]:
-    """Up to `count` instructions of each family, from a language's training text; of up to so many questions each."""
+    """Return up to `count` instructions of each family, from a language's training text; of up to so many questions
+    each.
+    """
     if questions == 1:
         return [
             turn(question.prompt, family, question)
@@ -142,12 +144,12 @@ def made_instructions(source: QuestionSource, language: str, count: int, questio
 
 
 def turn(prompt: str, family: str, question: Question) -> Row:
-    """A prompt and the right answer to it."""
+    """Return a prompt and the right answer to it."""
     return {"prompt": prompt, "output": question.choices[question.answer], "family": family}
 
 
 def made_items(source: QuestionSource, family: str, language: str, split: str, count: int) -> list[Item]:
-    """Up to `count` items of a family, from a split's text."""
+    """Return up to `count` items of a family, from a split's text."""
     return [
         Item(
             f"{family}_{language}.{split}.{number}",
@@ -164,7 +166,7 @@ def made_items(source: QuestionSource, family: str, language: str, split: str, c
 
 
 def own_instructions(pattern: str, wanted: str = "auto") -> list[Row]:
-    """A user's instructions, rendered: JSONL rows with `instruction`, `input` (may be empty) and `output`.
+    """Return a user's instructions, rendered: JSONL rows with `instruction`, `input` (may be empty) and `output`.
 
     Rows of other formats of one question and one answer are known by their columns, or by the format that is `wanted`.
     """
@@ -189,7 +191,7 @@ def own_instructions(pattern: str, wanted: str = "auto") -> list[Row]:
 
 
 def plain_columns(row: Mapping[str, Any], wanted: str, where: str) -> tuple[str, str | None, str]:
-    """The columns of a question, of what it is about, and of its answer, where no template is set.
+    """Return the columns of a question, of what it is about, and of its answer, where no template is set.
 
     Raises BadInput for conversations, which need one.
     """
@@ -206,7 +208,7 @@ def plain_columns(row: Mapping[str, Any], wanted: str, where: str) -> tuple[str,
 
 
 def hub_instruction(prompt: str, answer: str) -> tuple[str, Row] | None:
-    """A row of instructions from the hub, as it is; None where it asks or answers nothing."""
+    """Return a row of instructions from the Hub, as it is; None if it asks or answers nothing."""
     prompt, answer = prompt.strip(), answer.strip()
     return ("train", {"prompt": prompt, "output": answer, "family": "hub"}) if prompt and answer else None
 
@@ -214,9 +216,9 @@ def hub_instruction(prompt: str, answer: str) -> tuple[str, Row] | None:
 def from_hub(
     settings: InstructionsSettings, out: Path, work: Path, folder: str | None = None, workers: int = 1
 ) -> None:
-    """Instructions from the hub as Parquet files, up to a number of bytes.
+    """Instructions from the Hub as Parquet files, up to a number of bytes.
 
-    It goes on in `work` where an earlier call was killed.
+    It resumes in `work` if an earlier call was killed.
 
     `folder`: where a local data set lies. `workers`: processes; the files do not depend on it.
     """
@@ -250,6 +252,6 @@ def rows_of(settings: InstructionsSettings) -> dict[str, Any]:
 
 
 def instruction_files(folder: Path) -> list[Path]:
-    """The files of instructions that a stage left: one JSONL, or Parquet files of those from the hub."""
+    """Return the files of instructions that a stage left: one JSONL, or Parquet files of those from the Hub."""
     single = folder / "sft.jsonl"
     return [single] if single.exists() else sorted((folder / "sft").glob("*.parquet"))

@@ -44,14 +44,14 @@ class Words:
         self.known: dict[str, int] = {}
 
     def hashes(self, text: str) -> Hashes:
-        """The hash of each word: (words,)."""
+        """Return the hash of each word: (words,)."""
         if len(self.known) > self.MOST:
             self.known.clear()
         folded = unicodedata.normalize("NFC", text).casefold()
         return np.fromiter((self.hash(match[0]) for match in self.find(folded)), np.uint64)
 
     def hash(self, word: str) -> int:
-        """The hash of a word, the same in every process."""
+        """Return the hash of a word, the same in every process."""
         if word not in self.known:
             self.known[word] = int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest())
         return self.known[word]
@@ -63,12 +63,12 @@ class Words:
 
 
 def shortened(text: str) -> str:
-    """The first EXCERPT characters of a text."""
+    """Return the first EXCERPT characters of a text."""
     return text if len(text) <= EXCERPT else text[:EXCERPT] + " …"
 
 
 def grams(words: Hashes, count: int) -> Hashes:
-    """A hash of each `count` words in a row: (words − count + 1,)."""
+    """Return a hash of each `count` words in a row: (words − count + 1,)."""
     if len(words) < count:
         return np.empty(0, np.uint64)
     total = np.zeros(len(words) - count + 1, np.uint64)
@@ -79,7 +79,7 @@ def grams(words: Hashes, count: int) -> Hashes:
 
 @dataclass
 class Match:
-    """What one document has of one item; positions are in words of the document."""
+    """Findings about one item in one document; positions are in words of the document."""
 
     first: int  # position of the first n-gram
     grams: set[int] = field(default_factory=set)
@@ -153,7 +153,7 @@ class Index:
         return matches
 
     def nearest(self, item: int, positions: Sequence[int], shingles: Hashes) -> tuple[float, int]:
-        """The highest Jaccard similarity of an item with a passage of the document, and the passage's position.
+        """Return the highest Jaccard similarity of an item with a passage of the document, and the passage's position.
 
         A passage has the item's length and begins or ends with one of its shingles.
         """

@@ -1,4 +1,4 @@
-"""Blocks of continual training and of SFT in one: both are learnt at once, in turn."""
+"""Blocks of CT and of SFT mixed, so that both are learnt at once."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Work handed to several processes, with results in the order of the tasks.
+"""Work for several processes, with results in the order of the tasks.
 
-What is made does not depend on how many processes make it.
+Results do not depend on the number of processes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def _ready(parent: int, init_worker: Callable[..., None] | None, arguments: tupl
 
 
 class Workers(AbstractContextManager["Workers"]):
-    """`count` processes, each readied by `init_worker(*arguments)`, if given; one is this process itself.
+    """`count` processes, each prepared by `init_worker(*arguments)`, if given; one means this process itself.
 
     Several callers may share them.
     """

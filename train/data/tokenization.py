@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 CONTROL, COUNTS = "control.json", "counts.json"
 AT_ONCE = 64  # documents given to the tokenizer at a time
-CHECKED = 8  # documents at the beginning of each file whose tokens are held against the tokenizers library's
+CHECKED = 8  # documents at the beginning of each file whose tokens are compared with the tokenizers library's
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Tokenised:
 
     tokens: Tokens
     lengths: NDArray[np.int64]
-    answers: NDArray[np.bool_]  # a value a token of instructions; empty of running text
+    answers: NDArray[np.bool_]  # one value per token of instructions; empty of running text
     control: Mapping[str, int]
     counts: Mapping[str, int] = field(default_factory=dict)  # of conversations; see train.data.chat.masking
 
@@ -65,11 +65,11 @@ class Tokenised:
         )
 
     def documents(self) -> list[Tokens]:
-        """The tokens of each document."""
+        """Return the tokens of each document."""
         return np.split(self.tokens, np.cumsum(self.lengths)[:-1]) if len(self.lengths) else []
 
     def examples(self) -> list[tuple[Tokens, NDArray[np.bool_]]]:
-        """The tokens of each instruction, and which of them carry the loss."""
+        """Return the tokens of each instruction, and which of them carry the loss."""
         answers = np.split(self.answers, np.cumsum(self.lengths)[:-1]) if len(self.lengths) else []
         return list(zip(self.documents(), answers, strict=True))
 
@@ -85,7 +85,7 @@ Pass = tuple[Tokenised, random.Random]  # a file, and the generator that orders 
 
 @dataclass(frozen=True)
 class TokenizerFile:
-    """A tokenizer in a form that travels to other processes and needs no transformers there."""
+    """A tokenizer that can be sent to other processes, which need no transformers for it."""
 
     definition: str  # the text of its tokenizer.json
     end: int  # id of the token that ends a document
@@ -95,7 +95,7 @@ class TokenizerFile:
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase, masking: Masking | None = None) -> TokenizerFile:
-        """Raises BadInput for the few tokenizers that the tokenizers library does not run."""
+        """Raise BadInput for the few tokenizers that the tokenizers library does not run."""
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
             raise BadInput(
@@ -108,7 +108,7 @@ class TokenizerFile:
 
     @property
     def dtype(self) -> type:
-        """The type of its ids on disk: uint16 or uint32."""
+        """Return the type of its ids on disk: uint16 or uint32."""
         return dtype_for(self.vocabulary)
 
     def load(self) -> TextEncoder:
@@ -162,7 +162,9 @@ def tokenise(task: tuple[Path, Path]) -> Path:
 def plainly(
     rows: Sequence[Mapping[str, Any]], tokenizer: TokenizerFile, encoder: TextEncoder
 ) -> tuple[list[Tokens], list[int], list[NDArray[np.bool_]], Counter[str]]:
-    """Rows of text, or of prompts and answers as they are: pieces, lengths of rows, the loss, and control tokens."""
+    """Return rows of text, or of prompts and answers as they are: pieces, lengths of rows, the loss, and control
+    tokens.
+    """
     encode = encoder.checked([text for row in rows[:CHECKED] for text, _ in parts(row)])
     before: Tokens = np.array(tokenizer.before, tokenizer.dtype)
     end: Tokens = np.array([tokenizer.end], tokenizer.dtype)
@@ -184,7 +186,8 @@ def plainly(
 
 
 def parts(row: Mapping[str, Any]) -> list[tuple[str, bool]]:
-    """The texts that a row is made of, each tokenised alone, and whether the loss is on it: not on what is asked.
+    """Return the texts that a row is made of, each tokenised alone, and whether the loss is on it: not on what is
+    asked.
 
     Those of a conversation are for who looks for words in them: a template puts it into tokens (train/data/chat).
     """
@@ -199,7 +202,8 @@ def parts(row: Mapping[str, Any]) -> list[tuple[str, bool]]:
 def passes(
     files: Sequence[Path], seed: str, workers: Workers, work: Path, epochs: int | None = None, ahead: int | None = None
 ) -> Iterator[Pass]:
-    """The tokens of each file, epoch after epoch (None: for ever), each with the generator that orders its documents.
+    """Yield the tokens of each file, epoch after epoch (None: forever), each with the generator that orders its
+    documents.
 
     The order of the files is another in each epoch. `work`: where the tokens are kept. Every file is tokenised once,
     when it is first wanted.
@@ -220,7 +224,7 @@ def passes(
 
 
 def stream(read: Iterable[Pass]) -> Iterator[Tokens]:
-    """The documents of each file in a random order, as one piece a file."""
+    """Yield the documents of each file in a random order, as one piece a file."""
     for file, rng in read:
         documents = file.documents()
         rng.shuffle(documents)

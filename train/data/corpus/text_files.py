@@ -18,9 +18,9 @@ BLANK_LINE = re.compile(r"\n[^\S\n]*\n")  # \s has the no-break space and its li
 
 
 def matching(pattern: str, key: str) -> list[Path]:
-    """The files that a glob names, sorted.
+    """Return the files that a glob names, sorted.
 
-    Raises BadInput where there are none, one is no file or empty, or one has a format that we do not read.
+    Raises BadInput if there are none, one is no file or empty, or one has a format that we do not read.
     """
     paths = [Path(name) for name in sorted(glob.glob(escaped(pattern), recursive=True))]
     if not paths:
@@ -36,7 +36,9 @@ def matching(pattern: str, key: str) -> list[Path]:
 
 
 def escaped(pattern: str) -> str:
-    """A glob in which the files and folders that exist under their exact name stand for themselves: `[old]/*.txt`."""
+    """Return a glob in which the files and folders that exist under their exact name stand for themselves:
+    `[old]/*.txt`.
+    """
     exact, rest = pattern, ""
     while exact and not os.path.lexists(exact):
         folder, slash, last = exact.rstrip("/").rpartition("/")
@@ -61,7 +63,7 @@ def read_text(path: Path, key: str) -> str:
 
 
 def jsonl(path: Path, fields: tuple[str, ...], key: str) -> Iterator[dict[str, Any]]:
-    """The rows of a JSONL file, each with the wanted string fields."""
+    """Return the rows of a JSONL file, each with the wanted string fields."""
     return (row for _, row in numbered_jsonl(path, fields, key))
 
 
@@ -77,7 +79,7 @@ def numbered_jsonl(path: Path, fields: tuple[str, ...], key: str) -> Iterator[tu
 
 
 def check_fields(row: Mapping[str, Any], fields: Iterable[str], where: str) -> None:
-    """Raises BadInput, which `where` begins, for a row without one of these fields as text."""
+    """Raise BadInput, which `where` begins, for a row without one of these fields as text."""
     for field in fields:
         if field not in row:
             raise BadInput(f"{where} has no field {field!r}. Add it, as text.")
@@ -107,7 +109,9 @@ def documents(pattern: str, key: str) -> Iterator[str]:
 
 
 def with_lines(text: str) -> str:
-    """A text whose lines have single spaces and no white space at their ends, and one blank line at most in between."""
+    """Return a text whose lines have single spaces and no white space at their ends, and one blank line at most in
+    between.
+    """
     lines = "\n".join(" ".join(line.split()) for line in text.splitlines())
     return re.sub(r"\n{3,}", "\n\n", lines).strip()
 
