@@ -24,14 +24,14 @@ LISTED = 3  # tokens that a message names
 
 
 class Described(TypedDict, total=False):
-    """What is read of a config.json itself."""
+    """The keys of a config.json that we read."""
 
     model_type: str
 
 
 @cache
 def config_of(folder: Path, where: str) -> Any:
-    """The transformers config of a folder. Raises BadInput if it is no causal language model of transformers."""
+    """Return the transformers config of a folder. Raises BadInput if it is no causal language model of transformers."""
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as KNOWN
 
@@ -61,7 +61,7 @@ def sizes(config: Any) -> dict[str, Any]:
 
 
 def model_class(config: Any) -> Any:
-    """The class that transformers loads for a config as a causal language model."""
+    """Return the class that transformers loads for a config as a causal language model."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
     found = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
@@ -97,13 +97,13 @@ def shares_rows(config: Any) -> str | None:
 
 
 def is_attention(kind: str) -> bool:
-    """Whether a kind of layer, as `layer_types` names it, is softmax attention."""
+    """Return whether a kind of layer, as `layer_types` names it, is softmax attention."""
     return kind.endswith("attention") and kind != "linear_attention"
 
 
 @cache
 def masks_follow_positions(module: str) -> bool:
-    """Whether a modeling module of transformers hands the positions to what makes its attention mask.
+    """Return whether a modeling module of transformers hands the positions to what makes its attention mask.
 
     Its masks come from transformers.masking_utils, called with `config` and `position_ids` by name, or with a dict of
     such names. True if the source is not there to be read.
@@ -150,7 +150,7 @@ def check_lora(folder: Path, where: str, settings: LoraSettings) -> None:
 
 @cache
 def tokenizer_of(folder: Path, where: str) -> Any:
-    """The tokenizer of a folder. Raises BadInput."""
+    """Return the tokenizer of a folder. Raises BadInput."""
     from transformers import AutoTokenizer
 
     try:
@@ -172,7 +172,8 @@ def check_end(folder: Path, where: str) -> None:
 
 
 def beyond_embedding(folder: Path, where: str) -> str | None:
-    """A warning if special tokens have no row in the embedding, as text may hold their names; None if all have one.
+    """Return a warning if special tokens have no row in the embedding, as text may hold their names; None if all have
+    one.
 
     Raises BadInput if other tokens, or the ones that begin or end a document, have none.
     """

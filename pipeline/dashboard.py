@@ -1,4 +1,4 @@
-"""`make dashboard`: the comparison of an experiment in Weights & Biases, built in code from its report.
+"""`make dashboard`: the comparison of an experiment in Weights & Biases, built from its report.
 
 One run a method and seed carries the curve (a step a CT budget), so that wandb can draw any measure against tokens and
 group by method, family, language or seed; one run carries the claims and the cost. A report in wandb's own format lays
@@ -26,9 +26,9 @@ LAYOUT = "dashboard.json"
 
 
 def build(folder: Path, project: str = "slackmerge", entity: str = "") -> Path:
-    """Writes the runs to `folder`/wandb and the layout to dashboard.json; pushes both where a key is known.
+    """Write the runs to `folder`/wandb and the layout to dashboard.json; pushes both where a key is known.
 
-    folder: of a report, outputs/<experiment>. Raises BadInput where there is none, or wandb's report API is missing.
+    folder: of a report, outputs/<experiment>. Raises BadInput if there is none, or wandb's report API is missing.
     """
     if not (folder / report_sources.FILE).is_file():
         raise BadInput(f"{folder}: no {report_sources.FILE}. Pass the folder of a report, such as outputs/tiny.")
@@ -48,7 +48,7 @@ def build(folder: Path, project: str = "slackmerge", entity: str = "") -> Path:
 
 
 def _runs(found: report_sources.Sources, folder: Path, project: str, online: bool) -> None:
-    """A run a method and seed with its curve, and one of claims and cost."""
+    """One run per method and seed with its curve, and one of claims and cost."""
     import wandb
 
     os.environ.setdefault("WANDB_SILENT", "true")

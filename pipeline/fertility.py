@@ -1,4 +1,4 @@
-"""How well a tokenizer knows a language: bytes a token, parts of characters, text that does not come back."""
+"""How well a tokenizer fits a language: bytes per token, partial characters, text that is not restored."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Fertility:
 
 
 def measure(tokenizer: Any, texts: Sequence[str]) -> Fertility:
-    """What a `tokenizers.Tokenizer` makes of documents (at least one that is not empty)."""
+    """Measure a `tokenizers.Tokenizer` on documents (at least one must not be empty)."""
     encoded = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
     ids = [number for encoding in encoded for number in encoding.ids]
     special = tokenizer.model.unk_token if hasattr(tokenizer.model, "unk_token") else None
@@ -71,7 +71,7 @@ def _whole(tokenizer: Any) -> Callable[[int], bool]:
 
 
 def load(folder: Path, key: str) -> Any:
-    """The fast tokenizer of a checkpoint folder."""
+    """Return the fast tokenizer of a checkpoint folder."""
     from tokenizers import Tokenizer
 
     path = folder / "tokenizer.json"

@@ -1,4 +1,4 @@
-"""Everything that can be refused before an hour is spent, and the checksums of what comes from outside."""
+"""Checks of inputs that run before any computation, and checksums of external inputs."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ BESIDE_WEIGHTS = ("*.json", "*.model", "*.txt", "*.jinja")
 
 
 def inputs(config: Config, network: bool = True) -> Inputs:
-    """Checks what a cell reads from outside, and gives its checksums. Raises BadInput that names the key and the file.
+    """Check what a cell reads from outside, and return its checksums. Raises BadInput that names the key and the file.
 
-    `network`: whether the hub may be asked what a branch or tag stands for; otherwise it is taken from the cache, or
+    `network`: whether the Hub may be asked what a branch or tag stands for; otherwise it is taken from the cache, or
     by its name.
     """
     check_compute(config.compute)
@@ -61,7 +61,7 @@ def inputs(config: Config, network: bool = True) -> Inputs:
 
 
 def chat_template(config: Config, network: bool) -> str | None:
-    """The text of the chat template that SFT learns; None where there is none, or the hub would have to be asked.
+    """Return the text of the chat template that SFT learns; None if there is none, or the Hub would have to be asked.
 
     Raises BadInput for a file that is not one.
     """
@@ -84,7 +84,7 @@ def chat_template(config: Config, network: bool) -> str | None:
 
 
 def _texts(config: Config, checksums: Checksums) -> list[str]:
-    """Checksums of the text of both languages; what is on the hub is known by its commit."""
+    """Checksums of the text of both languages; what is on the Hub is known by its commit."""
     corpus = config.corpus
     if isinstance(corpus, HubCorpus):
         return [_data_set(source, checksums) for source in (corpus.text, corpus.english) if source.local]
@@ -107,7 +107,7 @@ def _texts(config: Config, checksums: Checksums) -> list[str]:
 
 
 def checkpoint(path: str, key: str, checksums: Checksums, network: bool) -> str:
-    """What a given checkpoint is known by: a checksum of its folder, or its commit on the hub."""
+    """What a given checkpoint is known by: a checksum of its folder, or its commit on the Hub."""
     model = model_hub.parse(path, key)
     if model is None:
         return checksums.names(model_files(Path(path), key))
@@ -115,9 +115,9 @@ def checkpoint(path: str, key: str, checksums: Checksums, network: bool) -> str:
 
 
 def adds_special_tokens(path: str | None, key: str, network: bool) -> bool:
-    """Whether a given checkpoint's tokenizer puts special tokens around a text.
+    """Return whether a given checkpoint's tokenizer puts special tokens around a text.
 
-    Where only the network would know and may not be asked: yes, as most tokenizers of the hub do.
+    Where only the network would know and may not be asked: yes, as most tokenizers of the Hub do.
     """
     if path is None:
         return False
@@ -130,12 +130,12 @@ def adds_special_tokens(path: str | None, key: str, network: bool) -> bool:
 
 @cache
 def _adds_special_tokens(folder: Path, changed: tuple[int | None, ...]) -> bool:
-    """Reads a tokenizer, of tens of megabytes, once for all cells of a sweep. changed: when its files were."""
+    """Read a tokenizer, of tens of megabytes, once for all cells of a sweep. changed: when its files were."""
     return folder_adds_special_tokens(folder)
 
 
 def check_place(folder: Path, key: str) -> None:
-    """Refuses a folder to be written that cannot be one: a file stands in its place."""
+    """Reject a folder to be written that cannot be one: a file stands in its place."""
     try:
         existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     except OSError as error:  # a name that is too long
@@ -193,7 +193,7 @@ def check_compute(compute: Compute) -> None:
 
 
 def model_files(folder: Path, key: str = "model.path") -> list[Path]:
-    """The files of a Hugging Face folder that decide what the model is."""
+    """Return the files of a Hugging Face folder that decide what the model is."""
     if not os.path.isdir(folder):  # Path.is_dir raises for a name that is too long
         instead = ", or model.path=null to train model.recipe" if key == "model.path" else ""
         raise BadInput(f"{key}={folder}: no such folder. Set a local Hugging Face folder, hub:owner/name{instead}.")
@@ -219,7 +219,7 @@ def model_files(folder: Path, key: str = "model.path") -> list[Path]:
 
 
 def text_files(pattern: str, key: str, formats: Sequence[str] = corpus_files.FORMATS) -> list[Path]:
-    """The files of a glob: there, not empty, of a format that is read, and text that begins as UTF-8."""
+    """Return the files of a glob: there, not empty, of a format that is read, and text that begins as UTF-8."""
     if os.path.isdir(pattern):
         raise BadInput(f"{key}={pattern}: is a folder. Set {key}='{pattern.rstrip('/')}/*{formats[0]}'.")
     paths = corpus_files.matching(pattern, key)
@@ -232,7 +232,7 @@ def text_files(pattern: str, key: str, formats: Sequence[str] = corpus_files.FOR
 
 
 def task_files(folder: Path) -> list[Path]:
-    """The files of a folder of lm-eval tasks."""
+    """Return the files of a folder of lm-eval tasks."""
     if not os.path.isdir(folder):
         raise BadInput(f"eval.include_path={folder}: no such folder. Set the folder of your lm-eval YAML files.")
     if not glob.glob(f"{glob.escape(str(folder))}/**/*.yaml", recursive=True):
@@ -241,7 +241,7 @@ def task_files(folder: Path) -> list[Path]:
 
 
 def _data_set(source: HubSource, checksums: Checksums) -> str:
-    """One checksum for all files of a local data set."""
+    """Return one checksum for all files of a local data set."""
     folder = Path(source.dataset or "")
     return checksums.tree(folder, hub_data.data_files(folder))
 

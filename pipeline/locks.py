@@ -1,7 +1,7 @@
-"""Whether the claims of a store hold where it lies: they are flocks, which not every shared file system has.
+"""Check whether the locks of a store work on its file system: they are flocks, which not every one supports.
 
 There is no lease with a heartbeat to fall back to: who holds one can only guess that its owner is dead, by clocks and
-by waiting, and a host that stalls and wakes up again makes the guess wrong. So what cannot lock is refused.
+by waiting, and a host that stalls and wakes up again makes the guess wrong. So what cannot lock is rejected.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ FUSE_WITH_LOCKS = ("fuse.glusterfs",)  # of all of FUSE: its server knows every 
 def opened(lock: Path, flags: int = 0) -> Iterator[int]:
     """A lock file, for writing where that is permitted (NFS locks no other), else for reading.
 
-    Raises FileNotFoundError, and BadInput where it cannot be opened.
+    Raises FileNotFoundError, and BadInput if it cannot be opened.
     """
     flags |= os.O_NOFOLLOW | os.O_CLOEXEC
     try:
@@ -70,7 +70,7 @@ def opened(lock: Path, flags: int = 0) -> Iterator[int]:
 
 
 def taken(descriptor: int, lock: Path) -> bool:
-    """Takes a lock; False where another process holds it. Raises BadInput."""
+    """Take a lock; False where another process holds it. Raises BadInput."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -88,9 +88,9 @@ def _unusable(lock: Path, error: OSError) -> BadInput:
 
 
 def check(root: Path) -> str | None:
-    """A warning where locks end at this host, else None. Makes the folder.
+    """Return a warning where locks end at this host, else None. Makes the folder.
 
-    Raises BadInput where a second process gets a lock that this one holds, or where there are no locks at all.
+    Raises BadInput if a second process gets a lock that this one holds, or where there are no locks at all.
     """
     elsewhere = "Choose a folder on another file system (or have it mounted with locks: flock, not noflock or nolock)."
     folder = root / ".locks"
@@ -110,7 +110,7 @@ def check(root: Path) -> str | None:
 
 
 def host_only(folder: Path) -> str | None:
-    """`end at this host (type option)` of a folder's mount, or `may end …`; None where nothing says so."""
+    """`end at this host (type option)` of a folder's mount, or `may end …`; None if nothing says so."""
     try:
         lines = MOUNTS.read_bytes().splitlines()
     except OSError:  # not Linux

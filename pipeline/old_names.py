@@ -26,18 +26,18 @@ IN_STORE = {new: old for old, new in METHODS.items()}
 
 
 def current_method(name: str) -> str:
-    """A method's name of today; of several reports, `report/method`."""
+    """Return a method's name of today; of several reports, `report/method`."""
     report, slash, method = name.rpartition("/")
     return f"{report}{slash}{METHODS.get(method, method)}"
 
 
 def in_store(name: str) -> str:
-    """A method's name as folders and keys of the store have it."""
+    """Return a method's name as folders and keys of the store have it."""
     return IN_STORE.get(name, name)
 
 
 def recipe_in_store(value: Any) -> Any:
-    """A recipe or a grid, with the checkpoints in it by their names in the store."""
+    """Return a recipe or a grid, with the checkpoints in it by their names in the store."""
     if isinstance(value, Mapping):
         return {".".join(map(in_store, str(key).split("."))): recipe_in_store(inner) for key, inner in value.items()}
     if isinstance(value, list):
@@ -46,13 +46,13 @@ def recipe_in_store(value: Any) -> Any:
 
 
 def current_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of scores.jsonl or samples.jsonl with the names of today."""
+    """Return a row of scores.jsonl or samples.jsonl with the names of today."""
     renamed = {FIELDS.get(key, key): value for key, value in row.items()}
     return renamed | ({"metric": METRICS.get(row["metric"], row["metric"])} if "metric" in row else {})
 
 
 def overrides(given: Sequence[str]) -> list[str]:
-    """A command line with the names of today; each old one is named on stderr."""
+    """Return a command line with the names of today; each old one is named on stderr."""
     return [_override(one) for one in given]
 
 
@@ -68,7 +68,7 @@ def _override(given: str) -> str:
 
 
 def config(composed: Mapping[str, Any]) -> dict[str, Any]:
-    """A composed config with the names of today; each old one is named on stderr."""
+    """Return a composed config with the names of today; each old one is named on stderr."""
     found = dict(composed)
     for name, group in found.pop("old_names", {}).items():
         _renamed(f"{group}=", name)
@@ -88,7 +88,7 @@ def config(composed: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _renamed(where: str, name: Any) -> Any:
-    """The name of today. Says so once a process, if it is another one."""
+    """Return the name of today. Says so once a process, if it is another one."""
     new = CHOICES.get(name, name) if isinstance(name, str) else name
     if new != name:
         _say(f"{where}{name}: the name is now {where}{new}. The old one is accepted in this release only.")

@@ -80,7 +80,7 @@ class Cell:
 def plan_cell(config: Config, inputs: Inputs) -> Cell:
     """The stages of a cell. Only what the wanted scores need is planned.
 
-    corpus ──┬── items ────────────── asked by tune, eval and leaks; learnt by SFT, unless the hub gives instructions
+    corpus ──┬── items ────────────── asked by tune, eval and leaks; learnt by SFT, unless the Hub gives instructions
              │
              ├── base, or a model that was given
              │     │

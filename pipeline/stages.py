@@ -164,7 +164,7 @@ def _train(job: Job, resume_state: Path | None) -> None:
 
 
 def check_budget(blocks: Path, tokens: int) -> None:
-    """Refuses a budget that the packed corpus cannot fill."""
+    """Reject a budget that the packed corpus cannot fill."""
     available = json.loads((blocks / "counts.json").read_text(encoding="utf-8"))["tokens"]
     if tokens > available:
         raise BadInput(

@@ -43,9 +43,10 @@ class Sweep:
 
 
 def expand(overrides: Sequence[str], multirun: bool) -> Sweep:
-    """The cells of the experiment's `hydra.sweeper.params` and the command line, which wins; without `multirun` one.
+    """Return the cells of the experiment's `hydra.sweeper.params` and the command line, which wins; without `multirun`
+    one.
 
-    Raises BadInput, in the words of our schema where Hydra refuses.
+    Raises BadInput, in the words of our schema where Hydra rejects.
     """
     launcher_given = any(override.startswith(("launcher=", "hydra/launcher=")) for override in overrides)
     overrides, ours, site = _launched(old_names.overrides(overrides))
@@ -92,7 +93,9 @@ def _launched(overrides: Sequence[str]) -> tuple[list[str], str | None, str | No
 
 
 def _product(root: DictConfig, given: list[Override]) -> list[list[str]]:
-    """Every combination of the axes' values, the last axis fastest; an axis keeps the place where it is named first."""
+    """Return every combination of the axes' values, the last axis fastest; an axis keeps the place where it is named
+    first.
+    """
     params: Any = OmegaConf.to_container(root.hydra.sweeper.params) or {}
     parsed = OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in params.items()])
     axes: dict[str, list[str]] = {}
@@ -123,7 +126,7 @@ def _not_hydra(given: list[Override]) -> list[Override]:
 
 
 def _composed(cells: Sequence[list[str]], found_in: Sequence[str]) -> Iterator[Config]:
-    """The config of each cell. Hydra composes once for all cells that differ in plain values alone: a composition
+    """Yield the config of each cell. Hydra composes once for all cells that differ in plain values alone: a composition
     takes a fifth of a second, and the values are set in it as Hydra itself would set them.
     """
     plain = _plain_axes(cells)
@@ -140,8 +143,8 @@ def _composed(cells: Sequence[list[str]], found_in: Sequence[str]) -> Iterator[C
 
 
 def _plain_axes(cells: Sequence[list[str]]) -> dict[str, dict[str, Any]]:
-    """The values, by override, of each axis that has several, all single, and chooses no group; and that no other
-    override reaches into.
+    """Return the values, by override, of each axis that has several, all single, and chooses no group; and that no
+    other override reaches into.
     """
     lines: dict[str, list[str]] = {}
     for line in dict.fromkeys(line for cell in cells for line in cell):
@@ -165,16 +168,19 @@ def _key(line: str) -> str:
 
 
 def _out_of_reach(config: Config) -> bool:
-    """Whether a cell is left out, as its language has not text enough for the budget that CT would be trained on."""
+    """Return whether a cell is left out, as its language has not text enough for the budget that CT would be trained
+    on.
+    """
     most = config.language.most_tokens if config.ct.source is None else None
     return most is not None and config.ct.tokens > most
 
 
 def _with_cells_to_choose_on(configs: Sequence[Config]) -> tuple[Config, ...]:
-    """The cells with the budgets and seeds of merge.choice as numbers: `all` are those of the sweep in their language.
+    """Return the cells with the budgets and seeds of merge.choice as numbers: `all` are those of the sweep in their
+    language.
 
-    So is the `largest` budget of eval.frontier.
-    Of stated budgets, those that the language has not text for are left out.
+    So is the `largest` budget of eval.frontier. Of stated budgets, those that the language has not text for are left
+    out.
     """
     resolved = []
     for config in configs:

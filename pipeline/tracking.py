@@ -1,7 +1,7 @@
-"""Weights & Biases: one run a stage that trains or scores, grouped by experiment. It never stops the pipeline.
+"""Weights & Biases: one run per stage that trains or scores, grouped by experiment. It never stops the pipeline.
 
-Runs go to `outputs/<experiment>/wandb`. Without a key, or if wandb's server cannot be reached, they are offline;
-`wandb sync outputs/<experiment>/wandb/offline-run-*` sends them later. WANDB_MODE wins over `tracking.wandb`.
+Runs go to `outputs/<experiment>/wandb`. Without a key, or if wandb's server cannot be reached, they are offline; `wandb
+sync outputs/<experiment>/wandb/offline-run-*` sends them later. WANDB_MODE wins over `tracking.wandb`.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def mode(config: Config) -> str:
 
 
 def server() -> str:
-    """The address of wandb's server: of the environment, of `wandb login --host`, else the public one."""
+    """Return the address of wandb's server: of the environment, of `wandb login --host`, else the public one."""
     if address := os.environ.get(SERVER):
         return address
     settings, folder = ConfigParser(), os.environ.get("WANDB_CONFIG_DIR", "~/.config/wandb")
@@ -68,7 +68,7 @@ def server() -> str:
 
 @cache
 def is_reachable(address: str) -> bool:
-    """Whether a connection to a server, or to the proxy before it, opens soon. Asked once a process."""
+    """Return whether a connection to a server, or to the proxy before it, opens soon. Asked once a process."""
     there = urlsplit(address)
     proxy = None if proxy_bypass(there.hostname or "") else getproxies().get(there.scheme)
     if proxy:
@@ -94,7 +94,7 @@ def stay_offline(why: str) -> None:
 
 
 def logged_in() -> bool:
-    """Whether this machine has a key of wandb's."""
+    """Return whether this machine has a key of wandb's."""
     try:
         return netrc().authenticators(urlsplit(server()).hostname or "") is not None
     except (OSError, NetrcParseError):
@@ -102,7 +102,7 @@ def logged_in() -> bool:
 
 
 def harmless(function: Callable[P, Any]) -> Callable[P, Any]:
-    """The function, with whatever it raises turned into a line in the log: tracking is not worth a run."""
+    """Return the function, with whatever it raises turned into a line in the log: tracking is not worth a run."""
 
     @wraps(function)
     def guarded(*args: P.args, **kwargs: P.kwargs) -> Any:
@@ -154,7 +154,7 @@ def about(stage: Stage) -> dict[str, Any]:
 
 
 def method_of(stage: Stage) -> str | None:
-    """The method of the results that a stage belongs to, from its readable name; None of what several share."""
+    """Return the method of the results that a stage belongs to, from its readable name; None of what several share."""
     if stage.kind not in ("eval", "tune", "merge", "weights"):
         return None
     if not re.search(r"-s\d+$", stage.slug):  # no seed changes it
@@ -166,7 +166,7 @@ def method_of(stage: Stage) -> str | None:
 
 @harmless
 def start(config: Config, folder: Path, name: str, job_type: str, described: dict[str, Any]) -> Any:
-    """A wandb run, or None where there can be none."""
+    """Return a wandb run, or None if there can be none."""
     import wandb
 
     os.environ.setdefault("WANDB_SILENT", "true")
@@ -201,7 +201,7 @@ def start(config: Config, folder: Path, name: str, job_type: str, described: dic
 
 
 def cell_of(stage: Stage) -> dict[str, Any]:
-    """The budget and the seed of a stage: its own, or those of the CT that it comes from; null where none is."""
+    """Return the budget and the seed of a stage: its own, or those of the CT that it comes from; null where none is."""
     cell = {
         "ct_tokens": stage.settings.get("tokens") if stage.kind == "ct" else None,
         "seed": stage.settings.get("seed"),
@@ -218,7 +218,7 @@ def performance(job: Job) -> dict[str, Any]:
 
 
 def scores(out: Path) -> dict[str, float]:
-    """The scores that an evaluation left, by task and metric."""
+    """Return the scores that an evaluation left, by task and metric."""
     path = out / "scores.jsonl"
     rows = read_jsonl(path) if path.exists() else []
     return {f"{row['task']}/{row['metric']}": row["value"] for row in rows}

@@ -32,30 +32,32 @@ class Trajectory:
 
     @cached_property
     def budgets(self) -> tuple[int, ...]:
-        """Tokens of each stage."""
+        """Return tokens of each stage."""
         return tuple(tokens_of(stage) for stage in self.stages)
 
     def smaller(self, stage: Stage) -> tuple[Stage, ...]:
-        """The stages of the sweep below a budget, the smallest first."""
+        """Return the stages of the sweep below a budget, the smallest first."""
         return tuple(other for other in self.stages if tokens_of(other) < tokens_of(stage))
 
     def previous(self, stage: Stage) -> Stage | None:
-        """The stage that a budget continues from, once the sweep's are made; None for the smallest."""
+        """Return the stage that a budget continues from, once the sweep's are made; None for the smallest."""
         return self.smaller(stage)[-1] if self.smaller(stage) else None
 
     def published(self, store: Store) -> list[Entry]:
-        """The entries of any sweep, budgets ascending."""
+        """Return the entries of any sweep, budgets ascending."""
         entries = (entry for entry in store.entries("ct") if entry.record.get("trajectory") == self.digest)
         return sorted((entry for entry in entries if "tokens" in entry.record["settings"]), key=budget_of)
 
     def resumable(self, store: Store, stage: Stage) -> Entry | None:
-        """The largest published budget below a stage's that has its state still; one that is damaged is passed over."""
+        """Return the largest published budget below a stage's that has its state still; one that is damaged is passed
+        over.
+        """
         most = tokens_of(stage.parents[TRUNK]) if TRUNK in stage.parents else tokens_of(stage) - 1
         below = [entry for entry in self.published(store) if budget_of(entry) <= most and entry.holds(STATE)]
         return next((entry for entry in reversed(below) if entry.damage(thorough=True) is None), None)
 
     def droppable(self, store: Store) -> list[Entry]:
-        """The entries whose states no missing budget continues from; and those cut off by a crash in a drop."""
+        """Return the entries whose states no missing budget continues from; and those cut off by a crash in a drop."""
         missing = [tokens_of(stage) for stage in self.stages if store.find(stage) is None]
         # a branch continues from its trunk itself, which is the largest below one token more
         missing += [tokens_of(stage.parents[TRUNK]) + 1 for stage in self.branches if store.find(stage) is None]
@@ -66,13 +68,13 @@ class Trajectory:
         return cut_off + [with_state[tokens] for tokens in superfluous(with_state.keys(), missing, keep_last)]
 
     def drop(self, store: Store) -> None:
-        """Removes the states that the sweep does not need any more."""
+        """Remove the states that the sweep does not need any more."""
         for entry in self.droppable(store):
             store.drop(entry, STATE)
 
 
 def trajectories(stages: Iterable[Stage]) -> dict[str, Trajectory]:
-    """The trajectories of a sweep, by digest."""
+    """Return the trajectories of a sweep, by digest."""
     grouped: dict[str, list[Stage]] = {}
     for stage in stages:
         if digest := continues(stage):
@@ -86,7 +88,7 @@ def _trajectory(digest: str, group: Sequence[Stage]) -> Trajectory:
 
 
 def continues(stage: Stage) -> str | None:
-    """The trajectory that a stage continues: its own, or that of the trunk that it branches off from."""
+    """Return the trajectory that a stage continues: its own, or that of the trunk that it branches off from."""
     return stage.parents[TRUNK].trajectory if TRUNK in stage.parents else stage.trajectory
 
 
@@ -99,7 +101,7 @@ def previous_stages(stages: Sequence[Stage]) -> dict[str, Stage]:
 
 
 def drop_all(store: Store, stages: Iterable[Stage]) -> None:
-    """Drops what a sweep, given by its stages, does not need any more: what a crash left over too."""
+    """Drop what a sweep, given by its stages, does not need any more: what a crash left over too."""
     for _, trajectory in sorted(trajectories(stages).items()):
         trajectory.drop(store)
 
@@ -114,10 +116,10 @@ def superfluous(with_state: Collection[int], missing: Collection[int], keep_last
 
 
 def tokens_of(stage: Stage) -> int:
-    """The budget of a CT stage."""
+    """Return the budget of a CT stage."""
     return int(stage.settings["tokens"])
 
 
 def budget_of(entry: Entry) -> int:
-    """The budget, in tokens, of a published CT stage."""
+    """Return the budget, in tokens, of a published CT stage."""
     return int(entry.record["settings"]["tokens"])

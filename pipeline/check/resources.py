@@ -1,4 +1,4 @@
-"""What a sweep needs beside its inputs: tasks of lm-eval that load, and room on the disk."""
+"""Checks of what a sweep needs besides its inputs: tasks that lm-eval loads, and disk space."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SPARE = 200 * 10**6  # bytes that a run needs beside its stages
 
 
 def tasks(config: Config) -> Iterator[Finding]:
-    """Every lm-eval task exists and loads, with its data, and the model has room for what it generates."""
+    """Yield every lm-eval task exists and loads, with its data, and the model has room for what it generates."""
     folder = None if config.eval.include_path is None else Path(config.eval.include_path)
     names: list[str | None] = [*config.eval.tasks]
     for name in names or ([None] if folder else []):
@@ -29,9 +29,9 @@ def tasks(config: Config) -> Iterator[Finding]:
 
 
 def load_task(folder: Path | None, name: str | None, context: int | None = None) -> None:
-    """Loads a task by its name; all of a folder of one's own, where there is no name.
+    """Load a task by its name; all of a folder of one's own, where there is no name.
 
-    context: tokens that the model reads, None where it is not known.
+    context: tokens that the model reads, None if it is not known.
     """
     from eval import task_checks, task_set
 
@@ -40,7 +40,7 @@ def load_task(folder: Path | None, name: str | None, context: int | None = None)
 
 
 def context_of(config: Config) -> int | None:
-    """The tokens that the model reads, by its recipe or its config.json; None where that is not on this machine."""
+    """Return the tokens that the model reads, by its recipe or its config.json; None if that is not on this machine."""
     from eval.task_checks import CONTEXT_KEYS
 
     if config.model.recipe is not None and config.model.path is None:
@@ -56,7 +56,7 @@ def context_of(config: Config) -> int | None:
 
 
 def disk(configs: Sequence[Config], store: Store) -> Iterator[Finding]:
-    """The store can be written, and its disk holds what is still to come, at its peak."""
+    """Yield the store can be written, and its disk holds what is still to come, at its peak."""
     cells = [cell for config in configs if (cell := planned(config))]
     stages = merged(cells)
     done = {stage.key for stage in stages if store.find(stage)}

@@ -1,4 +1,4 @@
-"""Whether the hypotheses of an experiment can be read, name what it has, and are committed."""
+"""Checks of an experiment's hypotheses: they can be read, name methods that exist, and are committed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipeline.report import hypotheses, stated_when
 
 
 def stated(configs: Sequence[Config]) -> Iterator[Finding]:
-    """The file hypotheses/<experiment>.yaml, where there is one."""
+    """Yield the file hypotheses/<experiment>.yaml, where there is one."""
     path = hypotheses.find(configs[0].name)
     if path is None:
         return

@@ -1,4 +1,4 @@
-"""Text and instructions: they are there, the tokenizer knows their script, and they fill the budgets."""
+"""Checks of text and instructions: they exist, the tokenizer fits their script, and they fill the budgets."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SAMPLE = 200  # documents that the tokenizer is tried on
 
 
 def corpora(config: Config) -> Iterator[Finding]:
-    """Text and instructions are there, readable, and have the columns that are read."""
+    """Yield text and instructions are there, readable, and have the columns that are read."""
     wanted: list[tuple[str, HubSource, tuple[str, ...]]] = []
     if isinstance(config.corpus, HubCorpus) and not is_done(config, "corpus"):
         wanted += [
@@ -49,7 +49,7 @@ def corpora(config: Config) -> Iterator[Finding]:
 
 
 def readable(pattern: str | None, key: str) -> None:
-    """Reads the first documents of every file that a glob names. Raises BadInput."""
+    """Read the first documents of every file that a glob names. Raises BadInput."""
     from train.data.corpus import text_files
 
     for path in text_files.matching(pattern, key) if pattern else ():
@@ -59,12 +59,12 @@ def readable(pattern: str | None, key: str) -> None:
 
 
 def hub_source(section: HubSource) -> hub_data.Source:
-    """A section of the config as what is read."""
+    """Return a section of the config as what is read."""
     return hub_data.Source(**section.model_dump(include={"dataset", "subset", "files", "split", "revision"}))
 
 
 def tokenizer(config: Config) -> Iterator[Finding]:
-    """The tokenizer gives the language's text back, and knows its script."""
+    """Yield the tokenizer gives the language's text back, and knows its script."""
     if config.model.path is None:
         return
     known = fertility(config)
@@ -107,14 +107,14 @@ def _fertility(folder: str, sample: tuple[str, ...]) -> Fertility:
 
 
 def fertility(config: Config) -> Fertility | None:
-    """What the tokenizer makes of a sample of the text; None where either is not at hand, which another check says."""
+    """What the tokenizer makes of a sample of the text; None if either is not available, which another check says."""
     folder = tokenizer_folder(config)
     sample = tuple(itertools.islice(texts(config), SAMPLE)) if folder else ()
     return _fertility(str(folder), sample) if sample else None
 
 
 def tokenizer_folder(config: Config) -> Path | None:
-    """The folder with the tokenizer: of a model of the hub only its tokenizer is fetched."""
+    """Return the folder with the tokenizer: of a model of the Hub only its tokenizer is fetched."""
     folder = model_hub.folder_at_hand(config.model.path)
     model = model_hub.parse(config.model.path or "", "model.path")
     if (folder and (folder / "tokenizer.json").is_file()) or model is None:
@@ -128,7 +128,7 @@ def tokenizer_folder(config: Config) -> Path | None:
 
 
 def texts(config: Config) -> Iterator[str]:
-    """Documents of the language, as the corpus stage would read them; none where they cannot be read.
+    """Yield documents of the language, as the corpus stage would read them; none if they cannot be read.
 
     Of a cipher, those that are trained on.
     """
@@ -152,7 +152,7 @@ def texts(config: Config) -> Iterator[str]:
 
 
 def budgets(configs: Sequence[Config]) -> Iterator[Finding]:
-    """The text of each language fills its largest budget."""
+    """Yield the text of each language fills its largest budget."""
     for config in first_of_each_language(configs):
         if config.ct.source is not None or config.model.path is None:
             continue
@@ -172,7 +172,7 @@ def budgets(configs: Sequence[Config]) -> Iterator[Finding]:
 def text_bytes(config: Config) -> int | None:
     """UTF-8 bytes of the language's training text, about.
 
-    Of a data set on the hub what is asked for, and None where that is all.
+    Of a data set on the Hub what is asked for, and None if that is all.
     """
     corpus = config.corpus
     if isinstance(corpus, HubCorpus):
@@ -182,9 +182,9 @@ def text_bytes(config: Config) -> int | None:
 
 
 def control(config: Config) -> Iterator[Finding]:
-    """A cipher's text is nothing that the base has read in English, or a line says that it is.
+    """Yield a cipher's text is nothing that the base has read in English, or a line says that it is.
 
-    A recipe that withholds other chapters than the cipher takes is refused before (pipeline/config/cell.py).
+    A recipe that withholds other chapters than the cipher takes is rejected before (pipeline/config/cell.py).
     """
     model, recipe = config.model, config.model.recipe
     if isinstance(config.corpus, CipherCorpus) and not (recipe and recipe.withheld_chapters):

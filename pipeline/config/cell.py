@@ -24,7 +24,7 @@ from train.parallel import sizes
 
 
 def iso_date(value: str) -> str:
-    """A date as ISO 8601 writes it. Raises ValueError."""
+    """Return a date as ISO 8601 writes it. Raises ValueError."""
     try:
         return date.fromisoformat(value).isoformat()
     except ValueError:
@@ -32,13 +32,13 @@ def iso_date(value: str) -> str:
 
 
 class Chat(Section):
-    """date: today, for chat templates that write it."""
+    """Settings of chat templates. date: today's date, for templates that write it."""
 
     date: Annotated[str, AfterValidator(iso_date)]
 
 
 class Config(Section):
-    """A cell: one language, one token budget, one seed, and everything that is done with them."""
+    """A cell: one language, one token budget, one seed, and all settings for them."""
 
     name: Name
     seed: Seed
@@ -65,24 +65,28 @@ class Config(Section):
 
     @property
     def ct_source(self) -> str | None:
-        """The checkpoint that stands in for CT in this language: `{lang}` in ct.source is the language's short code."""
+        """Return the checkpoint that stands in for CT in this language: `{lang}` in ct.source is the language's short
+        code.
+        """
         return self.ct.source and self.ct.source.replace("{lang}", self.language.short or self.language.code)
 
     @property
     def trained_length(self) -> int:
-        """Tokens of the shortest blocks that its models were trained on: all of them know the positions in these."""
+        """Return tokens of the shortest blocks that its models were trained on: all of them know the positions in
+        these.
+        """
         sizes = [self.ct.block_size, self.sft.block_size]
         return min(sizes if self.model.recipe is None else [*sizes, self.model.recipe.block_size])
 
     @property
     def scores_knobs(self) -> bool:
-        """Whether every try of every method is scored on dev and on test in this cell: `eval.frontier`."""
+        """Return whether every try of every method is scored on dev and on test in this cell: `eval.frontier`."""
         wanted = self.eval.frontier
         assert wanted != "largest", "pipeline/sweep.py puts a number for the word"
         return wanted == "all" or self.ct.tokens in (wanted or ())
 
     def at(self, ct_tokens: int, seed: int) -> Config:
-        """The cell of this sweep at another budget and seed."""
+        """Return the cell of this sweep at another budget and seed."""
         return self.model_copy(update={"seed": seed, "ct": self.ct.model_copy(update={"tokens": ct_tokens})})
 
     @model_validator(mode="after")
@@ -219,7 +223,9 @@ class Config(Section):
 
     @model_validator(mode="after")
     def base_withholds_what_the_cipher_is_made_of(self) -> Config:
-        """A recipe that withholds nothing is told of (pipeline/check/text.py) and not refused: the words are new."""
+        """Return a recipe that withholds nothing is told of (pipeline/check/text.py) and not refused: the words are
+        new.
+        """
         corpus, recipe = self.corpus, self.model.recipe
         if not isinstance(corpus, CipherCorpus):
             return self
@@ -241,7 +247,7 @@ class Config(Section):
 
 
 def validate(composed: Mapping[str, Any]) -> Config:
-    """A composed config as a `Config`.
+    """Return a composed config as a `Config`.
 
     Raises BadInput that names the first wrong key, its value and what would be right.
     """

@@ -1,4 +1,4 @@
-"""Where and how it runs, and what is told of it."""
+"""Where and how a run computes, and how it is tracked."""
 
 from __future__ import annotations
 

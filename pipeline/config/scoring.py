@@ -17,14 +17,14 @@ from pipeline.old_names import current_method, in_store, recipe_in_store
 
 
 def known_arm(name: str) -> str:
-    """The name of a checkpoint of results. Raises ValueError."""
+    """Return the name of a checkpoint of results. Raises ValueError."""
     if name not in ARMS:
         raise ValueError(f"no such checkpoint. {suggestion(name, list(ARMS))}")
     return name
 
 
 def known_role(name: str) -> str:
-    """The role of a checkpoint in merges, which is a part of keys. Raises ValueError."""
+    """Return the role of a checkpoint in merges, which is a part of keys. Raises ValueError."""
     return in_store(known_arm(current_method(name)))
 
 
@@ -51,7 +51,7 @@ class Method(Section):
 
     @property
     def tries(self) -> list[dict[str, Any]]:
-        """Every setting that the grid spans, each a complete recipe."""
+        """Return every setting that the grid spans, each a complete recipe."""
         return [{**self.recipe, **settings} for settings in spanned(self.grid)]
 
     @property
@@ -61,12 +61,12 @@ class Method(Section):
 
     @property
     def asked_on_dev(self) -> bool:
-        """Whether dev decides something: the settings, or whether it is the best merge."""
+        """Return whether dev decides something: the settings, or whether it is the best merge."""
         return bool(self.grid) or self.leads
 
     @property
     def leads(self) -> bool:
-        """Whether it may be named the best merge on dev: one of CT and SFT, and no control."""
+        """Return whether it may be named the best merge on dev: one of CT and SFT, and no control."""
         return self.of == PAIR and not self.control
 
     @model_validator(mode="after")

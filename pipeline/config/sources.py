@@ -1,4 +1,4 @@
-"""Languages, and where text and instructions are read."""
+"""Languages, and the sources of text and instructions."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Language(Section):
 
 
 class HeldOut(Section):
-    """What every corpus has: the shares of its documents that are held out, by a seeded hash."""
+    """Settings of every corpus: the fractions of documents that are held out, by a seeded hash."""
 
     dev: Annotated[float, Field(gt=0, lt=0.5)]
     test: Annotated[float, Field(gt=0, lt=0.5)]
@@ -61,7 +61,7 @@ class CipherCorpus(HeldOut):
 
 
 class HubSource(Section):
-    """Where a data set is: on the hub, or in a folder of the same layout."""
+    """The place of a data set: on the Hub, or a folder of the same layout."""
 
     dataset: str | None
     subset: str | None
@@ -88,12 +88,12 @@ class HubSource(Section):
 
     @property
     def folder(self) -> str | None:
-        """The place of a local data set."""
+        """Return the place of a local data set."""
         return self.dataset if self.local else None
 
     @property
     def content(self) -> dict[str, Any]:
-        """What decides which rows are read: not the place of a folder, which is known by the checksums of its files."""
+        """Return what decides which rows are read: without a folder's path, as checksums identify its files."""
         return self.model_dump() | ({"dataset": None, "revision": None} if self.local else {})
 
 
@@ -110,7 +110,7 @@ class HubInstructions(HubSource):
 
     @property
     def columns(self) -> tuple[str, str] | None:
-        """The columns of prompts and answers; None for conversations."""
+        """Return the columns of prompts and answers; None for conversations."""
         return None if self.prompt is None or self.answer is None else (self.prompt, self.answer)
 
     @model_validator(mode="after")

@@ -15,7 +15,7 @@ from train.data.chat.template import GIVEN, NONE
 
 
 class Training(Section):
-    """What CT, SFT and the base model share: one AdamW run.
+    """Settings that CT, SFT and the base model share: one AdamW run.
 
     Its learning rate has a linear warm-up and a cosine to `min_lr_ratio` of the peak.
     """
@@ -55,7 +55,7 @@ class ContinualTraining(Training):
 
     @property
     def decay_tokens(self) -> int:
-        """Tokens of the decay of a wsd schedule: whole optimizer steps, at least one."""
+        """Return tokens of the decay of a wsd schedule: whole optimizer steps, at least one."""
         steps = self.tokens // self.batch_tokens
         return max(1, round(self.decay_fraction * steps)) * self.batch_tokens
 
@@ -73,7 +73,7 @@ TriedKey = Literal["learning_rate", "tokens", "min_lr_ratio", "warmup_ratio", "w
 
 
 class Instructions(Training):
-    """SFT. grid: tries for CT-then-SFT, chosen on dev as the settings of merges are."""
+    """SFT. grid: trials of CT-then-SFT, selected on dev like the settings of merges."""
 
     source: str | None
     schedule_tokens: Tokens | None
@@ -92,11 +92,13 @@ class Instructions(Training):
 
     @property
     def tries(self) -> list[dict[str, Any]]:
-        """Every setting that the grid spans, the first as the section is; one that says nothing without a grid."""
+        """Return every setting that the grid spans, the first as the section is; one that says nothing without a
+        grid.
+        """
         return [{key: getattr(self.tried(settings), key) for key in settings} for settings in spanned(self.grid or {})]
 
     def tried(self, settings: Mapping[str, Any]) -> Instructions:
-        """The section with the settings of a try. Raises ValidationError."""
+        """Return the section with the settings of a try. Raises ValidationError."""
         return Instructions.model_validate({**self.model_dump(), **settings, "grid": None})
 
     @model_validator(mode="after")

@@ -15,7 +15,7 @@ NVIDIA_NODE = 8  # GPUs of the nodes whose main memory is known
 
 @dataclass(frozen=True)
 class GPU:
-    """memory: bytes.
+    """A GPU. memory: bytes.
 
     half, fp32: peak FLOP/s, dense; half: of bf16 and fp16, or of fp16 alone where `bf16` is false. From NVIDIA's data
     sheets (the SXM form where there are several). host: bytes of main memory of NVIDIA's own node of eight; None: there
@@ -32,7 +32,7 @@ class GPU:
 
     @property
     def usable(self) -> float:
-        """Bytes that a training may fill."""
+        """Return bytes that a training may fill."""
         return USABLE * self.memory
 
     def peak(self, precision: str) -> float:
@@ -70,7 +70,7 @@ DRIVER_NAMES = {  # of the forms that GPUS has; others of the same name, such as
 
 
 def of_device(name: str) -> GPU | None:
-    """The GPU that the driver gives this name, such as `NVIDIA A100-SXM4-80GB`; None: it is not known here."""
+    """Return the GPU that the driver gives this name, such as `NVIDIA A100-SXM4-80GB`; None: it is not known here."""
     return next((GPUS[gpu] for gpu, pattern in DRIVER_NAMES.items() if re.fullmatch(pattern, name)), None)
 
 
@@ -88,7 +88,7 @@ class Cluster:
 
     @property
     def host(self) -> int | None:
-        """Bytes of main memory of a node, if its kind is known."""
+        """Return bytes of main memory of a node, if its kind is known."""
         return self.gpu.host if self.per_node == NVIDIA_NODE else None
 
     def __str__(self) -> str:
@@ -96,7 +96,7 @@ class Cluster:
 
 
 def parse(text: str) -> Cluster:
-    """A cluster from its name. Raises BadInput."""
+    """Return a cluster from its name. Raises BadInput."""
     match = re.fullmatch(r"(?:([1-9]\d*)x)?([1-9]\d*)x([A-Za-z]\w*(?:-\w+)?)", text)
     if match is None:
         raise BadInput(
@@ -110,7 +110,7 @@ def parse(text: str) -> Cluster:
 
 
 def named(device: str) -> GPU | None:
-    """The GPU of a name that PyTorch gives, such as `NVIDIA A100-SXM4-40GB`; None where it is not in the table.
+    """Return the GPU of a name that PyTorch gives, such as `NVIDIA A100-SXM4-40GB`; None if it is not in the table.
 
     A size in the name must be that of the table. PCIe cards of Hopper and laptops' GPUs have lower peaks.
     """

@@ -29,10 +29,10 @@ EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")  # how config
 
 
 def model_shape(config: Config) -> ModelShape:
-    """The shape of a cell's model: of its folder, where that is at hand; else as its conf file states it, or its
-    recipe.
+    """Return the shape of a cell's model: of its folder, where that is available; else as its conf file states it, or
+    its recipe.
 
-    Raises BadInput where the conf and the folder disagree, where there is neither, and where the folder holds no
+    Raises BadInput if the conf and the folder disagree, where there is neither, and where the folder holds no
     transformer.
     """
     stated, recipe = config.model.shape, config.model.recipe
@@ -56,11 +56,11 @@ def model_shape(config: Config) -> ModelShape:
 
 
 def from_config_json(file: Path, where: str | None = None) -> ModelShape:
-    """The shape that a Hugging Face config.json states, under whatever names its model type has for the sizes.
+    """Return the shape that a Hugging Face config.json states, under whatever names its model type has for the sizes.
 
     Of a model that reads pictures too, that of its language model. `where`: what messages begin with.
 
-    Raises BadInput where it is of no transformer.
+    Raises BadInput if it is of no transformer.
     """
     where = where or f"model.path={file.parent}"
     raw: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))

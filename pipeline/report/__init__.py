@@ -47,7 +47,7 @@ def render(
     frontier: Sequence[FrontierPoint] = (),
     hypotheses: Path | None = None,
 ) -> ReportPaths:
-    """Writes the files that the module names to `out`, each whole or not.
+    """Write the files that the module names to `out`, each whole or not.
 
     evaluations: of one target language, any number of budgets and seeds; base and SFT once or with every budget.
     stages: the records of stage.json files; `cells` in one says how many cells needed it.
@@ -57,7 +57,7 @@ def render(
     counts: what counts.json says of CT's blocks.
     frontier: every knob value of every method, on dev and test; written to frontier.csv and gaps.json.
     hypotheses: a file that is answered in place of the claims of claims.py.
-    Raises ValueError where checkpoints were not scored on the same items.
+    Raises ValueError if checkpoints were not scored on the same items.
     """
     from pipeline.report import choices as chosen_on_dev
     from pipeline.report import (

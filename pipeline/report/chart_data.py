@@ -1,4 +1,4 @@
-"""What charts are drawn from: flat tables, one a chart, the same for the page and for figures. Pure."""
+"""The data of charts: flat tables, one per chart, the same for the page and for figures. Pure."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Table:
     rows: Sequence[tuple[Value, ...]]
 
     def records(self) -> list[dict[str, Value]]:
-        """The rows as Vega reads them."""
+        """Return the rows as Vega reads them."""
         return [dict(zip(self.columns, row, strict=True)) for row in self.rows]
 
     def packed(self) -> dict[str, Any]:
@@ -52,12 +52,12 @@ def measure_id(measure: Measure) -> str:
 
 
 def all_measures(rows: Sequence[Row], target: str) -> list[Measure]:
-    """Those of the target language first, what sums a language up before single tasks."""
+    """Return those of the target language first, what sums a language up before single tasks."""
     return [measure for language in languages(rows, target) for measure in measures(rows, language)]
 
 
 def scores(rows: Sequence[Row], shown: Sequence[Measure]) -> Table:
-    """Every measure of every method at every budget: means over seeds, with each seed's value as text.
+    """Return every measure of every method at every budget: means over seeds, with each seed's value as text.
 
     tokens is 0 of what no budget changes.
     """
@@ -119,7 +119,7 @@ def parts(discarded: Iterable[Discarded]) -> Table:
 
 
 def slack_sweep(rows: Sequence[Row], discarded: Sequence[Discarded], target: str) -> Table:
-    """Merges whose recipes differ in the slack alone, for every seed: their scores and what they lost, by slack.
+    """Merge whose recipes differ in the slack alone, for every seed: their scores and what they lost, by slack.
 
     group: the settings that they share, and how the slack is read; TIES without slack stands in the group of each
     reading. Groups of one slack say nothing and are left out.
@@ -214,7 +214,7 @@ def hours(stages: Sequence[Mapping[str, Any]]) -> Table:
 def training(stages: Sequence[Mapping[str, Any]], target: str, name: str) -> Table:
     """Bits per byte on dev while models trained, where that was measured. target, name: of the language.
 
-    A record's `dev` has a line a measurement: `tokens` and, by language, `dev_bits_per_byte`.
+    A record's `dev` has one line per measurement: `tokens` and, by language, `dev_bits_per_byte`.
     """
     table: list[tuple[Value, ...]] = []
     for record in stages:

@@ -1,4 +1,4 @@
-"""Audits of merges -> what each discarded of the SFT task vector. The shares are defined in merge/auditing.py."""
+"""Audits of merges -> what each discarded of the SFT task vector. merge/auditing.py defines the fractions."""
 
 from __future__ import annotations
 
@@ -33,7 +33,9 @@ class Shares:
 
 @dataclass(frozen=True)
 class PartShares:
-    """Of one layer, kind of module or whole model: lost and trimmed as in `Shares`; lost_top: of its top 5%."""
+    """Fractions of one layer, kind of module or whole model: lost and trimmed as in `Shares`; lost_top: of its top
+    5%.
+    """
 
     lost: float
     lost_top: float
@@ -65,19 +67,19 @@ class Discarded:
 
     @property
     def shares(self) -> PartShares:
-        """Those of the whole model."""
+        """Return those of the whole model."""
         return PartShares(self.of_all.lost, self.of_top[TOP].lost, self.of_all.trimmed)
 
     @property
     def plain_ties(self) -> bool:
-        """Whether this is TIES, the slack at 0 or for nobody, and no control whose signs are drawn."""
+        """Return whether this is TIES, the slack at 0 or for nobody, and no control whose signs are drawn."""
         models = [model for settings in self.but_for_slack.values() for model in settings["models"].values()]
         drawn = any(model.get("random_signs") for model in models)
         return self.recipe_method in ("ties", "ties_sv") and not (self.slack > 0 and self.protects) and not drawn
 
     @property
     def slack_for_sft(self) -> bool:
-        """Whether this is TIES with slack that protects SFT alone."""
+        """Return whether this is TIES with slack that protects SFT alone."""
         return self.recipe_method in ("ties", "ties_sv") and self.slack > 0 and self.protects == (SFT,)
 
 
@@ -120,7 +122,9 @@ def _discarded(method: str, budget: int, by_seed: Mapping[int, dict[str, Any]]) 
 
 
 def _settings(recipe: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A recipe's settings without the slack's own and the folders, which differ by budget and seed; and its reading."""
+    """Return a recipe's settings without the slack's own and the folders, which differ by budget and seed; and its
+    reading.
+    """
     import yaml
 
     settings = yaml.safe_load(recipe.read_text(encoding="utf-8"))

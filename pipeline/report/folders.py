@@ -18,9 +18,9 @@ GIVEN = "lm-eval"
 
 
 def report(folders: Sequence[Path], out: Path | None = None) -> ReportPaths:
-    """Writes a report over the folders to `out`.
+    """Write a report over the folders to `out`.
 
-    Left out: one report of ours is written anew where it lies, anything else goes to `report`. Raises BadInput.
+    Left out: one report of ours is written again where it lies, anything else goes to `report`. Raises BadInput.
     """
     ours, theirs = {}, []
     for folder in folders:

@@ -121,7 +121,7 @@ TYPES: dict[str, type[AnyHypothesis]] = {
 
 
 def find(experiment: str) -> Path | None:
-    """The file of an experiment, in the working folder or in the clone; None where there is none."""
+    """The file of an experiment, in the working folder or in the clone; None if there is none."""
     if not re.fullmatch(r"[\w. -]+", experiment):
         return None
     name = f"{experiment}.yaml"

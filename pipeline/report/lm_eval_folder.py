@@ -102,19 +102,21 @@ class Metrics:
         return cls(listed, results.get("higher_is_better", {}).get(task, {}))
 
     def is_mean(self, name: str) -> bool:
-        """Whether a task's score is the mean over its items: perplexity, F1 and the like are not."""
+        """Return whether a task's score is the mean over its items: perplexity, F1 and the like are not."""
         stated = self._entry(name).get("aggregation")
         return name not in NO_MEANS if stated is None else stated in MEANS
 
     def is_lower_better(self, name: str) -> bool:
-        """Whether lower is better, as an error rate."""
+        """Return whether lower is better, as an error rate."""
         return is_lower_better(name, self.higher.get(name, self._entry(name).get("higher_is_better")))
 
     def _entry(self, name: str) -> Mapping[str, Any]:
         return self.listed.get(name) or {}
 
     def names(self, row: Mapping[str, Any]) -> list[str]:
-        """The metrics of a sample; where it does not list them, those of the results, else whatever has a number."""
+        """Return the metrics of a sample; where it does not list them, those of the results, else whatever has a
+        number.
+        """
         if (own := row.get("metrics")) is not None:
             return list(own)
         known = [name for name in (self.listed or self.higher) if name in row]
@@ -122,32 +124,32 @@ class Metrics:
 
 
 def is_one(folder: Path) -> bool:
-    """Whether results of lm-eval lie in it, in a folder of a model in it, or in folders of runs in it."""
+    """Return whether results of lm-eval lie in it, in a folder of a model in it, or in folders of runs in it."""
     return bool(_models(folder))
 
 
 def _models(folder: Path) -> list[Path]:
-    """The folders of its models: itself, or those in it."""
+    """Return the folders of its models: itself, or those in it."""
     places = (place for depth in DEPTHS for place in (sorted(folder.glob(depth)) if depth else [folder]))
     return [place for place in places if _runs(place)]
 
 
 def _runs(place: Path) -> list[Path]:
-    """The files of results in a folder of a model, the newest last."""
+    """Return the files of results in a folder of a model, the newest last."""
     found = [path for path in place.glob("*.json") if RESULTS.match(path.name) or path.name.startswith("results_")]
     return sorted(found, key=lambda path: (_date(path), path.name))
 
 
 def read(folder: Path, out: Path) -> list[Evaluation]:
-    """The evaluations of `scored`, without what tells models of one name apart."""
+    """Return the evaluations of `scored`, without what tells models of one name apart."""
     return [one.evaluation for one in scored(folder, out)]
 
 
 def scored(folder: Path, out: Path) -> list[Scored]:
-    """Writes each model's newest results as scores.jsonl and samples.jsonl, a folder a model in `out`.
+    """Write each model's newest results as scores.jsonl and samples.jsonl, one folder per model in `out`.
 
     Of several runs, each task is read from the newest that scored it, with what that run states of its metrics.
-    Raises BadInput where samples were not logged, or are not as lm-eval writes them.
+    Raises BadInput if samples were not logged, or are not as lm-eval writes them.
     """
     found = []
     for place in _models(folder):
@@ -178,7 +180,7 @@ def _date(path: Path) -> str:
 
 
 def _run(results: Sequence[tuple[str, Results]], date: str, task: str) -> Results:
-    """The results of the run that wrote a task's samples, else the newest that states something of the task."""
+    """Return the results of the run that wrote a task's samples, else the newest that states something of the task."""
     for other, run in results:
         if other == date:
             return run
@@ -200,7 +202,9 @@ def apart(found: Sequence[Scored]) -> list[Evaluation]:
 
 
 def _apart(one: Scored, others: Sequence[Scored]) -> str:
-    """A model's name, with the last part of its path that no other model of the name has there, if there are others."""
+    """Return a model's name, with the last part of its path that no other model of the name has there, if there are
+    others.
+    """
     name = one.evaluation.method
     same = [other.parts for other in others if other.evaluation.method == name]
     if not same:
@@ -227,7 +231,7 @@ def _write(tasks: Mapping[str, tuple[Path, Metrics]], folder: Path) -> Path:
 
 
 def _rows(path: Path) -> list[Record]:
-    """The lines of samples_*.jsonl. Raises BadInput that names file and line."""
+    """Return the lines of samples_*.jsonl. Raises BadInput that names file and line."""
     with path.open("rb") as file:
         rows = [parse_json(line, f"{path} line {number}", Row) for number, line in enumerate(file, start=1)]
     if not rows:
@@ -236,7 +240,10 @@ def _rows(path: Path) -> list[Record]:
 
 
 def _of_first_filter(rows: Sequence[Record]) -> Iterator[Record]:
-    """Each document once. Of several filters the first counts; lm-eval writes its documents before those of others."""
+    """Yield each document once.
+
+    Of several filters the first counts; lm-eval writes its documents before those of others.
+    """
     seen = set()
     for row in rows:
         if row.get("filter") == rows[0].get("filter") and (row["doc_id"] not in seen or "filter" in row):
@@ -245,18 +252,18 @@ def _of_first_filter(rows: Sequence[Record]) -> Iterator[Record]:
 
 
 def _hash(row: Mapping[str, Any]) -> str:
-    """The hash of a document: lm-eval's own, or made as lm-eval makes it."""
+    """Return the hash of a document: lm-eval's own, or made as lm-eval makes it."""
     own = row.get("doc_hash") or json.dumps(row.get("doc", row["doc_id"]), indent=2, ensure_ascii=False)
     return str(own) if "doc_hash" in row else hashlib.sha256(own.encode()).hexdigest()
 
 
 def _is_number(value: Any) -> bool:
-    """Whether it can be added up: NaN and infinity cannot."""
+    """Return whether it can be added up: NaN and infinity cannot."""
     return isinstance(value, int | float) and abs(value) < LARGEST
 
 
 def _task(task: str, rows: Sequence[Record], path: Path, metrics: Metrics) -> tuple[list[Record], list[Record]]:
-    """A record a metric that is the mean of a number for each item, and the samples of the first of them.
+    """Return one record per metric that is the mean of a number for each item, and the samples of the first of them.
 
     The first of those that are better the higher they are, where there are some.
     """
@@ -303,6 +310,6 @@ def _bits(
 
 
 def _chance(rows: Iterable[Record], error: bool) -> float | None:
-    """The mean of 1 / number of choices; None where answers were written and not chosen, and of errors."""
+    """Return the mean of 1 / number of choices; None if answers were written and not chosen, and of errors."""
     counts = [len(row["resps"]) for row in rows]
     return sum(1 / count for count in counts) / len(counts) if min(counts) > 1 and not error else None

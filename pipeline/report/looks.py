@@ -36,7 +36,7 @@ class Look:
 
 
 def looks(methods: Iterable[str], recipes: Mapping[str, str]) -> dict[str, Look]:
-    """A look for each method. recipes: by the merge, what its recipe's `method` is, as far as that is known."""
+    """Return a look for each method. recipes: by the merge, what its recipe's `method` is, as far as that is known."""
     order = methods_in_order(methods)
     titles = labels(order)
     families: dict[str, list[str]] = {}
@@ -57,7 +57,7 @@ def looks(methods: Iterable[str], recipes: Mapping[str, str]) -> dict[str, Look]
 
 
 def family_of(method: str, recipes: Mapping[str, str]) -> str:
-    """The family of a method: that of its recipe, else of the longest method that its name begins with."""
+    """Return the family of a method: that of its recipe, else of the longest method that its name begins with."""
     name = method.rpartition("/")[2]  # of several reports beside each other
     if name in ARMS:
         return TRAINED

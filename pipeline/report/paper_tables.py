@@ -17,7 +17,7 @@ SPECIAL = {char: f"\\{char}" for char in "&%$#_{}"} | {
 
 
 def to_latex(rows: Sequence[Row], claims: Claims, subject: Subject) -> str:
-    """results.tex: a table a measure that sums the language up, one of the claims; to be \\input (needs booktabs)."""
+    r"""Return results.tex: one table per summary measure, and one of the claims; to be \input (needs booktabs)."""
     parts = [
         f"% {subject.language_name}, experiment {subject.title}. Needs \\usepackage{{booktabs}}.".replace("\n", " ")
     ]
@@ -102,5 +102,5 @@ def _table(columns: str, head: str, lines: Sequence[str], caption: str, name: st
 
 
 def escaped(text: str) -> str:
-    """Text as LaTeX prints it."""
+    """Return text as LaTeX prints it."""
     return "".join(SPECIAL.get(char, char) for char in text)

@@ -1,4 +1,4 @@
-"""Where a report's records lie: a file beside the report, from which it can be drawn again, or beside others."""
+"""The files of a report's records: a list next to the report, from which it can be drawn again."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FILE = "sources.json"
 
 @dataclass(frozen=True)
 class Sources:
-    """All that `render` takes, as places.
+    """All inputs of `render`, as paths.
 
     stages: a stage.json and how many cells needed the stage. items: folders of an `items` stage, of which `split` was
     scored. leaks: a leaks.json, where leaks were looked for. untuned: of tuned methods, the first of their tries.
@@ -38,7 +38,7 @@ class Sources:
     frontier: Sequence[FrontierPoint] = ()
 
     def render(self, out: Path) -> ReportPaths:
-        """The report, and this file beside it."""
+        """Return the report, and this file beside it."""
         from pipeline import report
         from pipeline.report import hypotheses, sample_items, text_of_budgets
 
@@ -54,7 +54,7 @@ class Sources:
         return paths
 
     def save(self, folder: Path) -> None:
-        """Writes sources.json, with places relative to the folder."""
+        """Write sources.json, with places relative to the folder."""
 
         def place(path: Path) -> str:
             return os.path.relpath(path.absolute(), folder.absolute())
@@ -86,7 +86,7 @@ def dev_lines(stage: Path) -> list[dict[str, Any]]:
 
 
 def read(folder: Path) -> Sources:
-    """What `save` wrote. Raises BadInput where it did not, or where the results are no longer where they were."""
+    """What `save` wrote. Raises BadInput if it did not, or if the results are no longer where they were."""
     try:
         found = _read(folder)
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -133,7 +133,7 @@ def _read(folder: Path) -> Sources:
 def together(folders: Mapping[str, Sources]) -> Sources:
     """Several reports as one: methods by name and report, what is compared being those of one name.
 
-    Raises BadInput where they are of several languages.
+    Raises BadInput if they are of several languages.
     """
     languages = {sources.subject.language for sources in folders.values()}
     if len(languages) > 1:

@@ -13,6 +13,6 @@ and an exit code. Read it in this order:
     failures        what was not made, told at the end
     journal, console  what happened, in a file and for people
 
-Touched: the store, through the executor alone, and the run's folder outputs/<name>/runs/<time>/ (plan, configs,
+Side effects: the store, through the executor alone, and the run's folder outputs/<name>/runs/<time>/ (plan, configs,
 journal, messages of libraries).
 """

@@ -1,4 +1,4 @@
-"""What was not made, and why: told at the end of a run."""
+"""Stages that were not computed, and the reasons, reported at the end of a run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipeline.run.journal import Journal
 
 @dataclass(frozen=True)
 class Failures:
-    """Events of stages that were not made: crashed or interrupted, refused as bad input, without what they need."""
+    """Events of stages that were not computed: crashed or interrupted, rejected input, missing parents."""
 
     failed: Sequence[Mapping[str, Any]] = ()
     refused: Sequence[Mapping[str, Any]] = ()
@@ -46,7 +46,7 @@ def tell(failures: Failures, arguments: Sequence[str]) -> None:
 
 
 def _command(arguments: Sequence[str]) -> str:
-    """The command line of a run, from the folder that it was started in."""
+    """Return the command line of a run, from the folder that it was started in."""
     if os.path.basename(sys.argv[0]) == "slackmerge":
         return shlex.join(["slackmerge", *arguments])
     python = sys.executable if sys.prefix == sys.base_prefix else os.path.relpath(sys.executable)

@@ -34,7 +34,7 @@ INTERRUPTED = "interrupted"  # an event of the journal: no further cell begins
 
 
 def start(sweep: Sweep, folder: Path) -> None:
-    """Returns when every cell was tried. Raises StageFailed where a process was lost."""
+    """Return when every cell was tried. Raises StageFailed if a process was lost."""
     ours = (
         "hydra.mode=MULTIRUN",
         f"hydra.sweep.dir='{folder}'",

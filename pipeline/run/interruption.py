@@ -27,7 +27,7 @@ def listen() -> None:
 
 
 def requested() -> bool:
-    """Whether there was a Ctrl-C."""
+    """Return whether there was a Ctrl-C."""
     return bool(_pressed)
 
 

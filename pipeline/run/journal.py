@@ -1,7 +1,7 @@
-"""What happened in a run: a file that its processes append to, one JSON object an event.
+"""The events of a run: a file to which its processes append, one JSON object per event.
 
-Beside it, a file a stage says how far it is now.
-."""
+Next to it, one file per stage has its progress.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Journal:
         self.append({"time": round(time.time(), 3), "event": event, "process": os.getpid(), **named, **more})
 
     def append(self, event: Mapping[str, Any]) -> None:
-        """Writes an event as it is, such as one that a job on another machine left in its own journal."""
+        """Write an event as it is, such as one that a job on another machine left in its own journal."""
         line = json.dumps(event, ensure_ascii=False)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("ab", buffering=0) as file:  # one write, so that lines of several processes do not mix
@@ -47,7 +47,7 @@ class Journal:
             path.unlink(missing_ok=True)
 
     def noted(self, stage: Stage) -> str:
-        """The last word of a stage, of whatever process of the run; empty where there is none."""
+        """Return the last word of a stage, of whatever process of the run; empty where there is none."""
         try:
             return self._note(stage).read_text(encoding="utf-8")
         except OSError:
@@ -57,7 +57,7 @@ class Journal:
         return self.path.parent / "now" / f"{stage.kind}-{stage.key}"
 
     def events(self, *names: str) -> list[dict[str, Any]]:
-        """The events of these names so far."""
+        """Return the events of these names so far."""
         if not self.path.exists():
             return []
         return [event for event in read_jsonl(self.path) if event["event"] in names]

@@ -1,4 +1,4 @@
-"""`slackmerge plan`: the stages of a sweep, done or to run; with a cluster named, what they cost too."""
+"""`slackmerge plan`: the stages of a sweep, done or to run; with a cluster, also their cost."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from pipeline.run.run_plan import RunPlan
 
 
 def show(overrides: Sequence[str], multirun: bool) -> int:
-    """Prints the plan; `cluster=` and `mfu=` among the overrides ask for costs.
+    """Print the plan; `cluster=` and `mfu=` among the overrides ask for costs.
 
-    Raises BadInput, also where the cluster cannot hold it.
+    Raises BadInput, also if the cluster cannot hold it.
     """
     asked = dict(argument.split("=", 1) for argument in overrides if argument.startswith(("cluster=", "mfu=")))
     settings = [argument for argument in overrides if argument.partition("=")[0] not in asked]
@@ -39,7 +39,7 @@ def show(overrides: Sequence[str], multirun: bool) -> int:
 
 
 def _utilisation(given: str | None) -> float | None:
-    """The share of the peak FLOP/s that `mfu=` states. Raises BadInput where it is none."""
+    """Return the share of the peak FLOP/s that `mfu=` states. Raises BadInput if it is none."""
     if given is None:
         return None
     try:

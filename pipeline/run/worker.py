@@ -1,7 +1,7 @@
-"""Who makes stages: the same worker in this process, in a process of Hydra's launcher and in a Slurm job.
+"""The worker that computes stages: in this process, in a process of Hydra's launcher and in a Slurm job.
 
-It reads the run's plan, makes what it is given, first what no other process is making, and writes into a journal.
-What fails takes down what needs it, and nothing else.
+It reads the run's plan, computes its stages, first those that no other process computes, and writes a journal. A failed
+stage stops those that need it, and no others.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ JOURNAL, LOG = "journal.jsonl", "messages.log"
 
 
 class NotRun(RuntimeError):
-    """A stage that this worker cannot make: one line that says why."""
+    """A stage that this worker cannot compute. The text is one line with the reason."""
 
 
 class Worker(Executor):
-    """An executor that goes on after a failure.
+    """An executor that continues after a failure.
 
-    `assigned`: the keys that it may make, where it never waits for another's work, unless `waits`.
+    `assigned`: the keys that it may compute, without waiting for others' work, unless `waits`.
 
-    None: everything; what another process is making is waited for, once there is nothing else to do.
+    None: all; it waits for what another process computes once there is nothing else to do.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Worker(Executor):
         self.given_up: set[str] = set()  # keys of what failed or could not be run here
 
     def make(self, stages: Sequence[Stage]) -> None:
-        """Makes what is missing of these, and before a budget, where it may, the smaller ones of the sweep.
+        """Make what is missing of these, and before a budget, where it may, the smaller ones of the sweep.
 
         What does not come to be is told on the console and in the journal. Raises Interrupted.
         """
@@ -76,7 +76,10 @@ class Worker(Executor):
                 self.given_up.add(stage.key)
 
     def absent(self, stage: Stage) -> Stage | None:
-        """The first thing that a stage reads and that is not there, or None. A shared file system may show it late."""
+        """Return the first thing that a stage reads and that is not there, or None.
+
+        A shared file system may show it late.
+        """
         needed = [parent for parent in stage.parents.values() if not parent.given] + self.smaller_in_sweep(stage)
         others = [parent for parent in needed if self.assigned is not None and parent.key not in self.assigned]
         self._within_settling(lambda: all(self.store.find(parent) for parent in others))
@@ -116,7 +119,7 @@ def worker(
     settle_seconds: float = 0.0,
     waits: bool = False,
 ) -> Worker:
-    """A worker of a run, whose libraries are quiet. `config`: of the cell that it makes, if it makes one."""
+    """Return a worker of a run, whose libraries are quiet. `config`: of the cell that it makes, if it makes one."""
     folder = journal.path.parent
     config = config or plan.config
     quiet(config, folder / LOG)
@@ -135,7 +138,7 @@ def worker(
 
 
 def make_cell(folder: Path, number: int) -> None:
-    """Makes a cell of the run in this folder; then what is left of the others, rather than stand idle beside them."""
+    """Make a cell of the run in this folder; then what is left of the others, rather than stand idle beside them."""
     plan = RunPlan.load(folder)
     cell, journal = plan.cells[number], Journal(folder / JOURNAL)
     maker = worker(plan, journal, cell.config)

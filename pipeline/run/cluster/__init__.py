@@ -1,9 +1,9 @@
 """A sweep on a Slurm cluster.
 
-Comes in: the run's plan, the keys that are missing, the site file. Goes out: entries in the store, made by jobs, and
-the run's journal. `schedule` cuts the plan into jobs (pure), `queue` asks Slurm, `submit` hands jobs over, `job` is
-what runs inside one, `watch` waits for them and tells what they tell, `site` reads what jobs ask for. Touched: the
-run's folder, `.jobs/` in the store, Slurm's queue; nothing of a job's stages but by its own worker.
+Input: the run's plan, the missing keys, the site file. Output: entries in the store, computed by jobs, and the run's
+journal. `schedule` divides the plan into jobs (pure), `queue` asks Slurm, `submit` submits jobs, `job` runs inside a
+job, `watch` waits for jobs and copies their events, `site` reads the resources of jobs. Side effects: the run's folder,
+`.jobs/` in the store, Slurm's queue; a job's stages are changed by its own worker alone.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from pipeline.sweep import Sweep
 
 
 def site_of(sweep: Sweep, config: Config) -> sites.Site | None:
-    """The cluster that a sweep is sent to, checked against its trainings; None where it stays here. Raises BadInput."""
+    """Return the cluster that a sweep is sent to, checked against its trainings; None if it stays here. Raises
+    BadInput.
+    """
     if sweep.site is None:
         return None
     site = sites.read(sweep.site)
@@ -31,10 +33,10 @@ def site_of(sweep: Sweep, config: Config) -> sites.Site | None:
 
 
 def make(site: sites.Site, plan: RunPlan, missing: Sequence[Stage], here: Worker, journal: Journal) -> None:
-    """Makes what is missing, in Slurm jobs, and returns when they have ended; what became of it stands in the journal.
+    """Make what is missing, in Slurm jobs, and return when they have ended; what became of it stands in the journal.
 
     What is queued already, by an earlier command, is waited for and not submitted again. `here` makes stages on this
-    host, where the site wants that. Raises BadInput where Slurm does not answer or refuses a job.
+    host, where the site wants that. Raises BadInput if Slurm does not answer or rejects a job.
     """
     store, folder = plan.store, journal.path.parent
     keys = {stage.key for stage in missing}

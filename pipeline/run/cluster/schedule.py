@@ -53,13 +53,13 @@ class Task:
 
 
 def work_of(stage: Stage) -> Work:
-    """The class of jobs that makes a stage; merging is done where its result is scored."""
+    """Return the class of jobs that makes a stage; merging is done where its result is scored."""
     work = KINDS[stage.kind].work
     return "evaluate" if work == "score" or work == "merge" else work
 
 
 def cut(stages: Sequence[Stage], waiting: Collection[str] | None = None) -> tuple[Task, ...]:
-    """The jobs of a plan, each after those that it needs.
+    """Return the jobs of a plan, each after those that it needs.
 
     Only stages whose keys are in `waiting` are made; None: all of them.
     """
@@ -73,8 +73,8 @@ def cut(stages: Sequence[Stage], waiting: Collection[str] | None = None) -> tupl
 
 
 def _task(group: Sequence[Stage], waiting: Collection[str] | None) -> Task | None:
-    """The job for stages that belong together, without those that need not be made; what it lacks of them, it needs
-    from elsewhere.
+    """Return the job for stages that belong together, without those that need not be made; what it lacks of them, it
+    needs from elsewhere.
     """
     kept = [stage for stage in group if waiting is None or stage.key in waiting]
     if not kept:
@@ -118,7 +118,7 @@ def _decided_by(stage: Stage) -> Stage:
 
 
 def ancestors(stage: Stage) -> tuple[Stage, ...]:
-    """All that a stage comes from, each once."""
+    """Return all that a stage comes from, each once."""
     each = (ancestor for parent in stage.parents.values() for ancestor in (parent, *ancestors(parent)))
     return tuple({ancestor.key: ancestor for ancestor in each}.values())
 

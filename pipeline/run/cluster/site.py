@@ -1,4 +1,4 @@
-"""The site file: what jobs ask for on this cluster.
+"""The site file: resources of jobs on this cluster.
 
 A short YAML, of which conf/site/slurm.yaml is the commented example.
 """
@@ -47,7 +47,7 @@ class Place(Section):
 
 
 class Resources(Place):
-    """What one class of jobs asks for; all but the time is a node's."""
+    """The resources of one class of jobs; all but the time are per node."""
 
     gpus: NonNegative
     cpus: Positive
@@ -56,7 +56,7 @@ class Resources(Place):
 
 
 class Site(Place):
-    """A cluster. The values that are not given here are those of conf/site/slurm.yaml."""
+    """A cluster. Missing values are those of conf/site/slurm.yaml."""
 
     train: Resources
     evaluate: Resources
@@ -77,7 +77,7 @@ class Site(Place):
 
 
 def read(given: str) -> Site:
-    """A site by its path, or by its name in conf/site/. Raises BadInput that names the file and the key."""
+    """Return a site by its path, or by its name in conf/site/. Raises BadInput that names the file and the key."""
     path = Path(given) if given.endswith((".yaml", ".yml")) else SITES / f"{given}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in SITES.glob("*.yaml")))
@@ -98,7 +98,7 @@ def read(given: str) -> Site:
 
 
 def check(site: Site, config: Config) -> None:
-    """Refuses what cannot run: no Slurm on this host, or fewer GPUs than a training has processes."""
+    """Reject what cannot run: no Slurm on this host, or fewer GPUs than a training has processes."""
     if shutil.which("sbatch") is None or shutil.which("squeue") is None:
         raise BadInput(
             "launcher=slurm: sbatch and squeue are not on this host. "

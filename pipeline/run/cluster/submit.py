@@ -1,4 +1,4 @@
-"""Jobs -> Slurm, by submitit: one sbatch call an array, each with the jobs that it waits for."""
+"""Jobs -> Slurm, by submitit: one sbatch call per array, with the jobs that each waits for."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from pipeline.store import Store
 def submit(
     site: Site, store: Store, tasks: Sequence[Task], folder: Path, queued: Mapping[str, queue.Job]
 ) -> list[queue.Job]:
-    """Submits jobs, which are in an order in which they could run.
+    """Submit jobs, which are in an order in which they could run.
 
-    `queued` says which job in the queue makes a stage. Raises BadInput where Slurm refuses one, in Slurm's words;
+    `queued` says which job in the queue makes a stage. Raises BadInput if Slurm rejects one, in Slurm's words;
     what was submitted before stays in the queue.
     """
     makers, submitted = dict(queued), []

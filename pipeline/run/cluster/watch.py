@@ -1,4 +1,4 @@
-"""Waits for jobs: tells what they tell in their journals, and what Slurm says of those that can no longer tell."""
+"""Wait for jobs: copy events of their journals, and ask Slurm about jobs that write none."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ STATUS_EVERY = 60.0  # seconds between two lines about the queue, unless it chan
 
 
 class Tail:
-    """The lines of a job's journal, as they come."""
+    """The lines of a job's journal, as they appear."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.read = path, 0
@@ -40,9 +40,9 @@ class Tail:
 
 
 class Watch:
-    """Some jobs of a sweep.
+    """Jobs of a sweep.
 
-    What they write in their journals goes into the run's, in the words of a local run, with their logs.
+    Events of their journals go into the run's journal, worded as in a local run, with their logs.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Watch:
         self.said: dict[str, str] = {}
 
     def pass_on(self) -> None:
-        """Takes what is new from the jobs' journals."""
+        """Take what is new from the jobs' journals."""
         for id, tail in self.tails.items():
             for event in tail.events():
                 self._pass_on(self.jobs[id], event)
@@ -105,7 +105,7 @@ class Watch:
 
 
 def until_ended(watch: Watch, site: Site, look: Callable[[], dict[str, queue.Seen] | None] = queue.look) -> None:
-    """Returns when all jobs have left the queue, and what they left has been seen or given up."""
+    """Return when all jobs have left the queue, and what they left has been seen or given up."""
     going, last, spoke = set(watch.jobs), "", 0.0
     left_at: dict[str, float] = {}
     while going:

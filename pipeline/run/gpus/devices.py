@@ -1,4 +1,4 @@
-"""Which GPUs this process may use, and whether the run shares them among child processes."""
+"""The GPUs that this process may use, and whether the run shares them among child processes."""
 
 from __future__ import annotations
 
