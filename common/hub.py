@@ -214,7 +214,7 @@ def check_access(model: HubModel, key: str) -> None:
 
 
 def check_push(repo: str, key: str) -> None:
-    """Asks the hub who this account is, before anything is made to be put there. Raises BadInput."""
+    """Asks the Hub who this account is, before anything is made to be put there. Raises BadInput."""
     from huggingface_hub import HfApi, get_token
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -232,7 +232,7 @@ def check_push(repo: str, key: str) -> None:
 
 
 def push(folder: Path, repo: str, key: str, private: bool = False) -> str:
-    """Put a checkpoint folder on the hub, in a new model or an older one; returns its address.
+    """Put a checkpoint folder on the Hub, in a new model or an older one; returns its address.
 
     merge.yml stays here: it has this machine's paths. Raises BadInput that says how to go on.
     """
@@ -243,14 +243,14 @@ def push(folder: Path, repo: str, key: str, private: bool = False) -> str:
         HfApi().upload_folder(
             repo_id=repo, folder_path=folder, ignore_patterns=["merge.yml"], commit_message="Merge by slackmerge"
         )
-    except Exception as error:  # of the hub, or whatever a network can raise
+    except Exception as error:  # of the Hub, or whatever a network can raise
         again = f"the merge is whole; push it by `hf upload {repo} {folder} --exclude merge.yml`"
         raise BadInput(f"{key} {repo}: {line_of(error)[:200]}; {again}") from None
     return str(address)
 
 
 def refused(model: HubModel, key: str, error: Exception) -> BadInput:
-    """What the hub said, with what to do about it."""
+    """What the Hub said, with what to do about it."""
     from huggingface_hub.errors import GatedRepoError, RevisionNotFoundError
 
     if isinstance(error, GatedRepoError):

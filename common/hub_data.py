@@ -36,7 +36,7 @@ DAMAGED = (
 class Source:
     """Rows of a data set: its name or folder, subset, files, split and revision."""
 
-    dataset: str  # a name on the hub, or a folder
+    dataset: str  # a name on the Hub, or a folder
     subset: str | None = None  # a configuration of the data set; None: its only one
     files: str | None = None  # a glob of the data set's files; None: all
     split: str = "train"

@@ -152,7 +152,7 @@ class Audit:
     ) -> None:
         """Add the counts of a slice, by model.
 
-        used: Σ τ² of what entered the merge, None where all did; merged: Σ τ_m².
+        used: Σ τ² of what entered the merge, None if all did; merged: Σ τ_m².
         """
         for term, (rows, turned), part in zip(tensor.terms, counted, used, strict=True):
             tally = self._before(tensor, piece, term)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str] | None = None, program: str = "python -m merge") -> int:
     """Run the command line; returns the exit code.
 
-    0; 2 after one line on stderr, for bad input and for what the machine refuses; 128 + n when signal n stopped it.
+    0; 2 after one line on stderr, for bad input and for what the machine rejects; 128 + n when signal n stopped it.
     """
     options = _parser(program).parse_intermixed_args(arguments)
     try:
@@ -216,7 +216,7 @@ def _extras(options: argparse.Namespace, shard: int) -> dict[str, Any]:
 
 
 def _check_target(options: argparse.Namespace) -> None:
-    """Refuses what is to be written nowhere, or cannot be pushed."""
+    """Reject what is to be written nowhere, or cannot be pushed."""
     if not options.audit_only and options.out_dir is None:
         raise BadInput("OUT_DIR: missing. Pass a new folder for the merged checkpoint.")
     if options.push is not None:
@@ -226,7 +226,7 @@ def _check_target(options: argparse.Namespace) -> None:
 
 
 def _deliver(written: list[Path], options: argparse.Namespace) -> None:
-    """Says where results lie, after the push of one that is to be on the hub."""
+    """Says where results lie, after the push of one that is to be on the Hub."""
     if options.push is not None:
         print(hub.push(written[0], options.push, "--push", options.private))
     print("\n".join(map(str, written)))
