@@ -47,7 +47,7 @@ def config_of(folder: Path, where: str) -> Any:
 
 
 def sizes(config: Any) -> dict[str, Any]:
-    """Sizes of the language model under the names that Llama has; None for those that the architecture has not."""
+    """Return sizes of the language model under Llama's names; None for those that the architecture does not have."""
     text = config.get_text_config(decoder=True)
     names = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")
     found = {name: getattr(text, name, None) for name in names}

@@ -19,9 +19,9 @@ def best_of(tries: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def chosen(job: Job) -> tuple[int, dict[str, Any]]:
-    """(number of the try, its settings) that the parents `tune`, or `tune-0`, `tune-1`, ... of a stage say is best.
+    """Return (number, settings) of the trial that the parents `tune`, or `tune-0`, `tune-1`, ... of a stage select.
 
-    Where several say it, their mean is left among the stage's files, as a single one leaves it among its own.
+    If several select it, their mean is written among the stage's files, as a single one writes it among its own.
     """
     folders = [folder for role, folder in job.folders.items() if job.stage.parents[role].kind == "tune"]
     by_cell = [read_jsonl(folder / TRIES) for folder in folders]

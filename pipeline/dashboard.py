@@ -141,7 +141,7 @@ def report(found: report_sources.Sources, project: str, entity: str) -> Any:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """`python -m pipeline.dashboard outputs/tiny [project] [entity]`; exit code 2 where there is no such report."""
+    """Run `python -m pipeline.dashboard outputs/tiny [project] [entity]`; return 2 if there is no such report."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         if not given:

@@ -58,7 +58,7 @@ def measure(tokenizer: Any, texts: Sequence[str]) -> Fertility:
 
 
 def _whole(tokenizer: Any) -> Callable[[int], bool]:
-    """Whether a token is made of whole characters."""
+    """Return whether a token consists of whole characters."""
     known: dict[int, bool] = {}
 
     def whole(number: int) -> bool:

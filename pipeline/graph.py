@@ -43,9 +43,9 @@ class Stage:
 
     @cached_property
     def trajectory(self) -> str | None:
-        """What CT stages share that differ in their budget only (pipeline/trajectory.py).
+        """Return what CT stages share that differ in their budget only (pipeline/trajectory.py).
 
-        None for other kinds, and for a decay: no larger budget continues from it.
+        None for other kinds, and for a decay: no larger budget resumes from it.
         """
         if self.kind != "ct" or self.settings.get("decay_tokens"):
             return None

@@ -84,7 +84,7 @@ def chat_template(config: Config, network: bool) -> str | None:
 
 
 def _texts(config: Config, checksums: Checksums) -> list[str]:
-    """Checksums of the text of both languages; what is on the Hub is known by its commit."""
+    """Compute checksums of the text of both languages; the commit identifies text on the Hub."""
     corpus = config.corpus
     if isinstance(corpus, HubCorpus):
         return [_data_set(source, checksums) for source in (corpus.text, corpus.english) if source.local]
@@ -107,7 +107,7 @@ def _texts(config: Config, checksums: Checksums) -> list[str]:
 
 
 def checkpoint(path: str, key: str, checksums: Checksums, network: bool) -> str:
-    """What a given checkpoint is known by: a checksum of its folder, or its commit on the Hub."""
+    """Return the identity of a given checkpoint: a checksum of its folder, or its commit on the Hub."""
     model = model_hub.parse(path, key)
     if model is None:
         return checksums.names(model_files(Path(path), key))
@@ -168,7 +168,7 @@ def check_device(compute: Compute, gpus: int = 1) -> None:
 
 
 def check_compute(compute: Compute) -> None:
-    """What a training needs to be installed: refused in a line that names the key and the package."""
+    """Raise BadInput, which names key and package, if a package that the training needs is not installed."""
     needed = {
         "liger-kernel": (compute.liger, "liger_kernel", "liger=true", "liger=false"),
         "flash-attn": (

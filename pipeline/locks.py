@@ -49,7 +49,7 @@ FUSE_WITH_LOCKS = ("fuse.glusterfs",)  # of all of FUSE: its server knows every 
 
 @contextmanager
 def opened(lock: Path, flags: int = 0) -> Iterator[int]:
-    """A lock file, for writing where that is permitted (NFS locks no other), else for reading.
+    """Open a lock file, for writing if permitted (NFS locks no other), else for reading.
 
     Raises FileNotFoundError, and BadInput if it cannot be opened.
     """
@@ -110,7 +110,7 @@ def check(root: Path) -> str | None:
 
 
 def host_only(folder: Path) -> str | None:
-    """`end at this host (type option)` of a folder's mount, or `may end …`; None if nothing says so."""
+    """Return `end at this host (type option)` of a folder's mount, or `may end ...`; None if locks reach further."""
     try:
         lines = MOUNTS.read_bytes().splitlines()
     except OSError:  # not Linux

@@ -27,7 +27,7 @@ def expand(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def complete(settings: Mapping[str, Any], base: Path, merged: Mapping[str, Path], seed: int) -> dict[str, Any]:
-    """What `Recipe.from_dict` takes: paths, what all models share, and the cell's seed where something is drawn."""
+    """Return the input of `Recipe.from_dict`: paths, shared settings, and the cell's seed if something is drawn."""
     recipe = expand(settings)
     shared = {name: recipe.pop(name) for name in MODEL_DEFAULTS if name in recipe}
     by_model = recipe.pop("models", {})
@@ -61,5 +61,5 @@ def identity(recipe: Recipe) -> str:
 
 
 def _said(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Without what is off, which only some methods have a key for."""
+    """Drop settings that are off, for which only some methods have a key."""
     return {key: value for key, value in settings.items() if value}

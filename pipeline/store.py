@@ -41,7 +41,7 @@ class Entry:
 
     @cached_property
     def record(self) -> Mapping[str, Any]:
-        """What stage.json says, from when it is first asked; empty where it cannot be read."""
+        """Return the content of stage.json, as of the first read; empty if it cannot be read."""
         return read_record(self.path)
 
     def holds(self, name: str) -> bool:
@@ -49,7 +49,7 @@ class Entry:
         return any(file == name or file.startswith(f"{name}/") for file in self.record.get("files", ()))
 
     def damage(self, thorough: bool) -> str | None:
-        """What is wrong with the files, or None. Thorough: by checksum; otherwise by size, where the entry is large."""
+        """Describe damage to the files, or return None. Thorough: by checksum; otherwise by size for large entries."""
         damage = self._damage(thorough)
         # files may have been dropped meanwhile: first the record is changed, then they go
         if damage and (now := Entry(self.path)).record and now.record != self.record:
@@ -156,7 +156,7 @@ class Store:
             return True
 
     def work(self, stage: Stage) -> Path:
-        """Where a claimed stage is made, once it is a folder. What a crash left there is still there."""
+        """Return the folder in which a claimed stage is computed. It keeps what a crash left there."""
         return self.root / ".work" / f"{stage.kind}-{stage.key}"
 
     def _lock(self, stage: Stage) -> Path:
@@ -245,7 +245,7 @@ _RECORD = TypeAdapter(Record)
 
 
 def read_record(folder: Path) -> Mapping[str, Any]:
-    """What a folder's stage.json says; empty where it cannot be read, or does not say what a record must."""
+    """Read a folder's stage.json; empty if it cannot be read, or lacks required keys."""
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         _RECORD.validate_python(record, strict=True)

@@ -75,7 +75,8 @@ def expand(overrides: Sequence[str], multirun: bool) -> Sweep:
 
 
 def _launched(overrides: Sequence[str]) -> tuple[list[str], str | None, str | None]:
-    """What is left for Hydra, with `launcher=` in its words; the launcher, if it is ours; the site of Slurm's jobs.
+    """Return the overrides for Hydra, with `launcher=` in its form; the launcher, if it is ours; the site of Slurm's
+    jobs.
 
     Slurm's jobs are ours: Hydra's are whole cells, which would hold GPUs while they wait for one another.
     """
@@ -163,7 +164,7 @@ def _plain_axes(cells: Sequence[list[str]]) -> dict[str, dict[str, Any]]:
 
 
 def _key(line: str) -> str:
-    """Of an override `key=value`."""
+    """Return the key of an override `key=value`."""
     return line.partition("=")[0]
 
 

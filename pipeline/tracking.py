@@ -116,7 +116,7 @@ def harmless(function: Callable[P, Any]) -> Callable[P, Any]:
 
 
 def tracker(config: Config, folder: Path) -> Tracker:
-    """What the executor wraps around the making of a stage."""
+    """Return what the executor wraps around a stage's computation."""
     if mode(config) == "off":
         return no_tracker
     if mode(config) == "online" and not is_reachable(server()):
@@ -144,7 +144,7 @@ def tracker(config: Config, folder: Path) -> Tracker:
 
 
 def about(stage: Stage) -> dict[str, Any]:
-    """What a run's config says of its stage."""
+    """Return what a run's config records of its stage."""
     return {
         "stage": dict(stage.settings),
         "options": dict(stage.options),
@@ -212,7 +212,7 @@ def cell_of(stage: Stage) -> dict[str, Any]:
 
 
 def performance(job: Job) -> dict[str, Any]:
-    """What was measured while a stage trained, by name; empty of a stage that does not train."""
+    """Return the measurements of a stage's training, by name; empty for a stage that does not train."""
     measured = asdict(job.performance) if job.performance else {}
     return {f"performance/{name}": value for name, value in measured.items()}
 
@@ -226,7 +226,7 @@ def scores(out: Path) -> dict[str, float]:
 
 @harmless
 def report(config: Config, results_csv: Path, curves: Path, page: Path) -> None:
-    """A last run that carries the results table, the curves and the page."""
+    """Write a last run with the results table, the curves and the page."""
     if mode(config) == "off":
         return
     run = start(config, results_csv.parent.absolute(), "report", "report", {})

@@ -93,7 +93,7 @@ def continues(stage: Stage) -> str | None:
 
 
 def previous_stages(stages: Sequence[Stage]) -> dict[str, Stage]:
-    """By key of a CT stage, the stage of the sweep that it continues from; the smallest budgets have none."""
+    """Return, by key of a CT stage, the stage of the sweep that it resumes from; the smallest budgets have none."""
     lines = trajectories(stages).values()
     each = ((stage, line.previous(stage)) for line in lines for stage in line.stages)
     branches = {stage.key: stage.parents[TRUNK] for line in lines for stage in line.branches}
@@ -107,7 +107,7 @@ def drop_all(store: Store, stages: Iterable[Stage]) -> None:
 
 
 def superfluous(with_state: Collection[int], missing: Collection[int], keep_last: bool) -> set[int]:
-    """Of the budgets (tokens) of one trajectory that have their states, those that no missing budget continues from."""
+    """Return the budgets (tokens) of one trajectory that have states from which no missing budget resumes."""
     below = [[budget for budget in with_state if budget < wanted] for wanted in missing]
     needed = {max(budgets) for budgets in below if budgets}
     if keep_last and with_state:

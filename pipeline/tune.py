@@ -82,7 +82,7 @@ def _trained(job: Job, waiting: Sequence[int], tasks: TaskSet) -> Iterator[Score
 
 
 def _how(settings: TuneSettings, options: TuneOptions) -> Mapping[str, Any]:
-    """What scoring needs to know beside the model and the tasks."""
+    """Return what scoring needs besides the model and the tasks."""
     return {
         "batch_tokens": options.batch_tokens,
         "device": options.device,

@@ -45,7 +45,7 @@ def adapted(model: PreTrainedModel, lora: LoraSettings, left_out: Sequence[str] 
 
 
 def checked(model: Any) -> Any:
-    """`model`, a PeftModel, if `merged` and merge/ can put its additions into its weights. Raises BadInput."""
+    """Return `model`, a PeftModel, if `merged` and merge/ can merge its factors. Raises BadInput."""
     from transformers.pytorch_utils import Conv1D
 
     kind = model.config.model_type
@@ -80,12 +80,12 @@ def merged(weights: Mapping[str, torch.Tensor], lora: LoraSettings) -> dict[str,
 
 
 def plain_name(name: str) -> str:
-    """What the plain model calls a weight of a PeftModel that is no addition."""
+    """Return the plain model's name for a weight of a PeftModel that is not a LoRA factor."""
     return name.removeprefix(PREFIX).replace(".base_layer.", ".")
 
 
 def save_adapter(model: Any, weights: Mapping[str, torch.Tensor], base: Path, folder: Path) -> None:
-    """The additions as a folder that peft and merge/ read; its config names the base's folder."""
+    """Save the factors as a folder that peft and merge/ read; its config names the base's folder."""
     for config in model.peft_config.values():
         config.base_model_name_or_path = str(base)
     model.save_pretrained(folder, state_dict=dict(weights))

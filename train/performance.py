@@ -42,7 +42,7 @@ class Meter:
         self.since = time.monotonic()
 
     def end_step(self, saves: bool) -> None:
-        """Count a step. saves: whether the training saves its state after it, and call `end_save`."""
+        """Count a step. saves: whether the training saves its state after it, and calls `end_save`."""
         if self.cuda and (saves or self.warm_up is None):
             import torch
 

@@ -68,7 +68,7 @@ def check_state(state: Path, compute: Compute) -> None:
 
 
 def publish_state(checkpoint: Path, state: Path) -> None:
-    """The checkpoint under a second name: its files are not written again, and may have 80 GB.
+    """Give the checkpoint a second name: its files are not written again, and may have 80 GB.
 
     The Trainer's arguments are left out: a pickle with paths of this machine, which nobody reads.
     """
@@ -77,7 +77,7 @@ def publish_state(checkpoint: Path, state: Path) -> None:
 
 
 def link(source: str, target: str) -> None:
-    """A second name for a file, or a copy where the file system has no such thing."""
+    """Link a file under a second name, or copy it if the file system has no links."""
     Path(target).unlink(missing_ok=True)
     try:
         os.link(source, target)

@@ -214,9 +214,9 @@ class Trainer(transformers.Trainer):
             torch.cuda.empty_cache()
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """For its checkpoints.
+        """Save weights for the Trainer's checkpoints.
 
-        DeepSpeed's hold the weights already: they are not gathered and written a second time.
+        DeepSpeed's checkpoints contain the weights already: they are not gathered and written a second time.
         """
         if not self.is_deepspeed_enabled:
             super().save_model(output_dir, _internal_call)
@@ -437,7 +437,7 @@ class Progress(transformers.TrainerCallback):
         self.meter.end_save()
 
     def performance(self) -> Performance | None:
-        """What was measured, the same in all processes; None: no step was left to do. Every process calls this."""
+        """Return the measurements, the same in all processes; None if no step was left. Every process calls this."""
         name, rate = from_first((self.meter.device_name(), self.meter.tokens_per_second(self.batch_tokens)))
         peak = largest(self.meter.peak_memory())
         return rate and Performance(name, self.compute.world, round(rate / self.compute.world, 3), None, peak)

@@ -53,7 +53,7 @@ def conversations(config: Config) -> Iterator[Finding]:
 
 
 def described(template: ChatTemplate, counts: Mapping[str, int]) -> str:
-    """What a template does with conversations, for people. counts: of a sample; see train.data.chat.masking."""
+    """Describe what a template does with conversations. counts: of a sample; see train.data.chat.masking."""
     said = [f"ends an answer by {template.stop_token}", "a conversation is one sequence"]
     if not template.one_sequence:
         grown = f" ({counts['conversations']:,} become {counts['sequences']:,})" if counts.get("unrolled") else ""
@@ -68,7 +68,7 @@ def described(template: ChatTemplate, counts: Mapping[str, int]) -> str:
 
 
 def sample(config: Config) -> list[dict[str, Any]]:
-    """Some conversations, or prompts with their outputs; none if they are made of the text. Raises BadInput."""
+    """Return some conversations, or prompts with outputs; none if they are made of the text. Raises BadInput."""
     sft = config.sft
     if sft.path:
         return reading.own_conversations(sft.path, sft.format)[0][:SAMPLE]

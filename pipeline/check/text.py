@@ -107,7 +107,7 @@ def _fertility(folder: str, sample: tuple[str, ...]) -> Fertility:
 
 
 def fertility(config: Config) -> Fertility | None:
-    """What the tokenizer makes of a sample of the text; None if either is not available, which another check says."""
+    """Measure the tokenizer on a sample of the text; None if either is missing, which another check reports."""
     folder = tokenizer_folder(config)
     sample = tuple(itertools.islice(texts(config), SAMPLE)) if folder else ()
     return _fertility(str(folder), sample) if sample else None

@@ -205,7 +205,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def lora_finds_its_matrices(self) -> Config:
-        """Of a base from a recipe; what a given folder's are called is known when it is opened."""
+        """Check LoRA's matrices of a base from a recipe; those of a given folder are checked when it is opened."""
         targets = self.train.lora.targets if self.train.lora else "all-linear"
         if self.model.path is None and targets != "all-linear":
             for name in targets:

@@ -42,7 +42,7 @@ class ModelShape(Section):
 
     @property
     def embedding_parameters(self) -> int:
-        """Of the embedding, the largest matrix of such a model."""
+        """Count the parameters of the embedding, the largest matrix of such a model."""
         return self.vocabulary * self.hidden
 
     @property
@@ -52,7 +52,7 @@ class ModelShape(Section):
 
     @property
     def layer_parameters(self) -> int:
-        """Of one layer: four attention matrices, three of each feed-forward, a router of experts, two norms."""
+        """Count the parameters of one layer: attention matrices, feed-forwards, a router of experts, norms."""
         router = self.experts or 0
         return self.hidden * (self._attention + 3 * self.feed_forward * (self.experts or 1) + router + 2)
 
@@ -111,7 +111,7 @@ class BaseRecipe(Training):
 
     @property
     def shape(self) -> ModelShape:
-        """Of the model that it makes."""
+        """Return the shape of the model that the recipe gives."""
         return ModelShape(
             vocabulary=self.vocabulary,
             hidden=self.hidden_size,

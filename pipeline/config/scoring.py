@@ -56,7 +56,7 @@ class Method(Section):
 
     @property
     def checkpoints(self) -> tuple[str, ...]:
-        """What is merged, by the names that it has in results."""
+        """Return the merged checkpoints, by their names in results."""
         return tuple(map(current_method, self.of))
 
     @property

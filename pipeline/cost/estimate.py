@@ -170,7 +170,7 @@ def disk_peak(rows: Sequence[Row], given: float) -> float:
 
 
 def given_bytes(cells: Sequence[Cell]) -> float:
-    """Checkpoints that come from the Hub, in 16 bits."""
+    """Count the bytes of checkpoints that come from the Hub, in 16 bits."""
     parents = {parent.key: parent for cell in cells for stage in cell.stages for parent in stage.parents.values()}
     from_hub = sum(parent.given and str(parent.options["path"]).startswith("hub:") for parent in parents.values())
     return 2 * model_shape(cells[0].config).parameters * from_hub

@@ -121,7 +121,7 @@ def alternatives(compute: Compute, cluster: Cluster) -> Iterator[Compute]:
 
 
 def described(compute: Compute) -> str:
-    """How it is computed, in keys."""
+    """Describe the compute settings, as keys."""
     extra = " compute.gradient_checkpointing=true" if compute.gradient_checkpointing else ""
     return (
         f"compute.strategy={compute.strategy} compute.micro_batch={str(compute.micro_batch or 'null').lower()}{extra}"

@@ -52,7 +52,7 @@ def calibrate(done: Sequence[tuple[Stage, Work, float]]) -> Measured:
 
 
 def measure(stages: Sequence[Stage], configs: Mapping[str, Config], store: Store) -> Measured:
-    """Rates from the entries of these stages. Raises BadInput if no training is done yet."""
+    """Return rates from the entries of these stages. Raises BadInput if no training is finished."""
     done = []
     for stage in stages:
         entry = store.find(stage)

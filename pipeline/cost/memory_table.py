@@ -33,7 +33,7 @@ def needs(shape: ModelShape, precision: str, lora: bool) -> float:
 
 
 def rows() -> Iterator[tuple[str, str, float]]:
-    """(model, method, bytes of a GPU)."""
+    """Return rows of (model, method, bytes per GPU)."""
     for name, shape in SHAPES.items():
         for method, (precision, lora) in METHODS.items():
             yield name, method, needs(shape, precision, lora)

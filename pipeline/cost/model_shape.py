@@ -88,9 +88,9 @@ def from_config_json(file: Path, where: str | None = None) -> ModelShape:
 
 
 def _as_transformers_reads_it(folder: Path, where: str) -> dict[str, Any]:
-    """Sizes by the names that Llama has, and what else the text model's config has, its class's defaults included.
+    """Return sizes by Llama's names, and other keys of the text model's config, with its class's defaults.
 
-    Raises BadInput, for a recurrent model with the line that `check` has.
+    Raises BadInput, for a recurrent model with the same line as `check`.
     """
     config = architecture.config_of(folder, where)
     found = architecture.sizes(config)
@@ -101,6 +101,6 @@ def _as_transformers_reads_it(folder: Path, where: str) -> dict[str, Any]:
 
 
 def trained_parameters(config: Config) -> int:
-    """How many are trained: all, or LoRA's."""
+    """Count the trained parameters: all, or LoRA's."""
     lora, shape = config.train.lora, model_shape(config)
     return shape.lora_parameters(lora.rank, lora.targets) if lora else shape.parameters

@@ -68,9 +68,10 @@ def of(record: Mapping[str, Any]) -> Performance | None:
 
 
 def alike(store: Store, config: Config, gpu: GPU) -> dict[str, Performance]:
-    """Of each kind of training, the performance to plan by: of the same shape, precision and GPU, LoRA or not.
+    """Return, for each kind of training, the performance to plan by: of the same shape, precision and GPU, LoRA or
+    not.
 
-    One with the config's strategy comes before others, then the one with the most tokens: start-up weighs least on it.
+    One with the config's strategy comes first, then the one with the most tokens: start-up matters least for it.
     """
     shape = model_shape(config)
     best: dict[str, Performance] = {}

@@ -94,7 +94,7 @@ def checkpoint_bytes(shape: ModelShape, config: Config) -> int:
 
 
 def state_bytes(shape: ModelShape, config: Config) -> int:
-    """What a training continues from: trained weights and two moments of Adam in 32 bits; DeepSpeed adds two copies of
+    """Count the bytes of a training state: weights and two moments of Adam in 32 bits; DeepSpeed adds two copies of
     the model.
     """
     copies = 2 * width(config.compute.precision) * shape.parameters if config.compute.strategy.startswith("zero") else 0
@@ -116,7 +116,7 @@ def instruction_bytes(config: Config) -> float:
 
 
 def scored_tokens(stage: Stage, config: Config) -> tuple[float, float]:
-    """(tokens that one checkpoint reads, their mean distance to the end of their text) in a stage that scores."""
+    """Return (tokens that one checkpoint reads, their mean distance to the end of their text) of a scoring stage."""
     tuning = stage.kind == "tune"
     limit = config.eval.tune_limit if tuning else config.eval.limit
     items = min(limit or config.eval.items, config.eval.items) * len(config.eval.families)

@@ -26,10 +26,10 @@ HERE = "here"
 def report(
     cells: Sequence[Cell], waiting: set[str], name: str, mfu: float | None = None, one_by_one: bool = False
 ) -> tuple[str, str | None]:
-    """(the table of a sweep on a cluster, why it cannot run there or None).
+    """Return (the table of a sweep on a cluster, the reason why it cannot run there or None).
 
-    `waiting`: keys of stages that are not done. `name`: as CLUSTER= has it. `one_by_one`: launcher=local, where no two
-    stages share the GPUs.
+    `waiting`: keys of unfinished stages. `name`: as in CLUSTER=. `one_by_one`: launcher=local, where no two stages
+    share the GPUs.
     """
     config, refusal = cells[0].config, None
     stages = merged(cells)

@@ -128,7 +128,7 @@ def _write_tables(found: Findings, paths: ReportPaths, out: Path) -> None:
 
 
 def _draw(found: Findings, folder: Path) -> None:
-    """The figures: curves (accuracy and bits beside each other), the trade-off, what was discarded, the slack."""
+    """Draw the figures: curves (accuracy next to bits), the trade-off, discarded parameters, slack."""
     from pipeline.report import chart_data, figures, page, results
 
     seen = page.picture(found, FIGURE_WIDTH)

@@ -31,7 +31,7 @@ class Table:
         return [dict(zip(self.columns, row, strict=True)) for row in self.rows]
 
     def packed(self) -> dict[str, Any]:
-        """Columns of texts as numbers into a list of their values: what is said often is written once."""
+        """Encode columns of text as numbers into a list of their values, so that each text is stored once."""
         columns: list[dict[str, Any]] = []
         packed: list[list[Value]] = []
         for place, name in enumerate(self.columns):
@@ -107,7 +107,7 @@ QUANTITIES = {  # of SFT's parameters, as discards have them
 
 
 def parts(discarded: Iterable[Discarded]) -> Table:
-    """What each merge discarded of SFT: of the whole model, of each layer and of each kind of module."""
+    """Return what each merge discarded of SFT: of the whole model, of each layer and of each kind of module."""
     table: list[tuple[Value, ...]] = []
     for merge in discarded:
         every = {("whole", "whole model"): merge.shares, **merge.parts}
@@ -154,7 +154,7 @@ def slack_sweep(rows: Sequence[Row], discarded: Sequence[Discarded], target: str
 
 
 def _settings(shared: Mapping[str, Any]) -> dict[str, Any]:
-    """What tells groups of a slack sweep apart: density (one, or by model), and lambda or the norm that was given."""
+    """Return what distinguishes groups of a slack sweep: density (one, or by model), and lambda or the given norm."""
     densities = {name: model["density"] for name, model in shared["models"].items() if "density" in model}
     same = len(set(map(str, densities.values()))) == 1
     density = {"density": next(iter(densities.values()))} if same else {f"density {k}": v for k, v in densities.items()}
@@ -163,7 +163,7 @@ def _settings(shared: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def predictions(rows: Sequence[Row], target: str) -> Table:
-    """Of each task with a fixed set of labels: the share of answers that each label got, over all seeds."""
+    """Return, for each task with a fixed set of labels, the fraction of answers per label, over all seeds."""
     counts: dict[tuple[str, str, int], dict[str, float]] = {}
     for row in rows:
         if row.language == target and row.predictions is not None and (row.primary or row.metric == "acc"):
@@ -190,9 +190,9 @@ def differences(comparisons: Sequence[Comparison]) -> Table:
 
 
 def hours(stages: Sequence[Mapping[str, Any]]) -> Table:
-    """Hours by kind of stage, and what each would have cost more had no cell shared with another.
+    """Return hours by kind of stage, and the extra hours without sharing between cells.
 
-    A record's `cells` says how many cells needed the stage. A budget that continued a smaller one would have cost its
+    A record's `cells` counts the cells that needed the stage. A budget that resumed a smaller one would have cost its
     whole budget.
     """
     sums: dict[str, list[float]] = {}
@@ -212,7 +212,7 @@ def hours(stages: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def training(stages: Sequence[Mapping[str, Any]], target: str, name: str) -> Table:
-    """Bits per byte on dev while models trained, where that was measured. target, name: of the language.
+    """Return bits per byte on dev during trainings, if measured. target, name: of the language.
 
     A record's `dev` has one line per measurement: `tokens` and, by language, `dev_bits_per_byte`.
     """
@@ -226,6 +226,6 @@ def training(stages: Sequence[Mapping[str, Any]], target: str, name: str) -> Tab
 
 
 def total_hours(table: Table) -> tuple[float, float]:
-    """Hours spent, and hours that sharing saved."""
+    """Return the hours spent, and the hours that sharing saved."""
     spent, saved = ([float(row[3] or 0) for row in table.rows if row[2] == what] for what in (SPENT, SAVED))
     return sum(spent), sum(saved)

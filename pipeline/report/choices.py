@@ -30,7 +30,7 @@ class Chosen:
 
 
 def read(choices: Iterable[Choice]) -> list[Chosen]:
-    """By method as they come, budget and seed."""
+    """Return the selections by method in their order, budget and seed."""
     import yaml
 
     chosen: list[Chosen] = []

@@ -84,7 +84,7 @@ class Discarded:
 
 
 def read(audits: Iterable[Audit]) -> list[Discarded]:
-    """By method as they come and budget.
+    """Return the discards by method in their order, and budget.
 
     A merge without task vectors (such as the weighted average) discards nothing and is left out, and so is one without
     CT, which no budget changes.
@@ -143,7 +143,7 @@ def _settings(recipe: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _parts(reports: list[dict[str, Any]]) -> dict[tuple[str, str], PartShares]:
-    """Means over seeds of each layer and kind of module that all audits have."""
+    """Return means over seeds of each layer and kind of module that all audits have."""
     parts = {}
     for by, key in (("layer", "by_layer"), ("module kind", "by_kind")):
         for part in reports[0].get(key, {}):
@@ -155,7 +155,7 @@ def _parts(reports: list[dict[str, Any]]) -> dict[tuple[str, str], PartShares]:
 
 
 def recipe_methods(audits: Iterable[Audit]) -> dict[str, str]:
-    """By the merge, the `method` of its recipe."""
+    """Return the `method` of each merge's recipe."""
     first = {audit.method: audit.folder for audit in reversed(list(audits))}
     return {
         method: json.loads((folder / "audit.json").read_text(encoding="utf-8"))["method"]

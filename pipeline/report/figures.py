@@ -75,7 +75,7 @@ def _numbered(svg: str) -> str:
 
 
 def beside(specs: Sequence[tuple[str, Spec]], how: str = "hconcat") -> Spec:
-    """Charts side by side under titles, as one figure, or below each other (vconcat). Each keeps its own data."""
+    """Join charts under titles into one figure, side by side or below each other (vconcat). Each keeps its own data."""
     placed: list[Spec] = []
     datasets: Spec = {}
     for number, (title, spec) in enumerate(specs):

@@ -137,7 +137,7 @@ def slip_terms(first: Weights, second: Weights) -> list[Term]:
 
 
 def knob_text(settings: Mapping[str, Any]) -> str:
-    """`\u03bb 1.5`, `rate 5e-4`: the same for `5e-4`, which YAML reads as text, and 0.0005."""
+    """Format a knob value, as `λ 1.5` or `rate 5e-4`: equal for `5e-4`, which YAML reads as text, and 0.0005."""
     return ", ".join(f"{KNOBS.get(key, key)} {_number(settings[key])}" for key in sorted(settings))
 
 
@@ -179,7 +179,7 @@ class Frontiers:
 
     @cached_property
     def methods(self) -> list[str]:
-        """Methods with a frontier: those that train, then merges."""
+        """List methods with a frontier: those that train, then merges."""
         return methods_in_order(method for method, _ in self._cells)
 
     @cached_property
@@ -188,7 +188,7 @@ class Frontiers:
         return sorted({budget for _, budget in self._cells})
 
     def cells(self, method: str, ct_tokens: int) -> dict[str, Cell]:
-        """By the text of a knob value: its cell."""
+        """Return the cells by the text of their knob value."""
         return self._cells.get((method, ct_tokens), {})
 
     def seeds(self, cells: Iterable[Cell], among: Collection[int] | None = None) -> frozenset[int]:
@@ -295,7 +295,8 @@ class Frontiers:
         return found
 
     def matching(self, first: str, second: str, ct_tokens: int) -> dict[str, float | None]:
-        """By knob value of one method: that of the other with the same bits on dev, by which a next run can be matched.
+        """Return, by knob value of one method, the other's value with the same bits on dev, to match them in a next
+        run.
 
         None if the other's values do not reach. Empty where its knob is not one number.
         """

@@ -115,7 +115,7 @@ def _freedom(
 
 
 def quantile(p: float, freedom: float) -> float:
-    """Of Student's t; of the normal distribution where the degrees of freedom are infinite."""
+    """Return a quantile of Student's t; of the normal distribution for infinite degrees of freedom."""
     from scipy import special  # scipy.stats would give the same numbers, and take a second to import
 
     return float(special.ndtri(p) if freedom == inf else special.stdtrit(freedom, p))
@@ -159,13 +159,13 @@ def levels(ps: Sequence[float]) -> list[float]:
 
 
 def verdict(estimate: Estimate, margin: float, p_adjusted: float, least_seeds: int = 2) -> Verdict:
-    """Of the claim that a difference is above 0, where less than `margin` either way would not matter.
+    """Decide the claim that a difference is above 0; differences within `margin` do not matter (an equivalence
+    margin).
 
     equivalent: the interval lies inside the margin. supported: above 0, by the p-value adjusted for all claims.
     contradicted: the interval lies below 0. ruled out: the interval excludes a gain as large as the margin.
-    inconclusive: none of these, and always with fewer seeds than least_seeds (1 if two checkpoints are compared and
-    not two methods). The interval is that of a single claim: of many verdicts that rest on it, some are wrong by
-    chance.
+    inconclusive: none of these, and always with fewer seeds than least_seeds (1 if two checkpoints are compared and not
+    two methods). The interval is that of a single claim: of many verdicts that rest on it, some are wrong by chance.
     """
     if estimate.seeds < least_seeds:
         return "inconclusive"

@@ -188,9 +188,9 @@ def _run(results: Sequence[tuple[str, Results]], date: str, task: str) -> Result
 
 
 def apart(found: Sequence[Scored]) -> list[Evaluation]:
-    """Evaluations of models of one name under the part of their paths that tells them apart: `a/step-500`.
+    """Name evaluations of models of one name by the part of their paths that differs: `a/step-500`.
 
-    Raises BadInput for one place that was given twice.
+    Raises BadInput for a folder that was given twice.
     """
     names = [_apart(one, [other for other in found if other is not one]) for one in found]
     if len(set(names)) < len(names):
@@ -296,7 +296,7 @@ def _task(task: str, rows: Sequence[Record], path: Path, metrics: Metrics) -> tu
 def _bits(
     base: Record, heads: Sequence[Record], rows: Sequence[Record], path: Path
 ) -> tuple[list[Record], list[Record]]:
-    """Bits per byte of a task of text."""
+    """Return bits per byte of a task of text."""
     for row in rows:
         pair = row.get(BITS)
         if not (isinstance(pair, list) and len(pair) == 2 and all(map(_is_number, pair)) and pair[1] > 0):

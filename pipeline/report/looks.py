@@ -69,9 +69,10 @@ def family_of(method: str, recipes: Mapping[str, str]) -> str:
 
 
 def shown_first(drawn: Mapping[str, Look]) -> list[str]:
-    """What a page shows before anybody chose: models without CT, CT, CT-then-SFT, the upper bound, a merge a family.
+    """List the methods that a page shows first: models without CT, CT, CT-then-SFT, the upper bound, one merge per
+    family.
 
-    Of a family it is the first merge; no score plays a part in it.
+    Of a family it is the first merge; scores play no part.
     """
     trained = [method for method in ("base", "sft", "ct", "ct_then_sft", "target_sft") if method in drawn]
     first: dict[str, str] = {}

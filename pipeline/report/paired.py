@@ -57,7 +57,7 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """`better`, `worse` or `equivalent` where the run can tell, else `inconclusive`."""
+        """Return `better`, `worse` or `equivalent` if the run can decide it, else `inconclusive`."""
         gain = self.difference.negated if self.kind in LOWER_IS_BETTER else self.difference
         margin = MARGINS[self.kind]
         sides = [verdict(side, margin, self.p_adjusted, self.least_seeds) for side in (gain, gain.negated)]
@@ -117,7 +117,7 @@ class Evidence:
         return bool(self.seeds(method, budget))
 
     def cell(self, method: str, budget: int) -> Cell | None:
-        """Where a method stands that is compared at a budget: there, or at 0 where no budget changes it."""
+        """Return the cell of a method at a budget: there, or at 0 if it does not depend on the budget."""
         return next(((method, tokens) for tokens in (budget, 0) if self.has(method, tokens)), None)
 
     def seeds(self, method: str, budget: int) -> set[int]:
@@ -136,7 +136,7 @@ class Evidence:
         return self.combination([(kind, family, cell, weight) for cell, weight in weights])
 
     def combination(self, terms: Sequence[Term], seeds: Collection[int] | None = None) -> Estimate | None:
-        """As `contrast`, of values of several kinds: a document moves all that is measured on it at once.
+        """Compute `contrast` for values of several kinds: a document moves all that is measured on it at once.
 
         seeds: none but these. n is that of the first term.
         """
@@ -163,7 +163,7 @@ class Evidence:
         return self.contrast(kind, means, family)
 
     def _of(self, method: str, budget: int, seed: int) -> dict[tuple[Kind, str | None], Measured]:
-        """What one checkpoint scored. Raises ValueError if its items are not those of the others."""
+        """Return the scores of one checkpoint. Raises ValueError if its items differ from the others'."""
         key = (method, budget, seed)
         if key not in self._measured:
             split = samples_by_kind(self.folders[key], self.language)
@@ -260,7 +260,7 @@ def measured(kind: Kind, samples: Samples, named: Collection[str] = ()) -> Measu
 def compare(
     evidence: Evidence, pairs: Sequence[tuple[str, str]] | None = None, least_seeds: int = 2
 ) -> list[Comparison]:
-    """Methods against baselines at every budget that both have; a baseline without CT at all of them.
+    """Compare methods with baselines at every budget that both have; a baseline without CT at all of them.
 
     pairs: (method, baseline); left out, every merge against CT-then-SFT, CT and SFT.
     """
@@ -282,7 +282,7 @@ def compare(
 
 
 def across(methods: Sequence[str], given: bool) -> list[tuple[str, str]] | None:
-    """What is compared where methods are of several reports: those of a name with that of the first report.
+    """Choose the comparisons of several reports: each method with that of the same name in the first report.
 
     given: checkpoints that somebody scored, all of them with the first. None: of one report, where it is `compare`'s to
     say.

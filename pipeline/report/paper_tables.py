@@ -51,7 +51,9 @@ def to_markdown(rows: Sequence[Row], subject: Subject) -> str:
 
 
 def _scores(rows: Sequence[Row], measure: Measure, subject: Subject) -> str:
-    """Methods as rows, budgets as columns; 95% intervals small below each value, the best of a column in bold."""
+    """Return methods as rows, budgets as columns; 95% intervals small below each value, the best of a column in
+    bold.
+    """
     scores, budgets = points(rows, measure), budgets_of(rows)
     bold = best(scores, measure)
     lines = []

@@ -80,13 +80,13 @@ class Sources:
 
 
 def dev_lines(stage: Path) -> list[dict[str, Any]]:
-    """What a training measured on dev while it ran; nothing where it did not, or for other stages."""
+    """Return the dev measurements of a training; empty if it made none, and for other stages."""
     log = stage / "log.jsonl"
     return [line for line in read_jsonl(log) if "dev_bits_per_byte" in line] if log.is_file() else []
 
 
 def read(folder: Path) -> Sources:
-    """What `save` wrote. Raises BadInput if it did not, or if the results are no longer where they were."""
+    """Read what `save` wrote. Raises BadInput if there is none, or if results have moved."""
     try:
         found = _read(folder)
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -103,7 +103,7 @@ def languages(rows: Sequence[Row], target: str) -> list[str]:
 
 
 def measures(rows: Sequence[Row], language: str) -> list[Measure]:
-    """What to show of a language: what sums it up, then every task by its primary metric, then its answer bits."""
+    """List the measures of a language: its summaries, every task by its primary metric, and answer bits."""
     of_language = [row for row in rows if row.language == language and (row.primary or row.metric == CORRECT_BITS)]
     last = {(row.task, row.metric): row for row in sorted(of_language, key=lambda row: row.metric == CORRECT_BITS)}
     families = [row.family for row in last.values() if row.primary]
@@ -161,7 +161,7 @@ def budget_name(ct_tokens: int) -> str:
 
 
 def baselines(measure: Measure) -> str:
-    """`chance 0.250, trivial 0.310`, as far as they are known."""
+    """Format `chance 0.250, trivial 0.310`, as far as they are known."""
     known = (("chance", measure.chance), ("trivial", measure.trivial))
     return ", ".join(f"{name} {value:.3f}" for name, value in known if value is not None)
 
@@ -195,9 +195,9 @@ def _cell(point: Point | None, bold: bool) -> str:
 
 
 def terminal_table(rows: Sequence[Row], language: str) -> str:
-    """Methods x budgets, for a terminal: mean accuracy in the language, then bits per byte (after a slash).
+    """Format methods x budgets for a terminal: mean accuracy in the language, then bits per byte (after a slash).
 
-    Where neither was measured: the first two tasks.
+    If neither was measured: the first two tasks.
     """
     budgets, order = budgets_of(rows), methods_in_order(row.method for row in rows)
     titles = labels(order)

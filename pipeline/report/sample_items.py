@@ -44,7 +44,8 @@ Key = tuple[str, str, str]  # family, language, id
 def pick(
     items: Sequence[Mapping[str, Any]], evaluations: Iterable[Evaluation], language: str
 ) -> tuple[list[Sample], int, int]:
-    """Of each family an item by chance (its id's hash) and one where most methods differ; the budget and the seed.
+    """Pick, for each family, an item by chance (its id's hash) and one where most methods differ; and budget and
+    seed.
 
     items: rows of `<family>_<language>.<split>.jsonl`. The answers are those of the largest budget and the first seed.
     """
@@ -70,7 +71,7 @@ def pick(
 
 
 def _answers(scored: Mapping[str, Path], asked: Mapping[Key, Any]) -> dict[Key, dict[str, int]]:
-    """By item and method, the number of the choice that was given."""
+    """Return the number of the choice that each method gave, by item and method."""
     answers: dict[Key, dict[str, int]] = {}
     for method, folder in scored.items():
         tasks = {row["task"]: (row["family"], row["language"]) for row in read_scores(folder)}

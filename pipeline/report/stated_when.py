@@ -41,7 +41,7 @@ def stated(committed: datetime | None | Literal["unknown"], scored: datetime | N
 
 
 def commit_times(path: Path) -> Mapping[str, datetime | None] | None:
-    """By id, since when a hypothesis is committed as it is now; None for one that is not.
+    """Return, by id, since when a hypothesis is committed with its present text; None if it is not.
 
     None if git cannot know: no repository, or a shallow clone.
     """
@@ -64,7 +64,7 @@ def commit_times(path: Path) -> Mapping[str, datetime | None] | None:
 
 
 def first_scored(folders: Iterable[Path]) -> datetime | None:
-    """When the first of these folders was made, by its stage.json; None if none has one."""
+    """Return when the first of these folders was computed, by its stage.json; None if none has one."""
     times = []
     for folder in folders:
         if (folder / STAGE).is_file():

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def write_report(plan: RunPlan, arguments: Sequence[str]) -> ReportPaths | None:
-    """As `_write_report`; what the machine rejects (room, rights) is raised as BadInput that names the folder."""
+    """Call `_write_report`; raise errors of the machine (disk space, permissions) as BadInput that names the folder."""
     try:
         with in_one_line():
             return _write_report(plan, arguments)
@@ -68,7 +68,7 @@ def _tell(paths: ReportPaths) -> None:
 
 
 def _sources(cells: Sequence[Cell], entries: Mapping[str, Entry], arguments: Sequence[str]) -> Sources:
-    """What one report is made from. `entries`: what the store has, by key."""
+    """List the inputs of one report. `entries`: those of the store, by key."""
     from pipeline import report  # late: a plan or a refusal needs no plots
     from pipeline.report.report_sources import Sources
 

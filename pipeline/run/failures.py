@@ -26,7 +26,7 @@ class Failures:
 
 
 def of_run(journal: Journal, absent: Collection[str]) -> Failures:
-    """What a run's journal says of stages that are not in the store, given by their keys."""
+    """Read from a run's journal what happened to stages that are not in the store, given by their keys."""
 
     def events(*names: str) -> list[dict[str, Any]]:
         return [event for event in journal.events(*names) if event["key"] in absent]
@@ -35,7 +35,7 @@ def of_run(journal: Journal, absent: Collection[str]) -> Failures:
 
 
 def tell(failures: Failures, arguments: Sequence[str]) -> None:
-    """Names what failed, where its log is, what was not run for it, and the command that tries again."""
+    """Report what failed, where its log is, what was not run because of it, and the command that tries again."""
     failed = [*failures.failed, *failures.refused]
     for message, log in dict.fromkeys((event["message"], event.get("log")) for event in failed):
         print(message, *([f"  log: {log}"] if log else []), sep="\n", file=sys.stderr)

@@ -33,7 +33,7 @@ def requested() -> bool:
 
 @contextmanager
 def deferred(tell: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """A Ctrl-C does not end what runs in here: `tell` is called, and KeyboardInterrupt is raised when it has ended."""
+    """Defer Ctrl-C inside the block: call `tell`, and raise KeyboardInterrupt when the block has ended."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -26,7 +26,7 @@ class Journal:
         self.path = path
 
     def write(self, event: str, stage: Stage | None = None, **more: Any) -> None:
-        """Appends an event of this process, now."""
+        """Append an event of this process, with the present time."""
         named = {} if stage is None else {"kind": stage.kind, "slug": stage.slug, "key": stage.key}
         self.append({"time": round(time.time(), 3), "event": event, "process": os.getpid(), **named, **more})
 
@@ -38,7 +38,7 @@ class Journal:
             file.write(line.encode() + b"\n")
 
     def note(self, stage: Stage, text: str) -> None:
-        """How far a stage is: its last word alone is kept, until it says nothing (``)."""
+        """Write the progress of a stage: only the last text is kept; an empty text removes it."""
         path = self._note(stage)
         if text:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -70,7 +70,7 @@ def train(
 
 
 def summary(measured: Performance) -> str:
-    """What the console shows of a training's speed and memory."""
+    """Format a training's speed and memory for the console."""
     reached = "" if measured.mfu is None else f", MFU {measured.mfu:.1%}"
     per_device = "" if measured.devices == 1 else f" on each of {measured.devices} devices"
     speed = f"{measured.tokens_per_second_per_device:,.0f} tokens/s{per_device}"
@@ -171,7 +171,9 @@ def command(compute: Compute, file: Path) -> list[str]:
 
 
 def _python_on_hosts() -> list[str]:
-    """How srun starts Python on its hosts: as the site says, which may be in a container, else by this one's path."""
+    """Return the command with which srun starts Python on its hosts: the site's, maybe in a container, else this
+    one's path.
+    """
     python = os.environ.get(PYTHON)
     if not python:
         return [*IGNORE_SIGNALS, sys.executable]

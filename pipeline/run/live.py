@@ -75,7 +75,7 @@ def newest(outputs: Path) -> Path:
 
 
 def standing(plan: RunPlan, journal: Journal) -> Standing:
-    """What the store and the journal say now."""
+    """Return the status by the store and the journal."""
     done = {stage.key for stage in plan.stages if plan.store.find(stage)}
     running: dict[str, float] = {}
     lost: dict[str, str] = {}
@@ -158,7 +158,7 @@ def display(plan: RunPlan, journal: Journal) -> Iterator[None]:
 
 
 def _show(shown: Live, plan: RunPlan, journal: Journal, said: Path, ended: threading.Event) -> None:
-    """Refreshes the display until the run has ended, and print what is said meanwhile above it."""
+    """Refresh the display until the run has ended, and print messages above it."""
     from rich.console import Group
     from rich.text import Text
 

@@ -55,7 +55,7 @@ def _utilisation(given: str | None) -> float | None:
 
 
 def table(plan: RunPlan) -> str:
-    """For people: each stage, whether it is done, and how many cells share it."""
+    """List each stage for people, whether it is done, and how many cells share it."""
     missing = {stage.key for stage in plan.missing()}
     sharing = Counter(stage.key for cell in plan.cells for stage in cell.stages)
     kinds, width = (2 + max(len(getattr(stage, name)) for stage in plan.stages) for name in ("kind", "slug"))

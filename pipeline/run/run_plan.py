@@ -35,7 +35,7 @@ class RunPlan:
 
     @cached_property
     def stages(self) -> tuple[Stage, ...]:
-        """Of all cells, each once, in the order in which the cells run."""
+        """Return the stages of all cells, each once, in the order in which the cells run."""
         return merged(self.cells)
 
     @cached_property

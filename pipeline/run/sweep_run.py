@@ -94,7 +94,7 @@ def check(sweep: Sweep) -> int:
 
 
 def _end(plan: RunPlan, journal: Journal, arguments: Sequence[str], started: float) -> int:
-    """Tidies up, reports and tell; the exit code of the run."""
+    """Tidy up, write the report, report failures, and return the exit code of the run."""
     store, config = plan.store, plan.config
     trajectory.drop_all(store, plan.stages)
     paths = write_report(plan, arguments)

@@ -152,9 +152,9 @@ def make_cell(folder: Path, number: int) -> None:
 
 
 def quiet(config: Config, log: Path) -> None:
-    """Libraries keep to themselves: the console is ours, and what they warn of goes to a file.
+    """Silence libraries on the console: their warnings go to a file.
 
-    Called before they are imported; child processes inherit it.
+    Call this before they are imported; child processes inherit it.
     """
     silent = {"TQDM_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error", "TOKENIZERS_PARALLELISM": "false"}
     if config.compute.device == "cpu":

@@ -53,13 +53,13 @@ _index: Index | None = None  # of this process
 
 
 def init_worker(items: Path) -> None:
-    """Readies a process to search for items, rows with a `text`."""
+    """Prepare a process to search for items, rows with a `text`."""
     global _index
     _index = Index(row["text"] for row in read_jsonl(items))
 
 
 def scan(file: Path) -> tuple[dict[int, Evidence], Counter[str]]:
-    """What a file of training text or instructions has of each item, by its number, and how much was read."""
+    """Return what a file of training text or instructions contains of each item, by number, and how much was read."""
     index = _index
     assert index is not None
     items, read = defaultdict[int, Evidence](Evidence), Counter[str]()
@@ -119,7 +119,7 @@ def report(
 def by_task(
     items: Sequence[dict[str, str]], sizes: Sequence[int], leaked: Sequence[dict[str, Any]]
 ) -> dict[str, dict[str, int]]:
-    """How many items each task has, how many are too short to be judged, and how many leaked.
+    """Count the items of each task, those too short to judge, and those that leaked.
 
     sizes: words of each item's n-grams, 0: too short.
     """
@@ -158,5 +158,5 @@ def record(item: dict[str, str], evidence: Evidence, grams: int) -> dict[str, An
 
 
 def severity(row: dict[str, Any]) -> tuple[float, float, str, str]:
-    """Sorts the worst first: near-duplicates by similarity, then by the share of n-grams."""
+    """Return a sort key, worst first: near-duplicates by similarity, then by the fraction of n-grams."""
     return -row["jaccard"], -row["share"], row["task"], row["id"]

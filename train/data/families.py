@@ -61,7 +61,7 @@ class Question:
 
     @property
     def prompt(self) -> str:
-        """What the model sees; the answer follows after a space."""
+        """Return the model's input; the answer follows after a space."""
         return f"{self.question}\n{self.text}" if self.text_last else prompt(self.question, self.text)
 
 
@@ -93,7 +93,7 @@ class Vocabulary:
         return word in self._askable
 
     def like(self, word: str, avoid: set[str], rng: random.Random, count: int = 3) -> list[str] | None:
-        """Distractors of about the frequency of `word`, drawn from the ranks around its own.
+        """Draw distractors of about the frequency of `word`, from neighbouring ranks.
 
         None if there are too few.
         """
@@ -116,7 +116,7 @@ WORD_FAMILIES: dict[str, WordFamily] = {}  # by name: words of a document -> a q
 
 
 def word_family(name: str, question: str) -> Callable[[WordFamily], WordFamily]:
-    """Enters a function as the family of this name, whose questions read so."""
+    """Register a function as the family of this name, with this text of its questions."""
 
     def enter(make: WordFamily) -> WordFamily:
         QUESTIONS[name], WORD_FAMILIES[name] = question, make
@@ -158,7 +158,7 @@ def route(words: list[str], vocabulary: Vocabulary, rng: random.Random) -> Quest
 
 
 def continuation(words: list[str], vocabulary: Vocabulary, rng: random.Random) -> Question | None:
-    """Which word comes after 8 to 14 words, within the sentence."""
+    """Ask for the word after 8 to 14 words, within the sentence."""
     writing = vocabulary.writing
     if len(words) < 15 * writing.units:
         return None
@@ -175,7 +175,7 @@ def continuation(words: list[str], vocabulary: Vocabulary, rng: random.Random) -
 
 @word_family("blank", "Which word fills the blank?")
 def blank(words: list[str], vocabulary: Vocabulary, rng: random.Random) -> Question | None:
-    """Of 9 to 14 words, one in the second half is replaced by a blank."""
+    """Ask for a blank in the second half of 9 to 14 words."""
     text = window(words, 9, 14, vocabulary.writing, rng)
     if not text:
         return None
@@ -190,7 +190,7 @@ def blank(words: list[str], vocabulary: Vocabulary, rng: random.Random) -> Quest
 
 @word_family("lookup", "Which word comes after {word}?")
 def lookup(words: list[str], vocabulary: Vocabulary, rng: random.Random) -> Question | None:
-    """Which word of the text comes after another; the wrong choices stand in the same text."""
+    """Ask which word of the text comes after another; the wrong choices are in the same text."""
     return lookup_in(window(words, 10, 16, vocabulary.writing, rng), vocabulary, rng)
 
 
@@ -225,9 +225,9 @@ def topic_of(english: str) -> str | None:
 
 
 def about(text: str, topic: str) -> Question:
-    """What a verse is about, among the topics.
+    """Ask for the topic of a verse.
 
-    The truth comes from the English verse, whatever the language of the text.
+    The correct answer comes from the English verse, whatever the language of the text.
     """
     labels = tuple(TOPICS)
     words = {word.lower() for word in map(bare, text.split())}

@@ -91,7 +91,7 @@ def build_in_language(corpus_dir: Path, settings: InstructionsInLanguageSettings
 
 
 def question_source(corpus_dir: Path, names: Sequence[str], seed: int) -> QuestionSource:
-    """Where the questions of these families come from. Raises BadInput for a family that there is not."""
+    """Return the source of questions of these families. Raises BadInput for an unknown family."""
     unknown = set(names) - set(families.QUESTIONS)
     if unknown:
         raise BadInput(
@@ -101,7 +101,7 @@ def question_source(corpus_dir: Path, names: Sequence[str], seed: int) -> Questi
 
 
 def by_family(instructions: Sequence[Row]) -> dict[str, int]:
-    """How many questions there are of each family."""
+    """Count the questions of each family."""
     return dict(Counter(turn["family"] for row in instructions for turn in (row, *row.get("more", ()))))
 
 
@@ -216,7 +216,7 @@ def hub_instruction(prompt: str, answer: str) -> tuple[str, Row] | None:
 def from_hub(
     settings: InstructionsSettings, out: Path, work: Path, folder: str | None = None, workers: int = 1
 ) -> None:
-    """Instructions from the Hub as Parquet files, up to a number of bytes.
+    """Write instructions from the Hub as Parquet files, up to a number of bytes.
 
     It resumes in `work` if an earlier call was killed.
 
@@ -244,7 +244,7 @@ def from_hub(
 
 
 def rows_of(settings: InstructionsSettings) -> dict[str, Any]:
-    """How the rows of a data set are read: two columns of text, as they are or as a conversation, or conversations."""
+    """Return the way rows of a data set are read: two text columns, plain or as a conversation, or conversations."""
     prompt, answer = settings.hub.prompt, settings.hub.answer
     if prompt is not None and answer is not None:
         return {"columns": (prompt, answer), "sort": hub_instruction}

@@ -57,7 +57,7 @@ class Words:
         return self.known[word]
 
     def excerpt(self, text: str, start: int, count: int) -> str:
-        """`count` words from word `start` on as they stand in the text, cut after EXCERPT characters."""
+        """Return `count` words from word `start` as they are in the text, cut after EXCERPT characters."""
         spans = [match.span() for match in self.find(text)]
         return shortened(text[spans[min(start, len(spans) - 1)][0] : spans[min(start + count, len(spans)) - 1][1]])
 
@@ -113,18 +113,18 @@ class Index:
         self.shingle_sieve = self.sieve(self.with_shingle)
 
     def sieve(self, hashes: Iterable[int]) -> NDArray[np.bool_]:
-        """Which first bits some hash has: (2^SIEVE_BITS,)."""
+        """Mark the first bits that some hash has: (2^SIEVE_BITS,)."""
         table = np.zeros(1 << int(self.SIEVE_BITS), bool)
         table[np.fromiter(hashes, np.uint64) >> (np.uint64(64) - self.SIEVE_BITS)] = True
         return table
 
     def through(self, sieve: NDArray[np.bool_], hashes: Hashes) -> Iterator[tuple[int, int]]:
-        """Positions and hashes that may be an item's."""
+        """Return positions and hashes that may be those of an item."""
         positions = np.flatnonzero(sieve[hashes >> (np.uint64(64) - self.SIEVE_BITS)])
         return zip(positions.tolist(), hashes[positions].tolist(), strict=True)
 
     def search(self, documents: Sequence[str]) -> list[dict[int, Match]]:
-        """What each document has of each item, by the item's number.
+        """Return what each document contains of each item, by the item's number.
 
         Documents are searched together, with a gap between them that no item has: many are short.
         """

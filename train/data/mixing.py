@@ -14,7 +14,7 @@ from train.data.packing import write_counts
 
 
 def mixed_blocks(ct_dir: Path, sft_dir: Path, ct_tokens: int, out: Path) -> None:
-    """The first `ct_tokens` of CT's blocks and all of SFT's, each kind spread evenly over the whole.
+    """Return the first `ct_tokens` of CT's blocks and all of SFT's, each kind spread evenly.
 
     In go two folders of blocks of one size, and their counts; out comes one like SFT's: blocks, labels, positions. The
     loss of a block of CT is on all of it, in its positions from 0 on. Raises ValueError for blocks of two sizes.

@@ -108,9 +108,9 @@ def counting(read: Iterable[Pass], files: int, control: Counter[str]) -> Iterato
 def ct_blocks(
     corpus_dir: Path, tokenizer_dir: Path, settings: CtBlocksSettings, out: Path, work: Path, workers: int = 1
 ) -> None:
-    """Packs the language and English up to the schedule's tokens or the end of the language's text.
+    """Pack the language and English up to the schedule's tokens or the end of the language's text.
 
-    The language is never repeated, English is where it must be. `work` keeps the tokens of each file until the blocks
+    The language is never repeated; English is repeated if needed. `work` keeps the tokens of each file until the blocks
     are published. `workers`: processes that tokenise; the blocks do not depend on it. Raises BadInput if the text is
     shorter than one block.
     """
@@ -161,7 +161,7 @@ def sft_blocks(
     work: Path,
     workers: int = 1,
 ) -> None:
-    """Packs instruction examples, and blocks of running text among them, up to `tokens`.
+    """Pack instruction examples, and blocks of running text among them, up to `tokens`.
 
     The examples are repeated where they are fewer.
 
@@ -210,7 +210,7 @@ def sft_blocks(
 
 
 def masking(tokenizer: PreTrainedTokenizerBase, settings: SftBlocksSettings) -> Masking | None:
-    """How conversations become examples; None if instructions are taken as they are. Raises BadInput."""
+    """Return the way conversations become examples; None for instructions without a template. Raises BadInput."""
     how = settings.chat
     if how is None:
         return None
@@ -219,7 +219,7 @@ def masking(tokenizer: PreTrainedTokenizerBase, settings: SftBlocksSettings) -> 
 
 
 def chat_counts(items_dir: Path, counted: Mapping[str, int]) -> dict[str, Any]:
-    """What is left with the blocks of conversations: how many there are, and how many were left out, by reason."""
+    """Return the counts next to blocks of conversations: how many there are, and how many were left out, by reason."""
     kept = ("conversations", "answers", "sequences", "cut", "unrolled", "system_in_question")
     before = json.loads((items_dir / "counts.json").read_text(encoding="utf-8")).get(COUNTED, {})
     left_out = {name.removeprefix(LEFT_OUT): count for name, count in counted.items() if name.startswith(LEFT_OUT)}
@@ -360,5 +360,5 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def write_counts(out: Path, **counts: Any) -> None:
-    """`counts.json` beside the blocks."""
+    """Write `counts.json` next to the blocks."""
     write_json(out / "counts.json", counts)

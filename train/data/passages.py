@@ -67,7 +67,7 @@ def further_questions(
     vocabulary: Vocabulary,
     rng: random.Random,
 ) -> dict[str, Question]:
-    """What else can be asked about the text of a question of `family`, by family.
+    """Return further questions about the text of a question of `family`, by family.
 
     `known`: the labels of the text. Where both `next` and `route` are asked, `next` asks for the word after the text
     and `route`, which comes later, for the one after that.

@@ -50,7 +50,7 @@ class Workers(AbstractContextManager["Workers"]):
     def map(
         self, function: Callable[[Task], Result], tasks: Iterable[Task], ahead: int | None = None
     ) -> Iterator[Result]:
-        """`function(task)` for each task, in order.
+        """Yield `function(task)` for each task, in order.
 
         At most `ahead` tasks (None: one a process) are submitted before their result is asked for.
 

@@ -75,7 +75,7 @@ class Tokenised:
 
 
 def counted(path: Path) -> dict[str, int]:
-    """What a file of counts says; nothing where there was nothing to count."""
+    """Read a file of counts; empty if nothing was counted."""
     counts: dict[str, int] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     return counts
 
@@ -112,7 +112,7 @@ class TokenizerFile:
         return dtype_for(self.vocabulary)
 
     def load(self) -> TextEncoder:
-        """What encodes: texts to arrays of `dtype`, without special tokens."""
+        """Return an encoder: texts to arrays of `dtype`, without special tokens."""
         from train.data.words import TextEncoder  # the tokenizers library
 
         return TextEncoder(self.definition, self.dtype)
@@ -122,14 +122,14 @@ _tokenizer: tuple[TokenizerFile, TextEncoder] | None = None  # of this process
 
 
 def init_worker(tokenizer: TokenizerFile) -> None:
-    """Readies a process to tokenise. Each has one thread: the processes are the parallelism."""
+    """Prepare a process to tokenise. Each has one thread: the processes are the parallelism."""
     global _tokenizer
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     _tokenizer = tokenizer, tokenizer.load()
 
 
 def tokenise(task: tuple[Path, Path]) -> Path:
-    """Tokenises a file of `text` rows, or of instructions, into a folder, unless it is there already."""
+    """Tokenise a file of `text` rows, or of instructions, into a folder, unless it exists."""
     source, folder = task
     if folder.exists():
         return folder
@@ -233,7 +233,7 @@ def stream(read: Iterable[Pass]) -> Iterator[Tokens]:
 
 
 def batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    """Lists of up to `size` items."""
+    """Yield lists of up to `size` items."""
     iterator = iter(items)
     while batch := list(itertools.islice(iterator, size)):
         yield batch

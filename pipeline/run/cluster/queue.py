@@ -45,7 +45,7 @@ class Job:
 
 
 def logs(folder: Path) -> Path:
-    """Where the jobs of a run write what they print."""
+    """Return the folder of the output of a run's jobs."""
     return folder / "slurm"
 
 
@@ -108,5 +108,5 @@ def ours(store: Store, seen: dict[str, Seen]) -> list[Job]:
 
 
 def making(jobs: Collection[Job]) -> dict[str, Job]:
-    """Which queued job makes a stage, by the stage's key."""
+    """Return the queued job that computes a stage, by the stage's key."""
     return {key: job for job in jobs for key in job.keys}

@@ -23,7 +23,7 @@ TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::([0-5]?\d))?(?::([0-5]?\d))?")  # Slurm'
 
 
 def hours(given: Any) -> Any:
-    """Hours from a time with colons or days, such as 4:30 or 1-00:00:00; what else is given stays as it is."""
+    """Parse hours from a time with colons or days, such as 4:30 or 1-00:00:00; return other values unchanged."""
     if not isinstance(given, str) or not (":" in given or "-" in given[1:]):
         return given
     if not (time := TIME.fullmatch(given.strip())):
@@ -70,7 +70,7 @@ class Site(Place):
     settle_seconds: Annotated[float, Field(ge=0)]
 
     def resources(self, work: str) -> Resources:
-        """What a class of jobs asks for: its own, else the site's."""
+        """Return the resources of a class of jobs: its own, else the site's."""
         asked: Resources = getattr(self, work)
         common = {name: getattr(self, name) for name in Place.model_fields if getattr(asked, name) is None}
         return asked.model_copy(update=common)

@@ -69,7 +69,7 @@ def _submit(site: Site, store: Store, array: Sequence[Task], folder: Path, after
 
 
 def parameters(site: Site, task: Task, name: str, after: Sequence[str]) -> dict[str, Any]:
-    """What submitit writes into the batch script of jobs like this one."""
+    """Return the options that submitit writes into the batch script of such jobs."""
     resources = site.resources(task.work)
     import_ours = f'export PYTHONPATH={shlex.quote(str(ROOT))}"${{PYTHONPATH:+:$PYTHONPATH}}"'
     setup = [*(resources.setup or []), import_ours]

@@ -27,7 +27,7 @@ class Tail:
         self.path, self.read = path, 0
 
     def events(self) -> list[dict[str, Any]]:
-        """What was written since the last call; a line that is not whole yet is left for the next."""
+        """Return the events since the last call; an incomplete line is left for the next."""
         try:
             with self.path.open("rb") as file:
                 file.seek(self.read)
@@ -78,12 +78,12 @@ class Watch:
             self.progress.say(stage, event["message"])
 
     def unexplained(self, job: queue.Job) -> list[Stage]:
-        """What a job should have made, did not, and said nothing of."""
+        """Return the stages of a job that are missing without an event."""
         silent = [self.waiting[key] for key in job.keys if key in self.waiting and key not in self.explained]
         return [stage for stage in silent if self.store.find(stage) is None]
 
     def lost(self, job: queue.Job) -> None:
-        """A job has left the queue without a word: it was cancelled, killed, or never came to start."""
+        """Report a job that left the queue without an event: it was cancelled, killed, or never started."""
         first: Stage | None = None
         for stage in self.unexplained(job):
             self.explained.add(stage.key)
@@ -96,7 +96,7 @@ class Watch:
             self.progress.say(stage, message)
 
     def tell_held(self, seen: dict[str, queue.Seen]) -> None:
-        """Jobs that Slurm holds back wait for a person: said once."""
+        """Report, once, jobs that Slurm holds until a person acts."""
         for id, entry in seen.items():
             if id in self.jobs and "held" in entry.reason.lower() and self.said.get(id) != entry.reason:
                 self.said[id] = entry.reason
@@ -134,6 +134,6 @@ def until_ended(watch: Watch, site: Site, look: Callable[[], dict[str, queue.See
 
 
 def counts(seen: dict[str, queue.Seen], ids: Collection[str]) -> str:
-    """How many of these jobs are in which state."""
+    """Count these jobs by state."""
     states = Counter(seen[id].state.lower() for id in ids if id in seen)
     return f"jobs: {', '.join(f'{count} {state}' for state, count in sorted(states.items()))}" if states else ""

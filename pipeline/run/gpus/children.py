@@ -100,7 +100,7 @@ class Children:
             )  # fmt: skip
 
     def _log(self, task: Task) -> Path:
-        """Where a child leaves what it writes to stderr."""
+        """Return the file of a child's stderr."""
         return self.folder / "logs" / f"{task.name}.log"
 
     def _ended(self) -> list[Task]:

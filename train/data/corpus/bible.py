@@ -49,7 +49,7 @@ def english_file() -> Path:
 
 
 def chichewa() -> Iterator[tuple[VerseId, str]]:
-    """Verses in order. Puts back the space that about 6,450 places lack after punctuation."""
+    """Yield verses in order. Restore the space after punctuation that about 6,450 places lack."""
     for path in chichewa_files():
         for number, text in enumerate(json.loads(path.read_text(encoding="utf-8")), start=1):
             text = re.sub(r"([,;:.!?])(?=[^\W\d_])", r"\1 ", text)
@@ -57,7 +57,7 @@ def chichewa() -> Iterator[tuple[VerseId, str]]:
 
 
 def english() -> Iterator[tuple[VerseId, str]]:
-    """Verses in order, without the translators' notes, which stand in braces, and the psalms' mark `&gt;`."""
+    """Yield verses in order, without the translators' notes in braces and the psalms' mark `&gt;`."""
     with gzip.open(english_file(), "rt", encoding="utf-8", newline="") as lines:
         for row in csv.reader(lines):
             if row[0].isdigit():

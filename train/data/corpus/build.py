@@ -87,7 +87,7 @@ def _chichewa(language: str) -> Iterator[tuple[bible.VerseId, str]]:
 
 
 def _by_verse(texts: Mapping[str, Iterable[tuple[bible.VerseId, str]]], settings: CorpusSettings) -> Passages:
-    """Verses as passages, chapters as documents; the split goes by the chapter, in every language alike."""
+    """Return verses as passages and chapters as documents; the split is by chapter, the same in every language."""
     passages: Passages = {}
     for language, verses in texts.items():
         passages[language] = []

@@ -41,7 +41,7 @@ def is_withheld(document: str, share: float, seed: int) -> bool:
 
 
 def normalised(text: str) -> str:
-    """What counts as the same text when held-out text is looked for in training text.
+    """Normalise a text for the comparison of held-out text with training text.
 
     Letters with their marks (vowel signs are words' own) and digits, case folded. A letter and its mark are the same as
     one character (NFC) and as two (NFD).
@@ -50,7 +50,7 @@ def normalised(text: str) -> str:
 
 
 def as_documents(passages: Iterable[dict[str, str]]) -> list[dict[str, str]]:
-    """Passages (`id`, `document`, `text`) joined, in their order, into the documents that they belong to."""
+    """Join passages (`id`, `document`, `text`), in their order, into their documents."""
     documents: dict[str, list[str]] = {}
     for passage in passages:
         documents.setdefault(passage["document"], []).append(passage["text"])
