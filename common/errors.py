@@ -1,4 +1,4 @@
-"""Errors that end a command, each in one line."""
+"""Errors that end a command, one line each."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class StageFailed(RuntimeError):
 
 @contextmanager
 def in_one_line() -> Iterator[None]:
-    """Raise errors of the machine (files, disk space, memory) and too deep nesting as BadInput, in one line."""
+    """Raise errors of the machine (files, disk space, memory) and too deep nesting as BadInput, one line each."""
     try:
         yield
     except (Interrupted, StageFailed):  # have their line and their exit code, whatever words are in it

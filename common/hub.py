@@ -81,7 +81,7 @@ def folder_at_hand(path: str | None) -> Path | None:
 
 @cache
 def commit(model: HubModel, key: str, network: bool) -> str | None:
-    """Resolve a model's revision to a commit: pinned, asked of the Hub, or from the cache.
+    """Resolve a model's revision to a commit: pinned, from the Hub, or from the cache.
 
     Returns None if only the network has the answer and `network` is false. Raises BadInput.
     """
@@ -226,7 +226,7 @@ def check_push(repo: str, key: str) -> None:
     try:
         HfApi().whoami()
     except HfHubHTTPError as error:
-        raise BadInput(f"{key} {repo}: the hub refuses this token ({line_of(error)[:120]}); `hf auth login`.") from None
+        raise BadInput(f"{key} {repo}: the Hub rejects this token ({line_of(error)[:120]}); `hf auth login`.") from None
     except Exception as error:  # whatever a network can raise
         raise BadInput(f"{key} {repo}: the hub cannot be reached ({type(error).__name__}). Go online.") from None
 
@@ -234,7 +234,7 @@ def check_push(repo: str, key: str) -> None:
 def push(folder: Path, repo: str, key: str, private: bool = False) -> str:
     """Put a checkpoint folder on the Hub, in a new model or an older one; returns its address.
 
-    merge.yml stays here: it has this machine's paths. Raises BadInput that says how to go on.
+    merge.yml stays here: it has this machine's paths. Raises BadInput that states what to do.
     """
     from huggingface_hub import HfApi
 

@@ -40,7 +40,7 @@ class Source:
     subset: str | None = None  # a configuration of the data set; None: its only one
     files: str | None = None  # a glob of the data set's files; None: all
     split: str = "train"
-    revision: str | None = None  # a commit, branch or tag; not asked of a folder
+    revision: str | None = None  # a commit, branch or tag; unused for a folder
 
     @property
     def is_local(self) -> bool:

@@ -1,4 +1,4 @@
-"""Items and documents from JSONL files, every row checked: what is wrong is refused by file and line."""
+"""Items and documents from JSONL files, every row checked: errors name file and line."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def _read(path: Path, wrong: Callable[[Row], str | None]) -> list[Row]:
         row = parse_json(line.encode(), f"{path} line {number}")
         problem = wrong(row)
         if not problem and row["id"] in seen:
-            problem = f"the id {row['id']!r} stands twice"
+            problem = f"the id {row['id']!r} is listed twice"
         if problem:
             raise BadInput(f"{path} line {number}: {problem}")
         seen.add(row["id"])

@@ -201,5 +201,5 @@ def one_line(error: ValidationError, where: str, data: Any) -> str:
     message = first["msg"].removeprefix("Value error, ")
     if not location:
         return f"{where}: {message}"
-    # of a list of rules the message goes on with the place inside the value: `lambda` + `[0].kind: one of ...`
+    # for a list of rules the message begins with the place inside the value: `lambda` + `[0].kind: one of ...`
     return f"{where}: {'.'.join(location)}{'' if message[0] in '[.:' else ': '}{message}"

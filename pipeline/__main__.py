@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m pipel
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted; what is done is kept, and the next run goes on from there", file=sys.stderr)
+        print("interrupted; finished stages are kept, and the next run resumes", file=sys.stderr)
         return 130
 
 

@@ -172,7 +172,7 @@ class Executor:
         except FileNotFoundError:  # another job was faster
             return None
         self.journal.write("damaged", stage, damage=damage)
-        self.progress.say(stage, f"damaged ({damage}); moved to {moved_to} and made anew")
+        self.progress.say(stage, f"damaged ({damage}); moved to {moved_to} and computed again")
         return None
 
     def _make(self, stage: Stage) -> Entry:

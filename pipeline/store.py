@@ -51,7 +51,7 @@ class Entry:
     def damage(self, thorough: bool) -> str | None:
         """Describe damage to the files, or return None. Thorough: by checksum; otherwise by size for large entries."""
         damage = self._damage(thorough)
-        # files may have been dropped meanwhile: first the record is changed, then they go
+        # files may have been dropped since: first the record is changed, then they go
         if damage and (now := Entry(self.path)).record and now.record != self.record:
             return now.damage(thorough)
         return damage
@@ -211,7 +211,7 @@ class Store:
         return os.path.lexists(self.work(stage))
 
     def discard_work(self, stage: Stage) -> None:
-        """Remove what the making of a stage left behind. Only for whoever holds the claim."""
+        """Remove what the making of a stage left behind. Only for the holder of the lock."""
         with contextlib.suppress(OSError):
             remove(self.work(stage))
 

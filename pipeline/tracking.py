@@ -88,7 +88,7 @@ def is_reachable(address: str) -> bool:
 
 
 def stay_offline(why: str) -> None:
-    """Write the runs of this process, and of those that it starts, to the disk, and say so in one line."""
+    """Write the runs of this process, and of those that it starts, to the disk, and print a line about it."""
     os.environ[MODE] = "offline"
     say(f"tracking: {why}, so wandb's runs are offline; `wandb sync` sends them later")
 

@@ -4,7 +4,7 @@ The launcher (pipeline/run/launch.py, or torchrun by hand) starts the processes.
 JSON object per line, and writes the outcome to RESULT_FILE next to JOB.json.
 
 On SIGINT, SIGTERM, SIGUSR2 or a file STOP_FILE next to JOB.json, every process finishes the step, saves, and exits with
-75; the same call resumes from there. Exit code 2: bad input, in one line.
+75; the same call resumes from there. Exit code 2: bad input, with a one-line error.
 """
 
 from __future__ import annotations

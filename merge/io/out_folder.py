@@ -99,7 +99,7 @@ class OutFolder:
             fsync(self._home)
             return
         names = sorted((path.name for path in self.aside.iterdir()), key=lambda name: name == LAST)
-        if self._descriptor is not None:  # so that whoever finds this half done knows what to remove
+        if self._descriptor is not None:  # so that a later merge that finds this half done can remove it
             moved = {name: (self.aside / name).lstat().st_ino for name in names}
             os.write(self._descriptor, json.dumps(moved).encode())
             os.fsync(self._descriptor)
@@ -136,7 +136,7 @@ class OutFolder:
                     raise
             if _is_file_of(self._descriptor, self._lock):
                 return
-            os.close(self._descriptor)  # its last holder has removed it meanwhile
+            os.close(self._descriptor)  # its last holder has removed it since
 
     def between(self) -> OutFolder:
         """Return the folder of intermediate results on the same file system: inside the target if it is filled, else

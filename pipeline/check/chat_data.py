@@ -57,7 +57,7 @@ def described(template: ChatTemplate, counts: Mapping[str, int]) -> str:
     said = [f"ends an answer by {template.stop_token}", "a conversation is one sequence"]
     if not template.one_sequence:
         grown = f" ({counts['conversations']:,} become {counts['sequences']:,})" if counts.get("unrolled") else ""
-        said[1] = f"unrolled, an example an answer{grown}: later prompts do not go on from earlier answers"
+        said[1] = f"unrolled, an example an answer{grown}: later prompts do not continue earlier answers"
     if template.lead.strip():
         said.append(f"an answer begins with {template.lead!r}, which is learnt")
     if template.own_system:

@@ -16,7 +16,7 @@ from pipeline.store import Store
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of a check. A warning stops nothing. told: an observation, neither a failure nor a warning."""
+    """One line of a check. A warning stops nothing. `told`: neither a failure nor a warning."""
 
     fails: bool
     text: str

@@ -1,4 +1,4 @@
-"""Errors of the schema, each in one line."""
+"""Errors of the schema, one line each."""
 
 from __future__ import annotations
 

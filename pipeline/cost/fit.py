@@ -28,7 +28,7 @@ def on_cluster(config: Config, cluster: Cluster) -> Config:
 
 
 def check(config: Config, cluster: Cluster, trained: bool = True) -> None:
-    """Reject, in one line that says what would fit, a training or a checkpoint that the GPUs cannot hold.
+    """Raise BadInput, which states what would fit, if a training or a checkpoint does not fit the GPUs.
 
     `trained`: whether the sweep trains at all.
     """
@@ -53,7 +53,7 @@ def check(config: Config, cluster: Cluster, trained: bool = True) -> None:
 
 
 def host_warning(needs: Mapping[str, float], cluster: Cluster) -> str | None:
-    """Warn, in one line, of a node whose main memory is too small; None if it is large enough or not known."""
+    """Warn of a node whose main memory is too small; None if it is large enough or not known."""
     what, most = max(needs.items(), key=lambda item: item[1])
     if cluster.host is None or most <= cluster.host:
         return None

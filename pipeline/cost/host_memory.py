@@ -17,7 +17,7 @@ def training(shape: ModelShape, config: Config, memory: Memory) -> float:
     train/transformers_trainer.py loads the model in 32 bits in the main memory of every process, which brings it to
     its GPU then. ZeRO-3 hands out the tensors of one file as it reads them, so a node holds one copy. In the end the
     first process gathers the weights in 32 bits (Trainer.publish). Under DeepSpeed those that LoRA leaves untrained
-    come in the precision of the passes, and it reads the base's beside them. Meanwhile states may be offloaded.
+    come in the precision of the passes, and it reads the base's beside them. At the same time states may be offloaded.
     """
     compute = config.compute
     whole = 4 * shape.parameters

@@ -162,7 +162,7 @@ def memory_lines(
 ) -> list[str]:
     """Memory of a GPU and of a node: a line for each kind of training, for scoring and for what a node needs.
 
-    A measured peak stands beside the planned one, with what it was measured on.
+    A measured peak is next to the planned one, with what it was measured on.
     """
     listed = []
     for kind, held in memories.items():

@@ -65,7 +65,7 @@ def write(spec: Spec, folder: Path, name: str) -> Path:
 
 
 def _numbered(svg: str) -> str:
-    """Return an SVG whose gradients and clips are numbered from 0: Vega goes on counting from one picture to the
+    """Return an SVG whose gradients and clips are numbered from 0: Vega counts on from one picture to the
     next.
     """
     numbers: dict[str, str] = {}

@@ -2,7 +2,7 @@
 
 The gates were stated beforehand. Pure.
 
-They are asked of whatever split was scored: `experiment=gates` scores dev, so that no test item has a say in the choice
+They apply to the scored split: `experiment=gates` scores dev, so that no test item has a say in the choice
 of a base.
 """
 

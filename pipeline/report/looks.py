@@ -1,6 +1,6 @@
 """How methods look: a colour a family of methods, a dash and a shape a member, the same in the page and in figures.
 
-Colours are those of Okabe and Ito, which most colour-blind people can tell apart; nothing is told by colour alone.
+Colours are those of Okabe and Ito, which most colour-blind people can tell apart; nothing is shown by colour alone.
 """
 
 from __future__ import annotations

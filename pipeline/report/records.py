@@ -74,7 +74,7 @@ class FrontierPoint:
 class Subject:
     """What a report is about: the experiment, the target language, every cell's config by its name, the command.
 
-    unfinished: how many stages are done, of how many, while a run goes on. given: models that somebody else scored,
+    unfinished: how many stages are done, of how many, while a run is active. given: models that somebody else scored,
     each of them itself what is asked about and not one of several seeds.
     """
 

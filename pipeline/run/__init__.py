@@ -10,7 +10,7 @@ and an exit code. Read it in this order:
     worker          who makes them, the same everywhere; launch: how it starts a training, under torchrun too
     collect         what of the store the report reads
     interruption    what Ctrl-C does
-    failures        what was not made, told at the end
+    failures        what was not computed, reported at the end
     journal, console  what happened, in a file and for people
 
 Side effects: the store, through the executor alone, and the run's folder outputs/<name>/runs/<time>/ (plan, configs,

@@ -18,7 +18,7 @@ from common.errors import Interrupted
 ONE_PRESS_S = 1.0
 
 _pressed: list[float] = []  # when SIGINT came to this process
-_deferred: list[Callable[[], None]] = []  # what is told of a Ctrl-C in place of being ended, innermost last
+_deferred: list[Callable[[], None]] = []  # callbacks for Ctrl-C instead of an end, innermost last
 
 
 def listen() -> None:

@@ -56,7 +56,7 @@ def train(
 
     Puts what was measured into `job.performance`, and a summary of it into `job.note`.
 
-    Raises BadInput; Interrupted where a child was told to stop and has saved; RuntimeError where one crashed, with
+    Raises BadInput; Interrupted if a child was asked to stop and has saved; RuntimeError where one crashed, with
     the place of its output.
     """
     compute = Compute(**job.stage.options["compute"])

@@ -223,5 +223,5 @@ def _draw(plan: RunPlan, journal: Journal) -> None:
 
     with contextlib.redirect_stdout(io.StringIO()):  # the display is one
         write_report(plan, plan.arguments)
-        if standing(plan, journal).over:  # ended meanwhile: its last page may lie under this one
+        if standing(plan, journal).over:  # ended since: its last page may lie under this one
             write_report(plan, plan.arguments)

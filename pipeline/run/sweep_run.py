@@ -29,7 +29,7 @@ from pipeline.sweep import GPUS, Sweep
 def run(sweep: Sweep, arguments: Sequence[str]) -> int:
     """Run what is missing and write the report. `arguments`: of the command line, to say how to try again.
 
-    Returns the exit code: 0; 1 where a stage crashed; 2 where input was refused on the way. Raises BadInput.
+    Returns the exit code: 0; 1 where a stage crashed; 2 if input was rejected on the way. Raises BadInput.
     """
     started = time.monotonic()
     plan = replace(run_plan.plan(sweep), arguments=tuple(arguments))

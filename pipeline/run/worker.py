@@ -54,7 +54,7 @@ class Worker(Executor):
     def make(self, stages: Sequence[Stage]) -> None:
         """Make what is missing of these, and before a budget, where it may, the smaller ones of the sweep.
 
-        What does not come to be is told on the console and in the journal. Raises Interrupted.
+        Failures are reported on the console and in the journal. Raises Interrupted.
         """
         wanted = self.with_smaller(stages) if self.assigned is None else stages
         waiting = [stage for stage in wanted if stage.key not in self.given_up]

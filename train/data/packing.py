@@ -347,7 +347,7 @@ def chunks(
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """Return the tokenizer of a checkpoint folder; refused where it has no end token."""
+    """Return the tokenizer of a checkpoint folder. Raises BadInput if it has no end token."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)

@@ -20,7 +20,7 @@ Result = TypeVar("Result")
 
 
 def _ready(parent: int, init_worker: Callable[..., None] | None, arguments: tuple[Any, ...]) -> None:
-    die_with_parent(parent)  # else a worker goes on with what is queued, and nobody holds the claim on what it writes
+    die_with_parent(parent)  # else a worker continues with queued tasks without a lock on its output
     if init_worker:
         init_worker(*arguments)
 

@@ -35,7 +35,7 @@ SENTENCE_END = regex.compile(r"\p{Sentence_Terminal}[\p{P}\p{Z}]*$")
 # What may stand between two units of one phrase: nothing, a tsheg, a zero-width space, a space.
 SEPARATORS = ("", "\u0f0b", "\u200b", " ")
 MARKED = 20  # letters to a zero-width space, at most, where text marks its words
-SAMPLE = 200_000  # characters that a script is told by
+SAMPLE = 200_000  # characters that identify a script
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,6 @@ def make(site: sites.Site, plan: RunPlan, missing: Sequence[Stage], here: Worker
     try:
         watch.until_ended(watch.Watch([*queued, *jobs], waiting, store, journal, here.progress), site)
     except KeyboardInterrupt:
-        say("the jobs stay in the queue, and the same command goes on watching them; this ends them:")
+        say("the jobs stay in the queue, and the same command resumes watching them; this ends them:")
         say(f"  scancel {' '.join(job.id for job in (*queued, *jobs))}")
         raise

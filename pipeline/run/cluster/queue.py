@@ -88,7 +88,7 @@ def submitting(store: Store) -> Iterator[None]:
 
 
 def announce(store: Store, array: str, jobs: Sequence[Job]) -> None:
-    """State what the elements of an array will make, before it is submitted: whoever finds it in the queue can tell."""
+    """Write what the elements of an array will compute, before it is submitted, for readers of the queue."""
     write_json(_manifests(store) / f"{array}.json", [asdict(job) for job in jobs])
 
 

@@ -63,7 +63,7 @@ class Watch:
     def _pass_on(self, job: queue.Job, event: dict[str, Any]) -> None:
         kind, stage = event["event"], self.waiting.get(event.get("key", ""))
         if kind == "requeued":
-            self.progress.note(f"job {job.id} ({job.name}) had to stop; it saved, is queued again and goes on")
+            self.progress.note(f"job {job.id} ({job.name}) had to stop; it saved, is queued again and will resume")
         if stage is None:  # of a stage that was done before this run, or of none
             return
         if kind in EXPLAINED:

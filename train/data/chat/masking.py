@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 LEFT_OUT = "left_out."  # before the reason, in the name of a count
-SEAM = "seam"  # left out: the tokens of an answer's beginning are not those that a generation would go on with
+SEAM = "seam"  # left out: the first tokens of an answer are not those that a generation would have
 MOST_AT_SEAM = 0.01  # share of conversations left out for it, above which template and tokenizer do not fit
 Example = tuple[Tokens, NDArray[np.bool_]]  # token ids, and which of them carry the loss
 

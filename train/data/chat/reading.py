@@ -126,7 +126,7 @@ def hub_conversations(
 
 
 def first_conversations(source: Source, wanted: str, key: str) -> list[Row]:
-    """Return conversations of the first rows of a data set. Raises BadInput, in one line, if there are none."""
+    """Return conversations of the first rows of a data set. Raises BadInput if there are none."""
     stream = hub_data.read(hub_data.open_stream(source, key), source, key)
     rows = enumerate(itertools.islice(stream, hub_data.FIRST_ROWS), start=1)
     read = list(conversations(rows, wanted, f"{key}: {source.dataset} row"))

@@ -116,7 +116,7 @@ class ChatTemplate:
 
 
 def probed(render: Rendering, where: str) -> ChatTemplate:
-    """A template whose answers can be masked. Raises BadInput, which `where` begins, in one line that says why not."""
+    """Return a template whose answers can be masked. Raises BadInput, which `where` begins, with the reason why not."""
     try:
         return _Probe(render).template()
     except Failed as error:
@@ -233,7 +233,7 @@ def rendering(tokenizer: PreTrainedTokenizerBase, settings: ChatSettings, where:
 
 
 def of_tokenizer(tokenizer: PreTrainedTokenizerBase, settings: ChatSettings, where: str) -> ChatTemplate:
-    """The probed template that settings ask for. Raises BadInput, in one line that `where` begins."""
+    """Return the probed template that settings select. Raises BadInput that begins with `where`."""
     return probed(rendering(tokenizer, settings, where), where)
 
 
