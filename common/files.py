@@ -55,7 +55,7 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def of_another(place: Path | int) -> str | None:
+def foreign_owner(place: Path | int) -> str | None:
     """Return `belongs to another user (...)` for such a file or folder (path or descriptor), else None."""
     owner = os.stat(place).st_uid
     return None if owner == os.getuid() else f"belongs to another user (id {owner})"

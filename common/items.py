@@ -33,13 +33,13 @@ class Item:
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Item:
         """Build the item of a row of JSON. Raises ValueError that states what is wrong."""
-        if wrong := wrong_item(row):
+        if wrong := item_error(row):
             raise ValueError(wrong)
         fields = {name: row[name] for name in (*TEXTS, *NUMBERS)}
         return cls(**fields, choices=tuple(row["choices"]), document=row.get("document", ""))
 
 
-def wrong_texts(row: Mapping[str, Any], fields: Sequence[str]) -> str | None:
+def text_error(row: Mapping[str, Any], fields: Sequence[str]) -> str | None:
     """Describe what is wrong with the text fields of a row; None if nothing is."""
     for field in fields:
         if not isinstance(row.get(field), str) or not row[field].strip():
@@ -47,9 +47,9 @@ def wrong_texts(row: Mapping[str, Any], fields: Sequence[str]) -> str | None:
     return None
 
 
-def wrong_item(row: Mapping[str, Any]) -> str | None:
+def item_error(row: Mapping[str, Any]) -> str | None:
     """Describe what is wrong with an item's row; None if nothing is."""
-    if wrong := wrong_texts(row, TEXTS):
+    if wrong := text_error(row, TEXTS):
         return wrong
     choices = row.get("choices")
     if (

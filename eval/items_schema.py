@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import BadInput
-from common.items import wrong_item, wrong_texts
+from common.items import item_error, text_error
 from common.parsing import parse_json
 
 Row = dict[str, Any]
@@ -28,7 +28,7 @@ def discover(folder: Path, split: str, what: str) -> dict[str, Path]:
 
 def read_items(path: Path) -> list[Row]:
     """Items of one family in one language, rows of `common.items.Item`."""
-    rows = _read(path, wrong_item)
+    rows = _read(path, item_error)
     for field in ("family", "language"):
         values = sorted({row[field] for row in rows})
         if len(values) > 1:
@@ -38,7 +38,7 @@ def read_items(path: Path) -> list[Row]:
 
 def read_documents(path: Path) -> list[Row]:
     """Documents (`{"id", "text"}` a line)."""
-    return _read(path, lambda row: wrong_texts(row, ("id", "text")))
+    return _read(path, lambda row: text_error(row, ("id", "text")))
 
 
 def _read(path: Path, wrong: Callable[[Row], str | None]) -> list[Row]:

@@ -20,6 +20,8 @@ METHODS = {  # of results: checkpoints and merges
 }
 FILES = {"arm": ("base_with_sft", "ct_then_sft_with_ct"), "merge": ("stated",)}  # of conf/, by group
 CHOICES = METHODS | {"stated": "fixed"}
+KEYS = {"language.most_tokens": "language.max_tokens"}
+SITE_KEYS = {"data_here": "run_data_locally", "at_once": "max_parallel", "evaluations_a_job": "evals_per_job"}
 FIELDS = {"gold_bits": "answer_bits", "gold_bytes": "answer_bytes"}  # of samples.jsonl
 METRICS = {"gold_bits_per_byte": "answer_bits_per_byte"}  # of scores.jsonl
 IN_STORE = {new: old for old, new in METHODS.items()}
@@ -59,6 +61,9 @@ def overrides(given: Sequence[str]) -> list[str]:
 def _override(given: str) -> str:
     key, equals, value = given.partition("=")
     group = key.lstrip("+~").partition("@")[0]
+    if group in KEYS:
+        _say_renamed(group, KEYS[group])
+        key = key.replace(group, KEYS[group])
     if group in (*FILES, "eval.unmerged", "merge.then_sft"):
         known = FILES.get(group, METHODS)
         value = re.sub(r"\w+", lambda word: _renamed(f"{group}=", word[0]) if word[0] in known else word[0], value)
@@ -72,6 +77,12 @@ def config(composed: Mapping[str, Any]) -> dict[str, Any]:
     found = dict(composed)
     for name, group in found.pop("old_names", {}).items():
         _renamed(f"{group}=", name)
+    for old, new in KEYS.items():
+        section, _, key = old.partition(".")
+        if isinstance(values := found.get(section), Mapping) and key in values:
+            _say_renamed(old, new)
+            rest = {name: value for name, value in values.items() if name != key}
+            found[section] = {**rest, new.partition(".")[2]: values[key]}
     if isinstance(asked := found.get("eval"), Mapping) and isinstance(asked.get("unmerged"), list):
         found["eval"] = {**asked, "unmerged": [_renamed("eval.unmerged=", name) for name in asked["unmerged"]]}
     if isinstance(merge := found.get("merge"), Mapping) and isinstance(merge.get("methods"), Mapping):
@@ -85,6 +96,17 @@ def config(composed: Mapping[str, Any]) -> dict[str, Any]:
         then = merge.get("then_sft")
         found["merge"] = {**merge, "methods": methods, "then_sft": then and _renamed("merge.then_sft=", then)}
     return found
+
+
+def site(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the content of a site's file with the keys of today; each old one is named on stderr."""
+    for old in SITE_KEYS.keys() & content.keys():
+        _say_renamed(old, SITE_KEYS[old])
+    return {SITE_KEYS.get(key, key): value for key, value in content.items()}
+
+
+def _say_renamed(old: str, new: str) -> None:
+    _say(f"{old}: the name is now {new}. The old one is accepted in this release only.")
 
 
 def _renamed(where: str, name: Any) -> Any:

@@ -51,7 +51,7 @@ def roles(tunes: Iterable[Stage]) -> dict[str, Stage]:
     return {"tune": each[0]} if len(each) == 1 else {f"tune-{number}": stage for number, stage in enumerate(each)}
 
 
-def told_by(chosen: Stage) -> Stage:
+def selection_stage(chosen: Stage) -> Stage:
     """Return the stage that holds choice.yml and tries.jsonl: the one that scored the tries, or what took their
     mean.
     """

@@ -262,7 +262,7 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def made_folder(path: Path) -> Path:
+def ensure_dir(path: Path) -> Path:
     """Make a folder unless it is one. What else has its name goes: work could be led elsewhere by another's link."""
     if path.is_symlink() or not path.is_dir():
         remove(path)

@@ -172,7 +172,7 @@ def _out_of_reach(config: Config) -> bool:
     """Return whether a cell is left out, as its language has not text enough for the budget that CT would be trained
     on.
     """
-    most = config.language.most_tokens if config.ct.source is None else None
+    most = config.language.max_tokens if config.ct.source is None else None
     return most is not None and config.ct.tokens > most
 
 
@@ -185,7 +185,7 @@ def _with_cells_to_choose_on(configs: Sequence[Config]) -> tuple[Config, ...]:
     """
     resolved = []
     for config in configs:
-        choice, most = config.merge.choice, config.language.most_tokens
+        choice, most = config.merge.choice, config.language.max_tokens
         of_report = [other for other in configs if other.report == config.report]
         budgets, seeds = choice.budgets, choice.seeds
         if budgets == "all":
@@ -194,7 +194,7 @@ def _with_cells_to_choose_on(configs: Sequence[Config]) -> tuple[Config, ...]:
             budgets = tuple(tokens for tokens in budgets if tokens <= most)
         if not budgets:
             raise BadInput(
-                f"merge.choice.budgets: all are above language.most_tokens of {config.language.code}. Set smaller ones."
+                f"merge.choice.budgets: all are above language.max_tokens of {config.language.code}. Set smaller ones."
             )
         if seeds in ("all", "first"):
             of_sweep = tuple(dict.fromkeys(other.seed for other in of_report))
@@ -209,7 +209,7 @@ def _with_cells_to_choose_on(configs: Sequence[Config]) -> tuple[Config, ...]:
 
 def _check_budgets(configs: Sequence[Config]) -> None:
     if not configs:
-        raise BadInput("ct.tokens: every budget is above language.most_tokens, so no run is left. Set smaller budgets.")
+        raise BadInput("ct.tokens: every budget is above language.max_tokens, so no run is left. Set smaller budgets.")
     given = [config for config in configs if config.ct.source]
     if len({config.ct.tokens for config in given}) > 1:
         raise BadInput(

@@ -65,7 +65,7 @@ class Trajectory:
         published = self.published(store)
         with_state = {budget_of(entry): entry for entry in published if entry.holds(STATE)}
         cut_off = [entry for entry in published if not entry.holds(STATE) and (entry.path / STATE).exists()]
-        return cut_off + [with_state[tokens] for tokens in superfluous(with_state.keys(), missing, keep_last)]
+        return cut_off + [with_state[tokens] for tokens in prunable_states(with_state.keys(), missing, keep_last)]
 
     def drop(self, store: Store) -> None:
         """Remove the states that the sweep does not need any more."""
@@ -106,7 +106,7 @@ def drop_all(store: Store, stages: Iterable[Stage]) -> None:
         trajectory.drop(store)
 
 
-def superfluous(with_state: Collection[int], missing: Collection[int], keep_last: bool) -> set[int]:
+def prunable_states(with_state: Collection[int], missing: Collection[int], keep_last: bool) -> set[int]:
     """Return the budgets (tokens) of one trajectory that have states from which no missing budget resumes."""
     below = [[budget for budget in with_state if budget < wanted] for wanted in missing]
     needed = {max(budgets) for budgets in below if budgets}

@@ -12,7 +12,7 @@ import shutil
 from pathlib import Path
 
 from common.errors import BadInput
-from common.files import of_another
+from common.files import foreign_owner
 from train.parallel import ZERO_STAGES, Compute
 
 COMPLETE = "complete"  # written last: a checkpoint without it was cut off
@@ -59,7 +59,7 @@ def check_state(state: Path, compute: Compute) -> None:
         )
     if compute.strategy not in formats:
         for path in (state, *state.rglob("*")):
-            if wrong := of_another(path):
+            if wrong := foreign_owner(path):
                 raise BadInput(
                     f"{path}: {wrong}, and a state of compute.strategy={compute.strategy} can run code when it "
                     "is loaded."

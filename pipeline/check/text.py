@@ -165,7 +165,7 @@ def budgets(configs: Sequence[Config]) -> Iterator[Finding]:
             yield Finding(
                 True,
                 f"ct.tokens={format_tokens(largest)}: the {config.language.name} text has about {reach:,} tokens "
-                "including English. Give more text or smaller budgets, or set language.most_tokens.",
+                "including English. Give more text or smaller budgets, or set language.max_tokens.",
             )
 
 

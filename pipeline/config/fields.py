@@ -19,7 +19,7 @@ Folder = Annotated[str, Field(min_length=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 
 
-def spanned(grid: Mapping[Any, Sequence[Any]]) -> list[dict[str, Any]]:
+def grid_product(grid: Mapping[Any, Sequence[Any]]) -> list[dict[str, Any]]:
     """Return every combination of a grid's values, the last key fastest; of an empty grid one that says nothing."""
     return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
 

@@ -12,7 +12,7 @@ from common.choices import suggestion
 from merge.recipe import Recipe
 from pipeline import recipes
 from pipeline.arms import ARMS, PAIR
-from pipeline.config.fields import Positive, Section, Tokens, spanned
+from pipeline.config.fields import Positive, Section, Tokens, grid_product
 from pipeline.old_names import current_method, in_store, recipe_in_store
 
 
@@ -52,7 +52,7 @@ class Method(Section):
     @property
     def tries(self) -> list[dict[str, Any]]:
         """Return every setting that the grid spans, each a complete recipe."""
-        return [{**self.recipe, **settings} for settings in spanned(self.grid)]
+        return [{**self.recipe, **settings} for settings in grid_product(self.grid)]
 
     @property
     def checkpoints(self) -> tuple[str, ...]:

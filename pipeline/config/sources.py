@@ -14,7 +14,7 @@ class Language(Section):
     code: Annotated[str, Field(pattern=r"^[a-z]{2,8}(_[A-Za-z]{4})?$")]
     short: Annotated[str, Field(pattern=r"^[a-z]{2,8}$")] | None
     name: str
-    most_tokens: Tokens | None
+    max_tokens: Tokens | None
     tasks: list[str]
 
     @model_validator(mode="after")

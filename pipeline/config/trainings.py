@@ -9,7 +9,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from common.parsing import sentence
 from common.units import format_tokens
-from pipeline.config.fields import Positive, Section, Share, Tokens, spanned
+from pipeline.config.fields import Positive, Section, Share, Tokens, grid_product
 from pipeline.config.sources import HubInstructions
 from train.data.chat.template import GIVEN, NONE
 
@@ -95,7 +95,9 @@ class Instructions(Training):
         """Return every setting that the grid spans, the first as the section is; one that says nothing without a
         grid.
         """
-        return [{key: getattr(self.tried(settings), key) for key in settings} for settings in spanned(self.grid or {})]
+        return [
+            {key: getattr(self.tried(settings), key) for key in settings} for settings in grid_product(self.grid or {})
+        ]
 
     def tried(self, settings: Mapping[str, Any]) -> Instructions:
         """Return the section with the settings of a try. Raises ValidationError."""

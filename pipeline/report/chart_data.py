@@ -127,7 +127,7 @@ def slack_sweep(rows: Sequence[Row], discarded: Sequence[Discarded], target: str
     plain: dict[str, list[Discarded]] = {}
     slacked: dict[tuple[str, str], list[Discarded]] = {}
     for merge in discarded:
-        each = [(merge.but_for_slack[seed], merge.reading[seed]) for seed in merge.but_for_slack]
+        each = [(merge.settings_except_slack[seed], merge.reading[seed]) for seed in merge.settings_except_slack]
         own = {(json.dumps(shared, sort_keys=True), json.dumps(reading, sort_keys=True)) for shared, reading in each}
         if len(own) == 1:  # else its seeds were tuned apart
             shared, reading = own.pop()

@@ -47,7 +47,7 @@ class Discarded:
     """What one method discarded of the SFT task vector at one budget, mean over seeds.
 
     lost_top: by seed, the share of the top 5% that was lost in sign conflicts.
-    but_for_slack: by seed, all settings of the recipe that are not the slack's; equal ones leave a difference to it.
+    settings_except_slack: by seed, the recipe's other settings; if they are equal, slack makes the difference.
     reading: by seed, which slack it is (docs/explanation/slack.md): its settings that are not the default, or none.
     parts: by ("layer", its number) or ("module kind", its name).
     """
@@ -61,7 +61,7 @@ class Discarded:
     of_top: Mapping[str, Shares]
     norm_lost: float
     lost_top: Mapping[int, float]
-    but_for_slack: Mapping[int, Mapping[str, Any]]
+    settings_except_slack: Mapping[int, Mapping[str, Any]]
     reading: Mapping[int, Mapping[str, Any]]
     parts: Mapping[tuple[str, str], PartShares] = field(default_factory=dict)
 
@@ -73,7 +73,7 @@ class Discarded:
     @property
     def plain_ties(self) -> bool:
         """Return whether this is TIES, the slack at 0 or for nobody, and no control whose signs are drawn."""
-        models = [model for settings in self.but_for_slack.values() for model in settings["models"].values()]
+        models = [model for settings in self.settings_except_slack.values() for model in settings["models"].values()]
         drawn = any(model.get("random_signs") for model in models)
         return self.recipe_method in ("ties", "ties_sv") and not (self.slack > 0 and self.protects) and not drawn
 
@@ -95,7 +95,7 @@ def read(audits: Iterable[Audit]) -> list[Discarded]:
         report = json.loads((audit.folder / "audit.json").read_text(encoding="utf-8"))
         order.setdefault(audit.method, len(order))
         if SFT in report["models"] and audit.ct_tokens:
-            report["but_for_slack"], report["reading"] = _settings(audit.folder / "merge.yml")
+            report["settings_except_slack"], report["reading"] = _settings(audit.folder / "merge.yml")
             grouped.setdefault((audit.method, audit.ct_tokens), {})[audit.seed] = report
     return [
         _discarded(method, budget, grouped[method, budget])
@@ -115,7 +115,7 @@ def _discarded(method: str, budget: int, by_seed: Mapping[int, dict[str, Any]]) 
         {top: _shares([model["top"][top] for model in models]) for top in TOPS},
         mean([model["norm_lost"] for model in models]),
         {seed: report["models"][SFT]["top"][TOP]["share_lost_in_conflict"] for seed, report in by_seed.items()},
-        {seed: report["but_for_slack"] for seed, report in by_seed.items()},
+        {seed: report["settings_except_slack"] for seed, report in by_seed.items()},
         {seed: report["reading"] for seed, report in by_seed.items()},
         _parts(list(by_seed.values())),
     )

@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 
 from common.errors import BadInput
-from common.files import of_another, write_json
+from common.files import foreign_owner, write_json
 from pipeline import inputs
 from pipeline.config import Config
 from pipeline.graph import Stage
@@ -98,7 +98,7 @@ class RunPlan:
         """
         path = folder / FILE
         with path.open("rb") as file:
-            wrong = of_another(file.fileno()) or of_another(folder)
+            wrong = foreign_owner(file.fileno()) or foreign_owner(folder)
             mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
             if mode & (stat.S_IWGRP | stat.S_IWOTH):
                 wrong = wrong or f"other users may write it (mode {mode:o}; run `chmod go-w` if you trust its content)"

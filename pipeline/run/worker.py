@@ -56,7 +56,7 @@ class Worker(Executor):
 
         Failures are reported on the console and in the journal. Raises Interrupted.
         """
-        wanted = self.with_smaller(stages) if self.assigned is None else stages
+        wanted = self.with_prerequisites(stages) if self.assigned is None else stages
         waiting = [stage for stage in wanted if stage.key not in self.given_up]
         while waiting:
             if interruption.requested():  # and what was to save has failed to

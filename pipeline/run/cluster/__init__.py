@@ -40,7 +40,7 @@ def make(site: sites.Site, plan: RunPlan, missing: Sequence[Stage], here: Worker
     """
     store, folder = plan.store, journal.path.parent
     keys = {stage.key for stage in missing}
-    if site.data_here:
+    if site.run_data_locally:
         tasks = [task for task in schedule.cut(plan.stages, keys) if task.work == "data" and not task.needs & keys]
         data = [stage for task in tasks for stage in task.stages]
         here.run(data)

@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
 
 from common.errors import BadInput
 from common.parsing import read_plain_yaml
+from pipeline import old_names
 from pipeline.config import Config, Section, one_line
 
 SITES = Path(__file__).parents[3] / "conf" / "site"
@@ -61,9 +62,9 @@ class Site(Place):
     train: Resources
     evaluate: Resources
     data: Resources
-    data_here: bool
-    at_once: Positive
-    evaluations_a_job: Positive
+    run_data_locally: bool
+    max_parallel: Positive
+    evals_per_job: Positive
     warning_seconds: Positive
     restarts: NonNegative
     poll_seconds: Annotated[float, Field(gt=0)]
@@ -87,10 +88,10 @@ def read(given: str) -> Site:
     except BadInput as error:
         raise BadInput(f"site={error}") from None
     if not isinstance(content, dict):
-        raise BadInput(f"site={path}: expected a mapping, as in conf/site/slurm.yaml, got {type(given).__name__}.")
+        raise BadInput(f"site={path}: expected a mapping, as in conf/site/slurm.yaml, got {type(content).__name__}.")
     example = read_plain_yaml(SITES / "slurm.yaml")
     classes = ("train", "evaluate", "data")
-    whole = {**{key: value for key, value in example.items() if key not in classes}, **content}
+    whole = {**{key: value for key, value in example.items() if key not in classes}, **old_names.site(content)}
     try:
         return Site.model_validate(whole)
     except ValidationError as error:
@@ -112,8 +113,8 @@ def check(site: Site, config: Config) -> None:
         )
     if config.compute.device == "cuda" and site.evaluate.gpus < 1:
         raise BadInput("site: evaluate.gpus=0: compute.device=cuda scores on a GPU. Set evaluate.gpus=1.")
-    if site.evaluate.gpus and site.evaluations_a_job > site.evaluate.gpus:
+    if site.evaluate.gpus and site.evals_per_job > site.evaluate.gpus:
         raise BadInput(
-            f"site: evaluations_a_job={site.evaluations_a_job}: must be at most evaluate.gpus={site.evaluate.gpus}, "
+            f"site: evals_per_job={site.evals_per_job}: must be at most evaluate.gpus={site.evaluate.gpus}, "
             "as each evaluation needs a GPU."
         )

@@ -29,7 +29,7 @@ def submit(
     """
     makers, submitted = dict(queued), []
     for alike in arrays(tasks):
-        array = bundles(alike, site.evaluations_a_job) if alike[0].work == "evaluate" else alike
+        array = bundles(alike, site.evals_per_job) if alike[0].work == "evaluate" else alike
         after = sorted({makers[key].id for task in array for key in task.needs if key in makers})
         for job in _submit(site, store, array, folder, after):
             makers |= dict.fromkeys(job.keys, job)
@@ -41,7 +41,7 @@ def _submit(site: Site, store: Store, array: Sequence[Task], folder: Path, after
     import submitit
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-    at_a_time = site.evaluations_a_job if array[0].work == "evaluate" else 1
+    at_a_time = site.evals_per_job if array[0].work == "evaluate" else 1
     resources = site.resources(array[0].work)
     calls = [
         ClusterJob(
@@ -89,7 +89,7 @@ def parameters(site: Site, task: Task, name: str, after: Sequence[str]) -> dict[
         "mem": f"{round(resources.memory_gb * 1024)}M",
         "time": round(resources.hours * 60),
         "signal_delay_s": site.warning_seconds,
-        "array_parallelism": site.at_once,
+        "array_parallelism": site.max_parallel,
         "dependency": f"afterany:{':'.join(after)}" if after else None,
         "stderr_to_stdout": True,
         "use_srun": False,  # the job is one process on its first node; a training on several nodes calls srun itself
