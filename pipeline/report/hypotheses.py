@@ -160,7 +160,7 @@ def without_data(
             if budget and budget not in budgets:
                 lacking[one.id] = f"budget={format_tokens(budget)}: the experiment has {known}"
             if method not in methods:
-                lacking[one.id] = f"the method {method} is not in the experiment; {suggestion(method, list(methods))}"
+                lacking[one.id] = f"the method {method} is not in the experiment. {suggestion(method, list(methods))}"
     return lacking
 
 

@@ -149,16 +149,16 @@ def test_jobs_wait_for_what_they_read() -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["eval.unmerged=[base,sft_than_ct]"], r"^eval\.unmerged\.1=sft_than_ct: .* did you mean sft_then_ct\?$"),
+        (["eval.unmerged=[base,sft_than_ct]"], r"^eval\.unmerged\.1=sft_than_ct: .* Did you mean sft_then_ct\?$"),
         (
             ["+merge.methods.ties_sv_1.of=[ct,cts]"],
-            r"^merge\.methods\.ties_sv_1\.of\.1=cts: .* did you mean ct\?$",
+            r"^merge\.methods\.ties_sv_1\.of\.1=cts: .* Did you mean ct\?$",
         ),
         (["+merge.methods.ties_sv_1.of=[sft,sft]"], r"^merge\.methods\.ties_sv_1\.of=.*names a checkpoint twice"),
         (["+merge.methods.ties_sv_1.of=[]"], r"^merge\.methods\.ties_sv_1\.of="),
         (["+merge.methods.ties_sv_1.of=[base,ct]"], r"protect: no model is called 'sft'; the models are base, ct"),
         (["eval.unmerged=[merge_then_sft]"], r"^merge\.then_sft=null: name the merge"),
-        (["merge.then_sft=ties_sv_2"], r"^merge\.then_sft=ties_sv_2: names no merge; did you mean ties_sv_1\?"),
+        (["merge.then_sft=ties_sv_2"], r"^merge\.then_sft=ties_sv_2: no such merge. Did you mean ties_sv_1\?"),
         (["+merge.methods.ties_sv_1.of=[ct,sft,merge_then_sft]"], r"of: merge_then_sft is made of a merge"),
         (["eval.unmerged=[sft_replay]", "sft.replay_share=0.5"], r"^sft\.arm_replay_share=0\.5: every SFT has"),
         (["eval.unmerged=[mixed]"], r"^sft\.block_size=256: mixed trains on .* say ct\.block_size=128"),

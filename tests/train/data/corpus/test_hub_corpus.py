@@ -144,7 +144,7 @@ def test_the_stage_names_a_late_row_that_is_not_text(folders: tuple[Path, Path],
         file.write(json.dumps({"title": "t", "text": 7, "url": "u"}) + "\n")
     source = TextSource(None, None, None, "train", None, "text")
     changed = replace(settings(), text=source)
-    with pytest.raises(BadInput, match="own row 201: column 'text' holds text in every row, got int"):
+    with pytest.raises(BadInput, match="own row 201: column 'text' must have text in every row, got int"):
         build.build(changed, options((own, folders[1])), tmp_path / "out", tmp_path / "work")
 
 
