@@ -1,4 +1,4 @@
-"""From values by seed and document to an interval, a p-value and what the run could have seen. Pure.
+"""Confidence intervals, p-values and minimum detectable effects, from values by seed and document. Pure functions.
 
 Seeds and documents (chapters) are crossed: every seed's model answers the items of the same documents. Both are drawn,
 so both count: the variance of a mean over seeds is that over seeds, plus that over documents, minus what both count

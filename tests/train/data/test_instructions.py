@@ -144,5 +144,5 @@ def test_formats_of_one_answer_need_no_template(tmp_path: Path, row: dict[str, A
 
 def test_conversations_need_a_template(tmp_path: Path) -> None:
     (tmp_path / "mine.jsonl").write_text(json.dumps({"conversations": []}) + "\n")
-    with pytest.raises(BadInput, match=r"line 1: contains a conversation \(sharegpt\), which needs a chat template\. Set"):
+    with pytest.raises(BadInput, match=r"line 1: contains a conversation \(sharegpt\), which needs a chat template"):
         instructions.own_instructions(str(tmp_path / "mine.jsonl"))
