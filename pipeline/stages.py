@@ -222,7 +222,7 @@ def evaluate(job: Job) -> None:
         import merge
         from merge import Recipe
 
-        place = "cpu" if options.gpus > 1 else None  # no GPU holds it whole
+        place = "cpu" if options.gpus > 1 else None  # it fits no single GPU
         model = merge.load(Recipe.from_yaml(job.folders["merge"] / "merge.yml"), options.device, place)
         tokenizer = AutoTokenizer.from_pretrained(job.checkpoint("model"), trust_remote_code=False)
         scores = harness.evaluate(model, tokenizer, tasks, **how)

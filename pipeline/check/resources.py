@@ -17,7 +17,7 @@ from pipeline.kinds import KINDS
 from pipeline.plan import merged
 from pipeline.store import Store
 
-SPARE = 200 * 10**6  # bytes that a run needs beside its stages
+SPARE = 200 * 10**6  # bytes that a run needs besides its stages
 
 
 def tasks(config: Config) -> Iterator[Finding]:

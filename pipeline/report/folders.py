@@ -56,6 +56,6 @@ def _of_lm_eval(folders: Sequence[Path], out: Path) -> ReportPaths:
 
         try:
             return report.render(evaluations, [], [], [], out, subject)
-        except ValueError:  # it names a file that lies aside
+        except ValueError:  # it names a file elsewhere
             named = ", ".join(map(str, folders))
             raise BadInput(f"{named}: their scored items differ. Score them with the same tasks and limit.") from None

@@ -100,7 +100,7 @@ def crossed(values: ArrayLike, influences: ArrayLike, n: int, least_error: float
             of_both = finite * float(((by_document - means) ** 2).sum()) / (seeds * (seeds - 1))
     if seeds < 2 and documents < 2:
         return Estimate(value, -inf, inf, 1.0, inf, n, seeds, documents)
-    # each part holds what both count, so that the whole is not smaller than either
+    # each part includes what both count, so that the sum is not smaller than either
     variance = max(of_seeds + of_documents - of_both, of_seeds, of_documents)
     freedom = max(1.0, _freedom(variance, of_seeds, of_documents, of_both, seeds, documents))
     return _student(value, max(sqrt(variance), least_error), freedom, n, seeds, documents)

@@ -109,7 +109,7 @@ class Row:
     family: str
     primary: bool
     predictions: Mapping[str, int] | None
-    higher_is_better: bool = True  # of metrics that records say nothing else of; bits have their own names
+    higher_is_better: bool = True  # default for metrics without a record of it; bits have their own names
 
 
 @dataclass(frozen=True)
