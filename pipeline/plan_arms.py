@@ -13,7 +13,7 @@ from common.units import format_tokens
 from pipeline.config import Config
 from pipeline.graph import Inputs, Stage
 from pipeline.plan_choice import roles, tune
-from pipeline.plan_training import Data, base_model, continual_training, ct_blocks, given, sft_blocks, training
+from pipeline.plan_training import ALL, Data, base_model, continual_training, ct_blocks, given, sft_blocks, training
 
 
 @dataclass(frozen=True)
@@ -130,4 +130,4 @@ FURTHER: Mapping[str, Callable[[Start, Sequence[Start]], Stage]] = {
 
 def budget(config: Config) -> str:
     """What names a cell's trainings in their slugs."""
-    return f"{format_tokens(config.ct.tokens)}-s{config.seed}"
+    return f"{ALL if config.ct.whole_text else format_tokens(config.ct.tokens)}-s{config.seed}"

@@ -13,6 +13,7 @@ from pipeline.graph import TRUNK, Inputs, Stage
 from train.data.chat.template import NONE, TODAY, TOKENIZER
 
 AUTO = "auto"  # of sft.format: by the columns
+ALL = "all"  # in place of a budget, in slugs: CT on all of the text
 TRAINING_KEYS = (
     "tokens",
     "batch_tokens",
@@ -123,12 +124,14 @@ def ct_blocks(config: Config, data: Data, base: Stage) -> Stage:
     language, ct = config.language.code, config.ct
     settings = {
         "language": language,
-        "schedule_tokens": ct.schedule_tokens,
+        "schedule_tokens": None if ct.whole_text else ct.schedule_tokens,
         "block_size": ct.block_size,
         "english_share": ct.english_share,
         "seed": config.seed,
+        **({} if ct.epochs == 1 else {"epochs": ct.epochs}),
+        **({} if ct.document_end is None else {"document_end": ct.document_end}),
     }
-    slug = f"{language}-{format_tokens(ct.schedule_tokens)}-s{config.seed}"
+    slug = f"{language}-{ALL if ct.whole_text else format_tokens(ct.schedule_tokens)}-s{config.seed}"
     return Stage("ct_blocks", slug, settings, {"corpus": data.corpus, "model": base}, workers(config))
 
 
