@@ -39,6 +39,11 @@ class Data:
     template: str | None = None
 
 
+def budget_name(config: Config) -> str:
+    """The CT budget of a cell in slugs."""
+    return ALL if config.ct.whole_text else format_tokens(config.ct.tokens)
+
+
 def data_stages(config: Config, inputs: Inputs) -> Data:
     """The text of a language; budgets and seeds share it."""
     language, seed, hub = config.language.code, config.corpus.seed, config.sft.hub
@@ -212,6 +217,7 @@ def training(kind: Literal["ct", "sft"], slug: str, config: Config, parents: Map
     section: Training = config.ct if kind == "ct" else config.sft
     horizon = config.ct.schedule_tokens if kind == "ct" else config.sft.schedule_tokens or config.sft.tokens
     lora, ct = config.train.lora, config.ct
+    whole_text = kind == "ct" and ct.whole_text
     decay: dict[str, Any] = {}
     if kind == "ct" and ct.schedule == "wsd":
         decay = {"schedule": ct.schedule, "decay_tokens": ct.decay_tokens, "decay_shape": ct.decay_shape}
@@ -222,8 +228,10 @@ def training(kind: Literal["ct", "sft"], slug: str, config: Config, parents: Map
         **_precision(config),
         **({"lora": lora.model_dump()} if lora else {}),
         **decay,
+        **({"tokens": None, "schedule_tokens": None} if whole_text else {}),
     }
     options = {
+        **({"expected_tokens": ct.tokens} if whole_text else {}),
         "compute": _compute(config),
         "save_every_tokens": section.save_every_tokens,
         "keep_last_state": config.compute.keep_last_state,

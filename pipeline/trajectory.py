@@ -115,7 +115,7 @@ def superfluous(with_state: Collection[int], missing: Collection[int], keep_last
 
 def tokens_of(stage: Stage) -> int:
     """The budget of a CT stage."""
-    return int(stage.settings["tokens"])
+    return stage.tokens
 
 
 def budget_of(entry: Entry) -> int:

@@ -122,6 +122,11 @@ class Config(Section):
                 f"sft.arm_replay_share={self.sft.arm_replay_share}: every SFT has this share already; "
                 "give another for sft_replay, or leave it out of eval.unmerged"
             )
+        if "mixed" in wanted and self.ct.whole_text:
+            raise ValueError(
+                "ct.tokens=null: mixed spreads a stated budget over SFT's blocks; set ct.tokens, or leave mixed out of"
+                " eval.unmerged"
+            )
         if "mixed" in wanted and self.ct.block_size != self.sft.block_size:
             raise ValueError(
                 f"sft.block_size={self.sft.block_size}: mixed trains on blocks of CT and SFT in turn; "

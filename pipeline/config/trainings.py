@@ -178,4 +178,13 @@ class Lora(Section):
 
 
 class Adaptation(Section):
+    """Which weights are trained. lora_above: planned memory in GiB above which LoRA is used; None: always, if given."""
+
     lora: Lora | None
+    lora_above: Annotated[float, Field(gt=0)] | Literal["auto"] | None = None
+
+    @model_validator(mode="after")
+    def has_lora_to_use(self) -> Adaptation:
+        if self.lora_above is not None and self.lora is None:
+            raise ValueError(f"lora_above={self.lora_above}: train.lora is null, so there is no LoRA; set train=auto")
+        return self

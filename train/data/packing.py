@@ -105,9 +105,9 @@ def ct_blocks(
 ) -> None:
     """Packs the language and English up to the schedule's tokens or the end of the language's text.
 
-    The language is read `epochs` times, each time in another order; English is repeated where it must be. `work` keeps the tokens of each file until the blocks
-    are published. `workers`: processes that tokenise; the blocks do not depend on it. Raises BadInput where the text is
-    shorter than one block.
+    The language is read `epochs` times, each time in another order; English is repeated where it must be. `work` keeps
+    the tokens of each file until the blocks are published. `workers`: processes that tokenise; the blocks do not depend
+    on it. Raises BadInput where the text is shorter than one block.
     """
     tokenizer = TokenizerFile.of(load_tokenizer(tokenizer_dir), document_end=settings.document_end)
     size, share, language, seed = settings.block_size, settings.english_share, settings.language, settings.seed
