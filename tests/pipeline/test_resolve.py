@@ -19,13 +19,6 @@ from pipeline.run.worker import worker
 
 TINY = ["ct.save_every_tokens=1M", "ct.batch_tokens=512", "ct.block_size=64", "tracking=none"]
 HELD_OUT = ["corpus.dev=0.1", "corpus.test=0.1"]
-    "ct.save_every_tokens=1M",
-    "ct.batch_tokens=512",
-    "ct.block_size=64",
-    "tracking=none",
-    "corpus.dev=0.1",
-    "corpus.test=0.1",
-]
 TAMIL = ["வணக்கம்", "இது", "ஒரு", "சிறிய", "உரை", "நூல்", "மழை", "காலை", "மாலை", "வீடு", "மரம்", "ஆறு", "கடல்", "மலை"]
 
 
