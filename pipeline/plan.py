@@ -22,7 +22,7 @@ from pipeline.job_settings import (
 )
 from pipeline.old_names import in_store
 from pipeline.plan_arms import Start, trained_stages
-from pipeline.plan_choice import judged_on, roles, told_by, tune
+from pipeline.plan_choice import judged_on, roles, selection_stage, tune
 from pipeline.plan_training import Data, budget_name, data_stages, workers
 
 
@@ -79,7 +79,7 @@ class Cell:
 def plan_cell(config: Config, inputs: Inputs) -> Cell:
     """The stages of a cell. Only what the wanted scores need is planned.
 
-    corpus ──┬── items ────────────── asked by tune, eval and leaks; learnt by SFT, unless the hub gives instructions
+    corpus ──┬── items ────────────── asked by tune, eval and leaks; learnt by SFT, unless the Hub gives instructions
              │
              ├── base, or a model that was given
              │     │
@@ -112,9 +112,9 @@ def plan_cell(config: Config, inputs: Inputs) -> Cell:
     evals = {name: parts.eval(parts.slug(name, (name,)), {"checkpoint": stage}) for name, stage in checkpoints.items()}
     for name, method in methods.items():
         evals[name] = parts.eval(parts.slug(name, method.checkpoints), {**parts.models(method), "merge": merges[name]})
-    chosen = {name: told_by(merges[name]) for name in tunes}
+    chosen = {name: selection_stage(merges[name]) for name in tunes}
     if len(config.sft.tries) > 1 and "ct_then_sft" in checkpoints and not config.eval.frontier:
-        chosen["ct_then_sft"] = told_by(checkpoints["ct_then_sft"])
+        chosen["ct_then_sft"] = selection_stage(checkpoints["ct_then_sft"])
     untuned = _untuned(parts, start, chosen) if config.eval.untuned else {}
     frontier = _frontier(parts, start, evals) if config.scores_knobs else {}
     leaks = _leaks(config, inputs, data) if config.eval.leaks else None

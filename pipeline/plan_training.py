@@ -29,7 +29,7 @@ TRAINING_KEYS = (
 class Data:
     """The stages that make text.
 
-    instructions: what SFT learns, the items themselves where the hub gives none. template: the text of the chat
+    instructions: what SFT learns, the items themselves where the Hub gives none. template: the text of the chat
     template that it is put into, if it is known.
     """
 
@@ -107,7 +107,7 @@ def base_model(config: Config, inputs: Inputs, data: Data) -> Stage:
 
 
 def given(slug: str, path: str, known: str | None, special_tokens: bool = False) -> Stage:
-    """A model from outside, known by a checksum, or by its commit on the hub, which is then the one that is fetched.
+    """A model from outside, known by a checksum, or by its commit on the Hub, which is then the one that is fetched.
 
     special_tokens: whether its tokenizer puts some around a text. It is a part of the key, as what is trained and
     scored with such a tokenizer has changed.
@@ -161,7 +161,7 @@ def sft_blocks(config: Config, data: Data, base: Stage, language: str = "en") ->
 def chat(config: Config, text: str | None) -> dict[str, Any]:
     """How SFT puts conversations into text, said where there is a template, and only what differs from the defaults.
 
-    text: of the template; None where only the network would know it. In the key it stands for itself, but for the
+    text: of the template; None if only the network would know it. In the key it stands for itself, but for the
     tokenizer's own, which is known by the checksum of the model.
     """
     sft = config.sft
@@ -259,5 +259,5 @@ def _compute(config: Config) -> dict[str, Any]:
 
 
 def workers(config: Config) -> dict[str, int]:
-    """Processes that read text; said of text of the hub only, one elsewhere."""
+    """Processes that read text; said of text of the Hub only, one elsewhere."""
     return {"workers": config.corpus.workers} if isinstance(config.corpus, HubCorpus) else {}

@@ -183,12 +183,12 @@ def budget_of(job: Job) -> dict[str, int]:
 
 
 def check_budget(blocks: Path, tokens: int) -> None:
-    """Refuses a budget that the packed corpus cannot fill."""
+    """Reject a budget that the packed corpus cannot fill."""
     available = json.loads((blocks / "counts.json").read_text(encoding="utf-8"))["tokens"]
     if tokens > available:
         raise BadInput(
-            f"ct.tokens={format_tokens(tokens)}: the corpus holds {available:,} tokens with its English share;"
-            " take a smaller budget or more text"
+            f"ct.tokens={format_tokens(tokens)}: the corpus has {available:,} tokens including English."
+            " Set a smaller budget, or give more text."
         )
 
 
