@@ -45,11 +45,17 @@ class Stage:
     def trajectory(self) -> str | None:
         """Return what CT stages share that differ in their budget only (pipeline/trajectory.py).
 
-        None for other kinds, and for a decay: no larger budget resumes from it.
+        None for other kinds, for a decay, and for CT on all of the text: no larger budget resumes from these.
         """
-        if self.kind != "ct" or self.settings.get("decay_tokens"):
+        if self.kind != "ct" or self.settings.get("decay_tokens") or self.settings.get("tokens", 0) is None:
             return None
         return self._digest({name: value for name, value in self.settings.items() if name != "tokens"})
+
+    @property
+    def tokens(self) -> int:
+        """Return the tokens of a training: its budget; if that is all of the text, as many as were expected."""
+        stated = self.settings["tokens"]
+        return int(self.options["expected_tokens"] if stated is None else stated)
 
     @property
     def given(self) -> bool:

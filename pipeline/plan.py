@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from common.units import format_tokens
 from pipeline.arms import ARMS, with_ct_budgets
 from pipeline.config import Config, Method
 from pipeline.graph import Inputs, Stage, in_order
@@ -24,7 +23,7 @@ from pipeline.job_settings import (
 from pipeline.old_names import in_store
 from pipeline.plan_arms import Start, trained_stages
 from pipeline.plan_choice import judged_on, roles, selection_stage, tune
-from pipeline.plan_training import Data, data_stages, workers
+from pipeline.plan_training import Data, budget_name, data_stages, workers
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ class Cell:
 
     def __str__(self) -> str:
         regime = f"{self.config.regime} " if self.config.regime else ""
-        return f"{regime}{self.language} {format_tokens(self.ct_tokens)} seed {self.seed}"
+        return f"{regime}{self.language} {budget_name(self.config)} seed {self.seed}"
 
 
 def plan_cell(config: Config, inputs: Inputs) -> Cell:
@@ -194,7 +193,7 @@ class _Parts:
         config = self.config
         if name == "base":
             return f"{config.language.code}-{config.model.name}"
-        budget = f"-{format_tokens(config.ct.tokens)}" if with_ct_budgets(of) else ""
+        budget = f"-{budget_name(config)}" if with_ct_budgets(of) else ""
         known = in_store(name)
         return f"{config.language.code}-{known.replace('_', '-') if name in ARMS else known}{budget}-s{config.seed}"
 

@@ -22,6 +22,7 @@ from common.places import CONF
 from common.units import format_tokens
 from pipeline import old_names
 from pipeline.config import Config, validate
+from pipeline.resolve import resolved
 
 SEARCH_PATH = "hydra.searchpath="  # further folders of configuration files
 # Launchers: the cells one by one, without another process; jobs of our own; children of our own, on all GPUs.
@@ -65,7 +66,7 @@ def expand(overrides: Sequence[str], multirun: bool) -> Sweep:
         launcher = str(root.hydra.runtime.choices["hydra/launcher"]) if multirun else IN_THIS_PROCESS
         at_once = int(root.hydra.launcher.get("n_jobs") or 1) if multirun else 1
     kept = [(tuple(cell), config) for cell, config in composed if not _out_of_reach(config)]
-    configs = _with_cells_to_choose_on([config for _, config in kept])
+    configs = _with_cells_to_choose_on([resolved(config) for _, config in kept])
     _check_budgets(configs)
     if at_once < 1 or at_once > len(configs):  # joblib's -1: as many as there are cores
         at_once = len(configs)

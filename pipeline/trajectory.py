@@ -117,7 +117,7 @@ def prunable_states(with_state: Collection[int], missing: Collection[int], keep_
 
 def tokens_of(stage: Stage) -> int:
     """Return the budget of a CT stage."""
-    return int(stage.settings["tokens"])
+    return stage.tokens
 
 
 def budget_of(entry: Entry) -> int:

@@ -172,10 +172,12 @@ class CtBlocksSettings(Settings):
     """Settings of the blocks of continual training, besides the corpus and the tokenizer."""
 
     language: str
-    schedule_tokens: int  # tokens to pack: of the largest budget that the schedule may reach
+    schedule_tokens: int | None  # tokens to pack: of the largest budget that the schedule may reach; None: all
     block_size: int  # tokens of a block
     english_share: float  # of the blocks, 0 to 1
     seed: int  # of the order of files and documents
+    epochs: int = 1  # passes over the language's text, each in its own order
+    document_end: str | None = None  # token that ends a document; None: the tokenizer's eos
 
 
 @dataclass(frozen=True)

@@ -129,6 +129,11 @@ class Config(Section):
                 f"sft.arm_replay_share={self.sft.arm_replay_share}: every SFT has this fraction already. "
                 "Give another to sft_replay, or leave it out of eval.unmerged."
             )
+        if "mixed" in wanted and self.ct.whole_text:
+            raise ValueError(
+                "ct.tokens=null: mixed spreads a stated budget over SFT's blocks; set ct.tokens, or leave mixed out of"
+                " eval.unmerged"
+            )
         if "mixed" in wanted and self.ct.block_size != self.sft.block_size:
             raise ValueError(
                 f"sft.block_size={self.sft.block_size}: must be ct.block_size, as mixed trains on blocks of both. "

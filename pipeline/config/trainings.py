@@ -40,18 +40,36 @@ class Training(Section):
 
 
 class ContinualTraining(Training):
-    """CT at a token budget.
+    """CT at a token budget, or on all of the language's text.
 
+    epochs: passes over the text that blocks are made of. document_end: the token that ends a document; None: eos.
     schedule: cosine, one for all budgets, which ends at `schedule_tokens`; or wsd (warm-up, stable, decay), in which
     each budget ends with a decay of its own, over `decay_fraction` of its tokens.
+    whole_text: set where `tokens` is null. Then the blocks alone know the tokens; `tokens` and `schedule_tokens` hold
+    an estimate, for plans (pipeline/whole_text.py).
     """
 
     source: str | None
+    epochs: Annotated[int, Field(ge=1, le=8)] = 1
+    document_end: Annotated[str, Field(min_length=1)] | None = None
+    whole_text: bool = False
     schedule: Literal["cosine", "wsd"]
     decay_fraction: Annotated[float, Field(gt=0, le=1)]
     decay_shape: Literal["linear", "1-sqrt"]
     schedule_tokens: Tokens
     english_share: Share
+
+    @model_validator(mode="before")
+    @classmethod
+    def all_of_the_text(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping) or values.get("tokens", 0) is not None:
+            return values
+        if values.get("schedule") == "wsd":
+            raise ValueError("tokens=null: a wsd schedule decays at the end of a stated budget; set ct.schedule=cosine")
+        if values.get("source"):
+            raise ValueError("tokens=null: ct.source was trained elsewhere; state the tokens that it was trained on")
+        step = values.get("batch_tokens")  # an estimate takes its place
+        return {**values, "whole_text": True, "tokens": step, "schedule_tokens": step}
 
     @property
     def decay_tokens(self) -> int:
@@ -163,4 +181,13 @@ class Lora(Section):
 
 
 class Adaptation(Section):
+    """Which weights are trained. lora_above: planned memory in GiB above which LoRA is used; None: always, if given."""
+
     lora: Lora | None
+    lora_above: Annotated[float, Field(gt=0)] | Literal["auto"] | None = None
+
+    @model_validator(mode="after")
+    def has_lora_to_use(self) -> Adaptation:
+        if self.lora_above is not None and self.lora is None:
+            raise ValueError(f"lora_above={self.lora_above}: train.lora is null, so there is no LoRA; set train=auto")
+        return self

@@ -60,7 +60,7 @@ def of(record: Mapping[str, Any]) -> Performance | None:
             f"{record['kind']} {record['slug']}",
             str(record["kind"]),
             str((record.get("launched") or {}).get("strategy", "")),
-            float(settings.get("tokens") or 0) - float(record.get("resumed_tokens") or 0),
+            float(settings.get("tokens") or 1e6 * record.get("amount", 0)) - float(record.get("resumed_tokens") or 0),
         )
     except (KeyError, TypeError, ValueError):
         return None

@@ -50,15 +50,15 @@ def stage_work(stage: Stage, config: Config, shape: ModelShape, resumed: int = 0
     """
     settings, kind = stage.settings, stage.kind
     if KINDS[kind].work == "train":
-        tokens = settings["tokens"] - resumed
+        trained = stage.tokens - resumed
         model, state = checkpoint_bytes(shape, config), state_bytes(shape, config)
         # pipeline/trajectory.py: the states of other budgets are dropped
         kept = state if stage.trajectory and last and config.compute.keep_last_state else 0
         # the last two checkpoints, the state that is dropped later, the one that is continued from
         beside = (2 if kept else 3) + (resumed > 0)
         return Work(
-            tokens,
-            tokens * flops.training(shape, settings["block_size"], "lora" in settings),
+            trained,
+            trained * flops.training(shape, settings["block_size"], "lora" in settings),
             model + kept + SMALL,
             beside * state,
         )
@@ -71,8 +71,9 @@ def stage_work(stage: Stage, config: Config, shape: ModelShape, resumed: int = 0
     if kind == "weights":
         return Work(written=base_width(config) * shape.parameters)
     if kind == "ct_blocks":
-        size = settings["schedule_tokens"] * token_bytes(shape)
-        return Work(settings["schedule_tokens"], 0, size, size)
+        packed = config.ct.schedule_tokens  # of all the text an estimate
+        width_of_all = packed * token_bytes(shape)
+        return Work(packed, 0, width_of_all, width_of_all)
     if kind in ("sft_blocks", "mixed_blocks"):
         return Work(settings["tokens"], 0, settings["tokens"] * (token_bytes(shape) + 4 + 2), 0)
     if kind in ("corpus", "instructions"):

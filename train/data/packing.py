@@ -110,19 +110,19 @@ def ct_blocks(
 ) -> None:
     """Pack the language and English up to the schedule's tokens or the end of the language's text.
 
-    The language is never repeated; English is repeated if needed. `work` keeps the tokens of each file until the blocks
-    are published. `workers`: processes that tokenise; the blocks do not depend on it. Raises BadInput if the text is
-    shorter than one block.
+    The language is read `epochs` times, each time in another order; English is repeated where it must be. `work` keeps
+    the tokens of each file until the blocks are published. `workers`: processes that tokenise; the blocks do not depend
+    on it. Raises BadInput where the text is shorter than one block.
     """
-    tokenizer = TokenizerFile.of(load_tokenizer(tokenizer_dir))
+    tokenizer = TokenizerFile.of(load_tokenizer(tokenizer_dir), document_end=settings.document_end)
     size, share, language, seed = settings.block_size, settings.english_share, settings.language, settings.seed
-    wanted = -(-settings.schedule_tokens // size)
+    wanted = None if settings.schedule_tokens is None else -(-settings.schedule_tokens // size)
     blocks, control = BlockFile(out / "blocks.npy", size, tokenizer.dtype), Counter[str]()
     with Workers(workers, init_worker, (tokenizer,)) as pool:
         ahead = max(1, round(pool.count * share))
         files = {name: training_files(corpus_dir, name) for name in (language, "en")}
         read = [
-            passes(files[language], f"{seed}:{language}", pool, work, epochs=1),
+            passes(files[language], f"{seed}:{language}", pool, work, epochs=settings.epochs),
             passes(files["en"], f"{seed}:en", pool, work, ahead=ahead),
         ]
         once = {name: ReadOnce(len(paths)) for name, paths in files.items()}
@@ -146,7 +146,7 @@ def ct_blocks(
         tokens=blocks.count * size,
         english_share=share,
         real_token_share=1.0,
-        whole_corpus=blocks.count < wanted,
+        whole_corpus=wanted is None or blocks.count < wanted,
         text_tokens={name: text.tokens for name, text in once.items()},
         **({"control_tokens": control} if control else {}),
     )

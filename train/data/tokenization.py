@@ -94,17 +94,28 @@ class TokenizerFile:
     masking: Masking | None = None  # of conversations; None: instructions are prompts and answers as they are
 
     @classmethod
-    def of(cls, tokenizer: PreTrainedTokenizerBase, masking: Masking | None = None) -> TokenizerFile:
-        """Raise BadInput for the few tokenizers that the tokenizers library does not run."""
+    def of(
+        cls, tokenizer: PreTrainedTokenizerBase, masking: Masking | None = None, document_end: str | None = None
+    ) -> TokenizerFile:
+        """Raise BadInput for the few tokenizers that the tokenizers library does not run.
+
+        document_end: the token that ends a document (None: eos); raise BadInput if the tokenizer has no such token.
+        """
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
             raise BadInput(
                 f"model: its tokenizer must be of the tokenizers library, got {type(tokenizer).__name__}."
                 " Save it as tokenizer.json."
             )
-        assert isinstance(tokenizer.eos_token_id, int)
+        end = tokenizer.eos_token_id if document_end is None else backend.token_to_id(document_end)
+        if end is None:
+            raise BadInput(
+                f"ct.document_end: the tokenizer in {tokenizer.name_or_path} has no such token, got {document_end}."
+                " Name one of its tokens, or null for the one that ends a text."
+            )
+        assert isinstance(end, int)
         before, _ = added_special_tokens(tokenizer)  # what it puts after a text is the end token, which is ours to put
-        return cls(backend.to_str(), tokenizer.eos_token_id, len(tokenizer), tuple(before), masking)
+        return cls(backend.to_str(), end, len(tokenizer), tuple(before), masking)
 
     @property
     def dtype(self) -> type:

@@ -80,7 +80,7 @@ def _task(group: Sequence[Stage], waiting: Collection[str] | None) -> Task | Non
     if not kept:
         return None
     if kept[0].trajectory:
-        kept.sort(key=lambda stage: stage.settings["tokens"])
+        kept.sort(key=lambda stage: stage.tokens)
     read = {parent.key for stage in kept for parent in stage.parents.values() if not parent.given}
     needs = read | {stage.key for stage in group}
     return Task(work_of(kept[0]), tuple(kept), frozenset(needs - {stage.key for stage in kept}))
