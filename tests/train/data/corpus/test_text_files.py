@@ -95,7 +95,7 @@ def test_a_nul_is_refused_by_its_place(tmp_path: Path, name: str, says: str) -> 
 
 def test_a_field_that_is_not_text_is_refused_by_its_type(tmp_path: Path) -> None:
     (tmp_path / "mine.jsonl").write_text('{"text": "mawu"}\n{"text": ["ena"]}\n')
-    with pytest.raises(BadInput, match=r"mine\.jsonl line 2: the field 'text' is not text, got list"):
+    with pytest.raises(BadInput, match=r"mine\.jsonl line 2: the field 'text' must be text, got list"):
         list(text_files.documents(str(tmp_path / "mine.jsonl"), "corpus.path"))
 
 
