@@ -41,7 +41,7 @@ def test_what_fails_takes_down_only_what_needs_it(tmp_path: Path) -> None:
     worker(tmp_path, plan, plan, makers).make((corpus, other, *items))
     assert happened(tmp_path, "failed") == ["toy"] and happened(tmp_path, "published") == ["other", "of-other"]
     assert [entry["message"] for entry in Journal(tmp_path / "journal.jsonl").events("not_run")] == [
-        "items of-toy was not run, as there is no corpus toy"
+        "items of-toy was not run, as corpus toy is missing"
     ]
 
 
