@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 
 from common.errors import BadInput
 from common.places import CONF
 
-MEMORY_TABLE = "--memory-table"
 MULTIRUN = "Run all values of the experiment's sweep axes, or of those given here (ct.tokens=32k,128k seed=0,1)."
 CONFIG_DIR = (
     "Also read configuration files from FOLDER, such as FOLDER/experiment/mine.yaml or FOLDER/language/xyz.yaml."
@@ -32,12 +33,22 @@ Settings. conf/ documents every key; these are common:
 
 @dataclass(frozen=True)
 class Verb:
-    """A command. takes: settings (`key=value`), folders, or both."""
+    """A command. takes: settings (`key=value`), folders, or both. words: what else it takes, in its usage line."""
 
     summary: str
     text: str
     examples: tuple[str, ...]
     takes: tuple[str, ...] = ("settings",)
+    words: str = ""
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a command got: settings and other words, whether it is a multirun, and the values of its own options."""
+
+    words: list[str]
+    multirun: bool
+    options: Mapping[str, Any]
 
 
 VERBS = {
@@ -84,6 +95,19 @@ VERBS = {
         ("", "outputs/tiny"),
         ("folders",),
     ),
+    "make": Verb(
+        "Compute one stage of an experiment, and its parents if they are missing.",
+        "KIND and SLUG (or the key) are those that `plan` prints for the same settings. Missing parents are computed "
+        "first; before it starts, the command prints how many stages that is and about how long they take. "
+        "It computes in this process, and may run beside `run` on the same store. The last line is one JSON object: "
+        "folder, stages_run, seconds.",
+        (
+            "ct nya-4096-s0 experiment=test",
+            "eval nya-ties_sv_1-450k-s0 -m experiment=frontier",
+            "weights nya-ties_sv_1-4096-s0 experiment=test",
+        ),
+        words="KIND SLUG",
+    ),
     "verify": Verb(
         "Compare every file in the store with its checksum.",
         "Damaged entries are moved aside; the next run computes them again.",
@@ -109,7 +133,7 @@ class Command(click.Command):
         ]
         if name == "plan":
             table = "Print which model sizes train on GPUs of 16 to 80 GB, and nothing else."
-            options.append(click.Option([MEMORY_TABLE], is_flag=True, help=table))
+            options.append(click.Option(["--memory-table"], is_flag=True, help=table))
         super().__init__(
             name,
             params=options if "settings" in verb.takes else options[:1],
@@ -121,8 +145,10 @@ class Command(click.Command):
 
     def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
         """What the usage line shows behind the name of the command."""
-        settings = ["[OPTIONS]", "[GROUP=CHOICE]...", "[KEY=VALUE]..."] if "settings" in self.verb.takes else []
-        return [*settings, *(["[FOLDER]..."] if "folders" in self.verb.takes else [])]
+        words = [self.verb.words] if self.verb.words else []
+        settings = [*words, "[GROUP=CHOICE]...", "[KEY=VALUE]..."] if "settings" in self.verb.takes else words
+        options = ["[OPTIONS]"] if len(self.params) > 1 else []
+        return [*options, *settings, *(["[FOLDER]..."] if "folders" in self.verb.takes else [])]
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Examples; groups, choices and common keys of a command that composes a configuration."""
@@ -152,15 +178,15 @@ def overview(program: str) -> str:
     )
 
 
-def parse(verb: str, words: list[str], program: str) -> tuple[list[str], bool]:
-    """Return the settings and folders among the words of a command, and whether it is a multirun.
+def parse(verb: str, words: list[str], program: str) -> Given:
+    """Read the words of a command: its options, settings, folders and other words.
 
     Raises click.exceptions.Exit after printing the help, click.ClickException for an unknown option, and BadInput.
     """
     parameters = Command(verb, VERBS[verb]).make_context(f"{program} {verb}", words).params
-    folders = parameters.get("config_dir") or ()
-    table = [MEMORY_TABLE] if parameters.get("memory_table") else []
-    return [*_search_path(folders), *parameters["words"], *table], bool(parameters.get("multirun"))
+    options = dict(parameters)
+    folders, multirun = options.pop("config_dir", ()) or (), bool(options.pop("multirun", False))
+    return Given([*_search_path(folders), *options.pop("words")], multirun, options)
 
 
 def _search_path(folders: tuple[str, ...]) -> list[str]:

@@ -17,13 +17,18 @@ from pipeline.check.resources import disk, tasks
 from pipeline.check.stated import stated
 from pipeline.check.text import budgets, control, corpora, tokenizer
 from pipeline.config import Config, HubCorpus
+from pipeline.graph import Stage
+from pipeline.kinds import KINDS
 from pipeline.store import Store
 
 __all__ = ["Finding", "sweep"]
 
 
-def sweep(configs: Sequence[Config]) -> list[Finding]:
-    """What is wrong with a sweep, each thing once, whatever else is wrong."""
+def sweep(configs: Sequence[Config], missing: Sequence[Stage] | None = None) -> list[Finding]:
+    """What is wrong with a sweep, each thing once, whatever else is wrong.
+
+    missing: the stages that will be made; None: all that the store lacks.
+    """
     findings: list[Finding] = []
     if any(asks_the_hub(config) for config in configs) and not model_hub.is_online():
         findings.append(
@@ -33,12 +38,13 @@ def sweep(configs: Sequence[Config]) -> list[Finding]:
                 "what is not in its cache (HF_HOME) is reported as missing",
             )
         )
+    asks = missing is None or any(KINDS[stage.kind].work == "score" or stage.kind == "leaks" for stage in missing)
     for config in first_of_each_language(configs):
-        for check in (checkpoints, corpora, control, tasks, tokenizer, partners, conversations):
+        for check in (checkpoints, corpora, control, *([tasks] if asks else []), tokenizer, partners, conversations):
             findings += guarded(check, config)
     findings += guarded(budgets, configs)
     findings += guarded(stated, configs)
-    findings += guarded(disk, configs, Store(Path(configs[0].store)))
+    findings += guarded(disk, configs, Store(Path(configs[0].store)), missing)
     return list(dict.fromkeys(findings))
 
 
