@@ -13,8 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common import hub
+from common import hub_push
 from common.errors import BadInput, in_one_line, line_of
+from common.hub_push import Target
 from common.stop_signals import Stopped, stopping_on_signals
 from common.units import parse_bytes
 from merge.chained import Stage, read_stages, recipes_of, write_stages
@@ -217,13 +218,19 @@ def _check_target(options: argparse.Namespace) -> None:
     if options.push is not None:
         if options.grid or options.audit_only:
             raise BadInput("--push: goes with one merge that is written")
-        hub.check_push(options.push, "--push")
+        hub_push.check(Target(options.push, private=options.private))
 
 
 def _deliver(written: list[Path], options: argparse.Namespace) -> None:
     """Says where results lie, after the push of one that is to be on the hub."""
     if options.push is not None:
-        print(hub.push(written[0], options.push, "--push", options.private))
+        from merge.io.shared_folder import share, upload
+
+        try:
+            print(upload(share(written[0]), Target(options.push, private=options.private), "Merge by slackmerge"))
+        except BadInput as error:
+            again = f"slackmerge push {written[0]} {options.push}{' --private' if options.private else ''}"
+            raise BadInput(f"--push: the merge is whole; push it by `{again}`. {error}") from None
     print("\n".join(map(str, written)))
 
 

@@ -66,6 +66,10 @@ def _act(verb: str, given: Given, arguments: Sequence[str], program: str) -> int
         return live.watch(Path(names[0] if names else "outputs"))
     if verb == "make":
         return _make(names, settings, given.multirun, arguments, program)
+    if verb == "push":
+        from pipeline.run import push
+
+        return push.push(names, settings, given.multirun, push.Options(**given.options))
     if verb == "report" and names:
         return report_folders(names, settings)
     if names:

@@ -108,10 +108,48 @@ VERBS = {
         ),
         words="KIND SLUG",
     ),
+    "push": Verb(
+        "Upload a checkpoint to the Hugging Face hub.",
+        "FOLDER holds a model or an adapter. KIND and SLUG name a checkpoint of the store, as `plan` prints them for "
+        "the same settings. Weights, config, tokenizer, chat template, model card and merge.yml are uploaded, and "
+        "nothing else. The token is HF_TOKEN, or that of `hf auth login`. A repository that holds other files is left "
+        "alone. The last line is the address.",
+        (
+            "merged/ me/my-model --private",
+            "ct nya-4096-s0 me/my-ct experiment=test --dry-run",
+            "weights nya-ties_sv_1-450k-s0 me/my-merge -m experiment=frontier",
+            "store/ct/my-lora/adapter me/my-lora --base OWNER/BASE",
+        ),
+        words="{FOLDER | KIND SLUG} OWNER/NAME",
+    ),
     "verify": Verb(
         "Compare every file in the store with its checksum.",
         "Damaged entries are moved aside; the next run computes them again.",
         ("", "store=/data/store"),
+    ),
+}
+
+
+OWN_OPTIONS: dict[str, tuple[click.Option, ...]] = {
+    "plan": (
+        click.Option(
+            ["--memory-table"],
+            is_flag=True,
+            help="Print which model sizes train on GPUs of 16 to 80 GB, and nothing else.",
+        ),
+    ),
+    "push": (
+        click.Option(["--private"], is_flag=True, help="Make the repository private. An existing one is not changed."),
+        click.Option(
+            ["--revision"],
+            metavar="BRANCH",
+            default="main",
+            show_default=True,
+            help="Branch to upload to, made if it is missing. A new branch holds the upload alone.",
+        ),
+        click.Option(["--replace"], is_flag=True, help="Delete what the branch holds besides the upload."),
+        click.Option(["--dry-run"], is_flag=True, help="List the files and their sizes; ask the hub nothing."),
+        click.Option(["--base"], metavar="OWNER/NAME", help="Of an adapter: the model of the hub that it is for."),
     ),
 }
 
@@ -131,9 +169,7 @@ class Command(click.Command):
             click.Option(["-m", "--multirun"], is_flag=True, help=MULTIRUN),
             click.Option(["--config-dir"], metavar="FOLDER", multiple=True, help=CONFIG_DIR),
         ]
-        if name == "plan":
-            table = "Print which model sizes train on GPUs of 16 to 80 GB, and nothing else."
-            options.append(click.Option(["--memory-table"], is_flag=True, help=table))
+        options += OWN_OPTIONS.get(name, ())
         super().__init__(
             name,
             params=options if "settings" in verb.takes else options[:1],
