@@ -103,7 +103,7 @@ VERBS = {
         "folder, stages_run, seconds.",
         (
             "ct nya-4096-s0 experiment=test",
-            "eval nya-ties_sv_1-450k-s0 -m experiment=frontier",
+            "eval nya-ties_sv_1-450k-s0 -m experiment=tiny",
             "weights nya-ties_sv_1-4096-s0 experiment=test",
         ),
         words="KIND SLUG",
@@ -117,7 +117,7 @@ VERBS = {
         (
             "merged/ me/my-model --private",
             "ct nya-4096-s0 me/my-ct experiment=test --dry-run",
-            "weights nya-ties_sv_1-450k-s0 me/my-merge -m experiment=frontier",
+            "weights nya-ties_sv_1-450k-s0 me/my-merge -m experiment=tiny",
             "store/ct/my-lora/adapter me/my-lora --base OWNER/BASE",
         ),
         words="{FOLDER | KIND SLUG} OWNER/NAME",
