@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
+from common.command_line import Command
 from common.errors import BadInput
 from common.places import CONF
 
@@ -160,22 +162,18 @@ def choices() -> dict[str, list[str]]:
     return {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in folders}
 
 
-class Command(click.Command):
-    """A command whose usage line names what it takes."""
+class PipelineCommand(Command):
+    """A command whose usage line names what it takes, and whose help lists groups and common keys of settings."""
 
     def __init__(self, name: str, verb: Verb) -> None:
         options: list[click.Parameter] = [
-            click.Argument(["words"], nargs=-1, type=click.UNPROCESSED),
+            click.Argument(["words"], nargs=-1, type=click.UNPROCESSED, shell_complete=complete),
             click.Option(["-m", "--multirun"], is_flag=True, help=MULTIRUN),
             click.Option(["--config-dir"], metavar="FOLDER", multiple=True, help=CONFIG_DIR),
         ]
         options += OWN_OPTIONS.get(name, ())
         super().__init__(
-            name,
-            params=options if "settings" in verb.takes else options[:1],
-            help=f"{verb.summary}\n\n{verb.text}",
-            short_help=verb.summary,
-            context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+            name, verb.summary, verb.text, verb.examples, options if "settings" in verb.takes else options[:1]
         )
         self.verb = verb
 
@@ -188,14 +186,26 @@ class Command(click.Command):
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Examples; groups, choices and common keys of a command that composes a configuration."""
-        with formatter.section("Examples"):
-            for example in self.verb.examples:
-                formatter.write(f"  {ctx.command_path} {example}".rstrip() + "\n")
+        super().format_epilog(ctx, formatter)
         if "settings" in self.verb.takes and self.name != "verify":
             with formatter.section("Groups and their choices"):
                 formatter.write_dl([(group, ", ".join(names)) for group, names in choices().items()])
             formatter.write_paragraph()
             formatter.write(SETTINGS.removeprefix("\b\n"))
+
+
+def complete(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """`experiment=ti` to `experiment=tiny`. Bash has split it at the `=` already, and wants `tiny` alone."""
+    groups = choices()
+    group, equals, start = incomplete.rpartition("=")
+    before = [word for word in context.params.get("words") or () if word != "="][-1:]
+    if not equals and before and before[0] in groups:
+        group = before[0]
+    if group:
+        kept = f"{group}=" if equals else ""
+        return [CompletionItem(kept + choice) for choice in groups.get(group, ()) if choice.startswith(start)]
+    matching = [CompletionItem(f"{group}=") for group in groups if group.startswith(incomplete)]
+    return matching or [CompletionItem(incomplete, type="file")]
 
 
 def overview(program: str) -> str:
@@ -219,7 +229,7 @@ def parse(verb: str, words: list[str], program: str) -> Given:
 
     Raises click.exceptions.Exit after printing the help, click.ClickException for an unknown option, and BadInput.
     """
-    parameters = Command(verb, VERBS[verb]).make_context(f"{program} {verb}", words).params
+    parameters = PipelineCommand(verb, VERBS[verb]).make_context(f"{program} {verb}", words).params
     options = dict(parameters)
     folders, multirun = options.pop("config_dir", ()) or (), bool(options.pop("multirun", False))
     return Given([*_search_path(folders), *options.pop("words")], multirun, options)
