@@ -38,16 +38,16 @@ setup: $(READY)  ## install exact versions into .venv
 	@echo "Installed. Activate the environment: source $(BIN)/activate"
 
 reproduce: $(READY)  ## the whole experiment: train, merge, evaluate, report; a second run has nothing to do
-	@$(BIN)/python -m pipeline run -m experiment=$(EXPERIMENT) $(if $(LAUNCHER),launcher=$(LAUNCHER)) $(if $(SITE),site=$(SITE)) $(ARGS)
+	@$(BIN)/slackmerge run -m experiment=$(EXPERIMENT) $(if $(LAUNCHER),launcher=$(LAUNCHER)) $(if $(SITE),site=$(SITE)) $(ARGS)
 
 plan: $(READY)  ## which stages are done and which would run; with CLUSTER=8xH100 (or here) what they cost
-	@$(BIN)/python -m pipeline plan -m experiment=$(EXPERIMENT) $(if $(CLUSTER),cluster=$(CLUSTER)) $(if $(MFU),mfu=$(MFU)) $(ARGS)
+	@$(BIN)/slackmerge plan -m experiment=$(EXPERIMENT) $(if $(CLUSTER),cluster=$(CLUSTER)) $(if $(MFU),mfu=$(MFU)) $(ARGS)
 
 check: $(READY)  ## whether everything is there that the experiment needs: access, text, tasks, tokenizer, disk
-	@$(BIN)/python -m pipeline check -m experiment=$(EXPERIMENT) $(ARGS)
+	@$(BIN)/slackmerge check -m experiment=$(EXPERIMENT) $(ARGS)
 
 base: $(READY)  ## train the shipped base model from scratch, by its recipe (over an hour; goes on where it was stopped)
-	@$(BIN)/python -m pipeline run experiment=base $(ARGS)
+	@$(BIN)/slackmerge run experiment=base $(ARGS)
 
 dashboard: $(READY)  ## the comparison in wandb, from a report: pushed where a key is, else written as a file
 	@$(call install,$(VENV)) wandb-workspaces==0.4.13
