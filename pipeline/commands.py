@@ -81,6 +81,13 @@ VERBS = {
         "`run` makes the same checks before it starts.",
         ("-m experiment=tiny", "language=mine corpus.path='data/*.txt'"),
     ),
+    "watch": Verb(
+        "Show the progress of a run and update its report.",
+        "FOLDER is outputs/<experiment>, or a folder that holds several; the newest run in it is shown "
+        "(default: outputs). Ctrl-C ends the display and not the run.",
+        ("", "outputs/tiny"),
+        ("folders",),
+    ),
     "report": Verb(
         "Write a report for a sweep, for several folders (compared), or for lm-eval output.",
         "Without FOLDER, the report of the experiment that the settings name, from what is finished. "
@@ -89,13 +96,6 @@ VERBS = {
         "where the report is written.",
         ("-m experiment=tiny", "outputs/tiny", "outputs/tiny outputs/evidence out=comparison"),
         ("settings", "folders"),
-    ),
-    "watch": Verb(
-        "Show the progress of a run and update its report.",
-        "FOLDER is outputs/<experiment>, or a folder that holds several; the newest run in it is shown "
-        "(default: outputs). Ctrl-C ends the display and not the run.",
-        ("", "outputs/tiny"),
-        ("folders",),
     ),
     "make": Verb(
         "Compute one stage of an experiment, and its parents if they are missing.",

@@ -16,8 +16,8 @@ from pipeline.commands import VERBS, PipelineCommand
 
 # name: what it does, and `module:function`, which gets the arguments and the name of the command
 COMMANDS = {
-    "merge": ("Merge checkpoints by a recipe of slackmerge or a mergekit configuration.", "merge.cli:main"),
     **{name: (verb.summary, "pipeline.__main__:main") for name, verb in VERBS.items()},
+    "merge": ("Merge checkpoints by a recipe of slackmerge or a mergekit configuration.", "merge.cli:main"),
     "eval": ("Score one checkpoint with lm-eval.", "eval.__main__:main"),
 }
 
@@ -31,12 +31,16 @@ def _print_version(context: click.Context, parameter: click.Parameter, asked: bo
 class _Commands(click.Group):
     """The commands. To run one, its words are handed over; to complete its words, its own options are looked up."""
 
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names of the commands, in the order in which an experiment needs them."""
+        return list(COMMANDS)
+
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """The name of the command that a line begins with, the command, and the other words."""
         name, command, rest = super().resolve_command(ctx, args)
-        return name, _own(name) if name in COMMANDS and ctx.resilient_parsing else command, rest
+        return name, own(name) if name in COMMANDS and ctx.resilient_parsing else command, rest
 
 
 @click.group(
@@ -85,7 +89,7 @@ def _hand_over(name: str, place: str, arguments: Sequence[str]) -> int:
     os._exit(code)  # everything is on disk: torch would take half a second more to take itself apart
 
 
-def _own(name: str) -> click.Command:
+def own(name: str) -> click.Command:
     """The command itself, with its options."""
     if name in VERBS:
         return PipelineCommand(name, VERBS[name])
