@@ -13,6 +13,7 @@ from click.shell_completion import CompletionItem
 from common.command_line import Command
 from common.errors import BadInput
 from common.places import CONF
+from pipeline.kinds import KINDS
 
 MULTIRUN = "Run all values of the experiment's sweep axes, or of those given here (ct.tokens=32k,128k seed=0,1)."
 CONFIG_DIR = (
@@ -195,8 +196,15 @@ class PipelineCommand(Command):
 
 
 def complete(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """`experiment=ti` to `experiment=tiny`. Bash has split it at the `=` already, and wants `tiny` alone."""
+    """`experiment=ti` to `experiment=tiny`. Bash has split it at the `=` already, and wants `tiny` alone.
+
+    The first word of a command that takes a stage is a kind.
+    """
     groups = choices()
+    takes_stage = isinstance(context.command, PipelineCommand) and "KIND" in context.command.verb.words
+    if takes_stage and not context.params.get("words"):
+        kinds = [CompletionItem(kind) for kind in KINDS if kind.startswith(incomplete)]
+        return [*kinds, CompletionItem(incomplete, type="file")]
     group, equals, start = incomplete.rpartition("=")
     before = [word for word in context.params.get("words") or () if word != "="][-1:]
     if not equals and before and before[0] in groups:

@@ -138,8 +138,15 @@ def _read(name: str) -> Comments:
 
 @cache
 def _values(name: str) -> Mapping[str, Any]:
-    # BaseLoader: every value as it is written, such as 7e-4 and null
-    return yaml.load((CONF / f"{name}.yaml").read_text(encoding="utf-8"), yaml.BaseLoader) or {}
+    node = yaml.compose((CONF / f"{name}.yaml").read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    return _written(node) if node is not None else {}
+
+
+def _written(node: yaml.Node) -> Any:
+    """A value with its scalars as they are written, such as 7e-4 and null."""
+    if isinstance(node, yaml.MappingNode):
+        return {_written(key): _written(value) for key, value in node.value}
+    return [_written(value) for value in node.value] if isinstance(node, yaml.SequenceNode) else node.value
 
 
 def _shown(value: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -63,12 +64,11 @@ def of_stage(kind: str, slug: str, settings: Sequence[str], multirun: bool, targ
         raise BadInput(f"KIND: only {', '.join(PUSHED)} stages hold a checkpoint, got {kind}.{made}")
     _, plan, stage = planned(kind, slug, settings, multirun)
     entry = plan.store.find(stage)
+    making = shlex.join(["slackmerge", "make", kind, slug, *(["-m"] if multirun else []), *settings])
     if entry is None:
-        raise BadInput(
-            f"{stage}: not computed yet in store={plan.store.root}. Run slackmerge make {kind} {slug} first."
-        )
+        raise BadInput(f"{stage}: not computed yet in store={plan.store.root}. First run {making}.")
     if damage := entry.damage(thorough=True):
-        raise BadInput(f"{entry.path}: {damage}. Run slackmerge make {kind} {slug} to compute it again.")
+        raise BadInput(f"{entry.path}: {damage}. Run slackmerge verify, then {making}.")
     title, folder = target.repo.partition("/")[2], entry.path / "model"
     if kind == WEIGHTS:
         text = (folder / CARD).read_text(encoding="utf-8")

@@ -110,7 +110,9 @@ def test_types_are_said_in_words(annotation: object, words: str) -> None:
 
 
 def test_text_of_comments_is_no_markup() -> None:
-    assert plain("a*b <c> [d] `e*f` docs/how-to/x.md") == (r"a\*b \<c> \[d\] `e*f` [docs/how-to/x.md](../how-to/x.md)")
+    assert plain("a*b <c> [d] `e*f` docs/how-to/run-on-slurm.md") == (
+        r"a\*b \<c> \[d\] `e*f` [docs/how-to/run-on-slurm.md](../how-to/run-on-slurm.md)"
+    )
     assert all(len(line) <= 100 for line in bullet("`key` (text)", "word " * 100).splitlines())
 
 

@@ -140,6 +140,7 @@ def test_the_shell_completes_commands_groups_and_choices() -> None:
     assert completed(["merge"], "reci") == ["reci"], "a file's name is the shell's to complete"
     assert completed(["push", "ct"], "--pri") == completed(["merge", "a.yml"], "--pri") == ["--private"]
     assert completed(["eval", "merged", "--split"], "d") == ["dev"]
+    assert completed(["make"], "sf") == ["sft_blocks", "sft", "sf"], "a kind; of push, it may be a folder"
     assert completed(["make", "ct", "nya", "-m"], "experiment=te") == ["experiment=test"]
 
 
