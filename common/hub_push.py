@@ -1,4 +1,4 @@
-"""Uploads to the Hugging Face hub: who this account is, what the repository holds, and the upload itself.
+"""Uploads to the Hugging Face Hub: who this account is, what the repository holds, and the upload itself.
 
 Every question is asked before anything is changed there.
 """
@@ -18,12 +18,12 @@ from common.files import sha256
 
 MAIN = "main"
 TOKENS = "https://huggingface.co/settings/tokens"
-OF_EVERY_REPOSITORY = (".gitattributes",)  # the hub makes it
+OF_EVERY_REPOSITORY = (".gitattributes",)  # the Hub makes it
 
 
 @dataclass(frozen=True)
 class Target:
-    """A repository of the hub. revision: a branch. replace: delete what it holds besides the upload."""
+    """A repository of the Hub. revision: a branch. replace: delete what it holds besides the upload."""
 
     repo: str
     revision: str = MAIN
@@ -38,13 +38,13 @@ def check_name(target: Target) -> None:
     """Raise BadInput for a repository or branch that cannot be one."""
     match = hub.NAME.fullmatch(target.repo)
     if match is None or match[2] is not None:
-        raise BadInput(f"OWNER/NAME: expected owner/name, a model of the hub, got {target.repo}.")
+        raise BadInput(f"OWNER/NAME: expected owner/name, a model of the Hub, got {target.repo}.")
     if hub.NAME.fullmatch(f"{target.repo}@{target.revision}") is None or hub.COMMIT.fullmatch(target.revision):
         raise BadInput(f"--revision: not the name of a branch, got {target.revision}. Pass a name such as v2.")
 
 
 def check(target: Target, folder: Path | None = None) -> None:
-    """Ask the hub whether this account may push there, and what is there already.
+    """Ask the Hub whether this account may push there, and what is there already.
 
     folder: what will be uploaded; None: it is not made yet, and a repository with files is rejected. Raises BadInput.
     """
@@ -53,7 +53,7 @@ def check(target: Target, folder: Path | None = None) -> None:
 
     check_name(target)
     if get_token() is None:
-        raise BadInput(f"{target}: no token of the hub here. Log in with `hf auth login`, or set HF_TOKEN.")
+        raise BadInput(f"{target}: no token of the Hub here. Log in with `hf auth login`, or set HF_TOKEN.")
     with _in_one_line(target):
         _check_account(target, HfApi().whoami())
         try:
@@ -106,7 +106,7 @@ def push(folder: Path, target: Target, message: str) -> str:
 
 
 def _check_account(target: Target, account: Any) -> None:
-    """Raise BadInput where what the hub says of a token rules the push out."""
+    """Raise BadInput where what the Hub says of a token rules the push out."""
     token = ((account.get("auth") or {}).get("accessToken") or {}).get("role")
     if token == "read":
         raise BadInput(f"{target}: this token may only read. Make one that may write: {TOKENS}.")
@@ -117,7 +117,7 @@ def _check_account(target: Target, account: Any) -> None:
 
 
 def _held(target: Target) -> dict[str, Any]:
-    """The files of a branch by name, as the hub describes them."""
+    """The files of a branch by name, as the Hub describes them."""
     from huggingface_hub import HfApi
     from huggingface_hub.hf_api import RepoFile
 
@@ -126,7 +126,7 @@ def _held(target: Target) -> dict[str, Any]:
 
 
 def _same(path: Path, held: Any) -> bool:
-    """Whether a file of the hub is this one, by size and checksum: of a large file the sha256, else git's."""
+    """Whether a file of the Hub is this one, by size and checksum: of a large file the sha256, else git's."""
     if not path.is_file() or path.stat().st_size != held.size:
         return False
     if held.lfs is not None:
@@ -137,7 +137,7 @@ def _same(path: Path, held: Any) -> bool:
 
 @contextmanager
 def _in_one_line(target: Target) -> Iterator[None]:
-    """Raise what the hub or a network can raise as BadInput that says what to do."""
+    """Raise what the Hub or a network can raise as BadInput that says what to do."""
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
 
     try:
@@ -145,9 +145,9 @@ def _in_one_line(target: Target) -> Iterator[None]:
     except BadInput:
         raise
     except RepositoryNotFoundError:
-        raise BadInput(f"{target}: the hub shows no such repository to this token. Check OWNER/NAME.") from None
+        raise BadInput(f"{target}: the Hub shows no such repository to this token. Check OWNER/NAME.") from None
     except OfflineModeIsEnabled:
-        raise BadInput(f"{target}: HF_HUB_OFFLINE is set, so the hub is not asked. Unset it and push again.") from None
+        raise BadInput(f"{target}: HF_HUB_OFFLINE is set, so the Hub is not asked. Unset it and push again.") from None
     except HfHubHTTPError as error:
         status, said = error.response.status_code, " ".join((error.server_message or str(error)).split())[:150]
         advice = {
@@ -155,11 +155,11 @@ def _in_one_line(target: Target) -> Iterator[None]:
             403: f"This token may not write there. Make one that may: {TOKENS}.",
             429: "Wait a few minutes and push again.",
         }.get(status, "Push again later; an upload continues where it was cut off.")
-        raise BadInput(f"{target}: the hub answered {status} ({said}). {advice}") from None
-    except ValueError as error:  # of the hub's client, such as for a card that the hub does not accept
+        raise BadInput(f"{target}: the Hub answered {status} ({said}). {advice}") from None
+    except ValueError as error:  # of the Hub's client, such as for a card that the Hub does not accept
         raise BadInput(f"{target}: the upload failed ({line_of(error)[:200]}). Correct that and push again.") from None
     except Exception as error:  # whatever a network can raise
         raise BadInput(
-            f"{target}: the hub cannot be reached ({type(error).__name__}). "
+            f"{target}: the Hub cannot be reached ({type(error).__name__}). "
             "Go online and push again; an upload continues where it was cut off."
         ) from None

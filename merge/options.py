@@ -28,9 +28,9 @@ COMMAND = Command(
             ["--model"],
             multiple=True,
             metavar="NAME=FOLDER",
-            help="With --from-card: where a model is that is neither on the hub nor near the card.",
+            help="With --from-card: where a model is that is neither on the Hub nor near the card.",
         ),
-        click.Option(["--push"], metavar="OWNER/NAME", help="Upload the result to the hub once it is complete."),
+        click.Option(["--push"], metavar="OWNER/NAME", help="Upload the result to the Hub once it is complete."),
         click.Option(["--private"], is_flag=True, help="With --push: make the repository private."),
         click.Option(["--plan"], is_flag=True, help="Show what would be read and written; merge nothing."),
         click.Option(

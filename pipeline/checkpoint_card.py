@@ -96,7 +96,7 @@ def _on_hub(stage: Stage) -> hub.HubModel | None:
 
 
 def _named(stage: Stage) -> str:
-    """A stage by its name; a given model by its id on the hub, if it has one."""
+    """A stage by its name; a given model by its id on the Hub, if it has one."""
     model = _on_hub(stage) if stage.given else None
     return str(model) if model is not None else str(stage)
 

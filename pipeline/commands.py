@@ -112,7 +112,7 @@ VERBS = {
         words="KIND SLUG",
     ),
     "push": Verb(
-        "Upload a checkpoint to the Hugging Face hub.",
+        "Upload a checkpoint to the Hugging Face Hub.",
         "FOLDER holds a model or an adapter. KIND and SLUG name a checkpoint of the store, as `plan` prints them for "
         "the same settings. Weights, config, tokenizer, chat template, model card and merge.yml are uploaded, and "
         "nothing else. The token is HF_TOKEN, or that of `hf auth login`. A repository that holds other files is left "
@@ -151,8 +151,8 @@ OWN_OPTIONS: dict[str, tuple[click.Option, ...]] = {
             help="Branch to upload to, made if it is missing. A new branch holds the upload alone.",
         ),
         click.Option(["--replace"], is_flag=True, help="Delete what the branch holds besides the upload."),
-        click.Option(["--dry-run"], is_flag=True, help="List the files and their sizes; ask the hub nothing."),
-        click.Option(["--base"], metavar="OWNER/NAME", help="Of an adapter: the model of the hub that it is for."),
+        click.Option(["--dry-run"], is_flag=True, help="List the files and their sizes; ask the Hub nothing."),
+        click.Option(["--base"], metavar="OWNER/NAME", help="Of an adapter: the model of the Hub that it is for."),
     ),
 }
 

@@ -1,7 +1,7 @@
 """What of a model folder is given away: weights, config, tokenizer, card and recipe, without paths of this machine.
 
 Other files (trainer states, notes, keys) stay here. merge.yml is shared with short names for its folders, as the card
-of a merge has them; an adapter's config names its base by the base's id on the hub.
+of a merge has them; an adapter's config names its base by the base's id on the Hub.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _SNAPSHOT = re.compile(r"models--([^/]+?)--([^/]+)/snapshots/([0-9a-f]{40})(?:/|
 
 @dataclass(frozen=True)
 class Shared:
-    """The files of a folder by their places on the hub: where they are, or their text if it is another there.
+    """The files of a folder by their places on the Hub: where they are, or their text if it is another there.
 
     left_out: files of the folder that stay here. adapter_of: the base's id, of an adapter.
     """
@@ -51,7 +51,7 @@ class Shared:
     adapter_of: str | None = None
 
     def bytes_of(self, place: str) -> int:
-        """The size of a file as it will be on the hub."""
+        """The size of a file as it will be on the Hub."""
         found = self.files[place]
         return len(found.encode()) if isinstance(found, str) else found.stat().st_size
 
@@ -68,7 +68,7 @@ class Shared:
 def share(folder: Path, base: str | None = None, card: str | None = None) -> Shared:
     """Choose and rewrite the files of a checkpoint folder.
 
-    base: the id on the hub of an adapter's base, if its config has none. card: the text of README.md, if it is not the
+    base: the id on the Hub of an adapter's base, if its config has none. card: the text of README.md, if it is not the
     folder's own. Raises BadInput for what is no whole model, and for a card that names paths of this machine.
     """
     with in_one_line():
@@ -92,7 +92,7 @@ def share(folder: Path, base: str | None = None, card: str | None = None) -> Sha
 
 
 def upload(shared: Shared, target: Target, message: str) -> str:
-    """Put the files on the hub, and return their address. Raises BadInput; nothing is changed there then."""
+    """Put the files on the Hub, and return their address. Raises BadInput; nothing is changed there then."""
     with TemporaryDirectory(prefix="slackmerge-push-") as aside:
         shared.put(Path(aside))
         hub_push.check(target, Path(aside))
@@ -130,13 +130,13 @@ def _with_base(file: Path, base: str | None) -> tuple[str, str]:
     revision = config.get("revision")
     if base is not None:
         if not (match := hub.NAME.fullmatch(base)):
-            raise BadInput(f"--base: not a model of the hub, got {base}. Pass OWNER/NAME.")
+            raise BadInput(f"--base: not a model of the Hub, got {base}. Pass OWNER/NAME.")
         found, revision = match[1], match[2]
     elif snapshot := _SNAPSHOT.search(found):
         found, revision = f"{snapshot[1]}/{snapshot[2]}", snapshot[3]
     elif not (match := hub.NAME.fullmatch(found)) or Path(found).is_dir():
         raise BadInput(
-            f"{file}: {BASE} is no model of the hub, got {found or 'nothing'}. "
+            f"{file}: {BASE} is no model of the Hub, got {found or 'nothing'}. "
             "Push the base first, then pass --base OWNER/NAME."
         )
     return found, _json({**config, BASE: found, "revision": revision})
@@ -192,7 +192,7 @@ def _check_card(file: Path, text: Path | str) -> None:
         if path := local_path(line):
             raise BadInput(
                 f"{file}: line {number} names a path of this machine, got {path}. "
-                "Write a model of the hub or a plain name there, then push again."
+                "Write a model of the Hub or a plain name there, then push again."
             )
 
 

@@ -1,4 +1,4 @@
-"""Names for the models of a merge that can be given away: ids of the hub, and the last parts of local paths."""
+"""Names for the models of a merge that can be given away: ids of the Hub, and the last parts of local paths."""
 
 from __future__ import annotations
 
@@ -23,6 +23,6 @@ def short_names(paths: Iterable[str]) -> dict[str, str]:
 
 
 def pinned(path: str) -> str | None:
-    """A model of the hub at the commit that was read; None for a local folder."""
+    """A model of the Hub at the commit that was read; None for a local folder."""
     model = hub.parse(path, "path")
     return None if model is None else f"{hub.PREFIX}{model.repo}@{model.cached_commit or model.revision}"

@@ -23,6 +23,7 @@ ROOT_FILE = "config"
 # The file of a group that describes its keys, if it is not the default. Top level: an experiment sets `name`.
 CLEAREST = {"language": "mine", "corpus": "files", "train": "lora"}
 NAMED_BY = "experiment/tiny"
+OF_THE_SCHEMA = ("ct.whole_text",)  # what the schema sets and nobody gives
 WITHOUT_KEYS = ("experiment", "arm")  # groups that set keys of others
 
 
@@ -81,7 +82,10 @@ def keys_of(group: str) -> Iterator[tuple[str, list[Key]]]:
         prefix = "" if group == "site" else f"{group}."
         keys = list(_keys(schema, prefix, files, values.get(group) or values, ""))
         # what each class of jobs may set for itself stands at the top of a site already
-        yield intro, [key for key in keys if group != "site" or key.meaning or key.default]
+        yield (
+            intro,
+            [key for key in keys if key.name not in OF_THE_SCHEMA and (group != "site" or key.meaning or key.default)],
+        )
 
 
 def _keys(

@@ -1,4 +1,4 @@
-"""`slackmerge push`: a checkpoint to the Hugging Face hub, from a folder or from the store."""
+"""`slackmerge push`: a checkpoint to the Hugging Face Hub, from a folder or from the store."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PUSHED = (*(kind.name for kind in KINDS.values() if kind.trained), WEIGHTS)  # k
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line says beside names and settings. base: of an adapter, its id on the hub."""
+    """What the command line says beside names and settings. base: of an adapter, its id on the Hub."""
 
     revision: str = hub_push.MAIN
     private: bool = False
@@ -88,7 +88,7 @@ def told(shared: Shared) -> list[str]:
     """What a user should know of an upload before it starts."""
     lines = [f"an adapter; its base is {shared.adapter_of}"] if shared.adapter_of else []
     if CARD not in shared.files:
-        lines.append(f"note: {shared.folder} has no {CARD}, so the hub will show no model card")
+        lines.append(f"note: {shared.folder} has no {CARD}, so the Hub will show no model card")
     if shared.left_out:
         named = ", ".join(shared.left_out[:3]) + (" ..." if len(shared.left_out) > 3 else "")
         lines.append(f"note: not uploaded: {counted(len(shared.left_out), 'other file')} of the folder ({named})")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 
+from common.choices import listed
 from common.errors import BadInput
 from pipeline import sweep
 from pipeline.graph import Stage
@@ -13,7 +14,6 @@ from pipeline.run import run_plan
 from pipeline.run.run_plan import RunPlan
 from pipeline.sweep import Sweep
 
-LISTED = 10  # names at most in a message
 WRITTEN = "merge.write=true"  # has a plan hold the weights of every merge; no key depends on it
 
 
@@ -45,7 +45,7 @@ def find(stages: Sequence[Stage], kind: str, name: str, multirun: bool = False) 
     if len(found) == 1:
         return found[0]
     if found:
-        keys = ", ".join(stage.key for stage in found[:LISTED])
+        keys = listed(stage.key for stage in found)
         raise BadInput(f"SLUG: {len(found)} stages of kind {kind} have this name, got {name}. Pass a key: {keys}.")
     others = list(dict.fromkeys(stage.kind for stage in stages if name == stage.slug))
     advice = f"Kinds that have it: {', '.join(others)}." if others else _nearest(name, [s.slug for s in of_kind])
@@ -58,5 +58,4 @@ def _nearest(name: str, known: Sequence[str]) -> str:
     names = list(dict.fromkeys(known))
     if near := difflib.get_close_matches(name, names, n=3):
         return f"Did you mean {' or '.join(near)}?"
-    left = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return f"Known are {', '.join(names[:LISTED])}{left}."
+    return f"Choose one of {listed(names)}."

@@ -117,10 +117,10 @@ def test_an_adapter_of_a_local_base_needs_its_id(model: Path, tmp_path: Path, mo
     (tmp_path / "models" / "base").mkdir(parents=True)
     for base in (str(model), "models/base", None):
         (folder / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": base}))
-        with pytest.raises(BadInput, match=r"is no model of the hub, got .* then pass --base OWNER/NAME\.$"):
+        with pytest.raises(BadInput, match=r"is no model of the Hub, got .* then pass --base OWNER/NAME\.$"):
             share(folder)
     assert share(folder, "me/base@v2").adapter_of == "me/base"
-    with pytest.raises(BadInput, match=r"^--base: not a model of the hub, got base\. Pass OWNER/NAME\.$"):
+    with pytest.raises(BadInput, match=r"^--base: not a model of the Hub, got base\. Pass OWNER/NAME\.$"):
         share(folder, "base")
     with pytest.raises(BadInput, match=r"^--base: is for adapters, but "):
         share(model, "me/base")
@@ -134,11 +134,11 @@ def test_what_is_no_model_is_one_line(model: Path, tmp_path: Path) -> None:
         share(tmp_path / "entry")
     (tmp_path / "secret").write_text("a key")
     os.symlink(tmp_path / "secret", model / "vocab.txt")
-    with pytest.raises(BadInput, match=r"vocab\.txt: a link to .*secret, outside of the checkpoint"):
+    with pytest.raises(BadInput, match=r"vocab\.txt: .*a link to .*secret"):
         share(model)
     (model / "vocab.txt").unlink()
     (model / "adapter_config.json").write_text("{}")
-    with pytest.raises(BadInput, match="an adapter .* lies beside the model"):
+    with pytest.raises(BadInput, match=r"^FOLDER=.*: an adapter \(adapter_config\.json\) "):
         share(model)
 
 

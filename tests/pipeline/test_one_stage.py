@@ -60,10 +60,10 @@ def test_a_stage_is_found_by_its_kind_and_slug_or_key() -> None:
         (["leaks", "x"], "KIND: this plan has no stage of this kind, got leaks. It has corpus, "),
         (["ct", "nya-4069-s0"], "SLUG: the plan has no ct stage of this name, got nya-4069-s0. Did you mean nya-4096-"),
         (["ct", "en-s0"], "SLUG: the plan has no ct stage of this name, got en-s0. Kinds that have it: sft_blocks, "),
-        (["ct", "ߒߞߏ"], "SLUG: the plan has no ct stage of this name, got ߒߞߏ. Known are nya-4096-s0."),
+        (["ct", "ߒߞߏ"], "SLUG: the plan has no ct stage of this name, got ߒߞߏ. Choose one of nya-4096-s0."),
         (["ct"], "make: takes KIND and SLUG, got ct. "),
         (["ct", "nya-4096-s0", "launcher=slurm"], "launcher: `make` computes in this process, got slurm. "),
-        (["ct", "nya-4096-s0", "ct.tokns=4k"], "ct.tokns: unknown key; "),
+        (["ct", "nya-4096-s0", "ct.tokns=4k"], "ct.tokns: unknown key. Did you mean ct.tokens?"),
     ],
 )
 def test_what_cannot_be_made_is_one_line(
@@ -77,7 +77,7 @@ def test_what_cannot_be_made_is_one_line(
 
 def test_at_most_ten_names_are_listed() -> None:
     many = [Stage("ct", f"stage-{number}", {"seed": number}) for number in range(30)]
-    with pytest.raises(BadInput, match=r"Known are (stage-\d+, ){9}stage-9 and 20 more\."):
+    with pytest.raises(BadInput, match=r"Choose one of (stage-\d+, ){9}stage-9 and 20 more\."):
         find(many, "ct", "xyz")
 
 

@@ -92,7 +92,7 @@ def test_other_content_is_left_alone(model: Path, hub: FakeHub, capsys: pytest.C
 
 def test_an_upload_that_was_cut_off_is_repeated(model: Path, hub: FakeHub, capsys: pytest.CaptureFixture[str]) -> None:
     hub.broken = "/commit/"
-    assert "me/tiny: the hub answered 507 (" in refusal(capsys, model, "me/tiny")
+    assert "me/tiny: the Hub answered 507 (" in refusal(capsys, model, "me/tiny")
     assert not hub.files("me/tiny")
     hub.broken = None
     assert push(model, "me/tiny") == 0 and "model.safetensors" in hub.files("me/tiny")
@@ -103,8 +103,8 @@ def test_an_upload_that_was_cut_off_is_repeated(model: Path, hub: FakeHub, capsy
     [
         ([], "push: takes FOLDER OWNER/NAME, or KIND SLUG OWNER/NAME, got nothing. "),
         (["{model}"], "push: takes FOLDER OWNER/NAME, or KIND SLUG OWNER/NAME, got "),
-        (["{model}", "tiny"], "OWNER/NAME: expected owner/name, a model of the hub, got tiny."),
-        (["{model}", "me/tiny@v2"], "OWNER/NAME: expected owner/name, a model of the hub, got me/tiny@v2."),
+        (["{model}", "tiny"], "OWNER/NAME: expected owner/name, a model of the Hub, got tiny."),
+        (["{model}", "me/tiny@v2"], "OWNER/NAME: expected owner/name, a model of the Hub, got me/tiny@v2."),
         (["{model}", "me/tiny", "--revision", "a b"], "--revision: not the name of a branch, got a b. "),
         (["{model}", "me/tiny", "store=x"], "push: a folder takes no settings, got store=x. "),
         (["{model}/none", "me/tiny"], "FOLDER: no such folder, got "),
@@ -127,15 +127,15 @@ def test_tokens_and_networks_that_fail_are_one_line(
     from huggingface_hub import constants
 
     hub.refuses_creation = True
-    assert "the hub answered 403 (" in refusal(capsys, model, "team/tiny")
+    assert "the Hub answered 403 (" in refusal(capsys, model, "team/tiny")
     for token, says in ((READER, "this token may only read"), ("hf_wrong", "The token is not valid.")):
         monkeypatch.setenv("HF_TOKEN", token)
         assert says in refusal(capsys, model, "me/tiny")
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    assert "the hub cannot be reached (ConnectError). Go online" in refusal(capsys, model, "me/tiny")
+    assert "the Hub cannot be reached (ConnectError). Go online" in refusal(capsys, model, "me/tiny")
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
-    assert "no token of the hub here. Log in with `hf auth login`, or set HF_TOKEN." in refusal(
+    assert "no token of the Hub here. Log in with `hf auth login`, or set HF_TOKEN." in refusal(
         capsys, model, "me/tiny"
     )
 
