@@ -18,6 +18,7 @@ from pipeline.run.journal import Journal
 from pipeline.run.run_plan import RunPlan
 from pipeline.run.stage_names import find, planned
 from pipeline.store import Store
+from tests.messages import assert_one_line, assert_wording
 from tests.pipeline import small, toy
 
 STAGES = small.stages()
@@ -54,24 +55,25 @@ def test_a_stage_is_found_by_its_kind_and_slug_or_key() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("words", "key"),
     [
-        (["mrege", "x"], "KIND: no such kind of stage, got mrege. Did you mean merge?"),
-        (["leaks", "x"], "KIND: this plan has no stage of this kind, got leaks. It has corpus, "),
-        (["ct", "nya-4069-s0"], "SLUG: the plan has no ct stage of this name, got nya-4069-s0. Did you mean nya-4096-"),
-        (["ct", "en-s0"], "SLUG: the plan has no ct stage of this name, got en-s0. Kinds that have it: sft_blocks, "),
-        (["ct", "ߒߞߏ"], "SLUG: the plan has no ct stage of this name, got ߒߞߏ. Choose one of nya-4096-s0."),
-        (["ct"], "make: takes KIND and SLUG, got ct. "),
-        (["ct", "nya-4096-s0", "launcher=slurm"], "launcher: `make` computes in this process, got slurm. "),
-        (["ct", "nya-4096-s0", "ct.tokns=4k"], "ct.tokns: unknown key. Did you mean ct.tokens?"),
+        (["mrege", "x"], "KIND: "),
+        (["leaks", "x"], "KIND: "),
+        (["ct", "nya-4069-s0"], "SLUG: "),
+        (["ct", "en-s0"], "SLUG: "),
+        (["ct", "ߒߞߏ"], "SLUG: "),
+        (["ct"], "make: "),
+        (["ct", "nya-4096-s0", "launcher=slurm"], "launcher: "),
+        (["ct", "nya-4096-s0", "ct.tokns=4k"], "ct.tokns: "),
     ],
 )
 def test_what_cannot_be_made_is_one_line(
-    words: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    words: list[str], key: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert slackmerge.main(["make", *words, *settings(tmp_path)]) == 2
     error = capsys.readouterr().err
-    assert error.startswith(says) and error.count("\n") == 1
+    assert_one_line(error, key)
+    assert_wording(f"make: {' '.join(words)}", error)
     assert not (tmp_path / "store").exists() and not (tmp_path / "outputs").exists()
 
 
