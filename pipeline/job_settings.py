@@ -104,6 +104,14 @@ class DeviceOptions(Settings):
 
 
 @dataclass(frozen=True)
+class AdaptedOptions(DeviceOptions):
+    """title: of the model's card; spoken: the name of its language."""
+
+    title: str
+    spoken: str
+
+
+@dataclass(frozen=True)
 class TuneOptions(DeviceOptions):
     """batch_tokens: in one forward pass, padding included. gpus: over which a model that is scored is spread."""
 
