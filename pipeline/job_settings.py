@@ -73,6 +73,29 @@ class MergeSettings(Settings):
 
 
 @dataclass(frozen=True)
+class ChooseSettings(Settings):
+    """The choice of the model that is given away.
+
+    gain: the measure to raise; keep: the one that may fall below the chat model's by `tolerance` at most. candidates:
+    each with its name, method and the settings of its try. write: best, or the method whose best try is taken.
+    """
+
+    gain: str
+    keep: str
+    tolerance: float
+    language: str
+    candidates: Sequence[dict[str, Any]]
+    write: str = "best"
+
+
+@dataclass(frozen=True)
+class AdaptedSettings(Settings):
+    """dtype: of the weights in the folder."""
+
+    dtype: str
+
+
+@dataclass(frozen=True)
 class DeviceOptions(Settings):
     """device: cpu or cuda; threads: of a CPU."""
 

@@ -13,7 +13,16 @@ from common.units import format_tokens
 from pipeline.config import Config
 from pipeline.graph import Inputs, Stage
 from pipeline.plan_choice import roles, tune
-from pipeline.plan_training import Data, base_model, continual_training, ct_blocks, given, sft_blocks, training
+from pipeline.plan_training import (
+    Data,
+    base_model,
+    chat_model,
+    continual_training,
+    ct_blocks,
+    given,
+    sft_blocks,
+    training,
+)
 
 
 @dataclass(frozen=True)
@@ -35,7 +44,7 @@ class Start:
             learnt = {"model": base, "blocks": ct_blocks(config, data, base)}
             ct = continual_training(f"{language}-{budget(config)}", config, learnt)
         if config.sft.source:
-            sft = given("sft-en", config.sft.source, inputs.sft_model, "sft_model" in inputs.special_tokens)
+            sft = chat_model(config, inputs)
         else:
             learnt = {"model": base, "blocks": sft_blocks(config, data, base)}
             sft = training("sft", f"en-s{config.seed}", config, learnt)

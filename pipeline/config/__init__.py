@@ -4,6 +4,7 @@ In goes what Hydra composed; out comes a `Config`, or a BadInput of one line. A 
 everything behind it gets a `Config` and trusts it. A key of conf/ is changed in the file of its section here.
 """
 
+from pipeline.config.adapting import Adapt
 from pipeline.config.cell import Config, validate
 from pipeline.config.computing import Compute
 from pipeline.config.fields import Section
@@ -14,6 +15,7 @@ from pipeline.config.sources import CipherCorpus, Corpus, HubCorpus, HubSource, 
 from pipeline.config.trainings import ContinualTraining, Instructions, Lora, Training
 
 __all__ = [
+    "Adapt",
     "BaseRecipe",
     "CipherCorpus",
     "Compute",

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, field_validator, model_validator
 
 from merge.recipe import Recipe
 from pipeline import recipes
@@ -36,10 +36,14 @@ class Method(Section):
     """One merge in the results: a recipe, and the grid of settings that are tried on the dev split.
 
     of: the checkpoints that are merged, by the names that they have in the recipe.
+    from: what task vectors, or an arc, start from: the base, or the SFT model.
     control: whether it is there to be compared with, and never named the best merge on dev.
     """
 
+    model_config = ConfigDict(serialize_by_alias=True)
+
     of: Annotated[tuple[Role, ...], Field(min_length=1)] = PAIR
+    from_: Literal["base", "sft"] = Field("base", alias="from")
     control: bool = False
     recipe: dict[str, Any]
     grid: dict[str, Annotated[list[Any], Field(min_length=1)]]
@@ -99,10 +103,13 @@ class Choice(Section):
 
 
 class Merge(Section):
+    """special_rows: sft, to take the rows of tokens that its chat template writes from the chat model."""
+
     write: bool
     metric: Literal["acc", "bits_per_byte"]
     choice: Choice
     then_sft: str | None
+    special_rows: Literal["sft"] | None
     methods: dict[str, Method]
 
     @model_validator(mode="after")
