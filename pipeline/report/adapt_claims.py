@@ -48,9 +48,7 @@ class Compared:
         return "contradicted" if self.difference.high < self.threshold else "inconclusive"
 
 
-def answers(
-    scores: TestScores, gain: Measure, keep: Measure, tolerance: float, adapted: bool = True
-) -> list[Answer]:
+def answers(scores: TestScores, gain: Measure, keep: Measure, tolerance: float, adapted: bool = True) -> list[Answer]:
     """Return the answers to the three claims, in their order.
 
     adapted: whether there is an adapted model; if the chat model was chosen, no claim has data. tolerance: what the

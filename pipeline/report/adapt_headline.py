@@ -18,7 +18,9 @@ UNKNOWN = "The adapted model is chosen, but it is not scored on test yet."
 
 def settings_in_words(settings: Mapping[str, Any]) -> str:
     """Write the settings of a try: `lambda 0.75, density 0.5`."""
-    return ", ".join(f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}" for key, value in _flat(settings))
+    return ", ".join(
+        f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}" for key, value in _flat(settings)
+    )
 
 
 def _flat(settings: Mapping[str, Any], before: str = "") -> list[tuple[str, Any]]:
@@ -35,7 +37,9 @@ def name_of(candidate: Candidate | Choice) -> str:
     return f"{label(candidate.method)}, {words}" if words else label(candidate.method)
 
 
-def sentences(answers: Sequence[Answer], choice: Choice, tries: Sequence[Candidate], gain: Measure, keep: Measure) -> str:
+def sentences(
+    answers: Sequence[Answer], choice: Choice, tries: Sequence[Candidate], gain: Measure, keep: Measure
+) -> str:
     """Return what was gained, what was lost and whether each is shown; or why no model was written."""
     if choice.is_chat_model:
         return nothing_better(tries, choice, gain, keep)

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from eval.task_checks import LOWER
 from eval.task_set import BITS
+from pipeline.adapting import is_of_lm_eval
+from pipeline.config.adapting import TASKS
 from pipeline.report.inference import Estimate
 from pipeline.report.paired import Evidence, Kind, Term
 from pipeline.report.records import ENGLISH, Evaluation, read_scores
 
-ACCURACY = "acc"
-OF_ENGLISH = f"_{ENGLISH}"
-TASKS = "tasks"  # the mean of the experiment's own tasks in the language
+ACCURACY, OF_ENGLISH = "acc", f"_{ENGLISH}"
 UNITS: dict[Kind, str] = {"accuracy": "in accuracy", "bits": "bits per byte saved", "error": "of errors saved"}
 
 
@@ -46,7 +47,7 @@ class Measure:
 class TestScores:
     """What models scored on test, each read once.
 
-    language, title: the target's code and name. tasks: the experiment's own lm-eval tasks.
+    language, title: the target's code and name.
     """
 
     __test__ = False  # its name is no test's
@@ -54,7 +55,6 @@ class TestScores:
     evaluations: Sequence[Evaluation]
     language: str
     title: str
-    tasks: Sequence[str] = ()
     _evidence: dict[str, Evidence] = field(default_factory=dict)
 
     def gain(self, measure: Measure, first: str, second: str) -> Estimate | None:
@@ -86,11 +86,16 @@ class TestScores:
         items = sum(one.n for one in each[: len(measure.parts)] if one)  # those of the first model: all have the same
         return replace(found, n=items)
 
-    @property
-    def primary(self) -> dict[str, Mapping[str, Any]]:
+    @cached_property
+    def tasks(self) -> dict[str, dict[str, Any]]:
         """A score record under its primary metric for each task."""
         records = [row for evaluation in self.evaluations for row in read_scores(evaluation.folder)]
         return {row["task"]: row for row in records if row["primary"] and row["family"] != "mean"}
+
+    @property
+    def own_tasks(self) -> list[str]:
+        """The lm-eval tasks in the target language."""
+        return [name for name, row in self.tasks.items() if row["language"] == self.language and is_of_lm_eval(row)]
 
     def measure(self, name: str) -> Measure:
         """Return the measure of a name: acc, bits_per_byte, both with _en for English, tasks, or a task.
@@ -106,8 +111,8 @@ class TestScores:
         if name in simple:
             words, of, kind = simple[name]
             return Measure(name, words, of, kind)
-        by_task = self.primary
-        chosen = [by_task[task] for task in (self.own_tasks() if name == TASKS else [name]) if task in by_task]
+        wanted = self.own_tasks if name == TASKS else [name]
+        chosen = [self.tasks[task] for task in wanted if task in self.tasks]
         if not chosen:
             raise ValueError(f"no model was scored on the measure {name}")
         families = Counter(row["family"] for row in chosen)
@@ -117,14 +122,9 @@ class TestScores:
         words = f"{self.title} tasks" if name == TASKS else name
         return Measure(name, words, first["language"], kind, parts)
 
-    def own_tasks(self) -> list[str]:
-        """Return the experiment's own tasks in the target language, as far as they were scored."""
-        by_task = self.primary
-        return [task for task in self.tasks if task in by_task and by_task[task]["language"] == self.language]
-
     def shown(self, *more: Measure) -> list[Measure]:
         """Return the measures of the table: the language's, its tasks, English; those of the choice are among them."""
-        names = [ACCURACY, BITS, *self.own_tasks(), f"{ACCURACY}{OF_ENGLISH}", f"{BITS}{OF_ENGLISH}"]
+        names = [ACCURACY, BITS, *self.own_tasks, f"{ACCURACY}{OF_ENGLISH}", f"{BITS}{OF_ENGLISH}"]
         measures = {measure.name: measure for measure in (*more, *map(self.measure, names))}
         order = [*(name for name in measures if name not in names), *names]
         return [measures[name] for name in order]

@@ -14,6 +14,7 @@ from typing import Any
 from common.errors import BadInput
 from common.files import read_jsonl, write_json
 from common.parsing import read_json
+from pipeline.config.adapting import BEST
 from pipeline.report.records import Evaluation, Subject
 
 FILE = "adapt_sources.json"
@@ -31,8 +32,8 @@ TITLES = {
 class Candidate:
     """A try of a merge, or the chat model itself, on dev.
 
-    settings: what its method's grid sets. gain, keep: its two scores, as the measures are written. kept: whether `keep`
-    is within the tolerance.
+    settings: what its method's grid sets. gain, keep: its values of the two measures. kept: whether `keep` is within
+    the tolerance.
     """
 
     candidate: str
@@ -45,7 +46,10 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Choice:
-    """The candidate that was chosen, by which measures. tolerance: what `keep` may lose, in its unit."""
+    """The candidate that was chosen, by which measures.
+
+    tolerance: what `keep` may lose, in its unit. write: best, or the method that `adapt.write` asked for.
+    """
 
     candidate: str
     method: str
@@ -53,6 +57,7 @@ class Choice:
     gain: str
     keep: str
     tolerance: float
+    write: str = BEST
 
     @property
     def is_chat_model(self) -> bool:
@@ -76,8 +81,7 @@ class AdaptSources:
 
     choice: with candidates.jsonl and choice.yml. tests: by model, with scores.jsonl and samples.jsonl on test. answers:
     by model, with answers.jsonl. corpus: whose text languages are identified by; None: that of nothing. stages: a
-    stage.json and how many cells needed the stage. tasks: lm-eval tasks of the experiment's own, by name. written: the
-    method that `adapt.write` asked for, None: the best.
+    stage.json and how many cells needed the stage. ct_tokens: of CT, for results.csv.
     """
 
     subject: Subject
@@ -86,8 +90,17 @@ class AdaptSources:
     answers: Mapping[str, Path] = field(default_factory=dict)
     corpus: Path | None = None
     stages: Sequence[tuple[Path, int]] = ()
-    tasks: Sequence[str] = ()
-    written: str | None = None
+    ct_tokens: int = 0
+
+    @property
+    def shown(self) -> dict[str, str]:
+        """The titles of the models that were scored, without those that are another one of them.
+
+        With one model as base and chat model, their stages are the same. So are those of CT and CT on the chat model.
+        """
+        same = ((BASE, CHAT), (CT, CT_ON_CHAT), (ADAPTED, CHAT))
+        again = {one for one, other in same if one in self.tests and self.tests[one] == self.tests.get(other)}
+        return {name: title for name, title in TITLES.items() if name in self.tests and name not in again}
 
     @property
     def evaluations(self) -> list[Evaluation]:
@@ -109,8 +122,7 @@ class AdaptSources:
                 "answers": {name: place(path) for name, path in self.answers.items()},
                 "corpus": place(self.corpus) if self.corpus else None,
                 "stages": [[place(path), cells] for path, cells in self.stages],
-                "tasks": list(self.tasks),
-                "written": self.written,
+                "ct_tokens": self.ct_tokens,
             },
         )
 
@@ -131,8 +143,7 @@ def read_sources(folder: Path) -> AdaptSources:
             {name: place(path) for name, path in kept["answers"].items()},
             place(kept["corpus"]) if kept["corpus"] else None,
             [(place(path), cells) for path, cells in kept["stages"]],
-            kept["tasks"],
-            kept["written"],
+            kept["ct_tokens"],
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadInput(f"{folder / FILE}: cannot be read ({error}). Run experiment=adapt again.") from None
