@@ -51,7 +51,7 @@ def why_not_adapted(config: Config) -> str | None:
     for name, method in methods.items():
         if "sft" not in (*method.of, method.from_):
             return (
-                f"merge.methods.{name}.of={list(method.of)}: holds nothing of the chat model; add sft, or set from: sft"
+                f"merge.methods.{name}.of={list(method.of)}: has no part of the chat model; add sft, or set from: sft"
             )
     return _why_not_scored(config, adapt)
 
@@ -62,7 +62,7 @@ def _why_not_scored(config: Config, adapt: Adapt) -> str | None:
     others = {"frontier": (scored.frontier, None), "untuned": (scored.untuned, False), "split": (scored.split, "test")}
     for key, (given, wanted) in {**others, "dtype": (scored.dtype, adapt.dtype)}.items():
         if given != wanted:
-            value = {None: "null", False: "false"}.get(wanted, wanted)
+            value = "null" if wanted is None else str(wanted).lower()
             return f"eval.{key}={given}: an adaptation needs eval.{key}={value}; set that, or adapt=null"
     if missing := [name for name in ("base", "sft", "ct", "sft_then_ct") if name not in scored.unmerged]:
         return f"eval.unmerged={scored.unmerged}: the results compare {missing[0]} too; add it"
