@@ -11,19 +11,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common import hub
-from common.errors import BadInput, line_of
+from common.errors import BadInput
 from common.files import publish, write_jsonl
 from common.special_tokens import control_tokens, in_words, written_out
-from eval.devices import check_device, check_gpus, device_names, even_split, spread
+from eval import checkpoints
+from eval.devices import check_gpus, device_names, spread
 from eval.score_records import Record, in_order, mean_records, task_records
 from eval.task_checks import check_room, context_length
 from eval.task_set import UNLABELLED, TaskSet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-BATCH_TOKENS = {"cpu": 1024, "elsewhere": 8192}  # on a CPU what fits its caches is fastest, on a GPU what fills it
 
 
 @dataclass
@@ -75,6 +73,7 @@ def evaluate(
     check_gpus(device, gpus)
     import lm_eval
 
+    from eval.batches import default_tokens
     from eval.language_model import PackedLM
 
     if tokenizer.bos_token_id is None and tokenizer.eos_token_id is None:
@@ -85,12 +84,11 @@ def evaluate(
     if device is not None and gpus == 1:
         model.to(device)  # type: ignore[arg-type]
     if dtype is not None:
-        cast(model, dtype)
+        checkpoints.cast(model, dtype)
     if gpus > 1 and not hasattr(model, "hf_device_map"):
         spread(model, device_names(gpus))
     encodings = tasks.encodings.setdefault(fingerprint(tokenizer), {})
-    on = "cpu" if model.device.type == "cpu" else "elsewhere"
-    lm = PackedLM(model, tokenizer, batch_tokens or BATCH_TOKENS[on], encodings, trained_length)
+    lm = PackedLM(model, tokenizer, batch_tokens or default_tokens(model.device.type), encodings, trained_length)
     result = lm_eval.evaluate(lm, {"tasks": by_name}, limit=tasks.limit, bootstrap_iters=0)
     records: list[Record] = []
     samples: list[Record] = []
@@ -133,29 +131,11 @@ def evaluate_folder(
     Raises BadInput, also for whatever the folder's files lead transformers to.
     """
     check_lengths(batch_tokens, trained_length)
-    check_device(device, gpus)
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    if not (checkpoint / "config.json").is_file():
-        raise BadInput(f"model: {checkpoint} is not a Hugging Face checkpoint folder (no config.json)")
-    hub.check_no_adapter(checkpoint, "model")
-    dtype = dtype or ("float32" if (device or "cpu") == "cpu" else "auto")
-    try:
-        config = AutoConfig.from_pretrained(checkpoint, local_files_only=True, trust_remote_code=False)
-        check_room(tasks.by_name, context_length(config))  # before gigabytes are read
-        model = AutoModelForCausalLM.from_pretrained(
-            checkpoint,
-            dtype=dtype,
-            device_map=_device_map(config, dtype, gpus),
-            local_files_only=True,
-            trust_remote_code=False,
-        )
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint, local_files_only=True, trust_remote_code=False)
-    except BadInput:
-        raise
-    except Exception as error:  # a stranger's files lead transformers to anything
-        said = line_of(error)[:300] or type(error).__name__
-        raise BadInput(f"model: {checkpoint} cannot be loaded: {said}") from error
+    def check(config: Any) -> None:
+        check_room(tasks.by_name, context_length(config))
+
+    model, tokenizer = checkpoints.load(checkpoint, device=device, dtype=dtype, gpus=gpus, check=check)
     return evaluate(
         model,
         tokenizer,
@@ -165,19 +145,6 @@ def evaluate_folder(
         trained_length=trained_length,
         gpus=gpus,
     )
-
-
-def _device_map(config: Any, dtype: str, gpus: int) -> dict[str, str] | None:
-    """Where the parts of a checkpoint are read to, so that no device ever holds it whole; None: all to the host."""
-    if gpus == 1:
-        return None
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        empty = AutoModelForCausalLM.from_config(config, dtype=config.dtype if dtype == "auto" else dtype)
-    empty.tie_weights()
-    return even_split(empty, device_names(gpus))
 
 
 def check_lengths(batch_tokens: int | None, trained_length: int | None) -> None:
@@ -200,19 +167,6 @@ def check_out(out: Path) -> None:
         for place in made:
             with suppress(OSError):  # not made, or another has put something there
                 place.rmdir()
-
-
-def cast(model: PreTrainedModel, dtype: str) -> None:
-    """Gives a model's weights a dtype, in place, as loading its folder in that dtype would.
-
-    What is not a weight stays as it is: the frequencies of rotary positions are float32 in every model.
-    """
-    import torch
-
-    for tensor in model.state_dict(keep_vars=True).values():
-        if tensor.is_floating_point():
-            tensor.data = tensor.data.to(getattr(torch, dtype))
-    model.config.dtype = getattr(torch, dtype)
 
 
 def fingerprint(tokenizer: Any) -> Any:
