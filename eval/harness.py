@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -15,10 +16,13 @@ from common.errors import BadInput
 from common.files import publish, write_jsonl
 from common.special_tokens import control_tokens, in_words, written_out
 from eval import checkpoints
+from eval.asking import PLAIN, Asking, Mode, reads_text
 from eval.devices import check_gpus, device_names, spread
+from eval.generation import generating
 from eval.score_records import Record, in_order, mean_records, task_records
 from eval.task_checks import check_room, context_length
 from eval.task_set import UNLABELLED, TaskSet
+from eval.task_texts import text_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -31,6 +35,7 @@ class Scores:
     records: lines of scores.jsonl, the tasks in their order and then a mean per language.
     samples: lines of samples.jsonl.
     packed: whether choices were scored in packed rows, as the architecture allows; None where there were none.
+    prompts: how tasks were asked, in words; empty where a chat template was not wanted.
     control: how often control tokens are written in what was scored, by their names (common/special_tokens.py).
     """
 
@@ -38,12 +43,13 @@ class Scores:
     samples: list[Record]
     packed: bool | None = None
     control: Mapping[str, int] = field(default_factory=dict)
+    prompts: str = ""
 
     @property
     def note(self) -> str:
-        """How choices were scored, after `done in 3 s`."""
+        """How tasks were asked and choices scored, after `done in 3 s`."""
         ways = {None: "", True: ", choices in packed rows", False: ", choices row by row"}
-        return ways[self.packed] + in_words(self.control)
+        return f"{', ' if self.prompts else ''}{self.prompts}{ways[self.packed]}{in_words(self.control)}"
 
 
 def evaluate(
@@ -56,6 +62,7 @@ def evaluate(
     dtype: str | None = None,
     trained_length: int | None = None,
     gpus: int = 1,
+    asking: Asking = PLAIN,
 ) -> Scores:
     """Scores a causal LM in memory on every task of the set, by lm-eval. The model is left in eval mode.
 
@@ -66,8 +73,10 @@ def evaluate(
     dtype: that its weights are brought to, and left in, such as bfloat16 (None: as they are).
     trained_length: tokens of the blocks that the model was trained on; a text is read in windows that stay within them
     (None: within what the model can read). Prompts of items are not cut to it.
+    asking: plain or by the chat template, and how answers are generated.
     The same model and tasks give the same scores, bit for bit, with the same number of threads.
-    Raises BadInput for a model that gives NaN or is too short for a choice, and for a tokenizer without BOS and EOS.
+    Raises BadInput for a model that gives NaN or is too short for a choice, for a tokenizer without BOS and EOS, and
+    for a chat template that fails.
     """
     check_lengths(batch_tokens, trained_length)
     check_gpus(device, gpus)
@@ -88,23 +97,45 @@ def evaluate(
     if gpus > 1 and not hasattr(model, "hf_device_map"):
         spread(model, device_names(gpus))
     encodings = tasks.encodings.setdefault(fingerprint(tokenizer), {})
-    lm = PackedLM(model, tokenizer, batch_tokens or default_tokens(model.device.type), encodings, trained_length)
-    result = lm_eval.evaluate(lm, {"tasks": by_name}, limit=tasks.limit, bootstrap_iters=0)
+    length = batch_tokens or default_tokens(model.device.type)
+    lm = PackedLM(model, tokenizer, length, encodings, trained_length, asking.day)
+    scores = Scores([], [], prompts=asking.described(tokenizer))
+    control: Counter[str] = Counter()
+    for mode in asking.modes(tokenizer):
+        asked = {name: task for name, task in by_name.items() if not mode.suffix or not reads_text(task)}
+        if not asked:
+            continue
+        with generating(model, asking.generation):
+            result = lm_eval.evaluate(lm, {"tasks": asked}, tasks.limit, bootstrap_iters=0, **mode.how(asking))
+        _add(scores, tasks, result, mode, asking)
+        control += written_out(_scored_texts(result["samples"], tasks, mode), _control_names(tokenizer))
+    scores.packed, scores.control = lm.packed, control
+    return scores
+
+
+def _add(scores: Scores, tasks: TaskSet, result: Mapping[str, Any], mode: Mode, asking: Asking) -> None:
+    """Adds what lm-eval made of the tasks in one mode."""
     records: list[Record] = []
     samples: list[Record] = []
     for name, entry in tasks.entries.items():
+        if name not in result["samples"]:
+            continue
         logged, unlabelled = result["samples"][name], result["samples"].get(f"{name}{UNLABELLED}", ())
-        task_scores, task_samples = task_records(name, entry, logged, unlabelled)
-        records += task_scores
-        samples += task_samples
-    control = written_out(_scored_texts(result["samples"], tasks), _control_names(tokenizer))
-    return Scores(records + mean_records(records, samples), samples, lm.packed, control)
+        of_task, answers = task_records(f"{name}{mode.suffix}", entry, logged, unlabelled, result["results"][name])
+        records += [row | ({} if reads_text(entry.task) else asking.stated(mode)) for row in of_task]
+        samples += answers
+    means = mean_records(records, samples, mode.suffix)
+    scores.records += records + [row | asking.stated(mode) for row in means]
+    scores.samples += samples
 
 
-def _scored_texts(logged: Mapping[str, Any], tasks: TaskSet) -> Iterator[str]:
-    """What a model was given of each document: a prompt with its choices, or a text."""
-    for name in tasks.entries:
-        for sample in in_order(logged[name]):
+def _scored_texts(logged: Mapping[str, Any], tasks: TaskSet, mode: Mode) -> Iterator[str]:
+    """What a model was given of each document: a prompt with its choices, or a text; of a chat without its template."""
+    for name, entry in tasks.entries.items():
+        for sample in in_order(logged.get(name, ())):
+            if mode.chat:
+                yield text_of(entry.task, sample["doc"])
+                continue
             yield from {text for request in sample["arguments"] for text in request if isinstance(text, str)}
 
 
@@ -125,6 +156,7 @@ def evaluate_folder(
     dtype: str | None = None,
     trained_length: int | None = None,
     gpus: int = 1,
+    asking: Asking = PLAIN,
 ) -> Scores:
     """`evaluate` for a Hugging Face folder. dtype None: float32 on the CPU, elsewhere that of its file.
 
@@ -144,6 +176,7 @@ def evaluate_folder(
         device=device,
         trained_length=trained_length,
         gpus=gpus,
+        asking=asking,
     )
 
 
