@@ -125,4 +125,5 @@ def _axis(name: str, measure: Measure, what: str) -> dict[str, Any]:
     lower = ", lower is better" if measure.lower_is_better else ""
     few = {"axis": {"tickCount": 6}}
     scale = {"zero": False, "padding": 40, **({"reverse": True} if measure.lower_is_better else {})}
-    return {"field": name, "type": "quantitative", "title": f"{what}: {measure.title} on dev{lower}", "scale": scale, **few}
+    title = f"{what}: {measure.title} on dev{lower}"
+    return {"field": name, "type": "quantitative", "title": title, "scale": scale, **few}

@@ -39,7 +39,7 @@ def test_it_draws_the_map_quietly_and_asks_for_nothing(browser: Browser, page: P
 
 def test_no_answer_becomes_a_part_of_the_page(browser: Browser) -> None:
     assert browser.value("document.querySelectorAll('main script').length") == 0
-    shown = browser.value("[...document.querySelectorAll('.said blockquote')].pop().innerText")
+    shown = browser.value("[...document.querySelectorAll('.said blockquote')].pop().textContent")
     assert shown.startswith("<script>alert('மழை')</script>")
 
 
