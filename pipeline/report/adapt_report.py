@@ -37,6 +37,15 @@ class AdaptPaths:
     sentence: str
 
     @property
+    def curves(self) -> None:
+        """The figure of curves that other reports have; an adaptation has one budget."""
+
+    @property
+    def table(self) -> str:
+        """What a terminal shows: the choice with its test scores, or why there is none."""
+        return self.sentence if self.choice.is_chat_model else self.line
+
+    @property
     def files(self) -> tuple[Path, ...]:
         """All files that were written."""
         return (self.results_csv, self.tries_csv, self.answers, self.claims, self.page)
