@@ -206,6 +206,8 @@ def evaluate(job: Job) -> None:
 
     from eval import harness
 
+    if unwritten(job):  # the chat model won, and has been scored
+        return copy_scores(job.folders["otherwise"], job.out)
     settings, options = EvalSettings(**job.settings), EvalOptions(**job.options)
     torch.set_num_threads(options.threads)
     tasks = tasks_of_settings(job, settings, options.include_path)
@@ -223,13 +225,32 @@ def evaluate(job: Job) -> None:
         from merge import Recipe
 
         place = "cpu" if options.gpus > 1 else None  # no GPU holds it whole
-        model = merge.load(Recipe.from_yaml(job.folders["merge"] / "merge.yml"), options.device, place)
-        tokenizer = AutoTokenizer.from_pretrained(job.checkpoint("model"), trust_remote_code=False)
+        recipe = Recipe.from_yaml(job.folders["merge"] / "merge.yml")
+        model = merge.load(recipe, options.device, place)
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder(job, recipe), trust_remote_code=False)
         scores = harness.evaluate(model, tokenizer, tasks, **how)
     else:
         scores = harness.evaluate_folder(job.checkpoint("checkpoint"), tasks, **how)
     job.note, job.packed_rows = scores.note, scores.packed
     harness.write(scores, job.out)
+
+
+def unwritten(job: Job) -> bool:
+    """Whether a checkpoint that is chosen among others was not written, as its stage `otherwise` stands for it."""
+    return "otherwise" in job.folders and not job.checkpoint("checkpoint").is_dir()
+
+
+def copy_scores(scored: Path, out: Path) -> None:
+    """Leaves the scores of another evaluation."""
+    for file in scored.iterdir():
+        if file.suffix == ".jsonl":
+            shutil.copyfile(file, out / file.name)
+
+
+def tokenizer_folder(job: Job, recipe: Recipe) -> Path:
+    """The folder whose tokenizer a merge has: that of the model that the recipe names, else of what it starts from."""
+    named = (model.path for model in recipe.models if model.name == recipe.tokenizer)
+    return next(named, job.checkpoint("model"))
 
 
 def tasks_of_settings(job: Job, settings: LeakSettings, include_path: str | None) -> TaskSet:

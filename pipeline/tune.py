@@ -52,7 +52,8 @@ def _merged(job: Job, waiting: Sequence[int], tasks: TaskSet) -> Iterator[Scores
 
     settings, options = TuneSettings(**job.settings), TuneOptions(**job.options)
     recipes = [stages.recipe_of(job, settings.tries[number], settings.seed) for number in waiting]
-    tokenizer = AutoTokenizer.from_pretrained(job.checkpoint("model"), trust_remote_code=False)
+    folder = stages.tokenizer_folder(job, recipes[0]) if recipes else job.checkpoint("model")
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     yield from scores_of_merges(recipes, tokenizer, tasks, options.device, _how(settings, options))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from tests.train.data.chat.model_templates import text, tokenizer
 
 HIDDEN, LAYERS = 16, 2
 DOCUMENT_END, TURN_END = "<|endoftext|>", "<|im_end|>"
+STEMS = "நீர் மலை வீடு பூ காடு வான் மரம் ஊர் நிலா கடல் மழை காற்று நாள் கல் மீன் பால் தேன் விதை".split()
 
 
 def make_pair(folder: Path, tied: bool = True, added: tuple[str, ...] = ()) -> tuple[Path, Path]:
@@ -58,3 +60,17 @@ def shifted(model: Path, out: Path, seed: int = 2, by: float = 0.01) -> Path:
     moved = {name: t + by * torch.randn(t.shape, generator=draws) for name, t in load_file(file).items()}
     save_file(moved, file, metadata={"format": "pt"})
     return out
+
+
+def tamil(folder: Path, documents: int = 200) -> Path:
+    """A file of made-up Tamil: seeded words of very different frequencies, a document a paragraph."""
+    draws = random.Random(0)
+    words = [a + b for a in STEMS for b in ("", "கள்", "இல்", "ஆன", "உம்", "ஆக")]
+
+    def sentence() -> str:
+        return " ".join(draws.choices(words, weights=range(1, len(words) + 1), k=8)) + "."
+
+    texts = [" ".join(sentence() for _ in range(8)) for _ in range(documents)]
+    path = folder / "tamil.txt"
+    path.write_text("\n\n".join(texts), encoding="utf-8")
+    return path
