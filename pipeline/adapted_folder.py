@@ -72,13 +72,13 @@ def use_cache(folder: Path) -> None:
 def facts_of(job: Job, candidate: str, choice: Mapping[str, Any], chosen: str, stop: str | None) -> Facts:
     """What the card says."""
     stage, options = job.stage, AdaptedOptions(**job.options)
-    merged = stage.parents[candidate]
+    chat, merged = origin(stage.parents["sft"]), stage.parents[candidate]
     return Facts(
-        title=options.title,
+        title=f"{chat.name.rpartition('/')[2]}, adapted to {options.spoken}",
         language=stage.parents["choose"].settings["language"],
         spoken=options.spoken,
         base=origin(stage.parents["model"]),
-        chat=origin(stage.parents["sft"]),
+        chat=chat,
         choice=choice,
         chosen=chosen,
         candidates=len(read_jsonl(job.folders["choose"] / "candidates.jsonl")),
@@ -92,9 +92,8 @@ def origin(stage: Stage) -> Origin:
     """A given model as a card names it: by its id on the hub, else by the name of its folder."""
     path = str(stage.options["path"])
     model = hub.parse(path, "path")
-    return Origin(
-        model.repo if model else Path(path).absolute().name, model.repo if model else None, licences.stated(path)
-    )
+    repo = model.repo if model else None
+    return Origin(repo or Path(path).absolute().name, repo, licences.stated(path))
 
 
 def described(stage: Stage) -> dict[str, Any]:

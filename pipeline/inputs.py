@@ -21,6 +21,7 @@ from common.special_tokens import folder_adds_special_tokens
 from merge.io.open_folder import weight_files
 from pipeline.config import CipherCorpus, Compute, Config, HubCorpus, HubSource
 from pipeline.graph import Inputs
+from pipeline.page_questions import read_questions
 from train.data.chat.template import CHATML, CHATML_TEXT, NONE, TOKENIZER, text_in
 from train.data.corpus import text_files as corpus_files
 from train.parallel import ZERO_STAGES, check_precision
@@ -57,7 +58,8 @@ def inputs(config: Config, network: bool = True) -> Inputs:
     tasks = [checksums.names(task_files(Path(config.eval.include_path)))] if config.eval.include_path else []
     texts = _texts(config, checksums)
     known = (tuple(texts), tuple(sft), tuple(tasks), tuple(base_corpus), around)
-    return Inputs(model, ct, sft_model, *known, chat_template(config, network))
+    questions = read_questions(config.eval.questions) if config.adapt and config.eval.questions else None
+    return Inputs(model, ct, sft_model, *known, chat_template(config, network), questions)
 
 
 def chat_template(config: Config, network: bool) -> str | None:

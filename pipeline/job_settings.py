@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Literal
+
+from common.chat_date import STATED
 
 Method = dict[str, Any]  # a complete recipe of a merge but for its checkpoints
 
@@ -96,6 +98,25 @@ class AdaptedSettings(Settings):
 
 
 @dataclass(frozen=True)
+class AnswersSettings(Settings):
+    """The free answers of one model.
+
+    tokens: of an answer, at most. dtype: of the weights. questions: the user's; None: test items in the language, drawn
+    by the seed. system: message that all chats begin with. generation: own or greedy (eval/generation.py). day: for
+    today in chat templates that write it.
+    """
+
+    language: str
+    seed: int
+    tokens: int
+    dtype: str
+    questions: Sequence[str] | None = None
+    system: str | None = None
+    generation: Literal["own", "greedy"] = "own"
+    day: str = STATED
+
+
+@dataclass(frozen=True)
 class DeviceOptions(Settings):
     """device: cpu or cuda; threads: of a CPU."""
 
@@ -105,9 +126,8 @@ class DeviceOptions(Settings):
 
 @dataclass(frozen=True)
 class AdaptedOptions(DeviceOptions):
-    """title: of the model's card; spoken: the name of its language."""
+    """spoken: the name of the language, as the card has it."""
 
-    title: str
     spoken: str
 
 

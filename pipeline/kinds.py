@@ -57,6 +57,7 @@ KINDS: dict[str, Kind] = {
         Kind("weights", "pipeline.stages:weights", 1, "merge", 2),
         Kind("choose", "pipeline.adapting:choose", 1, "merge", 1),
         Kind("adapted", "pipeline.adapting:adapted", 1, "merge", 5),
+        Kind("answers", "pipeline.answering:answers", 1, "score", 20),
         Kind("eval", "pipeline.stages:evaluate", 2, "score", 18, tracked=True),
     )
 }

@@ -17,14 +17,16 @@ from common.errors import BadInput
 from pipeline.config import Config, Method
 from pipeline.config.adapting import AUTO, BEST, TASKS
 from pipeline.graph import Inputs, Stage
-from pipeline.job_settings import AdaptedOptions, AdaptedSettings, ChooseSettings
+from pipeline.job_settings import AdaptedOptions, AdaptedSettings, AnswersSettings, ChooseSettings, TuneOptions
 from pipeline.plan_training import base_model, chat_model
 
 if TYPE_CHECKING:
     from pipeline.plan import Parts
 
 SFT = "sft"  # the candidate that is the chat model itself: not to adapt can be the answer
+ANSWER_TOKENS = 256  # of a free answer, at most; the page marks those that are cut
 ADAPTED = "adapted"  # the model that was chosen, by the name that it has in results
+ANSWERING = ("base", SFT, "ct", ADAPTED)  # whose answers stand side by side on the page
 
 
 @dataclass(frozen=True)
@@ -96,13 +98,31 @@ def adapt_stages(parts: Parts, evals: Mapping[str, Stage], checkpoints: Mapping[
     )  # fmt: skip
     slug = parts.slug(ADAPTED, ("ct",))
     choose = Stage("choose", slug, settings.said(), dev)
-    title = f"{config.model.name}, adapted to {config.language.name}"
-    options = AdaptedOptions(config.compute.device, config.compute.threads, title, config.language.name).said()
+    options = AdaptedOptions(config.compute.device, config.compute.threads, config.language.name).said()
     sources = {role: stage for merge in merges.values() for role, stage in merge.parents.items()}
     parents = {"choose": choose, **sources, **_start(parts), **merges}
     adapted = Stage("adapted", slug, AdaptedSettings(asked.dtype).said(), parents, options)
     scored = parts.eval(slug, {"checkpoint": adapted, "otherwise": evals[SFT]})
-    return AdaptStages(choose, adapted, dev, {**evals, ADAPTED: scored}, {**checkpoints, ADAPTED: adapted})
+    made = {**checkpoints, ADAPTED: adapted}
+    return AdaptStages(choose, adapted, dev, {**evals, ADAPTED: scored}, made, answers(parts, made))
+
+
+def answers(parts: Parts, checkpoints: Mapping[str, Stage]) -> dict[str, Stage]:
+    """The free answers to the questions, by the names of results: those of the models that the page compares."""
+    config, compute, asked = parts.config, parts.config.compute, parts.config.eval
+    questions = parts.inputs.questions
+    settings = AnswersSettings(config.language.code, config.seed, ANSWER_TOKENS, asked.dtype, questions)
+    options = TuneOptions(compute.device, compute.threads, asked.batch_tokens, gpus=asked.gpus)
+    drawn_from = {} if questions else {"items": parts.data.items, "corpus": parts.data.corpus}
+    stages: dict[str, Stage] = {}
+    made = {**checkpoints, SFT: parts.trained[SFT]}
+    for name in ANSWERING:
+        if name in made:
+            otherwise = {"otherwise": stages[SFT]} if name == ADAPTED else {}
+            slug = parts.slug(name, ("ct" if name == ADAPTED else name,))
+            parents = {"checkpoint": made[name], **otherwise, **drawn_from}
+            stages[name] = Stage("answers", slug, settings.said(), parents, options.said())
+    return stages
 
 
 def _start(parts: Parts) -> dict[str, Stage]:

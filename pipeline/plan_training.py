@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from common import hub
+from common.chat_date import TODAY
 from common.units import format_tokens
 from pipeline.config import CipherCorpus, Config, HubCorpus, Training
 from pipeline.graph import TRUNK, Inputs, Stage
-from train.data.chat.template import NONE, TODAY, TOKENIZER
+from train.data.chat.template import NONE, TOKENIZER
 
 AUTO = "auto"  # of sft.format: by the columns
 TRAINING_KEYS = (

@@ -151,6 +151,7 @@ class Evaluation(Section):
     leaks: bool
     untuned: bool
     frontier: Literal["all", "largest"] | Annotated[tuple[Tokens, ...], Field(min_length=1)] | None = None
+    questions: str | None = None
 
     @model_validator(mode="after")
     def families_are_known(self) -> Evaluation:

@@ -16,6 +16,7 @@ from pipeline.cost.model_shape import trained_parameters
 from pipeline.cost.scoring_memory import base_width
 from pipeline.graph import Stage
 from pipeline.kinds import KINDS
+from pipeline.page_questions import COUNT as QUESTIONS
 
 # An item of our families with its choices: the mean of all five, measured on the default experiment.
 ITEM_TOKENS = {"own": 90, "en": 43}
@@ -63,6 +64,9 @@ def stage_work(stage: Stage, config: Config, shape: ModelShape, resumed: int = 0
             model + kept + SMALL,
             beside * state,
         )
+    if kind == "answers":
+        tokens = len(settings.get("questions", range(QUESTIONS))) * (ITEM_TOKENS["own"] + settings["tokens"])
+        return Work(tokens, tokens * flops.forward(shape, settings["tokens"] / 2))
     if KINDS[kind].work == "score":
         tries = len(settings.get("tries", [None]))
         tokens, lengths = scored_tokens(stage, config)

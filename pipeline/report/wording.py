@@ -12,6 +12,8 @@ ANSWER_BITS = "bits per byte of the correct answer"  # the metric answer_bits_pe
 MERGE_NAMES = {
     "average_of_base_and_sft": "average of base and SFT",
     "average_of_ct_then_sft_and_ct": "average of CT-then-SFT and CT",
+    "chat_linear": "average of chat model and CT on it",
+    "chat_slerp": "slerp of chat model and CT on it",
     "chat_vector": "chat vector",
     "random_signs": "TIES with random signs",
 }
