@@ -24,7 +24,8 @@ from pipeline.report.records import WITHOUT_CT, Evaluation
 class AdaptPaths:
     """The files that were written, and what they show.
 
-    line: the choice and its test scores, for a terminal. sentence: the first ones of the page.
+    line: the choice and its test scores, for a terminal. sentence: the first ones of the page. scores: the table of all
+    models as Markdown, for the model's card.
     """
 
     page: Path
@@ -35,6 +36,7 @@ class AdaptPaths:
     choice: Choice
     line: str
     sentence: str
+    scores: str
 
     @property
     def curves(self) -> None:
@@ -73,6 +75,7 @@ def render(sources: AdaptSources, out: Path) -> AdaptPaths:
         choice=found.choice,
         line=line,
         sentence=found.sentence,
+        scores=adapt_tables.markdown(found.columns, sources.shown),
     )
     write_whole(paths.results_csv, results.to_csv(rows))
     write_whole(paths.tries_csv, adapt_tables.tries_csv(found.candidates, found.choice))

@@ -69,6 +69,21 @@ def columns(scores: TestScores, measures: Sequence[Measure], models: Sequence[st
     return found
 
 
+def markdown(columns: Sequence[Column], titles: Mapping[str, str]) -> str:
+    """Return the scores as Markdown: a row a measure, a column a model. titles: of models, in their order."""
+    head = ["measure", *titles.values()]
+    rows = [
+        [f"{column.title} ({column.remark})", *(_in_card(column.cells.get(model)) for model in titles)]
+        for column in columns
+    ]
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _in_card(cell: Cell | None) -> str:
+    return "–" if cell is None else f"{cell.value} [{cell.interval.replace(' to ', ', ')}]"
+
+
 def _unmarked(cells: Mapping[str, Cell]) -> dict[str, Cell]:
     return {model: Cell(cell.value, cell.interval) for model, cell in cells.items()}
 

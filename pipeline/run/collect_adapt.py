@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from pipeline.graph import Stage
 from pipeline.plan import Cell
 from pipeline.plan_adapt import ADAPTED, SFT
+from pipeline.run import adapted_model
 from pipeline.run.console import say
 from pipeline.store import RECORD, Entry
 
@@ -32,12 +33,24 @@ def write(
         sources = collect(cell, entries, arguments)
         if sources is None:
             continue
-        paths = adapt_report.render(sources, out / str(cell).replace(" ", "-") if len(cells) > 1 else out)
-        say(paths.table)
+        folder = out / str(cell).replace(" ", "-") if len(cells) > 1 else out
+        paths = adapt_report.render(sources, folder)
         for path in paths.files:
             say(str(path))
+        for line in _given_away(cell, entries, paths, folder):
+            say(line)
         first = first or paths
     return first
+
+
+def _given_away(cell: Cell, entries: Mapping[str, Entry], paths: AdaptPaths, folder: Path) -> list[str]:
+    """Leave the model beside its report, and return what a terminal shows of it."""
+    assert cell.adapt is not None
+    entry = entries.get(cell.adapt.adapted.key)
+    written = adapted_model.publish(entry.path, folder, paths.scores) if entry else None
+    if written is None:
+        return [paths.sentence, "no model was written; adapt.write=METHOD writes the best try of a method all the same"]
+    return adapted_model.lines(written, paths.line)
 
 
 def collect(cell: Cell, entries: Mapping[str, Entry], arguments: Sequence[str]) -> AdaptSources | None:
