@@ -18,7 +18,7 @@ from eval.task_set import BITS
 from pipeline.choosing import CHOICE
 from pipeline.config.adapting import BEST, ENGLISH, TASKS
 from pipeline.execute import Job
-from pipeline.job_settings import AdaptedSettings, ChooseSettings, DeviceOptions
+from pipeline.job_settings import AdaptedOptions, ChooseSettings
 from pipeline.old_names import current_row
 from pipeline.plan_adapt import SFT
 
@@ -125,23 +125,17 @@ def adapted(job: Job) -> None:
     import torch
     import yaml
 
-    torch.set_num_threads(DeviceOptions(**job.options).threads)
+    from pipeline import adapted_folder
+
+    torch.set_num_threads(AdaptedOptions(**job.options).threads)
     choice = yaml.safe_load((job.folders["choose"] / CHOICE).read_text(encoding="utf-8"))
     outcome = {"winner": choice["candidate"], "method": choice["method"], "settings": choice["settings"]}
     if choice["candidate"] != SFT:
-        write_model(job, choice["candidate"])
+        stop = adapted_folder.write(job, choice["candidate"], choice, described(choice))
+        outcome |= {"dtype": job.settings["dtype"], "stop_added": stop}
+        job.note = f"; {stop} was added to the tokens that end an answer" if stop else ""
     write_json(job.out / OUTCOME, outcome)
-    job.note = f": {described(choice)}"
-
-
-def write_model(job: Job, candidate: str) -> None:
-    """The folder of a merge, rounded once to the dtype that was asked for."""
-    import merge
-    from merge import Recipe
-
-    recipe = Recipe.from_yaml(job.folders[candidate] / "merge.yml")
-    out = recipe.model_copy(update={"out_dtype": AdaptedSettings(**job.settings).dtype})
-    merge.write(out, job.out / "model")
+    job.note = f": {described(choice)}{job.note}"
 
 
 def write_yaml(path: Path, content: Mapping[str, Any]) -> None:

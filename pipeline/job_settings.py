@@ -125,6 +125,13 @@ class DeviceOptions(Settings):
 
 
 @dataclass(frozen=True)
+class AdaptedOptions(DeviceOptions):
+    """spoken: the name of the language, as the card has it."""
+
+    spoken: str
+
+
+@dataclass(frozen=True)
 class TuneOptions(DeviceOptions):
     """batch_tokens: in one forward pass, padding included. gpus: over which a model that is scored is spread."""
 

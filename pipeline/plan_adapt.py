@@ -17,7 +17,7 @@ from common.errors import BadInput
 from pipeline.config import Config, Method
 from pipeline.config.adapting import AUTO, BEST, TASKS
 from pipeline.graph import Inputs, Stage
-from pipeline.job_settings import AdaptedSettings, AnswersSettings, ChooseSettings, DeviceOptions, TuneOptions
+from pipeline.job_settings import AdaptedOptions, AdaptedSettings, AnswersSettings, ChooseSettings, TuneOptions
 from pipeline.plan_training import base_model, chat_model
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def adapt_stages(parts: Parts, evals: Mapping[str, Stage], checkpoints: Mapping[
     )  # fmt: skip
     slug = parts.slug(ADAPTED, ("ct",))
     choose = Stage("choose", slug, settings.said(), dev)
-    options = DeviceOptions(config.compute.device, config.compute.threads).said()
+    options = AdaptedOptions(config.compute.device, config.compute.threads, config.language.name).said()
     sources = {role: stage for merge in merges.values() for role, stage in merge.parents.items()}
     parents = {"choose": choose, **sources, **_start(parts), **merges}
     adapted = Stage("adapted", slug, AdaptedSettings(asked.dtype).said(), parents, options)
