@@ -207,7 +207,8 @@ class Parts:
 
     def tune(self, name: str, method: Method) -> Stage:
         scored = {**self.models(method), "items": self.data.items, "corpus": self.data.corpus}
-        return tune(self.config, self.slug(name, method.checkpoints), self.recipes(method), scored)
+        slug = self.slug(name, method.checkpoints)
+        return tune(self.config, slug, self.recipes(method), scored, self.inputs.asks_date)
 
     def recipes(self, method: Method) -> list[dict[str, Any]]:
         """The tries of a method, with what every merge takes whole from the chat model."""
@@ -233,7 +234,16 @@ class Parts:
     def eval(self, slug: str, scored: Mapping[str, Stage]) -> Stage:
         config, compute, asked = self.config, self.config.compute, self.config.eval
         asked_of_all = _asked(config, self.inputs).said()
-        settings = EvalSettings(**asked_of_all, dtype=asked.dtype, trained_length=config.trained_length)
+        settings = EvalSettings(
+            **asked_of_all,
+            dtype=asked.dtype,
+            trained_length=config.trained_length,
+            chat=asked.chat,
+            system=asked.system,
+            fewshot=asked.fewshot,
+            generation=asked.generation,
+            day=config.chat.date if self.inputs.asks_date else None,
+        )
         options = EvalOptions(compute.device, compute.threads, asked.batch_tokens, asked.include_path, gpus=asked.gpus)
         parents = {**scored, "items": self.data.items, "corpus": self.data.corpus}
         return Stage("eval", slug, settings.said(), parents, options.said())
