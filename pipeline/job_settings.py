@@ -1,4 +1,4 @@
-"""What stages that the pipeline makes itself are told.
+"""Settings of stages that the pipeline computes itself.
 
 Settings decide the result and stand in the key; options (places, devices) do neither. A field that has a default was
 added later: at its default it is not said, so that older keys stay.
@@ -6,11 +6,12 @@ added later: at its default it is not said, so that older keys stay.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import Any
 
-from common.chat_date import STATED
+from eval.asking import ChatMode
+from eval.generation import Generation
 
 Method = dict[str, Any]  # a complete recipe of a merge but for its checkpoints
 
@@ -46,10 +47,17 @@ class EvalSettings(LeakSettings):
     """The scoring of one checkpoint or merge.
 
     dtype: of its weights while it is scored. trained_length: tokens of the blocks that it was trained on.
+    chat: none, auto or both (eval/asking.py). system: message that all chat prompts begin with. fewshot: examples in a
+    prompt, or by task. generation: own or greedy. day: for today, where a template asks for the date.
     """
 
     dtype: str = "float32"
     trained_length: int | None = None
+    chat: ChatMode = "none"
+    system: str | None = None
+    fewshot: int | Mapping[str, int] | None = None
+    generation: Generation = "own"
+    day: str | None = None
 
 
 @dataclass(frozen=True)
@@ -64,6 +72,9 @@ class TuneSettings(Settings):
     seed: int
     dtype: str = "float32"
     trained_length: int | None = None
+    chat: ChatMode = "none"
+    system: str | None = None
+    day: str | None = None
 
 
 @dataclass(frozen=True)
@@ -103,7 +114,7 @@ class AnswersSettings(Settings):
 
     tokens: of an answer, at most. dtype: of the weights. questions: the user's; None: test items in the language, drawn
     by the seed. system: message that all chats begin with. generation: own or greedy (eval/generation.py). day: for
-    today in chat templates that write it.
+    today, where a template asks for the date.
     """
 
     language: str
@@ -112,8 +123,8 @@ class AnswersSettings(Settings):
     dtype: str
     questions: Sequence[str] | None = None
     system: str | None = None
-    generation: Literal["own", "greedy"] = "own"
-    day: str = STATED
+    generation: Generation = "own"
+    day: str | None = None
 
 
 @dataclass(frozen=True)

@@ -111,7 +111,16 @@ def answers(parts: Parts, checkpoints: Mapping[str, Stage]) -> dict[str, Stage]:
     """The free answers to the questions, by the names of results: those of the models that the page compares."""
     config, compute, asked = parts.config, parts.config.compute, parts.config.eval
     questions = parts.inputs.questions
-    settings = AnswersSettings(config.language.code, config.seed, ANSWER_TOKENS, asked.dtype, questions)
+    settings = AnswersSettings(
+        config.language.code,
+        config.seed,
+        ANSWER_TOKENS,
+        asked.dtype,
+        questions,
+        asked.system,
+        asked.generation,
+        config.chat.date if parts.inputs.asks_date else None,
+    )
     options = TuneOptions(compute.device, compute.threads, asked.batch_tokens, gpus=asked.gpus)
     drawn_from = {} if questions else {"items": parts.data.items, "corpus": parts.data.corpus}
     stages: dict[str, Stage] = {}

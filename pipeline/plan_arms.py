@@ -9,13 +9,13 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from common.units import format_tokens
 from pipeline.config import Config
 from pipeline.graph import Inputs, Stage
 from pipeline.plan_choice import roles, tune
 from pipeline.plan_training import (
     Data,
     base_model,
+    budget_name,
     chat_model,
     continual_training,
     ct_blocks,
@@ -27,13 +27,17 @@ from pipeline.plan_training import (
 
 @dataclass(frozen=True)
 class Start:
-    """What the arms of a cell are trained from."""
+    """What the arms of a cell are trained from.
+
+    asks_date: whether a chat template that tries are scored by writes the date.
+    """
 
     config: Config
     data: Data
     base: Stage
     ct: Stage
     sft: Stage
+    asks_date: bool = False
 
     @staticmethod
     def of(config: Config, inputs: Inputs, data: Data) -> Start:
@@ -48,7 +52,7 @@ class Start:
         else:
             learnt = {"model": base, "blocks": sft_blocks(config, data, base)}
             sft = training("sft", f"en-s{config.seed}", config, learnt)
-        return Start(config, data, base, ct, sft)
+        return Start(config, data, base, ct, sft, inputs.asks_date)
 
     @cached_property
     def sft_tries(self) -> tuple[Stage, ...]:
@@ -65,7 +69,7 @@ class Start:
         tried = {f"try-{number}": stage for number, stage in enumerate(self.sft_tries)}
         scored = {**tried, "items": self.data.items, "corpus": self.data.corpus}
         slug = f"{self.config.language.code}-ct-then-sft-{budget(self.config)}"
-        return tune(self.config, slug, self.config.sft.tries, scored)
+        return tune(self.config, slug, self.config.sft.tries, scored, self.asks_date)
 
     @property
     def sft_in_the_language(self) -> Stage:
@@ -139,4 +143,4 @@ FURTHER: Mapping[str, Callable[[Start, Sequence[Start]], Stage]] = {
 
 def budget(config: Config) -> str:
     """What names a cell's trainings in their slugs."""
-    return f"{format_tokens(config.ct.tokens)}-s{config.seed}"
+    return f"{budget_name(config)}-s{config.seed}"

@@ -15,7 +15,7 @@ from pipeline.job_settings import Method, TuneOptions, TuneSettings
 
 
 def judged_on(config: Config) -> tuple[Config, ...]:
-    """The cells on whose dev scores a cell's tries are chosen."""
+    """Return the cells on whose dev scores a cell's tries are chosen."""
     choice = config.merge.choice
     budgets = (config.ct.tokens,) if choice.budgets == "own" else choice.budgets
     seeds = (config.seed,) if choice.seeds == "own" else choice.seeds
@@ -23,10 +23,13 @@ def judged_on(config: Config) -> tuple[Config, ...]:
     return tuple(config.at(tokens, seed) for tokens, seed in itertools.product(budgets, seeds))
 
 
-def tune(config: Config, slug: str, tries: Sequence[Method], scored: Mapping[str, Stage]) -> Stage:
-    """The scoring of tries on dev in one cell, with the choice that this cell alone would make.
+def tune(
+    config: Config, slug: str, tries: Sequence[Method], scored: Mapping[str, Stage], asks_date: bool = False
+) -> Stage:
+    """Return the scoring of tries on dev in one cell, with the choice that this cell alone would make.
 
-    scored: what the tries are made of, and the items and the corpus that they are asked from.
+    scored: what the tries are made of, and the items and the corpus that they are asked from. By a template tries are
+    asked once, plain or by it. asks_date: whether a template writes the date.
     """
     asked = config.eval
     settings = TuneSettings(
@@ -38,17 +41,24 @@ def tune(config: Config, slug: str, tries: Sequence[Method], scored: Mapping[str
         config.seed,
         asked.dtype,
         config.trained_length,
+        "none" if asked.chat == "none" else "auto",
+        asked.system,
+        config.chat.date if asks_date else None,
     )
     options = TuneOptions(config.compute.device, config.compute.threads, asked.batch_tokens, gpus=asked.gpus)
     return Stage("tune", slug, settings.said(), scored, options.said())
 
 
 def roles(tunes: Iterable[Stage]) -> dict[str, Stage]:
-    """The stages as the parents of what takes their choice: `tune` where there is one, else `tune-0`, `tune-1`, ..."""
+    """Return the stages as the parents of what takes their choice: `tune` where there is one, else `tune-0`, `tune-1`,
+    ...
+    """
     each = list({stage.key: stage for stage in tunes}.values())
     return {"tune": each[0]} if len(each) == 1 else {f"tune-{number}": stage for number, stage in enumerate(each)}
 
 
-def told_by(chosen: Stage) -> Stage:
-    """The stage that holds choice.yml and tries.jsonl: the one that scored the tries, or what took their mean."""
+def selection_stage(chosen: Stage) -> Stage:
+    """Return the stage that holds choice.yml and tries.jsonl: the one that scored the tries, or what took their
+    mean.
+    """
     return chosen.parents.get("tune", chosen)

@@ -10,9 +10,11 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from common.chat_date import STATED
 from common.errors import BadInput
 from common.special_tokens import in_words
 from common.units import format_tokens
+from eval.asking import Asking
 from eval.task_set import UNDETERMINED
 from pipeline import choosing, recipes
 from pipeline.arms import ARMS
@@ -24,8 +26,10 @@ from pipeline.job_settings import (
     LeakOptions,
     LeakSettings,
     MergeSettings,
+    TuneSettings,
 )
 from pipeline.run import launch
+from pipeline.speaker import BASE, generates_as, speaker, tokenizer_of
 from train.data.chat.reading import said
 from train.stage_settings import (
     BaseModelSettings,
@@ -142,7 +146,8 @@ def conversed(chat: Mapping[str, Any], trained: int) -> str:
 
 
 def ct(job: Job) -> None:
-    check_budget(job.folders["blocks"], job.settings["tokens"])
+    if job.settings["tokens"] is not None:
+        check_budget(job.folders["blocks"], job.settings["tokens"])
     _train(job, job.resume.path / "state" if job.resume else None)
     if job.stage.trajectory is None:  # a decay: nothing continues from its end
         shutil.rmtree(job.out / "state")
@@ -159,17 +164,35 @@ def sft(job: Job) -> None:
 
 
 def _train(job: Job, resume_state: Path | None) -> None:
-    settings = TrainingSettings.from_mapping(job.settings)
+    settings = TrainingSettings.from_mapping({**job.settings, **budget_of(job)})
     job.launched = launch.train(job, job.checkpoint("model"), job.folders["blocks"], settings, resume_state)
 
 
+def budget_of(job: Job) -> dict[str, int]:
+    """The tokens of a training on all of the text, as its blocks have them: whole steps. Empty where they are stated.
+
+    Raises BadInput for a text that is shorter than one step.
+    """
+    if job.settings["tokens"] is not None:
+        return {}
+    counts = json.loads((job.folders["blocks"] / "counts.json").read_text(encoding="utf-8"))
+    step: int = job.settings["batch_tokens"]
+    if counts["tokens"] < step:
+        raise BadInput(
+            f"ct.batch_tokens={format_tokens(step)}: the text with its English share has {counts['tokens']:,} tokens,"
+            " less than one step. Set fewer tokens a step, or give more text."
+        )
+    tokens = counts["tokens"] // step * step
+    return {"tokens": tokens, "schedule_tokens": tokens}
+
+
 def check_budget(blocks: Path, tokens: int) -> None:
-    """Refuses a budget that the packed corpus cannot fill."""
+    """Reject a budget that the packed corpus cannot fill."""
     available = json.loads((blocks / "counts.json").read_text(encoding="utf-8"))["tokens"]
     if tokens > available:
         raise BadInput(
-            f"ct.tokens={format_tokens(tokens)}: the corpus holds {available:,} tokens with its English share;"
-            " take a smaller budget or more text"
+            f"ct.tokens={format_tokens(tokens)}: the corpus has {available:,} tokens including English."
+            " Set a smaller budget, or give more text."
         )
 
 
@@ -217,18 +240,20 @@ def evaluate(job: Job) -> None:
         "dtype": settings.dtype,
         "trained_length": settings.trained_length,
         "gpus": options.gpus,
+        "asking": asking(settings),
     }
     if "merge" in job.stage.parents:
-        from transformers import AutoTokenizer
-
         import merge
         from merge import Recipe
 
         place = "cpu" if options.gpus > 1 else None  # no GPU holds it whole
         recipe = Recipe.from_yaml(job.folders["merge"] / "merge.yml")
         model = merge.load(recipe, options.device, place)
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder(job, recipe), trust_remote_code=False)
-        scores = harness.evaluate(model, tokenizer, tasks, **how)
+        folders = checkpoints(job)
+        folder = folders[speaker(folders, settings.chat, recipe.tokenizer)]
+        if folder != folders[BASE]:
+            generates_as(model, folder)
+        scores = harness.evaluate(model, tokenizer_of(folder), tasks, **how)
     else:
         scores = harness.evaluate_folder(job.checkpoint("checkpoint"), tasks, **how)
     job.note, job.packed_rows = scores.note, scores.packed
@@ -247,17 +272,25 @@ def copy_scores(scored: Path, out: Path) -> None:
             shutil.copyfile(file, out / file.name)
 
 
-def tokenizer_folder(job: Job, recipe: Recipe) -> Path:
-    """The folder whose tokenizer a merge has: that of the model that the recipe names, else of what it starts from."""
-    named = (model.path for model in recipe.models if model.name == recipe.tokenizer)
-    return next(named, job.checkpoint("model"))
+def asking(settings: EvalSettings | TuneSettings) -> Asking:
+    """How a stage asks its checkpoints."""
+    generation = settings.generation if isinstance(settings, EvalSettings) else "own"
+    return Asking(settings.chat, settings.system, generation, settings.day or STATED)
+
+
+def checkpoints(job: Job) -> dict[str, Path]:
+    """The checkpoints that a merge is made of, by role."""
+    return {name: job.checkpoint(name) for name in job.stage.parents if name in ARMS or name == BASE}
 
 
 def tasks_of_settings(job: Job, settings: LeakSettings, include_path: str | None) -> TaskSet:
     """The tasks of a split: items and texts of the corpus, and lm-eval's."""
     split, limit, excerpt = settings.split, settings.limit, settings.excerpt
     names, language = tuple(settings.tasks), settings.language
-    return task_set(job.folders["items"], job.folders["corpus"], split, limit, excerpt, include_path, names, language)
+    shots = settings.fewshot if isinstance(settings, EvalSettings) else None
+    asked = tuple(sorted(shots.items())) if isinstance(shots, Mapping) else shots
+    items, corpus = job.folders["items"], job.folders["corpus"]
+    return task_set(items, corpus, split, limit, excerpt, include_path, names, language, asked)
 
 
 @cache
@@ -270,6 +303,7 @@ def task_set(
     include_path: str | None = None,
     names: tuple[str, ...] = (),
     language: str = UNDETERMINED,
+    fewshot: int | tuple[tuple[str, int], ...] | None = None,
 ) -> TaskSet:
     """The tasks of a split, built once a process: every checkpoint is scored on the same ones."""
     from eval import task_set
@@ -284,6 +318,7 @@ def task_set(
         include_path=None if include_path is None else Path(include_path),
         names=names,
         language=language,
+        fewshot=dict(fewshot) if isinstance(fewshot, tuple) else fewshot,
     )
 
 

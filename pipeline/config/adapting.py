@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
+from common.choices import suggestion
 from pipeline.config.fields import Section
-from pipeline.config.messages import suggestion
 
 if TYPE_CHECKING:
     from pipeline.config.cell import Config

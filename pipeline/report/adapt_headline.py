@@ -51,8 +51,11 @@ def sentences(
 
 
 def _numbers(estimate: Estimate, measure: Measure) -> str:
-    saved = " saved" if measure.lower_is_better else ""
-    return f"({signed(estimate.value)}{saved}, 95% CI {signed(estimate.low)} to {signed(estimate.high)})"
+    return f"({signed(estimate.value)}{_saved(measure)}, 95% CI {signed(estimate.low)} to {signed(estimate.high)})"
+
+
+def _saved(measure: Measure) -> str:
+    return " saved" if measure.lower_is_better else ""
 
 
 def _gained(answer: Answer, estimate: Estimate, measure: Measure) -> str:
@@ -99,9 +102,11 @@ def in_one_line(answers: Sequence[Answer], choice: Choice, gain: Measure, keep: 
     found = {answer.claim.id: answer for answer in answers if answer.estimate}
     parts = []
     if GAINS in found and (estimate := found[GAINS].estimate):
-        parts.append(f"{gain.title} {interval(estimate)}")
+        parts.append(f"{gain.title} {interval(estimate)}{_saved(gain)}")
     if KEEPS in found and (estimate := found[KEEPS].estimate):
         verdicts = {"supported": "kept", "contradicted": "not kept"}
-        parts.append(f"{keep.title} {interval(estimate)} ({verdicts.get(found[KEEPS].verdict, 'inconclusive')})")
+        parts.append(
+            f"{keep.title} {interval(estimate)}{_saved(keep)} ({verdicts.get(found[KEEPS].verdict, 'inconclusive')})"
+        )
     scores = f"; on test {', '.join(parts)}" if parts else ""
     return f"{choice.method}{f', {words}' if words else ''}{scores}"

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+from eval.asking import CHAT
 from eval.task_checks import LOWER
 from eval.task_set import BITS
 from pipeline.adapting import is_of_lm_eval
@@ -43,6 +44,27 @@ class Measure:
         return self.kind != "accuracy"
 
 
+@dataclass(frozen=True)
+class Level:
+    """A score with its 95% interval, of n items or documents."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+def _is_of(row: Mapping[str, Any], measure: Measure) -> bool:
+    """Whether a score record is what a measure is the mean of."""
+    if row["language"] != measure.language:
+        return False
+    if measure.name in (ACCURACY, f"{ACCURACY}{OF_ENGLISH}"):
+        return bool(row["family"] == "mean")
+    if measure.name in (BITS, f"{BITS}{OF_ENGLISH}"):
+        return bool(row["metric"] == BITS)
+    return row["task"] == measure.name or (measure.name == TASKS and row["family"] in dict(measure.parts))
+
+
 @dataclass
 class TestScores:
     """What models scored on test, each read once.
@@ -66,9 +88,16 @@ class TestScores:
         sign = -1.0 if measure.lower_is_better else 1.0
         return self._estimate(measure, {first: sign, second: -sign})
 
-    def value(self, measure: Measure, model: str) -> Estimate | None:
-        """Return a model's own value with its interval, or None if it was not scored in the measure."""
-        return self._estimate(measure, {model: 1.0})
+    def level(self, measure: Measure, model: str) -> Level | None:
+        """Return a model's own score, or None if it was not scored in the measure.
+
+        It is the one of scores.jsonl, with its interval, if the measure is one score.
+        """
+        records = [row for row in self._records.get(model, ()) if row["primary"] and _is_of(row, measure)]
+        if len(records) == 1:
+            return Level(*(records[0][name] for name in ("value", "low", "high", "n")))
+        found = self._estimate(measure, {model: 1.0})
+        return None if found is None else Level(found.value, found.low, found.high, found.n)
 
     def _estimate(self, measure: Measure, models: Mapping[str, float]) -> Estimate | None:
         evidence = self._evidence.setdefault(measure.language, Evidence(self.evaluations, measure.language))
@@ -89,8 +118,18 @@ class TestScores:
     @cached_property
     def tasks(self) -> dict[str, dict[str, Any]]:
         """A score record under its primary metric for each task."""
-        records = [row for evaluation in self.evaluations for row in read_scores(evaluation.folder)]
+        records = [row for rows in self._records.values() for row in rows]
         return {row["task"]: row for row in records if row["primary"] and row["family"] != "mean"}
+
+    @cached_property
+    def _records(self) -> dict[str, list[dict[str, Any]]]:
+        return {one.method: read_scores(one.folder) for one in self.evaluations}
+
+    @property
+    def by_template(self) -> dict[str, bool]:
+        """Whether each model was asked by its chat template; empty where no model was meant to be."""
+        stated = {model: [row[CHAT] for row in rows if CHAT in row] for model, rows in self._records.items()}
+        return {model: any(chats) for model, chats in stated.items() if chats}
 
     @property
     def own_tasks(self) -> list[str]:

@@ -13,6 +13,7 @@ from pipeline.report.adapt_records import TITLES, AdaptSources, Answered, Candid
 from pipeline.report.adapt_tables import Column
 from pipeline.report.claims import Answer
 from pipeline.report.looks import INK, SOFT
+from pipeline.report.text_of_budgets import TextOfBudget
 from pipeline.report.trigrams import Identifier
 from pipeline.report.vega import PAGE_COLOURS, colored, theme
 
@@ -38,6 +39,9 @@ class Found:
     answers: Mapping[str, Sequence[Answered]]
     identifier: Identifier | None
     stages: Sequence[Mapping[str, Any]]
+    text: TextOfBudget | None = None
+    asked: str = ""
+    own_tasks: Sequence[str] = ()
 
     @property
     def sentence(self) -> str:
@@ -65,6 +69,9 @@ def render(found: Found) -> str:
         one_model=len(found.sources.shown) < len([name for name in TITLES if name in found.sources.tests]),
         answering=[(name, found.sources.shown.get(name, TITLES[name])) for name in found.answers],
         questions=_questions(found),
+        text=found.text,
+        asked=found.asked,
+        own_tasks=found.own_tasks,
         errors=found.identifier.errors if found.identifier else None,
         rows=rows,
         steps=steps,

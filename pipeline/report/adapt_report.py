@@ -7,7 +7,16 @@ from pathlib import Path
 
 from common.files import publish, write_json, write_jsonl, write_whole
 from common.parsing import read_json
-from pipeline.report import adapt_claims, adapt_headline, adapt_page, adapt_tables, claims, results, trigrams
+from pipeline.report import (
+    adapt_claims,
+    adapt_headline,
+    adapt_page,
+    adapt_tables,
+    claims,
+    results,
+    text_of_budgets,
+    trigrams,
+)
 from pipeline.report.adapt_measures import TestScores
 from pipeline.report.adapt_records import (
     AdaptSources,
@@ -114,4 +123,9 @@ def gather(sources: AdaptSources) -> adapt_page.Found:
         answers,
         identifier,
         [{**read_json(path), "cells": cells} for path, cells in sources.stages],
+        adapt_tables.text_read(
+            text_of_budgets.read(path for path, _ in sources.stages), sources.ct_tokens, subject.language
+        ),
+        adapt_tables.asked(scores.by_template, sources.shown),
+        scores.own_tasks,
     )

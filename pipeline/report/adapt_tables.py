@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from eval.stats import wilson
+from pipeline.report import text_of_budgets
 from pipeline.report.adapt_headline import name_of
 from pipeline.report.adapt_measures import Measure, TestScores
 from pipeline.report.adapt_records import ADAPTED, BASE, CHAT, CT, Answered, Candidate, Choice
+from pipeline.report.text_of_budgets import Counts, TextOfBudget
 
 STEPS = {  # of a run, by kind of stage; evaluations are split by what they score
     "corpus": "reading the text",
@@ -53,7 +55,7 @@ def columns(scores: TestScores, measures: Sequence[Measure], models: Sequence[st
     """Return a column for each measure that some model was scored in."""
     found = []
     for measure in measures:
-        values = {model: value for model in models if (value := scores.value(measure, model)) is not None}
+        values = {model: value for model in models if (value := scores.level(measure, model)) is not None}
         if not values:
             continue
         ends = min if measure.lower_is_better else max
@@ -149,6 +151,22 @@ def answer_rows(
         for model, given in answers.items()
         for one in given
     ]
+
+
+def asked(by_template: Mapping[str, bool], titles: Mapping[str, str]) -> str:
+    """Return how the models were asked: `Plain prompts: base, CT. By the chat template: chat model, adapted model.`"""
+    groups = {"Plain prompts": False, "By the chat template": True}
+    parts = []
+    for words, wanted in groups.items():
+        if named := [title for model, title in titles.items() if by_template.get(model) is wanted]:
+            parts.append(f"{words}: {', '.join(named)}.")
+    return " ".join(parts)
+
+
+def text_read(counts: Sequence[Counts], ct_tokens: int, language: str) -> TextOfBudget | None:
+    """Return what CT read of the language's text; None if no blocks hold so many tokens."""
+    rows = text_of_budgets.by_budget(counts, [ct_tokens])
+    return next((row for row in rows if row.language == language), None)
 
 
 def steps(stages: Sequence[Mapping[str, Any]]) -> list[tuple[str, int, float]]:

@@ -1,4 +1,4 @@
-"""`slackmerge plan`: the stages of a sweep, done or to run; with a cluster named, what they cost too."""
+"""`slackmerge plan`: the stages of a sweep, done or to run; with a cluster, also their cost."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from collections.abc import Sequence
 from common.errors import BadInput
 from common.units import counted
 from pipeline import sweep
+from pipeline.config import Config
 from pipeline.run import run_plan
 from pipeline.run.cluster import site
 from pipeline.run.run_plan import RunPlan
 
 
 def show(overrides: Sequence[str], multirun: bool) -> int:
-    """Prints the plan; `cluster=` and `mfu=` among the overrides ask for costs.
+    """Print the plan; `cluster=` and `mfu=` among the overrides ask for costs.
 
-    Raises BadInput, also where the cluster cannot hold it.
+    Raises BadInput, also if the cluster cannot hold it.
     """
     asked = dict(argument.split("=", 1) for argument in overrides if argument.startswith(("cluster=", "mfu=")))
     settings = [argument for argument in overrides if argument.partition("=")[0] not in asked]
@@ -39,7 +40,7 @@ def show(overrides: Sequence[str], multirun: bool) -> int:
 
 
 def _utilisation(given: str | None) -> float | None:
-    """The share of the peak FLOP/s that `mfu=` states. Raises BadInput where it is none."""
+    """Return the share of the peak FLOP/s that `mfu=` states. Raises BadInput if it is none."""
     if given is None:
         return None
     try:
@@ -48,13 +49,14 @@ def _utilisation(given: str | None) -> float | None:
         share = 0.0
     if not 0 < share <= 1:
         raise BadInput(
-            f"mfu={given}: give the share of the peak FLOP/s that training reaches, above 0 and at most 1, such as 0.4"
+            f"mfu={given}: must be above 0 and at most 1, the fraction of the peak FLOP/s that "
+            "training reaches, such as 0.4."
         )
     return share
 
 
 def table(plan: RunPlan) -> str:
-    """For people: each stage, whether it is done, and how many cells share it."""
+    """List each stage for people, whether it is done, and how many cells share it."""
     missing = {stage.key for stage in plan.missing()}
     sharing = Counter(stage.key for cell in plan.cells for stage in cell.stages)
     kinds, width = (2 + max(len(getattr(stage, name)) for stage in plan.stages) for name in ("kind", "slug"))
@@ -65,4 +67,25 @@ def table(plan: RunPlan) -> str:
     count = len(plan.stages)
     size = f"{counted(len(plan.cells), 'cell')}, {counted(count, 'stage')}"
     lines.append(f"{size}: {count - len(missing)} done, {len(missing)} to run")
-    return "\n".join(lines)
+    asked = prompts(plan.config)
+    return "\n".join([*lines, asked] if asked else lines)
+
+
+def prompts(config: Config) -> str:
+    """How checkpoints are asked, in words, where it is not in the usual way."""
+    asked = config.eval
+    ways = {
+        "none": [],
+        "auto": ["by the chat template of each checkpoint that has one"],
+        "both": ["plain, and by the chat template of each checkpoint that has one"],
+    }
+    said = list(ways[asked.chat])
+    if asked.system is not None:
+        said.append(f"with the system message {asked.system[:60]!r}")
+    if asked.fewshot is not None:
+        by_task = asked.fewshot.items() if isinstance(asked.fewshot, dict) else [("each", asked.fewshot)]
+        shots = ", ".join(f"{name} {number}" for name, number in by_task)
+        said.append(f"examples in each prompt of lm-eval tasks: {shots}")
+    if asked.generation != "own":
+        said.append("answers are generated greedily, without the generation config of checkpoints")
+    return f"prompts: {'; '.join(said)}" if said else ""

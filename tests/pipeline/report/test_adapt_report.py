@@ -19,14 +19,23 @@ from pipeline.report.adapt_measures import TestScores
 from pipeline.report.adapt_page import plain
 from pipeline.report.adapt_records import FILE, read_sources
 from pipeline.report.inference import holm
-from tests.pipeline.report.adapt_world import ANSWERS, SHARES, TRIES, adaptation
-from tests.pipeline.report.synthetic import N
+from tests.pipeline.report.adapt_world import ANSWERS, SHARES, TRIES, adaptation, write_rows
+from tests.pipeline.report.synthetic import N, item_records
 
 
 @pytest.fixture(scope="module")
 def rendered(tmp_path_factory: pytest.TempPathFactory) -> adapt_report.AdaptPaths:
     sources = adaptation(tmp_path_factory.mktemp("adapt"))
     return adapt_report.render(sources, tmp_path_factory.mktemp("out") / "report")
+
+
+def add_task(folder: Path, task: str, language: str, share: float) -> None:
+    """A task of lm-eval in a folder of scores."""
+    records, samples = item_records(task, language, share)
+    for name, rows in (("scores.jsonl", records[:1]), ("samples.jsonl", samples)):
+        path = folder / name
+        kept = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        write_rows(path, [*kept, *({**row, "task": task} for row in rows)])
 
 
 def right(share: float) -> np.ndarray:
@@ -129,9 +138,57 @@ def test_the_files_have_the_numbers_of_the_page(rendered: adapt_report.AdaptPath
     assert [row["in_language"] for row in said if row["model"] == "ct"] == [True, True, True]
     assert [row["in_language"] for row in said if row["model"] == "base"] == [False, False, True]
     page = rendered.page.read_text()
-    assert "<strong>0.550</strong><small>0.5" in page
-    for shown in ("1 of 3", "2 h 0 min", "TIES + slack 1, lambda 0.75", "c0ffeec0ff", "+0.200</td>"):
+    assert re.search(r"<strong>0\.550</strong><small>0\.4\d\d to 0\.6\d\d</small>", page)
+    for shown in (
+        "1 of 3",
+        "2 h 0 min",
+        "TIES + slack 1, lambda 0.75",
+        "c0ffeec0ff",
+        "+0.200<small>in accuracy</small></td>",
+    ):
         assert shown in page, shown
+
+
+def test_scores_and_intervals_are_those_of_the_csv(rendered: adapt_report.AdaptPaths) -> None:
+    page = rendered.page.read_text()
+    rows = [row for row in csv.DictReader(rendered.results_csv.open()) if row["method"] == "ct"]
+    wanted = [("mean_tam", "acc"), ("mean_en", "acc"), ("bits_per_byte_tam", "bits_per_byte")]
+    found = [row for row in rows if (row["task"], row["metric"]) in wanted]
+    assert len(found) == 3
+    for row in found:
+        value, low, high = (float(row[name]) for name in ("value", "low", "high"))
+        assert f"{value:.3f}<small>{low:.3f} to {high:.3f}</small>" in page
+
+
+def test_a_task_of_ones_own_can_be_raised(tmp_path: Path) -> None:
+    """Two tasks of lm-eval in the language and one in English: `tasks` is the mean of the two."""
+    sources = adaptation(tmp_path, gain="tasks")
+    for name, share in (("base", 0.2), ("sft", 0.2), ("adapted", 0.6), ("ct", 0.5), ("sft_then_ct", 0.4)):
+        for task, language, more in (("quiz", "tam", 0.0), ("maths", "tam", 0.1), ("trivia", "en", 0.3)):
+            add_task(sources.tests[name], task, language, share + more)
+    scores = TestScores(sources.evaluations, "tam", "Tamil")
+    assert scores.own_tasks == ["quiz", "maths"]
+    level, gain = scores.level(scores.measure("tasks"), "sft"), scores.gain(scores.measure("tasks"), "adapted", "sft")
+    assert level is not None and level.value == pytest.approx(0.25) and level.n == 2 * N
+    assert gain is not None and gain.value == pytest.approx(0.4) and gain.n == 2 * N
+    found = adapt_report.gather(sources)
+    assert "better than the chat model in Tamil & more tasks (+0.400" in found.sentence
+    assert [column.title for column in found.columns][:5] == [
+        "Tamil & more tasks", "Tamil & more accuracy", "Tamil & more bits per byte", "quiz", "maths"
+    ]  # fmt: skip
+    page = adapt_report.render(sources, tmp_path / "out").page.read_text()
+    assert "The first items of quiz, maths took part in the choice too" in page
+
+
+def test_a_page_states_how_models_were_asked_and_what_ct_read(tmp_path: Path) -> None:
+    sources = adaptation(tmp_path / "run")
+    for name, chat in (("base", False), ("sft", True), ("ct", False), ("adapted", True)):
+        path = sources.tests[name] / "scores.jsonl"
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        write_rows(path, [{**row, "chat": chat} if row["family"] == "next" else row for row in rows])
+    page = adapt_report.render(sources, tmp_path / "out").page.read_text()
+    assert "Plain prompts: base, CT. By the chat template: chat model, adapted model." in page
+    assert "No choice has seen these items." in page
 
 
 def test_the_line_for_the_terminal(rendered: adapt_report.AdaptPaths) -> None:
