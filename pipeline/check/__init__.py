@@ -14,6 +14,7 @@ from pipeline.check.chat_data import conversations
 from pipeline.check.finding import Finding, first_of_each_language, given, guarded
 from pipeline.check.given_checkpoints import checkpoints, partners
 from pipeline.check.pair import pair
+from pipeline.check.questions import questions
 from pipeline.check.resources import disk, tasks
 from pipeline.check.stated import stated
 from pipeline.check.text import budgets, control, corpora, tokenizer
@@ -35,7 +36,7 @@ def sweep(configs: Sequence[Config]) -> list[Finding]:
             )
         )
     for config in first_of_each_language(configs):
-        for check in (checkpoints, corpora, control, tasks, tokenizer, partners, pair, conversations):
+        for check in (checkpoints, corpora, control, tasks, tokenizer, partners, pair, conversations, questions):
             findings += guarded(check, config)
     findings += guarded(budgets, configs)
     findings += guarded(stated, configs)
