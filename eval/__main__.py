@@ -6,10 +6,15 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from datetime import date
 from pathlib import Path
 
+from common.chat_date import STATED
+from common.chat_files import text_in
 from common.errors import BadInput, in_one_line
 from common.special_tokens import in_words
+from eval.asking import Asking
+from eval.generation import MODES
 from eval.task_set import UNDETERMINED
 
 
@@ -53,8 +58,43 @@ def parser(program: str) -> argparse.ArgumentParser:
     options.add_argument(
         "--gpus", type=int, default=1, help="spread the model over this many GPUs, with --device cuda (default: 1)"
     )
+    options.add_argument(
+        "--chat",
+        choices=("none", "auto", "both"),
+        default="none",
+        help="put prompts into the checkpoint's chat template; both: plain prompts too (default: none)",
+    )
+    options.add_argument("--system", help="system message that all chat prompts begin with (default: none)")
+    options.add_argument(
+        "--date", default=STATED, help="today, for chat templates that write it, such as %(default)s (the default)"
+    )
+    options.add_argument(
+        "--fewshot", type=int, help="examples in each prompt of lm-eval's tasks (default: as each task states)"
+    )
+    options.add_argument(
+        "--generation",
+        choices=MODES,
+        default="own",
+        help="generate by the checkpoint's generation_config, or greedily with its stops alone (default: own)",
+    )
     options.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 … (default: cpu)")
     return options
+
+
+def asked(given: argparse.Namespace) -> Asking:
+    """How the checkpoint is asked. Raises BadInput."""
+    try:
+        date.fromisoformat(given.date)
+    except ValueError:
+        raise BadInput(
+            f"--date: must be a day such as {STATED}, got {given.date!r}. Set it, or leave it out."
+        ) from None
+    if given.chat != "none" and not text_in(given.model):
+        raise BadInput(
+            f"--chat: must be none for a checkpoint without a chat template, got {given.chat}. Leave it out, or add"
+            f" chat_template.jinja to {given.model}."
+        )
+    return Asking(given.chat, given.system, given.generation, given.date)
 
 
 def main(arguments: Sequence[str] | None = None, program: str = "python -m eval") -> int:
@@ -67,6 +107,7 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m eval"
 
             if not (given.model / "config.json").is_file():  # before tasks are built and torch is imported
                 raise BadInput(f"model: {given.model} is not a Hugging Face checkpoint folder (no config.json)")
+            asking = asked(given)
             harness.check_out(given.out)
             tasks = task_set.prepare(
                 given.items,
@@ -77,6 +118,7 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m eval"
                 include_path=given.include_path,
                 names=given.tasks,
                 language=given.language,
+                fewshot=given.fewshot,
             )
             from transformers.utils.logging import disable_progress_bar
 
@@ -88,6 +130,7 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m eval"
                 device=given.device,
                 trained_length=given.trained_length,
                 gpus=given.gpus,
+                asking=asking,
             )
             harness.write(scores, given.out)
     except BadInput as error:

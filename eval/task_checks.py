@@ -86,7 +86,7 @@ def check_shots(name: str, task: Any) -> None:
         task.fewshot_context(document, num_fewshot=shots)
     except Exception as error:  # of the sampler: an assertion, a ValueError
         known = getattr(getattr(task, "sampler", None), "df", None)
-        there = "has no examples" if not known else f"has {len(known)} examples, the question itself among them or not"
+        there = f"has {len(known)} examples to draw from" if known else "has no examples"
         raise BadInput(
             f"eval.fewshot: {name} {there}, got {shots} for each prompt ({line_of(error)[:150]}). Set a smaller number,"
             " or give the task a fewshot_split."

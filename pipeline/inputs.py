@@ -14,6 +14,7 @@ from pathlib import Path
 
 from common import hub as model_hub
 from common import hub_data
+from common.chat_files import text_in
 from common.errors import BadInput
 from common.files import Checksums
 from common.parsing import read_json
@@ -21,7 +22,7 @@ from common.special_tokens import folder_adds_special_tokens
 from merge.io.open_folder import weight_files
 from pipeline.config import CipherCorpus, Compute, Config, HubCorpus, HubSource
 from pipeline.graph import Inputs
-from train.data.chat.template import CHATML, CHATML_TEXT, NONE, TOKENIZER, text_in
+from train.data.chat.template import CHATML, CHATML_TEXT, NONE, TOKENIZER
 from train.data.corpus import text_files as corpus_files
 from train.parallel import ZERO_STAGES, check_precision
 

@@ -37,7 +37,7 @@ metric_list: [{metric: acc}, {metric: acc_norm}]
 output_type: generate_until
 doc_to_text: "கேள்வி: {{question}}\\nவிடை:"
 doc_to_target: target
-generation_kwargs: {until: ["கேள்வி:"], do_sample: false, max_gen_toks: 14}
+generation_kwargs: {until: ["கேள்வி:"], do_sample: false, max_gen_toks: 10}
 metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true, ignore_case: true}]
 filter_list:
   - {name: strict-match, filter: [{function: regex, regex_pattern: "^\\\\s*(\\\\S+)"}, {function: take_first}]}
@@ -49,7 +49,7 @@ output_type: generate_until
 doc_to_text: "மொழிபெயர்: {{question}}\\n"
 doc_to_target: target
 description: "ஆங்கிலத்திலிருந்து தமிழுக்கு.\\n"
-generation_kwargs: {until: ["\\n\\n"], max_gen_toks: 16}
+generation_kwargs: {until: ["\\n\\n"], max_gen_toks: 10}
 metric_list: [{metric: bleu}, {metric: ter}, {metric: chrf}]
 metadata: {version: 1, language: tam, primary: chrf}
 """,
@@ -57,7 +57,7 @@ metadata: {version: 1, language: tam, primary: chrf}
 output_type: generate_until
 doc_to_text: "கட்டுரை: {{question}} {{question}}\\nதலைப்பு:"
 doc_to_target: target
-generation_kwargs: {until: ["\\n\\n"], max_gen_toks: 10}
+generation_kwargs: {until: ["\\n\\n"], max_gen_toks: 8}
 process_results: !function rouge.process_results
 metric_list: [{metric: rougeL, aggregation: mean, higher_is_better: true}]
 """,

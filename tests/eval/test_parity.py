@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from common.files import read_jsonl
 from eval import harness, task_set
 from eval.asking import Asking
 from eval.harness import Scores
+from eval.language_model import PackedLM
 from tests.eval import local_tasks
 from tests.eval.chat_models import saved
 
@@ -26,11 +29,10 @@ GENERATED = ("mgsm_tam", "flores_tam", "xlsum_tam")
 class Run:
     """Our scores, and the results and logged samples of the command line, of one model folder and one of tasks."""
 
-    model: Path
-    tasks: Path
     ours: Scores
     results: dict[str, Any]
     samples: dict[str, list[dict[str, Any]]]
+    asked: list[tuple[Any, Any]]  # our requests with their answers
 
 
 def scored(model: Path, tasks: Path, **settings: Any) -> Scores:
@@ -56,7 +58,25 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     first = scored(model, tasks)
     said = {name: [row["answer"] for row in first.samples if row["task"] == name] for name in GENERATED}
     tasks = local_tasks.write(folder / "answered", targets=targets_of(said))
-    return Run(model, tasks, scored(model, tasks), *command_line(model, tasks, folder / "out"))
+    with noted_requests() as asked:
+        ours = scored(model, tasks)
+    return Run(ours, *command_line(model, tasks, folder / "out"), asked)
+
+
+@contextmanager
+def noted_requests() -> Iterator[list[tuple[Any, Any]]]:
+    """What our model is asked within the context, with its answers."""
+    noted: list[tuple[Any, Any]] = []
+    with pytest.MonkeyPatch.context() as patch:
+        for kind in ("loglikelihood", "generate_until"):
+            own = getattr(PackedLM, kind)
+
+            def note(lm: Any, requests: list[Any], own: Any = own) -> list[Any]:
+                noted.extend(zip(requests, found := own(lm, requests), strict=True))
+                return found
+
+            patch.setattr(PackedLM, kind, note)
+        yield noted
 
 
 def command_line(model: Path, tasks: Path, out: Path) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
@@ -114,35 +134,21 @@ def test_texts_are_those_of_the_command_line(run: Run) -> None:
         assert sorted(own) == theirs and len(own) == 4
 
 
-def test_prompts_and_log_likelihoods_are_those_of_the_command_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lm_eval.api.instance import Instance
-
-    from eval.language_model import PackedLM
-
+def test_prompts_and_log_likelihoods_are_those_of_the_command_line(run: Run) -> None:
     samples = run.samples
-    asked: list[Any] = []
-    answers: list[Any] = []
-    likelihood, generate = PackedLM.loglikelihood, PackedLM.generate_until
-
-    def note(requests: list[Instance], found: list[Any]) -> list[Any]:
-        asked.extend((request.task_name, request.doc_id, *request.args[:1]) for request in requests)
-        answers.extend(zip(requests, found, strict=True))
-        return found
-
-    monkeypatch.setattr(PackedLM, "loglikelihood", lambda *given: note(given[1], likelihood(*given)))
-    monkeypatch.setattr(PackedLM, "generate_until", lambda *given: note(given[1], generate(*given)))
-    scored(run.model, run.tasks)
     theirs = {
         (name, row["doc_id"], row["arguments"]["gen_args_0"]["arg_0"]) for name in samples for row in samples[name]
     }
-    assert set(asked) == theirs and len(theirs) == 16
-    prompt = next(prompt for name, _, prompt in asked if name == "mgsm_tam")
+    assert {(request.task_name, request.doc_id, request.args[0]) for request, _ in run.asked} == theirs
+    assert len(theirs) == 16
+    prompt = next(prompt for name, _, prompt in sorted(theirs) if name == "mgsm_tam")
     assert prompt.startswith(f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\nகேள்வி:")
     assert prompt.count("<|im_start|>assistant\n") == 3 and prompt.endswith("<|im_start|>assistant\n")
-    for request, found in answers:
-        if request.task_name == "choice_tam":
-            row = next(row for row in samples["choice_tam"] if row["doc_id"] == request.doc_id)
-            assert request.args[1] == row["arguments"][f"gen_args_{request.idx}"]["arg_1"]
-            value, greedy = row["filtered_resps"][request.idx]
-            assert found[0] == pytest.approx(float(value), abs=1e-5 * max(1, abs(float(value))))
-            assert found[1] is (str(greedy) == "True")
+    choices = [(request, found) for request, found in run.asked if request.task_name == "choice_tam"]
+    assert len(choices) == 16
+    for request, found in choices:
+        row = next(row for row in samples["choice_tam"] if row["doc_id"] == request.doc_id)
+        assert request.args[1] == row["arguments"][f"gen_args_{request.idx}"]["arg_1"]
+        value, greedy = row["filtered_resps"][request.idx]
+        assert found[0] == pytest.approx(float(value), rel=1e-5)
+        assert found[1] is (str(greedy) == "True")

@@ -9,12 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.chat_date import STATED, TODAY, clock
 from common.errors import BadInput, line_of
-from common.parsing import read_json
 from train.data.chat.formats import BETWEEN, Message
 
 if TYPE_CHECKING:
@@ -234,15 +232,3 @@ def rendering(tokenizer: PreTrainedTokenizerBase, settings: ChatSettings, where:
 def of_tokenizer(tokenizer: PreTrainedTokenizerBase, settings: ChatSettings, where: str) -> ChatTemplate:
     """The probed template that settings ask for. Raises BadInput, in one line that `where` begins."""
     return probed(rendering(tokenizer, settings, where), where)
-
-
-def text_in(folder: Path) -> str | None:
-    """The chat template in a checkpoint's folder as transformers finds it; None where there is none."""
-    file = folder / "chat_template.jinja"
-    if file.is_file():
-        return file.read_text(encoding="utf-8")
-    config = folder / "tokenizer_config.json"
-    own = read_json(config).get("chat_template") if config.is_file() else None
-    if isinstance(own, list):  # several, each with a name
-        own = next((each.get("template") for each in own if each.get("name") == "default"), None)
-    return own if isinstance(own, str) else None
