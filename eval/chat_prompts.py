@@ -3,25 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from common.chat_date import STATED, stated_day
 from common.errors import BadInput, line_of
 
 Message = Mapping[str, str]  # role (system, user or assistant) and content
-
-
-@dataclass(frozen=True)
-class Chat:
-    """How prompts are put into a chat template.
-
-    system: message that all prompts begin with; None: as the template has it, and the tasks. day: ISO 8601, for today
-    in templates that write it.
-    """
-
-    system: str | None = None
-    day: str = STATED
 
 
 def template_of(tokenizer: Any) -> str | None:
@@ -63,6 +50,18 @@ def rendered(tokenizer: Any, messages: Sequence[Message], day: str = STATED, *, 
         raise BadInput(
             f"eval.chat: the chat template of {_named(tokenizer)} fails ({said}). Set eval.chat=none, or repair it."
         ) from None
+
+
+def check_rows(tokenizer: Any, rows: int) -> None:
+    """Reject a template that writes tokens for which a model has no row. Raises BadInput. rows: of its embedding."""
+    template = template_of(tokenizer) or ""
+    added = tokenizer.added_tokens_decoder.items()
+    missing = [token.content for number, token in added if number >= rows and token.content in template]
+    if missing:
+        raise BadInput(
+            f"eval.chat: the model has {rows:,} rows of tokens, none for {missing[0]}, which the chat template of"
+            f" {_named(tokenizer)} writes. Add `tokenizer: sft` to the recipe of a merge, or set eval.chat=none."
+        )
 
 
 def _renders(tokenizer: Any, messages: Sequence[Message], day: str, generation: bool) -> bool:

@@ -17,6 +17,7 @@ from common.files import publish, write_jsonl
 from common.special_tokens import control_tokens, in_words, written_out
 from eval import checkpoints
 from eval.asking import PLAIN, Asking, Mode, reads_text
+from eval.chat_prompts import check_rows
 from eval.devices import check_gpus, device_names, spread
 from eval.generation import generating
 from eval.score_records import Record, in_order, mean_records, task_records
@@ -90,6 +91,9 @@ def evaluate(
         raise BadInput(f"tokenizer: {name} has neither a BOS nor an EOS token, one of which must start every document")
     by_name = tasks.by_name
     check_room(by_name, context_length(model.config))
+    if asking.chat != "none":
+        embedding: Any = model.get_input_embeddings()
+        check_rows(tokenizer, len(embedding.weight))
     if device is not None and gpus == 1:
         model.to(device)  # type: ignore[arg-type]
     if dtype is not None:

@@ -6,9 +6,12 @@ added later: at its default it is not said, so that older keys stay.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
+
+from eval.asking import ChatMode
+from eval.generation import Generation
 
 Method = dict[str, Any]  # a complete recipe of a merge but for its checkpoints
 
@@ -44,10 +47,17 @@ class EvalSettings(LeakSettings):
     """The scoring of one checkpoint or merge.
 
     dtype: of its weights while it is scored. trained_length: tokens of the blocks that it was trained on.
+    chat: none, auto or both (eval/asking.py). system: message that all chat prompts begin with. fewshot: examples in a
+    prompt, or by task. generation: own or greedy. day: for today, where a template asks for the date.
     """
 
     dtype: str = "float32"
     trained_length: int | None = None
+    chat: ChatMode = "none"
+    system: str | None = None
+    fewshot: int | Mapping[str, int] | None = None
+    generation: Generation = "own"
+    day: str | None = None
 
 
 @dataclass(frozen=True)
@@ -62,6 +72,9 @@ class TuneSettings(Settings):
     seed: int
     dtype: str = "float32"
     trained_length: int | None = None
+    chat: ChatMode = "none"
+    system: str | None = None
+    day: str | None = None
 
 
 @dataclass(frozen=True)

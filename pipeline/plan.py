@@ -200,7 +200,8 @@ class _Parts:
 
     def tune(self, name: str, method: Method) -> Stage:
         scored = {**self.models(method), "items": self.data.items, "corpus": self.data.corpus}
-        return tune(self.config, self.slug(name, method.checkpoints), method.tries, scored)
+        slug = self.slug(name, method.checkpoints)
+        return tune(self.config, slug, method.tries, scored, self.inputs.asks_date)
 
     def merge(self, name: str, method: Method, tunes: Mapping[str, Stage] | None, number: int = 0) -> Stage:
         """A merge by what these stages found on dev; by the try of this number, where nothing was asked there."""
@@ -222,7 +223,16 @@ class _Parts:
     def eval(self, slug: str, scored: Mapping[str, Stage]) -> Stage:
         config, compute, asked = self.config, self.config.compute, self.config.eval
         asked_of_all = _asked(config, self.inputs).said()
-        settings = EvalSettings(**asked_of_all, dtype=asked.dtype, trained_length=config.trained_length)
+        settings = EvalSettings(
+            **asked_of_all,
+            dtype=asked.dtype,
+            trained_length=config.trained_length,
+            chat=asked.chat,
+            system=asked.system,
+            fewshot=asked.fewshot,
+            generation=asked.generation,
+            day=config.chat.date if self.inputs.asks_date else None,
+        )
         options = EvalOptions(compute.device, compute.threads, asked.batch_tokens, asked.include_path, gpus=asked.gpus)
         parents = {**scored, "items": self.data.items, "corpus": self.data.corpus}
         return Stage("eval", slug, settings.said(), parents, options.said())

@@ -128,7 +128,12 @@ class Merge(Section):
         return self
 
 
+Shots = Annotated[int, Field(ge=0)]
+
+
 class Evaluation(Section):
+    """chat, system, fewshot, generation: how checkpoints are asked (eval/asking.py)."""
+
     unmerged: list[ArmName]
     families: list[str]
     split: Literal["dev", "test"]
@@ -144,6 +149,21 @@ class Evaluation(Section):
     leaks: bool
     untuned: bool
     frontier: Literal["all", "largest"] | Annotated[tuple[Tokens, ...], Field(min_length=1)] | None = None
+    chat: Literal["none", "auto", "both"] = "none"
+    system: str | None = None
+    fewshot: Shots | dict[str, Shots] | None = None
+    generation: Literal["own", "greedy"] = "own"
+
+    @model_validator(mode="after")
+    def what_is_asked_is_used(self) -> Evaluation:
+        if self.system is not None and self.chat == "none":
+            raise ValueError("system: only chat prompts have a system message; set eval.chat=auto, or system to null")
+        if self.fewshot is not None and not self.tasks and not self.include_path:
+            raise ValueError(
+                f"fewshot={self.fewshot}: only tasks of lm-eval have examples, and none is scored; name some in"
+                " eval.tasks or eval.include_path, or set fewshot to null"
+            )
+        return self
 
     @model_validator(mode="after")
     def families_are_known(self) -> Evaluation:
