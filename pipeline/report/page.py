@@ -27,7 +27,7 @@ from pipeline.report.looks import INK, SOFT, Look, looks, shown_first
 from pipeline.report.paired import KINDS
 from pipeline.report.records import Row, Subject, label, labels
 from pipeline.report.results import Measure, budget_name, budgets_of
-from pipeline.report.sample_items import Sample
+from pipeline.report.sample_items import GeneratedItem, Sample
 from pipeline.report.text_of_budgets import TextOfBudget
 from pipeline.report.vega import PAGE_COLOURS, Chart, colored, theme
 from pipeline.report.wording import percent, signed
@@ -43,7 +43,8 @@ class Findings:
 
     samples: with the budget and the seed that their answers are of. recipes: by the merge, its recipe's method.
     untuned: tuned methods as the first of their tries scores. text: what the budgets read.
-    hypotheses: the name of the file that the claims are from, if they are an experiment's own.
+    hypotheses: the name of the file that the claims are from, if they are an experiment's own. generated: texts of
+    methods, of the budget and the seed of `samples`.
     """
 
     rows: Sequence[Row]
@@ -59,6 +60,7 @@ class Findings:
     text: Sequence[TextOfBudget] = ()
     frontiers: frontier_tables.Found | None = None
     hypotheses: str | None = None
+    generated: Sequence[GeneratedItem] = ()
 
 
 @dataclass(frozen=True)
@@ -168,6 +170,7 @@ def render(found: Findings) -> str:
         **_choices(found, seen, names),
         counted=len(found.claims.comparisons),
         samples=samples,
+        generated=[(names.get(item.language, item.language), item) for item in found.generated],
         sample_budget=sample_budget,
         sample_seed=sample_seed,
         spent=spent * 3600,

@@ -7,6 +7,7 @@ from math import isinf
 from pipeline.report.inference import Estimate
 
 ANSWER_BITS = "bits per byte of the correct answer"  # the metric answer_bits_per_byte
+CHAT_ACCURACY = "mean accuracy by chat template"
 # Names of merges that are not "method, setting, note"; other merges are named by merge/method_table.py, checkpoints
 # by pipeline/arms.py. records.label puts these together, and everything that people read takes it from there.
 MERGE_NAMES = {
