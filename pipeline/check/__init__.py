@@ -11,6 +11,7 @@ from pathlib import Path
 
 from common import hub as model_hub
 from pipeline.check.chat_data import conversations
+from pipeline.check.chat_prompts import chat_prompts
 from pipeline.check.finding import Finding, first_of_each_language, given, guarded
 from pipeline.check.given_checkpoints import checkpoints, partners
 from pipeline.check.pair import pair
@@ -36,7 +37,18 @@ def sweep(configs: Sequence[Config]) -> list[Finding]:
             )
         )
     for config in first_of_each_language(configs):
-        for check in (checkpoints, corpora, control, tasks, tokenizer, partners, pair, conversations, questions):
+        for check in (
+            checkpoints,
+            corpora,
+            control,
+            tasks,
+            tokenizer,
+            partners,
+            pair,
+            conversations,
+            chat_prompts,
+            questions,
+        ):
             findings += guarded(check, config)
     findings += guarded(budgets, configs)
     findings += guarded(stated, configs)
