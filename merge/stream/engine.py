@@ -129,6 +129,8 @@ def _merge_tensor(
                 agreement = (loop or alike[0][0]).agree(piece)
                 for tensor, sink, observer in alike:
                     values = _merged(loop, tensor, piece, agreement)
+                    if (own := tensor.recipe.special_rows) is not None:
+                        values = job.plan.special[own].put(values, job.output, piece, tensor.dtype)
                     written = values.to(tensor.out_dtype)
                     if not _is_finite(written):
                         dtype = tensor.out_dtype if _is_finite(values) else tensor.dtype

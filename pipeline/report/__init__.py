@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.files import write_json, write_whole
-from pipeline.report.records import Audit, Choice, Evaluation, FrontierPoint, ReportPaths, Subject, label
+from pipeline.report.records import ENGLISH, Audit, Choice, Evaluation, FrontierPoint, ReportPaths, Subject, label
 
 if TYPE_CHECKING:
     from pipeline.report.page import Findings
@@ -97,7 +97,8 @@ def render(
     first_tries = results.gather(untuned)
     stated = str(hypotheses.name) if hypotheses is not None else None
     more = (leaks, samples, recipes, first_tries, text, frontiers, stated)
-    found = page.Findings(rows, shown, discarded, chosen, stages, subject, *more)
+    generated = sample_items.pick_generated(evaluations, [subject.language, ENGLISH])
+    found = page.Findings(rows, shown, discarded, chosen, stages, subject, *more, generated=generated)
     table = "\n".join([results.terminal_table(rows, subject.language), *gates.in_words(asked_of_base)])
     png = out / "figures" / "curves.png"
     paths = ReportPaths(out / "results.csv", out / "results.md", png, out / "report.html", out / "claims.json", table)

@@ -11,17 +11,23 @@ from pathlib import Path
 
 from common.errors import BadInput
 from eval.task_set import UNDETERMINED
-from pipeline.report import lm_eval_folder, report_sources
+from pipeline.report import adapt_records, adapt_report, lm_eval_folder, report_sources
+from pipeline.report.adapt_report import AdaptPaths
 from pipeline.report.records import ReportPaths, Subject
 
 GIVEN = "lm-eval"
 
 
-def report(folders: Sequence[Path], out: Path | None = None) -> ReportPaths:
+def report(folders: Sequence[Path], out: Path | None = None) -> ReportPaths | AdaptPaths:
     """Write a report over the folders to `out`.
 
     Left out: one report of ours is written again where it lies, anything else goes to `report`. Raises BadInput.
     """
+    adapted = [folder for folder in folders if (folder / adapt_records.FILE).is_file()]
+    if adapted:
+        if len(folders) > 1:
+            raise BadInput(f"{adapted[0]}: holds an adaptation, which is not compared with others. Give it alone.")
+        return adapt_report.render(adapt_records.read_sources(adapted[0]), out or adapted[0])
     ours, theirs = {}, []
     for folder in folders:
         if folder.is_dir() and lm_eval_folder.is_one(folder):

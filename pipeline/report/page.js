@@ -54,7 +54,7 @@
     const spec = { ...chart.spec, datasets, ...(params.length ? { params } : {}) };
     await vegaEmbed(place, spec, { actions: false, renderer: "svg", config: page.config, tooltip: { theme: "custom" } });
     place.setAttribute("role", "img");
-    place.setAttribute("aria-label", describe(chart.name, datasets));
+    place.setAttribute("aria-label", chart.label || describe(chart.name, datasets));
     const table = place.closest("figure").querySelector("details.data");
     if (table && table.open) fill(table, chart);
   }

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from common.units import format_tokens
 from pipeline.report import (
     chart_data,
-    figures,
     frontier_charts,
     frontier_tables,
     headline,
     merge_charts,
+    one_file,
     page_tables,
     score_charts,
 )
@@ -27,11 +25,9 @@ from pipeline.report.looks import INK, SOFT, Look, looks, shown_first
 from pipeline.report.paired import KINDS
 from pipeline.report.records import Row, Subject, label, labels
 from pipeline.report.results import Measure, budget_name, budgets_of
-from pipeline.report.sample_items import Sample
+from pipeline.report.sample_items import GeneratedItem, Sample
 from pipeline.report.text_of_budgets import TextOfBudget
 from pipeline.report.vega import PAGE_COLOURS, Chart, colored, theme
-from pipeline.report.wording import percent, signed
-from pipeline.run.console import duration
 
 TEMPLATE = "page.html.jinja"
 SLACK_MEASURES = (("accuracy", "mean accuracy"), ("bits", "bits per byte"), ("lost_top", "lost of SFT's top 5%"))
@@ -43,7 +39,8 @@ class Findings:
 
     samples: with the budget and the seed that their answers are of. recipes: by the merge, its recipe's method.
     untuned: tuned methods as the first of their tries scores. text: what the budgets read.
-    hypotheses: the name of the file that the claims are from, if they are an experiment's own.
+    hypotheses: the name of the file that the claims are from, if they are an experiment's own. generated: texts of
+    methods, of the budget and the seed of `samples`.
     """
 
     rows: Sequence[Row]
@@ -59,6 +56,7 @@ class Findings:
     text: Sequence[TextOfBudget] = ()
     frontiers: frontier_tables.Found | None = None
     hypotheses: str | None = None
+    generated: Sequence[GeneratedItem] = ()
 
 
 @dataclass(frozen=True)
@@ -131,30 +129,15 @@ def picture(found: Findings, width: int | None = None) -> Picture:
 
 def render(found: Findings) -> str:
     """The page."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup
-
-    folder = Path(__file__).parent
-    environment = Environment(
-        loader=FileSystemLoader(folder),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
-    environment.filters.update(
-        label=label, budget=budget_name, share=percent, duration=duration, signed=signed, number=_number
-    )
     seen, subject = picture(found), found.subject
     spent, saved = chart_data.total_hours(seen.tables["hours"])
     answers = found.claims.answers
     names = {subject.language: subject.language_name, "en": "English"}
     samples, sample_budget, sample_seed = found.samples
-    return environment.get_template(TEMPLATE).render(
-        css=Markup((folder / "page.css").read_text(encoding="utf-8")),
-        script=Markup((folder / "page.js").read_text(encoding="utf-8")),
-        data=Markup(_inline(_script_data(seen, names))),
-        vega=figures.javascript(),
+    return one_file.render(
+        TEMPLATE,
+        _script_data(seen, names),
+        {"label": label, "budget": budget_name, "number": _number},
         subject=subject,
         sentence=headline.sentence(answers, subject.language_name, budgets_of(found.rows))
         if answers
@@ -168,6 +151,7 @@ def render(found: Findings) -> str:
         **_choices(found, seen, names),
         counted=len(found.claims.comparisons),
         samples=samples,
+        generated=[(names.get(item.language, item.language), item) for item in found.generated],
         sample_budget=sample_budget,
         sample_seed=sample_seed,
         spent=spent * 3600,
@@ -239,9 +223,3 @@ def _script_data(seen: Picture, names: Mapping[str, str]) -> dict[str, Any]:
         "labels": {method: look.title for method, look in seen.looks.items()},
         "kinds": dict(KINDS),
     }
-
-
-def _inline(value: Any) -> str:
-    """JSON that may stand in a script element."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")

@@ -110,6 +110,7 @@ class Row:
     primary: bool
     predictions: Mapping[str, int] | None
     higher_is_better: bool = True  # default for metrics without a record of it; bits have their own names
+    chat: bool | None = None  # whether it was asked by a chat template; None: no template was wanted, or no prompt
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,14 @@ from math import isinf
 from pipeline.report.inference import Estimate
 
 ANSWER_BITS = "bits per byte of the correct answer"  # the metric answer_bits_per_byte
+CHAT_ACCURACY = "mean accuracy by chat template"
 # Names of merges that are not "method, setting, note"; other merges are named by merge/method_table.py, checkpoints
 # by pipeline/arms.py. records.label puts these together, and everything that people read takes it from there.
 MERGE_NAMES = {
     "average_of_base_and_sft": "average of base and SFT",
     "average_of_ct_then_sft_and_ct": "average of CT-then-SFT and CT",
+    "chat_linear": "average of chat model and CT on it",
+    "chat_slerp": "slerp of chat model and CT on it",
     "chat_vector": "chat vector",
     "random_signs": "TIES with random signs",
 }

@@ -15,16 +15,18 @@ from common.errors import BadInput, in_one_line
 from pipeline.graph import Stage
 from pipeline.plan import Cell
 from pipeline.plan_choice import judged_on
+from pipeline.run import collect_adapt
 from pipeline.run.console import say
 from pipeline.run.run_plan import RunPlan
 from pipeline.store import RECORD, Entry
 
 if TYPE_CHECKING:
     from pipeline.report import FrontierPoint, ReportPaths
+    from pipeline.report.adapt_report import AdaptPaths
     from pipeline.report.report_sources import Sources
 
 
-def write_report(plan: RunPlan, arguments: Sequence[str]) -> ReportPaths | None:
+def write_report(plan: RunPlan, arguments: Sequence[str]) -> ReportPaths | AdaptPaths | None:
     """Call `_write_report`; raise errors of the machine (disk space, permissions) as BadInput that names the folder."""
     try:
         with in_one_line():
@@ -33,7 +35,7 @@ def write_report(plan: RunPlan, arguments: Sequence[str]) -> ReportPaths | None:
         raise BadInput(f"outputs={plan.outputs}: the report was not written: {error}") from error
 
 
-def _write_report(plan: RunPlan, arguments: Sequence[str]) -> ReportPaths | None:
+def _write_report(plan: RunPlan, arguments: Sequence[str]) -> ReportPaths | AdaptPaths | None:
     """Return the report over all cells, one folder per regime and language where there are several; None if nothing was
     scored.
 
@@ -43,11 +45,14 @@ def _write_report(plan: RunPlan, arguments: Sequence[str]) -> ReportPaths | None
     store = plan.store
     entries = {stage.key: entry for stage in plan.stages if (entry := store.find(stage))}
     several = len({language for _, language in plan.reports}) > 1
-    written = None
+    written: ReportPaths | AdaptPaths | None = None
     found: list[tuple[str, Sources]] = []
     for (regime, language), cells in plan.reports.items():
         if any(stage.key in entries for cell in cells for stage in cell.evals.values()):
             folder = plan.outputs / (regime or "") / (language if several else "")
+            if cells[0].adapt:
+                written = collect_adapt.write(cells, entries, folder, arguments) or written
+                continue
             sources = _sources(cells, entries, arguments)
             paths = sources.render(folder)
             _tell(paths)
