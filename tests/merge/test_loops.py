@@ -16,7 +16,8 @@ from safetensors.torch import save_file
 
 from common.errors import BadInput
 from merge.auditing import Audit
-from merge.compiled import OFF, compiled_kernels
+from merge.loops.arguments import BFLOAT16, EXACT, FLOAT16
+from merge.loops.machine_code import OFF, compiled_loops
 from merge.recipe import Recipe
 from merge.stream import fused, pieces
 from merge.stream.engine import run
@@ -40,7 +41,7 @@ def small_models_too() -> Iterator[None]:
         patch.setattr(fused, "WHERE_FASTER", False)
         patch.setattr(pieces, "SLICE", 64)
         patch.delenv(OFF, raising=False)
-        assert compiled_kernels(["float32", "float64"], tell=False) is not None
+        assert compiled_loops([EXACT, BFLOAT16, FLOAT16], tell=False) is not None
         yield
 
 
