@@ -154,8 +154,8 @@ class Combine(NamedTuple):
     """How task vectors become one (methods.Consensus): numbers are float32, arrays run over models.
 
     share: what the sum is divided by without an election. least: the least divisor with one; 0: none, and 1 where it is
-    zero. form, slack: the form of slack and its factor. scope: least magnitude that is protected, -1 for all. protected:
-    0 or 1. audited: whether survivors are asked for.
+    zero. form, slack: the form of slack and its factor. scope: least magnitude that is protected, -1 for all.
+    protected: 0 or 1. audited: whether survivors are asked for.
     """
 
     weights: Array

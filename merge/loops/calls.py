@@ -10,7 +10,18 @@ import numpy
 import torch
 
 from merge.loops.arguments import (
-    BFLOAT16, BLOCK, EXACT, FLOAT16, LINES, WORK_ROWS, Count, Draw, Number, Row, Scalar, Table,
+    BFLOAT16,
+    BLOCK,
+    EXACT,
+    FLOAT16,
+    LINES,
+    WORK_ROWS,
+    Count,
+    Draw,
+    Number,
+    Row,
+    Scalar,
+    Table,
 )  # fmt: skip
 from merge.loops.machine_code import Loop
 

@@ -12,7 +12,21 @@ import numpy
 from numba import carray, types
 
 from merge.loops.arguments import (
-    BINS, BLOCK, EXACT, LINES, WORK_ROWS, Combine, Count, Draw, Number, Rescale, Row, Scalar, Table, Tallies, Trim,
+    BINS,
+    BLOCK,
+    EXACT,
+    LINES,
+    WORK_ROWS,
+    Combine,
+    Count,
+    Draw,
+    Number,
+    Rescale,
+    Row,
+    Scalar,
+    Table,
+    Tallies,
+    Trim,
 )  # fmt: skip
 from merge.loops.consensus import add_multiple, combine
 from merge.loops.counting import count_below, count_magnitudes, count_zeros
