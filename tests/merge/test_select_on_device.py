@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,6 +11,12 @@ from hypothesis import strategies as st
 
 from merge.select import Counting, NotFinite, Ranking, Taker, magnitude_bits, rank
 from merge.select_on_device import DeviceCounting
+from merge.stream.engine import run
+from merge.stream.output import Output
+from merge.stream.survey import survey
+from merge.stream.tensor_plan import make_plan
+from merge.stream.threads import Workers
+from tests.merge.conftest import make_folders, recipe
 from tests.simulated_cuda import simulated_cuda
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -79,3 +87,39 @@ def test_on_a_gpu_nothing_but_counts_comes_to_the_host(dtype: torch.dtype, monke
         assert found.thresholds == here.thresholds
         assert thinned.device.type == "cuda"
         assert thinned.cpu().tolist() == kept.tolist() == [0, -2, 2, 0, 2, 0, 0]
+
+
+class Kept:
+    """A sink that keeps what is written, as numbers."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, list[float]] = {}
+
+    def write(self, output: Output, start: int, values: torch.Tensor) -> None:
+        self.found.setdefault(output.name, []).extend(values.cpu().tolist())
+
+
+def merged(folders: dict[str, Path], device: str, dtype: str) -> dict[str, list[float]]:
+    models = {name: {"density": 0.3} for name in ("ct", "sft")}
+    plan, sink = make_plan([recipe(folders, "ties", models, compute_dtype=dtype, tokenizer="optional")]), Kept()
+    try:
+        workers = Workers(device, threads=1)
+        run(plan, [sink], None, workers, survey(plan, [None], workers))
+    finally:
+        plan.close()
+    return sink.found
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_merge_on_a_simulated_gpu_is_that_of_the_cpu(
+    tmp_path: Path, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = make_folders(tmp_path, torch.bfloat16)
+    here = merged(folders, "cpu", dtype)
+
+    def host(_: torch.Tensor) -> None:
+        raise AssertionError("magnitudes are brought to the host")
+
+    monkeypatch.setattr("merge.stream.pieces.magnitude_bits", host)
+    with simulated_cuda():
+        assert merged(folders, "cuda:0", dtype) == here
