@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy
-from numba import carray, types
+from numba import carray, types  # type: ignore[attr-defined]
 
 from merge.loops.arguments import (
     BINS,

@@ -36,10 +36,10 @@ _ready: dict[int, dict[str, Loop] | None] = {}  # by kind
 _engines: list[Any] = []  # which own the machine code
 
 
-def compiled_loops(kinds: Iterable[int], tell: bool) -> dict[int, dict[str, Loop]] | None:
+def compiled_loops(kinds: Iterable[int], tell: bool, may_compile: bool = True) -> dict[int, dict[str, Loop]] | None:
     """The loops for arithmetic of some kinds, by kind and name; None where they cannot be had.
 
-    tell: print a line on stderr where they have to be compiled first.
+    tell: print a line on stderr where they have to be compiled first. may_compile: else they are only loaded.
     """
     if os.environ.get(OFF):
         return None
@@ -47,22 +47,35 @@ def compiled_loops(kinds: Iterable[int], tell: bool) -> dict[int, dict[str, Loop
     with _lock:
         for kind in sorted(set(kinds)):
             if kind not in _ready:
-                _ready[kind] = None
+                loops = None
                 with suppress(Exception):  # whatever fails: merges work without loops
-                    _ready[kind] = _loaded(_machine_code(kind, tell), NAMES[kind])
-            if (loops := _ready[kind]) is None:
+                    loops = _loops(kind, tell, may_compile)
+                if loops is not None or may_compile:
+                    _ready[kind] = loops
+            if (ready := _ready.get(kind)) is None:
                 return None
-            found[kind] = loops
+            found[kind] = ready
     return found
 
 
-def _machine_code(kind: int, tell: bool) -> bytes:
+def _loops(kind: int, tell: bool, may_compile: bool) -> dict[str, Loop] | None:
     name = f"loops-{kind}-{_key()}.o"
+    code = _kept(name) or (_kept_anew(name, kind, tell) if may_compile else None)
+    return _loaded(code, NAMES[kind]) if code is not None else None
+
+
+def _kept(name: str) -> bytes | None:
+    """Machine code from the disk, where it is there and whole."""
     for folder in _folders():
         with suppress(OSError):
             kept = (folder / name).read_bytes()
             if hashlib.sha256(kept[DIGEST:]).digest() == kept[:DIGEST]:
                 return kept[DIGEST:]
+    return None
+
+
+def _kept_anew(name: str, kind: int, tell: bool) -> bytes:
+    """Machine code that is compiled now, and kept where a folder can be written."""
     if tell and sys.stderr is not None:
         print(LINE, file=sys.stderr, flush=True)
     code = _compiled(kind)
@@ -84,7 +97,7 @@ def _folders() -> list[Path]:
 @cache
 def _key() -> str:
     """What machine code depends on."""
-    import llvmlite.binding as llvm
+    import llvmlite.binding as llvm  # type: ignore[import-untyped]
 
     parts = [llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten(), version("numba"), version("llvmlite")]
     sources = (path for path in sorted(HERE.glob("*.py")) if path.name not in ("calls.py", Path(__file__).name))
@@ -94,7 +107,7 @@ def _key() -> str:
 
 def _compiled(kind: int) -> bytes:
     """An object file with the loops of a kind under their names."""
-    import llvmlite.binding as llvm
+    import llvmlite.binding as llvm  # type: ignore[import-untyped]
     import numba
 
     from merge.loops.entries import SIGNATURE, entries
@@ -132,7 +145,7 @@ def _machine(llvm: Any) -> Any:
 
 def _loaded(code: bytes, names: Iterable[str]) -> dict[str, Loop]:
     """Functions of an object file. They leave the interpreter to other threads."""
-    import llvmlite.binding as llvm
+    import llvmlite.binding as llvm  # type: ignore[import-untyped]
 
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _machine(llvm))
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy
-from numba import carray, types
+from numba import carray, types  # type: ignore[attr-defined]
 from numba.extending import intrinsic
 
 from merge.loops.arguments import BFLOAT16, EXACT, FLOAT16
@@ -27,7 +27,7 @@ def _pointer(_: Any, address: Any) -> Any:
 @compiled()
 def array_at(address: int, shape: Any, dtype: Any) -> Array:
     """The array that lies at an address."""
-    return carray(_pointer(address), shape, dtype)
+    return carray(_pointer(address), shape, dtype)  # type: ignore[call-arg]
 
 
 @compiled()

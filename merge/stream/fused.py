@@ -29,6 +29,7 @@ from merge.stream.tensor_recipe import Observer, TensorRecipe
 
 SPARSIFIERS = (None, MAGNITUDE, MAGNITUDE_OUTLIERS, RANDOM, MAGPRUNE)
 WORTH = 1 << 26  # parameters; with fewer, loading the loops takes what they save (docs/development/benchmarks.md)
+WORTH_COMPILING = 1 << 28  # parameters; with fewer, loops are used where they were compiled before
 WHERE_FASTER = True  # leave to tensors what they merge as fast; tests compare all
 Loops = Mapping[int, Mapping[str, Loop]]  # by kind of arithmetic and name
 
@@ -226,11 +227,12 @@ def is_faster(recipe: Recipe, dtype: torch.dtype) -> bool:
 def loops_for(plan: Plan, device: str, tell: bool) -> Loops | None:
     """The compiled loops, where a plan is large enough and has a recipe that they cover, and the device is a CPU."""
     floating = [output for output in plan.outputs if output.floating]
-    if device != "cpu" or sum(output.numel for output in floating) < WORTH:
+    size = sum(output.numel for output in floating)
+    if device != "cpu" or size < WORTH:
         return None
     asked = ((recipe, compute_dtype(recipe, plan, output)) for recipe in plan.recipes for output in floating)
     kinds = {KINDS[dtype] for recipe, dtype in asked if is_faster(recipe, dtype)}
-    return compiled_loops(kinds, tell) if kinds else None
+    return compiled_loops(kinds, tell, size >= WORTH_COMPILING) if kinds else None
 
 
 def fused(alike: Sequence[TensorRecipe], job: Job, observers: Sequence[Observer | None]) -> Fused | None:

@@ -73,6 +73,21 @@ def test_without_a_folder_for_the_cache_every_process_compiles(tmp_path: Path) -
         assert (found.stdout, found.stderr.strip()) == ("True True\n", machine_code.LINE)
 
 
+def test_models_of_medium_size_load_loops_but_do_not_compile_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr(fused, "compiled_loops", lambda found, tell, may_compile: asked.append(may_compile))
+    for numel in (fused.WORTH, fused.WORTH_COMPILING - 1, fused.WORTH_COMPILING):
+        fused.loops_for(plan_of("ties", numel), "cpu", False)
+    assert asked == [False, False, True]
+    monkeypatch.setattr(machine_code, "_ready", {})
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    monkeypatch.delenv(machine_code.OFF, raising=False)
+    assert machine_code.compiled_loops([BFLOAT16], tell=True, may_compile=False) is None
+    assert not list(tmp_path.iterdir())
+
+
 def test_loops_can_be_switched_off() -> None:
     assert load_one({machine_code.OFF: "1"}, first=False).stdout == "False False\n"
 
@@ -109,6 +124,6 @@ def test_loops_are_loaded_where_they_pay(
     method: str, dtype: str, numel: int, device: str, asked: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kinds: list[Any] = []
-    monkeypatch.setattr(fused, "compiled_loops", lambda found, tell: kinds.extend(found))
+    monkeypatch.setattr(fused, "compiled_loops", lambda found, *_: kinds.extend(found))
     fused.loops_for(plan_of(method, numel, dtype), device, False)
     assert kinds == ([fused.KINDS[getattr(torch, dtype)]] if asked else [])
