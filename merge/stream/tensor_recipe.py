@@ -305,9 +305,9 @@ class TensorRecipe:
         key = (term, self.dtype, self.recipe.seed, self.recipe.rescale)
         if key not in piece.by_rank:
             low, step = methods.keep_line(piece.job.columns, term.density, term.epsilon)
-            weights = (piece.stored(parent, self.dtype) for parent in (self.base, term.parent))
+            base, model = (piece.stored(parent, self.dtype) for parent in (self.base, term.parent))
             draws, made_up_for = piece.uniform(self.recipe.seed, term.name), self.recipe.rescale == "expectation"
-            piece.by_rank[key] = draw_by_rank(loops["draw"], *weights, draws, low, step, made_up_for)
+            piece.by_rank[key] = draw_by_rank(loops["draw"], base, model, draws, low, step, made_up_for)
         return piece.by_rank[key]
 
 
