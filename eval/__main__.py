@@ -2,64 +2,21 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
+from common.command_line import read
 from common.errors import BadInput, in_one_line
 from common.special_tokens import in_words
-from eval.task_set import UNDETERMINED
-
-
-def parser(program: str) -> argparse.ArgumentParser:
-    """The command line."""
-    options = argparse.ArgumentParser(
-        prog=program, description="Score one checkpoint with lm-eval; writes scores.jsonl and samples.jsonl."
-    )
-    options.add_argument("model", type=Path, help="Hugging Face checkpoint folder")
-    options.add_argument("--out", type=Path, required=True, help="folder to write to")
-    options.add_argument("--items", type=Path, help="folder of <family>_<language>.<split>.jsonl: accuracy")
-    options.add_argument("--text", type=Path, help="folder of <language>.<split>.jsonl documents: bits per byte")
-    options.add_argument(
-        "--include-path",
-        type=Path,
-        help="folder of your own lm-eval YAMLs (data paths absolute or relative to this folder)",
-    )
-    options.add_argument(
-        "--tasks",
-        nargs="+",
-        default=[],
-        metavar="NAME",
-        help="tasks from --include-path (default: all of them) or that lm-eval ships",
-    )
-    options.add_argument(
-        "--language", default=UNDETERMINED, help="language of tasks that do not state theirs (default: %(default)s)"
-    )
-    options.add_argument("--split", choices=("dev", "test"), default="test", help="of items and text (default: test)")
-    options.add_argument("--limit", type=int, help="take only the first LIMIT documents of each task")
-    options.add_argument(
-        "--excerpt", type=int, help="measure bits per byte on the first EXCERPT characters of each document"
-    )
-    options.add_argument(
-        "--trained-length",
-        type=int,
-        help="tokens of the blocks that the model was trained on; text is read within it (default: its context)",
-    )
-    options.add_argument(
-        "--batch-tokens", type=int, help="tokens in one forward pass (default: 1024 on a CPU, 8192 elsewhere)"
-    )
-    options.add_argument(
-        "--gpus", type=int, default=1, help="spread the model over this many GPUs, with --device cuda (default: 1)"
-    )
-    options.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 … (default: cpu)")
-    return options
+from eval.options import COMMAND
 
 
 def main(arguments: Sequence[str] | None = None, program: str = "python -m eval") -> int:
     """Evaluates, writes, prints the scores; 2 where the input cannot work."""
-    given = parser(program).parse_args(arguments)
+    given = read(COMMAND, arguments, program)
+    if isinstance(given, int):
+        return given
     os.environ.setdefault("TQDM_DISABLE", "1")  # lm-eval draws a bar for each task
     try:
         with in_one_line():

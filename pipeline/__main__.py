@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.commands import MEMORY_TABLE, VERBS, overview, parse
+from pipeline.commands import VERBS, Given, overview, parse
 
 
 def main(arguments: Sequence[str] | None = None, program: str = "python -m pipeline") -> int:
@@ -27,8 +27,7 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m pipel
 
     try:
         with in_one_line():
-            kept, multirun = parse(verb, words, program)
-            return _act(verb, kept, multirun, arguments, program)
+            return _act(verb, parse(verb, words, program), arguments, program)
     except click.exceptions.Exit as asked:  # the help is printed
         return asked.exit_code
     except click.ClickException as error:
@@ -40,35 +39,55 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m pipel
     except MarkedYAMLError as error:  # of Hydra, which reads the files of conf/
         mark = error.problem_mark or error.context_mark
         where = f"{mark.name}: line {mark.line + 1}: " if mark else ""
-        print(f"{where}not YAML: {error.problem or error.context}; correct it there", file=sys.stderr)
+        print(f"{where}not YAML: {error.problem or error.context}. Correct it there.", file=sys.stderr)
         return 2
     except StageFailed as error:
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted; what is done is kept, and the next run goes on from there", file=sys.stderr)
+        print("interrupted; finished stages are kept, and the next run resumes", file=sys.stderr)
         return 130
 
 
-def _act(verb: str, words: list[str], multirun: bool, arguments: Sequence[str], program: str) -> int:
-    """Do what a command says. `words`: its settings and folders; `arguments`: the whole command line, as given."""
+def _act(verb: str, given: Given, arguments: Sequence[str], program: str) -> int:
+    """Do what a command says. `arguments`: the whole command line, as given."""
     from common.errors import BadInput
 
-    if MEMORY_TABLE in words:
+    if given.options.get("memory_table"):
         from pipeline.cost import memory_table
 
         print(memory_table.markdown())
         return 0
-    folders = [word for word in words if "=" not in word and not word.startswith("~")]
+    names = [word for word in given.words if "=" not in word and not word.startswith("~")]
+    settings = [word for word in given.words if word not in names]
     if verb == "watch":
         from pipeline.run import live
 
-        return live.watch(Path(folders[0] if folders else "outputs"))
-    if verb == "report" and folders:
-        return report_folders(folders, [word for word in words if word not in folders])
-    if folders:
-        raise BadInput(f"{folders[0]}: neither a command ({', '.join(VERBS)}) nor key=value. See {program} --help.")
-    return command(verb, words, multirun, arguments)
+        return live.watch(Path(names[0] if names else "outputs"))
+    if verb == "make":
+        return _make(names, settings, given.multirun, arguments, program)
+    if verb == "push":
+        from pipeline.run import push
+
+        return push.push(names, settings, given.multirun, push.Options(**given.options))
+    if verb == "report" and names:
+        return report_folders(names, settings)
+    if names:
+        raise BadInput(f"{names[0]}: neither a command ({', '.join(VERBS)}) nor key=value. See {program} --help.")
+    return command(verb, given.words, given.multirun, arguments)
+
+
+def _make(names: Sequence[str], settings: Sequence[str], multirun: bool, arguments: Sequence[str], program: str) -> int:
+    """Compute one stage."""
+    from common.errors import BadInput
+    from pipeline.run import one_stage
+
+    if len(names) != 2:
+        raise BadInput(
+            f"make: takes KIND and SLUG, got {' '.join(names) or 'neither'}. "
+            f"{program} plan prints them; settings are key=value."
+        )
+    return one_stage.make(names[0], names[1], settings, multirun, arguments)
 
 
 def report_folders(folders: Sequence[str], others: Sequence[str]) -> int:
@@ -77,7 +96,7 @@ def report_folders(folders: Sequence[str], others: Sequence[str]) -> int:
     from pipeline.report.folders import report
 
     if wrong := [other for other in others if not other.startswith("out=")]:
-        raise BadInput(f"{wrong[0]}: a report of folders takes out=FOLDER and nothing else")
+        raise BadInput(f"{wrong[0]}: a report of folders accepts only out=FOLDER. Leave it out.")
     out = Path(others[-1].removeprefix("out=")) if others else None
     paths = report([Path(folder) for folder in folders], out)
     print(paths.table, paths.page, sep="\n")
@@ -105,7 +124,7 @@ def command(verb: str, overrides: Sequence[str], multirun: bool, arguments: Sequ
     if verb == "verify":
         return sweep_run.verify(Store(Path(store)))
     if collect.write_report(run_plan.plan(expanded), arguments) is None:
-        raise BadInput(f"store={store}: nothing of this sweep is scored yet; run it first")
+        raise BadInput(f"store={store}: no result of this sweep is there yet. Run the sweep first.")
     return 0
 
 

@@ -1,9 +1,8 @@
-"""The model card of a written merge: fit to be given away, so models of the hub by their ids and no local paths."""
+"""The model card of a written merge, ready to publish: it names models of the Hub by id, and no local paths."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from common import hub
 from common.files import sha256
 from merge.auditing import Audit
 from merge.io.config_differences import differences
+from merge.io.short_names import pinned, short_names
 from merge.recipe import Recipe
 from merge.stream.tensor_plan import Plan
 
@@ -29,10 +29,10 @@ def render(
     checksums: bool = True,
     shard_bytes: int | None = None,
 ) -> str:
-    """Markdown with a YAML head as model hubs read it: parents, method, settings, checksums, how to make it again.
+    """Render Markdown with a YAML head for model hubs: parents, method, settings, checksums, how to rebuild it.
 
-    Local folders go by the last parts of their paths, as many as tell them apart; merge.yml has the whole paths.
-    The hub takes no other names as base_model than its own. shard_bytes: of the largest file, where it was chosen.
+    Local folders are named by the last parts of their paths, as many as distinguish them; merge.yml has the full paths.
+    The Hub accepts only its own names as base_model. shard_bytes: size of the largest file, if it was set.
     """
     paths = [str(path) for parent in plan.parents for path in parent if path is not None]
     names = short_names(paths)
@@ -66,31 +66,12 @@ def render(
     return "\n".join(lines + (_checksums(plan, names, files) if checksums else [])) + "\n"
 
 
-def short_names(paths: Iterable[str]) -> dict[str, str]:
-    """A name for each path: a hub model's id, or the last parts of a local path, as many as tell all of them apart."""
-    models = {path: hub.parse(path, "path") for path in paths}
-    names = {path: model.repo for path, model in models.items() if model is not None}
-    local = [path for path, model in models.items() if model is None]
-    for parts in itertools.count(1):
-        tails = ["/".join(Path(path).absolute().parts[1:][-parts:]) for path in local]
-        if len(set(tails)) == len({Path(path).absolute() for path in local}):
-            break
-    shortened = dict(zip(local, tails, strict=True))
-    return {path: names.get(path) or shortened[path] for path in models}
-
-
-def pinned(path: str) -> str | None:
-    """A model of the hub at the commit that was read; None for a local folder."""
-    model = hub.parse(path, "path")
-    return None if model is None else f"{hub.PREFIX}{model.repo}@{model.cached_commit or model.revision}"
-
-
 def _with(adapter: Path | None, names: dict[str, str]) -> str:
     return f" with the LoRA `{names[str(adapter)]}`" if adapter is not None else ""
 
 
 def _named(recipe: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
-    """A recipe with short names for the paths of folders."""
+    """Return a recipe with short names instead of folders' paths."""
 
     def short(entry: dict[str, Any]) -> dict[str, Any]:
         own = {key: names[entry[key]] for key in ("path", "adapter", "base") if key in entry}
@@ -101,7 +82,7 @@ def _named(recipe: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
 
 
 def _checksums(plan: Plan, names: dict[str, str], files: Sequence[Path]) -> list[str]:
-    """Of every file read, by its folder's short name, and of every file written."""
+    """Compute checksums of every file read, by its folder's short name, and of every file written."""
     read: dict[Path, str] = {}
     for (path, adapter), parent in plan.parents.items():
         for file in sorted(parent.files):

@@ -1,6 +1,6 @@
-"""What a checkpoint has beside weights and config: tokenizer, processor, settings for generation, and its own code.
+"""Files of a checkpoint besides weights and config: tokenizer, processor, generation settings, and its own code.
 
-Tokenizers are known by the names that transformers, sentencepiece, mistral-common and tiktoken give their files.
+Tokenizer files are found by the names that transformers, sentencepiece, mistral-common and tiktoken use.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from common.errors import BadInput
 from common.parsing import read_json
 
-# The vocabulary in its several forms, tokenizer.json aside; patterns of names in the folder itself.
+# The vocabulary in forms other than tokenizer.json; patterns of names in the folder itself.
 VOCABULARIES = (
     "*.model", "tokenizer.model.*", "*.tiktoken", "*.spm", "tekken*.json", "vocab*.json", "vocab*.txt", "vocab.bpe",
     "merges.txt", "encoder.json", "bpe.codes", "added_tokens.json", "dict.txt", "emoji.json", "byte_maps.json",
@@ -37,11 +37,11 @@ def sidecars(folder: Path) -> list[Path]:
     """
     names = (*TOKENIZER_FILES, *TEMPLATES, *PROCESSOR_FILES, "generation_config.json")
     files = dict.fromkeys(file for name in names for file in sorted(folder.glob(name)) if file.is_file())
-    return _within(folder, [*files, *code_of(folder, ("tokenizer_config.json", *PROCESSOR_FILES))])
+    return within(folder, [*files, *code_of(folder, ("tokenizer_config.json", *PROCESSOR_FILES))])
 
 
 def code_of(folder: Path, configs: Iterable[str] = ("config.json",)) -> list[Path]:
-    """The code that a checkpoint's configs name (`auto_map`), and what of the folder it imports.
+    """Find the code that a checkpoint's configs name (`auto_map`), and modules of the folder that it imports.
 
     Raises BadInput as `sidecars` does.
     """
@@ -52,16 +52,16 @@ def code_of(folder: Path, configs: Iterable[str] = ("config.json",)) -> list[Pat
         if file not in found and file.is_file():
             found[file] = None
             wanted += _imported(file)
-    return _within(folder, found)
+    return within(folder, found)
 
 
 def vocabulary_files(folder: Path) -> list[Path]:
-    """The files of a folder that are its vocabulary in a form other than tokenizer.json."""
+    """List the files of a folder that are its vocabulary in a form other than tokenizer.json."""
     return [file for name in VOCABULARIES for file in sorted(folder.glob(name)) if file.is_file()]
 
 
 def _modules(file: Path) -> Iterator[str]:
-    """Modules of the folder that a config names for its classes; those of other repositories are fetched from there."""
+    """List modules of the folder that a config names for its classes; those of other repositories are downloaded."""
     maps = read_json(file).get("auto_map") if file.is_file() else None
     for classes in maps.values() if isinstance(maps, dict) else ():
         for name in classes if isinstance(classes, list) else [classes]:
@@ -79,12 +79,15 @@ def _imported(file: Path) -> Iterator[Path]:
             yield from (file.parent / f"{place}.py", file.parent / place / "__init__.py")
 
 
-def _within(folder: Path, files: Iterable[Path]) -> list[Path]:
+def within(folder: Path, files: Iterable[Path]) -> list[Path]:
+    """The files, each once. Raises BadInput for a link out of the folder, but for those of the hub's cache."""
     root = folder.resolve()
     if root.parent.name == "snapshots":
         root = root.parent.parent
     listed = list(dict.fromkeys(files))
     for file in listed:
         if not file.resolve().is_relative_to(root):
-            raise BadInput(f"{file}: a link to {file.resolve()}, outside of the checkpoint; put a copy there")
+            raise BadInput(
+                f"{file}: must not be a link out of the checkpoint, got a link to {file.resolve()}. Put a copy there."
+            )
     return listed

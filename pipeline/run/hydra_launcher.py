@@ -34,12 +34,12 @@ INTERRUPTED = "interrupted"  # an event of the journal: no further cell begins
 
 
 def start(sweep: Sweep, folder: Path) -> None:
-    """Returns when every cell was tried. Raises StageFailed where a process was lost."""
+    """Return when every cell was tried. Raises StageFailed if a process was lost."""
     ours = (
         "hydra.mode=MULTIRUN",
         f"hydra.sweep.dir='{folder}'",
         "hydra.sweep.subdir=.",
-        "hydra.output_subdir=null",  # the plan in the folder says what was composed
+        "hydra.output_subdir=null",  # the plan in the folder has the composed configs
         "hydra/hydra_logging=none",
         "hydra/job_logging=none",
     )
@@ -65,7 +65,7 @@ def start(sweep: Sweep, folder: Path) -> None:
 
 
 def _make_cell(folder: Path, composed: DictConfig) -> None:
-    """In a process of the launcher's. The composed config is not read: the cell was planned with its own already."""
+    """Compute a cell in a process of the launcher. The composed config is not read: the plan has the cell's config."""
     if threading.current_thread() is not threading.main_thread():
         make_cell(folder, HydraConfig.get().job.num)
         return
@@ -74,13 +74,13 @@ def _make_cell(folder: Path, composed: DictConfig) -> None:
         if not Journal(folder / JOURNAL).events(INTERRUPTED):
             make_cell(folder, HydraConfig.get().job.num)
     except KeyboardInterrupt:
-        pass  # the process that started this one says so, when all have saved
+        pass  # the parent process reports it when all have saved
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # an idle process that ends would take the others down
 
 
 def _interrupt(folder: Path) -> None:
-    """Has the launcher's processes save and end, and no further cell begin."""
+    """Let the launcher's processes save and end, and start no further cell."""
     Journal(folder / JOURNAL).write(INTERRUPTED)
     for process in multiprocessing.active_children():
         if process.pid:

@@ -1,11 +1,11 @@
-"""A merge made again from its card, and put on the hub by a client that is faked."""
+"""A merge made again from its card, and put on the hub of which this machine plays the part."""
 
 from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -13,6 +13,7 @@ import yaml
 import merge
 from common.files import sha256
 from merge.cli import main
+from tests.fake_hub import READER, WRITER, FakeHub, Repository, serving
 from tests.merge.conftest import VOCABULARY, recipe
 from tests.merge.test_adapters import lora, on
 from tests.merge.test_hub import COMMIT, cached
@@ -50,7 +51,7 @@ def test_models_are_found_where_the_option_says(
 ) -> None:
     folders["ct"].rename(tmp_path / "elsewhere")
     arguments = ("--from-card", made / "README.md", tmp_path / "again")
-    assert "model 'ct' is not near it; say where it is: --model ct=FOLDER" in refusal(capsys, *arguments)
+    assert "--model ct=FOLDER" in refusal(capsys, *arguments)
     assert "the card has no such model" in refusal(capsys, *arguments, "--model", f"ct={tmp_path / 'elsewhere'}",
                                                    "--model", "x=y")  # fmt: skip
     assert main([*map(str, arguments), "--model", f"ct={tmp_path / 'elsewhere'}"]) == 0
@@ -62,14 +63,14 @@ def test_another_model_of_that_name_is_refused(
 ) -> None:
     shutil.copy(folders["sft"] / "model.safetensors", folders["ct"] / "model.safetensors")
     said = refusal(capsys, "--from-card", made / "README.md", tmp_path / "again")
-    assert "is not the ct/model.safetensors of" in said and not (tmp_path / "again").exists()
+    assert "ct/model.safetensors: its sha256 " in said and not (tmp_path / "again").exists()
 
 
 def test_a_result_that_is_another_is_named(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     card = made / "README.md"
     card.write_text(card.read_text().replace("seed: 7", "seed: 8"))
     said = refusal(capsys, "--from-card", card, tmp_path / "again")
-    assert "its sha256 is not that of" in said and (tmp_path / "again" / "config.json").is_file()
+    assert "its sha256 " in said and (tmp_path / "again" / "config.json").is_file()
 
 
 def test_with_an_adapter(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -129,8 +130,8 @@ def test_a_card_of_local_models_names_no_base_that_the_hub_would_refuse(made: Pa
     ("text", "words"),
     [
         (b"# A model", "has no recipe under '## How to make it again'"),
-        (b"\xff", "not a text in UTF-8"),
-        (None, "missing; expected the README.md of a merge"),
+        (b"\xff", "not UTF-8"),
+        (None, "no such file; expected the README.md of a merge"),
     ],
 )
 def test_no_card(text: bytes | None, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -142,89 +143,66 @@ def test_no_card(text: bytes | None, words: str, tmp_path: Path, capsys: pytest.
 
 def test_what_does_not_go_together(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     card = ("--from-card", made / "README.md")
-    assert "give OUT_DIR alone" in refusal(capsys, *card, "merge.yml", tmp_path / "out")
+    assert "--from-card: " in refusal(capsys, *card, "merge.yml", tmp_path / "out")
     assert "RECIPE: missing" in refusal(capsys)
-    assert "goes with --from-card" in refusal(capsys, "merge.yml", "out", "--model", "a=b")
+    assert "--model: " in refusal(capsys, "merge.yml", "out", "--model", "a=b")
     plain = (made / "README.md").read_text().split("## Checksums")[0]
     (made / "README.md").write_text(plain)
     assert "has no checksums" in refusal(capsys, *card, tmp_path / "out")
 
 
-class Hub:
-    """What the hub's client is asked."""
-
-    calls: list[tuple[str, Any]]
-
-    def __init__(self) -> None:
-        self.calls = []
-
-    def whoami(self) -> None:
-        self.calls.append(("whoami", None))
-
-    def create_repo(self, repo: str, **options: Any) -> str:
-        self.calls.append(("create_repo", (repo, options)))
-        return f"https://huggingface.co/{repo}"
-
-    def upload_folder(self, **options: Any) -> None:
-        self.calls.append(
-            ("upload_folder", options | {"whole": (Path(options["folder_path"]) / "config.json").exists()})
-        )
-
-
 @pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> Hub:
-    import huggingface_hub
-
-    client = Hub()
-    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: client)
-    monkeypatch.setattr(huggingface_hub, "get_token", lambda: "a token")
-    return client
+def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    with serving(monkeypatch) as hub:
+        yield hub
 
 
 def test_a_push_is_made_when_the_merge_is_whole(
-    folders: dict[str, Path], fake: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    folders: dict[str, Path], fake: FakeHub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe(folders, "ties").save(tmp_path / "merge.yml")
-    assert main([str(tmp_path / "merge.yml"), str(tmp_path / "out"), "--push", "me/merge", "--private"]) == 0
-    assert "https://huggingface.co/me/merge" in capsys.readouterr().out
-    (_, _), (made, (repo, options)), (up, uploaded) = fake.calls
-    assert (made, repo, options) == ("create_repo", "me/merge", {"private": True, "exist_ok": True})
-    assert up == "upload_folder" and uploaded["whole"] and uploaded["repo_id"] == "me/merge"
-    assert uploaded["folder_path"] == tmp_path / "out" and uploaded["ignore_patterns"] == ["merge.yml"]
-    assert str(tmp_path) not in (tmp_path / "out" / "README.md").read_text()
+    out = tmp_path / "out"
+    assert main([str(tmp_path / "merge.yml"), str(out), "--push", "me/merge", "--private"]) == 0
+    assert "/me/merge\n" in capsys.readouterr().out
+    pushed = fake.files("me/merge")
+    assert fake.repositories["me/merge"].private and fake.messages == ["Merge by slackmerge"]
+    assert pushed["model.safetensors"] == (out / "model.safetensors").read_bytes()
+    assert pushed["README.md"] == (out / "README.md").read_bytes()
+    assert set(pushed) == {path.name for path in out.iterdir()}
+    assert not any(str(tmp_path).encode() in content for content in pushed.values())
 
 
 def test_a_merge_that_fails_pushes_nothing(
-    folders: dict[str, Path], fake: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    folders: dict[str, Path], fake: FakeHub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe(folders, "ties").save(tmp_path / "merge.yml")
     file = folders["ct"] / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-9])
     assert "damaged" in refusal(capsys, tmp_path / "merge.yml", tmp_path / "out", "--push", "me/merge")
-    assert [name for name, _ in fake.calls] == ["whoami"]
+    assert "GET /api/whoami-v2" in fake.asked and not fake.changes()
 
 
 def test_pushes_that_are_refused(
     folders: dict[str, Path],
-    fake: Hub,
+    fake: FakeHub,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    import huggingface_hub
-
     path, out = tmp_path / "merge.yml", tmp_path / "out"
     recipe(folders, "ties").save(path)
     assert "expected owner/name" in refusal(capsys, path, out, "--push", "merge")
-    assert "goes with one merge" in refusal(capsys, path, out, "--push", "me/merge", "--grid", "density=0.5,1")
-    with monkeypatch.context() as patched:
-        patched.setattr(huggingface_hub, "get_token", lambda: None)
-        assert "no token of the hub here; `hf auth login`" in refusal(capsys, path, out, "--push", "me/merge")
-    assert not out.exists() and not fake.calls
-
-    def broken(**_: Any) -> None:
-        raise ConnectionError("gone\naway")
-
-    monkeypatch.setattr(fake, "upload_folder", broken)
-    said = refusal(capsys, path, out, "--push", "me/merge")
-    assert f"the merge is whole; push it by `hf upload me/merge {out}" in said and (out / "config.json").is_file()
+    assert "--push: " in refusal(capsys, path, out, "--push", "me/merge", "--grid", "density=0.5,1")
+    assert not fake.asked
+    monkeypatch.setenv("HF_TOKEN", READER)
+    assert "this token may only read" in refusal(capsys, path, out, "--push", "me/merge")
+    monkeypatch.setenv("HF_TOKEN", WRITER)
+    fake.repositories["me/other"] = Repository(private=False)
+    fake.repositories["me/other"].branches["main"]["config.json"] = b"{}"
+    said = refusal(capsys, path, out, "--push", "me/other")
+    assert "me/other: holds other files already, got config.json." in said
+    assert not out.exists() and not fake.changes(), "nothing is merged in vain"
+    fake.broken = "/preupload/"
+    said = refusal(capsys, path, out, "--push", "me/merge", "--private")
+    assert f"the merge is whole; push it by `slackmerge push {out} me/merge --private`" in said
+    assert (out / "config.json").is_file()

@@ -163,7 +163,7 @@ def test_several_gpus_are_shared_unless_a_launcher_is_named(monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (("launcher=gpus",), r"launcher=gpus: shares GPUs, got compute\.device=cpu\. Set compute=gpu"),
+        (("launcher=gpus",), r"launcher=gpus: needs GPUs, got compute\.device=cpu\. Set compute=gpu"),
         (("compute=gpu", "launcher=joblib"), r"launcher=joblib: .* the first of 4 GPUs\. Set launcher=gpus"),
         (
             ("compute=ddp", "compute.processes=1", "compute.nodes=2", "launcher=gpus"),
@@ -288,7 +288,7 @@ def test_stopped_while_it_trains_no_child_outlives_it_and_nothing_is_lost(tmp_pa
         time.sleep(0.02)
     if how == signal.SIGINT:
         assert process.returncode == 130
-        assert errors == "interrupted; what is done is kept, and the next run goes on from there\n"
+        assert errors == "interrupted; finished stages are kept, and the next run resumes\n"
         assert list(tmp_path.glob("store/.work/ct-*/scratch/saved"))
     (tmp_path / "asked" / "linger").unlink()
     done = run(tmp_path, "0,1")

@@ -131,7 +131,7 @@ def test_models_of_one_name_are_told_apart(tmp_path: Path, models: Sequence[str]
 
 def test_a_folder_that_is_given_twice_is_a_line(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "one", {"acc": [1.0] * 30}, [ACC])
-    with pytest.raises(BadInput, match=r"^model: the same model twice, of one folder\. Give each folder .* once\.$"):
+    with pytest.raises(BadInput, match=r"^model: a folder of lm-eval is given twice\. Pass each folder once\.$"):
         folders.report([folder, folder], tmp_path / "out")
 
 
