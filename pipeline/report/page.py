@@ -18,6 +18,7 @@ from pipeline.report import (
     merge_charts,
     page_tables,
     score_charts,
+    terms,
 )
 from pipeline.report.chart_data import Table
 from pipeline.report.choices import Chosen
@@ -30,19 +31,19 @@ from pipeline.report.results import Measure, budget_name, budgets_of
 from pipeline.report.sample_items import Sample
 from pipeline.report.text_of_budgets import TextOfBudget
 from pipeline.report.vega import PAGE_COLOURS, Chart, colored, theme
-from pipeline.report.wording import percent, signed
+from pipeline.report.wording import by_part, percent, signed
 from pipeline.run.console import duration
 
 TEMPLATE = "page.html.jinja"
-SLACK_MEASURES = (("accuracy", "mean accuracy"), ("bits", "bits per byte"), ("lost_top", "lost of SFT's top 5%"))
+SLACK_MEASURES = (("accuracy", "mean accuracy"), ("bits", "bits per byte"), ("lost_top", "share lost of SFT's top 5%"))
 
 
 @dataclass(frozen=True)
 class Findings:
-    """All that a page and its figures are drawn from.
+    """The data of a page and its figures.
 
-    samples: with the budget and the seed that their answers are of. recipes: by the merge, its recipe's method.
-    untuned: tuned methods as the first of their tries scores. text: what the budgets read.
+    samples: with the budget and the seed of their answers. recipes: by the merge, its recipe's method.
+    untuned: scores of tuned methods with their first candidate. text: the text that each budget reads.
     hypotheses: the name of the file that the claims are from, if they are an experiment's own.
     """
 
@@ -63,7 +64,7 @@ class Findings:
 
 @dataclass(frozen=True)
 class Picture:
-    """The charts of a run, their data, how methods look, and what is chosen before anybody chose."""
+    """The charts of a run, their data, how methods look, and the first selection."""
 
     charts: Mapping[str, Chart]
     tables: Mapping[str, Table]
@@ -117,7 +118,7 @@ def picture(found: Findings, width: int | None = None) -> Picture:
         score_charts.plane(listed, name, width),
         frontier_charts.frontiers(listed, name, width),
         frontier_charts.gap(name, width),
-        frontier_charts.forest(len({row[0] for row in tables["forest"].rows}), width),
+        frontier_charts.forest(tables["forest"], width),
         merge_charts.heat(parts, width),
         merge_charts.slack([by_slack[order] for order in sorted(by_slack)], budgets, width),
         score_charts.predictions(listed, width),
@@ -145,6 +146,7 @@ def render(found: Findings) -> str:
     environment.filters.update(
         label=label, budget=budget_name, share=percent, duration=duration, signed=signed, number=_number
     )
+    environment.filters.update(unit=headline.unit, by_part=by_part)
     seen, subject = picture(found), found.subject
     spent, saved = chart_data.total_hours(seen.tables["hours"])
     answers = found.claims.answers
@@ -156,9 +158,10 @@ def render(found: Findings) -> str:
         data=Markup(_inline(_script_data(seen, names))),
         vega=figures.javascript(),
         subject=subject,
-        sentence=headline.sentence(answers, subject.language_name, budgets_of(found.rows))
+        sentences=headline.sentences(answers, subject.language_name, budgets_of(found.rows))
         if answers
-        else headline.of_comparisons(found.claims.comparisons),
+        else [headline.of_comparisons(found.claims.comparisons)],
+        terms=terms.terms(found.rows, subject.language, subject.language_name, bool(seen.tables["frontiers"].rows)),
         notes=list(dict.fromkeys(note for config in subject.configs.values() for note in config.get("notes", ()))),
         facts=page_tables.facts(found.rows, found.stages),
         finished=max((str(record["finished"]) for record in found.stages), default="")[:16].replace("T", " "),

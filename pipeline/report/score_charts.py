@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pipeline.report.looks import SOFT, Look
+from pipeline.report.page_tables import MOST_MARGINS
 from pipeline.report.vega import BUDGET, Chart, Spec, method_scales, sized, tokens_axis
 
 VERDICTS = {
@@ -20,10 +21,10 @@ VALUES = [
     {"field": "title", "title": "method"},
     {"field": "budget", "title": "CT tokens"},
     {"field": "value", "title": "value", "format": ".3f"},
-    {"field": "low", "title": "95% from", "format": ".3f"},
-    {"field": "high", "title": "to", "format": ".3f"},
+    {"field": "low", "title": "95% CI from", "format": ".3f"},
+    {"field": "high", "title": "95% CI to", "format": ".3f"},
     {"field": "seeds", "title": "seeds"},
-    {"field": "spread", "title": "seeds from"},
+    {"field": "spread", "title": "range over seeds"},
 ]
 
 
@@ -56,8 +57,8 @@ def curves(drawn: Sequence[Look], budgets: Sequence[int], width: int | None = No
         },
         {
             **level,
-            "mark": {"type": "text", **right, "align": "left"},
-            "encoding": {"x": {"value": 4}, "y": up, "text": {"field": "title"}, "color": look["color"]},
+            "mark": {"type": "text", **right, "align": "left", "color": SOFT},
+            "encoding": {"x": {"value": 4}, "y": up, "text": {"field": "title"}},
         },
         {
             **curve,
@@ -85,16 +86,21 @@ def curves(drawn: Sequence[Look], budgets: Sequence[int], width: int | None = No
 
 
 def plane(drawn: Sequence[Look], language: str, width: int | None = None) -> Chart:
-    """Bits per byte against mean accuracy: a path a method, from its smallest budget to its largest."""
+    """Bits per byte against mean accuracy: a line per method, from its smallest budget to its largest."""
     look = method_scales(drawn, legend=width is not None)
     across = {
         "field": "bits",
         "type": "quantitative",
-        "title": f"{language}, bits per byte (better: right)",
+        "title": f"bits per byte of {language} text (right is better)",
         "scale": {"zero": False, "reverse": True},
         "axis": {"grid": True},
     }
-    up = {"field": "accuracy", "type": "quantitative", "title": "mean accuracy", "scale": {"zero": False}}
+    up = {
+        "field": "accuracy",
+        "type": "quantitative",
+        "title": "mean accuracy (share of items)",
+        "scale": {"zero": False},
+    }
     hover = [
         {"field": "title", "title": "method"},
         {"field": "budget", "title": "CT tokens"},
@@ -135,7 +141,7 @@ def plane(drawn: Sequence[Look], language: str, width: int | None = None) -> Cha
 
 
 def predictions(drawn: Sequence[Look], width: int | None = None) -> Chart:
-    """How often each label was the answer to one task at one budget: a group of bars a label, a bar a method."""
+    """How often each label was the answer to one task at one budget: a group of bars per label, a bar per method."""
     look = method_scales(drawn, legend=width is not None)
     spec = {
         "data": {"name": "predictions"},
@@ -159,18 +165,25 @@ def predictions(drawn: Sequence[Look], width: int | None = None) -> Chart:
 
 
 def claims(count: int, width: int | None = None) -> Chart:
-    """The effect of each claim with its interval, in margins: what lies inside the band would not matter."""
+    """The effect of each claim with its interval, in margins: within the band an effect does not matter."""
     verdicts = list(VERDICTS)
-    across = {"type": "quantitative", "title": "effect in margins"}
-    limits = {"scale": {"domain": [-10, 10], "clamp": True}}
-    row = {"field": "claim", "type": "nominal", "sort": None, "title": None, "axis": {"labelLimit": 150, "grid": False}}
+    across = {"type": "quantitative", "title": "effect divided by margin"}
+    limits = {"scale": {"domain": [-MOST_MARGINS, MOST_MARGINS], "clamp": True}}
+    row = {"field": "row", "type": "nominal", "sort": None, "title": None, "axis": {"labelLimit": 120, "grid": False}}
     colour = {
         "field": "verdict",
         "type": "nominal",
         "scale": {"domain": verdicts, "range": list(VERDICTS.values())},
         "legend": None,
     }
-    hover = [{"field": name} for name in ("text", "verdict", "effect", "interval", "mde")]
+    hover = [{"field": "text", "title": "claim"}, {"field": "verdict"}, {"field": "effect"}]
+    beyond = {  # of effects that the chart cuts
+        "condition": [
+            {"test": f"datum.value >= {MOST_MARGINS}", "value": "triangle-right"},
+            {"test": f"datum.value <= -{MOST_MARGINS}", "value": "triangle-left"},
+        ],
+        "value": "circle",
+    }
     spec = {
         "data": {"name": "claims"},
         "encoding": {"y": row},
@@ -191,7 +204,12 @@ def claims(count: int, width: int | None = None) -> Chart:
             },
             {
                 "mark": {"type": "point", "filled": True, "size": 80, "opacity": 1},
-                "encoding": {"x": {**across, **limits, "field": "value"}, "color": colour, "tooltip": hover},
+                "encoding": {
+                    "x": {**across, **limits, "field": "value"},
+                    "color": colour,
+                    "shape": beyond,
+                    "tooltip": hover,
+                },
             },
         ],
     }

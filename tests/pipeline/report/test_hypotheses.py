@@ -217,9 +217,9 @@ def test_contrasts_are_paired_differences_and_counts_are_shares(tmp_path: Path) 
     assert paired.estimate == evidence.difference("accuracy", [cells[0]], [cells[1]])
     assert counted.estimate is not None and counted.estimate.value == pytest.approx(0.2)
     assert counted.verdict == "supported" and counted.estimate.documents == 0
-    assert absent.verdict == none.verdict == "no data" and "with {'lambda': '7e-4'}" in absent.text
+    assert absent.verdict == none.verdict == "no data" and "scores of TIES at 10k with \u03bb 7e-4." in absent.text
     assert point_.estimate is not None and without_ct.estimate is not None
-    assert "It takes the audit of SFT at 10k" in none.text
+    assert "it needs the audit of SFT at 10k" in none.text
 
 
 def commit(folder: Path, when: str) -> None:
@@ -303,10 +303,11 @@ def test_a_report_answers_the_hypotheses_of_its_experiment(reported: Path) -> No
     ]
     html = (reported / "report.html").read_text()
     assert (
-        "At 10k tokens, TIES &lt;wins&gt; (+0.050 in accuracy, 95% CI" in html and "those of <code>study.yaml" in html
+        "At 10k tokens, TIES &lt;wins&gt; (+0.050 in accuracy, 95% CI" in html
+        and "those of <code>hypotheses/study.yaml</code>" in html
     )
-    assert "<strong>At 10k tokens, TIES &lt;wins&gt;.</strong>" in html and "When it was stated is unknown" in html
-    assert "These claims were stated" not in html and 'id="chart-forest"' in html
+    assert "1. At 10k tokens, TIES &lt;wins&gt;." in html and "When it was stated is unknown" in html
+    assert "We stated these claims" not in html and 'id="chart-forest"' in html
     assert "TIES minus CT-then-SFT" in html
 
 
@@ -322,7 +323,7 @@ def test_frontiers_are_files(reported: Path) -> None:
     for name in ("frontiers-10k", "forest"):
         svg = (reported / "figures" / f"{name}.svg").read_text()
         assert "TIES" in svg and "</svg>" in svg
-    assert "no shared bits" in svg
+    assert "no shared range of bits per byte" in svg
 
 
 def test_without_frontiers_and_hypotheses_a_report_is_as_before(

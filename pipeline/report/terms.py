@@ -1,0 +1,70 @@
+"""Define the few terms that a reader of the page needs first, for the methods and scores that it has. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from common.units import format_tokens
+from eval.task_set import BITS
+from pipeline.arms import ARMS
+from pipeline.report.records import Row, label
+from pipeline.report.results import OVERALL, budgets_of, measures, methods_in_order
+
+MOST_NAMED = 6  # merges by name
+COUNTS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
+
+def terms(rows: Sequence[Row], language: str, name: str, frontiers: bool) -> list[tuple[str, str]]:
+    """Return terms and what they mean. language, name: of the language. frontiers: whether the page has some.
+
+    Empty for models that somebody else trained, which have no CT.
+    """
+    methods = list(dict.fromkeys(method.rpartition("/")[2] for method in methods_in_order(row.method for row in rows)))
+    merges = [method for method in methods if method not in ARMS]
+    budgets = [format_tokens(budget) for budget in budgets_of(rows) if budget]
+    if not budgets or not {"ct", "ct_then_sft"} & set(methods):
+        return []
+    amounts = f"{', '.join(budgets[:-1])} or {budgets[-1]}" if budgets[1:] else budgets[0]
+    listed = [
+        ("CT", f"Continual pre-training: the base model reads {amounts} tokens (pieces of words) of {name} text."),
+        ("SFT", "Supervised fine-tuning: the base model learns to follow English instructions."),
+    ]
+    if "ct_then_sft" in methods:
+        listed.append(("CT-then-SFT", "The baseline: both trainings, one after the other."))
+    if merges:
+        named = [label(method) for method in merges[:MOST_NAMED]]
+        more = f" and {len(merges) - MOST_NAMED} more" if len(merges) > MOST_NAMED else ""
+        listed.append(
+            ("merge", f"The CT model and the SFT model are combined without more training: {', '.join(named)}{more}.")
+        )
+    if any("slack" in label(method) for method in merges):
+        listed.append(("slack", "A setting of TIES that protects the parameters of the SFT model in conflicts."))
+    return listed + _scores(rows, language, name) + ([KNOBS] if frontiers else [])
+
+
+KNOBS = (
+    "at equal bits per byte",
+    "Each method has a setting that trades accuracy for bits per byte. We compare where methods predict equally well.",
+)
+
+
+def _scores(rows: Sequence[Row], language: str, name: str) -> list[tuple[str, str]]:
+    listed = []
+    shown = {measure.name: measure for measure in measures(rows, language)}
+    accuracy = shown.get(OVERALL[0])
+    if accuracy is not None:
+        families = {row.family for row in rows if row.language == language and row.primary and row.metric != BITS}
+        tasks = len(families - {"mean"})
+        items = max(row.n for row in rows if row.language == language and row.task == accuracy.task)
+        counted = f"{COUNTS[tasks] if tasks < len(COUNTS) else tasks} task{'s' if tasks != 1 else ''}"
+        chance = f" Guessing gives {accuracy.chance:.3f}." if accuracy.chance is not None else ""
+        listed.append(
+            (
+                "accuracy",
+                f"The share of {items:,} {name} test items in {counted} that a model answers correctly.{chance}",
+            )
+        )
+    if "bits per byte" in shown:
+        text = f"How badly a model predicts {name} text that it has not read. Lower is better."
+        listed.append(("bits per byte", text))
+    return listed
