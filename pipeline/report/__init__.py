@@ -86,7 +86,8 @@ def render(
     data = hypothesis_answers.data(evaluations, frontier, discarded, subject.language)
     if hypotheses is not None:
         regime = next((config.get("regime") for config in subject.configs.values()), None)
-        shown = claims.Claims(hypothesis_answers.answers(hypotheses, data, regime), shown.comparisons)
+        answers = hypothesis_answers.answers(hypotheses, data, regime, subject.regimes)
+        shown = claims.Claims(answers, shown.comparisons)
     frontiers = frontier_tables.found(data.frontiers, shown.answers)
     asked_of_base = gates.gates(rows, subject.language)
     if asked_of_base:

@@ -22,14 +22,8 @@ def report(folders: Sequence[Path], out: Path | None = None) -> ReportPaths:
 
     Left out: one report of ours is written anew where it lies, anything else goes to `report`. Raises BadInput.
     """
-    ours, theirs = {}, []
-    for folder in folders:
-        if folder.is_dir() and lm_eval_folder.is_one(folder):
-            theirs.append(folder)
-        else:
-            found = report_sources.read(folder)
-            title = found.subject.title if found.subject.title not in ours else str(folder)
-            ours[title] = found
+    theirs = [folder for folder in folders if folder.is_dir() and lm_eval_folder.is_one(folder)]
+    ours = _by_title([folder for folder in folders if folder not in theirs])
     if ours and theirs:
         raise BadInput("folders of lm-eval answer other items than ours do: give the ones or the others")
     try:
@@ -40,6 +34,18 @@ def report(folders: Sequence[Path], out: Path | None = None) -> ReportPaths:
         return report_sources.together(ours).render(out or Path("report"))
     except ValueError as error:  # checkpoints that were not scored on the same items
         raise BadInput(str(error)) from None
+
+
+def _by_title(folders: Sequence[Path]) -> dict[str, report_sources.Sources]:
+    """Reports by regime if they are regimes of one experiment, else by experiment, or by folder if that is taken."""
+    found = [report_sources.read(folder) for folder in folders]
+    if regimes := report_sources.regimes_of(found):
+        return regimes
+    titled: dict[str, report_sources.Sources] = {}
+    for folder, sources in zip(folders, found, strict=True):
+        title = sources.subject.title
+        titled[str(folder) if title in titled else title] = sources
+    return titled
 
 
 def _of_lm_eval(folders: Sequence[Path], out: Path) -> ReportPaths:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import isfinite
 from pathlib import Path
@@ -22,6 +22,7 @@ from pipeline.report.hypotheses import (
     SeparateHypothesis,
     Term,
     named_in,
+    of_report,
     read,
 )
 from pipeline.report.inference import LEVEL, Estimate, Parts, Verdict, crossed, holm, levels, verdict
@@ -65,13 +66,13 @@ def data(
     return Data(Evidence([*evaluations, *on_test(points)], language), Frontiers(points, language), discarded)
 
 
-def answers(path: Path, found: Data, regime: str | None = None) -> list[Answer]:
-    """The answer to each hypothesis of a file, without those of other regimes.
+def answers(path: Path, found: Data, regime: str | None = None, beside: Collection[str] = ()) -> list[Answer]:
+    """The answer to each hypothesis of a file that belongs to a report, as `hypotheses.of_report` has it.
 
     A hypothesis that is secondary, or that is younger than its scores, has an estimate and no verdict.
     """
     times = stated_when.commit_times(path)
-    asked = [one for one in read(path) if one.regime in (None, regime)]
+    asked = of_report(read(path), regime, beside)
     outcomes = [(one, _outcome(one, found), _stated(one, found, times)) for one in asked]
     judged = [one.role == "primary" and outcome.estimate and when.when != "after" for one, outcome, when in outcomes]
     ps = [outcome.p for (_, outcome, _), counts in zip(outcomes, judged, strict=True) if counts]
@@ -170,12 +171,12 @@ def _outcome(one: AnyHypothesis, found: Data) -> Outcome:
 def _gap(one: GapHypothesis, found: Data) -> Outcome:
     frontiers = found.frontiers
     seeds = _seeds_of_all(one, frontiers)
-    gaps = [(frontiers.gap(*term.methods, term.budget, one.price, seeds, by_family=True), term) for term in one.terms]
+    gaps = [(frontiers.gap(*term.names, term.budget, one.price, seeds, by_family=True), term) for term in one.terms]
     rows = {"gaps": [gap_row(gap, term.weight) for gap, term in gaps]}
     text = " ".join(gap_text(gap) for gap, _ in gaps)
     if len(gaps) == 1 and (separate := gaps[0][0].separate) and one.family is None:
         # terms with a negative weight ask about the second method
-        first = one.terms[0].methods[0 if one.terms[0].weight > 0 else 1]
+        first = one.terms[0].names[0 if one.terms[0].weight > 0 else 1]
         return _bound(separate, first, "accuracy", f"{text} The verdict rests on this bound.", rows)
     weighted: list[tuple[float, Weighted, Weighted]] = []
     for gap, term in gaps:
@@ -213,7 +214,7 @@ def _by_family(
 def _seeds_of_all(one: GapHypothesis, frontiers: Frontiers) -> frozenset[int]:
     """The seeds that every knob value of every term has, so that all terms are of the same seeds."""
     cells = [
-        cell for term in one.terms for method in term.methods for cell in frontiers.cells(method, term.budget).values()
+        cell for term in one.terms for method in term.names for cell in frontiers.cells(method, term.budget).values()
     ]
     return frontiers.seeds(cells, one.seeds)
 
@@ -283,7 +284,7 @@ def _contrast(one: ContrastHypothesis, found: Data) -> Outcome:
     lost = [term for term, cell in zip(one.terms, cells, strict=True) if cell is None]
     if lost:
         knob = f" with {knob_text(lost[0].knob)}" if lost[0].knob else ""
-        where = f"{label(lost[0].method)} at {budget_name(lost[0].budget)}{knob}"
+        where = f"{label(lost[0].name)} at {budget_name(lost[0].budget)}{knob}"
         return Outcome(None, f"Not computed: it needs scores of {where}.")
     known = [cell for cell in cells if cell is not None]
 
@@ -306,10 +307,10 @@ def _contrast(one: ContrastHypothesis, found: Data) -> Outcome:
 def _count(one: ContrastHypothesis, found: Data) -> Outcome:
     """Parameters are counted, not sampled: only seeds vary."""
     counted = {(merge.method, merge.ct_tokens): merge.lost_top for merge in found.discarded}
-    if lost := [term for term in one.terms if (term.method, term.budget) not in counted]:
-        audit = f"{label(lost[0].method)} at {budget_name(lost[0].budget)}"
+    if lost := [term for term in one.terms if (term.name, term.budget) not in counted]:
+        audit = f"{label(lost[0].name)} at {budget_name(lost[0].budget)}"
         return Outcome(None, f"Not computed: it needs the audit of {audit}.")
-    shares = [counted[term.method, term.budget] for term in one.terms]
+    shares = [counted[term.name, term.budget] for term in one.terms]
     seeds = sorted(set.intersection(*(set(each) for each in shares)).intersection(one.seeds or shares[0]))
     if not seeds:
         return Outcome(None, "Not computed: its terms share no seed.")
@@ -321,15 +322,15 @@ def _count(one: ContrastHypothesis, found: Data) -> Outcome:
 
 def _cell(term: Term, evidence: Evidence) -> Cell | None:
     if term.knob is None:
-        return evidence.cell(term.method, term.budget)
-    cell = cell_of(term.method, term.budget, term.knob)
+        return evidence.cell(term.name, term.budget)
+    cell = cell_of(term.name, term.budget, term.knob)
     return cell if evidence.has(*cell) else None
 
 
 def _listed(values: Sequence[tuple[Term, float]]) -> str:
     """`TIES (lambda 1.5) at 450k 0.351 (weight +1)`, ..."""
     return "; ".join(
-        f"{cell_of(label(term.method), term.budget, term.knob)[0] if term.knob else label(term.method)} at "
+        f"{cell_of(label(term.name), term.budget, term.knob)[0] if term.knob else label(term.name)} at "
         f"{budget_name(term.budget)} {value:.3f} (weight {term.weight:+g})"
         for term, value in values
     )
@@ -356,7 +357,7 @@ def _statistic(one: AnyHypothesis) -> str:
     if isinstance(one, GapHypothesis):
         of = f"accuracy of {one.family}" if one.family else "mean accuracy"
         terms = [
-            f"{term.weight:+g} times {label(term.methods[0])} minus {label(term.methods[1])} at "
+            f"{term.weight:+g} times {label(term.names[0])} minus {label(term.names[1])} at "
             f"{format_tokens(term.budget)}"
             for term in one.terms
         ]

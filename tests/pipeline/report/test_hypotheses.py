@@ -16,11 +16,13 @@ import yaml
 
 from common.errors import BadInput
 from pipeline import report
+from pipeline.__main__ import main
 from pipeline.report import discards, headline, hypotheses, report_sources, stated_when
 from pipeline.report.claims import Answer
 from pipeline.report.hypothesis_answers import answers, data
 from pipeline.report.paired import Evidence
-from pipeline.report.records import FrontierPoint
+from pipeline.report.records import FrontierPoint, Subject
+from pipeline.run import collect
 from tests.pipeline.report.points import frontier, point
 from tests.pipeline.report.synthetic import BUDGETS, GOOD, LOST, SUBJECT, Run
 
@@ -71,6 +73,14 @@ def both(folder: Path, above: float = 0.05, **more: Any) -> list[FrontierPoint]:
         ({**GAP, "terms": []}, "gap: terms=[]: "),
         ({**GAP, "role": "main"}, "gap: role=main: input should be 'primary' or 'secondary'"),
         ({**GAP, "id": "a b"}, "a b: id=a b: "),
+        (
+            {**GAP, "terms": [{"methods": PAIR, "budget": 1, "regime": "wsd"}, {"methods": PAIR, "budget": 1}]},
+            "gap: terms: some have a regime and some have none; give every term a regime, or none",
+        ),
+        (
+            {**GAP, "regime": "wsd", "terms": [{"methods": PAIR, "budget": 1, "regime": "wsd"}]},
+            "gap: regime=wsd: its terms have regimes; leave out the regime of the hypothesis",
+        ),
         ({**CONTRAST, "type": "count"}, "contrast: kind=accuracy: it is measured on items; set type=contrast"),
         ({**CONTRAST, "kind": "lost_top_share", "family": "next"}, "contrast: kind=lost_top_share: it is counted once"),
     ],
@@ -199,6 +209,70 @@ def test_a_regime_has_its_own_hypotheses(tmp_path: Path) -> None:
     given, path = data([], both(tmp_path), [], "nya"), file(tmp_path, GAP, {**GAP, "id": "wsd", "regime": "wsd"})
     found = {regime: [one.claim.id for one in answers(path, given, regime)] for regime in (None, "cosine", "wsd")}
     assert found == {None: ["gap"], "cosine": ["gap"], "wsd": ["gap", "wsd"]}
+
+
+BETWEEN = {
+    "id": "between",
+    "type": "gap",
+    **HEAD,
+    "statement": "Under one cosine, TIES leads by more than with annealed budgets.",
+    "terms": [
+        {"regime": "cosine", "methods": PAIR, "budget": "450k", "weight": 1},
+        {"regime": "wsd", "methods": PAIR, "budget": "450k", "weight": -1},
+    ],
+}
+SCORES_BETWEEN = {
+    **CONTRAST,
+    "id": "scores",
+    "terms": [
+        {"regime": "cosine", "method": "ties", "budget": "10k", "weight": 1},
+        {"regime": "wsd", "method": "ties", "budget": "10k", "weight": -1},
+    ],
+}
+
+
+def test_a_report_over_regimes_answers_what_compares_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """TIES leads by 0.05 under one cosine and by 0.02 with annealed budgets, on the same seeds and items."""
+    monkeypatch.setattr("pipeline.report._draw", lambda found, folder: None)
+    monkeypatch.setattr("pipeline.report.figures.javascript", lambda: "")
+    monkeypatch.chdir(tmp_path)
+    file(tmp_path / hypotheses.FOLDER, {**GAP, "statement": "TIES leads."}, BETWEEN, SCORES_BETWEEN)
+    for regime, above in (("wsd", 0.02), ("cosine", 0.05)):
+        points = both(tmp_path / regime, above, seeds=(0, 1, 2))
+        gains = {"ties": (10 * above, 0.0, 0.0)}
+        scored = Run(tmp_path / regime / "run", gains, {}, seeds=(0,)).evaluations
+        configs = {f"{regime} nya 450k": {"name": "study", "regime": regime}}
+        subject = Subject("study", "nya", "བོད་སྐད", configs)
+        report_sources.Sources(subject, scored, frontier=points).render(tmp_path / f"outputs/{regime}")
+    assert main(["report", "outputs/wsd", "outputs/cosine", "out=outputs/both"]) == 0
+    assert "TIES (cosine)" in capsys.readouterr().out
+
+    def answered_in(name: str) -> dict[str, Any]:
+        return {row["id"]: row for row in json.loads((tmp_path / f"outputs/{name}/claims.json").read_text())}
+
+    alone, over_both = answered_in("wsd"), answered_in("both")
+    assert list(alone) == ["gap"] and list(over_both) == ["between", "scores"]
+    effects = [answered_in(name)["gap"]["effect"] for name in ("cosine", "wsd")]
+    assert over_both["between"]["effect"] == pytest.approx(effects[0] - effects[1]) == pytest.approx(0.03)
+    assert over_both["between"]["verdict"] == "supported" and over_both["between"]["seeds"] == 3
+    assert over_both["scores"]["effect"] == pytest.approx(0.5 - 0.2)
+    html = (tmp_path / "outputs/both/report.html").read_text()
+    assert "<h1>བོད་སྐད, experiment study: wsd and cosine" in html
+    assert "Under one cosine, TIES leads by more than with annealed budgets (+0.030 in accuracy, 95% CI" in html
+    again = report_sources.read(tmp_path / "outputs/both")
+    assert again.subject.regimes == ("wsd", "cosine")
+    collect.compare_regimes([report_sources.read(Path("outputs") / one) for one in ("wsd", "cosine")], Path("outputs"))
+    assert answered_in(collect.BETWEEN) == over_both, "a run of both regimes writes the same report"
+
+
+def test_a_plan_without_a_regime_is_found_early(tmp_path: Path) -> None:
+    stated = hypotheses.read(file(tmp_path, BETWEEN))
+    known = [hypotheses.in_regime(method, regime) for method in PAIR for regime in ("wsd", "cosine")]
+    assert hypotheses.without_data(stated, known, {450_000}) == {}
+    lacking = hypotheses.without_data(stated, [one for one in known if one.startswith("wsd/")], {450_000})
+    assert lacking["between"].startswith("the method cosine/ties is not in the experiment")
 
 
 def test_contrasts_are_paired_differences_and_counts_are_shares(tmp_path: Path) -> None:
