@@ -11,6 +11,7 @@ May be touched: the output folder of `render`.
     results     records as rows and tables; paper_tables: LaTeX
     paired      differences (inference: intervals; findings, claims: verdicts; headline: one sentence)
     frontier    gaps of curves at equal bits; hypotheses, stated_when, hypothesis_answers: what an experiment is asked
+    price       computing time and trained tokens of each method
     chart_data  tables that charts are drawn from; vega, *_charts: the charts; looks: of methods
     figures     charts as files; page: charts, tables and items as one page (page_tables, page.html.jinja, .css, .js)
 
@@ -68,6 +69,7 @@ def render(
         hypothesis_answers,
         page,
         paired,
+        price,
         results,
         sample_items,
         text_of_budgets,
@@ -97,7 +99,8 @@ def render(
     text = text_of_budgets.by_budget(counts, [budget for budget in results.budgets_of(rows) if budget])
     first_tries = results.gather(untuned)
     stated = str(hypotheses.name) if hypotheses is not None else None
-    more = (leaks, samples, recipes, first_tries, text, frontiers, stated)
+    costs = price.costs(results.unique(evaluations), stages)
+    more = (leaks, samples, recipes, first_tries, text, frontiers, stated, costs)
     found = page.Findings(rows, shown, discarded, chosen, stages, subject, *more)
     table = "\n".join([results.terminal_table(rows, subject.language), *gates.in_words(asked_of_base)])
     png = out / "figures" / "curves.png"

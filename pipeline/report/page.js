@@ -73,6 +73,7 @@
         return `Lines of ${measures[state.measure].name} in ${measures[state.measure].language} against CT tokens. ${lines.join("; ")}.`;
       },
       plane: () => `Paths of bits per byte and mean accuracy as tokens grow. ${datasets.plane.map((row) => `${row.title} at ${tokens(row.tokens)}: ${fixed(row.bits)} bits, accuracy ${fixed(row.accuracy)}`).join("; ")}.`,
+      price: () => `Lines of score against cost. ${rows.map((row) => `${row.title} at ${tokens(row.tokens)}: cost ${+row[state.cost].toPrecision(3)}, score ${fixed(row[state.scored])}`).join("; ")}.`,
       frontiers: () => `Lines of bits per byte and mean accuracy at ${tokens(state.frontier_budget)} CT tokens, a point per knob value. ${datasets.frontiers.filter((row) => row.kind !== "seed").map((row) => `${row.title}, ${row.knob}: ${fixed(row.bits)} bits, accuracy ${fixed(row.accuracy)}`).join("; ")}.`,
       gap: () => `The gap in accuracy at equal bits per byte. ${datasets.totals.map((row) => `Mean ${signed(row.value)}, 95% CI ${signed(row.low)} to ${signed(row.high)}`).join("; ") || "The two methods share no range of bits per byte at this budget"}.`,
       forest: () => `Gaps in accuracy at equal bits per byte. ${rows.filter((row) => row.family === "all").map((row) => `${row.row}${row.value === null ? "" : `: ${signed(row.value)}, 95% CI ${signed(row.low)} to ${signed(row.high)}`}`).join("; ")}.`,
@@ -125,7 +126,7 @@
     const rows = Object.values(data(chart)).flat().filter((row) => !("level" in row));
     const names = Object.keys(rows[0] || {}).filter((name) => !["method", "measure", "order", "by", "group"].includes(name) && rows.some((row) => typeof row[name] !== "string" || row[name]));
     names.sort((a, b) => (b === "title") - (a === "title"));
-    const title = { title: "method", tokens: "CT tokens", bits: "bits per byte", lost_top: "share lost of SFT's top 5%", lost: "share lost of SFT", trimmed: "share trimmed of SFT", spread: "range over seeds", row: "claim or pair", low: "95% CI from", high: "95% CI to", low_holm: "Holm from", high_holm: "Holm to", mde: "MDE", family: "task", what: "time" };
+    const title = { title: "method", tokens: "CT tokens", bits: "bits per byte", lost_top: "share lost of SFT's top 5%", lost: "share lost of SFT", trimmed: "share trimmed of SFT", spread: "range over seeds", row: "claim or pair", low: "95% CI from", high: "95% CI to", time: "time beyond the English SFT", time_all: "time with the English SFT", trained: "tokens trained beyond the English SFT", trained_all: "tokens trained with the English SFT", low_holm: "Holm from", high_holm: "Holm to", mde: "MDE", family: "task", what: "time" };
     const columns = names.map((name) => ({
       name, title: title[name] || name, text: rows.some((row) => typeof row[name] === "string"),
       show: (row) => (name === "tokens" ? tokens(row[name]) : typeof row[name] === "number" && !Number.isInteger(row[name]) ? row[name].toFixed(3) : row[name]),

@@ -17,6 +17,7 @@ from pipeline.report import (
     headline,
     merge_charts,
     page_tables,
+    price,
     score_charts,
     terms,
 )
@@ -44,7 +45,8 @@ class Findings:
 
     samples: with the budget and the seed of their answers. recipes: by the merge, its recipe's method.
     untuned: scores of tuned methods with their first candidate. text: the text that each budget reads.
-    hypotheses: the name of the file that the claims are from, if they are an experiment's own.
+    hypotheses: the name of the file that the claims are from, if they are an experiment's own. costs: of methods by
+    CT budget.
     """
 
     rows: Sequence[Row]
@@ -60,6 +62,7 @@ class Findings:
     text: Sequence[TextOfBudget] = ()
     frontiers: frontier_tables.Found | None = None
     hypotheses: str | None = None
+    costs: Mapping[tuple[str, int], price.Cost] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,7 @@ class Picture:
     looks: Mapping[str, Look]
     measures: Sequence[Measure]
     state: Mapping[str, Any]
+    unit: str
 
 
 def picture(found: Findings, width: int | None = None) -> Picture:
@@ -79,12 +83,15 @@ def picture(found: Findings, width: int | None = None) -> Picture:
     drawn = looks((row.method for row in found.rows), found.recipes)
     measures = chart_data.all_measures(found.rows, language)
     budgets = [budget for budget in budgets_of(found.rows) if budget]
+    plane = chart_data.plane(found.rows, language)
+    priced, unit = price.table(plane, found.costs)
     tables = {
         "claims": page_tables.claims(found.claims.answers),
         "scores": chart_data.scores(found.rows, measures),
         "untuned": chart_data.scores(found.untuned, measures),
         "levels": chart_data.levels(measures),
-        "plane": chart_data.plane(found.rows, language),
+        "plane": plane,
+        "price": priced,
         "parts": chart_data.parts(found.discarded),
         "slack": chart_data.slack_sweep(found.rows, found.discarded, language),
         "predictions": chart_data.predictions(found.rows, language),
@@ -105,6 +112,8 @@ def picture(found: Findings, width: int | None = None) -> Picture:
         "budget": budgets[-1] if budgets else 0,
         "pair": next((row[0] for row in tables["windows"].rows), None),
         "frontier_budget": max((int(str(row[1])) for row in shown.rows), default=0),
+        "cost": "time",
+        "scored": "accuracy",
         "baseline": next((row[1] for row in tables["differences"].rows), None),
         "kind": next((row[0] for row in tables["differences"].rows), None),
     }
@@ -116,6 +125,7 @@ def picture(found: Findings, width: int | None = None) -> Picture:
         score_charts.claims(len(tables["claims"].rows), width),
         score_charts.curves(listed, budgets, width),
         score_charts.plane(listed, name, width),
+        score_charts.price(listed, width),
         frontier_charts.frontiers(listed, name, width),
         frontier_charts.gap(name, width),
         frontier_charts.forest(tables["forest"], width),
@@ -127,7 +137,7 @@ def picture(found: Findings, width: int | None = None) -> Picture:
     )
     data_of = {"curves": "scores", "heat": "parts"}
     charts = {chart.name: chart for chart in every if tables[data_of.get(chart.name, chart.name)].rows}
-    return Picture(charts, tables, drawn, measures, state)
+    return Picture(charts, tables, drawn, measures, state, unit)
 
 
 def render(found: Findings) -> str:
@@ -173,6 +183,7 @@ def render(found: Findings) -> str:
         samples=samples,
         sample_budget=sample_budget,
         sample_seed=sample_seed,
+        price_sentence=price.sentence(seen.tables["price"], seen.unit),
         spent=spent * 3600,
         saved=saved * 3600,
         performances=page_tables.performances(found.stages),
@@ -200,6 +211,8 @@ def _choices(found: Findings, seen: Picture, names: Mapping[str, str]) -> dict[s
         "merges": _options(seen.tables["parts"], 0),
         "quantities": list(chart_data.QUANTITIES.items()),
         "slack_measures": SLACK_MEASURES,
+        "costs": [(cost, text.format(unit=seen.unit)) for cost, text in price.COSTS.items()],
+        "scored": SLACK_MEASURES[:2],
         "groups": [(group, group) for group, _ in _options(seen.tables["slack"], 0)],
         "tasks": [(task, task) for task, _ in _options(seen.tables["predictions"], 0)],
         "budgets": [(budget, format_tokens(budget)) for budget in budgets_of(found.rows) if budget],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipeline.report.looks import SOFT, Look
+from pipeline.report.looks import INK, SOFT, Look
 from pipeline.report.page_tables import MOST_MARGINS
 from pipeline.report.vega import BUDGET, Chart, Spec, method_scales, sized, tokens_axis
 
@@ -129,6 +129,7 @@ def plane(drawn: Sequence[Look], language: str, width: int | None = None) -> Cha
             },
         },
     ]
+    layers += _names(place, width)
     spec = {
         "data": {"name": "plane"},
         "transform": [
@@ -138,6 +139,56 @@ def plane(drawn: Sequence[Look], language: str, width: int | None = None) -> Cha
         "layer": layers,
     }
     return Chart("plane", sized(spec, 380, width), {"plane": {"method": "methods"}})
+
+
+def _names(place: Spec, width: int | None) -> list[Spec]:
+    """The name of each method at its largest budget, in a page; figures have a legend."""
+    if width is not None:
+        return []
+    last = [
+        {"joinaggregate": [{"op": "max", "field": "tokens", "as": "last"}], "groupby": ["method"]},
+        {"filter": "datum.tokens == datum.last"},
+    ]
+    mark = {"type": "text", "align": "right", "dx": -7, "dy": -9, "color": INK, "fontSize": 11, "tooltip": False}
+    text = {**place, "text": {"field": "title"}, "color": {"value": INK}}
+    return [{"transform": last, "mark": mark, "encoding": text}]
+
+
+def price(drawn: Sequence[Look], width: int | None = None) -> Chart:
+    """What a model costs against its score: a line per method, from its smallest CT budget to its largest."""
+    look = method_scales(drawn, legend=width is not None)
+    place: Spec = {
+        "x": {"field": "paid", "type": "quantitative", "title": None, "axis": {"grid": True, "format": "~s"}},
+        "y": {"field": "value", "type": "quantitative", "title": None, "scale": {"zero": False}},
+        "color": look["color"],
+    }
+    hover = [
+        {"field": "title", "title": "method"},
+        {"field": "budget", "title": "CT tokens"},
+        {"field": "paid", "title": "cost", "format": ",.4~g"},
+        {"field": "accuracy", "title": "mean accuracy", "format": ".3f"},
+        {"field": "bits", "title": "bits per byte", "format": ".3f"},
+    ]
+    points: Spec = {**place, "shape": look["shape"], "tooltip": hover}
+    spec = {
+        "data": {"name": "price"},
+        "params": [{"name": "cost", "value": "time"}, {"name": "scored", "value": "accuracy"}],
+        "transform": [
+            {"calculate": "datum[cost]", "as": "paid"},
+            {"calculate": "datum[scored]", "as": "value"},
+            {"calculate": BUDGET, "as": "budget"},
+        ],
+        "layer": [
+            {
+                "mark": {"type": "line", "strokeWidth": 1.8},
+                "encoding": {**place, "order": {"field": "tokens"}, "strokeDash": look["strokeDash"]},
+            },
+            {"mark": {"type": "point", "filled": True, "size": 80, "opacity": 1}, "encoding": points},
+            *_names(place, width),
+        ],
+    }
+    by_choice = {"price": {"method": "methods"}}
+    return Chart("price", sized(spec, 320, width), by_choice, {"cost": "cost", "scored": "scored"})
 
 
 def predictions(drawn: Sequence[Look], width: int | None = None) -> Chart:

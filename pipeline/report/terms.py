@@ -9,6 +9,7 @@ from eval.task_set import BITS
 from pipeline.arms import ARMS
 from pipeline.report.records import Row, label
 from pipeline.report.results import OVERALL, budgets_of, measures, methods_in_order
+from pipeline.report.wording import listed
 
 MOST_NAMED = 6  # merges by name
 COUNTS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -24,22 +25,22 @@ def terms(rows: Sequence[Row], language: str, name: str, frontiers: bool) -> lis
     budgets = [format_tokens(budget) for budget in budgets_of(rows) if budget]
     if not budgets or not {"ct", "ct_then_sft"} & set(methods):
         return []
-    amounts = f"{', '.join(budgets[:-1])} or {budgets[-1]}" if budgets[1:] else budgets[0]
-    listed = [
+    amounts = listed(budgets, "or")
+    found = [
         ("CT", f"Continual pre-training: the base model reads {amounts} tokens (pieces of words) of {name} text."),
         ("SFT", "Supervised fine-tuning: the base model learns to follow English instructions."),
     ]
     if "ct_then_sft" in methods:
-        listed.append(("CT-then-SFT", "The baseline: both trainings, one after the other."))
+        found.append(("CT-then-SFT", "The baseline: both trainings, one after the other."))
     if merges:
         named = [label(method) for method in merges[:MOST_NAMED]]
         more = f" and {len(merges) - MOST_NAMED} more" if len(merges) > MOST_NAMED else ""
-        listed.append(
+        found.append(
             ("merge", f"The CT model and the SFT model are combined without more training: {', '.join(named)}{more}.")
         )
     if any("slack" in label(method) for method in merges):
-        listed.append(("slack", "A setting of TIES that protects the parameters of the SFT model in conflicts."))
-    return listed + _scores(rows, language, name) + ([KNOBS] if frontiers else [])
+        found.append(("slack", "A setting of TIES that protects the parameters of the SFT model in conflicts."))
+    return found + _scores(rows, language, name) + ([KNOBS] if frontiers else [])
 
 
 KNOBS = (
@@ -49,7 +50,7 @@ KNOBS = (
 
 
 def _scores(rows: Sequence[Row], language: str, name: str) -> list[tuple[str, str]]:
-    listed = []
+    found: list[tuple[str, str]] = []
     shown = {measure.name: measure for measure in measures(rows, language)}
     accuracy = shown.get(OVERALL[0])
     if accuracy is not None:
@@ -58,7 +59,7 @@ def _scores(rows: Sequence[Row], language: str, name: str) -> list[tuple[str, st
         items = max(row.n for row in rows if row.language == language and row.task == accuracy.task)
         counted = f"{COUNTS[tasks] if tasks < len(COUNTS) else tasks} task{'s' if tasks != 1 else ''}"
         chance = f" Guessing gives {accuracy.chance:.3f}." if accuracy.chance is not None else ""
-        listed.append(
+        found.append(
             (
                 "accuracy",
                 f"The share of {items:,} {name} test items in {counted} that a model answers correctly.{chance}",
@@ -66,5 +67,5 @@ def _scores(rows: Sequence[Row], language: str, name: str) -> list[tuple[str, st
         )
     if "bits per byte" in shown:
         text = f"How badly a model predicts {name} text that it has not read. Lower is better."
-        listed.append(("bits per byte", text))
-    return listed
+        found.append(("bits per byte", text))
+    return found

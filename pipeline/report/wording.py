@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import isinf
 
 from pipeline.report.inference import Estimate, Parts
@@ -46,6 +47,11 @@ def signed(value: float) -> str:
 def confidence(difference: Estimate, unit: str) -> str:
     """`+0.041 in accuracy, 95% CI +0.012 to +0.070`"""
     return f"{signed(difference.value)} {unit}, 95% CI {signed(difference.low)} to {signed(difference.high)}"
+
+
+def listed(names: Sequence[str], word: str = "and") -> str:
+    """`a, b and c`"""
+    return f"{', '.join(names[:-1])} {word} {names[-1]}" if names[1:] else "".join(names)
 
 
 def percent(share: float) -> str:
