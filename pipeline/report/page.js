@@ -55,6 +55,7 @@
     const spec = { ...chart.spec, datasets, ...(params.length ? { params } : {}) };
     await vegaEmbed(place, spec, { actions: false, renderer: "svg", config: page.config, tooltip: { theme: "custom" } });
     place.setAttribute("role", "img");
+    place.querySelector("svg").setAttribute("aria-hidden", "true"); // the label has the numbers, without every tick of an axis
     place.setAttribute("aria-label", describe(chart.name, datasets));
     const table = place.closest("figure").querySelector("details.data");
     if (table && table.open) fill(table, chart);

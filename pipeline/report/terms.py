@@ -11,8 +11,7 @@ from pipeline.report.records import Row, label
 from pipeline.report.results import OVERALL, budgets_of, measures, methods_in_order
 from pipeline.report.wording import listed
 
-MOST_NAMED = 6  # merges by name
-COUNTS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+MOST_NAMED = 6  # merges or tasks by name
 
 
 def terms(rows: Sequence[Row], language: str, name: str, frontiers: bool) -> list[tuple[str, str]]:
@@ -26,7 +25,9 @@ def terms(rows: Sequence[Row], language: str, name: str, frontiers: bool) -> lis
     if not budgets or not {"ct", "ct_then_sft"} & set(methods):
         return []
     amounts = listed(budgets, "or")
+    asked = [QUESTION] if merges and "ct_then_sft" in methods else []
     found = [
+        *asked,
         ("CT", f"Continual pre-training: the base model reads {amounts} tokens (pieces of words) of {name} text."),
         ("SFT", "Supervised fine-tuning: the base model learns to follow English instructions."),
     ]
@@ -43,6 +44,10 @@ def terms(rows: Sequence[Row], language: str, name: str, frontiers: bool) -> lis
     return found + _scores(rows, language, name) + ([KNOBS] if frontiers else [])
 
 
+QUESTION = (
+    "question",
+    "Is it enough to combine two trained models (a merge), or should one model get both trainings (CT-then-SFT)?",
+)
 KNOBS = (
     "at equal bits per byte",
     "Each method has a setting that trades accuracy for bits per byte. We compare where methods predict equally well.",
@@ -55,9 +60,10 @@ def _scores(rows: Sequence[Row], language: str, name: str) -> list[tuple[str, st
     accuracy = shown.get(OVERALL[0])
     if accuracy is not None:
         families = {row.family for row in rows if row.language == language and row.primary and row.metric != BITS}
-        tasks = len(families - {"mean"})
+        tasks = sorted(families - {"mean"})
         items = max(row.n for row in rows if row.language == language and row.task == accuracy.task)
-        counted = f"{COUNTS[tasks] if tasks < len(COUNTS) else tasks} task{'s' if tasks != 1 else ''}"
+        named = f" ({listed(tasks)})" if len(tasks) <= MOST_NAMED else ""
+        counted = f"{len(tasks)} task{'s' if len(tasks) != 1 else ''}{named}"
         chance = f" Guessing gives {accuracy.chance:.3f}." if accuracy.chance is not None else ""
         found.append(
             (
