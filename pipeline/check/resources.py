@@ -1,4 +1,4 @@
-"""What a sweep needs beside its inputs: tasks of lm-eval that load, and room on the disk."""
+"""Checks of what a sweep needs besides its inputs: tasks that lm-eval loads, and disk space."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SPARE = 200 * 10**6  # bytes that a run needs beside its stages
 
 
 def tasks(config: Config) -> Iterator[Finding]:
-    """Every lm-eval task exists and loads, with its data, and the model has room for what it generates."""
+    """Yield every lm-eval task exists and loads, with its data, and the model has room for what it generates."""
     folder = None if config.eval.include_path is None else Path(config.eval.include_path)
     names: list[str | None] = [*config.eval.tasks]
     for name in names or ([None] if folder else []):
@@ -29,9 +29,9 @@ def tasks(config: Config) -> Iterator[Finding]:
 
 
 def load_task(folder: Path | None, name: str | None, context: int | None = None) -> None:
-    """Loads a task by its name; all of a folder of one's own, where there is no name.
+    """Load a task by its name; all of a folder of one's own, where there is no name.
 
-    context: tokens that the model reads, None where it is not known.
+    context: tokens that the model reads, None if it is not known.
     """
     from eval import task_checks, task_set
 
@@ -40,7 +40,7 @@ def load_task(folder: Path | None, name: str | None, context: int | None = None)
 
 
 def context_of(config: Config) -> int | None:
-    """The tokens that the model reads, by its recipe or its config.json; None where that is not on this machine."""
+    """Return the tokens that the model reads, by its recipe or its config.json; None if that is not on this machine."""
     from eval.task_checks import CONTEXT_KEYS
 
     if config.model.recipe is not None and config.model.path is None:
@@ -56,14 +56,16 @@ def context_of(config: Config) -> int | None:
 
 
 def disk(configs: Sequence[Config], store: Store) -> Iterator[Finding]:
-    """The store can be written, and its disk holds what is still to come, at its peak."""
+    """Yield the store can be written, and its disk holds what is still to come, at its peak."""
     cells = [cell for config in configs if (cell := planned(config))]
     stages = merged(cells)
     done = {stage.key for stage in stages if store.find(stage)}
     missing = [stage for stage in stages if stage.key not in done]
     existing = next(folder for folder in (store.root.absolute(), *store.root.absolute().parents) if folder.exists())
     if missing and not os.access(existing, os.W_OK):
-        raise BadInput(f"store={store.root}: {existing} cannot be written, and {missing[0]} is not made yet")
+        raise BadInput(
+            f"store={store.root}: no write permission in {existing}, and {missing[0]} is missing. Choose another store."
+        )
     if not any(KINDS[stage.kind].trained for stage in missing):
         return
     rows = estimate.rows(cells, done, estimate.Untimed(), {})
@@ -75,7 +77,7 @@ def disk(configs: Sequence[Config], store: Store) -> Iterator[Finding]:
     free = shutil.disk_usage(existing).free
     if free < need:
         raise BadInput(
-            f"store={store.root}: {free / 1e9:,.1f} GB free, but this run may need {need / 1e9:,.1f} GB at its peak; "
-            "free some space or choose another disk"
+            f"store={store.root}: {free / 1e9:,.1f} GB free, but this run may need {need / 1e9:,.1f} GB at its peak. "
+            "Free some space or choose another disk."
         )
     yield from ()

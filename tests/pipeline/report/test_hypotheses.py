@@ -62,27 +62,30 @@ def both(folder: Path, above: float = 0.05, **more: Any) -> list[FrontierPoint]:
     ("entry", "said"),
     [
         ("text", "entry 1: expected keys such as id and statement, got 'text'"),
-        ({k: v for k, v in GAP.items() if k != "type"}, "gap: type is missing; choose gap, separate, contrast, count"),
-        ({**GAP, "type": "gaps"}, "gap: type=gaps: did you mean gap?"),
-        ({**GAP, "margin": 0}, "gap: margin=0: input should be greater than 0"),
-        ({**GAP, "expected": -0.04}, "gap: expected=-0.04: input should be greater than 0"),
-        ({k: v for k, v in GAP.items() if k != "margin"}, "gap: margin is missing; every key needs a value"),
-        ({**GAP, "marign": 0.02}, "gap: marign: unknown key; did you mean margin?"),
-        ({**GAP, "terms": [{"methods": PAIR, "budget": "many"}]}, "gap: terms.0.budget=many: give a number of tokens"),
+        ({k: v for k, v in GAP.items() if k != "type"}, "gap: type is missing. Choose gap, separate, contrast, count."),
+        ({**GAP, "type": "gaps"}, "gap: type=gaps: no such type. Did you mean gap?"),
+        ({**GAP, "margin": 0}, "gap: margin=0: must be greater than 0."),
+        ({**GAP, "expected": -0.04}, "gap: expected=-0.04: must be greater than 0."),
+        ({k: v for k, v in GAP.items() if k != "margin"}, "gap: margin: missing. Set a value"),
+        ({**GAP, "marign": 0.02}, "gap: marign: unknown key. Did you mean margin?"),
+        (
+            {**GAP, "terms": [{"methods": PAIR, "budget": "many"}]},
+            "gap: terms.0.budget=many: must be a number of tokens",
+        ),
         ({**GAP, "terms": [{"methods": PAIR, "budgets": 1}]}, "gap: terms.0."),
         ({**GAP, "terms": []}, "gap: terms=[]: "),
-        ({**GAP, "role": "main"}, "gap: role=main: input should be 'primary' or 'secondary'"),
+        ({**GAP, "role": "main"}, "gap: role=main: must be 'primary' or 'secondary'."),
         ({**GAP, "id": "a b"}, "a b: id=a b: "),
         (
             {**GAP, "terms": [{"methods": PAIR, "budget": 1, "regime": "wsd"}, {"methods": PAIR, "budget": 1}]},
-            "gap: terms: some have a regime and some have none; give every term a regime, or none",
+            "gap: terms: some have a regime and some have none. Give every term a regime, or none.",
         ),
         (
             {**GAP, "regime": "wsd", "terms": [{"methods": PAIR, "budget": 1, "regime": "wsd"}]},
-            "gap: regime=wsd: its terms have regimes; leave out the regime of the hypothesis",
+            "gap: regime=wsd: the terms have regimes. Leave out the regime of the hypothesis.",
         ),
-        ({**CONTRAST, "type": "count"}, "contrast: kind=accuracy: it is measured on items; set type=contrast"),
-        ({**CONTRAST, "kind": "lost_top_share", "family": "next"}, "contrast: kind=lost_top_share: it is counted once"),
+        ({**CONTRAST, "type": "count"}, "contrast: kind=accuracy: is measured on items. Set type=contrast."),
+        ({**CONTRAST, "kind": "lost_top_share", "family": "next"}, "contrast: kind=lost_top_share: is counted once"),
     ],
 )
 def test_bad_entries_are_rejected_in_one_line(tmp_path: Path, entry: Any, said: str) -> None:
@@ -95,7 +98,7 @@ def test_bad_entries_are_rejected_in_one_line(tmp_path: Path, entry: Any, said: 
 def test_bad_files_are_rejected_in_one_line(tmp_path: Path) -> None:
     for entries, said in (
         ([], "expected a list of hypotheses, each with id"),
-        ([GAP, GAP], "the id gap is given twice"),
+        ([GAP, GAP], "two hypotheses have the id gap. Rename one of them."),
         ([{**GAP, "id": f"gap-{n}"} for n in range(9)], "9 hypotheses have role=primary; at most 8 may"),
     ):
         with pytest.raises(BadInput, match=said):
@@ -107,7 +110,7 @@ def test_bad_files_are_rejected_in_one_line(tmp_path: Path) -> None:
 def test_names_that_the_experiment_does_not_have_are_found_early(tmp_path: Path) -> None:
     stated = hypotheses.read(file(tmp_path, GAP, CONTRAST))
     assert hypotheses.without_data(stated, PAIR, {10_000, 450_000}) == {}
-    said = "the method ties is not in the experiment; did you mean tie?"
+    said = "the method ties is not in the experiment. Did you mean tie?"
     assert hypotheses.without_data(stated, ["ct_then_sft", "tie"], {10_000, 450_000}) == {"gap": said, "contrast": said}
     lacking = hypotheses.without_data(stated, PAIR, {450_000, 50_000})
     assert lacking == {"contrast": "budget=10k: the experiment has 50k, 450k"}
