@@ -99,7 +99,7 @@ def test_bad_files_are_rejected_in_one_line(tmp_path: Path) -> None:
     for entries, said in (
         ([], "expected a list of hypotheses, each with id"),
         ([GAP, GAP], "two hypotheses have the id gap. Rename one of them."),
-        ([{**GAP, "id": f"gap-{n}"} for n in range(9)], "9 hypotheses have role=primary; at most 8 may"),
+        ([{**GAP, "id": f"gap-{n}"} for n in range(9)], "at most 8 hypotheses may have role=primary, got 9"),
     ):
         with pytest.raises(BadInput, match=said):
             hypotheses.read(file(tmp_path, *entries))

@@ -15,7 +15,7 @@ from pipeline import report
 from pipeline.report import claims, discards, page, results
 from pipeline.report.records import Evaluation
 from tests.pipeline.report.synthetic import GOOD, LOST, SUBJECT, Run, write_scores
-from tests.test_docs_text import NEVER
+from tests.plain_words import NEVER
 
 
 @pytest.fixture(scope="module")
