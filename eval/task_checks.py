@@ -46,7 +46,9 @@ def check_metrics(name: str, task: Any) -> None:
 
     Metrics are tried on the first document, with its target as the answer: packages are often imported within them.
     """
-    if task.OUTPUT_TYPE != "generate_until":
+    if task.OUTPUT_TYPE != "generate_until" or getattr(
+        task, "UNSAFE_CODE", False
+    ):  # whose metrics run what is answered
         return
     if not callable(task.config.process_results):
         unknown = [metric for metric, function in getattr(task, "_metric_fn_list", {}).items() if function is None]
@@ -68,7 +70,7 @@ def check_metrics(name: str, task: Any) -> None:
 
 
 def needed(name: str, error: ImportError) -> str:
-    """What to do about a package that a task imports."""
+    """Return the message for a package that a task imports."""
     package = (error.name or line_of(error)).partition(".")[0]
     return (
         f"tasks: {name} needs the Python package {package}, which is not installed."
