@@ -5,11 +5,31 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from datetime import date
 
-from common.command_line import read
+from common.chat_date import STATED
+from common.chat_files import text_in
+from common.command_line import Options, read
 from common.errors import BadInput, in_one_line
 from common.special_tokens import in_words
+from eval.asking import Asking
 from eval.options import COMMAND
+
+
+def asked(given: Options) -> Asking:
+    """How the checkpoint is asked. Raises BadInput."""
+    try:
+        date.fromisoformat(given.date)
+    except ValueError:
+        raise BadInput(
+            f"--date: must be a day such as {STATED}, got {given.date!r}. Set it, or leave it out."
+        ) from None
+    if given.chat != "none" and not text_in(given.model):
+        raise BadInput(
+            f"--chat: must be none for a checkpoint without a chat template, got {given.chat}. Leave it out, or add"
+            f" chat_template.jinja to {given.model}."
+        )
+    return Asking(given.chat, given.system, given.generation, given.date)
 
 
 def main(arguments: Sequence[str] | None = None, program: str = "python -m eval") -> int:
@@ -24,6 +44,7 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m eval"
 
             if not (given.model / "config.json").is_file():  # before tasks are built and torch is imported
                 raise BadInput(f"model: {given.model} is not a Hugging Face checkpoint folder (no config.json)")
+            asking = asked(given)
             harness.check_out(given.out)
             tasks = task_set.prepare(
                 given.items,
@@ -34,6 +55,7 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m eval"
                 include_path=given.include_path,
                 names=given.tasks,
                 language=given.language,
+                fewshot=given.fewshot,
             )
             from transformers.utils.logging import disable_progress_bar
 
@@ -45,6 +67,7 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m eval"
                 device=given.device,
                 trained_length=given.trained_length,
                 gpus=given.gpus,
+                asking=asking,
             )
             harness.write(scores, given.out)
     except BadInput as error:

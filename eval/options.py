@@ -6,7 +6,9 @@ from pathlib import Path
 
 import click
 
+from common.chat_date import STATED
 from common.command_line import Command, Several
+from eval.generation import MODES
 from eval.task_set import UNDETERMINED
 
 FOLDER = click.Path(path_type=Path)
@@ -20,6 +22,7 @@ COMMAND = Command(
         "merged/ --text text/ --out scores/",
         "merged/ --include-path my_tasks/ --tasks next_nya --out scores/",
         "merged/ --items items/ --split dev --limit 100 --out scores/",
+        "merged/ --tasks belebele_nya_Latn --chat auto --fewshot 2 --out scores/",
     ),
     [
         click.Argument(["model"], type=FOLDER),
@@ -84,6 +87,34 @@ COMMAND = Command(
             show_default=True,
             metavar="N",
             help="Spread the model over N GPUs, with --device cuda.",
+        ),
+        click.Option(
+            ["--chat"],
+            type=click.Choice(["none", "auto", "both"]),
+            default="none",
+            show_default=True,
+            help="Put prompts into the checkpoint's chat template; both: score plain prompts too.",
+        ),
+        click.Option(["--system"], metavar="TEXT", help="System message that all chat prompts begin with."),
+        click.Option(
+            ["--date"],
+            default=STATED,
+            show_default=True,
+            metavar="DAY",
+            help="Today, for chat templates that write it.",
+        ),
+        click.Option(
+            ["--fewshot"],
+            type=int,
+            metavar="N",
+            help="Examples in each prompt of lm-eval's tasks.  [default: as each task states]",
+        ),
+        click.Option(
+            ["--generation"],
+            type=click.Choice(MODES),
+            default="own",
+            show_default=True,
+            help="Generate by the checkpoint's generation_config, or greedily with its stops alone.",
         ),
         click.Option(
             ["--device"],

@@ -81,7 +81,7 @@ def is_reachable(address: str) -> bool:
             socket.create_connection((there.hostname or "", port), REACHED_WITHIN_S).close()
             opened.set()
 
-    asking = threading.Thread(target=connect, daemon=True)  # a look-up of a name has no time limit of its own
+    asking = threading.Thread(target=connect, daemon=True)  # a look-up of a name has no time limit
     asking.start()
     asking.join(REACHED_WITHIN_S)
     return opened.is_set()
@@ -225,8 +225,8 @@ def scores(out: Path) -> dict[str, float]:
 
 
 @harmless
-def report(config: Config, results_csv: Path, curves: Path, page: Path) -> None:
-    """Write a last run with the results table, the curves and the page."""
+def report(config: Config, results_csv: Path, curves: Path | None, page: Path) -> None:
+    """Write a last run with the results table, the curves if there are some, and the page."""
     if mode(config) == "off":
         return
     run = start(config, results_csv.parent.absolute(), "report", "report", {})
@@ -235,6 +235,7 @@ def report(config: Config, results_csv: Path, curves: Path, page: Path) -> None:
     import pandas
     import wandb
 
-    run.log({"results": wandb.Table(dataframe=pandas.read_csv(results_csv)), "curves": wandb.Image(str(curves))})
+    drawn = {"curves": wandb.Image(str(curves))} if curves else {}
+    run.log({"results": wandb.Table(dataframe=pandas.read_csv(results_csv)), **drawn})
     run.save(str(page), base_path=str(page.parent), policy="now")
     run.finish()

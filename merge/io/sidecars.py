@@ -12,7 +12,7 @@ from pathlib import Path
 from common.errors import BadInput
 from common.parsing import read_json
 
-# The vocabulary in its several forms, tokenizer.json aside; patterns of names in the folder itself.
+# The vocabulary in forms other than tokenizer.json; patterns of names in the folder itself.
 VOCABULARIES = (
     "*.model", "tokenizer.model.*", "*.tiktoken", "*.spm", "tekken*.json", "vocab*.json", "vocab*.txt", "vocab.bpe",
     "merges.txt", "encoder.json", "bpe.codes", "added_tokens.json", "dict.txt", "emoji.json", "byte_maps.json",

@@ -11,8 +11,11 @@ from pathlib import Path
 
 from common import hub as model_hub
 from pipeline.check.chat_data import conversations
+from pipeline.check.chat_prompts import chat_prompts
 from pipeline.check.finding import Finding, first_of_each_language, given, guarded
 from pipeline.check.given_checkpoints import checkpoints, partners
+from pipeline.check.pair import pair
+from pipeline.check.questions import questions
 from pipeline.check.resources import disk, tasks
 from pipeline.check.stated import stated
 from pipeline.check.text import budgets, control, corpora, tokenizer
@@ -40,7 +43,18 @@ def sweep(configs: Sequence[Config], missing: Sequence[Stage] | None = None) -> 
         )
     asks = missing is None or any(KINDS[stage.kind].work == "score" or stage.kind == "leaks" for stage in missing)
     for config in first_of_each_language(configs):
-        for check in (checkpoints, corpora, control, *([tasks] if asks else []), tokenizer, partners, conversations):
+        for check in (
+            checkpoints,
+            corpora,
+            control,
+            *([tasks] if asks else []),
+            tokenizer,
+            partners,
+            pair,
+            conversations,
+            *([chat_prompts] if asks else []),
+            questions,
+        ):
             findings += guarded(check, config)
     findings += guarded(budgets, configs)
     findings += guarded(stated, configs)

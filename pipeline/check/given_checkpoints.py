@@ -12,6 +12,7 @@ from pipeline import architecture, inputs, recipes
 from pipeline.arms import PAIR
 from pipeline.check.finding import Finding, given, guarded, planned
 from pipeline.config import Config
+from pipeline.plan_adapt import of_chat_model
 from train.stage_settings import LoraSettings
 
 
@@ -66,7 +67,7 @@ def fits(folder: Path, key: str, path: str, config: Config) -> Iterator[Finding]
     architecture.check_attention(folder, where, config.compute.attention)
     if config.train.lora and key != "sft.source":  # which nothing is trained from
         architecture.check_lora(folder, where, LoraSettings.from_mapping(config.train.lora.model_dump()))
-    if key == "model.path":  # its tokenizer makes the blocks
+    if key == "model.path":  # blocks are made with its tokenizer
         architecture.check_end(folder, where)
     if warning := architecture.beyond_embedding(folder, where):
         yield Finding(False, warning)
@@ -90,7 +91,7 @@ def embedding_rows(file: Path) -> int | None:
         with safe_open(file, "np") as tensors:
             names = [name for name in list(tensors.keys()) if is_embedding(name)]
             return int(tensors.get_slice(names[0]).get_shape()[0]) if names else None
-    except SafetensorError:  # `partners` says what is wrong with the file
+    except SafetensorError:  # `partners` reports what is wrong with the file
         return None
 
 
@@ -124,6 +125,9 @@ def partners(config: Config) -> Iterator[Finding]:
     methods = list(config.merge.methods.values())
     method = next((method for method in methods if method.of == PAIR), methods[0])
     merged = {name: (folders.get(f"{name}.source", base) or base).absolute() for name in method.of}
-    recipe = recipes.complete(method.tries[0], base.absolute(), merged, config.seed)
+    chat = folders.get("sft.source")
+    start = chat if method.from_ == "sft" and chat else base
+    stated = {**method.tries[0], **(of_chat_model(config, method) if chat else {})}
+    recipe = recipes.complete(stated, start.absolute(), merged, config.seed)
     check(Recipe.from_dict(recipe, where="merge.methods"))
     yield from ()

@@ -12,6 +12,7 @@ from common.choices import listed, suggestion
 from common.errors import BadInput
 from common.units import format_tokens
 from pipeline import old_names
+from pipeline.config.adapting import Adapt, why_not_adapted
 from pipeline.config.computing import Compute, Tracking
 from pipeline.config.fields import Folder, Name, Section, Seed
 from pipeline.config.messages import one_line
@@ -57,6 +58,7 @@ class Config(Section):
     compute: Compute
     tracking: Tracking
     chat: Chat
+    adapt: Adapt | None
 
     @property
     def report(self) -> tuple[str | None, str]:
@@ -182,6 +184,12 @@ class Config(Section):
                 f"sft.grid: CT-then-SFT gets {len(self.sft.tries)} trials on dev, every merge {tuned[0]}. "
                 "Give both the same number, for a fair comparison."
             )
+        return self
+
+    @model_validator(mode="after")
+    def one_model_is_adapted(self) -> Config:
+        if wrong := why_not_adapted(self):
+            raise ValueError(wrong)
         return self
 
     @model_validator(mode="after")

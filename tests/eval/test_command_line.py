@@ -37,7 +37,7 @@ OPTIONS = """
 --items TMP/deep                                 | .*next_nya.test.jsonl line 1: not JSON .recursion limit
 --items TMP/digits                               | .*next_nya.test.jsonl line 1: not JSON .number out of range
 --items TMP/half_letter                          | .*next_nya.test.jsonl line 1: not JSON .*hex escape
---items TMP/list                                 | .*next_nya.test.jsonl line 1: Input should be an object
+--items TMP/list                                 | .*next_nya.test.jsonl line 1: must be an object
 --text TMP/half_letter_of_text                   | .*nya.test.jsonl line 1: not JSON .*hex escape
 """
 ROWS = [tuple(part.strip() for part in line.split(" | ")) for line in OPTIONS.strip().splitlines()]

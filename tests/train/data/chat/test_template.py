@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 from transformers.utils import chat_template_utils
 
+from common.chat_date import TODAY
+from common.chat_files import text_in
 from common.errors import BadInput
 from tests.train.data.chat.model_templates import EOS, FOLDER, OWN, VICUNA, masking, text, tokenizer
-from train.data.chat.template import CHATML_TEXT, TODAY, of_tokenizer, text_in
+from train.data.chat.template import CHATML_TEXT, of_tokenizer
 from train.stage_settings import ChatSettings
 
 FAMILIES = sorted({path.stem for path in FOLDER.glob("*.jinja") if not path.stem.endswith("_training")} | set(OWN))
@@ -96,7 +98,7 @@ def test_plain_turns_that_end_in_a_token_are_accepted() -> None:
 
 
 def test_a_base_without_a_template_names_where_one_may_be() -> None:
-    with pytest.raises(BadInput, match=r"^base has no chat template\. Set sft.template=chatml .* as sft.source\.$"):
+    with pytest.raises(BadInput, match=r"^base has no chat template\. Set sft.template=chatml .* that has one\.$"):
         of_tokenizer(tokenizer(None), ChatSettings("tokenizer"), "base")
 
 
@@ -105,7 +107,7 @@ def test_chatml_is_for_tokenizers_that_have_its_marks() -> None:
 
     settings = ChatSettings(CHATML_TEXT)
     assert of_tokenizer(tokenizer_kinds.tokenizer("qwen"), settings, "base").stop == "<|im_end|>"
-    with pytest.raises(BadInput, match=r"^base has no token <\|im_start\|>, which would be \d+ pieces\. Take a model"):
+    with pytest.raises(BadInput, match=r"^base has no token <\|im_start\|>, which becomes \d+ pieces\. Choose a model"):
         of_tokenizer(tokenizer_kinds.tokenizer("neox"), settings, "base")
 
 
