@@ -50,7 +50,7 @@ class Asking:
     day: str = STATED
 
     def modes(self, tokenizer: Any) -> tuple[Mode, ...]:
-        """The ways in which tasks are asked of a checkpoint with this tokenizer."""
+        """Return the modes in which a checkpoint with this tokenizer is scored."""
         if self.chat == "none" or template_of(tokenizer) is None:
             return (Mode(False),)
         return (Mode(False), Mode(True, BY_TEMPLATE)) if self.chat == "both" else (Mode(True),)

@@ -50,6 +50,16 @@ def sentence_scores(aggregate: Aggregate, counts: Counts) -> list[float]:
     return [scorer(aggregate)(row) for row in counts]
 
 
+def by_name(aggregate: Aggregate) -> str | None:
+    """The name of an aggregate of sacrebleu in lm-eval's table; None of another."""
+    return next((name for name, known in _aggregates().items() if known is aggregate), None)
+
+
+def scorer_of(name: str) -> Callable[[Counts], float]:
+    """The score of summed counts, by the name that `by_name` gave."""
+    return scorer(_aggregates()[name])
+
+
 def _texts(given: Any) -> list[str]:
     return [str(each) for each in given] if isinstance(given, list | tuple) else [str(given)]
 
@@ -61,11 +71,18 @@ def scorer(aggregate: Aggregate) -> Callable[[Counts], float]:
 
 
 @cache
+def _aggregates() -> dict[str, Aggregate]:
+    from lm_eval.api import metrics
+
+    return {"bleu": metrics.bleu, "chrf": metrics.chrf, "chrf++": metrics.chrfpp, "ter": metrics.ter}
+
+
+@cache
 def _metrics() -> dict[Aggregate, Any]:
     """The metric of sacrebleu behind each of lm-eval's aggregates, with the settings that lm-eval gives it."""
-    from lm_eval.api import metrics
     from sacrebleu.metrics.bleu import BLEU
     from sacrebleu.metrics.chrf import CHRF
     from sacrebleu.metrics.ter import TER
 
-    return {metrics.bleu: BLEU(), metrics.chrf: CHRF(), metrics.chrfpp: CHRF(word_order=2), metrics.ter: TER()}
+    own = {"bleu": BLEU(), "chrf": CHRF(), "chrf++": CHRF(word_order=2), "ter": TER()}
+    return {aggregate: own[name] for name, aggregate in _aggregates().items()}

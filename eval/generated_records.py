@@ -98,7 +98,10 @@ def interval(task: Any, metric: str, items: Sequence[Any], value: float) -> Inte
 
 
 def _scores(task: Any, metric: str, rows: Logged) -> list[Record]:
-    """What each document adds to a metric: its score; of BLEU, chrF and TER the counts that are summed up."""
+    """What each document adds to a metric: its score; of BLEU, chrF and TER the counts that are summed up.
+
+    alone: the score of the document by itself. counted: which of the three the counts are of.
+    """
     items = [row.get(metric) for row in rows]
     if (scores := means(task, metric, items)) is not None:
         return [{"score": score} for score in scores]
@@ -107,7 +110,10 @@ def _scores(task: Any, metric: str, rows: Logged) -> list[Record]:
     if counts is None:
         return [{} for _ in rows]
     alone = corpus_metrics.sentence_scores(aggregate, counts)
-    return [{"alone": score, "counts": row.tolist()} for score, row in zip(alone, counts, strict=True)]
+    counted = corpus_metrics.by_name(aggregate)
+    return [
+        {"alone": score, "counts": row.tolist(), "counted": counted} for score, row in zip(alone, counts, strict=True)
+    ]
 
 
 def answered(task: Any, row: Mapping[str, Any]) -> Record:

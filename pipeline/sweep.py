@@ -17,7 +17,6 @@ from omegaconf.errors import OmegaConfBaseException
 
 from common.choices import suggestion
 from common.errors import BadInput
-from common.parsing import sentence
 from common.places import CONF
 from common.units import format_tokens
 from pipeline import old_names
@@ -61,7 +60,7 @@ def expand(overrides: Sequence[str], multirun: bool) -> Sweep:
             composed = list(zip(cells, _composed(cells, found_in), strict=True))
         except BadInput:
             raise
-        except (HydraException, OmegaConfBaseException, ValueError) as error:  # ValueError: a group that is no name
+        except (HydraException, OmegaConfBaseException, ValueError) as error:  # ValueError: a group that is not a name
             raise BadInput(_one_line(error)) from None
         launcher = str(root.hydra.runtime.choices["hydra/launcher"]) if multirun else IN_THIS_PROCESS
         at_once = int(root.hydra.launcher.get("n_jobs") or 1) if multirun else 1
@@ -151,7 +150,7 @@ def _plain_axes(cells: Sequence[list[str]]) -> dict[str, dict[str, Any]]:
     lines: dict[str, list[str]] = {}
     for line in dict.fromkeys(line for cell in cells for line in cell):
         lines.setdefault(_key(line), []).append(line)
-    # choices of groups come before values, wherever they stand
+    # choices of groups apply before values, whatever their order
     values = {key: given for key, given in lines.items() if not (CONF / key).is_dir()}
     plain = {}
     for key, given in values.items():
@@ -254,7 +253,8 @@ def _one_line(error: Exception) -> str:
             f"launcher: {foreign[1]} sets {foreign[2]}, which this launcher does not have. "
             "Leave launcher= out (hydra.launcher.n_jobs=1 computes one run after another)."
         )
-    return sentence(next(line.strip() for line in text.splitlines() if line.strip()))
+    line = next(line.strip() for line in text.splitlines() if line.strip())
+    return line if line.endswith(".") else f"{line}."
 
 
 def _unknown_group(name: str) -> str:

@@ -9,30 +9,38 @@ from functools import cached_property
 from typing import Any
 
 from eval.asking import CHAT
+from eval.generated_records import AGGREGATE
 from eval.task_checks import LOWER
-from eval.task_set import BITS
+from eval.task_set import BITS, BY_TEMPLATE
 from pipeline.adapting import is_of_lm_eval
 from pipeline.config.adapting import TASKS
 from pipeline.report.inference import Estimate
-from pipeline.report.paired import Evidence, Kind, Term
+from pipeline.report.paired import LOWER_IS_BETTER, Evidence, Kind, Term
 from pipeline.report.records import ENGLISH, Evaluation, read_scores
 
 ACCURACY, OF_ENGLISH = "acc", f"_{ENGLISH}"
-UNITS: dict[Kind, str] = {"accuracy": "in accuracy", "bits": "bits per byte saved", "error": "of errors saved"}
+UNITS: dict[Kind, str] = {
+    "accuracy": "in accuracy",
+    "chat": "in accuracy by chat template",
+    "bits": "bits per byte saved",
+    "error": "of errors saved",
+    "corpus": "in BLEU or chrF",
+}
 
 
 @dataclass(frozen=True)
 class Measure:
     """A measure by what it is the mean of.
 
-    parts: families of tasks (None: all) with their weights. title: as on the page, such as `Chichewa accuracy`.
+    parts: families of tasks (None: all) with kind and weight; empty: all tasks of the kind. title: as on the page, such
+    as `Chichewa accuracy`.
     """
 
     name: str
     title: str
     language: str
     kind: Kind
-    parts: tuple[tuple[str | None, float], ...] = ((None, 1.0),)
+    parts: tuple[tuple[Kind, str | None, float], ...] = ()
 
     @property
     def unit(self) -> str:
@@ -41,7 +49,12 @@ class Measure:
 
     @property
     def lower_is_better(self) -> bool:
-        return self.kind != "accuracy"
+        return self.kind in LOWER_IS_BETTER
+
+    @property
+    def terms(self) -> tuple[tuple[Kind, str | None, float], ...]:
+        """Kind, family and weight of each part."""
+        return self.parts or ((self.kind, None, 1.0),)
 
 
 @dataclass(frozen=True)
@@ -54,7 +67,18 @@ class Level:
     n: int
 
 
-def _is_of(row: Mapping[str, Any], measure: Measure) -> bool:
+def kind_of(row: Mapping[str, Any]) -> Kind:
+    """Return the kind of a task by its score record."""
+    if row["metric"] == BITS:
+        return "bits"
+    if row.get(AGGREGATE):
+        return "corpus"
+    if row["task"].endswith(BY_TEMPLATE):
+        return "chat"
+    return "accuracy" if row.get(LOWER, True) else "error"
+
+
+def _is_of(row: dict[str, Any], measure: Measure) -> bool:
     """Whether a score record is what a measure is the mean of."""
     if row["language"] != measure.language:
         return False
@@ -62,7 +86,7 @@ def _is_of(row: Mapping[str, Any], measure: Measure) -> bool:
         return bool(row["family"] == "mean")
     if measure.name in (BITS, f"{BITS}{OF_ENGLISH}"):
         return bool(row["metric"] == BITS)
-    return row["task"] == measure.name or (measure.name == TASKS and row["family"] in dict(measure.parts))
+    return row["task"] == measure.name or (measure.name == TASKS and is_of_lm_eval(row))
 
 
 @dataclass
@@ -104,15 +128,15 @@ class TestScores:
         if not all(evidence.has(model, 0) for model in models):
             return None
         terms: list[Term] = [
-            (measure.kind, family, (model, 0), side * weight)
+            (kind, family, (model, 0), side * weight)
             for model, side in models.items()
-            for family, weight in measure.parts
+            for kind, family, weight in measure.terms
         ]
         found = evidence.combination(terms)
         if found is None:
             return None
         each = [evidence.combination([(kind, family, model, 1.0)]) for kind, family, model, _ in terms]
-        items = sum(one.n for one in each[: len(measure.parts)] if one)  # those of the first model: all have the same
+        items = sum(one.n for one in each[: len(measure.terms)] if one)  # those of the first model: all have the same
         return replace(found, n=items)
 
     @cached_property
@@ -154,12 +178,10 @@ class TestScores:
         chosen = [self.tasks[task] for task in wanted if task in self.tasks]
         if not chosen:
             raise ValueError(f"no model was scored on the measure {name}")
-        families = Counter(row["family"] for row in chosen)
-        parts = tuple((family, count / len(chosen)) for family, count in families.items())
-        first = chosen[0]
-        kind = "bits" if first["metric"] == BITS else "accuracy" if first.get(LOWER, True) else "error"
+        counts = Counter((kind_of(row), str(row["family"])) for row in chosen)
+        parts = tuple((kind, family, count / len(chosen)) for (kind, family), count in counts.items())
         words = f"{self.title} tasks" if name == TASKS else name
-        return Measure(name, words, first["language"], kind, parts)
+        return Measure(name, words, chosen[0]["language"], kind_of(chosen[0]), parts)
 
     def shown(self, *more: Measure) -> list[Measure]:
         """Return the measures of the table: the language's, its tasks, English; those of the choice are among them."""

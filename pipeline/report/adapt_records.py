@@ -149,7 +149,7 @@ def read_sources(folder: Path) -> AdaptSources:
         raise BadInput(f"{folder / FILE}: cannot be read ({error}). Run experiment=adapt again.") from None
     needed = [found.choice, *found.tests.values(), *found.answers.values(), *(path for path, _ in found.stages)]
     if lost := [path for path in needed if not path.exists()]:
-        raise BadInput(f"{folder / FILE}: {lost[0]} is missing. Put the store back, or run experiment=adapt again.")
+        raise BadInput(f"{folder / FILE}: {lost[0]} is missing. Restore the store, or run experiment=adapt again.")
     return found
 
 

@@ -11,7 +11,10 @@ from typing import Any
 import pytest
 
 from common.errors import BadInput
+from pipeline import sweep
+from pipeline.check.questions import questions
 from pipeline.page_questions import COUNT, draw, read_questions
+from tests.pipeline.tiny_pair import make_pair, tamil
 
 
 def rows(path: Path, content: Sequence[Mapping[str, Any]]) -> None:
@@ -50,6 +53,19 @@ def test_a_missing_file_and_another_format_are_named(tmp_path: Path) -> None:
         read_questions("nowhere.jsonl")
     with pytest.raises(BadInput, match=r"^eval\.questions=a\.txt: must be a \.jsonl file\."):
         read_questions("a.txt")
+
+
+def test_a_question_that_leaves_no_room_is_found_before_the_run(tmp_path: Path) -> None:
+    """Both models of the tiny pair read 512 tokens; the base is asked plainly, the chat model by its template."""
+    base, chat = make_pair(tmp_path)
+    path = tmp_path / "questions.jsonl"
+    setting = [f"model.path={base}", f"sft.source={chat}", f"corpus.path={tamil(tmp_path, 4)}", "language.code=tam"]
+    config = sweep.expand(["experiment=adapt-test", *setting, f"eval.questions={path}"], multirun=False).configs[0]
+    rows(path, [{"question": "நீர்?"}, {"question": "மழை?"}])
+    assert [str(finding) for finding in questions(config)] == ["questions   2, all of them on the page"]
+    rows(path, [{"question": "நீர்?"}, {"question": "x" * 3000}])
+    with pytest.raises(BadInput, match=r"question 2 has \d+ tokens, and model\.path=.* reads 512 with the answer\. Sh"):
+        list(questions(config))
 
 
 def test_test_items_of_the_language_are_drawn_by_their_hash(tmp_path: Path) -> None:

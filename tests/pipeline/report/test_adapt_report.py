@@ -224,5 +224,5 @@ def test_lost_results_are_named(tmp_path: Path) -> None:
     adapt_report.render(sources, tmp_path / "out")
     (sources.choice / "choice.yml").unlink()
     sources.choice.rename(tmp_path / "gone")
-    with pytest.raises(BadInput, match=rf"{FILE}: .*choose is missing. Put the store back"):
+    with pytest.raises(BadInput, match=rf"{FILE}: .*choose is missing. Restore the store"):
         read_sources(tmp_path / "out")
