@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.report.adapt_claims import GAINS, KEEPS
 from pipeline.report.adapt_measures import Measure
-from pipeline.report.adapt_records import Candidate, Choice
+from pipeline.report.adapt_records import CHAT, Candidate, Choice
 from pipeline.report.claims import Answer
 from pipeline.report.inference import Estimate
 from pipeline.report.records import label
@@ -17,18 +17,16 @@ UNKNOWN = "The adapted model is chosen, but it is not scored on test yet."
 
 
 def settings_in_words(settings: Mapping[str, Any]) -> str:
-    """Write the settings of a try: `lambda 0.75, density 0.5`."""
-    return ", ".join(
-        f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}" for key, value in _flat(settings)
-    )
+    """Write the settings of a try: `lambda 0.75`, `weight of the chat model 0.5`."""
 
+    def name(key: str) -> str:
+        model, _, rest = key.removeprefix("models.").partition(".")
+        return f"{rest} of {'the chat model' if model == CHAT else label(model)}" if rest else key
 
-def _flat(settings: Mapping[str, Any], before: str = "") -> list[tuple[str, Any]]:
-    pairs: list[tuple[str, Any]] = []
-    for key, value in settings.items():
-        name = f"{before}{key}"
-        pairs += _flat(value, f"{name} ") if isinstance(value, Mapping) else [(name, value)]
-    return pairs
+    def shown(value: Any) -> str:
+        return f"{value:g}" if isinstance(value, float) else str(value)
+
+    return ", ".join(f"{name(key)} {shown(value)}" for key, value in settings.items())
 
 
 def name_of(candidate: Candidate | Choice) -> str:
