@@ -11,6 +11,7 @@ from pathlib import Path
 
 from common import hub as model_hub
 from pipeline.check.chat_data import conversations
+from pipeline.check.chat_prompts import chat_prompts
 from pipeline.check.finding import Finding, first_of_each_language, given, guarded
 from pipeline.check.given_checkpoints import checkpoints, partners
 from pipeline.check.resources import disk, tasks
@@ -34,7 +35,7 @@ def sweep(configs: Sequence[Config]) -> list[Finding]:
             )
         )
     for config in first_of_each_language(configs):
-        for check in (checkpoints, corpora, control, tasks, tokenizer, partners, conversations):
+        for check in (checkpoints, corpora, control, tasks, tokenizer, partners, conversations, chat_prompts):
             findings += guarded(check, config)
     findings += guarded(budgets, configs)
     findings += guarded(stated, configs)

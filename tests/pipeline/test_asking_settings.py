@@ -13,6 +13,7 @@ from common.errors import BadInput
 from common.files import read_jsonl
 from pipeline import inputs, stages, sweep
 from pipeline.check import resources
+from pipeline.check.chat_prompts import chat_prompts
 from pipeline.check.finding import Finding
 from pipeline.config import Config
 from pipeline.cost.generation import generated_tokens
@@ -23,7 +24,7 @@ from pipeline.plan import plan_cell
 from pipeline.run.plan_table import prompts
 from pipeline.speaker import speaker
 from tests.eval import local_tasks
-from tests.eval.chat_models import CHATML, DATED, chat_model, chat_tokenizer, saved
+from tests.eval.chat_models import CHATML, DATED, NO_SYSTEM, chat_model, chat_tokenizer, saved
 
 SHIPPED = Path(__file__).parents[2] / "models" / "tiny-base"
 
@@ -173,6 +174,26 @@ def test_check_reports_what_is_asked(tmp_path: Path) -> None:
     too_many = list(resources.tasks(config(f"eval.include_path={own}", "eval.tasks=[mgsm_tam]", "eval.fewshot=9")))
     assert [finding.fails for finding in too_many] == [True]
     assert too_many[0].text.startswith("eval.fewshot: mgsm_tam has 4 examples to draw from, got 9")
+
+
+def test_check_reports_where_generation_stops(tmp_path: Path) -> None:
+    chat = saved(tmp_path / "chat", eos_token_id=[1, 2])
+    stated = config("model=folder", f"model.path={SHIPPED}", f"sft.source={chat}", "eval.chat=auto")
+    plain, chats = list(chat_prompts(stated))
+    assert plain.told and plain.text == f"chat        model.path={SHIPPED}: plain prompts (no chat template)"
+    names = chat_tokenizer().convert_ids_to_tokens([1, 2])
+    assert chats.told and chats.text == (
+        f"chat        sft.source={chat}: by its template; generation stops at {', '.join(names)}"
+    )
+    runs_on = CHATML.replace("<|im_end|>", "</s>")
+    (chat / "chat_template.jinja").write_text(runs_on, encoding="utf-8")
+    warning = list(chat_prompts(stated))[-1]
+    assert not warning.fails and "its template ends an answer by </s>, where generation does not stop" in warning.text
+    (chat / "chat_template.jinja").write_text(NO_SYSTEM, encoding="utf-8")
+    with_system = config("model=folder", f"model.path={chat}", "eval.chat=auto", "eval.system=short")
+    with pytest.raises(BadInput, match=r"^eval\.system: .* takes no system message"):
+        list(chat_prompts(with_system))
+    assert list(chat_prompts(config())) == []
 
 
 def test_plan_reports_what_is_not_asked_in_the_usual_way() -> None:
