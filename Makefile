@@ -46,7 +46,7 @@ plan: $(READY)  ## which stages are done and which would run; with CLUSTER=8xH10
 check: $(READY)  ## whether everything is there that the experiment needs: access, text, tasks, tokenizer, disk
 	@$(BIN)/python -m pipeline check -m experiment=$(EXPERIMENT) $(ARGS)
 
-base: $(READY)  ## train the shipped base model from scratch, by its recipe (over an hour; goes on where it was stopped)
+base: $(READY)  ## train the shipped base model from scratch, by its recipe (over an hour; resumes if it was stopped)
 	@$(BIN)/python -m pipeline run experiment=base $(ARGS)
 
 dashboard: $(READY)  ## the comparison in wandb, from a report: pushed where a key is, else written as a file
@@ -66,7 +66,7 @@ test-page: chromium  ## the report page in a real browser
 test: $(READY)  ## the tests, by JOBS=3 processes
 	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
-test-quick: $(READY)  ## the tests of single functions, without real trainings, runs and renderings: for the change at hand
+test-quick: $(READY)  ## run the tests of single functions, without real trainings, runs and renderings
 	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -q $(QUICK) $(ARGS)
 
 gpu: $(READY)  ## what has to be true on a GPU, ten minutes, one JSON line per step (docs/how-to/check-your-gpus.md); ARGS='--device cpu' without one
@@ -78,7 +78,7 @@ test-slurm: $(READY)  ## a sweep through a real Slurm on this host (root and apt
 test-scripts: $(READY)  ## real text in seven languages, each through the small experiment (apt; says so where it cannot)
 	@$(BIN)/python -m tests.scripts
 
-oracle: $(READY) $(ORACLE)  ## merges held against the real mergekit, which gets a venv of its own
+oracle: $(READY) $(ORACLE)  ## compare merges with the real mergekit, in its own venv
 	@$(BIN)/python -m pytest $(wildcard tests/merge/test_oracle*.py) $(ARGS)
 
 chaos: $(READY)  ## the small experiment under kills, races, flipped bits, a full disk, a jumping clock (hours; ARGS='--kills 10'); last line JSON

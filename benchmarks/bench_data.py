@@ -122,7 +122,7 @@ def main() -> None:
 
 
 def documents() -> Iterator[str]:
-    """The chapters of both Bibles for ever, the verses and a few of the words of each new every time."""
+    """The chapters of both Bibles forever, the verses and a few of the words of each new every time."""
     chapters: dict[tuple[str, int, int], list[str]] = {}
     for name, verses in (("nya", bible.chichewa()), ("en", bible.english())):
         for (book, chapter, _), verse in verses:

@@ -43,7 +43,7 @@ def main() -> int:
                 browser.send("Page.navigate", url="about:blank")
                 browser.open(options.page)
                 if not browser.value("performance.getEntriesByName('drawn').length"):
-                    parser.error(f"{options.page}: older code drew it; draw it anew, by `slackmerge report`")
+                    parser.error(f"{options.page}: older code drew it; draw it again with `slackmerge report`")
                 rounds.append(browser.value(TIMES))
             measured[f"slower_{slower}"] = {
                 name: round(statistics.median(each[name] for each in rounds)) for name in rounds[0]

@@ -1,4 +1,4 @@
-"""The plan's FLOPs and memory from 1 B to 70 B against published runs; prints a line a run, and JSON last.
+"""The plan's FLOPs and memory from 1 B to 70 B against published runs; prints one line per run, and JSON last.
 
     python benchmarks/bench_scale.py
 

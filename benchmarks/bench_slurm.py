@@ -64,7 +64,7 @@ def sleeping(folder: Path, store: Path, staged: Path, sleep: float) -> sites.Sit
     site = sites.read(str(ROOT / "tests" / "slurm" / "site.yaml"))
     python = f"{sys.executable} -S -E {script}"
     return site.model_copy(
-        update={"python": python, "setup": None, "at_once": 1000, "evaluations_a_job": 1, "poll_seconds": 5.0}
+        update={"python": python, "setup": None, "max_parallel": 1000, "evals_per_job": 1, "poll_seconds": 5.0}
     )
 
 

@@ -1,4 +1,4 @@
-"""What every room may use and no room owns: refusals in one line, safe files, units, and what lies on the hub.
+"""What every package uses: errors as one line, atomic files, units, and models and data of the Hub.
 
-Imports nothing of ours.
+It imports no other package of slackmerge.
 """

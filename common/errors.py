@@ -1,4 +1,4 @@
-"""What ends a command other than success, each in one line."""
+"""Errors that end a command, one line each."""
 
 from __future__ import annotations
 
@@ -9,34 +9,34 @@ from contextlib import contextmanager
 
 LONGEST = 2000  # characters of a line
 ADVICE = {
-    errno.ENOSPC: "no room on the disk; free some, or write elsewhere",
-    errno.EDQUOT: "the disk quota is used up; free some room, or write elsewhere",
-    errno.EMFILE: "too many open files; allow more (`ulimit -n`), or do less at a time",
-    errno.ENFILE: "too many open files on this machine; try again later",
-    errno.EROFS: "the file system is read-only; write elsewhere",
-    errno.EACCES: "permission denied; ask for the right, or name another place",
-    errno.EPERM: "not permitted; ask for the right, or name another place",
-    errno.EPIPE: "the reader of the output has gone",
-    errno.ENAMETOOLONG: "the name is longer than the file system allows",
-    errno.EIO: "the disk or its connection fails (input/output error)",
+    errno.ENOSPC: "the disk is full. Free some space, or write elsewhere.",
+    errno.EDQUOT: "the disk quota is used up. Free some space, or write elsewhere.",
+    errno.EMFILE: "too many files are open. Raise the limit (`ulimit -n`), or do less at a time.",
+    errno.ENFILE: "too many files are open on this machine. Try again later.",
+    errno.EROFS: "the file system is read-only. Write elsewhere.",
+    errno.EACCES: "permission denied. Get the permission, or choose another folder.",
+    errno.EPERM: "not permitted. Get the permission, or choose another folder.",
+    errno.EPIPE: "the program that read the output has ended.",
+    errno.ENAMETOOLONG: "the name is longer than the file system allows. Choose a shorter one.",
+    errno.EIO: "the disk or its connection fails (input/output error). Choose another disk.",
 }
 
 
 class BadInput(ValueError):
-    """Input that cannot work: one line that names the config key or file and says what would be right."""
+    """Input that cannot work. Its text is one line that names the key or file, and states what to do."""
 
 
 class Interrupted(RuntimeError):
-    """A training was told to stop: it has saved, and the next run goes on from there."""
+    """A training was stopped: it has saved, and the next run resumes it."""
 
 
 class StageFailed(RuntimeError):
-    """A stage crashed: one line that names it. The cause is chained."""
+    """A stage crashed. Its text is one line that names the stage; the cause is chained."""
 
 
 @contextmanager
 def in_one_line() -> Iterator[None]:
-    """What the machine refuses (files, room, memory) or cannot follow (nesting) is raised as BadInput, in one line."""
+    """Raise errors of the machine (files, disk space, memory) and too deep nesting as BadInput, one line each."""
     try:
         yield
     except (Interrupted, StageFailed):  # have their line and their exit code, whatever words are in it
@@ -44,19 +44,19 @@ def in_one_line() -> Iterator[None]:
     except OSError as error:
         raise BadInput(_of_files(error)) from error
     except RecursionError as error:
-        raise BadInput("the input is nested too deeply to be read") from error
+        raise BadInput("the input is nested too deeply to be read. Use fewer levels.") from error
     except MemoryError as error:
-        raise BadInput("not enough memory; free some, or ask for less at a time") from error
+        raise BadInput("not enough memory. Free some, or do less at a time.") from error
     except RuntimeError as error:  # torch has no class of its own for memory of the CPU, Python none for threads
         if "memory" in str(error) and ("alloc" in str(error) or "out of" in str(error)):
-            raise BadInput("not enough memory; free some, or ask for less at a time") from error
+            raise BadInput("not enough memory. Free some, or do less at a time.") from error
         if "start new thread" in str(error):
-            raise BadInput("the machine starts no more threads; ask for fewer") from error
+            raise BadInput("the machine starts no more threads. Use fewer.") from error
         raise
 
 
 def line_of(error: BaseException) -> str:
-    """An error's text as one line that a terminal can show, whatever names of files or keys are in it."""
+    """Return an error's text as one line that a terminal can show, whatever characters it has."""
     text = " ".join("".join(letter if letter.isprintable() else " " for letter in str(error)).split())
     return text if len(text) <= LONGEST else f"{text[:LONGEST]} …"
 

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and the small formats that several rooms read."""
+"""Atomic files, and the small formats that several packages read."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from common.errors import in_one_line
 
 
 class Checksums:
-    """Checksums of input files, remembered in a file by path, size and time of change: many gigabytes are read once."""
+    """Checksums of input files, cached in a file by path, size and modification time, as inputs have gigabytes."""
 
     def __init__(self, memory: Path) -> None:
         self.memory = memory
@@ -28,7 +28,7 @@ class Checksums:
         self.known: dict[str, str] = known if isinstance(known, dict) else {}
 
     def file(self, path: Path) -> str:
-        """The SHA-256 of a file, in hex."""
+        """Return the SHA-256 of a file, in hex."""
         status = path.stat()
         key = f"{path.absolute()}:{status.st_size}:{status.st_mtime_ns}"
         if key not in self.known:
@@ -39,30 +39,30 @@ class Checksums:
         return self.known[key]
 
     def names(self, paths: Iterable[Path]) -> str:
-        """One checksum for several files, by their names."""
+        """Return one checksum for several files, by their names."""
         lines = "".join(f"{path.name} {self.file(path)}\n" for path in sorted(paths))
         return hashlib.sha256(lines.encode()).hexdigest()
 
     def tree(self, folder: Path, paths: Iterable[Path]) -> str:
-        """One checksum for files of a folder, in the order given, by their places in it."""
+        """Return one checksum for files of a folder, in the given order, by their relative paths."""
         lines = "".join(f"{path.relative_to(folder)} {self.file(path)}\n" for path in paths)
         return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def sha256(path: Path) -> str:
-    """The checksum of a file, in hex."""
+    """Compute the SHA-256 of a file, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def of_another(place: Path | int) -> str | None:
-    """`belongs to another user (…)`, of a file or folder, by its path or open; None where it is this account's."""
+def foreign_owner(place: Path | int) -> str | None:
+    """Return `belongs to another user (...)` for such a file or folder (path or descriptor), else None."""
     owner = os.stat(place).st_uid
     return None if owner == os.getuid() else f"belongs to another user (id {owner})"
 
 
 def fsync(path: Path) -> None:
-    """Brings a file, or the names in a folder, to the disk."""
+    """Flush a file, or the names in a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -71,9 +71,9 @@ def fsync(path: Path) -> None:
 
 
 def publish(path: Path, write: Callable[[Path], object]) -> Path:
-    """Lets `write` make a file aside, then gives it its name; nothing is left where `write` fails.
+    """Let `write` fill a hidden file, then rename it; leave nothing if `write` fails.
 
-    What a killed process left of the same file goes: the lock on it went with the process.
+    Leftovers of killed processes for the same file are removed: their lock ended with the process.
     """
     for left in path.parent.glob(f".{escape(path.stem)}.*.part{escape(path.suffix)}"):
         with suppress(OSError), left.open("r+b") as file:  # held by another, gone by now, or on a disk without locks
@@ -92,7 +92,7 @@ def publish(path: Path, write: Callable[[Path], object]) -> Path:
 
 
 def _aside(path: Path) -> tuple[Path, BinaryIO]:
-    """A new file beside `path`, held. By chance: on a shared disk, processes of two hosts may have the same id."""
+    """Create a new locked file next to `path`. Its name is random, as processes of two hosts may share an id."""
     while True:
         aside = path.with_name(f".{path.stem}.{os.getpid()}.{token_hex(4)}.part{path.suffix}")
         held = aside.open("xb")
@@ -104,23 +104,25 @@ def _aside(path: Path) -> tuple[Path, BinaryIO]:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Writes a file that any reader finds whole, old or new. In UTF-8."""
+    """Write a UTF-8 file atomically: a reader finds the old or the new content, never a part."""
     publish(path, lambda aside: aside.write_text(text, encoding="utf-8"))
 
 
 def write_json(path: Path, value: Any) -> None:
-    """`write_whole` of a value as indented JSON."""
+    """Write a value as indented JSON, atomically."""
     write_whole(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
 def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
-    """One JSON object a line, in UTF-8, keys in the order given. Streams: for folders that are published as a whole."""
+    """Write one JSON object per line, in UTF-8, keys in the given order. Not atomic: for folders that are published as
+    one.
+    """
     with path.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The rows that `write_jsonl` wrote."""
+    """Read the rows that `write_jsonl` wrote."""
     from pydantic_core import from_json  # what json.loads gives, in a third of the time: reports read 10^6 rows
 
     with path.open("rb") as file:

@@ -1,8 +1,7 @@
-"""Checkpoints that come from outside: a local Hugging Face folder, or `hub:owner/name@revision`.
+"""Checkpoints from outside: a local Hugging Face folder, or `hub:owner/name@revision`.
 
-A model of the hub is known by the commit of its revision: two snapshots of one commit are the same, so gigabytes need
-not be read to know a stage's key. Its files are fetched into the hub's own cache when a stage needs them, or found
-there.
+The commit of its revision identifies a model of the Hub: two snapshots of one commit are equal, so a stage's key needs
+no checksums of gigabytes. A stage downloads the files into the Hub's own cache when it needs them.
 """
 
 from __future__ import annotations
@@ -27,14 +26,14 @@ NEEDED = (
 TOKENIZER = ["config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]
 ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")  # peft's files of an adapter
 UNREACHABLE = (
-    "the hub cannot be reached and the cache (HF_HOME) does not hold it; "
-    "go online, or copy the model's folder here and give its path"
+    "the Hub is unreachable and the cache (HF_HOME) does not contain the model. "
+    "Go online, or copy the model's folder here and set its path"
 )
 
 
 @dataclass(frozen=True)
 class HubModel:
-    """A model on the hub. revision: branch, tag or commit."""
+    """A model on the Hub. revision: branch, tag or commit."""
 
     repo: str
     revision: str
@@ -44,14 +43,14 @@ class HubModel:
 
     @property
     def cache(self) -> Path:
-        """Where the hub's library keeps it."""
+        """Return the model's folder in the cache of the Hub's library."""
         from huggingface_hub import constants
 
         return Path(constants.HF_HUB_CACHE) / f"models--{self.repo.replace('/', '--')}"
 
     @property
     def cached_commit(self) -> str | None:
-        """The commit as the cache knows it, without the network."""
+        """Return the commit that the cache has, without the network."""
         if COMMIT.fullmatch(self.revision):
             return self.revision
         reference = self.cache / "refs" / self.revision
@@ -59,7 +58,7 @@ class HubModel:
 
 
 def parse(path: str, key: str) -> HubModel | None:
-    """The model of the hub that a path names; None where it names a local folder.
+    """Parse a path as a model of the Hub; return None for a local folder.
 
     Raises BadInput that names the key.
     """
@@ -67,12 +66,12 @@ def parse(path: str, key: str) -> HubModel | None:
         return None
     match = NAME.fullmatch(path.removeprefix(PREFIX))
     if match is None:
-        raise BadInput(f"{key}={path}: a model of the hub is hub:owner/name, or hub:owner/name@revision")
+        raise BadInput(f"{key}={path}: not a model of the Hub. Write hub:owner/name or hub:owner/name@revision.")
     return HubModel(match[1], match[2] or "main")
 
 
 def folder_at_hand(path: str | None) -> Path | None:
-    """The folder of a checkpoint if it is on this machine; the network is not asked."""
+    """Return the folder of a checkpoint if it is on this machine, without using the network."""
     if path is None:
         return None
     model = parse(path, "model.path")
@@ -82,9 +81,9 @@ def folder_at_hand(path: str | None) -> Path | None:
 
 @cache
 def commit(model: HubModel, key: str, network: bool) -> str | None:
-    """The commit of a model's revision: pinned, or asked of the hub, or as the cache knows it.
+    """Resolve a model's revision to a commit: pinned, from the Hub, or from the cache.
 
-    None where only the network would know and may not be asked. Raises BadInput that says what to do.
+    Returns None if only the network has the answer and `network` is false. Raises BadInput.
     """
     if COMMIT.fullmatch(model.revision) or not network:
         return model.cached_commit
@@ -97,14 +96,14 @@ def commit(model: HubModel, key: str, network: bool) -> str | None:
         raise refused(model, key, error) from None
     except Exception:  # whatever a network can raise
         if model.cached_commit is None:
-            raise BadInput(f"{key}={model}: {UNREACHABLE}") from None
+            raise BadInput(f"{key}={model}: {UNREACHABLE}.") from None
         return model.cached_commit
 
 
 def fetch(path: str, key: str = "model.path") -> Path:
-    """The folder of a checkpoint, downloaded into the hub's cache where it is not there yet.
+    """Return the folder of a checkpoint; download it into the Hub's cache if it is missing.
 
-    Raises BadInput that says what to do.
+    Raises BadInput.
     """
     model = parse(path, key)
     if model is None:
@@ -122,13 +121,13 @@ def fetch(path: str, key: str = "model.path") -> Path:
     except (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise refused(model, key, error) from None
     except Exception as error:  # whatever a network can raise
-        raise BadInput(f"{key}={model}: {UNREACHABLE} ({type(error).__name__})") from None
+        raise BadInput(f"{key}={model}: {UNREACHABLE} ({type(error).__name__}).") from None
 
 
 def tokenizer_folder(model: HubModel, key: str, network: bool) -> Path:
-    """A folder with the config and tokenizer of a model, downloaded where it is not there yet and `network` allows it.
+    """Return a folder with a model's config and tokenizer; download them if `network` allows it.
 
-    Without them the folder lacks these files, or is not there. Raises BadInput that says what to do.
+    If it does not, the folder may lack these files or be missing. Raises BadInput.
     """
     folder = model.cache / "snapshots" / str(model.cached_commit)
     if (folder / "tokenizer_config.json").is_file() or not network:
@@ -141,11 +140,11 @@ def tokenizer_folder(model: HubModel, key: str, network: bool) -> Path:
     except (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise refused(model, key, error) from None
     except Exception as error:  # whatever a network can raise
-        raise BadInput(f"{key}={model}: {UNREACHABLE} ({type(error).__name__})") from None
+        raise BadInput(f"{key}={model}: {UNREACHABLE} ({type(error).__name__}).") from None
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether a snapshot has its config and all of its weights: an interrupted download leaves some."""
+    """Tell whether a snapshot has its config and all of its weights: an interrupted download leaves some."""
     from common.parsing import WeightIndex, read_json
 
     if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
@@ -160,18 +159,18 @@ def is_whole(folder: Path) -> bool:
 
 
 def check_no_adapter(folder: Path, key: str) -> None:
-    """Refuses a model beside whose weights an adapter lies: transformers would apply it unsaid, a merge would not."""
+    """Reject a model folder that also contains an adapter: transformers would apply it silently, a merge would not."""
     if (folder / "adapter_config.json").is_file() and (folder / "config.json").is_file():
         raise BadInput(
-            f"{key}={folder}: an adapter (adapter_config.json) lies beside the model; "
-            "move it away, or put it into the weights first"
+            f"{key}={folder}: an adapter (adapter_config.json) is next to the model's weights. "
+            "Move it away, or merge it into the weights first."
         )
 
 
 def weight_pattern(names: Collection[str]) -> str:
-    """Of the files of a repository, which are its weights: safetensors, else the older format, not both.
+    """Choose the pattern of a repository's weight files: safetensors, else the older format, not both.
 
-    Adapters count where there is nothing else: some lie beside a model by mistake.
+    Adapters count only if there is nothing else: some are next to a model by mistake.
     """
     if any(name.endswith(".safetensors") and name not in ADAPTERS for name in names):
         return "*.safetensors"
@@ -181,9 +180,9 @@ def weight_pattern(names: Collection[str]) -> str:
 
 
 def is_online() -> bool:
-    """Whether the hub answers at all.
+    """Tell whether the Hub answers.
 
-    Where it does not, its libraries are told, in this process: otherwise they try for minutes, file by file.
+    If it does not, set its libraries offline in this process: otherwise they retry for minutes, file by file.
     """
     from huggingface_hub import constants
     from huggingface_hub.utils import get_session  # type: ignore[attr-defined]  # exported, though not to the letter
@@ -198,7 +197,7 @@ def is_online() -> bool:
 
 
 def check_access(model: HubModel, key: str) -> None:
-    """Asks the hub whether this account may read the files of a model. Raises BadInput that says what to do."""
+    """Ask the Hub whether this account may read the files of a model. Raises BadInput."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
@@ -211,31 +210,31 @@ def check_access(model: HubModel, key: str) -> None:
     except (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise refused(model, key, error) from None
     except Exception:  # whatever a network can raise
-        raise BadInput(f"{key}={model}: {UNREACHABLE}") from None
+        raise BadInput(f"{key}={model}: {UNREACHABLE}.") from None
 
 
 def check_push(repo: str, key: str) -> None:
-    """Asks the hub who this account is, before anything is made to be put there. Raises BadInput."""
+    """Asks the Hub who this account is, before anything is made to be put there. Raises BadInput."""
     from huggingface_hub import HfApi, get_token
     from huggingface_hub.errors import HfHubHTTPError
 
     match = NAME.fullmatch(repo)
     if match is None or match[2] is not None:
-        raise BadInput(f"{key} {repo}: expected owner/name, a model of the hub")
+        raise BadInput(f"{key} {repo}: expected owner/name, a model of the hub.")
     if get_token() is None:
-        raise BadInput(f"{key} {repo}: no token of the hub here; `hf auth login`, or set HF_TOKEN")
+        raise BadInput(f"{key} {repo}: no token of the hub here; `hf auth login`, or set HF_TOKEN.")
     try:
         HfApi().whoami()
     except HfHubHTTPError as error:
-        raise BadInput(f"{key} {repo}: the hub refuses this token ({line_of(error)[:120]}); `hf auth login`") from None
+        raise BadInput(f"{key} {repo}: the Hub rejects this token ({line_of(error)[:120]}); `hf auth login`.") from None
     except Exception as error:  # whatever a network can raise
-        raise BadInput(f"{key} {repo}: the hub cannot be reached ({type(error).__name__}); go online") from None
+        raise BadInput(f"{key} {repo}: the hub cannot be reached ({type(error).__name__}). Go online.") from None
 
 
 def push(folder: Path, repo: str, key: str, private: bool = False) -> str:
-    """Put a checkpoint folder on the hub, in a new model or an older one; returns its address.
+    """Put a checkpoint folder on the Hub, in a new model or an older one; returns its address.
 
-    merge.yml stays here: it has this machine's paths. Raises BadInput that says how to go on.
+    merge.yml stays here: it has this machine's paths. Raises BadInput that states what to do.
     """
     from huggingface_hub import HfApi
 
@@ -244,21 +243,21 @@ def push(folder: Path, repo: str, key: str, private: bool = False) -> str:
         HfApi().upload_folder(
             repo_id=repo, folder_path=folder, ignore_patterns=["merge.yml"], commit_message="Merge by slackmerge"
         )
-    except Exception as error:  # of the hub, or whatever a network can raise
+    except Exception as error:  # of the Hub, or whatever a network can raise
         again = f"the merge is whole; push it by `hf upload {repo} {folder} --exclude merge.yml`"
         raise BadInput(f"{key} {repo}: {line_of(error)[:200]}; {again}") from None
     return str(address)
 
 
 def refused(model: HubModel, key: str, error: Exception) -> BadInput:
-    """What the hub said, with what to do about it."""
+    """What the Hub said, with what to do about it."""
     from huggingface_hub.errors import GatedRepoError, RevisionNotFoundError
 
     if isinstance(error, GatedRepoError):
         licence = f"https://huggingface.co/{model.repo}"
-        what = f"is gated; accept its licence at {licence}, then `hf auth login` (or set HF_TOKEN)"
+        what = f"is gated. Accept its licence at {licence}, then run `hf auth login` or set HF_TOKEN."
     elif isinstance(error, RevisionNotFoundError):
-        what = f"has no revision {model.revision}; see https://huggingface.co/{model.repo}/commits/main"
+        what = f"has no revision {model.revision}. Choose one of https://huggingface.co/{model.repo}/commits/main"
     else:
-        what = "is not on the hub, or private; check the name, or `hf auth login` (or set HF_TOKEN)"
+        what = "is not on the Hub, or is private. Check the name, or run `hf auth login` or set HF_TOKEN."
     return BadInput(f"{key}={model}: {what}")

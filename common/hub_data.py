@@ -1,6 +1,6 @@
-"""Data sets of the Hugging Face hub, or local folders of the same layout, read as a stream.
+"""Data sets of the Hugging Face Hub, or local folders of the same layout, read as a stream.
 
-Only what is read is downloaded.
+Only rows that are read are downloaded.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from lzma import LZMAError
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from common.choices import suggestion
 from common.errors import BadInput, line_of
 from common.hub import COMMIT
 
@@ -33,25 +34,25 @@ DAMAGED = (
 
 @dataclass(frozen=True)
 class Source:
-    """Which rows of which data set."""
+    """Rows of a data set: its name or folder, subset, files, split and revision."""
 
-    dataset: str  # a name on the hub, or a folder
+    dataset: str  # a name on the Hub, or a folder
     subset: str | None = None  # a configuration of the data set; None: its only one
     files: str | None = None  # a glob of the data set's files; None: all
     split: str = "train"
-    revision: str | None = None  # a commit, branch or tag; not asked of a folder
+    revision: str | None = None  # a commit, branch or tag; unused for a folder
 
     @property
     def is_local(self) -> bool:
-        """Whether it is a folder on this machine."""
+        """Tell whether it is a folder on this machine."""
         return Path(self.dataset).is_dir()
 
 
 def open_stream(source: Source, key: str) -> IterableDataset:
-    """The rows of a source, by file. `key` is the config key that names it in refusals.
+    """Open the rows of a source, by file. `key` is the config key in messages.
 
-    Raises BadInput where there is no such data set, subset, split or file, where it is gated and this account has no
-    access, or where the hub cannot be reached.
+    Raises BadInput if there is no such data set, subset, split or file, if it is gated and this account has no access,
+    or if the Hub is unreachable.
     """
     import datasets
 
@@ -73,17 +74,19 @@ def open_stream(source: Source, key: str) -> IterableDataset:
         if "gated" in str(error):
             where = f"https://huggingface.co/datasets/{dataset}"
             raise BadInput(
-                f"{named} is gated: accept its conditions at {where}, then say `hf auth login` or set HF_TOKEN"
+                f"{named}: is gated. Accept its conditions at {where}, then run `hf auth login` or set HF_TOKEN."
             ) from None
         raise BadInput(
-            f"{named}: no such data set or revision on the hub, and no such folder here;"
-            " a private one needs `hf auth login`"
+            f"{named}: no such data set or revision on the Hub, and no such folder here."
+            " Check the name; for a private data set, run `hf auth login`."
         ) from None
     except FileNotFoundError:
-        raise BadInput(f"{named}: it has no data files that match {key}.files={source.files}") from None
+        raise BadInput(
+            f"{named}: no data file matches {key}.files={source.files}. Set a pattern that matches."
+        ) from None
     except ConnectionError as error:
         raise BadInput(
-            f"{named}: the hub cannot be reached ({error}); give a folder of the same layout to work offline"
+            f"{named}: the Hub is unreachable ({error}). Give a folder of the same layout to work offline."
         ) from None
     except (*DAMAGED, RuntimeError, OSError) as error:
         # which subsets and splits there are; files that are not what their names say
@@ -93,32 +96,32 @@ def open_stream(source: Source, key: str) -> IterableDataset:
 
 
 def check(source: Source, columns: Sequence[str], key: str) -> None:
-    """Reads the first rows of a source.
+    """Read the first rows of a source.
 
-    Raises BadInput, in one line, where they cannot be read, lack one of the text columns or hold no text there.
+    Raises BadInput if they cannot be read, lack one of the text columns, or have no text there.
     """
     if not list(itertools.islice(rows(open_stream(source, key), columns, source, key), FIRST_ROWS)):
-        raise BadInput(f"{key}.dataset={source.dataset}: holds no rows")
+        raise BadInput(f"{key}.dataset={source.dataset}: has no rows. Choose another data set or split.")
 
 
 def rows(
     stream: IterableDataset, columns: Sequence[str], source: Source, key: str, *, before: int = 0, file: str = ""
 ) -> Iterator[tuple[str, ...]]:
-    """The text of the given columns, row by row; a column that is null is an empty string.
+    """Yield the text of the given columns, row by row; a null column is an empty string.
 
-    before: rows that the caller has skipped; file: which file of the source the stream is, for refusals. Raises
-    BadInput for a row without a column, one whose column holds no text, and data that cannot be read.
+    before: rows that the caller has skipped; file: the source's file of this stream, for messages. Raises BadInput for
+    a row without a column, for a column without text, and for data that cannot be read.
     """
     where = f"{key}: {source.dataset}" + (f" {file}" if file else "")
     for number, row in enumerate(read(stream, source, key, before=before, file=file), start=before + 1):
         missing = [column for column in columns if column not in row]
         if missing:
-            raise BadInput(f"{key}: {source.dataset} has no column {missing[0]!r} (it has {', '.join(row)})")
+            raise BadInput(f"{key}: {source.dataset} has no column {missing[0]!r}. {suggestion(missing[0], row)}")
         wrong = [column for column in columns if not isinstance(row[column], str | None)]
         if wrong:
             kind = type(row[wrong[0]]).__name__
             raise BadInput(
-                f"{where} row {number}: column {wrong[0]!r} holds text in every row, got {kind}."
+                f"{where} row {number}: column {wrong[0]!r} must have text in every row, got {kind}."
                 " Name another column, or convert this one."
             )
         yield tuple(row[column] or "" for column in columns)
@@ -127,9 +130,9 @@ def rows(
 def read(
     stream: Iterable[dict[str, Any]], source: Source, key: str, *, before: int = 0, file: str = ""
 ) -> Iterator[dict[str, Any]]:
-    """The rows of a stream, with all of their columns.
+    """Yield the rows of a stream, with all of their columns.
 
-    before, file: as `rows` takes them. Raises BadInput for files that are cut off, damaged or not in UTF-8.
+    before, file: as in `rows`. Raises BadInput for files that are cut off, damaged or not UTF-8.
     """
     where = f"{key}: {source.dataset}" + (f" {file}" if file else "")
     iterator, number = iter(stream), before
@@ -144,7 +147,7 @@ def read(
             ) from None
         except TypeError as error:  # `datasets` casts every file to the columns of the first
             raise BadInput(
-                f"{where}: after row {number}: a column changes its type ({line_of(error)[:200]})."
+                f"{where}: after row {number}: a column changes its data type ({line_of(error)[:200]})."
                 " Write all files with the same columns, text in those that are read."
             ) from None
         except (*DAMAGED, OSError) as error:
@@ -152,16 +155,16 @@ def read(
                 raise
             raise BadInput(
                 f"{where}: after row {number}: cannot be read ({line_of(error)[:200]})."
-                " The file is cut off, damaged or not in UTF-8: write it again."
+                " The file is cut off, damaged or not in UTF-8. Write it again."
             ) from None
         number += 1
         yield row
 
 
 def commit_of(source: Source, key: str) -> str | None:
-    """The commit that a source's revision stands for; None for a folder.
+    """Return the commit of a source's revision; None for a folder.
 
-    A full commit stands for itself, without a question to the hub.
+    A full commit is returned without asking the Hub.
     """
     revision = source.revision
     if source.is_local:
@@ -175,12 +178,14 @@ def commit_of(source: Source, key: str) -> str | None:
         return HfApi().dataset_info(source.dataset, revision=revision).sha
     except (HfHubHTTPError, OSError) as error:
         raise BadInput(
-            f"{key}.revision={revision}: {source.dataset} has none such that can be reached ({type(error).__name__})"
+            f"{key}.revision={revision}: {source.dataset} has no such revision, or the Hub is "
+            f"unreachable ({type(error).__name__}). "
+            "Check the revision, or go online."
         ) from None
 
 
 def data_files(folder: Path) -> list[Path]:
-    """The files of a local data set, those that git or a hub client keeps for itself left out."""
+    """List the files of a local data set, without those of git and of the Hub's client."""
     return sorted(
         path
         for path in folder.rglob("*")

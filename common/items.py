@@ -1,6 +1,6 @@
 """The record of an evaluation item: a prompt with choices.
 
-train/data writes them, eval/ reads them, and both know them from here only.
+train/data writes items and eval/ reads them; both import the record from here.
 """
 
 from __future__ import annotations
@@ -27,29 +27,29 @@ class Item:
     document: str = ""  # id of the text it was made from: items of one are not independent; empty: it stands alone
 
     def as_row(self) -> dict[str, Any]:
-        """The item as JSON holds it."""
+        """Return the item as JSON stores it."""
         return asdict(self) | {"choices": list(self.choices)}
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Item:
-        """The item of a row of JSON. Raises ValueError that says what is wrong with it."""
-        if wrong := wrong_item(row):
+        """Build the item of a row of JSON. Raises ValueError that states what is wrong."""
+        if wrong := item_error(row):
             raise ValueError(wrong)
         fields = {name: row[name] for name in (*TEXTS, *NUMBERS)}
         return cls(**fields, choices=tuple(row["choices"]), document=row.get("document", ""))
 
 
-def wrong_texts(row: Mapping[str, Any], fields: Sequence[str]) -> str | None:
-    """What is wrong with the text fields of a row; None where nothing is."""
+def text_error(row: Mapping[str, Any], fields: Sequence[str]) -> str | None:
+    """Describe what is wrong with the text fields of a row; None if nothing is."""
     for field in fields:
         if not isinstance(row.get(field), str) or not row[field].strip():
             return f"{field!r} must be a text that is not empty"
     return None
 
 
-def wrong_item(row: Mapping[str, Any]) -> str | None:
-    """What is wrong with an item's row; None where nothing is."""
-    if wrong := wrong_texts(row, TEXTS):
+def item_error(row: Mapping[str, Any]) -> str | None:
+    """Describe what is wrong with an item's row; None if nothing is."""
+    if wrong := text_error(row, TEXTS):
         return wrong
     choices = row.get("choices")
     if (

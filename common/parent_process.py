@@ -1,4 +1,4 @@
-"""Processes that must not outlive the one that started them."""
+"""Processes that must not outlive the process that started them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _LIBC = ctypes.CDLL(None)  # loaded now: a child between fork and exec must not 
 
 
 def die_with_parent(parent: int | None = None) -> None:
-    """This process is killed when what started it dies, however it dies; at once where `parent`, its id, is dead now.
+    """Kill this process when its parent dies, however it dies; at once if `parent`, its id, is dead now.
 
-    Nobody would hold the claim on what it writes. Linux; elsewhere nothing.
+    Otherwise nobody would hold the lock on its output. Linux only; elsewhere this does nothing.
     """
     if sys.platform == "linux":
         _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)

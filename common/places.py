@@ -1,4 +1,4 @@
-"""Where the files that ship with slackmerge are."""
+"""Folders of the files that ship with slackmerge."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ CONF = ROOT / "conf"
 
 
 def shipped(path: str) -> str:
-    """A path as given; if it is relative and names nothing here but something that ships with us, the path of that."""
+    """Resolve a path: as given, or, if it is relative and missing here, the shipped file of that name."""
     return str(ROOT / path) if not os.path.lexists(path) and os.path.lexists(ROOT / path) else path

@@ -1,8 +1,8 @@
-"""Which special tokens a tokenizer puts around a text by itself: Llama, Mistral and Gemma begin every text with BOS.
+"""Special tokens that a tokenizer adds around a text: Llama, Mistral and Gemma begin every text with BOS.
 
-They are no part of the text. Whoever trains on a text or scores it puts them there, once, and knows which they are.
-A text may also have their names written in it, such as `<|endoftext|>`. Tokenizers read these as the control tokens,
-and so does lm-eval. We do the same, as instructions may be meant so, and count them.
+They are not part of the text. Code that trains on a text or scores it adds them once, and needs to know which they are.
+A text may also contain their names, such as `<|endoftext|>`. Tokenizers read these as control tokens, and so does
+lm-eval. We do the same, as instructions may mean them, and count them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def added_special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
 
 
 def control_tokens(definition: Mapping[str, Any]) -> dict[int, str]:
-    """The special tokens of a tokenizer.json's content, by id, but for the one that stands for unknown text."""
+    """Return the special tokens of a tokenizer.json's content, by id, except the unknown token."""
     unknown = (definition["model"].get("unk_token"), definition["model"].get("unk_id"))
     return {
         token["id"]: token["content"]
@@ -43,7 +43,7 @@ def control_tokens(definition: Mapping[str, Any]) -> dict[int, str]:
 
 
 def written_out(texts: Iterable[str], names: Iterable[str]) -> Counter[str]:
-    """How often the names of control tokens are written in texts."""
+    """Count the names of control tokens in texts."""
     longest_first = sorted(names, key=len, reverse=True)
     if not longest_first:
         return Counter()
@@ -52,7 +52,7 @@ def written_out(texts: Iterable[str], names: Iterable[str]) -> Counter[str]:
 
 
 def in_words(counts: Mapping[str, int]) -> str:
-    """`, 3 control tokens written in the text (</s> 2, <s> 1)`, or nothing where there are none."""
+    """Format counts as `, 3 control tokens written in the text (</s> 2, <s> 1)`; empty if there are none."""
     total = sum(counts.values())
     listed = ", ".join(f"{name} {count:,}" for name, count in sorted(counts.items(), key=lambda c: (-c[1], c[0]))[:3])
     more = ", ..." if len(counts) > 3 else ""
@@ -76,7 +76,7 @@ def folder_adds_special_tokens(folder: Path) -> bool:
 
 
 def _adds(post_processor: Any) -> bool:
-    """Whether a post-processor of tokenizer.json puts special tokens around a single text."""
+    """Tell whether a post-processor of tokenizer.json adds special tokens around a single text."""
     if not isinstance(post_processor, dict):
         return False
     kind = post_processor.get("type")

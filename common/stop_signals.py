@@ -1,4 +1,4 @@
-"""Signals that ask a process to end, as an exception: what it has begun is then undone like after any other error."""
+"""Signals that ask a process to end, as an exception, so that cleanup runs as after any other error."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def stopping_on_signals() -> Iterator[None]:
 
 @contextmanager
 def postponing_stop() -> Iterator[None]:
-    """Raise Stopped after the block, not in the midst of it: for a few calls of which all or none must happen."""
+    """Delay Stopped until the block ends, for calls of which all or none must run."""
     global _postponed
     if _postponed is not None or threading.current_thread() is not threading.main_thread():
         yield

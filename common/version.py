@@ -1,4 +1,4 @@
-"""Which slackmerge this is: its version, and the commit if it runs from a clone."""
+"""The version of slackmerge, and the commit if it runs from a clone."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from common.places import ROOT
 
 
 def describe() -> str:
-    """`0.1.0`; from a clone `0.1.0 (commit 03c8970)`, with a `+` behind the commit if files differ from it."""
+    """Format the version: `0.1.0`, or in a clone `0.1.0 (commit 03c8970)`; `+` after the commit marks changed files."""
     at = commit()
     return f"{version()} (commit {at[:7]}{'+' if at.endswith('+') else ''})" if at else version()
 
 
 def version() -> str:
-    """The version in pyproject.toml of a clone, else of the installed package."""
+    """Return the version in pyproject.toml of a clone, else of the installed package."""
     try:
         import tomllib
 
@@ -28,7 +28,7 @@ def version() -> str:
 
 @cache
 def commit() -> str | None:
-    """The commit of this code, with a `+` if files differ from it; None outside a clone of slackmerge.
+    """Return the commit of this code, with `+` if files differ from it; None outside a clone of slackmerge.
 
     A wheel may be installed inside somebody else's repository, whose commit is not ours.
     """

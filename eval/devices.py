@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def check_device(device: str | None, gpus: int = 1) -> None:
-    """Refuses a device that is not there, or that keeps no numbers (meta), and fewer GPUs than asked for.
+    """Rejects a device that is not there, or that keeps no numbers (meta), and fewer GPUs than asked for.
 
     Raises BadInput.
     """

@@ -185,14 +185,14 @@ def evaluate_folder(
 
 
 def check_lengths(batch_tokens: int | None, trained_length: int | None) -> None:
-    """Refuses numbers of tokens that nothing can be scored with. Raises BadInput."""
+    """Reject numbers of tokens with which nothing can be scored. Raises BadInput."""
     for option, number, least in (("batch_tokens", batch_tokens, 1), ("trained_length", trained_length, 2)):
         if number is not None and number < least:
             raise BadInput(f"{option}: {number} must be {least} or more")
 
 
 def check_out(out: Path) -> None:
-    """Refuses a folder that `write` could not make and write, and leaves none. Raises BadInput."""
+    """Reject a folder that `write` could not create and write; leave none. Raises BadInput."""
     made: list[Path] = []
     try:
         made += [place for place in (out, *out.parents) if not place.exists()]

@@ -1,4 +1,4 @@
-"""Items and documents from JSONL files, every row checked: what is wrong is refused by file and line."""
+"""Items and documents from JSONL files, every row checked: errors name file and line."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import BadInput
-from common.items import wrong_item, wrong_texts
+from common.items import item_error, text_error
 from common.parsing import parse_json
 
 Row = dict[str, Any]
@@ -28,7 +28,7 @@ def discover(folder: Path, split: str, what: str) -> dict[str, Path]:
 
 def read_items(path: Path) -> list[Row]:
     """Items of one family in one language, rows of `common.items.Item`."""
-    rows = _read(path, wrong_item)
+    rows = _read(path, item_error)
     for field in ("family", "language"):
         values = sorted({row[field] for row in rows})
         if len(values) > 1:
@@ -38,7 +38,7 @@ def read_items(path: Path) -> list[Row]:
 
 def read_documents(path: Path) -> list[Row]:
     """Documents (`{"id", "text"}` a line)."""
-    return _read(path, lambda row: wrong_texts(row, ("id", "text")))
+    return _read(path, lambda row: text_error(row, ("id", "text")))
 
 
 def _read(path: Path, wrong: Callable[[Row], str | None]) -> list[Row]:
@@ -54,7 +54,7 @@ def _read(path: Path, wrong: Callable[[Row], str | None]) -> list[Row]:
         row = parse_json(line.encode(), f"{path} line {number}")
         problem = wrong(row)
         if not problem and row["id"] in seen:
-            problem = f"the id {row['id']!r} stands twice"
+            problem = f"the id {row['id']!r} is listed twice"
         if problem:
             raise BadInput(f"{path} line {number}: {problem}")
         seen.add(row["id"])

@@ -28,7 +28,7 @@ Request = tuple[Any, list[int], list[int]]
 Window = tuple[list[int], list[int]]  # context, continuation
 Row = TypeVar("Row", Pack, Plain)
 log = logging.getLogger(__name__)
-# HFLM warns of every model given in memory; what a user must know is refused or logged by us.
+# HFLM warns of every model given in memory; we reject or log what a user must know.
 logging.getLogger("lm_eval.models.huggingface").setLevel(logging.ERROR)
 
 

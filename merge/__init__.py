@@ -1,11 +1,12 @@
-"""Merge checkpoints of one architecture, and say what was thrown away on the way.
+"""Merge checkpoints of one architecture, and count the parameters that the merge discards.
 
-In: a recipe (YAML of ours or of mergekit, or a `Recipe`) that names local folders or models of the hub. Out: a model in
-memory, or a new checkpoint folder with its card, its recipe and the audit. Touched: the new folders, and the hub's
-cache where a model has to be fetched; the parents are only read.
+Input: a recipe (our YAML or mergekit's, or a `Recipe`) that names local folders or models of the Hub. Output: a model
+in memory, or a new checkpoint folder with its card, its recipe and the audit. Side effects: the new folders, and the
+Hub's cache if a model is downloaded. Parents are only read.
 
-`Recipe` states a merge; `check` refuses early; `load` and `load_many` give models in memory; `write` and `write_many`
-make checkpoint folders; `audit` counts what is discarded. Torch is imported by these functions, not by this package.
+`Recipe` states a merge; `check` rejects bad input early; `load` and `load_many` return models in memory; `write` and
+`write_many` write checkpoint folders; `audit` counts discarded parameters. These functions import torch, this package
+does not.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ __all__ = ["BadInput", "ModelRef", "Recipe", "audit", "check", "load", "load_man
 
 
 def check(recipe: Recipe) -> None:
-    """Refuse, from configs, headers and tokenizers alone, what cannot be merged. Raises BadInput."""
+    """Reject what cannot be merged, from configs, headers and tokenizers alone. Raises BadInput."""
     from merge.stream.tensor_plan import make_plan
 
     make_plan([recipe]).close()
 
 
 def load(recipe: Recipe, device: str = "cpu", place: str | None = None) -> PreTrainedModel:
-    """The merged model in memory, in eval mode; its tokenizer is the base folder's. Raises BadInput."""
+    """Return the merged model in memory, in eval mode; its tokenizer is in the base folder. Raises BadInput."""
     from merge.stream.in_memory import load
 
     return load(recipe, device, place)

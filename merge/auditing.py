@@ -65,7 +65,7 @@ class Tally:
         return self
 
     def shares(self) -> dict[str, Any]:
-        """What the module's text defines."""
+        """Return the shares that the module's docstring defines."""
         total = max(1, self.parameters)
         top = {
             f"{level:.0%}": {
@@ -88,7 +88,7 @@ class Tally:
 
 
 def norm_of(energies: Iterable[float]) -> float | None:
-    """The norm by sums of squares; None beyond float64: JSON has no infinity."""
+    """Return the norm from sums of squares; None beyond float64, as JSON has no infinity."""
     try:
         energy = math.fsum(energies)
     except OverflowError:
@@ -106,9 +106,9 @@ def _shares(counts: list[int], total: int) -> dict[str, float]:
 
 
 class Audit:
-    """Watches one recipe's merge (see tensor_recipe.Observer) and adds up.
+    """Observe one recipe's merge (see tensor_recipe.Observer) and sum its counts.
 
-    Without a base there is no task vector, and nothing to see.
+    Without a base there is no task vector, and nothing to count.
     """
 
     def __init__(self, recipe: Recipe):
@@ -150,9 +150,9 @@ class Audit:
         used: Sequence[float | None],
         merged: float | None,
     ) -> None:
-        """Add what was counted of a slice, by model.
+        """Add the counts of a slice, by model.
 
-        used: Σ τ² of what entered the merge, None where all did; merged: Σ τ_m².
+        used: Σ τ² of what entered the merge, None if all did; merged: Σ τ_m².
         """
         for term, (rows, turned), part in zip(tensor.terms, counted, used, strict=True):
             tally = self._before(tensor, piece, term)
@@ -168,7 +168,7 @@ class Audit:
             self._lambda_factor = tensor.lambda_factor
 
     def _before(self, tensor: TensorRecipe, piece: Piece, term: ModelTerm) -> Tally:
-        """What selection found of the whole tensor, which its first slice brings."""
+        """Read the counts of the whole tensor that selection left with its first slice."""
         tally = Tally(piece.stop - piece.start, levels={level: [0] for level in (1.0, *self.levels)})
         if piece.start == 0:
             ranking = piece.job.selection[term.parent, tensor.dtype]
@@ -181,7 +181,7 @@ class Audit:
         return piece.job.selection[term.parent, tensor.dtype].thresholds[kept(level, tensor.output.numel)]
 
     def report(self) -> dict[str, Any]:
-        """JSON-serialisable: per model, by module kind and by layer (`outside`: embeddings, final norm, head)."""
+        """Return a report for JSON per model, module kind and layer (`outside`: embeddings, final norm, head)."""
         whole = self._by(lambda _: "all").get("all", {})
         return {
             "method": self.recipe.method,
@@ -196,7 +196,7 @@ class Audit:
         }
 
     def rows(self) -> list[dict[str, Any]]:
-        """One flat row per tensor and model, for a table."""
+        """Return one flat row per tensor and model, for a table."""
         rows = []
         for (tensor, model), tally in sorted(self._tallies.items()):
             shares = tally.shares()
@@ -211,7 +211,7 @@ class Audit:
         return rows
 
     def save(self, folder: Path) -> None:
-        """audit.json, and audit.parquet with a row per tensor and model."""
+        """Write audit.json, and audit.parquet with one row per tensor and model."""
         (folder / "audit.json").write_text(json.dumps(self.report(), indent=1) + "\n", encoding="utf-8")
         if rows := self.rows():
             import pyarrow.json
@@ -223,7 +223,7 @@ class Audit:
             pyarrow.parquet.write_table(pyarrow.json.read_json(io.BytesIO(lines)), folder / "audit.parquet")
 
     def _survivors_without_slack(self, tensor: TensorRecipe, agreement: Agreement) -> list[torch.Tensor] | None:
-        """What the same election would leave at slack 0; None where slack changes nothing."""
+        """Compute what the same election would keep at slack 0; None if slack changes nothing."""
         how = tensor.consensus
         if not how.elect or not how.slack.on:
             return None
@@ -242,7 +242,7 @@ class Audit:
 
 
 def audit_many(recipes: Sequence[Recipe], workers: Workers = DEFAULT) -> list[dict[str, Any]]:
-    """The reports of several recipes over one base, in one pass, without keeping any weights."""
+    """Return the reports of several recipes over one base, in one pass, without keeping weights."""
     plan = make_plan(recipes)
     try:
         audits = [Audit(recipe) for recipe in recipes]

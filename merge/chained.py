@@ -1,7 +1,7 @@
-"""Several merges in one file, some of what others make: YAML documents, as mergekit-multi has them, or a list.
+"""Several merges in one file, some of which use results of others: YAML documents (as mergekit-multi), or a list.
 
-Each has a `name`, by which the others speak of its result as of a folder; the one without, or else the last, is the one
-that is published. The others are made before it, in a hidden folder beside it that is removed at the end.
+Each has a `name`, which the others use like a folder. The merge without a name, or else the last one, is published. The
+others are computed before it, in a hidden folder next to it that is removed at the end.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _NAME = re.compile(r"(?!\.)[\w.-]{1,100}")
 
 @dataclass(frozen=True)
 class Stage:
-    """One of the merges. name: None for one that has none. needs: the names of those whose results it takes."""
+    """One merge of a file. name: None if it has none. needs: names of the merges whose results it uses."""
 
     name: str | None
     data: Any
@@ -40,20 +40,24 @@ class Stage:
 
 
 def read_stages(path: Path) -> list[Stage] | None:
-    """The merges of a file in an order in which they can be made, the published one last; None for a file of one merge.
+    """Read the merges of a file in order of their needs, the published one last; None for a file of one merge.
 
-    Raises BadInput for names that are none or are given twice, cycles, and results that nobody takes.
+    Raises BadInput for bad or repeated names, cycles, and results that no merge uses.
     """
     documents = read_yaml_documents(path, "a merge recipe (YAML)")
     if not documents or (len(documents) == 1 and not isinstance(documents[0], list)):
         return None
     listed = documents[0] if len(documents) == 1 else documents
     if not listed:
-        raise BadInput(f"{path}: an empty list; expected merges")
+        raise BadInput(f"{path}: expected a list of merges, got an empty one. Write at least one merge.")
     names = [_name(data, f"{path}: merge {i}") for i, data in enumerate(listed, 1)]
     for i, name in enumerate(names):
         if name in names[:i]:
-            what = "two merges have no name; one, the last, can do" if name is None else f"two merges are named {name}"
+            what = (
+                "two merges have no name. Only the last merge may omit `name`."
+                if name is None
+                else f"two merges are named {name}. Rename one of them."
+            )
             raise BadInput(f"{path}: {what}")
     stages = {}
     for i, (name, data) in enumerate(zip(names, listed, strict=True), 1):
@@ -65,24 +69,26 @@ def read_stages(path: Path) -> list[Stage] | None:
     try:
         order = list(TopologicalSorter({name: stage.needs for name, stage in stages.items()}).static_order())
     except CycleError as error:
-        raise BadInput(f"{path}: these merges wait for each other: {' <- '.join(map(str, error.args[1]))}") from None
+        raise BadInput(
+            f"{path}: these merges need each other: {' <- '.join(map(str, error.args[1]))}. Break the circle."
+        ) from None
     taken = {last, *(need for stage in stages.values() for need in stage.needs)}
     if lost := next((name for name in names if name not in taken), None):
-        raise BadInput(f"{path}: no merge takes the result of {lost}; name it in one, or merge it by itself")
+        raise BadInput(f"{path}: no merge uses the result of {lost}. Name it in another merge, or remove it.")
     return [stages[name] for name in order]
 
 
 def _name(data: Any, where: str) -> str | None:
     if not isinstance(data, Mapping):
-        raise BadInput(f"{where}: expected a mapping, our schema or a mergekit config")
+        raise BadInput(f"{where}: expected a merge recipe or a mergekit config, got {type(data).__name__}.")
     name = data.get("name")
     if name is not None and not (isinstance(name, str) and _NAME.fullmatch(name)):
-        raise BadInput(f"{where}: name: letters, digits, -, _ and . (not first), as of a folder; got {name!r}"[:300])
+        raise BadInput(f"{where}: name: must be letters, digits, -, _ and . (not first), got {name!r}."[:300])
     return name
 
 
 def _renamed(value: Any, rename: Callable[[str], str], key: str = "") -> Any:
-    """The same data, the folders in it renamed."""
+    """Return the same data with its folders renamed."""
     if isinstance(value, Mapping):
         return {own: _renamed(inner, rename, str(own)) for own, inner in value.items()}
     if isinstance(value, list):
@@ -91,7 +97,7 @@ def _renamed(value: Any, rename: Callable[[str], str], key: str = "") -> Any:
 
 
 def _folders(value: Any, key: str = "") -> list[str]:
-    """The models that are named in a config."""
+    """List the models that a config names."""
     if isinstance(value, Mapping):
         return [text for own, inner in value.items() for text in _folders(inner, str(own))]
     if isinstance(value, list):
@@ -100,7 +106,7 @@ def _folders(value: Any, key: str = "") -> list[str]:
 
 
 def recipes_of(stages: list[Stage], results: Path, root: Path) -> list[Recipe]:
-    """Their recipes. results: the folder in which each result has its name. Raises BadInput."""
+    """Return the recipes of merges. results: the folder of each named result. Raises BadInput."""
 
     def place(needs: tuple[str, ...], text: str) -> str:
         name, plus, adapter = text.partition("+")
@@ -112,7 +118,7 @@ def recipes_of(stages: list[Stage], results: Path, root: Path) -> list[Recipe]:
 
 
 def stated(stages: list[Stage], recipes: list[Recipe], results: Path) -> str:
-    """YAML documents that make the last result again, from wherever they are read."""
+    """Write YAML documents that compute the last result again, independent of the working directory."""
     prefix = f"{results}/"
     documents = [
         ({"name": stage.name} if stage is not stages[-1] else {})
@@ -123,7 +129,7 @@ def stated(stages: list[Stage], recipes: list[Recipe], results: Path) -> str:
 
 
 def _check_given(recipe: Recipe, results: Path) -> None:
-    """Refuses models that cannot be opened, of a merge whose other models are results."""
+    """Reject models that cannot be opened, of a merge whose other models are results."""
     from merge.stream.output import leader_of, parent_of
     from merge.stream.tensor_plan import open_parent
 
@@ -141,10 +147,10 @@ def write_stages(
     progress: Callable[[str], AbstractContextManager[Told]] = lambda name: nullcontext(),
     **options: Any,
 ) -> Path:
-    """Make all merges of a file, the last one as `out_dir`; see merge.io.writer.write_many for the options and errors.
+    """Compute all merges of a file, the last one as `out_dir`; see merge.io.writer.write_many for options and errors.
 
-    What can be known before anything is computed is checked: all recipes, and the models that are there. progress: of
-    the merge so named, as a context that gives what Workers tell theirs to.
+    All recipes, and the models that exist, are checked before anything is computed. progress: returns a context for a
+    merge's name, which gives the callback for Workers.
     """
     from merge import check
     from merge.io.out_folder import OutFolder
@@ -153,7 +159,7 @@ def write_stages(
 
     stages = read_stages(Path(path))
     if stages is None:
-        raise BadInput(f"{path}: one merge; expected several YAML documents, or a list")
+        raise BadInput(f"{path}: expected several YAML documents or a list of merges, got one merge.")
     place = OutFolder(out_dir)
     place.clear()
     between = place.between()

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str] | None = None, program: str = "python -m merge") -> int:
     """Run the command line; returns the exit code.
 
-    0; 2 after one line on stderr, for bad input and for what the machine refuses; 128 + n when signal n stopped it.
+    0; 2 after one line on stderr, for bad input and for what the machine rejects; 128 + n when signal n stopped it.
     """
     options = _parser(program).parse_intermixed_args(arguments)
     try:
@@ -112,7 +112,9 @@ def _parser(program: str) -> argparse.ArgumentParser:
 def _run_stages(stages: list[Stage], options: argparse.Namespace) -> None:
     """Several merges of one file."""
     if options.grid or options.audit_only:
-        raise BadInput(f"{options.recipe}: several merges; --grid and --audit-only are for one")
+        raise BadInput(
+            f"{options.recipe}: --grid and --audit-only need a file with one merge, got {len(stages)}. Split the file."
+        )
     memory, shard = _limits(options)
     if options.plan:
         out_dirs = [] if options.out_dir is None else [Path(options.out_dir)]
@@ -185,12 +187,15 @@ def _card(options: argparse.Namespace) -> Card | None:
     """The card to merge by. Raises BadInput for what does not go with one."""
     if options.from_card is None:
         if options.model:
-            raise BadInput("--model: says where models of a card are; it goes with --from-card")
+            raise BadInput(
+                "--model: needs --from-card: it gives the folders of the models on a card. "
+                "Add --from-card, or leave it out."
+            )
         if options.recipe is None:
-            raise BadInput("RECIPE: missing; name a YAML file, or a card with --from-card")
+            raise BadInput("RECIPE: missing. Pass a YAML file, or a card with --from-card.")
         return None
     if options.out_dir is not None or options.grid:
-        raise BadInput("--from-card: has the recipe; give OUT_DIR alone, and no --grid")
+        raise BadInput("--from-card: the card contains the recipe. Pass OUT_DIR alone, without RECIPE and --grid.")
     options.out_dir = options.recipe
     from merge.io.from_card import read_card
 
@@ -201,7 +206,7 @@ def _limits(options: argparse.Namespace) -> tuple[int, int]:
     """Bytes of working sets, and of the largest output file. Raises BadInput for these and for --threads."""
     limits = _size(options.memory, "--memory"), _size(options.shard_size or "5GB", "--shard-size")
     if options.threads is not None and options.threads < 1:
-        raise BadInput(f"--threads: 1 or more; got {options.threads}")
+        raise BadInput(f"--threads: must be 1 or more, got {options.threads}.")
     return limits
 
 
@@ -211,17 +216,17 @@ def _extras(options: argparse.Namespace, shard: int) -> dict[str, Any]:
 
 
 def _check_target(options: argparse.Namespace) -> None:
-    """Refuses what is to be written nowhere, or cannot be pushed."""
+    """Reject what is to be written nowhere, or cannot be pushed."""
     if not options.audit_only and options.out_dir is None:
-        raise BadInput("OUT_DIR: missing; name a new folder for the merged checkpoint")
+        raise BadInput("OUT_DIR: missing. Pass a new folder for the merged checkpoint.")
     if options.push is not None:
         if options.grid or options.audit_only:
-            raise BadInput("--push: goes with one merge that is written")
+            raise BadInput("--push: needs one merge that is written. Leave out --grid and --audit-only.")
         hub.check_push(options.push, "--push")
 
 
 def _deliver(written: list[Path], options: argparse.Namespace) -> None:
-    """Says where results lie, after the push of one that is to be on the hub."""
+    """Says where results lie, after the push of one that is to be on the Hub."""
     if options.push is not None:
         print(hub.push(written[0], options.push, "--push", options.private))
     print("\n".join(map(str, written)))
@@ -234,5 +239,5 @@ def _size(text: str, key: str) -> int:
     except ValueError:
         size = 0
     if not isinstance(size, int) or size < 1:
-        raise BadInput(f"{key}: a size such as 512MB or 2GB; got {text!r}")
+        raise BadInput(f"{key}: must be a size such as 512MB or 2GB, got {text!r}.")
     return size

@@ -1,4 +1,4 @@
-"""What merges would read, write and need, told before anything is merged."""
+"""A preview of a merge: what it would read, write and need."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from merge.recipe import Recipe
 
 
 def describe(recipes: Sequence[Recipe], memory: int, out_dirs: Sequence[Path]) -> tuple[list[str], str | None]:
-    """What merges into `out_dirs` would read, write and need, and why they cannot be written there, if so.
+    """Describe what merges into `out_dirs` would read, write and need, and why they cannot be written, if so.
 
-    After all checks that need no weights; without out_dirs the room is that of the working directory.
+    All checks that need no weights come first. Without out_dirs, disk space is that of the working directory.
     """
     from merge.io.config_differences import differences, places
     from merge.io.out_folder import OutFolder

@@ -1,4 +1,4 @@
-"""Questions about every parameter, asked as bits and counted by words: the arithmetic of the audit."""
+"""Counts of parameters by bits packed into words: the arithmetic of the audit."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _WHOLE = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def patterns(tensor: torch.Tensor) -> Array:
-    """Flat bit patterns as signed whole numbers of the same width."""
+    """Return flat bit patterns as signed integers of the same width."""
     return tensor.cpu().view(-1).view(_WHOLE[tensor.dtype.itemsize]).numpy()
 
 
 def energy_alive(agreement: Agreement, i: int, weight: float) -> float:
-    """Σ τ² of model i where it survived. weight: what its votes were multiplied with."""
+    """Compute Σ τ² of model i where it survived. weight: the factor of its votes."""
     assert agreement.survivors is not None
     if (
         agreement.taus[i] is agreement.kept[i] and abs(math.frexp(weight)[0]) == 0.5
@@ -39,16 +39,16 @@ def count(
     edges: list[list[int]],
     own_signs: bool,
 ) -> list[tuple[list[list[int]], tuple[int, int]]]:
-    """For each model, [kept, in conflict, lost] by level, and (regained, given up).
+    """Count, for each model, [kept, in conflict, lost] by level, and (regained, given up).
 
-    The first row of the former is of all that is not zero, the others of each level of `edges`.
+    The first row of the former counts all non-zero values, the others each level of `edges`.
 
-    sizes: magnitudes of what was kept; kept, survivors, plain: bit patterns of it, of what survived, and of what would
-    without slack.
+    sizes: magnitudes of kept values; kept, survivors, plain: bit patterns of kept values, of survivors, and of
+    survivors without slack.
 
-    Each question is one bit a parameter, packed into words; what is asked of two is an AND. own_signs: every model
-    voted with its own sign (no negative weights), so that whoever meets the other sign either loses or sees another
-    lose, and the signs themselves need not be looked at.
+    Each predicate is one bit per parameter, packed into words; a conjunction is one AND. own_signs: every model voted
+    with its own sign (no negative weights), so a model that meets the other sign either loses or sees another lose, and
+    the signs themselves are not needed.
     """
     present = [_packed(size > 0) for size in sizes]
     alive = [_packed(part > 0) for part in survivors] or present
@@ -76,7 +76,7 @@ def _ones(words: Array) -> int:
 
 
 def _packed(mask: Array) -> Array:
-    """A flat mask as bits in whole words."""
+    """Pack a flat mask into whole words."""
     bits = numpy.packbits(mask)
     if spare := -len(bits) % 8:
         bits = numpy.pad(bits, (0, spare))
@@ -84,7 +84,7 @@ def _packed(mask: Array) -> Array:
 
 
 def energy(tau: torch.Tensor) -> float:
-    """Σ τ²; row by row, since a norm in float32 loses digits over many elements."""
+    """Compute Σ τ², row by row, since a norm in float32 loses digits over many elements."""
     rows = torch.linalg.vector_norm(tau, dim=-1, dtype=torch.promote_types(tau.dtype, torch.float32))
     energy = float(rows.double().square().sum())
     return energy if math.isfinite(energy) else float(tau.double().square().sum())

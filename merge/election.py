@@ -1,6 +1,6 @@
-"""Sign election: of values with opposite signs, which survive. With slack, a protected model may lose and still win.
+"""Sign election: which of several values with opposite signs survive. With slack, a smaller protected side can win.
 
-Written for any number of models; P is the sum over the protected ones' votes, O that over the others'.
+For any number of models; P is the sum of the protected models' votes, O that of the others.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ LARGEST = 3.4028234663852886e38  # of float32, in which votes are summed
 
 @dataclass(frozen=True)
 class Slack:
-    """By how much the protected side may be smaller and still win a conflict. All of it is TIES at ξ = 0, bit for bit.
+    """How much smaller the protected side may be and still win a conflict. At ξ = 0 it is TIES, bit for bit.
 
-    xi: ξ ≥ 0, infinity included, as which what is beyond float32 counts: no other side is as large. protected: by
-    model. form: the protected side wins iff |O| ≤ (1 + ξ)·|P| (`ratio`), or iff |O| − |P| ≤ ξ·unit (`difference`).
-    both: where slack turned the election the others survive as well.
+    xi: ξ ≥ 0, or infinity, which also stands for values beyond float32. protected: by model. form: the protected side
+    wins iff |O| ≤ (1 + ξ)·|P| (`ratio`), or iff |O| − |P| ≤ ξ·unit (`difference`). both: where slack changed the
+    election, the others survive as well.
     """
 
     xi: float = 0.0
@@ -35,7 +35,7 @@ class Slack:
 
     @property
     def on(self) -> bool:
-        """Whether it can change anything."""
+        """Tell whether slack can change anything."""
         return self.xi > 0 and any(self.protected) and not all(self.protected)
 
 
@@ -44,11 +44,11 @@ Scope = Sequence[torch.Tensor | None]  # by model: where its protection holds, b
 
 
 def elected_sign(voters: Sequence[torch.Tensor], slack: Slack = NO_SLACK, scope: Scope | None = None) -> torch.Tensor:
-    """+1 or −1 for each parameter, in the voters' dtype: the sign of the sum of votes, to which slack adds to P.
+    """Return +1 or −1 for each parameter, in the voters' dtype: the sign of the votes' sum, where slack adds to P.
 
-    A sum of exactly zero elects +, as mergekit does; under slack it goes to P's side, since P wins also where it is
-    just large enough. Slack ∞: P wins wherever it is not zero. Under slack votes are summed in float32 at least:
-    in 16 bits a small ξ is lost in the rounding.
+    A sum of exactly zero elects +, as in mergekit; under slack it elects P's side, since P also wins if it is just
+    large enough. With infinite slack, P wins wherever it is not zero. Under slack, votes are summed in float32 at
+    least: in 16 bits, rounding would lose a small ξ.
     """
     if not slack.on:
         balance = total(voters)
@@ -67,7 +67,7 @@ def elected_sign(voters: Sequence[torch.Tensor], slack: Slack = NO_SLACK, scope:
 
 
 def _sides(voters: Sequence[torch.Tensor], slack: Slack, scope: Scope | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """P, of the protected models' votes inside their scope, and O, of all others: new tensors, in float32 at least."""
+    """Return P, of protected models' votes inside their scope, and O, of all others: new tensors, float32 at least."""
     wide = torch.promote_types(voters[0].dtype, torch.float32)
     shielded: list[torch.Tensor] = []
     others: list[torch.Tensor] = []
@@ -89,7 +89,7 @@ def _widened(tensors: Sequence[torch.Tensor], wide: torch.dtype) -> torch.Tensor
 def surviving(
     voters: Sequence[torch.Tensor], sign: torch.Tensor, spared: torch.Tensor | None = None
 ) -> list[torch.Tensor]:
-    """|voter| where a voter has the elected sign, or where `spared` (bool) holds; else 0."""
+    """Return |voter| where a voter has the elected sign or `spared` (bool) is true; else 0."""
     alive = [(voter * sign).clamp_min_(0) for voter in voters]
     if spared is None:
         return alive
@@ -97,7 +97,7 @@ def surviving(
 
 
 def total(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Sum over models, in their dtype; 16-bit terms are added in float32 and rounded once."""
+    """Sum over models in their dtype; 16-bit terms are added in float32 and rounded once."""
     if len(tensors) == 1:
         return tensors[0]
     if len(tensors) == 2 or tensors[0].dtype not in (torch.bfloat16, torch.float16):

@@ -1,4 +1,4 @@
-"""The parameters of a mergekit config: what a scope leaves to the next one, and what they are called here."""
+"""The parameters of a mergekit config: their scopes, and their names in our schema."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from common.choices import suggestion
 from common.errors import BadInput
 from merge.method_table import MODEL_DEFAULTS, Method
 
@@ -23,18 +24,18 @@ _DEFAULTS = {key: MODEL_DEFAULTS[key] for key in MODEL_KEYS if key != "weight"} 
 
 
 def mapping(value: Any, at: str) -> dict[str, Any]:
-    """A mapping with keys that are text; nothing is an empty one. Raises BadInput that names its place."""
+    """Return a mapping with text keys; null is an empty one. Raises BadInput that names its place."""
     if value is None:
         return {}
     if not isinstance(value, Mapping):
-        raise BadInput(f"{at}: expected a mapping")
+        raise BadInput(f"{at}: expected a mapping.")
     return {str(key): entry for key, entry in value.items()}
 
 
 def scoped(name: str, scopes: list[Mapping[str, Any]]) -> Any:
-    """A parameter's value.
+    """Return a parameter's value.
 
-    The scopes in order, then mergekit's default; rules that match nothing leave it to the next scope.
+    Scopes apply in order, then mergekit's default; rules that match nothing pass it on to the next scope.
     """
     rules: list[Any] = []
     for scope in scopes:
@@ -52,18 +53,21 @@ def scoped(name: str, scopes: list[Mapping[str, Any]]) -> Any:
 
 
 def shared_settings(method: Method, shared: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Our settings of a whole recipe. Raises BadInput for parameters that the method has not, or that we have not."""
+    """Return our settings of a whole recipe. Raises BadInput for parameters that the method, or we, do not have."""
     fixed, renamed = _FIXED.get(method.name, {}), {new for (name, _), new in _RENAMED.items() if name == method.name}
     for key in fixed.keys() & shared.keys():
         if shared[key] != fixed[key]:
-            raise BadInput(f"{where}: parameters.{key}: only {fixed[key]!r} is supported; got {shared[key]!r}")
-    unknown = sorted(set(shared) - _ONLY.get(method.name, {*MODEL_KEYS, *_SHARED, *fixed, *renamed}))
+            raise BadInput(f"{where}: parameters.{key}: must be {fixed[key]!r}, got {shared[key]!r}.")
+    known = sorted(_ONLY.get(method.name, {*MODEL_KEYS, *_SHARED, *fixed, *renamed}))
+    unknown = sorted(set(shared) - set(known))
     if unknown:
-        raise BadInput(f"{where}: parameters: {', '.join(unknown)} is not one of {method.name}'s")
+        raise BadInput(
+            f"{where}: parameters: {method.name} has no parameter {unknown[0]}. {suggestion(unknown[0], known)}"
+        )
     settings: dict[str, Any] = {}
     for key in method.recipe_keys:
         if key == "t" and "t" not in shared:
-            raise BadInput(f"{where}: parameters.t: missing; {method.name} needs it")
+            raise BadInput(f"{where}: parameters.t: missing. Set it: {method.name} needs it.")
         if key == "normalize":
             settings[key] = _flag(shared, _RENAMED.get((method.name, key), key), method.normalize, where)
         elif key == "rescale":
@@ -78,5 +82,5 @@ def shared_settings(method: Method, shared: Mapping[str, Any], where: str) -> di
 def _flag(shared: Mapping[str, Any], key: str, default: bool, where: str) -> bool:
     value = shared.get(key, default)
     if not isinstance(value, bool | int | float) or not math.isfinite(value):  # mergekit-evolve writes 1.0 and 0.0
-        raise BadInput(f"{where}: parameters.{key}: only true or false for the whole model is supported; got {value!r}")
+        raise BadInput(f"{where}: parameters.{key}: must be true or false for the whole model, got {value!r}.")
     return bool(value)

@@ -1,8 +1,8 @@
-"""A mergekit config as a recipe that means the same, number for number.
+"""Translate a mergekit config into a recipe with the same result, number for number.
 
-Where mergekit's meaning is not our default, the recipe says so: election on weighted task vectors, arithmetic in the
-dtype that the inputs promote to, l1 rescaling, no question about tokenizers. What we do not do is refused by name,
-never ignored.
+Where mergekit differs from our defaults, the recipe states it: election on weighted task vectors, arithmetic in the
+dtype that the inputs promote to, l1 rescaling, no check of tokenizers. Unsupported keys are rejected by name, never
+ignored.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from common.choices import suggestion
 from common.errors import BadInput
 from common.hub import NAME, PREFIX
 from merge.mergekit_models import Reference, reference, reference_or_none
@@ -25,23 +26,24 @@ _KEYS = {"models", "slices", "merge_method", "base_model", "parameters", "dtype"
 
 
 def to_recipe_dict(data: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Our schema's words for a mergekit config. Raises BadInput naming the key that we do not support."""
+    """Translate a mergekit config into our schema. Raises BadInput that names an unsupported key."""
     supported = {name: method for name, method in METHODS.items() if method.mergekit}
     method = supported.get(str(data.get("merge_method")))
     if method is None:
-        raise BadInput(f"{where}: merge_method: supported are {', '.join(supported)}; got {data.get('merge_method')!r}")
+        raise BadInput(
+            f"{where}: merge_method: not supported, got {data.get('merge_method')!r}. "
+            f"{suggestion(data.get('merge_method'), supported)}"
+        )
     unknown = sorted(set(map(str, data)) - _KEYS)
     if unknown:
-        raise BadInput(
-            f"{where}: mergekit key {', '.join(unknown)} is not supported; supported are {', '.join(sorted(_KEYS))}"
-        )
+        raise BadInput(f"{where}: mergekit key {unknown[0]} is not supported. {suggestion(unknown[0], sorted(_KEYS))}")
     shared = mapping(data.get("parameters"), f"{where}: parameters")
     base = reference_or_none(data.get("base_model"), f"{where}: base_model")
     if base is None and method.base and data.get("slices") is None:
-        raise BadInput(f"{where}: base_model: {method.name} needs one")
+        raise BadInput(f"{where}: base_model: missing. Set it: {method.name} needs a base.")
     models, slices = data.get("models"), data.get("slices")
     if (models is None) == (slices is None):
-        raise BadInput(f"{where}: exactly one of models and slices is needed")
+        raise BadInput(f"{where}: expected exactly one of models and slices. Give one of them.")
     rest = _dtypes(data, where) | {"exact": False}
     if slices is not None:
         stacked = {"method": method.name, **_sliced(slices, base, method, shared, where), **rest}
@@ -54,27 +56,30 @@ def to_recipe_dict(data: Mapping[str, Any], where: str) -> dict[str, Any]:
     }
     if base is not None and method.base_use == "unused" and base not in dict(entries):
         raise BadInput(
-            f"{where}: base_model: {method.name} has no base; list the model under models, or leave base_model out"
+            f"{where}: base_model: {method.name} merges without a base. "
+            "List the model under models, or leave base_model out."
         )
     if base is not None and base.adapter:
-        raise BadInput(f"{where}: base_model: {base} has an adapter; merge it into its base first, and name the result")
+        raise BadInput(
+            f"{where}: base_model: must be without an adapter, got {base}. Merge the adapter into its base first."
+        )
     if base is not None:  # of methods without one too: it gives the config, and rows of tokens that others lack
         recipe["base"] = _local_or_hub(base.folder)
     return recipe | shared_settings(method, shared, where) | rest | _tokenizer(data, base, recipe, where)
 
 
 def _entries(listed: Any, at: str, keys: tuple[str, ...]) -> list[tuple[Reference, dict[str, Any]]]:
-    """(model, parameters) of every model listed; a layer range stands among the parameters."""
+    """Return (model, parameters) of every listed model; a layer range is among the parameters."""
     if not isinstance(listed, list) or not listed:
-        raise BadInput(f"{at}: expected a list of models")
+        raise BadInput(f"{at}: expected a list of models.")
     entries: list[tuple[Reference, dict[str, Any]]] = []
     for i, entry in enumerate(listed):
         place = f"{at}[{i}]"
         if not isinstance(entry, Mapping) or entry.get("model") is None or set(entry) - set(keys):
-            raise BadInput(f"{place}: expected {', '.join(keys)}, with model a local folder")
+            raise BadInput(f"{place}: expected a mapping with the keys {', '.join(keys)}.")
         model = reference(entry["model"], f"{place}.model")
         if model in dict(entries):
-            raise BadInput(f"{at}: {model} is listed twice; give it once, with the sum of its weights")
+            raise BadInput(f"{at}: {model} is listed twice. Give it once, with the sum of its weights.")
         own = mapping(entry.get("parameters"), f"{place}.parameters")
         if "layer_range" in keys:
             own["layer_range"] = _layers(entry.get("layer_range"), f"{place}.layer_range")
@@ -83,10 +88,10 @@ def _entries(listed: Any, at: str, keys: tuple[str, ...]) -> list[tuple[Referenc
 
 
 def _layers(value: Any, at: str) -> str:
-    """Our words for a layer range, whose end mergekit leaves out."""
+    """Translate a layer range, whose end is exclusive in mergekit."""
     whole = isinstance(value, list) and len(value) == 2 and all(type(number) is int for number in value)
     if not whole or not 0 <= value[0] < value[1] <= 10**9:
-        raise BadInput(f"{at}: expected [first, end], the layers from first to before end; got {value!r}"[:500])
+        raise BadInput(f"{at}: expected [first, end], the layers from first to before end, got {value!r}."[:500])
     return f"{value[0]}-{value[1] - 1}"
 
 
@@ -97,14 +102,15 @@ def _models(
     shared: Mapping[str, Any],
     where: str,
 ) -> dict[str, Any]:
-    """Our entries for models, by names made of their paths. labels: the names that are given, by model; grows."""
+    """Return our entries for models, named after their paths. labels: names by model, extended here."""
     models: dict[str, Any] = {}
     for model, parameters in merged.items():
         folder, adapter = model
         at = f"{where}: {model}"
-        unknown = sorted(set(parameters) - {*MODEL_KEYS, "layer_range"})
+        known = sorted({*MODEL_KEYS, "layer_range"})
+        unknown = sorted(set(parameters) - set(known))
         if unknown:
-            raise BadInput(f"{at}: parameter {', '.join(unknown)} is not one of {method.name}'s")
+            raise BadInput(f"{at}: {method.name} has no parameter {unknown[0]}. {suggestion(unknown[0], known)}")
         if model not in labels:
             label = Path(adapter or folder).name.partition("@")[0]
             numbered = (f"{label}-{number}" for number in itertools.count(1))
@@ -117,7 +123,7 @@ def _models(
         for name in filter(MODEL_KEYS.__contains__, method.model_keys):
             value = scoped(name, [parameters, shared])
             if value is None:
-                raise BadInput(f"{at}: parameter weight is missing; mergekit asks for it")
+                raise BadInput(f"{at}: parameter weight is missing. Set it, as for mergekit.")
             entry[name] = value
         models[labels[model]] = entry
     return models
@@ -126,16 +132,18 @@ def _models(
 def _sliced(
     slices: Any, base: Reference | None, method: Method, shared: Mapping[str, Any], where: str
 ) -> dict[str, Any]:
-    """Models, slices, base and the settings of the first slice, in our schema's words."""
+    """Return models, slices, base and the settings of the first slice, in our schema."""
     if not isinstance(slices, list) or not slices:
-        raise BadInput(f"{where}: slices: expected a list of slices, each with its sources")
+        raise BadInput(
+            f"{where}: slices: expected a list of slices, each with its sources, got {type(slices).__name__}."
+        )
     labels: dict[Reference, str] = {}
     models: dict[str, dict[str, Any]] = {}
     parts: list[dict[str, Any]] = []
     for i, entry in enumerate(slices):
         at = f"{where}: slices[{i}]"
         if not isinstance(entry, Mapping) or set(entry) - {"sources", "base_model", "parameters"}:
-            raise BadInput(f"{at}: expected sources, and any of base_model and parameters")
+            raise BadInput(f"{at}: expected sources, and any of base_model and parameters.")
         own_base = reference_or_none(entry.get("base_model"), f"{at}.base_model") or base
         sources = dict(_entries(entry.get("sources"), f"{at}.sources", ("model", "layer_range", "parameters")))
         scope = mapping(entry.get("parameters"), f"{at}.parameters")
@@ -143,10 +151,12 @@ def _sliced(
         part = shared_settings(method, settings, at)
         if method.base_use != "unused" and own_base is not None:
             if own_base not in sources:
-                raise BadInput(f"{at}: {own_base}, its base_model, is not among its sources; mergekit needs it there")
+                raise BadInput(
+                    f"{at}: its base_model {own_base} is not one of its sources. Add it there, as for mergekit."
+                )
             part |= {"base": _local_or_hub(own_base.folder), "layers": sources.pop(own_base)["layer_range"]}
         elif method.base:
-            raise BadInput(f"{at}: base_model: {method.name} needs one")
+            raise BadInput(f"{at}: base_model: missing. Set it: {method.name} needs a base.")
         own = _models(sources, labels, method, settings, f"{at}.sources")
         for name, model in own.items():
             models[name] = {key: model.pop(key) for key in ("path", "adapter") if key in model}
@@ -156,7 +166,7 @@ def _sliced(
 
 
 def _local_or_hub(model: str) -> str:
-    """A local folder where there is one of that name, else, as mergekit has it, a model of the hub.
+    """Return a local folder if there is one, else, as in mergekit, a model of the Hub.
 
     Owner/name@revision.
     """
@@ -168,7 +178,7 @@ def _dtypes(data: Mapping[str, Any], where: str) -> dict[str, Any]:
     for key in ("dtype", "out_dtype"):
         name = None if data.get(key) is None else str(data[key]).removeprefix("torch.")
         if name is not None and name not in _DTYPES:
-            raise BadInput(f"{where}: {key}: one of {', '.join(_DTYPES)}; got {data[key]!r}")
+            raise BadInput(f"{where}: {key}: must be one of {', '.join(_DTYPES)}, got {data[key]!r}.")
         named[key] = name
     return {"compute_dtype": named["dtype"] or "inputs", "out_dtype": named["out_dtype"] or "compute"}
 
@@ -176,12 +186,14 @@ def _dtypes(data: Mapping[str, Any], where: str) -> dict[str, Any]:
 def _tokenizer(
     data: Mapping[str, Any], base: Reference | None, recipe: Mapping[str, Any], where: str
 ) -> dict[str, Any]:
-    """tokenizer_source, or a tokenizer that is its source alone, and the chat template."""
+    """Translate tokenizer_source, or a tokenizer with a source alone, and the chat template."""
     source, key = data.get("tokenizer_source"), "tokenizer_source"
     if (nested := data.get("tokenizer")) is not None:
         key = "tokenizer.source"
         if source is not None or not isinstance(nested, Mapping) or set(nested) - {"source"}:
-            raise BadInput(f"{where}: tokenizer: only its source is supported, and no tokenizer_source beside it")
+            raise BadInput(
+                f"{where}: tokenizer: may have the key source alone. Leave out the others, and tokenizer_source."
+            )
         source = nested.get("source", "union")
     chat = {"chat_template": data["chat_template"]} if data.get("chat_template") else {}
     if source is None:
@@ -196,5 +208,5 @@ def _tokenizer(
         return {"tokenizer": "base"} | chat
     labels = [label for label, model in recipe["models"].items() if model["path"] == _local_or_hub(wanted.folder)]
     if not labels:
-        raise BadInput(f"{where}: {key}: union, base, or one of the models; got {source!r}")
+        raise BadInput(f"{where}: {key}: must be union, base, or one of the models, got {source!r}.")
     return {"tokenizer": labels[0]} | chat

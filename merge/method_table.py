@@ -1,8 +1,8 @@
-"""The merging methods: what each is called, where it comes from, and which settings it reads.
+"""The merge methods: names, sources, and settings.
 
-One row a method, and nothing else in the house lists them. A method is a way to thin task vectors (a sparsifier), a way
-to make one of them (with or without a sign election), and defaults. `register` adds a row; a method whose arithmetic is
-not that of `methods.merge_taus` brings its own as `consensus`. Without torch: plans and configs read this table too.
+One row per method, and no other list of methods. A method is a way to sparsify task vectors, a way to combine them
+(with or without a sign election), and defaults. `register` adds a row; a method whose arithmetic differs from
+`methods.merge_taus` has its own `consensus`. It imports no torch: plans and configs read this table too.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ COMMON_KEYS = ("compute_dtype", "out_dtype", "tokenizer", "chat_template", "exac
 
 @dataclass(frozen=True)
 class Sparsifier:
-    """How a task vector is thinned. model_keys: what it reads of each model; seeded: whether it draws."""
+    """A way to sparsify a task vector. model_keys: settings that it reads per model; seeded: whether it draws."""
 
     name: str
     model_keys: tuple[str, ...]
@@ -46,15 +46,15 @@ IMPORTANCE = Sparsifier("importance", ())  # what moves a row's distribution mos
 
 @dataclass(frozen=True)
 class Method:
-    """A row. Methods that do the same arithmetic are equal, whatever they are called.
+    """A row. Methods with the same arithmetic are equal, whatever their names.
 
-    combine: of what the result is made: `task_vectors` on a base, the `average` of weights, the `arc` from the base to
-    one model, one model's task vector cut to a size (`near`), one model's weights times a scale (`copy`), or what lies
-    in the models' `span`, by the coefficients that the function of that name gives (merge/span.py). base_use: whether
-    there is a base. weighted: whether models have weights. counts: how many models, at least and at most. elect:
-    whether signs are elected; normalize, rescale: defaults. consensus: (thinned task vectors, methods.Consensus) ->
-    what `methods.merge_taus` returns, which stands in where there is none. mergekit: whether mergekit has a method of
-    this name and meaning.
+    combine: what the result is made of: `task_vectors` on a base, the `average` of weights, the `arc` from the base to
+    one model, one model's task vector cut to a size (`near`), one model's weights times a scale (`copy`), or a point in
+    the models' `span`, by the coefficients of the function of that name (merge/span.py). base_use: whether there is a
+    base. weighted: whether models have weights. counts: the least and the largest number of models. elect: whether
+    signs are elected; normalize, rescale: defaults. consensus: (sparsified task vectors, methods.Consensus) -> what
+    `methods.merge_taus` returns, which is the default. mergekit: whether mergekit has a method of this name and
+    meaning.
     """
 
     name: str = field(compare=False)
@@ -74,17 +74,17 @@ class Method:
 
     @property
     def base(self) -> bool:
-        """Whether the models are taken relative to a base."""
+        """Tell whether the models are taken relative to a base."""
         return self.base_use == "needed"
 
     @property
     def seeded(self) -> bool:
-        """Whether the method draws random numbers."""
+        """Tell whether the method draws random numbers."""
         return self.sparsify is not None and self.sparsify.seeded
 
     @property
     def recipe_keys(self) -> tuple[str, ...]:
-        """The settings that a recipe by this method has besides method, base, models and COMMON_KEYS."""
+        """List the settings of a recipe with this method, besides method, base, models and COMMON_KEYS."""
         own = {
             "task_vectors": ("lambda", "norm", "norm_of", "normalize"),
             "average": ("normalize",),
@@ -98,7 +98,7 @@ class Method:
 
     @property
     def model_keys(self) -> tuple[str, ...]:
-        """The settings that each of its models has besides path and adapter."""
+        """List the settings of each of its models, besides path and adapter."""
         own: dict[str, tuple[str, ...]] = {"task_vectors": ("random_signs",), "copy": ("scale",)}
         thinned = self.sparsify.model_keys if self.sparsify else ()
         return (*(("weight",) if self.weighted else ()), *thinned, *own.get(self.combine, ()))
@@ -108,9 +108,9 @@ METHODS: dict[str, Method] = {}
 
 
 def register(method: Method) -> Method:
-    """Add a row. Raises ValueError where the name is taken."""
+    """Add a row. Raises ValueError if the name is taken."""
     if method.name in METHODS:
-        raise ValueError(f"{method.name}: there is a merging method of that name already")
+        raise ValueError(f"{method.name}: a merge method has this name already. Choose another.")
     METHODS[method.name] = method
     return method
 

@@ -21,9 +21,9 @@ from merge.select import Array
 
 @dataclass(frozen=True)
 class Consensus:
-    """How thinned task vectors become one, for one tensor; tuples run over models.
+    """The way sparsified task vectors of one tensor become one; tuples run over models.
 
-    weighted: elect on weight·τ (mergekit's order) instead of on τ. floor: the least that a mean is divided by.
+    weighted: elect on weight·τ (mergekit's order) instead of on τ. floor: the smallest divisor of a mean.
     """
 
     weights: tuple[float, ...]
@@ -35,7 +35,7 @@ class Consensus:
 
 
 def linear(thetas: Sequence[torch.Tensor], weights: Sequence[float], normalize: bool) -> torch.Tensor:
-    """Σ w θ, over Σ w if `normalize`; each product is added with one rounding where the processor can."""
+    """Compute Σ w θ, over Σ w if `normalize`; each product is added with one rounding if the processor can."""
     factors = torch.tensor(weights, dtype=thetas[0].dtype, device=thetas[0].device)
     out = torch.zeros_like(thetas[0])
     for theta, factor in zip(thetas, factors, strict=True):
@@ -44,9 +44,9 @@ def linear(thetas: Sequence[torch.Tensor], weights: Sequence[float], normalize: 
 
 
 def slerp_coefficients(t: float, norm_a: float, norm_b: float, dot: float) -> tuple[float, float]:
-    """Factors (a, b) of spherical interpolation a·θ_A + b·θ_B at `t`, given the tensors' norms and dot product.
+    """Return factors (a, b) of spherical interpolation a·θ_A + b·θ_B at `t`, from the tensors' norms and dot product.
 
-    Straight interpolation where the two are nearly parallel (|cos| > 0.9995) or one is zero.
+    The interpolation is linear where the two are nearly parallel (|cos| > 0.9995) or one is zero.
     """
     cosine = dot / ((norm_a if norm_a > 1e-8 else 1.0) * (norm_b if norm_b > 1e-8 else 1.0))
     cosine = max(-1.0, min(1.0, cosine))
@@ -57,15 +57,15 @@ def slerp_coefficients(t: float, norm_a: float, norm_b: float, dot: float) -> tu
 
 
 def near(base: torch.Tensor, theta: torch.Tensor, t: float) -> torch.Tensor:
-    """θ where it is at most t from θ0, else the point between them that is t away (NearSwap)."""
+    """Return θ where it is at most t from θ0, else the point between them at distance t (NearSwap)."""
     weight = (t / (base - theta).abs().clamp_(min=1e-6)).clamp_(0, 1)
     return weight * theta + (1 - weight) * base
 
 
 def row_ranks(magnitude: torch.Tensor) -> torch.Tensor:
-    """How many values of its row are smaller, or equal and before it: float32 of the same shape, [rows, columns].
+    """Count the values of its row that are smaller, or equal and earlier: float32 of the same shape, [rows, columns].
 
-    On a CPU a row is sorted as whole numbers, bit pattern above index: vectorised, several times faster than argsort.
+    On a CPU a row is sorted as integers, bit pattern above index: vectorised, several times faster than argsort.
     """
     columns, size = magnitude.shape[-1], magnitude.dtype.itemsize
     if magnitude.device.type != "cpu" or size > 4 or columns >= 1 << 31:
@@ -83,7 +83,7 @@ def row_ranks(magnitude: torch.Tensor) -> torch.Tensor:
 
 
 def keep_probabilities(ranks: torch.Tensor, density: float, epsilon: float) -> torch.Tensor:
-    """DELLA's keep probabilities: linear in rank, from density − ε to density + ε (a row's largest).
+    """Return DELLA's keep probabilities: linear in rank, from density − ε to density + ε (a row's largest).
 
     ranks: of whole rows, float32 [rows, columns]; returns the same.
     """
@@ -93,13 +93,13 @@ def keep_probabilities(ranks: torch.Tensor, density: float, epsilon: float) -> t
 def merge_taus(
     taus: Sequence[torch.Tensor], how: Consensus, scope: Scope | None = None
 ) -> tuple[torch.Tensor, list[torch.Tensor] | None]:
-    """τ_m from thinned task vectors (zeros where trimmed or dropped); λ is not in it.
+    """Combine sparsified task vectors (zeros where trimmed or dropped) into τ_m, without λ.
 
-    With an election τ_m is the disjoint mean Σ w τ / Σ w over the models whose sign is the elected one (the sum if not
+    With an election, τ_m is the disjoint mean Σ w τ / Σ w over the models with the elected sign (the sum if not
     `normalize`), else the weighted sum over all models (over Σ w if `normalize`). Returns τ_m and, with an election,
-    for each model what survived: |voter| where it has the elected sign, else 0. scope: where slack holds.
+    the survivors of each model: |voter| where it has the elected sign, else 0. scope: where slack applies.
 
-    Signs are handled by multiplying with ±1, which is exact and, unlike masks, runs at memory speed on a CPU.
+    Signs are applied by multiplying with ±1, which is exact and, unlike masks, runs at memory speed on a CPU.
     """
     weights = [rounded(weight, taus[0].dtype) for weight in how.weights]
     weighted = [scaled(tau, weight) for tau, weight in zip(taus, weights, strict=True)]
@@ -124,22 +124,22 @@ def merge_taus(
 
 
 def scaled(tensor: torch.Tensor, factor: float) -> torch.Tensor:
-    """The tensor times a number; the tensor itself where that is 1."""
+    """Return the tensor times a number; the tensor itself if that is 1."""
     return tensor if factor == 1.0 else tensor * factor
 
 
 def moved(base: torch.Tensor, tau: torch.Tensor, lambda_: float) -> torch.Tensor:
-    """θ0 + λ·τ_m."""
+    """Compute θ0 + λ·τ_m."""
     return base + scaled(tau, lambda_)
 
 
 def rounded(value: float, dtype: torch.dtype) -> float:
-    """The nearest number of that dtype."""
+    """Round to the nearest number of that dtype."""
     return float(torch.tensor(value, dtype=dtype))
 
 
 def _divisor(survivors: Sequence[torch.Tensor], weights: Sequence[float], floor: float) -> torch.Tensor:
-    """Σ w over the survivors of each parameter, 1 where it is zero; with a floor, at least that."""
+    """Compute Σ w over the survivors of each parameter, 1 where it is zero; with a floor, at least that."""
     divisor = total([_where_alive(part, weight) for part, weight in zip(survivors, weights, strict=True)])
     if floor:
         return divisor.clamp_(min=floor)
@@ -149,7 +149,7 @@ def _divisor(survivors: Sequence[torch.Tensor], weights: Sequence[float], floor:
 
 
 def _where_alive(survivors: torch.Tensor, weight: float) -> torch.Tensor:
-    """`weight` where a survivor is above zero, else 0."""
+    """Return `weight` where a survivor is above zero, else 0."""
     if survivors.dtype.itemsize > 2:
         return scaled(survivors.sign(), weight)
     # sign() of 16-bit floats is slow on a CPU; the sign of their patterns is not (that of a negative zero is negative)

@@ -1,4 +1,4 @@
-"""One model of a recipe: its folder, and its settings there."""
+"""One model of a recipe: its folder and its settings."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from merge.recipe_fields import (
 
 
 class ModelRef(Value):
-    """One model that is merged, by the name under which audit and `protect` speak of it.
+    """One model that is merged, with its name in the audit and in `protect`.
 
-    density: share of the task vector kept, in (0, 1]. gamma: share of the largest values dropped (breadcrumbs).
-    epsilon: half the spread of keep probabilities (della). random_signs: whether the signs of its task vector are
-    drawn (a control). scale: what its weights are multiplied with (passthrough). adapter: a LoRA folder whose base is
-    `path`. layers: what it gives to a slice, first and last, both in it; None elsewhere.
+    density: fraction of the task vector that is kept, in (0, 1]. gamma: fraction of the largest values that is dropped
+    (breadcrumbs). epsilon: half the spread of keep probabilities (della). random_signs: whether the signs of its task
+    vector are drawn at random (a control). scale: factor of its weights (passthrough). adapter: a LoRA folder whose
+    base is `path`. layers: the layers that it gives to a slice, first and last, both included; None elsewhere.
     """
 
     name: str
@@ -44,7 +44,7 @@ class ModelRef(Value):
     layers: Layers = None
 
     def to_dict(self, method: Method) -> dict[str, Any]:
-        """Plain data that a recipe reads as this model."""
+        """Return plain data from which a recipe reads this model."""
         out: dict[str, Any] = {"path": str(self.path)}
         if self.adapter is not None:
             out["adapter"] = str(self.adapter)
@@ -53,40 +53,44 @@ class ModelRef(Value):
         return out | {key: per_tensor.to_plain(getattr(self, key)) for key in method.model_keys}
 
     def absolute(self) -> ModelRef:
-        """The same with absolute paths."""
+        """Return a copy with absolute paths."""
         return self.model_copy(update={"path": absolute(self.path), "adapter": absolute(self.adapter)})
 
 
 def absolute(path: Path | None) -> Path | None:
-    """An absolute path; models of the hub stay as they are."""
+    """Return an absolute path; models of the Hub stay unchanged."""
     return path if path is None or str(path).startswith(PREFIX) else path.absolute()
 
 
 def model_entries(data: Any, method: Method, in_slice: bool, defaults: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the models with their names inside. defaults: settings of models that give none of their own.
+    """Return the models with their names inside. defaults: settings for models that give none.
 
     Raises BadInput for a model without a path, and for keys that the method does not have.
     """
     if not isinstance(data, Mapping) or not data:
-        raise BadInput("models: expected a mapping from a model's name to {path: ...}")
+        raise BadInput(
+            f"models: expected a mapping of names to {{path: folder}}, got {type(data).__name__}."
+            if data
+            else "models: expected a mapping of names to {path: folder}, got an empty one."
+        )
     keys = ("path", "adapter", *(("layers",) if in_slice else ()), *method.model_keys)
     if len({str(name) for name in data}) < len(data):
-        raise BadInput("models: two have the same name; give each one of its own")
+        raise BadInput("models: two models have the same name. Rename one of them.")
     for name, entry in data.items():
         if not isinstance(entry, Mapping) or "path" not in entry:
             numbers = "".join(f", {key}: number" for key in method.model_keys)
-            raise BadInput(f"models.{name}.path: missing; expected {{path: folder{numbers}}}")
+            raise BadInput(f"models.{name}.path: missing. Set models.{name} to {{path: folder{numbers}}}.")
         if wrong := unknown_keys(entry, keys, method.name):
             raise BadInput(f"models.{name}: {wrong}")
     return [{"name": str(name), **defaults, **entry} for name, entry in data.items()]
 
 
 def check_epsilon(model: ModelRef) -> None:
-    """Refuses keep probabilities outside of (0, 1)."""
+    """Reject keep probabilities outside of (0, 1)."""
     for density in per_tensor.values(model.density):
         for epsilon in per_tensor.values(model.epsilon):
             if density < 1 and not (epsilon >= 0 and density - epsilon > 0 and density + epsilon < 1):
                 raise BadInput(
-                    f"models.{model.name}.epsilon: density ± epsilon must lie inside (0, 1); "
-                    f"got {density:g} ± {epsilon:g}"
+                    f"models.{model.name}.epsilon: density ± epsilon must be between 0 and 1, "
+                    f"got {density:g} ± {epsilon:g}."
                 )

@@ -17,6 +17,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from common.choices import listed
 from common.errors import BadInput
 from merge.io.token_tensors import is_embedding, is_head, is_head_bias
 
@@ -30,7 +31,7 @@ _NUMBERED = re.compile(r"\.\d+\.\w+\.")
 
 @dataclass(frozen=True)
 class Rule:
-    """Value for the tensors that meet every given condition. `filter`: a piece of the tensor's name."""
+    """A value for the tensors that meet every given condition. `filter`: a part of the tensor's name."""
 
     value: float | tuple[float, ...]
     kind: str | None = None
@@ -50,19 +51,19 @@ Setting = float | tuple[float, ...] | tuple[Rule, ...]
 
 
 def layer_of(name: str) -> int | None:
-    """Index of the layer that a tensor belongs to; None for embeddings, the final norm and the head."""
+    """Return the index of a tensor's layer; None for embeddings, the final norm and the head."""
     match = _LAYER.search(name)
     return int(match.group(1)) if match else None
 
 
 def stack_of(name: str) -> str | None:
-    """The stack of layers that a tensor belongs to: its name up to the layer's index; None outside of them."""
+    """Return the stack of layers of a tensor: its name up to the layer's index; None outside of stacks."""
     match = _LAYER.search(name)
     return name[: match.start(1)] if match else None
 
 
 def layer_counts(names: Iterable[str]) -> dict[str, int]:
-    """Number of layers of every stack of layers that tensors of these names belong to."""
+    """Count the layers of every stack that tensors of these names belong to."""
     counts: dict[str, int] = {}
     for name in names:
         if (stack := stack_of(name)) is not None:
@@ -71,14 +72,14 @@ def layer_counts(names: Iterable[str]) -> dict[str, int]:
 
 
 def is_in_unknown_stack(name: str) -> bool:
-    """Whether a tensor looks like one of a module of a numbered row, such as `resblocks.3.attn.weight`, that is no
-    stack of layers by the names that we know.
+    """Tell whether a tensor seems to belong to a numbered module, such as `resblocks.3.attn.weight`, that is not a
+    stack of layers with a known name.
     """
     return stack_of(name) is None and _NUMBERED.search(name) is not None
 
 
 def kind_of(name: str) -> str:
-    """Module kind of a tensor, by the names that Hugging Face models use; one of KINDS."""
+    """Return the module kind of a tensor, by the names of Hugging Face models; one of KINDS."""
     lowered = name.lower().replace("norm_attn_norm.attn", "attn")
     if is_head(name) or is_head_bias(name):
         return "head"
@@ -98,7 +99,7 @@ def kind_of(name: str) -> str:
 
 
 def depth_of(name: str, layers: int) -> float:
-    """Where a tensor stands between the first layer (0) and the last (1); outside the layers 0, as mergekit has it."""
+    """Return a tensor's depth between the first layer (0) and the last (1); 0 outside of layers, as in mergekit."""
     layer = layer_of(name)
     if layer is None:
         return 0.0
@@ -106,7 +107,7 @@ def depth_of(name: str, layers: int) -> float:
 
 
 def applying(setting: Setting, name: str, key: str) -> float | tuple[float, ...]:
-    """The number or gradient that holds for tensor `name`. Raises BadInput that names `key` where no rule matches."""
+    """Return the number or gradient for tensor `name`. Raises BadInput that names `key` if no rule matches."""
     if not isinstance(setting, tuple):
         return float(setting)
     if not isinstance(setting[0], Rule):
@@ -115,11 +116,11 @@ def applying(setting: Setting, name: str, key: str) -> float | tuple[float, ...]
         assert isinstance(rule, Rule)
         if rule.matches(name):
             return rule.value
-    raise BadInput(f"{key}: no rule matches tensor {name}: end the list with a rule that has only a value")
+    raise BadInput(f"{key}: no rule matches tensor {name}. End the list with a rule that has only a value.")
 
 
 def resolve(setting: Setting, name: str, depth: float, *, key: str = "setting") -> float:
-    """The value that `setting` has for tensor `name` at `depth`, from 0 (the first layer) to 1 (the last)."""
+    """Return the value of `setting` for tensor `name` at `depth`, from 0 (the first layer) to 1 (the last)."""
     value = applying(setting, name, key)
     if not isinstance(value, tuple):
         return float(value)
@@ -131,7 +132,7 @@ def resolve(setting: Setting, name: str, depth: float, *, key: str = "setting") 
 
 
 def values(setting: Setting) -> tuple[float, ...]:
-    """Every number written in a setting."""
+    """List every number in a setting."""
     if not isinstance(setting, tuple):
         return (float(setting),)
     return tuple(
@@ -143,7 +144,7 @@ def parse(value: Any, key: str) -> Setting:
     """Read a setting from YAML. Raises BadInput that names `key`."""
     if isinstance(value, list):
         if not value:
-            raise BadInput(f"{key}: an empty list; give a number, a list of numbers, or rules")
+            raise BadInput(f"{key}: must not be an empty list. Give a number, a list of numbers, or rules.")
         if all(isinstance(part, dict) for part in value):
             return tuple(_rule(part, f"{key}[{i}]") for i, part in enumerate(value))
         return tuple(number(part, f"{key}[{i}]") for i, part in enumerate(value))
@@ -153,48 +154,51 @@ def parse(value: Any, key: str) -> Setting:
 
 
 def number(value: Any, key: str) -> float:
-    """A float; YAML reads 1e-3 as text, so text that is a number counts."""
+    """Parse a float; YAML reads 1e-3 as text, so text that is a number counts."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise BadInput(f"{key}: expected a number, got {value!r}")
+        raise BadInput(f"{key}: expected a number, got {value!r}.")
     try:
         return float(value)
     except OverflowError:
-        raise BadInput(f"{key}: expected a number, got one that is too large") from None
+        raise BadInput(f"{key}: expected a number, got one that is too large for a float.") from None
     except ValueError:
-        raise BadInput(f"{key}: expected a number, got {value!r}") from None
+        raise BadInput(f"{key}: expected a number, got {value!r}.") from None
 
 
 def _rule(part: dict[str, Any], key: str) -> Rule:
     unknown = set(part) - {"value", "kind", "layers", "filter"}
     if unknown or "value" not in part:
-        raise BadInput(f"{key}: a rule has `value` and any of kind, layers, filter; got {sorted(map(str, part))}")
+        raise BadInput(
+            f"{key}: a rule must have `value` and may have kind, layers and filter, got "
+            f"{listed(sorted(map(str, part)))}."
+        )
     value = parse(part["value"], f"{key}.value")
     if isinstance(value, tuple) and isinstance(value[0], Rule):
-        raise BadInput(f"{key}.value: a number or a list of numbers, not rules within rules")
+        raise BadInput(f"{key}.value: must be a number or a list of numbers, got rules within a rule.")
     if part.get("kind") not in (None, *KINDS):
-        raise BadInput(f"{key}.kind: one of {', '.join(KINDS)}; got {part['kind']!r}")
+        raise BadInput(f"{key}.kind: must be one of {', '.join(KINDS)}, got {part['kind']!r}.")
     filter_ = part.get("filter")
     if filter_ is not None and not isinstance(filter_, str):
-        raise BadInput(f"{key}.filter: a piece of a tensor's name; got {filter_!r}")
+        raise BadInput(f"{key}.filter: must be a part of a tensor's name, got {filter_!r}.")
     layers = layer_range(part.get("layers"), f"{key}.layers")
     return Rule(value, part.get("kind"), layers, filter_)  # type: ignore[arg-type]
 
 
 def layer_range(text: Any, key: str) -> tuple[int, int] | None:
-    """First and last layer of a range as YAML has it. Raises BadInput that names `key`."""
+    """Parse the first and last layer of a range. Raises BadInput that names `key`."""
     if text is None:
         return None
     match = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", str(text), re.ASCII)
     if not match:
-        raise BadInput(f"{key}: a layer or a range such as 0-3 (both ends included); got {text!r}"[:500])
+        raise BadInput(f"{key}: must be a layer or a range such as 0-3 (both ends included), got {text!r}."[:500])
     first, last = int(match.group(1)), int(match.group(2) or match.group(1))
     if last < first:
-        raise BadInput(f"{key}: the range {text} runs backwards")
+        raise BadInput(f"{key}: a range must begin with its smaller layer, got {text}. Swap the two.")
     return first, last
 
 
 def to_plain(setting: Setting) -> Any:
-    """The setting as YAML and JSON write it: the inverse of `parse`."""
+    """Return the setting for YAML and JSON: the inverse of `parse`."""
     if not isinstance(setting, tuple):
         return setting
     plain: list[Any] = []

@@ -1,4 +1,4 @@
-"""How far a merge is: a bar on a terminal, a line now and then where there is none."""
+"""Progress of a merge: a bar on a terminal, otherwise a line now and then."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ LINE = "{percentage:.0f}%, {n_fmt}B of {total_fmt}B read, {rate_fmt}, about {rem
 
 
 class Progress:
-    """Bytes read in all passes, with speed and time left, on stderr. As a context it gives what is to be called after
-    every tensor, None where `quiet`. name: of one merge among several.
+    """Bytes read in all passes, with speed and time left, on stderr. As a context it returns the callback for every
+    tensor, None if `quiet`. name: that of one merge among several.
     """
 
     def __init__(self, quiet: bool, passes: int, name: str = ""):

@@ -36,6 +36,7 @@ from typing import Any, ClassVar, Self
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from common.choices import listed, suggestion
 from common.errors import BadInput
 from common.files import write_whole
 from common.parsing import read_yaml
@@ -72,7 +73,7 @@ from merge.recipe_fields import (
 
 
 class Recipe(Value):
-    """A merge, fully stated. Build one with `Recipe.from_dict` or `from_yaml`: they fill in the method's defaults."""
+    """A complete merge. Build one with `Recipe.from_dict` or `from_yaml`: they fill in the method's defaults."""
 
     _own_key: ClassVar[str] = "slices"  # what a slice of a recipe has not
     method: str
@@ -102,7 +103,7 @@ class Recipe(Value):
     slices: tuple[Slice, ...] = ()
 
     def at(self, slice_: int | None) -> Recipe:
-        """What is done to the tensors of a slice; a recipe without slices does the same to all."""
+        """Return the settings for tensors of a slice; a recipe without slices has the same for all."""
         return self.slices[slice_] if slice_ is not None and self.slices else self
 
     @property
@@ -111,25 +112,25 @@ class Recipe(Value):
 
     @property
     def norm_reference(self) -> str | None:
-        """The model whose task vector's norm `norm` is a multiple of: the one named, or the only protected one."""
+        """Return the model whose task vector's norm `norm` multiplies: the named one, or the only protected one."""
         return self.norm_of or (self.protect[0] if len(self.protect) == 1 else None)
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> Recipe:
-        """Read a recipe file, ours or mergekit's. Raises BadInput naming the file and the key."""
+        """Read a recipe file, ours or mergekit's. Raises BadInput that names the file and the key."""
         path = Path(path)
         return cls.from_document(read_yaml(path, "a merge recipe (YAML)"), str(path), path.parent)
 
     @classmethod
     def from_document(cls, data: Any, where: str, root: Path) -> Recipe:
-        """Recipe of the data of a file in `root`, ours or mergekit's. Raises BadInput that begins with `where`."""
+        """Build the recipe of a file's data in `root`, ours or mergekit's. Raises BadInput that begins with `where`."""
         if isinstance(data, dict) and "merge_method" in data:
             return cls.from_dict(mergekit_yaml.to_recipe_dict(data, where), where=where)
         return cls.from_dict(data, where=where, root=root)
 
     @classmethod
     def from_dict(cls, data: Any, where: str = "recipe", root: Path | None = None) -> Recipe:
-        """Recipe of plain data as YAML gives it; see the module's text for the keys.
+        """Build the recipe of plain data as in YAML; the module's docstring lists the keys.
 
         Relative paths start at `root`. Raises BadInput that begins with `where` and names the key.
         """
@@ -141,19 +142,23 @@ class Recipe(Value):
     @model_validator(mode="before")
     @classmethod
     def _complete(cls, data: Any) -> dict[str, Any]:
-        """Refuses keys that the method has not, and fills in its defaults."""
+        """Reject keys that the method does not have, and fill in its defaults."""
         if not isinstance(data, Mapping):
-            raise BadInput(f"expected a mapping with the keys method, base, models; got {type(data).__name__}")
+            raise BadInput(f"expected a mapping with the keys method, base, models, got {type(data).__name__}.")
         method = METHODS.get(str(data.get("method")))
         if method is None:
-            raise BadInput(f"method: one of {', '.join(METHODS)}; got {data.get('method')!r}")
+            raise BadInput(
+                f"method: no such method, got {data.get('method')!r}. {suggestion(data.get('method'), METHODS)}"
+            )
         known = sorted(
             ("method", "base", "models", cls._own_key, *method.recipe_keys, *method.model_keys, *COMMON_KEYS)
         )
         if wrong := unknown_keys(data, known, method.name):
             raise BadInput(wrong)
         if method.base and data.get("base") is None:
-            raise BadInput(f"base: method {method.name} needs the model that the others start from")
+            raise BadInput(
+                f"base: missing. Set the model that the others were trained from: method {method.name} needs it."
+            )
         sliced = {"slices": restacked.complete(data, method)} if "slices" in data else {}
         of_all = {key: data[key] for key in method.model_keys if key in data}
         return {
@@ -166,35 +171,41 @@ class Recipe(Value):
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
-        """What no key can know alone."""
+        """Check rules that concern several keys."""
         known = [model.name for model in self.models]
         if self._own_key == "slices" and self.tokenizer not in (*TOKENIZERS, *known):
-            raise BadInput(f"tokenizer: one of {', '.join((*TOKENIZERS, *known))}; got {self.tokenizer!r}")
+            raise BadInput(
+                f"tokenizer: not known, got {self.tokenizer!r}. {suggestion(self.tokenizer, (*TOKENIZERS, *known))}"
+            )
         if self.slices:  # each of them is looked at by itself
             taken = {model.name for part in self.slices for model in part.models}
             if left := next((model.name for model in self.models if model.name not in taken), None):
-                raise BadInput(f"models.{left}: no slice takes layers of it; leave it out, or name it in a slice")
+                raise BadInput(f"models.{left}: no slice uses its layers. Leave the model out, or name it in a slice.")
             return self
         least, most = self.spec.counts
         if not least <= len(self.models) <= most:
-            wanted = f"{least}" if least == most else f"{least} or more"
-            raise BadInput(f"models: {self.method} merges {wanted} (the base not counted); got {len(self.models)}")
+            wanted = f"{least} model{'s' * (least > 1)}" if least == most else f"{least} or more models"
+            raise BadInput(f"models: {self.method} needs {wanted} beside the base, got {len(self.models)}.")
         if "epsilon" in self.spec.model_keys:
             for model in self.models:
                 check_epsilon(model)
         for key, name in [("protect", name) for name in self.protect] + [("norm_of", self.norm_of)]:
             if name not in (*known, None):
-                raise BadInput(f"{key}: no model is called {name!r}; the models are {', '.join(known)}")
+                raise BadInput(f"{key}: no such model, got {name!r}. {suggestion(name, known)}")
         if self.norm is not None and self.norm_reference is None:
-            raise BadInput(f"norm_of: name the model whose norm norm is a multiple of, one of {', '.join(known)}")
+            raise BadInput(f"norm_of: missing. Set the model whose norm `norm` multiplies: one of {listed(known)}.")
         if self.slack_scale == "rms" and self.slack_form == "ratio":
-            raise BadInput("slack_scale: rms goes with slack_form: difference; a ratio has no unit")
+            raise BadInput(
+                "slack_scale: rms needs slack_form: difference, got ratio, which has no unit. Set one of them."
+            )
         if self.slack > 0 and not self.protect:
-            raise BadInput(f"protect: name the model that slack {self.slack:g} protects, one of {', '.join(known)}")
+            raise BadInput(
+                f"protect: missing. Set the model that slack {self.slack:g} protects: one of {listed(known)}."
+            )
         return self
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data that `from_dict` turns into an equal recipe."""
+        """Return plain data from which `from_dict` builds an equal recipe."""
         out: dict[str, Any] = {"method": self.method}
         if self.base is not None:
             out["base"] = str(self.base)
@@ -208,7 +219,7 @@ class Recipe(Value):
         return out
 
     def absolute(self) -> Self:
-        """The same with absolute paths, so that it means the same wherever it is read from."""
+        """Return a copy with absolute paths, which means the same in every folder."""
         models = tuple(model.absolute() for model in self.models)
         parts = tuple(part.absolute() for part in self.slices)
         return self.model_copy(update={"base": absolute(self.base), "models": models, "slices": parts})
@@ -219,9 +230,9 @@ class Recipe(Value):
 
 
 class Slice(Recipe):
-    """Layers of the result and the merge that they come from: a recipe whose models give some of their layers.
+    """Layers of the result and their merge: a recipe whose models give some of their layers.
 
-    layers: of the base, and of models that name none; first and last, both in it.
+    layers: of the base, and of models that name none; first and last, both included.
     """
 
     _own_key: ClassVar[str] = "layers"
@@ -229,32 +240,32 @@ class Slice(Recipe):
 
     @property
     def count(self) -> int:
-        """How many layers it makes."""
+        """Return the number of layers of the slice."""
         first, last = next(iter(self.ranges))[1]
         return last - first + 1
 
     @property
     def ranges(self) -> list[tuple[str, tuple[int, int]]]:
-        """Layers of every model, then of the base, by its name."""
+        """Return the layers of every model, then of the base, by name."""
         found = [(model.name, model.layers or self.layers or (0, -1)) for model in self.models]
         return found + ([("base", self.layers or (0, -1))] if self.base is not None else [])
 
     @model_validator(mode="after")
     def _aligned(self) -> Self:
-        """Everything that a slice merges has as many layers."""
+        """Check that all models of a slice give the same number of layers."""
         for name, (first, last) in self.ranges:
             if last < first:
                 place = "layers" if name == "base" else f"models.{name}.layers"
-                raise BadInput(f"{place}: missing; give the layers that this slice takes, such as 0-3")
+                raise BadInput(f"{place}: missing. Give the layers that this slice takes, such as 0-3.")
             if last - first + 1 != self.count:
                 raise BadInput(
-                    f"{name} gives layers {first}-{last}, {self.ranges[0][0]} gives {self.count}; "
-                    "all that a slice merges have as many"
+                    f"all models of a slice must give the same number of layers, got {first}-{last} of {name} "
+                    f"and {self.count} layers of {self.ranges[0][0]}."
                 )
         return self
 
     def to_part(self, whole: Recipe) -> dict[str, Any]:
-        """What it says beside the recipe that it is a slice of."""
+        """Return the settings of a slice that its recipe does not have."""
         out = {key: value for key, value in self.to_dict().items() if key not in ("method", *COMMON_KEYS)}
         if self.base == whole.base:
             out.pop("base", None)

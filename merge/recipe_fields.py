@@ -1,8 +1,7 @@
-"""Types of a recipe's values: how each is read from YAML, and what is said of one that is wrong."""
+"""Types of a recipe's values: their parsing from YAML, and their errors."""
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, PlainValidator, ValidationError, ValidationInfo
 
+from common.choices import listed, suggestion
 from common.errors import BadInput
 from common.hub import PREFIX
 from merge import per_tensor
@@ -23,127 +23,129 @@ TEMPLATES = ("auto", "chatml")  # or a text
 
 
 class Value(BaseModel):
-    """A frozen value none of whose keys may be added."""
+    """A frozen value that accepts no further keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 def folder(value: Any, info: ValidationInfo) -> Path:
-    """A path; relative ones start at the context's `root`, models of the hub stay as they are."""
+    """Parse a path; relative ones start at the context's `root`, models of the Hub stay unchanged."""
     if not isinstance(value, str | Path) or not str(value) or "\0" in str(value):
-        raise BadInput(f"expected a folder; got {value!r}")
+        raise BadInput(f"expected a folder, got {value!r}.")
     root = (info.context or {}).get("root")
     return Path(value) if root is None or str(value).startswith(PREFIX) else root / value
 
 
 def setting(value: Any) -> Setting:
-    """A number, a gradient over depth, or rules."""
+    """Parse a number, a gradient over depth, or rules."""
     return per_tensor.parse(value, "")
 
 
 def finite(value: Setting) -> Setting:
-    """Refuses NaN and infinity, and what would be infinite in the arithmetic."""
+    """Reject NaN, infinity, and numbers that overflow float32."""
     for number in per_tensor.values(value):
         if not math.isfinite(number):
-            raise BadInput(f"expected a finite number; got {number}")
+            raise BadInput(f"expected a finite number, got {number}.")
         if abs(number) > LARGEST:
-            raise BadInput(f"expected a number of at most {LARGEST:g}, the largest of float32; got {number:g}")
+            raise BadInput(f"expected a number of at most {LARGEST:g}, the largest number of float32, got {number:g}.")
     return value
 
 
 def share_kept(value: Setting) -> Setting:
-    """A density."""
+    """Check a density."""
     for number in per_tensor.values(value):
         if not 0 < number <= 1:
-            raise BadInput(f"the share kept, above 0 and at most 1; got {number:g}")
+            raise BadInput(f"must be above 0 and at most 1 (the fraction of parameters that is kept), got {number:g}.")
         if number < SMALLEST:
-            raise BadInput(f"the share kept, at least {SMALLEST:g}, the smallest of float32; got {number:g}")
+            raise BadInput(f"must be at least {SMALLEST:g}, the smallest number of float32, got {number:g}.")
     return value
 
 
 def share_dropped(value: Setting) -> Setting:
-    """A gamma."""
+    """Check a gamma."""
     for number in per_tensor.values(value):
         if not 0 <= number < 1:
-            raise BadInput(f"the share of largest values dropped, from 0 to below 1; got {number:g}")
+            raise BadInput(
+                f"must be from 0 to below 1 (the fraction of largest values that is dropped), got {number:g}."
+            )
     return value
 
 
 def slack(value: Any) -> float:
-    """ξ, infinity included."""
+    """Parse ξ, which may be infinite."""
     number = per_tensor.number(value, "")
     if math.isnan(number) or number < 0:
-        raise BadInput(f"0 (TIES) or more, .inf allowed; got {number:g}")
+        raise BadInput(f"must be 0 or larger (.inf is allowed), got {number:g}.")
     return number
 
 
 def share(value: Any) -> float:
-    """A share of parameters, the same for all tensors."""
+    """Parse a fraction of parameters, the same for all tensors."""
     number = per_tensor.number(value, "")
     if not 0 < number <= 1:
-        raise BadInput(f"a share of parameters, above 0 and at most 1; got {number:g}")
+        raise BadInput(f"must be above 0 and at most 1 (a fraction of the parameters), got {number:g}.")
     return number
 
 
 def norm(value: Any) -> float | None:
-    """A multiple of a norm, or none."""
+    """Parse a multiple of a norm, or null."""
     if value is None:
         return None
     number = per_tensor.number(value, "")
     if not 0 < number <= LARGEST:
-        raise BadInput(f"a multiple of norm_of's norm, above 0 and at most {LARGEST:g}; got {number:g}")
+        raise BadInput(f"must be above 0 and at most {LARGEST:g} (a multiple of norm_of's norm), got {number:g}.")
     return number
 
 
 def names(value: Any) -> tuple[str, ...]:
-    """One name or a list of them."""
+    """Parse one name or a list of names."""
     listed = [value] if isinstance(value, str) else [] if value is None else value
     if not isinstance(listed, list | tuple) or not all(isinstance(name, str) for name in listed):
-        raise BadInput(f"expected a list of model names; got {value!r}")
+        raise BadInput(f"expected a list of model names, got {value!r}.")
     return tuple(listed)
 
 
 def layers(value: Any) -> tuple[int, int] | None:
-    """A layer or a range of them, first and last."""
+    """Parse a layer or a range of layers, first and last."""
     return per_tensor.layer_range(value, "")
 
 
 def boolean(value: Any) -> bool:
-    """YAML's true or false, and nothing that only looks like it."""
+    """Accept only YAML's true and false."""
     if not isinstance(value, bool):
-        raise BadInput(f"true or false; got {value!r}")
+        raise BadInput(f"must be true or false, got {value!r}.")
     return value
 
 
 def whole_number(value: Any) -> int:
-    """An integer, and neither true nor 1.0."""
+    """Accept an integer, but not true or 1.0."""
     if isinstance(value, bool) or not isinstance(value, int) or abs(value) >= 2**64:
-        raise BadInput("expected a whole number of at most 64 bits")
+        raise BadInput(f"expected a whole number of at most 64 bits, got {value!r}.")
     return value
 
 
 def word(value: Any) -> str:
-    """A word whose meaning depends on the rest."""
+    """Accept a word whose meaning depends on other keys."""
     if not isinstance(value, str) or not value:
-        raise BadInput(f"expected a word; got {value!r}")
+        raise BadInput(f"expected a word, got {value!r}.")
     return value
 
 
 def template(value: Any) -> str | None:
-    """A chat template, its name, or none."""
+    """Accept a chat template, its name, or null."""
     if value is None:
         return None
     if not isinstance(value, str) or not ("{" in value or value in TEMPLATES):
-        raise BadInput(f"one of {', '.join(TEMPLATES)}, or the text of a template (Jinja); got {value!r}")
+        raise BadInput(f"must be one of {', '.join(TEMPLATES)}, or the text of a template (Jinja), got {value!r}.")
     return value
 
 
 def one_of(*choices: str) -> PlainValidator:
-    """A validator of one of some words."""
+    """Return a validator that accepts the given words."""
 
     def choice(value: Any) -> str:
         if not isinstance(value, str) or value not in choices:
-            raise BadInput(f"one of {', '.join(choices)}; got {value!r}")
+            raise BadInput(f"must be one of {', '.join(choices)}, got {value!r}.")
         return str(value)
 
     return PlainValidator(choice)
@@ -174,18 +176,18 @@ Template = Annotated[str | None, PlainValidator(template)]
 
 
 def unknown_keys(entry: Mapping[str, Any], known: Sequence[str], method: str) -> str | None:
-    """Describe keys that a method does not have, with a suggestion for a misspelt one; None if there are none."""
+    """Describe keys that a method does not have, and suggest what to do; None if there are none."""
     unknown = sorted(set(map(str, entry)) - set(known))
     if not unknown:
         return None
-    of_others = {key for other in METHODS.values() for key in (*other.recipe_keys, *other.model_keys)}
-    near = [] if unknown[0] in of_others else difflib.get_close_matches(unknown[0], known, n=1)
-    remedy = f"did you mean {near[0]}?" if near else f"its keys are {', '.join(known)}"
-    return f"method {method} has no key {', '.join(unknown)}; {remedy}"
+    name = unknown[0]
+    having = [other.name for other in METHODS.values() if name in (*other.recipe_keys, *other.model_keys)]
+    remedy = f"Leave it out, or choose a method that has it: {listed(having)}." if having else suggestion(name, known)
+    return f"method {method} has no key {name}. {remedy}"
 
 
 def one_line(error: ValidationError, where: str, data: Any) -> str:
-    """The first thing that is refused: file, key, and what would be right. data: the recipe that was read."""
+    """Describe the first error: file, key, and what to do. data: the recipe that was read."""
     first = error.errors()[0]
     location: list[str] = []
     for part in first["loc"]:
@@ -199,5 +201,5 @@ def one_line(error: ValidationError, where: str, data: Any) -> str:
     message = first["msg"].removeprefix("Value error, ")
     if not location:
         return f"{where}: {message}"
-    # of a list of rules the message goes on with the place inside the value: `lambda` + `[0].kind: one of ...`
+    # for a list of rules the message begins with the place inside the value: `lambda` + `[0].kind: one of ...`
     return f"{where}: {'.'.join(location)}{'' if message[0] in '[.:' else ': '}{message}"

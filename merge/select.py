@@ -4,7 +4,7 @@ The bit pattern of a non-negative float grows with its value, so selection works
 16-bit dtype is counted: one histogram of all its 32,768 magnitudes answers every rank. A wider one that fits into
 the memory limit is partitioned (numpy's vectorised quickselect), for several ranks each inside what the last one left;
 a larger one is never held: a histogram of the upper 16 bits says which bin holds the k-th largest, a histogram of the
-next 16 bits inside that bin goes on, down to the last. All give the same thresholds.
+next 16 bits inside that bin continues, down to the last. All give the same thresholds.
 """
 
 from __future__ import annotations

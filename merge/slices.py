@@ -1,26 +1,27 @@
-"""The slices of a recipe, as data: each is completed by what the recipe says, and is then a recipe itself."""
+"""The slices of a recipe, as data: each is completed with the recipe's settings, and is then a recipe itself."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from common.choices import suggestion
 from common.errors import BadInput
 from merge.method_table import Method
 
 
 def complete(data: Mapping[str, Any], method: Method) -> list[dict[str, Any]]:
-    """Every slice with the recipe's settings where it gives none of its own, its models with theirs.
+    """Complete every slice and its models with the recipe's settings.
 
-    Of a model's settings the nearest counts: the slice's model, the slice, the recipe's model, the recipe.
+    The nearest setting of a model counts: the slice's model, the slice, the recipe's model, the recipe.
 
-    Raises BadInput for a slice that is none, and for keys that a slice cannot have.
+    Raises BadInput for an invalid slice, and for keys that a slice cannot have.
     """
     listed, models = data["slices"], data.get("models")
     if not isinstance(listed, list) or not listed:
-        raise BadInput("slices: expected a list of {layers: 0-3, models: {name: {...}}}")
+        raise BadInput("slices: expected a list of {layers: 0-3, models: {name: {...}}}.")
     if not isinstance(models, Mapping):
-        raise BadInput("models: expected a mapping from a model's name to {path: ...}")
+        raise BadInput("models: expected a mapping of names to {path: folder}.")
     by_name = {str(name): entry for name, entry in models.items()}
     shared = {key: value for key, value in data.items() if key not in ("slices", "models")}
     known = {"base", "layers", "models", *method.recipe_keys, *method.model_keys}
@@ -28,9 +29,9 @@ def complete(data: Mapping[str, Any], method: Method) -> list[dict[str, Any]]:
     for i, part in enumerate(listed):
         at = f"slices[{i}]"
         if not isinstance(part, Mapping) or not isinstance(part.get("models"), Mapping):
-            raise BadInput(f"{at}: expected {{layers: 0-3, models: {{name: {{...}}}}}}")
+            raise BadInput(f"{at}: expected {{layers: 0-3, models: {{name: {{...}}}}}}.")
         if unknown := sorted(set(map(str, part)) - known):
-            raise BadInput(f"{at}: a slice has no key {', '.join(unknown)}; its keys are {', '.join(sorted(known))}")
+            raise BadInput(f"{at}: a slice has no key {unknown[0]}. {suggestion(unknown[0], sorted(known))}")
         of_all = {key: part[key] for key in method.model_keys if key in part}
         own = {str(name): _model(name, entry, by_name, of_all, at) for name, entry in part["models"].items()}
         completed.append({**shared, **part, "models": own})
@@ -38,12 +39,12 @@ def complete(data: Mapping[str, Any], method: Method) -> list[dict[str, Any]]:
 
 
 def _model(name: Any, entry: Any, models: Mapping[str, Any], of_all: Mapping[str, Any], at: str) -> dict[str, Any]:
-    """A model of a slice, with the settings of the slice (of_all) and those that the recipe gives it."""
+    """Return a model of a slice, with the settings of the slice (of_all) and of the recipe."""
     known = models.get(str(name))
     if not isinstance(known, Mapping):
-        raise BadInput(f"{at}.models.{name}: no such model; the recipe's are {', '.join(models) or 'none'}")
+        raise BadInput(f"{at}.models.{name}: no such model. {suggestion(name, models)}")
     if entry is not None and not isinstance(entry, Mapping):
-        raise BadInput(f"{at}.models.{name}: expected {{layers: 0-3, ...}}")
+        raise BadInput(f"{at}.models.{name}: expected {{layers: 0-3, ...}}.")
     if entry and ("path" in entry or "adapter" in entry):
-        raise BadInput(f"{at}.models.{name}: path and adapter stand under the recipe's own models")
+        raise BadInput(f"{at}.models.{name}: path and adapter belong under the recipe's own models. Move them there.")
     return {**known, **of_all, **(entry or {})}

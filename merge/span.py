@@ -1,8 +1,8 @@
-"""Methods whose result lies in the span of what they merge: Σ c·x, with the c's from the tensor's Gram matrix.
+"""Methods whose result is in the span of their inputs: Σ c·x, with coefficients c from the tensor's Gram matrix.
 
-x are a tensor's task vectors where there is a base, else its weights; the Gram matrix holds their dot products, float64
-[models, models], over the whole tensor. So none of them needs a tensor in memory, and iterating costs nothing. Every
-function takes (gram, weights, normalize) and returns a coefficient a model. Formulas as in mergekit, in float64.
+x are a tensor's task vectors if there is a base, else its weights; the Gram matrix has their dot products, float64
+[models, models], over the whole tensor. So no method needs a tensor in memory, and iterations are free. Every function
+takes (gram, weights, normalize) and returns one coefficient per model. Formulas as in mergekit, in float64.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Gram = numpy.typing.NDArray[numpy.float64]
 
 
 def model_stock(gram: Gram, weights: Sequence[float], normalize: bool) -> list[float]:
-    """Jang et al. 2024: the mean, drawn to the base by N cos / (1 + (N − 1) cos); cos: mean over pairs."""
+    """Compute Jang et al. 2024: the mean, drawn to the base by N cos / (1 + (N − 1) cos); cos: mean over pairs."""
     count, norms = len(gram), numpy.sqrt(gram.diagonal())
     cosines = (gram / numpy.maximum(numpy.outer(norms, norms), 1e-6)).clip(-1, 1)
     cosine = float(cosines[numpy.triu_indices(count, 1)].mean())
@@ -26,7 +26,7 @@ def model_stock(gram: Gram, weights: Sequence[float], normalize: bool) -> list[f
 
 
 def nuslerp(gram: Gram, weights: Sequence[float], normalize: bool) -> list[float]:
-    """Along the arc between two, w₂ / (w₁ + w₂) of the way; straight where they are parallel."""
+    """Interpolate along the arc between two, to w₂ / (w₁ + w₂); linear where they are parallel."""
     share = weights[1] / sum(weights) if abs(sum(weights)) >= 1e-6 else 0.5
     first, second = numpy.maximum(numpy.sqrt(gram.diagonal()), 1e-7)
     cosine = float(numpy.clip(gram[0, 1] / (first * second), -1, 1))
@@ -37,9 +37,9 @@ def nuslerp(gram: Gram, weights: Sequence[float], normalize: bool) -> list[float
 
 
 def multislerp(gram: Gram, weights: Sequence[float], normalize: bool) -> list[float]:
-    """Goddard 2025: the weighted mean of the directions, at the weighted mean of the lengths.
+    """Compute Goddard 2025: the weighted mean of the directions, at the weighted mean of the lengths.
 
-    The original goes on in the tangent space at that mean, where the weighted sum of its directions is zero.
+    The original continues in the tangent space at that mean, where the weighted sum of its directions is zero.
     """
     if len(gram) == 1:
         return [1.0]
@@ -54,7 +54,7 @@ def multislerp(gram: Gram, weights: Sequence[float], normalize: bool) -> list[fl
 
 
 def karcher(gram: Gram, weights: Sequence[float], normalize: bool, steps: int = 10, small: float = 1e-5) -> list[float]:
-    """The point of the sphere that is nearest to all directions (Karcher mean), at the mean of the lengths."""
+    """Find the point of the sphere that is nearest to all directions (Karcher mean), at the mean of the lengths."""
     lengths = numpy.sqrt(gram.diagonal())
     alive = lengths > small
     if len(gram) == 1 or not alive.any():

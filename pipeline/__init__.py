@@ -1,1 +1,1 @@
-"""What runs, in which order, and what it left behind."""
+"""Experiments: which stages run, in which order, and the reports on them."""

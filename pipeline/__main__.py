@@ -40,13 +40,13 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m pipel
     except MarkedYAMLError as error:  # of Hydra, which reads the files of conf/
         mark = error.problem_mark or error.context_mark
         where = f"{mark.name}: line {mark.line + 1}: " if mark else ""
-        print(f"{where}not YAML: {error.problem or error.context}; correct it there", file=sys.stderr)
+        print(f"{where}not YAML: {error.problem or error.context}. Correct it there.", file=sys.stderr)
         return 2
     except StageFailed as error:
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted; what is done is kept, and the next run goes on from there", file=sys.stderr)
+        print("interrupted; finished stages are kept, and the next run resumes", file=sys.stderr)
         return 130
 
 
@@ -77,7 +77,7 @@ def report_folders(folders: Sequence[str], others: Sequence[str]) -> int:
     from pipeline.report.folders import report
 
     if wrong := [other for other in others if not other.startswith("out=")]:
-        raise BadInput(f"{wrong[0]}: a report of folders takes out=FOLDER and nothing else")
+        raise BadInput(f"{wrong[0]}: a report of folders accepts only out=FOLDER. Leave it out.")
     out = Path(others[-1].removeprefix("out=")) if others else None
     paths = report([Path(folder) for folder in folders], out)
     print(paths.table, paths.page, sep="\n")
@@ -105,7 +105,7 @@ def command(verb: str, overrides: Sequence[str], multirun: bool, arguments: Sequ
     if verb == "verify":
         return sweep_run.verify(Store(Path(store)))
     if collect.write_report(run_plan.plan(expanded), arguments) is None:
-        raise BadInput(f"store={store}: nothing of this sweep is scored yet; run it first")
+        raise BadInput(f"store={store}: no result of this sweep is there yet. Run the sweep first.")
     return 0
 
 

@@ -24,30 +24,30 @@ LISTED = 3  # tokens that a message names
 
 
 class Described(TypedDict, total=False):
-    """What is read of a config.json itself."""
+    """The keys of a config.json that we read."""
 
     model_type: str
 
 
 @cache
 def config_of(folder: Path, where: str) -> Any:
-    """The transformers config of a folder. Raises BadInput if it is no causal language model of transformers."""
+    """Return the transformers config of a folder. Raises BadInput if it is no causal language model of transformers."""
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as KNOWN
 
     if (kind := read_json(folder / "config.json", Described).get("model_type")) not in KNOWN:
         raise BadInput(
-            f"{where}: model_type {kind!r} of its config.json is no causal language model of transformers; "
-            "code that comes with a checkpoint is not run"
+            f"{where}: model_type must be a causal language model of transformers, got {kind!r}. "
+            "Choose another model: code that comes with a checkpoint is not supported."
         )
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # a stranger's file leads transformers to anything
-        raise BadInput(f"{where}: its config.json cannot be read: {line_of(error)[:200]}") from None
+        raise BadInput(f"{where}: config.json cannot be read ({line_of(error)[:200]}). Save the model again.") from None
 
 
 def sizes(config: Any) -> dict[str, Any]:
-    """Sizes of the language model under the names that Llama has; None for those that the architecture has not."""
+    """Return sizes of the language model under Llama's names; None for those that the architecture does not have."""
     text = config.get_text_config(decoder=True)
     names = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")
     found = {name: getattr(text, name, None) for name in names}
@@ -61,7 +61,7 @@ def sizes(config: Any) -> dict[str, Any]:
 
 
 def model_class(config: Any) -> Any:
-    """The class that transformers loads for a config as a causal language model."""
+    """Return the class that transformers loads for a config as a causal language model."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
     found = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
@@ -80,7 +80,7 @@ def check_packing(folder: Path, where: str) -> None:
         raise BadInput(
             f"{where}: model_type {config.model_type!r} {reason}, so the examples that SFT packs into one row "
             "would read each other. Take a transformer whose attention follows the positions, such as Llama, Qwen, "
-            "Gemma or GPT-NeoX"
+            "Gemma or GPT-NeoX."
         )
 
 
@@ -97,13 +97,13 @@ def shares_rows(config: Any) -> str | None:
 
 
 def is_attention(kind: str) -> bool:
-    """Whether a kind of layer, as `layer_types` names it, is softmax attention."""
+    """Return whether a kind of layer, as `layer_types` names it, is softmax attention."""
     return kind.endswith("attention") and kind != "linear_attention"
 
 
 @cache
 def masks_follow_positions(module: str) -> bool:
-    """Whether a modeling module of transformers hands the positions to what makes its attention mask.
+    """Return whether a modeling module of transformers hands the positions to what makes its attention mask.
 
     Its masks come from transformers.masking_utils, called with `config` and `position_ids` by name, or with a dict of
     such names. True if the source is not there to be read.
@@ -129,8 +129,8 @@ def check_attention(folder: Path, where: str, attention: str | None) -> None:
     config = config_of(folder, where)
     if attention in flags and not getattr(model_class(config), flags[attention], True):
         raise BadInput(
-            f"compute.attention={attention}: transformers has no such attention for model_type "
-            f"{config.model_type!r} ({where}). Set compute.attention=eager"
+            f"compute.attention={attention}: transformers does not have it for model_type "
+            f"{config.model_type!r} ({where}). Set compute.attention=eager."
         )
 
 
@@ -150,7 +150,7 @@ def check_lora(folder: Path, where: str, settings: LoraSettings) -> None:
 
 @cache
 def tokenizer_of(folder: Path, where: str) -> Any:
-    """The tokenizer of a folder. Raises BadInput."""
+    """Return the tokenizer of a folder. Raises BadInput."""
     from transformers import AutoTokenizer
 
     try:
@@ -158,7 +158,7 @@ def tokenizer_of(folder: Path, where: str) -> Any:
     except Exception as error:  # a stranger's files lead transformers to anything
         raise BadInput(
             f"{folder}/tokenizer.json: transformers cannot load the tokenizer of {where} ({line_of(error)[:200]}). "
-            "Save it again with save_pretrained"
+            "Save it again with save_pretrained."
         ) from None
 
 
@@ -167,12 +167,13 @@ def check_end(folder: Path, where: str) -> None:
     if tokenizer_of(folder, where).eos_token_id is None:
         raise BadInput(
             f"{where}: its tokenizer has no end-of-text token, which separates documents. "
-            "Set eos_token in its tokenizer_config.json"
+            "Set eos_token in its tokenizer_config.json."
         )
 
 
 def beyond_embedding(folder: Path, where: str) -> str | None:
-    """A warning if special tokens have no row in the embedding, as text may hold their names; None if all have one.
+    """Return a warning if special tokens have no row in the embedding, as text may hold their names; None if all have
+    one.
 
     Raises BadInput if other tokens, or the ones that begin or end a document, have none.
     """
@@ -188,7 +189,7 @@ def beyond_embedding(folder: Path, where: str) -> str | None:
     if needed:
         raise BadInput(
             f"{stated}, but its tokenizer has {len(beyond):,} tokens beyond them ({named}). "
-            "Save the tokenizer that belongs to the model, or the model after resize_token_embeddings"
+            "Save the tokenizer that belongs to the model, or the model after resize_token_embeddings."
         )
     return (
         f"{stated}, but {len(beyond):,} special tokens of its tokenizer are beyond them ({named}): "

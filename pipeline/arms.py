@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Arm:
-    """A checkpoint. title: as people write it. ct_budgets: whether a CT budget changes it.
+    """A checkpoint. title: its name for people. ct_budgets: whether a CT budget changes it.
 
-    sft_as_stated: whether it was trained on instructions by the settings in `sft`, which `sft.grid` leaves as they are.
+    sft_as_stated: whether it was trained on instructions with the settings in `sft`, which `sft.grid` does not change.
     """
 
     name: str
@@ -42,5 +42,5 @@ PAIR = ("ct", "sft")  # what a merge is made of, unless it says otherwise
 
 
 def with_ct_budgets(names: Iterable[str]) -> bool:
-    """Whether a CT budget changes one of these checkpoints, and so what is made of them."""
+    """Return whether a CT budget changes one of these checkpoints, and so what is made of them."""
     return any(ARMS[name].ct_budgets for name in names)

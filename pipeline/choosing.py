@@ -1,4 +1,4 @@
-"""A choice among tries by their mean score on dev over the cells of a sweep that scored them."""
+"""A selection among trials by their mean score on dev over the cells of a sweep that scored them."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ TRIES, CHOICE = "tries.jsonl", "choice.yml"
 
 
 def best_of(tries: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The row of the best try; of equals, the first."""
+    """Return the row of the best try; of equals, the first."""
     return METRICS[tries[0]["metric"]](tries, key=lambda row: row["score"])
 
 
 def chosen(job: Job) -> tuple[int, dict[str, Any]]:
-    """(number of the try, its settings) that the parents `tune`, or `tune-0`, `tune-1`, ... of a stage say is best.
+    """Return (number, settings) of the trial that the parents `tune`, or `tune-0`, `tune-1`, ... of a stage select.
 
-    Where several say it, their mean is left among the stage's files, as a single one leaves it among its own.
+    If several select it, their mean is written among the stage's files, as a single one writes it among its own.
     """
     folders = [folder for role, folder in job.folders.items() if job.stage.parents[role].kind == "tune"]
     by_cell = [read_jsonl(folder / TRIES) for folder in folders]
@@ -33,7 +33,7 @@ def chosen(job: Job) -> tuple[int, dict[str, Any]]:
 
 
 def mean_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """One try as several cells scored it: its mean, and what each cell gave where they are several."""
+    """Return one try as several cells scored it: its mean, and what each cell gave where they are several."""
     first, *others = rows
     if any(row["settings"] != first["settings"] for row in others):
         raise ValueError(f"cells scored other tries: {[row['settings'] for row in rows]}")
@@ -42,7 +42,7 @@ def mean_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def write(folder: Path, tries: Sequence[dict[str, Any]]) -> None:
-    """Leaves the tries, a line each, and the settings of the best."""
+    """Leave the tries, a line each, and the settings of the best."""
     import yaml
 
     write_jsonl(folder / TRIES, tries)

@@ -1,4 +1,4 @@
-"""`make dashboard`: the comparison of an experiment in Weights & Biases, built in code from its report.
+"""`make dashboard`: the comparison of an experiment in Weights & Biases, built from its report.
 
 One run a method and seed carries the curve (a step a CT budget), so that wandb can draw any measure against tokens and
 group by method, family, language or seed; one run carries the claims and the cost. A report in wandb's own format lays
@@ -26,12 +26,12 @@ LAYOUT = "dashboard.json"
 
 
 def build(folder: Path, project: str = "slackmerge", entity: str = "") -> Path:
-    """Writes the runs to `folder`/wandb and the layout to dashboard.json; pushes both where a key is known.
+    """Write the runs to `folder`/wandb and the layout to dashboard.json; pushes both where a key is known.
 
-    folder: of a report, outputs/<experiment>. Raises BadInput where there is none, or wandb's report API is missing.
+    folder: of a report, outputs/<experiment>. Raises BadInput if there is none, or wandb's report API is missing.
     """
     if not (folder / report_sources.FILE).is_file():
-        raise BadInput(f"{folder}: no {report_sources.FILE}; name the folder of a report, such as outputs/tiny")
+        raise BadInput(f"{folder}: no {report_sources.FILE}. Pass the folder of a report, such as outputs/tiny.")
     found = report_sources.read(folder)
     online = bool(os.environ.get("WANDB_API_KEY")) or logged_in()
     _runs(found, folder, project, online)
@@ -48,7 +48,7 @@ def build(folder: Path, project: str = "slackmerge", entity: str = "") -> Path:
 
 
 def _runs(found: report_sources.Sources, folder: Path, project: str, online: bool) -> None:
-    """A run a method and seed with its curve, and one of claims and cost."""
+    """One run per method and seed with its curve, and one of claims and cost."""
     import wandb
 
     os.environ.setdefault("WANDB_SILENT", "true")
@@ -99,7 +99,7 @@ def report(found: report_sources.Sources, project: str, entity: str) -> Any:
     try:
         wr: Any = import_module("wandb_workspaces.reports.v2")  # an extra, whose types are not for strict checking
     except ImportError:
-        raise BadInput("the dashboard takes wandb-workspaces: pip install 'slackmerge[dashboard]'") from None
+        raise BadInput("dashboard: needs wandb-workspaces. Run `pip install 'slackmerge[dashboard]'`.") from None
 
     subject, rows = found.subject, results.gather(found.evaluations)
     place = {"project": project, **({"entity": entity} if entity else {})}
@@ -141,11 +141,11 @@ def report(found: report_sources.Sources, project: str, entity: str) -> Any:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """`python -m pipeline.dashboard outputs/tiny [project] [entity]`; exit code 2 where there is no such report."""
+    """Run `python -m pipeline.dashboard outputs/tiny [project] [entity]`; return 2 if there is no such report."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         if not given:
-            raise BadInput("dashboard: name the folder of a report, such as outputs/tiny")
+            raise BadInput("dashboard: missing. Pass the folder of a report, such as outputs/tiny.")
         build(Path(given[0]), *given[1:3])
     except BadInput as error:
         print(error, file=sys.stderr)

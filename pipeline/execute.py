@@ -22,7 +22,7 @@ from pipeline.graph import Stage
 from pipeline.kinds import KINDS
 from pipeline.run.console import Estimates, Progress, amount
 from pipeline.run.journal import Journal
-from pipeline.store import Entry, Store, made_folder, remove
+from pipeline.store import Entry, Store, ensure_dir, remove
 from pipeline.trajectory import Trajectory, budget_of, continues, trajectories
 from train.performance import Performance
 
@@ -102,13 +102,13 @@ class Executor:
 
         Raises BadInput or StageFailed at the first stage that cannot be made.
         """
-        waiting = self.with_smaller(stages)
+        waiting = self.with_prerequisites(stages)
         while waiting:
             stage = self.choose(waiting)
             self.ensure(stage)
             waiting.remove(stage)
 
-    def with_smaller(self, stages: Sequence[Stage]) -> list[Stage]:
+    def with_prerequisites(self, stages: Sequence[Stage]) -> list[Stage]:
         """The stages, each once, and before a budget the smaller ones of the sweep that it continues from."""
         each = (before for stage in stages for before in (*self.smaller_in_sweep(stage), stage))
         return list({stage.key: stage for stage in each}.values())
@@ -172,7 +172,7 @@ class Executor:
         except FileNotFoundError:  # another job was faster
             return None
         self.journal.write("damaged", stage, damage=damage)
-        self.progress.say(stage, f"damaged ({damage}); moved to {moved_to} and made anew")
+        self.progress.say(stage, f"damaged ({damage}); moved to {moved_to} and computed again")
         return None
 
     def _make(self, stage: Stage) -> Entry:
@@ -190,10 +190,10 @@ class Executor:
         started = datetime.now(UTC)
         try:
             with in_one_line():  # another's files or links may stand in the way
-                made_folder(work)
+                ensure_dir(work)
                 remove(job.out)
                 job.out.mkdir()  # not over what could not be removed
-                made_folder(job.work)
+                ensure_dir(job.work)
             with self.track(job):
                 clock = time.monotonic()
                 self.maker(stage.kind)(job)
@@ -254,7 +254,7 @@ class Executor:
             with suppress(OSError):  # it may lie on the same disk
                 self.journal.write("refused", stage, message=str(error))
             raise BadInput(
-                f"store={self.store.root}: the disk is full; free some space and run again, what is done is kept"
+                f"store={self.store.root}: the disk is full. Free some space and run again: finished stages are kept."
             ) from error
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         message = f"{stage} failed: {reason} (traceback: {work / 'traceback.txt'})"

@@ -1,4 +1,4 @@
-"""How well a tokenizer knows a language: bytes a token, parts of characters, text that does not come back."""
+"""How well a tokenizer fits a language: bytes per token, partial characters, text that is not restored."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Fertility:
 
 
 def measure(tokenizer: Any, texts: Sequence[str]) -> Fertility:
-    """What a `tokenizers.Tokenizer` makes of documents (at least one that is not empty)."""
+    """Measure a `tokenizers.Tokenizer` on documents (at least one must not be empty)."""
     encoded = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
     ids = [number for encoding in encoded for number in encoding.ids]
     special = tokenizer.model.unk_token if hasattr(tokenizer.model, "unk_token") else None
@@ -58,7 +58,7 @@ def measure(tokenizer: Any, texts: Sequence[str]) -> Fertility:
 
 
 def _whole(tokenizer: Any) -> Callable[[int], bool]:
-    """Whether a token is made of whole characters."""
+    """Return whether a token consists of whole characters."""
     known: dict[int, bool] = {}
 
     def whole(number: int) -> bool:
@@ -71,13 +71,13 @@ def _whole(tokenizer: Any) -> Callable[[int], bool]:
 
 
 def load(folder: Path, key: str) -> Any:
-    """The fast tokenizer of a checkpoint folder."""
+    """Return the fast tokenizer of a checkpoint folder."""
     from tokenizers import Tokenizer
 
     path = folder / "tokenizer.json"
     if not path.is_file():
-        raise BadInput(f"{key}: {folder} has no tokenizer.json; save its tokenizer there in the fast format")
+        raise BadInput(f"{key}: {folder} has no tokenizer.json. Save its tokenizer there in the fast format.")
     try:
         return Tokenizer.from_file(str(path))
     except Exception:  # the library raises nothing more special
-        raise BadInput(f"{path}: not a tokenizer file; fetch it again") from None  # as merge says it too
+        raise BadInput(f"{path}: not a tokenizer file. Save the tokenizer again.") from None  # as merge says it too

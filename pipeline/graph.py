@@ -20,11 +20,10 @@ TRUNK = "trunk"  # the role of the CT stage that the decay of a wsd schedule sta
 
 @dataclass(frozen=True, eq=False)
 class Stage:
-    """A piece of work.
+    """A unit of work.
 
-    settings: what decides the result beside the parents: a part of the key.
-    options: what is needed to do it but does not change the result (paths, devices): no part of the key.
-    No option has the name of a setting.
+    settings: what decides the result besides the parents: part of the key. options: what the work needs but does not
+    change the result (paths, devices): not part of the key. No option has the name of a setting.
     """
 
     kind: str
@@ -44,17 +43,23 @@ class Stage:
 
     @cached_property
     def trajectory(self) -> str | None:
-        """What CT stages share that differ in their budget only (pipeline/trajectory.py).
+        """Return what CT stages share that differ in their budget only (pipeline/trajectory.py).
 
-        None for other kinds, and for a decay: no larger budget continues from it.
+        None for other kinds, for a decay, and for CT on all of the text: no larger budget resumes from these.
         """
-        if self.kind != "ct" or self.settings.get("decay_tokens"):
+        if self.kind != "ct" or self.settings.get("decay_tokens") or self.settings.get("tokens", 0) is None:
             return None
         return self._digest({name: value for name, value in self.settings.items() if name != "tokens"})
 
     @property
+    def tokens(self) -> int:
+        """Return the tokens of a training: its budget; if that is all of the text, as many as were expected."""
+        stated = self.settings["tokens"]
+        return int(self.options["expected_tokens"] if stated is None else stated)
+
+    @property
     def given(self) -> bool:
-        """Whether this is a checkpoint that the user gave, a folder or a model of the hub."""
+        """Return whether this is a checkpoint that the user gave, a folder or a model of the Hub."""
         return self.kind == "model"
 
     def __str__(self) -> str:
@@ -72,10 +77,10 @@ class Stage:
 class Inputs:
     """Checksums of what comes from outside.
 
-    model, ct, sft_model: folders of checkpoints, or their commits on the hub; corpus: text files, or the packages that
+    model, ct, sft_model: folders of checkpoints, or their commits on the Hub; corpus: text files, or the packages that
     hold text; base_corpus: the same of the corpus that a base is trained on, where it is another; sft, tasks: files of
     instructions and of lm-eval tasks. special_tokens: those of model, ct and sft_model whose tokenizers put special
-    tokens around a text (common/special_tokens.py). template: the text of the chat template that SFT learns; None where
+    tokens around a text (common/special_tokens.py). template: the text of the chat template that SFT learns; None if
     there is none, or only the network would know it. asks_date: whether a chat template that checkpoints may be scored
     by writes the date, or only the network would know it.
     """
@@ -93,7 +98,7 @@ class Inputs:
 
 
 def in_order(goals: Iterable[Stage]) -> tuple[Stage, ...]:
-    """The goals and all that they need, each once, parents first; what was given is left out."""
+    """Return the goals and all that they need, each once, parents first; what was given is left out."""
     ordered: dict[str, Stage] = {}
 
     def visit(stage: Stage) -> None:

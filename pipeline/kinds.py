@@ -1,4 +1,4 @@
-"""The one table of stage kinds. Pure and light: what makes a stage is named here and imported when it is made.
+"""The table of stage kinds. Pure and light: it names the function of a kind, which is imported when a stage runs.
 
 A new kind is a row here, and the function that the row names.
 """
@@ -15,13 +15,12 @@ Work = Literal["data", "train", "score", "merge"]
 class Kind:
     """What is known of all stages of one kind.
 
-    name: of its stages, and of its folder in the store.
-    maker: `module:function`; the function gets a `pipeline.execute.Job`.
-    revision: a part of every key. Raise it when the code changes what it makes: entries of older code are made anew.
-    work: data (text on a CPU), train, score (a checkpoint or a merge reads tasks) or merge (weights alone).
-    seconds: of one stage, until one was measured; of what trains, of a million tokens. On two cores, as in tiny.
-    shared: made before the cells of a sweep start, as many of them read it.
-    tracked: a run of its own in Weights & Biases.
+    name: of its stages, and of its folder in the store. maker: `module:function`; the function gets a
+    `pipeline.execute.Job`. revision: a part of every key. Raise it when the code changes what it makes: entries of
+    older code are computed again. work: data (text on a CPU), train, score (a checkpoint or a merge reads tasks) or
+    merge (weights alone). seconds: of one stage, until one was measured; of what trains, of a million tokens. On two
+    cores, as in tiny. shared: made before the cells of a sweep start, as many of them read it. tracked: a run of its
+    own in Weights & Biases.
     """
 
     name: str
@@ -34,7 +33,7 @@ class Kind:
 
     @property
     def trained(self) -> bool:
-        """Whether its time goes with its tokens, and it leaves a checkpoint."""
+        """Return whether its time goes with its tokens, and it leaves a checkpoint."""
         return self.work == "train"
 
 

@@ -1,7 +1,7 @@
-"""Whether the claims of a store hold where it lies: they are flocks, which not every shared file system has.
+"""Check whether the locks of a store work on its file system: they are flocks, which not every one supports.
 
 There is no lease with a heartbeat to fall back to: who holds one can only guess that its owner is dead, by clocks and
-by waiting, and a host that stalls and wakes up again makes the guess wrong. So what cannot lock is refused.
+by waiting, and a host that stalls and wakes up again makes the guess wrong. So what cannot lock is rejected.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ FUSE_WITH_LOCKS = ("fuse.glusterfs",)  # of all of FUSE: its server knows every 
 
 @contextmanager
 def opened(lock: Path, flags: int = 0) -> Iterator[int]:
-    """A lock file, for writing where that is permitted (NFS locks no other), else for reading.
+    """Open a lock file, for writing if permitted (NFS locks no other), else for reading.
 
-    Raises FileNotFoundError, and BadInput where it cannot be opened.
+    Raises FileNotFoundError, and BadInput if it cannot be opened.
     """
     flags |= os.O_NOFOLLOW | os.O_CLOEXEC
     try:
@@ -70,7 +70,7 @@ def opened(lock: Path, flags: int = 0) -> Iterator[int]:
 
 
 def taken(descriptor: int, lock: Path) -> bool:
-    """Takes a lock; False where another process holds it. Raises BadInput."""
+    """Take a lock; False where another process holds it. Raises BadInput."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -82,16 +82,17 @@ def taken(descriptor: int, lock: Path) -> bool:
 
 def _unusable(lock: Path, error: OSError) -> BadInput:
     return BadInput(
-        f"{lock}: cannot be locked ({error.strerror}); let its owner permit you to write to it, or name another store"
+        f"{lock}: cannot be locked ({error.strerror}). "
+        "Let its owner give you write permission, or choose another store."
     )
 
 
 def check(root: Path) -> str | None:
-    """A warning where locks end at this host, else None. Makes the folder.
+    """Return a warning where locks end at this host, else None. Makes the folder.
 
-    Raises BadInput where a second process gets a lock that this one holds, or where there are no locks at all.
+    Raises BadInput if a second process gets a lock that this one holds, or where there are no locks at all.
     """
-    elsewhere = "give a folder on another file system (or have it mounted with locks: flock, not noflock or nolock)"
+    elsewhere = "Choose a folder on another file system (or have it mounted with locks: flock, not noflock or nolock)."
     folder = root / ".locks"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -100,16 +101,16 @@ def check(root: Path) -> str | None:
             command = [sys.executable, "-I", "-S", "-c", PROBE, file.name]
             done = subprocess.run(command, capture_output=True, timeout=PROBE_TIMEOUT_S, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise BadInput(f"store={root}: cannot be locked ({error}); {elsewhere}") from None
+        raise BadInput(f"store={root}: cannot be locked ({error}). {elsewhere}") from None
     if done.returncode != TAKEN:
-        found = "a second process got a lock that was held" if done.returncode == FREE else "a lock could not be tried"
-        raise BadInput(f"store={root}: {found}, so two runs could make one stage at once; {elsewhere}")
+        found = "its locks do not work" if done.returncode == FREE else "its locks could not be tested"
+        raise BadInput(f"store={root}: {found}, so two runs could compute one stage at once. {elsewhere}")
     mount = host_only(root)
-    return mount and f"store={root}: its locks {mount}; start one command at a time on this store"
+    return mount and f"store={root}: its locks {mount}. Start one command at a time on this store."
 
 
 def host_only(folder: Path) -> str | None:
-    """`end at this host (type option)` of a folder's mount, or `may end …`; None where nothing says so."""
+    """Return `end at this host (type option)` of a folder's mount, or `may end ...`; None if locks reach further."""
     try:
         lines = MOUNTS.read_bytes().splitlines()
     except OSError:  # not Linux

@@ -20,24 +20,26 @@ METHODS = {  # of results: checkpoints and merges
 }
 FILES = {"arm": ("base_with_sft", "ct_then_sft_with_ct"), "merge": ("stated",)}  # of conf/, by group
 CHOICES = METHODS | {"stated": "fixed"}
+KEYS = {"language.most_tokens": "language.max_tokens"}
+SITE_KEYS = {"data_here": "run_data_locally", "at_once": "max_parallel", "evaluations_a_job": "evals_per_job"}
 FIELDS = {"gold_bits": "answer_bits", "gold_bytes": "answer_bytes"}  # of samples.jsonl
 METRICS = {"gold_bits_per_byte": "answer_bits_per_byte"}  # of scores.jsonl
 IN_STORE = {new: old for old, new in METHODS.items()}
 
 
 def current_method(name: str) -> str:
-    """A method's name of today; of several reports, `report/method`."""
+    """Return a method's name of today; of several reports, `report/method`."""
     report, slash, method = name.rpartition("/")
     return f"{report}{slash}{METHODS.get(method, method)}"
 
 
 def in_store(name: str) -> str:
-    """A method's name as folders and keys of the store have it."""
+    """Return a method's name as folders and keys of the store have it."""
     return IN_STORE.get(name, name)
 
 
 def recipe_in_store(value: Any) -> Any:
-    """A recipe or a grid, with the checkpoints in it by their names in the store."""
+    """Return a recipe or a grid, with the checkpoints in it by their names in the store."""
     if isinstance(value, Mapping):
         return {".".join(map(in_store, str(key).split("."))): recipe_in_store(inner) for key, inner in value.items()}
     if isinstance(value, list):
@@ -46,19 +48,22 @@ def recipe_in_store(value: Any) -> Any:
 
 
 def current_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of scores.jsonl or samples.jsonl with the names of today."""
+    """Return a row of scores.jsonl or samples.jsonl with the names of today."""
     renamed = {FIELDS.get(key, key): value for key, value in row.items()}
     return renamed | ({"metric": METRICS.get(row["metric"], row["metric"])} if "metric" in row else {})
 
 
 def overrides(given: Sequence[str]) -> list[str]:
-    """A command line with the names of today; each old one is named on stderr."""
+    """Return a command line with the names of today; each old one is named on stderr."""
     return [_override(one) for one in given]
 
 
 def _override(given: str) -> str:
     key, equals, value = given.partition("=")
     group = key.lstrip("+~").partition("@")[0]
+    if group in KEYS:
+        _say_renamed(group, KEYS[group])
+        key = key.replace(group, KEYS[group])
     if group in (*FILES, "eval.unmerged", "merge.then_sft"):
         known = FILES.get(group, METHODS)
         value = re.sub(r"\w+", lambda word: _renamed(f"{group}=", word[0]) if word[0] in known else word[0], value)
@@ -68,10 +73,16 @@ def _override(given: str) -> str:
 
 
 def config(composed: Mapping[str, Any]) -> dict[str, Any]:
-    """A composed config with the names of today; each old one is named on stderr."""
+    """Return a composed config with the names of today; each old one is named on stderr."""
     found = dict(composed)
     for name, group in found.pop("old_names", {}).items():
         _renamed(f"{group}=", name)
+    for old, new in KEYS.items():
+        section, _, key = old.partition(".")
+        if isinstance(values := found.get(section), Mapping) and key in values:
+            _say_renamed(old, new)
+            rest = {name: value for name, value in values.items() if name != key}
+            found[section] = {**rest, new.partition(".")[2]: values[key]}
     if isinstance(asked := found.get("eval"), Mapping) and isinstance(asked.get("unmerged"), list):
         found["eval"] = {**asked, "unmerged": [_renamed("eval.unmerged=", name) for name in asked["unmerged"]]}
     if isinstance(merge := found.get("merge"), Mapping) and isinstance(merge.get("methods"), Mapping):
@@ -87,8 +98,19 @@ def config(composed: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def site(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the content of a site's file with the keys of today; each old one is named on stderr."""
+    for old in SITE_KEYS.keys() & content.keys():
+        _say_renamed(old, SITE_KEYS[old])
+    return {SITE_KEYS.get(key, key): value for key, value in content.items()}
+
+
+def _say_renamed(old: str, new: str) -> None:
+    _say(f"{old}: the name is now {new}. The old one is accepted in this release only.")
+
+
 def _renamed(where: str, name: Any) -> Any:
-    """The name of today. Says so once a process, if it is another one."""
+    """Return the name of today. Says so once a process, if it is another one."""
     new = CHOICES.get(name, name) if isinstance(name, str) else name
     if new != name:
         _say(f"{where}{name}: the name is now {where}{new}. The old one is accepted in this release only.")

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from common.units import format_tokens
 from pipeline.arms import ARMS, with_ct_budgets
 from pipeline.config import Config, Method
 from pipeline.graph import Inputs, Stage, in_order
@@ -23,8 +22,8 @@ from pipeline.job_settings import (
 )
 from pipeline.old_names import in_store
 from pipeline.plan_arms import Start, trained_stages
-from pipeline.plan_choice import judged_on, roles, told_by, tune
-from pipeline.plan_training import Data, data_stages, workers
+from pipeline.plan_choice import judged_on, roles, selection_stage, tune
+from pipeline.plan_training import Data, budget_name, data_stages, workers
 
 
 @dataclass(frozen=True)
@@ -74,13 +73,13 @@ class Cell:
 
     def __str__(self) -> str:
         regime = f"{self.config.regime} " if self.config.regime else ""
-        return f"{regime}{self.language} {format_tokens(self.ct_tokens)} seed {self.seed}"
+        return f"{regime}{self.language} {budget_name(self.config)} seed {self.seed}"
 
 
 def plan_cell(config: Config, inputs: Inputs) -> Cell:
     """The stages of a cell. Only what the wanted scores need is planned.
 
-    corpus ──┬── items ────────────── asked by tune, eval and leaks; learnt by SFT, unless the hub gives instructions
+    corpus ──┬── items ────────────── asked by tune, eval and leaks; learnt by SFT, unless the Hub gives instructions
              │
              ├── base, or a model that was given
              │     │
@@ -113,9 +112,9 @@ def plan_cell(config: Config, inputs: Inputs) -> Cell:
     evals = {name: parts.eval(parts.slug(name, (name,)), {"checkpoint": stage}) for name, stage in checkpoints.items()}
     for name, method in methods.items():
         evals[name] = parts.eval(parts.slug(name, method.checkpoints), {**parts.models(method), "merge": merges[name]})
-    chosen = {name: told_by(merges[name]) for name in tunes}
+    chosen = {name: selection_stage(merges[name]) for name in tunes}
     if len(config.sft.tries) > 1 and "ct_then_sft" in checkpoints and not config.eval.frontier:
-        chosen["ct_then_sft"] = told_by(checkpoints["ct_then_sft"])
+        chosen["ct_then_sft"] = selection_stage(checkpoints["ct_then_sft"])
     untuned = _untuned(parts, start, chosen) if config.eval.untuned else {}
     frontier = _frontier(parts, start, evals) if config.scores_knobs else {}
     leaks = _leaks(config, inputs, data) if config.eval.leaks else None
@@ -194,7 +193,7 @@ class _Parts:
         config = self.config
         if name == "base":
             return f"{config.language.code}-{config.model.name}"
-        budget = f"-{format_tokens(config.ct.tokens)}" if with_ct_budgets(of) else ""
+        budget = f"-{budget_name(config)}" if with_ct_budgets(of) else ""
         known = in_store(name)
         return f"{config.language.code}-{known.replace('_', '-') if name in ARMS else known}{budget}-s{config.seed}"
 

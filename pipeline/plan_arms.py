@@ -9,11 +9,19 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from common.units import format_tokens
 from pipeline.config import Config
 from pipeline.graph import Inputs, Stage
 from pipeline.plan_choice import roles, tune
-from pipeline.plan_training import Data, base_model, continual_training, ct_blocks, given, sft_blocks, training
+from pipeline.plan_training import (
+    Data,
+    base_model,
+    budget_name,
+    continual_training,
+    ct_blocks,
+    given,
+    sft_blocks,
+    training,
+)
 
 
 @dataclass(frozen=True)
@@ -134,4 +142,4 @@ FURTHER: Mapping[str, Callable[[Start, Sequence[Start]], Stage]] = {
 
 def budget(config: Config) -> str:
     """What names a cell's trainings in their slugs."""
-    return f"{format_tokens(config.ct.tokens)}-s{config.seed}"
+    return f"{budget_name(config)}-s{config.seed}"

@@ -15,7 +15,7 @@ from pipeline.job_settings import Method, TuneOptions, TuneSettings
 
 
 def judged_on(config: Config) -> tuple[Config, ...]:
-    """The cells on whose dev scores a cell's tries are chosen."""
+    """Return the cells on whose dev scores a cell's tries are chosen."""
     choice = config.merge.choice
     budgets = (config.ct.tokens,) if choice.budgets == "own" else choice.budgets
     seeds = (config.seed,) if choice.seeds == "own" else choice.seeds
@@ -26,7 +26,7 @@ def judged_on(config: Config) -> tuple[Config, ...]:
 def tune(
     config: Config, slug: str, tries: Sequence[Method], scored: Mapping[str, Stage], asks_date: bool = False
 ) -> Stage:
-    """The scoring of tries on dev in one cell, with the choice that this cell alone would make.
+    """Return the scoring of tries on dev in one cell, with the choice that this cell alone would make.
 
     scored: what the tries are made of, and the items and the corpus that they are asked from. By a template tries are
     asked once, plain or by it. asks_date: whether a template writes the date.
@@ -50,11 +50,15 @@ def tune(
 
 
 def roles(tunes: Iterable[Stage]) -> dict[str, Stage]:
-    """The stages as the parents of what takes their choice: `tune` where there is one, else `tune-0`, `tune-1`, ..."""
+    """Return the stages as the parents of what takes their choice: `tune` where there is one, else `tune-0`, `tune-1`,
+    ...
+    """
     each = list({stage.key: stage for stage in tunes}.values())
     return {"tune": each[0]} if len(each) == 1 else {f"tune-{number}": stage for number, stage in enumerate(each)}
 
 
-def told_by(chosen: Stage) -> Stage:
-    """The stage that holds choice.yml and tries.jsonl: the one that scored the tries, or what took their mean."""
+def selection_stage(chosen: Stage) -> Stage:
+    """Return the stage that holds choice.yml and tries.jsonl: the one that scored the tries, or what took their
+    mean.
+    """
     return chosen.parents.get("tune", chosen)

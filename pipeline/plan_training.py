@@ -14,6 +14,7 @@ from pipeline.graph import TRUNK, Inputs, Stage
 from train.data.chat.template import NONE, TOKENIZER
 
 AUTO = "auto"  # of sft.format: by the columns
+ALL = "all"  # in place of a budget, in slugs: CT on all of the text
 TRAINING_KEYS = (
     "tokens",
     "batch_tokens",
@@ -29,7 +30,7 @@ TRAINING_KEYS = (
 class Data:
     """The stages that make text.
 
-    instructions: what SFT learns, the items themselves where the hub gives none. template: the text of the chat
+    instructions: what SFT learns, the items themselves where the Hub gives none. template: the text of the chat
     template that it is put into, if it is known.
     """
 
@@ -37,6 +38,11 @@ class Data:
     items: Stage
     instructions: Stage
     template: str | None = None
+
+
+def budget_name(config: Config) -> str:
+    """The CT budget of a cell in slugs."""
+    return ALL if config.ct.whole_text else format_tokens(config.ct.tokens)
 
 
 def data_stages(config: Config, inputs: Inputs) -> Data:
@@ -102,7 +108,7 @@ def base_model(config: Config, inputs: Inputs, data: Data) -> Stage:
 
 
 def given(slug: str, path: str, known: str | None, special_tokens: bool = False) -> Stage:
-    """A model from outside, known by a checksum, or by its commit on the hub, which is then the one that is fetched.
+    """A model from outside, known by a checksum, or by its commit on the Hub, which is then the one that is fetched.
 
     special_tokens: whether its tokenizer puts some around a text. It is a part of the key, as what is trained and
     scored with such a tokenizer has changed.
@@ -124,12 +130,14 @@ def ct_blocks(config: Config, data: Data, base: Stage) -> Stage:
     language, ct = config.language.code, config.ct
     settings = {
         "language": language,
-        "schedule_tokens": ct.schedule_tokens,
+        "schedule_tokens": None if ct.whole_text else ct.schedule_tokens,
         "block_size": ct.block_size,
         "english_share": ct.english_share,
         "seed": config.seed,
+        **({} if ct.epochs == 1 else {"epochs": ct.epochs}),
+        **({} if ct.document_end is None else {"document_end": ct.document_end}),
     }
-    slug = f"{language}-{format_tokens(ct.schedule_tokens)}-s{config.seed}"
+    slug = f"{language}-{ALL if ct.whole_text else format_tokens(ct.schedule_tokens)}-s{config.seed}"
     return Stage("ct_blocks", slug, settings, {"corpus": data.corpus, "model": base}, workers(config))
 
 
@@ -154,7 +162,7 @@ def sft_blocks(config: Config, data: Data, base: Stage, language: str = "en") ->
 def chat(config: Config, text: str | None) -> dict[str, Any]:
     """How SFT puts conversations into text, said where there is a template, and only what differs from the defaults.
 
-    text: of the template; None where only the network would know it. In the key it stands for itself, but for the
+    text: of the template; None if only the network would know it. In the key it stands for itself, but for the
     tokenizer's own, which is known by the checksum of the model.
     """
     sft = config.sft
@@ -210,6 +218,7 @@ def training(kind: Literal["ct", "sft"], slug: str, config: Config, parents: Map
     section: Training = config.ct if kind == "ct" else config.sft
     horizon = config.ct.schedule_tokens if kind == "ct" else config.sft.schedule_tokens or config.sft.tokens
     lora, ct = config.train.lora, config.ct
+    whole_text = kind == "ct" and ct.whole_text
     decay: dict[str, Any] = {}
     if kind == "ct" and ct.schedule == "wsd":
         decay = {"schedule": ct.schedule, "decay_tokens": ct.decay_tokens, "decay_shape": ct.decay_shape}
@@ -220,8 +229,10 @@ def training(kind: Literal["ct", "sft"], slug: str, config: Config, parents: Map
         **_precision(config),
         **({"lora": lora.model_dump()} if lora else {}),
         **decay,
+        **({"tokens": None, "schedule_tokens": None} if whole_text else {}),
     }
     options = {
+        **({"expected_tokens": ct.tokens} if whole_text else {}),
         "compute": _compute(config),
         "save_every_tokens": section.save_every_tokens,
         "keep_last_state": config.compute.keep_last_state,
@@ -249,5 +260,5 @@ def _compute(config: Config) -> dict[str, Any]:
 
 
 def workers(config: Config) -> dict[str, int]:
-    """Processes that read text; said of text of the hub only, one elsewhere."""
+    """Processes that read text; said of text of the Hub only, one elsewhere."""
     return {"workers": config.corpus.workers} if isinstance(config.corpus, HubCorpus) else {}

@@ -1,4 +1,4 @@
-"""A method of the config + the checkpoints of a cell -> a merge recipe as the merge room reads it."""
+"""A method of the config + the checkpoints of a cell -> a merge recipe."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from merge.method_table import METHODS, MODEL_DEFAULTS
 
 
 def expand(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted keys as nested mappings: `{"models.sft.weight": 2}` is `{"models": {"sft": {"weight": 2}}}`."""
+    """Return dotted keys as nested mappings: `{"models.sft.weight": 2}` is `{"models": {"sft": {"weight": 2}}}`."""
     nested: dict[str, Any] = {}
     for key, value in settings.items():
         *folders, last = key.split(".")
@@ -27,7 +27,7 @@ def expand(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def complete(settings: Mapping[str, Any], base: Path, merged: Mapping[str, Path], seed: int) -> dict[str, Any]:
-    """What `Recipe.from_dict` takes: paths, what all models share, and the cell's seed where something is drawn."""
+    """Return the input of `Recipe.from_dict`: paths, shared settings, and the cell's seed if something is drawn."""
     recipe = expand(settings)
     shared = {name: recipe.pop(name) for name in MODEL_DEFAULTS if name in recipe}
     by_model = recipe.pop("models", {})
@@ -39,7 +39,7 @@ def complete(settings: Mapping[str, Any], base: Path, merged: Mapping[str, Path]
 
 
 def identity(recipe: Recipe) -> str:
-    """The same for recipes of the same models that give the same merge by another name or scale.
+    """Return the same for recipes of the same models that give the same merge by another name or scale.
 
     A weighted average is task arithmetic by weights that sum to 1, and TIES with a slack of 0 is TIES.
     """
@@ -61,5 +61,5 @@ def identity(recipe: Recipe) -> str:
 
 
 def _said(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Without what is off, which only some methods have a key for."""
+    """Drop settings that are off, for which only some methods have a key."""
     return {key: value for key, value in settings.items() if value}

@@ -82,7 +82,7 @@ def _hand_over(name: str, place: str, arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = 130
-    with suppress(OSError, ValueError):  # whoever read it has gone
+    with suppress(OSError, ValueError):  # the program that read it has ended
         sys.stdout.flush()
         sys.stderr.flush()
     os._exit(code)  # everything is on disk: torch would take half a second more to take itself apart

@@ -146,7 +146,8 @@ def conversed(chat: Mapping[str, Any], trained: int) -> str:
 
 
 def ct(job: Job) -> None:
-    check_budget(job.folders["blocks"], job.settings["tokens"])
+    if job.settings["tokens"] is not None:
+        check_budget(job.folders["blocks"], job.settings["tokens"])
     _train(job, job.resume.path / "state" if job.resume else None)
     if job.stage.trajectory is None:  # a decay: nothing continues from its end
         shutil.rmtree(job.out / "state")
@@ -163,17 +164,35 @@ def sft(job: Job) -> None:
 
 
 def _train(job: Job, resume_state: Path | None) -> None:
-    settings = TrainingSettings.from_mapping(job.settings)
+    settings = TrainingSettings.from_mapping({**job.settings, **budget_of(job)})
     job.launched = launch.train(job, job.checkpoint("model"), job.folders["blocks"], settings, resume_state)
 
 
+def budget_of(job: Job) -> dict[str, int]:
+    """The tokens of a training on all of the text, as its blocks have them: whole steps. Empty where they are stated.
+
+    Raises BadInput for a text that is shorter than one step.
+    """
+    if job.settings["tokens"] is not None:
+        return {}
+    counts = json.loads((job.folders["blocks"] / "counts.json").read_text(encoding="utf-8"))
+    step: int = job.settings["batch_tokens"]
+    if counts["tokens"] < step:
+        raise BadInput(
+            f"ct.batch_tokens={format_tokens(step)}: the text with its English share has {counts['tokens']:,} tokens,"
+            " less than one step. Set fewer tokens a step, or give more text."
+        )
+    tokens = counts["tokens"] // step * step
+    return {"tokens": tokens, "schedule_tokens": tokens}
+
+
 def check_budget(blocks: Path, tokens: int) -> None:
-    """Refuses a budget that the packed corpus cannot fill."""
+    """Reject a budget that the packed corpus cannot fill."""
     available = json.loads((blocks / "counts.json").read_text(encoding="utf-8"))["tokens"]
     if tokens > available:
         raise BadInput(
-            f"ct.tokens={format_tokens(tokens)}: the corpus holds {available:,} tokens with its English share;"
-            " take a smaller budget or more text"
+            f"ct.tokens={format_tokens(tokens)}: the corpus has {available:,} tokens including English."
+            " Set a smaller budget, or give more text."
         )
 
 

@@ -41,17 +41,17 @@ class Entry:
 
     @cached_property
     def record(self) -> Mapping[str, Any]:
-        """What stage.json says, from when it is first asked; empty where it cannot be read."""
+        """Return the content of stage.json, as of the first read; empty if it cannot be read."""
         return read_record(self.path)
 
     def holds(self, name: str) -> bool:
-        """Whether it has this file or folder."""
+        """Return whether it has this file or folder."""
         return any(file == name or file.startswith(f"{name}/") for file in self.record.get("files", ()))
 
     def damage(self, thorough: bool) -> str | None:
-        """What is wrong with the files, or None. Thorough: by checksum; otherwise by size, where the entry is large."""
+        """Describe damage to the files, or return None. Thorough: by checksum; otherwise by size for large entries."""
         damage = self._damage(thorough)
-        # files may have been dropped meanwhile: first the record is changed, then they go
+        # files may have been dropped since: first the record is changed, then they go
         if damage and (now := Entry(self.path)).record and now.record != self.record:
             return now.damage(thorough)
         return damage
@@ -74,7 +74,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Listing:
-    """The entries of a kind, by key, as they were when their folder had last changed at `changed` (ns).
+    """The entries of a kind, by key, as of the folder's last change at `changed` (ns).
 
     settled: whether that was a while before it was read. A change in the same tick of the file system's clock as the
     last one that was seen would not be noticed.
@@ -86,7 +86,7 @@ class Listing:
 
 
 class Store:
-    """A folder of published stages. Any number of processes may use one at the same time."""
+    """A folder of published stages. Several processes may use one at the same time."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -94,19 +94,19 @@ class Store:
         self._records: dict[Path, tuple[tuple[int, int, int], Entry]] = {}
 
     def find(self, stage: Stage) -> Entry | None:
-        """The published entry of a stage; neither its record nor its files are looked at."""
+        """Return the published entry of a stage; neither its record nor its files are looked at."""
         name = self._names(stage.kind).get(stage.key)
         return Entry(self.root / stage.kind / name) if name else None
 
     def _names(self, kind: str) -> Mapping[str, str]:
-        """The folders of a kind by key. They are listed again when one has come or gone."""
+        """Return the folders of a kind by key. They are listed again when one has come or gone."""
         folder = self.root / kind
         try:
             changed = folder.stat().st_mtime_ns
         except FileNotFoundError:
             return {}
         if not folder.is_dir():
-            raise BadInput(f"{folder}: is no folder, as a store's must be; remove it, or name another store")
+            raise BadInput(f"{folder}: a store must be a folder. Remove the file, or choose another store.")
         known = self._listings.get(kind)
         if known is None or not known.settled or known.changed != changed:
             settled = time.time_ns() - changed > SETTLED_NS
@@ -115,7 +115,7 @@ class Store:
         return known.names
 
     def entries(self, kind: str) -> Iterator[Entry]:
-        """Every published entry of a kind. Records are read again where they have changed only."""
+        """Yield every published entry of a kind. Records are read again where they have changed only."""
         for name in sorted(self._names(kind).values()):
             folder = self.root / kind / name
             try:
@@ -129,14 +129,14 @@ class Store:
             yield self._records[folder][1]
 
     def kinds(self) -> list[str]:
-        """The kinds that have entries."""
+        """Return the kinds that have entries."""
         return sorted(
             folder.name for folder in self.root.glob("*") if folder.is_dir() and not folder.name.startswith(".")
         )
 
     @contextlib.contextmanager
     def claim(self, stage: Stage, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
-        """Holds the right to make a stage. Waits, after calling `on_wait`, while another process holds it."""
+        """Acquire the lock for computing a stage. Call `on_wait` and wait while another process holds it."""
         self._lock(stage).parent.mkdir(parents=True, exist_ok=True)
         with locks.opened(self._lock(stage), os.O_CREAT) as file:
             if not locks.taken(file, self._lock(stage)):
@@ -148,7 +148,7 @@ class Store:
                 fcntl.flock(file, fcntl.LOCK_UN)  # explicitly: a child process may have inherited the file
 
     def is_free(self, stage: Stage) -> bool:
-        """Whether no process is making a stage just now."""
+        """Return whether no process is making a stage just now."""
         try:
             with locks.opened(self._lock(stage)) as file:
                 return locks.taken(file, self._lock(stage))  # and given back when it is closed
@@ -156,14 +156,14 @@ class Store:
             return True
 
     def work(self, stage: Stage) -> Path:
-        """Where a claimed stage is made, once it is a folder. What a crash left there is still there."""
+        """Return the folder in which a claimed stage is computed. It keeps what a crash left there."""
         return self.root / ".work" / f"{stage.kind}-{stage.key}"
 
     def _lock(self, stage: Stage) -> Path:
         return self.root / ".locks" / f"{stage.kind}-{stage.key}"
 
     def publish(self, stage: Stage, out: Path, about: Mapping[str, Any]) -> Entry:
-        """Makes `out` the entry of a claimed stage: records it, brings it to the disk, renames it.
+        """Make `out` the entry of a claimed stage: records it, brings it to the disk, renames it.
 
         The work folder is removed.
         """
@@ -196,7 +196,7 @@ class Store:
         return Entry(final)
 
     def drop(self, entry: Entry, name: str) -> None:
-        """Removes a file or folder of an entry for good; its record says so, and is changed first."""
+        """Remove a file or folder of an entry for good; its record says so, and is changed first."""
         files = {
             file: about
             for file, about in entry.record["files"].items()
@@ -207,16 +207,16 @@ class Store:
         remove(entry.path / name)
 
     def has_work(self, stage: Stage) -> bool:
-        """Whether a stage is being made, or a crash left its work folder behind."""
+        """Return whether a stage is being made, or a crash left its work folder behind."""
         return os.path.lexists(self.work(stage))
 
     def discard_work(self, stage: Stage) -> None:
-        """Removes what the making of a stage left behind. Only for whoever holds the claim."""
+        """Remove what the making of a stage left behind. Only for the holder of the lock."""
         with contextlib.suppress(OSError):
             remove(self.work(stage))
 
     def set_aside(self, entry: Entry) -> Path:
-        """Moves a damaged entry to `store/.damaged/`, so that it can be made anew and still be looked at."""
+        """Move a damaged entry to `store/.damaged/`, so that it can be computed again and still be looked at."""
         damaged = self.root / ".damaged"
         damaged.mkdir(parents=True, exist_ok=True)
         moved_to = damaged / f"{entry.path.parent.name}-{entry.path.name}-{time.time_ns()}"
@@ -225,14 +225,14 @@ class Store:
 
 
 class FileNote(TypedDict):
-    """What a record says of a file."""
+    """The record of a file."""
 
     bytes: int
     sha256: str
 
 
 class Record(TypedDict):
-    """What a record must have for us to work with it; there is more."""
+    """The keys of a record that we need; there are more."""
 
     finished: str
     seconds: float
@@ -245,7 +245,7 @@ _RECORD = TypeAdapter(Record)
 
 
 def read_record(folder: Path) -> Mapping[str, Any]:
-    """What a folder's stage.json says; empty where it cannot be read, or does not say what a record must."""
+    """Read a folder's stage.json; empty if it cannot be read, or lacks required keys."""
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         _RECORD.validate_python(record, strict=True)
@@ -255,15 +255,15 @@ def read_record(folder: Path) -> Mapping[str, Any]:
 
 
 def remove(path: Path) -> None:
-    """Removes a file, folder or link, if it is there; what a link leads to stays."""
+    """Remove a file, folder or link, if it is there; what a link leads to stays."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
 
 
-def made_folder(path: Path) -> Path:
-    """Makes a folder unless it is one. What else has its name goes: work could be led elsewhere by another's link."""
+def ensure_dir(path: Path) -> Path:
+    """Make a folder unless it is one. What else has its name goes: work could be led elsewhere by another's link."""
     if path.is_symlink() or not path.is_dir():
         remove(path)
     path.mkdir(parents=True, exist_ok=True)

@@ -15,11 +15,14 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from common.choices import suggestion
 from common.errors import BadInput
+from common.parsing import sentence
 from common.places import CONF
 from common.units import format_tokens
 from pipeline import old_names
-from pipeline.config import Config, suggestion, validate
+from pipeline.config import Config, validate
+from pipeline.resolve import resolved
 
 SEARCH_PATH = "hydra.searchpath="  # further folders of configuration files
 # Launchers: the cells one by one, without another process; jobs of our own; children of our own, on all GPUs.
@@ -41,9 +44,10 @@ class Sweep:
 
 
 def expand(overrides: Sequence[str], multirun: bool) -> Sweep:
-    """The cells of the experiment's `hydra.sweeper.params` and the command line, which wins; without `multirun` one.
+    """Return the cells of the experiment's `hydra.sweeper.params` and the command line, which wins; without `multirun`
+    one.
 
-    Raises BadInput, in the words of our schema where Hydra refuses.
+    Raises BadInput, in the words of our schema where Hydra rejects.
     """
     launcher_given = any(override.startswith(("launcher=", "hydra/launcher=")) for override in overrides)
     overrides, ours, site = _launched(old_names.overrides(overrides))
@@ -62,7 +66,7 @@ def expand(overrides: Sequence[str], multirun: bool) -> Sweep:
         launcher = str(root.hydra.runtime.choices["hydra/launcher"]) if multirun else IN_THIS_PROCESS
         at_once = int(root.hydra.launcher.get("n_jobs") or 1) if multirun else 1
     kept = [(tuple(cell), config) for cell, config in composed if not _out_of_reach(config)]
-    configs = _with_cells_to_choose_on([config for _, config in kept])
+    configs = _with_cells_to_choose_on([resolved(config) for _, config in kept])
     _check_budgets(configs)
     if at_once < 1 or at_once > len(configs):  # joblib's -1: as many as there are cores
         at_once = len(configs)
@@ -72,7 +76,8 @@ def expand(overrides: Sequence[str], multirun: bool) -> Sweep:
 
 
 def _launched(overrides: Sequence[str]) -> tuple[list[str], str | None, str | None]:
-    """What is left for Hydra, with `launcher=` in its words; the launcher, if it is ours; the site of Slurm's jobs.
+    """Return the overrides for Hydra, with `launcher=` in its form; the launcher, if it is ours; the site of Slurm's
+    jobs.
 
     Slurm's jobs are ours: Hydra's are whole cells, which would hold GPUs while they wait for one another.
     """
@@ -83,14 +88,16 @@ def _launched(overrides: Sequence[str]) -> tuple[list[str], str | None, str | No
     if named.get("launcher") == SLURM:
         return rest, SLURM, named.get("site", "slurm")
     if "site" in named:
-        raise BadInput(f"site={named['site']}: only launcher=slurm reads a site; say launcher=slurm, or leave it out")
+        raise BadInput(f"site={named['site']}: only launcher=slurm uses a site. Set launcher=slurm, or leave it out.")
     if (launcher := named.get("launcher")) in OURS:
         return rest, OURS[launcher], None
     return rest + [f"hydra/launcher={name}" for name in named.values()], None, None
 
 
 def _product(root: DictConfig, given: list[Override]) -> list[list[str]]:
-    """Every combination of the axes' values, the last axis fastest; an axis keeps the place where it is named first."""
+    """Return every combination of the axes' values, the last axis fastest; an axis keeps the place where it is named
+    first.
+    """
     params: Any = OmegaConf.to_container(root.hydra.sweeper.params) or {}
     parsed = OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in params.items()])
     axes: dict[str, list[str]] = {}
@@ -101,7 +108,7 @@ def _product(root: DictConfig, given: list[Override]) -> list[list[str]]:
         elif override.is_discrete_sweep():
             values = list(override.sweep_string_iterator())
         else:
-            raise BadInput(f"{override.input_line}: an axis is a list of values, such as ct.tokens=32k,128k")
+            raise BadInput(f"{override.input_line}: an axis must be a list of values, such as ct.tokens=32k,128k.")
         axes[key] = [f"{key}={value}" for value in values]
     return [list(cell) for cell in itertools.product(*axes.values())]
 
@@ -110,8 +117,8 @@ def _single(given: list[Override]) -> list[str]:
     for override in given:
         if override.is_sweep_override():
             raise BadInput(
-                f"{override.input_line}: several values make a sweep; pass -m (slackmerge run -m ...), "
-                "or quote a value that holds a comma"
+                f"{override.input_line}: several values need a sweep. Pass -m (slackmerge run -m ...), "
+                "or quote a value that contains a comma."
             )
     return [override.input_line or "" for override in _not_hydra(given)]
 
@@ -121,7 +128,7 @@ def _not_hydra(given: list[Override]) -> list[Override]:
 
 
 def _composed(cells: Sequence[list[str]], found_in: Sequence[str]) -> Iterator[Config]:
-    """The config of each cell. Hydra composes once for all cells that differ in plain values alone: a composition
+    """Yield the config of each cell. Hydra composes once for all cells that differ in plain values alone: a composition
     takes a fifth of a second, and the values are set in it as Hydra itself would set them.
     """
     plain = _plain_axes(cells)
@@ -138,8 +145,8 @@ def _composed(cells: Sequence[list[str]], found_in: Sequence[str]) -> Iterator[C
 
 
 def _plain_axes(cells: Sequence[list[str]]) -> dict[str, dict[str, Any]]:
-    """The values, by override, of each axis that has several, all single, and chooses no group; and that no other
-    override reaches into.
+    """Return the values, by override, of each axis that has several, all single, and chooses no group; and that no
+    other override reaches into.
     """
     lines: dict[str, list[str]] = {}
     for line in dict.fromkeys(line for cell in cells for line in cell):
@@ -158,25 +165,28 @@ def _plain_axes(cells: Sequence[list[str]]) -> dict[str, dict[str, Any]]:
 
 
 def _key(line: str) -> str:
-    """Of an override `key=value`."""
+    """Return the key of an override `key=value`."""
     return line.partition("=")[0]
 
 
 def _out_of_reach(config: Config) -> bool:
-    """Whether a cell is left out, as its language has not text enough for the budget that CT would be trained on."""
-    most = config.language.most_tokens if config.ct.source is None else None
+    """Return whether a cell is left out, as its language has not text enough for the budget that CT would be trained
+    on.
+    """
+    most = config.language.max_tokens if config.ct.source is None else None
     return most is not None and config.ct.tokens > most
 
 
 def _with_cells_to_choose_on(configs: Sequence[Config]) -> tuple[Config, ...]:
-    """The cells with the budgets and seeds of merge.choice as numbers: `all` are those of the sweep in their language.
+    """Return the cells with the budgets and seeds of merge.choice as numbers: `all` are those of the sweep in their
+    language.
 
-    So is the `largest` budget of eval.frontier.
-    Of stated budgets, those that the language has not text for are left out.
+    So is the `largest` budget of eval.frontier. Of stated budgets, those that the language has not text for are left
+    out.
     """
     resolved = []
     for config in configs:
-        choice, most = config.merge.choice, config.language.most_tokens
+        choice, most = config.merge.choice, config.language.max_tokens
         of_report = [other for other in configs if other.report == config.report]
         budgets, seeds = choice.budgets, choice.seeds
         if budgets == "all":
@@ -185,7 +195,7 @@ def _with_cells_to_choose_on(configs: Sequence[Config]) -> tuple[Config, ...]:
             budgets = tuple(tokens for tokens in budgets if tokens <= most)
         if not budgets:
             raise BadInput(
-                f"merge.choice.budgets: all are above language.most_tokens of {config.language.code}; take smaller ones"
+                f"merge.choice.budgets: all are above language.max_tokens of {config.language.code}. Set smaller ones."
             )
         if seeds in ("all", "first"):
             of_sweep = tuple(dict.fromkeys(other.seed for other in of_report))
@@ -200,57 +210,62 @@ def _with_cells_to_choose_on(configs: Sequence[Config]) -> tuple[Config, ...]:
 
 def _check_budgets(configs: Sequence[Config]) -> None:
     if not configs:
-        raise BadInput(
-            "ct.tokens: every budget is above language.most_tokens, so no cell is left; take smaller budgets"
-        )
+        raise BadInput("ct.tokens: every budget is above language.max_tokens, so no run is left. Set smaller budgets.")
     given = [config for config in configs if config.ct.source]
     if len({config.ct.tokens for config in given}) > 1:
         raise BadInput(
-            "ct.source: a given checkpoint has one budget; "
-            "say ct.tokens=... once, with the tokens that it was trained on"
+            "ct.source: a given checkpoint has one budget. "
+            "Set ct.tokens to the number of tokens that it was trained on."
         )
     cells = [(*config.report, config.ct.tokens, config.seed) for config in configs]
     if len(set(cells)) < len(cells):
         _, code, tokens, seed = next(cell for cell in cells if cells.count(cell) > 1)
         raise BadInput(
-            f"the sweep has the cell language.code={code} ct.tokens={format_tokens(tokens)} seed={seed} twice; "
-            "give each value once, or tell what else changes apart by regime=... (conf/experiment/regimes.yaml)"
+            f"language.code={code} ct.tokens={format_tokens(tokens)} seed={seed}: the sweep has this run twice. "
+            "List each value once, or set regime=... for runs that differ otherwise (conf/experiment/regimes.yaml)."
         )
     budgets = list(dict.fromkeys(config.ct.tokens for config in configs))
     if budgets != sorted(budgets):
         listed, right = (",".join(map(format_tokens, order)) for order in (budgets, sorted(budgets)))
         raise BadInput(
-            f"ct.tokens={listed}: budgets must ascend, as each continues from the one before; say ct.tokens={right}"
+            f"ct.tokens={listed}: budgets must ascend, as each training resumes from the one before. "
+            f"Set ct.tokens={right}."
         )
 
 
 def _one_line(error: Exception) -> str:
-    """What Hydra refuses, in the words of our schema."""
+    """Describe an error of Hydra as our schema would."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, choice = error.missing_cfg_file.rpartition("/")
-        return f"{group}={choice}: no such choice; {group} has {', '.join(error.options)}"
+        return f"{group}={choice}: no such choice. {suggestion(choice, error.options)}"
     if isinstance(error, OverrideParseException):
         return (
-            f"{error.override}: Hydra cannot read it as key=value; a value with blanks, brackets or letters "
-            "beyond ASCII needs quotes of its own, such as \"corpus.path='text/*.txt'\""
+            f"{error.override}: Hydra cannot read it as key=value. Quote a value with blanks, brackets or letters "
+            "beyond ASCII, such as \"corpus.path='text/*.txt'\"."
         )
     text = str(error)
     if unknown := re.search(r"Could not override '([^']+)'", text):
         key = unknown[1]
         if key in _known_keys():
-            return f"{key}: has no such key; keys are added one by one, as +{key}.name=value"
-        return f"{key}: unknown key; {suggestion(key, _known_keys())}" if "." in key else _unknown_group(key)
+            return f"{key}: no such key. Add keys one by one, as +{key}.name=value."
+        return f"{key}: unknown key. {suggestion(key, _siblings(key))}" if "." in key else _unknown_group(key)
     if foreign := re.search(r"^In '([^']+)'.*full_key: (hydra\.launcher\.\S+)", text, re.DOTALL):
         return (
-            f"launcher: {foreign[1]} sets {foreign[2]}, which this launcher does not have; "
-            "keep the experiment's own (hydra.launcher.n_jobs=1: one by one)"
+            f"launcher: {foreign[1]} sets {foreign[2]}, which this launcher does not have. "
+            "Leave launcher= out (hydra.launcher.n_jobs=1 computes one run after another)."
         )
-    return next(line.strip() for line in text.splitlines() if line.strip())
+    return sentence(next(line.strip() for line in text.splitlines() if line.strip()))
 
 
 def _unknown_group(name: str) -> str:
     groups = sorted(folder.name for folder in CONF.iterdir() if folder.is_dir())
-    return f"{name}: unknown key or group; {suggestion(name, [*groups, 'name', 'seed', 'store', 'outputs'])}"
+    return f"{name}: unknown key or group. {suggestion(name, [*groups, 'name', 'seed', 'store', 'outputs'])}"
+
+
+def _siblings(key: str) -> list[str]:
+    """Return the keys of the section that a misspelt key names, or all keys if there is no such section."""
+    known = _known_keys()
+    return [other for other in known if other.rpartition(".")[0] == key.rpartition(".")[0]] or known
 
 
 def _known_keys() -> list[str]:

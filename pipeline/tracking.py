@@ -1,7 +1,7 @@
-"""Weights & Biases: one run a stage that trains or scores, grouped by experiment. It never stops the pipeline.
+"""Weights & Biases: one run per stage that trains or scores, grouped by experiment. It never stops the pipeline.
 
-Runs go to `outputs/<experiment>/wandb`. Without a key, or if wandb's server cannot be reached, they are offline;
-`wandb sync outputs/<experiment>/wandb/offline-run-*` sends them later. WANDB_MODE wins over `tracking.wandb`.
+Runs go to `outputs/<experiment>/wandb`. Without a key, or if wandb's server cannot be reached, they are offline; `wandb
+sync outputs/<experiment>/wandb/offline-run-*` sends them later. WANDB_MODE wins over `tracking.wandb`.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def mode(config: Config) -> str:
 
 
 def server() -> str:
-    """The address of wandb's server: of the environment, of `wandb login --host`, else the public one."""
+    """Return the address of wandb's server: of the environment, of `wandb login --host`, else the public one."""
     if address := os.environ.get(SERVER):
         return address
     settings, folder = ConfigParser(), os.environ.get("WANDB_CONFIG_DIR", "~/.config/wandb")
@@ -68,7 +68,7 @@ def server() -> str:
 
 @cache
 def is_reachable(address: str) -> bool:
-    """Whether a connection to a server, or to the proxy before it, opens soon. Asked once a process."""
+    """Return whether a connection to a server, or to the proxy before it, opens soon. Asked once a process."""
     there = urlsplit(address)
     proxy = None if proxy_bypass(there.hostname or "") else getproxies().get(there.scheme)
     if proxy:
@@ -88,13 +88,13 @@ def is_reachable(address: str) -> bool:
 
 
 def stay_offline(why: str) -> None:
-    """Write the runs of this process, and of those that it starts, to the disk, and say so in one line."""
+    """Write the runs of this process, and of those that it starts, to the disk, and print a line about it."""
     os.environ[MODE] = "offline"
     say(f"tracking: {why}, so wandb's runs are offline; `wandb sync` sends them later")
 
 
 def logged_in() -> bool:
-    """Whether this machine has a key of wandb's."""
+    """Return whether this machine has a key of wandb's."""
     try:
         return netrc().authenticators(urlsplit(server()).hostname or "") is not None
     except (OSError, NetrcParseError):
@@ -102,7 +102,7 @@ def logged_in() -> bool:
 
 
 def harmless(function: Callable[P, Any]) -> Callable[P, Any]:
-    """The function, with whatever it raises turned into a line in the log: tracking is not worth a run."""
+    """Return the function, with whatever it raises turned into a line in the log: tracking is not worth a run."""
 
     @wraps(function)
     def guarded(*args: P.args, **kwargs: P.kwargs) -> Any:
@@ -116,7 +116,7 @@ def harmless(function: Callable[P, Any]) -> Callable[P, Any]:
 
 
 def tracker(config: Config, folder: Path) -> Tracker:
-    """What the executor wraps around the making of a stage."""
+    """Return what the executor wraps around a stage's computation."""
     if mode(config) == "off":
         return no_tracker
     if mode(config) == "online" and not is_reachable(server()):
@@ -144,7 +144,7 @@ def tracker(config: Config, folder: Path) -> Tracker:
 
 
 def about(stage: Stage) -> dict[str, Any]:
-    """What a run's config says of its stage."""
+    """Return what a run's config records of its stage."""
     return {
         "stage": dict(stage.settings),
         "options": dict(stage.options),
@@ -154,7 +154,7 @@ def about(stage: Stage) -> dict[str, Any]:
 
 
 def method_of(stage: Stage) -> str | None:
-    """The method of the results that a stage belongs to, from its readable name; None of what several share."""
+    """Return the method of the results that a stage belongs to, from its readable name; None of what several share."""
     if stage.kind not in ("eval", "tune", "merge", "weights"):
         return None
     if not re.search(r"-s\d+$", stage.slug):  # no seed changes it
@@ -166,7 +166,7 @@ def method_of(stage: Stage) -> str | None:
 
 @harmless
 def start(config: Config, folder: Path, name: str, job_type: str, described: dict[str, Any]) -> Any:
-    """A wandb run, or None where there can be none."""
+    """Return a wandb run, or None if there can be none."""
     import wandb
 
     os.environ.setdefault("WANDB_SILENT", "true")
@@ -201,9 +201,9 @@ def start(config: Config, folder: Path, name: str, job_type: str, described: dic
 
 
 def cell_of(stage: Stage) -> dict[str, Any]:
-    """The budget and the seed of a stage: its own, or those of the CT that it comes from; null where none is."""
+    """Return the budget and the seed of a stage: its own, or those of the CT that it comes from; null where none is."""
     cell = {
-        "ct_tokens": stage.settings.get("tokens") if stage.kind == "ct" else None,
+        "ct_tokens": stage.tokens if stage.kind == "ct" else None,
         "seed": stage.settings.get("seed"),
     }
     for parent in map(cell_of, stage.parents.values()):
@@ -212,13 +212,13 @@ def cell_of(stage: Stage) -> dict[str, Any]:
 
 
 def performance(job: Job) -> dict[str, Any]:
-    """What was measured while a stage trained, by name; empty of a stage that does not train."""
+    """Return the measurements of a stage's training, by name; empty for a stage that does not train."""
     measured = asdict(job.performance) if job.performance else {}
     return {f"performance/{name}": value for name, value in measured.items()}
 
 
 def scores(out: Path) -> dict[str, float]:
-    """The scores that an evaluation left, by task and metric."""
+    """Return the scores that an evaluation left, by task and metric."""
     path = out / "scores.jsonl"
     rows = read_jsonl(path) if path.exists() else []
     return {f"{row['task']}/{row['metric']}": row["value"] for row in rows}
@@ -226,7 +226,7 @@ def scores(out: Path) -> dict[str, float]:
 
 @harmless
 def report(config: Config, results_csv: Path, curves: Path, page: Path) -> None:
-    """A last run that carries the results table, the curves and the page."""
+    """Write a last run with the results table, the curves and the page."""
     if mode(config) == "off":
         return
     run = start(config, results_csv.parent.absolute(), "report", "report", {})

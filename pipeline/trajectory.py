@@ -32,30 +32,32 @@ class Trajectory:
 
     @cached_property
     def budgets(self) -> tuple[int, ...]:
-        """Tokens of each stage."""
+        """Return tokens of each stage."""
         return tuple(tokens_of(stage) for stage in self.stages)
 
     def smaller(self, stage: Stage) -> tuple[Stage, ...]:
-        """The stages of the sweep below a budget, the smallest first."""
+        """Return the stages of the sweep below a budget, the smallest first."""
         return tuple(other for other in self.stages if tokens_of(other) < tokens_of(stage))
 
     def previous(self, stage: Stage) -> Stage | None:
-        """The stage that a budget continues from, once the sweep's are made; None for the smallest."""
+        """Return the stage that a budget continues from, once the sweep's are made; None for the smallest."""
         return self.smaller(stage)[-1] if self.smaller(stage) else None
 
     def published(self, store: Store) -> list[Entry]:
-        """The entries of any sweep, budgets ascending."""
+        """Return the entries of any sweep, budgets ascending."""
         entries = (entry for entry in store.entries("ct") if entry.record.get("trajectory") == self.digest)
         return sorted((entry for entry in entries if "tokens" in entry.record["settings"]), key=budget_of)
 
     def resumable(self, store: Store, stage: Stage) -> Entry | None:
-        """The largest published budget below a stage's that has its state still; one that is damaged is passed over."""
+        """Return the largest published budget below a stage's that has its state still; one that is damaged is passed
+        over.
+        """
         most = tokens_of(stage.parents[TRUNK]) if TRUNK in stage.parents else tokens_of(stage) - 1
         below = [entry for entry in self.published(store) if budget_of(entry) <= most and entry.holds(STATE)]
         return next((entry for entry in reversed(below) if entry.damage(thorough=True) is None), None)
 
     def droppable(self, store: Store) -> list[Entry]:
-        """The entries whose states no missing budget continues from; and those cut off by a crash in a drop."""
+        """Return the entries whose states no missing budget continues from; and those cut off by a crash in a drop."""
         missing = [tokens_of(stage) for stage in self.stages if store.find(stage) is None]
         # a branch continues from its trunk itself, which is the largest below one token more
         missing += [tokens_of(stage.parents[TRUNK]) + 1 for stage in self.branches if store.find(stage) is None]
@@ -63,16 +65,16 @@ class Trajectory:
         published = self.published(store)
         with_state = {budget_of(entry): entry for entry in published if entry.holds(STATE)}
         cut_off = [entry for entry in published if not entry.holds(STATE) and (entry.path / STATE).exists()]
-        return cut_off + [with_state[tokens] for tokens in superfluous(with_state.keys(), missing, keep_last)]
+        return cut_off + [with_state[tokens] for tokens in prunable_states(with_state.keys(), missing, keep_last)]
 
     def drop(self, store: Store) -> None:
-        """Removes the states that the sweep does not need any more."""
+        """Remove the states that the sweep does not need any more."""
         for entry in self.droppable(store):
             store.drop(entry, STATE)
 
 
 def trajectories(stages: Iterable[Stage]) -> dict[str, Trajectory]:
-    """The trajectories of a sweep, by digest."""
+    """Return the trajectories of a sweep, by digest."""
     grouped: dict[str, list[Stage]] = {}
     for stage in stages:
         if digest := continues(stage):
@@ -86,12 +88,12 @@ def _trajectory(digest: str, group: Sequence[Stage]) -> Trajectory:
 
 
 def continues(stage: Stage) -> str | None:
-    """The trajectory that a stage continues: its own, or that of the trunk that it branches off from."""
+    """Return the trajectory that a stage continues: its own, or that of the trunk that it branches off from."""
     return stage.parents[TRUNK].trajectory if TRUNK in stage.parents else stage.trajectory
 
 
 def previous_stages(stages: Sequence[Stage]) -> dict[str, Stage]:
-    """By key of a CT stage, the stage of the sweep that it continues from; the smallest budgets have none."""
+    """Return, by key of a CT stage, the stage of the sweep that it resumes from; the smallest budgets have none."""
     lines = trajectories(stages).values()
     each = ((stage, line.previous(stage)) for line in lines for stage in line.stages)
     branches = {stage.key: stage.parents[TRUNK] for line in lines for stage in line.branches}
@@ -99,13 +101,13 @@ def previous_stages(stages: Sequence[Stage]) -> dict[str, Stage]:
 
 
 def drop_all(store: Store, stages: Iterable[Stage]) -> None:
-    """Drops what a sweep, given by its stages, does not need any more: what a crash left over too."""
+    """Drop what a sweep, given by its stages, does not need any more: what a crash left over too."""
     for _, trajectory in sorted(trajectories(stages).items()):
         trajectory.drop(store)
 
 
-def superfluous(with_state: Collection[int], missing: Collection[int], keep_last: bool) -> set[int]:
-    """Of the budgets (tokens) of one trajectory that have their states, those that no missing budget continues from."""
+def prunable_states(with_state: Collection[int], missing: Collection[int], keep_last: bool) -> set[int]:
+    """Return the budgets (tokens) of one trajectory that have states from which no missing budget resumes."""
     below = [[budget for budget in with_state if budget < wanted] for wanted in missing]
     needed = {max(budgets) for budgets in below if budgets}
     if keep_last and with_state:
@@ -114,10 +116,10 @@ def superfluous(with_state: Collection[int], missing: Collection[int], keep_last
 
 
 def tokens_of(stage: Stage) -> int:
-    """The budget of a CT stage."""
-    return int(stage.settings["tokens"])
+    """Return the budget of a CT stage."""
+    return stage.tokens
 
 
 def budget_of(entry: Entry) -> int:
-    """The budget, in tokens, of a published CT stage."""
+    """Return the budget, in tokens, of a published CT stage."""
     return int(entry.record["settings"]["tokens"])

@@ -1,6 +1,7 @@
-"""The tune stage: every try of a method, a merge in memory or a checkpoint, is scored on dev, and the best chosen.
+"""The tune stage: score every trial of a method (a merge in memory or a checkpoint) on dev, and select the best.
 
-Leaves `tries.jsonl` (a line a try: settings, score) and `choice.yml` (settings of the best try; of equals, the first).
+Writes `tries.jsonl` (one line per trial: settings, score) and `choice.yml` (settings of the best trial; of equals, the
+first).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def tune(job: Job) -> None:
-    """Scores the tries that an earlier, interrupted run of this stage has not scored yet, and chooses among all."""
+    """Score the tries that an earlier, interrupted run of this stage has not scored yet, and chooses among all."""
     import torch
 
     settings, options = TuneSettings(**job.settings), TuneOptions(**job.options)
@@ -48,7 +49,7 @@ def tune(job: Job) -> None:
 
 
 def _merged(job: Job, waiting: Sequence[int], tasks: TaskSet) -> Iterator[Scores]:
-    """The scores of merges: each try is a recipe."""
+    """Yield the scores of merges: each try is a recipe."""
     settings, options = TuneSettings(**job.settings), TuneOptions(**job.options)
     recipes = [stages.recipe_of(job, settings.tries[number], settings.seed) for number in waiting]
     folders = stages.checkpoints(job)
@@ -60,7 +61,7 @@ def _merged(job: Job, waiting: Sequence[int], tasks: TaskSet) -> Iterator[Scores
 def scores_of_merges(
     recipes: Sequence[Recipe], tokenizer: Any, tasks: TaskSet, device: str, how: Mapping[str, Any]
 ) -> Iterator[Scores]:
-    """The scores of merges in memory. A merged model is gone before the next is made: one at a time must fit."""
+    """Yield the scores of merges in memory. A merged model is gone before the next is made: one at a time must fit."""
     import merge
     from eval import harness
 
@@ -73,7 +74,7 @@ def scores_of_merges(
 
 
 def _trained(job: Job, waiting: Sequence[int], tasks: TaskSet) -> Iterator[Scores]:
-    """The scores of checkpoints: each try is a training."""
+    """Yield the scores of checkpoints: each try is a training."""
     from eval import harness
 
     how = _how(TuneSettings(**job.settings), TuneOptions(**job.options))
@@ -82,7 +83,7 @@ def _trained(job: Job, waiting: Sequence[int], tasks: TaskSet) -> Iterator[Score
 
 
 def _how(settings: TuneSettings, options: TuneOptions) -> Mapping[str, Any]:
-    """What scoring needs to know beside the model and the tasks."""
+    """Return what scoring needs besides the model and the tasks."""
     return {
         "batch_tokens": options.batch_tokens,
         "device": options.device,
@@ -104,7 +105,7 @@ def of_language(tasks: TaskSet, language: str, metric: str) -> TaskSet:
 
 
 def score(scores: Scores, language: str, metric: str) -> float:
-    """The language's mean accuracy, or its bits per byte."""
+    """Return the language's mean accuracy, or its bits per byte."""
     wanted = "mean" if metric == "acc" else metric
     return next(
         row["value"]
@@ -114,7 +115,7 @@ def score(scores: Scores, language: str, metric: str) -> float:
 
 
 def read_tries(journal: Path) -> list[dict[str, Any]]:
-    """The tries of an interrupted run; a last line that was cut off is left out, and cut off for good."""
+    """Return the tries of an interrupted run; a last line that was cut off is left out, and cut off for good."""
     if not journal.exists():
         return []
     rows = []

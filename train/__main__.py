@@ -1,10 +1,10 @@
 """`python -m train JOB.json`: one process of a training.
 
-The launcher (pipeline/run/launch.py, or torchrun by hand) starts as many as there shall be. Rank 0 prints the
-training's log, a JSON object a line, and leaves what became of it in RESULT_FILE beside JOB.json.
+The launcher (pipeline/run/launch.py, or torchrun by hand) starts the processes. Rank 0 prints the training's log, one
+JSON object per line, and writes the outcome to RESULT_FILE next to JOB.json.
 
-On SIGINT, SIGTERM, SIGUSR2 or a file STOP_FILE beside JOB.json, every process finishes the step, saves, and exits with
-75; the same call goes on from there. Exit code 2: refused, in one line.
+On SIGINT, SIGTERM, SIGUSR2 or a file STOP_FILE next to JOB.json, every process finishes the step, saves, and exits with
+75; the same call resumes from there. Exit code 2: bad input, with a one-line error.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ RESULT_FILE, STOP_FILE = "result.json", "stop"
 
 
 class Job(TypedDict):
-    """What JOB.json holds: the arguments of `train.trainer.train`."""
+    """The content of JOB.json: the arguments of `train.trainer.train`."""
 
     model: str
     blocks: str
@@ -47,7 +47,7 @@ class Job(TypedDict):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs this process's part of a training."""
+    """Run this process's part of a training."""
     keys = ", ".join(Job.__annotations__)
     parser = argparse.ArgumentParser(prog="python -m train", description="One process of a training.")
     parser.add_argument("job", type=Path, help=f"JSON of {keys}: the arguments of train.trainer.train")
@@ -67,13 +67,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def leave(job: Path, result: dict[str, Any]) -> None:
-    """Writes what became of the training beside JOB.json: the first process does."""
+    """Write the outcome of the training next to JOB.json; only the first process does."""
     if os.environ.get("RANK", "0") == "0":
         write_json(job.with_name(RESULT_FILE), result)
 
 
 def run(job: Job, stop_file: Path) -> dict[str, Any]:
-    """`train.trainer.train` as the job says."""
+    """Call `train.trainer.train` with the job's arguments."""
     die_with_parent()
     from train import trainer
 
@@ -94,9 +94,9 @@ def run(job: Job, stop_file: Path) -> dict[str, Any]:
 
 
 def stop_signal(file: Path) -> Callable[[], bool]:
-    """Asks whether this process was told to stop.
+    """Return whether this process was asked to stop.
 
-    By SIGINT, SIGTERM or SIGUSR2, or by a file, as launchers do not pass on every signal.
+    It is asked by SIGINT, SIGTERM or SIGUSR2, or by a file, as launchers do not pass on every signal.
     """
     told: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):

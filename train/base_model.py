@@ -34,14 +34,14 @@ END = "<|end|>"
 
 
 def prepare(corpus_dir: Path, settings: BaseModelSettings, out: Path) -> None:
-    """Tokenizer, untrained model and blocks of the recipe, in `out/model` and `out/blocks`.
+    """Write tokenizer, untrained model and blocks of the recipe to `out/model` and `out/blocks`.
 
-    Raises BadInput where `aligned_chapters` is less than one chapter, or `withheld_chapters` leaves no English.
+    Raises BadInput if `aligned_chapters` is less than one chapter, or if `withheld_chapters` leaves no English.
     """
     share, seed = settings.withheld_chapters, settings.seed
     english = packing.texts(corpus_dir, "en", lambda chapter: not is_withheld(chapter, share, seed))
     if not english:
-        raise BadInput(f"model.recipe.withheld_chapters={share}: leaves no English to train on")
+        raise BadInput(f"model.recipe.withheld_chapters={share}: leaves no English to train on. Set a smaller value.")
     tokenizer = train_tokenizer(english, settings.vocabulary)
     tokenizer.save_pretrained(out / "model")
     save_untrained(tokenizer, settings, out / "model")
@@ -63,7 +63,7 @@ def prepare(corpus_dir: Path, settings: BaseModelSettings, out: Path) -> None:
 
 
 def save_untrained(tokenizer: PreTrainedTokenizerBase, settings: BaseModelSettings, folder: Path) -> None:
-    """A Llama of the recipe's shape, its weights drawn by the recipe's seed."""
+    """Save a Llama of the recipe's shape, with weights drawn by the recipe's seed."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -84,9 +84,9 @@ def save_untrained(tokenizer: PreTrainedTokenizerBase, settings: BaseModelSettin
 
 
 def train_tokenizer(texts: list[str], vocabulary: int) -> Any:
-    """A byte-level BPE tokenizer of English text.
+    """Train a byte-level BPE tokenizer on English text.
 
-    Another language falls into more and shorter pieces, as with Llama's tokenizer.
+    Another language is split into more and shorter pieces, as with Llama's tokenizer.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -105,15 +105,18 @@ def train_tokenizer(texts: list[str], vocabulary: int) -> Any:
 
 
 def aligned_documents(corpus_dir: Path, settings: BaseModelSettings, rng: random.Random) -> list[str]:
-    """Chapters of aligned verses, a line a verse in one language and a line in the other.
+    """Return chapters of aligned verses, one line per verse and language.
 
-    The order of the languages changes by document. The chapters are a fixed `aligned_chapters` of the training
-    chapters, of those that are not withheld the first in the order of a hash of their names.
+    The order of the languages alternates by document. The chapters are a fixed fraction, `aligned_chapters`, of the
+    training chapters: the first ones by a hash of their names, without withheld ones.
     """
     aligned = corpus_dir / "verses.jsonl"
     if not aligned.exists():
         share = settings.aligned_share
-        raise BadInput(f"model.recipe.aligned_share={share}: this corpus has no aligned verses; say 0, or corpus=bible")
+        raise BadInput(
+            f"model.recipe.aligned_share={share}: this corpus has no aligned verses. "
+            "Set model.recipe.aligned_share=0, or corpus=bible."
+        )
     chapters: dict[str, list[dict[str, str]]] = {}
     for verse in read_jsonl(aligned):
         if verse["split"] == "train":
@@ -123,10 +126,10 @@ def aligned_documents(corpus_dir: Path, settings: BaseModelSettings, rng: random
     count = round(settings.aligned_chapters * len(chapters))
     asked = f"model.recipe.aligned_chapters={settings.aligned_chapters}"
     if not count:
-        raise BadInput(f"{asked}: is less than one of {len(chapters)} training chapters")
+        raise BadInput(f"{asked}: is less than one of {len(chapters)} training chapters. Set a larger value.")
     if count > len(readable):
         left = f"only {len(readable)} of {len(chapters)} training chapters are left"
-        raise BadInput(f"{asked}: with withheld_chapters={withheld} {left}")
+        raise BadInput(f"{asked}: with withheld_chapters={withheld} {left}.")
     chosen = set(sorted(readable, key=lambda chapter: hash_fraction(chapter, seed))[:count])
     documents = []
     for verses in (verses for chapter, verses in chapters.items() if chapter in chosen):
@@ -136,7 +139,7 @@ def aligned_documents(corpus_dir: Path, settings: BaseModelSettings, rng: random
 
 
 def repeated_documents(texts: list[str], rng: random.Random, words: int = 24) -> list[str]:
-    """A passage of some words from each text, followed by itself."""
+    """Return a passage of some words from each text, followed by itself."""
     documents = []
     for text in texts:
         split = text.split()

@@ -1,4 +1,4 @@
-"""Blocks on disk as torch's data loader wants them."""
+"""Blocks on disk as a dataset for torch's data loader."""
 
 from __future__ import annotations
 

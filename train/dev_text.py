@@ -27,7 +27,9 @@ DOCUMENTS = 64  # of a language, at most; their beginnings
 
 @dataclass(frozen=True)
 class Watched:
-    """What a training is measured on, and how often. corpus: a corpus's folder. every_tokens: tokens in between."""
+    """The text that a training is measured on, and how often. corpus: a corpus's folder. every_tokens: tokens in
+    between.
+    """
 
     corpus: str
     languages: tuple[str, ...]
@@ -46,7 +48,9 @@ class DevText:
     bytes: int
 
     def part(self, rank: int, world: int) -> DevText:
-        """The rows of one of `world` processes, as many for each: rows without labels make up for missing ones."""
+        """Return the rows of one of `world` processes, as many for each: rows without labels make up for missing
+        ones.
+        """
         missing = -len(self.ids) % world
         ids = np.concatenate([self.ids, self.ids[:1].repeat(missing, axis=0)])
         nothing = np.full((missing, self.ids.shape[1]), IGNORED, np.int64)
@@ -57,7 +61,7 @@ class DevText:
 def read(watched: Watched, model_dir: Path, length: int) -> dict[str, DevText]:
     """Read the beginnings of dev documents by language, each up to `length` tokens, what comes before a text included.
 
-    Documents that are spread evenly over the file. Raises BadInput where a language has no dev text.
+    Documents that are spread evenly over the file. Raises BadInput if a language has no dev text.
     """
     from transformers import AutoTokenizer
 
@@ -71,7 +75,9 @@ def read(watched: Watched, model_dir: Path, length: int) -> dict[str, DevText]:
         path = Path(watched.corpus) / "text" / f"{language}.dev.jsonl"
         documents = [row["text"] for row in read_jsonl(path)] if path.is_file() else []
         if not documents:
-            raise BadInput(f"dev_every_tokens: {path} holds no text to measure on; say null, or give more text")
+            raise BadInput(
+                f"dev_every_tokens: {path} has no text to measure on. Set dev_every_tokens=null, or give more text."
+            )
         texts[language] = _beginnings(documents, tokenizer, before, length)
     return texts
 

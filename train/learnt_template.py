@@ -1,7 +1,7 @@
-"""What a checkpoint carries of the chat template that it learnt: the template, and the token that ends an answer.
+"""The chat template that a checkpoint learnt: the template, and the token that ends an answer.
 
-The template lies beside the blocks that SFT was trained on (train/data/packing.py leaves it there). Of several
-templates in one line of trainings the last one counts.
+It is next to the blocks that SFT was trained on (train/data/packing.py writes it). If several trainings of one line
+have templates, the last one counts.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Learnt:
 
 
 def learnt(blocks: Path) -> Learnt | None:
-    """The template that a folder of blocks teaches; None where it is none of conversations."""
+    """Return the template that a folder of blocks teaches; None if it is none of conversations."""
     if not (blocks / TEMPLATE).exists():
         return None
     stop = json.loads((blocks / STOP).read_text(encoding="utf-8"))["stop_token"]
@@ -31,20 +31,20 @@ def learnt(blocks: Path) -> Learnt | None:
 
 
 def leave(teaches: Learnt, blocks: Path) -> None:
-    """Writes a template beside the blocks that teach it."""
+    """Write a template beside the blocks that teach it."""
     (blocks / TEMPLATE).write_text(teaches.template, encoding="utf-8")
     (blocks / STOP).write_text(json.dumps({"stop_token": teaches.stop_token}) + "\n", encoding="utf-8")
 
 
 def copy(blocks: Path, others: Path) -> None:
-    """Leaves what blocks teach beside others that are made of them."""
+    """Leave what blocks teach beside others that are made of them."""
     for name in (TEMPLATE, STOP):
         if (blocks / name).exists():
             shutil.copy(blocks / name, others / name)
 
 
 def stop_at(folder: Path, token: int) -> None:
-    """Adds a token to those that end a generation of the checkpoint in a folder."""
+    """Add a token to those that end a generation of the checkpoint in a folder."""
     from transformers import GenerationConfig
 
     config = GenerationConfig.from_pretrained(folder)

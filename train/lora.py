@@ -1,6 +1,6 @@
 """LoRA by peft: W + (alpha / rank)·B·A (Hu et al. 2022, arXiv 2106.09685).
 
-It is published both as the adapter and as the full weights that it makes.
+The adapter and the full weights are both published.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PREFIX = "base_model.model."  # that peft puts before the names of a model's par
 
 
 def adapted(model: PreTrainedModel, lora: LoraSettings, left_out: Sequence[str] = ()) -> Any:
-    """A PeftModel around `model`; only the additions are trained. Raises BadInput for targets that it has not.
+    """Return a PeftModel around `model`; only the additions are trained. Raises BadInput for targets that it has not.
 
     left_out: names of modules in which no layer gets additions.
     """
@@ -45,25 +45,27 @@ def adapted(model: PreTrainedModel, lora: LoraSettings, left_out: Sequence[str] 
 
 
 def checked(model: Any) -> Any:
-    """`model`, a PeftModel, if `merged` and merge/ can put its additions into its weights. Raises BadInput."""
+    """Return `model`, a PeftModel, if `merged` and merge/ can merge its factors. Raises BadInput."""
     from transformers.pytorch_utils import Conv1D
 
     kind = model.config.model_type
     if any(config.target_parameters for config in model.peft_config.values()):
         raise BadInput(
             f"train.lora.targets: model_type {kind!r} keeps all experts of a layer in one tensor, "
-            "whose additions cannot be merged. Set train.lora.targets=[q_proj,k_proj,v_proj,o_proj]"
+            "and LoRA factors of it cannot be merged. Set train.lora.targets=[q_proj,k_proj,v_proj,o_proj]."
         )
     if any(isinstance(getattr(module, "base_layer", None), Conv1D) for module in model.modules()):
         raise BadInput(
             f"train.lora: model_type {kind!r} keeps its matrices transposed (Conv1D), "
-            "and additions to them cannot be merged. Set train=full"
+            "and LoRA factors of them cannot be merged. Set train=full."
         )
     return model
 
 
 def merged(weights: Mapping[str, torch.Tensor], lora: LoraSettings) -> dict[str, torch.Tensor]:
-    """The weights of the plain model, with the additions in them: sums in float32, rounded to each weight's dtype."""
+    """Return the weights of the plain model, with the additions in them: sums in float32, rounded to each weight's
+    dtype.
+    """
     scale = lora.alpha / lora.rank
     plain = {}
     for name, tensor in weights.items():
@@ -78,12 +80,12 @@ def merged(weights: Mapping[str, torch.Tensor], lora: LoraSettings) -> dict[str,
 
 
 def plain_name(name: str) -> str:
-    """What the plain model calls a weight of a PeftModel that is no addition."""
+    """Return the plain model's name for a weight of a PeftModel that is not a LoRA factor."""
     return name.removeprefix(PREFIX).replace(".base_layer.", ".")
 
 
 def save_adapter(model: Any, weights: Mapping[str, torch.Tensor], base: Path, folder: Path) -> None:
-    """The additions as a folder that peft and merge/ read; its config names the base's folder."""
+    """Save the factors as a folder that peft and merge/ read; its config names the base's folder."""
     for config in model.peft_config.values():
         config.base_model_name_or_path = str(base)
     model.save_pretrained(folder, state_dict=dict(weights))

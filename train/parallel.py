@@ -1,9 +1,9 @@
-"""How a training is computed: processes, engine, precision, and the sizes that follow.
+"""Processes, engine, precision and batch sizes of a training.
 
 The optimisation is the same for all of them.
 
-A step always takes the same `batch_tokens / block_size` blocks, in the same order: P processes take a P-th of them
-each, in as many forward passes as memory wants. Importing this module imports no torch.
+A step always uses the same `batch_tokens / block_size` blocks, in the same order: each of P processes gets a P-th of
+them, in as many forward passes as memory requires. Importing this module imports no torch.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Compute:
 
     @property
     def world(self) -> int:
-        """Processes in all."""
+        """Return the number of processes of all nodes."""
         return self.processes * self.nodes
 
 
@@ -84,28 +84,29 @@ def check_precision(device: str, precision: str) -> None:
 
 
 def sizes(batch_tokens: int, block_size: int, world: int, micro_batch: int | None) -> tuple[int, int]:
-    """(blocks in a forward pass of a process, forward passes a step): `world` processes take `batch_tokens` exactly.
+    """Return (blocks in a forward pass of a process, forward passes per step) so that `world` processes use
+    `batch_tokens`.
 
-    The first is the largest divisor of a process's share of the batch that `micro_batch` allows. Raises BadInput where
-    the batch cannot be shared.
+    The first is the largest divisor of a process's part of the batch that `micro_batch` allows. Raises BadInput if the
+    batch cannot be divided.
     """
     blocks, remainder = divmod(batch_tokens, block_size)
     if remainder or not blocks:
-        raise BadInput(f"batch_tokens={batch_tokens} is not a multiple of block_size={block_size}")
+        raise BadInput(f"batch_tokens={batch_tokens}: must be a multiple of block_size={block_size}.")
     share, remainder = divmod(blocks, world)
     if remainder:
         nearest = max(1, round(blocks / world)) * world * block_size
         raise BadInput(
-            f"batch_tokens={batch_tokens}: its {blocks} blocks of {block_size} tokens cannot be shared"
-            f" by {world} processes (compute.processes x compute.nodes);"
-            f" take a number that divides {blocks}, or batch_tokens={nearest}"
+            f"batch_tokens={batch_tokens}: its {blocks} blocks of {block_size} tokens cannot be divided"
+            f" by {world} processes (compute.processes x compute.nodes)."
+            f" Set a number of processes that divides {blocks}, or batch_tokens={nearest}."
         )
     micro = next(size for size in range(min(micro_batch or share, share), 0, -1) if share % size == 0)
     return micro, share // micro
 
 
 def fsdp_config(compute: Compute) -> dict[str, Any]:
-    """What accelerate is told for FSDP2: each layer's weights are gathered when it runs and freed again.
+    """Return accelerate's settings for FSDP2: each layer's weights are gathered when it runs and freed again.
 
     States are saved in shards, for any world size.
     """
@@ -118,7 +119,7 @@ def fsdp_config(compute: Compute) -> dict[str, Any]:
 
 
 def deepspeed_config(compute: Compute, micro: int, accumulation: int) -> dict[str, Any] | None:
-    """What DeepSpeed is told; None for a strategy of torch's own.
+    """Return DeepSpeed's settings; None for a strategy of torch's own.
 
     The optimizer, its schedule and the clipping stay those of the one trainer.
     """

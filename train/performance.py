@@ -1,4 +1,4 @@
-"""How fast a training is and how much memory it holds, as numbers per device.
+"""Speed and memory of a training, as numbers per device.
 
 Importing this module imports no torch.
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Performance:
-    """What was measured while a training ran; of a training that was resumed, since it was resumed."""
+    """Measurements of a training while it ran; of a resumed one, since it was resumed."""
 
     device: str  # the name of the GPU or the CPU's model
     devices: int  # of all nodes; one of a process, also on CPUs
@@ -25,7 +25,7 @@ class Performance:
 
 
 class Meter:
-    """Times optimizer steps, without the first, which warms up, and without the time that saving takes."""
+    """A timer of optimizer steps, without the first, which warms up, and without the time for saving."""
 
     def __init__(self, device: str) -> None:
         self.cuda = device == "cuda" and torch_has_cuda()
@@ -59,14 +59,14 @@ class Meter:
         self.since = time.monotonic()
 
     def tokens_per_second(self, batch_tokens: int) -> float | None:
-        """Tokens of all devices in a second; of the first step, if there was no other. None: there was no step."""
+        """Return tokens per second of all devices; of the first step, if it is the only one; None without steps."""
         if self.warm_up is None:
             return None
         steps, seconds = (self.steps, self.seconds) if self.steps else (1, self.warm_up)
         return steps * batch_tokens / max(seconds, 1e-9)
 
     def peak_memory(self) -> int:
-        """Bytes that this process has held at most since `begin`; on a CPU, since the process began."""
+        """Return bytes that this process has held at most since `begin`; on a CPU, since the process began."""
         if self.cuda:
             import torch
 
@@ -75,7 +75,7 @@ class Meter:
         return resident if sys.platform == "darwin" else resident * 1024
 
     def device_name(self) -> str:
-        """The name of this process's GPU, as the driver gives it, or of the CPU."""
+        """Return the name of this process's GPU, as the driver gives it, or of the CPU."""
         if self.cuda:
             import torch
 
@@ -84,14 +84,14 @@ class Meter:
 
 
 def torch_has_cuda() -> bool:
-    """Whether torch finds a GPU."""
+    """Return whether torch finds a GPU."""
     import torch
 
     return torch.cuda.is_available()
 
 
 def cpu_name() -> str:
-    """The model of this machine's CPU, as Linux gives it, or else its architecture."""
+    """Return the model of this machine's CPU, as Linux gives it, or else its architecture."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

@@ -1,7 +1,7 @@
-"""Checkpoints of a training that goes on: which are whole, which one a run starts from, and who may continue it.
+"""Checkpoints of a resumed training: which are complete, where a run starts, and which launch may resume it.
 
-A folder `checkpoint-<step>` is whole when it holds the file COMPLETE, which says by which launch it was saved. Imports
-no torch.
+A folder `checkpoint-<step>` is complete if it has the file COMPLETE, which names the launch that saved it. Imports no
+torch.
 """
 
 from __future__ import annotations
@@ -12,20 +12,23 @@ import shutil
 from pathlib import Path
 
 from common.errors import BadInput
-from common.files import of_another
+from common.files import foreign_owner
 from train.parallel import ZERO_STAGES, Compute
 
 COMPLETE = "complete"  # written last: a checkpoint without it was cut off
 
 
 def mark_complete(checkpoint: Path, compute: Compute) -> None:
-    """Says that every process has written its part of a checkpoint."""
+    """Write that every process has written its part of a checkpoint."""
     saved_by = {"strategy": compute.strategy, "world_size": compute.world}
     (checkpoint / COMPLETE).write_text(json.dumps(saved_by) + "\n", encoding="utf-8")
 
 
 def starting_point(work: Path, resume_state: Path | None) -> Path | None:
-    """The last whole checkpoint of this run, or what it starts from. Checkpoints that a crash cut off are removed."""
+    """Return the last whole checkpoint of this run, or what it starts from.
+
+    Checkpoints that a crash cut off are removed.
+    """
     whole = []
     for folder in sorted(work.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2])):
         if (folder / COMPLETE).exists():
@@ -36,11 +39,11 @@ def starting_point(work: Path, resume_state: Path | None) -> Path | None:
 
 
 def check_state(state: Path, compute: Compute) -> None:
-    """Refuses a state that this launch cannot continue from, by BadInput.
+    """Raise BadInput for a state that this launch cannot resume from.
 
     One process and DDP share a format, whatever the number of processes; FSDP's is resharded when it is read;
-    DeepSpeed's is for the number of processes that wrote it, with any model. The last two are pickles, which run
-    what is in them when torch and DeepSpeed read them: another user's are refused.
+    DeepSpeed's fits the number of processes that wrote it, with any model. The last two are pickles, whose content runs
+    when torch and DeepSpeed load them: those of another user are rejected.
     """
     text = (state / COMPLETE).read_text(encoding="utf-8")
     # an empty one is from before there were several strategies
@@ -50,21 +53,22 @@ def check_state(state: Path, compute: Compute) -> None:
     if not same or (compute.strategy in ZERO_STAGES and saved["world_size"] != compute.world):
         as_saved = f"compute.strategy={saved['strategy']} and compute.processes x compute.nodes = {saved['world_size']}"
         raise BadInput(
-            f"compute.strategy={compute.strategy} on {compute.world} processes cannot continue from {state}, which was"
+            f"compute.strategy={compute.strategy} on {compute.world} processes cannot resume from {state}, which was"
             f" saved by {saved['strategy']} on {saved['world_size']}. Set {as_saved}, or remove that folder's stage"
-            " from the store (trajectories of compute=fsdp continue on any number of processes)"
+            " from the store (trainings of compute=fsdp resume on any number of processes)."
         )
     if compute.strategy not in formats:
         for path in (state, *state.rglob("*")):
-            if wrong := of_another(path):
+            if wrong := foreign_owner(path):
                 raise BadInput(
-                    f"{path}: {wrong}, and a state of compute.strategy={compute.strategy} can run code when it is read;"
-                    " train in a store of your own, or with compute.strategy=ddp throughout"
+                    f"{path}: {wrong}, and a state of compute.strategy={compute.strategy} can run code when it "
+                    "is loaded."
+                    " Train in a store of your own, or with compute.strategy=ddp throughout."
                 )
 
 
 def publish_state(checkpoint: Path, state: Path) -> None:
-    """The checkpoint under a second name: its files are not written again, and may have 80 GB.
+    """Give the checkpoint a second name: its files are not written again, and may have 80 GB.
 
     The Trainer's arguments are left out: a pickle with paths of this machine, which nobody reads.
     """
@@ -73,7 +77,7 @@ def publish_state(checkpoint: Path, state: Path) -> None:
 
 
 def link(source: str, target: str) -> None:
-    """A second name for a file, or a copy where the file system has no such thing."""
+    """Link a file under a second name, or copy it if the file system has no links."""
     Path(target).unlink(missing_ok=True)
     try:
         os.link(source, target)

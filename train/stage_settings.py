@@ -1,9 +1,9 @@
-"""What decides the results of this room: a frozen class for each thing that it makes.
+"""Settings that decide the results of this package: a frozen class for each kind of result.
 
 Paths, workers and devices are not here: they change no result.
 
-Every field is part of the key of the stage that it belongs to. Values are checked where a user writes them
-(pipeline/config.py); here they are only picked and typed. Imports no torch and no numpy.
+Every field is part of the key of its stage. Values are checked where a user writes them (pipeline/config/); here they
+are only picked and typed. Imports no torch and no numpy.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from common.hub_data import Source
 
 
 class Settings:
-    """A frozen dataclass that can be picked out of a mapping."""
+    """A frozen dataclass whose fields can be picked from a mapping."""
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Self:
-        """Takes the fields of this class; `values` may hold more.
+        """Take the fields of this class; `values` may hold more.
 
         Raises BadInput that names a field without a value.
         """
@@ -30,46 +30,46 @@ class Settings:
             if known.name in values:
                 picked[known.name] = cls.converted(known.name, values[known.name])
             elif known.default is MISSING and known.default_factory is MISSING:
-                raise BadInput(f"{cls.__name__}: {known.name} is missing")
+                raise BadInput(f"{cls.__name__}: {known.name} is missing. Set it.")
         return cls(**picked)
 
     @classmethod
     def converted(cls, name: str, value: Any) -> Any:
-        """A value as the field `name` holds it: lists, as JSON and configs have them, become tuples."""
+        """Return a value as the field `name` stores it: lists of JSON and configs become tuples."""
         return tuple(value) if isinstance(value, list) else value
 
 
 @dataclass(frozen=True)
 class SourceSettings(Settings):
-    """Which rows of a data set are read.
+    """The rows of a data set to read.
 
-    A local folder's name is no part of it: what it holds is known by checksums.
+    A local folder's name is not part of it: checksums identify its content.
     """
 
-    dataset: str | None  # a name on the hub; None for a local folder
+    dataset: str | None  # a name on the Hub; None for a local folder
     subset: str | None  # a configuration of the data set; None: its only one
     files: str | None  # a glob of the data set's files; None: all
     split: str  # of the data set itself, such as train
-    revision: str | None  # a commit, branch or tag of the hub; None for a local folder
+    revision: str | None  # a commit, branch or tag of the Hub; None for a local folder
 
     def located(self, folder: str | None) -> Source:
-        """The source where it lies: on the hub, or else in `folder`."""
+        """Return the source with its place: the Hub, or else `folder`."""
         dataset = self.dataset or folder
         if dataset is None:
-            raise BadInput(f"{type(self).__name__}: a data set on the hub or a folder is needed")
+            raise BadInput(f"{type(self).__name__}: a data set on the Hub or a folder is missing. Set one.")
         return Source(dataset, self.subset, self.files, self.split, self.revision)
 
 
 @dataclass(frozen=True)
 class TextSource(SourceSettings):
-    """Running text, a document a row."""
+    """Running text, one document per row."""
 
     column: str  # that holds the text
 
 
 @dataclass(frozen=True)
 class InstructionSource(SourceSettings):
-    """Instructions, an example a row."""
+    """Instructions, one example per row."""
 
     prompt: str | None  # the column of what is asked; None: of conversations
     answer: str | None  # the column of what is answered; None: of conversations
@@ -78,7 +78,7 @@ class InstructionSource(SourceSettings):
 
 @dataclass(frozen=True)
 class CorpusSettings(Settings):
-    """What decides a corpus, beside the checksums of what it is read from."""
+    """Settings of a corpus, besides the checksums of its inputs."""
 
     source: str  # bible, cipher, files or hub
     language: str  # code of the language that is adapted to
@@ -99,7 +99,7 @@ class CorpusSettings(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class CipherSettings(CorpusSettings):
-    """What decides a corpus of the Bible in English and in a cipher of English."""
+    """Settings of the corpus of the Bible in English and in a cipher of English."""
 
     replaced: float  # share of the word types that invented words stand for, 0 to 1
     cipher_seed: int  # of which types, and of the invented words
@@ -109,7 +109,7 @@ class CipherSettings(CorpusSettings):
 
 @dataclass(frozen=True)
 class CorpusOptions(Settings):
-    """Where a corpus is read from and by how many processes; not settings, as they do not change it."""
+    """The sources of a corpus and the number of processes; not settings, as they do not change it."""
 
     path: str | None = None  # a file or glob of the language's text; files only
     english_path: str | None = None  # the same of English; None: the World English Bible
@@ -120,7 +120,7 @@ class CorpusOptions(Settings):
 
 @dataclass(frozen=True)
 class ChatSettings(Settings):
-    """How conversations become text, and text examples."""
+    """The way conversations become text, and text examples."""
 
     template: str  # `tokenizer`, for that of the model's tokenizer, or a template's text
     args: Mapping[str, Any] = field(default_factory=dict)  # variables of the template
@@ -131,12 +131,12 @@ class ChatSettings(Settings):
 
 @dataclass(frozen=True)
 class ItemsSettings(Settings):
-    """What decides instructions and evaluation items, beside the corpus and a user's own instructions."""
+    """Settings of instructions and evaluation items, besides the corpus and a user's own instructions."""
 
     language: str  # code of the language that is adapted to; English is always made too
     families: tuple[str, ...]  # names of train.data.families.QUESTIONS
     sft_items: int  # instructions a family, at most
-    eval_items: int  # items a family, language and split, at most
+    eval_items: int  # items per family, language and split, at most
     seed: int
     questions: int = 1  # on one passage of an instruction, at most
     conversations: bool = False  # whether a user's own instructions are kept as conversations, for a template
@@ -145,7 +145,7 @@ class ItemsSettings(Settings):
 
 @dataclass(frozen=True)
 class InstructionsInLanguageSettings(Settings):
-    """What decides instructions in the language itself, beside the corpus."""
+    """Settings of instructions in the language itself, besides the corpus."""
 
     language: str
     families: tuple[str, ...]  # names of train.data.families.QUESTIONS
@@ -156,7 +156,7 @@ class InstructionsInLanguageSettings(Settings):
 
 @dataclass(frozen=True)
 class InstructionsSettings(Settings):
-    """What decides instructions from the hub."""
+    """Settings of instructions from the Hub."""
 
     hub: InstructionSource
     seed: int  # of the order in which the data set's files are read
@@ -169,18 +169,20 @@ class InstructionsSettings(Settings):
 
 @dataclass(frozen=True)
 class CtBlocksSettings(Settings):
-    """What decides the blocks of continual training, beside the corpus and the tokenizer."""
+    """Settings of the blocks of continual training, besides the corpus and the tokenizer."""
 
     language: str
-    schedule_tokens: int  # tokens to pack: of the largest budget that the schedule may reach
+    schedule_tokens: int | None  # tokens to pack: of the largest budget that the schedule may reach; None: all
     block_size: int  # tokens of a block
     english_share: float  # of the blocks, 0 to 1
     seed: int  # of the order of files and documents
+    epochs: int = 1  # passes over the language's text, each in its own order
+    document_end: str | None = None  # token that ends a document; None: the tokenizer's eos
 
 
 @dataclass(frozen=True)
 class SftBlocksSettings(Settings):
-    """What decides the blocks of SFT, beside the instructions, the corpus and the tokenizer."""
+    """Settings of the blocks of SFT, besides the instructions, the corpus and the tokenizer."""
 
     tokens: int  # tokens to pack, padding among them
     block_size: int  # tokens of a block
@@ -198,7 +200,7 @@ class SftBlocksSettings(Settings):
 
 @dataclass(frozen=True)
 class BaseModelSettings(Settings):
-    """The recipe of a base model that is made from scratch: its shape and its text."""
+    """The recipe of a base model that is trained from scratch: its shape and its text."""
 
     language: str
     vocabulary: int  # entries of the tokenizer
@@ -209,7 +211,7 @@ class BaseModelSettings(Settings):
     context: int  # most tokens of a sequence
     block_size: int  # tokens of a block
     tokens: int  # to train on
-    batch_tokens: int  # tokens a step
+    batch_tokens: int  # tokens per step
     aligned_share: float  # of the blocks that are aligned verses
     aligned_chapters: float  # share of the training chapters whose aligned verses are used
     repeated_share: float  # of the blocks that are passages followed by themselves
@@ -219,7 +221,7 @@ class BaseModelSettings(Settings):
 
 @dataclass(frozen=True)
 class LoraSettings(Settings):
-    """Low-rank additions (Hu et al. 2022, arXiv 2106.09685): W + (alpha / rank)·B·A."""
+    """Low-rank factors (Hu et al. 2022, arXiv 2106.09685): W + (alpha / rank)·B·A."""
 
     rank: int
     alpha: float
@@ -229,11 +231,11 @@ class LoraSettings(Settings):
 
 @dataclass(frozen=True)
 class TrainingSettings(Settings):
-    """What decides the weights of a training, beside the model and the blocks that it begins with."""
+    """Settings of a training, besides the model and the blocks that it starts with."""
 
     tokens: int  # the budget: where this run ends; rounded down to whole steps
     schedule_tokens: int  # where the learning-rate schedule ends: budgets of one trajectory share it
-    batch_tokens: int  # tokens a step, of all processes together; a multiple of block_size
+    batch_tokens: int  # tokens per step, of all processes together; a multiple of block_size
     block_size: int  # tokens of a block
     learning_rate: float  # at its peak
     min_lr_ratio: float  # of the peak, at the end of the schedule
@@ -253,15 +255,15 @@ class TrainingSettings(Settings):
 
     @property
     def steps(self) -> int:
-        """Optimizer steps of this run: a budget is never exceeded."""
+        """Return the optimizer steps of this run, which never exceed the budget."""
         return self.tokens // self.batch_tokens
 
     @property
     def schedule_steps(self) -> int:
-        """Optimizer steps of the schedule, which no run is longer than."""
+        """Return the optimizer steps of the schedule, the longest run."""
         return max(self.steps, self.schedule_tokens // self.batch_tokens)
 
     @property
     def decay_steps(self) -> int:
-        """Optimizer steps of the decay of a wsd schedule."""
+        """Return the optimizer steps of the decay of a wsd schedule."""
         return self.decay_tokens // self.batch_tokens

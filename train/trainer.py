@@ -40,12 +40,12 @@ def train(
     should_stop: Callable[[], bool] | None = None,
     watched: Watched | None = None,
 ) -> dict[str, Any]:
-    """Trains up to `tokens` and leaves `out/model`, `out/state`, `out/log.jsonl` and, with LoRA, `out/adapter`.
+    """Train up to `tokens` and leave `out/model`, `out/state`, `out/log.jsonl` and, with LoRA, `out/adapter`.
 
     Every process of a launch calls this with the same arguments; `compute` says how many there are.
 
     work: keeps a checkpoint every `save_every_tokens` (None: at the end only) until the run is published; a later call
-    with the same folder goes on from the last whole one. resume_state: the `state` of a smaller budget to start from;
+    with the same folder resumes from the last whole one. resume_state: the `state` of a smaller budget to start from;
     None: from the model.
     on_log: gets {"tokens", "of_tokens", "loss", "learning_rate", "tokens_per_second"} after every logged step, in the
     first process only.
@@ -90,20 +90,22 @@ def check_end(done: int, settings: TrainingSettings, interrupted: bool) -> None:
         tokens = settings.batch_tokens
         raise Interrupted(
             f"stopped after {done * tokens:,} of {settings.steps * tokens:,} tokens;"
-            " what is done is saved, and the next run goes on from there"
+            " the next run resumes from this checkpoint"
         )
     if done != settings.steps:
         raise RuntimeError(f"training stopped at step {done} of {settings.steps}")
 
 
 def check_budget(settings: TrainingSettings, blocks: int, where: str) -> None:
-    """Refuses a budget of less than a step, or of more than the blocks of the folder `where`."""
+    """Reject a budget of less than a step, or of more than the blocks of the folder `where`."""
     if not settings.steps:
-        raise BadInput(f"tokens={settings.tokens:,} is less than one step of batch_tokens={settings.batch_tokens:,}")
+        raise BadInput(
+            f"tokens={settings.tokens:,}: must be at least one step, batch_tokens={settings.batch_tokens:,}."
+        )
     if settings.steps * settings.batch_tokens > blocks * settings.block_size:
         raise BadInput(
-            f"tokens={settings.tokens:,} is more than the corpus holds:"
-            f" {blocks * settings.block_size:,} tokens in {where}"
+            f"tokens={settings.tokens:,}: must be at most the corpus,"
+            f" {blocks * settings.block_size:,} tokens in {where}."
         )
 
 

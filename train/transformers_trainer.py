@@ -1,4 +1,4 @@
-"""transformers' Trainer on one process or many, and what keeps it honest.
+"""transformers' Trainer on one process or many, and checks that it does what was asked.
 
 Imports torch and transformers: train/trainer.py, which a plan imports too, imports this late.
 """
@@ -43,18 +43,18 @@ class OneDevice(TrainingArguments):
 
     @property
     def n_gpu(self) -> int:
-        """GPUs of this process: 1, or 0 on a CPU."""
+        """Return the number of GPUs of this process: 1, or 0 on a CPU."""
         return min(1, super().n_gpu)
 
 
 def arguments(
     compute: Compute, work: Path, settings: TrainingSettings, save_every_tokens: int | None
 ) -> TrainingArguments:
-    """The Trainer's arguments, which also start the process group.
+    """Return the Trainer's arguments, which also start the process group.
 
     Checkpoints are saved every `save_every_tokens`; None: at the end only.
 
-    Raises BadInput where there are not as many processes as `compute` says.
+    Raises BadInput if there are not as many processes as `compute` says.
     """
     transformers.logging.set_verbosity_error()
     parallel.check_precision(compute.device, compute.precision)
@@ -99,7 +99,7 @@ def arguments(
 
 
 def learning_rate_schedule(settings: TrainingSettings) -> dict[str, Any]:
-    """The Trainer's arguments for the learning rate after the warm-up.
+    """Return the Trainer's arguments for the learning rate after the warm-up.
 
     A wsd schedule without a decay is the trunk of those with one: up to the first step of their decay all of them give
     the same rates, so a run may continue from the trunk's state.
@@ -117,11 +117,11 @@ def learning_rate_schedule(settings: TrainingSettings) -> dict[str, Any]:
 
 
 def start_process_group(made: TrainingArguments, compute: Compute) -> None:
-    """Checks the processes of this launch, and makes their group one that DeepSpeed, or FSDP on a CPU, takes."""
+    """Check the processes of this launch, and start the group that DeepSpeed, or FSDP on a CPU, needs."""
     if made.world_size != compute.world:
         raise BadInput(
-            f"compute: {compute.world} processes wanted, but this launch has {made.world_size};"
-            " the pipeline starts them, or say torchrun --nproc_per_node=... -m train JOB.json"
+            f"compute: needs {compute.world} processes, got {made.world_size}."
+            " Let the pipeline start them, or run `torchrun --nproc_per_node=... -m train JOB.json`."
         )
     if compute.strategy in parallel.ZERO_STAGES:
         import deepspeed
@@ -134,7 +134,7 @@ def start_process_group(made: TrainingArguments, compute: Compute) -> None:
 
 
 def _shard_on_cpu() -> None:
-    """Makes accelerate apply FSDP2 to CPU processes; a private interface, see docs/development/private-interfaces.md.
+    """Make accelerate apply FSDP2 to CPU processes; a private interface, see docs/development/private-interfaces.md.
 
     It does so for the kinds of process groups that it lists, and CPU's is not one: it would be DDP, unsaid.
     """
@@ -145,7 +145,7 @@ def _shard_on_cpu() -> None:
 
 
 def load_model(folder: Path, settings: TrainingSettings, compute: Compute) -> Any:
-    """The model to train, in float32: all of it, or, with LoRA, a PeftModel around it."""
+    """Return the model to train, in float32: all of it, or, with LoRA, a PeftModel around it."""
     hub.check_no_adapter(folder, "model")
     torch.manual_seed(settings.seed)
     model = transformers.AutoModelForCausalLM.from_pretrained(
@@ -165,7 +165,9 @@ def freeze_other_modalities(model: transformers.PreTrainedModel) -> None:
 
 
 def other_modalities(model: transformers.PreTrainedModel) -> list[str]:
-    """The names of the largest modules of a model whose weights text does not reach; none in a model of text alone."""
+    """Return the names of the largest modules of a model whose weights text does not reach; none in a model of text
+    alone.
+    """
     if model.config.get_text_config() is model.config:
         return []
     parts = [model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings()]
@@ -179,7 +181,7 @@ def other_modalities(model: transformers.PreTrainedModel) -> list[str]:
 
 
 class Trainer(transformers.Trainer):
-    """transformers' Trainer, which here saves a model's weights once and says what it does to `progress` only."""
+    """transformers' Trainer, which here saves a model's weights once and logs to `progress` alone."""
 
     def __init__(self, model: Any, arguments: TrainingArguments, dataset: Blocks, progress: Progress) -> None:
         config = model.config
@@ -212,9 +214,9 @@ class Trainer(transformers.Trainer):
             torch.cuda.empty_cache()
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """For its checkpoints.
+        """Save weights for the Trainer's checkpoints.
 
-        DeepSpeed's hold the weights already: they are not gathered and written a second time.
+        DeepSpeed's checkpoints contain the weights already: they are not gathered and written a second time.
         """
         if not self.is_deepspeed_enabled:
             super().save_model(output_dir, _internal_call)
@@ -272,7 +274,9 @@ class Trainer(transformers.Trainer):
             weights.update({name: own[lora.plain_name(name)] for name in untrained if name in weights})
 
     def _read_weights(self, folder: Path) -> dict[str, torch.Tensor]:
-        """A model's weights in float32, whole: under ZeRO-3, transformers would share them out among all processes."""
+        """Return a model's weights in float32, whole: under ZeRO-3, transformers would share them out among all
+        processes.
+        """
         unset_hf_deepspeed_config()
         try:
             return transformers.AutoModelForCausalLM.from_pretrained(
@@ -297,7 +301,7 @@ def joined_rows(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def launch_facts(trainer: Trainer, compute: Compute) -> dict[str, Any]:
     """World size, wrapper class and ZeRO stage as they are in this process.
 
-    Raises RuntimeError where `compute` says otherwise: launchers fall back silently.
+    Raises RuntimeError if `compute` says otherwise: launchers fall back silently.
     """
     wrapped: Any = trainer.model_wrapped
     plain = type(trainer.accelerator.unwrap_model(wrapped)).__name__.removeprefix("FSDP")
@@ -336,12 +340,12 @@ def local_share(model: torch.nn.Module) -> float:
 
 
 def agreed(wish: bool) -> bool:
-    """Whether any process wishes it: all get the same answer at the same step."""
+    """Return whether any process wants it: all get the same answer at the same step."""
     return bool(largest(int(wish)))
 
 
 def largest(value: int) -> int:
-    """The largest of all processes' values, in all of them."""
+    """Return the largest of all processes' values, in all of them."""
     if not distributed.is_initialized():
         return value
     device = "cpu" if distributed.get_backend() == "gloo" else "cuda"
@@ -351,7 +355,7 @@ def largest(value: int) -> int:
 
 
 def from_first(value: Any) -> Any:
-    """The first process's value, in all of them: what each sees of a shared file system may differ."""
+    """Return the first process's value, in all of them: what each sees of a shared file system may differ."""
     if not distributed.is_initialized():
         return value
     holder = [value]
@@ -360,11 +364,13 @@ def from_first(value: Any) -> Any:
 
 
 class NothingLeft(Exception):
-    """The state that a training resumes from is the one at its end: the run before ended while it published."""
+    """The state that a training resumes from is its end: the run before stopped while it published."""
 
 
 class Progress(transformers.TrainerCallback):
-    """Checks the launch, stops at the budget or when told to, marks whole checkpoints, and passes on what is logged."""
+    """A callback that checks the launch, stops at the budget or on request, marks complete checkpoints, and passes
+    on logs.
+    """
 
     def __init__(
         self,
@@ -397,7 +403,7 @@ class Progress(transformers.TrainerCallback):
         self.meter.begin()
 
     def _cut_log(self, tokens: int) -> None:
-        """Drops what was logged after the checkpoint that this run goes on from: it is logged again."""
+        """Drop what was logged after the checkpoint that this run resumes from: it is logged again."""
         lines = self.log.read_text(encoding="utf-8").splitlines(keepends=True)
         before = [line for line in lines if line.endswith("\n") and json.loads(line)["tokens"] <= tokens]
         write_whole(self.log, "".join(before))
@@ -414,7 +420,7 @@ class Progress(transformers.TrainerCallback):
             self.meter.end_save()
 
     def _measure_dev(self, state: TrainerState) -> None:
-        """Logs bits per byte of held-out text at this step."""
+        """Log bits per byte of held-out text at this step."""
         assert self.trainer is not None
         arguments = self.trainer.args
         found = bits_per_byte(
@@ -431,7 +437,7 @@ class Progress(transformers.TrainerCallback):
         self.meter.end_save()
 
     def performance(self) -> Performance | None:
-        """What was measured, the same in all processes; None: no step was left to do. Every process calls this."""
+        """Return the measurements, the same in all processes; None if no step was left. Every process calls this."""
         name, rate = from_first((self.meter.device_name(), self.meter.tokens_per_second(self.batch_tokens)))
         peak = largest(self.meter.peak_memory())
         return rate and Performance(name, self.compute.world, round(rate / self.compute.world, 3), None, peak)
@@ -449,7 +455,7 @@ class Progress(transformers.TrainerCallback):
         self._append(state, record)
 
     def _append(self, state: TrainerState, measured: Mapping[str, Any]) -> None:
-        """Writes a line of the log, and passes it on: in the first process."""
+        """Write a line of the log, and passes it on: in the first process."""
         if not state.is_world_process_zero:
             return
         done = {"tokens": state.global_step * self.batch_tokens, "of_tokens": self.steps * self.batch_tokens}

@@ -87,7 +87,7 @@ def main():
 
 
 class StopAt(transformers.TrainerCallback):
-    """Ends at the budget: the schedule goes on to its own end."""
+    """Ends at the budget: the schedule continues to its own end."""
 
     def __init__(self, steps):
         self.steps = steps

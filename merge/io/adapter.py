@@ -1,9 +1,9 @@
-"""LoRA adapters, merged onto their base while it is read: W + scale·B·A (Hu et al. 2022), row by row.
+"""LoRA adapters, merged into their base while it is read: W + scale·B·A (Hu et al. 2022), row by row.
 
-On an embedding, and where a weight is stored transposed, the product is transposed. DoRA gives each row of the sum a
-length of its own (Liu et al. 2024). Modules that an adapter has whole (`modules_to_save`, biases) stand in the base's
-place. All of it is computed in float32 and rounded once to the base's dtype, as merging the adapter into the checkpoint
-beforehand would.
+On an embedding, and where a weight is stored transposed, the product is transposed. DoRA gives each row of the sum its
+own length (Liu et al. 2024). Modules that an adapter contains as a whole (`modules_to_save`, biases) replace the
+base's. All of it is computed in float32 and rounded once to the base's dtype, as if the adapter were merged into the
+checkpoint beforehand.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ MAGNITUDE = "magnitude"
 
 @dataclass(frozen=True)
 class Factors:
-    """Names of a weight's A and B, their product's factor, and the name of DoRA's lengths of rows.
+    """Names of a weight's A and B, their product's factor, and the name of DoRA's row lengths.
 
-    Of a linear layer A is [rank, columns] and B [rows, rank]. Of an embedding, and of a weight that is stored
+    Of a linear layer, A is [rank, columns] and B [rows, rank]. Of an embedding, and of a weight that is stored
     transposed, A is [rank, rows] and B [columns, rank].
     """
 
@@ -56,7 +56,7 @@ class Factors:
 
 @dataclass(frozen=True)
 class Change:
-    """What becomes of a tensor: the base's `source`, or the adapter's `whole` in its place, with `factors` on it."""
+    """A changed tensor: the base's `source`, or the adapter's `whole` instead, plus `factors`."""
 
     source: str
     whole: str | None = None
@@ -64,7 +64,7 @@ class Change:
 
 
 class AdaptedCheckpoint(Checkpoint):
-    """A checkpoint with a LoRA on it."""
+    """A checkpoint with a LoRA adapter on it."""
 
     def __init__(self, base: Checkpoint, lora: Checkpoint, changes: dict[str, Change]):
         own = {name: replace(base.tensors[change.source], name=name) for name, change in changes.items()}
@@ -95,7 +95,7 @@ class AdaptedCheckpoint(Checkpoint):
         return (self.base, change.source) if change.whole is None else (self.lora, change.whole)
 
     def _product(self, factors: Factors, first: int, last: int, columns: int) -> torch.Tensor:
-        """Rows [first, last) of scale·B·A, or of its transpose."""
+        """Compute rows [first, last) of scale·B·A, or of its transpose."""
         import torch
 
         rank = self.lora.tensors[factors.a].shape[0]
@@ -109,7 +109,7 @@ class AdaptedCheckpoint(Checkpoint):
         return (b.float() @ a.float()).mul_(factors.scale)
 
     def parts(self, name: str) -> list[tuple[Checkpoint, str]]:
-        """The base's tensor, or the adapter's in its place, and the factors on it."""
+        """Return the base's tensor, or the adapter's instead, and the factors on it."""
         if name not in self.changes:
             return self.base.parts(name)
         checkpoint, stored = self._stored(name)
@@ -126,10 +126,10 @@ class AdaptedCheckpoint(Checkpoint):
 
 
 def adapted(base: Checkpoint, folder: Path) -> Checkpoint:
-    """`base` with the LoRA in `folder`.
+    """Return `base` with the LoRA adapter in `folder`.
 
-    Raises BadInput for adapters of other kinds, for what peft would read otherwise, and for modules that the base has
-    not.
+    Raises BadInput for adapters of other kinds, for what peft would read otherwise, and for modules that the base does
+    not have.
     """
     path = folder / "adapter_config.json"
     with in_one_line():
@@ -144,7 +144,7 @@ def adapted(base: Checkpoint, folder: Path) -> Checkpoint:
 
 
 def _modules(lora: Checkpoint) -> dict[str, str]:
-    """The modules of an adapter's factors, by the names of its tensors."""
+    """Return the modules of an adapter's factors, by the names of its tensors."""
     found = {name: _FACTOR.fullmatch(name.removeprefix(_PREFIX)) for name in lora.tensors}
     return {name: match["module"] for name, match in found.items() if match}
 
@@ -154,7 +154,7 @@ def _has_modules(base: Checkpoint, lora: Checkpoint) -> bool:
 
 
 def _under_todays_modules(base: Checkpoint, lora: Checkpoint) -> Checkpoint:
-    """An adapter that another version of transformers saved, with its modules as they are called today."""
+    """Rename the modules of an adapter that another version of transformers saved to their present names."""
     names = names_of(base)
     if names is None:
         return lora
@@ -174,14 +174,14 @@ def _weights(folder: Path) -> Checkpoint:
         return Checkpoint(folder, {}, read_header(file)[0])
     if pickled.is_file():
         return open_pickled(folder, {}, [pickled])
-    raise BadInput(f"{file}: missing; expected a LoRA folder as peft saves it")
+    raise BadInput(f"{file}: no such file; expected a LoRA folder as peft saves it.")
 
 
 class _Adapter:
-    """An adapter's tensors, sorted: factors by module, whole tensors by the names that the base has for them.
+    """An adapter's tensors: factors by module, whole tensors by the base's names for them.
 
-    own: of modules that peft trained a copy of. replaced: what peft loads into the base itself, from where a tied head
-    sees it too.
+    own: modules of which peft trained a copy. replaced: tensors that peft loads into the base itself, so that a tied
+    head sees them too.
     """
 
     def __init__(self, base: Checkpoint, lora: Checkpoint, config: LoraConfig, path: Path):
@@ -194,31 +194,38 @@ class _Adapter:
         for name in lora.tensors:
             self._sort(name)
         if not (self.sides or self.own or self.replaced):
-            raise BadInput(f"{self.file}: holds no LoRA factors")
+            raise BadInput(f"{self.file}: has no LoRA factors. Save the adapter again with peft.")
         for module in config.modules_to_save or ():
             if not any(name.rpartition(".")[0].endswith(module) for name in self.own):
-                raise BadInput(f"{self.file}: no module {module}, though modules_to_save of {path.name} names it")
+                raise BadInput(
+                    f"{self.file}: has no module {module}, which modules_to_save of {path.name} lists. "
+                    "Save the adapter again."
+                )
 
     def _sort(self, name: str) -> None:
         info, short = self.lora.tensors[name], name.removeprefix(_PREFIX)
         if name.startswith(_PREFIX) and (match := _FACTOR.fullmatch(short) or _MAGNITUDE.fullmatch(short)):
             kind = match.re is _FACTOR and (match["side"] or match["embedding"]) or MAGNITUDE
             if info.dtype not in FLOATS or len(info.shape) != (1 if kind == MAGNITUDE else 2):
-                what = "magnitudes are a vector" if kind == MAGNITUDE else "a factor is a matrix"
-                raise BadInput(f"{self.file}: tensor {name} is {info.dtype} {list(info.shape)}; {what} of floats")
+                what = "a vector" if kind == MAGNITUDE else "a matrix"
+                raise BadInput(
+                    f"{self.file}: tensor {name} must be {what} of floats, got {info.dtype} {list(info.shape)}."
+                )
             self.sides.setdefault(match["module"], {})[kind] = name
         elif name.startswith(_PREFIX) and "lora_" not in short and (match := _WHOLE.fullmatch(short)):
             own = match["base"] is None and self.config.saves(match["module"])
             (self.own if own else self.replaced)[f"{match['module']}.{match['kind']}"] = name
         else:
-            raise BadInput(f"{self.file}: tensor {name} is not one of a LoRA; merge this adapter with peft first")
+            raise BadInput(f"{self.file}: tensor {name} does not belong to a LoRA. Merge this adapter with peft first.")
 
     def changes(self) -> dict[str, Change]:
-        """What becomes of the base's tensors, by their names."""
+        """Return the changes of the base's tensors, by name."""
         self._untie()
         factors = {f"{module}.weight": self._factors(module, names) for module, names in self.sides.items()}
         if both := sorted(factors.keys() & self.own):
-            raise BadInput(f"{self.file}: {both[0]} is there whole and as LoRA factors; which one counts is not known")
+            raise BadInput(
+                f"{self.file}: contains both full weights and LoRA factors for {both[0]}. Remove one of them."
+            )
         found = {}
         for name in self._names():
             source = self.base.source_of(name)
@@ -231,9 +238,9 @@ class _Adapter:
         return found
 
     def _untie(self) -> None:
-        """Where the base's head is its embedding and the adapter changes one of them, as run, the other stays as it is.
+        """Untie head and embedding if the adapter changes one of them: in a run, the other stays unchanged.
 
-        So the merge has a head of its own. With `ensure_weight_tying` peft changes both alike, where their scales are.
+        The merge then has its own head. With `ensure_weight_tying` peft changes both alike, if their scales agree.
         """
         named = next(filter(is_head, self._names()), None)
         head = named or head_name(self.base.config, self.base.tensors)
@@ -252,16 +259,16 @@ class _Adapter:
                 self.replaced[head] = shared
 
     def _names(self) -> list[str]:
-        """The tensors that change, and those that are no longer one."""
+        """Return the names of tensors that change, and of those that are no longer tied."""
         names = [*(f"{module}.weight" for module in self.sides), *self.own, *self.replaced, *self.untied]
         return list(dict.fromkeys(names))
 
     def _factors(self, module: str, names: dict[str, str]) -> Factors:
-        """The factors of one module. Raises BadInput where they do not fit each other, the config or the base."""
+        """Return the factors of one module. Raises BadInput if they do not fit each other, the config or the base."""
         embedding = "embedding_A" in names or "embedding_B" in names
         sides = ("embedding_A", "embedding_B") if embedding else ("A", "B")
         if set(names) - {MAGNITUDE} != set(sides):
-            raise BadInput(f"{self.file}: module {module} has {', '.join(sorted(names))}; expected lora_A and lora_B")
+            raise BadInput(f"{self.file}: module {module} must have lora_A and lora_B, got {', '.join(sorted(names))}.")
         source = self.base.source_of(f"{module}.weight")
         turned = embedding or (source is not None and is_transposed(self.base, source))
         if (MAGNITUDE in names) != self.config.use_dora or (turned and self.config.use_dora):
@@ -269,11 +276,11 @@ class _Adapter:
             if turned:
                 fault = "is an embedding" if embedding else "is stored transposed (Conv1D)"
             says = f"{self.path}: use_dora is {self.config.use_dora}"
-            raise BadInput(f"{says}, but module {module} {fault}; merge this adapter into its base with peft first")
+            raise BadInput(f"{says}, but module {module} {fault}. Merge this adapter into its base with peft first.")
         a, b = (self.lora.tensors[names[side]].shape for side in sides)
         rank, scale = rank_and_scale(self.config, module, self.path)
         if not a[0] == b[1] == rank:
-            says = f"{self.path.name} says {rank}"
+            says = f"{self.path.name} states rank {rank}. Save the adapter again with peft."
             raise BadInput(f"{self.file}: module {module} has A of rank {a[0]} and B of rank {b[1]}; {says}")
         shape = (a[1], b[0]) if turned else (b[0], a[1])
         if source is None or self.base.tensors[source].shape != shape:
@@ -288,8 +295,11 @@ class _Adapter:
         if mine.dtype not in FLOATS or mine.shape != other.shape:
             raise BadInput(
                 f"{self.file}: tensor {name} is {mine.dtype} {list(mine.shape)}, but {source} of {self.base.folder} is "
-                f"{list(other.shape)}; merge an adapter that resized its base into it with peft first"
+                f"{list(other.shape)}. If the adapter resized its base, merge it into the base with peft first."
             )
 
     def _of_another_base(self, what: str) -> BadInput:
-        return BadInput(f"{self.file}: module {what} is not one of {self.base.folder}: the adapter has another base")
+        return BadInput(
+            f"{self.file}: module {what} is not in {self.base.folder}: "
+            "the adapter belongs to another base. Give that base."
+        )

@@ -1,4 +1,4 @@
-"""adapter_config.json of a LoRA, as far as it says what the weights become; the rest is refused by name."""
+"""The parts of a LoRA's adapter_config.json that decide the weights; all others are rejected by name."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Alpha = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class LoraConfig(BaseModel):
-    """What we read of adapter_config.json; defaults are peft's."""
+    """The keys of adapter_config.json that we read, with peft's defaults."""
 
     peft_type: str
     r: Rank = 8
@@ -45,35 +45,37 @@ class LoraConfig(BaseModel):
     ensure_weight_tying: bool = False
 
     def saves(self, module: str) -> bool:
-        """Whether the adapter has the whole module, in place of the base's."""
+        """Tell whether the adapter contains the whole module instead of factors."""
         return module.endswith(tuple(self.modules_to_save or ()))
 
 
 def read_config(path: Path) -> LoraConfig:
-    """Raises BadInput for adapters of other kinds, and for what is not merged as W + scale·B·A."""
+    """Read the config. Raises BadInput for other kinds of adapters, and for what is not W + scale·B·A."""
     data: dict[str, Any] = read_json(path, expected="the config of a LoRA as peft saves it")
     config: LoraConfig = shaped(data, str(path), LoraConfig)
     if config.peft_type != "LORA":
         raise BadInput(
-            f"{path}: peft_type is {config.peft_type}; only LORA can be merged on the fly, merge it with peft first"
+            f"{path}: peft_type must be LORA, got {config.peft_type}. Merge the adapter into its base with peft first."
         )
     wrong = {key: data[key] for key in _OFF if data.get(key)}
     if config.init_lora_weights not in _PLAIN_STARTS:
         wrong["init_lora_weights"] = config.init_lora_weights
     for key, value in wrong.items():
-        raise BadInput(f"{path}: {key} is {value!r}; merge this adapter into its base with peft first")
+        raise BadInput(
+            f"{path}: {key} is not supported, got {value!r}. Merge this adapter into its base with peft first."
+        )
     return config
 
 
 def rank_and_scale(config: LoraConfig, module: str, path: Path) -> tuple[int, float]:
-    """The rank of a module's factors and what their product is multiplied with."""
+    """Return the rank of a module's factors and the factor of their product."""
     rank = int(_by_pattern(config.rank_pattern, module, config.r, f"{path}: rank_pattern"))
     alpha = _by_pattern(config.alpha_pattern, module, config.lora_alpha, f"{path}: alpha_pattern")
     return rank, alpha / math.sqrt(rank) if config.use_rslora else alpha / rank
 
 
 def _by_pattern(patterns: dict[str, Any] | None, module: str, otherwise: float, where: str) -> float:
-    """The value of the first pattern that matches, as in peft."""
+    """Return the value of the first pattern that matches, as in peft."""
     for pattern, value in (patterns or {}).items():
         whole = rf"(.*\.)?({pattern})$"
         try:
@@ -81,7 +83,9 @@ def _by_pattern(patterns: dict[str, Any] | None, module: str, otherwise: float, 
             if regex.match(whole, module, timeout=LONGEST_MATCH_S):
                 return float(value)
         except TimeoutError:
-            raise BadInput(f"{where}: {pattern!r} takes too long to match; name the modules themselves") from None
+            raise BadInput(f"{where}: {pattern!r} takes too long to match. List the modules' names instead.") from None
         except (re.error, regex.error, OverflowError, RecursionError) as error:
-            raise BadInput(f"{where}: {pattern!r} is not a regular expression ({error})") from None
+            raise BadInput(
+                f"{where}: {pattern!r} is not a regular expression ({error}). Correct it, or list the modules' names."
+            ) from None
     return otherwise

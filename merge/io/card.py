@@ -1,4 +1,4 @@
-"""The model card of a written merge: fit to be given away, so models of the hub by their ids and no local paths."""
+"""The model card of a written merge, ready to publish: it names models of the Hub by id, and no local paths."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def render(
     checksums: bool = True,
     shard_bytes: int | None = None,
 ) -> str:
-    """Markdown with a YAML head as model hubs read it: parents, method, settings, checksums, how to make it again.
+    """Render Markdown with a YAML head for model hubs: parents, method, settings, checksums, how to rebuild it.
 
-    Local folders go by the last parts of their paths, as many as tell them apart; merge.yml has the whole paths.
-    The hub takes no other names as base_model than its own. shard_bytes: of the largest file, where it was chosen.
+    Local folders are named by the last parts of their paths, as many as distinguish them; merge.yml has the full paths.
+    The Hub accepts only its own names as base_model. shard_bytes: size of the largest file, if it was set.
     """
     paths = [str(path) for parent in plan.parents for path in parent if path is not None]
     names = short_names(paths)
@@ -67,7 +67,7 @@ def render(
 
 
 def short_names(paths: Iterable[str]) -> dict[str, str]:
-    """A name for each path: a hub model's id, or the last parts of a local path, as many as tell all of them apart."""
+    """Return a name for each path: a Hub model's id, or the last parts of a local path that distinguish all of them."""
     models = {path: hub.parse(path, "path") for path in paths}
     names = {path: model.repo for path, model in models.items() if model is not None}
     local = [path for path, model in models.items() if model is None]
@@ -80,7 +80,7 @@ def short_names(paths: Iterable[str]) -> dict[str, str]:
 
 
 def pinned(path: str) -> str | None:
-    """A model of the hub at the commit that was read; None for a local folder."""
+    """Return a model of the Hub at the commit that was read; None for a local folder."""
     model = hub.parse(path, "path")
     return None if model is None else f"{hub.PREFIX}{model.repo}@{model.cached_commit or model.revision}"
 
@@ -90,7 +90,7 @@ def _with(adapter: Path | None, names: dict[str, str]) -> str:
 
 
 def _named(recipe: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
-    """A recipe with short names for the paths of folders."""
+    """Return a recipe with short names instead of folders' paths."""
 
     def short(entry: dict[str, Any]) -> dict[str, Any]:
         own = {key: names[entry[key]] for key in ("path", "adapter", "base") if key in entry}
@@ -101,7 +101,7 @@ def _named(recipe: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
 
 
 def _checksums(plan: Plan, names: dict[str, str], files: Sequence[Path]) -> list[str]:
-    """Of every file read, by its folder's short name, and of every file written."""
+    """Compute checksums of every file read, by its folder's short name, and of every file written."""
     read: dict[Path, str] = {}
     for (path, adapter), parent in plan.parents.items():
         for file in sorted(parent.files):

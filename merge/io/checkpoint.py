@@ -29,7 +29,7 @@ COMPUTED = (
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where a tensor lies. dtype: safetensors code; offset: bytes from the start of the file."""
+    """The location of a tensor. dtype: safetensors code; offset: bytes from the start of the file."""
 
     name: str
     file: Path
@@ -48,7 +48,7 @@ class TensorInfo:
 
 @dataclass
 class Checkpoint:
-    """An opened folder: its config and its tensors. Made by `open_folder.open_checkpoint`."""
+    """An opened folder: its config and its tensors. Opened by `open_folder.open_checkpoint`."""
 
     folder: Path
     config: dict[str, Any]
@@ -56,7 +56,7 @@ class Checkpoint:
     _files: dict[Path, int] = field(default_factory=dict)
 
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """Elements [start, stop) of tensor `name`, flat, in the file's dtype."""
+        """Read elements [start, stop) of tensor `name`, flat, in the file's dtype."""
         import torch
 
         info = self.tensors[name]
@@ -66,12 +66,12 @@ class Checkpoint:
         return values
 
     def parts(self, name: str) -> list[tuple[Checkpoint, str]]:
-        """The stored tensors that tensor `name` is made of."""
+        """List the stored tensors that make up tensor `name`."""
         return [(self, name)]
 
     @property
     def files(self) -> set[Path]:
-        """The files that hold its tensors."""
+        """List the files of its tensors."""
         return {info.file for info in self.tensors.values()}
 
     def _open(self, file: Path) -> int:
@@ -86,7 +86,7 @@ class Checkpoint:
 
     @property
     def says_tied(self) -> bool | None:
-        """Whether the head is the embedding, by the config or that of its text part; None where neither says."""
+        """Tell whether the config (or its text part) ties head and embedding; None if neither states it."""
         for config in (self.config, self.config.get("text_config")):
             if isinstance(config, dict) and isinstance(tied := config.get("tie_word_embeddings"), bool):
                 return tied
@@ -94,27 +94,27 @@ class Checkpoint:
 
     @property
     def tied(self) -> bool:
-        """Whether the head is the embedding: without a tensor of its own for it, a folder can be loaded only so."""
+        """Tell whether the head is the embedding: a folder without a head tensor can only be loaded so."""
         return self.says_tied is not False and not any(map(is_head, self.tensors))
 
     @property
     def embedding(self) -> str | None:
-        """The input embedding: the only one, or the one that encoder and decoder share; None where it is not known."""
+        """Return the input embedding: the only one, or the one that encoder and decoder share; None if unknown."""
         names = list(filter(is_embedding, self.tensors))
         found = [name for name in names if name.endswith("shared.weight")] or names
         return found[0] if len(found) == 1 else None
 
     @property
     def only_head(self) -> str | None:
-        """The head, where there is a tensor for it."""
+        """Return the head, if there is a tensor for it."""
         heads = list(filter(is_head, self.tensors))
         return heads[0] if len(heads) == 1 else None
 
     def source_of(self, name: str) -> str | None:
-        """The tensor that is read as `name`: itself, or the one that it is by another name; None where neither is.
+        """Return the tensor that is read as `name`: itself, or its alias; None if there is neither.
 
-        A head may be the embedding, or the embedding be stored as the head; an encoder's embedding may be the shared
-        one, a decoder's bias that of its predictions.
+        A head may be the embedding, or the embedding may be stored as the head; an encoder's embedding may be the
+        shared one, a decoder's bias that of its predictions.
         """
         if name in self.tensors:
             return name
@@ -129,9 +129,10 @@ class Checkpoint:
 
 
 def keep_heap() -> None:
-    """Call before reading many slices: having freed one block of this size, glibc serves smaller ones from its heap.
+    """Call this before reading many slices: after freeing one block of this size, glibc serves smaller ones from its
+    heap.
 
-    Otherwise each slice is a mapping of its own, whose pages the kernel zeroes first.
+    Otherwise each slice is its own mapping, whose pages the kernel zeroes first.
     """
     import torch
 
@@ -139,7 +140,7 @@ def keep_heap() -> None:
 
 
 def torch_dtype(code: str) -> torch.dtype:
-    """torch dtype of a safetensors dtype code."""
+    """Return the torch dtype of a safetensors dtype code."""
     import torch
 
     return {
@@ -153,5 +154,7 @@ def _fill(descriptor: int, buffer: memoryview, offset: int, file: Path) -> None:
     while done < len(buffer):
         got = os.preadv(descriptor, [buffer[done:]], offset + done)
         if got == 0:
-            raise BadInput(f"{file}: ended early: the file changed or was cut short while it was read")
+            raise BadInput(
+                f"{file}: the file changed or was cut short while it was read. Start again when nothing writes to it."
+            )
         done += got

@@ -1,6 +1,6 @@
-"""Settings of the parents' configs that differ and that the weights were trained for, such as `rope_theta`.
+"""Settings of the parents' configs that differ and that the weights depend on, such as `rope_theta`.
 
-A result has only the leader's config, so users need to know what the other models were trained with.
+A result has only the leader's config, so users need to know how the other models were trained.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ LONGEST = 60  # characters of a value
 
 
 def differences(plan: Plan, names: Mapping[str, str]) -> list[str]:
-    """A line a setting: its value in the result, and in the parents that have another one, by their names."""
+    """Return one line per setting: its value in the result, and in parents with another value, by name."""
     key = plan.leader
     lead = dict(_flat(plan.parents[key].config))
     sliced = bool(plan.recipes[0].slices)
@@ -60,7 +60,7 @@ def differences(plan: Plan, names: Mapping[str, str]) -> list[str]:
 
 
 def places(plan: Plan) -> dict[str, str]:
-    """The parents as a terminal names them: by their paths."""
+    """Name the parents by their paths."""
     return {str(parent[0]): str(parent[0]) for parent in plan.parents}
 
 
@@ -68,7 +68,7 @@ _ABSENT = object()
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Settings with those of parts, and rope as older and newer savers both have it."""
+    """Flatten settings, including those of parts, and give rope settings of older and newer savers the same names."""
     for key, value in config.items():
         if isinstance(value, dict) and (key.endswith("_config") or key in ("encoder", "decoder")):
             yield from _flat(value, f"{prefix}{key}.")

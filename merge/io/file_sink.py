@@ -25,8 +25,6 @@ CODES = {
 
 
 class FileSink:
-    """Writes slices at their places in safetensors files whose headers are written first."""
-
     def __init__(self, folder: Path, plan: Plan, recipe: Recipe, shard_bytes: int = SHARD):
         self.folder = folder
         self.dtypes = {output.name: out_dtype(recipe, plan, output) for output in plan.outputs}
@@ -38,7 +36,7 @@ class FileSink:
         self._shards = shards(plan.outputs, self.dtypes, shard_bytes)
 
     def lay_out(self) -> None:
-        """Make the files, all their room taken, with their headers. Raises OSError; `close` whatever happens."""
+        """Create the files at their full length, with headers. Raises OSError; call `close` in every case."""
         count = len(self._shards)
         for number, outputs in enumerate(self._shards, 1):
             name = "model.safetensors" if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
@@ -64,7 +62,7 @@ class FileSink:
             data, at = data[done:], at + done
 
     def sync(self) -> None:
-        """Have the disk take what is written, again and again until `written` is set: little is left for the end."""
+        """Flush written data to the disk repeatedly until `written` is set, so that little is left for the end."""
         last = False
         while not last:
             last = self.written.wait(SYNC_EVERY)
@@ -101,7 +99,7 @@ class FileSink:
 
 
 def shards(outputs: Sequence[Output], dtypes: dict[str, torch.dtype], limit: int) -> list[list[Output]]:
-    """Tensors by file: in order, each file up to `limit` bytes."""
+    """Divide tensors into files, in order, each file up to `limit` bytes."""
     listed: list[list[Output]] = [[]]
     filled = 0
     for output in outputs:
@@ -115,7 +113,7 @@ def shards(outputs: Sequence[Output], dtypes: dict[str, torch.dtype], limit: int
 
 
 def take_room(descriptor: int, size: int) -> None:
-    """Make a file that long, its blocks reserved. Raises OSError where there is no room."""
+    """Create a file of that length with its blocks reserved. Raises OSError if the disk is full."""
     if hasattr(os, "posix_fallocate"):  # not on every system; there a full disk is noticed while writing
         os.posix_fallocate(descriptor, 0, size)
     else:

@@ -1,4 +1,4 @@
-"""A merge made again from its card: the recipe, the models wherever they lie now, and the checksums to hold it to."""
+"""Rebuild a merge from its card: recipe, present folders of the models, and checksums to compare with."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from common import hub
+from common.choices import suggestion
 from common.errors import BadInput, in_one_line
 from common.files import sha256
 from common.parsing import parse_yaml
@@ -24,10 +25,10 @@ _FOLDERS = ("base", "path", "adapter")  # keys that name one
 
 @dataclass(frozen=True)
 class Card:
-    """What a card says of its merge.
+    """The content of a merge's card.
 
-    read, written: sha256 by `model/file` and by file. folders: where the models are, by the names that the card has for
-    them. shard_bytes: of the largest file, where that was chosen.
+    read, written: sha256 by `model/file` and by file. folders: present folders of the models, by their names on the
+    card. shard_bytes: size of the largest file, if it was set.
     """
 
     path: Path
@@ -38,50 +39,55 @@ class Card:
     shard_bytes: int | None
 
     def check_models(self) -> None:
-        """Refuses models whose files are not those that were merged: reads all of them."""
+        """Reject models whose files differ from the merged ones; reads all of them."""
         files = {}
         for name in self.read:
             model, _, file = name.rpartition("/")
             if model not in self.folders:
-                raise BadInput(f"{self.path}: has a checksum of {name!r}, but no such model")
+                raise BadInput(
+                    f"{self.path}: has a checksum of {name!r}, but no such model. Use the card as slackmerge wrote it."
+                )
             files[name] = hub.fetch(self.folders[model], model) / file
         with ThreadPoolExecutor() as pool:
             for name, found in zip(files, pool.map(_digest, files.values()), strict=True):
                 if found != self.read[name]:
-                    raise BadInput(f"{files[name]}: is not the {name} of {self.path}, by its sha256: find that version")
+                    raise BadInput(
+                        f"{files[name]}: its sha256 differs from that of {name} in {self.path}. "
+                        "Find that version of the model."
+                    )
 
     def check_result(self, folder: Path) -> None:
-        """Refuses a result that is not the card's, bit for bit."""
+        """Reject a result that differs from the card's in any bit."""
         for name, expected in self.written.items():
             if _digest(folder / name) != expected:
                 raise BadInput(
-                    f"{folder / name}: its sha256 is not that of {self.path}; the merge is whole, but made by another "
-                    "version of slackmerge or torch, or on another kind of machine"
+                    f"{folder / name}: its sha256 differs from that in {self.path}. The merge is complete, but another "
+                    "version of slackmerge or torch, or another kind of machine, gives other bytes."
                 )
 
 
 def read_card(path: Path, given: Sequence[str]) -> Card:
-    """The card at `path`; given: `name=folder`, where the models are that are neither on the hub nor beside it.
+    """Read the card at `path`; given: `name=folder` for models that are neither on the Hub nor next to the card.
 
-    Raises BadInput for a file that is no card of ours, and for models that are not found.
+    Raises BadInput for a file that is not a card of ours, and for models that are not found.
     """
     with in_one_line():
         if not path.is_file():
-            raise BadInput(f"{path}: missing; expected the README.md of a merge")
+            raise BadInput(f"{path}: no such file; expected the README.md of a merge.")
         if path.stat().st_size > LARGEST:
-            raise BadInput(f"{path}: more than {LARGEST / 1e6:.0f} MB; expected the README.md of a merge")
+            raise BadInput(f"{path}: expected the README.md of a merge, got more than {LARGEST / 1e6:.0f} MB.")
         try:
             text = path.read_text(encoding="utf-8")
         except UnicodeDecodeError:
-            raise BadInput(f"{path}: not a text in UTF-8; expected the README.md of a merge") from None
+            raise BadInput(f"{path}: expected the README.md of a merge, got text that is not UTF-8.") from None
     match, checksums = _RECIPE.search(text), _CHECKSUM.findall(text)
     if match is None:
-        raise BadInput(f"{path}: has no recipe under '## How to make it again'; expected the README.md of a merge")
+        raise BadInput(f"{path}: has no recipe under '## How to make it again'; expected the README.md of a merge.")
     read, written = ({name: digest for kind, name, digest in checksums if kind == k} for k in ("read", "written"))
     if not read or not written:
-        raise BadInput(f"{path}: has no checksums (--no-checksums?); make the merge from its merge.yml")
+        raise BadInput(f"{path}: has no checksums (--no-checksums?). Make the merge from its merge.yml.")
     if any("/" in name or name in (".", "..") for name in written):
-        raise BadInput(f"{path}: its checksums are of files in other folders")
+        raise BadInput(f"{path}: its checksums name files in other folders. Use the card as slackmerge wrote it.")
     try:
         data = parse_yaml(match[1])
     except BadInput as error:
@@ -94,7 +100,7 @@ def read_card(path: Path, given: Sequence[str]) -> Card:
 
 
 class _Finder:
-    """Puts places for the names of models. A local name is looked up in the card's folder and those above it."""
+    """Replace the names of models by folders. A local name is looked up in the card's folder and its parents."""
 
     def __init__(self, card: Path, given: Sequence[str]):
         self.card = card
@@ -103,11 +109,11 @@ class _Finder:
         for text in given:
             name, equals, place = text.partition("=")
             if not (name and equals and place):
-                raise BadInput(f"--model {text}: expected name=folder, with the name that the card has for the model")
+                raise BadInput(f"--model {text}: expected NAME=FOLDER, with the model's name on the card.")
             self.given[name] = place
 
     def found(self, entry: Any) -> Any:
-        """`entry`, a recipe or a part of one, with places."""
+        """Return `entry`, a recipe or a part of one, with folders."""
         if not isinstance(entry, Mapping):
             return entry
         out = {key: self._place(value) if key in _FOLDERS else value for key, value in entry.items()}
@@ -130,16 +136,16 @@ class _Finder:
         for folder in self.card.absolute().parents:
             if (folder / name).is_dir():
                 return str(folder / name)
-        raise BadInput(f"{self.card}: model {name!r} is not near it; say where it is: --model {name}=FOLDER")
+        raise BadInput(f"{self.card}: model {name!r} is not next to the card. Pass --model {name}=FOLDER.")
 
     def check_given(self) -> None:
-        """Refuses places for models that the card has not."""
+        """Reject folders for models that are not on the card."""
         if unknown := next((name for name in self.given if name not in self.folders), None):
-            raise BadInput(f"--model {unknown}: the card has no such model; it has {', '.join(self.folders)}")
+            raise BadInput(f"--model {unknown}: the card has no such model. {suggestion(unknown, self.folders)}")
 
 
 def _digest(file: Path) -> str:
     with in_one_line():
         if not file.is_file():
-            raise BadInput(f"{file}: missing, though the card has its checksum")
+            raise BadInput(f"{file}: no such file, but the card has its checksum. Find that version of the model.")
         return sha256(file)

@@ -1,6 +1,6 @@
-"""Bring checkpoints of one architecture that different programs saved to the same names.
+"""Give tensors of one architecture the same names, whichever program saved them.
 
-Savers differ: with and without the prefix of the model inside (the hub's `gpt2`), before and after transformers renamed
+Savers differ: with and without the prefix of the model inside (the Hub's `gpt2`), before and after transformers renamed
 or joined weights, with a tied tensor stored under one of its names.
 """
 
@@ -30,7 +30,7 @@ _IN_PIECES = ((("MergeModulelist", 0),), (("MergeModulelist", 0), ("Concatenate"
 
 @dataclass(frozen=True)
 class Part:
-    """`shape` elements of a stored tensor, from element `start` on."""
+    """`shape` elements of a stored tensor, beginning with element `start`."""
 
     source: str
     start: int
@@ -38,7 +38,7 @@ class Part:
 
 
 class RenamedCheckpoint(Checkpoint):
-    """A checkpoint whose tensors go by other names. own: its own, or parts of them, by the new ones."""
+    """A checkpoint whose tensors have other names. own: its tensors, or parts of them, by the new names."""
 
     def __init__(self, inner: Checkpoint, own: Mapping[str, str | Part]):
         self.own = {
@@ -55,7 +55,7 @@ class RenamedCheckpoint(Checkpoint):
         return self.inner.read(part.source, part.start + start, part.start + stop)
 
     def parts(self, name: str) -> list[tuple[Checkpoint, str]]:
-        """Those of the tensor under its own name."""
+        """List the parts of the tensor under its own name."""
         return self.inner.parts(self.own[name].source)
 
     @property
@@ -67,10 +67,10 @@ class RenamedCheckpoint(Checkpoint):
 
 
 def under_one_set_of_names(parents: Mapping[Key, Checkpoint], leader: Key) -> tuple[dict[Key, Checkpoint], list[str]]:
-    """All parents under the leader's names, where they are known to be the same tensors, and what is left out of them.
+    """Return all parents with the leader's names for tensors that are known to be the same, and what is left out.
 
-    Left out is what not all have and transformers does not load, such as layers that predict tokens ahead. Raises
-    BadInput for tensors that are the same, but stored in forms of which one is not a part of the other.
+    Left out are tensors that not all parents have and that transformers does not load, such as layers that predict
+    tokens ahead. Raises BadInput for equal tensors stored in forms of which neither is a part of the other.
     """
     lead = parents[leader]
     if lead.embedding is None and (head := lead.only_head) is not None and lead.says_tied is not False:
@@ -90,7 +90,7 @@ def under_one_set_of_names(parents: Mapping[Key, Checkpoint], leader: Key) -> tu
 
 
 def _not_loaded(parents: Mapping[Key, Checkpoint], lead: Checkpoint) -> list[str]:
-    """The tensors that not all parents have and that a model in memory has no place for."""
+    """Return tensors that not all parents have and that a model in memory does not use."""
     everything = dict.fromkeys(name for each in parents.values() for name in each.tensors)
     lacking = [name for name in everything if any(each.source_of(name) is None for each in parents.values())]
     names = names_of(lead) if lacking else None
@@ -100,9 +100,9 @@ def _not_loaded(parents: Mapping[Key, Checkpoint], lead: Checkpoint) -> list[str
 
 
 def with_names_of(lead: Checkpoint, other: Checkpoint) -> Checkpoint:
-    """`other` under the names that `lead` has: by a prefix, else by what transformers knows; else as it is.
+    """Return `other` with the names of `lead`: by a prefix, else by transformers' tables; else unchanged.
 
-    Raises BadInput for tensors that transformers takes for the same ones, in another form.
+    Raises BadInput for tensors that transformers treats as equal, but in another form.
     """
     if _fit(lead, set(other.tensors)):
         return other
@@ -115,7 +115,10 @@ def with_names_of(lead: Checkpoint, other: Checkpoint) -> Checkpoint:
     here = {names.today(name): name for name in lead.tensors}
     own = {here.get(names.today(name), names.today(name)): name for name in other.tensors}
     if len(own) < len(other.tensors):
-        raise BadInput(f"{other.folder}: two of its tensors are one by transformers' names; save it again")
+        raise BadInput(
+            f"{other.folder}: two of its tensors have the same name in transformers. "
+            "Save it again with save_pretrained."
+        )
     for twin, source in names.tied.items():
         twin, source = here.get(twin, twin), here.get(source, source)
         if twin in lead.tensors and twin not in own and source in own and not is_head(twin):
@@ -126,7 +129,7 @@ def with_names_of(lead: Checkpoint, other: Checkpoint) -> Checkpoint:
 
 
 def under_todays_names(checkpoint: Checkpoint) -> Checkpoint:
-    """A checkpoint under the names that this transformers has in memory, which adapters are saved by."""
+    """Return a checkpoint with the names of this transformers in memory, by which adapters are saved."""
     names = names_of(checkpoint)
     own = {names.today(name): name for name in checkpoint.tensors} if names else {}
     same = len(own) < len(checkpoint.tensors) or own.keys() == checkpoint.tensors.keys()
@@ -134,13 +137,13 @@ def under_todays_names(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def _fit(lead: Checkpoint, names: set[str]) -> bool:
-    """Whether names are the lead's, but for a head that one of them lacks."""
+    """Tell whether names are the lead's, except for a head that one of them lacks."""
     differing = lead.tensors.keys() ^ names
     return all(map(is_head, differing)) and len(differing) < 2
 
 
 def _by_prefix(lead: Checkpoint, other: Checkpoint) -> dict[str, str] | None:
-    """The tensors of `other` by the lead's names, where one of them has a prefix that the other has not."""
+    """Return the tensors of `other` by the lead's names, if only one of them has a prefix."""
     for longer, shorter in ((lead, other), (other, lead)):
         sample = max((name for name in shorter.tensors if name not in longer.tensors), key=len, default="")
         for name in longer.tensors if sample else ():
@@ -157,7 +160,7 @@ def _by_prefix(lead: Checkpoint, other: Checkpoint) -> dict[str, str] | None:
 
 
 def _with_experts_of(template: Checkpoint, joined: Checkpoint) -> Checkpoint:
-    """`joined` with its experts one by one under the template's names, where it has them in one tensor a layer."""
+    """Return `joined` with single experts under the template's names, if it has them in one tensor per layer."""
     numbered = [name for name in template.tensors if _EXPERT.search(name)]
     if not numbered or any(map(_EXPERT.search, joined.tensors)) or (names := names_of(joined)) is None:
         return joined
@@ -176,14 +179,14 @@ def _with_experts_of(template: Checkpoint, joined: Checkpoint) -> Checkpoint:
             start += math.prod(template.tensors[name].shape)
         if start != joined.tensors[source].numel:
             raise BadInput(
-                f"{joined.tensors[source].file}: tensor {source} has {joined.tensors[source].numel} elements, but the "
-                f"experts of {template.folder} that it would be made of have {start}"
+                f"{joined.tensors[source].file}: tensor {source} has {joined.tensors[source].numel} elements, but "
+                f"the experts of {template.folder} that make it up have {start}. Merge models of one architecture."
             )
     return RenamedCheckpoint(joined, own)
 
 
 def _refuse_other_forms(lead: Checkpoint, other: Checkpoint, names: Names) -> None:
-    """Raises BadInput where all that differs is how savers cut the same weights into tensors."""
+    """Raise BadInput if two checkpoints differ only in how savers divide the same weights into tensors."""
     sets = [{names.in_memory(name) for name in each.tensors if not is_head(name)} for each in (lead, other)]
     if sets[0] != sets[1]:
         return
@@ -193,7 +196,7 @@ def _refuse_other_forms(lead: Checkpoint, other: Checkpoint, names: Names) -> No
     )
     apart = lead if any(names.joined(name) for name in lead.tensors) else other
     raise BadInput(
-        f"{other.folder}: has {theirs} where {lead.folder} has {mine}: the same weights, joined in one of them and not "
-        f"in the other; load {apart.folder} with transformers and save it by "
-        "save_pretrained(FOLDER, save_original_format=False)"
+        f"{other.folder}: has {theirs}, but {lead.folder} has {mine}: the same weights, joined in one of them and not "
+        f"in the other. Load {apart.folder} with transformers and save it by "
+        "save_pretrained(FOLDER, save_original_format=False)."
     )

@@ -1,4 +1,4 @@
-"""A Hugging Face folder, opened: its config and its table of tensors, in safetensors or in the older format."""
+"""Open a Hugging Face folder: its config and its table of tensors, in safetensors or in the older format."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ PIECE = 1 << 20  # elements
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
-    """Read config and headers, no weights. Raises BadInput for a folder that is not a whole checkpoint."""
+    """Read config and headers, no weights. Raises BadInput for an incomplete checkpoint."""
     with in_one_line():
         if not folder.is_dir():
             raise BadInput(
-                f"{folder}: no such folder; expected a Hugging Face checkpoint (config.json and model.safetensors)"
+                f"{folder}: no such folder; expected a Hugging Face checkpoint (config.json and model.safetensors)."
             )
         _refuse_adapter(folder)
         config = read_json(folder / "config.json", expected="the config of a Hugging Face checkpoint")
@@ -36,21 +36,22 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         for name in [name for name in checkpoint.tensors if name.endswith(COMPUTED)]:
             del checkpoint.tensors[name]
         if not checkpoint.tensors:
-            raise BadInput(f"{folder}: the weight files hold no tensors")
+            raise BadInput(f"{folder}: its weight files contain no tensors. Download the checkpoint again.")
         check_not_quantized(checkpoint)
         _drop_tied_head(checkpoint)
     return checkpoint
 
 
 def _refuse_adapter(folder: Path) -> None:
-    """A LoRA's folder in place of a checkpoint's; a checkpoint may have one beside it."""
+    """Reject the folder of a LoRA instead of a checkpoint; a checkpoint may have an adapter next to it."""
     adapter = folder / "adapter_config.json"
     if not adapter.is_file() or any((folder / f"{name}{end}").is_file() for name in FORMATS for end in ("", INDEX)):
         return
     base = read_json(adapter).get("base_model_name_or_path")
     raise BadInput(
-        f"{folder}: a LoRA adapter{f' of {base}' if isinstance(base, str) and base else ''}, no checkpoint; give its "
-        "base as `path` and this folder as `adapter` (in a mergekit config `model: base+adapter`)"
+        f"{folder}: expected a checkpoint, got a LoRA "
+        f"adapter{f' of {base}' if isinstance(base, str) and base else ''}. Set its "
+        "base as `path` and this folder as `adapter` (in a mergekit config `model: base+adapter`)."
     )
 
 
@@ -60,11 +61,11 @@ def _pickled(folder: Path, config: dict[str, Any], files: list[Path]) -> Checkpo
     except BadInput as error:  # tensors of a quantizer's own kind
         if (quantizer := method(config)) is None:
             raise
-        raise BadInput(f"{error}; by its config it is quantized by {quantizer}: {REMEDY}") from None
+        raise BadInput(f"{error} Its config names the quantizer {quantizer}. {REMEDY}.") from None
 
 
 def weight_files(folder: Path) -> tuple[list[Path], dict[str, str]]:
-    """The folder's weight files, and of an index which tensor is in which (empty where there is none)."""
+    """Return the folder's weight files, and the file of each tensor of an index (empty if there is none)."""
     for single in FORMATS:
         if (folder / single).is_file():  # as transformers has it: before an index, which is then of something else
             return [folder / single], {}
@@ -72,30 +73,37 @@ def weight_files(folder: Path) -> tuple[list[Path], dict[str, str]]:
         if index.is_file():
             weight_map: dict[str, str] = read_json(index, WeightIndex)["weight_map"]
             if not weight_map:
-                raise BadInput(f"{index}: weight_map is empty; fetch the checkpoint again")
+                raise BadInput(f"{index}: weight_map is empty. Download the checkpoint again.")
             files = {name: inside(folder, name, f"{index}: weight_map") for name in sorted(set(weight_map.values()))}
             for name, file in files.items():
                 if Path(name).suffix != Path(single).suffix:
-                    raise BadInput(f"{index}: weight_map: names {name!r}; expected files like {single}")
+                    raise BadInput(f"{index}: weight_map: expected names of files such as {single}, got {name!r}.")
                 if not file.is_file():
-                    raise BadInput(f"{file}: missing, though {index.name} lists it; fetch the checkpoint again")
+                    raise BadInput(f"{file}: no such file, but {index.name} lists it. Download the checkpoint again.")
             return list(files.values()), weight_map
-    raise BadInput(f"{folder}: no model.safetensors, model.safetensors.index.json or pytorch_model.bin")
+    raise BadInput(
+        f"{folder}: no weights (model.safetensors, model.safetensors.index.json or pytorch_model.bin). Save them there."
+    )
 
 
 def _tensors(files: list[Path], index: dict[str, str]) -> dict[str, TensorInfo]:
-    """The tables of all files in one, with tensors by their further names where these are no heads."""
+    """Join the tables of all files, with further names of tensors unless these are heads."""
     table: dict[str, TensorInfo] = {}
     aliases: dict[str, str] = {}
     for file in files:
         found, names = read_header(file)
         aliases |= names
         if twice := sorted(table.keys() & found):
-            raise BadInput(f"{file}: tensor {twice[0]} is also in {table[twice[0]].file.name}; fetch it again")
+            raise BadInput(
+                f"{file}: tensor {twice[0]} is also in {table[twice[0]].file.name}. Download the checkpoint again."
+            )
         table |= found
     for name, file_name in index.items():
         if name not in table:
-            raise BadInput(f"{files[0].parent / file_name}: tensor {name} is missing, though the index lists it")
+            raise BadInput(
+                f"{files[0].parent / file_name}: has no tensor {name}, but the index lists it. "
+                "Download the checkpoint again."
+            )
     for name, stored in aliases.items():
         if not is_head(name):
             table[name] = replace(table[stored], name=name)
@@ -106,10 +114,10 @@ def _tensors(files: list[Path], index: dict[str, str]) -> dict[str, TensorInfo]:
 
 
 def _drop_tied_head(checkpoint: Checkpoint) -> None:
-    """Take a head out of the table that is the embedding once more.
+    """Remove a head that is a copy of the embedding from the table.
 
-    As transformers has it: two copies of a tied tensor are one if they are equal, else the model is not tied, whatever
-    its config says. Where the config says nothing, the files decide.
+    As in transformers, two copies of a tied tensor are one if they are equal; else the model is not tied, whatever its
+    config states. If the config states nothing, the files decide.
     """
     heads, source = [name for name in checkpoint.tensors if is_head(name)], checkpoint.embedding
     if checkpoint.says_tied is False or len(heads) != 1 or source is None:

@@ -1,11 +1,13 @@
-"""A new folder that is whole or not there, whatever ends the process that makes it.
+"""A new folder that is complete or absent, whatever ends the process that writes it.
 
-Its files lie aside, in a hidden folder, until all are written. A folder that does not exist yet then appears by one
+Its files are in a hidden staging folder until all are written. A folder that does not exist yet then appears by one
 rename. One that exists and is empty is filled (it may be a mount point, or the only place where this account may
-write): the aside lies in it, and its files are renamed one by one, config.json last, without which it is no model.
+write): the staging folder is inside it, and its files are renamed one by one, config.json last, without which it is not
+a model.
 
-While the process lives it holds a lock on a hidden file beside the aside, which the kernel drops with the process. So
-two merges cannot write to one place, and what a dead one left is known for certain, and removed by the next.
+While the process lives, it holds a lock on a hidden file next to the staging folder; the kernel releases it with the
+process. So two merges cannot write to one place, and leftovers of a dead one are identified with certainty and removed
+by the next.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ LONGEST = 230  # bytes of a name that the hidden names can be made of
 
 
 class OutFolder:
-    """Where a result is written (`aside`) and where it will stand (`target`; a symlink is followed)."""
+    """The staging folder of a result (`aside`) and its final path (`target`; symlinks are followed)."""
 
     def __init__(self, target: str | Path):
         self.target = Path(target).absolute()
@@ -49,27 +51,27 @@ class OutFolder:
         self._parents: list[Path] = []  # made for it
 
     def check(self) -> Path:
-        """Refuse a place that cannot be written to, without touching it; returns the nearest folder that exists."""
+        """Reject a place without write permission, without touching it; return the nearest existing folder."""
         if os.path.lexists(self._real) and not self._fills:
-            raise BadInput(f"{self.target}: exists already and is no folder; name a new one")
+            raise BadInput(f"{self.target}: exists already and is not a folder. Choose a new folder.")
         if self._fills and any(not self._is_ours(path) for path in self._real.iterdir()):
-            raise BadInput(f"{self.target}: exists already; name a new folder or remove this one first")
+            raise BadInput(f"{self.target}: exists already. Choose a new folder, or remove this one first.")
         nearest = next(folder for folder in (self._home, *self._home.parents) if os.path.lexists(folder))
         if not nearest.is_dir():
-            raise BadInput(f"{self.target}: {nearest} is no folder; name another place")
+            raise BadInput(f"{self.target}: {nearest} is not a folder. Choose another folder.")
         if not os.access(nearest, os.W_OK | os.X_OK):
-            raise BadInput(f"{self.target}: {nearest} cannot be written to; ask for the right, or name another place")
+            raise BadInput(f"{self.target}: no write permission in {nearest}. Choose another output folder.")
         return nearest
 
     def clear(self) -> None:
-        """Remove what dead merges left, which may stand in the way, and refuse a place that cannot be written to."""
+        """Remove leftovers of dead merges that may be in the way, and reject a place without write permission."""
         for folder in {self._home, self._real.parent}:  # what one that had not been there leaves lies beside it
             if folder.is_dir():
                 remove_leftovers(folder)
         self.check()
 
     def open(self) -> Path:
-        """Make the aside and return it. Raises BadInput or OSError; call `discard` whatever happens."""
+        """Create the staging folder and return it. Raises BadInput or OSError; call `discard` in every case."""
         self.clear()
         for parent in (self._home, *self._home.parents):
             if parent.is_dir():
@@ -82,7 +84,9 @@ class OutFolder:
         return self.aside
 
     def publish(self) -> None:
-        """Give everything its name. Should the name be taken by now, the result stays and the refusal says where."""
+        """Rename everything to its final name. If the name is taken by then, the result stays, and BadInput names its
+        folder.
+        """
         if not self._fills:
             try:
                 self.aside.rename(self._real)
@@ -90,12 +94,12 @@ class OutFolder:
                 others = (self._real.with_name(f"{self._real.name}-{n}") for n in itertools.count(2))
                 kept = next(path for path in others if not os.path.lexists(path))
                 self.aside.rename(kept)
-                why = f"has appeared meanwhile ({error.strerror})"
-                raise BadInput(f"{self.target}: {why}; the whole result is {kept}") from None
+                why = f"another program created it during the merge ({error.strerror})"
+                raise BadInput(f"{self.target}: {why}. Use {kept}, which is the complete result.") from None
             fsync(self._home)
             return
         names = sorted((path.name for path in self.aside.iterdir()), key=lambda name: name == LAST)
-        if self._descriptor is not None:  # so that whoever finds this half done knows what to remove
+        if self._descriptor is not None:  # so that a later merge that finds this half done can remove it
             moved = {name: (self.aside / name).lstat().st_ino for name in names}
             os.write(self._descriptor, json.dumps(moved).encode())
             os.fsync(self._descriptor)
@@ -104,7 +108,7 @@ class OutFolder:
         fsync(self._home)
 
     def discard(self) -> None:
-        """Remove what was made and is not published, and give back the lock. May be called again."""
+        """Remove unpublished files and release the lock. May be called again."""
         if self._descriptor is None:
             return
         with postponing_stop():
@@ -124,16 +128,20 @@ class OutFolder:
             except BlockingIOError:
                 os.close(self._descriptor)
                 self._descriptor = None
-                raise BadInput(f"{self.target}: another merge is writing to it; wait for it, or name another") from None
+                raise BadInput(
+                    f"{self.target}: another merge is writing to it. Wait for it, or choose another folder."
+                ) from None
             except OSError as error:
                 if error.errno not in _NO_LOCKS:
                     raise
             if _is_file_of(self._descriptor, self._lock):
                 return
-            os.close(self._descriptor)  # its last holder has removed it meanwhile
+            os.close(self._descriptor)  # its last holder has removed it since
 
     def between(self) -> OutFolder:
-        """Where what goes before lies, on the same file system: in the target where that is filled, else beside it."""
+        """Return the folder of intermediate results on the same file system: inside the target if it is filled, else
+        next to it.
+        """
         return OutFolder(self._home / (BETWEEN if self._fills else f"{self._real.name}.{BETWEEN}"))
 
     def _is_ours(self, path: Path) -> bool:
@@ -152,7 +160,7 @@ _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # a file system with
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what merges of this account left in `folder` that are dead: nobody holds their locks any more."""
+    """Remove leftovers of this account's dead merges in `folder`: those whose locks are free."""
     for lock in folder.glob(f".*{LOCK}"):
         with suppress(OSError):
             descriptor = os.open(lock, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -166,7 +174,7 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def _remove(folder: Path, lock: Path, descriptor: int) -> None:
-    """Remove an aside, what was published of it by halves, and last its lock, which is held."""
+    """Remove a staging folder, partly published files, and last its lock, which is held."""
     aside = lock.with_name(lock.name.removesuffix(LOCK) + PART)
     if (aside / LAST).is_file():  # else everything was published, or nothing yet
         for name, inode in _moved(descriptor).items():
@@ -182,7 +190,7 @@ def _remove(folder: Path, lock: Path, descriptor: int) -> None:
 
 
 def _moved(descriptor: int) -> dict[str, int]:
-    """The names that were to be published, and their inodes; none where the lock does not say so."""
+    """Return the names that were to be published, and their inodes; empty if the lock does not list them."""
     try:
         moved = json.loads(os.pread(descriptor, 1 << 20, 0) or "{}")
     except (OSError, ValueError, RecursionError):

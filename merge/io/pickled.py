@@ -1,4 +1,4 @@
-"""Old `.bin` checkpoints: mapped by torch.load, which with weights_only runs no code from the file."""
+"""Old `.bin` checkpoints, mapped by torch.load with weights_only, which runs no code of the file."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from common.choices import listed
 from common.errors import BadInput, line_of
 from merge.io.checkpoint import ITEM_BYTES, Checkpoint, TensorInfo, torch_dtype
 
@@ -27,7 +28,7 @@ class PickledCheckpoint(Checkpoint):
 
 
 def open_pickled(folder: Path, config: dict[str, Any], files: list[Path]) -> PickledCheckpoint:
-    """Map the files. Raises BadInput for one that is damaged, or holds anything but plain tensors by their names."""
+    """Map the files. Raises BadInput for a damaged file, and for one with more than plain tensors by name."""
     import torch
 
     mapped: dict[str, torch.Tensor] = {}
@@ -37,9 +38,9 @@ def open_pickled(folder: Path, config: dict[str, Any], files: list[Path]) -> Pic
             content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
         except Exception as error:  # whatever a damaged or foreign pickle leads to; no code of it runs
             reason = line_of(error)[:120]
-            raise BadInput(f"{file}: cannot be read ({reason}); convert it to safetensors") from None
+            raise BadInput(f"{file}: cannot be read ({reason}). Convert it to safetensors.") from None
         if not isinstance(content, dict):
-            raise BadInput(f"{file}: holds a {type(content).__name__}; expected tensors by their names")
+            raise BadInput(f"{file}: expected a mapping of names to tensors, got {type(content).__name__}.")
         for name, tensor in content.items():
             mapped[name] = tensor
             tensors[name] = _info(file, name, tensor)
@@ -47,15 +48,17 @@ def open_pickled(folder: Path, config: dict[str, Any], files: list[Path]) -> Pic
 
 
 def _info(file: Path, name: Any, tensor: Any) -> TensorInfo:
-    """Raises BadInput for what is not a plain tensor of numbers."""
+    """Describe a plain tensor of numbers. Raises BadInput for anything else."""
     import torch
 
     codes = {torch_dtype(code): code for code in ITEM_BYTES}
     if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
-        raise BadInput(f"{file}: {name!r} is a {type(tensor).__name__}; expected tensors by their names")
+        raise BadInput(f"{file}: expected a tensor under {name!r}, got {type(tensor).__name__}.")
     if tensor.layout != torch.strided or tensor.is_meta or tensor.dtype not in codes:
         kind = "without values" if tensor.is_meta else f"{tensor.layout}, {tensor.dtype}".replace("torch.", "")
-        raise BadInput(f"{file}: tensor {name} is {kind}; merging needs plain ones of {', '.join(ITEM_BYTES)}")
+        raise BadInput(f"{file}: tensor {name} must be dense and one of {listed(ITEM_BYTES)}, got {kind}.")
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-        raise BadInput(f"{file}: tensor {name} {list(tensor.shape)} is larger than what is stored of it")
+        raise BadInput(
+            f"{file}: tensor {name} {list(tensor.shape)} is larger than its stored data. Save the checkpoint again."
+        )
     return TensorInfo(name, file, codes[tensor.dtype], tuple(tensor.shape), 0)

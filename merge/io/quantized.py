@@ -1,4 +1,4 @@
-"""Quantized checkpoints, which cannot be merged: known by their tensors, as a config may say what is no longer so."""
+"""Quantized checkpoints, which cannot be merged. Their tensors identify them, as a config may be out of date."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from common.errors import BadInput
 from merge.io.checkpoint import Checkpoint
 
-REMEDY = "merge the 16-bit weights that it was made from, or dequantize it and save it again"
+REMEDY = "Merge the 16-bit weights that it was made from, or dequantize it and save it again"
 KEYS = ("quantization_config", "compression_config")
 # What quantizers write beside a weight, or in its place: GPTQ, AWQ, bitsandbytes, compressed-tensors, FP8, MXFP4, HQQ,
 # AQLM, VPTQ, quanto.
@@ -22,19 +22,19 @@ _CODES = ("U8", "I8", "I32")  # dtypes of packed weights
 
 
 def settings(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """What a config, or that of a part, says of how its weights are quantized."""
+    """Return the quantization settings of a config, or of a part."""
     for part in (config, *(value for key, value in config.items() if key.endswith("_config"))):
         if isinstance(part, Mapping):
             yield from (part[key] for key in KEYS if isinstance(part.get(key), Mapping))
 
 
 def method(config: Mapping[str, Any]) -> str | None:
-    """The name of the quantizer, where a config has one."""
+    """Return the name of the quantizer, if a config has one."""
     return next((str(each.get("quant_method") or "a quantizer") for each in settings(config)), None)
 
 
 def without_settings(config: dict[str, Any]) -> dict[str, Any]:
-    """The config of the same weights that are not quantized."""
+    """Return the config of the same weights without quantization."""
     return {
         key: without_settings(value) if isinstance(value, dict) and key.endswith("_config") else value
         for key, value in config.items()
@@ -43,7 +43,7 @@ def without_settings(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_not_quantized(checkpoint: Checkpoint) -> None:
-    """Raises BadInput for a checkpoint whose weights are quantized, or become so whenever it runs."""
+    """Raise BadInput for a checkpoint whose weights are quantized, or are quantized at run time."""
     named = method(checkpoint.config)
     for name, info in checkpoint.tensors.items():
         packed = info.dtype in _CODES and len(info.shape) > 1 and (named is not None or name.endswith(".weight"))
@@ -51,10 +51,10 @@ def check_not_quantized(checkpoint: Checkpoint) -> None:
             by = f" by {named}" if named else ""
             raise BadInput(
                 f"{checkpoint.folder}: its weights are quantized{by} (tensor {name} is {info.dtype} "
-                f"{list(info.shape)}) and cannot be merged; {REMEDY}"
+                f"{list(info.shape)}) and cannot be merged. {REMEDY}."
             )
     if named == "bitnet":
         raise BadInput(
-            f"{checkpoint.folder / 'config.json'}: quantization_config: a model that quantizes its weights whenever it "
-            "runs (bitnet) cannot be merged: the result would not be one"
+            f"{checkpoint.folder / 'config.json'}: quantization_config: a model that quantizes its weights at "
+            "run time (bitnet) cannot be merged: the result would not be such a model. Merge models without it."
         )

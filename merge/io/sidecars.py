@@ -1,6 +1,6 @@
-"""What a checkpoint has beside weights and config: tokenizer, processor, settings for generation, and its own code.
+"""Files of a checkpoint besides weights and config: tokenizer, processor, generation settings, and its own code.
 
-Tokenizers are known by the names that transformers, sentencepiece, mistral-common and tiktoken give their files.
+Tokenizer files are found by the names that transformers, sentencepiece, mistral-common and tiktoken use.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def sidecars(folder: Path) -> list[Path]:
 
 
 def code_of(folder: Path, configs: Iterable[str] = ("config.json",)) -> list[Path]:
-    """The code that a checkpoint's configs name (`auto_map`), and what of the folder it imports.
+    """Find the code that a checkpoint's configs name (`auto_map`), and modules of the folder that it imports.
 
     Raises BadInput as `sidecars` does.
     """
@@ -56,12 +56,12 @@ def code_of(folder: Path, configs: Iterable[str] = ("config.json",)) -> list[Pat
 
 
 def vocabulary_files(folder: Path) -> list[Path]:
-    """The files of a folder that are its vocabulary in a form other than tokenizer.json."""
+    """List the files of a folder that are its vocabulary in a form other than tokenizer.json."""
     return [file for name in VOCABULARIES for file in sorted(folder.glob(name)) if file.is_file()]
 
 
 def _modules(file: Path) -> Iterator[str]:
-    """Modules of the folder that a config names for its classes; those of other repositories are fetched from there."""
+    """List modules of the folder that a config names for its classes; those of other repositories are downloaded."""
     maps = read_json(file).get("auto_map") if file.is_file() else None
     for classes in maps.values() if isinstance(maps, dict) else ():
         for name in classes if isinstance(classes, list) else [classes]:
@@ -86,5 +86,7 @@ def _within(folder: Path, files: Iterable[Path]) -> list[Path]:
     listed = list(dict.fromkeys(files))
     for file in listed:
         if not file.resolve().is_relative_to(root):
-            raise BadInput(f"{file}: a link to {file.resolve()}, outside of the checkpoint; put a copy there")
+            raise BadInput(
+                f"{file}: must not be a link out of the checkpoint, got a link to {file.resolve()}. Put a copy there."
+            )
     return listed

@@ -1,7 +1,7 @@
 """Embeddings and heads of models with different vocabularies, read in one order of tokens.
 
-A row that a model has no token for is filled as mergekit fills it: by the only model that has it, else by the base's
-row, else by the mean of those that have it; a token that nobody has is zero.
+A row for a token that a model does not have is filled as in mergekit: by the only model that has it, else by the base's
+row, else by the mean of those that have it; a token that no model has is zero.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ Numbers = NDArray[numpy.int64]
 
 @dataclass(frozen=True)
 class Rows:
-    """Where a table's rows come from.
+    """The sources of a table's rows.
 
-    own: [models, rows], the row of each model, -1 where it has not that token. donor: [rows], the number of the model
-    whose row stands in for a missing one; NOBODY, or MEAN over those that have it.
+    own: [models, rows], the row of each model, -1 if it does not have that token. donor: [rows], the number of the
+    model whose row replaces a missing one; NOBODY, or MEAN over those that have it.
     """
 
     own: Numbers
@@ -45,10 +45,10 @@ def arranged(
     origin: int,
     base: int | None,
 ) -> Rows:
-    """The rows of a table of `count` rows, `tokens` at their numbers.
+    """Return the rows of a table of `count` rows, with `tokens` at their numbers.
 
-    heights: rows of each model's table; a token beyond them is one that the model has not. origin: the model whose
-    tokenizer this is: rows of no token, which pad the table, are its own. base: the model that fills in first.
+    heights: rows of each model's table; a model does not have tokens beyond them. origin: the model of this tokenizer:
+    rows without a token, which pad the table, are its own. base: the model that fills in first.
     """
     own = numpy.full((len(vocabularies), count), -1, dtype=numpy.int64)
     for i, vocabulary in enumerate(vocabularies):
@@ -71,7 +71,7 @@ def arranged(
 
 @dataclass(frozen=True)
 class Table:
-    """One table in all models: its names there, and where rows come from."""
+    """One table in all models: its names there, and the sources of its rows."""
 
     models: Sequence[Checkpoint]
     sources: Sequence[str]
@@ -109,7 +109,7 @@ class AlignedCheckpoint(Checkpoint):
         return out.view(-1)[start - first * columns : stop - first * columns]
 
     def parts(self, name: str) -> list[tuple[Checkpoint, str]]:
-        """Its own tensor, then those of the models that fill in."""
+        """List its own tensor, then those of the models that fill in."""
         if name not in self.tables:
             return self.inner.parts(name)
         table = self.tables[name]
@@ -125,7 +125,7 @@ class AlignedCheckpoint(Checkpoint):
 
 
 def _copy(out: torch.Tensor, where: NDArray[numpy.bool_], table: Table, model: int, own: Numbers, columns: int) -> None:
-    """Rows of a model into `out`, where asked for; rows that follow each other are read at once."""
+    """Copy selected rows of a model into `out`; consecutive rows are read at once."""
     targets = numpy.flatnonzero(where)
     wanted = own[model, targets]
     for run in numpy.split(numpy.arange(len(wanted)), numpy.flatnonzero(numpy.diff(wanted) != 1) + 1):

@@ -1,6 +1,6 @@
-"""Which tensors have a row for each token, by the names that transformers' models and those of custom code give them.
+"""Tensors with one row per token, by the names that transformers' models and custom code use.
 
-One table for the whole engine: embeddings, heads, and what else follows the tokens' numbers.
+One table for the whole engine: embeddings, heads, and other tensors that follow the tokens' numbers.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _PART = re.compile(r"(?P<start>.*?(?:language_model|text_model)\.)model\.")  # w
 
 
 def is_embedding(name: str) -> bool:
-    """Whether a tensor is the input embedding, or one of a model of several parts."""
+    """Tell whether a tensor is the input embedding, or one of a model with several parts."""
     match = _EMBEDDING.search(name)
     if match is None or match.end() < len(name) or _NUMBERED.search(name):
         return False
@@ -49,19 +49,19 @@ def is_embedding(name: str) -> bool:
 
 
 def is_head(name: str) -> bool:
-    """Whether a tensor gives a logit for each token."""
+    """Tell whether a tensor gives a logit for each token."""
     return _HEAD.fullmatch(name) is not None and _NUMBERED.search(name) is None
 
 
 def is_head_bias(name: str) -> bool:
-    """Whether a tensor is added to the logits."""
+    """Tell whether a tensor is added to the logits."""
     return _HEAD_BIAS.fullmatch(name) is not None or (
         name.endswith(".bias") and is_head(f"{name.removesuffix('bias')}weight")
     )
 
 
 def head_name(config: Mapping[str, Any], names: Iterable[str]) -> str:
-    """What a model's head is called: the one among its tensors' names, else the one that it would have."""
+    """Return the name of a model's head: the one among its tensors, else the one that it would have."""
     listed = list(names)
     if (own := next(filter(is_head, listed), None)) is not None:
         return own
@@ -74,26 +74,26 @@ def head_name(config: Mapping[str, Any], names: Iterable[str]) -> str:
 
 
 def bare_architecture(names: Any) -> bool:
-    """Whether a config's architectures are a model without a head, such as GPT2Model."""
+    """Tell whether a config's architectures are a model without a head, such as GPT2Model."""
     listed = names if isinstance(names, list) else [names]
     return all(re.fullmatch(r"\w+(?<!LMHead)(?<!Heads)Model", str(name)) for name in listed)
 
 
 def is_one_row(shape: tuple[int, ...]) -> bool:
-    """Whether a table is a single row with a number for each token, as some biases are."""
+    """Tell whether a table is a single row with a number for each token, as some biases are."""
     return len(shape) == 2 and shape[0] == 1
 
 
 def row_count(shape: tuple[int, ...]) -> int | None:
-    """How many tokens a table of this shape has; None for a single number."""
+    """Return the number of tokens of a table of this shape; None for a single number."""
     return None if not shape else shape[1] if is_one_row(shape) else shape[0]
 
 
 def token_tensors(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]) -> list[str]:
-    """The tensors of a model that have a row for each token.
+    """List the tensors of a model with one row per token.
 
-    Those that we know by their names; further ones outside of layers that have as many rows, so that none is left
-    behind. Where no embedding has a name that we know, the config's vocab_size says how many rows to look for.
+    These are tensors with known names, and others outside of layers with as many rows, so that none is missed. If no
+    embedding has a known name, the config's vocab_size gives the number of rows.
     """
     parts = (config, *(config.get(key) for key in TEXT_PARTS))
     sizes = {part.get("vocab_size") for part in parts if isinstance(part, Mapping)}

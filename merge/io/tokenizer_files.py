@@ -1,4 +1,4 @@
-"""The tokenizer that a merge leaves: one of its models', their union, and the chat template."""
+"""The tokenizer of a merge's result: one of its models', or their union, and the chat template."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ CHATML = (
 
 
 def union(folders: Sequence[Path], known: Sequence[set[str]]) -> tokenizers.Tokenizer:
-    """The first folder's tokenizer with the tokens of the others, in their order, at new numbers.
+    """Build the union: the first folder's tokenizer with the tokens of the others, in their order, at new numbers.
 
-    known: the tokens that each folder's model has rows for. As in mergekit all of them are added tokens, which match
-    before the first's own merges do. Raises BadInput for a folder without tokenizer.json.
+    known: the tokens for which each folder's model has rows. As in mergekit, all of them are added tokens, which match
+    before the first tokenizer's merges. Raises BadInput for a folder without tokenizer.json.
     """
     first, *others = [_load(folder) for folder in folders]
     have = set(first.get_vocab())
@@ -44,7 +44,7 @@ def union(folders: Sequence[Path], known: Sequence[set[str]]) -> tokenizers.Toke
 def _add(
     first: tokenizers.Tokenizer, other: tokenizers.Tokenizer, rows: set[str], have: set[str], marked: set[str]
 ) -> tuple[set[str], set[str]]:
-    """Add what `first` has not; returns what it then has, and of it the tokens that were added to any."""
+    """Add the tokens that `first` lacks; return its tokens, and those that were added to any."""
     added = {token.content: token for token in other.get_added_tokens_decoder().values()}
     words = sorted(other.get_vocab().items(), key=lambda item: item[1])
     first.add_tokens([word for word, _ in words if word in rows and word not in have and word not in added])
@@ -59,31 +59,31 @@ def _load(folder: Path) -> tokenizers.Tokenizer:
 
     file = folder / FAST
     if not file.is_file():
-        raise BadInput(f"{file}: missing; a union of vocabularies needs one of each model")
+        raise BadInput(f"{file}: no such file. Save it there: tokenizer=union needs the tokenizer of every model.")
     with _one_line(file):
         return tokenizers.Tokenizer.from_file(str(file))
 
 
 @contextmanager
 def _one_line(file: Path) -> Iterator[None]:
-    """What the library makes of a file that is no tokenizer: an Exception, or a panic of its Rust, which is none."""
+    """Describe the library's error for a file that is not a tokenizer: an Exception, or a panic of its Rust code."""
     try:
         yield
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        raise BadInput(f"{file}: not a tokenizer ({line_of(error)[:120]}); fetch it again") from None
+        raise BadInput(f"{file}: not a tokenizer ({line_of(error)[:120]}). Save it again.") from None
 
 
 def put_union(folder: Path, tokenizer: tokenizers.Tokenizer) -> None:
-    """In place of the vocabulary that was copied there."""
+    """Write the union in place of the copied vocabulary."""
     for file in vocabulary_files(folder):
         file.unlink()
     tokenizer.save(str(folder / FAST))
 
 
 def chosen_template(wish: str, folders: Iterable[Path]) -> str | None:
-    """The template that a recipe's `chat_template` means; for auto the commonest among the folders, if any."""
+    """Return the template that a recipe's `chat_template` selects; for auto, the commonest of the folders, if any."""
     if wish == "auto":
         found = [template.strip() for folder in folders if (template := read_template(folder))]
         return Counter(found).most_common(1)[0][0] if found else None
@@ -91,12 +91,12 @@ def chosen_template(wish: str, folders: Iterable[Path]) -> str | None:
 
 
 def read_template(folder: Path) -> str | None:
-    """A folder's chat template: a file, or what a processor's or the tokenizer's says; of several the default one."""
+    """Read a folder's chat template: a file, or that of a processor or tokenizer; of several, the default one."""
     if (folder / TEMPLATE).is_file():
         try:
             return (folder / TEMPLATE).read_text(encoding="utf-8")
         except UnicodeDecodeError:
-            raise BadInput(f"{folder / TEMPLATE}: not a text in UTF-8") from None
+            raise BadInput(f"{folder / TEMPLATE}: not UTF-8. Convert it, for example with iconv.") from None
     files = [folder / name for name in (OLDER_TEMPLATE, CONFIG) if (folder / name).is_file()]
     found = next((text for file in files if (text := read_json(file).get("chat_template"))), None)
     if isinstance(found, list):
@@ -106,7 +106,7 @@ def read_template(folder: Path) -> str | None:
 
 
 def put_template(folder: Path, template: str) -> None:
-    """As the folder's chat template, wherever libraries look for it; those for other uses (tools, rag) stay."""
+    """Write the folder's chat template wherever libraries look for it; keep those for other uses (tools, rag)."""
     (folder / OLDER_TEMPLATE).unlink(missing_ok=True)
     (folder / TEMPLATE).write_text(template, encoding="utf-8")
     if (folder / CONFIG).is_file():

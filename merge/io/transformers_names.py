@@ -1,6 +1,6 @@
-"""The names that this transformers gives a model's tensors, by its own tables of renamed weights.
+"""The names of this transformers for a model's tensors, from its own tables of renamed weights.
 
-Importing transformers takes seconds: this is looked up only where the names of two checkpoints differ.
+Importing transformers takes seconds, so these are looked up only if the names of two checkpoints differ.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ DEPTHS = (
 
 @dataclass(frozen=True)
 class Joined:
-    """A tensor in memory that a stored one becomes a part of, and what joins the parts.
+    """A tensor in memory of which a stored one is a part, and the operations that join the parts.
 
-    part: number of the kind of part; operations: what transformers does, by name and dimension.
+    part: number of the kind of part; operations: those of transformers, by name and dimension.
     """
 
     target: str
@@ -34,7 +34,7 @@ class Joined:
 
 @dataclass(frozen=True)
 class Names:
-    """An architecture's names. tied: tensors that are another one, by the names of today."""
+    """An architecture's names. tied: aliases of other tensors, by present names."""
 
     renamings: list[Any]
     converters: list[Any]
@@ -43,13 +43,13 @@ class Names:
     tied: Mapping[str, str]
 
     def today(self, name: str) -> str:
-        """What a tensor is called in memory, where it is not joined with others."""
+        """Return a tensor's name in memory, if it is not joined with others."""
         from transformers.core_model_loading import rename_source_key
 
         return str(rename_source_key(name, self.renamings, [], self.prefix, dict(self.state))[0])
 
     def joined(self, name: str) -> Joined | None:
-        """What a tensor becomes a part of; None for one that stays as it is stored."""
+        """Return the tensor that a stored one becomes a part of; None if it stays as stored."""
         renamed = name
         for renaming in self.renamings:
             renamed, _ = renaming.rename_source_key(renamed)
@@ -61,13 +61,13 @@ class Names:
         return None
 
     def in_memory(self, name: str) -> str:
-        """The tensor in memory that a stored one is, or becomes a part of."""
+        """Return the tensor in memory that a stored one is, or becomes a part of."""
         joined = self.joined(name)
         return self.today(name) if joined is None else joined.target
 
 
 def names_of(checkpoint: Checkpoint) -> Names | None:
-    """None where this transformers does not know the model: of custom code, or newer."""
+    """Return the names of an architecture; None if this transformers lacks the model (custom code, or newer)."""
     depths = [value for part in _parts(checkpoint.config) for key in DEPTHS if type(value := part.get(key)) is int]
     if not depths or max(depths) > len(checkpoint.tensors):
         return None  # not a config of these tensors
@@ -76,7 +76,7 @@ def names_of(checkpoint: Checkpoint) -> Names | None:
 
 @lru_cache(maxsize=8)
 def _names(folder: Path, config_text: str) -> Names | None:
-    """The model is built without weights: which names are changed depends on its modules."""
+    """Build the model without weights to get its names: which are changed depends on its modules."""
     import torch
     import transformers
     from transformers.conversion_mapping import get_model_conversion_mapping
@@ -97,7 +97,7 @@ def _names(folder: Path, config_text: str) -> Names | None:
 
 
 def _parts(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """A config and those of its parts."""
+    """List a config and those of its parts."""
     yield config
     for key, value in config.items():
         if isinstance(value, dict) and (key.endswith("_config") or key in ("encoder", "decoder")):

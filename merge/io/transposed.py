@@ -1,7 +1,7 @@
-"""Linear layers whose weight is stored as [inputs, outputs]: the Conv1D of GPT-2 and of models made after it.
+"""Linear layers whose weight is stored as [inputs, outputs]: Conv1D of GPT-2 and of models derived from it.
 
-Neither a weight's name nor an adapter's `fan_in_fan_out` tells it: peft goes by the layer, and writes there what was
-true of the last one. The bias tells it, which has a number for each output.
+Neither a weight's name nor an adapter's `fan_in_fan_out` is reliable: peft sets the latter from the last layer. The
+bias is: it has one number per output.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ MODELS = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
 
 
 def is_transposed(checkpoint: Checkpoint, name: str) -> bool:
-    """Whether a layer's weight is stored so. A square one is as the others of its stack are."""
+    """Tell whether a layer's weight is stored transposed. A square one is treated as the others of its stack."""
     own = _by_bias(checkpoint, name)
     stack = stack_of(name)
     if own is not None or stack is None:
@@ -24,7 +24,7 @@ def is_transposed(checkpoint: Checkpoint, name: str) -> bool:
 
 
 def _by_bias(checkpoint: Checkpoint, name: str) -> bool | None:
-    """None where there is no bias, or where it fits both ways."""
+    """Decide by the bias; None if there is no bias, or if it fits both ways."""
     weight, bias = (checkpoint.tensors.get(f"{name.removesuffix('weight')}{kind}") for kind in ("weight", "bias"))
     if weight is None or bias is None or len(weight.shape) != 2 or weight.shape[0] == weight.shape[1]:
         return None

@@ -1,4 +1,4 @@
-"""What gives token ids their meaning: whether two folders' tokenizers are one, whoever saved them and how."""
+"""The meaning of token ids: whether two folders' tokenizers are equal, however they were saved."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class Model(TypedDict):
 
 
 class TokenizerFile(TypedDict):
-    """What we read of tokenizer.json."""
+    """The keys of tokenizer.json that we read."""
 
     model: Model
     added_tokens: NotRequired[list[AddedToken] | None]
 
 
 class Tekken(TypedDict):
-    """What we read of mistral-common's tekken.json: tokens as bytes in base64, whose ids follow the control tokens'."""
+    """The keys of mistral-common's tekken.json that we read: tokens as bytes in base64, after the control tokens."""
 
     config: dict[str, Any]
     vocab: list[dict[str, Any]]
@@ -41,9 +41,9 @@ _PIECES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "senten
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """ids of all tokens, added ones among them; merges in order, where the tokenizer has any and its file says so.
+    """ids of all tokens, including added ones; merges in order, if the tokenizer has any and its file lists them.
 
-    whole: whether the file lists every token (a sentencepiece model does not know those that were added later).
+    whole: whether the file lists every token (a sentencepiece model lacks those that were added later).
     """
 
     ids: dict[str, int]
@@ -51,7 +51,7 @@ class Vocabulary:
     whole: bool
 
     def difference(self, other: Vocabulary) -> str | None:
-        """How `other` is not the same, in words; None where it is."""
+        """Describe how `other` differs; None if it is equal."""
         if self.whole and other.whole:
             for token, number in self.ids.items():
                 if other.ids.get(token) != number:
@@ -70,7 +70,7 @@ class Vocabulary:
 
 
 def read_vocabulary(folder: Path) -> Vocabulary | None:
-    """The vocabulary of a checkpoint folder; None where it has no tokenizer. Raises BadInput for a damaged file."""
+    """Read the vocabulary of a checkpoint folder; None without a tokenizer. Raises BadInput for a damaged file."""
     with in_one_line():
         if (folder / "tokenizer.json").is_file():
             return _fast(folder / "tokenizer.json")
@@ -100,18 +100,18 @@ def _fast(file: Path) -> Vocabulary:
 
 
 def _added(folder: Path) -> dict[str, int]:
-    """Tokens that were added to a tokenizer of the older kind."""
+    """Read tokens that were added to a tokenizer of the older kind."""
     file = folder / "added_tokens.json"
     added: dict[str, int] = read_json(file, dict[str, int]) if file.is_file() else {}
     return added
 
 
 def _lines(file: Path) -> dict[str, int]:
-    """A token a line, in the order of their ids."""
+    """Read one token per line, in the order of their ids."""
     try:
         words = file.read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError:
-        raise BadInput(f"{file}: not a text in UTF-8; fetch it again") from None
+        raise BadInput(f"{file}: not UTF-8. Download it again.") from None
     return {word.removesuffix("\r"): number for number, word in enumerate(words) if word or number + 1 < len(words)}
 
 
@@ -124,18 +124,18 @@ def _tekken(file: Path) -> dict[str, int]:
 
 
 def _tiktoken(file: Path) -> dict[str, int]:
-    """Lines of base64 and rank."""
+    """Read lines of base64 and rank."""
     ids = {}
     for line in _lines(file):
         token, _, rank = line.partition(" ")
         if not rank.isdecimal():
-            raise BadInput(f"{file}: not a table of tokens and ranks; fetch it again")
+            raise BadInput(f"{file}: not a table of tokens and ranks. Download it again.")
         ids[token] = int(rank)
     return ids
 
 
 def _pieces(file: Path) -> list[str]:
-    """The pieces of a sentencepiece model, by id."""
+    """Read the pieces of a sentencepiece model, by id."""
     from google.protobuf.message import DecodeError
     from transformers.utils import sentencepiece_model_pb2_new
 
@@ -143,5 +143,5 @@ def _pieces(file: Path) -> list[str]:
     try:
         model.ParseFromString(file.read_bytes())
     except DecodeError:
-        raise BadInput(f"{file}: not a sentencepiece model; fetch it again") from None
+        raise BadInput(f"{file}: not a sentencepiece model. Download it again.") from None
     return [piece.piece for piece in model.pieces]

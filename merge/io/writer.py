@@ -1,4 +1,4 @@
-"""A merge as a checkpoint folder: streamed to safetensors shards, published whole by one rename."""
+"""A merge as a checkpoint folder: streamed to safetensors shards, published by one rename."""
 
 from __future__ import annotations
 
@@ -55,10 +55,10 @@ def write_many(
 ) -> list[Path]:
     """Merge each recipe into its own new folder, in one pass over the parents.
 
-    A folder holds safetensors shards, config, tokenizer, generation config, model card and the recipe as merge.yml;
-    with `audit`, audit.json and audit.parquet; with `checksums`, the card has the sha256 of every file read and
-    written. The room for all of it is taken first. All appear under their final names at the end; a merge that fails
-    leaves nothing. `workers` goes over the tensors twice. merge_yml: what stands there in place of the recipe. Raises
+    A folder has safetensors shards, config, tokenizer, generation config, model card and the recipe as merge.yml; with
+    `audit`, audit.json and audit.parquet; with `checksums`, the card has the sha256 of every file read and written.
+    Disk space for all of it is reserved first. All folders get their final names at the end; a failed merge leaves
+    nothing. `workers` makes two passes over the tensors. merge_yml: text to write instead of the recipe. Raises
     BadInput.
     """
     folders = [OutFolder(out_dir) for out_dir in out_dirs]
@@ -103,7 +103,7 @@ def _merge(
     workers: Workers,
     surveyed: dict[str, Selection],
 ) -> None:
-    """The pass that writes; meanwhile one thread a sink has the disk take what is written."""
+    """Run the pass that writes, while one thread per sink flushes written data to the disk."""
     with ThreadPoolExecutor(len(sinks)) as disk:
         synced = [disk.submit(sink.sync) for sink in sinks]
         try:
@@ -116,7 +116,7 @@ def _merge(
 
 
 def prepare_metadata(plan: Plan, recipe: Recipe, aside: Path, room: int) -> None:
-    """Put tokenizer and what else lies beside weights there, and take `room` bytes for what is written at the end."""
+    """Write tokenizer and other files besides weights, and reserve `room` bytes for what is written at the end."""
     for place, file in plan_sidecars(plan).items():
         (aside / place).parent.mkdir(exist_ok=True, parents=True)
         shutil.copyfile(file, aside / place)
@@ -131,7 +131,7 @@ def prepare_metadata(plan: Plan, recipe: Recipe, aside: Path, room: int) -> None
 
 
 def plan_sidecars(plan: Plan) -> dict[Path, Path]:
-    """What is copied beside the weights, by its place: of the model whose tokenizer it is, and the leader's code."""
+    """Plan the copied files by path: those of the model whose tokenizer is used, and the leader's code."""
     own, lead = plan.tokenizer_from.folder, plan.parents[plan.leader].folder
     copied = {file.relative_to(own): file for file in sidecars(own)}
     return copied | {file.relative_to(lead): file for file in code_of(lead)}
@@ -140,7 +140,7 @@ def plan_sidecars(plan: Plan) -> dict[Path, Path]:
 def write_metadata(
     plan: Plan, recipe: Recipe, aside: Path, title: str, sink: FileSink, audit: Audit | None, checksums: bool
 ) -> None:
-    """Put card, recipe and audit into the folder; config.json last, since it makes the folder a model."""
+    """Write card, recipe and audit; config.json last, since it makes the folder a model."""
     (aside / ROOM).unlink()
     if audit is not None:
         _give_back()
@@ -156,15 +156,15 @@ def write_metadata(
 
 
 def _give_back() -> None:
-    """What slices took and is free goes back to the system, where the C library is glibc: pyarrow needs as much."""
+    """Return free memory of slices to the system, if the C library is glibc: pyarrow needs as much."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def out_config(plan: Plan, recipe: Recipe) -> dict[str, Any]:
-    """config.json of the result: the base's, with the dtype that was written and the tie that holds.
+    """Return config.json of the result: the base's, with the written dtype and the actual tie.
 
-    What it says of quantized weights is left out: those of the result are not.
+    Quantization settings are left out, as the result's weights are not quantized.
     """
     lead = plan.parents[plan.leader]
     config = without_settings(stacked_config(recipe, plan.parents) if recipe.slices else lead.config)
@@ -185,7 +185,7 @@ def out_config(plan: Plan, recipe: Recipe) -> dict[str, Any]:
 
 
 def _with_vocabulary(config: dict[str, Any], origin: dict[str, Any], rows: int | None) -> dict[str, Any]:
-    """The numbers of special tokens as the tokenizer's model has them, and as many tokens as there are rows."""
+    """Set the numbers of special tokens as in the tokenizer's model, and vocab_size to the number of rows."""
 
     def changed(part: dict[str, Any], source: dict[str, Any]) -> dict[str, Any]:
         numbers = {key: source[key] for key in TOKEN_NUMBERS if key in source}

@@ -27,7 +27,7 @@ class Alignment:
     """The models as they are merged, and the tokenizer of the result.
 
     origin: number of the model whose tokenizer it is, or that the others' tokens are added to. rows: of the result's
-    embedding, where it was arranged anew. tokenizer: where it is a union.
+    embedding, where it was rearranged. tokenizer: where it is a union.
     """
 
     models: list[Checkpoint]

@@ -50,7 +50,7 @@ class Job:
         return self.output.shape[-1] if self.output.shape else 1
 
     def pieces(self) -> Iterator[Piece]:
-        """The slices in order. Draws and ties start anew with every call; a tensor of one slice is read only once."""
+        """The slices in order. Draws and ties start again with every call; a tensor of one slice is read only once."""
         shared = Shared()
         rows = max(1, SLICE // max(1, self.columns)) * self.columns
         if self.output.numel <= rows:

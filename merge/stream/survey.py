@@ -1,6 +1,6 @@
 """The pass before the merge: what has to be known of whole tensors, and whether they can be merged at all.
 
-It finds the magnitude thresholds that recipes trim at and those of the audit's levels, and refuses NaN and infinite
+It finds the magnitude thresholds that recipes trim at and those of the audit's levels, and rejects NaN and infinite
 weights, which selection notices on its way; tensors that nothing is selected in are read for that alone.
 """
 

@@ -64,7 +64,7 @@ class Plan:
 
 
 def make_plan(recipes: Sequence[Recipe]) -> Plan:
-    """Open the parents of all recipes and refuse what cannot be merged, before anything is computed.
+    """Open the parents of all recipes and reject what cannot be merged, before anything is computed.
 
     Raises BadInput.
     """

@@ -22,7 +22,7 @@ class Workers:
     """How much is done at a time.
 
     threads: tensors worked on at a time (default: torch's number of threads). memory: bytes for working sets of all
-    threads, above the few MB that slices take. progress: told of every tensor that a pass is through with. note: takes
+    threads, above the few MB that slices take. progress: called after every tensor of a pass. note: takes
     a line for the user about the models.
     """
 
@@ -33,7 +33,7 @@ class Workers:
     note: Callable[[str], None] | None = None
 
     def __post_init__(self) -> None:
-        """Refuse a device that is not there."""
+        """Reject a device that is not there."""
         if self.device != "cpu":
             try:
                 torch.zeros(1, device=self.device).item()

@@ -1,7 +1,7 @@
 """Everything that can go wrong after hours, asked in minutes: before a sweep starts, and alone by `make check`.
 
 Comes in: the configs of a sweep. Goes out: findings, a line each, with what to do about it. All checks are made,
-whatever the others find. Nothing is touched but the hub's cache (a tokenizer) and the checksums that a store remembers.
+whatever the others find. Nothing is touched but the Hub's cache (a tokenizer) and the checksums that a store remembers.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ __all__ = ["Finding", "sweep"]
 
 
 def sweep(configs: Sequence[Config]) -> list[Finding]:
-    """What is wrong with a sweep, each thing once, whatever else is wrong."""
+    """Return what is wrong with a sweep, each problem once; all checks run, whatever the others find."""
     findings: list[Finding] = []
     if any(asks_the_hub(config) for config in configs) and not model_hub.is_online():
         findings.append(
             Finding(
                 False,
-                "the hub (huggingface.co) cannot be reached from here: "
-                "what is not in its cache (HF_HOME) is reported as missing",
+                "the Hub (huggingface.co) is unreachable: "
+                "models and data that are not in the cache (HF_HOME) are reported as missing.",
             )
         )
     for config in first_of_each_language(configs):
@@ -44,7 +44,7 @@ def sweep(configs: Sequence[Config]) -> list[Finding]:
 
 
 def asks_the_hub(config: Config) -> bool:
-    """Whether anything of a cell comes from the hub, as far as its keys say."""
+    """Return whether anything of a cell comes from the Hub, as far as its keys say."""
     models = any(path.startswith(model_hub.PREFIX) for path in given(config).values())
     return (
         models

@@ -1,4 +1,4 @@
-"""The chat template and the conversations of SFT: they fit each other and the tokenizer, and what the template does."""
+"""Checks of the chat template and the conversations of SFT: they fit each other and the tokenizer."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SAMPLE = 200  # conversations that are put into the template
 
 
 def conversations(config: Config) -> Iterator[Finding]:
-    """Answers can be masked in this template, and conversations are read and fit it."""
+    """Check that answers can be masked in this template, and that conversations can be read and fit it."""
     if config.sft.template == NONE or is_done(config, "sft_blocks"):
         return
     from train.data.chat.masking import LEFT_OUT, Masking, refuse_misfits
@@ -46,18 +46,18 @@ def conversations(config: Config) -> Iterator[Finding]:
     file = TokenizerFile.of(tokenizer)
     _, counts = masking.examples(rows, file.load().library, file.dtype)
     refuse_misfits(counts, "sft")
-    yield Finding(False, f"template    {described(template, counts)}", told=True)
+    yield Finding(False, f"template    {described(template, counts)}.", told=True)
     left_out = sum(count for name, count in counts.items() if name.startswith(LEFT_OUT))
     if rows and left_out > len(rows) / 2:
-        yield Finding(False, f"sft: of the first {len(rows):,} conversations, {left_out:,} are left out")
+        yield Finding(False, f"sft: of the first {len(rows):,} conversations, {left_out:,} are left out.")
 
 
 def described(template: ChatTemplate, counts: Mapping[str, int]) -> str:
-    """What a template does with conversations, for people. counts: of a sample; see train.data.chat.masking."""
+    """Describe what a template does with conversations. counts: of a sample; see train.data.chat.masking."""
     said = [f"ends an answer by {template.stop_token}", "a conversation is one sequence"]
     if not template.one_sequence:
         grown = f" ({counts['conversations']:,} become {counts['sequences']:,})" if counts.get("unrolled") else ""
-        said[1] = f"unrolled, an example an answer{grown}: later prompts do not go on from earlier answers"
+        said[1] = f"unrolled, an example an answer{grown}: later prompts do not continue earlier answers"
     if template.lead.strip():
         said.append(f"an answer begins with {template.lead!r}, which is learnt")
     if template.own_system:
@@ -68,7 +68,7 @@ def described(template: ChatTemplate, counts: Mapping[str, int]) -> str:
 
 
 def sample(config: Config) -> list[dict[str, Any]]:
-    """Some conversations, or prompts with their outputs; none where they are made of the text. Raises BadInput."""
+    """Return some conversations, or prompts with outputs; none if they are made of the text. Raises BadInput."""
     sft = config.sft
     if sft.path:
         return reading.own_conversations(sft.path, sft.format)[0][:SAMPLE]
@@ -83,9 +83,9 @@ def sample(config: Config) -> list[dict[str, Any]]:
 
 
 def tokenizer_at_hand(config: Config) -> PreTrainedTokenizerBase | None:
-    """The tokenizer that SFT is tokenised by, or for a recipe one of the same special tokens.
+    """Return the tokenizer that SFT is tokenised by, or for a recipe one of the same special tokens.
 
-    None where it cannot be had, which another check says.
+    None if it cannot be had, which another check says.
     """
     from train.base_model import train_tokenizer
     from train.data.packing import load_tokenizer

@@ -1,4 +1,4 @@
-"""What a check says, and what all checks ask of a cell."""
+"""The result of a check, and what all checks need of a cell."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipeline.store import Store
 
 @dataclass(frozen=True)
 class Finding:
-    """One line. A warning stops nothing. told: neither a failure nor a warning, but what was found out."""
+    """One line of a check. A warning stops nothing. `told`: neither a failure nor a warning."""
 
     fails: bool
     text: str
@@ -27,7 +27,7 @@ class Finding:
 
 
 def guarded(check: Callable[..., Iterable[Finding] | None], *arguments: Any) -> list[Finding]:
-    """What a check finds; what it raises is a finding too."""
+    """Return the findings of a check, including an error that it raises."""
     findings: list[Finding] = []
     try:
         with in_one_line():
@@ -42,13 +42,13 @@ def first_of_each_language(configs: Sequence[Config]) -> list[Config]:
 
 
 def given(config: Config) -> dict[str, str]:
-    """The checkpoints that a cell takes from outside, by key."""
+    """Return the checkpoints that a cell takes from outside, by key."""
     paths = {"model.path": config.model.path, "ct.source": config.ct_source, "sft.source": config.sft.source}
     return {key: path for key, path in paths.items() if path is not None}
 
 
 def planned(config: Config) -> Cell | None:
-    """The plan of a cell; None where its inputs are refused, which another check says."""
+    """Return the plan of a cell; None if its inputs are rejected, which another check says."""
     try:
         return plan_cell(config, inputs.inputs(config, network=False))
     except BadInput:
@@ -56,6 +56,6 @@ def planned(config: Config) -> Cell | None:
 
 
 def is_done(config: Config, kind: str) -> bool:
-    """Whether the stages of a kind are in the store: what they read is not needed again."""
+    """Return whether the stages of a kind are in the store: what they read is not needed again."""
     store, cell = Store(Path(config.store)), planned(config)
     return cell is not None and all(store.find(stage) for stage in cell.stages if stage.kind == kind)

@@ -1,4 +1,4 @@
-"""Checkpoints that are given: they are there, this account may read them, and they can be merged."""
+"""Checks of given checkpoints: they exist, this account may read them, and they can be merged."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def checkpoints(config: Config) -> Iterator[Finding]:
 
 
 def described_folder(path: str, fetch: bool) -> Path | None:
-    """The folder with a checkpoint's config.json and tokenizer, which are fetched from the hub if `fetch`."""
+    """Return the folder with a checkpoint's config.json and tokenizer, which are fetched from the Hub if `fetch`."""
     folder, model = model_hub.folder_at_hand(path), model_hub.parse(path, "model.path")
     if folder and (folder / "config.json").is_file():
         return folder
@@ -43,7 +43,7 @@ def described_folder(path: str, fetch: bool) -> Path | None:
 
 
 def fits(folder: Path, key: str, path: str, config: Config) -> Iterator[Finding]:
-    """A causal language model of transformers whose architecture, tokenizer and length every stage can work with.
+    """Yield a causal language model of transformers whose architecture, tokenizer and length every stage can work with.
 
     Raises BadInput.
     """
@@ -52,12 +52,15 @@ def fits(folder: Path, key: str, path: str, config: Config) -> Iterator[Finding]
     reads, stated = described["max_position_embeddings"], described["vocab_size"]
     for name, size in (("ct.block_size", config.ct.block_size), ("sft.block_size", config.sft.block_size)):
         if isinstance(reads, int) and size > reads:
-            raise BadInput(f"{name}={size}: {where} reads {reads} tokens (max_position_embeddings)")
+            raise BadInput(f"{name}={size}: must be at most {reads}, max_position_embeddings of {where}.")
     for file in folder.glob("*.safetensors"):
         if not file.is_file():
-            raise BadInput(f"{where}: {file.name} is no file, or a link to none; save the model there again")
+            raise BadInput(f"{where}: {file.name} must be a file or a link to one. Save the model there again.")
         if (rows := embedding_rows(file)) is not None and isinstance(stated, int) and rows != stated:
-            raise BadInput(f"{where}: {file.name} embeds {rows} tokens, config.json says vocab_size {stated}")
+            raise BadInput(
+                f"{where}: {file.name} embeds {rows} tokens, but vocab_size in config.json is {stated}. "
+                "Save the model again."
+            )
     if trains_sft(config):
         architecture.check_packing(folder, where)
     architecture.check_attention(folder, where, config.compute.attention)
@@ -70,13 +73,15 @@ def fits(folder: Path, key: str, path: str, config: Config) -> Iterator[Finding]
 
 
 def trains_sft(config: Config) -> bool:
-    """Whether a cell trains on packed examples; assumed if its plan cannot be made, which another check reports."""
+    """Return whether a cell trains on packed examples; assumed if its plan cannot be made, which another check
+    reports.
+    """
     cell = planned(config)
     return cell is None or any(stage.kind == "sft" for stage in cell.stages)
 
 
 def embedding_rows(file: Path) -> int | None:
-    """Rows of the embedding of tokens, where a safetensors file holds it under one of its usual names."""
+    """Return rows of the embedding of tokens, where a safetensors file holds it under one of its usual names."""
     from safetensors import SafetensorError, safe_open
 
     from merge.io.token_tensors import is_embedding
@@ -91,7 +96,7 @@ def embedding_rows(file: Path) -> int | None:
 
 @cache
 def reachable(path: str, key: str) -> tuple[Finding, ...]:
-    """Refuses what cannot be read; warns of a model of the hub that may change."""
+    """Reject what cannot be read; warns of a model of the Hub that may change."""
     model = model_hub.parse(path, key)
     if model is None:
         inputs.model_files(Path(path), key)
@@ -99,7 +104,12 @@ def reachable(path: str, key: str) -> tuple[Finding, ...]:
         model_hub.check_access(model, key)
         if not model_hub.COMMIT.fullmatch(model.revision):
             pinned = f"hub:{model.repo}@{model_hub.commit(model, key, network=True)}"
-            return (Finding(False, f"{key}={model}: is not pinned; say {pinned}, so that it stays what it is"),)
+            return (
+                Finding(
+                    False,
+                    f"{key}={model}: its revision is not pinned. Set {pinned}, so that the same model is used later.",
+                ),
+            )
     return ()
 
 

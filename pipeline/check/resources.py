@@ -1,4 +1,4 @@
-"""What a sweep needs beside its inputs: tasks of lm-eval that load, and room on the disk."""
+"""Checks of what a sweep needs besides its inputs: tasks that lm-eval loads, and disk space."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SPARE = 200 * 10**6  # bytes that a run needs beside its stages
 
 
 def tasks(config: Config) -> Iterator[Finding]:
-    """Every lm-eval task exists and loads, with its data, and the model has room for what it generates."""
+    """Yield every lm-eval task exists and loads, with its data, and the model has room for what it generates."""
     folder = None if config.eval.include_path is None else Path(config.eval.include_path)
     names, shots = config.eval.tasks, config.eval.fewshot
     together = isinstance(shots, dict) or not names  # examples by task may name any of them
@@ -72,7 +72,7 @@ def asked(config: Config, loaded: Mapping[str, Any]) -> str:
 
 
 def context_of(config: Config) -> int | None:
-    """The tokens that the model reads, by its recipe or its config.json; None where that is not on this machine."""
+    """Return the tokens that the model reads, by its recipe or its config.json; None if that is not on this machine."""
     from eval.task_checks import CONTEXT_KEYS
 
     if config.model.recipe is not None and config.model.path is None:
@@ -88,14 +88,16 @@ def context_of(config: Config) -> int | None:
 
 
 def disk(configs: Sequence[Config], store: Store) -> Iterator[Finding]:
-    """The store can be written, and its disk holds what is still to come, at its peak."""
+    """Yield the store can be written, and its disk holds what is still to come, at its peak."""
     cells = [cell for config in configs if (cell := planned(config))]
     stages = merged(cells)
     done = {stage.key for stage in stages if store.find(stage)}
     missing = [stage for stage in stages if stage.key not in done]
     existing = next(folder for folder in (store.root.absolute(), *store.root.absolute().parents) if folder.exists())
     if missing and not os.access(existing, os.W_OK):
-        raise BadInput(f"store={store.root}: {existing} cannot be written, and {missing[0]} is not made yet")
+        raise BadInput(
+            f"store={store.root}: no write permission in {existing}, and {missing[0]} is missing. Choose another store."
+        )
     if not any(KINDS[stage.kind].trained for stage in missing):
         return
     rows = estimate.rows(cells, done, estimate.Untimed(), {})
@@ -107,7 +109,7 @@ def disk(configs: Sequence[Config], store: Store) -> Iterator[Finding]:
     free = shutil.disk_usage(existing).free
     if free < need:
         raise BadInput(
-            f"store={store.root}: {free / 1e9:,.1f} GB free, but this run may need {need / 1e9:,.1f} GB at its peak; "
-            "free some space or choose another disk"
+            f"store={store.root}: {free / 1e9:,.1f} GB free, but this run may need {need / 1e9:,.1f} GB at its peak. "
+            "Free some space or choose another disk."
         )
     yield from ()

@@ -1,16 +1,17 @@
-"""Whether the hypotheses of an experiment can be read, name what it has, and are committed."""
+"""Checks of an experiment's hypotheses: they can be read, name methods that exist, and are committed."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from common.choices import listed
 from pipeline.check.finding import Finding
 from pipeline.config import Config
 from pipeline.report import hypotheses, stated_when
 
 
 def stated(configs: Sequence[Config]) -> Iterator[Finding]:
-    """The file hypotheses/<experiment>.yaml, where there is one."""
+    """Yield the file hypotheses/<experiment>.yaml, where there is one."""
     path = hypotheses.find(configs[0].name)
     if path is None:
         return
@@ -18,12 +19,16 @@ def stated(configs: Sequence[Config]) -> Iterator[Finding]:
     methods = [name for config in configs for name in (*config.eval.unmerged, *config.merge.methods)]
     budgets = {config.ct.tokens for config in configs}
     for name, why in hypotheses.without_data(found, list(dict.fromkeys(methods)), budgets).items():
-        yield Finding(False, f"{path}: {name}: will have no data: {why}")
+        yield Finding(False, f"{path}: {name}: this run gives no data for it: {why}")
     times = stated_when.commit_times(path)
     if times is None:
-        yield Finding(False, f"{path}: there is no git history, so the report cannot show when it was stated")
+        yield Finding(
+            False,
+            f"{path}: not in a git repository, so no report can show when it was written.",
+        )
     elif new := [name for name, committed in times.items() if committed is None]:
         yield Finding(
             False,
-            f"{path}: {', '.join(new)}: not committed as it is now; commit it before the run, or it gets no verdict",
+            f"{path}: {listed(new)}: its present text is not committed. "
+            "Commit it before the run, or it gets no verdict.",
         )

@@ -1,4 +1,4 @@
-"""Text and instructions: they are there, the tokenizer knows their script, and they fill the budgets."""
+"""Checks of text and instructions: they exist, the tokenizer fits their script, and they fill the budgets."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SAMPLE = 200  # documents that the tokenizer is tried on
 
 
 def corpora(config: Config) -> Iterator[Finding]:
-    """Text and instructions are there, readable, and have the columns that are read."""
+    """Yield text and instructions are there, readable, and have the columns that are read."""
     wanted: list[tuple[str, HubSource, tuple[str, ...]]] = []
     if isinstance(config.corpus, HubCorpus) and not is_done(config, "corpus"):
         wanted += [
@@ -49,22 +49,22 @@ def corpora(config: Config) -> Iterator[Finding]:
 
 
 def readable(pattern: str | None, key: str) -> None:
-    """Reads the first documents of every file that a glob names. Raises BadInput."""
+    """Read the first documents of every file that a glob names. Raises BadInput."""
     from train.data.corpus import text_files
 
     for path in text_files.matching(pattern, key) if pattern else ():
         documents = itertools.islice(text_files.documents(glob.escape(str(path)), key), FIRST_DOCUMENTS)
         if not sum(1 for _ in documents):
-            raise BadInput(f"{key}: {path} holds no text")
+            raise BadInput(f"{key}: {path} has no text. Give another file.")
 
 
 def hub_source(section: HubSource) -> hub_data.Source:
-    """A section of the config as what is read."""
+    """Return a section of the config as what is read."""
     return hub_data.Source(**section.model_dump(include={"dataset", "subset", "files", "split", "revision"}))
 
 
 def tokenizer(config: Config) -> Iterator[Finding]:
-    """The tokenizer gives the language's text back, and knows its script."""
+    """Yield the tokenizer gives the language's text back, and knows its script."""
     if config.model.path is None:
         return
     known = fertility(config)
@@ -74,14 +74,14 @@ def tokenizer(config: Config) -> Iterator[Finding]:
     if known.unknown:
         yield Finding(
             True,
-            f"{subject} loses {known.unknown:.1%} of the tokens of {language} as unknown; "
-            "take a model whose tokenizer has bytes",
+            f"{subject} reads {known.unknown:.1%} of the tokens of {language} as unknown. "
+            "Choose a model with a byte-level tokenizer.",
         )
     elif known.returned < 1:
         yield Finding(
             False,
-            f"{subject} does not give {1 - known.returned:.0%} of {SAMPLE} documents of {language} back as they were; "
-            "look whether it normalises what matters",
+            f"{subject} changes {1 - known.returned:.0%} of {SAMPLE} documents of {language}. "
+            "Check whether the tokenizer normalises characters that the language needs.",
         )
     if known.control:
         names = ", ".join(sorted(known.control)[:3])
@@ -95,7 +95,9 @@ def tokenizer(config: Config) -> Iterator[Finding]:
             f"{known.bytes_a_token:.2f} bytes of {language} a token, {known.fallback:.0%} of them parts of characters"
         )
         yield Finding(
-            False, f"{subject} hardly knows the script ({measured}): budgets buy little text, and answers are long"
+            False,
+            f"{subject} splits the script into many tokens ({measured}): "
+            "a budget covers little text, and answers are long.",
         )
 
 
@@ -105,14 +107,14 @@ def _fertility(folder: str, sample: tuple[str, ...]) -> Fertility:
 
 
 def fertility(config: Config) -> Fertility | None:
-    """What the tokenizer makes of a sample of the text; None where either is not at hand, which another check says."""
+    """Measure the tokenizer on a sample of the text; None if either is missing, which another check reports."""
     folder = tokenizer_folder(config)
     sample = tuple(itertools.islice(texts(config), SAMPLE)) if folder else ()
     return _fertility(str(folder), sample) if sample else None
 
 
 def tokenizer_folder(config: Config) -> Path | None:
-    """The folder with the tokenizer: of a model of the hub only its tokenizer is fetched."""
+    """Return the folder with the tokenizer: of a model of the Hub only its tokenizer is fetched."""
     folder = model_hub.folder_at_hand(config.model.path)
     model = model_hub.parse(config.model.path or "", "model.path")
     if (folder and (folder / "tokenizer.json").is_file()) or model is None:
@@ -126,7 +128,7 @@ def tokenizer_folder(config: Config) -> Path | None:
 
 
 def texts(config: Config) -> Iterator[str]:
-    """Documents of the language, as the corpus stage would read them; none where they cannot be read.
+    """Yield documents of the language, as the corpus stage would read them; none if they cannot be read.
 
     Of a cipher, those that are trained on.
     """
@@ -150,7 +152,7 @@ def texts(config: Config) -> Iterator[str]:
 
 
 def budgets(configs: Sequence[Config]) -> Iterator[Finding]:
-    """The text of each language fills its largest budget."""
+    """Yield the text of each language fills its largest budget."""
     for config in first_of_each_language(configs):
         if config.ct.source is not None or config.model.path is None:
             continue
@@ -162,15 +164,15 @@ def budgets(configs: Sequence[Config]) -> Iterator[Finding]:
         if reach < largest:
             yield Finding(
                 True,
-                f"ct.tokens={format_tokens(largest)}: the {config.language.name} text gives about {reach:,} tokens "
-                "with its English; give more text, smaller budgets, or language.most_tokens",
+                f"ct.tokens={format_tokens(largest)}: the {config.language.name} text has about {reach:,} tokens "
+                "including English. Give more text or smaller budgets, or set language.max_tokens.",
             )
 
 
 def text_bytes(config: Config) -> int | None:
     """UTF-8 bytes of the language's training text, about.
 
-    Of a data set on the hub what is asked for, and None where that is all.
+    Of a data set on the Hub what is asked for, and None if that is all.
     """
     corpus = config.corpus
     if isinstance(corpus, HubCorpus):
@@ -180,15 +182,15 @@ def text_bytes(config: Config) -> int | None:
 
 
 def control(config: Config) -> Iterator[Finding]:
-    """A cipher's text is nothing that the base has read in English, or a line says that it is.
+    """Yield a cipher's text is nothing that the base has read in English, or a line says that it is.
 
-    A recipe that withholds other chapters than the cipher takes is refused before (pipeline/config/cell.py).
+    A recipe that withholds other chapters than the cipher takes is rejected before (pipeline/config/cell.py).
     """
     model, recipe = config.model, config.model.recipe
     if isinstance(config.corpus, CipherCorpus) and not (recipe and recipe.withheld_chapters):
         known = "its recipe withholds no chapter" if recipe else "what it was trained on is not known"
         yield Finding(
             False,
-            f"model={model.name}: it may have read the English of the cipher's text ({known});"
-            " the cipher's words are new to it all the same",
+            f"model={model.name}: it may have been trained on the English of the cipher's text ({known})."
+            " The cipher's words are new to it nevertheless.",
         )

@@ -1,13 +1,13 @@
-"""The schema of the composed config: types and bounds, no values. The values stand in conf/.
+"""The schema of the composed config: types and bounds, no values, which are in conf/.
 
-In goes what Hydra composed; out comes a `Config`, or a BadInput of one line. A config is validated once, at the edge;
-everything behind it gets a `Config` and trusts it. A key of conf/ is changed in the file of its section here.
+Input: what Hydra composed; output: a `Config`, or BadInput of one line. A config is validated once, at the edge; all
+other code gets a `Config` and trusts it. To change a key of conf/, change the file of its section here.
 """
 
 from pipeline.config.cell import Config, validate
 from pipeline.config.computing import Compute
 from pipeline.config.fields import Section
-from pipeline.config.messages import one_line, suggestion
+from pipeline.config.messages import one_line
 from pipeline.config.models import BaseRecipe, Model, ModelShape
 from pipeline.config.scoring import Evaluation, Merge, Method
 from pipeline.config.sources import CipherCorpus, Corpus, HubCorpus, HubSource, Language
@@ -33,6 +33,5 @@ __all__ = [
     "Section",
     "Training",
     "one_line",
-    "suggestion",
     "validate",
 ]

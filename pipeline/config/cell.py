@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
+from common.choices import listed, suggestion
 from common.errors import BadInput
 from common.units import format_tokens
 from pipeline import old_names
@@ -23,21 +24,21 @@ from train.parallel import sizes
 
 
 def iso_date(value: str) -> str:
-    """A date as ISO 8601 writes it. Raises ValueError."""
+    """Return a date as ISO 8601 writes it. Raises ValueError."""
     try:
         return date.fromisoformat(value).isoformat()
     except ValueError:
-        raise ValueError("give a date such as 2025-01-01") from None
+        raise ValueError("must be a date such as 2025-01-01.") from None
 
 
 class Chat(Section):
-    """date: today, for chat templates that write it."""
+    """Settings of chat templates. date: today's date, for templates that write it."""
 
     date: Annotated[str, AfterValidator(iso_date)]
 
 
 class Config(Section):
-    """A cell: one language, one token budget, one seed, and everything that is done with them."""
+    """A cell: one language, one token budget, one seed, and all settings for them."""
 
     name: Name
     seed: Seed
@@ -64,24 +65,28 @@ class Config(Section):
 
     @property
     def ct_source(self) -> str | None:
-        """The checkpoint that stands in for CT in this language: `{lang}` in ct.source is the language's short code."""
+        """Return the checkpoint that stands in for CT in this language: `{lang}` in ct.source is the language's short
+        code.
+        """
         return self.ct.source and self.ct.source.replace("{lang}", self.language.short or self.language.code)
 
     @property
     def trained_length(self) -> int:
-        """Tokens of the shortest blocks that its models were trained on: all of them know the positions in these."""
+        """Return tokens of the shortest blocks that its models were trained on: all of them know the positions in
+        these.
+        """
         sizes = [self.ct.block_size, self.sft.block_size]
         return min(sizes if self.model.recipe is None else [*sizes, self.model.recipe.block_size])
 
     @property
     def scores_knobs(self) -> bool:
-        """Whether every try of every method is scored on dev and on test in this cell: `eval.frontier`."""
+        """Return whether every try of every method is scored on dev and on test in this cell: `eval.frontier`."""
         wanted = self.eval.frontier
         assert wanted != "largest", "pipeline/sweep.py puts a number for the word"
         return wanted == "all" or self.ct.tokens in (wanted or ())
 
     def at(self, ct_tokens: int, seed: int) -> Config:
-        """The cell of this sweep at another budget and seed."""
+        """Return the cell of this sweep at another budget and seed."""
         return self.model_copy(update={"seed": seed, "ct": self.ct.model_copy(update={"tokens": ct_tokens})})
 
     @model_validator(mode="after")
@@ -107,25 +112,32 @@ class Config(Section):
         wanted = {*self.eval.unmerged, *merged}
         if self.ct.source and "sft_then_ct" in wanted:
             raise ValueError(
-                f"ct.source={self.ct.source}: sft_then_ct trains CT on top of SFT, and this CT was trained elsewhere; "
-                "leave sft_then_ct out of eval.unmerged, or say ct.source=null"
+                f"ct.source={self.ct.source}: sft_then_ct trains CT on top of SFT, but this CT is given. "
+                "Leave sft_then_ct out of eval.unmerged, or set ct.source=null."
             )
         if self.sft.hub and "target_sft" in wanted:
             raise ValueError(
-                "sft.hub: target_sft learns instructions in the language, and this data set is English; "
-                "leave target_sft out of eval.unmerged, or say sft.hub=null, for items made from the text"
+                "sft.hub: target_sft needs instructions in the language, but this data set is English. "
+                "Leave target_sft out of eval.unmerged, or set sft.hub=null to make items from the text."
             )
         if "merge_then_sft" in wanted and self.merge.then_sft is None:
-            raise ValueError("merge.then_sft=null: name the merge that merge_then_sft trains on, one of merge.methods")
+            raise ValueError(
+                f"merge.then_sft=null: merge_then_sft trains on a merge. Set one of {listed(self.merge.methods)}."
+            )
         if "sft_replay" in wanted and self.sft.arm_replay_share == self.sft.replay_share:
             raise ValueError(
-                f"sft.arm_replay_share={self.sft.arm_replay_share}: every SFT has this share already; "
-                "give another for sft_replay, or leave it out of eval.unmerged"
+                f"sft.arm_replay_share={self.sft.arm_replay_share}: every SFT has this fraction already. "
+                "Give another to sft_replay, or leave it out of eval.unmerged."
+            )
+        if "mixed" in wanted and self.ct.whole_text:
+            raise ValueError(
+                "ct.tokens=null: mixed spreads a stated budget over SFT's blocks; set ct.tokens, or leave mixed out of"
+                " eval.unmerged"
             )
         if "mixed" in wanted and self.ct.block_size != self.sft.block_size:
             raise ValueError(
-                f"sft.block_size={self.sft.block_size}: mixed trains on blocks of CT and SFT in turn; "
-                f"say ct.block_size={self.ct.block_size}, or leave mixed out of eval.unmerged"
+                f"sft.block_size={self.sft.block_size}: must be ct.block_size, as mixed trains on blocks of both. "
+                f"Set ct.block_size={self.ct.block_size}, or leave mixed out of eval.unmerged."
             )
         return self
 
@@ -134,17 +146,21 @@ class Config(Section):
         if self.model.path is None and self.sft.template in (TOKENIZER, CHATML):
             raise ValueError(
                 f"sft.template={self.sft.template}: a model that is trained from a recipe has no chat template and no"
-                " chat tokens; set model=folder model.path=..., or sft.template to a .jinja file that ends answers by"
-                " eos_token"
+                " chat tokens. Set model=folder model.path=..., or sft.template to a .jinja file that ends answers by"
+                " eos_token."
             )
         return self
 
     @model_validator(mode="after")
     def all_tries_are_scored_once(self) -> Config:
         if self.eval.frontier and self.eval.untuned:
-            raise ValueError("eval.untuned: eval.frontier scores the first try of every method too; say one of them")
+            raise ValueError(
+                "eval.untuned: eval.frontier scores the first trial of every method too. Leave one of them out."
+            )
         if self.eval.frontier and self.eval.split == "dev":
-            raise ValueError("eval.split=dev: eval.frontier scores every try on dev and on test; say eval.split=test")
+            raise ValueError(
+                "eval.split=dev: eval.frontier scores every trial on dev and on test. Set eval.split=test."
+            )
         return self
 
     @model_validator(mode="after")
@@ -152,8 +168,9 @@ class Config(Section):
         every = self.sft.dev_every_tokens
         if every and self.sft.hub and not self.sft.replay_share:
             raise ValueError(
-                f"sft.dev_every_tokens={format_tokens(every)}: this SFT reads instructions of a data set and no text; "
-                "say sft.dev_every_tokens=null, or give it sft.replay_share"
+                f"sft.dev_every_tokens={format_tokens(every)}: "
+                "this SFT trains on instructions of a data set without text. "
+                "Set sft.dev_every_tokens=null, or set sft.replay_share."
             )
         return self
 
@@ -162,8 +179,8 @@ class Config(Section):
         tuned = [len(method.tries) for method in self.merge.methods.values() if method.grid]
         if self.sft.grid and tuned and not self.eval.frontier and len(self.sft.tries) != tuned[0]:
             raise ValueError(
-                f"sft.grid: CT-then-SFT gets {len(self.sft.tries)} tries on dev and every merge {tuned[0]}; "
-                "give as many, for a fair comparison"
+                f"sft.grid: CT-then-SFT gets {len(self.sft.tries)} trials on dev, every merge {tuned[0]}. "
+                "Give both the same number, for a fair comparison."
             )
         return self
 
@@ -173,30 +190,32 @@ class Config(Section):
         for tokens in () if isinstance(budgets, str) else budgets:
             if tokens > self.ct.schedule_tokens:
                 raise ValueError(
-                    f"merge.choice.budgets: {format_tokens(tokens)} is beyond ct.schedule_tokens="
-                    f"{format_tokens(self.ct.schedule_tokens)}, where the learning-rate schedule ends"
+                    f"merge.choice.budgets: must be at most ct.schedule_tokens="
+                    f"{format_tokens(self.ct.schedule_tokens)}, got {format_tokens(tokens)}."
                 )
         return self
 
     @model_validator(mode="after")
     def something_is_asked(self) -> Config:
         if not self.eval.unmerged and not self.merge.methods:
-            raise ValueError("eval.unmerged=[]: there are no merges either, so nothing would be scored; say [base]")
+            raise ValueError(
+                "eval.unmerged=[]: there are no merges either, so nothing would be scored. Set eval.unmerged=[base]."
+            )
         if not self.eval.families and self.merge.methods and self.merge.metric == "acc":
             raise ValueError(
-                "eval.families=[]: merges are chosen by their accuracy on our own items; "
-                "name a family, or say merge.metric=bits_per_byte"
+                "eval.families=[]: merges are selected by accuracy on our own items. "
+                "Name a family, or set merge.metric=bits_per_byte."
             )
         return self
 
     @model_validator(mode="after")
     def lora_finds_its_matrices(self) -> Config:
-        """Of a base from a recipe; what a given folder's are called is known when it is opened."""
+        """Check LoRA's matrices of a base from a recipe; those of a given folder are checked when it is opened."""
         targets = self.train.lora.targets if self.train.lora else "all-linear"
         if self.model.path is None and targets != "all-linear":
             for name in targets:
                 if name not in MATRICES:
-                    raise ValueError(f"train.lora.targets: {name!r} is none of {', '.join(MATRICES)}")
+                    raise ValueError(f"train.lora.targets: no such matrix, got {name!r}. {suggestion(name, MATRICES)}")
         return self
 
     @model_validator(mode="after")
@@ -204,34 +223,36 @@ class Config(Section):
         if self.model.path is None and self.model.recipe:
             for key, size in (("ct.block_size", self.ct.block_size), ("sft.block_size", self.sft.block_size)):
                 if size > self.model.recipe.context:
-                    raise ValueError(f"{key}={size}: must not exceed model.recipe.context={self.model.recipe.context}")
+                    raise ValueError(f"{key}={size}: must not exceed model.recipe.context={self.model.recipe.context}.")
         return self
 
     @model_validator(mode="after")
     def base_withholds_what_the_cipher_is_made_of(self) -> Config:
-        """A recipe that withholds nothing is told of (pipeline/check/text.py) and not refused: the words are new."""
+        """Check withheld chapters; a recipe without them gives a warning only (pipeline/check/text.py): the words are
+        new.
+        """
         corpus, recipe = self.corpus, self.model.recipe
         if not isinstance(corpus, CipherCorpus):
             return self
         if self.language.code == "nya":
-            raise ValueError("language.code=nya: corpus=cipher is a language of its own; say language=cipher")
+            raise ValueError("language.code=nya: corpus=cipher needs the language cipher. Set language=cipher.")
         if recipe is None or not recipe.withheld_chapters:
             return self
         if recipe.seed != corpus.withheld_seed:
             raise ValueError(
-                f"corpus.withheld_seed={corpus.withheld_seed}: the base withholds chapters by model.recipe.seed="
-                f"{recipe.seed}; say {recipe.seed}"
+                f"corpus.withheld_seed={corpus.withheld_seed}: must be model.recipe.seed="
+                f"{recipe.seed}, by which the base withholds chapters. Set corpus.withheld_seed={recipe.seed}."
             )
         if recipe.withheld_chapters < corpus.withheld_chapters:
             raise ValueError(
-                f"corpus.withheld_chapters={corpus.withheld_chapters}: the base withholds only model.recipe."
-                f"withheld_chapters={recipe.withheld_chapters}; say {recipe.withheld_chapters} or less"
+                f"corpus.withheld_chapters={corpus.withheld_chapters}: must be at most model.recipe."
+                f"withheld_chapters={recipe.withheld_chapters}, which the base withholds."
             )
         return self
 
 
 def validate(composed: Mapping[str, Any]) -> Config:
-    """A composed config as a `Config`.
+    """Return a composed config as a `Config`.
 
     Raises BadInput that names the first wrong key, its value and what would be right.
     """

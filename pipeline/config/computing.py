@@ -1,4 +1,4 @@
-"""Where and how it runs, and what is told of it."""
+"""Where and how a run computes, and how it is tracked."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from common.choices import suggestion
 from pipeline.config.fields import Name, Positive, Section
-from pipeline.config.messages import suggestion
 from pipeline.kinds import KINDS
 from train.parallel import contradiction
 
@@ -30,24 +30,25 @@ class Compute(Section):
     def guesses_known_kinds(self) -> Compute:
         for kind in self.first_guess:
             if kind not in KINDS:
-                raise ValueError(f"first_guess.{kind}: unknown kind of stage; {suggestion(kind, list(KINDS))}")
+                raise ValueError(f"first_guess.{kind}: unknown kind of stage. {suggestion(kind, list(KINDS))}")
         return self
 
     @model_validator(mode="after")
     def strategy_for_many(self) -> Compute:
         if self.strategy == "none" and self.processes * self.nodes > 1:
             raise ValueError(
-                "strategy=none: trains in one process; for several say compute=ddp, zero2, zero3, zero3_offload or fsdp"
+                "strategy=none: needs one process. Set compute=ddp, zero2, zero3, zero3_offload or fsdp for several."
             )
         if self.strategy in ("ddp", "fsdp") and self.processes * self.nodes == 1:
             raise ValueError(
-                f"processes=1: compute.strategy={self.strategy} is for several; for one say compute=gpu or compute=cpu"
+                f"processes=1: compute.strategy={self.strategy} needs several processes. "
+                "Set compute=gpu or compute=cpu for one."
             )
         if self.device == "cpu" and (self.liger or self.attention == "flash_attention_2"):
             key, right = (
                 ("liger=true", "liger=false") if self.liger else ("attention=flash_attention_2", "attention=null")
             )
-            raise ValueError(f"{key}: its kernels run on GPUs only; say compute.{right}, or compute.device=cuda")
+            raise ValueError(f"{key}: needs a GPU. Set compute.{right}, or compute.device=cuda.")
         return self
 
     @model_validator(mode="after")

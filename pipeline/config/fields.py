@@ -1,4 +1,4 @@
-"""Types that several sections of the config have, and what a section is."""
+"""Types that several sections of the config share, and the section itself."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ Folder = Annotated[str, Field(min_length=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 
 
-def spanned(grid: Mapping[Any, Sequence[Any]]) -> list[dict[str, Any]]:
-    """Every combination of a grid's values, the last key fastest; of an empty grid one that says nothing."""
+def grid_product(grid: Mapping[Any, Sequence[Any]]) -> list[dict[str, Any]]:
+    """Return every combination of a grid's values, the last key fastest; of an empty grid one that says nothing."""
     return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
 
 
 class Section(BaseModel):
-    """A part of the config: every key must be given, none may be added."""
+    """A section of the config: all keys are required, no others are accepted."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)

@@ -1,4 +1,4 @@
-"""The base model: given, or made from scratch by a recipe."""
+"""The base model: given, or trained from scratch by a recipe."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ MATRICES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "dow
 
 
 class ModelShape(Section):
-    """What decides a model's cost: a decoder with RMSNorm, rotary positions, grouped-query attention without biases and
-    a gated feed-forward, as Llama has.
+    """The sizes that decide a model's cost: a decoder as Llama, with RMSNorm, rotary positions, grouped-query
+    attention without biases and a gated feed-forward.
     """
 
     vocabulary: Positive  # entries
@@ -42,40 +42,40 @@ class ModelShape(Section):
 
     @property
     def embedding_parameters(self) -> int:
-        """Of the embedding, the largest matrix of such a model."""
+        """Count the parameters of the embedding, the largest matrix of such a model."""
         return self.vocabulary * self.hidden
 
     @property
     def outer_parameters(self) -> int:
-        """Parameters outside the layers: embedding, head and the last norm."""
+        """Return parameters outside the layers: embedding, head and the last norm."""
         return self.embedding_parameters * (1 if self.tied else 2) + self.hidden
 
     @property
     def layer_parameters(self) -> int:
-        """Of one layer: four attention matrices, three of each feed-forward, a router of experts, two norms."""
+        """Count the parameters of one layer: attention matrices, feed-forwards, a router of experts, norms."""
         router = self.experts or 0
         return self.hidden * (self._attention + 3 * self.feed_forward * (self.experts or 1) + router + 2)
 
     @property
     def _attention(self) -> int:
-        """Rows of the four attention matrices, each `hidden` long."""
+        """Return rows of the four attention matrices, each `hidden` long."""
         return 2 * self.query_width + 2 * self.kv_width
 
     @property
     def parameters(self) -> int:
-        """All, each once."""
+        """Return all, each once."""
         return self.outer_parameters + self.layers * self.layer_parameters
 
     @property
     def matmul_parameters(self) -> int:
-        """Those that every token is multiplied by: the layers and the head, not the look-up of the embedding."""
+        """Return the parameters that every token is multiplied by: layers and head, without the embedding's look-up."""
         idle = 3 * self.feed_forward * ((self.experts or 1) - (self.active_experts or self.experts or 1))
         active = self.layer_parameters - self.hidden * idle
         return self.embedding_parameters + self.layers * active + self.hidden
 
     def lora_parameters(self, rank: int, targets: str | Sequence[str]) -> int:
-        """Those that LoRA adds: for each matrix that is named (all-linear: every one of a layer), `rank` rows and
-        columns. The matrices of experts get none: transformers keeps them as one tensor, which is no linear layer.
+        """Return those that LoRA adds: for each matrix that is named (all-linear: every one of a layer), `rank` rows
+        and columns. The matrices of experts get none: transformers keeps them as one tensor, which is no linear layer.
         """
         wide, queries, keys, forward = self.hidden, self.query_width, self.kv_width, self.feed_forward
         attention = (wide + queries, wide + keys, wide + keys, queries + wide)
@@ -85,7 +85,7 @@ class ModelShape(Section):
 
 
 class BaseRecipe(Training):
-    """How a base model is made from scratch; see train/base_model.py."""
+    """The recipe of a base model that is trained from scratch; see train/base_model.py."""
 
     vocabulary: Annotated[int, Field(ge=258)]
     hidden_size: Positive
@@ -102,16 +102,16 @@ class BaseRecipe(Training):
     @model_validator(mode="after")
     def fits(self) -> BaseRecipe:
         if self.hidden_size % (2 * self.heads):
-            raise ValueError(f"hidden_size={self.hidden_size}: must be an even multiple of heads={self.heads}")
+            raise ValueError(f"hidden_size={self.hidden_size}: must be an even multiple of heads={self.heads}.")
         if self.block_size > self.context:
-            raise ValueError(f"block_size={self.block_size}: must not exceed context={self.context}")
+            raise ValueError(f"block_size={self.block_size}: must not exceed context={self.context}.")
         if self.aligned_share + self.repeated_share >= 1:
-            raise ValueError("aligned_share: together with repeated_share it must leave room for English")
+            raise ValueError("aligned_share: the sum with repeated_share must be below 1, as English needs the rest.")
         return self
 
     @property
     def shape(self) -> ModelShape:
-        """Of the model that it makes."""
+        """Return the shape of the model that the recipe gives."""
         return ModelShape(
             vocabulary=self.vocabulary,
             hidden=self.hidden_size,
@@ -138,5 +138,7 @@ class Model(Section):
     @model_validator(mode="after")
     def comes_from_somewhere(self) -> Model:
         if self.path is None and self.recipe is None:
-            raise ValueError("path=null: give a local Hugging Face folder, or a recipe to train one from scratch")
+            raise ValueError(
+                "path=null: must be a local Hugging Face folder, unless model.recipe is set. Set one of them."
+            )
         return self

@@ -8,23 +8,23 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
+from common.choices import suggestion
 from merge.recipe import Recipe
 from pipeline import recipes
 from pipeline.arms import ARMS, PAIR
-from pipeline.config.fields import Positive, Section, Tokens, spanned
-from pipeline.config.messages import suggestion
+from pipeline.config.fields import Positive, Section, Tokens, grid_product
 from pipeline.old_names import current_method, in_store, recipe_in_store
 
 
 def known_arm(name: str) -> str:
-    """The name of a checkpoint of results. Raises ValueError."""
+    """Return the name of a checkpoint of results. Raises ValueError."""
     if name not in ARMS:
-        raise ValueError(f"no checkpoint has this name; {suggestion(name, list(ARMS))}")
+        raise ValueError(f"no such checkpoint. {suggestion(name, list(ARMS))}")
     return name
 
 
 def known_role(name: str) -> str:
-    """The role of a checkpoint in merges, which is a part of keys. Raises ValueError."""
+    """Return the role of a checkpoint in merges, which is a part of keys. Raises ValueError."""
     return in_store(known_arm(current_method(name)))
 
 
@@ -51,40 +51,42 @@ class Method(Section):
 
     @property
     def tries(self) -> list[dict[str, Any]]:
-        """Every setting that the grid spans, each a complete recipe."""
-        return [{**self.recipe, **settings} for settings in spanned(self.grid)]
+        """Return every setting that the grid spans, each a complete recipe."""
+        return [{**self.recipe, **settings} for settings in grid_product(self.grid)]
 
     @property
     def checkpoints(self) -> tuple[str, ...]:
-        """What is merged, by the names that it has in results."""
+        """Return the merged checkpoints, by their names in results."""
         return tuple(map(current_method, self.of))
 
     @property
     def asked_on_dev(self) -> bool:
-        """Whether dev decides something: the settings, or whether it is the best merge."""
+        """Return whether dev decides something: the settings, or whether it is the best merge."""
         return bool(self.grid) or self.leads
 
     @property
     def leads(self) -> bool:
-        """Whether it may be named the best merge on dev: one of CT and SFT, and no control."""
+        """Return whether it may be named the best merge on dev: one of CT and SFT, and no control."""
         return self.of == PAIR and not self.control
 
     @model_validator(mode="after")
     def settings_in_bounds(self) -> Method:
         both = sorted(set(self.recipe) & set(self.grid))
         if both:
-            raise ValueError(f"grid.{both[0]}: stands in the recipe too; give it in one place")
+            raise ValueError(f"grid.{both[0]}: is in the recipe too. Set it in one place.")
         if "merge_then_sft" in self.of:
-            raise ValueError("of: merge_then_sft is made of a merge itself; name another checkpoint")
+            raise ValueError(
+                "of: merge_then_sft is trained from a merge, so merges cannot use it. Name another checkpoint."
+            )
         if len(set(self.of)) < len(self.of):
-            raise ValueError(f"of={list(self.of)}: names a checkpoint twice; give each once")
+            raise ValueError(f"of={list(self.of)}: a checkpoint is listed twice. List each once.")
         nowhere = Path("folder")
         seen: dict[str, dict[str, Any]] = {}
         for settings in self.tries:
             described = recipes.complete(settings, nowhere, dict.fromkeys(self.of, nowhere), 0)
             same = seen.setdefault(recipes.identity(Recipe.from_dict(described, where="recipe")), settings)
             if same is not settings:
-                raise ValueError(f"grid: {settings} and {same} are the same merge; give it once")
+                raise ValueError(f"grid: {settings} and {same} give the same merge. Leave one out.")
         return self
 
 
@@ -109,21 +111,22 @@ class Merge(Section):
     def comparable(self) -> Merge:
         for name in self.methods:
             if name in ARMS:
-                raise ValueError(
-                    f"methods.{name}: the name is taken by a checkpoint that is not merged; choose another"
-                )
+                raise ValueError(f"methods.{name}: a checkpoint that is not merged has this name. Choose another.")
             if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
-                raise ValueError(f"methods.{name}: a method's name has small letters, digits and underscores")
+                raise ValueError(
+                    f"methods.{name}: the name must be small letters, digits and underscores. Rename the method."
+                )
         if self.then_sft is not None and self.then_sft not in self.methods:
             raise ValueError(
-                f"then_sft={self.then_sft}: names no merge; {suggestion(self.then_sft, list(self.methods))}"
+                f"then_sft={self.then_sft}: no such merge. {suggestion(self.then_sft, list(self.methods))}"
             )
         # a method without a grid is stated and not tuned: what it differs by from another one is its recipe alone
         counts = {name: len(method.tries) for name, method in self.methods.items() if method.grid}
         if len(set(counts.values())) > 1:
             listed = ", ".join(f"{name} {count}" for name, count in counts.items())
             raise ValueError(
-                f"methods: every method gets the same number of tries on dev, for a fair comparison; here {listed}"
+                "methods: every method must have the same number of trials on dev, for a fair comparison, "
+                f"got {listed}."
             )
         return self
 
@@ -171,7 +174,7 @@ class Evaluation(Section):
 
         for family in self.families:
             if family not in QUESTIONS:
-                raise ValueError(f"families: {family!r} is unknown; choose from {', '.join(QUESTIONS)}")
+                raise ValueError(f"families: no such family, got {family!r}. {suggestion(family, QUESTIONS)}")
             if self.families.count(family) > 1:
-                raise ValueError(f"families: {family!r} stands twice; give each once")
+                raise ValueError(f"families: {family!r} is listed twice. List each once.")
         return self

@@ -1,4 +1,4 @@
-"""Languages, and where text and instructions are read."""
+"""Languages, and the sources of text and instructions."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ class Language(Section):
     code: Annotated[str, Field(pattern=r"^[a-z]{2,8}(_[A-Za-z]{4})?$")]
     short: Annotated[str, Field(pattern=r"^[a-z]{2,8}$")] | None
     name: str
-    most_tokens: Tokens | None
+    max_tokens: Tokens | None
     tasks: list[str]
 
     @model_validator(mode="after")
     def not_english(self) -> Language:
         if self.code == "en":
             raise ValueError(
-                "code=en: English is the language of SFT and replay; give the code of the language to adapt to"
+                "code=en: English is the language of SFT and replay. Give the code of the language to adapt to."
             )
         return self
 
 
 class HeldOut(Section):
-    """What every corpus has: the shares of its documents that are held out, by a seeded hash."""
+    """Settings of every corpus: the fractions of documents that are held out, by a seeded hash."""
 
     dev: Annotated[float, Field(gt=0, lt=0.5)]
     test: Annotated[float, Field(gt=0, lt=0.5)]
@@ -43,10 +43,10 @@ class Corpus(HeldOut):
     def has_files(self) -> Corpus:
         if self.source == "files" and not self.path:
             raise ValueError(
-                "path is empty: give a path or glob of text, JSONL or Parquet files, such as corpus.path='data/*.txt'"
+                "path: missing. Set a path or glob of text, JSONL or Parquet files, such as corpus.path='data/*.txt'."
             )
         if self.source == "bible" and (self.path or self.english_path):
-            raise ValueError("path: corpus=bible brings its own text; say corpus=files to read files")
+            raise ValueError("path: corpus=bible has its own text. Set corpus=files to read files.")
         return self
 
 
@@ -61,7 +61,7 @@ class CipherCorpus(HeldOut):
 
 
 class HubSource(Section):
-    """Where a data set is: on the hub, or in a folder of the same layout."""
+    """The place of a data set: on the Hub, or a folder of the same layout."""
 
     dataset: str | None
     subset: str | None
@@ -73,12 +73,12 @@ class HubSource(Section):
     def can_be_found_again(self) -> HubSource:
         if not self.dataset:
             raise ValueError(
-                "dataset is empty: give the name of a data set on the hub, or a folder of Parquet or JSONL files"
+                "dataset: missing. Set the name of a data set on the Hub, or a folder of Parquet or JSONL files."
             )
         if self.revision is None and not self.local:
             raise ValueError(
-                f"revision is empty: {self.dataset} is no folder here,"
-                " and a data set of the hub needs its commit (40 hex digits)"
+                f"revision: missing. Set the commit (40 hex digits) of {self.dataset} on the Hub,"
+                " or set dataset to a folder that exists."
             )
         return self
 
@@ -88,12 +88,12 @@ class HubSource(Section):
 
     @property
     def folder(self) -> str | None:
-        """The place of a local data set."""
+        """Return the place of a local data set."""
         return self.dataset if self.local else None
 
     @property
     def content(self) -> dict[str, Any]:
-        """What decides which rows are read: not the place of a folder, which is known by the checksums of its files."""
+        """Return what decides which rows are read: without a folder's path, as checksums identify its files."""
         return self.model_dump() | ({"dataset": None, "revision": None} if self.local else {})
 
 
@@ -110,7 +110,7 @@ class HubInstructions(HubSource):
 
     @property
     def columns(self) -> tuple[str, str] | None:
-        """The columns of prompts and answers; None for conversations."""
+        """Return the columns of prompts and answers; None for conversations."""
         return None if self.prompt is None or self.answer is None else (self.prompt, self.answer)
 
     @model_validator(mode="after")
@@ -118,7 +118,8 @@ class HubInstructions(HubSource):
         if (self.prompt is None) != (self.answer is None):
             missing = "prompt" if self.prompt is None else "answer"
             raise ValueError(
-                f"{missing}=null: name the columns of prompts and of answers, or neither for conversations"
+                f"{missing}=null: must be set if the other column is. "
+                "Name the columns of prompts and of answers, or neither for chats."
             )
         return self
 

@@ -7,14 +7,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
+from common.parsing import sentence
 from common.units import format_tokens
-from pipeline.config.fields import Positive, Section, Share, Tokens, spanned
+from pipeline.config.fields import Positive, Section, Share, Tokens, grid_product
 from pipeline.config.sources import HubInstructions
 from train.data.chat.template import GIVEN, NONE
 
 
 class Training(Section):
-    """What CT, SFT and the base model share: one AdamW run.
+    """Settings that CT, SFT and the base model share: one AdamW run.
 
     Its learning rate has a linear warm-up and a cosine to `min_lr_ratio` of the peak.
     """
@@ -32,29 +33,47 @@ class Training(Section):
     @model_validator(mode="after")
     def whole_blocks(self) -> Training:
         if self.batch_tokens % self.block_size:
-            raise ValueError(f"batch_tokens={self.batch_tokens}: must be a multiple of block_size={self.block_size}")
+            raise ValueError(f"batch_tokens={self.batch_tokens}: must be a multiple of block_size={self.block_size}.")
         if self.tokens < self.batch_tokens:
-            raise ValueError(f"tokens={self.tokens}: is less than one step of batch_tokens={self.batch_tokens}")
+            raise ValueError(f"tokens={self.tokens}: must be at least one step, batch_tokens={self.batch_tokens}.")
         return self
 
 
 class ContinualTraining(Training):
-    """CT at a token budget.
+    """CT at a token budget, or on all of the language's text.
 
+    epochs: passes over the text that blocks are made of. document_end: the token that ends a document; None: eos.
     schedule: cosine, one for all budgets, which ends at `schedule_tokens`; or wsd (warm-up, stable, decay), in which
     each budget ends with a decay of its own, over `decay_fraction` of its tokens.
+    whole_text: set where `tokens` is null. Then the blocks alone know the tokens; `tokens` and `schedule_tokens` hold
+    an estimate, for plans (pipeline/whole_text.py).
     """
 
     source: str | None
+    epochs: Annotated[int, Field(ge=1, le=8)] = 1
+    document_end: Annotated[str, Field(min_length=1)] | None = None
+    whole_text: bool = False
     schedule: Literal["cosine", "wsd"]
     decay_fraction: Annotated[float, Field(gt=0, le=1)]
     decay_shape: Literal["linear", "1-sqrt"]
     schedule_tokens: Tokens
     english_share: Share
 
+    @model_validator(mode="before")
+    @classmethod
+    def all_of_the_text(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping) or values.get("tokens", 0) is not None:
+            return values
+        if values.get("schedule") == "wsd":
+            raise ValueError("tokens=null: a wsd schedule decays at the end of a stated budget; set ct.schedule=cosine")
+        if values.get("source"):
+            raise ValueError("tokens=null: ct.source was trained elsewhere; state the tokens that it was trained on")
+        step = values.get("batch_tokens")  # an estimate takes its place
+        return {**values, "whole_text": True, "tokens": step, "schedule_tokens": step}
+
     @property
     def decay_tokens(self) -> int:
-        """Tokens of the decay of a wsd schedule: whole optimizer steps, at least one."""
+        """Return tokens of the decay of a wsd schedule: whole optimizer steps, at least one."""
         steps = self.tokens // self.batch_tokens
         return max(1, round(self.decay_fraction * steps)) * self.batch_tokens
 
@@ -63,8 +82,7 @@ class ContinualTraining(Training):
         if self.tokens > self.schedule_tokens:
             budget, horizon = format_tokens(self.tokens), format_tokens(self.schedule_tokens)
             raise ValueError(
-                f"tokens={budget}: the learning-rate schedule ends at ct.schedule_tokens={horizon};"
-                " budgets may not exceed it"
+                f"tokens={budget}: must be at most ct.schedule_tokens={horizon}, where the learning-rate schedule ends."
             )
         return self
 
@@ -73,7 +91,7 @@ TriedKey = Literal["learning_rate", "tokens", "min_lr_ratio", "warmup_ratio", "w
 
 
 class Instructions(Training):
-    """SFT. grid: tries for CT-then-SFT, chosen on dev as the settings of merges are."""
+    """SFT. grid: trials of CT-then-SFT, selected on dev like the settings of merges."""
 
     source: str | None
     schedule_tokens: Tokens | None
@@ -92,11 +110,15 @@ class Instructions(Training):
 
     @property
     def tries(self) -> list[dict[str, Any]]:
-        """Every setting that the grid spans, the first as the section is; one that says nothing without a grid."""
-        return [{key: getattr(self.tried(settings), key) for key in settings} for settings in spanned(self.grid or {})]
+        """Return every setting that the grid spans, the first as the section is; one that says nothing without a
+        grid.
+        """
+        return [
+            {key: getattr(self.tried(settings), key) for key in settings} for settings in grid_product(self.grid or {})
+        ]
 
     def tried(self, settings: Mapping[str, Any]) -> Instructions:
-        """The section with the settings of a try. Raises ValidationError."""
+        """Return the section with the settings of a try. Raises ValidationError."""
         return Instructions.model_validate({**self.model_dump(), **settings, "grid": None})
 
     @model_validator(mode="after")
@@ -106,14 +128,14 @@ class Instructions(Training):
         except ValidationError as error:
             wrong = error.errors()[0]
             key = ".".join(map(str, wrong["loc"])) or "tokens"
-            raise ValueError(f"grid.{key}={wrong['input']}: {wrong['msg'].removeprefix('Value error, ')}") from None
+            raise ValueError(f"grid.{key}={wrong['input']}: {sentence(wrong['msg'])}") from None
         for key, value in first.items():
             if value != getattr(self, key):
                 raise ValueError(
-                    f"grid.{key}: must begin with sft.{key}, which is {getattr(self, key)}: the untuned one"
+                    f"grid.{key}: must begin with sft.{key}={getattr(self, key)}, the value without tuning."
                 )
         if any(tries.count(settings) > 1 for settings in tries):
-            raise ValueError("grid: has the same try twice; give each value once")
+            raise ValueError("grid: a trial is listed twice. List each value once.")
         return self
 
     @model_validator(mode="after")
@@ -122,32 +144,31 @@ class Instructions(Training):
             for key, default in (("template_args", None), ("system", None), ("too_long", "cut")):
                 if (value := getattr(self, key)) != default:
                     raise ValueError(
-                        f"{key}={value}: is used by a chat template only; set sft.template to tokenizer, chatml or a"
-                        " .jinja file"
+                        f"{key}={value}: needs a chat template. Set sft.template to tokenizer, chatml or a .jinja file."
                     )
             if self.hub and not self.hub.columns:
                 raise ValueError(
-                    "hub.prompt=null: conversations need a chat template; set sft.template to tokenizer, chatml or a"
-                    " .jinja file, or name the columns of prompts and answers"
+                    "hub.prompt=null: conversations need a chat template. Set sft.template to tokenizer, chatml or a"
+                    " .jinja file, or name the columns of prompts and answers."
                 )
         if taken := GIVEN & set(self.template_args or {}):
-            raise ValueError(f"template_args.{min(taken)}: is given by slackmerge; leave it out")
+            raise ValueError(f"template_args.{min(taken)}: slackmerge sets this variable. Leave it out.")
         if self.hub and self.hub.columns and self.format not in ("auto", "prompts"):
             raise ValueError(
-                f"format={self.format}: has columns of its own; set sft.hub.prompt=null and sft.hub.answer=null"
+                f"format={self.format}: has its own columns. Set sft.hub.prompt=null and sft.hub.answer=null."
             )
         if self.format != "auto" and not self.path and not self.hub:
-            raise ValueError(f"format={self.format}: is that of sft.path or sft.hub, and neither is given")
+            raise ValueError(f"format={self.format}: needs sft.path or sft.hub. Set one of them.")
         return self
 
     @model_validator(mode="after")
     def one_source(self) -> Instructions:
         if self.path and self.hub:
-            raise ValueError("hub: sft.path is given too; give the instructions in one place")
+            raise ValueError("hub: sft.path is set too. Set one of them.")
         if self.schedule_tokens is not None and self.schedule_tokens < self.tokens:
             raise ValueError(
                 f"schedule_tokens={format_tokens(self.schedule_tokens)}:"
-                f" must not end before sft.tokens={format_tokens(self.tokens)}"
+                f" must be at least sft.tokens={format_tokens(self.tokens)}."
             )
         return self
 
@@ -160,4 +181,13 @@ class Lora(Section):
 
 
 class Adaptation(Section):
+    """Which weights are trained. lora_above: planned memory in GiB above which LoRA is used; None: always, if given."""
+
     lora: Lora | None
+    lora_above: Annotated[float, Field(gt=0)] | Literal["auto"] | None = None
+
+    @model_validator(mode="after")
+    def has_lora_to_use(self) -> Adaptation:
+        if self.lora_above is not None and self.lora is None:
+            raise ValueError(f"lora_above={self.lora_above}: train.lora is null, so there is no LoRA; set train=auto")
+        return self

@@ -1,4 +1,4 @@
-"""Hours, the longest way through the plan, and disk at its peak."""
+"""Hours, the critical path of the plan, and disk at its peak."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SCANNING = 2.5e6  # bytes/s of text that one process compares with the items (me
 class Row:
     """A stage with its costs.
 
-    seconds: of wall time, once everything that it needs is there; gpus: that it holds in that time.
+    seconds: of wall time, once its parents are done; gpus: held in that time.
     """
 
     stage: Stage
@@ -52,7 +52,7 @@ class Row:
 
 
 class Rates(Protocol):
-    """How long work takes."""
+    """The time that work takes."""
 
     def seconds(self, stage: Stage, work: Work) -> float: ...
 
@@ -60,7 +60,7 @@ class Rates(Protocol):
 
 
 class Untimed:
-    """For whoever asks about tokens and bytes only."""
+    """Rates for callers that need tokens and bytes only."""
 
     def seconds(self, stage: Stage, work: Work) -> float:
         return 0.0
@@ -118,7 +118,7 @@ class OnCluster:
 
 
 def rows(cells: Sequence[Cell], done: set[str], rates: Rates, memories: Mapping[str, Memory]) -> list[Row]:
-    """Every stage of a sweep once, in the order of the plan.
+    """Return every stage of a sweep once, in the order of the plan.
 
     `done`: keys that are published. `memories`: by kind, for what trains.
     """
@@ -138,7 +138,10 @@ def rows(cells: Sequence[Cell], done: set[str], rates: Rates, memories: Mapping[
 
 
 def critical_path(rows: Sequence[Row]) -> tuple[float, list[Stage]]:
-    """Seconds of the longest chain of stages that wait for one another, and the chain. What is done takes no time."""
+    """Return seconds of the longest chain of stages that wait for one another, and the chain.
+
+    What is done takes no time.
+    """
     previous = previous_stages([row.stage for row in rows])
     ends: dict[str, tuple[float, Row | None]] = {}
     by_key = {row.stage.key: row for row in rows}
@@ -159,20 +162,22 @@ def critical_path(rows: Sequence[Row]) -> tuple[float, list[Stage]]:
 
 
 def disk_peak(rows: Sequence[Row], given: float) -> float:
-    """Bytes at the peak: checkpoints that are downloaded, all that is published, and what the largest stage needs."""
+    """Return bytes at the peak: checkpoints that are downloaded, all that is published, and what the largest stage
+    needs.
+    """
     scratch = max((row.work.scratch for row in rows if not row.done), default=0)
     return given + sum(row.work.written for row in rows) + scratch
 
 
 def given_bytes(cells: Sequence[Cell]) -> float:
-    """Checkpoints that come from the hub, in 16 bits."""
+    """Count the bytes of checkpoints that come from the Hub, in 16 bits."""
     parents = {parent.key: parent for cell in cells for stage in cell.stages for parent in stage.parents.values()}
     from_hub = sum(parent.given and str(parent.options["path"]).startswith("hub:") for parent in parents.values())
     return 2 * model_shape(cells[0].config).parameters * from_hub
 
 
 def training_memory(config: Config) -> dict[str, Memory]:
-    """Bytes a GPU while CT and SFT train."""
+    """Return bytes per GPU while CT and SFT train."""
     shape, trained = model_shape(config), trained_parameters(config)
     parts = (("ct", config.ct), ("sft", config.sft))  # blocks of SFT hold several examples
     return {

@@ -1,4 +1,4 @@
-"""Whether trainings and checkpoints fit the GPUs, and what would."""
+"""Check whether trainings and checkpoints fit the GPUs, and find what would fit."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ MOST_NODES = 64
 
 
 def on_cluster(config: Config, cluster: Cluster) -> Config:
-    """The config with as many processes and nodes as the cluster has GPUs and nodes; one GPU, where the strategy is
-    `none`.
+    """Return the config with as many processes and nodes as the cluster has GPUs and nodes; one GPU, where the strategy
+    is `none`.
     """
     alone = config.compute.strategy == "none"
     size = {"processes": 1, "nodes": 1} if alone else {"processes": cluster.per_node, "nodes": cluster.nodes}
@@ -28,7 +28,7 @@ def on_cluster(config: Config, cluster: Cluster) -> Config:
 
 
 def check(config: Config, cluster: Cluster, trained: bool = True) -> None:
-    """Refuses, in one line that says what would fit, a training or a checkpoint that the GPUs cannot hold.
+    """Raise BadInput, which states what would fit, if a training or a checkpoint does not fit the GPUs.
 
     `trained`: whether the sweep trains at all.
     """
@@ -40,20 +40,20 @@ def check(config: Config, cluster: Cluster, trained: bool = True) -> None:
         larger = min(
             (other for other in GPUS.values() if other.usable > needs), key=lambda other: other.memory, default=None
         )
-        would = f"{larger.name} would" if larger else "no GPU known here would"
+        would = f"{larger.name} is large enough" if larger else "No GPU in our table is large enough"
         raise BadInput(
-            f"CLUSTER={cluster}: a checkpoint or a merge takes {gib(needs)} of a GPU to be scored, "
-            f"of {gib(gpu.usable)} usable; {would}"
+            f"CLUSTER={cluster}: a checkpoint or a merge needs {gib(needs)} of a GPU for scoring, got "
+            f"{gib(gpu.usable)} usable. {would}."
         )
     if trained and (missing := too_large(config, cluster)):
         raise BadInput(
-            f"CLUSTER={cluster}: {described(config.compute)} needs {gib(missing)} a GPU, "
-            f"of {gib(gpu.usable)} usable; {what_would(config, cluster)}"
+            f"CLUSTER={cluster}: {described(config.compute)} needs {gib(missing)} per GPU, got "
+            f"{gib(gpu.usable)} usable. {what_would(config, cluster)}."
         )
 
 
 def host_warning(needs: Mapping[str, float], cluster: Cluster) -> str | None:
-    """Warn, in one line, of a node whose main memory is too small; None where it is large enough or not known."""
+    """Warn of a node whose main memory is too small; None if it is large enough or not known."""
     what, most = max(needs.items(), key=lambda item: item[1])
     if cluster.host is None or most <= cluster.host:
         return None
@@ -64,9 +64,9 @@ def host_warning(needs: Mapping[str, float], cluster: Cluster) -> str | None:
 
 
 def too_large(config: Config, cluster: Cluster) -> float:
-    """Bytes a GPU that the trainings want, where that is more than there are; else 0.
+    """Return bytes per GPU that the trainings want, where that is more than there are; else 0.
 
-    Raises BadInput where the batch cannot be shared.
+    Raises BadInput if the batch cannot be shared.
     """
     try:
         needs = most_memory(config)
@@ -76,13 +76,13 @@ def too_large(config: Config, cluster: Cluster) -> float:
 
 
 def most_memory(config: Config) -> float:
-    """Bytes a GPU while the larger of the trainings runs. Raises BadInput where the batch cannot be shared."""
+    """Return bytes per GPU while the larger of the trainings runs. Raises BadInput if the batch cannot be shared."""
     return max(held.total for held in training_memory(config).values())
 
 
 def what_would(config: Config, cluster: Cluster) -> str:
-    """The smallest change that fits: fewer blocks in a pass, then recomputation, then another strategy, then more
-    nodes.
+    """Return the smallest change that fits: fewer blocks in a pass, then recomputation, then another strategy, then
+    more nodes.
     """
     for compute in alternatives(config.compute, cluster):
         if not too_large(config.model_copy(update={"compute": compute}), cluster):
@@ -100,8 +100,8 @@ def what_would(config: Config, cluster: Cluster) -> str:
                 if compute.nodes > cluster.nodes
                 else ""
             )
-            return f"{more}{changed} would ({gib(needs)})"
-    return f"nothing up to {MOST_NODES} such nodes would; take GPUs with more memory"
+            return f"Set {more}{changed}, which needs {gib(needs)}"
+    return f"Even {MOST_NODES} such nodes are too small: choose GPUs with more memory"
 
 
 def alternatives(compute: Compute, cluster: Cluster) -> Iterator[Compute]:
@@ -121,7 +121,7 @@ def alternatives(compute: Compute, cluster: Cluster) -> Iterator[Compute]:
 
 
 def described(compute: Compute) -> str:
-    """How it is computed, in keys."""
+    """Describe the compute settings, as keys."""
     extra = " compute.gradient_checkpointing=true" if compute.gradient_checkpointing else ""
     return (
         f"compute.strategy={compute.strategy} compute.micro_batch={str(compute.micro_batch or 'null').lower()}{extra}"
@@ -129,5 +129,5 @@ def described(compute: Compute) -> str:
 
 
 def gib(count: float) -> str:
-    """Bytes in GiB."""
+    """Return bytes in GiB."""
     return f"{count / 2**30:.1f} GiB"

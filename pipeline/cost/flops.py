@@ -1,4 +1,4 @@
-"""FLOPs of a token.
+"""FLOPs per token.
 
 A forward pass multiplies and adds once for each parameter, 2N; the backward pass costs twice that: 6N in training
 (Kaplan et al. 2020, "Scaling Laws for Neural Language Models", section 2.1, which leaves out the embedding, as we do,

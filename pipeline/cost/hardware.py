@@ -6,8 +6,8 @@ import itertools
 import re
 from dataclasses import dataclass
 
+from common.choices import suggestion
 from common.errors import BadInput
-from pipeline.config import suggestion
 
 USABLE = 0.9  # share of a GPU's memory that a training may fill (assumed): the rest is CUDA's context and fragmentation
 NVIDIA_NODE = 8  # GPUs of the nodes whose main memory is known
@@ -15,7 +15,7 @@ NVIDIA_NODE = 8  # GPUs of the nodes whose main memory is known
 
 @dataclass(frozen=True)
 class GPU:
-    """memory: bytes.
+    """A GPU. memory: bytes.
 
     half, fp32: peak FLOP/s, dense; half: of bf16 and fp16, or of fp16 alone where `bf16` is false. From NVIDIA's data
     sheets (the SXM form where there are several). host: bytes of main memory of NVIDIA's own node of eight; None: there
@@ -32,7 +32,7 @@ class GPU:
 
     @property
     def usable(self) -> float:
-        """Bytes that a training may fill."""
+        """Return bytes that a training may fill."""
         return USABLE * self.memory
 
     def peak(self, precision: str) -> float:
@@ -70,7 +70,7 @@ DRIVER_NAMES = {  # of the forms that GPUS has; others of the same name, such as
 
 
 def of_device(name: str) -> GPU | None:
-    """The GPU that the driver gives this name, such as `NVIDIA A100-SXM4-80GB`; None: it is not known here."""
+    """Return the GPU that the driver gives this name, such as `NVIDIA A100-SXM4-80GB`; None: it is not known here."""
     return next((GPUS[gpu] for gpu, pattern in DRIVER_NAMES.items() if re.fullmatch(pattern, name)), None)
 
 
@@ -88,7 +88,7 @@ class Cluster:
 
     @property
     def host(self) -> int | None:
-        """Bytes of main memory of a node, if its kind is known."""
+        """Return bytes of main memory of a node, if its kind is known."""
         return self.gpu.host if self.per_node == NVIDIA_NODE else None
 
     def __str__(self) -> str:
@@ -96,21 +96,21 @@ class Cluster:
 
 
 def parse(text: str) -> Cluster:
-    """A cluster from its name. Raises BadInput."""
+    """Return a cluster from its name. Raises BadInput."""
     match = re.fullmatch(r"(?:([1-9]\d*)x)?([1-9]\d*)x([A-Za-z]\w*(?:-\w+)?)", text)
     if match is None:
         raise BadInput(
-            f"CLUSTER={text}: say how many of which GPU, such as 8xH100, or 4x8xH100 for four nodes of eight; "
-            "or `here`, for this machine"
+            f"CLUSTER={text}: must be a number and a GPU, such as 8xH100, or 4x8xH100 for four nodes of eight, "
+            "or `here`, for this machine."
         )
     by_name = {name.lower(): gpu for name, gpu in GPUS.items()}
     if match[3].lower() not in by_name:
-        raise BadInput(f"CLUSTER={text}: {match[3]} is not known here; {suggestion(match[3], list(GPUS))}")
+        raise BadInput(f"CLUSTER={text}: no figures for the GPU {match[3]}. {suggestion(match[3], list(GPUS))}")
     return Cluster(int(match[1] or 1), int(match[2]), by_name[match[3].lower()])
 
 
 def named(device: str) -> GPU | None:
-    """The GPU of a name that PyTorch gives, such as `NVIDIA A100-SXM4-40GB`; None where it is not in the table.
+    """Return the GPU of a name that PyTorch gives, such as `NVIDIA A100-SXM4-40GB`; None if it is not in the table.
 
     A size in the name must be that of the table. PCIe cards of Hopper and laptops' GPUs have lower peaks.
     """

@@ -12,12 +12,12 @@ PROCESS = 10**9  # bytes beside tensors: Python, torch, transformers, compiled l
 
 
 def training(shape: ModelShape, config: Config, memory: Memory) -> float:
-    """Bytes of a node at the peak of a training on GPUs.
+    """Return bytes of a node at the peak of a training on GPUs.
 
     train/transformers_trainer.py loads the model in 32 bits in the main memory of every process, which brings it to
     its GPU then. ZeRO-3 hands out the tensors of one file as it reads them, so a node holds one copy. In the end the
     first process gathers the weights in 32 bits (Trainer.publish). Under DeepSpeed those that LoRA leaves untrained
-    come in the precision of the passes, and it reads the base's beside them. Meanwhile states may be offloaded.
+    come in the precision of the passes, and it reads the base's beside them. At the same time states may be offloaded.
     """
     compute = config.compute
     whole = 4 * shape.parameters
@@ -29,7 +29,7 @@ def training(shape: ModelShape, config: Config, memory: Memory) -> float:
 
 
 def scoring(shape: ModelShape, config: Config, at_once: int) -> float:
-    """Bytes of a node that scores `at_once` checkpoints at a time.
+    """Return bytes of a node that scores `at_once` checkpoints at a time.
 
     A checkpoint is loaded in main memory before it goes to its GPU. A merge is filled on the GPU; its parents are
     read piece by piece with pread (merge/io/checkpoint.py), so nothing of them is mapped.

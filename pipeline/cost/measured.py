@@ -1,4 +1,4 @@
-"""Rates of this machine, from stages of the sweep that are done."""
+"""Rates of this machine, from finished stages of the sweep."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ class Measured:
 
 
 def classify(kind: str) -> str:
-    """The class of kinds that work at one rate: training, scoring, or the kind alone."""
+    """Return the class of kinds that work at one rate: training, scoring, or the kind alone."""
     return {"train": "training", "score": "scoring"}.get(KINDS[kind].work, kind)
 
 
 def calibrate(done: Sequence[tuple[Stage, Work, float]]) -> Measured:
-    """Rates from (stage, its work, seconds it took).
+    """Return rates from (stage, its work, its seconds).
 
-    The larger ones of each class decide, by their median: start-up weighs least on them.
+    The larger stages of each class decide, by their median: start-up matters least for them.
     """
     flops: dict[str, float] = {}
     for name in ("training", "scoring"):
@@ -52,7 +52,7 @@ def calibrate(done: Sequence[tuple[Stage, Work, float]]) -> Measured:
 
 
 def measure(stages: Sequence[Stage], configs: Mapping[str, Config], store: Store) -> Measured:
-    """Rates from the entries of these stages. Raises BadInput where no training is done yet."""
+    """Return rates from the entries of these stages. Raises BadInput if no training is finished."""
     done = []
     for stage in stages:
         entry = store.find(stage)
@@ -63,7 +63,7 @@ def measure(stages: Sequence[Stage], configs: Mapping[str, Config], store: Store
     rates = calibrate(done)
     if "training" not in rates.flops:
         raise BadInput(
-            f"CLUSTER=here: store={store.root} holds no finished training of this sweep to measure by; "
-            "run it for a while, or name a cluster"
+            f"CLUSTER=here: store={store.root} has no finished training of this sweep to measure by. "
+            "Run the sweep for a while, or name a cluster."
         )
     return rates

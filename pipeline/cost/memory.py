@@ -1,4 +1,4 @@
-"""Bytes that a GPU holds while it trains.
+"""Bytes per GPU in training.
 
 Model states are those of Rajbhandari et al. 2020 ("ZeRO", section 3.1: Adam in mixed precision keeps 2 + 2 + 12 bytes a
 parameter) with the 32-bit gradients that DeepSpeed adds, so that the sums are what
@@ -56,12 +56,12 @@ class Memory:
 
     @property
     def states(self) -> float:
-        """Parameters, their copies and buffers, gradients and optimizer."""
+        """Return parameters, their copies and buffers, gradients and optimizer."""
         return self.parameters + self.copies + self.buffers + self.gradients + self.optimizer
 
     @property
     def total(self) -> float:
-        """The peak."""
+        """Return the peak."""
         begins = self.copies + self.activations + max(self.logits, self.layer)
         begins += self.gradients if self.accumulated else 0
         ends = self.gradients + self.layer
@@ -69,7 +69,7 @@ class Memory:
 
 
 def width(precision: str) -> int:
-    """Bytes of a number in a pass."""
+    """Return bytes of a number in a pass."""
     return 4 if precision == "fp32" else 2
 
 
@@ -100,7 +100,7 @@ def states(
 
 
 def buffers(shape: ModelShape, compute: Compute, trained: int) -> float:
-    """Bytes of a GPU that are neither states nor activations: what is gathered from others or waits to be sent.
+    """Return bytes of a GPU that are neither states nor activations: what is gathered from others or waits to be sent.
 
     DDP: buckets of all gradients beside them (gradient_as_bucket_view is off). ZeRO: one bucket, two where sending
     overlaps with computing (stage_1_and_2.py: setup_buckets), and for ZeRO-3 what stays gathered. FSDP2: the weights
@@ -128,7 +128,7 @@ def layer_activations(
     packed: bool = False,
     frozen: bool = False,
 ) -> float:
-    """Bytes that one layer keeps of one token, by transformers' modeling_llama.py.
+    """Return bytes that one layer keeps of one token, by transformers' modeling_llama.py.
 
     Two norms keep their input in 32 bits, the normalised value and the output that the next matrices read. Autocast
     leaves norms in 32 bits and casts their output for each of the five matrices by itself. Attention keeps queries,
@@ -178,9 +178,9 @@ def training(
     trained: int | None = None,
     packed: bool = False,
 ) -> Memory:
-    """What a GPU holds while it trains (`trained` parameters, None: all) in steps of `batch_tokens`.
+    """Return the bytes that a GPU needs in training (`trained` parameters, None: all) in steps of `batch_tokens`.
 
-    Raises BadInput where the GPUs cannot share such a batch.
+    Raises BadInput if the GPUs cannot divide such a batch.
     """
     world = compute.processes * compute.nodes
     alone = states(shape, compute.strategy, compute.precision, compute.processes, compute.nodes, trained)

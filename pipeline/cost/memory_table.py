@@ -26,21 +26,21 @@ BLOCK, PASSES, RANK = 2048, 2, 64  # the rank of conf/train/lora.yaml
 
 
 def needs(shape: ModelShape, precision: str, lora: bool) -> float:
-    """Bytes of the one GPU that trains: one block in a pass, several passes a step, activations recomputed."""
+    """Return bytes of the one GPU that trains: one block in a pass, several passes a step, activations recomputed."""
     compute = Compute(device="cuda", precision=precision, gradient_checkpointing=True, micro_batch=1)
     trained = shape.lora_parameters(RANK, "all-linear") if lora else None
     return memory.training(shape, compute, PASSES * BLOCK, BLOCK, trained).total
 
 
 def rows() -> Iterator[tuple[str, str, float]]:
-    """(model, method, bytes of a GPU)."""
+    """Return rows of (model, method, bytes per GPU)."""
     for name, shape in SHAPES.items():
         for method, (precision, lora) in METHODS.items():
             yield name, method, needs(shape, precision, lora)
 
 
 def markdown() -> str:
-    """The table; a GPU's memory counts as in the plan, to the share that a training may fill."""
+    """Return the table; a GPU's memory counts as in the plan, to the share that a training may fill."""
     lines = [
         f"| model | trained | needs, GiB | {' | '.join(f'{size} GB' for size in GIGABYTES)} |",
         f"|---|---|---|{'---|' * len(GIGABYTES)}",

@@ -29,10 +29,10 @@ EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")  # how config
 
 
 def model_shape(config: Config) -> ModelShape:
-    """The shape of a cell's model: of its folder, where that is at hand; else as its conf file states it, or its
-    recipe.
+    """Return the shape of a cell's model: of its folder, where that is available; else as its conf file states it, or
+    its recipe.
 
-    Raises BadInput where the conf and the folder disagree, where there is neither, and where the folder holds no
+    Raises BadInput if the conf and the folder disagree, where there is neither, and where the folder holds no
     transformer.
     """
     stated, recipe = config.model.shape, config.model.recipe
@@ -41,24 +41,26 @@ def model_shape(config: Config) -> ModelShape:
         actual = from_config_json(file, f"model.path={config.model.path}")
         for name, value in stated or actual:
             if value != getattr(actual, name):
-                raise BadInput(f"model.shape.{name}={value}: {file} says {getattr(actual, name)}")
+                raise BadInput(
+                    f"model.shape.{name}={value}: {file} states {getattr(actual, name)}. Correct one of them."
+                )
         return actual
     if stated:
         return stated
     if config.model.path is None and recipe:
         return recipe.shape
     raise BadInput(
-        f"model.shape=null: model.path={config.model.path} is not at hand, "
-        "so give the model's shape in its conf/model file"
+        f"model.shape=null: model.path={config.model.path} is not on this machine. "
+        "Set the model's shape in its conf/model file."
     )
 
 
 def from_config_json(file: Path, where: str | None = None) -> ModelShape:
-    """The shape that a Hugging Face config.json states, under whatever names its model type has for the sizes.
+    """Return the shape that a Hugging Face config.json states, under whatever names its model type has for the sizes.
 
     Of a model that reads pictures too, that of its language model. `where`: what messages begin with.
 
-    Raises BadInput where it is of no transformer.
+    Raises BadInput if it is of no transformer.
     """
     where = where or f"model.path={file.parent}"
     raw: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
@@ -81,14 +83,14 @@ def from_config_json(file: Path, where: str | None = None) -> ModelShape:
         key = IN_CONFIG_JSON[str(error.errors()[0]["loc"][0])]
         raise BadInput(
             f"{where}: its config.json gives {key}={text.get(key)}, which no transformer has. "
-            "Give a checkpoint of a transformer, such as Llama, Qwen, Gemma or GPT-2"
+            "Give a checkpoint of a transformer, such as Llama, Qwen, Gemma or GPT-2."
         ) from None
 
 
 def _as_transformers_reads_it(folder: Path, where: str) -> dict[str, Any]:
-    """Sizes by the names that Llama has, and what else the text model's config has, its class's defaults included.
+    """Return sizes by Llama's names, and other keys of the text model's config, with its class's defaults.
 
-    Raises BadInput, for a recurrent model with the line that `check` has.
+    Raises BadInput, for a recurrent model with the same line as `check`.
     """
     config = architecture.config_of(folder, where)
     found = architecture.sizes(config)
@@ -99,6 +101,6 @@ def _as_transformers_reads_it(folder: Path, where: str) -> dict[str, Any]:
 
 
 def trained_parameters(config: Config) -> int:
-    """How many are trained: all, or LoRA's."""
+    """Count the trained parameters: all, or LoRA's."""
     lora, shape = config.train.lora, model_shape(config)
     return shape.lora_parameters(lora.rank, lora.targets) if lora else shape.parameters

@@ -1,6 +1,6 @@
-"""How fast trainings ran and how much memory they took, as their stage.json records it.
+"""Speed and memory of trainings, as their stage.json records them.
 
-Comes in: records of stages. A training of an older version has no `performance`; it is passed over.
+Input: records of stages. A training of an older version has no `performance` and is skipped.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Performance:
 
 
 def of(record: Mapping[str, Any]) -> Performance | None:
-    """The performance in a record; None where it has none, or not such a one."""
+    """Return the performance in a record; None if it has none, or not such a one."""
     found, settings = record.get("performance"), record.get("settings") or {}
     if not isinstance(found, Mapping):
         return None
@@ -60,7 +60,7 @@ def of(record: Mapping[str, Any]) -> Performance | None:
             f"{record['kind']} {record['slug']}",
             str(record["kind"]),
             str((record.get("launched") or {}).get("strategy", "")),
-            float(settings.get("tokens") or 0) - float(record.get("resumed_tokens") or 0),
+            float(settings.get("tokens") or 1e6 * record.get("amount", 0)) - float(record.get("resumed_tokens") or 0),
         )
     except (KeyError, TypeError, ValueError):
         return None
@@ -68,9 +68,10 @@ def of(record: Mapping[str, Any]) -> Performance | None:
 
 
 def alike(store: Store, config: Config, gpu: GPU) -> dict[str, Performance]:
-    """Of each kind of training, the performance to plan by: of the same shape, precision and GPU, LoRA or not.
+    """Return, for each kind of training, the performance to plan by: of the same shape, precision and GPU, LoRA or
+    not.
 
-    One with the config's strategy comes before others, then the one with the most tokens: start-up weighs least on it.
+    One with the config's strategy comes first, then the one with the most tokens: start-up matters least for it.
     """
     shape = model_shape(config)
     best: dict[str, Performance] = {}
@@ -88,14 +89,14 @@ def alike(store: Store, config: Config, gpu: GPU) -> dict[str, Performance]:
 
 
 def _trains_alike(entry: Entry, config: Config) -> bool:
-    """Whether an entry was trained in the config's precision, and with LoRA if the config is."""
+    """Return whether an entry was trained in the config's precision, and with LoRA if the config is."""
     settings = entry.record["settings"]
     same_precision = settings.get(PRECISION, "fp32") == config.compute.precision
     return same_precision and (LORA in settings) == (config.train.lora is not None)
 
 
 def _shape_of(entry: Entry) -> object:
-    """The shape of an entry's model; None where it cannot be read."""
+    """Return the shape of an entry's model; None if it cannot be read."""
     try:
         return from_config_json(entry.path / "model" / "config.json")
     except (OSError, ValueError, BadInput):
@@ -103,15 +104,15 @@ def _shape_of(entry: Entry) -> object:
 
 
 def measured_mfu(read: Performance, gpu: GPU, precision: str) -> float:
-    """The share of the peak FLOP/s that a training reached: as it was recorded, else from its tokens/s."""
+    """Return the share of the peak FLOP/s that a training reached: as it was recorded, else from its tokens/s."""
     return read.mfu if read.mfu is not None else read.rate / gpu.peak(precision)
 
 
 def to_plan_by(found: Mapping[str, Performance], kind: str) -> Performance | None:
-    """The performance for a kind of training: its own, else another's."""
+    """Return the performance for a kind of training: its own, else another's."""
     return found.get(kind) or next(iter(found.values()), None)
 
 
 def listed(records: Sequence[Mapping[str, Any]]) -> list[Performance]:
-    """Those of all records that have one, in their order."""
+    """Return the performances of all records that have one, in their order."""
     return [read for record in records if (read := of(record))]

@@ -1,7 +1,7 @@
-"""Bytes that a GPU holds while a checkpoint is scored, or a merge is made in memory and scored.
+"""Bytes per GPU while a checkpoint is scored, or a merge is computed in memory and scored.
 
-A merge holds one model, whatever the number of candidates: it is refilled. Its dtype is the base's (`out_dtype: base`
-of merge/recipe.py) until scoring casts it.
+There is one merged model in memory, whatever the number of candidates: it is refilled. Its dtype is the base's
+(`out_dtype: base` of merge/recipe.py) until scoring casts it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ARRAYS = 16  # 32-bit arrays of a slice that a thread holds while it merges (ass
 def scoring(
     shape: ModelShape, batch_tokens: int, dtype: str, gpus: int = 1, cached_tokens: int = 0, context: int = 0
 ) -> float:
-    """Bytes of one GPU of `gpus` that share a checkpoint while it is scored.
+    """Return bytes of one GPU of `gpus` that share a checkpoint while it is scored.
 
     The weights in `dtype`, and the larger of three that follow one another: a layer's intermediate values, the logits
     of a batch, and the key-value cache of generation for `cached_tokens`. eval/language_model.py brings logits to 32
@@ -41,7 +41,8 @@ def scoring(
 
 
 def merging(shape: ModelShape, number: int, threads: int) -> float:
-    """Bytes of a merge in memory while it is filled: the model, `number` bytes a parameter, and what threads work on.
+    """Return bytes of a merge in memory while it is filled: the model, `number` bytes per parameter, and what threads
+    work on.
 
     A thread keeps magnitudes of a tensor, within the bound of all threads, and a few arrays of a slice.
     """
@@ -51,7 +52,9 @@ def merging(shape: ModelShape, number: int, threads: int) -> float:
 
 
 def needed(config: Config, tuned: bool = True) -> float:
-    """Bytes of a GPU for the scoring of a cell's checkpoints and, where it is `tuned` or merges, of its merges."""
+    """Return bytes of a GPU for the scoring of a cell's checkpoints and, where it is `tuned` or merges, of its
+    merges.
+    """
     shape, asked = model_shape(config), config.eval
     gpus = getattr(asked, "gpus", 1)  # devices that share a checkpoint
     generates = bool(asked.tasks or asked.include_path)  # which of lm-eval's tasks generate is not known here
@@ -63,7 +66,9 @@ def needed(config: Config, tuned: bool = True) -> float:
 
 
 def base_width(config: Config) -> int:
-    """Bytes a parameter of the base, which merges have too: of its folder, else 2 of the hub's and 4 of our own."""
+    """Return bytes per parameter of the base, which merges have too: of its folder, else 2 of the Hub's and 4 of our
+    own.
+    """
     folder = folder_at_hand(config.model.path)
     if folder and (file := folder / "config.json").is_file():
         stated = json.loads(file.read_text(encoding="utf-8"))

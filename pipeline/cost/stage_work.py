@@ -1,8 +1,7 @@
-"""What one stage is: tokens that pass the model, FLOPs, bytes it leaves and bytes it needs beside them while it is
-made.
+"""The work of one stage: tokens through the model, FLOPs, bytes that it publishes, and scratch bytes.
 
-Tokens of trainings and blocks are exact. Those of scoring are not known before the items are made; the sizes assumed
-are constants here.
+Tokens of trainings and blocks are exact. Those of scoring are unknown before the items exist; the assumed sizes are
+constants here.
 """
 
 from __future__ import annotations
@@ -49,21 +48,21 @@ class Work:
 
 
 def stage_work(stage: Stage, config: Config, shape: ModelShape, resumed: int = 0, last: bool = True) -> Work:
-    """The work of a stage of a cell.
+    """Return the work of a stage of a cell.
 
     A CT stage continues from `resumed` tokens of its trajectory; `last`: no larger budget continues from it.
     """
     settings, kind = stage.settings, stage.kind
     if KINDS[kind].work == "train":
-        tokens = settings["tokens"] - resumed
+        trained = stage.tokens - resumed
         model, state = checkpoint_bytes(shape, config), state_bytes(shape, config)
         # pipeline/trajectory.py: the states of other budgets are dropped
         kept = state if stage.trajectory and last and config.compute.keep_last_state else 0
         # the last two checkpoints, the state that is dropped later, the one that is continued from
         beside = (2 if kept else 3) + (resumed > 0)
         return Work(
-            tokens,
-            tokens * flops.training(shape, settings["block_size"], "lora" in settings),
+            trained,
+            trained * flops.training(shape, settings["block_size"], "lora" in settings),
             model + kept + SMALL,
             beside * state,
         )
@@ -76,8 +75,9 @@ def stage_work(stage: Stage, config: Config, shape: ModelShape, resumed: int = 0
     if kind == "weights":
         return Work(written=base_width(config) * shape.parameters)
     if kind == "ct_blocks":
-        size = settings["schedule_tokens"] * token_bytes(shape)
-        return Work(settings["schedule_tokens"], 0, size, size)
+        packed = config.ct.schedule_tokens  # of all the text an estimate
+        width_of_all = packed * token_bytes(shape)
+        return Work(packed, 0, width_of_all, width_of_all)
     if kind in ("sft_blocks", "mixed_blocks"):
         return Work(settings["tokens"], 0, settings["tokens"] * (token_bytes(shape) + 4 + 2), 0)
     if kind in ("corpus", "instructions"):
@@ -89,17 +89,17 @@ def stage_work(stage: Stage, config: Config, shape: ModelShape, resumed: int = 0
 
 
 def token_bytes(shape: ModelShape) -> int:
-    """Bytes of a token in a block."""
+    """Return bytes of a token in a block."""
     return 2 if shape.vocabulary <= 2**16 else 4
 
 
 def checkpoint_bytes(shape: ModelShape, config: Config) -> int:
-    """A trained model on the disk: its weights in 32 bits, and LoRA's additions beside them."""
+    """Return a trained model on the disk: its weights in 32 bits, and LoRA's additions beside them."""
     return 4 * shape.parameters + (4 * trained_parameters(config) if config.train.lora else 0)
 
 
 def state_bytes(shape: ModelShape, config: Config) -> int:
-    """What a training continues from: trained weights and two moments of Adam in 32 bits; DeepSpeed adds two copies of
+    """Count the bytes of a training state: weights and two moments of Adam in 32 bits; DeepSpeed adds two copies of
     the model.
     """
     copies = 2 * width(config.compute.precision) * shape.parameters if config.compute.strategy.startswith("zero") else 0
@@ -107,7 +107,7 @@ def state_bytes(shape: ModelShape, config: Config) -> int:
 
 
 def corpus_bytes(config: Config) -> float:
-    """The text of both languages."""
+    """Return the text of both languages."""
     corpus = config.corpus
     if corpus.source == "hub":
         return (corpus.text_bytes or 0) + (corpus.english_bytes or 0)
@@ -115,13 +115,13 @@ def corpus_bytes(config: Config) -> float:
 
 
 def instruction_bytes(config: Config) -> float:
-    """The text of instructions from the hub; of all of them (`bytes: null`) no less than the training reads."""
+    """Return the text of instructions from the Hub; of all of them (`bytes: null`) no less than the training reads."""
     hub = config.sft.hub
     return (hub.bytes or config.sft.tokens * BYTES_A_TOKEN["en"]) if hub else 0
 
 
 def scored_tokens(stage: Stage, config: Config) -> tuple[float, float]:
-    """(tokens that one checkpoint reads, their mean distance to the end of their text) in a stage that scores."""
+    """Return (tokens that one checkpoint reads, their mean distance to the end of their text) of a scoring stage."""
     tuning = stage.kind == "tune"
     limit = config.eval.tune_limit if tuning else config.eval.limit
     items = min(limit or config.eval.items, config.eval.items) * len(config.eval.families)

@@ -1,4 +1,4 @@
-"""The plan with its costs, for people."""
+"""The plan with its costs, as a table for people."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ HERE = "here"
 def report(
     cells: Sequence[Cell], waiting: set[str], name: str, mfu: float | None = None, one_by_one: bool = False
 ) -> tuple[str, str | None]:
-    """(the table of a sweep on a cluster, why it cannot run there or None).
+    """Return (the table of a sweep on a cluster, the reason why it cannot run there or None).
 
-    `waiting`: keys of stages that are not done. `name`: as CLUSTER= has it. `one_by_one`: launcher=local, where no two
-    stages share the GPUs.
+    `waiting`: keys of unfinished stages. `name`: as in CLUSTER=. `one_by_one`: launcher=local, where no two stages
+    share the GPUs.
     """
     config, refusal = cells[0].config, None
     stages = merged(cells)
@@ -64,7 +64,7 @@ def report(
 
 
 def heading(config: Config, cluster: Cluster, mfu: float | None, finished: Mapping[str, Performance]) -> str:
-    """What the numbers stand on."""
+    """Describe the assumptions behind the numbers."""
     shape, compute = model_shape(config), config.compute
     utilisation = f"{mfu} as given" if mfu else f"{estimate.MFU} assumed"
     if finished and not mfu:
@@ -83,7 +83,7 @@ def heading(config: Config, cluster: Cluster, mfu: float | None, finished: Mappi
 
 
 def lines(rows: Sequence[Row]) -> list[str]:
-    """A line a stage."""
+    """Return one line per stage."""
     width = max(len(row.stage.slug) for row in rows) + 2
     head = (
         f"{'kind':13}{'stage':{width}}{'cells':>5}  {'state':8}{'tokens':>9}"
@@ -93,7 +93,7 @@ def lines(rows: Sequence[Row]) -> list[str]:
 
 
 def _line(row: Row, width: int) -> str:
-    """A stage; what does not apply to it is left blank."""
+    """Return a stage; what does not apply to it is left blank."""
     state = "done" if row.done else "to run"
     flops = f"{row.work.flops:.2e}" if row.work.flops else ""
     hours = f"{row.gpu_hours:,.1f}" if row.gpus else ""
@@ -162,7 +162,7 @@ def memory_lines(
 ) -> list[str]:
     """Memory of a GPU and of a node: a line for each kind of training, for scoring and for what a node needs.
 
-    A measured peak stands beside the planned one, with what it was measured on.
+    A measured peak is next to the planned one, with what it was measured on.
     """
     listed = []
     for kind, held in memories.items():
@@ -182,7 +182,7 @@ def memory_lines(
 
 
 def short(tokens: float) -> str:
-    """A number of tokens in three digits."""
+    """Return a number of tokens in three digits."""
     if not tokens:
         return ""
     rounded = float(f"{tokens:.3g}")
@@ -190,7 +190,7 @@ def short(tokens: float) -> str:
 
 
 def size(count: float) -> str:
-    """Bytes, for people."""
+    """Return bytes, for people."""
     for unit, worth in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
         if count >= worth:
             return f"{count / worth:.1f} {unit}"

@@ -1,4 +1,4 @@
-"""The share of a device's peak that a training reached."""
+"""The fraction of a device's peak that a training reached."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def render(
     frontier: Sequence[FrontierPoint] = (),
     hypotheses: Path | None = None,
 ) -> ReportPaths:
-    """Writes the files that the module names to `out`, each whole or not.
+    """Write the files that the module names to `out`, each whole or not.
 
     evaluations: of one target language, any number of budgets and seeds; base and SFT once or with every budget.
     stages: the records of stage.json files; `cells` in one says how many cells needed it.
@@ -57,7 +57,7 @@ def render(
     counts: what counts.json says of CT's blocks.
     frontier: every knob value of every method, on dev and test; written to frontier.csv and gaps.json.
     hypotheses: a file that is answered in place of the claims of claims.py.
-    Raises ValueError where checkpoints were not scored on the same items.
+    Raises ValueError if checkpoints were not scored on the same items.
     """
     from pipeline.report import choices as chosen_on_dev
     from pipeline.report import (
@@ -129,7 +129,7 @@ def _write_tables(found: Findings, paths: ReportPaths, out: Path) -> None:
 
 
 def _draw(found: Findings, folder: Path) -> None:
-    """The figures: curves (accuracy and bits beside each other), the trade-off, what was discarded, the slack."""
+    """Draw the figures: curves (accuracy next to bits), the trade-off, discarded parameters, slack."""
     from pipeline.report import chart_data, figures, page, results
 
     seen = page.picture(found, FIGURE_WIDTH)

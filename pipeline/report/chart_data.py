@@ -1,4 +1,4 @@
-"""What charts are drawn from: flat tables, one a chart, the same for the page and for figures. Pure."""
+"""The data of charts: flat tables, one per chart, the same for the page and for figures. Pure."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class Table:
     rows: Sequence[tuple[Value, ...]]
 
     def records(self) -> list[dict[str, Value]]:
-        """The rows as Vega reads them."""
+        """Return the rows as Vega reads them."""
         return [dict(zip(self.columns, row, strict=True)) for row in self.rows]
 
     def packed(self) -> dict[str, Any]:
-        """Columns of texts as numbers into a list of their values: what is said often is written once."""
+        """Encode columns of text as numbers into a list of their values, so that each text is stored once."""
         columns: list[dict[str, Any]] = []
         packed: list[list[Value]] = []
         for place, name in enumerate(self.columns):
@@ -52,12 +52,12 @@ def measure_id(measure: Measure) -> str:
 
 
 def all_measures(rows: Sequence[Row], target: str) -> list[Measure]:
-    """Those of the target language first, what sums a language up before single tasks."""
+    """Return those of the target language first, what sums a language up before single tasks."""
     return [measure for language in languages(rows, target) for measure in measures(rows, language)]
 
 
 def scores(rows: Sequence[Row], shown: Sequence[Measure]) -> Table:
-    """Every measure of every method at every budget: means over seeds, with each seed's value as text.
+    """Return every measure of every method at every budget: means over seeds, with each seed's value as text.
 
     tokens is 0 of what no budget changes.
     """
@@ -107,7 +107,7 @@ QUANTITIES = {  # of SFT's parameters, as discards have them
 
 
 def parts(discarded: Iterable[Discarded]) -> Table:
-    """What each merge discarded of SFT: of the whole model, of each layer and of each kind of module."""
+    """Return what each merge discarded of SFT: of the whole model, of each layer and of each kind of module."""
     table: list[tuple[Value, ...]] = []
     for merge in discarded:
         every = {("whole", "whole model"): merge.shares, **merge.parts}
@@ -119,7 +119,7 @@ def parts(discarded: Iterable[Discarded]) -> Table:
 
 
 def slack_sweep(rows: Sequence[Row], discarded: Sequence[Discarded], target: str) -> Table:
-    """Merges whose recipes differ in the slack alone, for every seed: their scores and what they lost, by slack.
+    """Merge whose recipes differ in the slack alone, for every seed: their scores and what they lost, by slack.
 
     group: the settings that they share, and how the slack is read; TIES without slack stands in the group of each
     reading. Groups of one slack say nothing and are left out.
@@ -127,7 +127,7 @@ def slack_sweep(rows: Sequence[Row], discarded: Sequence[Discarded], target: str
     plain: dict[str, list[Discarded]] = {}
     slacked: dict[tuple[str, str], list[Discarded]] = {}
     for merge in discarded:
-        each = [(merge.but_for_slack[seed], merge.reading[seed]) for seed in merge.but_for_slack]
+        each = [(merge.settings_except_slack[seed], merge.reading[seed]) for seed in merge.settings_except_slack]
         own = {(json.dumps(shared, sort_keys=True), json.dumps(reading, sort_keys=True)) for shared, reading in each}
         if len(own) == 1:  # else its seeds were tuned apart
             shared, reading = own.pop()
@@ -154,7 +154,7 @@ def slack_sweep(rows: Sequence[Row], discarded: Sequence[Discarded], target: str
 
 
 def _settings(shared: Mapping[str, Any]) -> dict[str, Any]:
-    """What tells groups of a slack sweep apart: density (one, or by model), and lambda or the norm that was given."""
+    """Return what distinguishes groups of a slack sweep: density (one, or by model), and lambda or the given norm."""
     densities = {name: model["density"] for name, model in shared["models"].items() if "density" in model}
     same = len(set(map(str, densities.values()))) == 1
     density = {"density": next(iter(densities.values()))} if same else {f"density {k}": v for k, v in densities.items()}
@@ -163,7 +163,7 @@ def _settings(shared: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def predictions(rows: Sequence[Row], target: str) -> Table:
-    """Of each task with a fixed set of labels: the share of answers that each label got, over all seeds."""
+    """Return, for each task with a fixed set of labels, the fraction of answers per label, over all seeds."""
     counts: dict[tuple[str, str, int], dict[str, float]] = {}
     for row in rows:
         if row.language == target and row.predictions is not None and (row.primary or row.metric == "acc"):
@@ -190,9 +190,9 @@ def differences(comparisons: Sequence[Comparison]) -> Table:
 
 
 def hours(stages: Sequence[Mapping[str, Any]]) -> Table:
-    """Hours by kind of stage, and what each would have cost more had no cell shared with another.
+    """Return hours by kind of stage, and the extra hours without sharing between cells.
 
-    A record's `cells` says how many cells needed the stage. A budget that continued a smaller one would have cost its
+    A record's `cells` counts the cells that needed the stage. A budget that resumed a smaller one would have cost its
     whole budget.
     """
     sums: dict[str, list[float]] = {}
@@ -212,9 +212,9 @@ def hours(stages: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def training(stages: Sequence[Mapping[str, Any]], target: str, name: str) -> Table:
-    """Bits per byte on dev while models trained, where that was measured. target, name: of the language.
+    """Return bits per byte on dev during trainings, if measured. target, name: of the language.
 
-    A record's `dev` has a line a measurement: `tokens` and, by language, `dev_bits_per_byte`.
+    A record's `dev` has one line per measurement: `tokens` and, by language, `dev_bits_per_byte`.
     """
     table: list[tuple[Value, ...]] = []
     for record in stages:
@@ -226,6 +226,6 @@ def training(stages: Sequence[Mapping[str, Any]], target: str, name: str) -> Tab
 
 
 def total_hours(table: Table) -> tuple[float, float]:
-    """Hours spent, and hours that sharing saved."""
+    """Return the hours spent, and the hours that sharing saved."""
     spent, saved = ([float(row[3] or 0) for row in table.rows if row[2] == what] for what in (SPENT, SAVED))
     return sum(spent), sum(saved)

@@ -1,4 +1,4 @@
-"""What the tune stages chose on dev."""
+"""The settings that the tune stages selected on dev."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from pipeline.report.records import Choice, mean
 
 @dataclass(frozen=True)
 class Chosen:
-    """The settings chosen for one merge, and how.
+    """The settings selected for one merge.
 
-    tries: among how many. metric: `acc` or `bits_per_byte`. score: theirs on dev, mean over the cells that were asked.
-    at_budget: the same at this budget alone, where cells of several were asked. leads: as in `Choice`.
+    tries: the number of trials. metric: `acc` or `bits_per_byte`. score: theirs on dev, mean over the cells that count.
+    at_budget: the same at this budget alone, if cells of several count. leads: as in `Choice`.
     """
 
     method: str
@@ -30,7 +30,7 @@ class Chosen:
 
 
 def read(choices: Iterable[Choice]) -> list[Chosen]:
-    """By method as they come, budget and seed."""
+    """Return the selections by method in their order, budget and seed."""
     import yaml
 
     chosen: list[Chosen] = []

@@ -1,4 +1,4 @@
-"""Audits of merges -> what each discarded of the SFT task vector. The shares are defined in merge/auditing.py."""
+"""Audits of merges -> what each discarded of the SFT task vector. merge/auditing.py defines the fractions."""
 
 from __future__ import annotations
 
@@ -33,7 +33,9 @@ class Shares:
 
 @dataclass(frozen=True)
 class PartShares:
-    """Of one layer, kind of module or whole model: lost and trimmed as in `Shares`; lost_top: of its top 5%."""
+    """Fractions of one layer, kind of module or whole model: lost and trimmed as in `Shares`; lost_top: of its top
+    5%.
+    """
 
     lost: float
     lost_top: float
@@ -45,7 +47,7 @@ class Discarded:
     """What one method discarded of the SFT task vector at one budget, mean over seeds.
 
     lost_top: by seed, the share of the top 5% that was lost in sign conflicts.
-    but_for_slack: by seed, all settings of the recipe that are not the slack's; equal ones leave a difference to it.
+    settings_except_slack: by seed, the recipe's other settings; if they are equal, slack makes the difference.
     reading: by seed, which slack it is (docs/explanation/slack.md): its settings that are not the default, or none.
     parts: by ("layer", its number) or ("module kind", its name).
     """
@@ -59,30 +61,30 @@ class Discarded:
     of_top: Mapping[str, Shares]
     norm_lost: float
     lost_top: Mapping[int, float]
-    but_for_slack: Mapping[int, Mapping[str, Any]]
+    settings_except_slack: Mapping[int, Mapping[str, Any]]
     reading: Mapping[int, Mapping[str, Any]]
     parts: Mapping[tuple[str, str], PartShares] = field(default_factory=dict)
 
     @property
     def shares(self) -> PartShares:
-        """Those of the whole model."""
+        """Return those of the whole model."""
         return PartShares(self.of_all.lost, self.of_top[TOP].lost, self.of_all.trimmed)
 
     @property
     def plain_ties(self) -> bool:
-        """Whether this is TIES, the slack at 0 or for nobody, and no control whose signs are drawn."""
-        models = [model for settings in self.but_for_slack.values() for model in settings["models"].values()]
+        """Return whether this is TIES, the slack at 0 or for nobody, and no control whose signs are drawn."""
+        models = [model for settings in self.settings_except_slack.values() for model in settings["models"].values()]
         drawn = any(model.get("random_signs") for model in models)
         return self.recipe_method in ("ties", "ties_sv") and not (self.slack > 0 and self.protects) and not drawn
 
     @property
     def slack_for_sft(self) -> bool:
-        """Whether this is TIES with slack that protects SFT alone."""
+        """Return whether this is TIES with slack that protects SFT alone."""
         return self.recipe_method in ("ties", "ties_sv") and self.slack > 0 and self.protects == (SFT,)
 
 
 def read(audits: Iterable[Audit]) -> list[Discarded]:
-    """By method as they come and budget.
+    """Return the discards by method in their order, and budget.
 
     A merge without task vectors (such as the weighted average) discards nothing and is left out, and so is one without
     CT, which no budget changes.
@@ -93,7 +95,7 @@ def read(audits: Iterable[Audit]) -> list[Discarded]:
         report = json.loads((audit.folder / "audit.json").read_text(encoding="utf-8"))
         order.setdefault(audit.method, len(order))
         if SFT in report["models"] and audit.ct_tokens:
-            report["but_for_slack"], report["reading"] = _settings(audit.folder / "merge.yml")
+            report["settings_except_slack"], report["reading"] = _settings(audit.folder / "merge.yml")
             grouped.setdefault((audit.method, audit.ct_tokens), {})[audit.seed] = report
     return [
         _discarded(method, budget, grouped[method, budget])
@@ -113,14 +115,16 @@ def _discarded(method: str, budget: int, by_seed: Mapping[int, dict[str, Any]]) 
         {top: _shares([model["top"][top] for model in models]) for top in TOPS},
         mean([model["norm_lost"] for model in models]),
         {seed: report["models"][SFT]["top"][TOP]["share_lost_in_conflict"] for seed, report in by_seed.items()},
-        {seed: report["but_for_slack"] for seed, report in by_seed.items()},
+        {seed: report["settings_except_slack"] for seed, report in by_seed.items()},
         {seed: report["reading"] for seed, report in by_seed.items()},
         _parts(list(by_seed.values())),
     )
 
 
 def _settings(recipe: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A recipe's settings without the slack's own and the folders, which differ by budget and seed; and its reading."""
+    """Return a recipe's settings without the slack's own and the folders, which differ by budget and seed; and its
+    reading.
+    """
     import yaml
 
     settings = yaml.safe_load(recipe.read_text(encoding="utf-8"))
@@ -139,7 +143,7 @@ def _settings(recipe: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _parts(reports: list[dict[str, Any]]) -> dict[tuple[str, str], PartShares]:
-    """Means over seeds of each layer and kind of module that all audits have."""
+    """Return means over seeds of each layer and kind of module that all audits have."""
     parts = {}
     for by, key in (("layer", "by_layer"), ("module kind", "by_kind")):
         for part in reports[0].get(key, {}):
@@ -151,7 +155,7 @@ def _parts(reports: list[dict[str, Any]]) -> dict[tuple[str, str], PartShares]:
 
 
 def recipe_methods(audits: Iterable[Audit]) -> dict[str, str]:
-    """By the merge, the `method` of its recipe."""
+    """Return the `method` of each merge's recipe."""
     first = {audit.method: audit.folder for audit in reversed(list(audits))}
     return {
         method: json.loads((folder / "audit.json").read_text(encoding="utf-8"))["method"]

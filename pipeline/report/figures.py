@@ -29,7 +29,7 @@ def javascript() -> str:
 
 
 def selected(chart: Chart, tables: Mapping[str, Table], choice: Mapping[str, Any], drawn: Mapping[str, Look]) -> Spec:
-    """A chart's spec with the data that a choice of the reader leaves, as the page's script selects them."""
+    """Return a chart's spec with the data that a choice of the reader leaves, as the page's script selects them."""
     spec = dict(chart.spec)
     names = {name for name in tables if f"'name': '{name}'" in str(spec)}
     spec["datasets"] = {
@@ -52,7 +52,7 @@ def _chosen(row: Mapping[str, Any], column: str, wanted: Any) -> bool:
 
 
 def write(spec: Spec, folder: Path, name: str) -> Path:
-    """Writes `<name>.svg`, `.pdf` and `.png`; returns the PNG's path. The same data give the same SVG and PNG."""
+    """Write `<name>.svg`, `.pdf` and `.png`; returns the PNG's path. The same data give the same SVG and PNG."""
     import vl_convert
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -65,7 +65,9 @@ def write(spec: Spec, folder: Path, name: str) -> Path:
 
 
 def _numbered(svg: str) -> str:
-    """An SVG whose gradients and clips are numbered from 0: Vega goes on counting from one picture to the next."""
+    """Return an SVG whose gradients and clips are numbered from 0: Vega counts on from one picture to the
+    next.
+    """
     numbers: dict[str, str] = {}
     return re.sub(
         r"\b(gradient_|clip)\d+\b", lambda found: numbers.setdefault(found[0], f"{found[1]}{len(numbers)}"), svg
@@ -73,7 +75,7 @@ def _numbered(svg: str) -> str:
 
 
 def beside(specs: Sequence[tuple[str, Spec]], how: str = "hconcat") -> Spec:
-    """Charts side by side under titles, as one figure, or below each other (vconcat). Each keeps its own data."""
+    """Join charts under titles into one figure, side by side or below each other (vconcat). Each keeps its own data."""
     placed: list[Spec] = []
     datasets: Spec = {}
     for number, (title, spec) in enumerate(specs):
@@ -85,7 +87,7 @@ def beside(specs: Sequence[tuple[str, Spec]], how: str = "hconcat") -> Spec:
 
 
 def _renamed(value: Any, names: Mapping[str, str]) -> Any:
-    """A spec that reads its data under other names."""
+    """Return a spec that reads its data under other names."""
     if isinstance(value, dict):
         if isinstance(value.get("data"), dict) and "name" in value["data"]:
             value = {**value, "data": {"name": names[value["data"]["name"]]}}

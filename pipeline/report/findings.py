@@ -137,8 +137,10 @@ def conflicts_grow(data: Data) -> Finding:
 
 def alike(first: Discarded, second: Discarded) -> bool:
     """Whether the recipes of every seed that both have differ in the slack at most."""
-    seeds = first.but_for_slack.keys() & second.but_for_slack.keys()
-    return bool(seeds) and all(first.but_for_slack[seed] == second.but_for_slack[seed] for seed in seeds)
+    seeds = first.settings_except_slack.keys() & second.settings_except_slack.keys()
+    return bool(seeds) and all(
+        first.settings_except_slack[seed] == second.settings_except_slack[seed] for seed in seeds
+    )
 
 
 def slack_keeps(data: Data) -> Finding:
@@ -186,7 +188,7 @@ def matched_pairs(data: Data, at_norm: bool = False) -> list[tuple[str, str, int
     def matched(first: Discarded, second: Discarded) -> bool:
         cells = ((merge.method, merge.ct_tokens) for merge in (first, second))
         seeds = set.intersection(*(data.evidence.seeds(*cell) for cell in cells))
-        both = [(first.but_for_slack.get(seed), second.but_for_slack.get(seed)) for seed in seeds]
+        both = [(first.settings_except_slack.get(seed), second.settings_except_slack.get(seed)) for seed in seeds]
         return bool(both) and all(a is not None and a == b and bool(a.get("norm")) == at_norm for a, b in both)
 
     plain = [merge for merge in data.discarded if merge.plain_ties]

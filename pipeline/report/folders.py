@@ -18,9 +18,9 @@ GIVEN = "lm-eval"
 
 
 def report(folders: Sequence[Path], out: Path | None = None) -> ReportPaths:
-    """Writes a report over the folders to `out`.
+    """Write a report over the folders to `out`.
 
-    Left out: one report of ours is written anew where it lies, anything else goes to `report`. Raises BadInput.
+    Left out: one report of ours is written again where it lies, anything else goes to `report`. Raises BadInput.
     """
     ours, theirs = {}, []
     for folder in folders:
@@ -31,7 +31,10 @@ def report(folders: Sequence[Path], out: Path | None = None) -> ReportPaths:
             title = found.subject.title if found.subject.title not in ours else str(folder)
             ours[title] = found
     if ours and theirs:
-        raise BadInput("folders of lm-eval answer other items than ours do: give the ones or the others")
+        raise BadInput(
+            "report: cannot compare lm-eval folders with slackmerge reports, as they score different "
+            "items. Pass one kind."
+        )
     try:
         if theirs:
             return _of_lm_eval(theirs, out or Path("report"))
@@ -55,4 +58,4 @@ def _of_lm_eval(folders: Sequence[Path], out: Path) -> ReportPaths:
             return report.render(evaluations, [], [], [], out, subject)
         except ValueError:  # it names a file that lies aside
             named = ", ".join(map(str, folders))
-            raise BadInput(f"{named}: not the same items were scored; score them by the same tasks and limit") from None
+            raise BadInput(f"{named}: their scored items differ. Score them with the same tasks and limit.") from None

@@ -88,7 +88,7 @@ class Gap:
 
     @property
     def slipped(self) -> bool:
-        """Whether matching failed: the methods are not at equal bits on test."""
+        """Return whether matching failed: the methods are not at equal bits on test."""
         return self.slip is not None and abs(self.slip.value) > LARGEST_SLIP + ROUNDING
 
 
@@ -107,7 +107,8 @@ class Match(NamedTuple):
 
 
 def hat_weights(bits: ArrayLike, low: float, high: float) -> Floats:
-    """The weights that make the mean over [low, high] of the straight lines through (bits, values) from the values.
+    """Return the weights that make the mean over [low, high] of the straight lines through (bits, values) from the
+    values.
 
     At low = high: the value there. Points of equal bits share the weight of their mean.
     """
@@ -121,7 +122,7 @@ def hat_weights(bits: ArrayLike, low: float, high: float) -> Floats:
 
 
 def gap_terms(first: Weights, second: Weights, price: float = PRICE, family: str | None = None) -> list[Term]:
-    """The utility (accuracy minus price times bits) of some weighted cells minus that of others, as one sum.
+    """Return the utility (accuracy minus price times bits) of some weighted cells minus that of others, as one sum.
 
     The bits correct for what matching missed: at equal bits they cancel.
     """
@@ -131,12 +132,12 @@ def gap_terms(first: Weights, second: Weights, price: float = PRICE, family: str
 
 
 def slip_terms(first: Weights, second: Weights) -> list[Term]:
-    """The bits of some weighted cells minus those of others."""
+    """Return the bits of some weighted cells minus those of others."""
     return [("bits", None, cell, way * weight) for side, way in ((first, 1.0), (second, -1.0)) for cell, weight in side]
 
 
 def knob_text(settings: Mapping[str, Any]) -> str:
-    """`\u03bb 1.5`, `rate 5e-4`: the same for `5e-4`, which YAML reads as text, and 0.0005."""
+    """Format a knob value, as `λ 1.5` or `rate 5e-4`: equal for `5e-4`, which YAML reads as text, and 0.0005."""
     return ", ".join(f"{KNOBS.get(key, key)} {_number(settings[key])}" for key in sorted(settings))
 
 
@@ -152,12 +153,12 @@ def _number(value: Any) -> str:
 
 
 def cell_of(method: str, ct_tokens: int, settings: Mapping[str, Any]) -> Cell:
-    """The name that Evidence has for a knob value of a method."""
+    """Return the name that Evidence has for a knob value of a method."""
     return f"{method} ({knob_text(settings)})", ct_tokens
 
 
 def on_test(points: Iterable[FrontierPoint]) -> list[Evaluation]:
-    """The test scores of points, by the names of `cell_of`."""
+    """Return the test scores of points, by the names of `cell_of`."""
     return [Evaluation(*cell_of(p.method, p.ct_tokens, p.settings), p.seed, p.folder) for p in points]
 
 
@@ -178,7 +179,7 @@ class Frontiers:
 
     @cached_property
     def methods(self) -> list[str]:
-        """Methods with a frontier: those that train, then merges."""
+        """List methods with a frontier: those that train, then merges."""
         return methods_in_order(method for method, _ in self._cells)
 
     @cached_property
@@ -187,17 +188,17 @@ class Frontiers:
         return sorted({budget for _, budget in self._cells})
 
     def cells(self, method: str, ct_tokens: int) -> dict[str, Cell]:
-        """By the text of a knob value: its cell."""
+        """Return the cells by the text of their knob value."""
         return self._cells.get((method, ct_tokens), {})
 
     def seeds(self, cells: Iterable[Cell], among: Collection[int] | None = None) -> frozenset[int]:
-        """The seeds that all of these cells have, on dev and on test."""
+        """Return the seeds that all of these cells have, on dev and on test."""
         every = [evidence.seeds(*cell) for cell in cells for evidence in (self.dev, self.test)]
         shared = set.intersection(*every) if every else set()
         return frozenset(shared if among is None else shared.intersection(among))
 
     def curve(self, method: str, ct_tokens: int, seeds: Collection[int]) -> list[Knob]:
-        """The points of a method on dev, by ascending bits; empty where accuracy or bits were not measured."""
+        """Return the points of a method on dev, by ascending bits; empty where accuracy or bits were not measured."""
         points = []
         for text, cell in self.cells(method, ct_tokens).items():
             bits, accuracy = (self.dev.combination([(kind, None, cell, 1.0)], seeds) for kind in ("bits", "accuracy"))
@@ -210,7 +211,7 @@ class Frontiers:
         )
 
     def _dominates(self, rival: Knob, point: Knob, seeds: Collection[int]) -> bool:
-        """Whether the rival has no more bits and is more accurate by two paired standard errors, all on dev."""
+        """Return whether the rival has no more bits and is more accurate by two paired standard errors, all on dev."""
         if rival.bits > point.bits or rival.accuracy <= point.accuracy:
             return False
         terms: list[Term] = [("accuracy", None, rival.cell, 1.0), ("accuracy", None, point.cell, -1.0)]
@@ -218,7 +219,7 @@ class Frontiers:
         return difference is not None and difference.value > PRUNED_ERRORS * difference.error
 
     def match(self, first: str, second: str, ct_tokens: int, among: Collection[int] | None = None) -> Match | str:
-        """Two curves and their window, or what is missing."""
+        """Return two curves and their window, or what is missing."""
         sides = [self.cells(method, ct_tokens) for method in (first, second)]
         if not all(sides):
             return "It takes scores of every knob value of both methods, on dev and on test (eval.frontier=all)."
@@ -234,7 +235,9 @@ class Frontiers:
         return Match(curves[0], curves[1], seeds, (low, high))
 
     def weights(self, match: Match, low: float, high: float) -> tuple[dict[Knob, float], dict[Knob, float]]:
-        """The weights of each curve's points for the mean over [low, high]; points without weight are left out."""
+        """Return the weights of each curve's points for the mean over [low, high]; points without weight are left
+        out.
+        """
 
         def of(curve: Sequence[Knob]) -> dict[Knob, float]:
             kept = [point for point in curve if not point.pruned]
@@ -278,7 +281,7 @@ class Frontiers:
         )
 
     def along(self, first: str, second: str, ct_tokens: int, steps: int = 24) -> list[tuple[float, Estimate]]:
-        """The gap at single bits over the window: at equal steps, and at every knob value in it."""
+        """Return the gap at single bits over the window: at equal steps, and at every knob value in it."""
         match = self.match(first, second, ct_tokens)
         if isinstance(match, str) or not match.shares_bits:
             return []
@@ -292,9 +295,10 @@ class Frontiers:
         return found
 
     def matching(self, first: str, second: str, ct_tokens: int) -> dict[str, float | None]:
-        """By knob value of one method: that of the other with the same bits on dev, by which a next run can be matched.
+        """Return, by knob value of one method, the other's value with the same bits on dev, to match them in a next
+        run.
 
-        None where the other's values do not reach. Empty where its knob is not one number.
+        None if the other's values do not reach. Empty where its knob is not one number.
         """
         match = self.match(first, second, ct_tokens)
         if isinstance(match, str):
@@ -331,7 +335,7 @@ class Frontiers:
 
 
 def by_cell(side: Mapping[Knob, float]) -> list[tuple[Cell, float]]:
-    """The weights of points by the names that Evidence has for them."""
+    """Return the weights of points by the names that Evidence has for them."""
     return [(point.cell, weight) for point, weight in side.items()]
 
 
@@ -355,9 +359,9 @@ def price_of_tie(accuracy: Estimate, bits: Estimate, both: Estimate, freedom: fl
 
 
 def matching_value(values: Sequence[float], bits: Sequence[float], target: float) -> float | None:
-    """The knob value that has these bits, on straight lines between measured ones; of several, the largest.
+    """Return the knob value that has these bits, on straight lines between measured ones; of several, the largest.
 
-    None where the measured values do not reach the bits.
+    None if the measured values do not reach the bits.
     """
     found = []
     for (x, at_x), (y, at_y) in pairwise(sorted(zip(values, bits, strict=True))):
@@ -367,7 +371,9 @@ def matching_value(values: Sequence[float], bits: Sequence[float], target: float
 
 
 def pairs(methods: Sequence[str], asked: Iterable[tuple[str, str]] = ()) -> list[tuple[str, str]]:
-    """The pairs whose gaps are shown: those that hypotheses ask about, then every other method minus CT-then-SFT."""
+    """Return the pairs whose gaps are shown: those that hypotheses ask about, then every other method minus
+    CT-then-SFT.
+    """
     found = [pair for pair in dict.fromkeys(asked) if set(pair) <= set(methods)]
     for method in methods:
         rest, _, name = method.rpartition("/")

@@ -2,7 +2,7 @@
 
 The gates were stated beforehand. Pure.
 
-They are asked of whatever split was scored: `experiment=gates` scores dev, so that no test item has a say in the choice
+They apply to the scored split: `experiment=gates` scores dev, so that no test item has a say in the choice
 of a base.
 """
 
@@ -37,7 +37,7 @@ class Gate:
 
 
 def gates(rows: Sequence[Row], target: str) -> list[Gate]:
-    """The answers, means over seeds; empty where target_sft was not scored."""
+    """Return the answers, means over seeds; empty where target_sft was not scored."""
     scores: dict[tuple[str, str, str, int], list[float]] = {}
     for row in rows:
         if row.primary and row.metric.startswith("acc") and row.family != "mean":
@@ -61,12 +61,12 @@ def gates(rows: Sequence[Row], target: str) -> list[Gate]:
 
 
 def as_json(answers: Sequence[Gate]) -> list[dict[str, Any]]:
-    """The rows of gates.json."""
+    """Return the rows of gates.json."""
     return [asdict(gate) | {"passed": gate.passed} for gate in answers]
 
 
 def in_words(answers: Sequence[Gate]) -> list[str]:
-    """A line a gate, for a terminal."""
+    """Return one line per gate, for a terminal."""
     return [
         f"  gate {gate.kind} ({gate.family}): {gate.value:.3f}, wanted {gate.threshold:.2f}: "
         f"{'passed' if gate.passed else 'FAILED'}"

@@ -14,12 +14,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
+from common.choices import suggestion
 from common.errors import BadInput
 from common.parsing import read_plain_yaml
 from common.places import ROOT
 from common.units import format_tokens, parse_tokens
 from pipeline.config.fields import Section, Seed, Tokens
-from pipeline.config.messages import one_line, suggestion
+from pipeline.config.messages import one_line
 from pipeline.report.frontier import PRICE
 
 FOLDER = "hypotheses"
@@ -104,9 +105,9 @@ class ContrastHypothesis(Hypothesis):
     @model_validator(mode="after")
     def kind_has_its_type(self) -> ContrastHypothesis:
         if self.type == "count" and self.kind != "lost_top_share":
-            raise ValueError(f"kind={self.kind}: it is measured on items; set type=contrast")
+            raise ValueError(f"kind={self.kind}: is measured on items. Set type=contrast.")
         if self.kind == "lost_top_share" and (self.family or any(term.knob for term in self.terms)):
-            raise ValueError("kind=lost_top_share: it is counted once per merge; leave out family and knob")
+            raise ValueError("kind=lost_top_share: is counted once per merge. Leave out family and knob.")
         return self
 
 
@@ -120,7 +121,7 @@ TYPES: dict[str, type[AnyHypothesis]] = {
 
 
 def find(experiment: str) -> Path | None:
-    """The file of an experiment, in the working folder or in the clone; None where there is none."""
+    """The file of an experiment, in the working folder or in the clone; None if there is none."""
     if not re.fullmatch(r"[\w. -]+", experiment):
         return None
     name = f"{experiment}.yaml"
@@ -131,11 +132,11 @@ def read(path: Path) -> list[AnyHypothesis]:
     """The hypotheses of a file. Raises BadInput that names the entry and the key."""
     found = [_parsed(entry, _named(path, place, entry)) for place, entry in enumerate(entries(path), start=1)]
     if twice := [name for name, count in Counter(one.id for one in found).items() if count > 1]:
-        raise BadInput(f"{path}: the id {twice[0]} is given twice; give every hypothesis an id of its own")
+        raise BadInput(f"{path}: two hypotheses have the id {twice[0]}. Rename one of them.")
     if (primary := sum(one.role == "primary" for one in found)) > MOST_PRIMARY:
         raise BadInput(
-            f"{path}: {primary} hypotheses have role=primary; at most {MOST_PRIMARY} may, so set role=secondary for "
-            "the others"
+            f"{path}: at most {MOST_PRIMARY} hypotheses may have role=primary, got {primary}. Set role=secondary for "
+            "the others."
         )
     return found
 
@@ -144,7 +145,7 @@ def entries(path: Path) -> list[Any]:
     """The entries of a file, as they are written."""
     listed = read_plain_yaml(path, "a list of hypotheses")
     if not isinstance(listed, list) or not listed:
-        raise BadInput(f"{path}: expected a list of hypotheses, each with id, statement, type, expected and margin")
+        raise BadInput(f"{path}: expected a list of hypotheses, each with id, statement, type, expected and margin.")
     return listed
 
 
@@ -179,12 +180,12 @@ def _named(path: Path, place: int, entry: Any) -> str:
 
 def _parsed(entry: Any, where: str) -> AnyHypothesis:
     if not isinstance(entry, dict):
-        raise BadInput(f"{where}: expected keys such as id and statement, got {entry!r}")
+        raise BadInput(f"{where}: expected keys such as id and statement, got {entry!r}.")
     given = entry.get("type")
     if given is None:
-        raise BadInput(f"{where}: type is missing; choose {', '.join(TYPES)}")
+        raise BadInput(f"{where}: type is missing. Choose {', '.join(TYPES)}.")
     if not isinstance(given, str) or given not in TYPES:
-        raise BadInput(f"{where}: type={given}: {suggestion(str(given), list(TYPES))}")
+        raise BadInput(f"{where}: type={given}: no such type. {suggestion(str(given), list(TYPES))}")
     try:
         return TYPES[given].model_validate(entry)
     except ValidationError as error:

@@ -56,11 +56,11 @@ class Estimate:
 
     @property
     def negated(self) -> Estimate:
-        """The same difference the other way round."""
+        """Return the same difference the other way round."""
         return replace(self, value=-self.value, low=-self.high, high=-self.low)
 
     def at(self, level: float) -> Estimate:
-        """The same difference with the interval and the MDE of another level of significance."""
+        """Return the same difference with the interval and the MDE of another level of significance."""
         if self.error == inf:
             return self
         half = quantile(1 - level / 2, self.freedom)
@@ -68,7 +68,7 @@ class Estimate:
         return replace(self, low=self.value - half * self.error, high=self.value + half * self.error, mde=mde)
 
     def p_above(self, threshold: float) -> float:
-        """Two-sided p-value of a true difference of at most `threshold`: twice the one-sided."""
+        """Return two-sided p-value of a true difference of at most `threshold`: twice the one-sided."""
         if self.error == 0:
             return float(self.value <= threshold + ROUNDING)
         return 1.0 if self.error == inf else min(1.0, 2 * below((threshold - self.value) / self.error, self.freedom))
@@ -79,7 +79,7 @@ class Estimate:
 
 
 def crossed(values: ArrayLike, influences: ArrayLike, n: int, least_error: float = 0.0) -> Estimate:
-    """The mean over seeds of a statistic, for other seeds and other documents.
+    """Return the mean over seeds of a statistic, for other seeds and other documents.
 
     values: (seeds,). influences: (seeds, documents), how much each document moves a seed's value, summing to 0 over
     documents; no documents (seeds, 0) for what is counted and not sampled. With one seed the interval speaks of other
@@ -115,14 +115,14 @@ def _freedom(
 
 
 def quantile(p: float, freedom: float) -> float:
-    """Of Student's t; of the normal distribution where the degrees of freedom are infinite."""
+    """Return a quantile of Student's t; of the normal distribution for infinite degrees of freedom."""
     from scipy import special  # scipy.stats would give the same numbers, and take a second to import
 
     return float(special.ndtri(p) if freedom == inf else special.stdtrit(freedom, p))
 
 
 def below(x: float, freedom: float) -> float:
-    """The probability that Student's t is below x."""
+    """Return the probability that Student's t is below x."""
     from scipy import special
 
     return float(special.ndtr(x) if freedom == inf else special.stdtr(freedom, x))
@@ -143,7 +143,8 @@ def holm(ps: Sequence[float]) -> list[float]:
 
 
 def levels(ps: Sequence[float]) -> list[float]:
-    """The level of each claim's interval by Holm: that of its step; those after the step that stops share its level.
+    """Return the level of each claim's interval by Holm: that of its step; those after the step that stops share its
+    level.
 
     A claim whose p is below its level has a p, adjusted by Holm, below LEVEL.
     """
@@ -158,13 +159,13 @@ def levels(ps: Sequence[float]) -> list[float]:
 
 
 def verdict(estimate: Estimate, margin: float, p_adjusted: float, least_seeds: int = 2) -> Verdict:
-    """Of the claim that a difference is above 0, where less than `margin` either way would not matter.
+    """Decide the claim that a difference is above 0; differences within `margin` do not matter (an equivalence
+    margin).
 
     equivalent: the interval lies inside the margin. supported: above 0, by the p-value adjusted for all claims.
     contradicted: the interval lies below 0. ruled out: the interval excludes a gain as large as the margin.
-    inconclusive: none of these, and always with fewer seeds than least_seeds (1 if two checkpoints are compared and
-    not two methods). The interval is that of a single claim: of many verdicts that rest on it, some are wrong by
-    chance.
+    inconclusive: none of these, and always with fewer seeds than least_seeds (1 if two checkpoints are compared and not
+    two methods). The interval is that of a single claim: of many verdicts that rest on it, some are wrong by chance.
     """
     if estimate.seeds < least_seeds:
         return "inconclusive"

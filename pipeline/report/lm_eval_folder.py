@@ -102,19 +102,21 @@ class Metrics:
         return cls(listed, results.get("higher_is_better", {}).get(task, {}))
 
     def is_mean(self, name: str) -> bool:
-        """Whether a task's score is the mean over its items: perplexity, F1 and the like are not."""
+        """Return whether a task's score is the mean over its items: perplexity, F1 and the like are not."""
         stated = self._entry(name).get("aggregation")
         return name not in NO_MEANS if stated is None else stated in MEANS
 
     def is_lower_better(self, name: str) -> bool:
-        """Whether lower is better, as an error rate."""
+        """Return whether lower is better, as an error rate."""
         return is_lower_better(name, self.higher.get(name, self._entry(name).get("higher_is_better")))
 
     def _entry(self, name: str) -> Mapping[str, Any]:
         return self.listed.get(name) or {}
 
     def names(self, row: Mapping[str, Any]) -> list[str]:
-        """The metrics of a sample; where it does not list them, those of the results, else whatever has a number."""
+        """Return the metrics of a sample; where it does not list them, those of the results, else whatever has a
+        number.
+        """
         if (own := row.get("metrics")) is not None:
             return list(own)
         known = [name for name in (self.listed or self.higher) if name in row]
@@ -122,32 +124,32 @@ class Metrics:
 
 
 def is_one(folder: Path) -> bool:
-    """Whether results of lm-eval lie in it, in a folder of a model in it, or in folders of runs in it."""
+    """Return whether results of lm-eval lie in it, in a folder of a model in it, or in folders of runs in it."""
     return bool(_models(folder))
 
 
 def _models(folder: Path) -> list[Path]:
-    """The folders of its models: itself, or those in it."""
+    """Return the folders of its models: itself, or those in it."""
     places = (place for depth in DEPTHS for place in (sorted(folder.glob(depth)) if depth else [folder]))
     return [place for place in places if _runs(place)]
 
 
 def _runs(place: Path) -> list[Path]:
-    """The files of results in a folder of a model, the newest last."""
+    """Return the files of results in a folder of a model, the newest last."""
     found = [path for path in place.glob("*.json") if RESULTS.match(path.name) or path.name.startswith("results_")]
     return sorted(found, key=lambda path: (_date(path), path.name))
 
 
 def read(folder: Path, out: Path) -> list[Evaluation]:
-    """The evaluations of `scored`, without what tells models of one name apart."""
+    """Return the evaluations of `scored`, without what tells models of one name apart."""
     return [one.evaluation for one in scored(folder, out)]
 
 
 def scored(folder: Path, out: Path) -> list[Scored]:
-    """Writes each model's newest results as scores.jsonl and samples.jsonl, a folder a model in `out`.
+    """Write each model's newest results as scores.jsonl and samples.jsonl, one folder per model in `out`.
 
     Of several runs, each task is read from the newest that scored it, with what that run states of its metrics.
-    Raises BadInput where samples were not logged, or are not as lm-eval writes them.
+    Raises BadInput if samples were not logged, or are not as lm-eval writes them.
     """
     found = []
     for place in _models(folder):
@@ -157,13 +159,13 @@ def scored(folder: Path, out: Path) -> list[Scored]:
             if match := SAMPLES.search(path.name):
                 newest[match["task"]] = path, match["date"]  # names end in the date, so that the last is the newest
         if not newest:
-            raise BadInput(f"{place}: no samples_*.jsonl; run lm-eval with --log_samples")
+            raise BadInput(f"{place}: has no samples_*.jsonl. Run lm-eval with --log_samples.")
         model = str(results[-1][1].get("model_name") or place.name).rstrip("/")
         parts = tuple(part for part in re.split(r"/+", model) if part not in ("", "."))
         name = parts[-1] if parts else place.name
         for word in (*parts, *newest):
             if not word.isprintable():  # a picture cannot hold it
-                raise BadInput(f"{place}: {word!r} is no name of a model or task; name it in letters")
+                raise BadInput(f"{place}: the name of a model or task must contain letters, got {word!r}. Rename it.")
         tasks = {task: (path, Metrics.of(_run(results, date, task), task)) for task, (path, date) in newest.items()}
         evaluation = Evaluation(name, 0, 0, _write(tasks, out / str(len(list(out.glob("*"))))))
         above = place if place == folder else place.parent  # a folder of a model is named by the model
@@ -178,7 +180,7 @@ def _date(path: Path) -> str:
 
 
 def _run(results: Sequence[tuple[str, Results]], date: str, task: str) -> Results:
-    """The results of the run that wrote a task's samples, else the newest that states something of the task."""
+    """Return the results of the run that wrote a task's samples, else the newest that states something of the task."""
     for other, run in results:
         if other == date:
             return run
@@ -186,9 +188,9 @@ def _run(results: Sequence[tuple[str, Results]], date: str, task: str) -> Result
 
 
 def apart(found: Sequence[Scored]) -> list[Evaluation]:
-    """Evaluations of models of one name under the part of their paths that tells them apart: `a/step-500`.
+    """Name evaluations of models of one name by the part of their paths that differs: `a/step-500`.
 
-    Raises BadInput for one place that was given twice.
+    Raises BadInput for a folder that was given twice.
     """
     names = [_apart(one, [other for other in found if other is not one]) for one in found]
     if len(set(names)) < len(names):
@@ -200,13 +202,15 @@ def apart(found: Sequence[Scored]) -> list[Evaluation]:
 
 
 def _apart(one: Scored, others: Sequence[Scored]) -> str:
-    """A model's name, with the last part of its path that no other model of the name has there, if there are others."""
+    """Return a model's name, with the last part of its path that no other model of the name has there, if there are
+    others.
+    """
     name = one.evaluation.method
     same = [other.parts for other in others if other.evaluation.method == name]
     if not same:
         return name
     if one.parts in same:
-        raise BadInput(f"{name}: the same model twice, of one folder. Give each folder of lm-eval once.")
+        raise BadInput(f"{name}: a folder of lm-eval is given twice. Pass each folder once.")
     places = range(2, len(one.parts) + 1)
     part = next((one.parts[-n] for n in places if all(other[-n:][:1] != one.parts[-n:][:1] for other in same)), None)
     return f"{part}/{name}" if part else "/".join(one.parts)
@@ -227,16 +231,19 @@ def _write(tasks: Mapping[str, tuple[Path, Metrics]], folder: Path) -> Path:
 
 
 def _rows(path: Path) -> list[Record]:
-    """The lines of samples_*.jsonl. Raises BadInput that names file and line."""
+    """Return the lines of samples_*.jsonl. Raises BadInput that names file and line."""
     with path.open("rb") as file:
         rows = [parse_json(line, f"{path} line {number}", Row) for number, line in enumerate(file, start=1)]
     if not rows:
-        raise BadInput(f"{path}: empty; run lm-eval again with --log_samples")
+        raise BadInput(f"{path}: is empty. Run lm-eval again with --log_samples.")
     return rows
 
 
 def _of_first_filter(rows: Sequence[Record]) -> Iterator[Record]:
-    """Each document once. Of several filters the first counts; lm-eval writes its documents before those of others."""
+    """Yield each document once.
+
+    Of several filters the first counts; lm-eval writes its documents before those of others.
+    """
     seen = set()
     for row in rows:
         if row.get("filter") == rows[0].get("filter") and (row["doc_id"] not in seen or "filter" in row):
@@ -245,18 +252,18 @@ def _of_first_filter(rows: Sequence[Record]) -> Iterator[Record]:
 
 
 def _hash(row: Mapping[str, Any]) -> str:
-    """The hash of a document: lm-eval's own, or made as lm-eval makes it."""
+    """Return the hash of a document: lm-eval's own, or made as lm-eval makes it."""
     own = row.get("doc_hash") or json.dumps(row.get("doc", row["doc_id"]), indent=2, ensure_ascii=False)
     return str(own) if "doc_hash" in row else hashlib.sha256(own.encode()).hexdigest()
 
 
 def _is_number(value: Any) -> bool:
-    """Whether it can be added up: NaN and infinity cannot."""
+    """Return whether it can be added up: NaN and infinity cannot."""
     return isinstance(value, int | float) and abs(value) < LARGEST
 
 
 def _task(task: str, rows: Sequence[Record], path: Path, metrics: Metrics) -> tuple[list[Record], list[Record]]:
-    """A record a metric that is the mean of a number for each item, and the samples of the first of them.
+    """Return one record per metric that is the mean of a number for each item, and the samples of the first of them.
 
     The first of those that are better the higher they are, where there are some.
     """
@@ -272,7 +279,7 @@ def _task(task: str, rows: Sequence[Record], path: Path, metrics: Metrics) -> tu
     numbers = [name for name in names if metrics.is_mean(name) and all(_is_number(row.get(name)) for row in rows)]
     if not numbers:
         there = ", ".join(names) or "none"
-        raise BadInput(f"{path}: no metric of {task} is the mean of a number for each item (it has {there})")
+        raise BadInput(f"{path}: no metric of {task} is a mean over items, got {there}. Score it with such a metric.")
     lower = [name for name in numbers if metrics.is_lower_better(name)]
     first = next((name for name in numbers if name not in lower), numbers[0])
     records = []
@@ -289,11 +296,11 @@ def _task(task: str, rows: Sequence[Record], path: Path, metrics: Metrics) -> tu
 def _bits(
     base: Record, heads: Sequence[Record], rows: Sequence[Record], path: Path
 ) -> tuple[list[Record], list[Record]]:
-    """Bits per byte of a task of text."""
+    """Return bits per byte of a task of text."""
     for row in rows:
         pair = row.get(BITS)
         if not (isinstance(pair, list) and len(pair) == 2 and all(map(_is_number, pair)) and pair[1] > 0):
-            raise BadInput(f"{path}: {BITS} of doc_id {row['doc_id']} is not a log-likelihood and a number of bytes")
+            raise BadInput(f"{path}: {BITS} of doc_id {row['doc_id']} must be a log-likelihood and a number of bytes.")
     pairs = [(-float(row[BITS][0]) / log(2), float(row[BITS][1])) for row in rows]  # log-likelihood, bytes
     bits, size = zip(*pairs, strict=True)
     low, high = ratio_interval(bits, size)
@@ -303,6 +310,6 @@ def _bits(
 
 
 def _chance(rows: Iterable[Record], error: bool) -> float | None:
-    """The mean of 1 / number of choices; None where answers were written and not chosen, and of errors."""
+    """Return the mean of 1 / number of choices; None if answers were written and not chosen, and of errors."""
     counts = [len(row["resps"]) for row in rows]
     return sum(1 / count for count in counts) / len(counts) if min(counts) > 1 and not error else None

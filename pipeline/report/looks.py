@@ -1,6 +1,6 @@
 """How methods look: a colour a family of methods, a dash and a shape a member, the same in the page and in figures.
 
-Colours are those of Okabe and Ito, which most colour-blind people can tell apart; nothing is told by colour alone.
+Colours are those of Okabe and Ito, which most colour-blind people can tell apart; nothing is shown by colour alone.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Look:
 
 
 def looks(methods: Iterable[str], recipes: Mapping[str, str]) -> dict[str, Look]:
-    """A look for each method. recipes: by the merge, what its recipe's `method` is, as far as that is known."""
+    """Return a look for each method. recipes: by the merge, what its recipe's `method` is, as far as that is known."""
     order = methods_in_order(methods)
     titles = labels(order)
     families: dict[str, list[str]] = {}
@@ -57,7 +57,7 @@ def looks(methods: Iterable[str], recipes: Mapping[str, str]) -> dict[str, Look]
 
 
 def family_of(method: str, recipes: Mapping[str, str]) -> str:
-    """The family of a method: that of its recipe, else of the longest method that its name begins with."""
+    """Return the family of a method: that of its recipe, else of the longest method that its name begins with."""
     name = method.rpartition("/")[2]  # of several reports beside each other
     if name in ARMS:
         return TRAINED
@@ -69,9 +69,10 @@ def family_of(method: str, recipes: Mapping[str, str]) -> str:
 
 
 def shown_first(drawn: Mapping[str, Look]) -> list[str]:
-    """What a page shows before anybody chose: models without CT, CT, CT-then-SFT, the upper bound, a merge a family.
+    """List the methods that a page shows first: models without CT, CT, CT-then-SFT, the upper bound, one merge per
+    family.
 
-    Of a family it is the first merge; no score plays a part in it.
+    Of a family it is the first merge; scores play no part.
     """
     trained = [method for method in ("base", "sft", "ct", "ct_then_sft", "target_sft") if method in drawn]
     first: dict[str, str] = {}

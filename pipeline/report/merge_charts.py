@@ -12,7 +12,7 @@ HOURS = ("#0072B2", "#b8c4d0")
 
 
 def heat(parts: Sequence[str], width: int | None = None) -> Chart:
-    """What one merge discarded, a row a part of the model and a column a budget. parts: from top to bottom."""
+    """What one merge discarded, one row per part of the model and one column per budget. parts: from top to bottom."""
     spec = {
         "data": {"name": "parts"},
         "params": [{"name": "quantity", "value": "lost_top"}],
@@ -48,7 +48,7 @@ def heat(parts: Sequence[str], width: int | None = None) -> Chart:
 
 
 def slack(slacks: Sequence[str], budgets: Sequence[int], width: int | None = None) -> Chart:
-    """One number against the slack, a line a budget, among merges that differ in the slack alone."""
+    """One number against the slack, one line per budget, among merges that differ in the slack alone."""
     order = [format_tokens(budget) for budget in budgets]
     spec = {
         "data": {"name": "slack"},
@@ -88,7 +88,7 @@ def slack(slacks: Sequence[str], budgets: Sequence[int], width: int | None = Non
 
 
 def training(languages: Sequence[str], width: int | None = None) -> Chart:
-    """Bits per byte on dev against the tokens of a training: a line a stage, a colour and a dash a language."""
+    """Bits per byte on dev against the tokens of a training: one line per stage, a colour and a dash a language."""
     by_language: Spec = {"field": "language", "type": "nominal", "sort": list(languages)}
     spec = {
         "data": {"name": "training"},

@@ -97,7 +97,7 @@ def distinct(values: Any) -> list[Any]:
 
 
 def settings_text(settings: Mapping[str, Any]) -> str:
-    """Chosen settings in one line, the method aside (its name is in the table already)."""
+    """Chosen settings as one line, without the method (its name is in the table already)."""
     return ", ".join(f"{key} = {value}" for key, value in settings.items() if key != "method")
 
 

@@ -69,7 +69,7 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """`better`, `worse` or `equivalent` where the run can tell, else `inconclusive`."""
+        """Return `better`, `worse` or `equivalent` if the run can decide it, else `inconclusive`."""
         gain = self.difference.negated if self.kind in LOWER_IS_BETTER else self.difference
         margin = MARGINS[self.kind]
         sides = [verdict(side, margin, self.p_adjusted, self.least_seeds) for side in (gain, gain.negated)]
@@ -114,26 +114,26 @@ class Evidence:
 
     @cached_property
     def families(self) -> list[str]:
-        """The families of tasks that accuracies are measured on."""
+        """Return the families of tasks that accuracies are measured on."""
         checkpoint = next(iter(self.folders), None)
         kinds = self._of(*checkpoint) if checkpoint else {}
         return sorted(family for kind, family in kinds if kind == "accuracy" and family is not None)
 
     @cached_property
     def merges(self) -> list[str]:
-        """The methods that are merges and no arm that trains, in their order."""
+        """Return the methods that are merges and no arm that trains, in their order."""
         return list(dict.fromkeys(method for method, _, _ in self.folders if method not in ARMS))
 
     def has(self, method: str, budget: int) -> bool:
-        """Whether there is a checkpoint of this method at this budget."""
+        """Return whether there is a checkpoint of this method at this budget."""
         return bool(self.seeds(method, budget))
 
     def cell(self, method: str, budget: int) -> Cell | None:
-        """Where a method stands that is compared at a budget: there, or at 0 where no budget changes it."""
+        """Return the cell of a method at a budget: there, or at 0 if it does not depend on the budget."""
         return next(((method, tokens) for tokens in (budget, 0) if self.has(method, tokens)), None)
 
     def seeds(self, method: str, budget: int) -> set[int]:
-        """The seeds of a method at a budget."""
+        """Return the seeds of a method at a budget."""
         return {seed for other, tokens, seed in self.folders if (other, tokens) == (method, budget)}
 
     def value(self, kind: Kind, method: str, budget: int) -> float:
@@ -141,14 +141,14 @@ class Evidence:
         return mean([self._of(method, budget, seed)[kind, None].value for seed in sorted(self.seeds(method, budget))])
 
     def contrast(self, kind: Kind, weights: Sequence[tuple[Cell, float]], family: str | None = None) -> Estimate | None:
-        """A weighted sum of the values of some (method, budget), over the seeds that all of them have.
+        """Return a weighted sum of the values of some (method, budget), over the seeds that all of them have.
 
-        Of one family of tasks, or the mean of all. None where they share no seed, or one was not measured.
+        Of one family of tasks, or the mean of all. None if they share no seed, or one was not measured.
         """
         return self.combination([(kind, family, cell, weight) for cell, weight in weights])
 
     def combination(self, terms: Sequence[Term], seeds: Collection[int] | None = None) -> Estimate | None:
-        """As `contrast`, of values of several kinds: a document moves all that is measured on it at once.
+        """Compute `contrast` for values of several kinds: a document moves all that is measured on it at once.
 
         seeds: none but these. n is that of the first term.
         """
@@ -172,12 +172,12 @@ class Evidence:
     def difference(
         self, kind: Kind, first: Sequence[Cell], second: Sequence[Cell], family: str | None = None
     ) -> Estimate | None:
-        """The mean of some (method, budget) minus that of others."""
+        """Return the mean of some (method, budget) minus that of others."""
         means = [*((cell, 1 / len(first)) for cell in first), *((cell, -1 / len(second)) for cell in second)]
         return self.contrast(kind, means, family)
 
     def _of(self, method: str, budget: int, seed: int) -> dict[tuple[Kind, str | None], Measured]:
-        """What one checkpoint scored. Raises ValueError where its items are not those of the others."""
+        """Return the scores of one checkpoint. Raises ValueError if its items differ from the others'."""
         key = (method, budget, seed)
         if key not in self._measured:
             split = samples_by_kind(self.folders[key], self.language)
@@ -199,7 +199,7 @@ class Evidence:
 
 
 def samples_by_kind(folder: Path, language: str) -> dict[Kind, Samples]:
-    """The samples of one language that a kind is computed from, with their families, sorted by task and id.
+    """Return the samples of one language that a kind is computed from, with their families, sorted by task and id.
 
     Errors are those of tasks whose primary metric is better the lower it is, such as a word error rate. chat: of tasks
     that were asked by a chat template, beside plain. corpus: of BLEU and chrF, the counts of each document.
@@ -229,7 +229,7 @@ def samples_by_kind(folder: Path, language: str) -> dict[Kind, Samples]:
 
 
 def _placed(each: Measured, place: Mapping[str, int]) -> NDArray[np.float64]:
-    """The influences of documents at the places of their names, 0 elsewhere."""
+    """Return the influences of documents at the places of their names, 0 elsewhere."""
     if len(each.documents) == len(place):
         return each.influence
     moved = np.zeros(len(place))
@@ -238,7 +238,7 @@ def _placed(each: Measured, place: Mapping[str, int]) -> NDArray[np.float64]:
 
 
 def _document(sample: Mapping[str, Any], named: Collection[str]) -> str:
-    """The document of an item. One that names none has its id there (eval/score_records.py) and stands alone.
+    """Return the document of an item. One that names none has its id there (eval/score_records.py) and stands alone.
 
     The id may be a mere number: items of one number in two tasks have nothing in common. named: documents that others
     name; a text of such an id is this document.
@@ -257,7 +257,8 @@ FIELDS: dict[str, tuple[str, str | None]] = {  # numerator and denominator; None
 
 
 def measured(kind: Kind, samples: Samples, named: Collection[str] = ()) -> Measured:
-    """The unweighted mean over tasks of total numerator / total denominator, and each document's influence on it.
+    """Return the unweighted mean over tasks of total numerator / total denominator, and each document's influence on
+    it.
 
     named: as in `_document`. Of BLEU and chrF, which are functions of summed counts, it is what leaving the document
     out changes (the jackknife; B. Efron and C. Stein, The Annals of Statistics 9 (1981) 586-596).
@@ -304,7 +305,7 @@ def _measured_corpus(samples: Samples, named: Collection[str]) -> Measured:
 def compare(
     evidence: Evidence, pairs: Sequence[tuple[str, str]] | None = None, least_seeds: int = 2
 ) -> list[Comparison]:
-    """Methods against baselines at every budget that both have; a baseline without CT at all of them.
+    """Compare methods with baselines at every budget that both have; a baseline without CT at all of them.
 
     pairs: (method, baseline); left out, every merge against CT-then-SFT, CT and SFT.
     """
@@ -326,7 +327,7 @@ def compare(
 
 
 def across(methods: Sequence[str], given: bool) -> list[tuple[str, str]] | None:
-    """What is compared where methods are of several reports: those of a name with that of the first report.
+    """Choose the comparisons of several reports: each method with that of the same name in the first report.
 
     given: checkpoints that somebody scored, all of them with the first. None: of one report, where it is `compare`'s to
     say.

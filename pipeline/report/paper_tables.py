@@ -17,7 +17,7 @@ SPECIAL = {char: f"\\{char}" for char in "&%$#_{}"} | {
 
 
 def to_latex(rows: Sequence[Row], claims: Claims, subject: Subject) -> str:
-    """results.tex: a table a measure that sums the language up, one of the claims; to be \\input (needs booktabs)."""
+    r"""Return results.tex: one table per summary measure, and one of the claims; to be \input (needs booktabs)."""
     parts = [
         f"% {subject.language_name}, experiment {subject.title}. Needs \\usepackage{{booktabs}}.".replace("\n", " ")
     ]
@@ -51,7 +51,9 @@ def to_markdown(rows: Sequence[Row], subject: Subject) -> str:
 
 
 def _scores(rows: Sequence[Row], measure: Measure, subject: Subject) -> str:
-    """Methods as rows, budgets as columns; 95% intervals small below each value, the best of a column in bold."""
+    """Return methods as rows, budgets as columns; 95% intervals small below each value, the best of a column in
+    bold.
+    """
     scores, budgets = points(rows, measure), budgets_of(rows)
     bold = best(scores, measure)
     lines = []
@@ -102,5 +104,5 @@ def _table(columns: str, head: str, lines: Sequence[str], caption: str, name: st
 
 
 def escaped(text: str) -> str:
-    """Text as LaTeX prints it."""
+    """Return text as LaTeX prints it."""
     return "".join(SPECIAL.get(char, char) for char in text)

@@ -31,7 +31,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Audit:
-    """What one merge discarded: a folder with audit.json and the recipe, merge.yml."""
+    """The audit of one merge: a folder with audit.json and the recipe, merge.yml."""
 
     method: str
     ct_tokens: int
@@ -41,10 +41,10 @@ class Audit:
 
 @dataclass(frozen=True)
 class Choice:
-    """How the settings of one merge were chosen on dev: a folder with choice.yml and tries.jsonl.
+    """The selection of one merge's settings on dev: a folder with choice.yml and tries.jsonl.
 
-    leads: whether the merge may be named the best on dev, being one of CT and SFT and no control.
-    judged: the CT budgets of the cells on whose mean it was chosen, in the order of `scores` in tries.jsonl.
+    leads: whether the merge may be named the best on dev, being one of CT and SFT and no control. judged: the CT
+    budgets of the cells on whose mean it was chosen, in the order of `scores` in tries.jsonl.
     """
 
     method: str
@@ -74,7 +74,7 @@ class FrontierPoint:
 class Subject:
     """What a report is about: the experiment, the target language, every cell's config by its name, the command.
 
-    unfinished: how many stages are done, of how many, while a run goes on. given: models that somebody else scored,
+    unfinished: how many stages are done, of how many, while a run is active. given: models that somebody else scored,
     each of them itself what is asked about and not one of several seeds.
     """
 
@@ -129,12 +129,12 @@ class ReportPaths:
 
 
 def read_scores(folder: Path) -> list[dict[str, Any]]:
-    """The rows of scores.jsonl, with the metrics' names of today."""
+    """Return the rows of scores.jsonl, with the metrics' names of today."""
     return [current_row(row) for row in read_jsonl(folder / "scores.jsonl")]
 
 
 def read_samples(folder: Path) -> Samples:
-    """The rows of samples.jsonl, with the fields' names of today."""
+    """Return the rows of samples.jsonl, with the fields' names of today."""
     return [current_row(row) for row in read_jsonl(folder / "samples.jsonl")]
 
 
@@ -191,5 +191,5 @@ def _is_number(text: str) -> bool:
 
 
 def mean(values: Sequence[float]) -> float:
-    """The mean of one value or more."""
+    """Return the mean of one value or more."""
     return sum(values) / len(values)

@@ -1,6 +1,6 @@
-"""Where merging wins, as a map: the merge that was best on dev minus CT-then-SFT, by regime and CT budget.
+"""When merging wins, as a map: the merge that was best on dev minus CT-then-SFT, by regime and CT budget.
 
-A regime is what else a sweep changes (conf/experiment/regimes.yaml): a report each, and this map over all of them.
+A regime is what else a sweep varies (conf/experiment/regimes.yaml): one report each, and this map of all of them.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Spot:
     gains: Mapping[Kind, Estimate]
 
     def row(self) -> dict[str, str | int | float | None]:
-        """A row of map.csv: with a column for each number of each gain."""
+        """Return a row of map.csv: with a column for each number of each gain."""
         own = {name: value for name, value in vars(self).items() if name != "gains"}
         numbers = {
             column: value
@@ -56,7 +56,9 @@ class Spot:
 
 
 def spots(regime: str, sources: Sources) -> list[Spot]:
-    """One regime in one language, by budget; budgets without a merge chosen on dev or CT-then-SFT are left out."""
+    """Return one regime in one language, by budget; budgets without a merge chosen on dev or CT-then-SFT are left
+    out.
+    """
     evidence = Evidence(sources.evaluations, sources.subject.language)
     chosen = choices.read(sources.choices)
     found = []
@@ -87,7 +89,7 @@ def _norms(sources: Sources, merge: str, budget: int) -> list[float]:
 
 
 def write(regimes: Sequence[tuple[str, Sources]], folder: Path) -> list[str]:
-    """Writes map.csv, map.svg, .pdf and .png; the map as lines for a terminal. Nothing where no spot is known."""
+    """Write map.csv, map.svg, .pdf and .png; the map as lines for a terminal. Nothing where no spot is known."""
     found = [spot for regime, sources in regimes for spot in spots(regime, sources)]
     if not found:
         return []
@@ -115,7 +117,7 @@ def _line(spot: Spot) -> str:
 
 
 def _panel(found: Sequence[Spot], kind: Kind, labelled: bool) -> Spec:
-    """A heat map of one kind in one language, a row a regime and a column a budget."""
+    """Return a heat map of one kind in one language, one row per regime and one column per budget."""
     rows = [
         {
             "regime": spot.regime,

@@ -1,4 +1,4 @@
-"""Where a report's records lie: a file beside the report, from which it can be drawn again, or beside others."""
+"""The files of a report's records: a list next to the report, from which it can be drawn again."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FILE = "sources.json"
 
 @dataclass(frozen=True)
 class Sources:
-    """All that `render` takes, as places.
+    """All inputs of `render`, as paths.
 
     stages: a stage.json and how many cells needed the stage. items: folders of an `items` stage, of which `split` was
     scored. leaks: a leaks.json, where leaks were looked for. untuned: of tuned methods, the first of their tries.
@@ -38,7 +38,7 @@ class Sources:
     frontier: Sequence[FrontierPoint] = ()
 
     def render(self, out: Path) -> ReportPaths:
-        """The report, and this file beside it."""
+        """Return the report, and this file beside it."""
         from pipeline import report
         from pipeline.report import hypotheses, sample_items, text_of_budgets
 
@@ -54,7 +54,7 @@ class Sources:
         return paths
 
     def save(self, folder: Path) -> None:
-        """Writes sources.json, with places relative to the folder."""
+        """Write sources.json, with places relative to the folder."""
 
         def place(path: Path) -> str:
             return os.path.relpath(path.absolute(), folder.absolute())
@@ -80,19 +80,19 @@ class Sources:
 
 
 def dev_lines(stage: Path) -> list[dict[str, Any]]:
-    """What a training measured on dev while it ran; nothing where it did not, or for other stages."""
+    """Return the dev measurements of a training; empty if it made none, and for other stages."""
     log = stage / "log.jsonl"
     return [line for line in read_jsonl(log) if "dev_bits_per_byte" in line] if log.is_file() else []
 
 
 def read(folder: Path) -> Sources:
-    """What `save` wrote. Raises BadInput where it did not, or where the results are no longer where they were."""
+    """Read what `save` wrote. Raises BadInput if there is none, or if results have moved."""
     try:
         found = _read(folder)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadInput(
-            f"{folder}: {FILE} cannot be read ({error}); name the folder of a report, outputs/<name> or, of several "
-            "languages, outputs/<name>/<language>; or say `report` and the experiment's settings"
+            f"{folder}: {FILE} cannot be read ({error}). Pass the folder of a report, outputs/<name> or, of several "
+            "languages, outputs/<name>/<language>; or run `slackmerge report` with the experiment's settings."
         ) from None
     scored = [row.folder for row in found.evaluations] + [
         folder for row in found.frontier for folder in (row.dev, row.folder)
@@ -100,9 +100,7 @@ def read(folder: Path) -> Sources:
     read = [path for path, _ in found.stages] + [folder / "scores.jsonl" for folder in scored]
     if lost := [path.parent for path in read if not path.exists()]:
         more = f", and {len(lost) - 1} entries more" if len(lost) > 1 else ""
-        raise BadInput(
-            f"{folder / FILE}: {lost[0]} is not there{more}; put the store back, or run the experiment again"
-        )
+        raise BadInput(f"{folder / FILE}: {lost[0]} is missing{more}. Restore the store, or run the experiment again.")
     return found
 
 
@@ -135,11 +133,13 @@ def _read(folder: Path) -> Sources:
 def together(folders: Mapping[str, Sources]) -> Sources:
     """Several reports as one: methods by name and report, what is compared being those of one name.
 
-    Raises BadInput where they are of several languages.
+    Raises BadInput if they are of several languages.
     """
     languages = {sources.subject.language for sources in folders.values()}
     if len(languages) > 1:
-        raise BadInput(f"reports of one language can be compared, not of {', '.join(sorted(languages))}")
+        raise BadInput(
+            f"report: reports must be of one language, got {', '.join(sorted(languages))}. Pass those of one."
+        )
 
     def named(rows: Sequence[Any], title: str) -> list[Any]:
         return [replace(row, method=f"{title}/{row.method}") for row in rows]

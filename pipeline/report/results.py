@@ -25,7 +25,7 @@ OVERALL = ("mean accuracy", "bits per byte", ANSWER_BITS)
 
 @dataclass(frozen=True)
 class Measure:
-    """What one panel of curves and one block of a table shows: a task under its primary metric or its answer bits."""
+    """One panel of curves and one block of a table: a task under its primary metric or its answer bits."""
 
     language: str
     task: str
@@ -50,7 +50,7 @@ class Point:
 
 
 def unique(evaluations: Iterable[Evaluation]) -> list[Evaluation]:
-    """Each checkpoint once, unmerged methods first.
+    """Return each checkpoint once, unmerged methods first.
 
     Base and SFT belong to every cell of a sweep, but no budget changes them: their ct_tokens are 0.
     """
@@ -67,13 +67,15 @@ def unique(evaluations: Iterable[Evaluation]) -> list[Evaluation]:
 
 
 def methods_in_order(methods: Iterable[str]) -> list[str]:
-    """Each method once: base, SFT, CT, CT-then-SFT and the other arms that train, then the merges as they come."""
+    """Return each method once: base, SFT, CT, CT-then-SFT and the other arms that train, then the merges as they
+    come.
+    """
     seen = list(dict.fromkeys(methods))
     return [method for method in ARMS if method in seen] + [method for method in seen if method not in ARMS]
 
 
 def gather(evaluations: Iterable[Evaluation]) -> list[Row]:
-    """Every score record of every checkpoint, as rows."""
+    """Return every score record of every checkpoint, as rows."""
     names = [field.name for field in fields(Row)]
     rows = []
     for evaluation in unique(evaluations):
@@ -95,7 +97,7 @@ def to_csv(rows: Sequence[Row]) -> str:
 
 
 def languages(rows: Sequence[Row], target: str) -> list[str]:
-    """The target language, English, then any other."""
+    """Return the target language, English, then any other."""
     seen = {row.language: None for row in rows}
     return [code for code in (target, ENGLISH) if code in seen] + [
         code for code in seen if code not in (target, ENGLISH)
@@ -103,7 +105,7 @@ def languages(rows: Sequence[Row], target: str) -> list[str]:
 
 
 def measures(rows: Sequence[Row], language: str) -> list[Measure]:
-    """What to show of a language: what sums it up, then every task by its primary metric, then its answer bits."""
+    """List the measures of a language: its summaries, every task by its primary metric, and answer bits."""
     of_language = [row for row in rows if row.language == language and (row.primary or row.metric == CORRECT_BITS)]
     last = {(row.task, row.metric): row for row in sorted(of_language, key=lambda row: row.metric == CORRECT_BITS)}
     families = [row.family for row in last.values() if row.primary and not row.task.endswith(BY_TEMPLATE)]
@@ -128,7 +130,7 @@ def measures(rows: Sequence[Row], language: str) -> list[Measure]:
 
 
 def points(rows: Sequence[Row], measure: Measure) -> dict[tuple[str, int], Point]:
-    """A measure's score for each (method, ct_tokens)."""
+    """Return a measure's score for each (method, ct_tokens)."""
     grouped: dict[tuple[str, int], list[Row]] = {}
     for row in rows:
         if (row.language, row.task, row.metric) == (measure.language, measure.task, measure.metric):
@@ -140,7 +142,9 @@ def points(rows: Sequence[Row], measure: Measure) -> dict[tuple[str, int], Point
 
 
 def best(scores: dict[tuple[str, int], Point], measure: Measure) -> set[tuple[str, int]]:
-    """The (method, ct_tokens) that are best at their budget, as printed; where only one method is there, none is."""
+    """Return the (method, ct_tokens) that are best at their budget, as printed; where only one method is there, none
+    is.
+    """
     chosen = set()
     for budget in {budget for _, budget in scores}:
         column = {key: round(point.value, 3) for key, point in scores.items() if key[1] == budget}
@@ -151,17 +155,17 @@ def best(scores: dict[tuple[str, int], Point], measure: Measure) -> set[tuple[st
 
 
 def budgets_of(rows: Sequence[Row]) -> list[int]:
-    """The budgets in ascending order; 0 (no CT) comes first where it is there."""
+    """Return the budgets in ascending order; 0 (no CT) comes first where it is there."""
     return sorted({row.ct_tokens for row in rows})
 
 
 def budget_name(ct_tokens: int) -> str:
-    """A budget as the head of a column."""
+    """Return a budget as the head of a column."""
     return format_tokens(ct_tokens) if ct_tokens else "no CT"
 
 
 def baselines(measure: Measure) -> str:
-    """`chance 0.250, trivial 0.310`, as far as they are known."""
+    """Format `chance 0.250, trivial 0.310`, as far as they are known."""
     known = (("chance", measure.chance), ("trivial", measure.trivial))
     return ", ".join(f"{name} {value:.3f}" for name, value in known if value is not None)
 
@@ -195,9 +199,9 @@ def _cell(point: Point | None, bold: bool) -> str:
 
 
 def terminal_table(rows: Sequence[Row], language: str) -> str:
-    """Methods x budgets, for a terminal: mean accuracy in the language, then bits per byte (after a slash).
+    """Format methods x budgets for a terminal: mean accuracy in the language, then bits per byte (after a slash).
 
-    Where neither was measured: the first two tasks.
+    If neither was measured: the first two tasks.
     """
     budgets, order = budgets_of(rows), methods_in_order(row.method for row in rows)
     titles = labels(order)

@@ -19,7 +19,7 @@ GENERATED_ITEMS = 2  # of each task
 
 @dataclass(frozen=True)
 class Side:
-    """An item in one language. answers: the number of each method's choice; it has none where it was not asked."""
+    """An item in one language. answers: the number of each method's choice; methods that were not scored have none."""
 
     prompt: str
     choices: Sequence[str]
@@ -29,7 +29,9 @@ class Side:
 
 @dataclass(frozen=True)
 class Sample:
-    """An item of one family in the target language, and one in English picked the same way: no translation of it."""
+    """An item of one family in the target language, and one in English selected the same way, not a translation of
+    it.
+    """
 
     family: str
     why: str
@@ -62,7 +64,8 @@ Key = tuple[str, str, str]  # family, language, id
 def pick(
     items: Sequence[Mapping[str, Any]], evaluations: Iterable[Evaluation], language: str
 ) -> tuple[list[Sample], int, int]:
-    """Of each family an item by chance (its id's hash) and one where most methods differ; the budget and the seed.
+    """Pick, for each family, an item by chance (its id's hash) and one where most methods differ; and budget and
+    seed.
 
     items: rows of `<family>_<language>.<split>.jsonl`. The answers are those of the largest budget and the first seed.
     """
@@ -116,7 +119,7 @@ def pick_generated(evaluations: Iterable[Evaluation], languages: Sequence[str]) 
 
 
 def _answers(scored: Mapping[str, Path], asked: Mapping[Key, Any]) -> dict[Key, dict[str, int]]:
-    """By item and method, the number of the choice that was given."""
+    """Return the number of the choice that each method gave, by item and method."""
     answers: dict[Key, dict[str, int]] = {}
     for method, folder in scored.items():
         tasks = {row["task"]: (row["family"], row["language"]) for row in read_scores(folder)}
@@ -136,7 +139,7 @@ def _hash(key: Key) -> str:
 
 
 def _agreement(answers: Mapping[str, int]) -> float:
-    """The share of methods that gave the commonest answer."""
+    """Return the share of methods that gave the commonest answer."""
     given = list(answers.values())
     return max(given.count(one) for one in set(given)) / len(given)
 
@@ -151,7 +154,7 @@ def _shown(prompt: str) -> str:
 
 
 def read_items(folders: Iterable[Path], split: str = "test") -> list[dict[str, Any]]:
-    """The items that the folders of an `items` stage hold."""
+    """Return the items that the folders of an `items` stage hold."""
     return [
         row
         for folder in folders

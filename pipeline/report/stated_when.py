@@ -1,4 +1,4 @@
-"""When each hypothesis was stated, and whether that was before the scores: by git, as far as it can be known.
+"""When each hypothesis was committed, and whether that was before the scores, as far as git can show.
 
 Commit times can be forged; this guards against mistakes, not against fraud.
 """
@@ -41,9 +41,9 @@ def stated(committed: datetime | None | Literal["unknown"], scored: datetime | N
 
 
 def commit_times(path: Path) -> Mapping[str, datetime | None] | None:
-    """By id, since when a hypothesis is committed as it is now; None for one that is not.
+    """Return, by id, since when a hypothesis is committed with its present text; None if it is not.
 
-    None where git cannot know: no repository, or a shallow clone.
+    None if git cannot know: no repository, or a shallow clone.
     """
     try:
         if _git(path, "rev-parse", "--is-shallow-repository").strip() != "false":
@@ -64,7 +64,7 @@ def commit_times(path: Path) -> Mapping[str, datetime | None] | None:
 
 
 def first_scored(folders: Iterable[Path]) -> datetime | None:
-    """When the first of these folders was made, by its stage.json; None where none has one."""
+    """Return when the first of these folders was computed, by its stage.json; None if none has one."""
     times = []
     for folder in folders:
         if (folder / STAGE).is_file():
@@ -73,7 +73,7 @@ def first_scored(folders: Iterable[Path]) -> datetime | None:
 
 
 def _entries_at(path: Path, commit: str) -> dict[str, Any]:
-    """The hypotheses of a commit; none where it has no such file, or one that was not whole."""
+    """Return the hypotheses of a commit; none if it has no such file, or one that was not whole."""
     try:
         listed = parse_plain_yaml(_git(path, "show", f"{commit}:./{path.name}"))
     except (BadInput, subprocess.CalledProcessError):

@@ -1,4 +1,4 @@
-"""What each CT budget reads: tokens of text, how many of them different, and how often each of these."""
+"""The text that each CT budget reads: tokens, distinct tokens, and epochs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Counts = Mapping[str, Any]  # the counts.json that lies beside CT's blocks
 
 @dataclass(frozen=True)
 class TextOfBudget:
-    """Of one language's text, in tokens. passes: how often each of the different tokens was read, on average."""
+    """One language's text, in tokens. passes: how often each distinct token was read, on average."""
 
     budget: int
     language: str
@@ -26,14 +26,14 @@ class TextOfBudget:
 
 
 def read(records: Iterable[Path]) -> list[Counts]:
-    """The counts of the CT blocks among these stages, given by their stage.json."""
+    """Return the counts of the CT blocks among these stages, given by their stage.json."""
     folders = [path.parent for path in records if path.parent.parent.name == KIND]
     files = [folder / "counts.json" for folder in folders]
     return [json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()]
 
 
 def by_budget(counts: Sequence[Counts], budgets: Iterable[int]) -> list[TextOfBudget]:
-    """A row a budget and language; of blocks of several seeds, those that hold the fewest different tokens.
+    """Return one row per budget and language; of blocks of several seeds, those that hold the fewest different tokens.
 
     Blocks that hold less than a budget do not speak of it.
     """

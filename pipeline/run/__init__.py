@@ -10,9 +10,9 @@ and an exit code. Read it in this order:
     worker          who makes them, the same everywhere; launch: how it starts a training, under torchrun too
     collect         what of the store the report reads
     interruption    what Ctrl-C does
-    failures        what was not made, told at the end
+    failures        what was not computed, reported at the end
     journal, console  what happened, in a file and for people
 
-Touched: the store, through the executor alone, and the run's folder outputs/<name>/runs/<time>/ (plan, configs,
+Side effects: the store, through the executor alone, and the run's folder outputs/<name>/runs/<time>/ (plan, configs,
 journal, messages of libraries).
 """

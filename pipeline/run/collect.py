@@ -1,6 +1,6 @@
-"""What of the store a report reads: the scores, audits, choices and records of a sweep's cells.
+"""The records of a store that a report reads: scores, audits, selections and stages of a sweep's cells.
 
-It is left beside the report, in sources.json: a report can be drawn anew from that and the store, without a plan.
+Their list is next to the report, in sources.json: from that and the store, a report can be drawn again without a plan.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def write_report(plan: RunPlan, arguments: Sequence[str]) -> ReportPaths | None:
-    """As `_write_report`; what the machine refuses (room, rights) is raised as BadInput that names the folder."""
+    """Call `_write_report`; raise errors of the machine (disk space, permissions) as BadInput that names the folder."""
     try:
         with in_one_line():
             return _write_report(plan, arguments)
@@ -34,7 +34,8 @@ def write_report(plan: RunPlan, arguments: Sequence[str]) -> ReportPaths | None:
 
 
 def _write_report(plan: RunPlan, arguments: Sequence[str]) -> ReportPaths | None:
-    """The report over all cells, a folder a regime and language where there are several; None where nothing was scored.
+    """Return the report over all cells, one folder per regime and language where there are several; None if nothing was
+    scored.
 
     `arguments` of the command line stand on the page, and that stages are missing, where some are. The first report's
     files are returned.
@@ -67,12 +68,14 @@ def _tell(paths: ReportPaths) -> None:
 
 
 def _sources(cells: Sequence[Cell], entries: Mapping[str, Entry], arguments: Sequence[str]) -> Sources:
-    """What one report is made from. `entries`: what the store has, by key."""
+    """List the inputs of one report. `entries`: those of the store, by key."""
     from pipeline import report  # late: a plan or a refusal needs no plots
     from pipeline.report.report_sources import Sources
 
     def published(stages: Callable[[Cell], Mapping[str, Stage]]) -> dict[tuple[str, int, int], Path]:
-        """The entries by method, CT budget and seed; what no budget changes belongs to many cells and is given once."""
+        """Return the entries by method, CT budget and seed; what no budget changes belongs to many cells and is given
+        once.
+        """
         return {
             (method, cell.budget_of(method), cell.seed): entries[stage.key].path
             for cell in cells
@@ -113,7 +116,7 @@ def _sources(cells: Sequence[Cell], entries: Mapping[str, Entry], arguments: Seq
 
 
 def _frontier(cells: Sequence[Cell], entries: Mapping[str, Entry]) -> list[FrontierPoint]:
-    """The settings of knobs that were scored on both splits; what no budget changes is given once."""
+    """Return the settings of knobs that were scored on both splits; what no budget changes is given once."""
     from pipeline.report import FrontierPoint
 
     found = {

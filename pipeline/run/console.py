@@ -37,7 +37,7 @@ def duration(seconds: float) -> str:
 
 def amount(stage: Stage, resumed: int = 0) -> float:
     """How much work a stage is: millions of tokens where it trains (from `resumed` tokens on), else 1."""
-    return (stage.settings["tokens"] - resumed) / 1e6 if KINDS[stage.kind].trained else 1.0
+    return (stage.tokens - resumed) / 1e6 if KINDS[stage.kind].trained else 1.0
 
 
 class Estimates:

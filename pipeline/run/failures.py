@@ -1,4 +1,4 @@
-"""What was not made, and why: told at the end of a run."""
+"""Stages that were not computed, and the reasons, reported at the end of a run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipeline.run.journal import Journal
 
 @dataclass(frozen=True)
 class Failures:
-    """Events of stages that were not made: crashed or interrupted, refused as bad input, without what they need."""
+    """Events of stages that were not computed: crashed or interrupted, rejected input, missing parents."""
 
     failed: Sequence[Mapping[str, Any]] = ()
     refused: Sequence[Mapping[str, Any]] = ()
@@ -26,7 +26,7 @@ class Failures:
 
 
 def of_run(journal: Journal, absent: Collection[str]) -> Failures:
-    """What a run's journal says of stages that are not in the store, given by their keys."""
+    """Read from a run's journal what happened to stages that are not in the store, given by their keys."""
 
     def events(*names: str) -> list[dict[str, Any]]:
         return [event for event in journal.events(*names) if event["key"] in absent]
@@ -35,7 +35,7 @@ def of_run(journal: Journal, absent: Collection[str]) -> Failures:
 
 
 def tell(failures: Failures, arguments: Sequence[str]) -> None:
-    """Names what failed, where its log is, what was not run for it, and the command that tries again."""
+    """Report what failed, where its log is, what was not run because of it, and the command that tries again."""
     failed = [*failures.failed, *failures.refused]
     for message, log in dict.fromkeys((event["message"], event.get("log")) for event in failed):
         print(message, *([f"  log: {log}"] if log else []), sep="\n", file=sys.stderr)
@@ -46,7 +46,7 @@ def tell(failures: Failures, arguments: Sequence[str]) -> None:
 
 
 def _command(arguments: Sequence[str]) -> str:
-    """The command line of a run, from the folder that it was started in."""
+    """Return the command line of a run, from the folder that it was started in."""
     if os.path.basename(sys.argv[0]) == "slackmerge":
         return shlex.join(["slackmerge", *arguments])
     python = sys.executable if sys.prefix == sys.base_prefix else os.path.relpath(sys.executable)

@@ -34,7 +34,7 @@ INTERRUPTED = "interrupted"  # an event of the journal: no further cell begins
 
 
 def start(sweep: Sweep, folder: Path) -> None:
-    """Returns when every cell was tried. Raises StageFailed where a process was lost."""
+    """Return when every cell was tried. Raises StageFailed if a process was lost."""
     ours = (
         "hydra.mode=MULTIRUN",
         f"hydra.sweep.dir='{folder}'",
@@ -65,7 +65,7 @@ def start(sweep: Sweep, folder: Path) -> None:
 
 
 def _make_cell(folder: Path, composed: DictConfig) -> None:
-    """In a process of the launcher's. The composed config is not read: the cell was planned with its own already."""
+    """Compute a cell in a process of the launcher. The composed config is not read: the plan has the cell's config."""
     if threading.current_thread() is not threading.main_thread():
         make_cell(folder, HydraConfig.get().job.num)
         return
@@ -80,7 +80,7 @@ def _make_cell(folder: Path, composed: DictConfig) -> None:
 
 
 def _interrupt(folder: Path) -> None:
-    """Has the launcher's processes save and end, and no further cell begin."""
+    """Let the launcher's processes save and end, and start no further cell."""
     Journal(folder / JOURNAL).write(INTERRUPTED)
     for process in multiprocessing.active_children():
         if process.pid:

@@ -18,7 +18,7 @@ from common.errors import Interrupted
 ONE_PRESS_S = 1.0
 
 _pressed: list[float] = []  # when SIGINT came to this process
-_deferred: list[Callable[[], None]] = []  # what is told of a Ctrl-C in place of being ended, innermost last
+_deferred: list[Callable[[], None]] = []  # callbacks for Ctrl-C instead of an end, innermost last
 
 
 def listen() -> None:
@@ -27,13 +27,13 @@ def listen() -> None:
 
 
 def requested() -> bool:
-    """Whether there was a Ctrl-C."""
+    """Return whether there was a Ctrl-C."""
     return bool(_pressed)
 
 
 @contextmanager
 def deferred(tell: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """A Ctrl-C does not end what runs in here: `tell` is called, and KeyboardInterrupt is raised when it has ended."""
+    """Defer Ctrl-C inside the block: call `tell`, and raise KeyboardInterrupt when the block has ended."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,7 +1,7 @@
-"""What happened in a run: a file that its processes append to, one JSON object an event.
+"""The events of a run: a file to which its processes append, one JSON object per event.
 
-Beside it, a file a stage says how far it is now.
-."""
+Next to it, one file per stage has its progress.
+"""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ class Journal:
         self.path = path
 
     def write(self, event: str, stage: Stage | None = None, **more: Any) -> None:
-        """Appends an event of this process, now."""
+        """Append an event of this process, with the present time."""
         named = {} if stage is None else {"kind": stage.kind, "slug": stage.slug, "key": stage.key}
         self.append({"time": round(time.time(), 3), "event": event, "process": os.getpid(), **named, **more})
 
     def append(self, event: Mapping[str, Any]) -> None:
-        """Writes an event as it is, such as one that a job on another machine left in its own journal."""
+        """Write an event as it is, such as one that a job on another machine left in its own journal."""
         line = json.dumps(event, ensure_ascii=False)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("ab", buffering=0) as file:  # one write, so that lines of several processes do not mix
             file.write(line.encode() + b"\n")
 
     def note(self, stage: Stage, text: str) -> None:
-        """How far a stage is: its last word alone is kept, until it says nothing (``)."""
+        """Write the progress of a stage: only the last text is kept; an empty text removes it."""
         path = self._note(stage)
         if text:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -47,7 +47,7 @@ class Journal:
             path.unlink(missing_ok=True)
 
     def noted(self, stage: Stage) -> str:
-        """The last word of a stage, of whatever process of the run; empty where there is none."""
+        """Return the last word of a stage, of whatever process of the run; empty where there is none."""
         try:
             return self._note(stage).read_text(encoding="utf-8")
         except OSError:
@@ -57,7 +57,7 @@ class Journal:
         return self.path.parent / "now" / f"{stage.kind}-{stage.key}"
 
     def events(self, *names: str) -> list[dict[str, Any]]:
-        """The events of these names so far."""
+        """Return the events of these names so far."""
         if not self.path.exists():
             return []
         return [event for event in read_jsonl(self.path) if event["event"] in names]

@@ -1,4 +1,4 @@
-"""How a training is started: in this process, or under torchrun, on one node or many.
+"""The start of a training: in this process, or under torchrun, on one node or many.
 
 It is the same trainer, whatever the launch.
 
@@ -51,12 +51,12 @@ _running: list[tuple[subprocess.Popen[str], Path]] = []  # the child that trains
 def train(
     job: Job, model: Path, blocks: Path, settings: TrainingSettings, resume_state: Path | None = None
 ) -> dict[str, Any]:
-    """Trains `model` on `blocks` as `train.trainer.train` does, and returns what it asserts: world size, wrapper
+    """Train `model` on `blocks` as `train.trainer.train` does, and return what it asserts: world size, wrapper
     class, ZeRO stage.
 
     Puts what was measured into `job.performance`, and a summary of it into `job.note`.
 
-    Raises BadInput; Interrupted where a child was told to stop and has saved; RuntimeError where one crashed, with
+    Raises BadInput; Interrupted if a child was asked to stop and has saved; RuntimeError where one crashed, with
     the place of its output.
     """
     compute = Compute(**job.stage.options["compute"])
@@ -70,7 +70,7 @@ def train(
 
 
 def summary(measured: Performance) -> str:
-    """What the console shows of a training's speed and memory."""
+    """Format a training's speed and memory for the console."""
     reached = "" if measured.mfu is None else f", MFU {measured.mfu:.1%}"
     per_device = "" if measured.devices == 1 else f" on each of {measured.devices} devices"
     speed = f"{measured.tokens_per_second_per_device:,.0f} tokens/s{per_device}"
@@ -127,7 +127,7 @@ def _train(
 
 
 def watched_text(job: Job) -> Watched | None:
-    """The held-out text that a training is measured on, where its options ask for that."""
+    """Return the held-out text that a training is measured on, where its options ask for that."""
     every = job.options.get("dev_every_tokens")
     if every is None:
         return None
@@ -139,7 +139,7 @@ def watched_text(job: Job) -> Watched | None:
 
 
 def command(compute: Compute, file: Path) -> list[str]:
-    """The command line of a training in a child."""
+    """Return the command line of a training in a child."""
     training = ["-m", "train", str(file)]
     if compute.strategy == "none":
         return [sys.executable, *training]
@@ -171,7 +171,9 @@ def command(compute: Compute, file: Path) -> list[str]:
 
 
 def _python_on_hosts() -> list[str]:
-    """How srun starts Python on its hosts: as the site says, which may be in a container, else by this one's path."""
+    """Return the command with which srun starts Python on its hosts: the site's, maybe in a container, else this
+    one's path.
+    """
     python = os.environ.get(PYTHON)
     if not python:
         return [*IGNORE_SIGNALS, sys.executable]
@@ -184,7 +186,7 @@ def _python_on_hosts() -> list[str]:
 
 
 def interrupt(signum: int) -> bool:
-    """Tells the running training to save and end, and waits until it has; False where there is none.
+    """Ask the running training to save and end, and wait until it has; return False if there is none.
 
     May be called in a signal handler.
     """
@@ -198,7 +200,7 @@ def interrupt(signum: int) -> bool:
 
 
 def _run(job: Job, arguments: list[str], output: Path, stop: Path) -> int:
-    """The exit code of a child, whose log lines go to the job and whose other output goes to a file."""
+    """Return the exit code of a child, whose log lines go to the job and whose other output goes to a file."""
     root = Path(__file__).parents[2]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))}
     with output.open("a", encoding="utf-8") as sink:
@@ -226,7 +228,7 @@ def _run(job: Job, arguments: list[str], output: Path, stop: Path) -> int:
 
 
 def _wait(process: subprocess.Popen[str]) -> int:
-    """The child's exit code.
+    """Return the child's exit code.
 
     By polling: a signal handler may wait for the child while the code that it interrupted waits for it too.
     """
@@ -245,14 +247,14 @@ def _result(file: Path, code: int, output: Path) -> dict[str, Any]:
     if "interrupted" in result:
         raise Interrupted(result["interrupted"])
     if code == -signal.SIGTERM:
-        raise Interrupted("it was told to end before it had begun to listen; the next run goes on from its last save")
+        raise Interrupted("stopped (SIGTERM) before training started; the next run resumes from the last checkpoint")
     if code or "launch" not in result:
         raise RuntimeError(f"the training ended with exit code {code}: {_last_error(output)} (its output: {output})")
     return dict(result["launch"])
 
 
 def _last_error(output: Path) -> str:
-    """The last line of a child's output that looks like the error itself."""
+    """Return the last line of a child's output that looks like the error itself."""
     lines = [line.strip() for line in output.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     named = [line for line in lines if "Error:" in line and "ChildFailedError" not in line]
     return (named or lines)[-1]

@@ -1,7 +1,7 @@
-"""A run as it goes, from its journal and the store: under the lines of `run` itself, where there is a terminal, and by
-`slackmerge watch [FOLDER]`, of a run on this machine or in Slurm jobs.
+"""The progress of a run, from its journal and the store: below the lines of `run` on a terminal, and by `slackmerge
+watch [FOLDER]`, for a run on this machine or in Slurm jobs.
 
-`run` shows numbers alone. `watch` also draws the page anew as cells are scored, marked as unfinished: that costs the
+`run` shows numbers alone. `watch` also draws the page again as cells are scored, marked as unfinished: that costs the
 run no time.
 """
 
@@ -38,7 +38,7 @@ SAID = "said.log"  # in the run's folder: the lines of its processes, while a di
 
 @dataclass(frozen=True)
 class Running:
-    """A stage that is being made. said: how far it is, in its own words, or nothing yet."""
+    """A stage that is running. said: its progress, or empty."""
 
     stage: Stage
     seconds: float
@@ -51,7 +51,7 @@ class Running:
 
 @dataclass(frozen=True)
 class Standing:
-    """Where a run stands. lost: messages of what was not made."""
+    """The status of a run. lost: messages of failed stages."""
 
     done: int
     total: int
@@ -62,20 +62,20 @@ class Standing:
 
     @property
     def over(self) -> bool:
-        """Whether nothing more will come: all is done, or something failed and nothing runs."""
+        """Return whether nothing more will come: all is done, or something failed and nothing runs."""
         return self.done == self.total or (bool(self.lost) and not self.running)
 
 
 def newest(outputs: Path) -> Path:
-    """The folder of an experiment's newest run that makes something. Raises BadInput where there is none."""
+    """Return the folder of an experiment's newest run that makes something. Raises BadInput if there is none."""
     runs = [*outputs.glob(f"runs/*/{FILE}"), *outputs.glob(f"*/runs/*/{FILE}")]
     if not runs:
-        raise BadInput(f"{outputs}: no run has left a plan here; name outputs/<experiment>, or outputs")
+        raise BadInput(f"{outputs}: contains no plan of a run. Pass outputs/<experiment>, or outputs.")
     return max(runs, key=lambda path: path.parent.name).parent
 
 
 def standing(plan: RunPlan, journal: Journal) -> Standing:
-    """What the store and the journal say now."""
+    """Return the status by the store and the journal."""
     done = {stage.key for stage in plan.stages if plan.store.find(stage)}
     running: dict[str, float] = {}
     lost: dict[str, str] = {}
@@ -105,7 +105,7 @@ def standing(plan: RunPlan, journal: Journal) -> Standing:
 
 
 def lines(now: Standing, name: str) -> list[str]:
-    """The standing in words, for a terminal or none. `name`: of the experiment."""
+    """Return the standing in words, for a terminal or none. `name`: of the experiment."""
     left = f", about {duration(now.seconds_left)} left" if now.done < now.total else ""
     kinds = ", ".join(f"{kind} {made}/{count}" for kind, (made, count) in now.by_kind.items())
     told = [f"{name}: {now.done} of {now.total} stages done{left}", f"  {kinds}"]
@@ -113,7 +113,7 @@ def lines(now: Standing, name: str) -> list[str]:
 
 
 def curve(plan: RunPlan) -> str:
-    """The results so far as numbers: methods by budgets, a table a report. Empty where nothing is scored."""
+    """Return the results so far as numbers: methods by budgets, one table per report. Empty where nothing is scored."""
     from pipeline.report.records import Evaluation
     from pipeline.report.results import gather, terminal_table
 
@@ -158,7 +158,7 @@ def display(plan: RunPlan, journal: Journal) -> Iterator[None]:
 
 
 def _show(shown: Live, plan: RunPlan, journal: Journal, said: Path, ended: threading.Event) -> None:
-    """Refreshes the display until the run has ended, and prints what is said meanwhile above it."""
+    """Refresh the display until the run has ended, and print messages above it."""
     from rich.console import Group
     from rich.text import Text
 
@@ -188,7 +188,7 @@ def _show(shown: Live, plan: RunPlan, journal: Journal, said: Path, ended: threa
 
 
 def watch(outputs: Path) -> int:
-    """Shows the newest run until it is over: one display on a terminal, else lines when they change. Exit code."""
+    """Show the newest run until it is over: one display on a terminal, else lines when they change. Exit code."""
     from rich.console import Console
     from rich.live import Live
     from rich.text import Text
@@ -218,10 +218,10 @@ def watch(outputs: Path) -> int:
 
 
 def _draw(plan: RunPlan, journal: Journal) -> None:
-    """Draws the report over what is done."""
+    """Draw the report over what is done."""
     from pipeline.run.collect import write_report
 
     with contextlib.redirect_stdout(io.StringIO()):  # the display is one
         write_report(plan, plan.arguments)
-        if standing(plan, journal).over:  # ended meanwhile: its last page may lie under this one
+        if standing(plan, journal).over:  # ended since: its last page may lie under this one
             write_report(plan, plan.arguments)

@@ -1,6 +1,6 @@
 """The cells of a sweep on this machine: first what they share, then each by a worker.
 
-The cells are made one by one in this process, or in as many as a launcher of Hydra's starts (hydra_launcher.py).
+This process computes the cells one by one, or Hydra's launcher starts several processes (hydra_launcher.py).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ LAUNCHERS = (IN_THIS_PROCESS, "joblib", "submitit_local")  # that run cells on t
 
 
 def make(sweep: Sweep, plan: RunPlan, here: Worker, folder: Path) -> None:
-    """Makes what is missing. `here`: this process's worker; `folder`: the run's, where the plan lies.
+    """Make what is missing. `here`: this process's worker; `folder`: the run's, where the plan lies.
 
     What fails of a cell stands in the journal. Raises StageFailed, BadInput or Interrupted for what the cells share.
     """
@@ -35,8 +35,10 @@ def make(sweep: Sweep, plan: RunPlan, here: Worker, folder: Path) -> None:
 
 
 def check_budgets(plan: RunPlan) -> None:
-    """Refuses a budget that the packed corpus cannot fill, before anything is trained on it."""
+    """Reject a budget that the packed corpus cannot fill, before anything is trained on it."""
     store = plan.store
     for stage in plan.stages:
-        if stage.kind == "ct" and (blocks := store.find(stage.parents["blocks"])):
-            check_budget(blocks.path, stage.settings["tokens"])
+        if stage.kind != "ct" or stage.settings["tokens"] is None:
+            continue
+        if blocks := store.find(stage.parents["blocks"]):
+            check_budget(blocks.path, stage.tokens)

@@ -1,4 +1,4 @@
-"""`slackmerge plan`: the stages of a sweep, done or to run; with a cluster named, what they cost too."""
+"""`slackmerge plan`: the stages of a sweep, done or to run; with a cluster, also their cost."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from pipeline.run.run_plan import RunPlan
 
 
 def show(overrides: Sequence[str], multirun: bool) -> int:
-    """Prints the plan; `cluster=` and `mfu=` among the overrides ask for costs.
+    """Print the plan; `cluster=` and `mfu=` among the overrides ask for costs.
 
-    Raises BadInput, also where the cluster cannot hold it.
+    Raises BadInput, also if the cluster cannot hold it.
     """
     asked = dict(argument.split("=", 1) for argument in overrides if argument.startswith(("cluster=", "mfu=")))
     settings = [argument for argument in overrides if argument.partition("=")[0] not in asked]
@@ -40,7 +40,7 @@ def show(overrides: Sequence[str], multirun: bool) -> int:
 
 
 def _utilisation(given: str | None) -> float | None:
-    """The share of the peak FLOP/s that `mfu=` states. Raises BadInput where it is none."""
+    """Return the share of the peak FLOP/s that `mfu=` states. Raises BadInput if it is none."""
     if given is None:
         return None
     try:
@@ -49,13 +49,14 @@ def _utilisation(given: str | None) -> float | None:
         share = 0.0
     if not 0 < share <= 1:
         raise BadInput(
-            f"mfu={given}: give the share of the peak FLOP/s that training reaches, above 0 and at most 1, such as 0.4"
+            f"mfu={given}: must be above 0 and at most 1, the fraction of the peak FLOP/s that "
+            "training reaches, such as 0.4."
         )
     return share
 
 
 def table(plan: RunPlan) -> str:
-    """For people: each stage, whether it is done, and how many cells share it."""
+    """List each stage for people, whether it is done, and how many cells share it."""
     missing = {stage.key for stage in plan.missing()}
     sharing = Counter(stage.key for cell in plan.cells for stage in cell.stages)
     kinds, width = (2 + max(len(getattr(stage, name)) for stage in plan.stages) for name in ("kind", "slug"))

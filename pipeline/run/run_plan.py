@@ -1,4 +1,4 @@
-"""What a run makes: its cells and their stages, planned once, handed down, and left in the run's folder for its
+"""The plan of a run: its cells and their stages, planned once, passed on, and saved in the run's folder for its
 workers.
 """
 
@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 
 from common.errors import BadInput
-from common.files import of_another, write_json
+from common.files import foreign_owner, write_json
 from pipeline import inputs
 from pipeline.config import Config
 from pipeline.graph import Stage
@@ -27,7 +27,7 @@ FILE = "plan.pickle"
 
 @dataclass(frozen=True)
 class RunPlan:
-    """The cells of a sweep, with what they read from outside checked."""
+    """The cells of a sweep; their external inputs are checked."""
 
     cells: tuple[Cell, ...]
     processes: int = 1  # that share the work, for estimates of time
@@ -35,7 +35,7 @@ class RunPlan:
 
     @cached_property
     def stages(self) -> tuple[Stage, ...]:
-        """Of all cells, each once, in the order in which the cells run."""
+        """Return the stages of all cells, each once, in the order in which the cells run."""
         return merged(self.cells)
 
     @cached_property
@@ -44,7 +44,7 @@ class RunPlan:
 
     @cached_property
     def reports(self) -> Mapping[tuple[str | None, str], Sequence[Cell]]:
-        """The cells of each report: of a regime and language."""
+        """Return the cells of each report: of a regime and language."""
         reports: dict[tuple[str | None, str], list[Cell]] = {}
         for cell in self.cells:
             reports.setdefault(cell.config.report, []).append(cell)
@@ -52,7 +52,7 @@ class RunPlan:
 
     @property
     def config(self) -> Config:
-        """The first cell's: what all cells share (store, outputs, name, compute) is read from it."""
+        """Return the first cell's: what all cells share (store, outputs, name, compute) is read from it."""
         return self.cells[0].config
 
     @cached_property
@@ -61,27 +61,27 @@ class RunPlan:
 
     @property
     def outputs(self) -> Path:
-        """The folder of the experiment's report and runs."""
+        """Return the folder of the experiment's report and runs."""
         return Path(self.config.outputs) / self.config.name
 
     def missing(self) -> list[Stage]:
-        """The stages that have no entry in the store, or a damaged one."""
+        """Return the stages that have no entry in the store, or a damaged one."""
         return [stage for stage in self.stages if self.is_missing(stage)]
 
     def is_missing(self, stage: Stage) -> bool:
-        """Whether a stage has no entry in the store, or a damaged one."""
+        """Return whether a stage has no entry in the store, or a damaged one."""
         return (entry := self.store.find(stage)) is None or entry.damage(thorough=False) is not None
 
     def config_of(self, key: str) -> Config:
-        """The config of the first cell that has this stage; what many cells share is the first one's."""
+        """Return the config of the first cell that has this stage; what many cells share is the first one's."""
         return next(cell.config for cell in self.cells if any(stage.key == key for stage in cell.stages))
 
     def new_folder(self) -> Path:
-        """A new name for the folder of what one run leaves beside its results: plan, journal, logs."""
+        """Return a new name for the folder of what one run leaves beside its results: plan, journal, logs."""
         return self.outputs.absolute() / "runs" / f"{datetime.now():%Y-%m-%d_%H-%M-%S}-{os.getpid()}"
 
     def save(self, folder: Path) -> None:
-        """Leaves the plan where every worker of the run, on this machine or in a job, finds it; the configs beside it
+        """Leave the plan where every worker of the run, on this machine or in a job, finds it; the configs beside it
         are for people.
         """
         folder.mkdir(parents=True, exist_ok=True)
@@ -92,26 +92,26 @@ class RunPlan:
 
     @staticmethod
     def load(folder: Path) -> RunPlan:
-        """The plan that `save` left in a run's folder.
+        """Return the plan that `save` left in a run's folder.
 
-        Raises BadInput where others may have written it: what is in a pickle is run.
+        Raises BadInput if others may have written it: what is in a pickle is run.
         """
         path = folder / FILE
         with path.open("rb") as file:
-            wrong = of_another(file.fileno()) or of_another(folder)
+            wrong = foreign_owner(file.fileno()) or foreign_owner(folder)
             mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
             if mode & (stat.S_IWGRP | stat.S_IWOTH):
-                wrong = wrong or f"may be written by others (mode {mode:o}; `chmod go-w` it if you trust what it holds)"
+                wrong = wrong or f"other users may write it (mode {mode:o}; run `chmod go-w` if you trust its content)"
             if wrong:
-                raise BadInput(f"{path}: {wrong}, and reading a plan can run code; name a run of your own")
+                raise BadInput(f"{path}: {wrong}, and loading a plan can run code. Use a run of your own.")
             return RunPlan(*pickle.loads(file.read()))
 
 
 def plan(sweep: Sweep, network: bool = True) -> RunPlan:
-    """Plans the cells of a sweep; `network`: whether the hub may be asked. Raises BadInput."""
+    """Plan the cells of a sweep; `network`: whether the Hub may be asked. Raises BadInput."""
     return plan_configs(sweep.configs, network, sweep.processes)
 
 
 def plan_configs(configs: Sequence[Config], network: bool, processes: int = 1) -> RunPlan:
-    """Checks what each cell reads from outside, and plans it. Raises BadInput that names the key."""
+    """Check what each cell reads from outside, and plans it. Raises BadInput that names the key."""
     return RunPlan(tuple(plan_cell(config, inputs.inputs(config, network)) for config in configs), processes)

@@ -1,6 +1,6 @@
 """`slackmerge run`: a sweep from its configs to its report.
 
-Plan, check, make, report, and what was not made.
+Plan, check, compute, report, and list what failed.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from pipeline.sweep import GPUS, Sweep
 
 
 def run(sweep: Sweep, arguments: Sequence[str]) -> int:
-    """Runs what is missing and writes the report. `arguments`: of the command line, to say how to try again.
+    """Run what is missing and write the report. `arguments`: of the command line, to say how to try again.
 
-    Returns the exit code: 0; 1 where a stage crashed; 2 where input was refused on the way. Raises BadInput.
+    Returns the exit code: 0; 1 where a stage crashed; 2 if input was rejected on the way. Raises BadInput.
     """
     started = time.monotonic()
     plan = replace(run_plan.plan(sweep), arguments=tuple(arguments))
@@ -94,7 +94,7 @@ def check(sweep: Sweep) -> int:
 
 
 def _end(plan: RunPlan, journal: Journal, arguments: Sequence[str], started: float) -> int:
-    """Tidies up, reports and tells; the exit code of the run."""
+    """Tidy up, write the report, report failures, and return the exit code of the run."""
     store, config = plan.store, plan.config
     trajectory.drop_all(store, plan.stages)
     paths = write_report(plan, arguments)
@@ -120,7 +120,7 @@ def _end(plan: RunPlan, journal: Journal, arguments: Sequence[str], started: flo
 
 
 def verify(store: Store) -> int:
-    """Checks every file of every entry by checksum, and moves damaged entries aside; the next run makes them anew."""
+    """Check every file of every entry by checksum, and move damaged entries aside; the next run makes them again."""
     damaged = checked = 0
     for kind in store.kinds():
         for entry in store.entries(kind):

@@ -1,7 +1,7 @@
-"""Who makes stages: the same worker in this process, in a process of Hydra's launcher and in a Slurm job.
+"""The worker that computes stages: in this process, in a process of Hydra's launcher and in a Slurm job.
 
-It reads the run's plan, makes what it is given, first what no other process is making, and writes into a journal.
-What fails takes down what needs it, and nothing else.
+It reads the run's plan, computes its stages, first those that no other process computes, and writes a journal. A failed
+stage stops those that need it, and no others.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ JOURNAL, LOG = "journal.jsonl", "messages.log"
 
 
 class NotRun(RuntimeError):
-    """A stage that this worker cannot make: one line that says why."""
+    """A stage that this worker cannot compute. The text is one line with the reason."""
 
 
 class Worker(Executor):
-    """An executor that goes on after a failure.
+    """An executor that continues after a failure.
 
-    `assigned`: the keys that it may make, where it never waits for another's work, unless `waits`.
+    `assigned`: the keys that it may compute, without waiting for others' work, unless `waits`.
 
-    None: everything; what another process is making is waited for, once there is nothing else to do.
+    None: all; it waits for what another process computes once there is nothing else to do.
     """
 
     def __init__(
@@ -52,11 +52,11 @@ class Worker(Executor):
         self.given_up: set[str] = set()  # keys of what failed or could not be run here
 
     def make(self, stages: Sequence[Stage]) -> None:
-        """Makes what is missing of these, and before a budget, where it may, the smaller ones of the sweep.
+        """Make what is missing of these, and before a budget, where it may, the smaller ones of the sweep.
 
-        What does not come to be is told on the console and in the journal. Raises Interrupted.
+        Failures are reported on the console and in the journal. Raises Interrupted.
         """
-        wanted = self.with_smaller(stages) if self.assigned is None else stages
+        wanted = self.with_prerequisites(stages) if self.assigned is None else stages
         waiting = [stage for stage in wanted if stage.key not in self.given_up]
         while waiting:
             if interruption.requested():  # and what was to save has failed to
@@ -65,7 +65,7 @@ class Worker(Executor):
             waiting.remove(stage)
             try:
                 if missing := self.absent(stage):
-                    raise NotRun(f"{stage} was not run, as there is no {missing}")
+                    raise NotRun(f"{stage} was not run, as {missing} is missing")
                 self.ensure(stage)
             except NotRun as why:
                 self.journal.write("not_run", stage, message=str(why))
@@ -76,7 +76,10 @@ class Worker(Executor):
                 self.given_up.add(stage.key)
 
     def absent(self, stage: Stage) -> Stage | None:
-        """The first thing that a stage reads and that is not there, or None. A shared file system may show it late."""
+        """Return the first thing that a stage reads and that is not there, or None.
+
+        A shared file system may show it late.
+        """
         needed = [parent for parent in stage.parents.values() if not parent.given] + self.smaller_in_sweep(stage)
         others = [parent for parent in needed if self.assigned is not None and parent.key not in self.assigned]
         self._within_settling(lambda: all(self.store.find(parent) for parent in others))
@@ -87,7 +90,7 @@ class Worker(Executor):
         if self.assigned is None or self.waits:
             super().on_wait(stage)
         elif not self._within_settling(lambda: self.store.is_free(stage)):
-            raise NotRun(f"{stage} is being made by another job just now")
+            raise NotRun(f"another job computes {stage} at this moment")
 
     def _make(self, stage: Stage) -> Entry:
         if self.assigned is None:
@@ -96,7 +99,7 @@ class Worker(Executor):
                 if event["key"] == stage.key:
                     raise StageFailed(event["message"])
         elif stage.key not in self.assigned:
-            raise NotRun(f"{stage} was damaged and has been moved aside; it is made anew by the next run")
+            raise NotRun(f"{stage} was damaged and was moved away; the next run recomputes it")
         return super()._make(stage)
 
     def _within_settling(self, holds: Callable[[], bool]) -> bool:
@@ -116,7 +119,7 @@ def worker(
     settle_seconds: float = 0.0,
     waits: bool = False,
 ) -> Worker:
-    """A worker of a run, whose libraries are quiet. `config`: of the cell that it makes, if it makes one."""
+    """Return a worker of a run, whose libraries are quiet. `config`: of the cell that it makes, if it makes one."""
     folder = journal.path.parent
     config = config or plan.config
     quiet(config, folder / LOG)
@@ -135,7 +138,7 @@ def worker(
 
 
 def make_cell(folder: Path, number: int) -> None:
-    """Makes a cell of the run in this folder; then what is left of the others, rather than stand idle beside them."""
+    """Make a cell of the run in this folder; then what is left of the others, rather than stand idle beside them."""
     plan = RunPlan.load(folder)
     cell, journal = plan.cells[number], Journal(folder / JOURNAL)
     maker = worker(plan, journal, cell.config)
@@ -149,9 +152,9 @@ def make_cell(folder: Path, number: int) -> None:
 
 
 def quiet(config: Config, log: Path) -> None:
-    """Libraries keep to themselves: the console is ours, and what they warn of goes to a file.
+    """Silence libraries on the console: their warnings go to a file.
 
-    Called before they are imported; child processes inherit it.
+    Call this before they are imported; child processes inherit it.
     """
     silent = {"TQDM_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error", "TOKENIZERS_PARALLELISM": "false"}
     if config.compute.device == "cpu":

@@ -52,8 +52,8 @@ def test_a_source_that_cannot_be_read_is_named(folder: Path, changes: dict[str, 
                 "Dataset 'uonlp/CulturaX' is a gated dataset on the Hub. You must be authenticated to access it."
             ),
             (
-                "corpus.text.dataset=uonlp/CulturaX is gated: accept its conditions at"
-                " https://huggingface.co/datasets/uonlp/CulturaX, then say `hf auth login`"
+                "corpus.text.dataset=uonlp/CulturaX: is gated. Accept its conditions at"
+                " https://huggingface.co/datasets/uonlp/CulturaX, then run `hf auth login`"
             ),
         ),
         (
@@ -62,7 +62,7 @@ def test_a_source_that_cannot_be_read_is_named(folder: Path, changes: dict[str, 
         ),
         (
             ConnectionError("Couldn't reach 'uonlp/CulturaX' on the Hub (LocalEntryNotFoundError)"),
-            "the hub cannot be reached",
+            "the Hub is unreachable",
         ),
     ],
 )
@@ -79,9 +79,9 @@ def test_what_the_hub_refuses(error: Exception, says: str, monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("values", "says"),
     [
-        ([["a", "b"], ["c"]], "row 1: column 'text' holds text in every row, got list"),
-        ([{"role": "user"}], "row 1: column 'text' holds text in every row, got dict"),
-        ([1, 2], "row 1: column 'text' holds text in every row, got int"),
+        ([["a", "b"], ["c"]], "row 1: column 'text' must have text in every row, got list"),
+        ([{"role": "user"}], "row 1: column 'text' must have text in every row, got dict"),
+        ([1, 2], "row 1: column 'text' must have text in every row, got int"),
     ],
 )
 def test_a_column_that_holds_no_text_is_named_with_its_row(tmp_path: Path, values: list[Any], says: str) -> None:
@@ -128,8 +128,8 @@ def jsonl(*texts: object) -> bytes:
 @pytest.mark.parametrize(
     ("texts", "says"),
     [
-        ([0] * 3, "row 1: column 'text' holds text in every row, got int"),
-        (["a"] * 5 + [6, "a"], "row 6: column 'text' holds text in every row, got int"),
+        ([0] * 3, "row 1: column 'text' must have text in every row, got int"),
+        (["a"] * 5 + [6, "a"], "row 6: column 'text' must have text in every row, got int"),
     ],
 )
 def test_check_reads_the_first_rows(tmp_path: Path, texts: list[object], says: str) -> None:

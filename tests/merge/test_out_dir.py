@@ -82,7 +82,7 @@ def test_a_real_mount_point(folders: dict[str, Path], tmp_path: Path) -> None:
 
 
 def test_places_that_cannot_be(config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert f"{config} is no folder" in refused(config, Path(config) / "out", capsys)
+    assert f"{config} is not a folder" in refused(config, Path(config) / "out", capsys)
     assert "exists already" in refused(config, Path(config), capsys)
     assert "longer than the file system allows" in refused(config, tmp_path / ("x" * 300), capsys)
     assert "exists already" in refused(config, tmp_path / "base", capsys, "--plan")
@@ -169,7 +169,7 @@ def test_a_place_without_the_right_to_write(
 ) -> None:
     monkeypatch.delattr("merge.io.writer.survey")
     monkeypatch.setattr("merge.io.out_folder.os.access", lambda *_: False)  # root may write anywhere
-    assert f"{tmp_path} cannot be written to; ask for the right" in refused(config, tmp_path / "out", capsys)
+    assert f"no write permission in {tmp_path}" in refused(config, tmp_path / "out", capsys)
 
 
 def test_a_read_only_file_system(config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -178,7 +178,7 @@ def test_a_read_only_file_system(config: str, tmp_path: Path, capsys: pytest.Cap
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", out], check=False, capture_output=True).returncode:
         pytest.skip("this account may not mount")
     try:
-        assert "cannot be written to" in refused(config, out / "new", capsys)
+        assert "no write permission" in refused(config, out / "new", capsys)
     finally:
         subprocess.run(["umount", out], check=True)
 
@@ -198,7 +198,7 @@ def test_what_has_the_name_meanwhile_stays_and_so_does_the_result(folders: dict[
         (tmp_path / "out").mkdir(exist_ok=True)
         (tmp_path / "out" / "theirs").touch()
 
-    with pytest.raises(merge.BadInput, match=r"has appeared meanwhile .*; the whole result is .*out-2"):
+    with pytest.raises(merge.BadInput, match=r"/out: .*/out-2"):
         merge.write(recipe(folders, "ties"), tmp_path / "out", workers=Workers(progress=take))
     assert names(tmp_path / "out") == {"theirs"} and names(tmp_path / "out-2") == RESULT
 
@@ -221,7 +221,7 @@ def test_no_room_is_noticed_before_the_survey(
 
     monkeypatch.delattr("merge.io.writer.survey")
     monkeypatch.setattr(file_sink.os, "posix_fallocate", full)
-    assert "free some" in refused(config, tmp_path / "out", capsys)
+    assert "Free some" in refused(config, tmp_path / "out", capsys)
 
 
 def test_room_for_what_is_written_last_is_taken_first(
@@ -232,7 +232,7 @@ def test_room_for_what_is_written_last_is_taken_first(
 
     monkeypatch.delattr("merge.io.writer.survey")
     monkeypatch.setattr("merge.io.writer.take_room", full)
-    assert "free some" in refused(config, tmp_path / "out", capsys)
+    assert "Free some" in refused(config, tmp_path / "out", capsys)
 
 
 def test_the_plan_says_where_room_is_lacking(
@@ -240,7 +240,7 @@ def test_the_plan_says_where_room_is_lacking(
 ) -> None:
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr("merge.describe.shutil.disk_usage", lambda _: usage)
-    assert "0.00 GB free where 0.00 GB are needed; free some" in refused(config, tmp_path / "out", capsys, "--plan")
+    assert "0.00 GB free" in refused(config, tmp_path / "out", capsys, "--plan")
 
 
 def test_too_many_open_files(config: str, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,7 +249,9 @@ def test_too_many_open_files(config: str, tmp_path: Path, capsys: Any, monkeypat
     assert main([config, str(tmp_path / "first"), "--no-audit"]) == 0  # what is imported late is imported now
     resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 8, hard))
     try:
-        assert "too many open files" in refused(config, tmp_path / "out", capsys, "--shard-size", "1kB", "--no-audit")
+        assert "too many files are open" in refused(
+            config, tmp_path / "out", capsys, "--shard-size", "1kB", "--no-audit"
+        )
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
@@ -258,7 +260,7 @@ def test_output_that_goes_nowhere(config: str) -> None:
     command = [sys.executable, "-m", "merge", config, "--plan"]
     with open("/dev/full", "w") as full:
         ran = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
-    assert (ran.returncode, ran.stderr) == (2, "merge: no room on the disk; free some, or write elsewhere\n")
+    assert (ran.returncode, ran.stderr) == (2, "merge: the disk is full. Free some space, or write elsewhere.\n")
     read, write = os.pipe()
     os.close(read)
     ran = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)

@@ -51,7 +51,7 @@ def quantize(folder: Path, kind: str, says: bool = True) -> None:
 def test_quantized_parents_are_refused_as_such(kind: str, which: list[str], folders: dict[str, Path]) -> None:
     for name in which:
         quantize(folders[name], kind)
-    with pytest.raises(merge.BadInput, match=rf"{which[0]}\S* .*weights are quantized.*; merge the 16-bit weights"):
+    with pytest.raises(merge.BadInput, match=rf"{which[0]}\S* .*weights are quantized.*"):
         merge.check(recipe(folders, "ties"))
 
 
@@ -75,7 +75,7 @@ def test_tensors_of_a_quantizers_own_kind_in_a_bin_file(folders: dict[str, Path]
     config = json.loads((folders["sft"] / "config.json").read_text())
     config["quantization_config"] = {"quant_method": "torchao"}
     (folders["sft"] / "config.json").write_text(json.dumps(config))
-    with pytest.raises(merge.BadInput, match="by its config it is quantized by torchao: merge the 16-bit weights"):
+    with pytest.raises(merge.BadInput, match="torchao"):
         merge.check(recipe(folders, "ties"))
 
 

@@ -138,12 +138,12 @@ def test_random_signs_keep_magnitudes(folders: dict[str, Path], monkeypatch: pyt
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"slack_scale": "rms"}, "slack_scale: rms goes with slack_form: difference"),
-        ({"slack_share": 0}, "slack_share: a share of parameters, above 0"),
-        ({"on_slack": "all"}, "on_slack: one of protect, both"),
-        ({"norm": 1}, "norm_of: name the model"),
-        ({"norm": 1, "norm_of": "x"}, "norm_of: no model is called 'x'"),
-        ({"norm": 0, "norm_of": "ct"}, "norm: a multiple of norm_of's norm, above 0"),
+        ({"slack_scale": "rms"}, "slack_scale: "),
+        ({"slack_share": 0}, "slack_share: "),
+        ({"on_slack": "all"}, "on_slack: "),
+        ({"norm": 1}, "norm_of: missing"),
+        ({"norm": 1, "norm_of": "x"}, "norm_of: no such model"),
+        ({"norm": 0, "norm_of": "ct"}, "norm: "),
     ],
 )
 def test_refusals(folders: dict[str, Path], settings: dict[str, Any], words: str) -> None:

@@ -101,7 +101,7 @@ def test_slices_that_cannot_be_are_refused(
 
 def test_a_slices_models_give_as_many_layers(folders: dict[str, Path]) -> None:
     slices = [{"models": {"ct": {"layers": "0-1"}, "sft": {"layers": "0-2"}}}]
-    with pytest.raises(merge.BadInput, match="sft gives layers 0-2, ct gives 2"):
+    with pytest.raises(merge.BadInput, match="0-2 of sft and 2 layers of ct"):
         merge.Recipe.from_dict(recipe(folders, slices, method="linear"))
 
 

@@ -104,9 +104,7 @@ def test_models_of_one_vocabulary_are_read_as_they_are(tmp_path: Path) -> None:
 
 def test_refusals(tmp_path: Path) -> None:
     folders = make(tmp_path)
-    with pytest.raises(
-        merge.BadInput, match=r"tokenizer: one of required, optional, union, base, ct, sft; got 'other'"
-    ):
+    with pytest.raises(merge.BadInput, match=r"tokenizer: not known, got 'other'"):
         recipe(folders, "other")
     with pytest.raises(merge.BadInput, match=r"chat_template: one of auto, chatml, or the text of a template"):
         recipe(folders, "base", chat_template="llama3")
@@ -114,7 +112,7 @@ def test_refusals(tmp_path: Path) -> None:
         make_plan([recipe(folders, "base"), recipe(folders, "union")])
     (folders["sft"] / "tokenizer.json").rename(folders["sft"] / "vocab.json")
     (folders["sft"] / "vocab.json").write_text('{"a": 0}')
-    with pytest.raises(merge.BadInput, match=r"sft/tokenizer.json: missing; a union of vocabularies needs one"):
+    with pytest.raises(merge.BadInput, match=r"sft/tokenizer.json: no such file"):
         merge.check(recipe(folders, "union"))
     merge.check(recipe(folders, "base"))
     text = json.loads((folders["base"] / "tokenizer.json").read_text())

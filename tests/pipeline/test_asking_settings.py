@@ -198,7 +198,8 @@ def test_check_reports_where_generation_stops(tmp_path: Path) -> None:
 
 def test_plan_reports_what_is_not_asked_in_the_usual_way() -> None:
     assert prompts(config()) == ""
-    asked = config("eval.chat=both", "eval.system='பதில்'", "eval.tasks=[a]", "eval.fewshot=3", "eval.generation=greedy")
+    how = ("eval.chat=both", "eval.system='பதில்'", "eval.tasks=[a]", "eval.fewshot=3", "eval.generation=greedy")
+    asked = config(*how)
     assert prompts(asked) == (
         "prompts: plain, and by the chat template of each checkpoint that has one; with the system message 'பதில்';"
         " examples in each prompt of lm-eval tasks: each 3; answers are generated greedily, without the generation"

@@ -19,6 +19,7 @@ from common.errors import BadInput
 from pipeline import __main__ as entry
 from pipeline import inputs, stages, sweep
 from pipeline.run import sweep_run
+from tests.messages import assert_one_line, assert_wording
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,123 +42,123 @@ def folder(tmp_path: Path) -> Path:
 
 
 CASES = {
-    "unknown key": (["ct.tokns=32k"], r"ct\.tokns: unknown key; did you mean ct\.tokens\?"),
-    "unknown added key": (["+ct.tokns=32k"], r"ct\.tokns: unknown key; did you mean tokens\?"),
-    "unknown group": (["languages=nya"], r"languages: unknown key or group; did you mean language\?"),
-    "unknown choice": (["language=xyz"], r"language=xyz: no such choice; language has .*mine.*nya"),
-    "unknown experiment": (["experiment=tny"], r"experiment=tny: no such choice; experiment has .*tiny"),
+    "unknown key": (["ct.tokns=32k"], r"ct\.tokns: "),
+    "unknown added key": (["+ct.tokns=32k"], r"ct\.tokns: "),
+    "unknown group": (["languages=nya"], r"languages: "),
+    "unknown choice": (["language=xyz"], r"language=xyz: "),
+    "unknown experiment": (["experiment=tny"], r"experiment=tny: "),
     "launcher without jobs": (
         ["experiment=tiny", "launcher=basic"],
-        r"launcher: experiment/tiny sets hydra.launcher.n_jobs, which this launcher does not have",
+        r"launcher: ",
     ),
     "wrong type": (["seed=abc"], r"seed=abc: "),
     "negative seed": (["seed=-1"], r"seed=-1: "),
-    "not a budget": (["ct.tokens=32q"], r"ct\.tokens=32q: give a number of tokens such as 32k"),
-    "zero budget": (["ct.tokens=0"], r"ct\.tokens=0: give a whole, positive number"),
-    "budget above the schedule": (["ct.tokens=2B"], r"ct\.tokens=2B: .*ct\.schedule_tokens=8192"),
+    "not a budget": (["ct.tokens=32q"], r"ct\.tokens=32q: "),
+    "zero budget": (["ct.tokens=0"], r"ct\.tokens=0: "),
+    "budget above the schedule": (["ct.tokens=2B"], r"ct\.tokens=2B: "),
     "batch that is no multiple": (
         ["ct.batch_tokens=1000"],
-        r"ct\.batch_tokens=1000: must be a multiple of block_size=128",
+        r"ct\.batch_tokens=1000: ",
     ),
     "batch that processes cannot share": (
         ["compute=ddp", "compute.processes=3"],
-        r"ct\.batch_tokens=1024: its 8 blocks of 128 tokens cannot be shared by 3 .*divides 8, or batch_tokens=1152",
+        r"ct\.batch_tokens=1024: ",
     ),
     "several processes without a strategy": (
         ["compute.processes=2"],
-        r"compute\.strategy=none: trains in one process; for several say compute=ddp",
+        r"compute\.strategy=none: ",
     ),
     "sharding for one": (
         ["compute=fsdp", "compute.processes=1"],
-        r"compute\.processes=1: compute\.strategy=fsdp is for several",
+        r"compute\.processes=1: ",
     ),
-    "liger on a CPU": (["compute.liger=true"], r"compute\.liger=true: its kernels run on GPUs only"),
-    "LoRA of rank zero": (["train=lora", "train.lora.rank=0"], r"train\.lora\.rank=0: .*greater than 0"),
+    "liger on a CPU": (["compute.liger=true"], r"compute\.liger=true: "),
+    "LoRA of rank zero": (["train=lora", "train.lora.rank=0"], r"train\.lora\.rank=0: "),
     "block above the context": (
         ["ct.block_size=1024"],
-        r"ct\.block_size=1024: must not exceed model\.recipe\.context=256",
+        r"ct\.block_size=1024: ",
     ),
-    "share of one": (["ct.english_share=1"], r"ct\.english_share=1: .*less than 1"),
-    "learning rate of zero": (["sft.learning_rate=0"], r"sft\.learning_rate=0: .*greater than 0"),
+    "share of one": (["ct.english_share=1"], r"ct\.english_share=1: "),
+    "learning rate of zero": (["sft.learning_rate=0"], r"sft\.learning_rate=0: "),
     "density above one": (
         ["merge.methods.ties_sv_1.grid.density=[0.5,1.5]"],
-        r"merge\.methods\.ties_sv_1\..*density: .*above 0 and at most 1; got 1\.5",
+        r"merge\.methods\.ties_sv_1\..*density: ",
     ),
     "density of zero": (
         ["merge.methods.ties_sv_1.grid.density=[0,1]"],
-        r"merge\.methods\.ties_sv_1\..*density: .*above 0 and at most 1; got 0",
+        r"merge\.methods\.ties_sv_1\..*density: ",
     ),
-    "negative slack": (["merge.methods.ties_sv_1.recipe.slack=-1"], r"merge\.methods\.ties_sv_1\..*slack: .*got -1"),
+    "negative slack": (["merge.methods.ties_sv_1.recipe.slack=-1"], r"merge\.methods\.ties_sv_1\..*slack: "),
     "unknown method": (
         ["merge.methods.ties_sv_1.recipe.method=tise"],
-        r"merge\.methods\.ties_sv_1\..*method: one of .*'tise'",
+        r"merge\.methods\.ties_sv_1\..*method: ",
     ),
     "unequal tries": (
         ["merge.methods.task_arithmetic.grid.lambda=[1]"],
-        r"merge\.methods: every method gets the same number of tries",
+        r"merge\.methods: ",
     ),
     "reserved name": (
         ["+merge.methods.sft={recipe: {method: ties}, grid: {lambda: [1, 2]}}"],
-        r"merge\.methods\.sft: the name is taken",
+        r"merge\.methods\.sft: ",
     ),
     "no grid values": (
         ["merge.methods.task_arithmetic.grid.lambda=[]"],
         r"merge\.methods\.task_arithmetic\.grid\.lambda=\[\]: ",
     ),
-    "English": (["language.code=en"], r"language\.code=en: English is the language of SFT"),
-    "language that the corpus lacks": (["language.code=tam"], r"language\.code=tam: corpus=bible holds nya only"),
-    "no corpus path": (["language=mine"], r"corpus\.path is empty: give a path or glob"),
-    "missing corpus": (["language=mine", "corpus.path={tmp}/no/*.txt"], r"corpus\.path: no file matches .*no/\*\.txt"),
-    "empty corpus": (["language=mine", "corpus.path={tmp}/empty.txt"], r"corpus\.path: .*empty\.txt is empty"),
+    "English": (["language.code=en"], r"language\.code=en: "),
+    "language that the corpus lacks": (["language.code=tam"], r"language\.code=tam: "),
+    "no corpus path": (["language=mine"], r"corpus\.path: "),
+    "missing corpus": (["language=mine", "corpus.path={tmp}/no/*.txt"], r"corpus\.path: "),
+    "empty corpus": (["language=mine", "corpus.path={tmp}/empty.txt"], r"corpus\.path: "),
     "corpus that is not UTF-8": (
         ["language=mine", "corpus.path={tmp}/latin.txt"],
-        r"corpus\.path: .*latin\.txt is not UTF-8 \(byte 3\)",
+        r"corpus\.path: ",
     ),
     "corpus of another format": (
         ["language=mine", "corpus.path={tmp}/word.docx"],
-        r"corpus\.path: .*word\.docx is not one of \.txt, \.jsonl, \.parquet",
+        r"corpus\.path: ",
     ),
     "corpus that is a folder": (
         ["language=mine", "corpus.path={tmp}/no_yaml/"],
-        r"corpus\.path=.*no_yaml/: is a folder; say corpus\.path='.*no_yaml/\*\.txt'",
+        r"corpus\.path=.*no_yaml/: ",
     ),
     "instructions that are a folder": (
         ["sft.path={tmp}/no_yaml"],
-        r"sft\.path=.*no_yaml: is a folder; say sft\.path='.*no_yaml/\*\.jsonl'",
+        r"sft\.path=.*no_yaml: ",
     ),
     "CUDA where there is none": (
         ["compute.device=cuda"],
-        r"compute\.device=cuda: PyTorch finds no CUDA GPU on this machine; say compute=cpu, or run where there is one",
+        r"compute\.device=cuda: ",
     ),
     "missing English": (
         ["language=mine", "corpus.path={tmp}/text.txt", "corpus.english_path={tmp}/no.txt"],
-        r"corpus\.english_path: no file matches",
+        r"corpus\.english_path: ",
     ),
-    "missing instructions": (["sft.path={tmp}/no.jsonl"], r"sft\.path: no file matches"),
-    "instructions that are not JSONL": (["sft.path={tmp}/text.txt"], r"sft\.path: .*text\.txt is not one of \.jsonl"),
-    "missing model": (["model.path={tmp}/no"], r"model\.path=.*no: no such folder"),
-    "model without config": (["model.path={tmp}/no_config"], r"model\.path=.*no_config: has no config\.json"),
-    "model without tokenizer": (["model.path={tmp}/no_tokenizer"], r"model\.path=.*no_tokenizer: has no tokenizer"),
-    "model without weights": (["model.path={tmp}/no_weights"], r"model\.path=.*no_weights: has no weights"),
-    "model from nowhere": (["model=folder"], r"model\.path=null: give a local Hugging Face folder"),
-    "missing tasks": (["eval.include_path={tmp}/no"], r"eval\.include_path=.*no: no such folder"),
-    "tasks without YAML": (["eval.include_path={tmp}/no_yaml"], r"eval\.include_path=.*no_yaml: holds no \.yaml file"),
+    "missing instructions": (["sft.path={tmp}/no.jsonl"], r"sft\.path: "),
+    "instructions that are not JSONL": (["sft.path={tmp}/text.txt"], r"sft\.path: "),
+    "missing model": (["model.path={tmp}/no"], r"model\.path=.*no: "),
+    "model without config": (["model.path={tmp}/no_config"], r"model\.path=.*no_config: "),
+    "model without tokenizer": (["model.path={tmp}/no_tokenizer"], r"model\.path=.*no_tokenizer: "),
+    "model without weights": (["model.path={tmp}/no_weights"], r"model\.path=.*no_weights: "),
+    "model from nowhere": (["model=folder"], r"model\.path=null: "),
+    "missing tasks": (["eval.include_path={tmp}/no"], r"eval\.include_path=.*no: "),
+    "tasks without YAML": (["eval.include_path={tmp}/no_yaml"], r"eval\.include_path=.*no_yaml: "),
     "descending budgets": (
         ["-m", "ct.tokens=4096,2048"],
-        r"ct\.tokens=4096,2048: budgets must ascend.* ct\.tokens=2048,4096",
+        r"ct\.tokens=4096,2048: ",
     ),
     "a budget twice": (
         ["-m", "ct.tokens=2k,2000"],
-        r"the sweep has the cell language\.code=nya ct\.tokens=2k seed=0 twice",
+        r"language\.code=nya ct\.tokens=2k seed=0: ",
     ),
-    "one bad cell of a sweep": (["-m", "ct.tokens=2048,4096,1M"], r"ct\.tokens=1M: .*ct\.schedule_tokens=8192"),
+    "one bad cell of a sweep": (["-m", "ct.tokens=2048,4096,1M"], r"ct\.tokens=1M: "),
     "a sweep without -m": (
         ["ct.tokens=2048,4096"],
-        r"ct\.tokens=2048,4096: several values make a sweep; pass -m \(slackmerge run -m",
+        r"ct\.tokens=2048,4096: ",
     ),
     "not an override": (
         ["reproduce"],
-        r"reproduce: neither a command \(run, plan, check, report, watch, verify\) nor key=value",
+        r"reproduce: ",
     ),
     "an override that cannot be read": (["ct.tokens=[1"], r"."),
 }
@@ -172,14 +173,15 @@ def test_one_line_and_exit_code_2(
 
     monkeypatch.setattr(sweep_run, "worker", computes)
     monkeypatch.setattr(sweep_run.local, "make", computes)
-    arguments, message = CASES[case]
+    arguments, key = CASES[case]
     given = [argument.format(tmp=folder) if "{tmp}" in argument else argument for argument in arguments]
     experiment = [] if any(argument.startswith("experiment=") for argument in given) else ["experiment=test"]
     code = entry.main([*experiment, f"store={folder}/store", f"outputs={folder}/outputs", *given])
     said = capsys.readouterr().err
     assert code == 2
     assert len(said.splitlines()) == 1
-    assert re.search(f"^{message}", said)
+    assert re.match(key, said), said
+    assert_wording(f"bad input: {case}", said, TMP=folder)
     assert not (folder / "outputs").exists()
 
 
@@ -203,7 +205,7 @@ def test_an_experiment_that_is_not_yaml(
     monkeypatch.setattr(sweep, "CONF", tmp_path / "conf")
     assert entry.main([verb, "-m", "experiment=mine", f"store={tmp_path}/store", f"outputs={tmp_path}/outputs"]) == 2
     said = capsys.readouterr().err
-    assert re.fullmatch(f"{re.escape(str(broken))}: {message}.*; correct it there\n", said), said
+    assert re.fullmatch(f"{re.escape(str(broken))}: {message}.*. Correct it there.\n", said), said
     assert not (tmp_path / "outputs").exists()
 
 
@@ -217,13 +219,13 @@ def test_no_disk_space(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
 def test_a_budget_above_the_corpus_names_its_size(tmp_path: Path) -> None:
     (tmp_path / "counts.json").write_text(json.dumps({"tokens": 123_456}))
     stages.check_budget(tmp_path, 123_456)
-    with pytest.raises(BadInput, match=r"^ct\.tokens=1M: the corpus holds 123,456 tokens"):
+    with pytest.raises(BadInput, match=r"^ct\.tokens=1M: .* 123,456 "):
         stages.check_budget(tmp_path, 10**6)
 
 
 def test_nothing_to_report(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert entry.main(["report", "experiment=test", f"store={folder}/store"]) == 2
-    assert "nothing of this sweep is scored yet" in capsys.readouterr().err
+    assert_one_line(capsys.readouterr().err, f"store={folder}/store: ")
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -153,7 +153,7 @@ def test_ctrl_c_in_training_ends_in_one_line_and_the_next_run_goes_on(
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to every process of the command
     said, errors = process.communicate(timeout=900)  # of a hang, not of slowness
     assert process.returncode == 130, errors
-    assert errors == "interrupted; what is done is kept, and the next run goes on from there\n"
+    assert errors == "interrupted; finished stages are kept, and the next run resumes\n"
     assert "Traceback" not in said
     assert not alive_in_session(process.pid)
     saved = list(tmp_path.glob("store/.work/sft-*/scratch/checkpoint-*/complete"))

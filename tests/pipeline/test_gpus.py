@@ -288,7 +288,7 @@ def test_stopped_while_it_trains_no_child_outlives_it_and_nothing_is_lost(tmp_pa
         time.sleep(0.02)
     if how == signal.SIGINT:
         assert process.returncode == 130
-        assert errors == "interrupted; what is done is kept, and the next run goes on from there\n"
+        assert errors == "interrupted; finished stages are kept, and the next run resumes\n"
         assert list(tmp_path.glob("store/.work/ct-*/scratch/saved"))
     (tmp_path / "asked" / "linger").unlink()
     done = run(tmp_path, "0,1")

@@ -132,11 +132,7 @@ def test_a_terminal_shows_where_the_run_stands_and_ctrl_c_ends_it_in_one_line(tm
         assert re.search(pattern, words), pattern
     for line in ("a line of its own", "a line of a child", "under way"):
         assert words.count(line) == 1, line
-    assert (
-        words.rstrip()
-        .splitlines()[-1]
-        .endswith("interrupted; what is done is kept, and the next run goes on from there")
-    )
+    assert words.rstrip().splitlines()[-1].endswith("interrupted; finished stages are kept, and the next run resumes")
     assert "Traceback" not in words
     assert not seen.endswith("\x1b[?25l") and seen.rfind("\x1b[?25h") > seen.rfind("\x1b[?25l")  # the cursor is back
 

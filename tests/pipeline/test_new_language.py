@@ -21,7 +21,7 @@ language:
   code: epo
   short: null
   name: Esperanto
-  most_tokens: null
+  max_tokens: null
   tasks: []
 corpus:
   path: examples/mine/text/*.txt

@@ -14,6 +14,7 @@ from pipeline.plan import merged, plan_cell
 from pipeline.report import folders, page, report_sources
 from pipeline.report.records import label
 from pipeline.report.report_sources import Sources
+from pipeline.run.cluster import site
 from tests.pipeline.report.synthetic import GOOD, LOST, SUBJECT, Run
 from tests.pipeline.test_keys import INPUTS
 
@@ -95,6 +96,28 @@ def test_own_configuration_files_may_have_the_old_names(tmp_path: Path, capsys: 
     assert {"average_of_base_and_sft", "average_of_ct_then_sft_and_ct", "ties_fixed"} < set(config.merge.methods)
     said = capsys.readouterr().err
     assert said.count("\n") == 5 and "merge=stated: the name is now merge=fixed." in said
+
+
+def test_old_keys_are_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """On the command line, in a configuration file, where the old one wins over the shipped default, and in a site."""
+    given = ["experiment=test", "language.most_tokens=7k"]
+    assert sweep.expand(given, multirun=True).configs[0].language.max_tokens == 7000
+    (tmp_path / "language").mkdir()
+    (tmp_path / "language" / "own.yaml").write_text(
+        "# @package _global_\ndefaults: [{override /corpus: bible}]\n"
+        "language: {code: nya, short: null, name: N'Ko ߒߞߏ, most_tokens: 3k, tasks: []}\n"
+    )
+    found = [f"hydra.searchpath=[file://{tmp_path}]", "experiment=test", "language=own"]
+    config = sweep.expand([*found, "ct.tokens=2048"], multirun=True).configs[0]
+    assert config.language.max_tokens == 3000
+    (tmp_path / "site.yaml").write_text(
+        "data_here: true\nevaluations_a_job: 3\nat_once: 5\n"
+        + "".join(f"{job}: {{gpus: 0, cpus: 1, memory_gb: 1, hours: 1}}\n" for job in ("train", "evaluate", "data"))
+    )
+    read = site.read(str(tmp_path / "site.yaml"))
+    assert (read.run_data_locally, read.evals_per_job, read.max_parallel) == (True, 3, 5)
+    said = capsys.readouterr().err
+    assert said.count("\n") == 4 and said.count("accepted in this release only.") == 4
 
 
 def old(rows: list[dict[str, Any]]) -> str:

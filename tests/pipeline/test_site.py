@@ -27,11 +27,11 @@ def test_a_class_of_jobs_wins_over_the_top_of_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ("partitions: gpu\n", "partitions: unknown key; did you mean partition?"),
+        ("partitions: gpu\n", "partitions: unknown key. Did you mean partition?"),
         ("poll_seconds: soon\n", "poll_seconds=soon"),
         ("warning_seconds: 0\n", "warning_seconds=0"),
         ("[", "not YAML"),
-        ("account: a\naccount: b\n", "the key account twice"),
+        ("account: a\naccount: b\n", "the key account is given twice"),
     ],
 )
 def test_a_wrong_site_is_refused_in_one_line(tmp_path: Path, more: str, said: str) -> None:
@@ -71,7 +71,7 @@ def test_the_shipped_site_is_read_by_its_name() -> None:
 @pytest.mark.parametrize("override", ["site=slurm", "launcher=joblib"])
 def test_launcher_and_site_are_not_settings_of_the_experiment(override: str) -> None:
     if override.startswith("site"):
-        with pytest.raises(BadInput, match="only launcher=slurm reads a site"):
+        with pytest.raises(BadInput, match="^site=slurm: "):
             sweep.expand(["experiment=test", override], multirun=True)
     else:
         assert sweep.expand(["experiment=test", override], multirun=True).launcher == "joblib"

@@ -31,7 +31,7 @@ from tests.pipeline.toy import Makers, annealed, plan
 def test_states_are_kept_while_a_missing_budget_would_continue_from_them(
     held: set[int], missing: set[int], keep_last: bool, dropped: set[int]
 ) -> None:
-    assert trajectory.superfluous(held, missing, keep_last) == dropped
+    assert trajectory.prunable_states(held, missing, keep_last) == dropped
 
 
 @given(st.sets(st.integers(1, 50)), st.sets(st.integers(1, 50)), st.booleans())
@@ -39,7 +39,7 @@ def test_a_drop_never_takes_what_a_missing_budget_starts_from(
     held: set[int], missing: set[int], keep_last: bool
 ) -> None:
     missing -= held
-    left = held - trajectory.superfluous(held, missing, keep_last)
+    left = held - trajectory.prunable_states(held, missing, keep_last)
     for wanted in missing:
         assert max((budget for budget in held if budget < wanted), default=0) == max(
             (budget for budget in left if budget < wanted), default=0

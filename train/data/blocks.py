@@ -17,9 +17,9 @@ Tokens = NDArray[Any]  # uint16 or uint32
 
 
 def interleave(shares: Sequence[float]) -> Iterator[int]:
-    """Which source the next block comes from.
+    """Yield the source of each next block.
 
-    It is always the one furthest behind its share, so that every window has the mixture within one block.
+    It is always the one furthest behind its fraction, so that every window has the mixture within one block.
     """
     counts = [0] * len(shares)
     for total in itertools.count(1):
@@ -31,7 +31,7 @@ def interleave(shares: Sequence[float]) -> Iterator[int]:
 
 @dataclass(frozen=True)
 class TextSeen:
-    """Of one language's text, what CT has seen at a budget: tokens, how many different ones, and how often each."""
+    """The text of one language that CT has read at a budget: tokens, distinct tokens, and epochs."""
 
     tokens: int
     different: int
@@ -39,9 +39,9 @@ class TextSeen:
 
 
 def text_seen(counts: Mapping[str, Any], budget: int) -> dict[str, TextSeen]:
-    """What the first `budget` tokens of CT blocks are made of, by language.
+    """Count what the first `budget` tokens of CT blocks contain, by language.
 
-    `counts`: the `counts.json` that was left with them; empty of such as were made before it said `text_tokens`.
+    `counts`: their `counts.json`; empty if it is older than the key `text_tokens`.
     """
     texts = counts.get("text_tokens", {})
     size, share = counts["tokens"] // counts["blocks"], counts["english_share"]
@@ -54,7 +54,9 @@ def text_seen(counts: Mapping[str, Any], budget: int) -> dict[str, TextSeen]:
 
 
 def cut(stream: Iterable[Tokens], size: int) -> Iterator[Tokens]:
-    """A stream of tokens, given in pieces of any length, as blocks of `size`; the last, incomplete one is left out."""
+    """Yield a stream of tokens, given in pieces of any length, as blocks of `size`; the last, incomplete one is left
+    out.
+    """
     rest: list[Tokens] = []  # shorter than a block in all
     length = 0  # of the rest
     for piece in stream:
@@ -69,9 +71,9 @@ def cut(stream: Iterable[Tokens], size: int) -> Iterator[Tokens]:
 
 
 class OpenBlocks:
-    """Blocks that are being filled, found by the room that they have left.
+    """Blocks that are being filled, indexed by their free space.
 
-    `by_room[room]` has the open blocks with so much, the oldest first.
+    `by_room[room]` has the open blocks with that much space, oldest first.
     """
 
     def __init__(self, size: int) -> None:
@@ -79,14 +81,14 @@ class OpenBlocks:
         self.rooms = 0  # bit r is set where some open block has room r
 
     def add(self, block: int, room: int) -> None:
-        """Opens a block, or puts it back with less room."""
+        """Open a block, or put it back with less room."""
         heapq.heappush(self.by_room[room], block)
         self.rooms |= 1 << room
 
     def take(self, length: int) -> tuple[int, int] | None:
-        """Takes out the fullest block with room for `length` tokens: its number and its room.
+        """Take out the fullest block with room for `length` tokens: its number and its room.
 
-        None where there is none.
+        None if there is none.
         """
         fitting = self.rooms >> length << length  # the rooms below `length` struck out
         if not fitting:
@@ -99,7 +101,7 @@ class OpenBlocks:
 
 
 def lowest_bit(number: int) -> int:
-    """The place of the lowest bit that is set; `number` is not 0."""
+    """Return the place of the lowest bit that is set; `number` is not 0."""
     return (number & -number).bit_length() - 1
 
 
@@ -128,9 +130,9 @@ def best_fit(lengths: Iterable[tuple[int, int]], size: int, open_blocks: int | N
 
 
 class BlockFile:
-    """A `.npy` file of (blocks, size) that grows by a block at a time, so that memory holds one.
+    """A `.npy` file of (blocks, size) that grows by one block at a time, so that memory contains one.
 
-    Byte for byte what `np.save` writes.
+    Byte for byte the output of `np.save`.
     """
 
     def __init__(self, path: Path, size: int, dtype: type) -> None:
@@ -149,17 +151,17 @@ class BlockFile:
         np.lib.format.write_array_header_1_0(self.file, header)
 
     def append(self, block: Sequence[int] | Tokens) -> None:
-        """Writes one more block, of `size` values."""
+        """Write one more block, of `size` values."""
         self.file.write(np.asarray(block, dtype=self.dtype).tobytes())
         self.count += 1
 
     def close(self) -> None:
-        """Writes down how many blocks there are."""
+        """Write the number of blocks into the header."""
         self.file.seek(0)
         self._header()
         self.file.close()
 
 
 def dtype_for(vocabulary: int) -> type:
-    """The smallest unsigned type that holds the ids of a vocabulary."""
+    """Return the smallest unsigned type that holds the ids of a vocabulary."""
     return np.uint16 if vocabulary <= 2**16 else np.uint32

@@ -1,4 +1,4 @@
-"""Evaluation items that stand in training text, word for word or nearly.
+"""Evaluation items that training text contains, word for word or nearly.
 
 They are found and reported, for any corpus and any set of tasks.
 
@@ -34,7 +34,7 @@ DOCUMENTS_AT_ONCE = 256  # searched together
 
 @dataclass
 class Evidence:
-    """What the training text has of one item: its n-grams, and where the first and the nearest passage stand."""
+    """Findings about one item in the training text: its n-grams, and the first and the nearest passage."""
 
     grams: set[int] = field(default_factory=set)
     jaccard: float = 0.0
@@ -42,7 +42,7 @@ class Evidence:
     near: dict[str, Any] = field(default_factory=dict)
 
     def add(self, other: Evidence) -> None:
-        """Takes in what a later file has."""
+        """Add the findings of a later file."""
         self.grams |= other.grams
         self.passage = self.passage or other.passage
         if other.jaccard > self.jaccard:
@@ -53,13 +53,13 @@ _index: Index | None = None  # of this process
 
 
 def init_worker(items: Path) -> None:
-    """Readies a process to search for items, rows with a `text`."""
+    """Prepare a process to search for items, rows with a `text`."""
     global _index
     _index = Index(row["text"] for row in read_jsonl(items))
 
 
 def scan(file: Path) -> tuple[dict[int, Evidence], Counter[str]]:
-    """What a file of training text or instructions has of each item, by its number, and how much was read."""
+    """Return what a file of training text or instructions contains of each item, by number, and how much was read."""
     index = _index
     assert index is not None
     items, read = defaultdict[int, Evidence](Evidence), Counter[str]()
@@ -83,7 +83,7 @@ def scan(file: Path) -> tuple[dict[int, Evidence], Counter[str]]:
 def report(
     items: Sequence[dict[str, str]], files: Sequence[Path], out: Path, work: Path, workers: int = 1
 ) -> dict[str, Any]:
-    """Looks for items (`{"task", "id", "text"}`) in files of training text.
+    """Look for items (`{"task", "id", "text"}`) in files of training text.
 
     Leaves `leaks.json` and `leaked.jsonl` (an item a line, worst first).
 
@@ -119,7 +119,7 @@ def report(
 def by_task(
     items: Sequence[dict[str, str]], sizes: Sequence[int], leaked: Sequence[dict[str, Any]]
 ) -> dict[str, dict[str, int]]:
-    """How many items each task has, how many are too short to be judged, and how many leaked.
+    """Count the items of each task, those too short to judge, and those that leaked.
 
     sizes: words of each item's n-grams, 0: too short.
     """
@@ -135,7 +135,7 @@ def by_task(
 
 
 def all_training_files(corpus_dir: Path, instructions_dir: Path) -> list[Path]:
-    """All that is trained on: the text of both languages, and the instructions."""
+    """Return all that is trained on: the text of both languages, and the instructions."""
     folders = (corpus_dir / "text").glob("*.train*")
     languages = sorted({folder.name.split(".")[0] for folder in folders})
     text = [file for language in languages for file in training_files(corpus_dir, language)]
@@ -143,7 +143,7 @@ def all_training_files(corpus_dir: Path, instructions_dir: Path) -> list[Path]:
 
 
 def record(item: dict[str, str], evidence: Evidence, grams: int) -> dict[str, Any]:
-    """The record of a leaked item of so many n-grams.
+    """Return the record of a leaked item of so many n-grams.
 
     share: of them that stand in training text; jaccard: of the nearest passage, 0 below NEAR.
     """
@@ -158,5 +158,5 @@ def record(item: dict[str, str], evidence: Evidence, grams: int) -> dict[str, An
 
 
 def severity(row: dict[str, Any]) -> tuple[float, float, str, str]:
-    """Sorts the worst first: near-duplicates by similarity, then by the share of n-grams."""
+    """Return a sort key, worst first: near-duplicates by similarity, then by the fraction of n-grams."""
     return -row["jaccard"], -row["share"], row["task"], row["id"]

@@ -48,7 +48,7 @@ TOPICS = {
 
 @dataclass(frozen=True)
 class Question:
-    """One question: a text, what is asked of it, the choices, the true one, and the trivial baseline's."""
+    """One question: a text, the instruction, the choices, the correct one, and the trivial baseline's."""
 
     text: str
     question: str
@@ -61,12 +61,12 @@ class Question:
 
     @property
     def prompt(self) -> str:
-        """What the model sees; the answer follows after a space."""
+        """Return the model's input; the answer follows after a space."""
         return f"{self.question}\n{self.text}" if self.text_last else prompt(self.question, self.text)
 
 
 def prompt(instruction: str, text: str) -> str:
-    """An instruction and its text, up to the answer.
+    """Return an instruction and its text, up to the answer.
 
     The text comes first, so that what is asked stands next to the answer.
     """
@@ -74,7 +74,7 @@ def prompt(instruction: str, text: str) -> str:
 
 
 class Vocabulary:
-    """The words of a language's training text by frequency: where distractors come from."""
+    """The words of a language's training text by frequency: the source of distractors."""
 
     def __init__(self, texts: Iterable[str]) -> None:
         texts = list(texts)
@@ -86,16 +86,16 @@ class Vocabulary:
         self._askable = {word for word in self.ranked[COMMONEST:] if self.writing.askable(word)}
 
     def askable(self, word: str) -> bool:
-        """Whether a question may be about a word.
+        """Return whether a question may be about a word.
 
         By the language's writing it can be; it is known, and not one of the commonest.
         """
         return word in self._askable
 
     def like(self, word: str, avoid: set[str], rng: random.Random, count: int = 3) -> list[str] | None:
-        """Distractors of about the frequency of `word`, drawn from the ranks around its own.
+        """Draw distractors of about the frequency of `word`, from neighbouring ranks.
 
-        None where there are too few.
+        None if there are too few.
         """
         rank = self.rank[word]
         reach = max(30, rank // 4)
@@ -107,18 +107,16 @@ class Vocabulary:
         return rng.sample(near, count) if len(near) >= count else None
 
     def commonest(self, choices: list[str]) -> int:
-        """The number of the choice that is most frequent in training text."""
+        """Return the number of the choice that is most frequent in training text."""
         return max(range(len(choices)), key=lambda number: self.counts[choices[number]])
 
 
 WordFamily = Callable[[list[str], Vocabulary, random.Random], Question | None]
-WORD_FAMILIES: dict[
-    str, WordFamily
-] = {}  # by name: words of a document -> a question, or None where this try gives none
+WORD_FAMILIES: dict[str, WordFamily] = {}  # by name: words of a document -> a question, or None if this try gives none
 
 
 def word_family(name: str, question: str) -> Callable[[WordFamily], WordFamily]:
-    """Enters a function as the family of this name, whose questions read so."""
+    """Register a function as the family of this name, with this text of its questions."""
 
     def enter(make: WordFamily) -> WordFamily:
         QUESTIONS[name], WORD_FAMILIES[name] = question, make
@@ -130,14 +128,14 @@ def word_family(name: str, question: str) -> Callable[[WordFamily], WordFamily]:
 def shuffled(
     text: str, question: str, right: str, wrong: list[str], vocabulary: Vocabulary, rng: random.Random
 ) -> Question:
-    """A question with its choices in a random order and the frequency baseline."""
+    """Return a question with its choices in a random order and the frequency baseline."""
     choices = [right, *wrong]
     rng.shuffle(choices)
     return Question(text, question, tuple(choices), choices.index(right), vocabulary.commonest(choices))
 
 
 def window(words: list[str], shortest: int, longest: int, writing: Writing, rng: random.Random) -> list[str]:
-    """From `shortest` to `longest` words in a row, anywhere; none where there are fewer than `longest`."""
+    """From `shortest` to `longest` words in a row, anywhere; none if there are fewer than `longest`."""
     shortest, longest = shortest * writing.units, longest * writing.units
     if len(words) < longest:
         return []
@@ -148,19 +146,19 @@ def window(words: list[str], shortest: int, longest: int, writing: Writing, rng:
 
 @word_family("next", "Which word comes next?")
 def next_word(words: list[str], vocabulary: Vocabulary, rng: random.Random) -> Question | None:
-    """Of 9 to 15 words, the last is asked for: the text is given last, as running text goes on."""
+    """Ask for the last of 9 to 15 words: the text comes last, so a model that continues the text answers it."""
     asked = continuation(words, vocabulary, rng)
     return asked and replace(asked, text_last=True)
 
 
 @word_family("route", QUESTIONS["next"])
 def route(words: list[str], vocabulary: Vocabulary, rng: random.Random) -> Question | None:
-    """The same, but the question stands after the text: who only goes on with the text does not answer it."""
+    """Ask the same with the question after the text: a model that only continues the text does not answer it."""
     return continuation(words, vocabulary, rng)
 
 
 def continuation(words: list[str], vocabulary: Vocabulary, rng: random.Random) -> Question | None:
-    """Which word comes after 8 to 14 words, within the sentence."""
+    """Ask for the word after 8 to 14 words, within the sentence."""
     writing = vocabulary.writing
     if len(words) < 15 * writing.units:
         return None
@@ -177,7 +175,7 @@ def continuation(words: list[str], vocabulary: Vocabulary, rng: random.Random) -
 
 @word_family("blank", "Which word fills the blank?")
 def blank(words: list[str], vocabulary: Vocabulary, rng: random.Random) -> Question | None:
-    """Of 9 to 14 words, one in the second half is replaced by a blank."""
+    """Ask for a blank in the second half of 9 to 14 words."""
     text = window(words, 9, 14, vocabulary.writing, rng)
     if not text:
         return None
@@ -192,12 +190,12 @@ def blank(words: list[str], vocabulary: Vocabulary, rng: random.Random) -> Quest
 
 @word_family("lookup", "Which word comes after {word}?")
 def lookup(words: list[str], vocabulary: Vocabulary, rng: random.Random) -> Question | None:
-    """Which word of the text comes after another; the wrong choices stand in the same text."""
+    """Ask which word of the text comes after another; the wrong choices are in the same text."""
     return lookup_in(window(words, 10, 16, vocabulary.writing, rng), vocabulary, rng)
 
 
 def lookup_in(text: list[str], vocabulary: Vocabulary, rng: random.Random) -> Question | None:
-    """The same, of the words of a given text."""
+    """Ask `lookup` about the words of a given text."""
     writing = vocabulary.writing
     plain = [bare(word) for word in text]
     candidates = sorted({word for word in plain if vocabulary.askable(word) and plain.count(word) == 1})
@@ -215,21 +213,21 @@ def lookup_in(text: list[str], vocabulary: Vocabulary, rng: random.Random) -> Qu
 
 
 def genre(text: str, label: str) -> Question:
-    """The genre of a passage, among six."""
+    """Return the genre of a passage, among six."""
     return Question(text, QUESTIONS["genre"], GENRES, GENRES.index(label), 0)
 
 
 def topic_of(english: str) -> str | None:
-    """The topic of which an English verse has keywords; None where there is none or more than one."""
+    """Return the topic of which an English verse has keywords; None if there is none or more than one."""
     words = {word.lower() for word in map(bare, english.split()) if word}
     topics = [topic for topic, keywords in TOPICS.items() if words & set(keywords.split())]
     return topics[0] if len(topics) == 1 else None
 
 
 def about(text: str, topic: str) -> Question:
-    """What a verse is about, among the topics.
+    """Ask for the topic of a verse.
 
-    The truth comes from the English verse, whatever the language of the text.
+    The correct answer comes from the English verse, whatever the language of the text.
     """
     labels = tuple(TOPICS)
     words = {word.lower() for word in map(bare, text.split())}

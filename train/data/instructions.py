@@ -6,7 +6,7 @@ Leaves `sft.jsonl` (`{"prompt", "output", "family"}`, and `more`: further questi
 columns, where `questions` is above 1; of a user's conversations `{"messages", "family"}`),
 `tasks/<family>_<language>.<split>.jsonl` (rows of `common.items.Item`) and `counts.json`. Instructions in the language
 itself, for the upper bound that English SFT is compared with, are a stage of their own, which leaves `sft.jsonl` and
-`counts.json`; so are instructions from the hub, which leaves `sft/00000.parquet` and so on, with the same columns, and
+`counts.json`; so are instructions from the Hub, which leaves `sft/00000.parquet` and so on, with the same columns, and
 `counts.json`.
 """
 
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from common import hub_data
+from common.choices import suggestion
 from common.errors import BadInput
 from common.files import write_json, write_jsonl
 from common.items import Item
@@ -43,7 +44,7 @@ Row = dict[str, Any]  # prompt, output, family, more
 
 
 def build(corpus_dir: Path, settings: ItemsSettings, out: Path, sft_path: str | None = None) -> None:
-    """Writes instructions and items to `out`.
+    """Write instructions and items to `out`.
 
     `sft_path`: a glob of JSONL files with the user's own instructions, or conversations if the settings say so.
 
@@ -77,33 +78,35 @@ def build(corpus_dir: Path, settings: ItemsSettings, out: Path, sft_path: str | 
 
 
 def build_in_language(corpus_dir: Path, settings: InstructionsInLanguageSettings, out: Path) -> None:
-    """Writes instructions made of the language's own training text to `out`.
+    """Write instructions made of the language's own training text to `out`.
 
     Raises BadInput for a family that there is not, and where the text gives no instruction.
     """
     source = question_source(corpus_dir, settings.families, settings.seed)
     instructions = made_instructions(source, settings.language, settings.sft_items, settings.questions)
     if not instructions:
-        raise BadInput(f"eval.families: the {settings.language} training text gives no instruction; give more text")
+        raise BadInput(f"eval.families: the {settings.language} training text gives no instructions. Give more text.")
     write_jsonl(out / "sft.jsonl", instructions)
     write_json(out / "counts.json", {"sft": by_family(instructions)})
 
 
 def question_source(corpus_dir: Path, names: Sequence[str], seed: int) -> QuestionSource:
-    """Where the questions of these families come from. Raises BadInput for a family that there is not."""
+    """Return the source of questions of these families. Raises BadInput for an unknown family."""
     unknown = set(names) - set(families.QUESTIONS)
     if unknown:
-        raise BadInput(f"eval.families: {min(unknown)!r} is unknown; choose from {', '.join(families.QUESTIONS)}")
+        raise BadInput(
+            f"eval.families: no such family, got {min(unknown)!r}. {suggestion(min(unknown), families.QUESTIONS)}"
+        )
     return QuestionSource(corpus_dir, names, seed)
 
 
 def by_family(instructions: Sequence[Row]) -> dict[str, int]:
-    """How many questions there are of each family."""
+    """Count the questions of each family."""
     return dict(Counter(turn["family"] for row in instructions for turn in (row, *row.get("more", ()))))
 
 
 def refuse_scarce(counts: Mapping[str, int], names: Sequence[str], languages: Sequence[str], wanted: int) -> None:
-    """Refuses families with too few items to tell anything, before anything is trained. Raises BadInput.
+    """Reject families with too few items to tell anything, before anything is trained. Raises BadInput.
 
     `counts`: items by `<family>_<language>.<split>`; `wanted`: items asked for of each.
     """
@@ -116,12 +119,14 @@ def refuse_scarce(counts: Mapping[str, int], names: Sequence[str], languages: Se
             kept = ",".join(name for name in names if name not in scarce)
             raise BadInput(
                 f"eval.families: the held-out {language} text gives too few items (at least {fewest} in dev and in"
-                f" test): {listed}; give more text, a larger corpus.dev and corpus.test, or say eval.families=[{kept}]"
+                f" test): {listed}. Give more text, a larger corpus.dev and corpus.test, or set eval.families=[{kept}]."
             )
 
 
 def made_instructions(source: QuestionSource, language: str, count: int, questions: int = 1) -> list[Row]:
-    """Up to `count` instructions of each family, from a language's training text; of up to so many questions each."""
+    """Return up to `count` instructions of each family, from a language's training text; of up to so many questions
+    each.
+    """
     if questions == 1:
         return [
             turn(question.prompt, family, question)
@@ -139,12 +144,12 @@ def made_instructions(source: QuestionSource, language: str, count: int, questio
 
 
 def turn(prompt: str, family: str, question: Question) -> Row:
-    """A prompt and the right answer to it."""
+    """Return a prompt and the right answer to it."""
     return {"prompt": prompt, "output": question.choices[question.answer], "family": family}
 
 
 def made_items(source: QuestionSource, family: str, language: str, split: str, count: int) -> list[Item]:
-    """Up to `count` items of a family, from a split's text."""
+    """Return up to `count` items of a family, from a split's text."""
     return [
         Item(
             f"{family}_{language}.{split}.{number}",
@@ -161,14 +166,16 @@ def made_items(source: QuestionSource, family: str, language: str, split: str, c
 
 
 def own_instructions(pattern: str, wanted: str = "auto") -> list[Row]:
-    """A user's instructions, rendered: JSONL rows with `instruction`, `input` (may be empty) and `output`.
+    """Return a user's instructions, rendered: JSONL rows with `instruction`, `input` (may be empty) and `output`.
 
     Rows of other formats of one question and one answer are known by their columns, or by the format that is `wanted`.
     """
     rows = []
     for path in text_files.matching(pattern, "sft.path"):
         if path.suffix != ".jsonl":
-            raise BadInput(f"sft.path: {path} is not .jsonl; a line is {{'instruction', 'input', 'output'}}")
+            raise BadInput(
+                f"sft.path: expected a .jsonl file with the fields instruction, input and output, got {path}."
+            )
         for number, row in text_files.numbered_jsonl(path, (), "sft.path"):
             where = f"sft.path: {path} line {number}"
             question, more, answer = plain_columns(row, wanted, where)
@@ -184,7 +191,7 @@ def own_instructions(pattern: str, wanted: str = "auto") -> list[Row]:
 
 
 def plain_columns(row: Mapping[str, Any], wanted: str, where: str) -> tuple[str, str | None, str]:
-    """The columns of a question, of what it is about, and of its answer, where no template is set.
+    """Return the columns of a question, of what it is about, and of its answer, where no template is set.
 
     Raises BadInput for conversations, which need one.
     """
@@ -194,14 +201,14 @@ def plain_columns(row: Mapping[str, Any], wanted: str, where: str) -> tuple[str,
         return question, more if more in row else None, answer
     if fit and "alpaca" not in fit:
         raise BadInput(
-            f"{where}: holds a conversation ({fit[0].removesuffix('_tree')}), which needs a chat template."
+            f"{where}: contains a conversation ({fit[0].removesuffix('_tree')}), which needs a chat template."
             " Set sft.template to tokenizer, chatml or a .jinja file."
         )
     return "instruction", "input", "output"
 
 
 def hub_instruction(prompt: str, answer: str) -> tuple[str, Row] | None:
-    """A row of instructions from the hub, as it is; None where it asks or answers nothing."""
+    """Return a row of instructions from the Hub, as it is; None if it asks or answers nothing."""
     prompt, answer = prompt.strip(), answer.strip()
     return ("train", {"prompt": prompt, "output": answer, "family": "hub"}) if prompt and answer else None
 
@@ -209,9 +216,9 @@ def hub_instruction(prompt: str, answer: str) -> tuple[str, Row] | None:
 def from_hub(
     settings: InstructionsSettings, out: Path, work: Path, folder: str | None = None, workers: int = 1
 ) -> None:
-    """Instructions from the hub as Parquet files, up to a number of bytes.
+    """Write instructions from the Hub as Parquet files, up to a number of bytes.
 
-    It goes on in `work` where an earlier call was killed.
+    It resumes in `work` if an earlier call was killed.
 
     `folder`: where a local data set lies. `workers`: processes; the files do not depend on it.
     """
@@ -232,12 +239,12 @@ def from_hub(
             counts["bytes"] += part.bytes
             number += 1
     if not counts["bytes"]:
-        raise BadInput(f"sft.hub.dataset={source.dataset}: holds no instruction with an answer")
+        raise BadInput(f"sft.hub.dataset={source.dataset}: has no instruction with an answer. Choose another data set.")
     write_json(out / "counts.json", counts | ({COUNTED: dict(counted)} if counted else {}))
 
 
 def rows_of(settings: InstructionsSettings) -> dict[str, Any]:
-    """How the rows of a data set are read: two columns of text, as they are or as a conversation, or conversations."""
+    """Return the way rows of a data set are read: two text columns, plain or as a conversation, or conversations."""
     prompt, answer = settings.hub.prompt, settings.hub.answer
     if prompt is not None and answer is not None:
         return {"columns": (prompt, answer), "sort": hub_instruction}
@@ -245,6 +252,6 @@ def rows_of(settings: InstructionsSettings) -> dict[str, Any]:
 
 
 def instruction_files(folder: Path) -> list[Path]:
-    """The files of instructions that a stage left: one JSONL, or Parquet files of those from the hub."""
+    """Return the files of instructions that a stage left: one JSONL, or Parquet files of those from the Hub."""
     single = folder / "sft.jsonl"
     return [single] if single.exists() else sorted((folder / "sft").glob("*.parquet"))

@@ -44,31 +44,31 @@ class Words:
         self.known: dict[str, int] = {}
 
     def hashes(self, text: str) -> Hashes:
-        """The hash of each word: (words,)."""
+        """Return the hash of each word: (words,)."""
         if len(self.known) > self.MOST:
             self.known.clear()
         folded = unicodedata.normalize("NFC", text).casefold()
         return np.fromiter((self.hash(match[0]) for match in self.find(folded)), np.uint64)
 
     def hash(self, word: str) -> int:
-        """The hash of a word, the same in every process."""
+        """Return the hash of a word, the same in every process."""
         if word not in self.known:
             self.known[word] = int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest())
         return self.known[word]
 
     def excerpt(self, text: str, start: int, count: int) -> str:
-        """`count` words from word `start` on as they stand in the text, cut after EXCERPT characters."""
+        """Return `count` words from word `start` as they are in the text, cut after EXCERPT characters."""
         spans = [match.span() for match in self.find(text)]
         return shortened(text[spans[min(start, len(spans) - 1)][0] : spans[min(start + count, len(spans)) - 1][1]])
 
 
 def shortened(text: str) -> str:
-    """The first EXCERPT characters of a text."""
+    """Return the first EXCERPT characters of a text."""
     return text if len(text) <= EXCERPT else text[:EXCERPT] + " …"
 
 
 def grams(words: Hashes, count: int) -> Hashes:
-    """A hash of each `count` words in a row: (words − count + 1,)."""
+    """Return a hash of each `count` words in a row: (words − count + 1,)."""
     if len(words) < count:
         return np.empty(0, np.uint64)
     total = np.zeros(len(words) - count + 1, np.uint64)
@@ -79,7 +79,7 @@ def grams(words: Hashes, count: int) -> Hashes:
 
 @dataclass
 class Match:
-    """What one document has of one item; positions are in words of the document."""
+    """Findings about one item in one document; positions are in words of the document."""
 
     first: int  # position of the first n-gram
     grams: set[int] = field(default_factory=set)
@@ -113,18 +113,18 @@ class Index:
         self.shingle_sieve = self.sieve(self.with_shingle)
 
     def sieve(self, hashes: Iterable[int]) -> NDArray[np.bool_]:
-        """Which first bits some hash has: (2^SIEVE_BITS,)."""
+        """Mark the first bits that some hash has: (2^SIEVE_BITS,)."""
         table = np.zeros(1 << int(self.SIEVE_BITS), bool)
         table[np.fromiter(hashes, np.uint64) >> (np.uint64(64) - self.SIEVE_BITS)] = True
         return table
 
     def through(self, sieve: NDArray[np.bool_], hashes: Hashes) -> Iterator[tuple[int, int]]:
-        """Positions and hashes that may be an item's."""
+        """Return positions and hashes that may be those of an item."""
         positions = np.flatnonzero(sieve[hashes >> (np.uint64(64) - self.SIEVE_BITS)])
         return zip(positions.tolist(), hashes[positions].tolist(), strict=True)
 
     def search(self, documents: Sequence[str]) -> list[dict[int, Match]]:
-        """What each document has of each item, by the item's number.
+        """Return what each document contains of each item, by the item's number.
 
         Documents are searched together, with a gap between them that no item has: many are short.
         """
@@ -153,7 +153,7 @@ class Index:
         return matches
 
     def nearest(self, item: int, positions: Sequence[int], shingles: Hashes) -> tuple[float, int]:
-        """The highest Jaccard similarity of an item with a passage of the document, and the passage's position.
+        """Return the highest Jaccard similarity of an item with a passage of the document, and the passage's position.
 
         A passage has the item's length and begins or ends with one of its shingles.
         """

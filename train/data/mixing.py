@@ -1,4 +1,4 @@
-"""Blocks of continual training and of SFT in one: both are learnt at once, in turn."""
+"""Blocks of CT and of SFT mixed, so that both are learnt at once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from train.data.packing import write_counts
 
 
 def mixed_blocks(ct_dir: Path, sft_dir: Path, ct_tokens: int, out: Path) -> None:
-    """The first `ct_tokens` of CT's blocks and all of SFT's, each kind spread evenly over the whole.
+    """Return the first `ct_tokens` of CT's blocks and all of SFT's, each kind spread evenly.
 
     In go two folders of blocks of one size, and their counts; out comes one like SFT's: blocks, labels, positions. The
     loss of a block of CT is on all of it, in its positions from 0 on. Raises ValueError for blocks of two sizes.
@@ -23,7 +23,7 @@ def mixed_blocks(ct_dir: Path, sft_dir: Path, ct_tokens: int, out: Path) -> None
     sft = [np.load(sft_dir / f"{name}.npy", mmap_mode="r") for name in ("blocks", "labels", "positions")]
     size = text.shape[1]
     if sft[0].shape[1] != size:
-        raise ValueError(f"{ct_dir} has blocks of {size} tokens and {sft_dir} of {sft[0].shape[1]}")
+        raise ValueError(f"{ct_dir} has blocks of {size} tokens and {sft_dir} of {sft[0].shape[1]}.")
     text = text[: -(-ct_tokens // size)]
     total = len(text) + len(sft[0])
     columns = [

@@ -58,7 +58,7 @@ SHOWN = 5  # examples of conversations that are left beside their blocks as text
 
 @dataclass
 class Tally:
-    """What is counted while examples are packed."""
+    """Counts of packing."""
 
     examples: int = 0
     too_long: int = 0
@@ -68,7 +68,10 @@ class Tally:
     first: list[Example] = field(default_factory=list)  # of conversations
 
     def conversations(self, read: Iterable[Pass], files: int) -> Iterator[Pass]:
-        """The files as they come, those of the first pass counted. Raises BadInput where they cannot be trained on."""
+        """Yield the files as they come, those of the first pass counted.
+
+        Raises BadInput if they cannot be trained on.
+        """
         for number, (file, rng) in enumerate(read):
             if number < files:
                 self.counted += Counter(file.counts)
@@ -80,20 +83,22 @@ class Tally:
 
 @dataclass
 class ReadOnce:
-    """How many tokens of a text of so many files were read, those that were read again not counted."""
+    """A count of the tokens of a text of several files, without repeated ones."""
 
     files: int
     tokens: int = 0
 
     def counted(self, pieces: Iterable[Tokens]) -> Iterator[Tokens]:
-        """The pieces, one a file, as they come."""
+        """Yield the pieces, one a file, as they come."""
         for number, piece in enumerate(pieces):
             self.tokens += len(piece) if number < self.files else 0
             yield piece
 
 
 def counting(read: Iterable[Pass], files: int, control: Counter[str]) -> Iterator[Pass]:
-    """The passes as they come; the control tokens that are written in a file are counted when it is first read."""
+    """Yield the passes as they come; the control tokens that are written in a file are counted when it is first
+    read.
+    """
     for number, (file, rng) in enumerate(read):
         if number < files:
             control.update(file.control)
@@ -103,21 +108,21 @@ def counting(read: Iterable[Pass], files: int, control: Counter[str]) -> Iterato
 def ct_blocks(
     corpus_dir: Path, tokenizer_dir: Path, settings: CtBlocksSettings, out: Path, work: Path, workers: int = 1
 ) -> None:
-    """Packs the language and English up to the schedule's tokens or the end of the language's text.
+    """Pack the language and English up to the schedule's tokens or the end of the language's text.
 
-    The language is never repeated, English is where it must be. `work` keeps the tokens of each file until the blocks
-    are published. `workers`: processes that tokenise; the blocks do not depend on it. Raises BadInput where the text is
-    shorter than one block.
+    The language is read `epochs` times, each time in another order; English is repeated where it must be. `work` keeps
+    the tokens of each file until the blocks are published. `workers`: processes that tokenise; the blocks do not depend
+    on it. Raises BadInput where the text is shorter than one block.
     """
-    tokenizer = TokenizerFile.of(load_tokenizer(tokenizer_dir))
+    tokenizer = TokenizerFile.of(load_tokenizer(tokenizer_dir), document_end=settings.document_end)
     size, share, language, seed = settings.block_size, settings.english_share, settings.language, settings.seed
-    wanted = -(-settings.schedule_tokens // size)
+    wanted = None if settings.schedule_tokens is None else -(-settings.schedule_tokens // size)
     blocks, control = BlockFile(out / "blocks.npy", size, tokenizer.dtype), Counter[str]()
     with Workers(workers, init_worker, (tokenizer,)) as pool:
         ahead = max(1, round(pool.count * share))
         files = {name: training_files(corpus_dir, name) for name in (language, "en")}
         read = [
-            passes(files[language], f"{seed}:{language}", pool, work, epochs=1),
+            passes(files[language], f"{seed}:{language}", pool, work, epochs=settings.epochs),
             passes(files["en"], f"{seed}:en", pool, work, ahead=ahead),
         ]
         once = {name: ReadOnce(len(paths)) for name, paths in files.items()}
@@ -132,14 +137,16 @@ def ct_blocks(
             blocks.append(block)
     blocks.close()
     if not blocks.count:
-        raise BadInput(f"corpus: the {language} training text is shorter than one block of ct.block_size={size} tokens")
+        raise BadInput(
+            f"corpus: the {language} training text must fill one block of ct.block_size={size} tokens. Give more text."
+        )
     write_counts(
         out,
         blocks=blocks.count,
         tokens=blocks.count * size,
         english_share=share,
         real_token_share=1.0,
-        whole_corpus=blocks.count < wanted,
+        whole_corpus=wanted is None or blocks.count < wanted,
         text_tokens={name: text.tokens for name, text in once.items()},
         **({"control_tokens": control} if control else {}),
     )
@@ -154,7 +161,7 @@ def sft_blocks(
     work: Path,
     workers: int = 1,
 ) -> None:
-    """Packs instruction examples, and blocks of running text among them, up to `tokens`.
+    """Pack instruction examples, and blocks of running text among them, up to `tokens`.
 
     The examples are repeated where they are fewer.
 
@@ -203,7 +210,7 @@ def sft_blocks(
 
 
 def masking(tokenizer: PreTrainedTokenizerBase, settings: SftBlocksSettings) -> Masking | None:
-    """How conversations become examples; None where instructions are taken as they are. Raises BadInput."""
+    """Return the way conversations become examples; None for instructions without a template. Raises BadInput."""
     how = settings.chat
     if how is None:
         return None
@@ -212,7 +219,7 @@ def masking(tokenizer: PreTrainedTokenizerBase, settings: SftBlocksSettings) -> 
 
 
 def chat_counts(items_dir: Path, counted: Mapping[str, int]) -> dict[str, Any]:
-    """What is left with the blocks of conversations: how many there are, and how many were left out, by reason."""
+    """Return the counts next to blocks of conversations: how many there are, and how many were left out, by reason."""
     kept = ("conversations", "answers", "sequences", "cut", "unrolled", "system_in_question")
     before = json.loads((items_dir / "counts.json").read_text(encoding="utf-8")).get(COUNTED, {})
     left_out = {name.removeprefix(LEFT_OUT): count for name, count in counted.items() if name.startswith(LEFT_OUT)}
@@ -225,7 +232,7 @@ def chat_counts(items_dir: Path, counted: Mapping[str, int]) -> dict[str, Any]:
 def leave_template(
     tokenizer: PreTrainedTokenizerBase, template: ChatTemplate, examples: Sequence[Example], out: Path
 ) -> None:
-    """Writes the template, for the checkpoint that learns it, and some examples as text, for people."""
+    """Write the template, for the checkpoint that learns it, and some examples as text, for people."""
     learnt_template.leave(learnt_template.Learnt(template.render.text, template.stop_token), out)
     shown = []
     for ids, loss in examples:
@@ -236,7 +243,7 @@ def leave_template(
 
 
 def one_stream(read: Iterable[Pass], size: int, tally: Tally) -> Iterator[list[Example]]:
-    """The examples of each block, for ever, from one file that is read over and over, each time in a random order.
+    """Yield the examples of each block, forever, from one file that is read over and over, each time in a random order.
 
     Best fit over a window of open blocks, that no epoch closes: an example goes where it leaves the least room.
     """
@@ -249,7 +256,10 @@ def one_stream(read: Iterable[Pass], size: int, tally: Tally) -> Iterator[list[E
                 tally.examples = len(examples)
                 longest = max(len(tokens) for tokens, _ in examples)
                 if longest > size:
-                    raise BadInput(f"sft.block_size={size}: the longest instruction example has {longest} tokens")
+                    raise BadInput(
+                        f"sft.block_size={size}: must be at least {longest}, the tokens of the longest instruction "
+                        "example."
+                    )
             order = list(range(len(examples)))
             rng.shuffle(order)
             yield from ((number, len(examples[number][0])) for number in order)
@@ -259,7 +269,7 @@ def one_stream(read: Iterable[Pass], size: int, tally: Tally) -> Iterator[list[E
 
 
 def file_by_file(read: Iterable[Pass], size: int, tally: Tally, files: int) -> Iterator[list[Example]]:
-    """The examples of each block, for ever, from many files.
+    """Yield the examples of each block, forever, from many files.
 
     They are packed by best-fit decreasing within a file, and its blocks put in a random order.
 
@@ -272,7 +282,9 @@ def file_by_file(read: Iterable[Pass], size: int, tally: Tally, files: int) -> I
             tally.examples += len(order)
             tally.too_long += len(examples) - len(order)
         if turn >= files and not tally.examples:
-            raise BadInput(f"sft.block_size={size}: all {tally.too_long:,} instruction examples are longer")
+            raise BadInput(
+                f"sft.block_size={size}: all {tally.too_long:,} instruction examples are longer. Set a larger value."
+            )
         rng.shuffle(order)
         order.sort(key=lambda number: len(examples[number][0]), reverse=True)
         blocks = list(best_fit(((number, len(examples[number][0])) for number in order), size, None))
@@ -281,7 +293,7 @@ def file_by_file(read: Iterable[Pass], size: int, tally: Tally, files: int) -> I
 
 
 def joined(examples: list[Example], size: int, end: int, tally: Tally) -> tuple[Tokens, Tokens, Tokens]:
-    """A block of examples: ids, labels and positions, each of length `size`. Padding is end tokens without loss.
+    """Return a block of examples: ids, labels and positions, each of length `size`. Padding is end tokens without loss.
 
     An example is one sequence, however many questions it has: its positions go through, and its answers are seen by
     the questions after them.
@@ -303,19 +315,21 @@ def joined(examples: list[Example], size: int, end: int, tally: Tally) -> tuple[
 
 
 def running(block: Tokens, tally: Tally) -> tuple[Tokens, Tokens, Tokens]:
-    """A block of running text: the loss is on all of it."""
+    """Return a block of running text: the loss is on all of it."""
     tally.trained += len(block)
     return block, block, np.arange(len(block))
 
 
 def texts(corpus_dir: Path, language: str, wanted: Callable[[str], bool]) -> list[str]:
-    """The training documents of a language whose ids are `wanted`, all in memory: for the small base model's recipe."""
+    """Return the training documents of a language whose ids are `wanted`, all in memory: for the small base model's
+    recipe.
+    """
     rows = (row for path in training_files(corpus_dir, language) for row in read_rows(path))
     return [row["text"] for row in rows if wanted(row["id"])]
 
 
 def shuffled(documents: Sequence[str], seed: str) -> Iterator[str]:
-    """The documents for ever, in an order of their own for each epoch."""
+    """Yield the documents forever, in an order of their own for each epoch."""
     for epoch in itertools.count():
         order = list(documents)
         random.Random(f"{seed}:{epoch}").shuffle(order)
@@ -325,7 +339,7 @@ def shuffled(documents: Sequence[str], seed: str) -> Iterator[str]:
 def chunks(
     documents: Iterable[str], encode: Callable[[Sequence[str]], list[Tokens]], end: int, size: int
 ) -> Iterator[Tokens]:
-    """Documents as one stream of tokens, each followed by the end token, cut into blocks of `size`.
+    """Return documents as one stream of tokens, each followed by the end token, cut into blocks of `size`.
 
     The last, incomplete one is left out.
     """
@@ -333,15 +347,18 @@ def chunks(
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint folder; refused where it has no end token."""
+    """Return the tokenizer of a checkpoint folder. Raises BadInput if it has no end token."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     if tokenizer.eos_token_id is None:
-        raise BadInput(f"model: the tokenizer in {folder} has no end-of-text token, which separates documents")
+        raise BadInput(
+            f"model: the tokenizer in {folder} has no end-of-text token, which separates documents. "
+            "Set eos_token in its tokenizer_config.json."
+        )
     return tokenizer
 
 
 def write_counts(out: Path, **counts: Any) -> None:
-    """`counts.json` beside the blocks."""
+    """Write `counts.json` next to the blocks."""
     write_json(out / "counts.json", counts)

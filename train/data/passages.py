@@ -1,4 +1,7 @@
-"""Several questions on one passage: what SFT learns of a text beside the question that it was chosen for.
+"""Several questions on one passage: SFT learns more of a text than the question that selected it.
+
+Most tokens of an instruction are its text, which carries no loss. With more questions per passage, more of the trained
+tokens are answers. An example reads
 
 Most tokens of an instruction are its text, which carries no loss. With more questions a passage, more of the tokens
 that are trained on are answers. An example reads
@@ -39,7 +42,7 @@ class Example:
 
 
 def examples(source: QuestionSource, family: str, language: str, count: int, most: int) -> list[Example]:
-    """Up to `count` examples from training text, of up to `most` questions each, one of them of `family`."""
+    """Return up to `count` examples from training text, of up to `most` questions each, one of them of `family`."""
     rng = random.Random(f"{source.seed}:passages:{family}:{language}")
     vocabulary = source.vocabulary[language]
     leads = source.questions(family, language, "train", POOL * count)
@@ -64,7 +67,7 @@ def further_questions(
     vocabulary: Vocabulary,
     rng: random.Random,
 ) -> dict[str, Question]:
-    """What else can be asked about the text of a question of `family`, by family.
+    """Return further questions about the text of a question of `family`, by family.
 
     `known`: the labels of the text. Where both `next` and `route` are asked, `next` asks for the word after the text
     and `route`, which comes later, for the one after that.
@@ -88,17 +91,19 @@ def further_questions(
 
 
 def answered(lead: Question, question: str, answer: str) -> Question:
-    """A question on the text of another, with its right answer alone: SFT reads no other choice."""
+    """Return a question on the text of another, with its right answer alone: SFT reads no other choice."""
     return replace(lead, question=question, choices=(answer,), answer=0, trivial=0, text_last=False)
 
 
 def label(question: Question) -> str:
-    """The right answer."""
+    """Return the right answer."""
     return question.choices[question.answer]
 
 
 def evened_out(made: Sequence[Example], rng: random.Random) -> list[Example]:
-    """The examples without the labelled questions, other than their leads, of which some answers would be commoner."""
+    """Return the examples without the labelled questions, other than their leads, of which some answers would be
+    commoner.
+    """
     dropped = set()
     for family in LABELLED:
         by_label: dict[str, list[int]] = {}

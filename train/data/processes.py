@@ -1,6 +1,6 @@
-"""Work handed to several processes, with results in the order of the tasks.
+"""Work for several processes, with results in the order of the tasks.
 
-What is made does not depend on how many processes make it.
+Results do not depend on the number of processes.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ Result = TypeVar("Result")
 
 
 def _ready(parent: int, init_worker: Callable[..., None] | None, arguments: tuple[Any, ...]) -> None:
-    die_with_parent(parent)  # else a worker goes on with what is queued, and nobody holds the claim on what it writes
+    die_with_parent(parent)  # else a worker continues with queued tasks without a lock on its output
     if init_worker:
         init_worker(*arguments)
 
 
 class Workers(AbstractContextManager["Workers"]):
-    """`count` processes, each readied by `init_worker(*arguments)`, if given; one is this process itself.
+    """`count` processes, each prepared by `init_worker(*arguments)`, if given; one means this process itself.
 
     Several callers may share them.
     """
@@ -50,7 +50,7 @@ class Workers(AbstractContextManager["Workers"]):
     def map(
         self, function: Callable[[Task], Result], tasks: Iterable[Task], ahead: int | None = None
     ) -> Iterator[Result]:
-        """`function(task)` for each task, in order.
+        """Yield `function(task)` for each task, in order.
 
         At most `ahead` tasks (None: one a process) are submitted before their result is asked for.
 

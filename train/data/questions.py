@@ -1,4 +1,4 @@
-"""Questions of every family from the text of a corpus: which passages are asked about, seeded and balanced."""
+"""Questions of every family from the text of a corpus: seeded, balanced choices of passages."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LONGEST_VERSE = 32  # English words of a verse whose topic is asked for: short o
 
 
 class QuestionSource:
-    """Where questions come from: running text for the word families, aligned verses for genre and topic."""
+    """The sources of questions: running text for the word families, aligned verses for genre and topic."""
 
     def __init__(self, corpus_dir: Path, families: Sequence[str], seed: int) -> None:
         self.seed = seed
@@ -30,7 +30,7 @@ class QuestionSource:
             language, split, _ = path.name.split(".")
             texts[language, split] = read_jsonl(path)
         if families:
-            # of a corpus from the hub, words and passages come from its first file: a sample that fits in memory
+            # of a corpus from the Hub, words and passages come from its first file: a sample that fits in memory
             for folder in sorted((corpus_dir / "text").glob("*.train")):
                 first = training_files(corpus_dir, folder.stem)[0]
                 texts[folder.stem, "train"] = read_rows(first)
@@ -49,7 +49,7 @@ class QuestionSource:
         self.families = [name for name in families if name in WORD_FAMILIES or self.verses]
 
     def questions(self, family: str, language: str, split: str, count: int) -> list[Question]:
-        """Up to `count` questions, the same for the same seed; the labels of genre and topic are balanced."""
+        """Return up to `count` questions, the same for the same seed; the labels of genre and topic are balanced."""
         rng = random.Random(f"{self.seed}:{family}:{language}:{split}")
         make = {"genre": self._genre, "about": self._about}.get(family)
         return list(make(language, split, count, rng) if make else self._words(family, language, split, count, rng))
@@ -87,27 +87,27 @@ class QuestionSource:
         yield from balanced(by_label, count, rng)
 
     def genre_of(self, document: str) -> str | None:
-        """The genre of a document, where its verses are aligned."""
+        """Return the genre of a document, where its verses are aligned."""
         return self._genres.get(document)
 
 
 def split_texts(rows: Iterable[Mapping[str, Any]], writing: Writing) -> list[Text]:
-    """Documents with their ids, in words."""
+    """Return documents with their ids, in words."""
     return [(str(row["id"]), writing.split(row["text"])) for row in rows]
 
 
 def is_of(verse: Mapping[str, Any], language: str, split: str) -> bool:
-    """Whether a verse stands in this split of this language's text."""
+    """Return whether a verse stands in this split of this language's text."""
     return verse["split"] == split and verse.get("only", language) == language
 
 
 def chapter(verse: Mapping[str, Any]) -> str:
-    """The id of the document that a verse (`book.chapter.verse`) is from."""
+    """Return the id of the document that a verse (`book.chapter.verse`) is from."""
     return str(verse["id"]).rpartition(".")[0]
 
 
 def balanced(by_label: Mapping[str, Sequence[T]], count: int, rng: random.Random) -> list[T]:
-    """As many questions of each label, up to `count` in all, in a random order."""
+    """Return as many questions of each label, up to `count` in all, in a random order."""
     if not by_label:
         return []
     each = min(count // len(by_label), *(len(questions) for questions in by_label.values()))

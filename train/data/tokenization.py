@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 CONTROL, COUNTS = "control.json", "counts.json"
 AT_ONCE = 64  # documents given to the tokenizer at a time
-CHECKED = 8  # documents at the beginning of each file whose tokens are held against the tokenizers library's
+CHECKED = 8  # documents at the beginning of each file whose tokens are compared with the tokenizers library's
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Tokenised:
 
     tokens: Tokens
     lengths: NDArray[np.int64]
-    answers: NDArray[np.bool_]  # a value a token of instructions; empty of running text
+    answers: NDArray[np.bool_]  # one value per token of instructions; empty of running text
     control: Mapping[str, int]
     counts: Mapping[str, int] = field(default_factory=dict)  # of conversations; see train.data.chat.masking
 
@@ -65,17 +65,17 @@ class Tokenised:
         )
 
     def documents(self) -> list[Tokens]:
-        """The tokens of each document."""
+        """Return the tokens of each document."""
         return np.split(self.tokens, np.cumsum(self.lengths)[:-1]) if len(self.lengths) else []
 
     def examples(self) -> list[tuple[Tokens, NDArray[np.bool_]]]:
-        """The tokens of each instruction, and which of them carry the loss."""
+        """Return the tokens of each instruction, and which of them carry the loss."""
         answers = np.split(self.answers, np.cumsum(self.lengths)[:-1]) if len(self.lengths) else []
         return list(zip(self.documents(), answers, strict=True))
 
 
 def counted(path: Path) -> dict[str, int]:
-    """What a file of counts says; nothing where there was nothing to count."""
+    """Read a file of counts; empty if nothing was counted."""
     counts: dict[str, int] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     return counts
 
@@ -85,7 +85,7 @@ Pass = tuple[Tokenised, random.Random]  # a file, and the generator that orders 
 
 @dataclass(frozen=True)
 class TokenizerFile:
-    """A tokenizer in a form that travels to other processes and needs no transformers there."""
+    """A tokenizer that can be sent to other processes, which need no transformers for it."""
 
     definition: str  # the text of its tokenizer.json
     end: int  # id of the token that ends a document
@@ -94,25 +94,36 @@ class TokenizerFile:
     masking: Masking | None = None  # of conversations; None: instructions are prompts and answers as they are
 
     @classmethod
-    def of(cls, tokenizer: PreTrainedTokenizerBase, masking: Masking | None = None) -> TokenizerFile:
-        """Raises BadInput for the few tokenizers that the tokenizers library does not run."""
+    def of(
+        cls, tokenizer: PreTrainedTokenizerBase, masking: Masking | None = None, document_end: str | None = None
+    ) -> TokenizerFile:
+        """Raise BadInput for the few tokenizers that the tokenizers library does not run.
+
+        document_end: the token that ends a document (None: eos); raise BadInput if the tokenizer has no such token.
+        """
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
             raise BadInput(
-                f"model: its tokenizer ({type(tokenizer).__name__}) is not one of the tokenizers library;"
-                " save it as tokenizer.json"
+                f"model: its tokenizer must be of the tokenizers library, got {type(tokenizer).__name__}."
+                " Save it as tokenizer.json."
             )
-        assert isinstance(tokenizer.eos_token_id, int)
+        end = tokenizer.eos_token_id if document_end is None else backend.token_to_id(document_end)
+        if end is None:
+            raise BadInput(
+                f"ct.document_end: the tokenizer in {tokenizer.name_or_path} has no such token, got {document_end}."
+                " Name one of its tokens, or null for the one that ends a text."
+            )
+        assert isinstance(end, int)
         before, _ = added_special_tokens(tokenizer)  # what it puts after a text is the end token, which is ours to put
-        return cls(backend.to_str(), tokenizer.eos_token_id, len(tokenizer), tuple(before), masking)
+        return cls(backend.to_str(), end, len(tokenizer), tuple(before), masking)
 
     @property
     def dtype(self) -> type:
-        """The type of its ids on disk: uint16 or uint32."""
+        """Return the type of its ids on disk: uint16 or uint32."""
         return dtype_for(self.vocabulary)
 
     def load(self) -> TextEncoder:
-        """What encodes: texts to arrays of `dtype`, without special tokens."""
+        """Return an encoder: texts to arrays of `dtype`, without special tokens."""
         from train.data.words import TextEncoder  # the tokenizers library
 
         return TextEncoder(self.definition, self.dtype)
@@ -122,14 +133,14 @@ _tokenizer: tuple[TokenizerFile, TextEncoder] | None = None  # of this process
 
 
 def init_worker(tokenizer: TokenizerFile) -> None:
-    """Readies a process to tokenise. Each has one thread: the processes are the parallelism."""
+    """Prepare a process to tokenise. Each has one thread: the processes are the parallelism."""
     global _tokenizer
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     _tokenizer = tokenizer, tokenizer.load()
 
 
 def tokenise(task: tuple[Path, Path]) -> Path:
-    """Tokenises a file of `text` rows, or of instructions, into a folder, unless it is there already."""
+    """Tokenise a file of `text` rows, or of instructions, into a folder, unless it exists."""
     source, folder = task
     if folder.exists():
         return folder
@@ -162,7 +173,9 @@ def tokenise(task: tuple[Path, Path]) -> Path:
 def plainly(
     rows: Sequence[Mapping[str, Any]], tokenizer: TokenizerFile, encoder: TextEncoder
 ) -> tuple[list[Tokens], list[int], list[NDArray[np.bool_]], Counter[str]]:
-    """Rows of text, or of prompts and answers as they are: pieces, lengths of rows, the loss, and control tokens."""
+    """Return rows of text, or of prompts and answers as they are: pieces, lengths of rows, the loss, and control
+    tokens.
+    """
     encode = encoder.checked([text for row in rows[:CHECKED] for text, _ in parts(row)])
     before: Tokens = np.array(tokenizer.before, tokenizer.dtype)
     end: Tokens = np.array([tokenizer.end], tokenizer.dtype)
@@ -184,7 +197,8 @@ def plainly(
 
 
 def parts(row: Mapping[str, Any]) -> list[tuple[str, bool]]:
-    """The texts that a row is made of, each tokenised alone, and whether the loss is on it: not on what is asked.
+    """Return the texts that a row is made of, each tokenised alone, and whether the loss is on it: not on what is
+    asked.
 
     Those of a conversation are for who looks for words in them: a template puts it into tokens (train/data/chat).
     """
@@ -199,7 +213,8 @@ def parts(row: Mapping[str, Any]) -> list[tuple[str, bool]]:
 def passes(
     files: Sequence[Path], seed: str, workers: Workers, work: Path, epochs: int | None = None, ahead: int | None = None
 ) -> Iterator[Pass]:
-    """The tokens of each file, epoch after epoch (None: for ever), each with the generator that orders its documents.
+    """Yield the tokens of each file, epoch after epoch (None: forever), each with the generator that orders its
+    documents.
 
     The order of the files is another in each epoch. `work`: where the tokens are kept. Every file is tokenised once,
     when it is first wanted.
@@ -220,7 +235,7 @@ def passes(
 
 
 def stream(read: Iterable[Pass]) -> Iterator[Tokens]:
-    """The documents of each file in a random order, as one piece a file."""
+    """Yield the documents of each file in a random order, as one piece a file."""
     for file, rng in read:
         documents = file.documents()
         rng.shuffle(documents)
@@ -229,7 +244,7 @@ def stream(read: Iterable[Pass]) -> Iterator[Tokens]:
 
 
 def batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    """Lists of up to `size` items."""
+    """Yield lists of up to `size` items."""
     iterator = iter(items)
     while batch := list(itertools.islice(iterator, size)):
         yield batch

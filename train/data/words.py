@@ -1,6 +1,6 @@
 """Texts to token ids word by word, each word looked up once encoded.
 
-That is several times as fast as encoding texts whole, and gives the same ids.
+That is several times as fast as encoding texts whole, and return the same ids.
 
 That holds for tokenizers whose merges never cross a single space between two other characters: byte-pair encoding after
 GPT-2's splitting into words (ByteLevel, with or without Digits), or on whole texts with no token that holds a space
@@ -57,25 +57,25 @@ class TextEncoder:
         self.words = Words(self.library, settings, dtype) if local(settings) else None
 
     def whole(self, texts: Sequence[str]) -> list[Tokens]:
-        """The ids of each text, encoded whole by the library."""
+        """Return the ids of each text, encoded whole by the library."""
         encodings = self.library.encode_batch_fast(texts, add_special_tokens=False)
         return [np.array(encoding.ids, self.dtype) for encoding in encodings]
 
     def control_in(self, encoded: Sequence[Tokens]) -> Iterator[str]:
-        """The names of control tokens among the ids of texts, as often as they are there."""
+        """Yield the names of control tokens among the ids of texts, as often as they are there."""
         ids = np.concatenate(encoded) if encoded else np.empty(0, self.dtype)
         low = ids[ids < len(self.is_control)]
         yield from (self.control[int(number)] for number in low[self.is_control[low]])
 
     def by_words(self, texts: Sequence[str]) -> list[Tokens]:
-        """The ids of each text, word by word where the tokenizer and the text allow it."""
+        """Return the ids of each text, word by word where the tokenizer and the text allow it."""
         words = self.words
         if words is None:
             return self.whole(texts)
         return [ids if (ids := words.ids(text)) is not None else self.whole([text])[0] for text in texts]
 
     def checked(self, sample: Sequence[str]) -> Encode:
-        """The faster way if it gives the library's ids for a sample of a file's texts.
+        """Return the faster way if it gives the library's ids for a sample of a file's texts.
 
         Else whole texts, and a warning, once a process.
 
@@ -91,14 +91,14 @@ class TextEncoder:
 
 
 class Uneven(Exception):
-    """A stretch of text that is not a word.
+    """A piece of text that is not a word.
 
-    It is empty, has white space at an end, or something that is not encoded by itself.
+    It is empty, has white space at an end, or cannot be encoded by itself.
     """
 
 
 class Words(dict[str, bytes]):
-    """The ids of words as they stand after a space."""
+    """The ids of words after a space."""
 
     def __init__(self, library: Tokenizer, settings: dict[str, Any], dtype: type[np.unsignedinteger[Any]]) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ class Words(dict[str, bytes]):
         self.uneven = re.compile(rf"\A\Z|\s\Z|{SPACE}{added}")
 
     def ids(self, text: str) -> Tokens | None:
-        """The ids of a text, or None where it has to be encoded whole."""
+        """Return the ids of a text, or None if it has to be encoded whole."""
         with suppress(Uneven):
             return self.joined(text.split(" "))
         with suppress(Uneven):  # wide or leading spaces, ends of lines: a slower split, that leaves them in the words
@@ -116,7 +116,7 @@ class Words(dict[str, bytes]):
         return None
 
     def joined(self, words: list[str]) -> Tokens:
-        """The ids of words with a space between each two.
+        """Return the ids of words with a space between each two.
 
         Before the first there may be white space, and the tokenizer may put a prefix.
         """
@@ -137,7 +137,7 @@ class Words(dict[str, bytes]):
 
 
 def loaded(definition: str) -> Tokenizer:
-    """A tokenizer that neither cuts nor pads."""
+    """Return a tokenizer that neither cuts nor pads."""
     tokenizer: Tokenizer = Tokenizer.from_str(definition)
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -145,7 +145,7 @@ def loaded(definition: str) -> Tokenizer:
 
 
 def local(settings: dict[str, Any]) -> bool:
-    """Whether words can be encoded one by one, by a tokenizer.json's content.
+    """Return whether words can be encoded one by one, by a tokenizer.json's content.
 
     No merge and no rule crosses a single space within a text.
     """
@@ -169,7 +169,7 @@ def local(settings: dict[str, Any]) -> bool:
 
 
 def without_prefix(settings: dict[str, Any]) -> dict[str, Any]:
-    """A tokenizer.json's content that puts no space before a text."""
+    """Return a tokenizer.json's content that puts no space before a text."""
     normal = [step for step in parts(settings["normalizer"], "normalizers") if step["type"] != "Prepend"]
     split = [dict(step) for step in parts(settings["pre_tokenizer"], "pretokenizers")]
     for step in split:
@@ -182,7 +182,9 @@ def without_prefix(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def parts(step: dict[str, Any] | None, name: str) -> list[dict[str, Any]]:
-    """The steps of a normalizer or pre-tokenizer, be it one, a sequence of them (listed under `name`), or none."""
+    """Return the steps of a normalizer or pre-tokenizer, be it one, a sequence of them (listed under `name`), or
+    none.
+    """
     if step is None:
         return []
     return list(step[name]) if step["type"] == "Sequence" else [step]

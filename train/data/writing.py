@@ -35,7 +35,7 @@ SENTENCE_END = regex.compile(r"\p{Sentence_Terminal}[\p{P}\p{Z}]*$")
 # What may stand between two units of one phrase: nothing, a tsheg, a zero-width space, a space.
 SEPARATORS = ("", "\u0f0b", "\u200b", " ")
 MARKED = 20  # letters to a zero-width space, at most, where text marks its words
-SAMPLE = 200_000  # characters that a script is told by
+SAMPLE = 200_000  # characters that identify a script
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Writing:
     shortest: int = 3
 
     def split(self, text: str) -> list[str]:
-        """A text as its words or units, each with the punctuation that stands at it; `join` is the way back."""
+        """Return a text as its words or units, each with the punctuation that stands at it; `join` is the way back."""
         if self.ends == "spaces":
             return text.split()
         pieces = [piece for piece in BOUNDARIES[self.ends].split(" ".join(text.split())) if piece]
@@ -61,32 +61,34 @@ class Writing:
         return units
 
     def join(self, words: Sequence[str]) -> str:
-        """A stretch of words or units as text."""
+        """Return a stretch of words or units as text."""
         return " ".join(words) if self.ends == "spaces" else "".join(words).strip()
 
     def askable(self, word: str) -> bool:
-        """Whether a question may be about a word: long enough, and no name where the script has capitals."""
+        """Return whether a question may be about a word: long enough, and no name where the script has capitals."""
         return len(word) >= self.shortest and word == word.lower() and LETTERS.search(word) is not None
 
     def follows(self, word: str) -> bool:
-        """Whether the next word stands in the same phrase: no punctuation comes after this one."""
+        """Return whether the next word stands in the same phrase: no punctuation comes after this one."""
         return word[len(bare(word)) :] in SEPARATORS and word.startswith(bare(word))
 
 
 @lru_cache(maxsize=2**18)  # a word is asked for dozens of times
 def bare(word: str) -> str:
-    """A word without the punctuation around it; empty where something else than letters and their marks remains."""
+    """Return a word without the punctuation around it; empty where something else than letters and their marks
+    remains.
+    """
     stripped = AROUND.sub("", word)
     return stripped if WORD.fullmatch(stripped) and LETTERS.search(stripped) else ""
 
 
 def ends_sentence(word: str) -> bool:
-    """Whether a sentence ends with this word, in any script."""
+    """Return whether a sentence ends with this word, in any script."""
     return SENTENCE_END.search(word) is not None
 
 
 def writing_of(texts: Iterable[str]) -> Writing:
-    """The writing of a language, by the letters of a sample of its text."""
+    """Return the writing of a language, by the letters of a sample of its text."""
     sample = "".join(itertools.islice(itertools.chain.from_iterable(texts), SAMPLE))
     letters = len(LETTERS.findall(sample))
     marked = sample.count("\u200b") * MARKED > letters

@@ -1,9 +1,9 @@
 """A sweep on a Slurm cluster.
 
-Comes in: the run's plan, the keys that are missing, the site file. Goes out: entries in the store, made by jobs, and
-the run's journal. `schedule` cuts the plan into jobs (pure), `queue` asks Slurm, `submit` hands jobs over, `job` is
-what runs inside one, `watch` waits for them and tells what they tell, `site` reads what jobs ask for. Touched: the
-run's folder, `.jobs/` in the store, Slurm's queue; nothing of a job's stages but by its own worker.
+Input: the run's plan, the missing keys, the site file. Output: entries in the store, computed by jobs, and the run's
+journal. `schedule` divides the plan into jobs (pure), `queue` asks Slurm, `submit` submits jobs, `job` runs inside a
+job, `watch` waits for jobs and copies their events, `site` reads the resources of jobs. Side effects: the run's folder,
+`.jobs/` in the store, Slurm's queue; a job's stages are changed by its own worker alone.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from pipeline.sweep import Sweep
 
 
 def site_of(sweep: Sweep, config: Config) -> sites.Site | None:
-    """The cluster that a sweep is sent to, checked against its trainings; None where it stays here. Raises BadInput."""
+    """Return the cluster that a sweep is sent to, checked against its trainings; None if it stays here. Raises
+    BadInput.
+    """
     if sweep.site is None:
         return None
     site = sites.read(sweep.site)
@@ -31,14 +33,14 @@ def site_of(sweep: Sweep, config: Config) -> sites.Site | None:
 
 
 def make(site: sites.Site, plan: RunPlan, missing: Sequence[Stage], here: Worker, journal: Journal) -> None:
-    """Makes what is missing, in Slurm jobs, and returns when they have ended; what became of it stands in the journal.
+    """Make what is missing, in Slurm jobs, and return when they have ended; what became of it stands in the journal.
 
     What is queued already, by an earlier command, is waited for and not submitted again. `here` makes stages on this
-    host, where the site wants that. Raises BadInput where Slurm does not answer or refuses a job.
+    host, where the site wants that. Raises BadInput if Slurm does not answer or rejects a job.
     """
     store, folder = plan.store, journal.path.parent
     keys = {stage.key for stage in missing}
-    if site.data_here:
+    if site.run_data_locally:
         tasks = [task for task in schedule.cut(plan.stages, keys) if task.work == "data" and not task.needs & keys]
         data = [stage for task in tasks for stage in task.stages]
         here.run(data)
@@ -46,7 +48,9 @@ def make(site: sites.Site, plan: RunPlan, missing: Sequence[Stage], here: Worker
     with queue.submitting(store):
         seen = queue.look()
         if seen is None:
-            raise BadInput("launcher=slurm: Slurm does not answer (squeue --me); nothing was submitted")
+            raise BadInput(
+                "launcher=slurm: Slurm does not answer (squeue --me). Nothing was submitted: try again later."
+            )
         # a job of an earlier command may have ended since `missing` was looked up: it has left the queue, not the store
         keys -= {stage.key for stage in missing if stage.key in keys and store.find(stage)}
         queued = [job for job in queue.ours(store, seen) if keys & set(job.keys)]
@@ -58,6 +62,6 @@ def make(site: sites.Site, plan: RunPlan, missing: Sequence[Stage], here: Worker
     try:
         watch.until_ended(watch.Watch([*queued, *jobs], waiting, store, journal, here.progress), site)
     except KeyboardInterrupt:
-        say("the jobs stay in the queue, and the same command goes on watching them; this ends them:")
+        say("the jobs stay in the queue, and the same command resumes watching them; this ends them:")
         say(f"  scancel {' '.join(job.id for job in (*queued, *jobs))}")
         raise

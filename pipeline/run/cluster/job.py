@@ -1,7 +1,7 @@
 """What runs inside a Slurm job: its own stages, and nothing else. It never waits for another job's work.
 
 Slurm's warning (USR2, before a time limit or a preemption) reaches this process. A training runs in a child: it is
-told to save, and the job is queued again; it goes on from there. Scoring starts over, tuning goes on from its last
+asked to save, and the job is queued again; it resumes from there. Scoring starts over, tuning resumes from its last
 try.
 """
 
@@ -32,7 +32,7 @@ from pipeline.run.worker import worker
 if TYPE_CHECKING:
     from submitit.helpers import DelayedSubmission
 
-KILLED_WITHIN_S = 900.0  # seconds after which a job that was told to end gives up waiting for Slurm to end it
+KILLED_WITHIN_S = 900.0  # seconds after which a job that was asked to end stops waiting for Slurm to end it
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ class ClusterJob:
 
     @property
     def journal(self) -> Journal:
-        """Each job has a journal of its own: several machines that append to one file may lose lines on a network
-        file system.
+        """Return each job has a journal of its own: several machines that append to one file may lose lines on a
+        network file system.
         """
         return Journal(self.folder / f"{self.name}.jsonl")
 
@@ -69,17 +69,17 @@ class ClusterJob:
         try:
             self.make()
         except Interrupted:
-            # Slurm told the training itself to end, without the warning: requeue or cancel is not ours to say.
+            # Slurm ended the training itself, without the warning: it decides whether to requeue or cancel.
             time.sleep(KILLED_WITHIN_S)
 
     def make(self) -> None:
-        """Makes its stages in this process."""
+        """Make its stages in this process."""
         plan = RunPlan.load(self.folder)
         maker = worker(plan, self.journal, assigned=self.keys, settle_seconds=self.settle_seconds)
         maker.make([plan.by_key[key] for key in self.keys])
 
     def _side_by_side(self, chains: Sequence[Sequence[Stage]]) -> None:
-        """Makes each chain in a process of its own, bound to one of the GPUs that Slurm gave to the job, if it gave
+        """Make each chain in a process of its own, bound to one of the GPUs that Slurm gave to the job, if it gave
         any.
         """
         devices: SimpleQueue[str] = SimpleQueue()

@@ -1,4 +1,4 @@
-"""What Slurm says, and which of its jobs make stages of a store. Works without accounting (sacct)."""
+"""The queue of Slurm, and which of its jobs compute stages of a store. Works without accounting (sacct)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Job:
-    """A submitted job of ours: what it makes, and where it tells of it."""
+    """A submitted job of ours: its stages and its journal."""
 
     id: str  # 17, or 17_3 in an array
     name: str
@@ -45,12 +45,12 @@ class Job:
 
 
 def logs(folder: Path) -> Path:
-    """Where the jobs of a run write what they print."""
+    """Return the folder of the output of a run's jobs."""
     return folder / "slurm"
 
 
 def look() -> dict[str, Seen] | None:
-    """All jobs of this user that wait or run, by id; None where Slurm does not answer."""
+    """Return all jobs of this user that wait or run, by id; None if Slurm does not answer."""
     try:
         words = ("squeue", "--me", "--noheader", "--array", "--format=%i|%T|%r|%j")
         lines = subprocess.run(
@@ -62,7 +62,7 @@ def look() -> dict[str, Seen] | None:
 
 
 def ended_as(job: str) -> str:
-    """The last state that Slurm knows of a job, such as CANCELLED, TIMEOUT or OUT_OF_MEMORY."""
+    """Return the last state that Slurm knows of a job, such as CANCELLED, TIMEOUT or OUT_OF_MEMORY."""
     try:
         words = ("scontrol", "show", "job", "--oneliner", job)
         shown = subprocess.run(words, check=True, capture_output=True, text=True, timeout=SLURM_TIMEOUT_S).stdout
@@ -88,12 +88,12 @@ def submitting(store: Store) -> Iterator[None]:
 
 
 def announce(store: Store, array: str, jobs: Sequence[Job]) -> None:
-    """Says what the elements of an array will make, before it is submitted: whoever finds it in the queue can tell."""
+    """Write what the elements of an array will compute, before it is submitted, for readers of the queue."""
     write_json(_manifests(store) / f"{array}.json", [asdict(job) for job in jobs])
 
 
 def ours(store: Store, seen: dict[str, Seen]) -> list[Job]:
-    """The jobs in the queue that make stages of this store. Forgets arrays that have left it."""
+    """Return the jobs in the queue that make stages of this store. Forgets arrays that have left it."""
     jobs, names = [], {entry.name for entry in seen.values()}
     for path in _manifests(store).glob(f"{PREFIX}*.json"):
         if path.stem not in names:
@@ -108,5 +108,5 @@ def ours(store: Store, seen: dict[str, Seen]) -> list[Job]:
 
 
 def making(jobs: Collection[Job]) -> dict[str, Job]:
-    """Which queued job makes a stage, by the stage's key."""
+    """Return the queued job that computes a stage, by the stage's key."""
     return {key: job for job in jobs for key in job.keys}

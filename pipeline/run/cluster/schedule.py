@@ -44,7 +44,7 @@ class Task:
 
     @property
     def nodes(self) -> int:
-        """Machines that its training runs on."""
+        """Return the number of machines of its training."""
         return (
             max(stage.options.get("compute", {}).get("nodes", 1) for stage in self.stages)
             if self.work == "train"
@@ -53,13 +53,13 @@ class Task:
 
 
 def work_of(stage: Stage) -> Work:
-    """The class of jobs that makes a stage; merging is done where its result is scored."""
+    """Return the class of jobs that makes a stage; merging is done where its result is scored."""
     work = KINDS[stage.kind].work
     return "evaluate" if work == "score" or work == "merge" else work
 
 
 def cut(stages: Sequence[Stage], waiting: Collection[str] | None = None) -> tuple[Task, ...]:
-    """The jobs of a plan, each after those that it needs.
+    """Return the jobs of a plan, each after those that it needs.
 
     Only stages whose keys are in `waiting` are made; None: all of them.
     """
@@ -73,23 +73,23 @@ def cut(stages: Sequence[Stage], waiting: Collection[str] | None = None) -> tupl
 
 
 def _task(group: Sequence[Stage], waiting: Collection[str] | None) -> Task | None:
-    """The job for stages that belong together, without those that need not be made; what it lacks of them, it needs
-    from elsewhere.
+    """Return the job for stages that belong together, without those that need not be made; what it lacks of them, it
+    needs from elsewhere.
     """
     kept = [stage for stage in group if waiting is None or stage.key in waiting]
     if not kept:
         return None
     if kept[0].trajectory:
-        kept.sort(key=lambda stage: stage.settings["tokens"])
+        kept.sort(key=lambda stage: stage.tokens)
     read = {parent.key for stage in kept for parent in stage.parents.values() if not parent.given}
     needs = read | {stage.key for stage in group}
     return Task(work_of(kept[0]), tuple(kept), frozenset(needs - {stage.key for stage in kept}))
 
 
 def _together(stage: Stage) -> tuple[str, ...]:
-    """What names the job of a stage.
+    """Return the name of a stage's job.
 
-    No two jobs need one another: a job's stages read only what was made before all of them.
+    No two jobs need one another: a job's stages read only what was computed before all of them.
     """
     work = work_of(stage)
     if work == "data":
@@ -103,9 +103,9 @@ def _together(stage: Stage) -> tuple[str, ...]:
 
 
 def _decided_by(stage: Stage) -> Stage:
-    """Of what is scored, the first stage of its job.
+    """Return the first stage of a scoring job.
 
-    The choice of a merge's settings, where it is made on this merge's own checkpoints alone; else the merge.
+    It is the selection of a merge's settings, if it uses this merge's own checkpoints alone; else the merge.
     """
     merge = stage if stage.kind == "merge" else stage.parents.get("merge")
     if merge is None:
@@ -118,13 +118,13 @@ def _decided_by(stage: Stage) -> Stage:
 
 
 def ancestors(stage: Stage) -> tuple[Stage, ...]:
-    """All that a stage comes from, each once."""
+    """Return all that a stage comes from, each once."""
     each = (ancestor for parent in stage.parents.values() for ancestor in (parent, *ancestors(parent)))
     return tuple({ancestor.key: ancestor for ancestor in each}.values())
 
 
 def bundles(array: Sequence[Task], size: int) -> tuple[Task, ...]:
-    """Jobs of an array, so many of them in one."""
+    """Pack that many jobs of an array into one."""
     parts = (array[start : start + size] for start in range(0, len(array), size))
     return tuple(
         Task(
@@ -137,7 +137,7 @@ def bundles(array: Sequence[Task], size: int) -> tuple[Task, ...]:
 
 
 def arrays(tasks: Iterable[Task]) -> tuple[tuple[Task, ...], ...]:
-    """Jobs that want the same machines and wait for the same stages, together: each group is submitted as one array."""
+    """Group jobs that need the same machines and wait for the same stages: each group is submitted as one array."""
     groups: dict[tuple[object, ...], list[Task]] = {}
     makers: dict[str, str] = {}
     for task in tasks:

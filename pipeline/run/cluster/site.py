@@ -1,4 +1,4 @@
-"""The site file: what jobs ask for on this cluster.
+"""The site file: resources of jobs on this cluster.
 
 A short YAML, of which conf/site/slurm.yaml is the commented example.
 """
@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
 
 from common.errors import BadInput
 from common.parsing import read_plain_yaml
+from pipeline import old_names
 from pipeline.config import Config, Section, one_line
 
 SITES = Path(__file__).parents[3] / "conf" / "site"
@@ -23,11 +24,11 @@ TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::([0-5]?\d))?(?::([0-5]?\d))?")  # Slurm'
 
 
 def hours(given: Any) -> Any:
-    """Hours from a time with colons or days, such as 4:30 or 1-00:00:00; what else is given stays as it is."""
+    """Parse hours from a time with colons or days, such as 4:30 or 1-00:00:00; return other values unchanged."""
     if not isinstance(given, str) or not (":" in given or "-" in given[1:]):
         return given
     if not (time := TIME.fullmatch(given.strip())):
-        raise ValueError("give hours as a number such as 4.5, or as HH:MM, HH:MM:SS or D-HH:MM:SS")
+        raise ValueError("must be hours as a number such as 4.5, or as HH:MM, HH:MM:SS or D-HH:MM:SS.")
     days, whole, minutes, seconds = (int(part or 0) for part in time.groups())
     return 24 * days + whole + minutes / 60 + seconds / 3600
 
@@ -47,7 +48,7 @@ class Place(Section):
 
 
 class Resources(Place):
-    """What one class of jobs asks for; all but the time is a node's."""
+    """The resources of one class of jobs; all but the time are per node."""
 
     gpus: NonNegative
     cpus: Positive
@@ -56,41 +57,41 @@ class Resources(Place):
 
 
 class Site(Place):
-    """A cluster. The values that are not given here are those of conf/site/slurm.yaml."""
+    """A cluster. Missing values are those of conf/site/slurm.yaml."""
 
     train: Resources
     evaluate: Resources
     data: Resources
-    data_here: bool
-    at_once: Positive
-    evaluations_a_job: Positive
+    run_data_locally: bool
+    max_parallel: Positive
+    evals_per_job: Positive
     warning_seconds: Positive
     restarts: NonNegative
     poll_seconds: Annotated[float, Field(gt=0)]
     settle_seconds: Annotated[float, Field(ge=0)]
 
     def resources(self, work: str) -> Resources:
-        """What a class of jobs asks for: its own, else the site's."""
+        """Return the resources of a class of jobs: its own, else the site's."""
         asked: Resources = getattr(self, work)
         common = {name: getattr(self, name) for name in Place.model_fields if getattr(asked, name) is None}
         return asked.model_copy(update=common)
 
 
 def read(given: str) -> Site:
-    """A site by its path, or by its name in conf/site/. Raises BadInput that names the file and the key."""
+    """Return a site by its path, or by its name in conf/site/. Raises BadInput that names the file and the key."""
     path = Path(given) if given.endswith((".yaml", ".yml")) else SITES / f"{given}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in SITES.glob("*.yaml")))
-        raise BadInput(f"site={given}: no such file; give the path of a site's YAML, or one of {known}")
+        raise BadInput(f"site={given}: no such file. Set the path of a site's YAML, or one of {known}.")
     try:
         content = read_plain_yaml(path, "the YAML of a site")
     except BadInput as error:
         raise BadInput(f"site={error}") from None
     if not isinstance(content, dict):
-        raise BadInput(f"site={path}: a site is a mapping; conf/site/slurm.yaml is an example")
+        raise BadInput(f"site={path}: expected a mapping, as in conf/site/slurm.yaml, got {type(content).__name__}.")
     example = read_plain_yaml(SITES / "slurm.yaml")
     classes = ("train", "evaluate", "data")
-    whole = {**{key: value for key, value in example.items() if key not in classes}, **content}
+    whole = {**{key: value for key, value in example.items() if key not in classes}, **old_names.site(content)}
     try:
         return Site.model_validate(whole)
     except ValidationError as error:
@@ -98,22 +99,22 @@ def read(given: str) -> Site:
 
 
 def check(site: Site, config: Config) -> None:
-    """Refuses what cannot run: no Slurm on this host, or fewer GPUs than a training has processes."""
+    """Reject what cannot run: no Slurm on this host, or fewer GPUs than a training has processes."""
     if shutil.which("sbatch") is None or shutil.which("squeue") is None:
         raise BadInput(
-            "launcher=slurm: sbatch and squeue are not on this host; "
-            "run this where jobs are submitted, or say launcher=joblib"
+            "launcher=slurm: sbatch and squeue are not on this host. "
+            "Run this on a host that submits jobs, or set launcher=joblib."
         )
     processes = config.compute.processes
     if config.compute.device == "cuda" and site.train.gpus < processes:
         raise BadInput(
-            f"site: train.gpus={site.train.gpus}: a training has compute.processes={processes} on a node, "
-            "and each wants a GPU"
+            f"site: train.gpus={site.train.gpus}: must be compute.processes={processes}, as each process of a node "
+            f"needs a GPU. Set train.gpus={processes}."
         )
     if config.compute.device == "cuda" and site.evaluate.gpus < 1:
-        raise BadInput("site: evaluate.gpus=0: compute.device=cuda scores on a GPU; ask for one")
-    if site.evaluate.gpus and site.evaluations_a_job > site.evaluate.gpus:
+        raise BadInput("site: evaluate.gpus=0: compute.device=cuda scores on a GPU. Set evaluate.gpus=1.")
+    if site.evaluate.gpus and site.evals_per_job > site.evaluate.gpus:
         raise BadInput(
-            f"site: evaluations_a_job={site.evaluations_a_job}: each has a GPU to itself, "
-            f"and evaluate.gpus={site.evaluate.gpus}"
+            f"site: evals_per_job={site.evals_per_job}: must be at most evaluate.gpus={site.evaluate.gpus}, "
+            "as each evaluation needs a GPU."
         )

@@ -1,4 +1,4 @@
-"""Jobs -> Slurm, by submitit: one sbatch call an array, each with the jobs that it waits for."""
+"""Jobs -> Slurm, by submitit: one sbatch call per array, with the jobs that each waits for."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from pipeline.store import Store
 def submit(
     site: Site, store: Store, tasks: Sequence[Task], folder: Path, queued: Mapping[str, queue.Job]
 ) -> list[queue.Job]:
-    """Submits jobs, which are in an order in which they could run.
+    """Submit jobs, which are in an order in which they could run.
 
-    `queued` says which job in the queue makes a stage. Raises BadInput where Slurm refuses one, in Slurm's words;
+    `queued` says which job in the queue makes a stage. Raises BadInput if Slurm rejects one, in Slurm's words;
     what was submitted before stays in the queue.
     """
     makers, submitted = dict(queued), []
     for alike in arrays(tasks):
-        array = bundles(alike, site.evaluations_a_job) if alike[0].work == "evaluate" else alike
+        array = bundles(alike, site.evals_per_job) if alike[0].work == "evaluate" else alike
         after = sorted({makers[key].id for task in array for key in task.needs if key in makers})
         for job in _submit(site, store, array, folder, after):
             makers |= dict.fromkeys(job.keys, job)
@@ -41,7 +41,7 @@ def _submit(site: Site, store: Store, array: Sequence[Task], folder: Path, after
     import submitit
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-    at_a_time = site.evaluations_a_job if array[0].work == "evaluate" else 1
+    at_a_time = site.evals_per_job if array[0].work == "evaluate" else 1
     resources = site.resources(array[0].work)
     calls = [
         ClusterJob(
@@ -64,12 +64,12 @@ def _submit(site: Site, store: Store, array: Sequence[Task], folder: Path, after
     try:
         jobs = slurm.submit_array(calls)
     except (FailedJobError, FailedSubmissionError) as error:
-        raise BadInput(f"site: Slurm refuses {array[0].work} jobs: {' '.join(str(error).split())}") from None
+        raise BadInput(f"site: Slurm rejects {array[0].work} jobs: {' '.join(str(error).split())}") from None
     return [queue.Job(job.job_id, call.name, call.keys, str(folder)) for job, call in zip(jobs, calls, strict=True)]
 
 
 def parameters(site: Site, task: Task, name: str, after: Sequence[str]) -> dict[str, Any]:
-    """What submitit writes into the batch script of jobs like this one."""
+    """Return the options that submitit writes into the batch script of such jobs."""
     resources = site.resources(task.work)
     import_ours = f'export PYTHONPATH={shlex.quote(str(ROOT))}"${{PYTHONPATH:+:$PYTHONPATH}}"'
     setup = [*(resources.setup or []), import_ours]
@@ -89,7 +89,7 @@ def parameters(site: Site, task: Task, name: str, after: Sequence[str]) -> dict[
         "mem": f"{round(resources.memory_gb * 1024)}M",
         "time": round(resources.hours * 60),
         "signal_delay_s": site.warning_seconds,
-        "array_parallelism": site.at_once,
+        "array_parallelism": site.max_parallel,
         "dependency": f"afterany:{':'.join(after)}" if after else None,
         "stderr_to_stdout": True,
         "use_srun": False,  # the job is one process on its first node; a training on several nodes calls srun itself

@@ -1,4 +1,4 @@
-"""Waits for jobs: tells what they tell in their journals, and what Slurm says of those that can no longer tell."""
+"""Wait for jobs: copy events of their journals, and ask Slurm about jobs that write none."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ STATUS_EVERY = 60.0  # seconds between two lines about the queue, unless it chan
 
 
 class Tail:
-    """The lines of a job's journal, as they come."""
+    """The lines of a job's journal, as they appear."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.read = path, 0
 
     def events(self) -> list[dict[str, Any]]:
-        """What was written since the last call; a line that is not whole yet is left for the next."""
+        """Return the events since the last call; an incomplete line is left for the next."""
         try:
             with self.path.open("rb") as file:
                 file.seek(self.read)
@@ -40,9 +40,9 @@ class Tail:
 
 
 class Watch:
-    """Some jobs of a sweep.
+    """Jobs of a sweep.
 
-    What they write in their journals goes into the run's, in the words of a local run, with their logs.
+    Events of their journals go into the run's journal, worded as in a local run, with their logs.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Watch:
         self.said: dict[str, str] = {}
 
     def pass_on(self) -> None:
-        """Takes what is new from the jobs' journals."""
+        """Take what is new from the jobs' journals."""
         for id, tail in self.tails.items():
             for event in tail.events():
                 self._pass_on(self.jobs[id], event)
@@ -63,7 +63,7 @@ class Watch:
     def _pass_on(self, job: queue.Job, event: dict[str, Any]) -> None:
         kind, stage = event["event"], self.waiting.get(event.get("key", ""))
         if kind == "requeued":
-            self.progress.note(f"job {job.id} ({job.name}) had to stop; it saved, is queued again and goes on")
+            self.progress.note(f"job {job.id} ({job.name}) had to stop; it saved, is queued again and will resume")
         if stage is None:  # of a stage that was done before this run, or of none
             return
         if kind in EXPLAINED:
@@ -78,12 +78,12 @@ class Watch:
             self.progress.say(stage, event["message"])
 
     def unexplained(self, job: queue.Job) -> list[Stage]:
-        """What a job should have made, did not, and said nothing of."""
+        """Return the stages of a job that are missing without an event."""
         silent = [self.waiting[key] for key in job.keys if key in self.waiting and key not in self.explained]
         return [stage for stage in silent if self.store.find(stage) is None]
 
     def lost(self, job: queue.Job) -> None:
-        """A job has left the queue without a word: it was cancelled, killed, or never came to start."""
+        """Report a job that left the queue without an event: it was cancelled, killed, or never started."""
         first: Stage | None = None
         for stage in self.unexplained(job):
             self.explained.add(stage.key)
@@ -96,7 +96,7 @@ class Watch:
             self.progress.say(stage, message)
 
     def tell_held(self, seen: dict[str, queue.Seen]) -> None:
-        """Jobs that Slurm holds back wait for a person: said once."""
+        """Report, once, jobs that Slurm holds until a person acts."""
         for id, entry in seen.items():
             if id in self.jobs and "held" in entry.reason.lower() and self.said.get(id) != entry.reason:
                 self.said[id] = entry.reason
@@ -105,7 +105,7 @@ class Watch:
 
 
 def until_ended(watch: Watch, site: Site, look: Callable[[], dict[str, queue.Seen] | None] = queue.look) -> None:
-    """Returns when all jobs have left the queue, and what they left has been seen or given up."""
+    """Return when all jobs have left the queue, and what they left has been seen or given up."""
     going, last, spoke = set(watch.jobs), "", 0.0
     left_at: dict[str, float] = {}
     while going:
@@ -134,6 +134,6 @@ def until_ended(watch: Watch, site: Site, look: Callable[[], dict[str, queue.See
 
 
 def counts(seen: dict[str, queue.Seen], ids: Collection[str]) -> str:
-    """How many of these jobs are in which state."""
+    """Count these jobs by state."""
     states = Counter(seen[id].state.lower() for id in ids if id in seen)
     return f"jobs: {', '.join(f'{count} {state}' for state, count in sorted(states.items()))}" if states else ""

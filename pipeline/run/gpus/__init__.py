@@ -3,7 +3,8 @@
 Comes in: the run's plan, the names of the visible GPUs. Goes out: entries in the store, made by child processes, and
 the run's journal. `devices` names the GPUs and chooses the launcher; `pool` says which piece starts next on which of
 them (pure); `children` runs the pieces as processes; `__main__` is what runs inside one. The pieces are those that
-Slurm's jobs are cut into (pipeline/run/cluster/schedule.py). Touched: the run's folder, and the store by its workers.
+Slurm's jobs are cut into (pipeline/run/cluster/schedule.py). Side effects: the run's folder, and the store by its
+workers.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""`python -m pipeline.run.gpus FOLDER THREADS KEY...`: a child process that makes one piece of a run (children.py)."""
+"""`python -m pipeline.run.gpus FOLDER THREADS KEY...`: a child process that computes one piece of a run
+(children.py).
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,9 @@ def main(folder: Path, threads: int, keys: list[str]) -> int:
 
 
 def bounded(make: Maker, threads: int) -> Maker:
-    """A maker that uses at most so many threads, whatever `compute.threads` allows to a process that runs alone."""
+    """Return a maker that uses at most so many threads, whatever `compute.threads` allows to a process that runs
+    alone.
+    """
 
     def bounded_make(job: Job) -> None:
         job.stage = with_threads(job.stage, threads)
@@ -51,7 +55,7 @@ def bounded(make: Maker, threads: int) -> Maker:
 
 
 def with_threads(stage: Stage, most: int) -> Stage:
-    """The stage with at most so many threads among its options, which are no part of its key."""
+    """Return the stage with at most so many threads among its options, which are no part of its key."""
     options = dict(stage.options)
     if "threads" in options:
         options["threads"] = min(options["threads"], most)

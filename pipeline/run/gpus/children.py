@@ -1,4 +1,4 @@
-"""Runs the pieces of a plan as child processes, each bound to the GPUs that it holds."""
+"""Run the pieces of a plan as child processes, each bound to its GPUs."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ class Children:
             )  # fmt: skip
 
     def _log(self, task: Task) -> Path:
-        """Where a child leaves what it writes to stderr."""
+        """Return the file of a child's stderr."""
         return self.folder / "logs" / f"{task.name}.log"
 
     def _ended(self) -> list[Task]:
@@ -174,7 +174,7 @@ class Children:
         self.here.progress.say(stage, f"not run: {message}")
 
     def _elsewhere(self, task: Task) -> bool:
-        """Whether another command makes the piece's first missing stage at the moment."""
+        """Return whether another command makes the piece's first missing stage at the moment."""
         first = next((stage for stage in task.stages if self.store.find(stage) is None), None)
         return first is not None and not self.store.is_free(first)
 

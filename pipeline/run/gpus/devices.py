@@ -1,4 +1,4 @@
-"""Which GPUs this process may use, and whether the run shares them among child processes."""
+"""The GPUs that this process may use, and whether the run shares them among child processes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def choose(sweep: Sweep, compute: Compute) -> tuple[Sweep, tuple[str, ...]]:
     cuda = compute.device == "cuda"
     if sweep.launcher == GPUS and not cuda:
         raise BadInput(
-            f"launcher={GPUS}: shares GPUs, got compute.device={compute.device}. "
+            f"launcher={GPUS}: needs GPUs, got compute.device={compute.device}. "
             "Set compute=gpu, or launcher=joblib for several processes on the CPU."
         )
     if not cuda:

@@ -1,7 +1,7 @@
-"""Which pieces of a plan start next, and on which GPUs. Pure: no processes, no clock.
+"""The pieces of a plan that start next, and their GPUs. Pure: no processes, no clock.
 
-A wide piece is never starved. The first piece that does not get its GPUs is the head. A later piece may pass it, if
-the head could still start once all that began before it has ended.
+A wide piece is never starved. The first piece that does not get its GPUs is the head. A later piece may pass it, if the
+head could still start once all that began before it has ended.
 """
 
 from __future__ import annotations
@@ -92,12 +92,14 @@ class Pool:
         return task, devices
 
     def _may_pass(self, head: Task, wanted: int) -> bool:
-        """Whether the head could start when all has ended that began before it had to wait."""
+        """Return whether the head could start when all has ended that began before it had to wait."""
         held = sum(len(self.running[task]) for task in self._passed)
         return held + wanted <= len(self.devices) - width(head)
 
     def _ready(self) -> list[Task]:
-        """The pieces whose needs are no longer made: trainings first, as much waits for them, the widest before."""
+        """Return the pieces whose needs are no longer made: trainings first, as much waits for them, the widest
+        before.
+        """
         coming = {key for task in (*self.waiting, *self.running) for key in task.keys}
         ready = [task for task in self.waiting if not task.needs & coming]
         return sorted(

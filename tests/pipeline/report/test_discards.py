@@ -31,4 +31,4 @@ def test_a_control_whose_signs_are_drawn_is_not_ties(tmp_path: Path) -> None:
     recipe = folder / "merge.yml"
     recipe.write_text(recipe.read_text().replace("density: 0.5", "density: 0.5\n    random_signs: true", 1))
     (drawn,) = discards.read([Audit("random_signs", 10_000, 0, folder)])
-    assert next(iter(drawn.but_for_slack.values()))["models"]["ct"]["random_signs"] and not drawn.plain_ties
+    assert next(iter(drawn.settings_except_slack.values()))["models"]["ct"]["random_signs"] and not drawn.plain_ties

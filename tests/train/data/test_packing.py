@@ -157,3 +157,37 @@ def test_packed_examples_do_not_see_each_other(model_dir: Path) -> None:
         together = model(input_ids=packed, position_ids=positions).logits[0]
         alone = model(input_ids=second[None]).logits[0]
     torch.testing.assert_close(together[12:], alone, atol=1e-5, rtol=1e-5)
+
+
+def test_every_pass_has_its_own_order(corpus_dir: Path, model_dir: Path, tmp_path: Path) -> None:
+    whole = ct_settings(schedule_tokens=None, english_share=0.0)
+    for name, settings in (("once", whole), ("twice", replace(whole, epochs=2))):
+        packing.ct_blocks(corpus_dir, model_dir, settings, tmp_path / name, tmp_path / "work")
+    once, twice = (np.load(tmp_path / name / "blocks.npy").ravel() for name in ("once", "twice"))
+    assert (twice[: len(once)] == once).all()
+    end = packing.load_tokenizer(model_dir).eos_token_id
+    counts = json.loads((tmp_path / "twice" / "counts.json").read_text())
+    tokens = counts["text_tokens"]["xx"]
+    assert abs(len(twice) - 2 * tokens) < 32 and counts["whole_corpus"]
+
+    def documents(stream: Tokens) -> list[tuple[int, ...]]:
+        ends = np.flatnonzero(stream == end)
+        return [tuple(part.tolist()) for part in np.split(stream, ends + 1)[: len(ends)]]
+
+    first, second = documents(twice[:tokens]), documents(twice[tokens:])
+    assert set(second) <= set(first) and second != first[: len(second)]
+
+
+def test_a_document_ends_as_it_is_said(corpus_dir: Path, model_dir: Path, tmp_path: Path) -> None:
+    tokenizer = packing.load_tokenizer(model_dir)
+    other = next(token for token in tokenizer.get_vocab() if token not in tokenizer.all_special_tokens)
+    for name, end in (("eos", None), ("other", other)):
+        settings = ct_settings(document_end=end, english_share=0.0)
+        packing.ct_blocks(corpus_dir, model_dir, settings, tmp_path / name, tmp_path / f"work-{name}")
+    eos, ended = (np.load(tmp_path / name / "blocks.npy") for name in ("eos", "other"))
+    ends = eos == tokenizer.eos_token_id
+    assert ends.any() and (ended[ends] == tokenizer.convert_tokens_to_ids(other)).all()
+    assert (ended[~ends] == eos[~ends]).all()
+    with pytest.raises(BadInput, match=r"ct\.document_end: .* got <\|none\|>"):
+        wrong = ct_settings(document_end="<|none|>")
+        packing.ct_blocks(corpus_dir, model_dir, wrong, tmp_path / "wrong", tmp_path / "work-wrong")

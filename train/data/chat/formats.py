@@ -1,4 +1,4 @@
-"""The formats of conversations, known by their columns, and the one normal form that they are brought into.
+"""The formats of conversations, recognised by their columns, and their common normal form.
 
 The normal form is a list of messages (`role`, `content`): a system message or none, then questions of `user` and
 answers of `assistant` in turn. Texts are stripped. It begins with a question and ends with an answer that says
@@ -30,23 +30,23 @@ BETWEEN = "\n\n"  # of texts that are joined into one turn
 
 
 class LeftOut(Exception):
-    """A row that no conversation is made of; the text is the reason, a name to count it by."""
+    """A row that gives no conversation; the text is the reason, a name to count it by."""
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """Messages in the normal form. shortened: turns went at an empty one, or at its ends."""
+    """Messages in the normal form. shortened: turns were dropped at an empty one, or at the ends."""
 
     messages: list[Message]
     shortened: bool = False
 
 
 def conversation(turns: Iterable[Turn]) -> Conversation:
-    """Turns brought into the normal form. Raises LeftOut: `roles`, or `no_answer` where nothing is left.
+    """Bring turns into the normal form. Raises LeftOut: `roles`, or `no_answer` if nothing is left.
 
-    Turns of one role in a row are joined. What stands before the first question or after the last answer goes, and a
-    conversation ends before a question or an answer that is empty. A system message is kept though it be empty: some
-    templates put a text of their own in place of none, but not in place of an empty one.
+    Consecutive turns of one role are joined. Text before the first question or after the last answer is dropped, and a
+    conversation ends before a question or an answer that is empty. An empty system message is kept: some templates
+    write their own text instead of none, but not instead of an empty one.
     """
     joined: list[tuple[str, list[str]]] = []
     for role, text in turns:
@@ -71,7 +71,7 @@ def conversation(turns: Iterable[Turn]) -> Conversation:
 
 
 def listed(row: Mapping[str, Any], column: str) -> Iterator[Turn]:
-    """The turns of a list of messages, be their keys role and content or from and value."""
+    """Return the turns of a list of messages, whose keys are role and content or from and value."""
     if row.get("tools"):
         raise LeftOut("tools")
     if isinstance(row.get("system"), str) and row["system"].strip():  # beside ShareGPT's conversations
@@ -94,7 +94,7 @@ def listed(row: Mapping[str, Any], column: str) -> Iterator[Turn]:
 
 
 def written(content: Any) -> str:
-    """The text of a message, which may be a list of parts. Raises LeftOut for parts that are no text."""
+    """Return the text of a message, which may be a list of parts. Raises LeftOut for parts that are no text."""
     if content is None:
         return ""
     if isinstance(content, str):
@@ -110,7 +110,7 @@ def written(content: Any) -> str:
 
 
 def asked(question: str, more: str, answer: str) -> Callable[[Mapping[str, Any]], Iterator[Turn]]:
-    """Reads one question and its answer from columns; `more` is what the question is about, if anything."""
+    """Read one question and its answer from columns; `more` is what the question is about, if anything."""
 
     def turns(row: Mapping[str, Any]) -> Iterator[Turn]:
         if isinstance(row.get("system"), str) and row["system"].strip():
@@ -122,13 +122,13 @@ def asked(question: str, more: str, answer: str) -> Callable[[Mapping[str, Any]]
 
 
 def best_reply(replies: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """The reply that people ranked best; of unranked ones the first."""
+    """Return the reply that people ranked best; of unranked ones the first."""
     shown = [reply for reply in replies if not reply.get("deleted")]
     return min(shown, key=lambda reply: (reply.get("rank") is None, reply.get("rank") or 0), default=None)
 
 
 def best_path(row: Mapping[str, Any]) -> Iterator[Turn]:
-    """The turns of a tree of messages (OASST), at each branch by the best reply."""
+    """Yield the turns of a tree of messages (OASST), at each branch by the best reply."""
     message: Mapping[str, Any] | None = row["prompt"]
     while message is not None:
         role = ROLES.get(str(message.get("role")))
@@ -139,9 +139,9 @@ def best_path(row: Mapping[str, Any]) -> Iterator[Turn]:
 
 
 def as_tree(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The tree of OASST's messages, a row each: `{"prompt": the first one, with its replies}`.
+    """Return the tree of OASST's messages, a row each: `{"prompt": the first one, with its replies}`.
 
-    Raises LeftOut where the first one is not among them, or has been deleted.
+    Raises LeftOut if the first one is not among them, or has been deleted.
     """
     nodes = {row["message_id"]: {**row, "replies": []} for row in rows}
     roots = []
@@ -158,7 +158,9 @@ def as_tree(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Format:
-    """columns: that a row of this format has; turns: reads them. None of `oasst` whose messages are a row each."""
+    """A format of rows. columns: those of its rows; turns: reads them, None for `oasst`, whose rows are single
+    messages.
+    """
 
     columns: tuple[str, ...]
     turns: Callable[[Mapping[str, Any]], Iterator[Turn]]
@@ -179,14 +181,14 @@ NAMES = tuple(name for name in FORMATS if name != TREE)
 
 
 def fitting(row: Mapping[str, Any]) -> list[str]:
-    """The formats whose columns a row has."""
+    """Return the formats whose columns a row has."""
     return [name for name, known in FORMATS.items() if all(column in row for column in known.columns)]
 
 
 def found(row: Mapping[str, Any], wanted: str, where: str) -> str:
-    """The name of a row's format in FORMATS. `wanted`: what a user says it is, or auto.
+    """Return the name of a row's format in FORMATS. `wanted`: a format, or auto.
 
-    Raises BadInput, which `where` begins, for a row that fits none or, where none is said, several.
+    Raises BadInput that begins with `where` for a row that fits no format or, with auto, several.
     """
     fit = fitting(row)
     if wanted != "auto":
@@ -194,12 +196,14 @@ def found(row: Mapping[str, Any], wanted: str, where: str) -> str:
         if not fit:
             columns = " and ".join(FORMATS[wanted].columns)
             raise BadInput(
-                f"{where}: sft.format={wanted} needs the columns {columns} (it has {', '.join(map(str, row))})."
-                " Set sft.format=auto, or the format that it has."
+                f"{where}: sft.format={wanted} needs the columns {columns}, got {', '.join(map(str, row))}."
+                " Set sft.format=auto, or the format of this data."
             )
     if not fit:
         known = "; ".join(f"{name}: {', '.join(form.columns)}" for name, form in FORMATS.items() if name != TREE)
-        raise BadInput(f"{where}: has the columns {', '.join(map(str, row))}, of no known format ({known})")
+        raise BadInput(f"{where}: must have the columns of a known format ({known}), got {', '.join(map(str, row))}.")
     if len(fit) > 1:
-        raise BadInput(f"{where}: has the columns of {' and of '.join(fit)}. Set sft.format to the one that is meant.")
+        raise BadInput(
+            f"{where}: has the columns of {' and of '.join(fit)}. Set sft.format to the format that you mean."
+        )
     return fit[0]

