@@ -82,7 +82,7 @@ def parser(program: str) -> argparse.ArgumentParser:
 
 
 def asked(given: argparse.Namespace) -> Asking:
-    """How the checkpoint is asked. Raises BadInput."""
+    """Return how the checkpoint is prompted. Raises BadInput."""
     try:
         date.fromisoformat(given.date)
     except ValueError:
