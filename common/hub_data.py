@@ -89,7 +89,7 @@ def open_stream(source: Source, key: str) -> IterableDataset:
             f"{named}: the Hub is unreachable ({error}). Give a folder of the same layout to work offline."
         ) from None
     except (*DAMAGED, RuntimeError, OSError) as error:
-        # which subsets and splits there are; files that are not what their names say
+        # subsets and splits; files whose content does not fit their names
         raise BadInput(
             f"{named} subset={source.subset} split={source.split}: {' '.join(str(error).split())[:300]}"
         ) from None

@@ -8,7 +8,7 @@ import signal
 import sys
 
 PR_SET_PDEATHSIG = 1
-_LIBC = ctypes.CDLL(None)  # loaded now: a child between fork and exec must not ask the loader for it
+_LIBC = ctypes.CDLL(None)  # loaded now: a child between fork and exec must not call the loader
 
 
 def die_with_parent(parent: int | None = None) -> None:

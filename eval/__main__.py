@@ -2,86 +2,21 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Sequence
 from datetime import date
-from pathlib import Path
 
 from common.chat_date import STATED
 from common.chat_files import text_in
+from common.command_line import Options, read
 from common.errors import BadInput, in_one_line
 from common.special_tokens import in_words
 from eval.asking import Asking
-from eval.generation import MODES
-from eval.task_set import UNDETERMINED
+from eval.options import COMMAND
 
 
-def parser(program: str) -> argparse.ArgumentParser:
-    """The command line."""
-    options = argparse.ArgumentParser(
-        prog=program, description="Score one checkpoint with lm-eval; writes scores.jsonl and samples.jsonl."
-    )
-    options.add_argument("model", type=Path, help="Hugging Face checkpoint folder")
-    options.add_argument("--out", type=Path, required=True, help="folder to write to")
-    options.add_argument("--items", type=Path, help="folder of <family>_<language>.<split>.jsonl: accuracy")
-    options.add_argument("--text", type=Path, help="folder of <language>.<split>.jsonl documents: bits per byte")
-    options.add_argument(
-        "--include-path",
-        type=Path,
-        help="folder of your own lm-eval YAMLs (data paths absolute or relative to this folder)",
-    )
-    options.add_argument(
-        "--tasks",
-        nargs="+",
-        default=[],
-        metavar="NAME",
-        help="tasks from --include-path (default: all of them) or that lm-eval ships",
-    )
-    options.add_argument(
-        "--language", default=UNDETERMINED, help="language of tasks that do not state theirs (default: %(default)s)"
-    )
-    options.add_argument("--split", choices=("dev", "test"), default="test", help="of items and text (default: test)")
-    options.add_argument("--limit", type=int, help="take only the first LIMIT documents of each task")
-    options.add_argument(
-        "--excerpt", type=int, help="measure bits per byte on the first EXCERPT characters of each document"
-    )
-    options.add_argument(
-        "--trained-length",
-        type=int,
-        help="tokens of the blocks that the model was trained on; text is read within it (default: its context)",
-    )
-    options.add_argument(
-        "--batch-tokens", type=int, help="tokens in one forward pass (default: 1024 on a CPU, 8192 elsewhere)"
-    )
-    options.add_argument(
-        "--gpus", type=int, default=1, help="spread the model over this many GPUs, with --device cuda (default: 1)"
-    )
-    options.add_argument(
-        "--chat",
-        choices=("none", "auto", "both"),
-        default="none",
-        help="put prompts into the checkpoint's chat template; both: plain prompts too (default: none)",
-    )
-    options.add_argument("--system", help="system message that all chat prompts begin with (default: none)")
-    options.add_argument(
-        "--date", default=STATED, help="today, for chat templates that write it, such as %(default)s (the default)"
-    )
-    options.add_argument(
-        "--fewshot", type=int, help="examples in each prompt of lm-eval's tasks (default: as each task states)"
-    )
-    options.add_argument(
-        "--generation",
-        choices=MODES,
-        default="own",
-        help="generate by the checkpoint's generation_config, or greedily with its stops alone (default: own)",
-    )
-    options.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 … (default: cpu)")
-    return options
-
-
-def asked(given: argparse.Namespace) -> Asking:
+def asked(given: Options) -> Asking:
     """Return how the checkpoint is prompted. Raises BadInput."""
     try:
         date.fromisoformat(given.date)
@@ -99,7 +34,9 @@ def asked(given: argparse.Namespace) -> Asking:
 
 def main(arguments: Sequence[str] | None = None, program: str = "python -m eval") -> int:
     """Evaluates, writes, prints the scores; 2 where the input cannot work."""
-    given = parser(program).parse_args(arguments)
+    given = read(COMMAND, arguments, program)
+    if isinstance(given, int):
+        return given
     os.environ.setdefault("TQDM_DISABLE", "1")  # lm-eval draws a bar for each task
     try:
         with in_one_line():

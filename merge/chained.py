@@ -181,6 +181,6 @@ def write_stages(
         made = make(stages[-1], recipes[-1], Path(out_dir), merge_yml=stated(stages, recipes, results), **options)
         between.discard()
     except BaseException:
-        between.discard()  # once more where the process was asked to end in the midst of it, which happens once
+        between.discard()  # again, if a signal interrupted it, which happens at most once
         raise
     return made

@@ -40,7 +40,7 @@ class Slack:
 
 
 NO_SLACK = Slack()
-Scope = Sequence[torch.Tensor | None]  # by model: where its protection holds, bool; None: everywhere
+Scope = Sequence[torch.Tensor | None]  # by model: where its protection applies, bool; None: everywhere
 
 
 def elected_sign(voters: Sequence[torch.Tensor], slack: Slack = NO_SLACK, scope: Scope | None = None) -> torch.Tensor:

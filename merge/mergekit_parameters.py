@@ -20,7 +20,7 @@ _FIXED: dict[str, dict[str, Any]] = {  # by method: parameters that we have at m
 }
 _RENAMED = {("multislerp", "normalize"): "normalize_weights"}
 MODEL_KEYS = ("weight", "density", "gamma", "epsilon", "scale")
-_DEFAULTS = {key: MODEL_DEFAULTS[key] for key in MODEL_KEYS if key != "weight"}  # which mergekit asks for
+_DEFAULTS = {key: MODEL_DEFAULTS[key] for key in MODEL_KEYS if key != "weight"}  # which mergekit requires
 
 
 def mapping(value: Any, at: str) -> dict[str, Any]:

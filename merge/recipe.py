@@ -189,7 +189,7 @@ class Recipe(Value):
         least, most = self.spec.counts
         if not least <= len(self.models) <= most:
             wanted = f"{least} model{'s' * (least > 1)}" if least == most else f"{least} or more models"
-            raise BadInput(f"models: {self.method} needs {wanted} beside the base, got {len(self.models)}.")
+            raise BadInput(f"models: {self.method} needs {wanted} besides the base, got {len(self.models)}.")
         if "epsilon" in self.spec.model_keys:
             for model in self.models:
                 check_epsilon(model)

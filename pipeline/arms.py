@@ -38,7 +38,7 @@ ARMS: dict[str, Arm] = {
 }
 
 
-PAIR = ("ct", "sft")  # what a merge is made of, unless it says otherwise
+PAIR = ("ct", "sft")  # checkpoints of a merge, by default
 
 
 def with_ct_budgets(names: Iterable[str]) -> bool:

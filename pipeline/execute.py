@@ -38,14 +38,14 @@ class Job:
     work: Path  # outlives a crash; removed when the stage is published
     folders: Mapping[str, Path]
     resume: Entry | None = None  # the same trajectory at a smaller budget
-    folder_of: Callable[[Stage], Path] = lambda stage: Path()  # of what a parent is made of, made if it is missing
+    folder_of: Callable[[Stage], Path] = lambda stage: Path()  # ensure a parent: computed if it is missing
     on_log: Callable[[dict[str, Any]], None] = lambda record: None  # a line of a training's log
     on_try: Callable[[int, int], None] = lambda done, total: None  # tries done, of how many
     on_interrupt: Callable[[], None] = lambda: None  # Ctrl-C came: a training is about to save and end
     launched: Mapping[str, Any] | None = None  # of a training, as asserted inside: strategy, world size, wrapper class
     performance: Performance | None = None  # of a training
     packed_rows: bool | None = None  # of scoring: whether choices were scored in packed rows; None: no choices
-    note: str = ""  # what is worth saying of the result, after `done in 3 s`
+    note: str = ""  # note on the result, printed after `done in 3 s`
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -91,7 +91,9 @@ class Executor:
         jobs: int = 1,
         say: Callable[[str], None] = print,
         track: Tracker = no_tracker,
+        drops_states: bool = True,
     ) -> None:
+        self.drops_states = drops_states  # of trainers, once no missing budget of these stages continues from them
         self.store, self.maker, self.journal, self.track = store, maker, journal, track
         self.trajectories = trajectories(stages)
         self.progress = Progress(stages, Estimates(store, first_guess or {}, jobs), say)
@@ -116,7 +118,7 @@ class Executor:
     def choose(self, waiting: Sequence[Stage]) -> Stage:
         """The next to make: of what has all that it needs, CT first, and what no other process is making."""
         ready = [stage for stage in waiting if self._ready(stage)] or [waiting[0]]
-        # CT budgets are made one after the other: the longest way through the plan
+        # CT budgets are computed one after the other: the critical path of the plan
         ready.sort(key=lambda stage: stage.kind != "ct")
         return next((stage for stage in ready if self.store.is_free(stage)), ready[0])
 
@@ -189,7 +191,7 @@ class Executor:
         self.journal.write("started", stage, resumed_tokens=resumed)
         started = datetime.now(UTC)
         try:
-            with in_one_line():  # another's files or links may stand in the way
+            with in_one_line():  # another user's files or links may be in the way
                 ensure_dir(work)
                 remove(job.out)
                 job.out.mkdir()  # not over what could not be removed
@@ -224,7 +226,7 @@ class Executor:
             self._failed(stage, work, error)
         self.journal.write("published", stage, seconds=round(seconds, 3))
         self.journal.note(stage, "")
-        if trajectory:
+        if trajectory and self.drops_states:
             trajectory.drop(self.store)
         self.progress.done(stage, seconds, job.note)
         return entry
@@ -248,10 +250,10 @@ class Executor:
         full = isinstance(error, OSError) and error.errno == errno.ENOSPC
         try:
             (work / "traceback.txt").write_text(traceback.format_exc(), encoding="utf-8")
-        except OSError as unwritten:  # torch tells of a full disk by a RuntimeError
+        except OSError as unwritten:  # torch reports a full disk as a RuntimeError
             full = full or unwritten.errno == errno.ENOSPC
         if full:
-            with suppress(OSError):  # it may lie on the same disk
+            with suppress(OSError):  # it may be on the same disk
                 self.journal.write("refused", stage, message=str(error))
             raise BadInput(
                 f"store={self.store.root}: the disk is full. Free some space and run again: finished stages are kept."

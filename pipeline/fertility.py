@@ -14,8 +14,8 @@ from common.errors import BadInput
 from common.special_tokens import control_tokens
 
 FALLBACK = re.compile(r"<0x[0-9A-F]{2}>")  # a byte, in SentencePiece's byte fallback
-BROKEN = "\ufffd"  # what decoding makes of bytes that are no whole character
-MAX_FALLBACK_SHARE = 0.5  # share of pieces that are no whole characters, above which a tokenizer hardly knows a script
+BROKEN = "\ufffd"  # decoding writes this for bytes that are not a whole character
+MAX_FALLBACK_SHARE = 0.5  # fraction of partial characters above which a tokenizer does not fit a script
 
 
 @dataclass(frozen=True)
@@ -80,4 +80,4 @@ def load(folder: Path, key: str) -> Any:
     try:
         return Tokenizer.from_file(str(path))
     except Exception:  # the library raises nothing more special
-        raise BadInput(f"{path}: not a tokenizer file. Save the tokenizer again.") from None  # as merge says it too
+        raise BadInput(f"{path}: not a tokenizer file. Save the tokenizer again.") from None  # as in merge/

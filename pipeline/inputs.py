@@ -235,7 +235,7 @@ def model_files(folder: Path, key: str = "model.path") -> list[Path]:
         )
     model_hub.check_no_adapter(folder, key)
     try:
-        weights, _ = weight_files(folder)  # those that transformers reads: what a key holds is what is loaded
+        weights, _ = weight_files(folder)  # those that transformers reads, so that the key covers what is loaded
     except BadInput as error:
         raise BadInput(f"{key}={folder}: {str(error).removeprefix(f'{folder}: ')}") from None
     if weights[0].suffix != ".safetensors":

@@ -30,7 +30,7 @@ with open(sys.argv[1], "a") as file:
         sys.exit({TAKEN})
 sys.exit({FREE})
 """
-# Mounts whose locks are seen by processes of the same host only: type (as it begins), and an option that says so.
+# Mounts whose locks other hosts do not see: prefix of the type, and the option that shows it.
 HOST_ONLY = (
     ("nfs", "nolock"),
     ("nfs", "local_lock=flock"),
@@ -42,7 +42,7 @@ HOST_ONLY = (
     ("smb3", "nobrl"),
     ("fuse.sshfs", ""),
 )
-# Types that several hosts may mount, and whose options do not say whether other hosts see a lock.
+# Types that several hosts may mount, and whose options do not show whether other hosts see a lock.
 UNKNOWN = ("beegfs", "9p", "virtiofs", "afs", "orangefs", "pvfs2", "vboxsf")
 FUSE_WITH_LOCKS = ("fuse.glusterfs",)  # of all of FUSE: its server knows every lock
 

@@ -90,7 +90,7 @@ def config(composed: Mapping[str, Any]) -> dict[str, Any]:
         for name, method in merge["methods"].items():
             place = _renamed("merge.methods.", name)
             for checkpoint in method.get("of") or () if isinstance(method, Mapping) else ():
-                _renamed(f"merge.methods.{place}.of=", checkpoint)  # said alone: its role is a part of keys, and stays
+                _renamed(f"merge.methods.{place}.of=", checkpoint)  # report only: its role is a part of keys, and stays
             both = isinstance(method, Mapping) and isinstance(methods.get(place), Mapping)
             methods[place] = {**methods[place], **method} if both else method
         then = merge.get("then_sft")

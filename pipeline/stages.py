@@ -246,7 +246,7 @@ def evaluate(job: Job) -> None:
         import merge
         from merge import Recipe
 
-        place = "cpu" if options.gpus > 1 else None  # no GPU holds it whole
+        place = "cpu" if options.gpus > 1 else None  # it fits no single GPU
         recipe = Recipe.from_yaml(job.folders["merge"] / "merge.yml")
         model = merge.load(recipe, options.device, place)
         folders = checkpoints(job)

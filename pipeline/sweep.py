@@ -61,7 +61,7 @@ def expand(overrides: Sequence[str], multirun: bool) -> Sweep:
             composed = list(zip(cells, _composed(cells, found_in), strict=True))
         except BadInput:
             raise
-        except (HydraException, OmegaConfBaseException, ValueError) as error:  # ValueError: a group that is no name
+        except (HydraException, OmegaConfBaseException, ValueError) as error:  # ValueError: a group that is not a name
             raise BadInput(_one_line(error)) from None
         launcher = str(root.hydra.runtime.choices["hydra/launcher"]) if multirun else IN_THIS_PROCESS
         at_once = int(root.hydra.launcher.get("n_jobs") or 1) if multirun else 1
@@ -151,7 +151,7 @@ def _plain_axes(cells: Sequence[list[str]]) -> dict[str, dict[str, Any]]:
     lines: dict[str, list[str]] = {}
     for line in dict.fromkeys(line for cell in cells for line in cell):
         lines.setdefault(_key(line), []).append(line)
-    # choices of groups come before values, wherever they stand
+    # choices of groups apply before values, whatever their order
     values = {key: given for key, given in lines.items() if not (CONF / key).is_dir()}
     plain = {}
     for key, given in values.items():

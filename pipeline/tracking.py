@@ -81,7 +81,7 @@ def is_reachable(address: str) -> bool:
             socket.create_connection((there.hostname or "", port), REACHED_WITHIN_S).close()
             opened.set()
 
-    asking = threading.Thread(target=connect, daemon=True)  # a look-up of a name has no time limit of its own
+    asking = threading.Thread(target=connect, daemon=True)  # a look-up of a name has no time limit
     asking.start()
     asking.join(REACHED_WITHIN_S)
     return opened.is_set()

@@ -65,7 +65,7 @@ def scores_of_merges(
     import merge
     from eval import harness
 
-    place = "cpu" if how.get("gpus", 1) > 1 else None  # no GPU holds it whole
+    place = "cpu" if how.get("gpus", 1) > 1 else None  # it fits no single GPU
     for _, model in merge.load_many(recipes, device, place=place) if recipes else ():
         scores = harness.evaluate(model, tokenizer, tasks, **how)
         del model
@@ -119,7 +119,7 @@ def read_tries(journal: Path) -> list[dict[str, Any]]:
     if not journal.exists():
         return []
     rows = []
-    for line in journal.read_bytes().splitlines():  # of bytes: text may hold other ends of lines
+    for line in journal.read_bytes().splitlines():  # of bytes: text may contain other ends of lines
         try:
             rows.append(json.loads(line))
         except ValueError:

@@ -31,14 +31,14 @@ def adapted(model: PreTrainedModel, lora: LoraSettings, left_out: Sequence[str] 
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=lora.rank,
-        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # any number, whatever its type says
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # any number is accepted, unlike its type
         lora_dropout=lora.dropout,
         target_modules=targets,
         exclude_modules="|".join(rf"{re.escape(name)}(\..*)?" for name in left_out) or None,
     )
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by a name that is being retired
+            warnings.simplefilter("ignore", FutureWarning)  # peft imports a deprecated name of transformers
             return checked(get_peft_model(model, config))
     except ValueError as error:
         raise BadInput(f"train.lora.targets={targets}: {' '.join(str(error).split())}") from None

@@ -64,14 +64,14 @@ class SourceSettings(Settings):
 class TextSource(SourceSettings):
     """Running text, one document per row."""
 
-    column: str  # that holds the text
+    column: str  # column of the text
 
 
 @dataclass(frozen=True)
 class InstructionSource(SourceSettings):
     """Instructions, one example per row."""
 
-    prompt: str | None  # the column of what is asked; None: of conversations
+    prompt: str | None  # column of the question; None for conversations
     answer: str | None  # the column of what is answered; None: of conversations
     bytes: int | None = None  # UTF-8 bytes of prompts and answers to take; None: all
 
@@ -101,9 +101,9 @@ class CorpusSettings(Settings):
 class CipherSettings(CorpusSettings):
     """Settings of the corpus of the Bible in English and in a cipher of English."""
 
-    replaced: float  # share of the word types that invented words stand for, 0 to 1
+    replaced: float  # fraction of word types that are replaced by invented words, 0 to 1
     cipher_seed: int  # of which types, and of the invented words
-    withheld_chapters: float  # share of the training chapters that the cipher's text is made of, the rest stays English
+    withheld_chapters: float  # fraction of training chapters that form the cipher's text, the rest stays English
     withheld_seed: int  # of which chapters: that of the base's recipe, which withholds the same
 
 
@@ -133,7 +133,7 @@ class ChatSettings(Settings):
 class ItemsSettings(Settings):
     """Settings of instructions and evaluation items, besides the corpus and a user's own instructions."""
 
-    language: str  # code of the language that is adapted to; English is always made too
+    language: str  # code of the language to adapt to; English is always included
     families: tuple[str, ...]  # names of train.data.families.QUESTIONS
     sft_items: int  # instructions a family, at most
     eval_items: int  # items per family, language and split, at most
@@ -215,7 +215,7 @@ class BaseModelSettings(Settings):
     aligned_share: float  # of the blocks that are aligned verses
     aligned_chapters: float  # share of the training chapters whose aligned verses are used
     repeated_share: float  # of the blocks that are passages followed by themselves
-    withheld_chapters: float  # share of the training chapters that it reads nothing of: what a cipher can be made of
+    withheld_chapters: float  # fraction of training chapters that it never reads, for a cipher's text
     seed: int
 
 

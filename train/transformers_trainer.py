@@ -82,7 +82,7 @@ def arguments(
         seed=settings.seed,
         use_cpu=compute.device == "cpu",
         bf16=compute.precision == "bf16",
-        fp16=compute.precision == "fp16",  # with a dynamic loss scale, which checkpoints hold
+        fp16=compute.precision == "fp16",  # with a dynamic loss scale, which checkpoints contain
         activation_checkpointing=compute.gradient_checkpointing and not sharded,
         use_liger_kernel=compute.liger,
         deepspeed=parallel.deepspeed_config(compute, micro, accumulation),
@@ -126,7 +126,7 @@ def start_process_group(made: TrainingArguments, compute: Compute) -> None:
     if compute.strategy in parallel.ZERO_STAGES:
         import deepspeed
 
-        beside_python = Path(sys.executable).parent  # here lies ninja, which builds DeepSpeed's extensions
+        beside_python = Path(sys.executable).parent  # this folder has ninja, which builds DeepSpeed's extensions
         os.environ["PATH"] = f"{beside_python}{os.pathsep}{os.environ.get('PATH', '')}"
         deepspeed.init_distributed()  # takes the group over; otherwise ZeRO-3 would load the model as for one process
     if compute.strategy == "fsdp" and compute.device == "cpu":
@@ -312,7 +312,7 @@ def launch_facts(trainer: Trainer, compute: Compute) -> dict[str, Any]:
         "world_size": distributed.get_world_size() if distributed.is_initialized() else 1,
         "wrapper": type(wrapped).__name__,
         "zero_stage": wrapped.zero_optimization_stage() if type(wrapped).__name__ == "DeepSpeedEngine" else 0,
-        "held_parameters": round(share, 3),  # share of the weights that this process holds between two passes
+        "held_parameters": round(share, 3),  # fraction of the weights in this process between two passes
     }
     sharded = compute.world > 1 and compute.strategy in ("zero3", "zero3_offload", "fsdp")
     expected = {

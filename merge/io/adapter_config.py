@@ -14,7 +14,7 @@ from common.errors import BadInput
 from common.parsing import read_json, shaped
 
 # What peft computes otherwise than W + scale·B·A, or with further tensors: each must be off. `fan_in_fan_out` is none
-# of them: peft goes by the layer, whatever the config says (merge/io/transposed.py).
+# of them: peft decides by the layer and ignores the config (merge/io/transposed.py).
 _OFF = (
     "lora_bias", "layer_replication", "trainable_token_indices",
     "target_parameters", "use_qalora", "use_bdlora", "alora_invocation_tokens", "arrow_config", "kasa_config",

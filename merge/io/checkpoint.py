@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 FLOATS = ("F64", "F32", "F16", "BF16")
-# Buffers that older savers wrote and that are computed from the config: neither merged nor asked for.
+# Buffers that older savers wrote and that are computed from the config: neither merged nor required.
 COMPUTED = (
     ".inv_freq", ".cos_cached", ".sin_cached", ".masked_bias", ".attn.bias", ".attention.bias", "position_ids",
     "token_type_ids", ".attn.embed_positions",

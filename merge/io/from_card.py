@@ -125,7 +125,7 @@ class _Finder:
 
     def _place(self, name: Any) -> Any:
         if not isinstance(name, str) or not name or "\0" in name:
-            return name  # the recipe says what is wrong with it
+            return name  # parsing the recipe reports what is wrong with it
         model = hub.parse(name, str(self.card))
         short = name if model is None else model.repo
         if short not in self.folders:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 Key = TypeVar("Key")
 _EXPERT = re.compile(r"\.experts\.(\d+)\.")
-# What joins experts so that each lies in one piece: stacked, the parts of each one below the other.
+# Operations that join experts so that each is contiguous: stacked, with the parts of each below each other.
 _IN_PIECES = ((("MergeModulelist", 0),), (("MergeModulelist", 0), ("Concatenate", 1)))
 
 

@@ -14,7 +14,7 @@ from merge.io.quantized import REMEDY, check_not_quantized, method
 from merge.io.safetensors_header import read_header
 from merge.io.token_tensors import is_embedding, is_head
 
-FORMATS = ("model.safetensors", "pytorch_model.bin")  # the first that is there is read, whole or by its index
+FORMATS = ("model.safetensors", "pytorch_model.bin")  # the first one that exists is read, as a file or by its index
 INDEX = ".index.json"
 PIECE = 1 << 20  # elements
 

@@ -31,7 +31,7 @@ LOCK, PART = ".merge-lock", ".merge-part"
 BETWEEN = "stages"
 LAST = "config.json"
 OF_FILE_SYSTEMS = {"lost+found"}  # what an empty one has
-LONGEST = 230  # bytes of a name that the hidden names can be made of
+LONGEST = 230  # bytes of the longest name to which the hidden names' suffixes fit
 
 
 class OutFolder:
@@ -65,7 +65,7 @@ class OutFolder:
 
     def clear(self) -> None:
         """Remove leftovers of dead merges that may be in the way, and reject a place without write permission."""
-        for folder in {self._home, self._real.parent}:  # what one that had not been there leaves lies beside it
+        for folder in {self._home, self._real.parent}:  # leftovers for a folder that did not exist are next to it
             if folder.is_dir():
                 remove_leftovers(folder)
         self.check()

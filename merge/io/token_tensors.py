@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 HEAD = "lm_head.weight"  # what most models call it
-TEXT_PARTS = ("text_config", "decoder", "encoder")  # keys of configs under which that of a model of text stands
+TEXT_PARTS = ("text_config", "decoder", "encoder")  # keys of configs that contain the config of a text model
 _EMBEDDING = re.compile(
     r"(?:^|\.)(?:embed_tokens|wte|embed_in|word_embeddings?|tok_embeddings|tokens_embed|token_embeddings?|shared"
     r"|input_embedding|embeddings?|emb|transformer\.w)\.weight"
@@ -37,7 +37,7 @@ _HEADS = {
 }  # fmt: skip
 # Of encoders, which have a transform before it: by that transform's names.
 _AFTER = re.compile(r"(?P<start>(?:.+\.)?(?:cls\.)?predictions\.|(?:.+\.)?lm_head\.(?=dense\.))")
-_PART = re.compile(r"(?P<start>.*?(?:language_model|text_model)\.)model\.")  # whose head stands in the part itself
+_PART = re.compile(r"(?P<start>.*?(?:language_model|text_model)\.)model\.")  # models with the head inside the part
 
 
 def is_embedding(name: str) -> bool:

@@ -115,7 +115,7 @@ def put_template(folder: Path, template: str) -> None:
         if isinstance(others := config.get("chat_template"), list):
             rest = [entry for entry in others if isinstance(entry, dict) and entry.get("name") != "default"]
             named = [{"name": "default", "template": template}, *rest]
-            for entry in rest:  # beside a file of the default one, transformers looks for the others in files
+            for entry in rest:  # if there is a file for the default template, transformers expects files for the others
                 name, other = entry.get("name"), entry.get("template")
                 if isinstance(name, str) and re.fullmatch(r"[\w-]+", name) and isinstance(other, str):
                     (folder / NAMED).mkdir(exist_ok=True)

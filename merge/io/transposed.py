@@ -9,7 +9,7 @@ from __future__ import annotations
 from merge.io.checkpoint import Checkpoint
 from merge.per_tensor import stack_of
 
-# Where no bias tells it: models all of whose layers are such.
+# Models all of whose layers are transposed, for layers without a bias.
 MODELS = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
 
 

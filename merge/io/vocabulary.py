@@ -139,7 +139,7 @@ def _pieces(file: Path) -> list[str]:
     from google.protobuf.message import DecodeError
     from transformers.utils import sentencepiece_model_pb2_new
 
-    model = sentencepiece_model_pb2_new.ModelProto()  # type: ignore[attr-defined]  # made when it is imported
+    model = sentencepiece_model_pb2_new.ModelProto()  # type: ignore[attr-defined]  # created at import
     try:
         model.ParseFromString(file.read_bytes())
     except DecodeError:

@@ -31,7 +31,7 @@ from merge.stream.survey import survey
 from merge.stream.tensor_plan import Plan, make_plan
 from merge.stream.threads import DEFAULT, Workers
 
-ROOM = ".room"  # a file of the aside that holds the place of the metadata
+ROOM = ".room"  # a file of the staging folder that reserves space for the metadata
 TOKEN_NUMBERS = ("bos_token_id", "eos_token_id", "pad_token_id")
 # what configs call the number of tokens
 SIZES = ("vocab_size", "padded_vocab_size", "decoder_vocab_size", "n_words", "vocab_size_per_layer_input")
@@ -91,7 +91,7 @@ def write_many(
                 folder.publish()
         discard(folders)
     except BaseException:
-        discard(folders)  # once more where the process was asked to end in the midst of it, which happens once
+        discard(folders)  # again, if a signal interrupted it, which happens at most once
         raise
     return [folder.target for folder in folders]
 
@@ -171,7 +171,7 @@ def out_config(plan: Plan, recipe: Recipe) -> dict[str, Any]:
     floating = [output for output in plan.outputs if output.floating]
     largest = max(floating, key=lambda output: output.numel)
     config.pop("torch_dtype", None)
-    if bare_architecture(config.get("architectures")):  # a parent's class with a head holds what one without has
+    if bare_architecture(config.get("architectures")):  # a class with a head contains the tensors of one without
         named = (parent.config.get("architectures") for parent in plan.parents.values())
         config |= next(({"architectures": each} for each in named if each and not bare_architecture(each)), {})
     config["dtype"] = str(out_dtype(recipe, plan, largest)).removeprefix("torch.")

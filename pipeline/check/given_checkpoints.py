@@ -67,7 +67,7 @@ def fits(folder: Path, key: str, path: str, config: Config) -> Iterator[Finding]
     architecture.check_attention(folder, where, config.compute.attention)
     if config.train.lora and key != "sft.source":  # which nothing is trained from
         architecture.check_lora(folder, where, LoraSettings.from_mapping(config.train.lora.model_dump()))
-    if key == "model.path":  # its tokenizer makes the blocks
+    if key == "model.path":  # blocks are made with its tokenizer
         architecture.check_end(folder, where)
     if warning := architecture.beyond_embedding(folder, where):
         yield Finding(False, warning)
@@ -91,7 +91,7 @@ def embedding_rows(file: Path) -> int | None:
         with safe_open(file, "np") as tensors:
             names = [name for name in list(tensors.keys()) if is_embedding(name)]
             return int(tensors.get_slice(names[0]).get_shape()[0]) if names else None
-    except SafetensorError:  # `partners` says what is wrong with the file
+    except SafetensorError:  # `partners` reports what is wrong with the file
         return None
 
 

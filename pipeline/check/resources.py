@@ -14,11 +14,12 @@ from common.parsing import read_json
 from pipeline.check.finding import Finding, guarded, planned
 from pipeline.config import Config
 from pipeline.cost import estimate
+from pipeline.graph import Stage
 from pipeline.kinds import KINDS
 from pipeline.plan import merged
 from pipeline.store import Store
 
-SPARE = 200 * 10**6  # bytes that a run needs beside its stages
+SPARE = 200 * 10**6  # bytes that a run needs besides its stages
 
 
 def tasks(config: Config) -> Iterator[Finding]:
@@ -87,11 +88,15 @@ def context_of(config: Config) -> int | None:
     return next(found, None)
 
 
-def disk(configs: Sequence[Config], store: Store) -> Iterator[Finding]:
-    """Yield the store can be written, and its disk holds what is still to come, at its peak."""
+def disk(configs: Sequence[Config], store: Store, wanted: Sequence[Stage] | None = None) -> Iterator[Finding]:
+    """Check that the store can be written, and that its disk has space for the run at its peak.
+
+    wanted: the stages that will be computed, if not all that the store lacks.
+    """
     cells = [cell for config in configs if (cell := planned(config))]
     stages = merged(cells)
-    done = {stage.key for stage in stages if store.find(stage)}
+    keys = {stage.key for stage in (stages if wanted is None else wanted)}
+    done = {stage.key for stage in stages if store.find(stage) or stage.key not in keys}
     missing = [stage for stage in stages if stage.key not in done]
     existing = next(folder for folder in (store.root.absolute(), *store.root.absolute().parents) if folder.exists())
     if missing and not os.access(existing, os.W_OK):

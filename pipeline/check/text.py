@@ -19,7 +19,7 @@ from pipeline.fertility import MAX_FALLBACK_SHARE, Fertility, load, measure
 from train.data.chat.template import NONE
 from train.stage_settings import CipherSettings
 
-FIRST_DOCUMENTS = 1000  # of a file, that are read before anything is made of it
+FIRST_DOCUMENTS = 1000  # of a file, read before it is used
 SAMPLE = 200  # documents that the tokenizer is tried on
 
 
@@ -123,7 +123,7 @@ def tokenizer_folder(config: Config) -> Path | None:
 
     try:
         return Path(hf_hub_download(model.repo, "tokenizer.json", revision=model.revision)).parent
-    except Exception:  # whatever a network can raise; `checkpoints` says it
+    except Exception:  # any error of a network; `checkpoints` reports it
         return None
 
 

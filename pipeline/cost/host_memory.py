@@ -8,7 +8,7 @@ from pipeline.config import Config, ModelShape
 from pipeline.cost.memory import Memory, width
 from pipeline.cost.model_shape import model_shape
 
-PROCESS = 10**9  # bytes beside tensors: Python, torch, transformers, compiled loops (0.7 + 0.2 GB on a CPU)
+PROCESS = 10**9  # bytes besides tensors: Python, torch, transformers, compiled loops (0.7 + 0.2 GB on a CPU)
 
 
 def training(shape: ModelShape, config: Config, memory: Memory) -> float:

@@ -28,14 +28,8 @@ def report(folders: Sequence[Path], out: Path | None = None) -> ReportPaths | Ad
         if len(folders) > 1:
             raise BadInput(f"{adapted[0]}: holds an adaptation, which is not compared with others. Give it alone.")
         return adapt_report.render(adapt_records.read_sources(adapted[0]), out or adapted[0])
-    ours, theirs = {}, []
-    for folder in folders:
-        if folder.is_dir() and lm_eval_folder.is_one(folder):
-            theirs.append(folder)
-        else:
-            found = report_sources.read(folder)
-            title = found.subject.title if found.subject.title not in ours else str(folder)
-            ours[title] = found
+    theirs = [folder for folder in folders if folder.is_dir() and lm_eval_folder.is_one(folder)]
+    ours = _by_title([folder for folder in folders if folder not in theirs])
     if ours and theirs:
         raise BadInput(
             "report: cannot compare lm-eval folders with slackmerge reports, as they score different "
@@ -51,6 +45,18 @@ def report(folders: Sequence[Path], out: Path | None = None) -> ReportPaths | Ad
         raise BadInput(str(error)) from None
 
 
+def _by_title(folders: Sequence[Path]) -> dict[str, report_sources.Sources]:
+    """Reports by regime if they are regimes of one experiment, else by experiment, or by folder if that is taken."""
+    found = [report_sources.read(folder) for folder in folders]
+    if regimes := report_sources.regimes_of(found):
+        return regimes
+    titled: dict[str, report_sources.Sources] = {}
+    for folder, sources in zip(folders, found, strict=True):
+        title = sources.subject.title
+        titled[str(folder) if title in titled else title] = sources
+    return titled
+
+
 def _of_lm_eval(folders: Sequence[Path], out: Path) -> ReportPaths:
     with tempfile.TemporaryDirectory() as aside:
         scored = [one for folder in folders for one in lm_eval_folder.scored(folder, Path(aside))]
@@ -62,6 +68,6 @@ def _of_lm_eval(folders: Sequence[Path], out: Path) -> ReportPaths:
 
         try:
             return report.render(evaluations, [], [], [], out, subject)
-        except ValueError:  # it names a file that lies aside
+        except ValueError:  # it names a file elsewhere
             named = ", ".join(map(str, folders))
             raise BadInput(f"{named}: their scored items differ. Score them with the same tasks and limit.") from None

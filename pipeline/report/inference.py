@@ -1,4 +1,4 @@
-"""From values by seed and document to an interval, a p-value and what the run could have seen. Pure.
+"""Confidence intervals, p-values and minimum detectable effects, from values by seed and document. Pure functions.
 
 Seeds and documents (chapters) are crossed: every seed's model answers the items of the same documents. Both are drawn,
 so both count: the variance of a mean over seeds is that over seeds, plus that over documents, minus what both count
@@ -78,6 +78,20 @@ class Estimate:
         return max(self.p_above(-margin), self.negated.p_above(-margin))
 
 
+@dataclass(frozen=True)
+class Parts:
+    """One effect in each task or at each CT budget. by: `task` or `CT budget`."""
+
+    by: str = "task"
+    effects: tuple[tuple[str, Estimate], ...] = ()
+
+    @property
+    def differ(self) -> bool:
+        """Whether some are above 0 and some below, so that their mean hides both."""
+        values = [effect.value for _, effect in self.effects]
+        return any(value > ROUNDING for value in values) and any(value < -ROUNDING for value in values)
+
+
 def crossed(values: ArrayLike, influences: ArrayLike, n: int, least_error: float = 0.0) -> Estimate:
     """Return the mean over seeds of a statistic, for other seeds and other documents.
 
@@ -100,7 +114,7 @@ def crossed(values: ArrayLike, influences: ArrayLike, n: int, least_error: float
             of_both = finite * float(((by_document - means) ** 2).sum()) / (seeds * (seeds - 1))
     if seeds < 2 and documents < 2:
         return Estimate(value, -inf, inf, 1.0, inf, n, seeds, documents)
-    # each part holds what both count, so that the whole is not smaller than either
+    # each part includes what both count, so that the sum is not smaller than either
     variance = max(of_seeds + of_documents - of_both, of_seeds, of_documents)
     freedom = max(1.0, _freedom(variance, of_seeds, of_documents, of_both, seeds, documents))
     return _student(value, max(sqrt(variance), least_error), freedom, n, seeds, documents)

@@ -27,11 +27,11 @@ LARGEST = 1e100  # of a metric's values: their squares are added up
 DATE = r"(?P<date>\d{4}-\d\d-\d\dT[\d.-]+)"
 SAMPLES = re.compile(rf"samples_(?P<task>.+)_{DATE}\.jsonl$")
 RESULTS = re.compile(rf".+_{DATE}\.json$")  # results_<date>.json, or with --output_path name.json name_<date>.json
-DEPTHS = ("", "*/", "*/*/")  # where the folders of models lie: --output_path itself, or folders of several runs
+DEPTHS = ("", "*/", "*/*/")  # the folder of models: --output_path itself, or folders of several runs
 MEANS = ("mean", "nanmean")  # the same where every item has a number
 # What lm-eval makes otherwise than as a mean where a task does not say how, though its items have numbers.
 NO_MEANS = frozenset({"perplexity", "word_perplexity", "byte_perplexity", "bypass"})
-# The keys of samples beside those of metrics: before 0.4.7, lm-eval did not write which are metrics.
+# The keys of samples besides those of metrics: before 0.4.7, lm-eval did not write which are metrics.
 OF_SAMPLES = frozenset(
     {"doc_id", "doc", "target", "arguments", "resps", "filtered_resps", "doc_hash", "prompt_hash", "target_hash"}
 )
@@ -164,7 +164,7 @@ def scored(folder: Path, out: Path) -> list[Scored]:
         parts = tuple(part for part in re.split(r"/+", model) if part not in ("", "."))
         name = parts[-1] if parts else place.name
         for word in (*parts, *newest):
-            if not word.isprintable():  # a picture cannot hold it
+            if not word.isprintable():  # a picture cannot contain it
                 raise BadInput(f"{place}: the name of a model or task must contain letters, got {word!r}. Rename it.")
         tasks = {task: (path, Metrics.of(_run(results, date, task), task)) for task, (path, date) in newest.items()}
         evaluation = Evaluation(name, 0, 0, _write(tasks, out / str(len(list(out.glob("*"))))))

@@ -58,7 +58,7 @@ def looks(methods: Iterable[str], recipes: Mapping[str, str]) -> dict[str, Look]
 
 def family_of(method: str, recipes: Mapping[str, str]) -> str:
     """Return the family of a method: that of its recipe, else of the longest method that its name begins with."""
-    name = method.rpartition("/")[2]  # of several reports beside each other
+    name = method.rpartition("/")[2]  # of several reports next to each other
     if name in ARMS:
         return TRAINED
     named = [other for other in METHODS if name == other or name.startswith(f"{other}_")]

@@ -11,7 +11,7 @@ from typing import Any
 from train.data.blocks import text_seen
 
 KIND = "ct_blocks"
-Counts = Mapping[str, Any]  # the counts.json that lies beside CT's blocks
+Counts = Mapping[str, Any]  # the counts.json next to CT's blocks
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from pipeline.report.adapt_report import AdaptPaths
     from pipeline.report.report_sources import Sources
 
+BETWEEN = "between-regimes"  # the folder of the report over all regimes
+
 
 def write_report(plan: RunPlan, arguments: Sequence[str]) -> ReportPaths | AdaptPaths | None:
     """Call `_write_report`; raise errors of the machine (disk space, permissions) as BadInput that names the folder."""
@@ -63,7 +65,23 @@ def _write_report(plan: RunPlan, arguments: Sequence[str]) -> ReportPaths | Adap
 
         for line in regime_map.write(found, plan.outputs):
             say(line)
+        compare_regimes([sources for _, sources in found], plan.outputs)
     return written
+
+
+def compare_regimes(found: Sequence[Sources], outputs: Path) -> None:
+    """A report per language over all regimes, if the experiment has hypotheses that compare them."""
+    from pipeline.report import hypotheses, report_sources
+
+    stated = hypotheses.find(found[0].subject.title)
+    if stated is None or not any(hypotheses.regimes_of(one) for one in hypotheses.read(stated)):
+        return
+    languages = list(dict.fromkeys(sources.subject.language for sources in found))
+    for language in languages:
+        named = report_sources.regimes_of([one for one in found if one.subject.language == language])
+        if named:
+            folder = outputs / BETWEEN / (language if len(languages) > 1 else "")
+            say(str(report_sources.together(named).render(folder).page))
 
 
 def _tell(paths: ReportPaths) -> None:

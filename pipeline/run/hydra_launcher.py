@@ -39,7 +39,7 @@ def start(sweep: Sweep, folder: Path) -> None:
         "hydra.mode=MULTIRUN",
         f"hydra.sweep.dir='{folder}'",
         "hydra.sweep.subdir=.",
-        "hydra.output_subdir=null",  # the plan in the folder says what was composed
+        "hydra.output_subdir=null",  # the plan in the folder has the composed configs
         "hydra/hydra_logging=none",
         "hydra/job_logging=none",
     )
@@ -74,7 +74,7 @@ def _make_cell(folder: Path, composed: DictConfig) -> None:
         if not Journal(folder / JOURNAL).events(INTERRUPTED):
             make_cell(folder, HydraConfig.get().job.num)
     except KeyboardInterrupt:
-        pass  # the process that started this one says so, when all have saved
+        pass  # the parent process reports it when all have saved
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # an idle process that ends would take the others down
 

@@ -206,7 +206,7 @@ def _run(job: Job, arguments: list[str], output: Path, stop: Path) -> int:
     with output.open("a", encoding="utf-8") as sink:
         sink.write(f"$ {' '.join(arguments)}\n")
         sink.flush()
-        process = subprocess.Popen(  # before exec: two system calls, safe beside other threads
+        process = subprocess.Popen(  # before exec: two system calls, safe next to other threads
             arguments, stdout=subprocess.PIPE, stderr=sink, text=True, errors="replace", env=environment,
             preexec_fn=partial(die_with_parent, os.getpid()),  # noqa: PLW1509
         )  # fmt: skip

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 LOOK_EVERY_S = 2.0
 DRAW_EVERY_S = 60.0
 ENDED = ("published", "failed", "refused", "not_run", "preempted")
-SAID = "said.log"  # in the run's folder: the lines of its processes, while a display holds the terminal
+SAID = "said.log"  # in the run's folder: the lines of its processes while a display uses the terminal
 
 
 @dataclass(frozen=True)
@@ -223,5 +223,5 @@ def _draw(plan: RunPlan, journal: Journal) -> None:
 
     with contextlib.redirect_stdout(io.StringIO()):  # the display is one
         write_report(plan, plan.arguments)
-        if standing(plan, journal).over:  # ended since: its last page may lie under this one
+        if standing(plan, journal).over:  # ended since: its last page may be below this one
             write_report(plan, plan.arguments)

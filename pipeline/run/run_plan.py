@@ -31,7 +31,7 @@ class RunPlan:
 
     cells: tuple[Cell, ...]
     processes: int = 1  # that share the work, for estimates of time
-    arguments: tuple[str, ...] = ("run",)  # of the command line that it was planned for; they stand on the page
+    arguments: tuple[str, ...] = ("run",)  # of the command line that it was planned for; the page shows them
 
     @cached_property
     def stages(self) -> tuple[Stage, ...]:

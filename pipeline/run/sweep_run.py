@@ -60,7 +60,7 @@ def run(sweep: Sweep, arguments: Sequence[str]) -> int:
                     gpus.make(plan, here, journal.path.parent, devices)
                 else:
                     local.make(sweep, plan, here, journal.path.parent)
-        except (StageFailed, Interrupted) as error:  # of what cells share: cells tell of their own in the journal
+        except (StageFailed, Interrupted) as error:  # of stages that cells share: cells write theirs into the journal
             failures.tell(Failures(failed=[{"message": str(error)}]), arguments)
             return 1
     return _end(plan, journal, arguments, started)

@@ -31,8 +31,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         ({"subset": "zz"}, "zz"),
         ({"split": "dev"}, "split=dev"),
-        ({"column": "content"}, "no column 'content' (it has text, url)"),
-        ({"files": "nothing/*.parquet"}, "no data files that match corpus.text.files=nothing"),
+        ({"column": "content"}, "no column 'content'. Choose one of text, url."),
+        ({"files": "nothing/*.parquet"}, "no data file matches corpus.text.files=nothing"),
         ({"dataset": "no/such folder"}, "corpus.text.dataset=no/such folder"),
     ],
 )

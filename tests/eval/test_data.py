@@ -32,7 +32,7 @@ BAD_ITEMS = {
     "blank lines only": (b"\n \n", "empty"),
     "not UTF-8": (lines(GOOD) + b'{"id": "\xe9"}', r"not UTF-8 \(byte \d+\)"),
     "not JSON": (lines(GOOD) + b"{'id': 2}", "line 2: not JSON"),
-    "not an object": (b"[1]", "line 1: Input should be an object"),
+    "not an object": (b"[1]", "line 1: must be an object"),
     "no prompt": (lines({**GOOD, "prompt": " "}), "line 1: 'prompt'"),
     "id is a number": (lines({**GOOD, "id": 1}), "line 1: 'id'"),
     "one choice": (lines({**GOOD, "choices": ["a"]}), "line 1: 'choices'"),
@@ -46,7 +46,7 @@ BAD_ITEMS = {
     "answer is a boolean": (lines({**GOOD, "answer": True}), "'answer'"),
     "answer is a text": (lines({**GOOD, "answer": "0"}), "'answer'"),
     "no trivial": (lines({key: value for key, value in GOOD.items() if key != "trivial"}), "'trivial'.*None"),
-    "id twice": (lines(GOOD, GOOD), "line 2: the id '1' stands twice"),
+    "id twice": (lines(GOOD, GOOD), "line 2: the id '1' is listed twice"),
     "two families": (lines(GOOD, {**GOOD, "id": "2", "family": "blank"}), "one family, not both 'blank' and 'next'"),
     "two languages": (lines(GOOD, {**GOOD, "id": "2", "language": "en"}), "one language"),
 }

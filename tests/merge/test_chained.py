@@ -99,16 +99,16 @@ LINEAR = {"method": "linear", "models": {"a": {"path": "ct"}}}
     [
         ([LINEAR, LINEAR], "two merges have no name"),
         ([LINEAR | {"name": "x"}, LINEAR | {"name": "x"}], "two merges are named x"),
-        ([LINEAR | {"name": "x"}, LINEAR], "no merge takes the result of x"),
+        ([LINEAR | {"name": "x"}, LINEAR], "no merge uses the result of x"),
         ([LINEAR | {"name": "../x"}, LINEAR], "merge 1: name: "),
-        ([5, LINEAR], "merge 1: expected a mapping"),
+        ([5, LINEAR], "merge 1: expected a merge recipe"),
         (
             [{**LINEAR, "name": "x", "base": "y"}, {**LINEAR, "name": "y", "base": "x"}, {**LINEAR, "base": "y"}],
             "need each other",
         ),
         ([LINEAR | {"name": "x", "base": "x"}, LINEAR | {"base": "x"}], "need each other: x <- x"),
         ([LINEAR | {"name": "x", "method": "no"}, LINEAR | {"base": "x"}], "merge x: method: "),
-        ([LINEAR | {"name": "x", "base": "y"}, LINEAR | {"name": "y"}], "no merge takes the result of x"),
+        ([LINEAR | {"name": "x", "base": "y"}, LINEAR | {"name": "y"}], "no merge uses the result of x"),
     ],
 )
 def test_what_cannot_be_made_is_refused(

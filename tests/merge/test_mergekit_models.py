@@ -139,5 +139,5 @@ def test_a_base_that_is_not_listed_is_refused(folders: dict[str, Path], tmp_path
     data = {"merge_method": "linear", "models": models, "base_model": str(folders["base"])}
     with pytest.raises(merge.BadInput, match="base_model: "):
         read(tmp_path, data)
-    with pytest.raises(merge.BadInput, match=r"base_model: .*\+.* has an adapter; merge it into its base first"):
+    with pytest.raises(merge.BadInput, match=r"base_model: must be without an adapter, got .*\+"):
         read(tmp_path, ties(folders, str) | {"base_model": f"{folders['base']}+{tmp_path}"})

@@ -265,4 +265,4 @@ def test_output_that_goes_nowhere(config: str) -> None:
     os.close(read)
     ran = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
     os.close(write)
-    assert (ran.returncode, ran.stderr) == (2, "merge: the reader of the output has gone\n")
+    assert (ran.returncode, ran.stderr) == (2, "merge: the program that read the output has ended.\n")

@@ -68,7 +68,7 @@ def test_missing_folder_and_files(folders: dict[str, Path]) -> None:
     (folders["sft"] / "model.safetensors").unlink()
     assert ": no weights" in refusal(folders)
     (folders["ct"] / "config.json").unlink()
-    assert "config.json: missing" in refusal(folders)
+    assert "config.json: no such file" in refusal(folders)
     folders["base"] = Path("nowhere")
     assert "nowhere: no such folder" in refusal(folders)
 

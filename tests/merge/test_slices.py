@@ -81,12 +81,12 @@ def test_a_grid_sets_slices_too(folders: dict[str, Path], tmp_path: Path) -> Non
         ([{"models": {}}], "slices[0]: models: expected a mapping"),
         ([{"models": {"nope": {"layers": 0}}}], "slices[0].models.nope: no such model"),
         ([{"models": {"ct": {}}}], "slices[0]: models.ct.layers: missing"),
-        (STACK[:1], "models.sft: no slice takes layers of it"),
+        (STACK[:1], "models.sft: no slice uses"),
         ([*STACK, {"models": {"ct": {"layers": "2-5"}}}], "slices[2]: layers 2-5 of "),
-        ([{"models": {"ct": {"layers": "x"}}}], "slices[0].models.ct.layers: a layer or a range"),
-        ([{"models": {"ct": {"layers": 0, "path": "other"}}}], "path and adapter stand under the recipe's own"),
+        ([{"models": {"ct": {"layers": "x"}}}], "slices[0].models.ct.layers: "),
+        ([{"models": {"ct": {"layers": 0, "path": "other"}}}], "path and adapter belong under the recipe's own"),
         ([{"models": {"ct": {"layers": 0}}, "seed": 1}], "slices[0]: a slice has no key seed"),
-        ([{"layers": 0, "models": {"ct": {}, "sft": {}}}], "slices[0]: models: passthrough merges 1"),
+        ([{"layers": 0, "models": {"ct": {}, "sft": {}}}], "slices[0]: models: passthrough needs 1"),
     ],
 )
 def test_slices_that_cannot_be_are_refused(

@@ -106,7 +106,7 @@ def test_refusals(tmp_path: Path) -> None:
     folders = make(tmp_path)
     with pytest.raises(merge.BadInput, match=r"tokenizer: not known, got 'other'"):
         recipe(folders, "other")
-    with pytest.raises(merge.BadInput, match=r"chat_template: one of auto, chatml, or the text of a template"):
+    with pytest.raises(merge.BadInput, match=r"chat_template: must be one of auto, chatml, or the text of a template"):
         recipe(folders, "base", chat_template="llama3")
     with pytest.raises(merge.BadInput, match="need a pass each"):
         make_plan([recipe(folders, "base"), recipe(folders, "union")])

@@ -72,28 +72,28 @@ def stages(tmp_path: Path, *more: str) -> dict[str, Stage]:
 
 REFUSED = {
     "no file": (["sft.template={tmp}/no.jinja"], r"sft\.template=.*no\.jinja: no such file"),
-    "unknown": (["sft.template=chatlm"], r"sft\.template=chatlm: choose none, tokenizer, chatml or a file whose name"),
+    "unknown": (["sft.template=chatlm"], r"sft\.template=chatlm: must be none, tokenizer, chatml or a file whose name"),
     "empty file": (["sft.template={tmp}/empty.jinja"], r"sft\.template=.*empty\.jinja: is empty"),
     "a recipe": (["model.path=null", "model=test", "sft.template=chatml"], r"sft\.template=chatml: a model that is tr"),
-    "system without template": (["sft.system=Be kind."], r"sft\.system=Be kind\.: is used by a chat template only"),
-    "cut without template": (["sft.too_long=drop"], r"sft\.too_long=drop: is used by a chat template only"),
+    "system without template": (["sft.system=Be kind."], r"sft\.system=Be kind\.: needs a chat template"),
+    "cut without template": (["sft.too_long=drop"], r"sft\.too_long=drop: needs a chat template"),
     "unknown format": (["sft.template=tokenizer", "sft.format=chat"], r"sft\.format=chat: "),
-    "format of nothing": (["sft.path=null", "sft.format=aya"], r"sft\.format=aya: is that of sft\.path or sft\.hub"),
+    "format of nothing": (["sft.path=null", "sft.format=aya"], r"sft\.format=aya: needs sft\.path or sft\.hub"),
     "a variable of ours": (
         ["sft.template=tokenizer", "sft.template_args={messages: 1}"],
-        r"sft\.template_args\.messages: is given by slackmerge",
+        r"sft\.template_args\.messages: slackmerge sets this",
     ),
-    "no date": (["chat.date=today"], r"chat\.date=today: give a date such as 2025-01-01"),
+    "no date": (["chat.date=today"], r"chat\.date=today: must be a date such as 2025-01-01"),
     "hub without template": (["sft.path=null", HUB], r"sft\.hub\.prompt=null: conversations need a chat template"),
     "one column": (
         ["sft.path=null", "sft.template=tokenizer", HUB.replace("prompt: null", "prompt: a")],
-        r"sft\.hub\.answer=null: name the columns of prompts and of answers, or neither",
+        r"sft\.hub\.answer=null: must be set",
     ),
     "columns of another format": (
         ["sft.path=null", "sft.template=chatml", "sft.format=aya", COLUMNS],
-        r"sft\.format=aya: has columns of its own; set sft\.hub\.prompt=null",
+        r"sft\.format=aya: has its own columns\. Set sft\.hub\.prompt=null",
     ),
-    "conversations without template": ([], r"sft\.path: .*line 1: holds a conversation \(messages\), which needs a ch"),
+    "conversations without template": ([], r"sft\.path: .*line 1: contains a conversation \(messages\)"),
     "another format than said": (
         ["sft.template=tokenizer", "sft.format=aya"],
         r"sft\.path: .*line 1: sft\.format=aya needs the columns inputs and targets \(it has messages\)",
@@ -168,7 +168,7 @@ def test_a_data_set_of_conversations_is_read_and_checked(base: Path, tmp_path: P
     hub = HUB.replace("DATASET", str(tmp_path / "set")).replace("REVISION", "null")
     given = words(tmp_path, "model=folder", f"model.path={base}", "sft.template=tokenizer", hub)
     [failure] = [str(finding) for finding in check.sweep(sweep.expand(given, multirun=False).configs) if finding.fails]
-    assert failure == (f"sft.hub.dataset={tmp_path}/set: no conversation among its first 100 rows (1 no answer)")
+    assert failure == (f"sft.hub.dataset={tmp_path}/set: no conversation in its first 100 rows (1 no answer)")
     said = {"from": "gpt", "value": "a"}
     write_jsonl(tmp_path / "set" / "rows.jsonl", [{"conversations": [{"from": "human", "value": "q"}, said]}])
     assert not [str(f) for f in check.sweep(sweep.expand(given, multirun=False).configs) if f.fails]

@@ -65,7 +65,7 @@ def test_too_little_text_for_the_largest_budget(tmp_path: Path) -> None:
     text = ["language=mine", "language.code=nya", f"corpus.path={tmp_path}/text.txt"]
     said = [finding.text for finding in found(tmp_path, *text, "ct.tokens=450k") if finding.fails]
     assert len(said) == 1
-    assert said[0].startswith("ct.tokens=450k: the my language text gives about ")
+    assert said[0].startswith("ct.tokens=450k: the my language text has about ")
     assert [finding for finding in found(tmp_path, *text, "ct.tokens=4k") if finding.fails] == []
 
 
@@ -146,7 +146,7 @@ def test_text_that_a_tokenizer_loses_fails_and_a_hardly_known_script_warns(tmp_p
     (tmp_path / "text.txt").write_text("ཆུ་བོའི་ཆུ\n\nབོད་ཡིག")
     text = ["language=mine", f"corpus.path={tmp_path}/text.txt"]
     warned = list(text_checks.tokenizer(config(*text)))
-    assert len(warned) == 1 and not warned[0].fails and "hardly knows the script" in warned[0].text
+    assert len(warned) == 1 and not warned[0].fails and "splits the script into many tokens" in warned[0].text
     folder = tmp_path / "model"
     folder.mkdir()
     Tokenizer(models.BPE({"<unk>": 0, "a": 1}, [], unk_token="<unk>")).save(str(folder / "tokenizer.json"))
@@ -169,11 +169,11 @@ def test_hypotheses_are_read_before_a_run(tmp_path: Path, monkeypatch: pytest.Mo
     assert not warning.fails and "there is no git history" in warning.text
     subprocess.run(["git", "init", "-q"], check=True)
     (warning,) = stated([cell])
-    assert not warning.fails and f"{path}: a: not committed as it is now" in warning.text
+    assert not warning.fails and f"{path}: a: its present text is not committed" in warning.text
     for method, tokens, said in (("tie", budget, "method tie is not"), ("ct", "7M", "budget=7M: the experiment has")):
         path.write_text(entry.replace("M", method, 1).replace("B", tokens))
         first, second = stated([cell])
-        assert f"{path}: a: will have no data: " in first.text and said in first.text
+        assert f"{path}: a: this run gives no data for it: " in first.text and said in first.text
         assert not first.fails and "not committed" in second.text
     path.write_text("[]")
     (failure,) = check.guarded(stated, [cell])

@@ -19,7 +19,5 @@ def test_a_disk_that_is_full_at_the_report_is_one_line(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(collect, "_write_report", full)
     plan: Any = SimpleNamespace(outputs=Path("outputs/test"))
-    with pytest.raises(
-        BadInput, match="^outputs=outputs/test: the report was not written: no room on the disk; free some"
-    ):
+    with pytest.raises(BadInput, match="^outputs=outputs/test: the report was not written: the disk is full"):
         collect.write_report(plan, [])

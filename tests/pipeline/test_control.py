@@ -34,11 +34,17 @@ def test_what_makes_the_cipher_is_keyed(override: str) -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["model=tiny", "corpus.withheld_seed=1"], r"^corpus\.withheld_seed=1: the base withholds .* say 0$"),
+        (
+            ["model=tiny", "corpus.withheld_seed=1"],
+            r"^corpus\.withheld_seed=1: must be model\.recipe\.seed=0.* Set corpus\.withheld_seed=0\.$",
+        ),
         (["model=tiny", "corpus.withheld_chapters=0.3"], r"^corpus\.withheld_chapters=0.3: .* say 0\.25 or less$"),
         (["corpus.replaced=0"], r"^corpus\.replaced=0: .*greater than 0"),
         (["corpus.replacd=0.5"], r"corpus\.replacd"),
-        (["language.code=nya"], r"^language\.code=nya: corpus=cipher is a language of its own; say language=cipher$"),
+        (
+            ["language.code=nya"],
+            r"^language\.code=nya: corpus=cipher needs the language cipher\. Set language=cipher\.$",
+        ),
     ],
 )
 def test_what_cannot_be_a_control_is_refused_in_a_line(words: list[str], says: str) -> None:

@@ -160,7 +160,7 @@ def test_other_clusters_are_refused(name: str) -> None:
 def test_what_cannot_fit_is_refused_and_what_is_named_instead_fits(name: str) -> None:
     cluster = hardware.parse(name)
     config = fit.on_cluster(paper("compute=zero2"), cluster)
-    with pytest.raises(BadInput, match=r"needs [\d.]+ GiB a GPU, of [\d.]+ GiB usable; .*would") as refusal:
+    with pytest.raises(BadInput, match=r"needs [\d.]+ GiB per GPU, got [\d.]+ GiB usable\. ") as refusal:
         fit.check(config, cluster)
     larger = re.search(r"; CLUSTER=(\S+)", str(refusal.value))
     changes = re.findall(r"(compute\.\S+=\S+)", str(refusal.value).rpartition(";")[2])
@@ -170,7 +170,7 @@ def test_what_cannot_fit_is_refused_and_what_is_named_instead_fits(name: str) ->
 
 def test_a_batch_that_the_gpus_cannot_share_is_refused() -> None:
     cluster = hardware.parse("3xH100")
-    with pytest.raises(BadInput, match=r"CLUSTER=3xH100: .*batch_tokens=1048576.* cannot be shared by 3 processes"):
+    with pytest.raises(BadInput, match=r"CLUSTER=3xH100: .*batch_tokens=1048576.* cannot be divided by 3 processes"):
         fit.check(fit.on_cluster(paper(), cluster), cluster)
 
 
@@ -266,7 +266,7 @@ def test_a_shape_that_is_not_the_folder_s_is_refused() -> None:
         "model.shape={vocabulary: 2048, hidden: 160, layers: 5, heads: 5, kv_heads: 5, feed_forward: 432, tied: true}"
     )
     config = sweep.expand(("experiment=tiny", said), multirun=False).configs[0]
-    with pytest.raises(BadInput, match=r"model\.shape\.layers=5: .*config\.json says 4"):
+    with pytest.raises(BadInput, match=r"model\.shape\.layers=5: .*config\.json states 4"):
         model_shape(config)
 
 

@@ -163,7 +163,7 @@ def test_several_gpus_are_shared_unless_a_launcher_is_named(monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (("launcher=gpus",), r"launcher=gpus: shares GPUs, got compute\.device=cpu\. Set compute=gpu"),
+        (("launcher=gpus",), r"launcher=gpus: needs GPUs, got compute\.device=cpu\. Set compute=gpu"),
         (("compute=gpu", "launcher=joblib"), r"launcher=joblib: .* the first of 4 GPUs\. Set launcher=gpus"),
         (
             ("compute=ddp", "compute.processes=1", "compute.nodes=2", "launcher=gpus"),

@@ -78,12 +78,12 @@ def test_the_commit_of_the_key_is_what_is_fetched(cache: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("hub:me/none", "the hub cannot be reached and the cache .* does not hold it; go online, or copy"),
+        ("hub:me/none", "the Hub is unreachable and the cache .* does not contain the model"),
         ("hub:me/tiny@v2", "the hub cannot be reached"),
-        ("hub:tiny", "a model of the hub is hub:owner/name"),
-        ("hub:me/tiny@", "a model of the hub is hub:owner/name"),
-        ("hub:me/tiny@/bin/ls", "a model of the hub is hub:owner/name"),
-        ("hub:me/tiny@a/../../b", "a model of the hub is hub:owner/name"),
+        ("hub:tiny", "not a model of the Hub"),
+        ("hub:me/tiny@", "not a model of the Hub"),
+        ("hub:me/tiny@/bin/ls", "not a model of the Hub"),
+        ("hub:me/tiny@a/../../b", "not a model of the Hub"),
     ],
 )
 def test_what_is_not_at_hand_is_refused_in_one_line(cache: Path, path: str, message: str) -> None:
@@ -138,7 +138,7 @@ def test_what_the_hub_refuses_says_what_to_do(answer: str) -> None:
     )
     said = str(hub.refused(hub.HubModel("me/tiny", "main"), "model.path", error))
     does = {
-        "GatedRepoError": "accept its licence at https://huggingface.co/me/tiny",
+        "GatedRepoError": "Accept its licence at https://huggingface.co/me/tiny",
         "RepositoryNotFoundError": "check the name",
     }
     assert does.get(answer, "has no revision main") in said

@@ -152,7 +152,7 @@ def test_a_child_of_one_process_saves_on_sigterm(
     job.on_log = lambda record: None
     train(job, prepared)
     assert all(torch.equal(tensor, undisturbed[name]) for name, tensor in weights(job).items())
-    with pytest.raises(BadInput, match="is more than the corpus holds"):
+    with pytest.raises(BadInput, match="must be at most the corpus"):
         train(job, prepared, tokens=10**6)
 
 
@@ -213,7 +213,7 @@ def test_srun_starts_python_on_the_hosts_as_the_site_says(tmp_path: Path, monkey
     [
         (
             ["compute=gpu", "compute.liger=true"],
-            r"^compute\.liger=true: needs liger-kernel, which is not installed; .* or say compute\.liger=false$",
+            r"^compute\.liger=true: needs liger-kernel, which is not installed\. .* or set compute\.liger=false\.$",
         ),
         (
             ["compute=gpu", "compute.attention=flash_attention_2"],
@@ -258,5 +258,5 @@ def test_a_training_is_watched_on_the_text_of_its_language_and_not_of_its_base()
 def test_a_training_that_reads_no_corpus_cannot_be_watched() -> None:
     commit = "0" * 40
     hub = f"sft.hub={{dataset:x/y,subset:null,files:null,split:train,revision:'{commit}',prompt:a,answer:b,bytes:1MB}}"
-    with pytest.raises(BadInput, match=r"^sft\.dev_every_tokens=10k: this SFT reads"):
+    with pytest.raises(BadInput, match=r"^sft\.dev_every_tokens=10k: this SFT trains"):
         sweep.expand(["experiment=test", hub, "sft.replay_share=0", "sft.dev_every_tokens=10k"], False)

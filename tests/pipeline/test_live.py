@@ -56,7 +56,7 @@ def test_a_watched_run_says_what_is_done_what_runs_and_what_failed(tmp_path: Pat
 
 
 def test_what_has_no_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="no run has left a plan"):
+    with pytest.raises(BadInput, match="contains no plan"):
         live.newest(tmp_path)
 
 

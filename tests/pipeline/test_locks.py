@@ -105,7 +105,7 @@ def test_mounts_whose_locks_end_at_the_host_are_known(
     assert locks.host_only(tmp_path / folder) == expected
     warned = locks.check(tmp_path / folder)
     assert (warned is None) == (expected is None)
-    assert warned is None or "start one command at a time" in warned
+    assert warned is None or "Start one command at a time" in warned
 
 
 STAGE = Stage("ct", "nya", {"tokens": 1})

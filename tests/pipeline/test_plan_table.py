@@ -30,4 +30,4 @@ def test_a_site_that_is_not_there_ends_a_command_early(verb: str, capsys: pytest
     assert main([verb, "experiment=test", "launcher=slurm", "site=/nope.yaml"]) == 2
     said = capsys.readouterr()
     assert said.out == ""
-    assert said.err == "site=/nope.yaml: no such file; give the path of a site's YAML, or one of slurm\n"
+    assert said.err == "site=/nope.yaml: no such file. Set the path of a site's YAML, or one of slurm.\n"

@@ -39,7 +39,7 @@ def test_a_plan_that_others_may_have_written_is_not_read(
         monkeypatch.setattr(os, "getuid", lambda: tmp_path.stat().st_uid + 1)
     else:
         (tmp_path / FILE).chmod(mode)
-    why = "may be written by others" if mode else "belongs to another user"
+    why = "other users may write it" if mode else "belongs to another user"
     with pytest.raises(BadInput, match=f"{FILE}: {why}"):
         RunPlan.load(tmp_path)
     assert not (tmp_path / "ran").exists()

@@ -109,5 +109,5 @@ def test_a_record_of_a_trajectory_without_a_budget_is_passed_over(tmp_path: Path
 
 def test_a_file_where_a_kinds_folder_should_be_is_named(tmp_path: Path) -> None:
     (tmp_path / "ct").touch()
-    with pytest.raises(BadInput, match=r"ct: is no folder"):
+    with pytest.raises(BadInput, match=r"ct: a store must be a folder"):
         Store(tmp_path).find(STAGES[0])

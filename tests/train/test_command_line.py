@@ -20,16 +20,16 @@ JOB: dict[str, Any] = {"model": "m", "blocks": "b", "out": "o", "work": "w", "se
 @pytest.mark.parametrize(
     ("content", "line"),
     [
-        (None, "missing; expected JSON of model, blocks, settings, out, work"),
+        (None, "no such file; expected JSON of model, blocks, settings, out, work"),
         ("{", "not JSON"),
-        ("[]", "Input should be"),
-        (json.dumps({**JOB, "model": 3}), "model: Input should be a valid string"),
+        ("[]", "must be"),
+        (json.dumps({**JOB, "model": 3}), "model: must be a valid string"),
         (
             json.dumps({**JOB, "settings": {**asdict(SETTINGS), "tokens": "many"}}),
-            "settings.tokens: Input should be a valid integer",
+            "settings.tokens: must be a valid integer",
         ),
         (json.dumps({**JOB, "settings": {}}), "settings.tokens: Field required"),
-        (json.dumps({**JOB, "compute": {"processes": "two"}}), "compute.processes: Input should be a valid integer"),
+        (json.dumps({**JOB, "compute": {"processes": "two"}}), "compute.processes: must be a valid integer"),
     ],
 )
 def test_what_is_no_job_is_refused_in_a_line(

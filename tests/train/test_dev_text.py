@@ -125,5 +125,5 @@ def test_each_process_takes_as_many_rows_and_every_label_once(model_dir: Path, c
 
 
 def test_a_language_without_dev_text_is_refused(model_dir: Path, tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match=r"^dev_every_tokens: .*xx\.dev\.jsonl holds no text"):
+    with pytest.raises(BadInput, match=r"^dev_every_tokens: .*xx\.dev\.jsonl has no text"):
         dev_text.read(Watched(str(tmp_path), ("xx",), 1), model_dir, 32)

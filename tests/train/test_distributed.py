@@ -254,5 +254,5 @@ def test_another_users_state_is_refused_where_reading_it_can_run_code(
 
 def test_one_process_cannot_pass_for_two(prepared: Path, training: TrainingSettings, tmp_path: Path) -> None:
     model, blocks, compute = prepared / "model", prepared / "blocks", Compute(strategy="ddp", processes=2)
-    with pytest.raises(BadInput, match="2 processes wanted, but this launch has 1"):
+    with pytest.raises(BadInput, match="needs 2 processes, got 1"):
         trainer.train(model, blocks, training, tmp_path / "out", work=tmp_path / "work", compute=compute)

@@ -32,7 +32,7 @@ def test_a_folder_is_an_option_and_what_it_holds_a_setting() -> None:
     assert placed == CorpusOptions(text_folder="/data/text", english_folder="/data/english", workers=3)
     assert keyed.text is not None and "/data" not in repr(keyed)
     assert keyed.text.located(placed.text_folder).dataset == "/data/text"
-    with pytest.raises(BadInput, match="a data set on the hub or a folder is needed"):
+    with pytest.raises(BadInput, match="a data set on the Hub or a folder is missing"):
         keyed.text.located(None)
 
 

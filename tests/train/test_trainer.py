@@ -153,8 +153,8 @@ def test_gradient_accumulation_changes_nothing_but_rounding(
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"tokens": 10**6}, "more than the corpus holds: 2,048 tokens"),
-        ({"batch_tokens": 100}, "batch_tokens=100 is not a multiple of block_size=32"),
+        ({"tokens": 10**6}, "must be at most the corpus, 2,048 tokens"),
+        ({"batch_tokens": 100}, "batch_tokens=100: must be a multiple of block_size=32"),
     ],
 )
 def test_what_cannot_work_is_refused(

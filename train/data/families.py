@@ -27,12 +27,12 @@ from dataclasses import dataclass, replace
 from train.data.corpus.bible import GENRES
 from train.data.writing import Writing, bare, ends_sentence, writing_of
 
-QUESTIONS = {  # what each family asks; `word_family` adds those that any running text gives
+QUESTIONS = {  # the question of each family; `word_family` adds those of running text
     "genre": "Which kind of book is this from?",
     "about": "What is this about?",
 }
 BLANK = "_"
-COMMONEST = 25  # words of a language that nothing is asked about: articles, conjunctions, pronouns
+COMMONEST = 25  # words of a language that are not asked for: articles, conjunctions, pronouns
 TOPICS = {
     "war": "army armies battle battles fight fought spear spears sword swords warriors weapons war",
     "water": "sea river rivers rain well wells waters flood spring springs waves water",

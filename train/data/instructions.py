@@ -39,7 +39,7 @@ PLAIN = {
     "prompts": ("prompt", None, "completion"),
 }  # formats that need no template: question, what it is about, answer
 COUNTED = "conversations"  # in counts.json: rows that became no conversation, by reason, and those that were shortened
-FEWEST_ITEMS = 20  # of a family, language and split: fewer cannot tell a model from chance
+FEWEST_ITEMS = 20  # of a family, language and split: fewer cannot distinguish a model from chance
 Row = dict[str, Any]  # prompt, output, family, more
 
 

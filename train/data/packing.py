@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 
 IGNORED = -100
 OPEN_BLOCKS = 64  # how many blocks of a stream of examples are filled at once: more lose less room to padding
-SHOWN = 5  # examples of conversations that are left beside their blocks as text
+SHOWN = 5  # examples of conversations that are written next to their blocks as text
 
 
 @dataclass

@@ -43,7 +43,7 @@ class ClusterJob:
     name: str
     keys: tuple[str, ...]
     settle_seconds: float
-    at_a_time: int = 1  # what does not need one another is made in so many processes, each on a GPU of its own
+    at_a_time: int = 1  # independent stages are computed in that many processes, each on its own GPU
     python: str | None = None  # the site's command that starts Python on a host; None: by the path of the one that runs
 
     @property
@@ -93,7 +93,7 @@ class ClusterJob:
             bound = {**os.environ, "CUDA_VISIBLE_DEVICES": device} if device else dict(os.environ)
             subprocess.run(
                 [sys.executable, "-m", "pipeline.run.cluster", *words], check=False, env=bound
-            )  # the journal says what became of it
+            )  # the journal has the outcome
             devices.put(device)
 
         with ThreadPoolExecutor(self.at_a_time) as pool:

@@ -20,7 +20,7 @@ from typing import Literal
 from pipeline.graph import Stage
 from pipeline.kinds import KINDS
 
-Work = Literal["data", "train", "evaluate"]  # what jobs ask a machine for: a section of the site file each
+Work = Literal["data", "train", "evaluate"]  # classes of jobs, one section of the site file each
 LARGEST_ARRAY = 1000  # Slurm's default MaxArraySize is 1001
 
 

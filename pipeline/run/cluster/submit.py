@@ -73,7 +73,7 @@ def parameters(site: Site, task: Task, name: str, after: Sequence[str]) -> dict[
     resources = site.resources(task.work)
     import_ours = f'export PYTHONPATH={shlex.quote(str(ROOT))}"${{PYTHONPATH:+:$PYTHONPATH}}"'
     setup = [*(resources.setup or []), import_ours]
-    if resources.python:  # a container has paths of its own, and srun passes on those of who calls it
+    if resources.python:  # a container has its own paths, and srun passes on the caller's
         setup += [f'export {launch.HOST_PATH}="$PATH"', f'export {launch.HOST_LIBRARIES}="${{LD_LIBRARY_PATH:-}}"']
     wanted = {
         "job_name": name,

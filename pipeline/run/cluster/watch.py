@@ -16,7 +16,7 @@ from pipeline.run.console import Progress
 from pipeline.run.journal import Journal
 from pipeline.store import Store
 
-EXPLAINED = ("failed", "refused", "not_run")  # events that say why a stage was not made
+EXPLAINED = ("failed", "refused", "not_run")  # events with the reason why a stage was not computed
 STATUS_EVERY = 60.0  # seconds between two lines about the queue, unless it changed
 
 

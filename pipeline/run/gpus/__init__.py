@@ -39,7 +39,7 @@ def make(plan: RunPlan, here: Worker, folder: Path, devices: Sequence[str]) -> N
         keys = {stage.key for stage in plan.missing()} - tried
         with interruption.deferred():
             Children(plan, keys, here, folder, devices).make()
-        # what a reader found damaged has been moved aside, and is made by another round
+        # damaged entries that a reader found were moved away; another round computes them
         damaged = {event["key"] for event in here.journal.events("damaged")} - known
         known |= damaged
         if not damaged & {stage.key for stage in plan.missing()}:

@@ -25,7 +25,7 @@ from pipeline.run.worker import Worker
 
 CHILD = "pipeline.run.gpus"  # the module that a child runs
 LOOK_EVERY_S = 0.1
-EXPLAINED = ("failed", "refused", "not_run", "preempted")  # events that say why a stage was not made
+EXPLAINED = ("failed", "refused", "not_run", "preempted")  # events with the reason why a stage was not computed
 ROOT = Path(__file__).parents[3]
 
 
@@ -91,7 +91,7 @@ class Children:
         log = self._log(task)
         log.parent.mkdir(exist_ok=True)
         with log.open("ab") as sink:
-            return subprocess.Popen(  # before exec: two system calls, safe beside other threads
+            return subprocess.Popen(  # before exec: two system calls, safe next to other threads
                 [sys.executable, "-m", CHILD, *words],
                 env={**os.environ, **threads, "PYTHONPATH": path, VISIBLE: ",".join(devices)},
                 stdin=subprocess.DEVNULL, stderr=sink,

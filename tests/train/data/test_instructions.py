@@ -51,7 +51,7 @@ def test_own_instructions(corpus_dir: Path, tmp_path: Path) -> None:
     ]
     assert families.prompt("Say yes.", "A text.") == "A text.\nSay yes.\nAnswer:"
     path.write_text(json.dumps({"instruction": "Say yes."}) + "\n")
-    with pytest.raises(BadInput, match="sft.path: .* line 1 lacks the text field 'input'"):
+    with pytest.raises(BadInput, match="sft.path: .* line 1 has no field 'input'"):
         build(corpus_dir, tmp_path / "other", sft_path=str(path))
 
 
@@ -60,9 +60,9 @@ def test_own_instructions(corpus_dir: Path, tmp_path: Path) -> None:
     [
         ({"output": " "}, "line 3: the field 'output' is empty"),
         ({"instruction": ""}, "line 3: the field 'instruction' is empty"),
-        ({"output": 7}, "line 3: the field 'output' is not text, got int"),
-        ({"family": None}, "line 3: the field 'family' is not text, got null"),
-        ({"family": ["a"]}, r"line 3: the field 'family' is not text, got \["),
+        ({"output": 7}, "line 3: the field 'output' must be text, got int"),
+        ({"family": None}, "line 3: the field 'family' must be text, got null"),
+        ({"family": ["a"]}, r"line 3: the field 'family' must be text, got \["),
     ],
 )
 def test_an_own_instruction_that_cannot_work_is_named_by_its_line(
@@ -144,5 +144,5 @@ def test_formats_of_one_answer_need_no_template(tmp_path: Path, row: dict[str, A
 
 def test_conversations_need_a_template(tmp_path: Path) -> None:
     (tmp_path / "mine.jsonl").write_text(json.dumps({"conversations": []}) + "\n")
-    with pytest.raises(BadInput, match=r"line 1: holds a conversation \(sharegpt\), which needs a chat template\. Set"):
+    with pytest.raises(BadInput, match=r"line 1: contains a conversation \(sharegpt\), which needs a chat template"):
         instructions.own_instructions(str(tmp_path / "mine.jsonl"))

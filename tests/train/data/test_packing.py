@@ -57,7 +57,7 @@ def test_ct_blocks(corpus_dir: Path, model_dir: Path, tmp_path: Path) -> None:
     counts = json.loads((tmp_path / "c" / "counts.json").read_text())
     assert counts["whole_corpus"] and counts["tokens"] < 10**6
     assert abs(text_seen(counts, counts["tokens"])["xx"].passes - 1) < 0.01  # to the last, incomplete block
-    with pytest.raises(BadInput, match="shorter than one block of ct.block_size=1000000"):
+    with pytest.raises(BadInput, match="must fill one block of ct.block_size=1000000"):
         packing.ct_blocks(corpus_dir, model_dir, ct_settings(block_size=1_000_000), tmp_path / "d", tmp_path / "work")
 
 

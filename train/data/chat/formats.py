@@ -74,7 +74,7 @@ def listed(row: Mapping[str, Any], column: str) -> Iterator[Turn]:
     """Return the turns of a list of messages, whose keys are role and content or from and value."""
     if row.get("tools"):
         raise LeftOut("tools")
-    if isinstance(row.get("system"), str) and row["system"].strip():  # beside ShareGPT's conversations
+    if isinstance(row.get("system"), str) and row["system"].strip():  # next to ShareGPT's conversations
         yield "system", row["system"]
     messages = row[column]
     if isinstance(messages, Mapping):  # a column of structs, as `datasets` gives some: a list for each key

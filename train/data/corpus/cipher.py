@@ -1,8 +1,8 @@
 """The positive control: English in which a stated share of the word types is replaced by invented words.
 
-The rest stay as they are: anchors, as names and loan words are between languages. Nobody has read the invented words:
-exposure is exactly nothing. Grammar and topics are those of English: transfer is there by construction. Where merging
-does not win even here, the pipeline has shown that it can say no.
+The rest stay as they are: anchors, as names and loan words are between languages. No model has seen the invented
+words: exposure is exactly zero. Grammar and topics are those of English, so there is transfer by construction. If
+merging fails even on this control, the pipeline can produce a negative result.
 """
 
 from __future__ import annotations

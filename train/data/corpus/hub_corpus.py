@@ -31,7 +31,7 @@ class Text:
     name: str  # of its config key: corpus.text or corpus.english
     language: str
     source: TextSource
-    folder: str | None  # where a local data set lies
+    folder: str | None  # the folder of a local data set
     most_bytes: int | None  # of training text to take; None: all
 
     @property

@@ -28,7 +28,7 @@ from train.data.processes import Workers
 if TYPE_CHECKING:
     from datasets import IterableDataset
 
-PART_BYTES = 32 * 2**20  # UTF-8 bytes of text in a part: a process holds a few of them in memory
+PART_BYTES = 32 * 2**20  # UTF-8 bytes of text in a part; a process has a few parts in memory
 
 Row = dict[str, Any]  # texts, or messages
 
@@ -41,7 +41,7 @@ class Taken:
     split: str | None  # None: left out
     row: Row
     bytes: int  # of UTF-8 text in the row
-    counted: str = ""  # what it is counted as, beside the rows
+    counted: str = ""  # the count that it adds to, besides rows
 
 
 Take = Callable[..., Iterator[Taken]]  # a reading, the stream of a file, rows before it, the file's name, `about`
@@ -105,7 +105,7 @@ def read_file(task: tuple[Reading, int, Path]) -> list[Part]:
     reading, number, work = task
     folder = work / f"{number:05d}"
     folder.mkdir(parents=True, exist_ok=True)
-    parts = [read_part(path) for path in sorted(folder.glob("[0-9]*.json"))]  # not what a kill left aside
+    parts = [read_part(path) for path in sorted(folder.glob("[0-9]*.json"))]  # without leftovers of a kill
     if parts and parts[-1].last:
         return parts
     read = parts[-1].read if parts else 0

@@ -69,7 +69,7 @@ def jsonl(path: Path, fields: tuple[str, ...], key: str) -> Iterator[dict[str, A
 
 def numbered_jsonl(path: Path, fields: tuple[str, ...], key: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield rows as `jsonl`, each with the number of its line."""
-    for number, line in enumerate(read_text(path, key).split("\n"), start=1):  # texts may hold other ends of lines
+    for number, line in enumerate(read_text(path, key).split("\n"), start=1):  # texts may contain other ends of lines
         if not line.strip():
             continue
         where = f"{key}: {path} line {number}"

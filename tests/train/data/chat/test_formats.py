@@ -85,14 +85,14 @@ def test_a_row_of_two_formats_names_both(two: str, tmp_path: Path) -> None:
 
 
 REFUSED: dict[str, tuple[list[Any], str, str]] = {
-    "no known columns": ([{"a": 1}], "auto", r"line 1: has the columns a, of no known format \(messages: messages;"),
+    "no known columns": ([{"a": 1}], "auto", r"line 1: must have the columns of a known format \(messages: messages;"),
     "another format": ([{"messages": []}], "aya", r"line 1: sft.format=aya needs the columns inputs and targets"),
-    "two formats in a file": (ONE["aya"] + ONE["alpaca"], "auto", "line 2: is not of the format aya, as the first is"),
+    "two formats in a file": (ONE["aya"] + ONE["alpaca"], "auto", "line 2: must have the format aya"),
     "no answers": ([{"messages": [{"role": "user", "content": "a"}]}] * 3, "auto", r"has an answer \(3 no answer\)"),
     "not JSON": (["{"], "auto", "line 1: not JSON"),
-    "no tree": ([ONE["oasst messages"][0] | {"message_tree_id": None}], "auto", "line 1: lacks message_tree_id"),
-    "family": ([ONE["aya"][0] | {"family": 3}], "auto", "line 1: the field 'family' is not text, got 3"),
-    "NUL": ([{"inputs": "a\0", "targets": "b"}], "auto", "line 1: a message holds a NUL character. Remove it."),
+    "no tree": ([ONE["oasst messages"][0] | {"message_tree_id": None}], "auto", "line 1: has no message_tree_id"),
+    "family": ([ONE["aya"][0] | {"family": 3}], "auto", "line 1: the field 'family' must be text, got 3"),
+    "NUL": ([{"inputs": "a\0", "targets": "b"}], "auto", "line 1: a message contains a NUL character. Remove it."),
 }
 
 

@@ -190,7 +190,9 @@ def test_masks_are_those_of_patched_templates(family: str) -> None:
 
 def test_too_many_at_the_seam_are_refused() -> None:
     refuse_misfits({"conversations": 99, "left_out.seam": 1}, "sft")
-    with pytest.raises(BadInput, match=r"^sft: of 102 conversations, 2 have tokens that join a prompt and its answer"):
+    with pytest.raises(
+        BadInput, match=r"^sft: of 102 conversations, 2 have a token that joins the prompt and its answer"
+    ):
         refuse_misfits({"conversations": 100, "left_out.seam": 2}, "sft")
     with pytest.raises(BadInput, match=r"^sft: none of 3 conversations can be trained on \(3 too long\)"):
         refuse_misfits({"left_out.too_long": 3}, "sft")

@@ -98,7 +98,7 @@ def test_plain_turns_that_end_in_a_token_are_accepted() -> None:
 
 
 def test_a_base_without_a_template_names_where_one_may_be() -> None:
-    with pytest.raises(BadInput, match=r"^base has no chat template\. Set sft.template=chatml .* as sft.source\.$"):
+    with pytest.raises(BadInput, match=r"^base has no chat template\. Set sft.template=chatml .* that has one\.$"):
         of_tokenizer(tokenizer(None), ChatSettings("tokenizer"), "base")
 
 
@@ -107,7 +107,7 @@ def test_chatml_is_for_tokenizers_that_have_its_marks() -> None:
 
     settings = ChatSettings(CHATML_TEXT)
     assert of_tokenizer(tokenizer_kinds.tokenizer("qwen"), settings, "base").stop == "<|im_end|>"
-    with pytest.raises(BadInput, match=r"^base has no token <\|im_start\|>, which would be \d+ pieces\. Take a model"):
+    with pytest.raises(BadInput, match=r"^base has no token <\|im_start\|>, which becomes \d+ pieces\. Choose a model"):
         of_tokenizer(tokenizer_kinds.tokenizer("neox"), settings, "base")
 
 

@@ -133,7 +133,7 @@ def test_the_stage_names_a_file_whose_column_is_not_text(folders: tuple[Path, Pa
     own = parquet_shards(tmp_path / "own", sentences(2, 20), 2)
     rows = pyarrow.table({"text": [["a list"]] * 3, "url": ["u"] * 3})
     parquet.write_table(rows, own / "xx" / "xx_part_00001.parquet")
-    with pytest.raises(BadInput, match="file 2 of 2: after row 0: a column changes its type .*list") as refusal:
+    with pytest.raises(BadInput, match="file 2 of 2: after row 0: a column changes its data type .*list") as refusal:
         build.build(settings(), options((own, folders[1])), tmp_path / "out", tmp_path / "work")
     assert str(own) in str(refusal.value) and "\n" not in str(refusal.value)
 
@@ -144,7 +144,7 @@ def test_the_stage_names_a_late_row_that_is_not_text(folders: tuple[Path, Path],
         file.write(json.dumps({"title": "t", "text": 7, "url": "u"}) + "\n")
     source = TextSource(None, None, None, "train", None, "text")
     changed = replace(settings(), text=source)
-    with pytest.raises(BadInput, match="own row 201: column 'text' holds text in every row, got int"):
+    with pytest.raises(BadInput, match="own row 201: column 'text' must have text in every row, got int"):
         build.build(changed, options((own, folders[1])), tmp_path / "out", tmp_path / "work")
 
 

@@ -59,7 +59,7 @@ def test_a_byte_order_mark_of_jsonl_is_no_part_of_it(tmp_path: Path) -> None:
 
 def test_a_nul_is_rejected_by_its_line(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("one\ntwo\0\n", encoding="utf-8")
-    with pytest.raises(BadInput, match=r"mine\.txt line 2 holds a NUL"):
+    with pytest.raises(BadInput, match=r"mine\.txt line 2 contains a NUL"):
         list(text_files.documents(str(tmp_path / "mine.txt"), "corpus.path"))
 
 
@@ -77,7 +77,7 @@ def test_a_blank_line_that_holds_spaces_ends_a_document(tmp_path: Path, blank: s
 
 @pytest.mark.parametrize(
     ("name", "says"),
-    [("a.txt", "line 2 holds a NUL"), ("a.jsonl", "line 2: .*'text'.*NUL"), ("a.parquet", "row 2: .*NUL")],
+    [("a.txt", "line 2 contains a NUL"), ("a.jsonl", "line 2: .*'text'.*NUL"), ("a.parquet", "row 2: .*NUL")],
 )
 def test_a_nul_is_refused_by_its_place(tmp_path: Path, name: str, says: str) -> None:
     texts = ["mawu", "e\0na"]
@@ -95,7 +95,7 @@ def test_a_nul_is_refused_by_its_place(tmp_path: Path, name: str, says: str) -> 
 
 def test_a_field_that_is_not_text_is_refused_by_its_type(tmp_path: Path) -> None:
     (tmp_path / "mine.jsonl").write_text('{"text": "mawu"}\n{"text": ["ena"]}\n')
-    with pytest.raises(BadInput, match=r"mine\.jsonl line 2: the field 'text' is not text, got list"):
+    with pytest.raises(BadInput, match=r"mine\.jsonl line 2: the field 'text' must be text, got list"):
         list(text_files.documents(str(tmp_path / "mine.jsonl"), "corpus.path"))
 
 
