@@ -14,7 +14,7 @@ STATED = "2025-01-01"  # the day, as ISO 8601 writes it, where nobody sets anoth
 
 
 def clock(day: str) -> Callable[[str], str]:
-    """What a template calls for the date, on a stated day such as 2025-01-01."""
+    """Return what a template calls for the date, on a stated day such as 2025-01-01."""
     return date.fromisoformat(day).strftime
 
 

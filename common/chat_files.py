@@ -8,7 +8,7 @@ from common.parsing import read_json
 
 
 def text_in(folder: Path) -> str | None:
-    """The chat template in a checkpoint's folder as transformers finds it; None where there is none."""
+    """Return the chat template in a checkpoint's folder as transformers finds it; None if there is none."""
     file = folder / "chat_template.jinja"
     if file.is_file():
         return file.read_text(encoding="utf-8")

@@ -17,7 +17,7 @@ from eval.options import COMMAND
 
 
 def asked(given: Options) -> Asking:
-    """How the checkpoint is asked. Raises BadInput."""
+    """Return how the checkpoint is prompted. Raises BadInput."""
     try:
         date.fromisoformat(given.date)
     except ValueError:

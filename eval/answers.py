@@ -41,7 +41,7 @@ def generate_answers(
     generation: Generation = "own",
     day: str = STATED,
 ) -> list[Answer]:
-    """The answers to prompts in their order, decoded greedily.
+    """Return the answers to prompts in their order, decoded greedily.
 
     model: a causal LM in memory, or its Hugging Face folder. tokenizer: None for that of the folder.
     prompts: messages are put into the chat template, with what comes before an answer; a text is taken as it is.
@@ -82,14 +82,14 @@ def generate_answers(
 
 
 def encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of prompts: with what the tokenizer puts before a text, once, and without what it puts after it."""
+    """Return token ids of prompts, with what the tokenizer puts before a text, once, and not what it puts after it."""
     before, _ = added_special_tokens(tokenizer)
     own = [list(tokenizer.encode(text, add_special_tokens=False)) for text in texts]
     return [tokens if tokens[: len(before)] == before else before + tokens for tokens in own]
 
 
 def _rooms(model: Any, encoded: Sequence[list[int]], most: int) -> list[int]:
-    """How many tokens each answer may have: what the model reads, less its prompt. Raises BadInput where it is none."""
+    """Return how many tokens each answer may have, by what the model reads. Raises BadInput for none."""
     from eval.task_checks import context_length
 
     context = context_length(model.config)
@@ -104,7 +104,7 @@ def _rooms(model: Any, encoded: Sequence[list[int]], most: int) -> list[int]:
 
 
 def _groups(model: Any, encoded: Sequence[list[int]], rooms: Sequence[int]) -> Iterator[list[int]]:
-    """Numbers of prompts that may be answered together, those with the longest prompts first.
+    """Yield numbers of prompts that may be answered together, those with the longest prompts first.
 
     They have the same room. Models that padding changes get prompts of one length at a time.
     """
@@ -118,7 +118,7 @@ def _groups(model: Any, encoded: Sequence[list[int]], rooms: Sequence[int]) -> I
 
 
 def _generate(model: Any, tokenizer: Any, prompts: Sequence[list[int]], room: int) -> list[Answer]:
-    """Answers of up to `room` tokens to one batch, padded on the left."""
+    """Return answers of up to `room` tokens to one batch, padded on the left."""
     import torch
 
     stops = stop_ids(model, tokenizer)

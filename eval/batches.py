@@ -40,7 +40,7 @@ class Limits:
 
 
 def default_tokens(device: str) -> int:
-    """Tokens in one forward pass where nobody sets them, by the kind of device."""
+    """Return the default number of tokens in one forward pass, by the kind of device."""
     return BATCH_TOKENS["cpu" if device == "cpu" else "elsewhere"]
 
 

@@ -22,7 +22,7 @@ def load(
     gpus: int = 1,
     check: Callable[[Any], None] = lambda config: None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The causal LM of a folder, on the host or spread over GPUs, and its tokenizer.
+    """Load the causal LM of a folder, on the host or spread over GPUs, and its tokenizer.
 
     dtype None: float32 where `device` is the CPU or None, elsewhere that of its file. check: gets the config before
     gigabytes are read, and may raise. Raises BadInput, also for whatever the folder's files lead transformers to.
@@ -54,7 +54,7 @@ def load(
 
 
 def _device_map(config: Any, dtype: str, gpus: int) -> dict[str, str] | None:
-    """Where the parts of a checkpoint are read to, so that no device ever holds it whole; None: all to the host."""
+    """Return where the parts of a checkpoint are read to, so that no device holds it whole; None: the host."""
     if gpus == 1:
         return None
     import torch
@@ -67,7 +67,7 @@ def _device_map(config: Any, dtype: str, gpus: int) -> dict[str, str] | None:
 
 
 def cast(model: PreTrainedModel, dtype: str) -> None:
-    """Gives a model's weights a dtype, in place, as loading its folder in that dtype would.
+    """Give a model's weights a dtype, in place, as loading its folder in that dtype would.
 
     What is not a weight stays as it is: the frequencies of rotary positions are float32 in every model.
     """

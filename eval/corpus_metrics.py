@@ -24,7 +24,7 @@ Counts = NDArray[np.float64]  # (documents, counts of one sentence)
 
 
 def interval(aggregate: Aggregate, items: Sequence[Any], value: float) -> Interval:
-    """The 95 % interval of aggregate(items), which is `value`, over documents. items: what lm-eval keeps of each."""
+    """Return the 95% interval of aggregate(items), which is `value`, over documents. items: one per document."""
     counts = sentence_counts(aggregate, items)
     if counts is not None:
         score = scorer(aggregate)
@@ -36,7 +36,7 @@ def interval(aggregate: Aggregate, items: Sequence[Any], value: float) -> Interv
 
 
 def sentence_counts(aggregate: Aggregate, items: Sequence[Any]) -> Counts | None:
-    """The counts of each sentence; None where the aggregate is none of sacrebleu's. items: (reference, generated)."""
+    """Return the counts of each sentence; None for aggregates not of sacrebleu. items: (reference, generated)."""
     metric = _metrics().get(aggregate)
     if metric is None:
         return None
@@ -46,17 +46,17 @@ def sentence_counts(aggregate: Aggregate, items: Sequence[Any]) -> Counts | None
 
 
 def sentence_scores(aggregate: Aggregate, counts: Counts) -> list[float]:
-    """The score of each sentence alone, in the metric's unit."""
+    """Return the score of each sentence alone, in the metric's unit."""
     return [scorer(aggregate)(row) for row in counts]
 
 
 def by_name(aggregate: Aggregate) -> str | None:
-    """The name of an aggregate of sacrebleu in lm-eval's table; None of another."""
+    """Return the name of an aggregate of sacrebleu in lm-eval's table; None of another."""
     return next((name for name, known in _aggregates().items() if known is aggregate), None)
 
 
 def scorer_of(name: str) -> Callable[[Counts], float]:
-    """The score of summed counts, by the name that `by_name` gave."""
+    """Return the function from summed counts to a score, by the name that `by_name` gave."""
     return scorer(_aggregates()[name])
 
 
@@ -65,7 +65,7 @@ def _texts(given: Any) -> list[str]:
 
 
 def scorer(aggregate: Aggregate) -> Callable[[Counts], float]:
-    """The score of summed counts."""
+    """Return the function from summed counts to a score."""
     metric = _metrics()[aggregate]
     return lambda sums: float(metric._compute_score_from_stats(sums.tolist()).score)
 
@@ -79,7 +79,7 @@ def _aggregates() -> dict[str, Aggregate]:
 
 @cache
 def _metrics() -> dict[Aggregate, Any]:
-    """The metric of sacrebleu behind each of lm-eval's aggregates, with the settings that lm-eval gives it."""
+    """Return the metric of sacrebleu behind each of lm-eval's aggregates, with the settings of lm-eval."""
     from sacrebleu.metrics.bleu import BLEU
     from sacrebleu.metrics.chrf import CHRF
     from sacrebleu.metrics.ter import TER

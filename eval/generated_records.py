@@ -23,12 +23,12 @@ AGGREGATE = "aggregate"  # a field of records, True, of metrics that are no mean
 
 
 def named(metric: str, of_filter: str) -> str:
-    """The name of a metric after a filter, as lm-eval writes it; of what is not filtered the metric's own."""
+    """Return the name of a metric after a filter, as lm-eval writes it; of what is not filtered the metric's own."""
     return metric if of_filter == UNFILTERED else f"{metric},{of_filter}"
 
 
 def by_filter(logged: Logged) -> dict[str, Logged]:
-    """The documents in their order, for each filter in the task's order."""
+    """Return the documents in their order, for each filter in the task's order."""
     filters = dict.fromkeys(row["filter"] for row in logged)
     return {
         name: sorted((row for row in logged if row["filter"] == name), key=lambda row: row["doc_id"])
@@ -39,7 +39,7 @@ def by_filter(logged: Logged) -> dict[str, Logged]:
 def generated_records(
     name: str, entry: Entry, logged: Logged, results: Mapping[str, Any], heads: Sequence[Record]
 ) -> tuple[list[Record], list[Record]]:
-    """Score records (one for each metric and filter) and samples (of the primary one) of one task.
+    """Return score records (one for each metric and filter) and samples (of the primary one) of one task.
 
     results: lm-eval's aggregates by `metric,filter`. heads: what samples begin with, in the order of documents.
     """
@@ -81,7 +81,7 @@ def _record(
 
 
 def means(task: Any, metric: str, items: Sequence[Any]) -> list[float] | None:
-    """The numbers of documents whose mean a metric is; None where it is another aggregate."""
+    """Return the numbers of documents whose mean a metric is; None where it is another aggregate."""
     from lm_eval.api.metrics import mean
 
     if task.aggregation().get(metric, mean) is not mean or not all(isinstance(item, Real) for item in items):
@@ -90,7 +90,7 @@ def means(task: Any, metric: str, items: Sequence[Any]) -> list[float] | None:
 
 
 def interval(task: Any, metric: str, items: Sequence[Any], value: float) -> Interval:
-    """The 95 % interval of a metric over documents."""
+    """Return the 95% interval of a metric over documents."""
     scores = means(task, metric, items)
     if scores is None:
         return corpus_metrics.interval(task.aggregation()[metric], items, value)
@@ -98,7 +98,7 @@ def interval(task: Any, metric: str, items: Sequence[Any], value: float) -> Inte
 
 
 def _scores(task: Any, metric: str, rows: Logged) -> list[Record]:
-    """What each document adds to a metric: its score; of BLEU, chrF and TER the counts that are summed up.
+    """Return what each document adds to a metric: its score; of BLEU, chrF and TER the counts that are summed up.
 
     alone: the score of the document by itself. counted: which of the three the counts are of.
     """
@@ -117,7 +117,7 @@ def _scores(task: Any, metric: str, rows: Logged) -> list[Record]:
 
 
 def answered(task: Any, row: Mapping[str, Any]) -> Record:
-    """What a model was asked, what it said, and what the metric took of it; the question is without its shots."""
+    """Return the question without its examples, the whole answer, and what the metric took of it."""
     said = row["resps"][0][0]
     question = task.doc_to_text(row["doc"])
     return {
@@ -129,7 +129,7 @@ def answered(task: Any, row: Mapping[str, Any]) -> Record:
 
 
 def _is_bypass(task: Any, metric: str) -> bool:
-    """Whether a metric is lm-eval's stand-in for none."""
+    """Return whether a metric is lm-eval's stand-in for none."""
     from lm_eval.api.metrics import bypass_agg
 
     return task.aggregation().get(metric) is bypass_agg

@@ -12,7 +12,7 @@ KEPT = ("bos_token_id", "eos_token_id", "pad_token_id")  # of generation_config.
 
 
 def stop_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
-    """The tokens that end an answer: those of the model's generation config, and the tokenizer's EOS.
+    """Return the tokens that end an answer: those of the model's generation config, and the tokenizer's EOS.
 
     lm-eval adds the latter to what a task stops at.
     """

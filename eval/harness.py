@@ -118,7 +118,7 @@ def evaluate(
 
 
 def _add(scores: Scores, tasks: TaskSet, result: Mapping[str, Any], mode: Mode, asking: Asking) -> None:
-    """Adds what lm-eval made of the tasks in one mode."""
+    """Add what lm-eval made of the tasks in one mode."""
     records: list[Record] = []
     samples: list[Record] = []
     for name, entry in tasks.entries.items():

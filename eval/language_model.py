@@ -69,12 +69,12 @@ class PackedLM(HFLM):
 
     @property
     def tokenizer_name(self) -> str:
-        """What prompts by a chat template depend on: tasks keep their requests by it."""
+        """Return what prompts by a chat template depend on: tasks keep their requests by it."""
         known = (template_of(self.tokenizer), sorted(map(str, self.tokenizer.special_tokens_map.items())), self.day)
         return hashlib.sha256(repr(known).encode()).hexdigest()
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """Messages by the model's chat template. HFLM would drop a system message that the template rejects."""
+        """Render messages by the model's chat template. HFLM would drop a system message that the template rejects."""
         return rendered(self.tokenizer, chat_history, self.day, generation=add_generation_prompt)
 
     def tok_encode(

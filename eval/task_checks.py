@@ -68,7 +68,7 @@ def check_metrics(name: str, task: Any) -> None:
 
 
 def needed(name: str, error: ImportError) -> str:
-    """What to do about a package that a task imports."""
+    """Return the message for a package that a task imports."""
     package = (error.name or line_of(error)).partition(".")[0]
     return (
         f"tasks: {name} needs the Python package {package}, which is not installed."

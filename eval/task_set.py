@@ -224,7 +224,7 @@ def usable_metrics(task: Any) -> list[str]:
 
 
 def generated_metrics(task: Any) -> list[str]:
-    """The names of a generating task's metrics, alone and after each of its filters: `exact_match,strict-match`."""
+    """Return the names of a generating task's metrics, alone and after each filter: `exact_match,strict-match`."""
     filters = [entry["name"] for entry in task.config.filter_list or ()]
     return [*(names := usable_metrics(task)), *(f"{metric},{name}" for metric in names for name in filters)]
 
@@ -282,7 +282,7 @@ def load_tasks(include_path: Path | None, names: Sequence[str], fewshot: Shots =
 
 
 def _shots(fewshot: Shots, of_name: Mapping[str, Sequence[str]]) -> dict[str, int]:
-    """Examples in a prompt, by task. of_name: the tasks that a name stands for, several for a group."""
+    """Return the number of examples in a prompt, by task. of_name: the tasks of a name, several for a group."""
     by_name = dict.fromkeys(of_name, fewshot) if isinstance(fewshot, int) else fewshot or {}
     shots: dict[str, int] = {}
     for name, number in by_name.items():

@@ -67,7 +67,7 @@ def inputs(config: Config, network: bool = True) -> Inputs:
 
 
 def asked_by_template(config: Config, learnt: str | None, network: bool) -> bool:
-    """Whether a chat template that checkpoints may be scored by writes the date, or only the network would know it.
+    """Return whether a template that checkpoints may be scored by writes the date, or only the network would know it.
 
     learnt: the template of SFT. Raises BadInput where checkpoints are asked by a template and none of them has one.
     """
@@ -86,7 +86,7 @@ def asked_by_template(config: Config, learnt: str | None, network: bool) -> bool
 
 
 def tokenizer_folder(path: str, key: str, network: bool) -> Path:
-    """The folder with a given checkpoint's tokenizer; without it where only the network has it and may not be asked."""
+    """Return the folder with a given checkpoint's tokenizer, which is not in it if only the network has it."""
     model = model_hub.parse(path, key)
     return Path(path) if model is None else model_hub.tokenizer_folder(model, key, network)
 

@@ -20,7 +20,7 @@ NOT_INSTRUCTED = ("base", "ct")  # arms that learnt no instructions: their templ
 
 
 def speaker(folders: Mapping[str, Path], chat: str, named: str | None = None) -> str:
-    """The role of the parent of a merge whose tokenizer it is scored with. Reads the parents' templates.
+    """Return the role of the parent of a merge whose tokenizer it is scored with. Reads the parents' templates.
 
     folders: checkpoints by role. chat: none, auto or both. named: the model that the recipe takes its tokenizer from.
     By a template: the first parent that learnt instructions and has one, else the first that has one, else the base.
@@ -35,14 +35,14 @@ def speaker(folders: Mapping[str, Path], chat: str, named: str | None = None) ->
 
 
 def tokenizer_of(folder: Path) -> Any:
-    """The tokenizer of a checkpoint."""
+    """Load the tokenizer of a checkpoint."""
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
 def generates_as(model: PreTrainedModel, folder: Path) -> None:
-    """Gives a merge in memory the generation config of a checkpoint, if that has one."""
+    """Give a merge in memory the generation config of a checkpoint, if that has one."""
     from transformers import GenerationConfig
 
     if (folder / "generation_config.json").is_file():

@@ -273,13 +273,13 @@ def copy_scores(scored: Path, out: Path) -> None:
 
 
 def asking(settings: EvalSettings | TuneSettings) -> Asking:
-    """How a stage asks its checkpoints."""
+    """Return how a stage prompts its checkpoints."""
     generation = settings.generation if isinstance(settings, EvalSettings) else "own"
     return Asking(settings.chat, settings.system, generation, settings.day or STATED)
 
 
 def checkpoints(job: Job) -> dict[str, Path]:
-    """The checkpoints that a merge is made of, by role."""
+    """Return the checkpoints that a merge is made of, by role."""
     return {name: job.checkpoint(name) for name in job.stage.parents if name in ARMS or name == BASE}
 
 

@@ -22,7 +22,7 @@ ASKED = [{"role": "user", "content": "Zq1ழUx"}, {"role": "assistant", "content
 
 
 def chat_prompts(config: Config) -> Iterator[Finding]:
-    """Each given checkpoint's template takes the system message and earlier turns, and its model stops after an answer.
+    """Check that templates of given checkpoints take what will be asked, and that their models stop after an answer.
 
     Raises BadInput for a template that fails.
     """
@@ -35,7 +35,7 @@ def chat_prompts(config: Config) -> Iterator[Finding]:
 
 
 def of_checkpoint(config: Config, folder: Path, where: str) -> Iterator[Finding]:
-    """What is found of one checkpoint. Raises BadInput."""
+    """Yield what is found of one checkpoint. Raises BadInput."""
     from transformers import AutoTokenizer
 
     from eval.chat_prompts import rendered, template_of
@@ -61,7 +61,7 @@ def of_checkpoint(config: Config, folder: Path, where: str) -> Iterator[Finding]
 
 
 def stop_tokens(folder: Path, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """The tokens that end a generation of a checkpoint: of its generation config, and the tokenizer's EOS."""
+    """Return the tokens that end a generation of a checkpoint: of its generation config, and the tokenizer's EOS."""
     stated: Any = None
     for name in ("generation_config.json", "config.json"):
         if stated is None and (folder / name).is_file():
@@ -72,7 +72,7 @@ def stop_tokens(folder: Path, tokenizer: PreTrainedTokenizerBase) -> list[str]:
 
 
 def turn_end(tokenizer: PreTrainedTokenizerBase, day: str) -> str | None:
-    """The first special token that the template writes after an answer; None where it writes none."""
+    """Return the first special token that the template writes after an answer; None if it writes none."""
     from eval.chat_prompts import rendered
 
     after = rendered(tokenizer, [*ASKED, ASKED[0]], day).partition(ANSWER)[2]

@@ -42,9 +42,9 @@ def load_tasks(
     fewshot: int | Mapping[str, int] | None,
     found: dict[str, Any],
 ) -> None:
-    """Load tasks by their names into `found`; all of a folder of one's own, where there are none.
+    """Load tasks by their names into `found`; all of a user's folder if no name is given.
 
-    context: tokens that the model reads, None if it is not known. fewshot: as in eval.task_set.prepare.
+    context: tokens that the model reads, None where it is not known. fewshot: as in eval.task_set.prepare.
     """
     from eval import task_checks, task_set
 
@@ -54,7 +54,7 @@ def load_tasks(
 
 
 def asked(config: Config, loaded: Mapping[str, Any]) -> str:
-    """What tasks of lm-eval ask a checkpoint, in words."""
+    """Describe what tasks of lm-eval ask a checkpoint."""
     from eval.task_checks import generated_tokens
 
     ways = {

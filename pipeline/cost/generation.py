@@ -21,7 +21,7 @@ _Loader.add_multi_constructor("!", lambda loader, tag, node: None)
 
 
 def generated_tokens(config: Config) -> int:
-    """Tokens that one document of each scored task lets a model generate, in all.
+    """Return how many tokens one document of each scored task lets a model generate, in all.
 
     Of tasks in eval.include_path. What lm-eval ships is not read here, and counts as tasks that generate nothing.
     """
@@ -34,7 +34,7 @@ def generated_tokens(config: Config) -> int:
 
 @cache
 def _lengths(folder: Path) -> dict[str, int]:
-    """By task, the tokens that a document lets a model generate; 0 for tasks that generate nothing."""
+    """Return by task the tokens that a document lets a model generate; 0 for tasks that generate nothing."""
     lengths: dict[str, int] = {}
     for path in sorted(folder.rglob("*.yaml")):
         task = _read(path)
@@ -46,7 +46,7 @@ def _lengths(folder: Path) -> dict[str, int]:
 
 
 def _read(path: Path, depth: int = 0) -> Mapping[str, Any]:
-    """A task's YAML on top of the one that it includes; empty where it cannot be read, which a check reports."""
+    """Return a task's YAML on top of the one that it includes; empty if it cannot be read, which a check reports."""
     try:
         stated = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # a SafeLoader
     except (OSError, ValueError, yaml.YAMLError):

@@ -284,7 +284,7 @@ def measured(kind: Kind, samples: Samples, named: Collection[str] = ()) -> Measu
 
 
 def _measured_corpus(samples: Samples, named: Collection[str]) -> Measured:
-    """The unweighted mean over tasks of the score of summed counts, and each document's influence on it."""
+    """Return the unweighted mean over tasks of the score of summed counts, and each document's influence on it."""
     names = sorted({_document(sample, named) for sample in samples})
     place = {name: index for index, name in enumerate(names)}
     values, influences = [], []

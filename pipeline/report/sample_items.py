@@ -88,7 +88,7 @@ def pick(
 
 
 def shown_folders(evaluations: Iterable[Evaluation]) -> tuple[dict[str, Path], int, int]:
-    """The folders of scores by method at the largest budget and the first seed; the budget and the seed."""
+    """Return the folders of scores by method at the largest budget and the first seed; the budget and the seed."""
     every = unique(evaluations)
     budget = max((evaluation.ct_tokens for evaluation in every), default=0)
     seed = min((evaluation.seed for evaluation in every), default=0)
@@ -96,7 +96,7 @@ def shown_folders(evaluations: Iterable[Evaluation]) -> tuple[dict[str, Path], i
 
 
 def pick_generated(evaluations: Iterable[Evaluation], languages: Sequence[str]) -> list[GeneratedItem]:
-    """Of each task that generates, the items whose ids have the smallest hashes: no score can choose.
+    """Return of each task that generates the items whose ids have the smallest hashes: no score can choose.
 
     languages: of the tasks, in the order in which they are shown. Methods as in `pick`.
     """
@@ -149,7 +149,7 @@ def _side(row: Mapping[str, Any], answers: Mapping[str, int]) -> Side:
 
 
 def _shown(prompt: str) -> str:
-    """The end of a prompt, as much of it as the page shows."""
+    """Return the end of a prompt, as much of it as the page shows."""
     return prompt if len(prompt) <= LONGEST else "\u2026" + prompt[-LONGEST:]
 
 

@@ -72,7 +72,7 @@ def table(plan: RunPlan) -> str:
 
 
 def prompts(config: Config) -> str:
-    """How checkpoints are asked, in words, where it is not in the usual way."""
+    """Describe how checkpoints are prompted, if it is not by the defaults."""
     asked = config.eval
     ways = {
         "none": [],
