@@ -11,7 +11,7 @@ from pipeline.report.adapt_records import CHAT, Candidate, Choice
 from pipeline.report.claims import Answer
 from pipeline.report.inference import Estimate
 from pipeline.report.records import label
-from pipeline.report.wording import interval, signed
+from pipeline.report.wording import signed
 
 UNKNOWN = "The adapted model is chosen, but it is not scored on test yet."
 
@@ -50,6 +50,10 @@ def sentences(
 
 def _numbers(estimate: Estimate, measure: Measure) -> str:
     return f"({signed(estimate.value)}{_saved(measure)}, 95% CI {signed(estimate.low)} to {signed(estimate.high)})"
+
+
+def _bracketed(estimate: Estimate) -> str:
+    return f"{signed(estimate.value)} [{signed(estimate.low)}, {signed(estimate.high)}]"
 
 
 def _saved(measure: Measure) -> str:
@@ -100,11 +104,11 @@ def in_one_line(answers: Sequence[Answer], choice: Choice, gain: Measure, keep: 
     found = {answer.claim.id: answer for answer in answers if answer.estimate}
     parts = []
     if GAINS in found and (estimate := found[GAINS].estimate):
-        parts.append(f"{gain.title} {interval(estimate)}{_saved(gain)}")
+        parts.append(f"{gain.title} {_bracketed(estimate)}{_saved(gain)}")
     if KEEPS in found and (estimate := found[KEEPS].estimate):
         verdicts = {"supported": "kept", "contradicted": "not kept"}
         parts.append(
-            f"{keep.title} {interval(estimate)}{_saved(keep)} ({verdicts.get(found[KEEPS].verdict, 'inconclusive')})"
+            f"{keep.title} {_bracketed(estimate)}{_saved(keep)} ({verdicts.get(found[KEEPS].verdict, 'inconclusive')})"
         )
     scores = f"; on test {', '.join(parts)}" if parts else ""
     return f"{choice.method}{f', {words}' if words else ''}{scores}"

@@ -75,7 +75,10 @@ def markdown(columns: Sequence[Column], titles: Mapping[str, str]) -> str:
     """Return the scores as Markdown: a row a measure, a column a model. titles: of models, in their order."""
     head = ["measure", *titles.values()]
     rows = [
-        [f"{column.title} ({column.remark})", *(_in_card(column.cells.get(model)) for model in titles)]
+        [
+            f"{column.title} ({column.remark})" if column.remark else column.title,
+            *(_in_card(column.cells.get(model)) for model in titles),
+        ]
         for column in columns
     ]
     lines = [head, ["---"] * len(head), *rows]

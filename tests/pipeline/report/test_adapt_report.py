@@ -200,6 +200,13 @@ def test_the_line_for_the_terminal(rendered: adapt_report.AdaptPaths) -> None:
     )
 
 
+def test_the_card_has_the_scores_of_the_page(rendered: adapt_report.AdaptPaths) -> None:
+    lines = rendered.scores.splitlines()
+    assert lines[0] == "| measure | base | chat model | CT | CT on the chat model | adapted model |"
+    assert "| Tamil & more accuracy (200 items) | 0.300 [" in lines[2] and "()" not in rendered.scores
+    assert [line for line in lines if line.startswith("| answers that end by themselves | 0 of 3 [")]
+
+
 def test_settings_are_in_words() -> None:
     assert settings_in_words({"models.sft.weight": 0.5, "lambda": 1.0}) == "weight of the chat model 0.5, lambda 1"
     assert settings_in_words({"models.ct.density": 0.2, "t": 0.35}) == "density of CT 0.2, t 0.35"
