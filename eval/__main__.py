@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from datetime import date
@@ -11,6 +10,7 @@ from common.chat_date import STATED
 from common.chat_files import text_in
 from common.command_line import Options, read
 from common.errors import BadInput, in_one_line
+from common.silence import silence
 from common.special_tokens import in_words
 from eval.asking import Asking
 from eval.options import COMMAND
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m eval"
     given = read(COMMAND, arguments, program)
     if isinstance(given, int):
         return given
-    os.environ.setdefault("TQDM_DISABLE", "1")  # lm-eval draws a bar for each task
+    silence()
     try:
         with in_one_line():
             from eval import harness, task_set

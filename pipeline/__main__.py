@@ -8,12 +8,14 @@ from pathlib import Path
 
 import click
 
+from common.silence import silence
 from pipeline.commands import VERBS, Given, overview, parse
 
 
 def main(arguments: Sequence[str] | None = None, program: str = "python -m pipeline") -> int:
     """Return the exit code: 0 done, 1 a stage crashed, 2 bad input (one line on stderr), 130 interrupted."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    silence()
     given = list(arguments)
     if given and given[0] in ("-h", "--help", "help"):
         print(overview(program))

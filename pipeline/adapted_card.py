@@ -11,7 +11,7 @@ import yaml
 
 from common.licences import OTHER, common_to
 
-RECIPE = "## How to make it again"  # what the card of the merge has next: recipe and checksums
+RECIPE = "## How to make it again"  # heading in the card of the merge, before recipe and checksums
 SCORES = "## Scores on test"
 _SCORES = re.compile(rf"^{SCORES}$.*?(?=^## )", re.MULTILINE | re.DOTALL)
 RIGHTS = "The text that it was trained on may have rights of its own. Check them before you share the model."

@@ -17,7 +17,6 @@ from omegaconf.errors import OmegaConfBaseException
 
 from common.choices import suggestion
 from common.errors import BadInput
-from common.parsing import sentence
 from common.places import CONF
 from common.units import format_tokens
 from pipeline import old_names
@@ -254,7 +253,8 @@ def _one_line(error: Exception) -> str:
             f"launcher: {foreign[1]} sets {foreign[2]}, which this launcher does not have. "
             "Leave launcher= out (hydra.launcher.n_jobs=1 computes one run after another)."
         )
-    return sentence(next(line.strip() for line in text.splitlines() if line.strip()))
+    line = next(line.strip() for line in text.splitlines() if line.strip())
+    return line if line.endswith(".") else f"{line}."
 
 
 def _unknown_group(name: str) -> str:

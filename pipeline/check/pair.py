@@ -114,7 +114,7 @@ def check_same_tokens(base: Side, chat: Side) -> None:
 
 def in_words(base: Side, chat: Side, template: ChatTemplate, config: Config, left_out: Sequence[str]) -> str:
     """What the two have in common, and where texts and turns end."""
-    more = [token for token in chat.tokenizer.get_vocab() if token not in base.tokenizer.get_vocab()]
+    more = chat.tokenizer.get_vocab().keys() - base.tokenizer.get_vocab().keys()
     rows = f"{base.rows:,} rows" if base.rows == chat.rows else f"{base.rows:,} rows, {chat.rows:,} in the chat model"
     tokens = f"{len(more)} tokens more in the chat model" if more else "same tokens"
     heads = "tied" if base.tied else "untied"

@@ -29,7 +29,6 @@ seed=99999999999999999999                    | seed=99999999999999999999:
 -m seed=0,0                                  | language.code=.* seed=0:
 ct.tokens=-5                                 | ct.tokens=-5:
 ct.tokens=nan                                | ct.tokens=nan:
-ct.tokens=null                               | ct.tokens=null:
 ct.tokens=[1k,2k]                            | ct.tokens=\\['1k', '2k'\\]:
 ct.tokens={a:1}                              | ct.tokens={'a':
 ct.tokens=                                   | ct.tokens=:
