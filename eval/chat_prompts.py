@@ -22,8 +22,8 @@ def template_of(tokenizer: Any) -> str | None:
 def rendered(tokenizer: Any, messages: Sequence[Message], day: str = STATED, *, generation: bool = True) -> str:
     """Messages as text by the tokenizer's template.
 
-    generation: with what comes before an answer that is to follow; else the last message is the beginning of the answer.
-    Raises BadInput in one line, also for a template that takes no system message.
+    generation: with what comes before an answer that is to follow; else the last message is the beginning of the
+    answer. Raises BadInput in one line, also for a template that takes no system message.
     """
     template = template_of(tokenizer)
     if template is None:
