@@ -1,14 +1,15 @@
 """Our merge and mergekit's of the same files, in turns, as whole processes; prints one JSON line last.
 
-    python benchmarks/bench_merge.py [--size 270m|1b|7b] [--rounds 3] [--ours-only] [--folder DIR]
+    python benchmarks/bench_merge.py [--size 270m|1b|7b] [--rounds 3] [--ours-only] [--cold] [--folder DIR]
 
 TIES with density and weight 0.5 over a base and two models in bf16, from the same mergekit YAML. Ratios are medians,
 mergekit's over ours (wall and CPU seconds, peak memory), and sd-mecha's (mecha_*: its TIES over the same files, with
 its own defaults, in float32; no results are compared); io_floor_ratio is our wall time over reading the inputs and
 writing as much as the output; audit_ratio is our wall time with the audit over that without. differing_share: elements
 in which ours and mergekit's results differ; each is checked to lie at a trimming threshold, where several share a
-magnitude and each side may keep which it likes. --ours-only leaves both others out. 7b needs 54 GB of disk, and says so
-in the line where they are not there.
+magnitude and each side may keep which it likes. --ours-only leaves both others out. --cold takes the input files out of
+the page cache before each run (sync and posix_fadvise, without root), so that they are read from the disk. 7b needs
+54 GB of disk, and says so in the line where they are not there.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ def main() -> None:
         "--folder", type=Path, default=Path(tempfile.gettempdir()) / "bench-merge", help="where the models are kept"
     )
     parser.add_argument("--ours-only", action="store_true", help="neither mergekit nor sd-mecha")
+    parser.add_argument("--cold", action="store_true", help="read the inputs from the disk, not from the page cache")
     options = parser.parse_args()
     if not options.ours_only and not ORACLE.is_file():
         parser.error(f"mergekit is not installed: no {ORACLE} (tests/merge/requirements-oracle.txt)")
@@ -68,11 +70,12 @@ def main() -> None:
     mid = {name: Measured(*(median(column) for column in zip(*run, strict=True))) for name, run in runs.items()}
     ours = mid["ours"]
     found: dict[str, object] = {
-        "size": options.size, "rounds": options.rounds,
+        "size": options.size, "rounds": options.rounds, "cold": options.cold,
         "io_floor_ratio": round(ours.wall / mid["floor"].wall, 2),
         "audit_ratio": round(mid["audited"].wall / ours.wall, 2),
         "wall": round(ours.wall, 2), "cpu": round(ours.cpu, 2), "rss_mb": round(ours.rss / 1e6),
         "audited_rss_mb": round(mid["audited"].rss / 1e6), "floor_wall": round(mid["floor"].wall, 2),
+        "floor_cpu": round(mid["floor"].cpu, 2), "audited_cpu": round(mid["audited"].cpu, 2),
     }  # fmt: skip
     for name, prefix in (("theirs", ""), ("mecha", "mecha_")):
         if name in mid:
@@ -119,6 +122,8 @@ def measured(options: argparse.Namespace, base: Path, models: list[Path]) -> dic
         for name, command in commands.items():
             out = options.folder / name
             remove(out)
+            if options.cold:
+                forget(files)
             runs[name].append(timed([str(out) if part == "OUT" else part for part in command]))
             print(f"{name}: {runs[name][-1]}", flush=True)
             if name not in ("ours", "theirs"):
@@ -131,6 +136,15 @@ def remove(out: Path) -> None:
     shutil.rmtree(out, ignore_errors=True)
     out.unlink(missing_ok=True)
     out.with_suffix(".safetensors").unlink(missing_ok=True)
+
+
+def forget(files: list[str]) -> None:
+    """Take files out of the page cache."""
+    os.sync()  # pages that are not written yet stay
+    for file in files:
+        descriptor = os.open(file, os.O_RDONLY)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
 
 
 def compare(ours: Path, theirs: Path, base: Path, models: list[Path]) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from common.errors import BadInput, line_of
+from common.errors import BadInput
 
 PREFIX = "hub:"
 NAME = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@((?!.*\.\.)\w[\w./-]*))?")  # owner/name, owner/name@revision
@@ -211,42 +211,6 @@ def check_access(model: HubModel, key: str) -> None:
         raise refused(model, key, error) from None
     except Exception:  # whatever a network can raise
         raise BadInput(f"{key}={model}: {UNREACHABLE}.") from None
-
-
-def check_push(repo: str, key: str) -> None:
-    """Asks the Hub who this account is, before anything is made to be put there. Raises BadInput."""
-    from huggingface_hub import HfApi, get_token
-    from huggingface_hub.errors import HfHubHTTPError
-
-    match = NAME.fullmatch(repo)
-    if match is None or match[2] is not None:
-        raise BadInput(f"{key} {repo}: expected owner/name, a model of the hub.")
-    if get_token() is None:
-        raise BadInput(f"{key} {repo}: no token of the hub here; `hf auth login`, or set HF_TOKEN.")
-    try:
-        HfApi().whoami()
-    except HfHubHTTPError as error:
-        raise BadInput(f"{key} {repo}: the Hub rejects this token ({line_of(error)[:120]}); `hf auth login`.") from None
-    except Exception as error:  # whatever a network can raise
-        raise BadInput(f"{key} {repo}: the hub cannot be reached ({type(error).__name__}). Go online.") from None
-
-
-def push(folder: Path, repo: str, key: str, private: bool = False) -> str:
-    """Put a checkpoint folder on the Hub, in a new model or an older one; returns its address.
-
-    merge.yml stays here: it has this machine's paths. Raises BadInput that states what to do.
-    """
-    from huggingface_hub import HfApi
-
-    try:
-        address = HfApi().create_repo(repo, private=private, exist_ok=True)
-        HfApi().upload_folder(
-            repo_id=repo, folder_path=folder, ignore_patterns=["merge.yml"], commit_message="Merge by slackmerge"
-        )
-    except Exception as error:  # of the Hub, or whatever a network can raise
-        again = f"the merge is whole; push it by `hf upload {repo} {folder} --exclude merge.yml`"
-        raise BadInput(f"{key} {repo}: {line_of(error)[:200]}; {again}") from None
-    return str(address)
 
 
 def refused(model: HubModel, key: str, error: Exception) -> BadInput:

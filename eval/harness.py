@@ -5,25 +5,28 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common import hub
-from common.errors import BadInput, line_of
+from common.errors import BadInput
 from common.files import publish, write_jsonl
 from common.special_tokens import control_tokens, in_words, written_out
-from eval.devices import check_device, check_gpus, device_names, even_split, spread
+from eval import checkpoints
+from eval.asking import PLAIN, Asking, Mode, reads_text
+from eval.chat_prompts import check_rows
+from eval.devices import check_gpus, device_names, spread
+from eval.generation import generating
 from eval.score_records import Record, in_order, mean_records, task_records
 from eval.task_checks import check_room, context_length
 from eval.task_set import UNLABELLED, TaskSet
+from eval.task_texts import text_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-BATCH_TOKENS = {"cpu": 1024, "elsewhere": 8192}  # on a CPU what fits its caches is fastest, on a GPU what fills it
 
 
 @dataclass
@@ -33,6 +36,7 @@ class Scores:
     records: lines of scores.jsonl, the tasks in their order and then a mean per language.
     samples: lines of samples.jsonl.
     packed: whether choices were scored in packed rows, as the architecture allows; None where there were none.
+    prompts: how tasks were asked, in words; empty where a chat template was not wanted.
     control: how often control tokens are written in what was scored, by their names (common/special_tokens.py).
     """
 
@@ -40,12 +44,13 @@ class Scores:
     samples: list[Record]
     packed: bool | None = None
     control: Mapping[str, int] = field(default_factory=dict)
+    prompts: str = ""
 
     @property
     def note(self) -> str:
-        """How choices were scored, after `done in 3 s`."""
+        """How tasks were asked and choices scored, after `done in 3 s`."""
         ways = {None: "", True: ", choices in packed rows", False: ", choices row by row"}
-        return ways[self.packed] + in_words(self.control)
+        return f"{', ' if self.prompts else ''}{self.prompts}{ways[self.packed]}{in_words(self.control)}"
 
 
 def evaluate(
@@ -58,6 +63,7 @@ def evaluate(
     dtype: str | None = None,
     trained_length: int | None = None,
     gpus: int = 1,
+    asking: Asking = PLAIN,
 ) -> Scores:
     """Scores a causal LM in memory on every task of the set, by lm-eval. The model is left in eval mode.
 
@@ -68,13 +74,16 @@ def evaluate(
     dtype: that its weights are brought to, and left in, such as bfloat16 (None: as they are).
     trained_length: tokens of the blocks that the model was trained on; a text is read in windows that stay within them
     (None: within what the model can read). Prompts of items are not cut to it.
+    asking: plain or by the chat template, and how answers are generated.
     The same model and tasks give the same scores, bit for bit, with the same number of threads.
-    Raises BadInput for a model that gives NaN or is too short for a choice, and for a tokenizer without BOS and EOS.
+    Raises BadInput for a model that gives NaN or is too short for a choice, for a tokenizer without BOS and EOS, and
+    for a chat template that fails.
     """
     check_lengths(batch_tokens, trained_length)
     check_gpus(device, gpus)
     import lm_eval
 
+    from eval.batches import default_tokens
     from eval.language_model import PackedLM
 
     if tokenizer.bos_token_id is None and tokenizer.eos_token_id is None:
@@ -82,31 +91,55 @@ def evaluate(
         raise BadInput(f"tokenizer: {name} has neither a BOS nor an EOS token, one of which must start every document")
     by_name = tasks.by_name
     check_room(by_name, context_length(model.config))
+    if asking.chat != "none":
+        embedding: Any = model.get_input_embeddings()
+        check_rows(tokenizer, len(embedding.weight))
     if device is not None and gpus == 1:
         model.to(device)  # type: ignore[arg-type]
     if dtype is not None:
-        cast(model, dtype)
+        checkpoints.cast(model, dtype)
     if gpus > 1 and not hasattr(model, "hf_device_map"):
         spread(model, device_names(gpus))
     encodings = tasks.encodings.setdefault(fingerprint(tokenizer), {})
-    on = "cpu" if model.device.type == "cpu" else "elsewhere"
-    lm = PackedLM(model, tokenizer, batch_tokens or BATCH_TOKENS[on], encodings, trained_length)
-    result = lm_eval.evaluate(lm, {"tasks": by_name}, limit=tasks.limit, bootstrap_iters=0)
+    length = batch_tokens or default_tokens(model.device.type)
+    lm = PackedLM(model, tokenizer, length, encodings, trained_length, asking.day)
+    scores = Scores([], [], prompts=asking.described(tokenizer))
+    control: Counter[str] = Counter()
+    for mode in asking.modes(tokenizer):
+        asked = {name: task for name, task in by_name.items() if not mode.suffix or not reads_text(task)}
+        if not asked:
+            continue
+        with generating(model, asking.generation):
+            result = lm_eval.evaluate(lm, {"tasks": asked}, tasks.limit, bootstrap_iters=0, **mode.how(asking))
+        _add(scores, tasks, result, mode, asking)
+        control += written_out(_scored_texts(result["samples"], tasks, mode), _control_names(tokenizer))
+    scores.packed, scores.control = lm.packed, control
+    return scores
+
+
+def _add(scores: Scores, tasks: TaskSet, result: Mapping[str, Any], mode: Mode, asking: Asking) -> None:
+    """Add what lm-eval made of the tasks in one mode."""
     records: list[Record] = []
     samples: list[Record] = []
     for name, entry in tasks.entries.items():
+        if name not in result["samples"]:
+            continue
         logged, unlabelled = result["samples"][name], result["samples"].get(f"{name}{UNLABELLED}", ())
-        task_scores, task_samples = task_records(name, entry, logged, unlabelled)
-        records += task_scores
-        samples += task_samples
-    control = written_out(_scored_texts(result["samples"], tasks), _control_names(tokenizer))
-    return Scores(records + mean_records(records, samples), samples, lm.packed, control)
+        of_task, answers = task_records(f"{name}{mode.suffix}", entry, logged, unlabelled, result["results"][name])
+        records += [row | ({} if reads_text(entry.task) else asking.stated(mode)) for row in of_task]
+        samples += answers
+    means = mean_records(records, samples, mode.suffix)
+    scores.records += records + [row | asking.stated(mode) for row in means]
+    scores.samples += samples
 
 
-def _scored_texts(logged: Mapping[str, Any], tasks: TaskSet) -> Iterator[str]:
-    """What a model was given of each document: a prompt with its choices, or a text."""
-    for name in tasks.entries:
-        for sample in in_order(logged[name]):
+def _scored_texts(logged: Mapping[str, Any], tasks: TaskSet, mode: Mode) -> Iterator[str]:
+    """What a model was given of each document: a prompt with its choices, or a text; of a chat without its template."""
+    for name, entry in tasks.entries.items():
+        for sample in in_order(logged.get(name, ())):
+            if mode.chat:
+                yield text_of(entry.task, sample["doc"])
+                continue
             yield from {text for request in sample["arguments"] for text in request if isinstance(text, str)}
 
 
@@ -127,35 +160,18 @@ def evaluate_folder(
     dtype: str | None = None,
     trained_length: int | None = None,
     gpus: int = 1,
+    asking: Asking = PLAIN,
 ) -> Scores:
     """`evaluate` for a Hugging Face folder. dtype None: float32 on the CPU, elsewhere that of its file.
 
     Raises BadInput, also for whatever the folder's files lead transformers to.
     """
     check_lengths(batch_tokens, trained_length)
-    check_device(device, gpus)
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    if not (checkpoint / "config.json").is_file():
-        raise BadInput(f"model: {checkpoint} is not a Hugging Face checkpoint folder (no config.json)")
-    hub.check_no_adapter(checkpoint, "model")
-    dtype = dtype or ("float32" if (device or "cpu") == "cpu" else "auto")
-    try:
-        config = AutoConfig.from_pretrained(checkpoint, local_files_only=True, trust_remote_code=False)
-        check_room(tasks.by_name, context_length(config))  # before gigabytes are read
-        model = AutoModelForCausalLM.from_pretrained(
-            checkpoint,
-            dtype=dtype,
-            device_map=_device_map(config, dtype, gpus),
-            local_files_only=True,
-            trust_remote_code=False,
-        )
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint, local_files_only=True, trust_remote_code=False)
-    except BadInput:
-        raise
-    except Exception as error:  # a stranger's files lead transformers to anything
-        said = line_of(error)[:300] or type(error).__name__
-        raise BadInput(f"model: {checkpoint} cannot be loaded: {said}") from error
+    def check(config: Any) -> None:
+        check_room(tasks.by_name, context_length(config))
+
+    model, tokenizer = checkpoints.load(checkpoint, device=device, dtype=dtype, gpus=gpus, check=check)
     return evaluate(
         model,
         tokenizer,
@@ -164,20 +180,8 @@ def evaluate_folder(
         device=device,
         trained_length=trained_length,
         gpus=gpus,
+        asking=asking,
     )
-
-
-def _device_map(config: Any, dtype: str, gpus: int) -> dict[str, str] | None:
-    """Where the parts of a checkpoint are read to, so that no device ever holds it whole; None: all to the host."""
-    if gpus == 1:
-        return None
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        empty = AutoModelForCausalLM.from_config(config, dtype=config.dtype if dtype == "auto" else dtype)
-    empty.tie_weights()
-    return even_split(empty, device_names(gpus))
 
 
 def check_lengths(batch_tokens: int | None, trained_length: int | None) -> None:
@@ -200,19 +204,6 @@ def check_out(out: Path) -> None:
         for place in made:
             with suppress(OSError):  # not made, or another has put something there
                 place.rmdir()
-
-
-def cast(model: PreTrainedModel, dtype: str) -> None:
-    """Gives a model's weights a dtype, in place, as loading its folder in that dtype would.
-
-    What is not a weight stays as it is: the frequencies of rotary positions are float32 in every model.
-    """
-    import torch
-
-    for tensor in model.state_dict(keep_vars=True).values():
-        if tensor.is_floating_point():
-            tensor.data = tensor.data.to(getattr(torch, dtype))
-    model.config.dtype = getattr(torch, dtype)
 
 
 def fingerprint(tokenizer: Any) -> Any:

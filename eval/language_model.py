@@ -5,6 +5,7 @@ A prompt runs once for all its choices, and a text is tokenised once for all mod
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Iterator, Sequence
 from math import isnan
@@ -14,9 +15,11 @@ import torch
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import normalize_gen_kwargs
 
+from common.chat_date import STATED
 from common.errors import BadInput
 from common.special_tokens import added_special_tokens
 from eval.batches import Limits, in_batches
+from eval.chat_prompts import rendered, template_of
 from eval.packing_decision import is_packable, is_paddable
 from eval.rows import Answer, Pack, Plain
 
@@ -42,6 +45,7 @@ class PackedLM(HFLM):
     encodings: tokens by text, filled as texts are met; it may be shared by all models with the same tokenizer.
     trained_length: tokens of the blocks that the model was trained on (None: whatever it can read). A block's last
     token is predicted and never read, so a window of text reads and predicts one token less; 2 or more.
+    day: for today in chat templates that write it.
     packed: whether choices were scored in packed rows; None before any was.
     """
 
@@ -52,6 +56,7 @@ class PackedLM(HFLM):
         batch_tokens: int,
         encodings: dict[Any, list[int]],
         trained_length: int | None = None,
+        day: str = STATED,
     ) -> None:
         super().__init__(pretrained=model, tokenizer=tokenizer)
         if self.max_length < 1:
@@ -59,7 +64,18 @@ class PackedLM(HFLM):
         self.window = min(self.max_length, trained_length - 1) if trained_length else self.max_length
         self.limits, self.encodings = Limits.of(batch_tokens, model), encodings
         self.before, self.after = added_special_tokens(tokenizer)
+        self.day = day
         self.packed: bool | None = None
+
+    @property
+    def tokenizer_name(self) -> str:
+        """Return what prompts by a chat template depend on: tasks keep their requests by it."""
+        known = (template_of(self.tokenizer), sorted(map(str, self.tokenizer.special_tokens_map.items())), self.day)
+        return hashlib.sha256(repr(known).encode()).hexdigest()
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """Render messages by the model's chat template. HFLM would drop a system message that the template rejects."""
+        return rendered(self.tokenizer, chat_history, self.day, generation=add_generation_prompt)
 
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, left_truncate_len: int | None = None, **kwargs: Any

@@ -6,13 +6,14 @@ docs/reference/results.md has their fields.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import log
 from numbers import Real
 from typing import Any
 
 from common.errors import BadInput
 from eval import calibration
+from eval.generated_records import AGGREGATE, generated_records
 from eval.stats import mean_interval, mean_ratio_interval, ratio_interval, wilson
 from eval.task_checks import LOWER, lower_is_better
 from eval.task_set import BITS, CALIBRATED, CORRECT_BITS, Entry, mean_metrics
@@ -21,11 +22,16 @@ Record = dict[str, Any]
 Logged = Sequence[dict[str, Any]]  # what lm-eval logs with log_samples, a mapping a document
 
 
-def task_records(name: str, entry: Entry, logged: Logged, unlabelled: Logged = ()) -> tuple[list[Record], list[Record]]:
+def task_records(
+    name: str, entry: Entry, logged: Logged, unlabelled: Logged = (), results: Mapping[str, Any] | None = None
+) -> tuple[list[Record], list[Record]]:
     """Score records (a metric each) and samples (of the primary metric) of one task.
 
     unlabelled: the same of the task's calibration prompts; where there are none, its own prompts take their place.
+    results: what lm-eval made of the task, by `metric,filter`; of tasks that generate.
     """
+    if entry.task.OUTPUT_TYPE == "generate_until":
+        return generated_records(name, entry, logged, results or {}, identities(name, in_order(logged)))
     logged, unlabelled = in_order(logged), in_order(unlabelled)
     averaged = mean_metrics(entry.task)
     metrics = [
@@ -132,13 +138,13 @@ def choice_loglikelihoods(task: Any, sample: dict[str, Any]) -> list[float]:
 
 
 def predicted(metric: str, sample: dict[str, Any], task: Any) -> Any:
-    """The number of the choice that a metric takes, the text that was generated, or None where neither is known."""
+    """The number of the choice that a metric takes; None where it is not known."""
     if task.OUTPUT_TYPE == "multiple_choice" and metric in ("acc", "acc_norm"):
         choices, values = task.doc_to_choice(sample["doc"]), choice_loglikelihoods(task, sample)
         if metric == "acc_norm":
             values = [value / len(choice) for value, choice in zip(values, choices, strict=True)]
         return values.index(max(values))
-    return sample["filtered_resps"][0] if task.OUTPUT_TYPE == "generate_until" else None
+    return None
 
 
 def calibrated_predictions(entry: Entry, logged: Logged, unlabelled: Logged) -> list[int]:
@@ -163,7 +169,7 @@ def gold_answer(task: Any, sample: dict[str, Any]) -> dict[str, float]:
     choices = task.doc_to_choice(sample["doc"])
     if not 0 <= target < len(choices):
         return {}
-    scored = f"{task.config.target_delimiter}{choices[target]}"
+    scored = sample["arguments"][target][1]  # by a chat template lm-eval leaves the delimiter out
     bits = -choice_loglikelihoods(task, sample)[target] / log(2)
     return {"answer_bits": bits, "answer_bytes": len(scored.encode())}
 
@@ -178,23 +184,24 @@ def histogram(entry: Entry, logged: Logged, outcomes: Iterable[tuple[float, Any]
     return {label: counts[label] for label in entry.labels}
 
 
-def mean_records(records: Iterable[Record], samples: Sequence[Record]) -> list[Record]:
+def mean_records(records: Iterable[Record], samples: Sequence[Record], suffix: str = "") -> list[Record]:
     """Per language, the unweighted means over its tasks of primary scores and of gold-answer bits a byte.
 
-    Bootstraps are stratified by task. Left out are bits per byte of text and metrics that are better the lower they
-    are, which are no accuracies; chance and trivial are means too, None where
-    a task has none.
+    Bootstraps are stratified by task. Left out are bits per byte of text, metrics that are better the lower they are,
+    and metrics that are no mean over documents, which are no accuracies; chance and trivial are means too, None where
+    a task has none. suffix: of the tasks' names, for means of tasks that were asked in another way.
     """
     by_language: dict[str, list[Record]] = {}
     for row in records:
-        if (row["primary"] and row["metric"] != BITS and row.get(LOWER, True)) or row["metric"] == CORRECT_BITS:
+        accuracy = row["metric"] != BITS and row.get(LOWER, True) and not row.get(AGGREGATE)
+        if (row["primary"] and accuracy) or row["metric"] == CORRECT_BITS:
             by_language.setdefault(row["language"], []).append(row)
     by_task: dict[str, list[Record]] = {}
     for sample in samples:
         by_task.setdefault(sample["task"], []).append(sample)
     means = []
     for language, rows in by_language.items():
-        head = {"task": f"mean_{language}", "family": "mean", "language": language}
+        head = {"task": f"mean_{language}{suffix}", "family": "mean", "language": language}
         if scored := [row for row in rows if row["primary"]]:
             interval = mean_interval([[sample["score"] for sample in by_task[row["task"]]] for row in scored])
             levels = {name: _mean_or_none([row[name] for row in scored]) for name in ("chance", "trivial")}

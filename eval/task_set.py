@@ -6,7 +6,7 @@ import contextlib
 import difflib
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from common.errors import BadInput
 from eval.items_schema import SPLITS, Row, discover, read_documents, read_items
-from eval.task_checks import check_task, lower_is_better
+from eval.task_checks import check_metrics, check_shots, check_task, lower_is_better, needed
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task
@@ -23,8 +23,13 @@ if TYPE_CHECKING:
 TEMPLATES = Path(__file__).parent / "tasks"
 BITS, CORRECT_BITS, CALIBRATED = "bits_per_byte", "answer_bits_per_byte", "acc_calibrated"  # metrics
 UNLABELLED = "@unlabelled"  # what the name of a task's calibration prompts ends with
+BY_TEMPLATE = "@chat"  # what the name of a task ends with that is asked by a chat template, beside itself plain
+SHOTS_SEED = 1234  # of the examples in prompts, as in lm_eval
 CALIBRATION_PROMPTS = 100  # enough for a label's mean probability to within a few percent of itself
 UNDETERMINED = "und"  # BCP 47: the language of a user's task that states none
+
+
+Shots = int | Mapping[str, int] | None
 
 
 @dataclass
@@ -74,6 +79,7 @@ def prepare(
     include_path: Path | None = None,
     names: Sequence[str] = (),
     language: str = UNDETERMINED,
+    fewshot: Shots = None,
 ) -> TaskSet:
     """Reads and builds every task once.
 
@@ -83,6 +89,7 @@ def prepare(
     include_path: folder of a user's lm-eval YAMLs, with data paths absolute or relative to this folder.
     names: which of those (all, where empty), and tasks that lm-eval ships.
     language: of tasks that do not state `metadata: {language: …}`.
+    fewshot: examples in each prompt of lm-eval's tasks; by task, for some; None: as each task states.
     Raises BadInput for what cannot be read, found or built.
     """
     if split not in SPLITS:
@@ -101,7 +108,7 @@ def prepare(
             name, documents = f"bits_per_byte_{text_language}", read_documents(path)
             entries[name] = text_entry(name, text_language, [truncate(document, excerpt) for document in documents])
     if include_path is not None or names:
-        for name, task in load_tasks(include_path, names).items():
+        for name, task in load_tasks(include_path, names, fewshot).items():
             if name in entries:
                 raise BadInput(f"tasks: {name!r} is the name of an items file too; rename one")
             entries[name] = foreign_entry(name, task, language, limit)
@@ -185,10 +192,15 @@ def foreign_entry(name: str, task: Any, language: str, limit: int | None) -> Ent
         chance = sum(1 / count for count in counts) / len(counts)
     primary = metadata.get("primary", primary_metric(task))
     usable = usable_metrics(task)
-    if primary not in usable:
+    if primary not in usable and task.OUTPUT_TYPE != "generate_until":
         raise BadInput(
             f"tasks: {name} has no metric {primary!r} that is the mean of a number for each document"
             f" (it has {', '.join(usable) or 'none'}). Add one to its metric_list, such as acc or {BITS}."
+        )
+    if task.OUTPUT_TYPE == "generate_until" and primary not in (names := generated_metrics(task)):
+        raise BadInput(
+            f"tasks: {name} has no metric that gives a number, got primary {primary!r} (it has"
+            f" {', '.join(names) or 'none'}). Name one of its own, or add one such as exact_match or chrf."
         )
     return Entry(task, metadata.get("family", name), metadata.get("language", language), primary, chance)
 
@@ -201,8 +213,20 @@ def mean_metrics(task: Any) -> list[str]:
 
 
 def usable_metrics(task: Any) -> list[str]:
-    """The metrics of a task that are scored: means over documents, and bits per byte."""
-    return [*mean_metrics(task), *(metric for metric in task.aggregation() if metric == BITS)]
+    """The metrics of a task that are scored: means over documents, and bits per byte.
+
+    Of a task that generates, also the other aggregates of lm-eval, such as chrF.
+    """
+    others = [metric for metric in task.aggregation() if metric == BITS]
+    if task.OUTPUT_TYPE == "generate_until":
+        others = [metric for metric in task.aggregation() if metric != "bypass"]
+    return list(dict.fromkeys([*mean_metrics(task), *others]))
+
+
+def generated_metrics(task: Any) -> list[str]:
+    """Return the names of a generating task's metrics, alone and after each filter: `exact_match,strict-match`."""
+    filters = [entry["name"] for entry in task.config.filter_list or ()]
+    return [*(names := usable_metrics(task)), *(f"{metric},{name}" for metric in names for name in filters)]
 
 
 def primary_metric(task: Any) -> str:
@@ -211,8 +235,11 @@ def primary_metric(task: Any) -> str:
     return next(iter([metric for metric in usable if metric not in lower] or usable or task.aggregation()))
 
 
-def load_tasks(include_path: Path | None, names: Sequence[str]) -> dict[str, Task]:
-    """Tasks of a user's folder and tasks that lm-eval ships, by name; the members of groups and tags one by one."""
+def load_tasks(include_path: Path | None, names: Sequence[str], fewshot: Shots = None) -> dict[str, Task]:
+    """Tasks of a user's folder and tasks that lm-eval ships, by name; the members of groups and tags one by one.
+
+    fewshot: as in `prepare`; a task that states 0 keeps it, as in lm_eval.
+    """
     if include_path and not os.path.isdir(include_path):  # Path.is_dir raises for a name that is too long
         raise BadInput(f"tasks: {include_path} is not a folder")
     folder = include_path.resolve() if include_path else None
@@ -227,21 +254,46 @@ def load_tasks(include_path: Path | None, names: Sequence[str]) -> dict[str, Tas
             close = difflib.get_close_matches(name, manager.all_tasks, n=3)
             raise BadInput(f"tasks: {name!r} is unknown" + (f"; near it: {', '.join(close)}" if close else ""))
     loaded: dict[str, Task] = {}
+    of_name: dict[str, list[str]] = {}
     with contextlib.chdir(folder or Path.cwd()):  # data paths in the YAMLs are relative to their folder
         for name in wanted:
             try:
-                loaded |= manager.load(name)["tasks"]
+                members = manager.load(name)["tasks"]
+            except ImportError as error:
+                raise BadInput(needed(name, error)) from error
             except Exception as error:  # whatever a user's YAML or an unreachable hub can raise
                 said = " ".join(str(error).split())[:300]
                 if "out of bounds for size 0" in said:  # of the first document
                     said = "it has no documents; see its data and its process_docs"
                 raise BadInput(f"tasks: {name} cannot be loaded: {said}") from error
+            loaded |= members
+            of_name |= {name: list(members), **{member: [member] for member in members}}
+    for name, shots in _shots(fewshot, of_name).items():
+        if loaded[name].get_config("num_fewshot") != 0:
+            loaded[name].set_config("num_fewshot", shots)
     for name, task in loaded.items():
         check_task(name, task)
+        check_metrics(name, task)
         if task.get_config("num_fewshot") is None:
             task.set_config("num_fewshot", 0)
-        task.set_fewshot_seed(1234)  # as `lm_eval` itself does; its `evaluate` leaves both to the caller
+        task.set_fewshot_seed(SHOTS_SEED)  # as `lm_eval` itself does; its `evaluate` leaves both to the caller
+        check_shots(name, task)
     return loaded
+
+
+def _shots(fewshot: Shots, of_name: Mapping[str, Sequence[str]]) -> dict[str, int]:
+    """Return the number of examples in a prompt, by task. of_name: the tasks of a name, several for a group."""
+    by_name = dict.fromkeys(of_name, fewshot) if isinstance(fewshot, int) else fewshot or {}
+    shots: dict[str, int] = {}
+    for name, number in by_name.items():
+        if name not in of_name:
+            close = difflib.get_close_matches(name, list(of_name), n=3)
+            near = f" Near it: {', '.join(close)}." if close else ""
+            raise BadInput(f"eval.fewshot: must name tasks that are scored, got {name!r}.{near} Correct the name.")
+        if number < 0:
+            raise BadInput(f"eval.fewshot: must be 0 or more, got {number} for {name}. Set it to 0.")
+        shots |= dict.fromkeys(of_name[name], number)
+    return shots
 
 
 @cache
@@ -264,12 +316,24 @@ def _yamls(folder: Path | None) -> Iterator[Path]:
 
 
 def build_once(task: Any) -> None:
-    """Makes a task keep its requests: a second `evaluate` starts with the same ones, unanswered."""
-    build = task.build_all_requests
+    """Makes a task keep its requests: a second `evaluate` starts with the same ones, unanswered.
+
+    They are kept for each way of asking: plain, and by each chat template with each system message. Building draws
+    examples, so that each build begins with the same seed.
+    """
+    build: Callable[..., None] = task.build_all_requests
+    kept: dict[tuple[Any, ...], list[Any]] = {}
 
     def reuse(**kwargs: Any) -> None:
-        if getattr(task, "instances", None) is None:  # some tasks have no such attribute before they are built
+        if task.OUTPUT_TYPE == "loglikelihood_rolling":  # a text has no prompt
+            kwargs |= {"apply_chat_template": False, "chat_template": None, "system_instruction": None}
+        chat = bool(kwargs.get("apply_chat_template"))
+        how = (kwargs.get("system_instruction"), chat, kwargs["tokenizer_name"] if chat else "")
+        if how not in kept:
+            task.set_fewshot_seed(SHOTS_SEED)
             build(**kwargs)
+            kept[how] = task.instances
+        task._instances = kept[how]
         for instance in task.instances:
             instance.resps, instance.filtered_resps = [], {}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import gc
 import json
 import resource
@@ -13,13 +12,16 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common import hub
+from common import hub_push
+from common.command_line import Options, read
 from common.errors import BadInput, in_one_line, line_of
+from common.hub_push import Target
 from common.stop_signals import Stopped, stopping_on_signals
 from common.units import parse_bytes
 from merge.chained import Stage, read_stages, recipes_of, write_stages
 from merge.describe import describe
 from merge.grid import expand
+from merge.options import COMMAND
 from merge.progress import Progress
 from merge.recipe import Recipe
 
@@ -32,7 +34,9 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m merge
 
     0; 2 after one line on stderr, for bad input and for what the machine rejects; 128 + n when signal n stopped it.
     """
-    options = _parser(program).parse_intermixed_args(arguments)
+    options = read(COMMAND, arguments, program)
+    if isinstance(options, int):
+        return options
     try:
         with stopping_on_signals(), in_one_line():
             _allow_open_files()
@@ -68,48 +72,7 @@ def _allow_open_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-def _parser(program: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=program, description="Merge checkpoints of one architecture.")
-    parser.add_argument("recipe", nargs="?", help="YAML file: a recipe (docs/reference/merging.md) or a mergekit file")
-    parser.add_argument(
-        "out_dir", nargs="?", help="new folder for the merged checkpoint (with --grid: for one folder per combination)"
-    )
-    parser.add_argument(
-        "--from-card", metavar="README.md", help="in place of a recipe: make the merge of this card again, bit for bit"
-    )
-    parser.add_argument(
-        "--model",
-        action="append",
-        default=[],
-        metavar="NAME=FOLDER",
-        help="where a model of the card is, if neither on the hub nor near the card",
-    )
-    parser.add_argument("--push", metavar="OWNER/NAME", help="put the result on the hub once it is whole")
-    parser.add_argument("--private", action="store_true", help="what --push makes there is for this account alone")
-    parser.add_argument(
-        "--plan", action="store_true", help="show what would be read, written and needed; merge nothing"
-    )
-    parser.add_argument(
-        "--audit-only", action="store_true", help="print what the merge would discard, as JSON; write no weights"
-    )
-    parser.add_argument(
-        "--grid",
-        nargs="+",
-        metavar="KEY=V,V",
-        default=[],
-        help="merge every combination in one pass, e.g. slack=0,0.5,1",
-    )
-    parser.add_argument("--no-audit", action="store_true", help="do not count what is discarded")
-    parser.add_argument("--no-checksums", action="store_true", help="do not put the files' sha256 into the model card")
-    parser.add_argument("--device", default="cpu", help="where to compute (default: cpu)")
-    parser.add_argument("--threads", type=int, help="tensors worked on at a time (default: torch's number of threads)")
-    parser.add_argument("--memory", default="512MB", help="limit for working sets, e.g. 2GB (default: 512MB)")
-    parser.add_argument("--shard-size", help="largest output file (default: 5GB)")
-    parser.add_argument("--quiet", action="store_true", help="say nothing of the progress")
-    return parser
-
-
-def _run_stages(stages: list[Stage], options: argparse.Namespace) -> None:
+def _run_stages(stages: list[Stage], options: Options) -> None:
     """Several merges of one file."""
     if options.grid or options.audit_only:
         raise BadInput(
@@ -135,7 +98,7 @@ def _run_stages(stages: list[Stage], options: argparse.Namespace) -> None:
     _deliver([write_stages(options.recipe, options.out_dir, workers, progress, **extras)], options)
 
 
-def _run(options: argparse.Namespace) -> None:
+def _run(options: Options) -> None:
     card = _card(options)
     if card is None and (stages := read_stages(Path(options.recipe))) is not None:
         return _run_stages(stages, options)
@@ -183,7 +146,7 @@ def _run(options: argparse.Namespace) -> None:
     _deliver(written, options)
 
 
-def _card(options: argparse.Namespace) -> Card | None:
+def _card(options: Options) -> Card | None:
     """The card to merge by. Raises BadInput for what does not go with one."""
     if options.from_card is None:
         if options.model:
@@ -202,7 +165,7 @@ def _card(options: argparse.Namespace) -> Card | None:
     return read_card(Path(options.from_card), options.model)
 
 
-def _limits(options: argparse.Namespace) -> tuple[int, int]:
+def _limits(options: Options) -> tuple[int, int]:
     """Bytes of working sets, and of the largest output file. Raises BadInput for these and for --threads."""
     limits = _size(options.memory, "--memory"), _size(options.shard_size or "5GB", "--shard-size")
     if options.threads is not None and options.threads < 1:
@@ -210,25 +173,31 @@ def _limits(options: argparse.Namespace) -> tuple[int, int]:
     return limits
 
 
-def _extras(options: argparse.Namespace, shard: int) -> dict[str, Any]:
+def _extras(options: Options, shard: int) -> dict[str, Any]:
     """How results are written."""
     return {"audit": not options.no_audit, "checksums": not options.no_checksums, "shard_bytes": shard}
 
 
-def _check_target(options: argparse.Namespace) -> None:
+def _check_target(options: Options) -> None:
     """Reject what is to be written nowhere, or cannot be pushed."""
     if not options.audit_only and options.out_dir is None:
         raise BadInput("OUT_DIR: missing. Pass a new folder for the merged checkpoint.")
     if options.push is not None:
         if options.grid or options.audit_only:
             raise BadInput("--push: needs one merge that is written. Leave out --grid and --audit-only.")
-        hub.check_push(options.push, "--push")
+        hub_push.check(Target(options.push, private=options.private))
 
 
-def _deliver(written: list[Path], options: argparse.Namespace) -> None:
-    """Says where results lie, after the push of one that is to be on the Hub."""
+def _deliver(written: list[Path], options: Options) -> None:
+    """Say where results lie, after the push of one that is to be on the Hub."""
     if options.push is not None:
-        print(hub.push(written[0], options.push, "--push", options.private))
+        from merge.io.shared_folder import share, upload
+
+        try:
+            print(upload(share(written[0]), Target(options.push, private=options.private), "Merge by slackmerge"))
+        except BadInput as error:
+            again = f"slackmerge push {written[0]} {options.push}{' --private' if options.private else ''}"
+            raise BadInput(f"--push: the merge is whole; push it by `{again}`. {error}") from None
     print("\n".join(map(str, written)))
 
 

@@ -23,7 +23,7 @@ MODEL_DEFAULTS: MappingProxyType[str, Any] = MappingProxyType(
 ELECTION_KEYS = (
     "slack", "protect", "slack_form", "slack_scale", "on_slack", "slack_scope", "slack_share", "election",
 )  # fmt: skip
-COMMON_KEYS = ("compute_dtype", "out_dtype", "tokenizer", "chat_template", "exact")  # of every recipe
+COMMON_KEYS = ("compute_dtype", "out_dtype", "tokenizer", "chat_template", "special_rows", "exact")  # of every recipe
 
 
 @dataclass(frozen=True)

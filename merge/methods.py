@@ -87,7 +87,13 @@ def keep_probabilities(ranks: torch.Tensor, density: float, epsilon: float) -> t
 
     ranks: of whole rows, float32 [rows, columns]; returns the same.
     """
-    return (density - epsilon) + ranks * (2 * epsilon / max(1, ranks.shape[-1] - 1))
+    low, step = keep_line(ranks.shape[-1], density, epsilon)
+    return low + ranks * step
+
+
+def keep_line(columns: int, density: float, epsilon: float) -> tuple[float, float]:
+    """The least of DELLA's keep probabilities, and what a rank adds to it."""
+    return density - epsilon, 2 * epsilon / max(1, columns - 1)
 
 
 def merge_taus(

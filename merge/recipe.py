@@ -19,6 +19,7 @@ Our schema, as YAML:
     out_dtype: base        # the base's own dtype, `compute`, or a name
     tokenizer: required    # or optional: neither asked for nor compared; union, base, or a model: rows by token
     chat_template: auto    # or chatml, or a template; the base's own without this key
+    special_rows: sft      # rows of tokens that this model's chat template writes are its own; all merged without it
     exact: true            # a single whole model is copied, not recomputed as θ0 + (θ − θ0), which rounds
     slices:                # layers restacked: each slice a merge of its own, settings not given are those above
       - {layers: 0-1, models: {ct: {weight: 0.7}, sft: {}}}
@@ -29,7 +30,7 @@ Relative paths are relative to the YAML file. A file with the key `merge_method`
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -54,6 +55,7 @@ from merge.recipe_fields import (
     Folder,
     Form,
     Layers,
+    Name,
     Names,
     Norm,
     OnSlack,
@@ -99,6 +101,7 @@ class Recipe(Value):
     out_dtype: OutDtype = "base"
     tokenizer: Tokenizer = "required"
     chat_template: Template = None
+    special_rows: Name = None
     exact: Boolean = True
     slices: tuple[Slice, ...] = ()
 
@@ -177,6 +180,7 @@ class Recipe(Value):
             raise BadInput(
                 f"tokenizer: not known, got {self.tokenizer!r}. {suggestion(self.tokenizer, (*TOKENIZERS, *known))}"
             )
+        self._check_special_rows(known)
         if self.slices:  # each of them is looked at by itself
             taken = {model.name for part in self.slices for model in part.models}
             if left := next((model.name for model in self.models if model.name not in taken), None):
@@ -204,6 +208,18 @@ class Recipe(Value):
             )
         return self
 
+    def _check_special_rows(self, known: Sequence[str]) -> None:
+        name = self.special_rows
+        if name is None or self._own_key == "layers":
+            return
+        models = ["base", *known] if self.base is not None else known
+        if name not in models:
+            raise BadInput(f"special_rows: no model is called {name!r}; the models are {', '.join(models)}")
+        if self.slices:
+            raise BadInput("special_rows: a merge by slices has none. Leave it out.")
+        if self.tokenizer == "optional":
+            raise BadInput("special_rows: goes by the names of tokens. Leave out `tokenizer: optional`.")
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain data from which `from_dict` builds an equal recipe."""
         out: dict[str, Any] = {"method": self.method}
@@ -212,7 +228,7 @@ class Recipe(Value):
         out["models"] = {model.name: model.to_dict(self.spec) for model in self.models}
         for key in (*self.spec.recipe_keys, *COMMON_KEYS):
             value = getattr(self, {"lambda": "lambda_"}.get(key, key))
-            if key != "chat_template" or value is not None:
+            if key not in ("chat_template", "special_rows") or value is not None:
                 out[key] = list(value) if key == "protect" else per_tensor.to_plain(value)
         if self.slices:
             out["slices"] = [part.to_part(self) for part in self.slices]

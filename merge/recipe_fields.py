@@ -131,6 +131,11 @@ def word(value: Any) -> str:
     return value
 
 
+def name(value: Any) -> str | None:
+    """A model's name, or none."""
+    return None if value is None else word(value)
+
+
 def template(value: Any) -> str | None:
     """Accept a chat template, its name, or null."""
     if value is None:
@@ -173,6 +178,7 @@ ComputeDtype = Annotated[str, one_of(*DTYPES, "inputs")]
 OutDtype = Annotated[str, one_of(*DTYPES, "base", "compute")]
 Tokenizer = Annotated[str, PlainValidator(word)]
 Template = Annotated[str | None, PlainValidator(template)]
+Name = Annotated[str | None, PlainValidator(name)]
 
 
 def unknown_keys(entry: Mapping[str, Any], known: Sequence[str], method: str) -> str | None:

@@ -11,13 +11,16 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy
 import torch
+
+from merge.loops.arguments import BINS
+from merge.loops.calls import CountCall, Stored
+from merge.loops.machine_code import Loop
 
 INFINITE = {
     torch.float64: 0x7FF0000000000000,
@@ -27,7 +30,6 @@ INFINITE = {
 }  # patterns of infinity; NaN lies above
 PATTERNS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # of a float's bits, by its bytes
 FLOATS = {4: torch.float32, 8: torch.float64}
-BINS = 1 << 16
 Array = Any  # numpy array
 Pieces = Callable[[], Iterable[Array]]
 
@@ -70,31 +72,32 @@ def kept(density: float, numel: int) -> int:
     return min(numel, max(1, int(density * numel)))
 
 
-def bit_patterns(tau: torch.Tensor) -> Array:
-    """Flat bit patterns, as whole numbers of its width."""
-    return tau.view(-1).cpu().view(PATTERNS[tau.dtype.itemsize]).numpy()
-
-
 def magnitude_bits(tau: torch.Tensor) -> Array:
     """Flat bit patterns of |τ|, as whole numbers of its width."""
-    bits = bit_patterns(tau)
+    bits = tau.view(-1).cpu().view(PATTERNS[tau.dtype.itemsize]).numpy()
     return bits & numpy.iinfo(bits.dtype).max
 
 
 class Counting:
-    """Ranks a 16-bit task vector: one count of its 32,768 possible magnitudes answers every rank."""
+    """Ranks a 16-bit task vector: one count of its 32,768 possible magnitudes answers every rank.
 
-    def __init__(self, dtype: torch.dtype, kernels: ModuleType | None = None):
-        self.dtype, self.kernels = dtype, kernels
+    loops: compiled, for arithmetic in `dtype`; with them task vectors are counted as differences, else as bits.
+    """
+
+    def __init__(self, dtype: torch.dtype, loops: Mapping[str, Loop] | None = None):
+        self.dtype, self.loops = dtype, loops
         self.counts = numpy.zeros(BINS // 2, numpy.int64)
+        self.call = CountCall(loops["count"], self.counts) if loops is not None else None
 
     def see(self, bits: Array) -> None:
-        """Count the next piece's `magnitude_bits`; with kernels, `bit_patterns`."""
-        if self.kernels is not None:
-            self.kernels.count_upper(bits, 0, self.counts)
-            return
+        """Count the next piece's `magnitude_bits`."""
         # torch's bincount takes 16-bit integers as they are and leaves the interpreter to other threads
         self.counts += torch.bincount(torch.from_numpy(bits), minlength=BINS // 2).numpy()
+
+    def see_difference(self, base: Stored, model: Stored) -> None:
+        """Count the next piece's task vector."""
+        assert self.call is not None
+        self.call.see(base, model)
 
     def ranking(self, ranks: Iterable[int]) -> Ranking:
         """The k-th largest value for every k ≥ 1 in `ranks`, exact. Raises NotFinite."""
@@ -103,8 +106,8 @@ class Counting:
         found, numel = {}, int(self.counts.sum())
         for k in ranks:
             if k < numel:
-                pattern, above = _bin_of(self.counts, k)
-                found[k] = _threshold(pattern, k, k - above, int(self.counts[pattern]), self.dtype)
+                pattern, above = bin_of(self.counts, k)
+                found[k] = threshold(pattern, k, k - above, int(self.counts[pattern]), self.dtype)
             else:
                 found[k] = EVERYTHING
         values = torch.arange(INFINITE[self.dtype], dtype=torch.int16).view(self.dtype).double().numpy()
@@ -114,53 +117,42 @@ class Counting:
 class DigitCounting:
     """Ranks a float32 task vector in two passes of compiled loops: by its upper half, then inside what holds a rank."""
 
-    def __init__(self, kernels: ModuleType):
-        self.kernels = kernels
+    def __init__(self, loops: Mapping[str, Loop]):
+        self.loops = loops
         self.upper = numpy.zeros(BINS // 2, numpy.int64)
         self.lower = numpy.zeros((0, BINS), numpy.int64)
         self.rows = numpy.full(BINS // 2, -1, numpy.int16)  # of `lower`, by upper half
         self.places: dict[int, tuple[int, int]] = {}  # by rank, the upper half and how many are above
-        self.numel, self.zeros, self.energy = 0, 0, 0.0
+        self.call = CountCall(loops["count"], self.upper)
 
-    def see(self, patterns: Array) -> None:
-        """Count the next piece's `bit_patterns`, in the first pass."""
-        self.zeros += self.kernels.count_upper(patterns, 16, self.upper)
-        self.energy += _energy(patterns)
-        self.numel += len(patterns)
-
-    def see_difference(self, theta: Array, base: Array) -> None:
+    def see_difference(self, base: Stored, model: Stored) -> None:
         """Count the next piece's task vector, in the first pass."""
-        zeros, energy = self.kernels.count_task_vector(theta, base, self.upper)
-        self.zeros += zeros
-        self.energy += energy
-        self.numel += len(theta)
+        self.call.see(base, model)
 
     def choose(self, ranks: Iterable[int]) -> bool:
         """Between the passes: set the ranks. Returns whether a second pass is needed. Raises NotFinite."""
         if self.upper[INFINITE[torch.float32] >> 16 :].any():
             raise NotFinite
-        self.places = {k: _bin_of(self.upper, k) for k in ranks if k < self.numel}
+        self.places = {k: bin_of(self.upper, k) for k in ranks if k < self.upper.sum()}
         for prefix in {prefix for prefix, _ in self.places.values()}:
             self.rows[prefix] = self.rows.max() + 1
         self.lower = numpy.zeros((int(self.rows.max()) + 1, BINS), numpy.int64)
+        self.below = CountCall(self.loops["count_below"], self.lower, self.rows)
         return bool(self.places)
 
-    def see_below(self, patterns: Array) -> None:
-        """Count the next piece's `bit_patterns`, in the second pass."""
-        self.kernels.count_below(patterns, self.rows, self.lower)
-
-    def see_difference_below(self, theta: Array, base: Array) -> None:
+    def see_difference_below(self, base: Stored, model: Stored) -> None:
         """Count the next piece's task vector, in the second pass."""
-        self.kernels.count_task_vector_below(theta, base, self.rows, self.lower)
+        self.below.see(base, model)
 
     def ranking(self, ranks: Iterable[int]) -> Ranking:
         """The k-th largest value for every k ≥ 1 in `ranks`, exact."""
         found = dict.fromkeys(ranks, EVERYTHING)
         for k, (prefix, above) in self.places.items():
             counts = self.lower[self.rows[prefix]]
-            digit, more = _bin_of(counts, k - above)
-            found[k] = _threshold(prefix * BINS + digit, k, k - above - more, int(counts[digit]), torch.float32)
-        return Ranking(found, self.energy, self.numel - self.zeros)
+            digit, more = bin_of(counts, k - above)
+            found[k] = threshold(prefix * BINS + digit, k, k - above - more, int(counts[digit]), torch.float32)
+        zeros, energy = self.call.sums.tolist()
+        return Ranking(found, energy, int(self.upper.sum()) - int(zeros))
 
 
 def rank(pieces: Pieces, ranks: Iterable[int], numel: int, resident: int) -> Ranking:
@@ -194,7 +186,7 @@ def _by_partition(pieces: Pieces, ranks: list[int], numel: int, size: int) -> Ra
         rest = rest[len(rest) - k :]
         pattern = int(rest[0])
         spare, ties = (int(numpy.count_nonzero(part == pattern)) for part in (rest, whole))
-        found[k] = _threshold(pattern, k, spare, ties, dtype)
+        found[k] = threshold(pattern, k, spare, ties, dtype)
     return Ranking(found, energy, nonzero)
 
 
@@ -209,7 +201,7 @@ def _by_histogram(pieces: Pieces, ranks: list[int], size: int) -> Ranking:
         upper += torch.bincount(leading, minlength=BINS // 2).numpy()
     if upper[INFINITE[dtype] >> (8 * size - 16) :].any():
         raise NotFinite
-    places = {k: (*_bin_of(upper, k), 0) for k in ranks}  # leading digits, how many are above, how many are equal
+    places = {k: (*bin_of(upper, k), 0) for k in ranks}  # leading digits, how many are above, how many are equal
     for left in range(digits - 1, 0, -1):  # digits not looked at yet
         lower = {prefix: numpy.zeros(BINS, numpy.int64) for prefix, _, _ in places.values()}
         for bits in pieces():
@@ -219,9 +211,9 @@ def _by_histogram(pieces: Pieces, ranks: list[int], size: int) -> Ranking:
                 inside = offsets[offsets < 1 << 16 * left] >> 16 * (left - 1)
                 counts += numpy.bincount(inside.astype(numpy.int64), minlength=BINS)
         for k, (prefix, above, _) in places.items():
-            digit, more = _bin_of(lower[prefix], k - above)
+            digit, more = bin_of(lower[prefix], k - above)
             places[k] = (prefix * BINS + digit, above + more, int(lower[prefix][digit]))
-    found = {k: _threshold(pattern, k, k - above, ties, dtype) for k, (pattern, above, ties) in places.items()}
+    found = {k: threshold(pattern, k, k - above, ties, dtype) for k, (pattern, above, ties) in places.items()}
     return Ranking(found, energy, nonzero)
 
 
@@ -231,13 +223,13 @@ def _energy(bits: Array) -> float:
     return energy if math.isfinite(energy) else float(values.double().square().sum())
 
 
-def _threshold(pattern: int, k: int, spare: int, ties: int, dtype: torch.dtype) -> Threshold:
+def threshold(pattern: int, k: int, spare: int, ties: int, dtype: torch.dtype) -> Threshold:
     patterns = torch.tensor([pattern, max(0, pattern - 1)], dtype=PATTERNS[dtype.itemsize])
     value, below = patterns.view(dtype).tolist()
     return Threshold(value, below, pattern, spare, ties, k - spare + ties)
 
 
-def _bin_of(counts: Array, k: int) -> tuple[int, int]:
+def bin_of(counts: Array, k: int) -> tuple[int, int]:
     """Bin that holds the k-th largest element, and how many elements lie in the bins above it."""
     from_top = counts[::-1].cumsum()
     position = int(numpy.searchsorted(from_top, k))
@@ -267,7 +259,14 @@ class Taker:
         with_ties = self.left > 0
         thin = torch.nn.functional.hardshrink(tau, at.below if with_ties else at.value)
         if with_ties and at.spare < at.ties:
-            tied = numpy.flatnonzero(bits() == at.bits)
-            thin.view(-1)[torch.from_numpy(tied[self.left :])] = 0
+            tied = _places_of_ties(tau, at, bits)
+            thin.view(-1)[tied[self.left :]] = 0
             self.left -= min(self.left, len(tied))
         return thin
+
+
+def _places_of_ties(tau: torch.Tensor, at: Threshold, bits: Callable[[], Array]) -> torch.Tensor:
+    """Flat indices, in order, of what equals the threshold; found where τ lies."""
+    if tau.device.type == "cpu":
+        return torch.from_numpy(numpy.flatnonzero(bits() == at.bits))
+    return (tau.reshape(-1).abs() == at.value).nonzero().view(-1)

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import click
 
-from pipeline.commands import MEMORY_TABLE, VERBS, overview, parse
+from common.silence import silence
+from pipeline.commands import VERBS, Given, overview, parse
 
 
 def main(arguments: Sequence[str] | None = None, program: str = "python -m pipeline") -> int:
     """Return the exit code: 0 done, 1 a stage crashed, 2 bad input (one line on stderr), 130 interrupted."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    silence()
     given = list(arguments)
     if given and given[0] in ("-h", "--help", "help"):
         print(overview(program))
@@ -27,8 +29,7 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m pipel
 
     try:
         with in_one_line():
-            kept, multirun = parse(verb, words, program)
-            return _act(verb, kept, multirun, arguments, program)
+            return _act(verb, parse(verb, words, program), arguments, program)
     except click.exceptions.Exit as asked:  # the help is printed
         return asked.exit_code
     except click.ClickException as error:
@@ -50,25 +51,45 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m pipel
         return 130
 
 
-def _act(verb: str, words: list[str], multirun: bool, arguments: Sequence[str], program: str) -> int:
-    """Do what a command says. `words`: its settings and folders; `arguments`: the whole command line, as given."""
+def _act(verb: str, given: Given, arguments: Sequence[str], program: str) -> int:
+    """Do what a command says. `arguments`: the whole command line, as given."""
     from common.errors import BadInput
 
-    if MEMORY_TABLE in words:
+    if given.options.get("memory_table"):
         from pipeline.cost import memory_table
 
         print(memory_table.markdown())
         return 0
-    folders = [word for word in words if "=" not in word and not word.startswith("~")]
+    names = [word for word in given.words if "=" not in word and not word.startswith("~")]
+    settings = [word for word in given.words if word not in names]
     if verb == "watch":
         from pipeline.run import live
 
-        return live.watch(Path(folders[0] if folders else "outputs"))
-    if verb == "report" and folders:
-        return report_folders(folders, [word for word in words if word not in folders])
-    if folders:
-        raise BadInput(f"{folders[0]}: neither a command ({', '.join(VERBS)}) nor key=value. See {program} --help.")
-    return command(verb, words, multirun, arguments)
+        return live.watch(Path(names[0] if names else "outputs"))
+    if verb == "make":
+        return _make(names, settings, given.multirun, arguments, program)
+    if verb == "push":
+        from pipeline.run import push
+
+        return push.push(names, settings, given.multirun, push.Options(**given.options))
+    if verb == "report" and names:
+        return report_folders(names, settings)
+    if names:
+        raise BadInput(f"{names[0]}: neither a command ({', '.join(VERBS)}) nor key=value. See {program} --help.")
+    return command(verb, given.words, given.multirun, arguments)
+
+
+def _make(names: Sequence[str], settings: Sequence[str], multirun: bool, arguments: Sequence[str], program: str) -> int:
+    """Compute one stage."""
+    from common.errors import BadInput
+    from pipeline.run import one_stage
+
+    if len(names) != 2:
+        raise BadInput(
+            f"make: takes KIND and SLUG, got {' '.join(names) or 'neither'}. "
+            f"{program} plan prints them; settings are key=value."
+        )
+    return one_stage.make(names[0], names[1], settings, multirun, arguments)
 
 
 def report_folders(folders: Sequence[str], others: Sequence[str]) -> int:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
+from common.command_line import Command
 from common.errors import BadInput
 from common.places import CONF
+from pipeline.kinds import KINDS
 
-MEMORY_TABLE = "--memory-table"
 MULTIRUN = "Run all values of the experiment's sweep axes, or of those given here (ct.tokens=32k,128k seed=0,1)."
 CONFIG_DIR = (
     "Also read configuration files from FOLDER, such as FOLDER/experiment/mine.yaml or FOLDER/language/xyz.yaml."
@@ -32,12 +36,22 @@ Settings. conf/ documents every key; these are common:
 
 @dataclass(frozen=True)
 class Verb:
-    """A command. takes: settings (`key=value`), folders, or both."""
+    """A command. takes: settings (`key=value`), folders, or both. words: what else it takes, in its usage line."""
 
     summary: str
     text: str
     examples: tuple[str, ...]
     takes: tuple[str, ...] = ("settings",)
+    words: str = ""
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a command got: settings and other words, whether it is a multirun, and the values of its own options."""
+
+    words: list[str]
+    multirun: bool
+    options: Mapping[str, Any]
 
 
 VERBS = {
@@ -68,6 +82,13 @@ VERBS = {
         "`run` makes the same checks before it starts.",
         ("-m experiment=tiny", "language=mine corpus.path='data/*.txt'"),
     ),
+    "watch": Verb(
+        "Show the progress of a run and update its report.",
+        "FOLDER is outputs/<experiment>, or a folder that holds several; the newest run in it is shown "
+        "(default: outputs). Ctrl-C ends the display and not the run.",
+        ("", "outputs/tiny"),
+        ("folders",),
+    ),
     "report": Verb(
         "Write a report for a sweep, for several folders (compared), or for lm-eval output.",
         "Without FOLDER, the report of the experiment that the settings name, from what is finished. "
@@ -77,17 +98,61 @@ VERBS = {
         ("-m experiment=tiny", "outputs/tiny", "outputs/tiny outputs/evidence out=comparison"),
         ("settings", "folders"),
     ),
-    "watch": Verb(
-        "Show the progress of a run and update its report.",
-        "FOLDER is outputs/<experiment>, or a folder that holds several; the newest run in it is shown "
-        "(default: outputs). Ctrl-C ends the display and not the run.",
-        ("", "outputs/tiny"),
-        ("folders",),
+    "make": Verb(
+        "Compute one stage of an experiment, and its parents if they are missing.",
+        "KIND and SLUG (or the key) are those that `plan` prints for the same settings. Missing parents are computed "
+        "first; before it starts, the command prints how many stages that is and about how long they take. "
+        "It computes in this process, and may run beside `run` on the same store. The last line is one JSON object: "
+        "folder, stages_run, seconds.",
+        (
+            "ct nya-4096-s0 experiment=test",
+            "eval nya-ties_sv_1-450k-s0 -m experiment=tiny",
+            "weights nya-ties_sv_1-4096-s0 experiment=test",
+        ),
+        words="KIND SLUG",
+    ),
+    "push": Verb(
+        "Upload a checkpoint to the Hugging Face Hub.",
+        "FOLDER holds a model or an adapter. KIND and SLUG name a checkpoint of the store, as `plan` prints them for "
+        "the same settings. Weights, config, tokenizer, chat template, model card and merge.yml are uploaded, and "
+        "nothing else. The token is HF_TOKEN, or that of `hf auth login`. A repository that holds other files is left "
+        "alone. The last line is the address.",
+        (
+            "merged/ me/my-model --private",
+            "ct nya-4096-s0 me/my-ct experiment=test --dry-run",
+            "weights nya-ties_sv_1-450k-s0 me/my-merge -m experiment=tiny",
+            "store/ct/my-lora/adapter me/my-lora --base OWNER/BASE",
+        ),
+        words="{FOLDER | KIND SLUG} OWNER/NAME",
     ),
     "verify": Verb(
         "Compare every file in the store with its checksum.",
         "Damaged entries are moved aside; the next run computes them again.",
         ("", "store=/data/store"),
+    ),
+}
+
+
+OWN_OPTIONS: dict[str, tuple[click.Option, ...]] = {
+    "plan": (
+        click.Option(
+            ["--memory-table"],
+            is_flag=True,
+            help="Print which model sizes train on GPUs of 16 to 80 GB, and nothing else.",
+        ),
+    ),
+    "push": (
+        click.Option(["--private"], is_flag=True, help="Make the repository private. An existing one is not changed."),
+        click.Option(
+            ["--revision"],
+            metavar="BRANCH",
+            default="main",
+            show_default=True,
+            help="Branch to upload to, made if it is missing. A new branch holds the upload alone.",
+        ),
+        click.Option(["--replace"], is_flag=True, help="Delete what the branch holds besides the upload."),
+        click.Option(["--dry-run"], is_flag=True, help="List the files and their sizes; ask the Hub nothing."),
+        click.Option(["--base"], metavar="OWNER/NAME", help="Of an adapter: the model of the Hub that it is for."),
     ),
 }
 
@@ -98,42 +163,57 @@ def choices() -> dict[str, list[str]]:
     return {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in folders}
 
 
-class Command(click.Command):
-    """A command whose usage line names what it takes."""
+class PipelineCommand(Command):
+    """A command whose usage line names what it takes, and whose help lists groups and common keys of settings."""
 
     def __init__(self, name: str, verb: Verb) -> None:
         options: list[click.Parameter] = [
-            click.Argument(["words"], nargs=-1, type=click.UNPROCESSED),
+            click.Argument(["words"], nargs=-1, type=click.UNPROCESSED, shell_complete=complete),
             click.Option(["-m", "--multirun"], is_flag=True, help=MULTIRUN),
             click.Option(["--config-dir"], metavar="FOLDER", multiple=True, help=CONFIG_DIR),
         ]
-        if name == "plan":
-            table = "Print which model sizes train on GPUs of 16 to 80 GB, and nothing else."
-            options.append(click.Option([MEMORY_TABLE], is_flag=True, help=table))
+        options += OWN_OPTIONS.get(name, ())
         super().__init__(
-            name,
-            params=options if "settings" in verb.takes else options[:1],
-            help=f"{verb.summary}\n\n{verb.text}",
-            short_help=verb.summary,
-            context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+            name, verb.summary, verb.text, verb.examples, options if "settings" in verb.takes else options[:1]
         )
         self.verb = verb
 
     def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
         """What the usage line shows behind the name of the command."""
-        settings = ["[OPTIONS]", "[GROUP=CHOICE]...", "[KEY=VALUE]..."] if "settings" in self.verb.takes else []
-        return [*settings, *(["[FOLDER]..."] if "folders" in self.verb.takes else [])]
+        words = [self.verb.words] if self.verb.words else []
+        settings = [*words, "[GROUP=CHOICE]...", "[KEY=VALUE]..."] if "settings" in self.verb.takes else words
+        options = ["[OPTIONS]"] if len(self.params) > 1 else []
+        return [*options, *settings, *(["[FOLDER]..."] if "folders" in self.verb.takes else [])]
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Examples; groups, choices and common keys of a command that composes a configuration."""
-        with formatter.section("Examples"):
-            for example in self.verb.examples:
-                formatter.write(f"  {ctx.command_path} {example}".rstrip() + "\n")
+        super().format_epilog(ctx, formatter)
         if "settings" in self.verb.takes and self.name != "verify":
             with formatter.section("Groups and their choices"):
                 formatter.write_dl([(group, ", ".join(names)) for group, names in choices().items()])
             formatter.write_paragraph()
             formatter.write(SETTINGS.removeprefix("\b\n"))
+
+
+def complete(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """`experiment=ti` to `experiment=tiny`. Bash has split it at the `=` already, and wants `tiny` alone.
+
+    The first word of a command that takes a stage is a kind.
+    """
+    groups = choices()
+    takes_stage = isinstance(context.command, PipelineCommand) and "KIND" in context.command.verb.words
+    if takes_stage and not context.params.get("words"):
+        kinds = [CompletionItem(kind) for kind in KINDS if kind.startswith(incomplete)]
+        return [*kinds, CompletionItem(incomplete, type="file")]
+    group, equals, start = incomplete.rpartition("=")
+    before = [word for word in context.params.get("words") or () if word != "="][-1:]
+    if not equals and before and before[0] in groups:
+        group = before[0]
+    if group:
+        kept = f"{group}=" if equals else ""
+        return [CompletionItem(kept + choice) for choice in groups.get(group, ()) if choice.startswith(start)]
+    matching = [CompletionItem(f"{group}=") for group in groups if group.startswith(incomplete)]
+    return matching or [CompletionItem(incomplete, type="file")]
 
 
 def overview(program: str) -> str:
@@ -152,15 +232,15 @@ def overview(program: str) -> str:
     )
 
 
-def parse(verb: str, words: list[str], program: str) -> tuple[list[str], bool]:
-    """Return the settings and folders among the words of a command, and whether it is a multirun.
+def parse(verb: str, words: list[str], program: str) -> Given:
+    """Read the words of a command: its options, settings, folders and other words.
 
     Raises click.exceptions.Exit after printing the help, click.ClickException for an unknown option, and BadInput.
     """
-    parameters = Command(verb, VERBS[verb]).make_context(f"{program} {verb}", words).params
-    folders = parameters.get("config_dir") or ()
-    table = [MEMORY_TABLE] if parameters.get("memory_table") else []
-    return [*_search_path(folders), *parameters["words"], *table], bool(parameters.get("multirun"))
+    parameters = PipelineCommand(verb, VERBS[verb]).make_context(f"{program} {verb}", words).params
+    options = dict(parameters)
+    folders, multirun = options.pop("config_dir", ()) or (), bool(options.pop("multirun", False))
+    return Given([*_search_path(folders), *options.pop("words")], multirun, options)
 
 
 def _search_path(folders: tuple[str, ...]) -> list[str]:

@@ -91,7 +91,9 @@ class Executor:
         jobs: int = 1,
         say: Callable[[str], None] = print,
         track: Tracker = no_tracker,
+        drops_states: bool = True,
     ) -> None:
+        self.drops_states = drops_states  # of trainers, once no missing budget of these stages continues from them
         self.store, self.maker, self.journal, self.track = store, maker, journal, track
         self.trajectories = trajectories(stages)
         self.progress = Progress(stages, Estimates(store, first_guess or {}, jobs), say)
@@ -224,7 +226,7 @@ class Executor:
             self._failed(stage, work, error)
         self.journal.write("published", stage, seconds=round(seconds, 3))
         self.journal.note(stage, "")
-        if trajectory:
+        if trajectory and self.drops_states:
             trajectory.drop(self.store)
         self.progress.done(stage, seconds, job.note)
         return entry

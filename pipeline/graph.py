@@ -81,7 +81,8 @@ class Inputs:
     hold text; base_corpus: the same of the corpus that a base is trained on, where it is another; sft, tasks: files of
     instructions and of lm-eval tasks. special_tokens: those of model, ct and sft_model whose tokenizers put special
     tokens around a text (common/special_tokens.py). template: the text of the chat template that SFT learns; None if
-    there is none, or only the network would know it.
+    there is none, or only the network would know it. asks_date: whether a chat template that checkpoints may be scored
+    by writes the date, or only the network would know it. questions: those of eval.questions; None: there are none.
     """
 
     model: str | None = None
@@ -93,6 +94,8 @@ class Inputs:
     base_corpus: tuple[str, ...] = ()
     special_tokens: tuple[str, ...] = ()
     template: str | None = None
+    asks_date: bool = False
+    questions: tuple[str, ...] | None = None
 
 
 def in_order(goals: Iterable[Stage]) -> tuple[Stage, ...]:

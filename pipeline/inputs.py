@@ -14,6 +14,8 @@ from pathlib import Path
 
 from common import hub as model_hub
 from common import hub_data
+from common.chat_date import TODAY
+from common.chat_files import text_in
 from common.errors import BadInput
 from common.files import Checksums
 from common.parsing import read_json
@@ -21,7 +23,8 @@ from common.special_tokens import folder_adds_special_tokens
 from merge.io.open_folder import weight_files
 from pipeline.config import CipherCorpus, Compute, Config, HubCorpus, HubSource
 from pipeline.graph import Inputs
-from train.data.chat.template import CHATML, CHATML_TEXT, NONE, TOKENIZER, text_in
+from pipeline.page_questions import read_questions
+from train.data.chat.template import CHATML, CHATML_TEXT, NONE, TOKENIZER
 from train.data.corpus import text_files as corpus_files
 from train.parallel import ZERO_STAGES, check_precision
 
@@ -57,7 +60,35 @@ def inputs(config: Config, network: bool = True) -> Inputs:
     tasks = [checksums.names(task_files(Path(config.eval.include_path)))] if config.eval.include_path else []
     texts = _texts(config, checksums)
     known = (tuple(texts), tuple(sft), tuple(tasks), tuple(base_corpus), around)
-    return Inputs(model, ct, sft_model, *known, chat_template(config, network))
+    learnt = chat_template(config, network)
+    asks_date = asked_by_template(config, learnt, network)
+    questions = read_questions(config.eval.questions) if config.adapt and config.eval.questions else None
+    return Inputs(model, ct, sft_model, *known, learnt, asks_date, questions)
+
+
+def asked_by_template(config: Config, learnt: str | None, network: bool) -> bool:
+    """Return whether a template that checkpoints may be scored by writes the date, or only the network would know it.
+
+    learnt: the template of SFT. Raises BadInput where checkpoints are asked by a template and none of them has one.
+    """
+    if config.eval.chat == "none":
+        return False
+    given = {"model.path": config.model.path, "ct.source": config.ct_source, "sft.source": config.sft.source}
+    folders = [tokenizer_folder(path, key, network) for key, path in given.items() if path is not None]
+    unknown = any(not (folder / "tokenizer_config.json").is_file() for folder in folders)
+    templates = [text for text in (learnt, *map(text_in, folders)) if text]
+    if not templates and not unknown:
+        raise BadInput(
+            f"eval.chat: no checkpoint has a chat template, got {config.eval.chat}. Set eval.chat=none, give a chat"
+            " model as model.path or sft.source, or let SFT learn one (sft.template)."
+        )
+    return unknown or any(TODAY in text for text in templates)
+
+
+def tokenizer_folder(path: str, key: str, network: bool) -> Path:
+    """Return the folder with a given checkpoint's tokenizer, which is not in it if only the network has it."""
+    model = model_hub.parse(path, key)
+    return Path(path) if model is None else model_hub.tokenizer_folder(model, key, network)
 
 
 def chat_template(config: Config, network: bool) -> str | None:
@@ -69,8 +100,7 @@ def chat_template(config: Config, network: bool) -> str | None:
     if wanted == CHATML:
         return CHATML_TEXT
     if wanted == TOKENIZER and path is not None:
-        model = model_hub.parse(path, "model.path")
-        return text_in(Path(path) if model is None else model_hub.tokenizer_folder(model, "model.path", network))
+        return text_in(tokenizer_folder(path, "model.path", network))
     if wanted in (NONE, TOKENIZER):
         return None
     if Path(wanted).suffix != ".jinja":
@@ -121,8 +151,7 @@ def adds_special_tokens(path: str | None, key: str, network: bool) -> bool:
     """
     if path is None:
         return False
-    model = model_hub.parse(path, key)
-    folder = Path(path) if model is None else model_hub.tokenizer_folder(model, key, network)
+    folder = tokenizer_folder(path, key, network)
     files = [folder / name for name in ("tokenizer.json", "tokenizer_config.json")]
     changed = tuple(file.stat().st_mtime_ns if file.is_file() else None for file in files)
     return _adds_special_tokens(folder, changed)

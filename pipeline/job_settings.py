@@ -6,9 +6,12 @@ added later: at its default it is not said, so that older keys stay.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
+
+from eval.asking import ChatMode
+from eval.generation import Generation
 
 Method = dict[str, Any]  # a complete recipe of a merge but for its checkpoints
 
@@ -44,10 +47,17 @@ class EvalSettings(LeakSettings):
     """The scoring of one checkpoint or merge.
 
     dtype: of its weights while it is scored. trained_length: tokens of the blocks that it was trained on.
+    chat: none, auto or both (eval/asking.py). system: message that all chat prompts begin with. fewshot: examples in a
+    prompt, or by task. generation: own or greedy. day: for today, where a template asks for the date.
     """
 
     dtype: str = "float32"
     trained_length: int | None = None
+    chat: ChatMode = "none"
+    system: str | None = None
+    fewshot: int | Mapping[str, int] | None = None
+    generation: Generation = "own"
+    day: str | None = None
 
 
 @dataclass(frozen=True)
@@ -62,6 +72,9 @@ class TuneSettings(Settings):
     seed: int
     dtype: str = "float32"
     trained_length: int | None = None
+    chat: ChatMode = "none"
+    system: str | None = None
+    day: str | None = None
 
 
 @dataclass(frozen=True)
@@ -73,11 +86,60 @@ class MergeSettings(Settings):
 
 
 @dataclass(frozen=True)
+class ChooseSettings(Settings):
+    """The choice of the model that is given away.
+
+    gain: the measure to raise; keep: the one that may fall below the chat model's by `tolerance` at most. candidates:
+    each with its name, method and the settings of its try. write: best, or the method whose best try is taken.
+    """
+
+    gain: str
+    keep: str
+    tolerance: float
+    language: str
+    candidates: Sequence[dict[str, Any]]
+    write: str = "best"
+
+
+@dataclass(frozen=True)
+class AdaptedSettings(Settings):
+    """dtype: of the weights in the folder."""
+
+    dtype: str
+
+
+@dataclass(frozen=True)
+class AnswersSettings(Settings):
+    """The free answers of one model.
+
+    tokens: of an answer, at most. dtype: of the weights. questions: the user's; None: test items in the language, drawn
+    by the seed. system: message that all chats begin with. generation: own or greedy (eval/generation.py). day: for
+    today, where a template asks for the date.
+    """
+
+    language: str
+    seed: int
+    tokens: int
+    dtype: str
+    questions: Sequence[str] | None = None
+    system: str | None = None
+    generation: Generation = "own"
+    day: str | None = None
+
+
+@dataclass(frozen=True)
 class DeviceOptions(Settings):
     """device: cpu or cuda; threads: of a CPU."""
 
     device: str
     threads: int
+
+
+@dataclass(frozen=True)
+class AdaptedOptions(DeviceOptions):
+    """spoken: the name of the language, as the card has it."""
+
+    spoken: str
 
 
 @dataclass(frozen=True)

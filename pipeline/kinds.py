@@ -54,6 +54,9 @@ KINDS: dict[str, Kind] = {
         Kind("tune", "pipeline.tune:tune", 2, "score", 11, tracked=True),
         Kind("merge", "pipeline.stages:merge", 2, "merge", 1),
         Kind("weights", "pipeline.stages:weights", 1, "merge", 2),
+        Kind("choose", "pipeline.adapting:choose", 1, "merge", 1),
+        Kind("adapted", "pipeline.adapting:adapted", 1, "merge", 5),
+        Kind("answers", "pipeline.answering:answers", 1, "score", 20),
         Kind("eval", "pipeline.stages:evaluate", 2, "score", 18, tracked=True),
     )
 }

@@ -21,6 +21,7 @@ from pipeline.job_settings import (
     MergeSettings,
 )
 from pipeline.old_names import in_store
+from pipeline.plan_adapt import AdaptStages, adapt_stages, for_its_pair, of_chat_model
 from pipeline.plan_arms import Start, trained_stages
 from pipeline.plan_choice import judged_on, roles, selection_stage, tune
 from pipeline.plan_training import Data, budget_name, data_stages, workers
@@ -41,7 +42,8 @@ class Cell:
 
     stages: in an order in which they can run. evals, merges, checkpoints: by method of the results. chosen: by method
     that was asked about on dev, the stage that holds the choice. untuned: evals of tuned methods by their first try.
-    frontier: of methods with a knob, all tries, none of which was chosen.
+    frontier: of methods with a knob, all tries, none of which was chosen. adapt: where one model is chosen and written,
+    what that takes; merges are then scored on dev alone.
     """
 
     config: Config
@@ -53,6 +55,7 @@ class Cell:
     untuned: Mapping[str, Stage]
     leaks: Stage | None = None
     frontier: Mapping[str, Sequence[KnobSetting]] = field(default_factory=dict)
+    adapt: AdaptStages | None = None
 
     @property
     def language(self) -> str:
@@ -90,13 +93,15 @@ def plan_cell(config: Config, inputs: Inputs) -> Cell:
                    └───────────────────────┴── tune ──── merge ──── weights
 
     eval: of every checkpoint that is asked for, and every merge      leaks: of items in corpus and instructions
+    plan_adapt.py has the merges of experiment=adapt.
     """
+    config = for_its_pair(config, inputs)
     data = data_stages(config, inputs)
     judges = [Start.of(cell, inputs, data) for cell in judged_on(config)]
     start = Start.of(config, inputs, data)
-    parts = _Parts.of(start, inputs, judges)
-    scored_on_dev = [_Parts.of(judge, inputs, judges) for judge in judges]
-    methods = config.merge.methods
+    parts = Parts.of(start, inputs, judges)
+    scored_on_dev = [Parts.of(judge, inputs, judges) for judge in judges]
+    methods = {} if config.adapt else config.merge.methods
     tunes = {
         name: roles(judge.tune(name, method) for judge in scored_on_dev)
         for name, method in methods.items()
@@ -117,6 +122,7 @@ def plan_cell(config: Config, inputs: Inputs) -> Cell:
         chosen["ct_then_sft"] = selection_stage(checkpoints["ct_then_sft"])
     untuned = _untuned(parts, start, chosen) if config.eval.untuned else {}
     frontier = _frontier(parts, start, evals) if config.scores_knobs else {}
+    adapt = adapt_stages(parts, evals, checkpoints) if config.adapt else None
     leaks = _leaks(config, inputs, data) if config.eval.leaks else None
     goals = [
         *checkpoints.values(),
@@ -125,11 +131,12 @@ def plan_cell(config: Config, inputs: Inputs) -> Cell:
         *untuned.values(),
         *(stage for points in frontier.values() for point in points for stage in (point.dev, point.test)),
         *(weights.values() if config.merge.write else []),
+        *(adapt.goals if adapt else []),
     ]
-    return Cell(config, in_order(goals), evals, merges, checkpoints, chosen, untuned, leaks, frontier)
+    return Cell(config, in_order(goals), evals, merges, checkpoints, chosen, untuned, leaks, frontier, adapt)
 
 
-def _untuned(parts: _Parts, start: Start, chosen: Iterable[str]) -> dict[str, Stage]:
+def _untuned(parts: Parts, start: Start, chosen: Iterable[str]) -> dict[str, Stage]:
     """The scores of every method that is tuned by the first of its tries, on test."""
     scored = {}
     for name, method in parts.config.merge.methods.items():
@@ -142,7 +149,7 @@ def _untuned(parts: _Parts, start: Start, chosen: Iterable[str]) -> dict[str, St
     return scored
 
 
-def _frontier(parts: _Parts, start: Start, evals: Mapping[str, Stage]) -> dict[str, list[KnobSetting]]:
+def _frontier(parts: Parts, start: Start, evals: Mapping[str, Stage]) -> dict[str, list[KnobSetting]]:
     """Every try of every method that has several, scored on dev and on test; the first is the method's own."""
     config = parts.config
     scored: dict[str, list[tuple[Mapping[str, Any], Mapping[str, Stage]]]] = {}
@@ -168,7 +175,7 @@ def _frontier(parts: _Parts, start: Start, evals: Mapping[str, Stage]) -> dict[s
 
 
 @dataclass(frozen=True)
-class _Parts:
+class Parts:
     """What the stages of a cell are made from."""
 
     config: Config
@@ -177,16 +184,16 @@ class _Parts:
     trained: Mapping[str, Stage]
 
     @staticmethod
-    def of(start: Start, inputs: Inputs, judges: Sequence[Start]) -> _Parts:
+    def of(start: Start, inputs: Inputs, judges: Sequence[Start]) -> Parts:
         config = start.config
         merged = (name for method in config.merge.methods.values() for name in method.checkpoints)
         trained = trained_stages(start, judges, {*config.eval.unmerged, *merged})
-        return _Parts(config, inputs, start.data, trained)
+        return Parts(config, inputs, start.data, trained)
 
     def models(self, method: Method) -> dict[str, Stage]:
         """What a merge is made of, by role: the model that task vectors are taken from, and the merged ones."""
         merged = [self.trained[name] for name in method.checkpoints]
-        return {"model": self.trained["base"], **dict(zip(method.of, merged, strict=True))}
+        return {"model": self.trained[method.from_], **dict(zip(method.of, merged, strict=True))}
 
     def slug(self, name: str, of: Sequence[str]) -> str:
         """The readable name of a method's stages. of: the checkpoints that it stands for or is merged from."""
@@ -199,11 +206,16 @@ class _Parts:
 
     def tune(self, name: str, method: Method) -> Stage:
         scored = {**self.models(method), "items": self.data.items, "corpus": self.data.corpus}
-        return tune(self.config, self.slug(name, method.checkpoints), method.tries, scored)
+        slug = self.slug(name, method.checkpoints)
+        return tune(self.config, slug, self.recipes(method), scored, self.inputs.asks_date)
+
+    def recipes(self, method: Method) -> list[dict[str, Any]]:
+        """The tries of a method, with what every merge takes whole from the chat model."""
+        return [{**recipe, **of_chat_model(self.config, method)} for recipe in method.tries]
 
     def merge(self, name: str, method: Method, tunes: Mapping[str, Stage] | None, number: int = 0) -> Stage:
         """A merge by what these stages found on dev; by the try of this number, where nothing was asked there."""
-        stated = None if tunes else method.tries[number]
+        stated = None if tunes else self.recipes(method)[number]
         settings = MergeSettings(self.config.seed, stated)
         merge = self._merged("merge", name, method, settings.said(), tunes or {})
         return replace(merge, slug=f"{merge.slug}-try-{number}") if number else merge
@@ -221,7 +233,16 @@ class _Parts:
     def eval(self, slug: str, scored: Mapping[str, Stage]) -> Stage:
         config, compute, asked = self.config, self.config.compute, self.config.eval
         asked_of_all = _asked(config, self.inputs).said()
-        settings = EvalSettings(**asked_of_all, dtype=asked.dtype, trained_length=config.trained_length)
+        settings = EvalSettings(
+            **asked_of_all,
+            dtype=asked.dtype,
+            trained_length=config.trained_length,
+            chat=asked.chat,
+            system=asked.system,
+            fewshot=asked.fewshot,
+            generation=asked.generation,
+            day=config.chat.date if self.inputs.asks_date else None,
+        )
         options = EvalOptions(compute.device, compute.threads, asked.batch_tokens, asked.include_path, gpus=asked.gpus)
         parents = {**scored, "items": self.data.items, "corpus": self.data.corpus}
         return Stage("eval", slug, settings.said(), parents, options.said())

@@ -16,6 +16,7 @@ from pipeline.plan_training import (
     Data,
     base_model,
     budget_name,
+    chat_model,
     continual_training,
     ct_blocks,
     given,
@@ -26,13 +27,17 @@ from pipeline.plan_training import (
 
 @dataclass(frozen=True)
 class Start:
-    """What the arms of a cell are trained from."""
+    """What the arms of a cell are trained from.
+
+    asks_date: whether a chat template that tries are scored by writes the date.
+    """
 
     config: Config
     data: Data
     base: Stage
     ct: Stage
     sft: Stage
+    asks_date: bool = False
 
     @staticmethod
     def of(config: Config, inputs: Inputs, data: Data) -> Start:
@@ -43,11 +48,11 @@ class Start:
             learnt = {"model": base, "blocks": ct_blocks(config, data, base)}
             ct = continual_training(f"{language}-{budget(config)}", config, learnt)
         if config.sft.source:
-            sft = given("sft-en", config.sft.source, inputs.sft_model, "sft_model" in inputs.special_tokens)
+            sft = chat_model(config, inputs)
         else:
             learnt = {"model": base, "blocks": sft_blocks(config, data, base)}
             sft = training("sft", f"en-s{config.seed}", config, learnt)
-        return Start(config, data, base, ct, sft)
+        return Start(config, data, base, ct, sft, inputs.asks_date)
 
     @cached_property
     def sft_tries(self) -> tuple[Stage, ...]:
@@ -64,7 +69,7 @@ class Start:
         tried = {f"try-{number}": stage for number, stage in enumerate(self.sft_tries)}
         scored = {**tried, "items": self.data.items, "corpus": self.data.corpus}
         slug = f"{self.config.language.code}-ct-then-sft-{budget(self.config)}"
-        return tune(self.config, slug, self.config.sft.tries, scored)
+        return tune(self.config, slug, self.config.sft.tries, scored, self.asks_date)
 
     @property
     def sft_in_the_language(self) -> Stage:

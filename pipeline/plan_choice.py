@@ -23,10 +23,13 @@ def judged_on(config: Config) -> tuple[Config, ...]:
     return tuple(config.at(tokens, seed) for tokens, seed in itertools.product(budgets, seeds))
 
 
-def tune(config: Config, slug: str, tries: Sequence[Method], scored: Mapping[str, Stage]) -> Stage:
+def tune(
+    config: Config, slug: str, tries: Sequence[Method], scored: Mapping[str, Stage], asks_date: bool = False
+) -> Stage:
     """Return the scoring of tries on dev in one cell, with the choice that this cell alone would make.
 
-    scored: what the tries are made of, and the items and the corpus that they are asked from.
+    scored: what the tries are made of, and the items and the corpus that they are asked from. By a template tries are
+    asked once, plain or by it. asks_date: whether a template writes the date.
     """
     asked = config.eval
     settings = TuneSettings(
@@ -38,6 +41,9 @@ def tune(config: Config, slug: str, tries: Sequence[Method], scored: Mapping[str
         config.seed,
         asked.dtype,
         config.trained_length,
+        "none" if asked.chat == "none" else "auto",
+        asked.system,
+        config.chat.date if asks_date else None,
     )
     options = TuneOptions(config.compute.device, config.compute.threads, asked.batch_tokens, gpus=asked.gpus)
     return Stage("tune", slug, settings.said(), scored, options.said())

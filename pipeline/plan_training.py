@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from common import hub
+from common.chat_date import TODAY
 from common.units import format_tokens
 from pipeline.config import CipherCorpus, Config, HubCorpus, Training
 from pipeline.graph import TRUNK, Inputs, Stage
-from train.data.chat.template import NONE, TODAY, TOKENIZER
+from train.data.chat.template import NONE, TOKENIZER
 
 AUTO = "auto"  # of sft.format: by the columns
 ALL = "all"  # in place of a budget, in slugs: CT on all of the text
@@ -93,17 +94,23 @@ def _corpus(config: Config, inputs: Inputs) -> Stage:
     return Stage("corpus", f"{config.language.code}-{corpus.source}", content, options=options)
 
 
-def base_model(config: Config, inputs: Inputs, data: Data) -> Stage:
-    """The model that everything starts from: given, or trained from scratch."""
+def base_model(config: Config, inputs: Inputs, data: Data | None = None) -> Stage:
+    """The model that everything starts from: given, or trained from scratch, which needs the data."""
     model = config.model
     if model.path is not None:
         return given(model.name, model.path, inputs.model, "model" in inputs.special_tokens)
-    assert model.recipe is not None
+    assert model.recipe is not None and data is not None
     recipe = model.recipe.model_dump(exclude={"save_every_tokens", "dev_every_tokens"})
     corpus = _bible(config.corpus, inputs) if isinstance(config.corpus, CipherCorpus) else data.corpus
     settings = {**recipe, "language": corpus.settings["language"], **_precision(config)}
     options = {"compute": _compute(config), "save_every_tokens": model.recipe.save_every_tokens}
     return Stage("base", model.name, settings, {"corpus": corpus}, options)
+
+
+def chat_model(config: Config, inputs: Inputs) -> Stage:
+    """The SFT checkpoint that was given."""
+    assert config.sft.source is not None
+    return given("sft-en", config.sft.source, inputs.sft_model, "sft_model" in inputs.special_tokens)
 
 
 def given(slug: str, path: str, known: str | None, special_tokens: bool = False) -> Stage:

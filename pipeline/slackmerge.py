@@ -10,15 +10,14 @@ from functools import partial
 from importlib import import_module
 
 import click
-from click.shell_completion import CompletionItem
 
 from common.version import describe
-from pipeline.commands import VERBS, choices
+from pipeline.commands import VERBS, PipelineCommand
 
 # name: what it does, and `module:function`, which gets the arguments and the name of the command
 COMMANDS = {
-    "merge": ("Merge checkpoints by a recipe of slackmerge or a mergekit configuration.", "merge.cli:main"),
     **{name: (verb.summary, "pipeline.__main__:main") for name, verb in VERBS.items()},
+    "merge": ("Merge checkpoints by a recipe of slackmerge or a mergekit configuration.", "merge.cli:main"),
     "eval": ("Score one checkpoint with lm-eval.", "eval.__main__:main"),
 }
 
@@ -29,7 +28,23 @@ def _print_version(context: click.Context, parameter: click.Parameter, asked: bo
         context.exit()
 
 
+class _Commands(click.Group):
+    """The commands. To run one, its words are handed over; to complete its words, its own options are looked up."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names of the commands, in the order in which an experiment needs them."""
+        return list(COMMANDS)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The name of the command that a line begins with, the command, and the other words."""
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, own(name) if name in COMMANDS and ctx.resilient_parsing else command, rest
+
+
 @click.group(
+    cls=_Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="`slackmerge COMMAND --help` describes one command. For completion of commands and settings in bash: "
     'eval "$(_SLACKMERGE_COMPLETE=bash_source slackmerge)"; zsh and fish likewise.',
@@ -58,20 +73,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
 
 
-def _complete(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """`experiment=ti` to `experiment=tiny`. Bash has split it at the `=` already, and wants `tiny` alone."""
-    groups = choices()
-    group, equals, start = incomplete.rpartition("=")
-    before = [word for word in context.params.get("arguments", ()) if word != "="][-1:]
-    if not equals and before and before[0] in groups:
-        group = before[0]
-    if group:
-        kept = f"{group}=" if equals else ""
-        return [CompletionItem(kept + choice) for choice in groups.get(group, ()) if choice.startswith(start)]
-    matching = [CompletionItem(f"{group}=") for group in groups if group.startswith(incomplete)]
-    return matching or [CompletionItem(incomplete, type="file")]
-
-
 def _hand_over(name: str, place: str, arguments: Sequence[str]) -> int:
     module, _, function = place.partition(":")
     command: Callable[[Sequence[str], str], int] = getattr(import_module(module), function)
@@ -88,12 +89,20 @@ def _hand_over(name: str, place: str, arguments: Sequence[str]) -> int:
     os._exit(code)  # everything is on disk: torch would take half a second more to take itself apart
 
 
+def own(name: str) -> click.Command:
+    """The command itself, with its options."""
+    if name in VERBS:
+        return PipelineCommand(name, VERBS[name])
+    command: click.Command = import_module(f"{name}.options").COMMAND
+    return command
+
+
 for _name, (_summary, _place) in COMMANDS.items():
     slackmerge.add_command(
         click.Command(
             _name,
             context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
-            params=[click.Argument(["arguments"], nargs=-1, type=click.UNPROCESSED, shell_complete=_complete)],
+            params=[click.Argument(["arguments"], nargs=-1, type=click.UNPROCESSED)],
             callback=partial(_hand_over, _name, _place),
             short_help=_summary,
             add_help_option=False,  # each has a help of its own

@@ -10,9 +10,11 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from common.chat_date import STATED
 from common.errors import BadInput
 from common.special_tokens import in_words
 from common.units import format_tokens
+from eval.asking import Asking
 from eval.task_set import UNDETERMINED
 from pipeline import choosing, recipes
 from pipeline.arms import ARMS
@@ -24,8 +26,10 @@ from pipeline.job_settings import (
     LeakOptions,
     LeakSettings,
     MergeSettings,
+    TuneSettings,
 )
 from pipeline.run import launch
+from pipeline.speaker import BASE, generates_as, speaker, tokenizer_of
 from train.data.chat.reading import said
 from train.stage_settings import (
     BaseModelSettings,
@@ -225,6 +229,8 @@ def evaluate(job: Job) -> None:
 
     from eval import harness
 
+    if unwritten(job):  # the chat model won, and has been scored
+        return copy_scores(job.folders["otherwise"], job.out)
     settings, options = EvalSettings(**job.settings), EvalOptions(**job.options)
     torch.set_num_threads(options.threads)
     tasks = tasks_of_settings(job, settings, options.include_path)
@@ -234,28 +240,57 @@ def evaluate(job: Job) -> None:
         "dtype": settings.dtype,
         "trained_length": settings.trained_length,
         "gpus": options.gpus,
+        "asking": asking(settings),
     }
     if "merge" in job.stage.parents:
-        from transformers import AutoTokenizer
-
         import merge
         from merge import Recipe
 
         place = "cpu" if options.gpus > 1 else None  # it fits no single GPU
-        model = merge.load(Recipe.from_yaml(job.folders["merge"] / "merge.yml"), options.device, place)
-        tokenizer = AutoTokenizer.from_pretrained(job.checkpoint("model"), trust_remote_code=False)
-        scores = harness.evaluate(model, tokenizer, tasks, **how)
+        recipe = Recipe.from_yaml(job.folders["merge"] / "merge.yml")
+        model = merge.load(recipe, options.device, place)
+        folders = checkpoints(job)
+        folder = folders[speaker(folders, settings.chat, recipe.tokenizer)]
+        if folder != folders[BASE]:
+            generates_as(model, folder)
+        scores = harness.evaluate(model, tokenizer_of(folder), tasks, **how)
     else:
         scores = harness.evaluate_folder(job.checkpoint("checkpoint"), tasks, **how)
     job.note, job.packed_rows = scores.note, scores.packed
     harness.write(scores, job.out)
 
 
+def unwritten(job: Job) -> bool:
+    """Whether a checkpoint that is chosen among others was not written, as its stage `otherwise` stands for it."""
+    return "otherwise" in job.folders and not job.checkpoint("checkpoint").is_dir()
+
+
+def copy_scores(scored: Path, out: Path) -> None:
+    """Leaves the scores of another evaluation."""
+    for file in scored.iterdir():
+        if file.suffix == ".jsonl":
+            shutil.copyfile(file, out / file.name)
+
+
+def asking(settings: EvalSettings | TuneSettings) -> Asking:
+    """Return how a stage prompts its checkpoints."""
+    generation = settings.generation if isinstance(settings, EvalSettings) else "own"
+    return Asking(settings.chat, settings.system, generation, settings.day or STATED)
+
+
+def checkpoints(job: Job) -> dict[str, Path]:
+    """Return the checkpoints that a merge is made of, by role."""
+    return {name: job.checkpoint(name) for name in job.stage.parents if name in ARMS or name == BASE}
+
+
 def tasks_of_settings(job: Job, settings: LeakSettings, include_path: str | None) -> TaskSet:
     """The tasks of a split: items and texts of the corpus, and lm-eval's."""
     split, limit, excerpt = settings.split, settings.limit, settings.excerpt
     names, language = tuple(settings.tasks), settings.language
-    return task_set(job.folders["items"], job.folders["corpus"], split, limit, excerpt, include_path, names, language)
+    shots = settings.fewshot if isinstance(settings, EvalSettings) else None
+    asked = tuple(sorted(shots.items())) if isinstance(shots, Mapping) else shots
+    items, corpus = job.folders["items"], job.folders["corpus"]
+    return task_set(items, corpus, split, limit, excerpt, include_path, names, language, asked)
 
 
 @cache
@@ -268,6 +303,7 @@ def task_set(
     include_path: str | None = None,
     names: tuple[str, ...] = (),
     language: str = UNDETERMINED,
+    fewshot: int | tuple[tuple[str, int], ...] | None = None,
 ) -> TaskSet:
     """The tasks of a split, built once a process: every checkpoint is scored on the same ones."""
     from eval import task_set
@@ -282,6 +318,7 @@ def task_set(
         include_path=None if include_path is None else Path(include_path),
         names=names,
         language=language,
+        fewshot=dict(fewshot) if isinstance(fewshot, tuple) else fewshot,
     )
 
 

@@ -225,8 +225,8 @@ def scores(out: Path) -> dict[str, float]:
 
 
 @harmless
-def report(config: Config, results_csv: Path, curves: Path, page: Path) -> None:
-    """Write a last run with the results table, the curves and the page."""
+def report(config: Config, results_csv: Path, curves: Path | None, page: Path) -> None:
+    """Write a last run with the results table, the curves if there are some, and the page."""
     if mode(config) == "off":
         return
     run = start(config, results_csv.parent.absolute(), "report", "report", {})
@@ -235,6 +235,7 @@ def report(config: Config, results_csv: Path, curves: Path, page: Path) -> None:
     import pandas
     import wandb
 
-    run.log({"results": wandb.Table(dataframe=pandas.read_csv(results_csv)), "curves": wandb.Image(str(curves))})
+    drawn = {"curves": wandb.Image(str(curves))} if curves else {}
+    run.log({"results": wandb.Table(dataframe=pandas.read_csv(results_csv)), **drawn})
     run.save(str(page), base_path=str(page.parent), policy="now")
     run.finish()

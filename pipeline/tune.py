@@ -18,6 +18,7 @@ from pipeline import choosing, stages
 from pipeline.choosing import TRIES
 from pipeline.execute import Job
 from pipeline.job_settings import TuneOptions, TuneSettings
+from pipeline.speaker import speaker, tokenizer_of
 
 if TYPE_CHECKING:
     from eval.harness import Scores
@@ -49,11 +50,11 @@ def tune(job: Job) -> None:
 
 def _merged(job: Job, waiting: Sequence[int], tasks: TaskSet) -> Iterator[Scores]:
     """Yield the scores of merges: each try is a recipe."""
-    from transformers import AutoTokenizer
-
     settings, options = TuneSettings(**job.settings), TuneOptions(**job.options)
     recipes = [stages.recipe_of(job, settings.tries[number], settings.seed) for number in waiting]
-    tokenizer = AutoTokenizer.from_pretrained(job.checkpoint("model"), trust_remote_code=False)
+    folders = stages.checkpoints(job)
+    named = recipes[0].tokenizer if recipes else None
+    tokenizer = tokenizer_of(folders[speaker(folders, settings.chat, named)])
     yield from scores_of_merges(recipes, tokenizer, tasks, options.device, _how(settings, options))
 
 
@@ -89,6 +90,7 @@ def _how(settings: TuneSettings, options: TuneOptions) -> Mapping[str, Any]:
         "dtype": settings.dtype,
         "trained_length": settings.trained_length,
         "gpus": options.gpus,
+        "asking": stages.asking(settings),
     }
 
 

@@ -8,14 +8,19 @@ import shutil
 import subprocess
 import sys
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from common.command_line import read
 from merge.cli import main as merge_command
 from pipeline import sweep
-from pipeline.slackmerge import COMMANDS, main
+from pipeline.commands import VERBS, parse
+from pipeline.kinds import KINDS
+from pipeline.run.stage_names import planned
+from pipeline.slackmerge import COMMANDS
 from tests.markdown import BLOCKS, ROOT, Block, blocks
 from tests.merge.conftest import LAYERS, save, shapes
 
@@ -30,7 +35,7 @@ def compose(*settings: str) -> None:
 
 
 @pytest.mark.parametrize("block", COMMAND_BLOCKS, ids=str)
-def test_commands_are_known_and_composed(block: Block, capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands_are_known_and_composed(block: Block) -> None:
     """Every command of tutorials and guides exists; a sweep's settings compose; options are ones that --help lists."""
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for words in block.commands:
@@ -43,13 +48,24 @@ def test_commands_are_known_and_composed(block: Block, capsys: pytest.CaptureFix
             assert verb in COMMANDS, words
             if verb in ("run", "plan", "check"):
                 compose(*(word for word in given if not re.match(r"-m$|(cluster|mfu|site|launcher)=", word)))
+            elif verb in ("make", "push"):
+                typed = parse(verb, given, "slackmerge")  # raises for an unknown option
+                names = [word for word in typed.words if "=" not in word]
+                if names[0] in KINDS:
+                    planned(names[0], names[1], [word for word in typed.words if "=" in word], typed.multirun)
             elif verb in ("merge", "eval"):
-                with pytest.raises(SystemExit):
-                    main([verb, "--help"])
-                listed = capsys.readouterr().out
-                assert [word for word in given if word.startswith("--") and word not in listed] == []
+                assert not isinstance(read(import_module(f"{verb}.options").COMMAND, given, verb), int), words
         else:
             assert words[0] in ("ls", "head", "grep", "git", "source", "sudo"), words
+
+
+@pytest.mark.parametrize("words", [(name, words) for name in ("make", "push") for words in VERBS[name].examples])
+def test_stages_in_examples_of_the_help_are_planned(words: tuple[str, str]) -> None:
+    typed = parse(words[0], words[1].split(), "slackmerge")
+    names = [word for word in typed.words if "=" not in word]
+    if names[0] in KINDS:
+        _, _, stage = planned(names[0], names[1], [word for word in typed.words if "=" in word], typed.multirun)
+        assert stage.kind == names[0]
 
 
 def test_merges_of_the_guides_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

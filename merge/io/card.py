@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from common import hub
 from common.files import sha256
 from merge.auditing import Audit
 from merge.io.config_differences import differences
+from merge.io.short_names import pinned, short_names
 from merge.recipe import Recipe
 from merge.stream.tensor_plan import Plan
 
@@ -64,25 +64,6 @@ def render(
             lines.append(f"| {name} | {' | '.join(cells)} |")
         lines.append("")
     return "\n".join(lines + (_checksums(plan, names, files) if checksums else [])) + "\n"
-
-
-def short_names(paths: Iterable[str]) -> dict[str, str]:
-    """Return a name for each path: a Hub model's id, or the last parts of a local path that distinguish all of them."""
-    models = {path: hub.parse(path, "path") for path in paths}
-    names = {path: model.repo for path, model in models.items() if model is not None}
-    local = [path for path, model in models.items() if model is None]
-    for parts in itertools.count(1):
-        tails = ["/".join(Path(path).absolute().parts[1:][-parts:]) for path in local]
-        if len(set(tails)) == len({Path(path).absolute() for path in local}):
-            break
-    shortened = dict(zip(local, tails, strict=True))
-    return {path: names.get(path) or shortened[path] for path in models}
-
-
-def pinned(path: str) -> str | None:
-    """Return a model of the Hub at the commit that was read; None for a local folder."""
-    model = hub.parse(path, "path")
-    return None if model is None else f"{hub.PREFIX}{model.repo}@{model.cached_commit or model.revision}"
 
 
 def _with(adapter: Path | None, names: dict[str, str]) -> str:

@@ -37,7 +37,7 @@ def sidecars(folder: Path) -> list[Path]:
     """
     names = (*TOKENIZER_FILES, *TEMPLATES, *PROCESSOR_FILES, "generation_config.json")
     files = dict.fromkeys(file for name in names for file in sorted(folder.glob(name)) if file.is_file())
-    return _within(folder, [*files, *code_of(folder, ("tokenizer_config.json", *PROCESSOR_FILES))])
+    return within(folder, [*files, *code_of(folder, ("tokenizer_config.json", *PROCESSOR_FILES))])
 
 
 def code_of(folder: Path, configs: Iterable[str] = ("config.json",)) -> list[Path]:
@@ -52,7 +52,7 @@ def code_of(folder: Path, configs: Iterable[str] = ("config.json",)) -> list[Pat
         if file not in found and file.is_file():
             found[file] = None
             wanted += _imported(file)
-    return _within(folder, found)
+    return within(folder, found)
 
 
 def vocabulary_files(folder: Path) -> list[Path]:
@@ -79,7 +79,8 @@ def _imported(file: Path) -> Iterator[Path]:
             yield from (file.parent / f"{place}.py", file.parent / place / "__init__.py")
 
 
-def _within(folder: Path, files: Iterable[Path]) -> list[Path]:
+def within(folder: Path, files: Iterable[Path]) -> list[Path]:
+    """The files, each once. Raises BadInput for a link out of the folder, but for those of the hub's cache."""
     root = folder.resolve()
     if root.parent.name == "snapshots":
         root = root.parent.parent

@@ -10,13 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from types import ModuleType
 from typing import Any, Protocol
 
 import torch
 
 from merge.io.checkpoint import keep_heap
-from merge.stream.fused import Fused, FusedAgreement, fused, kernels_for
+from merge.stream.fused import Fused, FusedAgreement, Loops, fused, loops_for
 from merge.stream.output import Output
 from merge.stream.pieces import Job, Piece, Selection
 from merge.stream.survey import find_nonfinite, select
@@ -45,14 +44,14 @@ def run(
     or infinite weights, naming file and tensor.
     """
     keep_heap()
-    kernels = kernels_for(plan, workers.device, workers.progress is not None)
+    loops = loops_for(plan, workers.device, workers.progress is not None)
     watching = list(observers) if observers is not None else [None] * len(plan.recipes)
     factors = [1.0] * len(plan.recipes)
     if any(recipe.norm is not None for recipe in plan.recipes):
-        factors, surveyed = fixed_norms(plan, watching, workers, surveyed, kernels)
+        factors, surveyed = fixed_norms(plan, watching, workers, surveyed, loops)
 
     def merge_output(output: Output) -> None:
-        job = Job(plan, output, torch.device(workers.device), workers.resident, kernels=kernels)
+        job = Job(plan, output, torch.device(workers.device), workers.resident, loops=loops)
         tensors = [
             TensorRecipe.of(recipe, plan, output, factor) for recipe, factor in zip(plan.recipes, factors, strict=True)
         ]
@@ -71,7 +70,7 @@ def fixed_norms(
     observers: Sequence[Observer | None],
     workers: Workers,
     surveyed: Mapping[str, Selection] | None,
-    kernels: ModuleType | None = None,
+    loops: Loops | None = None,
 ) -> tuple[list[float], Mapping[str, Selection]]:
     """What λ is multiplied with, by recipe, so that ‖λ·τ_m‖ of the whole model is `norm` times ‖τ‖ of norm_reference.
 
@@ -83,7 +82,7 @@ def fixed_norms(
     energies: dict[str, list[tuple[float, float]]] = {}  # by tensor and asking recipe: of λ·τ_m, of the reference
 
     def measure(output: Output) -> None:
-        job = Job(plan, output, torch.device(workers.device), workers.resident, kernels=kernels)
+        job = Job(plan, output, torch.device(workers.device), workers.resident, loops=loops)
         tensors = [TensorRecipe.of(recipe, plan, output) for recipe in plan.recipes]
         found[output.name] = surveyed[output.name] if surveyed is not None else select(job, tensors, observers)
         job.selection = found[output.name]
@@ -117,37 +116,49 @@ def _merge_tensor(
     groups: dict[Any, list[tuple[TensorRecipe, Sink | None, Observer | None]]] = {}
     for tensor, sink, observer in zip(tensors, sinks, observers, strict=True):
         groups.setdefault(tensor.signature, []).append((tensor, sink, observer))
-    loops = {
-        signature: fused(alike[0][0], job, [observer for _, _, observer in alike])
-        for signature, alike in groups.items()
-    }
     with torch.no_grad():
         _scale(job, tensors)
+        ways = {
+            signature: fused([tensor for tensor, _, _ in alike], job, [observer for _, _, observer in alike])
+            for signature, alike in groups.items()
+        }
         for piece in job.pieces():
             for signature, alike in groups.items():
-                loop = loops[signature]
-                agreement = (loop or alike[0][0]).agree(piece)
-                for tensor, sink, observer in alike:
-                    values = _merged(loop, tensor, piece, agreement)
-                    written = values.to(tensor.out_dtype)
-                    if not _is_finite(written):
-                        dtype = tensor.out_dtype if _is_finite(values) else tensor.dtype
-                        raise find_nonfinite(job, str(dtype).removeprefix("torch."))
+                merged = [tensor for tensor, _, _ in alike]
+                written, agreement = _merged(ways[signature], merged, piece)
+                for values, (tensor, sink, observer) in zip(written, alike, strict=True):
+                    if (own := tensor.recipe.special_rows) is not None:
+                        values = job.plan.special[own].put(values, job.output, piece, tensor.dtype)
                     if sink is not None:
-                        sink.write(job.output, piece.start, written.view(-1))
+                        sink.write(job.output, piece.start, values.view(-1))
                     if observer is not None:
                         observer.see(tensor, piece, agreement)
 
 
 def _merged(
-    loop: Fused | None, tensor: TensorRecipe, piece: Piece, agreement: Agreement | FusedAgreement | None
-) -> torch.Tensor:
-    """The merged slice, in the compute dtype or wider."""
+    loop: Fused | None, alike: Sequence[TensorRecipe], piece: Piece
+) -> tuple[Iterator[torch.Tensor], Agreement | FusedAgreement | None]:
+    """The merged slice of recipes with one agreement, in their dtypes, and that agreement.
+
+    Raises BadInput where a result is not finite.
+    """
     if loop is not None:
-        assert not isinstance(agreement, Agreement)
-        return loop.merge(tensor, piece, agreement)
-    assert not isinstance(agreement, FusedAgreement)
-    return tensor.merge(piece, agreement)
+        results, found, seen = loop.merge(piece)
+        if found:
+            dtype = alike[0].dtype if found & 2 else alike[0].out_dtype
+            raise find_nonfinite(piece.job, str(dtype).removeprefix("torch."))
+        return iter(results), seen
+    agreement = alike[0].agree(piece)
+    return (_rounded(tensor, tensor.merge(piece, agreement), piece.job) for tensor in alike), agreement
+
+
+def _rounded(tensor: TensorRecipe, values: torch.Tensor, job: Job) -> torch.Tensor:
+    """Values in the dtype of the result. Raises BadInput where they are not finite."""
+    written = values.to(tensor.out_dtype)
+    if not _is_finite(written):
+        dtype = tensor.out_dtype if _is_finite(values) else tensor.dtype
+        raise find_nonfinite(job, str(dtype).removeprefix("torch."))
+    return written
 
 
 @contextmanager

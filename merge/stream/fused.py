@@ -1,22 +1,22 @@
-"""Merges of one tensor in compiled loops (merge/kernels.py), where these have the method.
+"""Merges of one tensor in compiled loops (merge/loops), where these have the method.
 
-They give today's results bit for bit: merge/methods.py defines them, and merges where there is no kernel (other
-methods, other devices, no numba).
+They give the results of the arithmetic on tensors bit for bit: merge/methods.py defines it, and merges where there is
+no loop (other methods, other devices, no numba).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from types import ModuleType
 from typing import Any
 
 import numpy
 import torch
 
-from merge.compiled import compiled_kernels
+from merge.loops.arguments import DIFFERENCE, INFINITE, NO_SLACK, RATIO, Number, Row, Scalar
+from merge.loops.calls import KINDS, MergeCall, Stored
+from merge.loops.machine_code import Loop, compiled_loops
 from merge.method_table import MAGNITUDE, MAGNITUDE_OUTLIERS, MAGPRUNE, RANDOM
 from merge.methods import rounded
 from merge.recipe import Recipe
@@ -28,202 +28,217 @@ from merge.stream.tensor_plan import Plan
 from merge.stream.tensor_recipe import Observer, TensorRecipe
 
 SPARSIFIERS = (None, MAGNITUDE, MAGNITUDE_OUTLIERS, RANDOM, MAGPRUNE)
-WORTH = 1 << 28  # parameters of a model; at 2^27, loading numba takes the time that its loops save
-WHERE_FASTER = True  # leave to tensors what they merge as fast (docs/development/benchmarks.md); tests compare all
+WORTH = 1 << 26  # parameters; with fewer, loading the loops takes what they save (docs/development/benchmarks.md)
+WORTH_COMPILING = 1 << 28  # parameters; with fewer, loops are used where they were compiled before
+WHERE_FASTER = True  # leave to tensors what they merge as fast; tests compare all
+Loops = Mapping[int, Mapping[str, Loop]]  # by kind of arithmetic and name
 
 
 @dataclass
 class FusedAgreement:
-    """What one slice's task vectors became: τ_m, flat, and what an audit counts of it (see kernels.Tallies)."""
+    """What an audit counts of one slice (see arguments.Tallies)."""
 
-    tau: Array
     counts: list[tuple[list[list[int]], tuple[int, int]]]
     energies: list[float | None]  # by model, Σ τ² of what entered the merge; None: all of it
     energy: float  # Σ τ_m²
 
 
 class Fused:
-    """One recipe's merge of one tensor. levels: what shares of largest magnitudes an audit counts, none without one."""
+    """The merge of one tensor by recipes that differ in λ and in the dtype of the result.
 
-    def __init__(self, tensor: TensorRecipe, job: Job, kernels: ModuleType, levels: Sequence[float]):
-        self.tensor, self.job, self.kernels, self.levels = tensor, job, kernels, levels
-        self.wide = numpy.float64 if tensor.dtype == torch.float64 else numpy.float32
-        self.kind = {torch.bfloat16: kernels.BFLOAT16, torch.float16: kernels.FLOAT16}.get(tensor.dtype, kernels.EXACT)
-        self.left = numpy.zeros((len(tensor.terms), 2), numpy.int64)
+    levels: what shares of largest magnitudes an audit counts, none without one.
+    """
 
-    def agree(self, piece: Piece) -> FusedAgreement | None:
-        """Thin the task vectors and merge them; ask for every slice, in order. None for averages."""
-        tensor, terms = self.tensor, self.tensor.terms
-        if tensor.recipe.spec.combine == "average":
-            return None
-        if piece.start == 0:
-            self.left = self._trim.left.copy()
-        thetas, rows = piece.wide([tensor.base, *(term.parent for term in terms)], tensor.dtype)
-        seen = self._tallies()
-        tau = numpy.empty(thetas.shape[1], self.wide)
-        trim = self._trim._replace(left=self.left)
-        self.kernels.merge_taus(thetas, rows, self.kind, trim, self._rescale(piece), self._combine, seen, tau)
-        counts = [
-            (rows_of_counts.tolist(), (int(turned[0]), int(turned[1])))
-            for rows_of_counts, turned in zip(seen.counts, seen.turned, strict=True)
-        ]
-        energies = [
-            None if self._whole(term) and not tensor.consensus.elect else float(energy)
-            for term, energy in zip(terms, seen.energies[1:], strict=True)
-        ]
-        return FusedAgreement(tau, counts, energies, float(seen.energies[0]))
+    def __init__(self, alike: Sequence[TensorRecipe], job: Job, loops: Mapping[str, Loop], levels: Sequence[float]):
+        self.alike, self.job, self.levels = alike, job, levels
+        self.first = first = alike[0]
+        self.averages = first.recipe.spec.combine == "average"
+        self.moved = [tensor for tensor in alike if self.averages or not tensor.is_the_model]
+        self.call = MergeCall(loops["average" if self.averages else "merge"], len(first.terms), len(levels))
+        if self.averages:
+            self._set_average()
+            return
+        self._set_trim()
+        self._set_rescale()
+        self._set_combine()
+        self.call.lambdas = numpy.array([tensor.lambda_ for tensor in self.moved], numpy.float32)
+        self.left = self.call.left.copy()
 
-    def merge(self, tensor: TensorRecipe, piece: Piece, agreement: FusedAgreement | None) -> torch.Tensor:
-        """The merged slice of a recipe with the same agreement: values of the compute dtype, in float32 at least."""
-        parents = [term.parent for term in tensor.terms]
-        if agreement is None:
-            thetas, rows = piece.wide(parents, tensor.dtype)
-            weights = torch.tensor(tensor.consensus.weights, dtype=getattr(torch, self.wide.__name__))
-            divisor = self.wide(weights.sum() if tensor.consensus.normalize else 1)
-            out = numpy.empty(thetas.shape[1], self.wide)
-            self.kernels.average(thetas, rows, weights.numpy(), divisor, self.kind, out)
-        elif tensor.is_the_model:
-            return piece.theta(parents[0], tensor.dtype)
+    def merge(self, piece: Piece) -> tuple[list[torch.Tensor], int, FusedAgreement | None]:
+        """The slice of each recipe, in its dtype, and what an audit counts; ask for every slice, in order.
+
+        The number says what is not finite: see stored_numbers.store.
+        """
+        dtype, call, terms = self.first.dtype, self.call, self.first.terms
+        parents = [term.parent for term in terms]
+        parents.insert(0, parents[0] if self.averages else self.first.base)
+        weights = [piece.stored(parent, dtype) for parent in parents]
+        shape = (-1, self.job.columns)
+        made = {id(tensor): Stored(torch.empty(piece.stop - piece.start, dtype=_held(tensor))) for tensor in self.moved}
+        if self.averages:
+            found = 0
+            for result in made.values():
+                found |= call(weights, [result])
         else:
-            thetas, (row,) = piece.wide([tensor.base], tensor.dtype)
-            out = numpy.empty(thetas.shape[1], self.wide)
-            self.kernels.move(thetas[row], agreement.tau, self.wide(tensor.lambda_), self.kind, out)
-        return torch.from_numpy(out).view(-1, piece.job.columns)
+            if piece.start == 0:
+                call.left = self.left.copy()
+            call.clear()
+            found = call(weights, list(made.values()), *self._drawn(piece))
+        results = [
+            made[id(tensor)].values.to(tensor.out_dtype).view(shape)
+            if id(tensor) in made
+            else piece.theta(parents[1], dtype).to(tensor.out_dtype)
+            for tensor in self.alike
+        ]
+        return results, found, self._seen() if self.levels else None
+
+    def _seen(self) -> FusedAgreement:
+        counts = [
+            (rows.tolist(), (int(turned[0]), int(turned[1])))
+            for rows, turned in zip(self.call.counts, self.call.turned, strict=True)
+        ]
+        merged, *energies = self.call.energies.tolist()
+        entered = [
+            None if self._whole(term) and not self.first.consensus.elect else energy
+            for term, energy in zip(self.first.terms, energies, strict=True)
+        ]
+        return FusedAgreement(counts, entered, merged)
 
     def _whole(self, term: ModelTerm) -> bool:
         """Whether nothing of a task vector is thinned."""
-        if self.tensor.recipe.spec.sparsify in (RANDOM, MAGPRUNE):
+        if self._draws:
             return term.density >= 1
-        edges = self._trim.edges[self.tensor.terms.index(term)]
-        return bool(edges[0] < 0 and edges[1] == math.inf)
-
-    @cached_property
-    def _trim(self) -> Any:
-        """Ranks as edges of magnitude: of what is kept, and of what is dropped of it again."""
-        edges, below = (numpy.full((len(self.tensor.terms), 2), (-1, math.inf), self.wide) for _ in range(2))
-        left = numpy.zeros((len(self.tensor.terms), 2), numpy.int64)
-        if self.tensor.recipe.spec.sparsify in (MAGNITUDE, MAGNITUDE_OUTLIERS):
-            for m, term in enumerate(self.tensor.terms):
-                for column, rank in enumerate(term.ranks):
-                    if rank > 0:
-                        at = self.job.selection[term.parent, self.tensor.dtype].thresholds[rank]
-                        edges[m, column], below[m, column], left[m, column] = at.value, at.below, at.spare
-                    else:
-                        edges[m, column] = below[m, column] = math.inf
-        return self.kernels.Trim(edges, below, left)
-
-    def _rescale(self, piece: Piece) -> Any:
-        """Masks of what is drawn, and what makes up for what trimming or dropping took."""
-        tensor, terms = self.tensor, self.tensor.terms
-        masks, probabilities = numpy.zeros((0, 0), numpy.uint8), numpy.zeros((0, 0), numpy.float32)
-        times, over = numpy.ones(len(terms), self.wide), numpy.ones(len(terms), self.wide)
-        if tensor.recipe.spec.sparsify in (RANDOM, MAGPRUNE):
-            masks = numpy.stack([tensor.drawn_mask(term, piece).numpy().reshape(-1) for term in terms])
-        for m, term in enumerate(terms):
-            if term.density >= 1:
-                continue
-            if tensor.recipe.rescale == "l1":
-                times[m] = tensor.l1_factor(term)
-            elif tensor.recipe.rescale == "expectation" and tensor.recipe.spec.sparsify != MAGPRUNE:
-                over[m] = term.density
-        if tensor.recipe.rescale == "expectation" and tensor.recipe.spec.sparsify == MAGPRUNE:
-            probabilities = numpy.stack([tensor.chances(term, piece).numpy().reshape(-1) for term in terms])
-        needed = bool(len(probabilities)) or bool((times != 1).any()) or bool((over != 1).any())
-        return self.kernels.Rescale(needed, masks, probabilities, times, over)
-
-    @cached_property
-    def _combine(self) -> Any:
-        how, kernels, terms = self.tensor.consensus, self.kernels, self.tensor.terms
-        weights = [rounded(weight, self.tensor.dtype) for weight in how.weights]
-        share = rounded(math.fsum(weights), self.tensor.dtype)
-        mode, slack = kernels.NO_SLACK, 0.0
-        if how.slack.on and how.elect:
-            if math.isinf(how.slack.xi):
-                mode, slack = kernels.INFINITE, 2.0
-            elif how.slack.form == "ratio":
-                mode, slack = kernels.RATIO, 1 + how.slack.xi
-            else:
-                mode, slack = kernels.DIFFERENCE, how.slack.xi * self._unit
-        scope = numpy.full(len(terms), -1, self.wide)
-        for m, term in enumerate(terms):
-            if term.scope:
-                scope[m] = self.job.selection[term.parent, self.tensor.dtype].thresholds[term.scope].value
-        return kernels.Combine(
-            weights=numpy.array(weights, self.wide),
-            share=self.wide(1.0 if abs(share) < 1e-8 else share),
-            least=self.wide(max(0.0, min(weights))),
-            elect=how.elect,
-            normalize=how.normalize,
-            weighted=how.weighted,
-            positive=min(weights) >= 0,
-            both=how.slack.both and mode != kernels.NO_SLACK,
-            mode=mode,
-            slack=self.wide(slack),
-            protected=numpy.array(how.slack.protected or [False] * len(terms), bool),
-            scope=scope,
-        )
+        m = self.first.terms.index(term)
+        return bool(self.call.settings[Row.EDGE, m] < 0 and self.call.settings[Row.EDGE_OF_LARGEST, m] == math.inf)
 
     @property
-    def _unit(self) -> float:
-        """Of a difference: see election.Slack."""
-        measured = any(term.measured for term in self.tensor.terms)
-        return self.tensor.protected_rms(self.job) if measured else self.tensor.consensus.slack.unit
+    def _draws(self) -> bool:
+        return self.first.recipe.spec.sparsify in (RANDOM, MAGPRUNE)
 
-    def _tallies(self) -> Any:
-        terms, how = self.tensor.terms, self.tensor.consensus
-        count = len(terms) if self.levels else 0
-        return self.kernels.Tallies(
-            wanted=bool(self.levels),
-            own_signs=not how.slack.both and (not how.weighted or min(how.weights) > 0),
-            levels=self._edges,
-            counts=numpy.zeros((count, 1 + len(self.levels), 3), numpy.int64),
-            turned=numpy.zeros((count, 2), numpy.int64),
-            energies=numpy.zeros(1 + len(terms)),
-        )
+    def _set_average(self) -> None:
+        weights = torch.tensor(self.first.consensus.weights, dtype=torch.float32)
+        self.call.settings[Row.WEIGHT] = weights.numpy()
+        self.call.scalars[Scalar.SHARE] = float(weights.sum()) if self.first.consensus.normalize else 1
 
-    @cached_property
-    def _edges(self) -> Array:
-        """Of the levels, [models, levels]."""
+    def _set_trim(self) -> None:
+        """Ranks as edges of magnitude: of what is kept, and of what is dropped of it again."""
+        settings = self.call.settings
+        settings[[Row.EDGE, Row.BELOW]], settings[[Row.EDGE_OF_LARGEST, Row.BELOW_LARGEST]] = -1, math.inf
+        if self.first.recipe.spec.sparsify not in (MAGNITUDE, MAGNITUDE_OUTLIERS):
+            return
+        for m, term in enumerate(self.first.terms):
+            for row, rank in enumerate(term.ranks):
+                edge, below = Row.EDGE + row, Row.BELOW + row
+                if rank > 0:
+                    at = self._thresholds(term)[rank]
+                    settings[edge, m], settings[below, m], self.call.left[row, m] = at.value, at.below, at.spare
+                else:
+                    settings[edge, m] = settings[below, m] = math.inf
+
+    def _set_rescale(self) -> None:
+        """What makes up for what trimming or dropping took."""
+        how, spec = self.first.recipe.rescale, self.first.recipe.spec
+        settings = self.call.settings
+        for m, term in enumerate(self.first.terms):
+            if term.density < 1 and how == "l1":
+                settings[Row.TIMES, m] = self.first.l1_factor(term)
+            elif term.density < 1 and how == "expectation" and spec.sparsify != MAGPRUNE:
+                settings[Row.OVER, m] = term.density
+        self.by_chance = how == "expectation" and spec.sparsify == MAGPRUNE
+        made_up = bool((settings[[Row.TIMES, Row.OVER]] != 1).any())
+        self.call.numbers[Number.RESCALED] = self.by_chance or made_up
+
+    def _drawn(self, piece: Piece) -> tuple[Array | None, Array | None]:
+        """Masks of what is drawn, and the probabilities by which it was where these are made up for."""
+        if not self._draws:
+            return None, None
+        terms = self.first.terms
+        size = piece.stop - piece.start
+        masks = numpy.ones((len(terms), size), numpy.uint8)
+        chances = numpy.ones((len(terms), size), numpy.float32) if self.by_chance else None
+        for m, term in enumerate(terms):
+            if term.density < 1:
+                masks[m] = self.first.drawn_mask(term, piece).numpy().reshape(-1)
+                if chances is not None:
+                    chances[m] = self.first.chances(term, piece).numpy().reshape(-1)
+        return masks, chances
+
+    def _set_combine(self) -> None:
+        how, terms, dtype = self.first.consensus, self.first.terms, self.first.dtype
+        weights = [rounded(weight, dtype) for weight in how.weights]
+        share = rounded(math.fsum(weights), dtype)
+        form, slack = self._slack()
+        settings, scalars, numbers = self.call.settings, self.call.scalars, self.call.numbers
+        settings[Row.WEIGHT] = weights
+        settings[Row.PROTECTED] = how.slack.protected or [False] * len(terms)
+        settings[Row.SCOPE] = [self._thresholds(term)[term.scope].value if term.scope else -1 for term in terms]
+        scalars[Scalar.SHARE] = 1.0 if abs(share) < 1e-8 else share
+        scalars[Scalar.LEAST] = max(0.0, min(weights))
+        scalars[Scalar.SLACK] = slack
+        for number, value in {
+            Number.ELECT: how.elect,
+            Number.NORMALIZE: how.normalize,
+            Number.WEIGHTED: how.weighted,
+            Number.POSITIVE: min(weights) >= 0,
+            Number.BOTH: how.slack.both and form != NO_SLACK,
+            Number.SLACK_FORM: form,
+            Number.AUDITED: bool(self.levels),
+            Number.OWN_SIGNS: not how.slack.both and (not how.weighted or min(how.weights) > 0),
+        }.items():
+            numbers[number] = value
         ranks = [kept(level, self.job.output.numel) for level in self.levels]
-        rows = [
-            [self.job.selection[term.parent, self.tensor.dtype].thresholds[rank].value for rank in ranks]
-            for term in self.tensor.terms
-        ]
-        return numpy.array(rows, self.wide).reshape(len(rows), len(ranks))
+        for m, term in enumerate(terms if ranks else []):
+            self.call.levels[:, m] = [self._thresholds(term)[rank].value for rank in ranks]
+
+    def _slack(self) -> tuple[int, float]:
+        """Its form, and its factor in there; for a difference see election.Slack."""
+        how, measured = self.first.consensus, any(term.measured for term in self.first.terms)
+        if not (how.slack.on and how.elect):
+            return NO_SLACK, 0.0
+        unit = self.first.protected_rms(self.job) if measured else how.slack.unit
+        if math.isinf(how.slack.xi):
+            return INFINITE, 2.0
+        return (RATIO, 1 + how.slack.xi) if how.slack.form == "ratio" else (DIFFERENCE, how.slack.xi * unit)
+
+    def _thresholds(self, term: ModelTerm) -> Any:
+        return self.job.selection[term.parent, self.first.dtype].thresholds
 
 
-def covers(tensor: TensorRecipe) -> bool:
-    """Whether there is a kernel for a recipe."""
-    spec = tensor.recipe.spec
+def _held(tensor: TensorRecipe) -> torch.dtype:
+    """The dtype in which a loop writes a result."""
+    return tensor.out_dtype if tensor.out_dtype in KINDS else torch.float32
+
+
+def covers(recipe: Recipe, dtype: torch.dtype) -> bool:
+    """Whether there is a loop for a recipe, computed in `dtype`."""
+    spec = recipe.spec
     if spec.combine == "average":
-        return True
-    drawn = any(term.random_signs for term in tensor.terms)
-    return spec.combine == "task_vectors" and spec.consensus is None and spec.sparsify in SPARSIFIERS and not drawn
+        return dtype in KINDS
+    drawn = any(model.random_signs for model in recipe.models)
+    known = spec.combine == "task_vectors" and spec.consensus is None and spec.sparsify in SPARSIFIERS
+    return known and not drawn and dtype in KINDS
 
 
 def is_faster(recipe: Recipe, dtype: torch.dtype) -> bool:
-    """Whether the loops were measured to be faster: where float32 task vectors are trimmed or signs elected."""
-    return dtype == torch.float32 and (recipe.spec.sparsify is not None or recipe.spec.elect)
+    """Whether loops were measured to be faster than tensors for a recipe that they cover."""
+    return covers(recipe, dtype) and (not WHERE_FASTER or recipe.spec.combine != "average")
 
 
-def kernels_for(plan: Plan, device: str, tell: bool) -> ModuleType | None:
-    """The compiled loops, where a plan is large enough, gains by them, and the device is a CPU."""
+def loops_for(plan: Plan, device: str, tell: bool) -> Loops | None:
+    """The compiled loops, where a plan is large enough and has a recipe that they cover, and the device is a CPU."""
     floating = [output for output in plan.outputs if output.floating]
-    if device != "cpu" or sum(output.numel for output in floating) < WORTH:
+    size = sum(output.numel for output in floating)
+    if device != "cpu" or size < WORTH:
         return None
-    pairs = ((recipe, compute_dtype(recipe, plan, output)) for recipe in plan.recipes for output in floating[:1])
-    if WHERE_FASTER and not any(is_faster(recipe, dtype) for recipe, dtype in pairs):
-        return None
-    stored = {info.dtype for parent in plan.parents.values() for info in parent.tensors.values()}
-    double = "F64" in stored or any(recipe.compute_dtype == "float64" for recipe in plan.recipes)
-    return compiled_kernels(["float32", "float64"] if double else ["float32"], tell)
+    asked = ((recipe, compute_dtype(recipe, plan, output)) for recipe in plan.recipes for output in floating)
+    kinds = {KINDS[dtype] for recipe, dtype in asked if is_faster(recipe, dtype)}
+    return compiled_loops(kinds, tell, size >= WORTH_COMPILING) if kinds else None
 
 
-def fused(tensor: TensorRecipe, job: Job, observers: Sequence[Observer | None]) -> Fused | None:
-    """The compiled merge of recipes with this agreement; None where there is none."""
-    if job.kernels is None or not covers(tensor):
-        return None
-    if WHERE_FASTER and not is_faster(tensor.recipe, tensor.dtype):
+def fused(alike: Sequence[TensorRecipe], job: Job, observers: Sequence[Observer | None]) -> Fused | None:
+    """The compiled merge of recipes with one agreement; None where there is none."""
+    first = alike[0]
+    if job.loops is None or not is_faster(first.recipe, first.dtype):
         return None
     levels = next((observer.levels for observer in observers if observer is not None), ())
-    return Fused(tensor, job, job.kernels, levels)
+    return Fused(alike, job, job.loops[KINDS[first.dtype]], levels)

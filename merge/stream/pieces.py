@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
-from types import ModuleType
 from typing import Protocol
 
 import numpy
 import torch
 
+from merge.loops.calls import Stored
+from merge.loops.machine_code import Loop
 from merge.methods import row_ranks
 from merge.select import Array, Ranking, Taker, magnitude_bits
 from merge.stream.output import Output, Parent
@@ -41,7 +42,7 @@ class Job:
     resident: int  # elements of a tensor that may be held at once
     selection: Selection = field(default_factory=dict)
     masks: dict[tuple[Hashable, int], Array] = field(default_factory=dict)  # a bit an element, by who and by start
-    kernels: ModuleType | None = None  # compiled loops, where they can be used
+    loops: Mapping[int, Mapping[str, Loop]] | None = None  # compiled, by kind and name, where they can be used
     _only: Piece | None = None
 
     @property
@@ -76,32 +77,18 @@ class Piece:
     def __init__(self, job: Job, start: int, stop: int, shared: Shared):
         self.job, self.start, self.stop, self.shared = job, start, stop, shared
         self._raw: dict[Parent, torch.Tensor] = {}
-        self._wide: dict[torch.dtype, tuple[torch.Tensor, set[Parent]]] = {}
         self._thetas: dict[tuple[Parent, torch.dtype], torch.Tensor] = {}
         self._taus: dict[tuple[Parent, torch.dtype], torch.Tensor] = {}
         self._measures: dict[tuple[Quantity, torch.dtype], torch.Tensor] = {}
         self._bits: dict[tuple[Subject, torch.dtype], Array] = {}
         self._largest: dict[tuple[Subject, torch.dtype, int], torch.Tensor] = {}
         self._ranks: dict[tuple[Parent, torch.dtype], torch.Tensor] = {}
+        self.by_rank: dict[Hashable, tuple[torch.Tensor, torch.Tensor | None]] = {}  # what loops drew: mask, chances
         self._uniforms: dict[tuple[int, str], torch.Tensor] = {}
 
-    def wide(self, parents: Sequence[Parent], dtype: torch.dtype) -> tuple[Array, Array]:
-        """Weights in the compute dtype, held in float32 at least, [parents, elements]; and the rows of these parents.
-
-        Rows of parents that were never asked for hold anything.
-        """
-        places = list(self.job.output.sources)
-        if dtype not in self._wide:
-            held = torch.promote_types(dtype, torch.float32)
-            self._wide[dtype] = torch.empty((len(places), self.stop - self.start), dtype=held), set()
-        rows, filled = self._wide[dtype]
-        for parent in parents:
-            if parent not in filled:
-                stored = self._read(parent)
-                narrower = stored if torch.promote_types(stored.dtype, dtype) == dtype else stored.to(dtype)
-                rows[places.index(parent)].copy_(narrower.view(-1))  # in one step where that rounds but once
-                filled.add(parent)
-        return rows.numpy(), numpy.array([places.index(parent) for parent in parents])
+    def stored(self, parent: Parent, dtype: torch.dtype) -> Stored:
+        """The parent's weights as compiled loops read them, for arithmetic in `dtype`."""
+        return Stored.of(self._read(parent), dtype)
 
     def theta(self, parent: Parent, dtype: torch.dtype) -> torch.Tensor:
         """The parent's weights in the compute dtype."""

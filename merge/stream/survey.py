@@ -12,8 +12,10 @@ import torch
 
 from common.errors import BadInput
 from merge.io.checkpoint import FLOATS, Checkpoint, keep_heap
-from merge.select import INFINITE, Array, Counting, DigitCounting, NotFinite, bit_patterns, kept, magnitude_bits, rank
-from merge.stream.fused import kernels_for
+from merge.loops.calls import KINDS, Stored
+from merge.select import INFINITE, Array, Counting, DigitCounting, NotFinite, kept, magnitude_bits, rank
+from merge.select_on_device import DeviceCounting
+from merge.stream.fused import loops_for
 from merge.stream.output import Output
 from merge.stream.pieces import Job, Piece, Selection, Subject
 from merge.stream.tensor_plan import Plan
@@ -26,11 +28,11 @@ CHUNK = 1 << 20  # elements
 def survey(plan: Plan, observers: Sequence[Observer | None], workers: Workers) -> dict[str, Selection]:
     """Read every tensor that the merge will read, once. Raises BadInput that names file and tensor."""
     keep_heap()
-    kernels = kernels_for(plan, workers.device, workers.progress is not None)
+    loops = loops_for(plan, workers.device, workers.progress is not None)
     selections: dict[str, Selection] = {}
 
     def survey_output(output: Output) -> None:
-        job = Job(plan, output, torch.device(workers.device), workers.resident, kernels=kernels)
+        job = Job(plan, output, torch.device(workers.device), workers.resident, loops=loops)
         selections[output.name] = select(
             job, [TensorRecipe.of(recipe, plan, output) for recipe in plan.recipes], observers
         )
@@ -82,29 +84,29 @@ def _rank(
 
     measured: whose energies results depend on, which are summed on tensors.
     """
+    if job.device.type != "cpu":
+        _rank_on_device(job, ranks, selection)
+        return
     counted: dict[tuple[Subject, torch.dtype], Counting | DigitCounting] = {}
     for key in ranks:
-        if key[1].itemsize == 2:
-            counted[key] = Counting(key[1], job.kernels)
-        elif key[1] == torch.float32 and job.kernels is not None:
-            counted[key] = DigitCounting(job.kernels)
+        subject, dtype = key
+        loops = (job.loops or {}).get(KINDS.get(dtype, -1)) if isinstance(subject, tuple) else None
+        if dtype.itemsize == 2:
+            counted[key] = Counting(dtype, loops)
+        elif loops is not None and key not in measured:
+            counted[key] = DigitCounting(loops)
     if counted:
         for piece in job.pieces():
             for key, counting in counted.items():
-                if job.kernels is None:
+                if counting.loops is None:
                     counting.see(piece.bits(*key))
-                elif isinstance(counting, DigitCounting) and (weights := _weights(piece, key, measured)):
-                    counting.see_difference(*weights)
                 else:
-                    counting.see(bit_patterns(piece.measure(*key)))
+                    counting.see_difference(*_weights(piece, key))
     twice = {key: each for key, each in counted.items() if isinstance(each, DigitCounting) and each.choose(ranks[key])}
     if twice:
         for piece in job.pieces():
             for key, each in twice.items():
-                if weights := _weights(piece, key, measured):
-                    each.see_difference_below(*weights)
-                else:
-                    each.see_below(bit_patterns(piece.measure(*key)))
+                each.see_difference_below(*_weights(piece, key))
     for key, wanted in ranks.items():
 
         def pieces(key: tuple[Subject, torch.dtype] = key) -> Iterator[Array]:
@@ -115,15 +117,23 @@ def _rank(
         )
 
 
-def _weights(
-    piece: Piece, key: tuple[Subject, torch.dtype], measured: set[tuple[Subject, torch.dtype]]
-) -> tuple[Array, Array] | None:
-    """θ and θ0 in float32 of a task vector that compiled loops count; None for what they do not."""
+def _rank_on_device(job: Job, ranks: Mapping[tuple[Subject, torch.dtype], set[int]], selection: Selection) -> None:
+    """Fill `selection` where the task vectors lie: a slice is brought to the device once a pass."""
+    waiting = {key: DeviceCounting(key[1], wanted, job.output.numel) for key, wanted in ranks.items()}
+    while waiting:
+        for piece in job.pieces():
+            for key, counting in waiting.items():
+                counting.see(piece.measure(*key))
+        again = {key: counting for key, counting in waiting.items() if counting.another()}
+        selection.update({key: counting.ranking() for key, counting in waiting.items() if key not in again})
+        waiting = again
+
+
+def _weights(piece: Piece, key: tuple[Subject, torch.dtype]) -> tuple[Stored, Stored]:
+    """θ0 and θ of a task vector that compiled loops count."""
     subject, dtype = key
-    if not isinstance(subject, tuple) or key in measured:
-        return None
-    thetas, (base, row) = piece.wide([piece.job.output.leader, subject], dtype)
-    return thetas[row], thetas[base]
+    assert isinstance(subject, tuple)
+    return piece.stored(piece.job.output.leader, dtype), piece.stored(subject, dtype)
 
 
 def find_nonfinite(job: Job, overflow: str = "") -> BadInput:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -20,6 +20,7 @@ from merge.recipe import Recipe
 from merge.stream.alignment import NO_TOKENIZER, Alignment, align
 from merge.stream.output import Output, Parent, leader_of, output_of, parent_of
 from merge.stream.setting_checks import check_settings
+from merge.stream.special_rows import SpecialRows, special_rows
 from merge.stream.stacking import stacked_outputs
 
 
@@ -28,7 +29,7 @@ class Plan:
     """Checked recipes over the same parents.
 
     leader: the base, or the first model where there is none. alignment: where vocabularies were brought to one.
-    left_out: tensors that not all parents have and that transformers does not load.
+    left_out: tensors that not all parents have and that transformers does not load. special: rows that one model gives.
     """
 
     recipes: tuple[Recipe, ...]
@@ -37,6 +38,7 @@ class Plan:
     leader: Parent
     alignment: Alignment | None = None
     left_out: list[str] = field(default_factory=list)
+    special: Mapping[str, SpecialRows] = field(default_factory=dict)
 
     @property
     def tied(self) -> bool:
@@ -90,6 +92,7 @@ def make_plan(recipes: Sequence[Recipe]) -> Plan:
         plan.outputs.extend(stacked_outputs(recipes, parents) if recipes[0].slices else _outputs(plan))
         lead = parents[leader]
         check_settings(recipes, plan.outputs, head_name(lead.config, lead.tensors) if plan.tied else None)
+        plan.special = special_rows(plan)
         opened.pop_all()
     return plan
 

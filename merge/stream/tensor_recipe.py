@@ -12,6 +12,7 @@ import torch
 
 from merge import methods
 from merge.election import Scope, Slack
+from merge.loops.calls import KINDS, draw_by_rank
 from merge.method_table import IMPORTANCE, MAGNITUDE_OUTLIERS, MAGPRUNE, RANDOM, VARIANCE
 from merge.methods import Consensus
 from merge.per_tensor import resolve
@@ -269,7 +270,10 @@ class TensorRecipe:
     def _drawn(self, term: ModelTerm, piece: Piece) -> torch.Tensor:
         """Which values the draws keep, bool."""
         draws = piece.uniform(self.recipe.seed, term.name)
-        return draws < (term.density if self.recipe.spec.sparsify == RANDOM else self.chances(term, piece))
+        if self.recipe.spec.sparsify == RANDOM:
+            return draws < term.density
+        by_loop = self._drawn_by_loop(term, piece)
+        return by_loop[0].view(torch.bool) if by_loop is not None else draws < self.chances(term, piece)
 
     def _rescaled(self, term: ModelTerm, kept: torch.Tensor, piece: Piece) -> torch.Tensor:
         """Make up, as the recipe says, for what trimming or dropping took away."""
@@ -288,7 +292,23 @@ class TensorRecipe:
 
     def chances(self, term: ModelTerm, piece: Piece) -> torch.Tensor:
         """DELLA's keep probabilities of one model's values."""
+        by_loop = self._drawn_by_loop(term, piece)
+        if by_loop is not None and by_loop[1] is not None:
+            return by_loop[1]
         return methods.keep_probabilities(piece.ranks(term.parent, self.dtype), term.density, term.epsilon)
+
+    def _drawn_by_loop(self, term: ModelTerm, piece: Piece) -> tuple[torch.Tensor, torch.Tensor | None] | None:
+        """What a compiled loop draws, and the probabilities where they are made up for; None where there is no loop."""
+        loops = (piece.job.loops or {}).get(KINDS.get(self.dtype, -1))
+        if loops is None:
+            return None
+        key = (term, self.dtype, self.recipe.seed, self.recipe.rescale)
+        if key not in piece.by_rank:
+            low, step = methods.keep_line(piece.job.columns, term.density, term.epsilon)
+            base, model = (piece.stored(parent, self.dtype) for parent in (self.base, term.parent))
+            draws, made_up_for = piece.uniform(self.recipe.seed, term.name), self.recipe.rescale == "expectation"
+            piece.by_rank[key] = draw_by_rank(loops["draw"], base, model, draws, low, step, made_up_for)
+        return piece.by_rank[key]
 
 
 class Observer(Protocol):

@@ -11,19 +11,27 @@ from pathlib import Path
 
 from common import hub as model_hub
 from pipeline.check.chat_data import conversations
+from pipeline.check.chat_prompts import chat_prompts
 from pipeline.check.finding import Finding, first_of_each_language, given, guarded
 from pipeline.check.given_checkpoints import checkpoints, partners
+from pipeline.check.pair import pair
+from pipeline.check.questions import questions
 from pipeline.check.resources import disk, tasks
 from pipeline.check.stated import stated
 from pipeline.check.text import budgets, control, corpora, tokenizer
 from pipeline.config import Config, HubCorpus
+from pipeline.graph import Stage
+from pipeline.kinds import KINDS
 from pipeline.store import Store
 
 __all__ = ["Finding", "sweep"]
 
 
-def sweep(configs: Sequence[Config]) -> list[Finding]:
-    """Return what is wrong with a sweep, each problem once; all checks run, whatever the others find."""
+def sweep(configs: Sequence[Config], missing: Sequence[Stage] | None = None) -> list[Finding]:
+    """Return what is wrong with a sweep, each problem once; all checks run, whatever the others find.
+
+    missing: the stages that will be computed; None: all that the store lacks.
+    """
     findings: list[Finding] = []
     if any(asks_the_hub(config) for config in configs) and not model_hub.is_online():
         findings.append(
@@ -33,12 +41,24 @@ def sweep(configs: Sequence[Config]) -> list[Finding]:
                 "models and data that are not in the cache (HF_HOME) are reported as missing.",
             )
         )
+    asks = missing is None or any(KINDS[stage.kind].work == "score" or stage.kind == "leaks" for stage in missing)
     for config in first_of_each_language(configs):
-        for check in (checkpoints, corpora, control, tasks, tokenizer, partners, conversations):
+        for check in (
+            checkpoints,
+            corpora,
+            control,
+            *([tasks] if asks else []),
+            tokenizer,
+            partners,
+            pair,
+            conversations,
+            *([chat_prompts] if asks else []),
+            questions,
+        ):
             findings += guarded(check, config)
     findings += guarded(budgets, configs)
     findings += guarded(stated, configs)
-    findings += guarded(disk, configs, Store(Path(configs[0].store)))
+    findings += guarded(disk, configs, Store(Path(configs[0].store)), missing)
     return list(dict.fromkeys(findings))
 
 

@@ -12,6 +12,7 @@ from pipeline import architecture, inputs, recipes
 from pipeline.arms import PAIR
 from pipeline.check.finding import Finding, given, guarded, planned
 from pipeline.config import Config
+from pipeline.plan_adapt import of_chat_model
 from train.stage_settings import LoraSettings
 
 
@@ -124,6 +125,9 @@ def partners(config: Config) -> Iterator[Finding]:
     methods = list(config.merge.methods.values())
     method = next((method for method in methods if method.of == PAIR), methods[0])
     merged = {name: (folders.get(f"{name}.source", base) or base).absolute() for name in method.of}
-    recipe = recipes.complete(method.tries[0], base.absolute(), merged, config.seed)
+    chat = folders.get("sft.source")
+    start = chat if method.from_ == "sft" and chat else base
+    stated = {**method.tries[0], **(of_chat_model(config, method) if chat else {})}
+    recipe = recipes.complete(stated, start.absolute(), merged, config.seed)
     check(Recipe.from_dict(recipe, where="merge.methods"))
     yield from ()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from common import hub as model_hub
 from common.errors import BadInput
@@ -13,6 +14,7 @@ from common.parsing import read_json
 from pipeline.check.finding import Finding, guarded, planned
 from pipeline.config import Config
 from pipeline.cost import estimate
+from pipeline.graph import Stage
 from pipeline.kinds import KINDS
 from pipeline.plan import merged
 from pipeline.store import Store
@@ -23,20 +25,51 @@ SPARE = 200 * 10**6  # bytes that a run needs besides its stages
 def tasks(config: Config) -> Iterator[Finding]:
     """Yield every lm-eval task exists and loads, with its data, and the model has room for what it generates."""
     folder = None if config.eval.include_path is None else Path(config.eval.include_path)
-    names: list[str | None] = [*config.eval.tasks]
-    for name in names or ([None] if folder else []):
-        yield from guarded(load_task, folder, name, context_of(config))
+    names, shots = config.eval.tasks, config.eval.fewshot
+    together = isinstance(shots, dict) or not names  # examples by task may name any of them
+    loaded: dict[str, Any] = {}
+    for some in [tuple(names)] if together else [(name,) for name in names]:
+        if some or folder:
+            yield from guarded(load_tasks, folder, some, context_of(config), shots, loaded)
+    if loaded:
+        yield Finding(False, f"prompts     {asked(config, loaded)}", told=True)
 
 
-def load_task(folder: Path | None, name: str | None, context: int | None = None) -> None:
-    """Load a task by its name; all of a folder of one's own, where there is no name.
+def load_tasks(
+    folder: Path | None,
+    names: Sequence[str],
+    context: int | None,
+    fewshot: int | Mapping[str, int] | None,
+    found: dict[str, Any],
+) -> None:
+    """Load tasks by their names into `found`; all of a user's folder if no name is given.
 
-    context: tokens that the model reads, None if it is not known.
+    context: tokens that the model reads, None where it is not known. fewshot: as in eval.task_set.prepare.
     """
     from eval import task_checks, task_set
 
-    loaded = task_set.load_tasks(folder, () if name is None else (name,))
+    loaded = task_set.load_tasks(folder, names, fewshot)
     task_checks.check_room(loaded, context)
+    found |= loaded
+
+
+def asked(config: Config, loaded: Mapping[str, Any]) -> str:
+    """Describe what tasks of lm-eval ask a checkpoint."""
+    from eval.task_checks import generated_tokens
+
+    ways = {
+        "none": "plain",
+        "auto": "by the chat template where there is one",
+        "both": "plain and by the chat template",
+    }
+    said = []
+    for name, task in loaded.items():
+        count = sum(1 for _ in task.doc_iterator(limit=config.eval.limit))
+        shots, length = task.get_config("num_fewshot") or 0, generated_tokens(task)
+        examples = f", {shots} example{'s' * (shots != 1)} each" if shots else ""
+        generated = f", up to {count * length:,} tokens generated ({length} each)" if length else ""
+        said.append(f"{name}: {count:,}{examples}{generated}")
+    return f"{ways[config.eval.chat]}; {'; '.join(said)}"
 
 
 def context_of(config: Config) -> int | None:
@@ -55,11 +88,15 @@ def context_of(config: Config) -> int | None:
     return next(found, None)
 
 
-def disk(configs: Sequence[Config], store: Store) -> Iterator[Finding]:
-    """Yield the store can be written, and its disk holds what is still to come, at its peak."""
+def disk(configs: Sequence[Config], store: Store, wanted: Sequence[Stage] | None = None) -> Iterator[Finding]:
+    """Check that the store can be written, and that its disk has space for the run at its peak.
+
+    wanted: the stages that will be computed, if not all that the store lacks.
+    """
     cells = [cell for config in configs if (cell := planned(config))]
     stages = merged(cells)
-    done = {stage.key for stage in stages if store.find(stage)}
+    keys = {stage.key for stage in (stages if wanted is None else wanted)}
+    done = {stage.key for stage in stages if store.find(stage) or stage.key not in keys}
     missing = [stage for stage in stages if stage.key not in done]
     existing = next(folder for folder in (store.root.absolute(), *store.root.absolute().parents) if folder.exists())
     if missing and not os.access(existing, os.W_OK):

@@ -16,7 +16,12 @@ def stated(configs: Sequence[Config]) -> Iterator[Finding]:
     if path is None:
         return
     found = hypotheses.read(path)
-    methods = [name for config in configs for name in (*config.eval.unmerged, *config.merge.methods)]
+    methods = [
+        hypotheses.in_regime(name, regime)
+        for config in configs
+        for name in (*config.eval.unmerged, *config.merge.methods)
+        for regime in dict.fromkeys((None, config.regime))
+    ]
     budgets = {config.ct.tokens for config in configs}
     for name, why in hypotheses.without_data(found, list(dict.fromkeys(methods)), budgets).items():
         yield Finding(False, f"{path}: {name}: this run gives no data for it: {why}")

@@ -4,6 +4,7 @@ Input: what Hydra composed; output: a `Config`, or BadInput of one line. A confi
 other code gets a `Config` and trusts it. To change a key of conf/, change the file of its section here.
 """
 
+from pipeline.config.adapting import Adapt
 from pipeline.config.cell import Config, validate
 from pipeline.config.computing import Compute
 from pipeline.config.fields import Section
@@ -14,6 +15,7 @@ from pipeline.config.sources import CipherCorpus, Corpus, HubCorpus, HubSource, 
 from pipeline.config.trainings import ContinualTraining, Instructions, Lora, Training
 
 __all__ = [
+    "Adapt",
     "BaseRecipe",
     "CipherCorpus",
     "Compute",

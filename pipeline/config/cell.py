@@ -12,6 +12,7 @@ from common.choices import listed, suggestion
 from common.errors import BadInput
 from common.units import format_tokens
 from pipeline import old_names
+from pipeline.config.adapting import Adapt, why_not_adapted
 from pipeline.config.computing import Compute, Tracking
 from pipeline.config.fields import Folder, Name, Section, Seed
 from pipeline.config.messages import one_line
@@ -57,6 +58,7 @@ class Config(Section):
     compute: Compute
     tracking: Tracking
     chat: Chat
+    adapt: Adapt | None
 
     @property
     def report(self) -> tuple[str | None, str]:
@@ -185,6 +187,12 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def one_model_is_adapted(self) -> Config:
+        if wrong := why_not_adapted(self):
+            raise ValueError(wrong)
+        return self
+
+    @model_validator(mode="after")
     def budgets_to_choose_on(self) -> Config:
         budgets = self.merge.choice.budgets
         for tokens in () if isinstance(budgets, str) else budgets:
@@ -201,7 +209,7 @@ class Config(Section):
             raise ValueError(
                 "eval.unmerged=[]: there are no merges either, so nothing would be scored. Set eval.unmerged=[base]."
             )
-        if not self.eval.families and self.merge.methods and self.merge.metric == "acc":
+        if not self.eval.families and self.merge.methods and self.adapt is None and self.merge.metric == "acc":
             raise ValueError(
                 "eval.families=[]: merges are selected by accuracy on our own items. "
                 "Name a family, or set merge.metric=bits_per_byte."

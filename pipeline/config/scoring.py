@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, field_validator, model_validator
 
 from common.choices import suggestion
 from merge.recipe import Recipe
@@ -36,10 +36,14 @@ class Method(Section):
     """One merge in the results: a recipe, and the grid of settings that are tried on the dev split.
 
     of: the checkpoints that are merged, by the names that they have in the recipe.
+    from: what task vectors, or an arc, start from: the base, or the SFT model.
     control: whether it is there to be compared with, and never named the best merge on dev.
     """
 
+    model_config = ConfigDict(serialize_by_alias=True)
+
     of: Annotated[tuple[Role, ...], Field(min_length=1)] = PAIR
+    from_: Literal["base", "sft"] = Field("base", alias="from")
     control: bool = False
     recipe: dict[str, Any]
     grid: dict[str, Annotated[list[Any], Field(min_length=1)]]
@@ -101,10 +105,13 @@ class Choice(Section):
 
 
 class Merge(Section):
+    """special_rows: sft, to take the rows of tokens that its chat template writes from the chat model."""
+
     write: bool
     metric: Literal["acc", "bits_per_byte"]
     choice: Choice
     then_sft: str | None
+    special_rows: Literal["sft"] | None
     methods: dict[str, Method]
 
     @model_validator(mode="after")
@@ -131,7 +138,12 @@ class Merge(Section):
         return self
 
 
+Shots = Annotated[int, Field(ge=0)]
+
+
 class Evaluation(Section):
+    """chat, system, fewshot, generation: how checkpoints are asked (eval/asking.py)."""
+
     unmerged: list[ArmName]
     families: list[str]
     split: Literal["dev", "test"]
@@ -147,6 +159,22 @@ class Evaluation(Section):
     leaks: bool
     untuned: bool
     frontier: Literal["all", "largest"] | Annotated[tuple[Tokens, ...], Field(min_length=1)] | None = None
+    questions: str | None = None
+    chat: Literal["none", "auto", "both"] = "none"
+    system: str | None = None
+    fewshot: Shots | dict[str, Shots] | None = None
+    generation: Literal["own", "greedy"] = "own"
+
+    @model_validator(mode="after")
+    def what_is_asked_is_used(self) -> Evaluation:
+        if self.system is not None and self.chat == "none":
+            raise ValueError("system: only chat prompts have a system message; set eval.chat=auto, or system to null")
+        if self.fewshot is not None and not self.tasks and not self.include_path:
+            raise ValueError(
+                f"fewshot={self.fewshot}: only tasks of lm-eval have examples, and none is scored; name some in"
+                " eval.tasks or eval.include_path, or set fewshot to null"
+            )
+        return self
 
     @model_validator(mode="after")
     def families_are_known(self) -> Evaluation:

@@ -57,7 +57,8 @@ def needed(config: Config, tuned: bool = True) -> float:
     """
     shape, asked = model_shape(config), config.eval
     gpus = getattr(asked, "gpus", 1)  # devices that share a checkpoint
-    generates = bool(asked.tasks or asked.include_path)  # which of lm-eval's tasks generate is not known here
+    # Which of lm-eval's tasks generate is not known here. An adaptation answers questions.
+    generates = bool(asked.tasks or asked.include_path or config.adapt)
     cached = asked.batch_tokens if generates else 0
     scored = scoring(shape, asked.batch_tokens, asked.dtype, gpus, cached)
     if not (tuned and config.merge.methods):

@@ -6,15 +6,18 @@ constants here.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pipeline.config import Config, ModelShape
 from pipeline.cost import flops
+from pipeline.cost.generation import generated_tokens
 from pipeline.cost.memory import width
 from pipeline.cost.model_shape import trained_parameters
 from pipeline.cost.scoring_memory import base_width
 from pipeline.graph import Stage
 from pipeline.kinds import KINDS
+from pipeline.page_questions import COUNT as QUESTIONS
 
 # An item of our families with its choices: the mean of all five, measured on the default experiment.
 ITEM_TOKENS = {"own": 90, "en": 43}
@@ -23,6 +26,8 @@ TASK_ITEMS, TASK_TOKENS = 1000, 1500
 TEXTS = {"bible": 95, "cipher": 95}  # held-out documents of a corpus, where their number is known
 MANY_TEXTS = 1000  # and where it is not (assumed)
 BYTES_A_TOKEN = {"own": 1.64, "en": 3.5}  # of text; measured on the default experiment
+# A generated token takes as long as so many that are read (assumed): weights pass once for a token of each row.
+GENERATING = 10
 COMPRESSED = 3  # how much smaller text is on the disk, with zstd
 SMALL = 10**6  # bytes: records, recipes, scores
 
@@ -62,12 +67,17 @@ def stage_work(stage: Stage, config: Config, shape: ModelShape, resumed: int = 0
             model + kept + SMALL,
             beside * state,
         )
+    if kind == "answers":
+        tokens = len(settings.get("questions", range(QUESTIONS))) * (ITEM_TOKENS["own"] + settings["tokens"])
+        return Work(tokens, tokens * flops.forward(shape, settings["tokens"] / 2))
     if KINDS[kind].work == "score":
         tries = len(settings.get("tries", [None]))
         tokens, lengths = scored_tokens(stage, config)
         return Work(
             tries * tokens, tries * tokens * flops.forward(shape, lengths / 2), tries=tries if kind == "tune" else 0
         )
+    if kind == "adapted":
+        return Work(written=(4 if settings["dtype"] == "float32" else 2) * shape.parameters)
     if kind == "weights":
         return Work(written=base_width(config) * shape.parameters)
     if kind == "ct_blocks":
@@ -130,5 +140,10 @@ def scored_tokens(stage: Stage, config: Config) -> tuple[float, float]:
             if config.merge.metric == "bits_per_byte"
             else (items * ITEM_TOKENS["own"], ITEM_TOKENS["own"])
         )
-    asked = len(config.eval.tasks) * min(limit or TASK_ITEMS, TASK_ITEMS) * TASK_TOKENS
-    return items * sum(ITEM_TOKENS.values()) + sum(text.values()) + asked, TASK_TOKENS if asked else ITEM_TOKENS["own"]
+    documents, shots = min(limit or TASK_ITEMS, TASK_ITEMS), config.eval.fewshot
+    examples = shots.values() if isinstance(shots, Mapping) else [shots or 0] * len(config.eval.tasks)
+    asked = (len(config.eval.tasks) + sum(examples)) * documents * TASK_TOKENS
+    generated = documents * generated_tokens(config) * GENERATING
+    prompts = items * sum(ITEM_TOKENS.values()) + asked + generated
+    ways = 2 if config.eval.chat == "both" else 1  # plain and by the template
+    return ways * prompts + sum(text.values()), TASK_TOKENS if asked else ITEM_TOKENS["own"]

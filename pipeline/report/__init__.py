@@ -11,6 +11,7 @@ May be touched: the output folder of `render`.
     results     records as rows and tables; paper_tables: LaTeX
     paired      differences (inference: intervals; findings, claims: verdicts; headline: one sentence)
     frontier    gaps of curves at equal bits; hypotheses, stated_when, hypothesis_answers: what an experiment is asked
+    price       computing time and trained tokens of each method
     chart_data  tables that charts are drawn from; vega, *_charts: the charts; looks: of methods
     figures     charts as files; page: charts, tables and items as one page (page_tables, page.html.jinja, .css, .js)
 
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.files import write_json, write_whole
-from pipeline.report.records import Audit, Choice, Evaluation, FrontierPoint, ReportPaths, Subject, label
+from pipeline.report.records import ENGLISH, Audit, Choice, Evaluation, FrontierPoint, ReportPaths, Subject, label
 
 if TYPE_CHECKING:
     from pipeline.report.page import Findings
@@ -68,6 +69,7 @@ def render(
         hypothesis_answers,
         page,
         paired,
+        price,
         results,
         sample_items,
         text_of_budgets,
@@ -86,7 +88,8 @@ def render(
     data = hypothesis_answers.data(evaluations, frontier, discarded, subject.language)
     if hypotheses is not None:
         regime = next((config.get("regime") for config in subject.configs.values()), None)
-        shown = claims.Claims(hypothesis_answers.answers(hypotheses, data, regime), shown.comparisons)
+        answers = hypothesis_answers.answers(hypotheses, data, regime, subject.regimes)
+        shown = claims.Claims(answers, shown.comparisons)
     frontiers = frontier_tables.found(data.frontiers, shown.answers)
     asked_of_base = gates.gates(rows, subject.language)
     if asked_of_base:
@@ -96,8 +99,10 @@ def render(
     text = text_of_budgets.by_budget(counts, [budget for budget in results.budgets_of(rows) if budget])
     first_tries = results.gather(untuned)
     stated = str(hypotheses.name) if hypotheses is not None else None
+    generated = sample_items.pick_generated(evaluations, [subject.language, ENGLISH])
+    costs = price.costs(results.unique(evaluations), stages)
     more = (leaks, samples, recipes, first_tries, text, frontiers, stated)
-    found = page.Findings(rows, shown, discarded, chosen, stages, subject, *more)
+    found = page.Findings(rows, shown, discarded, chosen, stages, subject, *more, generated=generated, costs=costs)
     table = "\n".join([results.terminal_table(rows, subject.language), *gates.in_words(asked_of_base)])
     png = out / "figures" / "curves.png"
     paths = ReportPaths(out / "results.csv", out / "results.md", png, out / "report.html", out / "claims.json", table)

@@ -1,4 +1,4 @@
-"""The claims that a run is asked about, stated before looking, and the verdicts.
+"""The built-in claims, which were stated before looking at test scores, and their verdicts.
 
 A new claim is a row of STATED and a function of pipeline/report/findings.py.
 """
@@ -17,7 +17,7 @@ from pipeline.report import findings
 from pipeline.report.choices import Chosen
 from pipeline.report.discards import TOP, Discarded
 from pipeline.report.findings import Data, Finding
-from pipeline.report.inference import OLD_VERDICTS, Estimate, Verdict, holm, verdict
+from pipeline.report.inference import OLD_VERDICTS, Estimate, Parts, Verdict, holm, verdict
 from pipeline.report.paired import MARGINS, Comparison, Evidence, compare
 from pipeline.report.records import Evaluation
 from pipeline.report.wording import ANSWER_BITS
@@ -29,7 +29,7 @@ SHARE_MARGIN = 0.01  # of shares of parameters: a difference that would not matt
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim as it was stated: what it says, whose it is, and the statistic that must be above 0.
+    """A claim as it was stated: its text, its source, and the statistic that must be above 0.
 
     margin: a statistic nearer to 0 than this would not matter. unit: how the effect is written, of claims that have no
     sentence of their own (headline.py).
@@ -45,9 +45,10 @@ class Claim:
 
 @dataclass(frozen=True)
 class Answer:
-    """What this run's data say to a claim.
+    """The verdict on a claim.
 
     estimate: of its statistic. p_adjusted: by Holm, for all claims with data. more: further keys of claims.json.
+    parts: the same statistic in each task or at each budget.
     """
 
     claim: Claim
@@ -56,6 +57,7 @@ class Answer:
     p_adjusted: float | None
     text: str
     more: Mapping[str, Any] = field(default_factory=dict)
+    parts: Parts = field(default_factory=Parts)
 
 
 @dataclass(frozen=True)
@@ -76,12 +78,12 @@ def claims(
     found = [(claim, answer(data)) for claim, answer in STATED]
     adjusted = iter(holm([finding.estimate.p for _, finding in found if finding.estimate is not None]))
     answers = []
-    for claim, (estimate, text) in found:
+    for claim, (estimate, text, parts) in found:
         if estimate is None:
             answers.append(Answer(claim, "no data", None, None, text))
         else:
             p = next(adjusted)
-            answers.append(Answer(claim, verdict(estimate, claim.margin, p), estimate, p, text))
+            answers.append(Answer(claim, verdict(estimate, claim.margin, p), estimate, p, text, parts=parts))
     return Claims(answers, compare(evidence))
 
 
@@ -134,14 +136,15 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 READINGS = "mean over budgets and the variants of slack that were run"
-SCARCE = "where text is scarcest, of the merge that was best on dev against CT-then-SFT"
+SCARCE = "at the smallest CT budget, of the merge that was best on dev against"
+AVERAGE = "the average of CT-then-SFT and CT"
 STATED: tuple[tuple[Claim, Callable[[Data], Finding]], ...] = (
     (
         Claim(
             "scarce-accuracy",
-            "Merges beat CT-then-SFT where text is scarcest.",
+            "Merges are more accurate than CT-then-SFT at the smallest CT budget.",
             PAPER,
-            f"gain in mean accuracy {SCARCE}",
+            f"gain in mean accuracy {SCARCE} CT-then-SFT",
             MARGINS["accuracy"],
         ),
         findings.beats("ct_then_sft", "accuracy"),
@@ -149,9 +152,9 @@ STATED: tuple[tuple[Claim, Callable[[Data], Finding]], ...] = (
     (
         Claim(
             "scarce-answer-bits",
-            "Merges make the correct answers more likely than CT-then-SFT where text is scarcest.",
+            "Merges make the correct answers more likely than CT-then-SFT does at the smallest CT budget.",
             PAPER,
-            f"{ANSWER_BITS} saved {SCARCE}",
+            f"{ANSWER_BITS} saved {SCARCE} CT-then-SFT",
             MARGINS["answer_bits"],
         ),
         findings.beats("ct_then_sft", "answer_bits"),
@@ -159,7 +162,7 @@ STATED: tuple[tuple[Claim, Callable[[Data], Finding]], ...] = (
     (
         Claim(
             "language-kept",
-            "Merges keep more of the language than CT-then-SFT.",
+            "Merges model the language better than CT-then-SFT.",
             "ours",
             "bits per byte of text saved, mean over budgets, of the merge that was best on dev against CT-then-SFT",
             MARGINS["bits"],
@@ -169,9 +172,9 @@ STATED: tuple[tuple[Claim, Callable[[Data], Finding]], ...] = (
     (
         Claim(
             "averaged-accuracy",
-            "Merges beat CT-then-SFT averaged with its CT where text is scarcest.",
+            "Merges are more accurate than the average of CT-then-SFT and CT at the smallest CT budget.",
             "ours",
-            f"gain in mean accuracy {SCARCE} averaged with its CT",
+            f"gain in mean accuracy {SCARCE} {AVERAGE}",
             MARGINS["accuracy"],
         ),
         findings.beats("average_of_ct_then_sft_and_ct", "accuracy"),
@@ -179,9 +182,9 @@ STATED: tuple[tuple[Claim, Callable[[Data], Finding]], ...] = (
     (
         Claim(
             "averaged-language-kept",
-            "Merges keep more of the language than CT-then-SFT averaged with its CT.",
+            "Merges model the language better than the average of CT-then-SFT and CT.",
             "ours",
-            "bits per byte of text saved, mean over budgets, of the merge that was best on dev against that average",
+            f"bits per byte of text saved, mean over budgets, of the merge that was best on dev against {AVERAGE}",
             MARGINS["bits"],
         ),
         findings.keeps_language("average_of_ct_then_sft_and_ct"),
@@ -189,9 +192,9 @@ STATED: tuple[tuple[Claim, Callable[[Data], Finding]], ...] = (
     (
         Claim(
             "merging-uses-ct",
-            "Merges gain from CT: they beat the average of base and SFT, which needs no CT.",
+            "Merges gain from CT: they are more accurate than the average of base and SFT, which needs no CT.",
             "ours",
-            "gain in mean accuracy at the largest budget, of the merge that was best on dev against that average",
+            "gain in mean accuracy at the largest CT budget, of the merge that was best on dev against that average",
             MARGINS["accuracy"],
         ),
         findings.beats("average_of_base_and_sft", "accuracy", max),
@@ -199,7 +202,7 @@ STATED: tuple[tuple[Claim, Callable[[Data], Finding]], ...] = (
     (
         Claim(
             "advantage-shrinks",
-            "The advantage over CT-then-SFT shrinks as text grows.",
+            "The advantage of merges over CT-then-SFT shrinks as the CT budget grows.",
             PAPER,
             "advantage in mean accuracy at the smallest budget minus that at the largest",
             MARGINS["accuracy"],
@@ -209,7 +212,7 @@ STATED: tuple[tuple[Claim, Callable[[Data], Finding]], ...] = (
     (
         Claim(
             "conflicts-grow",
-            "TIES discards more and more of SFT's important parameters as the CT budget grows.",
+            "TIES discards more of SFT's important parameters as the CT budget grows.",
             PAPER,
             f"share of SFT's top {TOP} lost in sign conflicts at the largest budget minus that at the smallest, "
             "by TIES of the same settings",
@@ -220,7 +223,7 @@ STATED: tuple[tuple[Claim, Callable[[Data], Finding]], ...] = (
     (
         Claim(
             "slack-keeps",
-            "Slack keeps SFT's important parameters.",
+            "Slack keeps more of SFT's important parameters than TIES.",
             OURS,
             f"share of SFT's top {TOP} lost in sign conflicts by TIES minus that with slack, settings else the same, "
             f"{READINGS}",
@@ -231,7 +234,7 @@ STATED: tuple[tuple[Claim, Callable[[Data], Finding]], ...] = (
     (
         Claim(
             "slack-accuracy",
-            "Slack raises the scores.",
+            "Slack raises accuracy.",
             PAPER,
             f"gain in mean accuracy with slack, TIES else of the same settings, {READINGS}",
             MARGINS["accuracy"],
@@ -251,7 +254,7 @@ STATED: tuple[tuple[Claim, Callable[[Data], Finding]], ...] = (
     (
         Claim(
             "slack-norm-accuracy",
-            "Slack raises the scores when all merged updates have the same norm.",
+            "Slack raises accuracy when all merged updates have the same norm.",
             OURS,
             f"gain in mean accuracy with slack, TIES else of the same settings and norm of the update, {READINGS}",
             MARGINS["accuracy"],

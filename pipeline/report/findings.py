@@ -1,4 +1,4 @@
-"""What a run's samples and audits say to each claim: one function a claim."""
+"""Find the effect of each claim in a run's samples and audits: one function per claim."""
 
 from __future__ import annotations
 
@@ -10,23 +10,27 @@ import numpy as np
 
 from pipeline.report.choices import Chosen
 from pipeline.report.discards import TOP, Discarded
-from pipeline.report.inference import Estimate, crossed
+from pipeline.report.inference import Estimate, Parts, crossed
 from pipeline.report.paired import LOWER_IS_BETTER, Cell, Evidence, Kind
 from pipeline.report.records import label, mean
 from pipeline.report.results import budget_name
-from pipeline.report.wording import interval, percent
+from pipeline.report.wording import by_part, interval, percent
 
-UNMATCHED = "It takes TIES with slack and TIES without it at the same budget, density and lambda."
+UNMATCHED = "Not computed: it needs TIES with and without slack at the same budget, density and \u03bb."
 UNMATCHED_AT_NORM = (
-    "It takes TIES with slack and TIES without it at the same budget, density and norm of the merged update."
+    "Not computed: it needs TIES with and without slack at the same budget, density and norm of the merged update."
 )
 
 
 class Finding(NamedTuple):
-    """A claim's statistic, and the numbers behind it in words; without a statistic, what it would have taken."""
+    """A claim's statistic, and the numbers behind it in words; without a statistic, what it needs.
+
+    parts: the same statistic in each task or at each budget.
+    """
 
     estimate: Estimate | None
     text: str
+    parts: Parts = Parts()
 
 
 @dataclass(frozen=True)
@@ -65,16 +69,17 @@ def beats(baseline: str, kind: Kind, where: Callable[[Sequence[int]], int] = min
         budget = where(data.evidence.budgets or [0])
         leader, reference = data.leaders.get(budget), data.evidence.cell(baseline, budget)
         if leader is None or reference is None:
-            return Finding(None, f"It takes {label(baseline)} and a merge with a score on dev at the same budget.")
+            return Finding(None, _needs(f"{label(baseline)} and a merge with a score on dev at the same budget"))
         estimate = gain(data.evidence, kind, [(leader, budget)], [reference])
         if estimate is None:
-            return Finding(None, f"It takes {label(baseline)} and a merge of the same seed, scored in this way.")
+            return Finding(None, _needs(f"{label(baseline)} and a merge of the same seed, scored in this way"))
         merged, other = (data.evidence.value(kind, *cell) for cell in ((leader, budget), reference))
         text = (
             f"At {budget_name(budget)} tokens the merge that was best on dev, {label(leader)}, has {merged:.3f}; "
-            f"{label(baseline)} has {other:.3f}.{_by_family(data, kind, [(leader, budget)], [reference])}"
+            f"{label(baseline)} has {other:.3f}. "
         )
-        return Finding(estimate, text)
+        parts = _by_family(data, kind, [(leader, budget)], [reference])
+        return Finding(estimate, f"{text}{by_part(parts)}".strip(), parts)
 
     return answer
 
@@ -89,10 +94,10 @@ def keeps_language(baseline: str) -> Callable[[Data], Finding]:
         estimate = gain(data.evidence, "bits", merged, reference) if budgets else None
         if estimate is None:
             needed = f"{label(baseline)} and a merge with a score on dev at the same budget"
-            return Finding(None, f"It takes held-out text, {needed}.")
+            return Finding(None, _needs(f"held-out text, {needed}"))
         pairs = zip(merged, reference, strict=True)
         each = [(merge[1], gain(data.evidence, "bits", [merge], [other])) for merge, other in pairs]
-        return Finding(estimate, f"Bits per byte saved: {_by_budget(each)}.")
+        return Finding(estimate, f"Bits per byte saved: {_listed_budgets(each)}.", _by_budget(each))
 
     return answer
 
@@ -101,7 +106,7 @@ def advantage_shrinks(data: Data) -> Finding:
     """The advantage in accuracy at the smallest budget minus that at the largest."""
     budgets = sorted(budget for budget in data.leaders if data.evidence.has("ct_then_sft", budget))
     if len(budgets) < 2:
-        return Finding(None, "It takes two budgets with CT-then-SFT and a merge chosen on dev.")
+        return Finding(None, _needs("two budgets with CT-then-SFT and a merge chosen on dev"))
     weights = [
         ((method, budget), side * way)
         for budget, way in ((budgets[0], 1.0), (budgets[-1], -1.0))
@@ -114,7 +119,7 @@ def advantage_shrinks(data: Data) -> Finding:
         (budget, gain(data.evidence, "accuracy", [(data.leaders[budget], budget)], [("ct_then_sft", budget)]))
         for budget in budgets
     ]
-    text = f"Mean accuracy of the merge that was best on dev, minus CT-then-SFT's: {_by_budget(each)}."
+    text = f"Mean accuracy of the merge that was best on dev, minus CT-then-SFT's: {_listed_budgets(each)}."
     return Finding(estimate, text)
 
 
@@ -127,7 +132,7 @@ def conflicts_grow(data: Data) -> Finding:
     same = [merge for merge in plain if merge.method in at_first and alike(at_first[merge.method], merge)]
     at_last = {merge.method for merge in same if merge.ct_tokens == budgets[-1]}
     if len(budgets) < 2 or not at_last:
-        return Finding(None, "It takes TIES without slack at two budgets, of the same settings at both.")
+        return Finding(None, _needs("TIES without slack at two budgets, of the same settings at both"))
     compared = [merge for merge in same if merge.method in at_last]
     first, last = (
         lost_by_seed([merge for merge in compared if merge.ct_tokens == budget]) for budget in (budgets[0], budgets[-1])
@@ -173,7 +178,9 @@ def slack_helps(kind: Kind, at_norm: bool = False) -> Callable[[Data], Finding]:
             first, second = ([cell for cell in side if cell[1] == budget] for side in (with_slack, without))
             each.append((budget, gain(data.evidence, kind, first, second)))
         methods = ", ".join(label(method) for method in dict.fromkeys(method for method, _, _ in pairs))
-        return Finding(estimate, f"{methods}: {_by_budget(each)}.{_by_family(data, kind, with_slack, without)}")
+        by_budget, by_family = _by_budget(each), _by_family(data, kind, with_slack, without)
+        text = f"{methods}: {_listed_budgets(each)}. {by_part(by_family)}".strip()
+        return Finding(estimate, text, by_budget if by_budget.differ else by_family)
 
     return answer
 
@@ -212,15 +219,21 @@ def _over_seeds(first: dict[int, float], second: dict[int, float]) -> Estimate |
     return crossed(values, np.zeros((len(values), 0)), len(values)) if values else None
 
 
-def _by_family(data: Data, kind: Kind, first: Sequence[Cell], second: Sequence[Cell]) -> str:
-    """The same difference in each family of tasks: a mean may hide two that go apart. Empty where there is one."""
-    families = data.evidence.families
-    gains = [(family, gain(data.evidence, kind, first, second, family)) for family in families]
-    told = [f"{family} {interval(gained)}" for family, gained in gains if gained is not None]
-    return f" By family: {'; '.join(told)}." if len(told) > 1 else ""
+def _needs(what: str) -> str:
+    return f"Not computed: it needs {what}."
 
 
-def _by_budget(each: Sequence[tuple[int, Estimate | None]]) -> str:
+def _by_family(data: Data, kind: Kind, first: Sequence[Cell], second: Sequence[Cell]) -> Parts:
+    """The same difference in each family of tasks, because a mean may hide two of opposite sign."""
+    gains = [(family, gain(data.evidence, kind, first, second, family)) for family in data.evidence.families]
+    return Parts("task", tuple((family, gained) for family, gained in gains if gained is not None))
+
+
+def _by_budget(each: Sequence[tuple[int, Estimate | None]]) -> Parts:
+    return Parts("CT budget", tuple((budget_name(budget), gained) for budget, gained in each if gained is not None))
+
+
+def _listed_budgets(each: Sequence[tuple[int, Estimate | None]]) -> str:
     return "; ".join(f"{budget_name(budget)} {interval(gained)}" for budget, gained in each if gained is not None)
 
 

@@ -11,25 +11,25 @@ from pathlib import Path
 
 from common.errors import BadInput
 from eval.task_set import UNDETERMINED
-from pipeline.report import lm_eval_folder, report_sources
+from pipeline.report import adapt_records, adapt_report, lm_eval_folder, report_sources
+from pipeline.report.adapt_report import AdaptPaths
 from pipeline.report.records import ReportPaths, Subject
 
 GIVEN = "lm-eval"
 
 
-def report(folders: Sequence[Path], out: Path | None = None) -> ReportPaths:
+def report(folders: Sequence[Path], out: Path | None = None) -> ReportPaths | AdaptPaths:
     """Write a report over the folders to `out`.
 
     Left out: one report of ours is written again where it lies, anything else goes to `report`. Raises BadInput.
     """
-    ours, theirs = {}, []
-    for folder in folders:
-        if folder.is_dir() and lm_eval_folder.is_one(folder):
-            theirs.append(folder)
-        else:
-            found = report_sources.read(folder)
-            title = found.subject.title if found.subject.title not in ours else str(folder)
-            ours[title] = found
+    adapted = [folder for folder in folders if (folder / adapt_records.FILE).is_file()]
+    if adapted:
+        if len(folders) > 1:
+            raise BadInput(f"{adapted[0]}: holds an adaptation, which is not compared with others. Give it alone.")
+        return adapt_report.render(adapt_records.read_sources(adapted[0]), out or adapted[0])
+    theirs = [folder for folder in folders if folder.is_dir() and lm_eval_folder.is_one(folder)]
+    ours = _by_title([folder for folder in folders if folder not in theirs])
     if ours and theirs:
         raise BadInput(
             "report: cannot compare lm-eval folders with slackmerge reports, as they score different "
@@ -43,6 +43,18 @@ def report(folders: Sequence[Path], out: Path | None = None) -> ReportPaths:
         return report_sources.together(ours).render(out or Path("report"))
     except ValueError as error:  # checkpoints that were not scored on the same items
         raise BadInput(str(error)) from None
+
+
+def _by_title(folders: Sequence[Path]) -> dict[str, report_sources.Sources]:
+    """Reports by regime if they are regimes of one experiment, else by experiment, or by folder if that is taken."""
+    found = [report_sources.read(folder) for folder in folders]
+    if regimes := report_sources.regimes_of(found):
+        return regimes
+    titled: dict[str, report_sources.Sources] = {}
+    for folder, sources in zip(folders, found, strict=True):
+        title = sources.subject.title
+        titled[str(folder) if title in titled else title] = sources
+    return titled
 
 
 def _of_lm_eval(folders: Sequence[Path], out: Path) -> ReportPaths:

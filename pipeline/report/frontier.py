@@ -222,13 +222,13 @@ class Frontiers:
         """Return two curves and their window, or what is missing."""
         sides = [self.cells(method, ct_tokens) for method in (first, second)]
         if not all(sides):
-            return "It takes scores of every knob value of both methods, on dev and on test (eval.frontier=all)."
+            return "Not computed: it needs scores of every knob value on dev and on test (eval.frontier=all)."
         seeds = self.seeds((cell for side in sides for cell in side.values()), among)
         curves = [self.curve(method, ct_tokens, seeds) if seeds else [] for method in (first, second)]
         if not seeds:
-            return "The knob values of both methods share no seed."
+            return "Not computed: the knob values of both methods share no seed."
         if not all(curves):
-            return "It takes accuracy and bits per byte of the same checkpoints."
+            return "Not computed: it needs accuracy and bits per byte of the same checkpoints."
         kept = [[point for point in curve if not point.pruned] for curve in curves]
         low = max(min(point.bits for point in points) for points in kept)
         high = min(max(point.bits for point in points) for points in kept)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pipeline.report.chart_data import Table
 from pipeline.report.looks import INK, SOFT, Look
 from pipeline.report.paired import MARGINS
 from pipeline.report.score_charts import VERDICTS
@@ -13,7 +14,7 @@ MARGIN = MARGINS["accuracy"]
 LEFT = {"minExtent": 46}  # so that the plots of plane and gap begin at one place
 BY_PAIR = {"pair": "pair", "tokens": "frontier_budget"}
 BY_METHOD = {"method": "methods", "tokens": "frontier_budget"}
-IN_TWO_LINES = "[split(datum.label, ' \u2212 ')[0], '\u2212 ' + split(datum.label, ' \u2212 ')[1]]"
+SINGLE_SEED = "datum.kind == 'seed'"
 KEPT: Spec = {"filter": "datum.kind == 'kept'"}
 
 
@@ -21,7 +22,7 @@ def _bits(language: str) -> Spec:
     return {
         "field": "bits",
         "type": "quantitative",
-        "title": f"{language}, bits per byte (better: right)",
+        "title": f"bits per byte of {language} text (right is better)",
         "scale": {"zero": False, "nice": False, "reverse": True, "padding": 24},
         "axis": {"grid": True},
     }
@@ -48,17 +49,6 @@ def frontiers(drawn: Sequence[Look], language: str, width: int | None = None) ->
         },
         {
             "data": data,
-            "transform": [{"filter": "datum.kind == 'seed'"}],
-            "mark": {"type": "point", "filled": True, "size": 18, "opacity": 0.35},
-            "encoding": {
-                **place,
-                "color": look["color"],
-                "shape": look["shape"],
-                "tooltip": hover,
-            },
-        },
-        {
-            "data": data,
             "transform": [KEPT],
             "mark": {"type": "line", "strokeWidth": 2},
             "encoding": {
@@ -68,23 +58,26 @@ def frontiers(drawn: Sequence[Look], language: str, width: int | None = None) ->
                 "strokeDash": look["strokeDash"],
             },
         },
-        {
+        {  # one layer for all kinds of points: Vega warns of a layer without data
             "data": data,
-            "transform": [KEPT],
-            "mark": {"type": "point", "filled": True, "size": 80, "opacity": 1},
-            "encoding": {**place, "color": look["color"], "shape": look["shape"], "tooltip": hover},
-        },
-        {
-            "data": data,
-            "transform": [{"filter": "datum.kind == 'pruned'"}],
-            "mark": {"type": "point", "filled": False, "size": 80, "strokeWidth": 1.6},
-            "encoding": {**place, "color": look["color"], "shape": look["shape"], "tooltip": hover},
+            "mark": {"type": "point", "strokeWidth": 1.6},
+            "encoding": {
+                **place,
+                "fill": {**look["color"], "legend": None},
+                "stroke": {**look["color"], "legend": None},
+                "fillOpacity": {"condition": {"test": "datum.kind == 'pruned'", "value": 0}, "value": 1},
+                "opacity": {"condition": {"test": SINGLE_SEED, "value": 0.35}, "value": 1},
+                "strokeOpacity": {"condition": {"test": SINGLE_SEED, "value": 0}, "value": 1},
+                "size": {"condition": {"test": SINGLE_SEED, "value": 18}, "value": 70},
+                "shape": look["shape"],
+                "tooltip": hover,
+            },
         },
         {
             "data": data,
             "transform": [{"filter": "datum.kind != 'seed'"}],
-            "mark": {"type": "text", "dy": -11, "fontSize": 10.5, "tooltip": False},
-            "encoding": {**place, "text": {"field": "knob"}, "color": look["color"]},
+            "mark": {"type": "text", "dy": -11, "fontSize": 10.5, "color": INK, "tooltip": False},
+            "encoding": {**place, "text": {"field": "knob"}},
         },
     ]
     return Chart("frontiers", sized({"layer": layers}, 330, width), {"frontiers": BY_METHOD, "windows": BY_PAIR})
@@ -96,10 +89,10 @@ def gap(language: str, width: int | None = None) -> Chart:
     ends: Spec = {"y": {**up, "field": "low"}, "y2": {"field": "high"}}
     across = _bits(language)
     hover = [
-        {"field": "bits", "format": ".3f"},
-        {"field": "value", "title": "gap", "format": "+.3f"},
-        {"field": "low", "title": "95% from", "format": "+.3f"},
-        {"field": "high", "title": "to", "format": "+.3f"},
+        {"field": "bits", "title": "bits per byte", "format": ".3f"},
+        {"field": "value", "title": "gap in accuracy", "format": "+.3f"},
+        {"field": "low", "title": "95% CI from", "format": "+.3f"},
+        {"field": "high", "title": "95% CI to", "format": "+.3f"},
     ]
     layers: list[Spec] = [
         *_margin("y"),
@@ -133,16 +126,11 @@ def gap(language: str, width: int | None = None) -> Chart:
     return Chart("gap", sized({"layer": layers}, 190, width), filters)
 
 
-def forest(count: int, width: int | None = None) -> Chart:
-    """The gap of every pair and budget: 95% interval thick, Holm's thin, MDE as a tick, families in grey."""
+def forest(table: Table, width: int | None = None) -> Chart:
+    """The gap of every pair and budget: 95% CI thick, that of Holm thin, MDE as a tick, families in grey."""
+    rows = table.records()
     across: Spec = {"type": "quantitative", "title": "gap in accuracy"}
-    row: Spec = {
-        "field": "row",
-        "type": "nominal",
-        "sort": None,
-        "title": None,
-        "axis": {"labelLimit": 190, "grid": False, "labelExpr": IN_TWO_LINES},
-    }
+    row: Spec = {"field": "row", "type": "nominal", "sort": None, "title": None, "axis": None}
     colour: Spec = {
         "field": "verdict",
         "type": "nominal",
@@ -156,8 +144,9 @@ def forest(count: int, width: int | None = None) -> Chart:
         {"window": [{"op": "row_number", "as": "place"}], "groupby": ["row"]},
     ]
     grey: Spec = {"data": {"name": "forest"}, "transform": families}
-    below: Spec = {"field": "place", "type": "ordinal", "scale": {"domain": [0, 1, 2, 3]}}
+    below: Spec = {"field": "place", "type": "ordinal", "scale": {"domain": [-1, 0, 1, 2, 3]}}
     main: Spec = {"data": {"name": "forest"}, "transform": [whole, {"calculate": "0", "as": "place"}]}
+    names: list[Spec] = [whole, {"calculate": "-1", "as": "place"}]
 
     def rule(low: str, high: str, thick: float) -> Spec:
         return {
@@ -174,7 +163,7 @@ def forest(count: int, width: int | None = None) -> Chart:
 
     layers: list[Spec] = [
         *_margin("x"),
-        rule("low_holm", "high_holm", 1.0),
+        *([rule("low_holm", "high_holm", 1.0)] if any(each["low_holm"] is not None for each in rows) else []),
         rule("low", "high", 3.2),
         {
             **main,
@@ -186,21 +175,14 @@ def forest(count: int, width: int | None = None) -> Chart:
             "mark": {"type": "tick", "thickness": 1.6, "height": 9, "color": INK, "tooltip": False},
             "encoding": {"x": {**across, "field": "mde"}, "yOffset": below},
         },
-        {
-            **main,
-            "mark": {"type": "text", "dy": -10, "fontSize": 10.5, "tooltip": False},
-            "encoding": {
-                "x": {**across, "field": "value"},
-                "yOffset": below,
-                "text": {"field": "verdict"},
-                "color": colour,
-            },
+        {  # inside the plot, as a telephone has no room beside it
+            "data": {"name": "forest"},
+            "transform": names,
+            "mark": {"type": "text", "align": "left", "fontSize": 11.5, "color": INK, "tooltip": False},
+            "encoding": {"x": {"value": 2}, "yOffset": below, "text": {"field": "row"}},
         },
-        {
-            **main,
-            "mark": {"type": "text", "align": "left", "fontSize": 10.5, "color": SOFT, "tooltip": False},
-            "encoding": {"x": {**across, "datum": 0}, "yOffset": below, "text": {"field": "note"}},
-        },
+    ]
+    of_families: list[Spec] = [
         {
             **grey,
             "mark": {"type": "rule", "strokeWidth": 1.6, "color": SOFT, "opacity": 0.7},
@@ -217,8 +199,10 @@ def forest(count: int, width: int | None = None) -> Chart:
             "encoding": {"x": {**across, "field": "value"}, "yOffset": below, "tooltip": hover},
         },
     ]
+    if any(each["family"] != "all" for each in rows):
+        layers += of_families  # Vega warns of a layer without data
     spec: Spec = {"encoding": {"y": row}, "layer": layers}
-    return Chart("forest", sized(spec, 56 * max(1, count), width))
+    return Chart("forest", sized(spec, 68 * max(1, len({each["row"] for each in rows})), width))
 
 
 def _margin(channel: str) -> list[Spec]:

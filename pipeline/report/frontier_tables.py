@@ -29,7 +29,7 @@ COLUMNS = (
     "pruned",
 )
 KINDS: tuple[Kind, Kind] = ("accuracy", "bits")
-NO_SHARED_BITS = "no shared bits"
+NO_SHARED_BITS = "no shared range of bits per byte"
 
 
 @dataclass(frozen=True)
@@ -165,16 +165,18 @@ def _forest(gaps: Sequence[Gap], answers: Sequence[Answer]) -> Table:
     rows: list[tuple[Value, ...]] = []
     decided = _decided(answers)
     for gap in gaps:
-        row = f"{budget_name(gap.ct_tokens)}: {label(gap.first)} \u2212 {label(gap.second)}"
+        pair = f"{budget_name(gap.ct_tokens)}: {label(gap.first)} \u2212 {label(gap.second)}"
         if gap.estimate is None:
             note = NO_SHARED_BITS if gap.separate else gap.missing
+            row = f"{pair}, {note.rstrip('.')}"
             rows.append((row, gap.ct_tokens, "all", None, None, None, None, None, None, "", note))
             continue
         answer = decided.get((gap.first, gap.second, gap.ct_tokens))
         strict = tuple(answer.more.get(end) for end in ("low_holm", "high_holm")) if answer else (None, None)
         mde = round(gap.estimate.mde, DIGITS) if gap.estimate.seeds > 1 else None
         verdict = answer.verdict if answer else "exploratory"
-        note = "bits differ on test" if gap.slipped else ""
+        note = "bits per byte differ on test" if gap.slipped else ""
+        row = ", ".join(filter(None, (pair, verdict, note)))
         rows.append((row, gap.ct_tokens, "all", *_numbers(gap.estimate), *strict, mde, verdict, note))
         rows += [
             (row, gap.ct_tokens, family, *_numbers(estimate), None, None, None, "", "")

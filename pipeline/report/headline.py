@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from common.units import format_tokens
-from pipeline.report.claims import Answer
-from pipeline.report.paired import KINDS, Comparison
+from pipeline.report.claims import Answer, Claim
+from pipeline.report.paired import Comparison
 from pipeline.report.records import label
-from pipeline.report.wording import ANSWER_BITS, confidence, interval
+from pipeline.report.wording import ANSWER_BITS, SHARE_OF_TOP, UNITS, by_part, confidence
 
 # The verdicts with data, in the order in which the second claim of a headline is looked for.
 VERDICTS = ("supported", "contradicted", "equivalent", "ruled out", "inconclusive")
@@ -32,7 +32,7 @@ class Clauses:
     unit: str
 
 
-ACCURACY, TEXT_BITS, TOP = "in accuracy", "bits per byte of text saved", "of SFT's top 5% of parameters"
+ACCURACY, TEXT_BITS, TOP = "in accuracy", "bits per byte of text saved", SHARE_OF_TOP
 CORRECT = f"{ANSWER_BITS} saved"
 
 
@@ -110,29 +110,55 @@ CLAUSES = {
 }
 
 
-def sentence(answers: Sequence[Answer], language: str, budgets: Sequence[int] = ()) -> str:
-    """Return a sentence on the first claim, one on the clearest other claim, and the number of claims by verdict.
+def sentences(answers: Sequence[Answer], language: str, budgets: Sequence[int] = ()) -> list[str]:
+    """Return the headline: the first claim, the clearest other claim, and the number of claims by verdict.
 
     budgets: CT tokens of the report.
     """
     asked = [answer for answer in answers if answer.verdict in VERDICTS]
     exploratory = sum(answer.verdict == "exploratory" for answer in answers)
     if not asked and exploratory:
-        return f"In {language}, no hypothesis has a verdict: {exploratory} of {len(answers)} are exploratory."
+        return [f"In {language}, no hypothesis has a verdict: {exploratory} of {len(answers)} are exploratory."]
     if not asked:
-        return f"In {language}, nothing that the claims are about was run yet."
+        return [f"In {language}, no claim has data: the stages that the claims need were not run."]
     by_verdict = {verdict: [answer for answer in asked if answer.verdict == verdict] for verdict in VERDICTS}
     others = [answer for verdict in VERDICTS[:-1] for answer in by_verdict[verdict] if answer is not asked[0]]
-    first, *second = [_sentence(answer, budgets) for answer in (asked[0], *others[:1])]
     counts = ", ".join(f"{len(found)} {verdict}" for verdict, found in by_verdict.items() if found)
-    of_all = f"Of {len(asked)} claim{'s' if len(asked) != 1 else ''}: {counts}."
-    return " ".join([f"In {language}: {first}", *second, of_all])
+    counted = f"Of {len(asked)} claim{'s' if len(asked) != 1 else ''}: {counts}."
+    more = f" {exploratory} more {'is' if exploratory == 1 else 'are'} exploratory." if exploratory else ""
+    return [*(_sentence(answer, budgets) for answer in (asked[0], *others[:1])), f"{counted}{more}"]
+
+
+def sentence(answers: Sequence[Answer], language: str, budgets: Sequence[int] = ()) -> str:
+    """Return the headline as one text."""
+    return " ".join(sentences(answers, language, budgets))
+
+
+def unit(claim: Claim) -> str:
+    """Return the unit of a claim's effect, MDE and margin."""
+    return claim.unit or CLAUSES[claim.id].unit
 
 
 def _sentence(answer: Answer, budgets: Sequence[int]) -> str:
-    if answer.claim.unit:  # a hypothesis of an experiment, which has its own words
-        numbers = f" ({confidence(answer.estimate, answer.claim.unit)})" if answer.estimate else ""
-        return f"{answer.claim.text.rstrip('.')}{numbers}: {answer.verdict}."
+    text = _of_hypothesis(answer) if answer.claim.unit else _of_claim(answer, budgets)
+    bound = "; a lower bound, from two points" if answer.more.get("bound") else ""
+    numbers = f" ({confidence(answer.estimate, unit(answer.claim))}{bound})" if answer.estimate else ""
+    parts = f" {by_part(answer.parts)}" if answer.parts.differ else ""
+    return f"{text}{numbers}.{parts}"
+
+
+def _of_hypothesis(answer: Answer) -> str:
+    """The words of its statement, under each verdict."""
+    stated = answer.claim.text.rstrip(".")
+    return {
+        "supported": stated,
+        "equivalent": f"Equivalent, as the effect is within \u00b1{answer.claim.margin:g}: \u201c{stated}\u201d",
+        "ruled out": f"Ruled out, as the effect is below {answer.claim.margin:g}: \u201c{stated}\u201d",
+        "contradicted": f"Contradicted, as the effect has the opposite sign: \u201c{stated}\u201d",
+    }.get(answer.verdict, f"Inconclusive: \u201c{stated}\u201d")
+
+
+def _of_claim(answer: Answer, budgets: Sequence[int]) -> str:
     clauses = CLAUSES[answer.claim.id]
     texts = {
         "supported": clauses.supported,
@@ -146,8 +172,7 @@ def _sentence(answer: Answer, budgets: Sequence[int]) -> str:
     if clauses.where in ("smallest", "largest") and trained:
         tokens = min(trained) if clauses.where == "smallest" else max(trained)
         where = f"at {format_tokens(tokens)} tokens, "
-    numbers = f" ({confidence(answer.estimate, clauses.unit)})" if answer.estimate else ""
-    text = f"{where}{texts[answer.verdict]}{numbers}."
+    text = f"{where}{texts[answer.verdict]}"
     return text[0].upper() + text[1:]
 
 
@@ -163,6 +188,6 @@ def of_comparisons(comparisons: Sequence[Comparison]) -> str:
     clear = sorted(counts["better"] + counts["worse"], key=lambda c: c.p_adjusted)
     if clear:
         c = clear[0]
-        text += f". The clearest: {label(c.method)} is {c.verdict} than {label(c.baseline)} in {KINDS[c.kind]}"
-        text += f" ({interval(c.difference)})"
+        numbers = confidence(c.difference, UNITS[c.kind])
+        text += f". The clearest: {label(c.method)} is {c.verdict} than {label(c.baseline)} ({numbers})"
     return text + "."

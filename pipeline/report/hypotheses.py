@@ -35,7 +35,7 @@ def _budget(value: object) -> object:
 
 
 class Hypothesis(Section):
-    """What all types have.
+    """The keys that all types have.
 
     expected: the size of the effect that is expected, above 0. margin: a smaller effect would not matter. role: a
     secondary hypothesis is estimated and gets no verdict. seeds: none but these count (null: all that there are).
@@ -54,11 +54,21 @@ class Hypothesis(Section):
 
 
 class GapTerm(Section):
-    """The gap of two methods at a budget: the accuracy of the first minus that of the second at equal bits."""
+    """The gap of two methods at a budget: the accuracy of the first minus that of the second at equal bits.
+
+    regime: of both methods, in a hypothesis that compares regimes.
+    """
 
     methods: tuple[Words, Words]
     budget: Tokens
     weight: float = 1.0
+    regime: Words | None = None
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """The methods by the names that a report over regimes has for them."""
+        first, second = (in_regime(method, self.regime) for method in self.methods)
+        return first, second
 
 
 class GapHypothesis(Hypothesis):
@@ -71,6 +81,11 @@ class GapHypothesis(Hypothesis):
     terms: Annotated[tuple[GapTerm, ...], Field(min_length=1)]
     price: Annotated[float, Field(ge=0)] = PRICE
     family: Words | None = None
+
+    @model_validator(mode="after")
+    def regimes_are_of_all_terms(self) -> GapHypothesis:
+        _check_regimes(self.regime, [term.regime for term in self.terms])
+        return self
 
 
 class SeparateHypothesis(Hypothesis):
@@ -86,12 +101,21 @@ class SeparateHypothesis(Hypothesis):
 
 
 class Term(Section):
-    """The score of a method at a budget (0: without CT), or of one of its knob values, such as {lambda: 1.5}."""
+    """The score of a method at a budget (0: without CT), or of one of its knob values, such as {lambda: 1.5}.
+
+    regime: of the method, in a hypothesis that compares regimes.
+    """
 
     method: Words
     budget: Annotated[int, BeforeValidator(_budget)]
     knob: dict[Words, Any] | None = None
     weight: float = 1.0
+    regime: Words | None = None
+
+    @property
+    def name(self) -> str:
+        """The method by the name that a report over regimes has for it."""
+        return in_regime(self.method, self.regime)
 
 
 class ContrastHypothesis(Hypothesis):
@@ -110,6 +134,16 @@ class ContrastHypothesis(Hypothesis):
             raise ValueError("kind=lost_top_share: is counted once per merge. Leave out family and knob.")
         return self
 
+    @model_validator(mode="after")
+    def regimes_are_of_all_terms(self) -> ContrastHypothesis:
+        _check_regimes(self.regime, [term.regime for term in self.terms])
+        return self
+
+
+def in_regime(method: str, regime: str | None) -> str:
+    """`cosine/ties`: a method as a report over several regimes names it."""
+    return f"{regime}/{method}" if regime else method
+
 
 AnyHypothesis = GapHypothesis | SeparateHypothesis | ContrastHypothesis
 TYPES: dict[str, type[AnyHypothesis]] = {
@@ -118,6 +152,32 @@ TYPES: dict[str, type[AnyHypothesis]] = {
     "contrast": ContrastHypothesis,
     "count": ContrastHypothesis,
 }
+
+
+def _check_regimes(own: str | None, of_terms: Sequence[str | None]) -> None:
+    if any(of_terms) and not all(of_terms):
+        raise ValueError("terms: some have a regime and some have none. Give every term a regime, or none.")
+    if any(of_terms) and own:
+        raise ValueError(f"regime={own}: the terms have regimes. Leave out the regime of the hypothesis.")
+
+
+def regimes_of(one: AnyHypothesis) -> frozenset[str]:
+    """The regimes that a hypothesis compares; empty for one that a report of a single regime answers."""
+    if isinstance(one, SeparateHypothesis):
+        return frozenset()
+    return frozenset(term.regime for term in one.terms if term.regime)
+
+
+def of_report(
+    hypotheses: Sequence[AnyHypothesis], regime: str | None, beside: Collection[str] = ()
+) -> list[AnyHypothesis]:
+    """The hypotheses that a report answers. regime: of the report. beside: the regimes of a report over several.
+
+    A report over several regimes answers the hypotheses that compare them, and no others.
+    """
+    if beside:
+        return [one for one in hypotheses if regimes_of(one) and regimes_of(one) <= set(beside)]
+    return [one for one in hypotheses if not regimes_of(one) and one.regime in (None, regime)]
 
 
 def find(experiment: str) -> Path | None:
@@ -167,10 +227,10 @@ def without_data(
 def named_in(one: AnyHypothesis) -> list[tuple[str, int]]:
     """The methods and budgets that a hypothesis is about."""
     if isinstance(one, GapHypothesis):
-        return [(method, term.budget) for term in one.terms for method in term.methods]
+        return [(method, term.budget) for term in one.terms for method in term.names]
     if isinstance(one, SeparateHypothesis):
         return [(method, one.budget) for method in one.methods]
-    return [(term.method, term.budget) for term in one.terms]
+    return [(term.name, term.budget) for term in one.terms]
 
 
 def _named(path: Path, place: int, entry: Any) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import isfinite
 from pathlib import Path
@@ -13,8 +13,8 @@ import numpy as np
 from common.units import format_tokens
 from pipeline.report import stated_when
 from pipeline.report.claims import Answer, Claim
-from pipeline.report.discards import TOP, Discarded
-from pipeline.report.frontier import Frontiers, Gap, Separate, by_cell, cell_of, gap_terms, on_test
+from pipeline.report.discards import Discarded
+from pipeline.report.frontier import Frontiers, Gap, Separate, by_cell, cell_of, gap_terms, knob_text, on_test
 from pipeline.report.hypotheses import (
     AnyHypothesis,
     ContrastHypothesis,
@@ -22,26 +22,22 @@ from pipeline.report.hypotheses import (
     SeparateHypothesis,
     Term,
     named_in,
+    of_report,
     read,
 )
-from pipeline.report.inference import LEVEL, Estimate, Verdict, crossed, holm, levels, verdict
+from pipeline.report.inference import LEVEL, Estimate, Parts, Verdict, crossed, holm, levels, verdict
 from pipeline.report.paired import LOWER_IS_BETTER, MARGINS, Cell, Evidence
 from pipeline.report.paired import Term as Summand
 from pipeline.report.records import Evaluation, FrontierPoint, label
 from pipeline.report.results import budget_name
-from pipeline.report.wording import ANSWER_BITS, interval
+from pipeline.report.wording import UNITS, by_part, interval
 
-UNITS = {
-    "accuracy": "in accuracy",
-    "answer_bits": ANSWER_BITS,
-    "bits": "bits per byte",
-    "lost_top_share": f"of SFT's top {TOP} of parameters",
-}
+Weighted = list[tuple[Cell, float]]
 
 
 @dataclass(frozen=True)
 class Data:
-    """All that hypotheses are answered from. evidence: of the report's methods and of every knob value."""
+    """The data that decide hypotheses. evidence: of the report's methods and of every knob value."""
 
     evidence: Evidence
     frontiers: Frontiers
@@ -50,9 +46,9 @@ class Data:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the data say of one hypothesis: an estimate, its p-value for Holm, and the verdict at two levels.
+    """The effect of one hypothesis: an estimate, its p-value for Holm, and the verdict at two levels.
 
-    The levels: of a difference, and of what rests on the margin.
+    The levels: of a difference, and of what rests on the margin. parts: the same statistic in each task.
     """
 
     estimate: Estimate | None
@@ -60,6 +56,7 @@ class Outcome:
     p: float = 1.0
     judge: Callable[[float, float], Verdict] = lambda level, strict: "inconclusive"
     more: Mapping[str, Any] = field(default_factory=dict)
+    parts: Parts = field(default_factory=Parts)
 
 
 def data(
@@ -69,13 +66,13 @@ def data(
     return Data(Evidence([*evaluations, *on_test(points)], language), Frontiers(points, language), discarded)
 
 
-def answers(path: Path, found: Data, regime: str | None = None) -> list[Answer]:
-    """The answer to each hypothesis of a file, without those of other regimes.
+def answers(path: Path, found: Data, regime: str | None = None, beside: Collection[str] = ()) -> list[Answer]:
+    """The answer to each hypothesis of a file that belongs to a report, as `hypotheses.of_report` has it.
 
     A hypothesis that is secondary, or that is younger than its scores, has an estimate and no verdict.
     """
     times = stated_when.commit_times(path)
-    asked = [one for one in read(path) if one.regime in (None, regime)]
+    asked = of_report(read(path), regime, beside)
     outcomes = [(one, _outcome(one, found), _stated(one, found, times)) for one in asked]
     judged = [one.role == "primary" and outcome.estimate and when.when != "after" for one, outcome, when in outcomes]
     ps = [outcome.p for (_, outcome, _), counts in zip(outcomes, judged, strict=True) if counts]
@@ -84,19 +81,23 @@ def answers(path: Path, found: Data, regime: str | None = None) -> list[Answer]:
     listed = []
     for (one, outcome, when), counts in zip(outcomes, judged, strict=True):
         claim = Claim(one.id, one.statement, one.source, _statistic(one), one.margin, _unit(one))
-        more = {"role": one.role, "stated": when.when, "expected": one.expected, "refuted_by": list(one.refuted_by)}
-        text = f"{outcome.text} {when.text}"
-        estimate = outcome.estimate
-        if estimate is None:
-            listed.append(Answer(claim, "no data", None, None, text, {**more, "refuted": None, **outcome.more}))
-            continue
-        if not counts:
-            listed.append(Answer(claim, "exploratory", estimate, None, text, {**more, "refuted": None, **outcome.more}))
+        more: dict[str, Any] = {
+            "role": one.role,
+            "stated": when.when,
+            "expected": one.expected,
+            "refuted_by": list(one.refuted_by),
+        }
+        text, estimate = f"{outcome.text} {when.text}", outcome.estimate
+        if estimate is None or not counts:
+            given: Verdict = "no data" if estimate is None else "exploratory"
+            more |= {"refuted": None, **outcome.more}
+            listed.append(Answer(claim, given, estimate, None, text, more, outcome.parts))
             continue
         level = next(at)
         given = outcome.judge(level, strictest)
-        strict = {"level": level, "refuted": given in one.refuted_by, **numbers(estimate.at(level), "_holm")}
-        listed.append(Answer(claim, given, estimate, next(adjusted), text, {**more, **strict, **outcome.more}))
+        more |= {"level": level, "refuted": given in one.refuted_by, **numbers(estimate.at(level), "_holm")}
+        more |= outcome.more
+        listed.append(Answer(claim, given, estimate, next(adjusted), text, more, outcome.parts))
     return listed
 
 
@@ -170,23 +171,31 @@ def _outcome(one: AnyHypothesis, found: Data) -> Outcome:
 def _gap(one: GapHypothesis, found: Data) -> Outcome:
     frontiers = found.frontiers
     seeds = _seeds_of_all(one, frontiers)
-    gaps = [(frontiers.gap(*term.methods, term.budget, one.price, seeds, by_family=True), term) for term in one.terms]
+    gaps = [(frontiers.gap(*term.names, term.budget, one.price, seeds, by_family=True), term) for term in one.terms]
     rows = {"gaps": [gap_row(gap, term.weight) for gap, term in gaps]}
     text = " ".join(gap_text(gap) for gap, _ in gaps)
     if len(gaps) == 1 and (separate := gaps[0][0].separate) and one.family is None:
         # terms with a negative weight ask about the second method
-        first = one.terms[0].methods[0 if one.terms[0].weight > 0 else 1]
+        first = one.terms[0].names[0 if one.terms[0].weight > 0 else 1]
         return _bound(separate, first, "accuracy", f"{text} The verdict rests on this bound.", rows)
-    summands: list[Summand] = []
+    weighted: list[tuple[float, Weighted, Weighted]] = []
     for gap, term in gaps:
         match = frontiers.match(gap.first, gap.second, gap.ct_tokens, seeds)
         if gap.estimate is None or isinstance(match, str):
             return Outcome(None, text, more=rows)
-        sides = [by_cell(side) for side in frontiers.weights(match, *match.window)]
-        of_term = gap_terms(sides[0], sides[1], one.price, one.family)
-        summands += [(kind, family, cell, term.weight * weight) for kind, family, cell, weight in of_term]
-    estimate = frontiers.test.combination(summands, seeds)
-    outcome = _plain(estimate, one.margin, text, rows)
+        first_side, second_side = frontiers.weights(match, *match.window)
+        weighted.append((term.weight, by_cell(first_side), by_cell(second_side)))
+
+    def summed(of_family: str | None) -> Estimate | None:
+        summands: list[Summand] = [
+            (kind, family, cell, scale * weight)
+            for scale, first, second in weighted
+            for kind, family, cell, weight in gap_terms(first, second, one.price, of_family)
+        ]
+        return frontiers.test.combination(summands, seeds)
+
+    estimate = summed(one.family)
+    outcome = replace(_plain(estimate, one.margin, text, rows), parts=_by_family(one, frontiers.test, summed))
     if any(gap.slipped for gap, _ in gaps) and estimate is not None:
         return replace(
             outcome, p=1.0, judge=lambda level, strict: "inconclusive", text=f"{text} So the matching failed."
@@ -194,10 +203,18 @@ def _gap(one: GapHypothesis, found: Data) -> Outcome:
     return outcome
 
 
+def _by_family(
+    one: GapHypothesis | ContrastHypothesis, evidence: Evidence, estimate: Callable[[str], Estimate | None]
+) -> Parts:
+    """The same statistic in each family of tasks; empty if the hypothesis is about one of them."""
+    found = [(family, estimate(family)) for family in evidence.families if one.family is None]
+    return Parts("task", tuple((family, effect) for family, effect in found if effect is not None))
+
+
 def _seeds_of_all(one: GapHypothesis, frontiers: Frontiers) -> frozenset[int]:
     """The seeds that every knob value of every term has, so that all terms are of the same seeds."""
     cells = [
-        cell for term in one.terms for method in term.methods for cell in frontiers.cells(method, term.budget).values()
+        cell for term in one.terms for method in term.names for cell in frontiers.cells(method, term.budget).values()
     ]
     return frontiers.seeds(cells, one.seeds)
 
@@ -210,23 +227,23 @@ def gap_text(gap: Gap) -> str:
     if gap.estimate is None or gap.window is None or gap.slip is None:
         return f"{where}, {pair}: {gap.missing}"
     low, high = gap.window
-    families = [f"{family} {interval(estimate)}" for family, estimate in (gap.families or {}).items()]
-    by_family = f" By family: {'; '.join(families)}." if families else ""
+    by_family = by_part(Parts("task", tuple((gap.families or {}).items())))
     return (
         f"{where}, {pair}, mean over {low:.2f} to {high:.2f} bits per byte: {interval(gap.estimate)} in accuracy. "
-        f"On test their bits differ by {interval(gap.slip)}.{by_family}"
-    )
+        f"On test they differ by {interval(gap.slip)} bits per byte. {by_family}"
+    ).strip()
 
 
 def _separate_text(separate: Separate) -> str:
     value, low, high = separate.tie
-    price = f"[{low:.3f}, {high:.3f}]" if isfinite(low) else "no finite interval"
-    falls = f" {label(separate.right)} is less accurate at more bits, so this is no bound." if separate.falls else ""
+    price = f"95% CI {low:.3f} to {high:.3f}" if isfinite(low) else "no finite interval"
+    left, right = label(separate.left), label(separate.right)
+    falls = f" {right} is less accurate at more bits, so this is no bound." if separate.falls else ""
     return (
-        f"the frontiers of {label(separate.left)} and {label(separate.right)} share no bits. At its point of most bits "
-        f"{label(separate.left)} needs {interval(separate.bits)} fewer bits per byte than {label(separate.right)} at "
-        f"its point of fewest, and is {interval(separate.accuracy)} more accurate. They tie at a price of {value:.3f} "
-        f"({price}) accuracy per bit.{falls}"
+        f"the frontiers of {left} and {right} share no bits. The nearest points are {left} at its most bits and "
+        f"{right} at its fewest. There {left} minus {right} is {interval(separate.accuracy)} in accuracy, and "
+        f"{left} saves {interval(separate.bits)} bits per byte. They tie at a price of {value:.3f} accuracy per bit "
+        f"({price}).{falls}"
     )
 
 
@@ -261,33 +278,42 @@ def _bound(separate: Separate, first: str, kind: str, text: str, rows: Mapping[s
 
 
 def _contrast(one: ContrastHypothesis, found: Data) -> Outcome:
-    assert one.kind != "lost_top_share"
+    kind = one.kind
+    assert kind != "lost_top_share"
     cells = [_cell(term, found.evidence) for term in one.terms]
     lost = [term for term, cell in zip(one.terms, cells, strict=True) if cell is None]
     if lost:
-        knob = f" with {lost[0].knob}" if lost[0].knob else ""
-        return Outcome(None, f"It takes scores of {label(lost[0].method)} at {budget_name(lost[0].budget)}{knob}.")
+        knob = f" with {knob_text(lost[0].knob)}" if lost[0].knob else ""
+        where = f"{label(lost[0].name)} at {budget_name(lost[0].budget)}{knob}"
+        return Outcome(None, f"Not computed: it needs scores of {where}.")
     known = [cell for cell in cells if cell is not None]
-    summands: list[Summand] = [
-        (one.kind, one.family, cell, term.weight) for term, cell in zip(one.terms, known, strict=True)
-    ]
-    estimate = found.evidence.combination(summands, one.seeds)
+
+    def summed(of_family: str | None) -> Estimate | None:
+        terms: list[Summand] = [
+            (kind, of_family, cell, term.weight) for term, cell in zip(one.terms, known, strict=True)
+        ]
+        return found.evidence.combination(terms, one.seeds)
+
+    estimate = summed(one.family)
     if estimate is None:
-        return Outcome(None, "Its terms share no seed, or one of them was not scored in this way.")
-    each = [found.evidence.combination([(one.kind, one.family, cell, 1.0)], one.seeds) for cell in known]
+        return Outcome(None, "Not computed: its terms share no seed, or one of them has no such score.")
+    each = [found.evidence.combination([(kind, one.family, cell, 1.0)], one.seeds) for cell in known]
     values = [(term, value.value) for term, value in zip(one.terms, each, strict=True) if value]
-    return _plain(estimate, one.margin, f"{_listed(values)}.", {})
+    parts = _by_family(one, found.evidence, summed)
+    text = f"{_listed(values)}. {by_part(parts)}".strip()
+    return replace(_plain(estimate, one.margin, text, {}), parts=parts)
 
 
 def _count(one: ContrastHypothesis, found: Data) -> Outcome:
     """Parameters are counted, not sampled: only seeds vary."""
     counted = {(merge.method, merge.ct_tokens): merge.lost_top for merge in found.discarded}
-    if lost := [term for term in one.terms if (term.method, term.budget) not in counted]:
-        return Outcome(None, f"It takes the audit of {label(lost[0].method)} at {budget_name(lost[0].budget)}.")
-    shares = [counted[term.method, term.budget] for term in one.terms]
+    if lost := [term for term in one.terms if (term.name, term.budget) not in counted]:
+        audit = f"{label(lost[0].name)} at {budget_name(lost[0].budget)}"
+        return Outcome(None, f"Not computed: it needs the audit of {audit}.")
+    shares = [counted[term.name, term.budget] for term in one.terms]
     seeds = sorted(set.intersection(*(set(each) for each in shares)).intersection(one.seeds or shares[0]))
     if not seeds:
-        return Outcome(None, "Its terms share no seed.")
+        return Outcome(None, "Not computed: its terms share no seed.")
     values = [sum(term.weight * each[seed] for term, each in zip(one.terms, shares, strict=True)) for seed in seeds]
     means = [float(np.mean([each[seed] for seed in seeds])) for each in shares]
     estimate = crossed(values, np.zeros((len(values), 0)), len(values))
@@ -296,15 +322,15 @@ def _count(one: ContrastHypothesis, found: Data) -> Outcome:
 
 def _cell(term: Term, evidence: Evidence) -> Cell | None:
     if term.knob is None:
-        return evidence.cell(term.method, term.budget)
-    cell = cell_of(term.method, term.budget, term.knob)
+        return evidence.cell(term.name, term.budget)
+    cell = cell_of(term.name, term.budget, term.knob)
     return cell if evidence.has(*cell) else None
 
 
 def _listed(values: Sequence[tuple[Term, float]]) -> str:
     """`TIES (lambda 1.5) at 450k 0.351 (weight +1)`, ..."""
     return "; ".join(
-        f"{cell_of(label(term.method), term.budget, term.knob)[0] if term.knob else label(term.method)} at "
+        f"{cell_of(label(term.name), term.budget, term.knob)[0] if term.knob else label(term.name)} at "
         f"{budget_name(term.budget)} {value:.3f} (weight {term.weight:+g})"
         for term, value in values
     )
@@ -323,7 +349,7 @@ def _stated(one: AnyHypothesis, found: Data, times: Mapping[str, Any] | None) ->
 
 
 def _unit(one: AnyHypothesis) -> str:
-    return "in accuracy" if isinstance(one, GapHypothesis) else UNITS[one.kind]
+    return UNITS["accuracy" if isinstance(one, GapHypothesis) else one.kind]
 
 
 def _statistic(one: AnyHypothesis) -> str:
@@ -331,7 +357,7 @@ def _statistic(one: AnyHypothesis) -> str:
     if isinstance(one, GapHypothesis):
         of = f"accuracy of {one.family}" if one.family else "mean accuracy"
         terms = [
-            f"{term.weight:+g} times {label(term.methods[0])} minus {label(term.methods[1])} at "
+            f"{term.weight:+g} times {label(term.names[0])} minus {label(term.names[1])} at "
             f"{format_tokens(term.budget)}"
             for term in one.terms
         ]

@@ -78,6 +78,20 @@ class Estimate:
         return max(self.p_above(-margin), self.negated.p_above(-margin))
 
 
+@dataclass(frozen=True)
+class Parts:
+    """One effect in each task or at each CT budget. by: `task` or `CT budget`."""
+
+    by: str = "task"
+    effects: tuple[tuple[str, Estimate], ...] = ()
+
+    @property
+    def differ(self) -> bool:
+        """Whether some are above 0 and some below, so that their mean hides both."""
+        values = [effect.value for _, effect in self.effects]
+        return any(value > ROUNDING for value in values) and any(value < -ROUNDING for value in values)
+
+
 def crossed(values: ArrayLike, influences: ArrayLike, n: int, least_error: float = 0.0) -> Estimate:
     """Return the mean over seeds of a statistic, for other seeds and other documents.
 

@@ -1,4 +1,4 @@
-"""Charts of what merging threw away and of what a run cost."""
+"""Charts of discarded parameters, of slack, of trainings and of computing time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ HOURS = ("#0072B2", "#b8c4d0")
 
 
 def heat(parts: Sequence[str], width: int | None = None) -> Chart:
-    """What one merge discarded, one row per part of the model and one column per budget. parts: from top to bottom."""
+    """The share that one merge discarded: a row per part of the model, a column per budget. parts: top to bottom."""
     spec = {
         "data": {"name": "parts"},
         "params": [{"name": "quantity", "value": "lost_top"}],
@@ -22,7 +22,7 @@ def heat(parts: Sequence[str], width: int | None = None) -> Chart:
             {"joinaggregate": [{"op": "max", "field": "share", "as": "most"}]},
         ],
         **heat_map(
-            x={"field": "budget", "sort": {"field": "tokens"}, "title": "continual pre-training tokens"},
+            x={"field": "budget", "sort": {"field": "tokens"}, "title": "CT tokens"},
             y={"field": "part", "sort": list(parts)},
             color={
                 "field": "share",
@@ -48,7 +48,7 @@ def heat(parts: Sequence[str], width: int | None = None) -> Chart:
 
 
 def slack(slacks: Sequence[str], budgets: Sequence[int], width: int | None = None) -> Chart:
-    """One number against the slack, one line per budget, among merges that differ in the slack alone."""
+    """One measure against slack, a line per budget, of merges that differ in slack alone."""
     order = [format_tokens(budget) for budget in budgets]
     spec = {
         "data": {"name": "slack"},
@@ -60,7 +60,7 @@ def slack(slacks: Sequence[str], budgets: Sequence[int], width: int | None = Non
                 "field": "slack",
                 "type": "ordinal",
                 "sort": list(slacks),
-                "title": "slack \u03be",
+                "title": "slack \u03be (0: TIES)",
                 "axis": {"labelAngle": 0},
                 "scale": {"padding": 0.3},
             },
@@ -88,7 +88,7 @@ def slack(slacks: Sequence[str], budgets: Sequence[int], width: int | None = Non
 
 
 def training(languages: Sequence[str], width: int | None = None) -> Chart:
-    """Bits per byte on dev against the tokens of a training: one line per stage, a colour and a dash a language."""
+    """Bits per byte on dev against the tokens of a training: a line per stage, a colour and dash per language."""
     by_language: Spec = {"field": "language", "type": "nominal", "sort": list(languages)}
     spec = {
         "data": {"name": "training"},

@@ -29,6 +29,7 @@
   // Numbers as people read them
   const fixed = (value) => (value === null || value === undefined ? "\u221e" : value.toFixed(3));
   const signed = (value) => (value === null ? "\u221e" : (value < -0.0005 ? "\u2212" : "+") + Math.abs(value).toFixed(3));
+  const percent = (share) => `${(100 * share).toFixed(1)}%`;
   function tokens(count) {
     if (count === 0) return "no CT";
     for (const [size, letter] of [[1e9, "B"], [1e6, "M"], [1e3, "k"]]) if (count >= size) return `${+(count / size).toPrecision(6)}${letter}`;
@@ -54,7 +55,8 @@
     const spec = { ...chart.spec, datasets, ...(params.length ? { params } : {}) };
     await vegaEmbed(place, spec, { actions: false, renderer: "svg", config: page.config, tooltip: { theme: "custom" } });
     place.setAttribute("role", "img");
-    place.setAttribute("aria-label", describe(chart.name, datasets));
+    place.querySelector("svg").setAttribute("aria-hidden", "true"); // the label has the numbers, without every tick of an axis
+    place.setAttribute("aria-label", chart.label || describe(chart.name, datasets));
     const table = place.closest("figure").querySelector("details.data");
     if (table && table.open) fill(table, chart);
   }
@@ -69,20 +71,21 @@
           const [first, last] = [points[0], points[points.length - 1]];
           return points.length > 1 ? `${title} from ${fixed(first.value)} at ${tokens(first.tokens)} to ${fixed(last.value)} at ${tokens(last.tokens)}` : `${title} ${fixed(first.value)}`;
         });
-        return `Lines of ${measures[state.measure].name} in ${measures[state.measure].language} against continual pre-training tokens. ${lines.join("; ")}.`;
+        return `Lines of ${measures[state.measure].name} in ${measures[state.measure].language} against CT tokens. ${lines.join("; ")}.`;
       },
       plane: () => `Paths of bits per byte and mean accuracy as tokens grow. ${datasets.plane.map((row) => `${row.title} at ${tokens(row.tokens)}: ${fixed(row.bits)} bits, accuracy ${fixed(row.accuracy)}`).join("; ")}.`,
-      frontiers: () => `Lines of bits per byte and mean accuracy at ${tokens(state.frontier_budget)}, a point per knob value. ${datasets.frontiers.filter((row) => row.kind !== "seed").map((row) => `${row.title}, ${row.knob}: ${fixed(row.bits)} bits, accuracy ${fixed(row.accuracy)}`).join("; ")}.`,
-      gap: () => `The gap in accuracy at equal bits. ${datasets.totals.map((row) => `Mean ${signed(row.value)}, 95% ${signed(row.low)} to ${signed(row.high)}`).join("; ")}.`,
-      forest: () => `Gaps at equal bits. ${rows.filter((row) => row.family === "all").map((row) => `${row.row}: ${row.note || signed(row.value)} ${row.verdict}`).join("; ")}.`,
-      heat: () => `Shares of SFT's parameters that ${looks[state.merge]?.title} discarded, by part of the model and budget.`,
-      slack: () => `Lines against the slack: ${rows.map((row) => `slack ${row.slack} at ${tokens(row.tokens)}: ${fixed(row[state.measured])}`).join("; ")}.`,
-      predictions: () => `Bars: how often each label was the answer to ${state.task}, at ${tokens(state.budget)}.`,
+      price: () => `Lines of score against cost. ${rows.map((row) => `${row.title} at ${tokens(row.tokens)}: cost ${+row[state.cost].toPrecision(3)}, score ${fixed(row[state.scored])}`).join("; ")}.`,
+      frontiers: () => `Lines of bits per byte and mean accuracy at ${tokens(state.frontier_budget)} CT tokens, a point per knob value. ${datasets.frontiers.filter((row) => row.kind !== "seed").map((row) => `${row.title}, ${row.knob}: ${fixed(row.bits)} bits, accuracy ${fixed(row.accuracy)}`).join("; ")}.`,
+      gap: () => `The gap in accuracy at equal bits per byte. ${datasets.totals.map((row) => `Mean ${signed(row.value)}, 95% CI ${signed(row.low)} to ${signed(row.high)}`).join("; ") || "The two methods share no range of bits per byte at this budget"}.`,
+      forest: () => `Gaps in accuracy at equal bits per byte. ${rows.filter((row) => row.family === "all").map((row) => `${row.row}${row.value === null ? "" : `: ${signed(row.value)}, 95% CI ${signed(row.low)} to ${signed(row.high)}`}`).join("; ")}.`,
+      heat: () => `Share of the parameters of SFT that ${looks[state.merge]?.title} discards, by part of the model and CT tokens. ${rows.map((row) => `${row.part} at ${tokens(row.tokens)}: ${percent(row[state.quantity])}`).join("; ")}.`,
+      slack: () => `Lines against slack. ${rows.map((row) => `slack ${row.slack} at ${tokens(row.tokens)}: ${fixed(row[state.measured])}`).join("; ")}.`,
+      predictions: () => `Bars of the share of answers that went to each label of ${state.task}, at ${tokens(state.budget)}. ${rows.map((row) => `${row.title}, ${row.label}: ${percent(row.share)}`).join("; ")}.`,
       training: () => `Lines of bits per byte on dev against tokens. ${rows.map((row) => `${row.stage}, ${row.language}, ${tokens(row.tokens)}: ${fixed(row.bits)}`).join("; ")}.`,
       hours: () => `Hours by kind of stage. ${rows.map((row) => `${row.kind}, ${row.what}: ${row.hours.toFixed(3)}`).join("; ")}.`,
-      claims: () => `Effects of the claims in margins. ${rows.map((row) => `${row.claim}: ${row.verdict}`).join("; ")}.`,
+      claims: () => `Effects of the claims, divided by their margins. ${rows.map((row) => `${row.row}, ${row.effect}`).join("; ")}.`,
     };
-    return `${(say[name] || (() => name))()} The data stand in a table below.`;
+    return `${(say[name] || (() => name))()} A table below has the data.`;
   }
 
   // Tables that sort
@@ -124,7 +127,7 @@
     const rows = Object.values(data(chart)).flat().filter((row) => !("level" in row));
     const names = Object.keys(rows[0] || {}).filter((name) => !["method", "measure", "order", "by", "group"].includes(name) && rows.some((row) => typeof row[name] !== "string" || row[name]));
     names.sort((a, b) => (b === "title") - (a === "title"));
-    const title = { title: "method", tokens: "CT tokens", lost_top: "lost of the top 5%", spread: "seeds from" };
+    const title = { title: "method", tokens: "CT tokens", bits: "bits per byte", lost_top: "share lost of SFT's top 5%", lost: "share lost of SFT", trimmed: "share trimmed of SFT", spread: "range over seeds", row: "claim or pair", low: "95% CI from", high: "95% CI to", time: "time beyond the English SFT", time_all: "time with the English SFT", trained: "tokens trained beyond the English SFT", trained_all: "tokens trained with the English SFT", low_holm: "Holm from", high_holm: "Holm to", mde: "MDE", family: "task", what: "time" };
     const columns = names.map((name) => ({
       name, title: title[name] || name, text: rows.some((row) => typeof row[name] === "string"),
       show: (row) => (name === "tokens" ? tokens(row[name]) : typeof row[name] === "number" && !Number.isInteger(row[name]) ? row[name].toFixed(3) : row[name]),
@@ -147,7 +150,7 @@
   function results() {
     const place = document.getElementById("results-table"), measure = measures[state.measure];
     const levels = tables.levels.filter((row) => row.measure === measure.id).map((row) => `${row.level} ${fixed(row.value)}`);
-    const caption = `${measure.language}: ${measure.name}${measure.lower ? " (lower is better)" : ""}${levels.length ? ` \u2014 ${levels.join(", ")}` : ""}`;
+    const caption = `${measure.language}: ${measure.name} by CT tokens${measure.lower ? " (lower is better)" : ""}, with 95% CIs${levels.length ? `; ${levels.join(", ")}` : ""}`;
     const column = (budget, rows) => {
       const values = rows.map((row) => +row.value.toFixed(3)), best = measure.lower ? Math.min(...values) : Math.max(...values);
       return { show: (line) => line[budget] ? pair(fixed(line[budget].value), `${fixed(line[budget].low)} to ${fixed(line[budget].high)}`, values.length > 1 && +line[budget].value.toFixed(3) === best) : "" };
@@ -155,7 +158,7 @@
     const of = (name) => tables[name].filter((row) => row.measure === measure.id);
     byBudget(place, of("scores"), column, caption);
     const untuned = document.getElementById("untuned-table");
-    if (untuned) byBudget(untuned, of("untuned"), column, `${caption}; untuned`);
+    if (untuned) byBudget(untuned, of("untuned"), column, `${caption}; without tuning`);
   }
 
   function pair(value, small, bold) {
@@ -171,7 +174,7 @@
     const rows = tables.differences.filter((row) => row.baseline === state.baseline && row.kind === state.kind);
     byBudget(place, rows, (budget) => ({
       kind: (line) => line[budget]?.verdict,
-      show: (line) => { const d = line[budget]; return d ? pair((mark[d.verdict] || "") + signed(d.value), `${signed(d.low)} to ${signed(d.high)}; MDE ${fixed(d.mde)}`) : ""; },
+      show: (line) => { const d = line[budget]; return d ? pair((mark[d.verdict] || "") + signed(d.value), `${signed(d.low)} to ${signed(d.high)}, MDE ${fixed(d.mde)}`) : ""; },
     }), `Method minus ${page.labels[state.baseline] || state.baseline}: ${page.kinds[state.kind]}`);
   }
 
@@ -201,7 +204,7 @@
     place.append(...rows, element("div", { class: "family" },
       element("button", { type: "button", onclick: () => choose(new Set(page.looks.map((look) => look.method))) }, "all"),
       element("button", { type: "button", onclick: () => choose(new Set()) }, "none"),
-      element("button", { type: "button", onclick: () => choose(new Set(first)) }, "as at first")));
+      element("button", { type: "button", onclick: () => choose(new Set(first)) }, "first selection")));
   }
 
   function pressed() {

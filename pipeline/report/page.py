@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from common.units import format_tokens
 from pipeline.report import (
     chart_data,
-    figures,
     frontier_charts,
     frontier_tables,
     headline,
     merge_charts,
+    one_file,
     page_tables,
+    price,
     score_charts,
+    terms,
 )
 from pipeline.report.chart_data import Table
 from pipeline.report.choices import Chosen
@@ -27,23 +27,23 @@ from pipeline.report.looks import INK, SOFT, Look, looks, shown_first
 from pipeline.report.paired import KINDS
 from pipeline.report.records import Row, Subject, label, labels
 from pipeline.report.results import Measure, budget_name, budgets_of
-from pipeline.report.sample_items import Sample
+from pipeline.report.sample_items import GeneratedItem, Sample
 from pipeline.report.text_of_budgets import TextOfBudget
 from pipeline.report.vega import PAGE_COLOURS, Chart, colored, theme
-from pipeline.report.wording import percent, signed
-from pipeline.run.console import duration
+from pipeline.report.wording import by_part
 
 TEMPLATE = "page.html.jinja"
-SLACK_MEASURES = (("accuracy", "mean accuracy"), ("bits", "bits per byte"), ("lost_top", "lost of SFT's top 5%"))
+SLACK_MEASURES = (("accuracy", "mean accuracy"), ("bits", "bits per byte"), ("lost_top", "share lost of SFT's top 5%"))
 
 
 @dataclass(frozen=True)
 class Findings:
-    """All that a page and its figures are drawn from.
+    """The data of a page and its figures.
 
-    samples: with the budget and the seed that their answers are of. recipes: by the merge, its recipe's method.
-    untuned: tuned methods as the first of their tries scores. text: what the budgets read.
-    hypotheses: the name of the file that the claims are from, if they are an experiment's own.
+    samples: with the budget and the seed of their answers. recipes: by the merge, its recipe's method.
+    untuned: scores of tuned methods with their first candidate. text: the text that each budget reads.
+    hypotheses: the name of the file that the claims are from, if they are an experiment's own. costs: of methods by
+    CT budget. generated: texts of methods, of the budget and the seed of `samples`.
     """
 
     rows: Sequence[Row]
@@ -59,17 +59,20 @@ class Findings:
     text: Sequence[TextOfBudget] = ()
     frontiers: frontier_tables.Found | None = None
     hypotheses: str | None = None
+    generated: Sequence[GeneratedItem] = ()
+    costs: Mapping[tuple[str, int], price.Cost] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Picture:
-    """The charts of a run, their data, how methods look, and what is chosen before anybody chose."""
+    """The charts of a run, their data, how methods look, and the first selection."""
 
     charts: Mapping[str, Chart]
     tables: Mapping[str, Table]
     looks: Mapping[str, Look]
     measures: Sequence[Measure]
     state: Mapping[str, Any]
+    unit: str
 
 
 def picture(found: Findings, width: int | None = None) -> Picture:
@@ -78,12 +81,15 @@ def picture(found: Findings, width: int | None = None) -> Picture:
     drawn = looks((row.method for row in found.rows), found.recipes)
     measures = chart_data.all_measures(found.rows, language)
     budgets = [budget for budget in budgets_of(found.rows) if budget]
+    plane = chart_data.plane(found.rows, language)
+    priced, unit = price.table(plane, found.costs)
     tables = {
         "claims": page_tables.claims(found.claims.answers),
         "scores": chart_data.scores(found.rows, measures),
         "untuned": chart_data.scores(found.untuned, measures),
         "levels": chart_data.levels(measures),
-        "plane": chart_data.plane(found.rows, language),
+        "plane": plane,
+        "price": priced,
         "parts": chart_data.parts(found.discarded),
         "slack": chart_data.slack_sweep(found.rows, found.discarded, language),
         "predictions": chart_data.predictions(found.rows, language),
@@ -104,6 +110,8 @@ def picture(found: Findings, width: int | None = None) -> Picture:
         "budget": budgets[-1] if budgets else 0,
         "pair": next((row[0] for row in tables["windows"].rows), None),
         "frontier_budget": max((int(str(row[1])) for row in shown.rows), default=0),
+        "cost": "time",
+        "scored": "accuracy",
         "baseline": next((row[1] for row in tables["differences"].rows), None),
         "kind": next((row[0] for row in tables["differences"].rows), None),
     }
@@ -115,9 +123,10 @@ def picture(found: Findings, width: int | None = None) -> Picture:
         score_charts.claims(len(tables["claims"].rows), width),
         score_charts.curves(listed, budgets, width),
         score_charts.plane(listed, name, width),
+        score_charts.price(listed, width),
         frontier_charts.frontiers(listed, name, width),
         frontier_charts.gap(name, width),
-        frontier_charts.forest(len({row[0] for row in tables["forest"].rows}), width),
+        frontier_charts.forest(tables["forest"], width),
         merge_charts.heat(parts, width),
         merge_charts.slack([by_slack[order] for order in sorted(by_slack)], budgets, width),
         score_charts.predictions(listed, width),
@@ -126,39 +135,25 @@ def picture(found: Findings, width: int | None = None) -> Picture:
     )
     data_of = {"curves": "scores", "heat": "parts"}
     charts = {chart.name: chart for chart in every if tables[data_of.get(chart.name, chart.name)].rows}
-    return Picture(charts, tables, drawn, measures, state)
+    return Picture(charts, tables, drawn, measures, state, unit)
 
 
 def render(found: Findings) -> str:
     """The page."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup
-
-    folder = Path(__file__).parent
-    environment = Environment(
-        loader=FileSystemLoader(folder),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
-    environment.filters.update(
-        label=label, budget=budget_name, share=percent, duration=duration, signed=signed, number=_number
-    )
     seen, subject = picture(found), found.subject
     spent, saved = chart_data.total_hours(seen.tables["hours"])
     answers = found.claims.answers
     names = {subject.language: subject.language_name, "en": "English"}
     samples, sample_budget, sample_seed = found.samples
-    return environment.get_template(TEMPLATE).render(
-        css=Markup((folder / "page.css").read_text(encoding="utf-8")),
-        script=Markup((folder / "page.js").read_text(encoding="utf-8")),
-        data=Markup(_inline(_script_data(seen, names))),
-        vega=figures.javascript(),
+    return one_file.render(
+        TEMPLATE,
+        _script_data(seen, names),
+        {"label": label, "budget": budget_name, "number": _number, "unit": headline.unit, "by_part": by_part},
         subject=subject,
-        sentence=headline.sentence(answers, subject.language_name, budgets_of(found.rows))
+        sentences=headline.sentences(answers, subject.language_name, budgets_of(found.rows))
         if answers
-        else headline.of_comparisons(found.claims.comparisons),
+        else [headline.of_comparisons(found.claims.comparisons)],
+        terms=terms.terms(found.rows, subject.language, subject.language_name, bool(seen.tables["frontiers"].rows)),
         notes=list(dict.fromkeys(note for config in subject.configs.values() for note in config.get("notes", ()))),
         facts=page_tables.facts(found.rows, found.stages),
         finished=max((str(record["finished"]) for record in found.stages), default="")[:16].replace("T", " "),
@@ -168,8 +163,10 @@ def render(found: Findings) -> str:
         **_choices(found, seen, names),
         counted=len(found.claims.comparisons),
         samples=samples,
+        generated=[(names.get(item.language, item.language), item) for item in found.generated],
         sample_budget=sample_budget,
         sample_seed=sample_seed,
+        price_sentence=price.sentence(seen.tables["price"], seen.unit),
         spent=spent * 3600,
         saved=saved * 3600,
         performances=page_tables.performances(found.stages),
@@ -197,6 +194,8 @@ def _choices(found: Findings, seen: Picture, names: Mapping[str, str]) -> dict[s
         "merges": _options(seen.tables["parts"], 0),
         "quantities": list(chart_data.QUANTITIES.items()),
         "slack_measures": SLACK_MEASURES,
+        "costs": [(cost, text.format(unit=seen.unit)) for cost, text in price.COSTS.items()],
+        "scored": SLACK_MEASURES[:2],
         "groups": [(group, group) for group, _ in _options(seen.tables["slack"], 0)],
         "tasks": [(task, task) for task, _ in _options(seen.tables["predictions"], 0)],
         "budgets": [(budget, format_tokens(budget)) for budget in budgets_of(found.rows) if budget],
@@ -239,9 +238,3 @@ def _script_data(seen: Picture, names: Mapping[str, str]) -> dict[str, Any]:
         "labels": {method: look.title for method, look in seen.looks.items()},
         "kinds": dict(KINDS),
     }
-
-
-def _inline(value: Any) -> str:
-    """JSON that may stand in a script element."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")

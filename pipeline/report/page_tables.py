@@ -1,4 +1,4 @@
-"""What stands on the page as text: facts, checksums, configs, settings. Pure."""
+"""The text of the page: facts, checksums, configs, settings. Pure."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from pipeline.cost import performance
 from pipeline.kinds import KINDS
 from pipeline.report.chart_data import Table, Value
 from pipeline.report.claims import Answer
+from pipeline.report.headline import unit
 from pipeline.report.records import Row, label
 from pipeline.report.results import budgets_of
-from pipeline.report.wording import interval, percent
+from pipeline.report.wording import confidence, percent
 from pipeline.run.console import duration
 
+MOST_MARGINS = 10.0  # that a chart of effects shows
 PERFORMANCE_COLUMNS = ("device", "devices", "tokens_per_second_per_device", "mfu", "peak_memory_bytes")
 STAGE_COLUMNS = ("kind", "slug", "key", "seconds", "cells", "finished", "commit", *PERFORMANCE_COLUMNS)
 
@@ -27,10 +29,10 @@ def facts(rows: Sequence[Row], stages: Sequence[Mapping[str, Any]]) -> list[tupl
     budgets = [format_tokens(budget) for budget in budgets_of(rows) if budget]
     seeds = sorted({row.seed for row in rows})
     known = [
-        ("CT budgets", ", ".join(budgets) or "none"),
+        ("CT budgets", f"{', '.join(budgets)} tokens" if budgets else "none"),
         ("methods", str(len({row.method for row in rows}))),
-        ("seed" if len(seeds) == 1 else "seeds", ", ".join(map(str, seeds))),
-        ("checkpoints scored", str(len({(row.method, row.ct_tokens, row.seed) for row in rows}))),
+        ("seed" if len(seeds) == 1 else f"{len(seeds)} seeds", ", ".join(map(str, seeds))),
+        ("models scored", str(len({(row.method, row.ct_tokens, row.seed) for row in rows}))),
     ]
     if stages:
         known.append(("computing time", duration(sum(record["seconds"] for record in stages))))
@@ -38,16 +40,18 @@ def facts(rows: Sequence[Row], stages: Sequence[Mapping[str, Any]]) -> list[tupl
 
 
 def claims(answers: Sequence[Answer]) -> Table:
-    """The claims with data, in margins: 1 is a difference that would matter."""
+    """The claims with data, numbered as in the list of claims. value, low, high: in margins, cut at MOST_MARGINS."""
     table: list[tuple[Value, ...]] = []
-    for answer in answers:
+    for number, answer in enumerate(answers, start=1):
         if (estimate := answer.estimate) is not None:
-            margins = [
-                max(-10.0, min(10.0, x / answer.claim.margin)) for x in (estimate.value, estimate.low, estimate.high)
+            margin = answer.claim.margin
+            ends = [
+                max(-MOST_MARGINS, min(MOST_MARGINS, x / margin)) for x in (estimate.value, estimate.low, estimate.high)
             ]
-            words = (f"{estimate.value:+.3f}", interval(estimate), f"{estimate.mde:.3f}")
-            table.append((answer.claim.id, answer.claim.text, answer.verdict, *(round(x, 3) for x in margins), *words))
-    return Table(("claim", "text", "verdict", "value", "low", "high", "effect", "interval", "mde"), table)
+            effect = confidence(estimate, unit(answer.claim))
+            row = f"{number}. {answer.verdict}"
+            table.append((row, answer.claim.text, answer.verdict, *(round(x, 3) for x in ends), effect))
+    return Table(("row", "text", "verdict", "value", "low", "high", "effect"), table)
 
 
 def checksums(stages: Iterable[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], str, str]]:

@@ -14,24 +14,36 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from eval.corpus_metrics import scorer_of
 from eval.task_checks import LOWER
-from eval.task_set import BITS
+from eval.task_set import BITS, BY_TEMPLATE
 from pipeline.arms import ARMS
 from pipeline.report.inference import Estimate, crossed, holm, verdict
 from pipeline.report.records import Evaluation, Samples, mean, read_samples, read_scores
 from pipeline.report.results import unique
-from pipeline.report.wording import ANSWER_BITS
+from pipeline.report.wording import ANSWER_BITS, CHAT_ACCURACY
 
-Kind = Literal["accuracy", "answer_bits", "bits", "error"]
+Kind = Literal["accuracy", "chat", "answer_bits", "bits", "error", "corpus"]
 KINDS: dict[Kind, str] = {
     "accuracy": "mean accuracy",
+    "chat": CHAT_ACCURACY,
     "answer_bits": ANSWER_BITS,
     "bits": "bits per byte",
     "error": "mean error",
+    "corpus": "BLEU and chrF, mean over tasks",
 }
+SOME: tuple[Kind, ...] = ("chat", "corpus")  # that not every checkpoint has
+OF_ITEMS: tuple[Kind, ...] = ("accuracy", "chat", "error")  # means of a number for each item
 LOWER_IS_BETTER: tuple[Kind, ...] = ("answer_bits", "bits", "error")
 # Differences that would not matter, stated before looking: about a tenth of what continual pre-training gives.
-MARGINS: dict[Kind, float] = {"accuracy": 0.02, "answer_bits": 0.05, "bits": 0.05, "error": 0.02}
+MARGINS: dict[Kind, float] = {
+    "accuracy": 0.02,
+    "chat": 0.02,
+    "answer_bits": 0.05,
+    "bits": 0.05,
+    "error": 0.02,
+    "corpus": 1.0,
+}
 # Two models that answered n items alike may differ in 3 of n others, at 95%: 1.96 standard errors of 1.53 / n.
 RULE_OF_THREE = 1.53
 AGAINST = ("ct_then_sft", "ct", "sft")
@@ -151,7 +163,9 @@ class Evidence:
         place = {name: index for index, name in enumerate(sorted(names))}
         moves = np.asarray([np.sum([weight * _placed(each, place) for weight, each in row], axis=0) for row in rows])
         counted = [
-            each.n for (_, each), (kind, *_) in zip(rows[0], terms, strict=True) if kind in ("accuracy", "error")
+            each.n
+            for (_, each), (kind, *_) in zip(rows[0], terms, strict=True)
+            if kind in ("accuracy", "chat", "error")
         ]
         return crossed(values, moves, rows[0][0][1].n, RULE_OF_THREE / counted[0] if counted else 0.0)
 
@@ -168,6 +182,8 @@ class Evidence:
         if key not in self._measured:
             split = samples_by_kind(self.folders[key], self.language)
             for kind, samples in split.items():
+                if kind in SOME and not samples:  # a checkpoint without a template, or a run without such tasks
+                    continue
                 items = [(sample["task"], sample["id"], sample["document"]) for sample in samples]
                 if self.items.setdefault(kind, items) != items:
                     path = self.folders[key] / "samples.jsonl"
@@ -185,7 +201,8 @@ class Evidence:
 def samples_by_kind(folder: Path, language: str) -> dict[Kind, Samples]:
     """Return the samples of one language that a kind is computed from, with their families, sorted by task and id.
 
-    Errors are those of tasks whose primary metric is better the lower it is, such as a word error rate.
+    Errors are those of tasks whose primary metric is better the lower it is, such as a word error rate. chat: of tasks
+    that were asked by a chat template, beside plain. corpus: of BLEU and chrF, the counts of each document.
     """
     records = read_scores(folder)
     families = {record["task"]: record["family"] for record in records if record["language"] == language}
@@ -198,11 +215,16 @@ def samples_by_kind(folder: Path, language: str) -> dict[Kind, Samples]:
         ),
         key=lambda sample: (sample["task"], sample["id"]),
     )
+    plain = [sample for sample in samples if not sample["task"].endswith(BY_TEMPLATE)]
+    scored = [sample for sample in plain if "score" in sample]
+    right = [s for s in samples if "score" in s and (s["task"], s["metric"]) not in lower]
     return {
-        "accuracy": [s for s in samples if s["metric"] != BITS and (s["task"], s["metric"]) not in lower],
-        "answer_bits": [sample for sample in samples if "answer_bits" in sample],
-        "bits": [sample for sample in samples if sample["metric"] == BITS],
-        "error": [s for s in samples if s["metric"] != BITS and (s["task"], s["metric"]) in lower],
+        "accuracy": [sample for sample in right if not sample["task"].endswith(BY_TEMPLATE)],
+        "chat": [sample for sample in right if sample["task"].endswith(BY_TEMPLATE)],
+        "answer_bits": [sample for sample in plain if "answer_bits" in sample],
+        "bits": [sample for sample in plain if sample["metric"] == BITS],
+        "error": [s for s in scored if (s["task"], s["metric"]) in lower],
+        "corpus": [s for s in plain if "counts" in s and (s["task"], s["metric"]) not in lower],
     }
 
 
@@ -225,8 +247,9 @@ def _document(sample: Mapping[str, Any], named: Collection[str]) -> str:
     return f"{sample['task']}/{sample['id']}" if alone else str(sample["document"])
 
 
-FIELDS: dict[Kind, tuple[str, str | None]] = {  # numerator and denominator; None: each item counts one
+FIELDS: dict[str, tuple[str, str | None]] = {  # numerator and denominator; None: each item counts one
     "accuracy": ("score", None),
+    "chat": ("score", None),
     "answer_bits": ("answer_bits", "answer_bytes"),
     "bits": ("bits", "bytes"),
     "error": ("score", None),
@@ -237,8 +260,11 @@ def measured(kind: Kind, samples: Samples, named: Collection[str] = ()) -> Measu
     """Return the unweighted mean over tasks of total numerator / total denominator, and each document's influence on
     it.
 
-    named: as in `_document`.
+    named: as in `_document`. Of BLEU and chrF, which are functions of summed counts, it is what leaving the document
+    out changes (the jackknife; B. Efron and C. Stein, The Annals of Statistics 9 (1981) 586-596).
     """
+    if kind == "corpus":
+        return _measured_corpus(samples, named)
     numerator, denominator = FIELDS[kind]
     names = sorted({_document(sample, named) for sample in samples})
     documents = {name: index for index, name in enumerate(names)}
@@ -254,6 +280,25 @@ def measured(kind: Kind, samples: Samples, named: Collection[str] = ()) -> Measu
         total, size = by_document.sum(axis=0)
         values.append(total / size)
         influences.append((by_document[:, 0] - by_document[:, 1] * total / size) / size)
+    return Measured(float(np.mean(values)), np.asarray(np.mean(influences, axis=0)), len(samples), tuple(names))
+
+
+def _measured_corpus(samples: Samples, named: Collection[str]) -> Measured:
+    """Return the unweighted mean over tasks of the score of summed counts, and each document's influence on it."""
+    names = sorted({_document(sample, named) for sample in samples})
+    place = {name: index for index, name in enumerate(names)}
+    values, influences = [], []
+    for task in dict.fromkeys(sample["task"] for sample in samples):
+        rows = [sample for sample in samples if sample["task"] == task]
+        counts, score, n = np.asarray([row["counts"] for row in rows]), scorer_of(rows[0]["counted"]), len(rows)
+        total = counts.sum(axis=0)
+        values.append(score(total))
+        moved = np.zeros(len(names))
+        if n > 1:
+            left_out = np.asarray([score(total - row) for row in counts])
+            for row, change in zip(rows, (left_out.mean() - left_out) * (n - 1) / n, strict=True):
+                moved[place[_document(row, named)]] += change
+        influences.append(moved)
     return Measured(float(np.mean(values)), np.asarray(np.mean(influences, axis=0)), len(samples), tuple(names))
 
 

@@ -75,7 +75,8 @@ class Subject:
     """What a report is about: the experiment, the target language, every cell's config by its name, the command.
 
     unfinished: how many stages are done, of how many, while a run is active. given: models that somebody else scored,
-    each of them itself what is asked about and not one of several seeds.
+    each of them itself what is asked about and not one of several seeds. regimes: those that lie beside each other in
+    one report, with which the names of its methods begin.
     """
 
     title: str
@@ -85,6 +86,7 @@ class Subject:
     command: str = "make reproduce"
     unfinished: tuple[int, int] | None = None
     given: bool = False
+    regimes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,7 @@ class Row:
     primary: bool
     predictions: Mapping[str, int] | None
     higher_is_better: bool = True  # default for metrics without a record of it; bits have their own names
+    chat: bool | None = None  # whether it was asked by a chat template; None: no template was wanted, or no prompt
 
 
 @dataclass(frozen=True)

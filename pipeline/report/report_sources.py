@@ -53,6 +53,11 @@ class Sources:
         self.save(out)
         return paths
 
+    @property
+    def regime(self) -> str | None:
+        """The regime that its cells are of, where the sweep had several."""
+        return next((config.get("regime") for config in self.subject.configs.values()), None)
+
     def save(self, folder: Path) -> None:
         """Write sources.json, with places relative to the folder."""
 
@@ -115,9 +120,9 @@ def _read(folder: Path) -> Sources:
         return [kind(**{**row, "folder": place(row["folder"])}) for row in known]
 
     subject = Subject(**kept["subject"])
-    unfinished = subject.unfinished
+    unfinished = (subject.unfinished[0], subject.unfinished[1]) if subject.unfinished else None
     return Sources(
-        replace(subject, unfinished=(unfinished[0], unfinished[1]) if unfinished else None),
+        replace(subject, unfinished=unfinished, regimes=tuple(subject.regimes)),
         rows(Evaluation, "evaluations"),
         rows(Audit, "audits"),
         rows(Choice, "choices"),
@@ -130,8 +135,15 @@ def _read(folder: Path) -> Sources:
     )
 
 
+def regimes_of(found: Sequence[Sources]) -> dict[str, Sources] | None:
+    """Reports of one experiment by their regimes; None where they are of several experiments, or share a regime."""
+    by_regime = {sources.regime: sources for sources in found if sources.regime}
+    one_experiment = len({sources.subject.title for sources in found}) == 1
+    return by_regime if one_experiment and len(by_regime) == len(found) > 1 else None
+
+
 def together(folders: Mapping[str, Sources]) -> Sources:
-    """Several reports as one: methods by name and report, what is compared being those of one name.
+    """Several reports as one, by their titles. Methods of one name are compared; reports of regimes keep their title.
 
     Raises BadInput if they are of several languages.
     """
@@ -145,8 +157,10 @@ def together(folders: Mapping[str, Sources]) -> Sources:
         return [replace(row, method=f"{title}/{row.method}") for row in rows]
 
     first = next(iter(folders.values()))
+    regimes = tuple(folders) if regimes_of(list(folders.values())) else ()
+    title = first.subject.title if regimes else " and ".join(folders)
     return Sources(
-        replace(first.subject, title=" and ".join(folders), configs={}, unfinished=None),
+        replace(first.subject, title=title, configs={}, unfinished=None, regimes=regimes),
         [row for title, sources in folders.items() for row in named(sources.evaluations, title)],
         [row for title, sources in folders.items() for row in named(sources.audits, title)],
         [row for title, sources in folders.items() for row in named(sources.choices, title)],

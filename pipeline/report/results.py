@@ -8,11 +8,12 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from common.units import format_tokens
+from eval.asking import CHAT
 from eval.task_checks import LOWER
-from eval.task_set import BITS, CORRECT_BITS
+from eval.task_set import BITS, BY_TEMPLATE, CORRECT_BITS
 from pipeline.arms import ARMS
 from pipeline.report.records import ENGLISH, WITHOUT_CT, Evaluation, Row, labels, mean, read_scores
 from pipeline.report.wording import ANSWER_BITS
@@ -81,16 +82,17 @@ def gather(evaluations: Iterable[Evaluation]) -> list[Row]:
         cell = {"method": evaluation.method, "ct_tokens": evaluation.ct_tokens, "seed": evaluation.seed}
         for record in read_scores(evaluation.folder):
             values = record | cell
-            rows.append(Row(**{name: values[name] for name in names if name != LOWER or name in values}))
+            rows.append(Row(**{name: values[name] for name in names if name not in (LOWER, CHAT) or name in values}))
     return rows
 
 
 def to_csv(rows: Sequence[Row]) -> str:
-    """results.csv; what is not known is empty."""
+    """results.csv; what is not known is empty. Where a chat template was wanted, the last column is `chat`."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows([getattr(row, name) for name in COLUMNS] for row in rows)
+    columns = (*COLUMNS, CHAT) if any(row.chat is not None for row in rows) else COLUMNS
+    writer.writerow(columns)
+    writer.writerows([getattr(row, name) for name in columns] for row in rows)
     return text.getvalue()
 
 
@@ -106,9 +108,11 @@ def measures(rows: Sequence[Row], language: str) -> list[Measure]:
     """List the measures of a language: its summaries, every task by its primary metric, and answer bits."""
     of_language = [row for row in rows if row.language == language and (row.primary or row.metric == CORRECT_BITS)]
     last = {(row.task, row.metric): row for row in sorted(of_language, key=lambda row: row.metric == CORRECT_BITS)}
-    families = [row.family for row in last.values() if row.primary]
+    families = [row.family for row in last.values() if row.primary and not row.task.endswith(BY_TEMPLATE)]
 
     def name(row: Row) -> str:
+        if row.task.endswith(BY_TEMPLATE):
+            return f"{name(replace(row, task=row.task.removesuffix(BY_TEMPLATE)))} by chat template"
         if row.family == "mean":
             return ANSWER_BITS if row.metric == CORRECT_BITS else "mean accuracy"
         if row.metric == BITS and families.count(row.family) == 1:

@@ -1,4 +1,4 @@
-"""A few items with each method's answer, in the target language and in English."""
+"""A few items with each method's answer, in the target language and in English: choices, and generated texts."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pipeline.report.results import unique
 
 BY_CHANCE, BY_DISAGREEMENT = "drawn by chance", "where methods differ most"
 LONGEST = 700  # characters of a prompt that the page shows
+GENERATED_ITEMS = 2  # of each task
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,25 @@ class Sample:
     english: Side | None
 
 
+@dataclass(frozen=True)
+class Said:
+    """A generated text. score: of this item, where the metric is a mean over items; None for chrF and the like."""
+
+    text: str
+    score: float | None
+
+
+@dataclass(frozen=True)
+class GeneratedItem:
+    """A question of a task that generates, without the examples of its prompt, with each method's whole answer."""
+
+    task: str
+    language: str
+    question: str
+    target: str
+    answers: Mapping[str, Said]
+
+
 Key = tuple[str, str, str]  # family, language, id
 
 
@@ -49,10 +69,7 @@ def pick(
 
     items: rows of `<family>_<language>.<split>.jsonl`. The answers are those of the largest budget and the first seed.
     """
-    every = unique(evaluations)
-    budget = max((evaluation.ct_tokens for evaluation in every), default=0)
-    seed = min((evaluation.seed for evaluation in every), default=0)
-    scored = {e.method: e.folder for e in every if e.seed == seed and e.ct_tokens in (0, budget)}
+    scored, budget, seed = shown_folders(evaluations)
     asked: dict[Key, Mapping[str, Any]] = {(row["family"], row["language"], row["id"]): row for row in items}
     answers = _answers(scored, asked) if asked else {}
     picked: list[Sample] = []
@@ -68,6 +85,37 @@ def pick(
             if sides[0] is not None:
                 picked.append(Sample(family, why, sides[0], sides[1]))
     return picked, budget, seed
+
+
+def shown_folders(evaluations: Iterable[Evaluation]) -> tuple[dict[str, Path], int, int]:
+    """Return the folders of scores by method at the largest budget and the first seed; the budget and the seed."""
+    every = unique(evaluations)
+    budget = max((evaluation.ct_tokens for evaluation in every), default=0)
+    seed = min((evaluation.seed for evaluation in every), default=0)
+    return {e.method: e.folder for e in every if e.seed == seed and e.ct_tokens in (0, budget)}, budget, seed
+
+
+def pick_generated(evaluations: Iterable[Evaluation], languages: Sequence[str]) -> list[GeneratedItem]:
+    """Return of each task that generates the items whose ids have the smallest hashes: no score can choose.
+
+    languages: of the tasks, in the order in which they are shown. Methods as in `pick`.
+    """
+    scored, _, _ = shown_folders(evaluations)
+    found: dict[Key, tuple[Mapping[str, Any], dict[str, Said]]] = {}
+    for method, folder in scored.items():
+        of_task = {row["task"]: row["language"] for row in read_scores(folder)}
+        for sample in read_samples(folder):
+            if isinstance(sample.get("answer"), str) and of_task.get(sample["task"]) in languages:
+                key = (sample["task"], of_task[sample["task"]], sample["id"])
+                _, answers = found.setdefault(key, (sample, {}))
+                answers[method] = Said(sample["answer"], sample.get("score"))
+    picked: list[GeneratedItem] = []
+    for task, language in sorted({key[:2] for key in found}, key=lambda pair: (languages.index(pair[1]), pair[0])):
+        keys = sorted((key for key in found if key[0] == task), key=_hash)[:GENERATED_ITEMS]
+        for row, answers in (found[key] for key in keys):
+            target = row["target"][0] if isinstance(row["target"], list) and row["target"] else row["target"]
+            picked.append(GeneratedItem(task, language, _shown(row.get("question") or ""), str(target), answers))
+    return picked
 
 
 def _answers(scored: Mapping[str, Path], asked: Mapping[Key, Any]) -> dict[Key, dict[str, int]]:
@@ -97,8 +145,12 @@ def _agreement(answers: Mapping[str, int]) -> float:
 
 
 def _side(row: Mapping[str, Any], answers: Mapping[str, int]) -> Side:
-    prompt = row["prompt"] if len(row["prompt"]) <= LONGEST else "\u2026" + row["prompt"][-LONGEST:]
-    return Side(prompt, row["choices"], row["answer"], answers)
+    return Side(_shown(row["prompt"]), row["choices"], row["answer"], answers)
+
+
+def _shown(prompt: str) -> str:
+    """Return the end of a prompt, as much of it as the page shows."""
+    return prompt if len(prompt) <= LONGEST else "\u2026" + prompt[-LONGEST:]
 
 
 def read_items(folders: Iterable[Path], split: str = "test") -> list[dict[str, Any]]:

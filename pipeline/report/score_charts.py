@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipeline.report.looks import SOFT, Look
+from pipeline.report.looks import INK, SOFT, Look
+from pipeline.report.page_tables import MOST_MARGINS
 from pipeline.report.vega import BUDGET, Chart, Spec, method_scales, sized, tokens_axis
 
 VERDICTS = {
@@ -20,10 +21,10 @@ VALUES = [
     {"field": "title", "title": "method"},
     {"field": "budget", "title": "CT tokens"},
     {"field": "value", "title": "value", "format": ".3f"},
-    {"field": "low", "title": "95% from", "format": ".3f"},
-    {"field": "high", "title": "to", "format": ".3f"},
+    {"field": "low", "title": "95% CI from", "format": ".3f"},
+    {"field": "high", "title": "95% CI to", "format": ".3f"},
     {"field": "seeds", "title": "seeds"},
-    {"field": "spread", "title": "seeds from"},
+    {"field": "spread", "title": "range over seeds"},
 ]
 
 
@@ -56,8 +57,8 @@ def curves(drawn: Sequence[Look], budgets: Sequence[int], width: int | None = No
         },
         {
             **level,
-            "mark": {"type": "text", **right, "align": "left"},
-            "encoding": {"x": {"value": 4}, "y": up, "text": {"field": "title"}, "color": look["color"]},
+            "mark": {"type": "text", **right, "align": "left", "color": SOFT},
+            "encoding": {"x": {"value": 4}, "y": up, "text": {"field": "title"}},
         },
         {
             **curve,
@@ -85,16 +86,21 @@ def curves(drawn: Sequence[Look], budgets: Sequence[int], width: int | None = No
 
 
 def plane(drawn: Sequence[Look], language: str, width: int | None = None) -> Chart:
-    """Bits per byte against mean accuracy: a path a method, from its smallest budget to its largest."""
+    """Bits per byte against mean accuracy: a line per method, from its smallest budget to its largest."""
     look = method_scales(drawn, legend=width is not None)
     across = {
         "field": "bits",
         "type": "quantitative",
-        "title": f"{language}, bits per byte (better: right)",
+        "title": f"bits per byte of {language} text (right is better)",
         "scale": {"zero": False, "reverse": True},
         "axis": {"grid": True},
     }
-    up = {"field": "accuracy", "type": "quantitative", "title": "mean accuracy", "scale": {"zero": False}}
+    up = {
+        "field": "accuracy",
+        "type": "quantitative",
+        "title": "mean accuracy (share of items)",
+        "scale": {"zero": False},
+    }
     hover = [
         {"field": "title", "title": "method"},
         {"field": "budget", "title": "CT tokens"},
@@ -123,6 +129,7 @@ def plane(drawn: Sequence[Look], language: str, width: int | None = None) -> Cha
             },
         },
     ]
+    layers += _names(place, width)
     spec = {
         "data": {"name": "plane"},
         "transform": [
@@ -134,8 +141,58 @@ def plane(drawn: Sequence[Look], language: str, width: int | None = None) -> Cha
     return Chart("plane", sized(spec, 380, width), {"plane": {"method": "methods"}})
 
 
+def _names(place: Spec, width: int | None) -> list[Spec]:
+    """The name of each method at its largest budget, in a page; figures have a legend."""
+    if width is not None:
+        return []
+    last = [
+        {"joinaggregate": [{"op": "max", "field": "tokens", "as": "last"}], "groupby": ["method"]},
+        {"filter": "datum.tokens == datum.last"},
+    ]
+    mark = {"type": "text", "align": "right", "dx": -7, "dy": -9, "color": INK, "fontSize": 11, "tooltip": False}
+    text = {**place, "text": {"field": "title"}, "color": {"value": INK}}
+    return [{"transform": last, "mark": mark, "encoding": text}]
+
+
+def price(drawn: Sequence[Look], width: int | None = None) -> Chart:
+    """What a model costs against its score: a line per method, from its smallest CT budget to its largest."""
+    look = method_scales(drawn, legend=width is not None)
+    place: Spec = {
+        "x": {"field": "paid", "type": "quantitative", "title": None, "axis": {"grid": True, "format": "~s"}},
+        "y": {"field": "value", "type": "quantitative", "title": None, "scale": {"zero": False}},
+        "color": look["color"],
+    }
+    hover = [
+        {"field": "title", "title": "method"},
+        {"field": "budget", "title": "CT tokens"},
+        {"field": "paid", "title": "cost", "format": ",.4~g"},
+        {"field": "accuracy", "title": "mean accuracy", "format": ".3f"},
+        {"field": "bits", "title": "bits per byte", "format": ".3f"},
+    ]
+    points: Spec = {**place, "shape": look["shape"], "tooltip": hover}
+    spec = {
+        "data": {"name": "price"},
+        "params": [{"name": "cost", "value": "time"}, {"name": "scored", "value": "accuracy"}],
+        "transform": [
+            {"calculate": "datum[cost]", "as": "paid"},
+            {"calculate": "datum[scored]", "as": "value"},
+            {"calculate": BUDGET, "as": "budget"},
+        ],
+        "layer": [
+            {
+                "mark": {"type": "line", "strokeWidth": 1.8},
+                "encoding": {**place, "order": {"field": "tokens"}, "strokeDash": look["strokeDash"]},
+            },
+            {"mark": {"type": "point", "filled": True, "size": 80, "opacity": 1}, "encoding": points},
+            *_names(place, width),
+        ],
+    }
+    by_choice = {"price": {"method": "methods"}}
+    return Chart("price", sized(spec, 320, width), by_choice, {"cost": "cost", "scored": "scored"})
+
+
 def predictions(drawn: Sequence[Look], width: int | None = None) -> Chart:
-    """How often each label was the answer to one task at one budget: a group of bars a label, a bar a method."""
+    """How often each label was the answer to one task at one budget: a group of bars per label, a bar per method."""
     look = method_scales(drawn, legend=width is not None)
     spec = {
         "data": {"name": "predictions"},
@@ -159,18 +216,25 @@ def predictions(drawn: Sequence[Look], width: int | None = None) -> Chart:
 
 
 def claims(count: int, width: int | None = None) -> Chart:
-    """The effect of each claim with its interval, in margins: what lies inside the band would not matter."""
+    """The effect of each claim with its interval, in margins: within the band an effect does not matter."""
     verdicts = list(VERDICTS)
-    across = {"type": "quantitative", "title": "effect in margins"}
-    limits = {"scale": {"domain": [-10, 10], "clamp": True}}
-    row = {"field": "claim", "type": "nominal", "sort": None, "title": None, "axis": {"labelLimit": 150, "grid": False}}
+    across = {"type": "quantitative", "title": "effect divided by margin"}
+    limits = {"scale": {"domain": [-MOST_MARGINS, MOST_MARGINS], "clamp": True}}
+    row = {"field": "row", "type": "nominal", "sort": None, "title": None, "axis": {"labelLimit": 120, "grid": False}}
     colour = {
         "field": "verdict",
         "type": "nominal",
         "scale": {"domain": verdicts, "range": list(VERDICTS.values())},
         "legend": None,
     }
-    hover = [{"field": name} for name in ("text", "verdict", "effect", "interval", "mde")]
+    hover = [{"field": "text", "title": "claim"}, {"field": "verdict"}, {"field": "effect"}]
+    beyond = {  # of effects that the chart cuts
+        "condition": [
+            {"test": f"datum.value >= {MOST_MARGINS}", "value": "triangle-right"},
+            {"test": f"datum.value <= -{MOST_MARGINS}", "value": "triangle-left"},
+        ],
+        "value": "circle",
+    }
     spec = {
         "data": {"name": "claims"},
         "encoding": {"y": row},
@@ -191,7 +255,12 @@ def claims(count: int, width: int | None = None) -> Chart:
             },
             {
                 "mark": {"type": "point", "filled": True, "size": 80, "opacity": 1},
-                "encoding": {"x": {**across, **limits, "field": "value"}, "color": colour, "tooltip": hover},
+                "encoding": {
+                    "x": {**across, **limits, "field": "value"},
+                    "color": colour,
+                    "shape": beyond,
+                    "tooltip": hover,
+                },
             },
         ],
     }

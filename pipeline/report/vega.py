@@ -95,7 +95,7 @@ def tokens_axis(budgets: Sequence[int]) -> Spec:
     return {
         "field": "tokens",
         "type": "quantitative",
-        "title": "continual pre-training tokens (log scale)",
+        "title": "CT tokens (log scale)",
         "scale": {"type": "log", "domain": domain, "nice": False},
         "axis": {"labelExpr": TOKENS, "grid": False, "labelOverlap": True, **ticks},
     }

@@ -15,16 +15,20 @@ from common.errors import BadInput, in_one_line
 from pipeline.graph import Stage
 from pipeline.plan import Cell
 from pipeline.plan_choice import judged_on
+from pipeline.run import collect_adapt
 from pipeline.run.console import say
 from pipeline.run.run_plan import RunPlan
 from pipeline.store import RECORD, Entry
 
 if TYPE_CHECKING:
     from pipeline.report import FrontierPoint, ReportPaths
+    from pipeline.report.adapt_report import AdaptPaths
     from pipeline.report.report_sources import Sources
 
+BETWEEN = "between-regimes"  # the folder of the report over all regimes
 
-def write_report(plan: RunPlan, arguments: Sequence[str]) -> ReportPaths | None:
+
+def write_report(plan: RunPlan, arguments: Sequence[str]) -> ReportPaths | AdaptPaths | None:
     """Call `_write_report`; raise errors of the machine (disk space, permissions) as BadInput that names the folder."""
     try:
         with in_one_line():
@@ -33,7 +37,7 @@ def write_report(plan: RunPlan, arguments: Sequence[str]) -> ReportPaths | None:
         raise BadInput(f"outputs={plan.outputs}: the report was not written: {error}") from error
 
 
-def _write_report(plan: RunPlan, arguments: Sequence[str]) -> ReportPaths | None:
+def _write_report(plan: RunPlan, arguments: Sequence[str]) -> ReportPaths | AdaptPaths | None:
     """Return the report over all cells, one folder per regime and language where there are several; None if nothing was
     scored.
 
@@ -43,11 +47,14 @@ def _write_report(plan: RunPlan, arguments: Sequence[str]) -> ReportPaths | None
     store = plan.store
     entries = {stage.key: entry for stage in plan.stages if (entry := store.find(stage))}
     several = len({language for _, language in plan.reports}) > 1
-    written = None
+    written: ReportPaths | AdaptPaths | None = None
     found: list[tuple[str, Sources]] = []
     for (regime, language), cells in plan.reports.items():
         if any(stage.key in entries for cell in cells for stage in cell.evals.values()):
             folder = plan.outputs / (regime or "") / (language if several else "")
+            if cells[0].adapt:
+                written = collect_adapt.write(cells, entries, folder, arguments) or written
+                continue
             sources = _sources(cells, entries, arguments)
             paths = sources.render(folder)
             _tell(paths)
@@ -58,7 +65,23 @@ def _write_report(plan: RunPlan, arguments: Sequence[str]) -> ReportPaths | None
 
         for line in regime_map.write(found, plan.outputs):
             say(line)
+        compare_regimes([sources for _, sources in found], plan.outputs)
     return written
+
+
+def compare_regimes(found: Sequence[Sources], outputs: Path) -> None:
+    """A report per language over all regimes, if the experiment has hypotheses that compare them."""
+    from pipeline.report import hypotheses, report_sources
+
+    stated = hypotheses.find(found[0].subject.title)
+    if stated is None or not any(hypotheses.regimes_of(one) for one in hypotheses.read(stated)):
+        return
+    languages = list(dict.fromkeys(sources.subject.language for sources in found))
+    for language in languages:
+        named = report_sources.regimes_of([one for one in found if one.subject.language == language])
+        if named:
+            folder = outputs / BETWEEN / (language if len(languages) > 1 else "")
+            say(str(report_sources.together(named).render(folder).page))
 
 
 def _tell(paths: ReportPaths) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from common.errors import BadInput
 from common.units import counted
 from pipeline import sweep
+from pipeline.config import Config
 from pipeline.run import run_plan
 from pipeline.run.cluster import site
 from pipeline.run.run_plan import RunPlan
@@ -66,4 +67,25 @@ def table(plan: RunPlan) -> str:
     count = len(plan.stages)
     size = f"{counted(len(plan.cells), 'cell')}, {counted(count, 'stage')}"
     lines.append(f"{size}: {count - len(missing)} done, {len(missing)} to run")
-    return "\n".join(lines)
+    asked = prompts(plan.config)
+    return "\n".join([*lines, asked] if asked else lines)
+
+
+def prompts(config: Config) -> str:
+    """Describe how checkpoints are prompted, if it is not by the defaults."""
+    asked = config.eval
+    ways = {
+        "none": [],
+        "auto": ["by the chat template of each checkpoint that has one"],
+        "both": ["plain, and by the chat template of each checkpoint that has one"],
+    }
+    said = list(ways[asked.chat])
+    if asked.system is not None:
+        said.append(f"with the system message {asked.system[:60]!r}")
+    if asked.fewshot is not None:
+        by_task = asked.fewshot.items() if isinstance(asked.fewshot, dict) else [("each", asked.fewshot)]
+        shots = ", ".join(f"{name} {number}" for name, number in by_task)
+        said.append(f"examples in each prompt of lm-eval tasks: {shots}")
+    if asked.generation != "own":
+        said.append("answers are generated greedily, without the generation config of checkpoints")
+    return f"prompts: {'; '.join(said)}" if said else ""

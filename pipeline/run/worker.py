@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import BadInput, Interrupted, StageFailed
+from common.silence import silence
 from pipeline.config import Config
 from pipeline.execute import Executor
 from pipeline.graph import Stage
@@ -156,11 +157,9 @@ def quiet(config: Config, log: Path) -> None:
 
     Call this before they are imported; child processes inherit it.
     """
-    silent = {"TQDM_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error", "TOKENIZERS_PARALLELISM": "false"}
+    silence()
     if config.compute.device == "cpu":
-        silent["DS_ACCELERATOR"] = "cpu"
-    for name, value in silent.items():
-        os.environ.setdefault(name, value)
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     if not logging.root.handlers:
         handler = logging.FileHandler(log, encoding="utf-8", delay=True)
         logging.basicConfig(handlers=[handler], level=logging.WARNING)

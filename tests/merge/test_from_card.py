@@ -1,11 +1,11 @@
-"""A merge made again from its card, and put on the hub by a client that is faked."""
+"""A merge made again from its card, and put on the hub of which this machine plays the part."""
 
 from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -13,6 +13,7 @@ import yaml
 import merge
 from common.files import sha256
 from merge.cli import main
+from tests.fake_hub import READER, WRITER, FakeHub, Repository, serving
 from tests.merge.conftest import VOCABULARY, recipe
 from tests.merge.test_adapters import lora, on
 from tests.merge.test_hub import COMMIT, cached
@@ -150,81 +151,58 @@ def test_what_does_not_go_together(made: Path, tmp_path: Path, capsys: pytest.Ca
     assert "has no checksums" in refusal(capsys, *card, tmp_path / "out")
 
 
-class Hub:
-    """What the hub's client is asked."""
-
-    calls: list[tuple[str, Any]]
-
-    def __init__(self) -> None:
-        self.calls = []
-
-    def whoami(self) -> None:
-        self.calls.append(("whoami", None))
-
-    def create_repo(self, repo: str, **options: Any) -> str:
-        self.calls.append(("create_repo", (repo, options)))
-        return f"https://huggingface.co/{repo}"
-
-    def upload_folder(self, **options: Any) -> None:
-        self.calls.append(
-            ("upload_folder", options | {"whole": (Path(options["folder_path"]) / "config.json").exists()})
-        )
-
-
 @pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> Hub:
-    import huggingface_hub
-
-    client = Hub()
-    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: client)
-    monkeypatch.setattr(huggingface_hub, "get_token", lambda: "a token")
-    return client
+def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    with serving(monkeypatch) as hub:
+        yield hub
 
 
 def test_a_push_is_made_when_the_merge_is_whole(
-    folders: dict[str, Path], fake: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    folders: dict[str, Path], fake: FakeHub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe(folders, "ties").save(tmp_path / "merge.yml")
-    assert main([str(tmp_path / "merge.yml"), str(tmp_path / "out"), "--push", "me/merge", "--private"]) == 0
-    assert "https://huggingface.co/me/merge" in capsys.readouterr().out
-    (_, _), (made, (repo, options)), (up, uploaded) = fake.calls
-    assert (made, repo, options) == ("create_repo", "me/merge", {"private": True, "exist_ok": True})
-    assert up == "upload_folder" and uploaded["whole"] and uploaded["repo_id"] == "me/merge"
-    assert uploaded["folder_path"] == tmp_path / "out" and uploaded["ignore_patterns"] == ["merge.yml"]
-    assert str(tmp_path) not in (tmp_path / "out" / "README.md").read_text()
+    out = tmp_path / "out"
+    assert main([str(tmp_path / "merge.yml"), str(out), "--push", "me/merge", "--private"]) == 0
+    assert "/me/merge\n" in capsys.readouterr().out
+    pushed = fake.files("me/merge")
+    assert fake.repositories["me/merge"].private and fake.messages == ["Merge by slackmerge"]
+    assert pushed["model.safetensors"] == (out / "model.safetensors").read_bytes()
+    assert pushed["README.md"] == (out / "README.md").read_bytes()
+    assert set(pushed) == {path.name for path in out.iterdir()}
+    assert not any(str(tmp_path).encode() in content for content in pushed.values())
 
 
 def test_a_merge_that_fails_pushes_nothing(
-    folders: dict[str, Path], fake: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    folders: dict[str, Path], fake: FakeHub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe(folders, "ties").save(tmp_path / "merge.yml")
     file = folders["ct"] / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-9])
     assert "damaged" in refusal(capsys, tmp_path / "merge.yml", tmp_path / "out", "--push", "me/merge")
-    assert [name for name, _ in fake.calls] == ["whoami"]
+    assert "GET /api/whoami-v2" in fake.asked and not fake.changes()
 
 
 def test_pushes_that_are_refused(
     folders: dict[str, Path],
-    fake: Hub,
+    fake: FakeHub,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    import huggingface_hub
-
     path, out = tmp_path / "merge.yml", tmp_path / "out"
     recipe(folders, "ties").save(path)
     assert "expected owner/name" in refusal(capsys, path, out, "--push", "merge")
     assert "--push: " in refusal(capsys, path, out, "--push", "me/merge", "--grid", "density=0.5,1")
-    with monkeypatch.context() as patched:
-        patched.setattr(huggingface_hub, "get_token", lambda: None)
-        assert "no token of the hub here; `hf auth login`" in refusal(capsys, path, out, "--push", "me/merge")
-    assert not out.exists() and not fake.calls
-
-    def broken(**_: Any) -> None:
-        raise ConnectionError("gone\naway")
-
-    monkeypatch.setattr(fake, "upload_folder", broken)
-    said = refusal(capsys, path, out, "--push", "me/merge")
-    assert f"the merge is whole; push it by `hf upload me/merge {out}" in said and (out / "config.json").is_file()
+    assert not fake.asked
+    monkeypatch.setenv("HF_TOKEN", READER)
+    assert "this token may only read" in refusal(capsys, path, out, "--push", "me/merge")
+    monkeypatch.setenv("HF_TOKEN", WRITER)
+    fake.repositories["me/other"] = Repository(private=False)
+    fake.repositories["me/other"].branches["main"]["config.json"] = b"{}"
+    said = refusal(capsys, path, out, "--push", "me/other")
+    assert "me/other: holds other files already, got config.json." in said
+    assert not out.exists() and not fake.changes(), "nothing is merged in vain"
+    fake.broken = "/preupload/"
+    said = refusal(capsys, path, out, "--push", "me/merge", "--private")
+    assert f"the merge is whole; push it by `slackmerge push {out} me/merge --private`" in said
+    assert (out / "config.json").is_file()

@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from merge.compiled import compiled_kernels
+from merge.loops.arguments import EXACT
+from merge.loops.machine_code import compiled_loops
 
 
 def resident(field: str) -> int:
@@ -143,7 +144,7 @@ def main(folder: Path) -> None:
             few = {"batch_tokens": 128, "block_size": 64, "window": 64, "documents": 2}
             work(small, {**case, **few})
             if case["work"] == "tune":  # compiled loops are a process's own memory; the small model does without
-                compiled_kernels(["float32"], tell=False)
+                compiled_loops([EXACT], tell=False)
         print(json.dumps({"case": case["case"], "peak": peak(lambda: work(large, case))}), flush=True)  # noqa: B023
 
 

@@ -8,11 +8,15 @@ import tomllib
 from importlib import import_module
 from pathlib import Path
 
+import click
 import pytest
 from click.shell_completion import ShellComplete
 
 from common import version as version_module
+from common.command_line import read
 from common.version import describe, version
+from eval import options as eval_options
+from merge import options as merge_options
 from pipeline import slackmerge
 from pipeline.commands import VERBS
 from pipeline.report.records import Subject
@@ -62,8 +66,13 @@ def test_each_command_has_its_own_help(capsys: pytest.CaptureFixture[str]) -> No
         assert all(f"  slackmerge {name} {example}".rstrip() + "\n" in texts[name] for example in verb.examples)
     assert len(set(texts.values())) == len(VERBS)
     assert "--multirun" in texts["plan"] and "--multirun" not in texts["watch"]
-    assert "usage: slackmerge merge " in run("merge", "--help").stdout
-    assert "usage: slackmerge eval " in run("eval", "-h").stdout
+    for name, command in (("merge", merge_options.COMMAND), ("eval", eval_options.COMMAND)):
+        shown = run(name, "-h").stdout
+        assert shown.startswith(f"Usage: slackmerge {name} [OPTIONS] ") and command.summary in shown
+        assert all(f"  slackmerge {name} {example}\n" in shown for example in command.examples)
+        options = [option for option in command.params if isinstance(option, click.Option)]
+        assert all(option.opts[0] in shown and option.help for option in options)
+        assert "[default: cpu]" in " ".join(shown.split())
 
 
 def test_version_and_mistakes(capsys: pytest.CaptureFixture[str]) -> None:
@@ -127,6 +136,39 @@ def test_the_shell_completes_commands_groups_and_choices() -> None:
     assert completed(["plan", "-m", "experiment", "="], "te") == ["test"], "bash splits at the equals sign"
     assert "test" in completed(["plan", "-m", "experiment"], "=")
     assert completed(["merge"], "reci") == ["reci"], "a file's name is the shell's to complete"
+    assert completed(["push", "ct"], "--pri") == completed(["merge", "a.yml"], "--pri") == ["--private"]
+    assert completed(["eval", "merged", "--split"], "d") == ["dev"]
+    assert completed(["make"], "sf") == ["sft_blocks", "sft", "sf"], "a kind; of push, it may be a folder"
+    assert completed(["make", "ct", "nya", "-m"], "experiment=te") == ["experiment=test"]
+
+
+def test_wrong_options_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of every command, with the option's name and where its help is."""
+    for name in slackmerge.COMMANDS:
+        done = run(name, "--nope")
+        assert done.returncode == 2 and done.stderr.count("\n") == 1, name
+        assert "--nope" in done.stderr and f"See slackmerge {name} --help." in done.stderr
+    wrong_split = run("eval", "model", "--out", "out", "--split", "train")
+    assert wrong_split.returncode == 2 and "'train' is not one of 'dev', 'test'" in wrong_split.stderr
+    assert run("eval").stderr == "slackmerge eval: Missing argument 'MODEL'. See slackmerge eval --help.\n"
+
+
+def test_several_values_of_an_option_follow_it_or_repeat_it() -> None:
+    def grid(*words: str) -> tuple[str, ...]:
+        given = read(merge_options.COMMAND, words, "merge")
+        assert not isinstance(given, int)
+        assert (given.recipe, given.out_dir) == ("merge.yml", "grid")
+        return tuple(given.grid)
+
+    for words in (
+        "merge.yml grid --grid a=1,2 b=3",
+        "--grid a=1,2 b=3 merge.yml grid",
+        "merge.yml --grid a=1,2 --grid b=3 --quiet grid",
+        "merge.yml --grid=a=1,2 --grid b=3 grid",
+    ):
+        assert grid(*words.split()) == ("a=1,2", "b=3"), words
+    scored = read(eval_options.COMMAND, ["m", "--out", "o", "--tasks", "next_nya", "ߒߞߏ", "--limit", "3"], "eval")
+    assert not isinstance(scored, int) and scored.tasks == ("next_nya", "ߒߞߏ") and scored.limit == 3
 
 
 def test_what_is_no_report_is_refused_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -91,7 +91,7 @@ def test_claims_state_the_numbers(tmp_path: Path) -> None:
     assert "At 10k tokens" in scarce.text and "TIES + slack 1, has 0.750; CT-then-SFT has 0.450." in scarce.text
     shrinks = answers["advantage-shrinks"]
     assert shrinks.estimate is not None and shrinks.estimate.value == pytest.approx(0.2)
-    assert "10k +0.300 [" in shrinks.text and "1M +0.100 [" in shrinks.text
+    assert "10k +0.300 (95% CI " in shrinks.text and "1M +0.100 (95% CI " in shrinks.text
     assert "TIES: 10.0% at 10k, 20.0% at 100k, 30.0% at 1M" in answers["conflicts-grow"].text
     assert "slack" not in answers["conflicts-grow"].text
     assert "TIES + slack 1: 5.0% at 10k" in answers["slack-keeps"].text
@@ -115,7 +115,7 @@ def test_the_best_merge_on_dev_is_another_at_another_budget(tmp_path: Path) -> N
 
 def test_families_are_told_apart(tmp_path: Path) -> None:
     text = next(iter(Run(tmp_path, GOOD, LOST).claims().answers)).text
-    assert "By family: blank +0.300 [" in text and "; genre +0.300 [" in text
+    assert "By task: blank +0.300 (95% CI " in text and "; genre +0.300 (95% CI " in text
 
 
 def test_claims_without_their_data_say_so(tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def test_folders_of_lm_eval_are_compared_item_by_item(tmp_path: Path) -> None:
     given = [lm_eval_output(tmp_path, model, right) for model, right in (("small", 10), ("large", 34))]
     paths = folders.report(given, tmp_path / "out")
     html = paths.page.read_text()
-    assert "large is better than small in mean accuracy (+0.600 [" in html
+    assert "large is better than small (+0.600 in accuracy, 95% CI " in html
     rows = paths.results_csv.read_text().splitlines()
     assert any(row.startswith("und,belebele_tel_Telu,acc,large,0,0,0.85,") and ",40,0.5," in row for row in rows)
 

@@ -185,7 +185,7 @@ def test_one_seed_decides_nothing_and_only_shared_seeds_count(tmp_path: Path) ->
     shared, asked = gap(lacking).estimate, gap(points, seeds=(0, 1, 7)).estimate
     assert shared == asked and shared is not None and shared.seeds == 2
     apart = [each for each in points if (each.method == "ties") == (each.seed == 0)]
-    assert gap(apart).missing == "The knob values of both methods share no seed."
+    assert gap(apart).missing == "Not computed: the knob values of both methods share no seed."
     assert "eval.frontier=all" in gap(points[:9]).missing
 
 

@@ -16,11 +16,13 @@ import yaml
 
 from common.errors import BadInput
 from pipeline import report
+from pipeline.__main__ import main
 from pipeline.report import discards, headline, hypotheses, report_sources, stated_when
 from pipeline.report.claims import Answer
 from pipeline.report.hypothesis_answers import answers, data
 from pipeline.report.paired import Evidence
-from pipeline.report.records import FrontierPoint
+from pipeline.report.records import FrontierPoint, Subject
+from pipeline.run import collect
 from tests.pipeline.report.points import frontier, point
 from tests.pipeline.report.synthetic import BUDGETS, GOOD, LOST, SUBJECT, Run
 
@@ -71,6 +73,11 @@ def both(folder: Path, above: float = 0.05, **more: Any) -> list[FrontierPoint]:
         ({**GAP, "terms": []}, "gap: terms=[]: "),
         ({**GAP, "role": "main"}, "gap: role=main: "),
         ({**GAP, "id": "a b"}, "a b: id=a b: "),
+        (
+            {**GAP, "terms": [{"methods": PAIR, "budget": 1, "regime": "wsd"}, {"methods": PAIR, "budget": 1}]},
+            "gap: terms: ",
+        ),
+        ({**GAP, "regime": "wsd", "terms": [{"methods": PAIR, "budget": 1, "regime": "wsd"}]}, "gap: regime=wsd: "),
         ({**CONTRAST, "type": "count"}, "contrast: kind=accuracy: "),
         ({**CONTRAST, "kind": "lost_top_share", "family": "next"}, "contrast: kind=lost_top_share: "),
     ],
@@ -201,6 +208,70 @@ def test_a_regime_has_its_own_hypotheses(tmp_path: Path) -> None:
     assert found == {None: ["gap"], "cosine": ["gap"], "wsd": ["gap", "wsd"]}
 
 
+BETWEEN = {
+    "id": "between",
+    "type": "gap",
+    **HEAD,
+    "statement": "Under one cosine, TIES leads by more than with annealed budgets.",
+    "terms": [
+        {"regime": "cosine", "methods": PAIR, "budget": "450k", "weight": 1},
+        {"regime": "wsd", "methods": PAIR, "budget": "450k", "weight": -1},
+    ],
+}
+SCORES_BETWEEN = {
+    **CONTRAST,
+    "id": "scores",
+    "terms": [
+        {"regime": "cosine", "method": "ties", "budget": "10k", "weight": 1},
+        {"regime": "wsd", "method": "ties", "budget": "10k", "weight": -1},
+    ],
+}
+
+
+def test_a_report_over_regimes_answers_what_compares_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """TIES leads by 0.05 under one cosine and by 0.02 with annealed budgets, on the same seeds and items."""
+    monkeypatch.setattr("pipeline.report._draw", lambda found, folder: None)
+    monkeypatch.setattr("pipeline.report.figures.javascript", lambda: "")
+    monkeypatch.chdir(tmp_path)
+    file(tmp_path / hypotheses.FOLDER, {**GAP, "statement": "TIES leads."}, BETWEEN, SCORES_BETWEEN)
+    for regime, above in (("wsd", 0.02), ("cosine", 0.05)):
+        points = both(tmp_path / regime, above, seeds=(0, 1, 2))
+        gains = {"ties": (10 * above, 0.0, 0.0)}
+        scored = Run(tmp_path / regime / "run", gains, {}, seeds=(0,)).evaluations
+        configs = {f"{regime} nya 450k": {"name": "study", "regime": regime}}
+        subject = Subject("study", "nya", "བོད་སྐད", configs)
+        report_sources.Sources(subject, scored, frontier=points).render(tmp_path / f"outputs/{regime}")
+    assert main(["report", "outputs/wsd", "outputs/cosine", "out=outputs/both"]) == 0
+    assert "TIES (cosine)" in capsys.readouterr().out
+
+    def answered_in(name: str) -> dict[str, Any]:
+        return {row["id"]: row for row in json.loads((tmp_path / f"outputs/{name}/claims.json").read_text())}
+
+    alone, over_both = answered_in("wsd"), answered_in("both")
+    assert list(alone) == ["gap"] and list(over_both) == ["between", "scores"]
+    effects = [answered_in(name)["gap"]["effect"] for name in ("cosine", "wsd")]
+    assert over_both["between"]["effect"] == pytest.approx(effects[0] - effects[1]) == pytest.approx(0.03)
+    assert over_both["between"]["verdict"] == "supported" and over_both["between"]["seeds"] == 3
+    assert over_both["scores"]["effect"] == pytest.approx(0.5 - 0.2)
+    html = (tmp_path / "outputs/both/report.html").read_text()
+    assert "<h1>བོད་སྐད, experiment study: wsd and cosine" in html
+    assert "Under one cosine, TIES leads by more than with annealed budgets (+0.030 in accuracy, 95% CI" in html
+    again = report_sources.read(tmp_path / "outputs/both")
+    assert again.subject.regimes == ("wsd", "cosine")
+    collect.compare_regimes([report_sources.read(Path("outputs") / one) for one in ("wsd", "cosine")], Path("outputs"))
+    assert answered_in(collect.BETWEEN) == over_both, "a run of both regimes writes the same report"
+
+
+def test_a_plan_without_a_regime_is_found_early(tmp_path: Path) -> None:
+    stated = hypotheses.read(file(tmp_path, BETWEEN))
+    known = [hypotheses.in_regime(method, regime) for method in PAIR for regime in ("wsd", "cosine")]
+    assert hypotheses.without_data(stated, known, {450_000}) == {}
+    lacking = hypotheses.without_data(stated, [one for one in known if one.startswith("wsd/")], {450_000})
+    assert lacking["between"].startswith("the method cosine/ties is not in the experiment")
+
+
 def test_contrasts_are_paired_differences_and_counts_are_shares(tmp_path: Path) -> None:
     run = Run(tmp_path, GOOD, LOST)
     knob = [FrontierPoint("ties", BUDGETS[0], 0, {"lambda": 2}, one.folder, one.folder) for one in run.evaluations]
@@ -217,9 +288,9 @@ def test_contrasts_are_paired_differences_and_counts_are_shares(tmp_path: Path) 
     assert paired.estimate == evidence.difference("accuracy", [cells[0]], [cells[1]])
     assert counted.estimate is not None and counted.estimate.value == pytest.approx(0.2)
     assert counted.verdict == "supported" and counted.estimate.documents == 0
-    assert absent.verdict == none.verdict == "no data" and "with {'lambda': '7e-4'}" in absent.text
+    assert absent.verdict == none.verdict == "no data" and "scores of TIES at 10k with \u03bb 7e-4." in absent.text
     assert point_.estimate is not None and without_ct.estimate is not None
-    assert "It takes the audit of SFT at 10k" in none.text
+    assert "it needs the audit of SFT at 10k" in none.text
 
 
 def commit(folder: Path, when: str) -> None:
@@ -303,10 +374,11 @@ def test_a_report_answers_the_hypotheses_of_its_experiment(reported: Path) -> No
     ]
     html = (reported / "report.html").read_text()
     assert (
-        "At 10k tokens, TIES &lt;wins&gt; (+0.050 in accuracy, 95% CI" in html and "those of <code>study.yaml" in html
+        "At 10k tokens, TIES &lt;wins&gt; (+0.050 in accuracy, 95% CI" in html
+        and "those of <code>hypotheses/study.yaml</code>" in html
     )
-    assert "<strong>At 10k tokens, TIES &lt;wins&gt;.</strong>" in html and "When it was stated is unknown" in html
-    assert "These claims were stated" not in html and 'id="chart-forest"' in html
+    assert "1. At 10k tokens, TIES &lt;wins&gt;." in html and "When it was stated is unknown" in html
+    assert "We stated these claims" not in html and 'id="chart-forest"' in html
     assert "TIES minus CT-then-SFT" in html
 
 
@@ -322,7 +394,7 @@ def test_frontiers_are_files(reported: Path) -> None:
     for name in ("frontiers-10k", "forest"):
         svg = (reported / "figures" / f"{name}.svg").read_text()
         assert "TIES" in svg and "</svg>" in svg
-    assert "no shared bits" in svg
+    assert "no shared range of bits per byte" in svg
 
 
 def test_without_frontiers_and_hypotheses_a_report_is_as_before(

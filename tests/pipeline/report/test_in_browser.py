@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.pipeline.report.browser import Browser, chromium
+from tests.pipeline.report.points import frontier
 from tests.pipeline.report.synthetic import GOOD, LOST, Run
 
 pytestmark = pytest.mark.skipif(chromium() is None, reason="no chromium: python -m tests.pipeline.report.browser")
@@ -19,7 +21,9 @@ LINES = "document.querySelectorAll('#chart-curves svg .mark-line path').length"
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("page")
     run = Run(folder / "run", GOOD, LOST)
-    return run.render(folder / "out", untuned=run.untuned).page
+    places = {"ties": [(2.0, 0.35), (2.4, 0.45)], "ct_then_sft": [(2.1, 0.3), (2.5, 0.4)]}
+    points = [each for method in places for each in frontier(folder / "points", method, places[method], budget=10_000)]
+    return run.render(folder / "out", untuned=run.untuned, frontier=points).page
 
 
 @pytest.fixture(scope="module")
@@ -33,11 +37,28 @@ def test_it_draws_everything_quietly_and_asks_for_nothing(browser: Browser, repo
     assert browser.console == []
     assert browser.requests == [report.absolute().as_uri()]
     assert report.stat().st_size < 1.5e6
-    for chart in ("claims", "curves", "plane", "heat", "slack", "predictions", "hours"):
+    charts = ("claims", "curves", "plane", "frontiers", "gap", "forest", "heat", "slack", "predictions", "hours")
+    for chart in charts:
         assert browser.value(DRAWN.format(chart)) == 1, chart
         assert "table below" in browser.value(f"document.getElementById('chart-{chart}').getAttribute('aria-label')")
     told = browser.value("document.getElementById('chart-curves').getAttribute('aria-label')")
     assert "TIES from 0.650 at 10k to 0.450 at 1M" in told
+
+
+def test_a_screen_reader_hears_headings_terms_claims_and_what_the_charts_show(browser: Browser, report: Path) -> None:
+    browser.send("Accessibility.enable")
+    nodes = [node for node in browser.send("Accessibility.getFullAXTree")["nodes"] if not node.get("ignored")]
+    named: dict[str, list[str]] = {}
+    for node in nodes:
+        named.setdefault(node["role"]["value"], []).append(node.get("name", {}).get("value", ""))
+    assert named["heading"][0].startswith("Chichewa, experiment A <small> run & more")
+    assert {"Question and terms", "Claims and verdicts", "Frontiers", "How to read this page"} < set(named["heading"])
+    assert "" not in named["combobox"] and "" not in named["image"]
+    said = next(name for name in named["image"] if name.startswith("Gaps in accuracy at equal bits per byte."))
+    assert re.search(r"10k: TIES \u2212 CT-then-SFT, exploratory: \+0\.\d{3}, 95% CI \+0\.\d{3} to \+0\.\d{3}", said)
+    assert not any(role.startswith("graphics") for role in map(str.lower, named)), "nobody listens to ticks of axes"
+    claims = next(name for name in named["image"] if name.startswith("Effects of the claims"))
+    assert "1. supported, +0.300 in accuracy, 95% CI" in claims
 
 
 def test_the_legend_filters_by_method_and_by_family(browser: Browser) -> None:
@@ -50,7 +71,7 @@ def test_the_legend_filters_by_method_and_by_family(browser: Browser) -> None:
     browser.value("[...document.querySelectorAll('#curves .legend button')].find(b => b.innerText === 'none').click()")
     browser.until(f"{LINES} === 0")
     browser.value(
-        "[...document.querySelectorAll('#curves .legend button')].find(b => b.innerText === 'as at first').click()"
+        "[...document.querySelectorAll('#curves .legend button')].find(b => b.innerText === 'first selection').click()"
     )
     browser.until(f"{LINES} === 4")
 
@@ -81,7 +102,7 @@ def test_the_untuned_stand_under_the_tuned_in_the_same_measure(browser: Browser)
     assert 0 < browser.value(rows.format("untuned")) < browser.value(rows.format("results"))
     captions = "['results', 'untuned'].map(name => document.querySelector(`#${name}-table caption`).innerText)"
     tuned, untuned = browser.value(captions)
-    assert untuned == f"{tuned}; untuned"
+    assert untuned == f"{tuned}; without tuning"
 
 
 def test_the_sentence_and_the_first_chart_come_before_everything_else(browser: Browser, report: Path) -> None:

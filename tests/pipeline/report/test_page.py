@@ -15,6 +15,7 @@ from pipeline import report
 from pipeline.report import claims, discards, page, results
 from pipeline.report.records import Evaluation
 from tests.pipeline.report.synthetic import GOOD, LOST, SUBJECT, Run, write_scores
+from tests.plain_words import NEVER
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +52,34 @@ def test_the_page_is_one_file_that_refers_to_nothing_else(rendered: tuple[Run, r
         "results.tex",
         "stages.csv",
     ]
+
+
+def test_a_reader_finds_terms_units_and_verdicts(rendered: tuple[Run, report.ReportPaths]) -> None:
+    run, paths = rendered
+    html = paths.page.read_text()
+    wanted = (
+        "the base model reads 10k, 100k or 1M tokens (pieces of words) of Chichewa text.",
+        '<p class="question">Is it enough to combine two trained models (a merge), ',
+        "<dt>merge</dt><dd>The CT model and the SFT model are combined without more training: ",
+        "400 Chichewa test items in 2 tasks (blank and genre) that a model answers correctly. Guessing gives 0.250.",
+        "<dt>CT budgets</dt><dd>10k, 100k, 1M tokens</dd>",
+        "<dt>2 seeds</dt><dd>0, 1</dd>",
+    )
+    assert [text for text in wanted if text not in html] == []
+    effects = re.findall(r'data-name="effect">\S+ <small>([^<]+)</small>', html)
+    assert len(effects) == len(run.claims().answers)
+    assert {"in accuracy", "bits per byte of text saved", "as a share of SFT&#39;s top 5% of parameters"} < set(effects)
+    names = re.findall(r'<th scope="row" class="text">(\d+)\. ', html)
+    assert names == [str(number) for number in range(1, 14)]
+
+
+def test_the_page_has_none_of_the_words_that_we_do_not_use(rendered: tuple[Run, report.ReportPaths]) -> None:
+    text = re.sub(r"<(script|style).*?</\1>|<[^>]+>", " ", rendered[1].page.read_text(), flags=re.DOTALL)
+    script = (Path(page.__file__).parent / "page.js").read_text()
+    words = re.compile(rf"\b({'|'.join(NEVER)}|tries|cells?|likelier)\b", re.IGNORECASE)
+    said = [*re.findall(r"`[^`]*`", script), text]
+    found = [match[0] for each in said for match in words.finditer(re.sub(r"\$\{.*?\}", " ", each))]
+    assert found == []
 
 
 def test_the_same_data_give_the_same_bytes(rendered: tuple[Run, report.ReportPaths], tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def test_the_map_of_several_regimes_is_drawn_and_listed(tmp_path: Path) -> None:
     assert [(row["regime"], row["ct_tokens"]) for row in rows] == [
         (regime, str(budget)) for regime in ("short", "long") for budget in BUDGETS
     ]
-    assert "short 10k: TIES + slack 1 against CT-then-SFT: mean accuracy gained +0.300 [" in lines[0] and lines[
+    assert "short 10k: TIES + slack 1 against CT-then-SFT: mean accuracy gained +0.300 (95% CI " in lines[0] and lines[
         -1
     ].endswith("map.png")
     drawn = (tmp_path / "out" / "map.svg").read_text()

@@ -9,12 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import date
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from common.chat_date import STATED, TODAY, clock
 from common.errors import BadInput, line_of
-from common.parsing import read_json
 from train.data.chat.formats import BETWEEN, Message
 
 if TYPE_CHECKING:
@@ -30,7 +28,6 @@ CHATML_TEXT = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-TODAY = "strftime_now"  # what a template calls to be given the date
 GIVEN = {"messages", "tools", "documents", "add_generation_prompt", "bos_token", "eos_token", "pad_token", "unk_token"}
 UNTHINKING = {"enable_thinking": False}  # where a template knows the name: data of answers has no thoughts
 THOUGHTS = ("<think>", "</think>")  # that templates take out of answers
@@ -52,13 +49,13 @@ class Rendering:
     text: str
     variables: Mapping[str, Any]
     controls: tuple[str, ...]
-    date: str = "2025-01-01"  # what it is given for today, as ISO 8601 writes it
+    date: str = STATED  # what it is given for today, as ISO 8601 writes it
 
     def __call__(self, messages: Sequence[Message], *, generation: bool = False) -> str:
         """Messages as text; generation: with what stands before the answer that is to come. Raises Failed."""
         from transformers.utils.chat_template_utils import _compile_jinja_template
 
-        given = {TODAY: date.fromisoformat(self.date).strftime} if TODAY in self.text else {}
+        given = {TODAY: clock(self.date)} if TODAY in self.text else {}
         try:
             template = _compile_jinja_template(self.text)
             return str(
@@ -235,15 +232,3 @@ def rendering(tokenizer: PreTrainedTokenizerBase, settings: ChatSettings, where:
 def of_tokenizer(tokenizer: PreTrainedTokenizerBase, settings: ChatSettings, where: str) -> ChatTemplate:
     """Return the probed template that settings select. Raises BadInput that begins with `where`."""
     return probed(rendering(tokenizer, settings, where), where)
-
-
-def text_in(folder: Path) -> str | None:
-    """The chat template in a checkpoint's folder as transformers finds it; None if there is none."""
-    file = folder / "chat_template.jinja"
-    if file.is_file():
-        return file.read_text(encoding="utf-8")
-    config = folder / "tokenizer_config.json"
-    own = read_json(config).get("chat_template") if config.is_file() else None
-    if isinstance(own, list):  # several, each with a name
-        own = next((each.get("template") for each in own if each.get("name") == "default"), None)
-    return own if isinstance(own, str) else None

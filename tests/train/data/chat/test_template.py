@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 from transformers.utils import chat_template_utils
 
+from common.chat_date import TODAY
+from common.chat_files import text_in
 from common.errors import BadInput
 from tests.train.data.chat.model_templates import EOS, FOLDER, OWN, VICUNA, masking, text, tokenizer
-from train.data.chat.template import CHATML_TEXT, TODAY, of_tokenizer, text_in
+from train.data.chat.template import CHATML_TEXT, of_tokenizer
 from train.stage_settings import ChatSettings
 
 FAMILIES = sorted({path.stem for path in FOLDER.glob("*.jinja") if not path.stem.endswith("_training")} | set(OWN))

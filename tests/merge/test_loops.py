@@ -16,7 +16,9 @@ from safetensors.torch import save_file
 
 from common.errors import BadInput
 from merge.auditing import Audit
-from merge.compiled import OFF, compiled_kernels
+from merge.loops.arguments import BFLOAT16, EXACT, FLOAT16, Row, Scalar
+from merge.loops.calls import KINDS, MergeCall, Stored
+from merge.loops.machine_code import OFF, compiled_loops
 from merge.recipe import Recipe
 from merge.stream import fused, pieces
 from merge.stream.engine import run
@@ -37,10 +39,11 @@ def small_models_too() -> Iterator[None]:
     """Compiled loops whatever the size, and slices of a few rows."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fused, "WORTH", 0)
+        patch.setattr(fused, "WORTH_COMPILING", 0)
         patch.setattr(fused, "WHERE_FASTER", False)
         patch.setattr(pieces, "SLICE", 64)
         patch.delenv(OFF, raising=False)
-        assert compiled_kernels(["float32", "float64"], tell=False) is not None
+        assert compiled_loops([EXACT, BFLOAT16, FLOAT16], tell=False) is not None
         yield
 
 
@@ -159,9 +162,10 @@ METHODS: list[tuple[str, dict[str, Any]]] = [
 def merges(draw: st.DrawFn) -> dict[str, Any]:
     method, options = draw(st.sampled_from(METHODS))
     rows, columns, count = draw(st.integers(1, 9)), draw(st.integers(1, 41)), draw(st.integers(1, 4))
-    stored = draw(st.sampled_from(DTYPES))
+    alike = draw(st.sampled_from(DTYPES))
+    stored = [draw(st.sampled_from((alike, alike, *DTYPES))) for _ in range(count + 1)]
     extra = draw(st.sampled_from([[], [], [3e38, -3e38], [math.inf], [math.nan]]))
-    tensors = [drawn_values(draw, rows, columns, stored, extra if m else []) for m in range(count + 1)]
+    tensors = [drawn_values(draw, rows, columns, stored[m], extra if m else []) for m in range(count + 1)]
     weights = st.sampled_from([1.0, 0.5, 0.3, 2.0, -0.5, 0.0])
     return {
         "tensors": tensors,
@@ -212,3 +216,34 @@ def test_compiled_merges_are_those_on_tensors(tmp_path_factory: pytest.TempPathF
     except BadInput:
         return
     assert_same([recipe], made["audited"])
+
+
+@pytest.mark.parametrize("written", list(KINDS))
+@pytest.mark.parametrize("stored", list(KINDS))
+def test_every_number_is_read_and_written_as_torch_does(stored: torch.dtype, written: torch.dtype) -> None:
+    """All finite numbers of 16 bits; of float32 many patterns, those half-way between numbers of 16 bits among them."""
+    patterns = torch.arange(-(2**15), 2**15, dtype=torch.int32)
+    if stored == torch.float32:
+        low = torch.tensor([0, 1, 0xFFF, 0x1000, 0x1001, 0x3000, 0x7FFF, 0x8000, 0x8001, 0xFFFF], dtype=torch.int32)
+        values = ((patterns[:, None] << 16) | low).view(-1).view(torch.float32)
+    else:
+        values = patterns.to(torch.int16).view(stored)
+    values = values[values.isfinite() & values.to(written).isfinite()]
+    loops = compiled_loops([EXACT], tell=False)
+    assert loops is not None
+    copy, out = MergeCall(loops[EXACT]["average"], 1), Stored(torch.empty(len(values), dtype=written))
+    copy.settings[Row.WEIGHT], copy.scalars[Scalar.SHARE] = 1, 1
+    weights = Stored.of(values, torch.float32)
+    assert copy([weights, weights], [out]) == 0
+    bits = BITS[written.itemsize]
+    assert torch.equal(out.values.view(bits), (0 + values).to(written).view(bits))
+
+
+@pytest.mark.parametrize(("value", "found"), [(1.0, 0), (3.4e38, 1), (math.inf, 3), (math.nan, 3)])
+def test_results_that_are_not_finite_are_told(value: float, found: int) -> None:
+    """1: only after they are rounded to 16 bits."""
+    loops = compiled_loops([EXACT], tell=False)
+    assert loops is not None
+    copy, out = MergeCall(loops[EXACT]["average"], 1), Stored(torch.empty(600, dtype=torch.bfloat16))
+    weights = Stored(torch.cat([torch.ones(599), torch.tensor([value])]))
+    assert copy([weights, weights], [out]) == found

@@ -1,0 +1,77 @@
+"""Commands with a help of one form: an imperative summary, the usage, options with defaults, and examples.
+
+click reads the words; what is wrong with them is one line. Imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import click
+
+Options = SimpleNamespace  # the values of a command's parameters, by their names
+WIDTH = 100
+
+
+class Command(click.Command):
+    """A command of slackmerge. examples: what stands behind its name."""
+
+    def __init__(
+        self, name: str, summary: str, text: str, examples: Sequence[str], params: Sequence[click.Parameter]
+    ) -> None:
+        super().__init__(
+            name,
+            params=list(params),
+            help=f"{summary}\n\n{text}",
+            short_help=summary,
+            context_settings={"help_option_names": ["-h", "--help"], "max_content_width": WIDTH},
+        )
+        self.summary, self.text, self.examples = summary, text, tuple(examples)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the examples."""
+        with formatter.section("Examples"):
+            for example in self.examples:
+                formatter.write(f"  {ctx.command_path} {example}".rstrip() + "\n")
+
+
+class Several(click.Option):
+    """An option that takes one or more values: `--grid a=1 b=2`, or `--grid a=1 --grid b=2`.
+
+    takes: whether a word that follows is one more value.
+    """
+
+    def __init__(self, *args: Any, takes: Callable[[str], bool] = lambda word: True, **more: Any) -> None:
+        super().__init__(*args, **more | {"multiple": True})
+        self.takes = takes
+
+    def spread(self, words: Sequence[str]) -> list[str]:
+        """The words with the name of the option before each of its values."""
+        given: list[str] = []
+        within = False
+        for word in words:
+            if word.startswith("-") and word != "-":
+                within = word in self.opts
+            elif within and given[-1] not in self.opts:
+                within = self.takes(word)
+                given += [self.opts[0]] if within else []
+            given.append(word)
+        return given
+
+
+def read(command: click.Command, words: Sequence[str] | None, program: str) -> Options | int:
+    """Read a command line; return its values, or the exit code after printing the help or what is wrong."""
+    given = list(sys.argv[1:] if words is None else words)
+    for parameter in command.params:
+        if isinstance(parameter, Several):
+            given = parameter.spread(given)
+    try:
+        return Options(**command.make_context(program, given).params)
+    except click.exceptions.Exit as asked:  # the help is printed
+        return asked.exit_code
+    except click.ClickException as error:
+        print(f"{program}: {error.format_message()} See {program} --help.", file=sys.stderr)
+        return error.exit_code
