@@ -59,7 +59,7 @@ def test_a_damaged_parent_is_not_made_anew_by_whoever_reads_it(tmp_path: Path) -
     worker(tmp_path, plan, plan[2:3]).make(plan[2:3])
     assert (
         happened(tmp_path, "not_run") == ["toy-20"]
-        and "moved aside" in Journal(tmp_path / "journal.jsonl").events("not_run")[0]["message"]
+        and "moved away" in Journal(tmp_path / "journal.jsonl").events("not_run")[0]["message"]
     )
 
 
