@@ -100,7 +100,7 @@ def what_would(config: Config, cluster: Cluster) -> str:
                 if compute.nodes > cluster.nodes
                 else ""
             )
-            return f"Set {more}{changed}, which needs {gib(needs)}"
+            return f"Set {more}{changed} ({gib(needs)})"
     return f"Even {MOST_NODES} such nodes are too small: choose GPUs with more memory"
 
 

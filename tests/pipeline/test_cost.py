@@ -162,8 +162,8 @@ def test_what_cannot_fit_is_refused_and_what_is_named_instead_fits(name: str) ->
     config = fit.on_cluster(paper("compute=zero2"), cluster)
     with pytest.raises(BadInput, match=r"needs [\d.]+ GiB per GPU, got [\d.]+ GiB usable\. ") as refusal:
         fit.check(config, cluster)
-    larger = re.search(r"; CLUSTER=(\S+)", str(refusal.value))
-    changes = re.findall(r"(compute\.\S+=\S+)", str(refusal.value).rpartition(";")[2])
+    larger = re.search(r"Set CLUSTER=(\S+)", str(refusal.value))
+    changes = re.findall(r"(compute\.\S+=\S+)", str(refusal.value).rpartition("Set ")[2])
     wider = hardware.parse(larger[1]) if larger else cluster
     fit.check(fit.on_cluster(paper("compute=zero2", *changes), wider), wider)
 
@@ -243,7 +243,7 @@ def test_a_plan_that_cannot_fit_ends_with_two_and_one_line(capsys: pytest.Captur
     from pipeline.__main__ import main
 
     assert main(["plan", "experiment=paper", "cluster=1xRTX3090"]) == 2
-    assert re.fullmatch(r"CLUSTER=1xRTX3090: .* would .*\n", capsys.readouterr().err)
+    assert re.fullmatch(r"CLUSTER=1xRTX3090: .* Set compute.*\n", capsys.readouterr().err)
     assert main(["plan", "experiment=paper", "cluster=8xH100", "mfu=2"]) == 2
     assert "mfu=2" in capsys.readouterr().err
 
