@@ -82,7 +82,7 @@ def generate_answers(
 
 
 def encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """Return token ids of prompts, with what the tokenizer puts before a text, once, and not what it puts after it."""
+    """Return token ids of prompts, with what the tokenizer puts before a text, once, and nothing after it."""
     before, _ = added_special_tokens(tokenizer)
     own = [list(tokenizer.encode(text, add_special_tokens=False)) for text in texts]
     return [tokens if tokens[: len(before)] == before else before + tokens for tokens in own]

@@ -1,4 +1,4 @@
-"""How a checkpoint is asked: plain or by its chat template, and how it generates.
+"""How a checkpoint is prompted: plain or by its chat template, and how it generates.
 
 Bits per byte of text have no prompt, and so no template.
 """
@@ -25,7 +25,7 @@ class Mode:
     suffix: str = ""
 
     def how(self, asking: Asking) -> dict[str, Any]:
-        """The arguments of `lm_eval.evaluate`, whose examples are turns of their own as on its command line."""
+        """Return the arguments of `lm_eval.evaluate`, whose examples are turns of their own as on its command line."""
         if not self.chat:
             return {}
         return {
@@ -37,7 +37,7 @@ class Mode:
 
 @dataclass(frozen=True)
 class Asking:
-    """How a checkpoint is asked.
+    """How a checkpoint is prompted.
 
     chat: none (plain), auto (by its template, where it has one) or both (plain too).
     system: message that all chat prompts begin with; None: none but the template's own and a task's description.
@@ -50,13 +50,13 @@ class Asking:
     day: str = STATED
 
     def modes(self, tokenizer: Any) -> tuple[Mode, ...]:
-        """Return the modes in which a checkpoint with this tokenizer is scored."""
+        """Return the ways in which a checkpoint with this tokenizer is prompted."""
         if self.chat == "none" or template_of(tokenizer) is None:
             return (Mode(False),)
         return (Mode(False), Mode(True, BY_TEMPLATE)) if self.chat == "both" else (Mode(True),)
 
     def described(self, tokenizer: Any) -> str:
-        """How tasks are asked, in words; nothing where nobody wants a template."""
+        """Describe how a checkpoint is prompted; nothing if a template is not wanted."""
         if self.chat == "none":
             return ""
         if template_of(tokenizer) is None:
@@ -64,12 +64,12 @@ class Asking:
         return "prompts by the chat template" + (" and plain" if self.chat == "both" else "")
 
     def stated(self, mode: Mode) -> dict[str, bool]:
-        """The field of records that states how a task with prompts was asked."""
+        """Return the field of records that states how a task with prompts was asked."""
         return {} if self.chat == "none" else {CHAT: mode.chat}
 
 
 def reads_text(task: Any) -> bool:
-    """Whether a task is running text without a prompt."""
+    """Return whether a task is running text without a prompt."""
     return bool(task.OUTPUT_TYPE == "loglikelihood_rolling")
 
 

@@ -12,7 +12,7 @@ Message = Mapping[str, str]  # role (system, user or assistant) and content
 
 
 def template_of(tokenizer: Any) -> str | None:
-    """The chat template of a tokenizer of transformers; None where it has none."""
+    """Return the chat template of a tokenizer of transformers; None if it has none."""
     own = getattr(tokenizer, "chat_template", None)
     if isinstance(own, Mapping):
         own = own.get("default")
@@ -20,10 +20,10 @@ def template_of(tokenizer: Any) -> str | None:
 
 
 def rendered(tokenizer: Any, messages: Sequence[Message], day: str = STATED, *, generation: bool = True) -> str:
-    """Messages as text by the tokenizer's template.
+    """Render messages as text by the tokenizer's template.
 
-    generation: with what comes before an answer that is to follow; else the last message is the beginning of the answer.
-    Raises BadInput in one line, also for a template that takes no system message.
+    generation: with what comes before an answer that is to follow; else an answer continues the last
+    message. Raises BadInput in one line, also for a template that takes no system message.
     """
     template = template_of(tokenizer)
     if template is None:

@@ -46,7 +46,9 @@ def check_metrics(name: str, task: Any) -> None:
 
     Metrics are tried on the first document, with its target as the answer: packages are often imported within them.
     """
-    if task.OUTPUT_TYPE != "generate_until":
+    if task.OUTPUT_TYPE != "generate_until" or getattr(
+        task, "UNSAFE_CODE", False
+    ):  # whose metrics run what is answered
         return
     if not callable(task.config.process_results):
         unknown = [metric for metric, function in getattr(task, "_metric_fn_list", {}).items() if function is None]

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from common.command_line import read
 from merge.cli import main as merge_command
 from pipeline import sweep
 from pipeline.commands import VERBS, parse
@@ -48,10 +49,10 @@ def test_commands_are_known_and_composed(block: Block) -> None:
             if verb in ("run", "plan", "check"):
                 compose(*(word for word in given if not re.match(r"-m$|(cluster|mfu|site|launcher)=", word)))
             elif verb in ("make", "push"):
-                read = parse(verb, given, "slackmerge")  # raises for an unknown option
-                names = [word for word in read.words if "=" not in word]
+                typed = parse(verb, given, "slackmerge")  # raises for an unknown option
+                names = [word for word in typed.words if "=" not in word]
                 if names[0] in KINDS:
-                    planned(names[0], names[1], [word for word in read.words if "=" in word], read.multirun)
+                    planned(names[0], names[1], [word for word in typed.words if "=" in word], typed.multirun)
             elif verb in ("merge", "eval"):
                 assert not isinstance(read(import_module(f"{verb}.options").COMMAND, given, verb), int), words
         else:
@@ -60,10 +61,10 @@ def test_commands_are_known_and_composed(block: Block) -> None:
 
 @pytest.mark.parametrize("words", [(name, words) for name in ("make", "push") for words in VERBS[name].examples])
 def test_stages_in_examples_of_the_help_are_planned(words: tuple[str, str]) -> None:
-    read = parse(words[0], words[1].split(), "slackmerge")
-    names = [word for word in read.words if "=" not in word]
+    typed = parse(words[0], words[1].split(), "slackmerge")
+    names = [word for word in typed.words if "=" not in word]
     if names[0] in KINDS:
-        _, _, stage = planned(names[0], names[1], [word for word in read.words if "=" in word], read.multirun)
+        _, _, stage = planned(names[0], names[1], [word for word in typed.words if "=" in word], typed.multirun)
         assert stage.kind == names[0]
 
 

@@ -47,7 +47,8 @@ class Stored(NamedTuple):
 def call(loop: Loop, tables: Mapping[IntEnum, Array], names: type[IntEnum]) -> int:
     """Call a loop with tables; those that are not given are nowhere."""
     addresses = [tables[name].ctypes.data if name in tables else 0 for name in names]
-    return loop(numpy.array(addresses, numpy.int64).ctypes.data)
+    listed = numpy.array(addresses, numpy.int64)  # named, so that it lives as long as the call
+    return loop(listed.ctypes.data)
 
 
 class CountCall:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 import types
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from common.places import CONF
 from pipeline.config import Config
@@ -52,21 +53,19 @@ def sections() -> list[str]:
 
 
 def root_keys() -> list[Key]:
-    """The keys that belong to no group."""
-    comments, values = _read(ROOT_FILE), _values(ROOT_FILE)
-    given_by_experiments = _read(NAMED_BY)
-    found = []
+    """The keys that belong to no group. An experiment of a section's name gives its values, as for `adapt`."""
+    values = _values(ROOT_FILE)
+    found: list[Key] = []
     for name, field in Config.model_fields.items():
         if (CONF / name).is_dir():
             continue
-        nested = _models(field.annotation)
-        if nested:
-            found += list(_keys(nested[0], f"{name}.", [comments], values.get(name) or {}, f"{name}."))
-        else:
-            default = _shown(values[name]) if name in values else None
-            meaning = comments.of.get(name) or given_by_experiments.of.get(name, "")
-            found.append(Key(name, of_field(field), default, meaning))
-    return found
+        experiments = [one for one in (f"experiment/{name}", NAMED_BY) if (CONF / f"{one}.yaml").is_file()]
+        files = [_read(one) for one in (ROOT_FILE, *experiments)]
+        found += _keys_of_field(name, field, "", files, values, "")
+        if values.get(name) == "null":
+            for model in _models(field.annotation):
+                found += _keys(model, f"{name}.", files, _values(experiments[0]).get(name) or {}, f"{name}.")
+    return list({key.name: key for key in found}.values())
 
 
 def keys_of(group: str) -> Iterator[tuple[str, list[Key]]]:
@@ -93,22 +92,33 @@ def _keys(
 ) -> Iterator[Key]:
     """The keys of a section and of those in it. place: of the section in its group's files."""
     for name, field in schema.model_fields.items():
-        at = f"{place}{name}"
-        said = (found.of.get(at) or found.of.get(f"{prefix}{name}") for found in files)
-        meaning = next((text for text in said if text), "")
-        if not meaning and place == "" and list(schema.model_fields) == [name]:
-            meaning = next((found.head for found in files if found.head), "")
-        nested, many = _models(field.annotation), get_origin(field.annotation) is dict
-        if nested and many and not meaning:  # a section of names, which the head of the file describes
-            meaning = next((found.head for found in files if found.head), "")
-        given = values.get(name) if isinstance(values, Mapping) else None
-        if not nested or meaning or not isinstance(given, Mapping):
-            default = _shown(given) if name in values and not (nested and isinstance(given, Mapping)) else None
-            yield Key(f"{prefix}{name}", of_field(field), default, meaning)
+        for key in _keys_of_field(name, field, prefix, files, values, place):
+            alone = not place and len(schema.model_fields) == 1 and key.name == f"{prefix}{name}"
+            yield replace(key, meaning=_head(files)) if alone and not key.meaning else key
+
+
+def _keys_of_field(
+    name: str, field: FieldInfo, prefix: str, files: Sequence[Comments], values: Mapping[str, Any], place: str
+) -> Iterator[Key]:
+    """One key, and those in it if it is a section."""
+    at = f"{place}{name}"
+    said = (found.of.get(at) or found.of.get(f"{prefix}{name}") for found in files)
+    meaning = next((text for text in said if text), "")
+    nested, many = _models(field.annotation), get_origin(field.annotation) is dict
+    if nested and many and not meaning:  # a section of names, which the head of the file describes
+        meaning = _head(files)
+    given = values.get(name) if isinstance(values, Mapping) else None
+    if not nested or meaning or not isinstance(given, Mapping):
+        default = _shown(given) if name in values and not (nested and isinstance(given, Mapping)) else None
+        yield Key(f"{prefix}{name}", of_field(field), default, meaning)
+    for model in nested:
+        below = given if isinstance(given, Mapping) and not many else {}
         inner = f"{name}.NAME." if many else f"{name}."
-        for model in nested:
-            below = given if isinstance(given, Mapping) and not many else {}
-            yield from _keys(model, f"{prefix}{inner}", files, below, f"{at}.")
+        yield from _keys(model, f"{prefix}{inner}", files, below, f"{at}.")
+
+
+def _head(files: Sequence[Comments]) -> str:
+    return next((found.head for found in files if found.head), "")
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:

@@ -17,8 +17,8 @@ from pipeline import checkpoint_card
 from pipeline.kinds import KINDS
 from pipeline.run.console import say
 
-WEIGHTS = "weights"
-PUSHED = (*(kind.name for kind in KINDS.values() if kind.trained), WEIGHTS)  # kinds that leave a checkpoint
+WEIGHTS, ADAPTED = "weights", "adapted"  # kinds that leave a checkpoint with a card of its own
+PUSHED = (*(kind.name for kind in KINDS.values() if kind.trained), WEIGHTS, ADAPTED)
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,9 @@ def of_stage(kind: str, slug: str, settings: Sequence[str], multirun: bool, targ
     if damage := entry.damage(thorough=True):
         raise BadInput(f"{entry.path}: {damage}. Run slackmerge verify, then {making}.")
     title, folder = target.repo.partition("/")[2], entry.path / "model"
-    if kind == WEIGHTS:
+    if kind in (WEIGHTS, ADAPTED):
+        if not folder.is_dir():
+            raise BadInput(f"{stage}: holds no model, as the chat model itself was chosen. Use that one.")
         text = (folder / CARD).read_text(encoding="utf-8")
         return share(folder, base, re.sub(r"^# .*$", f"# {title}", text, count=1, flags=re.MULTILINE))
     return share(folder, base, checkpoint_card.render(title, stage, entry.record.get("versions", {}), settings))

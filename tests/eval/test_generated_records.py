@@ -161,3 +161,12 @@ def test_an_unknown_metric_is_one_line_before_anything_runs(tmp_path: Path, monk
         BadInput, match=r"^tasks: mgsm_tam has a metric that lm-eval does not have .*, got 'comet22'\. Take"
     ):
         task_set.prepare(include_path=own)
+
+
+def test_metrics_that_run_answers_are_not_tried(tmp_path: Path) -> None:
+    """lm-eval wants a confirmation before it runs code; a target of a data set is code too."""
+    own = local_tasks.write(tmp_path / "own", ["xlsum_tam"])
+    (own / "rouge.py").write_text("def process_results(document, results):\n    import bert_score\n", encoding="utf-8")
+    with (own / "xlsum_tam.yaml").open("a", encoding="utf-8") as file:
+        file.write("unsafe_code: true\n")
+    assert task_set.prepare(include_path=own).entries
