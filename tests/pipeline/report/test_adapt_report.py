@@ -115,7 +115,7 @@ def test_one_model_as_the_pair_is_listed_once(tmp_path: Path) -> None:
     sources = replace(whole, tests=tests)
     assert list(sources.shown) == ["sft", "sft_then_ct", "adapted"]
     found = adapt_report.gather(sources)
-    assert list(found.answers) == ["sft", "adapted"]
+    assert list(found.answers) == ["sft", "sft_then_ct", "adapted"]
     without = {name: path for name, path in tests.items() if name != "sft_then_ct"}
     claims = adapt_report.gather(replace(whole, tests=without)).claims
     assert claims[2].claim.text == "The adapted model is better than CT in Tamil & more accuracy."
