@@ -203,7 +203,7 @@ def start(config: Config, folder: Path, name: str, job_type: str, described: dic
 def cell_of(stage: Stage) -> dict[str, Any]:
     """Return the budget and the seed of a stage: its own, or those of the CT that it comes from; null where none is."""
     cell = {
-        "ct_tokens": stage.tokens if stage.kind == "ct" else None,
+        "ct_tokens": stage.tokens if stage.kind == "ct" and "tokens" in stage.settings else None,
         "seed": stage.settings.get("seed"),
     }
     for parent in map(cell_of, stage.parents.values()):

@@ -52,7 +52,7 @@ def test_a_screen_reader_hears_headings_terms_claims_and_what_the_charts_show(br
     for node in nodes:
         named.setdefault(node["role"]["value"], []).append(node.get("name", {}).get("value", ""))
     assert named["heading"][0].startswith("Chichewa, experiment A <small> run & more")
-    assert {"Question and terms", "Claims and verdicts", "Frontiers", "How to read this page"} < set(named["heading"])
+    assert {"Terms", "Claims and verdicts", "Frontiers", "How to read this page"} < set(named["heading"])
     assert "" not in named["combobox"] and "" not in named["image"]
     said = next(name for name in named["image"] if name.startswith("Gaps in accuracy at equal bits per byte."))
     assert re.search(r"10k: TIES \u2212 CT-then-SFT, exploratory: \+0\.\d{3}, 95% CI \+0\.\d{3} to \+0\.\d{3}", said)
