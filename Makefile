@@ -25,7 +25,7 @@ export OMP_WAIT_POLICY = passive# idle OpenMP threads that spin slow everything 
 unexport PYTHONDONTWRITEBYTECODE# where it is set every process compiles torch, transformers and lm_eval again: 15 s of CPU
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce plan check base smollm2-model dashboard reference docs chromium test test-quick gpu test-page test-slurm test-scripts oracle chaos lint bench-eval bench-by-hand bench-merge bench-merge-grid bench-merge-methods bench-data bench-train bench-sweep bench-slurm bench-page clean
+.PHONY: help setup reproduce adapt plan check base smollm2-model dashboard reference docs chromium test test-quick gpu test-page test-slurm test-scripts oracle chaos lint bench-eval bench-by-hand bench-merge bench-merge-grid bench-merge-methods bench-data bench-train bench-sweep bench-slurm bench-page clean
 
 help:  ## say what there is
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):[^#]*## */  make \1|/' | column -t -s '|'
@@ -39,6 +39,9 @@ setup: $(READY)  ## install exact versions into .venv
 
 reproduce: $(READY)  ## the whole experiment: train, merge, evaluate, report; a second run has nothing to do
 	@$(BIN)/slackmerge run -m experiment=$(EXPERIMENT) $(if $(LAUNCHER),launcher=$(LAUNCHER)) $(if $(SITE),site=$(SITE)) $(ARGS)
+
+adapt: $(READY)  ## a chat model learns your language; ARGS='model.path=... sft.source=... corpus.path=... language.code=...', or EXPERIMENT=adapt-cpu
+	@$(BIN)/slackmerge run experiment=$(if $(filter tiny,$(EXPERIMENT)),adapt,$(EXPERIMENT)) $(ARGS)
 
 plan: $(READY)  ## which stages are done and which would run; with CLUSTER=8xH100 (or here) what they cost
 	@$(BIN)/slackmerge plan -m experiment=$(EXPERIMENT) $(if $(CLUSTER),cluster=$(CLUSTER)) $(if $(MFU),mfu=$(MFU)) $(ARGS)

@@ -216,9 +216,9 @@ class Recipe(Value):
         if name not in models:
             raise BadInput(f"special_rows: no model is called {name!r}; the models are {', '.join(models)}")
         if self.slices:
-            raise BadInput("special_rows: a merge by slices has none; leave it out")
+            raise BadInput("special_rows: a merge by slices has none. Leave it out.")
         if self.tokenizer == "optional":
-            raise BadInput("special_rows: goes by the names of tokens; leave out `tokenizer: optional`")
+            raise BadInput("special_rows: goes by the names of tokens. Leave out `tokenizer: optional`.")
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data from which `from_dict` builds an equal recipe."""

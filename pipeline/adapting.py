@@ -13,6 +13,7 @@ from typing import Any
 
 from common.errors import BadInput
 from common.files import read_jsonl, write_json, write_jsonl
+from eval.asking import CHAT
 from eval.task_checks import LOWER
 from eval.task_set import BITS
 from pipeline.choosing import CHOICE
@@ -107,6 +108,7 @@ def of_measure(rows: Sequence[Row], measure: str, language: str) -> list[Row]:
         found = [row for row in of_language if row["metric"] == BITS]
     else:
         found = [row for row in primary if row["task"] == measure]
+    found = [row for row in found if row.get(CHAT) is not False] or found  # scored both ways: as it is used
     if not found:
         there = ", ".join(sorted({row["task"] for row in primary}))
         raise BadInput(f"adapt.gain, adapt.keep: nothing was scored by {measure}. Name one of {there}.")

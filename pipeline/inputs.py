@@ -78,6 +78,10 @@ def asked_by_template(config: Config, learnt: str | None, network: bool) -> bool
     unknown = any(not (folder / "tokenizer_config.json").is_file() for folder in folders)
     templates = [text for text in (learnt, *map(text_in, folders)) if text]
     if not templates and not unknown:
+        if config.adapt:
+            raise BadInput(
+                f"sft.source={config.sft.source}: has no chat template. Give a chat model, whose folder holds one."
+            )
         raise BadInput(
             f"eval.chat: no checkpoint has a chat template, got {config.eval.chat}. Set eval.chat=none, give a chat"
             " model as model.path or sft.source, or let SFT learn one (sft.template)."

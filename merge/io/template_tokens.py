@@ -23,14 +23,14 @@ def template_tokens(folder: Path) -> tuple[str, ...]:
     """
     text, file = read_template(folder), folder / FAST
     if text is None:
-        raise BadInput(f"{folder}: has no chat template; name a chat model, or leave special_rows out")
+        raise BadInput(f"{folder}: has no chat template. Name a chat model, or leave special_rows out.")
     if not file.is_file():
-        raise BadInput(f"{file}: missing; special_rows needs the names of its special tokens")
+        raise BadInput(f"{file}: missing, but special_rows needs the names of its special tokens. Add it.")
     added = [str(token["content"]) for token in read_json(file).get("added_tokens") or ()]
     written = f"{text}\n{_conversations(folder, text, file.stat().st_mtime_ns)}"
     found = tuple(token for token in added if token.strip() and token in written)
     if not found:
-        raise BadInput(f"{folder}: its chat template writes none of its special tokens; leave special_rows out")
+        raise BadInput(f"{folder}: its chat template writes none of its special tokens. Leave special_rows out.")
     return found
 
 
@@ -51,5 +51,5 @@ def _conversations(folder: Path, text: str, changed: int) -> str:
         except Exception as error:  # whatever a template raises for roles that it does not take
             why = line_of(error)
     if not said:
-        raise BadInput(f"{folder}: its chat template fails for every conversation ({why[:200]})")
+        raise BadInput(f"{folder}: its chat template fails for every conversation ({why[:200]}). Repair it.")
     return "\n".join(said)

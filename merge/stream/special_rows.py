@@ -51,7 +51,7 @@ def special_rows(plan: Plan) -> Mapping[str, SpecialRows]:
         if name is not None and name not in found:
             found[name] = _of_model(plan, source_of(recipe, name))
         elif name is not None and found[name].parent != source_of(recipe, name):
-            raise BadInput(f"special_rows: {name} is another model in another recipe; merge them one by one")
+            raise BadInput(f"special_rows: {name} is another model in another recipe. Merge them one by one.")
     return found
 
 
@@ -73,7 +73,7 @@ def _of_model(plan: Plan, parent: Parent) -> SpecialRows:
     if missing:
         raise BadInput(
             f"special_rows: {plan.tokenizer_from.folder} has no token {missing[0]!r}, which the chat template of "
-            f"{plan.parents[parent].folder} writes; set `tokenizer` to that model"
+            f"{plan.parents[parent].folder} writes. Set `tokenizer` to that model."
         )
     shapes = {output.name: output.shape for output in plan.outputs if output.floating}
     tables = frozenset(token_tensors(shapes, plan.parents[plan.leader].config))

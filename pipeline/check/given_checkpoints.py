@@ -127,7 +127,9 @@ def partners(config: Config) -> Iterator[Finding]:
     merged = {name: (folders.get(f"{name}.source", base) or base).absolute() for name in method.of}
     chat = folders.get("sft.source")
     start = chat if method.from_ == "sft" and chat else base
-    stated = {**method.tries[0], **(of_chat_model(config, method) if chat else {})}
+    whole = of_chat_model(config, method) if chat else {}
+    whole.pop("special_rows", None)  # `pair` checks the template
+    stated = {**method.tries[0], **whole}
     recipe = recipes.complete(stated, start.absolute(), merged, config.seed)
     check(Recipe.from_dict(recipe, where="merge.methods"))
     yield from ()

@@ -13,6 +13,7 @@ from common.errors import BadInput
 from common.licences import OTHER, common_to
 from common.parsing import read_json
 from common.special_tokens import added_special_tokens
+from common.units import counted
 from pipeline import architecture, inputs
 from pipeline.check.finding import Finding
 from pipeline.check.given_checkpoints import described_folder
@@ -116,12 +117,12 @@ def in_words(base: Side, chat: Side, template: ChatTemplate, config: Config, lef
     """What the two have in common, and where texts and turns end."""
     more = chat.tokenizer.get_vocab().keys() - base.tokenizer.get_vocab().keys()
     rows = f"{base.rows:,} rows" if base.rows == chat.rows else f"{base.rows:,} rows, {chat.rows:,} in the chat model"
-    tokens = f"{len(more)} tokens more in the chat model" if more else "same tokens"
+    tokens = f"{counted(len(more), 'token')} more in the chat model" if more else "same tokens"
     heads = "tied" if base.tied else "untied"
     before, _ = added_special_tokens(base.tokenizer)
     begin = "".join(f", texts begin by {token}" for token in base.tokenizer.convert_ids_to_tokens(before))
     end = getattr(config.ct, "document_end", None) or base.tokenizer.eos_token
-    same = f"{rows} and {heads} heads in both, {tokens}; document end {end}, turn end {template.stop_token}{begin}"
+    same = f"{rows}; heads {heads} in both; {tokens}; document end {end}, turn end {template.stop_token}{begin}"
     if not left_out:
         return same
     return f"one model is both, so nothing that SFT changed can be merged: left out {', '.join(left_out)}; {same}"

@@ -44,7 +44,7 @@ def load_tasks(
 ) -> None:
     """Load tasks by their names into `found`; all of a user's folder if no name is given.
 
-    context: tokens that the model reads, None if it is not known. fewshot: as in eval.task_set.prepare.
+    context: tokens that the model reads, None where it is not known. fewshot: as in eval.task_set.prepare.
     """
     from eval import task_checks, task_set
 

@@ -41,17 +41,17 @@ def why_not_adapted(config: Config) -> str | None:
     if adapt is None:
         return None
     if not config.sft.source:
-        return "sft.source=null: give the chat model that is to learn the language, a folder or hub:owner/name"
+        return "sft.source=null: names no chat model. Set it to a folder or hub:owner/name."
     if config.model.path is None:
-        return "model.path=null: give the base that the chat model was made from, a folder or hub:owner/name"
+        return "model.path=null: names no base. Set it to a folder or hub:owner/name."
     if not methods:
-        return "merge.methods={}: there is nothing to choose among; set merge=adapt"
+        return "merge.methods={}: there is nothing to choose among. Set merge=adapt."
     if adapt.write not in (BEST, *methods):
-        return f"adapt.write={adapt.write}: names no merge; {suggestion(adapt.write, [BEST, *methods])}"
+        return f"adapt.write={adapt.write}: names no merge. {suggestion(adapt.write, [BEST, *methods])}"
     for name, method in methods.items():
         if "sft" not in (*method.of, method.from_):
             return (
-                f"merge.methods.{name}.of={list(method.of)}: has no part of the chat model; add sft, or set from: sft"
+                f"merge.methods.{name}.of={list(method.of)}: has no part of the chat model. Add sft, or set from: sft."
             )
     return _why_not_scored(config, adapt)
 
@@ -63,16 +63,16 @@ def _why_not_scored(config: Config, adapt: Adapt) -> str | None:
     for key, (given, wanted) in {**others, "dtype": (scored.dtype, adapt.dtype)}.items():
         if given != wanted:
             value = "null" if wanted is None else str(wanted).lower()
-            return f"eval.{key}={given}: an adaptation needs eval.{key}={value}; set that, or adapt=null"
+            return f"eval.{key}={given}: an adaptation needs eval.{key}={value}. Set that, or adapt=null."
     if missing := [name for name in ("base", "sft", "ct", "sft_then_ct") if name not in scored.unmerged]:
-        return f"eval.unmerged={scored.unmerged}: the results compare {missing[0]} too; add it"
+        return f"eval.unmerged={scored.unmerged}: the results compare {missing[0]} too. Add it."
     own, foreign = bool(scored.families), bool(scored.tasks or scored.include_path)
     for key, measure in (("gain", adapt.gain), ("keep", adapt.keep)):
         if measure in ACCURACIES and not (own or foreign):
-            return f"adapt.{key}={measure}: there are no items, as eval.families=[]; set a family, or bits_per_byte"
+            return f"adapt.{key}={measure}: there are no items, as eval.families=[]. Set a family, or another measure."
         if measure not in (AUTO, *ACCURACIES, BITS, *ENGLISH) and not foreign:
             known = [*ACCURACIES, BITS, *ENGLISH[1:]]
-            return f"adapt.{key}={measure}: names no measure and no task; {suggestion(measure, known)}"
+            return f"adapt.{key}={measure}: names no measure and no task. {suggestion(measure, known)}"
     if adapt.keep == AUTO:
-        return "adapt.keep=auto: only adapt.gain may be auto; give acc_en, bits_per_byte_en or a task"
+        return "adapt.keep=auto: only adapt.gain may be auto. Set acc_en, bits_per_byte_en or a task."
     return None

@@ -209,7 +209,7 @@ class Config(Section):
             raise ValueError(
                 "eval.unmerged=[]: there are no merges either, so nothing would be scored. Set eval.unmerged=[base]."
             )
-        if not self.eval.families and self.merge.methods and self.merge.metric == "acc":
+        if not self.eval.families and self.merge.methods and self.adapt is None and self.merge.metric == "acc":
             raise ValueError(
                 "eval.families=[]: merges are selected by accuracy on our own items. "
                 "Name a family, or set merge.metric=bits_per_byte."

@@ -76,6 +76,8 @@ def stage_work(stage: Stage, config: Config, shape: ModelShape, resumed: int = 0
         return Work(
             tries * tokens, tries * tokens * flops.forward(shape, lengths / 2), tries=tries if kind == "tune" else 0
         )
+    if kind == "adapted":
+        return Work(written=(4 if settings["dtype"] == "float32" else 2) * shape.parameters)
     if kind == "weights":
         return Work(written=base_width(config) * shape.parameters)
     if kind == "ct_blocks":

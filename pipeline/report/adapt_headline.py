@@ -7,28 +7,26 @@ from typing import Any
 
 from pipeline.report.adapt_claims import GAINS, KEEPS
 from pipeline.report.adapt_measures import Measure
-from pipeline.report.adapt_records import Candidate, Choice
+from pipeline.report.adapt_records import CHAT, Candidate, Choice
 from pipeline.report.claims import Answer
 from pipeline.report.inference import Estimate
 from pipeline.report.records import label
-from pipeline.report.wording import interval, signed
+from pipeline.report.wording import signed
 
 UNKNOWN = "The adapted model is chosen, but it is not scored on test yet."
 
 
 def settings_in_words(settings: Mapping[str, Any]) -> str:
-    """Write the settings of a try: `lambda 0.75, density 0.5`."""
-    return ", ".join(
-        f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}" for key, value in _flat(settings)
-    )
+    """Write the settings of a try: `lambda 0.75`, `weight of the chat model 0.5`."""
 
+    def name(key: str) -> str:
+        model, _, rest = key.removeprefix("models.").partition(".")
+        return f"{rest} of {'the chat model' if model == CHAT else label(model)}" if rest else key
 
-def _flat(settings: Mapping[str, Any], before: str = "") -> list[tuple[str, Any]]:
-    pairs: list[tuple[str, Any]] = []
-    for key, value in settings.items():
-        name = f"{before}{key}"
-        pairs += _flat(value, f"{name} ") if isinstance(value, Mapping) else [(name, value)]
-    return pairs
+    def shown(value: Any) -> str:
+        return f"{value:g}" if isinstance(value, float) else str(value)
+
+    return ", ".join(f"{name(key)} {shown(value)}" for key, value in settings.items())
 
 
 def name_of(candidate: Candidate | Choice) -> str:
@@ -52,6 +50,10 @@ def sentences(
 
 def _numbers(estimate: Estimate, measure: Measure) -> str:
     return f"({signed(estimate.value)}{_saved(measure)}, 95% CI {signed(estimate.low)} to {signed(estimate.high)})"
+
+
+def _bracketed(estimate: Estimate) -> str:
+    return f"{signed(estimate.value)} [{signed(estimate.low)}, {signed(estimate.high)}]"
 
 
 def _saved(measure: Measure) -> str:
@@ -102,11 +104,11 @@ def in_one_line(answers: Sequence[Answer], choice: Choice, gain: Measure, keep: 
     found = {answer.claim.id: answer for answer in answers if answer.estimate}
     parts = []
     if GAINS in found and (estimate := found[GAINS].estimate):
-        parts.append(f"{gain.title} {interval(estimate)}{_saved(gain)}")
+        parts.append(f"{gain.title} {_bracketed(estimate)}{_saved(gain)}")
     if KEEPS in found and (estimate := found[KEEPS].estimate):
         verdicts = {"supported": "kept", "contradicted": "not kept"}
         parts.append(
-            f"{keep.title} {interval(estimate)}{_saved(keep)} ({verdicts.get(found[KEEPS].verdict, 'inconclusive')})"
+            f"{keep.title} {_bracketed(estimate)}{_saved(keep)} ({verdicts.get(found[KEEPS].verdict, 'inconclusive')})"
         )
     scores = f"; on test {', '.join(parts)}" if parts else ""
     return f"{choice.method}{f', {words}' if words else ''}{scores}"

@@ -103,6 +103,17 @@ class AdaptSources:
         return {name: title for name, title in TITLES.items() if name in self.tests and name not in again}
 
     @property
+    def answered(self) -> dict[str, Path]:
+        """The answers of the models that are shown, in the order of TITLES.
+
+        CT on the chat model has none of its own: with one model as base and chat model, those of CT are its.
+        """
+        given = dict(self.answers)
+        if CT in given and CT not in self.shown:
+            given[CT_ON_CHAT] = given[CT]
+        return {name: given[name] for name in self.shown if name in given}
+
+    @property
     def evaluations(self) -> list[Evaluation]:
         """The scores on test as the paired comparisons take them, in the order of TITLES."""
         return [Evaluation(name, 0, 0, self.tests[name]) for name in TITLES if name in self.tests]

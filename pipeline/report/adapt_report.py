@@ -103,11 +103,7 @@ def gather(sources: AdaptSources) -> adapt_page.Found:
     gain, keep = scores.measure(choice.gain), scores.measure(choice.keep)
     identifier = trigrams.learn(sources.corpus, subject.language) if sources.corpus else None
     models = list(sources.shown)
-    answers: dict[str, list[Answered]] = {
-        name: read_answers(sources.answers[name])
-        for name in adapt_tables.ANSWERING
-        if name in sources.answers and name in models
-    }
+    answers: dict[str, list[Answered]] = {name: read_answers(path) for name, path in sources.answered.items()}
     judge = identifier.is_in_language if identifier else None
     return adapt_page.Found(
         sources,

@@ -13,7 +13,7 @@ from eval.stats import wilson
 from pipeline.report import text_of_budgets
 from pipeline.report.adapt_headline import name_of
 from pipeline.report.adapt_measures import Measure, TestScores
-from pipeline.report.adapt_records import ADAPTED, BASE, CHAT, CT, Answered, Candidate, Choice
+from pipeline.report.adapt_records import CHAT, Answered, Candidate, Choice
 from pipeline.report.text_of_budgets import Counts, TextOfBudget
 
 STEPS = {  # of a run, by kind of stage; evaluations are split by what they score
@@ -30,7 +30,6 @@ STEPS = {  # of a run, by kind of stage; evaluations are split by what they scor
     "eval test": "scoring the models on test",
     "answers": "answering the questions",
 }
-ANSWERING = (BASE, CHAT, CT, ADAPTED)  # whose answers stand side by side, in this order
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,10 @@ def markdown(columns: Sequence[Column], titles: Mapping[str, str]) -> str:
     """Return the scores as Markdown: a row a measure, a column a model. titles: of models, in their order."""
     head = ["measure", *titles.values()]
     rows = [
-        [f"{column.title} ({column.remark})", *(_in_card(column.cells.get(model)) for model in titles)]
+        [
+            f"{column.title} ({column.remark})" if column.remark else column.title,
+            *(_in_card(column.cells.get(model)) for model in titles),
+        ]
         for column in columns
     ]
     lines = [head, ["---"] * len(head), *rows]

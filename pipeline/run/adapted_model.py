@@ -22,7 +22,7 @@ def publish(made: Path, out: Path, scores: str) -> Path | None:
     """
     source, target = made / MODEL, out / MODEL
     if target.exists() and not (target / RECIPE).is_file():
-        raise BadInput(f"{target}: is not a model that was written here; move it away")
+        raise BadInput(f"{target}: is not a model that was written here. Move it away.")
     for left in (out / PART, out / OLD):
         shutil.rmtree(left, ignore_errors=True)
     if not source.is_dir():

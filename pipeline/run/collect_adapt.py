@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from common.parsing import read_json
 from pipeline.graph import Stage
 from pipeline.plan import Cell
 from pipeline.plan_adapt import ADAPTED, SFT
@@ -84,8 +85,17 @@ def collect(cell: Cell, entries: Mapping[str, Entry], arguments: Sequence[str]) 
         found(stages.answers),
         corpus,
         [(entry.path / RECORD, 1) for entry in made.values()],
-        cell.ct_tokens,
+        _ct_tokens(cell, made),
     )
+
+
+def _ct_tokens(cell: Cell, made: Mapping[Stage, Entry]) -> int:
+    """Return the tokens of CT; if it reads all of the text, only its blocks know them."""
+    if cell.config.ct.whole_text:
+        for stage, entry in made.items():
+            if stage.kind == "ct_blocks":
+                return int(read_json(entry.path / "counts.json")["tokens"])
+    return cell.ct_tokens
 
 
 def _as_chosen(choice: Path, tests: Mapping[str, Path]) -> dict[str, Path]:

@@ -84,7 +84,7 @@ def test_new_tokens_of_the_chat_model_get_its_rows(tmp_path: Path) -> None:
     ("more", "says"),
     [
         ({"special_rows": "chat"}, r"special_rows: no model is called 'chat'; the models are base, ct, sft"),
-        ({"special_rows": "ct"}, r"base: has no chat template; name a chat model"),
+        ({"special_rows": "ct"}, r"base: has no chat template\. Name a chat model"),
         ({"special_rows": "sft", "tokenizer": "optional"}, r"special_rows: goes by the names of tokens"),
     ],
 )

@@ -96,7 +96,7 @@ REFUSED = {
     "conversations without template": ([], r"sft\.path: .*line 1: contains a conversation \(messages\)"),
     "another format than said": (
         ["sft.template=tokenizer", "sft.format=aya"],
-        r"sft\.path: .*line 1: sft\.format=aya needs the columns inputs and targets \(it has messages\)",
+        r"sft\.path: .*line 1: sft\.format=aya needs the columns inputs and targets, got messages",
     ),
     "a template that loses answers": (
         ["sft.template={tmp}/upper.jinja"],
@@ -168,7 +168,9 @@ def test_a_data_set_of_conversations_is_read_and_checked(base: Path, tmp_path: P
     hub = HUB.replace("DATASET", str(tmp_path / "set")).replace("REVISION", "null")
     given = words(tmp_path, "model=folder", f"model.path={base}", "sft.template=tokenizer", hub)
     [failure] = [str(finding) for finding in check.sweep(sweep.expand(given, multirun=False).configs) if finding.fails]
-    assert failure == (f"sft.hub.dataset={tmp_path}/set: no conversation in its first 100 rows (1 no answer)")
+    assert failure == (
+        f"sft.hub.dataset={tmp_path}/set: no conversation in its first 100 rows (1 no answer). Choose another data set."
+    )
     said = {"from": "gpt", "value": "a"}
     write_jsonl(tmp_path / "set" / "rows.jsonl", [{"conversations": [{"from": "human", "value": "q"}, said]}])
     assert not [str(f) for f in check.sweep(sweep.expand(given, multirun=False).configs) if f.fails]

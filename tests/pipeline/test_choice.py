@@ -198,7 +198,7 @@ def test_cells_that_scored_other_tries_are_no_choice(tmp_path: Path) -> None:
         (["sft.grid={learning_rate:[5e-4,7]}"], r"^sft\.grid\.learning_rate=7: .*less than 1"),
         (["sft.grid={tokens:[4096,many]}"], r"^sft\.grid\.tokens=many: "),
         (["sft.grid={rate:[5e-4]}"], r"^sft\.grid\.rate"),
-        (["sft.grid={learning_rate:[5e-4,2e-4,1e-4]}"], r"^sft\.grid: CT-then-SFT gets 3 tries .* every merge 2"),
+        (["sft.grid={learning_rate:[5e-4,2e-4,1e-4]}"], r"^sft\.grid: CT-then-SFT gets 3 trials .* every merge 2"),
     ],
 )
 def test_choices_that_cannot_be(overrides: list[str], message: str) -> None:

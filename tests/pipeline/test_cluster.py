@@ -265,7 +265,7 @@ def test_a_job_that_slurm_holds_back_is_told_of(tmp_path: Path, slurm: Path) -> 
 def test_the_end_names_what_failed_its_log_and_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["run", "-m", "experiment=tiny", "ct.tokens=10k,40k", "corpus.path=my text.txt"]
     failed = {"message": "ct nya-10k-s0 failed: its job 7 ended as TIMEOUT", "log": "slurm/7_0_log.out"}
-    absent = {"message": "eval nya-ct-10k-s0 was not run, as there is no ct nya-10k-s0"}
+    absent = {"message": "eval nya-ct-10k-s0 was not run, as ct nya-10k-s0 is missing"}
     tell(Failures([failed], [failed], [absent]), arguments)
     first, log, not_run, command = capsys.readouterr().err.splitlines()
     assert (first, log) == (failed["message"], "  log: slurm/7_0_log.out") and not_run.startswith("eval")

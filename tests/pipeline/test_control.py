@@ -38,7 +38,7 @@ def test_what_makes_the_cipher_is_keyed(override: str) -> None:
             ["model=tiny", "corpus.withheld_seed=1"],
             r"^corpus\.withheld_seed=1: must be model\.recipe\.seed=0.* Set corpus\.withheld_seed=0\.$",
         ),
-        (["model=tiny", "corpus.withheld_chapters=0.3"], r"^corpus\.withheld_chapters=0.3: .* say 0\.25 or less$"),
+        (["model=tiny", "corpus.withheld_chapters=0.3"], r"^corpus\.withheld_chapters=0.3: must be at most .*=0\.25, "),
         (["corpus.replaced=0"], r"^corpus\.replaced=0: .*greater than 0"),
         (["corpus.replacd=0.5"], r"corpus\.replacd"),
         (

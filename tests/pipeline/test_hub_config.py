@@ -59,7 +59,7 @@ def test_what_cannot_work_is_refused_in_one_line(changes: tuple[str, ...], says:
 
 
 def test_an_unknown_source_is_refused() -> None:
-    with pytest.raises(BadInput, match="corpus.source=web: choose 'bible', 'files', 'cipher', 'hub'"):
+    with pytest.raises(BadInput, match="corpus.source=web: must be one of 'bible', 'files', 'cipher', 'hub'"):
         planned("experiment=test", "corpus.source=web")
 
 

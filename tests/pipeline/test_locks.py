@@ -25,7 +25,7 @@ def test_a_folder_that_locks_is_taken_and_left_clean(tmp_path: Path) -> None:
 
 def test_a_folder_where_a_lock_holds_nobody_off_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fcntl, "flock", lambda *_: None)  # as where the file system says yes to everybody
-    with pytest.raises(BadInput, match=r"store=.*: a second process got a lock that was held, .*give a folder on"):
+    with pytest.raises(BadInput, match=r"store=.*: its locks do not work, .*Choose a folder on"):
         locks.check(tmp_path)
 
 
@@ -41,7 +41,7 @@ def test_a_folder_without_locks_is_refused(tmp_path: Path, monkeypatch: pytest.M
 
 def test_a_probe_that_cannot_run_is_no_yes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(locks, "PROBE", "raise OSError")
-    with pytest.raises(BadInput, match="a lock could not be tried"):
+    with pytest.raises(BadInput, match="its locks could not be tested"):
         locks.check(tmp_path)
 
 
@@ -52,7 +52,7 @@ def test_a_run_on_it_ends_in_one_line_before_anything_is_made(
     monkeypatch.setattr(sweep_run, "check", lambda sweep: 0)
     assert entry.main(["experiment=test", f"store={tmp_path}/store", f"outputs={tmp_path}/outputs"]) == 2
     said = capsys.readouterr().err
-    assert said.count("\n") == 1 and "a second process got a lock that was held" in said
+    assert said.count("\n") == 1 and "its locks do not work" in said
     assert not (tmp_path / "outputs").exists()
 
 

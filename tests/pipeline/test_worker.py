@@ -41,7 +41,7 @@ def test_what_fails_takes_down_only_what_needs_it(tmp_path: Path) -> None:
     worker(tmp_path, plan, plan, makers).make((corpus, other, *items))
     assert happened(tmp_path, "failed") == ["toy"] and happened(tmp_path, "published") == ["other", "of-other"]
     assert [entry["message"] for entry in Journal(tmp_path / "journal.jsonl").events("not_run")] == [
-        "items of-toy was not run, as there is no corpus toy"
+        "items of-toy was not run, as corpus toy is missing"
     ]
 
 
@@ -59,7 +59,7 @@ def test_a_damaged_parent_is_not_made_anew_by_whoever_reads_it(tmp_path: Path) -
     worker(tmp_path, plan, plan[2:3]).make(plan[2:3])
     assert (
         happened(tmp_path, "not_run") == ["toy-20"]
-        and "moved aside" in Journal(tmp_path / "journal.jsonl").events("not_run")[0]["message"]
+        and "moved away" in Journal(tmp_path / "journal.jsonl").events("not_run")[0]["message"]
     )
 
 

@@ -129,7 +129,7 @@ def sweep(slurm: Slurm, folder: Path) -> None:
     report = said[said.index(f"its job {job} ended as CANCELLED") :]
     assert "log: " in report and f"{job}_0_log.out" in report and "to try again" in report, said
     retry = next(line for line in said.splitlines() if line.startswith("to try again"))
-    absent = said.count("was not run, as there is no sft en-after") // 2  # once when it happens, once at the end
+    absent = said.count("was not run, as sft en-after") // 2  # once when it happens, once at the end
     say(
         f"job {job} was cancelled: the sweep finished the rest, named it with its log and {absent} stage "
         "that hangs on it, and gave the command:"

@@ -28,7 +28,7 @@ JOB: dict[str, Any] = {"model": "m", "blocks": "b", "out": "o", "work": "w", "se
             json.dumps({**JOB, "settings": {**asdict(SETTINGS), "tokens": "many"}}),
             "settings.tokens: must be a valid integer",
         ),
-        (json.dumps({**JOB, "settings": {}}), "settings.tokens: Field required"),
+        (json.dumps({**JOB, "settings": {}}), "settings.tokens: field required"),
         (json.dumps({**JOB, "compute": {"processes": "two"}}), "compute.processes: must be a valid integer"),
     ],
 )

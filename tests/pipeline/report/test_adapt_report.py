@@ -15,6 +15,7 @@ from scipy import stats
 from common.errors import BadInput
 from pipeline.report import adapt_report
 from pipeline.report.adapt_claims import answers
+from pipeline.report.adapt_headline import settings_in_words
 from pipeline.report.adapt_measures import TestScores
 from pipeline.report.adapt_page import plain
 from pipeline.report.adapt_records import FILE, read_sources
@@ -114,7 +115,7 @@ def test_one_model_as_the_pair_is_listed_once(tmp_path: Path) -> None:
     sources = replace(whole, tests=tests)
     assert list(sources.shown) == ["sft", "sft_then_ct", "adapted"]
     found = adapt_report.gather(sources)
-    assert list(found.answers) == ["sft", "adapted"]
+    assert list(found.answers) == ["sft", "sft_then_ct", "adapted"]
     without = {name: path for name, path in tests.items() if name != "sft_then_ct"}
     claims = adapt_report.gather(replace(whole, tests=without)).claims
     assert claims[2].claim.text == "The adapted model is better than CT in Tamil & more accuracy."
@@ -197,6 +198,18 @@ def test_the_line_for_the_terminal(rendered: adapt_report.AdaptPaths) -> None:
         r"English accuracy \+0\.000 \[\u22120\.\d+, \+0\.\d+\] \(kept\)",
         rendered.line,
     )
+
+
+def test_the_card_has_the_scores_of_the_page(rendered: adapt_report.AdaptPaths) -> None:
+    lines = rendered.scores.splitlines()
+    assert lines[0] == "| measure | base | chat model | CT | CT on the chat model | adapted model |"
+    assert "| Tamil & more accuracy (200 items) | 0.300 [" in lines[2] and "()" not in rendered.scores
+    assert [line for line in lines if line.startswith("| answers that end by themselves | 0 of 3 [")]
+
+
+def test_settings_are_in_words() -> None:
+    assert settings_in_words({"models.sft.weight": 0.5, "lambda": 1.0}) == "weight of the chat model 0.5, lambda 1"
+    assert settings_in_words({"models.ct.density": 0.2, "t": 0.35}) == "density of CT 0.2, t 0.35"
 
 
 def test_what_models_say_is_text_and_nothing_else(rendered: adapt_report.AdaptPaths) -> None:

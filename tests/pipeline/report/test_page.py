@@ -59,7 +59,7 @@ def test_a_reader_finds_terms_units_and_verdicts(rendered: tuple[Run, report.Rep
     html = paths.page.read_text()
     wanted = (
         "the base model reads 10k, 100k or 1M tokens (pieces of words) of Chichewa text.",
-        "<dt>question</dt><dd>Is it enough to combine two trained models (a merge), ",
+        '<p class="question">Is it enough to combine two trained models (a merge), ',
         "<dt>merge</dt><dd>The CT model and the SFT model are combined without more training: ",
         "400 Chichewa test items in 2 tasks (blank and genre) that a model answers correctly. Guessing gives 0.250.",
         "<dt>CT budgets</dt><dd>10k, 100k, 1M tokens</dd>",

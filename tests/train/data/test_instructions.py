@@ -88,7 +88,7 @@ def test_instructions_in_the_language_are_of_its_training_text(corpus_dir: Path,
 
 
 def test_an_unknown_family_is_named(corpus_dir: Path, tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="eval.families: 'sums' is unknown"):
+    with pytest.raises(BadInput, match="eval.families: no such family, got 'sums'"):
         build(corpus_dir, tmp_path / "out", families=["next", "sums"])
 
 

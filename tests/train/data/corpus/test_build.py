@@ -88,7 +88,7 @@ def test_the_same_text_elsewhere_makes_the_same_files(tmp_path: Path) -> None:
     [
         ("a.txt", b"", "empty"),
         ("a.txt", b"abc \xff\xfe", "not UTF-8"),
-        ("a.csv", b"text", "not one of .txt"),
+        ("a.csv", b"text", "expected a .txt or "),
         ("a.jsonl", b"{oops", "line 1: not JSON"),
         ("a.jsonl", b'{"content": "x"}', "has no field 'text'"),
         ("a.parquet", b"oops", "not a Parquet file"),
