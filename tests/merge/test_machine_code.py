@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -142,7 +143,10 @@ def test_a_file_that_another_user_may_have_written_is_not_run(
     finally:
         os.umask(before)
     assert machine_code._read(path) == b"code"
-    status = SimpleNamespace(st_uid=path.stat().st_uid + owner, st_mode=mode)
+    found = list(path.stat())
+    found[stat.ST_UID] += owner
+    found[stat.ST_MODE] = stat.S_IFREG | mode
+    status = os.stat_result(found)
     monkeypatch.setattr(os, "fstat", lambda _: status)
     assert machine_code._read(path) is None
 
