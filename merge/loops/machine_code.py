@@ -3,7 +3,8 @@
 numba takes seconds to compile them, and more than half a second to be imported, so a merge finds their machine code in
 `__pycache__` beside this file or, where that cannot be written, in the user's cache (NUMBA_CACHE_DIR names another
 folder), and has llvmlite load it. A file's name stands for the processor, the versions and the source, and the file
-begins with a digest of what follows. Where no folder can be written, every process compiles.
+begins with a digest of what follows. A file that other users may have written is left alone: its code would be run.
+Where no folder can be written, every process compiles.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import ctypes
 import hashlib
 import os
 import re
+import stat
 import sys
 import threading
 from collections.abc import Callable, Iterable
@@ -65,13 +67,26 @@ def _loops(kind: int, tell: bool, may_compile: bool) -> dict[str, Loop] | None:
 
 
 def _kept(name: str) -> bytes | None:
-    """Machine code from the disk, where it is there and whole."""
-    for folder in _folders():
-        with suppress(OSError):
-            kept = (folder / name).read_bytes()
+    """Machine code from the disk, where it is there."""
+    return next((code for folder in _folders() if (code := _read(folder / name))), None)
+
+
+def _read(path: Path) -> bytes | None:
+    """Machine code from a file, where it is whole, and nobody else can have written it."""
+    with suppress(OSError), path.open("rb") as file:
+        status = os.fstat(file.fileno())
+        known = status.st_uid in (0, os.getuid(), HERE.stat().st_uid)  # whose programs run here anyway
+        if known and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            kept = file.read()
             if hashlib.sha256(kept[DIGEST:]).digest() == kept[:DIGEST]:
                 return kept[DIGEST:]
     return None
+
+
+def _write(path: Path, code: bytes) -> None:
+    """Write what `_read` reads, whatever the umask."""
+    path.write_bytes(hashlib.sha256(code).digest() + code)
+    path.chmod(0o644)
 
 
 def _kept_anew(name: str, kind: int, tell: bool) -> bytes:
@@ -82,16 +97,20 @@ def _kept_anew(name: str, kind: int, tell: bool) -> bytes:
     for folder in _folders():
         with suppress(Exception):  # it cannot be written, or its disk is full
             folder.mkdir(parents=True, exist_ok=True)
-            publish(folder / name, lambda aside: aside.write_bytes(hashlib.sha256(code).digest() + code))
-            break
+            publish(folder / name, lambda aside: _write(aside, code))
+            if _read(folder / name):  # else its disk has no modes, and others may write there
+                break
     return code
 
 
 def _folders() -> list[Path]:
     """Where machine code may be kept, the best place first."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    chosen = os.environ.get("NUMBA_CACHE_DIR")
-    return [Path(chosen)] if chosen else [HERE / "__pycache__", home / "slackmerge"]
+    if chosen := os.environ.get("NUMBA_CACHE_DIR"):
+        return [Path(chosen)]
+    folders = [HERE / "__pycache__"]
+    with suppress(RuntimeError):  # a user without a home, as in containers
+        folders.append(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "slackmerge")
+    return folders
 
 
 @cache
@@ -120,17 +139,24 @@ def _compiled(kind: int) -> bytes:
         whole = part if whole is None else whole
         if part is not whole:
             whole.link_in(part)
+    _check_calls(whole)
     return _machine(llvm).emit_object(whole)
+
+
+def _check_calls(module: Any) -> None:
+    """Raise ValueError where machine code would need more than the C library's memory functions."""
+    needed = (each.name for each in module.functions if each.is_declaration)
+    if unknown := [name for name in needed if not name.startswith(("llvm.", "mem"))]:
+        raise ValueError(f"the loops call {', '.join(unknown)}")
 
 
 def _without_failures(code: str) -> str:
     """LLVM's text of a function without what numba's code calls where one fails: then it needs the C library only.
 
-    Nothing in the loops raises, and they hold no object of numba's, so it is never reached.
+    Nothing in the loops raises, and they hold no object of numba's, so it is never reached. Other calls stay.
     """
-    code = re.sub(
-        r"^declare (.* @(?!llvm\.|mem)\S+\(.*\)).*$", r"define internal \1 { unreachable }", code, flags=re.MULTILINE
-    )
+    failing = r"^declare (.* @(?:Py|numba_|NRT_)\w+\(.*\)).*$"
+    code = re.sub(failing, r"define internal \1 { unreachable }", code, flags=re.MULTILINE)
     return re.sub(r"^(@Py\w+ = )external( global ptr)", r"\1internal\2 null", code, flags=re.MULTILINE)
 
 

@@ -145,9 +145,17 @@ def _merged(
     if loop is not None:
         results, found, seen = loop.merge(piece)
         if found:
-            dtype = alike[0].dtype if found & 2 else alike[0].out_dtype
+            wrong = next(
+                tensor
+                for tensor, values in zip(alike, results, strict=True)
+                if values is not None and not _is_finite(values)
+            )
+            dtype = wrong.dtype if found & 2 else wrong.out_dtype
             raise find_nonfinite(piece.job, str(dtype).removeprefix("torch."))
-        return iter(results), seen
+        return (
+            _rounded(tensor, piece.theta(tensor.terms[0].parent, tensor.dtype), piece.job) if values is None else values
+            for tensor, values in zip(alike, results, strict=True)
+        ), seen
     agreement = alike[0].agree(piece)
     return (_rounded(tensor, tensor.merge(piece, agreement), piece.job) for tensor in alike), agreement
 

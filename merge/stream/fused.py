@@ -64,10 +64,10 @@ class Fused:
         self.call.lambdas = numpy.array([tensor.lambda_ for tensor in self.moved], numpy.float32)
         self.left = self.call.left.copy()
 
-    def merge(self, piece: Piece) -> tuple[list[torch.Tensor], int, FusedAgreement | None]:
+    def merge(self, piece: Piece) -> tuple[list[torch.Tensor | None], int, FusedAgreement | None]:
         """The slice of each recipe, in its dtype, and what an audit counts; ask for every slice, in order.
 
-        The number says what is not finite: see stored_numbers.store.
+        None for a recipe that is the model itself. The number says what is not finite: see stored_numbers.store.
         """
         dtype, call, terms = self.first.dtype, self.call, self.first.terms
         parents = [term.parent for term in terms]
@@ -85,9 +85,7 @@ class Fused:
             call.clear()
             found = call(weights, list(made.values()), *self._drawn(piece))
         results = [
-            made[id(tensor)].values.to(tensor.out_dtype).view(shape)
-            if id(tensor) in made
-            else piece.theta(parents[1], dtype).to(tensor.out_dtype)
+            made[id(tensor)].values.to(tensor.out_dtype).view(shape) if id(tensor) in made else None
             for tensor in self.alike
         ]
         return results, found, self._seen() if self.levels else None
@@ -192,13 +190,12 @@ class Fused:
 
     def _slack(self) -> tuple[int, float]:
         """Its form, and its factor in there; for a difference see election.Slack."""
-        how, measured = self.first.consensus, any(term.measured for term in self.first.terms)
-        if not (how.slack.on and how.elect):
+        slack = self.first.slack(self.job)
+        if not (slack.on and self.first.consensus.elect):
             return NO_SLACK, 0.0
-        unit = self.first.protected_rms(self.job) if measured else how.slack.unit
-        if math.isinf(how.slack.xi):
+        if math.isinf(slack.xi):
             return INFINITE, 2.0
-        return (RATIO, 1 + how.slack.xi) if how.slack.form == "ratio" else (DIFFERENCE, how.slack.xi * unit)
+        return (RATIO, 1 + slack.xi) if slack.form == "ratio" else (DIFFERENCE, slack.xi * slack.unit)
 
     def _thresholds(self, term: ModelTerm) -> Any:
         return self.job.selection[term.parent, self.first.dtype].thresholds

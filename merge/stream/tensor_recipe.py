@@ -131,8 +131,7 @@ class TensorRecipe:
         how = self.consensus
         if self.recipe.spec.sparsify == VARIANCE:
             how = replace(how, weights=self._energy_shares(), floor=1e-6)
-        if any(term.measured for term in self.terms):
-            how = replace(how, slack=replace(how.slack, unit=self.protected_rms(piece.job)))
+        how = replace(how, slack=self.slack(piece.job))
         return Agreement(kept, taus, *methods.merge_taus(taus, how, self._scope(piece)))
 
     def joint_ranks(self, job: Job) -> Mapping[Variance | Importance, set[int]]:
@@ -152,6 +151,11 @@ class TensorRecipe:
         means = torch.tensor([self.sums[f"{i}"] / self.output.numel for i in range(len(self.terms))], dtype=self.dtype)
         energy = float(means.sum())
         return tuple((means / energy if energy >= 1e-6 else torch.ones_like(means) / len(means)).tolist())
+
+    def slack(self, job: Job) -> Slack:
+        """The recipe's slack, in the tensor's unit where it is measured."""
+        measured = any(term.measured for term in self.terms)
+        return replace(self.consensus.slack, unit=self.protected_rms(job)) if measured else self.consensus.slack
 
     def protected_rms(self, job: Job) -> float:
         """√(Σ τ² / n) over the whole tensor and the protected models, each with what its votes are multiplied with."""

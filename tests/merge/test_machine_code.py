@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -127,3 +129,45 @@ def test_loops_are_loaded_where_they_pay(
     monkeypatch.setattr(fused, "compiled_loops", lambda found, *_: kinds.extend(found))
     fused.loops_for(plan_of(method, numel, dtype), device, False)
     assert kinds == ([fused.KINDS[getattr(torch, dtype)]] if asked else [])
+
+
+@pytest.mark.parametrize(("owner", "mode"), [(0, 0o664), (0, 0o646), (12345, 0o644)])
+def test_a_file_that_another_user_may_have_written_is_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: int, mode: int
+) -> None:
+    """owner: this user's number, and what is added to it."""
+    path = tmp_path / "loops.o"
+    before = os.umask(0)
+    try:
+        machine_code._write(path, b"code")
+    finally:
+        os.umask(before)
+    assert machine_code._read(path) == b"code"
+    found = list(path.stat())
+    found[stat.ST_UID] += owner
+    found[stat.ST_MODE] = stat.S_IFREG | mode
+    status = os.stat_result(found)
+    monkeypatch.setattr(os, "fstat", lambda _: status)
+    assert machine_code._read(path) is None
+
+
+def test_a_user_without_a_home_has_loops(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("NUMBA_CACHE_DIR", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", nobody)
+    assert machine_code._folders() == [machine_code.HERE / "__pycache__"]
+
+
+def test_a_loop_that_calls_what_may_not_be_there_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only what numba calls where a loop fails is cut off."""
+    from merge.loops import entries
+
+    def loop(pointer: Any) -> int:
+        return int(math.erf(pointer[0]))
+
+    monkeypatch.setattr(entries, "entries", lambda kind: {"count": loop})
+    with pytest.raises(ValueError, match="the loops call erf"):
+        machine_code._compiled(BFLOAT16)
