@@ -83,10 +83,11 @@ def test_nothing_is_unpickled_but_our_own_plan() -> None:
 
 
 def test_nothing_is_evaluated() -> None:
-    readers = [ROOT / "common" / "parsing.py", ROOT / "pipeline" / "cost" / "generation.py"]  # with loaders of their own
-    assert not found(
-        lambda path, name, given: name in FORBIDDEN and not (path in readers and name == "yaml.load")
-    )
+    readers = [
+        ROOT / "common" / "parsing.py",
+        ROOT / "pipeline" / "cost" / "generation.py",
+    ]  # with loaders of their own
+    assert not found(lambda path, name, given: name in FORBIDDEN and not (path in readers and name == "yaml.load"))
     assert issubclass(parsing._NoKeyTwice, yaml.SafeLoader) and issubclass(generation._Loader, yaml.SafeLoader)
 
 
