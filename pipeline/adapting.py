@@ -25,6 +25,7 @@ from pipeline.plan_adapt import SFT
 
 CANDIDATES, OUTCOME = "candidates.jsonl", "outcome.json"
 ROUNDING = 1e-9  # differences below are those of arithmetic: .40 − .02 is .38
+TO_HUNDRED = {"bleu", "chrf", "ter"}  # metrics of lm-eval that are no shares
 Row = dict[str, Any]
 
 
@@ -102,6 +103,7 @@ def of_measure(rows: Sequence[Row], measure: str, language: str) -> list[Row]:
     of_language = [row for row in primary if row["language"] == spoken]
     if measure == TASKS:
         found = [row for row in of_language if is_of_lm_eval(row)]
+        check_one_scale(found)
     elif measure in ("acc", "acc_en"):
         found = [row for row in of_language if row["family"] == "mean"]
     elif measure in (BITS, "bits_per_byte_en"):
@@ -113,6 +115,16 @@ def of_measure(rows: Sequence[Row], measure: str, language: str) -> list[Row]:
         there = ", ".join(sorted({row["task"] for row in primary}))
         raise BadInput(f"adapt.gain, adapt.keep: nothing was scored by {measure}. Name one of {there}.")
     return found
+
+
+def check_one_scale(rows: Sequence[Row]) -> None:
+    """Raise BadInput if the mean of the tasks would be one of shares and of scores up to 100."""
+    scales = {row["metric"].partition(",")[0] in TO_HUNDRED: f"{row['task']} ({row['metric']})" for row in rows}
+    if len(scales) > 1:
+        raise BadInput(
+            f"adapt.gain=auto: the mean of tasks needs one scale, got {scales[False]} and {scales[True]}."
+            " Set adapt.gain to one of the tasks."
+        )
 
 
 def is_of_lm_eval(row: Row) -> bool:

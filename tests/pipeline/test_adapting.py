@@ -99,6 +99,15 @@ def test_measures_are_read_from_scores() -> None:
         adapting.value(rows, "flores", "tam")
 
 
+def test_tasks_of_two_scales_have_no_mean() -> None:
+    shares = [record(task, "acc", "tam", 0.5, family=task) for task in ("belebele", "xcopa")]
+    hundreds = record("flores", "chrf", "tam", 40.0, family="flores")
+    assert adapting.value(shares, "tasks", "tam") == 0.5
+    assert adapting.value([hundreds], "tasks", "tam") == 40.0
+    with pytest.raises(BadInput, match=r"adapt\.gain=auto: .*xcopa \(acc\) and flores \(chrf\)"):
+        adapting.value([*shares, hundreds], "tasks", "tam")
+
+
 def test_a_missing_stop_is_added_and_the_rest_stays(tmp_path: Path) -> None:
     """Gemma's way: the turn's end is no eos. Its other generation settings, also unknown ones, are as they were."""
     _, chat = make_pair(tmp_path)
