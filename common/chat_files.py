@@ -1,4 +1,4 @@
-"""The chat template that a checkpoint's folder holds."""
+"""What a checkpoint's folder says of conversations: its chat template, and the tokens that end an answer."""
 
 from __future__ import annotations
 
@@ -17,3 +17,13 @@ def text_in(folder: Path) -> str | None:
     if isinstance(own, list):  # several, each with a name
         own = next((each.get("template") for each in own if each.get("name") == "default"), None)
     return own if isinstance(own, str) else None
+
+
+def stop_ids(folder: Path) -> list[int]:
+    """Return the numbers of the tokens that end a generation: of the generation config, else of the config."""
+    for name in ("generation_config.json", "config.json"):
+        stated = read_json(folder / name) if (folder / name).is_file() else {}
+        if "eos_token_id" in stated:
+            known = stated["eos_token_id"]
+            return [] if known is None else known if isinstance(known, list) else [known]
+    return []

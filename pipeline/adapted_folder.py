@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from common import hub, licences
+from common.chat_files import stop_ids
 from common.files import read_jsonl
 from common.parsing import read_json
 from pipeline import adapted_card
@@ -51,12 +52,11 @@ def add_stop(folder: Path) -> str | None:
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     template = of_tokenizer(tokenizer, ChatSettings(TOKENIZER), "sft.source: its tokenizer")
     number = tokenizer.get_vocab()[template.stop_token]
-    file = folder / GENERATION
-    config = read_json(file) if file.is_file() else {}
-    known = config.get("eos_token_id", read_json(folder / CONFIG).get("eos_token_id"))
-    numbers = [] if known is None else known if isinstance(known, list) else [known]
+    numbers = stop_ids(folder)
     if number in numbers:
         return None
+    file = folder / GENERATION
+    config = read_json(file) if file.is_file() else {}
     _put(file, {**config, "eos_token_id": [*numbers, number]})
     return template.stop_token
 

@@ -1,8 +1,8 @@
 """The stages of an adaptation: `choose` picks one candidate by its scores on dev, `adapted` writes it as a folder.
 
-A candidate is the chat model itself (`sft`) or a try of a merge. `choose` leaves `candidates.jsonl` (a line each: what
-it is, its gain and what it keeps) and `choice.yml`; `adapted` leaves `model/` and `outcome.json`, or where the chat
-model won `outcome.json` alone.
+A candidate is the chat model itself (`sft`) or a try of a merge. `choose` leaves `candidates.jsonl` (one row per
+candidate: what it is, its gain, what it keeps) and `choice.yml`. `adapted` leaves `model/` and `outcome.json`; if the
+chat model won, `outcome.json` alone.
 """
 
 from __future__ import annotations

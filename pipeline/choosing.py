@@ -42,7 +42,7 @@ def mean_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def write(folder: Path, tries: Sequence[dict[str, Any]]) -> None:
-    """Leave the tries, a line each, and the settings of the best."""
+    """Write the tries, one row per try, and the settings of the best."""
     import yaml
 
     write_jsonl(folder / TRIES, tries)

@@ -30,7 +30,7 @@ class Repository:
 
 @dataclass
 class FakeHub:
-    """What the hub holds, and what was asked of it. broken: a part of paths that answer with an error."""
+    """The files of the hub, and the requests that it got. broken: a part of paths that answer with an error."""
 
     repositories: dict[str, Repository] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)

@@ -7,10 +7,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from common import hub as model_hub
-from common.parsing import read_json
+from common.chat_files import stop_ids
 from pipeline.check.finding import Finding, given
 from pipeline.config import Config
 
@@ -62,12 +62,7 @@ def of_checkpoint(config: Config, folder: Path, where: str) -> Iterator[Finding]
 
 def stop_tokens(folder: Path, tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """Return the tokens that end a generation of a checkpoint: of its generation config, and the tokenizer's EOS."""
-    stated: Any = None
-    for name in ("generation_config.json", "config.json"):
-        if stated is None and (folder / name).is_file():
-            stated = read_json(folder / name).get("eos_token_id")
-    ids = stated if isinstance(stated, list) else [] if stated is None else [stated]
-    names = [str(tokenizer.convert_ids_to_tokens(int(number))) for number in ids]
+    names = [str(tokenizer.convert_ids_to_tokens(int(number))) for number in stop_ids(folder)]
     return list(dict.fromkeys([*names, *([str(tokenizer.eos_token)] if tokenizer.eos_token else [])]))
 
 

@@ -1,4 +1,4 @@
-"""The pair of an adaptation: base and chat model have the same tokens, and answers end. Facts of both, a line each."""
+"""The pair of an adaptation: base and chat model have the same tokens, and answers end. One line per fact."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 from common import hub as model_hub
 from common import licences
+from common.chat_files import stop_ids
 from common.errors import BadInput
 from common.licences import OTHER, common_to
 from common.parsing import read_json
@@ -129,12 +130,10 @@ def in_words(base: Side, chat: Side, template: ChatTemplate, config: Config, lef
 
 
 def generation(chat: Side, template: ChatTemplate) -> str:
-    """Where the chat model's answers end, and what of its generation settings acts on greedy answers."""
+    """Say where the chat model's answers end, and which of its generation settings act on greedy answers."""
     file = chat.folder / GENERATION
     stated: Mapping[str, Any] = read_json(file) if file.is_file() else {}
-    known = stated.get("eos_token_id", read_json(chat.folder / "config.json").get("eos_token_id"))
-    numbers = [] if known is None else known if isinstance(known, list) else [known]
-    names = chat.tokenizer.convert_ids_to_tokens(numbers)
+    names = chat.tokenizer.convert_ids_to_tokens(stop_ids(chat.folder))
     stop = template.stop_token
     ends = ", ".join(map(str, names)) or "none"
     added = "" if stop in names else f" ({stop}, which ends its turns, is added)"
