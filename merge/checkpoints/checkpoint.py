@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.errors import BadInput
-from merge.io.token_tensors import is_embedding, is_head, is_head_bias
+from merge.checkpoints.tensor_names import is_embedding, is_head, is_head_bias
 
 if TYPE_CHECKING:
     import torch
