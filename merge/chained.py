@@ -22,7 +22,7 @@ from common.parsing import read_yaml_documents
 from merge.recipe import Recipe
 
 if TYPE_CHECKING:
-    from merge.cli import Told
+    from merge.cli import OnTensor
     from merge.stream.threads import Workers
 
 FOLDERS = {"model", "base_model", "tokenizer_source", "source", "path", "base"}  # keys whose values name models
@@ -144,7 +144,7 @@ def write_stages(
     path: str | Path,
     out_dir: str | Path,
     workers: Workers | None = None,
-    progress: Callable[[str], AbstractContextManager[Told]] = lambda name: nullcontext(),
+    progress: Callable[[str], AbstractContextManager[OnTensor | None]] = lambda name: nullcontext(),
     **options: Any,
 ) -> Path:
     """Compute all merges of a file, the last one as `out_dir`; see merge.output.writer.write_many for its options.
@@ -171,8 +171,8 @@ def write_stages(
             check(recipe)
 
     def make(stage: Stage, recipe: Recipe, out: Path, **options: Any) -> Path:
-        with progress(stage.name or "the last") as told:
-            return write(recipe, out, workers=replace(workers or DEFAULT, progress=told), **options)
+        with progress(stage.name or "the last") as on_tensor:
+            return write(recipe, out, workers=replace(workers or DEFAULT, progress=on_tensor), **options)
 
     try:
         results = between.open()

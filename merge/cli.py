@@ -34,192 +34,10 @@ if TYPE_CHECKING:
     from merge.engine.plan import Plan
     from merge.output.card import Card
 
-    Told = Callable[[Plan, Output], None] | None
+    OnTensor = Callable[[Plan, Output], None]
 
-
-def main(arguments: Sequence[str] | None = None, program: str = "python -m merge") -> int:
-    """Run the command line; returns the exit code.
-
-    0; 2 after one line on stderr, for bad input and for what the machine rejects; 128 + n when signal n stopped it.
-    """
-    options = read(COMMAND, arguments, program)
-    if isinstance(options, int):
-        return options
-    try:
-        with stopping_on_signals(), in_one_line():
-            _allow_open_files()
-            _run(options)
-            sys.stdout.flush()
-    except BadInput as error:
-        _tell(error)
-        return 2
-    except Stopped as stop:
-        _tell(stop)
-        return 128 + stop.number
-    return 0
-
-
-def _tell(error: BaseException) -> None:
-    """One line on stderr, where there is one."""
-    with suppress(OSError, ValueError):
-        if sys.stderr is not None:
-            print(f"merge: {line_of(error)}", file=sys.stderr, flush=True)
-
-
-def _note(line: str) -> None:
-    """Print a line for the user on stderr, if there is one."""
-    with suppress(OSError, ValueError):
-        if sys.stderr is not None:
-            print(f"merge: note: {line}", file=sys.stderr, flush=True)
-
-
-def _allow_open_files() -> None:
-    """As many open files as the system allows: a grid of large models has one for every shard."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with suppress(OSError, ValueError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-
-
-def _run_stages(stages: list[Stage], options: Options) -> None:
-    """Several merges of one file."""
-    if options.grid or options.audit_only:
-        raise BadInput(
-            f"{options.recipe}: --grid and --audit-only need a file with one merge, got {len(stages)}. Split the file."
-        )
-    memory, shard = _limits(options)
-    if options.plan:
-        out_dirs = [] if options.out_dir is None else [Path(options.out_dir)]
-        for stage, recipe in zip(stages, recipes_of(stages, Path("/"), Path(options.recipe).parent), strict=True):
-            lines, refusal = [f"read      {', '.join(stage.needs)}: not made yet, checked when they are"], None
-            if not stage.needs:
-                lines, refusal = describe([recipe], memory, out_dirs)
-            print(f"merge     {stage.name or 'the last one'}", *lines, sep="\n", flush=True)
-            if refusal is not None:
-                raise BadInput(refusal)
-        return
-    _check_target(options)
-    from merge.stream.threads import Workers
-
-    workers = Workers(options.device, options.threads, memory, note=_note)
-    progress = partial(Progress, options.quiet, 2)
-    extras = _extras(options, shard)
-    _deliver([write_stages(options.recipe, options.out_dir, workers, progress, **extras)], options)
-
-
-def _run(options: Options) -> None:
-    card = _card(options)
-    if card is None and (stages := read_stages(Path(options.recipe))) is not None:
-        return _run_stages(stages, options)
-    recipe = Recipe.from_yaml(options.recipe) if card is None else card.recipe
-    memory, shard = _limits(options)
-    if card is not None and options.shard_size is None:
-        shard = card.shard_bytes or shard
-    labelled = expand(recipe, options.grid) if options.grid else [("", recipe)]
-    recipes = [recipe for _, recipe in labelled]
-    out_dirs = [Path(options.out_dir, label) for label, _ in labelled] if options.out_dir is not None else []
-    if options.plan:
-        lines, refusal = describe(recipes, memory, out_dirs)
-        print("\n".join(lines), flush=True)
-        if refusal is not None:
-            raise BadInput(refusal)
-        return
-    _check_target(options)
-    if card is not None and not options.audit_only:
-        card.check_models()
-    # torch's half a million objects stay: to look through them again and again costs a tenth of its import and more
-    gc.disable()
-    from merge.stream.threads import Workers
-
-    gc.freeze()
-    gc.enable()
-    with Progress(options.quiet, passes=1 if options.audit_only else 2) as progress:
-        workers = Workers(options.device, options.threads, memory, progress, _note)
-        if options.audit_only:
-            from merge.auditing import audit_many
-
-            reports = audit_many(recipes, workers)
-            print(
-                json.dumps(
-                    {label: report for (label, _), report in zip(labelled, reports, strict=True)}
-                    if options.grid
-                    else reports[0]
-                )
-            )
-            return
-        from merge.output.writer import write_many
-
-        written = write_many(recipes, out_dirs, workers=workers, **_extras(options, shard))
-    if card is not None:
-        card.check_result(written[0])
-    _deliver(written, options)
-
-
-def _card(options: Options) -> Card | None:
-    """The card to merge by. Raises BadInput for what does not go with one."""
-    if options.from_card is None:
-        if options.model:
-            raise BadInput(
-                "--model: needs --from-card: it gives the folders of the models on a card. "
-                "Add --from-card, or leave it out."
-            )
-        if options.recipe is None:
-            raise BadInput("RECIPE: missing. Pass a YAML file, or a card with --from-card.")
-        return None
-    if options.out_dir is not None or options.grid:
-        raise BadInput("--from-card: the card contains the recipe. Pass OUT_DIR alone, without RECIPE and --grid.")
-    options.out_dir = options.recipe
-    from merge.output.card import read_card
-
-    return read_card(Path(options.from_card), options.model)
-
-
-def _limits(options: Options) -> tuple[int, int]:
-    """Bytes of working sets, and of the largest output file. Raises BadInput for these and for --threads."""
-    limits = _size(options.memory, "--memory"), _size(options.shard_size or "5GB", "--shard-size")
-    if options.threads is not None and options.threads < 1:
-        raise BadInput(f"--threads: must be 1 or more, got {options.threads}.")
-    return limits
-
-
-def _extras(options: Options, shard: int) -> dict[str, Any]:
-    """How results are written."""
-    return {"audit": not options.no_audit, "checksums": not options.no_checksums, "shard_bytes": shard}
-
-
-def _check_target(options: Options) -> None:
-    """Reject what is to be written nowhere, or cannot be pushed."""
-    if not options.audit_only and options.out_dir is None:
-        raise BadInput("OUT_DIR: missing. Pass a new folder for the merged checkpoint.")
-    if options.push is not None:
-        if options.grid or options.audit_only:
-            raise BadInput("--push: needs one merge that is written. Leave out --grid and --audit-only.")
-        hub_push.check(Target(options.push, private=options.private))
-
-
-def _deliver(written: list[Path], options: Options) -> None:
-    """Say where results lie, after the push of one that is to be on the Hub."""
-    if options.push is not None:
-        from merge.output.sharing import share, upload
-
-        try:
-            print(upload(share(written[0]), Target(options.push, private=options.private), "Merge by slackmerge"))
-        except BadInput as error:
-            again = f"slackmerge push {written[0]} {options.push}{' --private' if options.private else ''}"
-            raise BadInput(f"--push: the merge is whole; push it by `{again}`. {error}") from None
-    print("\n".join(map(str, written)))
-
-
-def _size(text: str, key: str) -> int:
-    """Bytes of an option. Raises BadInput that names it."""
-    try:
-        size = parse_bytes(text)
-    except ValueError:
-        size = 0
-    if not isinstance(size, int) or size < 1:
-        raise BadInput(f"{key}: must be a size such as 512MB or 2GB, got {text!r}.")
-    return size
-
-
+LINE_EVERY_S = 10.0
+LINE = "{percentage:.0f}%, {n_fmt}B of {total_fmt}B read, {rate_fmt}, about {remaining} left"
 COMMAND = Command(
     "merge",
     "Merge checkpoints by a recipe of slackmerge or a mergekit configuration.",
@@ -282,6 +100,182 @@ COMMAND = Command(
         click.Option(["--quiet"], is_flag=True, help="Print no progress."),
     ],
 )
+
+
+def main(arguments: Sequence[str] | None = None, program: str = "python -m merge") -> int:
+    """Run the command line; returns the exit code.
+
+    0; 2 after one line on stderr, for bad input and for what the machine rejects; 128 + n when signal n stopped it.
+    """
+    options = read(COMMAND, arguments, program)
+    if isinstance(options, int):
+        return options
+    try:
+        with stopping_on_signals(), in_one_line():
+            _allow_open_files()
+            _run(options)
+            sys.stdout.flush()
+    except BadInput as error:
+        _print_line(line_of(error))
+        return 2
+    except Stopped as stop:
+        _print_line(line_of(stop))
+        return 128 + stop.number
+    return 0
+
+
+def _print_line(line: str) -> None:
+    """Print a line on stderr, if there is one."""
+    with suppress(OSError, ValueError):
+        if sys.stderr is not None:
+            print(f"merge: {line}", file=sys.stderr, flush=True)
+
+
+def _print_note(line: str) -> None:
+    _print_line(f"note: {line}")
+
+
+def _allow_open_files() -> None:
+    """Allow as many open files as the system does: a grid of large models has one for every shard."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def _run_stages(stages: list[Stage], options: Options) -> None:
+    """Compute several merges of one file, of which some use results of others, or preview them."""
+    if options.grid or options.audit_only:
+        raise BadInput(
+            f"{options.recipe}: --grid and --audit-only need a file with one merge, got {len(stages)}. Split the file."
+        )
+    memory, shard = _limits(options)
+    if options.plan:
+        out_dirs = [] if options.out_dir is None else [Path(options.out_dir)]
+        for stage, recipe in zip(stages, recipes_of(stages, Path("/"), Path(options.recipe).parent), strict=True):
+            lines, refusal = [f"read      {', '.join(stage.needs)}: not made yet, checked when they are"], None
+            if not stage.needs:
+                lines, refusal = describe([recipe], memory, out_dirs)
+            print(f"merge     {stage.name or 'the last one'}", *lines, sep="\n", flush=True)
+            if refusal is not None:
+                raise BadInput(refusal)
+        return
+    _check_target(options)
+    from merge.stream.threads import Workers
+
+    workers = Workers(options.device, options.threads, memory, note=_print_note)
+    progress = partial(Progress, options.quiet, 2)
+    how = _write_options(options, shard)
+    _deliver([write_stages(options.recipe, options.out_dir, workers, progress, **how)], options)
+
+
+def _run(options: Options) -> None:
+    """Compute a merge, or a grid of merges in one pass; or preview or audit them."""
+    card = _card(options)
+    if card is None and (stages := read_stages(Path(options.recipe))) is not None:
+        return _run_stages(stages, options)
+    recipe = Recipe.from_yaml(options.recipe) if card is None else card.recipe
+    memory, shard = _limits(options)
+    if card is not None and options.shard_size is None:
+        shard = card.shard_bytes or shard
+    labelled = expand(recipe, options.grid) if options.grid else [("", recipe)]
+    recipes = [recipe for _, recipe in labelled]
+    out_dirs = [Path(options.out_dir, label) for label, _ in labelled] if options.out_dir is not None else []
+    if options.plan:
+        lines, refusal = describe(recipes, memory, out_dirs)
+        print("\n".join(lines), flush=True)
+        if refusal is not None:
+            raise BadInput(refusal)
+        return
+    _check_target(options)
+    if card is not None and not options.audit_only:
+        card.check_models()
+    # torch's half a million objects stay: to look through them again and again costs a tenth of its import and more
+    gc.disable()
+    from merge.stream.threads import Workers
+
+    gc.freeze()
+    gc.enable()
+    with Progress(options.quiet, passes=1 if options.audit_only else 2) as progress:
+        workers = Workers(options.device, options.threads, memory, progress, _print_note)
+        if options.audit_only:
+            from merge.auditing import audit_many
+
+            reports = audit_many(recipes, workers)
+            by_label = {label: report for (label, _), report in zip(labelled, reports, strict=True)}
+            print(json.dumps(by_label if options.grid else reports[0]))
+            return
+        from merge.output.writer import write_many
+
+        written = write_many(recipes, out_dirs, workers=workers, **_write_options(options, shard))
+    if card is not None:
+        card.check_result(written[0])
+    _deliver(written, options)
+
+
+def _card(options: Options) -> Card | None:
+    """Return the card to merge by, if one is given. Raises BadInput for options that do not go together with it."""
+    if options.from_card is None:
+        if options.model:
+            raise BadInput(
+                "--model: needs --from-card: it gives the folders of the models on a card. "
+                "Add --from-card, or leave it out."
+            )
+        if options.recipe is None:
+            raise BadInput("RECIPE: missing. Pass a YAML file, or a card with --from-card.")
+        return None
+    if options.out_dir is not None or options.grid:
+        raise BadInput("--from-card: the card contains the recipe. Pass OUT_DIR alone, without RECIPE and --grid.")
+    options.out_dir = options.recipe
+    from merge.output.card import read_card
+
+    return read_card(Path(options.from_card), options.model)
+
+
+def _limits(options: Options) -> tuple[int, int]:
+    """Return bytes of working sets and of the largest output file. Raises BadInput for them and for --threads."""
+    limits = _size(options.memory, "--memory"), _size(options.shard_size or "5GB", "--shard-size")
+    if options.threads is not None and options.threads < 1:
+        raise BadInput(f"--threads: must be 1 or more, got {options.threads}.")
+    return limits
+
+
+def _write_options(options: Options, shard: int) -> dict[str, Any]:
+    """Return options of `write_many`."""
+    return {"audit": not options.no_audit, "checksums": not options.no_checksums, "shard_bytes": shard}
+
+
+def _check_target(options: Options) -> None:
+    """Reject a missing output folder, and a push that cannot succeed."""
+    if not options.audit_only and options.out_dir is None:
+        raise BadInput("OUT_DIR: missing. Pass a new folder for the merged checkpoint.")
+    if options.push is not None:
+        if options.grid or options.audit_only:
+            raise BadInput("--push: needs one merge that is written. Leave out --grid and --audit-only.")
+        hub_push.check(Target(options.push, private=options.private))
+
+
+def _deliver(written: list[Path], options: Options) -> None:
+    """Push the result if this is wanted, then print where the results are."""
+    if options.push is not None:
+        from merge.output.sharing import share, upload
+
+        try:
+            print(upload(share(written[0]), Target(options.push, private=options.private), "Merge by slackmerge"))
+        except BadInput as error:
+            again = f"slackmerge push {written[0]} {options.push}{' --private' if options.private else ''}"
+            raise BadInput(f"--push: the merge is whole; push it by `{again}`. {error}") from None
+    print("\n".join(map(str, written)))
+
+
+def _size(text: str, key: str) -> int:
+    """Return the bytes of an option. Raises BadInput that names it."""
+    try:
+        size = parse_bytes(text)
+    except ValueError:
+        size = 0
+    if not isinstance(size, int) or size < 1:
+        raise BadInput(f"{key}: must be a size such as 512MB or 2GB, got {text!r}.")
+    return size
 
 
 def describe(recipes: Sequence[Recipe], memory: int, out_dirs: Sequence[Path]) -> tuple[list[str], str | None]:
@@ -397,13 +391,10 @@ def _set(data: dict[str, Any], key: str, value: Any) -> None:
         data[key] = value
 
 
-LINE_EVERY_S = 10.0
-LINE = "{percentage:.0f}%, {n_fmt}B of {total_fmt}B read, {rate_fmt}, about {remaining} left"
-
-
 class Progress:
-    """Bytes read in all passes, with speed and time left, on stderr. As a context it returns the callback for every
-    tensor, None if `quiet`. name: that of one merge among several.
+    """Show bytes read in all passes, speed and time left on stderr: a bar on a terminal, else a line now and then.
+
+    As a context it returns the callback for every tensor, None if `quiet`. name: that of one merge among several.
     """
 
     def __init__(self, quiet: bool, passes: int, name: str = ""):
@@ -411,9 +402,9 @@ class Progress:
         self.terminal = sys.stderr is not None and sys.stderr.isatty()
         self.bar: Any = None
         self.done = 0
-        self.started = self.spoke = time.monotonic()
+        self.started = self.printed = time.monotonic()
 
-    def __enter__(self) -> Told:
+    def __enter__(self) -> OnTensor | None:
         return None if self.quiet else self._bar if self.terminal else self._line
 
     def _total(self, plan: Plan) -> int:
@@ -431,11 +422,11 @@ class Progress:
     def _line(self, plan: Plan, output: Output) -> None:
         self.done += plan.bytes_of(output)
         now = time.monotonic()
-        if now - self.spoke < LINE_EVERY_S:
+        if now - self.printed < LINE_EVERY_S:
             return
         from tqdm import tqdm
 
-        self.spoke = now
+        self.printed = now
         read = {"n": self.done, "total": self._total(plan), "elapsed": now - self.started}
         line = tqdm.format_meter(**read, unit="B", unit_scale=True, bar_format=LINE)
         print(f"merge{self.name}: {line}", file=sys.stderr, flush=True)
