@@ -2,8 +2,7 @@
 
 Where mergekit differs from our defaults, the recipe states it: election on weighted task vectors, arithmetic in the
 dtype that the inputs promote to, l1 rescaling, no check of tokenizers. Unsupported keys are rejected by name, never
-ignored.
-"""
+ignored. Models are named `path`, `path@revision`, `path+lora`, or the same as mappings."""
 
 from __future__ import annotations
 
@@ -22,6 +21,18 @@ _DTYPES = ("float32", "bfloat16", "float16", "float64")
 _KEYS = {"models", "slices", "merge_method", "base_model", "parameters", "dtype", "out_dtype"} | {
     "tokenizer_source", "tokenizer", "chat_template"
 }  # fmt: skip
+_MODEL, _PATH = {"model", "lora", "override_architecture"}, {"path", "revision"}
+_SHARED = ("int8_mask", "t", "lambda", "normalize", "rescale", "select_topk")  # parameters of the whole merge
+_ONLY = {"sce": {"int8_mask", "select_topk"}, "arcee_fusion": set[str]()}  # of which these methods have no others
+_FIXED: dict[str, dict[str, Any]] = {  # by method: parameters that we have at mergekit's default only
+    "model_stock": {"filter_wise": False},
+    "nuslerp": {"nuslerp_flatten": True, "nuslerp_row_wise": False},
+    "multislerp": {"eps": 1e-8},
+    "karcher": {"max_iter": 10, "tol": 1e-5},
+}
+_RENAMED = {("multislerp", "normalize"): "normalize_weights"}
+MODEL_KEYS = ("weight", "density", "gamma", "epsilon", "scale")
+_DEFAULTS = {key: MODEL_DEFAULTS[key] for key in MODEL_KEYS if key != "weight"}  # which mergekit requires
 
 
 def to_recipe_dict(data: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -211,9 +222,6 @@ def _tokenizer(
     return {"tokenizer": labels[0]} | chat
 
 
-_MODEL, _PATH = {"model", "lora", "override_architecture"}, {"path", "revision"}
-
-
 class Reference(NamedTuple):
     """A folder or a model of the Hub, with or without an adapter."""
 
@@ -264,19 +272,6 @@ def _path(value: Any, at: str) -> str:
     if revision is not None and not isinstance(revision, str):
         raise BadInput(f"{at}.revision: expected a branch, a tag or a commit, got {revision!r}."[:500])
     return f"{path}@{revision}" if revision and not Path(path).exists() else path
-
-
-_SHARED = ("int8_mask", "t", "lambda", "normalize", "rescale", "select_topk")  # parameters of the whole merge
-_ONLY = {"sce": {"int8_mask", "select_topk"}, "arcee_fusion": set[str]()}  # of which these methods have no others
-_FIXED: dict[str, dict[str, Any]] = {  # by method: parameters that we have at mergekit's default only
-    "model_stock": {"filter_wise": False},
-    "nuslerp": {"nuslerp_flatten": True, "nuslerp_row_wise": False},
-    "multislerp": {"eps": 1e-8},
-    "karcher": {"max_iter": 10, "tol": 1e-5},
-}
-_RENAMED = {("multislerp", "normalize"): "normalize_weights"}
-MODEL_KEYS = ("weight", "density", "gamma", "epsilon", "scale")
-_DEFAULTS = {key: MODEL_DEFAULTS[key] for key in MODEL_KEYS if key != "weight"}  # which mergekit requires
 
 
 def mapping(value: Any, at: str) -> dict[str, Any]:

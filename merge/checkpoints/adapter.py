@@ -21,7 +21,7 @@ from common.errors import BadInput, in_one_line
 from common.hub import ADAPTERS
 from common.parsing import read_json, shaped
 from merge.checkpoints.aliases import RenamedCheckpoint, names_of, under_todays_names, with_names_of
-from merge.checkpoints.checkpoint import FLOATS, Checkpoint, torch_dtype
+from merge.checkpoints.checkpoint import FLOATS, Checkpoint, WrappedCheckpoint, torch_dtype
 from merge.checkpoints.folder import open_pickled, read_header
 from merge.checkpoints.tensor_names import head_name, is_head, stack_of
 
@@ -33,6 +33,22 @@ _FACTOR = re.compile(r"(?P<module>.+)\.lora_(?:(?P<side>[AB])\.weight|(?P<embedd
 _MAGNITUDE = re.compile(r"(?P<module>.+)\.lora_magnitude_vector(?:\.weight)?")
 _WHOLE = re.compile(r"(?P<module>.+?)(?P<base>\.base_layer)?\.(?P<kind>weight|bias)")
 MAGNITUDE = "magnitude"
+# What peft computes otherwise than W + scale·B·A, or with further tensors: each must be off. `fan_in_fan_out` is none
+# of them: peft decides by the layer and ignores the config (see is_transposed).
+_OFF = (
+    "lora_bias", "layer_replication", "trainable_token_indices",
+    "target_parameters", "use_qalora", "use_bdlora", "alora_invocation_tokens", "arrow_config", "kasa_config",
+    "velora_config", "monteclora_config", "megatron_config",
+)  # fmt: skip
+# Initialisations that leave the base as it is. The others (PiSSA, OLoRA, CorDA, LoftQ, ...) take something out of it
+# when peft loads the adapter.
+_PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
+# A stranger's pattern may take time exponential in a name's length; those that name modules take microseconds.
+LONGEST_MATCH_S = 1.0
+Rank = Annotated[int, Field(ge=1)]
+Alpha = Annotated[float, Field(allow_inf_nan=False)]
+# Models all of whose layers are transposed, for layers without a bias.
+_TRANSPOSED = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
 
 
 @dataclass(frozen=True)
@@ -63,17 +79,16 @@ class Change:
     factors: Factors | None = None
 
 
-class AdaptedCheckpoint(Checkpoint):
-    """A checkpoint with a LoRA adapter on it."""
+class AdaptedCheckpoint(WrappedCheckpoint):
+    """A checkpoint with a LoRA adapter on it. changes: what the adapter changes, by name."""
 
     def __init__(self, base: Checkpoint, lora: Checkpoint, changes: dict[str, Change]):
-        own = {name: replace(base.tensors[change.source], name=name) for name, change in changes.items()}
-        super().__init__(base.folder, base.config, base.tensors | own)
-        self.base, self.lora, self.changes = base, lora, changes
+        super().__init__(
+            base, {name: replace(base.tensors[change.source], name=name) for name, change in changes.items()}
+        )
+        self.lora, self.changes = lora, changes
 
-    def read(self, name: str, start: int, stop: int) -> torch.Tensor:
-        if name not in self.changes:
-            return self.base.read(name, start, stop)
+    def read_own(self, name: str, start: int, stop: int) -> torch.Tensor:
         import torch
 
         checkpoint, stored = self._stored(name)
@@ -92,7 +107,7 @@ class AdaptedCheckpoint(Checkpoint):
 
     def _stored(self, name: str) -> tuple[Checkpoint, str]:
         change = self.changes[name]
-        return (self.base, change.source) if change.whole is None else (self.lora, change.whole)
+        return (self.inner, change.source) if change.whole is None else (self.lora, change.whole)
 
     def _product(self, factors: Factors, first: int, last: int, columns: int) -> torch.Tensor:
         """Compute rows [first, last) of scale·B·A, or of its transpose."""
@@ -108,20 +123,18 @@ class AdaptedCheckpoint(Checkpoint):
         b = self.lora.read(factors.b, first * rank, last * rank).view(-1, rank)
         return (b.float() @ a.float()).mul_(factors.scale)
 
-    def parts(self, name: str) -> list[tuple[Checkpoint, str]]:
+    def own_parts(self, name: str) -> list[tuple[Checkpoint, str]]:
         """Return the base's tensor, or the adapter's instead, and the factors on it."""
-        if name not in self.changes:
-            return self.base.parts(name)
         checkpoint, stored = self._stored(name)
         factors = self.changes[name].factors
         return checkpoint.parts(stored) + [(self.lora, part) for part in (factors.parts if factors else ())]
 
     @property
     def files(self) -> set[Path]:
-        return self.base.files | self.lora.files
+        return self.inner.files | self.lora.files
 
     def close(self) -> None:
-        self.base.close()
+        self.inner.close()
         self.lora.close()
 
 
@@ -305,25 +318,8 @@ class _Adapter:
         )
 
 
-# What peft computes otherwise than W + scale·B·A, or with further tensors: each must be off. `fan_in_fan_out` is none
-# of them: peft decides by the layer and ignores the config (merge/checkpoints/adapter.py).
-_OFF = (
-    "lora_bias", "layer_replication", "trainable_token_indices",
-    "target_parameters", "use_qalora", "use_bdlora", "alora_invocation_tokens", "arrow_config", "kasa_config",
-    "velora_config", "monteclora_config", "megatron_config",
-)  # fmt: skip
-# Initialisations that leave the base as it is. The others (PiSSA, OLoRA, CorDA, LoftQ, ...) take something out of it
-# when peft loads the adapter.
-_PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
-# A stranger's pattern may take time exponential in a name's length; those that name modules take microseconds.
-LONGEST_MATCH_S = 1.0
-
-Rank = Annotated[int, Field(ge=1)]
-Alpha = Annotated[float, Field(allow_inf_nan=False)]
-
-
 class LoraConfig(BaseModel):
-    """The keys of adapter_config.json that we read, with peft's defaults."""
+    """The keys of adapter_config.json that decide the weights, with peft's defaults."""
 
     peft_type: str
     r: Rank = 8
@@ -383,18 +379,18 @@ def _by_pattern(patterns: dict[str, Any] | None, module: str, otherwise: float, 
     return otherwise
 
 
-# Models all of whose layers are transposed, for layers without a bias.
-MODELS = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
-
-
 def is_transposed(checkpoint: Checkpoint, name: str) -> bool:
-    """Tell whether a layer's weight is stored transposed. A square one is treated as the others of its stack."""
+    """Tell whether a linear layer's weight is stored as [inputs, outputs], as by Conv1D of GPT-2 and its descendants.
+
+    The bias decides: it has one number per output. Neither a weight's name nor an adapter's `fan_in_fan_out`, which
+    peft sets from the last layer, is reliable. A square weight is treated like the others of its stack.
+    """
     own = _by_bias(checkpoint, name)
     stack = stack_of(name)
     if own is not None or stack is None:
         return own is True
     others = {_by_bias(checkpoint, other) for other in checkpoint.tensors if other.startswith(stack)} - {None}
-    return others == {True} if others else checkpoint.config.get("model_type") in MODELS
+    return others == {True} if others else checkpoint.config.get("model_type") in _TRANSPOSED
 
 
 def _by_bias(checkpoint: Checkpoint, name: str) -> bool | None:

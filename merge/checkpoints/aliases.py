@@ -1,8 +1,8 @@
 """Give tensors of one architecture the same names, whichever program saved them.
 
 Savers differ: with and without the prefix of the model inside (the Hub's `gpt2`), before and after transformers renamed
-or joined weights, with a tied tensor stored under one of its names.
-"""
+or joined weights, with a tied tensor stored under one of its names. transformers' own tables know the present names.
+Importing it takes seconds, so the tables are used only if the names of two checkpoints differ."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from common.errors import BadInput
-from merge.checkpoints.checkpoint import Checkpoint
+from merge.checkpoints.checkpoint import Checkpoint, WrappedCheckpoint
 from merge.checkpoints.tensor_names import is_embedding, is_head
 
 if TYPE_CHECKING:
@@ -27,6 +27,10 @@ Key = TypeVar("Key")
 _EXPERT = re.compile(r"\.experts\.(\d+)\.")
 # Operations that join experts so that each is contiguous: stacked, with the parts of each below each other.
 _IN_PIECES = ((("MergeModulelist", 0),), (("MergeModulelist", 0), ("Concatenate", 1)))
+DEPTHS = (
+    "num_hidden_layers", "n_layer", "n_layers", "num_layers", "depth", "encoder_layers", "decoder_layers",
+    "num_decoder_layers",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -38,33 +42,24 @@ class Part:
     shape: tuple[int, ...]
 
 
-class RenamedCheckpoint(Checkpoint):
-    """A checkpoint whose tensors have other names. own: its tensors, or parts of them, by the new names."""
+class RenamedCheckpoint(WrappedCheckpoint):
+    """A checkpoint whose tensors have other names. sources: its tensors, or parts of them, by the new names."""
 
-    def __init__(self, inner: Checkpoint, own: Mapping[str, str | Part]):
-        self.own = {
-            new: Part(old, 0, inner.tensors[old].shape) if isinstance(old, str) else old for new, old in own.items()
+    def __init__(self, inner: Checkpoint, sources: Mapping[str, str | Part]):
+        self.sources = {
+            new: Part(old, 0, inner.tensors[old].shape) if isinstance(old, str) else old for new, old in sources.items()
         }
-        tensors = {
-            new: replace(inner.tensors[part.source], name=new, shape=part.shape) for new, part in self.own.items()
+        own = {
+            new: replace(inner.tensors[part.source], name=new, shape=part.shape) for new, part in self.sources.items()
         }
-        super().__init__(inner.folder, inner.config, tensors)
-        self.inner = inner
+        super().__init__(inner, own, kept={})
 
-    def read(self, name: str, start: int, stop: int) -> torch.Tensor:
-        part = self.own[name]
+    def read_own(self, name: str, start: int, stop: int) -> torch.Tensor:
+        part = self.sources[name]
         return self.inner.read(part.source, part.start + start, part.start + stop)
 
-    def parts(self, name: str) -> list[tuple[Checkpoint, str]]:
-        """List the parts of the tensor under its own name."""
-        return self.inner.parts(self.own[name].source)
-
-    @property
-    def files(self) -> set[Path]:
-        return self.inner.files
-
-    def close(self) -> None:
-        self.inner.close()
+    def own_parts(self, name: str) -> list[tuple[Checkpoint, str]]:
+        return self.inner.parts(self.sources[name].source)
 
 
 def under_one_set_of_names(parents: Mapping[Key, Checkpoint], leader: Key) -> tuple[dict[Key, Checkpoint], list[str]]:
@@ -201,12 +196,6 @@ def _refuse_other_forms(lead: Checkpoint, other: Checkpoint, names: Names) -> No
         f"in the other. Load {apart.folder} with transformers and save it by "
         "save_pretrained(FOLDER, save_original_format=False)."
     )
-
-
-DEPTHS = (
-    "num_hidden_layers", "n_layer", "n_layers", "num_layers", "depth", "encoder_layers", "decoder_layers",
-    "num_decoder_layers",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,7 @@
-"""Open a Hugging Face folder: its config and its table of tensors, in safetensors or in the older format."""
+"""Open a Hugging Face folder: its config and its table of tensors.
+
+Weights are in safetensors, whose header is checked as strictly as by safetensors itself, or in the older .bin format,
+which torch maps with weights_only and so without running code of the file. Quantized weights are rejected."""
 
 from __future__ import annotations
 
@@ -23,6 +26,18 @@ if TYPE_CHECKING:
 FORMATS = ("model.safetensors", "pytorch_model.bin")  # the first one that exists is read, as a file or by its index
 INDEX = ".index.json"
 PIECE = 1 << 20  # elements
+LARGEST_HEADER = 100_000_000  # bytes; safetensors' own limit
+Natural = Annotated[int, Field(ge=0)]
+QUANTIZED_REMEDY = "Merge the 16-bit weights that it was made from, or dequantize it and save it again"
+QUANTIZATION_KEYS = ("quantization_config", "compression_config")
+# What quantizers write beside a weight, or in its place: GPTQ, AWQ, bitsandbytes, compressed-tensors, FP8, MXFP4, HQQ,
+# AQLM, VPTQ, quanto.
+_QUANTIZER_TENSORS = re.compile(
+    r".*(?:\.(?:qweight|qzeros|g_idx|SCB|weight_format|absmax|quant_map|nested_absmax|nested_quant_map|quant_state\..+"
+    r"|weight_packed|weight_scale|weight_scale_inv|weight_scale_2|weight_global_scale|weight_zero_point|W_q|codebooks"
+    r"|centroids|weight\._data|weight_u?int\d)|_(?:blocks|packed))"
+)
+_PACKED = ("U8", "I8", "I32")  # dtypes of packed weights
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
@@ -32,13 +47,13 @@ def open_checkpoint(folder: Path) -> Checkpoint:
             raise BadInput(
                 f"{folder}: no such folder; expected a Hugging Face checkpoint (config.json and model.safetensors)."
             )
-        _refuse_adapter(folder)
+        _reject_adapter(folder)
         config = read_json(folder / "config.json", expected="the config of a Hugging Face checkpoint")
         files, index = weight_files(folder)
         if files[0].suffix == ".bin":
-            checkpoint: Checkpoint = _pickled(folder, config, files)
+            checkpoint: Checkpoint = _open_pickled(folder, config, files)
         else:
-            checkpoint = Checkpoint(folder, config, _tensors(files, index))
+            checkpoint = Checkpoint(folder, config, _safetensors_table(files, index))
         for name in [name for name in checkpoint.tensors if name.endswith(COMPUTED)]:
             del checkpoint.tensors[name]
         if not checkpoint.tensors:
@@ -48,7 +63,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     return checkpoint
 
 
-def _refuse_adapter(folder: Path) -> None:
+def _reject_adapter(folder: Path) -> None:
     """Reject the folder of a LoRA instead of a checkpoint; a checkpoint may have an adapter next to it."""
     adapter = folder / "adapter_config.json"
     if not adapter.is_file() or any((folder / f"{name}{end}").is_file() for name in FORMATS for end in ("", INDEX)):
@@ -61,13 +76,13 @@ def _refuse_adapter(folder: Path) -> None:
     )
 
 
-def _pickled(folder: Path, config: dict[str, Any], files: list[Path]) -> Checkpoint:
+def _open_pickled(folder: Path, config: dict[str, Any], files: list[Path]) -> Checkpoint:
     try:
         return open_pickled(folder, config, files)
     except BadInput as error:  # tensors of a quantizer's own kind
         if (quantizer := quantizer_of(config)) is None:
             raise
-        raise BadInput(f"{error} Its config names the quantizer {quantizer}. {REMEDY}.") from None
+        raise BadInput(f"{error} Its config names the quantizer {quantizer}. {QUANTIZED_REMEDY}.") from None
 
 
 def weight_files(folder: Path) -> tuple[list[Path], dict[str, str]]:
@@ -92,7 +107,7 @@ def weight_files(folder: Path) -> tuple[list[Path], dict[str, str]]:
     )
 
 
-def _tensors(files: list[Path], index: dict[str, str]) -> dict[str, TensorInfo]:
+def _safetensors_table(files: list[Path], index: dict[str, str]) -> dict[str, TensorInfo]:
     """Join the tables of all files, with further names of tensors unless these are heads."""
     table: dict[str, TensorInfo] = {}
     aliases: dict[str, str] = {}
@@ -138,12 +153,7 @@ def _drop_tied_head(checkpoint: Checkpoint) -> None:
         del checkpoint.tensors[heads[0]]
 
 
-LARGEST_HEADER = 100_000_000  # bytes; safetensors' own limit
-
-Natural = Annotated[int, Field(ge=0)]
-
-
-class Entry(TypedDict):
+class HeaderEntry(TypedDict):
     """A tensor in the header. data_offsets: first byte and the one after the last, from the header's end."""
 
     dtype: str
@@ -168,12 +178,12 @@ def read_header(file: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
         text = stream.read(length)
     header: dict[str, Any] = parse_json(text, f"{damaged}: its header")
     metadata: dict[str, str] = shaped(header.pop("__metadata__", {}), f"{damaged}: __metadata__", dict[str, str])
-    entries: dict[str, Entry] = shaped(header, f"{damaged}: its header", dict[str, Entry])
+    entries: dict[str, HeaderEntry] = shaped(header, f"{damaged}: its header", dict[str, HeaderEntry])
     table, end = {}, 0
     for name, entry in sorted(entries.items(), key=lambda item: item[1]["data_offsets"]):
         if entry["dtype"] not in ITEM_BYTES:
             small = entry["dtype"].startswith(("F8", "F6", "F4"))
-            remedy = f"its weights are quantized. {REMEDY}." if small else f"Use one of {listed(ITEM_BYTES)}."
+            remedy = f"its weights are quantized. {QUANTIZED_REMEDY}." if small else f"Use one of {listed(ITEM_BYTES)}."
             raise BadInput(f"{file}: tensor {name} has dtype {entry['dtype']}{': ' if small else '. '}{remedy}")
         start, end_before = entry["data_offsets"][0], end
         end = entry["data_offsets"][1]
@@ -222,11 +232,11 @@ def open_pickled(folder: Path, config: dict[str, Any], files: list[Path]) -> Pic
             raise BadInput(f"{file}: expected a mapping of names to tensors, got {type(content).__name__}.")
         for name, tensor in content.items():
             mapped[name] = tensor
-            tensors[name] = _info(file, name, tensor)
+            tensors[name] = _pickled_info(file, name, tensor)
     return PickledCheckpoint(folder, config, tensors, mapped=mapped)
 
 
-def _info(file: Path, name: Any, tensor: Any) -> TensorInfo:
+def _pickled_info(file: Path, name: Any, tensor: Any) -> TensorInfo:
     """Describe a plain tensor of numbers. Raises BadInput for anything else."""
     import torch
 
@@ -243,23 +253,11 @@ def _info(file: Path, name: Any, tensor: Any) -> TensorInfo:
     return TensorInfo(name, file, codes[tensor.dtype], tuple(tensor.shape), 0)
 
 
-REMEDY = "Merge the 16-bit weights that it was made from, or dequantize it and save it again"
-KEYS = ("quantization_config", "compression_config")
-# What quantizers write beside a weight, or in its place: GPTQ, AWQ, bitsandbytes, compressed-tensors, FP8, MXFP4, HQQ,
-# AQLM, VPTQ, quanto.
-_TENSORS = re.compile(
-    r".*(?:\.(?:qweight|qzeros|g_idx|SCB|weight_format|absmax|quant_map|nested_absmax|nested_quant_map|quant_state\..+"
-    r"|weight_packed|weight_scale|weight_scale_inv|weight_scale_2|weight_global_scale|weight_zero_point|W_q|codebooks"
-    r"|centroids|weight\._data|weight_u?int\d)|_(?:blocks|packed))"
-)
-_CODES = ("U8", "I8", "I32")  # dtypes of packed weights
-
-
 def quantization_settings(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     """Return the quantization settings of a config, or of a part."""
     for part in (config, *(value for key, value in config.items() if key.endswith("_config"))):
         if isinstance(part, Mapping):
-            yield from (part[key] for key in KEYS if isinstance(part.get(key), Mapping))
+            yield from (part[key] for key in QUANTIZATION_KEYS if isinstance(part.get(key), Mapping))
 
 
 def quantizer_of(config: Mapping[str, Any]) -> str | None:
@@ -272,20 +270,23 @@ def without_quantization(config: dict[str, Any]) -> dict[str, Any]:
     return {
         key: without_quantization(value) if isinstance(value, dict) and key.endswith("_config") else value
         for key, value in config.items()
-        if key not in KEYS
+        if key not in QUANTIZATION_KEYS
     }
 
 
 def check_not_quantized(checkpoint: Checkpoint) -> None:
-    """Raise BadInput for a checkpoint whose weights are quantized, or are quantized at run time."""
+    """Raise BadInput for weights that are quantized, or are quantized at run time.
+
+    Tensors decide, as a config may be out of date.
+    """
     named = quantizer_of(checkpoint.config)
     for name, info in checkpoint.tensors.items():
-        packed = info.dtype in _CODES and len(info.shape) > 1 and (named is not None or name.endswith(".weight"))
-        if packed or _TENSORS.fullmatch(name):
+        packed = info.dtype in _PACKED and len(info.shape) > 1 and (named is not None or name.endswith(".weight"))
+        if packed or _QUANTIZER_TENSORS.fullmatch(name):
             by = f" by {named}" if named else ""
             raise BadInput(
                 f"{checkpoint.folder}: its weights are quantized{by} (tensor {name} is {info.dtype} "
-                f"{list(info.shape)}) and cannot be merged. {REMEDY}."
+                f"{list(info.shape)}) and cannot be merged. {QUANTIZED_REMEDY}."
             )
     if named == "bitnet":
         raise BadInput(

@@ -1,7 +1,7 @@
-"""Tensors with one row per token, by the names that transformers' models and custom code use.
+"""What a tensor's name tells: embedding, head, layer and kind of module, by the names of transformers and custom code.
 
-One table for the whole engine: embeddings, heads, and other tensors that follow the tokens' numbers.
-"""
+Tensors with one row per token are found here for the whole package: embeddings, heads, and others that follow the
+tokens' ids."""
 
 from __future__ import annotations
 

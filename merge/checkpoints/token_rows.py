@@ -1,4 +1,8 @@
-"""Models with different vocabularies brought to one: whose tokenizer the result has, and which row is which token."""
+"""Bring models with different vocabularies to one: which tokenizer the result has, and which row is which token.
+
+Embeddings and heads are read in one order of tokens. A row for a token that a model does not have is filled as in
+mergekit: by the only model that has it, else by the base's row, else by the mean of those that have it. A token that no
+model has is zero."""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ import numpy
 from numpy.typing import NDArray
 
 from common.errors import BadInput
-from merge.checkpoints.checkpoint import Checkpoint, torch_dtype
+from merge.checkpoints.checkpoint import Checkpoint, WrappedCheckpoint, torch_dtype
 from merge.checkpoints.tensor_names import is_one_row, row_count, token_tensors
 from merge.checkpoints.tokenizer import Vocabulary, read_vocabulary, union
 
@@ -24,6 +28,8 @@ NO_TOKENIZER = (
     "no tokenizer.json, vocab.json, vocab.txt, tekken.json, nor a model of sentencepiece or tiktoken; add the "
     "tokenizer, or set `tokenizer: optional`"
 )
+NOBODY, MEAN = -1, -2  # in place of a donor's number
+Numbers = NDArray[numpy.int64]
 
 
 @dataclass(frozen=True)
@@ -110,10 +116,6 @@ def _check(tokens: dict[str, int], count: int, folder: Path) -> None:
         raise BadInput(f"{folder}: its tokenizer's ids are not rows: some are equal, negative or far too large")
 
 
-NOBODY, MEAN = -1, -2  # in place of a donor's number
-Numbers = NDArray[numpy.int64]
-
-
 @dataclass(frozen=True)
 class Rows:
     """The sources of a table's rows.
@@ -167,7 +169,7 @@ class Table:
     rows: Rows
 
 
-class AlignedCheckpoint(Checkpoint):
+class AlignedCheckpoint(WrappedCheckpoint):
     """A checkpoint, model `number` of several, whose tables have the rows of one tokenizer."""
 
     def __init__(self, inner: Checkpoint, number: int, tables: Mapping[str, Table]):
@@ -176,12 +178,10 @@ class AlignedCheckpoint(Checkpoint):
             info = inner.tensors[table.sources[number]]
             rows = len(table.rows.donor)
             own[name] = replace(info, name=name, shape=(1, rows) if is_one_row(info.shape) else (rows, *info.shape[1:]))
-        super().__init__(inner.folder, inner.config, inner.tensors | own)
-        self.inner, self.number, self.tables = inner, number, tables
+        super().__init__(inner, own)
+        self.number, self.tables = number, tables
 
-    def read(self, name: str, start: int, stop: int) -> torch.Tensor:
-        if name not in self.tables:
-            return self.inner.read(name, start, stop)
+    def read_own(self, name: str, start: int, stop: int) -> torch.Tensor:
         import torch
 
         table, info = self.tables[name], self.tensors[name]
@@ -197,20 +197,11 @@ class AlignedCheckpoint(Checkpoint):
             out[torch.from_numpy(mean)] = _mean(mean, table, own, columns).to(out.dtype)
         return out.view(-1)[start - first * columns : stop - first * columns]
 
-    def parts(self, name: str) -> list[tuple[Checkpoint, str]]:
+    def own_parts(self, name: str) -> list[tuple[Checkpoint, str]]:
         """List its own tensor, then those of the models that fill in."""
-        if name not in self.tables:
-            return self.inner.parts(name)
         table = self.tables[name]
         pairs = list(zip(table.models, table.sources, strict=True))
         return [part for model, source in [pairs[self.number], *pairs] for part in model.parts(source)]
-
-    @property
-    def files(self) -> set[Path]:
-        return self.inner.files
-
-    def close(self) -> None:
-        self.inner.close()
 
 
 def _copy(out: torch.Tensor, where: NDArray[numpy.bool_], table: Table, model: int, own: Numbers, columns: int) -> None:

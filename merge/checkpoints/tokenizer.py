@@ -1,4 +1,4 @@
-"""The meaning of token ids: whether two folders' tokenizers are equal, however they were saved."""
+"""Tokenizers of checkpoint folders: their vocabularies, their union, and their chat templates."""
 
 from __future__ import annotations
 
@@ -20,6 +20,18 @@ from merge.checkpoints.sidecars import vocabulary_files
 
 if TYPE_CHECKING:
     import tokenizers
+
+_PIECES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "sentencepiece.model", "spm.model")
+TEMPLATE, CONFIG, FAST = "chat_template.jinja", "tokenizer_config.json", "tokenizer.json"
+NAMED = "additional_chat_templates"
+OLDER_TEMPLATE = "chat_template.json"  # of processors
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+QUESTION, ANSWER = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
+SYSTEM = {"role": "system", "content": "c"}
+TALKS = ([SYSTEM, QUESTION, ANSWER, QUESTION], [QUESTION, ANSWER, QUESTION], [QUESTION, ANSWER], [QUESTION])
 
 
 class AddedToken(TypedDict):
@@ -44,9 +56,6 @@ class Tekken(TypedDict):
 
     config: dict[str, Any]
     vocab: list[dict[str, Any]]
-
-
-_PIECES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "sentencepiece.model", "spm.model")
 
 
 @dataclass(frozen=True)
@@ -157,15 +166,6 @@ def _pieces(file: Path) -> list[str]:
     return [piece.piece for piece in model.pieces]
 
 
-TEMPLATE, CONFIG, FAST = "chat_template.jinja", "tokenizer_config.json", "tokenizer.json"
-NAMED = "additional_chat_templates"
-OLDER_TEMPLATE = "chat_template.json"  # of processors
-CHATML = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-
-
 def union(folders: Sequence[Path], known: Sequence[set[str]]) -> tokenizers.Tokenizer:
     """Build the union: the first folder's tokenizer with the tokens of the others, in their order, at new numbers.
 
@@ -262,11 +262,6 @@ def put_template(folder: Path, template: str) -> None:
                     (folder / NAMED / f"{name}.jinja").write_text(other, encoding="utf-8")
         text = json.dumps(config | {"chat_template": named}, indent=2, ensure_ascii=False)
         (folder / CONFIG).write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
-
-
-QUESTION, ANSWER = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
-SYSTEM = {"role": "system", "content": "c"}
-TALKS = ([SYSTEM, QUESTION, ANSWER, QUESTION], [QUESTION, ANSWER, QUESTION], [QUESTION, ANSWER], [QUESTION])
 
 
 def template_tokens(folder: Path) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 AT_ONCE = 2 << 30  # bytes of merged weights held by load_many at a time
+Shapes = Mapping[str, tuple[int, ...]]
 
 
 class ModelSink:
@@ -151,9 +152,6 @@ def _sink(model: PreTrainedModel, plan: Plan) -> ModelSink | None:
     return None if places is None else ModelSink(places)
 
 
-Shapes = Mapping[str, tuple[int, ...]]
-
-
 class _NoCopies(TorchFunctionMode):
     """Leaves a part of a tensor where it lies: conversions call `contiguous`, which may copy."""
 
@@ -163,6 +161,10 @@ class _NoCopies(TorchFunctionMode):
 
 def find_places(model: PreTrainedModel, shapes: Shapes) -> dict[str, torch.Tensor] | None:
     """Find the part of a model's memory, contiguous, for each tensor of files of these shapes, by its name.
+
+    Files may name a tensor otherwise than the model does, and divide what is one tensor in the model, such as the
+    experts of a layer. transformers' table of these conversions is applied to the model's tensors without copying them:
+    a tensor of the files is then a part of the model's memory, and writing it fills the model.
 
     None if the files' tensors are not such parts, or do not fill the model: transformers may compute with them as it
     loads them.

@@ -1,4 +1,8 @@
-"""One tensor of a merge's result: where it comes from in each parent, and whether these fit each other."""
+"""Tensors of a merge's result: where they come from in each parent, and whether these fit each other.
+
+With restacked layers, a tensor has another name in its parents, and each slice of layers has its parents. As in
+mergekit, embeddings come from the first slice's models by its settings, and what follows the layers (the final norm,
+the head) from the last one's; gradients run over the layers of a slice; a model's rules refer to its own names."""
 
 from __future__ import annotations
 
@@ -14,6 +18,9 @@ from merge.model_ref import ModelRef
 from merge.recipe import Recipe, Slice
 
 Parent = tuple[Path, Path | None]  # folder, adapter
+BEFORE = ("embed", "embd", "wte", "wpe", "relative_pe")  # parts of the names of what stands before the layers
+COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")  # how configs call the number of layers
+WIDTHS = ("hidden_size", "n_embd", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim")
 
 
 @dataclass(frozen=True)
@@ -88,11 +95,6 @@ def output_of(parents: Mapping[Parent, Checkpoint], wanted: Output) -> Output:
                 f"{info.file}: tensor {source} is {info.dtype}, but floating point in one parent and not in the other"
             )
     return replace(wanted, shape=shape, sources=sources, floating=floating)
-
-
-BEFORE = ("embed", "embd", "wte", "wpe", "relative_pe")  # parts of the names of what stands before the layers
-COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")  # how configs call the number of layers
-WIDTHS = ("hidden_size", "n_embd", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim")
 
 
 def stacked_outputs(recipes: Sequence[Recipe], parents: Mapping[Parent, Checkpoint]) -> list[Output]:

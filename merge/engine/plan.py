@@ -1,4 +1,4 @@
-"""From recipes to what an engine needs: opened parents, checked against each other, and the list of output tensors."""
+"""Plan a merge: open the parents, check them against each other and the settings, and list the output tensors."""
 
 from __future__ import annotations
 
@@ -267,7 +267,10 @@ def _check_sums(recipe: Recipe, outputs: Sequence[Output]) -> None:
 
 @dataclass(frozen=True)
 class SpecialRows:
-    """parent: the model that gives them. rows: their numbers in the result. tables: tensors with a row a token."""
+    """Rows of a chat template's tokens, taken from one model: a mix of several models' turn marks is known to none.
+
+    parent: the model that gives them. rows: their ids in the result. tables: tensors with one row per token.
+    """
 
     parent: Parent
     rows: torch.Tensor

@@ -1,4 +1,7 @@
-"""The model card of a written merge, ready to publish: it names models of the Hub by id, and no local paths."""
+"""The model card of a merge, ready to publish, and the merge that a card describes.
+
+A card names models of the Hub by id, and no local paths. It has the recipe, the settings in which the models differ and
+checksums, so that a merge can be repeated from the card alone."""
 
 from __future__ import annotations
 
@@ -27,6 +30,25 @@ if TYPE_CHECKING:
     from merge.engine.plan import Plan
 
 SHARES = ("share_trimmed", "share_in_conflict", "share_lost_in_conflict", "norm_lost")
+LARGEST = 10_000_000  # bytes of a card
+_RECIPE = re.compile(r"^## How to make it again$.*?^```yaml\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_CHECKSUM = re.compile(r"^- (read|written) `([^`\n]+)`: ([0-9a-f]{64})$", re.MULTILINE)
+_SHARDS = re.compile(r"^    slackmerge merge .*--shard-size (\d{1,18})B$", re.MULTILINE)
+_FOLDERS = ("base", "path", "adapter")  # keys that name one
+# What changes no answer, or is settled elsewhere: savers' notes, dtypes, training, generation, vocabularies, the tie.
+_OTHER = re.compile(
+    r"_.*|name_or_path|transformers.*|unsloth.*|architectures|model_type|auto_map|(?:torch_)?dtype|.*use_cache"
+    r"|tie_\w+|(?:quantization|compression)_config|\w*vocab_size|n_words|\w+_token_ids?|\w+_token_index"
+    r"|attn_impl\w*|output_\w+|return_dict\w*|torchscript|\w*gradient_checkpointing\w*|id2label|label2id|num_labels"
+    r"|finetuning_task|problem_type|task_specific_params|pretraining_tp|\w*dropout\w*|\w*_pdrop|\w*drop_path\w*"
+    r"|\w*initializer\w*|\w*init_std|\w*_loss\w*|max_length|min_length|do_sample|temperature|top_[kp]|num_beams"
+    r"|repetition_penalty|model_max_length|\w+_reentrant|rescale_prenorm_residual|seq_length|summary_\w+"
+)
+_STACKED = re.compile(r"num_hidden_layers|n_layers?|num_layers|.*layer_types|max_window_layers")  # set by slices
+# What older savers leave out where it is this.
+_DEFAULTS = {"rope_theta": 10000.0, "rope_scaling": None, "sliding_window": None, "partial_rotary_factor": 1.0}
+LONGEST = 60  # characters of a value
+_ABSENT = object()
 
 
 def render(
@@ -103,13 +125,6 @@ def _checksums(plan: Plan, names: dict[str, str], files: Sequence[Path]) -> list
     lines += [f"- read `{name}`: {digest}" for name, digest in zip(read.values(), digests, strict=False)]
     written = zip(files, digests[len(read) :], strict=True)
     return lines + [f"- written `{file.name}`: {digest}" for file, digest in written]
-
-
-LARGEST = 10_000_000  # bytes of a card
-_RECIPE = re.compile(r"^## How to make it again$.*?^```yaml\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-_CHECKSUM = re.compile(r"^- (read|written) `([^`\n]+)`: ([0-9a-f]{64})$", re.MULTILINE)
-_SHARDS = re.compile(r"^    slackmerge merge .*--shard-size (\d{1,18})B$", re.MULTILINE)
-_FOLDERS = ("base", "path", "adapter")  # keys that name one
 
 
 @dataclass(frozen=True)
@@ -240,23 +255,11 @@ def _digest(file: Path) -> str:
         return sha256(file)
 
 
-# What changes no answer, or is settled elsewhere: savers' notes, dtypes, training, generation, vocabularies, the tie.
-_OTHER = re.compile(
-    r"_.*|name_or_path|transformers.*|unsloth.*|architectures|model_type|auto_map|(?:torch_)?dtype|.*use_cache"
-    r"|tie_\w+|(?:quantization|compression)_config|\w*vocab_size|n_words|\w+_token_ids?|\w+_token_index"
-    r"|attn_impl\w*|output_\w+|return_dict\w*|torchscript|\w*gradient_checkpointing\w*|id2label|label2id|num_labels"
-    r"|finetuning_task|problem_type|task_specific_params|pretraining_tp|\w*dropout\w*|\w*_pdrop|\w*drop_path\w*"
-    r"|\w*initializer\w*|\w*init_std|\w*_loss\w*|max_length|min_length|do_sample|temperature|top_[kp]|num_beams"
-    r"|repetition_penalty|model_max_length|\w+_reentrant|rescale_prenorm_residual|seq_length|summary_\w+"
-)
-_STACKED = re.compile(r"num_hidden_layers|n_layers?|num_layers|.*layer_types|max_window_layers")  # set by slices
-# What older savers leave out where it is this.
-_DEFAULTS = {"rope_theta": 10000.0, "rope_scaling": None, "sliding_window": None, "partial_rotary_factor": 1.0}
-LONGEST = 60  # characters of a value
-
-
 def differences(plan: Plan, names: Mapping[str, str]) -> list[str]:
-    """Return one line per setting: its value in the result, and in parents with another value, by name."""
+    """Return one line per setting of the configs that differs and that the weights depend on, such as `rope_theta`.
+
+    A line has the value in the result, which has the leader's config, and the other values with the parents' names.
+    """
     key = plan.leader
     lead = dict(_flat(plan.parents[key].config))
     sliced = bool(plan.recipes[0].slices)
@@ -287,9 +290,6 @@ def differences(plan: Plan, names: Mapping[str, str]) -> list[str]:
 def places(plan: Plan) -> dict[str, str]:
     """Name the parents by their paths."""
     return {str(parent[0]): str(parent[0]) for parent in plan.parents}
-
-
-_ABSENT = object()
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,8 +1,7 @@
-"""What of a model folder is given away: weights, config, tokenizer, card and recipe, without paths of this machine.
+"""Choose what of a model folder is published: weights, config, tokenizer, card and recipe, without local paths.
 
-Other files (trainer states, notes, keys) stay here. merge.yml is shared with short names for its folders, as the card
-of a merge has them; an adapter's config names its base by the base's id on the Hub.
-"""
+Other files (trainer states, notes, keys) stay here. merge.yml gets short names for its folders, as in the card of a
+merge; an adapter's config names its base by the base's id on the Hub."""
 
 from __future__ import annotations
 

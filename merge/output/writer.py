@@ -1,4 +1,6 @@
-"""A merge as a checkpoint folder: streamed to safetensors shards, published by one rename."""
+"""Write a merge as a checkpoint folder: streamed to safetensors shards, published by one rename.
+
+Headers are written first, with the space for all tensors reserved; slices are then written at their places."""
 
 from __future__ import annotations
 

@@ -138,8 +138,8 @@ def unignored() -> None:
 
 def test_a_signal_ends_it_and_leaves_nothing(config: str, tmp_path: Path) -> None:
     code = (
-        "import os, sys; from merge import cli, progress; "
-        "progress.Progress.__enter__ = lambda self: lambda *_: os.kill(os.getpid(), {}); "
+        "import os, sys; from merge import cli; "
+        "cli.Progress.__enter__ = lambda self: lambda *_: os.kill(os.getpid(), {}); "
         "sys.exit(cli.main(sys.argv[1:]))"
     )
     before = names(tmp_path)
