@@ -85,7 +85,7 @@ def embedding_rows(file: Path) -> int | None:
     """Return rows of the embedding of tokens, where a safetensors file holds it under one of its usual names."""
     from safetensors import SafetensorError, safe_open
 
-    from merge.io.token_tensors import is_embedding
+    from merge.checkpoints.tensor_names import is_embedding
 
     try:
         with safe_open(file, "np") as tensors:

@@ -12,7 +12,7 @@ from common import hub_push
 from common.errors import BadInput
 from common.hub_push import Target
 from common.units import counted
-from merge.io.shared_folder import CARD, Shared, share, upload
+from merge.output.sharing import CARD, Shared, share, upload
 from pipeline import checkpoint_card
 from pipeline.run.console import say
 from pipeline.stages.stage import STAGE_TYPES

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import merge
 from common.files import read_jsonl, write_jsonl
-from merge.io.from_card import read_card
+from merge.output.card import read_card
 from pipeline import __main__ as entry
 from pipeline import check, inputs, sweep
 from pipeline.execute import Job

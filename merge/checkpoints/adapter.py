@@ -12,18 +12,18 @@ import math
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any
+
+import regex
+from pydantic import BaseModel, Field
 
 from common.errors import BadInput, in_one_line
 from common.hub import ADAPTERS
-from merge.io.adapter_config import LoraConfig, rank_and_scale, read_config
-from merge.io.checkpoint import FLOATS, Checkpoint, torch_dtype
-from merge.io.name_aliases import RenamedCheckpoint, under_todays_names, with_names_of
-from merge.io.pickled import open_pickled
-from merge.io.safetensors_header import read_header
-from merge.io.token_tensors import head_name, is_head
-from merge.io.transformers_names import names_of
-from merge.io.transposed import is_transposed
+from common.parsing import read_json, shaped
+from merge.checkpoints.aliases import RenamedCheckpoint, names_of, under_todays_names, with_names_of
+from merge.checkpoints.checkpoint import FLOATS, Checkpoint, WrappedCheckpoint, torch_dtype
+from merge.checkpoints.folder import open_pickled, read_header
+from merge.checkpoints.tensor_names import head_name, is_head, stack_of
 
 if TYPE_CHECKING:
     import torch
@@ -33,6 +33,22 @@ _FACTOR = re.compile(r"(?P<module>.+)\.lora_(?:(?P<side>[AB])\.weight|(?P<embedd
 _MAGNITUDE = re.compile(r"(?P<module>.+)\.lora_magnitude_vector(?:\.weight)?")
 _WHOLE = re.compile(r"(?P<module>.+?)(?P<base>\.base_layer)?\.(?P<kind>weight|bias)")
 MAGNITUDE = "magnitude"
+# What peft computes otherwise than W + scale·B·A, or with further tensors: each must be off. `fan_in_fan_out` is none
+# of them: peft decides by the layer and ignores the config (see is_transposed).
+_OFF = (
+    "lora_bias", "layer_replication", "trainable_token_indices",
+    "target_parameters", "use_qalora", "use_bdlora", "alora_invocation_tokens", "arrow_config", "kasa_config",
+    "velora_config", "monteclora_config", "megatron_config",
+)  # fmt: skip
+# Initialisations that leave the base as it is. The others (PiSSA, OLoRA, CorDA, LoftQ, ...) take something out of it
+# when peft loads the adapter.
+_PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
+# A stranger's pattern may take time exponential in a name's length; those that name modules take microseconds.
+LONGEST_MATCH_S = 1.0
+Rank = Annotated[int, Field(ge=1)]
+Alpha = Annotated[float, Field(allow_inf_nan=False)]
+# Models all of whose layers are transposed, for layers without a bias.
+_TRANSPOSED = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
 
 
 @dataclass(frozen=True)
@@ -63,17 +79,16 @@ class Change:
     factors: Factors | None = None
 
 
-class AdaptedCheckpoint(Checkpoint):
-    """A checkpoint with a LoRA adapter on it."""
+class AdaptedCheckpoint(WrappedCheckpoint):
+    """A checkpoint with a LoRA adapter on it. changes: what the adapter changes, by name."""
 
     def __init__(self, base: Checkpoint, lora: Checkpoint, changes: dict[str, Change]):
-        own = {name: replace(base.tensors[change.source], name=name) for name, change in changes.items()}
-        super().__init__(base.folder, base.config, base.tensors | own)
-        self.base, self.lora, self.changes = base, lora, changes
+        super().__init__(
+            base, {name: replace(base.tensors[change.source], name=name) for name, change in changes.items()}
+        )
+        self.lora, self.changes = lora, changes
 
-    def read(self, name: str, start: int, stop: int) -> torch.Tensor:
-        if name not in self.changes:
-            return self.base.read(name, start, stop)
+    def read_own(self, name: str, start: int, stop: int) -> torch.Tensor:
         import torch
 
         checkpoint, stored = self._stored(name)
@@ -92,7 +107,7 @@ class AdaptedCheckpoint(Checkpoint):
 
     def _stored(self, name: str) -> tuple[Checkpoint, str]:
         change = self.changes[name]
-        return (self.base, change.source) if change.whole is None else (self.lora, change.whole)
+        return (self.inner, change.source) if change.whole is None else (self.lora, change.whole)
 
     def _product(self, factors: Factors, first: int, last: int, columns: int) -> torch.Tensor:
         """Compute rows [first, last) of scale·B·A, or of its transpose."""
@@ -108,20 +123,18 @@ class AdaptedCheckpoint(Checkpoint):
         b = self.lora.read(factors.b, first * rank, last * rank).view(-1, rank)
         return (b.float() @ a.float()).mul_(factors.scale)
 
-    def parts(self, name: str) -> list[tuple[Checkpoint, str]]:
+    def own_parts(self, name: str) -> list[tuple[Checkpoint, str]]:
         """Return the base's tensor, or the adapter's instead, and the factors on it."""
-        if name not in self.changes:
-            return self.base.parts(name)
         checkpoint, stored = self._stored(name)
         factors = self.changes[name].factors
         return checkpoint.parts(stored) + [(self.lora, part) for part in (factors.parts if factors else ())]
 
     @property
     def files(self) -> set[Path]:
-        return self.base.files | self.lora.files
+        return self.inner.files | self.lora.files
 
     def close(self) -> None:
-        self.base.close()
+        self.inner.close()
         self.lora.close()
 
 
@@ -303,3 +316,86 @@ class _Adapter:
             f"{self.file}: module {what} is not in {self.base.folder}: "
             "the adapter belongs to another base. Give that base."
         )
+
+
+class LoraConfig(BaseModel):
+    """The keys of adapter_config.json that decide the weights, with peft's defaults."""
+
+    peft_type: str
+    r: Rank = 8
+    lora_alpha: Alpha = 8.0
+    rank_pattern: dict[str, Rank] | None = None
+    alpha_pattern: dict[str, Alpha] | None = None
+    use_rslora: bool = False
+    use_dora: bool = False
+    init_lora_weights: bool | str | None = True
+    modules_to_save: list[str] | None = None
+    ensure_weight_tying: bool = False
+
+    def saves(self, module: str) -> bool:
+        """Tell whether the adapter contains the whole module instead of factors."""
+        return module.endswith(tuple(self.modules_to_save or ()))
+
+
+def read_config(path: Path) -> LoraConfig:
+    """Read the config. Raises BadInput for other kinds of adapters, and for what is not W + scale·B·A."""
+    data: dict[str, Any] = read_json(path, expected="the config of a LoRA as peft saves it")
+    config: LoraConfig = shaped(data, str(path), LoraConfig)
+    if config.peft_type != "LORA":
+        raise BadInput(
+            f"{path}: peft_type must be LORA, got {config.peft_type}. Merge the adapter into its base with peft first."
+        )
+    wrong = {key: data[key] for key in _OFF if data.get(key)}
+    if config.init_lora_weights not in _PLAIN_STARTS:
+        wrong["init_lora_weights"] = config.init_lora_weights
+    for key, value in wrong.items():
+        raise BadInput(
+            f"{path}: {key} is not supported, got {value!r}. Merge this adapter into its base with peft first."
+        )
+    return config
+
+
+def rank_and_scale(config: LoraConfig, module: str, path: Path) -> tuple[int, float]:
+    """Return the rank of a module's factors and the factor of their product."""
+    rank = int(_by_pattern(config.rank_pattern, module, config.r, f"{path}: rank_pattern"))
+    alpha = _by_pattern(config.alpha_pattern, module, config.lora_alpha, f"{path}: alpha_pattern")
+    return rank, alpha / math.sqrt(rank) if config.use_rslora else alpha / rank
+
+
+def _by_pattern(patterns: dict[str, Any] | None, module: str, otherwise: float, where: str) -> float:
+    """Return the value of the first pattern that matches, as in peft."""
+    for pattern, value in (patterns or {}).items():
+        whole = rf"(.*\.)?({pattern})$"
+        try:
+            re.compile(whole)  # what is one for `re`, as peft has it, means the same for `regex`
+            if regex.match(whole, module, timeout=LONGEST_MATCH_S):
+                return float(value)
+        except TimeoutError:
+            raise BadInput(f"{where}: {pattern!r} takes too long to match. List the modules' names instead.") from None
+        except (re.error, regex.error, OverflowError, RecursionError) as error:
+            raise BadInput(
+                f"{where}: {pattern!r} is not a regular expression ({error}). Correct it, or list the modules' names."
+            ) from None
+    return otherwise
+
+
+def is_transposed(checkpoint: Checkpoint, name: str) -> bool:
+    """Tell whether a linear layer's weight is stored as [inputs, outputs], as by Conv1D of GPT-2 and its descendants.
+
+    The bias decides: it has one number per output. Neither a weight's name nor an adapter's `fan_in_fan_out`, which
+    peft sets from the last layer, is reliable. A square weight is treated like the others of its stack.
+    """
+    own = _by_bias(checkpoint, name)
+    stack = stack_of(name)
+    if own is not None or stack is None:
+        return own is True
+    others = {_by_bias(checkpoint, other) for other in checkpoint.tensors if other.startswith(stack)} - {None}
+    return others == {True} if others else checkpoint.config.get("model_type") in _TRANSPOSED
+
+
+def _by_bias(checkpoint: Checkpoint, name: str) -> bool | None:
+    """Decide by the bias; None if there is no bias, or if it fits both ways."""
+    weight, bias = (checkpoint.tensors.get(f"{name.removesuffix('weight')}{kind}") for kind in ("weight", "bias"))
+    if weight is None or bias is None or len(weight.shape) != 2 or weight.shape[0] == weight.shape[1]:
+        return None
+    return {weight.shape[0]: False, weight.shape[1]: True}.get(bias.numel)

@@ -1,23 +1,24 @@
 """Give tensors of one architecture the same names, whichever program saved them.
 
 Savers differ: with and without the prefix of the model inside (the Hub's `gpt2`), before and after transformers renamed
-or joined weights, with a tied tensor stored under one of its names.
-"""
+or joined weights, with a tied tensor stored under one of its names. transformers' own tables know the present names.
+Importing it takes seconds, so the tables are used only if the names of two checkpoints differ."""
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from common.errors import BadInput
-from merge.io.checkpoint import Checkpoint
-from merge.io.token_tensors import is_embedding, is_head
-from merge.io.transformers_names import Names, names_of
+from merge.checkpoints.checkpoint import Checkpoint, WrappedCheckpoint
+from merge.checkpoints.tensor_names import is_embedding, is_head
 
 if TYPE_CHECKING:
     import torch
@@ -26,6 +27,10 @@ Key = TypeVar("Key")
 _EXPERT = re.compile(r"\.experts\.(\d+)\.")
 # Operations that join experts so that each is contiguous: stacked, with the parts of each below each other.
 _IN_PIECES = ((("MergeModulelist", 0),), (("MergeModulelist", 0), ("Concatenate", 1)))
+DEPTHS = (
+    "num_hidden_layers", "n_layer", "n_layers", "num_layers", "depth", "encoder_layers", "decoder_layers",
+    "num_decoder_layers",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -37,33 +42,24 @@ class Part:
     shape: tuple[int, ...]
 
 
-class RenamedCheckpoint(Checkpoint):
-    """A checkpoint whose tensors have other names. own: its tensors, or parts of them, by the new names."""
+class RenamedCheckpoint(WrappedCheckpoint):
+    """A checkpoint whose tensors have other names. sources: its tensors, or parts of them, by the new names."""
 
-    def __init__(self, inner: Checkpoint, own: Mapping[str, str | Part]):
-        self.own = {
-            new: Part(old, 0, inner.tensors[old].shape) if isinstance(old, str) else old for new, old in own.items()
+    def __init__(self, inner: Checkpoint, sources: Mapping[str, str | Part]):
+        self.sources = {
+            new: Part(old, 0, inner.tensors[old].shape) if isinstance(old, str) else old for new, old in sources.items()
         }
-        tensors = {
-            new: replace(inner.tensors[part.source], name=new, shape=part.shape) for new, part in self.own.items()
+        own = {
+            new: replace(inner.tensors[part.source], name=new, shape=part.shape) for new, part in self.sources.items()
         }
-        super().__init__(inner.folder, inner.config, tensors)
-        self.inner = inner
+        super().__init__(inner, own, kept={})
 
-    def read(self, name: str, start: int, stop: int) -> torch.Tensor:
-        part = self.own[name]
+    def read_own(self, name: str, start: int, stop: int) -> torch.Tensor:
+        part = self.sources[name]
         return self.inner.read(part.source, part.start + start, part.start + stop)
 
-    def parts(self, name: str) -> list[tuple[Checkpoint, str]]:
-        """List the parts of the tensor under its own name."""
-        return self.inner.parts(self.own[name].source)
-
-    @property
-    def files(self) -> set[Path]:
-        return self.inner.files
-
-    def close(self) -> None:
-        self.inner.close()
+    def own_parts(self, name: str) -> list[tuple[Checkpoint, str]]:
+        return self.inner.parts(self.sources[name].source)
 
 
 def under_one_set_of_names(parents: Mapping[Key, Checkpoint], leader: Key) -> tuple[dict[Key, Checkpoint], list[str]]:
@@ -200,3 +196,87 @@ def _refuse_other_forms(lead: Checkpoint, other: Checkpoint, names: Names) -> No
         f"in the other. Load {apart.folder} with transformers and save it by "
         "save_pretrained(FOLDER, save_original_format=False)."
     )
+
+
+@dataclass(frozen=True)
+class Joined:
+    """A tensor in memory of which a stored one is a part, and the operations that join the parts.
+
+    part: number of the kind of part; operations: those of transformers, by name and dimension.
+    """
+
+    target: str
+    part: int
+    operations: tuple[tuple[str, int | None], ...]
+
+
+@dataclass(frozen=True)
+class Names:
+    """An architecture's names. tied: aliases of other tensors, by present names."""
+
+    renamings: list[Any]
+    converters: list[Any]
+    prefix: str
+    state: Mapping[str, Any]
+    tied: Mapping[str, str]
+
+    def today(self, name: str) -> str:
+        """Return a tensor's name in memory, if it is not joined with others."""
+        from transformers.core_model_loading import rename_source_key
+
+        return str(rename_source_key(name, self.renamings, [], self.prefix, dict(self.state))[0])
+
+    def joined(self, name: str) -> Joined | None:
+        """Return the tensor that a stored one becomes a part of; None if it stays as stored."""
+        renamed = name
+        for renaming in self.renamings:
+            renamed, _ = renaming.rename_source_key(renamed)
+        for converter in self.converters:
+            target, pattern = converter.rename_source_key(renamed)
+            if pattern is not None:
+                operations = tuple((type(each).__name__, getattr(each, "dim", None)) for each in converter.operations)
+                return Joined(self.today(target), converter.source_patterns.index(pattern), operations)
+        return None
+
+    def in_memory(self, name: str) -> str:
+        """Return the tensor in memory that a stored one is, or becomes a part of."""
+        joined = self.joined(name)
+        return self.today(name) if joined is None else joined.target
+
+
+def names_of(checkpoint: Checkpoint) -> Names | None:
+    """Return the names of an architecture; None if this transformers lacks the model (custom code, or newer)."""
+    depths = [value for part in _parts(checkpoint.config) for key in DEPTHS if type(value := part.get(key)) is int]
+    if not depths or max(depths) > len(checkpoint.tensors):
+        return None  # not a config of these tensors
+    return _names(checkpoint.folder, json.dumps(checkpoint.config, sort_keys=True, default=str))
+
+
+@lru_cache(maxsize=8)
+def _names(folder: Path, config_text: str) -> Names | None:
+    """Build the model without weights to get its names: which are changed depends on its modules."""
+    import torch
+    import transformers
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, WeightRenaming
+
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        kind = getattr(transformers, str((json.loads(config_text).get("architectures") or [""])[0]))
+        with torch.device("meta"):
+            model = kind._from_config(config)
+        mapping = get_model_conversion_mapping(model)
+        tied = dict(getattr(model, "all_tied_weights_keys", None) or {})
+    except Exception:  # whatever a config leads transformers to: then it does not know the names
+        return None
+    renamings = [each for each in mapping if isinstance(each, WeightRenaming)]
+    converters = [each for each in mapping if isinstance(each, WeightConverter)]
+    return Names(renamings, converters, model.base_model_prefix, dict(model.state_dict()), tied)
+
+
+def _parts(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """List a config and those of its parts."""
+    yield config
+    for key, value in config.items():
+        if isinstance(value, dict) and (key.endswith("_config") or key in ("encoder", "decoder")):
+            yield value

@@ -2,27 +2,37 @@
 
 Where mergekit differs from our defaults, the recipe states it: election on weighted task vectors, arithmetic in the
 dtype that the inputs promote to, l1 rescaling, no check of tokenizers. Unsupported keys are rejected by name, never
-ignored.
-"""
+ignored. Models are named `path`, `path@revision`, `path+lora`, or the same as mappings."""
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from common.choices import suggestion
 from common.errors import BadInput
 from common.hub import NAME, PREFIX
-from merge.mergekit_models import Reference, reference, reference_or_none
-from merge.mergekit_parameters import MODEL_KEYS, mapping, scoped, shared_settings
-from merge.method_table import METHODS, Method
+from merge.method_table import METHODS, MODEL_DEFAULTS, Method
 
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
 _KEYS = {"models", "slices", "merge_method", "base_model", "parameters", "dtype", "out_dtype"} | {
     "tokenizer_source", "tokenizer", "chat_template"
 }  # fmt: skip
+_MODEL, _PATH = {"model", "lora", "override_architecture"}, {"path", "revision"}
+_SHARED = ("int8_mask", "t", "lambda", "normalize", "rescale", "select_topk")  # parameters of the whole merge
+_ONLY = {"sce": {"int8_mask", "select_topk"}, "arcee_fusion": set[str]()}  # of which these methods have no others
+_FIXED: dict[str, dict[str, Any]] = {  # by method: parameters that we have at mergekit's default only
+    "model_stock": {"filter_wise": False},
+    "nuslerp": {"nuslerp_flatten": True, "nuslerp_row_wise": False},
+    "multislerp": {"eps": 1e-8},
+    "karcher": {"max_iter": 10, "tol": 1e-5},
+}
+_RENAMED = {("multislerp", "normalize"): "normalize_weights"}
+MODEL_KEYS = ("weight", "density", "gamma", "epsilon", "scale")
+_DEFAULTS = {key: MODEL_DEFAULTS[key] for key in MODEL_KEYS if key != "weight"}  # which mergekit requires
 
 
 def to_recipe_dict(data: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -210,3 +220,118 @@ def _tokenizer(
     if not labels:
         raise BadInput(f"{where}: {key}: must be union, base, or one of the models, got {source!r}.")
     return {"tokenizer": labels[0]} | chat
+
+
+class Reference(NamedTuple):
+    """A folder or a model of the Hub, with or without an adapter."""
+
+    folder: str
+    adapter: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.folder}+{self.adapter}" if self.adapter else self.folder
+
+
+def reference_or_none(value: Any, at: str) -> Reference | None:
+    """Parse as `reference`; return None for null."""
+    return None if value is None else reference(value, at)
+
+
+def reference(value: Any, at: str) -> Reference:
+    """Parse the name of a model. Raises BadInput that begins with `at`."""
+    if isinstance(value, str) and value:
+        folder, _, adapter = value.partition("+")
+        return Reference(folder, adapter)
+    if isinstance(value, Mapping) and set(value) <= _PATH:
+        return Reference(_path(value, at))
+    if isinstance(value, Mapping) and set(value) <= _MODEL:
+        if value.get("override_architecture") is not None:
+            raise BadInput(f"{at}.override_architecture: not supported. Merge models of one architecture.")
+        adapter = "" if value.get("lora") is None else _path(value["lora"], f"{at}.lora")
+        model = value.get("model")
+        if isinstance(model, str) and "lora" not in value:
+            return reference(model, f"{at}.model")
+        return Reference(_path(model, f"{at}.model"), adapter)
+    raise BadInput(
+        f"{at}: expected a folder, or {{model: {{path: folder, revision: name}}, lora: ...}}, got {value!r}."[:500]
+    )
+
+
+def _path(value: Any, at: str) -> str:
+    """Parse a path, with its revision for models of the Hub."""
+    if isinstance(value, str) and value:
+        return value
+    if (
+        not isinstance(value, Mapping)
+        or set(value) - _PATH
+        or not isinstance(path := value.get("path"), str)
+        or not path
+    ):
+        raise BadInput(f"{at}: expected {{path: folder}}, and a revision for a model of the hub, got {value!r}."[:500])
+    revision = value.get("revision")
+    if revision is not None and not isinstance(revision, str):
+        raise BadInput(f"{at}.revision: expected a branch, a tag or a commit, got {revision!r}."[:500])
+    return f"{path}@{revision}" if revision and not Path(path).exists() else path
+
+
+def mapping(value: Any, at: str) -> dict[str, Any]:
+    """Return a mapping with text keys; null is an empty one. Raises BadInput that names its place."""
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise BadInput(f"{at}: expected a mapping.")
+    return {str(key): entry for key, entry in value.items()}
+
+
+def scoped(name: str, scopes: list[Mapping[str, Any]]) -> Any:
+    """Return a parameter's value.
+
+    Scopes apply in order, then mergekit's default; rules that match nothing pass it on to the next scope.
+    """
+    rules: list[Any] = []
+    for scope in scopes:
+        if name not in scope:
+            continue
+        value = scope[name]
+        listed = [value] if isinstance(value, dict) else value
+        if not (isinstance(listed, list) and listed and all(isinstance(part, dict) for part in listed)):
+            return [*rules, {"value": value}] if rules else value
+        rules += listed
+    default = _DEFAULTS.get(name)
+    if rules and default is not None:
+        rules.append({"value": default})
+    return rules or default
+
+
+def shared_settings(method: Method, shared: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return our settings of a whole recipe. Raises BadInput for parameters that the method, or we, do not have."""
+    fixed, renamed = _FIXED.get(method.name, {}), {new for (name, _), new in _RENAMED.items() if name == method.name}
+    for key in fixed.keys() & shared.keys():
+        if shared[key] != fixed[key]:
+            raise BadInput(f"{where}: parameters.{key}: must be {fixed[key]!r}, got {shared[key]!r}.")
+    known = sorted(_ONLY.get(method.name, {*MODEL_KEYS, *_SHARED, *fixed, *renamed}))
+    unknown = sorted(set(shared) - set(known))
+    if unknown:
+        raise BadInput(
+            f"{where}: parameters: {method.name} has no parameter {unknown[0]}. {suggestion(unknown[0], known)}"
+        )
+    settings: dict[str, Any] = {}
+    for key in method.recipe_keys:
+        if key == "t" and "t" not in shared:
+            raise BadInput(f"{where}: parameters.t: missing. Set it: {method.name} needs it.")
+        if key == "normalize":
+            settings[key] = _flag(shared, _RENAMED.get((method.name, key), key), method.normalize, where)
+        elif key == "rescale":
+            settings[key] = "l1" if _flag(shared, key, method.rescale != "none", where) else "none"
+        elif key == "election":
+            settings[key] = "weighted" if method.weighted else "unweighted"
+        elif key in _SHARED and key in shared:
+            settings[key] = shared[key]
+    return settings
+
+
+def _flag(shared: Mapping[str, Any], key: str, default: bool, where: str) -> bool:
+    value = shared.get(key, default)
+    if not isinstance(value, bool | int | float) or not math.isfinite(value):  # mergekit-evolve writes 1.0 and 0.0
+        raise BadInput(f"{where}: parameters.{key}: must be true or false for the whole model, got {value!r}.")
+    return bool(value)

@@ -1,7 +1,7 @@
-"""Tensors with one row per token, by the names that transformers' models and custom code use.
+"""What a tensor's name tells: embedding, head, layer and kind of module, by the names of transformers and custom code.
 
-One table for the whole engine: embeddings, heads, and other tensors that follow the tokens' numbers.
-"""
+Tensors with one row per token are found here for the whole package: embeddings, heads, and others that follow the
+tokens' ids."""
 
 from __future__ import annotations
 
@@ -38,6 +38,12 @@ _HEADS = {
 # Of encoders, which have a transform before it: by that transform's names.
 _AFTER = re.compile(r"(?P<start>(?:.+\.)?(?:cls\.)?predictions\.|(?:.+\.)?lm_head\.(?=dense\.))")
 _PART = re.compile(r"(?P<start>.*?(?:language_model|text_model)\.)model\.")  # models with the head inside the part
+KINDS = ("embeddings", "attention", "mlp", "norms", "head", "other")
+# The outermost numbered row counts: T5's `block.3.layer.1` is a part of block 3.
+_LAYER = re.compile(r"(?:^|\.)(?:\w*layers|h|blocks?|layer|attentions|ffns|layer_norm[12])\.(\d+)\.")
+_MLP = re.compile(r"mlp|feed_?forward|experts|moe|ffn|dense_?relu_?dense|\.fc[12]\.|\.(?:intermediate|output)\.dense\.")
+_NORM = re.compile(r"norm|(?:^|\.)ln(?:_\w+|\d*)\.")
+_NUMBERED_MODULE = re.compile(r"\.\d+\.\w+\.")
 
 
 def is_embedding(name: str) -> bool:
@@ -113,3 +119,59 @@ def token_tensors(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, An
         return len(shape) == 2 and shape[0] not in widths and _PLACES.search(name) is None
 
     return [name for name, shape in shapes.items() if is_table(name, shape)]
+
+
+def layer_of(name: str) -> int | None:
+    """Return the index of a tensor's layer; None for embeddings, the final norm and the head."""
+    match = _LAYER.search(name)
+    return int(match.group(1)) if match else None
+
+
+def stack_of(name: str) -> str | None:
+    """Return the stack of layers of a tensor: its name up to the layer's index; None outside of stacks."""
+    match = _LAYER.search(name)
+    return name[: match.start(1)] if match else None
+
+
+def layer_counts(names: Iterable[str]) -> dict[str, int]:
+    """Count the layers of every stack that tensors of these names belong to."""
+    counts: dict[str, int] = {}
+    for name in names:
+        if (stack := stack_of(name)) is not None:
+            counts[stack] = max(counts.get(stack, 0), (layer_of(name) or 0) + 1)
+    return counts
+
+
+def is_in_unknown_stack(name: str) -> bool:
+    """Tell whether a tensor seems to belong to a numbered module, such as `resblocks.3.attn.weight`, that is not a
+    stack of layers with a known name.
+    """
+    return stack_of(name) is None and _NUMBERED_MODULE.search(name) is not None
+
+
+def kind_of(name: str) -> str:
+    """Return the module kind of a tensor, by the names of Hugging Face models; one of KINDS."""
+    lowered = name.lower().replace("norm_attn_norm.attn", "attn")
+    if is_head(name) or is_head_bias(name):
+        return "head"
+    if _NORM.search(lowered):
+        return "norms"
+    if is_embedding(name):
+        return "embeddings"
+    if "attn" in lowered or "attention" in lowered:
+        return "attention"
+    if _MLP.search(lowered):
+        return "mlp"
+    if any(part in lowered for part in ("embed", "wte", "wpe")):
+        return "embeddings"
+    if "lm_head" in lowered or "output.weight" in lowered:
+        return "head"
+    return "other"
+
+
+def depth_of(name: str, layers: int) -> float:
+    """Return a tensor's depth between the first layer (0) and the last (1); 0 outside of layers, as in mergekit."""
+    layer = layer_of(name)
+    if layer is None:
+        return 0.0
+    return layer / (layers - 1) if layers > 1 else 1.0

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.errors import BadInput
-from merge.io.token_tensors import is_embedding, is_head, is_head_bias
+from merge.checkpoints.tensor_names import is_embedding, is_head, is_head_bias
 
 if TYPE_CHECKING:
     import torch
@@ -126,6 +127,37 @@ class Checkpoint:
             return self.embedding if "coder." in name or "shared." in name else None
         twin = name.replace(".decoder.bias", ".bias") if name.endswith(".decoder.bias") else name[:-4] + "decoder.bias"
         return twin if is_head_bias(name) and twin in self.tensors else None
+
+
+class WrappedCheckpoint(Checkpoint):
+    """Another checkpoint, of which some tensors are made otherwise than by reading them. own: these, by name."""
+
+    def __init__(self, inner: Checkpoint, own: Mapping[str, TensorInfo], kept: Mapping[str, TensorInfo] | None = None):
+        """Wrap `inner`. kept: its tensors that stay as they are (None: all)."""
+        super().__init__(inner.folder, inner.config, {**(inner.tensors if kept is None else kept), **own})
+        self.inner, self.own = inner, own
+
+    def read(self, name: str, start: int, stop: int) -> torch.Tensor:
+        read = self.read_own if name in self.own else self.inner.read
+        return read(name, start, stop)
+
+    def parts(self, name: str) -> list[tuple[Checkpoint, str]]:
+        return self.own_parts(name) if name in self.own else self.inner.parts(name)
+
+    def read_own(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Make elements [start, stop) of one of its own tensors."""
+        raise NotImplementedError
+
+    def own_parts(self, name: str) -> list[tuple[Checkpoint, str]]:
+        """List the stored tensors that make up one of its own tensors."""
+        raise NotImplementedError
+
+    @property
+    def files(self) -> set[Path]:
+        return self.inner.files
+
+    def close(self) -> None:
+        self.inner.close()
 
 
 def keep_heap() -> None:

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
+from merge.engine.outputs import Output
+from merge.engine.plan import Plan, make_plan, out_dtype
 from merge.recipe import Recipe
-from merge.stream.dtypes import out_dtype
 from merge.stream.engine import run
-from merge.stream.model_places import find_places
-from merge.stream.output import Output
-from merge.stream.tensor_plan import Plan, make_plan
 from merge.stream.threads import Workers
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 AT_ONCE = 2 << 30  # bytes of merged weights held by load_many at a time
+Shapes = Mapping[str, tuple[int, ...]]
 
 
 class ModelSink:
@@ -119,7 +119,7 @@ def _config(plan: Plan, recipe: Recipe) -> PretrainedConfig:
     """The config that a folder with the merge would have."""
     from transformers import AutoConfig
 
-    from merge.io.writer import out_config
+    from merge.output.writer import out_config
 
     kind = type(AutoConfig.from_pretrained(plan.parents[plan.leader].folder, trust_remote_code=False))
     config: PretrainedConfig = kind.from_dict(out_config(plan, recipe))
@@ -150,3 +150,55 @@ def _sink(model: PreTrainedModel, plan: Plan) -> ModelSink | None:
     """A sink that fills `model`; None if the files' tensors are no parts of it."""
     places = find_places(model, {output.name: output.shape for output in plan.outputs})
     return None if places is None else ModelSink(places)
+
+
+class _NoCopies(TorchFunctionMode):
+    """Leaves a part of a tensor where it lies: conversions call `contiguous`, which may copy."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return args[0] if func is torch.Tensor.contiguous else func(*args, **(kwargs or {}))
+
+
+def find_places(model: PreTrainedModel, shapes: Shapes) -> dict[str, torch.Tensor] | None:
+    """Find the part of a model's memory, contiguous, for each tensor of files of these shapes, by its name.
+
+    Files may name a tensor otherwise than the model does, and divide what is one tensor in the model, such as the
+    experts of a layer. transformers' table of these conversions is applied to the model's tensors without copying them:
+    a tensor of the files is then a part of the model's memory, and writing it fills the model.
+
+    None if the files' tensors are not such parts, or do not fill the model: transformers may compute with them as it
+    loads them.
+    """
+    state = model.state_dict(keep_vars=True)
+    for named in (state, _as_saved(model, state)):
+        if any(name not in named or tuple(named[name].shape) != shape for name, shape in shapes.items()):
+            continue
+        places = {name: named[name] for name in shapes}
+        if all(place.is_contiguous() for place in places.values()) and _spans(places.values()) == _spans(
+            state.values()
+        ):
+            return places
+    return None
+
+
+def _as_saved(model: PreTrainedModel, state: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+    """The tensors of a model as `save_pretrained` would name and divide them, uncopied; empty if that fails."""
+    from transformers.core_model_loading import revert_weight_conversion
+
+    try:
+        with torch.no_grad(), _NoCopies():
+            saved: dict[str, torch.Tensor] = revert_weight_conversion(model, dict(state))
+    except Exception:  # of any model's conversions, which may need copies
+        return {}
+    return saved
+
+
+def _spans(tensors: Iterable[torch.Tensor]) -> list[tuple[int, int]]:
+    """The ranges of addresses that contiguous tensors take, joined if they touch or overlap."""
+    joined: list[tuple[int, int]] = []
+    for start, stop in sorted({(each.data_ptr(), each.data_ptr() + each.nbytes) for each in tensors if each.numel()}):
+        if joined and start <= joined[-1][1]:
+            joined[-1] = (joined[-1][0], max(stop, joined[-1][1]))
+        else:
+            joined.append((start, stop))
+    return joined

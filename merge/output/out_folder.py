@@ -32,6 +32,7 @@ BETWEEN = "stages"
 LAST = "config.json"
 OF_FILE_SYSTEMS = {"lost+found"}  # what an empty one has
 LONGEST = 230  # bytes of the longest name to which the hidden names' suffixes fit
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # a file system without them
 
 
 class OutFolder:
@@ -154,9 +155,6 @@ def discard(folders: Iterable[OutFolder]) -> None:
     """Discard each of them."""
     for folder in folders:
         folder.discard()
-
-
-_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # a file system without them
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -1,14 +1,14 @@
-"""What of a model folder is given away: weights, config, tokenizer, card and recipe, without paths of this machine.
+"""Choose what of a model folder is published: weights, config, tokenizer, card and recipe, without local paths.
 
-Other files (trainer states, notes, keys) stay here. merge.yml is shared with short names for its folders, as the card
-of a merge has them; an adapter's config names its base by the base's id on the Hub.
-"""
+Other files (trainer states, notes, keys) stay here. merge.yml gets short names for its folders, as in the card of a
+merge; an adapter's config names its base by the base's id on the Hub."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,8 +20,7 @@ from common import hub, hub_push
 from common.errors import BadInput, in_one_line
 from common.hub_push import Target
 from common.parsing import read_json, read_yaml_documents
-from merge.io.short_names import pinned, short_names
-from merge.io.sidecars import code_of, sidecars, within
+from merge.checkpoints.sidecars import code_of, sidecars, within
 
 CARD, RECIPE, ADAPTER = "README.md", "merge.yml", "adapter_config.json"
 NOTES = (CARD, "LICENSE*", "NOTICE*", "USE_POLICY*", RECIPE, "audit.json", "audit.parquet")
@@ -209,3 +208,22 @@ def local_path(line: str) -> str | None:
         relative = re.match(r"\s*(?:-\s+|base_model:\s*)[\"']?(\.\.?/\S+?)[\"']?\s*$", line)
         return relative[1] if relative else None
     return other[0]
+
+
+def short_names(paths: Iterable[str]) -> dict[str, str]:
+    """A name for each path: a hub model's id, or the last parts of a local path, as many as tell all of them apart."""
+    models = {path: hub.parse(path, "path") for path in paths}
+    names = {path: model.repo for path, model in models.items() if model is not None}
+    local = [path for path, model in models.items() if model is None]
+    for parts in itertools.count(1):
+        tails = ["/".join(Path(path).absolute().parts[1:][-parts:]) for path in local]
+        if len(set(tails)) == len({Path(path).absolute() for path in local}):
+            break
+    shortened = dict(zip(local, tails, strict=True))
+    return {path: names.get(path) or shortened[path] for path in models}
+
+
+def pinned(path: str) -> str | None:
+    """A model of the Hub at the commit that was read; None for a local folder."""
+    model = hub.parse(path, "path")
+    return None if model is None else f"{hub.PREFIX}{model.repo}@{model.cached_commit or model.revision}"
