@@ -56,9 +56,9 @@ def _act(verb: str, given: Given, arguments: Sequence[str], program: str) -> int
     from common.errors import BadInput
 
     if given.options.get("memory_table"):
-        from pipeline.cost import memory_table
+        from pipeline.cost import table
 
-        print(memory_table.markdown())
+        print(table.memory_table())
         return 0
     names = [word for word in given.words if "=" not in word and not word.startswith("~")]
     settings = [word for word in given.words if word not in names]

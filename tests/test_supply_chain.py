@@ -12,7 +12,7 @@ from pathlib import Path
 import yaml
 
 from common import parsing
-from pipeline.cost import generation
+from pipeline.cost import estimate
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("common", "train", "merge", "eval", "pipeline", "models", "benchmarks")
@@ -88,7 +88,7 @@ def test_nothing_is_evaluated() -> None:
         ROOT / "pipeline" / "cost" / "generation.py",
     ]  # with loaders of their own
     assert not found(lambda path, name, given: name in FORBIDDEN and not (path in readers and name == "yaml.load"))
-    assert issubclass(parsing._NoKeyTwice, yaml.SafeLoader) and issubclass(generation._Loader, yaml.SafeLoader)
+    assert issubclass(parsing._NoKeyTwice, yaml.SafeLoader) and issubclass(estimate._Loader, yaml.SafeLoader)
 
 
 def test_weights_are_written_as_safetensors() -> None:

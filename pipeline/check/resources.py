@@ -105,7 +105,7 @@ def disk(configs: Sequence[Config], store: Store, wanted: Sequence[Stage] | None
         )
     if not any(KINDS[stage.kind].trained for stage in missing):
         return
-    rows = estimate.rows(cells, done, estimate.Untimed(), {})
+    rows = estimate.rows(cells, done, estimate.NoRates(), {})
     need = (
         SPARE
         + estimate.disk_peak(rows, estimate.given_bytes(cells))

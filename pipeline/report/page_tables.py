@@ -9,7 +9,7 @@ from typing import Any
 
 from common.units import counted, format_tokens
 from pipeline.arms import ARMS
-from pipeline.cost import performance
+from pipeline.cost import hardware
 from pipeline.kinds import KINDS
 from pipeline.report.chart_data import Table, Value
 from pipeline.report.claims import Answer
@@ -71,7 +71,7 @@ def stages_csv(stages: Iterable[Mapping[str, Any]]) -> str:
     writer = csv.DictWriter(text, STAGE_COLUMNS, restval="", extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     for record in stages:
-        found = record["performance"] if performance.of(record) else {}
+        found = record["performance"] if hardware.recorded_speed(record) else {}
         writer.writerow({**record, **{name: found.get(name) for name in PERFORMANCE_COLUMNS}})
     return text.getvalue()
 
@@ -87,7 +87,7 @@ def performances(stages: Iterable[Mapping[str, Any]]) -> list[tuple[str, ...]]:
             "" if each.mfu is None else percent(each.mfu),
             "" if each.peak is None else f"{each.peak / 2**30:.1f}",
         )
-        for each in performance.listed(list(stages))
+        for each in hardware.recorded_speeds(list(stages))
     ]
 
 

@@ -16,8 +16,7 @@ from pipeline.check import resources
 from pipeline.check.chat_prompts import chat_prompts
 from pipeline.check.finding import Finding
 from pipeline.config import Config
-from pipeline.cost.generation import generated_tokens
-from pipeline.cost.stage_work import scored_tokens
+from pipeline.cost.estimate import generated_tokens, scored_tokens
 from pipeline.execute import Job
 from pipeline.graph import Inputs, Stage
 from pipeline.plan import plan_cell

@@ -12,8 +12,8 @@ import pytest
 from common.errors import BadInput
 from pipeline import kinds, sweep, tracking
 from pipeline.config import validate
-from pipeline.cost.model_shape import model_shape
-from pipeline.cost.stage_work import stage_work
+from pipeline.cost.estimate import stage_work
+from pipeline.cost.shape import model_shape
 from pipeline.execute import Executor, Job, maker_of
 from pipeline.graph import Stage
 from pipeline.kinds import KINDS, Kind
