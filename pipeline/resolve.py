@@ -36,9 +36,9 @@ def expected_tokens(config: Config) -> int:
 
     Raises BadInput where the size of the text is not known before it is fetched.
     """
-    from pipeline.check import text
+    from pipeline.check import data
 
-    size, known = text.text_bytes(config), text.fertility(config)
+    size, known = data.text_bytes(config), data.fertility_of(config)
     if size is None:
         raise BadInput("ct.tokens=null: the size of this text is not known. Set corpus.text_bytes or ct.tokens.")
     bytes_a_token = known.bytes_a_token if known else BYTES_A_TOKEN["own"]
