@@ -18,11 +18,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipeline import sweep
+from pipeline import run_plan, sweep
 from pipeline.execute import Executor
 from pipeline.graph import Stage
-from pipeline.run import run_plan
-from pipeline.run.journal import Journal
+from pipeline.journal import Journal
 from pipeline.store import Store
 
 BASE = Path("models/tiny-base")

@@ -19,9 +19,9 @@ from common import hub as model_hub
 from common.errors import BadInput, Interrupted, StageFailed, in_one_line
 from common.version import commit
 from pipeline.graph import Stage
+from pipeline.journal import Journal
 from pipeline.kinds import KINDS
 from pipeline.run.console import Estimates, Progress, amount
-from pipeline.run.journal import Journal
 from pipeline.store import Entry, Store, ensure_dir, remove
 from pipeline.trajectory import Trajectory, budget_of, continues, trajectories
 from train.performance import Performance

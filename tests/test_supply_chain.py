@@ -17,7 +17,7 @@ from pipeline.cost import estimate
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("common", "train", "merge", "eval", "pipeline", "models", "benchmarks")
 FILES = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
-OWN_PICKLES = {"pipeline/run/run_plan.py"}  # the plan that a run leaves for its own workers
+OWN_PICKLES = {"pipeline/run_plan.py"}  # the plan that a run leaves for its own workers
 FORBIDDEN = {
     "eval",
     "exec",

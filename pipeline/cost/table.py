@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from common.errors import BadInput
-from common.units import counted, format_tokens
+from common.units import counted, duration, format_tokens
 from pipeline.config import Config
 from pipeline.config.models import ModelShape
 from pipeline.cost import estimate, hardware, memory
@@ -17,7 +17,6 @@ from pipeline.cost.memory import Memory
 from pipeline.cost.shape import model_shape
 from pipeline.kinds import KINDS
 from pipeline.plan import Cell, merged
-from pipeline.run.console import duration
 from pipeline.store import Store
 from train.parallel import Compute
 

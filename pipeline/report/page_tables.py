@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from common.units import counted, format_tokens
+from common.units import counted, duration, format_tokens
 from pipeline.arms import ARMS
 from pipeline.cost import hardware
 from pipeline.kinds import KINDS
@@ -17,7 +17,6 @@ from pipeline.report.headline import unit
 from pipeline.report.records import Row, label
 from pipeline.report.results import budgets_of
 from pipeline.report.wording import confidence, percent
-from pipeline.run.console import duration
 
 MOST_MARGINS = 10.0  # that a chart of effects shows
 PERFORMANCE_COLUMNS = ("device", "devices", "tokens_per_second_per_device", "mfu", "peak_memory_bytes")

@@ -17,7 +17,7 @@ from pipeline.plan import Cell
 from pipeline.plan_choice import judged_on
 from pipeline.run import collect_adapt
 from pipeline.run.console import say
-from pipeline.run.run_plan import RunPlan
+from pipeline.run_plan import RunPlan
 from pipeline.store import RECORD, Entry
 
 if TYPE_CHECKING:

@@ -23,10 +23,10 @@ from typing import Any
 
 from common.errors import BadInput, Interrupted
 from common.parent_process import die_with_parent
+from pipeline import interruption
 from pipeline.cost.hardware import training_mfu
 from pipeline.execute import Job
 from pipeline.graph import in_order
-from pipeline.run import interruption
 from train.__main__ import RESULT_FILE, STOP_FILE
 from train.dev_text import Watched
 from train.parallel import Compute

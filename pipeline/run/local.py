@@ -8,8 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.kinds import KINDS
-from pipeline.run.run_plan import RunPlan
 from pipeline.run.worker import Worker, make_cell
+from pipeline.run_plan import RunPlan
 from pipeline.stages import check_budget
 from pipeline.sweep import IN_THIS_PROCESS, Sweep
 

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 
 from common.choices import listed
 from common.errors import BadInput
-from pipeline import sweep
+from pipeline import run_plan, sweep
 from pipeline.graph import Stage
 from pipeline.kinds import KINDS
-from pipeline.run import run_plan
-from pipeline.run.run_plan import RunPlan
+from pipeline.run_plan import RunPlan
 from pipeline.sweep import Sweep
 
 WRITTEN = "merge.write=true"  # has a plan hold the weights of every merge; no key depends on it

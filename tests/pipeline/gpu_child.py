@@ -16,10 +16,9 @@ import time
 from pathlib import Path
 
 from common.errors import Interrupted
-from pipeline import stages, tune
+from pipeline import interruption, stages, tune
 from pipeline.execute import Job
 from pipeline.kinds import KINDS
-from pipeline.run import interruption
 from pipeline.run.gpus import __main__ as child
 
 HANGS_AFTER_S = 120.0

@@ -14,8 +14,8 @@ from typing import Any
 from pipeline import __main__ as entry
 from pipeline.graph import Stage
 from pipeline.run import console, sweep_run
-from pipeline.run.run_plan import RunPlan
 from pipeline.run.worker import Worker
+from pipeline.run_plan import RunPlan
 from tests.pipeline.report.synthetic import write_scores
 
 CHILD = "from pipeline.run.console import say; say('a line of a child')"

@@ -18,7 +18,7 @@ import pytest
 from common.errors import BadInput, StageFailed
 from pipeline.execute import Executor
 from pipeline.graph import Stage
-from pipeline.run.journal import Journal
+from pipeline.journal import Journal
 from pipeline.store import Store
 from tests.pipeline import toy
 

@@ -16,9 +16,9 @@ from pipeline.cost.estimate import stage_work
 from pipeline.cost.shape import model_shape
 from pipeline.execute import Executor, Job, maker_of
 from pipeline.graph import Stage
+from pipeline.journal import Journal
 from pipeline.kinds import KINDS, Kind
 from pipeline.run.console import Estimates
-from pipeline.run.journal import Journal
 from pipeline.store import Store
 
 

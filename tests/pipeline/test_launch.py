@@ -20,9 +20,9 @@ from common.errors import BadInput, Interrupted
 from pipeline import inputs, sweep
 from pipeline.execute import Executor, Job
 from pipeline.graph import Inputs, Stage
+from pipeline.journal import Journal
 from pipeline.plan import plan_cell
 from pipeline.run import launch
-from pipeline.run.journal import Journal
 from pipeline.store import Store
 from train.parallel import Compute
 from train.stage_settings import TrainingSettings

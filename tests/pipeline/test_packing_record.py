@@ -11,7 +11,7 @@ from pipeline import stages, tune
 from pipeline.execute import Executor, Job
 from pipeline.graph import Stage
 from pipeline.job_settings import EvalOptions, EvalSettings, TuneOptions, TuneSettings
-from pipeline.run.journal import Journal
+from pipeline.journal import Journal
 from pipeline.store import Store
 from tests.eval.conftest import make_items, tiny_model, write_jsonl
 from tests.eval.conftest import tokenizer as tokenizer  # noqa: PLC0414  # a fixture

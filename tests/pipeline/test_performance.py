@@ -17,8 +17,8 @@ from pipeline.cost.hardware import training_mfu
 from pipeline.cost.shape import from_config_json, training_flops
 from pipeline.execute import Executor, Job
 from pipeline.graph import Stage
+from pipeline.journal import Journal
 from pipeline.run import launch
-from pipeline.run.journal import Journal
 from pipeline.store import Store
 from train.performance import Performance
 from train.stage_settings import LoraSettings, TrainingSettings

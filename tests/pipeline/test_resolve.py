@@ -9,12 +9,11 @@ from pathlib import Path
 import pytest
 
 from common.errors import BadInput
-from pipeline import resolve, sweep
+from pipeline import resolve, run_plan, sweep
 from pipeline.config import Config
 from pipeline.graph import Inputs, Stage
+from pipeline.journal import Journal
 from pipeline.plan import plan_cell
-from pipeline.run import run_plan
-from pipeline.run.journal import Journal
 from pipeline.run.worker import worker
 
 TINY = ["ct.save_every_tokens=1M", "ct.batch_tokens=512", "ct.block_size=64", "tracking=none"]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pipeline import trajectory
 from pipeline.execute import Executor
 from pipeline.graph import Stage
-from pipeline.run.journal import Journal
+from pipeline.journal import Journal
 from pipeline.store import Store
 from tests.pipeline.toy import Makers, annealed, plan
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.graph import Stage
-from pipeline.run.journal import Journal
+from pipeline.journal import Journal
 from pipeline.run.worker import Worker
 from pipeline.store import Store
 from tests.pipeline import toy

@@ -16,7 +16,7 @@ from pathlib import Path
 from pipeline import store as store_module
 from pipeline.execute import Executor, Job
 from pipeline.graph import Stage
-from pipeline.run.journal import Journal
+from pipeline.journal import Journal
 from pipeline.store import Store
 
 POINTS = ("start", "mid_stage", "before_record", "fsync", "before_rename", "after_rename", "discard")
