@@ -85,7 +85,7 @@ def test_nothing_is_unpickled_but_our_own_plan() -> None:
 def test_nothing_is_evaluated() -> None:
     readers = [
         ROOT / "common" / "parsing.py",
-        ROOT / "pipeline" / "cost" / "generation.py",
+        ROOT / "pipeline" / "cost" / "estimate.py",
     ]  # with loaders of their own
     assert not found(lambda path, name, given: name in FORBIDDEN and not (path in readers and name == "yaml.load"))
     assert issubclass(parsing._NoKeyTwice, yaml.SafeLoader) and issubclass(estimate._Loader, yaml.SafeLoader)

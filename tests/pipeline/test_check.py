@@ -9,6 +9,7 @@ import pytest
 
 from pipeline import check, sweep
 from pipeline.check import Finding, data
+from pipeline.check.data import measure_fertility
 from pipeline.check.resources import check_hypotheses
 from pipeline.config import Config
 
@@ -115,16 +116,16 @@ def byte_fallback() -> object:
 
 
 def test_a_script_that_falls_into_bytes_is_seen() -> None:
-    latin, tibetan = (data.measure_fertility(byte_fallback(), [text]) for text in ("the water of the river", "ཆུ་བོའི་ཆུ"))
+    latin, tibetan = (measure_fertility(byte_fallback(), [text]) for text in ("the water of the river", "ཆུ་བོའི་ཆུ"))
     assert (latin.fallback, latin.bytes_a_token, latin.returned) == (0.0, 1.0, 1.0)
     assert (tibetan.fallback, tibetan.bytes_a_token, tibetan.returned) == (1.0, 1.0, 1.0)
-    mixed = data.measure_fertility(byte_fallback(), ["ab", "ཆ"])
+    mixed = measure_fertility(byte_fallback(), ["ab", "ཆ"])
     assert mixed.fallback == pytest.approx(3 / 5)
 
 
 def test_parts_of_characters_are_seen_in_byte_level_tokenizers_too() -> None:
     tokenizer = data.load_tokenizer(ROOT / "models" / "tiny-base", "model.path")
-    chichewa, tibetan = (data.measure_fertility(tokenizer, [text]) for text in ("Madzi a mtsinje amayenda.", "ཆུ་བོའི་ཆུ"))
+    chichewa, tibetan = (measure_fertility(tokenizer, [text]) for text in ("Madzi a mtsinje amayenda.", "ཆུ་བོའི་ཆུ"))
     assert chichewa.fallback == 0.0 and chichewa.returned == 1.0
     assert tibetan.fallback > data.MAX_FALLBACK_SHARE and tibetan.returned == 1.0 and tibetan.unknown == 0.0
 
