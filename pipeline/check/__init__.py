@@ -21,8 +21,7 @@ from pipeline.check.models import (
 )
 from pipeline.check.resources import check_disk, check_hypotheses, check_tasks
 from pipeline.config import Config, HubCorpus
-from pipeline.graph import Stage
-from pipeline.kinds import KINDS
+from pipeline.stages.stage import Stage
 from pipeline.store import Store
 
 __all__ = ["Finding", "sweep"]
@@ -42,7 +41,7 @@ def sweep(configs: Sequence[Config], missing: Sequence[Stage] | None = None) -> 
                 "models and data that are not in the cache (HF_HOME) are reported as missing.",
             )
         )
-    asks = missing is None or any(KINDS[stage.kind].work == "score" or stage.kind == "leaks" for stage in missing)
+    asks = missing is None or any(stage.type.resource == "score" or stage.kind == "leaks" for stage in missing)
     for config in first_of_each_language(configs):
         for check in (
             check_checkpoints,

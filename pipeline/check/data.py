@@ -22,7 +22,7 @@ from pipeline import inputs
 from pipeline.check.finding import Finding, first_of_each_language, guarded, is_done
 from pipeline.config import CipherCorpus, Config, Corpus, HubCorpus, HubSource
 from pipeline.inputs import chat_template
-from pipeline.plan_training import chat
+from pipeline.stages.data import chat
 from train.data.chat import reading
 from train.data.chat.template import NONE
 from train.stage_settings import ChatSettings, CipherSettings

@@ -20,12 +20,12 @@ from common.units import counted
 from eval.chat_prompts import rendered
 from eval.task_checks import context_length
 from pipeline import architecture, inputs, recipes
-from pipeline.answering import prompt
-from pipeline.arms import PAIR
+from pipeline.baselines import PAIR
 from pipeline.check.finding import Finding, given, guarded, planned
 from pipeline.config import Config
 from pipeline.page_questions import KEY, read_questions
-from pipeline.plan_adapt import for_its_pair, of_chat_model
+from pipeline.stages.adapting import for_its_pair, of_chat_model
+from pipeline.stages.scoring import prompt
 from train.data.chat.template import TOKENIZER, ChatTemplate, of_tokenizer
 from train.stage_settings import ChatSettings, LoraSettings
 
@@ -102,7 +102,7 @@ def embedding_rows(file: Path) -> int | None:
     """Return rows of the embedding of tokens, where a safetensors file holds it under one of its usual names."""
     from safetensors import SafetensorError, safe_open
 
-    from merge.io.token_tensors import is_embedding
+    from merge.checkpoints.tensor_names import is_embedding
 
     try:
         with safe_open(file, "np") as tensors:

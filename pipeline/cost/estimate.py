@@ -21,12 +21,11 @@ from pipeline.config import Config, ModelShape
 from pipeline.cost.hardware import Cluster, Speed, speed_to_plan_by
 from pipeline.cost.memory import Memory, base_width, width
 from pipeline.cost.shape import RECOMPUTED, forward_flops, model_shape, trained_parameters, training_flops
-from pipeline.graph import Stage
-from pipeline.kinds import KINDS
 from pipeline.page_questions import COUNT as QUESTIONS
-from pipeline.plan import Cell, merged
+from pipeline.stages.cell import Cell, merged
+from pipeline.stages.stage import STAGE_TYPES, Stage
+from pipeline.stages.trajectory import previous_stages, tokens_of
 from pipeline.store import Store
-from pipeline.trajectory import previous_stages, tokens_of
 
 # An item of our families with its choices: the mean of all five, measured on the default experiment.
 ITEM_TOKENS = {"own": 90, "en": 43}
@@ -63,7 +62,7 @@ def stage_work(stage: Stage, config: Config, shape: ModelShape, resumed: int = 0
     A CT stage continues from `resumed` tokens of its trajectory; `last`: no larger budget continues from it.
     """
     settings, kind = stage.settings, stage.kind
-    if KINDS[kind].work == "train":
+    if STAGE_TYPES[kind].resource == "train":
         trained = stage.tokens - resumed
         model, state = checkpoint_bytes(shape, config), state_bytes(shape, config)
         # pipeline/trajectory.py: the states of other budgets are dropped
@@ -79,7 +78,7 @@ def stage_work(stage: Stage, config: Config, shape: ModelShape, resumed: int = 0
     if kind == "answers":
         tokens = len(settings.get("questions", range(QUESTIONS))) * (ITEM_TOKENS["own"] + settings["tokens"])
         return Work(tokens, tokens * forward_flops(shape, settings["tokens"] / 2))
-    if KINDS[kind].work == "score":
+    if STAGE_TYPES[kind].resource == "score":
         tries = len(settings.get("tries", [None]))
         tokens, lengths = scored_tokens(stage, config)
         return Work(
@@ -260,9 +259,9 @@ class ClusterRates:
         return reached / (RECOMPUTED if compute.gradient_checkpointing else 1)
 
     def gpus(self, stage: Stage) -> int:
-        if KINDS[stage.kind].work == "train":
+        if stage.type.resource == "train":
             return self.config.compute.processes * self.config.compute.nodes
-        return getattr(self.config.eval, "gpus", 1) if KINDS[stage.kind].work == "score" else 0
+        return getattr(self.config.eval, "gpus", 1) if stage.type.resource == "score" else 0
 
     @property
     def scoring_flops(self) -> float:
@@ -271,17 +270,17 @@ class ClusterRates:
         return self.cluster.gpu.peak(precision) * SCORING_MFU
 
     def seconds(self, stage: Stage, work: Work) -> float:
-        shape, kind = model_shape(self.config), KINDS[stage.kind]
+        shape, kind = model_shape(self.config), stage.type
         model = checkpoint_bytes(shape, self.config)
-        if kind.work == "train":
+        if kind.resource == "train":
             saves = work.tokens / stage.options["save_every_tokens"]
             known = speed_to_plan_by(self.measured, stage.kind)
             rate = known.rate * self.gpus(stage) if known else self.training_flops
             return STARTUP + work.flops / rate + (saves * state_bytes(shape, self.config) + work.written) / DISK
-        if kind.work == "score":
+        if kind.resource == "score":
             merging = max(work.tries, 1 if "merge" in stage.parents else 0) * shape.parameters / MERGING
             return STARTUP + model / DISK + merging + work.flops / self.scoring_flops
-        if kind.work == "merge":
+        if kind.resource == "merge":
             return shape.parameters / MERGING + work.written / DISK
         processes = self.config.corpus.workers if self.config.corpus.source == "hub" else 1
         if work.tokens:
@@ -306,7 +305,7 @@ class MeasuredRates:
 
 def classify(kind: str) -> str:
     """Return the class of kinds that work at one rate: training, scoring, or the kind alone."""
-    return {"train": "training", "score": "scoring"}.get(KINDS[kind].work, kind)
+    return {"train": "training", "score": "scoring"}.get(STAGE_TYPES[kind].resource, kind)
 
 
 def calibrate(done: Sequence[tuple[Stage, Work, float]]) -> MeasuredRates:

@@ -18,7 +18,7 @@ from common.errors import BadInput
 from common.parsing import read_json
 from pipeline.config import Config
 from pipeline.cost.shape import from_config_json, model_shape, training_flops
-from pipeline.kinds import KINDS
+from pipeline.stages.stage import STAGE_TYPES
 from pipeline.store import Entry, Store
 from train.performance import Performance
 from train.stage_settings import TrainingSettings
@@ -213,7 +213,7 @@ def comparable_speeds(store: Store, config: Config, gpu: GPU) -> dict[str, Speed
     """
     shape = model_shape(config)
     best: dict[str, Speed] = {}
-    for kind in (kind.name for kind in KINDS.values() if kind.trained):
+    for kind in (kind.name for kind in STAGE_TYPES.values() if kind.trained):
         found: list[Speed] = []
         for entry in store.entries(kind):
             read = recorded_speed(entry.record)

@@ -15,8 +15,7 @@ from pipeline.cost.estimate import Rates, Row
 from pipeline.cost.hardware import USABLE, Cluster, Speed, parse_cluster
 from pipeline.cost.memory import Memory
 from pipeline.cost.shape import model_shape
-from pipeline.kinds import KINDS
-from pipeline.plan import Cell, merged
+from pipeline.stages.cell import Cell, merged
 from pipeline.store import Store
 from train.parallel import Compute
 
@@ -40,12 +39,12 @@ def report(
     if name == HERE:
         owners = {stage.key: cell.config for cell in reversed(cells) for stage in cell.stages}
         rates = estimate.measured_rates(stages, owners, Store(Path(config.store)))
-        trainings = sum(KINDS[stage.kind].trained for stage in stages if stage.key in done)
+        trainings = sum(stage.type.trained for stage in stages if stage.key in done)
         head = f"on this machine, measured on {counted(trainings, 'finished training')}"
     else:
         cluster = parse_cluster(name)
         config = memory.on_cluster(config, cluster)
-        trained = any(KINDS[stage.kind].trained for stage in stages)
+        trained = any(stage.type.trained for stage in stages)
         try:
             memory.check_fit(config, cluster, trained)
         except BadInput as error:

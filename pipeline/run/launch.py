@@ -26,7 +26,7 @@ from common.parent_process import die_with_parent
 from pipeline import interruption
 from pipeline.cost.hardware import training_mfu
 from pipeline.execute import Job
-from pipeline.graph import in_order
+from pipeline.stages.stage import in_order
 from train.__main__ import RESULT_FILE, STOP_FILE
 from train.dev_text import Watched
 from train.parallel import Compute

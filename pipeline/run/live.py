@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING
 
 from common.errors import BadInput
 from common.units import duration
-from pipeline.graph import Stage
 from pipeline.journal import Journal
 from pipeline.run.console import SAY_TO, Estimates, amount
 from pipeline.run.worker import JOURNAL
 from pipeline.run_plan import FILE, RunPlan
+from pipeline.stages.stage import Stage
 
 if TYPE_CHECKING:
     from rich.live import Live

@@ -18,10 +18,10 @@ from common.silence import silence
 from pipeline import interruption
 from pipeline.config import Config
 from pipeline.execute import Executor
-from pipeline.graph import Stage
 from pipeline.journal import Journal
 from pipeline.run.console import say
 from pipeline.run_plan import RunPlan
+from pipeline.stages.stage import Stage
 from pipeline.store import Entry
 from pipeline.tracking import tracker
 

@@ -18,8 +18,8 @@ from pipeline.config import Config, ModelShape
 from pipeline.cost import estimate, hardware, memory
 from pipeline.cost.estimate import Work, stage_work
 from pipeline.cost.shape import forward_flops, from_config_json, model_shape, training_flops
-from pipeline.graph import Inputs
-from pipeline.plan import Cell, merged, plan_cell
+from pipeline.stages.cell import Cell, merged, plan_cell
+from pipeline.stages.stage import Inputs
 from train.parallel import Compute
 
 ROOT = Path(__file__).parents[2]

@@ -16,7 +16,7 @@ from common import version as version_module
 from common.command_line import read
 from common.version import describe, version
 from eval import options as eval_options
-from merge import options as merge_options
+from merge import cli as merge_options
 from pipeline import slackmerge
 from pipeline.commands import VERBS
 from pipeline.report.records import Subject
