@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common import hub_push
-from common.command_line import Options, read
-from common.errors import BadInput, in_one_line, line_of
+from common.command_line import Options, parse_command_line
+from common.errors import BadInput, line_of, user_errors
 from common.hub_push import Target
-from common.stop_signals import Stopped, stopping_on_signals
+from common.processes import Stopped, stopping_on_signals
 from common.units import parse_bytes
 from merge.chained import Stage, read_stages, recipes_of, write_stages
 from merge.describe import describe
@@ -34,11 +34,11 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m merge
 
     0; 2 after one line on stderr, for bad input and for what the machine rejects; 128 + n when signal n stopped it.
     """
-    options = read(COMMAND, arguments, program)
+    options = parse_command_line(COMMAND, arguments, program)
     if isinstance(options, int):
         return options
     try:
-        with stopping_on_signals(), in_one_line():
+        with stopping_on_signals(), user_errors():
             _allow_open_files()
             _run(options)
             sys.stdout.flush()

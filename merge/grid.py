@@ -6,9 +6,8 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-from common.choices import suggestion
-from common.errors import BadInput
-from common.parsing import parse_yaml
+from common.errors import BadInput, suggestion
+from common.validation import parse_yaml
 from merge.method_table import MODEL_DEFAULTS
 from merge.recipe import Recipe
 

@@ -6,8 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from common.choices import suggestion
-from common.errors import BadInput
+from common.errors import BadInput, suggestion
 from merge.method_table import MODEL_DEFAULTS, Method
 
 _SHARED = ("int8_mask", "t", "lambda", "normalize", "rescale", "select_topk")  # parameters of the whole merge

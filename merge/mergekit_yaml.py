@@ -12,8 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from common.choices import suggestion
-from common.errors import BadInput
+from common.errors import BadInput, suggestion
 from common.hub import NAME, PREFIX
 from merge.mergekit_models import Reference, reference, reference_or_none
 from merge.mergekit_parameters import MODEL_KEYS, mapping, scoped, shared_settings

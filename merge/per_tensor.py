@@ -17,8 +17,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from common.choices import listed
-from common.errors import BadInput
+from common.errors import BadInput, listed
 from merge.io.token_tensors import is_embedding, is_head, is_head_bias
 
 KINDS = ("embeddings", "attention", "mlp", "norms", "head", "other")

@@ -37,10 +37,9 @@ from typing import Any, ClassVar, Self
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from common.choices import listed, suggestion
-from common.errors import BadInput
-from common.files import write_whole
-from common.parsing import read_yaml
+from common.errors import BadInput, listed, suggestion
+from common.files import write_atomic
+from common.validation import read_yaml
 from merge import mergekit_yaml, per_tensor
 from merge import slices as restacked
 from merge.method_table import COMMON_KEYS, METHODS, Method
@@ -242,7 +241,7 @@ class Recipe(Value):
 
     def save(self, path: str | Path) -> None:
         """Write the recipe as YAML with absolute paths."""
-        write_whole(Path(path), yaml.safe_dump(self.absolute().to_dict(), sort_keys=False))
+        write_atomic(Path(path), yaml.safe_dump(self.absolute().to_dict(), sort_keys=False))
 
 
 class Slice(Recipe):

@@ -9,8 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, PlainValidator, ValidationError, ValidationInfo
 
-from common.choices import listed, suggestion
-from common.errors import BadInput
+from common.errors import BadInput, listed, suggestion
 from common.hub import PREFIX
 from merge import per_tensor
 from merge.method_table import METHODS

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from common.choices import suggestion
-from common.errors import BadInput
+from common.errors import BadInput, suggestion
 from merge.method_table import Method
 
 

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from common import hub, licences
-from common.chat_files import stop_ids
+from common import hub
+from common.chat import read_stop_ids
 from common.files import read_jsonl
-from common.parsing import read_json
+from common.validation import read_json
 from pipeline import adapted_card
 from pipeline.adapted_card import Facts, Origin
 from pipeline.execute import Job
@@ -52,7 +52,7 @@ def add_stop(folder: Path) -> str | None:
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     template = of_tokenizer(tokenizer, ChatSettings(TOKENIZER), "sft.source: its tokenizer")
     number = tokenizer.get_vocab()[template.stop_token]
-    numbers = stop_ids(folder)
+    numbers = read_stop_ids(folder)
     if number in numbers:
         return None
     file = folder / GENERATION
@@ -93,7 +93,7 @@ def origin(stage: Stage) -> Origin:
     path = str(stage.options["path"])
     model = hub.parse(path, "path")
     repo = model.repo if model else None
-    return Origin(repo or Path(path).absolute().name, repo, licences.stated(path))
+    return Origin(repo or Path(path).absolute().name, repo, hub.licence_of(path))
 
 
 def described(stage: Stage) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 from typing import Any
 
-from common.chat_date import STATED
+from common.chat import DEFAULT_DAY
 from common.files import write_jsonl
 from pipeline import page_questions
 from pipeline.execute import Job
@@ -45,7 +45,7 @@ def answers(job: Job) -> None:
         device=options.device if options.gpus == 1 else None,
         batch_tokens=options.batch_tokens,
         generation=settings.generation,
-        day=settings.day or STATED,
+        day=settings.day or DEFAULT_DAY,
     )
     rows = [
         {"question": question, "answer": one.text, "tokens": one.tokens, "ended": one.ended}

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from common import hub
-from common.chat_date import TODAY
+from common.chat import DATE_FUNCTION
 from common.units import format_tokens
 from pipeline.config import CipherCorpus, Config, HubCorpus, Training
 from pipeline.graph import TRUNK, Inputs, Stage
@@ -174,7 +174,7 @@ def chat(config: Config, text: str | None) -> dict[str, Any]:
     sft = config.sft
     if sft.template == NONE:
         return {}
-    asks_date = text is None or TODAY in text
+    asks_date = text is None or DATE_FUNCTION in text
     how = {
         "template": TOKENIZER if sft.template == TOKENIZER else text,
         **({"args": sft.template_args} if sft.template_args else {}),

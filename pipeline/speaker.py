@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.chat_files import text_in
+from common.chat import read_chat_template
 from pipeline.arms import ARMS
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def speaker(folders: Mapping[str, Path], chat: str, named: str | None = None) ->
         return BASE
     merged = [name for name in folders if name in ARMS]
     by_instructions = sorted(merged, key=lambda name: name in NOT_INSTRUCTED)
-    return next((name for name in [*by_instructions, BASE] if text_in(folders[name])), BASE)
+    return next((name for name in [*by_instructions, BASE] if read_chat_template(folders[name])), BASE)
 
 
 def tokenizer_of(folder: Path) -> Any:

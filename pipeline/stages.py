@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.chat_date import STATED
+from common.chat import DEFAULT_DAY
 from common.errors import BadInput
 from common.special_tokens import in_words
 from common.units import format_tokens
@@ -275,7 +275,7 @@ def copy_scores(scored: Path, out: Path) -> None:
 def asking(settings: EvalSettings | TuneSettings) -> Asking:
     """Return how a stage prompts its checkpoints."""
     generation = settings.generation if isinstance(settings, EvalSettings) else "own"
-    return Asking(settings.chat, settings.system, generation, settings.day or STATED)
+    return Asking(settings.chat, settings.system, generation, settings.day or DEFAULT_DAY)
 
 
 def checkpoints(job: Job) -> dict[str, Path]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common.errors import BadInput, in_one_line
+from common.errors import BadInput, user_errors
 from common.hub import ADAPTERS
 from merge.io.adapter_config import LoraConfig, rank_and_scale, read_config
 from merge.io.checkpoint import FLOATS, Checkpoint, torch_dtype
@@ -132,7 +132,7 @@ def adapted(base: Checkpoint, folder: Path) -> Checkpoint:
     not have.
     """
     path = folder / "adapter_config.json"
-    with in_one_line():
+    with user_errors():
         config = read_config(path)
         lora = _weights(folder)
         named = base

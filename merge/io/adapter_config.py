@@ -11,7 +11,7 @@ import regex
 from pydantic import BaseModel, Field
 
 from common.errors import BadInput
-from common.parsing import read_json, shaped
+from common.validation import read_json, validate
 
 # What peft computes otherwise than W + scale·B·A, or with further tensors: each must be off. `fan_in_fan_out` is none
 # of them: peft decides by the layer and ignores the config (merge/io/transposed.py).
@@ -52,7 +52,7 @@ class LoraConfig(BaseModel):
 def read_config(path: Path) -> LoraConfig:
     """Read the config. Raises BadInput for other kinds of adapters, and for what is not W + scale·B·A."""
     data: dict[str, Any] = read_json(path, expected="the config of a LoRA as peft saves it")
-    config: LoraConfig = shaped(data, str(path), LoraConfig)
+    config: LoraConfig = validate(data, str(path), LoraConfig)
     if config.peft_type != "LORA":
         raise BadInput(
             f"{path}: peft_type must be LORA, got {config.peft_type}. Merge the adapter into its base with peft first."

@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from common.errors import BadInput, in_one_line
-from common.parsing import WeightIndex, inside, read_json
+from common.errors import BadInput, user_errors
+from common.validation import WeightIndex, inside, read_json
 from merge.io.checkpoint import COMPUTED, Checkpoint, TensorInfo
 from merge.io.pickled import open_pickled
 from merge.io.quantized import REMEDY, check_not_quantized, method
@@ -21,7 +21,7 @@ PIECE = 1 << 20  # elements
 
 def open_checkpoint(folder: Path) -> Checkpoint:
     """Read config and headers, no weights. Raises BadInput for an incomplete checkpoint."""
-    with in_one_line():
+    with user_errors():
         if not folder.is_dir():
             raise BadInput(
                 f"{folder}: no such folder; expected a Hugging Face checkpoint (config.json and model.safetensors)."

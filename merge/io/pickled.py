@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.choices import listed
-from common.errors import BadInput, line_of
+from common.errors import BadInput, line_of, listed
 from merge.io.checkpoint import ITEM_BYTES, Checkpoint, TensorInfo, torch_dtype
 
 if TYPE_CHECKING:

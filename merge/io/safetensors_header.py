@@ -8,9 +8,8 @@ from typing import Annotated, Any
 from pydantic import Field
 from typing_extensions import TypedDict  # pydantic's condition before Python 3.12
 
-from common.choices import listed
-from common.errors import BadInput, in_one_line
-from common.parsing import parse_json, shaped
+from common.errors import BadInput, listed, user_errors
+from common.validation import parse_json, validate
 from merge.io.checkpoint import ITEM_BYTES, TensorInfo
 from merge.io.quantized import REMEDY
 
@@ -34,7 +33,7 @@ def read_header(file: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     Raises BadInput for a damaged file.
     """
     damaged = f"{file}: damaged safetensors file"
-    with in_one_line(), file.open("rb") as stream:
+    with user_errors(), file.open("rb") as stream:
         size = file.stat().st_size
         length = int.from_bytes(stream.read(8), "little")
         if size < 8 or length > size - 8:
@@ -43,8 +42,8 @@ def read_header(file: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
             raise BadInput(f"{damaged}: its header may have {LARGEST_HEADER} bytes, got {length}. Save the file again.")
         text = stream.read(length)
     header: dict[str, Any] = parse_json(text, f"{damaged}: its header")
-    metadata: dict[str, str] = shaped(header.pop("__metadata__", {}), f"{damaged}: __metadata__", dict[str, str])
-    entries: dict[str, Entry] = shaped(header, f"{damaged}: its header", dict[str, Entry])
+    metadata: dict[str, str] = validate(header.pop("__metadata__", {}), f"{damaged}: __metadata__", dict[str, str])
+    entries: dict[str, Entry] = validate(header, f"{damaged}: its header", dict[str, Entry])
     table, end = {}, 0
     for name, entry in sorted(entries.items(), key=lambda item: item[1]["data_offsets"]):
         if entry["dtype"] not in ITEM_BYTES:

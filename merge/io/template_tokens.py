@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import BadInput, line_of
-from common.parsing import read_json
+from common.validation import read_json
 from merge.io.tokenizer_files import FAST, read_template
 
 QUESTION, ANSWER = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.errors import BadInput, line_of
-from common.parsing import read_json
+from common.validation import read_json
 from merge.io.sidecars import vocabulary_files
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from typing import Any, NotRequired
 
 from typing_extensions import TypedDict  # pydantic's condition before Python 3.12
 
-from common.errors import BadInput, in_one_line
-from common.parsing import read_json
+from common.errors import BadInput, user_errors
+from common.validation import read_json
 
 
 class AddedToken(TypedDict):
@@ -71,7 +71,7 @@ class Vocabulary:
 
 def read_vocabulary(folder: Path) -> Vocabulary | None:
     """Read the vocabulary of a checkpoint folder; None without a tokenizer. Raises BadInput for a damaged file."""
-    with in_one_line():
+    with user_errors():
         if (folder / "tokenizer.json").is_file():
             return _fast(folder / "tokenizer.json")
         if (folder / "vocab.json").is_file():

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from common import hub
-from common.errors import BadInput, in_one_line
+from common.errors import BadInput, user_errors
 from merge.io.adapter import adapted
 from merge.io.checkpoint import Checkpoint
 from merge.io.name_aliases import under_one_set_of_names
@@ -75,7 +75,7 @@ def make_plan(recipes: Sequence[Recipe]) -> Plan:
     leader = leader_of(recipes[0])
     parents: dict[Parent, Checkpoint] = {}
     plan = Plan(tuple(recipes), parents, [], leader)
-    with in_one_line(), ExitStack() as opened:
+    with user_errors(), ExitStack() as opened:
         opened.callback(plan.close)
         for recipe in recipes:
             origin = leader_of(recipe)

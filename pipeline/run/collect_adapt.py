@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common.parsing import read_json
+from common.validation import read_json
 from pipeline.graph import Stage
 from pipeline.plan import Cell
 from pipeline.plan_adapt import ADAPTED, SFT

@@ -15,7 +15,7 @@ from unittest import mock
 import pytest
 
 import merge
-from common.stop_signals import SIGNALS
+from common.processes import SIGNALS
 from merge.cli import main
 from merge.io import file_sink
 from merge.io.out_folder import OutFolder
