@@ -22,7 +22,7 @@ from common.validation import read_yaml_documents
 from merge.recipe import Recipe
 
 if TYPE_CHECKING:
-    from merge.progress import Told
+    from merge.cli import OnTensor
     from merge.stream.threads import Workers
 
 FOLDERS = {"model", "base_model", "tokenizer_source", "source", "path", "base"}  # keys whose values name models
@@ -130,8 +130,8 @@ def stated(stages: list[Stage], recipes: list[Recipe], results: Path) -> str:
 
 def _check_given(recipe: Recipe, results: Path) -> None:
     """Reject models that cannot be opened, of a merge whose other models are results."""
-    from merge.stream.output import leader_of, parent_of
-    from merge.stream.tensor_plan import open_parent
+    from merge.engine.outputs import leader_of, parent_of
+    from merge.engine.plan import open_parent
 
     with user_errors():
         for part in recipe.slices or (recipe,):
@@ -144,17 +144,17 @@ def write_stages(
     path: str | Path,
     out_dir: str | Path,
     workers: Workers | None = None,
-    progress: Callable[[str], AbstractContextManager[Told]] = lambda name: nullcontext(),
+    progress: Callable[[str], AbstractContextManager[OnTensor | None]] = lambda name: nullcontext(),
     **options: Any,
 ) -> Path:
-    """Compute all merges of a file, the last one as `out_dir`; see merge.io.writer.write_many for options and errors.
+    """Compute all merges of a file, the last one as `out_dir`; see merge.output.writer.write_many for its options.
 
     All recipes, and the models that exist, are checked before anything is computed. progress: returns a context for a
     merge's name, which gives the callback for Workers.
     """
     from merge import check
-    from merge.io.out_folder import OutFolder
-    from merge.io.writer import write
+    from merge.output.out_folder import OutFolder
+    from merge.output.writer import write
     from merge.stream.threads import DEFAULT
 
     stages = read_stages(Path(path))
@@ -171,8 +171,8 @@ def write_stages(
             check(recipe)
 
     def make(stage: Stage, recipe: Recipe, out: Path, **options: Any) -> Path:
-        with progress(stage.name or "the last") as told:
-            return write(recipe, out, workers=replace(workers or DEFAULT, progress=told), **options)
+        with progress(stage.name or "the last") as on_tensor:
+            return write(recipe, out, workers=replace(workers or DEFAULT, progress=on_tensor), **options)
 
     try:
         results = between.open()

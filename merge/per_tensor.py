@@ -13,19 +13,11 @@ Written in YAML as
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from common.errors import BadInput, listed
-from merge.io.token_tensors import is_embedding, is_head, is_head_bias
-
-KINDS = ("embeddings", "attention", "mlp", "norms", "head", "other")
-# The outermost numbered row counts: T5's `block.3.layer.1` is a part of block 3.
-_LAYER = re.compile(r"(?:^|\.)(?:\w*layers|h|blocks?|layer|attentions|ffns|layer_norm[12])\.(\d+)\.")
-_MLP = re.compile(r"mlp|feed_?forward|experts|moe|ffn|dense_?relu_?dense|\.fc[12]\.|\.(?:intermediate|output)\.dense\.")
-_NORM = re.compile(r"norm|(?:^|\.)ln(?:_\w+|\d*)\.")
-_NUMBERED = re.compile(r"\.\d+\.\w+\.")
+from merge.checkpoints.tensor_names import KINDS, kind_of, layer_of
 
 
 @dataclass(frozen=True)
@@ -47,62 +39,6 @@ class Rule:
 
 
 Setting = float | tuple[float, ...] | tuple[Rule, ...]
-
-
-def layer_of(name: str) -> int | None:
-    """Return the index of a tensor's layer; None for embeddings, the final norm and the head."""
-    match = _LAYER.search(name)
-    return int(match.group(1)) if match else None
-
-
-def stack_of(name: str) -> str | None:
-    """Return the stack of layers of a tensor: its name up to the layer's index; None outside of stacks."""
-    match = _LAYER.search(name)
-    return name[: match.start(1)] if match else None
-
-
-def layer_counts(names: Iterable[str]) -> dict[str, int]:
-    """Count the layers of every stack that tensors of these names belong to."""
-    counts: dict[str, int] = {}
-    for name in names:
-        if (stack := stack_of(name)) is not None:
-            counts[stack] = max(counts.get(stack, 0), (layer_of(name) or 0) + 1)
-    return counts
-
-
-def is_in_unknown_stack(name: str) -> bool:
-    """Tell whether a tensor seems to belong to a numbered module, such as `resblocks.3.attn.weight`, that is not a
-    stack of layers with a known name.
-    """
-    return stack_of(name) is None and _NUMBERED.search(name) is not None
-
-
-def kind_of(name: str) -> str:
-    """Return the module kind of a tensor, by the names of Hugging Face models; one of KINDS."""
-    lowered = name.lower().replace("norm_attn_norm.attn", "attn")
-    if is_head(name) or is_head_bias(name):
-        return "head"
-    if _NORM.search(lowered):
-        return "norms"
-    if is_embedding(name):
-        return "embeddings"
-    if "attn" in lowered or "attention" in lowered:
-        return "attention"
-    if _MLP.search(lowered):
-        return "mlp"
-    if any(part in lowered for part in ("embed", "wte", "wpe")):
-        return "embeddings"
-    if "lm_head" in lowered or "output.weight" in lowered:
-        return "head"
-    return "other"
-
-
-def depth_of(name: str, layers: int) -> float:
-    """Return a tensor's depth between the first layer (0) and the last (1); 0 outside of layers, as in mergekit."""
-    layer = layer_of(name)
-    if layer is None:
-        return 0.0
-    return layer / (layers - 1) if layers > 1 else 1.0
 
 
 def applying(setting: Setting, name: str, key: str) -> float | tuple[float, ...]:

@@ -40,7 +40,7 @@ from pydantic import Field, ValidationError, model_validator
 from common.errors import BadInput, listed, suggestion
 from common.files import write_atomic
 from common.validation import read_yaml
-from merge import mergekit_yaml, per_tensor
+from merge import mergekit, per_tensor
 from merge import slices as restacked
 from merge.method_table import COMMON_KEYS, METHODS, Method
 from merge.model_ref import ModelRef, absolute, check_epsilon, model_entries
@@ -127,7 +127,7 @@ class Recipe(Value):
     def from_document(cls, data: Any, where: str, root: Path) -> Recipe:
         """Build the recipe of a file's data in `root`, ours or mergekit's. Raises BadInput that begins with `where`."""
         if isinstance(data, dict) and "merge_method" in data:
-            return cls.from_dict(mergekit_yaml.to_recipe_dict(data, where), where=where)
+            return cls.from_dict(mergekit.to_recipe_dict(data, where), where=where)
         return cls.from_dict(data, where=where, root=root)
 
     @classmethod

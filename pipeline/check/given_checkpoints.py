@@ -9,10 +9,10 @@ from pathlib import Path
 from common import hub as model_hub
 from common.errors import BadInput
 from pipeline import architecture, inputs, recipes
-from pipeline.arms import PAIR
+from pipeline.baselines import PAIR
 from pipeline.check.finding import Finding, given, guarded, planned
 from pipeline.config import Config
-from pipeline.plan_adapt import of_chat_model
+from pipeline.stages.adapting import of_chat_model
 from train.stage_settings import LoraSettings
 
 
@@ -85,7 +85,7 @@ def embedding_rows(file: Path) -> int | None:
     """Return rows of the embedding of tokens, where a safetensors file holds it under one of its usual names."""
     from safetensors import SafetensorError, safe_open
 
-    from merge.io.token_tensors import is_embedding
+    from merge.checkpoints.tensor_names import is_embedding
 
     try:
         with safe_open(file, "np") as tensors:

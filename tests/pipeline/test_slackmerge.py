@@ -16,7 +16,7 @@ from common import project as version_module
 from common.command_line import parse_command_line
 from common.project import describe_version, version
 from eval import options as eval_options
-from merge import options as merge_options
+from merge import cli as merge_options
 from pipeline import slackmerge
 from pipeline.commands import VERBS
 from pipeline.report.records import Subject
