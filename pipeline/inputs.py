@@ -22,8 +22,8 @@ from common.parsing import read_json
 from common.special_tokens import folder_adds_special_tokens
 from merge.checkpoints.folder import weight_files
 from pipeline.config import CipherCorpus, Compute, Config, HubCorpus, HubSource
-from pipeline.graph import Inputs
 from pipeline.page_questions import read_questions
+from pipeline.stages.stage import Inputs
 from train.data.chat.template import CHATML, CHATML_TEXT, NONE, TOKENIZER
 from train.data.corpus import text_files as corpus_files
 from train.parallel import ZERO_STAGES, check_precision

@@ -20,8 +20,7 @@ from pipeline.check.resources import disk, tasks
 from pipeline.check.stated import stated
 from pipeline.check.text import budgets, control, corpora, tokenizer
 from pipeline.config import Config, HubCorpus
-from pipeline.graph import Stage
-from pipeline.kinds import KINDS
+from pipeline.stages.stage import Stage
 from pipeline.store import Store
 
 __all__ = ["Finding", "sweep"]
@@ -41,7 +40,7 @@ def sweep(configs: Sequence[Config], missing: Sequence[Stage] | None = None) -> 
                 "models and data that are not in the cache (HF_HOME) are reported as missing.",
             )
         )
-    asks = missing is None or any(KINDS[stage.kind].work == "score" or stage.kind == "leaks" for stage in missing)
+    asks = missing is None or any(stage.type.resource == "score" or stage.kind == "leaks" for stage in missing)
     for config in first_of_each_language(configs):
         for check in (
             checkpoints,

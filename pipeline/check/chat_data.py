@@ -14,7 +14,7 @@ from pipeline.check.finding import Finding, is_done
 from pipeline.check.text import hub_source
 from pipeline.config import Config
 from pipeline.inputs import chat_template
-from pipeline.plan_training import chat
+from pipeline.stages.data import chat
 from train.data.chat import reading
 from train.data.chat.template import NONE
 from train.stage_settings import ChatSettings

@@ -10,7 +10,7 @@ from typing import Any
 from common.errors import BadInput, in_one_line
 from pipeline import inputs
 from pipeline.config import Config
-from pipeline.plan import Cell, plan_cell
+from pipeline.stages.cell import Cell, plan_cell
 from pipeline.store import Store
 
 

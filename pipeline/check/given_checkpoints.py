@@ -9,10 +9,10 @@ from pathlib import Path
 from common import hub as model_hub
 from common.errors import BadInput
 from pipeline import architecture, inputs, recipes
-from pipeline.arms import PAIR
+from pipeline.baselines import PAIR
 from pipeline.check.finding import Finding, given, guarded, planned
 from pipeline.config import Config
-from pipeline.plan_adapt import of_chat_model
+from pipeline.stages.adapting import of_chat_model
 from train.stage_settings import LoraSettings
 
 

@@ -19,7 +19,7 @@ from pipeline import architecture, inputs
 from pipeline.check.finding import Finding
 from pipeline.check.given_checkpoints import described_folder
 from pipeline.config import Config
-from pipeline.plan_adapt import for_its_pair
+from pipeline.stages.adapting import for_its_pair
 from train.data.chat.template import TOKENIZER, ChatTemplate, of_tokenizer
 from train.stage_settings import ChatSettings
 

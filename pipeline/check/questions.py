@@ -9,11 +9,11 @@ from common.errors import BadInput
 from eval.chat_prompts import rendered
 from eval.task_checks import context_length
 from pipeline import architecture
-from pipeline.answering import prompt
 from pipeline.check.finding import Finding, given
 from pipeline.check.given_checkpoints import described_folder
 from pipeline.config import Config
 from pipeline.page_questions import KEY, read_questions
+from pipeline.stages.scoring import prompt
 
 
 def questions(config: Config) -> Iterator[Finding]:

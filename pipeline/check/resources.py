@@ -14,9 +14,8 @@ from common.parsing import read_json
 from pipeline.check.finding import Finding, guarded, planned
 from pipeline.config import Config
 from pipeline.cost import estimate
-from pipeline.graph import Stage
-from pipeline.kinds import KINDS
-from pipeline.plan import merged
+from pipeline.stages.cell import merged
+from pipeline.stages.stage import Stage
 from pipeline.store import Store
 
 SPARE = 200 * 10**6  # bytes that a run needs besides its stages
@@ -103,7 +102,7 @@ def disk(configs: Sequence[Config], store: Store, wanted: Sequence[Stage] | None
         raise BadInput(
             f"store={store.root}: no write permission in {existing}, and {missing[0]} is missing. Choose another store."
         )
-    if not any(KINDS[stage.kind].trained for stage in missing):
+    if not any(stage.type.trained for stage in missing):
         return
     rows = estimate.rows(cells, done, estimate.Untimed(), {})
     need = (

@@ -14,10 +14,9 @@ from pipeline.cost.memory import Memory
 from pipeline.cost.model_shape import model_shape, trained_parameters
 from pipeline.cost.performance import Performance, to_plan_by
 from pipeline.cost.stage_work import Work, checkpoint_bytes, stage_work, state_bytes
-from pipeline.graph import Stage
-from pipeline.kinds import KINDS
-from pipeline.plan import Cell, merged
-from pipeline.trajectory import previous_stages, tokens_of
+from pipeline.stages.cell import Cell, merged
+from pipeline.stages.stage import Stage
+from pipeline.stages.trajectory import previous_stages, tokens_of
 
 # Assumed. Llama-2-7B's own pre-training: 6ND for 2 T tokens in 184,320 hours of A100 (Touvron et al. 2023, table 2) is
 # 0.39.
@@ -88,9 +87,9 @@ class OnCluster:
         return reached / (RECOMPUTED if compute.gradient_checkpointing else 1)
 
     def gpus(self, stage: Stage) -> int:
-        if KINDS[stage.kind].work == "train":
+        if stage.type.resource == "train":
             return self.config.compute.processes * self.config.compute.nodes
-        return getattr(self.config.eval, "gpus", 1) if KINDS[stage.kind].work == "score" else 0
+        return getattr(self.config.eval, "gpus", 1) if stage.type.resource == "score" else 0
 
     @property
     def scoring_flops(self) -> float:
@@ -99,17 +98,17 @@ class OnCluster:
         return self.cluster.gpu.peak(precision) * SCORING_MFU
 
     def seconds(self, stage: Stage, work: Work) -> float:
-        shape, kind = model_shape(self.config), KINDS[stage.kind]
+        shape, kind = model_shape(self.config), stage.type
         model = checkpoint_bytes(shape, self.config)
-        if kind.work == "train":
+        if kind.resource == "train":
             saves = work.tokens / stage.options["save_every_tokens"]
             known = to_plan_by(self.measured, stage.kind)
             rate = known.rate * self.gpus(stage) if known else self.training_flops
             return STARTUP + work.flops / rate + (saves * state_bytes(shape, self.config) + work.written) / DISK
-        if kind.work == "score":
+        if kind.resource == "score":
             merging = max(work.tries, 1 if "merge" in stage.parents else 0) * shape.parameters / MERGING
             return STARTUP + model / DISK + merging + work.flops / self.scoring_flops
-        if kind.work == "merge":
+        if kind.resource == "merge":
             return shape.parameters / MERGING + work.written / DISK
         processes = self.config.corpus.workers if self.config.corpus.source == "hub" else 1
         if work.tokens:

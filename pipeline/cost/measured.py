@@ -10,8 +10,7 @@ from common.errors import BadInput
 from pipeline.config import Config
 from pipeline.cost.model_shape import model_shape
 from pipeline.cost.stage_work import Work, stage_work
-from pipeline.graph import Stage
-from pipeline.kinds import KINDS
+from pipeline.stages.stage import STAGE_TYPES, Stage
 from pipeline.store import Store
 
 
@@ -32,7 +31,7 @@ class Measured:
 
 def classify(kind: str) -> str:
     """Return the class of kinds that work at one rate: training, scoring, or the kind alone."""
-    return {"train": "training", "score": "scoring"}.get(KINDS[kind].work, kind)
+    return {"train": "training", "score": "scoring"}.get(STAGE_TYPES[kind].resource, kind)
 
 
 def calibrate(done: Sequence[tuple[Stage, Work, float]]) -> Measured:

@@ -14,7 +14,7 @@ from pipeline.config import Config
 from pipeline.cost import flops
 from pipeline.cost.hardware import GPU, named
 from pipeline.cost.model_shape import from_config_json, model_shape
-from pipeline.kinds import KINDS
+from pipeline.stages.stage import STAGE_TYPES
 from pipeline.store import Entry, Store
 
 LORA, PRECISION = "lora", "precision"  # settings of a training that decide its speed
@@ -75,7 +75,7 @@ def alike(store: Store, config: Config, gpu: GPU) -> dict[str, Performance]:
     """
     shape = model_shape(config)
     best: dict[str, Performance] = {}
-    for kind in (kind.name for kind in KINDS.values() if kind.trained):
+    for kind in (kind.name for kind in STAGE_TYPES.values() if kind.trained):
         found: list[Performance] = []
         for entry in store.entries(kind):
             read = of(entry.record)

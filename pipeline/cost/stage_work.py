@@ -15,9 +15,8 @@ from pipeline.cost.generation import generated_tokens
 from pipeline.cost.memory import width
 from pipeline.cost.model_shape import trained_parameters
 from pipeline.cost.scoring_memory import base_width
-from pipeline.graph import Stage
-from pipeline.kinds import KINDS
 from pipeline.page_questions import COUNT as QUESTIONS
+from pipeline.stages.stage import STAGE_TYPES, Stage
 
 # An item of our families with its choices: the mean of all five, measured on the default experiment.
 ITEM_TOKENS = {"own": 90, "en": 43}
@@ -54,10 +53,10 @@ def stage_work(stage: Stage, config: Config, shape: ModelShape, resumed: int = 0
     A CT stage continues from `resumed` tokens of its trajectory; `last`: no larger budget continues from it.
     """
     settings, kind = stage.settings, stage.kind
-    if KINDS[kind].work == "train":
+    if STAGE_TYPES[kind].resource == "train":
         trained = stage.tokens - resumed
         model, state = checkpoint_bytes(shape, config), state_bytes(shape, config)
-        # pipeline/trajectory.py: the states of other budgets are dropped
+        # pipeline/stages/trajectory.py: the states of other budgets are dropped
         kept = state if stage.trajectory and last and config.compute.keep_last_state else 0
         # the last two checkpoints, the state that is dropped later, the one that is continued from
         beside = (2 if kept else 3) + (resumed > 0)
@@ -70,7 +69,7 @@ def stage_work(stage: Stage, config: Config, shape: ModelShape, resumed: int = 0
     if kind == "answers":
         tokens = len(settings.get("questions", range(QUESTIONS))) * (ITEM_TOKENS["own"] + settings["tokens"])
         return Work(tokens, tokens * flops.forward(shape, settings["tokens"] / 2))
-    if KINDS[kind].work == "score":
+    if STAGE_TYPES[kind].resource == "score":
         tries = len(settings.get("tries", [None]))
         tokens, lengths = scored_tokens(stage, config)
         return Work(

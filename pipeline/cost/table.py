@@ -15,9 +15,8 @@ from pipeline.cost.hardware import Cluster, parse
 from pipeline.cost.memory import Memory
 from pipeline.cost.model_shape import model_shape
 from pipeline.cost.performance import Performance
-from pipeline.kinds import KINDS
-from pipeline.plan import Cell, merged
 from pipeline.run.console import duration
+from pipeline.stages.cell import Cell, merged
 from pipeline.store import Store
 
 HERE = "here"
@@ -40,12 +39,12 @@ def report(
     if name == HERE:
         owners = {stage.key: cell.config for cell in reversed(cells) for stage in cell.stages}
         rates = measured.measure(stages, owners, Store(Path(config.store)))
-        trainings = sum(KINDS[stage.kind].trained for stage in stages if stage.key in done)
+        trainings = sum(stage.type.trained for stage in stages if stage.key in done)
         head = f"on this machine, measured on {counted(trainings, 'finished training')}"
     else:
         cluster = parse(name)
         config = fit.on_cluster(config, cluster)
-        trained = any(KINDS[stage.kind].trained for stage in stages)
+        trained = any(stage.type.trained for stage in stages)
         try:
             fit.check(config, cluster, trained)
         except BadInput as error:

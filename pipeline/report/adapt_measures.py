@@ -12,11 +12,11 @@ from eval.asking import CHAT
 from eval.generated_records import AGGREGATE
 from eval.task_checks import LOWER
 from eval.task_set import BITS, BY_TEMPLATE
-from pipeline.adapting import is_of_lm_eval
 from pipeline.config.adapting import TASKS
 from pipeline.report.inference import Estimate
 from pipeline.report.paired import LOWER_IS_BETTER, Evidence, Kind, Term
 from pipeline.report.records import ENGLISH, Evaluation, read_scores
+from pipeline.stages.adapting import is_of_lm_eval
 
 ACCURACY, OF_ENGLISH = "acc", f"_{ENGLISH}"
 UNITS: dict[Kind, str] = {

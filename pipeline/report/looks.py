@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from merge.method_table import METHODS
-from pipeline.arms import ARMS
+from pipeline.baselines import BASELINES
 from pipeline.report.records import labels
 from pipeline.report.results import methods_in_order
 
@@ -59,7 +59,7 @@ def looks(methods: Iterable[str], recipes: Mapping[str, str]) -> dict[str, Look]
 def family_of(method: str, recipes: Mapping[str, str]) -> str:
     """Return the family of a method: that of its recipe, else of the longest method that its name begins with."""
     name = method.rpartition("/")[2]  # of several reports next to each other
-    if name in ARMS:
+    if name in BASELINES:
         return TRAINED
     named = [other for other in METHODS if name == other or name.startswith(f"{other}_")]
     recipe = recipes.get(method) or max(named, key=len, default="")

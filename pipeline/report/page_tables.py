@@ -8,9 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from common.units import counted, format_tokens
-from pipeline.arms import ARMS
+from pipeline.baselines import BASELINES
 from pipeline.cost import performance
-from pipeline.kinds import KINDS
 from pipeline.report.chart_data import Table, Value
 from pipeline.report.claims import Answer
 from pipeline.report.headline import unit
@@ -18,6 +17,7 @@ from pipeline.report.records import Row, label
 from pipeline.report.results import budgets_of
 from pipeline.report.wording import confidence, percent
 from pipeline.run.console import duration
+from pipeline.stages.stage import STAGE_TYPES
 
 MOST_MARGINS = 10.0  # that a chart of effects shows
 PERFORMANCE_COLUMNS = ("device", "devices", "tokens_per_second_per_device", "mfu", "peak_memory_bytes")
@@ -59,7 +59,7 @@ def checksums(stages: Iterable[Mapping[str, Any]]) -> list[tuple[Mapping[str, An
     listed = []
     for record in stages:
         files = record.get("files") or {}
-        if files and KINDS[record["kind"]].work in ("data", "train"):
+        if files and STAGE_TYPES[record["kind"]].resource in ("data", "train"):
             name = max(files, key=lambda file: (files[file]["bytes"], file))
             listed.append((record, name, str(files[name]["sha256"])))
     return listed
@@ -108,7 +108,7 @@ def settings_text(settings: Mapping[str, Any]) -> str:
 def sft_settings(configs: Mapping[str, Mapping[str, Any]], methods: Iterable[str]) -> str | None:
     """Which checkpoints were trained with stated SFT settings while those of CT-then-SFT were chosen on dev, if any."""
     sections = [config["sft"] for config in configs.values() if (config.get("sft") or {}).get("grid")]
-    stated = [label(method) for method in methods if method in ARMS and ARMS[method].sft_as_stated]
+    stated = [label(method) for method in methods if method in BASELINES and BASELINES[method].sft_as_stated]
     if not sections or not stated:
         return None
     keys = ", ".join(f"{key} of {', '.join(map(str, values))}" for key, values in sections[0]["grid"].items())

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.arms import ARMS
+from pipeline.baselines import BASELINES
 from pipeline.cost import performance
 from pipeline.report.chart_data import Table, Value
 from pipeline.report.records import Evaluation, label, mean
@@ -75,7 +75,7 @@ def table(plane: Table, found: Mapping[tuple[str, int], Cost]) -> tuple[Table, s
             trained = [round(tokens) for tokens in (cost.tokens, cost.tokens + cost.shared_tokens)]
             rows.append((row["method"], row["tokens"], row["accuracy"], row["bits"], *times, *trained))
     names = {str(row[0]) for row in rows}
-    compared = "ct_then_sft" in names and any(name not in ARMS for name in names)
+    compared = "ct_then_sft" in names and any(name not in BASELINES for name in names)
     return Table(COLUMNS, rows if compared else []), unit
 
 
@@ -83,7 +83,7 @@ def sentence(priced: Table, unit: str) -> str:
     """What a merge and CT-then-SFT cost at the largest budget that both have; empty without them."""
     records = priced.records()
     budgets = {int(row["tokens"] or 0) for row in records if row["method"] == "ct_then_sft"}
-    merges = [row for row in records if row["method"] not in ARMS and row["tokens"] in budgets]
+    merges = [row for row in records if row["method"] not in BASELINES and row["tokens"] in budgets]
     if not merges:
         return ""
     budget = max(int(row["tokens"] or 0) for row in merges)

@@ -9,12 +9,12 @@ from typing import Any
 
 from common.files import read_jsonl
 from merge.method_table import METHODS
-from pipeline.arms import ARMS
+from pipeline.baselines import BASELINES
 from pipeline.old_names import current_method, current_row
 from pipeline.report.wording import MERGE_NAMES, NOTES
 
 ENGLISH = "en"
-WITHOUT_CT = tuple(name for name, arm in ARMS.items() if not arm.ct_budgets)  # in results their ct_tokens is 0
+WITHOUT_CT = tuple(name for name, arm in BASELINES.items() if not arm.ct_budgets)  # in results their ct_tokens is 0
 ACRONYMS = {"ct": "CT", "sft": "SFT", "ties": "TIES", "dare": "DARE"}  # in names that no table has
 Samples = list[dict[str, Any]]
 
@@ -149,8 +149,8 @@ def label(method: str) -> str:
         title, _, method = method.rpartition("/")
         return f"{label(method)} ({title})"
     method = current_method(method)
-    if method in ARMS:
-        return ARMS[method].title
+    if method in BASELINES:
+        return BASELINES[method].title
     if method in MERGE_NAMES:
         return MERGE_NAMES[method]
     kept, notes = method, []

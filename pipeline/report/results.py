@@ -14,7 +14,7 @@ from common.units import format_tokens
 from eval.asking import CHAT
 from eval.task_checks import LOWER
 from eval.task_set import BITS, BY_TEMPLATE, CORRECT_BITS
-from pipeline.arms import ARMS
+from pipeline.baselines import BASELINES
 from pipeline.report.records import ENGLISH, WITHOUT_CT, Evaluation, Row, labels, mean, read_scores
 from pipeline.report.wording import ANSWER_BITS
 
@@ -71,7 +71,7 @@ def methods_in_order(methods: Iterable[str]) -> list[str]:
     come.
     """
     seen = list(dict.fromkeys(methods))
-    return [method for method in ARMS if method in seen] + [method for method in seen if method not in ARMS]
+    return [method for method in BASELINES if method in seen] + [method for method in seen if method not in BASELINES]
 
 
 def gather(evaluations: Iterable[Evaluation]) -> list[Row]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from common.units import format_tokens
 from eval.task_set import BITS
-from pipeline.arms import ARMS
+from pipeline.baselines import BASELINES
 from pipeline.report.records import Row, label
 from pipeline.report.results import OVERALL, budgets_of, measures, methods_in_order
 from pipeline.report.wording import listed
@@ -20,7 +20,7 @@ def terms(rows: Sequence[Row], language: str, name: str, frontiers: bool) -> lis
     Empty for models that somebody else trained, which have no CT.
     """
     methods = list(dict.fromkeys(method.rpartition("/")[2] for method in methods_in_order(row.method for row in rows)))
-    merges = [method for method in methods if method not in ARMS]
+    merges = [method for method in methods if method not in BASELINES]
     budgets = [format_tokens(budget) for budget in budgets_of(rows) if budget]
     if not budgets or not {"ct", "ct_then_sft"} & set(methods):
         return []

@@ -18,7 +18,7 @@ UNITS = {  # of differences, by what is measured
     "lost_top_share": SHARE_OF_TOP,
 }
 # Names of merges that are not "method, setting, note"; other merges are named by merge/method_table.py, checkpoints
-# by pipeline/arms.py. records.label puts these together, and everything that people read takes it from there.
+# by pipeline/baselines.py. records.label puts these together, and everything that people read takes it from there.
 MERGE_NAMES = {
     "average_of_base_and_sft": "average of base and SFT",
     "average_of_ct_then_sft_and_ct": "average of CT-then-SFT and CT",

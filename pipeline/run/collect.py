@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.errors import BadInput, in_one_line
-from pipeline.graph import Stage
-from pipeline.plan import Cell
-from pipeline.plan_choice import judged_on
 from pipeline.run import collect_adapt
 from pipeline.run.console import say
 from pipeline.run.run_plan import RunPlan
+from pipeline.stages.cell import Cell
+from pipeline.stages.stage import Stage
+from pipeline.stages.tuning import tuning_cells
 from pipeline.store import RECORD, Entry
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def _sources(cells: Sequence[Cell], entries: Mapping[str, Entry], arguments: Seq
     audits = [report.Audit(*cell, path) for cell, path in published(lambda cell: cell.merges).items()]
     leading = {name for name, method in cells[0].config.merge.methods.items() if method.leads}
     chosen = published(lambda cell: cell.chosen)
-    judged = [judge.ct.tokens for judge in judged_on(cells[0].config)]
+    judged = [judge.ct.tokens for judge in tuning_cells(cells[0].config)]
     choices = [report.Choice(*cell, path, cell[0] in leading, judged) for cell, path in chosen.items()]
     searched = cells[0].leaks and entries.get(cells[0].leaks.key)
     uses = Counter(stage.key for cell in cells for stage in cell.stages)

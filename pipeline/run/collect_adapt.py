@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.parsing import read_json
-from pipeline.graph import Stage
-from pipeline.plan import Cell
-from pipeline.plan_adapt import ADAPTED, SFT
 from pipeline.run import adapted_model
 from pipeline.run.console import say
+from pipeline.stages.adapting import ADAPTED, SFT
+from pipeline.stages.cell import Cell
+from pipeline.stages.stage import Stage
 from pipeline.store import RECORD, Entry
 
 if TYPE_CHECKING:

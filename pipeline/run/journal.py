@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from common.files import read_jsonl
-from pipeline.graph import Stage
+from pipeline.stages.stage import Stage
 
 
 class Journal:

@@ -25,8 +25,8 @@ from common.errors import BadInput, Interrupted
 from common.parent_process import die_with_parent
 from pipeline.cost.utilisation import mfu
 from pipeline.execute import Job
-from pipeline.graph import in_order
 from pipeline.run import interruption
+from pipeline.stages.stage import in_order
 from train.__main__ import RESULT_FILE, STOP_FILE
 from train.dev_text import Watched
 from train.parallel import Compute

@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.errors import BadInput
-from pipeline.graph import Stage
 from pipeline.run.console import SAY_TO, Estimates, amount, duration
 from pipeline.run.journal import Journal
 from pipeline.run.run_plan import FILE, RunPlan
 from pipeline.run.worker import JOURNAL
+from pipeline.stages.stage import Stage
 
 if TYPE_CHECKING:
     from rich.live import Live

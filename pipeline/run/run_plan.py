@@ -17,8 +17,8 @@ from common.errors import BadInput
 from common.files import foreign_owner, write_json
 from pipeline import inputs
 from pipeline.config import Config
-from pipeline.graph import Stage
-from pipeline.plan import Cell, merged, plan_cell
+from pipeline.stages.cell import Cell, merged, plan_cell
+from pipeline.stages.stage import Stage
 from pipeline.store import Store
 from pipeline.sweep import Sweep
 

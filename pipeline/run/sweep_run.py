@@ -14,7 +14,7 @@ from dataclasses import replace
 from common.errors import Interrupted, StageFailed
 from common.units import counted
 from pipeline import check as checks
-from pipeline import inputs, locks, trajectory
+from pipeline import inputs, locks
 from pipeline.run import cluster, failures, gpus, live, local, run_plan
 from pipeline.run.collect import write_report
 from pipeline.run.console import Estimates, duration, say
@@ -22,6 +22,7 @@ from pipeline.run.failures import Failures
 from pipeline.run.journal import Journal
 from pipeline.run.run_plan import RunPlan
 from pipeline.run.worker import JOURNAL, worker
+from pipeline.stages import trajectory
 from pipeline.store import Store
 from pipeline.sweep import GPUS, Sweep
 

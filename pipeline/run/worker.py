@@ -17,11 +17,11 @@ from common.errors import BadInput, Interrupted, StageFailed
 from common.silence import silence
 from pipeline.config import Config
 from pipeline.execute import Executor
-from pipeline.graph import Stage
 from pipeline.run import interruption
 from pipeline.run.console import say
 from pipeline.run.journal import Journal
 from pipeline.run.run_plan import RunPlan
+from pipeline.stages.stage import Stage
 from pipeline.store import Entry
 from pipeline.tracking import tracker
 

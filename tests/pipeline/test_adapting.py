@@ -12,14 +12,15 @@ import yaml
 from common import licences
 from common.errors import BadInput
 from common.files import read_jsonl, write_jsonl
-from pipeline import adapted_card, adapting
+from pipeline import adapted_card
 from pipeline.adapted_card import Facts, Origin
-from pipeline.adapted_folder import add_stop, use_cache
 from pipeline.execute import Job
-from pipeline.graph import Stage
 from pipeline.job_settings import ChooseSettings
 from pipeline.run import adapted_model
+from pipeline.stages import adapting
+from pipeline.stages.adapting import add_stop, use_cache
 from tests.pipeline.tiny_pair import DOCUMENT_END, make_pair
+from tests.pipeline.toy_stage import toy_stage
 
 SCORES = [("sft", 0.3, 0.50), ("a", 0.9, 0.47), ("b", 0.5, 0.49), ("c", 0.4, 0.50), ("d", 0.5, 0.48)]
 
@@ -41,11 +42,11 @@ def job(tmp_path: Path, scores: list[tuple[str, float, float]], **asked: Any) ->
     settings = ChooseSettings("acc", "acc_en", 0.02, "tam", candidates, **asked).said()
     out = tmp_path / "out"
     out.mkdir()
-    return Job(Stage("choose", "toy", settings), out, tmp_path, folders)
+    return Job(toy_stage("choose", "toy", settings), out, tmp_path, folders)
 
 
 def chosen(made: Job) -> dict[str, Any]:
-    adapting.choose(made)
+    adapting.run_choose(made)
     found: dict[str, Any] = yaml.safe_load((made.out / "choice.yml").read_text())
     return found
 

@@ -11,7 +11,7 @@ import pytest
 
 from common.errors import BadInput
 from common.files import read_jsonl
-from pipeline import inputs, stages, sweep
+from pipeline import inputs, sweep
 from pipeline.check import resources
 from pipeline.check.chat_prompts import chat_prompts
 from pipeline.check.finding import Finding
@@ -19,12 +19,14 @@ from pipeline.config import Config
 from pipeline.cost.generation import generated_tokens
 from pipeline.cost.stage_work import scored_tokens
 from pipeline.execute import Job
-from pipeline.graph import Inputs, Stage
-from pipeline.plan import plan_cell
 from pipeline.run.plan_table import prompts
-from pipeline.speaker import speaker
+from pipeline.stages import scoring
+from pipeline.stages.cell import plan_cell
+from pipeline.stages.scoring import speaker
+from pipeline.stages.stage import Inputs
 from tests.eval import local_tasks
 from tests.eval.chat_models import CHATML, DATED, NO_SYSTEM, chat_model, chat_tokenizer, saved
+from tests.pipeline.toy_stage import toy_stage
 
 SHIPPED = Path(__file__).parents[2] / "models" / "tiny-base"
 
@@ -135,26 +137,26 @@ def test_a_merge_is_scored_by_the_template_and_the_generation_config_of_its_chat
 
     own = local_tasks.write(tmp_path / "tasks", ["mgsm_tam"])
     tasks = task_set.prepare(include_path=own, limit=2, fewshot=1)
-    monkeypatch.setattr(stages, "tasks_of_settings", lambda *_: tasks)
+    monkeypatch.setattr(scoring, "tasks_of_settings", lambda *_: tasks)
     folder = tmp_path / "written"
     merge.write(Recipe.from_yaml(tmp_path / "merge.yml"), folder)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"):
         shutil.copyfile(merged["sft"] / name, folder / name)
     asking = Asking("auto", "சொல்")
     expected = harness.evaluate_folder(folder, tasks, asking=asking)
-    parents = {name: Stage("model", name, {"name": name}) for name in merged}
+    parents = {name: toy_stage("model", name, {"name": name}) for name in merged}
     usual = {"split": "test", "limit": None, "excerpt": None, "language": "tam", "tasks": [], "inputs": []}
-    stage = Stage(
+    stage = toy_stage(
         "eval",
         "merge",
         {**usual, "chat": "auto", "system": "சொல்"},
-        {**parents, "merge": Stage("merge", "merge")},
+        {**parents, "merge": toy_stage("merge", "merge")},
         {"device": "cpu", "threads": 1, "batch_tokens": 1024, "include_path": None},
     )
     out = tmp_path / "out"
     out.mkdir()
     job = Job(stage=stage, out=out, work=tmp_path, folders={**merged, "merge": tmp_path})
-    stages.evaluate(job)
+    scoring.run_eval(job)
     assert read_jsonl(tmp_path / "out" / "scores.jsonl") == json.loads(json.dumps(expected.records))
     found = read_jsonl(tmp_path / "out" / "samples.jsonl")
     assert [row["answer"] for row in found] == [row["answer"] for row in expected.samples]

@@ -13,8 +13,6 @@ from submitit.helpers import DelayedSubmission
 
 from common.errors import BadInput
 from pipeline import sweep
-from pipeline.graph import Inputs, Stage
-from pipeline.plan import plan_cell
 from pipeline.run import cluster, launch
 from pipeline.run.cluster import queue, schedule, watch
 from pipeline.run.cluster import submit as submit_module
@@ -24,6 +22,8 @@ from pipeline.run.failures import Failures, tell
 from pipeline.run.journal import Journal
 from pipeline.run.run_plan import RunPlan
 from pipeline.run.worker import Worker
+from pipeline.stages.cell import plan_cell
+from pipeline.stages.stage import Inputs, Stage
 from pipeline.store import Store
 from tests.pipeline import toy
 from tests.pipeline.small import site

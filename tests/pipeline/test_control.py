@@ -5,9 +5,9 @@ import pytest
 from common.errors import BadInput
 from pipeline import check, sweep
 from pipeline.check.text import control
-from pipeline.graph import Stage
 from pipeline.inputs import inputs
-from pipeline.plan import plan_cell
+from pipeline.stages.cell import plan_cell
+from pipeline.stages.stage import Stage
 
 
 def planned(*words: str) -> dict[str, Stage]:

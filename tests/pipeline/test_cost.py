@@ -18,8 +18,8 @@ from pipeline.config import Config, ModelShape
 from pipeline.cost import estimate, fit, flops, hardware, measured, memory
 from pipeline.cost.model_shape import from_config_json, model_shape
 from pipeline.cost.stage_work import Work, stage_work
-from pipeline.graph import Inputs
-from pipeline.plan import Cell, merged, plan_cell
+from pipeline.stages.cell import Cell, merged, plan_cell
+from pipeline.stages.stage import Inputs
 from train.parallel import Compute
 
 ROOT = Path(__file__).parents[2]

@@ -16,7 +16,7 @@ import pytest
 from common import hub
 from common.errors import BadInput
 from pipeline import inputs, sweep
-from pipeline.plan import plan_cell
+from pipeline.stages.cell import plan_cell
 
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "models" / "tiny-base"

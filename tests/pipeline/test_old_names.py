@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from pipeline import old_names, sweep
-from pipeline.graph import Stage
-from pipeline.plan import merged, plan_cell
 from pipeline.report import folders, page, report_sources
 from pipeline.report.records import label
 from pipeline.report.report_sources import Sources
 from pipeline.run.cluster import site
+from pipeline.stages.cell import merged, plan_cell
+from pipeline.stages.stage import Stage
 from tests.pipeline.report.synthetic import GOOD, LOST, SUBJECT, Run
 from tests.pipeline.test_keys import INPUTS
 

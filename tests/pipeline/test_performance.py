@@ -16,10 +16,10 @@ from pipeline.cost import flops, hardware
 from pipeline.cost.model_shape import from_config_json
 from pipeline.cost.utilisation import mfu
 from pipeline.execute import Executor, Job
-from pipeline.graph import Stage
 from pipeline.run import launch
 from pipeline.run.journal import Journal
 from pipeline.store import Store
+from tests.pipeline.toy_stage import toy_stage
 from train.performance import Performance
 from train.stage_settings import LoraSettings, TrainingSettings
 
@@ -89,7 +89,7 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, track: Any, said: l
 
     monkeypatch.setattr(launch, "_train", training)
     compute = {"device": "cuda", "precision": "bf16"}
-    stage = Stage("sft", "test", {"tokens": 10}, options={"compute": compute, "save_every_tokens": 10})
+    stage = toy_stage("sft", "test", {"tokens": 10}, options={"compute": compute, "save_every_tokens": 10})
     store, journal = Store(tmp_path / "store"), Journal(tmp_path / "journal.jsonl")
     Executor(store, [stage], journal, maker=lambda kind: maker, say=said.append, track=track).run([stage])
     entry = store.find(stage)

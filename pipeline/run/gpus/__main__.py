@@ -11,12 +11,12 @@ from pathlib import Path
 from common.errors import BadInput, Interrupted
 from common.parent_process import die_with_parent
 from pipeline.execute import Job, Maker
-from pipeline.graph import Stage
 from pipeline.run import interruption
 from pipeline.run.console import say
 from pipeline.run.journal import Journal
 from pipeline.run.run_plan import RunPlan
 from pipeline.run.worker import JOURNAL, worker
+from pipeline.stages.stage import Stage
 
 
 def main(folder: Path, threads: int, keys: list[str]) -> int:

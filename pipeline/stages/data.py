@@ -1,29 +1,37 @@
-"""Config -> the stages that checkpoints are made by: text, items, blocks, trainings. Pure: no torch, no files."""
+"""TODO."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from common import hub
 from common.chat_date import TODAY
+from common.errors import BadInput
+from common.special_tokens import in_words
 from common.units import format_tokens
-from pipeline.config import CipherCorpus, Config, HubCorpus, Training
-from pipeline.graph import TRUNK, Inputs, Stage
+from pipeline.config import CipherCorpus, Config, HubCorpus
+from pipeline.execute import Job
+from pipeline.stages.stage import Inputs, Stage
+from train.data.chat.reading import said
 from train.data.chat.template import NONE, TOKENIZER
+from train.stage_settings import (
+    CipherSettings,
+    CorpusOptions,
+    CorpusSettings,
+    CtBlocksSettings,
+    InstructionsInLanguageSettings,
+    InstructionsSettings,
+    ItemsSettings,
+    SftBlocksSettings,
+)
 
 AUTO = "auto"  # of sft.format: by the columns
+
+
 ALL = "all"  # in place of a budget, in slugs: CT on all of the text
-TRAINING_KEYS = (
-    "tokens",
-    "batch_tokens",
-    "block_size",
-    "learning_rate",
-    "min_lr_ratio",
-    "warmup_ratio",
-    "weight_decay",
-)
 
 
 @dataclass(frozen=True)
@@ -94,37 +102,7 @@ def _corpus(config: Config, inputs: Inputs) -> Stage:
     return Stage("corpus", f"{config.language.code}-{corpus.source}", content, options=options)
 
 
-def base_model(config: Config, inputs: Inputs, data: Data | None = None) -> Stage:
-    """The model that everything starts from: given, or trained from scratch, which needs the data."""
-    model = config.model
-    if model.path is not None:
-        return given(model.name, model.path, inputs.model, "model" in inputs.special_tokens)
-    assert model.recipe is not None and data is not None
-    recipe = model.recipe.model_dump(exclude={"save_every_tokens", "dev_every_tokens"})
-    corpus = _bible(config.corpus, inputs) if isinstance(config.corpus, CipherCorpus) else data.corpus
-    settings = {**recipe, "language": corpus.settings["language"], **_precision(config)}
-    options = {"compute": _compute(config), "save_every_tokens": model.recipe.save_every_tokens}
-    return Stage("base", model.name, settings, {"corpus": corpus}, options)
-
-
-def chat_model(config: Config, inputs: Inputs) -> Stage:
-    """The SFT checkpoint that was given."""
-    assert config.sft.source is not None
-    return given("sft-en", config.sft.source, inputs.sft_model, "sft_model" in inputs.special_tokens)
-
-
-def given(slug: str, path: str, known: str | None, special_tokens: bool = False) -> Stage:
-    """A model from outside, known by a checksum, or by its commit on the Hub, which is then the one that is fetched.
-
-    special_tokens: whether its tokenizer puts some around a text. It is a part of the key, as what is trained and
-    scored with such a tokenizer has changed.
-    """
-    of_hub = known is not None and known.startswith(hub.PREFIX)
-    settings = {"sha256": known, **({"special_tokens": True} if special_tokens else {})}
-    return Stage("model", slug, settings, options={"path": known if of_hub else path})
-
-
-def _bible(cipher: CipherCorpus, inputs: Inputs) -> Stage:
+def bible_corpus(cipher: CipherCorpus, inputs: Inputs) -> Stage:
     """The corpus that a cipher's base is trained on: Chichewa's, so that both languages begin with one base."""
     content = {"source": "bible", "language": "nya", **cipher.model_dump(include={"dev", "test", "seed"})}
     options = {"path": None, "english_path": None}
@@ -203,68 +181,95 @@ def target_instructions(config: Config, data: Data) -> Stage:
     return Stage("target_instructions", config.language.code, asked, {"corpus": data.corpus})
 
 
-def continual_training(slug: str, config: Config, parents: Mapping[str, Stage]) -> Stage:
-    """CT of `model` on `blocks`; under a wsd schedule the decay of this budget, from a trunk that budgets share."""
-    stage = training("ct", slug, config, parents)
-    if config.ct.schedule == "cosine":
-        return stage
-    trunk = config.ct.tokens // config.ct.batch_tokens * config.ct.batch_tokens - config.ct.decay_tokens
-    if not trunk:
-        return stage
-    not_in_trunk = ("decay_tokens", "decay_shape")
-    shared = {name: value for name, value in stage.settings.items() if name not in not_in_trunk}
-    slug = f"{slug}-trunk-{format_tokens(trunk)}"
-    return replace(
-        stage, parents={**parents, TRUNK: Stage("ct", slug, {**shared, "tokens": trunk}, parents, stage.options)}
-    )
-
-
-def training(kind: Literal["ct", "sft"], slug: str, config: Config, parents: Mapping[str, Stage]) -> Stage:
-    """A training by the config's section of this kind, of `model` on `blocks`."""
-    section: Training = config.ct if kind == "ct" else config.sft
-    horizon = config.ct.schedule_tokens if kind == "ct" else config.sft.schedule_tokens or config.sft.tokens
-    lora, ct = config.train.lora, config.ct
-    whole_text = kind == "ct" and ct.whole_text
-    decay: dict[str, Any] = {}
-    if kind == "ct" and ct.schedule == "wsd":
-        decay = {"schedule": ct.schedule, "decay_tokens": ct.decay_tokens, "decay_shape": ct.decay_shape}
-    settings = {
-        **{name: getattr(section, name) for name in TRAINING_KEYS},
-        "schedule_tokens": horizon,
-        "seed": config.seed,
-        **_precision(config),
-        **({"lora": lora.model_dump()} if lora else {}),
-        **decay,
-        **({"tokens": None, "schedule_tokens": None} if whole_text else {}),
-    }
-    options = {
-        **({"expected_tokens": ct.tokens} if whole_text else {}),
-        "compute": _compute(config),
-        "save_every_tokens": section.save_every_tokens,
-        "keep_last_state": config.compute.keep_last_state,
-    }
-    if section.dev_every_tokens:
-        options |= {"dev_every_tokens": section.dev_every_tokens, "dev_languages": [config.language.code, "en"]}
-    return Stage(kind, slug, settings, parents, options)
-
-
 def _questions(config: Config) -> dict[str, int]:
     """One a passage is not said, so that keys stay."""
     given = config.sft.path or config.sft.hub
     return {} if given or config.sft.questions == 1 else {"questions": config.sft.questions}
 
 
-def _precision(config: Config) -> dict[str, str]:
-    """Omitted at fp32, so that keys stay. published: the dtype of the weights, which once was that of the passes."""
-    precision = config.compute.precision
-    return {} if precision == "fp32" else {"precision": precision, "published": "float32"}
-
-
-def _compute(config: Config) -> dict[str, Any]:
-    """How a training is computed, as `train.parallel.Compute` takes it."""
-    return config.compute.model_dump(exclude={"first_guess", "keep_last_state"})
-
-
 def workers(config: Config) -> dict[str, int]:
     """Processes that read text; said of text of the Hub only, one elsewhere."""
     return {"workers": config.corpus.workers} if isinstance(config.corpus, HubCorpus) else {}
+
+
+def run_corpus(job: Job) -> None:
+    from train.data.corpus import build
+
+    kind = CipherSettings if job.settings["source"] == "cipher" else CorpusSettings
+    settings = kind.from_mapping(job.settings)
+    build.build(settings, CorpusOptions.from_mapping(job.options), job.out, job.work)
+
+
+def run_items(job: Job) -> None:
+    from train.data import instructions
+
+    settings = ItemsSettings.from_mapping(job.settings)
+    instructions.build(job.folders["corpus"], settings, job.out, job.options["sft_path"])
+
+
+def run_instructions(job: Job) -> None:
+    from train.data import instructions
+
+    settings, options = InstructionsSettings.from_mapping(job.settings), job.options
+    instructions.from_hub(settings, job.out, job.work, options["folder"], options.get("workers", 1))
+
+
+def run_target_instructions(job: Job) -> None:
+    from train.data import instructions
+
+    settings = InstructionsInLanguageSettings.from_mapping(job.settings)
+    instructions.build_in_language(job.folders["corpus"], settings, job.out)
+
+
+def run_ct_blocks(job: Job) -> None:
+    from train.data import packing
+
+    settings, workers = CtBlocksSettings.from_mapping(job.settings), job.options.get("workers", 1)
+    packing.ct_blocks(job.folders["corpus"], job.checkpoint("model"), settings, job.out, job.work, workers)
+    job.note = packed(job.out)
+
+
+def run_sft_blocks(job: Job) -> None:
+    from train.data import packing
+
+    settings, workers = SftBlocksSettings.from_mapping(job.settings), job.options.get("workers", 1)
+    items, corpus = job.folders["items"], job.folders.get("corpus")
+    packing.sft_blocks(items, corpus, job.checkpoint("model"), settings, job.out, job.work, workers)
+    job.note = packed(job.out)
+
+
+def run_mixed_blocks(job: Job) -> None:
+    from train.data import mixing
+
+    check_budget(job.folders["ct_blocks"], job.settings["ct_tokens"])
+    mixing.mixed_blocks(job.folders["ct_blocks"], job.folders["sft_blocks"], job.settings["ct_tokens"], job.out)
+    job.note = packed(job.out)
+
+
+def packed(blocks: Path) -> str:
+    """How many blocks there are, how full they are, and control tokens that their text has by name."""
+    counts = json.loads((blocks / "counts.json").read_text(encoding="utf-8"))
+    filled = f": {counts['blocks']:,} blocks, {counts['real_token_share']:.2%} of their positions real tokens"
+    chat = conversed(counts["chat"], counts["trained_tokens"]) if "chat" in counts else ""
+    return filled + chat + in_words(counts.get("control_tokens", {}))
+
+
+def conversed(chat: Mapping[str, Any], trained: int) -> str:
+    """How many conversations SFT learns, and what became of the others."""
+    names = {"cut": "cut to a block", "unrolled": "unrolled", "shortened": "ended at an empty turn"}
+    names |= {"system_in_question": "with the system message in the first question"}
+    changed = "".join(f", {chat[name]:,} {words}" for name, words in names.items() if chat.get(name))
+    left_out = sum(chat["left_out"].values())
+    reasons = f", {left_out:,} left out ({said(chat['left_out'])})" if left_out else ""
+    sequences = f"{chat['answers']:,} answers in {chat['sequences']:,} sequences"
+    return f"; {chat['conversations']:,} conversations, {sequences}, {trained:,} tokens with loss{changed}{reasons}"
+
+
+def check_budget(blocks: Path, tokens: int) -> None:
+    """Reject a budget that the packed corpus cannot fill."""
+    available = json.loads((blocks / "counts.json").read_text(encoding="utf-8"))["tokens"]
+    if tokens > available:
+        raise BadInput(
+            f"ct.tokens={format_tokens(tokens)}: the corpus has {available:,} tokens including English."
+            " Set a smaller budget, or give more text."
+        )

@@ -5,13 +5,13 @@ Pure: no torch, no files.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
-from pipeline.arms import ARMS, with_ct_budgets
+from pipeline.baselines import BASELINES, depends_on_ct_budget
 from pipeline.config import Config, Method
-from pipeline.graph import Inputs, Stage, in_order
 from pipeline.job_settings import (
     DeviceOptions,
     EvalOptions,
@@ -21,10 +21,11 @@ from pipeline.job_settings import (
     MergeSettings,
 )
 from pipeline.old_names import in_store
-from pipeline.plan_adapt import AdaptStages, adapt_stages, for_its_pair, of_chat_model
-from pipeline.plan_arms import Start, trained_stages
-from pipeline.plan_choice import judged_on, roles, selection_stage, tune
-from pipeline.plan_training import Data, budget_name, data_stages, workers
+from pipeline.stages.adapting import AdaptStages, adapt_stages, for_its_pair, of_chat_model
+from pipeline.stages.data import Data, budget_name, ct_blocks, data_stages, sft_blocks, workers
+from pipeline.stages.stage import Inputs, Stage, in_order
+from pipeline.stages.training import base_model, chat_model, continual_training, given_model, training
+from pipeline.stages.tuning import plan_tune, selection_stage, tuning_cells, tuning_parents
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Cell:
     def budget_of(self, name: str) -> int:
         """The CT budget of a method of the results; 0 where none changes it."""
         method = self.config.merge.methods.get(name)
-        return self.ct_tokens if with_ct_budgets(method.checkpoints if method else (name,)) else 0
+        return self.ct_tokens if depends_on_ct_budget(method.checkpoints if method else (name,)) else 0
 
     def __str__(self) -> str:
         regime = f"{self.config.regime} " if self.config.regime else ""
@@ -97,13 +98,13 @@ def plan_cell(config: Config, inputs: Inputs) -> Cell:
     """
     config = for_its_pair(config, inputs)
     data = data_stages(config, inputs)
-    judges = [Start.of(cell, inputs, data) for cell in judged_on(config)]
+    judges = [Start.of(cell, inputs, data) for cell in tuning_cells(config)]
     start = Start.of(config, inputs, data)
     parts = Parts.of(start, inputs, judges)
     scored_on_dev = [Parts.of(judge, inputs, judges) for judge in judges]
     methods = {} if config.adapt else config.merge.methods
     tunes = {
-        name: roles(judge.tune(name, method) for judge in scored_on_dev)
+        name: tuning_parents(judge.tune(name, method) for judge in scored_on_dev)
         for name, method in methods.items()
         if method.asked_on_dev and not config.eval.frontier
     }
@@ -113,7 +114,7 @@ def plan_cell(config: Config, inputs: Inputs) -> Cell:
     if config.merge.then_sft is not None and "merge_then_sft" in config.eval.unmerged:
         below = weights[config.merge.then_sft]
         trained["merge_then_sft"] = start.sft_on(below, below.slug)
-    checkpoints = {name: trained[name] for name in ARMS if name in config.eval.unmerged}
+    checkpoints = {name: trained[name] for name in BASELINES if name in config.eval.unmerged}
     evals = {name: parts.eval(parts.slug(name, (name,)), {"checkpoint": stage}) for name, stage in checkpoints.items()}
     for name, method in methods.items():
         evals[name] = parts.eval(parts.slug(name, method.checkpoints), {**parts.models(method), "merge": merges[name]})
@@ -200,14 +201,16 @@ class Parts:
         config = self.config
         if name == "base":
             return f"{config.language.code}-{config.model.name}"
-        budget = f"-{budget_name(config)}" if with_ct_budgets(of) else ""
+        budget = f"-{budget_name(config)}" if depends_on_ct_budget(of) else ""
         known = in_store(name)
-        return f"{config.language.code}-{known.replace('_', '-') if name in ARMS else known}{budget}-s{config.seed}"
+        return (
+            f"{config.language.code}-{known.replace('_', '-') if name in BASELINES else known}{budget}-s{config.seed}"
+        )
 
     def tune(self, name: str, method: Method) -> Stage:
         scored = {**self.models(method), "items": self.data.items, "corpus": self.data.corpus}
         slug = self.slug(name, method.checkpoints)
-        return tune(self.config, slug, self.recipes(method), scored, self.inputs.asks_date)
+        return plan_tune(self.config, slug, self.recipes(method), scored, self.inputs.asks_date)
 
     def recipes(self, method: Method) -> list[dict[str, Any]]:
         """The tries of a method, with what every merge takes whole from the chat model."""
@@ -265,3 +268,124 @@ def _asked(config: Config, inputs: Inputs) -> LeakSettings:
 def merged(cells: Iterable[Cell]) -> tuple[Stage, ...]:
     """The plan of a sweep: the stages of all cells, each once, in the order in which the cells run."""
     return in_order(stage for cell in cells for stage in cell.stages)
+
+
+@dataclass(frozen=True)
+class Start:
+    """What the arms of a cell are trained from.
+
+    asks_date: whether a chat template that tries are scored by writes the date.
+    """
+
+    config: Config
+    data: Data
+    base: Stage
+    ct: Stage
+    sft: Stage
+    asks_date: bool = False
+
+    @staticmethod
+    def of(config: Config, inputs: Inputs, data: Data) -> Start:
+        language, base = config.language.code, base_model(config, inputs, data)
+        if config.ct_source:
+            ct = given_model(f"ct-{language}", config.ct_source, inputs.ct, "ct" in inputs.special_tokens)
+        else:
+            learnt = {"model": base, "blocks": ct_blocks(config, data, base)}
+            ct = continual_training(f"{language}-{budget(config)}", config, learnt)
+        if config.sft.source:
+            sft = chat_model(config, inputs)
+        else:
+            learnt = {"model": base, "blocks": sft_blocks(config, data, base)}
+            sft = training("sft", f"en-s{config.seed}", config, learnt)
+        return Start(config, data, base, ct, sft, inputs.asks_date)
+
+    @cached_property
+    def sft_tries(self) -> tuple[Stage, ...]:
+        """CT-then-SFT by every setting of its grid, the config's own first."""
+        tries = enumerate(self.config.sft.tries)
+        configs = [
+            (n, self.config.model_copy(update={"sft": self.config.sft.tried(settings)})) for n, settings in tries
+        ]
+        return tuple(self._sft_on_ct(config, "en", f"-try-{n}" if n else "") for n, config in configs)
+
+    @cached_property
+    def sft_tune(self) -> Stage:
+        """The tries of CT-then-SFT, scored on dev."""
+        tried = {f"try-{number}": stage for number, stage in enumerate(self.sft_tries)}
+        scored = {**tried, "items": self.data.items, "corpus": self.data.corpus}
+        slug = f"{self.config.language.code}-ct-then-sft-{budget(self.config)}"
+        return plan_tune(self.config, slug, self.config.sft.tries, scored, self.asks_date)
+
+    @property
+    def sft_in_the_language(self) -> Stage:
+        """SFT on CT, on as many tokens of instructions in the language."""
+        return self._sft_on_ct(self.config, self.config.language.code)
+
+    @property
+    def sft_with_replay(self) -> Stage:
+        """SFT on CT, with `sft.arm_replay_share` of running English among the instructions."""
+        sft = self.config.sft.model_copy(update={"replay_share": self.config.sft.arm_replay_share})
+        return self._sft_on_ct(self.config.model_copy(update={"sft": sft}), "en", "-replay")
+
+    @property
+    def mixed(self) -> Stage:
+        """One training by the settings of CT, of the blocks of CT and of SFT spread evenly among each other."""
+        config, ct = self.config, self.config.ct
+        total = ct.tokens + config.sft.tokens
+        both = config.model_copy(update={"ct": ct.model_copy(update={"tokens": total, "schedule_tokens": total})})
+        slug = f"{config.language.code}-and-en-{budget(config)}"
+        of_ct, of_sft = ct_blocks(config, self.data, self.base), sft_blocks(config, self.data, self.base)
+        sources = {"ct_blocks": of_ct, "sft_blocks": of_sft}
+        blocks = Stage("mixed_blocks", slug, {"ct_tokens": ct.tokens, "tokens": total}, sources)
+        # of kind sft, as no larger budget continues from it
+        return replace(training("ct", slug, both, {"model": self.base, "blocks": blocks}), kind="sft")
+
+    def sft_on(self, model: Stage, after: str) -> Stage:
+        """English SFT on a checkpoint that is none of these."""
+        learnt = {"model": model, "blocks": sft_blocks(self.config, self.data, self.base)}
+        return training("sft", f"en-after-{after}", self.config, learnt)
+
+    @property
+    def ct_on_sft(self) -> Stage:
+        """CT of this budget and these blocks on SFT: a trajectory of its own."""
+        learnt = {"model": self.sft, "blocks": ct_blocks(self.config, self.data, self.base)}
+        slug = f"{self.config.language.code}-after-en-{budget(self.config)}"
+        return continual_training(slug, self.config, learnt)
+
+    def _sft_on_ct(self, config: Config, language: str, more: str = "") -> Stage:
+        learnt = {"model": self.ct, "blocks": sft_blocks(config, self.data, self.base, language)}
+        return training("sft", f"{language}-after-{config.language.code}-{budget(config)}{more}", config, learnt)
+
+
+def trained_stages(start: Start, judges: Sequence[Start], wanted: Collection[str]) -> dict[str, Stage]:
+    """Base, CT and SFT, and the wanted ones of the other arms, by the names that they have in results.
+
+    judges: the cells on whose dev scores tries are chosen.
+    """
+    further = {name: train(start, judges) for name, train in FURTHER.items() if name in wanted}
+    return {"base": start.base, "sft": start.sft, "ct": start.ct, **further}
+
+
+def _ct_then_sft(start: Start, judges: Sequence[Start]) -> Stage:
+    """By the config's settings; with a grid by those that were best on dev, unless all of them are scored."""
+    plain, *others = start.sft_tries
+    if not others or start.config.eval.frontier:
+        return plain
+    blocks = {f"blocks-{number}": stage.parents["blocks"] for number, stage in enumerate(start.sft_tries)}
+    settings = {**plain.settings, "trainings": [dict(stage.settings) for stage in start.sft_tries]}
+    parents = {"model": start.ct, **blocks, **tuning_parents(judge.sft_tune for judge in judges)}
+    return Stage("sft", f"{plain.slug}-chosen", settings, parents, plain.options)
+
+
+FURTHER: Mapping[str, Callable[[Start, Sequence[Start]], Stage]] = {
+    "ct_then_sft": _ct_then_sft,
+    "sft_then_ct": lambda start, _: start.ct_on_sft,
+    "mixed": lambda start, _: start.mixed,
+    "sft_replay": lambda start, _: start.sft_with_replay,
+    "target_sft": lambda start, _: start.sft_in_the_language,
+}
+
+
+def budget(config: Config) -> str:
+    """What names a cell's trainings in their slugs."""
+    return f"{budget_name(config)}-s{config.seed}"

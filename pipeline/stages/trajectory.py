@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from pipeline.graph import TRUNK, Stage
+from pipeline.stages.stage import TRUNK, Stage
 from pipeline.store import Entry, Store
 
 STATE = "state"

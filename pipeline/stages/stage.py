@@ -11,9 +11,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
-
-from pipeline.kinds import KINDS
+from typing import Any, Literal
 
 TRUNK = "trunk"  # the role of the CT stage that the decay of a wsd schedule starts from
 
@@ -43,7 +41,7 @@ class Stage:
 
     @cached_property
     def trajectory(self) -> str | None:
-        """Return what CT stages share that differ in their budget only (pipeline/trajectory.py).
+        """Return what CT stages share that differ in their budget only (pipeline/stages/trajectory.py).
 
         None for other kinds, for a decay, and for CT on all of the text: no larger budget resumes from these.
         """
@@ -58,6 +56,11 @@ class Stage:
         return int(self.options["expected_tokens"] if stated is None else stated)
 
     @property
+    def type(self) -> StageType:
+        """Return what is known of all stages of its kind."""
+        return STAGE_TYPES[self.kind]
+
+    @property
     def given(self) -> bool:
         """Return whether this is a checkpoint that the user gave, a folder or a model of the Hub."""
         return self.kind == "model"
@@ -67,7 +70,7 @@ class Stage:
 
     def _digest(self, settings: Mapping[str, Any]) -> str:
         parents = {role: parent.key for role, parent in self.parents.items()}
-        revision = 0 if self.given else KINDS[self.kind].revision
+        revision = 0 if self.given else self.type.revision
         content = {"kind": self.kind, "revision": revision, "settings": settings, "parents": parents}
         canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
         return hashlib.sha256(canonical.encode()).hexdigest()[:12]
@@ -112,3 +115,57 @@ def in_order(goals: Iterable[Stage]) -> tuple[Stage, ...]:
     for goal in goals:
         visit(goal)
     return tuple(ordered.values())
+
+
+Resource = Literal["data", "train", "score", "merge"]
+
+
+@dataclass(frozen=True)
+class StageType:
+    """What is known of all stages of one kind.
+
+    name: of its stages, and of its folder in the store. maker: `module:function`; the function gets a
+    `pipeline.execute.Job`. revision: a part of every key. Raise it when the code changes what it makes: entries of
+    older code are computed again. work: data (text on a CPU), train, score (a checkpoint or a merge reads tasks) or
+    merge (weights alone). seconds: of one stage, until one was measured; of what trains, of a million tokens. On two
+    cores, as in tiny. shared: made before the cells of a sweep start, as many of them read it. tracked: a run of its
+    own in Weights & Biases.
+    """
+
+    name: str
+    maker: str
+    revision: int
+    resource: Resource
+    seconds: float
+    shared: bool = False
+    tracked: bool = False
+
+    @property
+    def trained(self) -> bool:
+        """Return whether its time goes with its tokens, and it leaves a checkpoint."""
+        return self.resource == "train"
+
+
+STAGE_TYPES: dict[str, StageType] = {
+    kind.name: kind
+    for kind in (
+        StageType("corpus", "pipeline.stages.data:run_corpus", 3, "data", 3, shared=True),
+        StageType("items", "pipeline.stages.data:run_items", 2, "data", 10, shared=True),
+        StageType("instructions", "pipeline.stages.data:run_instructions", 1, "data", 10, shared=True),
+        StageType("target_instructions", "pipeline.stages.data:run_target_instructions", 1, "data", 10, shared=True),
+        StageType("leaks", "pipeline.stages.scoring:run_contamination", 1, "data", 10, shared=True),
+        StageType("base", "pipeline.stages.training:run_base", 1, "train", 250, shared=True, tracked=True),
+        StageType("ct_blocks", "pipeline.stages.data:run_ct_blocks", 1, "data", 4, shared=True),
+        StageType("sft_blocks", "pipeline.stages.data:run_sft_blocks", 1, "data", 10, shared=True),
+        StageType("mixed_blocks", "pipeline.stages.data:run_mixed_blocks", 1, "data", 3),
+        StageType("ct", "pipeline.stages.training:run_ct", 1, "train", 250, tracked=True),
+        StageType("sft", "pipeline.stages.training:run_sft", 1, "train", 260, tracked=True),
+        StageType("tune", "pipeline.stages.tuning:run_tune", 2, "score", 11, tracked=True),
+        StageType("merge", "pipeline.stages.merging:run_merge", 2, "merge", 1),
+        StageType("weights", "pipeline.stages.merging:run_weights", 1, "merge", 2),
+        StageType("choose", "pipeline.stages.adapting:run_choose", 1, "merge", 1),
+        StageType("adapted", "pipeline.stages.adapting:run_adapted", 1, "merge", 5),
+        StageType("answers", "pipeline.stages.scoring:run_answers", 1, "score", 20),
+        StageType("eval", "pipeline.stages.scoring:run_eval", 2, "score", 18, tracked=True),
+    )
+}
