@@ -93,7 +93,7 @@ def own(name: str) -> click.Command:
     """The command itself, with its options."""
     if name in VERBS:
         return PipelineCommand(name, VERBS[name])
-    command: click.Command = import_module(f"{name}.options").COMMAND
+    command: click.Command = import_module(COMMANDS[name][1].partition(":")[0]).COMMAND
     return command
 
 
