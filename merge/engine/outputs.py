@@ -14,8 +14,7 @@ from typing import Any
 from common.errors import BadInput
 from merge.checkpoints.checkpoint import FLOATS, Checkpoint
 from merge.checkpoints.tensor_names import is_embedding, is_head, layer_counts, stack_of
-from merge.model_ref import ModelRef
-from merge.recipe import Recipe, Slice
+from merge.recipe import ModelRef, Recipe, Slice
 
 Parent = tuple[Path, Path | None]  # folder, adapter
 BEFORE = ("embed", "embd", "wte", "wpe", "relative_pe")  # parts of the names of what stands before the layers

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common import hub as model_hub
-from common import licences
-from common.chat_files import stop_ids
+from common.chat import read_stop_ids
 from common.errors import BadInput
-from common.licences import OTHER, common_to
-from common.parsing import read_json
+from common.hub import OTHER_LICENCE, common_licence
 from common.special_tokens import added_special_tokens
 from common.units import counted
+from common.validation import read_json
 from eval.chat_prompts import rendered
 from eval.task_checks import context_length
 from pipeline import architecture, inputs, recipes
@@ -45,7 +44,7 @@ def check_checkpoints(config: Config) -> Iterator[Finding]:
 
 def described_folder(path: str, fetch: bool) -> Path | None:
     """Return the folder with a checkpoint's config.json and tokenizer, which are fetched from the Hub if `fetch`."""
-    folder, model = model_hub.folder_at_hand(path), model_hub.parse(path, "model.path")
+    folder, model = model_hub.local_folder(path), model_hub.parse(path, "model.path")
     if folder and (folder / "config.json").is_file():
         return folder
     if model is None or not fetch:
@@ -135,9 +134,9 @@ def check_partners(config: Config) -> Iterator[Finding]:
     """Base, CT and SFT can be merged: same tensors, same vocabulary. What is trained here is like the base."""
     from merge import Recipe, check
 
-    folders = {key: model_hub.folder_at_hand(path) for key, path in given(config).items()}
+    folders = {key: model_hub.local_folder(path) for key, path in given(config).items()}
     base = folders.get("model.path")
-    if base is None or not model_hub.is_whole(base) or not config.merge.methods:
+    if base is None or not model_hub.is_complete(base) or not config.merge.methods:
         return
     methods = list(config.merge.methods.values())
     method = next((method for method in methods if method.of == PAIR), methods[0])
@@ -205,7 +204,8 @@ def check_pair(config: Config) -> Iterator[Finding]:
     left_out = [name for name in config.merge.methods if name not in kept]
     yield Finding(False, f"pair        {pair_in_words(base, chat, template, config, left_out)}", told=True)
     yield Finding(False, f"generation  {generation_in_words(chat, template)}", told=True)
-    found = [licences.stated(side, network=model_hub.is_online()) for side in (config.model.path, config.sft.source)]
+    online = model_hub.is_online()
+    found = [model_hub.licence_of(side, network=online) for side in (config.model.path, config.sft.source)]
     yield Finding(False, f"licences    {licences_in_words(found)}", told=True)
     if not config.eval.tasks and not config.eval.include_path:
         text = "eval.tasks is empty: dev rests on families made of your text; nothing judges free answers"
@@ -262,7 +262,7 @@ def generation_in_words(chat: Side, template: ChatTemplate) -> str:
     """Say where the chat model's answers end, and which of its generation settings act on greedy answers."""
     file = chat.folder / GENERATION
     stated: Mapping[str, Any] = read_json(file) if file.is_file() else {}
-    names = chat.tokenizer.convert_ids_to_tokens(stop_ids(chat.folder))
+    names = chat.tokenizer.convert_ids_to_tokens(read_stop_ids(chat.folder))
     stop = template.stop_token
     ends = ", ".join(map(str, names)) or "none"
     added = "" if stop in names else f" ({stop}, which ends its turns, is added)"
@@ -274,9 +274,9 @@ def generation_in_words(chat: Side, template: ChatTemplate) -> str:
 
 def licences_in_words(found: Sequence[str | None]) -> str:
     """The licences of base and chat model, and what the card of the result says."""
-    both = common_to(found)
+    both = common_licence(found)
     listed = ", ".join(licence or "not stated" for licence in found)
-    card = {None: "the card names what is stated", OTHER: "they differ: the card says other and names both"}
+    card = {None: "the card names what is stated", OTHER_LICENCE: "they differ: the card says other and names both"}
     return f"{listed}; {card.get(both, 'the card names both')}; your text's is yours to check"
 
 
@@ -292,7 +292,7 @@ def check_chat_templates(config: Config) -> Iterator[Finding]:
     if config.eval.chat == "none":
         return
     for key, path in given(config).items():
-        folder = model_hub.folder_at_hand(path)
+        folder = model_hub.local_folder(path)
         if folder is not None and (folder / "tokenizer_config.json").is_file():
             yield from check_template(config, folder, f"{key}={path}")
 
@@ -325,7 +325,7 @@ def check_template(config: Config, folder: Path, where: str) -> Iterator[Finding
 
 def stop_tokens(folder: Path, tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """Return the tokens that end a generation of a checkpoint: of its generation config, and the tokenizer's EOS."""
-    names = [str(tokenizer.convert_ids_to_tokens(int(number))) for number in stop_ids(folder)]
+    names = [str(tokenizer.convert_ids_to_tokens(int(number))) for number in read_stop_ids(folder)]
     return list(dict.fromkeys([*names, *([str(tokenizer.eos_token)] if tokenizer.eos_token else [])]))
 
 

@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.choices import suggestion
-from common.errors import BadInput
-from common.parsing import read_json
+from common.errors import BadInput, suggestion
+from common.validation import read_json
 from pipeline.config import Config
 from pipeline.cost.shape import from_config_json, model_shape, training_flops
 from pipeline.stages.stage import STAGE_TYPES

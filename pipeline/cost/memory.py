@@ -23,7 +23,7 @@ from math import ceil
 from typing import TYPE_CHECKING
 
 from common.errors import BadInput
-from common.hub import folder_at_hand
+from common.hub import local_folder
 from pipeline.config import Compute, Config, ModelShape
 from pipeline.cost.hardware import GPUS, Cluster
 from pipeline.cost.shape import model_shape, trained_parameters
@@ -274,7 +274,7 @@ def base_width(config: Config) -> int:
     """Return bytes per parameter of the base, which merges have too: of its folder, else 2 of the Hub's and 4 of our
     own.
     """
-    folder = folder_at_hand(config.model.path)
+    folder = local_folder(config.model.path)
     if folder and (file := folder / "config.json").is_file():
         stated = json.loads(file.read_text(encoding="utf-8"))
         text = stated.get("text_config") or {}

@@ -5,8 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 
-from common.choices import listed
-from common.errors import BadInput
+from common.errors import BadInput, listed
 from pipeline import run_plan, sweep
 from pipeline.run_plan import RunPlan
 from pipeline.stages.stage import STAGE_TYPES, Stage
