@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from common.errors import BadInput, in_one_line
-from common.parsing import read_yaml_documents
+from common.errors import BadInput, user_errors
+from common.validation import read_yaml_documents
 from merge.output.sharing import folders_in, rename_folders
 from merge.recipe import Recipe
 
@@ -115,7 +115,7 @@ def _check_given(recipe: Recipe, results: Path) -> None:
     from merge.engine.outputs import leader_of, parent_of
     from merge.engine.plan import open_parent
 
-    with in_one_line():
+    with user_errors():
         for part in recipe.slices or (recipe,):
             for parent in {leader_of(part), *map(parent_of, part.models)}:
                 if not parent[0].is_relative_to(results):

@@ -12,8 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from common.choices import suggestion
-from common.errors import BadInput
+from common.errors import BadInput, suggestion
 from common.hub import NAME, PREFIX
 from merge.method_table import METHODS, MODEL_DEFAULTS, Method
 

@@ -16,8 +16,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from common.choices import listed
-from common.errors import BadInput
+from common.errors import BadInput, listed
 from merge.checkpoints.tensor_names import KINDS, kind_of, layer_of
 
 

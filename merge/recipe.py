@@ -50,11 +50,10 @@ from pydantic import (
     model_validator,
 )
 
-from common.choices import listed, suggestion
-from common.errors import BadInput
-from common.files import write_whole
+from common.errors import BadInput, listed, suggestion
+from common.files import write_atomic
 from common.hub import PREFIX
-from common.parsing import read_yaml, sentence
+from common.validation import read_yaml, sentence
 from merge import mergekit, per_tensor
 from merge.method_table import COMMON_KEYS, METHODS, MODEL_DEFAULTS, Method
 from merge.per_tensor import Setting
@@ -331,7 +330,7 @@ class Recipe(Value):
 
     def save(self, path: str | Path) -> None:
         """Write the recipe as YAML with absolute paths."""
-        write_whole(Path(path), yaml.safe_dump(self.absolute().to_dict(), sort_keys=False))
+        write_atomic(Path(path), yaml.safe_dump(self.absolute().to_dict(), sort_keys=False))
 
 
 class Slice(Recipe):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from common.silence import silence
+from common.processes import silence
 from pipeline.commands import VERBS, Given, overview, parse
 
 
@@ -25,10 +25,10 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m pipel
 
     from yaml import MarkedYAMLError
 
-    from common.errors import BadInput, StageFailed, in_one_line
+    from common.errors import BadInput, StageFailed, user_errors
 
     try:
-        with in_one_line():
+        with user_errors():
             return _act(verb, parse(verb, words, program), arguments, program)
     except click.exceptions.Exit as asked:  # the help is printed
         return asked.exit_code

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from common import hub as model_hub
-from common.errors import BadInput, Interrupted, StageFailed, in_one_line
-from common.version import commit
+from common.errors import BadInput, Interrupted, StageFailed, user_errors
+from common.project import commit
 from pipeline.run.console import Estimates, Progress, amount
 from pipeline.run.journal import Journal
 from pipeline.stages.stage import STAGE_TYPES, Stage
@@ -190,7 +190,7 @@ class Executor:
         self.journal.write("started", stage, resumed_tokens=resumed)
         started = datetime.now(UTC)
         try:
-            with in_one_line():  # another user's files or links may be in the way
+            with user_errors():  # another user's files or links may be in the way
                 ensure_dir(work)
                 remove(job.out)
                 job.out.mkdir()  # not over what could not be removed

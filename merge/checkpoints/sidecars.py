@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from common.errors import BadInput
-from common.parsing import read_json
+from common.validation import read_json
 
 # The vocabulary in forms other than tokenizer.json; patterns of names in the folder itself.
 VOCABULARIES = (

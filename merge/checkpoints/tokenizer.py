@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, NotRequired
 
 from typing_extensions import TypedDict  # pydantic's condition before Python 3.12
 
-from common.errors import BadInput, in_one_line, line_of
-from common.parsing import read_json
+from common.errors import BadInput, line_of, user_errors
+from common.validation import read_json
 from merge.checkpoints.sidecars import vocabulary_files
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class Vocabulary:
 
 def read_vocabulary(folder: Path) -> Vocabulary | None:
     """Read the vocabulary of a checkpoint folder; None without a tokenizer. Raises BadInput for a damaged file."""
-    with in_one_line():
+    with user_errors():
         if (folder / "tokenizer.json").is_file():
             return _fast(folder / "tokenizer.json")
         if (folder / "vocab.json").is_file():

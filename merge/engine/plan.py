@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from common import hub
-from common.errors import BadInput, in_one_line
+from common.errors import BadInput, user_errors
 from merge.checkpoints.adapter import adapted
 from merge.checkpoints.aliases import under_one_set_of_names
 from merge.checkpoints.checkpoint import Checkpoint, torch_dtype
@@ -88,7 +88,7 @@ def make_plan(recipes: Sequence[Recipe]) -> Plan:
     leader = leader_of(recipes[0])
     parents: dict[Parent, Checkpoint] = {}
     plan = Plan(tuple(recipes), parents, [], leader)
-    with in_one_line(), ExitStack() as opened:
+    with user_errors(), ExitStack() as opened:
         opened.callback(plan.close)
         for recipe in recipes:
             origin = leader_of(recipe)

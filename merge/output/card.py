@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from common import hub
-from common.choices import suggestion
-from common.errors import BadInput, in_one_line
+from common.errors import BadInput, suggestion, user_errors
 from common.files import sha256
-from common.parsing import parse_yaml
+from common.validation import parse_yaml
 from merge.auditing import Audit
 from merge.checkpoints.folder import quantizer_of
 from merge.engine.plan import Plan
@@ -164,7 +163,7 @@ def read_card(path: Path, given: Sequence[str]) -> Card:
 
     Raises BadInput for a file that is not a card of ours, and for models that are not found.
     """
-    with in_one_line():
+    with user_errors():
         if not path.is_file():
             raise BadInput(f"{path}: no such file; expected the README.md of a merge.")
         if path.stat().st_size > LARGEST:
@@ -228,7 +227,7 @@ class _Finder:
 
 
 def _digest(file: Path) -> str:
-    with in_one_line():
+    with user_errors():
         if not file.is_file():
             raise BadInput(f"{file}: no such file, but the card has its checksum. Find that version of the model.")
         return sha256(file)

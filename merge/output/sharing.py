@@ -17,9 +17,9 @@ from typing import Any
 import yaml
 
 from common import hub, hub_push
-from common.errors import BadInput, in_one_line
+from common.errors import BadInput, user_errors
 from common.hub_push import Target
-from common.parsing import read_json, read_yaml_documents
+from common.validation import read_json, read_yaml_documents
 from merge.checkpoints.sidecars import code_of, sidecars, within
 
 CARD, RECIPE, ADAPTER = "README.md", "merge.yml", "adapter_config.json"
@@ -70,7 +70,7 @@ def share(folder: Path, base: str | None = None, card: str | None = None) -> Sha
     base: the id on the Hub of an adapter's base, if its config has none. card: the text of README.md, if it is not the
     folder's own. Raises BadInput for what is no whole model, and for a card that names paths of this machine.
     """
-    with in_one_line():
+    with user_errors():
         adapter = _check(folder)
         if base is not None and not adapter:
             raise BadInput(f"--base: is for adapters, but {folder} is a model, got {base}. Leave it out.")
@@ -107,7 +107,7 @@ def _check(folder: Path) -> bool:
         advice = f"Pass {folder / inner}" if inner else "Pass the folder of a model or of an adapter"
         raise BadInput(f"FOLDER: holds no model (no config.json, no {ADAPTER}), got {folder}. {advice}.")
     hub.check_no_adapter(folder, "FOLDER")
-    if not hub.is_whole(folder):
+    if not hub.is_complete(folder):
         raise BadInput(f"FOLDER: the weights are missing or incomplete, got {folder}. Write or copy all of them.")
     return (folder / ADAPTER).is_file()
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common import hub as model_hub
-from common.chat_files import stop_ids
+from common.chat import read_stop_ids
 from pipeline.check.finding import Finding, given
 from pipeline.config import Config
 
@@ -29,7 +29,7 @@ def chat_prompts(config: Config) -> Iterator[Finding]:
     if config.eval.chat == "none":
         return
     for key, path in given(config).items():
-        folder = model_hub.folder_at_hand(path)
+        folder = model_hub.local_folder(path)
         if folder is not None and (folder / "tokenizer_config.json").is_file():
             yield from of_checkpoint(config, folder, f"{key}={path}")
 
@@ -62,7 +62,7 @@ def of_checkpoint(config: Config, folder: Path, where: str) -> Iterator[Finding]
 
 def stop_tokens(folder: Path, tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """Return the tokens that end a generation of a checkpoint: of its generation config, and the tokenizer's EOS."""
-    names = [str(tokenizer.convert_ids_to_tokens(int(number))) for number in stop_ids(folder)]
+    names = [str(tokenizer.convert_ids_to_tokens(int(number))) for number in read_stop_ids(folder)]
     return list(dict.fromkeys([*names, *([str(tokenizer.eos_token)] if tokenizer.eos_token else [])]))
 
 

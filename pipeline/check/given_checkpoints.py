@@ -28,7 +28,7 @@ def checkpoints(config: Config) -> Iterator[Finding]:
 
 def described_folder(path: str, fetch: bool) -> Path | None:
     """Return the folder with a checkpoint's config.json and tokenizer, which are fetched from the Hub if `fetch`."""
-    folder, model = model_hub.folder_at_hand(path), model_hub.parse(path, "model.path")
+    folder, model = model_hub.local_folder(path), model_hub.parse(path, "model.path")
     if folder and (folder / "config.json").is_file():
         return folder
     if model is None or not fetch:
@@ -118,9 +118,9 @@ def partners(config: Config) -> Iterator[Finding]:
     """Base, CT and SFT can be merged: same tensors, same vocabulary. What is trained here is like the base."""
     from merge import Recipe, check
 
-    folders = {key: model_hub.folder_at_hand(path) for key, path in given(config).items()}
+    folders = {key: model_hub.local_folder(path) for key, path in given(config).items()}
     base = folders.get("model.path")
-    if base is None or not model_hub.is_whole(base) or not config.merge.methods:
+    if base is None or not model_hub.is_complete(base) or not config.merge.methods:
         return
     methods = list(config.merge.methods.values())
     method = next((method for method in methods if method.of == PAIR), methods[0])

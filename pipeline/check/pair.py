@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from common import hub
 from common import hub as model_hub
-from common import licences
-from common.chat_files import stop_ids
+from common.chat import read_stop_ids
 from common.errors import BadInput
-from common.licences import OTHER, common_to
-from common.parsing import read_json
+from common.hub import OTHER_LICENCE, common_licence
 from common.special_tokens import added_special_tokens
 from common.units import counted
+from common.validation import read_json
 from pipeline import architecture, inputs
 from pipeline.check.finding import Finding
 from pipeline.check.given_checkpoints import described_folder
@@ -76,7 +76,7 @@ def pair(config: Config) -> Iterator[Finding]:
     left_out = [name for name in config.merge.methods if name not in kept]
     yield Finding(False, f"pair        {in_words(base, chat, template, config, left_out)}", told=True)
     yield Finding(False, f"generation  {generation(chat, template)}", told=True)
-    found = [licences.stated(side, network=model_hub.is_online()) for side in (config.model.path, config.sft.source)]
+    found = [hub.licence_of(side, network=model_hub.is_online()) for side in (config.model.path, config.sft.source)]
     yield Finding(False, f"licences    {licences_in_words(found)}", told=True)
     if not config.eval.tasks and not config.eval.include_path:
         text = "eval.tasks is empty: dev rests on families made of your text; nothing judges free answers"
@@ -133,7 +133,7 @@ def generation(chat: Side, template: ChatTemplate) -> str:
     """Say where the chat model's answers end, and which of its generation settings act on greedy answers."""
     file = chat.folder / GENERATION
     stated: Mapping[str, Any] = read_json(file) if file.is_file() else {}
-    names = chat.tokenizer.convert_ids_to_tokens(stop_ids(chat.folder))
+    names = chat.tokenizer.convert_ids_to_tokens(read_stop_ids(chat.folder))
     stop = template.stop_token
     ends = ", ".join(map(str, names)) or "none"
     added = "" if stop in names else f" ({stop}, which ends its turns, is added)"
@@ -145,7 +145,7 @@ def generation(chat: Side, template: ChatTemplate) -> str:
 
 def licences_in_words(found: Sequence[str | None]) -> str:
     """The licences of base and chat model, and what the card of the result says."""
-    both = common_to(found)
+    both = common_licence(found)
     listed = ", ".join(licence or "not stated" for licence in found)
-    card = {None: "the card names what is stated", OTHER: "they differ: the card says other and names both"}
+    card = {None: "the card names what is stated", OTHER_LICENCE: "they differ: the card says other and names both"}
     return f"{listed}; {card.get(both, 'the card names both')}; your text's is yours to check"

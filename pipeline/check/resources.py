@@ -10,7 +10,7 @@ from typing import Any
 
 from common import hub as model_hub
 from common.errors import BadInput
-from common.parsing import read_json
+from common.validation import read_json
 from pipeline.check.finding import Finding, guarded, planned
 from pipeline.config import Config
 from pipeline.cost import estimate
@@ -77,7 +77,7 @@ def context_of(config: Config) -> int | None:
 
     if config.model.recipe is not None and config.model.path is None:
         return config.model.recipe.context
-    folder = model_hub.folder_at_hand(config.model.path)
+    folder = model_hub.local_folder(config.model.path)
     if folder is None or not (folder / "config.json").is_file():
         return None
     stated = read_json(folder / "config.json")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from common.choices import listed
+from common.errors import listed
 from pipeline.check.finding import Finding
 from pipeline.config import Config
 from pipeline.report import hypotheses, stated_when

@@ -115,7 +115,7 @@ def fertility(config: Config) -> Fertility | None:
 
 def tokenizer_folder(config: Config) -> Path | None:
     """Return the folder with the tokenizer: of a model of the Hub only its tokenizer is fetched."""
-    folder = model_hub.folder_at_hand(config.model.path)
+    folder = model_hub.local_folder(config.model.path)
     model = model_hub.parse(config.model.path or "", "model.path")
     if (folder and (folder / "tokenizer.json").is_file()) or model is None:
         return folder

@@ -8,14 +8,13 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
-from common.choices import listed, suggestion
-from common.errors import BadInput
+from common.errors import BadInput, listed, suggestion
 from common.units import format_tokens
+from common.validation import error_line
 from pipeline import old_names
 from pipeline.config.adapting import Adapt, why_not_adapted
 from pipeline.config.computing import Compute, Tracking
 from pipeline.config.fields import Folder, Name, Section, Seed
-from pipeline.config.messages import one_line
 from pipeline.config.models import MATRICES, Model
 from pipeline.config.scoring import Evaluation, Merge
 from pipeline.config.sources import CipherCorpus, Corpus, HubCorpus, Language
@@ -268,4 +267,4 @@ def validate(composed: Mapping[str, Any]) -> Config:
     try:
         return Config.model_validate(current)
     except ValidationError as error:
-        raise BadInput(one_line(error, current)) from None
+        raise BadInput(error_line(error, current)) from None

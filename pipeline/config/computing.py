@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from common.choices import suggestion
+from common.errors import suggestion
 from pipeline.config.fields import Name, Positive, Section
 from pipeline.stages.stage import STAGE_TYPES
 from train.parallel import contradiction

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, field_validator, model_validator
 
-from common.choices import suggestion
+from common.errors import suggestion
 from merge.recipe import Recipe
 from pipeline import recipes
 from pipeline.baselines import BASELINES, PAIR

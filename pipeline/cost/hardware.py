@@ -6,8 +6,7 @@ import itertools
 import re
 from dataclasses import dataclass
 
-from common.choices import suggestion
-from common.errors import BadInput
+from common.errors import BadInput, suggestion
 
 USABLE = 0.9  # share of a GPU's memory that a training may fill (assumed): the rest is CUDA's context and fragmentation
 NVIDIA_NODE = 8  # GPUs of the nodes whose main memory is known

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from common.errors import BadInput
-from common.hub import folder_at_hand
+from common.hub import local_folder
 from pipeline import architecture
 from pipeline.config.models import ModelShape
 
@@ -36,7 +36,7 @@ def model_shape(config: Config) -> ModelShape:
     transformer.
     """
     stated, recipe = config.model.shape, config.model.recipe
-    folder = folder_at_hand(config.model.path)
+    folder = local_folder(config.model.path)
     if folder and (file := folder / "config.json").is_file():
         actual = from_config_json(file, f"model.path={config.model.path}")
         for name, value in stated or actual:

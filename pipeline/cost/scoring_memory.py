@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from math import ceil
 
-from common.hub import folder_at_hand
+from common.hub import local_folder
 from pipeline.config import Config, ModelShape
 from pipeline.cost.model_shape import model_shape
 
@@ -70,7 +70,7 @@ def base_width(config: Config) -> int:
     """Return bytes per parameter of the base, which merges have too: of its folder, else 2 of the Hub's and 4 of our
     own.
     """
-    folder = folder_at_hand(config.model.path)
+    folder = local_folder(config.model.path)
     if folder and (file := folder / "config.json").is_file():
         stated = json.loads(file.read_text(encoding="utf-8"))
         text = stated.get("text_config") or {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from common.errors import BadInput
-from common.parsing import read_json
+from common.validation import read_json
 from pipeline.cost import flops, hardware
 from pipeline.cost.model_shape import from_config_json
 from train.performance import Performance

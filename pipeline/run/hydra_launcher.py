@@ -24,7 +24,7 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig
 
 from common.errors import BadInput, StageFailed
-from common.places import CONF
+from common.project import CONF
 from pipeline.run import interruption
 from pipeline.run.journal import Journal
 from pipeline.run.worker import JOURNAL, make_cell

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import BadInput, Interrupted
-from common.parent_process import die_with_parent
+from common.processes import die_with_parent
 from pipeline.cost.utilisation import mfu
 from pipeline.execute import Job
 from pipeline.run import interruption

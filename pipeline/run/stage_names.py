@@ -5,8 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 
-from common.choices import listed
-from common.errors import BadInput
+from common.errors import BadInput, listed
 from pipeline import sweep
 from pipeline.run import run_plan
 from pipeline.run.run_plan import RunPlan

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import BadInput, Interrupted, StageFailed
-from common.silence import silence
+from common.processes import silence
 from pipeline.config import Config
 from pipeline.execute import Executor
 from pipeline.run import interruption

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.chat_date import TODAY
+from common.chat import DATE_FUNCTION
 from common.errors import BadInput
 from common.special_tokens import in_words
 from common.units import format_tokens
@@ -152,7 +152,7 @@ def chat(config: Config, text: str | None) -> dict[str, Any]:
     sft = config.sft
     if sft.template == NONE:
         return {}
-    asks_date = text is None or TODAY in text
+    asks_date = text is None or DATE_FUNCTION in text
     how = {
         "template": TOKENIZER if sft.template == TOKENIZER else text,
         **({"args": sft.template_args} if sft.template_args else {}),

@@ -8,8 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.chat_date import STATED
-from common.chat_files import text_in
+from common.chat import DEFAULT_DAY, read_chat_template
 from common.files import write_jsonl
 from eval.asking import Asking
 from eval.task_set import UNDETERMINED
@@ -94,7 +93,7 @@ def copy_scores(scored: Path, out: Path) -> None:
 def asking(settings: EvalSettings | TuneSettings) -> Asking:
     """Return how a stage prompts its checkpoints."""
     generation = settings.generation if isinstance(settings, EvalSettings) else "own"
-    return Asking(settings.chat, settings.system, generation, settings.day or STATED)
+    return Asking(settings.chat, settings.system, generation, settings.day or DEFAULT_DAY)
 
 
 def checkpoints(job: Job) -> dict[str, Path]:
@@ -157,7 +156,7 @@ def speaker(folders: Mapping[str, Path], chat: str, named: str | None = None) ->
         return BASE
     merged = [name for name in folders if name in BASELINES]
     by_instructions = sorted(merged, key=lambda name: name in NOT_INSTRUCTED)
-    return next((name for name in [*by_instructions, BASE] if text_in(folders[name])), BASE)
+    return next((name for name in [*by_instructions, BASE] if read_chat_template(folders[name])), BASE)
 
 
 def tokenizer_of(folder: Path) -> Any:
@@ -206,7 +205,7 @@ def run_answers(job: Job) -> None:
         device=options.device if options.gpus == 1 else None,
         batch_tokens=options.batch_tokens,
         generation=settings.generation,
-        day=settings.day or STATED,
+        day=settings.day or DEFAULT_DAY,
     )
     rows = [
         {"question": question, "answer": one.text, "tokens": one.tokens, "ended": one.ended}

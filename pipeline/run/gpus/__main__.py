@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from common.errors import BadInput, Interrupted
-from common.parent_process import die_with_parent
+from common.processes import die_with_parent
 from pipeline.execute import Job, Maker
 from pipeline.run import interruption
 from pipeline.run.console import say

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from common.errors import BadInput
-from common.parent_process import die_with_parent
+from common.processes import die_with_parent
 from pipeline.run import interruption
 from pipeline.run.cluster.schedule import Task
 from pipeline.run.gpus.devices import VISIBLE, cores
