@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -81,7 +81,7 @@ def share(folder: Path, base: str | None = None, card: str | None = None) -> Sha
         if adapter:
             adapter_of, files[ADAPTER] = _with_base(folder / ADAPTER, base)
         if RECIPE in files:
-            files[RECIPE] = _shortened(folder / RECIPE)
+            files[RECIPE] = _with_short_names(folder / RECIPE)
         if card is not None:
             files[CARD] = card
         if CARD in files:
@@ -158,30 +158,31 @@ def _json(config: Mapping[str, Any]) -> str:
     return json.dumps(config, indent=2, ensure_ascii=False) + "\n"
 
 
-def _shortened(file: Path) -> str:
-    """A recipe, or several, with short names for local folders; results that others take keep their names."""
+def _with_short_names(file: Path) -> str:
+    """Return a recipe, or several, with short names for local folders; results that other merges use keep theirs."""
     documents = read_yaml_documents(file, "a merge recipe (YAML)")
     merges = [merge for document in documents for merge in (document if isinstance(document, list) else [document])]
-    results = {merge.get("name") for merge in merges if isinstance(merge, Mapping)}
-    local: dict[str, None] = {}
-
-    def note(value: str) -> str:
-        local[value] = None
-        return value
-
-    _renamed(documents, results, note)
-    names = short_names(local)
-    return yaml.safe_dump_all(
-        _renamed(documents, results, lambda value: pinned(value) or names[value]), sort_keys=False, allow_unicode=True
-    )
+    results = [merge.get("name") for merge in merges if isinstance(merge, Mapping)]
+    names = {name: name for name in results if isinstance(name, str)}
+    short = short_names(folder for folder in folders_in(documents) if folder not in names)
+    names |= {folder: pinned(folder) or name for folder, name in short.items()}
+    return yaml.safe_dump_all(rename_folders(documents, names.__getitem__), sort_keys=False, allow_unicode=True)
 
 
-def _renamed(value: Any, kept: set[Any], rename: Callable[[str], str], key: str = "") -> Any:
-    if isinstance(value, Mapping):
-        return {own: _renamed(inner, kept, rename, str(own)) for own, inner in value.items()}
-    if isinstance(value, list):
-        return [_renamed(inner, kept, rename, key) for inner in value]
-    return rename(value) if isinstance(value, str) and key in FOLDERS and value not in kept else value
+def rename_folders(data: Any, rename: Callable[[str], str], keys: Collection[str] = FOLDERS, key: str = "") -> Any:
+    """Return the same data of a recipe, or of a part of one under `key`, with the texts under `keys` renamed."""
+    if isinstance(data, Mapping):
+        return {own: rename_folders(inner, rename, keys, str(own)) for own, inner in data.items()}
+    if isinstance(data, list):
+        return [rename_folders(inner, rename, keys, key) for inner in data]
+    return rename(data) if isinstance(data, str) and key in keys else data
+
+
+def folders_in(data: Any, keys: Collection[str] = FOLDERS) -> list[str]:
+    """List the texts under `keys`, each once."""
+    found: dict[str, str] = {}
+    rename_folders(data, lambda text: found.setdefault(text, text), keys)
+    return list(found)
 
 
 def _check_card(file: Path, text: Path | str) -> None:
