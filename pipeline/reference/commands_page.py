@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import click
 
-from pipeline.commands import choices
+from pipeline.cli import COMMANDS, choices, command_of
 from pipeline.reference.text import bullet
-from pipeline.slackmerge import COMMANDS, own
 
 WIDTH = 98
 REPEATED = "\nGroups and their choices:\n"  # what the help of several commands ends with
@@ -26,7 +25,7 @@ def markdown() -> str:
 
 def help_of(name: str) -> str:
     """What a command prints for --help, at one width."""
-    command = own(name)
+    command = command_of(name)
     settings = {**command.context_settings, "terminal_width": WIDTH, "max_content_width": WIDTH}
     context = click.Context(command, info_name=f"slackmerge {name}", **settings)
     return command.get_help(context)

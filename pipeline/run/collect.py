@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 from common.errors import BadInput, user_errors
 from pipeline.run import collect_adapt
-from pipeline.run.console import say
 from pipeline.run_plan import RunPlan
 from pipeline.stages.cell import Cell
 from pipeline.stages.stage import Stage
@@ -64,7 +63,7 @@ def _write_report(plan: RunPlan, arguments: Sequence[str]) -> ReportPaths | Adap
         from pipeline.report import regime_map
 
         for line in regime_map.write(found, plan.outputs):
-            say(line)
+            print(line)
         compare_regimes([sources for _, sources in found], plan.outputs)
     return written
 
@@ -81,13 +80,13 @@ def compare_regimes(found: Sequence[Sources], outputs: Path) -> None:
         named = report_sources.regimes_of([one for one in found if one.subject.language == language])
         if named:
             folder = outputs / BETWEEN / (language if len(languages) > 1 else "")
-            say(str(report_sources.together(named).render(folder).page))
+            print(str(report_sources.together(named).render(folder).page))
 
 
 def _tell(paths: ReportPaths) -> None:
-    say(paths.table)
+    print(paths.table)
     for path in (paths.results_csv, paths.results_md, paths.claims, paths.curves, paths.page):
-        say(str(path))
+        print(str(path))
 
 
 def _sources(cells: Sequence[Cell], entries: Mapping[str, Entry], arguments: Sequence[str]) -> Sources:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from common.validation import read_json
 from pipeline.run import adapted_model
-from pipeline.run.console import say
 from pipeline.stages.adapting import ADAPTED, SFT
 from pipeline.stages.cell import Cell
 from pipeline.stages.stage import Stage
@@ -37,9 +36,9 @@ def write(
         folder = out / str(cell).replace(" ", "-") if len(cells) > 1 else out
         paths = adapt_report.render(sources, folder)
         for path in paths.files:
-            say(str(path))
+            print(str(path))
         for line in _given_away(cell, entries, paths, folder):
-            say(line)
+            print(line)
         first = first or paths
     return first
 

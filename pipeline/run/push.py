@@ -14,7 +14,6 @@ from common.hub_push import Target
 from common.units import counted
 from merge.output.sharing import CARD, Shared, share, upload
 from pipeline import checkpoint_card
-from pipeline.run.console import say
 from pipeline.stages.stage import STAGE_TYPES
 
 WEIGHTS, ADAPTED = "weights", "adapted"  # kinds that leave a checkpoint with a card of its own
@@ -48,21 +47,21 @@ def push(names: Sequence[str], settings: Sequence[str], multirun: bool, options:
     else:
         shared = with_card(share(Path(names[0]), options.base), target)
     for line in listed(shared, target) if options.dry_run else told(shared):
-        say(line)
+        print(line)
     if not options.dry_run:
-        say(upload(shared, target, "Push by slackmerge"))
+        print(upload(shared, target, "Push by slackmerge"))
     return 0
 
 
 def of_stage(kind: str, slug: str, settings: Sequence[str], multirun: bool, target: Target, base: str | None) -> Shared:
     """The files of a checkpoint in the store, with a card. Raises BadInput for a stage without one."""
-    from pipeline.run.stage_names import check_kind, planned  # late: a folder needs no plan
+    from pipeline.run.make import check_kind, find_planned  # late: a folder needs no plan
 
     check_kind(kind)
     if kind not in PUSHED:
         made = f" Compute its weights: slackmerge make {WEIGHTS} {slug}." if kind == "merge" else ""
         raise BadInput(f"KIND: only {', '.join(PUSHED)} stages hold a checkpoint, got {kind}.{made}")
-    _, plan, stage = planned(kind, slug, settings, multirun)
+    _, plan, stage = find_planned(kind, slug, settings, multirun)
     entry = plan.store.find(stage)
     making = shlex.join(["slackmerge", "make", kind, slug, *(["-m"] if multirun else []), *settings])
     if entry is None:

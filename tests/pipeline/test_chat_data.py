@@ -14,11 +14,10 @@ from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForC
 
 from common.errors import BadInput
 from common.files import read_jsonl, write_jsonl
-from pipeline import __main__ as entry
-from pipeline import check, inputs, run_plan, sweep
+from pipeline import check, cli, inputs, run_plan, sweep
 from pipeline.journal import Journal
-from pipeline.run import sweep_run
-from pipeline.run.worker import worker
+from pipeline.run import run
+from pipeline.run.cells import run_executor
 from pipeline.stages.cell import plan_cell
 from pipeline.stages.stage import Stage
 from tests.train.data.chat.model_templates import VICUNA, text, tokenizer
@@ -120,7 +119,7 @@ def test_what_cannot_work_is_refused_in_one_line_before_anything_runs(
     for old, new in hub:
         changes = [change.replace(old, new) for change in changes]
     given = words(tmp_path, "model=folder", f"model.path={base}", f"sft.path={talk}", *changes)
-    assert entry.main(given) == 2
+    assert cli.pipeline_main(given) == 2
     said = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("warning: ")]
     assert len(said) == 1 and re.match(says, said[0]), said
     assert not list((tmp_path / "store").glob("*/*"))
@@ -186,9 +185,9 @@ def test_sft_learns_conversations(base: Path, talk: Path, tmp_path: Path, capsys
         "sft.learning_rate=2e-2",
     )  # fmt: skip
     plan = run_plan.plan(sweep.expand(given, multirun=False))
-    here = worker(plan, Journal(tmp_path / "runs" / "now" / "journal.jsonl"))
+    here = run_executor(plan, Journal(tmp_path / "runs" / "now" / "journal.jsonl"))
     stage = next(stage for stage in plan.stages if stage.kind == "sft" and "ct" not in stage.parents["model"].kind)
-    folder = here.ensure(stage)
+    folder = here.materialize(stage)
     losses = [row["loss"] for row in read_jsonl(folder / "log.jsonl")]
     assert losses[-1] < 0.7 * losses[0]
     of = AutoTokenizer.from_pretrained(folder / "model")
@@ -227,7 +226,7 @@ def test_what_a_template_does_is_told(
     two = [*TALK[0]["messages"], *TALK[1]["messages"]]
     write_jsonl(tmp_path / "talk.jsonl", [{"messages": two}, TALK[2]])
     given = words(tmp_path, "model=folder", f"model.path={base}", f"sft.path={tmp_path}/talk.jsonl")
-    assert sweep_run.check(sweep.expand([*given, f"sft.template={tmp_path}/mine.jinja"], multirun=False)) == 0
+    assert run.check(sweep.expand([*given, f"sft.template={tmp_path}/mine.jinja"], multirun=False)) == 0
     [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("template    ")]
     assert says in line
 

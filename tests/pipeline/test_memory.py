@@ -156,7 +156,7 @@ def test_every_process_of_a_node_loads_32_bits_in_its_main_memory() -> None:
 
 
 def test_a_node_with_too_little_main_memory_is_warned_of(capsys: pytest.CaptureFixture[str]) -> None:
-    from pipeline.__main__ import main
+    from pipeline.cli import pipeline_main as main
 
     needs = on_node(paper("compute=fsdp"), "8xV100")
     small = hardware.Cluster(1, 8, replace(hardware.GPUS["V100"], host=10**11))
@@ -208,7 +208,7 @@ def test_shapes_of_other_models(tmp_path: Path) -> None:
 
 
 def test_the_table_of_sizes_is_that_of_the_docs(capsys: pytest.CaptureFixture[str]) -> None:
-    from pipeline.__main__ import main
+    from pipeline.cli import pipeline_main as main
 
     assert main(["plan", "--memory-table"]) == 0
     printed = capsys.readouterr().out

@@ -9,6 +9,7 @@ import pytest
 from pydantic import Field
 
 from pipeline import sweep
+from pipeline.cli import COMMANDS
 from pipeline.config import Config
 from pipeline.config.fields import Share, Tokens
 from pipeline.reference.__main__ import DOCS, PAGES, generated
@@ -17,7 +18,6 @@ from pipeline.reference.comments import read
 from pipeline.reference.configuration_page import OF_THE_SCHEMA, keys_of, root_keys, sections
 from pipeline.reference.text import bullet, plain
 from pipeline.reference.types_in_words import described
-from pipeline.slackmerge import COMMANDS
 
 KEYS = [*root_keys(), *(key for group in (*sections(), "site") for _, keys in keys_of(group) for key in keys)]
 

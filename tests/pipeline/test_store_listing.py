@@ -12,8 +12,8 @@ import pytest
 from common.errors import BadInput
 from common.files import write_json
 from pipeline import store as stores
-from pipeline.run import sweep_run
-from pipeline.run.console import Estimates
+from pipeline.run import run
+from pipeline.run.display import Estimates
 from pipeline.stages.stage import Stage
 from pipeline.stages.trajectory import Trajectory
 from pipeline.store import RECORD, Store
@@ -99,7 +99,7 @@ def test_a_record_that_says_something_else_is_damage(tmp_path: Path, text: str) 
     assert (entry.record, entry.holds("a")) == ({}, False)
     assert "cannot be read" in str(entry.damage(thorough=True))
     assert Estimates(Store(tmp_path), {"ct": 7.0}).rate("ct") == 7.0
-    assert sweep_run.verify(Store(tmp_path)) == 1 and not list(Store(tmp_path).entries("ct"))
+    assert run.verify(Store(tmp_path)) == 1 and not list(Store(tmp_path).entries("ct"))
 
 
 def test_a_record_of_a_trajectory_without_a_budget_is_passed_over(tmp_path: Path) -> None:

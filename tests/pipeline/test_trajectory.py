@@ -49,7 +49,7 @@ def test_a_drop_never_takes_what_a_missing_budget_starts_from(
 def run(store: Store, budgets: tuple[int, ...], folder: Path) -> list[Stage]:
     stages = plan(budgets)
     journal, maker = Journal(folder / "journal.jsonl"), Makers().__getitem__
-    Executor(store, stages, journal, maker=maker, say=lambda line: None).run(stages)  # type: ignore[arg-type]
+    Executor(store, stages, journal, maker=maker).compute(stages)  # type: ignore[arg-type]
     return [stage for stage in stages if stage.kind == "ct"]
 
 
@@ -125,7 +125,7 @@ def test_a_trajectory_knows_its_budgets_and_what_each_continues_from(tmp_path: P
 def run_annealed(store: Store, budgets: tuple[int, ...], folder: Path, decay: int = 5) -> list[Stage]:
     stages = annealed(budgets, decay)
     journal, maker = Journal(folder / "journal.jsonl"), Makers().__getitem__
-    Executor(store, stages, journal, maker=maker, say=lambda line: None).run(stages)  # type: ignore[arg-type]
+    Executor(store, stages, journal, maker=maker).compute(stages)  # type: ignore[arg-type]
     return [stage for stage in stages if stage.kind == "ct"]
 
 

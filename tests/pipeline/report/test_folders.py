@@ -10,7 +10,7 @@ import pytest
 
 from common.errors import BadInput
 from common.files import read_jsonl
-from pipeline.__main__ import main
+from pipeline.cli import pipeline_main as main
 from pipeline.report import folders, lm_eval_folder, page, report_sources
 from pipeline.report.report_sources import Sources
 from tests.pipeline.report.synthetic import GOOD, LOST, SUBJECT, Run

@@ -16,7 +16,7 @@ import yaml
 
 from common.errors import BadInput
 from pipeline import report
-from pipeline.__main__ import main
+from pipeline.cli import pipeline_main as main
 from pipeline.report import discards, headline, hypotheses, report_sources, stated_when
 from pipeline.report.claims import Answer
 from pipeline.report.hypothesis_answers import answers, data
