@@ -23,6 +23,7 @@ from pipeline.store import Store
 from pipeline.sweep import Sweep
 
 FILE = "plan.pickle"
+FORMAT = b"slackmerge plan 2\n"  # the first line of the file; raise the number when what follows is read differently
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ class RunPlan:
         folder.mkdir(parents=True, exist_ok=True)
         # whatever the umask: `load` takes none that others may write
         with open(folder / FILE, "wb", opener=lambda path, flags: os.open(path, flags, 0o644)) as file:
+            file.write(FORMAT)
             pickle.dump((self.cells, self.processes, self.arguments), file)
         write_json(folder / "configs.json", {str(cell): cell.config.model_dump() for cell in self.cells})
 
@@ -94,7 +96,8 @@ class RunPlan:
     def load(folder: Path) -> RunPlan:
         """Return the plan that `save` left in a run's folder.
 
-        Raises BadInput if others may have written it: what is in a pickle is run.
+        Raises BadInput if others may have written it, as what is in a pickle is run; and if another version of
+        slackmerge wrote it.
         """
         path = folder / FILE
         with path.open("rb") as file:
@@ -104,7 +107,16 @@ class RunPlan:
                 wrong = wrong or f"other users may write it (mode {mode:o}; run `chmod go-w` if you trust its content)"
             if wrong:
                 raise BadInput(f"{path}: {wrong}, and loading a plan can run code. Use a run of your own.")
-            return RunPlan(*pickle.loads(file.read()))
+            other_version = BadInput(
+                f"{path}: another version of slackmerge wrote this plan. "
+                "Start the run again with this version: finished stages are kept."
+            )
+            if file.readline(len(FORMAT)) != FORMAT:
+                raise other_version
+            try:
+                return RunPlan(*pickle.load(file))
+            except (AttributeError, ImportError, TypeError):  # a class that was moved or changed
+                raise other_version from None
 
 
 def plan(sweep: Sweep, network: bool = True) -> RunPlan:
