@@ -124,7 +124,7 @@ def main() -> None:
 def documents() -> Iterator[str]:
     """The chapters of both Bibles forever, the verses and a few of the words of each new every time."""
     chapters: dict[tuple[str, int, int], list[str]] = {}
-    for name, verses in (("nya", bible.chichewa()), ("en", bible.english())):
+    for name, verses in (("nya", bible.chichewa_bible()), ("en", bible.english_bible())):
         for (book, chapter, _), verse in verses:
             chapters.setdefault((name, book, chapter), []).append(verse)
     rng = random.Random(0)

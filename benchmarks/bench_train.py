@@ -106,7 +106,7 @@ def prepare(options: argparse.Namespace, folder: Path) -> dict[str, Callable[[],
     wanted = options.steps * batch * size
     rows: list[list[int]] = []
     total = 0
-    for _, verse in bible.english():
+    for _, verse in bible.english_bible():
         rows.append([*tokenizer(verse, add_special_tokens=False)["input_ids"], end])
         total += len(rows[-1])
         if total >= wanted:

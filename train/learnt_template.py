@@ -15,35 +15,35 @@ TEMPLATE, STOP = "chat_template.jinja", "chat_stop.json"
 
 
 @dataclass(frozen=True)
-class Learnt:
+class TrainedTemplate:
     """A chat template's text, and the token that ends its answers."""
 
     template: str
     stop_token: str
 
 
-def learnt(blocks: Path) -> Learnt | None:
+def read_trained_template(blocks: Path) -> TrainedTemplate | None:
     """Return the template that a folder of blocks teaches; None if it is none of conversations."""
     if not (blocks / TEMPLATE).exists():
         return None
     stop = json.loads((blocks / STOP).read_text(encoding="utf-8"))["stop_token"]
-    return Learnt((blocks / TEMPLATE).read_text(encoding="utf-8"), stop)
+    return TrainedTemplate((blocks / TEMPLATE).read_text(encoding="utf-8"), stop)
 
 
-def leave(teaches: Learnt, blocks: Path) -> None:
+def write_trained_template(teaches: TrainedTemplate, blocks: Path) -> None:
     """Write a template beside the blocks that teach it."""
     (blocks / TEMPLATE).write_text(teaches.template, encoding="utf-8")
     (blocks / STOP).write_text(json.dumps({"stop_token": teaches.stop_token}) + "\n", encoding="utf-8")
 
 
-def copy(blocks: Path, others: Path) -> None:
+def copy_trained_template(blocks: Path, others: Path) -> None:
     """Leave what blocks teach beside others that are made of them."""
     for name in (TEMPLATE, STOP):
         if (blocks / name).exists():
             shutil.copy(blocks / name, others / name)
 
 
-def stop_at(folder: Path, token: int) -> None:
+def add_stop_token(folder: Path, token: int) -> None:
     """Add a token to those that end a generation of the checkpoint in a folder."""
     from transformers import GenerationConfig
 

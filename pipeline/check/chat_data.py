@@ -31,8 +31,8 @@ def conversations(config: Config) -> Iterator[Finding]:
     """Check that answers can be masked in this template, and that conversations can be read and fit it."""
     if config.sft.template == NONE or is_done(config, "sft_blocks"):
         return
-    from train.data.chat.masking import LEFT_OUT, Masking, refuse_misfits
-    from train.data.chat.template import of_tokenizer
+    from train.data.chat.masking import LEFT_OUT, Masking, check_trainable
+    from train.data.chat.template import template_of
     from train.data.tokenization import TokenizerFile
 
     rows = sample(config)
@@ -41,11 +41,11 @@ def conversations(config: Config) -> Iterator[Finding]:
         return
     where = "model: its tokenizer" if config.model.path is None else f"model.path={config.model.path}: its tokenizer"
     settings = ChatSettings.from_mapping(chat(config, chat_template(config, network=False))["chat"])
-    template = of_tokenizer(tokenizer, settings, where)
+    template = template_of(tokenizer, settings, where)
     masking = Masking(template, settings.system, config.sft.block_size, settings.too_long == "cut")
     file = TokenizerFile.of(tokenizer)
     _, counts = masking.examples(rows, file.load().library, file.dtype)
-    refuse_misfits(counts, "sft")
+    check_trainable(counts, "sft")
     yield Finding(False, f"template    {described(template, counts)}.", told=True)
     left_out = sum(count for name, count in counts.items() if name.startswith(LEFT_OUT))
     if rows and left_out > len(rows) / 2:

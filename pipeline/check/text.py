@@ -52,8 +52,8 @@ def readable(pattern: str | None, key: str) -> None:
     """Read the first documents of every file that a glob names. Raises BadInput."""
     from train.data.corpus import text_files
 
-    for path in text_files.matching(pattern, key) if pattern else ():
-        documents = itertools.islice(text_files.documents(glob.escape(str(path)), key), FIRST_DOCUMENTS)
+    for path in text_files.matching_files(pattern, key) if pattern else ():
+        documents = itertools.islice(text_files.read_documents(glob.escape(str(path)), key), FIRST_DOCUMENTS)
         if not sum(1 for _ in documents):
             raise BadInput(f"{key}: {path} has no text. Give another file.")
 
@@ -144,9 +144,9 @@ def texts(config: Config) -> Iterator[str]:
             passages, _ = build.cipher_passages(settings)
             yield from (row["text"] for row in passages[config.language.code] if row["split"] == "train")
         elif config.corpus.source == "bible":
-            yield from (text for _, text in bible.chichewa())
+            yield from (text for _, text in bible.chichewa_bible())
         elif config.corpus.path:
-            yield from text_files.documents(config.corpus.path, "corpus.path")
+            yield from text_files.read_documents(config.corpus.path, "corpus.path")
     except BadInput:
         return
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pipeline.config.models import ModelShape
-from train.parallel import ZERO_STAGES, sizes
+from train.parallel import ZERO_STAGES, batch_sizes
 
 if TYPE_CHECKING:
     from pipeline import config
@@ -184,7 +184,7 @@ def training(
     """
     world = compute.processes * compute.nodes
     alone = states(shape, compute.strategy, compute.precision, compute.processes, compute.nodes, trained)
-    blocks, passes = sizes(batch_tokens, block_size, world, compute.micro_batch)
+    blocks, passes = batch_sizes(batch_tokens, block_size, world, compute.micro_batch)
     kept = activations(shape, blocks * block_size, compute, block_size, packed, trained is not None)
     return replace(
         alone,

@@ -339,11 +339,11 @@ def add_stop(folder: Path) -> str | None:
     """
     from transformers import AutoTokenizer
 
-    from train.data.chat.template import TOKENIZER, of_tokenizer
+    from train.data.chat.template import TOKENIZER, template_of
     from train.stage_settings import ChatSettings
 
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    template = of_tokenizer(tokenizer, ChatSettings(TOKENIZER), "sft.source: its tokenizer")
+    template = template_of(tokenizer, ChatSettings(TOKENIZER), "sft.source: its tokenizer")
     number = tokenizer.get_vocab()[template.stop_token]
     numbers = read_stop_ids(folder)
     if number in numbers:

@@ -15,7 +15,7 @@ from common.units import format_tokens
 from pipeline.config import CipherCorpus, Config, HubCorpus
 from pipeline.execute import Job
 from pipeline.stages.stage import Inputs, Stage
-from train.data.chat.reading import said
+from train.data.chat.reading import format_counts
 from train.data.chat.template import NONE, TOKENIZER
 from train.stage_settings import (
     CipherSettings,
@@ -260,7 +260,7 @@ def conversed(chat: Mapping[str, Any], trained: int) -> str:
     names |= {"system_in_question": "with the system message in the first question"}
     changed = "".join(f", {chat[name]:,} {words}" for name, words in names.items() if chat.get(name))
     left_out = sum(chat["left_out"].values())
-    reasons = f", {left_out:,} left out ({said(chat['left_out'])})" if left_out else ""
+    reasons = f", {left_out:,} left out ({format_counts(chat['left_out'])})" if left_out else ""
     sequences = f"{chat['answers']:,} answers in {chat['sequences']:,} sequences"
     return f"; {chat['conversations']:,} conversations, {sequences}, {trained:,} tokens with loss{changed}{reasons}"
 

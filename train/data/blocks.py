@@ -53,7 +53,7 @@ def text_seen(counts: Mapping[str, Any], budget: int) -> dict[str, TextSeen]:
     }
 
 
-def cut(stream: Iterable[Tokens], size: int) -> Iterator[Tokens]:
+def chunk(stream: Iterable[Tokens], size: int) -> Iterator[Tokens]:
     """Yield a stream of tokens, given in pieces of any length, as blocks of `size`; the last, incomplete one is left
     out.
     """

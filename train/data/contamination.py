@@ -26,7 +26,7 @@ from train.data.corpus.documents import read_rows, training_files
 from train.data.instructions import instruction_files
 from train.data.item_index import GRAM, NEAR, SHINGLE, SHORTEST, Index, shortened
 from train.data.processes import Workers
-from train.data.tokenization import batched, parts
+from train.data.tokenization import batched, texts_of
 
 WORST = 20  # items in the report
 DOCUMENTS_AT_ONCE = 256  # searched together
@@ -64,7 +64,7 @@ def scan(file: Path) -> tuple[dict[int, Evidence], Counter[str]]:
     assert index is not None
     items, read = defaultdict[int, Evidence](Evidence), Counter[str]()
     for rows in batched(enumerate(read_rows(file)), DOCUMENTS_AT_ONCE):
-        texts = ["".join(text for text, _ in parts(row)) for _, row in rows]
+        texts = ["".join(text for text, _ in texts_of(row)) for _, row in rows]
         read.update(documents=len(texts), bytes=sum(len(text.encode()) for text in texts))
         for (number, row), text, matches in zip(rows, texts, index.search(texts), strict=True):
             origin = {"file": f"{file.parent.name}/{file.name}", "document": row.get("id", str(number))}
@@ -80,7 +80,7 @@ def scan(file: Path) -> tuple[dict[int, Evidence], Counter[str]]:
     return dict(items), read
 
 
-def report(
+def find_contamination(
     items: Sequence[dict[str, str]], files: Sequence[Path], out: Path, work: Path, workers: int = 1
 ) -> dict[str, Any]:
     """Look for items (`{"task", "id", "text"}`) in files of training text.

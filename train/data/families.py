@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from train.data.corpus.bible import GENRES
-from train.data.writing import Writing, bare, ends_sentence, writing_of
+from train.data.writing import Segmenter, detect_segmenter, ends_sentence, strip_punctuation
 
 QUESTIONS = {  # the question of each family; `word_family` adds those of running text
     "genre": "Which kind of book is this from?",
@@ -78,9 +78,9 @@ class Vocabulary:
 
     def __init__(self, texts: Iterable[str]) -> None:
         texts = list(texts)
-        self.writing = writing_of(texts)
+        self.writing = detect_segmenter(texts)
         split = self.writing.split
-        self.counts = Counter(clean for text in texts for word in split(text) if (clean := bare(word)))
+        self.counts = Counter(clean for text in texts for word in split(text) if (clean := strip_punctuation(word)))
         self.ranked = [word for word, count in self.counts.most_common() if count >= 3]
         self.rank = {word: rank for rank, word in enumerate(self.ranked)}
         self._askable = {word for word in self.ranked[COMMONEST:] if self.writing.askable(word)}
@@ -125,7 +125,7 @@ def word_family(name: str, question: str) -> Callable[[WordFamily], WordFamily]:
     return enter
 
 
-def shuffled(
+def multiple_choice(
     text: str, question: str, right: str, wrong: list[str], vocabulary: Vocabulary, rng: random.Random
 ) -> Question:
     """Return a question with its choices in a random order and the frequency baseline."""
@@ -134,7 +134,7 @@ def shuffled(
     return Question(text, question, tuple(choices), choices.index(right), vocabulary.commonest(choices))
 
 
-def window(words: list[str], shortest: int, longest: int, writing: Writing, rng: random.Random) -> list[str]:
+def random_window(words: list[str], shortest: int, longest: int, writing: Segmenter, rng: random.Random) -> list[str]:
     """From `shortest` to `longest` words in a row, anywhere; none if there are fewer than `longest`."""
     shortest, longest = shortest * writing.units, longest * writing.units
     if len(words) < longest:
@@ -164,40 +164,44 @@ def continuation(words: list[str], vocabulary: Vocabulary, rng: random.Random) -
         return None
     length = rng.randint(8 * writing.units, 14 * writing.units)
     start = rng.randrange(len(words) - length)
-    right = bare(words[start + length])
+    right = strip_punctuation(words[start + length])
     if not vocabulary.askable(right) or ends_sentence(words[start + length - 1]):
         return None
     text, after = words[start : start + length], tuple(words[start + length : start + length + 2])
-    wrong = vocabulary.like(right, {bare(word) for word in text}, rng)
-    asked = wrong and shuffled(writing.join(text), QUESTIONS["next"], right, wrong, vocabulary, rng)
+    wrong = vocabulary.like(right, {strip_punctuation(word) for word in text}, rng)
+    asked = wrong and multiple_choice(writing.join(text), QUESTIONS["next"], right, wrong, vocabulary, rng)
     return replace(asked, after=after) if asked else None
 
 
 @word_family("blank", "Which word fills the blank?")
 def blank(words: list[str], vocabulary: Vocabulary, rng: random.Random) -> Question | None:
     """Ask for a blank in the second half of 9 to 14 words."""
-    text = window(words, 9, 14, vocabulary.writing, rng)
+    text = random_window(words, 9, 14, vocabulary.writing, rng)
     if not text:
         return None
     position = rng.randrange(len(text) // 2, len(text) - 2)
-    right = bare(text[position])
+    right = strip_punctuation(text[position])
     if not vocabulary.askable(right):
         return None
-    wrong = vocabulary.like(right, {bare(word) for word in text}, rng)
+    wrong = vocabulary.like(right, {strip_punctuation(word) for word in text}, rng)
     text = [*text[:position], BLANK, *text[position + 1 :]]
-    return shuffled(vocabulary.writing.join(text), QUESTIONS["blank"], right, wrong, vocabulary, rng) if wrong else None
+    return (
+        multiple_choice(vocabulary.writing.join(text), QUESTIONS["blank"], right, wrong, vocabulary, rng)
+        if wrong
+        else None
+    )
 
 
 @word_family("lookup", "Which word comes after {word}?")
 def lookup(words: list[str], vocabulary: Vocabulary, rng: random.Random) -> Question | None:
     """Ask which word of the text comes after another; the wrong choices are in the same text."""
-    return lookup_in(window(words, 10, 16, vocabulary.writing, rng), vocabulary, rng)
+    return lookup_in(random_window(words, 10, 16, vocabulary.writing, rng), vocabulary, rng)
 
 
 def lookup_in(text: list[str], vocabulary: Vocabulary, rng: random.Random) -> Question | None:
     """Ask `lookup` about the words of a given text."""
     writing = vocabulary.writing
-    plain = [bare(word) for word in text]
+    plain = [strip_punctuation(word) for word in text]
     candidates = sorted({word for word in plain if vocabulary.askable(word) and plain.count(word) == 1})
     positions = [
         i
@@ -209,7 +213,7 @@ def lookup_in(text: list[str], vocabulary: Vocabulary, rng: random.Random) -> Qu
     position = rng.choice(positions)
     word, right = plain[position : position + 2]
     wrong = rng.sample([other for other in candidates if other not in (word, right)], 3)
-    return shuffled(writing.join(text), QUESTIONS["lookup"].format(word=word), right, wrong, vocabulary, rng)
+    return multiple_choice(writing.join(text), QUESTIONS["lookup"].format(word=word), right, wrong, vocabulary, rng)
 
 
 def genre(text: str, label: str) -> Question:
@@ -219,7 +223,7 @@ def genre(text: str, label: str) -> Question:
 
 def topic_of(english: str) -> str | None:
     """Return the topic of which an English verse has keywords; None if there is none or more than one."""
-    words = {word.lower() for word in map(bare, english.split()) if word}
+    words = {word.lower() for word in map(strip_punctuation, english.split()) if word}
     topics = [topic for topic, keywords in TOPICS.items() if words & set(keywords.split())]
     return topics[0] if len(topics) == 1 else None
 
@@ -230,6 +234,6 @@ def about(text: str, topic: str) -> Question:
     The correct answer comes from the English verse, whatever the language of the text.
     """
     labels = tuple(TOPICS)
-    words = {word.lower() for word in map(bare, text.split())}
+    words = {word.lower() for word in map(strip_punctuation, text.split())}
     overlap = [number for number, label in enumerate(labels) if label in words]
     return Question(text, QUESTIONS["about"], labels, labels.index(topic), overlap[0] if overlap else 0)

@@ -26,7 +26,7 @@ from train.data import families, passages
 from train.data.chat import formats
 from train.data.chat.reading import family_of, hub_conversations, own_conversations
 from train.data.corpus import text_files
-from train.data.corpus.shards import Reading, link, take
+from train.data.corpus.shards import ReadPlan, link_shard, read_shards
 from train.data.families import Question
 from train.data.processes import Workers
 from train.data.questions import QuestionSource
@@ -170,12 +170,12 @@ def own_instructions(pattern: str, wanted: str = "auto") -> list[Row]:
     Rows of other formats of one question and one answer are known by their columns, or by the format that is `wanted`.
     """
     rows = []
-    for path in text_files.matching(pattern, "sft.path"):
+    for path in text_files.matching_files(pattern, "sft.path"):
         if path.suffix != ".jsonl":
             raise BadInput(
                 f"sft.path: expected a .jsonl file with the fields instruction, input and output, got {path}."
             )
-        for number, row in text_files.numbered_jsonl(path, (), "sft.path"):
+        for number, row in text_files.numbered_rows(path, (), "sft.path"):
             where = f"sft.path: {path} line {number}"
             question, more, answer = plain_columns(row, wanted, where)
             text_files.check_fields(row, (question, *((more,) if more else ()), answer), where)
@@ -194,7 +194,7 @@ def plain_columns(row: Mapping[str, Any], wanted: str, where: str) -> tuple[str,
 
     Raises BadInput for conversations, which need one.
     """
-    fit = formats.fitting(row) if wanted == "auto" else [formats.found(row, wanted, where)]
+    fit = formats.matching_formats(row) if wanted == "auto" else [formats.detect_format(row, wanted, where)]
     if len(fit) == 1 and (columns := PLAIN.get(fit[0])):
         question, more, answer = columns
         return question, more if more in row else None, answer
@@ -224,16 +224,16 @@ def from_hub(
     source = settings.hub.located(folder)
     commit = hub_data.commit_of(source, "sft.hub")
     pinned = replace(source, revision=commit or source.revision)
-    reading = Reading(pinned, key="sft.hub", most_bytes=settings.hub.bytes, **rows_of(settings))
+    reading = ReadPlan(pinned, key="sft.hub", most_bytes=settings.hub.bytes, **rows_of(settings))
     counts: dict[str, Any] = {"commit": commit, "sft": {"hub": 0}, "bytes": 0}
     counted: Counter[str] = Counter()
     with Workers(workers) as pool:
         number = 0
-        for part in take(reading, work, pool, settings.seed):
+        for part in read_shards(reading, work, pool, settings.seed):
             counted.update(part.counted)
             if not part.rows:
                 continue
-            link(part, out / "sft" / f"{number:05d}.parquet")
+            link_shard(part, out / "sft" / f"{number:05d}.parquet")
             counts["sft"]["hub"] += part.rows
             counts["bytes"] += part.bytes
             number += 1

@@ -39,7 +39,7 @@ def mixed_blocks(ct_dir: Path, sft_dir: Path, ct_tokens: int, out: Path) -> None
             column.append(values)
     for column in columns:
         column.close()
-    learnt_template.copy(sft_dir, out)
+    learnt_template.copy_trained_template(sft_dir, out)
     of_sft = json.loads((sft_dir / "counts.json").read_text(encoding="utf-8"))
     real = (len(text) + len(sft[0]) * of_sft["real_token_share"]) / total
     write_counts(out, blocks=total, tokens=total * size, ct_blocks=len(text), real_token_share=real)

@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 
 from train.data.families import QUESTIONS, Question, Vocabulary, about, genre, lookup_in, topic_of
 from train.data.questions import QuestionSource, balanced
-from train.data.writing import bare, ends_sentence
+from train.data.writing import ends_sentence, strip_punctuation
 
 LABELLED = (
     "genre",
@@ -52,10 +52,10 @@ def examples(source: QuestionSource, family: str, language: str, count: int, mos
         known = {"genre": source.genre_of(lead.document), "about": topic}
         further = further_questions(family, lead, known, source.families, vocabulary, rng)
         made.append(Example(family, {family: lead} | further))
-    kept = [trimmed(example, most, rng) for example in evened_out(made, rng)]
+    kept = [trim(example, most, rng) for example in balance_labels(made, rng)]
     by_label: dict[str, list[Example]] = {}
     for example in sorted(kept, key=lambda example: -len(example.questions)):
-        by_label.setdefault(label(example.questions[family]) if family in LABELLED else "", []).append(example)
+        by_label.setdefault(right_answer(example.questions[family]) if family in LABELLED else "", []).append(example)
     return [example for alike in by_label.values() for example in alike[: count // len(by_label)]]
 
 
@@ -74,7 +74,7 @@ def further_questions(
     """
     further: dict[str, Question] = {}
     words = vocabulary.writing.split(lead.text)
-    after = [bare(word) for word in lead.after]
+    after = [strip_punctuation(word) for word in lead.after]
     first = bool(after) and vocabulary.askable(after[0]) and not ends_sentence(words[-1])
     second = first and len(after) > 1 and vocabulary.askable(after[1]) and not ends_sentence(lead.after[0])
     asks_next = family == "next" or ("next" in names and first and (family != "route" or second))
@@ -95,12 +95,12 @@ def answered(lead: Question, question: str, answer: str) -> Question:
     return replace(lead, question=question, choices=(answer,), answer=0, trivial=0, text_last=False)
 
 
-def label(question: Question) -> str:
+def right_answer(question: Question) -> str:
     """Return the right answer."""
     return question.choices[question.answer]
 
 
-def evened_out(made: Sequence[Example], rng: random.Random) -> list[Example]:
+def balance_labels(made: Sequence[Example], rng: random.Random) -> list[Example]:
     """Return the examples without the labelled questions, other than their leads, of which some answers would be
     commoner.
     """
@@ -109,7 +109,7 @@ def evened_out(made: Sequence[Example], rng: random.Random) -> list[Example]:
         by_label: dict[str, list[int]] = {}
         for number, example in enumerate(made):
             if family in example.questions and family != example.lead:
-                by_label.setdefault(label(example.questions[family]), []).append(number)
+                by_label.setdefault(right_answer(example.questions[family]), []).append(number)
         kept = set(balanced(by_label, len(made), rng))
         dropped |= {(number, family) for numbers in by_label.values() for number in numbers if number not in kept}
     return [
@@ -118,7 +118,7 @@ def evened_out(made: Sequence[Example], rng: random.Random) -> list[Example]:
     ]
 
 
-def trimmed(example: Example, most: int, rng: random.Random) -> Example:
+def trim(example: Example, most: int, rng: random.Random) -> Example:
     """At most so many questions, the lead among them: `next` first, the others in a random order.
 
     Where `next` is left out, `route` asks for the word after the text.
@@ -130,5 +130,5 @@ def trimmed(example: Example, most: int, rng: random.Random) -> Example:
     questions = {name: example.questions[name] for name in chosen}
     if "route" in questions and "next" not in questions:
         asked = questions["route"]
-        questions["route"] = answered(asked, asked.question, bare(asked.after[0]))
+        questions["route"] = answered(asked, asked.question, strip_punctuation(asked.after[0]))
     return replace(example, questions=questions)

@@ -12,10 +12,10 @@ from typing import Any, TypeVar
 from common.files import read_jsonl
 from train.data.corpus.documents import read_rows, training_files
 from train.data.families import WORD_FAMILIES, Question, Vocabulary, about, genre, topic_of
-from train.data.writing import Writing
+from train.data.writing import Segmenter
 
 T = TypeVar("T")
-Text = tuple[str, list[str]]  # a document's id and its words
+DocumentWords = tuple[str, list[str]]  # a document's id and its words
 PASSAGE = 24  # words of a passage whose genre is asked for
 LONGEST_VERSE = 32  # English words of a verse whose topic is asked for: short ones are quick to learn and to score
 
@@ -45,7 +45,7 @@ class QuestionSource:
         }
         verses = corpus_dir / "verses.jsonl"
         self.verses = read_jsonl(verses) if verses.exists() else []
-        self._genres = {chapter(verse): str(verse["genre"]) for verse in self.verses}
+        self._genres = {chapter_of(verse): str(verse["genre"]) for verse in self.verses}
         self.families = [name for name in families if name in WORD_FAMILIES or self.verses]
 
     def questions(self, family: str, language: str, split: str, count: int) -> list[Question]:
@@ -69,10 +69,10 @@ class QuestionSource:
     def _genre(self, language: str, split: str, count: int, rng: random.Random) -> Iterator[Question]:
         by_label: dict[str, list[Question]] = {}
         for first, second in itertools.pairwise(self.verses):
-            if is_of(first, language, split) and chapter(first) == chapter(second):
+            if is_in_split(first, language, split) and chapter_of(first) == chapter_of(second):
                 words = f"{first[language]} {second[language]}".split()
                 text, after = " ".join(words[:PASSAGE]), tuple(words[PASSAGE : PASSAGE + 2])
-                asked = replace(genre(text, first["genre"]), document=chapter(first), after=after)
+                asked = replace(genre(text, first["genre"]), document=chapter_of(first), after=after)
                 by_label.setdefault(first["genre"], []).append(asked)
         yield from balanced(by_label, count, rng)
 
@@ -80,9 +80,9 @@ class QuestionSource:
         by_label: dict[str, list[Question]] = {}
         for verse, following in itertools.zip_longest(self.verses, self.verses[1:], fillvalue={"id": ""}):
             topic = topic_of(verse["en"])
-            if is_of(verse, language, split) and topic and len(verse["en"].split()) <= LONGEST_VERSE:
-                after = following[language].split()[:2] if chapter(following) == chapter(verse) else ()
-                asked = replace(about(verse[language], topic), document=chapter(verse), after=tuple(after))
+            if is_in_split(verse, language, split) and topic and len(verse["en"].split()) <= LONGEST_VERSE:
+                after = following[language].split()[:2] if chapter_of(following) == chapter_of(verse) else ()
+                asked = replace(about(verse[language], topic), document=chapter_of(verse), after=tuple(after))
                 by_label.setdefault(topic, []).append(asked)
         yield from balanced(by_label, count, rng)
 
@@ -91,17 +91,17 @@ class QuestionSource:
         return self._genres.get(document)
 
 
-def split_texts(rows: Iterable[Mapping[str, Any]], writing: Writing) -> list[Text]:
+def split_texts(rows: Iterable[Mapping[str, Any]], writing: Segmenter) -> list[DocumentWords]:
     """Return documents with their ids, in words."""
     return [(str(row["id"]), writing.split(row["text"])) for row in rows]
 
 
-def is_of(verse: Mapping[str, Any], language: str, split: str) -> bool:
+def is_in_split(verse: Mapping[str, Any], language: str, split: str) -> bool:
     """Return whether a verse stands in this split of this language's text."""
     return verse["split"] == split and verse.get("only", language) == language
 
 
-def chapter(verse: Mapping[str, Any]) -> str:
+def chapter_of(verse: Mapping[str, Any]) -> str:
     """Return the id of the document that a verse (`book.chapter.verse`) is from."""
     return str(verse["id"]).rpartition(".")[0]
 

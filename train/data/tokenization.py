@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from train.data.words import TextEncoder
 
 CONTROL, COUNTS = "control.json", "counts.json"
-AT_ONCE = 64  # documents given to the tokenizer at a time
-CHECKED = 8  # documents at the beginning of each file whose tokens are compared with the tokenizers library's
+BATCH_SIZE = 64  # documents given to the tokenizer at a time
+VERIFIED = 8  # documents at the beginning of each file whose tokens are compared with the tokenizers library's
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Tokenised:
             np.load(folder / "tokens.npy", mmap_mode="r"),
             np.load(folder / "lengths.npy"),
             np.load(folder / "answers.npy", mmap_mode="r"),
-            *(counted(folder / name) for name in (CONTROL, COUNTS)),
+            *(read_counts(folder / name) for name in (CONTROL, COUNTS)),
         )
 
     def documents(self) -> list[Tokens]:
@@ -74,13 +74,13 @@ class Tokenised:
         return list(zip(self.documents(), answers, strict=True))
 
 
-def counted(path: Path) -> dict[str, int]:
+def read_counts(path: Path) -> dict[str, int]:
     """Read a file of counts; empty if nothing was counted."""
     counts: dict[str, int] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     return counts
 
 
-Pass = tuple[Tokenised, random.Random]  # a file, and the generator that orders its documents in one epoch
+FileEpoch = tuple[Tokenised, random.Random]  # a file, and the generator that orders its documents in one epoch
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def tokenise(task: tuple[Path, Path]) -> Path:
         pieces, answers = [ids for ids, _ in examples], [loss for _, loss in examples]
         lengths = [len(ids) for ids in pieces]
     else:
-        pieces, lengths, answers, control = plainly(rows, tokenizer, encoder)
+        pieces, lengths, answers, control = encode_plain(rows, tokenizer, encoder)
     aside = folder.with_name(f"{folder.name}.{os.getpid()}")
     aside.mkdir(parents=True, exist_ok=True)
     np.save(aside / "tokens.npy", np.concatenate(pieces) if pieces else np.empty(0, tokenizer.dtype))
@@ -170,25 +170,25 @@ def tokenise(task: tuple[Path, Path]) -> Path:
     return folder
 
 
-def plainly(
+def encode_plain(
     rows: Sequence[Mapping[str, Any]], tokenizer: TokenizerFile, encoder: TextEncoder
 ) -> tuple[list[Tokens], list[int], list[NDArray[np.bool_]], Counter[str]]:
     """Return rows of text, or of prompts and answers as they are: pieces, lengths of rows, the loss, and control
     tokens.
     """
-    encode = encoder.checked([text for row in rows[:CHECKED] for text, _ in parts(row)])
+    encode = encoder.checked([text for row in rows[:VERIFIED] for text, _ in texts_of(row)])
     before: Tokens = np.array(tokenizer.before, tokenizer.dtype)
     end: Tokens = np.array([tokenizer.end], tokenizer.dtype)
     pieces: list[Tokens] = []
     lengths: list[int] = []
     answers: list[NDArray[np.bool_]] = []
     control: Counter[str] = Counter()
-    for some in batched(rows, AT_ONCE):
-        of_texts = encode([text for row in some for text, _ in parts(row)])
+    for some in batched(rows, BATCH_SIZE):
+        of_texts = encode([text for row in some for text, _ in texts_of(row)])
         control.update(encoder.control_in(of_texts))
         encoded = iter(of_texts)
         for row in some:
-            of_row = [(before, False), *((next(encoded), is_answer) for _, is_answer in parts(row)), (end, True)]
+            of_row = [(before, False), *((next(encoded), is_answer) for _, is_answer in texts_of(row)), (end, True)]
             pieces += (ids for ids, _ in of_row)
             lengths.append(sum(len(ids) for ids, _ in of_row))
             if "text" not in row:
@@ -196,7 +196,7 @@ def plainly(
     return pieces, lengths, answers, control
 
 
-def parts(row: Mapping[str, Any]) -> list[tuple[str, bool]]:
+def texts_of(row: Mapping[str, Any]) -> list[tuple[str, bool]]:
     """Return the texts that a row is made of, each tokenised alone, and whether the loss is on it: not on what is
     asked.
 
@@ -210,9 +210,9 @@ def parts(row: Mapping[str, Any]) -> list[tuple[str, bool]]:
     return [part for turn in turns for part in ((turn["prompt"], False), (" " + turn["output"], True))]
 
 
-def passes(
+def read_epochs(
     files: Sequence[Path], seed: str, workers: Workers, work: Path, epochs: int | None = None, ahead: int | None = None
-) -> Iterator[Pass]:
+) -> Iterator[FileEpoch]:
     """Yield the tokens of each file, epoch after epoch (None: forever), each with the generator that orders its
     documents.
 
@@ -234,7 +234,7 @@ def passes(
         yield Tokenised.open(folder), random.Random(seeded)
 
 
-def stream(read: Iterable[Pass]) -> Iterator[Tokens]:
+def stream_documents(read: Iterable[FileEpoch]) -> Iterator[Tokens]:
     """Yield the documents of each file in a random order, as one piece a file."""
     for file, rng in read:
         documents = file.documents()

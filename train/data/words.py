@@ -4,8 +4,8 @@ That is several times as fast as encoding texts whole, and return the same ids.
 
 That holds for tokenizers whose merges never cross a single space between two other characters: byte-pair encoding after
 GPT-2's splitting into words (ByteLevel, with or without Digits), or on whole texts with no token that holds a space
-behind another character (SentencePiece's, Llama 2's). `local` knows them; the others, and texts with an added token,
-are encoded whole by the tokenizers library. What `local` claims is checked: `checked` holds the first texts of every
+behind another character (SentencePiece's, Llama 2's). `is_word_local` knows them; the others, and texts with an added token,
+are encoded whole by the tokenizers library. What `is_word_local` claims is checked: `checked` holds the first texts of every
 file against the library.
 """
 
@@ -38,7 +38,7 @@ NO_PREFIX: dict[str, dict[str, Any]] = {
     "Metaspace": {"prepend_scheme": "never"},
     "ByteLevel": {"add_prefix_space": False},
 }
-DISTRUST = (
+NOT_WORD_LOCAL = (
     "word by word, this tokenizer gives other ids than the tokenizers library does;"
     " texts are encoded whole, which is slower and right. Please report the tokenizer"
 )
@@ -49,12 +49,12 @@ class TextEncoder:
     """Texts to ids without special tokens, by a tokenizer.json's text. Texts are neither cut nor padded."""
 
     def __init__(self, definition: str, dtype: type[np.unsignedinteger[Any]]) -> None:
-        self.library, self.dtype = loaded(definition), dtype
+        self.library, self.dtype = load_library(definition), dtype
         settings = json.loads(definition)
         self.control = control_tokens(settings)
         self.is_control = np.zeros(max(self.control, default=0) + 1, np.bool_)
         self.is_control[list(self.control)] = True
-        self.words = Words(self.library, settings, dtype) if local(settings) else None
+        self.words = WordCache(self.library, settings, dtype) if is_word_local(settings) else None
 
     def whole(self, texts: Sequence[str]) -> list[Tokens]:
         """Return the ids of each text, encoded whole by the library."""
@@ -86,32 +86,32 @@ class TextEncoder:
         pairs = zip(self.by_words(sample), self.whole(sample), strict=True)
         if all(np.array_equal(ours, theirs) for ours, theirs in pairs):
             return self.by_words
-        warnings.warn(DISTRUST, RuntimeWarning, stacklevel=2)
+        warnings.warn(NOT_WORD_LOCAL, RuntimeWarning, stacklevel=2)
         return self.whole
 
 
-class Uneven(Exception):
+class NotCacheable(Exception):
     """A piece of text that is not a word.
 
     It is empty, has white space at an end, or cannot be encoded by itself.
     """
 
 
-class Words(dict[str, bytes]):
+class WordCache(dict[str, bytes]):
     """The ids of words after a space."""
 
     def __init__(self, library: Tokenizer, settings: dict[str, Any], dtype: type[np.unsignedinteger[Any]]) -> None:
         super().__init__()
         self.library, self.dtype, self.bytes = library, dtype, 0
-        self.inside = loaded(json.dumps(without_prefix(settings)))
+        self.inside = load_library(json.dumps(without_prefix(settings)))
         added = "".join("|" + re.escape(token["content"]) for token in settings["added_tokens"])
         self.uneven = re.compile(rf"\A\Z|\s\Z|{SPACE}{added}")
 
     def ids(self, text: str) -> Tokens | None:
         """Return the ids of a text, or None if it has to be encoded whole."""
-        with suppress(Uneven):
+        with suppress(NotCacheable):
             return self.joined(text.split(" "))
-        with suppress(Uneven):  # wide or leading spaces, ends of lines: a slower split, that leaves them in the words
+        with suppress(NotCacheable):  # wide or leading spaces, ends of lines: a slower split, that leaves them in the words
             return self.joined(BOUNDARY.split(text))
         return None
 
@@ -121,13 +121,13 @@ class Words(dict[str, bytes]):
         Before the first there may be white space, and the tokenizer may put a prefix.
         """
         if self.uneven.search(words[0]):
-            raise Uneven
+            raise NotCacheable
         first = np.array(self.library.encode(words[0], add_special_tokens=False).ids, self.dtype).tobytes()
         return np.frombuffer(first + b"".join(map(self.__getitem__, words[1:])), self.dtype)
 
     def __missing__(self, word: str) -> bytes:
         if self.uneven.search(word) or word[0].isspace():
-            raise Uneven
+            raise NotCacheable
         if self.bytes > CACHE_BYTES:
             self.clear()
             self.bytes = 0
@@ -136,7 +136,7 @@ class Words(dict[str, bytes]):
         return ids
 
 
-def loaded(definition: str) -> Tokenizer:
+def load_library(definition: str) -> Tokenizer:
     """Return a tokenizer that neither cuts nor pads."""
     tokenizer: Tokenizer = Tokenizer.from_str(definition)
     tokenizer.no_truncation()
@@ -144,12 +144,12 @@ def loaded(definition: str) -> Tokenizer:
     return tokenizer
 
 
-def local(settings: dict[str, Any]) -> bool:
+def is_word_local(settings: dict[str, Any]) -> bool:
     """Return whether words can be encoded one by one, by a tokenizer.json's content.
 
     No merge and no rule crosses a single space within a text.
     """
-    model, steps = settings["model"], parts(settings["pre_tokenizer"], "pretokenizers")
+    model, steps = settings["model"], steps_of(settings["pre_tokenizer"], "pretokenizers")
     if model["type"] != "BPE" or any(model.get(key, plain) not in (plain, "") for key, plain in PLAIN_BPE.items()):
         return False
     if any(re.search(rf"\s|{SPACE}", token["content"]) for token in settings["added_tokens"]):
@@ -158,7 +158,7 @@ def local(settings: dict[str, Any]) -> bool:
         return not settings["normalizer"] and all(
             GPT2.get(step["type"], {"": None}).items() <= step.items() for step in steps
         )
-    normal = parts(settings["normalizer"], "normalizers")
+    normal = steps_of(settings["normalizer"], "normalizers")
     if any(step not in (PREPEND, REPLACE) for step in normal) or any(
         step["type"] != "Metaspace" or step["replacement"] != SPACE for step in steps
     ):
@@ -170,8 +170,8 @@ def local(settings: dict[str, Any]) -> bool:
 
 def without_prefix(settings: dict[str, Any]) -> dict[str, Any]:
     """Return a tokenizer.json's content that puts no space before a text."""
-    normal = [step for step in parts(settings["normalizer"], "normalizers") if step["type"] != "Prepend"]
-    split = [dict(step) for step in parts(settings["pre_tokenizer"], "pretokenizers")]
+    normal = [step for step in steps_of(settings["normalizer"], "normalizers") if step["type"] != "Prepend"]
+    split = [dict(step) for step in steps_of(settings["pre_tokenizer"], "pretokenizers")]
     for step in split:
         step |= NO_PREFIX.get(step["type"], {})
     changed = {
@@ -181,7 +181,7 @@ def without_prefix(settings: dict[str, Any]) -> dict[str, Any]:
     return {**settings, **{key: value if next(iter(value.values())) else None for key, value in changed.items()}}
 
 
-def parts(step: dict[str, Any] | None, name: str) -> list[dict[str, Any]]:
+def steps_of(step: dict[str, Any] | None, name: str) -> list[dict[str, Any]]:
     """Return the steps of a normalizer or pre-tokenizer, be it one, a sequence of them (listed under `name`), or
     none.
     """

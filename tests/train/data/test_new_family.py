@@ -9,7 +9,7 @@ import pytest
 
 from common.files import read_jsonl, write_jsonl
 from train.data import families, instructions
-from train.data.families import Question, Vocabulary, shuffled
+from train.data.families import Question, Vocabulary, multiple_choice
 from train.stage_settings import ItemsSettings
 
 
@@ -19,12 +19,12 @@ def test_a_new_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     @families.word_family("longest", "Which word is the longest?")
     def longest(words: list[str], vocabulary: Vocabulary, rng: random.Random) -> Question | None:
-        text = families.window(words, 5, 8, vocabulary.writing, rng)
+        text = families.random_window(words, 5, 8, vocabulary.writing, rng)
         by_length = sorted({families.bare(word) for word in text}, key=len)
         if len(by_length) < 4:
             return None
         question = families.QUESTIONS["longest"]
-        return shuffled(" ".join(text), question, by_length[-1], by_length[:3], vocabulary, rng)
+        return multiple_choice(" ".join(text), question, by_length[-1], by_length[:3], vocabulary, rng)
 
     rng = random.Random(0)
     words = ["".join(rng.choices("abcdefgh", k=rng.randint(2, 9))) for _ in range(80)]

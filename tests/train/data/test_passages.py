@@ -9,7 +9,7 @@ from common.files import write_jsonl
 from tests.toy_text import WORDS
 from train.data import instructions, passages
 from train.data.families import topic_of
-from train.data.questions import QuestionSource, chapter
+from train.data.questions import QuestionSource, chapter_of
 
 GENRES = {"1": "law", "6": "history", "40": "gospel", "18": "poetry", "23": "prophecy", "45": "letter"}
 TOPICS = ["war", "water", "family", "food", "worship", "kings", "animals", "death"]  # each a keyword of its own topic
@@ -33,7 +33,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> QuestionSource:
     for language in ("en", "xx"):
         documents: dict[str, list[str]] = {}
         for row in verses:
-            documents.setdefault(chapter(row), []).append(row[language])
+            documents.setdefault(chapter_of(row), []).append(row[language])
         rows = [{"id": name, "text": " ".join(texts)} for name, texts in documents.items()]
         (folder / "text").mkdir(exist_ok=True)
         write_jsonl(folder / "text" / f"{language}.train.jsonl", rows)
@@ -74,8 +74,8 @@ def test_further_labels_are_balanced_and_most_examples_have_what_was_asked_for(s
         for question in source.questions("genre", "en", "train", 60)[:37]
     ]
     labels = Counter(
-        passages.label(example.questions["genre"])
-        for example in passages.evened_out(pool, rng)
+        passages.right_answer(example.questions["genre"])
+        for example in passages.balance_labels(pool, rng)
         if "genre" in example.questions
     )
     assert len(labels) == 6 and len(set(labels.values())) == 1

@@ -70,7 +70,7 @@ def conversation(turns: Iterable[Turn]) -> Conversation:
     return Conversation([*system, *kept], len(kept) < len(talk))
 
 
-def listed(row: Mapping[str, Any], column: str) -> Iterator[Turn]:
+def message_turns(row: Mapping[str, Any], column: str) -> Iterator[Turn]:
     """Return the turns of a list of messages, whose keys are role and content or from and value."""
     if row.get("tools"):
         raise LeftOut("tools")
@@ -90,10 +90,10 @@ def listed(row: Mapping[str, Any], column: str) -> Iterator[Turn]:
         role = ROLES.get(named.lower()) if isinstance(named, str) else None
         if role is None:
             raise LeftOut("tools" if named in ("tool", "function", "function_call", "observation") else "roles")
-        yield role, written(message.get("content", message.get("value")))
+        yield role, content_text(message.get("content", message.get("value")))
 
 
-def written(content: Any) -> str:
+def content_text(content: Any) -> str:
     """Return the text of a message, which may be a list of parts. Raises LeftOut for parts that are no text."""
     if content is None:
         return ""
@@ -109,14 +109,14 @@ def written(content: Any) -> str:
     return BETWEEN.join(texts)
 
 
-def asked(question: str, more: str, answer: str) -> Callable[[Mapping[str, Any]], Iterator[Turn]]:
+def question_turns(question: str, more: str, answer: str) -> Callable[[Mapping[str, Any]], Iterator[Turn]]:
     """Read one question and its answer from columns; `more` is what the question is about, if anything."""
 
     def turns(row: Mapping[str, Any]) -> Iterator[Turn]:
         if isinstance(row.get("system"), str) and row["system"].strip():
             yield "system", row["system"]
-        yield "user", BETWEEN.join(filter(None, (written(row[question]).strip(), written(row.get(more)).strip())))
-        yield "assistant", written(row[answer])
+        yield "user", BETWEEN.join(filter(None, (content_text(row[question]).strip(), content_text(row.get(more)).strip())))
+        yield "assistant", content_text(row[answer])
 
     return turns
 
@@ -134,11 +134,11 @@ def best_path(row: Mapping[str, Any]) -> Iterator[Turn]:
         role = ROLES.get(str(message.get("role")))
         if role is None:
             raise LeftOut("roles")
-        yield role, written(message.get("text"))
+        yield role, content_text(message.get("text"))
         message = best_reply(message.get("replies") or ())
 
 
-def as_tree(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def build_tree(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the tree of OASST's messages, a row each: `{"prompt": the first one, with its replies}`.
 
     Raises LeftOut if the first one is not among them, or has been deleted.
@@ -168,29 +168,29 @@ class Format:
 
 TREE, MESSAGE = "oasst_tree", "oasst"  # a tree a row, and a message a row: one format for users
 FORMATS = {
-    "messages": Format(("messages",), lambda row: listed(row, "messages")),
-    "sharegpt": Format(("conversations",), lambda row: listed(row, "conversations")),
-    "alpaca": Format(("instruction", "output"), asked("instruction", "input", "output")),
-    "dolly": Format(("instruction", "response"), asked("instruction", "context", "response")),
-    "aya": Format(("inputs", "targets"), asked("inputs", "", "targets")),
-    "prompts": Format(("prompt", "completion"), asked("prompt", "", "completion")),
+    "messages": Format(("messages",), lambda row: message_turns(row, "messages")),
+    "sharegpt": Format(("conversations",), lambda row: message_turns(row, "conversations")),
+    "alpaca": Format(("instruction", "output"), question_turns("instruction", "input", "output")),
+    "dolly": Format(("instruction", "response"), question_turns("instruction", "context", "response")),
+    "aya": Format(("inputs", "targets"), question_turns("inputs", "", "targets")),
+    "prompts": Format(("prompt", "completion"), question_turns("prompt", "", "completion")),
     MESSAGE: Format(("message_id", "parent_id", "text", "role"), best_path),
     TREE: Format(("message_tree_id", "prompt"), best_path),
 }
 NAMES = tuple(name for name in FORMATS if name != TREE)
 
 
-def fitting(row: Mapping[str, Any]) -> list[str]:
+def matching_formats(row: Mapping[str, Any]) -> list[str]:
     """Return the formats whose columns a row has."""
     return [name for name, known in FORMATS.items() if all(column in row for column in known.columns)]
 
 
-def found(row: Mapping[str, Any], wanted: str, where: str) -> str:
+def detect_format(row: Mapping[str, Any], wanted: str, where: str) -> str:
     """Return the name of a row's format in FORMATS. `wanted`: a format, or auto.
 
     Raises BadInput that begins with `where` for a row that fits no format or, with auto, several.
     """
-    fit = fitting(row)
+    fit = matching_formats(row)
     if wanted != "auto":
         fit = [name for name in fit if name.removesuffix("_tree") == wanted]
         if not fit:

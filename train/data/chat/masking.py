@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from common.errors import BadInput
 from train.data.blocks import Tokens
 from train.data.chat.formats import Message
-from train.data.chat.reading import said
+from train.data.chat.reading import format_counts
 from train.data.chat.template import ChatTemplate, Failed
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ class Masking:
                 prompt = template.prompt(messages[:number])
             except Failed:
                 raise _LeftOut("template_fails") from None
-            if not holds(prompt, template.folded(messages[:number])):
+            if not contains_in_order(prompt, template.folded(messages[:number])):
                 raise _LeftOut("template_changes_text")
             prompts.append(prompt)
             wholes.append(prompt + template.lead + message["content"] + template.stop)
@@ -151,7 +151,7 @@ class _LeftOut(Exception):
     """A conversation that gives no example; the text is the reason, a name to count it by."""
 
 
-def holds(prompt: str, messages: Sequence[Message]) -> bool:
+def contains_in_order(prompt: str, messages: Sequence[Message]) -> bool:
     """Return whether a prompt contains the texts of messages, those of the turns in order."""
     place = 0
     for message in messages:
@@ -166,13 +166,13 @@ def holds(prompt: str, messages: Sequence[Message]) -> bool:
     return True
 
 
-def refuse_misfits(counts: Mapping[str, int], where: str) -> None:
+def check_trainable(counts: Mapping[str, int], where: str) -> None:
     """Raise BadInput if no conversation is left, or if too many are left out at the seam."""
     left_out = {name.removeprefix(LEFT_OUT): count for name, count in counts.items() if name.startswith(LEFT_OUT)}
     total = sum(left_out.values()) + counts.get("conversations", 0)
     if total and not counts.get("conversations"):
         raise BadInput(
-            f"{where}: none of {total:,} conversations can be trained on ({said(left_out)}). "
+            f"{where}: none of {total:,} conversations can be trained on ({format_counts(left_out)}). "
             "Change sft.template or the data."
         )
     at_seam = left_out.get(SEAM, 0)

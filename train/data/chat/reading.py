@@ -21,14 +21,18 @@ from train.data.corpus import text_files
 if TYPE_CHECKING:
     from datasets import IterableDataset
 
-    from train.data.corpus.shards import Reading, Taken
+    from train.data.corpus.shards import ParsedRow, ReadPlan
 
 SHORTENED = "shortened"  # conversations that lost turns at an end or at an empty turn
 Row = dict[str, Any]
-Read = tuple[int, Row | None, str]  # rows read so far; a conversation, or None; what is counted of it, if anything
+NumberedConversation = tuple[
+    int, Row | None, str
+]  # rows read so far; a conversation, or None; what is counted of it, if anything
 
 
-def conversations(rows: Iterable[tuple[int, Mapping[str, Any]]], wanted: str, place: str) -> Iterator[Read]:
+def conversations(
+    rows: Iterable[tuple[int, Mapping[str, Any]]], wanted: str, place: str
+) -> Iterator[NumberedConversation]:
     """Yield the conversations of numbered rows of one file, with the number of the last row that each is made of.
 
     wanted: the format, or auto; place: the file, for messages. Of OASST's messages, a row each, those of a tree stand
@@ -39,24 +43,24 @@ def conversations(rows: Iterable[tuple[int, Mapping[str, Any]]], wanted: str, pl
     if first is None:
         return
     rows = itertools.chain([first], ahead)
-    name = formats.found(first[1], wanted, f"{place} {first[0]}")
+    name = formats.detect_format(first[1], wanted, f"{place} {first[0]}")
     if name == MESSAGE:
         by_tree = itertools.groupby(rows, key=lambda row: row[1].get("message_tree_id"))
         for tree, group in by_tree:
             messages = list(group)
-            yield messages[-1][0], *of_tree([row for _, row in messages], f"{place} {messages[0][0]}", tree)
+            yield messages[-1][0], *from_tree([row for _, row in messages], f"{place} {messages[0][0]}", tree)
         return
     for number, row in rows:
         where = f"{place} {number}"
-        if formats.found(row, wanted, where) != name:
+        if formats.detect_format(row, wanted, where) != name:
             raise BadInput(
                 f"{where}: must have the format {name}, as the first conversation has. "
                 "Put each format into its own file."
             )
-        yield number, *of_row(row, name, family_of(row, where))
+        yield number, *from_row(row, name, family_of(row, where))
 
 
-def of_row(row: Mapping[str, Any], name: str, family: str) -> tuple[Row | None, str]:
+def from_row(row: Mapping[str, Any], name: str, family: str) -> tuple[Row | None, str]:
     """Return the conversation of a row of a known format, or None, and what is counted of it."""
     try:
         made = formats.conversation(formats.FORMATS[name].turns(row))
@@ -65,14 +69,14 @@ def of_row(row: Mapping[str, Any], name: str, family: str) -> tuple[Row | None, 
     return {"messages": made.messages, "family": family}, SHORTENED if made.shortened else ""
 
 
-def of_tree(messages: list[Mapping[str, Any]], where: str, tree: Any) -> tuple[Row | None, str]:
-    """Return the conversation of the messages of one tree, as `of_row`. Raises BadInput for a row without a tree's
+def from_tree(messages: list[Mapping[str, Any]], where: str, tree: Any) -> tuple[Row | None, str]:
+    """Return the conversation of the messages of one tree, as `from_row`. Raises BadInput for a row without a tree's
     name.
     """
     if tree is None:
         raise BadInput(f"{where}: has no message_tree_id, which groups the messages of a conversation. Add it.")
     try:
-        return of_row(formats.as_tree(messages), formats.TREE, "oasst")
+        return from_row(formats.build_tree(messages), formats.TREE, "oasst")
     except LeftOut as reason:
         return None, str(reason)
 
@@ -95,34 +99,34 @@ def own_conversations(pattern: str, wanted: str) -> tuple[list[Row], Counter[str
     """
     made: list[Row] = []
     counts: Counter[str] = Counter()
-    for path in text_files.matching(pattern, "sft.path"):
+    for path in text_files.matching_files(pattern, "sft.path"):
         if path.suffix != ".jsonl":
             raise BadInput(f"sft.path: expected a .jsonl file with lines such as {{'messages': [...]}}, got {path}.")
-        rows = text_files.numbered_jsonl(path, (), "sft.path")
+        rows = text_files.numbered_rows(path, (), "sft.path")
         for number, row, counted in conversations(rows, wanted, f"sft.path: {path} line"):
             counts.update([counted] if counted else [])
             made += [row] if row else []
             if row and any("\0" in message["content"] for message in row["messages"]):
                 raise BadInput(f"sft.path: {path} line {number}: a message contains a NUL character. Remove it.")
     if not made:
-        raise BadInput(f"sft.path={pattern}: no conversation has an answer ({said(counts)}). Give others.")
+        raise BadInput(f"sft.path={pattern}: no conversation has an answer ({format_counts(counts)}). Give others.")
     return made, counts
 
 
 def hub_conversations(
-    reading: Reading, stream: IterableDataset, before: int, file: str, *, wanted: str
-) -> Iterator[Taken]:
+    reading: ReadPlan, stream: IterableDataset, before: int, file: str, *, wanted: str
+) -> Iterator[ParsedRow]:
     """Yield the conversations of one file of a data set, for `train.data.corpus.shards`."""
-    from train.data.corpus.shards import Taken
+    from train.data.corpus.shards import ParsedRow
 
     where = f"{reading.key}: {reading.source.dataset}" + (f" {file}" if file else "") + " row"
     rows = enumerate(hub_data.read(stream, reading.source, reading.key, before=before, file=file), start=before + 1)
     for read, row, counted in conversations(rows, wanted, where):
         if row is None:
-            yield Taken(read, None, {}, 0, counted)
+            yield ParsedRow(read, None, {}, 0, counted)
         else:
             size = sum(len(message["content"].encode()) for message in row["messages"])
-            yield Taken(read, "train", row | {"family": "hub"}, size, counted)
+            yield ParsedRow(read, "train", row | {"family": "hub"}, size, counted)
 
 
 def first_conversations(source: Source, wanted: str, key: str) -> list[Row]:
@@ -132,7 +136,7 @@ def first_conversations(source: Source, wanted: str, key: str) -> list[Row]:
     read = list(conversations(rows, wanted, f"{key}: {source.dataset} row"))
     made = [row for _, row, _ in read if row]
     if not made:
-        reasons = said(Counter(counted for _, _, counted in read if counted))
+        reasons = format_counts(Counter(counted for _, _, counted in read if counted))
         raise BadInput(
             f"{key}.dataset={source.dataset}: "
             f"no conversation in its first {hub_data.FIRST_ROWS} rows ({reasons}). Choose another data set."
@@ -140,7 +144,7 @@ def first_conversations(source: Source, wanted: str, key: str) -> list[Row]:
     return made
 
 
-def said(counts: Mapping[str, int]) -> str:
+def format_counts(counts: Mapping[str, int]) -> str:
     """Format counts by reason, the most frequent first."""
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     return ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in ordered) or "nothing was read"

@@ -112,7 +112,7 @@ class ChatTemplate:
         return [{"role": "user", "content": content}, *further]
 
 
-def probed(render: Rendering, where: str) -> ChatTemplate:
+def probe(render: Rendering, where: str) -> ChatTemplate:
     """Return a template whose answers can be masked. Raises BadInput, which `where` begins, with the reason why not."""
     try:
         return _Probe(render).template()
@@ -125,8 +125,8 @@ class _Probe:
     """A template that is tried on texts that can be found again."""
 
     render: Rendering
-    first: list[Message] = field(default_factory=lambda: talk(QUESTIONS[:1], ANSWERS[:1]))
-    both: list[Message] = field(default_factory=lambda: talk(QUESTIONS, ANSWERS))
+    first: list[Message] = field(default_factory=lambda: turns_of(QUESTIONS[:1], ANSWERS[:1]))
+    both: list[Message] = field(default_factory=lambda: turns_of(QUESTIONS, ANSWERS))
 
     def template(self) -> ChatTemplate:
         """What a template is found to do. Raises Failed."""
@@ -180,7 +180,7 @@ class _Probe:
         return False, self.render.control.split(own)[0].strip()
 
 
-def talk(questions: Sequence[str], answers: Sequence[str]) -> list[Message]:
+def turns_of(questions: Sequence[str], answers: Sequence[str]) -> list[Message]:
     """Questions and their answers in turn."""
     pairs = zip(questions, answers, strict=True)
     roles = ("user", "assistant")
@@ -192,7 +192,7 @@ def end(text: str) -> str:
     return text[-40:]
 
 
-def rendering(tokenizer: PreTrainedTokenizerBase, settings: ChatSettings, where: str) -> Rendering:
+def rendering_of(tokenizer: PreTrainedTokenizerBase, settings: ChatSettings, where: str) -> Rendering:
     """The template that settings ask for, with a tokenizer's tokens.
 
     Raises BadInput, which `where` begins, for a tokenizer without a template of its own or without ChatML's marks, and
@@ -229,6 +229,6 @@ def rendering(tokenizer: PreTrainedTokenizerBase, settings: ChatSettings, where:
     return Rendering(text, {**tokens, **variables}, controls, **stated)
 
 
-def of_tokenizer(tokenizer: PreTrainedTokenizerBase, settings: ChatSettings, where: str) -> ChatTemplate:
+def template_of(tokenizer: PreTrainedTokenizerBase, settings: ChatSettings, where: str) -> ChatTemplate:
     """Return the probed template that settings select. Raises BadInput that begins with `where`."""
-    return probed(rendering(tokenizer, settings, where), where)
+    return probe(rendering_of(tokenizer, settings, where), where)

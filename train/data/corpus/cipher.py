@@ -16,9 +16,9 @@ import regex
 WORD = regex.compile(r"\p{L}+")
 ONSETS = ("b", "ch", "d", "f", "g", "k", "l", "m", "n", "p", "r", "s", "t", "v", "w", "z", "nd", "mb", "kw", "ts")
 VOWELS = ("a", "e", "i", "o", "u", "aa", "ia", "ue")
-LETTERS_A_SYLLABLE = 2.6  # of the invented words, on average: so they are about as long as those they stand for
+LETTERS_PER_SYLLABLE = 2.6  # of the invented words, on average: so they are about as long as those they stand for
 
-TRIES_OF_A_LENGTH = 8  # before an invented word grows by a syllable, as the short forms run out
+ATTEMPTS_PER_LENGTH = 8  # before an invented word grows by a syllable, as the short forms run out
 
 
 def place_of_word(word: str, salt: str) -> float:
@@ -26,17 +26,17 @@ def place_of_word(word: str, salt: str) -> float:
     return int.from_bytes(hashlib.sha256(f"{salt}:{word}".encode()).digest()[:8]) / 2**64
 
 
-def invented(word: str, salt: str, longer: int = 0) -> str:
+def invent_word(word: str, salt: str, longer: int = 0) -> str:
     """Return a word of onsets and vowels, the same for the same word and salt: about as long, or some syllables
     longer.
     """
     digest = hashlib.sha512(f"{salt}:{word}".encode()).digest()
-    syllables = min(len(digest) // 2, max(1, round(len(word) / LETTERS_A_SYLLABLE)) + longer)
+    syllables = min(len(digest) // 2, max(1, round(len(word) / LETTERS_PER_SYLLABLE)) + longer)
     pairs = zip(digest[:syllables], digest[syllables : 2 * syllables], strict=True)
     return "".join(ONSETS[first % len(ONSETS)] + VOWELS[second % len(VOWELS)] for first, second in pairs)
 
 
-def dictionary(texts: Iterable[str], share: float, seed: int) -> dict[str, str]:
+def cipher_dictionary(texts: Iterable[str], share: float, seed: int) -> dict[str, str]:
     """Return the invented word of each word type that is replaced, in small letters: `share` of the types, by a hash.
 
     No two types share an invented word, and none is a word of the texts.
@@ -47,13 +47,13 @@ def dictionary(texts: Iterable[str], share: float, seed: int) -> dict[str, str]:
     for word in types:
         if place_of_word(word, f"{seed}:replaced") >= share:
             continue
-        attempts = (invented(word, f"{seed}:{n}", n // TRIES_OF_A_LENGTH) for n in itertools.count())
+        attempts = (invent_word(word, f"{seed}:{n}", n // ATTEMPTS_PER_LENGTH) for n in itertools.count())
         made[word] = next(candidate for candidate in attempts if candidate not in taken)
         taken.add(made[word])
     return made
 
 
-def enciphered(text: str, words: Mapping[str, str]) -> str:
+def encipher(text: str, words: Mapping[str, str]) -> str:
     """Return a text with its words replaced; capitals and punctuation stay."""
 
     def replace(match: regex.Match[str]) -> str:

@@ -17,7 +17,7 @@ from common import hub_data
 from common.errors import BadInput
 from common.files import write_json, write_jsonl
 from train.data.corpus.documents import normalised, split_of
-from train.data.corpus.shards import Reading, Row, link, take
+from train.data.corpus.shards import ReadPlan, Row, link_shard, read_shards
 from train.data.processes import Workers
 from train.stage_settings import CorpusOptions, CorpusSettings, TextSource
 
@@ -25,7 +25,7 @@ HELD_OUT = ("dev", "test")
 
 
 @dataclass(frozen=True)
-class Text:
+class HubText:
     """One of the two texts of a corpus."""
 
     name: str  # of its config key: corpus.text or corpus.english
@@ -40,7 +40,7 @@ class Text:
         return f"corpus.{self.name}"
 
 
-def document(text: str, *, seed: int, dev: float, test: float) -> tuple[str, Row] | None:
+def parse_document(text: str, *, seed: int, dev: float, test: float) -> tuple[str, Row] | None:
     """Return a document's split and row, or None if it is empty.
 
     Its name is a hash of its letters and digits, case folded, and its split goes by its name: what is the same text but
@@ -53,7 +53,7 @@ def document(text: str, *, seed: int, dev: float, test: float) -> tuple[str, Row
     return split_of(name, seed, dev, test), {"id": name, "text": text}
 
 
-def build(settings: CorpusSettings, options: CorpusOptions, out: Path, work: Path) -> None:
+def build_from_hub(settings: CorpusSettings, options: CorpusOptions, out: Path, work: Path) -> None:
     """Write the corpus to `out`; resumes in `work` if an earlier call was killed.
 
     Raises BadInput for a source that cannot be read or a split that stays empty.
@@ -61,8 +61,8 @@ def build(settings: CorpusSettings, options: CorpusOptions, out: Path, work: Pat
     if settings.text is None or settings.english is None:
         raise BadInput("corpus.source=hub: needs corpus.text and corpus.english. Set both.")
     texts = (
-        Text("text", settings.language, settings.text, options.text_folder, settings.text_bytes),
-        Text("english", "en", settings.english, options.english_folder, settings.english_bytes),
+        HubText("text", settings.language, settings.text, options.text_folder, settings.text_bytes),
+        HubText("english", "en", settings.english, options.english_folder, settings.english_bytes),
     )
     counts: dict[str, Any] = {"languages": {}, "settings": asdict(settings)}
     with Workers(options.workers) as workers:
@@ -71,25 +71,25 @@ def build(settings: CorpusSettings, options: CorpusOptions, out: Path, work: Pat
     write_json(out / "counts.json", counts)
 
 
-def _write_text(text: Text, settings: CorpusSettings, folder: Path, work: Path, workers: Workers) -> dict[str, Any]:
+def _write_text(text: HubText, settings: CorpusSettings, folder: Path, work: Path, workers: Workers) -> dict[str, Any]:
     """Write the files of one language, and return what is counted of them."""
     language, key, source = text.language, text.key, text.source.located(text.folder)
     commit = hub_data.commit_of(source, key)
-    reading = Reading(
+    reading = ReadPlan(
         replace(source, revision=commit or source.revision),
         (text.source.column,),
         key,
-        document,
+        parse_document,
         {"seed": settings.seed, "dev": settings.dev, "test": settings.test},
         text.most_bytes,
     )
     held_out: dict[str, dict[str, Row]] = {split: {} for split in HELD_OUT}
     rows = size = files = 0
-    for part in take(reading, work, workers, settings.seed):
+    for part in read_shards(reading, work, workers, settings.seed):
         for split, row in part.held_out:
             held_out[split][row["id"]] = row  # once, though it may come twice
         if part.rows:
-            link(part, folder / f"{language}.train" / f"{files:05d}.parquet")
+            link_shard(part, folder / f"{language}.train" / f"{files:05d}.parquet")
             rows, size, files = rows + part.rows, size + part.bytes, files + 1
     counts: dict[str, Any] = {"commit": commit, "train": {"documents": rows, "bytes": size, "files": files}}
     if not rows:

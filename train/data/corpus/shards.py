@@ -28,13 +28,13 @@ from train.data.processes import Workers
 if TYPE_CHECKING:
     from datasets import IterableDataset
 
-PART_BYTES = 32 * 2**20  # UTF-8 bytes of text in a part; a process has a few parts in memory
+SHARD_BYTES = 32 * 2**20  # UTF-8 bytes of text in a part; a process has a few parts in memory
 
 Row = dict[str, Any]  # texts, or messages
 
 
 @dataclass(frozen=True)
-class Taken:
+class ParsedRow:
     """The training row, held-out row or nothing that a row of a source becomes, or several rows in sequence."""
 
     read: int  # rows of the source's file so far
@@ -44,24 +44,24 @@ class Taken:
     counted: str = ""  # the count that it adds to, besides rows
 
 
-Take = Callable[..., Iterator[Taken]]  # a reading, the stream of a file, rows before it, the file's name, `about`
+RowReader = Callable[..., Iterator[ParsedRow]]  # a reading, the stream of a file, rows before it, the file's name, `about`
 
 
 @dataclass(frozen=True)
-class Reading:
+class ReadPlan:
     """The way a source is read: columns, a function for its rows, and the number of bytes."""
 
     source: Source
     columns: tuple[str, ...] = ()  # of text, for `sort`
     key: str = ""  # the config key of the source, for messages
     sort: Callable[..., tuple[str, Row] | None] | None = None  # texts, `about` -> split and row; None: left out
-    about: Mapping[str, Any] = field(default_factory=dict)  # keywords of `sort` or `take`
+    about: Mapping[str, Any] = field(default_factory=dict)  # keywords of `sort` or `read_shards`
     most_bytes: int | None = None  # of UTF-8 text to take for training; None: all
-    take: Take | None = None  # reads rows as they are, in place of `sort`
+    read_shards: RowReader | None = None  # reads rows as they are, in place of `sort`
 
 
 @dataclass(frozen=True)
-class Part:
+class Shard:
     """A Parquet file of training rows, and the rows of the source's file that were read for it."""
 
     path: Path
@@ -73,12 +73,12 @@ class Part:
     counted: dict[str, int] = field(default_factory=dict)  # rows that were read for it, by what they are counted as
 
 
-def take(reading: Reading, work: Path, workers: Workers, seed: int) -> Iterator[Part]:
+def read_shards(reading: ReadPlan, work: Path, workers: Workers, seed: int) -> Iterator[Shard]:
     """Yield the parts of a source, in a seeded order of its files, until they hold `most_bytes`.
 
     `work` keeps them, for a later call too.
     """
-    order = list(range(opened(reading.source, reading.key).num_shards))
+    order = list(range(open_source(reading.source, reading.key).num_shards))
     random.Random(f"{seed}:{reading.key}").shuffle(order)
     taken = 0
     for parts in workers.map(read_file, ((reading, number, work) for number in order)):
@@ -90,14 +90,14 @@ def take(reading: Reading, work: Path, workers: Workers, seed: int) -> Iterator[
 
 
 @cache
-def opened(source: Source, key: str) -> IterableDataset:
+def open_source(source: Source, key: str) -> IterableDataset:
     """Return the stream of a source; looked up once a process, since a large data set has thousands of files to
     list.
     """
     return hub_data.open_stream(source, key)
 
 
-def read_file(task: tuple[Reading, int, Path]) -> list[Part]:
+def read_file(task: tuple[ReadPlan, int, Path]) -> list[Shard]:
     """Read one file of a source into parts, after those that are there already.
 
     Stops when they hold `most_bytes`, which is all that can be taken.
@@ -105,39 +105,39 @@ def read_file(task: tuple[Reading, int, Path]) -> list[Part]:
     reading, number, work = task
     folder = work / f"{number:05d}"
     folder.mkdir(parents=True, exist_ok=True)
-    parts = [read_part(path) for path in sorted(folder.glob("[0-9]*.json"))]  # without leftovers of a kill
+    parts = [read_shard(path) for path in sorted(folder.glob("[0-9]*.json"))]  # without leftovers of a kill
     if parts and parts[-1].last:
         return parts
     read = parts[-1].read if parts else 0
-    stream = opened(reading.source, reading.key)
+    stream = open_source(reading.source, reading.key)
     file = f"file {number + 1} of {stream.num_shards}" if stream.num_shards > 1 else ""
     stream = stream.shard(stream.num_shards, number).skip(read)
     total = sum(part.bytes for part in parts)
-    open_part = OpenPart(read)
-    take = reading.take or by_texts
+    open_part = OpenShard(read)
+    take = reading.take or read_texts
     for taken in take(reading, stream, read, file, **reading.about):
         open_part.add(taken)
-        if open_part.bytes >= PART_BYTES:
+        if open_part.bytes >= SHARD_BYTES:
             parts.append(open_part.write(folder / f"{len(parts):05d}.parquet", last=False))
             total += open_part.bytes
-            open_part = OpenPart(taken.read)
+            open_part = OpenShard(taken.read)
             if reading.most_bytes is not None and total >= reading.most_bytes:
                 break
     parts.append(open_part.write(folder / f"{len(parts):05d}.parquet", last=True))
     return parts
 
 
-def by_texts(reading: Reading, stream: IterableDataset, before: int, file: str, **about: Any) -> Iterator[Taken]:
+def read_texts(reading: ReadPlan, stream: IterableDataset, before: int, file: str, **about: Any) -> Iterator[ParsedRow]:
     """Yield the rows of a file by the texts of the reading's columns, as its `sort` says."""
     assert reading.sort is not None
     rows = hub_data.rows(stream, reading.columns, reading.source, reading.key, before=before, file=file)
     for read, texts in enumerate(rows, start=before + 1):
         split, row = reading.sort(*texts, **about) or (None, {})
-        yield Taken(read, split, row, sum(len(text.encode()) for text in texts))
+        yield ParsedRow(read, split, row, sum(len(text.encode()) for text in texts))
 
 
 @dataclass
-class OpenPart:
+class OpenShard:
     """A part that is being filled."""
 
     read: int
@@ -146,7 +146,7 @@ class OpenPart:
     bytes: int = 0
     counted: Counter[str] = field(default_factory=Counter)
 
-    def add(self, taken: Taken) -> None:
+    def add(self, taken: ParsedRow) -> None:
         """Take in what became of a row."""
         self.read = taken.read
         self.counted.update([taken.counted] if taken.counted else [])
@@ -156,12 +156,12 @@ class OpenPart:
         elif taken.split:
             self.held_out.append((taken.split, taken.row))
 
-    def write(self, path: Path, *, last: bool) -> Part:
+    def write(self, path: Path, *, last: bool) -> Shard:
         """Publish it."""
-        return write_part(path, self.rows, self.bytes, self.held_out, self.read, last=last, counted=self.counted)
+        return write_shard(path, self.rows, self.bytes, self.held_out, self.read, last=last, counted=self.counted)
 
 
-def write_part(
+def write_shard(
     path: Path,
     rows: list[Row],
     size: int,
@@ -170,7 +170,7 @@ def write_part(
     *,
     last: bool,
     counted: Mapping[str, int] | None = None,
-) -> Part:
+) -> Shard:
     """Publish a part: the rows first, then the note that makes it count, each whole or not there."""
     import pyarrow
     from pyarrow import parquet
@@ -180,15 +180,15 @@ def write_part(
     note = {"rows": len(rows), "bytes": size, "held_out": held_out, "read": read, "last": last}
     note |= {"counted": dict(counted)} if counted else {}
     write_atomic(path.with_suffix(".json"), json.dumps(note, ensure_ascii=False))
-    return Part(path, len(rows), size, held_out, read, last, dict(counted or {}))
+    return Shard(path, len(rows), size, held_out, read, last, dict(counted or {}))
 
 
-def read_part(note: Path) -> Part:
+def read_shard(note: Path) -> Shard:
     """Return a part that an earlier call published."""
-    return Part(note.with_suffix(".parquet"), **json.loads(note.read_text(encoding="utf-8")))
+    return Shard(note.with_suffix(".parquet"), **json.loads(note.read_text(encoding="utf-8")))
 
 
-def link(part: Part, path: Path) -> None:
+def link_shard(part: Shard, path: Path) -> None:
     """Give a part its place among the results, without a copy where the file system can.
 
     The work folder keeps it for a later call.

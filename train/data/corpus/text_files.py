@@ -12,21 +12,21 @@ from typing import Any
 from common.errors import BadInput, line_of, listed
 from common.validation import parse_json
 
-FORMATS = (".txt", ".jsonl", ".parquet")
+SUFFIXES = (".txt", ".jsonl", ".parquet")
 BLANK_LINE = re.compile(r"\n[^\S\n]*\n")  # \s has the no-break space and its like
 
 
-def matching(pattern: str, key: str) -> list[Path]:
+def matching_files(pattern: str, key: str) -> list[Path]:
     """Return the files that a glob names, sorted.
 
     Raises BadInput if there are none, one is no file or empty, or one has a format that we do not read.
     """
-    paths = [Path(name) for name in sorted(glob.glob(escaped(pattern), recursive=True))]
+    paths = [Path(name) for name in sorted(glob.glob(escape_existing(pattern), recursive=True))]
     if not paths:
-        raise BadInput(f"{key}: no file matches {pattern!r}. Give a path or glob of {', '.join(FORMATS)} files.")
+        raise BadInput(f"{key}: no file matches {pattern!r}. Give a path or glob of {', '.join(SUFFIXES)} files.")
     for path in paths:
-        if path.suffix not in FORMATS:
-            raise BadInput(f"{key}: expected a {' or '.join(FORMATS)} file, got {path}.")
+        if path.suffix not in SUFFIXES:
+            raise BadInput(f"{key}: expected a {' or '.join(SUFFIXES)} file, got {path}.")
         if not path.is_file():
             raise BadInput(f"{key}: {path} must be a file or a link to one. Give another.")
         if path.stat().st_size == 0:
@@ -34,7 +34,7 @@ def matching(pattern: str, key: str) -> list[Path]:
     return paths
 
 
-def escaped(pattern: str) -> str:
+def escape_existing(pattern: str) -> str:
     """Return a glob in which the files and folders that exist under their exact name stand for themselves:
     `[old]/*.txt`.
     """
@@ -61,13 +61,13 @@ def read_text(path: Path, key: str) -> str:
         ) from None
 
 
-def jsonl(path: Path, fields: tuple[str, ...], key: str) -> Iterator[dict[str, Any]]:
+def read_jsonl_rows(path: Path, fields: tuple[str, ...], key: str) -> Iterator[dict[str, Any]]:
     """Return the rows of a JSONL file, each with the wanted string fields."""
-    return (row for _, row in numbered_jsonl(path, fields, key))
+    return (row for _, row in numbered_rows(path, fields, key))
 
 
-def numbered_jsonl(path: Path, fields: tuple[str, ...], key: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield rows as `jsonl`, each with the number of its line."""
+def numbered_rows(path: Path, fields: tuple[str, ...], key: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield rows as `read_jsonl_rows`, each with the number of its line."""
     for number, line in enumerate(read_text(path, key).split("\n"), start=1):  # texts may contain other ends of lines
         if not line.strip():
             continue
@@ -89,25 +89,25 @@ def check_fields(row: Mapping[str, Any], fields: Iterable[str], where: str) -> N
             raise BadInput(f"{where}: the field {field!r} contains a NUL character. Remove it.")
 
 
-def documents(pattern: str, key: str) -> Iterator[str]:
+def read_documents(pattern: str, key: str) -> Iterator[str]:
     """Yield the documents of all files that a glob names, each with its lines.
 
     In a text file, a line without anything visible ends a document. White space within a line counts as one space, and
     blank lines within a document as one.
     """
-    for path in matching(pattern, key):
+    for path in matching_files(pattern, key):
         if path.suffix == ".txt":
             texts: Iterator[str] = iter(BLANK_LINE.split(read_text(path, key)))
         elif path.suffix == ".jsonl":
-            texts = (row["text"] for row in jsonl(path, ("text",), key))
+            texts = (row["text"] for row in read_jsonl_rows(path, ("text",), key))
         else:
             texts = _parquet(path, key)
         for text in texts:
-            if cleaned := with_lines(text):
+            if cleaned := normalise_lines(text):
                 yield cleaned
 
 
-def with_lines(text: str) -> str:
+def normalise_lines(text: str) -> str:
     """Return a text whose lines have single spaces and no white space at their ends, and one blank line at most in
     between.
     """

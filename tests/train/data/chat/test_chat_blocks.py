@@ -108,7 +108,9 @@ def test_conversations_in_blocks(chat_model: Path, tmp_path: Path) -> None:
     shown = read_jsonl(tmp_path / "out" / "examples.jsonl")
     assert [row["trained"] for row in shown] == [list(each) for each in answers[:5]]
     assert all(row["text"].startswith("<|im_start|>system\nYou are a helpful AI assistant named Smol") for row in shown)
-    assert learnt_template.learnt(tmp_path / "out") == learnt_template.Learnt(text("smollm2"), "<|im_end|>")
+    assert learnt_template.read_trained_template(tmp_path / "out") == learnt_template.TrainedTemplate(
+        text("smollm2"), "<|im_end|>"
+    )
 
 
 def test_other_settings_of_the_template(chat_model: Path, tmp_path: Path) -> None:

@@ -4,8 +4,8 @@ from train.data.corpus import bible
 
 
 def test_notes_and_glued_punctuation_are_mended() -> None:
-    assert not any("{" in text or "&" in text for _, text in bible.english())
-    assert not any(",a" in text for _, text in bible.chichewa())
+    assert not any("{" in text or "&" in text for _, text in bible.english_bible())
+    assert not any(",a" in text for _, text in bible.chichewa_bible())
     assert [bible.genre(book) for book in (1, 5, 6, 18, 23, 40, 45, 66)] == [
         "law",
         "law",

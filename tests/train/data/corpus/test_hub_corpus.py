@@ -151,7 +151,7 @@ def test_the_stage_names_a_late_row_that_is_not_text(folders: tuple[Path, Path],
 def test_a_decomposed_copy_falls_into_the_same_split() -> None:
     for text in sentences(4, 30):
         marked = text.replace("o", "\u1ecd\u0300")
-        composed = hub_corpus.document(marked, seed=0, dev=0.3, test=0.3)
-        copy = hub_corpus.document(unicodedata.normalize("NFD", marked), seed=0, dev=0.3, test=0.3)
+        composed = hub_corpus.parse_document(marked, seed=0, dev=0.3, test=0.3)
+        copy = hub_corpus.parse_document(unicodedata.normalize("NFD", marked), seed=0, dev=0.3, test=0.3)
         assert composed is not None and copy is not None
         assert (composed[0], composed[1]["id"]) == (copy[0], copy[1]["id"]) and composed[1]["text"] == marked
