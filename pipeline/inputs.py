@@ -23,8 +23,8 @@ from merge.checkpoints.folder import weight_files
 from pipeline.config import CipherCorpus, Compute, Config, HubCorpus, HubSource
 from pipeline.page_questions import read_questions
 from pipeline.stages.stage import Inputs
-from train.data.chat.template import CHATML, CHATML_TEXT, NONE, TOKENIZER
-from train.data.corpus import text_files as corpus_files
+from train.data.chat_template import CHATML, CHATML_TEXT, NONE, TOKENIZER
+from train.data.corpus import sources as corpus_files
 from train.parallel import ZERO_STAGES, check_precision
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.errors import BadInput, Interrupted
-from train import dev_text, learnt_template, parallel, resume
-from train.block_dataset import Blocks
+from train import dev_text, parallel, resume
+from train.data import chat_template
+from train.data.blocks import Blocks
 from train.dev_text import DevEvaluation
 from train.parallel import Compute
 from train.stage_settings import TrainingSettings
@@ -125,9 +126,9 @@ def publish(
     trainer.publish(out, model_dir, settings.lora)
     if trainer.is_world_process_zero():
         tokenizer = transformers.AutoTokenizer.from_pretrained(model_dir, trust_remote_code=False)
-        if learnt := learnt_template.read_trained_template(blocks_dir):
+        if learnt := chat_template.read_trained_template(blocks_dir):
             tokenizer.chat_template = learnt.template
-            learnt_template.add_stop_token(out / "model", tokenizer.get_vocab()[learnt.stop_token])
+            chat_template.add_stop_token(out / "model", tokenizer.get_vocab()[learnt.stop_token])
         tokenizer.save_pretrained(out / "model")
         resume.publish_state(work / f"checkpoint-{settings.steps}", out / "state")
         shutil.copy(work / "log.jsonl", out / "log.jsonl")

@@ -25,7 +25,7 @@ from common import hub
 from common.errors import BadInput
 from common.files import write_atomic
 from train import lora, parallel, resume
-from train.block_dataset import Blocks
+from train.data.blocks import Blocks
 from train.data.packing import IGNORED
 from train.dev_text import DevText, bits_per_byte
 from train.parallel import Compute

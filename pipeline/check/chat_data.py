@@ -15,14 +15,14 @@ from pipeline.check.text import hub_source
 from pipeline.config import Config
 from pipeline.inputs import chat_template
 from pipeline.stages.data import chat
-from train.data.chat import reading
-from train.data.chat.template import NONE
+from train.data.chat_template import NONE
+from train.data.conversations import first_conversations, own_conversations
 from train.stage_settings import ChatSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from train.data.chat.template import ChatTemplate
+    from train.data.chat_template import ChatTemplate
 
 SAMPLE = 200  # conversations that are put into the template
 
@@ -31,8 +31,7 @@ def conversations(config: Config) -> Iterator[Finding]:
     """Check that answers can be masked in this template, and that conversations can be read and fit it."""
     if config.sft.template == NONE or is_done(config, "sft_blocks"):
         return
-    from train.data.chat.masking import LEFT_OUT, Masking, check_trainable
-    from train.data.chat.template import template_of
+    from train.data.chat_template import LEFT_OUT, Masking, check_trainable, template_of
     from train.data.tokenization import TokenizerFile
 
     rows = sample(config)
@@ -53,7 +52,7 @@ def conversations(config: Config) -> Iterator[Finding]:
 
 
 def described(template: ChatTemplate, counts: Mapping[str, int]) -> str:
-    """Describe what a template does with conversations. counts: of a sample; see train.data.chat.masking."""
+    """Describe what a template does with conversations. counts: of a sample; see train.data.chat_template."""
     said = [f"ends an answer by {template.stop_token}", "a conversation is one sequence"]
     if not template.one_sequence:
         grown = f" ({counts['conversations']:,} become {counts['sequences']:,})" if counts.get("unrolled") else ""
@@ -71,12 +70,12 @@ def sample(config: Config) -> list[dict[str, Any]]:
     """Return some conversations, or prompts with outputs; none if they are made of the text. Raises BadInput."""
     sft = config.sft
     if sft.path:
-        return reading.own_conversations(sft.path, sft.format)[0][:SAMPLE]
+        return own_conversations(sft.path, sft.format)[0][:SAMPLE]
     if sft.hub is None:
         return []
     source = hub_source(sft.hub)
     if sft.hub.columns is None:
-        return reading.first_conversations(source, sft.format, "sft.hub")[:SAMPLE]
+        return first_conversations(source, sft.format, "sft.hub")[:SAMPLE]
     rows = hub_data.rows(hub_data.open_stream(source, "sft.hub"), sft.hub.columns, source, "sft.hub")
     texts = itertools.islice(rows, SAMPLE)
     return [{"prompt": prompt, "output": answer} for prompt, answer in texts if prompt.strip() and answer.strip()]

@@ -20,7 +20,7 @@ from pipeline.check.finding import Finding
 from pipeline.check.given_checkpoints import described_folder
 from pipeline.config import Config
 from pipeline.stages.adapting import for_its_pair
-from train.data.chat.template import TOKENIZER, ChatTemplate, template_of
+from train.data.chat_template import TOKENIZER, ChatTemplate, template_of
 from train.stage_settings import ChatSettings
 
 GENERATION = "generation_config.json"

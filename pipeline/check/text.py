@@ -16,7 +16,7 @@ from pipeline import inputs
 from pipeline.check.finding import Finding, first_of_each_language, guarded, is_done
 from pipeline.config import CipherCorpus, Config, Corpus, HubCorpus, HubSource
 from pipeline.fertility import MAX_FALLBACK_SHARE, Fertility, load, measure
-from train.data.chat.template import NONE
+from train.data.chat_template import NONE
 from train.stage_settings import CipherSettings
 
 FIRST_DOCUMENTS = 1000  # of a file, read before it is used
@@ -50,10 +50,10 @@ def corpora(config: Config) -> Iterator[Finding]:
 
 def readable(pattern: str | None, key: str) -> None:
     """Read the first documents of every file that a glob names. Raises BadInput."""
-    from train.data.corpus import text_files
+    from train.data.corpus import sources
 
-    for path in text_files.matching_files(pattern, key) if pattern else ():
-        documents = itertools.islice(text_files.read_documents(glob.escape(str(path)), key), FIRST_DOCUMENTS)
+    for path in sources.matching_files(pattern, key) if pattern else ():
+        documents = itertools.islice(sources.read_documents(glob.escape(str(path)), key), FIRST_DOCUMENTS)
         if not sum(1 for _ in documents):
             raise BadInput(f"{key}: {path} has no text. Give another file.")
 
@@ -132,7 +132,7 @@ def texts(config: Config) -> Iterator[str]:
 
     Of a cipher, those that are trained on.
     """
-    from train.data.corpus import bible, build, text_files
+    from train.data.corpus import build, sources
 
     try:
         if isinstance(config.corpus, HubCorpus):
@@ -144,9 +144,9 @@ def texts(config: Config) -> Iterator[str]:
             passages, _ = build.cipher_passages(settings)
             yield from (row["text"] for row in passages[config.language.code] if row["split"] == "train")
         elif config.corpus.source == "bible":
-            yield from (text for _, text in bible.chichewa_bible())
+            yield from (text for _, text in sources.chichewa_bible())
         elif config.corpus.path:
-            yield from text_files.read_documents(config.corpus.path, "corpus.path")
+            yield from sources.read_documents(config.corpus.path, "corpus.path")
     except BadInput:
         return
 

@@ -19,7 +19,7 @@ from pipeline.config.models import MATRICES, Model
 from pipeline.config.scoring import Evaluation, Merge
 from pipeline.config.sources import CipherCorpus, Corpus, HubCorpus, Language
 from pipeline.config.trainings import Adaptation, ContinualTraining, Instructions, Training
-from train.data.chat.template import CHATML, TOKENIZER
+from train.data.chat_template import CHATML, TOKENIZER
 from train.parallel import batch_sizes
 
 

@@ -15,8 +15,8 @@ from common.units import format_tokens
 from pipeline.config import CipherCorpus, Config, HubCorpus
 from pipeline.execute import Job
 from pipeline.stages.stage import Inputs, Stage
-from train.data.chat.reading import format_counts
-from train.data.chat.template import NONE, TOKENIZER
+from train.data.chat_template import NONE, TOKENIZER
+from train.data.conversations import format_counts
 from train.stage_settings import (
     CipherSettings,
     CorpusOptions,
@@ -239,10 +239,10 @@ def run_sft_blocks(job: Job) -> None:
 
 
 def run_mixed_blocks(job: Job) -> None:
-    from train.data import mixing
+    from train.data import packing
 
     check_budget(job.folders["ct_blocks"], job.settings["ct_tokens"])
-    mixing.mixed_blocks(job.folders["ct_blocks"], job.folders["sft_blocks"], job.settings["ct_tokens"], job.out)
+    packing.mixed_blocks(job.folders["ct_blocks"], job.folders["sft_blocks"], job.settings["ct_tokens"], job.out)
     job.note = packed(job.out)
 
 

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, modeling_flash_attention_utils
 from transformers.modeling_utils import PreTrainedModel
 
 from train import base_model, trainer, transformers_trainer
-from train.block_dataset import Blocks
+from train.data.blocks import Blocks
 from train.data.packing import IGNORED
 from train.parallel import Compute
 from train.stage_settings import BaseModelSettings, TrainingSettings

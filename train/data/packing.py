@@ -29,14 +29,13 @@ import numpy as np
 
 from common.errors import BadInput
 from common.files import write_json, write_jsonl
-from train import learnt_template
+from common.processes import Workers
+from train.data import chat_template
 from train.data.blocks import BlockFile, Tokens, best_fit, chunk, dtype_for, interleave
-from train.data.chat.masking import LEFT_OUT, Example, Masking, check_trainable
-from train.data.chat.reading import SHORTENED
-from train.data.chat.template import ChatTemplate, template_of
+from train.data.chat_template import LEFT_OUT, ChatTemplate, Example, Masking, check_trainable, template_of
+from train.data.conversations import SHORTENED
 from train.data.corpus.documents import read_rows, training_files
 from train.data.instructions import COUNTED, instruction_files
-from train.data.processes import Workers
 from train.data.tokenization import (
     BATCH_SIZE,
     FileEpoch,
@@ -237,9 +236,7 @@ def write_template(
     tokenizer: PreTrainedTokenizerBase, template: ChatTemplate, examples: Sequence[Example], out: Path
 ) -> None:
     """Write the template, for the checkpoint that learns it, and some examples as text, for people."""
-    learnt_template.write_trained_template(
-        learnt_template.TrainedTemplate(template.render.text, template.stop_token), out
-    )
+    chat_template.write_trained_template(chat_template.TrainedTemplate(template.render.text, template.stop_token), out)
     shown = []
     for ids, loss in examples:
         runs = np.split(np.arange(len(ids)), np.flatnonzero(np.diff(loss)) + 1)
@@ -368,3 +365,35 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 def write_counts(out: Path, **counts: Any) -> None:
     """Write `counts.json` next to the blocks."""
     write_json(out / "counts.json", counts)
+
+
+def mixed_blocks(ct_dir: Path, sft_dir: Path, ct_tokens: int, out: Path) -> None:
+    """Return the first `ct_tokens` of CT's blocks and all of SFT's, each kind spread evenly.
+
+    In go two folders of blocks of one size, and their counts; out comes one like SFT's: blocks, labels, positions. The
+    loss of a block of CT is on all of it, in its positions from 0 on. Raises ValueError for blocks of two sizes.
+    """
+    text = np.load(ct_dir / "blocks.npy", mmap_mode="r")
+    sft = [np.load(sft_dir / f"{name}.npy", mmap_mode="r") for name in ("blocks", "labels", "positions")]
+    size = text.shape[1]
+    if sft[0].shape[1] != size:
+        raise ValueError(f"{ct_dir} has blocks of {size} tokens and {sft_dir} of {sft[0].shape[1]}.")
+    text = text[: -(-ct_tokens // size)]
+    total = len(text) + len(sft[0])
+    columns = [
+        BlockFile(out / f"{name}.npy", size, column.dtype.type)
+        for name, column in zip(("blocks", "labels", "positions"), sft, strict=True)
+    ]
+    rows = [
+        iter((block, block, np.arange(size)) for block in text),
+        iter(zip(*sft, strict=True)),
+    ]
+    for source in itertools.islice(interleave([len(text) / total, len(sft[0]) / total]), total):
+        for column, values in zip(columns, next(rows[source]), strict=True):
+            column.append(values)
+    for column in columns:
+        column.close()
+    chat_template.copy_trained_template(sft_dir, out)
+    of_sft = json.loads((sft_dir / "counts.json").read_text(encoding="utf-8"))
+    real = (len(text) + len(sft[0]) * of_sft["real_token_share"]) / total
+    write_counts(out, blocks=total, tokens=total * size, ct_blocks=len(text), real_token_share=real)

@@ -4,8 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train.data.corpus.bible import english_bible
-from train.data.corpus.cipher import WORD, cipher_dictionary, encipher
+from train.data.corpus.sources import WORD, cipher_dictionary, encipher, english_bible
 
 TEXTS = [text for _, text in zip(range(3000), (text for _, text in english_bible()), strict=False)]
 

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from common import files
-from train.data import tokenization, words
-from train.data.words import SPACE, TextEncoder, WordCache, is_word_local, load_library
+from train.data import tokenization
+from train.data.tokenization import SPACE, TextEncoder, WordCache, is_word_local, load_library
 
 ROOT = Path(__file__).parents[3]
 TEXT = [
@@ -115,7 +115,7 @@ def test_plain_texts_are_split_and_the_rest_is_encoded_whole(name: str) -> None:
 
 
 def test_a_full_memory_of_words_is_emptied(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(words, "CACHE_BYTES", 1000)
+    monkeypatch.setattr(tokenization, "CACHE_BYTES", 1000)
     whole = load_library(json.dumps(tiny_base()))
     ours = WordCache(whole, tiny_base(), np.uint16)
     for text in TEXT * 2:
@@ -176,7 +176,7 @@ def test_what_agrees_with_the_library_is_encoded_by_words(name: str) -> None:
 
 
 def test_a_tokenizer_that_was_admitted_wrongly_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(words, "local", lambda settings: True)
+    monkeypatch.setattr(tokenization, "is_word_local", lambda settings: True)
     encoder = TextEncoder(json.dumps(spanning()), np.uint32)
     texts = ["of the people", "nothing that spans"]
     right = [encoder.library.encode(text, add_special_tokens=False).ids for text in texts]
@@ -188,7 +188,7 @@ def test_a_tokenizer_that_was_admitted_wrongly_is_found_out(monkeypatch: pytest.
 
 def test_each_file_is_judged_by_its_first_documents(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The tokens of a file are the same whichever files its process has seen before."""
-    monkeypatch.setattr(words, "local", lambda settings: True)
+    monkeypatch.setattr(tokenization, "is_word_local", lambda settings: True)
     files.write_jsonl(tmp_path / "plain.jsonl", [{"text": "nothing that spans"}])
     files.write_jsonl(tmp_path / "spanning.jsonl", [{"text": "of the people"}])
     definition = json.dumps(spanning())

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train.data.writing import Segmenter, detect_segmenter, ends_sentence, strip_punctuation
+from train.data.segmentation import Segmenter, detect_segmenter, ends_sentence, strip_punctuation
 
 SAMPLES = {
     "English": ("He went out, and wept bitterly.", "spaces", ["He", "went", "out,", "and", "wept", "bitterly."]),

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.architectures.tokenizer_kinds import byte_level
-from train.data.chat.masking import Masking
-from train.data.chat.template import template_of
-from train.data.words import load_library
+from train.data.chat_template import Masking, template_of
+from train.data.tokenization import load_library
 from train.stage_settings import ChatSettings
 
 FOLDER = Path(__file__).parents[3] / "data" / "chat_templates"

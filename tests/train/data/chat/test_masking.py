@@ -9,9 +9,9 @@ import pytest
 
 from common.errors import BadInput
 from tests.train.data.chat.model_templates import FOLDER, masking, shown, text, tokenizer, trained
-from train.data.chat.formats import conversation
-from train.data.chat.masking import check_trainable
-from train.data.words import load_library
+from train.data.chat_template import check_trainable
+from train.data.conversations import normalise_turns
+from train.data.tokenization import load_library
 
 TIBETAN, TAMIL = "གནམ་ས་ཆུ་དང་མེ།", "நீர் ஆறு மலை விடு"
 IN_PROMPTS = {"qwen2_5": "\n", "qwen3": "<think>\n\n</think>\n\n"}  # what trl marks and a generation is given
@@ -118,7 +118,7 @@ def newlines() -> Any:
 
 def test_an_answer_whose_tokens_no_generation_would_begin_with_is_left_out() -> None:
     of, (made, _) = newlines(), masking("qwen2_5")
-    stripped = conversation([("user", "Moni?"), ("assistant", "\n\nZikomo")]).messages
+    stripped = normalise_turns([("user", "Moni?"), ("assistant", "\n\nZikomo")]).messages
     assert [spans for _, spans in shown(made, of, [{"messages": stripped}])[0]] == [["Zikomo<|im_end|>"]]
     examples, counts = shown(made, of, [{"messages": pair("Moni?", "\n\nZikomo")}])
     assert examples == [] and dict(counts) == {"left_out.seam": 1}

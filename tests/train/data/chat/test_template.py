@@ -11,7 +11,7 @@ from transformers.utils import chat_template_utils
 from common.chat import DATE_FUNCTION, read_chat_template
 from common.errors import BadInput
 from tests.train.data.chat.model_templates import EOS, FOLDER, OWN, VICUNA, masking, text, tokenizer
-from train.data.chat.template import CHATML_TEXT, template_of
+from train.data.chat_template import CHATML_TEXT, template_of
 from train.stage_settings import ChatSettings
 
 FAMILIES = sorted({path.stem for path in FOLDER.glob("*.jinja") if not path.stem.endswith("_training")} | set(OWN))

