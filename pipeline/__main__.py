@@ -56,9 +56,9 @@ def _act(verb: str, given: Given, arguments: Sequence[str], program: str) -> int
     from common.errors import BadInput
 
     if given.options.get("memory_table"):
-        from pipeline.cost import memory_table
+        from pipeline.cost import table
 
-        print(memory_table.markdown())
+        print(table.memory_table())
         return 0
     names = [word for word in given.words if "=" not in word and not word.startswith("~")]
     settings = [word for word in given.words if word not in names]
@@ -108,8 +108,8 @@ def report_folders(folders: Sequence[str], others: Sequence[str]) -> int:
 def command(verb: str, overrides: Sequence[str], multirun: bool, arguments: Sequence[str]) -> int:
     """Carry out a command on a sweep. `arguments`: the whole command line, as given."""
     from common.errors import BadInput
-    from pipeline import sweep
-    from pipeline.run import collect, plan_table, run_plan, sweep_run
+    from pipeline import run_plan, sweep
+    from pipeline.run import collect, plan_table, sweep_run
     from pipeline.run.cluster import site
     from pipeline.store import Store
 

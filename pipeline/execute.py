@@ -18,8 +18,8 @@ from typing import Any
 from common import hub as model_hub
 from common.errors import BadInput, Interrupted, StageFailed, user_errors
 from common.project import commit
+from pipeline.journal import Journal
 from pipeline.run.console import Estimates, Progress, amount
-from pipeline.run.journal import Journal
 from pipeline.stages.stage import STAGE_TYPES, Stage
 from pipeline.stages.trajectory import Trajectory, budget_of, continues, trajectories
 from pipeline.store import Entry, Store, ensure_dir, remove

@@ -235,7 +235,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def base_withholds_what_the_cipher_is_made_of(self) -> Config:
-        """Check withheld chapters; a recipe without them gives a warning only (pipeline/check/text.py): the words are
+        """Check withheld chapters; a recipe without them gives a warning only (pipeline/check/data.py): the words are
         new.
         """
         corpus, recipe = self.corpus, self.model.recipe

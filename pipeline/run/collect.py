@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from common.errors import BadInput, user_errors
 from pipeline.run import collect_adapt
 from pipeline.run.console import say
-from pipeline.run.run_plan import RunPlan
+from pipeline.run_plan import RunPlan
 from pipeline.stages.cell import Cell
 from pipeline.stages.stage import Stage
 from pipeline.stages.tuning import tuning_cells

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 
+from common.units import duration
 from pipeline.stages.stage import STAGE_TYPES, Stage
 from pipeline.stages.trajectory import previous_stages, tokens_of
 from pipeline.store import Store
@@ -24,14 +25,6 @@ def say(line: str) -> None:
         return
     with open(os.environ[SAY_TO], "ab", buffering=0) as file:  # one write, so that lines do not mix
         file.write(line.encode() + b"\n")
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people: `4 s`, `2 min`, `1 h 20 min`."""
-    if seconds < 100:
-        return f"{seconds:.0f} s" if seconds >= 1 else "1 s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def amount(stage: Stage, resumed: int = 0) -> float:

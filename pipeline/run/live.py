@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.errors import BadInput
-from pipeline.run.console import SAY_TO, Estimates, amount, duration
-from pipeline.run.journal import Journal
-from pipeline.run.run_plan import FILE, RunPlan
+from common.units import duration
+from pipeline.journal import Journal
+from pipeline.run.console import SAY_TO, Estimates, amount
 from pipeline.run.worker import JOURNAL
+from pipeline.run_plan import FILE, RunPlan
 from pipeline.stages.stage import Stage
 
 if TYPE_CHECKING:

@@ -6,9 +6,8 @@ import difflib
 from collections.abc import Sequence
 
 from common.errors import BadInput, listed
-from pipeline import sweep
-from pipeline.run import run_plan
-from pipeline.run.run_plan import RunPlan
+from pipeline import run_plan, sweep
+from pipeline.run_plan import RunPlan
 from pipeline.stages.stage import STAGE_TYPES, Stage
 from pipeline.sweep import Sweep
 
