@@ -265,7 +265,7 @@ def put_template(folder: Path, template: str) -> None:
 
 
 def template_tokens(folder: Path) -> tuple[str, ...]:
-    """Added tokens that stand in the text of the chat template or in what it makes of a conversation.
+    """Return the added tokens in the text of the chat template or in a conversation that it renders.
 
     The text alone would miss a mark that the template puts together (`'<|' + role + '|>'`), a conversation alone those
     of tools. Raises BadInput where there is no template, no tokenizer.json, or no such token.
@@ -285,7 +285,7 @@ def template_tokens(folder: Path) -> tuple[str, ...]:
 
 @cache
 def _conversations(folder: Path, text: str, changed: int) -> str:
-    """What the template makes of conversations, with a system message where it takes one.
+    """Render conversations by the template, with a system message if the template takes one.
 
     text, changed: of template and tokenizer; a folder whose files are the same is read once.
     """

@@ -39,9 +39,9 @@ _SNAPSHOT = re.compile(r"models--([^/]+?)--([^/]+)/snapshots/([0-9a-f]{40})(?:/|
 
 @dataclass(frozen=True)
 class Shared:
-    """The files of a folder by their places on the Hub: where they are, or their text if it is another there.
+    """The files of a folder by their paths on the Hub: their local path, or their text if it differs there.
 
-    left_out: files of the folder that stay here. adapter_of: the base's id, of an adapter.
+    left_out: files of the folder that are not shared. adapter_of: the base's id, of an adapter.
     """
 
     folder: Path
@@ -50,7 +50,7 @@ class Shared:
     adapter_of: str | None = None
 
     def bytes_of(self, place: str) -> int:
-        """The size of a file as it will be on the Hub."""
+        """Return the size of a file as it will be on the Hub."""
         found = self.files[place]
         return len(found.encode()) if isinstance(found, str) else found.stat().st_size
 
@@ -99,7 +99,7 @@ def upload(shared: Shared, target: Target, message: str) -> str:
 
 
 def _check(folder: Path) -> bool:
-    """Whether a folder is an adapter's. Raises BadInput for one that is no whole model."""
+    """Tell whether a folder is an adapter's. Raises BadInput for an incomplete model."""
     if not folder.is_dir():
         raise BadInput(f"FOLDER: no such folder, got {folder}. Pass a folder with a config.json, or KIND and SLUG.")
     if not any((folder / name).is_file() for name in ("config.json", ADAPTER)):
@@ -113,7 +113,7 @@ def _check(folder: Path) -> bool:
 
 
 def _listed(folder: Path, adapter: bool) -> Iterator[Path]:
-    """The files that are shared, in no order."""
+    """Yield the files that are shared, in no order."""
     names = [path.name for path in folder.iterdir() if path.is_file()]
     weights = hub.ADAPTERS if adapter else (hub.weight_pattern(names), "*.index.json", "config.json")
     for pattern in (*weights, *([ADAPTER] if adapter else []), *NOTES):
@@ -122,7 +122,7 @@ def _listed(folder: Path, adapter: bool) -> Iterator[Path]:
 
 
 def _with_base(file: Path, base: str | None) -> tuple[str, str]:
-    """The id of an adapter's base, and the config that names it. Raises BadInput if it is only known here."""
+    """Return the id of an adapter's base, and the config with it. Raises BadInput if the base has only a local path."""
     config = read_json(file)
     named = config.get(BASE)
     found = named if isinstance(named, str) else ""
@@ -142,7 +142,7 @@ def _with_base(file: Path, base: str | None) -> tuple[str, str]:
 
 
 def _without_places(file: Path) -> str | None:
-    """The text of a config without the folder that it was read from; None if it has none."""
+    """Return the text of a config without the folder that it was read from; None if it has none."""
     if not file.name.endswith("config.json"):
         return None
     config = read_json(file)
@@ -197,7 +197,7 @@ def _check_card(file: Path, text: Path | str) -> None:
 
 
 def local_path(line: str) -> str | None:
-    """The first path of a machine in a line: below a usual root or one that is here, of a home, or of Windows.
+    """Return the first local path in a line: below a usual root or one that exists here, of a home, or of Windows.
 
     Addresses of the web, fractions and links within a site are none.
     """
@@ -212,7 +212,7 @@ def local_path(line: str) -> str | None:
 
 
 def short_names(paths: Iterable[str]) -> dict[str, str]:
-    """A name for each path: a hub model's id, or the last parts of a local path, as many as tell all of them apart."""
+    """Return a name for each path: the id of a Hub model, or as many last parts of a local path as distinguish all."""
     models = {path: hub.parse(path, "path") for path in paths}
     names = {path: model.repo for path, model in models.items() if model is not None}
     local = [path for path, model in models.items() if model is None]
@@ -225,6 +225,6 @@ def short_names(paths: Iterable[str]) -> dict[str, str]:
 
 
 def pinned(path: str) -> str | None:
-    """A model of the Hub at the commit that was read; None for a local folder."""
+    """Return a model of the Hub at the commit that was read; None for a local folder."""
     model = hub.parse(path, "path")
     return None if model is None else f"{hub.PREFIX}{model.repo}@{model.cached_commit or model.revision}"
