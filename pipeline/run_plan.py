@@ -73,9 +73,9 @@ class RunPlan:
         """Return whether a stage has no entry in the store, or a damaged one."""
         return (entry := self.store.find(stage)) is None or entry.damage(thorough=False) is not None
 
-    def config_of(self, key: str) -> Config:
-        """Return the config of the first cell that has this stage; what many cells share is the first one's."""
-        return next(cell.config for cell in self.cells if any(stage.key == key for stage in cell.stages))
+    def cell_of(self, key: str) -> Cell:
+        """Return the first cell that has this stage; what many cells share is the first one's."""
+        return next(cell for cell in self.cells if any(stage.key == key for stage in cell.stages))
 
     def new_folder(self) -> Path:
         """Return a new name for the folder of what one run leaves beside its results: plan, journal, logs."""
@@ -117,6 +117,26 @@ class RunPlan:
                 return RunPlan(*pickle.load(file))
             except (AttributeError, ImportError, TypeError):  # a class that was moved or changed
                 raise other_version from None
+
+
+def plan_for_checks(configs: Sequence[Config]) -> tuple[RunPlan, list[str]]:
+    """Plan the cells of a sweep without the network; return the plan, and why the inputs of cells were rejected.
+
+    A cell whose inputs were rejected has no stages.
+    """
+    cells, rejections = [], []
+    for config in configs:
+        try:
+            cells.append(plan_cell(config, inputs.inputs(config, network=False)))
+        except BadInput as error:
+            cells.append(without_stages(config))
+            rejections.append(str(error))
+    return RunPlan(tuple(cells)), rejections
+
+
+def without_stages(config: Config) -> Cell:
+    """Return the cell of a config whose stages are not known."""
+    return Cell(config, (), {}, {}, {}, {}, {})
 
 
 def plan(sweep: Sweep, network: bool = True) -> RunPlan:

@@ -406,7 +406,7 @@ def main(folder: Path, threads: int, keys: list[str]) -> int:
     try:
         plan = RunPlan.load(folder)
         events = Journal(folder / journal.FILE)
-        executor = run_executor(plan, events, plan.config_of(keys[0]), assigned=keys, waits=True)
+        executor = run_executor(plan, events, plan.cell_of(keys[0]).config, assigned=keys, waits=True)
         function_of = executor.maker
         executor.maker = lambda kind: bounded(function_of(kind), threads)
         executor.compute([plan.by_key[key] for key in keys])

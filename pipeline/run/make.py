@@ -45,7 +45,7 @@ def make(kind: str, slug: str, settings: Sequence[str], multirun: bool, argument
     if missing:
         if _check(plan, goal, missing):
             return 2
-        config = plan.config_of(goal.key)
+        config = plan.cell_of(goal.key).config
         # drops no trainer state: a sweep on the same store may need one
         executor = run_executor(plan, events, config, stages=missing, drops_states=False)
         try:
@@ -93,11 +93,11 @@ def _print_plan(plan: RunPlan, goal: Stage, missing: Sequence[Stage]) -> None:
 
 def _check(plan: RunPlan, goal: Stage, missing: Sequence[Stage]) -> bool:
     """Make the checks of `run` for one stage, and print what they find; return whether one fails."""
-    config = plan.config_of(goal.key)
-    inputs.check_device(config.compute, config.eval.gpus)
-    findings = check.sweep([config], missing)
+    cell = plan.cell_of(goal.key)
+    inputs.check_device(cell.config.compute, cell.config.eval.gpus)
+    findings = check.check_plan(replace(plan, cells=(cell,)), missing)
     for finding in findings:
-        print(finding, file=sys.stdout if finding.told else sys.stderr, flush=True)
+        print(finding, file=sys.stdout if finding.fact else sys.stderr, flush=True)
     if any(finding.fails for finding in findings):
         return True
     if warning := locks.check(plan.store.root):

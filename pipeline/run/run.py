@@ -49,7 +49,7 @@ def run(sweep: Sweep, arguments: Sequence[str]) -> int:
     events = Journal(plan.new_folder() / journal.FILE)
     folder = events.path.parent
     if missing:
-        if check(sweep):
+        if print_findings(plan, checks.check_plan(plan)):
             return 2
         if warning := locks.check(plan.store.root):
             print_line(f"warning: {warning}")
@@ -79,17 +79,22 @@ def _print_plan(plan: RunPlan, missing: int) -> None:
 
 def check(sweep: Sweep) -> int:
     """Print a line for each fact about a sweep and each thing that would stop it; return 2 if one would, else 0."""
-    config = sweep.configs[0]
-    findings = checks.sweep(sweep.configs)
+    plan, rejections = run_plan.plan_for_checks(sweep.configs)
+    findings = [*(checks.Finding(True, rejection) for rejection in rejections), *checks.check_plan(plan)]
+    return print_findings(plan, list(dict.fromkeys(findings)))
+
+
+def print_findings(plan: RunPlan, findings: Sequence[checks.Finding]) -> int:
+    """Print findings, facts on stdout and the others on stderr; return 2 if one is a failure, else 0."""
     for finding in findings:
-        if finding.told:
+        if finding.fact:
             print_line(str(finding))
         else:
             print(finding, file=sys.stderr)
     failed = sum(finding.fails for finding in findings)
-    warnings = sum(not finding.fails and not finding.told for finding in findings)
+    warnings = sum(not finding.fails and not finding.fact for finding in findings)
     print_line(
-        f"{config.name}: {failed or 'no'} failure{'s' if failed != 1 else ''}, "
+        f"{plan.config.name}: {failed or 'no'} failure{'s' if failed != 1 else ''}, "
         f"{warnings} warning{'s' if warnings != 1 else ''}"
     )
     return 2 if failed else 0

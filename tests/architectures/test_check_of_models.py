@@ -12,6 +12,7 @@ import pytest
 from pipeline import check, sweep
 from pipeline.check.models import check_checkpoints
 from pipeline.config import Config
+from pipeline.run_plan import plan_for_checks
 from tests.architectures.model_kinds import ARCHITECTURES, REJECTED
 
 
@@ -23,7 +24,8 @@ def config(folder: Path, store: Path, *overrides: str) -> Config:
 def said(folder: Path, store: Path, *overrides: str) -> list[str]:
     """The lines about given checkpoints; blocks of 64 tokens fit every model of the table."""
     sizes = ("ct.block_size=64", "sft.block_size=64")
-    return [str(finding) for finding in check_checkpoints(config(folder, store, *sizes, *overrides))]
+    plan, _ = plan_for_checks([config(folder, store, *sizes, *overrides)])
+    return [str(finding) for finding in check_checkpoints(plan.cells[0])]
 
 
 def changed(folder: Path, to: Path, name: str, **values: Any) -> Path:

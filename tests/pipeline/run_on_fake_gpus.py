@@ -24,6 +24,6 @@ if __name__ == "__main__":
 
     gpus.choose_launcher = choose
     if os.environ.get("SLACKMERGE_TEST_NO_REPORT"):
-        run.check = lambda sweep: 0
+        run.checks.check_plan = lambda plan: []
         run.write_report = lambda plan, arguments: None
     sys.exit(cli.pipeline_main(words))

@@ -48,7 +48,7 @@ def test_a_run_on_it_ends_in_one_line_before_anything_is_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(fcntl, "flock", lambda *_: None)
-    monkeypatch.setattr(run, "check", lambda sweep: 0)
+    monkeypatch.setattr(run.checks, "check_plan", lambda plan: [])
     assert cli.pipeline_main(["experiment=test", f"store={tmp_path}/store", f"outputs={tmp_path}/outputs"]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "its locks do not work" in said

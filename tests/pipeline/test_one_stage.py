@@ -163,9 +163,10 @@ def test_a_stage_that_a_run_is_making_is_waited_for(
 
 def test_room_on_the_disk_is_asked_for_what_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expanded = sweep.expand(settings(tmp_path), multirun=False)
-    stages = run_plan.plan(expanded).stages
+    plan = run_plan.plan(expanded)
+    stages = plan.stages
     corpus, ct = find_stage(stages, "corpus", "nya-bible"), find_stage(stages, "ct", "nya-4096-s0")
     monkeypatch.setattr(check.resources.shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
-    refused = [str(finding) for finding in check.sweep(expanded.configs, in_order([ct])) if finding.fails]
+    refused = [str(finding) for finding in check.check_plan(plan, in_order([ct])) if finding.fails]
     assert refused and "this run may need" in refused[0]
-    assert not [finding for finding in check.sweep(expanded.configs, [corpus]) if finding.fails]
+    assert not [finding for finding in check.check_plan(plan, [corpus]) if finding.fails]
