@@ -18,6 +18,7 @@ from common.errors import Interrupted, StageFailed
 from common.units import counted, duration
 from pipeline import check as checks
 from pipeline import inputs, journal, locks, run_plan
+from pipeline.config import Config
 from pipeline.journal import Journal
 from pipeline.run import cells, cluster, gpus
 from pipeline.run.collect import write_report
@@ -79,9 +80,14 @@ def _print_plan(plan: RunPlan, missing: int) -> None:
 
 def check(sweep: Sweep) -> int:
     """Print a line for each fact about a sweep and each thing that would stop it; return 2 if one would, else 0."""
-    plan, rejections = run_plan.plan_for_checks(sweep.configs)
+    return print_findings(*check_configs(sweep.configs))
+
+
+def check_configs(configs: Sequence[Config]) -> tuple[RunPlan, list[checks.Finding]]:
+    """Plan cells as far as their inputs allow, without the network, and return the plan and what is wrong with it."""
+    plan, rejections = run_plan.plan_for_checks(configs)
     findings = [*(checks.Finding(True, rejection) for rejection in rejections), *checks.check_plan(plan)]
-    return print_findings(plan, list(dict.fromkeys(findings)))
+    return plan, list(dict.fromkeys(findings))
 
 
 def print_findings(plan: RunPlan, findings: Sequence[checks.Finding]) -> int:

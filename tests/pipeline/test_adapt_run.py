@@ -16,8 +16,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import merge
 from common.files import read_jsonl, write_jsonl
 from merge.output.card import read_card
-from pipeline import check, cli, inputs, sweep
+from pipeline import cli, inputs, sweep
 from pipeline.execute import Job
+from pipeline.run.run import check_configs
 from pipeline.stages import scoring
 from pipeline.stages.cell import Cell, plan_cell
 from tests import toy_text
@@ -144,7 +145,7 @@ def test_facts_of_the_pair_are_said(made: Path, tmp_path: Path) -> None:
     (chat / "README.md").write_text("---\nlicense: other\nlicense_name: theirs\n---\n")
     (chat / "generation_config.json").write_text(json.dumps({"eos_token_id": 0, "repetition_penalty": 1.1}))
     given = words(made, tmp_path, f"model.path={base}", f"sft.source={chat}")
-    found = check.sweep(sweep.expand(given, multirun=False).configs)
+    found = check_configs(sweep.expand(given, multirun=False).configs)[1]
     told = [line for line in map(str, found) if line.startswith(("pair ", "generation ", "licences "))]
     rows = len(AutoTokenizer.from_pretrained(base))
     names = AutoTokenizer.from_pretrained(chat).convert_ids_to_tokens([0])

@@ -14,10 +14,11 @@ from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForC
 
 from common.errors import BadInput
 from common.files import read_jsonl, write_jsonl
-from pipeline import check, cli, inputs, run_plan, sweep
+from pipeline import cli, inputs, run_plan, sweep
 from pipeline.journal import Journal
 from pipeline.run import run
 from pipeline.run.cells import run_executor
+from pipeline.run.run import check_configs
 from pipeline.stages.cell import plan_cell
 from pipeline.stages.stage import Stage
 from tests.train.data.chat.model_templates import VICUNA, text, tokenizer
@@ -166,13 +167,15 @@ def test_a_data_set_of_conversations_is_read_and_checked(base: Path, tmp_path: P
     write_jsonl(tmp_path / "set" / "rows.jsonl", [{"conversations": [{"from": "human", "value": "q"}]}])
     hub = HUB.replace("DATASET", str(tmp_path / "set")).replace("REVISION", "null")
     given = words(tmp_path, "model=folder", f"model.path={base}", "sft.template=tokenizer", hub)
-    [failure] = [str(finding) for finding in check.sweep(sweep.expand(given, multirun=False).configs) if finding.fails]
+    [failure] = [
+        str(finding) for finding in check_configs(sweep.expand(given, multirun=False).configs)[1] if finding.fails
+    ]
     assert failure == (
         f"sft.hub.dataset={tmp_path}/set: no conversation in its first 100 rows (1 no answer). Choose another data set."
     )
     said = {"from": "gpt", "value": "a"}
     write_jsonl(tmp_path / "set" / "rows.jsonl", [{"conversations": [{"from": "human", "value": "q"}, said]}])
-    assert not [str(f) for f in check.sweep(sweep.expand(given, multirun=False).configs) if f.fails]
+    assert not [str(f) for f in check_configs(sweep.expand(given, multirun=False).configs)[1] if f.fails]
     made = stages(tmp_path, *given[3:], "sft.format=sharegpt")
     assert made["instructions"].settings["format"] == "sharegpt"
 
@@ -235,14 +238,16 @@ def test_a_template_file_without_a_model(talk: Path, tmp_path: Path) -> None:
     """The recipe's tokenizer has an end token and nothing else: turns can end by it."""
     (tmp_path / "mine.jinja").write_text(VICUNA.replace("END", "eos_token"))
     given = words(tmp_path, f"sft.path={talk}", f"sft.template={tmp_path}/mine.jinja", "sft.block_size=256")
-    assert not [str(f) for f in check.sweep(sweep.expand(given, multirun=False).configs) if f.fails]
+    assert not [str(f) for f in check_configs(sweep.expand(given, multirun=False).configs)[1] if f.fails]
 
 
 def test_a_tokenizer_without_a_template_is_named(base: Path, talk: Path, tmp_path: Path) -> None:
     bare = Path(shutil.copytree(base, tmp_path / "bare"))
     (bare / "chat_template.jinja").unlink()
     given = words(tmp_path, "model=folder", f"model.path={bare}", f"sft.path={talk}", "sft.template=tokenizer")
-    [failure] = [str(finding) for finding in check.sweep(sweep.expand(given, multirun=False).configs) if finding.fails]
+    [failure] = [
+        str(finding) for finding in check_configs(sweep.expand(given, multirun=False).configs)[1] if finding.fails
+    ]
     assert failure.startswith(f"model.path={bare}: its tokenizer has no chat template. Set sft.template=chatml")
     with pytest.raises(BadInput, match="no such folder"):
         stages(tmp_path, "model=folder", f"model.path={tmp_path}/no", "sft.template=tokenizer")

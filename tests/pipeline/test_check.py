@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import check, run_plan, sweep
+from pipeline import check, sweep
 from pipeline.check import Finding, data
 from pipeline.check.data import measure_fertility
 from pipeline.check.resources import check_hypotheses
 from pipeline.config import Config
+from pipeline.run.run import check_configs
 from pipeline.run_plan import RunPlan, without_stages
 
 ROOT = Path(__file__).parents[2]
@@ -22,8 +23,7 @@ def config(*overrides: str) -> Config:
 
 
 def found(tmp_path: Path, *overrides: str) -> list[Finding]:
-    plan, rejections = run_plan.plan_for_checks([config(f"store={tmp_path}", *overrides)])
-    return list(dict.fromkeys([*(Finding(True, rejection) for rejection in rejections), *check.check_plan(plan)]))
+    return check_configs([config(f"store={tmp_path}", *overrides)])[1]
 
 
 def test_the_default_experiment_has_nothing_wrong(tmp_path: Path) -> None:
