@@ -68,7 +68,7 @@ def test_a_question_that_leaves_no_room_is_found_before_the_run(tmp_path: Path) 
     ]
     rows(path, [{"question": "நீர்?"}, {"question": "x" * 3000}])
     with pytest.raises(BadInput, match=r"question 2 has \d+ tokens, and model\.path=.* reads 512 with the answer\. Sh"):
-        list(check_questions(cell))
+        list(check_questions(without_stages(config)))
 
 
 def test_test_items_of_the_language_are_drawn_by_their_hash(tmp_path: Path) -> None:
