@@ -17,9 +17,11 @@ from typing import Any
 
 from common.errors import BadInput
 from common.files import write_whole
-from pipeline.report import claims, discards, looks, report_sources, results
-from pipeline.report.chart_data import hours, total_hours
-from pipeline.report.results import OVERALL
+from pipeline.report import claims, data, merges, sources
+from pipeline.report.charts.stages import hours
+from pipeline.report.chart_data import total_hours
+from pipeline.report.charts import style
+from pipeline.report.data import OVERALL
 from pipeline.tracking import logged_in
 
 LAYOUT = "dashboard.json"
@@ -30,9 +32,9 @@ def build(folder: Path, project: str = "slackmerge", entity: str = "") -> Path:
 
     folder: of a report, outputs/<experiment>. Raises BadInput if there is none, or wandb's report API is missing.
     """
-    if not (folder / report_sources.FILE).is_file():
-        raise BadInput(f"{folder}: no {report_sources.FILE}. Pass the folder of a report, such as outputs/tiny.")
-    found = report_sources.read(folder)
+    if not (folder / sources.FILE).is_file():
+        raise BadInput(f"{folder}: no {sources.FILE}. Pass the folder of a report, such as outputs/tiny.")
+    found = sources.read(folder)
     online = bool(os.environ.get("WANDB_API_KEY")) or logged_in()
     _runs(found, folder, project, online)
     layout = report(found, project, entity or ("" if online else "ENTITY"))
@@ -47,15 +49,17 @@ def build(folder: Path, project: str = "slackmerge", entity: str = "") -> Path:
     return folder / LAYOUT
 
 
-def _runs(found: report_sources.Sources, folder: Path, project: str, online: bool) -> None:
+def _runs(found: sources.Sources, folder: Path, project: str, online: bool) -> None:
     """One run per method and seed with its curve, and one of claims and cost."""
     import wandb
 
     os.environ.setdefault("WANDB_SILENT", "true")
-    rows = results.gather(found.evaluations)
-    recipes = discards.recipe_methods(found.audits)
+    rows = data.gather(found.evaluations)
+    recipes = merges.recipe_methods(found.audits)
     lost = {
-        (d.method, d.ct_tokens, seed): share for d in discards.read(found.audits) for seed, share in d.lost_top.items()
+        (d.method, d.ct_tokens, seed): share
+        for d in merges.read_audits(found.audits)
+        for seed, share in d.lost_top.items()
     }
     subject = found.subject
     quiet = wandb.Settings(silent=True, console="off", x_disable_stats=True, x_disable_meta=True, disable_git=True)
@@ -74,7 +78,7 @@ def _runs(found: report_sources.Sources, folder: Path, project: str, online: boo
         )
 
     for method, seed in dict.fromkeys((row.method, row.seed) for row in rows):
-        config = {"method": method, "family": looks.family_of(method, recipes), "seed": seed}
+        config = {"method": method, "family": style.family_of(method, recipes), "seed": seed}
         run = start(f"{method} seed {seed}", "curve", config)
         own = [row for row in rows if (row.method, row.seed) == (method, seed)]
         for tokens in sorted({row.ct_tokens for row in own}):
@@ -94,14 +98,14 @@ def _runs(found: report_sources.Sources, folder: Path, project: str, online: boo
     run.finish()
 
 
-def report(found: report_sources.Sources, project: str, entity: str) -> Any:
+def report(found: sources.Sources, project: str, entity: str) -> Any:
     """wandb's report: curves against tokens on a log axis, grouped by method; claims; discards; cost."""
     try:
         wr: Any = import_module("wandb_workspaces.reports.v2")  # an extra, whose types are not for strict checking
     except ImportError:
         raise BadInput("dashboard: needs wandb-workspaces. Run `pip install 'slackmerge[dashboard]'`.") from None
 
-    subject, rows = found.subject, results.gather(found.evaluations)
+    subject, rows = found.subject, data.gather(found.evaluations)
     place = {"project": project, **({"entity": entity} if entity else {})}
     group = f"Group = '{subject.title}'"
 
@@ -110,8 +114,8 @@ def report(found: report_sources.Sources, project: str, entity: str) -> Any:
 
     shown = [
         measure
-        for language in results.languages(rows, subject.language)
-        for measure in results.measures(rows, language)
+        for language in data.languages(rows, subject.language)
+        for measure in data.measures(rows, language)
         if measure.name in OVERALL
     ]
     curves = [

@@ -13,10 +13,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from pipeline.report import figures, frontier_charts, score_charts
+from pipeline.report import figures
 from pipeline.report.chart_data import Table
-from pipeline.report.looks import INK, SOFT, Look
-from pipeline.report.vega import SCHEMA, Spec
+from pipeline.report.charts.frontiers import frontiers
+from pipeline.report.charts.style import INK, SCHEMA, SOFT, Look, Spec
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "evidence" / "report.html"
@@ -69,7 +69,7 @@ def frontier(data: dict[str, Any]) -> Spec:
     budget = max(int(row[place["tokens"]]) for row in rows)  # type: ignore[arg-type]
     looks = looks_of(data)
     methods = [method for method in SHOWN if any(row[place["method"]] == method for row in rows)]
-    chart = frontier_charts.frontiers([looks[method] for method in methods], "Chichewa", 560)
+    chart = frontiers.frontiers([looks[method] for method in methods], "Chichewa", 560)
     tables = {"frontiers": Table(table.columns, rows), "windows": Table(("pair", "tokens", "low", "high"), [])}
     choice = {"methods": methods, "frontier_budget": budget, "pair": None}
     return figures.selected(chart, tables, choice, looks)
@@ -80,7 +80,7 @@ def curves(data: dict[str, Any]) -> Spec:
     scores = unpacked(data["tables"]["scores"])
     looks = looks_of(data)
     budgets = sorted({int(row["tokens"]) for row in scores.records() if row["tokens"]})  # type: ignore[arg-type]
-    chart = score_charts.curves(list(looks.values()), budgets, WIDTH)
+    chart = scores.curves(list(looks.values()), budgets, WIDTH)
     nothing = Table(("measure", "level", "value"), [])
     panels = []
     for measure, title in PANELS.items():

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from common.choices import listed
 from pipeline.check.finding import Finding
 from pipeline.config import Config
-from pipeline.report import hypotheses, stated_when
+from pipeline.report import hypotheses
 
 
 def stated(configs: Sequence[Config]) -> Iterator[Finding]:
@@ -25,7 +25,7 @@ def stated(configs: Sequence[Config]) -> Iterator[Finding]:
     budgets = {config.ct.tokens for config in configs}
     for name, why in hypotheses.without_data(found, list(dict.fromkeys(methods)), budgets).items():
         yield Finding(False, f"{path}: {name}: this run gives no data for it: {why}")
-    times = stated_when.commit_times(path)
+    times = hypotheses.commit_times(path)
     if times is None:
         yield Finding(
             False,

@@ -22,8 +22,8 @@ from pipeline.store import RECORD, Entry
 
 if TYPE_CHECKING:
     from pipeline.report import FrontierPoint, ReportPaths
-    from pipeline.report.adapt_report import AdaptPaths
-    from pipeline.report.report_sources import Sources
+    from pipeline.report.adapt_page import AdaptPaths
+    from pipeline.report.sources import Sources
 
 BETWEEN = "between-regimes"  # the folder of the report over all regimes
 
@@ -71,17 +71,17 @@ def _write_report(plan: RunPlan, arguments: Sequence[str]) -> ReportPaths | Adap
 
 def compare_regimes(found: Sequence[Sources], outputs: Path) -> None:
     """A report per language over all regimes, if the experiment has hypotheses that compare them."""
-    from pipeline.report import hypotheses, report_sources
+    from pipeline.report import hypotheses, sources
 
     stated = hypotheses.find(found[0].subject.title)
     if stated is None or not any(hypotheses.regimes_of(one) for one in hypotheses.read(stated)):
         return
     languages = list(dict.fromkeys(sources.subject.language for sources in found))
     for language in languages:
-        named = report_sources.regimes_of([one for one in found if one.subject.language == language])
+        named = sources.regimes_of([one for one in found if one.subject.language == language])
         if named:
             folder = outputs / BETWEEN / (language if len(languages) > 1 else "")
-            say(str(report_sources.together(named).render(folder).page))
+            say(str(sources.together(named).render(folder).page))
 
 
 def _tell(paths: ReportPaths) -> None:
@@ -93,7 +93,7 @@ def _tell(paths: ReportPaths) -> None:
 def _sources(cells: Sequence[Cell], entries: Mapping[str, Entry], arguments: Sequence[str]) -> Sources:
     """List the inputs of one report. `entries`: those of the store, by key."""
     from pipeline import report  # late: a plan or a refusal needs no plots
-    from pipeline.report.report_sources import Sources
+    from pipeline.report.sources import Sources
 
     def published(stages: Callable[[Cell], Mapping[str, Stage]]) -> dict[tuple[str, int, int], Path]:
         """Return the entries by method, CT budget and seed; what no budget changes belongs to many cells and is given

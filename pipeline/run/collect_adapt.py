@@ -16,8 +16,8 @@ from pipeline.run.console import say
 from pipeline.store import RECORD, Entry
 
 if TYPE_CHECKING:
-    from pipeline.report.adapt_records import AdaptSources
-    from pipeline.report.adapt_report import AdaptPaths
+    from pipeline.report.adapt import AdaptSources
+    from pipeline.report.adapt_page import AdaptPaths
 
 
 def write(
@@ -27,7 +27,7 @@ def write(
 
     Several cells get a folder each, named by budget and seed. entries: what the store has, by key.
     """
-    from pipeline.report import adapt_report
+    from pipeline.report import adapt_page
 
     first = None
     for cell in cells:
@@ -35,7 +35,7 @@ def write(
         if sources is None:
             continue
         folder = out / str(cell).replace(" ", "-") if len(cells) > 1 else out
-        paths = adapt_report.render(sources, folder)
+        paths = adapt_page.render(sources, folder)
         for path in paths.files:
             say(str(path))
         for line in _given_away(cell, entries, paths, folder):
@@ -57,7 +57,7 @@ def _given_away(cell: Cell, entries: Mapping[str, Entry], paths: AdaptPaths, fol
 def collect(cell: Cell, entries: Mapping[str, Entry], arguments: Sequence[str]) -> AdaptSources | None:
     """Return what the report of a cell is made from; None before the adapted model is scored on test."""
     from pipeline.report import Subject
-    from pipeline.report.adapt_records import AdaptSources
+    from pipeline.report.adapt import AdaptSources
 
     stages, config = cell.adapt, cell.config
     assert stages is not None
@@ -100,6 +100,6 @@ def _ct_tokens(cell: Cell, made: Mapping[Stage, Entry]) -> int:
 
 def _as_chosen(choice: Path, tests: Mapping[str, Path]) -> dict[str, Path]:
     """The scores on test; those of the chat model are the adapted model's own where it was chosen."""
-    from pipeline.report.adapt_records import read_choice
+    from pipeline.report.adapt import read_choice
 
     return {**tests, ADAPTED: tests[SFT]} if read_choice(choice).is_chat_model else dict(tests)

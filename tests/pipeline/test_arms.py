@@ -11,7 +11,7 @@ from pipeline import sweep
 from pipeline.arms import ARMS
 from pipeline.graph import Inputs, Stage
 from pipeline.plan import Cell, merged, plan_cell
-from pipeline.report.records import label, labels
+from pipeline.report.formatting import label, labels
 from pipeline.run.cluster.schedule import cut
 from pipeline.trajectory import trajectories
 

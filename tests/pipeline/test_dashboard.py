@@ -10,7 +10,7 @@ import pytest
 from pipeline import dashboard, tracking
 from pipeline.graph import Stage
 from pipeline.report.records import Subject
-from pipeline.report.report_sources import Sources
+from pipeline.report.sources import Sources
 from tests.pipeline.report.synthetic import GOOD, LOST, Run
 
 

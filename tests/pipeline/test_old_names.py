@@ -11,9 +11,9 @@ import pytest
 from pipeline import old_names, sweep
 from pipeline.graph import Stage
 from pipeline.plan import merged, plan_cell
-from pipeline.report import folders, page, report_sources
-from pipeline.report.records import label
-from pipeline.report.report_sources import Sources
+from pipeline.report import sources, view
+from pipeline.report.formatting import label
+from pipeline.report.sources import Sources
 from pipeline.run.cluster import site
 from tests.pipeline.report.synthetic import GOOD, LOST, SUBJECT, Run
 from tests.pipeline.test_keys import INPUTS
@@ -127,19 +127,19 @@ def old(rows: list[dict[str, Any]]) -> str:
 
 def test_reports_and_scores_with_the_old_names_are_read(tmp_path: Path) -> None:
     run = Run(tmp_path / "run", {"ties": GOOD["ties"], "ties_fixed": GOOD["ties"]}, {"ties": LOST["ties"]})
-    subject = page.Subject("one", SUBJECT.language, SUBJECT.language_name, {})
+    subject = view.Subject("one", SUBJECT.language, SUBJECT.language_name, {})
     new = Sources(subject, run.evaluations, run.audits, run.choices).render(tmp_path / "one")
     table = new.results_csv.read_text()
     assert ",answer_bits_per_byte,ties_fixed," in table and ",average_of_base_and_sft," in table
     for path in (tmp_path / "run").rglob("*.jsonl"):
         path.write_text(old([json.loads(line) for line in path.read_text().splitlines()]))
-    sources = tmp_path / "one" / report_sources.FILE
+    sources = tmp_path / "one" / sources.FILE
     before = sources.read_text()
     for was, name in old_names.METHODS.items():
         before = before.replace(f'"{name}"', f'"{was}"')
     assert '"ties_stated"' in before and '"base_with_sft"' in before
     sources.write_text(before)
-    again = folders.report([tmp_path / "one"], tmp_path / "again")
+    again = sources.report([tmp_path / "one"], tmp_path / "again")
     assert again.results_csv.read_text() == table
     assert again.claims.read_bytes() == new.claims.read_bytes()
     assert label("ceiling") == label("target_sft") and label("a/ties_stated") == label("a/ties_fixed")

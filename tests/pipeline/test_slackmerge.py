@@ -20,7 +20,7 @@ from merge import options as merge_options
 from pipeline import slackmerge
 from pipeline.commands import VERBS
 from pipeline.report.records import Subject
-from pipeline.report.report_sources import Sources
+from pipeline.report.sources import Sources
 
 ROOT = Path(__file__).parents[2]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from pipeline.report.adapt_records import AdaptSources
+from pipeline.report.adapt import AdaptSources
 from pipeline.report.records import Subject
 from tests.pipeline.report.synthetic import write_scores
 

@@ -14,7 +14,7 @@ import yaml
 from eval.harness import mean_records
 from eval.stats import ratio_interval, wilson
 from pipeline import report
-from pipeline.report import choices, claims, discards
+from pipeline.report import claims, merges
 from pipeline.report.records import Audit, Choice, Evaluation, Subject
 
 N = 200
@@ -152,7 +152,7 @@ class Run:
     without_ct: float = 0.0
     evaluations: list[Evaluation] = field(default_factory=list)
     audits: list[Audit] = field(default_factory=list)
-    choices: list[Choice] = field(default_factory=list)
+    merges: list[Choice] = field(default_factory=list)
     stages: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -223,7 +223,7 @@ class Run:
         return [answer.verdict for answer in self.claims().answers]
 
     def claims(self) -> claims.Claims:
-        return claims.claims(self.evaluations, discards.read(self.audits), choices.read(self.choices), "nya")
+        return claims.claims(self.evaluations, merges.read_audits(self.audits), merges.read_choices(self.choices), "nya")
 
     @property
     def untuned(self) -> list[Evaluation]:

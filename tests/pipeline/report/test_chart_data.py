@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.report import chart_data, figures, page, results
+from pipeline.report import chart_data, data, figures, view
 from pipeline.report.chart_data import Table
-from pipeline.report.looks import looks, shown_first
+from pipeline.report.charts.style import looks, shown_first
 from tests.pipeline.report.synthetic import GOOD, LOST, SUBJECT, Run
 
 
@@ -39,8 +39,8 @@ def test_what_trainings_measured_on_dev_is_drawn_by_stage_and_language() -> None
 
 def test_a_slack_sweep_is_of_merges_that_differ_in_nothing_else(tmp_path: Path) -> None:
     run = Run(tmp_path, GOOD, LOST)
-    found = page.Findings(results.gather(run.evaluations), run.claims(), *_read(run), [], SUBJECT)
-    swept = page.picture(found).tables["slack"].records()
+    found = view.Findings(data.gather(run.evaluations), run.claims(), *_read(run), [], SUBJECT)
+    swept = view.picture(found).tables["slack"].records()
     by_group = {(row["group"], row["method"], row["slack"]) for row in swept}
     free, at_norm = "density 0.5, lambda 1.5", "density 0.5, norm 1.0"
     assert by_group == {
@@ -48,8 +48,8 @@ def test_a_slack_sweep_is_of_merges_that_differ_in_nothing_else(tmp_path: Path) 
         *((at_norm, "ties_at_norm", "0"), (at_norm, "ties_sv_1_at_norm", "1")),
     }
     other = Run(tmp_path / "tuned", GOOD, LOST, lambdas={"ties": 1.0})
-    found = page.Findings(results.gather(other.evaluations), other.claims(), *_read(other), [], SUBJECT)
-    assert {row["group"] for row in page.picture(found).tables["slack"].records()} == {at_norm}
+    found = view.Findings(data.gather(other.evaluations), other.claims(), *_read(other), [], SUBJECT)
+    assert {row["group"] for row in view.picture(found).tables["slack"].records()} == {at_norm}
 
 
 def test_each_reading_of_slack_is_swept_by_itself(tmp_path: Path) -> None:
@@ -67,9 +67,9 @@ def test_each_reading_of_slack_is_swept_by_itself(tmp_path: Path) -> None:
 
 
 def _read(run: Run) -> tuple[list, list]:  # type: ignore[type-arg]
-    from pipeline.report import choices, discards
+    from pipeline.report import merges
 
-    return discards.read(run.audits), choices.read(run.choices)
+    return merges.read_audits(run.audits), merges.read_choices(run.choices)
 
 
 def test_methods_keep_their_looks_apart_and_one_of_each_family_is_shown_first() -> None:
@@ -82,8 +82,8 @@ def test_methods_keep_their_looks_apart_and_one_of_each_family_is_shown_first() 
 
 def test_a_figure_draws_what_the_page_shows_first(tmp_path: Path) -> None:
     run = Run(tmp_path, GOOD, {})
-    found = page.Findings(results.gather(run.evaluations), run.claims(), [], [], [], SUBJECT)
-    seen = page.picture(found, 400)
+    found = view.Findings(data.gather(run.evaluations), run.claims(), [], [], [], SUBJECT)
+    seen = view.picture(found, 400)
     spec = figures.selected(seen.charts["curves"], seen.tables, {**seen.state, "methods": ["ties"]}, seen.looks)
     rows = spec["datasets"]["scores"]
     assert [(row["title"], row["tokens"], row["value"]) for row in rows] == [

@@ -11,8 +11,8 @@ import pytest
 from common.errors import BadInput
 from common.files import read_jsonl
 from pipeline.__main__ import main
-from pipeline.report import folders, lm_eval_folder, page, report_sources
-from pipeline.report.report_sources import Sources
+from pipeline.report import lm_eval_folder, sources, view
+from pipeline.report.sources import Sources
 from tests.pipeline.report.synthetic import GOOD, LOST, SUBJECT, Run
 
 
@@ -25,7 +25,7 @@ def _no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def experiment(root: Path, title: str, gains: dict[str, tuple[float, ...]]) -> Path:
     run = Run(root / f"{title}-run", gains, LOST)
-    subject = page.Subject(title, SUBJECT.language, SUBJECT.language_name, {})
+    subject = view.Subject(title, SUBJECT.language, SUBJECT.language_name, {})
     Sources(subject, run.evaluations, run.audits, run.choices).render(root / title)
     return root / title
 
@@ -33,7 +33,7 @@ def experiment(root: Path, title: str, gains: dict[str, tuple[float, ...]]) -> P
 def test_a_report_is_drawn_again_from_what_lies_beside_it(tmp_path: Path) -> None:
     first = experiment(tmp_path, "one", GOOD)
     before = {path.name: path.read_bytes() for path in first.glob("*.*")}
-    again = folders.report([first], tmp_path / "again")
+    again = sources.report([first], tmp_path / "again")
     assert {path.name for path in again.page.parent.glob("*.*")} == set(before)
     assert again.claims.read_bytes() == before["claims.json"]
 
@@ -83,7 +83,7 @@ def lm_eval_output(root: Path, model: str, right: int) -> Path:
 
 def test_folders_of_lm_eval_are_compared_item_by_item(tmp_path: Path) -> None:
     given = [lm_eval_output(tmp_path, model, right) for model, right in (("small", 10), ("large", 34))]
-    paths = folders.report(given, tmp_path / "out")
+    paths = sources.report(given, tmp_path / "out")
     html = paths.page.read_text()
     assert "large is better than small (+0.600 in accuracy, 95% CI " in html
     rows = paths.results_csv.read_text().splitlines()
@@ -109,7 +109,7 @@ def test_what_cannot_be_read_is_refused_in_a_line(tmp_path: Path, trouble: str) 
         given.append(experiment(tmp_path, "one", GOOD))
         said = "cannot compare lm-eval folders"
     with pytest.raises(BadInput, match=said):
-        folders.report(given, tmp_path / "out")
+        sources.report(given, tmp_path / "out")
 
 
 RESULTS, SAMPLES = "results_*.json", "samples_*.jsonl"
@@ -152,11 +152,11 @@ def test_a_model_may_have_a_long_name(tmp_path: Path) -> None:
     given = lm_eval_output(tmp_path, "small", 10)
     path = next(given.rglob(RESULTS))
     path.write_text(path.read_text().replace("org/small", "n" * 300))
-    assert "n" * 300 in folders.report([given], tmp_path / "out").page.read_text()
+    assert "n" * 300 in sources.report([given], tmp_path / "out").page.read_text()
 
 
 def test_places_are_kept_relative_to_the_report(tmp_path: Path) -> None:
     folder = experiment(tmp_path / "here", "one", GOOD)
     (tmp_path / "here").rename(tmp_path / "there")
-    moved = report_sources.read(tmp_path / "there" / folder.name)
+    moved = sources.read(tmp_path / "there" / folder.name)
     assert moved.subject.title == "one" and moved.evaluations[0].folder.is_relative_to(tmp_path / "there")

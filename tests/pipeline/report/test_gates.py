@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from pipeline.report.gates import gates, in_words
-from pipeline.report.records import Row
+from pipeline.report.data import gates
+from pipeline.report.gates import in_words
+from pipeline.report.lm_eval_folder import Row
 
 SCORES = {  # (language, family, method): accuracy
     ("nya", "next", "base"): 0.30,

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import report
-from pipeline.report import claims, discards, page, results
+from pipeline.report import claims, data, merges, view
 from pipeline.report.records import Evaluation
 from tests.pipeline.report.synthetic import GOOD, LOST, SUBJECT, Run, write_scores
 from tests.plain_words import NEVER
@@ -75,7 +75,7 @@ def test_a_reader_finds_terms_units_and_verdicts(rendered: tuple[Run, report.Rep
 
 def test_the_page_has_none_of_the_words_that_we_do_not_use(rendered: tuple[Run, report.ReportPaths]) -> None:
     text = re.sub(r"<(script|style).*?</\1>|<[^>]+>", " ", rendered[1].page.read_text(), flags=re.DOTALL)
-    script = (Path(page.__file__).parent / "page.js").read_text()
+    script = (Path(view.__file__).parent / "page.js").read_text()
     words = re.compile(rf"\b({'|'.join(NEVER)}|tries|cells?|likelier)\b", re.IGNORECASE)
     said = [*re.findall(r"`[^`]*`", script), text]
     found = [match[0] for each in said for match in words.finditer(re.sub(r"\$\{.*?\}", " ", each))]
@@ -97,21 +97,19 @@ def test_a_page_of_sixty_methods_and_five_seeds_stays_below_its_size(tmp_path: P
         for method in ("linear", "ties", "della", "dare_ties")
     }
     run = Run(tmp_path / "run", gains, {name: (0.1, 0.2, 0.3) for name in list(gains)[:6]}, seeds=(0, 1, 2, 3, 4))
-    rows = results.gather(run.evaluations)
-    found = page.Findings(rows, claims.Claims([], []), discards.read(run.audits), [], run.stages, SUBJECT)
-    html = page.render(found)
+    rows = data.gather(run.evaluations)
+    found = view.Findings(rows, claims.Claims([], []), merges.read_audits(run.audits), [], run.stages, SUBJECT)
+    html = view.render(found)
     assert len(html.encode()) < 1.5e6
-    state = page.picture(found).state
+    state = view.picture(found).state
     assert state["methods"] == ["base", "sft", "ct", "ct_then_sft", "linear_0", "ties_0", "della_0", "dare_ties_0"]
 
 
 def test_an_unfinished_run_says_so(rendered: tuple[Run, report.ReportPaths]) -> None:
     run, paths = rendered
     assert "Unfinished" not in paths.page.read_text()
-    found = page.Findings(
-        results.gather(run.evaluations), run.claims(), [], [], [], replace(SUBJECT, unfinished=(3, 9))
-    )
-    assert "3 of 9 stages are done" in page.render(found)
+    found = view.Findings(data.gather(run.evaluations), run.claims(), [], [], [], replace(SUBJECT, unfinished=(3, 9)))
+    assert "3 of 9 stages are done" in view.render(found)
 
 
 def test_notes_of_the_config_stand_under_the_headline(rendered: tuple[Run, report.ReportPaths], tmp_path: Path) -> None:
@@ -176,7 +174,7 @@ def test_leaks_are_a_section_where_they_were_looked_for(tmp_path: Path) -> None:
         "worst": [worst],
     }
     evaluations = [Evaluation("base", 10_000, 0, folder)]
-    page = report.render(evaluations, [], [], [], tmp_path / "with", SUBJECT, leaks).page.read_text()
-    assert "<tr><th>next_nya</th><td>50</td><td>3</td><td>2</td><td>1</td></tr>" in page
-    assert "12,345 documents" in page and "i&lt;1&gt;" in page and "a passage" in page
+    view = report.render(evaluations, [], [], [], tmp_path / "with", SUBJECT, leaks).page.read_text()
+    assert "<tr><th>next_nya</th><td>50</td><td>3</td><td>2</td><td>1</td></tr>" in view
+    assert "12,345 documents" in view and "i&lt;1&gt;" in view and "a passage" in view
     assert 'id="leaks"' not in report.render(evaluations, [], [], [], tmp_path / "without", SUBJECT).page.read_text()

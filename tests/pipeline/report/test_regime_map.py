@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.report import regime_map
-from pipeline.report.report_sources import Sources
+from pipeline.report.sources import Sources
 from tests.pipeline.report.synthetic import BUDGETS, GOOD, LOST, SUBJECT, Run
 
 WORSE = {"ties": (-0.2, -0.1, 0.0), "ties_sv_1": (-0.3, -0.2, -0.1)}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from pipeline.report import sample_items
 from pipeline.report.records import Evaluation
 
 
@@ -25,7 +24,7 @@ def test_one_by_chance_and_one_where_methods_differ(tmp_path: Path) -> None:
         (folder / "scores.jsonl").write_text("".join(json.dumps(row) + "\n" for row in scores))
         (folder / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in samples))
         evaluations.append(Evaluation(method, 10_000, 3, folder))
-    picked, budget, seed = sample_items.pick(items, evaluations, "nya")
+    picked, budget, seed = samples.pick(items, evaluations, "nya")
     assert (budget, seed, [sample.why for sample in picked]) == (
         10_000,
         3,
@@ -34,4 +33,4 @@ def test_one_by_chance_and_one_where_methods_differ(tmp_path: Path) -> None:
     differing = picked[1].target if len(set(picked[1].target.answers.values())) > 1 else picked[0].target
     assert differing.answers == {"sft": 1, "ct": 1, "ties": 0} and differing.prompt.startswith("…")
     assert picked[0].english is not None
-    assert sample_items.pick([], evaluations, "nya")[0] == []
+    assert samples.pick([], evaluations, "nya")[0] == []

@@ -2,8 +2,7 @@
 // Draws the page's charts and tables from the data in it. Charts and their data are those that figures for papers are drawn from.
 (async () => {
   const page = JSON.parse(document.getElementById("data").textContent);
-  const looks = Object.fromEntries(page.looks.map((look) => [look.method, look]));
-  const titles = Object.fromEntries(page.looks.map((look) => [look.title, look]));
+  const styles = Object.fromEntries(page.styles.map((style) => [style.method, style]));
   const state = page.state;
   const tables = Object.fromEntries(Object.entries(page.tables).map(([name, packed]) => [name, unpack(packed)]));
   const measures = Object.fromEntries(page.measures.map((measure) => [measure.id, measure]));
@@ -11,7 +10,7 @@
   function unpack({ columns, rows }) {
     return rows.map((row) => {
       const record = Object.fromEntries(columns.map((column, i) => [column.name, column.values ? column.values[row[i]] : row[i]]));
-      if (record.method in looks) record.title = looks[record.method].title;
+      if (record.method in styles) record.title = styles[record.method].title;
       return record;
     });
   }
@@ -40,10 +39,9 @@
   const chosen = (row, column, wanted) => (Array.isArray(wanted) ? wanted.includes(row[column]) : row[column] === wanted || (column === "tokens" && row[column] === 0));
 
   function data(chart) {
-    const names = new Set([...JSON.stringify(chart.spec).matchAll(/"data":\{"name":"(\w+)"\}/g)].map((match) => match[1]));
-    return Object.fromEntries([...names].map((name) => {
-      const filters = Object.entries(chart.filters[name] || {});
-      return [name, tables[name].filter((row) => filters.every(([column, key]) => chosen(row, column, state[key])))];
+    return Object.fromEntries(Object.entries(chart.tables).map(([name, filters]) => {
+      const kept = Object.entries(filters);
+      return [name, tables[name].filter((row) => kept.every(([column, key]) => chosen(row, column, state[key])))];
     }));
   }
 
@@ -73,12 +71,12 @@
         });
         return `Lines of ${measures[state.measure].name} in ${measures[state.measure].language} against CT tokens. ${lines.join("; ")}.`;
       },
-      plane: () => `Paths of bits per byte and mean accuracy as tokens grow. ${datasets.plane.map((row) => `${row.title} at ${tokens(row.tokens)}: ${fixed(row.bits)} bits, accuracy ${fixed(row.accuracy)}`).join("; ")}.`,
+      tradeoff: () => `Paths of bits per byte and mean accuracy as tokens grow. ${datasets.tradeoff.map((row) => `${row.title} at ${tokens(row.tokens)}: ${fixed(row.bits)} bits, accuracy ${fixed(row.accuracy)}`).join("; ")}.`,
       price: () => `Lines of score against cost. ${rows.map((row) => `${row.title} at ${tokens(row.tokens)}: cost ${+row[state.cost].toPrecision(3)}, score ${fixed(row[state.scored])}`).join("; ")}.`,
       frontiers: () => `Lines of bits per byte and mean accuracy at ${tokens(state.frontier_budget)} CT tokens, a point per knob value. ${datasets.frontiers.filter((row) => row.kind !== "seed").map((row) => `${row.title}, ${row.knob}: ${fixed(row.bits)} bits, accuracy ${fixed(row.accuracy)}`).join("; ")}.`,
       gap: () => `The gap in accuracy at equal bits per byte. ${datasets.totals.map((row) => `Mean ${signed(row.value)}, 95% CI ${signed(row.low)} to ${signed(row.high)}`).join("; ") || "The two methods share no range of bits per byte at this budget"}.`,
       forest: () => `Gaps in accuracy at equal bits per byte. ${rows.filter((row) => row.family === "all").map((row) => `${row.row}${row.value === null ? "" : `: ${signed(row.value)}, 95% CI ${signed(row.low)} to ${signed(row.high)}`}`).join("; ")}.`,
-      heat: () => `Share of the parameters of SFT that ${looks[state.merge]?.title} discards, by part of the model and CT tokens. ${rows.map((row) => `${row.part} at ${tokens(row.tokens)}: ${percent(row[state.quantity])}`).join("; ")}.`,
+      heat: () => `Share of the parameters of SFT that ${styles[state.merge]?.title} discards, by part of the model and CT tokens. ${rows.map((row) => `${row.part} at ${tokens(row.tokens)}: ${percent(row[state.quantity])}`).join("; ")}.`,
       slack: () => `Lines against slack. ${rows.map((row) => `slack ${row.slack} at ${tokens(row.tokens)}: ${fixed(row[state.measured])}`).join("; ")}.`,
       predictions: () => `Bars of the share of answers that went to each label of ${state.task}, at ${tokens(state.budget)}. ${rows.map((row) => `${row.title}, ${row.label}: ${percent(row.share)}`).join("; ")}.`,
       training: () => `Lines of bits per byte on dev against tokens. ${rows.map((row) => `${row.stage}, ${row.language}, ${tokens(row.tokens)}: ${fixed(row.bits)}`).join("; ")}.`,
@@ -124,8 +122,9 @@
   }
 
   function fill(details, chart) {
-    const rows = Object.values(data(chart)).flat().filter((row) => !("level" in row));
-    const names = Object.keys(rows[0] || {}).filter((name) => !["method", "measure", "order", "by", "group"].includes(name) && rows.some((row) => typeof row[name] !== "string" || row[name]));
+    const every = Object.values(data(chart)).flat(), known = Object.keys(tables[Object.keys(chart.tables)[0]][0] || {});
+    const rows = every.filter((row) => known.every((name) => name in row)); // not those of levels and windows
+    const names = known.filter((name) => !["method", "measure", "order", "by", "group"].includes(name) && rows.some((row) => typeof row[name] !== "string" || row[name]));
     names.sort((a, b) => (b === "title") - (a === "title"));
     const title = { title: "method", tokens: "CT tokens", bits: "bits per byte", lost_top: "share lost of SFT's top 5%", lost: "share lost of SFT", trimmed: "share trimmed of SFT", spread: "range over seeds", row: "claim or pair", low: "95% CI from", high: "95% CI to", time: "time beyond the English SFT", time_all: "time with the English SFT", trained: "tokens trained beyond the English SFT", trained_all: "tokens trained with the English SFT", low_holm: "Holm from", high_holm: "Holm to", mde: "MDE", family: "task", what: "time" };
     const columns = names.map((name) => ({
@@ -138,10 +137,10 @@
 
   function byBudget(place, rows, columnOf, caption) {
     const budgets = [...new Set(rows.map((row) => row.tokens))].sort((a, b) => a - b);
-    const methods = page.looks.map((look) => look.method).filter((method) => rows.some((row) => row.method === method));
+    const methods = page.styles.map((style) => style.method).filter((method) => rows.some((row) => row.method === method));
     const lines = methods.map((method) => ({ method, ...Object.fromEntries(rows.filter((row) => row.method === method).map((row) => [row.tokens, row])) }));
     const columns = [
-      { title: "method", text: true, value: (line) => looks[line.method].title, show: (line) => looks[line.method].title },
+      { title: "method", text: true, value: (line) => styles[line.method].title, show: (line) => styles[line.method].title },
       ...budgets.map((budget) => ({ title: tokens(budget), value: (line) => line[budget]?.value ?? null, ...columnOf(budget, rows.filter((row) => row.tokens === budget)) })),
     ];
     place.replaceChildren(sortable(lines, columns, caption));
@@ -181,28 +180,28 @@
   // The legend: families and methods, in every place that has one
   const paths = { "circle": "M4,0A4,4,0,1,1,-4,0A4,4,0,1,1,4,0Z", "square": "M-4,-4H4V4H-4Z", "diamond": "M0,-5L5,0L0,5L-5,0Z", "cross": "M-5,-2H-2V-5H2V-2H5V2H2V5H-2V2H-5Z",
     "triangle-up": "M0,-5L5,4H-5Z", "triangle-down": "M0,5L5,-4H-5Z", "triangle-left": "M-5,0L4,-5V5Z", "triangle-right": "M5,0L-4,-5V5Z" };
-  function swatch(look) {
-    const dash = look.dash[1] ? ` stroke-dasharray="${look.dash.join(" ")}"` : "", color = page.colours[look.color] || look.color;
+  function swatch(style) {
+    const dash = style.dash[1] ? ` stroke-dasharray="${style.dash.join(" ")}"` : "", color = page.colours[style.color] || style.color;
     const holder = element("span");
-    holder.innerHTML = `<svg viewBox="-14 -6 28 12" aria-hidden="true"><path d="M-14,0H14" stroke="${color}" stroke-width="2"${dash}/><path d="${paths[look.shape]}" fill="${color}"/></svg>`;
+    holder.innerHTML = `<svg viewBox="-14 -6 28 12" aria-hidden="true"><path d="M-14,0H14" stroke="${color}" stroke-width="2"${dash}/><path d="${paths[style.shape]}" fill="${color}"/></svg>`;
     return holder.firstChild;
   }
 
   function legend(place) {
     const families = new Map();
-    for (const look of page.looks) families.set(look.family, [...(families.get(look.family) || []), look]);
-    const choose = (methods) => { state.methods = page.looks.map((look) => look.method).filter((method) => methods.has(method)); update(["methods"]); };
+    for (const style of page.styles) families.set(style.family, [...(families.get(style.family) || []), style]);
+    const choose = (methods) => { state.methods = page.styles.map((style) => style.method).filter((method) => methods.has(method)); update(["methods"]); };
     const flip = (members) => () => {
-      const now = new Set(state.methods), on = members.every((look) => now.has(look.method));
-      members.forEach((look) => (on ? now.delete(look.method) : now.add(look.method)));
+      const now = new Set(state.methods), on = members.every((style) => now.has(style.method));
+      members.forEach((style) => (on ? now.delete(style.method) : now.add(style.method)));
       choose(now);
     };
     const rows = [...families].map(([family, members]) => element("div", { class: "family" },
       element("button", { type: "button", class: "of-family", onclick: flip(members), "data-family": family }, family),
-      ...members.map((look) => element("button", { type: "button", onclick: flip([look]), "data-method": look.method }, swatch(look), look.title))));
+      ...members.map((style) => element("button", { type: "button", onclick: flip([style]), "data-method": style.method }, swatch(style), style.title))));
     const first = [...state.methods];
     place.append(...rows, element("div", { class: "family" },
-      element("button", { type: "button", onclick: () => choose(new Set(page.looks.map((look) => look.method))) }, "all"),
+      element("button", { type: "button", onclick: () => choose(new Set(page.styles.map((style) => style.method))) }, "all"),
       element("button", { type: "button", onclick: () => choose(new Set()) }, "none"),
       element("button", { type: "button", onclick: () => choose(new Set(first)) }, "first selection")));
   }
@@ -211,7 +210,7 @@
     const on = new Set(state.methods);
     document.querySelectorAll("[data-method]").forEach((button) => button.setAttribute("aria-pressed", on.has(button.dataset.method)));
     document.querySelectorAll("[data-family]").forEach((button) => {
-      const members = page.looks.filter((look) => look.family === button.dataset.family).map((look) => on.has(look.method));
+      const members = page.styles.filter((style) => style.family === button.dataset.family).map((style) => on.has(style.method));
       button.setAttribute("aria-pressed", members.every(Boolean) ? "true" : members.some(Boolean) ? "mixed" : "false");
     });
   }
@@ -225,7 +224,7 @@
     if (changed.includes("measure")) results();
     if (changed.includes("baseline") || changed.includes("kind")) differences();
     for (const chart of page.charts) {
-      const keys = [...Object.values(chart.filters).flatMap(Object.values), ...Object.values(chart.params)];
+      const keys = [...Object.values(chart.tables).flatMap(Object.values), ...Object.values(chart.params)];
       if (keys.some((key) => changed.includes(key))) await draw(chart);
     }
   }

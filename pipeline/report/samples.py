@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from common.files import read_jsonl
-from pipeline.report.records import ENGLISH, Evaluation, read_samples, read_scores
-from pipeline.report.results import unique
+from pipeline.report.records import ENGLISH, Evaluation, read_samples, read_scores, unique
 
 BY_CHANCE, BY_DISAGREEMENT = "drawn by chance", "where methods differ most"
 LONGEST = 700  # characters of a prompt that the page shows
@@ -29,9 +28,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Sample:
-    """An item of one family in the target language, and one in English selected the same way, not a translation of
-    it.
-    """
+    """An item of one family in the target language, and one in English selected the same way, not its translation."""
 
     family: str
     why: str
@@ -40,8 +37,8 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Said:
-    """A generated text. score: of this item, where the metric is a mean over items; None for chrF and the like."""
+class GeneratedAnswer:
+    """A generated text. score: of this item, if the metric is a mean over items; None for chrF and the like."""
 
     text: str
     score: float | None
@@ -55,17 +52,23 @@ class GeneratedItem:
     language: str
     question: str
     target: str
-    answers: Mapping[str, Said]
+    answers: Mapping[str, GeneratedAnswer]
+
+
+@dataclass(frozen=True)
+class ItemSamples:
+    """Samples of choices, with the CT budget and the seed of the answers."""
+
+    samples: Sequence[Sample] = ()
+    budget: int = 0
+    seed: int = 0
 
 
 Key = tuple[str, str, str]  # family, language, id
 
 
-def pick(
-    items: Sequence[Mapping[str, Any]], evaluations: Iterable[Evaluation], language: str
-) -> tuple[list[Sample], int, int]:
-    """Pick, for each family, an item by chance (its id's hash) and one where most methods differ; and budget and
-    seed.
+def pick(items: Sequence[Mapping[str, Any]], evaluations: Iterable[Evaluation], language: str) -> ItemSamples:
+    """Pick, for each family, an item by chance (its id's hash) and one where most methods differ.
 
     items: rows of `<family>_<language>.<split>.jsonl`. The answers are those of the largest budget and the first seed.
     """
@@ -84,7 +87,7 @@ def pick(
                 taken |= {best} if best else set()
             if sides[0] is not None:
                 picked.append(Sample(family, why, sides[0], sides[1]))
-    return picked, budget, seed
+    return ItemSamples(picked, budget, seed)
 
 
 def shown_folders(evaluations: Iterable[Evaluation]) -> tuple[dict[str, Path], int, int]:
@@ -101,14 +104,14 @@ def pick_generated(evaluations: Iterable[Evaluation], languages: Sequence[str]) 
     languages: of the tasks, in the order in which they are shown. Methods as in `pick`.
     """
     scored, _, _ = shown_folders(evaluations)
-    found: dict[Key, tuple[Mapping[str, Any], dict[str, Said]]] = {}
+    found: dict[Key, tuple[Mapping[str, Any], dict[str, GeneratedAnswer]]] = {}
     for method, folder in scored.items():
         of_task = {row["task"]: row["language"] for row in read_scores(folder)}
         for sample in read_samples(folder):
             if isinstance(sample.get("answer"), str) and of_task.get(sample["task"]) in languages:
                 key = (sample["task"], of_task[sample["task"]], sample["id"])
                 _, answers = found.setdefault(key, (sample, {}))
-                answers[method] = Said(sample["answer"], sample.get("score"))
+                answers[method] = GeneratedAnswer(sample["answer"], sample.get("score"))
     picked: list[GeneratedItem] = []
     for task, language in sorted({key[:2] for key in found}, key=lambda pair: (languages.index(pair[1]), pair[0])):
         keys = sorted((key for key in found if key[0] == task), key=_hash)[:GENERATED_ITEMS]

@@ -1,15 +1,20 @@
-"""The first sentences of a report, computed from the verdicts of its claims."""
+"""The first words of a report: sentences from the verdicts of its claims, and the terms that a reader needs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pandas import DataFrame
+
 from common.units import format_tokens
+from eval.task_set import BITS
+from pipeline.arms import ARMS
 from pipeline.report.claims import Answer, Claim
+from pipeline.report.data import OVERALL, budgets_of, measures, methods_of
+from pipeline.report.formatting import ANSWER_BITS, SHARE_OF_TOP, UNITS, by_part, confidence, label, listed
 from pipeline.report.paired import Comparison
-from pipeline.report.records import label
-from pipeline.report.wording import ANSWER_BITS, SHARE_OF_TOP, UNITS, by_part, confidence
+from pipeline.report.records import ReportInfo
 
 # The verdicts with data, in the order in which the second claim of a headline is looked for.
 VERDICTS = ("supported", "contradicted", "equivalent", "ruled out", "inconclusive")
@@ -191,3 +196,69 @@ def of_comparisons(comparisons: Sequence[Comparison]) -> str:
         numbers = confidence(c.difference, UNITS[c.kind])
         text += f". The clearest: {label(c.method)} is {c.verdict} than {label(c.baseline)} ({numbers})"
     return text + "."
+
+
+MOST_NAMED = 6  # merges or tasks by name
+QUESTION = "Is it enough to combine two trained models (a merge), or should one model get both trainings (CT-then-SFT)?"
+KNOBS = (
+    "at equal bits per byte",
+    "Each method has a setting that trades accuracy for bits per byte. We compare where methods predict equally well.",
+)
+
+
+def question(scores: DataFrame) -> str | None:
+    """Return what a report asks, if it has merges and CT-then-SFT."""
+    methods = _trained_and_merged(scores)
+    return QUESTION if "ct_then_sft" in methods and any(method not in ARMS for method in methods) else None
+
+
+def terms(scores: DataFrame, info: ReportInfo, has_frontiers: bool) -> list[tuple[str, str]]:
+    """Return the terms that a reader needs first, and what they mean, for the methods and scores of a report.
+
+    Empty for models that somebody else trained, which have no CT.
+    """
+    methods = _trained_and_merged(scores)
+    if not methods:
+        return []
+    merges = [method for method in methods if method not in ARMS]
+    amounts = listed([format_tokens(budget) for budget in budgets_of(scores) if budget], "or")
+    text = f"{amounts} tokens (pieces of words) of {info.language_name} text."
+    found = [
+        ("CT", f"Continual pre-training: the base model reads {text}"),
+        ("SFT", "Supervised fine-tuning: the base model learns to follow English instructions."),
+    ]
+    if "ct_then_sft" in methods:
+        found.append(("CT-then-SFT", "The baseline: both trainings, one after the other."))
+    if merges:
+        named = ", ".join(label(method) for method in merges[:MOST_NAMED])
+        more = f" and {len(merges) - MOST_NAMED} more" if len(merges) > MOST_NAMED else ""
+        found.append(("merge", f"The CT model and the SFT model are combined without more training: {named}{more}."))
+    if any("slack" in label(method) for method in merges):
+        found.append(("slack", "A setting of TIES that protects the parameters of the SFT model in conflicts."))
+    return found + _score_terms(scores, info) + ([KNOBS] if has_frontiers else [])
+
+
+def _trained_and_merged(scores: DataFrame) -> list[str]:
+    """Return the methods without the titles of reports; empty without CT."""
+    methods = list(dict.fromkeys(method.rpartition("/")[2] for method in methods_of(scores)))
+    return methods if any(budgets_of(scores)) and {"ct", "ct_then_sft"} & set(methods) else []
+
+
+def _score_terms(scores: DataFrame, info: ReportInfo) -> list[tuple[str, str]]:
+    found = []
+    shown = {measure.name: measure for measure in measures(scores, info.language)}
+    accuracy = shown.get(OVERALL[0])
+    if accuracy is not None:
+        own = scores[scores.language == info.language]
+        tasks = sorted(set(own[own.primary.astype(bool) & (own.metric != BITS)].family) - {"mean"})
+        named = f" ({listed(tasks)})" if len(tasks) <= MOST_NAMED else ""
+        items = f"{max(own[own.task == accuracy.task].n):,} {info.language_name} test items in {len(tasks)} task"
+        chance = f" Guessing gives {accuracy.chance:.3f}." if accuracy.chance is not None else ""
+        plural = "s" if len(tasks) != 1 else ""
+        found.append(
+            ("accuracy", f"The share of {items}{plural}{named} that a model answers correctly.{chance}"),
+        )
+    if "bits per byte" in shown:
+        text = f"How badly a model predicts {info.language_name} text that it has not read. Lower is better."
+        found.append(("bits per byte", text))
+    return found
