@@ -21,7 +21,6 @@ from pipeline.run.run_plan import RunPlan
 from pipeline.store import RECORD, Entry
 
 if TYPE_CHECKING:
-    from pipeline.report import FrontierPoint, ReportPaths
     from pipeline.report.adapt_page import AdaptPaths
     from pipeline.report.sources import Sources
 
