@@ -40,7 +40,7 @@ def render(inputs: Inputs, out: Path) -> ReportPaths:
 
     Raises ValueError if checkpoints were not scored on the same items.
     """
-    from common.files import write_whole
+    from common.files import write_atomic
     from pipeline.report import page, tables, view
     from pipeline.report.analysis import analyse
 
@@ -56,29 +56,29 @@ def render(inputs: Inputs, out: Path) -> ReportPaths:
     )
     _write_tables(found, paths, out)
     _draw(found, out / "figures")
-    write_whole(paths.page, page.render(view.TEMPLATE, view.page_view(found)))
+    write_atomic(paths.page, page.render(view.TEMPLATE, view.page_view(found)))
     return paths
 
 
 def _write_tables(found: Analysis, paths: ReportPaths, out: Path) -> None:
     """Write all files except the page and the figures."""
-    from common.files import write_json, write_whole
+    from common.files import write_atomic, write_json
     from pipeline.report import claims, data, gaps, tables
 
-    write_whole(paths.results_csv, data.to_csv(found.scores))
+    write_atomic(paths.results_csv, data.to_csv(found.scores))
     write_json(paths.claims, claims.as_json(found.claims.answers))
-    write_whole(paths.results_md, tables.results_md(found.scores, found.info))
-    write_whole(out / "results.tex", tables.results_tex(found.scores, found.claims, found.info))
-    write_whole(out / "results-intervals.md", tables.intervals_md(found.scores, found.info))
+    write_atomic(paths.results_md, tables.results_md(found.scores, found.info))
+    write_atomic(out / "results.tex", tables.results_tex(found.scores, found.claims, found.info))
+    write_atomic(out / "results-intervals.md", tables.intervals_md(found.scores, found.info))
     if found.gates:
         write_json(out / "gates.json", [gate.as_json() for gate in found.gates])
     if found.gaps:
-        write_whole(out / "frontier.csv", data.csv_text(data.frame(gaps.COLUMNS, found.gaps.csv_rows())))
+        write_atomic(out / "frontier.csv", data.csv_text(data.frame(gaps.COLUMNS, found.gaps.csv_rows())))
         write_json(out / "gaps.json", found.gaps.as_json())
     if not found.untuned.empty:
-        write_whole(out / "untuned.csv", data.to_csv(found.untuned))
+        write_atomic(out / "untuned.csv", data.to_csv(found.untuned))
     if found.stages:
-        write_whole(out / "stages.csv", found.stages.to_csv())
+        write_atomic(out / "stages.csv", found.stages.to_csv())
 
 
 def _draw(found: Analysis, folder: Path) -> None:

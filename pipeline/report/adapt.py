@@ -14,17 +14,16 @@ from typing import Any
 
 from common.errors import BadInput
 from common.files import read_jsonl, write_json
-from common.parsing import read_json
+from common.validation import read_json
 from eval import asking
 from eval.generated_records import AGGREGATE
 from eval.task_checks import LOWER
 from eval.task_set import BITS, BY_TEMPLATE
-from pipeline.adapting import is_of_lm_eval
 from pipeline.config.adapting import BEST, TASKS
 from pipeline.report.inference import Estimate
 from pipeline.report.paired import LOWER_IS_BETTER, Evidence, Kind, Term
-from pipeline.report.records import ENGLISH, Evaluation, ReportInfo, read_scores
-from pipeline.report.sources import absolute, read_info, relative
+from pipeline.report.records import ENGLISH, Evaluation, ReportInfo, absolute, read_scores, relative
+from pipeline.stages.adapting import is_of_lm_eval
 
 FILE = "adapt_sources.json"
 BASE, CHAT, CT, CT_ON_CHAT, ADAPTED = "base", "sft", "ct", "sft_then_ct", "adapted"
@@ -148,7 +147,7 @@ def read_sources(folder: Path) -> AdaptSources:
     try:
         kept = read_json(folder / FILE)
         found = AdaptSources(
-            info=read_info(kept["subject"]),
+            info=ReportInfo.of_json(kept["subject"]),
             choice=absolute(kept["choice"], folder),
             tests={name: absolute(path, folder) for name, path in kept["tests"].items()},
             answers={name: absolute(path, folder) for name, path in kept["answers"].items()},

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pandas import DataFrame
 
-from common.files import publish, write_json, write_jsonl, write_whole
+from common.files import write_atomic, write_json, write_jsonl
 from eval.stats import wilson
-from pipeline.report import adapt_claims, claims, data, page, sources, trigrams
+from pipeline.report import adapt_claims, claims, data, page, trigrams
 from pipeline.report.adapt import (
     CHAT,
     TITLES,
@@ -31,7 +31,8 @@ from pipeline.report.claims import Answer
 from pipeline.report.data import DIGITS, DataExposure, frame
 from pipeline.report.formatting import label
 from pipeline.report.records import WITHOUT_CT, ReportInfo
-from pipeline.report.stages import StageRecords
+from pipeline.report.stages import StageRecords, read_counts, read_stages
+from pipeline.report.trigrams import Identifier
 from pipeline.report.view import configs_text, script_data
 
 TEMPLATE = "adapt_page.html.jinja"
@@ -107,32 +108,64 @@ class Column:
 class AdaptView:
     """What adapt_page.html.jinja shows.
 
-    chosen: the adapted model's name. models: titles by name. answering: the models whose answers are shown, in their
-    order. questions: each with the models' answers, and whether each is in the language. asked: how models were
-    prompted. own_tasks: tasks of lm-eval whose first items took part in the selection. rows: the candidates on dev.
-    steps: name, stages, seconds. errors: of the identification of languages.
+    models: titles by name. columns: of the table of scores. answers: by model, in their order. identifier: of the
+    language; None without a corpus. asked: how models were prompted. own_tasks: tasks of lm-eval whose first items took
+    part in the selection. rows: the candidates on dev. text: what CT read; None if no blocks have so many tokens.
     """
 
     info: ReportInfo
-    sentence: str
     choice: AdaptChoice
-    chosen: str
+    sentence: str
     gain: AdaptMeasure
     keep: AdaptMeasure
     claims: Sequence[Answer]
     models: Mapping[str, str]
-    columns: Sequence[Column]
     one_model: bool
-    answering: Sequence[tuple[str, str]]
-    questions: Sequence[tuple[str, Sequence[tuple[Answered, bool | None]]]]
-    text: DataExposure | None
+    columns: Sequence[Column]
+    answers: Mapping[str, Sequence[Answered]]
+    identifier: Identifier | None
     asked: str
     own_tasks: Sequence[str]
-    errors: trigrams.Errors | None
     rows: DataFrame
-    steps: Sequence[tuple[str, int, float]]
+    text: DataExposure | None
     stages: StageRecords
-    configs: Sequence[tuple[str, str]]
+
+    @property
+    def chosen(self) -> str:
+        """The name of the adapted model."""
+        return adapt_claims.name_of(self.choice)
+
+    @property
+    def answering(self) -> list[tuple[str, str]]:
+        """The models whose answers are shown, with their titles."""
+        return [(name, self.models.get(name, TITLES[name])) for name in self.answers]
+
+    @property
+    def questions(self) -> list[tuple[str, list[tuple[Answered, bool | None]]]]:
+        """Each question with the answers of the models, and whether each is in the language."""
+        return [
+            (together[0].question, [(one, self.is_in_language(one)) for one in together])
+            for together in zip(*self.answers.values(), strict=True)
+        ]
+
+    def is_in_language(self, answer: Answered) -> bool | None:
+        """Return whether an answer is in the language; None without a corpus."""
+        return self.identifier.is_in_language(answer.answer) if self.identifier else None
+
+    @property
+    def steps(self) -> list[tuple[str, int, float]]:
+        """The steps of the run in their order: name, stages, seconds."""
+        by_step: dict[str, list[float]] = {}
+        for record in self.stages:
+            split = f" {record['settings']['split']}" if record["kind"] == "eval" else ""
+            name = STEPS.get(f"{record['kind']}{split}", str(record["kind"]))
+            by_step.setdefault(name, []).append(float(record["seconds"]))
+        order = dict.fromkeys([*(name for name in STEPS.values() if name in by_step), *by_step])
+        return [(name, len(by_step[name]), sum(by_step[name])) for name in order]
+
+    @property
+    def configs(self) -> list[tuple[str, str]]:
+        return configs_text(self.info.configs)
 
     @property
     def script_data(self) -> dict[str, Any]:
@@ -143,69 +176,74 @@ class AdaptView:
         return found
 
 
-def render(given: AdaptSources, out: Path) -> AdaptPaths:
-    """Write report.html, results.csv, tries.csv, answers.jsonl and claims.json to `out`, each complete or not at all.
+def adapt_view(given: AdaptSources) -> AdaptView:
+    """Read and compare all that a run left.
 
     Raises ValueError for models that answered different items, or for a measure that none was scored in.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    candidates, choice = read_candidates(given.choice), read_choice(given.choice)
-    scores = TestScores(given.evaluations, given.info.language, given.info.language_name)
+    candidates, choice, info = read_candidates(given.choice), read_choice(given.choice), given.info
+    scores = TestScores(given.evaluations, info.language, info.language_name)
     gain, keep = scores.measure(choice.gain), scores.measure(choice.keep)
     answers = {name: read_answers(path) for name, path in given.answered.items()}
-    identifier = trigrams.learn(given.corpus, given.info.language) if given.corpus else None
+    identifier = trigrams.learn(given.corpus, info.language) if given.corpus else None
     judge = identifier.is_in_language if identifier else None
-    answered_claims = adapt_claims.answers(scores, gain, keep, choice.tolerance, adapted=not choice.is_chat_model)
-    stages, rows = sources.read_stages(given.stages), dev_rows(candidates, choice)
-    records = StageRecords([record for _, record in stages])
-    exposure = data.data_exposure(sources.read_counts(stages), [given.ct_tokens])
-    view = AdaptView(
-        info=given.info,
-        sentence=adapt_claims.sentences(answered_claims, choice, candidates, gain, keep),
+    found = adapt_claims.answers(scores, gain, keep, choice.tolerance, adapted=not choice.is_chat_model)
+    stages = read_stages(given.stages)
+    exposure = data.data_exposure(read_counts(stages), [given.ct_tokens])
+    return AdaptView(
+        info=info,
         choice=choice,
-        chosen=adapt_claims.name_of(choice),
+        sentence=adapt_claims.sentences(found, choice, candidates, gain, keep),
         gain=gain,
         keep=keep,
-        claims=answered_claims,
+        claims=found,
         models=given.shown,
+        one_model=len(given.shown) < len([name for name in TITLES if name in given.tests]),
         columns=[
             *columns(scores, scores.shown(gain, keep), list(given.shown)),
-            *answer_columns(answers, given.info.language_name, judge),
+            *answer_columns(answers, info.language_name, judge),
         ],
-        one_model=len(given.shown) < len([name for name in TITLES if name in given.tests]),
-        answering=[(name, given.shown.get(name, TITLES[name])) for name in answers],
-        questions=[
-            (together[0].question, [(one, judge(one.answer) if judge else None) for one in together])
-            for together in zip(*answers.values(), strict=True)
-        ],
-        text=next((one for one in exposure if one.language == given.info.language), None),
+        answers=answers,
+        identifier=identifier,
         asked=asked(scores.by_template, given.shown),
         own_tasks=scores.own_tasks,
-        errors=identifier.errors if identifier else None,
-        rows=rows,
-        steps=steps(records),
-        stages=records,
-        configs=configs_text(given.info.configs),
+        rows=dev_rows(candidates, choice),
+        text=next((one for one in exposure if one.language == info.language), None),
+        stages=StageRecords([record for _, record in stages]),
     )
+
+
+def render(given: AdaptSources, out: Path) -> AdaptPaths:
+    """Write report.html, results.csv, tries.csv, answers.jsonl and claims.json to `out`, each complete or not at all.
+
+    Raises ValueError as `adapt_view` does.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    view = adapt_view(given)
     paths = AdaptPaths(
         page=out / "report.html",
         results_csv=out / "results.csv",
         tries_csv=out / "tries.csv",
         answers=out / "answers.jsonl",
         claims=out / "claims.json",
-        choice=choice,
-        line=adapt_claims.in_one_line(answered_claims, choice, gain, keep),
+        choice=view.choice,
+        line=adapt_claims.terminal_line(view.claims, view.choice, view.gain, view.keep),
         sentence=view.sentence,
-        scores=markdown(view.columns, given.shown),
+        scores=markdown(view.columns, view.models),
     )
     evaluations = [
         one if one.method in WITHOUT_CT else replace(one, ct_tokens=given.ct_tokens) for one in given.evaluations
     ]
-    write_whole(paths.results_csv, data.to_csv(data.gather(evaluations)))
-    write_whole(paths.tries_csv, trials_csv(rows, choice))
-    publish(paths.answers, lambda temporary: write_jsonl(temporary, answer_rows(answers, judge)))
-    write_json(paths.claims, claims.as_json(answered_claims))
-    write_whole(paths.page, page.render(TEMPLATE, view))
+    answers = [
+        {"model": model, **vars(one), "in_language": view.is_in_language(one)}
+        for model, every in view.answers.items()
+        for one in every
+    ]
+    write_atomic(paths.results_csv, data.to_csv(data.gather(evaluations)))
+    write_atomic(paths.tries_csv, trials_csv(view.rows, view.choice))
+    write_atomic(paths.answers, lambda staging: write_jsonl(staging, answers))
+    write_json(paths.claims, claims.as_json(view.claims))
+    write_atomic(paths.page, page.render(TEMPLATE, view))
     given.save(out)
     return paths
 
@@ -279,28 +317,6 @@ def asked(by_template: Mapping[str, bool], titles: Mapping[str, str]) -> str:
         if named := [title for model, title in titles.items() if by_template.get(model) is wanted]:
             parts.append(f"{words}: {', '.join(named)}.")
     return " ".join(parts)
-
-
-def answer_rows(
-    answers: Mapping[str, Sequence[Answered]], is_in_language: Callable[[str], bool] | None
-) -> list[dict[str, Any]]:
-    """Return the rows of answers.jsonl: an answer of a model to a question."""
-    return [
-        {"model": model, **vars(one), "in_language": is_in_language(one.answer) if is_in_language else None}
-        for model, given in answers.items()
-        for one in given
-    ]
-
-
-def steps(stages: Iterable[Mapping[str, Any]]) -> list[tuple[str, int, float]]:
-    """Return the steps of a run in their order: name, stages, seconds."""
-    by_step: dict[str, list[float]] = {}
-    for record in stages:
-        kind = str(record["kind"])
-        split = f" {record['settings']['split']}" if kind == "eval" else ""
-        by_step.setdefault(STEPS.get(f"{kind}{split}", kind), []).append(float(record["seconds"]))
-    order = dict.fromkeys([*(name for name in STEPS.values() if name in by_step), *by_step])
-    return [(name, len(by_step[name]), sum(by_step[name])) for name in order]
 
 
 def dev_rows(candidates: Sequence[Candidate], choice: AdaptChoice) -> DataFrame:

@@ -7,7 +7,7 @@ from math import isinf
 
 from common.units import format_tokens
 from merge.method_table import METHODS
-from pipeline.arms import ARMS
+from pipeline.baselines import BASELINES
 from pipeline.old_names import current_method
 from pipeline.report.inference import Estimate, Parts
 
@@ -21,8 +21,8 @@ UNITS = {  # of differences, by what is measured
     "error": "in mean error",
     "lost_top_share": SHARE_OF_TOP,
 }
-# Names of merges that are not "method, setting, note". merge/method_table.py names other merges, and pipeline/arms.py
-# the checkpoints that are trained.
+# Names of merges that are not "method, setting, note". merge/method_table.py names other merges, pipeline/baselines.py
+# checkpoints that are trained.
 MERGE_NAMES = {
     "average_of_base_and_sft": "average of base and SFT",
     "average_of_ct_then_sft_and_ct": "average of CT-then-SFT and CT",
@@ -44,8 +44,8 @@ def label(method: str) -> str:
         title, _, method = method.rpartition("/")
         return f"{label(method)} ({title})"
     method = current_method(method)
-    if method in ARMS:
-        return ARMS[method].title
+    if method in BASELINES:
+        return BASELINES[method].title
     if method in MERGE_NAMES:
         return MERGE_NAMES[method]
     kept, notes = method, []

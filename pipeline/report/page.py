@@ -7,10 +7,10 @@ import unicodedata
 from pathlib import Path
 from typing import Any, Protocol
 
+from common.units import duration
 from pipeline.report import figures
 from pipeline.report.formatting import budget_name, by_part, label, number, percent, signed
 from pipeline.report.summary import unit
-from pipeline.run.console import duration
 
 KEPT_CONTROLS = "\n\t"
 WEB = Path(__file__).parent / "web"

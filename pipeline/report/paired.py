@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from eval.corpus_metrics import scorer_of
 from eval.task_checks import LOWER
 from eval.task_set import BITS, BY_TEMPLATE
-from pipeline.arms import ARMS
+from pipeline.baselines import BASELINES
 from pipeline.report.formatting import ANSWER_BITS, CHAT_ACCURACY
 from pipeline.report.inference import Estimate, holm, two_way_clustered, verdict
 from pipeline.report.records import Evaluation, Samples, mean, read_samples, read_scores, unique
@@ -121,7 +121,7 @@ class Evidence:
     @cached_property
     def merges(self) -> list[str]:
         """Return the methods that are merges and no arm that trains, in their order."""
-        return list(dict.fromkeys(method for method, _, _ in self.folders if method not in ARMS))
+        return list(dict.fromkeys(method for method, _, _ in self.folders if method not in BASELINES))
 
     def has(self, method: str, budget: int) -> bool:
         """Return whether there is a checkpoint of this method at this budget."""

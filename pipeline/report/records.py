@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from common.files import read_jsonl
-from pipeline.arms import ARMS
+from pipeline.baselines import BASELINES
 from pipeline.old_names import current_row
 
 ENGLISH = "en"
-WITHOUT_CT = tuple(name for name, arm in ARMS.items() if not arm.ct_budgets)  # in results their ct_tokens is 0
+WITHOUT_CT = tuple(name for name, arm in BASELINES.items() if not arm.ct_budgets)  # in results their ct_tokens is 0
 Samples = list[dict[str, Any]]
 
 
@@ -84,6 +85,12 @@ class ReportInfo:
     given: bool = False
     regimes: tuple[str, ...] = ()
 
+    @classmethod
+    def of_json(cls, kept: Mapping[str, Any]) -> ReportInfo:
+        """Return the value whose fields were written as JSON."""
+        unfinished = tuple(kept["unfinished"]) if kept.get("unfinished") else None
+        return cls(**{**kept, "unfinished": unfinished, "regimes": tuple(kept.get("regimes", ()))})
+
     @property
     def regime(self) -> str | None:
         """The regime of its cells, if the sweep had several."""
@@ -108,6 +115,16 @@ class ReportPaths:
     page: Path
     claims: Path
     table: str
+
+
+def relative(path: Path, folder: Path) -> str:
+    """Return a path as sources.json has it; `absolute` is the way back."""
+    return os.path.relpath(path.absolute(), folder.absolute())
+
+
+def absolute(path: str, folder: Path) -> Path:
+    """Return the path that `relative` was given."""
+    return Path(os.path.normpath(folder / path))
 
 
 def read_scores(folder: Path) -> list[dict[str, Any]]:
@@ -136,7 +153,7 @@ def unique(evaluations: Iterable[Evaluation]) -> list[Evaluation]:
 def methods_in_order(methods: Iterable[str]) -> list[str]:
     """Return each method once: base, SFT, CT, CT-then-SFT, the other baselines that train, then merges as they come."""
     seen = dict.fromkeys(methods)
-    return [method for method in ARMS if method in seen] + [method for method in seen if method not in ARMS]
+    return [method for method in BASELINES if method in seen] + [method for method in seen if method not in BASELINES]
 
 
 def mean(values: Sequence[float]) -> float:

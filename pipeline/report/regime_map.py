@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.files import write_whole
+from common.files import write_atomic
 from common.units import format_tokens
 from pipeline.report import claims, figures, merges
 from pipeline.report.charts.style import SCHEMA, Spec, heat_map
@@ -80,7 +80,7 @@ def write(regimes: Sequence[tuple[str, Sources]], folder: Path) -> list[str]:
     if not found:
         return []
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / "map.csv", csv_text(frame(list(found[0].row()), (spot.row() for spot in found))))
+    write_atomic(folder / "map.csv", csv_text(frame(list(found[0].row()), (spot.row() for spot in found))))
     languages = dict.fromkeys(spot.language for spot in found)
     panels = [
         (f"{language}: {title}", _panel([spot for spot in found if spot.language == language], kind, number == 0))

@@ -6,7 +6,6 @@ is the list of its records, sources.json, from which it can be drawn again.
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,10 +14,19 @@ from typing import TYPE_CHECKING, Any
 
 from common.errors import BadInput
 from common.files import read_jsonl, write_json
-from common.parsing import read_json
+from common.validation import read_json
 from eval.task_set import UNDETERMINED
 from pipeline.old_names import current_method
-from pipeline.report.records import Audit, Choice, Evaluation, FrontierPoint, ReportInfo, ReportPaths
+from pipeline.report.records import (
+    Audit,
+    Choice,
+    Evaluation,
+    FrontierPoint,
+    ReportInfo,
+    ReportPaths,
+    absolute,
+    relative,
+)
 
 if TYPE_CHECKING:
     from pipeline.report.adapt_page import AdaptPaths
@@ -26,7 +34,6 @@ if TYPE_CHECKING:
 
 FILE = "sources.json"
 GIVEN = "lm-eval"
-CT_BLOCKS = "ct_blocks"  # the kind of stage whose counts.json has what CT read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +68,7 @@ class Sources:
         """Read the records of stages, the items and leaks, and find the hypotheses of the experiment."""
         from pipeline.report import hypotheses, samples
         from pipeline.report.analysis import Inputs
+        from pipeline.report.stages import read_counts, read_stages
 
         records = read_stages(self.stages)
         return Inputs(
@@ -98,33 +106,6 @@ class Sources:
                 "frontier": [{**row, "dev": relative(row["dev"], folder)} for row in listed(self.frontier)],
             },
         )
-
-
-def relative(path: Path, folder: Path) -> str:
-    """Return a path as sources.json has it; `absolute` is the way back."""
-    return os.path.relpath(path.absolute(), folder.absolute())
-
-
-def absolute(path: str, folder: Path) -> Path:
-    """Return the path that `relative` was given."""
-    return Path(os.path.normpath(folder / path))
-
-
-def read_info(kept: Mapping[str, Any]) -> ReportInfo:
-    """Return what `vars` of a ReportInfo became in JSON."""
-    unfinished = tuple(kept["unfinished"]) if kept.get("unfinished") else None
-    return ReportInfo(**{**kept, "unfinished": unfinished, "regimes": tuple(kept.get("regimes", ()))})
-
-
-def read_stages(stages: Sequence[tuple[Path, int]]) -> list[tuple[Path, dict[str, Any]]]:
-    """Return each stage.json with its content, to which `cells` is added."""
-    return [(path, {**read_json(path), "cells": cells}) for path, cells in stages]
-
-
-def read_counts(records: Sequence[tuple[Path, Mapping[str, Any]]]) -> list[dict[str, Any]]:
-    """Return the counts.json of the blocks of CT among these stages."""
-    files = [path.with_name("counts.json") for path, record in records if record["kind"] == CT_BLOCKS]
-    return [read_json(file) for file in files if file.is_file()]
 
 
 def _dev_lines(stage: Path) -> list[dict[str, Any]]:
@@ -168,7 +149,7 @@ def _read(folder: Path) -> Sources:
         ]
 
     return Sources(
-        info=read_info(kept["subject"]),
+        info=ReportInfo.of_json(kept["subject"]),
         evaluations=rows(Evaluation, "evaluations"),
         audits=rows(Audit, "audits"),
         choices=rows(Choice, "choices"),

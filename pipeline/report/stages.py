@@ -10,16 +10,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from pandas import DataFrame
 
-from pipeline.arms import ARMS
-from pipeline.cost import performance
-from pipeline.kinds import KINDS
+from common.validation import read_json
+from pipeline.baselines import BASELINES
+from pipeline.cost import hardware
 from pipeline.report.data import DIGITS, csv_text, frame
 from pipeline.report.formatting import budget_name, label, listed, percent
 from pipeline.report.records import Evaluation, ReportInfo, mean
+from pipeline.stages.stage import STAGE_TYPES
 
 MADE_OF = ("ct", "sft", "merge", "weights")  # kinds of stages that count in the price of a model
 SEARCH = "tune"  # roles of parents that begin with it hold a search for settings
@@ -33,8 +35,20 @@ COSTS = {
 PRICE_COLUMNS = ("method", "tokens", "accuracy", "bits", *COSTS)
 PERFORMANCE_COLUMNS = ("device", "devices", "tokens_per_second_per_device", "mfu", "peak_memory_bytes")
 CSV_COLUMNS = ("kind", "slug", "key", "seconds", "cells", "finished", "commit", *PERFORMANCE_COLUMNS)
+CT_BLOCKS = "ct_blocks"  # the kind of stage whose counts.json has what CT read
 SPENT, SAVED = "spent", "saved by sharing"  # hours
 Record = Mapping[str, Any]
+
+
+def read_stages(stages: Sequence[tuple[Path, int]]) -> list[tuple[Path, dict[str, Any]]]:
+    """Return each stage.json with its content, to which `cells` is added."""
+    return [(path, {**read_json(path), "cells": cells}) for path, cells in stages]
+
+
+def read_counts(records: Sequence[tuple[Path, Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """Return the counts.json of the blocks of CT among these stages."""
+    files = [path.with_name("counts.json") for path, record in records if record["kind"] == CT_BLOCKS]
+    return [read_json(file) for file in files if file.is_file()]
 
 
 @dataclass(frozen=True)
@@ -80,7 +94,7 @@ class StageRecords:
         rows = (
             {**record, **{column: found.get(column) for column in PERFORMANCE_COLUMNS}}
             for record in self.records
-            for found in [record["performance"] if performance.of(record) else {}]
+            for found in [record["performance"] if hardware.recorded_speed(record) else {}]
         )
         return csv_text(frame(CSV_COLUMNS, rows))
 
@@ -90,7 +104,7 @@ class StageRecords:
         found = []
         for record in self.records:
             files = record.get("files") or {}
-            if files and KINDS[record["kind"]].work in ("data", "train"):
+            if files and STAGE_TYPES[record["kind"]].resource in ("data", "train"):
                 name = max(files, key=lambda file: (files[file]["bytes"], file))
                 found.append((record, name, str(files[name]["sha256"])))
         return found
@@ -107,7 +121,7 @@ class StageRecords:
                 "" if one.mfu is None else percent(one.mfu),
                 "" if one.peak is None else f"{one.peak / 2**30:.1f}",
             )
-            for one in performance.listed(list(self.records))
+            for one in hardware.recorded_speeds(list(self.records))
         ]
 
     @cached_property
@@ -205,7 +219,7 @@ def _cost(made: Sequence[Record]) -> Cost:
 
 def _alone(record: Record) -> tuple[float, float]:
     """Return the seconds of one device, and tokens, had this stage continued no smaller budget."""
-    measured = performance.of(record)
+    measured = hardware.recorded_speed(record)
     seconds = float(record["seconds"]) * (measured.devices if measured else 1)
     if record["kind"] not in ("ct", "sft"):
         return seconds, 0.0
@@ -235,7 +249,7 @@ class Prices:
     def sentence(self) -> str:
         """What a merge and CT-then-SFT cost at the largest budget that both have; empty without them."""
         of_both = self.table[self.table.method == "ct_then_sft"].set_index("tokens")
-        merges = self.table[~self.table.method.isin(ARMS) & self.table.tokens.isin(of_both.index)]
+        merges = self.table[~self.table.method.isin(BASELINES) & self.table.tokens.isin(of_both.index)]
         if merges.empty:
             return ""
         budget = max(merges.tokens)
@@ -262,5 +276,5 @@ def prices(tradeoff: DataFrame, found: Mapping[tuple[str, int], Cost]) -> Prices
             trained = (round(tokens) for tokens in (cost.tokens, cost.tokens + cost.shared_tokens))
             rows.append((row.method, row.tokens, row.accuracy, row.bits, *times, *trained))
     names = {row[0] for row in rows}
-    compared = "ct_then_sft" in names and any(name not in ARMS for name in names)
+    compared = "ct_then_sft" in names and any(name not in BASELINES for name in names)
     return Prices(frame(PRICE_COLUMNS, rows if compared else []), unit)

@@ -9,7 +9,7 @@ from pandas import DataFrame
 
 from common.units import format_tokens
 from eval.task_set import BITS
-from pipeline.arms import ARMS
+from pipeline.baselines import BASELINES
 from pipeline.report.claims import Answer, Claim
 from pipeline.report.data import OVERALL, budgets_of, measures, methods_of
 from pipeline.report.formatting import ANSWER_BITS, SHARE_OF_TOP, UNITS, by_part, confidence, label, listed
@@ -209,7 +209,7 @@ KNOBS = (
 def question(scores: DataFrame) -> str | None:
     """Return what a report asks, if it has merges and CT-then-SFT."""
     methods = _trained_and_merged(scores)
-    return QUESTION if "ct_then_sft" in methods and any(method not in ARMS for method in methods) else None
+    return QUESTION if "ct_then_sft" in methods and any(method not in BASELINES for method in methods) else None
 
 
 def terms(scores: DataFrame, info: ReportInfo, has_frontiers: bool) -> list[tuple[str, str]]:
@@ -220,7 +220,7 @@ def terms(scores: DataFrame, info: ReportInfo, has_frontiers: bool) -> list[tupl
     methods = _trained_and_merged(scores)
     if not methods:
         return []
-    merges = [method for method in methods if method not in ARMS]
+    merges = [method for method in methods if method not in BASELINES]
     amounts = listed([format_tokens(budget) for budget in budgets_of(scores) if budget], "or")
     text = f"{amounts} tokens (pieces of words) of {info.language_name} text."
     found = [

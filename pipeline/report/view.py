@@ -8,8 +8,8 @@ from typing import Any
 
 from pandas import DataFrame
 
-from common.units import counted, format_tokens
-from pipeline.arms import ARMS
+from common.units import counted, duration, format_tokens
+from pipeline.baselines import BASELINES
 from pipeline.report import summary
 from pipeline.report.analysis import Analysis
 from pipeline.report.charts import frontiers, merges, scores, stages
@@ -32,7 +32,6 @@ from pipeline.report.paired import KINDS
 from pipeline.report.records import ReportInfo
 from pipeline.report.samples import GeneratedItem, ItemSamples
 from pipeline.report.stages import Prices, StageRecords, prices
-from pipeline.run.console import duration
 
 TEMPLATE = "page.html.jinja"
 SLACK_MEASURES = [("accuracy", "mean accuracy"), ("bits", "bits per byte"), ("lost_top", "share lost of SFT's top 5%")]
@@ -277,7 +276,7 @@ def _facts(found: Analysis) -> list[tuple[str, str]]:
 def _sft_settings(configs: Mapping[str, Mapping[str, Any]], methods: Iterable[str]) -> str | None:
     """Return which checkpoints have fixed SFT settings while those of CT-then-SFT were selected on dev, if any."""
     sections = [config["sft"] for config in configs.values() if (config.get("sft") or {}).get("grid")]
-    fixed = [label(method) for method in methods if method in ARMS and ARMS[method].sft_as_stated]
+    fixed = [label(method) for method in methods if method in BASELINES and BASELINES[method].sft_as_stated]
     if not sections or not fixed:
         return None
     keys = ", ".join(f"{key} of {', '.join(map(str, values))}" for key, values in sections[0]["grid"].items())

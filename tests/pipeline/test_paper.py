@@ -11,9 +11,9 @@ import pytest
 
 from pipeline import sweep
 from pipeline.config import Config
-from pipeline.cost.model_shape import model_shape
-from pipeline.graph import Inputs
-from pipeline.plan import plan_cell
+from pipeline.cost.shape import model_shape
+from pipeline.stages.cell import plan_cell
+from pipeline.stages.stage import Inputs
 from train.parallel import sizes
 
 LANGUAGES = ("tam", "tel", "ory", "ben", "bod", "uig", "mon")

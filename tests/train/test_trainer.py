@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from common.errors import BadInput
-from merge.io.adapter import adapted as open_adapted
-from merge.io.open_folder import open_checkpoint
+from merge.checkpoints.adapter import adapted as open_adapted
+from merge.checkpoints.folder import open_checkpoint
 from train import base_model, trainer
 from train.block_dataset import Blocks
 from train.parallel import Compute

@@ -16,7 +16,7 @@ from typing import Any
 from pandas import DataFrame
 
 from merge.method_table import METHODS
-from pipeline.arms import ARMS
+from pipeline.baselines import BASELINES
 from pipeline.report.formatting import labels
 from pipeline.report.records import methods_in_order
 
@@ -109,7 +109,7 @@ def method_styles(methods: Iterable[str], recipes: Mapping[str, str]) -> dict[st
 def family_of(method: str, recipes: Mapping[str, str]) -> str:
     """Return the family of a method: that of its recipe, else of the longest method that its name begins with."""
     name = method.rpartition("/")[2]  # of several reports next to each other
-    if name in ARMS:
+    if name in BASELINES:
         return TRAINED
     named = [other for other in METHODS if name == other or name.startswith(f"{other}_")]
     recipe = recipes.get(method) or max(named, key=len, default="")

@@ -16,8 +16,8 @@ from common.errors import BadInput
 from pipeline.report import adapt_page
 from pipeline.report.adapt import FILE, TestScores, read_sources
 from pipeline.report.adapt_claims import answers, settings_in_words
-from pipeline.report.adapt_page import plain
 from pipeline.report.inference import holm
+from pipeline.report.page import plain
 from tests.pipeline.report.adapt_world import ANSWERS, SHARES, TRIES, adaptation, write_rows
 from tests.pipeline.report.synthetic import N, item_records
 
@@ -77,7 +77,7 @@ def test_claims_are_paired_t_tests_over_documents_adjusted_by_holm(tmp_path: Pat
     ],
 )
 def test_what_is_lost_is_judged_against_the_tolerance(tmp_path: Path, english: float, verdict: str, words: str) -> None:
-    found = adapt_page.gather(adaptation(tmp_path, {**SHARES, "adapted": (0.55, english)}))
+    found = adapt_page.adapt_view(adaptation(tmp_path, {**SHARES, "adapted": (0.55, english)}))
     assert found.claims[1].verdict == verdict
     assert words in found.sentence
     assert found.sentence.startswith(
@@ -87,7 +87,7 @@ def test_what_is_lost_is_judged_against_the_tolerance(tmp_path: Path, english: f
 
 def test_a_measure_of_which_less_is_better_is_turned_round(tmp_path: Path) -> None:
     sources = adaptation(tmp_path, gain="bits_per_byte", keep="bits_per_byte_en")
-    found = adapt_page.gather(sources)
+    found = adapt_page.adapt_view(sources)
     gained = found.claims[0].estimate
     assert gained is not None and gained.value == pytest.approx(0.20)  # 4 - share bits a byte
     assert "(+0.200 saved, 95% CI" in found.sentence
@@ -112,10 +112,10 @@ def test_one_model_as_the_pair_is_listed_once(tmp_path: Path) -> None:
     tests = {**whole.tests, "base": whole.tests["sft"], "ct": whole.tests["sft_then_ct"]}
     sources = replace(whole, tests=tests)
     assert list(sources.shown) == ["sft", "sft_then_ct", "adapted"]
-    found = adapt_page.gather(sources)
+    found = adapt_page.adapt_view(sources)
     assert list(found.answers) == ["sft", "sft_then_ct", "adapted"]
     without = {name: path for name, path in tests.items() if name != "sft_then_ct"}
-    claims = adapt_page.gather(replace(whole, tests=without)).claims
+    claims = adapt_page.adapt_view(replace(whole, tests=without)).claims
     assert claims[2].claim.text == "The adapted model is better than CT in Tamil & more accuracy."
     assert claims[2].estimate is not None
 
@@ -167,10 +167,10 @@ def test_a_task_of_ones_own_can_be_raised(tmp_path: Path) -> None:
             add_task(sources.tests[name], task, language, share + more)
     scores = TestScores(sources.evaluations, "tam", "Tamil")
     assert scores.own_tasks == ["quiz", "maths"]
-    level, gain = scores.level(scores.measure("tasks"), "sft"), scores.gain(scores.measure("tasks"), "adapted", "sft")
+    level, gain = scores.score(scores.measure("tasks"), "sft"), scores.gain(scores.measure("tasks"), "adapted", "sft")
     assert level is not None and level.value == pytest.approx(0.25) and level.n == 2 * N
     assert gain is not None and gain.value == pytest.approx(0.4) and gain.n == 2 * N
-    found = adapt_page.gather(sources)
+    found = adapt_page.adapt_view(sources)
     assert "better than the chat model in Tamil & more tasks (+0.400" in found.sentence
     assert [column.title for column in found.columns][:5] == [
         "Tamil & more tasks", "Tamil & more accuracy", "Tamil & more bits per byte", "quiz", "maths"

@@ -14,8 +14,9 @@ from lm_eval.api import metrics
 
 from common.files import read_jsonl, write_jsonl
 from eval import corpus_metrics
-from pipeline.report import data, paired, samples
+from pipeline.report import data, paired
 from pipeline.report.records import Evaluation
+from pipeline.report.samples import pick_generated
 from tests.pipeline.report.synthetic import GOOD, LOST, Run, write_scores
 
 ANSWERS = {"sft": "நீர் <b>ஓடும்</b>", "ct": "ཆུ་", "ct_then_sft": "நீர்"}
@@ -141,7 +142,7 @@ def test_without_a_template_the_columns_are_those_of_before(tmp_path: Path) -> N
 
 
 def test_generated_items_are_drawn_by_their_ids_with_whole_answers(both: list[Evaluation]) -> None:
-    items = samples.pick_generated(both, ["nya", "en"])
+    items = pick_generated(both, ["nya", "en"])
     assert [item.task for item in items] == [
         *("flores_nya", "flores_nya", "sums_nya", "sums_nya", "sums_nya@chat", "sums_nya@chat")
     ]
@@ -149,7 +150,7 @@ def test_generated_items_are_drawn_by_their_ids_with_whole_answers(both: list[Ev
     assert {method: said.text for method, said in plain.answers.items()} == ANSWERS
     assert set(chat.answers) == {"sft", "ct_then_sft"} and chat.target == "நீர்"
     assert items[0].answers["sft"].score is None and plain.answers["sft"].score == 0.0
-    assert samples.pick_generated(both, ["en"]) == []
+    assert pick_generated(both, ["en"]) == []
 
 
 def test_the_page_has_the_answers(tmp_path: Path) -> None:

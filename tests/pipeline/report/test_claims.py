@@ -10,9 +10,10 @@ import pytest
 
 from pipeline import report
 from pipeline.report import claims, merges
+from pipeline.report.analysis import Inputs
 from pipeline.report.paired import Evidence
 from pipeline.report.records import Evaluation
-from tests.pipeline.report.synthetic import BUDGETS, GOOD, LOST, SUBJECT, Run, write_scores
+from tests.pipeline.report.synthetic import BUDGETS, GOOD, INFO, LOST, Run, write_scores
 
 IDS = [claim.id for claim, _ in claims.STATED]
 SEEDS = (0, 1, 2)
@@ -122,7 +123,7 @@ def test_claims_without_their_data_say_so(tmp_path: Path) -> None:
     folder = write_scores(tmp_path / "base", {"genre": 0.3}, 5.0)
     answered = claims.claims([Evaluation("base", 10_000, 0, folder)], [], [], "nya")
     assert [answer.verdict for answer in answered.answers] == ["no data"] * len(IDS) and answered.comparisons == []
-    paths = report.render([Evaluation("base", 10_000, 0, folder)], [], [], [], tmp_path / "out", SUBJECT)
+    paths = report.render(Inputs(info=INFO, evaluations=[Evaluation("base", 10_000, 0, folder)]), tmp_path / "out")
     rows = json.loads(paths.claims.read_text())
     assert [row["verdict"] for row in rows] == ["no data"] * len(IDS) and rows[0]["effect"] is None
 

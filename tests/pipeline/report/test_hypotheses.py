@@ -15,16 +15,15 @@ import pytest
 import yaml
 
 from common.errors import BadInput
-from pipeline import report
 from pipeline.__main__ import main
 from pipeline.report import hypotheses, merges, sources, summary
 from pipeline.report.claims import Answer
 from pipeline.report.hypothesis_answers import answers, data
 from pipeline.report.paired import Evidence
-from pipeline.report.records import FrontierPoint, Subject
+from pipeline.report.records import FrontierPoint
 from pipeline.run import collect
 from tests.pipeline.report.points import frontier, point
-from tests.pipeline.report.synthetic import BUDGETS, GOOD, LOST, SUBJECT, Run
+from tests.pipeline.report.synthetic import BUDGETS, GOOD, INFO, LOST, Run
 
 PAIR = ["ties", "ct_then_sft"]
 HEAD: dict[str, Any] = {"statement": "It is so.", "expected": 0.04, "margin": 0.02}
@@ -241,8 +240,8 @@ def test_a_report_over_regimes_answers_what_compares_them(
         gains = {"ties": (10 * above, 0.0, 0.0)}
         scored = Run(tmp_path / regime / "run", gains, {}, seeds=(0,)).evaluations
         configs = {f"{regime} nya 450k": {"name": "study", "regime": regime}}
-        subject = Subject("study", "nya", "བོད་སྐད", configs)
-        sources.Sources(subject, scored, frontier=points).render(tmp_path / f"outputs/{regime}")
+        info = replace(INFO, title="study", language_name="བོད་སྐད", configs=configs)
+        sources.Sources(info=info, evaluations=scored, frontier=points).render(tmp_path / f"outputs/{regime}")
     assert main(["report", "outputs/wsd", "outputs/cosine", "out=outputs/both"]) == 0
     assert "TIES (cosine)" in capsys.readouterr().out
 
@@ -259,7 +258,7 @@ def test_a_report_over_regimes_answers_what_compares_them(
     assert "<h1>བོད་སྐད, experiment study: wsd and cosine" in html
     assert "Under one cosine, TIES leads by more than with annealed budgets (+0.030 in accuracy, 95% CI" in html
     again = sources.read(tmp_path / "outputs/both")
-    assert again.subject.regimes == ("wsd", "cosine")
+    assert again.info.regimes == ("wsd", "cosine")
     collect.compare_regimes([sources.read(Path("outputs") / one) for one in ("wsd", "cosine")], Path("outputs"))
     assert answered_in(collect.BETWEEN) == over_both, "a run of both regimes writes the same report"
 
@@ -274,8 +273,9 @@ def test_a_plan_without_a_regime_is_found_early(tmp_path: Path) -> None:
 
 def test_contrasts_are_paired_differences_and_counts_are_shares(tmp_path: Path) -> None:
     run = Run(tmp_path, GOOD, LOST)
-    knob = [FrontierPoint("ties", BUDGETS[0], 0, {"lambda": 2}, one.folder, one.folder) for one in run.evaluations]
-    given = data(run.evaluations, knob[:1], merges.read_audits(run.audits), "nya")
+    folder = run.evaluations[0].folder
+    knob = FrontierPoint(method="ties", ct_tokens=BUDGETS[0], seed=0, settings={"lambda": 2}, dev=folder, folder=folder)
+    given = data(run.evaluations, [knob], merges.read_audits(run.audits), "nya")
     shares = [{"method": "ties", "budget": "1M"}, {"method": "ties", "budget": "10k", "weight": -1}]
     lost = {**CONTRAST, "id": "lost", "type": "count", "kind": "lost_top_share", "terms": shares}
     missing = {**CONTRAST, "id": "missing", "terms": [{"method": "ties", "budget": "10k", "knob": {"lambda": "7e-4"}}]}
@@ -352,13 +352,17 @@ def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
         CONTRAST,
     ]
     file(root / hypotheses.FOLDER, *entries)
-    sources = sources.Sources(
-        replace(SUBJECT, title="study"), run.evaluations, run.audits, run.choices, frontier=points
+    kept = sources.Sources(
+        info=replace(INFO, title="study"),
+        evaluations=run.evaluations,
+        audits=run.audits,
+        choices=run.choices,
+        frontier=points,
     )
     before = Path.cwd()
     os.chdir(root)
     try:
-        sources.save(root)
+        kept.save(root)
         sources.read(root).render(root / "out")
     finally:
         os.chdir(before)
@@ -404,7 +408,6 @@ def test_without_frontiers_and_hypotheses_a_report_is_as_before(
     folder = Run(tmp_path / "run", GOOD, LOST).render(tmp_path / "out").page.parent
     assert not {"frontier.csv", "gaps.json"} & {path.name for path in folder.iterdir()}
     assert 'id="frontiers"' not in (folder / "report.html").read_text()
-    assert report.FrontierPoint is FrontierPoint
 
 
 def test_an_experiments_file_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pipeline.report.inference import Estimate, two_way_clustered, holm, verdict
+from pipeline.report.inference import Estimate, holm, two_way_clustered, verdict
 
 Floats = Any
 

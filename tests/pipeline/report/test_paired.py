@@ -11,7 +11,7 @@ from scipy import stats
 
 from common.files import write_jsonl
 from eval.stats import ratio_interval
-from pipeline.arms import ARMS
+from pipeline.baselines import BASELINES
 from pipeline.report import formatting
 from pipeline.report.inference import Estimate, holm, verdict
 from pipeline.report.paired import Evidence, compare
@@ -37,7 +37,7 @@ def test_comparisons_pair_items_over_the_seeds_that_both_have(tmp_path: Path) ->
 
 
 def test_arms_that_train_are_not_compared_as_merges(tmp_path: Path) -> None:
-    methods = [*ARMS, "ties", "average_of_ct_then_sft_and_ct", "chat_vector"]
+    methods = [*BASELINES, "ties", "average_of_ct_then_sft_and_ct", "chat_vector"]
     evidence = Evidence([Evaluation(method, 1_000, 0, tmp_path) for method in methods], "nya")
     assert evidence.merges == ["ties", "average_of_ct_then_sft_and_ct", "chat_vector"]
 

@@ -11,7 +11,7 @@ import pytest
 
 from common.files import write_jsonl
 from common.special_tokens import added_special_tokens
-from pipeline.stages import packed
+from pipeline.stages.data import packed
 from tests.common.test_special_tokens import CASES, tokenizer_with
 from train.data import packing, tokenization
 from train.stage_settings import CtBlocksSettings, SftBlocksSettings
