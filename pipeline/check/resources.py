@@ -14,7 +14,7 @@ from common.validation import read_json
 from pipeline.check.finding import Finding, guarded
 from pipeline.config import Config
 from pipeline.cost import estimate
-from pipeline.report import hypotheses, stated_when
+from pipeline.report import hypotheses
 from pipeline.stages.stage import Stage
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def check_hypotheses(plan: RunPlan) -> Iterator[Finding]:
     budgets = {config.ct.tokens for config in configs}
     for name, why in hypotheses.without_data(found, list(dict.fromkeys(methods)), budgets).items():
         yield Finding(False, f"{path}: {name}: this run gives no data for it: {why}")
-    times = stated_when.commit_times(path)
+    times = hypotheses.commit_times(path)
     if times is None:
         yield Finding(
             False,

@@ -268,8 +268,9 @@ class ResultsTable:
 
 def results_in_words(plan: RunPlan) -> str:
     """Return the results so far as numbers: methods by budgets, one table per report. Empty if nothing is scored."""
+    from pipeline.report.data import gather
     from pipeline.report.records import Evaluation
-    from pipeline.report.results import gather, terminal_table
+    from pipeline.report.tables import terminal_table
 
     tables = []
     for (regime, language), cells in plan.reports.items():

@@ -17,10 +17,10 @@ from common.command_line import parse_command_line
 from common.project import describe_version, version
 from eval import options as eval_options
 from merge import cli as merge_options
+from merge.stream.pieces import Subject
 from pipeline import cli
 from pipeline.cli import VERBS
-from pipeline.report.records import Subject
-from pipeline.report.report_sources import Sources
+from pipeline.report.sources import Sources
 
 ROOT = Path(__file__).parents[2]
 
