@@ -55,7 +55,7 @@ class Estimates:
 
     @staticmethod
     def of_plan(plan: RunPlan) -> Estimates:
-        return Estimates(plan.store, plan.config.compute.first_guess, plan.processes)
+        return Estimates(plan.store, plan.config.compute.stage_seconds, plan.processes)
 
     def rate(self, kind: str) -> float:
         """Return the seconds for an `amount` of 1."""

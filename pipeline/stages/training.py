@@ -117,7 +117,7 @@ def _precision(config: Config) -> dict[str, str]:
 
 def _compute(config: Config) -> dict[str, Any]:
     """How a training is computed, as `train.parallel.Compute` takes it."""
-    return config.compute.model_dump(exclude={"first_guess", "keep_last_state"})
+    return config.compute.model_dump(exclude={"stage_seconds", "keep_last_state"})
 
 
 def run_base(job: Job) -> None:

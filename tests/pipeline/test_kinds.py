@@ -83,6 +83,6 @@ def test_a_revision_changes_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_guess_for_an_unknown_kind_is_refused() -> None:
     values = sweep.expand(("experiment=test",), multirun=False).configs[0].model_dump()
-    values["compute"]["first_guess"] = {"evall": 3}
-    with pytest.raises(BadInput, match=r"^compute\.first_guess\.evall: unknown kind of stage. Did you mean eval\?$"):
+    values["compute"]["stage_seconds"] = {"evall": 3}
+    with pytest.raises(BadInput, match=r"^compute\.stage_seconds\.evall: unknown kind of stage. Did you mean eval\?$"):
         validate(values)

@@ -92,8 +92,8 @@ compute.processes=0                          | compute.processes=0:
 compute.precision=fp8                        | compute.precision=fp8:
 compute.precision=fp16                       | compute.precision=fp16:
 compute=gpu compute.attention=flash_attention_2 compute.precision=fp32 | compute.attention=.*:
-compute.first_guess={ctt:3}                  | compute.first_guess:
-+compute.first_guess.ctt=3                   | compute.first_guess.ctt:
+compute.stage_seconds={ctt:3}                  | compute.stage_seconds:
++compute.stage_seconds.ctt=3                   | compute.stage_seconds.ctt:
 tracking.wandb=perhaps                       | tracking.wandb=perhaps:
 merge.metric=f1                              | merge.metric=f1:
 merge.methods=null                           | merge.methods=null:

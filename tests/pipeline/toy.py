@@ -95,7 +95,7 @@ class Makers(dict[str, object]):
 
 def view(store: Store, stages: Sequence[Stage], journal: Journal) -> RunView:
     """What is shown of a run of these stages."""
-    config = SimpleNamespace(name="toy", compute=SimpleNamespace(first_guess={}))
+    config = SimpleNamespace(name="toy", compute=SimpleNamespace(stage_seconds={}))
     plan: Any = SimpleNamespace(stages=stages, config=config, processes=1, store=store, reports={})
     return RunView(plan, journal.path)
 
