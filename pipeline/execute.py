@@ -227,7 +227,7 @@ class Executor:
                 self._verified.add(stage.key)
             return entry
         try:
-            moved_to = self.store.set_aside(entry)
+            moved_to = self.store.quarantine(entry)
         except FileNotFoundError:  # another job was faster
             return None
         self.journal.write("damaged", stage, damage=damage, moved_to=str(moved_to))

@@ -44,7 +44,7 @@ class Entry:
         """Return the content of stage.json, as of the first read; empty if it cannot be read."""
         return read_record(self.path)
 
-    def holds(self, name: str) -> bool:
+    def has(self, name: str) -> bool:
         """Return whether it has this file or folder."""
         return any(file == name or file.startswith(f"{name}/") for file in self.record.get("files", ()))
 
@@ -138,8 +138,8 @@ class Store:
     def claim(self, stage: Stage, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
         """Acquire the lock for computing a stage. Call `on_wait` and wait while another process holds it."""
         self._lock(stage).parent.mkdir(parents=True, exist_ok=True)
-        with locks.opened(self._lock(stage), os.O_CREAT) as file:
-            if not locks.taken(file, self._lock(stage)):
+        with locks.open_lock(self._lock(stage), os.O_CREAT) as file:
+            if not locks.try_lock(file, self._lock(stage)):
                 on_wait()
                 fcntl.flock(file, fcntl.LOCK_EX)
             try:
@@ -150,8 +150,8 @@ class Store:
     def is_free(self, stage: Stage) -> bool:
         """Return whether no process is making a stage just now."""
         try:
-            with locks.opened(self._lock(stage)) as file:
-                return locks.taken(file, self._lock(stage))  # and given back when it is closed
+            with locks.open_lock(self._lock(stage)) as file:
+                return locks.try_lock(file, self._lock(stage))  # and given back when it is closed
         except FileNotFoundError:
             return True
 
@@ -215,7 +215,7 @@ class Store:
         with contextlib.suppress(OSError):
             remove(self.work(stage))
 
-    def set_aside(self, entry: Entry) -> Path:
+    def quarantine(self, entry: Entry) -> Path:
         """Move a damaged entry to `store/.damaged/`, so that it can be computed again and still be looked at."""
         damaged = self.root / ".damaged"
         damaged.mkdir(parents=True, exist_ok=True)

@@ -170,6 +170,6 @@ def verify(store: Store) -> int:
             checked += 1
             if damage := entry.damage(thorough=True):
                 damaged += 1
-                print_line(f"{entry.path}: {damage}; moved to {store.set_aside(entry)}")
+                print_line(f"{entry.path}: {damage}; moved to {store.quarantine(entry)}")
     print_line(f"{checked} entries checked, {damaged} damaged")
     return 1 if damaged else 0

@@ -96,7 +96,7 @@ def test_a_record_that_changed_is_read_again(tmp_path: Path, reads: list[Path]) 
 def test_a_record_that_says_something_else_is_damage(tmp_path: Path, text: str) -> None:
     (publish(tmp_path, STAGES[0]) / RECORD).write_text(text)
     (entry,) = Store(tmp_path).entries("ct")
-    assert (entry.record, entry.holds("a")) == ({}, False)
+    assert (entry.record, entry.has("a")) == ({}, False)
     assert "cannot be read" in str(entry.damage(thorough=True))
     assert Estimates(Store(tmp_path), {"ct": 7.0}).rate("ct") == 7.0
     assert run.verify(Store(tmp_path)) == 1 and not list(Store(tmp_path).entries("ct"))
