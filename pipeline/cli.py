@@ -46,7 +46,7 @@ Settings. conf/ documents every key; these are common:
 
 @dataclass(frozen=True)
 class Verb:
-    """A command. takes: settings (`key=value`), folders, or both. words: what else it takes, in its usage line."""
+    """The help of a command. takes: settings (`key=value`), folders, or both. words: its other arguments."""
 
     summary: str
     text: str
@@ -57,7 +57,7 @@ class Verb:
 
 @dataclass(frozen=True)
 class Given:
-    """What a command got: settings and other words, whether it is a multirun, and the values of its own options."""
+    """The words of a command line: settings and others, whether it is a multirun, and the values of other options."""
 
     words: list[str]
     multirun: bool
@@ -143,7 +143,7 @@ VERBS = {
 }
 
 
-OWN_OPTIONS: dict[str, tuple[click.Option, ...]] = {
+OPTIONS: dict[str, tuple[click.Option, ...]] = {
     "plan": (
         click.Option(
             ["--memory-table"],
@@ -168,13 +168,13 @@ OWN_OPTIONS: dict[str, tuple[click.Option, ...]] = {
 
 
 def choices() -> dict[str, list[str]]:
-    """Groups of conf/ and the choices of each."""
+    """Return the groups of conf/ and the choices of each."""
     folders = sorted(folder for folder in CONF.iterdir() if folder.is_dir())
     return {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in folders}
 
 
 class PipelineCommand(Command):
-    """A command whose usage line names what it takes, and whose help lists groups and common keys of settings."""
+    """A command whose usage line names its arguments, and whose help lists groups and common keys of settings."""
 
     def __init__(self, name: str, verb: Verb) -> None:
         options: list[click.Parameter] = [
@@ -182,21 +182,21 @@ class PipelineCommand(Command):
             click.Option(["-m", "--multirun"], is_flag=True, help=MULTIRUN),
             click.Option(["--config-dir"], metavar="FOLDER", multiple=True, help=CONFIG_DIR),
         ]
-        options += OWN_OPTIONS.get(name, ())
+        options += OPTIONS.get(name, ())
         super().__init__(
             name, verb.summary, verb.text, verb.examples, options if "settings" in verb.takes else options[:1]
         )
         self.verb = verb
 
     def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
-        """What the usage line shows behind the name of the command."""
+        """Return what the usage line shows after the name of the command."""
         words = [self.verb.words] if self.verb.words else []
         settings = [*words, "[GROUP=CHOICE]...", "[KEY=VALUE]..."] if "settings" in self.verb.takes else words
         options = ["[OPTIONS]"] if len(self.params) > 1 else []
         return [*options, *settings, *(["[FOLDER]..."] if "folders" in self.verb.takes else [])]
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Examples; groups, choices and common keys of a command that composes a configuration."""
+        """Write examples; for a command that composes a configuration, also groups, choices and common keys."""
         super().format_epilog(ctx, formatter)
         if "settings" in self.verb.takes and self.name != "verify":
             with formatter.section("Groups and their choices"):
@@ -206,7 +206,7 @@ class PipelineCommand(Command):
 
 
 def complete(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """`experiment=ti` to `experiment=tiny`. Bash has split it at the `=` already, and wants `tiny` alone.
+    """Complete `experiment=ti` to `experiment=tiny`. Bash has split it at the `=` already, and wants `tiny` alone.
 
     The first word of a command that takes a stage is a kind.
     """
@@ -227,7 +227,7 @@ def complete(context: click.Context, parameter: click.Parameter, incomplete: str
 
 
 def overview(program: str) -> str:
-    """The help of the pipeline as a whole."""
+    """Return the help of `python -m pipeline`."""
     width = max(map(len, VERBS)) + 2
     lines = [f"  {name:{width}}{verb.summary}" for name, verb in VERBS.items()]
     return "\n".join(
@@ -254,7 +254,7 @@ def parse(verb: str, words: list[str], program: str) -> Given:
 
 
 def _search_path(folders: tuple[str, ...]) -> list[str]:
-    """The override that has Hydra look into further folders."""
+    """Return the override that has Hydra search further folders."""
     for folder in folders:
         if not Path(folder).is_dir():
             raise BadInput(
@@ -283,8 +283,8 @@ def pipeline_main(arguments: Sequence[str] | None = None, program: str = "python
     try:
         with user_errors():
             return _act(verb, parse(verb, words, program), arguments, program)
-    except click.exceptions.Exit as asked:  # the help is printed
-        return asked.exit_code
+    except click.exceptions.Exit as exit:  # the help is printed
+        return exit.exit_code
     except click.ClickException as error:
         print(f"{program} {verb}: {error.format_message()} See {program} {verb} --help.", file=sys.stderr)
         return error.exit_code
@@ -305,7 +305,7 @@ def pipeline_main(arguments: Sequence[str] | None = None, program: str = "python
 
 
 def _act(verb: str, given: Given, arguments: Sequence[str], program: str) -> int:
-    """Do what a command says. `arguments`: the whole command line, as given."""
+    """Carry out a command. arguments: the complete command line, as given."""
 
     if given.options.get("memory_table"):
         from pipeline.cost import table
@@ -344,7 +344,7 @@ def _make(names: Sequence[str], settings: Sequence[str], multirun: bool, argumen
 
 
 def report_folders(folders: Sequence[str], others: Sequence[str]) -> int:
-    """The report of results that lie in folders. `others`: `out=FOLDER`, where it is to be written."""
+    """Write the report of results in folders. others: `out=FOLDER`, for the report."""
     from pipeline.report.sources import report
 
     if wrong := [other for other in others if not other.startswith("out=")]:
@@ -356,7 +356,7 @@ def report_folders(folders: Sequence[str], others: Sequence[str]) -> int:
 
 
 def command(verb: str, overrides: Sequence[str], multirun: bool, arguments: Sequence[str]) -> int:
-    """Carry out a command on a sweep. `arguments`: the whole command line, as given."""
+    """Carry out a command on a sweep. arguments: the complete command line, as given."""
     if verb == "plan":
         from pipeline.run import plan_table
 
@@ -391,23 +391,23 @@ COMMANDS = {
 }
 
 
-def _print_version(context: click.Context, parameter: click.Parameter, asked: bool) -> None:
-    if asked and not context.resilient_parsing:
+def _print_version(context: click.Context, parameter: click.Parameter, given: bool) -> None:
+    if given and not context.resilient_parsing:
         print(f"slackmerge {describe_version()}")
         context.exit()
 
 
 class _Commands(click.Group):
-    """The commands. To run one, its words are handed over; to complete its words, its own options are looked up."""
+    """The commands. To run one, its words are handed over; to complete its words, its options are looked up."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """The names of the commands, in the order in which an experiment needs them."""
+        """Return the names of the commands, in the order in which an experiment needs them."""
         return list(COMMANDS)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """The name of the command that a line begins with, the command, and the other words."""
+        """Return the name of the command that a line begins with, the command, and the other words."""
         name, command, rest = super().resolve_command(ctx, args)
         return name, command_of(name) if name in COMMANDS and ctx.resilient_parsing else command, rest
 
@@ -459,7 +459,7 @@ def _hand_over(name: str, place: str, arguments: Sequence[str]) -> int:
 
 
 def command_of(name: str) -> click.Command:
-    """The command itself, with its options."""
+    """Return a command with its options."""
     if name in VERBS:
         return PipelineCommand(name, VERBS[name])
     command: click.Command = import_module(COMMANDS[name][1].partition(":")[0]).COMMAND
@@ -474,7 +474,7 @@ for _name, (_summary, _place) in COMMANDS.items():
             params=[click.Argument(["arguments"], nargs=-1, type=click.UNPROCESSED)],
             callback=partial(_hand_over, _name, _place),
             short_help=_summary,
-            add_help_option=False,  # each has a help of its own
+            add_help_option=False,  # each prints its help itself
         )
     )
 

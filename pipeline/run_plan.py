@@ -78,13 +78,11 @@ class RunPlan:
         return next(cell for cell in self.cells if any(stage.key == key for stage in cell.stages))
 
     def new_folder(self) -> Path:
-        """Return a new name for the folder of what one run leaves beside its results: plan, journal, logs."""
+        """Return a new name for the folder of one run: its plan, journal and logs."""
         return self.outputs.absolute() / "runs" / f"{datetime.now():%Y-%m-%d_%H-%M-%S}-{os.getpid()}"
 
     def save(self, folder: Path) -> None:
-        """Leave the plan where every worker of the run, on this machine or in a job, finds it; the configs beside it
-        are for people.
-        """
+        """Write the plan for every process of the run, on this machine or in a job; and the configs, for people."""
         folder.mkdir(parents=True, exist_ok=True)
         # whatever the umask: `load` takes none that others may write
         with open(folder / FILE, "wb", opener=lambda path, flags: os.open(path, flags, 0o644)) as file:
@@ -140,10 +138,10 @@ def without_stages(config: Config) -> Cell:
 
 
 def plan(sweep: Sweep, network: bool = True) -> RunPlan:
-    """Plan the cells of a sweep; `network`: whether the Hub may be asked. Raises BadInput."""
+    """Plan the cells of a sweep. network: whether the Hub may be queried. Raises BadInput."""
     return plan_configs(sweep.configs, network, sweep.processes)
 
 
 def plan_configs(configs: Sequence[Config], network: bool, processes: int = 1) -> RunPlan:
-    """Check what each cell reads from outside, and plans it. Raises BadInput that names the key."""
+    """Check the inputs of each cell, and plan it. Raises BadInput that names the key."""
     return RunPlan(tuple(plan_cell(config, inputs.inputs(config, network)) for config in configs), processes)

@@ -1,8 +1,8 @@
-"""Where results live: `store/<kind>/<slug>-<key>/`, with a `stage.json` that says what it is and its files' checksums.
+"""The folder of results: `store/<kind>/<slug>-<key>/`, with a `stage.json` of settings, parents and checksums of files.
 
-Nothing has its final name before it is whole. A stage is made in `store/.work/`, which outlives a crash, under a lock
-that does not: the kernel drops an flock with its process. So kill -9 is safe at every point, and two jobs never do the
-same work at the same time.
+Nothing has its final name before it is complete. A stage is computed in `store/.work/`, which outlives a crash, under
+a lock that does not: the kernel drops an flock with its process. So kill -9 is safe at every point, and two jobs never
+do the same work at the same time.
 """
 
 from __future__ import annotations
@@ -196,7 +196,7 @@ class Store:
         return Entry(final)
 
     def drop(self, entry: Entry, name: str) -> None:
-        """Remove a file or folder of an entry for good; its record says so, and is changed first."""
+        """Remove a file or folder of an entry for good; the record, which is changed first, lists it as dropped."""
         files = {
             file: about
             for file, about in entry.record["files"].items()
@@ -207,7 +207,7 @@ class Store:
         remove(entry.path / name)
 
     def has_work(self, stage: Stage) -> bool:
-        """Return whether a stage is being made, or a crash left its work folder behind."""
+        """Return whether a stage is being computed, or a crash left its work folder behind."""
         return os.path.lexists(self.work(stage))
 
     def discard_work(self, stage: Stage) -> None:

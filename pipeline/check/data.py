@@ -74,7 +74,7 @@ def check_readable(pattern: str | None, key: str) -> None:
 
 
 def hub_source(section: HubSource) -> hub_data.Source:
-    """Return a section of the config as what is read."""
+    """Return the data set that a section of the config names."""
     return hub_data.Source(**section.model_dump(include={"dataset", "subset", "files", "split", "revision"}))
 
 
@@ -189,7 +189,7 @@ def check_budgets(plan: RunPlan) -> Iterator[Finding]:
 def text_bytes(config: Config) -> int | None:
     """UTF-8 bytes of the language's training text, about.
 
-    Of a data set on the Hub what is asked for, and None if that is all.
+    Of a data set on the Hub the requested bytes; None: all of it.
     """
     corpus = config.corpus
     if isinstance(corpus, HubCorpus):
@@ -243,17 +243,17 @@ def check_conversations(cell: Cell) -> Iterator[Finding]:
 
 def template_in_words(template: ChatTemplate, counts: Mapping[str, int]) -> str:
     """Describe what a template does with conversations. counts: of a sample; see train.data.chat_template."""
-    said = [f"ends an answer by {template.stop_token}", "a conversation is one sequence"]
+    parts = [f"ends an answer by {template.stop_token}", "a conversation is one sequence"]
     if not template.one_sequence:
         grown = f" ({counts['conversations']:,} become {counts['sequences']:,})" if counts.get("unrolled") else ""
-        said[1] = f"unrolled, an example an answer{grown}: later prompts do not continue earlier answers"
+        parts[1] = f"unrolled, an example an answer{grown}: later prompts do not continue earlier answers"
     if template.lead.strip():
-        said.append(f"an answer begins with {template.lead!r}, which is learnt")
+        parts.append(f"an answer begins with {template.lead!r}, which is learnt")
     if template.own_system:
-        said.append("adds a system prompt of its own (kept)")
+        parts.append("adds a system prompt of its own (kept)")
     if template.folds_system:
-        said.append("takes no system message: it goes into the first question")
-    return "; ".join(said)
+        parts.append("takes no system message: it goes into the first question")
+    return "; ".join(parts)
 
 
 def sample_conversations(config: Config) -> list[dict[str, Any]]:
@@ -274,7 +274,7 @@ def sample_conversations(config: Config) -> list[dict[str, Any]]:
 def sft_tokenizer(config: Config) -> PreTrainedTokenizerBase | None:
     """Return the tokenizer that SFT is tokenised by, or for a recipe one of the same special tokens.
 
-    None if it cannot be had, which another check says.
+    None if it cannot be loaded, which another check reports.
     """
     from train.base_model import train_tokenizer
     from train.data.packing import load_tokenizer
@@ -300,12 +300,12 @@ MAX_FALLBACK_SHARE = 0.5  # fraction of partial characters above which a tokeniz
 
 @dataclass(frozen=True)
 class Fertility:
-    """What a tokenizer makes of documents.
+    """How well a tokenizer fits documents.
 
     bytes_a_token: UTF-8 bytes.
-    fallback: share of tokens that are single bytes or parts of characters.
-    unknown: share of tokens that stand for text that is lost.
-    returned: share of documents that come back as they were, spaces apart.
+    fallback: fraction of tokens that are single bytes or parts of characters.
+    unknown: fraction of tokens that replace text that is lost.
+    returned: fraction of documents that come back as they were, spaces apart.
     control: how often control tokens are written in them, by their names.
     """
 

@@ -104,7 +104,7 @@ def embedding_rows(file: Path) -> int | None:
         with safe_open(file, "np") as tensors:
             names = [name for name in list(tensors.keys()) if is_embedding(name)]
             return int(tensors.get_slice(names[0]).get_shape()[0]) if names else None
-    except SafetensorError:  # `partners` reports what is wrong with the file
+    except SafetensorError:  # `check_partners` reports what is wrong with the file
         return None
 
 
@@ -142,7 +142,7 @@ def check_partners(cell: Cell) -> Iterator[Finding]:
     chat = folders.get("sft.source")
     start = chat if method.from_ == "sft" and chat else base
     whole = of_chat_model(config, method) if chat else {}
-    whole.pop("special_rows", None)  # `pair` checks the template
+    whole.pop("special_rows", None)  # `check_pair` checks the template
     stated = {**method.tries[0], **whole}
     recipe = recipes.complete(stated, start.absolute(), merged, config.seed)
     check(Recipe.from_dict(recipe, where="merge.methods"))
@@ -185,7 +185,7 @@ def check_pair(cell: Cell) -> Iterator[Finding]:
         return
     sides = [_side(path, key) for key, path in (("model.path", config.model.path), ("sft.source", config.sft.source))]
     base, chat = sides
-    if base is None or chat is None:  # another check says why
+    if base is None or chat is None:  # another check reports it
         return
     check_same_tokens(base, chat)
     if base.tied != chat.tied:
@@ -220,7 +220,7 @@ def _side(path: str, key: str) -> Side | None:
         return Side(folder, f"{key}={path}", load_tokenizer(folder))
     except BadInput:
         raise
-    except Exception:  # whatever transformers raises for files of no known kind; `tokenizer` says it
+    except Exception:  # whatever transformers raises for files of no known kind; `check_tokenizer` reports it
         return None
 
 
@@ -266,7 +266,7 @@ def generation_in_words(chat: Side, template: ChatTemplate) -> str:
 
 
 def licences_in_words(found: Sequence[str | None]) -> str:
-    """The licences of base and chat model, and what the card of the result says."""
+    """Describe the licences of base and chat model, and that on the card of the result."""
     both = common_licence(found)
     listed = ", ".join(licence or "not stated" for licence in found)
     card = {None: "the card names what is stated", OTHER_LICENCE: "they differ: the card says other and names both"}
@@ -292,7 +292,7 @@ def check_chat_templates(cell: Cell) -> Iterator[Finding]:
 
 
 def check_template(config: Config, folder: Path, where: str) -> Iterator[Finding]:
-    """Yield what is found of one checkpoint. Raises BadInput."""
+    """Check the template of one checkpoint. Raises BadInput."""
     from transformers import AutoTokenizer
 
     from eval.chat_prompts import rendered, template_of
@@ -343,7 +343,7 @@ def check_questions(cell: Cell) -> Iterator[Finding]:
     asked = read_questions(config.eval.questions)
     for key, path in given_checkpoints(config).items():
         folder = described_folder(path, fetch=model_hub.is_online())
-        if folder is None:  # another check says why
+        if folder is None:  # another check reports it
             continue
         context = context_length(architecture.config_of(folder, f"{key}={path}"))
         tokenizer = load_tokenizer(folder)

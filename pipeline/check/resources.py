@@ -65,14 +65,14 @@ def prompts_in_words(config: Config, loaded: Mapping[str, Any]) -> str:
         "auto": "by the chat template where there is one",
         "both": "plain and by the chat template",
     }
-    said = []
+    parts = []
     for name, task in loaded.items():
         count = sum(1 for _ in task.doc_iterator(limit=config.eval.limit))
         shots, length = task.get_config("num_fewshot") or 0, generated_tokens(task)
         examples = f", {shots} example{'s' * (shots != 1)} each" if shots else ""
         generated = f", up to {count * length:,} tokens generated ({length} each)" if length else ""
-        said.append(f"{name}: {count:,}{examples}{generated}")
-    return f"{ways[config.eval.chat]}; {'; '.join(said)}"
+        parts.append(f"{name}: {count:,}{examples}{generated}")
+    return f"{ways[config.eval.chat]}; {'; '.join(parts)}"
 
 
 def context_of(config: Config) -> int | None:

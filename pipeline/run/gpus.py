@@ -77,9 +77,9 @@ def visible() -> tuple[str, ...]:
 
 
 def choose_launcher(sweep: Sweep, compute: Compute) -> tuple[Sweep, tuple[str, ...]]:
-    """Choose how this machine makes the stages: the sweep with its launcher, and the GPUs that children share.
+    """Choose how this machine computes the stages: the sweep with its launcher, and the GPUs that children share.
 
-    No GPUs are returned if the stages are made as `launcher` says, without sharing. Several visible GPUs are shared
+    No GPUs are returned if the launcher of the sweep stays, which shares none. Several visible GPUs are shared
     unless the command line names a launcher. Raises BadInput.
     """
     cuda = compute.device == "cuda"
@@ -156,7 +156,7 @@ class Pool:
     """Pieces that wait or run, and the GPUs that they hold.
 
     `devices`: names, each once. `without_device`: how many pieces run at a time that hold no GPU. `elsewhere`: whether
-    another command makes a piece at the moment; such pieces come last.
+    another command computes a piece at the moment; such pieces come last.
     """
 
     def __init__(
@@ -213,9 +213,7 @@ class Pool:
         return held + wanted <= len(self.devices) - width(head)
 
     def _ready(self) -> list[Piece]:
-        """Return the pieces whose needs are no longer made: trainings first, as much waits for them, the widest
-        before.
-        """
+        """Return the pieces whose needs have ended: trainings first, of these the widest."""
         coming = {key for piece in (*self.waiting, *self.running) for key in piece.keys}
         ready = [piece for piece in self.waiting if not piece.needs & coming]
         return sorted(
@@ -266,7 +264,7 @@ class Children:
                     break
                 for piece in self._ended():
                     try:
-                        self._end(piece, told_to_end=stopping)
+                        self._end(piece, stopping)
                     except BadInput as error:
                         too_large = too_large or error
         finally:
@@ -314,8 +312,8 @@ class Children:
             time.sleep(POLL_S)
         return ended
 
-    def _end(self, piece: Piece, told_to_end: bool) -> None:
-        """Free a piece's GPUs, and say what its process did not live to say. Raises BadInput as `run` does."""
+    def _end(self, piece: Piece, stopping: bool) -> None:
+        """Free a piece's GPUs, and report a process that was killed. Raises BadInput as `run` does."""
         code = self.processes.pop(piece).returncode
         self.pool.end(piece)
         self.journal.write("piece_ended", piece=piece.name, code=code)
@@ -323,14 +321,14 @@ class Children:
         with contextlib.suppress(OSError):
             if not log.stat().st_size:
                 log.unlink()
-        if told_to_end or interruption.requested():
+        if stopping or interruption.requested():
             return
-        self._lost(piece, code)
+        self._report_lost(piece, code)
         if piece.job_class == "data":
             check_budgets(self.plan)
 
-    def _lost(self, piece: Piece, code: int) -> None:
-        """Write failures of stages that are not made, and of which the child's journal says nothing."""
+    def _report_lost(self, piece: Piece, code: int) -> None:
+        """Write failures of stages that are missing without an event in the journal."""
         silent = [stage for stage in piece.stages if self.store.find(stage) is None]
         if not silent:
             return
@@ -347,9 +345,9 @@ class Children:
             self._not_run(stage, silent[0])
 
     def _drop_what_cannot_run(self) -> bool:
-        """Take out the pieces of which no stage can be made: what they read was not made, and no piece makes it.
+        """Drop the pieces of which no stage can be computed: what they read is missing, and no piece computes it.
 
-        True if there were some: what needs them cannot be made either.
+        Returns whether there were some: what needs them cannot be computed either.
         """
         dropped = False
         coming = {key for piece in (*self.pool.waiting, *self.pool.running) for key in piece.keys}
@@ -374,12 +372,12 @@ class Children:
         self.journal.write("not_run", stage, message=message)
 
     def _elsewhere(self, piece: Piece) -> bool:
-        """Return whether another command makes the piece's first missing stage at the moment."""
+        """Return whether another command computes the piece's first missing stage at the moment."""
         first = next((stage for stage in piece.stages if self.store.find(stage) is None), None)
         return first is not None and not self.store.is_free(first)
 
     def _interrupt(self) -> None:
-        """Have each child end: a training saves before."""
+        """Ask each child to end; a training saves before."""
         for piece, process in self.processes.items():
             if piece not in self.interrupted and process.poll() is None:
                 process.send_signal(signal.SIGINT)

@@ -51,7 +51,7 @@ _running: list[tuple[subprocess.Popen[str], Path]] = []  # the child that trains
 def train(
     job: Job, model: Path, blocks: Path, settings: TrainingSettings, resume_state: Path | None = None
 ) -> dict[str, Any]:
-    """Train `model` on `blocks` as `train.trainer.train` does, and return what it asserts: world size, wrapper
+    """Train `model` on `blocks` as `train.trainer.train` does, and return what it verified: world size, wrapper
     class, ZeRO stage.
 
     Puts this and what was measured into `job.facts`, and a summary into `job.note`.

@@ -39,7 +39,7 @@ KILLED_WITHIN_S = 900.0  # seconds after which a job that was asked to end stops
 
 @dataclass(frozen=True)
 class ClusterJob:
-    """A job as submitit keeps it: where the run's plan lies, and the keys of its own stages, in their order."""
+    """A job as submitit keeps it: the folder of the run's plan, and the keys of its stages, in their order."""
 
     folder: Path
     name: str
@@ -113,10 +113,10 @@ class ClusterJob:
 
 
 def bind_gpus() -> None:
-    """Set CUDA_VISIBLE_DEVICES from what Slurm says of the job's GPUs, if Slurm has not set it itself.
+    """Set CUDA_VISIBLE_DEVICES to the GPUs that Slurm gave to the job, if Slurm has not set it itself.
 
     Without it, all jobs of a node whose cgroups do not confine GPUs (ConstrainDevices) use the first GPU. Not for a job
-    of several nodes: Slurm says so of the first node only.
+    of several nodes: Slurm names those of the first node only.
     """
     if "CUDA_VISIBLE_DEVICES" in os.environ or os.environ.get("SLURM_JOB_NUM_NODES", "1") != "1":
         return

@@ -25,7 +25,7 @@ LARGEST_ARRAY = 1000  # Slurm's default MaxArraySize is 1001
 
 @dataclass(frozen=True)
 class Piece:
-    """What one job makes, in this order. `needs` are the keys of stages that must be there before it starts."""
+    """The stages of one job, in their order. needs: keys of stages that must be published before it starts."""
 
     job_class: JobClass
     stages: tuple[Stage, ...]
@@ -52,15 +52,15 @@ class Piece:
 
 
 def job_class_of(stage: Stage) -> JobClass:
-    """Return the class of jobs that makes a stage; merging is done where its result is scored."""
-    work = stage.type.resource
-    return "evaluate" if work == "score" or work == "merge" else work
+    """Return the class of jobs that computes a stage; a merge is computed where its result is scored."""
+    resource = stage.type.resource
+    return "evaluate" if resource == "score" or resource == "merge" else resource
 
 
 def group_into_pieces(stages: Sequence[Stage], waiting: Collection[str] | None = None) -> tuple[Piece, ...]:
-    """Return the jobs of a plan, each after those that it needs.
+    """Group the stages of a plan into jobs, each after those that it needs.
 
-    Only stages whose keys are in `waiting` are made; None: all of them.
+    waiting: keys of the stages to compute; None: all of them.
     """
     groups: dict[tuple[str, ...], list[Stage]] = {}
     for stage in stages:
@@ -72,9 +72,7 @@ def group_into_pieces(stages: Sequence[Stage], waiting: Collection[str] | None =
 
 
 def _piece(group: Sequence[Stage], waiting: Collection[str] | None) -> Piece | None:
-    """Return the job for stages that belong together, without those that need not be made; what it lacks of them, it
-    needs from elsewhere.
-    """
+    """Return the job for a group of stages, without those that need not be computed: it waits for these."""
     kept = [stage for stage in group if waiting is None or stage.key in waiting]
     if not kept:
         return None
@@ -90,16 +88,16 @@ def _piece_key(stage: Stage) -> tuple[str, ...]:
 
     No two jobs need one another: a job's stages read only what was computed before all of them.
     """
-    work = job_class_of(stage)
-    if work == "data":
+    job_class = job_class_of(stage)
+    if job_class == "data":
         lineage = [stage, *ancestors(stage)]
         corpus = sorted(ancestor.key for ancestor in lineage if ancestor.kind == "corpus")
         models = (ancestor for ancestor in lineage if not ancestor.given and job_class_of(ancestor) == "train")
         trained = sorted(model.key for model in models)
-        return (work, *corpus, *trained)
-    if work == "train":
-        return (work, stage.trajectory or stage.key)
-    return (work, _piece_root(stage).key)
+        return (job_class, *corpus, *trained)
+    if job_class == "train":
+        return (job_class, stage.trajectory or stage.key)
+    return (job_class, _piece_root(stage).key)
 
 
 def _piece_root(stage: Stage) -> Stage:

@@ -115,7 +115,7 @@ def write_manifest(store: Store, array: str, jobs: Sequence[Job]) -> None:
 
 
 def jobs_of_store(store: Store, seen: dict[str, QueueEntry]) -> list[Job]:
-    """Return the jobs in the queue that make stages of this store. Forgets arrays that have left it."""
+    """Return the jobs in the queue that compute stages of this store. Forgets arrays that have left it."""
     jobs, names = [], {entry.name for entry in seen.values()}
     for path in _manifests(store).glob(f"{PREFIX}*.json"):
         if path.stem not in names:
@@ -140,7 +140,7 @@ def jobs_by_key(jobs: Collection[Job]) -> dict[str, Job]:
 def submit(site: Site, store: Store, pieces: Sequence[Piece], folder: Path, queued: Mapping[str, Job]) -> list[Job]:
     """Submit jobs, which are in an order in which they could run.
 
-    `queued` says which job in the queue makes a stage. Raises BadInput if Slurm rejects one, in Slurm's words;
+    queued: the job in the queue that computes a stage, by key. Raises BadInput if Slurm rejects one, in Slurm's words;
     what was submitted before stays in the
     """
     makers, submitted = dict(queued), []
@@ -281,7 +281,7 @@ class Watch:
 
 
 def wait(watch: Watch, site: Site, look: Callable[[], dict[str, QueueEntry] | None] = query_queue) -> None:
-    """Return when all jobs have left the queue, and what they left has been seen or given up."""
+    """Return when all jobs have left the queue, and each of their stages is published or explained."""
     going, last, spoke = set(watch.jobs), "", 0.0
     left_at: dict[str, float] = {}
     while going:
