@@ -14,7 +14,8 @@ from merge import methods
 from merge.election import Scope, Slack
 from merge.engine.outputs import Output, Parent
 from merge.engine.plan import Plan, compute_dtype, out_dtype
-from merge.loops.calls import KINDS, draw_by_rank
+from merge.loops.calls import KINDS, Drawn, draw_slice
+from merge.loops.machine_code import Loop
 from merge.method_table import IMPORTANCE, MAGNITUDE_OUTLIERS, MAGPRUNE, RANDOM, VARIANCE
 from merge.methods import Consensus
 from merge.per_tensor import resolve
@@ -22,7 +23,7 @@ from merge.recipe import Recipe
 from merge.span import Gram
 from merge.stream.joint_selection import Importance, Variance, importance_mask, importance_ranks
 from merge.stream.model_term import ModelTerm, model_term
-from merge.stream.pieces import Job, Piece
+from merge.stream.pieces import SLICE, Job, Piece
 
 
 @dataclass
@@ -106,12 +107,35 @@ class TensorRecipe:
             for i, term in enumerate(self.terms):
                 self.sums[f"{i}"] = self.sums.get(f"{i}", 0.0) + float(self._kept(term, piece).double().square().sum())
             return
+        loop = self._drawing_loop(piece.job)
+        self._gather_magnitudes(piece, loop)
+        if loop is not None and piece.stop == self.output.numel and not all(map(self._is_certain, self.sums.values())):
+            self.sums.clear()
+            for each in piece.job.pieces():
+                self._gather_magnitudes(each, None)
+
+    def _gather_magnitudes(self, piece: Piece, loop: Loop | None) -> None:
+        """Add Σ|τ| of a slice, and that of what is kept, where something is trimmed or dropped."""
         for term in self.terms:
-            for key, part in (
-                (f"{term.name}.all", piece.tau(term.parent, self.dtype)),
-                (f"{term.name}.kept", self._kept(term, piece)),
-            ):
-                self.sums[key] = self.sums.get(key, 0.0) + float(part.abs().sum(dtype=torch.float64))
+            if term.density >= 1:
+                continue
+            if loop is not None:
+                self.drawn_mask(term, piece)  # which the merge will need again
+                sums = self._drawn_by_loop(loop, term, piece).sums
+            else:
+                parts = piece.tau(term.parent, self.dtype), self._kept(term, piece)
+                sums = [float(part.abs().sum(dtype=torch.float64)) for part in parts]
+            for part, value in zip(("all", "kept"), sums, strict=True):
+                key = f"{term.name}.{part}"
+                self.sums[key] = self.sums.get(key, 0.0) + value
+
+    def _is_certain(self, total: float) -> bool:
+        """Whether a sum of magnitudes is rounded to one and the same number in whichever order it is added up."""
+        numel, columns = self.output.numel, self.output.shape[-1] if self.output.shape else 1
+        additions = numel // columns + columns + numel // SLICE
+        error = 2 * additions * 2.0**-53
+        below, above = torch.tensor([total * (1 - error), total * (1 + error)], dtype=self.dtype)
+        return bool(below == above)
 
     @cached_property
     def signature(self) -> tuple[Any, ...]:
@@ -271,12 +295,11 @@ class TensorRecipe:
         return piece.mask(key, lambda: self._drawn(term, piece), self.needs_sums)
 
     def _drawn(self, term: ModelTerm, piece: Piece) -> torch.Tensor:
-        """Which values the draws keep, bool."""
+        """Which values the draws keep, bool or uint8."""
+        if (loop := self._drawing_loop(piece.job)) is not None:
+            return self._drawn_by_loop(loop, term, piece).mask
         draws = piece.uniform(self.recipe.seed, term.name)
-        if self.recipe.spec.sparsify == RANDOM:
-            return draws < term.density
-        by_loop = self._drawn_by_loop(term, piece)
-        return by_loop[0].view(torch.bool) if by_loop is not None else draws < self.chances(term, piece)
+        return draws < (term.density if self.recipe.spec.sparsify == RANDOM else self.chances(term, piece))
 
     def _rescaled(self, term: ModelTerm, kept: torch.Tensor, piece: Piece) -> torch.Tensor:
         """Make up, as the recipe says, for what trimming or dropping took away."""
@@ -295,23 +318,34 @@ class TensorRecipe:
 
     def chances(self, term: ModelTerm, piece: Piece) -> torch.Tensor:
         """DELLA's keep probabilities of one model's values."""
-        by_loop = self._drawn_by_loop(term, piece)
-        if by_loop is not None and by_loop[1] is not None:
-            return by_loop[1]
+        if self._needs_chances and (loop := self._drawing_loop(piece.job)) is not None:
+            chances = self._drawn_by_loop(loop, term, piece).chances
+            assert chances is not None
+            return chances
         return methods.keep_probabilities(piece.ranks(term.parent, self.dtype), term.density, term.epsilon)
 
-    def _drawn_by_loop(self, term: ModelTerm, piece: Piece) -> tuple[torch.Tensor, torch.Tensor | None] | None:
-        """What a compiled loop draws, and the probabilities where they are made up for; None where there is no loop."""
-        loops = (piece.job.loops or {}).get(KINDS.get(self.dtype, -1))
-        if loops is None:
+    @property
+    def _needs_chances(self) -> bool:
+        return self.recipe.spec.sparsify == MAGPRUNE and self.recipe.rescale == "expectation"
+
+    def _drawing_loop(self, job: Job) -> Loop | None:
+        """The compiled loop that draws, where there is one."""
+        if self.recipe.spec.sparsify not in (RANDOM, MAGPRUNE):
             return None
-        key = (term, self.dtype, self.recipe.seed, self.recipe.rescale)
-        if key not in piece.by_rank:
-            low, step = methods.keep_line(piece.job.columns, term.density, term.epsilon)
+        loops = (job.loops or {}).get(KINDS.get(self.dtype, -1))
+        return None if loops is None else loops["draw"]
+
+    def _drawn_by_loop(self, loop: Loop, term: ModelTerm, piece: Piece) -> Drawn:
+        key = (term, self.dtype, self.recipe.seed, self.recipe.spec.sparsify, self._needs_chances)
+        if key not in piece.drawn:
+            columns = piece.job.columns
+            low, step = term.density, 0.0
+            if self.recipe.spec.sparsify == MAGPRUNE:
+                low, step = methods.keep_line(columns, term.density, term.epsilon)
             base, model = (piece.stored(parent, self.dtype) for parent in (self.base, term.parent))
-            draws, made_up_for = piece.uniform(self.recipe.seed, term.name), self.recipe.rescale == "expectation"
-            piece.by_rank[key] = draw_by_rank(loops["draw"], base, model, draws, low, step, made_up_for)
-        return piece.by_rank[key]
+            stream = piece.stream(self.recipe.seed, term.name)
+            piece.drawn[key] = draw_slice(loop, base, model, columns, stream, low, step, self._needs_chances)
+        return piece.drawn[key]
 
 
 class Observer(Protocol):
