@@ -24,7 +24,7 @@ from merge.recipe import Recipe
 
 if TYPE_CHECKING:
     from merge.cli import OnTensor
-    from merge.stream.threads import Workers
+    from merge.engine.passes import Workers
 
 MODEL_KEYS = {"model", "base_model", "tokenizer_source", "source", "path", "base"}  # keys whose values name models
 _NAME = re.compile(r"(?!\.)[\w.-]{1,100}")
@@ -135,9 +135,9 @@ def write_stages(
     merge's name, which gives the callback for Workers.
     """
     from merge import check
+    from merge.engine.passes import DEFAULT
     from merge.output.out_folder import OutFolder
     from merge.output.writer import write
-    from merge.stream.threads import DEFAULT
 
     stages = read_stages(Path(path))
     if stages is None:

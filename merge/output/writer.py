@@ -25,15 +25,13 @@ from merge.checkpoints.sidecars import code_of, sidecars
 from merge.checkpoints.tensor_names import TEXT_PARTS, bare_architecture, is_embedding
 from merge.checkpoints.tokenizer import chosen_template, put_template, put_union
 from merge.engine.outputs import Output, stacked_config
+from merge.engine.passes import DEFAULT, Workers, run, survey
+from merge.engine.pieces import Selection
 from merge.engine.plan import Plan, make_plan, out_dtype
 from merge.output import card
 from merge.output.card import differences, places
 from merge.output.out_folder import OutFolder, discard
 from merge.recipe import Recipe
-from merge.stream.engine import run
-from merge.stream.pieces import Selection
-from merge.stream.survey import survey
-from merge.stream.threads import DEFAULT, Workers
 
 SHARD = 5_000_000_000  # bytes
 SYNC_EVERY = 0.2  # seconds

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
 
-from merge.method_table import METHODS
+from merge.methods import METHODS
 from pipeline.baselines import BASELINES
 from pipeline.report.records import labels
 from pipeline.report.results import methods_in_order

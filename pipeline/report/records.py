@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from common.files import read_jsonl
-from merge.method_table import METHODS
+from merge.methods import METHODS
 from pipeline.baselines import BASELINES
 from pipeline.old_names import current_method, current_row
 from pipeline.report.wording import MERGE_NAMES, NOTES

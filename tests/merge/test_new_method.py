@@ -14,9 +14,9 @@ import yaml
 from safetensors.torch import load_file
 
 import merge
-from merge import method_table
+from merge import methods
 from merge.cli import main
-from merge.method_table import MAGNITUDE, METHODS, Method
+from merge.methods import MAGNITUDE, METHODS, Method
 
 
 def add_median() -> None:
@@ -25,7 +25,7 @@ def add_median() -> None:
     def median(taus: Sequence[torch.Tensor], how: object) -> tuple[torch.Tensor, None]:
         return torch.stack(list(taus)).median(dim=0).values, None
 
-    method_table.register(Method("median", "Median", "a test", MAGNITUDE, consensus=median, mergekit=None))
+    methods.register(Method("median", "Median", "a test", MAGNITUDE, consensus=median, mergekit=None))
 
 
 @pytest.fixture
@@ -67,9 +67,9 @@ def test_its_task_vectors_are_trimmed_before(folders: dict[str, Path], tmp_path:
 
 def test_a_name_is_given_once() -> None:
     with pytest.raises(ValueError, match="ties: "):
-        method_table.register(Method("ties", "TIES", "again"))
+        methods.register(Method("ties", "TIES", "again"))
 
 
 def test_recipes_and_the_table_need_no_torch() -> None:
-    code = "import sys, merge.recipe, merge.method_table, merge.cli, pipeline.recipes; sys.exit('torch' in sys.modules)"
+    code = "import sys, merge.recipe, merge.methods, merge.cli, pipeline.recipes; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
