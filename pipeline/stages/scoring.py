@@ -39,7 +39,7 @@ def run_contamination(job: Job) -> None:
     settings, options = LeakSettings(**job.settings), LeakOptions(**job.options)
     tasks = tasks_of_settings(job, settings, options.include_path)
     files = contamination.all_training_files(corpus, made)
-    contamination.report(texts(tasks), files, job.out, job.work, options.workers)
+    contamination.find_contamination(texts(tasks), files, job.out, job.work, options.workers)
 
 
 def run_eval(job: Job) -> None:
