@@ -18,10 +18,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipeline import sweep
+from pipeline import run_plan, sweep
 from pipeline.execute import Executor
-from pipeline.run import run_plan
-from pipeline.run.journal import Journal
+from pipeline.journal import Journal
 from pipeline.stages.stage import Stage
 from pipeline.stages.training import given_model
 from pipeline.store import Store
@@ -38,7 +37,7 @@ def evaluation(folder: Path) -> Stage:
 
 
 def executor(store: Path, stages: Sequence[Stage]) -> Executor:
-    return Executor(Store(store), stages, Journal(store / "journal.jsonl"), say=lambda line: None)
+    return Executor(Store(store), stages, Journal(store / "journal.jsonl"))
 
 
 def prepare(folder: Path, checkpoints: int) -> None:
@@ -104,7 +103,7 @@ def score(folder: Path, checkpoints: int) -> None:
     makes, tokens = executor(store, stages), count_tokens()
     for stage in stages:
         logged = keep_loglikelihoods()
-        makes.run([stage])
+        makes.compute([stage], stop_at_failure=True)
         (folder / "ours" / f"{stage.slug}.json").write_text(json.dumps(logged), encoding="utf-8")
     (folder / "ours" / "tokens").write_text(json.dumps(tokens))
 

@@ -17,15 +17,16 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from common.errors import BadInput, in_one_line
-from common.parsing import read_yaml_documents
+from common.errors import BadInput, user_errors
+from common.validation import read_yaml_documents
+from merge.output.sharing import folders_in, rename_folders
 from merge.recipe import Recipe
 
 if TYPE_CHECKING:
     from merge.cli import OnTensor
-    from merge.stream.threads import Workers
+    from merge.engine.passes import Workers
 
-FOLDERS = {"model", "base_model", "tokenizer_source", "source", "path", "base"}  # keys whose values name models
+MODEL_KEYS = {"model", "base_model", "tokenizer_source", "source", "path", "base"}  # keys whose values name models
 _NAME = re.compile(r"(?!\.)[\w.-]{1,100}")
 
 
@@ -62,7 +63,7 @@ def read_stages(path: Path) -> list[Stage] | None:
     stages = {}
     for i, (name, data) in enumerate(zip(names, listed, strict=True), 1):
         rest = {key: value for key, value in data.items() if key != "name"}
-        models = [text.partition("+")[0] for text in _folders(rest)]
+        models = [text.partition("+")[0] for text in folders_in(rest, MODEL_KEYS)]
         used = tuple(name for name in dict.fromkeys(models) if name in names)
         stages[name] = Stage(name, rest, f"{path}: merge {name or i}", used)
     last = None if None in stages else names[-1]
@@ -87,24 +88,6 @@ def _name(data: Any, where: str) -> str | None:
     return name
 
 
-def _renamed(value: Any, rename: Callable[[str], str], key: str = "") -> Any:
-    """Return the same data with its folders renamed."""
-    if isinstance(value, Mapping):
-        return {own: _renamed(inner, rename, str(own)) for own, inner in value.items()}
-    if isinstance(value, list):
-        return [_renamed(inner, rename, key) for inner in value]
-    return rename(value) if isinstance(value, str) and key in FOLDERS else value
-
-
-def _folders(value: Any, key: str = "") -> list[str]:
-    """List the models that a config names."""
-    if isinstance(value, Mapping):
-        return [text for own, inner in value.items() for text in _folders(inner, str(own))]
-    if isinstance(value, list):
-        return [text for inner in value for text in _folders(inner, key)]
-    return [value] if isinstance(value, str) and key in FOLDERS else []
-
-
 def recipes_of(stages: list[Stage], results: Path, root: Path) -> list[Recipe]:
     """Return the recipes of merges. results: the folder of each named result. Raises BadInput."""
 
@@ -112,17 +95,16 @@ def recipes_of(stages: list[Stage], results: Path, root: Path) -> list[Recipe]:
         name, plus, adapter = text.partition("+")
         return f"{results / name}{plus}{adapter}" if name in needs else text
 
-    return [
-        Recipe.from_document(_renamed(stage.data, partial(place, stage.needs)), stage.where, root) for stage in stages
-    ]
+    found = [rename_folders(stage.data, partial(place, stage.needs), MODEL_KEYS) for stage in stages]
+    return [Recipe.from_document(data, stage.where, root) for data, stage in zip(found, stages, strict=True)]
 
 
-def stated(stages: list[Stage], recipes: list[Recipe], results: Path) -> str:
+def to_yaml(stages: list[Stage], recipes: list[Recipe], results: Path) -> str:
     """Write YAML documents that compute the last result again, independent of the working directory."""
     prefix = f"{results}/"
     documents = [
         ({"name": stage.name} if stage is not stages[-1] else {})
-        | _renamed(recipe.absolute().to_dict(), lambda text: text.removeprefix(prefix))
+        | rename_folders(recipe.absolute().to_dict(), lambda text: text.removeprefix(prefix), MODEL_KEYS)
         for stage, recipe in zip(stages, recipes, strict=True)
     ]
     return yaml.safe_dump_all(documents, sort_keys=False)
@@ -133,7 +115,7 @@ def _check_given(recipe: Recipe, results: Path) -> None:
     from merge.engine.outputs import leader_of, parent_of
     from merge.engine.plan import open_parent
 
-    with in_one_line():
+    with user_errors():
         for part in recipe.slices or (recipe,):
             for parent in {leader_of(part), *map(parent_of, part.models)}:
                 if not parent[0].is_relative_to(results):
@@ -153,20 +135,20 @@ def write_stages(
     merge's name, which gives the callback for Workers.
     """
     from merge import check
+    from merge.engine.passes import DEFAULT
     from merge.output.out_folder import OutFolder
     from merge.output.writer import write
-    from merge.stream.threads import DEFAULT
 
     stages = read_stages(Path(path))
     if stages is None:
         raise BadInput(f"{path}: expected several YAML documents or a list of merges, got one merge.")
     place = OutFolder(out_dir)
     place.clear()
-    between = place.between()
-    recipes = recipes_of(stages, between.aside, Path(path).parent)
+    intermediate = place.intermediate()
+    recipes = recipes_of(stages, intermediate.staging, Path(path).parent)
     for stage, recipe in zip(stages, recipes, strict=True):
         if stage.needs:
-            _check_given(recipe, between.aside)
+            _check_given(recipe, intermediate.staging)
         else:
             check(recipe)
 
@@ -175,12 +157,12 @@ def write_stages(
             return write(recipe, out, workers=replace(workers or DEFAULT, progress=on_tensor), **options)
 
     try:
-        results = between.open()
+        results = intermediate.open()
         for stage, recipe in zip(stages[:-1], recipes, strict=False):
             make(stage, recipe, results / str(stage.name), **{**options, "audit": False, "checksums": False})
-        made = make(stages[-1], recipes[-1], Path(out_dir), merge_yml=stated(stages, recipes, results), **options)
-        between.discard()
+        made = make(stages[-1], recipes[-1], Path(out_dir), merge_yml=to_yaml(stages, recipes, results), **options)
+        intermediate.discard()
     except BaseException:
-        between.discard()  # again, if a signal interrupted it, which happens at most once
+        intermediate.discard()  # again, if a signal interrupted it, which happens at most once
         raise
     return made

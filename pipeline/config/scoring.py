@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, field_validator, model_validator
 
-from common.choices import suggestion
+from common.errors import suggestion
 from merge.recipe import Recipe
 from pipeline import recipes
 from pipeline.baselines import BASELINES, PAIR
@@ -178,7 +178,7 @@ class Evaluation(Section):
 
     @model_validator(mode="after")
     def families_are_known(self) -> Evaluation:
-        from train.data.families import QUESTIONS
+        from train.data.questions import QUESTIONS
 
         for family in self.families:
             if family not in QUESTIONS:

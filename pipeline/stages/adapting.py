@@ -15,11 +15,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common import hub, licences
-from common.chat_files import stop_ids
+from common import hub
+from common.chat import read_stop_ids
 from common.errors import BadInput
 from common.files import read_jsonl, write_json, write_jsonl
-from common.parsing import read_json
+from common.validation import read_json
 from eval.asking import CHAT
 from eval.task_checks import LOWER
 from eval.task_set import BITS
@@ -283,7 +283,7 @@ def check_one_scale(rows: Sequence[Row]) -> None:
 
 def is_of_lm_eval(row: Row) -> bool:
     """Whether a record is of a task of lm-eval that is better the higher it is: neither an item of ours nor text."""
-    from train.data.families import QUESTIONS
+    from train.data.questions import QUESTIONS
 
     return row["family"] not in (*QUESTIONS, "mean") and row["metric"] != BITS and bool(row.get(LOWER, True))
 
@@ -339,13 +339,13 @@ def add_stop(folder: Path) -> str | None:
     """
     from transformers import AutoTokenizer
 
-    from train.data.chat.template import TOKENIZER, of_tokenizer
+    from train.data.chat_template import TOKENIZER, template_of
     from train.stage_settings import ChatSettings
 
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    template = of_tokenizer(tokenizer, ChatSettings(TOKENIZER), "sft.source: its tokenizer")
+    template = template_of(tokenizer, ChatSettings(TOKENIZER), "sft.source: its tokenizer")
     number = tokenizer.get_vocab()[template.stop_token]
-    numbers = stop_ids(folder)
+    numbers = read_stop_ids(folder)
     if number in numbers:
         return None
     file = folder / GENERATION
@@ -386,7 +386,7 @@ def origin(stage: Stage) -> Origin:
     path = str(stage.options["path"])
     model = hub.parse(path, "path")
     repo = model.repo if model else None
-    return Origin(repo or Path(path).absolute().name, repo, licences.stated(path))
+    return Origin(repo or Path(path).absolute().name, repo, hub.licence_of(path))
 
 
 def stage_described(stage: Stage) -> dict[str, Any]:

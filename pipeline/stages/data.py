@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.chat_date import TODAY
+from common.chat import DATE_FUNCTION
 from common.errors import BadInput
 from common.special_tokens import in_words
 from common.units import format_tokens
 from pipeline.config import CipherCorpus, Config, HubCorpus
 from pipeline.execute import Job
 from pipeline.stages.stage import Inputs, Stage
-from train.data.chat.reading import said
-from train.data.chat.template import NONE, TOKENIZER
+from train.data.chat_template import NONE, TOKENIZER
+from train.data.conversations import format_counts
 from train.stage_settings import (
     CipherSettings,
     CorpusOptions,
@@ -152,7 +152,7 @@ def chat(config: Config, text: str | None) -> dict[str, Any]:
     sft = config.sft
     if sft.template == NONE:
         return {}
-    asks_date = text is None or TODAY in text
+    asks_date = text is None or DATE_FUNCTION in text
     how = {
         "template": TOKENIZER if sft.template == TOKENIZER else text,
         **({"args": sft.template_args} if sft.template_args else {}),
@@ -239,10 +239,10 @@ def run_sft_blocks(job: Job) -> None:
 
 
 def run_mixed_blocks(job: Job) -> None:
-    from train.data import mixing
+    from train.data import packing
 
     check_budget(job.folders["ct_blocks"], job.settings["ct_tokens"])
-    mixing.mixed_blocks(job.folders["ct_blocks"], job.folders["sft_blocks"], job.settings["ct_tokens"], job.out)
+    packing.mixed_blocks(job.folders["ct_blocks"], job.folders["sft_blocks"], job.settings["ct_tokens"], job.out)
     job.note = packed(job.out)
 
 
@@ -260,7 +260,7 @@ def conversed(chat: Mapping[str, Any], trained: int) -> str:
     names |= {"system_in_question": "with the system message in the first question"}
     changed = "".join(f", {chat[name]:,} {words}" for name, words in names.items() if chat.get(name))
     left_out = sum(chat["left_out"].values())
-    reasons = f", {left_out:,} left out ({said(chat['left_out'])})" if left_out else ""
+    reasons = f", {left_out:,} left out ({format_counts(chat['left_out'])})" if left_out else ""
     sequences = f"{chat['answers']:,} answers in {chat['sequences']:,} sequences"
     return f"; {chat['conversations']:,} conversations, {sequences}, {trained:,} tokens with loss{changed}{reasons}"
 

@@ -8,8 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.chat_date import STATED
-from common.chat_files import text_in
+from common.chat import DEFAULT_DAY, read_chat_template
 from common.files import write_jsonl
 from eval.asking import Asking
 from eval.task_set import UNDETERMINED
@@ -29,6 +28,7 @@ from pipeline.job_settings import (
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from eval.harness import Scores
     from eval.task_set import TaskSet
 
 
@@ -40,7 +40,12 @@ def run_contamination(job: Job) -> None:
     settings, options = LeakSettings(**job.settings), LeakOptions(**job.options)
     tasks = tasks_of_settings(job, settings, options.include_path)
     files = contamination.all_training_files(corpus, made)
-    contamination.report(texts(tasks), files, job.out, job.work, options.workers)
+    contamination.find_contamination(texts(tasks), files, job.out, job.work, options.workers)
+
+
+def packing_fact(scores: Scores) -> dict[str, bool]:
+    """Return whether choices were scored in packed rows, for stage.json; nothing if no choice was scored."""
+    return {} if scores.packed is None else {"packed_rows": scores.packed}
 
 
 def run_eval(job: Job) -> None:
@@ -75,7 +80,8 @@ def run_eval(job: Job) -> None:
         scores = harness.evaluate(model, tokenizer_of(folder), tasks, **how)
     else:
         scores = harness.evaluate_folder(job.checkpoint("checkpoint"), tasks, **how)
-    job.note, job.packed_rows = scores.note, scores.packed
+    job.note = scores.note
+    job.facts |= packing_fact(scores)
     harness.write(scores, job.out)
 
 
@@ -94,7 +100,7 @@ def copy_scores(scored: Path, out: Path) -> None:
 def asking(settings: EvalSettings | TuneSettings) -> Asking:
     """Return how a stage prompts its checkpoints."""
     generation = settings.generation if isinstance(settings, EvalSettings) else "own"
-    return Asking(settings.chat, settings.system, generation, settings.day or STATED)
+    return Asking(settings.chat, settings.system, generation, settings.day or DEFAULT_DAY)
 
 
 def checkpoints(job: Job) -> dict[str, Path]:
@@ -157,7 +163,7 @@ def speaker(folders: Mapping[str, Path], chat: str, named: str | None = None) ->
         return BASE
     merged = [name for name in folders if name in BASELINES]
     by_instructions = sorted(merged, key=lambda name: name in NOT_INSTRUCTED)
-    return next((name for name in [*by_instructions, BASE] if text_in(folders[name])), BASE)
+    return next((name for name in [*by_instructions, BASE] if read_chat_template(folders[name])), BASE)
 
 
 def tokenizer_of(folder: Path) -> Any:
@@ -206,7 +212,7 @@ def run_answers(job: Job) -> None:
         device=options.device if options.gpus == 1 else None,
         batch_tokens=options.batch_tokens,
         generation=settings.generation,
-        day=settings.day or STATED,
+        day=settings.day or DEFAULT_DAY,
     )
     rows = [
         {"question": question, "answer": one.text, "tokens": one.tokens, "ended": one.ended}

@@ -19,7 +19,7 @@ from common.errors import BadInput
 from merge.checkpoints.adapter import adapted as open_adapted
 from merge.checkpoints.folder import open_checkpoint
 from train import base_model, trainer
-from train.block_dataset import Blocks
+from train.data.blocks import Blocks
 from train.parallel import Compute
 from train.resume import COMPLETE
 from train.stage_settings import BaseModelSettings, LoraSettings, TrainingSettings

@@ -13,9 +13,9 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
 
 from common.errors import BadInput
-from common.parsing import read_plain_yaml
+from common.validation import read_plain_yaml
 from pipeline import old_names
-from pipeline.config import Config, Section, one_line
+from pipeline.config import Config, Section, error_line
 
 SITES = Path(__file__).parents[3] / "conf" / "site"
 NonNegative = Annotated[int, Field(ge=0)]
@@ -34,7 +34,7 @@ def hours(given: Any) -> Any:
 
 
 class Place(Section):
-    """Where jobs run. None: what stands at the top of the site file, and if it says nothing, the cluster's default."""
+    """Where jobs run. None: the value at the top of the site file, or else the cluster's default."""
 
     model_config = ConfigDict(coerce_numbers_to_str=True)  # an account of digits
 
@@ -72,9 +72,9 @@ class Site(Place):
 
     def resources(self, work: str) -> Resources:
         """Return the resources of a class of jobs: its own, else the site's."""
-        asked: Resources = getattr(self, work)
-        common = {name: getattr(self, name) for name in Place.model_fields if getattr(asked, name) is None}
-        return asked.model_copy(update=common)
+        section: Resources = getattr(self, work)
+        common = {name: getattr(self, name) for name in Place.model_fields if getattr(section, name) is None}
+        return section.model_copy(update=common)
 
 
 def read(given: str) -> Site:
@@ -95,7 +95,7 @@ def read(given: str) -> Site:
     try:
         return Site.model_validate(whole)
     except ValidationError as error:
-        raise BadInput(f"site={path}: {one_line(error, whole)}") from None
+        raise BadInput(f"site={path}: {error_line(error, whole)}") from None
 
 
 def check(site: Site, config: Config) -> None:
