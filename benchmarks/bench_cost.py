@@ -23,7 +23,7 @@ import numpy as np
 
 from pipeline.cost import memory
 from pipeline.cost.model_shape import from_config_json
-from train.parallel import Compute
+from train.settings import Compute
 
 ROOT = Path(__file__).parents[1]
 TINY = ROOT / "models" / "tiny-base"

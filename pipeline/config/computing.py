@@ -6,32 +6,20 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from common.choices import suggestion
-from pipeline.config.fields import Name, Positive, Section
-from pipeline.stages.stage import STAGE_TYPES
+from common.settings import Settings
+from common.settings import Name
+from train import settings as train_settings
 from train.parallel import contradiction
+from train.settings import Precision
 
 
-class Compute(Section):
-    device: Literal["cpu", "cuda"]
+class Compute(train_settings.Compute):
+    """A section without a value of some field has the default of `train.settings.Compute`."""
+
     threads: Annotated[int, Field(gt=0, le=1024)]
-    micro_batch: Positive | None
-    strategy: Literal["none", "ddp", "zero2", "zero3", "zero3_offload", "fsdp"]
-    processes: Positive
-    nodes: Positive
-    precision: Literal["fp32", "bf16", "fp16"]
-    gradient_checkpointing: bool
-    attention: Literal["eager", "sdpa", "flash_attention_2"] | None
-    liger: bool
+    precision: Precision
     keep_last_state: bool
     first_guess: dict[str, Annotated[float, Field(gt=0)]]
-
-    @model_validator(mode="after")
-    def guesses_known_kinds(self) -> Compute:
-        for kind in self.first_guess:
-            if kind not in STAGE_TYPES:
-                raise ValueError(f"first_guess.{kind}: unknown kind of stage. {suggestion(kind, list(STAGE_TYPES))}")
-        return self
 
     @model_validator(mode="after")
     def strategy_for_many(self) -> Compute:
@@ -58,6 +46,6 @@ class Compute(Section):
         return self
 
 
-class Tracking(Section):
+class Tracking(Settings):
     wandb: Literal["auto", "online", "offline", "off"]
     project: Name

@@ -9,10 +9,11 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, ConfigDict, Field, field_validator, model_validator
 
 from common.choices import suggestion
+from common.settings import Positive, Settings, Tokens
 from merge.recipe import Recipe
 from pipeline import recipes
 from pipeline.baselines import BASELINES, PAIR
-from pipeline.config.fields import Positive, Section, Tokens, grid_product
+from pipeline.config.trainings import grid_product
 from pipeline.old_names import current_method, in_store, recipe_in_store
 
 
@@ -32,7 +33,7 @@ ArmName = Annotated[str, AfterValidator(known_arm)]
 Role = Annotated[str, AfterValidator(known_role)]
 
 
-class Method(Section):
+class Method(Settings):
     """One merge in the results: a recipe, and the grid of settings that are tried on the dev split.
 
     of: the checkpoints that are merged, by the names that they have in the recipe.
@@ -94,7 +95,7 @@ class Method(Section):
         return self
 
 
-class Choice(Section):
+class Choice(Settings):
     """The cells on whose dev scores tries are chosen: their budgets and seeds.
 
     own: the cell's; all: those of the sweep; first: its first seed. pipeline/sweep.py puts the numbers in their place.
@@ -104,7 +105,7 @@ class Choice(Section):
     seeds: Literal["own", "all", "first"] | Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
 
 
-class Merge(Section):
+class Merge(Settings):
     """special_rows: sft, to take the rows of tokens that its chat template writes from the chat model."""
 
     write: bool
@@ -141,7 +142,7 @@ class Merge(Section):
 Shots = Annotated[int, Field(ge=0)]
 
 
-class Evaluation(Section):
+class Evaluation(Settings):
     """chat, system, fewshot, generation: how checkpoints are asked (eval/asking.py)."""
 
     unmerged: list[ArmName]

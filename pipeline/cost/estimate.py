@@ -101,7 +101,7 @@ class OnCluster:
         shape, kind = model_shape(self.config), stage.type
         model = checkpoint_bytes(shape, self.config)
         if kind.resource == "train":
-            saves = work.tokens / stage.options["save_every_tokens"]
+            saves = work.tokens / stage.options.save_every_tokens
             known = to_plan_by(self.measured, stage.kind)
             rate = known.rate * self.gpus(stage) if known else self.training_flops
             return STARTUP + work.flops / rate + (saves * state_bytes(shape, self.config) + work.written) / DISK
@@ -171,7 +171,7 @@ def disk_peak(rows: Sequence[Row], given: float) -> float:
 def given_bytes(cells: Sequence[Cell]) -> float:
     """Count the bytes of checkpoints that come from the Hub, in 16 bits."""
     parents = {parent.key: parent for cell in cells for stage in cell.stages for parent in stage.parents.values()}
-    from_hub = sum(parent.given and str(parent.options["path"]).startswith("hub:") for parent in parents.values())
+    from_hub = sum(parent.given and parent.options.path.startswith("hub:") for parent in parents.values())
     return 2 * model_shape(cells[0].config).parameters * from_hub
 
 

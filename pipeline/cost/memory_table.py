@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pipeline.config.models import ModelShape
 from pipeline.cost import memory
 from pipeline.cost.hardware import USABLE
-from train.parallel import Compute
+from train.settings import Compute
 
 SHAPES = {  # by their config.json
     "1B (Llama-3.2-1B)": ModelShape(

@@ -14,7 +14,7 @@ from pipeline.config import Config
 from pipeline.cost import flops
 from pipeline.cost.hardware import GPU, named
 from pipeline.cost.model_shape import from_config_json, model_shape
-from pipeline.stages.stage import STAGE_TYPES
+from pipeline.stages import STAGE_TYPES
 from pipeline.store import Entry, Store
 
 LORA, PRECISION = "lora", "precision"  # settings of a training that decide its speed

@@ -16,7 +16,7 @@ from pipeline.cost.memory import width
 from pipeline.cost.model_shape import trained_parameters
 from pipeline.cost.scoring_memory import base_width
 from pipeline.page_questions import COUNT as QUESTIONS
-from pipeline.stages.stage import STAGE_TYPES, Stage
+from pipeline.stages.stage import Stage
 
 # An item of our families with its choices: the mean of all five, measured on the default experiment.
 ITEM_TOKENS = {"own": 90, "en": 43}
@@ -53,7 +53,7 @@ def stage_work(stage: Stage, config: Config, shape: ModelShape, resumed: int = 0
     A CT stage continues from `resumed` tokens of its trajectory; `last`: no larger budget continues from it.
     """
     settings, kind = stage.settings, stage.kind
-    if STAGE_TYPES[kind].resource == "train":
+    if stage.type.resource == "train":
         trained = stage.tokens - resumed
         model, state = checkpoint_bytes(shape, config), state_bytes(shape, config)
         # pipeline/stages/trajectory.py: the states of other budgets are dropped
@@ -62,21 +62,22 @@ def stage_work(stage: Stage, config: Config, shape: ModelShape, resumed: int = 0
         beside = (2 if kept else 3) + (resumed > 0)
         return Work(
             trained,
-            trained * flops.training(shape, settings["block_size"], "lora" in settings),
+            trained * flops.training(shape, settings.block_size, getattr(settings, "lora", None) is not None),
             model + kept + SMALL,
             beside * state,
         )
     if kind == "answers":
-        tokens = len(settings.get("questions", range(QUESTIONS))) * (ITEM_TOKENS["own"] + settings["tokens"])
-        return Work(tokens, tokens * flops.forward(shape, settings["tokens"] / 2))
-    if STAGE_TYPES[kind].resource == "score":
-        tries = len(settings.get("tries", [None]))
+        questions = QUESTIONS if settings.questions is None else len(settings.questions)
+        tokens = questions * (ITEM_TOKENS["own"] + settings.tokens)
+        return Work(tokens, tokens * flops.forward(shape, settings.tokens / 2))
+    if stage.type.resource == "score":
+        tries = len(settings.tries) if kind == "tune" else 1
         tokens, lengths = scored_tokens(stage, config)
         return Work(
             tries * tokens, tries * tokens * flops.forward(shape, lengths / 2), tries=tries if kind == "tune" else 0
         )
     if kind == "adapted":
-        return Work(written=(4 if settings["dtype"] == "float32" else 2) * shape.parameters)
+        return Work(written=(4 if settings.dtype == "float32" else 2) * shape.parameters)
     if kind == "weights":
         return Work(written=base_width(config) * shape.parameters)
     if kind == "ct_blocks":
@@ -84,7 +85,7 @@ def stage_work(stage: Stage, config: Config, shape: ModelShape, resumed: int = 0
         width_of_all = packed * token_bytes(shape)
         return Work(packed, 0, width_of_all, width_of_all)
     if kind in ("sft_blocks", "mixed_blocks"):
-        return Work(settings["tokens"], 0, settings["tokens"] * (token_bytes(shape) + 4 + 2), 0)
+        return Work(settings.tokens, 0, settings.tokens * (token_bytes(shape) + 4 + 2), 0)
     if kind in ("corpus", "instructions"):
         size = corpus_bytes(config) if kind == "corpus" else instruction_bytes(config)
         return Work(written=size / COMPRESSED, text=size)

@@ -9,7 +9,7 @@ from common.parsing import read_json
 from pipeline.cost import flops, hardware
 from pipeline.cost.model_shape import from_config_json
 from train.performance import Performance
-from train.stage_settings import TrainingSettings
+from train.settings import TrainingSettings
 
 
 def mfu(measured: Performance, config_json: Path, settings: TrainingSettings, precision: str) -> float | None:

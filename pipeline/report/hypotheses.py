@@ -19,7 +19,7 @@ from common.errors import BadInput
 from common.parsing import read_plain_yaml
 from common.places import ROOT
 from common.units import format_tokens, parse_tokens
-from pipeline.config.fields import Section, Seed, Tokens
+from common.settings import Seed, Settings, Tokens
 from pipeline.config.messages import one_line
 from pipeline.report.frontier import PRICE
 
@@ -34,7 +34,7 @@ def _budget(value: object) -> object:
     return 0 if value in (0, "0") else parse_tokens(value)
 
 
-class Hypothesis(Section):
+class Hypothesis(Settings):
     """The keys that all types have.
 
     expected: the size of the effect that is expected, above 0. margin: a smaller effect would not matter. role: a
@@ -53,7 +53,7 @@ class Hypothesis(Section):
     regime: Words | None = None
 
 
-class GapTerm(Section):
+class GapTerm(Settings):
     """The gap of two methods at a budget: the accuracy of the first minus that of the second at equal bits.
 
     regime: of both methods, in a hypothesis that compares regimes.
@@ -100,7 +100,7 @@ class SeparateHypothesis(Hypothesis):
     kind: Literal["accuracy", "bits"]
 
 
-class Term(Section):
+class Term(Settings):
     """The score of a method at a budget (0: without CT), or of one of its knob values, such as {lambda: 1.5}.
 
     regime: of the method, in a hypothesis that compares regimes.

@@ -17,7 +17,7 @@ from pipeline.report.records import Row, label
 from pipeline.report.results import budgets_of
 from pipeline.report.wording import confidence, percent
 from pipeline.run.console import duration
-from pipeline.stages.stage import STAGE_TYPES
+from pipeline.stages import STAGE_TYPES
 
 MOST_MARGINS = 10.0  # that a chart of effects shows
 PERFORMANCE_COLUMNS = ("device", "devices", "tokens_per_second_per_device", "mfu", "peak_memory_bytes")

@@ -37,7 +37,7 @@ def check_budgets(plan: RunPlan) -> None:
     """Reject a budget that the packed corpus cannot fill, before anything is trained on it."""
     store = plan.store
     for stage in plan.stages:
-        if stage.kind != "ct" or stage.settings["tokens"] is None:
+        if stage.kind != "ct" or stage.settings.whole_text:
             continue
         if blocks := store.find(stage.parents["blocks"]):
             check_budget(blocks.path, stage.tokens)

@@ -10,7 +10,8 @@ from common.errors import BadInput
 from pipeline import sweep
 from pipeline.run import run_plan
 from pipeline.run.run_plan import RunPlan
-from pipeline.stages.stage import STAGE_TYPES, Stage
+from pipeline.stages import STAGE_TYPES
+from pipeline.stages.stage import Stage
 from pipeline.sweep import Sweep
 
 WRITTEN = "merge.write=true"  # has a plan hold the weights of every merge; no key depends on it

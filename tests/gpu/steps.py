@@ -12,7 +12,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
 from shutil import which
@@ -20,7 +19,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from tests.gpu.prepared import Prepared, prepare, settings_of
-from train.parallel import Compute
+from train.settings import Compute
 
 ROOT = Path(__file__).parents[2]
 CLOSE = 1e-2  # largest difference of a weight, or share of a loss, between two ways to compute the same
@@ -88,10 +87,10 @@ def trained(
     """
     folder = made.folder / name
     folder.mkdir(parents=True, exist_ok=True)
-    settings = replace(settings_of(made), **({"tokens": tokens} if tokens else {}))
+    settings = settings_of(made).replace(**({"tokens": tokens} if tokens else {}))
     job = {
-        "model": str(made.model), "blocks": str(made.folder / blocks), "settings": asdict(settings),
-        "out": str(folder / "out"), "work": str(folder / "work"), "compute": asdict(compute),
+        "model": str(made.model), "blocks": str(made.folder / blocks), "settings": settings.model_dump(),
+        "out": str(folder / "out"), "work": str(folder / "work"), "compute": compute.model_dump(),
     }  # fmt: skip
     (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
     launch = [sys.executable]

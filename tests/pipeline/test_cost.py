@@ -20,7 +20,7 @@ from pipeline.cost.model_shape import from_config_json, model_shape
 from pipeline.cost.stage_work import Work, stage_work
 from pipeline.stages.cell import Cell, merged, plan_cell
 from pipeline.stages.stage import Inputs
-from train.parallel import Compute
+from train.settings import Compute
 
 ROOT = Path(__file__).parents[2]
 LLAMA = ModelShape(vocabulary=32000, hidden=4096, layers=32, heads=32, kv_heads=32, feed_forward=11008, tied=False)

@@ -25,8 +25,7 @@ from pipeline.stages.cell import plan_cell
 from pipeline.stages.stage import Inputs
 from pipeline.store import Store
 from tests.pipeline.toy_stage import toy_stage
-from train.parallel import Compute
-from train.stage_settings import TrainingSettings
+from train.settings import Compute, TrainingSettings
 
 SETTINGS = {
     "tokens": 2048, "schedule_tokens": 2048, "batch_tokens": 128, "block_size": 32, "learning_rate": 1e-2,

@@ -19,7 +19,7 @@ from pipeline.config import Config, ModelShape
 from pipeline.cost import estimate, fit, hardware, host_memory, memory, memory_table, scoring_memory
 from pipeline.cost.model_shape import from_config_json
 from pipeline.cost.stage_work import checkpoint_bytes
-from train.parallel import Compute
+from train.settings import Compute
 
 ROOT = Path(__file__).parents[2]
 WITHIN = 0.15

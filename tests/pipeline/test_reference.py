@@ -10,7 +10,7 @@ from pydantic import Field
 
 from pipeline import sweep
 from pipeline.config import Config
-from pipeline.config.fields import Share, Tokens
+from common.settings import Fraction, Tokens
 from pipeline.reference.__main__ import DOCS, PAGES, generated
 from pipeline.reference.commands_page import help_of
 from pipeline.reference.comments import read
@@ -97,7 +97,7 @@ g: ߒߞߏ  # தமிழ்
     [
         (Tokens, "tokens"),
         (Tokens | None, "tokens, or null"),
-        (Share, "number at least 0 and below 1"),
+        (Fraction, "number at least 0 and below 1"),
         (Annotated[int, Field(gt=0, le=1024)], "whole number above 0 and at most 1,024"),
         (Literal["cut", "drop"], "`cut` or `drop`"),
         (list[str], "list of text"),

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +24,7 @@ from transformers import (
 from common.errors import BadInput
 from pipeline import inputs, sweep
 from train import base_model, parallel, trainer, transformers_trainer
-from train.parallel import Compute
-from train.stage_settings import BaseModelSettings, LoraSettings, TrainingSettings
+from train.settings import BaseModelSettings, Compute, LoraSettings, TrainingSettings
 
 ROOT = Path(__file__).parents[2]
 
@@ -60,8 +58,18 @@ def test_a_computation_that_cannot_be_is_rejected_in_one_line(options: dict[str,
 def test_a_job_file_with_an_unknown_precision_ends_with_two(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from train.__main__ import main
 
-    settings = TrainingSettings(256, 256, 128, 32, 1e-2, 0.1, 0.1, 0.1, 0)
-    job = {"model": "m", "blocks": "b", "settings": asdict(settings), "out": "o", "work": "w"}
+    settings = TrainingSettings(
+        tokens=256,
+        schedule_tokens=256,
+        batch_tokens=128,
+        block_size=32,
+        learning_rate=1e-2,
+        min_lr_ratio=0.1,
+        warmup_ratio=0.1,
+        weight_decay=0.1,
+        seed=0,
+    )
+    job = {"model": "m", "blocks": "b", "settings": settings.model_dump(), "out": "o", "work": "w"}
     (tmp_path / "job.json").write_text(json.dumps({**job, "compute": {"precision": "fp8"}}))
     assert main([str(tmp_path / "job.json")]) == 2
     assert "compute.precision: not supported, got fp8" in capsys.readouterr().err.strip().split("\n")[-1]
@@ -75,7 +83,17 @@ def test_bf16_on_a_gpu_without_it_is_rejected(where: str, tmp_path: Path, monkey
     config = sweep.expand(["experiment=test", "compute=gpu"], multirun=False).configs[0].compute
     assert config.precision == "bf16", "the default of a GPU"
     says = r"^compute\.precision: Tesla T4 does not support bf16, got bf16\. Set compute\.precision=fp16\.$"
-    settings = TrainingSettings(256, 256, 128, 32, 1e-2, 0.1, 0.1, 0.1, 0)
+    settings = TrainingSettings(
+        tokens=256,
+        schedule_tokens=256,
+        batch_tokens=128,
+        block_size=32,
+        learning_rate=1e-2,
+        min_lr_ratio=0.1,
+        warmup_ratio=0.1,
+        weight_decay=0.1,
+        seed=0,
+    )
     with pytest.raises(BadInput, match=says):
         if where == "before the run":
             inputs.check_device(config)
@@ -110,7 +128,7 @@ def test_models_without_sdpa_train_by_default(
     name: str, more: dict[str, int], prepared: Path, training: TrainingSettings, tmp_path: Path
 ) -> None:
     folder = saved(AutoModelForCausalLM.from_config(small(name, **more)), prepared, tmp_path / "base")
-    settings = replace(training, tokens=256)
+    settings = training.replace(tokens=256)
     out = tmp_path / "out"
     trainer.train(folder, prepared / "blocks", settings, out, work=tmp_path / "work", compute=Compute(threads=1))
     before, after = (load_file(place / "model.safetensors") for place in (folder, out / "model"))
@@ -144,7 +162,7 @@ def test_only_what_text_reaches_is_trained(
     lora: LoraSettings | None, prepared: Path, training: TrainingSettings, tmp_path: Path
 ) -> None:
     folder = saved(seeing(), prepared, tmp_path / "base")
-    model = transformers_trainer.load_model(folder, replace(training, lora=lora), Compute(threads=1))
+    model = transformers_trainer.load_model(folder, training.replace(lora=lora), Compute(threads=1))
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     text = {name for name, _ in model.named_parameters() if "vision" not in name and "projector" not in name}
     assert trained == ({name for name in text if "lora_" in name} if lora else text)
@@ -159,10 +177,10 @@ def test_two_processes_train_a_model_with_a_vision_tower(
     job = {
         "model": str(folder),
         "blocks": str(prepared / "blocks"),
-        "settings": asdict(replace(training, tokens=384)),  # three steps: the second one failed
+        "settings": training.replace(tokens=384).model_dump(),  # three steps: the second one failed
         "out": str(tmp_path / "out"),
         "work": str(tmp_path / "work"),
-        "compute": asdict(compute),
+        "compute": compute.model_dump(),
     }
     (tmp_path / "job.json").write_text(json.dumps(job))
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
@@ -175,9 +193,9 @@ def test_two_processes_train_a_model_with_a_vision_tower(
         check=False,
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    alone = replace(compute, strategy="none", processes=1)
+    alone = compute.replace(strategy="none", processes=1)
     trainer.train(
-        folder, prepared / "blocks", replace(training, tokens=384), tmp_path / "one", work=tmp_path / "work-one",
+        folder, prepared / "blocks", training.replace(tokens=384), tmp_path / "one", work=tmp_path / "work-one",
         compute=alone,
     )  # fmt: skip
     before, two, one = (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from train import base_model, trainer
-from train.parallel import Compute
-from train.stage_settings import BaseModelSettings, TrainingSettings
+from train.settings import BaseModelSettings, Compute, TrainingSettings
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU on this machine")]
 Weights = dict[str, torch.Tensor]
@@ -30,7 +28,7 @@ def run(
     prepared: Path, training: TrainingSettings, out: Path, tokens: int = 1024, state: Path | None = None, **compute: Any
 ) -> Weights:
     options = Compute(**{"device": "cuda", "threads": 1, **compute})
-    settings = replace(training, tokens=tokens)
+    settings = training.replace(tokens=tokens)
     trainer.train(
         prepared / "model", prepared / "blocks", settings, out / "out", work=out / "work", save_every_tokens=512,
         resume_state=state, compute=options,

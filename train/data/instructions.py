@@ -31,7 +31,7 @@ from train.data.corpus.shards import Reading, link, take
 from train.data.families import Question
 from train.data.processes import Workers
 from train.data.questions import QuestionSource
-from train.stage_settings import InstructionsInLanguageSettings, InstructionsSettings, ItemsSettings
+from train.settings import InstructionsInLanguageSettings, InstructionsSettings, ItemsSettings
 
 PLAIN = {
     "dolly": ("instruction", "context", "response"),

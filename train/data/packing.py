@@ -46,7 +46,7 @@ from train.data.tokenization import (
     passes,
     stream,
 )
-from train.stage_settings import CtBlocksSettings, SftBlocksSettings
+from train.settings import CtBlocksSettings, SftBlocksSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

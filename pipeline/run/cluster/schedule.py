@@ -45,7 +45,7 @@ class Task:
     def nodes(self) -> int:
         """Return the number of machines of its training."""
         return (
-            max(stage.options.get("compute", {}).get("nodes", 1) for stage in self.stages)
+            max(stage.compute.nodes for stage in self.stages)
             if self.work == "train"
             else 1
         )

@@ -56,11 +56,12 @@ def bounded(make: Maker, threads: int) -> Maker:
 
 def with_threads(stage: Stage, most: int) -> Stage:
     """Return the stage with at most so many threads among its options, which are no part of its key."""
-    options = dict(stage.options)
-    if "threads" in options:
-        options["threads"] = min(options["threads"], most)
-    if "threads" in options.get("compute", {}):
-        options["compute"] = {**options["compute"], "threads": min(options["compute"]["threads"], most)}
+    options = stage.options
+    if hasattr(options, "threads"):
+        options = options.replace(threads=min(options.threads, most))
+    elif hasattr(options, "compute"):
+        compute = options.compute.replace(threads=min(options.compute.threads or most, most))
+        options = options.replace(compute=compute)
     return replace(stage, options=options)
 
 

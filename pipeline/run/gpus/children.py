@@ -41,7 +41,7 @@ class Children:
     ) -> None:
         self.plan, self.here, self.folder, self.store = plan, here, folder, plan.store
         self.threads = max(1, cores() // len(devices))
-        readers = max(int(stage.options.get("workers", 1)) for stage in plan.stages)
+        readers = max(getattr(stage.options, "workers", 1) for stage in plan.stages)
         without_device = max(1, min(len(devices), cores() // readers))
         self.pool = Pool(pieces(plan.stages, keys), devices, without_device, self._elsewhere)
         self.processes: dict[Task, subprocess.Popen[bytes]] = {}

@@ -32,7 +32,7 @@ def pieces(stages: Sequence[Stage], waiting: Collection[str]) -> tuple[Task, ...
 def width(task: Task) -> int:
     """Count the GPUs that a piece holds: one per process of a training, one for scoring and merging, none for data."""
     if task.work == "train":
-        return max(int(stage.options.get("compute", {}).get("processes", 1)) for stage in task.stages)
+        return max(stage.compute.processes for stage in task.stages)
     return 0 if task.work == "data" else 1
 
 

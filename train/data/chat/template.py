@@ -18,7 +18,7 @@ from train.data.chat.formats import BETWEEN, Message
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from train.stage_settings import ChatSettings
+    from train.settings import ChatSettings
 
 NONE, TOKENIZER, CHATML = "none", "tokenizer", "chatml"  # values of sft.template; any other is a file
 CHATML_MARKS = ("<|im_start|>", "<|im_end|>")

@@ -9,7 +9,7 @@ Leaves `text/<language>.train/00000.parquet` and so on (`id`, `text`; about 32 M
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from common.files import write_json, write_jsonl
 from train.data.corpus.documents import normalised, split_of
 from train.data.corpus.shards import Reading, Row, link, take
 from train.data.processes import Workers
-from train.stage_settings import CorpusOptions, CorpusSettings, TextSource
+from train.settings import CorpusOptions, HubCorpusSettings, TextSource
 
 HELD_OUT = ("dev", "test")
 
@@ -53,25 +53,23 @@ def document(text: str, *, seed: int, dev: float, test: float) -> tuple[str, Row
     return split_of(name, seed, dev, test), {"id": name, "text": text}
 
 
-def build(settings: CorpusSettings, options: CorpusOptions, out: Path, work: Path) -> None:
+def build(settings: HubCorpusSettings, options: CorpusOptions, out: Path, work: Path) -> None:
     """Write the corpus to `out`; resumes in `work` if an earlier call was killed.
 
     Raises BadInput for a source that cannot be read or a split that stays empty.
     """
-    if settings.text is None or settings.english is None:
-        raise BadInput("corpus.source=hub: needs corpus.text and corpus.english. Set both.")
     texts = (
         Text("text", settings.language, settings.text, options.text_folder, settings.text_bytes),
         Text("english", "en", settings.english, options.english_folder, settings.english_bytes),
     )
-    counts: dict[str, Any] = {"languages": {}, "settings": asdict(settings)}
+    counts: dict[str, Any] = {"languages": {}, "settings": settings.model_dump()}
     with Workers(options.workers) as workers:
         for text in texts:
             counts["languages"][text.language] = _write_text(text, settings, out / "text", work / text.name, workers)
     write_json(out / "counts.json", counts)
 
 
-def _write_text(text: Text, settings: CorpusSettings, folder: Path, work: Path, workers: Workers) -> dict[str, Any]:
+def _write_text(text: Text, settings: HubCorpusSettings, folder: Path, work: Path, workers: Workers) -> dict[str, Any]:
     """Write the files of one language, and return what is counted of them."""
     language, key, source = text.language, text.key, text.source.located(text.folder)
     commit = hub_data.commit_of(source, key)

@@ -11,7 +11,7 @@ from tests.architectures.tokenizer_kinds import byte_level
 from train.data.chat.masking import Masking
 from train.data.chat.template import of_tokenizer
 from train.data.words import loaded
-from train.stage_settings import ChatSettings
+from train.settings import ChatSettings
 
 FOLDER = Path(__file__).parents[3] / "data" / "chat_templates"
 EOS = {"cohere": "<|END_OF_TURN_TOKEN|>", "gemma": "<eos>", "gemma3": "<eos>", "llama3": "<|eot_id|>"}
@@ -70,7 +70,7 @@ def tokenizer(template: str | None, name: str = "") -> Any:
 def masking(name: str, size: int = 4096, cut: bool = True, **settings: Any) -> tuple[Masking, Any]:
     """How conversations become examples by the template of a family, and its tokenizer."""
     of = tokenizer(text(name), name)
-    template = of_tokenizer(of, ChatSettings("tokenizer", **settings), f"{name}: its tokenizer")
+    template = of_tokenizer(of, ChatSettings(template="tokenizer", **settings), f"{name}: its tokenizer")
     return Masking(template, settings.get("system"), size, cut), of
 
 
