@@ -18,10 +18,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipeline import sweep
+from pipeline import run_plan, sweep
 from pipeline.execute import Executor
-from pipeline.run import run_plan
-from pipeline.run.journal import Journal
+from pipeline.journal import Journal
 from pipeline.stages.stage import Stage
 from pipeline.stages.training import given_model
 from pipeline.store import Store

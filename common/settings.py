@@ -50,14 +50,13 @@ class Settings(BaseModel):
         """
         return self.model_dump(mode="json", exclude_defaults=True)
 
-    def names(self) -> set[str]:
+    def field_names(self) -> set[str]:
         """Return the names of the fields."""
         return set(dict(self))
 
 
 class NoSettings(Settings):
     """Of a stage that has none."""
-
 
 
 def _provides(section: BaseModel, name: str) -> bool:

@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.errors import BadInput
-from merge.model_ref import ModelRef
-from merge.recipe import Recipe
+from merge.recipe import ModelRef, Recipe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -18,13 +18,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from common import hub_push
-from common.choices import suggestion
-from common.command_line import Command, Options, Several, read
-from common.errors import BadInput, in_one_line, line_of
+from common.command_line import Command, Options, Several, parse_command_line
+from common.errors import BadInput, line_of, suggestion, user_errors
 from common.hub_push import Target
-from common.parsing import parse_yaml
-from common.stop_signals import Stopped, stopping_on_signals
+from common.processes import Stopped, stopping_on_signals
 from common.units import parse_bytes
+from common.validation import parse_yaml
 from merge.chained import Stage, read_stages, recipes_of, write_stages
 from merge.method_table import MODEL_DEFAULTS
 from merge.recipe import Recipe
@@ -107,11 +106,11 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m merge
 
     0; 2 after one line on stderr, for bad input and for what the machine rejects; 128 + n when signal n stopped it.
     """
-    options = read(COMMAND, arguments, program)
+    options = parse_command_line(COMMAND, arguments, program)
     if isinstance(options, int):
         return options
     try:
-        with stopping_on_signals(), in_one_line():
+        with stopping_on_signals(), user_errors():
             _allow_open_files()
             _run(options)
             sys.stdout.flush()
@@ -427,8 +426,8 @@ class Progress:
         from tqdm import tqdm
 
         self.printed = now
-        read = {"n": self.done, "total": self._total(plan), "elapsed": now - self.started}
-        line = tqdm.format_meter(**read, unit="B", unit_scale=True, bar_format=LINE)
+        parse_command_line = {"n": self.done, "total": self._total(plan), "elapsed": now - self.started}
+        line = tqdm.format_meter(**parse_command_line, unit="B", unit_scale=True, bar_format=LINE)
         print(f"merge{self.name}: {line}", file=sys.stderr, flush=True)
 
     def __exit__(self, *_: object) -> None:

@@ -12,8 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from common.choices import suggestion
-from common.errors import BadInput
+from common.errors import BadInput, suggestion
 from common.hub import NAME, PREFIX
 from merge.method_table import METHODS, MODEL_DEFAULTS, Method
 
@@ -23,14 +22,6 @@ _KEYS = {"models", "slices", "merge_method", "base_model", "parameters", "dtype"
 }  # fmt: skip
 _MODEL, _PATH = {"model", "lora", "override_architecture"}, {"path", "revision"}
 _SHARED = ("int8_mask", "t", "lambda", "normalize", "rescale", "select_topk")  # parameters of the whole merge
-_ONLY = {"sce": {"int8_mask", "select_topk"}, "arcee_fusion": set[str]()}  # of which these methods have no others
-_FIXED: dict[str, dict[str, Any]] = {  # by method: parameters that we have at mergekit's default only
-    "model_stock": {"filter_wise": False},
-    "nuslerp": {"nuslerp_flatten": True, "nuslerp_row_wise": False},
-    "multislerp": {"eps": 1e-8},
-    "karcher": {"max_iter": 10, "tol": 1e-5},
-}
-_RENAMED = {("multislerp", "normalize"): "normalize_weights"}
 MODEL_KEYS = ("weight", "density", "gamma", "epsilon", "scale")
 _DEFAULTS = {key: MODEL_DEFAULTS[key] for key in MODEL_KEYS if key != "weight"}  # which mergekit requires
 
@@ -305,11 +296,13 @@ def scoped(name: str, scopes: list[Mapping[str, Any]]) -> Any:
 
 def shared_settings(method: Method, shared: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Return our settings of a whole recipe. Raises BadInput for parameters that the method, or we, do not have."""
-    fixed, renamed = _FIXED.get(method.name, {}), {new for (name, _), new in _RENAMED.items() if name == method.name}
-    for key in fixed.keys() & shared.keys():
-        if shared[key] != fixed[key]:
-            raise BadInput(f"{where}: parameters.{key}: must be {fixed[key]!r}, got {shared[key]!r}.")
-    known = sorted(_ONLY.get(method.name, {*MODEL_KEYS, *_SHARED, *fixed, *renamed}))
+    form = method.mergekit
+    assert form is not None, f"{method.name} is not a method of mergekit"
+    for key, value in form.fixed:
+        if key in shared and shared[key] != value:
+            raise BadInput(f"{where}: parameters.{key}: must be {value!r}, got {shared[key]!r}.")
+    usual = (*MODEL_KEYS, *_SHARED, *dict(form.fixed), form.normalize)
+    known = sorted(set(usual if form.parameters is None else form.parameters))
     unknown = sorted(set(shared) - set(known))
     if unknown:
         raise BadInput(
@@ -320,7 +313,7 @@ def shared_settings(method: Method, shared: Mapping[str, Any], where: str) -> di
         if key == "t" and "t" not in shared:
             raise BadInput(f"{where}: parameters.t: missing. Set it: {method.name} needs it.")
         if key == "normalize":
-            settings[key] = _flag(shared, _RENAMED.get((method.name, key), key), method.normalize, where)
+            settings[key] = _flag(shared, form.normalize, method.normalize, where)
         elif key == "rescale":
             settings[key] = "l1" if _flag(shared, key, method.rescale != "none", where) else "none"
         elif key == "election":

@@ -16,8 +16,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from common.choices import listed
-from common.errors import BadInput
+from common.errors import BadInput, listed
 from merge.checkpoints.tensor_names import KINDS, kind_of, layer_of
 
 
@@ -76,8 +75,8 @@ def values(setting: Setting) -> tuple[float, ...]:
     )
 
 
-def parse(value: Any, key: str) -> Setting:
-    """Read a setting from YAML. Raises BadInput that names `key`."""
+def parse(value: Any, key: str = "") -> Setting:
+    """Read a setting from YAML. Raises BadInput that begins with `key` and the place inside the value."""
     if isinstance(value, list):
         if not value:
             raise BadInput(f"{key}: must not be an empty list. Give a number, a list of numbers, or rules.")
@@ -89,7 +88,7 @@ def parse(value: Any, key: str) -> Setting:
     return number(value, key)
 
 
-def number(value: Any, key: str) -> float:
+def number(value: Any, key: str = "") -> float:
     """Parse a float; YAML reads 1e-3 as text, so text that is a number counts."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise BadInput(f"{key}: expected a number, got {value!r}.")
@@ -120,7 +119,7 @@ def _rule(part: dict[str, Any], key: str) -> Rule:
     return Rule(value, part.get("kind"), layers, filter_)  # type: ignore[arg-type]
 
 
-def layer_range(text: Any, key: str) -> tuple[int, int] | None:
+def layer_range(text: Any, key: str = "") -> tuple[int, int] | None:
     """Parse the first and last layer of a range. Raises BadInput that names `key`."""
     if text is None:
         return None

@@ -16,7 +16,7 @@ from typing import Any
 from typing_extensions import TypedDict  # pydantic's condition before Python 3.12
 
 from common.errors import BadInput, line_of
-from common.parsing import read_json
+from common.validation import read_json
 from train.settings import LoraSettings
 
 FEED_FORWARD = ("intermediate_size", "ffn_hidden_size", "ffn_dim", "n_inner")  # names of one size

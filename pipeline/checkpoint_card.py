@@ -71,7 +71,9 @@ def summary(stage: Stage) -> str:
     """One sentence about a training: its kind, the model that it starts from, its tokens, LoRA."""
     start = stage.parents.get("model")
     of = f" of `{_named(start)}`" if start is not None else ""
-    lora = " It was trained with LoRA; the weights include the adapter." if getattr(stage.settings, "lora", None) else ""
+    lora = (
+        " It was trained with LoRA; the weights include the adapter." if getattr(stage.settings, "lora", None) else ""
+    )
     return f"{WHAT[stage.kind]}{of} on {stage.tokens:,} tokens.{lora}"
 
 

@@ -12,7 +12,7 @@ from click.shell_completion import CompletionItem
 
 from common.command_line import Command
 from common.errors import BadInput
-from common.places import CONF
+from common.project import CONF
 from pipeline.stages import STAGE_TYPES
 
 MULTIRUN = "Run all values of the experiment's sweep axes, or of those given here (ct.tokens=32k,128k seed=0,1)."

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import BadInput
-from common.files import write_whole
+from common.files import write_atomic
 from pipeline.report import claims, discards, looks, report_sources, results
 from pipeline.report.chart_data import hours, total_hours
 from pipeline.report.results import OVERALL
@@ -37,7 +37,7 @@ def build(folder: Path, project: str = "slackmerge", entity: str = "") -> Path:
     _runs(found, folder, project, online)
     layout = report(found, project, entity or ("" if online else "ENTITY"))
     model = layout._to_model()  # wandb's own serialisation, which it has no public name for
-    write_whole(folder / LAYOUT, json.dumps(json.loads(model.model_dump_json(by_alias=True)), indent=1) + "\n")
+    write_atomic(folder / LAYOUT, json.dumps(json.loads(model.model_dump_json(by_alias=True)), indent=1) + "\n")
     if online:
         layout.save()
         print(layout.url)

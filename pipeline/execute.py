@@ -18,11 +18,11 @@ from typing import Any, Generic
 from typing_extensions import TypeVar  # a default, before Python 3.13
 
 from common import hub as model_hub
-from common.errors import BadInput, Interrupted, StageFailed, in_one_line
+from common.errors import BadInput, Interrupted, StageFailed, user_errors
+from common.project import commit
 from common.settings import Settings
-from common.version import commit
+from pipeline.journal import Journal
 from pipeline.run.console import Estimates, Progress, amount
-from pipeline.run.journal import Journal
 from pipeline.stages.stage import Stage
 from pipeline.stages.trajectory import Trajectory, budget_of, continues, trajectories
 from pipeline.store import Entry, Store, ensure_dir, remove
@@ -197,7 +197,7 @@ class Executor:
         self.journal.write("started", stage, resumed_tokens=resumed)
         started = datetime.now(UTC)
         try:
-            with in_one_line():  # another user's files or links may be in the way
+            with user_errors():  # another user's files or links may be in the way
                 ensure_dir(work)
                 remove(job.out)
                 job.out.mkdir()  # not over what could not be removed

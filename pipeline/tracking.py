@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import re
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -24,7 +23,6 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from common.files import read_jsonl
-from pipeline.baselines import BASELINES
 from pipeline.config import Config
 from pipeline.execute import Job, Tracker, no_tracker
 from pipeline.run.console import say

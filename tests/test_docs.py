@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from common.command_line import read
+from common.command_line import parse_command_line
 from merge.cli import main as merge_command
 from pipeline import sweep
 from pipeline.commands import VERBS, parse
@@ -54,7 +54,8 @@ def test_commands_are_known_and_composed(block: Block) -> None:
                 if names[0] in STAGE_TYPES:
                     planned(names[0], names[1], [word for word in typed.words if "=" in word], typed.multirun)
             elif verb in ("merge", "eval"):
-                assert not isinstance(read(import_module(f"{verb}.options").COMMAND, given, verb), int), words
+                command = import_module(COMMANDS[verb][1].partition(":")[0]).COMMAND
+                assert not isinstance(parse_command_line(command, given, verb), int), words
         else:
             assert words[0] in ("ls", "head", "grep", "git", "source", "sudo"), words
 

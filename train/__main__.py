@@ -22,8 +22,8 @@ from typing_extensions import TypedDict  # pydantic's condition before Python 3.
 
 from common.errors import BadInput, Interrupted
 from common.files import write_json
-from common.parent_process import die_with_parent
-from common.parsing import read_json
+from common.processes import die_with_parent
+from common.validation import read_json
 from train.dev_text import Watched
 from train.settings import Compute, TrainingSettings
 

@@ -23,7 +23,7 @@ from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_h
 
 from common import hub
 from common.errors import BadInput
-from common.files import write_whole
+from common.files import write_atomic
 from train import lora, parallel, resume
 from train.block_dataset import Blocks
 from train.data.packing import IGNORED
@@ -405,7 +405,7 @@ class Progress(transformers.TrainerCallback):
         """Drop what was logged after the checkpoint that this run resumes from: it is logged again."""
         lines = self.log.read_text(encoding="utf-8").splitlines(keepends=True)
         before = [line for line in lines if line.endswith("\n") and json.loads(line)["tokens"] <= tokens]
-        write_whole(self.log, "".join(before))
+        write_atomic(self.log, "".join(before))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if state.global_step >= self.steps:

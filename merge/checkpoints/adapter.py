@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import regex
 from pydantic import BaseModel, Field
 
-from common.errors import BadInput, in_one_line
+from common.errors import BadInput, user_errors
 from common.hub import ADAPTERS
-from common.parsing import read_json, shaped
+from common.validation import read_json, validate
 from merge.checkpoints.aliases import RenamedCheckpoint, names_of, under_todays_names, with_names_of
 from merge.checkpoints.checkpoint import FLOATS, Checkpoint, WrappedCheckpoint, torch_dtype
 from merge.checkpoints.folder import open_pickled, read_header
@@ -145,7 +145,7 @@ def adapted(base: Checkpoint, folder: Path) -> Checkpoint:
     not have.
     """
     path = folder / "adapter_config.json"
-    with in_one_line():
+    with user_errors():
         config = read_config(path)
         lora = _weights(folder)
         named = base
@@ -340,7 +340,7 @@ class LoraConfig(BaseModel):
 def read_config(path: Path) -> LoraConfig:
     """Read the config. Raises BadInput for other kinds of adapters, and for what is not W + scale·B·A."""
     data: dict[str, Any] = read_json(path, expected="the config of a LoRA as peft saves it")
-    config: LoraConfig = shaped(data, str(path), LoraConfig)
+    config: LoraConfig = validate(data, str(path), LoraConfig)
     if config.peft_type != "LORA":
         raise BadInput(
             f"{path}: peft_type must be LORA, got {config.peft_type}. Merge the adapter into its base with peft first."

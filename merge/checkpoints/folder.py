@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 from typing_extensions import TypedDict  # pydantic's condition before Python 3.12
 
-from common.choices import listed
-from common.errors import BadInput, in_one_line, line_of
-from common.parsing import WeightIndex, inside, parse_json, read_json, shaped
+from common.errors import BadInput, line_of, listed, user_errors
+from common.validation import WeightIndex, inside, parse_json, read_json, validate
 from merge.checkpoints.checkpoint import COMPUTED, ITEM_BYTES, Checkpoint, TensorInfo, torch_dtype
 from merge.checkpoints.tensor_names import is_embedding, is_head
 
@@ -42,7 +41,7 @@ _PACKED = ("U8", "I8", "I32")  # dtypes of packed weights
 
 def open_checkpoint(folder: Path) -> Checkpoint:
     """Read config and headers, no weights. Raises BadInput for an incomplete checkpoint."""
-    with in_one_line():
+    with user_errors():
         if not folder.is_dir():
             raise BadInput(
                 f"{folder}: no such folder; expected a Hugging Face checkpoint (config.json and model.safetensors)."
@@ -168,7 +167,7 @@ def read_header(file: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     Raises BadInput for a damaged file.
     """
     damaged = f"{file}: damaged safetensors file"
-    with in_one_line(), file.open("rb") as stream:
+    with user_errors(), file.open("rb") as stream:
         size = file.stat().st_size
         length = int.from_bytes(stream.read(8), "little")
         if size < 8 or length > size - 8:
@@ -177,8 +176,8 @@ def read_header(file: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
             raise BadInput(f"{damaged}: its header may have {LARGEST_HEADER} bytes, got {length}. Save the file again.")
         text = stream.read(length)
     header: dict[str, Any] = parse_json(text, f"{damaged}: its header")
-    metadata: dict[str, str] = shaped(header.pop("__metadata__", {}), f"{damaged}: __metadata__", dict[str, str])
-    entries: dict[str, HeaderEntry] = shaped(header, f"{damaged}: its header", dict[str, HeaderEntry])
+    metadata: dict[str, str] = validate(header.pop("__metadata__", {}), f"{damaged}: __metadata__", dict[str, str])
+    entries: dict[str, HeaderEntry] = validate(header, f"{damaged}: its header", dict[str, HeaderEntry])
     table, end = {}, 0
     for name, entry in sorted(entries.items(), key=lambda item: item[1]["data_offsets"]):
         if entry["dtype"] not in ITEM_BYTES:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from common.errors import BadInput
-from common.parsing import read_json
+from common.validation import read_json
 
 # The vocabulary in forms other than tokenizer.json; patterns of names in the folder itself.
 VOCABULARIES = (
@@ -30,7 +30,7 @@ _RELATIVE = re.compile(
 
 
 def sidecars(folder: Path) -> list[Path]:
-    """The files that are copied to a merge's result, with the code of its tokenizer and processor.
+    """List the files that are copied to a merge's result, with the code of its tokenizer and processor.
 
     Raises BadInput for one that is a link out of the folder: what it leads to was not given with the checkpoint, and
     would be given away with the result. The hub's cache keeps the files of a snapshot two folders above it.
@@ -80,7 +80,7 @@ def _imported(file: Path) -> Iterator[Path]:
 
 
 def within(folder: Path, files: Iterable[Path]) -> list[Path]:
-    """The files, each once. Raises BadInput for a link out of the folder, but for those of the hub's cache."""
+    """Return the files, each once. Raises BadInput for a link out of the folder, except in the Hub's cache."""
     root = folder.resolve()
     if root.parent.name == "snapshots":
         root = root.parent.parent

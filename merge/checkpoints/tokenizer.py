@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, NotRequired
 
 from typing_extensions import TypedDict  # pydantic's condition before Python 3.12
 
-from common.errors import BadInput, in_one_line, line_of
-from common.parsing import read_json
+from common.errors import BadInput, line_of, user_errors
+from common.validation import read_json
 from merge.checkpoints.sidecars import vocabulary_files
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class Vocabulary:
 
 def read_vocabulary(folder: Path) -> Vocabulary | None:
     """Read the vocabulary of a checkpoint folder; None without a tokenizer. Raises BadInput for a damaged file."""
-    with in_one_line():
+    with user_errors():
         if (folder / "tokenizer.json").is_file():
             return _fast(folder / "tokenizer.json")
         if (folder / "vocab.json").is_file():
@@ -265,7 +265,7 @@ def put_template(folder: Path, template: str) -> None:
 
 
 def template_tokens(folder: Path) -> tuple[str, ...]:
-    """Added tokens that stand in the text of the chat template or in what it makes of a conversation.
+    """Return the added tokens in the text of the chat template or in a conversation that it renders.
 
     The text alone would miss a mark that the template puts together (`'<|' + role + '|>'`), a conversation alone those
     of tools. Raises BadInput where there is no template, no tokenizer.json, or no such token.
@@ -285,7 +285,7 @@ def template_tokens(folder: Path) -> tuple[str, ...]:
 
 @cache
 def _conversations(folder: Path, text: str, changed: int) -> str:
-    """What the template makes of conversations, with a system message where it takes one.
+    """Render conversations by the template, with a system message if the template takes one.
 
     text, changed: of template and tokenizer; a folder whose files are the same is read once.
     """

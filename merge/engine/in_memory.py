@@ -33,9 +33,9 @@ class ModelSink:
 
 
 def load(recipe: Recipe, device: str = "cpu", place: str | None = None) -> PreTrainedModel:
-    """The merged model, in eval mode, in the recipe's out dtype. Raises BadInput.
+    """Return the merged model, in eval mode, in the recipe's out dtype. Raises BadInput.
 
-    device: where the arithmetic runs; place: where the model lies (None: there too).
+    device: where the arithmetic runs; place: where the model is kept (None: there too).
     """
     return next(model for _, model in load_many([recipe], device, place=place))
 
@@ -46,9 +46,9 @@ def load_many(
     """Yield each recipe with its model, in order; as many are merged in one pass over the parents as fit into `at_once`
     bytes (None: AT_ONCE), at least one.
 
-    device: where the arithmetic runs; place: where the models lie (None: there too). A model that the caller lets go of
-    is gone before the next ones are made: those of `at_once` are held here, no others. The recipes share their base (or
-    first model); models and settings may differ. Raises BadInput before the first merge.
+    device: where the arithmetic runs; place: where the models are kept (None: there too). Only the models of one pass
+    are held here: one that the caller releases is freed before the next pass. The recipes share their base (or first
+    model); models and settings may differ. Raises BadInput before the first merge.
     """
     workers = Workers(device)
     plan = make_plan(recipes)
@@ -65,7 +65,7 @@ def load_many(
 
 
 def _merge(plan: Plan, workers: Workers, device: str) -> list[PreTrainedModel]:
-    """device: where the models lie."""
+    """Merge the plan's recipes into models on `device`."""
     models = [_skeleton(plan, recipe, device) for recipe in plan.recipes]
     sinks = [_sink(model, plan) for model in models]
     if any(sink is None for sink in sinks):
@@ -76,7 +76,7 @@ def _merge(plan: Plan, workers: Workers, device: str) -> list[PreTrainedModel]:
 
 
 def _skeleton(plan: Plan, recipe: Recipe, device: str) -> PreTrainedModel:
-    """A model of the right shape whose weights are not set yet."""
+    """Return a model of the right shape whose weights are not set yet."""
     from transformers.initialization import no_init_weights
 
     config, dtypes, common = _config(plan, recipe), _dtypes(plan, recipe), _common_dtype(plan, recipe)
@@ -90,7 +90,7 @@ def _skeleton(plan: Plan, recipe: Recipe, device: str) -> PreTrainedModel:
 
 
 def _converted(plan: Plan, recipe: Recipe, workers: Workers, device: str) -> PreTrainedModel:
-    """The model that transformers loads from the merged tensors, for architectures in which they are no parts of it.
+    """Return the model that transformers loads from the merged tensors, if these are not parts of the model.
 
     No file is written. The weights are held twice while they are converted.
     """
@@ -104,7 +104,7 @@ def _converted(plan: Plan, recipe: Recipe, workers: Workers, device: str) -> Pre
 
 
 def _completed(model: PreTrainedModel, plan: Plan, recipe: Recipe) -> PreTrainedModel:
-    """The model in eval mode, with what does not lie in its weights."""
+    """Return the model in eval mode, with its generation config, name and dtype."""
     from transformers import GenerationConfig
 
     model.config.dtype = _common_dtype(plan, recipe)
@@ -116,7 +116,7 @@ def _completed(model: PreTrainedModel, plan: Plan, recipe: Recipe) -> PreTrained
 
 
 def _config(plan: Plan, recipe: Recipe) -> PretrainedConfig:
-    """The config that a folder with the merge would have."""
+    """Return the config that a folder with the merge would have."""
     from transformers import AutoConfig
 
     from merge.output.writer import out_config
@@ -128,17 +128,17 @@ def _config(plan: Plan, recipe: Recipe) -> PretrainedConfig:
 
 
 def _dtypes(plan: Plan, recipe: Recipe) -> dict[str, torch.dtype]:
-    """The dtype of each tensor of the result."""
+    """Return the dtype of each tensor of the result."""
     return {output.name: out_dtype(recipe, plan, output) for output in plan.outputs}
 
 
 def _common_dtype(plan: Plan, recipe: Recipe) -> torch.dtype:
-    """The dtype that most tensors of the result have."""
+    """Return the dtype of most tensors of the result."""
     return Counter(out_dtype(recipe, plan, output) for output in plan.outputs if output.floating).most_common(1)[0][0]
 
 
 def _auto_class(config: PretrainedConfig) -> Any:
-    """What loads such a model with its head: of text, or of images and text."""
+    """Return the auto class that loads such a model with its head: of text, or of images and text."""
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
     named = str((getattr(config, "architectures", None) or [""])[0])
@@ -147,13 +147,13 @@ def _auto_class(config: PretrainedConfig) -> Any:
 
 
 def _sink(model: PreTrainedModel, plan: Plan) -> ModelSink | None:
-    """A sink that fills `model`; None if the files' tensors are no parts of it."""
+    """Return a sink that fills `model`; None if the files' tensors are not parts of it."""
     places = find_places(model, {output.name: output.shape for output in plan.outputs})
     return None if places is None else ModelSink(places)
 
 
 class _NoCopies(TorchFunctionMode):
-    """Leaves a part of a tensor where it lies: conversions call `contiguous`, which may copy."""
+    """Keep `contiguous`, which conversions call, from copying a part of a tensor."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return args[0] if func is torch.Tensor.contiguous else func(*args, **(kwargs or {}))
@@ -182,7 +182,7 @@ def find_places(model: PreTrainedModel, shapes: Shapes) -> dict[str, torch.Tenso
 
 
 def _as_saved(model: PreTrainedModel, state: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
-    """The tensors of a model as `save_pretrained` would name and divide them, uncopied; empty if that fails."""
+    """Return the model's tensors as `save_pretrained` would name and divide them, uncopied; empty if that fails."""
     from transformers.core_model_loading import revert_weight_conversion
 
     try:
@@ -194,7 +194,7 @@ def _as_saved(model: PreTrainedModel, state: Mapping[str, torch.Tensor]) -> Mapp
 
 
 def _spans(tensors: Iterable[torch.Tensor]) -> list[tuple[int, int]]:
-    """The ranges of addresses that contiguous tensors take, joined if they touch or overlap."""
+    """Return the ranges of addresses of contiguous tensors, joined if they touch or overlap."""
     joined: list[tuple[int, int]] = []
     for start, stop in sorted({(each.data_ptr(), each.data_ptr() + each.nbytes) for each in tensors if each.numel()}):
         if joined and start <= joined[-1][1]:

@@ -6,6 +6,7 @@ the head) from the last one's; gradients run over the layers of a slice; a model
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,12 +15,11 @@ from typing import Any
 from common.errors import BadInput
 from merge.checkpoints.checkpoint import FLOATS, Checkpoint
 from merge.checkpoints.tensor_names import is_embedding, is_head, layer_counts, stack_of
-from merge.model_ref import ModelRef
-from merge.recipe import Recipe, Slice
+from merge.recipe import ModelRef, Recipe, Slice
 
 Parent = tuple[Path, Path | None]  # folder, adapter
-BEFORE = ("embed", "embd", "wte", "wpe", "relative_pe")  # parts of the names of what stands before the layers
-COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")  # how configs call the number of layers
+BEFORE = ("embed", "embd", "wte", "wpe", "relative_pe")  # parts of names of tensors before the layers
+COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")  # the number of layers in configs
 WIDTHS = ("hidden_size", "n_embd", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim")
 
 
@@ -27,9 +27,9 @@ WIDTHS = ("hidden_size", "n_embd", "intermediate_size", "num_attention_heads", "
 class Output:
     """One tensor of the result.
 
-    sources: the tensor of each parent that it is made of. leader: the base, or the first model where there is none.
-    depth: 0 in the first layer (of its slice) and outside of layers, 1 in the last. slice: number of the recipes' slice
-    that it is of. names: what parents call it where layers are restacked (a source may be the embedding instead).
+    sources: the tensor of each parent that it is made from. leader: the base, or the first model if there is none.
+    depth: 0 in the first layer (of its slice) and outside of layers, 1 in the last. slice: number of its slice in the
+    recipes. names: its names in parents if layers are restacked (a source may be the embedding instead).
     """
 
     name: str
@@ -42,15 +42,12 @@ class Output:
     names: dict[Parent, str] = field(default_factory=dict)
 
     def name_in(self, parent: Parent) -> str:
-        """What a parent calls it."""
+        """Return its name in a parent."""
         return self.names.get(parent, self.name)
 
     @property
     def numel(self) -> int:
-        size = 1
-        for n in self.shape:
-            size *= n
-        return size
+        return math.prod(self.shape)
 
 
 def parent_of(model: ModelRef) -> Parent:
@@ -58,14 +55,14 @@ def parent_of(model: ModelRef) -> Parent:
 
 
 def leader_of(recipe: Recipe) -> Parent:
-    """The base; where there is none the first model, of the first slice where there are slices."""
+    """Return the base, or the first model (of the first slice) of a recipe without a base."""
     if recipe.base is not None:
         return (recipe.base, None)
     return parent_of((recipe.slices[0] if recipe.slices else recipe).models[0])
 
 
 def output_of(parents: Mapping[Parent, Checkpoint], wanted: Output) -> Output:
-    """`wanted` with its shape, and its source in each of `parents`. Raises BadInput where they do not fit."""
+    """Return `wanted` with its shape and its source in each of `parents`. Raises BadInput if they do not fit."""
     lead = parents[wanted.leader]
     sources: dict[Parent, str] = {}
     for key, parent in parents.items():
@@ -98,9 +95,9 @@ def output_of(parents: Mapping[Parent, Checkpoint], wanted: Output) -> Output:
 
 
 def stacked_outputs(recipes: Sequence[Recipe], parents: Mapping[Parent, Checkpoint]) -> list[Output]:
-    """The tensors of the result of recipes with slices.
+    """List the tensors of the result of recipes with slices.
 
-    Raises BadInput for layers that a model has not, models of different widths, and recipes sliced in different ways.
+    Raises BadInput for layers that a model does not have, models of different widths, and different slicings.
     """
     layouts = [[_firsts(part, i) for i, part in enumerate(recipe.slices)] for recipe in recipes]
     if any(layout != layouts[0] for layout in layouts):
@@ -116,8 +113,8 @@ def stacked_outputs(recipes: Sequence[Recipe], parents: Mapping[Parent, Checkpoi
     for i, (part, firsts) in enumerate(zip(slices, layouts[0], strict=True)):
         mine = {parent: parents[parent] for parent in firsts}
         names = _outside(mine, heads)
-        wanted = [(before, name) for name in names if i == 0 and _before(name)]
-        wanted += [(after, name) for name in names if i == last and not _before(name)]
+        wanted = [(before, name) for name in names if i == 0 and _is_before(name)]
+        wanted += [(after, name) for name in names if i == last and not _is_before(name)]
         for where, name in wanted:
             where.append(output_of(mine, Output(name, (), {}, True, leader_of(part), slice=i)))
         for parent, first in firsts.items():
@@ -133,7 +130,7 @@ def stacked_outputs(recipes: Sequence[Recipe], parents: Mapping[Parent, Checkpoi
 def _layer(
     parents: Mapping[Parent, Checkpoint], firsts: Mapping[Parent, int], offset: int, like: Output
 ) -> list[Output]:
-    """The tensors of one layer of the result, each like `like` and named after it."""
+    """List the tensors of one layer of the result, each like `like` and named after it."""
     own = {parent: f"{_stack(checkpoint)[0]}{firsts[parent] + offset}." for parent, checkpoint in parents.items()}
     endings = dict.fromkeys(
         name.removeprefix(own[parent])
@@ -151,7 +148,7 @@ def _layer(
 
 
 def _firsts(part: Slice, number: int) -> dict[Parent, int]:
-    """The first layer that each parent gives, the base before the others. Raises BadInput for one that gives two."""
+    """Return the first layer that each parent gives, the base first. Raises BadInput for a parent that gives two."""
     given = [(parent_of(model), model.layers or part.layers or (0, 0)) for model in part.models]
     if part.base is not None:
         given.insert(0, (leader_of(part), part.layers or (0, 0)))
@@ -163,18 +160,18 @@ def _firsts(part: Slice, number: int) -> dict[Parent, int]:
 
 
 def _outside(parents: Mapping[Parent, Checkpoint], heads: Iterable[str]) -> list[str]:
-    """Names of what is in no layer; the heads too that any model of the merge has."""
+    """List the names of tensors in no layer, with the heads of any model of the merge."""
     names = [name for checkpoint in parents.values() for name in checkpoint.tensors if stack_of(name) is None]
     return list(dict.fromkeys([*names, *heads]))
 
 
-def _before(name: str) -> bool:
-    """Whether a tensor that is in no layer stands before them."""
+def _is_before(name: str) -> bool:
+    """Tell whether a tensor outside of layers comes before them."""
     return is_embedding(name) or (any(part in name for part in BEFORE) and not is_head(name))
 
 
 def _stack(checkpoint: Checkpoint) -> tuple[str, int]:
-    """How the names of a checkpoint's layers begin, and how many there are."""
+    """Return the prefix of the names of a checkpoint's layers, and the number of layers."""
     stacks = layer_counts(checkpoint.tensors)
     if len(stacks) != 1:
         raise BadInput(
@@ -205,9 +202,9 @@ def _check_widths(parents: Mapping[Parent, Checkpoint], leader: Parent) -> None:
 
 
 def stacked_config(recipe: Recipe, parents: Mapping[Parent, Checkpoint]) -> dict[str, Any]:
-    """The leader's config with the number of layers of the result, and lists of one entry a layer restacked.
+    """Return the leader's config with the result's number of layers, and lists of one entry per layer restacked.
 
-    Raises BadInput where the config does not say how many layers there are.
+    Raises BadInput if the config does not have the number of layers.
     """
     lead = parents[leader_of(recipe)]
     config = dict(lead.config)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from common import hub
-from common.errors import BadInput, in_one_line
+from common.errors import BadInput, user_errors
 from merge.checkpoints.adapter import adapted
 from merge.checkpoints.aliases import under_one_set_of_names
 from merge.checkpoints.checkpoint import Checkpoint, torch_dtype
@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 class Plan:
     """Checked recipes over the same parents.
 
-    leader: the base, or the first model where there is none. alignment: where vocabularies were brought to one.
-    left_out: tensors that not all parents have and that transformers does not load. special: rows that one model gives.
+    leader: the base, or the first model if there is none. alignment: if vocabularies were brought to one. left_out:
+    tensors that not all parents have and that transformers does not load. special: rows that one model gives.
     """
 
     recipes: tuple[Recipe, ...]
@@ -55,22 +55,22 @@ class Plan:
 
     @property
     def tied(self) -> bool:
-        """Whether the result's head is its embedding: only if it is in every parent."""
+        """Tell whether the result's head is its embedding: only if this holds in every parent."""
         return not any(is_head(output.name) for output in self.outputs) and self.parents[self.leader].tied
 
     @property
     def tokenizer_from(self) -> Checkpoint:
-        """The parent whose tokenizer the result has, or has with others' tokens added."""
+        """Return the parent whose tokenizer the result has, with or without added tokens of others."""
         if self.alignment is None:
             return self.parents[self.leader]
         return self.alignment.models[self.alignment.origin]
 
     def bytes_of(self, output: Output) -> int:
-        """What an output takes to read, over all parents."""
+        """Return the bytes to read for an output, over all parents."""
         return sum(self.parents[parent].tensors[source].nbytes for parent, source in output.sources.items())
 
     def narrowed(self, recipes: Sequence[Recipe]) -> Plan:
-        """The same parents, opened and checked, for some of the recipes."""
+        """Return the plan for some of its recipes, with the same opened parents."""
         return replace(self, recipes=tuple(recipes))
 
     def close(self) -> None:
@@ -88,7 +88,7 @@ def make_plan(recipes: Sequence[Recipe]) -> Plan:
     leader = leader_of(recipes[0])
     parents: dict[Parent, Checkpoint] = {}
     plan = Plan(tuple(recipes), parents, [], leader)
-    with in_one_line(), ExitStack() as opened:
+    with user_errors(), ExitStack() as opened:
         opened.callback(plan.close)
         for recipe in recipes:
             origin = leader_of(recipe)
@@ -111,7 +111,7 @@ def make_plan(recipes: Sequence[Recipe]) -> Plan:
 
 
 def open_parent(parent: Parent) -> Checkpoint:
-    """The checkpoint of a parent, with its adapter where it has one."""
+    """Open the checkpoint of a parent, with its adapter if it has one."""
     folder, adapter = parent
     checkpoint = open_checkpoint(hub.fetch(str(folder), "path"))
     return checkpoint if adapter is None else adapted(checkpoint, hub.fetch(str(adapter), "adapter"))
@@ -135,7 +135,7 @@ def _is_inside(mine: Any, theirs: Any) -> bool:
 
 
 def _settle_tokenizers(plan: Plan) -> None:
-    """Compare them, or bring the parents to one, as the recipes say."""
+    """Compare tokenizers, or bring the parents to one, as the recipes require."""
     modes = {recipe.tokenizer for recipe in plan.recipes}
     aligning = modes - {"required", "optional"}
     if not aligning:
@@ -184,7 +184,7 @@ def _outputs(plan: Plan) -> list[Output]:
 
 
 def compute_dtype(recipe: Recipe, plan: Plan, output: Output) -> torch.dtype:
-    """The dtype of the arithmetic; `inputs`: what the parents' dtypes promote to, as mergekit has it."""
+    """Return the dtype of the arithmetic; `inputs` is what the parents' dtypes promote to, as in mergekit."""
     if recipe.compute_dtype != "inputs":
         return getattr(torch, recipe.compute_dtype)
     recipe = recipe.at(output.slice)
@@ -194,7 +194,7 @@ def compute_dtype(recipe: Recipe, plan: Plan, output: Output) -> torch.dtype:
 
 
 def out_dtype(recipe: Recipe, plan: Plan, output: Output) -> torch.dtype:
-    """The dtype that the result is rounded to, once, to nearest even; buffers keep their own."""
+    """Return the dtype to which the result is rounded, once, to nearest even; buffers keep their dtype."""
     base_dtype = torch_dtype(plan.parents[output.leader].tensors[output.sources[output.leader]].dtype)
     if not output.floating or recipe.out_dtype == "base":
         return base_dtype
@@ -227,7 +227,7 @@ def check_settings(recipes: Sequence[Recipe], outputs: Sequence[Output], tied: s
 
 
 def _settings(recipe: Recipe) -> Iterator[tuple[str, Parent | None, Setting]]:
-    """What may differ between tensors, with its key and whose names its rules go by (None: the result's)."""
+    """Yield settings that may differ between tensors: key, whose names its rules use (None: the result), value."""
     for model in recipe.models:
         for key in recipe.spec.model_keys:
             yield f"models.{model.name}.{key}", (model.path, model.adapter), getattr(model, key)
@@ -246,7 +246,7 @@ def _check_rules(key: str, setting: Setting, names: Sequence[str]) -> None:
 
 
 def _check_depth(key: str, value: float | tuple[float, ...], name: str, layers: bool) -> None:
-    """A gradient asks for depths. layers: whether any tensor's name tells its layer."""
+    """Reject a gradient for a tensor of unknown depth. layers: whether any tensor's name has its layer."""
     if isinstance(value, tuple) and len(set(value)) > 1 and (not layers or is_in_unknown_stack(name)):
         raise BadInput(
             f"{key}: a gradient over depth, but the name of tensor {name} does not tell its layer; give rules"
@@ -277,7 +277,7 @@ class SpecialRows:
     tables: frozenset[str]
 
     def put(self, values: torch.Tensor, output: Output, piece: Piece, dtype: torch.dtype) -> torch.Tensor:
-        """A merged slice [rows, columns] with the model's own rows in it; a copy where any is."""
+        """Return a merged slice [rows, columns] with the model's rows in it; a copy if it has any."""
         count = row_count(output.shape) if output.name in self.tables else None
         if not count:
             return values
@@ -292,19 +292,19 @@ class SpecialRows:
 
 
 def special_rows(plan: Plan) -> Mapping[str, SpecialRows]:
-    """By the name that recipes give in `special_rows`, which every recipe of the plan means the same by."""
+    """Return special rows by the recipes' `special_rows`. Raises BadInput if a name is another model elsewhere."""
     found: dict[str, SpecialRows] = {}
     for recipe in plan.recipes:
         name = recipe.special_rows
         if name is not None and name not in found:
-            found[name] = _of_model(plan, source_of(recipe, name))
-        elif name is not None and found[name].parent != source_of(recipe, name):
+            found[name] = _of_model(plan, parent_named(recipe, name))
+        elif name is not None and found[name].parent != parent_named(recipe, name):
             raise BadInput(f"special_rows: {name} is another model in another recipe. Merge them one by one.")
     return found
 
 
-def source_of(recipe: Recipe, name: str) -> Parent:
-    """The model of this name."""
+def parent_named(recipe: Recipe, name: str) -> Parent:
+    """Return the parent with this name in a recipe."""
     return leader_of(recipe) if name == "base" else next(parent_of(m) for m in recipe.models if m.name == name)
 
 

@@ -16,14 +16,13 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from common import hub
-from common.choices import suggestion
-from common.errors import BadInput, in_one_line
+from common.errors import BadInput, suggestion, user_errors
 from common.files import sha256
-from common.parsing import parse_yaml
+from common.validation import parse_yaml
 from merge.auditing import Audit
 from merge.checkpoints.folder import quantizer_of
 from merge.engine.plan import Plan
-from merge.output.sharing import pinned, short_names
+from merge.output.sharing import pinned, rename_folders, short_names
 from merge.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -34,7 +33,6 @@ LARGEST = 10_000_000  # bytes of a card
 _RECIPE = re.compile(r"^## How to make it again$.*?^```yaml\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _CHECKSUM = re.compile(r"^- (read|written) `([^`\n]+)`: ([0-9a-f]{64})$", re.MULTILINE)
 _SHARDS = re.compile(r"^    slackmerge merge .*--shard-size (\d{1,18})B$", re.MULTILINE)
-_FOLDERS = ("base", "path", "adapter")  # keys that name one
 # What changes no answer, or is settled elsewhere: savers' notes, dtypes, training, generation, vocabularies, the tie.
 _OTHER = re.compile(
     r"_.*|name_or_path|transformers.*|unsloth.*|architectures|model_type|auto_map|(?:torch_)?dtype|.*use_cache"
@@ -75,7 +73,8 @@ def render(
         lines.append(f"Base: `{names[str(recipe.base)]}`.")
     models = [f"{model.name} (`{names[str(model.path)]}`{_with(model.adapter, names)})" for model in recipe.models]
     lines.append(f"Models: {', '.join(models)}.\n")
-    settings = yaml.safe_dump(_named(recipe.to_dict(), names), sort_keys=False)
+    shortened = rename_folders(recipe.to_dict(), lambda path: pinned(path) or names[path])
+    settings = yaml.safe_dump(shortened, sort_keys=False)
     lines.append(
         "## How to make it again\n\n    slackmerge merge --from-card README.md OUT_DIR"
         f"{'' if shard_bytes is None else f' --shard-size {shard_bytes}B'}\n\n"
@@ -99,17 +98,6 @@ def render(
 
 def _with(adapter: Path | None, names: dict[str, str]) -> str:
     return f" with the LoRA `{names[str(adapter)]}`" if adapter is not None else ""
-
-
-def _named(recipe: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
-    """Return a recipe with short names instead of folders' paths."""
-
-    def short(entry: dict[str, Any]) -> dict[str, Any]:
-        own = {key: names[entry[key]] for key in ("path", "adapter", "base") if key in entry}
-        return entry | {key: pinned(entry[key]) or name for key, name in own.items()}
-
-    parts = {"slices": [short(part) for part in recipe["slices"]]} if "slices" in recipe else {}
-    return short(recipe) | {"models": {name: short(entry) for name, entry in recipe["models"].items()}} | parts
 
 
 def _checksums(plan: Plan, names: dict[str, str], files: Sequence[Path]) -> list[str]:
@@ -175,7 +163,7 @@ def read_card(path: Path, given: Sequence[str]) -> Card:
 
     Raises BadInput for a file that is not a card of ours, and for models that are not found.
     """
-    with in_one_line():
+    with user_errors():
         if not path.is_file():
             raise BadInput(f"{path}: no such file; expected the README.md of a merge.")
         if path.stat().st_size > LARGEST:
@@ -197,7 +185,7 @@ def read_card(path: Path, given: Sequence[str]) -> Card:
     except BadInput as error:
         raise BadInput(f"{path}: its recipe is not YAML: {error}") from None
     finder = _Finder(path, given)
-    recipe = Recipe.from_dict(finder.found(data), where=str(path))
+    recipe = Recipe.from_dict(rename_folders(data, finder.find), where=str(path))
     finder.check_given()
     shards = _SHARDS.search(text)
     return Card(path, recipe, read, written, finder.folders, int(shards[1]) if shards else None)
@@ -216,19 +204,9 @@ class _Finder:
                 raise BadInput(f"--model {text}: expected NAME=FOLDER, with the model's name on the card.")
             self.given[name] = place
 
-    def found(self, entry: Any) -> Any:
-        """Return `entry`, a recipe or a part of one, with folders."""
-        if not isinstance(entry, Mapping):
-            return entry
-        out = {key: self._place(value) if key in _FOLDERS else value for key, value in entry.items()}
-        if isinstance(models := out.get("models"), Mapping):
-            out["models"] = {name: self.found(model) for name, model in models.items()}
-        if isinstance(slices := out.get("slices"), list):
-            out["slices"] = [self.found(part) for part in slices]
-        return out
-
-    def _place(self, name: Any) -> Any:
-        if not isinstance(name, str) or not name or "\0" in name:
+    def find(self, name: str) -> str:
+        """Return the folder of a model, or a model of the Hub. Raises BadInput for a local one that is not found."""
+        if not name or "\0" in name:
             return name  # parsing the recipe reports what is wrong with it
         model = hub.parse(name, str(self.card))
         short = name if model is None else model.repo
@@ -249,7 +227,7 @@ class _Finder:
 
 
 def _digest(file: Path) -> str:
-    with in_one_line():
+    with user_errors():
         if not file.is_file():
             raise BadInput(f"{file}: no such file, but the card has its checksum. Find that version of the model.")
         return sha256(file)

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from common.errors import BadInput
 from common.files import fsync
-from common.stop_signals import postponing_stop
+from common.processes import postponing_stop
 
 LOCK, PART = ".merge-lock", ".merge-part"
 BETWEEN = "stages"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,9 +17,9 @@ from typing import Any
 import yaml
 
 from common import hub, hub_push
-from common.errors import BadInput, in_one_line
+from common.errors import BadInput, user_errors
 from common.hub_push import Target
-from common.parsing import read_json, read_yaml_documents
+from common.validation import read_json, read_yaml_documents
 from merge.checkpoints.sidecars import code_of, sidecars, within
 
 CARD, RECIPE, ADAPTER = "README.md", "merge.yml", "adapter_config.json"
@@ -39,9 +39,9 @@ _SNAPSHOT = re.compile(r"models--([^/]+?)--([^/]+)/snapshots/([0-9a-f]{40})(?:/|
 
 @dataclass(frozen=True)
 class Shared:
-    """The files of a folder by their places on the Hub: where they are, or their text if it is another there.
+    """The files of a folder by their paths on the Hub: their local path, or their text if it differs there.
 
-    left_out: files of the folder that stay here. adapter_of: the base's id, of an adapter.
+    left_out: files of the folder that are not shared. adapter_of: the base's id, of an adapter.
     """
 
     folder: Path
@@ -50,7 +50,7 @@ class Shared:
     adapter_of: str | None = None
 
     def bytes_of(self, place: str) -> int:
-        """The size of a file as it will be on the Hub."""
+        """Return the size of a file as it will be on the Hub."""
         found = self.files[place]
         return len(found.encode()) if isinstance(found, str) else found.stat().st_size
 
@@ -70,7 +70,7 @@ def share(folder: Path, base: str | None = None, card: str | None = None) -> Sha
     base: the id on the Hub of an adapter's base, if its config has none. card: the text of README.md, if it is not the
     folder's own. Raises BadInput for what is no whole model, and for a card that names paths of this machine.
     """
-    with in_one_line():
+    with user_errors():
         adapter = _check(folder)
         if base is not None and not adapter:
             raise BadInput(f"--base: is for adapters, but {folder} is a model, got {base}. Leave it out.")
@@ -81,7 +81,7 @@ def share(folder: Path, base: str | None = None, card: str | None = None) -> Sha
         if adapter:
             adapter_of, files[ADAPTER] = _with_base(folder / ADAPTER, base)
         if RECIPE in files:
-            files[RECIPE] = _shortened(folder / RECIPE)
+            files[RECIPE] = _with_short_names(folder / RECIPE)
         if card is not None:
             files[CARD] = card
         if CARD in files:
@@ -99,7 +99,7 @@ def upload(shared: Shared, target: Target, message: str) -> str:
 
 
 def _check(folder: Path) -> bool:
-    """Whether a folder is an adapter's. Raises BadInput for one that is no whole model."""
+    """Tell whether a folder is an adapter's. Raises BadInput for an incomplete model."""
     if not folder.is_dir():
         raise BadInput(f"FOLDER: no such folder, got {folder}. Pass a folder with a config.json, or KIND and SLUG.")
     if not any((folder / name).is_file() for name in ("config.json", ADAPTER)):
@@ -107,13 +107,13 @@ def _check(folder: Path) -> bool:
         advice = f"Pass {folder / inner}" if inner else "Pass the folder of a model or of an adapter"
         raise BadInput(f"FOLDER: holds no model (no config.json, no {ADAPTER}), got {folder}. {advice}.")
     hub.check_no_adapter(folder, "FOLDER")
-    if not hub.is_whole(folder):
+    if not hub.is_complete(folder):
         raise BadInput(f"FOLDER: the weights are missing or incomplete, got {folder}. Write or copy all of them.")
     return (folder / ADAPTER).is_file()
 
 
 def _listed(folder: Path, adapter: bool) -> Iterator[Path]:
-    """The files that are shared, in no order."""
+    """Yield the files that are shared, in no order."""
     names = [path.name for path in folder.iterdir() if path.is_file()]
     weights = hub.ADAPTERS if adapter else (hub.weight_pattern(names), "*.index.json", "config.json")
     for pattern in (*weights, *([ADAPTER] if adapter else []), *NOTES):
@@ -122,7 +122,7 @@ def _listed(folder: Path, adapter: bool) -> Iterator[Path]:
 
 
 def _with_base(file: Path, base: str | None) -> tuple[str, str]:
-    """The id of an adapter's base, and the config that names it. Raises BadInput if it is only known here."""
+    """Return the id of an adapter's base, and the config with it. Raises BadInput if the base has only a local path."""
     config = read_json(file)
     named = config.get(BASE)
     found = named if isinstance(named, str) else ""
@@ -142,7 +142,7 @@ def _with_base(file: Path, base: str | None) -> tuple[str, str]:
 
 
 def _without_places(file: Path) -> str | None:
-    """The text of a config without the folder that it was read from; None if it has none."""
+    """Return the text of a config without the folder that it was read from; None if it has none."""
     if not file.name.endswith("config.json"):
         return None
     config = read_json(file)
@@ -158,30 +158,31 @@ def _json(config: Mapping[str, Any]) -> str:
     return json.dumps(config, indent=2, ensure_ascii=False) + "\n"
 
 
-def _shortened(file: Path) -> str:
-    """A recipe, or several, with short names for local folders; results that others take keep their names."""
+def _with_short_names(file: Path) -> str:
+    """Return a recipe, or several, with short names for local folders; results that other merges use keep theirs."""
     documents = read_yaml_documents(file, "a merge recipe (YAML)")
     merges = [merge for document in documents for merge in (document if isinstance(document, list) else [document])]
-    results = {merge.get("name") for merge in merges if isinstance(merge, Mapping)}
-    local: dict[str, None] = {}
-
-    def note(value: str) -> str:
-        local[value] = None
-        return value
-
-    _renamed(documents, results, note)
-    names = short_names(local)
-    return yaml.safe_dump_all(
-        _renamed(documents, results, lambda value: pinned(value) or names[value]), sort_keys=False, allow_unicode=True
-    )
+    results = [merge.get("name") for merge in merges if isinstance(merge, Mapping)]
+    names = {name: name for name in results if isinstance(name, str)}
+    short = short_names(folder for folder in folders_in(documents) if folder not in names)
+    names |= {folder: pinned(folder) or name for folder, name in short.items()}
+    return yaml.safe_dump_all(rename_folders(documents, names.__getitem__), sort_keys=False, allow_unicode=True)
 
 
-def _renamed(value: Any, kept: set[Any], rename: Callable[[str], str], key: str = "") -> Any:
-    if isinstance(value, Mapping):
-        return {own: _renamed(inner, kept, rename, str(own)) for own, inner in value.items()}
-    if isinstance(value, list):
-        return [_renamed(inner, kept, rename, key) for inner in value]
-    return rename(value) if isinstance(value, str) and key in FOLDERS and value not in kept else value
+def rename_folders(data: Any, rename: Callable[[str], str], keys: Collection[str] = FOLDERS, key: str = "") -> Any:
+    """Return the same data of a recipe, or of a part of one under `key`, with the texts under `keys` renamed."""
+    if isinstance(data, Mapping):
+        return {own: rename_folders(inner, rename, keys, str(own)) for own, inner in data.items()}
+    if isinstance(data, list):
+        return [rename_folders(inner, rename, keys, key) for inner in data]
+    return rename(data) if isinstance(data, str) and key in keys else data
+
+
+def folders_in(data: Any, keys: Collection[str] = FOLDERS) -> list[str]:
+    """List the texts under `keys`, each once."""
+    found: dict[str, str] = {}
+    rename_folders(data, lambda text: found.setdefault(text, text), keys)
+    return list(found)
 
 
 def _check_card(file: Path, text: Path | str) -> None:
@@ -196,7 +197,7 @@ def _check_card(file: Path, text: Path | str) -> None:
 
 
 def local_path(line: str) -> str | None:
-    """The first path of a machine in a line: below a usual root or one that is here, of a home, or of Windows.
+    """Return the first local path in a line: below a usual root or one that exists here, of a home, or of Windows.
 
     Addresses of the web, fractions and links within a site are none.
     """
@@ -211,7 +212,7 @@ def local_path(line: str) -> str | None:
 
 
 def short_names(paths: Iterable[str]) -> dict[str, str]:
-    """A name for each path: a hub model's id, or the last parts of a local path, as many as tell all of them apart."""
+    """Return a name for each path: the id of a Hub model, or as many last parts of a local path as distinguish all."""
     models = {path: hub.parse(path, "path") for path in paths}
     names = {path: model.repo for path, model in models.items() if model is not None}
     local = [path for path, model in models.items() if model is None]
@@ -224,6 +225,6 @@ def short_names(paths: Iterable[str]) -> dict[str, str]:
 
 
 def pinned(path: str) -> str | None:
-    """A model of the Hub at the commit that was read; None for a local folder."""
+    """Return a model of the Hub at the commit that was read; None for a local folder."""
     model = hub.parse(path, "path")
     return None if model is None else f"{hub.PREFIX}{model.repo}@{model.cached_commit or model.revision}"

@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
-from common.errors import in_one_line
-from common.files import fsync, write_whole
+from common.errors import user_errors
+from common.files import fsync, write_atomic
 from merge.auditing import Audit
 from merge.checkpoints.folder import without_quantization
 from merge.checkpoints.sidecars import code_of, sidecars
@@ -76,7 +76,7 @@ def write_many(
         folder.clear()
     plan = make_plan(recipes)
     try:
-        with in_one_line(), ExitStack() as opened:
+        with user_errors(), ExitStack() as opened:
             opened.callback(plan.close)
             audits = [Audit(recipe) if audit else None for recipe in recipes]
             sinks = []
@@ -96,7 +96,7 @@ def write_many(
                 for recipe, folder, sink, seen in zip(recipes, folders, sinks, audits, strict=True):
                     write_metadata(plan, recipe, sink.folder, folder.target.name, sink, seen, checksums)
                     if merge_yml is not None:
-                        write_whole(sink.folder / "merge.yml", merge_yml)
+                        write_atomic(sink.folder / "merge.yml", merge_yml)
             for folder in folders:
                 folder.publish()
         discard(folders)

@@ -4,10 +4,10 @@ Input: what Hydra composed; output: a `Config`, or BadInput of one line. A confi
 other code gets a `Config` and trusts it. To change a key of conf/, change the file of its section here.
 """
 
+from common.validation import error_line
 from pipeline.config.adapting import Adapt
 from pipeline.config.cell import Config, validate
 from pipeline.config.computing import Compute
-from pipeline.config.messages import one_line
 from pipeline.config.models import BaseRecipe, Model, ModelShape
 from pipeline.config.scoring import Evaluation, Merge, Method
 from pipeline.config.sources import CipherCorpus, Corpus, HubCorpus, HubSource, Language
@@ -31,6 +31,6 @@ __all__ = [
     "Model",
     "ModelShape",
     "Training",
-    "one_line",
+    "error_line",
     "validate",
 ]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from common.choices import suggestion
+from common.errors import suggestion
 from common.settings import Settings
 
 if TYPE_CHECKING:

@@ -8,15 +8,13 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
-from common.choices import listed, suggestion
-from common.errors import BadInput
-from common.settings import Seed, Settings
+from common.errors import BadInput, listed, suggestion
+from common.settings import Folder, Name, Seed, Settings
 from common.units import format_tokens
+from common.validation import error_line
 from pipeline import old_names
 from pipeline.config.adapting import Adapt, why_not_adapted
 from pipeline.config.computing import Compute, Tracking
-from common.settings import Folder, Name
-from pipeline.config.messages import one_line
 from pipeline.config.models import MATRICES, Model
 from pipeline.config.scoring import Evaluation, Merge
 from pipeline.config.sources import CipherCorpus, Corpus, HubCorpus, Language
@@ -237,7 +235,7 @@ class Config(Settings):
 
     @model_validator(mode="after")
     def base_withholds_what_the_cipher_is_made_of(self) -> Config:
-        """Check withheld chapters; a recipe without them gives a warning only (pipeline/check/text.py): the words are
+        """Check withheld chapters; a recipe without them gives a warning only (pipeline/check/data.py): the words are
         new.
         """
         corpus, recipe = self.corpus, self.model.recipe
@@ -269,4 +267,4 @@ def validate(composed: Mapping[str, Any]) -> Config:
     try:
         return Config.model_validate(current)
     except ValidationError as error:
-        raise BadInput(one_line(error, current)) from None
+        raise BadInput(error_line(error, current)) from None

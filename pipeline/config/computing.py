@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from common.settings import Settings
-from common.settings import Name
+from common.settings import Name, Settings
 from train import settings as train_settings
 from train.parallel import contradiction
 from train.settings import Precision
 
 
 class Compute(train_settings.Compute):
-    """A section without a value of some field has the default of `train.settings.Compute`."""
+    """first_guess: seconds of stages, by kind, until some were measured."""
 
-    threads: Annotated[int, Field(gt=0, le=1024)]
-    precision: Precision
-    keep_last_state: bool
-    first_guess: dict[str, Annotated[float, Field(gt=0)]]
+    threads: Annotated[int, Field(gt=0, le=1024)] = 1
+    precision: Precision = "fp32"
+    keep_last_state: bool = True
+    first_guess: Mapping[str, Annotated[float, Field(gt=0)]] = {}
 
     @model_validator(mode="after")
     def strategy_for_many(self) -> Compute:

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 
 from pydantic import field_validator, model_validator
 
-from common.places import shipped
-from common.settings import Positive, Settings
-from common.settings import Name
+from common.project import shipped
+from common.settings import Name, Positive, Settings
 from pipeline.config.trainings import Training
 from train.settings import BaseShape
 

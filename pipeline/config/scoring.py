@@ -8,8 +8,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, field_validator, model_validator
 
-from common.choices import suggestion
+from common.errors import suggestion
 from common.settings import Positive, Settings, Tokens
+from eval.settings import ScoringSettings
 from merge.recipe import Recipe
 from pipeline import recipes
 from pipeline.baselines import BASELINES, PAIR
@@ -65,7 +66,7 @@ class Method(Settings):
         return tuple(map(current_method, self.of))
 
     @property
-    def asked_on_dev(self) -> bool:
+    def needs_dev_scores(self) -> bool:
         """Return whether dev decides something: the settings, or whether it is the best merge."""
         return bool(self.grid) or self.leads
 
@@ -139,32 +140,20 @@ class Merge(Settings):
         return self
 
 
-Shots = Annotated[int, Field(ge=0)]
-
-
-class Evaluation(Settings):
-    """chat, system, fewshot, generation: how checkpoints are asked (eval/asking.py)."""
+class Evaluation(ScoringSettings):
+    """What checkpoints and merges are scored on, and how."""
 
     unmerged: list[ArmName]
     families: list[str]
-    split: Literal["dev", "test"]
     items: Positive
-    limit: Positive | None
     tune_limit: Positive | None
-    excerpt: Positive | None
     batch_tokens: Tokens
     gpus: Positive = 1
-    dtype: Literal["float32", "bfloat16"]
-    tasks: list[str]
     include_path: str | None
     leaks: bool
     untuned: bool
     frontier: Literal["all", "largest"] | Annotated[tuple[Tokens, ...], Field(min_length=1)] | None = None
     questions: str | None = None
-    chat: Literal["none", "auto", "both"] = "none"
-    system: str | None = None
-    fewshot: Shots | dict[str, Shots] | None = None
-    generation: Literal["own", "greedy"] = "own"
 
     @model_validator(mode="after")
     def what_is_asked_is_used(self) -> Evaluation:

@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from common.parsing import sentence
 from common.settings import Fraction, Positive, Settings, Tokens
 from common.units import format_tokens
+from common.validation import sentence
 from pipeline.config.sources import HubInstructions
 from train.data.chat.template import GIVEN, NONE
 from train.settings import CtData, LoraSettings, Optimization

@@ -24,7 +24,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.files import write_json, write_whole
+from common.files import write_atomic, write_json
 from pipeline.report.records import ENGLISH, Audit, Choice, Evaluation, FrontierPoint, ReportPaths, Subject, label
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def render(
     paths = ReportPaths(out / "results.csv", out / "results.md", png, out / "report.html", out / "claims.json", table)
     _write_tables(found, paths, out)
     _draw(found, out / "figures")
-    write_whole(paths.page, page.render(found))
+    write_atomic(paths.page, page.render(found))
     return paths
 
 
@@ -118,18 +118,18 @@ def _write_tables(found: Findings, paths: ReportPaths, out: Path) -> None:
 
     rows, subject = found.rows, found.subject
     names = {subject.language: subject.language_name, "en": "English"}
-    write_whole(paths.results_csv, results.to_csv(rows))
+    write_atomic(paths.results_csv, results.to_csv(rows))
     write_json(paths.claims, claims.as_json(found.claims.answers))
-    write_whole(paths.results_md, results.to_markdown(rows, subject.language, names))
-    write_whole(out / "results.tex", paper_tables.to_latex(rows, found.claims, subject))
-    write_whole(out / "results-intervals.md", paper_tables.to_markdown(rows, subject))
+    write_atomic(paths.results_md, results.to_markdown(rows, subject.language, names))
+    write_atomic(out / "results.tex", paper_tables.to_latex(rows, found.claims, subject))
+    write_atomic(out / "results-intervals.md", paper_tables.to_markdown(rows, subject))
     if found.frontiers:
-        write_whole(out / "frontier.csv", frontier_tables.to_csv(found.frontiers.frontiers))
+        write_atomic(out / "frontier.csv", frontier_tables.to_csv(found.frontiers.frontiers))
         write_json(out / "gaps.json", frontier_tables.to_json(found.frontiers))
     if found.untuned:
-        write_whole(out / "untuned.csv", results.to_csv(found.untuned))
+        write_atomic(out / "untuned.csv", results.to_csv(found.untuned))
     if found.stages:
-        write_whole(out / "stages.csv", page_tables.stages_csv(found.stages))
+        write_atomic(out / "stages.csv", page_tables.stages_csv(found.stages))
 
 
 def _draw(found: Findings, folder: Path) -> None:

@@ -96,7 +96,7 @@ def nothing_better(tries: Sequence[Candidate], choice: Choice, gain: Measure, ke
     return f"None of {len(merges)} merges beats the chat model on dev: {', '.join(reasons)}. No model was written."
 
 
-def in_one_line(answers: Sequence[Answer], choice: Choice, gain: Measure, keep: Measure) -> str:
+def user_errors(answers: Sequence[Answer], choice: Choice, gain: Measure, keep: Measure) -> str:
     """Return the choice and its test scores for a terminal: `ties_sv_1, lambda 0.75; on test Chichewa accuracy +0.061
     [+0.032, +0.090], English accuracy −0.008 [−0.019, +0.003] (kept)`.
     """

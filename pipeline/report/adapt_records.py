@@ -13,7 +13,7 @@ from typing import Any
 
 from common.errors import BadInput
 from common.files import read_jsonl, write_json
-from common.parsing import read_json
+from common.validation import read_json
 from pipeline.config.adapting import BEST
 from pipeline.report.records import Evaluation, Subject
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.files import publish, write_json, write_jsonl, write_whole
-from common.parsing import read_json
+from common.files import write_atomic, write_json, write_jsonl
+from common.validation import read_json
 from pipeline.report import (
     adapt_claims,
     adapt_headline,
@@ -74,7 +74,7 @@ def render(sources: AdaptSources, out: Path) -> AdaptPaths:
     rows = results.gather(
         Evaluation(one.method, tokens[one.method in WITHOUT_CT], one.seed, one.folder) for one in sources.evaluations
     )
-    line = adapt_headline.in_one_line(found.claims, found.choice, found.gain, found.keep)
+    line = adapt_headline.user_errors(found.claims, found.choice, found.gain, found.keep)
     paths = AdaptPaths(
         page=out / "report.html",
         results_csv=out / "results.csv",
@@ -86,11 +86,11 @@ def render(sources: AdaptSources, out: Path) -> AdaptPaths:
         sentence=found.sentence,
         scores=adapt_tables.markdown(found.columns, sources.shown),
     )
-    write_whole(paths.results_csv, results.to_csv(rows))
-    write_whole(paths.tries_csv, adapt_tables.tries_csv(found.candidates, found.choice))
-    publish(paths.answers, lambda aside: write_jsonl(aside, adapt_tables.answer_rows(found.answers, judge)))
+    write_atomic(paths.results_csv, results.to_csv(rows))
+    write_atomic(paths.tries_csv, adapt_tables.tries_csv(found.candidates, found.choice))
+    write_atomic(paths.answers, lambda aside: write_jsonl(aside, adapt_tables.answer_rows(found.answers, judge)))
     write_json(paths.claims, claims.as_json(found.claims))
-    write_whole(paths.page, adapt_page.render(found))
+    write_atomic(paths.page, adapt_page.render(found))
     sources.save(out)
     return paths
 

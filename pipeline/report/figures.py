@@ -6,11 +6,11 @@ import base64
 import gzip
 import re
 from collections.abc import Mapping, Sequence
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from common.files import publish
+from common.files import write_atomic
 from pipeline.report.chart_data import Table
 from pipeline.report.looks import INK, SOFT, Look
 from pipeline.report.vega import PAPER_COLOURS, Chart, Spec, colored, theme
@@ -60,7 +60,7 @@ def write(spec: Spec, folder: Path, name: str) -> Path:
     svg = _numbered(vl_convert.vegalite_to_svg(painted, config=PAPER, allowed_base_urls=[]))
     made = {"svg": svg.encode(), "pdf": vl_convert.svg_to_pdf(svg), "png": vl_convert.svg_to_png(svg, scale=SCALE)}
     for kind, content in made.items():
-        publish(folder / f"{name}.{kind}", partial(Path.write_bytes, data=content))
+        write_atomic(folder / f"{name}.{kind}", content)
     return folder / f"{name}.png"
 
 

@@ -14,13 +14,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
-from common.choices import suggestion
-from common.errors import BadInput
-from common.parsing import read_plain_yaml
-from common.places import ROOT
-from common.units import format_tokens, parse_tokens
+from common.errors import BadInput, suggestion
+from common.project import ROOT
 from common.settings import Seed, Settings, Tokens
-from pipeline.config.messages import one_line
+from common.units import format_tokens, parse_tokens
+from common.validation import error_line, read_plain_yaml
 from pipeline.report.frontier import PRICE
 
 FOLDER = "hypotheses"
@@ -249,4 +247,4 @@ def _parsed(entry: Any, where: str) -> AnyHypothesis:
     try:
         return TYPES[given].model_validate(entry)
     except ValidationError as error:
-        raise BadInput(f"{where}: {one_line(error, entry)}") from None
+        raise BadInput(f"{where}: {error_line(error, entry)}") from None

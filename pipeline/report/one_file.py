@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from common.units import duration
 from pipeline.report import figures
 from pipeline.report.wording import percent, signed
-from pipeline.run.console import duration
 
 FOLDER = Path(__file__).parent
 

@@ -7,16 +7,15 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from common.units import counted, format_tokens
+from common.units import counted, duration, format_tokens
 from pipeline.baselines import BASELINES
-from pipeline.cost import performance
+from pipeline.cost import hardware
 from pipeline.report.chart_data import Table, Value
 from pipeline.report.claims import Answer
 from pipeline.report.headline import unit
 from pipeline.report.records import Row, label
 from pipeline.report.results import budgets_of
 from pipeline.report.wording import confidence, percent
-from pipeline.run.console import duration
 from pipeline.stages import STAGE_TYPES
 
 MOST_MARGINS = 10.0  # that a chart of effects shows
@@ -71,7 +70,7 @@ def stages_csv(stages: Iterable[Mapping[str, Any]]) -> str:
     writer = csv.DictWriter(text, STAGE_COLUMNS, restval="", extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     for record in stages:
-        found = record["performance"] if performance.of(record) else {}
+        found = record["performance"] if hardware.recorded_speed(record) else {}
         writer.writerow({**record, **{name: found.get(name) for name in PERFORMANCE_COLUMNS}})
     return text.getvalue()
 
@@ -87,7 +86,7 @@ def performances(stages: Iterable[Mapping[str, Any]]) -> list[tuple[str, ...]]:
             "" if each.mfu is None else percent(each.mfu),
             "" if each.peak is None else f"{each.peak / 2**30:.1f}",
         )
-        for each in performance.listed(list(stages))
+        for each in hardware.recorded_speeds(list(stages))
     ]
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.baselines import BASELINES
-from pipeline.cost import performance
+from pipeline.cost import hardware
 from pipeline.report.chart_data import Table, Value
 from pipeline.report.records import Evaluation, label, mean
 from pipeline.report.results import budget_name
@@ -121,7 +121,7 @@ def _cost(made: Sequence[Record]) -> Cost:
 
 def _alone(record: Record) -> tuple[float, float]:
     """Seconds of one device, and tokens, had this stage continued no smaller budget."""
-    measured = performance.of(record)
+    measured = hardware.recorded_speed(record)
     seconds = float(record["seconds"]) * (measured.devices if measured else 1)
     if record["kind"] not in ("ct", "sft"):
         return seconds, 0.0

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.files import write_whole
+from common.files import write_atomic
 from common.units import format_tokens
 from pipeline.report import choices, figures, findings
 from pipeline.report.discards import SFT
@@ -98,7 +98,7 @@ def write(regimes: Sequence[tuple[str, Sources]], folder: Path) -> list[str]:
     writer = csv.DictWriter(text, list(found[0].row()), lineterminator="\n")
     writer.writeheader()
     writer.writerows(spot.row() for spot in found)
-    write_whole(folder / "map.csv", text.getvalue())
+    write_atomic(folder / "map.csv", text.getvalue())
     languages = dict.fromkeys(spot.language for spot in found)
     panels = [
         (f"{language}: {title}", _panel([spot for spot in found if spot.language == language], kind, number == 0))

@@ -10,7 +10,7 @@ from typing import Any
 
 from common.errors import BadInput
 from common.files import read_jsonl, write_json
-from common.parsing import read_json
+from common.validation import read_json
 from pipeline.old_names import current_method
 from pipeline.report.records import Audit, Choice, Evaluation, FrontierPoint, ReportPaths, Subject
 

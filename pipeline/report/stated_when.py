@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from common.errors import BadInput
-from common.parsing import parse_plain_yaml, read_json
+from common.validation import parse_plain_yaml, read_json
 from pipeline.report.hypotheses import entries
 
 STAGE = "stage.json"

@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common.errors import BadInput, in_one_line
+from common.errors import BadInput, user_errors
 from pipeline.run import collect_adapt
 from pipeline.run.console import say
-from pipeline.run.run_plan import RunPlan
+from pipeline.run_plan import RunPlan
 from pipeline.stages.cell import Cell
 from pipeline.stages.stage import Stage
 from pipeline.stages.tuning import tuning_cells
@@ -31,7 +31,7 @@ BETWEEN = "between-regimes"  # the folder of the report over all regimes
 def write_report(plan: RunPlan, arguments: Sequence[str]) -> ReportPaths | AdaptPaths | None:
     """Call `_write_report`; raise errors of the machine (disk space, permissions) as BadInput that names the folder."""
     try:
-        with in_one_line():
+        with user_errors():
             return _write_report(plan, arguments)
     except BadInput as error:
         raise BadInput(f"outputs={plan.outputs}: the report was not written: {error}") from error

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common.parsing import read_json
+from common.validation import read_json
 from pipeline.run import adapted_model
 from pipeline.run.console import say
 from pipeline.stages.adapting import ADAPTED, SFT

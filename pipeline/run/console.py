@@ -6,7 +6,8 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from pipeline.stages.stage import STAGE_TYPES, Stage
+from common.units import duration
+from pipeline.stages.stage import Stage, StageType
 from pipeline.stages.trajectory import previous_stages, tokens_of
 from pipeline.store import Store
 
@@ -26,14 +27,6 @@ def say(line: str) -> None:
         file.write(line.encode() + b"\n")
 
 
-def duration(seconds: float) -> str:
-    """Seconds for people: `4 s`, `2 min`, `1 h 20 min`."""
-    if seconds < 100:
-        return f"{seconds:.0f} s" if seconds >= 1 else "1 s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
-
-
 def amount(stage: Stage, resumed: int = 0) -> float:
     """How much work a stage is: millions of tokens where it trains (from `resumed` tokens on), else 1."""
     return (stage.tokens - resumed) / 1e6 if stage.type.trained else 1.0
@@ -46,15 +39,16 @@ class Estimates:
         self.store, self.first_guess, self.jobs = store, first_guess, jobs
         self.rates: dict[str, float] = {}
 
-    def rate(self, kind: str) -> float:
+    def rate(self, stage_type: StageType) -> float:
         """Seconds for an `amount` of 1."""
+        kind = stage_type.name
         if kind not in self.rates:
             records = sorted(
                 (entry.record for entry in self.store.entries(kind) if entry.record),
                 key=lambda record: record["finished"],
             )[-5:]
             seconds, work = sum(record["seconds"] for record in records), sum(record["amount"] for record in records)
-            self.rates[kind] = seconds / work if work else self.first_guess.get(kind, STAGE_TYPES[kind].seconds)
+            self.rates[kind] = seconds / work if work else self.first_guess.get(kind, stage_type.seconds)
         return self.rates[kind]
 
     def forget(self, kind: str) -> None:
@@ -66,7 +60,7 @@ class Estimates:
         previous = previous_stages(stages)
         missing = [stage for stage in stages if self.store.find(stage) is None]
         resumed = {key: tokens_of(before) for key, before in previous.items()}
-        work = ((stage.kind, amount(stage, resumed.get(stage.key, 0))) for stage in missing)
+        work = ((stage.type, amount(stage, resumed.get(stage.key, 0))) for stage in missing)
         return sum(each * self.rate(kind) for kind, each in work) / self.jobs
 
 
@@ -99,7 +93,7 @@ class Progress:
         self.count()
         if SAY_TO in os.environ:  # the display says what runs
             return
-        seconds, left = work * self.estimates.rate(stage.kind), self.estimates.of(self.stages)
+        seconds, left = work * self.estimates.rate(stage.type), self.estimates.of(self.stages)
         self.say(stage, f"starts, about {duration(seconds)}; all in all about {duration(max(seconds, left))} left")
 
     def update(self, stage: Stage, share: float, note: str = "") -> str | None:

@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import BadInput, Interrupted
-from common.parent_process import die_with_parent
-from pipeline.cost.utilisation import mfu
+from common.processes import die_with_parent
+from pipeline import interruption
+from pipeline.cost.hardware import training_mfu
 from pipeline.execute import Job
-from pipeline.run import interruption
 from pipeline.stages.stage import in_order
 from train.__main__ import RESULT_FILE, STOP_FILE
 from train.dev_text import Watched
@@ -62,7 +62,7 @@ def train(
     facts = _train(job, compute, model, blocks, settings, resume_state)
     if values := facts.pop("performance"):
         measured = Performance(**values)
-        reached = mfu(measured, job.out / "model" / "config.json", settings, settings.precision)
+        reached = training_mfu(measured, job.out / "model" / "config.json", settings, settings.precision)
         job.performance = replace(measured, mfu=reached)
         job.note = summary(job.performance)
     return facts

@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.errors import BadInput
-from pipeline.run.console import SAY_TO, Estimates, amount, duration
-from pipeline.run.journal import Journal
-from pipeline.run.run_plan import FILE, RunPlan
+from common.units import duration
+from pipeline.journal import Journal
+from pipeline.run.console import SAY_TO, Estimates, amount
 from pipeline.run.worker import JOURNAL
+from pipeline.run_plan import FILE, RunPlan
 from pipeline.stages.stage import Stage
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def standing(plan: RunPlan, journal: Journal) -> Standing:
         len(done),
         len(plan.stages),
         [
-            Running(stage, time.time() - since, amount(stage) * estimates.rate(stage.kind), journal.noted(stage))
+            Running(stage, time.time() - since, amount(stage) * estimates.rate(stage.type), journal.noted(stage))
             for stage, since in under_way
         ],
         {kind: (made[kind], count) for kind, count in kinds.items()},

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.run.run_plan import RunPlan
 from pipeline.run.worker import Worker, make_cell
+from pipeline.run_plan import RunPlan
 from pipeline.stages.data import check_budget
 from pipeline.sweep import IN_THIS_PROCESS, Sweep
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 
-from common.choices import listed
-from common.errors import BadInput
-from pipeline import sweep
-from pipeline.run import run_plan
-from pipeline.run.run_plan import RunPlan
+from common.errors import BadInput, listed
+from pipeline import run_plan, sweep
+from pipeline.run_plan import RunPlan
 from pipeline.stages import STAGE_TYPES
 from pipeline.stages.stage import Stage
 from pipeline.sweep import Sweep

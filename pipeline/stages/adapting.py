@@ -17,12 +17,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common import hub, licences
-from common.chat_files import stop_ids
+from common import hub
+from common.chat import read_stop_ids
 from common.errors import BadInput
 from common.files import read_jsonl, write_json, write_jsonl
-from common.parsing import read_json
 from common.settings import Settings
+from common.validation import read_json
 from eval.asking import CHAT
 from eval.task_checks import LOWER
 from pipeline import adapted_card
@@ -326,7 +326,9 @@ def write_yaml(path: Path, content: Mapping[str, Any]) -> None:
 GENERATION, CONFIG, CARD = "generation_config.json", "config.json", "README.md"
 
 
-def write_adapted(job: Job[AdaptedSettings, AdaptedOptions], candidate: str, choice: Mapping[str, Any], chosen: str) -> str | None:
+def write_adapted(
+    job: Job[AdaptedSettings, AdaptedOptions], candidate: str, choice: Mapping[str, Any], chosen: str
+) -> str | None:
     """Writes the folder of a candidate; returns the stop token that had to be added, if one had to.
 
     Raises BadInput for a chat model whose template says no end of an answer.
@@ -357,7 +359,7 @@ def add_stop(folder: Path) -> str | None:
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     template = of_tokenizer(tokenizer, ChatSettings(template=TOKENIZER), "sft.source: its tokenizer")
     number = tokenizer.get_vocab()[template.stop_token]
-    numbers = stop_ids(folder)
+    numbers = read_stop_ids(folder)
     if number in numbers:
         return None
     file = folder / GENERATION
@@ -374,7 +376,9 @@ def use_cache(folder: Path) -> None:
             _put(file, {**read_json(file), "use_cache": True})
 
 
-def facts_of(job: Job[AdaptedSettings, AdaptedOptions], candidate: str, choice: Mapping[str, Any], chosen: str, stop: str | None) -> Facts:
+def facts_of(
+    job: Job[AdaptedSettings, AdaptedOptions], candidate: str, choice: Mapping[str, Any], chosen: str, stop: str | None
+) -> Facts:
     """What the card says."""
     stage = job.stage
     chat, merged = origin(stage.parents["sft"]), stage.parents[candidate]
@@ -398,7 +402,7 @@ def origin(stage: Stage) -> Origin:
     path = stage.options.path
     model = hub.parse(path, "path")
     repo = model.repo if model else None
-    return Origin(repo or Path(path).absolute().name, repo, licences.stated(path))
+    return Origin(repo or Path(path).absolute().name, repo, hub.licence_of(path))
 
 
 def stage_described(stage: Stage) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.chat_date import TODAY
+from common.chat import DATE_FUNCTION
 from common.errors import BadInput
 from common.settings import Settings
 from common.special_tokens import in_words
@@ -246,7 +246,7 @@ def chat_settings(config: Config, text: str | None) -> ChatSettings | None:
     values: dict[str, Any] = {
         "template": TOKENIZER if sft.template == TOKENIZER else text,
         "args": sft.template_args or {},
-        "date": config.chat.date if text is None or TODAY in text else None,
+        "date": config.chat.date if text is None or DATE_FUNCTION in text else None,
     }
     return ChatSettings.pick(sft, **values)
 
@@ -255,9 +255,7 @@ def run_sft_blocks(job: Job[SftBlocksSettings, WorkerOptions]) -> None:
     from train.data import packing
 
     items, corpus = job.folders["items"], job.folders.get("corpus")
-    packing.sft_blocks(
-        items, corpus, job.checkpoint("model"), job.settings, job.out, job.work, job.options.workers
-    )
+    packing.sft_blocks(items, corpus, job.checkpoint("model"), job.settings, job.out, job.work, job.options.workers)
     job.note = packed(job.out)
 
 

@@ -11,8 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.chat_date import STATED
-from common.chat_files import text_in
+from common.chat import DEFAULT_DAY, read_chat_template
 from common.files import write_jsonl
 from common.settings import Settings
 from eval.generation import Generation
@@ -68,7 +67,9 @@ def run_eval(job: Job[EvalSettings, ScoreOptions]) -> None:
 
     from eval import harness
 
-    if OTHERWISE in job.folders and not job.checkpoint("checkpoint").is_dir():  # the chat model won, and has been scored
+    if (
+        OTHERWISE in job.folders and not job.checkpoint("checkpoint").is_dir()
+    ):  # the chat model won, and has been scored
         for file in job.folders[OTHERWISE].iterdir():
             if file.suffix == ".jsonl":
                 shutil.copyfile(file, job.out / file.name)
@@ -152,7 +153,9 @@ class AnswersSettings(Settings):
     day: str | None = None  # for today, where a template asks for the date
 
 
-def plan_answers(config: Config, inputs: Inputs, data: Data, slug: str, tokens: int, parents: Mapping[str, Stage]) -> Stage:
+def plan_answers(
+    config: Config, inputs: Inputs, data: Data, slug: str, tokens: int, parents: Mapping[str, Stage]
+) -> Stage:
     """Plan answers of at most so many tokens of the parent `checkpoint`, or of what stands for it."""
     day = config.chat.date if inputs.asks_date else None
     settings = AnswersSettings.pick(
@@ -194,7 +197,7 @@ def run_answers(job: Job[AnswersSettings, ScoreOptions]) -> None:
         device=options.device if options.gpus == 1 else None,
         batch_tokens=options.batch_tokens,
         generation=settings.generation,
-        day=settings.day or STATED,
+        day=settings.day or DEFAULT_DAY,
     )
     rows = [
         {"question": question, "answer": answer.text, "tokens": answer.tokens, "ended": answer.ended}
@@ -231,13 +234,11 @@ def how(settings: Any, options: ScoreOptions) -> dict[str, Any]:
         "dtype": settings.dtype,
         "trained_length": settings.trained_length,
         "gpus": options.gpus,
-        "asking": Asking(settings.chat, settings.system, generation, settings.day or STATED),
+        "asking": Asking(settings.chat, settings.system, generation, settings.day or DEFAULT_DAY),
     }
 
 
-def load_tasks(
-    job: Job[Any, Any], settings: EvalSettings | ContaminationSettings, include_path: str | None
-) -> TaskSet:
+def load_tasks(job: Job[Any, Any], settings: EvalSettings | ContaminationSettings, include_path: str | None) -> TaskSet:
     """Return the tasks of a split: items and texts of the corpus, and lm-eval's."""
     shots = settings.fewshot if isinstance(settings, EvalSettings) else None
     return task_set(
@@ -299,7 +300,7 @@ def speaker(folders: Mapping[str, Path], chat: str, named: str | None = None) ->
         return MODEL
     merged = [name for name in folders if name in BASELINES]
     by_instructions = sorted(merged, key=lambda name: name in NOT_INSTRUCTED)
-    return next((name for name in [*by_instructions, MODEL] if text_in(folders[name])), MODEL)
+    return next((name for name in [*by_instructions, MODEL] if read_chat_template(folders[name])), MODEL)
 
 
 def tokenizer_of(folder: Path) -> Any:

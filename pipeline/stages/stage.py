@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pipeline.execute import Job
 
 TRUNK = "trunk"  # the role of the CT stage that the decay of a wsd schedule starts from
-ONE_PROCESS = Compute()
+NONE, ONE_PROCESS = NoSettings(), Compute()
 Resource = Literal["data", "train", "score", "merge"]
 
 
@@ -29,10 +29,10 @@ class StageType:
     """What is known of all stages of one kind.
 
     name: of its stages, and of its folder in the store. run: makes a stage. revision: a part of every key. Raise it
-    when the code changes what it makes: entries of older code are computed again. resource: data (text on a CPU), train,
-    score (a checkpoint or a merge reads tasks) or merge (weights alone). seconds: of one stage, until one was measured;
-    of what trains, of a million tokens. On two cores, as in tiny. shared: made before the cells of a sweep start, as
-    many of them read it. tracked: a run of its own in Weights & Biases.
+    when the code changes what it makes: entries of older code are computed again. resource: data (text on a CPU),
+    train, score (a checkpoint or a merge reads tasks) or merge (weights alone). seconds: of one stage, until one was
+    measured; of what trains, of a million tokens. On two cores, as in tiny. shared: made before the cells of a sweep
+    start, as many of them read it. tracked: a run of its own in Weights & Biases.
     """
 
     name: str
@@ -60,14 +60,14 @@ class Stage:
 
     type: StageType
     slug: str
-    settings: Any = NoSettings()  # a `Settings` of the type, as are the options
+    settings: Any = NONE  # a `Settings` of the type, as are the options
     parents: Mapping[str, Stage] = field(default_factory=dict)
-    options: Any = NoSettings()
+    options: Any = NONE
     inputs: tuple[str, ...] | None = None
     method: str | None = None
 
     def __post_init__(self) -> None:
-        if both := self.settings.names() & self.options.names():
+        if both := self.settings.field_names() & self.options.field_names():
             raise ValueError(f"{self}: {min(both)} is a setting and an option")
 
     @cached_property

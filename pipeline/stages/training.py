@@ -92,7 +92,7 @@ BASE = StageType("base", run_base, 1, "train", 250, shared=True, tracked=True)
 
 
 def plan_ct(slug: str, config: Config, parents: Mapping[str, Stage]) -> Stage:
-    """Plan CT of `model` on `blocks`; under a wsd schedule the decay of this budget, from a trunk that budgets share."""
+    """Plan CT of `model` on `blocks`; under a wsd schedule its decay, from a trunk that budgets share."""
     settings = ct_settings(config)
     stage = Stage(CT, slug, settings, parents, training_options(config, config.ct))
     trunk = settings.steps * settings.batch_tokens - settings.decay_tokens
@@ -109,9 +109,7 @@ def plan_mixed(slug: str, config: Config, parents: Mapping[str, Stage]) -> Stage
     It is of kind sft, as no larger budget continues from it.
     """
     tokens = config.ct.tokens + config.sft.tokens
-    both = config.model_copy(
-        update={"ct": config.ct.model_copy(update={"tokens": tokens, "schedule_tokens": tokens})}
-    )
+    both = config.model_copy(update={"ct": config.ct.model_copy(update={"tokens": tokens, "schedule_tokens": tokens})})
     return Stage(SFT, slug, ct_settings(both), parents, training_options(both, both.ct))
 
 

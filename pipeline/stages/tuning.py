@@ -82,7 +82,7 @@ def tuning_parents(tunes: Iterable[Stage]) -> dict[str, Stage]:
 
 
 def selection_stage(selected: Stage) -> Stage:
-    """Return the stage with choice.yml and tries.jsonl: the only one that scored the trials, or what took their mean."""
+    """Return the stage with choice.yml and tries.jsonl: what scored the trials, or what took their mean."""
     return selected.parents.get("tune", selected)
 
 

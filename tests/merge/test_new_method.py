@@ -25,7 +25,7 @@ def add_median() -> None:
     def median(taus: Sequence[torch.Tensor], how: object) -> tuple[torch.Tensor, None]:
         return torch.stack(list(taus)).median(dim=0).values, None
 
-    method_table.register(Method("median", "Median", "a test", MAGNITUDE, consensus=median, mergekit=False))
+    method_table.register(Method("median", "Median", "a test", MAGNITUDE, consensus=median, mergekit=None))
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from unittest import mock
 import pytest
 
 import merge
-from common.stop_signals import SIGNALS
+from common.processes import SIGNALS
 from merge.cli import main
 from merge.output import writer
 from merge.output.out_folder import OutFolder

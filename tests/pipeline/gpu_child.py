@@ -17,8 +17,8 @@ from importlib import import_module
 from pathlib import Path
 
 from common.errors import Interrupted
+from pipeline import interruption
 from pipeline.execute import Job
-from pipeline.run import interruption
 from pipeline.run.gpus import __main__ as child
 from pipeline.stages.stage import STAGE_TYPES
 

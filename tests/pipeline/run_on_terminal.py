@@ -13,8 +13,8 @@ from typing import Any
 
 from pipeline import __main__ as entry
 from pipeline.run import console, sweep_run
-from pipeline.run.run_plan import RunPlan
 from pipeline.run.worker import Worker
+from pipeline.run_plan import RunPlan
 from pipeline.stages.stage import Stage
 from tests.pipeline.report.synthetic import write_scores
 from tests.pipeline.toy_stage import toy_stage

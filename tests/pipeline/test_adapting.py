@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from common import licences
+from common import hub
 from common.errors import BadInput
 from common.files import read_jsonl, write_jsonl
 from pipeline import adapted_card
@@ -145,7 +145,7 @@ def facts(base: str | None = "apache-2.0", chat: str | None = "apache-2.0", **mo
 
 def test_the_card_names_both_models_and_their_licence() -> None:
     card = adapted_card.render(facts(stop="<|im_end|>"), "# x\n\n## How to make it again\n\nrecipe\n")
-    assert licences.head_of(card) == {
+    assert hub.card_head(card) == {
         "base_model": ["o/base", "o/chat"],
         "base_model_relation": "merge",
         "language": ["tam"],

@@ -15,9 +15,9 @@ from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForC
 from common.errors import BadInput
 from common.files import read_jsonl, write_jsonl
 from pipeline import __main__ as entry
-from pipeline import check, inputs, sweep
-from pipeline.run import run_plan, sweep_run
-from pipeline.run.journal import Journal
+from pipeline import check, inputs, run_plan, sweep
+from pipeline.journal import Journal
+from pipeline.run import sweep_run
 from pipeline.run.worker import worker
 from pipeline.stages.cell import plan_cell
 from pipeline.stages.stage import Stage

@@ -17,7 +17,7 @@ import pytest
 
 from common.errors import BadInput, StageFailed
 from pipeline.execute import Executor
-from pipeline.run.journal import Journal
+from pipeline.journal import Journal
 from pipeline.store import Store
 from tests.pipeline import toy
 from tests.pipeline.toy_stage import toy_stage

@@ -12,11 +12,11 @@ import pytest
 from common.errors import BadInput
 from pipeline import sweep, tracking
 from pipeline.config import validate
-from pipeline.cost.model_shape import model_shape
-from pipeline.cost.stage_work import stage_work
+from pipeline.cost.estimate import stage_work
+from pipeline.cost.shape import model_shape
 from pipeline.execute import Executor, Job, maker_of
+from pipeline.journal import Journal
 from pipeline.run.console import Estimates
-from pipeline.run.journal import Journal
 from pipeline.stages import stage
 from pipeline.stages.stage import STAGE_TYPES, StageType
 from pipeline.store import Store

@@ -19,8 +19,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from common.errors import BadInput, Interrupted
 from pipeline import inputs, sweep
 from pipeline.execute import Executor, Job
+from pipeline.journal import Journal
 from pipeline.run import launch
-from pipeline.run.journal import Journal
 from pipeline.stages.cell import plan_cell
 from pipeline.stages.stage import Inputs
 from pipeline.store import Store

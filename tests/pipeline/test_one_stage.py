@@ -10,12 +10,12 @@ from types import SimpleNamespace
 import pytest
 
 from common.errors import BadInput
-from pipeline import check, slackmerge, sweep
+from pipeline import check, run_plan, slackmerge, sweep
 from pipeline.execute import Executor
-from pipeline.run import one_stage, run_plan
-from pipeline.run.journal import Journal
-from pipeline.run.run_plan import RunPlan
+from pipeline.journal import Journal
+from pipeline.run import one_stage
 from pipeline.run.stage_names import find, planned
+from pipeline.run_plan import RunPlan
 from pipeline.stages.stage import Stage, in_order
 from pipeline.store import Store
 from tests.messages import assert_one_line, assert_wording

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.execute import Executor, Job
 from pipeline.job_settings import EvalOptions, EvalSettings, TuneOptions, TuneSettings
-from pipeline.run.journal import Journal
+from pipeline.journal import Journal
 from pipeline.stages import scoring, tuning
 from pipeline.stages.stage import Stage
 from pipeline.store import Store

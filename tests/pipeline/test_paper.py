@@ -11,7 +11,7 @@ import pytest
 
 from pipeline import sweep
 from pipeline.config import Config
-from pipeline.cost.model_shape import model_shape
+from pipeline.cost.shape import model_shape
 from pipeline.stages.cell import plan_cell
 from pipeline.stages.stage import Inputs
 from train.parallel import sizes

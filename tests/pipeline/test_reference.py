@@ -8,9 +8,9 @@ from typing import Annotated, Literal
 import pytest
 from pydantic import Field
 
+from common.settings import Fraction, Tokens
 from pipeline import sweep
 from pipeline.config import Config
-from common.settings import Fraction, Tokens
 from pipeline.reference.__main__ import DOCS, PAGES, generated
 from pipeline.reference.commands_page import help_of
 from pipeline.reference.comments import read

@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 
 from common.errors import BadInput
-from pipeline import resolve, sweep
+from pipeline import resolve, run_plan, sweep
 from pipeline.config import Config
-from pipeline.run import run_plan
-from pipeline.run.journal import Journal
+from pipeline.journal import Journal
 from pipeline.run.worker import worker
 from pipeline.stages.cell import plan_cell
 from pipeline.stages.stage import Inputs, Stage

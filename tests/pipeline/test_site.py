@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import BadInput
-from common.places import ROOT
+from common.project import ROOT
 from pipeline import sweep
 from pipeline.run.cluster import site as sites
 from pipeline.run.cluster.schedule import Task

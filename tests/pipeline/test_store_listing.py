@@ -98,7 +98,7 @@ def test_a_record_that_says_something_else_is_damage(tmp_path: Path, text: str) 
     (entry,) = Store(tmp_path).entries("ct")
     assert (entry.record, entry.holds("a")) == ({}, False)
     assert "cannot be read" in str(entry.damage(thorough=True))
-    assert Estimates(Store(tmp_path), {"ct": 7.0}).rate("ct") == 7.0
+    assert Estimates(Store(tmp_path), {"ct": 7.0}).rate(STAGE_TYPES["ct"]) == 7.0
     assert sweep_run.verify(Store(tmp_path)) == 1 and not list(Store(tmp_path).entries("ct"))
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.execute import Executor
-from pipeline.run.journal import Journal
+from pipeline.journal import Journal
 from pipeline.stages import trajectory
 from pipeline.stages.stage import Stage
 from pipeline.store import Store

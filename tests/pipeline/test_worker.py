@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.run.journal import Journal
+from pipeline.journal import Journal
 from pipeline.run.worker import Worker
 from pipeline.stages.stage import Stage
 from pipeline.store import Store

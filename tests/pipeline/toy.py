@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pipeline import store as store_module
 from pipeline.execute import Executor, Job
-from pipeline.run.journal import Journal
+from pipeline.journal import Journal
 from pipeline.stages.stage import Stage
 from pipeline.store import Store
 from tests.pipeline.toy_stage import toy_stage

@@ -19,8 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from common import hub_data
-from common.choices import suggestion
-from common.errors import BadInput
+from common.errors import BadInput, suggestion
 from common.files import write_json, write_jsonl
 from common.items import Item
 from train.data import families, passages

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 from multiprocessing import get_context
 from typing import Any, TypeVar
 
-from common.parent_process import die_with_parent
+from common.processes import die_with_parent
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")

@@ -44,11 +44,7 @@ class Task:
     @property
     def nodes(self) -> int:
         """Return the number of machines of its training."""
-        return (
-            max(stage.compute.nodes for stage in self.stages)
-            if self.work == "train"
-            else 1
-        )
+        return max(stage.compute.nodes for stage in self.stages) if self.work == "train" else 1
 
 
 def work_of(stage: Stage) -> Work:

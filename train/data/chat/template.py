@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from common.chat_date import STATED, TODAY, clock
+from common.chat import DATE_FUNCTION, DEFAULT_DAY, date_function
 from common.errors import BadInput, line_of
 from train.data.chat.formats import BETWEEN, Message
 
@@ -49,13 +49,13 @@ class Rendering:
     text: str
     variables: Mapping[str, Any]
     controls: tuple[str, ...]
-    date: str = STATED  # what it is given for today, as ISO 8601 writes it
+    date: str = DEFAULT_DAY  # what it is given for today, as ISO 8601 writes it
 
     def __call__(self, messages: Sequence[Message], *, generation: bool = False) -> str:
         """Messages as text; generation: with what stands before the answer that is to come. Raises Failed."""
         from transformers.utils.chat_template_utils import _compile_jinja_template
 
-        given = {TODAY: clock(self.date)} if TODAY in self.text else {}
+        given = {DATE_FUNCTION: date_function(self.date)} if DATE_FUNCTION in self.text else {}
         try:
             template = _compile_jinja_template(self.text)
             return str(

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common import hub_data
-from common.files import publish, write_whole
+from common.files import write_atomic
 from common.hub_data import Source
 from train.data.processes import Workers
 
@@ -176,10 +176,10 @@ def write_part(
     from pyarrow import parquet
 
     columns = {name: [row[name] for row in rows] for name in rows[0]} if rows else {}
-    publish(path, lambda aside: parquet.write_table(pyarrow.table(columns), aside, compression="zstd"))
+    write_atomic(path, lambda aside: parquet.write_table(pyarrow.table(columns), aside, compression="zstd"))
     note = {"rows": len(rows), "bytes": size, "held_out": held_out, "read": read, "last": last}
     note |= {"counted": dict(counted)} if counted else {}
-    write_whole(path.with_suffix(".json"), json.dumps(note, ensure_ascii=False))
+    write_atomic(path.with_suffix(".json"), json.dumps(note, ensure_ascii=False))
     return Part(path, len(rows), size, held_out, read, last, dict(counted or {}))
 
 

@@ -9,9 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from common.choices import listed
-from common.errors import BadInput, line_of
-from common.parsing import parse_json
+from common.errors import BadInput, line_of, listed
+from common.validation import parse_json
 
 FORMATS = (".txt", ".jsonl", ".parquet")
 BLANK_LINE = re.compile(r"\n[^\S\n]*\n")  # \s has the no-break space and its like

@@ -1,18 +1,18 @@
-"""JSON and YAML of users, checked against a type; errors are one line that names file and key."""
+"""JSON and YAML of users, checked against a type. An error is one line that names file and key."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path, PurePath
 from typing import Any
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from typing_extensions import TypedDict  # pydantic's condition before Python 3.12
 
-from common.errors import BadInput, in_one_line
+from common.errors import BadInput, suggestion, user_errors
 
 LARGEST = 500_000_000  # bytes of a document; the largest tokenizers have a tenth of it
 NODES = 100_000  # of a YAML document, its aliases written out
@@ -24,28 +24,28 @@ class WeightIndex(TypedDict):
     weight_map: dict[str, str]
 
 
-def read_json(path: Path, shape: Any = dict[str, Any], expected: str = "a file of JSON") -> Any:
-    """Read a JSON file of type `shape`, strictly (no text for a number, no 1.0 for 1).
+def read_json(path: Path, schema: Any = dict[str, Any], expected: str = "a file of JSON") -> Any:
+    """Read a JSON file of type `schema`, strictly (no text for a number, no 1.0 for 1).
 
     Raises BadInput; `expected` describes the file that should be there.
     """
-    return parse_json(_read(path, expected), str(path), shape)
+    return parse_json(_read(path, expected), str(path), schema)
 
 
-def parse_json(text: bytes, where: str, shape: Any = dict[str, Any]) -> Any:
+def parse_json(text: bytes, where: str, schema: Any = dict[str, Any]) -> Any:
     """Parse JSON (a document or a line of JSONL) as `read_json` does; `where` names it in messages."""
     try:
-        return _adapter(shape).validate_json(text, strict=True)
+        return _adapter(schema).validate_json(text, strict=True)
     except ValidationError as error:
-        raise BadInput(f"{where}: {_first(error)}") from None
+        raise BadInput(f"{where}: {error_line(error)}") from None
 
 
-def shaped(value: Any, where: str, shape: Any) -> Any:
-    """Return a value if it has the type `shape`. Raises BadInput that names the key."""
+def validate(value: Any, where: str, schema: Any) -> Any:
+    """Return a value if it has the type `schema`. Raises BadInput that names the key."""
     try:
-        return _adapter(shape).validate_python(value, strict=True)
+        return _adapter(schema).validate_python(value, strict=True)
     except ValidationError as error:
-        raise BadInput(f"{where}: {_first(error)}") from None
+        raise BadInput(f"{where}: {error_line(error)}") from None
 
 
 def read_yaml(path: Path, expected: str = "a file of YAML") -> Any:
@@ -90,7 +90,7 @@ def parse_plain_yaml(text: str) -> Any:
 def _parsed(text: str, load: Callable[[str], Any]) -> Any:
     """Parse a YAML text with `load`, which uses a SafeLoader."""
     try:
-        with in_one_line():
+        with user_errors():
             value = load(text)
     except BadInput:
         raise
@@ -119,17 +119,63 @@ def inside(folder: Path, name: str, where: str) -> Path:
 
 
 @cache
-def _adapter(shape: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(shape)
+def _adapter(schema: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(schema)
 
 
 def _read(path: Path, expected: str) -> bytes:
-    with in_one_line():
+    with user_errors():
         if not path.is_file():
             raise BadInput(f"{path}: no such file; expected {expected}.")
         if (size := path.stat().st_size) > LARGEST:
             raise BadInput(f"{path}: expected {expected} of at most {LARGEST / 1e6:.0f} MB, got {size / 1e6:,.0f} MB.")
         return path.read_bytes()
+
+
+def error_line(error: ValidationError, data: Mapping[str, Any] | None = None) -> str:
+    """Describe the first error: key, what is wrong and what to do.
+
+    data: what was validated. With it, the value is shown, and the nearest known key for an unknown one.
+    """
+    first = error.errors(include_url=False)[0]
+    kind, location = first["type"], list(first["loc"])
+    message = sentence(first["msg"])
+    if kind == "json_invalid":
+        reason = first["msg"].removeprefix("Invalid JSON: ").replace(" at line 1 column ", " at column ")
+        return f"not JSON ({reason}). Correct it there."  # the caller's `where` has the line's number of JSONL
+    if data is None:
+        key = ".".join(map(str, location))
+        return f"{key}: {message}" if key else message
+    value = first["input"]
+    section, path = _keys_in(data, location, value if kind != "missing" else None)
+    key = ".".join(path)
+    if kind == "union_tag_invalid":
+        tag = first["ctx"]["discriminator"].strip("'")
+        return f"{key}.{tag}={first['ctx']['tag']}: must be one of {first['ctx']['expected_tags']}."
+    if kind == "extra_forbidden":
+        return f"{key}: unknown key. {suggestion(path[-1], [name for name in section if name != path[-1]])}"
+    if kind == "missing":
+        return f"{key}: missing. Set a value (null, if the key allows it)."
+    is_section = isinstance(value, BaseModel | dict) and kind == "value_error"
+    if is_section and not message.startswith("must be "):  # a validator of several keys, which names one of them
+        return f"{key}.{message}" if key else message
+    if isinstance(value, bool) and kind in ("string_type", "literal_error"):
+        message += " YAML reads on, off, yes and no as true or false: quote such a word."
+    return f"{key}={'null' if value is None else value}: {message}"
+
+
+def _keys_in(data: Any, location: Sequence[int | str], wrong: Any) -> tuple[Any, list[str]]:
+    """Return the section that contains the wrong value, and the keys to this value.
+
+    pydantic also puts the alternative of a union that it tried into a location: that is no key of the data.
+    """
+    path: list[str] = []
+    for part in location[:-1]:
+        has_part = isinstance(data, list) or (isinstance(data, Mapping) and part in data)
+        if has_part and isinstance(data[part], Mapping | list):  # type: ignore[index]
+            data, path = data[part], [*path, str(part)]  # type: ignore[index]
+    is_section_wrong = data == wrong or not isinstance(data, Mapping | list | tuple)
+    return data, path + [str(part) for part in location[-1:] if not is_section_wrong]
 
 
 def sentence(message: str) -> str:
@@ -140,17 +186,6 @@ def sentence(message: str) -> str:
     text = re.sub(r", unable to parse string.*", "", text).replace(" after validation, not ", ", got ")
     text = text if text[:2].isupper() else text[0].lower() + text[1:]
     return text if text.endswith((".", "?", "!")) else f"{text}."
-
-
-def _first(error: ValidationError) -> str:
-    """Describe the first error, with its place in the document."""
-    fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    place = ".".join(map(str, fault["loc"]))
-    message = sentence(fault["msg"])
-    if fault["type"] == "json_invalid":
-        reason = fault["msg"].removeprefix("Invalid JSON: ").replace(" at line 1 column ", " at column ")
-        return f"not JSON ({reason}). Correct it there."  # `where` has the number of a line of JSONL
-    return f"{place}: {message}" if place else message
 
 
 def _check_values(value: Any) -> None:

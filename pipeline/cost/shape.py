@@ -1,4 +1,12 @@
-"""The shape of a cell's model: from its folder, its conf file or its recipe."""
+"""The shape of a cell's model, and the FLOPs of a token.
+
+A forward pass multiplies and adds once for each parameter, 2N; the backward pass costs twice that: 6N in training
+(Kaplan et al. 2020, "Scaling Laws for Neural Language Models", section 2.1, which leaves out the embedding, as we do,
+but not the head). Attention adds, for each layer, the products of queries with keys and of weights with values over the
+T positions of a block: 12·L·H·Q·T in training, a third of it forward (Chowdhery et al. 2022, "PaLM", appendix B, whose
+model FLOPs utilisation has 6N + 12·L·H·Q·T in its numerator; H·Q is the hidden width, and the causal half is not taken
+off). Recomputed activations are not model FLOPs; they count in the time only.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from common.errors import BadInput
-from common.hub import folder_at_hand
+from common.hub import local_folder
 from pipeline import architecture
 from pipeline.config.models import ModelShape
 
@@ -25,6 +33,7 @@ IN_CONFIG_JSON = {
     "feed_forward": "intermediate_size",
     "tied": "tie_word_embeddings",
 }
+RECOMPUTED = 4 / 3  # FLOPs with gradient checkpointing, of those without: one more forward pass
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")  # how config.json files name their number
 
 
@@ -36,7 +45,7 @@ def model_shape(config: Config) -> ModelShape:
     transformer.
     """
     stated, recipe = config.model.shape, config.model.recipe
-    folder = folder_at_hand(config.model.path)
+    folder = local_folder(config.model.path)
     if folder and (file := folder / "config.json").is_file():
         actual = from_config_json(file, f"model.path={config.model.path}")
         for name, value in stated or actual:
@@ -104,3 +113,16 @@ def trained_parameters(config: Config) -> int:
     """Count the trained parameters: all, or LoRA's."""
     lora, shape = config.train.lora, model_shape(config)
     return shape.lora_parameters(lora.rank, lora.targets) if lora else shape.parameters
+
+
+def forward_flops(shape: ModelShape, context: float) -> float:
+    """FLOPs of a token in a forward pass over blocks of `context` tokens."""
+    return 2 * shape.matmul_parameters + 4 * shape.layers * shape.query_width * context
+
+
+def training_flops(shape: ModelShape, context: float, frozen: bool = False) -> float:
+    """FLOPs of a token in training, forward and backward.
+
+    `frozen`: the weights get no gradients of their own (LoRA), only what passes through them does.
+    """
+    return (2 if frozen else 3) * forward_flops(shape, context)

@@ -1,15 +1,44 @@
-"""Signals that ask a process to end, as an exception, so that cleanup runs as after any other error."""
+"""How a process behaves: it dies with its parent, it cleans up when it is asked to end, and its libraries are silent.
+
+Imports nothing heavy.
+"""
 
 from __future__ import annotations
 
+import ctypes
+import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+SILENT = {"TQDM_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error", "TOKENIZERS_PARALLELISM": "false"}
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None)  # loaded now: a child between fork and exec must not call the loader
 _postponed: list[int] | None = None  # the signals that came in a block of `postponing_stop`; None outside of one
+
+
+def silence() -> None:
+    """Turn off progress bars and advice of libraries; child processes inherit it.
+
+    Libraries read these variables when they are imported, so call this first. What a user set stays.
+    """
+    for name, value in SILENT.items():
+        os.environ.setdefault(name, value)
+
+
+def die_with_parent(parent: int | None = None) -> None:
+    """Kill this process when its parent dies, however it dies; at once if `parent`, its id, is dead now.
+
+    Otherwise it would write on without the lock on its output. Linux only; elsewhere this does nothing.
+    """
+    if sys.platform == "linux":
+        _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if parent is not None and os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Stopped(BaseException):
@@ -22,7 +51,7 @@ class Stopped(BaseException):
 
 @contextmanager
 def stopping_on_signals() -> Iterator[None]:
-    """Raise Stopped in the main thread at the first of SIGNALS; further ones do not disturb the clearing up.
+    """Raise Stopped in the main thread at the first of SIGNALS; ignore further ones during the cleanup.
 
     A signal that the process was started to ignore (nohup) stays ignored. In other threads nothing is changed.
     """
@@ -31,8 +60,8 @@ def stopping_on_signals() -> Iterator[None]:
         return
 
     def stop(number: int, _: FrameType | None) -> None:
-        for each in SIGNALS:
-            signal.signal(each, signal.SIG_IGN)
+        for ignored in SIGNALS:
+            signal.signal(ignored, signal.SIG_IGN)
         if _postponed is None:
             raise Stopped(number)
         _postponed.append(number)
@@ -59,6 +88,6 @@ def postponing_stop() -> Iterator[None]:
     try:
         yield
     finally:
-        came, _postponed = _postponed, None
-        if came:
-            raise Stopped(came[0])
+        received, _postponed = _postponed, None
+        if received:
+            raise Stopped(received[0])

@@ -1,19 +1,26 @@
-"""The version of slackmerge, and the commit if it runs from a clone."""
+"""Where slackmerge is installed, and its version."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 
-from common.places import ROOT
+ROOT = Path(__file__).resolve().parents[1]  # of a clone, or the folder slackmerge/ of an installed wheel
+CONF = ROOT / "conf"
 
 
-def describe() -> str:
+def shipped(path: str) -> str:
+    """Resolve a path: as given, or, if it is relative and missing here, the shipped file of that name."""
+    return str(ROOT / path) if not os.path.lexists(path) and os.path.lexists(ROOT / path) else path
+
+
+def describe_version() -> str:
     """Format the version: `0.1.0`, or in a clone `0.1.0 (commit 03c8970)`; `+` after the commit marks changed files."""
-    at = commit()
-    return f"{version()} (commit {at[:7]}{'+' if at.endswith('+') else ''})" if at else version()
+    head = commit()
+    return f"{version()} (commit {head[:7]}{'+' if head.endswith('+') else ''})" if head else version()
 
 
 def version() -> str:
