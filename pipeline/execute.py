@@ -74,9 +74,9 @@ Maker = Callable[[Job], None]
 Tracker = Callable[[Job], AbstractContextManager[None]]
 
 
-def maker_of(stage: Stage) -> Maker:
-    """The function that makes a stage."""
-    return stage.type.run
+def run_stage(job: Job) -> None:
+    """Make a stage by the function of its type."""
+    job.stage.type.run(job)
 
 
 def no_tracker(job: Job) -> AbstractContextManager[None]:
@@ -92,7 +92,7 @@ class Executor:
         stages: Sequence[Stage],
         journal: Journal,
         *,
-        maker: Callable[[Stage], Maker] = maker_of,
+        maker: Callable[[str], Maker] = lambda kind: run_stage,
         first_guess: Mapping[str, float] | None = None,
         jobs: int = 1,
         say: Callable[[str], None] = print,
@@ -204,7 +204,7 @@ class Executor:
                 ensure_dir(job.work)
             with self.track(job):
                 clock = time.monotonic()
-                self.maker(stage)(job)
+                self.maker(stage.kind)(job)
                 seconds = time.monotonic() - clock
             entry = self.store.publish(
                 stage,

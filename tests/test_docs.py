@@ -20,7 +20,7 @@ from pipeline import sweep
 from pipeline.commands import VERBS, parse
 from pipeline.run.stage_names import planned
 from pipeline.slackmerge import COMMANDS
-from pipeline.stages.stage import STAGE_TYPES
+from pipeline.stages import STAGE_TYPES
 from tests.markdown import BLOCKS, ROOT, Block, blocks
 from tests.merge.conftest import LAYERS, save, shapes
 

@@ -18,6 +18,7 @@ from pipeline.cost.shape import model_shape
 from pipeline.stages import STAGE_TYPES
 from pipeline.stages.cell import Cell, merged
 from pipeline.store import Store
+from train.settings import Precision
 
 HERE = "here"
 
@@ -210,12 +211,16 @@ TABLE_SHAPES = {  # by their config.json
         vocabulary=32000, hidden=4096, layers=32, heads=32, kv_heads=32, feed_forward=11008, tied=False
     ),
 }
-TABLE_METHODS = {"fp32": ("fp32", False), "bf16": ("bf16", False), "LoRA, bf16": ("bf16", True)}  # precision, LoRA
+TABLE_METHODS: dict[str, tuple[Precision, bool]] = {
+    "fp32": ("fp32", False),
+    "bf16": ("bf16", False),
+    "LoRA, bf16": ("bf16", True),
+}  # precision, LoRA
 GIGABYTES = (16, 24, 40, 80)
 BLOCK, PASSES, RANK = 2048, 2, 64  # the rank of conf/train/lora.yaml
 
 
-def single_gpu_memory(shape: ModelShape, precision: str, lora: bool) -> float:
+def single_gpu_memory(shape: ModelShape, precision: Precision, lora: bool) -> float:
     """Return bytes of the one GPU that trains: one block in a pass, several passes a step, activations recomputed."""
     compute = Compute(device="cuda", precision=precision, gradient_checkpointing=True, micro_batch=1)
     trained = shape.lora_parameters(RANK, "all-linear") if lora else None

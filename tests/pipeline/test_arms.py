@@ -81,9 +81,9 @@ def test_mixed_is_one_training_of_both_kinds_of_blocks() -> None:
     assert arm.parents["model"].key == ct.parents["model"].key and arm.kind == "sft" and arm.trajectory is None
     assert parent(arm, "blocks", "ct_blocks").key == ct.parents["blocks"].key
     assert parent(arm, "blocks", "sft_blocks").key == parent(small.evals["ct_then_sft"], "checkpoint", "blocks").key
-    assert arm.settings["tokens"] == arm.settings["schedule_tokens"] == 2048 + 4096
-    assert arm.settings["learning_rate"] == ct.settings["learning_rate"]
-    assert parent(large.evals["mixed"], "checkpoint").settings["tokens"] == 4096 + 4096
+    assert arm.settings.tokens == arm.settings.schedule_tokens == 2048 + 4096
+    assert arm.settings.learning_rate == ct.settings.learning_rate
+    assert parent(large.evals["mixed"], "checkpoint").settings.tokens == 4096 + 4096
 
 
 def test_merge_then_sft_trains_on_the_weights_of_the_merge() -> None:

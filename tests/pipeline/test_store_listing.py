@@ -14,6 +14,7 @@ from common.files import write_json
 from pipeline import store as stores
 from pipeline.run import sweep_run
 from pipeline.run.console import Estimates
+from pipeline.stages import STAGE_TYPES
 from pipeline.stages.stage import Stage
 from pipeline.stages.trajectory import Trajectory
 from pipeline.store import RECORD, Store
@@ -31,7 +32,7 @@ def publish(root: Path, stage: Stage, slug: str | None = None) -> Path:
 
 def record_of(stage: Stage) -> dict[str, Any]:
     about = {"finished": "2026-01-01", "seconds": 1.0, "amount": 1.0}
-    return {"key": stage.key, "settings": dict(stage.settings), **about, "files": {}}
+    return {"key": stage.key, "settings": stage.key_content, **about, "files": {}}
 
 
 @pytest.fixture

@@ -162,8 +162,10 @@ def test_a_data_set_in_the_layout_of_the_hub(layout: str, chat_model: Path, tmp_
                 "said": [r["messages"][1]["content"] for r in rows],
             }
         parquet.write_table(pyarrow.table(table), tmp_path / "set" / f"part.{part}.parquet")
-    names = ("asked", "said") if layout == "columns" else (None, None)
-    source = InstructionSource(dataset=None, subset=None, files=None, split="train", revision=None, *names)
+    prompt, answer = ("asked", "said") if layout == "columns" else (None, None)
+    source = InstructionSource(
+        dataset=None, subset=None, files=None, split="train", revision=None, prompt=prompt, answer=answer, bytes=None
+    )
     items = tmp_path / "items"
     instructions.from_hub(InstructionsSettings(hub=source, seed=0), items, tmp_path / "work", str(tmp_path / "set"))
     counts = blocks(items, chat_model, tmp_path / "out")
