@@ -171,8 +171,9 @@ def _keys_in(data: Any, location: Sequence[int | str], is_missing: bool) -> tupl
     """
     section, path = data, list[str]()
     for part in location:
-        if (isinstance(data, Mapping) and part in data) or (isinstance(data, list | tuple) and isinstance(part, int)):
-            section, data, path = data, data[part], [*path, str(part)]
+        is_key = isinstance(data, Mapping) and part in data
+        if is_key or (isinstance(data, list | tuple) and isinstance(part, int)):
+            section, data, path = data, data[part], [*path, str(part)]  # type: ignore[index]
     return (data, [*path, str(location[-1])]) if is_missing else (section, path)
 
 

@@ -23,8 +23,8 @@ from merge.checkpoints.folder import weight_files
 from pipeline.config import CipherCorpus, Compute, Config, HubCorpus, HubSource
 from pipeline.page_questions import read_questions
 from pipeline.stages.stage import Inputs
-from train.data.chat.template import CHATML, CHATML_TEXT, NONE, TOKENIZER
-from train.data.corpus import text_files as corpus_files
+from train.data.chat_template import CHATML, CHATML_TEXT, NONE, TOKENIZER
+from train.data.corpus import sources as corpus_files
 from train.parallel import ZERO_STAGES, check_precision
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
@@ -250,11 +250,11 @@ def model_files(folder: Path, key: str = "model.path") -> list[Path]:
     return sorted({*weights, *beside})
 
 
-def text_files(pattern: str, key: str, formats: Sequence[str] = corpus_files.FORMATS) -> list[Path]:
+def text_files(pattern: str, key: str, formats: Sequence[str] = corpus_files.SUFFIXES) -> list[Path]:
     """Return the files of a glob: there, not empty, of a format that is read, and text that begins as UTF-8."""
     if os.path.isdir(pattern):
         raise BadInput(f"{key}={pattern}: is a folder. Set {key}='{pattern.rstrip('/')}/*{formats[0]}'.")
-    paths = corpus_files.matching(pattern, key)
+    paths = corpus_files.matching_files(pattern, key)
     for path in paths:
         if path.suffix not in formats:
             raise BadInput(f"{key}: expected a {' or '.join(formats)} file, got {path}.")

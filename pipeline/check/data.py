@@ -23,14 +23,14 @@ from pipeline.check.finding import Finding, first_of_each_language, guarded, is_
 from pipeline.config import CipherCorpus, Config, Corpus, HubCorpus, HubSource
 from pipeline.inputs import chat_template
 from pipeline.stages.data import chat_settings
-from train.data.chat import reading
-from train.data.chat.template import NONE
+from train.data import conversations
+from train.data.chat_template import NONE
 from train.settings import CipherSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from train.data.chat.template import ChatTemplate
+    from train.data.chat_template import ChatTemplate
 
 FIRST_DOCUMENTS = 1000  # of a file, read before it is used
 SAMPLE = 200  # documents that the tokenizer is tried on
@@ -63,10 +63,10 @@ def check_corpora(config: Config) -> Iterator[Finding]:
 
 def check_readable(pattern: str | None, key: str) -> None:
     """Read the first documents of every file that a glob names. Raises BadInput."""
-    from train.data.corpus import text_files
+    from train.data.corpus import sources
 
-    for path in text_files.matching(pattern, key) if pattern else ():
-        documents = itertools.islice(text_files.documents(glob.escape(str(path)), key), FIRST_DOCUMENTS)
+    for path in sources.matching_files(pattern, key) if pattern else ():
+        documents = itertools.islice(sources.read_documents(glob.escape(str(path)), key), FIRST_DOCUMENTS)
         if not sum(1 for _ in documents):
             raise BadInput(f"{key}: {path} has no text. Give another file.")
 
@@ -145,7 +145,7 @@ def sample_documents(config: Config) -> Iterator[str]:
 
     Of a cipher, those that are trained on.
     """
-    from train.data.corpus import bible, build, text_files
+    from train.data.corpus import build, sources
 
     try:
         if isinstance(config.corpus, HubCorpus):
@@ -157,9 +157,9 @@ def sample_documents(config: Config) -> Iterator[str]:
             passages, _ = build.cipher_passages(settings)
             yield from (row["text"] for row in passages[config.language.code] if row["split"] == "train")
         elif config.corpus.source == "bible":
-            yield from (text for _, text in bible.chichewa())
+            yield from (text for _, text in sources.chichewa_bible())
         elif config.corpus.path:
-            yield from text_files.documents(config.corpus.path, "corpus.path")
+            yield from sources.read_documents(config.corpus.path, "corpus.path")
     except BadInput:
         return
 
@@ -216,8 +216,7 @@ def check_conversations(config: Config) -> Iterator[Finding]:
     """Check that answers can be masked in this template, and that conversations can be read and fit it."""
     if config.sft.template == NONE or is_done(config, "sft_blocks"):
         return
-    from train.data.chat.masking import LEFT_OUT, Masking, refuse_misfits
-    from train.data.chat.template import of_tokenizer
+    from train.data.chat_template import LEFT_OUT, Masking, check_trainable, template_of
     from train.data.tokenization import TokenizerFile
 
     rows = sample_conversations(config)
@@ -227,11 +226,11 @@ def check_conversations(config: Config) -> Iterator[Finding]:
     where = "model: its tokenizer" if config.model.path is None else f"model.path={config.model.path}: its tokenizer"
     settings = chat_settings(config, chat_template(config, network=False))
     assert settings is not None, "only SFT by a template is checked"
-    template = of_tokenizer(tokenizer, settings, where)
+    template = template_of(tokenizer, settings, where)
     masking = Masking(template, settings.system, config.sft.block_size, settings.too_long == "cut")
     file = TokenizerFile.of(tokenizer)
     _, counts = masking.examples(rows, file.load().library, file.dtype)
-    refuse_misfits(counts, "sft")
+    check_trainable(counts, "sft")
     yield Finding(False, f"template    {template_in_words(template, counts)}.", told=True)
     left_out = sum(count for name, count in counts.items() if name.startswith(LEFT_OUT))
     if rows and left_out > len(rows) / 2:
@@ -239,7 +238,7 @@ def check_conversations(config: Config) -> Iterator[Finding]:
 
 
 def template_in_words(template: ChatTemplate, counts: Mapping[str, int]) -> str:
-    """Describe what a template does with conversations. counts: of a sample; see train.data.chat.masking."""
+    """Describe what a template does with conversations. counts: of a sample; see train.data.chat_template."""
     said = [f"ends an answer by {template.stop_token}", "a conversation is one sequence"]
     if not template.one_sequence:
         grown = f" ({counts['conversations']:,} become {counts['sequences']:,})" if counts.get("unrolled") else ""
@@ -257,12 +256,12 @@ def sample_conversations(config: Config) -> list[dict[str, Any]]:
     """Return some conversations, or prompts with outputs; none if they are made of the text. Raises BadInput."""
     sft = config.sft
     if sft.path:
-        return reading.own_conversations(sft.path, sft.format)[0][:SAMPLED_CONVERSATIONS]
+        return conversations.own_conversations(sft.path, sft.format)[0][:SAMPLED_CONVERSATIONS]
     if sft.hub is None:
         return []
     source = hub_source(sft.hub)
     if sft.hub.columns is None:
-        return reading.first_conversations(source, sft.format, "sft.hub")[:SAMPLED_CONVERSATIONS]
+        return conversations.first_conversations(source, sft.format, "sft.hub")[:SAMPLED_CONVERSATIONS]
     rows = hub_data.rows(hub_data.open_stream(source, "sft.hub"), sft.hub.columns, source, "sft.hub")
     texts = itertools.islice(rows, SAMPLED_CONVERSATIONS)
     return [{"prompt": prompt, "output": answer} for prompt, answer in texts if prompt.strip() and answer.strip()]

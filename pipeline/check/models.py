@@ -25,7 +25,7 @@ from pipeline.config import Config
 from pipeline.page_questions import KEY, read_questions
 from pipeline.stages.adapting import for_its_pair, of_chat_model
 from pipeline.stages.scoring import prompt
-from train.data.chat.template import TOKENIZER, ChatTemplate, of_tokenizer
+from train.data.chat_template import TOKENIZER, ChatTemplate, template_of
 from train.settings import ChatSettings
 
 if TYPE_CHECKING:
@@ -200,7 +200,7 @@ def check_pair(config: Config) -> Iterator[Finding]:
             f"{chat.where}: the head of {tied.where} is its embedding and that of {other.where} is not, so their heads"
             " cannot be merged. Give the base that the chat model was made from."
         )
-    template = of_tokenizer(chat.tokenizer, ChatSettings(template=TOKENIZER), f"{chat.where}: its tokenizer")
+    template = template_of(chat.tokenizer, ChatSettings(template=TOKENIZER), f"{chat.where}: its tokenizer")
     left_out = [name for name in config.merge.methods if name not in kept]
     yield Finding(False, f"pair        {pair_in_words(base, chat, template, config, left_out)}", told=True)
     yield Finding(False, f"generation  {generation_in_words(chat, template)}", told=True)

@@ -26,7 +26,7 @@ from common.hub import local_folder
 from pipeline.config import Compute, Config, ModelShape
 from pipeline.cost.hardware import GPUS, Cluster
 from pipeline.cost.shape import model_shape, trained_parameters
-from train.parallel import ZERO_STAGES, sizes
+from train.parallel import ZERO_STAGES, batch_sizes
 
 HOST_SLACK = 1.5  # DeepSpeed's own factor for buffers in a node's memory
 BUCKET = 5 * 10**8  # elements: DeepSpeed's default reduce_bucket_size; a buffer of it is there while gradients come
@@ -184,7 +184,7 @@ def training_memory(
     """
     world = compute.processes * compute.nodes
     alone = states(shape, compute.strategy, compute.precision, compute.processes, compute.nodes, trained)
-    blocks, passes = sizes(batch_tokens, block_size, world, compute.micro_batch)
+    blocks, passes = batch_sizes(batch_tokens, block_size, world, compute.micro_batch)
     kept = activations(shape, blocks * block_size, compute, block_size, packed, trained is not None)
     return replace(
         alone,

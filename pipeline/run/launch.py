@@ -28,7 +28,7 @@ from pipeline.cost.hardware import training_mfu
 from pipeline.execute import Job
 from pipeline.stages.stage import in_order
 from train.__main__ import RESULT_FILE, STOP_FILE
-from train.dev_text import Watched
+from train.dev_text import DevEvaluation
 from train.performance import Performance
 from train.settings import Compute, TrainingSettings
 
@@ -125,7 +125,7 @@ def _train(
         return _result(file.with_name(RESULT_FILE), code, output)
 
 
-def watched_text(job: Job) -> Watched | None:
+def watched_text(job: Job) -> DevEvaluation | None:
     """Return the held-out text that a training is measured on, where its options ask for that."""
     every, languages = job.options.dev_every_tokens, job.options.dev_languages
     if every is None:
@@ -133,7 +133,7 @@ def watched_text(job: Job) -> Watched | None:
     corpora = (stage for stage in in_order([job.stage]) if stage.kind == "corpus")
     # a base that was trained from scratch has a corpus too, which may be of another language
     corpus = next(stage for stage in corpora if stage.settings.language == languages[0])
-    return Watched(str(job.folder_of(corpus).absolute()), languages, every)
+    return DevEvaluation(str(job.folder_of(corpus).absolute()), languages, every)
 
 
 def command(compute: Compute, file: Path) -> list[str]:

@@ -187,9 +187,11 @@ class CellPlanner:
     @cached_property
     def tuning(self) -> list[CellPlanner]:
         """Return the planners of the cells on whose dev scores trials are selected."""
-        return [CellPlanner(cell, self.inputs, self.data) for cell in tuning_cells(self.config)]
+        own = self.config.ct.tokens, self.config.seed
+        cells = tuning_cells(self.config)
+        return [self if (c.ct.tokens, c.seed) == own else CellPlanner(c, self.inputs, self.data) for c in cells]
 
-    @property
+    @cached_property
     def on_dev(self) -> CellPlanner:
         """Return the same cell, scored on as many items of dev as tuning is."""
         dev = self.config.eval.model_copy(update={"split": "dev", "limit": self.config.eval.tune_limit})
@@ -199,7 +201,7 @@ class CellPlanner:
 
     def checkpoint(self, name: str) -> Stage:
         """Return the stage of a baseline."""
-        return replace(BASELINES[name].plan(self), method=name)
+        return BASELINES[name].plan(self)
 
     @cached_property
     def base(self) -> Stage:
@@ -225,13 +227,13 @@ class CellPlanner:
             return self.sft_trials[0]
         return plan_selected_sft(self.sft_trials, tuning_parents(cell.sft_tune for cell in self.tuning))
 
-    @property
+    @cached_property
     def sft_then_ct(self) -> Stage:
         """CT of this budget and these blocks on SFT: a trajectory of its own."""
         slug = f"{self.config.language.code}-after-en-{self.budget}"
         return plan_ct(slug, self.config, self.ct_parents(self.sft, self.base))
 
-    @property
+    @cached_property
     def mixed(self) -> Stage:
         """One training by the settings of CT, of the blocks of CT and of SFT spread evenly among each other."""
         slug = f"{self.config.language.code}-and-en-{self.budget}"
@@ -239,18 +241,18 @@ class CellPlanner:
         blocks = plan_mixed_blocks(self.config, slug, of_ct, of_sft)
         return plan_mixed(slug, self.config, {"model": self.base, "blocks": blocks})
 
-    @property
+    @cached_property
     def sft_with_replay(self) -> Stage:
         """SFT on CT, with `sft.arm_replay_share` of running English among the instructions."""
         sft = self.config.sft.model_copy(update={"replay_share": self.config.sft.arm_replay_share})
         return self.sft_on_ct(self.config.model_copy(update={"sft": sft}), "en", "-replay")
 
-    @property
+    @cached_property
     def sft_in_language(self) -> Stage:
         """SFT on CT, on as many tokens of instructions in the language."""
         return self.sft_on_ct(self.config, self.config.language.code)
 
-    @property
+    @cached_property
     def merge_then_sft(self) -> Stage:
         """SFT on the weights of a merge."""
         assert self.config.merge.then_sft is not None

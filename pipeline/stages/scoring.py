@@ -131,7 +131,7 @@ def run_contamination(job: Job[ContaminationSettings, ContaminationOptions]) -> 
     corpus, made = job.folders["corpus"], job.folders.get("instructions", job.folders["items"])
     tasks = load_tasks(job, job.settings, job.options.include_path)
     files = contamination.all_training_files(corpus, made)
-    contamination.report(texts(tasks), files, job.out, job.work, job.options.workers)
+    contamination.find_contamination(texts(tasks), files, job.out, job.work, job.options.workers)
 
 
 CONTAMINATION = StageType("leaks", run_contamination, 1, "data", 10, shared=True)

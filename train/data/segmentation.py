@@ -39,7 +39,7 @@ SAMPLE = 200_000  # characters that identify a script
 
 
 @dataclass(frozen=True)
-class Writing:
+class Segmenter:
     """ends: what ends a word: spaces; marks (zero-width spaces, or spaces); units, where nothing does.
     units: those that say about as much as a word of a spaced script. shortest: letters of an askable word, at least."""
 
@@ -70,11 +70,11 @@ class Writing:
 
     def follows(self, word: str) -> bool:
         """Return whether the next word stands in the same phrase: no punctuation comes after this one."""
-        return word[len(bare(word)) :] in SEPARATORS and word.startswith(bare(word))
+        return word[len(strip_punctuation(word)) :] in SEPARATORS and word.startswith(strip_punctuation(word))
 
 
 @lru_cache(maxsize=2**18)  # a word is asked for dozens of times
-def bare(word: str) -> str:
+def strip_punctuation(word: str) -> str:
     """Return a word without the punctuation around it; empty where something else than letters and their marks
     remains.
     """
@@ -87,16 +87,16 @@ def ends_sentence(word: str) -> bool:
     return SENTENCE_END.search(word) is not None
 
 
-def writing_of(texts: Iterable[str]) -> Writing:
+def detect_segmenter(texts: Iterable[str]) -> Segmenter:
     """Return the writing of a language, by the letters of a sample of its text."""
     sample = "".join(itertools.islice(itertools.chain.from_iterable(texts), SAMPLE))
     letters = len(LETTERS.findall(sample))
     marked = sample.count("\u200b") * MARKED > letters
     for script, writing in (
-        (CLUSTERS, Writing("marks") if marked else Writing("units", units=4, shortest=1)),
-        (IDEOGRAPHS, Writing("units", units=2, shortest=1)),
-        (SYLLABLES, Writing("units", shortest=1)),
+        (CLUSTERS, Segmenter("marks") if marked else Segmenter("units", units=4, shortest=1)),
+        (IDEOGRAPHS, Segmenter("units", units=2, shortest=1)),
+        (SYLLABLES, Segmenter("units", shortest=1)),
     ):
         if 2 * len(script.findall(sample)) > letters:
             return writing
-    return Writing()
+    return Segmenter()
