@@ -243,8 +243,8 @@ def memory(device: str, folder: Path) -> Numbers:
         found.update({f"{name}_bytes": peak, f"{name}_planned": round(plan), f"{name}_ratio": round(peak / plan, 3)})
 
     batch = 8192
-    scoring = planned.scoring(shape, batch, "bfloat16")
-    training = planned.training(shape, compute, settings.batch_tokens, settings.block_size).total
+    scoring = planned.scoring_memory(shape, batch, "bfloat16")
+    training = planned.training_memory(shape, planned_compute, settings.batch_tokens, settings.block_size).total
     out = made.folder / "memory"
     measured("train", training, lambda: trainer.train(
         made.model, made.folder / "ct_blocks", settings, out / "out", work=out / "work", compute=compute

@@ -71,7 +71,7 @@ def test_replay_in_sft_changes_the_share_and_no_more() -> None:
     (cell, _) = cells("eval.unmerged=[ct_then_sft,sft_replay]")
     replay, plain = (parent(cell.evals[name], "checkpoint") for name in ("sft_replay", "ct_then_sft"))
     assert replay.settings == plain.settings and replay.parents["model"].key == plain.parents["model"].key
-    differing = parent(replay, "blocks").settings.items() ^ parent(plain, "blocks").settings.items()
+    differing = parent(replay, "blocks").key_content.items() ^ parent(plain, "blocks").key_content.items()
     assert differing == {("replay_share", 0.5), ("replay_share", 0.25)}
 
 
