@@ -95,7 +95,7 @@ def _make(names: Sequence[str], settings: Sequence[str], multirun: bool, argumen
 def report_folders(folders: Sequence[str], others: Sequence[str]) -> int:
     """The report of results that lie in folders. `others`: `out=FOLDER`, where it is to be written."""
     from common.errors import BadInput
-    from pipeline.report.folders import report
+    from pipeline.report.sources import report
 
     if wrong := [other for other in others if not other.startswith("out=")]:
         raise BadInput(f"{wrong[0]}: a report of folders accepts only out=FOLDER. Leave it out.")

@@ -14,7 +14,7 @@ from common.validation import read_json
 from pipeline.check.finding import Finding, guarded, planned
 from pipeline.config import Config
 from pipeline.cost import estimate
-from pipeline.report import hypotheses, stated_when
+from pipeline.report import hypotheses
 from pipeline.stages.cell import merged
 from pipeline.stages.stage import Stage
 from pipeline.store import Store
@@ -135,7 +135,7 @@ def check_hypotheses(configs: Sequence[Config]) -> Iterator[Finding]:
     budgets = {config.ct.tokens for config in configs}
     for name, why in hypotheses.without_data(found, list(dict.fromkeys(methods)), budgets).items():
         yield Finding(False, f"{path}: {name}: this run gives no data for it: {why}")
-    times = stated_when.commit_times(path)
+    times = hypotheses.commit_times(path)
     if times is None:
         yield Finding(
             False,

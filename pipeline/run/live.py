@@ -115,8 +115,9 @@ def lines(now: Standing, name: str) -> list[str]:
 
 def curve(plan: RunPlan) -> str:
     """Return the results so far as numbers: methods by budgets, one table per report. Empty where nothing is scored."""
+    from pipeline.report.data import gather
     from pipeline.report.records import Evaluation
-    from pipeline.report.results import gather, terminal_table
+    from pipeline.report.tables import terminal_table
 
     told = []
     for (regime, language), cells in plan.reports.items():

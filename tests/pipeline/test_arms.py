@@ -9,7 +9,7 @@ import pytest
 from common.errors import BadInput
 from pipeline import sweep
 from pipeline.baselines import BASELINES
-from pipeline.report.records import label, labels
+from pipeline.report.formatting import label, labels
 from pipeline.run.cluster.schedule import cut
 from pipeline.stages.cell import Cell, merged, plan_cell
 from pipeline.stages.stage import Inputs, Stage

@@ -19,8 +19,8 @@ from eval import options as eval_options
 from merge import cli as merge_options
 from pipeline import slackmerge
 from pipeline.commands import VERBS
-from pipeline.report.records import Subject
-from pipeline.report.report_sources import Sources
+from pipeline.report.sources import Sources
+from tests.pipeline.report.synthetic import INFO
 
 ROOT = Path(__file__).parents[2]
 
@@ -177,7 +177,7 @@ def test_what_is_no_report_is_refused_in_a_line(tmp_path: Path, capsys: pytest.C
     assert slackmerge.main(["report", str(tmp_path)]) == 2
     assert f"{tmp_path}: sources.json cannot be read" in capsys.readouterr().err
     gone = [(tmp_path / "store" / kind / "gone" / "stage.json", 1) for kind in ("eval", "ct")]
-    Sources(Subject("tiny", "nya", "Chichewa", {}), [], stages=gone).save(tmp_path)
+    Sources(info=INFO, evaluations=[], stages=gone).save(tmp_path)
     assert slackmerge.main(["report", str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "store/eval/gone is missing, and 1 entries more" in error
