@@ -60,19 +60,20 @@ class Cell:
     stages: in an order in which they can run. evals, merges, checkpoints: by method of the results. chosen: by method
     that dev scores select, the stage with the selection. untuned: evals of tuned methods by their first trial.
     frontier: of methods with a knob, all trials, none of which was selected. adapt: where one model is selected and
-    written, what that takes; merges are then scored on dev alone.
+    written, what that takes; merges are then scored on dev alone. left_out: methods that have no use for the pair.
     """
 
     config: Config
     stages: tuple[Stage, ...]
-    evals: Mapping[str, Stage]
-    merges: Mapping[str, Stage]
-    checkpoints: Mapping[str, Stage]
-    chosen: Mapping[str, Stage]
-    untuned: Mapping[str, Stage]
+    evals: Mapping[str, Stage] = field(default_factory=dict)
+    merges: Mapping[str, Stage] = field(default_factory=dict)
+    checkpoints: Mapping[str, Stage] = field(default_factory=dict)
+    chosen: Mapping[str, Stage] = field(default_factory=dict)
+    untuned: Mapping[str, Stage] = field(default_factory=dict)
     leaks: Stage | None = None
     frontier: Mapping[str, Sequence[KnobSetting]] = field(default_factory=dict)
     adapt: AdaptStages | None = None
+    left_out: tuple[str, ...] = ()
 
     @property
     def language(self) -> str:
@@ -98,7 +99,7 @@ class Cell:
 
 def plan_cell(config: Config, inputs: Inputs) -> Cell:
     """Return the stages of a cell. Only what the wanted scores need is planned."""
-    config = adapting.for_its_pair(config, inputs)
+    requested, config = config, adapting.for_its_pair(config, inputs)
     planner = CellPlanner(config, inputs)
     methods = {} if config.adapt else config.merge.methods
     checkpoints = {name: planner.checkpoint(name) for name in BASELINES if name in config.eval.unmerged}
@@ -132,6 +133,7 @@ def plan_cell(config: Config, inputs: Inputs) -> Cell:
         leaks=leaks,
         frontier=frontier,
         adapt=adapt,
+        left_out=tuple(name for name in requested.merge.methods if name not in config.merge.methods),
     )
 
 

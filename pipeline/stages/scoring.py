@@ -24,6 +24,7 @@ from pipeline.stages.stage import Inputs, Stage, StageType
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from eval.harness import Scores
     from eval.task_set import TaskSet
     from pipeline.execute import Job
 
@@ -91,7 +92,8 @@ def run_eval(job: Job[EvalSettings, ScoreOptions]) -> None:
         scores = harness.evaluate(model, tokenizer_of(folder), tasks, **how(settings, options))
     else:
         scores = harness.evaluate_folder(job.checkpoint("checkpoint"), tasks, **how(settings, options))
-    job.note, job.packed_rows = scores.note, scores.packed
+    job.note = scores.note
+    job.facts |= packing_fact(scores)
     harness.write(scores, job.out)
 
 
@@ -236,6 +238,11 @@ def how(settings: Any, options: ScoreOptions) -> dict[str, Any]:
         "gpus": options.gpus,
         "asking": Asking(settings.chat, settings.system, generation, settings.day or DEFAULT_DAY),
     }
+
+
+def packing_fact(scores: Scores) -> dict[str, bool]:
+    """Return whether choices were scored in packed rows, for stage.json; nothing if no choice was scored."""
+    return {} if scores.packed is None else {"packed_rows": scores.packed}
 
 
 def load_tasks(job: Job[Any, Any], settings: EvalSettings | ContaminationSettings, include_path: str | None) -> TaskSet:
