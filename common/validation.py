@@ -147,7 +147,7 @@ def error_line(error: ValidationError, data: Mapping[str, Any] | None = None) ->
         key = ".".join(map(str, location))
         return f"{key}: {message}" if key else message
     value = first["input"]
-    section, path = _keys_in(data, location, value if kind != "missing" else None)
+    section, path = _keys_in(data, location, kind == "missing")
     key = ".".join(path)
     if kind == "union_tag_invalid":
         tag = first["ctx"]["discriminator"].strip("'")
@@ -164,18 +164,17 @@ def error_line(error: ValidationError, data: Mapping[str, Any] | None = None) ->
     return f"{key}={'null' if value is None else value}: {message}"
 
 
-def _keys_in(data: Any, location: Sequence[int | str], wrong: Any) -> tuple[Any, list[str]]:
+def _keys_in(data: Any, location: Sequence[int | str], is_missing: bool) -> tuple[Any, list[str]]:
     """Return the section that contains the wrong value, and the keys to this value.
 
     pydantic also puts the alternative of a union that it tried into a location: that is no key of the data.
     """
-    path: list[str] = []
-    for part in location[:-1]:
-        has_part = isinstance(data, list) or (isinstance(data, Mapping) and part in data)
-        if has_part and isinstance(data[part], Mapping | list):  # type: ignore[index]
-            data, path = data[part], [*path, str(part)]  # type: ignore[index]
-    is_section_wrong = data == wrong or not isinstance(data, Mapping | list | tuple)
-    return data, path + [str(part) for part in location[-1:] if not is_section_wrong]
+    section, path = data, list[str]()
+    for part in location:
+        is_key = isinstance(data, Mapping) and part in data
+        if is_key or (isinstance(data, list | tuple) and isinstance(part, int)):
+            section, data, path = data, data[part], [*path, str(part)]  # type: ignore[index]
+    return (data, [*path, str(location[-1])]) if is_missing else (section, path)
 
 
 def sentence(message: str) -> str:

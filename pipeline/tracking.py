@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import re
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -23,7 +22,6 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from common.files import read_jsonl
-from pipeline.baselines import BASELINES
 from pipeline.config import Config
 from pipeline.execute import Job, Tracker, no_tracker
 from pipeline.stages.stage import Stage
@@ -151,22 +149,16 @@ def tracker(config: Config, folder: Path, print_line: PrintLine = print) -> Trac
 def about(stage: Stage) -> dict[str, Any]:
     """Return what a run's config records of its stage."""
     return {
-        "stage": dict(stage.settings),
-        "options": dict(stage.options),
+        "stage": stage.key_content,
+        "options": stage.options.model_dump(mode="json", exclude_defaults=True),
         "method": method_of(stage),
         **cell_of(stage),
     }
 
 
 def method_of(stage: Stage) -> str | None:
-    """Return the method of the results that a stage belongs to, from its readable name; None of what several share."""
-    if stage.kind not in ("eval", "tune", "merge", "weights"):
-        return None
-    if not re.search(r"-s\d+$", stage.slug):  # no seed changes it
-        return "base"
-    name = re.sub(r"(-[\d.]+[kMB]?)?-s\d+$", "", stage.slug.partition("-")[2])
-    arm = name.replace("-", "_")
-    return arm if arm in BASELINES else name
+    """Return the method of the results that a stage belongs to; None of what several share."""
+    return stage.method if stage.kind in ("eval", "tune", "merge", "weights") else None
 
 
 @harmless
@@ -210,8 +202,8 @@ def start(
 def cell_of(stage: Stage) -> dict[str, Any]:
     """Return the budget and the seed of a stage: its own, or those of the CT that it comes from; null where none is."""
     cell = {
-        "ct_tokens": stage.tokens if stage.kind == "ct" and "tokens" in stage.settings else None,
-        "seed": stage.settings.get("seed"),
+        "ct_tokens": stage.tokens if stage.kind == "ct" else None,
+        "seed": getattr(stage.settings, "seed", None),
     }
     for parent in map(cell_of, stage.parents.values()):
         cell = {name: value if value is not None else parent[name] for name, value in cell.items()}

@@ -20,8 +20,7 @@ from train import dev_text, parallel, resume
 from train.data import chat_template
 from train.data.blocks import Blocks
 from train.dev_text import DevEvaluation
-from train.parallel import Compute
-from train.stage_settings import TrainingSettings
+from train.settings import Compute, TrainingSettings
 
 if TYPE_CHECKING:
     from train.transformers_trainer import Trainer
