@@ -116,6 +116,22 @@ class Config(Settings):
                 f"ct.source={self.ct.source}: sft_then_ct trains CT on top of SFT, but this CT is given. "
                 "Leave sft_then_ct out of eval.unmerged, or set ct.source=null."
             )
+        if "sft_then_ct_frozen" in wanted:
+            if self.ct.source:
+                raise ValueError(
+                    f"ct.source={self.ct.source}: sft_then_ct_frozen trains CT on top of SFT, but this CT is given. "
+                    "Leave sft_then_ct_frozen out of eval.unmerged, or set ct.source=null."
+                )
+            if self.train.lora:
+                raise ValueError(
+                    "train.lora: sft_then_ct_frozen freezes columns of weights that LoRA does not train. "
+                    "Set train=full, or leave sft_then_ct_frozen out of eval.unmerged."
+                )
+            if self.compute.strategy not in ("none", "ddp"):
+                raise ValueError(
+                    f"compute.strategy={self.compute.strategy}: sft_then_ct_frozen needs all weights in each process."
+                    " Set compute.strategy=none or ddp, or leave sft_then_ct_frozen out of eval.unmerged."
+                )
         if self.sft.hub and "target_sft" in wanted:
             raise ValueError(
                 "sft.hub: target_sft needs instructions in the language, but this data set is English. "

@@ -13,7 +13,7 @@ from common.units import format_tokens
 from common.validation import sentence
 from pipeline.config.sources import HubInstructions
 from train.data.chat_template import GIVEN, NONE
-from train.settings import CtData, LoraSettings, Optimization
+from train.settings import CtData, FrozenColumns, LoraSettings, Optimization
 
 
 class Training(Optimization):
@@ -34,6 +34,7 @@ class Training(Optimization):
 class ContinualTraining(Training, CtData):
     """CT at a token budget, or on all of the language's text.
 
+    freeze: what the baseline `sft_then_ct_frozen` freezes; other trainings freeze nothing.
     schedule: cosine, one for all budgets, which ends at `schedule_tokens`; or wsd (warm-up, stable, decay), in which
     each budget ends with a decay of its own, over `decay_fraction` of its tokens.
     whole_text: set where `tokens` is null. Then the blocks alone know the tokens; `tokens` and `schedule_tokens` hold
@@ -43,6 +44,7 @@ class ContinualTraining(Training, CtData):
     source: str | None
     whole_text: bool = False
     schedule: Literal["cosine", "wsd"]
+    freeze: FrozenColumns
     decay_fraction: Annotated[float, Field(gt=0, le=1)]
     decay_shape: Literal["linear", "1-sqrt"]
     schedule_tokens: Tokens

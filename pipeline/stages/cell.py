@@ -31,7 +31,7 @@ from pipeline.stages.adapting import AdaptStages
 from pipeline.stages.data import Data, budget_name, plan_ct_blocks, plan_mixed_blocks, plan_sft_blocks
 from pipeline.stages.merging import plan_merge, plan_weights
 from pipeline.stages.scoring import plan_contamination, plan_eval
-from pipeline.stages.stage import Inputs, Stage, in_order
+from pipeline.stages.stage import CALIBRATION, Inputs, Stage, in_order
 from pipeline.stages.training import (
     given_model,
     plan_base,
@@ -234,6 +234,13 @@ class CellPlanner:
         """CT of this budget and these blocks on SFT: a trajectory of its own."""
         slug = f"{self.config.language.code}-after-en-{self.budget}"
         return plan_ct(slug, self.config, self.ct_parents(self.sft, self.base))
+
+    @cached_property
+    def sft_then_ct_frozen(self) -> Stage:
+        """CT on SFT, in which the columns of weights that its English instructions need most are frozen."""
+        slug = f"{self.config.language.code}-after-en-frozen-{self.budget}"
+        english = {CALIBRATION: self.sft_parents(self.base)["blocks"]}
+        return plan_ct(slug, self.config, self.ct_parents(self.sft, self.base) | english)
 
     @cached_property
     def mixed(self) -> Stage:
