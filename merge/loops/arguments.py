@@ -20,7 +20,7 @@ class Table(IntEnum):
     NUMBERS: int64 [Number]. PLACES: int64, addresses: of the base's weights, of the models', of masks, of
     probabilities, of the results. CODES: int64, as what the base, the models and the results are stored. SETTINGS:
     float32 [Row, models]. SCALARS: float32 [Scalar]. LAMBDAS: float32 [results]. LEVELS, COUNTS, TURNED, ENERGIES: see
-    Tallies. LEFT: see Trim. WORK: float32 [WORK_ROWS · models + LINES, BLOCK]; MARKS: uint32 [BLOCK].
+    Tallies. LEFT: see Trim. WORK: float32 [WORK_ROWS · models + LINES, BLOCK]; MARKS: uint32 [2, BLOCK].
     """
 
     NUMBERS = 0
@@ -183,7 +183,7 @@ class Tallies(NamedTuple):
 
     levels: edges of magnitude, [levels, models]. counts: [models, 1 + levels, 3] of kept, in conflict, lost; the first
     row of all that is not zero. turned: [models, 2], regained and given up by slack. energies: [1 + models]: Σ τ_m²,
-    and Σ τ² of what survived. own_signs: see discard_counts.count. fought: a block to work in.
+    and Σ τ² of what survived. own_signs: see discard_counts.count. work: uint32 [2, BLOCK].
     """
 
     own_signs: bool
@@ -191,4 +191,4 @@ class Tallies(NamedTuple):
     counts: Array
     turned: Array
     energies: Array
-    fought: Array
+    work: Array

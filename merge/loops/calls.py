@@ -119,7 +119,7 @@ def draw_slice(
     if chances is not None:
         tables[Draw.CHANCES] = chances.numpy()
     call(loop, tables, Draw)
-    return Drawn(mask.view(shape), chances if chances is None else chances.view(shape), tuple(sums.tolist()))
+    return Drawn(mask.view(shape), None if chances is None else chances.view(shape), (float(sums[0]), float(sums[1])))
 
 
 def stream_from(generator: numpy.random.PCG64, start: int) -> Array:
@@ -148,7 +148,7 @@ class MergeCall:
         self.left = numpy.zeros((2, models), numpy.int64)
         self.numbers[Number.MODELS], self.numbers[Number.LEVELS] = models, levels
         self.work = numpy.empty((WORK_ROWS * models + LINES, BLOCK), numpy.float32)
-        self.marks = numpy.empty(BLOCK, numpy.uint32)
+        self.marks = numpy.empty((2, BLOCK), numpy.uint32)
         self.clear()
 
     def clear(self) -> None:

@@ -66,7 +66,8 @@ def draw_bits(stream: Array, ready: int, size: int, bits: Array) -> int:
         one, other = word_of(first), word_of(second)
         bits[ready], bits[ready + 1] = numpy.uint32(one), numpy.uint32(one >> numpy.uint64(32))
         bits[ready + 2], bits[ready + 3] = numpy.uint32(other), numpy.uint32(other >> numpy.uint64(32))
-        first, second = _next_state(first, step), _next_state(second, step)
+        first = _next_state(first, step)  # type: ignore[call-arg]
+        second = _next_state(second, step)  # type: ignore[call-arg]
         ready += 4
     stream[0], stream[1], stream[2], stream[3] = first[0], first[1], second[0], second[1]
     return ready
@@ -115,7 +116,7 @@ def lower_bits(kind: int) -> Any:
 
 
 @compiled()
-def bins_of(keys: Array, kind: int, size: int, places: Array) -> tuple[int, int]:
+def bins_of(keys: Array, kind: int, size: int, places: Array) -> tuple[Any, Any]:
     """Each value's bin, in `places`; returns the first bin and the last, without bin 0, where zeros are."""
     before_first, last = numpy.uint32(BINS), numpy.uint32(0)
     for i in range(size):
@@ -190,7 +191,7 @@ def settle_doubts(
         if found == numpy.uint32(0):
             continue
         for i in range(start, stop):
-            place = numpy.int64(places[i])
+            place: Any = numpy.int64(places[i])
             apart = abs(uniform(bits[i]) - (low + numpy.float32(ranks[i]) * step))
             if apart > near or bins[place] < MIXED:
                 continue

@@ -109,7 +109,7 @@ def tallies_of(tables: Array, numbers: Array) -> Tallies:
         array_at(tables[Table.COUNTS], (models, 1 + levels, 3), numpy.int64),
         array_at(tables[Table.TURNED], (models, 2), numpy.int64),
         array_at(tables[Table.ENERGIES], 1 + models, numpy.float64),
-        array_at(tables[Table.MARKS], BLOCK, numpy.uint32),
+        array_at(tables[Table.MARKS], (2, BLOCK), numpy.uint32),
     )
 
 

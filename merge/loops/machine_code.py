@@ -119,8 +119,7 @@ def _key() -> str:
     import llvmlite.binding as llvm  # type: ignore[import-untyped]
 
     parts = [llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten(), version("numba"), version("llvmlite")]
-    sources = (path for path in sorted(HERE.glob("*.py")) if path.name not in ("calls.py", Path(__file__).name))
-    parts += [path.read_text(encoding="utf-8") for path in sources]
+    parts += [path.read_text(encoding="utf-8") for path in sorted(HERE.glob("*.py"))]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 

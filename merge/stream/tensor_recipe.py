@@ -122,11 +122,11 @@ class TensorRecipe:
                 continue
             if loop is not None:
                 self.drawn_mask(term, piece)  # which the merge will need again
-                sums = self._drawn_by_loop(loop, term, piece).sums
+                before, after = self._drawn_by_loop(loop, term, piece).sums
             else:
                 parts = piece.tau(term.parent, self.dtype), self._kept(term, piece)
-                sums = [float(part.abs().sum(dtype=torch.float64)) for part in parts]
-            for part, value in zip(("all", "kept"), sums, strict=True):
+                before, after = (float(part.abs().sum(dtype=torch.float64)) for part in parts)
+            for part, value in (("all", before), ("kept", after)):
                 key = f"{term.name}.{part}"
                 self.sums[key] = self.sums.get(key, 0.0) + value
 
