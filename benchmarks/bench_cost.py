@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.cost import memory
-from pipeline.cost.model_shape import from_config_json
+from pipeline.cost.shape import from_config_json
 from train.parallel import Compute
 
 ROOT = Path(__file__).parents[1]
@@ -100,7 +100,7 @@ def main() -> None:
             print(f"{name}: left out, {models[which]} is not there (make smollm2-model)")
             continue
         shape = from_config_json(models[which] / "config.json")
-        says = memory.training(shape, Compute(**options), blocks * block_size, block_size).total
+        says = memory.training_memory(shape, Compute(**options), blocks * block_size, block_size).total
         peak, seconds = measure(models[which], blocks, block_size, options)
         overhead = peak - says if overhead is None else overhead
         rows.append(

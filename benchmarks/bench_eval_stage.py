@@ -18,11 +18,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipeline import sweep
+from pipeline import run_plan, sweep
 from pipeline.execute import Executor
-from pipeline.graph import Stage
-from pipeline.run import run_plan
-from pipeline.run.journal import Journal
+from pipeline.journal import Journal
+from pipeline.stages.stage import Stage
+from pipeline.stages.training import given_model
 from pipeline.store import Store
 
 BASE = Path("models/tiny-base")
@@ -98,7 +98,7 @@ def score(folder: Path, checkpoints: int) -> None:
     stages = []
     for number in range(checkpoints):
         path = folder / "checkpoints" / f"{number:02}"
-        given = Stage("model", path.name, {"checksum": path.name}, options={"path": str(path)})
+        given = given_model(path.name, str(path), path.name)
         stages.append(replace(asked, slug=path.name, parents={**asked.parents, "checkpoint": given}))
     makes, tokens = executor(store, stages), count_tokens()
     for stage in stages:

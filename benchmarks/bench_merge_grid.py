@@ -17,7 +17,7 @@ from bench_merge_models import SIZES, built, python, timed
 ONE = """
 import json, sys
 from merge.stream.engine import run
-from merge.stream.tensor_plan import make_plan
+from merge.engine.plan import make_plan
 from merge.recipe import Recipe
 plan = make_plan([Recipe.from_dict(data) for data in json.load(open(sys.argv[1]))])
 run(plan, [None] * len(plan.recipes))

@@ -22,14 +22,14 @@ from bench_merge_models import SIZES, built
 
 from merge import Recipe
 from merge.auditing import Audit
+from merge.engine.outputs import Output
+from merge.engine.plan import make_plan
 from merge.loops import machine_code
 from merge.loops.calls import KINDS
 from merge.method_table import METHODS
 from merge.stream import fused
 from merge.stream.engine import run
-from merge.stream.output import Output
 from merge.stream.survey import survey
-from merge.stream.tensor_plan import make_plan
 from merge.stream.threads import Workers
 
 CASES = [

@@ -12,8 +12,9 @@ import json
 from typing import NamedTuple
 
 from pipeline.config.models import ModelShape
-from pipeline.cost import flops, memory
+from pipeline.cost import memory
 from pipeline.cost.hardware import GPUS
+from pipeline.cost.shape import training_flops
 
 A100 = GPUS["A100"]
 
@@ -49,7 +50,7 @@ RUNS = {
 def main() -> None:
     rows = {}
     for name, run in RUNS.items():
-        mfu = run.tokens_per_second * flops.training(run.shape, run.context) / A100.peak("bf16")
+        mfu = run.tokens_per_second * training_flops(run.shape, run.context) / A100.peak("bf16")
         states = memory.states(run.shape, "zero3", "bf16", 8, 1).states
         rows[name] = {
             "parameters": run.shape.parameters, "tokens_per_second_a_gpu": round(run.tokens_per_second),

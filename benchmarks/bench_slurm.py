@@ -23,13 +23,13 @@ from unittest import mock
 
 from bench_sweep import overrides, write_entry
 
-from pipeline import sweep
-from pipeline.run import cluster, run_plan
+from pipeline import run_plan, sweep
+from pipeline.journal import Journal
+from pipeline.run import cluster
 from pipeline.run.cluster import schedule, submit
 from pipeline.run.cluster import site as sites
-from pipeline.run.journal import Journal
-from pipeline.run.run_plan import RunPlan
 from pipeline.run.worker import JOURNAL, worker
+from pipeline.run_plan import RunPlan
 from tests.slurm.cluster import Slurm, install, unavailable
 
 ROOT = Path(__file__).parents[1]

@@ -17,9 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pipeline import run_plan, sweep
 from pipeline import store as stores
-from pipeline import sweep
-from pipeline.run import run_plan
 from pipeline.store import RECORD, Store
 
 ROOT = Path(__file__).parents[1]

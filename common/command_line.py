@@ -62,7 +62,7 @@ class Several(click.Option):
         return given
 
 
-def read(command: click.Command, words: Sequence[str] | None, program: str) -> Options | int:
+def parse_command_line(command: click.Command, words: Sequence[str] | None, program: str) -> Options | int:
     """Read a command line; return its values, or the exit code after printing the help or what is wrong."""
     given = list(sys.argv[1:] if words is None else words)
     for parameter in command.params:

@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from common.errors import BadInput
+from common.validation import WeightIndex, parse_yaml, read_json
 
 PREFIX = "hub:"
 NAME = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@((?!.*\.\.)\w[\w./-]*))?")  # owner/name, owner/name@revision
 COMMIT = re.compile(r"[0-9a-f]{40}")
-# Beside the weights: configs, tokenizers of all kinds, templates, and code, which is copied to merges and never run.
+CARD, OTHER_LICENCE = "README.md", "other"
+# Besides the weights: configs, tokenizers of all kinds, templates, and code, which is copied to merges and never run.
 NEEDED = (
     "*.json", "*.model", "*.model.*", "*.txt", "*.jinja", "*.tiktoken", "*.spm", "*.bpe", "*.codes", "*.tokenizer",
     "*.py",
@@ -70,7 +74,7 @@ def parse(path: str, key: str) -> HubModel | None:
     return HubModel(match[1], match[2] or "main")
 
 
-def folder_at_hand(path: str | None) -> Path | None:
+def local_folder(path: str | None) -> Path | None:
     """Return the folder of a checkpoint if it is on this machine, without using the network."""
     if path is None:
         return None
@@ -88,15 +92,13 @@ def commit(model: HubModel, key: str, network: bool) -> str | None:
     if COMMIT.fullmatch(model.revision) or not network:
         return model.cached_commit
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     try:
-        return HfApi().model_info(model.repo, revision=model.revision).sha
-    except (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError) as error:
-        raise refused(model, key, error) from None
-    except Exception:  # whatever a network can raise
+        with _hub_errors(model, key):
+            return HfApi().model_info(model.repo, revision=model.revision).sha
+    except Unreachable:
         if model.cached_commit is None:
-            raise BadInput(f"{key}={model}: {UNREACHABLE}.") from None
+            raise
         return model.cached_commit
 
 
@@ -108,20 +110,15 @@ def fetch(path: str, key: str = "model.path") -> Path:
     model = parse(path, key)
     if model is None:
         return Path(path)
-    at_hand = folder_at_hand(path)
-    if at_hand and is_whole(at_hand):
-        return at_hand
+    local = local_folder(path)
+    if local and is_complete(local):
+        return local
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
-    try:
+    with _hub_errors(model, key, name_error=True):
         names = HfApi().list_repo_files(model.repo, revision=model.revision)
         patterns = [*NEEDED, weight_pattern(names)]
         return Path(snapshot_download(model.repo, revision=model.revision, allow_patterns=patterns))
-    except (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError) as error:
-        raise refused(model, key, error) from None
-    except Exception as error:  # whatever a network can raise
-        raise BadInput(f"{key}={model}: {UNREACHABLE} ({type(error).__name__}).") from None
 
 
 def tokenizer_folder(model: HubModel, key: str, network: bool) -> Path:
@@ -133,20 +130,13 @@ def tokenizer_folder(model: HubModel, key: str, network: bool) -> Path:
     if (folder / "tokenizer_config.json").is_file() or not network:
         return folder
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
-    try:
+    with _hub_errors(model, key, name_error=True):
         return Path(snapshot_download(model.repo, revision=model.revision, allow_patterns=TOKENIZER))
-    except (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError) as error:
-        raise refused(model, key, error) from None
-    except Exception as error:  # whatever a network can raise
-        raise BadInput(f"{key}={model}: {UNREACHABLE} ({type(error).__name__}).") from None
 
 
-def is_whole(folder: Path) -> bool:
+def is_complete(folder: Path) -> bool:
     """Tell whether a snapshot has its config and all of its weights: an interrupted download leaves some."""
-    from common.parsing import WeightIndex, read_json
-
     if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
         return any((folder / name).is_file() for name in ADAPTERS)
     if not (folder / "config.json").is_file():
@@ -199,29 +189,95 @@ def is_online() -> bool:
 def check_access(model: HubModel, key: str) -> None:
     """Ask the Hub whether this account may read the files of a model. Raises BadInput."""
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
-    at_hand = folder_at_hand(str(model))
-    if at_hand and is_whole(at_hand):
+    local = local_folder(str(model))
+    if local and is_complete(local):
         return
-    try:
+    with _hub_errors(model, key):
         HfApi().model_info(model.repo, revision=model.revision)
         HfApi().auth_check(model.repo)
-    except (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError) as error:
-        raise refused(model, key, error) from None
-    except Exception:  # whatever a network can raise
-        raise BadInput(f"{key}={model}: {UNREACHABLE}.") from None
 
 
-def refused(model: HubModel, key: str, error: Exception) -> BadInput:
-    """What the Hub said, with what to do about it."""
+class Unreachable(BadInput):
+    """The Hub does not answer."""
+
+
+@contextmanager
+def _hub_errors(model: HubModel, key: str, *, name_error: bool = False) -> Iterator[None]:
+    """Raise what the Hub or the network can raise as BadInput. name_error: whether the text names the error's type."""
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
+    try:
+        yield
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+        raise hub_error(model, key, error) from None
+    except Exception as error:  # whatever a network can raise
+        detail = f" ({type(error).__name__})" if name_error else ""
+        raise Unreachable(f"{key}={model}: {UNREACHABLE}{detail}.") from None
+
+
+def hub_error(model: HubModel, key: str, error: Exception) -> BadInput:
+    """Return the error of a model that the Hub does not give, with what to do about it."""
     from huggingface_hub.errors import GatedRepoError, RevisionNotFoundError
 
     if isinstance(error, GatedRepoError):
-        licence = f"https://huggingface.co/{model.repo}"
-        what = f"is gated. Accept its licence at {licence}, then run `hf auth login` or set HF_TOKEN."
+        page = f"https://huggingface.co/{model.repo}"
+        what = f"is gated. Accept its licence at {page}, then run `hf auth login` or set HF_TOKEN."
     elif isinstance(error, RevisionNotFoundError):
         what = f"has no revision {model.revision}. Choose one of https://huggingface.co/{model.repo}/commits/main"
     else:
         what = "is not on the Hub, or is private. Check the name, or run `hf auth login` or set HF_TOKEN."
     return BadInput(f"{key}={model}: {what}")
+
+
+def licence_of(path: str, network: bool = False) -> str | None:
+    """Return the licence that the card of a folder or of a model of the Hub states; None if there is none.
+
+    network: whether the card may be downloaded.
+    """
+    card = _card(path, network)
+    if card is None:
+        return None
+    head = card_head(card.read_text(encoding="utf-8", errors="replace"))
+    licence, name = head.get("license"), head.get("license_name")
+    if licence == OTHER_LICENCE and isinstance(name, str):
+        licence = name
+    return licence if isinstance(licence, str) and licence else None
+
+
+def card_head(card: str) -> dict[str, Any]:
+    """Return the YAML head of a card; empty if there is none, or if it cannot be read."""
+    before, _, rest = card.partition("---\n")
+    head, end, _ = rest.partition("\n---")
+    if before.strip() or not end:
+        return {}
+    try:
+        content = parse_yaml(head)
+    except BadInput:
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def common_licence(licences: Sequence[str | None]) -> str | None:
+    """Return one licence for what is made of several works: theirs if all have the same, else `other`.
+
+    None if one of them has none.
+    """
+    if None in licences:
+        return None
+    return licences[0] if len(set(licences)) == 1 else OTHER_LICENCE
+
+
+def _card(path: str, network: bool) -> Path | None:
+    model = parse(path, "path")
+    folder = local_folder(path)
+    if folder is not None and (folder / CARD).is_file():
+        return folder / CARD
+    if model is None or not network:
+        return None
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(model.repo, CARD, revision=model.revision))
+    except Exception:  # whatever a network can raise; a model need not have a card
+        return None

@@ -14,8 +14,7 @@ from lzma import LZMAError
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.choices import suggestion
-from common.errors import BadInput, line_of
+from common.errors import BadInput, line_of, suggestion
 from common.hub import COMMIT
 
 if TYPE_CHECKING:

@@ -54,7 +54,7 @@ def check(target: Target, folder: Path | None = None) -> None:
     check_name(target)
     if get_token() is None:
         raise BadInput(f"{target}: no token of the Hub here. Log in with `hf auth login`, or set HF_TOKEN.")
-    with _in_one_line(target):
+    with _hub_errors(target):
         _check_account(target, HfApi().whoami())
         try:
             info = HfApi().model_info(target.repo)
@@ -87,7 +87,7 @@ def push(folder: Path, target: Target, message: str) -> str:
     from huggingface_hub.errors import RevisionNotFoundError
 
     api, replaces = HfApi(), target.replace
-    with _in_one_line(target):
+    with _hub_errors(target):
         address = api.create_repo(target.repo, private=target.private or None, exist_ok=True)
         if target.revision != MAIN:
             try:
@@ -136,7 +136,7 @@ def _same(path: Path, held: Any) -> bool:
 
 
 @contextmanager
-def _in_one_line(target: Target) -> Iterator[None]:
+def _hub_errors(target: Target) -> Iterator[None]:
     """Raise what the Hub or a network can raise as BadInput that says what to do."""
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
 

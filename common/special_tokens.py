@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from common.parsing import read_json
+from common.validation import read_json
 
 PROBES = ("a", "1", ".", "the")  # any text that has tokens: one of them does in every tokenizer
 TEMPLATES = {"BertProcessing", "RobertaProcessing"}  # post-processors that always put a token before and after

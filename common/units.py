@@ -38,3 +38,11 @@ def format_tokens(count: int) -> str:
 def counted(count: int, noun: str) -> str:
     """Format a number with its noun: `1 cell`, `2 cells`."""
     return f"{count:,} {noun if count == 1 else f'{noun}s'}"
+
+
+def duration(seconds: float) -> str:
+    """Format seconds for people: `4 s`, `2 min`, `1 h 20 min`."""
+    if seconds < 100:
+        return f"{seconds:.0f} s" if seconds >= 1 else "1 s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"

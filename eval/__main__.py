@@ -6,11 +6,10 @@ import sys
 from collections.abc import Sequence
 from datetime import date
 
-from common.chat_date import STATED
-from common.chat_files import text_in
-from common.command_line import Options, read
-from common.errors import BadInput, in_one_line
-from common.silence import silence
+from common.chat import DEFAULT_DAY, read_chat_template
+from common.command_line import Options, parse_command_line
+from common.errors import BadInput, user_errors
+from common.processes import silence
 from common.special_tokens import in_words
 from eval.asking import Asking
 from eval.options import COMMAND
@@ -22,9 +21,9 @@ def asked(given: Options) -> Asking:
         date.fromisoformat(given.date)
     except ValueError:
         raise BadInput(
-            f"--date: must be a day such as {STATED}, got {given.date!r}. Set it, or leave it out."
+            f"--date: must be a day such as {DEFAULT_DAY}, got {given.date!r}. Set it, or leave it out."
         ) from None
-    if given.chat != "none" and not text_in(given.model):
+    if given.chat != "none" and not read_chat_template(given.model):
         raise BadInput(
             f"--chat: must be none for a checkpoint without a chat template, got {given.chat}. Leave it out, or add"
             f" chat_template.jinja to {given.model}."
@@ -34,12 +33,12 @@ def asked(given: Options) -> Asking:
 
 def main(arguments: Sequence[str] | None = None, program: str = "python -m eval") -> int:
     """Evaluates, writes, prints the scores; 2 where the input cannot work."""
-    given = read(COMMAND, arguments, program)
+    given = parse_command_line(COMMAND, arguments, program)
     if isinstance(given, int):
         return given
     silence()
     try:
-        with in_one_line():
+        with user_errors():
             from eval import harness, task_set
 
             if not (given.model / "config.json").is_file():  # before tasks are built and torch is imported

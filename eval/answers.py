@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.chat_date import STATED
+from common.chat import DEFAULT_DAY
 from common.errors import BadInput
 from common.special_tokens import added_special_tokens
 from eval import checkpoints
@@ -39,7 +39,7 @@ def generate_answers(
     dtype: str | None = None,
     batch_tokens: int | None = None,
     generation: Generation = "own",
-    day: str = STATED,
+    day: str = DEFAULT_DAY,
 ) -> list[Answer]:
     """Return the answers to prompts in their order, decoded greedily.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from common.chat_date import STATED
+from common.chat import DEFAULT_DAY
 from eval.chat_prompts import template_of
 from eval.generation import Generation
 from eval.task_set import BY_TEMPLATE
@@ -47,7 +47,7 @@ class Asking:
     chat: ChatMode = "none"
     system: str | None = None
     generation: Generation = "own"
-    day: str = STATED
+    day: str = DEFAULT_DAY
 
     def modes(self, tokenizer: Any) -> tuple[Mode, ...]:
         """Return the ways in which a checkpoint with this tokenizer is prompted."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from common.chat_date import STATED, stated_day
+from common.chat import DEFAULT_DAY, fixed_day
 from common.errors import BadInput, line_of
 
 Message = Mapping[str, str]  # role (system, user or assistant) and content
@@ -19,7 +19,7 @@ def template_of(tokenizer: Any) -> str | None:
     return own if isinstance(own, str) and own else None
 
 
-def rendered(tokenizer: Any, messages: Sequence[Message], day: str = STATED, *, generation: bool = True) -> str:
+def rendered(tokenizer: Any, messages: Sequence[Message], day: str = DEFAULT_DAY, *, generation: bool = True) -> str:
     """Render messages as text by the tokenizer's template.
 
     generation: with what comes before an answer that is to follow; else an answer continues the last
@@ -31,7 +31,7 @@ def rendered(tokenizer: Any, messages: Sequence[Message], day: str = STATED, *, 
             f"eval.chat: {_named(tokenizer)} has no chat template. Set eval.chat=none, or take a chat model."
         )
     try:
-        with stated_day(template, day):
+        with fixed_day(template, day):
             return str(
                 tokenizer.apply_chat_template(
                     [dict(message) for message in messages],

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.errors import BadInput
-from common.files import publish, write_jsonl
+from common.files import write_atomic, write_jsonl
 from common.special_tokens import control_tokens, in_words, written_out
 from eval import checkpoints
 from eval.asking import PLAIN, Asking, Mode, reads_text
@@ -218,5 +218,5 @@ def fingerprint(tokenizer: Any) -> Any:
 def write(scores: Scores, out: Path) -> None:
     """Writes `scores.jsonl` and `samples.jsonl`, each whole or not at all."""
     out.mkdir(parents=True, exist_ok=True)
-    publish(out / "samples.jsonl", lambda aside: write_jsonl(aside, scores.samples))
-    publish(out / "scores.jsonl", lambda aside: write_jsonl(aside, scores.records))
+    write_atomic(out / "samples.jsonl", lambda aside: write_jsonl(aside, scores.samples))
+    write_atomic(out / "scores.jsonl", lambda aside: write_jsonl(aside, scores.records))

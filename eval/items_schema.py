@@ -9,7 +9,7 @@ from typing import Any
 
 from common.errors import BadInput
 from common.items import item_error, text_error
-from common.parsing import parse_json
+from common.validation import parse_json
 
 Row = dict[str, Any]
 SPLITS = ("dev", "test")

@@ -15,7 +15,7 @@ import torch
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import normalize_gen_kwargs
 
-from common.chat_date import STATED
+from common.chat import DEFAULT_DAY
 from common.errors import BadInput
 from common.special_tokens import added_special_tokens
 from eval.batches import Limits, in_batches
@@ -56,7 +56,7 @@ class PackedLM(HFLM):
         batch_tokens: int,
         encodings: dict[Any, list[int]],
         trained_length: int | None = None,
-        day: str = STATED,
+        day: str = DEFAULT_DAY,
     ) -> None:
         super().__init__(pretrained=model, tokenizer=tokenizer)
         if self.max_length < 1:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from common.chat_date import STATED
+from common.chat import DEFAULT_DAY
 from common.command_line import Command, Several
 from eval.generation import MODES
 from eval.task_set import UNDETERMINED
@@ -98,7 +98,7 @@ COMMAND = Command(
         click.Option(["--system"], metavar="TEXT", help="System message that all chat prompts begin with."),
         click.Option(
             ["--date"],
-            default=STATED,
+            default=DEFAULT_DAY,
             show_default=True,
             metavar="DAY",
             help="Today, for chat templates that write it.",

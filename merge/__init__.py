@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.errors import BadInput
-from merge.model_ref import ModelRef
-from merge.recipe import Recipe
+from merge.recipe import ModelRef, Recipe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -27,14 +26,14 @@ __all__ = ["BadInput", "ModelRef", "Recipe", "audit", "check", "load", "load_man
 
 def check(recipe: Recipe) -> None:
     """Reject what cannot be merged, from configs, headers and tokenizers alone. Raises BadInput."""
-    from merge.stream.tensor_plan import make_plan
+    from merge.engine.plan import make_plan
 
     make_plan([recipe]).close()
 
 
 def load(recipe: Recipe, device: str = "cpu", place: str | None = None) -> PreTrainedModel:
     """Return the merged model in memory, in eval mode; its tokenizer is in the base folder. Raises BadInput."""
-    from merge.stream.in_memory import load
+    from merge.engine.in_memory import load
 
     return load(recipe, device, place)
 
@@ -44,23 +43,23 @@ def load_many(
 ) -> Iterator[tuple[Recipe, PreTrainedModel]]:
     """Yield (recipe, model) for recipes over one base, each parent read once per batch.
 
-    See merge.stream.in_memory.load_many.
+    See merge.engine.in_memory.load_many.
     """
-    from merge.stream.in_memory import load_many
+    from merge.engine.in_memory import load_many
 
     return load_many(recipes, device, **options)
 
 
 def write(recipe: Recipe, out_dir: str | Path, **options: Any) -> Path:
-    """Merge into a new checkpoint folder, published by rename; see merge.io.writer.write_many for the options."""
-    from merge.io.writer import write
+    """Merge into a new checkpoint folder, published by rename; see merge.output.writer.write_many for the options."""
+    from merge.output.writer import write
 
     return write(recipe, out_dir, **options)
 
 
 def write_many(recipes: Sequence[Recipe], out_dirs: Sequence[str | Path], **options: Any) -> list[Path]:
     """Merge each recipe into its own new folder, in one pass over the parents."""
-    from merge.io.writer import write_many
+    from merge.output.writer import write_many
 
     return write_many(recipes, out_dirs, **options)
 

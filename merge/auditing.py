@@ -25,17 +25,17 @@ from typing import Any, Self
 
 import torch
 
+from merge.checkpoints.tensor_names import kind_of, layer_of
 from merge.discard_counts import count, energy, energy_alive, patterns
 from merge.election import elected_sign, surviving
+from merge.engine.plan import make_plan
 from merge.methods import rounded, scaled
-from merge.per_tensor import kind_of, layer_of
 from merge.recipe import Recipe
 from merge.select import Threshold, kept, magnitude_bits
 from merge.stream.engine import run
 from merge.stream.fused import FusedAgreement
 from merge.stream.model_term import ModelTerm
 from merge.stream.pieces import Piece
-from merge.stream.tensor_plan import make_plan
 from merge.stream.tensor_recipe import Agreement, TensorRecipe
 from merge.stream.threads import DEFAULT, Workers
 

@@ -17,15 +17,16 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from common.errors import BadInput, in_one_line
-from common.parsing import read_yaml_documents
+from common.errors import BadInput, user_errors
+from common.validation import read_yaml_documents
+from merge.output.sharing import folders_in, rename_folders
 from merge.recipe import Recipe
 
 if TYPE_CHECKING:
-    from merge.progress import Told
+    from merge.cli import OnTensor
     from merge.stream.threads import Workers
 
-FOLDERS = {"model", "base_model", "tokenizer_source", "source", "path", "base"}  # keys whose values name models
+MODEL_KEYS = {"model", "base_model", "tokenizer_source", "source", "path", "base"}  # keys whose values name models
 _NAME = re.compile(r"(?!\.)[\w.-]{1,100}")
 
 
@@ -62,7 +63,7 @@ def read_stages(path: Path) -> list[Stage] | None:
     stages = {}
     for i, (name, data) in enumerate(zip(names, listed, strict=True), 1):
         rest = {key: value for key, value in data.items() if key != "name"}
-        models = [text.partition("+")[0] for text in _folders(rest)]
+        models = [text.partition("+")[0] for text in folders_in(rest, MODEL_KEYS)]
         used = tuple(name for name in dict.fromkeys(models) if name in names)
         stages[name] = Stage(name, rest, f"{path}: merge {name or i}", used)
     last = None if None in stages else names[-1]
@@ -87,24 +88,6 @@ def _name(data: Any, where: str) -> str | None:
     return name
 
 
-def _renamed(value: Any, rename: Callable[[str], str], key: str = "") -> Any:
-    """Return the same data with its folders renamed."""
-    if isinstance(value, Mapping):
-        return {own: _renamed(inner, rename, str(own)) for own, inner in value.items()}
-    if isinstance(value, list):
-        return [_renamed(inner, rename, key) for inner in value]
-    return rename(value) if isinstance(value, str) and key in FOLDERS else value
-
-
-def _folders(value: Any, key: str = "") -> list[str]:
-    """List the models that a config names."""
-    if isinstance(value, Mapping):
-        return [text for own, inner in value.items() for text in _folders(inner, str(own))]
-    if isinstance(value, list):
-        return [text for inner in value for text in _folders(inner, key)]
-    return [value] if isinstance(value, str) and key in FOLDERS else []
-
-
 def recipes_of(stages: list[Stage], results: Path, root: Path) -> list[Recipe]:
     """Return the recipes of merges. results: the folder of each named result. Raises BadInput."""
 
@@ -112,9 +95,8 @@ def recipes_of(stages: list[Stage], results: Path, root: Path) -> list[Recipe]:
         name, plus, adapter = text.partition("+")
         return f"{results / name}{plus}{adapter}" if name in needs else text
 
-    return [
-        Recipe.from_document(_renamed(stage.data, partial(place, stage.needs)), stage.where, root) for stage in stages
-    ]
+    found = [rename_folders(stage.data, partial(place, stage.needs), MODEL_KEYS) for stage in stages]
+    return [Recipe.from_document(data, stage.where, root) for data, stage in zip(found, stages, strict=True)]
 
 
 def stated(stages: list[Stage], recipes: list[Recipe], results: Path) -> str:
@@ -122,7 +104,7 @@ def stated(stages: list[Stage], recipes: list[Recipe], results: Path) -> str:
     prefix = f"{results}/"
     documents = [
         ({"name": stage.name} if stage is not stages[-1] else {})
-        | _renamed(recipe.absolute().to_dict(), lambda text: text.removeprefix(prefix))
+        | rename_folders(recipe.absolute().to_dict(), lambda text: text.removeprefix(prefix), MODEL_KEYS)
         for stage, recipe in zip(stages, recipes, strict=True)
     ]
     return yaml.safe_dump_all(documents, sort_keys=False)
@@ -130,10 +112,10 @@ def stated(stages: list[Stage], recipes: list[Recipe], results: Path) -> str:
 
 def _check_given(recipe: Recipe, results: Path) -> None:
     """Reject models that cannot be opened, of a merge whose other models are results."""
-    from merge.stream.output import leader_of, parent_of
-    from merge.stream.tensor_plan import open_parent
+    from merge.engine.outputs import leader_of, parent_of
+    from merge.engine.plan import open_parent
 
-    with in_one_line():
+    with user_errors():
         for part in recipe.slices or (recipe,):
             for parent in {leader_of(part), *map(parent_of, part.models)}:
                 if not parent[0].is_relative_to(results):
@@ -144,17 +126,17 @@ def write_stages(
     path: str | Path,
     out_dir: str | Path,
     workers: Workers | None = None,
-    progress: Callable[[str], AbstractContextManager[Told]] = lambda name: nullcontext(),
+    progress: Callable[[str], AbstractContextManager[OnTensor | None]] = lambda name: nullcontext(),
     **options: Any,
 ) -> Path:
-    """Compute all merges of a file, the last one as `out_dir`; see merge.io.writer.write_many for options and errors.
+    """Compute all merges of a file, the last one as `out_dir`; see merge.output.writer.write_many for its options.
 
     All recipes, and the models that exist, are checked before anything is computed. progress: returns a context for a
     merge's name, which gives the callback for Workers.
     """
     from merge import check
-    from merge.io.out_folder import OutFolder
-    from merge.io.writer import write
+    from merge.output.out_folder import OutFolder
+    from merge.output.writer import write
     from merge.stream.threads import DEFAULT
 
     stages = read_stages(Path(path))
@@ -171,8 +153,8 @@ def write_stages(
             check(recipe)
 
     def make(stage: Stage, recipe: Recipe, out: Path, **options: Any) -> Path:
-        with progress(stage.name or "the last") as told:
-            return write(recipe, out, workers=replace(workers or DEFAULT, progress=told), **options)
+        with progress(stage.name or "the last") as on_tensor:
+            return write(recipe, out, workers=replace(workers or DEFAULT, progress=on_tensor), **options)
 
     try:
         results = between.open()

@@ -45,6 +45,19 @@ IMPORTANCE = Sparsifier("importance", ())  # what moves a row's distribution mos
 
 
 @dataclass(frozen=True)
+class MergekitForm:
+    """How mergekit writes a method.
+
+    parameters: its parameters of a merge, None for the usual ones. fixed: parameters that we support at mergekit's
+    default only. normalize: its name of `normalize`.
+    """
+
+    parameters: tuple[str, ...] | None = None
+    fixed: tuple[tuple[str, Any], ...] = ()
+    normalize: str = "normalize"
+
+
+@dataclass(frozen=True)
 class Method:
     """A row. Methods with the same arithmetic are equal, whatever their names.
 
@@ -53,8 +66,8 @@ class Method:
     the models' `span`, by the coefficients of the function of that name (merge/span.py). base_use: whether there is a
     base. weighted: whether models have weights. counts: the least and the largest number of models. elect: whether
     signs are elected; normalize, rescale: defaults. consensus: (sparsified task vectors, methods.Consensus) -> what
-    `methods.merge_taus` returns, which is the default. mergekit: whether mergekit has a method of this name and
-    meaning.
+    `methods.merge_taus` returns, which is the default. mergekit: how mergekit writes it; None if mergekit has no method
+    of this name and meaning.
     """
 
     name: str = field(compare=False)
@@ -70,7 +83,7 @@ class Method:
     base_use: Literal["needed", "optional", "unused"] = "needed"
     weighted: bool = True
     counts: tuple[int, float] = (1, math.inf)
-    mergekit: bool = field(default=True, compare=False)
+    mergekit: MergekitForm | None = field(default=MergekitForm(), compare=False)
 
     @property
     def base(self) -> bool:
@@ -131,8 +144,18 @@ for row in (
         span=span.model_stock,
         weighted=False,
         counts=(2, math.inf),
+        mergekit=MergekitForm(fixed=(("filter_wise", False),)),
     ),
-    Method("nuslerp", "NuSLERP", "mergekit", combine="span", span=span.nuslerp, base_use="optional", counts=(2, 2)),
+    Method(
+        "nuslerp",
+        "NuSLERP",
+        "mergekit",
+        combine="span",
+        span=span.nuslerp,
+        base_use="optional",
+        counts=(2, 2),
+        mergekit=MergekitForm(fixed=(("nuslerp_flatten", True), ("nuslerp_row_wise", False))),
+    ),
     Method(
         "multislerp",
         "Multi-SLERP",
@@ -141,17 +164,44 @@ for row in (
         span=span.multislerp,
         normalize=True,
         base_use="optional",
+        mergekit=MergekitForm(fixed=(("eps", 1e-8),), normalize="normalize_weights"),
     ),
-    Method("karcher", "Karcher mean", "mergekit", combine="span", span=span.karcher, base_use="unused", weighted=False),
+    Method(
+        "karcher",
+        "Karcher mean",
+        "mergekit",
+        combine="span",
+        span=span.karcher,
+        base_use="unused",
+        weighted=False,
+        mergekit=MergekitForm(fixed=(("max_iter", 10), ("tol", 1e-5))),
+    ),
     Method("task_arithmetic", "Task arithmetic", "Ilharco et al. 2023"),
     Method("ties", "TIES", TIES, MAGNITUDE, elect=True, normalize=True),
-    Method("ties_sv", "TIES + slack", "Tao et al. 2024", MAGNITUDE, elect=True, normalize=True, mergekit=False),
+    Method("ties_sv", "TIES + slack", "Tao et al. 2024", MAGNITUDE, elect=True, normalize=True, mergekit=None),
     Method("dare_linear", "DARE linear", DARE, RANDOM, rescale="expectation"),
     Method("dare_ties", "DARE TIES", DARE, RANDOM, elect=True, rescale="expectation"),
     Method("breadcrumbs", "Breadcrumbs", "Davari and Belilovsky 2024", MAGNITUDE_OUTLIERS),
     Method("breadcrumbs_ties", "Breadcrumbs TIES", "mergekit", MAGNITUDE_OUTLIERS, elect=True),
-    Method("sce", "SCE", "Wan et al. 2024", VARIANCE, elect=True, normalize=True, weighted=False),
-    Method("arcee_fusion", "Arcee Fusion", "mergekit", IMPORTANCE, weighted=False, counts=(1, 1)),
+    Method(
+        "sce",
+        "SCE",
+        "Wan et al. 2024",
+        VARIANCE,
+        elect=True,
+        normalize=True,
+        weighted=False,
+        mergekit=MergekitForm(("int8_mask", "select_topk")),
+    ),
+    Method(
+        "arcee_fusion",
+        "Arcee Fusion",
+        "mergekit",
+        IMPORTANCE,
+        weighted=False,
+        counts=(1, 1),
+        mergekit=MergekitForm(parameters=()),
+    ),
     Method("della", "DELLA", DELLA, MAGPRUNE, elect=True, normalize=True, rescale="expectation"),
     Method("della_linear", "DELLA linear", "mergekit", MAGPRUNE, rescale="expectation"),
 ):

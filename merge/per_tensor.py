@@ -13,20 +13,11 @@ Written in YAML as
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from common.choices import listed
-from common.errors import BadInput
-from merge.io.token_tensors import is_embedding, is_head, is_head_bias
-
-KINDS = ("embeddings", "attention", "mlp", "norms", "head", "other")
-# The outermost numbered row counts: T5's `block.3.layer.1` is a part of block 3.
-_LAYER = re.compile(r"(?:^|\.)(?:\w*layers|h|blocks?|layer|attentions|ffns|layer_norm[12])\.(\d+)\.")
-_MLP = re.compile(r"mlp|feed_?forward|experts|moe|ffn|dense_?relu_?dense|\.fc[12]\.|\.(?:intermediate|output)\.dense\.")
-_NORM = re.compile(r"norm|(?:^|\.)ln(?:_\w+|\d*)\.")
-_NUMBERED = re.compile(r"\.\d+\.\w+\.")
+from common.errors import BadInput, listed
+from merge.checkpoints.tensor_names import KINDS, kind_of, layer_of
 
 
 @dataclass(frozen=True)
@@ -48,62 +39,6 @@ class Rule:
 
 
 Setting = float | tuple[float, ...] | tuple[Rule, ...]
-
-
-def layer_of(name: str) -> int | None:
-    """Return the index of a tensor's layer; None for embeddings, the final norm and the head."""
-    match = _LAYER.search(name)
-    return int(match.group(1)) if match else None
-
-
-def stack_of(name: str) -> str | None:
-    """Return the stack of layers of a tensor: its name up to the layer's index; None outside of stacks."""
-    match = _LAYER.search(name)
-    return name[: match.start(1)] if match else None
-
-
-def layer_counts(names: Iterable[str]) -> dict[str, int]:
-    """Count the layers of every stack that tensors of these names belong to."""
-    counts: dict[str, int] = {}
-    for name in names:
-        if (stack := stack_of(name)) is not None:
-            counts[stack] = max(counts.get(stack, 0), (layer_of(name) or 0) + 1)
-    return counts
-
-
-def is_in_unknown_stack(name: str) -> bool:
-    """Tell whether a tensor seems to belong to a numbered module, such as `resblocks.3.attn.weight`, that is not a
-    stack of layers with a known name.
-    """
-    return stack_of(name) is None and _NUMBERED.search(name) is not None
-
-
-def kind_of(name: str) -> str:
-    """Return the module kind of a tensor, by the names of Hugging Face models; one of KINDS."""
-    lowered = name.lower().replace("norm_attn_norm.attn", "attn")
-    if is_head(name) or is_head_bias(name):
-        return "head"
-    if _NORM.search(lowered):
-        return "norms"
-    if is_embedding(name):
-        return "embeddings"
-    if "attn" in lowered or "attention" in lowered:
-        return "attention"
-    if _MLP.search(lowered):
-        return "mlp"
-    if any(part in lowered for part in ("embed", "wte", "wpe")):
-        return "embeddings"
-    if "lm_head" in lowered or "output.weight" in lowered:
-        return "head"
-    return "other"
-
-
-def depth_of(name: str, layers: int) -> float:
-    """Return a tensor's depth between the first layer (0) and the last (1); 0 outside of layers, as in mergekit."""
-    layer = layer_of(name)
-    if layer is None:
-        return 0.0
-    return layer / (layers - 1) if layers > 1 else 1.0
 
 
 def applying(setting: Setting, name: str, key: str) -> float | tuple[float, ...]:
@@ -140,8 +75,8 @@ def values(setting: Setting) -> tuple[float, ...]:
     )
 
 
-def parse(value: Any, key: str) -> Setting:
-    """Read a setting from YAML. Raises BadInput that names `key`."""
+def parse(value: Any, key: str = "") -> Setting:
+    """Read a setting from YAML. Raises BadInput that begins with `key` and the place inside the value."""
     if isinstance(value, list):
         if not value:
             raise BadInput(f"{key}: must not be an empty list. Give a number, a list of numbers, or rules.")
@@ -153,7 +88,7 @@ def parse(value: Any, key: str) -> Setting:
     return number(value, key)
 
 
-def number(value: Any, key: str) -> float:
+def number(value: Any, key: str = "") -> float:
     """Parse a float; YAML reads 1e-3 as text, so text that is a number counts."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise BadInput(f"{key}: expected a number, got {value!r}.")
@@ -184,7 +119,7 @@ def _rule(part: dict[str, Any], key: str) -> Rule:
     return Rule(value, part.get("kind"), layers, filter_)  # type: ignore[arg-type]
 
 
-def layer_range(text: Any, key: str) -> tuple[int, int] | None:
+def layer_range(text: Any, key: str = "") -> tuple[int, int] | None:
     """Parse the first and last layer of a range. Raises BadInput that names `key`."""
     if text is None:
         return None

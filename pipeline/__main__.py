@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from common.silence import silence
+from common.processes import silence
 from pipeline.commands import VERBS, Given, overview, parse
 
 
@@ -25,10 +25,10 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m pipel
 
     from yaml import MarkedYAMLError
 
-    from common.errors import BadInput, StageFailed, in_one_line
+    from common.errors import BadInput, StageFailed, user_errors
 
     try:
-        with in_one_line():
+        with user_errors():
             return _act(verb, parse(verb, words, program), arguments, program)
     except click.exceptions.Exit as asked:  # the help is printed
         return asked.exit_code
@@ -56,9 +56,9 @@ def _act(verb: str, given: Given, arguments: Sequence[str], program: str) -> int
     from common.errors import BadInput
 
     if given.options.get("memory_table"):
-        from pipeline.cost import memory_table
+        from pipeline.cost import table
 
-        print(memory_table.markdown())
+        print(table.memory_table())
         return 0
     names = [word for word in given.words if "=" not in word and not word.startswith("~")]
     settings = [word for word in given.words if word not in names]
@@ -95,7 +95,7 @@ def _make(names: Sequence[str], settings: Sequence[str], multirun: bool, argumen
 def report_folders(folders: Sequence[str], others: Sequence[str]) -> int:
     """The report of results that lie in folders. `others`: `out=FOLDER`, where it is to be written."""
     from common.errors import BadInput
-    from pipeline.report.folders import report
+    from pipeline.report.sources import report
 
     if wrong := [other for other in others if not other.startswith("out=")]:
         raise BadInput(f"{wrong[0]}: a report of folders accepts only out=FOLDER. Leave it out.")
@@ -108,8 +108,8 @@ def report_folders(folders: Sequence[str], others: Sequence[str]) -> int:
 def command(verb: str, overrides: Sequence[str], multirun: bool, arguments: Sequence[str]) -> int:
     """Carry out a command on a sweep. `arguments`: the whole command line, as given."""
     from common.errors import BadInput
-    from pipeline import sweep
-    from pipeline.run import collect, plan_table, run_plan, sweep_run
+    from pipeline import run_plan, sweep
+    from pipeline.run import collect, plan_table, sweep_run
     from pipeline.run.cluster import site
     from pipeline.store import Store
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from common.licences import OTHER, common_to
+from common.hub import OTHER_LICENCE, common_licence
 
 RECIPE = "## How to make it again"  # heading in the card of the merge, before recipe and checksums
 SCORES = "## Scores on test"
@@ -58,8 +58,8 @@ def head(facts: Facts) -> dict[str, Any]:
     """The card's metadata, by the hub's names."""
     pair = (facts.base, facts.chat)
     repos = list(dict.fromkeys(origin.repo for origin in pair if origin.repo))
-    licence = common_to([origin.licence for origin in pair])
-    names = {"license_name": _slug([origin.licence or "" for origin in pair])} if licence == OTHER else {}
+    licence = common_licence([origin.licence for origin in pair])
+    names = {"license_name": _slug([origin.licence or "" for origin in pair])} if licence == OTHER_LICENCE else {}
     return {
         **({"base_model": repos, "base_model_relation": "merge"} if repos else {}),
         "language": [facts.language.partition("_")[0]],

@@ -16,7 +16,7 @@ from typing import Any
 from typing_extensions import TypedDict  # pydantic's condition before Python 3.12
 
 from common.errors import BadInput, line_of
-from common.parsing import read_json
+from common.validation import read_json
 from train.stage_settings import LoraSettings
 
 FEED_FORWARD = ("intermediate_size", "ffn_hidden_size", "ffn_dim", "n_inner")  # names of one size
@@ -145,7 +145,7 @@ def check_lora(folder: Path, where: str, settings: LoraSettings) -> None:
 
     config = config_of(folder, where)
     with torch.device("meta"):
-        lora.adapted(model_class(config)._from_config(config), settings)
+        lora.add_adapter(model_class(config)._from_config(config), settings)
 
 
 @cache

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from common import hub
-from pipeline.graph import Stage, in_order
+from pipeline.stages.stage import Stage, in_order
 
 WHAT = {
     "base": "A language model trained from scratch",

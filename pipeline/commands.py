@@ -12,8 +12,8 @@ from click.shell_completion import CompletionItem
 
 from common.command_line import Command
 from common.errors import BadInput
-from common.places import CONF
-from pipeline.kinds import KINDS
+from common.project import CONF
+from pipeline.stages.stage import STAGE_TYPES
 
 MULTIRUN = "Run all values of the experiment's sweep axes, or of those given here (ct.tokens=32k,128k seed=0,1)."
 CONFIG_DIR = (
@@ -203,7 +203,7 @@ def complete(context: click.Context, parameter: click.Parameter, incomplete: str
     groups = choices()
     takes_stage = isinstance(context.command, PipelineCommand) and "KIND" in context.command.verb.words
     if takes_stage and not context.params.get("words"):
-        kinds = [CompletionItem(kind) for kind in KINDS if kind.startswith(incomplete)]
+        kinds = [CompletionItem(kind) for kind in STAGE_TYPES if kind.startswith(incomplete)]
         return [*kinds, CompletionItem(incomplete, type="file")]
     group, equals, start = incomplete.rpartition("=")
     before = [word for word in context.params.get("words") or () if word != "="][-1:]

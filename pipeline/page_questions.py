@@ -13,7 +13,7 @@ from typing import Any
 
 from common.errors import BadInput
 from common.files import read_jsonl
-from common.parsing import parse_json
+from common.validation import parse_json
 from eval.task_set import truncate
 
 KEY = "eval.questions"

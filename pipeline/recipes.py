@@ -9,6 +9,8 @@ from typing import Any
 
 from merge import Recipe
 from merge.method_table import METHODS, MODEL_DEFAULTS
+from pipeline.baselines import BASELINES
+from pipeline.execute import Job
 
 
 def expand(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -63,3 +65,18 @@ def identity(recipe: Recipe) -> str:
 def _said(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Drop settings that are off, for which only some methods have a key."""
     return {key: value for key, value in settings.items() if value}
+
+
+def recipe_of(job: Job, settings: Mapping[str, Any], seed: int) -> Recipe:
+    """The merge of a job's checkpoints by these settings (one of a method's tries)."""
+
+    parents = job.stage.parents
+    base, names = job.checkpoint("model").absolute(), [name for name in parents if name in BASELINES]
+    recipe = complete(settings, base, {name: job.checkpoint(name).absolute() for name in names}, seed)
+    for name in names:
+        adapter = job.folders[name].absolute() / "adapter"
+        started_from = parents[name].parents.get("model")
+        on_base = started_from is None or started_from.key == parents["model"].key
+        if adapter.is_dir() and on_base:  # LoRA: a few megabytes are read beside the base, not a second model
+            recipe["models"][name] |= {"path": str(base), "adapter": str(adapter)}
+    return Recipe.from_dict(recipe, where=str(job.stage))

@@ -12,8 +12,8 @@ from functools import cache
 from common.errors import BadInput
 from pipeline.config import Config
 from pipeline.config.trainings import Adaptation
+from pipeline.cost.estimate import BYTES_A_TOKEN
 from pipeline.cost.hardware import USABLE
-from pipeline.cost.stage_work import BYTES_A_TOKEN
 
 GIB = 2**30
 
@@ -36,9 +36,9 @@ def expected_tokens(config: Config) -> int:
 
     Raises BadInput where the size of the text is not known before it is fetched.
     """
-    from pipeline.check import text
+    from pipeline.check import data
 
-    size, known = text.text_bytes(config), text.fertility(config)
+    size, known = data.text_bytes(config), data.fertility_of(config)
     if size is None:
         raise BadInput("ct.tokens=null: the size of this text is not known. Set corpus.text_bytes or ct.tokens.")
     bytes_a_token = known.bytes_a_token if known else BYTES_A_TOKEN["own"]
@@ -49,12 +49,14 @@ def expected_tokens(config: Config) -> int:
 def needs_lora(config: Config) -> bool:
     """Whether training all weights is planned to fill more of the device than `train.lora_above`."""
     from pipeline.cost import memory
-    from pipeline.cost.model_shape import model_shape
+    from pipeline.cost.shape import model_shape
 
     shape, ct, sft = model_shape(config), config.ct, config.sft
-    planned = [memory.training(shape, config.compute, ct.batch_tokens, ct.block_size).total]
+    planned = [memory.training_memory(shape, config.compute, ct.batch_tokens, ct.block_size).total]
     if sft.source is None:
-        planned.append(memory.training(shape, config.compute, sft.batch_tokens, sft.block_size, packed=True).total)
+        planned.append(
+            memory.training_memory(shape, config.compute, sft.batch_tokens, sft.block_size, packed=True).total
+        )
     stated = config.train.lora_above
     room = USABLE * device_memory(config.compute.device) if stated == "auto" else float(stated or 0) * GIB
     return max(planned) > room

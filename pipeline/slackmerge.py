@@ -11,7 +11,7 @@ from importlib import import_module
 
 import click
 
-from common.version import describe
+from common.project import describe_version
 from pipeline.commands import VERBS, PipelineCommand
 
 # name: what it does, and `module:function`, which gets the arguments and the name of the command
@@ -24,7 +24,7 @@ COMMANDS = {
 
 def _print_version(context: click.Context, parameter: click.Parameter, asked: bool) -> None:
     if asked and not context.resilient_parsing:
-        print(f"slackmerge {describe()}")
+        print(f"slackmerge {describe_version()}")
         context.exit()
 
 
@@ -93,7 +93,7 @@ def own(name: str) -> click.Command:
     """The command itself, with its options."""
     if name in VERBS:
         return PipelineCommand(name, VERBS[name])
-    command: click.Command = import_module(f"{name}.options").COMMAND
+    command: click.Command = import_module(COMMANDS[name][1].partition(":")[0]).COMMAND
     return command
 
 

@@ -25,7 +25,7 @@ from typing_extensions import TypedDict  # pydantic's condition before Python 3.
 from common.errors import BadInput
 from common.files import fsync, sha256, write_json
 from pipeline import locks
-from pipeline.graph import Stage
+from pipeline.stages.stage import Stage
 
 RECORD = "stage.json"
 SETTLED_NS = 2 * 10**9  # the coarsest clock of a file system that we know of (FAT)

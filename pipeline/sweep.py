@@ -15,9 +15,8 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from common.choices import suggestion
-from common.errors import BadInput
-from common.places import CONF
+from common.errors import BadInput, suggestion
+from common.project import CONF
 from common.units import format_tokens
 from pipeline import old_names
 from pipeline.config import Config, validate

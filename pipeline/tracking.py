@@ -24,12 +24,11 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from common.files import read_jsonl
-from pipeline.arms import ARMS
+from pipeline.baselines import BASELINES
 from pipeline.config import Config
 from pipeline.execute import Job, Tracker, no_tracker
-from pipeline.graph import Stage
-from pipeline.kinds import KINDS
 from pipeline.run.console import say
+from pipeline.stages.stage import Stage
 
 MODE, SERVER = "WANDB_MODE", "WANDB_BASE_URL"  # wandb's own variables
 MODES = {"run": "online", "shared": "online", "dryrun": "offline", "disabled": "off"}  # what wandb calls them too
@@ -124,7 +123,7 @@ def tracker(config: Config, folder: Path) -> Tracker:
 
     @contextlib.contextmanager
     def track(job: Job) -> Iterator[None]:
-        tracked = KINDS[job.stage.kind].tracked
+        tracked = job.stage.type.tracked
         run = start(config, folder, str(job.stage), job.stage.kind, about(job.stage)) if tracked else None
         if run is None:
             yield
@@ -161,7 +160,7 @@ def method_of(stage: Stage) -> str | None:
         return "base"
     name = re.sub(r"(-[\d.]+[kMB]?)?-s\d+$", "", stage.slug.partition("-")[2])
     arm = name.replace("-", "_")
-    return arm if arm in ARMS else name
+    return arm if arm in BASELINES else name
 
 
 @harmless

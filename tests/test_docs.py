@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 
-from common.command_line import read
+from common.command_line import parse_command_line
 from merge.cli import main as merge_command
 from pipeline import sweep
 from pipeline.commands import VERBS, parse
-from pipeline.kinds import KINDS
 from pipeline.run.stage_names import planned
 from pipeline.slackmerge import COMMANDS
+from pipeline.stages.stage import STAGE_TYPES
 from tests.markdown import BLOCKS, ROOT, Block, blocks
 from tests.merge.conftest import LAYERS, save, shapes
 
@@ -51,10 +51,11 @@ def test_commands_are_known_and_composed(block: Block) -> None:
             elif verb in ("make", "push"):
                 typed = parse(verb, given, "slackmerge")  # raises for an unknown option
                 names = [word for word in typed.words if "=" not in word]
-                if names[0] in KINDS:
+                if names[0] in STAGE_TYPES:
                     planned(names[0], names[1], [word for word in typed.words if "=" in word], typed.multirun)
             elif verb in ("merge", "eval"):
-                assert not isinstance(read(import_module(f"{verb}.options").COMMAND, given, verb), int), words
+                command = import_module(COMMANDS[verb][1].partition(":")[0]).COMMAND
+                assert not isinstance(parse_command_line(command, given, verb), int), words
         else:
             assert words[0] in ("ls", "head", "grep", "git", "source", "sudo"), words
 
@@ -63,7 +64,7 @@ def test_commands_are_known_and_composed(block: Block) -> None:
 def test_stages_in_examples_of_the_help_are_planned(words: tuple[str, str]) -> None:
     typed = parse(words[0], words[1].split(), "slackmerge")
     names = [word for word in typed.words if "=" not in word]
-    if names[0] in KINDS:
+    if names[0] in STAGE_TYPES:
         _, _, stage = planned(names[0], names[1], [word for word in typed.words if "=" in word], typed.multirun)
         assert stage.kind == names[0]
 

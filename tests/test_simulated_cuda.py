@@ -55,8 +55,8 @@ def test_what_cuda_refuses_is_refused() -> None:
 
 def merged(wanted: merge.Recipe, device: str) -> dict[str, torch.Tensor]:
     """The merge by the engine itself."""
+    from merge.engine.plan import make_plan
     from merge.stream.engine import run
-    from merge.stream.tensor_plan import make_plan
     from merge.stream.threads import Workers
 
     class Fetch(Keep):

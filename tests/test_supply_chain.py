@@ -11,13 +11,13 @@ from pathlib import Path
 
 import yaml
 
-from common import parsing
-from pipeline.cost import generation
+from common import validation
+from pipeline.cost import estimate
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("common", "train", "merge", "eval", "pipeline", "models", "benchmarks")
 FILES = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
-OWN_PICKLES = {"pipeline/run/run_plan.py"}  # the plan that a run leaves for its own workers
+OWN_PICKLES = {"pipeline/run_plan.py"}  # the plan that a run leaves for its own workers
 FORBIDDEN = {
     "eval",
     "exec",
@@ -84,11 +84,11 @@ def test_nothing_is_unpickled_but_our_own_plan() -> None:
 
 def test_nothing_is_evaluated() -> None:
     readers = [
-        ROOT / "common" / "parsing.py",
-        ROOT / "pipeline" / "cost" / "generation.py",
+        ROOT / "common" / "validation.py",
+        ROOT / "pipeline" / "cost" / "estimate.py",
     ]  # with loaders of their own
     assert not found(lambda path, name, given: name in FORBIDDEN and not (path in readers and name == "yaml.load"))
-    assert issubclass(parsing._NoKeyTwice, yaml.SafeLoader) and issubclass(generation._Loader, yaml.SafeLoader)
+    assert issubclass(validation._NoKeyTwice, yaml.SafeLoader) and issubclass(estimate._Loader, yaml.SafeLoader)
 
 
 def test_weights_are_written_as_safetensors() -> None:

@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 
-from common.version import version
+from common.project import version
 from tests.merge.conftest import save, shapes
 
 ROOT = Path(__file__).parents[1]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from common.choices import MOST_LISTED, listed, suggestion
+from common.errors import MOST_LISTED, listed, suggestion
 from tests import commits, plain_words
 from tests.markdown import ROOT
 from tests.messages import stored

@@ -134,13 +134,13 @@ class ItemsSettings(Settings):
     """Settings of instructions and evaluation items, besides the corpus and a user's own instructions."""
 
     language: str  # code of the language to adapt to; English is always included
-    families: tuple[str, ...]  # names of train.data.families.QUESTIONS
+    families: tuple[str, ...]  # names of train.data.questions.QUESTIONS
     sft_items: int  # instructions a family, at most
     eval_items: int  # items per family, language and split, at most
     seed: int
     questions: int = 1  # on one passage of an instruction, at most
     conversations: bool = False  # whether a user's own instructions are kept as conversations, for a template
-    format: str = "auto"  # of a user's own instructions, one of train.data.chat.formats.NAMES; auto: by their columns
+    format: str = "auto"  # of a user's own instructions, one of train.data.conversations.NAMES; auto: by their columns
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ class InstructionsInLanguageSettings(Settings):
     """Settings of instructions in the language itself, besides the corpus."""
 
     language: str
-    families: tuple[str, ...]  # names of train.data.families.QUESTIONS
+    families: tuple[str, ...]  # names of train.data.questions.QUESTIONS
     sft_items: int  # instructions a family, at most
     seed: int
     questions: int = 1  # on one passage of an instruction, at most
@@ -160,7 +160,7 @@ class InstructionsSettings(Settings):
 
     hub: InstructionSource
     seed: int  # of the order in which the data set's files are read
-    format: str = "auto"  # of conversations, one of train.data.chat.formats.NAMES; auto: by their columns
+    format: str = "auto"  # of conversations, one of train.data.conversations.NAMES; auto: by their columns
 
     @classmethod
     def converted(cls, name: str, value: Any) -> Any:

@@ -23,9 +23,9 @@ from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_h
 
 from common import hub
 from common.errors import BadInput
-from common.files import write_whole
+from common.files import write_atomic
 from train import lora, parallel, resume
-from train.block_dataset import Blocks
+from train.data.blocks import Blocks
 from train.data.packing import IGNORED
 from train.dev_text import DevText, bits_per_byte
 from train.parallel import Compute
@@ -47,7 +47,7 @@ class OneDevice(TrainingArguments):
         return min(1, super().n_gpu)
 
 
-def arguments(
+def training_arguments(
     compute: Compute, work: Path, settings: TrainingSettings, save_every_tokens: int | None
 ) -> TrainingArguments:
     """Return the Trainer's arguments, which also start the process group.
@@ -61,7 +61,9 @@ def arguments(
     if compute.threads:
         torch.set_num_threads(compute.threads)
         os.environ["OMP_NUM_THREADS"] = str(compute.threads)  # without it accelerate takes all cores of a node's CPUs
-    micro, accumulation = parallel.sizes(settings.batch_tokens, settings.block_size, compute.world, compute.micro_batch)
+    micro, accumulation = parallel.batch_sizes(
+        settings.batch_tokens, settings.block_size, compute.world, compute.micro_batch
+    )
     steps = settings.steps
     sharded = compute.strategy == "fsdp"
     made = OneDevice(
@@ -152,7 +154,7 @@ def load_model(folder: Path, settings: TrainingSettings, compute: Compute) -> An
         folder, dtype=torch.float32, attn_implementation=compute.attention, trust_remote_code=False
     )
     freeze_other_modalities(model)
-    return lora.adapted(model, settings.lora, other_modalities(model)) if settings.lora else model
+    return lora.add_adapter(model, settings.lora, other_modalities(model)) if settings.lora else model
 
 
 def freeze_other_modalities(model: transformers.PreTrainedModel) -> None:
@@ -194,7 +196,7 @@ class Trainer(transformers.Trainer):
     def compute_loss(self, model: Any, inputs: dict[str, Any], *positional: Any, **named: Any) -> Any:
         """Compute the loss of a batch, with its rows joined if FlashAttention has to tell examples apart."""
         if "position_ids" in inputs and self.flash:
-            inputs = joined_rows(inputs)
+            inputs = flatten_rows(inputs)
         return super().compute_loss(model, inputs, *positional, **named)
 
     def release(self) -> None:
@@ -239,7 +241,7 @@ class Trainer(transformers.Trainer):
         vars(plain.config).update(self.cached)
         if adaptation:
             lora.save_adapter(plain, weights, base, out / "adapter")
-            plain, weights = plain.get_base_model(), lora.merged(weights, adaptation)
+            plain, weights = plain.get_base_model(), lora.merge_adapter(weights, adaptation)
         tied = getattr(plain, "all_tied_weights_keys", None) or {}
         kept = {
             name: tensor.float() if tensor.is_floating_point() else tensor
@@ -286,7 +288,7 @@ class Trainer(transformers.Trainer):
             set_hf_deepspeed_config(self.args.hf_deepspeed_config)
 
 
-def joined_rows(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def flatten_rows(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Join a batch of blocks (rows, block_size) to one row (1, rows * block_size) with the same loss.
 
     transformers derives FlashAttention's sequences from restarting position ids in batches of one row only. In a
@@ -298,7 +300,7 @@ def joined_rows(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: tensor.reshape(1, -1) for name, tensor in {**inputs, "labels": labels}.items()}
 
 
-def launch_facts(trainer: Trainer, compute: Compute) -> dict[str, Any]:
+def verify_launch(trainer: Trainer, compute: Compute) -> dict[str, Any]:
     """World size, wrapper class and ZeRO stage as they are in this process.
 
     Raises RuntimeError if `compute` says otherwise: launchers fall back silently.
@@ -306,7 +308,7 @@ def launch_facts(trainer: Trainer, compute: Compute) -> dict[str, Any]:
     wrapped: Any = trainer.model_wrapped
     plain = type(trainer.accelerator.unwrap_model(wrapped)).__name__.removeprefix("FSDP")
     wrappers = {"none": plain, "ddp": "DistributedDataParallel", "fsdp": f"FSDP{plain}"}
-    share = local_share(wrapped)
+    share = local_fraction(wrapped)
     facts: dict[str, Any] = {
         "strategy": compute.strategy,
         "world_size": distributed.get_world_size() if distributed.is_initialized() else 1,
@@ -328,7 +330,7 @@ def launch_facts(trainer: Trainer, compute: Compute) -> dict[str, Any]:
     return facts
 
 
-def local_share(model: torch.nn.Module) -> float:
+def local_fraction(model: torch.nn.Module) -> float:
     """Share of the parameters that lie in this process: 1 where every process has all of them."""
     present = total = 0
     for parameter in model.parameters():
@@ -339,12 +341,12 @@ def local_share(model: torch.nn.Module) -> float:
     return present / total
 
 
-def agreed(wish: bool) -> bool:
+def any_rank(wish: bool) -> bool:
     """Return whether any process wants it: all get the same answer at the same step."""
-    return bool(largest(int(wish)))
+    return bool(max_over_ranks(int(wish)))
 
 
-def largest(value: int) -> int:
+def max_over_ranks(value: int) -> int:
     """Return the largest of all processes' values, in all of them."""
     if not distributed.is_initialized():
         return value
@@ -354,7 +356,7 @@ def largest(value: int) -> int:
     return int(values.item())
 
 
-def from_first(value: Any) -> Any:
+def broadcast(value: Any) -> Any:
     """Return the first process's value, in all of them: what each sees of a shared file system may differ."""
     if not distributed.is_initialized():
         return value
@@ -392,7 +394,7 @@ class Progress(transformers.TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         assert self.trainer is not None
-        self.facts = launch_facts(self.trainer, self.compute)
+        self.facts = verify_launch(self.trainer, self.compute)
         if state.global_step >= self.steps:
             raise NothingLeft
         self.started, self.first_step = time.monotonic(), state.global_step
@@ -406,12 +408,12 @@ class Progress(transformers.TrainerCallback):
         """Drop what was logged after the checkpoint that this run resumes from: it is logged again."""
         lines = self.log.read_text(encoding="utf-8").splitlines(keepends=True)
         before = [line for line in lines if line.endswith("\n") and json.loads(line)["tokens"] <= tokens]
-        write_whole(self.log, "".join(before))
+        write_atomic(self.log, "".join(before))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if state.global_step >= self.steps:
             control.should_save = control.should_log = control.should_training_stop = True
-        elif self.should_stop and agreed(self.should_stop()):
+        elif self.should_stop and any_rank(self.should_stop()):
             self.interrupted = control.should_save = control.should_training_stop = True
         measures = bool(self.dev) and (state.global_step % self.dev_steps == 0 or state.global_step >= self.steps)
         self.meter.end_step(saves=control.should_save or measures)
@@ -438,8 +440,8 @@ class Progress(transformers.TrainerCallback):
 
     def performance(self) -> Performance | None:
         """Return the measurements, the same in all processes; None if no step was left. Every process calls this."""
-        name, rate = from_first((self.meter.device_name(), self.meter.tokens_per_second(self.batch_tokens)))
-        peak = largest(self.meter.peak_memory())
+        name, rate = broadcast((self.meter.device_name(), self.meter.tokens_per_second(self.batch_tokens)))
+        peak = max_over_ranks(self.meter.peak_memory())
         return rate and Performance(name, self.compute.world, round(rate / self.compute.world, 3), None, peak)
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any) -> None:

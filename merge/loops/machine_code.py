@@ -23,7 +23,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from common.files import publish
+from common.files import write_atomic
 from merge.loops.arguments import BFLOAT16, EXACT, FLOAT16
 
 OFF = "SLACKMERGE_NO_KERNELS"  # set to anything: merge without compiled loops
@@ -97,7 +97,7 @@ def _kept_anew(name: str, kind: int, tell: bool) -> bytes:
     for folder in _folders():
         with suppress(Exception):  # it cannot be written, or its disk is full
             folder.mkdir(parents=True, exist_ok=True)
-            publish(folder / name, lambda aside: _write(aside, code))
+            write_atomic(folder / name, lambda aside: _write(aside, code))
             if _read(folder / name):  # else its disk has no modes, and others may write there
                 break
     return code

@@ -14,12 +14,12 @@ from typing import Any, Protocol
 
 import torch
 
-from merge.io.checkpoint import keep_heap
+from merge.checkpoints.checkpoint import keep_heap
+from merge.engine.outputs import Output
+from merge.engine.plan import Plan
 from merge.stream.fused import Fused, FusedAgreement, Loops, fused, loops_for
-from merge.stream.output import Output
 from merge.stream.pieces import Job, Piece, Selection
 from merge.stream.survey import find_nonfinite, select
-from merge.stream.tensor_plan import Plan
 from merge.stream.tensor_recipe import Agreement, Observer, TensorRecipe
 from merge.stream.threads import DEFAULT, Workers
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy
 import torch
 
+from merge.engine.plan import Plan, compute_dtype
 from merge.loops.arguments import DIFFERENCE, INFINITE, NO_SLACK, RATIO, Number, Row, Scalar
 from merge.loops.calls import KINDS, MergeCall, Stored
 from merge.loops.machine_code import Loop, compiled_loops
@@ -21,10 +22,8 @@ from merge.method_table import MAGNITUDE, MAGNITUDE_OUTLIERS, MAGPRUNE, RANDOM
 from merge.methods import rounded
 from merge.recipe import Recipe
 from merge.select import Array, kept
-from merge.stream.dtypes import compute_dtype
 from merge.stream.model_term import ModelTerm
 from merge.stream.pieces import Job, Piece
-from merge.stream.tensor_plan import Plan
 from merge.stream.tensor_recipe import Observer, TensorRecipe
 
 SPARSIFIERS = (None, MAGNITUDE, MAGNITUDE_OUTLIERS, RANDOM, MAGPRUNE)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from merge.stream.output import Parent
+from merge.engine.outputs import Parent
 from merge.stream.pieces import Job, Piece
 
 FEW = 4  # elements among which the lower quartile is the least one, which no rank names

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from merge import select
+from merge.engine.outputs import Output, Parent, parent_of
 from merge.method_table import MAGNITUDE, MAGNITUDE_OUTLIERS, Sparsifier
-from merge.model_ref import ModelRef
 from merge.per_tensor import resolve
-from merge.recipe import Recipe
-from merge.stream.output import Output, Parent, parent_of
+from merge.recipe import ModelRef, Recipe
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,12 @@ from typing import Protocol
 import numpy
 import torch
 
+from merge.engine.outputs import Output, Parent
+from merge.engine.plan import Plan
 from merge.loops.calls import Drawn, Stored, stream_from
 from merge.loops.machine_code import Loop
 from merge.methods import row_ranks
 from merge.select import Array, Ranking, Taker, magnitude_bits
-from merge.stream.output import Output, Parent
-from merge.stream.tensor_plan import Plan
 
 SLICE = 1 << 19  # elements: long enough that threads seldom wait for the interpreter, short enough for the caches
 

@@ -11,14 +11,14 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 
 from common.errors import BadInput
-from merge.io.checkpoint import FLOATS, Checkpoint, keep_heap
+from merge.checkpoints.checkpoint import FLOATS, Checkpoint, keep_heap
+from merge.engine.outputs import Output
+from merge.engine.plan import Plan
 from merge.loops.calls import KINDS, Stored
 from merge.select import INFINITE, Array, Counting, DigitCounting, NotFinite, kept, magnitude_bits, rank
 from merge.select_on_device import DeviceCounting
 from merge.stream.fused import loops_for
-from merge.stream.output import Output
 from merge.stream.pieces import Job, Piece, Selection, Subject
-from merge.stream.tensor_plan import Plan
 from merge.stream.tensor_recipe import Observer, TensorRecipe
 from merge.stream.threads import Workers
 

@@ -12,6 +12,8 @@ import torch
 
 from merge import methods
 from merge.election import Scope, Slack
+from merge.engine.outputs import Output, Parent
+from merge.engine.plan import Plan, compute_dtype, out_dtype
 from merge.loops.calls import KINDS, Drawn, draw_slice
 from merge.loops.machine_code import Loop
 from merge.method_table import IMPORTANCE, MAGNITUDE_OUTLIERS, MAGPRUNE, RANDOM, VARIANCE
@@ -19,12 +21,9 @@ from merge.methods import Consensus
 from merge.per_tensor import resolve
 from merge.recipe import Recipe
 from merge.span import Gram
-from merge.stream.dtypes import compute_dtype, out_dtype
 from merge.stream.joint_selection import Importance, Variance, importance_mask, importance_ranks
 from merge.stream.model_term import ModelTerm, model_term
-from merge.stream.output import Output, Parent
 from merge.stream.pieces import SLICE, Job, Piece
-from merge.stream.tensor_plan import Plan
 
 
 @dataclass

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 
 from common.errors import BadInput, line_of
-from merge.stream.output import Output
-from merge.stream.tensor_plan import Plan
+from merge.engine.outputs import Output
+from merge.engine.plan import Plan
 
 SMALL = 1 << 23  # elements; a model of fewer is merged in the calling thread
 MEMORY = 1 << 29  # bytes

@@ -10,18 +10,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common import hub as model_hub
-from pipeline.check.chat_data import conversations
-from pipeline.check.chat_prompts import chat_prompts
+from pipeline.check.data import check_budgets, check_control, check_conversations, check_corpora, check_tokenizer
 from pipeline.check.finding import Finding, first_of_each_language, given, guarded
-from pipeline.check.given_checkpoints import checkpoints, partners
-from pipeline.check.pair import pair
-from pipeline.check.questions import questions
-from pipeline.check.resources import disk, tasks
-from pipeline.check.stated import stated
-from pipeline.check.text import budgets, control, corpora, tokenizer
+from pipeline.check.models import (
+    check_chat_templates,
+    check_checkpoints,
+    check_pair,
+    check_partners,
+    check_questions,
+)
+from pipeline.check.resources import check_disk, check_hypotheses, check_tasks
 from pipeline.config import Config, HubCorpus
-from pipeline.graph import Stage
-from pipeline.kinds import KINDS
+from pipeline.stages.stage import Stage
 from pipeline.store import Store
 
 __all__ = ["Finding", "sweep"]
@@ -41,24 +41,24 @@ def sweep(configs: Sequence[Config], missing: Sequence[Stage] | None = None) -> 
                 "models and data that are not in the cache (HF_HOME) are reported as missing.",
             )
         )
-    asks = missing is None or any(KINDS[stage.kind].work == "score" or stage.kind == "leaks" for stage in missing)
+    asks = missing is None or any(stage.type.resource == "score" or stage.kind == "leaks" for stage in missing)
     for config in first_of_each_language(configs):
         for check in (
-            checkpoints,
-            corpora,
-            control,
-            *([tasks] if asks else []),
-            tokenizer,
-            partners,
-            pair,
-            conversations,
-            *([chat_prompts] if asks else []),
-            questions,
+            check_checkpoints,
+            check_corpora,
+            check_control,
+            *([check_tasks] if asks else []),
+            check_tokenizer,
+            check_partners,
+            check_pair,
+            check_conversations,
+            *([check_chat_templates] if asks else []),
+            check_questions,
         ):
             findings += guarded(check, config)
-    findings += guarded(budgets, configs)
-    findings += guarded(stated, configs)
-    findings += guarded(disk, configs, Store(Path(configs[0].store)), missing)
+    findings += guarded(check_budgets, configs)
+    findings += guarded(check_hypotheses, configs)
+    findings += guarded(check_disk, configs, Store(Path(configs[0].store)), missing)
     return list(dict.fromkeys(findings))
 
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.errors import BadInput, in_one_line
+from common.errors import BadInput, user_errors
 from pipeline import inputs
 from pipeline.config import Config
-from pipeline.plan import Cell, plan_cell
+from pipeline.stages.cell import Cell, plan_cell
 from pipeline.store import Store
 
 
@@ -30,7 +30,7 @@ def guarded(check: Callable[..., Iterable[Finding] | None], *arguments: Any) -> 
     """Return the findings of a check, including an error that it raises."""
     findings: list[Finding] = []
     try:
-        with in_one_line():
+        with user_errors():
             findings.extend(check(*arguments) or ())
     except BadInput as error:
         findings.append(Finding(True, str(error)))

@@ -9,20 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from common import hub as model_hub
-from common.errors import BadInput
-from common.parsing import read_json
+from common.errors import BadInput, listed
+from common.validation import read_json
 from pipeline.check.finding import Finding, guarded, planned
 from pipeline.config import Config
 from pipeline.cost import estimate
-from pipeline.graph import Stage
-from pipeline.kinds import KINDS
-from pipeline.plan import merged
+from pipeline.report import hypotheses
+from pipeline.stages.cell import merged
+from pipeline.stages.stage import Stage
 from pipeline.store import Store
 
 SPARE = 200 * 10**6  # bytes that a run needs besides its stages
 
 
-def tasks(config: Config) -> Iterator[Finding]:
+def check_tasks(config: Config) -> Iterator[Finding]:
     """Yield every lm-eval task exists and loads, with its data, and the model has room for what it generates."""
     folder = None if config.eval.include_path is None else Path(config.eval.include_path)
     names, shots = config.eval.tasks, config.eval.fewshot
@@ -32,7 +32,7 @@ def tasks(config: Config) -> Iterator[Finding]:
         if some or folder:
             yield from guarded(load_tasks, folder, some, context_of(config), shots, loaded)
     if loaded:
-        yield Finding(False, f"prompts     {asked(config, loaded)}", told=True)
+        yield Finding(False, f"prompts     {prompts_in_words(config, loaded)}", told=True)
 
 
 def load_tasks(
@@ -53,7 +53,7 @@ def load_tasks(
     found |= loaded
 
 
-def asked(config: Config, loaded: Mapping[str, Any]) -> str:
+def prompts_in_words(config: Config, loaded: Mapping[str, Any]) -> str:
     """Describe what tasks of lm-eval ask a checkpoint."""
     from eval.task_checks import generated_tokens
 
@@ -78,7 +78,7 @@ def context_of(config: Config) -> int | None:
 
     if config.model.recipe is not None and config.model.path is None:
         return config.model.recipe.context
-    folder = model_hub.folder_at_hand(config.model.path)
+    folder = model_hub.local_folder(config.model.path)
     if folder is None or not (folder / "config.json").is_file():
         return None
     stated = read_json(folder / "config.json")
@@ -88,7 +88,7 @@ def context_of(config: Config) -> int | None:
     return next(found, None)
 
 
-def disk(configs: Sequence[Config], store: Store, wanted: Sequence[Stage] | None = None) -> Iterator[Finding]:
+def check_disk(configs: Sequence[Config], store: Store, wanted: Sequence[Stage] | None = None) -> Iterator[Finding]:
     """Check that the store can be written, and that its disk has space for the run at its peak.
 
     wanted: the stages that will be computed, if not all that the store lacks.
@@ -103,9 +103,9 @@ def disk(configs: Sequence[Config], store: Store, wanted: Sequence[Stage] | None
         raise BadInput(
             f"store={store.root}: no write permission in {existing}, and {missing[0]} is missing. Choose another store."
         )
-    if not any(KINDS[stage.kind].trained for stage in missing):
+    if not any(stage.type.trained for stage in missing):
         return
-    rows = estimate.rows(cells, done, estimate.Untimed(), {})
+    rows = estimate.rows(cells, done, estimate.NoRates(), {})
     need = (
         SPARE
         + estimate.disk_peak(rows, estimate.given_bytes(cells))
@@ -118,3 +118,32 @@ def disk(configs: Sequence[Config], store: Store, wanted: Sequence[Stage] | None
             "Free some space or choose another disk."
         )
     yield from ()
+
+
+def check_hypotheses(configs: Sequence[Config]) -> Iterator[Finding]:
+    """Yield the file hypotheses/<experiment>.yaml, where there is one."""
+    path = hypotheses.find(configs[0].name)
+    if path is None:
+        return
+    found = hypotheses.read(path)
+    methods = [
+        hypotheses.in_regime(name, regime)
+        for config in configs
+        for name in (*config.eval.unmerged, *config.merge.methods)
+        for regime in dict.fromkeys((None, config.regime))
+    ]
+    budgets = {config.ct.tokens for config in configs}
+    for name, why in hypotheses.without_data(found, list(dict.fromkeys(methods)), budgets).items():
+        yield Finding(False, f"{path}: {name}: this run gives no data for it: {why}")
+    times = hypotheses.commit_times(path)
+    if times is None:
+        yield Finding(
+            False,
+            f"{path}: not in a git repository, so no report can show when it was written.",
+        )
+    elif new := [name for name, committed in times.items() if committed is None]:
+        yield Finding(
+            False,
+            f"{path}: {listed(new)}: its present text is not committed. "
+            "Commit it before the run, or it gets no verdict.",
+        )

@@ -4,11 +4,11 @@ Input: what Hydra composed; output: a `Config`, or BadInput of one line. A confi
 other code gets a `Config` and trusts it. To change a key of conf/, change the file of its section here.
 """
 
+from common.validation import error_line
 from pipeline.config.adapting import Adapt
 from pipeline.config.cell import Config, validate
 from pipeline.config.computing import Compute
 from pipeline.config.fields import Section
-from pipeline.config.messages import one_line
 from pipeline.config.models import BaseRecipe, Model, ModelShape
 from pipeline.config.scoring import Evaluation, Merge, Method
 from pipeline.config.sources import CipherCorpus, Corpus, HubCorpus, HubSource, Language
@@ -34,6 +34,6 @@ __all__ = [
     "ModelShape",
     "Section",
     "Training",
-    "one_line",
+    "error_line",
     "validate",
 ]

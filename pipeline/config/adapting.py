@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from common.choices import suggestion
+from common.errors import suggestion
 from pipeline.config.fields import Section
 
 if TYPE_CHECKING:

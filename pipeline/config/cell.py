@@ -8,20 +8,19 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
-from common.choices import listed, suggestion
-from common.errors import BadInput
+from common.errors import BadInput, listed, suggestion
 from common.units import format_tokens
+from common.validation import error_line
 from pipeline import old_names
 from pipeline.config.adapting import Adapt, why_not_adapted
 from pipeline.config.computing import Compute, Tracking
 from pipeline.config.fields import Folder, Name, Section, Seed
-from pipeline.config.messages import one_line
 from pipeline.config.models import MATRICES, Model
 from pipeline.config.scoring import Evaluation, Merge
 from pipeline.config.sources import CipherCorpus, Corpus, HubCorpus, Language
 from pipeline.config.trainings import Adaptation, ContinualTraining, Instructions, Training
-from train.data.chat.template import CHATML, TOKENIZER
-from train.parallel import sizes
+from train.data.chat_template import CHATML, TOKENIZER
+from train.parallel import batch_sizes
 
 
 def iso_date(value: str) -> str:
@@ -77,8 +76,8 @@ class Config(Section):
         """Return tokens of the shortest blocks that its models were trained on: all of them know the positions in
         these.
         """
-        sizes = [self.ct.block_size, self.sft.block_size]
-        return min(sizes if self.model.recipe is None else [*sizes, self.model.recipe.block_size])
+        batch_sizes = [self.ct.block_size, self.sft.block_size]
+        return min(batch_sizes if self.model.recipe is None else [*batch_sizes, self.model.recipe.block_size])
 
     @property
     def scores_knobs(self) -> bool:
@@ -98,7 +97,7 @@ class Config(Section):
             trained["model.recipe"] = self.model.recipe
         for key, section in trained.items():
             try:
-                sizes(
+                batch_sizes(
                     section.batch_tokens,
                     section.block_size,
                     self.compute.processes * self.compute.nodes,
@@ -236,7 +235,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def base_withholds_what_the_cipher_is_made_of(self) -> Config:
-        """Check withheld chapters; a recipe without them gives a warning only (pipeline/check/text.py): the words are
+        """Check withheld chapters; a recipe without them gives a warning only (pipeline/check/data.py): the words are
         new.
         """
         corpus, recipe = self.corpus, self.model.recipe
@@ -268,4 +267,4 @@ def validate(composed: Mapping[str, Any]) -> Config:
     try:
         return Config.model_validate(current)
     except ValidationError as error:
-        raise BadInput(one_line(error, current)) from None
+        raise BadInput(error_line(error, current)) from None

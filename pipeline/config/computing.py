@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from common.choices import suggestion
+from common.errors import suggestion
 from pipeline.config.fields import Name, Positive, Section
-from pipeline.kinds import KINDS
+from pipeline.stages.stage import STAGE_TYPES
 from train.parallel import contradiction
 
 
@@ -29,8 +29,8 @@ class Compute(Section):
     @model_validator(mode="after")
     def guesses_known_kinds(self) -> Compute:
         for kind in self.first_guess:
-            if kind not in KINDS:
-                raise ValueError(f"first_guess.{kind}: unknown kind of stage. {suggestion(kind, list(KINDS))}")
+            if kind not in STAGE_TYPES:
+                raise ValueError(f"first_guess.{kind}: unknown kind of stage. {suggestion(kind, list(STAGE_TYPES))}")
         return self
 
     @model_validator(mode="after")

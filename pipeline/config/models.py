@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field, field_validator, model_validator
 
-from common.places import shipped
+from common.project import shipped
 from pipeline.config.fields import Name, Positive, Section, Seed, Share
 from pipeline.config.trainings import Training
 

@@ -8,18 +8,18 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, field_validator, model_validator
 
-from common.choices import suggestion
+from common.errors import suggestion
 from merge.recipe import Recipe
 from pipeline import recipes
-from pipeline.arms import ARMS, PAIR
+from pipeline.baselines import BASELINES, PAIR
 from pipeline.config.fields import Positive, Section, Tokens, grid_product
 from pipeline.old_names import current_method, in_store, recipe_in_store
 
 
 def known_arm(name: str) -> str:
     """Return the name of a checkpoint of results. Raises ValueError."""
-    if name not in ARMS:
-        raise ValueError(f"no such checkpoint. {suggestion(name, list(ARMS))}")
+    if name not in BASELINES:
+        raise ValueError(f"no such checkpoint. {suggestion(name, list(BASELINES))}")
     return name
 
 
@@ -117,7 +117,7 @@ class Merge(Section):
     @model_validator(mode="after")
     def comparable(self) -> Merge:
         for name in self.methods:
-            if name in ARMS:
+            if name in BASELINES:
                 raise ValueError(f"methods.{name}: a checkpoint that is not merged has this name. Choose another.")
             if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
                 raise ValueError(
@@ -178,7 +178,7 @@ class Evaluation(Section):
 
     @model_validator(mode="after")
     def families_are_known(self) -> Evaluation:
-        from train.data.families import QUESTIONS
+        from train.data.questions import QUESTIONS
 
         for family in self.families:
             if family not in QUESTIONS:

@@ -51,7 +51,7 @@ class Corpus(HeldOut):
 
 
 class CipherCorpus(HeldOut):
-    """The positive control; see train/data/corpus/cipher.py."""
+    """The positive control; see train/data/corpus/sources.py."""
 
     source: Literal["cipher"]
     replaced: Annotated[float, Field(gt=0, le=1)]

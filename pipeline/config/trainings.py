@@ -7,11 +7,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from common.parsing import sentence
 from common.units import format_tokens
+from common.validation import sentence
 from pipeline.config.fields import Positive, Section, Share, Tokens, grid_product
 from pipeline.config.sources import HubInstructions
-from train.data.chat.template import GIVEN, NONE
+from train.data.chat_template import GIVEN, NONE
 
 
 class Training(Section):

@@ -1,4 +1,4 @@
-"""Bytes per GPU in training.
+"""Bytes that a training or a scoring needs on a GPU and in a node's main memory, and whether a cluster has them.
 
 Model states are those of Rajbhandari et al. 2020 ("ZeRO", section 3.1: Adam in mixed precision keeps 2 + 2 + 12 bytes a
 parameter) with the 32-bit gradients that DeepSpeed adds, so that the sums are what
@@ -16,17 +16,23 @@ TrainingArguments, updates in place. tests/pipeline/test_memory.py compares the 
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from math import ceil
 from typing import TYPE_CHECKING
 
-from pipeline.config.models import ModelShape
-from train.parallel import ZERO_STAGES, sizes
+from common.errors import BadInput
+from common.hub import local_folder
+from pipeline.config import Compute, Config, ModelShape
+from pipeline.cost.hardware import GPUS, Cluster
+from pipeline.cost.shape import model_shape, trained_parameters
+from train.parallel import ZERO_STAGES, batch_sizes
 
 if TYPE_CHECKING:
-    from pipeline import config
     from train import parallel
 
-    Compute = config.Compute | parallel.Compute  # of a config, or of a training
+    AnyCompute = Compute | parallel.Compute  # of a config, or of a training
 
 HOST_SLACK = 1.5  # DeepSpeed's own factor for buffers in a node's memory
 BUCKET = 5 * 10**8  # elements: DeepSpeed's default reduce_bucket_size; a buffer of it is there while gradients come
@@ -99,7 +105,7 @@ def states(
     return Memory(4 * count, 4 * learnt, 8 * learnt, copies)
 
 
-def buffers(shape: ModelShape, compute: Compute, trained: int) -> float:
+def buffers(shape: ModelShape, compute: AnyCompute, trained: int) -> float:
     """Return bytes of a GPU that are neither states nor activations: what is gathered from others or waits to be sent.
 
     DDP: buckets of all gradients beside them (gradient_as_bucket_view is off). ZeRO: one bucket, two where sending
@@ -150,7 +156,7 @@ def layer_activations(
 
 
 def activations(
-    shape: ModelShape, tokens: int, compute: Compute, context: int, packed: bool = False, frozen: bool = False
+    shape: ModelShape, tokens: int, compute: AnyCompute, context: int, packed: bool = False, frozen: bool = False
 ) -> Memory:
     """Activations, logits and one layer (other fields 0) for `tokens` tokens in one forward pass.
 
@@ -170,9 +176,9 @@ def activations(
     return Memory(0, 0, 0, activations=tokens * (kept + last_norm), logits=logits, layer=tokens * layer)
 
 
-def training(
+def training_memory(
     shape: ModelShape,
-    compute: Compute,
+    compute: AnyCompute,
     batch_tokens: int,
     block_size: int,
     trained: int | None = None,
@@ -184,7 +190,7 @@ def training(
     """
     world = compute.processes * compute.nodes
     alone = states(shape, compute.strategy, compute.precision, compute.processes, compute.nodes, trained)
-    blocks, passes = sizes(batch_tokens, block_size, world, compute.micro_batch)
+    blocks, passes = batch_sizes(batch_tokens, block_size, world, compute.micro_batch)
     kept = activations(shape, blocks * block_size, compute, block_size, packed, trained is not None)
     return replace(
         alone,
@@ -194,3 +200,246 @@ def training(
         layer=kept.layer,
         accumulated=passes > 1 or compute.strategy in ZERO_STAGES,
     )
+
+
+def memory_of_trainings(config: Config) -> dict[str, Memory]:
+    """Return bytes per GPU while CT and SFT train."""
+    shape, trained = model_shape(config), trained_parameters(config)
+    parts = (("ct", config.ct), ("sft", config.sft))  # blocks of SFT hold several examples
+    return {
+        kind: training_memory(shape, config.compute, part.batch_tokens, part.block_size, trained, kind == "sft")
+        for kind, part in parts
+    }
+
+
+# --- scoring
+#
+# One merged model is in memory, whatever the number of candidates: it is refilled. Its dtype is the base's (`out_dtype:
+# base` of merge/recipe.py) until scoring casts it.
+
+# merge/stream: elements of a slice, bytes that all threads may keep of whole tensors, and of these bytes an element
+SLICE, RESIDENT, RESIDENT_BYTES = 1 << 19, 1 << 29, 5
+ARRAYS = 16  # 32-bit arrays of a slice that a thread holds while it merges (assumed: two parents, base, masks, result)
+
+
+def scoring_memory(
+    shape: ModelShape, batch_tokens: int, dtype: str, gpus: int = 1, cached_tokens: int = 0, context: int = 0
+) -> float:
+    """Return bytes of one GPU of `gpus` that share a checkpoint while it is scored.
+
+    The weights in `dtype`, and the larger of three that follow one another: a layer's intermediate values, the logits
+    of a batch, and the key-value cache of generation for `cached_tokens`. eval/language_model.py brings logits to 32
+    bits, and logsumexp subtracts and exponentiates in a copy of them.
+
+    context: tokens of a row that takes a mask, 0: none. Layers are shared, the embedding and the head are not.
+    """
+    number = 2 if dtype in ("bfloat16", "float16") else 4
+    weights = number * shape.parameters
+    if gpus > 1:
+        weights = number * (ceil(shape.layers / gpus) * shape.layer_parameters + shape.embedding_parameters)
+    feed_forward = 3 * shape.feed_forward * (shape.active_experts or 1)
+    layer = batch_tokens * (4 * 2 * shape.hidden + number * (2 * shape.hidden + feed_forward))
+    logits = batch_tokens * (8 * shape.vocabulary + number * shape.hidden)
+    cache = cached_tokens * 2 * shape.kv_width * shape.layers * number / gpus
+    return weights + max(layer, logits, cache) + batch_tokens * context * number
+
+
+def merging_memory(shape: ModelShape, number: int, threads: int) -> float:
+    """Return bytes of a merge in memory while it is filled: the model, `number` bytes per parameter, and what threads
+    work on.
+
+    A thread keeps magnitudes of a tensor, within the bound of all threads, and a few arrays of a slice.
+    """
+    largest = max(shape.embedding_parameters, shape.hidden * shape.feed_forward * (shape.experts or 1))
+    working = min(RESIDENT, threads * RESIDENT_BYTES * largest)
+    return number * shape.parameters + working + threads * ARRAYS * 4 * min(SLICE, largest)
+
+
+def needed_to_score(config: Config, tuned: bool = True) -> float:
+    """Return bytes of a GPU for the scoring of a cell's checkpoints and, where it is `tuned` or merges, of its
+    merges.
+    """
+    shape, asked = model_shape(config), config.eval
+    gpus = getattr(asked, "gpus", 1)  # devices that share a checkpoint
+    # Which of lm-eval's tasks generate is not known here. An adaptation answers questions.
+    generates = bool(asked.tasks or asked.include_path or config.adapt)
+    cached = asked.batch_tokens if generates else 0
+    scored = scoring_memory(shape, asked.batch_tokens, asked.dtype, gpus, cached)
+    if not (tuned and config.merge.methods):
+        return scored
+    return max(scored, merging_memory(shape, base_width(config), config.compute.threads))
+
+
+def base_width(config: Config) -> int:
+    """Return bytes per parameter of the base, which merges have too: of its folder, else 2 of the Hub's and 4 of our
+    own.
+    """
+    folder = local_folder(config.model.path)
+    if folder and (file := folder / "config.json").is_file():
+        stated = json.loads(file.read_text(encoding="utf-8"))
+        text = stated.get("text_config") or {}
+        found = next(
+            (each.get(key) for each in (stated, text) for key in ("dtype", "torch_dtype") if each.get(key)), ""
+        )
+        return 2 if found in ("bfloat16", "float16") else 4
+    return 2 if config.model.path else 4
+
+
+# --- main memory of a node
+
+PROCESS = 10**9  # bytes besides tensors: Python, torch, transformers, compiled loops (0.7 + 0.2 GB on a CPU)
+
+
+def node_memory_of_training(shape: ModelShape, config: Config, memory: Memory) -> float:
+    """Return bytes of a node at the peak of a training on GPUs.
+
+    train/transformers_trainer.py loads the model in 32 bits in the main memory of every process, which brings it to
+    its GPU then. ZeRO-3 hands out the tensors of one file as it reads them, so a node holds one copy. In the end the
+    first process gathers the weights in 32 bits (Trainer.publish). Under DeepSpeed those that LoRA leaves untrained
+    come in the precision of the passes, and it reads the base's beside them. At the same time states may be offloaded.
+    """
+    compute = config.compute
+    whole = 4 * shape.parameters
+    sharded_as_read = compute.strategy in ("zero3", "zero3_offload")
+    loading = whole * (1 if sharded_as_read else compute.processes)
+    rounded = compute.strategy.startswith("zero") and compute.precision != "fp32" and config.train.lora
+    gathered = whole + (width(compute.precision) * shape.parameters if rounded else 0)
+    return max(loading, memory.host + gathered) + compute.processes * PROCESS
+
+
+def node_memory_of_scoring(shape: ModelShape, config: Config, at_once: int) -> float:
+    """Return bytes of a node that scores `at_once` checkpoints at a time.
+
+    A checkpoint is loaded in main memory before it goes to its GPU. A merge is filled on the GPU; its parents are
+    read piece by piece with pread (merge/io/checkpoint.py), so nothing of them is mapped.
+    """
+    number = 2 if config.eval.dtype == "bfloat16" else 4
+    return at_once * (number * shape.parameters + PROCESS)
+
+
+def node_memory(config: Config, memories: Mapping[str, Memory], at_once: int) -> dict[str, float]:
+    """Main memory of a node, by what it is needed for."""
+    shape = model_shape(config)
+    needs = {kind: node_memory_of_training(shape, config, memory) for kind, memory in memories.items()}
+    return {**needs, "scoring": node_memory_of_scoring(shape, config, at_once)}
+
+
+# --- whether it fits a cluster, and what would
+
+STRATEGIES = ("zero2", "zero3", "fsdp", "zero3_offload")  # from what costs least time to what costs most
+MOST_NODES = 64
+
+
+def on_cluster(config: Config, cluster: Cluster) -> Config:
+    """Return the config with as many processes and nodes as the cluster has GPUs and nodes; one GPU, where the strategy
+    is `none`.
+    """
+    alone = config.compute.strategy == "none"
+    size = {"processes": 1, "nodes": 1} if alone else {"processes": cluster.per_node, "nodes": cluster.nodes}
+    return config.model_copy(update={"compute": config.compute.model_copy(update={"device": "cuda", **size})})
+
+
+def check_fit(config: Config, cluster: Cluster, trained: bool = True) -> None:
+    """Raise BadInput, which states what would fit, if a training or a checkpoint does not fit the GPUs.
+
+    `trained`: whether the sweep trains at all.
+    """
+    gpu = cluster.gpu
+    if config.compute.precision == "bf16" and not gpu.bf16:
+        raise BadInput(f"CLUSTER={cluster}: {gpu.name} does not support bf16, got compute.precision=bf16. Set fp16.")
+    needs = needed_to_score(config)
+    if needs > gpu.usable:
+        larger = min(
+            (other for other in GPUS.values() if other.usable > needs), key=lambda other: other.memory, default=None
+        )
+        would = f"{larger.name} is large enough" if larger else "No GPU in our table is large enough"
+        raise BadInput(
+            f"CLUSTER={cluster}: a checkpoint or a merge needs {gib(needs)} of a GPU for scoring, got "
+            f"{gib(gpu.usable)} usable. {would}."
+        )
+    if trained and (missing := excess_memory(config, cluster)):
+        raise BadInput(
+            f"CLUSTER={cluster}: {compute_in_words(config.compute)} needs {gib(missing)} per GPU, got "
+            f"{gib(gpu.usable)} usable. {nearest_fit(config, cluster)}."
+        )
+
+
+def host_warning(needs: Mapping[str, float], cluster: Cluster) -> str | None:
+    """Warn of a node whose main memory is too small; None if it is large enough or not known."""
+    what, most = max(needs.items(), key=lambda item: item[1])
+    if cluster.host is None or most <= cluster.host:
+        return None
+    return (
+        f"warning: {what} takes {gib(most)} of a node's main memory, and a node of {cluster.per_node}x"
+        f"{cluster.gpu.name} has {gib(cluster.host)}; take fewer processes a node or another strategy"
+    )
+
+
+def excess_memory(config: Config, cluster: Cluster) -> float:
+    """Return bytes per GPU that the trainings want, where that is more than there are; else 0.
+
+    Raises BadInput if the batch cannot be shared.
+    """
+    try:
+        needs = most_memory(config)
+    except BadInput as error:
+        raise BadInput(f"CLUSTER={cluster}: {error}") from None
+    return needs if needs > cluster.gpu.usable else 0
+
+
+def most_memory(config: Config) -> float:
+    """Return bytes per GPU while the larger of the trainings runs. Raises BadInput if the batch cannot be shared."""
+    return max(held.total for held in memory_of_trainings(config).values())
+
+
+def nearest_fit(config: Config, cluster: Cluster) -> str:
+    """Return the smallest change that fits: fewer blocks in a pass, then recomputation, then another strategy, then
+    more nodes.
+    """
+    for compute in alternatives(config.compute, cluster):
+        if not excess_memory(config.model_copy(update={"compute": compute}), cluster):
+            changes = {
+                key: value for key, value in compute.model_dump().items() if value != getattr(config.compute, key)
+            }
+            changed = " ".join(
+                f"compute.{key}={str(value).lower()}"
+                for key, value in changes.items()
+                if key not in ("processes", "nodes")
+            )
+            needs = most_memory(config.model_copy(update={"compute": compute}))
+            more = (
+                f"CLUSTER={compute.nodes}x{cluster.per_node}x{cluster.gpu.name} "
+                if compute.nodes > cluster.nodes
+                else ""
+            )
+            return f"Set {more}{changed} ({gib(needs)})"
+    return f"Even {MOST_NODES} such nodes are too small: choose GPUs with more memory"
+
+
+def alternatives(compute: Compute, cluster: Cluster) -> Iterator[Compute]:
+    """Other ways to compute the same, from the smallest change on."""
+    ways: list[tuple[str, bool]] = [(compute.strategy, compute.gradient_checkpointing), (compute.strategy, True)]
+    ways += [(strategy, True) for strategy in (STRATEGIES if cluster.gpus > 1 else STRATEGIES[-1:])]
+    nodes = cluster.nodes
+    while nodes <= MOST_NODES:
+        for strategy, recompute in ways:
+            many = strategy != "none"
+            sized = {"processes": cluster.per_node if many else 1, "nodes": nodes if many else 1}
+            for micro in (compute.micro_batch, 16, 8, 4, 2, 1):
+                yield compute.model_copy(
+                    update={"strategy": strategy, "gradient_checkpointing": recompute, "micro_batch": micro, **sized}
+                )
+        nodes *= 2
+
+
+def compute_in_words(compute: Compute) -> str:
+    """Describe the compute settings, as keys."""
+    extra = " compute.gradient_checkpointing=true" if compute.gradient_checkpointing else ""
+    return (
+        f"compute.strategy={compute.strategy} compute.micro_batch={str(compute.micro_batch or 'null').lower()}{extra}"
+    )
+
+
+def gib(count: float) -> str:
+    """Return bytes in GiB."""
+    return f"{count / 2**30:.1f} GiB"

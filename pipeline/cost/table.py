@@ -1,24 +1,23 @@
-"""The plan with its costs, as a table for people."""
+"""Tables for people: the plan with its costs, and which model sizes train on which GPUs."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from common.errors import BadInput
-from common.units import counted, format_tokens
+from common.units import counted, duration, format_tokens
 from pipeline.config import Config
-from pipeline.cost import estimate, fit, host_memory, measured, performance, scoring_memory
+from pipeline.config.models import ModelShape
+from pipeline.cost import estimate, hardware, memory
 from pipeline.cost.estimate import Rates, Row
-from pipeline.cost.hardware import Cluster, parse
+from pipeline.cost.hardware import USABLE, Cluster, Speed, parse_cluster
 from pipeline.cost.memory import Memory
-from pipeline.cost.model_shape import model_shape
-from pipeline.cost.performance import Performance
-from pipeline.kinds import KINDS
-from pipeline.plan import Cell, merged
-from pipeline.run.console import duration
+from pipeline.cost.shape import model_shape
+from pipeline.stages.cell import Cell, merged
 from pipeline.store import Store
+from train.parallel import Compute
 
 HERE = "here"
 
@@ -35,27 +34,27 @@ def report(
     stages = merged(cells)
     done = {stage.key for stage in stages} - waiting
     memories: dict[str, Memory] = {}
-    finished: Mapping[str, Performance] = {}
+    finished: Mapping[str, Speed] = {}
     rates: Rates
     if name == HERE:
         owners = {stage.key: cell.config for cell in reversed(cells) for stage in cell.stages}
-        rates = measured.measure(stages, owners, Store(Path(config.store)))
-        trainings = sum(KINDS[stage.kind].trained for stage in stages if stage.key in done)
+        rates = estimate.measured_rates(stages, owners, Store(Path(config.store)))
+        trainings = sum(stage.type.trained for stage in stages if stage.key in done)
         head = f"on this machine, measured on {counted(trainings, 'finished training')}"
     else:
-        cluster = parse(name)
-        config = fit.on_cluster(config, cluster)
-        trained = any(KINDS[stage.kind].trained for stage in stages)
+        cluster = parse_cluster(name)
+        config = memory.on_cluster(config, cluster)
+        trained = any(stage.type.trained for stage in stages)
         try:
-            fit.check(config, cluster, trained)
+            memory.check_fit(config, cluster, trained)
         except BadInput as error:
             refusal = str(error)
         if trained and (refusal is None or "cannot be shared" not in refusal):
-            memories = estimate.training_memory(config)
-        finished = performance.alike(Store(Path(config.store)), config, cluster.gpu)
-        rates = estimate.OnCluster(cluster, config, mfu or estimate.MFU, {} if mfu else finished)
+            memories = memory.memory_of_trainings(config)
+        finished = hardware.comparable_speeds(Store(Path(config.store)), config, cluster.gpu)
+        rates = estimate.ClusterRates(cluster, config, mfu or estimate.MFU, {} if mfu else finished)
         head = heading(config, cluster, mfu, finished)
-        cells = [replace(cell, config=fit.on_cluster(cell.config, cluster)) for cell in cells]
+        cells = [replace(cell, config=memory.on_cluster(cell.config, cluster)) for cell in cells]
     rows = estimate.rows(cells, done, rates, memories)
     given = estimate.given_bytes(cells)
     where = None if name == HERE else cluster
@@ -63,13 +62,13 @@ def report(
     return "\n".join(parts), refusal
 
 
-def heading(config: Config, cluster: Cluster, mfu: float | None, finished: Mapping[str, Performance]) -> str:
+def heading(config: Config, cluster: Cluster, mfu: float | None, finished: Mapping[str, Speed]) -> str:
     """Describe the assumptions behind the numbers."""
     shape, compute = model_shape(config), config.compute
     utilisation = f"{mfu} as given" if mfu else f"{estimate.MFU} assumed"
     if finished and not mfu:
         utilisation = "; ".join(
-            f"{performance.measured_mfu(each, cluster.gpu, compute.precision):.2f} measured "
+            f"{hardware.measured_mfu(each, cluster.gpu, compute.precision):.2f} measured "
             f"({each.speed:,.0f} tokens/s a GPU: {each})"
             for each in finished.values()
         )
@@ -110,7 +109,7 @@ def footer(
     given: float,
     memories: dict[str, Memory],
     cluster: Cluster | None,
-    finished: Mapping[str, Performance],
+    finished: Mapping[str, Speed],
     one_by_one: bool = False,
 ) -> list[str]:
     """Sums: by kind, memory by part, disk at its peak, the longest way."""
@@ -158,7 +157,7 @@ PARTS = ("parameters", "copies", "gradients", "optimizer", "buffers", "activatio
 
 
 def memory_lines(
-    config: Config, memories: Mapping[str, Memory], cluster: Cluster, finished: Mapping[str, Performance]
+    config: Config, memories: Mapping[str, Memory], cluster: Cluster, finished: Mapping[str, Speed]
 ) -> list[str]:
     """Memory of a GPU and of a node: a line for each kind of training, for scoring and for what a node needs.
 
@@ -170,14 +169,14 @@ def memory_lines(
         known = finished.get(kind)
         peak = f", measured {known.peak / 2**30:.1f} GiB ({known}, {known.strategy})" if known and known.peak else ""
         listed.append(f"  memory of a GPU in {kind}: {parts}; at the peak {held.total / 2**30:.1f} GiB{peak}")
-    scored = scoring_memory.needed(config)
+    scored = memory.needed_to_score(config)
     listed.append(f"  memory of a GPU in scoring and tuning: {scored / 2**30:.1f} GiB")
     at_once = max(1, cluster.per_node // getattr(config.eval, "gpus", 1))
-    needs = host_memory.of_a_node(config, memories, at_once)
+    needs = memory.node_memory(config, memories, at_once)
     parts = ", ".join(f"{what} {bytes_ / 2**30:.0f}" for what, bytes_ in needs.items())
     has = f"it has {cluster.host / 2**30:.0f} GiB" if cluster.host else "how much it has is not known here"
     listed.append(f"  main memory of a node: {parts} GiB ({at_once} checkpoints scored at once); {has}")
-    warning = fit.host_warning(needs, cluster)
+    warning = memory.host_warning(needs, cluster)
     return [*listed, *([warning] if warning else [])]
 
 
@@ -195,3 +194,47 @@ def size(count: float) -> str:
         if count >= worth:
             return f"{count / worth:.1f} {unit}"
     return f"{count / 1e3:.0f} kB"
+
+
+# --- `slackmerge plan --memory-table`
+
+TABLE_SHAPES = {  # by their config.json
+    "1B (Llama-3.2-1B)": ModelShape(
+        vocabulary=128256, hidden=2048, layers=16, heads=32, kv_heads=8, feed_forward=8192, tied=True
+    ),
+    "3B (Llama-3.2-3B)": ModelShape(
+        vocabulary=128256, hidden=3072, layers=28, heads=24, kv_heads=8, feed_forward=8192, tied=True
+    ),
+    "7B (Llama-2-7B)": ModelShape(
+        vocabulary=32000, hidden=4096, layers=32, heads=32, kv_heads=32, feed_forward=11008, tied=False
+    ),
+}
+TABLE_METHODS = {"fp32": ("fp32", False), "bf16": ("bf16", False), "LoRA, bf16": ("bf16", True)}  # precision, LoRA
+GIGABYTES = (16, 24, 40, 80)
+BLOCK, PASSES, RANK = 2048, 2, 64  # the rank of conf/train/lora.yaml
+
+
+def single_gpu_memory(shape: ModelShape, precision: str, lora: bool) -> float:
+    """Return bytes of the one GPU that trains: one block in a pass, several passes a step, activations recomputed."""
+    compute = Compute(device="cuda", precision=precision, gradient_checkpointing=True, micro_batch=1)
+    trained = shape.lora_parameters(RANK, "all-linear") if lora else None
+    return memory.training_memory(shape, compute, PASSES * BLOCK, BLOCK, trained).total
+
+
+def memory_rows() -> Iterator[tuple[str, str, float]]:
+    """Return rows of (model, method, bytes per GPU)."""
+    for name, shape in TABLE_SHAPES.items():
+        for method, (precision, lora) in TABLE_METHODS.items():
+            yield name, method, single_gpu_memory(shape, precision, lora)
+
+
+def memory_table() -> str:
+    """Return the table; a GPU's memory counts as in the plan, to the share that a training may fill."""
+    lines = [
+        f"| model | trained | needs, GiB | {' | '.join(f'{size} GB' for size in GIGABYTES)} |",
+        f"|---|---|---|{'---|' * len(GIGABYTES)}",
+    ]
+    for name, method, count in memory_rows():
+        fits = ("yes" if count <= USABLE * size * 2**30 else "no" for size in GIGABYTES)
+        lines.append(f"| {name} | {method} | {count / 2**30:.1f} | {' | '.join(fits)} |")
+    return "\n".join(lines)

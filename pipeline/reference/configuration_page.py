@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from common.places import CONF
+from common.project import CONF
 from pipeline.config import Config
 from pipeline.reference.comments import Comments, read
 from pipeline.reference.text import bullet

@@ -17,11 +17,10 @@ from numpy.typing import NDArray
 from eval.corpus_metrics import scorer_of
 from eval.task_checks import LOWER
 from eval.task_set import BITS, BY_TEMPLATE
-from pipeline.arms import ARMS
-from pipeline.report.inference import Estimate, crossed, holm, verdict
-from pipeline.report.records import Evaluation, Samples, mean, read_samples, read_scores
-from pipeline.report.results import unique
-from pipeline.report.wording import ANSWER_BITS, CHAT_ACCURACY
+from pipeline.baselines import BASELINES
+from pipeline.report.formatting import ANSWER_BITS, CHAT_ACCURACY
+from pipeline.report.inference import Estimate, holm, two_way_clustered, verdict
+from pipeline.report.records import Evaluation, Samples, mean, read_samples, read_scores, unique
 
 Kind = Literal["accuracy", "chat", "answer_bits", "bits", "error", "corpus"]
 KINDS: dict[Kind, str] = {
@@ -122,7 +121,7 @@ class Evidence:
     @cached_property
     def merges(self) -> list[str]:
         """Return the methods that are merges and no arm that trains, in their order."""
-        return list(dict.fromkeys(method for method, _, _ in self.folders if method not in ARMS))
+        return list(dict.fromkeys(method for method, _, _ in self.folders if method not in BASELINES))
 
     def has(self, method: str, budget: int) -> bool:
         """Return whether there is a checkpoint of this method at this budget."""
@@ -167,7 +166,7 @@ class Evidence:
             for (_, each), (kind, *_) in zip(rows[0], terms, strict=True)
             if kind in ("accuracy", "chat", "error")
         ]
-        return crossed(values, moves, rows[0][0][1].n, RULE_OF_THREE / counted[0] if counted else 0.0)
+        return two_way_clustered(values, moves, rows[0][0][1].n, RULE_OF_THREE / counted[0] if counted else 0.0)
 
     def difference(
         self, kind: Kind, first: Sequence[Cell], second: Sequence[Cell], family: str | None = None

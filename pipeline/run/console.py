@@ -6,10 +6,10 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from pipeline.graph import Stage
-from pipeline.kinds import KINDS
+from common.units import duration
+from pipeline.stages.stage import STAGE_TYPES, Stage
+from pipeline.stages.trajectory import previous_stages, tokens_of
 from pipeline.store import Store
-from pipeline.trajectory import previous_stages, tokens_of
 
 UPDATE_EVERY_S = 5.0  # seconds between two lines about the same stage
 
@@ -27,17 +27,9 @@ def say(line: str) -> None:
         file.write(line.encode() + b"\n")
 
 
-def duration(seconds: float) -> str:
-    """Seconds for people: `4 s`, `2 min`, `1 h 20 min`."""
-    if seconds < 100:
-        return f"{seconds:.0f} s" if seconds >= 1 else "1 s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
-
-
 def amount(stage: Stage, resumed: int = 0) -> float:
     """How much work a stage is: millions of tokens where it trains (from `resumed` tokens on), else 1."""
-    return (stage.tokens - resumed) / 1e6 if KINDS[stage.kind].trained else 1.0
+    return (stage.tokens - resumed) / 1e6 if stage.type.trained else 1.0
 
 
 class Estimates:
@@ -55,7 +47,7 @@ class Estimates:
                 key=lambda record: record["finished"],
             )[-5:]
             seconds, work = sum(record["seconds"] for record in records), sum(record["amount"] for record in records)
-            self.rates[kind] = seconds / work if work else self.first_guess.get(kind, KINDS[kind].seconds)
+            self.rates[kind] = seconds / work if work else self.first_guess.get(kind, STAGE_TYPES[kind].seconds)
         return self.rates[kind]
 
     def forget(self, kind: str) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.run.journal import Journal
+from pipeline.journal import Journal
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,9 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig
 
 from common.errors import BadInput, StageFailed
-from common.places import CONF
-from pipeline.run import interruption
-from pipeline.run.journal import Journal
+from common.project import CONF
+from pipeline import interruption
+from pipeline.journal import Journal
 from pipeline.run.worker import JOURNAL, make_cell
 from pipeline.sweep import Sweep
 

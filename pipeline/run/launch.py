@@ -22,13 +22,13 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import BadInput, Interrupted
-from common.parent_process import die_with_parent
-from pipeline.cost.utilisation import mfu
+from common.processes import die_with_parent
+from pipeline import interruption
+from pipeline.cost.hardware import training_mfu
 from pipeline.execute import Job
-from pipeline.graph import in_order
-from pipeline.run import interruption
+from pipeline.stages.stage import in_order
 from train.__main__ import RESULT_FILE, STOP_FILE
-from train.dev_text import Watched
+from train.dev_text import DevEvaluation
 from train.parallel import Compute
 from train.performance import Performance
 from train.stage_settings import TrainingSettings
@@ -63,7 +63,7 @@ def train(
     facts = _train(job, compute, model, blocks, settings, resume_state)
     if values := facts.pop("performance"):
         measured = Performance(**values)
-        reached = mfu(measured, job.out / "model" / "config.json", settings, compute.precision)
+        reached = training_mfu(measured, job.out / "model" / "config.json", settings, compute.precision)
         job.performance = replace(measured, mfu=reached)
         job.note = summary(job.performance)
     return facts
@@ -126,7 +126,7 @@ def _train(
         return _result(file.with_name(RESULT_FILE), code, output)
 
 
-def watched_text(job: Job) -> Watched | None:
+def watched_text(job: Job) -> DevEvaluation | None:
     """Return the held-out text that a training is measured on, where its options ask for that."""
     every = job.options.get("dev_every_tokens")
     if every is None:
@@ -135,7 +135,7 @@ def watched_text(job: Job) -> Watched | None:
     corpora = (stage for stage in in_order([job.stage]) if stage.kind == "corpus")
     # a base that was trained from scratch has a corpus too, which may be of another language
     corpus = next(stage for stage in corpora if stage.settings["language"] == languages[0])
-    return Watched(str(job.folder_of(corpus).absolute()), languages, every)
+    return DevEvaluation(str(job.folder_of(corpus).absolute()), languages, every)
 
 
 def command(compute: Compute, file: Path) -> list[str]:

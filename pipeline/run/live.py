@@ -21,11 +21,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.errors import BadInput
-from pipeline.graph import Stage
-from pipeline.run.console import SAY_TO, Estimates, amount, duration
-from pipeline.run.journal import Journal
-from pipeline.run.run_plan import FILE, RunPlan
+from common.units import duration
+from pipeline.journal import Journal
+from pipeline.run.console import SAY_TO, Estimates, amount
 from pipeline.run.worker import JOURNAL
+from pipeline.run_plan import FILE, RunPlan
+from pipeline.stages.stage import Stage
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -114,8 +115,9 @@ def lines(now: Standing, name: str) -> list[str]:
 
 def curve(plan: RunPlan) -> str:
     """Return the results so far as numbers: methods by budgets, one table per report. Empty where nothing is scored."""
+    from pipeline.report.data import gather
     from pipeline.report.records import Evaluation
-    from pipeline.report.results import gather, terminal_table
+    from pipeline.report.tables import terminal_table
 
     told = []
     for (regime, language), cells in plan.reports.items():

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.kinds import KINDS
-from pipeline.run.run_plan import RunPlan
 from pipeline.run.worker import Worker, make_cell
-from pipeline.stages import check_budget
+from pipeline.run_plan import RunPlan
+from pipeline.stages.data import check_budget
 from pipeline.sweep import IN_THIS_PROCESS, Sweep
 
 LAUNCHERS = (IN_THIS_PROCESS, "joblib", "submitit_local")  # that run cells on this machine
@@ -23,7 +22,7 @@ def make(sweep: Sweep, plan: RunPlan, here: Worker, folder: Path) -> None:
     """
     if sweep.launcher in LAUNCHERS:
         # What cells share, so that their processes do not begin by waiting for one another.
-        here.run([stage for stage in plan.stages if KINDS[stage.kind].shared])
+        here.run([stage for stage in plan.stages if stage.type.shared])
         check_budgets(plan)
     if sweep.launcher == IN_THIS_PROCESS:
         for number in range(len(plan.cells)):

@@ -8,17 +8,17 @@ import time
 from collections.abc import Sequence
 
 from common.errors import BadInput, Interrupted, StageFailed
-from common.units import counted
+from common.units import counted, duration
 from pipeline import check, inputs, locks
 from pipeline.execute import Executor
-from pipeline.graph import Stage
+from pipeline.journal import Journal
 from pipeline.run import failures
-from pipeline.run.console import Estimates, duration, say
+from pipeline.run.console import Estimates, say
 from pipeline.run.failures import Failures
-from pipeline.run.journal import Journal
-from pipeline.run.run_plan import RunPlan
 from pipeline.run.stage_names import planned
 from pipeline.run.worker import JOURNAL, LOG, quiet
+from pipeline.run_plan import RunPlan
+from pipeline.stages.stage import Stage
 from pipeline.sweep import IN_THIS_PROCESS, Sweep
 from pipeline.tracking import tracker
 

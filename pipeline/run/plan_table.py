@@ -7,11 +7,10 @@ from collections.abc import Sequence
 
 from common.errors import BadInput
 from common.units import counted
-from pipeline import sweep
+from pipeline import run_plan, sweep
 from pipeline.config import Config
-from pipeline.run import run_plan
 from pipeline.run.cluster import site
-from pipeline.run.run_plan import RunPlan
+from pipeline.run_plan import RunPlan
 
 
 def show(overrides: Sequence[str], multirun: bool) -> int:

@@ -12,13 +12,13 @@ from common import hub_push
 from common.errors import BadInput
 from common.hub_push import Target
 from common.units import counted
-from merge.io.shared_folder import CARD, Shared, share, upload
+from merge.output.sharing import CARD, Shared, share, upload
 from pipeline import checkpoint_card
-from pipeline.kinds import KINDS
 from pipeline.run.console import say
+from pipeline.stages.stage import STAGE_TYPES
 
 WEIGHTS, ADAPTED = "weights", "adapted"  # kinds that leave a checkpoint with a card of its own
-PUSHED = (*(kind.name for kind in KINDS.values() if kind.trained), WEIGHTS, ADAPTED)
+PUSHED = (*(kind.name for kind in STAGE_TYPES.values() if kind.trained), WEIGHTS, ADAPTED)
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 
-from common.choices import listed
-from common.errors import BadInput
-from pipeline import sweep
-from pipeline.graph import Stage
-from pipeline.kinds import KINDS
-from pipeline.run import run_plan
-from pipeline.run.run_plan import RunPlan
+from common.errors import BadInput, listed
+from pipeline import run_plan, sweep
+from pipeline.run_plan import RunPlan
+from pipeline.stages.stage import STAGE_TYPES, Stage
 from pipeline.sweep import Sweep
 
 WRITTEN = "merge.write=true"  # has a plan hold the weights of every merge; no key depends on it
@@ -31,8 +28,8 @@ def planned(kind: str, slug: str, settings: Sequence[str], multirun: bool) -> tu
 
 def check_kind(kind: str) -> None:
     """Raise BadInput if there is no such kind of stage."""
-    if kind not in KINDS:
-        raise BadInput(f"KIND: no such kind of stage, got {kind}. {_nearest(kind, list(KINDS))}")
+    if kind not in STAGE_TYPES:
+        raise BadInput(f"KIND: no such kind of stage, got {kind}. {_nearest(kind, list(STAGE_TYPES))}")
 
 
 def find(stages: Sequence[Stage], kind: str, name: str, multirun: bool = False) -> Stage:

@@ -12,16 +12,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from common.errors import Interrupted, StageFailed
-from common.units import counted
+from common.units import counted, duration
 from pipeline import check as checks
-from pipeline import inputs, locks, trajectory
-from pipeline.run import cluster, failures, gpus, live, local, run_plan
+from pipeline import inputs, locks, run_plan
+from pipeline.journal import Journal
+from pipeline.run import cluster, failures, gpus, live, local
 from pipeline.run.collect import write_report
-from pipeline.run.console import Estimates, duration, say
+from pipeline.run.console import Estimates, say
 from pipeline.run.failures import Failures
-from pipeline.run.journal import Journal
-from pipeline.run.run_plan import RunPlan
 from pipeline.run.worker import JOURNAL, worker
+from pipeline.run_plan import RunPlan
+from pipeline.stages import trajectory
 from pipeline.store import Store
 from pipeline.sweep import GPUS, Sweep
 

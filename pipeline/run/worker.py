@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import BadInput, Interrupted, StageFailed
-from common.silence import silence
+from common.processes import silence
+from pipeline import interruption
 from pipeline.config import Config
 from pipeline.execute import Executor
-from pipeline.graph import Stage
-from pipeline.run import interruption
+from pipeline.journal import Journal
 from pipeline.run.console import say
-from pipeline.run.journal import Journal
-from pipeline.run.run_plan import RunPlan
+from pipeline.run_plan import RunPlan
+from pipeline.stages.stage import Stage
 from pipeline.store import Entry
 from pipeline.tracking import tracker
 

@@ -26,7 +26,7 @@ from eval import harness, task_set
 from eval.language_model import PackedLM
 from merge import Recipe
 from pipeline import architecture
-from pipeline.cost.model_shape import from_config_json
+from pipeline.cost.shape import from_config_json
 from tests.architectures.model_kinds import ARCHITECTURES, REJECTED, SUPPORTED, config_of
 from train import trainer
 from train.data import packing

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pipeline import check, sweep
-from pipeline.check.given_checkpoints import checkpoints
+from pipeline.check.models import check_checkpoints
 from pipeline.config import Config
 from tests.architectures.model_kinds import ARCHITECTURES, REJECTED
 
@@ -23,7 +23,7 @@ def config(folder: Path, store: Path, *overrides: str) -> Config:
 def said(folder: Path, store: Path, *overrides: str) -> list[str]:
     """The lines about given checkpoints; blocks of 64 tokens fit every model of the table."""
     sizes = ("ct.block_size=64", "sft.block_size=64")
-    return [str(finding) for finding in checkpoints(config(folder, store, *sizes, *overrides))]
+    return [str(finding) for finding in check_checkpoints(config(folder, store, *sizes, *overrides))]
 
 
 def changed(folder: Path, to: Path, name: str, **values: Any) -> Path:

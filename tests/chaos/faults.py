@@ -101,7 +101,7 @@ def clock(chaos: Chaos) -> None:
 def jumping(seed: float) -> None:
     """Makes this process's clocks of the day jump; the monotonic clock goes on, as it does where a clock is set."""
     import pipeline.execute
-    import pipeline.run.run_plan
+    import pipeline.run_plan
 
     draw, real, real_ns = random.Random(seed), time.time, time.time_ns
 
@@ -115,7 +115,7 @@ def jumping(seed: float) -> None:
 
     time.time = lambda: real() + jump_s()
     time.time_ns = lambda: real_ns() + jump_s() * 10**9
-    for module in (pipeline.execute, pipeline.run.run_plan):
+    for module in (pipeline.execute, pipeline.run_plan):
         module.datetime = Jumping  # type: ignore[attr-defined]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from common.chat_files import stop_ids
+from common.chat import read_stop_ids
 
 
 @pytest.mark.parametrize(
@@ -25,4 +25,4 @@ def test_stop_ids(tmp_path: Path, generation: object, config: object, expected: 
     for name, content in (("generation_config.json", generation), ("config.json", config)):
         if content is not None:
             (tmp_path / name).write_text(json.dumps(content), encoding="utf-8")
-    assert stop_ids(tmp_path) == expected
+    assert read_stop_ids(tmp_path) == expected

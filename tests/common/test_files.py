@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from common import files
 from common.errors import BadInput
-from common.files import Checksums, publish, read_jsonl, write_jsonl
+from common.files import Checksums, read_jsonl, write_atomic, write_jsonl
 
 
 def test_publishing_leaves_nothing_half_written(tmp_path: Path) -> None:
@@ -21,7 +21,7 @@ def test_publishing_leaves_nothing_half_written(tmp_path: Path) -> None:
         raise OSError("the disk is full")
 
     with pytest.raises(OSError, match="full"):
-        publish(tmp_path / "results.csv", fail)
+        write_atomic(tmp_path / "results.csv", fail)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -46,7 +46,7 @@ def test_what_a_killed_process_left_goes_and_what_another_writes_stays(tmp_path:
         path.write_text("half")
     with live.open("ab") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        publish(tmp_path / "curves.png", lambda aside: aside.write_text("whole"))
+        write_atomic(tmp_path / "curves.png", lambda aside: aside.write_text("whole"))
     assert {path.name for path in tmp_path.iterdir()} == {"curves.png", live.name, other.name}
     assert (tmp_path / "curves.png").read_text() == "whole" and live.read_text() == "half"
 
@@ -57,12 +57,12 @@ def test_processes_of_two_hosts_with_the_same_id_do_not_write_to_one_file(
     monkeypatch.setattr(files.os, "getpid", lambda: 7)
 
     def write(aside: Path) -> None:
-        publish(tmp_path / "scores", lambda other: other.write_text("theirs") and others.append(other))
+        write_atomic(tmp_path / "scores", lambda other: other.write_text("theirs") and others.append(other))
         aside.write_text("ours")
         assert others != [aside]
 
     others: list[Path] = []
-    publish(tmp_path / "scores", write)
+    write_atomic(tmp_path / "scores", write)
     assert [path.name for path in tmp_path.iterdir()] == ["scores"] and (tmp_path / "scores").read_text() == "ours"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from common.parsing import parse_yaml
+from common.validation import parse_yaml
 
 
 @pytest.mark.parametrize(

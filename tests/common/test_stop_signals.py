@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from common.stop_signals import Stopped, postponing_stop, stopping_on_signals
+from common.processes import Stopped, postponing_stop, stopping_on_signals
 
 
 def stop(number: int = signal.SIGTERM) -> None:

@@ -224,7 +224,7 @@ def memory(device: str, folder: Path) -> Numbers:
     from eval import harness, task_set
     from merge import Recipe
     from pipeline.cost import memory as planned
-    from pipeline.cost.model_shape import from_config_json
+    from pipeline.cost.shape import from_config_json
     from train import trainer
 
     made = prepare(folder, device)

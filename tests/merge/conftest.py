@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from merge.engine.outputs import Output
 from merge.recipe import Recipe
-from merge.stream.output import Output
 
 HIDDEN, MIDDLE, VOCABULARY, LAYERS = 32, 48, 80, 3
 Folders = Callable[..., dict[str, Path]]

@@ -19,9 +19,9 @@ from pathlib import Path
 import torch
 
 import merge.auditing
-import merge.io.writer  # noqa: F401  what the command line imports when it is needed: once, before the forks
+import merge.output.writer  # noqa: F401  what the command line imports when it is needed: once, before the forks
 from merge.cli import main
-from merge.io.out_folder import LAST
+from merge.output.out_folder import LAST
 
 
 def start(folder: Path, out: str) -> int:

@@ -17,9 +17,9 @@ import torch
 from safetensors.torch import load_file
 
 import merge
+from merge.engine.outputs import Output, Parent
+from merge.engine.plan import Plan
 from merge.method_table import VARIANCE
-from merge.stream.output import Output, Parent
-from merge.stream.tensor_plan import Plan
 from merge.stream.tensor_recipe import TensorRecipe
 
 ROOT = Path(__file__).parents[2]

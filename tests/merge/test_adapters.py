@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import merge
-from merge.io import adapter_config
-from merge.io.adapter_config import LoraConfig, rank_and_scale
+from merge.checkpoints import adapter
+from merge.checkpoints.adapter import LoraConfig, rank_and_scale
 from merge.recipe import Recipe
 from tests.merge.conftest import HIDDEN, MIDDLE, make_folders
 from tests.merge.test_engine import merged
@@ -128,7 +128,7 @@ def test_the_card_names_the_adapter_and_its_checksum(folders: dict[str, Path], t
 
 @pytest.mark.parametrize("pattern", [r"(.|\w)*(.|\w)*(.|\w)*[0]", "(" * 5000 + ")" * 5000])
 def test_a_pattern_that_takes_for_ever_is_refused(pattern: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(adapter_config, "LONGEST_MATCH_S", 0.05)
+    monkeypatch.setattr(adapter, "LONGEST_MATCH_S", 0.05)
     config = LoraConfig(peft_type="LORA", rank_pattern={pattern: 1})
     with pytest.raises(merge.BadInput, match="lora: rank_pattern: .* (takes too long to match|is not a regular)"):
         rank_and_scale(config, "model.layers.0.self_attn.q_proj.model.layers.0.self_attn.q_proj", Path("lora"))

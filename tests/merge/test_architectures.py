@@ -12,8 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import merge
-from merge.io.token_tensors import head_name
-from merge.per_tensor import depth_of, kind_of, layer_of
+from merge.checkpoints.tensor_names import depth_of, head_name, kind_of, layer_of
 
 VOCABULARY = 97  # no other dimension is
 WIDE = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}

@@ -69,7 +69,7 @@ def test_a_model_that_is_not_there_is_refused_before_anything_is_made(
     found[1]["models"]["b"]["path"] = "nowhere"  # beside one that is a result
     path = tmp_path / "merge.yml"
     path.write_text(yaml.safe_dump_all(found))
-    monkeypatch.setattr("merge.io.writer.write", lambda *_, **__: pytest.fail("something was made"))
+    monkeypatch.setattr("merge.output.writer.write", lambda *_, **__: pytest.fail("something was made"))
     assert main([str(path), str(tmp_path / "out"), "--quiet"]) == 2
     assert "nowhere" in capsys.readouterr().err
 

@@ -18,13 +18,13 @@ from safetensors.torch import load_file
 import merge
 from merge import select
 from merge.auditing import Audit, audit_many
-from merge.io.writer import write_many
+from merge.engine.in_memory import load_many
+from merge.engine.plan import make_plan
 from merge.method_table import METHODS
+from merge.output.writer import write_many
 from merge.recipe import Recipe
 from merge.stream import pieces, threads
 from merge.stream.engine import run
-from merge.stream.in_memory import load_many
-from merge.stream.tensor_plan import make_plan
 from merge.stream.threads import Workers
 from tests.merge.conftest import Keep, make_folders, recipe
 

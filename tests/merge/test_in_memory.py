@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import merge
-from merge.stream import in_memory, model_places
+from merge.engine import in_memory
 from tests.architectures.model_kinds import untrained
 from tests.merge.conftest import make_folders
 
@@ -75,8 +75,8 @@ def test_experts_are_parts_of_one_tensor(tmp_path: Path) -> None:
     experts = model.model.layers[1].mlp.experts
     stem = "model.layers.1.block_sparse_moe.experts.2"
     shapes = {f"{stem}.w{number}.weight": (48, 32) for number in (1, 3)} | {f"{stem}.w2.weight": (32, 48)}
-    assert model_places.find_places(model, shapes) is None, "they leave most of the model unfilled"
-    saved = model_places._as_saved(model, model.state_dict())
+    assert in_memory.find_places(model, shapes) is None, "they leave most of the model unfilled"
+    saved = in_memory._as_saved(model, model.state_dict())
     for key, part in (("w1", experts.gate_up_proj[2, :48]), ("w3", experts.gate_up_proj[2, 48:])):
         assert saved[f"{stem}.{key}.weight"].data_ptr() == part.data_ptr()
         assert torch.equal(saved[f"{stem}.{key}.weight"], part)

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 import merge
+from merge.engine.plan import make_plan
 from merge.stream import pieces
 from merge.stream.engine import run
-from merge.stream.tensor_plan import make_plan
 from merge.stream.threads import DEFAULT, Workers
 from tests.merge.conftest import Keep, make_folders, recipe
 

@@ -16,16 +16,16 @@ from safetensors.torch import save_file
 
 from common.errors import BadInput
 from merge.auditing import Audit
+from merge.engine.outputs import Output
+from merge.engine.plan import make_plan
 from merge.loops.arguments import BFLOAT16, EXACT, FLOAT16, Row, Scalar
 from merge.loops.calls import KINDS, MergeCall, Stored
 from merge.loops.machine_code import OFF, compiled_loops
 from merge.recipe import Recipe
 from merge.stream import fused, pieces
 from merge.stream.engine import run
-from merge.stream.output import Output
 from merge.stream.pieces import Piece
 from merge.stream.survey import survey
-from merge.stream.tensor_plan import make_plan
 from merge.stream.tensor_recipe import TensorRecipe
 from merge.stream.threads import Workers
 

@@ -12,7 +12,7 @@ import yaml
 from safetensors.torch import load_file
 
 import merge
-from merge.mergekit_models import Reference, reference
+from merge.mergekit import Reference, reference
 from tests.merge import vocabularies
 from tests.merge.test_adapters import lora
 

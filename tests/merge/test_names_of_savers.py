@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file, save_model
 
 import merge
+from merge.checkpoints import aliases
 from merge.cli import main
-from merge.io import name_aliases
 from tests.merge.test_architectures import VOCABULARY, build, half_of_each, words
 
 MIXTRAL = {
@@ -148,7 +148,7 @@ def test_experts_joined_in_another_way_are_refused_as_another_form(tmp_path: Pat
 
 def test_another_form_is_named_and_the_remedy_helps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where what joins weights leaves no one of them in a piece: as if experts were of that kind."""
-    monkeypatch.setattr(name_aliases, "_IN_PIECES", ())
+    monkeypatch.setattr(aliases, "_IN_PIECES", ())
     folders = {"a": tmp_path / "a", "b": tmp_path / "b"}
     for seed, folder in enumerate(folders.values()):
         model = mixtral(folder, seed, fused=seed == 1)

@@ -25,7 +25,7 @@ def add_median() -> None:
     def median(taus: Sequence[torch.Tensor], how: object) -> tuple[torch.Tensor, None]:
         return torch.stack(list(taus)).median(dim=0).values, None
 
-    method_table.register(Method("median", "Median", "a test", MAGNITUDE, consensus=median, mergekit=False))
+    method_table.register(Method("median", "Median", "a test", MAGNITUDE, consensus=median, mergekit=None))
 
 
 @pytest.fixture
@@ -71,7 +71,5 @@ def test_a_name_is_given_once() -> None:
 
 
 def test_recipes_and_the_table_need_no_torch() -> None:
-    code = (
-        "import sys, merge.recipe, merge.method_table, merge.grid, pipeline.recipes; sys.exit('torch' in sys.modules)"
-    )
+    code = "import sys, merge.recipe, merge.method_table, merge.cli, pipeline.recipes; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

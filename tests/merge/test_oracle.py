@@ -15,7 +15,7 @@ import yaml
 from safetensors.torch import load_file
 
 import merge
-from merge.stream.tensor_plan import make_plan
+from merge.engine.plan import make_plan
 from tests.merge.conftest import make_folders
 from tests.merge.oracle import Tensors, at_threshold, load, needs_mergekit, run_mergekit, stored
 

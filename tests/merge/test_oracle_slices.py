@@ -12,7 +12,7 @@ import torch
 import yaml
 
 import merge
-from merge.stream.tensor_plan import make_plan
+from merge.engine.plan import make_plan
 from tests.merge.conftest import make_folders
 from tests.merge.oracle import at_threshold, load, needs_mergekit, run_mergekit, stored
 

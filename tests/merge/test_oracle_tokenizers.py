@@ -12,7 +12,7 @@ import torch
 import yaml
 
 import merge
-from merge.io.tokenizer_files import read_template
+from merge.checkpoints.tokenizer import read_template
 from tests.merge.oracle import load, needs_mergekit, run_mergekit
 from tests.merge.vocabularies import make
 

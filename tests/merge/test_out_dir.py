@@ -15,10 +15,10 @@ from unittest import mock
 import pytest
 
 import merge
-from common.stop_signals import SIGNALS
+from common.processes import SIGNALS
 from merge.cli import main
-from merge.io import file_sink
-from merge.io.out_folder import OutFolder
+from merge.output import writer
+from merge.output.out_folder import OutFolder
 from merge.stream.threads import Workers
 from tests.merge.conftest import recipe
 
@@ -138,8 +138,8 @@ def unignored() -> None:
 
 def test_a_signal_ends_it_and_leaves_nothing(config: str, tmp_path: Path) -> None:
     code = (
-        "import os, sys; from merge import cli, progress; "
-        "progress.Progress.__enter__ = lambda self: lambda *_: os.kill(os.getpid(), {}); "
+        "import os, sys; from merge import cli; "
+        "cli.Progress.__enter__ = lambda self: lambda *_: os.kill(os.getpid(), {}); "
         "sys.exit(cli.main(sys.argv[1:]))"
     )
     before = names(tmp_path)
@@ -167,8 +167,10 @@ def test_a_signal_while_it_clears_up_leaves_nothing(config: str, tmp_path: Path)
 def test_a_place_without_the_right_to_write(
     config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delattr("merge.io.writer.survey")
-    monkeypatch.setattr("merge.io.out_folder.os.access", lambda _, mode: not mode & os.W_OK)  # root may write anywhere
+    monkeypatch.delattr("merge.output.writer.survey")
+    monkeypatch.setattr(
+        "merge.output.out_folder.os.access", lambda _, mode: not mode & os.W_OK
+    )  # root may write anywhere
     assert f"no write permission in {tmp_path}" in refused(config, tmp_path / "out", capsys)
 
 
@@ -219,8 +221,8 @@ def test_no_room_is_noticed_before_the_survey(
     def full(*_: object) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.delattr("merge.io.writer.survey")
-    monkeypatch.setattr(file_sink.os, "posix_fallocate", full)
+    monkeypatch.delattr("merge.output.writer.survey")
+    monkeypatch.setattr(writer.os, "posix_fallocate", full)
     assert "Free some" in refused(config, tmp_path / "out", capsys)
 
 
@@ -230,8 +232,8 @@ def test_room_for_what_is_written_last_is_taken_first(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.delattr("merge.io.writer.survey")
-    monkeypatch.setattr("merge.io.writer.take_room", full)
+    monkeypatch.delattr("merge.output.writer.survey")
+    monkeypatch.setattr("merge.output.writer.take_room", full)
     assert "Free some" in refused(config, tmp_path / "out", capsys)
 
 
@@ -239,7 +241,7 @@ def test_the_plan_says_where_room_is_lacking(
     config: str, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr("merge.describe.shutil.disk_usage", lambda _: usage)
+    monkeypatch.setattr("merge.cli.shutil.disk_usage", lambda _: usage)
     assert "0.00 GB free" in refused(config, tmp_path / "out", capsys, "--plan")
 
 

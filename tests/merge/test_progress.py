@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from merge import progress
+from merge import cli
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def plan() -> Any:
 
 
 def told(plan: Any, quiet: bool = False, name: str = "") -> None:
-    with progress.Progress(quiet, passes=2, name=name) as advance:
+    with cli.Progress(quiet, passes=2, name=name) as advance:
         for output in plan.outputs:
             if advance:
                 advance(plan, output)
@@ -29,7 +29,7 @@ def test_without_a_terminal_it_is_a_line_now_and_then(
     told(plan)
     assert capsys.readouterr().err == "", "what takes a moment says nothing"
     clock = iter(range(0, 1000, 6))
-    monkeypatch.setattr(progress.time, "monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr(cli.time, "monotonic", lambda: float(next(clock)))
     told(plan)
     first, second = capsys.readouterr().err.splitlines()
     assert first.startswith("merge: 25%, 2.00MB of 8.00MB read, ") and first.endswith(" left")
@@ -38,7 +38,7 @@ def test_without_a_terminal_it_is_a_line_now_and_then(
 
 
 def test_quiet_says_nothing(plan: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(progress, "LINE_EVERY_S", 0.0)
+    monkeypatch.setattr(cli, "LINE_EVERY_S", 0.0)
     told(plan, quiet=True)
     assert capsys.readouterr().err == ""
 
@@ -46,6 +46,6 @@ def test_quiet_says_nothing(plan: Any, monkeypatch: pytest.MonkeyPatch, capsys: 
 def test_one_of_several_has_its_name(
     plan: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(progress, "LINE_EVERY_S", 0.0)
+    monkeypatch.setattr(cli, "LINE_EVERY_S", 0.0)
     told(plan, name="mitte")
     assert capsys.readouterr().err.startswith("merge mitte: 12%, 1.00MB of 8.00MB read, ")

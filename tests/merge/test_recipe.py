@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from merge import BadInput, Recipe
-from merge.per_tensor import Rule, kind_of, resolve
+from merge.checkpoints.tensor_names import kind_of
+from merge.per_tensor import Rule, resolve
 from tests.messages import assert_one_line, assert_wording
 
 GOOD: dict[str, Any] = {

@@ -105,7 +105,7 @@ def test_nan_names_the_tensor_before_anything_is_written(
 ) -> None:
     if method == "linear" and where == "base":
         pytest.skip("has no base")
-    monkeypatch.delattr("merge.io.file_sink.FileSink.write")
+    monkeypatch.delattr("merge.output.writer.FileSink.write")
     norm = load_file(folders[where] / "model.safetensors")["model.norm.weight"]
     norm[3] = bad
     rewrite(folders[where], model__norm__weight=norm)

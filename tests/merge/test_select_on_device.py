@@ -9,12 +9,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from merge.engine.outputs import Output
+from merge.engine.plan import make_plan
 from merge.select import Counting, NotFinite, Ranking, Taker, magnitude_bits, rank
 from merge.select_on_device import DeviceCounting
 from merge.stream.engine import run
-from merge.stream.output import Output
 from merge.stream.survey import survey
-from merge.stream.tensor_plan import make_plan
 from merge.stream.threads import Workers
 from tests.merge.conftest import make_folders, recipe
 from tests.simulated_cuda import simulated_cuda

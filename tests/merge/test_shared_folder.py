@@ -12,7 +12,7 @@ import yaml
 
 import merge
 from common.errors import BadInput
-from merge.io.shared_folder import local_path, share
+from merge.output.sharing import local_path, share
 from tests.merge.conftest import recipe
 from tests.merge.test_adapters import lora
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 import merge
-from merge.io.out_folder import OutFolder
-from merge.io.vocabulary import read_vocabulary
+from merge.checkpoints.tokenizer import read_vocabulary
+from merge.output.out_folder import OutFolder
 from tests.merge import vocabularies
 from tests.merge.conftest import recipe
 

@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 
 import merge
 from merge import select
+from merge.engine.plan import make_plan
 from merge.recipe import Recipe
 from merge.stream import pieces
 from merge.stream.engine import run
-from merge.stream.tensor_plan import make_plan
 from merge.stream.threads import Workers
 from tests.merge.conftest import Keep, make_folders, recipe
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import merge
-from merge.io.template_tokens import template_tokens
+from merge.checkpoints.tokenizer import template_tokens
 from merge.stream import pieces
 from tests.pipeline.tiny_pair import HIDDEN, make_pair, shifted
 from tests.train.data.chat.model_templates import OLMO, text, tokenizer

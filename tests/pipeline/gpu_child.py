@@ -13,14 +13,14 @@ import os
 import signal
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 
 from common.errors import Interrupted
-from pipeline import stages, tune
+from pipeline import interruption
 from pipeline.execute import Job
-from pipeline.kinds import KINDS
-from pipeline.run import interruption
 from pipeline.run.gpus import __main__ as child
+from pipeline.stages.stage import STAGE_TYPES
 
 HANGS_AFTER_S = 120.0
 FOLDER = Path(sys.argv[1])
@@ -48,7 +48,7 @@ def make(job: Job) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     if asked("crash") == name:
         raise ZeroDivisionError("of all things")
-    if KINDS[job.stage.kind].trained:
+    if job.stage.type.trained:
         train(job)
     threads = job.options.get("threads") or job.options.get("compute", {}).get("threads")
     (job.out / "made.json").write_text(json.dumps({"devices": DEVICES, "threads": threads}))
@@ -78,9 +78,9 @@ def main() -> int:
     in_use = [(held / device).open("a") for device in DEVICES]
     for file in in_use:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails if the device is in use; ends with the process
-    for kind in KINDS.values():
+    for kind in STAGE_TYPES.values():
         module, _, function = kind.maker.partition(":")
-        setattr(stages if module == stages.__name__ else tune, function, make)
+        setattr(import_module(module), function, make)
     return child.main(FOLDER, int(sys.argv[2]), sys.argv[3:])
 
 

@@ -109,7 +109,7 @@ def score(model: Path, case: dict[str, Any]) -> None:
 
 
 def tune(model: Path, case: dict[str, Any]) -> None:
-    """A merge of two models, made and scored as pipeline/tune.py does."""
+    """A merge of two models, made and scored as pipeline/stages/tuning.py does."""
     from transformers import AutoTokenizer
 
     import merge

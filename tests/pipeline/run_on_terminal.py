@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import __main__ as entry
-from pipeline.graph import Stage
 from pipeline.run import console, sweep_run
-from pipeline.run.run_plan import RunPlan
 from pipeline.run.worker import Worker
+from pipeline.run_plan import RunPlan
+from pipeline.stages.stage import Stage
 from tests.pipeline.report.synthetic import write_scores
+from tests.pipeline.toy_stage import toy_stage
 
 CHILD = "from pipeline.run.console import say; say('a line of a child')"
 
@@ -38,7 +39,7 @@ def make(sweep: Any, plan: RunPlan, here: Worker, folder: Path) -> None:
 
 def publish(here: Worker, stage: Stage) -> None:
     """Without its parents."""
-    alone = Stage(stage.kind, stage.slug, stage.settings, stage.parents, stage.options)
+    alone = toy_stage(stage.kind, stage.slug, stage.settings, stage.parents, stage.options)
     here.ensure = lambda parent, to_read=False: Path()  # type: ignore[method-assign]
     here._make(alone)
     here.store.discard_work(alone)

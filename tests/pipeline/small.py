@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline import sweep
-from pipeline.graph import Inputs, Stage
-from pipeline.plan import merged, plan_cell
 from pipeline.run.cluster import site as sites
+from pipeline.stages.cell import merged, plan_cell
+from pipeline.stages.stage import Inputs, Stage
 
 CLASS = "{gpus: 0, cpus: 1, memory_gb: 2, hours: 1}"
 SITE = f"train: {CLASS}\nevaluate: {CLASS}\ndata: {CLASS}\n"

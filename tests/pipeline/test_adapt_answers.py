@@ -10,8 +10,8 @@ import pytest
 
 from pipeline import sweep
 from pipeline.__main__ import main
-from pipeline.graph import Inputs, Stage
-from pipeline.plan import plan_cell
+from pipeline.stages.cell import plan_cell
+from pipeline.stages.stage import Inputs, Stage
 from tests.pipeline.tiny_pair import make_pair, tamil
 
 PAIR = Inputs(model="base", sft_model="chat", corpus=("text",))

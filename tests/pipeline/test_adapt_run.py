@@ -15,14 +15,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import merge
 from common.files import read_jsonl, write_jsonl
-from merge.io.from_card import read_card
+from merge.output.card import read_card
 from pipeline import __main__ as entry
-from pipeline import check, inputs, stages, sweep
+from pipeline import check, inputs, sweep
 from pipeline.execute import Job
-from pipeline.graph import Stage
-from pipeline.plan import Cell, plan_cell
+from pipeline.stages import scoring
+from pipeline.stages.cell import Cell, plan_cell
 from tests import toy_text
 from tests.pipeline.tiny_pair import make_pair, shifted, tamil
+from tests.pipeline.toy_stage import toy_stage
 from tests.train.data.chat.model_templates import text, tokenizer
 
 ONE_MODEL = ("chat_linear", "chat_slerp")
@@ -204,9 +205,9 @@ def test_scores_of_a_model_that_was_not_written_are_the_chat_models(tmp_path: Pa
         folder.mkdir()
     (scored / "scores.jsonl").write_text('{"task": "next_tam"}\n')
     (scored / "stage.json").write_text("{}")
-    adapted, otherwise = Stage("adapted", "toy"), Stage("eval", "toy")
-    stage = Stage("eval", "toy", {}, {"checkpoint": adapted, "otherwise": otherwise})
-    stages.evaluate(Job(stage, out, tmp_path, {"checkpoint": nothing, "otherwise": scored}))
+    adapted, otherwise = toy_stage("adapted", "toy"), toy_stage("eval", "toy")
+    stage = toy_stage("eval", "toy", {}, {"checkpoint": adapted, "otherwise": otherwise})
+    scoring.run_eval(Job(stage, out, tmp_path, {"checkpoint": nothing, "otherwise": scored}))
     assert (out / "scores.jsonl").read_text() == '{"task": "next_tam"}\n' and not (out / "stage.json").exists()
 
 

@@ -9,17 +9,18 @@ from typing import Any
 import pytest
 import yaml
 
-from common import licences
+from common import hub
 from common.errors import BadInput
 from common.files import read_jsonl, write_jsonl
-from pipeline import adapted_card, adapting
+from pipeline import adapted_card
 from pipeline.adapted_card import Facts, Origin
-from pipeline.adapted_folder import add_stop, use_cache
 from pipeline.execute import Job
-from pipeline.graph import Stage
 from pipeline.job_settings import ChooseSettings
 from pipeline.run import adapted_model
+from pipeline.stages import adapting
+from pipeline.stages.adapting import add_stop, use_cache
 from tests.pipeline.tiny_pair import DOCUMENT_END, make_pair
+from tests.pipeline.toy_stage import toy_stage
 
 SCORES = [("sft", 0.3, 0.50), ("a", 0.9, 0.47), ("b", 0.5, 0.49), ("c", 0.4, 0.50), ("d", 0.5, 0.48)]
 
@@ -41,11 +42,11 @@ def job(tmp_path: Path, scores: list[tuple[str, float, float]], **asked: Any) ->
     settings = ChooseSettings("acc", "acc_en", 0.02, "tam", candidates, **asked).said()
     out = tmp_path / "out"
     out.mkdir()
-    return Job(Stage("choose", "toy", settings), out, tmp_path, folders)
+    return Job(toy_stage("choose", "toy", settings), out, tmp_path, folders)
 
 
 def chosen(made: Job) -> dict[str, Any]:
-    adapting.choose(made)
+    adapting.run_choose(made)
     found: dict[str, Any] = yaml.safe_load((made.out / "choice.yml").read_text())
     return found
 
@@ -144,7 +145,7 @@ def facts(base: str | None = "apache-2.0", chat: str | None = "apache-2.0", **mo
 
 def test_the_card_names_both_models_and_their_licence() -> None:
     card = adapted_card.render(facts(stop="<|im_end|>"), "# x\n\n## How to make it again\n\nrecipe\n")
-    assert licences.head_of(card) == {
+    assert hub.card_head(card) == {
         "base_model": ["o/base", "o/chat"],
         "base_model_relation": "merge",
         "language": ["tam"],

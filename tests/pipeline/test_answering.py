@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from eval.answers import generate_answers
-from pipeline.answering import answers, prompt
 from pipeline.execute import Job
-from pipeline.graph import Stage
+from pipeline.stages.scoring import prompt, run_answers
 from tests.eval.chat_models import CHATML, chat_tokenizer, saved
+from tests.pipeline.toy_stage import toy_stage
 
 QUESTIONS = ["நீர் என்றால் என்ன?", "Moni", "བོད་ཡིག་ཟེར་ན་ཅི་ཞིག་ཡིན་ནམ།"]
 SETTINGS = {"language": "tam", "seed": 0, "tokens": 6, "dtype": "float32", "questions": QUESTIONS}
@@ -20,10 +20,10 @@ OPTIONS = {"device": "cpu", "threads": 1, "batch_tokens": 256}
 
 def made(folder: Path, model: Path, **more: object) -> list[dict[str, object]]:
     """What the stage leaves of a given model."""
-    stage = Stage("answers", "tam", {**SETTINGS, **more}, {"checkpoint": Stage("model", "given")}, OPTIONS)
+    stage = toy_stage("answers", "tam", {**SETTINGS, **more}, {"checkpoint": toy_stage("model", "given")}, OPTIONS)
     (folder / "out").mkdir(parents=True)
     job = Job(stage, folder / "out", folder / "work", {"checkpoint": model})
-    answers(job)
+    run_answers(job)
     return [json.loads(line) for line in (job.out / "answers.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
@@ -50,9 +50,9 @@ def test_a_model_that_was_not_written_answers_as_the_chat_model(tmp_path: Path) 
     for name in ("adapted", "chat", "out"):
         (tmp_path / name).mkdir()
     (tmp_path / "chat" / "answers.jsonl").write_text(said, encoding="utf-8")
-    parents = {"checkpoint": Stage("adapted", "tam"), "otherwise": Stage("answers", "tam")}
+    parents = {"checkpoint": toy_stage("adapted", "tam"), "otherwise": toy_stage("answers", "tam")}
     folders = {"checkpoint": tmp_path / "adapted", "otherwise": tmp_path / "chat"}
-    job = Job(Stage("answers", "tam", SETTINGS, parents, OPTIONS), tmp_path / "out", tmp_path / "work", folders)
-    answers(job)
+    job = Job(toy_stage("answers", "tam", SETTINGS, parents, OPTIONS), tmp_path / "out", tmp_path / "work", folders)
+    run_answers(job)
     assert (tmp_path / "out" / "answers.jsonl").read_text(encoding="utf-8") == said
     assert job.note == ": those of the chat model"

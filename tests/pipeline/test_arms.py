@@ -8,12 +8,12 @@ import pytest
 
 from common.errors import BadInput
 from pipeline import sweep
-from pipeline.arms import ARMS
-from pipeline.graph import Inputs, Stage
-from pipeline.plan import Cell, merged, plan_cell
-from pipeline.report.records import label, labels
+from pipeline.baselines import BASELINES
+from pipeline.report.formatting import label, labels
 from pipeline.run.cluster.schedule import cut
-from pipeline.trajectory import trajectories
+from pipeline.stages.cell import Cell, merged, plan_cell
+from pipeline.stages.stage import Inputs, Stage
+from pipeline.stages.trajectory import trajectories
 
 TRAINED = "eval.unmerged=[base,sft,ct,ct_then_sft,sft_then_ct,target_sft]"
 MERGED = "arm=[average_of_ct_then_sft_and_ct,average_of_base_and_sft,chat_vector,random_signs]"
@@ -96,9 +96,9 @@ def test_merge_then_sft_trains_on_the_weights_of_the_merge() -> None:
 
 def test_every_arm_has_a_title_and_can_be_planned_together() -> None:
     planned = cells(
-        f"eval.unmerged=[{','.join(ARMS)}]", MERGED, ALIKE, "sft.block_size=128", "merge.then_sft=ties_sv_1"
+        f"eval.unmerged=[{','.join(BASELINES)}]", MERGED, ALIKE, "sft.block_size=128", "merge.then_sft=ties_sv_1"
     )
-    assert set(ARMS) <= set(planned[0].evals)
+    assert set(BASELINES) <= set(planned[0].evals)
     assert len({label(name) for name in planned[0].evals}) == len(planned[0].evals)
     before: set[str] = set()
     for task in cut(merged(planned)):

@@ -11,20 +11,21 @@ import pytest
 
 from common.errors import BadInput
 from common.files import read_jsonl
-from pipeline import inputs, stages, sweep
+from pipeline import inputs, sweep
 from pipeline.check import resources
-from pipeline.check.chat_prompts import chat_prompts
 from pipeline.check.finding import Finding
+from pipeline.check.models import check_chat_templates
 from pipeline.config import Config
-from pipeline.cost.generation import generated_tokens
-from pipeline.cost.stage_work import scored_tokens
+from pipeline.cost.estimate import generated_tokens, scored_tokens
 from pipeline.execute import Job
-from pipeline.graph import Inputs, Stage
-from pipeline.plan import plan_cell
 from pipeline.run.plan_table import prompts
-from pipeline.speaker import speaker
+from pipeline.stages import scoring
+from pipeline.stages.cell import plan_cell
+from pipeline.stages.scoring import speaker
+from pipeline.stages.stage import Inputs
 from tests.eval import local_tasks
 from tests.eval.chat_models import CHATML, DATED, NO_SYSTEM, chat_model, chat_tokenizer, saved
+from tests.pipeline.toy_stage import toy_stage
 
 SHIPPED = Path(__file__).parents[2] / "models" / "tiny-base"
 
@@ -135,26 +136,26 @@ def test_a_merge_is_scored_by_the_template_and_the_generation_config_of_its_chat
 
     own = local_tasks.write(tmp_path / "tasks", ["mgsm_tam"])
     tasks = task_set.prepare(include_path=own, limit=2, fewshot=1)
-    monkeypatch.setattr(stages, "tasks_of_settings", lambda *_: tasks)
+    monkeypatch.setattr(scoring, "tasks_of_settings", lambda *_: tasks)
     folder = tmp_path / "written"
     merge.write(Recipe.from_yaml(tmp_path / "merge.yml"), folder)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"):
         shutil.copyfile(merged["sft"] / name, folder / name)
     asking = Asking("auto", "சொல்")
     expected = harness.evaluate_folder(folder, tasks, asking=asking)
-    parents = {name: Stage("model", name, {"name": name}) for name in merged}
+    parents = {name: toy_stage("model", name, {"name": name}) for name in merged}
     usual = {"split": "test", "limit": None, "excerpt": None, "language": "tam", "tasks": [], "inputs": []}
-    stage = Stage(
+    stage = toy_stage(
         "eval",
         "merge",
         {**usual, "chat": "auto", "system": "சொல்"},
-        {**parents, "merge": Stage("merge", "merge")},
+        {**parents, "merge": toy_stage("merge", "merge")},
         {"device": "cpu", "threads": 1, "batch_tokens": 1024, "include_path": None},
     )
     out = tmp_path / "out"
     out.mkdir()
     job = Job(stage=stage, out=out, work=tmp_path, folders={**merged, "merge": tmp_path})
-    stages.evaluate(job)
+    scoring.run_eval(job)
     assert read_jsonl(tmp_path / "out" / "scores.jsonl") == json.loads(json.dumps(expected.records))
     found = read_jsonl(tmp_path / "out" / "samples.jsonl")
     assert [row["answer"] for row in found] == [row["answer"] for row in expected.samples]
@@ -164,14 +165,16 @@ def test_a_merge_is_scored_by_the_template_and_the_generation_config_of_its_chat
 def test_check_reports_what_is_asked(tmp_path: Path) -> None:
     own = local_tasks.write(tmp_path / "own", ["choice_tam", "mgsm_tam"])
     stated = config(f"eval.include_path={own}", "eval.fewshot={mgsm_tam: 2}", "eval.limit=3")
-    assert list(resources.tasks(stated)) == [
+    assert list(resources.check_tasks(stated)) == [
         Finding(
             False,
             "prompts     plain; choice_tam: 3; mgsm_tam: 3, 2 examples each, up to 30 tokens generated (10 each)",
             told=True,
         )
     ]
-    too_many = list(resources.tasks(config(f"eval.include_path={own}", "eval.tasks=[mgsm_tam]", "eval.fewshot=9")))
+    too_many = list(
+        resources.check_tasks(config(f"eval.include_path={own}", "eval.tasks=[mgsm_tam]", "eval.fewshot=9"))
+    )
     assert [finding.fails for finding in too_many] == [True]
     assert too_many[0].text.startswith("eval.fewshot: mgsm_tam has 4 examples to draw from, got 9")
 
@@ -179,7 +182,7 @@ def test_check_reports_what_is_asked(tmp_path: Path) -> None:
 def test_check_reports_where_generation_stops(tmp_path: Path) -> None:
     chat = saved(tmp_path / "chat", eos_token_id=[1, 2])
     stated = config("model=folder", f"model.path={SHIPPED}", f"sft.source={chat}", "eval.chat=auto")
-    plain, chats = list(chat_prompts(stated))
+    plain, chats = list(check_chat_templates(stated))
     assert plain.told and plain.text == f"chat        model.path={SHIPPED}: plain prompts (no chat template)"
     names = chat_tokenizer().convert_ids_to_tokens([1, 2])
     assert chats.told and chats.text == (
@@ -187,13 +190,13 @@ def test_check_reports_where_generation_stops(tmp_path: Path) -> None:
     )
     runs_on = CHATML.replace("<|im_end|>", "</s>")
     (chat / "chat_template.jinja").write_text(runs_on, encoding="utf-8")
-    warning = list(chat_prompts(stated))[-1]
+    warning = list(check_chat_templates(stated))[-1]
     assert not warning.fails and "its template ends an answer by </s>, where generation does not stop" in warning.text
     (chat / "chat_template.jinja").write_text(NO_SYSTEM, encoding="utf-8")
     with_system = config("model=folder", f"model.path={chat}", "eval.chat=auto", "eval.system=short")
     with pytest.raises(BadInput, match=r"^eval\.system: .* takes no system message"):
-        list(chat_prompts(with_system))
-    assert list(chat_prompts(config())) == []
+        list(check_chat_templates(with_system))
+    assert list(check_chat_templates(config())) == []
 
 
 def test_plan_reports_what_is_not_asked_in_the_usual_way() -> None:

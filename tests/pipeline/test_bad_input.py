@@ -17,8 +17,9 @@ import pytest
 
 from common.errors import BadInput
 from pipeline import __main__ as entry
-from pipeline import inputs, stages, sweep
+from pipeline import inputs, sweep
 from pipeline.run import sweep_run
+from pipeline.stages import data
 from tests.messages import assert_one_line, assert_wording
 
 ROOT = Path(__file__).parents[2]
@@ -218,9 +219,9 @@ def test_no_disk_space(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
 
 def test_a_budget_above_the_corpus_names_its_size(tmp_path: Path) -> None:
     (tmp_path / "counts.json").write_text(json.dumps({"tokens": 123_456}))
-    stages.check_budget(tmp_path, 123_456)
+    data.check_budget(tmp_path, 123_456)
     with pytest.raises(BadInput, match=r"^ct\.tokens=1M: .* 123,456 "):
-        stages.check_budget(tmp_path, 10**6)
+        data.check_budget(tmp_path, 10**6)
 
 
 def test_nothing_to_report(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,12 +15,12 @@ from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForC
 from common.errors import BadInput
 from common.files import read_jsonl, write_jsonl
 from pipeline import __main__ as entry
-from pipeline import check, inputs, sweep
-from pipeline.graph import Stage
-from pipeline.plan import plan_cell
-from pipeline.run import run_plan, sweep_run
-from pipeline.run.journal import Journal
+from pipeline import check, inputs, run_plan, sweep
+from pipeline.journal import Journal
+from pipeline.run import sweep_run
 from pipeline.run.worker import worker
+from pipeline.stages.cell import plan_cell
+from pipeline.stages.stage import Stage
 from tests.train.data.chat.model_templates import VICUNA, text, tokenizer
 
 COMMIT = "6a8734bc69fefcbb7735f4f9250f43e4cd7a442e"

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import check, fertility, sweep
-from pipeline.check import Finding
-from pipeline.check import text as text_checks
-from pipeline.check.stated import stated
+from pipeline import check, sweep
+from pipeline.check import Finding, data
+from pipeline.check.data import measure_fertility
+from pipeline.check.resources import check_hypotheses
 from pipeline.config import Config
 
 ROOT = Path(__file__).parents[2]
@@ -75,7 +75,7 @@ def test_the_largest_budget_of_a_sweep_is_the_one_that_is_asked_for(tmp_path: Pa
         config(f"store={tmp_path}", "language=mine", f"corpus.path={tmp_path}/text.txt", f"ct.tokens={budget}")
         for budget in ("4k", "450k")
     ]
-    said = list(text_checks.budgets(configs))
+    said = list(data.check_budgets(configs))
     assert [finding.text.partition(":")[0] for finding in said] == ["ct.tokens=450k"]
 
 
@@ -116,28 +116,28 @@ def byte_fallback() -> object:
 
 
 def test_a_script_that_falls_into_bytes_is_seen() -> None:
-    latin, tibetan = (fertility.measure(byte_fallback(), [text]) for text in ("the water of the river", "ཆུ་བོའི་ཆུ"))
+    latin, tibetan = (measure_fertility(byte_fallback(), [text]) for text in ("the water of the river", "ཆུ་བོའི་ཆུ"))
     assert (latin.fallback, latin.bytes_a_token, latin.returned) == (0.0, 1.0, 1.0)
     assert (tibetan.fallback, tibetan.bytes_a_token, tibetan.returned) == (1.0, 1.0, 1.0)
-    mixed = fertility.measure(byte_fallback(), ["ab", "ཆ"])
+    mixed = measure_fertility(byte_fallback(), ["ab", "ཆ"])
     assert mixed.fallback == pytest.approx(3 / 5)
 
 
 def test_parts_of_characters_are_seen_in_byte_level_tokenizers_too() -> None:
-    tokenizer = fertility.load(ROOT / "models" / "tiny-base", "model.path")
-    chichewa, tibetan = (fertility.measure(tokenizer, [text]) for text in ("Madzi a mtsinje amayenda.", "ཆུ་བོའི་ཆུ"))
+    tokenizer = data.load_tokenizer(ROOT / "models" / "tiny-base", "model.path")
+    chichewa, tibetan = (measure_fertility(tokenizer, [text]) for text in ("Madzi a mtsinje amayenda.", "ཆུ་བོའི་ཆུ"))
     assert chichewa.fallback == 0.0 and chichewa.returned == 1.0
-    assert tibetan.fallback > fertility.MAX_FALLBACK_SHARE and tibetan.returned == 1.0 and tibetan.unknown == 0.0
+    assert tibetan.fallback > data.MAX_FALLBACK_SHARE and tibetan.returned == 1.0 and tibetan.unknown == 0.0
 
 
 def test_control_tokens_in_the_text_are_a_warning(tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("Madzi <|end|> a mtsinje.\n\nMadzi <|end|><|end|>\n\nMadzi <|start|>")
     asked = ["language=mine", f"corpus.path={text}"]
-    (warned,) = [finding for finding in text_checks.tokenizer(config(*asked)) if "control tokens" in finding.text]
+    (warned,) = [finding for finding in data.check_tokenizer(config(*asked)) if "control tokens" in finding.text]
     assert not warned.fails and "<|end|> (3 times in up to 200 documents)" in warned.text
     text.write_text("Madzi a mtsinje.\n\nMadzi")
-    assert not [finding for finding in text_checks.tokenizer(config(*asked)) if "control tokens" in finding.text]
+    assert not [finding for finding in data.check_tokenizer(config(*asked)) if "control tokens" in finding.text]
 
 
 def test_text_that_a_tokenizer_loses_fails_and_a_hardly_known_script_warns(tmp_path: Path) -> None:
@@ -145,19 +145,19 @@ def test_text_that_a_tokenizer_loses_fails_and_a_hardly_known_script_warns(tmp_p
 
     (tmp_path / "text.txt").write_text("ཆུ་བོའི་ཆུ\n\nབོད་ཡིག")
     text = ["language=mine", f"corpus.path={tmp_path}/text.txt"]
-    warned = list(text_checks.tokenizer(config(*text)))
+    warned = list(data.check_tokenizer(config(*text)))
     assert len(warned) == 1 and not warned[0].fails and "splits the script into many tokens" in warned[0].text
     folder = tmp_path / "model"
     folder.mkdir()
     Tokenizer(models.BPE({"<unk>": 0, "a": 1}, [], unk_token="<unk>")).save(str(folder / "tokenizer.json"))
-    failed = list(text_checks.tokenizer(config(*text, f"model.path={folder}")))
+    failed = list(data.check_tokenizer(config(*text, f"model.path={folder}")))
     assert failed[0].fails and "as unknown" in failed[0].text
 
 
 def test_hypotheses_are_read_before_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cell = config(f"store={tmp_path}", "name=mine")
     monkeypatch.chdir(tmp_path)
-    assert list(stated([cell])) == []
+    assert list(check_hypotheses([cell])) == []
     path = Path("hypotheses") / f"{cell.name}.yaml"
     path.parent.mkdir()
     entry = (
@@ -165,16 +165,16 @@ def test_hypotheses_are_read_before_a_run(tmp_path: Path, monkeypatch: pytest.Mo
     )
     budget = str(cell.ct.tokens)
     path.write_text(entry.replace("M", "ct_then_sft").replace("B", budget))
-    (warning,) = stated([cell])
+    (warning,) = check_hypotheses([cell])
     assert not warning.fails and "not in a git repository" in warning.text
     subprocess.run(["git", "init", "-q"], check=True)
-    (warning,) = stated([cell])
+    (warning,) = check_hypotheses([cell])
     assert not warning.fails and f"{path}: a: its present text is not committed" in warning.text
     for method, tokens, said in (("tie", budget, "method tie is not"), ("ct", "7M", "budget=7M: the experiment has")):
         path.write_text(entry.replace("M", method, 1).replace("B", tokens))
-        first, second = stated([cell])
+        first, second = check_hypotheses([cell])
         assert f"{path}: a: this run gives no data for it: " in first.text and said in first.text
         assert not first.fails and "not committed" in second.text
     path.write_text("[]")
-    (failure,) = check.guarded(stated, [cell])
+    (failure,) = check.guarded(check_hypotheses, [cell])
     assert failure.fails and "expected a list of hypotheses" in failure.text

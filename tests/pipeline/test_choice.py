@@ -11,11 +11,13 @@ import pytest
 
 from common.errors import BadInput
 from merge import Recipe
-from pipeline import choosing, recipes, sweep, tune
+from pipeline import recipes, sweep
 from pipeline.execute import Job
-from pipeline.graph import Inputs, Stage
-from pipeline.plan import Cell, merged, plan_cell
 from pipeline.run.cluster.schedule import cut
+from pipeline.stages import tuning
+from pipeline.stages.cell import Cell, merged, plan_cell
+from pipeline.stages.stage import Inputs, Stage
+from tests.pipeline.toy_stage import toy_stage
 
 AXES = ("ct.tokens=2048,4096", "seed=0,1")
 ALL = "merge.choice={budgets:all,seeds:all}"
@@ -89,9 +91,9 @@ def test_ct_then_sft_has_tries_and_is_trained_by_the_chosen_one() -> None:
         rates = [training["learning_rate"] for training in chosen.settings["trainings"]]
         assert rates == [5e-4, 2e-4]
         assert after.chosen["ct_then_sft"] is chosen
-    (tune,) = (stage for stage in tuned[0].stages if stage.kind == "tune" and "ct-then-sft-2048-s0" in stage.slug)
-    assert tune.parents["try-0"].key == plain[0].checkpoints["ct_then_sft"].key, "the first try is no other training"
-    assert tune.settings["tries"] == [{"learning_rate": 5e-4}, {"learning_rate": 2e-4}]
+    (tuning,) = (stage for stage in tuned[0].stages if stage.kind == "tune" and "ct-then-sft-2048-s0" in stage.slug)
+    assert tuning.parents["try-0"].key == plain[0].checkpoints["ct_then_sft"].key, "the first try is no other training"
+    assert tuning.settings["tries"] == [{"learning_rate": 5e-4}, {"learning_rate": 2e-4}]
 
 
 def test_a_try_of_other_length_has_blocks_of_its_own() -> None:
@@ -155,17 +157,17 @@ def job(folder: Path, cells: Sequence[list[dict[str, object]]]) -> Job:
     folders, parents = {}, {}
     for number, rows in enumerate(cells):
         role = "tune" if len(cells) == 1 else f"tune-{number}"
-        folders[role], parents[role] = folder / role, Stage("tune", role, {"number": number})
+        folders[role], parents[role] = folder / role, toy_stage("tune", role, {"number": number})
         (folder / role).mkdir()
-        choosing.write(folder / role, rows)
+        tuning.write_trials(folder / role, rows)
     (folder / "out").mkdir()
-    return Job(Stage("merge", "a", {}, parents), folder / "out", folder / "work", folders)
+    return Job(toy_stage("merge", "a", {}, parents), folder / "out", folder / "work", folders)
 
 
 def test_the_mean_over_cells_decides(tmp_path: Path) -> None:
     """The try that no cell likes best, and that is second everywhere, wins."""
     shared = job(tmp_path, [tries(0.9, 0.6, 0.1), tries(0.1, 0.6, 0.9), tries(0.1, 0.5, 0.2)])
-    assert choosing.chosen(shared) == (1, {"lambda": 1})
+    assert tuning.selected_trial(shared) == (1, {"lambda": 1})
     rows = [json.loads(line) for line in (shared.out / "tries.jsonl").read_text().splitlines()]
     assert rows[1]["scores"] == [0.6, 0.6, 0.5] and rows[1]["score"] == pytest.approx(1.7 / 3)
     assert (shared.out / "choice.yml").read_text() == "lambda: 1\n"
@@ -174,13 +176,13 @@ def test_the_mean_over_cells_decides(tmp_path: Path) -> None:
 def test_bits_are_better_low_and_of_equals_the_first_is_taken(tmp_path: Path) -> None:
     for name, metric, scores, best in (("bits", "bits_per_byte", (2.0, 1.0, 3.0), 1), ("equal", "acc", (1.0, 1.0), 0)):
         (tmp_path / name).mkdir()
-        assert choosing.chosen(job(tmp_path / name, [tries(*scores, metric=metric)]))[0] == best
+        assert tuning.selected_trial(job(tmp_path / name, [tries(*scores, metric=metric)]))[0] == best
 
 
 def test_cells_that_scored_other_tries_are_no_choice(tmp_path: Path) -> None:
     other = [{"settings": {"lambda": 7}, "metric": "acc", "score": 0.5}]
     with pytest.raises(ValueError, match="other tries"):
-        choosing.chosen(job(tmp_path, [tries(0.5), other]))
+        tuning.selected_trial(job(tmp_path, [tries(0.5), other]))
 
 
 @pytest.mark.parametrize(
@@ -210,5 +212,5 @@ def test_tries_of_an_interrupted_choice_are_read_up_to_where_they_were_cut_off(t
     rows = [{"method": "a\u2028b"}, {"method": "c"}]
     whole = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
     (tmp_path / "tries.jsonl").write_bytes(whole + '{"method": "ŵ'.encode()[:-1])
-    assert tune.read_tries(tmp_path / "tries.jsonl") == rows
+    assert tuning.read_tries(tmp_path / "tries.jsonl") == rows
     assert (tmp_path / "tries.jsonl").read_bytes() == whole

@@ -13,17 +13,17 @@ from submitit.helpers import DelayedSubmission
 
 from common.errors import BadInput
 from pipeline import sweep
-from pipeline.graph import Inputs, Stage
-from pipeline.plan import plan_cell
+from pipeline.journal import Journal
 from pipeline.run import cluster, launch
 from pipeline.run.cluster import queue, schedule, watch
 from pipeline.run.cluster import submit as submit_module
 from pipeline.run.cluster.job import ClusterJob, bind_gpus
 from pipeline.run.console import Estimates, Progress
 from pipeline.run.failures import Failures, tell
-from pipeline.run.journal import Journal
-from pipeline.run.run_plan import RunPlan
 from pipeline.run.worker import Worker
+from pipeline.run_plan import RunPlan
+from pipeline.stages.cell import plan_cell
+from pipeline.stages.stage import Inputs, Stage
 from pipeline.store import Store
 from tests.pipeline import toy
 from tests.pipeline.small import site

@@ -4,10 +4,10 @@ import pytest
 
 from common.errors import BadInput
 from pipeline import check, sweep
-from pipeline.check.text import control
-from pipeline.graph import Stage
+from pipeline.check.data import check_control
 from pipeline.inputs import inputs
-from pipeline.plan import plan_cell
+from pipeline.stages.cell import plan_cell
+from pipeline.stages.stage import Stage
 
 
 def planned(*words: str) -> dict[str, Stage]:
@@ -55,7 +55,9 @@ def test_what_cannot_be_a_control_is_refused_in_a_line(words: list[str], says: s
 
 def test_a_base_that_may_have_read_the_text_is_told_of() -> None:
     def said(*words: str) -> list[check.Finding]:
-        return list(control(sweep.expand(["experiment=test", "language=cipher", *words], multirun=False).configs[0]))
+        return list(
+            check_control(sweep.expand(["experiment=test", "language=cipher", *words], multirun=False).configs[0])
+        )
 
     (finding,) = said("model=recipe_b", "model.recipe.withheld_chapters=0.0")
     assert not finding.fails and "withholds no chapter" in str(finding)

@@ -15,11 +15,11 @@ import pytest
 from common.errors import BadInput
 from pipeline import sweep
 from pipeline.config import Config, ModelShape
-from pipeline.cost import estimate, fit, flops, hardware, measured, memory
-from pipeline.cost.model_shape import from_config_json, model_shape
-from pipeline.cost.stage_work import Work, stage_work
-from pipeline.graph import Inputs
-from pipeline.plan import Cell, merged, plan_cell
+from pipeline.cost import estimate, hardware, memory
+from pipeline.cost.estimate import Work, stage_work
+from pipeline.cost.shape import forward_flops, from_config_json, model_shape, training_flops
+from pipeline.stages.cell import Cell, merged, plan_cell
+from pipeline.stages.stage import Inputs
 from train.parallel import Compute
 
 ROOT = Path(__file__).parents[2]
@@ -69,8 +69,8 @@ def test_flops_are_those_of_the_matrix_products(shape: ModelShape) -> None:
     )
     layer = sum(2 * rows * columns for rows, columns in matrices) + 2 * 2 * context * shape.hidden
     by_hand = shape.layers * layer + 2 * shape.hidden * shape.vocabulary
-    assert flops.forward(shape, context) == pytest.approx(by_hand, rel=1e-3)  # ours has the norms too
-    assert flops.training(shape, context) == 3 * flops.forward(shape, context)
+    assert forward_flops(shape, context) == pytest.approx(by_hand, rel=1e-3)  # ours has the norms too
+    assert training_flops(shape, context) == 3 * forward_flops(shape, context)
 
 
 @pytest.mark.parametrize(("processes", "nodes"), [(1, 1), (8, 1), (8, 4)])
@@ -109,7 +109,7 @@ def test_more_gpus_hold_less_each_and_zero3_less_than_zero2() -> None:
 
 def test_recomputation_and_small_passes_save_activations() -> None:
     def held(**options: Any) -> float:
-        return memory.training(LLAMA, Compute(precision="bf16", **options), 8 * 2048, 2048).activations
+        return memory.training_memory(LLAMA, Compute(precision="bf16", **options), 8 * 2048, 2048).activations
 
     assert held(gradient_checkpointing=True) < held() / 3
     assert held(micro_batch=1) == pytest.approx(held() / 8)
@@ -133,7 +133,7 @@ def trainings(kinds: tuple[str, ...]) -> list[tuple[Any, Work, float]]:
 @pytest.mark.parametrize(("kinds", "one"), [(("ct", "sft"), "nya-1M-s0"), (("eval", "tune"), "nya-ct-200k-s0")])
 def test_calibrated_on_one_stage_the_others_take_what_is_predicted(kinds: tuple[str, ...], one: str) -> None:
     stages = trainings(kinds)
-    rates = measured.calibrate([stage for stage in stages if stage[0].slug == one and stage[0].kind == kinds[0]])
+    rates = estimate.calibrate([stage for stage in stages if stage[0].slug == one and stage[0].kind == kinds[0]])
     others = [
         (stage.slug, rates.seconds(stage, work) / seconds) for stage, work, seconds in stages if stage.slug != one
     ]
@@ -146,37 +146,37 @@ def test_calibrated_on_one_stage_the_others_take_what_is_predicted(kinds: tuple[
     [("8xH100", (1, 8, "H100")), ("4x8xa100-40gb", (4, 8, "A100-40GB")), ("1xL40S", (1, 1, "L40S"))],
 )
 def test_clusters_by_name(name: str, cluster: tuple[int, int, str]) -> None:
-    found = hardware.parse(name)
+    found = hardware.parse_cluster(name)
     assert (found.nodes, found.per_node, found.gpu.name) == cluster
 
 
 @pytest.mark.parametrize("name", ["8H100", "0xH100", "8xH1000", "x8xH100", "8x", "8xH100;ls"])
 def test_other_clusters_are_refused(name: str) -> None:
     with pytest.raises(BadInput, match=f"CLUSTER={re.escape(name)}: "):
-        hardware.parse(name)
+        hardware.parse_cluster(name)
 
 
 @pytest.mark.parametrize("name", ["8xRTX4090", "1xH100", "2xH100", "4x8xRTX3090"])
 def test_what_cannot_fit_is_refused_and_what_is_named_instead_fits(name: str) -> None:
-    cluster = hardware.parse(name)
-    config = fit.on_cluster(paper("compute=zero2"), cluster)
+    cluster = hardware.parse_cluster(name)
+    config = memory.on_cluster(paper("compute=zero2"), cluster)
     with pytest.raises(BadInput, match=r"needs [\d.]+ GiB per GPU, got [\d.]+ GiB usable\. ") as refusal:
-        fit.check(config, cluster)
+        memory.check_fit(config, cluster)
     larger = re.search(r"Set CLUSTER=(\S+)", str(refusal.value))
     changes = re.findall(r"(compute\.\S+=\S+)", str(refusal.value).rpartition("Set ")[2])
-    wider = hardware.parse(larger[1]) if larger else cluster
-    fit.check(fit.on_cluster(paper("compute=zero2", *changes), wider), wider)
+    wider = hardware.parse_cluster(larger[1]) if larger else cluster
+    memory.check_fit(memory.on_cluster(paper("compute=zero2", *changes), wider), wider)
 
 
 def test_a_batch_that_the_gpus_cannot_share_is_refused() -> None:
-    cluster = hardware.parse("3xH100")
+    cluster = hardware.parse_cluster("3xH100")
     with pytest.raises(BadInput, match=r"CLUSTER=3xH100: .*batch_tokens=1048576.* cannot be divided by 3 processes"):
-        fit.check(fit.on_cluster(paper(), cluster), cluster)
+        memory.check_fit(memory.on_cluster(paper(), cluster), cluster)
 
 
 def test_a_budget_costs_what_is_new_in_it() -> None:
     rows = {
-        row.stage.slug: row for row in estimate.rows(tiny(), set(), estimate.Untimed(), {}) if row.stage.kind == "ct"
+        row.stage.slug: row for row in estimate.rows(tiny(), set(), estimate.NoRates(), {}) if row.stage.kind == "ct"
     }
     assert [rows[f"nya-{budget}-s0"].work.tokens for budget in ("10k", "40k", "200k", "1M")] == [
         10_000,
@@ -210,7 +210,7 @@ def test_the_critical_path_goes_through_the_budgets() -> None:
 
 
 def test_disk_at_its_peak_is_what_stays_and_the_largest_work_beside_it() -> None:
-    rows = estimate.rows(tiny(), set(), estimate.Untimed(), {})
+    rows = estimate.rows(tiny(), set(), estimate.NoRates(), {})
     stays = sum(row.work.written for row in rows)
     assert estimate.disk_peak(rows, 7.0) == 7.0 + stays + max(row.work.scratch for row in rows)
     ct = {row.stage.slug: row.work for row in rows if row.stage.kind == "ct"}
@@ -275,7 +275,7 @@ def test_calibrated_on_one_training_the_others_hold_what_is_predicted() -> None:
     shapes = {"tiny": from_config_json(ROOT / "models" / "tiny-base" / "config.json"), "smollm2": SMOLLM2}
     cases = json.loads((Path(__file__).parent / "measured_memory.json").read_text())["cases"]
     says = [
-        memory.training(
+        memory.training_memory(
             shapes[one["model"]], Compute(**one["options"]), one["blocks"] * one["block_size"], one["block_size"]
         ).total
         for one in cases
@@ -308,5 +308,5 @@ def test_lora_trains_what_peft_says_and_holds_less() -> None:
         model = get_peft_model(LlamaForCausalLM(config), LoraConfig(r=4, target_modules=targets))
         added = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         assert shape.lora_parameters(4, targets) == added
-    whole, low = (fit.on_cluster(paper(*more), hardware.parse("8xH100")) for more in ((), ("train=lora",)))
-    assert estimate.training_memory(low)["ct"].states < estimate.training_memory(whole)["ct"].states
+    whole, low = (memory.on_cluster(paper(*more), hardware.parse_cluster("8xH100")) for more in ((), ("train=lora",)))
+    assert memory.memory_of_trainings(low)["ct"].states < memory.memory_of_trainings(whole)["ct"].states

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from pipeline import stages, sweep
+from pipeline import sweep
 from pipeline.execute import Job
-from pipeline.graph import Inputs, Stage
-from pipeline.plan import plan_cell
+from pipeline.stages import scoring
+from pipeline.stages.cell import plan_cell
+from pipeline.stages.stage import Inputs, Stage
 from tests.eval.conftest import tiny_model
 from tests.eval.conftest import tokenizer as tokenizer  # noqa: PLC0414  # a fixture
 
@@ -64,5 +65,5 @@ def score(stage: Stage, root: Path, given: dict[str, Path]) -> str:
     folders = {role: places.get(role, root / role) for role in stage.parents}
     out = root / stage.slug
     out.mkdir()
-    stages.evaluate(Job(stage, out, root, folders))
+    scoring.run_eval(Job(stage, out, root, folders))
     return (out / "scores.jsonl").read_text()

@@ -17,10 +17,10 @@ import pytest
 
 from common.errors import BadInput, StageFailed
 from pipeline.execute import Executor
-from pipeline.graph import Stage
-from pipeline.run.journal import Journal
+from pipeline.journal import Journal
 from pipeline.store import Store
 from tests.pipeline import toy
+from tests.pipeline.toy_stage import toy_stage
 
 ROOT = Path(__file__).parents[2]
 
@@ -179,7 +179,7 @@ def test_a_full_disk_of_which_torch_tells_in_its_own_words_is_bad_input(
 
 
 def test_what_another_job_is_making_comes_last(tmp_path: Path) -> None:
-    first, second = Stage("corpus", "first", {"words": 1}), Stage("corpus", "second", {"words": 2})
+    first, second = toy_stage("corpus", "first", {"words": 1}), toy_stage("corpus", "second", {"words": 2})
     journal = Journal(tmp_path / "journal.jsonl")
     store, maker = Store(tmp_path / "store"), toy.Makers().__getitem__
     executor = Executor(store, (first, second), journal, maker=maker, say=lambda line: None)

@@ -9,9 +9,9 @@ import pytest
 
 from common.errors import BadInput
 from pipeline import sweep
-from pipeline.graph import Inputs
-from pipeline.plan import Cell, merged, plan_cell
 from pipeline.run import collect
+from pipeline.stages.cell import Cell, merged, plan_cell
+from pipeline.stages.stage import Inputs
 
 RATES = "sft.grid={learning_rate:[5e-4,2e-4]}"
 

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from common.errors import BadInput
 from common.files import Checksums
 from pipeline import inputs, sweep
-from pipeline.graph import Inputs
-from pipeline.plan import plan_cell
+from pipeline.stages.cell import plan_cell
+from pipeline.stages.stage import Inputs
 
 SHIPPED = Path(__file__).parents[2] / "models" / "tiny-base"
 WEIGHTS = load_file(SHIPPED / "model.safetensors")

@@ -18,12 +18,13 @@ import torch
 
 from common.errors import BadInput
 from pipeline import sweep
-from pipeline.graph import Stage
 from pipeline.run.cluster.schedule import Task
 from pipeline.run.gpus import __main__ as gpu_child
 from pipeline.run.gpus import devices
 from pipeline.run.gpus.pool import Pool, pieces, width
+from pipeline.stages.stage import Stage
 from tests.pipeline import small
+from tests.pipeline.toy_stage import toy_stage
 
 ROOT = Path(__file__).parents[2]
 FOUR = ("compute.strategy=ddp", "compute.processes=4")
@@ -42,10 +43,10 @@ def stages(*overrides: str) -> tuple[Stage, ...]:
 def task(name: str, wanted: int, needs: frozenset[str] = frozenset()) -> Task:
     """A piece that holds so many GPUs."""
     if wanted == 0:
-        return Task("data", (Stage("corpus", name, {"name": name}),), needs)
+        return Task("data", (toy_stage("corpus", name, {"name": name}),), needs)
     if wanted == 1:
-        return Task("evaluate", (Stage("eval", name, {"name": name}),), needs)
-    stage = Stage("sft", name, {"name": name}, options={"compute": {"processes": wanted}})
+        return Task("evaluate", (toy_stage("eval", name, {"name": name}),), needs)
+    stage = toy_stage("sft", name, {"name": name}, options={"compute": {"processes": wanted}})
     return Task("train", (stage,), needs)
 
 

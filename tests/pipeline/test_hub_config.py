@@ -11,8 +11,8 @@ from common.errors import BadInput
 from common.units import parse_bytes
 from pipeline import inputs, sweep
 from pipeline.config import HubCorpus
-from pipeline.graph import Stage
-from pipeline.plan import Cell, plan_cell
+from pipeline.stages.cell import Cell, plan_cell
+from pipeline.stages.stage import Stage
 
 COMMIT = "6a8734bc69fefcbb7735f4f9250f43e4cd7a442e"
 HUB = (

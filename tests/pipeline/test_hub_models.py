@@ -16,7 +16,7 @@ import pytest
 from common import hub
 from common.errors import BadInput
 from pipeline import inputs, sweep
-from pipeline.plan import plan_cell
+from pipeline.stages.cell import plan_cell
 
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "models" / "tiny-base"
@@ -95,13 +95,13 @@ def test_what_is_not_at_hand_is_refused_in_one_line(cache: Path, path: str, mess
 
 def test_a_download_that_was_cut_off_is_not_taken_for_a_model(cache: Path) -> None:
     folder = cache / "models--me--tiny" / "snapshots" / COMMIT
-    assert hub.is_whole(folder)
+    assert hub.is_complete(folder)
     shard = folder / "model-00001-of-00002.safetensors"
     (folder / "model.safetensors").rename(shard)
     (folder / "model.safetensors.index.json").write_text(
         json.dumps({"weight_map": {"a": shard.name, "b": "model-00002-of-00002.safetensors"}})
     )
-    assert not hub.is_whole(folder)
+    assert not hub.is_complete(folder)
     with pytest.raises(BadInput, match="does not contain the model"):
         hub.fetch("hub:me/tiny")
 
@@ -123,9 +123,9 @@ def test_one_format_of_the_weights_is_fetched(names: list[str], pattern: str) ->
 
 def test_an_adapter_in_the_older_format_is_whole(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").touch()
-    assert not hub.is_whole(tmp_path)
+    assert not hub.is_complete(tmp_path)
     (tmp_path / "adapter_model.bin").touch()
-    assert hub.is_whole(tmp_path)
+    assert hub.is_complete(tmp_path)
 
 
 @pytest.mark.parametrize("answer", ["GatedRepoError", "RepositoryNotFoundError", "RevisionNotFoundError"])
@@ -136,7 +136,7 @@ def test_what_the_hub_refuses_says_what_to_do(answer: str) -> None:
     error = getattr(errors, answer)(
         "no", response=httpx.Response(403, request=httpx.Request("GET", "https://huggingface.co"))
     )
-    said = str(hub.refused(hub.HubModel("me/tiny", "main"), "model.path", error))
+    said = str(hub.hub_error(hub.HubModel("me/tiny", "main"), "model.path", error))
     does = {
         "GatedRepoError": "Accept its licence at https://huggingface.co/me/tiny",
         "RepositoryNotFoundError": "Check the name",

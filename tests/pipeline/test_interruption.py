@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from common.errors import Interrupted
-from pipeline.run import interruption
+from pipeline import interruption
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.run.journal import Journal
+from pipeline.journal import Journal
 
 MESSAGE = "a text's \u2028 own \u0085 ends of\r\n lines"
 

@@ -7,8 +7,8 @@ import hashlib
 import pytest
 
 from pipeline import sweep
-from pipeline.graph import Inputs
-from pipeline.plan import merged, plan_cell
+from pipeline.stages.cell import merged, plan_cell
+from pipeline.stages.stage import Inputs
 
 INPUTS = Inputs("model", "ct", "sft", ("text", "en"), ("instructions",), ("tasks",))
 KEYS = {  # overrides: (stages, a digest of kinds, slugs, keys and trajectories in the plan's order)

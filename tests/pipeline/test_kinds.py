@@ -10,16 +10,17 @@ from pathlib import Path
 import pytest
 
 from common.errors import BadInput
-from pipeline import kinds, sweep, tracking
+from pipeline import sweep, tracking
 from pipeline.config import validate
-from pipeline.cost.model_shape import model_shape
-from pipeline.cost.stage_work import stage_work
+from pipeline.cost.estimate import stage_work
+from pipeline.cost.shape import model_shape
 from pipeline.execute import Executor, Job, maker_of
-from pipeline.graph import Stage
-from pipeline.kinds import KINDS, Kind
+from pipeline.journal import Journal
 from pipeline.run.console import Estimates
-from pipeline.run.journal import Journal
+from pipeline.stages import stage
+from pipeline.stages.stage import STAGE_TYPES, StageType
 from pipeline.store import Store
+from tests.pipeline.toy_stage import toy_stage
 
 
 def count_words(job: Job) -> None:
@@ -33,23 +34,26 @@ def write_text(job: Job) -> None:
 
 
 def test_every_maker_can_be_imported() -> None:
-    assert all(callable(maker_of(kind)) for kind in KINDS)
+    assert all(callable(maker_of(kind)) for kind in STAGE_TYPES)
 
 
 def test_the_table_is_light() -> None:
     script = (
-        "import sys, pipeline.kinds; print([name for name in ('torch', 'hydra', 'pydantic') if name in sys.modules])"
+        "import sys, pipeline.stages.stage;"
+        " print([name for name in ('torch', 'hydra', 'pydantic') if name in sys.modules])"
     )
     said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     assert said.strip() == "[]"
 
 
 def test_a_new_kind_is_a_row_and_a_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = Kind("corpus", f"{__name__}:write_text", 1, "data", 3)
-    monkeypatch.setitem(kinds.KINDS, "corpus", text)
-    monkeypatch.setitem(kinds.KINDS, "words", Kind("words", f"{__name__}:count_words", 1, "score", 7, tracked=True))
-    corpus = Stage("corpus", "toy")
-    words = Stage("words", "toy", {"split": "test"}, {"corpus": corpus})
+    text = StageType("corpus", f"{__name__}:write_text", 1, "data", 3)
+    monkeypatch.setitem(stage.STAGE_TYPES, "corpus", text)
+    monkeypatch.setitem(
+        stage.STAGE_TYPES, "words", StageType("words", f"{__name__}:count_words", 1, "score", 7, tracked=True)
+    )
+    corpus = toy_stage("corpus", "toy")
+    words = toy_stage("words", "toy", {"split": "test"}, {"corpus": corpus})
     lines: list[str] = []
     store, runs = Store(tmp_path / "store"), []
     config = sweep.expand(("experiment=test", "tracking.wandb=offline"), multirun=False).configs[0]
@@ -65,14 +69,14 @@ def test_a_new_kind_is_a_row_and_a_function(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_what_chooses_trains_or_scores_is_tracked() -> None:
-    assert {kind.name for kind in KINDS.values() if kind.tracked} == {"base", "ct", "sft", "tune", "eval"}
+    assert {kind.name for kind in STAGE_TYPES.values() if kind.tracked} == {"base", "ct", "sft", "tune", "eval"}
 
 
 def test_a_revision_changes_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = Stage("corpus", "toy").key
-    changed = replace(KINDS["corpus"], revision=KINDS["corpus"].revision + 1)
-    monkeypatch.setitem(KINDS, "corpus", changed)
-    assert Stage("corpus", "toy").key != before
+    before = toy_stage("corpus", "toy").key
+    changed = replace(STAGE_TYPES["corpus"], revision=STAGE_TYPES["corpus"].revision + 1)
+    monkeypatch.setitem(STAGE_TYPES, "corpus", changed)
+    assert toy_stage("corpus", "toy").key != before
 
 
 def test_a_guess_for_an_unknown_kind_is_refused() -> None:

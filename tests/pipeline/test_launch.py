@@ -19,11 +19,12 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from common.errors import BadInput, Interrupted
 from pipeline import inputs, sweep
 from pipeline.execute import Executor, Job
-from pipeline.graph import Inputs, Stage
-from pipeline.plan import plan_cell
+from pipeline.journal import Journal
 from pipeline.run import launch
-from pipeline.run.journal import Journal
+from pipeline.stages.cell import plan_cell
+from pipeline.stages.stage import Inputs
 from pipeline.store import Store
+from tests.pipeline.toy_stage import toy_stage
 from train.parallel import Compute
 from train.stage_settings import TrainingSettings
 
@@ -60,7 +61,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def job_in(folder: Path, compute: dict[str, Any]) -> Job:
     job = Job(
-        Stage("ct", "test", options={"compute": compute, "save_every_tokens": 512}),
+        toy_stage("ct", "test", options={"compute": compute, "save_every_tokens": 512}),
         folder / "out",
         folder / "scratch",
         {},
@@ -234,7 +235,7 @@ def test_the_record_says_how_a_training_ran(tmp_path: Path) -> None:
         job.launched = {"strategy": "zero3", "world_size": 2, "wrapper": "DeepSpeedEngine", "zero_stage": 3}
         (job.out / "weights").write_text("here")
 
-    stage, store = Stage("sft", "test", {"tokens": 10}), Store(tmp_path / "store")
+    stage, store = toy_stage("sft", "test", {"tokens": 10}), Store(tmp_path / "store")
     journal = Journal(tmp_path / "journal.jsonl")
     Executor(store, [stage], journal, maker=lambda kind: maker, say=lambda line: None).run([stage])
     entry = store.find(stage)

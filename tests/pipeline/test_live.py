@@ -20,9 +20,9 @@ from typing import Any
 import pytest
 
 from common.errors import BadInput
+from pipeline.journal import Journal
 from pipeline.run import collect, live
-from pipeline.run.journal import Journal
-from pipeline.run.run_plan import RunPlan
+from pipeline.run_plan import RunPlan
 from pipeline.store import Store
 from tests.pipeline import toy
 

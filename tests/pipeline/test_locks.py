@@ -13,9 +13,9 @@ import pytest
 from common.errors import BadInput
 from pipeline import __main__ as entry
 from pipeline import locks
-from pipeline.graph import Stage
 from pipeline.run import sweep_run
 from pipeline.store import Store
+from tests.pipeline.toy_stage import toy_stage
 
 
 def test_a_folder_that_locks_is_taken_and_left_clean(tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_mounts_whose_locks_end_at_the_host_are_known(
     assert warned is None or "Start one command at a time" in warned
 
 
-STAGE = Stage("ct", "nya", {"tokens": 1})
+STAGE = toy_stage("ct", "nya", {"tokens": 1})
 
 
 def test_who_may_only_read_a_lock_can_ask_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

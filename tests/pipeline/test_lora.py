@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
-from pipeline import stages, sweep
+from pipeline import recipes, sweep
 from pipeline.execute import Job
-from pipeline.graph import Inputs, Stage
-from pipeline.plan import plan_cell
+from pipeline.stages.cell import plan_cell
+from pipeline.stages.stage import Inputs, Stage
+from tests.pipeline.toy_stage import toy_stage
 
 
 def trained(*overrides: str) -> dict[str, Stage]:
@@ -23,13 +24,13 @@ def test_lora_makes_other_stages_of_the_same_base() -> None:
 
 def test_merges_read_the_base_and_the_adapter(tmp_path: Path) -> None:
     roles = {
-        role: Stage("model" if role == "model" else role, role, options={"path": str(tmp_path / role)})
+        role: toy_stage("model" if role == "model" else role, role, options={"path": str(tmp_path / role)})
         for role in ("model", "ct", "sft")
     }
     folders = {role: tmp_path / role for role in roles}
     (tmp_path / "ct" / "adapter").mkdir(parents=True)
-    job = Job(Stage("merge", "test", {"seed": 0}, roles), tmp_path, tmp_path, folders)
-    recipe = stages.recipe_of(job, {"method": "ties", "density": 0.5, "weight": 1.0}, seed=0)
+    job = Job(toy_stage("merge", "test", {"seed": 0}, roles), tmp_path, tmp_path, folders)
+    recipe = recipes.recipe_of(job, {"method": "ties", "density": 0.5, "weight": 1.0}, seed=0)
     ct, sft = (recipe.models[0], recipe.models[1])
     assert (ct.path, ct.adapter) == (tmp_path / "model", tmp_path / "ct" / "adapter")
     assert (sft.path, sft.adapter) == (tmp_path / "sft" / "model", None)

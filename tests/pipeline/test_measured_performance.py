@@ -12,9 +12,9 @@ import pytest
 from pipeline import sweep
 from pipeline.__main__ import main
 from pipeline.config import Config
-from pipeline.cost import flops, hardware, performance
-from pipeline.cost.model_shape import model_shape
-from pipeline.report import page_tables
+from pipeline.cost import hardware
+from pipeline.cost.shape import model_shape, training_flops
+from pipeline.report.stages import StageRecords
 from pipeline.store import Store
 from tests.pipeline.report.synthetic import GOOD, Run
 
@@ -58,8 +58,8 @@ def config(tmp_path: Path) -> Config:
     return sweep.expand(given, multirun=False).configs[0]
 
 
-def alike(config: Config, gpu: str = "H100") -> dict[str, performance.Performance]:
-    return performance.alike(Store(Path(config.store)), config, hardware.GPUS[gpu])
+def alike(config: Config, gpu: str = "H100") -> dict[str, hardware.Speed]:
+    return hardware.comparable_speeds(Store(Path(config.store)), config, hardware.GPUS[gpu])
 
 
 def test_a_training_of_the_same_shape_precision_and_gpu_is_planned_by(tmp_path: Path, config: Config) -> None:
@@ -75,7 +75,7 @@ def test_a_training_of_the_same_shape_precision_and_gpu_is_planned_by(tmp_path: 
     publish(tmp_path, record(slug="larger", settings={"tokens": 10**9}), num_hidden_layers=31)
     found = alike(config)
     assert {kind: each.stage for kind, each in found.items()} == {"ct": "ct same"}
-    assert found["ct"].rate == 50_000 * flops.training(model_shape(config), 512)
+    assert found["ct"].rate == 50_000 * training_flops(model_shape(config), 512)
     assert {each.stage for each in alike(config, "A100").values()} == {"ct a100"}
 
 
@@ -115,7 +115,7 @@ def test_the_plan_says_what_it_was_measured_on(
 def test_without_an_mfu_the_peak_of_the_gpu_gives_it(tmp_path: Path, config: Config) -> None:
     publish(tmp_path, record(performance={**MEASURED, "mfu": None}))
     gpu, found = hardware.GPUS["H100"], alike(config)["ct"]
-    assert performance.measured_mfu(found, gpu, "bf16") == pytest.approx(found.rate / 989e12)
+    assert hardware.measured_mfu(found, gpu, "bf16") == pytest.approx(found.rate / 989e12)
 
 
 @pytest.mark.parametrize(
@@ -123,10 +123,10 @@ def test_without_an_mfu_the_peak_of_the_gpu_gives_it(tmp_path: Path, config: Con
     [None, [], {}, {**MEASURED, "devices": "many"}, {**MEASURED, "devices": 0}, {**MEASURED, "mfu": "high"}],
 )
 def test_a_record_without_such_a_performance_is_passed_over(broken: object) -> None:
-    assert performance.of(record(performance=broken)) is None
+    assert hardware.recorded_speed(record(performance=broken)) is None
     without = record()
     del without["performance"]
-    assert performance.listed([without, record()]) == [performance.of(record())]
+    assert hardware.recorded_speeds([without, record()]) == [hardware.recorded_speed(record())]
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_a_record_without_such_a_performance_is_passed_over(broken: object) -> N
     ],
 )
 def test_gpus_by_the_names_that_pytorch_gives(device: str, name: str | None) -> None:
-    found = hardware.named(device)
+    found = hardware.gpu_of_pytorch(device)
     assert (found.name if found else None) == name
 
 
@@ -168,4 +168,4 @@ def test_the_report_lists_speed_and_memory_where_they_were_recorded(tmp_path: Pa
     assert rows[-1]["peak_memory_bytes"] == str(7 * 2**30)
     assert {row["mfu"] for row in rows[:-1]} == {""}
     empty = record(performance={**MEASURED, "mfu": None, "peak_memory_bytes": None})
-    assert page_tables.performances([empty])[0][-2:] == ("", "")
+    assert StageRecords([empty]).performances[0][-2:] == ("", "")

@@ -16,9 +16,9 @@ import pytest
 from common.errors import BadInput
 from pipeline import sweep
 from pipeline.config import Config, ModelShape
-from pipeline.cost import estimate, fit, hardware, host_memory, memory, memory_table, scoring_memory
-from pipeline.cost.model_shape import from_config_json
-from pipeline.cost.stage_work import checkpoint_bytes
+from pipeline.cost import hardware, memory, table
+from pipeline.cost.estimate import checkpoint_bytes
+from pipeline.cost.shape import from_config_json
 from train.parallel import Compute
 
 ROOT = Path(__file__).parents[2]
@@ -41,7 +41,7 @@ TRAININGS: dict[str, tuple[int, dict[str, Any]]] = {  # tokens a step, compute
     "LoRA": (512, {}),
 }
 SCORED = {"batch_tokens": 2048, "window": 256, "documents": 8, "dtype": "float32"}
-LLAMA = memory_table.SHAPES["7B (Llama-2-7B)"]
+LLAMA = table.TABLE_SHAPES["7B (Llama-2-7B)"]
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the kernel's peak is read from Linux's /proc")
@@ -68,14 +68,14 @@ def test_planned_memory_is_what_a_process_holds_at_its_peak(tmp_path: Path) -> N
     cases.append({"case": "larger, train", "work": "train", **sizes, **larger})
     added = shape.lora_parameters(RANK, "all-linear")
     planned = {
-        name: memory.training(shape, Compute(**compute), tokens, 128, added if name == "LoRA" else None).total
+        name: memory.training_memory(shape, Compute(**compute), tokens, 128, added if name == "LoRA" else None).total
         for name, (tokens, compute) in TRAININGS.items()
     }
     other = ModelShape(**LARGER)
-    planned["larger, train"] = memory.training(other, Compute(), 512, 128).total
+    planned["larger, train"] = memory.training_memory(other, Compute(), 512, 128).total
     for name, each in {"": shape, "larger, ": other}.items():
-        scored = scoring_memory.scoring(each, 2048, "float32")
-        planned |= {f"{name}score": scored, f"{name}tune": max(scored, scoring_memory.merging(each, 4, 1))}
+        scored = memory.scoring_memory(each, 2048, "float32")
+        planned |= {f"{name}score": scored, f"{name}tune": max(scored, memory.merging_memory(each, 4, 1))}
     assert other.parameters > 3 * shape.parameters
     (tmp_path / "cases.json").write_text(json.dumps(cases))
     environment = {"MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -95,12 +95,12 @@ def test_constants_of_merging_are_those_of_the_engine() -> None:
     from merge.stream import pieces, threads
 
     theirs = (pieces.SLICE, threads.MEMORY, threads.RESIDENT_BYTES)
-    assert theirs == (scoring_memory.SLICE, scoring_memory.RESIDENT, scoring_memory.RESIDENT_BYTES)
+    assert theirs == (memory.SLICE, memory.RESIDENT, memory.RESIDENT_BYTES)
 
 
 def test_gradients_of_earlier_passes_stay_and_others_take_the_place_of_activations() -> None:
-    once = memory.training(LLAMA, Compute(), 2048, 2048)
-    twice = memory.training(LLAMA, Compute(micro_batch=1), 4096, 2048)
+    once = memory.training_memory(LLAMA, Compute(), 2048, 2048)
+    twice = memory.training_memory(LLAMA, Compute(micro_batch=1), 4096, 2048)
     always = once.parameters + once.optimizer
     assert once.total == always + once.gradients + once.layer > always + once.activations + once.logits
     assert twice.total == always + once.gradients + once.activations + once.logits
@@ -129,12 +129,12 @@ def test_what_is_neither_states_nor_activations_is_counted() -> None:
 
 
 def test_generation_keeps_keys_and_values_and_gpus_share_a_model() -> None:
-    plain = scoring_memory.scoring(LLAMA, 8192, "bfloat16")
-    generating = scoring_memory.scoring(LLAMA, 8192, "bfloat16", cached_tokens=8192)
+    plain = memory.scoring_memory(LLAMA, 8192, "bfloat16")
+    generating = memory.scoring_memory(LLAMA, 8192, "bfloat16", cached_tokens=8192)
     weights = 2 * LLAMA.parameters
     assert plain - weights == 8192 * (8 * LLAMA.vocabulary + 2 * LLAMA.hidden)
     assert generating - weights == 8192 * 2 * LLAMA.hidden * LLAMA.layers * 2
-    assert scoring_memory.scoring(LLAMA, 8192, "bfloat16", gpus=2) < plain - weights / 3
+    assert memory.scoring_memory(LLAMA, 8192, "bfloat16", gpus=2) < plain - weights / 3
 
 
 @cache
@@ -143,15 +143,15 @@ def paper(*overrides: str) -> Config:
 
 
 def on_node(config: Config, name: str) -> dict[str, float]:
-    cluster = hardware.parse(name)
-    fitted = fit.on_cluster(config, cluster)
-    return host_memory.of_a_node(fitted, estimate.training_memory(fitted), cluster.per_node)
+    cluster = hardware.parse_cluster(name)
+    fitted = memory.on_cluster(config, cluster)
+    return memory.node_memory(fitted, memory.memory_of_trainings(fitted), cluster.per_node)
 
 
 def test_every_process_of_a_node_loads_32_bits_in_its_main_memory() -> None:
     needs = on_node(paper("compute=fsdp"), "8xH100")
-    assert needs["ct"] == 8 * (4 * LLAMA.parameters + host_memory.PROCESS)
-    assert needs["scoring"] == 8 * (2 * LLAMA.parameters + host_memory.PROCESS)
+    assert needs["ct"] == 8 * (4 * LLAMA.parameters + memory.PROCESS)
+    assert needs["scoring"] == 8 * (2 * LLAMA.parameters + memory.PROCESS)
     assert on_node(paper("compute=zero3"), "8xH100")["ct"] < needs["ct"] / 4
 
 
@@ -160,21 +160,21 @@ def test_a_node_with_too_little_main_memory_is_warned_of(capsys: pytest.CaptureF
 
     needs = on_node(paper("compute=fsdp"), "8xV100")
     small = hardware.Cluster(1, 8, replace(hardware.GPUS["V100"], host=10**11))
-    assert fit.host_warning(needs, hardware.parse("8xH100")) is None
-    assert fit.host_warning(needs, hardware.parse("4xH100")) is None, "only nodes of eight are known"
-    assert "warning: ct takes 208.3 GiB of a node's main memory" in str(fit.host_warning(needs, small))
+    assert memory.host_warning(needs, hardware.parse_cluster("8xH100")) is None
+    assert memory.host_warning(needs, hardware.parse_cluster("4xH100")) is None, "only nodes of eight are known"
+    assert "warning: ct takes 208.3 GiB of a node's main memory" in str(memory.host_warning(needs, small))
     assert main(["plan", "experiment=paper", "compute=fsdp", "cluster=8xH100"]) == 0
     said = capsys.readouterr().out
     assert "main memory of a node: ct 208, sft 208, scoring 108 GiB (8 checkpoints scored at once)" in said
 
 
 def test_bf16_on_a_gpu_without_it_is_refused() -> None:
-    cluster = hardware.parse("1xT4")
+    cluster = hardware.parse_cluster("1xT4")
     config = sweep.expand(("experiment=smollm2", "compute.precision=bf16"), multirun=False).configs[0]
     with pytest.raises(
         BadInput, match=r"CLUSTER=1xT4: T4 does not support bf16, got compute.precision=bf16\. Set fp16"
     ):
-        fit.check(fit.on_cluster(config, cluster), cluster)
+        memory.check_fit(memory.on_cluster(config, cluster), cluster)
 
 
 def test_a_trained_checkpoint_is_published_in_32_bits() -> None:
@@ -213,6 +213,6 @@ def test_the_table_of_sizes_is_that_of_the_docs(capsys: pytest.CaptureFixture[st
     assert main(["plan", "--memory-table"]) == 0
     printed = capsys.readouterr().out
     assert printed in (ROOT / "docs" / "how-to" / "train-on-several-gpus.md").read_text(encoding="utf-8")
-    by_row = {(name.split()[0], method): count / 2**30 for name, method, count in memory_table.rows()}
+    by_row = {(name.split()[0], method): count / 2**30 for name, method, count in table.memory_rows()}
     assert by_row["1B", "LoRA, bf16"] < by_row["1B", "bf16"]
     assert by_row["7B", "fp32"] > 6.7e9 * 16 / 2**30

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import sweep
-from pipeline.run import run_plan
-from pipeline.run.journal import Journal
+from pipeline import run_plan, sweep
+from pipeline.journal import Journal
 from pipeline.run.worker import worker
 
 YAML = """\

@@ -10,16 +10,17 @@ from types import SimpleNamespace
 import pytest
 
 from common.errors import BadInput
-from pipeline import check, slackmerge, sweep
+from pipeline import check, run_plan, slackmerge, sweep
 from pipeline.execute import Executor
-from pipeline.graph import Stage, in_order
-from pipeline.run import one_stage, run_plan
-from pipeline.run.journal import Journal
-from pipeline.run.run_plan import RunPlan
+from pipeline.journal import Journal
+from pipeline.run import one_stage
 from pipeline.run.stage_names import find, planned
+from pipeline.run_plan import RunPlan
+from pipeline.stages.stage import Stage, in_order
 from pipeline.store import Store
 from tests.messages import assert_one_line, assert_wording
 from tests.pipeline import small, toy
+from tests.pipeline.toy_stage import toy_stage
 
 STAGES = small.stages()
 
@@ -48,7 +49,7 @@ def plan_of(store: Store, stages: tuple[Stage, ...]) -> RunPlan:
 def test_a_stage_is_found_by_its_kind_and_slug_or_key() -> None:
     wanted = next(stage for stage in STAGES if stage.kind == "eval" and "ties" in stage.slug)
     assert find(STAGES, "eval", wanted.slug) is wanted and find(STAGES, "eval", wanted.key) is wanted
-    twins = [Stage("ct", "nya", {"seed": seed}) for seed in (0, 1)]
+    twins = [toy_stage("ct", "nya", {"seed": seed}) for seed in (0, 1)]
     with pytest.raises(BadInput, match=f"^SLUG: 2 stages of kind ct .* got nya. Pass a key: {twins[0].key}, "):
         find(twins, "ct", "nya")
     assert find(twins, "ct", twins[1].key) is twins[1]
@@ -78,7 +79,7 @@ def test_what_cannot_be_made_is_one_line(
 
 
 def test_at_most_ten_names_are_listed() -> None:
-    many = [Stage("ct", f"stage-{number}", {"seed": number}) for number in range(30)]
+    many = [toy_stage("ct", f"stage-{number}", {"seed": number}) for number in range(30)]
     with pytest.raises(BadInput, match=r"Choose one of (stage-\d+, ){9}stage-9 and 20 more\."):
         find(many, "ct", "xyz")
 

@@ -7,14 +7,15 @@ from typing import Any
 
 import pytest
 
-from pipeline import stages, tune
 from pipeline.execute import Executor, Job
-from pipeline.graph import Stage
 from pipeline.job_settings import EvalOptions, EvalSettings, TuneOptions, TuneSettings
-from pipeline.run.journal import Journal
+from pipeline.journal import Journal
+from pipeline.stages import scoring, tuning
+from pipeline.stages.stage import Stage
 from pipeline.store import Store
 from tests.eval.conftest import make_items, tiny_model, write_jsonl
 from tests.eval.conftest import tokenizer as tokenizer  # noqa: PLC0414  # a fixture
+from tests.pipeline.toy_stage import toy_stage
 
 WAYS = {True: ", choices in packed rows", False: ", choices row by row"}
 
@@ -31,12 +32,12 @@ def corpus(job: Job) -> None:
 def checkpoint(tmp_path: Path, tokenizer: Any) -> Stage:
     tiny_model(0).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
-    return Stage("model", "given", {"checksum": "1"}, options={"path": str(tmp_path / "model")})
+    return toy_stage("model", "given", {"checksum": "1"}, options={"path": str(tmp_path / "model")})
 
 
 def made(stage: Stage, tmp_path: Path) -> tuple[dict[str, Any], str]:
     """The record of a stage, and what the console printed when it ended."""
-    makers = {"items": items, "corpus": corpus, "eval": stages.evaluate, "tune": tune.tune}
+    makers = {"items": items, "corpus": corpus, "eval": scoring.run_eval, "tune": tuning.run_tune}
     store, journal, said = Store(tmp_path / "store"), Journal(tmp_path / "journal.jsonl"), list[str]()
     Executor(store, [stage], journal, maker=makers.__getitem__, say=said.append).run([stage])
     entry = store.find(stage)
@@ -50,23 +51,23 @@ def test_the_decision_is_recorded(
     kind: str, packs: bool, checkpoint: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("eval.language_model.is_packable", lambda config: packs)
-    parents = {"items": Stage("items", "test"), "corpus": Stage("corpus", "test")}
+    parents = {"items": toy_stage("items", "test"), "corpus": toy_stage("corpus", "test")}
     if kind == "eval":
         settings = EvalSettings("dev", None, None, "nya", [], []).said()
-        stage = Stage(
+        stage = toy_stage(
             "eval", "test", settings, {**parents, "checkpoint": checkpoint}, EvalOptions("cpu", 1, 512, None).said()
         )
     else:
         settings = TuneSettings([{}, {}], "acc", None, None, "nya", 0).said()
         tries = {"try-0": checkpoint, "try-1": checkpoint}
-        stage = Stage("tune", "test", settings, {**parents, **tries}, TuneOptions("cpu", 1, 512).said())
+        stage = toy_stage("tune", "test", settings, {**parents, **tries}, TuneOptions("cpu", 1, 512).said())
     record, said = made(stage, tmp_path)
     assert record["packed_rows"] is packs
     assert said.endswith(WAYS[packs])
 
 
 def test_scores_without_choices_record_none(checkpoint: Stage, tmp_path: Path) -> None:
-    parents = {"corpus": Stage("corpus", "test"), "items": Stage("items", "test"), "try-0": checkpoint}
+    parents = {"corpus": toy_stage("corpus", "test"), "items": toy_stage("items", "test"), "try-0": checkpoint}
     settings = TuneSettings([{}], "bits_per_byte", None, None, "nya", 0).said()
-    record, said = made(Stage("tune", "test", settings, parents, TuneOptions("cpu", 1, 512).said()), tmp_path)
+    record, said = made(toy_stage("tune", "test", settings, parents, TuneOptions("cpu", 1, 512).said()), tmp_path)
     assert "packed_rows" not in record and "choices" not in said

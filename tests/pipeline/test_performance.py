@@ -12,14 +12,14 @@ import wandb
 from transformers import Gemma3Config, Gemma3TextConfig
 
 from pipeline import sweep, tracking
-from pipeline.cost import flops, hardware
-from pipeline.cost.model_shape import from_config_json
-from pipeline.cost.utilisation import mfu
+from pipeline.cost import hardware
+from pipeline.cost.hardware import training_mfu
+from pipeline.cost.shape import from_config_json, training_flops
 from pipeline.execute import Executor, Job
-from pipeline.graph import Stage
+from pipeline.journal import Journal
 from pipeline.run import launch
-from pipeline.run.journal import Journal
 from pipeline.store import Store
+from tests.pipeline.toy_stage import toy_stage
 from train.performance import Performance
 from train.stage_settings import LoraSettings, TrainingSettings
 
@@ -30,11 +30,11 @@ MEASURED = Performance("NVIDIA H100 80GB HBM3", 8, 1e7, None, 3 * 2**30)
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_mfu_is_the_share_of_the_peak_in_this_precision(precision: str) -> None:
-    of_a_token = flops.training(from_config_json(CONFIG), 32)
+    of_a_token = training_flops(from_config_json(CONFIG), 32)
     peak = 67e12 if precision == "fp32" else 989e12
-    assert mfu(MEASURED, CONFIG, SETTINGS, precision) == pytest.approx(1e7 * of_a_token / peak, abs=1e-4)
+    assert training_mfu(MEASURED, CONFIG, SETTINGS, precision) == pytest.approx(1e7 * of_a_token / peak, abs=1e-4)
     lora = replace(SETTINGS, lora=LoraSettings(4, 8, 0.0, "all-linear"))
-    assert mfu(MEASURED, CONFIG, lora, precision) == pytest.approx(1e7 * of_a_token * 2 / 3 / peak, abs=1e-4)
+    assert training_mfu(MEASURED, CONFIG, lora, precision) == pytest.approx(1e7 * of_a_token * 2 / 3 / peak, abs=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_mfu_is_the_share_of_the_peak_in_this_precision(precision: str) -> None:
 )
 def test_mfu_is_null_for_models_whose_flops_are_not_known(change: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(json.loads(CONFIG.read_text()) | change))
-    assert mfu(MEASURED, tmp_path / "config.json", SETTINGS, "bf16") is None
+    assert training_mfu(MEASURED, tmp_path / "config.json", SETTINGS, "bf16") is None
 
 
 def test_the_shape_of_a_model_with_a_vision_tower_is_that_of_its_text(tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_the_shape_of_a_model_with_a_vision_tower_is_that_of_its_text(tmp_path: 
     ],
 )
 def test_gpus_by_the_name_of_the_driver(name: str, gpu: str | None) -> None:
-    found = hardware.of_device(name)
+    found = hardware.gpu_of_driver(name)
     assert (found.name if found else None) == gpu
     assert set(hardware.DRIVER_NAMES) == set(hardware.GPUS)
 
@@ -89,7 +89,7 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, track: Any, said: l
 
     monkeypatch.setattr(launch, "_train", training)
     compute = {"device": "cuda", "precision": "bf16"}
-    stage = Stage("sft", "test", {"tokens": 10}, options={"compute": compute, "save_every_tokens": 10})
+    stage = toy_stage("sft", "test", {"tokens": 10}, options={"compute": compute, "save_every_tokens": 10})
     store, journal = Store(tmp_path / "store"), Journal(tmp_path / "journal.jsonl")
     Executor(store, [stage], journal, maker=lambda kind: maker, say=said.append, track=track).run([stage])
     entry = store.find(stage)
@@ -116,7 +116,7 @@ def test_a_training_leaves_its_performance_in_record_console_and_wandb(
     config = sweep.expand(("experiment=test", "tracking.wandb=offline"), multirun=False).configs[0]
     said: list[str] = []
     record = trained(tmp_path, monkeypatch, tracking.tracker(config, tmp_path / "wandb"), said)
-    reached = mfu(MEASURED, CONFIG, SETTINGS, "bf16")
+    reached = training_mfu(MEASURED, CONFIG, SETTINGS, "bf16")
     assert record["performance"] == asdict(replace(MEASURED, mfu=reached)) and record["launched"] == {
         "strategy": "none"
     }

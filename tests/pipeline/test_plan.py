@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from common.units import format_tokens, parse_tokens
 from pipeline import sweep
 from pipeline.config import Config, validate
-from pipeline.graph import Inputs, Stage
-from pipeline.plan import Cell, merged, plan_cell
+from pipeline.stages.cell import Cell, merged, plan_cell
+from pipeline.stages.stage import Inputs
+from tests.pipeline.toy_stage import toy_stage
 
 
 @cache
@@ -149,7 +150,7 @@ def test_only_what_is_scored_is_planned() -> None:
 
 def test_no_option_has_the_name_of_a_setting() -> None:
     with pytest.raises(ValueError, match="^corpus nya: text is a setting and an option$"):
-        Stage("corpus", "nya", {"text": {}, "seed": 0}, options={"text": {}, "path": "a"})
+        toy_stage("corpus", "nya", {"text": {}, "seed": 0}, options={"text": {}, "path": "a"})
 
 
 def test_float32_is_not_said_so_that_keys_stay() -> None:
@@ -160,9 +161,9 @@ def test_float32_is_not_said_so_that_keys_stay() -> None:
 @given(st.dictionaries(st.text(), st.integers() | st.floats(allow_nan=False) | st.text() | st.none(), max_size=5))
 def test_keys_do_not_depend_on_the_order_of_settings(settings: dict[str, Any]) -> None:
     turned = dict(reversed(settings.items()))
-    assert Stage("eval", "a", settings).key == Stage("eval", "b", turned).key
-    assert Stage("eval", "a", settings).key != Stage("tune", "a", settings).key
-    assert Stage("eval", "a", {**settings, "x\0": 1}).key != Stage("eval", "a", settings).key
+    assert toy_stage("eval", "a", settings).key == toy_stage("eval", "b", turned).key
+    assert toy_stage("eval", "a", settings).key != toy_stage("tune", "a", settings).key
+    assert toy_stage("eval", "a", {**settings, "x\0": 1}).key != toy_stage("eval", "a", settings).key
 
 
 @given(st.integers(min_value=1, max_value=10**13))

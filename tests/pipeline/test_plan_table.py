@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline import sweep
+from pipeline import run_plan, sweep
 from pipeline.__main__ import main
-from pipeline.run import plan_table, run_plan
+from pipeline.run import plan_table
 
 
 def test_columns_are_as_wide_as_what_stands_in_them() -> None:

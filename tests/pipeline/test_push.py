@@ -12,12 +12,13 @@ import yaml
 from huggingface_hub import ModelCard
 
 from pipeline import checkpoint_card, slackmerge
-from pipeline.graph import Stage, in_order
 from pipeline.run.stage_names import planned
+from pipeline.stages.stage import Stage, in_order
 from pipeline.store import Store
 from tests.fake_hub import READER, FakeHub, Repository, serving
 from tests.merge.test_adapters import lora
 from tests.messages import assert_one_line, assert_wording
+from tests.pipeline.toy_stage import toy_stage
 
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "models" / "tiny-base"
@@ -185,12 +186,12 @@ def test_a_checkpoint_of_the_store_is_pushed_with_a_card(
 
 
 def test_a_card_names_bases_of_the_hub_and_no_folders() -> None:
-    given = Stage("model", "llama", {"checksum": "1"}, {}, {"path": "hub:meta/llama@" + "1" * 40})
-    local = Stage("model", "mine", {"checksum": "2"}, {}, {"path": "/home/me/mine"})
-    corpus = Stage("corpus", "tam", {"language": "tam_Taml", "text": "தமிழ்"})
+    given = toy_stage("model", "llama", {"checksum": "1"}, {}, {"path": "hub:meta/llama@" + "1" * 40})
+    local = toy_stage("model", "mine", {"checksum": "2"}, {}, {"path": "/home/me/mine"})
+    corpus = toy_stage("corpus", "tam", {"language": "tam_Taml", "text": "தமிழ்"})
     for model, bases in ((given, ["meta/llama"]), (local, None)):
         parents = {"model": model, "blocks": corpus}
-        stage = Stage("ct", "tam-32k-s0", {"tokens": 32_000, "lora": {"rank": 64}}, parents)
+        stage = toy_stage("ct", "tam-32k-s0", {"tokens": 32_000, "lora": {"rank": 64}}, parents)
         words = ["language=tam", "corpus.path='/home/me/*.txt'", "model.path=hub:meta/llama", "store=s", "+compute.x=1"]
         text = checkpoint_card.render("tamil", stage, {}, words)
         head = ModelCard(text).data.to_dict()

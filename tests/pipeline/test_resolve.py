@@ -9,13 +9,12 @@ from pathlib import Path
 import pytest
 
 from common.errors import BadInput
-from pipeline import resolve, sweep
+from pipeline import resolve, run_plan, sweep
 from pipeline.config import Config
-from pipeline.graph import Inputs, Stage
-from pipeline.plan import plan_cell
-from pipeline.run import run_plan
-from pipeline.run.journal import Journal
+from pipeline.journal import Journal
 from pipeline.run.worker import worker
+from pipeline.stages.cell import plan_cell
+from pipeline.stages.stage import Inputs, Stage
 
 TINY = ["ct.save_every_tokens=1M", "ct.batch_tokens=512", "ct.block_size=64", "tracking=none"]
 HELD_OUT = ["corpus.dev=0.1", "corpus.test=0.1"]

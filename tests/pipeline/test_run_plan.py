@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import BadInput
-from pipeline.run.run_plan import FILE, RunPlan
+from pipeline.run_plan import FILE, RunPlan
 
 
 class Planted:

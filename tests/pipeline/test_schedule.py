@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.graph import Stage
-from pipeline.kinds import KINDS
 from pipeline.run.cluster import schedule
+from pipeline.stages.stage import STAGE_TYPES
 from tests.pipeline.small import stages
+from tests.pipeline.toy_stage import toy_stage
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,7 @@ def test_every_stage_is_in_one_job_after_all_that_it_needs(overrides: list[str])
 
 
 def test_every_kind_of_stage_has_a_class_of_jobs() -> None:
-    classes = {kind: schedule.work_of(Stage(kind, "toy")) for kind in KINDS}
+    classes = {kind: schedule.work_of(toy_stage(kind, "toy")) for kind in STAGE_TYPES}
     assert set(classes.values()) == {"data", "train", "evaluate"}
 
 
@@ -70,9 +70,9 @@ def test_what_is_done_or_queued_is_not_cut_into_a_job() -> None:
 
 
 def test_a_job_has_the_nodes_of_its_training() -> None:
-    corpus = Stage("corpus", "toy", {})
-    ct = Stage("ct", "toy", {"tokens": 1}, {"blocks": corpus}, {"compute": {"nodes": 2}})
-    assert [task.nodes for task in schedule.cut([corpus, ct, Stage("eval", "toy", {}, {"checkpoint": ct})])] == [
+    corpus = toy_stage("corpus", "toy", {})
+    ct = toy_stage("ct", "toy", {"tokens": 1}, {"blocks": corpus}, {"compute": {"nodes": 2}})
+    assert [task.nodes for task in schedule.cut([corpus, ct, toy_stage("eval", "toy", {}, {"checkpoint": ct})])] == [
         1,
         2,
         1,

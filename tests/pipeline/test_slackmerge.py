@@ -12,15 +12,15 @@ import click
 import pytest
 from click.shell_completion import ShellComplete
 
-from common import version as version_module
-from common.command_line import read
-from common.version import describe, version
+from common import project as version_module
+from common.command_line import parse_command_line
+from common.project import describe_version, version
 from eval import options as eval_options
-from merge import options as merge_options
+from merge import cli as merge_options
 from pipeline import slackmerge
 from pipeline.commands import VERBS
-from pipeline.report.records import Subject
-from pipeline.report.report_sources import Sources
+from pipeline.report.sources import Sources
+from tests.pipeline.report.synthetic import INFO
 
 ROOT = Path(__file__).parents[2]
 
@@ -40,7 +40,7 @@ def test_the_entry_point_is_there(capsys: pytest.CaptureFixture[str], monkeypatc
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     module, _, function = project["scripts"]["slackmerge"].partition(":")
     assert getattr(import_module(module), function)(["--version"]) == 0
-    assert capsys.readouterr().out == f"slackmerge {describe()}\n"
+    assert capsys.readouterr().out == f"slackmerge {describe_version()}\n"
 
 
 def test_help_names_every_command_and_imports_nothing_heavy() -> None:
@@ -78,7 +78,7 @@ def test_each_command_has_its_own_help(capsys: pytest.CaptureFixture[str]) -> No
 def test_version_and_mistakes(capsys: pytest.CaptureFixture[str]) -> None:
     assert slackmerge.main(["--version"]) == 0
     shown = capsys.readouterr().out
-    assert shown == f"slackmerge {describe()}\n" and version() in shown
+    assert shown == f"slackmerge {describe_version()}\n" and version() in shown
     assert slackmerge.main(["mrege"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
     assert slackmerge.main(["run", "experiment=tini"]) == 2
@@ -100,7 +100,7 @@ def test_the_version_names_the_commit_of_a_clone_of_ours_only(monkeypatch: pytes
             (tmp_path / "pyproject.toml").write_text('[project]\nversion = "7.9.0"\n')
         monkeypatch.setattr(version_module, "ROOT", folder.resolve())
         version_module.commit.cache_clear()
-        seen[folder.name, changed] = describe()
+        seen[folder.name, changed] = describe_version()
     version_module.commit.cache_clear()
     assert seen[tmp_path.name, False] == f"7.8.9 (commit {head[:7]})"
     assert seen["slackmerge", False] == "7.8.9", "the commit of a repository that merely holds us"
@@ -155,7 +155,7 @@ def test_wrong_options_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_several_values_of_an_option_follow_it_or_repeat_it() -> None:
     def grid(*words: str) -> tuple[str, ...]:
-        given = read(merge_options.COMMAND, words, "merge")
+        given = parse_command_line(merge_options.COMMAND, words, "merge")
         assert not isinstance(given, int)
         assert (given.recipe, given.out_dir) == ("merge.yml", "grid")
         return tuple(given.grid)
@@ -167,7 +167,9 @@ def test_several_values_of_an_option_follow_it_or_repeat_it() -> None:
         "merge.yml --grid=a=1,2 --grid b=3 grid",
     ):
         assert grid(*words.split()) == ("a=1,2", "b=3"), words
-    scored = read(eval_options.COMMAND, ["m", "--out", "o", "--tasks", "next_nya", "ߒߞߏ", "--limit", "3"], "eval")
+    scored = parse_command_line(
+        eval_options.COMMAND, ["m", "--out", "o", "--tasks", "next_nya", "ߒߞߏ", "--limit", "3"], "eval"
+    )
     assert not isinstance(scored, int) and scored.tasks == ("next_nya", "ߒߞߏ") and scored.limit == 3
 
 
@@ -175,7 +177,7 @@ def test_what_is_no_report_is_refused_in_a_line(tmp_path: Path, capsys: pytest.C
     assert slackmerge.main(["report", str(tmp_path)]) == 2
     assert f"{tmp_path}: sources.json cannot be read" in capsys.readouterr().err
     gone = [(tmp_path / "store" / kind / "gone" / "stage.json", 1) for kind in ("eval", "ct")]
-    Sources(Subject("tiny", "nya", "Chichewa", {}), [], stages=gone).save(tmp_path)
+    Sources(info=INFO, evaluations=[], stages=gone).save(tmp_path)
     assert slackmerge.main(["report", str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "store/eval/gone is missing, and 1 entries more" in error

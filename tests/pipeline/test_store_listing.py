@@ -12,13 +12,14 @@ import pytest
 from common.errors import BadInput
 from common.files import write_json
 from pipeline import store as stores
-from pipeline.graph import Stage
 from pipeline.run import sweep_run
 from pipeline.run.console import Estimates
+from pipeline.stages.stage import Stage
+from pipeline.stages.trajectory import Trajectory
 from pipeline.store import RECORD, Store
-from pipeline.trajectory import Trajectory
+from tests.pipeline.toy_stage import toy_stage
 
-STAGES = [Stage("ct", f"nya-{number}", {"tokens": number}) for number in range(20)]
+STAGES = [toy_stage("ct", f"nya-{number}", {"tokens": number}) for number in range(20)]
 
 
 def publish(root: Path, stage: Stage, slug: str | None = None) -> Path:

@@ -15,7 +15,7 @@ import pytest
 from pipeline import sweep, tracking
 from pipeline.config import Config
 from pipeline.execute import Job
-from pipeline.graph import Stage
+from tests.pipeline.toy_stage import toy_stage
 
 
 class Run:
@@ -78,7 +78,7 @@ def config(wanted: str = "auto") -> Config:
 def two_stages(given: Config, folder: Path) -> None:
     """Two stages that log a line each, as two processes of a run would track them."""
     for number in range(2):
-        job = Job(Stage("ct", f"toy-{number}"), folder, folder, {})
+        job = Job(toy_stage("ct", f"toy-{number}"), folder, folder, {})
         with tracking.tracker(given, folder)(job):
             job.on_log({"loss": number})
 

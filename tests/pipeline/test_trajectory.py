@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import trajectory
 from pipeline.execute import Executor
-from pipeline.graph import Stage
-from pipeline.run.journal import Journal
+from pipeline.journal import Journal
+from pipeline.stages import trajectory
+from pipeline.stages.stage import Stage
 from pipeline.store import Store
 from tests.pipeline.toy import Makers, annealed, plan
 

@@ -11,8 +11,8 @@ import pytest
 
 import merge
 from eval import harness, task_set
-from merge.stream import in_memory
-from pipeline.tune import scores_of_merges
+from merge.engine import in_memory
+from pipeline.stages.tuning import scores_of_merges
 from tests.common.test_special_tokens import tokenizer_with
 from tests.eval.conftest import make_items, tiny_model, write_jsonl
 

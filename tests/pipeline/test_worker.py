@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.graph import Stage
-from pipeline.run.journal import Journal
+from pipeline.journal import Journal
 from pipeline.run.worker import Worker
+from pipeline.stages.stage import Stage
 from pipeline.store import Store
 from tests.pipeline import toy
+from tests.pipeline.toy_stage import toy_stage
 
 
 def worker(root: Path, plan: tuple[Stage, ...], own: tuple[Stage, ...] | None, makers: object = None) -> Worker:
@@ -34,8 +35,8 @@ def test_what_fails_takes_down_only_what_needs_it(tmp_path: Path) -> None:
     def fails(job: object) -> None:
         raise ZeroDivisionError("of all things")
 
-    corpus, other = Stage("corpus", "toy", {"words": 1}), Stage("corpus", "other", {"words": 2})
-    items = [Stage("items", f"of-{parent.slug}", {}, {"corpus": parent}) for parent in (corpus, other)]
+    corpus, other = toy_stage("corpus", "toy", {"words": 1}), toy_stage("corpus", "other", {"words": 2})
+    items = [toy_stage("items", f"of-{parent.slug}", {}, {"corpus": parent}) for parent in (corpus, other)]
     plan = (corpus, *items, other)
     makers = {"corpus": lambda job: fails(job) if job.stage.slug == "toy" else None, "items": lambda job: None}
     worker(tmp_path, plan, plan, makers).make((corpus, other, *items))

@@ -15,22 +15,23 @@ from pathlib import Path
 
 from pipeline import store as store_module
 from pipeline.execute import Executor, Job
-from pipeline.graph import Stage
-from pipeline.run.journal import Journal
+from pipeline.journal import Journal
+from pipeline.stages.stage import Stage
 from pipeline.store import Store
+from tests.pipeline.toy_stage import toy_stage
 
 POINTS = ("start", "mid_stage", "before_record", "fsync", "before_rename", "after_rename", "discard")
 
 
 def plan(budgets: tuple[int, ...] = (20, 40)) -> tuple[Stage, ...]:
-    corpus = Stage("corpus", "toy", {"words": 3})
-    model = Stage("base", "toy", {"tokens": 1_000_000}, {"corpus": corpus})
+    corpus = toy_stage("corpus", "toy", {"words": 3})
+    model = toy_stage("base", "toy", {"tokens": 1_000_000}, {"corpus": corpus})
     ct = [
-        Stage("ct", f"toy-{tokens}", {"tokens": tokens, "seed": 0}, {"model": model, "blocks": corpus})
+        toy_stage("ct", f"toy-{tokens}", {"tokens": tokens, "seed": 0}, {"model": model, "blocks": corpus})
         for tokens in budgets
     ]
     evals = [
-        Stage("eval", f"toy-{tokens}", {"split": "test"}, {"checkpoint": stage})
+        toy_stage("eval", f"toy-{tokens}", {"split": "test"}, {"checkpoint": stage})
         for tokens, stage in zip(budgets, ct, strict=True)
     ]
     return (corpus, model, *ct, *evals)
@@ -40,10 +41,10 @@ def annealed(budgets: tuple[int, ...] = (20, 40), decay: int = 5) -> tuple[Stage
     """The same with a decay of its own for each budget: CT at a budget starts from a trunk that ends `decay` before."""
     corpus, model, *_ = plan(())
     parents = {"model": model, "blocks": corpus}
-    trunks = [Stage("ct", f"trunk-{tokens}", {"tokens": tokens - decay, "seed": 0}, parents) for tokens in budgets]
+    trunks = [toy_stage("ct", f"trunk-{tokens}", {"tokens": tokens - decay, "seed": 0}, parents) for tokens in budgets]
     settings = [{"tokens": tokens, "seed": 0, "decay_tokens": decay} for tokens in budgets]
     ct = [
-        Stage("ct", f"toy-{each['tokens']}", each, {**parents, "trunk": trunk})
+        toy_stage("ct", f"toy-{each['tokens']}", each, {**parents, "trunk": trunk})
         for each, trunk in zip(settings, trunks, strict=True)
     ]
     return (corpus, model, *trunks, *ct)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from common.parsing import read_json
+from common.validation import read_json
 from train import __main__ as entry
 from train.stage_settings import LoraSettings, TrainingSettings
 

@@ -81,12 +81,12 @@ def test_bf16_on_a_gpu_without_it_is_rejected(where: str, tmp_path: Path, monkey
             inputs.check_device(config)
         else:
             compute = Compute(device="cuda", precision="bf16")
-            transformers_trainer.arguments(compute, tmp_path, settings, None)
+            transformers_trainer.training_arguments(compute, tmp_path, settings, None)
     inputs.check_device(config.model_copy(update={"precision": "fp16"}))
 
 
 def test_fp16_scales_the_loss_in_both_engines(training: TrainingSettings, tmp_path: Path) -> None:
-    made = transformers_trainer.arguments(Compute(device="cuda", precision="fp16"), tmp_path, training, None)
+    made = transformers_trainer.training_arguments(Compute(device="cuda", precision="fp16"), tmp_path, training, None)
     assert (made.mixed_precision, made.fp16, made.bf16) == ("fp16", True, False)
     from deepspeed.runtime.precision_config import get_float16_config
 

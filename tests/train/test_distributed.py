@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from common.errors import BadInput
 from train import base_model, trainer
-from train.dev_text import Watched
+from train.dev_text import DevEvaluation
 from train.parallel import Compute
 from train.resume import COMPLETE, check_state
 from train.stage_settings import BaseModelSettings, TrainingSettings
@@ -74,7 +74,7 @@ def prepared(
             work=folder / name / "work",
             save_every_tokens=512,
             compute=Compute(threads=1, precision="bf16" if name == "one_bf16" else "fp32"),
-            watched=Watched(str(corpus_dir), ("xx", "en"), 512) if blocks == "masked" else None,
+            watched=DevEvaluation(str(corpus_dir), ("xx", "en"), 512) if blocks == "masked" else None,
         )
     (folder / "corpus").symlink_to(corpus_dir)
     return folder

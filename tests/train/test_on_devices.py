@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, modeling_flash_attention_utils
 from transformers.modeling_utils import PreTrainedModel
 
 from train import base_model, trainer, transformers_trainer
-from train.block_dataset import Blocks
+from train.data.blocks import Blocks
 from train.data.packing import IGNORED
 from train.parallel import Compute
 from train.stage_settings import BaseModelSettings, TrainingSettings
@@ -148,7 +148,7 @@ def packed(prepared: Path, rows: int) -> dict[str, torch.Tensor]:
 
 def engine(prepared: Path, work: Path, settings: TrainingSettings, attention: str) -> transformers_trainer.Trainer:
     compute = Compute(threads=1)
-    arguments = transformers_trainer.arguments(compute, work, settings, None)
+    arguments = transformers_trainer.training_arguments(compute, work, settings, None)
     model = AutoModelForCausalLM.from_pretrained(prepared / "model", attn_implementation=attention)
     progress = transformers_trainer.Progress(compute, settings, work / "log.jsonl", None, None)
     return transformers_trainer.Trainer(model, arguments, Blocks(prepared / "blocks"), progress)

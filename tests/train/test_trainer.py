@@ -16,10 +16,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from common.errors import BadInput
-from merge.io.adapter import adapted as open_adapted
-from merge.io.open_folder import open_checkpoint
+from merge.checkpoints.adapter import adapted as open_adapted
+from merge.checkpoints.folder import open_checkpoint
 from train import base_model, trainer
-from train.block_dataset import Blocks
+from train.data.blocks import Blocks
 from train.parallel import Compute
 from train.resume import COMPLETE
 from train.stage_settings import BaseModelSettings, LoraSettings, TrainingSettings

@@ -8,10 +8,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import torch
 
 Tokens = NDArray[Any]  # uint16 or uint32
 
@@ -53,7 +56,7 @@ def text_seen(counts: Mapping[str, Any], budget: int) -> dict[str, TextSeen]:
     }
 
 
-def cut(stream: Iterable[Tokens], size: int) -> Iterator[Tokens]:
+def chunk(stream: Iterable[Tokens], size: int) -> Iterator[Tokens]:
     """Yield a stream of tokens, given in pieces of any length, as blocks of `size`; the last, incomplete one is left
     out.
     """
@@ -165,3 +168,25 @@ class BlockFile:
 def dtype_for(vocabulary: int) -> type:
     """Return the smallest unsigned type that holds the ids of a vocabulary."""
     return np.uint16 if vocabulary <= 2**16 else np.uint32
+
+
+class Blocks:
+    """A map-style dataset over the memory-mapped blocks of a folder.
+
+    A row is one block: `input_ids`, `labels`, and `position_ids` where there are any, each int64 of (block_size,).
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.columns = {"input_ids": np.load(folder / "blocks.npy", mmap_mode="r")}
+        for name, file in (("labels", "labels.npy"), ("position_ids", "positions.npy")):
+            if (folder / file).exists():
+                self.columns[name] = np.load(folder / file, mmap_mode="r")
+        self.columns.setdefault("labels", self.columns["input_ids"])
+
+    def __len__(self) -> int:
+        return len(self.columns["input_ids"])
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        import torch
+
+        return {name: torch.from_numpy(column[index].astype(np.int64)) for name, column in self.columns.items()}

@@ -29,22 +29,21 @@ import numpy as np
 
 from common.errors import BadInput
 from common.files import write_json, write_jsonl
-from train import learnt_template
-from train.data.blocks import BlockFile, Tokens, best_fit, cut, dtype_for, interleave
-from train.data.chat.masking import LEFT_OUT, Example, Masking, refuse_misfits
-from train.data.chat.reading import SHORTENED
-from train.data.chat.template import ChatTemplate, of_tokenizer
+from common.processes import Workers
+from train.data import chat_template
+from train.data.blocks import BlockFile, Tokens, best_fit, chunk, dtype_for, interleave
+from train.data.chat_template import LEFT_OUT, ChatTemplate, Example, Masking, check_trainable, template_of
+from train.data.conversations import SHORTENED
 from train.data.corpus.documents import read_rows, training_files
 from train.data.instructions import COUNTED, instruction_files
-from train.data.processes import Workers
 from train.data.tokenization import (
-    AT_ONCE,
-    Pass,
+    BATCH_SIZE,
+    FileEpoch,
     TokenizerFile,
     batched,
     init_worker,
-    passes,
-    stream,
+    read_epochs,
+    stream_documents,
 )
 from train.stage_settings import CtBlocksSettings, SftBlocksSettings
 
@@ -67,7 +66,7 @@ class Tally:
     counted: Counter[str] = field(default_factory=Counter)  # of conversations, each file once
     first: list[Example] = field(default_factory=list)  # of conversations
 
-    def conversations(self, read: Iterable[Pass], files: int) -> Iterator[Pass]:
+    def conversations(self, read: Iterable[FileEpoch], files: int) -> Iterator[FileEpoch]:
         """Yield the files as they come, those of the first pass counted.
 
         Raises BadInput if they cannot be trained on.
@@ -77,12 +76,12 @@ class Tally:
                 self.counted += Counter(file.counts)
                 self.first += file.examples()[: SHOWN - len(self.first)]
                 if self.counted["conversations"] or number + 1 == files:
-                    refuse_misfits(self.counted, "sft")
+                    check_trainable(self.counted, "sft")
             yield file, rng
 
 
 @dataclass
-class ReadOnce:
+class UniqueTokenCounter:
     """A count of the tokens of a text of several files, without repeated ones."""
 
     files: int
@@ -95,7 +94,7 @@ class ReadOnce:
             yield piece
 
 
-def counting(read: Iterable[Pass], files: int, control: Counter[str]) -> Iterator[Pass]:
+def count_control_tokens(read: Iterable[FileEpoch], files: int, control: Counter[str]) -> Iterator[FileEpoch]:
     """Yield the passes as they come; the control tokens that are written in a file are counted when it is first
     read.
     """
@@ -122,12 +121,12 @@ def ct_blocks(
         ahead = max(1, round(pool.count * share))
         files = {name: training_files(corpus_dir, name) for name in (language, "en")}
         read = [
-            passes(files[language], f"{seed}:{language}", pool, work, epochs=settings.epochs),
-            passes(files["en"], f"{seed}:en", pool, work, ahead=ahead),
+            read_epochs(files[language], f"{seed}:{language}", pool, work, epochs=settings.epochs),
+            read_epochs(files["en"], f"{seed}:en", pool, work, ahead=ahead),
         ]
-        once = {name: ReadOnce(len(paths)) for name, paths in files.items()}
+        once = {name: UniqueTokenCounter(len(paths)) for name, paths in files.items()}
         sources = [
-            cut(once[name].counted(stream(counting(text, len(files[name]), control))), size)
+            chunk(once[name].counted(stream_documents(count_control_tokens(text, len(files[name]), control))), size)
             for name, text in zip(files, read, strict=True)
         ]
         for source in itertools.islice(interleave([1 - share, share]), wanted):
@@ -170,25 +169,29 @@ def sft_blocks(
     longer than a block, and for a template or conversations that cannot be trained on.
     """
     loaded = load_tokenizer(tokenizer_dir)
-    tokenizer = TokenizerFile.of(loaded, masking(loaded, settings))
+    tokenizer = TokenizerFile.of(loaded, masking_of(loaded, settings))
     size, share, seed, tally = settings.block_size, settings.replay_share, settings.seed, Tally()
     dtypes = {"blocks": tokenizer.dtype, "labels": np.int32, "positions": dtype_for(size)}
     columns = [BlockFile(out / f"{name}.npy", size, dtype) for name, dtype in dtypes.items()]
     files, control = instruction_files(items_dir), Counter[str]()
     single = files[0].suffix == ".jsonl"
     with Workers(workers, init_worker, (tokenizer,)) as pool:
-        read = counting(passes(files, f"{seed}:sft", pool, work), len(files), control)
+        read = count_control_tokens(read_epochs(files, f"{seed}:sft", pool, work), len(files), control)
         if tokenizer.masking:
             read = tally.conversations(read, len(files))
-        packed = one_stream(read, size, tally) if single else file_by_file(read, size, tally, len(files))
+        packed = pack_stream(read, size, tally) if single else pack_files(read, size, tally, len(files))
         replay: Iterator[Tokens] = iter(())
         if share > 0:
             assert corpus_dir is not None
             text = training_files(corpus_dir, settings.language)
-            replayed = counting(passes(text, f"{seed}:replay", pool, work), len(text), control)
-            replay = cut(stream(replayed), size)
+            replayed = count_control_tokens(read_epochs(text, f"{seed}:replay", pool, work), len(text), control)
+            replay = chunk(stream_documents(replayed), size)
         for source in itertools.islice(interleave([1 - share, share]), -(-settings.tokens // size)):
-            row = joined(next(packed), size, tokenizer.end, tally) if source == 0 else running(next(replay), tally)
+            row = (
+                example_block(next(packed), size, tokenizer.end, tally)
+                if source == 0
+                else text_block(next(replay), tally)
+            )
             for column, values in zip(columns, row, strict=True):
                 column.append(values)
     for column in columns:
@@ -205,16 +208,16 @@ def sft_blocks(
     counts |= {name: count for name, count in seen.items() if count}
     if tokenizer.masking:
         counts |= chat_counts(items_dir, tally.counted)
-        leave_template(loaded, tokenizer.masking.template, tally.first, out)
+        write_template(loaded, tokenizer.masking.template, tally.first, out)
     write_counts(out, **counts)
 
 
-def masking(tokenizer: PreTrainedTokenizerBase, settings: SftBlocksSettings) -> Masking | None:
+def masking_of(tokenizer: PreTrainedTokenizerBase, settings: SftBlocksSettings) -> Masking | None:
     """Return the way conversations become examples; None for instructions without a template. Raises BadInput."""
     how = settings.chat
     if how is None:
         return None
-    template = of_tokenizer(tokenizer, how, "model: its tokenizer")
+    template = template_of(tokenizer, how, "model: its tokenizer")
     return Masking(template, how.system, settings.block_size, how.too_long == "cut")
 
 
@@ -229,11 +232,11 @@ def chat_counts(items_dir: Path, counted: Mapping[str, int]) -> dict[str, Any]:
     return {"chat": {**conversed, **shortened, "left_out": left_out}}
 
 
-def leave_template(
+def write_template(
     tokenizer: PreTrainedTokenizerBase, template: ChatTemplate, examples: Sequence[Example], out: Path
 ) -> None:
     """Write the template, for the checkpoint that learns it, and some examples as text, for people."""
-    learnt_template.leave(learnt_template.Learnt(template.render.text, template.stop_token), out)
+    chat_template.write_trained_template(chat_template.TrainedTemplate(template.render.text, template.stop_token), out)
     shown = []
     for ids, loss in examples:
         runs = np.split(np.arange(len(ids)), np.flatnonzero(np.diff(loss)) + 1)
@@ -242,7 +245,7 @@ def leave_template(
     write_jsonl(out / "examples.jsonl", shown)
 
 
-def one_stream(read: Iterable[Pass], size: int, tally: Tally) -> Iterator[list[Example]]:
+def pack_stream(read: Iterable[FileEpoch], size: int, tally: Tally) -> Iterator[list[Example]]:
     """Yield the examples of each block, forever, from one file that is read over and over, each time in a random order.
 
     Best fit over a window of open blocks, that no epoch closes: an example goes where it leaves the least room.
@@ -268,7 +271,7 @@ def one_stream(read: Iterable[Pass], size: int, tally: Tally) -> Iterator[list[E
         yield [examples[number] for number in block]
 
 
-def file_by_file(read: Iterable[Pass], size: int, tally: Tally, files: int) -> Iterator[list[Example]]:
+def pack_files(read: Iterable[FileEpoch], size: int, tally: Tally, files: int) -> Iterator[list[Example]]:
     """Yield the examples of each block, forever, from many files.
 
     They are packed by best-fit decreasing within a file, and its blocks put in a random order.
@@ -292,7 +295,7 @@ def file_by_file(read: Iterable[Pass], size: int, tally: Tally, files: int) -> I
         yield from ([examples[number] for number in block] for block in blocks)
 
 
-def joined(examples: list[Example], size: int, end: int, tally: Tally) -> tuple[Tokens, Tokens, Tokens]:
+def example_block(examples: list[Example], size: int, end: int, tally: Tally) -> tuple[Tokens, Tokens, Tokens]:
     """Return a block of examples: ids, labels and positions, each of length `size`. Padding is end tokens without loss.
 
     An example is one sequence, however many questions it has: its positions go through, and its answers are seen by
@@ -314,7 +317,7 @@ def joined(examples: list[Example], size: int, end: int, tally: Tally) -> tuple[
     return ids, labels, positions
 
 
-def running(block: Tokens, tally: Tally) -> tuple[Tokens, Tokens, Tokens]:
+def text_block(block: Tokens, tally: Tally) -> tuple[Tokens, Tokens, Tokens]:
     """Return a block of running text: the loss is on all of it."""
     tally.trained += len(block)
     return block, block, np.arange(len(block))
@@ -343,7 +346,7 @@ def chunks(
 
     The last, incomplete one is left out.
     """
-    return cut((np.append(ids, end) for batch in batched(documents, AT_ONCE) for ids in encode(batch)), size)
+    return chunk((np.append(ids, end) for batch in batched(documents, BATCH_SIZE) for ids in encode(batch)), size)
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -362,3 +365,35 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 def write_counts(out: Path, **counts: Any) -> None:
     """Write `counts.json` next to the blocks."""
     write_json(out / "counts.json", counts)
+
+
+def mixed_blocks(ct_dir: Path, sft_dir: Path, ct_tokens: int, out: Path) -> None:
+    """Return the first `ct_tokens` of CT's blocks and all of SFT's, each kind spread evenly.
+
+    In go two folders of blocks of one size, and their counts; out comes one like SFT's: blocks, labels, positions. The
+    loss of a block of CT is on all of it, in its positions from 0 on. Raises ValueError for blocks of two sizes.
+    """
+    text = np.load(ct_dir / "blocks.npy", mmap_mode="r")
+    sft = [np.load(sft_dir / f"{name}.npy", mmap_mode="r") for name in ("blocks", "labels", "positions")]
+    size = text.shape[1]
+    if sft[0].shape[1] != size:
+        raise ValueError(f"{ct_dir} has blocks of {size} tokens and {sft_dir} of {sft[0].shape[1]}.")
+    text = text[: -(-ct_tokens // size)]
+    total = len(text) + len(sft[0])
+    columns = [
+        BlockFile(out / f"{name}.npy", size, column.dtype.type)
+        for name, column in zip(("blocks", "labels", "positions"), sft, strict=True)
+    ]
+    rows = [
+        iter((block, block, np.arange(size)) for block in text),
+        iter(zip(*sft, strict=True)),
+    ]
+    for source in itertools.islice(interleave([len(text) / total, len(sft[0]) / total]), total):
+        for column, values in zip(columns, next(rows[source]), strict=True):
+            column.append(values)
+    for column in columns:
+        column.close()
+    chat_template.copy_trained_template(sft_dir, out)
+    of_sft = json.loads((sft_dir / "counts.json").read_text(encoding="utf-8"))
+    real = (len(text) + len(sft[0]) * of_sft["real_token_share"]) / total
+    write_counts(out, blocks=total, tokens=total * size, ct_blocks=len(text), real_token_share=real)

@@ -12,12 +12,12 @@ from collections.abc import Sequence
 
 from common.errors import BadInput
 from pipeline.config import Config
-from pipeline.graph import Stage
+from pipeline.journal import Journal
 from pipeline.run.cluster import queue, schedule, submit, watch
 from pipeline.run.cluster import site as sites
-from pipeline.run.journal import Journal
-from pipeline.run.run_plan import RunPlan
 from pipeline.run.worker import Worker
+from pipeline.run_plan import RunPlan
+from pipeline.stages.stage import Stage
 from pipeline.sweep import Sweep
 
 

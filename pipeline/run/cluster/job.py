@@ -21,13 +21,13 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 from common.errors import Interrupted
-from pipeline.graph import Stage
+from pipeline.journal import Journal
 from pipeline.run import launch
 from pipeline.run.cluster.schedule import cut
 from pipeline.run.console import SAY_TO
-from pipeline.run.journal import Journal
-from pipeline.run.run_plan import RunPlan
 from pipeline.run.worker import worker
+from pipeline.run_plan import RunPlan
+from pipeline.stages.stage import Stage
 
 if TYPE_CHECKING:
     from submitit.helpers import DelayedSubmission

@@ -17,8 +17,7 @@ from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from typing import Literal
 
-from pipeline.graph import Stage
-from pipeline.kinds import KINDS
+from pipeline.stages.stage import Stage
 
 Work = Literal["data", "train", "evaluate"]  # classes of jobs, one section of the site file each
 LARGEST_ARRAY = 1000  # Slurm's default MaxArraySize is 1001
@@ -54,7 +53,7 @@ class Task:
 
 def work_of(stage: Stage) -> Work:
     """Return the class of jobs that makes a stage; merging is done where its result is scored."""
-    work = KINDS[stage.kind].work
+    work = stage.type.resource
     return "evaluate" if work == "score" or work == "merge" else work
 
 

@@ -13,9 +13,9 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
 
 from common.errors import BadInput
-from common.parsing import read_plain_yaml
+from common.validation import read_plain_yaml
 from pipeline import old_names
-from pipeline.config import Config, Section, one_line
+from pipeline.config import Config, Section, error_line
 
 SITES = Path(__file__).parents[3] / "conf" / "site"
 NonNegative = Annotated[int, Field(ge=0)]
@@ -95,7 +95,7 @@ def read(given: str) -> Site:
     try:
         return Site.model_validate(whole)
     except ValidationError as error:
-        raise BadInput(f"site={path}: {one_line(error, whole)}") from None
+        raise BadInput(f"site={path}: {error_line(error, whole)}") from None
 
 
 def check(site: Site, config: Config) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import BadInput
-from common.places import ROOT
+from common.project import ROOT
 from pipeline.run import launch
 from pipeline.run.cluster import queue
 from pipeline.run.cluster.job import ClusterJob

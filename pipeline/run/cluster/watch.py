@@ -9,11 +9,11 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.graph import Stage
+from pipeline.journal import Journal
 from pipeline.run.cluster import queue
 from pipeline.run.cluster.site import Site
 from pipeline.run.console import Progress
-from pipeline.run.journal import Journal
+from pipeline.stages.stage import Stage
 from pipeline.store import Store
 
 EXPLAINED = ("failed", "refused", "not_run")  # events with the reason why a stage was not computed

@@ -12,12 +12,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.run import interruption
+from pipeline import interruption
 from pipeline.run.gpus import devices as visible_devices
 from pipeline.run.gpus.children import Children
 from pipeline.run.gpus.pool import pieces
-from pipeline.run.run_plan import RunPlan
 from pipeline.run.worker import Worker
+from pipeline.run_plan import RunPlan
 
 choose = visible_devices.choose
 

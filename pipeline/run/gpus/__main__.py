@@ -9,14 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from common.errors import BadInput, Interrupted
-from common.parent_process import die_with_parent
+from common.processes import die_with_parent
+from pipeline import interruption
 from pipeline.execute import Job, Maker
-from pipeline.graph import Stage
-from pipeline.run import interruption
+from pipeline.journal import Journal
 from pipeline.run.console import say
-from pipeline.run.journal import Journal
-from pipeline.run.run_plan import RunPlan
 from pipeline.run.worker import JOURNAL, worker
+from pipeline.run_plan import RunPlan
+from pipeline.stages.stage import Stage
 
 
 def main(folder: Path, threads: int, keys: list[str]) -> int:

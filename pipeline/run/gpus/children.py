@@ -13,15 +13,15 @@ from functools import partial
 from pathlib import Path
 
 from common.errors import BadInput
-from common.parent_process import die_with_parent
-from pipeline.graph import Stage
-from pipeline.run import interruption
+from common.processes import die_with_parent
+from pipeline import interruption
 from pipeline.run.cluster.schedule import Task
 from pipeline.run.gpus.devices import VISIBLE, cores
 from pipeline.run.gpus.pool import Pool, pieces
 from pipeline.run.local import check_budgets
-from pipeline.run.run_plan import RunPlan
 from pipeline.run.worker import Worker
+from pipeline.run_plan import RunPlan
+from pipeline.stages.stage import Stage
 
 CHILD = "pipeline.run.gpus"  # the module that a child runs
 LOOK_EVERY_S = 0.1

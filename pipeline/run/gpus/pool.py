@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 
-from pipeline.graph import Stage
 from pipeline.run.cluster.schedule import Task, cut
+from pipeline.stages.stage import Stage
 
 
 def pieces(stages: Sequence[Stage], waiting: Collection[str]) -> tuple[Task, ...]:

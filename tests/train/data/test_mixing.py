@@ -7,9 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from train.block_dataset import Blocks
-from train.data.mixing import mixed_blocks
-from train.data.packing import write_counts
+from train.data.blocks import Blocks
+from train.data.packing import mixed_blocks, write_counts
 
 SIZE = 4
 

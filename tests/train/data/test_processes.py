@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[3]
 SCRIPT = """
 import sys, time
 from pathlib import Path
-from train.data.processes import Workers
+from common.processes import Workers
 
 def work(number):
     Path(sys.argv[1], str(number)).touch()

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from common import files
-from train.data import tokenization, words
-from train.data.words import SPACE, TextEncoder, Words, loaded, local
+from train.data import tokenization
+from train.data.tokenization import SPACE, TextEncoder, WordCache, is_word_local, load_library
 
 ROOT = Path(__file__).parents[3]
 TEXT = [
@@ -87,11 +87,11 @@ LOCAL: dict[str, Callable[[], dict[str, Any]]] = {
 
 
 @cache
-def made(name: str) -> tuple[Tokenizer, Words]:
+def made(name: str) -> tuple[Tokenizer, WordCache]:
     settings = LOCAL[name]()
-    assert local(settings)
-    whole = loaded(json.dumps(settings))
-    return whole, Words(whole, settings, np.uint32)
+    assert is_word_local(settings)
+    whole = load_library(json.dumps(settings))
+    return whole, WordCache(whole, settings, np.uint32)
 
 
 @pytest.mark.parametrize("name", LOCAL)
@@ -115,9 +115,9 @@ def test_plain_texts_are_split_and_the_rest_is_encoded_whole(name: str) -> None:
 
 
 def test_a_full_memory_of_words_is_emptied(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(words, "CACHE_BYTES", 1000)
-    whole = loaded(json.dumps(tiny_base()))
-    ours = Words(whole, tiny_base(), np.uint16)
+    monkeypatch.setattr(tokenization, "CACHE_BYTES", 1000)
+    whole = load_library(json.dumps(tiny_base()))
+    ours = WordCache(whole, tiny_base(), np.uint16)
     for text in TEXT * 2:
         ids = ours.ids(text)
         assert ids is None or ids.tolist() == whole.encode(text, add_special_tokens=False).ids
@@ -166,7 +166,7 @@ NOT_LOCAL: dict[str, Callable[[], dict[str, Any]]] = {
 
 @pytest.mark.parametrize("why", NOT_LOCAL)
 def test_other_tokenizers_encode_whole_texts(why: str) -> None:
-    assert not local(NOT_LOCAL[why]())
+    assert not is_word_local(NOT_LOCAL[why]())
 
 
 @pytest.mark.parametrize("name", LOCAL)
@@ -176,7 +176,7 @@ def test_what_agrees_with_the_library_is_encoded_by_words(name: str) -> None:
 
 
 def test_a_tokenizer_that_was_admitted_wrongly_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(words, "local", lambda settings: True)
+    monkeypatch.setattr(tokenization, "is_word_local", lambda settings: True)
     encoder = TextEncoder(json.dumps(spanning()), np.uint32)
     texts = ["of the people", "nothing that spans"]
     right = [encoder.library.encode(text, add_special_tokens=False).ids for text in texts]
@@ -188,12 +188,12 @@ def test_a_tokenizer_that_was_admitted_wrongly_is_found_out(monkeypatch: pytest.
 
 def test_each_file_is_judged_by_its_first_documents(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The tokens of a file are the same whichever files its process has seen before."""
-    monkeypatch.setattr(words, "local", lambda settings: True)
+    monkeypatch.setattr(tokenization, "is_word_local", lambda settings: True)
     files.write_jsonl(tmp_path / "plain.jsonl", [{"text": "nothing that spans"}])
     files.write_jsonl(tmp_path / "spanning.jsonl", [{"text": "of the people"}])
     definition = json.dumps(spanning())
     tokenization.init_worker(tokenization.TokenizerFile(definition, end=0, vocabulary=70_000))
-    whole = loaded(definition)
+    whole = load_library(definition)
 
     def tokens(name: str) -> list[int]:
         folder = tokenization.tokenise((tmp_path / f"{name}.jsonl", tmp_path / name))

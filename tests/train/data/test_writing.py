@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train.data.writing import Writing, bare, ends_sentence, writing_of
+from train.data.segmentation import Segmenter, detect_segmenter, ends_sentence, strip_punctuation
 
 SAMPLES = {
     "English": ("He went out, and wept bitterly.", "spaces", ["He", "went", "out,", "and", "wept", "bitterly."]),
@@ -21,28 +21,28 @@ SAMPLES = {
 @pytest.mark.parametrize("language", SAMPLES)
 def test_words_of_each_script(language: str) -> None:
     text, ends, words = SAMPLES[language]
-    writing = writing_of([text])
+    writing = detect_segmenter([text])
     assert writing.ends == ends
     assert writing.split(text) == words
     assert writing.join(words) == text
-    assert all(bare(word) for word in words)
-    assert any(writing.askable(bare(word)) for word in words)
+    assert all(strip_punctuation(word) for word in words)
+    assert any(writing.askable(strip_punctuation(word)) for word in words)
     assert ends_sentence(words[-1]) == (text[-1] in ".。។۔።")
 
 
-@given(st.text(max_size=60), st.sampled_from([Writing(), Writing("units", shortest=1)]))
-def test_a_text_is_the_sum_of_its_words(text: str, writing: Writing) -> None:
+@given(st.text(max_size=60), st.sampled_from([Segmenter(), Segmenter("units", shortest=1)]))
+def test_a_text_is_the_sum_of_its_words(text: str, writing: Segmenter) -> None:
     assert writing.join(writing.split(text)) == " ".join(text.split())
 
 
 @given(st.text(max_size=12))
 def test_a_bare_word_is_letters(word: str) -> None:
-    assert bare(bare(word)) == bare(word)
-    assert bare(word) in word
+    assert strip_punctuation(strip_punctuation(word)) == strip_punctuation(word)
+    assert strip_punctuation(word) in word
 
 
 def test_names_are_not_asked_for_where_a_script_has_capitals() -> None:
-    writing = Writing()
+    writing = Segmenter()
     assert not writing.askable("David")
     assert writing.askable("david")
     assert writing.askable("زَبان")

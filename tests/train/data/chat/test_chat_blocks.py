@@ -15,10 +15,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from common.errors import BadInput
 from common.files import read_jsonl, write_json, write_jsonl
 from tests.train.data.chat.model_templates import text, tokenizer
-from train import learnt_template
-from train.data import instructions, packing
-from train.data.chat.reading import own_conversations
-from train.data.chat.template import CHATML_TEXT
+from train.data import chat_template, instructions, packing
+from train.data.chat_template import CHATML_TEXT
+from train.data.conversations import own_conversations
 from train.stage_settings import ChatSettings, InstructionSource, InstructionsSettings, SftBlocksSettings
 
 SIZE = 384
@@ -108,7 +107,9 @@ def test_conversations_in_blocks(chat_model: Path, tmp_path: Path) -> None:
     shown = read_jsonl(tmp_path / "out" / "examples.jsonl")
     assert [row["trained"] for row in shown] == [list(each) for each in answers[:5]]
     assert all(row["text"].startswith("<|im_start|>system\nYou are a helpful AI assistant named Smol") for row in shown)
-    assert learnt_template.learnt(tmp_path / "out") == learnt_template.Learnt(text("smollm2"), "<|im_end|>")
+    assert chat_template.read_trained_template(tmp_path / "out") == chat_template.TrainedTemplate(
+        text("smollm2"), "<|im_end|>"
+    )
 
 
 def test_other_settings_of_the_template(chat_model: Path, tmp_path: Path) -> None:
@@ -177,9 +178,9 @@ def test_a_data_set_in_the_layout_of_the_hub(layout: str, chat_model: Path, tmp_
 
 
 def test_a_tree_that_two_parts_would_cut_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from train.data.corpus import shards
+    from train.data.corpus import hub
 
-    monkeypatch.setattr(shards, "PART_BYTES", 1)  # every conversation is a part of its own
+    monkeypatch.setattr(hub, "SHARD_BYTES", 1)  # one shard per conversation
     (tmp_path / "set").mkdir()
     rows = []
     for tree in range(3):

@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 from transformers.utils import chat_template_utils
 
-from common.chat_date import TODAY
-from common.chat_files import text_in
+from common.chat import DATE_FUNCTION, read_chat_template
 from common.errors import BadInput
 from tests.train.data.chat.model_templates import EOS, FOLDER, OWN, VICUNA, masking, text, tokenizer
-from train.data.chat.template import CHATML_TEXT, of_tokenizer
+from train.data.chat_template import CHATML_TEXT, template_of
 from train.stage_settings import ChatSettings
 
 FAMILIES = sorted({path.stem for path in FOLDER.glob("*.jinja") if not path.stem.endswith("_training")} | set(OWN))
@@ -46,7 +45,7 @@ def test_the_date_is_a_setting_and_not_a_day(monkeypatch: pytest.MonkeyPatch) ->
     assert made.template.prompt(TALK[:1]) == first and "Today Date: 01 Jan 2025\n" in first
     other, _ = masking("llama3_2", date="2026-07-26")
     assert "Today Date: 26 Jul 2026\n" in other.template.prompt(TALK[:1])
-    assert TODAY in text("llama3_2") and TODAY not in text("qwen2_5")
+    assert DATE_FUNCTION in text("llama3_2") and DATE_FUNCTION not in text("qwen2_5")
 
 
 def test_a_system_prompt_of_the_templates_own_is_known() -> None:
@@ -89,7 +88,7 @@ REFUSED = {
 def test_a_template_that_cannot_be_masked_is_refused_in_one_line(case: str) -> None:
     template, says = REFUSED[case]
     with pytest.raises(BadInput, match=f"^its tokenizer: .*{says}.*Set sft.template to another one.$") as error:
-        of_tokenizer(tokenizer(template), ChatSettings("tokenizer"), "its tokenizer")
+        template_of(tokenizer(template), ChatSettings("tokenizer"), "its tokenizer")
     assert "\n" not in str(error.value)
 
 
@@ -99,16 +98,16 @@ def test_plain_turns_that_end_in_a_token_are_accepted() -> None:
 
 def test_a_base_without_a_template_names_where_one_may_be() -> None:
     with pytest.raises(BadInput, match=r"^base has no chat template\. Set sft.template=chatml .* that has one\.$"):
-        of_tokenizer(tokenizer(None), ChatSettings("tokenizer"), "base")
+        template_of(tokenizer(None), ChatSettings("tokenizer"), "base")
 
 
 def test_chatml_is_for_tokenizers_that_have_its_marks() -> None:
     from tests.architectures import tokenizer_kinds
 
     settings = ChatSettings(CHATML_TEXT)
-    assert of_tokenizer(tokenizer_kinds.tokenizer("qwen"), settings, "base").stop == "<|im_end|>"
+    assert template_of(tokenizer_kinds.tokenizer("qwen"), settings, "base").stop == "<|im_end|>"
     with pytest.raises(BadInput, match=r"^base has no token <\|im_start\|>, which becomes \d+ pieces\. Choose a model"):
-        of_tokenizer(tokenizer_kinds.tokenizer("neox"), settings, "base")
+        template_of(tokenizer_kinds.tokenizer("neox"), settings, "base")
 
 
 def test_arguments_that_a_template_does_not_know_are_refused() -> None:
@@ -118,10 +117,10 @@ def test_arguments_that_a_template_does_not_know_are_refused() -> None:
 
 
 def test_a_template_is_found_where_transformers_finds_it(tmp_path: Any) -> None:
-    assert text_in(tmp_path) is None
+    assert read_chat_template(tmp_path) is None
     tokenizer("{{ messages }}").save_pretrained(tmp_path)
-    assert text_in(tmp_path) == "{{ messages }}"
+    assert read_chat_template(tmp_path) == "{{ messages }}"
     (tmp_path / "chat_template.jinja").unlink()
     named = '{"chat_template": [{"name": "tools", "template": "a"}, {"name": "default", "template": "b"}]}'
     (tmp_path / "tokenizer_config.json").write_text(named)
-    assert text_in(tmp_path) == "b"
+    assert read_chat_template(tmp_path) == "b"

@@ -1,0 +1,364 @@
+"""Checks of given checkpoints: they exist, this account may read them, and they can be merged."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from common import hub as model_hub
+from common.chat import read_stop_ids
+from common.errors import BadInput
+from common.hub import OTHER_LICENCE, common_licence
+from common.special_tokens import added_special_tokens
+from common.units import counted
+from common.validation import read_json
+from eval.chat_prompts import rendered
+from eval.task_checks import context_length
+from pipeline import architecture, inputs, recipes
+from pipeline.baselines import PAIR
+from pipeline.check.finding import Finding, given, guarded, planned
+from pipeline.config import Config
+from pipeline.page_questions import KEY, read_questions
+from pipeline.stages.adapting import for_its_pair, of_chat_model
+from pipeline.stages.scoring import prompt
+from train.data.chat_template import TOKENIZER, ChatTemplate, template_of
+from train.stage_settings import ChatSettings, LoraSettings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def check_checkpoints(config: Config) -> Iterator[Finding]:
+    """Given checkpoints are there, this account may read them, and their architecture goes through every stage."""
+    for key, path in given(config).items():
+        found = guarded(check_reachable, path, key)
+        yield from found
+        folder = described_folder(path, fetch=not any(finding.fails for finding in found))
+        if folder:
+            yield from guarded(check_fit, folder, key, path, config)
+
+
+def described_folder(path: str, fetch: bool) -> Path | None:
+    """Return the folder with a checkpoint's config.json and tokenizer, which are fetched from the Hub if `fetch`."""
+    folder, model = model_hub.local_folder(path), model_hub.parse(path, "model.path")
+    if folder and (folder / "config.json").is_file():
+        return folder
+    if model is None or not fetch:
+        return None
+    from huggingface_hub import hf_hub_download
+
+    try:
+        for name in ("tokenizer.json", "tokenizer_config.json", "config.json"):
+            file = hf_hub_download(model.repo, name, revision=model.revision)
+        return Path(file).parent
+    except Exception:  # whatever a network can raise, and files that a model has not; other checks report both
+        return None
+
+
+def check_fit(folder: Path, key: str, path: str, config: Config) -> Iterator[Finding]:
+    """Yield a causal language model of transformers whose architecture, tokenizer and length every stage can work with.
+
+    Raises BadInput.
+    """
+    where = f"{key}={path}"
+    described = architecture.sizes(architecture.config_of(folder, where))
+    reads, stated = described["max_position_embeddings"], described["vocab_size"]
+    for name, size in (("ct.block_size", config.ct.block_size), ("sft.block_size", config.sft.block_size)):
+        if isinstance(reads, int) and size > reads:
+            raise BadInput(f"{name}={size}: must be at most {reads}, max_position_embeddings of {where}.")
+    for file in folder.glob("*.safetensors"):
+        if not file.is_file():
+            raise BadInput(f"{where}: {file.name} must be a file or a link to one. Save the model there again.")
+        if (rows := embedding_rows(file)) is not None and isinstance(stated, int) and rows != stated:
+            raise BadInput(
+                f"{where}: {file.name} embeds {rows} tokens, but vocab_size in config.json is {stated}. "
+                "Save the model again."
+            )
+    if trains_sft(config):
+        architecture.check_packing(folder, where)
+    architecture.check_attention(folder, where, config.compute.attention)
+    if config.train.lora and key != "sft.source":  # which nothing is trained from
+        architecture.check_lora(folder, where, LoraSettings.from_mapping(config.train.lora.model_dump()))
+    if key == "model.path":  # blocks are made with its tokenizer
+        architecture.check_end(folder, where)
+    if warning := architecture.beyond_embedding(folder, where):
+        yield Finding(False, warning)
+
+
+def trains_sft(config: Config) -> bool:
+    """Return whether a cell trains on packed examples; assumed if its plan cannot be made, which another check
+    reports.
+    """
+    cell = planned(config)
+    return cell is None or any(stage.kind == "sft" for stage in cell.stages)
+
+
+def embedding_rows(file: Path) -> int | None:
+    """Return rows of the embedding of tokens, where a safetensors file holds it under one of its usual names."""
+    from safetensors import SafetensorError, safe_open
+
+    from merge.checkpoints.tensor_names import is_embedding
+
+    try:
+        with safe_open(file, "np") as tensors:
+            names = [name for name in list(tensors.keys()) if is_embedding(name)]
+            return int(tensors.get_slice(names[0]).get_shape()[0]) if names else None
+    except SafetensorError:  # `partners` reports what is wrong with the file
+        return None
+
+
+@cache
+def check_reachable(path: str, key: str) -> tuple[Finding, ...]:
+    """Reject what cannot be read; warns of a model of the Hub that may change."""
+    model = model_hub.parse(path, key)
+    if model is None:
+        inputs.model_files(Path(path), key)
+    else:
+        model_hub.check_access(model, key)
+        if not model_hub.COMMIT.fullmatch(model.revision):
+            pinned = f"hub:{model.repo}@{model_hub.commit(model, key, network=True)}"
+            return (
+                Finding(
+                    False,
+                    f"{key}={model}: its revision is not pinned. Set {pinned}, so that the same model is used later.",
+                ),
+            )
+    return ()
+
+
+def check_partners(config: Config) -> Iterator[Finding]:
+    """Base, CT and SFT can be merged: same tensors, same vocabulary. What is trained here is like the base."""
+    from merge import Recipe, check
+
+    folders = {key: model_hub.local_folder(path) for key, path in given(config).items()}
+    base = folders.get("model.path")
+    if base is None or not model_hub.is_complete(base) or not config.merge.methods:
+        return
+    methods = list(config.merge.methods.values())
+    method = next((method for method in methods if method.of == PAIR), methods[0])
+    merged = {name: (folders.get(f"{name}.source", base) or base).absolute() for name in method.of}
+    chat = folders.get("sft.source")
+    start = chat if method.from_ == "sft" and chat else base
+    whole = of_chat_model(config, method) if chat else {}
+    whole.pop("special_rows", None)  # `pair` checks the template
+    stated = {**method.tries[0], **whole}
+    recipe = recipes.complete(stated, start.absolute(), merged, config.seed)
+    check(Recipe.from_dict(recipe, where="merge.methods"))
+    yield from ()
+
+
+GENERATION = "generation_config.json"
+# What generation_config.json may say that changes greedy answers too, and the value at which it does not.
+GREEDY = {
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "encoder_repetition_penalty": 1.0,
+    "bad_words_ids": None,
+}
+
+
+@dataclass(frozen=True)
+class Side:
+    """A model of the pair. where: key and value, which messages begin with."""
+
+    folder: Path
+    where: str
+    tokenizer: Any
+
+    @property
+    def rows(self) -> int | None:
+        """Rows of its embedding, as its config states."""
+        found = architecture.sizes(architecture.config_of(self.folder, self.where))["vocab_size"]
+        return found if isinstance(found, int) else None
+
+    @property
+    def tied(self) -> bool:
+        return bool(architecture.sizes(architecture.config_of(self.folder, self.where))["tie_word_embeddings"])
+
+
+def check_pair(config: Config) -> Iterator[Finding]:
+    """Facts of base and chat model. Raises BadInput for a pair that cannot be merged or whose answers have no end."""
+    if config.adapt is None or config.model.path is None or config.sft.source is None:
+        return
+    try:
+        known = inputs.inputs(config, network=False)
+    except BadInput:  # another check says it
+        return
+    kept = for_its_pair(config, known).merge.methods
+    sides = [_side(path, key) for key, path in (("model.path", config.model.path), ("sft.source", config.sft.source))]
+    base, chat = sides
+    if base is None or chat is None:  # another check says why
+        return
+    check_same_tokens(base, chat)
+    if base.tied != chat.tied:
+        tied, other = (base, chat) if base.tied else (chat, base)
+        raise BadInput(
+            f"{chat.where}: the head of {tied.where} is its embedding and that of {other.where} is not, so their heads"
+            " cannot be merged. Give the base that the chat model was made from."
+        )
+    template = template_of(chat.tokenizer, ChatSettings(TOKENIZER), f"{chat.where}: its tokenizer")
+    left_out = [name for name in config.merge.methods if name not in kept]
+    yield Finding(False, f"pair        {pair_in_words(base, chat, template, config, left_out)}", told=True)
+    yield Finding(False, f"generation  {generation_in_words(chat, template)}", told=True)
+    online = model_hub.is_online()
+    found = [model_hub.licence_of(side, network=online) for side in (config.model.path, config.sft.source)]
+    yield Finding(False, f"licences    {licences_in_words(found)}", told=True)
+    if not config.eval.tasks and not config.eval.include_path:
+        text = "eval.tasks is empty: dev rests on families made of your text; nothing judges free answers"
+    else:
+        text = (
+            "eval.tasks: lm-eval's tasks have no dev split here: the first eval.tune_limit items choose the model and"
+            " are among those that it is tested on"
+        )
+    yield Finding(False, text)
+
+
+def _side(path: str, key: str) -> Side | None:
+    from train.data.packing import load_tokenizer
+
+    folder = described_folder(path, fetch=model_hub.is_online())
+    if folder is None:
+        return None
+    try:
+        return Side(folder, f"{key}={path}", load_tokenizer(folder))
+    except BadInput:
+        raise
+    except Exception:  # whatever transformers raises for files of no known kind; `tokenizer` says it
+        return None
+
+
+def check_same_tokens(base: Side, chat: Side) -> None:
+    """Every token of the base has the same number in the chat model, which may have more. Raises BadInput."""
+    ours, theirs = base.tokenizer.get_vocab(), chat.tokenizer.get_vocab()
+    for token, number in sorted(ours.items(), key=lambda item: item[1]):
+        if theirs.get(token) != number:
+            found = "not there" if token not in theirs else f"token {theirs[token]}"
+            raise BadInput(
+                f"{chat.where}: {token!r} is {found}, but token {number} in {base.where}: the two were not made from"
+                " one another. Give the base that the chat model was made from."
+            )
+
+
+def pair_in_words(base: Side, chat: Side, template: ChatTemplate, config: Config, left_out: Sequence[str]) -> str:
+    """What the two have in common, and where texts and turns end."""
+    more = chat.tokenizer.get_vocab().keys() - base.tokenizer.get_vocab().keys()
+    rows = f"{base.rows:,} rows" if base.rows == chat.rows else f"{base.rows:,} rows, {chat.rows:,} in the chat model"
+    tokens = f"{counted(len(more), 'token')} more in the chat model" if more else "same tokens"
+    heads = "tied" if base.tied else "untied"
+    before, _ = added_special_tokens(base.tokenizer)
+    begin = "".join(f", texts begin by {token}" for token in base.tokenizer.convert_ids_to_tokens(before))
+    end = getattr(config.ct, "document_end", None) or base.tokenizer.eos_token
+    same = f"{rows}; heads {heads} in both; {tokens}; document end {end}, turn end {template.stop_token}{begin}"
+    if not left_out:
+        return same
+    return f"one model is both, so nothing that SFT changed can be merged: left out {', '.join(left_out)}; {same}"
+
+
+def generation_in_words(chat: Side, template: ChatTemplate) -> str:
+    """Say where the chat model's answers end, and which of its generation settings act on greedy answers."""
+    file = chat.folder / GENERATION
+    stated: Mapping[str, Any] = read_json(file) if file.is_file() else {}
+    names = chat.tokenizer.convert_ids_to_tokens(read_stop_ids(chat.folder))
+    stop = template.stop_token
+    ends = ", ".join(map(str, names)) or "none"
+    added = "" if stop in names else f" ({stop}, which ends its turns, is added)"
+    acting = [name for name, idle in GREEDY.items() if stated.get(name, idle) not in (idle, None)]
+    acts = f"; its {', '.join(acting)} also act{'s' * (len(acting) == 1)} on greedy decoding" if acting else ""
+    of = "of the chat model" if file.is_file() else f"the chat model has no {GENERATION}; by its config.json"
+    return f"{of}: eos {ends}{added}{acts}"
+
+
+def licences_in_words(found: Sequence[str | None]) -> str:
+    """The licences of base and chat model, and what the card of the result says."""
+    both = common_licence(found)
+    listed = ", ".join(licence or "not stated" for licence in found)
+    card = {None: "the card names what is stated", OTHER_LICENCE: "they differ: the card says other and names both"}
+    return f"{listed}; {card.get(both, 'the card names both')}; your text's is yours to check"
+
+
+ANSWER = "Zq2ழAx"  # a text that no template would change
+ASKED = [{"role": "user", "content": "Zq1ழUx"}, {"role": "assistant", "content": ANSWER}]
+
+
+def check_chat_templates(config: Config) -> Iterator[Finding]:
+    """Check that templates of given checkpoints take what will be asked, and that their models stop after an answer.
+
+    Raises BadInput for a template that fails.
+    """
+    if config.eval.chat == "none":
+        return
+    for key, path in given(config).items():
+        folder = model_hub.local_folder(path)
+        if folder is not None and (folder / "tokenizer_config.json").is_file():
+            yield from check_template(config, folder, f"{key}={path}")
+
+
+def check_template(config: Config, folder: Path, where: str) -> Iterator[Finding]:
+    """Yield what is found of one checkpoint. Raises BadInput."""
+    from transformers import AutoTokenizer
+
+    from eval.chat_prompts import rendered, template_of
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception:  # whatever files that are missing or of no known kind lead to; another check reports it
+        return
+    if template_of(tokenizer) is None:
+        yield Finding(False, f"chat        {where}: plain prompts (no chat template)", told=True)
+        return
+    system = [] if config.eval.system is None else [{"role": "system", "content": config.eval.system}]
+    rendered(tokenizer, [*system, *ASKED, ASKED[0]], config.chat.date)
+    stops = stop_tokens(folder, tokenizer)
+    yield Finding(False, f"chat        {where}: by its template; generation stops at {', '.join(stops)}", told=True)
+    end = turn_end(tokenizer, config.chat.date)
+    if end is not None and end not in stops:
+        yield Finding(
+            False,
+            f"{where}: its template ends an answer by {end}, where generation does not stop; add its id to eos_token_id"
+            " in its generation_config.json, or answers run on",
+        )
+
+
+def stop_tokens(folder: Path, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Return the tokens that end a generation of a checkpoint: of its generation config, and the tokenizer's EOS."""
+    names = [str(tokenizer.convert_ids_to_tokens(int(number))) for number in read_stop_ids(folder)]
+    return list(dict.fromkeys([*names, *([str(tokenizer.eos_token)] if tokenizer.eos_token else [])]))
+
+
+def turn_end(tokenizer: PreTrainedTokenizerBase, day: str) -> str | None:
+    """Return the first special token that the template writes after an answer; None if it writes none."""
+    from eval.chat_prompts import rendered
+
+    after = rendered(tokenizer, [*ASKED, ASKED[0]], day).partition(ANSWER)[2]
+    added = sorted((token.content for token in tokenizer.added_tokens_decoder.values()), key=len, reverse=True)
+    found = re.search("|".join(map(re.escape, added)), after) if added else None
+    return found[0] if found else None
+
+
+def check_questions(config: Config) -> Iterator[Finding]:
+    """Yield how many questions there are. Raises BadInput for one that a model cannot read."""
+    if config.adapt is None or config.eval.questions is None:
+        return
+    from train.data.packing import load_tokenizer
+
+    asked = read_questions(config.eval.questions)
+    for key, path in given(config).items():
+        folder = described_folder(path, fetch=model_hub.is_online())
+        if folder is None:  # another check says why
+            continue
+        context = context_length(architecture.config_of(folder, f"{key}={path}"))
+        tokenizer = load_tokenizer(folder)
+        for number, question in enumerate(asked, start=1):
+            messages = prompt(tokenizer, question, config.eval.system)
+            text = messages if isinstance(messages, str) else rendered(tokenizer, messages, config.chat.date)
+            length = len(tokenizer.encode(text, add_special_tokens=False))
+            if context is not None and length >= context:
+                raise BadInput(
+                    f"{KEY}={config.eval.questions}: question {number} has {length} tokens, and {key}={path} reads"
+                    f" {context} with the answer. Shorten it."
+                )
+    yield Finding(False, f"questions   {len(asked)}, all of them on the page", told=True)
