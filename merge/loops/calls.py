@@ -123,7 +123,7 @@ def draw_slice(
 
 
 def stream_from(generator: numpy.random.PCG64, start: int) -> Array:
-    """Where the float32 numbers of a new generator go on from number `start`, as arguments.Draw has it."""
+    """Return where the float32 numbers of a new generator continue from number `start`, as arguments.Draw has it."""
     generator.advance(start // 2)  # a word of 64 bits makes two numbers
     state, increment = (generator.state["state"][key] for key in ("state", "inc"))
     states = []

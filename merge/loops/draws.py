@@ -1,6 +1,6 @@
 """What DARE and DELLA keep: random numbers, ranks of magnitudes in rows, and the comparison of the two.
 
-A value stays where its random number is below low + rank · step (methods.keep_probabilities), so its rank matters only
+A value stays where its random number is below low + rank · step (arithmetic.keep_probabilities), so its rank matters only
 as far as it decides that. Ranks are counted and not sorted: by the upper bits of a magnitude, among equal ones by
 position. Where a bin holds several magnitudes, the few values whose random number lies between the probabilities of
 the bin's first and last rank are ranked one by one; a row with many of them is sorted.

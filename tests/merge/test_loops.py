@@ -16,18 +16,15 @@ from safetensors.torch import save_file
 
 from common.errors import BadInput
 from merge.auditing import Audit
+from merge.engine import fused, pieces
 from merge.engine.outputs import Output
+from merge.engine.passes import Workers, run, survey
 from merge.engine.plan import make_plan
+from merge.engine.tensor_recipe import TaskVectorMerge, TensorRecipe
 from merge.loops.arguments import BFLOAT16, EXACT, FLOAT16, Row, Scalar
 from merge.loops.calls import KINDS, MergeCall, Stored
 from merge.loops.machine_code import OFF, compiled_loops
 from merge.recipe import Recipe
-from merge.stream import fused, pieces
-from merge.stream.engine import run
-from merge.stream.pieces import Piece
-from merge.stream.survey import survey
-from merge.stream.tensor_recipe import TensorRecipe
-from merge.stream.threads import Workers
 
 pytest.importorskip("numba")
 
@@ -183,7 +180,7 @@ def merges(draw: st.DrawFn) -> dict[str, Any]:
 
 
 def recipe_of(folder: Path, made: dict[str, Any]) -> Recipe:
-    from merge.method_table import METHODS as ROWS
+    from merge.methods import METHODS as ROWS
 
     spec = ROWS[made["method"]]
     base, *others = (
@@ -233,13 +230,13 @@ def test_norms_that_depend_on_the_order_of_additions_are_those_on_tensors(
     data = {"method": "della", "rescale": "l1", "base": base, "models": listed, "tokenizer": "optional"}
     passes: list[bool] = []
 
-    def gather(self: TensorRecipe, piece: Piece, loop: Any) -> None:
-        passes.append(loop is not None)
-        on_tensors_too(self, piece, loop)
+    def gather(self: TaskVectorMerge, piece: pieces.Piece, with_loop: bool) -> None:
+        passes.append(with_loop)
+        gathered(self, piece, with_loop)
 
-    on_tensors_too = TensorRecipe._gather_magnitudes
-    monkeypatch.setattr(TensorRecipe, "_gather_magnitudes", gather)
-    monkeypatch.setattr(TensorRecipe, "_is_certain", lambda self, total: certain)
+    gathered = TaskVectorMerge._gather_magnitudes
+    monkeypatch.setattr(TaskVectorMerge, "_gather_magnitudes", gather)
+    monkeypatch.setattr(TaskVectorMerge, "_is_certain", lambda self, total: certain)
     assert_same([Recipe.from_dict(data)], audited=False)
     slices = 9
     assert passes == [True] * slices + ([] if certain else [False] * slices) + [False] * slices
@@ -250,6 +247,7 @@ def test_a_sum_between_two_numbers_of_a_dtype_is_not_certain(tmp_path: Path) -> 
     plan = make_plan([recipe])
     tensor = TensorRecipe.of(recipe, plan, plan.outputs[0])
     plan.close()
+    assert isinstance(tensor, TaskVectorMerge)
     halfway = 1 + 2.0**-24
     assert [tensor._is_certain(total) for total in (1.0, halfway, halfway + 2.0**-50, halfway + 2.0**-30)] == [
         True, False, False, True,
