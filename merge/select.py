@@ -20,7 +20,7 @@ import torch
 
 from merge.loops.arguments import BINS
 from merge.loops.calls import CountCall, Stored
-from merge.loops.machine_code import Loop
+from merge.loops.arguments import Loop
 
 INFINITE = {
     torch.float64: 0x7FF0000000000000,

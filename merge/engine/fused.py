@@ -22,7 +22,8 @@ from merge.engine.sparsification import SPARSIFICATIONS, Random
 from merge.engine.tensor_recipe import ModelTerm, Observer, TaskVectorMerge, TensorRecipe
 from merge.loops.arguments import DIFFERENCE, INFINITE, NO_SLACK, RATIO, Number, Row, Scalar
 from merge.loops.calls import KINDS, MergeCall, Stored
-from merge.loops.machine_code import Loop, compiled_loops
+from merge.loops.arguments import Loop
+from merge.loops.machine_code import compiled_loops
 from merge.methods import AVERAGE, TASK_VECTORS
 from merge.recipe import Recipe
 from merge.select import Array, kept

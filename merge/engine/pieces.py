@@ -14,7 +14,7 @@ from merge.arithmetic import row_ranks
 from merge.engine.outputs import Output, Parent
 from merge.engine.plan import Plan
 from merge.loops.calls import Drawn, Stored, stream_from
-from merge.loops.machine_code import Loop
+from merge.loops.arguments import Loop
 from merge.select import Array, Ranking, Taker, magnitude_bits
 
 SLICE = 1 << 19  # elements: long enough that threads seldom wait for the interpreter, short enough for the caches

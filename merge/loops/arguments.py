@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import IntEnum, auto
 from typing import Any, NamedTuple
 
 Array = Any  # numpy array
+Loop = Callable[[int], int]  # machine code, called with the address of its list of addresses
 
 BLOCK = 512  # parameters that go through all steps before the next: what a few models take lies in the first cache
 EXACT, BFLOAT16, FLOAT16 = 0, 1, 2  # formats of numbers: float32 and the two of 16 bits

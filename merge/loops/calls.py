@@ -24,9 +24,8 @@ from merge.loops.arguments import (
     Scalar,
     Table,
 )  # fmt: skip
-from merge.loops.machine_code import Loop
+from merge.loops.arguments import Loop
 
-Array = Any  # numpy array
 MULTIPLIER = 0x2360ED051FC65DA44385DF649FCCF645  # PCG64's
 KINDS = {torch.float32: EXACT, torch.bfloat16: BFLOAT16, torch.float16: FLOAT16}
 

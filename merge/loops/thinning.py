@@ -10,7 +10,6 @@ from merge.loops.arguments import Rescale, Trim
 from merge.loops.decorator import compiled
 from merge.loops.stored_numbers import narrow
 
-Array = Any  # numpy array
 
 
 @compiled()
