@@ -18,9 +18,7 @@ from typing import Any, NamedTuple
 import numpy
 import torch
 
-from merge.loops.arguments import BINS
-from merge.loops.calls import CountCall, Stored
-from merge.loops.arguments import Loop
+from merge.loops.tables import BINS, CountCall, Loop, Stored
 
 INFINITE = {
     torch.float64: 0x7FF0000000000000,

@@ -1,9 +1,9 @@
 """What DARE and DELLA keep: random numbers, ranks of magnitudes in rows, and the comparison of the two.
 
-A value stays where its random number is below low + rank · step (arithmetic.keep_probabilities), so its rank matters only
-as far as it decides that. Ranks are counted and not sorted: by the upper bits of a magnitude, among equal ones by
-position. Where a bin holds several magnitudes, the few values whose random number lies between the probabilities of
-the bin's first and last rank are ranked one by one; a row with many of them is sorted.
+A value stays if its random number is below low + rank · step (arithmetic.keep_probabilities), so its rank matters only
+as far as it decides that. Ranks are counted and not sorted: by the upper bits of a magnitude and, among equal ones, by
+position. If a bin has several magnitudes, the few values whose random number lies between the probabilities of the
+bin's first and last rank are ranked one by one; a row with many of these is sorted.
 """
 
 from __future__ import annotations
@@ -16,9 +16,8 @@ from numba import types  # type: ignore[attr-defined]
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from merge.loops.arguments import BFLOAT16, BINS, FLOAT16
-from merge.loops.decorator import compiled
-from merge.loops.stored_numbers import bits_of, from_bfloat16, from_bits, from_float16, to_bfloat16, to_float16
+from merge.loops.formats import bits_of, compiled, from_bfloat16, from_bits, from_float16, to_bfloat16, to_float16
+from merge.loops.tables import BFLOAT16, BINS, FLOAT16
 
 Array = Any  # numpy array
 COUNT = (1 << 32) - 1  # the lower half of a bin: how many values it has, then the rank of the next one
@@ -58,7 +57,7 @@ def word_of(state: Any) -> Any:
 def draw_bits(stream: Array, ready: int, size: int, bits: Array) -> int:
     """Fill `bits` from the place `ready` on until at least `size` are there; return how many are.
 
-    stream: see arguments.Draw. Its two states are every second one of PCG64's, so that neither waits for the other.
+    stream: see tables.Draw. Its two states are every second one of PCG64's, so that neither waits for the other.
     """
     first, second = (stream[0], stream[1]), (stream[2], stream[3])
     step = (stream[4], stream[5], stream[6], stream[7])

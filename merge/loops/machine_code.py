@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from common.files import write_atomic
-from merge.loops.arguments import BFLOAT16, EXACT, FLOAT16, Loop
+from merge.loops.tables import BFLOAT16, EXACT, FLOAT16, Loop
 
 OFF = "SLACKMERGE_NO_KERNELS"  # set to anything: merge without compiled loops
 LINE = "merge: compiling loops for this processor (a quarter of a minute, once)"

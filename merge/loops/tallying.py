@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy
 
-from merge.loops.arguments import NO_SLACK, Combine, Tallies
-from merge.loops.decorator import compiled
+from merge.loops.formats import compiled
+from merge.loops.tables import NO_SLACK, Combine, Tallies
 
 Array = Any  # numpy array
 KEPT, IN_CONFLICT, LOST = numpy.uint32(1), numpy.uint32(1 << 10), numpy.uint32(1 << 20)  # counted in one number

@@ -12,9 +12,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from merge.arithmetic import keep_line, keep_probabilities, row_ranks
-from merge.loops.arguments import BFLOAT16, EXACT, FLOAT16
-from merge.loops.calls import KINDS, Stored, draw_slice, stream_from
 from merge.loops.machine_code import OFF, compiled_loops
+from merge.loops.tables import BFLOAT16, EXACT, FLOAT16, KINDS, Stored, draw_slice, stream_from
 
 pytest.importorskip("numba")
 

@@ -21,9 +21,8 @@ from merge.engine.outputs import Output
 from merge.engine.passes import Workers, run, survey
 from merge.engine.plan import make_plan
 from merge.engine.tensor_recipe import TaskVectorMerge, TensorRecipe
-from merge.loops.arguments import BFLOAT16, EXACT, FLOAT16, Row, Scalar
-from merge.loops.calls import KINDS, MergeCall, Stored
 from merge.loops.machine_code import OFF, compiled_loops
+from merge.loops.tables import BFLOAT16, EXACT, FLOAT16, KINDS, MergeCall, Row, Scalar, Stored
 from merge.recipe import Recipe
 
 pytest.importorskip("numba")

@@ -17,7 +17,7 @@ import torch
 
 from merge.engine import fused
 from merge.loops import machine_code
-from merge.loops.arguments import BFLOAT16
+from merge.loops.tables import BFLOAT16
 from merge.recipe import Recipe
 
 ROOT = Path(__file__).parents[2]
