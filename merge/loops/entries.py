@@ -40,7 +40,14 @@ from merge.loops.tables import (  # fmt: skip
     Trim,
 )
 from merge.loops.tallying import sum_of_squares, tally
-from merge.loops.trimming import count_below, count_magnitudes, count_zeros, dropped, made_up_for, trimmed
+from merge.loops.trimming import (
+    count_below,
+    count_magnitudes,
+    count_zeros,
+    drop_values,
+    rescale_task_vector,
+    trim_task_vector,
+)
 
 Array = Any  # numpy array
 Entry = Callable[[Any], int]
@@ -137,11 +144,11 @@ def merging(kind: int) -> Entry:
             for m in range(models):
                 load_difference(places[1 + m], codes[1 + m], start, size, base, kind, deltas[m])
                 if rescale.drawn:
-                    dropped(deltas[m], rescale.masks[m, start : start + size], size, kept[m])
+                    drop_values(deltas[m], rescale.masks[m, start : start + size], size, kept[m])
                 else:
-                    trimmed(deltas[m], trim, m, size, lines[0], kept[m])
+                    trim_task_vector(deltas[m], trim, m, size, lines[0], kept[m])
                 if rescale.needed:
-                    made_up_for(kept[m], rescale, m, start, kind, size, taus[m])
+                    rescale_task_vector(kept[m], rescale, m, start, kind, size, taus[m])
             combine(taus, deltas, how, kind, size, parts, alive, lines, merged)
             if how.audited:
                 tally(kept, alive, lines[1], parts if how.weighted else taus, how, seen, size)

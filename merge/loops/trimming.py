@@ -35,10 +35,10 @@ def count_magnitudes(tau: Array, kind: int, size: int, places: Array, counts: Ar
 
 @compiled()
 def count_zeros(tau: Array, size: int) -> int:
-    """How many of a block are zero."""
+    """Count the zeros of a block."""
     zeros = numpy.uint32(0)
     for i in range(size):
-        zeros += numpy.uint32(tau[i] == numpy.float32(0))
+        zeros = numpy.uint32(zeros + numpy.uint32(tau[i] == numpy.float32(0)))  # numba adds in 64 bits
     return int(zeros)
 
 
@@ -56,8 +56,11 @@ def count_below(tau: Array, size: int, rows: Array, counts: Array) -> None:
 
 
 @compiled()
-def thin(tau: Array, edge: Any, below: Any, left: int, size: int, out: Array) -> int:
-    """τ where |τ| is above the edge, or at it while `left` lasts; else 0. Returns what is left. out may be τ itself."""
+def keep_above(tau: Array, edge: Any, below: Any, left: int, size: int, out: Array) -> int:
+    """Copy τ where |τ| is above the edge, or equal to it for the first `left` of these; write 0 elsewhere.
+
+    Return how many equal ones may still be kept. below: the next smaller number than the edge. out may be τ itself.
+    """
     zero = numpy.float32(0)
     if edge < 0:
         for i in range(size):
@@ -67,7 +70,7 @@ def thin(tau: Array, edge: Any, below: Any, left: int, size: int, out: Array) ->
     if left > 0:
         at_edge = numpy.uint32(0)
         for i in range(size):
-            at_edge += numpy.uint32(abs(tau[i]) == edge)
+            at_edge = numpy.uint32(at_edge + numpy.uint32(abs(tau[i]) == edge))
         tied = int(at_edge)
     if tied > left:
         for i in range(size):
@@ -84,45 +87,42 @@ def thin(tau: Array, edge: Any, below: Any, left: int, size: int, out: Array) ->
 
 
 @compiled()
-def trimmed(tau: Array, trim: Trim, m: int, size: int, spare: Array, kept: Array) -> None:
-    """What trimming keeps of model m's τ, without the largest of all where these are dropped as well.
-
-    kept may be τ itself.
-    """
+def trim_task_vector(tau: Array, trim: Trim, m: int, size: int, spare: Array, kept: Array) -> None:
+    """Trim model m's τ: keep the largest, without the very largest if these are dropped too. kept may be τ itself."""
     drops_largest = trim.edges[1, m] < numpy.inf
     if drops_largest:
-        trim.left[1, m] = thin(tau, trim.edges[1, m], trim.below[1, m], trim.left[1, m], size, spare)
-    trim.left[0, m] = thin(tau, trim.edges[0, m], trim.below[0, m], trim.left[0, m], size, kept)
+        trim.left[1, m] = keep_above(tau, trim.edges[1, m], trim.below[1, m], trim.left[1, m], size, spare)
+    trim.left[0, m] = keep_above(tau, trim.edges[0, m], trim.below[0, m], trim.left[0, m], size, kept)
     if drops_largest:
         for i in range(size):
             kept[i] -= spare[i]
 
 
 @compiled()
-def dropped(tau: Array, mask: Array, size: int, kept: Array) -> None:
-    """τ where the mask is 1, else a zero with its sign."""
+def drop_values(tau: Array, mask: Array, size: int, kept: Array) -> None:
+    """Multiply τ with a mask of 0 and 1, so that zeros have its sign."""
     for i in range(size):
         kept[i] = tau[i] * numpy.float32(mask[i])
 
 
 @compiled()
-def rescaled(kept: Array, times: Any, over: Any, kind: int, size: int, tau: Array) -> None:
-    """What was kept, times or over a number: one of them is 1."""
+def rescale_values(kept: Array, times: Any, over: Any, kind: int, size: int, tau: Array) -> None:
+    """Multiply by `times` and divide by `over`, one of which is 1."""
     for i in range(size):
         tau[i] = narrow(kept[i] * times / over, kind)
 
 
 @compiled()
-def rescaled_by_chance(kept: Array, probability: Array, kind: int, size: int, tau: Array) -> None:
-    """What was kept, over the probability that it had to be."""
+def rescale_by_probability(kept: Array, probability: Array, kind: int, size: int, tau: Array) -> None:
+    """Divide what was kept by the probability to be kept."""
     for i in range(size):
         tau[i] = narrow(kept[i] / probability[i], kind)
 
 
 @compiled()
-def made_up_for(kept: Array, rescale: Rescale, m: int, start: int, kind: int, size: int, tau: Array) -> None:
-    """What was kept of model m, rescaled."""
+def rescale_task_vector(kept: Array, rescale: Rescale, m: int, start: int, kind: int, size: int, tau: Array) -> None:
+    """Rescale what was kept of model m."""
     if rescale.by_chance:
-        rescaled_by_chance(kept, rescale.probabilities[m, start : start + size], kind, size, tau)
+        rescale_by_probability(kept, rescale.probabilities[m, start : start + size], kind, size, tau)
     else:
-        rescaled(kept, rescale.times[m], rescale.over[m], kind, size, tau)
+        rescale_values(kept, rescale.times[m], rescale.over[m], kind, size, tau)
