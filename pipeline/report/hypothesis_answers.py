@@ -79,7 +79,14 @@ def answers(path: Path, found: Data, regime: str | None = None, beside: Collecti
     strictest = LEVEL / max(1, len(ps))
     listed = []
     for (one, outcome, when), counts in zip(outcomes, judged, strict=True):
-        claim = Claim(one.id, one.statement, one.source, _statistic(one), one.margin, _unit(one))
+        claim = Claim(
+            id=one.id,
+            text=one.statement,
+            source=one.source,
+            statistic=_statistic(one),
+            margin=one.margin,
+            unit=UNITS["accuracy" if isinstance(one, GapHypothesis) else one.kind],
+        )
         more: dict[str, Any] = {
             "role": one.role,
             "stated": when.when,
@@ -279,10 +286,6 @@ def _stated(one: AnyHypothesis, found: Data, times: Mapping[str, Any] | None) ->
         if (method, budget) in about and (one.seeds is None or seed in one.seeds)
     ]
     return hypotheses.stated(times.get(one.id) if times is not None else "unknown", hypotheses.first_scored(folders))
-
-
-def _unit(one: AnyHypothesis) -> str:
-    return UNITS["accuracy" if isinstance(one, GapHypothesis) else one.kind]
 
 
 def _statistic(one: AnyHypothesis) -> str:
