@@ -15,7 +15,6 @@ from common.errors import BadInput, user_errors
 from common.validation import read_json
 from pipeline.report.records import Audit, Choice, Evaluation, FrontierPoint, ReportInfo, ReportPaths
 from pipeline.run import adapted_model
-from pipeline.run.console import say
 from pipeline.run_plan import RunPlan
 from pipeline.stages.adapting import ADAPTED, SFT
 from pipeline.stages.cell import Cell
@@ -59,16 +58,16 @@ def _write_report(plan: RunPlan, arguments: Sequence[str]) -> ReportPaths | Adap
             continue
         sources = _sources(cells, entries, arguments)
         paths = sources.render(folder)
-        say(paths.table)
+        print(paths.table)
         for path in (paths.results_csv, paths.results_md, paths.claims, paths.curves, paths.page):
-            say(str(path))
+            print(str(path))
         written = written or paths
         of_regimes += [(regime, sources)] if regime else []
     if of_regimes:
         from pipeline.report import regime_map
 
         for line in regime_map.write(of_regimes, plan.outputs):
-            say(line)
+            print(line)
         compare_regimes([sources for _, sources in of_regimes], plan.outputs)
     return written
 
@@ -85,7 +84,7 @@ def compare_regimes(found: Sequence[Sources], outputs: Path) -> None:
         named = sources.regimes_of([one for one in found if one.info.language == language])
         if named:
             folder = outputs / BETWEEN / (language if len(languages) > 1 else "")
-            say(str(sources.together(named).render(folder).page))
+            print(str(sources.together(named).render(folder).page))
 
 
 def _info(cells: Sequence[Cell], arguments: Sequence[str], done: int, stages: int) -> ReportInfo:
@@ -175,7 +174,7 @@ def _write_adaptations(
         folder = out / str(cell).replace(" ", "-") if len(cells) > 1 else out
         paths = adapt_page.render(sources, folder)
         for line in (*map(str, paths.files), *_publish_model(cell, entries, paths, folder)):
-            say(line)
+            print(line)
         first = first or paths
     return first
 

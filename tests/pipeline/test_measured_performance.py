@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pipeline import sweep
-from pipeline.__main__ import main
+from pipeline.cli import pipeline_main as main
 from pipeline.config import Config
 from pipeline.cost import hardware
 from pipeline.cost.shape import model_shape, training_flops

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from common.errors import BadInput
-from pipeline.__main__ import main
+from pipeline.cli import pipeline_main as main
 from pipeline.report import hypotheses, merges, sources, summary
 from pipeline.report.claims import Answer
 from pipeline.report.hypothesis_answers import answers, data

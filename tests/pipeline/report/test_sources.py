@@ -11,7 +11,7 @@ import pytest
 
 from common.errors import BadInput
 from common.files import read_jsonl
-from pipeline.__main__ import main
+from pipeline.cli import pipeline_main as main
 from pipeline.report import lm_eval_folder, sources
 from pipeline.report.sources import Sources
 from tests.pipeline.report.synthetic import GOOD, INFO, LOST, Run

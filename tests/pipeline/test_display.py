@@ -1,4 +1,4 @@
-"""A run watched from its journal."""
+"""What a run shows, from its journal."""
 
 from __future__ import annotations
 
@@ -20,66 +20,93 @@ from typing import Any
 import pytest
 
 from common.errors import BadInput
+from pipeline.execute import Executor
 from pipeline.journal import Journal
-from pipeline.run import collect, live
+from pipeline.run import collect, display
 from pipeline.run_plan import RunPlan
+from pipeline.stages.stage import Stage
 from pipeline.store import Store
 from tests.pipeline import toy
 
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture
-def plan(tmp_path: Path) -> Any:
-    stages = toy.plan()
-    config = SimpleNamespace(name="toy", compute=SimpleNamespace(first_guess={}))
-    by_key = {stage.key: stage for stage in stages}
-    return SimpleNamespace(stages=stages, by_key=by_key, config=config, processes=1, store=Store(tmp_path / "store"))
-
-
-def test_a_watched_run_says_what_is_done_what_runs_and_what_failed(tmp_path: Path, plan: Any) -> None:
-    journal = Journal(tmp_path / "journal.jsonl")
-    toy.Executor(plan.store, plan.stages, journal, maker=toy.Makers().__getitem__, say=lambda line: None).run(
-        plan.stages[:2]
+def test_a_run_shows_what_is_done_what_runs_and_what_failed(tmp_path: Path) -> None:
+    store, stages, journal = Store(tmp_path / "store"), toy.plan(), Journal(tmp_path / "journal.jsonl")
+    view = toy.view(store, stages, journal)
+    Executor(store, stages, journal, maker=toy.Makers().__getitem__).compute(stages[:2])
+    journal.write("started", stages[2], resumed_tokens=0)
+    status = view.status()
+    assert (status.done, status.total, status.finished, status.by_kind["ct"]) == (2, 6, False, (0, 2))
+    first, _, running = str(status).splitlines()
+    assert first.startswith("toy: 2 of 6 stages done, about") and running.startswith(
+        "  ct toy-20: runs for 1 s of about"
     )
-    journal.write("started", plan.stages[2], resumed_tokens=0)
-    now = live.standing(plan, journal)
-    assert (now.done, now.total, now.over) == (2, 6, False)
-    assert [running.stage.key for running in now.running] == [plan.stages[2].key] and now.by_kind["ct"] == (0, 2)
-    told = live.lines(now, "toy")
-    assert told[0].startswith("toy: 2 of 6 stages done, about") and "runs for 1 s of about" in told[2]
-    journal.note(plan.stages[2], "53%, 11 of 20 tokens, about 4 s left")
-    assert live.lines(live.standing(plan, journal), "toy")[2] == "  ct toy-20: 53%, 11 of 20 tokens, about 4 s left"
-    journal.write("failed", plan.stages[2], message="ct toy-20 failed: no reason")
-    now = live.standing(plan, journal)
-    assert now.over and now.lost == ["ct toy-20 failed: no reason"] and not now.running
+    journal.append({**started(journal, stages[2]), "event": "progress", "fraction": 0.5, "text": "10 of 20 tokens"})
+    assert view.status().running == ["ct toy-20: 50%, 10 of 20 tokens, about 1 s left"]
+    journal.write("failed", stages[2], message="ct toy-20 failed: no reason")
+    status = view.status()
+    assert status.finished and status.failures == ["ct toy-20 failed: no reason"] and not status.running
 
 
-def test_what_has_no_run_is_refused(tmp_path: Path) -> None:
+def started(journal: Journal, stage: Stage) -> dict[str, Any]:
+    return next(event for event in journal.events("started") if event["key"] == stage.key)
+
+
+def test_every_event_has_its_line(tmp_path: Path) -> None:
+    """The same for stages of this process and of a Slurm job, whose events are copied with the job's number."""
+    stages, journal = toy.plan(), Journal(tmp_path / "journal.jsonl")
+    view, ct = toy.view(Store(tmp_path / "store"), stages, journal), stages[2]
+    journal.message("2 jobs submitted")
+    journal.write("started", ct, resumed_tokens=0, job="7")
+    journal.append({**started(journal, ct), "event": "progress", "fraction": 0.25, "text": "5 of 20 tokens"})
+    for event in ("waiting", "saving"):
+        journal.write(event, ct)
+    journal.write("message", ct, text="1.5 bits per byte")
+    journal.write("damaged", ct, damage="weights is missing", moved_to="store/.damaged/ct")
+    journal.write("preempted", ct, message="stopped after 5 of 20 tokens")
+    journal.write("published", ct, seconds=2.0, note=": 10 tokens/s")
+    journal.write("not_run", stages[3], message="ct toy-40 was not run, as base toy is missing")
+    journal.write("piece_ended", piece="a", code=0)
+    assert [re.sub(r"about [^;]+?( left|;)", r"about T\1", line) for line in view.new_lines()] == [
+        "2 jobs submitted",
+        "[0/6] ct toy-20: starts in job 7, about T; all in all about T left",
+        "[0/6] ct toy-20: 25%, 5 of 20 tokens, about T left",
+        "[0/6] ct toy-20: waits for another job that is making it",
+        "[0/6] ct toy-20: saves and ends; a second Ctrl-C ends it at once",
+        "[0/6] ct toy-20: 1.5 bits per byte",
+        "[0/6] ct toy-20: damaged (weights is missing); moved to store/.damaged/ct and computed again",
+        "[0/6] ct toy-20: stopped after 5 of 20 tokens",
+        "[1/6] ct toy-20: done in 2.0 s: 10 tokens/s",
+        "[1/6] ct toy-40: ct toy-40 was not run, as base toy is missing",
+    ]
+    assert view.new_lines() == []
+
+
+def test_where_nothing_ran_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="contains no plan"):
-        live.newest(tmp_path)
+        display.newest_run(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("over", "drawn"),
+    ("finished", "drawn"),
     [([True], 0), ([False, False, True], 1), ([False, True, True], 2)],  # ended before, after and while it is drawn
 )
 def test_a_watched_run_keeps_its_command_and_its_last_page(
-    tmp_path: Path, plan: Any, monkeypatch: pytest.MonkeyPatch, over: list[bool], drawn: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: list[bool], drawn: int
 ) -> None:
     folder, arguments = tmp_path / "runs" / "now", ("run", "-m", "name=mine")
     RunPlan((), 1, arguments).save(folder)
-    plan.arguments = RunPlan.load(folder).arguments
-    kinds = {"eval": (1, 1)}
-    looks = iter([live.Standing(int(ended), 1, [], kinds, [], 0.0) for ended in over])
+    stages: Any = SimpleNamespace(arguments=RunPlan.load(folder).arguments)
+    statuses = iter([display.RunStatus("mine", int(ended), 1, [], {"eval": (1, 1)}, [], 0.0) for ended in finished])
+    view = SimpleNamespace(plan=stages, status=lambda: next(statuses))
     pages: list[Any] = []
-    monkeypatch.setattr(RunPlan, "load", lambda folder: plan)
-    monkeypatch.setattr(live, "standing", lambda plan, journal: next(looks))
-    monkeypatch.setattr(live, "curve", lambda plan: "a table")
-    monkeypatch.setattr(live, "LOOK_EVERY_S", 0.0)
-    monkeypatch.setattr(live, "DRAW_EVERY_S", 0.0)
-    monkeypatch.setattr(collect, "write_report", lambda plan, arguments: pages.append(arguments))
-    assert live.watch(tmp_path) == 0 and pages == [arguments] * drawn
+    monkeypatch.setattr(display, "RunView", lambda plan, path: view)
+    monkeypatch.setattr(display, "results_in_words", lambda plan: "a table")
+    monkeypatch.setattr(display, "STATUS_EVERY_S", 0.0)
+    monkeypatch.setattr(display, "DRAW_EVERY_S", 0.0)
+    monkeypatch.setattr(collect, "write_report", lambda plan, arguments: pages.append(plan.arguments))
+    assert display.watch(tmp_path) == 0 and pages == [arguments] * drawn
 
 
 def plain(seen: str) -> str:
@@ -152,6 +179,5 @@ def test_without_a_terminal_the_lines_are_those_of_before(tmp_path: Path) -> Non
     assert "\x1b" not in text and "stages done" not in text
     assert len(re.findall(r"\[ ?\d+/28\] eval .*: starts, about .* left\n", text)) == 2
     assert re.search(r"\[ ?\d+/28\] ct \S+: 25%, 512 of 2,048 tokens, loss 2.50, 1,000 tokens/s, about .* left\n", text)
-    assert not list(tmp_path.rglob(live.SAID))
-    left = RunPlan.load(live.newest(tmp_path / "outputs"))  # with the command, for who watches
+    left = RunPlan.load(display.newest_run(tmp_path / "outputs"))  # with the command, for who watches
     assert left.arguments[:2] == ("-m", "experiment=test")

@@ -1,9 +1,18 @@
-"""The help of each command of the pipeline: what it does, examples, options. Imports nothing heavy."""
+"""The command line: `slackmerge COMMAND` and `python -m pipeline [COMMAND]`.
+
+`VERBS` are the commands of the pipeline with their help; `merge` and `eval` have command lines in their packages. What
+a command needs is imported when it runs: help, completion and refusals are quick.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +20,9 @@ import click
 from click.shell_completion import CompletionItem
 
 from common.command_line import Command
-from common.errors import BadInput
-from common.project import CONF
+from common.errors import BadInput, StageFailed, user_errors
+from common.processes import silence
+from common.project import CONF, describe_version
 from pipeline.stages.stage import STAGE_TYPES
 
 MULTIRUN = "Run all values of the experiment's sweep axes, or of those given here (ct.tokens=32k,128k seed=0,1)."
@@ -36,7 +46,7 @@ Settings. conf/ documents every key; these are common:
 
 @dataclass(frozen=True)
 class Verb:
-    """A command. takes: settings (`key=value`), folders, or both. words: what else it takes, in its usage line."""
+    """The help of a command. takes: settings (`key=value`), folders, or both. words: its other arguments."""
 
     summary: str
     text: str
@@ -47,7 +57,7 @@ class Verb:
 
 @dataclass(frozen=True)
 class Given:
-    """What a command got: settings and other words, whether it is a multirun, and the values of its own options."""
+    """The words of a command line: settings and others, whether it is a multirun, and the values of other options."""
 
     words: list[str]
     multirun: bool
@@ -133,7 +143,7 @@ VERBS = {
 }
 
 
-OWN_OPTIONS: dict[str, tuple[click.Option, ...]] = {
+OPTIONS: dict[str, tuple[click.Option, ...]] = {
     "plan": (
         click.Option(
             ["--memory-table"],
@@ -158,13 +168,13 @@ OWN_OPTIONS: dict[str, tuple[click.Option, ...]] = {
 
 
 def choices() -> dict[str, list[str]]:
-    """Groups of conf/ and the choices of each."""
+    """Return the groups of conf/ and the choices of each."""
     folders = sorted(folder for folder in CONF.iterdir() if folder.is_dir())
     return {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in folders}
 
 
 class PipelineCommand(Command):
-    """A command whose usage line names what it takes, and whose help lists groups and common keys of settings."""
+    """A command whose usage line names its arguments, and whose help lists groups and common keys of settings."""
 
     def __init__(self, name: str, verb: Verb) -> None:
         options: list[click.Parameter] = [
@@ -172,21 +182,21 @@ class PipelineCommand(Command):
             click.Option(["-m", "--multirun"], is_flag=True, help=MULTIRUN),
             click.Option(["--config-dir"], metavar="FOLDER", multiple=True, help=CONFIG_DIR),
         ]
-        options += OWN_OPTIONS.get(name, ())
+        options += OPTIONS.get(name, ())
         super().__init__(
             name, verb.summary, verb.text, verb.examples, options if "settings" in verb.takes else options[:1]
         )
         self.verb = verb
 
     def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
-        """What the usage line shows behind the name of the command."""
+        """Return what the usage line shows after the name of the command."""
         words = [self.verb.words] if self.verb.words else []
         settings = [*words, "[GROUP=CHOICE]...", "[KEY=VALUE]..."] if "settings" in self.verb.takes else words
         options = ["[OPTIONS]"] if len(self.params) > 1 else []
         return [*options, *settings, *(["[FOLDER]..."] if "folders" in self.verb.takes else [])]
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Examples; groups, choices and common keys of a command that composes a configuration."""
+        """Write examples; for a command that composes a configuration, also groups, choices and common keys."""
         super().format_epilog(ctx, formatter)
         if "settings" in self.verb.takes and self.name != "verify":
             with formatter.section("Groups and their choices"):
@@ -196,7 +206,7 @@ class PipelineCommand(Command):
 
 
 def complete(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """`experiment=ti` to `experiment=tiny`. Bash has split it at the `=` already, and wants `tiny` alone.
+    """Complete `experiment=ti` to `experiment=tiny`. Bash has split it at the `=` already, and wants `tiny` alone.
 
     The first word of a command that takes a stage is a kind.
     """
@@ -217,7 +227,7 @@ def complete(context: click.Context, parameter: click.Parameter, incomplete: str
 
 
 def overview(program: str) -> str:
-    """The help of the pipeline as a whole."""
+    """Return the help of `python -m pipeline`."""
     width = max(map(len, VERBS)) + 2
     lines = [f"  {name:{width}}{verb.summary}" for name, verb in VERBS.items()]
     return "\n".join(
@@ -244,7 +254,7 @@ def parse(verb: str, words: list[str], program: str) -> Given:
 
 
 def _search_path(folders: tuple[str, ...]) -> list[str]:
-    """The override that has Hydra look into further folders."""
+    """Return the override that has Hydra search further folders."""
     for folder in folders:
         if not Path(folder).is_dir():
             raise BadInput(
@@ -252,3 +262,222 @@ def _search_path(folders: tuple[str, ...]) -> list[str]:
             )
     listed = ",".join(f"'file://{Path(folder).absolute()}'" for folder in folders)
     return [f"hydra.searchpath=[{listed}]"] if folders else []
+
+
+# --- `python -m pipeline`
+
+
+def pipeline_main(arguments: Sequence[str] | None = None, program: str = "python -m pipeline") -> int:
+    """Return the exit code: 0 done, 1 a stage crashed, 2 bad input (one line on stderr), 130 interrupted."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    silence()
+    given = list(arguments)
+    if given and given[0] in ("-h", "--help", "help"):
+        print(overview(program))
+        return 0
+    verb = given.pop(0) if given and given[0] in VERBS else "run"
+    words = ["--help" if word == "help" else word for word in given]
+
+    from yaml import MarkedYAMLError
+
+    try:
+        with user_errors():
+            return _act(verb, parse(verb, words, program), arguments, program)
+    except click.exceptions.Exit as exit:  # the help is printed
+        return exit.exit_code
+    except click.ClickException as error:
+        print(f"{program} {verb}: {error.format_message()} See {program} {verb} --help.", file=sys.stderr)
+        return error.exit_code
+    except BadInput as error:
+        print(error, file=sys.stderr)
+        return 2
+    except MarkedYAMLError as error:  # of Hydra, which reads the files of conf/
+        mark = error.problem_mark or error.context_mark
+        where = f"{mark.name}: line {mark.line + 1}: " if mark else ""
+        print(f"{where}not YAML: {error.problem or error.context}. Correct it there.", file=sys.stderr)
+        return 2
+    except StageFailed as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; finished stages are kept, and the next run resumes", file=sys.stderr)
+        return 130
+
+
+def _act(verb: str, given: Given, arguments: Sequence[str], program: str) -> int:
+    """Carry out a command. arguments: the complete command line, as given."""
+
+    if given.options.get("memory_table"):
+        from pipeline.cost import table
+
+        print(table.memory_table())
+        return 0
+    names = [word for word in given.words if "=" not in word and not word.startswith("~")]
+    settings = [word for word in given.words if word not in names]
+    if verb == "watch":
+        from pipeline.run import display
+
+        return display.watch(Path(names[0] if names else "outputs"))
+    if verb == "make":
+        return _make(names, settings, given.multirun, arguments, program)
+    if verb == "push":
+        from pipeline.run import push
+
+        return push.push(names, settings, given.multirun, push.Options(**given.options))
+    if verb == "report" and names:
+        return report_folders(names, settings)
+    if names:
+        raise BadInput(f"{names[0]}: neither a command ({', '.join(VERBS)}) nor key=value. See {program} --help.")
+    return command(verb, given.words, given.multirun, arguments)
+
+
+def _make(names: Sequence[str], settings: Sequence[str], multirun: bool, arguments: Sequence[str], program: str) -> int:
+    """Compute one stage."""
+    from pipeline.run.make import make
+
+    if len(names) != 2:
+        raise BadInput(
+            f"make: takes KIND and SLUG, got {' '.join(names) or 'neither'}. "
+            f"{program} plan prints them; settings are key=value."
+        )
+    return make(names[0], names[1], settings, multirun, arguments)
+
+
+def report_folders(folders: Sequence[str], others: Sequence[str]) -> int:
+    """Write the report of results in folders. others: `out=FOLDER`, for the report."""
+    from pipeline.report.sources import report
+
+    if wrong := [other for other in others if not other.startswith("out=")]:
+        raise BadInput(f"{wrong[0]}: a report of folders accepts only out=FOLDER. Leave it out.")
+    out = Path(others[-1].removeprefix("out=")) if others else None
+    paths = report([Path(folder) for folder in folders], out)
+    print(paths.table, paths.page, sep="\n")
+    return 0
+
+
+def command(verb: str, overrides: Sequence[str], multirun: bool, arguments: Sequence[str]) -> int:
+    """Carry out a command on a sweep. arguments: the complete command line, as given."""
+    if verb == "plan":
+        from pipeline.run import plan_table
+
+        return plan_table.show(overrides, multirun)
+    from pipeline import run_plan, sweep
+    from pipeline.run import collect, run
+    from pipeline.run.cluster import site
+    from pipeline.store import Store
+
+    expanded = sweep.expand(overrides, multirun)
+    if expanded.site is not None:
+        site.read(expanded.site)
+    if verb == "run":
+        return run.run(expanded, arguments)
+    if verb == "check":
+        return run.check(expanded)
+    store = expanded.configs[0].store
+    if verb == "verify":
+        return run.verify(Store(Path(store)))
+    if collect.write_report(run_plan.plan(expanded), arguments) is None:
+        raise BadInput(f"store={store}: no result of this sweep is there yet. Run the sweep first.")
+    return 0
+
+
+# --- `slackmerge`
+
+# name: what it does, and `module:function`, which gets the arguments and the name of the command
+COMMANDS = {
+    **{name: (verb.summary, "pipeline.cli:pipeline_main") for name, verb in VERBS.items()},
+    "merge": ("Merge checkpoints by a recipe of slackmerge or a mergekit configuration.", "merge.cli:main"),
+    "eval": ("Score one checkpoint with lm-eval.", "eval.__main__:main"),
+}
+
+
+def _print_version(context: click.Context, parameter: click.Parameter, given: bool) -> None:
+    if given and not context.resilient_parsing:
+        print(f"slackmerge {describe_version()}")
+        context.exit()
+
+
+class _Commands(click.Group):
+    """The commands. To run one, its words are handed over; to complete its words, its options are looked up."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of the commands, in the order in which an experiment needs them."""
+        return list(COMMANDS)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the name of the command that a line begins with, the command, and the other words."""
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, command_of(name) if name in COMMANDS and ctx.resilient_parsing else command, rest
+
+
+@click.group(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="`slackmerge COMMAND --help` describes one command. For completion of commands and settings in bash: "
+    'eval "$(_SLACKMERGE_COMPLETE=bash_source slackmerge)"; zsh and fish likewise.',
+)
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_version,
+    help="Print the version (from a clone, the commit too) and exit.",
+)
+def slackmerge() -> None:
+    """Model merging for low-resource languages: continual pre-training, SFT, merges with slack, evaluation."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Return the exit code: 0 done, 1 a stage crashed, 2 bad input (one line on stderr), 130 after Ctrl-C."""
+    try:
+        return int(slackmerge.main(arguments, "slackmerge", standalone_mode=False) or 0)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return error.exit_code
+    except click.ClickException as error:
+        print(f"slackmerge: {error.format_message()}", file=sys.stderr)
+        return error.exit_code
+
+
+def _hand_over(name: str, place: str, arguments: Sequence[str]) -> int:
+    module, _, function = place.partition(":")
+    command: Callable[[Sequence[str], str], int] = getattr(import_module(module), function)
+    try:
+        if module.startswith("pipeline"):
+            return command([name, *arguments], "slackmerge")
+        code = command(list(arguments), f"slackmerge {name}")
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = 130
+    with suppress(OSError, ValueError):  # the program that read it has ended
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)  # everything is on disk: torch would take half a second more to take itself apart
+
+
+def command_of(name: str) -> click.Command:
+    """Return a command with its options."""
+    if name in VERBS:
+        return PipelineCommand(name, VERBS[name])
+    command: click.Command = import_module(COMMANDS[name][1].partition(":")[0]).COMMAND
+    return command
+
+
+for _name, (_summary, _place) in COMMANDS.items():
+    slackmerge.add_command(
+        click.Command(
+            _name,
+            context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+            params=[click.Argument(["arguments"], nargs=-1, type=click.UNPROCESSED)],
+            callback=partial(_hand_over, _name, _place),
+            short_help=_summary,
+            add_help_option=False,  # each prints its help itself
+        )
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
