@@ -46,7 +46,7 @@ class Data:
 
 
 def leader_at(budget: int, choices: Sequence[Selected], evidence: Evidence) -> str | None:
-    """The merge with the best score on dev at this budget (mean over seeds), chosen without a look at test items."""
+    """Return the merge with the best score on dev at a budget (mean over seeds); no test item plays a part."""
     scores: dict[str, list[float]] = {}
     for choice in choices:
         if choice.leads and choice.ct_tokens == budget and evidence.has(choice.method, budget):
@@ -59,13 +59,13 @@ def leader_at(budget: int, choices: Sequence[Selected], evidence: Evidence) -> s
 def gain(
     evidence: Evidence, kind: Kind, first: Sequence[Cell], second: Sequence[Cell], family: str | None = None
 ) -> Estimate | None:
-    """How much better the mean of some (method, budget) is than that of others; of one family of tasks, or of all."""
+    """Return how much better the mean of some cells is than that of others, in one family of tasks or in all."""
     estimate = evidence.difference(kind, first, second, family)
     return estimate.negated if estimate is not None and kind in LOWER_IS_BETTER else estimate
 
 
 def beats(baseline: str, kind: Kind, where: Callable[[Sequence[int]], int] = min) -> Callable[[Data], Finding]:
-    """At the smallest budget (where=min: text is scarcest) or the largest: the merge that was best on dev."""
+    """Compare the merge that was best on dev with a baseline, at the smallest budget (where=min) or the largest."""
 
     def answer(data: Data) -> Finding:
         budget = where(data.evidence.budgets or [0])
@@ -87,7 +87,7 @@ def beats(baseline: str, kind: Kind, where: Callable[[Sequence[int]], int] = min
 
 
 def keeps_language(baseline: str) -> Callable[[Data], Finding]:
-    """Bits per byte of a baseline minus those of the merge that was best on dev, over all budgets."""
+    """Compare the bits per byte of a baseline with those of the merge that was best on dev, over all budgets."""
 
     def answer(data: Data) -> Finding:
         budgets = [budget for budget in data.leaders if data.evidence.has(baseline, budget)]
@@ -105,7 +105,7 @@ def keeps_language(baseline: str) -> Callable[[Data], Finding]:
 
 
 def advantage_shrinks(data: Data) -> Finding:
-    """The advantage in accuracy at the smallest budget minus that at the largest."""
+    """Compare the advantage of merges in accuracy at the smallest budget with that at the largest."""
     budgets = sorted(budget for budget in data.leaders if data.evidence.has("ct_then_sft", budget))
     if len(budgets) < 2:
         return Finding(None, _needs("two budgets with CT-then-SFT and a merge chosen on dev"))
@@ -126,7 +126,7 @@ def advantage_shrinks(data: Data) -> Finding:
 
 
 def conflicts_grow(data: Data) -> Finding:
-    """The share that TIES loses at the largest budget minus that at the smallest, settings else equal, over seeds."""
+    """Compare the share that TIES loses at the largest budget with that at the smallest, at equal settings."""
     plain = [merge for merge in data.discarded if merge.is_plain_ties]
     budgets = sorted({merge.ct_tokens for merge in plain})
     at_first = {merge.method: merge for merge in plain if merge.ct_tokens == budgets[0]}
@@ -143,7 +143,7 @@ def conflicts_grow(data: Data) -> Finding:
 
 
 def alike(first: Discarded, second: Discarded) -> bool:
-    """Whether the recipes of every seed that both have differ in the slack at most."""
+    """Return whether the recipes of two merges differ in the slack at most, for every seed of both."""
     seeds = first.settings_except_slack.keys() & second.settings_except_slack.keys()
     return bool(seeds) and all(
         first.settings_except_slack[seed] == second.settings_except_slack[seed] for seed in seeds
@@ -151,7 +151,7 @@ def alike(first: Discarded, second: Discarded) -> bool:
 
 
 def slack_keeps(data: Data) -> Finding:
-    """The share that TIES loses minus that with slack, settings else equal, over seeds."""
+    """Compare the share that TIES loses with that of TIES with slack, at equal settings."""
     pairs = matched_pairs(data)
     if not pairs:
         return Finding(None, UNMATCHED)
@@ -162,7 +162,7 @@ def slack_keeps(data: Data) -> Finding:
 
 
 def slack_helps(kind: Kind, at_norm: bool = False) -> Callable[[Data], Finding]:
-    """With slack minus without, settings else equal, mean over the pairs and budgets that there are.
+    """Compare merges with slack and without at equal settings, mean over all pairs and budgets.
 
     at_norm: of merges whose step was given a norm. Without, slack changes the length of the step with its direction.
     """
@@ -188,7 +188,7 @@ def slack_helps(kind: Kind, at_norm: bool = False) -> Callable[[Data], Finding]:
 
 
 def matched_pairs(data: Data, at_norm: bool = False) -> list[tuple[str, str, int]]:
-    """(with slack, without, budget) of merges whose recipes differ in the slack alone, for every seed of both.
+    """Return (with slack, without, budget) for merges whose recipes differ in the slack alone, for every seed of both.
 
     Recipes that were tuned apart differ in density and lambda too, and would answer for those. at_norm: of merges whose
     step was given a norm, else of those whose step was not.
@@ -210,13 +210,13 @@ def matched_pairs(data: Data, at_norm: bool = False) -> list[tuple[str, str, int
 
 
 def lost_by_seed(merges: Sequence[Discarded]) -> dict[int, float]:
-    """By seed: the mean share over merges of SFT's most important parameters that was lost in sign conflicts."""
+    """Return by seed the share of SFT's most important parameters lost in sign conflicts, mean over merges."""
     seeds = set.intersection(*(set(merge.lost_top) for merge in merges))
     return {seed: mean([merge.lost_top[seed] for merge in merges]) for seed in sorted(seeds)}
 
 
 def _over_seeds(first: dict[int, float], second: dict[int, float]) -> Estimate | None:
-    """First minus second, over the seeds of both. Parameters are counted, not sampled: only seeds vary."""
+    """Return first minus second, over the seeds of both. Parameters are counted, not sampled: only seeds vary."""
     values = [first[seed] - second[seed] for seed in first if seed in second]
     return two_way_clustered(values, np.zeros((len(values), 0)), len(values)) if values else None
 
@@ -226,7 +226,7 @@ def _needs(what: str) -> str:
 
 
 def _by_family(data: Data, kind: Kind, first: Sequence[Cell], second: Sequence[Cell]) -> Parts:
-    """The same difference in each family of tasks, because a mean may hide two of opposite sign."""
+    """Return the same difference in each family of tasks: a mean may hide two of opposite sign."""
     gains = [(family, gain(data.evidence, kind, first, second, family)) for family in data.evidence.families]
     return Parts("task", tuple((family, gained) for family, gained in gains if gained is not None))
 
@@ -240,7 +240,7 @@ def _listed_budgets(each: Sequence[tuple[int, Estimate | None]]) -> str:
 
 
 def _listed(merges: Sequence[Discarded]) -> str:
-    """`TIES: 10.0% at 10k, 20.0% at 100k; TIES + slack 1: …`, means over seeds."""
+    """Format `TIES: 10.0% at 10k, 20.0% at 100k; TIES + slack 1: …`, means over seeds."""
     by_method: dict[str, dict[int, float]] = {}
     for merge in merges:
         by_method.setdefault(merge.method, {})[merge.ct_tokens] = merge.whole.lost_top

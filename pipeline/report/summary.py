@@ -53,7 +53,7 @@ def _sentence(answer: Answer, budgets: Sequence[int]) -> str:
 
 
 def _of_hypothesis(answer: Answer) -> str:
-    """The words of its statement, under each verdict."""
+    """Return the statement with its verdict."""
     stated = answer.claim.text.rstrip(".")
     return {
         "supported": stated,
