@@ -101,7 +101,7 @@ class SeparateHypothesis(Hypothesis):
     kind: Literal["accuracy", "bits"]
 
 
-class Term(Section):
+class ScoreTerm(Section):
     """The score of a method at a budget (0: without CT), or of one of its knob values, such as {lambda: 1.5}.
 
     regime: of the method, in a hypothesis that compares regimes.
@@ -124,7 +124,7 @@ class ContrastHypothesis(Hypothesis):
 
     type: Literal["contrast", "count"]
     kind: Literal["accuracy", "answer_bits", "bits", "lost_top_share"]
-    terms: Annotated[tuple[Term, ...], Field(min_length=1)]
+    terms: Annotated[tuple[ScoreTerm, ...], Field(min_length=1)]
     family: Words | None = None
 
     @model_validator(mode="after")
