@@ -1,7 +1,8 @@
-"""hypotheses/<experiment>.yaml: what an experiment is asked, committed before its test scores exist.
+"""hypotheses/<experiment>.yaml: what an experiment tests, committed before its test scores exist.
 
-The file is a list. A report answers its entries in place of the claims of pipeline/report/claims.py. In every entry the
-statistic is written so that a value above 0 is as expected.
+The file is a list. A report answers its entries in place of the built-in claims. In every entry the statistic is
+written so that a value above 0 is as expected. Git shows when each entry was committed, and whether that was before the
+scores. Commit times can be forged; this guards against mistakes, not against fraud.
 """
 
 from __future__ import annotations
