@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from math import isinf
 
 from common.units import format_tokens
-from merge.method_table import METHODS
+from merge.methods import METHODS
 from pipeline.baselines import BASELINES
 from pipeline.old_names import current_method
 from pipeline.report.inference import Estimate, Parts
@@ -21,7 +21,7 @@ UNITS = {  # of differences, by what is measured
     "error": "in mean error",
     "lost_top_share": SHARE_OF_TOP,
 }
-# Names of merges that are not "method, setting, note". merge/method_table.py names other merges, pipeline/baselines.py
+# Names of merges that are not "method, setting, note". merge/methods.py names other merges, pipeline/baselines.py
 # checkpoints that are trained.
 MERGE_NAMES = {
     "average_of_base_and_sft": "average of base and SFT",

@@ -92,9 +92,9 @@ def test_planned_memory_is_what_a_process_holds_at_its_peak(tmp_path: Path) -> N
 
 
 def test_constants_of_merging_are_those_of_the_engine() -> None:
-    from merge.stream import pieces, threads
+    from merge.engine import passes, pieces
 
-    theirs = (pieces.SLICE, threads.MEMORY, threads.RESIDENT_BYTES)
+    theirs = (pieces.SLICE, passes.MEMORY, passes.RESIDENT_BYTES)
     assert theirs == (memory.SLICE, memory.RESIDENT, memory.RESIDENT_BYTES)
 
 

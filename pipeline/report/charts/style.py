@@ -15,7 +15,7 @@ from typing import Any
 
 from pandas import DataFrame
 
-from merge.method_table import METHODS
+from merge.methods import METHODS
 from pipeline.baselines import BASELINES
 from pipeline.report.formatting import labels
 from pipeline.report.records import methods_in_order

@@ -10,18 +10,18 @@ from typing import Protocol
 import numpy
 import torch
 
+from merge.arithmetic import row_ranks
 from merge.engine.outputs import Output, Parent
 from merge.engine.plan import Plan
-from merge.loops.calls import Stored
+from merge.loops.calls import Drawn, Stored, stream_from
 from merge.loops.machine_code import Loop
-from merge.methods import row_ranks
 from merge.select import Array, Ranking, Taker, magnitude_bits
 
 SLICE = 1 << 19  # elements: long enough that threads seldom wait for the interpreter, short enough for the caches
 
 
 class Quantity(Protocol):
-    """What is ranked beside task vectors, never negative (merge/stream/joint_selection.py)."""
+    """What is ranked beside task vectors, never negative (merge/engine/sparsification.py)."""
 
     def of(self, piece: Piece, dtype: torch.dtype) -> torch.Tensor: ...
 
@@ -83,7 +83,7 @@ class Piece:
         self._bits: dict[tuple[Subject, torch.dtype], Array] = {}
         self._largest: dict[tuple[Subject, torch.dtype, int], torch.Tensor] = {}
         self._ranks: dict[tuple[Parent, torch.dtype], torch.Tensor] = {}
-        self.by_rank: dict[Hashable, tuple[torch.Tensor, torch.Tensor | None]] = {}  # what loops drew: mask, chances
+        self.drawn: dict[Hashable, Drawn] = {}  # by compiled loops
         self._uniforms: dict[tuple[int, str], torch.Tensor] = {}
 
     def stored(self, parent: Parent, dtype: torch.dtype) -> Stored:
@@ -158,10 +158,15 @@ class Piece:
         key = (seed, model)
         if key not in self._uniforms:
             if key not in self.shared.draws:
-                digest = hashlib.sha256(f"{seed}\0{model}\0{self.job.output.name}".encode()).digest()
-                self.shared.draws[key] = numpy.random.Generator(
-                    numpy.random.PCG64(int.from_bytes(digest[:16], "little"))
-                )
+                self.shared.draws[key] = numpy.random.Generator(self._generator(seed, model))
             draws = self.shared.draws[key].random(self.stop - self.start, dtype=numpy.float32)
             self._uniforms[key] = torch.from_numpy(draws).to(self.job.device).view(-1, self.job.columns)
         return self._uniforms[key]
+
+    def stream(self, seed: int, model: str) -> Array:
+        """Where the draws of `uniform` begin, for a compiled loop: see stream_from."""
+        return stream_from(self._generator(seed, model), self.start)
+
+    def _generator(self, seed: int, model: str) -> numpy.random.PCG64:
+        digest = hashlib.sha256(f"{seed}\0{model}\0{self.job.output.name}".encode()).digest()
+        return numpy.random.PCG64(int.from_bytes(digest[:16], "little"))
