@@ -10,9 +10,8 @@ from typing import Any
 from common.chat import DEFAULT_DAY
 from common.errors import BadInput
 from common.special_tokens import added_special_tokens
-from eval import checkpoints
-from eval.chat_prompts import Message, rendered
-from eval.generation import Generation, generating, stop_ids
+from eval import loading
+from eval.prompting import Generation, Message, generation_mode, render_chat, stop_tokens
 
 Prompt = str | Sequence[Message]  # plain text, or messages for the chat template
 
@@ -47,28 +46,28 @@ def generate_answers(
     prompts: messages are put into the chat template, with what comes before an answer; a text is taken as it is.
     device, dtype: where and in what the model is brought; None: as it is (float32 for a folder on the CPU).
     batch_tokens: tokens in one batch, padding and what may be generated included; a batch halves where memory runs out.
-    generation: own or greedy (eval/generation.py). day: for today in chat templates that write it.
+    generation: own or greedy (eval/prompting.py). day: for today in chat templates that write it.
     Raises BadInput for a prompt that leaves no room for an answer, and for messages without a template.
     """
-    from eval.batches import Limits, default_tokens, in_batches
+    from eval.batches import BatchLimits, default_batch_tokens, run_batches
 
     if max_new_tokens < 1:
         raise BadInput(f"max_new_tokens: must be 1 or more, got {max_new_tokens}. Set it to 256.")
     if isinstance(model, Path | str):
-        model, own = checkpoints.load(Path(model), device=device, dtype=dtype)
+        model, own = loading.load_checkpoint(Path(model), device=device, dtype=dtype)
         tokenizer = tokenizer or own
     elif dtype is not None:
-        checkpoints.cast(model, dtype)
+        loading.cast_weights(model, dtype)
     if device is not None:
         model.to(device)
     model.eval()
-    texts = [prompt if isinstance(prompt, str) else rendered(tokenizer, prompt, day) for prompt in prompts]
+    texts = [prompt if isinstance(prompt, str) else render_chat(tokenizer, prompt, day) for prompt in prompts]
     encoded = encode(tokenizer, texts)
-    rooms = _rooms(model, encoded, max_new_tokens)
-    limits = Limits.of(batch_tokens or default_tokens(model.device.type), model)
+    rooms = _answer_lengths(model, encoded, max_new_tokens)
+    limits = BatchLimits.of(batch_tokens or default_batch_tokens(model.device.type), model)
     answers: dict[int, Answer] = {}
-    with generating(model, generation):
-        for group in _groups(model, encoded, rooms):
+    with generation_mode(model, generation):
+        for group in _batchable_groups(model, encoded, rooms):
 
             def size(batch: Sequence[int]) -> tuple[int, int]:
                 return len(batch) * max(len(encoded[number]) + rooms[number] for number in batch), len(batch)
@@ -76,7 +75,7 @@ def generate_answers(
             def run(batch: Sequence[int]) -> list[Answer]:
                 return _generate(model, tokenizer, [encoded[number] for number in batch], rooms[batch[0]])
 
-            for batch, said in in_batches(group, size, limits, run):
+            for batch, said in run_batches(group, size, limits, run):
                 answers |= dict(zip(batch, said, strict=True))
     return [answers[number] for number in range(len(prompts))]
 
@@ -88,7 +87,7 @@ def encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     return [tokens if tokens[: len(before)] == before else before + tokens for tokens in own]
 
 
-def _rooms(model: Any, encoded: Sequence[list[int]], most: int) -> list[int]:
+def _answer_lengths(model: Any, encoded: Sequence[list[int]], most: int) -> list[int]:
     """Return how many tokens each answer may have, by what the model reads. Raises BadInput for none."""
     from eval.task_checks import context_length
 
@@ -103,12 +102,12 @@ def _rooms(model: Any, encoded: Sequence[list[int]], most: int) -> list[int]:
     return rooms
 
 
-def _groups(model: Any, encoded: Sequence[list[int]], rooms: Sequence[int]) -> Iterator[list[int]]:
+def _batchable_groups(model: Any, encoded: Sequence[list[int]], rooms: Sequence[int]) -> Iterator[list[int]]:
     """Yield numbers of prompts that may be answered together, those with the longest prompts first.
 
     They have the same room. Models that padding changes get prompts of one length at a time.
     """
-    from eval.packing_decision import is_paddable
+    from eval.packing import is_paddable
 
     alike = len(encoded) < 2 or is_paddable(model.config)
     groups: dict[tuple[int, int], list[int]] = {}
@@ -121,7 +120,7 @@ def _generate(model: Any, tokenizer: Any, prompts: Sequence[list[int]], room: in
     """Return answers of up to `room` tokens to one batch, padded on the left."""
     import torch
 
-    stops = stop_ids(model, tokenizer)
+    stops = stop_tokens(model, tokenizer)
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (*stops, 0)[0]
     longest = max(map(len, prompts))
     ids = torch.full((len(prompts), longest), padding, dtype=torch.long)

@@ -15,15 +15,12 @@ from typing import TYPE_CHECKING, Any
 from common.errors import BadInput
 from common.files import write_atomic, write_jsonl
 from common.special_tokens import control_tokens, in_words, written_out
-from eval import checkpoints
-from eval.asking import PLAIN, Asking, Mode, reads_text
-from eval.chat_prompts import check_rows
-from eval.devices import check_gpus, device_names, spread
-from eval.generation import generating
-from eval.score_records import Record, in_order, mean_records, task_records
-from eval.task_checks import check_room, context_length
-from eval.task_set import UNLABELLED, TaskSet
-from eval.task_texts import text_of
+from eval import loading
+from eval.loading import check_gpus, device_names, spread_over_devices
+from eval.prompting import PLAIN_PROMPTS, Prompting, PromptMode, check_template_tokens, generation_mode, is_text_task
+from eval.records import Record, first_filter, mean_records, task_records
+from eval.task_checks import check_generation_length, context_length
+from eval.task_set import UNLABELLED, TaskSet, item_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -63,7 +60,7 @@ def evaluate(
     dtype: str | None = None,
     trained_length: int | None = None,
     gpus: int = 1,
-    asking: Asking = PLAIN,
+    asking: Prompting = PLAIN_PROMPTS,
 ) -> Scores:
     """Scores a causal LM in memory on every task of the set, by lm-eval. The model is left in eval mode.
 
@@ -83,33 +80,33 @@ def evaluate(
     check_gpus(device, gpus)
     import lm_eval
 
-    from eval.batches import default_tokens
+    from eval.batches import default_batch_tokens
     from eval.language_model import PackedLM
 
     if tokenizer.bos_token_id is None and tokenizer.eos_token_id is None:
         name = tokenizer.name_or_path or "given"
         raise BadInput(f"tokenizer: {name} has neither a BOS nor an EOS token, one of which must start every document")
     by_name = tasks.by_name
-    check_room(by_name, context_length(model.config))
+    check_generation_length(by_name, context_length(model.config))
     if asking.chat != "none":
         embedding: Any = model.get_input_embeddings()
-        check_rows(tokenizer, len(embedding.weight))
+        check_template_tokens(tokenizer, len(embedding.weight))
     if device is not None and gpus == 1:
         model.to(device)  # type: ignore[arg-type]
     if dtype is not None:
-        checkpoints.cast(model, dtype)
+        loading.cast_weights(model, dtype)
     if gpus > 1 and not hasattr(model, "hf_device_map"):
-        spread(model, device_names(gpus))
-    encodings = tasks.encodings.setdefault(fingerprint(tokenizer), {})
-    length = batch_tokens or default_tokens(model.device.type)
+        spread_over_devices(model, device_names(gpus))
+    encodings = tasks.encodings.setdefault(tokenizer_fingerprint(tokenizer), {})
+    length = batch_tokens or default_batch_tokens(model.device.type)
     lm = PackedLM(model, tokenizer, length, encodings, trained_length, asking.day)
     scores = Scores([], [], prompts=asking.described(tokenizer))
     control: Counter[str] = Counter()
     for mode in asking.modes(tokenizer):
-        asked = {name: task for name, task in by_name.items() if not mode.suffix or not reads_text(task)}
+        asked = {name: task for name, task in by_name.items() if not mode.suffix or not is_text_task(task)}
         if not asked:
             continue
-        with generating(model, asking.generation):
+        with generation_mode(model, asking.generation):
             result = lm_eval.evaluate(lm, {"tasks": asked}, tasks.limit, bootstrap_iters=0, **mode.how(asking))
         _add(scores, tasks, result, mode, asking)
         control += written_out(_scored_texts(result["samples"], tasks, mode), _control_names(tokenizer))
@@ -117,7 +114,7 @@ def evaluate(
     return scores
 
 
-def _add(scores: Scores, tasks: TaskSet, result: Mapping[str, Any], mode: Mode, asking: Asking) -> None:
+def _add(scores: Scores, tasks: TaskSet, result: Mapping[str, Any], mode: PromptMode, asking: Prompting) -> None:
     """Add what lm-eval made of the tasks in one mode."""
     records: list[Record] = []
     samples: list[Record] = []
@@ -126,19 +123,19 @@ def _add(scores: Scores, tasks: TaskSet, result: Mapping[str, Any], mode: Mode, 
             continue
         logged, unlabelled = result["samples"][name], result["samples"].get(f"{name}{UNLABELLED}", ())
         of_task, answers = task_records(f"{name}{mode.suffix}", entry, logged, unlabelled, result["results"][name])
-        records += [row | ({} if reads_text(entry.task) else asking.stated(mode)) for row in of_task]
+        records += [row | ({} if is_text_task(entry.task) else asking.stated(mode)) for row in of_task]
         samples += answers
     means = mean_records(records, samples, mode.suffix)
     scores.records += records + [row | asking.stated(mode) for row in means]
     scores.samples += samples
 
 
-def _scored_texts(logged: Mapping[str, Any], tasks: TaskSet, mode: Mode) -> Iterator[str]:
+def _scored_texts(logged: Mapping[str, Any], tasks: TaskSet, mode: PromptMode) -> Iterator[str]:
     """What a model was given of each document: a prompt with its choices, or a text; of a chat without its template."""
     for name, entry in tasks.entries.items():
-        for sample in in_order(logged.get(name, ())):
+        for sample in first_filter(logged.get(name, ())):
             if mode.chat:
-                yield text_of(entry.task, sample["doc"])
+                yield item_text(entry.task, sample["doc"])
                 continue
             yield from {text for request in sample["arguments"] for text in request if isinstance(text, str)}
 
@@ -160,7 +157,7 @@ def evaluate_folder(
     dtype: str | None = None,
     trained_length: int | None = None,
     gpus: int = 1,
-    asking: Asking = PLAIN,
+    asking: Prompting = PLAIN_PROMPTS,
 ) -> Scores:
     """`evaluate` for a Hugging Face folder. dtype None: float32 on the CPU, elsewhere that of its file.
 
@@ -169,9 +166,9 @@ def evaluate_folder(
     check_lengths(batch_tokens, trained_length)
 
     def check(config: Any) -> None:
-        check_room(tasks.by_name, context_length(config))
+        check_generation_length(tasks.by_name, context_length(config))
 
-    model, tokenizer = checkpoints.load(checkpoint, device=device, dtype=dtype, gpus=gpus, check=check)
+    model, tokenizer = loading.load_checkpoint(checkpoint, device=device, dtype=dtype, gpus=gpus, check=check)
     return evaluate(
         model,
         tokenizer,
@@ -192,7 +189,7 @@ def check_lengths(batch_tokens: int | None, trained_length: int | None) -> None:
 
 
 def check_out(out: Path) -> None:
-    """Reject a folder that `write` could not create and write; leave none. Raises BadInput."""
+    """Reject a folder that `write_scores` could not create and write; leave none. Raises BadInput."""
     made: list[Path] = []
     try:
         made += [place for place in (out, *out.parents) if not place.exists()]
@@ -206,7 +203,7 @@ def check_out(out: Path) -> None:
                 place.rmdir()
 
 
-def fingerprint(tokenizer: Any) -> Any:
+def tokenizer_fingerprint(tokenizer: Any) -> Any:
     """What two tokenizers share when they give the same tokens.
 
     A slow tokenizer only shares with itself: a key that keeps it alive, as its `id` would go to the next one.
@@ -215,7 +212,7 @@ def fingerprint(tokenizer: Any) -> Any:
     return hashlib.sha256(backend.to_str().encode()).hexdigest() if backend is not None else tokenizer
 
 
-def write(scores: Scores, out: Path) -> None:
+def write_scores(scores: Scores, out: Path) -> None:
     """Writes `scores.jsonl` and `samples.jsonl`, each whole or not at all."""
     out.mkdir(parents=True, exist_ok=True)
     write_atomic(out / "samples.jsonl", lambda aside: write_jsonl(aside, scores.samples))

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from eval.asking import CHAT
-from eval.generated_records import AGGREGATE
+from eval.prompting import CHAT
+from eval.records import AGGREGATE
 from eval.task_checks import LOWER
 from eval.task_set import BITS, BY_TEMPLATE
 from pipeline.config.adapting import TASKS

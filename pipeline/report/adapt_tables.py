@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from eval.stats import wilson
+from eval.metrics import wilson
 from pipeline.report import text_of_budgets
 from pipeline.report.adapt_headline import name_of
 from pipeline.report.adapt_measures import Measure, TestScores

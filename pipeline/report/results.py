@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 
 from common.units import format_tokens
-from eval.asking import CHAT
+from eval.prompting import CHAT
 from eval.task_checks import LOWER
 from eval.task_set import BITS, BY_TEMPLATE, CORRECT_BITS
 from pipeline.baselines import BASELINES

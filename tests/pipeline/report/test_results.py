@@ -6,7 +6,7 @@ import csv
 import re
 from pathlib import Path
 
-from eval.stats import wilson
+from eval.metrics import wilson
 from pipeline.report import results
 from tests.pipeline.report.synthetic import GOOD, LOST, Run
 
