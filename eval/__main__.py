@@ -1,4 +1,7 @@
-"""What `slackmerge eval` takes. Imports no torch."""
+"""`slackmerge eval MODEL --items FOLDER --out FOLDER`, or `python -m eval`: score one checkpoint.
+
+Imports no torch before the options are read.
+"""
 
 from __future__ import annotations
 
@@ -150,7 +153,7 @@ def prompting_of(given: Options) -> Prompting:
 
 
 def main(arguments: Sequence[str] | None = None, program: str = "python -m eval") -> int:
-    """Evaluates, writes, prints the scores; 2 where the input cannot work."""
+    """Evaluate, write and print the scores; return 2 for input that cannot work."""
     given = parse_command_line(COMMAND, arguments, program)
     if isinstance(given, int):
         return given
@@ -161,7 +164,7 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m eval"
 
             if not (given.model / "config.json").is_file():  # before tasks are built and torch is imported
                 raise BadInput(f"model: {given.model} is not a Hugging Face checkpoint folder (no config.json)")
-            asking = prompting_of(given)
+            prompting = prompting_of(given)
             harness.check_out(given.out)
             tasks = task_set.prepare(
                 given.items,
@@ -176,7 +179,7 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m eval"
             )
             from transformers.utils.logging import disable_progress_bar
 
-            disable_progress_bar()  # a refusal is one line
+            disable_progress_bar()  # an error is one line
             scores = harness.evaluate_folder(
                 given.model,
                 tasks,
@@ -184,7 +187,7 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m eval"
                 device=given.device,
                 trained_length=given.trained_length,
                 gpus=given.gpus,
-                asking=asking,
+                prompting=prompting,
             )
             harness.write_scores(scores, given.out)
     except BadInput as error:

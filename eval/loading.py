@@ -1,4 +1,4 @@
-"""A Hugging Face folder -> a model and its tokenizer."""
+"""Load the model and tokenizer of a Hugging Face folder, onto one device or spread over several GPUs."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ def load_checkpoint(
     except BadInput:
         raise
     except Exception as error:  # a stranger's files lead transformers to anything
-        said = line_of(error)[:300] or type(error).__name__
-        raise BadInput(f"model: {checkpoint} cannot be loaded: {said}") from error
+        reason = line_of(error)[:300] or type(error).__name__
+        raise BadInput(f"model: {checkpoint} cannot be loaded: {reason}") from error
     return model, tokenizer
 
 
 def _device_map(config: Any, dtype: str, gpus: int) -> dict[str, str] | None:
-    """Return where the parts of a checkpoint are read to, so that no device holds it whole; None: the host."""
+    """Return the device of each part of a checkpoint, so that no device has to hold all of it; None: the host."""
     if gpus == 1:
         return None
     import torch
@@ -66,9 +66,9 @@ def _device_map(config: Any, dtype: str, gpus: int) -> dict[str, str] | None:
 
 
 def cast_weights(model: PreTrainedModel, dtype: str) -> None:
-    """Give a model's weights a dtype, in place, as loading its folder in that dtype would.
+    """Cast a model's weights in place, as loading its folder in this dtype would.
 
-    What is not a weight stays as it is: the frequencies of rotary positions are float32 in every model.
+    Other tensors keep their dtype: the frequencies of rotary positions are float32 in every model.
     """
     import torch
 
@@ -79,7 +79,7 @@ def cast_weights(model: PreTrainedModel, dtype: str) -> None:
 
 
 def check_device(device: str | None, gpus: int = 1) -> None:
-    """Rejects a device that is not there, or that keeps no numbers (meta), and fewer GPUs than asked for.
+    """Reject a device that does not exist or keeps no numbers (meta), and a number of GPUs that is not available.
 
     Raises BadInput.
     """
@@ -113,36 +113,36 @@ def check_gpus(device: str | None, gpus: int) -> None:
 
 
 def device_names(gpus: int) -> list[str]:
-    """The first GPUs."""
+    """Return the names of the first GPUs."""
     return [f"cuda:{number}" for number in range(gpus)]
 
 
 def even_split(model: Any, devices: Sequence[str]) -> dict[str, str]:
-    """Which device each part of a model lies on, in the model's order: the devices get as many bytes as each other.
+    """Return the device of each part of a model, in the model's order, with about equal bytes on each.
 
-    Layers stay whole (as the model's `_no_split_modules` has them), so the shares differ by a layer. The model may be
-    without weights, on the device meta.
+    Layers are not split (as the model's `_no_split_modules` lists them), so devices differ by up to a layer. The model
+    may be without weights, on the device meta.
     """
     from accelerate import infer_auto_device_map
     from accelerate.utils import compute_module_sizes
 
     sizes = compute_module_sizes(model)
-    whole = set(model._no_split_modules or ())
-    largest = max((sizes[name] for name, part in model.named_modules() if type(part).__name__ in whole), default=0)
-    share = sizes[""] // len(devices) + largest  # a layer that begins below the even share goes there whole
-    room: dict[int | str, int | str] = dict.fromkeys(range(len(devices)), share)
-    room[len(devices) - 1] = 2 * sizes[""]
-    found = infer_auto_device_map(model, max_memory=room, no_split_module_classes=list(whole))
-    return {name: devices[int(number)] for name, number in found.items()}
+    unsplit = set(model._no_split_modules or ())
+    largest = max((sizes[name] for name, part in model.named_modules() if type(part).__name__ in unsplit), default=0)
+    even = sizes[""] // len(devices) + largest  # a layer that begins below the even part goes there
+    limits: dict[int | str, int | str] = dict.fromkeys(range(len(devices)), even)
+    limits[len(devices) - 1] = 2 * sizes[""]
+    device_map = infer_auto_device_map(model, max_memory=limits, no_split_module_classes=list(unsplit))
+    return {name: devices[int(number)] for name, number in device_map.items()}
 
 
 def spread_over_devices(model: PreTrainedModel, devices: Sequence[str]) -> PreTrainedModel:
-    """Move a model's parts to several devices; its forward pass moves what flows between them.
+    """Move a model's parts to several devices; its forward pass moves activations between them.
 
     Inputs belong on the first device, and outputs return there.
     """
     from accelerate import dispatch_model
 
     model.tie_weights()
-    where: Any = even_split(model, devices)
-    return dispatch_model(model, where, main_device=devices[0])  # type: ignore[no-any-return]
+    device_map: Any = even_split(model, devices)
+    return dispatch_model(model, device_map, main_device=devices[0])  # type: ignore[no-any-return]

@@ -1,4 +1,7 @@
-"""Messages -> the text that a model is given: by its tokenizer's chat template, on a stated day."""
+"""How a checkpoint is prompted, plain or by its chat template on a fixed day, and how it generates.
+
+Bits per byte of text have no prompt, and so no template.
+"""
 
 from __future__ import annotations
 
@@ -12,21 +15,85 @@ from common.errors import BadInput, line_of
 from eval.task_set import BY_TEMPLATE
 
 Message = Mapping[str, str]  # role (system, user or assistant) and content
+ChatMode = Literal["none", "auto", "both"]
+Generation = Literal["own", "greedy"]
+MODES: tuple[Generation, ...] = ("own", "greedy")
+KEPT = ("bos_token_id", "eos_token_id", "pad_token_id")  # of generation_config.json, in greedy generation
+CHAT = "chat"  # a field of records: whether a chat template was used; left out for chat=none
+
+
+@dataclass(frozen=True)
+class PromptMode:
+    """One way in which all tasks are prompted. suffix: what their names end with in it."""
+
+    chat: bool
+    suffix: str = ""
+
+    def lm_eval_arguments(self, prompting: Prompting) -> dict[str, Any]:
+        """Return arguments of `lm_eval.evaluate`. Few-shot examples are separate turns, as on its command line."""
+        if not self.chat:
+            return {}
+        return {
+            "apply_chat_template": True,
+            "fewshot_as_multiturn": True,
+            "system_instruction": prompting.system,
+        }
+
+
+@dataclass(frozen=True)
+class Prompting:
+    """How a checkpoint is prompted.
+
+    chat: none (plain), auto (by its template, if it has one) or both (plain too).
+    system: message that all chat prompts begin with; None: only the template's, and a task's description.
+    generation: own (by the checkpoint's generation config) or greedy. day: for today in templates that write it.
+    """
+
+    chat: ChatMode = "none"
+    system: str | None = None
+    generation: Generation = "own"
+    day: str = DEFAULT_DAY
+
+    def modes(self, tokenizer: Any) -> tuple[PromptMode, ...]:
+        """Return the ways in which a checkpoint with this tokenizer is prompted."""
+        if self.chat == "none" or chat_template_of(tokenizer) is None:
+            return (PromptMode(False),)
+        return (PromptMode(False), PromptMode(True, BY_TEMPLATE)) if self.chat == "both" else (PromptMode(True),)
+
+    def describe(self, tokenizer: Any) -> str:
+        """Describe how a checkpoint is prompted; empty for chat=none."""
+        if self.chat == "none":
+            return ""
+        if chat_template_of(tokenizer) is None:
+            return "plain prompts (no chat template)"
+        return "prompts by the chat template" + (" and plain" if self.chat == "both" else "")
+
+    def record_fields(self, mode: PromptMode) -> dict[str, bool]:
+        """Return the field of records that states how a task was prompted."""
+        return {} if self.chat == "none" else {CHAT: mode.chat}
+
+
+PLAIN_PROMPTS = Prompting()
+
+
+def is_text_task(task: Any) -> bool:
+    """Return whether a task is running text without a prompt."""
+    return bool(task.OUTPUT_TYPE == "loglikelihood_rolling")
 
 
 def chat_template_of(tokenizer: Any) -> str | None:
     """Return the chat template of a tokenizer of transformers; None if it has none."""
-    own = getattr(tokenizer, "chat_template", None)
-    if isinstance(own, Mapping):
-        own = own.get("default")
-    return own if isinstance(own, str) and own else None
+    template = getattr(tokenizer, "chat_template", None)
+    if isinstance(template, Mapping):
+        template = template.get("default")
+    return template if isinstance(template, str) and template else None
 
 
 def render_chat(tokenizer: Any, messages: Sequence[Message], day: str = DEFAULT_DAY, *, generation: bool = True) -> str:
     """Render messages as text by the tokenizer's template.
 
-    generation: with what comes before an answer that is to follow; else an answer continues the last
-    message. Raises BadInput in one line, also for a template that takes no system message.
+    generation: with what comes before an answer that is to follow; else an answer continues the last message.
+    Raises BadInput, also for a template that takes no system message.
     """
     template = chat_template_of(tokenizer)
     if template is None:
@@ -44,14 +111,14 @@ def render_chat(tokenizer: Any, messages: Sequence[Message], day: str = DEFAULT_
                 )
             )
     except Exception as error:  # whatever the code in a template raises
-        said = line_of(error)[:200] or type(error).__name__
+        reason = line_of(error)[:200] or type(error).__name__
         if messages[0]["role"] == "system" and _renders(tokenizer, messages[1:], day, generation):
             raise BadInput(
-                f"eval.system: the chat template of {_name_of(tokenizer)} takes no system message ({said}), which"
+                f"eval.system: the chat template of {_name_of(tokenizer)} takes no system message ({reason}), which"
                 " eval.system or the description of a task would be. Leave both out, or set eval.chat=none."
             ) from None
         raise BadInput(
-            f"eval.chat: the chat template of {_name_of(tokenizer)} fails ({said}). Set eval.chat=none, or repair it."
+            f"eval.chat: the chat template of {_name_of(tokenizer)} fails ({reason}). Set eval.chat=none, or repair it."
         ) from None
 
 
@@ -79,19 +146,14 @@ def _name_of(tokenizer: Any) -> str:
     return str(getattr(tokenizer, "name_or_path", "") or "the tokenizer")
 
 
-Generation = Literal["own", "greedy"]
-MODES: tuple[Generation, ...] = ("own", "greedy")
-KEPT = ("bos_token_id", "eos_token_id", "pad_token_id")  # of generation_config.json, in greedy generation
-
-
 def stop_tokens(model: Any, tokenizer: Any) -> tuple[int, ...]:
-    """Return the tokens that end an answer: those of the model's generation config, and the tokenizer's EOS.
+    """Return the ids that end an answer: those of the model's generation config, and the tokenizer's EOS.
 
-    lm-eval adds the latter to what a task stops at.
+    lm-eval adds the latter to the stops of a task.
     """
-    stated = model.generation_config.eos_token_id
-    every = [*(stated if isinstance(stated, list) else [stated]), tokenizer.eos_token_id]
-    return tuple(dict.fromkeys(int(token) for token in every if token is not None))
+    config_ids = model.generation_config.eos_token_id
+    ids = [*(config_ids if isinstance(config_ids, list) else [config_ids]), tokenizer.eos_token_id]
+    return tuple(dict.fromkeys(int(token) for token in ids if token is not None))
 
 
 @contextmanager
@@ -99,76 +161,14 @@ def generation_mode(model: Any, generation: Generation) -> Iterator[None]:
     """Let a model generate in one of the two ways within the context.
 
     own: by its generation config, whose repetition_penalty changes greedy output too; lm-eval sets do_sample itself.
+    greedy: with nothing of the generation config but its special tokens.
     """
     from transformers import GenerationConfig
 
-    own = model.generation_config
+    config = model.generation_config
     if generation == "greedy":
-        model.generation_config = GenerationConfig(**{name: getattr(own, name) for name in KEPT})
+        model.generation_config = GenerationConfig(**{name: getattr(config, name) for name in KEPT})
     try:
         yield
     finally:
-        model.generation_config = own
-
-
-ChatMode = Literal["none", "auto", "both"]
-CHAT = "chat"  # a field of records: whether a task was asked by a chat template; unsaid where nobody wanted one
-
-
-@dataclass(frozen=True)
-class PromptMode:
-    """One way in which all tasks are asked. suffix: what their names end with in it."""
-
-    chat: bool
-    suffix: str = ""
-
-    def how(self, asking: Prompting) -> dict[str, Any]:
-        """Return the arguments of `lm_eval.evaluate`, whose examples are turns of their own as on its command line."""
-        if not self.chat:
-            return {}
-        return {
-            "apply_chat_template": True,
-            "fewshot_as_multiturn": True,
-            "system_instruction": asking.system,
-        }
-
-
-@dataclass(frozen=True)
-class Prompting:
-    """How a checkpoint is prompted.
-
-    chat: none (plain), auto (by its template, where it has one) or both (plain too).
-    system: message that all chat prompts begin with; None: none but the template's own and a task's description.
-    generation: own or greedy (eval/prompting.py). day: for today in templates that write it.
-    """
-
-    chat: ChatMode = "none"
-    system: str | None = None
-    generation: Generation = "own"
-    day: str = DEFAULT_DAY
-
-    def modes(self, tokenizer: Any) -> tuple[PromptMode, ...]:
-        """Return the ways in which a checkpoint with this tokenizer is prompted."""
-        if self.chat == "none" or chat_template_of(tokenizer) is None:
-            return (PromptMode(False),)
-        return (PromptMode(False), PromptMode(True, BY_TEMPLATE)) if self.chat == "both" else (PromptMode(True),)
-
-    def described(self, tokenizer: Any) -> str:
-        """Describe how a checkpoint is prompted; nothing if a template is not wanted."""
-        if self.chat == "none":
-            return ""
-        if chat_template_of(tokenizer) is None:
-            return "plain prompts (no chat template)"
-        return "prompts by the chat template" + (" and plain" if self.chat == "both" else "")
-
-    def stated(self, mode: PromptMode) -> dict[str, bool]:
-        """Return the field of records that states how a task with prompts was asked."""
-        return {} if self.chat == "none" else {CHAT: mode.chat}
-
-
-def is_text_task(task: Any) -> bool:
-    """Return whether a task is running text without a prompt."""
-    return bool(task.OUTPUT_TYPE == "loglikelihood_rolling")
-
-
-PLAIN_PROMPTS = Prompting()
+        model.generation_config = config

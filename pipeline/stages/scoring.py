@@ -58,7 +58,7 @@ def run_eval(job: Job) -> None:
         "dtype": settings.dtype,
         "trained_length": settings.trained_length,
         "gpus": options.gpus,
-        "asking": asking(settings),
+        "prompting": prompting(settings),
     }
     if "merge" in job.stage.parents:
         import merge
@@ -90,7 +90,7 @@ def copy_scores(scored: Path, out: Path) -> None:
             shutil.copyfile(file, out / file.name)
 
 
-def asking(settings: EvalSettings | TuneSettings) -> Prompting:
+def prompting(settings: EvalSettings | TuneSettings) -> Prompting:
     """Return how a stage prompts its checkpoints."""
     generation = settings.generation if isinstance(settings, EvalSettings) else "own"
     return Prompting(settings.chat, settings.system, generation, settings.day or DEFAULT_DAY)

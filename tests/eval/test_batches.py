@@ -163,12 +163,3 @@ def test_limits_come_from_the_vocabulary_and_the_dtype() -> None:
 
 def test_padding_on_the_left_is_for_models_that_it_does_not_change() -> None:
     assert is_paddable(tiny_model(0).config)
-
-
-def test_the_plan_s_bytes_are_those_of_the_batches() -> None:
-    """Gemma's vocabulary in bfloat16: the bound on logits, until one window has more."""
-    bound = batches.scoring_memory(262_144, 26, 1024, 8192, 2048, 2)
-    assert batches.LOGITS_BYTES < bound.logits <= batches.LOGITS_BYTES + 3 * batches.SLICE_BYTES
-    longer = batches.scoring_memory(262_144, 26, 1024, 8192, 32_768, 2)
-    assert longer.logits == 32_768 * 262_144 * 2 + 3 * batches.SLICE_BYTES
-    assert bound.cache == 8192 * 2 * 26 * 1024 * 2 and longer.peak == longer.logits

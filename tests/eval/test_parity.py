@@ -37,7 +37,7 @@ class Run:
 
 def scored(model: Path, tasks: Path, **settings: Any) -> Scores:
     prepared = task_set.prepare(include_path=tasks, language="tam", fewshot=2)
-    return harness.evaluate_folder(model, prepared, asking=ASKING, batch_tokens=900, **settings)
+    return harness.evaluate_folder(model, prepared, prompting=ASKING, batch_tokens=900, **settings)
 
 
 def targets_of(answers: dict[str, list[str]]) -> dict[str, list[str]]:

@@ -142,7 +142,7 @@ def test_a_merge_is_scored_by_the_template_and_the_generation_config_of_its_chat
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"):
         shutil.copyfile(merged["sft"] / name, folder / name)
     asking = Prompting("auto", "சொல்")
-    expected = harness.evaluate_folder(folder, tasks, asking=asking)
+    expected = harness.evaluate_folder(folder, tasks, prompting=asking)
     parents = {name: toy_stage("model", name, {"name": name}) for name in merged}
     usual = {"split": "test", "limit": None, "excerpt": None, "language": "tam", "tasks": [], "inputs": []}
     stage = toy_stage(

@@ -76,8 +76,7 @@ def test_translations_are_compared_by_the_score_of_the_corpus(tmp_path: Path, se
     assert difference is not None and difference.value == pytest.approx(values[1] - values[0])
     draws = np.random.default_rng(0).integers(60, size=(300, 60))
     drawn = [
-        lm_metrics.chrf([kept[1][place] for place in draw])
-        - lm_metrics.chrf([kept[0][place] for place in draw])
+        lm_metrics.chrf([kept[1][place] for place in draw]) - lm_metrics.chrf([kept[0][place] for place in draw])
         for draw in draws
     ]
     found = paired.measured("corpus", paired.samples_by_kind(evaluations[0].folder, "nya")["corpus"])
