@@ -41,6 +41,6 @@ def by_budget(counts: Sequence[Counts], budgets: Iterable[int]) -> list[TextOfBu
     for budget in budgets:
         seen = [text_seen(each, budget) for each in counts if each["tokens"] >= budget]
         for language in dict.fromkeys(language for each in seen for language in each):
-            fewest = min((each[language] for each in seen if language in each), key=lambda text: text.different)
-            rows.append(TextOfBudget(budget, language, fewest.tokens, fewest.different, fewest.passes))
+            fewest = min((each[language] for each in seen if language in each), key=lambda text: text.unique_tokens)
+            rows.append(TextOfBudget(budget, language, fewest.tokens, fewest.unique_tokens, fewest.epochs))
     return rows
