@@ -37,7 +37,7 @@ def evaluation(folder: Path) -> Stage:
 
 
 def executor(store: Path, stages: Sequence[Stage]) -> Executor:
-    return Executor(Store(store), stages, Journal(store / "journal.jsonl"), say=lambda line: None)
+    return Executor(Store(store), stages, Journal(store / "journal.jsonl"))
 
 
 def prepare(folder: Path, checkpoints: int) -> None:
@@ -102,7 +102,7 @@ def score(folder: Path, checkpoints: int) -> None:
     makes, tokens = executor(store, stages), count_tokens()
     for stage in stages:
         logged = keep_loglikelihoods()
-        makes.run([stage])
+        makes.compute([stage], stop_at_failure=True)
         (folder / "ours" / f"{stage.slug}.json").write_text(json.dumps(logged), encoding="utf-8")
     (folder / "ours" / "tokens").write_text(json.dumps(tokens))
 

@@ -25,19 +25,16 @@ from typing import Any, Self
 
 import torch
 
+from merge.arithmetic import elected_sign, rounded, scaled, surviving
 from merge.checkpoints.tensor_names import kind_of, layer_of
 from merge.discard_counts import count, energy, energy_alive, patterns
-from merge.election import elected_sign, surviving
+from merge.engine.fused import FusedCounts
+from merge.engine.passes import DEFAULT, Workers, run
+from merge.engine.pieces import Piece
 from merge.engine.plan import make_plan
-from merge.methods import rounded, scaled
+from merge.engine.tensor_recipe import MergedDelta, ModelTerm, TensorRecipe
 from merge.recipe import Recipe
 from merge.select import Threshold, kept, magnitude_bits
-from merge.stream.engine import run
-from merge.stream.fused import FusedAgreement
-from merge.stream.model_term import ModelTerm
-from merge.stream.pieces import Piece
-from merge.stream.tensor_recipe import Agreement, TensorRecipe
-from merge.stream.threads import DEFAULT, Workers
 
 LEVELS = (0.01, 0.05, 0.10)
 
@@ -118,16 +115,16 @@ class Audit:
         self._steps: dict[str, float] = {}  # by tensor, Σ (λ·τ_m)²
         self._lambda_factor = 1.0
 
-    def see(self, tensor: TensorRecipe, piece: Piece, agreement: Agreement | FusedAgreement | None) -> None:
+    def observe(self, tensor: TensorRecipe, piece: Piece, delta: MergedDelta | FusedCounts | None) -> None:
         """Count one slice."""
         if not self.levels:
             return
-        if isinstance(agreement, FusedAgreement):
-            self._add(tensor, piece, agreement.counts, agreement.energies, agreement.energy)
+        if isinstance(delta, FusedCounts):
+            self._add(tensor, piece, delta.counts, delta.energies, delta.energy)
             return
-        kept_taus = agreement.kept if agreement else [piece.tau(term.parent, tensor.dtype) for term in tensor.terms]
-        survivors = agreement.survivors if agreement else None
-        plain = self._survivors_without_slack(tensor, agreement) if agreement else None
+        kept_taus = delta.kept if delta else [piece.tau(term.parent, tensor.dtype) for term in tensor.terms]
+        survivors = delta.survivors if delta else None
+        plain = self._survivors_without_slack(tensor, delta) if delta else None
         edges = [[self._threshold(tensor, piece, term, level).bits for level in self.levels] for term in tensor.terms]
         how = tensor.consensus
         own_signs = not how.slack.both and (not how.weighted or min(how.weights) > 0)
@@ -135,12 +132,12 @@ class Audit:
         counted = count([magnitude_bits(part) for part in kept_taus], signed, alive, before, edges, own_signs)
         used: list[float | None] = []
         for i, term in enumerate(tensor.terms):
-            if agreement and survivors is not None:
-                used.append(energy_alive(agreement, i, term.weight if how.weighted else 1.0))
+            if delta and survivors is not None:
+                used.append(energy_alive(delta, i, term.weight if how.weighted else 1.0))
             else:
                 whole = kept_taus[i] is piece.tau(term.parent, tensor.dtype)
                 used.append(None if whole else energy(kept_taus[i]))
-        self._add(tensor, piece, counted, used, energy(agreement.tau) if agreement else None)
+        self._add(tensor, piece, counted, used, energy(delta.tau) if delta else None)
 
     def _add(
         self,
@@ -222,15 +219,15 @@ class Audit:
             ).encode()  # pyarrow's other ways from Python values first import pandas
             pyarrow.parquet.write_table(pyarrow.json.read_json(io.BytesIO(lines)), folder / "audit.parquet")
 
-    def _survivors_without_slack(self, tensor: TensorRecipe, agreement: Agreement) -> list[torch.Tensor] | None:
+    def _survivors_without_slack(self, tensor: TensorRecipe, delta: MergedDelta) -> list[torch.Tensor] | None:
         """Compute what the same election would keep at slack 0; None if slack changes nothing."""
         how = tensor.consensus
         if not how.elect or not how.slack.on:
             return None
-        voters = agreement.taus
+        voters = delta.taus
         if how.weighted:
-            weights = [rounded(weight, agreement.tau.dtype) for weight in how.weights]
-            voters = [scaled(tau, weight) for tau, weight in zip(agreement.taus, weights, strict=True)]
+            weights = [rounded(weight, delta.tau.dtype) for weight in how.weights]
+            voters = [scaled(tau, weight) for tau, weight in zip(delta.taus, weights, strict=True)]
         return surviving(voters, elected_sign(voters))
 
     def _by(self, label: Any) -> dict[str, dict[str, Tally]]:

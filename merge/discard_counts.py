@@ -8,8 +8,8 @@ import math
 import numpy
 import torch
 
+from merge.engine.tensor_recipe import MergedDelta
 from merge.select import Array
-from merge.stream.tensor_recipe import Agreement
 
 _WHOLE = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -19,16 +19,14 @@ def patterns(tensor: torch.Tensor) -> Array:
     return tensor.cpu().view(-1).view(_WHOLE[tensor.dtype.itemsize]).numpy()
 
 
-def energy_alive(agreement: Agreement, i: int, weight: float) -> float:
+def energy_alive(delta: MergedDelta, i: int, weight: float) -> float:
     """Compute Σ τ² of model i where it survived. weight: the factor of its votes."""
-    assert agreement.survivors is not None
-    if (
-        agreement.taus[i] is agreement.kept[i] and abs(math.frexp(weight)[0]) == 0.5
-    ):  # a power of two: nothing was rounded
-        return energy(agreement.survivors[i]) / weight**2
-    mask = (patterns(agreement.survivors[i]) > 0).view(numpy.int8)
-    alive = torch.from_numpy(patterns(agreement.kept[i]) * mask).view(agreement.kept[i].dtype)
-    return energy(alive.view(agreement.kept[i].shape))
+    assert delta.survivors is not None
+    if delta.taus[i] is delta.kept[i] and abs(math.frexp(weight)[0]) == 0.5:  # a power of two: nothing was rounded
+        return energy(delta.survivors[i]) / weight**2
+    mask = (patterns(delta.survivors[i]) > 0).view(numpy.int8)
+    alive = torch.from_numpy(patterns(delta.kept[i]) * mask).view(delta.kept[i].dtype)
+    return energy(alive.view(delta.kept[i].shape))
 
 
 def count(

@@ -15,7 +15,6 @@ import threading
 from collections.abc import Callable, Iterator
 from configparser import ConfigParser
 from configparser import Error as ConfigError
-from dataclasses import asdict
 from functools import cache, wraps
 from netrc import NetrcParseError, netrc
 from pathlib import Path
@@ -27,7 +26,6 @@ from common.files import read_jsonl
 from pipeline.baselines import BASELINES
 from pipeline.config import Config
 from pipeline.execute import Job, Tracker, no_tracker
-from pipeline.run.console import say
 from pipeline.stages.stage import Stage
 
 MODE, SERVER = "WANDB_MODE", "WANDB_BASE_URL"  # wandb's own variables
@@ -37,6 +35,7 @@ REACHED_WITHIN_S = 3.0  # seconds for a name and a connection
 STARTED_WITHIN_S = 20.0  # seconds that wandb may try to start a run online; by itself it tries for 90
 
 P = ParamSpec("P")
+PrintLine = Callable[[str], None]
 log = logging.getLogger(__name__)
 
 
@@ -86,10 +85,10 @@ def is_reachable(address: str) -> bool:
     return opened.is_set()
 
 
-def stay_offline(why: str) -> None:
+def stay_offline(why: str, print_line: PrintLine) -> None:
     """Write the runs of this process, and of those that it starts, to the disk, and print a line about it."""
     os.environ[MODE] = "offline"
-    say(f"tracking: {why}, so wandb's runs are offline; `wandb sync` sends them later")
+    print_line(f"tracking: {why}, so wandb's runs are offline; `wandb sync` sends them later")
 
 
 def logged_in() -> bool:
@@ -114,23 +113,30 @@ def harmless(function: Callable[P, Any]) -> Callable[P, Any]:
     return guarded
 
 
-def tracker(config: Config, folder: Path) -> Tracker:
-    """Return what the executor wraps around a stage's computation."""
+def tracker(config: Config, folder: Path, print_line: PrintLine = print) -> Tracker:
+    """Return what the executor wraps around a stage's computation. print_line: takes a line for people."""
     if mode(config) == "off":
         return no_tracker
     if mode(config) == "online" and not is_reachable(server()):
-        stay_offline(f"{server()} cannot be reached")
+        stay_offline(f"{server()} cannot be reached", print_line)
 
     @contextlib.contextmanager
     def track(job: Job) -> Iterator[None]:
         tracked = job.stage.type.tracked
-        run = start(config, folder, str(job.stage), job.stage.kind, about(job.stage)) if tracked else None
+        run = None
+        if tracked:
+            run = start(config, folder, str(job.stage), job.stage.kind, about(job.stage), print_line)
         if run is None:
             yield
             return
-        say = job.on_log
-        send = harmless(lambda record: run.log(record))
-        job.on_log = lambda record: (say(record), send(record), None)[-1]
+        emit, send = job.emit, harmless(lambda record: run.log(record))
+
+        def emit_and_send(event: str, **fields: Any) -> None:
+            emit(event, **fields)
+            if event == "log":
+                send(fields)
+
+        job.emit = emit_and_send
         try:
             yield
         except BaseException:
@@ -164,7 +170,9 @@ def method_of(stage: Stage) -> str | None:
 
 
 @harmless
-def start(config: Config, folder: Path, name: str, job_type: str, described: dict[str, Any]) -> Any:
+def start(
+    config: Config, folder: Path, name: str, job_type: str, described: dict[str, Any], print_line: PrintLine = print
+) -> Any:
     """Return a wandb run, or None if there can be none."""
     import wandb
 
@@ -195,7 +203,7 @@ def start(config: Config, folder: Path, name: str, job_type: str, described: dic
         try:
             return wandb.init(mode="online", **about)
         except Exception as error:  # whatever a service and its client can raise
-            stay_offline(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+            stay_offline(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}", print_line)
     return wandb.init(mode="offline", **about)
 
 
@@ -212,8 +220,7 @@ def cell_of(stage: Stage) -> dict[str, Any]:
 
 def performance(job: Job) -> dict[str, Any]:
     """Return the measurements of a stage's training, by name; empty for a stage that does not train."""
-    measured = asdict(job.performance) if job.performance else {}
-    return {f"performance/{name}": value for name, value in measured.items()}
+    return {f"performance/{name}": value for name, value in job.facts.get("performance", {}).items()}
 
 
 def scores(out: Path) -> dict[str, float]:

@@ -55,9 +55,8 @@ def test_what_cuda_refuses_is_refused() -> None:
 
 def merged(wanted: merge.Recipe, device: str) -> dict[str, torch.Tensor]:
     """The merge by the engine itself."""
+    from merge.engine.passes import Workers, run
     from merge.engine.plan import make_plan
-    from merge.stream.engine import run
-    from merge.stream.threads import Workers
 
     class Fetch(Keep):
         def write(self, output: Any, start: int, values: torch.Tensor) -> None:
@@ -141,7 +140,7 @@ def watched(function: Any, seen: list[Any]) -> Any:
 
 def test_the_audit_counts_what_the_cpu_counts(tmp_path: Path) -> None:
     from merge.auditing import audit_many
-    from merge.stream.threads import Workers
+    from merge.engine.passes import Workers
 
     wanted = recipe(make_folders(tmp_path), "ties", {"ct": {"density": 0.3}, "sft": {"density": 0.3}})
     expected = audit_many([wanted])

@@ -102,21 +102,26 @@ class Count(IntEnum):
 
 
 class Draw(IntEnum):
-    """As Table, of the loop that draws what DELLA keeps of one task vector, in a slice of whole rows.
+    """As Table, of the loop that draws what stays of one task vector, in a slice of whole rows.
 
-    PLACES, CODES: of the base and the model. SCALARS: float32, the least probability and its step by rank. DRAWS:
-    float32; MASK: uint8; CHANCES: float32, or nowhere: of each parameter. SORTING: uint32 [4, columns, at least 256].
+    PLACES, CODES: of the base and the model. SCALARS: float32, the least probability and its step by rank. STREAM:
+    uint64 [9], two states of PCG64, one after the other, the multiplier and increment that take each two states on,
+    and 1 where half of the first word is used up. MASK: uint8. CHANCES: float32, of each parameter; may be nowhere.
+    SUMS: float64 [2], of magnitudes and of those that stay; may be nowhere. WORK: float32 [2, BLOCK]. SORTING: uint32
+    [5, at least columns + 4 and 256]. BINS: int64 [BINS / 2], zeros.
     """
 
     NUMBERS = 0
     PLACES = auto()
     CODES = auto()
     SCALARS = auto()
-    DRAWS = auto()
+    STREAM = auto()
     MASK = auto()
     CHANCES = auto()
+    SUMS = auto()
     WORK = auto()
     SORTING = auto()
+    BINS = auto()
 
 
 WORK_ROWS, LINES = 5, 6  # float32 blocks a model, and beside them

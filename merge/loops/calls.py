@@ -11,6 +11,7 @@ import torch
 
 from merge.loops.arguments import (
     BFLOAT16,
+    BINS,
     BLOCK,
     EXACT,
     FLOAT16,
@@ -26,6 +27,7 @@ from merge.loops.arguments import (
 from merge.loops.machine_code import Loop
 
 Array = Any  # numpy array
+MULTIPLIER = 0x2360ED051FC65DA44385DF649FCCF645  # PCG64's
 KINDS = {torch.float32: EXACT, torch.bfloat16: BFLOAT16, torch.float16: FLOAT16}
 
 
@@ -77,32 +79,60 @@ class CountCall:
         call(self.loop, self.tables, Count)
 
 
-def draw_by_rank(
-    loop: Loop, base: Stored, model: Stored, draws: torch.Tensor, low: float, step: float, chances: bool
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """What DELLA keeps of a slice of whole rows, as 0 and 1, uint8, and the probabilities where they are asked for.
+class Drawn(NamedTuple):
+    """What DARE or DELLA draws of a slice of one task vector.
 
-    draws: float32 [rows, columns]. low, step: the least probability, and what a rank adds to it.
+    mask: 0 and 1, uint8 [rows, columns]. chances: float32, the probability of each, where they are asked for. sums:
+    Σ|τ|, and that of what stays, in float64.
     """
-    columns = draws.shape[-1]
-    mask = torch.empty(draws.shape, dtype=torch.uint8)
-    found = torch.empty(draws.shape, dtype=torch.float32) if chances else None
+
+    mask: torch.Tensor
+    chances: torch.Tensor | None
+    sums: tuple[float, float]
+
+
+def draw_slice(
+    loop: Loop, base: Stored, model: Stored, columns: int, stream: Array, low: float, step: float, exact: bool
+) -> Drawn:
+    """Draw in a slice of whole rows.
+
+    stream: see `stream_from`. low, step: the least probability, and what a rank adds to it. exact: give probabilities.
+    """
+    shape, size = (-1, columns), base.values.numel()
+    mask = torch.empty(size, dtype=torch.uint8)
+    chances = torch.empty(size, dtype=torch.float32) if exact else None
+    sums = numpy.zeros(2)
     numbers = numpy.zeros(len(Number), numpy.int64)
-    numbers[Number.PARAMETERS], numbers[Number.COLUMNS] = draws.numel(), columns
+    numbers[Number.PARAMETERS], numbers[Number.COLUMNS] = size, columns
     tables: dict[IntEnum, Array] = {
         Draw.NUMBERS: numbers,
         Draw.PLACES: numpy.array([base.values.data_ptr(), model.values.data_ptr()], numpy.int64),
         Draw.CODES: numpy.array([base.code, model.code], numpy.int64),
         Draw.SCALARS: numpy.array([low, step], numpy.float32),
-        Draw.DRAWS: draws.numpy(),
+        Draw.STREAM: stream,
         Draw.MASK: mask.numpy(),
+        Draw.SUMS: sums,
         Draw.WORK: numpy.empty((2, BLOCK), numpy.float32),
-        Draw.SORTING: numpy.empty((4, max(columns, 256)), numpy.uint32),
+        Draw.SORTING: numpy.empty((5, max(columns + 4, 256)), numpy.uint32),
+        Draw.BINS: numpy.zeros(BINS // 2, numpy.int64),
     }
-    if found is not None:
-        tables[Draw.CHANCES] = found.numpy()
+    if chances is not None:
+        tables[Draw.CHANCES] = chances.numpy()
     call(loop, tables, Draw)
-    return mask, found
+    return Drawn(mask.view(shape), chances if chances is None else chances.view(shape), tuple(sums.tolist()))
+
+
+def stream_from(generator: numpy.random.PCG64, start: int) -> Array:
+    """Return where the float32 numbers of a new generator continue from number `start`, as arguments.Draw has it."""
+    generator.advance(start // 2)  # a word of 64 bits makes two numbers
+    state, increment = (generator.state["state"][key] for key in ("state", "inc"))
+    states = []
+    for _ in range(2):
+        state = (state * MULTIPLIER + increment) % (1 << 128)
+        states.append(state)
+    twice = (MULTIPLIER**2, MULTIPLIER * increment + increment)
+    halves = [(number >> shift) % (1 << 64) for number in (*states, *twice) for shift in (64, 0)]
+    return numpy.array([*halves, start % 2], numpy.uint64)
 
 
 class MergeCall:

@@ -31,7 +31,15 @@ from merge.loops.arguments import (
 from merge.loops.consensus import add_multiple, combine
 from merge.loops.counting import count_below, count_magnitudes, count_zeros
 from merge.loops.decorator import compiled
-from merge.loops.ranking import chances_of_row, draw_row, magnitude_keys
+from merge.loops.draws import (
+    draw_bits,
+    draw_row,
+    magnitude_keys,
+    move_to_front,
+    probabilities_of,
+    rank_row,
+    sum_magnitudes,
+)  # fmt: skip
 from merge.loops.stored_numbers import array_at, load, load_difference, narrow, store
 from merge.loops.tallying import sum_of_squares, tally
 from merge.loops.thinning import dropped, made_up_for, trimmed
@@ -228,7 +236,7 @@ def counting_below(kind: int) -> Entry:
 
 
 def drawing(kind: int) -> Entry:
-    """Draw what DELLA keeps, by the ranks of magnitudes in each row."""
+    """Draw what DARE or DELLA keeps, by the ranks of magnitudes in each row."""
 
     def draw_slice(pointer: Any) -> int:
         tables = carray(pointer, DRAWS, numpy.int64)
@@ -236,23 +244,33 @@ def drawing(kind: int) -> Entry:
         length, columns = numbers[Number.PARAMETERS], numbers[Number.COLUMNS]
         places = array_at(tables[Draw.PLACES], 2, numpy.int64)
         codes = array_at(tables[Draw.CODES], 2, numpy.int64)
-        scalars = array_at(tables[Draw.SCALARS], 2, numpy.float32)
-        draws = array_at(tables[Draw.DRAWS], length, numpy.float32)
+        low, step = array_at(tables[Draw.SCALARS], 2, numpy.float32)
+        stream = array_at(tables[Draw.STREAM], 9, numpy.uint64)
         mask = array_at(tables[Draw.MASK], length, numpy.uint8)
+        sums = array_at(tables[Draw.SUMS], 2, numpy.float64)
         work = array_at(tables[Draw.WORK], (2, BLOCK), numpy.float32)
-        sorting = array_at(tables[Draw.SORTING], (4, max(columns, 256)), numpy.uint32)
-        base, tau, keys = work[0], work[1], sorting[3]
+        sorting = array_at(tables[Draw.SORTING], (5, max(columns + 4, 256)), numpy.uint32)
+        bins = array_at(tables[Draw.BINS], BINS // 2, numpy.int64)
+        base, tau, keys, bits, ranks = work[0], work[1], sorting[0], sorting[1], sorting[2]
+        exact = tables[Draw.CHANCES] != 0
+        ready = draw_bits(stream, 0, 1, bits) if stream[8] != numpy.uint64(0) else 0
+        ready = move_to_front(bits, 1, ready) if ready > 0 else 0
         for row in range(0, length, columns):
             for start in range(0, columns, BLOCK):
                 size = min(BLOCK, columns - start)
                 load(places[0], codes[0], row + start, size, kind, base)
                 load_difference(places[1], codes[1], row + start, size, base, kind, tau)
                 magnitude_keys(tau, kind, size, keys[start : start + size])
+            ready = draw_bits(stream, ready, columns, bits)
             here = mask[row : row + columns]
-            draw_row(keys, draws[row : row + columns], scalars[0], scalars[1], sorting, 4 if kind == EXACT else 2, here)
-            if tables[Draw.CHANCES] != 0:
+            rank_row(keys, bits, low, step, kind, exact, columns, sorting[2:], bins)
+            draw_row(bits, ranks, low, step, columns, here)
+            if exact:
                 chances = array_at(tables[Draw.CHANCES] + 4 * row, columns, numpy.float32)
-                chances_of_row(sorting[0], scalars[0], scalars[1], chances)
+                probabilities_of(ranks, low, step, columns, chances)
+            if tables[Draw.SUMS] != 0:
+                sum_magnitudes(keys, here, kind, columns, sums)
+            ready = move_to_front(bits, columns, ready)
         return 0
 
     return draw_slice

@@ -18,7 +18,6 @@ from common import hub_data
 from common.errors import BadInput
 from common.special_tokens import control_tokens
 from common.units import format_tokens
-from pipeline import inputs
 from pipeline.check.finding import Finding, first_of_each_language, guarded, is_done
 from pipeline.config import CipherCorpus, Config, Corpus, HubCorpus, HubSource
 from pipeline.inputs import chat_template
@@ -30,32 +29,35 @@ from train.stage_settings import ChatSettings, CipherSettings
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from pipeline.run_plan import RunPlan
+    from pipeline.stages.cell import Cell
     from train.data.chat_template import ChatTemplate
 
 FIRST_DOCUMENTS = 1000  # of a file, read before it is used
 SAMPLE = 200  # documents that the tokenizer is tried on
 
 
-def check_corpora(config: Config) -> Iterator[Finding]:
-    """Yield text and instructions are there, readable, and have the columns that are read."""
+def check_corpora(cell: Cell) -> Iterator[Finding]:
+    """Check that text and instructions are there, are readable, and have the columns that are read."""
+    config = cell.config
     wanted: list[tuple[str, HubSource, tuple[str, ...]]] = []
-    if isinstance(config.corpus, HubCorpus) and not is_done(config, "corpus"):
+    if isinstance(config.corpus, HubCorpus) and not is_done(cell, "corpus"):
         wanted += [
             (f"corpus.{name}", part, (part.column,))
             for name, part in (("text", config.corpus.text), ("english", config.corpus.english))
         ]
     hub = config.sft.hub
-    if hub and hub.columns and config.sft.source is None and not is_done(config, "sft_blocks"):
+    if hub and hub.columns and config.sft.source is None and not is_done(cell, "sft_blocks"):
         wanted.append(("sft.hub", hub, hub.columns))
     for key, source, columns in wanted:
         yield from guarded(hub_data.check, hub_source(source), columns, key)
-    if not isinstance(config.corpus, HubCorpus):
-        inputs.inputs(config, network=False)
-    if isinstance(config.corpus, Corpus) and not is_done(config, "corpus"):
+    if not cell.stages:  # its inputs were rejected: files are named there
+        return
+    if isinstance(config.corpus, Corpus) and not is_done(cell, "corpus"):
         yield from guarded(check_readable, config.corpus.path, "corpus.path")
         yield from guarded(check_readable, config.corpus.english_path, "corpus.english_path")
-    plain = config.sft.template == NONE  # else conversations; see pipeline/check/data.py
-    if config.sft.path and plain and config.sft.source is None and not is_done(config, "items"):
+    plain = config.sft.template == NONE  # else conversations; see check_conversations
+    if config.sft.path and plain and config.sft.source is None and not is_done(cell, "items"):
         from train.data.instructions import own_instructions
 
         own_instructions(config.sft.path, config.sft.format)
@@ -72,12 +74,13 @@ def check_readable(pattern: str | None, key: str) -> None:
 
 
 def hub_source(section: HubSource) -> hub_data.Source:
-    """Return a section of the config as what is read."""
+    """Return the data set that a section of the config names."""
     return hub_data.Source(**section.model_dump(include={"dataset", "subset", "files", "split", "revision"}))
 
 
-def check_tokenizer(config: Config) -> Iterator[Finding]:
-    """Yield the tokenizer gives the language's text back, and knows its script."""
+def check_tokenizer(cell: Cell) -> Iterator[Finding]:
+    """Check that the tokenizer gives the language's text back, and knows its script."""
+    config = cell.config
     if config.model.path is None:
         return
     known = fertility_of(config)
@@ -164,9 +167,10 @@ def sample_documents(config: Config) -> Iterator[str]:
         return
 
 
-def check_budgets(configs: Sequence[Config]) -> Iterator[Finding]:
-    """Yield the text of each language fills its largest budget."""
-    for config in first_of_each_language(configs):
+def check_budgets(plan: RunPlan) -> Iterator[Finding]:
+    """Check that the text of each language fills its largest budget."""
+    configs = [cell.config for cell in plan.cells]
+    for config in (cell.config for cell in first_of_each_language(plan.cells)):
         if config.ct.source is not None or config.model.path is None:
             continue
         largest = max(other.ct.tokens for other in configs if other.language.code == config.language.code)
@@ -185,7 +189,7 @@ def check_budgets(configs: Sequence[Config]) -> Iterator[Finding]:
 def text_bytes(config: Config) -> int | None:
     """UTF-8 bytes of the language's training text, about.
 
-    Of a data set on the Hub what is asked for, and None if that is all.
+    Of a data set on the Hub the requested bytes; None: all of it.
     """
     corpus = config.corpus
     if isinstance(corpus, HubCorpus):
@@ -194,12 +198,12 @@ def text_bytes(config: Config) -> int | None:
     return size if isinstance(corpus, CipherCorpus) else round(size * (1 - corpus.dev - corpus.test))
 
 
-def check_control(config: Config) -> Iterator[Finding]:
-    """Yield a cipher's text is nothing that the base has read in English, or a line says that it is.
+def check_control(cell: Cell) -> Iterator[Finding]:
+    """Warn if the base may have read the English of a cipher's text.
 
     A recipe that withholds other chapters than the cipher takes is rejected before (pipeline/config/cell.py).
     """
-    model, recipe = config.model, config.model.recipe
+    config, model, recipe = cell.config, cell.config.model, cell.config.model.recipe
     if isinstance(config.corpus, CipherCorpus) and not (recipe and recipe.withheld_chapters):
         known = "its recipe withholds no chapter" if recipe else "what it was trained on is not known"
         yield Finding(
@@ -212,9 +216,10 @@ def check_control(config: Config) -> Iterator[Finding]:
 SAMPLED_CONVERSATIONS = 200  # conversations that are put into the template
 
 
-def check_conversations(config: Config) -> Iterator[Finding]:
+def check_conversations(cell: Cell) -> Iterator[Finding]:
     """Check that answers can be masked in this template, and that conversations can be read and fit it."""
-    if config.sft.template == NONE or is_done(config, "sft_blocks"):
+    config = cell.config
+    if config.sft.template == NONE or is_done(cell, "sft_blocks"):
         return
     from train.data.chat_template import LEFT_OUT, Masking, check_trainable, template_of
     from train.data.tokenization import TokenizerFile
@@ -230,7 +235,7 @@ def check_conversations(config: Config) -> Iterator[Finding]:
     file = TokenizerFile.of(tokenizer)
     _, counts = masking.examples(rows, file.load().library, file.dtype)
     check_trainable(counts, "sft")
-    yield Finding(False, f"template    {template_in_words(template, counts)}.", told=True)
+    yield Finding(False, f"template    {template_in_words(template, counts)}.", fact=True)
     left_out = sum(count for name, count in counts.items() if name.startswith(LEFT_OUT))
     if rows and left_out > len(rows) / 2:
         yield Finding(False, f"sft: of the first {len(rows):,} conversations, {left_out:,} are left out.")
@@ -238,17 +243,17 @@ def check_conversations(config: Config) -> Iterator[Finding]:
 
 def template_in_words(template: ChatTemplate, counts: Mapping[str, int]) -> str:
     """Describe what a template does with conversations. counts: of a sample; see train.data.chat_template."""
-    said = [f"ends an answer by {template.stop_token}", "a conversation is one sequence"]
+    parts = [f"ends an answer by {template.stop_token}", "a conversation is one sequence"]
     if not template.one_sequence:
         grown = f" ({counts['conversations']:,} become {counts['sequences']:,})" if counts.get("unrolled") else ""
-        said[1] = f"unrolled, an example an answer{grown}: later prompts do not continue earlier answers"
+        parts[1] = f"unrolled, an example an answer{grown}: later prompts do not continue earlier answers"
     if template.lead.strip():
-        said.append(f"an answer begins with {template.lead!r}, which is learnt")
+        parts.append(f"an answer begins with {template.lead!r}, which is learnt")
     if template.own_system:
-        said.append("adds a system prompt of its own (kept)")
+        parts.append("adds a system prompt of its own (kept)")
     if template.folds_system:
-        said.append("takes no system message: it goes into the first question")
-    return "; ".join(said)
+        parts.append("takes no system message: it goes into the first question")
+    return "; ".join(parts)
 
 
 def sample_conversations(config: Config) -> list[dict[str, Any]]:
@@ -269,7 +274,7 @@ def sample_conversations(config: Config) -> list[dict[str, Any]]:
 def sft_tokenizer(config: Config) -> PreTrainedTokenizerBase | None:
     """Return the tokenizer that SFT is tokenised by, or for a recipe one of the same special tokens.
 
-    None if it cannot be had, which another check says.
+    None if it cannot be loaded, which another check reports.
     """
     from train.base_model import train_tokenizer
     from train.data.packing import load_tokenizer
@@ -295,12 +300,12 @@ MAX_FALLBACK_SHARE = 0.5  # fraction of partial characters above which a tokeniz
 
 @dataclass(frozen=True)
 class Fertility:
-    """What a tokenizer makes of documents.
+    """How well a tokenizer fits documents.
 
     bytes_a_token: UTF-8 bytes.
-    fallback: share of tokens that are single bytes or parts of characters.
-    unknown: share of tokens that stand for text that is lost.
-    returned: share of documents that come back as they were, spaces apart.
+    fallback: fraction of tokens that are single bytes or parts of characters.
+    unknown: fraction of tokens that replace text that is lost.
+    returned: fraction of documents that come back as they were, spaces apart.
     control: how often control tokens are written in them, by their names.
     """
 

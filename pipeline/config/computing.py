@@ -24,13 +24,13 @@ class Compute(Section):
     attention: Literal["eager", "sdpa", "flash_attention_2"] | None
     liger: bool
     keep_last_state: bool
-    first_guess: dict[str, Annotated[float, Field(gt=0)]]
+    stage_seconds: dict[str, Annotated[float, Field(gt=0)]]
 
     @model_validator(mode="after")
-    def guesses_known_kinds(self) -> Compute:
-        for kind in self.first_guess:
+    def check_kinds(self) -> Compute:
+        for kind in self.stage_seconds:
             if kind not in STAGE_TYPES:
-                raise ValueError(f"first_guess.{kind}: unknown kind of stage. {suggestion(kind, list(STAGE_TYPES))}")
+                raise ValueError(f"stage_seconds.{kind}: unknown kind of stage. {suggestion(kind, list(STAGE_TYPES))}")
         return self
 
     @model_validator(mode="after")

@@ -217,7 +217,7 @@ def memory_of_trainings(config: Config) -> dict[str, Memory]:
 # One merged model is in memory, whatever the number of candidates: it is refilled. Its dtype is the base's (`out_dtype:
 # base` of merge/recipe.py) until scoring casts it.
 
-# merge/stream: elements of a slice, bytes that all threads may keep of whole tensors, and of these bytes an element
+# merge/engine: elements of a slice, bytes that all threads may keep of whole tensors, and of these bytes an element
 SLICE, RESIDENT, RESIDENT_BYTES = 1 << 19, 1 << 29, 5
 ARRAYS = 16  # 32-bit arrays of a slice that a thread holds while it merges (assumed: two parents, base, masks, result)
 

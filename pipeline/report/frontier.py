@@ -20,8 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from pipeline.report.inference import LEVEL, ROUNDING, Estimate, quantile
 from pipeline.report.paired import Cell, Evidence, Term
-from pipeline.report.records import Evaluation, FrontierPoint
-from pipeline.report.results import methods_in_order
+from pipeline.report.records import Evaluation, FrontierPoint, methods_in_order
 
 PRICE = 0.2  # accuracy per bit per byte: what CT pays for the bits that it saves
 LEAST_WINDOW = 0.05  # bits per byte that both frontiers must cover
@@ -197,6 +196,10 @@ class Frontiers:
         shared = set.intersection(*every) if every else set()
         return frozenset(shared if among is None else shared.intersection(among))
 
+    def seeds_of(self, method: str, ct_tokens: int) -> frozenset[int]:
+        """Return the seeds that all points of a curve share."""
+        return self.seeds(self.cells(method, ct_tokens).values())
+
     def curve(self, method: str, ct_tokens: int, seeds: Collection[int]) -> list[Knob]:
         """Return the points of a method on dev, by ascending bits; empty where accuracy or bits were not measured."""
         points = []
@@ -330,7 +333,7 @@ class Frontiers:
             return found or difference
 
         falls = any(after.accuracy < before.accuracy for before, after in pairwise(right))
-        tie = price_of_tie(difference, saved, worth(1.0), worth(-difference.value / (saved.value or inf)).freedom)
+        tie = price_of_tie(difference, saved, worth(1.0), worth(-difference.value / (saved.value or inf)).dof)
         return Separate(left[0].method, right[0].method, difference, saved, tie, falls)
 
 
@@ -339,17 +342,17 @@ def by_cell(side: Mapping[Knob, float]) -> list[tuple[Cell, float]]:
     return [(point.cell, weight) for point, weight in side.items()]
 
 
-def price_of_tie(accuracy: Estimate, bits: Estimate, both: Estimate, freedom: float) -> tuple[float, float, float]:
+def price_of_tie(accuracy: Estimate, bits: Estimate, both: Estimate, dof: float) -> tuple[float, float, float]:
     """-accuracy / bits with Fieller's 95% interval, which is infinite where bits are not clearly apart from 0.
 
-    both: accuracy + bits, whose error has their covariance. freedom: degrees of freedom of their sum at the tie.
+    both: accuracy + bits, whose error has their covariance. dof: degrees of freedom of their sum at the tie.
     """
     value = -accuracy.value / bits.value if bits.value else inf
     across, down = accuracy.error**2, bits.error**2
     if inf in (accuracy.error, bits.error):
         return value, -inf, inf
     covariance = float(np.clip((both.error**2 - across - down) / 2, -sqrt(across * down), sqrt(across * down)))
-    t = quantile(1 - LEVEL / 2, freedom) ** 2
+    t = quantile(1 - LEVEL / 2, dof) ** 2
     # the prices w at which accuracy + w bits does not differ from 0: a w^2 + 2 b w + c <= 0
     a, b, c = bits.value**2 - t * down, accuracy.value * bits.value - t * covariance, accuracy.value**2 - t * across
     if a <= 0:

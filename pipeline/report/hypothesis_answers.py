@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from common.units import format_tokens
-from pipeline.report import stated_when
+from pipeline.report import hypotheses
 from pipeline.report.claims import Answer, Claim
-from pipeline.report.discards import Discarded
-from pipeline.report.frontier import Frontiers, Gap, Separate, by_cell, cell_of, gap_terms, knob_text, on_test
+from pipeline.report.formatting import UNITS, budget_name, by_part, label
+from pipeline.report.frontier import Frontiers, Separate, by_cell, cell_of, gap_terms, knob_text, on_test
+from pipeline.report.gaps import ends, gap_row, gap_text
 from pipeline.report.hypotheses import (
     AnyHypothesis,
     ContrastHypothesis,
@@ -25,12 +25,11 @@ from pipeline.report.hypotheses import (
     of_report,
     read,
 )
-from pipeline.report.inference import LEVEL, Estimate, Parts, Verdict, crossed, holm, levels, verdict
+from pipeline.report.inference import LEVEL, Estimate, Parts, Verdict, holm, levels, two_way_clustered, verdict
+from pipeline.report.merges import Discarded
 from pipeline.report.paired import LOWER_IS_BETTER, MARGINS, Cell, Evidence
 from pipeline.report.paired import Term as Summand
-from pipeline.report.records import Evaluation, FrontierPoint, label
-from pipeline.report.results import budget_name
-from pipeline.report.wording import UNITS, by_part, interval
+from pipeline.report.records import Evaluation, FrontierPoint
 
 Weighted = list[tuple[Cell, float]]
 
@@ -71,7 +70,7 @@ def answers(path: Path, found: Data, regime: str | None = None, beside: Collecti
 
     A hypothesis that is secondary, or that is younger than its scores, has an estimate and no verdict.
     """
-    times = stated_when.commit_times(path)
+    times = hypotheses.commit_times(path)
     asked = of_report(read(path), regime, beside)
     outcomes = [(one, _outcome(one, found), _stated(one, found, times)) for one in asked]
     judged = [one.role == "primary" and outcome.estimate and when.when != "after" for one, outcome, when in outcomes]
@@ -95,48 +94,10 @@ def answers(path: Path, found: Data, regime: str | None = None, beside: Collecti
             continue
         level = next(at)
         given = outcome.judge(level, strictest)
-        more |= {"level": level, "refuted": given in one.refuted_by, **numbers(estimate.at(level), "_holm")}
+        more |= {"level": level, "refuted": given in one.refuted_by, **ends(estimate.at(level), "_holm")}
         more |= outcome.more
         listed.append(Answer(claim, given, estimate, next(adjusted), text, more, outcome.parts))
     return listed
-
-
-def numbers(estimate: Estimate, suffix: str = "") -> dict[str, float | None]:
-    """The interval and the MDE as JSON has them; what is infinite is null."""
-    given = {"low": estimate.low, "high": estimate.high, "mde": estimate.mde}
-    return {f"{name}{suffix}": value if isfinite(value) else None for name, value in given.items()}
-
-
-def gap_row(gap: Gap, weight: float | None = None) -> dict[str, Any]:
-    """A gap as JSON."""
-
-    def shown(estimate: Estimate | None) -> dict[str, Any] | None:
-        return {"value": estimate.value, "p": estimate.p, **numbers(estimate)} if estimate else None
-
-    separate = gap.separate
-    return {
-        "first": gap.first,
-        "second": gap.second,
-        "ct_tokens": gap.ct_tokens,
-        **({} if weight is None else {"weight": weight}),
-        "gap": shown(gap.estimate),
-        "families": {family: shown(estimate) for family, estimate in (gap.families or {}).items()},
-        "slip": shown(gap.slip),
-        "matched": None if gap.slip is None else not gap.slipped,
-        "window": list(gap.window) if gap.window else None,
-        "weights": [dict(weights) for weights in gap.weights],
-        "seeds": gap.estimate.seeds if gap.estimate else 0,
-        "separate": separate
-        and {
-            "left": separate.left,
-            "right": separate.right,
-            "accuracy": shown(separate.accuracy),
-            "bits": shown(separate.bits),
-            "tie": [value if isfinite(value) else None for value in separate.tie],
-            "right_falls": separate.falls,
-        },
-        "missing": gap.missing,
-    }
 
 
 def judged_at(estimate: Estimate, margin: float, level: float, strict: float) -> Verdict:
@@ -219,34 +180,6 @@ def _seeds_of_all(one: GapHypothesis, frontiers: Frontiers) -> frozenset[int]:
     return frontiers.seeds(cells, one.seeds)
 
 
-def gap_text(gap: Gap) -> str:
-    """A gap in words."""
-    where, pair = f"At {budget_name(gap.ct_tokens)}", f"{label(gap.first)} minus {label(gap.second)}"
-    if gap.separate is not None:
-        return f"{where}: {_separate_text(gap.separate)}"
-    if gap.estimate is None or gap.window is None or gap.slip is None:
-        return f"{where}, {pair}: {gap.missing}"
-    low, high = gap.window
-    by_family = by_part(Parts("task", tuple((gap.families or {}).items())))
-    return (
-        f"{where}, {pair}, mean over {low:.2f} to {high:.2f} bits per byte: {interval(gap.estimate)} in accuracy. "
-        f"On test they differ by {interval(gap.slip)} bits per byte. {by_family}"
-    ).strip()
-
-
-def _separate_text(separate: Separate) -> str:
-    value, low, high = separate.tie
-    price = f"95% CI {low:.3f} to {high:.3f}" if isfinite(low) else "no finite interval"
-    left, right = label(separate.left), label(separate.right)
-    falls = f" {right} is less accurate at more bits, so this is no bound." if separate.falls else ""
-    return (
-        f"the frontiers of {left} and {right} share no bits. The nearest points are {left} at its most bits and "
-        f"{right} at its fewest. There {left} minus {right} is {interval(separate.accuracy)} in accuracy, and "
-        f"{left} saves {interval(separate.bits)} bits per byte. They tie at a price of {value:.3f} accuracy per bit "
-        f"({price}).{falls}"
-    )
-
-
 def _separate(one: SeparateHypothesis, found: Data) -> Outcome:
     first, second = one.methods
     gap = found.frontiers.gap(first, second, one.budget, seeds=one.seeds)
@@ -316,7 +249,7 @@ def _count(one: ContrastHypothesis, found: Data) -> Outcome:
         return Outcome(None, "Not computed: its terms share no seed.")
     values = [sum(term.weight * each[seed] for term, each in zip(one.terms, shares, strict=True)) for seed in seeds]
     means = [float(np.mean([each[seed] for seed in seeds])) for each in shares]
-    estimate = crossed(values, np.zeros((len(values), 0)), len(values))
+    estimate = two_way_clustered(values, np.zeros((len(values), 0)), len(values))
     return _plain(estimate, one.margin, f"{_listed(list(zip(one.terms, means, strict=True)))}.", {})
 
 
@@ -336,7 +269,7 @@ def _listed(values: Sequence[tuple[Term, float]]) -> str:
     )
 
 
-def _stated(one: AnyHypothesis, found: Data, times: Mapping[str, Any] | None) -> stated_when.Stated:
+def _stated(one: AnyHypothesis, found: Data, times: Mapping[str, Any] | None) -> hypotheses.Stated:
     """Whether it was committed before the scores of the methods, budgets and seeds that it is about."""
     about = {(method, budget) for method, budget in named_in(one)}
     about |= {cell for method, budget in about for cell in found.frontiers.cells(method, budget).values()}
@@ -345,7 +278,7 @@ def _stated(one: AnyHypothesis, found: Data, times: Mapping[str, Any] | None) ->
         for (method, budget, seed), folder in found.evidence.folders.items()
         if (method, budget) in about and (one.seeds is None or seed in one.seeds)
     ]
-    return stated_when.stated(times.get(one.id) if times is not None else "unknown", stated_when.first_scored(folders))
+    return hypotheses.stated(times.get(one.id) if times is not None else "unknown", hypotheses.first_scored(folders))
 
 
 def _unit(one: AnyHypothesis) -> str:

@@ -18,10 +18,9 @@ from eval.metrics import scorer_of
 from eval.task_checks import LOWER
 from eval.task_set import BITS, BY_TEMPLATE
 from pipeline.baselines import BASELINES
-from pipeline.report.inference import Estimate, crossed, holm, verdict
-from pipeline.report.records import Evaluation, Samples, mean, read_samples, read_scores
-from pipeline.report.results import unique
-from pipeline.report.wording import ANSWER_BITS, CHAT_ACCURACY
+from pipeline.report.formatting import ANSWER_BITS, CHAT_ACCURACY
+from pipeline.report.inference import Estimate, holm, two_way_clustered, verdict
+from pipeline.report.records import Evaluation, Samples, mean, read_samples, read_scores, unique
 
 Kind = Literal["accuracy", "chat", "answer_bits", "bits", "error", "corpus"]
 KINDS: dict[Kind, str] = {
@@ -167,7 +166,7 @@ class Evidence:
             for (_, each), (kind, *_) in zip(rows[0], terms, strict=True)
             if kind in ("accuracy", "chat", "error")
         ]
-        return crossed(values, moves, rows[0][0][1].n, RULE_OF_THREE / counted[0] if counted else 0.0)
+        return two_way_clustered(values, moves, rows[0][0][1].n, RULE_OF_THREE / counted[0] if counted else 0.0)
 
     def difference(
         self, kind: Kind, first: Sequence[Cell], second: Sequence[Cell], family: str | None = None

@@ -51,21 +51,24 @@ _running: list[tuple[subprocess.Popen[str], Path]] = []  # the child that trains
 def train(
     job: Job, model: Path, blocks: Path, settings: TrainingSettings, resume_state: Path | None = None
 ) -> dict[str, Any]:
-    """Train `model` on `blocks` as `train.trainer.train` does, and return what it asserts: world size, wrapper
+    """Train `model` on `blocks` as `train.trainer.train` does, and return what it verified: world size, wrapper
     class, ZeRO stage.
 
-    Puts what was measured into `job.performance`, and a summary of it into `job.note`.
+    Puts this and what was measured into `job.facts`, and a summary into `job.note`.
 
     Raises BadInput; Interrupted if a child was asked to stop and has saved; RuntimeError where one crashed, with
     the place of its output.
     """
     compute = Compute(**job.stage.options["compute"])
     facts = _train(job, compute, model, blocks, settings, resume_state)
-    if values := facts.pop("performance"):
+    values = facts.pop("performance")
+    job.facts["launched"] = facts
+    if values:
         measured = Performance(**values)
         reached = training_mfu(measured, job.out / "model" / "config.json", settings, compute.precision)
-        job.performance = replace(measured, mfu=reached)
-        job.note = summary(job.performance)
+        measured = replace(measured, mfu=reached)
+        job.facts["performance"] = asdict(measured)
+        job.note = summary(measured)
     return facts
 
 
@@ -85,7 +88,7 @@ def _train(
     if compute.strategy == "none" and os.environ.get(AS_CHILD) != "1":
         from train import trainer
 
-        with interruption.deferred(job.on_interrupt):
+        with interruption.deferred(partial(job.emit, "saving")):
             return trainer.train(
                 model,
                 blocks,
@@ -95,7 +98,7 @@ def _train(
                 save_every_tokens=job.stage.options["save_every_tokens"],
                 resume_state=resume_state,
                 compute=compute,
-                on_log=job.on_log,
+                on_log=lambda record: job.emit("log", **record),
                 should_stop=interruption.requested,
                 watched=watched,
             )
@@ -119,7 +122,7 @@ def _train(
 
     def save_and_end() -> None:
         stop.touch()
-        job.on_interrupt()
+        job.emit("saving")
 
     with interruption.deferred(save_and_end):
         code = _run(job, command(compute, file), output, stop)
@@ -135,7 +138,7 @@ def watched_text(job: Job) -> DevEvaluation | None:
     corpora = (stage for stage in in_order([job.stage]) if stage.kind == "corpus")
     # a base that was trained from scratch has a corpus too, which may be of another language
     corpus = next(stage for stage in corpora if stage.settings["language"] == languages[0])
-    return DevEvaluation(str(job.folder_of(corpus).absolute()), languages, every)
+    return DevEvaluation(str(job.materialize(corpus).absolute()), languages, every)
 
 
 def command(compute: Compute, file: Path) -> list[str]:
@@ -215,7 +218,7 @@ def _run(job: Job, arguments: list[str], output: Path, stop: Path) -> int:
             assert process.stdout is not None
             for line in process.stdout:
                 if line.startswith('{"tokens"'):
-                    job.on_log(json.loads(line))
+                    job.emit("log", **json.loads(line))
                 else:
                     sink.write(line)
                     sink.flush()

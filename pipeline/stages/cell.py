@@ -44,7 +44,7 @@ class Cell:
     stages: in an order in which they can run. evals, merges, checkpoints: by method of the results. chosen: by method
     that was asked about on dev, the stage that holds the choice. untuned: evals of tuned methods by their first try.
     frontier: of methods with a knob, all tries, none of which was chosen. adapt: where one model is chosen and written,
-    what that takes; merges are then scored on dev alone.
+    what that takes; merges are then scored on dev alone. left_out: methods of the config that have no use for its pair.
     """
 
     config: Config
@@ -57,6 +57,7 @@ class Cell:
     leaks: Stage | None = None
     frontier: Mapping[str, Sequence[KnobSetting]] = field(default_factory=dict)
     adapt: AdaptStages | None = None
+    left_out: tuple[str, ...] = ()
 
     @property
     def language(self) -> str:
@@ -96,7 +97,7 @@ def plan_cell(config: Config, inputs: Inputs) -> Cell:
     eval: of every checkpoint that is asked for, and every merge      leaks: of items in corpus and instructions
     plan_adapt.py has the merges of experiment=adapt.
     """
-    config = for_its_pair(config, inputs)
+    requested, config = config, for_its_pair(config, inputs)
     data = data_stages(config, inputs)
     judges = [Start.of(cell, inputs, data) for cell in tuning_cells(config)]
     start = Start.of(config, inputs, data)
@@ -134,7 +135,8 @@ def plan_cell(config: Config, inputs: Inputs) -> Cell:
         *(weights.values() if config.merge.write else []),
         *(adapt.goals if adapt else []),
     ]
-    return Cell(config, in_order(goals), evals, merges, checkpoints, chosen, untuned, leaks, frontier, adapt)
+    left_out = tuple(name for name in requested.merge.methods if name not in config.merge.methods)
+    return Cell(config, in_order(goals), evals, merges, checkpoints, chosen, untuned, leaks, frontier, adapt, left_out)
 
 
 def _untuned(parts: Parts, start: Start, chosen: Iterable[str]) -> dict[str, Stage]:

@@ -28,6 +28,7 @@ from pipeline.job_settings import (
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from eval.harness import Scores
     from eval.task_set import TaskSet
 
 
@@ -40,6 +41,11 @@ def run_contamination(job: Job) -> None:
     tasks = tasks_of_settings(job, settings, options.include_path)
     files = contamination.all_training_files(corpus, made)
     contamination.find_contamination(item_texts(tasks), files, job.out, job.work, options.workers)
+
+
+def packing_fact(scores: Scores) -> dict[str, bool]:
+    """Return whether choices were scored in packed rows, for stage.json; nothing if no choice was scored."""
+    return {} if scores.packed is None else {"packed_rows": scores.packed}
 
 
 def run_eval(job: Job) -> None:
@@ -74,7 +80,8 @@ def run_eval(job: Job) -> None:
         scores = harness.evaluate(model, tokenizer_of(folder), tasks, **how)
     else:
         scores = harness.evaluate_folder(job.checkpoint("checkpoint"), tasks, **how)
-    job.note, job.packed_rows = scores.note, scores.packed
+    job.note = scores.note
+    job.facts |= packing_fact(scores)
     harness.write_scores(scores, job.out)
 
 

@@ -117,7 +117,7 @@ def _precision(config: Config) -> dict[str, str]:
 
 def _compute(config: Config) -> dict[str, Any]:
     """How a training is computed, as `train.parallel.Compute` takes it."""
-    return config.compute.model_dump(exclude={"first_guess", "keep_last_state"})
+    return config.compute.model_dump(exclude={"stage_seconds", "keep_last_state"})
 
 
 def run_base(job: Job) -> None:
@@ -128,7 +128,7 @@ def run_base(job: Job) -> None:
         base_model.prepare(job.folders["corpus"], BaseModelSettings.from_mapping(settings), prepared)
         (prepared / "whole").touch()
     training = TrainingSettings.from_mapping({**settings, "schedule_tokens": settings["tokens"]})
-    job.launched = launch.train(job, prepared / "model", prepared / "blocks", training)
+    launch.train(job, prepared / "model", prepared / "blocks", training)
     shutil.rmtree(job.out / "state")  # nothing continues from here
 
 
@@ -144,7 +144,7 @@ def run_sft(job: Job) -> None:
     if "trainings" in job.settings:  # the tries of CT-then-SFT, chosen among on dev
         number, _ = tuning.selected_trial(job)
         settings = TrainingSettings.from_mapping(job.settings["trainings"][number])
-        job.launched = launch.train(job, job.checkpoint("model"), job.folders[f"blocks-{number}"], settings)
+        launch.train(job, job.checkpoint("model"), job.folders[f"blocks-{number}"], settings)
     else:
         _train(job, None)
     shutil.rmtree(job.out / "state")  # nothing continues from here
@@ -152,7 +152,7 @@ def run_sft(job: Job) -> None:
 
 def _train(job: Job, resume_state: Path | None) -> None:
     settings = TrainingSettings.from_mapping({**job.settings, **budget_of(job)})
-    job.launched = launch.train(job, job.checkpoint("model"), job.folders["blocks"], settings, resume_state)
+    launch.train(job, job.checkpoint("model"), job.folders["blocks"], settings, resume_state)
 
 
 def budget_of(job: Job) -> dict[str, int]:

@@ -136,8 +136,9 @@ def run_tune(job: Job) -> None:
         done.append({"settings": tries[number], "metric": metric, "score": score(scores, language, metric)})
         with journal.open("a", encoding="utf-8") as file:
             file.write(json.dumps(done[-1]) + "\n")
-        job.note, job.packed_rows = scores.note, scores.packed  # of the architecture: the same for every try
-        job.on_try(len(done), len(tries))
+        job.note = scores.note
+        job.facts |= scoring.packing_fact(scores)  # of the architecture: the same for every try
+        job.emit("progress", fraction=len(done) / len(tries), text=f"{len(done)} of {len(tries)} tries")
     write_trials(job.out, done)
 
 

@@ -18,14 +18,13 @@ from safetensors.torch import load_file
 import merge
 from merge import select
 from merge.auditing import Audit, audit_many
+from merge.engine import passes, pieces
 from merge.engine.in_memory import load_many
+from merge.engine.passes import Workers, run
 from merge.engine.plan import make_plan
-from merge.method_table import METHODS
+from merge.methods import METHODS, SLERP, SPAN
 from merge.output.writer import write_many
 from merge.recipe import Recipe
-from merge.stream import pieces, threads
-from merge.stream.engine import run
-from merge.stream.threads import Workers
 from tests.merge.conftest import Keep, make_folders, recipe
 
 HALF = {"ct": {"density": 0.5, "weight": 0.6}, "sft": {"density": 0.3}}
@@ -54,11 +53,11 @@ def test_slices_threads_and_memory_change_nothing(folders: dict[str, Path], monk
     recipes = every_method(folders)
     whole = [merged(one) for one in recipes]
     monkeypatch.setattr(pieces, "SLICE", 100)
-    monkeypatch.setattr("merge.stream.threads.SMALL", 0)
+    monkeypatch.setattr("merge.engine.passes.SMALL", 0)
     for one, expected in zip(recipes, whole, strict=True):
         sliced = merged(one, threads=3, memory=0)
         for name, tensor in expected.items():
-            if one.spec.combine in ("arc", "span") or one.method == "sce":  # whose factors are sums over slices
+            if one.spec.combine in (SLERP, SPAN) or one.method == "sce":  # whose factors are sums over slices
                 torch.testing.assert_close(sliced[name], tensor, msg=f"{one.method} {name}")
             else:
                 assert torch.equal(sliced[name], tensor), (one.method, name)
@@ -222,7 +221,7 @@ def test_audit_counts_what_counting_by_hand_counts(folders: dict[str, Path]) -> 
 def test_audit_is_the_same_whatever_thread_ends_first(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(threads, "SMALL", 0)  # else a model this small is one thread's
+    monkeypatch.setattr(passes, "SMALL", 0)  # else a model this small is one thread's
     asked = recipe(folders, "ties", HALF)
     reports = [json.dumps(audit_many([asked], Workers(threads=2))[0]) for _ in range(8)]
     assert len(set(reports)) == 1 and list(json.loads(reports[0])["models"]) == [model.name for model in asked.models]

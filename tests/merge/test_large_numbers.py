@@ -11,9 +11,9 @@ import pytest
 import torch
 
 import merge
+from merge.arithmetic import Slack, elected_sign
 from merge.cli import main
-from merge.election import Slack, elected_sign
-from merge.method_table import METHODS
+from merge.methods import METHODS
 
 EDGES = (1e308, 3.3e38, 5e-324)
 SETTINGS = (

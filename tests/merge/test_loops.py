@@ -16,16 +16,14 @@ from safetensors.torch import save_file
 
 from common.errors import BadInput
 from merge.auditing import Audit
+from merge.engine import fused, pieces
 from merge.engine.outputs import Output
+from merge.engine.passes import Workers, run, survey
 from merge.engine.plan import make_plan
 from merge.loops.arguments import BFLOAT16, EXACT, FLOAT16, Row, Scalar
 from merge.loops.calls import KINDS, MergeCall, Stored
 from merge.loops.machine_code import OFF, compiled_loops
 from merge.recipe import Recipe
-from merge.stream import fused, pieces
-from merge.stream.engine import run
-from merge.stream.survey import survey
-from merge.stream.threads import Workers
 
 pytest.importorskip("numba")
 
@@ -183,7 +181,7 @@ def merges(draw: st.DrawFn) -> dict[str, Any]:
 
 
 def recipe_of(folder: Path, made: dict[str, Any]) -> Recipe:
-    from merge.method_table import METHODS as ROWS
+    from merge.methods import METHODS as ROWS
 
     spec = ROWS[made["method"]]
     base, *others = (

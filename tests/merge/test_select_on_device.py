@@ -10,12 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from merge.engine.outputs import Output
+from merge.engine.passes import Workers, run, survey
 from merge.engine.plan import make_plan
 from merge.select import Counting, NotFinite, Ranking, Taker, magnitude_bits, rank
 from merge.select_on_device import DeviceCounting
-from merge.stream.engine import run
-from merge.stream.survey import survey
-from merge.stream.threads import Workers
 from tests.merge.conftest import make_folders, recipe
 from tests.simulated_cuda import simulated_cuda
 
@@ -120,6 +118,6 @@ def test_a_merge_on_a_simulated_gpu_is_that_of_the_cpu(
     def host(_: torch.Tensor) -> None:
         raise AssertionError("magnitudes are brought to the host")
 
-    monkeypatch.setattr("merge.stream.pieces.magnitude_bits", host)
+    monkeypatch.setattr("merge.engine.pieces.magnitude_bits", host)
     with simulated_cuda():
         assert merged(folders, "cuda:0", dtype) == here

@@ -19,7 +19,7 @@ from pathlib import Path
 from common.errors import Interrupted
 from pipeline import interruption
 from pipeline.execute import Job
-from pipeline.run.gpus import __main__ as child
+from pipeline.run import gpus
 from pipeline.stages.stage import STAGE_TYPES
 
 HANGS_AFTER_S = 120.0
@@ -63,7 +63,7 @@ def train(job: Job) -> None:
         (together / job.stage.kind).touch()
         wait_for(together / "ct", together / "sft")
     if asked("linger") is not None and job.stage.kind == "ct":
-        with interruption.deferred(job.on_interrupt):
+        with interruption.deferred(lambda: job.emit("saving")):
             (FOLDER / "lingers").touch()
             until = time.monotonic() + HANGS_AFTER_S
             while not interruption.requested() and time.monotonic() < until:
@@ -81,7 +81,7 @@ def main() -> int:
     for kind in STAGE_TYPES.values():
         module, _, function = kind.maker.partition(":")
         setattr(import_module(module), function, make)
-    return child.main(FOLDER, int(sys.argv[2]), sys.argv[3:])
+    return gpus.main(FOLDER, int(sys.argv[2]), sys.argv[3:])
 
 
 if __name__ == "__main__":

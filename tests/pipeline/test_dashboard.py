@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from pipeline import dashboard, tracking
-from pipeline.report.records import Subject
-from pipeline.report.report_sources import Sources
+from pipeline.report.records import ReportInfo
+from pipeline.report.sources import Sources
 from pipeline.stages.stage import Stage
 from tests.pipeline.report.synthetic import GOOD, LOST, Run
 from tests.pipeline.toy_stage import toy_stage
@@ -39,7 +39,12 @@ def test_a_dashboard_is_built_offline_and_says_how_to_push(
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     run = Run(tmp_path / "run", {"ties": GOOD["ties"]}, {"ties": LOST["ties"]}, seeds=(0,))
     out = tmp_path / "out"
-    Sources(Subject("tiny", "nya", "Chichewa", {}), run.evaluations, run.audits, run.choices).render(out)
+    Sources(
+        info=ReportInfo(title="tiny", language="nya", language_name="Chichewa", configs={}),
+        evaluations=run.evaluations,
+        audits=run.audits,
+        choices=run.choices,
+    ).render(out)
     layout = json.loads(dashboard.build(out).read_text())
     text = json.dumps(layout)
     assert "mean_nya/acc" in text and "ct_tokens" in text and "Claims and cost" in text

@@ -16,10 +16,11 @@ from pipeline.cost.estimate import stage_work
 from pipeline.cost.shape import model_shape
 from pipeline.execute import Executor, Job, maker_of
 from pipeline.journal import Journal
-from pipeline.run.console import Estimates
+from pipeline.run.display import Estimates
 from pipeline.stages import stage
 from pipeline.stages.stage import STAGE_TYPES, StageType
 from pipeline.store import Store
+from tests.pipeline import toy
 from tests.pipeline.toy_stage import toy_stage
 
 
@@ -54,16 +55,17 @@ def test_a_new_kind_is_a_row_and_a_function(tmp_path: Path, monkeypatch: pytest.
     )
     corpus = toy_stage("corpus", "toy")
     words = toy_stage("words", "toy", {"split": "test"}, {"corpus": corpus})
-    lines: list[str] = []
     store, runs = Store(tmp_path / "store"), []
     config = sweep.expand(("experiment=test", "tracking.wandb=offline"), multirun=False).configs[0]
     monkeypatch.setattr(tracking, "start", lambda config, folder, name, *about: runs.append(name))
     track = tracking.tracker(config, tmp_path)
-    assert Estimates(store, {}).of((corpus, words)) == 10
-    Executor(store, (corpus, words), Journal(tmp_path / "journal"), say=lines.append, track=track).run((corpus, words))
+    assert Estimates(store, {}).total((corpus, words)) == 10
+    journal = Journal(tmp_path / "journal")
+    view = toy.view(store, (corpus, words), journal)
+    Executor(store, (corpus, words), journal, track=track).compute((corpus, words))
     entry = store.find(words)
     assert entry and (entry.path / "count").read_text() == "3"
-    assert lines[-1].endswith(" s: 3 words")
+    assert view.new_lines()[-1].endswith(" s: 3 words")
     assert runs == ["words toy"]
     assert stage_work(corpus, config, model_shape(config)).written > 0
 
@@ -81,6 +83,6 @@ def test_a_revision_changes_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_guess_for_an_unknown_kind_is_refused() -> None:
     values = sweep.expand(("experiment=test",), multirun=False).configs[0].model_dump()
-    values["compute"]["first_guess"] = {"evall": 3}
-    with pytest.raises(BadInput, match=r"^compute\.first_guess\.evall: unknown kind of stage. Did you mean eval\?$"):
+    values["compute"]["stage_seconds"] = {"evall": 3}
+    with pytest.raises(BadInput, match=r"^compute\.stage_seconds\.evall: unknown kind of stage. Did you mean eval\?$"):
         validate(values)

@@ -10,11 +10,11 @@ from types import SimpleNamespace
 import pytest
 
 from common.errors import BadInput
-from pipeline import check, run_plan, slackmerge, sweep
+from pipeline import check, cli, run_plan, sweep
 from pipeline.execute import Executor
 from pipeline.journal import Journal
-from pipeline.run import one_stage
-from pipeline.run.stage_names import find, planned
+from pipeline.run import make
+from pipeline.run.make import find_planned, find_stage
 from pipeline.run_plan import RunPlan
 from pipeline.stages.stage import Stage, in_order
 from pipeline.store import Store
@@ -48,11 +48,11 @@ def plan_of(store: Store, stages: tuple[Stage, ...]) -> RunPlan:
 
 def test_a_stage_is_found_by_its_kind_and_slug_or_key() -> None:
     wanted = next(stage for stage in STAGES if stage.kind == "eval" and "ties" in stage.slug)
-    assert find(STAGES, "eval", wanted.slug) is wanted and find(STAGES, "eval", wanted.key) is wanted
+    assert find_stage(STAGES, "eval", wanted.slug) is wanted and find_stage(STAGES, "eval", wanted.key) is wanted
     twins = [toy_stage("ct", "nya", {"seed": seed}) for seed in (0, 1)]
     with pytest.raises(BadInput, match=f"^SLUG: 2 stages of kind ct .* got nya. Pass a key: {twins[0].key}, "):
-        find(twins, "ct", "nya")
-    assert find(twins, "ct", twins[1].key) is twins[1]
+        find_stage(twins, "ct", "nya")
+    assert find_stage(twins, "ct", twins[1].key) is twins[1]
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_a_stage_is_found_by_its_kind_and_slug_or_key() -> None:
 def test_what_cannot_be_made_is_one_line(
     words: list[str], key: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert slackmerge.main(["make", *words, *settings(tmp_path)]) == 2
+    assert cli.main(["make", *words, *settings(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert_one_line(error, key)
     assert_wording(f"make: {' '.join(words)}", error)
@@ -81,11 +81,11 @@ def test_what_cannot_be_made_is_one_line(
 def test_at_most_ten_names_are_listed() -> None:
     many = [toy_stage("ct", f"stage-{number}", {"seed": number}) for number in range(30)]
     with pytest.raises(BadInput, match=r"Choose one of (stage-\d+, ){9}stage-9 and 20 more\."):
-        find(many, "ct", "xyz")
+        find_stage(many, "ct", "xyz")
 
 
 def test_the_weights_of_a_merge_need_no_setting(tmp_path: Path) -> None:
-    _, plan, stage = planned("weights", "nya-ties_sv_1-4096-s0", settings(tmp_path), multirun=False)
+    _, plan, stage = find_planned("weights", "nya-ties_sv_1-4096-s0", settings(tmp_path), multirun=False)
     written = run_plan.plan(sweep.expand([*settings(tmp_path), "merge.write=true"], multirun=False))
     assert stage in plan.stages and stage.key in written.by_key
     without = run_plan.plan(sweep.expand(settings(tmp_path), multirun=False))
@@ -96,20 +96,20 @@ def test_what_is_needed_is_the_missing_parents_alone(tmp_path: Path) -> None:
     store, stages = Store(tmp_path), toy.plan()
     corpus, model, _, large_ct, _, score = stages
     plan = plan_of(store, stages)
-    assert one_stage.needed(plan, score) == [corpus, model, large_ct, score], "no other budget"
+    assert make.missing_ancestry(plan, score) == [corpus, model, large_ct, score], "no other budget"
     published(store, large_ct)
-    assert one_stage.needed(plan, score) == [score], "what a finished parent was made from is not read"
+    assert make.missing_ancestry(plan, score) == [score], "what a finished parent was made from is not read"
     published(store, score)
-    assert one_stage.needed(plan, score) == []
+    assert make.missing_ancestry(plan, score) == []
 
 
 def test_a_smaller_budget_is_continued_and_keeps_its_state(tmp_path: Path) -> None:
     store, stages = Store(tmp_path), toy.plan()
     journal, makers = Journal(tmp_path / "journal.jsonl"), toy.Makers()
     corpus, model, small_ct, large_ct, *_ = stages
-    Executor(store, stages, journal, maker=makers.__getitem__).run([corpus, model, small_ct])
+    Executor(store, stages, journal, maker=makers.__getitem__).compute([corpus, model, small_ct])
     one = Executor(store, [large_ct], journal, maker=makers.__getitem__, drops_states=False)
-    one.run([large_ct])
+    one.compute([large_ct])
     assert journal.events("started")[-1]["resumed_tokens"] == 20
     for stage in (small_ct, large_ct):
         entry = store.find(stage)
@@ -117,14 +117,14 @@ def test_a_smaller_budget_is_continued_and_keeps_its_state(tmp_path: Path) -> No
 
 
 def test_a_stage_and_its_parents_are_made_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert slackmerge.main(["make", "corpus", "nya-bible", *settings(tmp_path)]) == 0
+    assert cli.main(["make", "corpus", "nya-bible", *settings(tmp_path)]) == 0
     first, *lines, last = capsys.readouterr().out.splitlines()
     assert first.startswith("corpus nya-bible: 1 stage to compute, about ")
     assert lines[-1].startswith("[1/1] corpus nya-bible: done in ")
     summary = json.loads(last)
     assert summary["stages_run"] == 1 and Path(summary["folder"]).parent == tmp_path / "store" / "corpus"
     runs = list((tmp_path / "outputs").glob("*/runs/*"))
-    assert slackmerge.main(["make", "corpus", "nya-bible", *settings(tmp_path)]) == 0
+    assert cli.main(["make", "corpus", "nya-bible", *settings(tmp_path)]) == 0
     said, again = capsys.readouterr().out.splitlines()
     assert said == "corpus nya-bible: finished before; nothing to compute"
     assert json.loads(again)["folder"] == summary["folder"] and json.loads(again)["stages_run"] == 0
@@ -135,7 +135,7 @@ def test_a_stage_that_a_run_is_making_is_waited_for(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expanded = sweep.expand(settings(tmp_path), multirun=False)
-    corpus = find(run_plan.plan(expanded).stages, "corpus", "nya-bible")
+    corpus = find_stage(run_plan.plan(expanded).stages, "corpus", "nya-bible")
     store, held, waited = Store(tmp_path / "store"), threading.Event(), threading.Event()
     on_wait = Executor.on_wait
 
@@ -153,7 +153,7 @@ def test_a_stage_that_a_run_is_making_is_waited_for(
     other = threading.Thread(target=another_run)
     other.start()
     assert held.wait(60)
-    assert slackmerge.main(["make", "corpus", "nya-bible", *settings(tmp_path)]) == 0
+    assert cli.main(["make", "corpus", "nya-bible", *settings(tmp_path)]) == 0
     other.join()
     lines = capsys.readouterr().out.splitlines()
     assert any("waits for another job" in line for line in lines)
@@ -163,9 +163,10 @@ def test_a_stage_that_a_run_is_making_is_waited_for(
 
 def test_room_on_the_disk_is_asked_for_what_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expanded = sweep.expand(settings(tmp_path), multirun=False)
-    stages = run_plan.plan(expanded).stages
-    corpus, ct = find(stages, "corpus", "nya-bible"), find(stages, "ct", "nya-4096-s0")
+    plan = run_plan.plan(expanded)
+    stages = plan.stages
+    corpus, ct = find_stage(stages, "corpus", "nya-bible"), find_stage(stages, "ct", "nya-4096-s0")
     monkeypatch.setattr(check.resources.shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
-    refused = [str(finding) for finding in check.sweep(expanded.configs, in_order([ct])) if finding.fails]
+    refused = [str(finding) for finding in check.check_plan(plan, in_order([ct])) if finding.fails]
     assert refused and "this run may need" in refused[0]
-    assert not [finding for finding in check.sweep(expanded.configs, [corpus]) if finding.fails]
+    assert not [finding for finding in check.check_plan(plan, [corpus]) if finding.fails]

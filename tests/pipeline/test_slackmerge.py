@@ -17,21 +17,21 @@ from common.command_line import parse_command_line
 from common.project import describe_version, version
 from eval import __main__ as eval_options
 from merge import cli as merge_options
-from pipeline import slackmerge
-from pipeline.commands import VERBS
-from pipeline.report.records import Subject
-from pipeline.report.report_sources import Sources
+from merge.stream.pieces import Subject
+from pipeline import cli
+from pipeline.cli import VERBS
+from pipeline.report.sources import Sources
 
 ROOT = Path(__file__).parents[2]
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    words = [sys.executable, "-m", "pipeline.slackmerge", *arguments]
+    words = [sys.executable, "-m", "pipeline.cli", *arguments]
     return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 def completed(words: list[str], incomplete: str) -> list[str]:
-    shell = ShellComplete(slackmerge.slackmerge, {}, "slackmerge", "_SLACKMERGE_COMPLETE")
+    shell = ShellComplete(cli.slackmerge, {}, "slackmerge", "_SLACKMERGE_COMPLETE")
     return [item.value for item in shell.get_completions(words, incomplete)]
 
 
@@ -45,20 +45,20 @@ def test_the_entry_point_is_there(capsys: pytest.CaptureFixture[str], monkeypatc
 
 def test_help_names_every_command_and_imports_nothing_heavy() -> None:
     code = (
-        "import sys; from pipeline.slackmerge import main; code = main(['--help'])\n"
+        "import sys; from pipeline.cli import main; code = main(['--help'])\n"
         "heavy = {'torch', 'transformers', 'hydra', 'numpy', 'pydantic'} & set(sys.modules)\n"
         "sys.exit(f'imported {heavy}' if heavy else code)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for name in slackmerge.COMMANDS:
+    for name in cli.COMMANDS:
         assert f"\n  {name} " in done.stdout
 
 
 def test_each_command_has_its_own_help(capsys: pytest.CaptureFixture[str]) -> None:
     texts = {}
     for name, verb in VERBS.items():
-        assert slackmerge.main([name, "--help"]) == 0
+        assert cli.main([name, "--help"]) == 0
         texts[name] = capsys.readouterr().out
         assert texts[name].startswith(f"Usage: slackmerge {name} ")
         words = " ".join(texts[name].split())
@@ -76,12 +76,12 @@ def test_each_command_has_its_own_help(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_version_and_mistakes(capsys: pytest.CaptureFixture[str]) -> None:
-    assert slackmerge.main(["--version"]) == 0
+    assert cli.main(["--version"]) == 0
     shown = capsys.readouterr().out
     assert shown == f"slackmerge {describe_version()}\n" and version() in shown
-    assert slackmerge.main(["mrege"]) == 2
+    assert cli.main(["mrege"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
-    assert slackmerge.main(["run", "experiment=tini"]) == 2
+    assert cli.main(["run", "experiment=tini"]) == 2
     assert capsys.readouterr().err == "experiment=tini: no such choice. Did you mean tiny?\n"
 
 
@@ -112,14 +112,14 @@ def test_own_configuration_files_are_found(tmp_path: Path, capsys: pytest.Captur
     own = "# @package _global_\ndefaults:\n  - test\nname: ours\nct:\n  tokens: 2048\n"
     (tmp_path / "experiment" / "ours.yaml").write_text(own)
     settings = ["experiment=ours", f"store={tmp_path}/store", f"outputs={tmp_path}/outputs"]
-    assert slackmerge.main(["plan", "--config-dir", str(tmp_path), *settings]) == 0
+    assert cli.main(["plan", "--config-dir", str(tmp_path), *settings]) == 0
     planned = capsys.readouterr().out
     assert "nya-2048-s0" in planned and "\n1 cell, " in planned
-    assert slackmerge.main(["plan", "-m", f"--config-dir={tmp_path}", *settings, "ct.tokens=2048", "seed=0,1"]) == 0
+    assert cli.main(["plan", "-m", f"--config-dir={tmp_path}", *settings, "ct.tokens=2048", "seed=0,1"]) == 0
     assert "2 cells" in capsys.readouterr().out
-    assert slackmerge.main(["plan", *settings]) == 2
+    assert cli.main(["plan", *settings]) == 2
     assert capsys.readouterr().err.startswith("experiment=ours: no such choice")
-    assert slackmerge.main(["plan", f"--config-dir={tmp_path}/none", *settings]) == 2
+    assert cli.main(["plan", f"--config-dir={tmp_path}/none", *settings]) == 2
     assert capsys.readouterr().err.startswith("--config-dir: no such folder, got ")
 
 
@@ -144,7 +144,7 @@ def test_the_shell_completes_commands_groups_and_choices() -> None:
 
 def test_wrong_options_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     """Of every command, with the option's name and where its help is."""
-    for name in slackmerge.COMMANDS:
+    for name in cli.COMMANDS:
         done = run(name, "--nope")
         assert done.returncode == 2 and done.stderr.count("\n") == 1, name
         assert "--nope" in done.stderr and f"See slackmerge {name} --help." in done.stderr
@@ -174,10 +174,10 @@ def test_several_values_of_an_option_follow_it_or_repeat_it() -> None:
 
 
 def test_what_is_no_report_is_refused_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert slackmerge.main(["report", str(tmp_path)]) == 2
+    assert cli.main(["report", str(tmp_path)]) == 2
     assert f"{tmp_path}: sources.json cannot be read" in capsys.readouterr().err
     gone = [(tmp_path / "store" / kind / "gone" / "stage.json", 1) for kind in ("eval", "ct")]
     Sources(Subject("tiny", "nya", "Chichewa", {}), [], stages=gone).save(tmp_path)
-    assert slackmerge.main(["report", str(tmp_path)]) == 2
+    assert cli.main(["report", str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "store/eval/gone is missing, and 1 entries more" in error

@@ -14,8 +14,9 @@ from lm_eval.api import metrics as lm_metrics
 
 from common.files import read_jsonl, write_jsonl
 from eval import metrics
-from pipeline.report import paired, results, sample_items
+from pipeline.report import data, paired
 from pipeline.report.records import Evaluation
+from pipeline.report.samples import pick_generated
 from tests.pipeline.report.synthetic import GOOD, LOST, Run, write_scores
 
 ANSWERS = {"sft": "நீர் <b>ஓடும்</b>", "ct": "ཆུ་", "ct_then_sft": "நீர்"}
@@ -118,8 +119,8 @@ def test_differences_are_tested_within_a_mode(both: list[Evaluation]) -> None:
 
 
 def test_rows_state_how_they_were_asked(both: list[Evaluation]) -> None:
-    rows = results.gather(both)
-    written = list(csv.DictReader(io.StringIO(results.to_csv(rows))))
+    rows = data.gather(both)
+    written = list(csv.DictReader(io.StringIO(data.to_csv(rows))))
     modes = {(row["method"], row["task"]): row["chat"] for row in written if row["task"].startswith("sums")}
     assert modes == {
         ("sft", "sums_nya"): "False",
@@ -128,7 +129,7 @@ def test_rows_state_how_they_were_asked(both: list[Evaluation]) -> None:
         ("ct_then_sft", "sums_nya"): "False",
         ("ct_then_sft", "sums_nya@chat"): "True",
     }
-    measures = results.measures(rows, "nya")
+    measures = data.measures(rows, "nya")
     names = {measure.task: measure.name for measure in measures if measure.metric != "answer_bits_per_byte"}
     assert names["mean_nya"] == "mean accuracy" and names["mean_nya@chat"] == "mean accuracy by chat template"
     assert names["sums_nya@chat"].endswith("by chat template") and "by chat" not in names["sums_nya"]
@@ -136,12 +137,12 @@ def test_rows_state_how_they_were_asked(both: list[Evaluation]) -> None:
 
 def test_without_a_template_the_columns_are_those_of_before(tmp_path: Path) -> None:
     folder = write_scores(tmp_path / "a", {"genre": 0.5, "blank": 0.5}, 5.0)
-    text = results.to_csv(results.gather([Evaluation("sft", 0, 0, folder)]))
-    assert text.splitlines()[0] == ",".join(results.COLUMNS) and "chat" not in results.COLUMNS
+    text = data.to_csv(data.gather([Evaluation("sft", 0, 0, folder)]))
+    assert text.splitlines()[0] == ",".join(data.COLUMNS) and "chat" not in data.COLUMNS
 
 
 def test_generated_items_are_drawn_by_their_ids_with_whole_answers(both: list[Evaluation]) -> None:
-    items = sample_items.pick_generated(both, ["nya", "en"])
+    items = pick_generated(both, ["nya", "en"])
     assert [item.task for item in items] == [
         *("flores_nya", "flores_nya", "sums_nya", "sums_nya", "sums_nya@chat", "sums_nya@chat")
     ]
@@ -149,7 +150,7 @@ def test_generated_items_are_drawn_by_their_ids_with_whole_answers(both: list[Ev
     assert {method: said.text for method, said in plain.answers.items()} == ANSWERS
     assert set(chat.answers) == {"sft", "ct_then_sft"} and chat.target == "நீர்"
     assert items[0].answers["sft"].score is None and plain.answers["sft"].score == 0.0
-    assert sample_items.pick_generated(both, ["en"]) == []
+    assert pick_generated(both, ["en"]) == []
 
 
 def test_the_page_has_the_answers(tmp_path: Path) -> None:

@@ -122,7 +122,14 @@ def noisy(rng: Any, root: Path, method: str, knob: float, bits: float, right: An
     noise = rng.normal(0, 0.05, DOCUMENTS)
     for split, answers in zip(("dev", "test"), right, strict=True):
         write(folder / split, {"next": answers}, list(bits + noise - noise.mean()))
-    return FrontierPoint(method, BUDGET, seed, {"lambda": knob}, folder / "dev", folder / "test")
+    return FrontierPoint(
+        method=method,
+        ct_tokens=BUDGET,
+        seed=seed,
+        settings={"lambda": knob},
+        dev=folder / "dev",
+        folder=folder / "test",
+    )
 
 
 @pytest.mark.parametrize(("errors", "pruned"), [(3.0, True), (1.0, False)])
@@ -246,7 +253,16 @@ def test_families_have_their_own_gap_and_non_latin_names(tmp_path: Path) -> None
                 for split in ("dev", "test"):
                     right = {"ቀጣይ": share(0.4 + above), "类型": share(0.5 - above)}
                     write(folder / split, right, [bits] * DOCUMENTS)
-                points.append(FrontierPoint(method, BUDGET, seed, {"lambda": knob}, folder / "dev", folder / "test"))
+                points.append(
+                    FrontierPoint(
+                        method=method,
+                        ct_tokens=BUDGET,
+                        seed=seed,
+                        settings={"lambda": knob},
+                        dev=folder / "dev",
+                        folder=folder / "test",
+                    )
+                )
     found = gap(points, by_family=True)
     assert found.estimate is not None and found.estimate.value == pytest.approx(0, abs=1e-12)
     assert found.families is not None
