@@ -241,7 +241,7 @@ def kind_of(row: Mapping[str, Any]) -> Kind:
 
 
 def _is_of(row: dict[str, Any], measure: AdaptMeasure) -> bool:
-    """Whether a score record is what a measure is the mean of."""
+    """Return whether a score record is part of a measure."""
     if row["language"] != measure.language:
         return False
     if measure.name in (ACCURACY, f"{ACCURACY}{OF_ENGLISH}"):

@@ -136,7 +136,7 @@ class Evidence:
         return {seed for other, tokens, seed in self.folders if (other, tokens) == (method, budget)}
 
     def value(self, kind: Kind, method: str, budget: int) -> float:
-        """Mean accuracy or bits per byte, mean over seeds."""
+        """Return a score of a method at a budget, mean over seeds."""
         return mean([self._of(method, budget, seed)[kind, None].value for seed in sorted(self.seeds(method, budget))])
 
     def contrast(self, kind: Kind, weights: Sequence[tuple[Cell, float]], family: str | None = None) -> Estimate | None:
@@ -161,11 +161,7 @@ class Evidence:
         names = dict.fromkeys(name for names in {each.documents for _, each in rows[0]} for name in names)
         place = {name: index for index, name in enumerate(sorted(names))}
         moves = np.asarray([np.sum([weight * _placed(each, place) for weight, each in row], axis=0) for row in rows])
-        counted = [
-            each.n
-            for (_, each), (kind, *_) in zip(rows[0], terms, strict=True)
-            if kind in ("accuracy", "chat", "error")
-        ]
+        counted = [each.n for (_, each), (kind, *_) in zip(rows[0], terms, strict=True) if kind in OF_ITEMS]
         return two_way_clustered(values, moves, rows[0][0][1].n, RULE_OF_THREE / counted[0] if counted else 0.0)
 
     def difference(
