@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.corpus_metrics import scorer_of
+from eval.metrics import scorer_of
 from eval.task_checks import LOWER
 from eval.task_set import BITS, BY_TEMPLATE
 from pipeline.baselines import BASELINES
@@ -233,7 +233,7 @@ def _placed(each: Measured, place: Mapping[str, int]) -> NDArray[np.float64]:
 
 
 def _document(sample: Mapping[str, Any], named: Collection[str]) -> str:
-    """Return the document of an item. One that names none has its id there (eval/score_records.py) and stands alone.
+    """Return the document of an item. One that names none has its id there (eval/records.py) and stands alone.
 
     The id may be a mere number: items of one number in two tasks have nothing in common. named: documents that others
     name; a text of such an id is this document.
