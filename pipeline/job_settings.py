@@ -10,8 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from eval.asking import ChatMode
-from eval.generation import Generation
+from eval.prompting import ChatMode, Generation
 
 Method = dict[str, Any]  # a complete recipe of a merge but for its checkpoints
 
@@ -47,7 +46,7 @@ class EvalSettings(LeakSettings):
     """The scoring of one checkpoint or merge.
 
     dtype: of its weights while it is scored. trained_length: tokens of the blocks that it was trained on.
-    chat: none, auto or both (eval/asking.py). system: message that all chat prompts begin with. fewshot: examples in a
+    chat: none, auto or both (eval/prompting.py). system: message that chat prompts begin with. fewshot: examples in a
     prompt, or by task. generation: own or greedy. day: for today, where a template asks for the date.
     """
 
@@ -113,7 +112,7 @@ class AnswersSettings(Settings):
     """The free answers of one model.
 
     tokens: of an answer, at most. dtype: of the weights. questions: the user's; None: test items in the language, drawn
-    by the seed. system: message that all chats begin with. generation: own or greedy (eval/generation.py). day: for
+    by the seed. system: message that all chats begin with. generation: own or greedy (eval/prompting.py). day: for
     today, where a template asks for the date.
     """
 

@@ -142,7 +142,7 @@ Shots = Annotated[int, Field(ge=0)]
 
 
 class Evaluation(Section):
-    """chat, system, fewshot, generation: how checkpoints are asked (eval/asking.py)."""
+    """chat, system, fewshot, generation: how checkpoints are asked (eval/prompting.py)."""
 
     unmerged: list[ArmName]
     families: list[str]

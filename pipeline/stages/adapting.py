@@ -20,7 +20,7 @@ from common.chat import read_stop_ids
 from common.errors import BadInput
 from common.files import read_jsonl, write_json, write_jsonl
 from common.validation import read_json
-from eval.asking import CHAT
+from eval.prompting import CHAT
 from eval.task_checks import LOWER
 from eval.task_set import BITS
 from pipeline import adapted_card

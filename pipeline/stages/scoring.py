@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from common.chat import DEFAULT_DAY, read_chat_template
 from common.files import write_jsonl
-from eval.asking import Asking
+from eval.prompting import Prompting
 from eval.task_set import UNDETERMINED
 from pipeline import page_questions
 from pipeline.baselines import BASELINES
@@ -33,14 +33,14 @@ if TYPE_CHECKING:
 
 
 def run_contamination(job: Job) -> None:
-    from eval.task_texts import texts
+    from eval.task_set import item_texts
     from train.data import contamination
 
     corpus, made = job.folders["corpus"], job.folders.get("instructions", job.folders["items"])
     settings, options = LeakSettings(**job.settings), LeakOptions(**job.options)
     tasks = tasks_of_settings(job, settings, options.include_path)
     files = contamination.all_training_files(corpus, made)
-    contamination.find_contamination(texts(tasks), files, job.out, job.work, options.workers)
+    contamination.find_contamination(item_texts(tasks), files, job.out, job.work, options.workers)
 
 
 def packing_fact(scores: Scores) -> dict[str, bool]:
@@ -64,7 +64,7 @@ def run_eval(job: Job) -> None:
         "dtype": settings.dtype,
         "trained_length": settings.trained_length,
         "gpus": options.gpus,
-        "asking": asking(settings),
+        "prompting": prompting(settings),
     }
     if "merge" in job.stage.parents:
         import merge
@@ -82,7 +82,7 @@ def run_eval(job: Job) -> None:
         scores = harness.evaluate_folder(job.checkpoint("checkpoint"), tasks, **how)
     job.note = scores.note
     job.facts |= packing_fact(scores)
-    harness.write(scores, job.out)
+    harness.write_scores(scores, job.out)
 
 
 def unwritten(job: Job) -> bool:
@@ -97,10 +97,10 @@ def copy_scores(scored: Path, out: Path) -> None:
             shutil.copyfile(file, out / file.name)
 
 
-def asking(settings: EvalSettings | TuneSettings) -> Asking:
+def prompting(settings: EvalSettings | TuneSettings) -> Prompting:
     """Return how a stage prompts its checkpoints."""
     generation = settings.generation if isinstance(settings, EvalSettings) else "own"
-    return Asking(settings.chat, settings.system, generation, settings.day or DEFAULT_DAY)
+    return Prompting(settings.chat, settings.system, generation, settings.day or DEFAULT_DAY)
 
 
 def checkpoints(job: Job) -> dict[str, Path]:
@@ -193,7 +193,7 @@ def run_answers(job: Job) -> None:
         return
     import torch
 
-    from eval import checkpoints
+    from eval import loading
     from eval.answers import generate_answers
 
     settings, options = AnswersSettings(**job.settings), TuneOptions(**job.options)
@@ -201,7 +201,7 @@ def run_answers(job: Job) -> None:
     asked = settings.questions or page_questions.draw(
         job.folders["items"], job.folders["corpus"], settings.language, settings.seed
     )
-    model, tokenizer = checkpoints.load(
+    model, tokenizer = loading.load_checkpoint(
         job.checkpoint("checkpoint"), device=options.device, dtype=settings.dtype, gpus=options.gpus
     )
     given = generate_answers(
@@ -224,9 +224,9 @@ def run_answers(job: Job) -> None:
 
 def prompt(tokenizer: Any, question: str, system: str | None) -> str | list[dict[str, str]]:
     """Return a question as messages for the tokenizer's chat template, or as it is if there is no template."""
-    from eval.chat_prompts import template_of
+    from eval.prompting import chat_template_of
 
-    if template_of(tokenizer) is None:
+    if chat_template_of(tokenizer) is None:
         return question
     before = [] if system is None else [{"role": "system", "content": system}]
     return [*before, {"role": "user", "content": question}]

@@ -184,7 +184,7 @@ def _how(settings: TuneSettings, options: TuneOptions) -> Mapping[str, Any]:
         "dtype": settings.dtype,
         "trained_length": settings.trained_length,
         "gpus": options.gpus,
-        "asking": scoring.asking(settings),
+        "prompting": scoring.prompting(settings),
     }
 
 

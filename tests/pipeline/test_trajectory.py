@@ -136,9 +136,7 @@ def test_annealed_budgets_cost_the_longest_trunk_and_the_decays(tmp_path: Path) 
     assert sum(record["settings"]["tokens"] - record["resumed_tokens"] for record in records) == 35 + 5 + 5
     resumed = {record["slug"]: record["resumed_tokens"] for record in records}
     assert resumed == {"trunk-20": 0, "trunk-40": 15, "toy-20": 15, "toy-40": 35}
-    kept = [
-        entry.record["slug"] for entry in store.entries("ct") if entry.has("state") and "trunk" in entry.path.name
-    ]
+    kept = [entry.record["slug"] for entry in store.entries("ct") if entry.has("state") and "trunk" in entry.path.name]
     assert kept == ["trunk-40"]
     assert small.trajectory is None and small_trunk.trajectory == large_trunk.trajectory
 
