@@ -9,7 +9,7 @@ import numpy
 import torch
 
 from merge.engine.tensor_recipe import MergedDelta
-from merge.select import Array
+from merge.select import Array, is_accurate
 
 _WHOLE = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -85,4 +85,4 @@ def energy(tau: torch.Tensor) -> float:
     """Compute Σ τ², row by row, since a norm in float32 loses digits over many elements."""
     rows = torch.linalg.vector_norm(tau, dim=-1, dtype=torch.promote_types(tau.dtype, torch.float32))
     energy = float(rows.double().square().sum())
-    return energy if math.isfinite(energy) else float(tau.double().square().sum())
+    return energy if is_accurate(energy, tau.numel()) else float(tau.double().square().sum())

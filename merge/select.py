@@ -18,9 +18,7 @@ from typing import Any, NamedTuple
 import numpy
 import torch
 
-from merge.loops.arguments import BINS
-from merge.loops.calls import CountCall, Stored
-from merge.loops.machine_code import Loop
+from merge.loops.tables import BINS, CountCall, Loop, Stored
 
 INFINITE = {
     torch.float64: 0x7FF0000000000000,
@@ -220,7 +218,12 @@ def _by_histogram(pieces: Pieces, ranks: list[int], size: int) -> Ranking:
 def _energy(bits: Array) -> float:
     values = torch.from_numpy(bits).view(FLOATS[bits.itemsize])
     energy = float(values @ values)
-    return energy if math.isfinite(energy) else float(values.double().square().sum())
+    return energy if is_accurate(energy, len(bits)) else float(values.double().square().sum())
+
+
+def is_accurate(energy: float, numel: int) -> bool:
+    """Whether Σ τ² is right although squares were added up in float32: none overflowed, and few are subnormal."""
+    return numel * 2.0**-100 < energy < math.inf
 
 
 def threshold(pattern: int, k: int, spare: int, ties: int, dtype: torch.dtype) -> Threshold:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 import torch
 
-from merge.loops.arguments import BINS, DIGIT
+from merge.loops.tables import BINS, DIGIT
 from merge.select import EVERYTHING, INFINITE, PATTERNS, Counting, NotFinite, Ranking, bin_of, threshold
 
 

@@ -11,7 +11,7 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from configparser import ConfigParser
 from configparser import Error as ConfigError
 from functools import cache, wraps
@@ -111,8 +111,13 @@ def harmless(function: Callable[P, Any]) -> Callable[P, Any]:
     return guarded
 
 
-def tracker(config: Config, folder: Path, print_line: PrintLine = print) -> Tracker:
-    """Return what the executor wraps around a stage's computation. print_line: takes a line for people."""
+def tracker(
+    config: Config, folder: Path, methods: Mapping[str, str] | None = None, print_line: PrintLine = print
+) -> Tracker:
+    """Return what the executor wraps around a stage's computation.
+
+    methods: of the results, by keys of stages. print_line: takes a line for people.
+    """
     if mode(config) == "off":
         return no_tracker
     if mode(config) == "online" and not is_reachable(server()):
@@ -123,7 +128,8 @@ def tracker(config: Config, folder: Path, print_line: PrintLine = print) -> Trac
         tracked = job.stage.type.tracked
         run = None
         if tracked:
-            run = start(config, folder, str(job.stage), job.stage.kind, about(job.stage), print_line)
+            described = about(job.stage, (methods or {}).get(job.stage.key))
+            run = start(config, folder, str(job.stage), job.stage.kind, described, print_line)
         if run is None:
             yield
             return
@@ -146,19 +152,14 @@ def tracker(config: Config, folder: Path, print_line: PrintLine = print) -> Trac
     return track
 
 
-def about(stage: Stage) -> dict[str, Any]:
-    """Return what a run's config records of its stage."""
+def about(stage: Stage, method: str | None) -> dict[str, Any]:
+    """Return what a run's config records of its stage, and the method of the results to which it belongs."""
     return {
         "stage": stage.key_content,
         "options": stage.options.model_dump(mode="json", exclude_defaults=True),
-        "method": method_of(stage),
+        "method": method,
         **cell_of(stage),
     }
-
-
-def method_of(stage: Stage) -> str | None:
-    """Return the method of the results that a stage belongs to; None of what several share."""
-    return stage.method if stage.kind in ("eval", "tune", "merge", "weights") else None
 
 
 @harmless

@@ -20,9 +20,20 @@ from merge.engine.pieces import Job, Piece
 from merge.engine.plan import Plan, compute_dtype
 from merge.engine.sparsification import SPARSIFICATIONS, Random
 from merge.engine.tensor_recipe import ModelTerm, Observer, TaskVectorMerge, TensorRecipe
-from merge.loops.arguments import DIFFERENCE, INFINITE, NO_SLACK, RATIO, Number, Row, Scalar
-from merge.loops.calls import KINDS, MergeCall, Stored
-from merge.loops.machine_code import Loop, compiled_loops
+from merge.loops.machine_code import compiled_loops
+from merge.loops.tables import (
+    DIFFERENCE,
+    INFINITE,
+    KINDS,
+    NO_SLACK,
+    RATIO,
+    Loop,
+    MergeCall,
+    Number,
+    Row,
+    Scalar,
+    Stored,
+)
 from merge.methods import AVERAGE, TASK_VECTORS
 from merge.recipe import Recipe
 from merge.select import Array, kept
@@ -35,7 +46,7 @@ Loops = Mapping[int, Mapping[str, Loop]]  # by kind of arithmetic and name
 
 @dataclass
 class FusedCounts:
-    """What an audit counts of one slice (see arguments.Tallies)."""
+    """What an audit counts of one slice (see tables.Tallies)."""
 
     counts: list[tuple[list[list[int]], tuple[int, int]]]
     energies: list[float | None]  # by model, Σ τ² of what entered the merge; None: all of it
@@ -46,7 +57,7 @@ class FusedCounts:
 class FusedSlice:
     """A merged slice. values: by recipe, in its dtype; None for a recipe that is the model itself.
 
-    nonfinite: what is not finite, see stored_numbers.store; 0 if all is. counts: for an audit.
+    nonfinite: what is not finite, see formats.store; 0 if all is. counts: for an audit.
     """
 
     values: list[torch.Tensor | None]

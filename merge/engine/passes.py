@@ -18,7 +18,7 @@ from merge.engine.outputs import Output
 from merge.engine.pieces import Job, Piece, Selection, Subject
 from merge.engine.plan import Plan
 from merge.engine.tensor_recipe import MergedDelta, Observer, TaskVectorMerge, TensorRecipe
-from merge.loops.calls import KINDS, Stored
+from merge.loops.tables import KINDS, Stored
 from merge.select import INFINITE, Array, Counting, DigitCounting, NotFinite, kept, magnitude_bits, rank
 from merge.select_on_device import DeviceCounting
 

@@ -13,8 +13,7 @@ import torch
 from merge.arithmetic import row_ranks
 from merge.engine.outputs import Output, Parent
 from merge.engine.plan import Plan
-from merge.loops.calls import Drawn, Stored, stream_from
-from merge.loops.machine_code import Loop
+from merge.loops.tables import Drawn, Loop, Stored, stream_from
 from merge.select import Array, Ranking, Taker, magnitude_bits
 
 SLICE = 1 << 19  # elements: long enough that threads seldom wait for the interpreter, short enough for the caches
@@ -147,7 +146,7 @@ class Piece:
         return mask
 
     def ranks(self, parent: Parent, dtype: torch.dtype) -> torch.Tensor:
-        """Ranks of |τ| in each row: see methods.row_ranks."""
+        """Ranks of |τ| in each row: see arithmetic.row_ranks."""
         key = (parent, dtype)
         if key not in self._ranks:
             self._ranks[key] = row_ranks(self.tau(parent, dtype).abs())

@@ -102,7 +102,14 @@ def answers(
 def _claim(name: str, text: str, measure: AdaptMeasure, margin: float | None = None) -> Claim:
     better = "saved" if measure.lower_is_better else "gained"
     statistic = f"{measure.title} {better} on the same test items, minus the threshold"
-    return Claim(name, text, SOURCE, statistic, MARGINS[measure.kind] if margin is None else margin, measure.unit)
+    return Claim(
+        id=name,
+        text=text,
+        source=SOURCE,
+        statistic=statistic,
+        margin=MARGINS[measure.kind] if margin is None else margin,
+        unit=measure.unit,
+    )
 
 
 def _more(one: Compared) -> Mapping[str, Any]:

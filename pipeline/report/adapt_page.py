@@ -11,7 +11,7 @@ from typing import Any
 from pandas import DataFrame
 
 from common.files import write_atomic, write_json, write_jsonl
-from eval.stats import wilson
+from eval.metrics import wilson
 from pipeline.report import adapt_claims, claims, data, page, trigrams
 from pipeline.report.adapt import (
     CHAT,

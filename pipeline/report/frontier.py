@@ -258,7 +258,7 @@ class Frontiers:
         seeds: Collection[int] | None = None,
         by_family: bool = False,
     ) -> Gap:
-        """D of two methods at a budget. seeds: none but these."""
+        """Return the gap of two methods at a budget. seeds: only these. by_family: of single families too."""
         match = self.match(first, second, ct_tokens, seeds)
         if isinstance(match, str):
             return Gap(first, second, ct_tokens, missing=match)
@@ -328,7 +328,7 @@ class Frontiers:
             return None
 
         def worth(price: float) -> Estimate:
-            """Utility of left minus that of right; the same seeds and items as above."""
+            """Return the utility of left minus that of right, on the same seeds and items."""
             found = self.test.combination(gap_terms([(most, 1.0)], [(fewest, 1.0)], price), match.seeds)
             return found or difference
 
@@ -343,7 +343,7 @@ def by_cell(side: Mapping[Knob, float]) -> list[tuple[Cell, float]]:
 
 
 def price_of_tie(accuracy: Estimate, bits: Estimate, both: Estimate, dof: float) -> tuple[float, float, float]:
-    """-accuracy / bits with Fieller's 95% interval, which is infinite where bits are not clearly apart from 0.
+    """Return -accuracy / bits with Fieller's 95% interval, which is infinite if bits do not clearly differ from 0.
 
     both: accuracy + bits, whose error has their covariance. dof: degrees of freedom of their sum at the tie.
     """

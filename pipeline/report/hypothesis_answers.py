@@ -61,12 +61,12 @@ class Outcome:
 def data(
     evaluations: Sequence[Evaluation], points: Sequence[FrontierPoint], discarded: Sequence[Discarded], language: str
 ) -> Data:
-    """The data of a report."""
+    """Return the data of a report."""
     return Data(Evidence([*evaluations, *on_test(points)], language), Frontiers(points, language), discarded)
 
 
 def answers(path: Path, found: Data, regime: str | None = None, beside: Collection[str] = ()) -> list[Answer]:
-    """The answer to each hypothesis of a file that belongs to a report, as `hypotheses.of_report` has it.
+    """Return the answer to each hypothesis of a file that belongs to a report (`hypotheses.of_report`).
 
     A hypothesis that is secondary, or that is younger than its scores, has an estimate and no verdict.
     """
@@ -79,7 +79,14 @@ def answers(path: Path, found: Data, regime: str | None = None, beside: Collecti
     strictest = LEVEL / max(1, len(ps))
     listed = []
     for (one, outcome, when), counts in zip(outcomes, judged, strict=True):
-        claim = Claim(one.id, one.statement, one.source, _statistic(one), one.margin, _unit(one))
+        claim = Claim(
+            id=one.id,
+            text=one.statement,
+            source=one.source,
+            statistic=_statistic(one),
+            margin=one.margin,
+            unit=UNITS["accuracy" if isinstance(one, GapHypothesis) else one.kind],
+        )
         more: dict[str, Any] = {
             "role": one.role,
             "stated": when.when,
@@ -101,7 +108,7 @@ def answers(path: Path, found: Data, regime: str | None = None, beside: Collecti
 
 
 def judged_at(estimate: Estimate, margin: float, level: float, strict: float) -> Verdict:
-    """The verdict of one of several hypotheses.
+    """Return the verdict of one of several hypotheses.
 
     level: of its difference, by Holm. strict: of the interval that equivalent and ruled out rest on, LEVEL divided by
     the number of hypotheses. Were equivalence among Holm's steps, it would raise the level of the other differences:
@@ -114,7 +121,7 @@ def judged_at(estimate: Estimate, margin: float, level: float, strict: float) ->
 
 
 def _plain(estimate: Estimate | None, margin: float, text: str, more: Mapping[str, Any]) -> Outcome:
-    """An outcome judged by its interval alone."""
+    """Return an outcome judged by its interval alone."""
     if estimate is None:
         return Outcome(None, text, more=more)
     p = estimate.p if estimate.seeds > 1 else 1.0
@@ -167,13 +174,13 @@ def _gap(one: GapHypothesis, found: Data) -> Outcome:
 def _by_family(
     one: GapHypothesis | ContrastHypothesis, evidence: Evidence, estimate: Callable[[str], Estimate | None]
 ) -> Parts:
-    """The same statistic in each family of tasks; empty if the hypothesis is about one of them."""
+    """Return the same statistic in each family of tasks; empty if the hypothesis is about one of them."""
     found = [(family, estimate(family)) for family in evidence.families if one.family is None]
     return Parts("task", tuple((family, effect) for family, effect in found if effect is not None))
 
 
 def _seeds_of_all(one: GapHypothesis, frontiers: Frontiers) -> frozenset[int]:
-    """The seeds that every knob value of every term has, so that all terms are of the same seeds."""
+    """Return the seeds that every knob value of every term has, so that all terms are of the same seeds."""
     cells = [
         cell for term in one.terms for method in term.names for cell in frontiers.cells(method, term.budget).values()
     ]
@@ -191,7 +198,7 @@ def _separate(one: SeparateHypothesis, found: Data) -> Outcome:
 
 
 def _bound(separate: Separate, first: str, kind: str, text: str, rows: Mapping[str, Any]) -> Outcome:
-    """Whether the method of fewer bits is more accurate too, or (kind=bits) no less accurate: both must hold.
+    """Test whether the method of fewer bits is more accurate too, or (kind=bits) no less accurate: both must hold.
 
     So only the method of fewer bits can win; a trade-off is inconclusive.
     """
@@ -238,7 +245,7 @@ def _contrast(one: ContrastHypothesis, found: Data) -> Outcome:
 
 
 def _count(one: ContrastHypothesis, found: Data) -> Outcome:
-    """Parameters are counted, not sampled: only seeds vary."""
+    """Return a weighted sum of shares of parameters. They are counted, not sampled: only seeds vary."""
     counted = {(merge.method, merge.ct_tokens): merge.lost_top for merge in found.discarded}
     if lost := [term for term in one.terms if (term.name, term.budget) not in counted]:
         audit = f"{label(lost[0].name)} at {budget_name(lost[0].budget)}"
@@ -261,7 +268,7 @@ def _cell(term: Term, evidence: Evidence) -> Cell | None:
 
 
 def _listed(values: Sequence[tuple[Term, float]]) -> str:
-    """`TIES (lambda 1.5) at 450k 0.351 (weight +1)`, ..."""
+    """Format `TIES (lambda 1.5) at 450k 0.351 (weight +1)`, ..."""
     return "; ".join(
         f"{cell_of(label(term.name), term.budget, term.knob)[0] if term.knob else label(term.name)} at "
         f"{budget_name(term.budget)} {value:.3f} (weight {term.weight:+g})"
@@ -270,7 +277,7 @@ def _listed(values: Sequence[tuple[Term, float]]) -> str:
 
 
 def _stated(one: AnyHypothesis, found: Data, times: Mapping[str, Any] | None) -> hypotheses.Stated:
-    """Whether it was committed before the scores of the methods, budgets and seeds that it is about."""
+    """Return whether it was committed before the scores of the methods, budgets and seeds that it is about."""
     about = {(method, budget) for method, budget in named_in(one)}
     about |= {cell for method, budget in about for cell in found.frontiers.cells(method, budget).values()}
     folders = [
@@ -281,12 +288,8 @@ def _stated(one: AnyHypothesis, found: Data, times: Mapping[str, Any] | None) ->
     return hypotheses.stated(times.get(one.id) if times is not None else "unknown", hypotheses.first_scored(folders))
 
 
-def _unit(one: AnyHypothesis) -> str:
-    return UNITS["accuracy" if isinstance(one, GapHypothesis) else one.kind]
-
-
 def _statistic(one: AnyHypothesis) -> str:
-    """What is estimated, in words."""
+    """Return what is estimated, in words."""
     if isinstance(one, GapHypothesis):
         of = f"accuracy of {one.family}" if one.family else "mean accuracy"
         terms = [

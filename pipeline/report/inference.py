@@ -68,13 +68,13 @@ class Estimate:
         return replace(self, low=self.value - half * self.error, high=self.value + half * self.error, mde=mde)
 
     def p_above(self, threshold: float) -> float:
-        """Return two-sided p-value of a true difference of at most `threshold`: twice the one-sided."""
+        """Return the two-sided p-value of a true difference of at most `threshold`: twice the one-sided."""
         if self.error == 0:
             return float(self.value <= threshold + ROUNDING)
         return 1.0 if self.error == inf else min(1.0, 2 * below((threshold - self.value) / self.error, self.dof))
 
     def p_within(self, margin: float) -> float:
-        """p-value of a true difference of `margin` or more either way: twice the larger one-sided."""
+        """Return the p-value of a true difference of `margin` or more either way: twice the larger one-sided."""
         return max(self.p_above(-margin), self.negated.p_above(-margin))
 
 
@@ -146,7 +146,7 @@ def _student(value: float, error: float, dof: float, n: int, seeds: int, documen
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """p-values adjusted for being several (S. Holm, Scandinavian J. Statistics 6 (1979) 65-70), in the order given."""
+    """Adjust p-values for being several (S. Holm, Scandinavian J. Statistics 6 (1979) 65-70), in their order."""
     adjusted, running = [0.0] * len(ps), 0.0
     for rank, index in enumerate(sorted(range(len(ps)), key=lambda index: ps[index])):
         running = max(running, min(1.0, (len(ps) - rank) * ps[index]))

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.corpus_metrics import scorer_of
+from eval.metrics import scorer_of
 from eval.task_checks import LOWER
 from eval.task_set import BITS, BY_TEMPLATE
 from pipeline.baselines import BASELINES
@@ -136,7 +136,7 @@ class Evidence:
         return {seed for other, tokens, seed in self.folders if (other, tokens) == (method, budget)}
 
     def value(self, kind: Kind, method: str, budget: int) -> float:
-        """Mean accuracy or bits per byte, mean over seeds."""
+        """Return a score of a method at a budget, mean over seeds."""
         return mean([self._of(method, budget, seed)[kind, None].value for seed in sorted(self.seeds(method, budget))])
 
     def contrast(self, kind: Kind, weights: Sequence[tuple[Cell, float]], family: str | None = None) -> Estimate | None:
@@ -161,11 +161,7 @@ class Evidence:
         names = dict.fromkeys(name for names in {each.documents for _, each in rows[0]} for name in names)
         place = {name: index for index, name in enumerate(sorted(names))}
         moves = np.asarray([np.sum([weight * _placed(each, place) for weight, each in row], axis=0) for row in rows])
-        counted = [
-            each.n
-            for (_, each), (kind, *_) in zip(rows[0], terms, strict=True)
-            if kind in ("accuracy", "chat", "error")
-        ]
+        counted = [each.n for (_, each), (kind, *_) in zip(rows[0], terms, strict=True) if kind in OF_ITEMS]
         return two_way_clustered(values, moves, rows[0][0][1].n, RULE_OF_THREE / counted[0] if counted else 0.0)
 
     def difference(
@@ -237,7 +233,7 @@ def _placed(each: Measured, place: Mapping[str, int]) -> NDArray[np.float64]:
 
 
 def _document(sample: Mapping[str, Any], named: Collection[str]) -> str:
-    """Return the document of an item. One that names none has its id there (eval/score_records.py) and stands alone.
+    """Return the document of an item. One that names none has its id there (eval/records.py) and stands alone.
 
     The id may be a mere number: items of one number in two tasks have nothing in common. named: documents that others
     name; a text of such an id is this document.

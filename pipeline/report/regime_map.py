@@ -11,7 +11,7 @@ from pathlib import Path
 
 from common.files import write_atomic
 from common.units import format_tokens
-from pipeline.report import claims, figures, merges
+from pipeline.report import builtin_claims, figures, merges
 from pipeline.report.charts.style import SCHEMA, Spec, heat_map
 from pipeline.report.data import csv_text, frame
 from pipeline.report.formatting import interval, label
@@ -60,11 +60,11 @@ def spots(regime: str, sources: Sources) -> list[Spot]:
     chosen = merges.read_choices(sources.choices)
     found = []
     for budget in evidence.budgets:
-        leader = claims.leader_at(budget, chosen, evidence)
+        leader = builtin_claims.leader_at(budget, chosen, evidence)
         if leader is None or not evidence.has(BASELINE, budget):
             continue
         cells = [(leader, budget)], [(BASELINE, budget)]
-        gains = {kind: gain for kind in SHOWN if (gain := claims.gain(evidence, kind, *cells)) is not None}
+        gains = {kind: gain for kind in SHOWN if (gain := builtin_claims.gain(evidence, kind, *cells)) is not None}
         here = [one for one in chosen if one.ct_tokens == budget and one.metric == "acc"]
         on_dev = {method: [one.at_budget for one in here if one.method == method] for method in (leader, BASELINE)}
         dev = mean(on_dev[leader]) - mean(on_dev[BASELINE]) if all(on_dev.values()) else None

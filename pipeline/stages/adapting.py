@@ -23,7 +23,7 @@ from common.errors import BadInput
 from common.files import read_jsonl, write_json, write_jsonl
 from common.settings import Settings
 from common.validation import read_json
-from eval.asking import CHAT
+from eval.prompting import CHAT
 from eval.task_checks import LOWER
 from pipeline import adapted_card
 from pipeline.adapted_card import Facts, Origin
