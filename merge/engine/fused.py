@@ -36,7 +36,7 @@ from merge.loops.tables import (
 )
 from merge.methods import AVERAGE, TASK_VECTORS
 from merge.recipe import Recipe
-from merge.select import Array, kept
+from merge.select import Array, count_kept
 
 WORTH = 1 << 26  # parameters; with fewer, loading the loops takes what they save (docs/development/benchmarks.md)
 WORTH_COMPILING = 1 << 28  # parameters; with fewer, loops are used where they were compiled before
@@ -163,7 +163,7 @@ class FusedTaskVectors(FusedMerge):
                 edge, below = Row.EDGE + row, Row.BELOW + row
                 if rank > 0:
                     at = self._thresholds(term)[rank]
-                    settings[edge, m], settings[below, m], self.call.left[row, m] = at.value, at.below, at.spare
+                    settings[edge, m], settings[below, m], self.call.left[row, m] = at.value, at.below, at.ties_kept
                 else:
                     settings[edge, m] = settings[below, m] = math.inf
 
@@ -216,7 +216,7 @@ class FusedTaskVectors(FusedMerge):
             Number.OWN_SIGNS: not how.slack.both and (not how.weighted or min(how.weights) > 0),
         }.items():
             numbers[number] = value
-        ranks = [kept(level, self.job.output.numel) for level in self.levels]
+        ranks = [count_kept(level, self.job.output.numel) for level in self.levels]
         for m, term in enumerate(self.terms if ranks else []):
             self.call.levels[:, m] = [self._thresholds(term)[rank].value for rank in ranks]
 

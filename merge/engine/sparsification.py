@@ -67,7 +67,7 @@ class Sparsification:
 
 class Magnitude(Sparsification):
     def ranks(self, density: float, gamma: float, numel: int) -> tuple[int, ...]:
-        return () if density >= 1 else (select.kept(density, numel),)
+        return () if density >= 1 else (select.count_kept(density, numel),)
 
     def sparsify(self, tensor: TaskVectorMerge, term: ModelTerm, piece: Piece) -> torch.Tensor:
         return piece.largest(term.parent, tensor.dtype, term.ranks[0])

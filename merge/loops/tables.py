@@ -191,7 +191,7 @@ class Tallies(NamedTuple):
 
     levels: edges of magnitude, [levels, models]. counts: [models, 1 + levels, 3] of kept, in conflict, lost; the first
     row of all that is not zero. turned: [models, 2], regained and given up by slack. energies: [1 + models]: Σ τ_m²,
-    and Σ τ² of what survived. own_signs: see discard_counts.count. work: uint32 [2, BLOCK].
+    and Σ τ² of what survived. own_signs: see auditing.count. work: uint32 [2, BLOCK].
     """
 
     own_signs: bool
@@ -246,7 +246,7 @@ class CountCall:
         if rows is not None:
             self.tables[Count.ROWS] = rows
 
-    def see(self, base: Stored, model: Stored) -> None:
+    def update(self, base: Stored, model: Stored) -> None:
         """Count the next slice."""
         self.numbers[Number.PARAMETERS] = base.values.numel()
         self.tables[Count.PLACES] = numpy.array([base.values.data_ptr(), model.values.data_ptr()], numpy.int64)
