@@ -346,12 +346,12 @@ def _make(names: Sequence[str], settings: Sequence[str], multirun: bool, argumen
 
 def report_folders(folders: Sequence[str], others: Sequence[str]) -> int:
     """Write the report of results in folders. others: `out=FOLDER`, for the report."""
-    from pipeline.report.sources import report
+    from pipeline.report.sources import render_folders
 
     if wrong := [other for other in others if not other.startswith("out=")]:
         raise BadInput(f"{wrong[0]}: a report of folders accepts only out=FOLDER. Leave it out.")
     out = Path(others[-1].removeprefix("out=")) if others else None
-    paths = report([Path(folder) for folder in folders], out)
+    paths = render_folders([Path(folder) for folder in folders], out)
     print(paths.table, paths.page, sep="\n")
     return 0
 

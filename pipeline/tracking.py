@@ -120,10 +120,8 @@ def tracker(config: Config, folder: Path, print_line: PrintLine = print) -> Trac
 
     @contextlib.contextmanager
     def track(job: Job) -> Iterator[None]:
-        tracked = job.stage.type.tracked
-        run = None
-        if tracked:
-            run = start(config, folder, str(job.stage), job.stage.kind, about(job.stage), print_line)
+        stage = job.stage
+        run = start(config, folder, str(stage), stage.kind, about(stage), print_line) if stage.type.tracked else None
         if run is None:
             yield
             return
@@ -147,18 +145,13 @@ def tracker(config: Config, folder: Path, print_line: PrintLine = print) -> Trac
 
 
 def about(stage: Stage) -> dict[str, Any]:
-    """Return what a run's config records of its stage."""
+    """Return what a run's config records of its stage, and the method of the results to which it belongs."""
     return {
         "stage": stage.key_content,
         "options": stage.options.model_dump(mode="json", exclude_defaults=True),
-        "method": method_of(stage),
+        "method": stage.method,
         **cell_of(stage),
     }
-
-
-def method_of(stage: Stage) -> str | None:
-    """Return the method of the results that a stage belongs to; None of what several share."""
-    return stage.method if stage.kind in ("eval", "tune", "merge", "weights") else None
 
 
 @harmless

@@ -305,7 +305,7 @@ def node_memory_of_scoring(shape: ModelShape, config: Config, at_once: int) -> f
     """Return bytes of a node that scores `at_once` checkpoints at a time.
 
     A checkpoint is loaded in main memory before it goes to its GPU. A merge is filled on the GPU; its parents are
-    read piece by piece with pread (merge/io/checkpoint.py), so nothing of them is mapped.
+    read piece by piece with pread (merge/checkpoints/checkpoint.py), so nothing of them is mapped.
     """
     number = 2 if config.eval.dtype == "bfloat16" else 4
     return at_once * (number * shape.parameters + PROCESS)

@@ -1,7 +1,8 @@
-"""hypotheses/<experiment>.yaml: what an experiment is asked, committed before its test scores exist.
+"""hypotheses/<experiment>.yaml: what an experiment tests, committed before its test scores exist.
 
-The file is a list. A report answers its entries in place of the claims of pipeline/report/claims.py. In every entry the
-statistic is written so that a value above 0 is as expected.
+The file is a list. A report answers its entries in place of the built-in claims. In every entry the statistic is
+written so that a value above 0 is as expected. Git shows when each entry was committed, and whether that was before the
+scores. Commit times can be forged; this guards against mistakes, not against fraud.
 """
 
 from __future__ import annotations
@@ -101,7 +102,7 @@ class SeparateHypothesis(Hypothesis):
     kind: Literal["accuracy", "bits"]
 
 
-class Term(Settings):
+class ScoreTerm(Settings):
     """The score of a method at a budget (0: without CT), or of one of its knob values, such as {lambda: 1.5}.
 
     regime: of the method, in a hypothesis that compares regimes.
@@ -124,7 +125,7 @@ class ContrastHypothesis(Hypothesis):
 
     type: Literal["contrast", "count"]
     kind: Literal["accuracy", "answer_bits", "bits", "lost_top_share"]
-    terms: Annotated[tuple[Term, ...], Field(min_length=1)]
+    terms: Annotated[tuple[ScoreTerm, ...], Field(min_length=1)]
     family: Words | None = None
 
     @model_validator(mode="after")
@@ -142,7 +143,7 @@ class ContrastHypothesis(Hypothesis):
 
 
 def in_regime(method: str, regime: str | None) -> str:
-    """`cosine/ties`: a method as a report over several regimes names it."""
+    """Return `cosine/ties`: the name of a method in a report over several regimes."""
     return f"{regime}/{method}" if regime else method
 
 
@@ -163,7 +164,7 @@ def _check_regimes(own: str | None, of_terms: Sequence[str | None]) -> None:
 
 
 def regimes_of(one: AnyHypothesis) -> frozenset[str]:
-    """The regimes that a hypothesis compares; empty for one that a report of a single regime answers."""
+    """Return the regimes that a hypothesis compares; empty if a report of a single regime answers it."""
     if isinstance(one, SeparateHypothesis):
         return frozenset()
     return frozenset(term.regime for term in one.terms if term.regime)
@@ -172,7 +173,7 @@ def regimes_of(one: AnyHypothesis) -> frozenset[str]:
 def of_report(
     hypotheses: Sequence[AnyHypothesis], regime: str | None, beside: Collection[str] = ()
 ) -> list[AnyHypothesis]:
-    """The hypotheses that a report answers. regime: of the report. beside: the regimes of a report over several.
+    """Return the hypotheses that a report answers. regime: of the report. beside: the regimes of a report over several.
 
     A report over several regimes answers the hypotheses that compare them, and no others.
     """
@@ -182,7 +183,7 @@ def of_report(
 
 
 def find(experiment: str) -> Path | None:
-    """The file of an experiment, in the working folder or in the clone; None if there is none."""
+    """Return the file of an experiment, in the working folder or in the clone; None if there is none."""
     if not re.fullmatch(r"[\w. -]+", experiment):
         return None
     name = f"{experiment}.yaml"
@@ -190,7 +191,7 @@ def find(experiment: str) -> Path | None:
 
 
 def read(path: Path) -> list[AnyHypothesis]:
-    """The hypotheses of a file. Raises BadInput that names the entry and the key."""
+    """Read the hypotheses of a file. Raises BadInput that names the entry and the key."""
     found = [_parsed(entry, _named(path, place, entry)) for place, entry in enumerate(entries(path), start=1)]
     if twice := [name for name, count in Counter(one.id for one in found).items() if count > 1]:
         raise BadInput(f"{path}: two hypotheses have the id {twice[0]}. Rename one of them.")
@@ -203,7 +204,7 @@ def read(path: Path) -> list[AnyHypothesis]:
 
 
 def entries(path: Path) -> list[Any]:
-    """The entries of a file, as they are written."""
+    """Read the entries of a file as they are written."""
     listed = read_plain_yaml(path, "a list of hypotheses")
     if not isinstance(listed, list) or not listed:
         raise BadInput(f"{path}: expected a list of hypotheses, each with id, statement, type, expected and margin.")
@@ -213,7 +214,7 @@ def entries(path: Path) -> list[Any]:
 def without_data(
     hypotheses: Sequence[AnyHypothesis], methods: Collection[str], budgets: Collection[int]
 ) -> dict[str, str]:
-    """By id, why a hypothesis will have no data: it names a method or a budget that the experiment does not have."""
+    """Return, by id, why a hypothesis will have no data: the experiment does not have its method or budget."""
     lacking = {}
     known = ", ".join(format_tokens(tokens) for tokens in sorted(budgets))
     for one in hypotheses:
@@ -226,7 +227,7 @@ def without_data(
 
 
 def named_in(one: AnyHypothesis) -> list[tuple[str, int]]:
-    """The methods and budgets that a hypothesis is about."""
+    """Return the methods and budgets that a hypothesis is about."""
     if isinstance(one, GapHypothesis):
         return [(method, term.budget) for term in one.terms for method in term.names]
     if isinstance(one, SeparateHypothesis):
@@ -265,7 +266,7 @@ class Stated:
 
 
 def stated(committed: datetime | None | Literal["unknown"], scored: datetime | None) -> Stated:
-    """committed: as `commit_times` has it. scored: when the first score that answers it was made, where known."""
+    """Compare a hypothesis with its first score. committed: as in `commit_times`. scored: when, if known."""
     if committed == "unknown":
         return Stated("unknown", "When it was stated is unknown: there is no git history of its file.")
     if committed is None:

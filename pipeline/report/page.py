@@ -10,7 +10,6 @@ from typing import Any, Protocol
 from common.units import duration
 from pipeline.report import figures
 from pipeline.report.formatting import budget_name, by_part, label, number, percent, signed
-from pipeline.report.summary import unit
 
 KEPT_CONTROLS = "\n\t"
 WEB = Path(__file__).parent / "web"
@@ -32,7 +31,6 @@ FILTERS = {
     "label": label,
     "budget": budget_name,
     "by_part": by_part,
-    "unit": unit,
     "plain": plain,
 }
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from common.files import write_atomic
 from common.units import format_tokens
-from pipeline.report import claims, figures, merges
+from pipeline.report import builtin_claims, figures, merges
 from pipeline.report.charts.style import SCHEMA, Spec, heat_map
 from pipeline.report.data import csv_text, frame
 from pipeline.report.formatting import interval, label
@@ -25,7 +25,7 @@ SHOWN: dict[Kind, str] = {"accuracy": "mean accuracy gained", "bits": "bits per 
 COLOURS = ("#b35806", "#f5f5f5", "#2166ac")  # CT-then-SFT is ahead, neither, the merge is ahead
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Spot:
     """One regime at one CT budget; differences are the merge's minus CT-then-SFT's, positive where the merge is better.
 
@@ -60,17 +60,27 @@ def spots(regime: str, sources: Sources) -> list[Spot]:
     chosen = merges.read_choices(sources.choices)
     found = []
     for budget in evidence.budgets:
-        leader = claims.leader_at(budget, chosen, evidence)
+        leader = builtin_claims.leader_at(budget, chosen, evidence)
         if leader is None or not evidence.has(BASELINE, budget):
             continue
         cells = [(leader, budget)], [(BASELINE, budget)]
-        gains = {kind: gain for kind in SHOWN if (gain := claims.gain(evidence, kind, *cells)) is not None}
+        gains = {kind: gain for kind in SHOWN if (gain := builtin_claims.gain(evidence, kind, *cells)) is not None}
         here = [one for one in chosen if one.ct_tokens == budget and one.metric == "acc"]
         on_dev = {method: [one.at_budget for one in here if one.method == method] for method in (leader, BASELINE)}
         dev = mean(on_dev[leader]) - mean(on_dev[BASELINE]) if all(on_dev.values()) else None
         if gains.keys() == SHOWN.keys():
             norms = mean(merges.norm_ratios(sources.audits, leader, budget))
-            found.append(Spot(sources.info.language_name, regime, budget, leader, norms, dev, gains))
+            found.append(
+                Spot(
+                    language=sources.info.language_name,
+                    regime=regime,
+                    ct_tokens=budget,
+                    merge=leader,
+                    norms=norms,
+                    dev=dev,
+                    gains=gains,
+                )
+            )
     return found
 
 

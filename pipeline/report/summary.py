@@ -3,116 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from pandas import DataFrame
 
 from common.units import format_tokens
 from eval.task_set import BITS
 from pipeline.baselines import BASELINES
-from pipeline.report.claims import Answer, Claim
+from pipeline.report.claims import Answer, Clauses
 from pipeline.report.data import OVERALL, budgets_of, measures, methods_of
-from pipeline.report.formatting import ANSWER_BITS, SHARE_OF_TOP, UNITS, by_part, confidence, label, listed
+from pipeline.report.formatting import UNITS, by_part, confidence, label, listed
 from pipeline.report.paired import Comparison
 from pipeline.report.records import ReportInfo
 
 # The verdicts with data, in the order in which the second claim of a headline is looked for.
 VERDICTS = ("supported", "contradicted", "equivalent", "ruled out", "inconclusive")
-
-
-@dataclass(frozen=True)
-class Clauses:
-    """How a claim is written under each verdict, and the unit of its effect.
-
-    where: `smallest` or `largest` budget, `mean` over budgets, or empty. supported, equivalent, contradicted: what was
-    found. not_found: a ruled out gain. An inconclusive claim is written as supported, behind "it is inconclusive
-    whether".
-    """
-
-    where: str
-    supported: str
-    equivalent: str
-    not_found: str
-    contradicted: str
-    unit: str
-
-
-ACCURACY, TEXT_BITS, TOP = "in accuracy", "bits per byte of text saved", SHARE_OF_TOP
-CORRECT = f"{ANSWER_BITS} saved"
-
-
-def _compared(where: str, first: str, second: str, quality: tuple[str, str, str], unit: str) -> Clauses:
-    """quality: more, no more, less, such as `is more accurate than`."""
-    more, no_more, less = quality
-    equal = f"{first} and {second} are equivalent {'in accuracy' if unit == ACCURACY else 'in bits per byte'}"
-    return Clauses(
-        where, f"{first} {more} {second}", equal, f"{first} {no_more} {second}", f"{first} {less} {second}", unit
-    )
-
-
-_ACCURATE = ("is more accurate than", "is not more accurate than", "is less accurate than")
-_LIKELY = (
-    "makes the correct answers more likely than",
-    "does not make the correct answers more likely than",
-    "makes the correct answers less likely than",
-)
-_KEEPS = (
-    "models the language better than",
-    "does not model the language better than",
-    "models the language worse than",
-)
-_AVERAGED = "the average of CT-then-SFT and CT"
-
-
-def _slack(more: str, no_more: str, less: str, unit: str, same_norm: bool = False) -> Clauses:
-    at = " at equal norm of the merged updates" if same_norm else ""
-    equal = f"slack makes no meaningful difference to {'accuracy' if unit == ACCURACY else ANSWER_BITS}"
-    texts = [f"{text}{at}" for text in (f"slack {more}", equal, f"slack {no_more}", f"slack {less}")]
-    return Clauses("mean", texts[0], texts[1], texts[2], texts[3], unit)
-
-
-_RAISES = ("raises accuracy", "does not raise accuracy", "lowers accuracy")
-_HELPS = (
-    "makes the correct answers more likely",
-    "does not make the correct answers more likely",
-    "makes the correct answers less likely",
-)
-CLAUSES = {
-    "scarce-accuracy": _compared("smallest", "merging", "CT-then-SFT", _ACCURATE, ACCURACY),
-    "scarce-answer-bits": _compared("smallest", "merging", "CT-then-SFT", _LIKELY, CORRECT),
-    "language-kept": _compared("mean", "merging", "CT-then-SFT", _KEEPS, TEXT_BITS),
-    "averaged-accuracy": _compared("smallest", "merging", _AVERAGED, _ACCURATE, ACCURACY),
-    "averaged-language-kept": _compared("mean", "merging", _AVERAGED, _KEEPS, TEXT_BITS),
-    "merging-uses-ct": _compared("largest", "merging", "the average of base and SFT", _ACCURATE, ACCURACY),
-    "advantage-shrinks": Clauses(
-        "",
-        "the advantage of merging over CT-then-SFT shrinks as the CT budget grows",
-        "the advantage of merging over CT-then-SFT is the same at the smallest and the largest CT budget",
-        "the advantage of merging over CT-then-SFT does not shrink as the CT budget grows",
-        "the advantage of merging over CT-then-SFT grows with the CT budget",
-        ACCURACY,
-    ),
-    "conflicts-grow": Clauses(
-        "",
-        "TIES discards more of SFT's important parameters as the CT budget grows",
-        "TIES discards as many of SFT's important parameters at the largest CT budget as at the smallest",
-        "TIES does not discard more of SFT's important parameters as the CT budget grows",
-        "TIES discards fewer of SFT's important parameters as the CT budget grows",
-        TOP,
-    ),
-    "slack-keeps": Clauses(
-        "mean",
-        "slack keeps more of SFT's important parameters than TIES",
-        "slack and TIES keep as many of SFT's important parameters",
-        "slack does not keep more of SFT's important parameters than TIES",
-        "slack keeps fewer of SFT's important parameters than TIES",
-        TOP,
-    ),
-    "slack-accuracy": _slack(*_RAISES, ACCURACY),
-    "slack-answer-bits": _slack(*_HELPS, CORRECT),
-    "slack-norm-accuracy": _slack(*_RAISES, ACCURACY, same_norm=True),
-    "slack-norm-answer-bits": _slack(*_HELPS, CORRECT, same_norm=True),
-}
 
 
 def sentences(answers: Sequence[Answer], language: str, budgets: Sequence[int] = ()) -> list[str]:
@@ -139,21 +43,17 @@ def sentence(answers: Sequence[Answer], language: str, budgets: Sequence[int] = 
     return " ".join(sentences(answers, language, budgets))
 
 
-def unit(claim: Claim) -> str:
-    """Return the unit of a claim's effect, MDE and margin."""
-    return claim.unit or CLAUSES[claim.id].unit
-
-
 def _sentence(answer: Answer, budgets: Sequence[int]) -> str:
-    text = _of_hypothesis(answer) if answer.claim.unit else _of_claim(answer, budgets)
+    clauses = answer.claim.clauses
+    text = _of_claim(answer, clauses, budgets) if clauses else _of_hypothesis(answer)
     bound = "; a lower bound, from two points" if answer.more.get("bound") else ""
-    numbers = f" ({confidence(answer.estimate, unit(answer.claim))}{bound})" if answer.estimate else ""
+    numbers = f" ({confidence(answer.estimate, answer.claim.unit)}{bound})" if answer.estimate else ""
     parts = f" {by_part(answer.parts)}" if answer.parts.differ else ""
     return f"{text}{numbers}.{parts}"
 
 
 def _of_hypothesis(answer: Answer) -> str:
-    """The words of its statement, under each verdict."""
+    """Return the statement with its verdict."""
     stated = answer.claim.text.rstrip(".")
     return {
         "supported": stated,
@@ -163,12 +63,11 @@ def _of_hypothesis(answer: Answer) -> str:
     }.get(answer.verdict, f"Inconclusive: \u201c{stated}\u201d")
 
 
-def _of_claim(answer: Answer, budgets: Sequence[int]) -> str:
-    clauses = CLAUSES[answer.claim.id]
+def _of_claim(answer: Answer, clauses: Clauses, budgets: Sequence[int]) -> str:
     texts = {
         "supported": clauses.supported,
         "equivalent": clauses.equivalent,
-        "ruled out": clauses.not_found,
+        "ruled out": clauses.ruled_out,
         "contradicted": clauses.contradicted,
         "inconclusive": f"it is inconclusive whether {clauses.supported}",
     }

@@ -122,15 +122,20 @@ class RunView:
         self._running: dict[str, dict[str, Any]] = {}  # events by key: that it started, or its last progress
         self._started: dict[str, float] = {}
         self._failures: dict[str, str] = {}
+        self._unshown: list[tuple[str, str]] = []  # events and their lines
 
     def new_lines(self, with_status: bool = False) -> list[str]:
-        """Read the new events of the journal and return their lines. with_status: without what the status shows."""
-        lines = []
-        for event in self._journal.new_events():
-            text = self._apply(event)
-            if text and not (with_status and event["event"] in IN_STATUS):
-                lines.append(text)
+        """Return the lines of events since the last call. with_status: without those that the status shows."""
+        self._read()
+        lines = [line for event, line in self._unshown if not (with_status and event in IN_STATUS)]
+        self._unshown.clear()
         return lines
+
+    def _read(self) -> None:
+        """Take in the new events of the journal."""
+        for event in self._journal.new_events():
+            if line := self._apply(event):
+                self._unshown.append((event["event"], line))
 
     def _apply(self, event: Mapping[str, Any]) -> str | None:
         """Take in an event and return a line about it, behind how many stages are finished."""
@@ -179,8 +184,8 @@ class RunView:
         return f"{fraction:.0%}, {event['text']}, about {duration(elapsed * (1 - fraction) / fraction)} left"
 
     def status(self) -> RunStatus:
-        """Return the status by the store, which other commands change too, and the events read so far."""
-        self.new_lines()
+        """Return the status by the store, which other commands change too, and the journal."""
+        self._read()
         done = {key for key, stage in self.stages.items() if self.store.find(stage)}
         counts = Counter(stage.kind for stage in self.stages.values())
         finished = Counter(self.stages[key].kind for key in done)
@@ -228,21 +233,19 @@ def shown(view: RunView) -> Iterator[None]:
 
 def _show(view: RunView, live: Live | None, ended: threading.Event) -> None:
     """Print new lines and refresh the status until the block of `shown` has ended."""
-    refreshed, table = 0.0, ResultsTable(view.plan)
-    with contextlib.suppress(BrokenPipeError):  # `slackmerge run | head`: the run goes on
-        while True:
-            last = ended.wait(LINES_EVERY_S)
+    refreshed, table, last = 0.0, ResultsTable(view.plan), False
+    while not last:
+        last = ended.wait(LINES_EVERY_S)
+        # a terminal that is gone, as in `slackmerge run | head`, or a file that is just being written: the run goes on
+        with contextlib.suppress(OSError, ValueError):
             for line in view.new_lines(with_status=live is not None):
                 if live is None:
                     print_line(line)
                 else:
                     live.console.print(line, markup=False, highlight=False, soft_wrap=True)
-            if last:
-                return
-            if live is not None and time.monotonic() - refreshed > STATUS_EVERY_S:
-                with contextlib.suppress(OSError, ValueError):  # a file that is just being written: read it next time
-                    _refresh(live, view.status(), table)
+            if live is not None and not last and time.monotonic() - refreshed > STATUS_EVERY_S:
                 refreshed = time.monotonic()
+                _refresh(live, view.status(), table)
 
 
 def _refresh(live: Live, status: RunStatus, table: ResultsTable) -> None:

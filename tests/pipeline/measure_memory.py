@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from merge.loops.arguments import EXACT
 from merge.loops.machine_code import compiled_loops
+from merge.loops.tables import EXACT
 
 
 def resident(field: str) -> int:

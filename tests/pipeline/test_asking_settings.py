@@ -132,7 +132,7 @@ def test_a_merge_is_scored_by_the_template_and_the_generation_config_of_its_chat
     """As its written folder with these files is scored."""
     import merge
     from eval import harness, task_set
-    from eval.asking import Asking
+    from eval.prompting import Prompting
     from merge import Recipe
 
     own = local_tasks.write(tmp_path / "tasks", ["mgsm_tam"])
@@ -142,8 +142,8 @@ def test_a_merge_is_scored_by_the_template_and_the_generation_config_of_its_chat
     merge.write(Recipe.from_yaml(tmp_path / "merge.yml"), folder)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"):
         shutil.copyfile(merged["sft"] / name, folder / name)
-    asking = Asking("auto", "சொல்")
-    expected = harness.evaluate_folder(folder, tasks, asking=asking)
+    asking = Prompting("auto", "சொல்")
+    expected = harness.evaluate_folder(folder, tasks, prompting=asking)
     parents = {name: toy_stage("model", name, {"name": name}) for name in merged}
     usual: dict[str, Any] = {"split": "test", "limit": None, "excerpt": None, "language": "tam", "tasks": ()}
     settings = EvalSettings(**usual, chat="auto", system="சொல்")

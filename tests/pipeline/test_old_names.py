@@ -141,7 +141,7 @@ def test_reports_and_scores_with_the_old_names_are_read(tmp_path: Path) -> None:
         before = before.replace(f'"{name}"', f'"{was}"')
     assert '"ties_stated"' in before and '"base_with_sft"' in before
     sources.write_text(before)
-    again = report_sources.report([tmp_path / "one"], tmp_path / "again")
+    again = report_sources.render_folders([tmp_path / "one"], tmp_path / "again")
     assert again.results_csv.read_text() == table
     assert again.claims.read_bytes() == new.claims.read_bytes()
     assert label("ceiling") == label("target_sft") and label("a/ties_stated") == label("a/ties_fixed")

@@ -26,7 +26,6 @@ from pipeline.report.claims import Answer
 from pipeline.report.data import DIGITS, Measure, frame, measures, points
 from pipeline.report.formatting import confidence
 from pipeline.report.paired import Comparison
-from pipeline.report.summary import unit
 
 MOST_MARGINS = 10.0  # that a chart of effects shows
 RIGHT_IS_BETTER = "bits per byte of {} text (right is better)"
@@ -244,7 +243,7 @@ def claims(answers: Sequence[Answer], width: int | None) -> Chart:
         if (estimate := answer.estimate) is not None:
             ends = (x / answer.claim.margin for x in (estimate.value, estimate.low, estimate.high))
             cut = (round(max(-MOST_MARGINS, min(MOST_MARGINS, end)), 3) for end in ends)
-            effect = confidence(estimate, unit(answer.claim))
+            effect = confidence(estimate, answer.claim.unit)
             rows.append((f"{place}. {answer.verdict}", answer.claim.text, answer.verdict, *cut, effect))
     across = {"type": "quantitative", "title": "effect divided by margin"}
     across["scale"] = {"domain": [-MOST_MARGINS, MOST_MARGINS], "clamp": True}  # type: ignore[assignment]

@@ -12,10 +12,11 @@ from typing import Any
 import yaml
 
 from eval.harness import mean_records
-from eval.stats import ratio_interval, wilson
+from eval.metrics import ratio_interval, wilson
 from pipeline import report
-from pipeline.report import claims, merges
+from pipeline.report import builtin_claims, merges
 from pipeline.report.analysis import Analysis, Inputs, analyse
+from pipeline.report.claims import Claims
 from pipeline.report.records import Audit, Choice, Evaluation, ReportInfo, ReportPaths
 
 N = 200
@@ -226,8 +227,8 @@ class Run:
     def verdicts(self) -> list[str]:
         return [answer.verdict for answer in self.claims().answers]
 
-    def claims(self) -> claims.Claims:
-        return claims.claims(
+    def claims(self) -> Claims:
+        return builtin_claims.answer_all(
             self.evaluations, merges.read_audits(self.audits), merges.read_choices(self.choices), "nya"
         )
 

@@ -19,7 +19,7 @@ def test_a_new_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     @questions.word_family("longest", "Which word is the longest?")
     def longest(words: list[str], vocabulary: Vocabulary, rng: random.Random) -> Question | None:
-        text = questions.random_window(words, 5, 8, vocabulary.writing, rng)
+        text = questions.random_window(words, 5, 8, vocabulary.segmenter, rng)
         by_length = sorted({questions.strip_punctuation(word) for word in text}, key=len)
         if len(by_length) < 4:
             return None

@@ -109,7 +109,7 @@ def test_conversations_in_blocks(chat_model: Path, tmp_path: Path) -> None:
     shown = read_jsonl(tmp_path / "out" / "examples.jsonl")
     assert [row["trained"] for row in shown] == [list(each) for each in answers[:5]]
     assert all(row["text"].startswith("<|im_start|>system\nYou are a helpful AI assistant named Smol") for row in shown)
-    assert chat_template.read_trained_template(tmp_path / "out") == chat_template.TrainedTemplate(
+    assert chat_template.TrainedTemplate.read(tmp_path / "out") == chat_template.TrainedTemplate(
         text("smollm2"), "<|im_end|>"
     )
 
