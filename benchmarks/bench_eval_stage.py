@@ -42,8 +42,7 @@ def executor(store: Path, stages: Sequence[Stage]) -> Executor:
 
 def prepare(folder: Path, checkpoints: int) -> None:
     """Data, tasks and checkpoints."""
-    from eval.items_schema import read_documents, read_items
-    from eval.task_set import truncate
+    from eval.task_set import read_documents, read_items, truncate
 
     stage = evaluation(folder)
     (folder / "store").mkdir(parents=True, exist_ok=True)
@@ -51,11 +50,11 @@ def prepare(folder: Path, checkpoints: int) -> None:
     items, corpus = (makes.ensure(stage.parents[role]) for role in ("items", "corpus"))
     shutil.rmtree(folder / "tasks", ignore_errors=True)  # of an experiment that asked something else
     (folder / "tasks").mkdir()
-    limit, split = stage.settings["limit"], stage.settings["split"]
+    limit, split = stage.settings.limit, stage.settings.split
     for path in (items / "tasks").glob(f"*.{split}.jsonl"):
         write_task(folder, path.name.split(".")[0], "items.yaml", read_items(path)[:limit])
     for path in (corpus / "text").glob(f"*.{split}.jsonl"):
-        documents = [truncate(row, stage.settings["excerpt"]) for row in read_documents(path)[:limit]]
+        documents = [truncate(row, stage.settings.excerpt) for row in read_documents(path)[:limit]]
         write_task(folder, f"bits_per_byte_{path.name.split('.')[0]}", "bits_per_byte.yaml", documents)
     for number in range(checkpoints):
         write_checkpoint(folder / "checkpoints" / f"{number:02}", number)
@@ -110,12 +109,13 @@ def score(folder: Path, checkpoints: int) -> None:
 
 def count_tokens() -> dict[str, int]:
     """Tokens that go through models from here on: in packed rows, and had each request gone by itself."""
-    from eval.language_model import Pack, PackedLM
+    from eval.language_model import PackedLM
+    from eval.packing import PackedRow
 
     tokens = {"packed": 0, "alone": 0}
     packs = PackedLM._packs
 
-    def count(lm: PackedLM, requests: Sequence[Any]) -> list[Pack]:
+    def count(lm: PackedLM, requests: Sequence[Any]) -> list[PackedRow]:
         found = packs(lm, requests)
         tokens["packed"] += sum(pack.width for pack in found)
         tokens["alone"] += sum(len(pack.prompt) + len(part) - 1 for pack in found for part in pack.continuations)
@@ -127,15 +127,15 @@ def count_tokens() -> dict[str, int]:
 
 def keep_loglikelihoods() -> dict[str, list[list[float]]]:
     """By task, those of every document that is scored from here on, choice by choice."""
-    from eval import harness, score_records
+    from eval import harness, records
 
     kept: dict[str, list[list[float]]] = {}
 
     def keep(name: str, entry: Any, logged: Any, unlabelled: Any = ()) -> Any:
-        rows = score_records.in_order(logged)
+        rows = records.first_filter(logged)
         answers = [row["filtered_resps"] for row in rows]
         kept[name] = [[float(pair[0]) for pair in a] if isinstance(a[0], tuple) else [float(a[0])] for a in answers]
-        return score_records.task_records(name, entry, logged, unlabelled)
+        return records.task_records(name, entry, logged, unlabelled)
 
     harness.task_records = keep
     return kept

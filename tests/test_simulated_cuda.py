@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import merge
-from eval import checkpoints, harness, task_set
+from eval import harness, loading, task_set
 from eval.language_model import PackedLM
 from tests.common.test_special_tokens import tokenizer_with
 from tests.eval.conftest import make_items, tiny_model, write_jsonl
@@ -117,7 +117,7 @@ def test_a_model_that_is_spread_over_two_gpus_scores_as_on_the_cpu(
     seen: list[Any] = []
     with simulated_cuda(2), pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_DEACTIVATE_ASYNC_LOAD", "1")  # transformers' threads would not see the simulation
-        patch.setattr(checkpoints, "_device_map", watched(checkpoints._device_map, seen))
+        patch.setattr(loading, "_device_map", watched(loading._device_map, seen))
         if from_folder:
             found = harness.evaluate_folder(tmp_path / "model", tasks, device="cuda", gpus=2, **how)
             assert set(seen[0].values()) == {"cuda:0", "cuda:1"}

@@ -17,11 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from common.errors import BadInput, Interrupted
 from train import dev_text, parallel, resume
-from train.data import chat_template
 from train.data.blocks import Blocks
+from train.data.chat_template import TrainedTemplate, add_stop_token
 from train.dev_text import DevEvaluation
-from train.parallel import Compute
-from train.stage_settings import TrainingSettings
+from train.settings import Compute, TrainingSettings
 
 if TYPE_CHECKING:
     from train.transformers_trainer import Trainer
@@ -126,9 +125,9 @@ def publish(
     trainer.publish(out, model_dir, settings.lora)
     if trainer.is_world_process_zero():
         tokenizer = transformers.AutoTokenizer.from_pretrained(model_dir, trust_remote_code=False)
-        if learnt := chat_template.read_trained_template(blocks_dir):
-            tokenizer.chat_template = learnt.template
-            chat_template.add_stop_token(out / "model", tokenizer.get_vocab()[learnt.stop_token])
+        if trained := TrainedTemplate.read(blocks_dir):
+            tokenizer.chat_template = trained.template
+            add_stop_token(out / "model", tokenizer.get_vocab()[trained.stop_token])
         tokenizer.save_pretrained(out / "model")
         resume.publish_state(work / f"checkpoint-{settings.steps}", out / "state")
         shutil.copy(work / "log.jsonl", out / "log.jsonl")

@@ -18,7 +18,7 @@ from common.hub import OTHER_LICENCE, common_licence
 from common.special_tokens import added_special_tokens
 from common.units import counted
 from common.validation import read_json
-from eval.chat_prompts import rendered
+from eval.prompting import render_chat
 from eval.task_checks import context_length
 from pipeline import architecture, inputs, recipes
 from pipeline.baselines import PAIR
@@ -29,7 +29,7 @@ from pipeline.page_questions import KEY, read_questions
 from pipeline.stages.adapting import of_chat_model
 from pipeline.stages.scoring import prompt
 from train.data.chat_template import TOKENIZER, ChatTemplate, template_of
-from train.stage_settings import ChatSettings, LoraSettings
+from train.settings import ChatSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -88,7 +88,7 @@ def check_fit(folder: Path, key: str, path: str, cell: Cell) -> Iterator[Finding
         architecture.check_packing(folder, where)
     architecture.check_attention(folder, where, config.compute.attention)
     if config.train.lora and key != "sft.source":  # which nothing is trained from
-        architecture.check_lora(folder, where, LoraSettings.from_mapping(config.train.lora.model_dump()))
+        architecture.check_lora(folder, where, config.train.lora)
     if key == "model.path":  # blocks are made with its tokenizer
         architecture.check_end(folder, where)
     if warning := architecture.beyond_embedding(folder, where):
@@ -195,7 +195,7 @@ def check_pair(cell: Cell) -> Iterator[Finding]:
             f"{chat.where}: the head of {tied.where} is its embedding and that of {other.where} is not, so their heads"
             " cannot be merged. Give the base that the chat model was made from."
         )
-    template = template_of(chat.tokenizer, ChatSettings(TOKENIZER), f"{chat.where}: its tokenizer")
+    template = template_of(chat.tokenizer, ChatSettings(template=TOKENIZER), f"{chat.where}: its tokenizer")
     yield Finding(False, f"pair        {pair_in_words(base, chat, template, config, cell.left_out)}", fact=True)
     yield Finding(False, f"generation  {generation_in_words(chat, template)}", fact=True)
     online = model_hub.is_online()
@@ -296,17 +296,17 @@ def check_template(config: Config, folder: Path, where: str) -> Iterator[Finding
     """Check the template of one checkpoint. Raises BadInput."""
     from transformers import AutoTokenizer
 
-    from eval.chat_prompts import rendered, template_of
+    from eval.prompting import chat_template_of, render_chat
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception:  # whatever files that are missing or of no known kind lead to; another check reports it
         return
-    if template_of(tokenizer) is None:
+    if chat_template_of(tokenizer) is None:
         yield Finding(False, f"chat        {where}: plain prompts (no chat template)", fact=True)
         return
     system = [] if config.eval.system is None else [{"role": "system", "content": config.eval.system}]
-    rendered(tokenizer, [*system, *ASKED, ASKED[0]], config.chat.date)
+    render_chat(tokenizer, [*system, *ASKED, ASKED[0]], config.chat.date)
     stops = stop_tokens(folder, tokenizer)
     yield Finding(False, f"chat        {where}: by its template; generation stops at {', '.join(stops)}", fact=True)
     end = turn_end(tokenizer, config.chat.date)
@@ -326,9 +326,9 @@ def stop_tokens(folder: Path, tokenizer: PreTrainedTokenizerBase) -> list[str]:
 
 def turn_end(tokenizer: PreTrainedTokenizerBase, day: str) -> str | None:
     """Return the first special token that the template writes after an answer; None if it writes none."""
-    from eval.chat_prompts import rendered
+    from eval.prompting import render_chat
 
-    after = rendered(tokenizer, [*ASKED, ASKED[0]], day).partition(ANSWER)[2]
+    after = render_chat(tokenizer, [*ASKED, ASKED[0]], day).partition(ANSWER)[2]
     added = sorted((token.content for token in tokenizer.added_tokens_decoder.values()), key=len, reverse=True)
     found = re.search("|".join(map(re.escape, added)), after) if added else None
     return found[0] if found else None
@@ -350,7 +350,7 @@ def check_questions(cell: Cell) -> Iterator[Finding]:
         tokenizer = load_tokenizer(folder)
         for number, question in enumerate(asked, start=1):
             messages = prompt(tokenizer, question, config.eval.system)
-            text = messages if isinstance(messages, str) else rendered(tokenizer, messages, config.chat.date)
+            text = messages if isinstance(messages, str) else render_chat(tokenizer, messages, config.chat.date)
             length = len(tokenizer.encode(text, add_special_tokens=False))
             if context is not None and length >= context:
                 raise BadInput(

@@ -52,7 +52,7 @@ def load_tasks(
     from eval import task_checks, task_set
 
     loaded = task_set.load_tasks(folder, names, fewshot)
-    task_checks.check_room(loaded, context)
+    task_checks.check_generation_length(loaded, context)
     found |= loaded
 
 

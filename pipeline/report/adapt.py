@@ -15,8 +15,8 @@ from typing import Any
 from common.errors import BadInput
 from common.files import read_jsonl, write_json
 from common.validation import read_json
-from eval import asking
-from eval.generated_records import AGGREGATE
+from eval import prompting
+from eval.records import AGGREGATE
 from eval.task_checks import LOWER
 from eval.task_set import BITS, BY_TEMPLATE
 from pipeline.config.adapting import BEST, TASKS
@@ -315,7 +315,8 @@ class TestScores:
     def by_template(self) -> dict[str, bool]:
         """Whether each model was asked by its chat template; empty where no model was meant to be."""
         stated = {
-            model: [row[asking.CHAT] for row in rows if asking.CHAT in row] for model, rows in self._records.items()
+            model: [row[prompting.CHAT] for row in rows if prompting.CHAT in row]
+            for model, rows in self._records.items()
         }
         return {model: any(chats) for model, chats in stated.items() if chats}
 

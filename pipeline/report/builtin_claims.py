@@ -36,13 +36,16 @@ class Finding(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Data:
+class ClaimData:
     """All that claims are answered from. leaders: the merge that was best on dev, by budget."""
 
     evidence: Evidence
     discarded: Sequence[Discarded]
     choices: Sequence[Selected]
     leaders: dict[int, str]
+
+
+Answerer = Callable[[ClaimData], Finding]
 
 
 def leader_at(budget: int, choices: Sequence[Selected], evidence: Evidence) -> str | None:
@@ -64,10 +67,10 @@ def gain(
     return estimate.negated if estimate is not None and kind in LOWER_IS_BETTER else estimate
 
 
-def beats(baseline: str, kind: Kind, where: Callable[[Sequence[int]], int] = min) -> Callable[[Data], Finding]:
+def beats(baseline: str, kind: Kind, where: Callable[[Sequence[int]], int] = min) -> Answerer:
     """Compare the merge that was best on dev with a baseline, at the smallest budget (where=min) or the largest."""
 
-    def answer(data: Data) -> Finding:
+    def answer(data: ClaimData) -> Finding:
         budget = where(data.evidence.budgets or [0])
         leader, reference = data.leaders.get(budget), data.evidence.cell(baseline, budget)
         if leader is None or reference is None:
@@ -86,10 +89,10 @@ def beats(baseline: str, kind: Kind, where: Callable[[Sequence[int]], int] = min
     return answer
 
 
-def keeps_language(baseline: str) -> Callable[[Data], Finding]:
+def keeps_language(baseline: str) -> Answerer:
     """Compare the bits per byte of a baseline with those of the merge that was best on dev, over all budgets."""
 
-    def answer(data: Data) -> Finding:
+    def answer(data: ClaimData) -> Finding:
         budgets = [budget for budget in data.leaders if data.evidence.has(baseline, budget)]
         merged: list[Cell] = [(data.leaders[budget], budget) for budget in budgets]
         reference: list[Cell] = [(baseline, budget) for budget in budgets]
@@ -104,7 +107,7 @@ def keeps_language(baseline: str) -> Callable[[Data], Finding]:
     return answer
 
 
-def advantage_shrinks(data: Data) -> Finding:
+def advantage_shrinks(data: ClaimData) -> Finding:
     """Compare the advantage of merges in accuracy at the smallest budget with that at the largest."""
     budgets = sorted(budget for budget in data.leaders if data.evidence.has("ct_then_sft", budget))
     if len(budgets) < 2:
@@ -125,7 +128,7 @@ def advantage_shrinks(data: Data) -> Finding:
     return Finding(estimate, text)
 
 
-def conflicts_grow(data: Data) -> Finding:
+def conflicts_grow(data: ClaimData) -> Finding:
     """Compare the share that TIES loses at the largest budget with that at the smallest, at equal settings."""
     plain = [merge for merge in data.discarded if merge.is_plain_ties]
     budgets = sorted({merge.ct_tokens for merge in plain})
@@ -150,7 +153,7 @@ def alike(first: Discarded, second: Discarded) -> bool:
     )
 
 
-def slack_keeps(data: Data) -> Finding:
+def slack_keeps(data: ClaimData) -> Finding:
     """Compare the share that TIES loses with that of TIES with slack, at equal settings."""
     pairs = matched_pairs(data)
     if not pairs:
@@ -161,13 +164,13 @@ def slack_keeps(data: Data) -> Finding:
     return Finding(_over_seeds(lost_by_seed(plain), lost_by_seed(slack)), f"Lost: {_listed([*plain, *slack])}.")
 
 
-def slack_helps(kind: Kind, at_norm: bool = False) -> Callable[[Data], Finding]:
+def slack_helps(kind: Kind, at_norm: bool = False) -> Answerer:
     """Compare merges with slack and without at equal settings, mean over all pairs and budgets.
 
     at_norm: of merges whose step was given a norm. Without, slack changes the length of the step with its direction.
     """
 
-    def answer(data: Data) -> Finding:
+    def answer(data: ClaimData) -> Finding:
         pairs = matched_pairs(data, at_norm)
         with_slack: list[Cell] = [(slack, budget) for slack, _, budget in pairs]
         without: list[Cell] = [(plain, budget) for _, plain, budget in pairs]
@@ -187,7 +190,7 @@ def slack_helps(kind: Kind, at_norm: bool = False) -> Callable[[Data], Finding]:
     return answer
 
 
-def matched_pairs(data: Data, at_norm: bool = False) -> list[tuple[str, str, int]]:
+def matched_pairs(data: ClaimData, at_norm: bool = False) -> list[tuple[str, str, int]]:
     """Return (with slack, without, budget) for merges whose recipes differ in the slack alone, for every seed of both.
 
     Recipes that were tuned apart differ in density and lambda too, and would answer for those. at_norm: of merges whose
@@ -225,7 +228,7 @@ def _needs(what: str) -> str:
     return f"Not computed: it needs {what}."
 
 
-def _by_family(data: Data, kind: Kind, first: Sequence[Cell], second: Sequence[Cell]) -> Parts:
+def _by_family(data: ClaimData, kind: Kind, first: Sequence[Cell], second: Sequence[Cell]) -> Parts:
     """Return the same difference in each family of tasks: a mean may hide two of opposite sign."""
     gains = [(family, gain(data.evidence, kind, first, second, family)) for family in data.evidence.families]
     return Parts("task", tuple((family, gained) for family, gained in gains if gained is not None))
@@ -253,7 +256,11 @@ def _listed(merges: Sequence[Discarded]) -> str:
 PAPER = "Tao et al., Findings of EMNLP 2024 (arXiv 2407.03994)"
 OURS = "our reading of the slack; the paper's formula is not public"
 SHARE_MARGIN = 0.01  # of shares of parameters: a difference that would not matter
-AVERAGE = "the average of CT-then-SFT and CT"
+RIVALS = {  # in sentences
+    "ct_then_sft": "CT-then-SFT",
+    "average_of_ct_then_sft_and_ct": "the average of CT-then-SFT and CT",
+    "average_of_base_and_sft": "the average of base and SFT",
+}
 WHERE = {
     "smallest": " at the smallest CT budget",
     "largest": " at the largest CT budget",
@@ -294,10 +301,15 @@ QUALITIES: dict[Kind, Quality] = {
 RAISES = ("raises accuracy", "does not raise accuracy", "lowers accuracy")
 
 
-def _merging(id: str, text: str, kind: Kind, where: str, rival: str, source: str = "ours", that: str = "") -> Claim:
-    """Return the claim that the merge that was best on dev is better than a rival. that: the rival in the statistic."""
-    quality = QUALITIES[kind]
-    return Claim(
+def _merging(
+    id: str, text: str, kind: Kind, where: str, baseline: str, source: str = "ours", that: str = ""
+) -> tuple[Claim, Answerer]:
+    """Return the claim that the merge that was best on dev is better than a baseline.
+
+    where: the CT budget, smallest or largest, or the mean over budgets. that: the baseline in the statistic.
+    """
+    quality, rival = QUALITIES[kind], RIVALS[baseline]
+    claim = Claim(
         id=id,
         text=text,
         source=source,
@@ -312,15 +324,18 @@ def _merging(id: str, text: str, kind: Kind, where: str, rival: str, source: str
             contradicted=f"merging {quality.worse} than {rival}",
         ),
     )
+    if where == "mean":
+        return claim, keeps_language(baseline)
+    return claim, beats(baseline, kind, min if where == "smallest" else max)
 
 
-def _slack(id: str, text: str, kind: Kind, source: str, at_norm: str = "") -> Claim:
+def _slack(id: str, text: str, kind: Kind, source: str, at_norm: str = "") -> tuple[Claim, Answerer]:
     """Return the claim that slack helps. at_norm: what the statistic of merges of the same norm adds."""
     quality = QUALITIES[kind]
     better, no_better, worse = RAISES if kind == "accuracy" else (quality.better, quality.no_better, quality.worse)
     at = " at equal norm of the merged updates" if at_norm else ""
     what = "accuracy" if kind == "accuracy" else ANSWER_BITS
-    return Claim(
+    claim = Claim(
         id=id,
         text=text,
         source=source,
@@ -335,61 +350,48 @@ def _slack(id: str, text: str, kind: Kind, source: str, at_norm: str = "") -> Cl
             contradicted=f"slack {worse}{at}",
         ),
     )
+    return claim, slack_helps(kind, bool(at_norm))
 
 
-STATED: tuple[tuple[Claim, Callable[[Data], Finding]], ...] = (
-    (
-        _merging(
-            "scarce-accuracy",
-            "Merges are more accurate than CT-then-SFT at the smallest CT budget.",
-            "accuracy",
-            "smallest",
-            "CT-then-SFT",
-            PAPER,
-        ),
-        beats("ct_then_sft", "accuracy"),
+STATED: tuple[tuple[Claim, Answerer], ...] = (
+    _merging(
+        id="scarce-accuracy",
+        text="Merges are more accurate than CT-then-SFT at the smallest CT budget.",
+        kind="accuracy",
+        where="smallest",
+        baseline="ct_then_sft",
+        source=PAPER,
     ),
-    (
-        _merging(
-            "scarce-answer-bits",
-            "Merges make the correct answers more likely than CT-then-SFT does at the smallest CT budget.",
-            "answer_bits",
-            "smallest",
-            "CT-then-SFT",
-            PAPER,
-        ),
-        beats("ct_then_sft", "answer_bits"),
+    _merging(
+        id="scarce-answer-bits",
+        text="Merges make the correct answers more likely than CT-then-SFT does at the smallest CT budget.",
+        kind="answer_bits",
+        where="smallest",
+        baseline="ct_then_sft",
+        source=PAPER,
     ),
-    (
-        _merging("language-kept", "Merges model the language better than CT-then-SFT.", "bits", "mean", "CT-then-SFT"),
-        keeps_language("ct_then_sft"),
+    _merging("language-kept", "Merges model the language better than CT-then-SFT.", "bits", "mean", "ct_then_sft"),
+    _merging(
+        id="averaged-accuracy",
+        text="Merges are more accurate than the average of CT-then-SFT and CT at the smallest CT budget.",
+        kind="accuracy",
+        where="smallest",
+        baseline="average_of_ct_then_sft_and_ct",
     ),
-    (
-        _merging(
-            "averaged-accuracy",
-            f"Merges are more accurate than {AVERAGE} at the smallest CT budget.",
-            "accuracy",
-            "smallest",
-            AVERAGE,
-        ),
-        beats("average_of_ct_then_sft_and_ct", "accuracy"),
+    _merging(
+        id="averaged-language-kept",
+        text="Merges model the language better than the average of CT-then-SFT and CT.",
+        kind="bits",
+        where="mean",
+        baseline="average_of_ct_then_sft_and_ct",
     ),
-    (
-        _merging(
-            "averaged-language-kept", f"Merges model the language better than {AVERAGE}.", "bits", "mean", AVERAGE
-        ),
-        keeps_language("average_of_ct_then_sft_and_ct"),
-    ),
-    (
-        _merging(
-            "merging-uses-ct",
-            "Merges gain from CT: they are more accurate than the average of base and SFT, which needs no CT.",
-            "accuracy",
-            "largest",
-            "the average of base and SFT",
-            that="that average",
-        ),
-        beats("average_of_base_and_sft", "accuracy", max),
+    _merging(
+        id="merging-uses-ct",
+        text="Merges gain from CT: they are more accurate than the average of base and SFT, which needs no CT.",
+        kind="accuracy",
+        where="largest",
+        baseline="average_of_base_and_sft",
+        that="that average",
     ),
     (
         Claim(
@@ -449,30 +451,21 @@ STATED: tuple[tuple[Claim, Callable[[Data], Finding]], ...] = (
         ),
         slack_keeps,
     ),
-    (_slack("slack-accuracy", "Slack raises accuracy.", "accuracy", PAPER), slack_helps("accuracy")),
-    (
-        _slack("slack-answer-bits", "Slack makes the correct answers more likely.", "answer_bits", PAPER),
-        slack_helps("answer_bits"),
+    _slack("slack-accuracy", "Slack raises accuracy.", "accuracy", PAPER),
+    _slack("slack-answer-bits", "Slack makes the correct answers more likely.", "answer_bits", PAPER),
+    _slack(
+        id="slack-norm-accuracy",
+        text="Slack raises accuracy when all merged updates have the same norm.",
+        kind="accuracy",
+        source=OURS,
+        at_norm=" and norm of the update",
     ),
-    (
-        _slack(
-            "slack-norm-accuracy",
-            "Slack raises accuracy when all merged updates have the same norm.",
-            "accuracy",
-            OURS,
-            at_norm=" and norm of the update",
-        ),
-        slack_helps("accuracy", at_norm=True),
-    ),
-    (
-        _slack(
-            "slack-norm-answer-bits",
-            "Slack makes the correct answers more likely when all merged updates have the same norm.",
-            "answer_bits",
-            OURS,
-            at_norm=" and norm",
-        ),
-        slack_helps("answer_bits", at_norm=True),
+    _slack(
+        id="slack-norm-answer-bits",
+        text="Slack makes the correct answers more likely when all merged updates have the same norm.",
+        kind="answer_bits",
+        source=OURS,
+        at_norm=" and norm",
     ),
 )
 
@@ -483,14 +476,23 @@ def answer_all(
     """Return all answers and all paired comparisons, in the target language."""
     evidence = Evidence(evaluations, language)
     leaders = {budget: leader for budget in evidence.budgets if (leader := leader_at(budget, choices, evidence))}
-    data = Data(evidence, discarded, choices, leaders)
+    data = ClaimData(evidence, discarded, choices, leaders)
     found = [(claim, answer(data)) for claim, answer in STATED]
     adjusted = iter(holm([finding.estimate.p for _, finding in found if finding.estimate is not None]))
     answers = []
     for claim, (estimate, text, parts) in found:
         if estimate is None:
-            answers.append(Answer(claim, "no data", None, None, text))
+            answers.append(Answer(claim=claim, verdict="no data", text=text))
         else:
             p = next(adjusted)
-            answers.append(Answer(claim, verdict(estimate, claim.margin, p), estimate, p, text, parts=parts))
+            answers.append(
+                Answer(
+                    claim=claim,
+                    verdict=verdict(estimate, claim.margin, p),
+                    estimate=estimate,
+                    p_adjusted=p,
+                    text=text,
+                    parts=parts,
+                )
+            )
     return Claims(answers, compare(evidence))

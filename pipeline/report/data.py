@@ -12,7 +12,7 @@ from typing import Any
 
 from pandas import DataFrame
 
-from eval.asking import CHAT
+from eval.prompting import CHAT
 from eval.task_checks import LOWER
 from eval.task_set import BITS, BY_TEMPLATE, CORRECT_BITS
 from pipeline.report.formatting import ANSWER_BITS
@@ -254,6 +254,6 @@ def data_exposure(counts: Iterable[Mapping[str, Any]], budgets: Iterable[int]) -
     for budget in budgets:
         seen = [text_seen(each, budget) for each in counts if each["tokens"] >= budget]
         for language in dict.fromkeys(language for each in seen for language in each):
-            fewest = min((each[language] for each in seen if language in each), key=lambda text: text.different)
-            rows.append(DataExposure(budget, language, fewest.tokens, fewest.different, fewest.passes))
+            fewest = min((each[language] for each in seen if language in each), key=lambda text: text.unique_tokens)
+            rows.append(DataExposure(budget, language, fewest.tokens, fewest.unique_tokens, fewest.epochs))
     return rows

@@ -15,7 +15,7 @@ from click.shell_completion import ShellComplete
 from common import project as version_module
 from common.command_line import parse_command_line
 from common.project import describe_version, version
-from eval import options as eval_options
+from eval import __main__ as eval_options
 from merge import cli as merge_options
 from pipeline import cli
 from pipeline.cli import VERBS

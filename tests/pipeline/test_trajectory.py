@@ -136,9 +136,7 @@ def test_annealed_budgets_cost_the_longest_trunk_and_the_decays(tmp_path: Path) 
     assert sum(record["settings"]["tokens"] - record["resumed_tokens"] for record in records) == 35 + 5 + 5
     resumed = {record["slug"]: record["resumed_tokens"] for record in records}
     assert resumed == {"trunk-20": 0, "trunk-40": 15, "toy-20": 15, "toy-40": 35}
-    kept = [
-        entry.record["slug"] for entry in store.entries("ct") if entry.has("state") and "trunk" in entry.path.name
-    ]
+    kept = [entry.record["slug"] for entry in store.entries("ct") if entry.has("state") and "trunk" in entry.path.name]
     assert kept == ["trunk-40"]
     assert small.trajectory is None and small_trunk.trajectory == large_trunk.trajectory
 
@@ -161,7 +159,7 @@ def test_the_state_of_a_trunk_is_there_when_its_decay_starts(budgets: set[int], 
         for stage in run_annealed(store, tuple(sorted(budgets)), Path(folder), decay):
             entry = store.find(stage)
             assert entry and (
-                "trunk" not in stage.parents or entry.record["resumed_tokens"] == stage.settings["tokens"] - decay
+                "trunk" not in stage.parents or entry.record["resumed_tokens"] == stage.settings.tokens - decay
             )
 
 

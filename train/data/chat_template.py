@@ -1,7 +1,7 @@
-"""A chat template: how it renders messages, and what it writes around an answer, found out by a probe.
+"""A chat template: how it renders messages, what it writes around an answer, and how it masks training examples.
 
-Templates are rendered as transformers renders them (`apply_chat_template`), but for the date: where a template asks for
-today's, it gets a stated one, so that the same settings give the same text on any day.
+Templates are rendered as transformers renders them (`apply_chat_template`), except for the date: a template that writes
+today's date gets a fixed one, so that the same settings give the same text on any day.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
 
-    from train.stage_settings import ChatSettings
+    from train.settings import ChatSettings
 
 NONE, TOKENIZER, CHATML = "none", "tokenizer", "chatml"  # values of sft.template; any other is a file
 CHATML_MARKS = ("<|im_start|>", "<|im_end|>")
@@ -40,33 +40,33 @@ CHATML_TEXT = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 GIVEN = {"messages", "tools", "documents", "add_generation_prompt", "bos_token", "eos_token", "pad_token", "unk_token"}
-UNTHINKING = {"enable_thinking": False}  # where a template knows the name: data of answers has no thoughts
+UNTHINKING = {"enable_thinking": False}  # if a template knows the name: our answers have no thoughts
 THOUGHTS = ("<think>", "</think>")  # that templates take out of answers
-# Texts that a probe finds again: of mixed case, in two scripts, and none that a tokenizer or a template would know.
+# Texts that a probe can find again: mixed case, two scripts, and unknown to tokenizers and templates.
 SYSTEM, QUESTIONS, ANSWERS = "Zq0ழSx", ("Zq1ழUx", "Zq3ழUx"), ("Zq2ழAx", "Zq4ழAx")
 
 
 class Failed(Exception):
-    """A template does not render a conversation; the text says why."""
+    """A template does not render a conversation; the text is the reason."""
 
 
 @dataclass(frozen=True)
 class Rendering:
     """A template's text, and what it is rendered with.
 
-    controls: tokens that stand for structure, and may not stand in a text of a conversation.
+    controls: tokens of structure, which must not be in the text of a message.
     """
 
     text: str
     variables: Mapping[str, Any]
     controls: tuple[str, ...]
-    date: str = DEFAULT_DAY  # what it is given for today, as ISO 8601 writes it
+    date: str = DEFAULT_DAY  # for today, in ISO 8601
 
     def __call__(self, messages: Sequence[Message], *, generation: bool = False) -> str:
-        """Messages as text; generation: with what stands before the answer that is to come. Raises Failed."""
+        """Render messages as text. generation: with what comes before the next answer. Raises Failed."""
         from transformers.utils.chat_template_utils import _compile_jinja_template
 
-        given = {DATE_FUNCTION: date_function(self.date)} if DATE_FUNCTION in self.text else {}
+        dates = {DATE_FUNCTION: date_function(self.date)} if DATE_FUNCTION in self.text else {}
         try:
             template = _compile_jinja_template(self.text)
             return str(
@@ -76,7 +76,7 @@ class Rendering:
                     documents=None,
                     add_generation_prompt=generation,
                     **self.variables,
-                    **given,
+                    **dates,
                 )
             )
         except Exception as error:  # whatever the code in a template raises
@@ -84,14 +84,14 @@ class Rendering:
 
     @property
     def control(self) -> re.Pattern[str]:
-        """Finds a control token in a text."""
+        """Return the pattern of a control token."""
         longest_first = sorted(self.controls, key=len, reverse=True)
         return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """A template, with what the probe found of it.
+    """A template, with what the probe found out.
 
     An answer is trained as `lead + answer + stop` after the prompt that generation sees.
     """
@@ -99,23 +99,23 @@ class ChatTemplate:
     render: Rendering
     lead: str  # what it writes between the prompt of a generation and the answer; empty in most
     stop: str  # what it writes after an answer, up to the first control token, which ends a generation
-    folds_system: bool  # the system message goes into the first question, as the template takes none
-    one_sequence: bool  # a prompt resumes from the answer before it
-    own_system: str  # text that it puts where a conversation has no system message; empty in most
+    folds_system: bool  # whether the system message goes into the first question, as the template takes none
+    one_sequence: bool  # whether each prompt continues after the answer before it
+    own_system: str  # the system text that it writes itself if a conversation has none; empty in most
 
     @property
     def stop_token(self) -> str:
-        """The token that ends an answer."""
-        found = self.render.control.search(self.stop)
-        assert found is not None
-        return found[0]
+        """Return the token that ends an answer."""
+        match = self.render.control.search(self.stop)
+        assert match is not None
+        return match[0]
 
     def prompt(self, messages: Sequence[Message]) -> str:
-        """Messages up to a question as generation sees them. Raises Failed."""
+        """Render messages up to a question, as generation sees them. Raises Failed."""
         return self.render(self.folded(messages), generation=True)
 
     def folded(self, messages: Sequence[Message]) -> Sequence[Message]:
-        """The messages, with the system message in the first question where the template takes none."""
+        """Return the messages, with the system message in the first question if the template takes none."""
         if not self.folds_system or messages[0]["role"] != "system":
             return messages
         system, question, *further = messages
@@ -124,7 +124,7 @@ class ChatTemplate:
 
 
 def probe(render: Rendering, where: str) -> ChatTemplate:
-    """Return a template whose answers can be masked. Raises BadInput, which `where` begins, with the reason why not."""
+    """Return a template whose answers can be masked. Raises BadInput that begins with `where` and gives the reason."""
     try:
         return _Probe(render).template()
     except Failed as error:
@@ -133,14 +133,14 @@ def probe(render: Rendering, where: str) -> ChatTemplate:
 
 @dataclass(frozen=True)
 class _Probe:
-    """A template that is tried on texts that can be found again."""
+    """A template that is rendered with texts that can be found again."""
 
     render: Rendering
     first: list[Message] = field(default_factory=lambda: turns_of(QUESTIONS[:1], ANSWERS[:1]))
     both: list[Message] = field(default_factory=lambda: turns_of(QUESTIONS, ANSWERS))
 
     def template(self) -> ChatTemplate:
-        """What a template is found to do. Raises Failed."""
+        """Return what the template does. Raises Failed."""
         prompt, whole = self.rendered(self.first[:1]), self.rendered(self.first)
         following = self.rendered(self.both[:3])
         self.rendered(self.both)
@@ -160,28 +160,28 @@ class _Probe:
         return ChatTemplate(self.render, lead, stops, folds, one_sequence, own)
 
     def rendered(self, messages: list[Message]) -> str:
-        """Messages as text: a prompt where they end with a question. Raises Failed if one of them is not there."""
+        """Render messages, as a prompt if they end with a question. Raises Failed if one of them is not in the text."""
         try:
             text = self.render(messages, generation=messages[-1]["role"] == "user")
         except Failed as error:
             raise Failed(f"the template fails on a plain conversation ({error})") from None
-        places = [text.find(message["content"]) for message in messages]
-        if -1 in places or any(text.count(message["content"]) > 1 for message in messages):
-            lost = messages[places.index(-1)]["role"] if -1 in places else "message"
+        positions = [text.find(message["content"]) for message in messages]
+        if -1 in positions or any(text.count(message["content"]) > 1 for message in messages):
+            lost = messages[positions.index(-1)]["role"] if -1 in positions else "message"
             turn = {"user": "a question", "assistant": "an answer"}.get(lost, "a message more than once")
-            raise Failed(f"the template {'changes or leaves out' if -1 in places else 'writes'} {turn}")
-        if places != sorted(places):
+            raise Failed(f"the template {'changes or leaves out' if -1 in positions else 'writes'} {turn}")
+        if positions != sorted(positions):
             raise Failed("the template writes the turns in another order")
         return text
 
     def system(self, without: str) -> tuple[bool, str]:
-        """Whether a system message has to go into the first question, and what the template writes where there is none.
+        """Return whether a system message has to go into the first question, and what the template writes without one.
 
         without: the first question's prompt without a system message.
         """
-        asked = [{"role": "system", "content": SYSTEM}, self.first[0]]
+        messages = [{"role": "system", "content": SYSTEM}, self.first[0]]
         try:
-            text = self.render(asked, generation=True)
+            text = self.render(messages, generation=True)
         except Failed:
             return True, ""
         if text.count(SYSTEM) != 1 or QUESTIONS[0] not in text:
@@ -192,34 +192,34 @@ class _Probe:
 
 
 def turns_of(questions: Sequence[str], answers: Sequence[str]) -> list[Message]:
-    """Questions and their answers in turn."""
+    """Return questions and their answers in turn, as messages."""
     pairs = zip(questions, answers, strict=True)
     roles = ("user", "assistant")
     return [{"role": role, "content": text} for pair in pairs for role, text in zip(roles, pair, strict=True)]
 
 
 def end(text: str) -> str:
-    """The end of a text, short enough for a line."""
+    """Return the end of a text, short enough for a message."""
     return text[-40:]
 
 
 def rendering_of(tokenizer: PreTrainedTokenizerBase, settings: ChatSettings, where: str) -> Rendering:
-    """The template that settings ask for, with a tokenizer's tokens.
+    """Return the template that settings select, with a tokenizer's tokens.
 
-    Raises BadInput, which `where` begins, for a tokenizer without a template of its own or without ChatML's marks, and
-    for arguments that the template does not know.
+    Raises BadInput that begins with `where` for a tokenizer without a chat template or without ChatML's marks, and for
+    arguments that the template does not know.
     """
     text = settings.template
     if text == TOKENIZER:
-        own = tokenizer.chat_template
-        if isinstance(own, Mapping):
-            own = own.get("default")
-        if not isinstance(own, str) or not own:
+        template = tokenizer.chat_template
+        if isinstance(template, Mapping):
+            template = template.get("default")
+        if not isinstance(template, str) or not template:
             raise BadInput(
                 f"{where} has no chat template. Set sft.template=chatml or a .jinja file, or set model.path"
                 " or sft.source to a chat model that has one."
             )
-        text = own
+        text = template
     added = {token.content: token.special for token in tokenizer.added_tokens_decoder.values()}
     marks = CHATML_MARKS if text == CHATML_TEXT else ()
     for mark in marks:
@@ -236,8 +236,7 @@ def rendering_of(tokenizer: PreTrainedTokenizerBase, settings: ChatSettings, whe
             raise BadInput(f"sft.template_args.{name}: the template has no such variable. Leave it out.")
     tokens = {name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
     controls = tuple(dict.fromkeys([*known, *marks, *thoughts]))
-    stated = {} if settings.date is None else {"date": settings.date}
-    return Rendering(text, {**tokens, **variables}, controls, **stated)
+    return Rendering(text, {**tokens, **variables}, controls, settings.date or DEFAULT_DAY)
 
 
 def template_of(tokenizer: PreTrainedTokenizerBase, settings: ChatSettings, where: str) -> ChatTemplate:
@@ -245,9 +244,17 @@ def template_of(tokenizer: PreTrainedTokenizerBase, settings: ChatSettings, wher
     return probe(rendering_of(tokenizer, settings, where), where)
 
 
+# --- Masking: conversations -> examples for packing ---
+#
+# An answer is trained as generation sees and writes it: the prompt of all turns before it, rendered as for a
+# generation, then `lead + answer + stop`, with the loss on these three. If each prompt continues after the answer
+# before it, a conversation is one sequence with the loss on all of its answers. Otherwise (the template drops earlier
+# thoughts, or moves the system message) it is unrolled into one example per answer. A text is encoded once, as a
+# whole. Its tokens up to an answer must be those of the prompt alone, which is all that a generation has.
+
 LEFT_OUT = "left_out."  # before the reason, in the name of a count
 SEAM = "seam"  # left out: the first tokens of an answer are not those that a generation would have
-MOST_AT_SEAM = 0.01  # share of conversations left out for it, above which template and tokenizer do not fit
+MAX_AT_SEAM = 0.01  # fraction of conversations left out for it, above which template and tokenizer do not fit
 Example = tuple[Tokens, NDArray[np.bool_]]  # token ids, and which of them carry the loss
 
 
@@ -263,8 +270,8 @@ class Text:
 class Masking:
     """The way conversations become examples.
 
-    system: message for those that have none; None: the template's default. size: tokens of a block, the longest
-    example. cut: whether longer conversations lose their last turns; else they are left out.
+    system: message for those that have none; None: the template's default. size: tokens of a block, which an example
+    must fit. cut: whether longer conversations lose their last turns; else they are left out.
     """
 
     template: ChatTemplate
@@ -275,12 +282,12 @@ class Masking:
     def examples(
         self, rows: Sequence[Mapping[str, Any]], library: Tokenizer, dtype: type[np.unsignedinteger[Any]]
     ) -> tuple[list[Example], Counter[str]]:
-        """Return the examples of rows of instructions in their order, and what was counted.
+        """Return the examples of rows of instructions in their order, and counts.
 
-        Counts: conversations, answers and sequences (of those that are kept), cut, unrolled, system_in_question, and
-        those left out, by reason, as `left_out.<reason>`. library: neither cuts nor pads.
+        Counts: conversations, answers and sequences that are kept, cut, unrolled, system_in_question, and those left
+        out, by reason, as `left_out.<reason>`. library: a tokenizer that neither cuts nor pads.
         """
-        made: list[Example] = []
+        examples: list[Example] = []
         counts: Counter[str] = Counter()
         for row in rows:
             messages = self.messages(row)
@@ -294,15 +301,15 @@ class Masking:
             if not kept or (kept < answers and not self.cut):
                 counts[f"{LEFT_OUT}too_long"] += 1
                 continue
-            made += [(ids, loss) for ids, loss, _ in of_row]
+            examples += [(ids, loss) for ids, loss, _ in of_row]
             has_system = messages[0]["role"] == "system"
             counts += Counter(conversations=1, answers=kept, sequences=len(of_row), cut=int(kept < answers))
             counts += Counter(unrolled=int(len(texts) > 1))
             counts += Counter(system_in_question=int(has_system and self.template.folds_system))
-        return made, counts
+        return examples, counts
 
     def messages(self, row: Mapping[str, Any]) -> list[Message]:
-        """Return the messages of a row of instructions, be it a conversation or prompts with their outputs."""
+        """Return the messages of a row of instructions: a conversation, or prompts with their outputs."""
         if row.get("messages") is not None:
             messages: list[Message] = list(row["messages"])
         else:
@@ -317,11 +324,11 @@ class Masking:
         return messages
 
     def texts(self, messages: Sequence[Message]) -> list[Text]:
-        """Return a conversation as one text, or as one an answer. Raises _LeftOut, whose text is the reason."""
+        """Return a conversation as one text, or as one per answer. Raises _LeftOut, whose text is the reason."""
         template = self.template
         if any(template.render.control.search(message["content"]) for message in messages):
             raise _LeftOut("special_token")
-        prompts, wholes = [], []
+        prompts, sequences = [], []
         for number, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
@@ -332,16 +339,16 @@ class Masking:
             if not contains_in_order(prompt, template.folded(messages[:number])):
                 raise _LeftOut("template_changes_text")
             prompts.append(prompt)
-            wholes.append(prompt + template.lead + message["content"] + template.stop)
-        spans = [(len(prompt), len(whole)) for prompt, whole in zip(prompts, wholes, strict=True)]
-        if all(later.startswith(whole) for (whole, later) in zip(wholes, prompts[1:], strict=False)):
-            return [Text(wholes[-1], tuple(spans))]
-        return [Text(whole, (span,)) for whole, span in zip(wholes, spans, strict=True)]
+            sequences.append(prompt + template.lead + message["content"] + template.stop)
+        spans = [(len(prompt), len(sequence)) for prompt, sequence in zip(prompts, sequences, strict=True)]
+        if all(later.startswith(sequence) for (sequence, later) in zip(sequences, prompts[1:], strict=False)):
+            return [Text(sequences[-1], tuple(spans))]
+        return [Text(sequence, (span,)) for sequence, span in zip(sequences, spans, strict=True)]
 
     def encoded(
         self, text: Text, library: Tokenizer, dtype: type[np.unsignedinteger[Any]]
     ) -> Iterator[tuple[Tokens, NDArray[np.bool_], int]]:
-        """Yield the example of a text, if it is not too long, with the number of its answers: the first ones that fit.
+        """Yield the example of a text with the number of its answers, the first ones that fit; nothing if none fits.
 
         Raises _LeftOut if the tokens of a prompt are not the text's.
         """
@@ -352,11 +359,11 @@ class Masking:
             raise _LeftOut(SEAM)
         loss = np.zeros(len(ids), np.bool_)
         end = kept = 0
-        for begins, ends in text.answers:
-            first, after = bisect_left(starts, begins), bisect_left(starts, ends)
+        for start, stop in text.answers:
+            first, after = bisect_left(starts, start), bisect_left(starts, stop)
             if after > self.size:
                 break
-            if library.encode(text.text[:begins], add_special_tokens=False).ids != ids[:first]:
+            if library.encode(text.text[:start], add_special_tokens=False).ids != ids[:first]:
                 raise _LeftOut(SEAM)
             loss[first:after] = True
             end, kept = after, kept + 1
@@ -370,16 +377,16 @@ class _LeftOut(Exception):
 
 def contains_in_order(prompt: str, messages: Sequence[Message]) -> bool:
     """Return whether a prompt contains the texts of messages, those of the turns in order."""
-    place = 0
+    position = 0
     for message in messages:
         if message["role"] == "system":
             if message["content"] not in prompt:
                 return False
             continue
-        found = prompt.find(message["content"], place)
+        found = prompt.find(message["content"], position)
         if found < 0:
             return False
-        place = found + len(message["content"])
+        position = found + len(message["content"])
     return True
 
 
@@ -393,13 +400,18 @@ def check_trainable(counts: Mapping[str, int], where: str) -> None:
             "Change sft.template or the data."
         )
     at_seam = left_out.get(SEAM, 0)
-    if at_seam > max(1, MOST_AT_SEAM * total):
+    if at_seam > max(1, MAX_AT_SEAM * total):
         raise BadInput(
             f"{where}: of {total:,} conversations, {at_seam:,} have a token that joins the prompt and "
             "its answer, which a model"
             " cannot generate. Set sft.template to one that puts a special token between them."
         )
 
+
+# --- The template that a checkpoint was trained with ---
+#
+# It is next to the blocks of SFT, and becomes that of the checkpoint. If several trainings of a checkpoint have
+# templates, the last one counts.
 
 TEMPLATE, STOP = "chat_template.jinja", "chat_stop.json"
 
@@ -411,23 +423,22 @@ class TrainedTemplate:
     template: str
     stop_token: str
 
+    @classmethod
+    def read(cls, blocks: Path) -> TrainedTemplate | None:
+        """Return the template next to blocks; None for blocks without conversations."""
+        if not (blocks / TEMPLATE).exists():
+            return None
+        stop = json.loads((blocks / STOP).read_text(encoding="utf-8"))["stop_token"]
+        return cls((blocks / TEMPLATE).read_text(encoding="utf-8"), stop)
 
-def read_trained_template(blocks: Path) -> TrainedTemplate | None:
-    """Return the template that a folder of blocks teaches; None if it is none of conversations."""
-    if not (blocks / TEMPLATE).exists():
-        return None
-    stop = json.loads((blocks / STOP).read_text(encoding="utf-8"))["stop_token"]
-    return TrainedTemplate((blocks / TEMPLATE).read_text(encoding="utf-8"), stop)
-
-
-def write_trained_template(teaches: TrainedTemplate, blocks: Path) -> None:
-    """Write a template beside the blocks that teach it."""
-    (blocks / TEMPLATE).write_text(teaches.template, encoding="utf-8")
-    (blocks / STOP).write_text(json.dumps({"stop_token": teaches.stop_token}) + "\n", encoding="utf-8")
+    def write(self, blocks: Path) -> None:
+        """Write the template next to blocks."""
+        (blocks / TEMPLATE).write_text(self.template, encoding="utf-8")
+        (blocks / STOP).write_text(json.dumps({"stop_token": self.stop_token}) + "\n", encoding="utf-8")
 
 
 def copy_trained_template(blocks: Path, others: Path) -> None:
-    """Leave what blocks teach beside others that are made of them."""
+    """Copy the template next to blocks, if there is one, next to others that are made of them."""
     for name in (TEMPLATE, STOP):
         if (blocks / name).exists():
             shutil.copy(blocks / name, others / name)

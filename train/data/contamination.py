@@ -1,8 +1,16 @@
-"""Items indexed by the hashes of their n-grams and shingles, to be looked for in any text.
+"""Evaluation items that training text contains, word for word or nearly: found and reported, for any corpus and tasks.
 
-Pure; docs/reference/data.md says why these sizes.
+verbatim   13 words in a row that an item and the training text share, letters and digits only, case folded: the n-grams
+           of GPT-3's contamination study (Brown et al. 2020, appendix C) and of lm-eval's decontamination. An item of
+           8 to 12 words is searched as a whole; a shorter one cannot be judged.
+near       a passage whose set of 5-word shingles has a Jaccard similarity of 0.8 or more with the item's: the
+           near-duplicates of Lee et al. 2022 (arXiv 2107.06499). They estimate it by MinHash, since they compare every
+           document with every other. The items here are few enough for a complete index, so that the similarity is
+           exact and none is missed.
 
-A hash is 64 bits. An n-gram is so many words in a row; the shingles of a text are its set of n-grams of SHINGLE words.
+Several processes read the training text once, file by file; memory holds the items and one file per process. A hash is
+64 bits. An n-gram is n words in a row; the shingles of a text are its set of n-grams of SHINGLE words.
+docs/reference/data.md explains these sizes.
 """
 
 from __future__ import annotations
@@ -31,6 +39,8 @@ SHORTEST = 8  # words of the shortest item that can be judged
 SHINGLE = 5  # words of a shingle
 NEAR = 0.8  # Jaccard similarity of a near-duplicate
 EXCERPT = 240  # characters of an excerpt
+WORST = 20  # items in the report
+DOCUMENTS_AT_ONCE = 256  # searched together
 
 Hashes = NDArray[np.uint64]
 GAP = np.array([0x5EED0FA6A9B1C3D7], np.uint64)  # between two documents: the hash of no word
@@ -40,11 +50,11 @@ FACTOR = np.uint64(0x9E3779B97F4A7C15)  # odd: a polynomial in it modulo 2^64 ke
 class WordHasher:
     """Texts as hashes of their words.
 
-    Letters, marks and digits make words, so that vowel signs do not cut them; case is folded, and a letter and its mark
-    are the same as one character (NFC) and as two (NFD).
+    Words are letters, marks and digits, so that vowel signs do not split them. Case is folded, and a letter with its
+    mark is the same as one character (NFC) and as two (NFD).
     """
 
-    MOST = 2_000_000  # words remembered
+    MAX_CACHED = 2_000_000  # words
 
     def __init__(self) -> None:
         self.find = WORDS.finditer
@@ -52,7 +62,7 @@ class WordHasher:
 
     def hashes(self, text: str) -> Hashes:
         """Return the hash of each word: (words,)."""
-        if len(self.known) > self.MOST:
+        if len(self.known) > self.MAX_CACHED:
             self.known.clear()
         folded = unicodedata.normalize("NFC", text).casefold()
         return np.fromiter((self.hash(match[0]) for match in self.find(folded)), np.uint64)
@@ -64,7 +74,7 @@ class WordHasher:
         return self.known[word]
 
     def excerpt(self, text: str, start: int, count: int) -> str:
-        """Return `count` words from word `start` as they are in the text, cut after EXCERPT characters."""
+        """Return `count` words of the text from word `start`, cut after EXCERPT characters."""
         spans = [match.span() for match in self.find(text)]
         return shorten(text[spans[min(start, len(spans) - 1)][0] : spans[min(start + count, len(spans)) - 1][1]])
 
@@ -75,7 +85,7 @@ def shorten(text: str) -> str:
 
 
 def gram_hashes(words: Hashes, count: int) -> Hashes:
-    """Return a hash of each `count` words in a row: (words − count + 1,)."""
+    """Return the hash of each `count` words in a row: (words − count + 1,)."""
     if len(words) < count:
         return np.empty(0, np.uint64)
     total = np.zeros(len(words) - count + 1, np.uint64)
@@ -97,7 +107,7 @@ class Match:
 class ItemIndex:
     """The n-grams and shingles of all items, and which items have each."""
 
-    SIEVE_BITS = np.uint64(24)  # a first sieve of 16 MB, which most n-grams of the training text do not pass
+    SIEVE_BITS = np.uint64(24)  # of a first filter of 16 MB, which most n-grams of the training text do not pass
 
     def __init__(self, texts: Iterable[str]) -> None:
         self.words = WordHasher()
@@ -125,28 +135,28 @@ class ItemIndex:
         table[np.fromiter(hashes, np.uint64) >> (np.uint64(64) - self.SIEVE_BITS)] = True
         return table
 
-    def through(self, sieve: NDArray[np.bool_], hashes: Hashes) -> Iterator[tuple[int, int]]:
-        """Return positions and hashes that may be those of an item."""
+    def candidates(self, sieve: NDArray[np.bool_], hashes: Hashes) -> Iterator[tuple[int, int]]:
+        """Return the positions and hashes that may be an item's."""
         positions = np.flatnonzero(sieve[hashes >> (np.uint64(64) - self.SIEVE_BITS)])
         return zip(positions.tolist(), hashes[positions].tolist(), strict=True)
 
     def search(self, documents: Sequence[str]) -> list[dict[int, Match]]:
         """Return what each document contains of each item, by the item's number.
 
-        Documents are searched together, with a gap between them that no item has: many are short.
+        Many documents are short, so they are searched together, with a gap between them that no item contains.
         """
         words = [part for document in documents for part in (self.words.hashes(document), GAP)]
         starts = np.cumsum([0, *map(len, words)])[::2].tolist()
         joined = np.concatenate(words)
         matches: list[dict[int, Match]] = [{} for _ in documents]
         for size, items_with in self.with_gram.items():
-            for position, gram in self.through(self.sieves[size], gram_hashes(joined, size)):
+            for position, gram in self.candidates(self.sieves[size], gram_hashes(joined, size)):
                 for item in items_with.get(gram, ()):
                     document = bisect.bisect_right(starts, position) - 1
                     matches[document].setdefault(item, Match(position - starts[document])).grams.add(gram)
         shingles = gram_hashes(joined, SHINGLE)
         shared: dict[tuple[int, int], list[int]] = defaultdict(list)
-        for position, shingle in self.through(self.shingle_sieve, shingles):
+        for position, shingle in self.candidates(self.shingle_sieve, shingles):
             for item in self.with_shingle.get(shingle, ()):
                 document = bisect.bisect_right(starts, position) - 1
                 shared[document, item].append(position - starts[document])
@@ -174,8 +184,7 @@ class ItemIndex:
         return best
 
 
-WORST = 20  # items in the report
-DOCUMENTS_AT_ONCE = 256  # searched together
+# --- The search ---
 
 
 @dataclass
@@ -229,12 +238,11 @@ def scan(file: Path) -> tuple[dict[int, Evidence], Counter[str]]:
 def find_contamination(
     items: Sequence[dict[str, str]], files: Sequence[Path], out: Path, work: Path, workers: int = 1
 ) -> dict[str, Any]:
-    """Look for items (`{"task", "id", "text"}`) in files of training text.
+    """Search files of training text for items (`{"task", "id", "text"}`).
 
-    Leaves `leaks.json` and `leaked.jsonl` (an item a line, worst first).
-
-    Returns what `leaks.json` holds: how much was read, the counts of each task, and the worst examples. `workers`:
-    processes; nothing depends on it.
+    Writes `leaks.json` and `leaked.jsonl` (one item per line, worst first). Returns the content of `leaks.json`: how
+    much was read, the counts of each task, and the worst examples. workers: processes; the result does not depend on
+    them.
     """
     work.mkdir(parents=True, exist_ok=True)
     write_jsonl(work / "items.jsonl", items)
@@ -281,7 +289,7 @@ def by_task(
 
 
 def all_training_files(corpus_dir: Path, instructions_dir: Path) -> list[Path]:
-    """Return all that is trained on: the text of both languages, and the instructions."""
+    """Return the files of all training data: the text of both languages, and the instructions."""
     folders = (corpus_dir / "text").glob("*.train*")
     languages = sorted({folder.name.split(".")[0] for folder in folders})
     text = [file for language in languages for file in training_files(corpus_dir, language)]
@@ -289,9 +297,9 @@ def all_training_files(corpus_dir: Path, instructions_dir: Path) -> list[Path]:
 
 
 def record(item: dict[str, str], evidence: Evidence, grams: int) -> dict[str, Any]:
-    """Return the record of a leaked item of so many n-grams.
+    """Return the record of a leaked item. grams: its number of n-grams.
 
-    share: of them that stand in training text; jaccard: of the nearest passage, 0 below NEAR.
+    share: the fraction of n-grams that training text contains; jaccard: of the nearest passage, 0 below NEAR.
     """
     return {
         "task": item["task"],

@@ -1,8 +1,9 @@
-"""The formats of conversations, recognised by their columns, and their common normal form.
+"""Conversations of a user's files or of data sets of the Hub: their formats, known by their columns, in a normal form.
 
 The normal form is a list of messages (`role`, `content`): a system message or none, then questions of `user` and
-answers of `assistant` in turn. Texts are stripped. It begins with a question and ends with an answer that says
-something.
+answers of `assistant` in turn. Texts are stripped. It begins with a question and ends with an answer that is not empty.
+A row that is read is `{"messages": [...], "family"}`. A new format is a row of FORMATS, with a function that reads its
+turns.
 """
 
 from __future__ import annotations
@@ -126,10 +127,8 @@ def question_turns(question: str, more: str, answer: str) -> Callable[[Mapping[s
     def turns(row: Mapping[str, Any]) -> Iterator[Turn]:
         if isinstance(row.get("system"), str) and row["system"].strip():
             yield "system", row["system"]
-        yield (
-            "user",
-            BETWEEN.join(filter(None, (content_text(row[question]).strip(), content_text(row.get(more)).strip()))),
-        )
+        texts = (content_text(row[question]).strip(), content_text(row.get(more)).strip())
+        yield "user", BETWEEN.join(filter(None, texts))
         yield "assistant", content_text(row[answer])
 
     return turns
@@ -153,7 +152,7 @@ def best_path(row: Mapping[str, Any]) -> Iterator[Turn]:
 
 
 def build_tree(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the tree of OASST's messages, a row each: `{"prompt": the first one, with its replies}`.
+    """Return the tree of OASST's messages, one per row: `{"prompt": the first one, with its replies}`.
 
     Raises LeftOut if the first one is not among them, or has been deleted.
     """
@@ -172,15 +171,13 @@ def build_tree(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Format:
-    """A format of rows. columns: those of its rows; turns: reads them, None for `oasst`, whose rows are single
-    messages.
-    """
+    """A format of rows. columns: those of its rows; turns: reads the turns of a row, or of a tree of messages."""
 
     columns: tuple[str, ...]
     turns: Callable[[Mapping[str, Any]], Iterator[Turn]]
 
 
-TREE, MESSAGE = "oasst_tree", "oasst"  # a tree a row, and a message a row: one format for users
+TREE, MESSAGE = "oasst_tree", "oasst"  # one tree or one message per row: one format for users
 FORMATS = {
     "messages": Format(("messages",), lambda row: message_turns(row, "messages")),
     "sharegpt": Format(("conversations",), lambda row: message_turns(row, "conversations")),
@@ -225,9 +222,7 @@ def detect_format(row: Mapping[str, Any], wanted: str, where: str) -> str:
 
 SHORTENED = "shortened"  # conversations that lost turns at an end or at an empty turn
 ConversationRow = dict[str, Any]
-NumberedConversation = tuple[
-    int, ConversationRow | None, str
-]  # rows read so far; a conversation, or None; what is counted of it, if anything
+NumberedConversation = tuple[int, ConversationRow | None, str]  # rows read so far; a conversation or None; its count
 
 
 def read_conversations(
@@ -235,8 +230,8 @@ def read_conversations(
 ) -> Iterator[NumberedConversation]:
     """Yield the conversations of numbered rows of one file, with the number of the last row that each is made of.
 
-    wanted: the format, or auto; place: the file, for messages. Of OASST's messages, a row each, those of a tree stand
-    one after the other. Raises BadInput for rows of no known format.
+    wanted: the format, or auto; place: the file, for messages. OASST has one message per row, and the messages of a
+    tree in sequence. Raises BadInput for rows of no known format.
     """
     ahead = iter(rows)
     first = next(ahead, None)
@@ -261,18 +256,16 @@ def read_conversations(
 
 
 def from_row(row: Mapping[str, Any], name: str, family: str) -> tuple[ConversationRow | None, str]:
-    """Return the conversation of a row of a known format, or None, and what is counted of it."""
+    """Return the conversation of a row of a known format, or None, and the count that it adds to, if any."""
     try:
-        made = normalise_turns(FORMATS[name].turns(row))
+        conversation = normalise_turns(FORMATS[name].turns(row))
     except LeftOut as reason:
         return None, str(reason)
-    return {"messages": made.messages, "family": family}, SHORTENED if made.shortened else ""
+    return {"messages": conversation.messages, "family": family}, SHORTENED if conversation.shortened else ""
 
 
 def from_tree(messages: list[Mapping[str, Any]], where: str, tree: Any) -> tuple[ConversationRow | None, str]:
-    """Return the conversation of the messages of one tree, as `from_row`. Raises BadInput for a row without a tree's
-    name.
-    """
+    """Return the conversation of the messages of one tree, as `from_row` does. Raises BadInput for a missing name."""
     if tree is None:
         raise BadInput(f"{where}: has no message_tree_id, which groups the messages of a conversation. Add it.")
     try:
@@ -295,9 +288,9 @@ def family_of(row: Mapping[str, Any], where: str) -> str:
 def own_conversations(pattern: str, wanted: str) -> tuple[list[ConversationRow], Counter[str]]:
     """Return the conversations of a user's JSONL files, and counts of those left out (by reason) and shortened.
 
-    Raises BadInput for a file that cannot be read, and where no conversation has an answer.
+    Raises BadInput for a file that cannot be read, and if no conversation has an answer.
     """
-    made: list[ConversationRow] = []
+    conversations: list[ConversationRow] = []
     counts: Counter[str] = Counter()
     for path in matching_files(pattern, "sft.path"):
         if path.suffix != ".jsonl":
@@ -305,12 +298,12 @@ def own_conversations(pattern: str, wanted: str) -> tuple[list[ConversationRow],
         rows = numbered_rows(path, (), "sft.path")
         for number, row, counted in read_conversations(rows, wanted, f"sft.path: {path} line"):
             counts.update([counted] if counted else [])
-            made += [row] if row else []
+            conversations += [row] if row else []
             if row and any("\0" in message["content"] for message in row["messages"]):
                 raise BadInput(f"sft.path: {path} line {number}: a message contains a NUL character. Remove it.")
-    if not made:
+    if not conversations:
         raise BadInput(f"sft.path={pattern}: no conversation has an answer ({format_counts(counts)}). Give others.")
-    return made, counts
+    return conversations, counts
 
 
 def hub_conversations(
@@ -334,14 +327,14 @@ def first_conversations(source: Source, wanted: str, key: str) -> list[Conversat
     stream = hub_data.read(hub_data.open_stream(source, key), source, key)
     rows = enumerate(itertools.islice(stream, hub_data.FIRST_ROWS), start=1)
     read = list(read_conversations(rows, wanted, f"{key}: {source.dataset} row"))
-    made = [row for _, row, _ in read if row]
-    if not made:
+    conversations = [row for _, row, _ in read if row]
+    if not conversations:
         reasons = format_counts(Counter(counted for _, _, counted in read if counted))
         raise BadInput(
             f"{key}.dataset={source.dataset}: "
             f"no conversation in its first {hub_data.FIRST_ROWS} rows ({reasons}). Choose another data set."
         )
-    return made
+    return conversations
 
 
 def format_counts(counts: Mapping[str, int]) -> str:

@@ -1,20 +1,18 @@
-"""Task families: functions from a passage to a question with choices.
-
-Pure; the only randomness is the generator that they are given.
+"""Questions with choices on passages of a corpus: task families, their sources, and several questions per passage.
 
 The same functions make the English instructions for SFT and the items for evaluation in both languages: the templates
-are shared, the passages differ.
+are shared, the passages differ. The only randomness is the generator that they are given.
 
-family   what is asked                                 what it needs
-next     which word comes next; the text stands last   to predict the language
-route    the same; the text first, then the question   the same, and to do it because it was asked
-blank    which word fills the blank                    the same, and to bring it to the answer
+family   question                                      what it needs
+next     which word comes next; the text comes last    to predict the language
+route    the same; the text first, then the question   the same, and to follow the instruction
+blank    which word fills the blank                    the same, and to carry it to the answer
 lookup   which word comes after a given word           to find and copy, in any language
-genre    which kind of book a passage is from          to know what passages are about
-about    what a verse is about, in English words       the words of the language
+genre    which kind of book a passage is from          to know the subject of passages
+about    the subject of a verse, in English words      the words of the language
 
-The trivial baseline takes the choice most frequent in training text; of genre, the first label; of about, the label
-that stands in the text, else the first.
+The trivial baseline takes the choice that is most frequent in training text; for genre the first label; for about the
+label that is in the text, else the first.
 """
 
 from __future__ import annotations
@@ -37,7 +35,7 @@ QUESTIONS = {  # the question of each family; `word_family` adds those of runnin
     "about": "What is this about?",
 }
 BLANK = "_"
-COMMONEST = 25  # words of a language that are not asked for: articles, conjunctions, pronouns
+COMMONEST = 25  # words of a language that no question is about: articles, conjunctions, pronouns
 TOPICS = {
     "war": "army armies battle battles fight fought spear spears sword swords warriors weapons war",
     "water": "sea river rivers rain well wells waters flood spring springs waves water",
@@ -60,9 +58,9 @@ class Question:
     choices: tuple[str, ...]
     answer: int
     trivial: int
-    document: str = ""  # id of the document that the text is from; `questions.QuestionSource` sets it
-    text_last: bool = False  # so that the answer continues the text; else the question stands next to the answer
-    after: tuple[str, ...] = ()  # the next words of the document, up to two, where they are known
+    document: str = ""  # id of the document that the text is from; `QuestionSource` sets it
+    text_last: bool = False  # so that the answer continues the text; else the question is next to the answer
+    after: tuple[str, ...] = ()  # the next words of the document, up to two, if they are known
 
     @property
     def prompt(self) -> str:
@@ -71,10 +69,7 @@ class Question:
 
 
 def prompt_of(instruction: str, text: str) -> str:
-    """Return an instruction and its text, up to the answer.
-
-    The text comes first, so that what is asked stands next to the answer.
-    """
+    """Return an instruction and its text, up to the answer. The text comes first, so the question is next to it."""
     return "\n".join(part for part in (text, instruction, "Answer:") if part)
 
 
@@ -83,45 +78,39 @@ class Vocabulary:
 
     def __init__(self, texts: Iterable[str]) -> None:
         texts = list(texts)
-        self.writing = detect_segmenter(texts)
-        split = self.writing.split
+        self.segmenter = detect_segmenter(texts)
+        split = self.segmenter.split
         self.counts = Counter(clean for text in texts for word in split(text) if (clean := strip_punctuation(word)))
         self.ranked = [word for word, count in self.counts.most_common() if count >= 3]
         self.rank = {word: rank for rank, word in enumerate(self.ranked)}
-        self._askable = {word for word in self.ranked[COMMONEST:] if self.writing.askable(word)}
+        self._content_words = {word for word in self.ranked[COMMONEST:] if self.segmenter.is_content_word(word)}
 
-    def askable(self, word: str) -> bool:
-        """Return whether a question may be about a word.
+    def is_content_word(self, word: str) -> bool:
+        """Return whether a question may be about a word: a known content word, and not one of the commonest."""
+        return word in self._content_words
 
-        By the language's writing it can be; it is known, and not one of the commonest.
-        """
-        return word in self._askable
-
-    def like(self, word: str, avoid: set[str], rng: random.Random, count: int = 3) -> list[str] | None:
-        """Draw distractors of about the frequency of `word`, from neighbouring ranks.
-
-        None if there are too few.
-        """
+    def distractors(self, word: str, avoid: set[str], rng: random.Random, count: int = 3) -> list[str] | None:
+        """Draw distractors of about the frequency of `word`, from neighbouring ranks; None if there are too few."""
         rank = self.rank[word]
         reach = max(30, rank // 4)
         near = [
             other
             for other in self.ranked[max(COMMONEST, rank - reach) : rank + reach]
-            if other in self._askable and other not in avoid and other != word
+            if other in self._content_words and other not in avoid and other != word
         ]
         return rng.sample(near, count) if len(near) >= count else None
 
-    def commonest(self, choices: list[str]) -> int:
+    def most_frequent(self, choices: list[str]) -> int:
         """Return the number of the choice that is most frequent in training text."""
         return max(range(len(choices)), key=lambda number: self.counts[choices[number]])
 
 
 WordFamily = Callable[[list[str], Vocabulary, random.Random], Question | None]
-WORD_FAMILIES: dict[str, WordFamily] = {}  # by name: words of a document -> a question, or None if this try gives none
+WORD_FAMILIES: dict[str, WordFamily] = {}  # by name: words of a document -> a question, or None for these words
 
 
 def word_family(name: str, question: str) -> Callable[[WordFamily], WordFamily]:
-    """Register a function as the family of this name, with this text of its questions."""
+    """Register a function as a family. question: the text of its questions."""
 
     def enter(make: WordFamily) -> WordFamily:
         QUESTIONS[name], WORD_FAMILIES[name] = question, make
@@ -136,12 +125,12 @@ def multiple_choice(
     """Return a question with its choices in a random order and the frequency baseline."""
     choices = [right, *wrong]
     rng.shuffle(choices)
-    return Question(text, question, tuple(choices), choices.index(right), vocabulary.commonest(choices))
+    return Question(text, question, tuple(choices), choices.index(right), vocabulary.most_frequent(choices))
 
 
-def random_window(words: list[str], shortest: int, longest: int, writing: Segmenter, rng: random.Random) -> list[str]:
-    """From `shortest` to `longest` words in a row, anywhere; none if there are fewer than `longest`."""
-    shortest, longest = shortest * writing.units, longest * writing.units
+def random_window(words: list[str], shortest: int, longest: int, segmenter: Segmenter, rng: random.Random) -> list[str]:
+    """Return `shortest` to `longest` words in a row, anywhere; none if there are fewer than `longest`."""
+    shortest, longest = shortest * segmenter.units, longest * segmenter.units
     if len(words) < longest:
         return []
     length = rng.randint(shortest, longest)
@@ -151,47 +140,47 @@ def random_window(words: list[str], shortest: int, longest: int, writing: Segmen
 
 @word_family("next", "Which word comes next?")
 def next_word(words: list[str], vocabulary: Vocabulary, rng: random.Random) -> Question | None:
-    """Ask for the last of 9 to 15 words: the text comes last, so a model that continues the text answers it."""
-    asked = continuation(words, vocabulary, rng)
-    return asked and replace(asked, text_last=True)
+    """Ask for the last of 9 to 15 words. The text comes last, so a model that continues the text answers it."""
+    question = continuation(words, vocabulary, rng)
+    return question and replace(question, text_last=True)
 
 
 @word_family("route", QUESTIONS["next"])
 def route(words: list[str], vocabulary: Vocabulary, rng: random.Random) -> Question | None:
-    """Ask the same with the question after the text: a model that only continues the text does not answer it."""
+    """Ask the same with the question after the text. A model that only continues the text does not answer it."""
     return continuation(words, vocabulary, rng)
 
 
 def continuation(words: list[str], vocabulary: Vocabulary, rng: random.Random) -> Question | None:
     """Ask for the word after 8 to 14 words, within the sentence."""
-    writing = vocabulary.writing
-    if len(words) < 15 * writing.units:
+    segmenter = vocabulary.segmenter
+    if len(words) < 15 * segmenter.units:
         return None
-    length = rng.randint(8 * writing.units, 14 * writing.units)
+    length = rng.randint(8 * segmenter.units, 14 * segmenter.units)
     start = rng.randrange(len(words) - length)
     right = strip_punctuation(words[start + length])
-    if not vocabulary.askable(right) or ends_sentence(words[start + length - 1]):
+    if not vocabulary.is_content_word(right) or ends_sentence(words[start + length - 1]):
         return None
     text, after = words[start : start + length], tuple(words[start + length : start + length + 2])
-    wrong = vocabulary.like(right, {strip_punctuation(word) for word in text}, rng)
-    asked = wrong and multiple_choice(writing.join(text), QUESTIONS["next"], right, wrong, vocabulary, rng)
-    return replace(asked, after=after) if asked else None
+    wrong = vocabulary.distractors(right, {strip_punctuation(word) for word in text}, rng)
+    question = wrong and multiple_choice(segmenter.join(text), QUESTIONS["next"], right, wrong, vocabulary, rng)
+    return replace(question, after=after) if question else None
 
 
 @word_family("blank", "Which word fills the blank?")
 def blank(words: list[str], vocabulary: Vocabulary, rng: random.Random) -> Question | None:
     """Ask for a blank in the second half of 9 to 14 words."""
-    text = random_window(words, 9, 14, vocabulary.writing, rng)
+    text = random_window(words, 9, 14, vocabulary.segmenter, rng)
     if not text:
         return None
     position = rng.randrange(len(text) // 2, len(text) - 2)
     right = strip_punctuation(text[position])
-    if not vocabulary.askable(right):
+    if not vocabulary.is_content_word(right):
         return None
-    wrong = vocabulary.like(right, {strip_punctuation(word) for word in text}, rng)
+    wrong = vocabulary.distractors(right, {strip_punctuation(word) for word in text}, rng)
     text = [*text[:position], BLANK, *text[position + 1 :]]
     return (
-        multiple_choice(vocabulary.writing.join(text), QUESTIONS["blank"], right, wrong, vocabulary, rng)
+        multiple_choice(vocabulary.segmenter.join(text), QUESTIONS["blank"], right, wrong, vocabulary, rng)
         if wrong
         else None
     )
@@ -200,29 +189,29 @@ def blank(words: list[str], vocabulary: Vocabulary, rng: random.Random) -> Quest
 @word_family("lookup", "Which word comes after {word}?")
 def lookup(words: list[str], vocabulary: Vocabulary, rng: random.Random) -> Question | None:
     """Ask which word of the text comes after another; the wrong choices are in the same text."""
-    return lookup_in(random_window(words, 10, 16, vocabulary.writing, rng), vocabulary, rng)
+    return lookup_in(random_window(words, 10, 16, vocabulary.segmenter, rng), vocabulary, rng)
 
 
 def lookup_in(text: list[str], vocabulary: Vocabulary, rng: random.Random) -> Question | None:
     """Ask `lookup` about the words of a given text."""
-    writing = vocabulary.writing
+    segmenter = vocabulary.segmenter
     plain = [strip_punctuation(word) for word in text]
-    candidates = sorted({word for word in plain if vocabulary.askable(word) and plain.count(word) == 1})
+    candidates = sorted({word for word in plain if vocabulary.is_content_word(word) and plain.count(word) == 1})
     positions = [
         i
         for i in range(len(text) - 1)
-        if plain[i] in candidates and plain[i + 1] in candidates and writing.follows(text[i])
+        if plain[i] in candidates and plain[i + 1] in candidates and segmenter.continues_phrase(text[i])
     ]
     if not positions or len(candidates) < 5:
         return None
     position = rng.choice(positions)
     word, right = plain[position : position + 2]
     wrong = rng.sample([other for other in candidates if other not in (word, right)], 3)
-    return multiple_choice(writing.join(text), QUESTIONS["lookup"].format(word=word), right, wrong, vocabulary, rng)
+    return multiple_choice(segmenter.join(text), QUESTIONS["lookup"].format(word=word), right, wrong, vocabulary, rng)
 
 
 def genre(text: str, label: str) -> Question:
-    """Return the genre of a passage, among six."""
+    """Ask for the genre of a passage, among six."""
     return Question(text, QUESTIONS["genre"], GENRES, GENRES.index(label), 0)
 
 
@@ -244,10 +233,12 @@ def about(text: str, topic: str) -> Question:
     return Question(text, QUESTIONS["about"], labels, labels.index(topic), overlap[0] if overlap else 0)
 
 
+# --- The questions of a corpus: seeded, balanced choices of passages ---
+
 T = TypeVar("T")
 DocumentWords = tuple[str, list[str]]  # a document's id and its words
-PASSAGE = 24  # words of a passage whose genre is asked for
-LONGEST_VERSE = 32  # English words of a verse whose topic is asked for: short ones are quick to learn and to score
+PASSAGE = 24  # words of a passage in a question for its genre
+LONGEST_VERSE = 32  # English words of a verse in a question for its topic: short ones are quick to learn and to score
 
 
 class QuestionSource:
@@ -270,7 +261,7 @@ class QuestionSource:
             if split == "train"
         }
         self.texts = {  # by language and split
-            (language, split): split_texts(documents, self.vocabulary[language].writing)
+            (language, split): split_texts(documents, self.vocabulary[language].segmenter)
             for (language, split), documents in texts.items()
         }
         verses = corpus_dir / "verses.jsonl"
@@ -321,13 +312,13 @@ class QuestionSource:
         return self._genres.get(document)
 
 
-def split_texts(rows: Iterable[Mapping[str, Any]], writing: Segmenter) -> list[DocumentWords]:
+def split_texts(rows: Iterable[Mapping[str, Any]], segmenter: Segmenter) -> list[DocumentWords]:
     """Return documents with their ids, in words."""
-    return [(str(row["id"]), writing.split(row["text"])) for row in rows]
+    return [(str(row["id"]), segmenter.split(row["text"])) for row in rows]
 
 
 def is_in_split(verse: Mapping[str, Any], language: str, split: str) -> bool:
-    """Return whether a verse stands in this split of this language's text."""
+    """Return whether a verse is in this split of this language's text."""
     return verse["split"] == split and verse.get("only", language) == language
 
 
@@ -345,6 +336,18 @@ def balanced(by_label: Mapping[str, Sequence[T]], count: int, rng: random.Random
     rng.shuffle(chosen)
     return chosen
 
+
+# --- Several questions on one passage ---
+#
+# Most tokens of an instruction are its text, which carries no loss. With more questions per passage, more of the
+# trained tokens are answers. An example reads
+#
+#     Which word comes next?     if `next` is among the questions, the text comes last and the answer continues it
+#     <text> <answer>
+#     Which kind of book is this from?
+#     Answer: <answer>
+#     What is this about?
+#     Answer: <answer>
 
 LABELLED = (
     "genre",
@@ -393,10 +396,10 @@ def further_questions(
     and `route`, which comes later, for the one after that.
     """
     further: dict[str, Question] = {}
-    words = vocabulary.writing.split(lead.text)
+    words = vocabulary.segmenter.split(lead.text)
     after = [strip_punctuation(word) for word in lead.after]
-    first = bool(after) and vocabulary.askable(after[0]) and not ends_sentence(words[-1])
-    second = first and len(after) > 1 and vocabulary.askable(after[1]) and not ends_sentence(lead.after[0])
+    first = bool(after) and vocabulary.is_content_word(after[0]) and not ends_sentence(words[-1])
+    second = first and len(after) > 1 and vocabulary.is_content_word(after[1]) and not ends_sentence(lead.after[0])
     asks_next = family == "next" or ("next" in names and first and (family != "route" or second))
     if asks_next and family != "next":
         further["next"] = replace(answered(lead, QUESTIONS["next"], after[0]), text_last=True)

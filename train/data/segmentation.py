@@ -1,9 +1,9 @@
-"""How a language is written: where its words end, what counts as a word, which of them a question may be about.
+"""The words of a language: where they end, what counts as a word, and which of them a question may be about.
 
 Most scripts put spaces between words. Of those that do not (Tibetan, Khmer, Thai, Lao, Burmese, Chinese, Japanese), the
 units are those of Unicode's default word segmentation (UAX #29): syllables of Tibetan, characters of Chinese, grapheme
 clusters of the scripts of south-east Asia, whose words only a dictionary finds, unless the text marks them by
-zero-width spaces. A unit keeps the separators that follow it: a stretch of units is a stretch of the text as it stands.
+zero-width spaces. A unit keeps the separators that follow it, so that units in a row are a piece of the text.
 """
 
 from __future__ import annotations
@@ -40,15 +40,18 @@ SAMPLE = 200_000  # characters that identify a script
 
 @dataclass(frozen=True)
 class Segmenter:
-    """ends: what ends a word: spaces; marks (zero-width spaces, or spaces); units, where nothing does.
-    units: those that say about as much as a word of a spaced script. shortest: letters of an askable word, at least."""
+    """How text is split into words.
+
+    ends: what ends a word: spaces; marks (zero-width spaces, or spaces); or units, if nothing does.
+    units: the number that is worth about a word of a spaced script. shortest: minimum letters of a content word.
+    """
 
     ends: Literal["spaces", "marks", "units"] = "spaces"
     units: int = 1
     shortest: int = 3
 
     def split(self, text: str) -> list[str]:
-        """Return a text as its words or units, each with the punctuation that stands at it; `join` is the way back."""
+        """Return a text as its words or units, each with its punctuation; `join` is the inverse."""
         if self.ends == "spaces":
             return text.split()
         pieces = [piece for piece in BOUNDARIES[self.ends].split(" ".join(text.split())) if piece]
@@ -61,23 +64,21 @@ class Segmenter:
         return units
 
     def join(self, words: Sequence[str]) -> str:
-        """Return a stretch of words or units as text."""
+        """Return words or units in a row as text."""
         return " ".join(words) if self.ends == "spaces" else "".join(words).strip()
 
-    def askable(self, word: str) -> bool:
-        """Return whether a question may be about a word: long enough, and no name where the script has capitals."""
+    def is_content_word(self, word: str) -> bool:
+        """Return whether a question may be about a word: long enough, and not a name if the script has capitals."""
         return len(word) >= self.shortest and word == word.lower() and LETTERS.search(word) is not None
 
-    def follows(self, word: str) -> bool:
-        """Return whether the next word stands in the same phrase: no punctuation comes after this one."""
+    def continues_phrase(self, word: str) -> bool:
+        """Return whether the next word is in the same phrase: no punctuation follows this one."""
         return word[len(strip_punctuation(word)) :] in SEPARATORS and word.startswith(strip_punctuation(word))
 
 
-@lru_cache(maxsize=2**18)  # a word is asked for dozens of times
+@lru_cache(maxsize=2**18)  # each word is needed dozens of times
 def strip_punctuation(word: str) -> str:
-    """Return a word without the punctuation around it; empty where something else than letters and their marks
-    remains.
-    """
+    """Return a word without the punctuation around it; empty if more than letters and their marks remain."""
     stripped = AROUND.sub("", word)
     return stripped if WORD.fullmatch(stripped) and LETTERS.search(stripped) else ""
 
@@ -88,15 +89,15 @@ def ends_sentence(word: str) -> bool:
 
 
 def detect_segmenter(texts: Iterable[str]) -> Segmenter:
-    """Return the writing of a language, by the letters of a sample of its text."""
+    """Return the segmenter of a language, by the letters of a sample of its text."""
     sample = "".join(itertools.islice(itertools.chain.from_iterable(texts), SAMPLE))
     letters = len(LETTERS.findall(sample))
     marked = sample.count("\u200b") * MARKED > letters
-    for script, writing in (
+    for script, segmenter in (
         (CLUSTERS, Segmenter("marks") if marked else Segmenter("units", units=4, shortest=1)),
         (IDEOGRAPHS, Segmenter("units", units=2, shortest=1)),
         (SYLLABLES, Segmenter("units", shortest=1)),
     ):
         if 2 * len(script.findall(sample)) > letters:
-            return writing
+            return segmenter
     return Segmenter()

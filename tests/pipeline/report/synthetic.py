@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from eval.harness import mean_records
-from eval.stats import ratio_interval, wilson
+from eval.metrics import ratio_interval, wilson
 from pipeline import report
 from pipeline.report import builtin_claims, merges
 from pipeline.report.analysis import Analysis, Inputs, analyse

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from lm_eval.api import metrics
+from lm_eval.api import metrics as lm_metrics
 
 from common.files import read_jsonl, write_jsonl
-from eval import corpus_metrics
+from eval import metrics
 from pipeline.report import data, paired
 from pipeline.report.records import Evaluation
 from pipeline.report.samples import pick_generated
@@ -49,7 +49,7 @@ def translated(task: str, count: int, share: float, seed: int) -> tuple[list[dic
     for _ in range(count):
         words = ["".join(draw.choices(("நீ", "ர்", "ஆ", "று"), k=3)) for _ in range(6)]
         items.append((" ".join(words), " ".join(word if draw.random() < share else "மலை" for word in words)))
-    counts = corpus_metrics.sentence_counts(metrics.chrf, items)
+    counts = metrics.sentence_counts(lm_metrics.chrf, items)
     assert counts is not None
     rows = [
         {"task": task, "id": f"{n}", "document": f"{n}", "metric": "chrf", "counts": row.tolist(), "counted": "chrf"}
@@ -66,7 +66,7 @@ def test_translations_are_compared_by_the_score_of_the_corpus(tmp_path: Path, se
         rows, items = translated("flores_nya", 60, share, len(method))
         folder = tmp_path / method
         folder.mkdir()
-        values.append(metrics.chrf(items))
+        values.append(lm_metrics.chrf(items))
         kept.append(items)
         score = record("flores_nya", "chrf", values[-1], aggregate=True)
         for name, written in (("scores.jsonl", [score]), ("samples.jsonl", rows)):
@@ -77,7 +77,7 @@ def test_translations_are_compared_by_the_score_of_the_corpus(tmp_path: Path, se
     assert difference is not None and difference.value == pytest.approx(values[1] - values[0])
     draws = np.random.default_rng(0).integers(60, size=(300, 60))
     drawn = [
-        metrics.chrf([kept[1][place] for place in draw]) - metrics.chrf([kept[0][place] for place in draw])
+        lm_metrics.chrf([kept[1][place] for place in draw]) - lm_metrics.chrf([kept[0][place] for place in draw])
         for draw in draws
     ]
     found = paired.measured("corpus", paired.samples_by_kind(evaluations[0].folder, "nya")["corpus"])

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from eval.stats import wilson
+from eval.metrics import wilson
 from pipeline.report import data, tables
 from pipeline.report.data import DataExposure, data_exposure
 from pipeline.report.stages import read_counts

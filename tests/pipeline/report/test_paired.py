@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from common.files import write_jsonl
-from eval.stats import ratio_interval
+from eval.metrics import ratio_interval
 from pipeline.baselines import BASELINES
 from pipeline.report import formatting
 from pipeline.report.inference import Estimate, holm, verdict

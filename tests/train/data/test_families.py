@@ -61,7 +61,7 @@ def test_route_works_in_every_script(script: str) -> None:
     texts = [SCRIPTS[script].join(rng.choices(WORDS[script], k=70)) for rng in map(random.Random, range(60))]
     vocabulary = questions.Vocabulary(texts)
     rng = random.Random(0)
-    documents = [vocabulary.writing.split(text) for text in texts]
+    documents = [vocabulary.segmenter.split(text) for text in texts]
     items = [item for _ in range(300) if (item := questions.route(rng.choice(documents), vocabulary, rng))]
     assert len(items) > 20
     for item in items:

@@ -1,6 +1,5 @@
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from tests.toy_text import sentences
 from train import base_model
 from train.data import instructions, packing
 from train.data.blocks import Tokens, interleave, text_seen
-from train.stage_settings import CtBlocksSettings, ItemsSettings, SftBlocksSettings
+from train.settings import CtBlocksSettings, ItemsSettings, SftBlocksSettings
 
 
 @given(st.lists(st.floats(0.01, 1), min_size=1, max_size=4), st.integers(0, 500), st.integers(1, 300))
@@ -42,7 +41,9 @@ def test_chunks_are_the_documents_with_end_tokens() -> None:
 
 
 def ct_settings(**changes: Any) -> CtBlocksSettings:
-    return replace(CtBlocksSettings("xx", schedule_tokens=6400, block_size=32, english_share=0.2, seed=0), **changes)
+    return CtBlocksSettings(language="xx", schedule_tokens=6400, block_size=32, english_share=0.2, seed=0).replace(
+        **changes
+    )
 
 
 def test_ct_blocks(corpus_dir: Path, model_dir: Path, tmp_path: Path) -> None:
@@ -56,14 +57,14 @@ def test_ct_blocks(corpus_dir: Path, model_dir: Path, tmp_path: Path) -> None:
     packing.ct_blocks(corpus_dir, model_dir, ct_settings(schedule_tokens=10**9), tmp_path / "c", tmp_path / "work")
     counts = json.loads((tmp_path / "c" / "counts.json").read_text())
     assert counts["whole_corpus"] and counts["tokens"] < 10**6
-    assert abs(text_seen(counts, counts["tokens"])["xx"].passes - 1) < 0.01  # to the last, incomplete block
+    assert abs(text_seen(counts, counts["tokens"])["xx"].epochs - 1) < 0.01  # to the last, incomplete block
     with pytest.raises(BadInput, match="must fill one block of ct.block_size=1000000"):
         packing.ct_blocks(corpus_dir, model_dir, ct_settings(block_size=1_000_000), tmp_path / "d", tmp_path / "work")
 
 
 def test_sft_blocks_train_answers_only_and_lose_little_room(corpus_dir: Path, model_dir: Path, tmp_path: Path) -> None:
     items = tmp_path / "items"
-    settings = ItemsSettings("xx", ("next", "blank", "lookup"), sft_items=60, eval_items=5, seed=0)
+    settings = ItemsSettings(language="xx", families=("next", "blank", "lookup"), sft_items=60, eval_items=5, seed=0)
     instructions.build(corpus_dir, settings, items)
     wanted = SftBlocksSettings(tokens=51_200, block_size=512, replay_share=0.0, seed=0)
     packing.sft_blocks(items, None, model_dir, wanted, tmp_path / "sft", tmp_path / "work")
@@ -99,10 +100,10 @@ def test_different_text_is_stated_apart_from_the_tokens_seen(model_dir: Path, tm
     english = counts["text_tokens"]["en"]
     assert english < 1600
     half, whole = (text_seen(counts, budget) for budget in (3200, 6400))
-    assert (half["xx"].tokens, half["xx"].different) == (1600, 1600)
-    assert (whole["xx"].tokens, whole["xx"].different) == (3200, 3200) and whole["xx"].passes < 1
-    assert (half["en"].tokens, half["en"].different) == (1600, english)
-    assert whole["en"].different == english and whole["en"].passes == 3200 / english
+    assert (half["xx"].tokens, half["xx"].unique_tokens) == (1600, 1600)
+    assert (whole["xx"].tokens, whole["xx"].unique_tokens) == (3200, 3200) and whole["xx"].epochs < 1
+    assert (half["en"].tokens, half["en"].unique_tokens) == (1600, english)
+    assert whole["en"].unique_tokens == english and whole["en"].epochs == 3200 / english
     assert text_seen({**counts, "text_tokens": {}}, 3200) == {}  # of an older entry
 
 
@@ -161,7 +162,7 @@ def test_packed_examples_do_not_see_each_other(model_dir: Path) -> None:
 
 def test_every_pass_has_its_own_order(corpus_dir: Path, model_dir: Path, tmp_path: Path) -> None:
     whole = ct_settings(schedule_tokens=None, english_share=0.0)
-    for name, settings in (("once", whole), ("twice", replace(whole, epochs=2))):
+    for name, settings in (("once", whole), ("twice", whole.replace(epochs=2))):
         packing.ct_blocks(corpus_dir, model_dir, settings, tmp_path / name, tmp_path / "work")
     once, twice = (np.load(tmp_path / name / "blocks.npy").ravel() for name in ("once", "twice"))
     assert (twice[: len(once)] == once).all()

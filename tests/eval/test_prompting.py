@@ -9,13 +9,13 @@ import pytest
 
 from common.errors import BadInput
 from eval import __main__, harness, task_set
-from eval.asking import Asking
 from eval.language_model import PackedLM
+from eval.prompting import Prompting
 from tests.eval import local_tasks
 from tests.eval.chat_models import DATED, NO_SYSTEM, chat_model, chat_tokenizer, saved
 from tests.eval.conftest import make_items, write_jsonl
 
-AUTO, BOTH = Asking("auto"), Asking("both")
+AUTO, BOTH = Prompting("auto"), Prompting("both")
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def tasks(tmp_path: Path) -> task_set.TaskSet:
     return task_set.prepare(tmp_path / "items", tmp_path / "text", include_path=own, limit=2, fewshot={"mgsm_tam": 2})
 
 
-def asked(model: Any, tokenizer: Any, tasks: task_set.TaskSet, asking: Asking, monkeypatch: Any) -> list[str]:
+def asked(model: Any, tokenizer: Any, tasks: task_set.TaskSet, prompting: Prompting, monkeypatch: Any) -> list[str]:
     """The prompts of generation that a model is given."""
     prompts: list[str] = []
     own = PackedLM.generate_until
@@ -48,12 +48,14 @@ def asked(model: Any, tokenizer: Any, tasks: task_set.TaskSet, asking: Asking, m
 
     with monkeypatch.context() as patch:
         patch.setattr(PackedLM, "generate_until", note)
-        harness.evaluate(model, tokenizer, tasks, asking=asking)
+        harness.evaluate(model, tokenizer, tasks, prompting=prompting)
     return prompts
 
 
 def test_plain_chat_plain(model: Any, tokenizer: Any, tasks: task_set.TaskSet, monkeypatch: Any) -> None:
-    first, chat, last = (asked(model, tokenizer, tasks, asking, monkeypatch) for asking in (Asking(), AUTO, Asking()))
+    first, chat, last = (
+        asked(model, tokenizer, tasks, prompting, monkeypatch) for prompting in (Prompting(), AUTO, Prompting())
+    )
     assert first == last and len(first) == len(chat) == 2
     assert all("<|im_start|>" not in prompt for prompt in first)
     assert all(prompt.count("<|im_start|>user\n") == 3 for prompt in chat)
@@ -70,20 +72,20 @@ def test_requests_are_kept_for_each_template_day_and_system_message(
     dated = chat_tokenizer(DATED)
     ways = [
         (tokenizer, AUTO),
-        (tokenizer, Asking("auto", "சுருக்கமாக")),
+        (tokenizer, Prompting("auto", "சுருக்கமாக")),
         (dated, AUTO),
-        (dated, Asking("auto", day="2026-07-26")),
+        (dated, Prompting("auto", day="2026-07-26")),
     ]
-    prompts = [asked(model, of, tasks, asking, monkeypatch)[0] for of, asking in ways]
+    prompts = [asked(model, of, tasks, prompting, monkeypatch)[0] for of, prompting in ways]
     assert len(set(prompts)) == 4
     assert prompts[1].startswith("<|im_start|>system\nசுருக்கமாக<|im_end|>")
     assert prompts[2].startswith("Today: 01 Jan 2025\n") and prompts[3].startswith("Today: 26 Jul 2026\n")
-    assert [asked(model, of, tasks, asking, monkeypatch)[0] for of, asking in ways] == prompts
+    assert [asked(model, of, tasks, prompting, monkeypatch)[0] for of, prompting in ways] == prompts
 
 
 def test_both_has_a_row_for_each_mode(model: Any, tokenizer: Any, tasks: task_set.TaskSet) -> None:
-    both = harness.evaluate(model, tokenizer, tasks, asking=BOTH)
-    plain, chat = (harness.evaluate(model, tokenizer, tasks, asking=asking) for asking in (Asking(), AUTO))
+    both = harness.evaluate(model, tokenizer, tasks, prompting=BOTH)
+    plain, chat = (harness.evaluate(model, tokenizer, tasks, prompting=prompting) for prompting in (Prompting(), AUTO))
     assert both.note.startswith(", prompts by the chat template and plain, choices in packed rows")
 
     def values(scores: harness.Scores, chat: bool) -> dict[tuple[str, str], float]:
@@ -108,7 +110,7 @@ def test_both_has_a_row_for_each_mode(model: Any, tokenizer: Any, tasks: task_se
 @pytest.mark.parametrize("mode", ["auto", "both"])
 def test_a_checkpoint_without_a_template_is_asked_plain(model: Any, tasks: task_set.TaskSet, mode: Any) -> None:
     bare = chat_tokenizer(None)
-    scores = harness.evaluate(model, bare, tasks, asking=Asking(mode))
+    scores = harness.evaluate(model, bare, tasks, prompting=Prompting(mode))
     assert scores.note.startswith(", plain prompts (no chat template)")
     plain = harness.evaluate(model, bare, tasks)
     assert [{k: v for k, v in row.items() if k != "chat"} for row in scores.records] == plain.records
@@ -116,19 +118,19 @@ def test_a_checkpoint_without_a_template_is_asked_plain(model: Any, tasks: task_
 
 
 def test_bits_per_byte_have_no_template(model: Any, tokenizer: Any, tasks: task_set.TaskSet) -> None:
-    def bits(asking: Asking, template: str) -> float:
+    def bits(prompting: Prompting, template: str) -> float:
         of = chat_tokenizer(template)
-        rows = harness.evaluate(model, of, tasks, asking=asking).records
+        rows = harness.evaluate(model, of, tasks, prompting=prompting).records
         return next(row["value"] for row in rows if row["metric"] == "bits_per_byte")
 
-    assert bits(Asking(), tokenizer.chat_template) == bits(AUTO, tokenizer.chat_template)
+    assert bits(Prompting(), tokenizer.chat_template) == bits(AUTO, tokenizer.chat_template)
 
 
 def test_answer_bits_are_of_what_was_scored(model: Any, tokenizer: Any, tasks: task_set.TaskSet) -> None:
     """By a template, lm-eval leaves out the delimiter before a choice: a byte less for each."""
     plain, chat = (
-        [s for s in harness.evaluate(model, tokenizer, tasks, asking=asking).samples if s["task"] == "next_tam"]
-        for asking in (Asking(), AUTO)
+        [s for s in harness.evaluate(model, tokenizer, tasks, prompting=prompting).samples if s["task"] == "next_tam"]
+        for prompting in (Prompting(), AUTO)
     )
     assert [s["answer_bytes"] for s in plain] == [s["answer_bytes"] + 1 for s in chat]
 
@@ -136,26 +138,26 @@ def test_answer_bits_are_of_what_was_scored(model: Any, tokenizer: Any, tasks: t
 def test_control_tokens_of_the_template_are_not_those_of_the_text(
     model: Any, tokenizer: Any, tasks: task_set.TaskSet
 ) -> None:
-    assert harness.evaluate(model, tokenizer, tasks, asking=AUTO).control == {}
+    assert harness.evaluate(model, tokenizer, tasks, prompting=AUTO).control == {}
 
 
 def test_a_system_message_that_the_template_rejects_is_one_line(model: Any, tasks: task_set.TaskSet) -> None:
     strict = chat_tokenizer(NO_SYSTEM)
-    assert harness.evaluate(model, strict, tasks, asking=AUTO).records
+    assert harness.evaluate(model, strict, tasks, prompting=AUTO).records
     with pytest.raises(BadInput, match=r"^eval\.system: .* takes no system message .* Leave both out"):
-        harness.evaluate(model, strict, tasks, asking=Asking("auto", "சுருக்கமாக"))
+        harness.evaluate(model, strict, tasks, prompting=Prompting("auto", "சுருக்கமாக"))
 
 
 def test_greedy_generation_leaves_the_folders_settings_out(model: Any, tokenizer: Any, tasks: task_set.TaskSet) -> None:
-    def answers(asking: Asking) -> list[str]:
-        scores = harness.evaluate(model, tokenizer, tasks, asking=asking)
+    def answers(prompting: Prompting) -> list[str]:
+        scores = harness.evaluate(model, tokenizer, tasks, prompting=prompting)
         return [sample["answer"] for sample in scores.samples if sample["task"] == "mgsm_tam"]
 
     plain = answers(AUTO)
     model.generation_config.repetition_penalty = 8.0
     try:
         assert answers(AUTO) != plain
-        assert answers(Asking("auto", generation="greedy")) == plain
+        assert answers(Prompting("auto", generation="greedy")) == plain
     finally:
         model.generation_config.repetition_penalty = 1.0
 

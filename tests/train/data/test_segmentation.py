@@ -26,7 +26,7 @@ def test_words_of_each_script(language: str) -> None:
     assert writing.split(text) == words
     assert writing.join(words) == text
     assert all(strip_punctuation(word) for word in words)
-    assert any(writing.askable(strip_punctuation(word)) for word in words)
+    assert any(writing.is_content_word(strip_punctuation(word)) for word in words)
     assert ends_sentence(words[-1]) == (text[-1] in ".。។۔።")
 
 
@@ -43,6 +43,6 @@ def test_a_bare_word_is_letters(word: str) -> None:
 
 def test_names_are_not_asked_for_where_a_script_has_capitals() -> None:
     writing = Segmenter()
-    assert not writing.askable("David")
-    assert writing.askable("david")
-    assert writing.askable("زَبان")
+    assert not writing.is_content_word("David")
+    assert writing.is_content_word("david")
+    assert writing.is_content_word("زَبان")

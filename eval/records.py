@@ -7,23 +7,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from math import log
+from math import isfinite, log
 from numbers import Real
 from typing import Any
 
 from common.errors import BadInput
-from eval import calibration
-from eval.generated_records import AGGREGATE, generated_records
-from eval.stats import mean_interval, mean_ratio_interval, ratio_interval, wilson
+from eval import metrics
+from eval.metrics import Interval, mean_interval, mean_ratio_interval, ratio_interval, wilson
 from eval.task_checks import LOWER, lower_is_better
-from eval.task_set import BITS, CALIBRATED, CORRECT_BITS, Entry, mean_metrics
-
-Record = dict[str, Any]
-Logged = Sequence[dict[str, Any]]  # what lm-eval logs with log_samples, a mapping a document
+from eval.task_set import BITS, CALIBRATED, CORRECT_BITS, ScoredTask, mean_metrics
 
 
 def task_records(
-    name: str, entry: Entry, logged: Logged, unlabelled: Logged = (), results: Mapping[str, Any] | None = None
+    name: str, entry: ScoredTask, logged: Logged, unlabelled: Logged = (), results: Mapping[str, Any] | None = None
 ) -> tuple[list[Record], list[Record]]:
     """Score records (a metric each) and samples (of the primary metric) of one task.
 
@@ -31,8 +27,8 @@ def task_records(
     results: what lm-eval made of the task, by `metric,filter`; of tasks that generate.
     """
     if entry.task.OUTPUT_TYPE == "generate_until":
-        return generated_records(name, entry, logged, results or {}, identities(name, in_order(logged)))
-    logged, unlabelled = in_order(logged), in_order(unlabelled)
+        return generated_records(name, entry, logged, results or {}, sample_heads(name, first_filter(logged)))
+    logged, unlabelled = first_filter(logged), first_filter(unlabelled)
     averaged = mean_metrics(entry.task)
     metrics = [
         metric
@@ -48,7 +44,7 @@ def task_records(
         )
     if entry.primary == BITS:
         return _text_records(name, entry, logged)
-    heads = identities(name, logged)
+    heads = sample_heads(name, logged)
     answers = [gold_answer(entry.task, sample) for sample in logged]
     records: list[Record] = []
     samples: list[Record] = []
@@ -57,7 +53,7 @@ def task_records(
             chosen = calibrated_predictions(entry, logged, unlabelled or logged)
             outcomes = [(float(choice == row["target"]), choice) for choice, row in zip(chosen, logged, strict=True)]
         else:
-            outcomes = [(float(row[metric]), predicted(metric, row, entry.task)) for row in logged]
+            outcomes = [(float(row[metric]), predicted_choice(metric, row, entry.task)) for row in logged]
         scores = [score for score, _ in outcomes]
         binary = set(scores) <= {0.0, 1.0}
         interval = wilson(round(sum(scores)), len(scores)) if binary else mean_interval([scores])
@@ -78,18 +74,20 @@ def task_records(
     return records, samples
 
 
-def _text_records(name: str, entry: Entry, logged: Logged) -> tuple[list[Record], list[Record]]:
+def _text_records(name: str, entry: ScoredTask, logged: Logged) -> tuple[list[Record], list[Record]]:
     """Bits under the model, and bytes as UTF-8: of every document, and of all."""
     samples = [
         head | {"metric": BITS, "bits": -nats / log(2), "bytes": size}
-        for head, (nats, size) in zip(identities(name, logged), (row[BITS] for row in logged), strict=True)
+        for head, (nats, size) in zip(sample_heads(name, logged), (row[BITS] for row in logged), strict=True)
     ]
     bits, sizes = [sample["bits"] for sample in samples], [sample["bytes"] for sample in samples]
     value = sum(bits) / sum(sizes)
     return [record(name, entry, BITS, value, ratio_interval(bits, sizes), len(samples))], samples
 
 
-def record(name: str, entry: Entry, metric: str, value: float, interval: tuple[float, float], n: int) -> dict[str, Any]:
+def record(
+    name: str, entry: ScoredTask, metric: str, value: float, interval: tuple[float, float], n: int
+) -> dict[str, Any]:
     """One line of scores.jsonl; what only accuracies have is null."""
     return {
         "task": name,
@@ -107,7 +105,7 @@ def record(name: str, entry: Entry, metric: str, value: float, interval: tuple[f
     }
 
 
-def in_order(logged: Logged) -> list[dict[str, Any]]:
+def first_filter(logged: Logged) -> list[dict[str, Any]]:
     """Each document once, by its number: a task with several filters logs its documents once for each."""
     if not logged:
         return []
@@ -115,7 +113,7 @@ def in_order(logged: Logged) -> list[dict[str, Any]]:
     return sorted((sample for sample in logged if sample["filter"] == first), key=lambda sample: sample["doc_id"])
 
 
-def identities(name: str, logged: Logged) -> list[Record]:
+def sample_heads(name: str, logged: Logged) -> list[Record]:
     """What samples begin with: the task, the item's id, and the document that it was made from.
 
     The id is the item's own where all have one and no two the same, else its number in the task. Items that name no
@@ -137,7 +135,7 @@ def choice_loglikelihoods(task: Any, sample: dict[str, Any]) -> list[float]:
     return [loglikelihood for loglikelihood, _ in sample["filtered_resps"][: len(choices)]]
 
 
-def predicted(metric: str, sample: dict[str, Any], task: Any) -> Any:
+def predicted_choice(metric: str, sample: dict[str, Any], task: Any) -> Any:
     """The number of the choice that a metric takes; None where it is not known."""
     if task.OUTPUT_TYPE == "multiple_choice" and metric in ("acc", "acc_norm"):
         choices, values = task.doc_to_choice(sample["doc"]), choice_loglikelihoods(task, sample)
@@ -147,7 +145,7 @@ def predicted(metric: str, sample: dict[str, Any], task: Any) -> Any:
     return None
 
 
-def calibrated_predictions(entry: Entry, logged: Logged, unlabelled: Logged) -> list[int]:
+def calibrated_predictions(entry: ScoredTask, logged: Logged, unlabelled: Logged) -> list[int]:
     """The number of the choice of each item, with the labels' priors over the unlabelled prompts divided out."""
     assert entry.labels is not None
     orders = [[entry.task.doc_to_choice(row["doc"]).index(label) for label in entry.labels] for row in logged]
@@ -157,7 +155,7 @@ def calibrated_predictions(entry: Entry, logged: Logged, unlabelled: Logged) -> 
         values = [choice_loglikelihoods(entry.task, row) for row in rows]
         return [[value[i] for i in order] for value, order in zip(values, places, strict=True)]
 
-    labels = calibration.predictions(by_label(logged, orders), by_label(unlabelled, other_orders))
+    labels = metrics.calibrated_choices(by_label(logged, orders), by_label(unlabelled, other_orders))
     return [order[label] for order, label in zip(orders, labels, strict=True)]
 
 
@@ -174,7 +172,7 @@ def gold_answer(task: Any, sample: dict[str, Any]) -> dict[str, float]:
     return {"answer_bits": bits, "answer_bytes": len(scored.encode())}
 
 
-def histogram(entry: Entry, logged: Logged, outcomes: Iterable[tuple[float, Any]]) -> dict[str, int] | None:
+def histogram(entry: ScoredTask, logged: Logged, outcomes: Iterable[tuple[float, Any]]) -> dict[str, int] | None:
     """How often each label was predicted; None where the choices are no fixed set of labels."""
     if entry.labels is None:
         return None
@@ -222,3 +220,122 @@ def _mean_record(head: Record, metric: str, rows: Sequence[Record], interval: tu
 def _mean_or_none(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if len(known) == len(values) else None
+
+
+Record = dict[str, Any]
+Logged = Sequence[dict[str, Any]]  # what lm-eval logs with log_samples, a mapping for each document and filter
+UNFILTERED = "none"  # lm-eval's name of what does nothing
+AGGREGATE = "aggregate"  # a field of records, True, of metrics that are no mean over documents: chrF, BLEU
+
+
+def full_metric_name(metric: str, of_filter: str) -> str:
+    """Return the name of a metric after a filter, as lm-eval writes it; of what is not filtered the metric's own."""
+    return metric if of_filter == UNFILTERED else f"{metric},{of_filter}"
+
+
+def by_filter(logged: Logged) -> dict[str, Logged]:
+    """Return the documents in their order, for each filter in the task's order."""
+    filters = dict.fromkeys(row["filter"] for row in logged)
+    return {
+        name: sorted((row for row in logged if row["filter"] == name), key=lambda row: row["doc_id"])
+        for name in filters
+    }
+
+
+def generated_records(
+    name: str, entry: ScoredTask, logged: Logged, results: Mapping[str, Any], heads: Sequence[Record]
+) -> tuple[list[Record], list[Record]]:
+    """Return score records (one for each metric and filter) and samples (of the primary one) of one task.
+
+    results: lm-eval's aggregates by `metric,filter`. heads: what samples begin with, in the order of documents.
+    """
+    records: list[Record] = []
+    samples: list[Record] = []
+    for of_filter, rows in by_filter(logged).items():
+        for metric in dict.fromkeys(metric for row in rows for metric in row["metrics"]):
+            value = results.get(f"{metric},{of_filter}")
+            if not isinstance(value, Real) or not isfinite(value) or _is_bypass(entry.task, metric):
+                continue
+            items = [row[metric] for row in rows if metric in row]
+            full = full_metric_name(metric, of_filter)
+            primary = not samples and entry.primary in (metric, full)
+            records.append(_record(name, entry, metric, full, primary, float(value), items))
+            if primary:
+                samples = [
+                    head | {"metric": full} | scored | answer_fields(entry.task, row)
+                    for head, row, scored in zip(heads, rows, _scores(entry.task, metric, rows), strict=True)
+                ]
+    if not samples:
+        there = ", ".join(row["metric"] for row in records) or "none"
+        raise BadInput(
+            f"tasks: {name} has no metric {entry.primary!r} that gives a number, got {there}. Set metadata: primary to"
+            " one of these."
+        )
+    return records, samples
+
+
+def _record(
+    name: str, entry: ScoredTask, metric: str, full: str, primary: bool, value: float, items: Sequence[Any]
+) -> Record:
+    scores = values_to_average(entry.task, metric, items)
+    low, high = metric_interval(entry.task, metric, items, value)
+    record: Record = {"task": name, "family": entry.family, "language": entry.language, "metric": full}
+    record |= {"primary": primary, "value": value, "low": low, "high": high, "n": len(items)}
+    record |= {"chance": entry.chance, "trivial": entry.trivial, "predictions": None}
+    record |= {LOWER: False} if metric in lower_is_better(entry.task) else {}
+    return record | ({AGGREGATE: True} if scores is None else {})
+
+
+def values_to_average(task: Any, metric: str, items: Sequence[Any]) -> list[float] | None:
+    """Return the numbers of documents whose mean a metric is; None where it is another aggregate."""
+    from lm_eval.api.metrics import mean
+
+    if task.aggregation().get(metric, mean) is not mean or not all(isinstance(item, Real) for item in items):
+        return None
+    return [float(item) for item in items]
+
+
+def metric_interval(task: Any, metric: str, items: Sequence[Any], value: float) -> Interval:
+    """Return the 95% interval of a metric over documents."""
+    scores = values_to_average(task, metric, items)
+    if scores is None:
+        return metrics.aggregate_interval(task.aggregation()[metric], items, value)
+    return wilson(round(sum(scores)), len(scores)) if set(scores) <= {0.0, 1.0} else mean_interval([scores])
+
+
+def _scores(task: Any, metric: str, rows: Logged) -> list[Record]:
+    """Return what each document adds to a metric: its score; of BLEU, chrF and TER the counts that are summed up.
+
+    alone: the score of the document by itself. counted: which of the three the counts are of.
+    """
+    items = [row.get(metric) for row in rows]
+    if (scores := values_to_average(task, metric, items)) is not None:
+        return [{"score": score} for score in scores]
+    aggregate = task.aggregation().get(metric)
+    counts = metrics.sentence_counts(aggregate, items) if aggregate is not None and None not in items else None
+    if counts is None:
+        return [{} for _ in rows]
+    alone = metrics.sentence_scores(aggregate, counts)
+    counted = metrics.metric_name_of(aggregate)
+    return [
+        {"alone": score, "counts": row.tolist(), "counted": counted} for score, row in zip(alone, counts, strict=True)
+    ]
+
+
+def answer_fields(task: Any, row: Mapping[str, Any]) -> Record:
+    """Return the question without its examples, the whole answer, and what the metric took of it."""
+    said = row["resps"][0][0]
+    question = task.doc_to_text(row["doc"])
+    return {
+        "prediction": row["filtered_resps"][0],
+        "target": row["target"],
+        "question": question if isinstance(question, str) else None,
+        "answer": said if isinstance(said, str) else None,
+    }
+
+
+def _is_bypass(task: Any, metric: str) -> bool:
+    """Return whether a metric is lm-eval's stand-in for none."""
+    from lm_eval.api.metrics import bypass_agg
+
+    return task.aggregation().get(metric) is bypass_agg

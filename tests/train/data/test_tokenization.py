@@ -98,7 +98,7 @@ def made(name: str) -> tuple[Tokenizer, WordCache]:
 @given(text=st.lists(st.sampled_from(PIECES), max_size=30).map("".join) | st.text(max_size=20))
 def test_the_ids_are_the_librarys(name: str, text: str) -> None:
     whole, ours = made(name)
-    ids = ours.ids(text)
+    ids = ours.encode(text)
     if ids is not None:
         assert ids.tolist() == whole.encode(text, add_special_tokens=False).ids
 
@@ -108,9 +108,9 @@ def test_plain_texts_are_split_and_the_rest_is_encoded_whole(name: str) -> None:
     whole, ours = made(name)
     splitting = [*TEXT, " ".join(TEXT), " an answer", "\n line"]
     texts = [*splitting, "", "an <|end|> inside", f"a{SPACE} b", "space behind ", "line behind\n"]
-    split = [ours.ids(text) is not None for text in texts]
+    split = [ours.encode(text) is not None for text in texts]
     assert split == [True] * len(splitting) + [False] * 5
-    encoded = TextEncoder(json.dumps(LOCAL[name]()), np.uint32).by_words(texts)
+    encoded = TextEncoder(json.dumps(LOCAL[name]()), np.uint32).encode_words(texts)
     assert [ids.tolist() for ids in encoded] == [whole.encode(text, add_special_tokens=False).ids for text in texts]
 
 
@@ -119,7 +119,7 @@ def test_a_full_memory_of_words_is_emptied(monkeypatch: pytest.MonkeyPatch) -> N
     whole = load_library(json.dumps(tiny_base()))
     ours = WordCache(whole, tiny_base(), np.uint16)
     for text in TEXT * 2:
-        ids = ours.ids(text)
+        ids = ours.encode(text)
         assert ids is None or ids.tolist() == whole.encode(text, add_special_tokens=False).ids
     assert 0 < len(ours) < len(set(" ".join(TEXT).split()))
 
@@ -172,7 +172,7 @@ def test_other_tokenizers_encode_whole_texts(why: str) -> None:
 @pytest.mark.parametrize("name", LOCAL)
 def test_what_agrees_with_the_library_is_encoded_by_words(name: str) -> None:
     encoder = TextEncoder(json.dumps(LOCAL[name]()), np.uint32)
-    assert encoder.checked(TEXT) == encoder.by_words and encoder.checked([]) == encoder.by_words
+    assert encoder.verified(TEXT) == encoder.encode_words and encoder.verified([]) == encoder.encode_words
 
 
 def test_a_tokenizer_that_was_admitted_wrongly_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,9 +180,9 @@ def test_a_tokenizer_that_was_admitted_wrongly_is_found_out(monkeypatch: pytest.
     encoder = TextEncoder(json.dumps(spanning()), np.uint32)
     texts = ["of the people", "nothing that spans"]
     right = [encoder.library.encode(text, add_special_tokens=False).ids for text in texts]
-    assert encoder.by_words(texts)[0].tolist() != right[0]
+    assert encoder.encode_words(texts)[0].tolist() != right[0]
     with pytest.warns(RuntimeWarning, match="texts are encoded whole"):
-        encode = encoder.checked(texts)
+        encode = encoder.verified(texts)
     assert [ids.tolist() for ids in encode(texts)] == right
 
 
