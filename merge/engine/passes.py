@@ -391,7 +391,7 @@ def _weights(piece: Piece, key: tuple[Subject, torch.dtype]) -> tuple[Stored, St
 
 
 def find_nonfinite(job: Job, overflow: str = "") -> BadInput:
-    """Return an error that names the parent's tensor that is not finite, else the dtype in which the merge overflows."""
+    """Return an error that names the parent's tensor that is not finite, or the dtype in which the merge overflows."""
     for key, source in job.output.sources.items():
         if not is_finite(job.plan.parents[key], source):
             return not_finite(job.plan.parents[key], source)
