@@ -23,7 +23,6 @@ from common.command_line import Command
 from common.errors import BadInput, StageFailed, user_errors
 from common.processes import silence
 from common.project import CONF, describe_version
-from pipeline.stages.stage import STAGE_TYPES
 
 MULTIRUN = "Run all values of the experiment's sweep axes, or of those given here (ct.tokens=32k,128k seed=0,1)."
 CONFIG_DIR = (
@@ -213,6 +212,8 @@ def complete(context: click.Context, parameter: click.Parameter, incomplete: str
     groups = choices()
     takes_stage = isinstance(context.command, PipelineCommand) and "KIND" in context.command.verb.words
     if takes_stage and not context.params.get("words"):
+        from pipeline.stages import STAGE_TYPES  # late: it takes half a second
+
         kinds = [CompletionItem(kind) for kind in STAGE_TYPES if kind.startswith(incomplete)]
         return [*kinds, CompletionItem(incomplete, type="file")]
     group, equals, start = incomplete.rpartition("=")

@@ -151,7 +151,7 @@ def plan_for_checks(configs: Sequence[Config]) -> tuple[RunPlan, list[str]]:
 
 def without_stages(config: Config) -> Cell:
     """Return the cell of a config whose stages are not known."""
-    return Cell(config, (), {}, {}, {}, {}, {})
+    return Cell(config=config, stages=())
 
 
 def plan(sweep: Sweep, network: bool = True) -> RunPlan:

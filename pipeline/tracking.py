@@ -155,8 +155,8 @@ def tracker(
 def about(stage: Stage, method: str | None) -> dict[str, Any]:
     """Return what a run's config records of its stage, and the method of the results to which it belongs."""
     return {
-        "stage": dict(stage.settings),
-        "options": dict(stage.options),
+        "stage": stage.key_content,
+        "options": stage.options.model_dump(mode="json", exclude_defaults=True),
         "method": method,
         **cell_of(stage),
     }
@@ -203,8 +203,8 @@ def start(
 def cell_of(stage: Stage) -> dict[str, Any]:
     """Return the budget and the seed of a stage: its own, or those of the CT that it comes from; null where none is."""
     cell = {
-        "ct_tokens": stage.tokens if stage.kind == "ct" and "tokens" in stage.settings else None,
-        "seed": stage.settings.get("seed"),
+        "ct_tokens": stage.tokens if stage.kind == "ct" else None,
+        "seed": getattr(stage.settings, "seed", None),
     }
     for parent in map(cell_of, stage.parents.values()):
         cell = {name: value if value is not None else parent[name] for name, value in cell.items()}

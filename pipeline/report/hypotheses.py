@@ -20,9 +20,9 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from common.errors import BadInput, suggestion
 from common.project import ROOT
+from common.settings import Seed, Settings, Tokens
 from common.units import format_tokens, parse_tokens
 from common.validation import error_line, parse_plain_yaml, read_json, read_plain_yaml
-from pipeline.config.fields import Section, Seed, Tokens
 from pipeline.report.frontier import PRICE
 
 FOLDER = "hypotheses"
@@ -36,7 +36,7 @@ def _budget(value: object) -> object:
     return 0 if value in (0, "0") else parse_tokens(value)
 
 
-class Hypothesis(Section):
+class Hypothesis(Settings):
     """The keys that all types have.
 
     expected: the size of the effect that is expected, above 0. margin: a smaller effect would not matter. role: a
@@ -55,7 +55,7 @@ class Hypothesis(Section):
     regime: Words | None = None
 
 
-class GapTerm(Section):
+class GapTerm(Settings):
     """The gap of two methods at a budget: the accuracy of the first minus that of the second at equal bits.
 
     regime: of both methods, in a hypothesis that compares regimes.
@@ -102,7 +102,7 @@ class SeparateHypothesis(Hypothesis):
     kind: Literal["accuracy", "bits"]
 
 
-class ScoreTerm(Section):
+class ScoreTerm(Settings):
     """The score of a method at a budget (0: without CT), or of one of its knob values, such as {lambda: 1.5}.
 
     regime: of the method, in a hypothesis that compares regimes.

@@ -91,7 +91,7 @@ def compute_cells(sweep: Sweep, plan: RunPlan, executor: Executor, folder: Path)
 def check_budgets(plan: RunPlan) -> None:
     """Reject a budget that the packed corpus cannot fill, before anything is trained on it. Raises BadInput."""
     for stage in plan.stages:
-        if stage.kind != "ct" or stage.settings["tokens"] is None:
+        if stage.kind != "ct" or stage.settings.whole_text:
             continue
         if blocks := plan.store.find(stage.parents["blocks"]):
             check_budget(blocks.path, stage.tokens)

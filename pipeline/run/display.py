@@ -25,7 +25,7 @@ from pipeline import journal
 from pipeline.execute import amount
 from pipeline.journal import Journal
 from pipeline.run_plan import FILE, RunPlan
-from pipeline.stages.stage import STAGE_TYPES, Stage
+from pipeline.stages.stage import Stage, StageType
 from pipeline.stages.trajectory import previous_stages, tokens_of
 from pipeline.store import Store
 
@@ -57,15 +57,16 @@ class Estimates:
     def of_plan(plan: RunPlan) -> Estimates:
         return Estimates(plan.store, plan.config.compute.stage_seconds, plan.processes)
 
-    def rate(self, kind: str) -> float:
+    def rate(self, stage_type: StageType) -> float:
         """Return the seconds for an `amount` of 1."""
+        kind = stage_type.name
         if kind not in self._rates:
             records = sorted(
                 (entry.record for entry in self.store.entries(kind) if entry.record),
                 key=lambda record: record["finished"],
             )[-5:]
             seconds, work = sum(record["seconds"] for record in records), sum(record["amount"] for record in records)
-            self._rates[kind] = seconds / work if work else self.stage_seconds.get(kind, STAGE_TYPES[kind].seconds)
+            self._rates[kind] = seconds / work if work else self.stage_seconds.get(kind, stage_type.seconds)
         return self._rates[kind]
 
     def forget(self, kind: str) -> None:
@@ -76,7 +77,7 @@ class Estimates:
         """Return the seconds for all of these stages that are not published."""
         resumed = {key: tokens_of(before) for key, before in previous_stages(stages).items()}
         missing = [stage for stage in stages if self.store.find(stage) is None]
-        work = ((stage.kind, amount(stage, resumed.get(stage.key, 0))) for stage in missing)
+        work = ((stage.type, amount(stage, resumed.get(stage.key, 0))) for stage in missing)
         return sum(each * self.rate(kind) for kind, each in work) / self.processes
 
 
@@ -160,7 +161,7 @@ class RunView:
     def _in_words(self, event: Mapping[str, Any], stage: Stage) -> str | None:
         match event["event"]:
             case "started":
-                seconds = amount(stage, event["resumed_tokens"]) * self.estimates.rate(stage.kind)
+                seconds = amount(stage, event["resumed_tokens"]) * self.estimates.rate(stage.type)
                 left = max(seconds, self.estimates.total(list(self.stages.values())))
                 where = f" in job {event['job']}" if "job" in event else ""
                 return f"starts{where}, about {duration(seconds)}; all in all about {duration(left)} left"
@@ -202,7 +203,7 @@ class RunView:
         stage, event = self.stages[key], self._running[key]
         if event["event"] == "progress":
             return f"{stage}: {self._progress(event)}"
-        expected = amount(stage, event["resumed_tokens"]) * self.estimates.rate(stage.kind)
+        expected = amount(stage, event["resumed_tokens"]) * self.estimates.rate(stage.type)
         return f"{stage}: runs for {duration(time.time() - event['time'])} of about {duration(expected)}"
 
 

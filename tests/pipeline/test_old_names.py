@@ -57,7 +57,7 @@ def test_keys_and_folders_are_those_of_the_old_names() -> None:
     assert {"eval nya-ceiling-4096-s0", "eval nya-base_with_sft-s0", "merge nya-mine-4096-s0"} < set(new)
     mine = new["merge nya-mine-4096-s0"]
     assert set(mine.parents) == {"model", "ct", "ceiling"}
-    recipe = mine.settings["stated"]
+    recipe = mine.settings.stated
     assert recipe["protect"] == ["ceiling"] and recipe["models.ceiling.weight"] == 2.0
 
 
