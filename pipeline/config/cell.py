@@ -174,6 +174,12 @@ class Config(Settings):
             raise ValueError(
                 "eval.untuned: eval.frontier scores the first trial of every method too. Leave one of them out."
             )
+        if self.merge.search and (self.eval.frontier or self.adapt):
+            key = "eval.frontier" if self.eval.frontier else "adapt"
+            raise ValueError(
+                f"merge.search: {key} scores all trials of a method, and a search has none before it runs."
+                " Give methods a grid, and set merge.search=null."
+            )
         if self.eval.frontier and self.eval.split == "dev":
             raise ValueError(
                 "eval.split=dev: eval.frontier scores every trial on dev and on test. Set eval.split=test."
@@ -193,7 +199,7 @@ class Config(Settings):
 
     @model_validator(mode="after")
     def as_many_tries(self) -> Config:
-        tuned = [len(method.tries) for method in self.merge.methods.values() if method.grid]
+        tuned = list(self.merge.trials_by_method().values())
         if self.sft.grid and tuned and not self.eval.frontier and len(self.sft.tries) != tuned[0]:
             raise ValueError(
                 f"sft.grid: CT-then-SFT gets {len(self.sft.tries)} trials on dev, every merge {tuned[0]}. "

@@ -31,6 +31,7 @@ from pipeline.stages.adapting import AdaptStages
 from pipeline.stages.data import Data, budget_name, plan_ct_blocks, plan_mixed_blocks, plan_sft_blocks
 from pipeline.stages.merging import plan_merge, plan_weights
 from pipeline.stages.scoring import plan_contamination, plan_eval
+from pipeline.stages.search import Bounds
 from pipeline.stages.stage import CALIBRATION, Inputs, Stage, in_order
 from pipeline.stages.training import (
     given_model,
@@ -140,8 +141,8 @@ def plan_cell(config: Config, inputs: Inputs) -> Cell:
 def plan_untuned(planner: CellPlanner, chosen: Iterable[str]) -> dict[str, Stage]:
     """Plan the scores of every tuned method by the first of its trials, on test."""
     scored = {}
-    for name, method in planner.config.merge.methods.items():
-        if name in chosen and len(method.tries) > 1:
+    for name in planner.config.merge.methods:
+        if name in chosen and planner.config.merge.trials(name) > 1:
             merge = planner.trial(name, 0)
             scored[name] = planner.eval_of_merge(name, merge, f"{merge.slug}-untuned")
     if "ct_then_sft" in chosen:
@@ -298,9 +299,16 @@ class CellPlanner:
         slug = f"{self.config.language.code}-ct-then-sft-{self.budget}"
         return self.tune(slug, self.config.sft.tries, trials, "ct_then_sft")
 
-    def tune(self, slug: str, trials: Sequence[Trial], made_of: Mapping[str, Stage], method: str) -> Stage:
+    def tune(
+        self,
+        slug: str,
+        trials: Sequence[Trial],
+        made_of: Mapping[str, Stage],
+        method: str,
+        space: Mapping[str, Bounds] | None = None,
+    ) -> Stage:
         scored = {**made_of, "items": self.data.items, "corpus": self.data.corpus}
-        return replace(plan_tune(self.config, slug, trials, scored, self.inputs.asks_date), method=method)
+        return replace(plan_tune(self.config, slug, trials, scored, self.inputs.asks_date, space), method=method)
 
     def is_tuned(self, name: str) -> bool:
         """Return whether dev scores select a trial of a merging method."""
@@ -326,7 +334,8 @@ class CellPlanner:
     def tune_of(self, name: str) -> Stage:
         """Return the stage that scores the trials of a merging method in this cell."""
         method = self.config.merge.methods[name]
-        return self.tune(self.slug(name, method.checkpoints), self.recipes(method), self.parents(method), name)
+        slug = self.slug(name, method.checkpoints)
+        return self.tune(slug, self.recipes(method), self.parents(method), name, method.space)
 
     def _merge(self, name: str, stated: Trial | None, tunes: Mapping[str, Stage]) -> Stage:
         method = self.config.merge.methods[name]
