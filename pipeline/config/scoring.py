@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, field_validator, model_validator
 
-from common.errors import BadInput, suggestion
+from common.errors import suggestion
 from common.settings import Positive, Settings, Tokens
 from eval.settings import ScoringSettings
 from merge.recipe import Recipe
@@ -16,7 +16,7 @@ from pipeline import recipes
 from pipeline.baselines import BASELINES, PAIR
 from pipeline.config.trainings import grid_product
 from pipeline.old_names import current_method, in_store, recipe_in_store
-from pipeline.stages.search import Bounds, SearchSettings, middle
+from pipeline.search import Bounds, SearchSettings, middle
 
 
 def known_arm(name: str) -> str:
@@ -50,8 +50,8 @@ class Method(Settings):
     from_: Literal["base", "sft"] = Field("base", alias="from")
     control: bool = False
     recipe: dict[str, Any]
-    grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
-    space: dict[str, Bounds] = {}
+    grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(default_factory=dict)
+    space: dict[str, Bounds] = Field(default_factory=dict)
 
     @field_validator("recipe", "grid", "space", mode="before")
     @classmethod
@@ -84,7 +84,7 @@ class Method(Settings):
         if both:
             raise ValueError(f"grid.{both[0]}: is in the recipe too. Set it in one place.")
         if self.grid and self.space:
-            raise ValueError("space: this method has a grid too. Give it one of them.")
+            raise ValueError("space: this method has a grid too. Remove it, such as by '~merge.methods.NAME.grid'.")
         if both := sorted(set(self.recipe) & set(self.space)):
             raise ValueError(f"space.{both[0]}: is in the recipe too. Set it in one place.")
         for name, (low, high) in self.space.items():
@@ -97,21 +97,17 @@ class Method(Settings):
         if len(set(self.of)) < len(self.of):
             raise ValueError(f"of={list(self.of)}: a checkpoint is listed twice. List each once.")
         nowhere = Path("folder")
+        for name, bounds in self.space.items():
+            for value in bounds:
+                setting = {**self.recipe, name: value}
+                described = recipes.complete(setting, nowhere, dict.fromkeys(self.of, nowhere), 0)
+                Recipe.from_dict(described, where=f"space.{name}={value:g}")
         seen: dict[str, dict[str, Any]] = {}
         for settings in self.tries:
             described = recipes.complete(settings, nowhere, dict.fromkeys(self.of, nowhere), 0)
             same = seen.setdefault(recipes.identity(Recipe.from_dict(described, where="recipe")), settings)
             if same is not settings:
                 raise ValueError(f"grid: {settings} and {same} give the same merge. Leave one out.")
-        for name, bounds in self.space.items():
-            for value in bounds:
-                described = recipes.complete(
-                    {**self.tries[0], name: value}, nowhere, dict.fromkeys(self.of, nowhere), 0
-                )
-                try:
-                    Recipe.from_dict(described, where="recipe")
-                except BadInput as error:
-                    raise ValueError(f"space.{name}={value:g}: {error}") from None
         return self
 
 
@@ -126,7 +122,10 @@ class Choice(Settings):
 
 
 class Merge(Settings):
-    """search: how settings of methods with a space are found. special_rows: sft, to take the rows of tokens that its chat template writes from the chat model."""
+    """search: how settings of methods with a space are found.
+
+    special_rows: sft, to take the rows of tokens that its chat template writes from the chat model.
+    """
 
     write: bool
     metric: Literal["acc", "bits_per_byte"]

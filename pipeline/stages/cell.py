@@ -26,12 +26,12 @@ from typing import Any
 from pipeline.baselines import BASELINES, depends_on_ct_budget
 from pipeline.config import Config, Method
 from pipeline.old_names import in_store
+from pipeline.search import Bounds
 from pipeline.stages import adapting
 from pipeline.stages.adapting import AdaptStages
 from pipeline.stages.data import Data, budget_name, plan_ct_blocks, plan_mixed_blocks, plan_sft_blocks
 from pipeline.stages.merging import plan_merge, plan_weights
 from pipeline.stages.scoring import plan_contamination, plan_eval
-from pipeline.stages.search import Bounds
 from pipeline.stages.stage import CALIBRATION, Inputs, Stage, in_order
 from pipeline.stages.training import (
     given_model,

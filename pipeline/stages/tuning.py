@@ -1,6 +1,6 @@
 """The stage `tune`: score every trial of a method on dev, and select the best.
 
-Trials are a grid's, or those that a search proposes one after another (pipeline/stages/search.py).
+Trials are a grid's, or those that a search proposes one after another (pipeline/search.py).
 
 The trials of a method are scored in the cells that `merge.choice` names, one `tune` stage per cell, and the trial with
 the best mean over these cells is taken in all cells. A stage leaves `tries.jsonl` (one line per trial: settings, score)
@@ -21,9 +21,9 @@ from common.files import read_jsonl, write_jsonl
 from eval.settings import ItemSettings, PromptSettings
 from pipeline.config import Config
 from pipeline.recipes import recipe_of
+from pipeline.search import Bounds, Search, SpaceSearch
 from pipeline.stages import scoring
 from pipeline.stages.scoring import ScoreOptions
-from pipeline.stages.search import Bounds, Search, SpaceSearch
 from pipeline.stages.stage import Stage, StageType
 
 if TYPE_CHECKING:
