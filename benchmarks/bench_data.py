@@ -44,7 +44,7 @@ OURS = """
 import json, sys, time
 from pathlib import Path
 from train.data import packing
-from train.stage_settings import CtBlocksSettings
+from train.settings import CtBlocksSettings
 if __name__ == "__main__":
     corpus, model, out = map(Path, sys.argv[1:4])
     workers, size = map(int, sys.argv[4:6])

@@ -27,7 +27,7 @@ from merge.engine.outputs import Output
 from merge.engine.passes import Workers, run, survey
 from merge.engine.plan import make_plan
 from merge.loops import machine_code
-from merge.loops.calls import KINDS
+from merge.loops.tables import KINDS
 from merge.methods import METHODS
 
 CASES = [

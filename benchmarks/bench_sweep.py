@@ -70,7 +70,7 @@ def write_entry(folder: Path, stage: Any) -> None:
     """An entry that holds nothing."""
     folder.mkdir(parents=True)
     record = {"kind": stage.kind, "slug": stage.slug, "key": stage.key, "trajectory": stage.trajectory}
-    (folder / RECORD).write_text(json.dumps(record | {"settings": dict(stage.settings), "files": {}}))
+    (folder / RECORD).write_text(json.dumps(record | {"settings": stage.key_content, "files": {}}))
 
 
 def main() -> None:

@@ -30,8 +30,7 @@ import transformers
 
 from train import trainer
 from train.data.corpus import sources
-from train.parallel import Compute
-from train.stage_settings import TrainingSettings
+from train.settings import Compute, TrainingSettings
 
 RATE, WARMUP_RATIO, MIN_LR_RATIO = 5e-4, 0.01, 0.1
 HORIZON = 1000  # steps of the schedule: none of the runs reaches its end

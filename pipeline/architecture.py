@@ -17,7 +17,7 @@ from typing_extensions import TypedDict  # pydantic's condition before Python 3.
 
 from common.errors import BadInput, line_of
 from common.validation import read_json
-from train.stage_settings import LoraSettings
+from train.settings import LoraSettings
 
 FEED_FORWARD = ("intermediate_size", "ffn_hidden_size", "ffn_dim", "n_inner")  # names of one size
 LISTED = 3  # tokens that a message names

@@ -1,41 +1,46 @@
-"""The one table of arms that train: checkpoints that stand in results beside the merges, by the names they have there.
+"""The one table of baselines: checkpoints in the results besides the merges, by the names that they have there.
 
-How each comes to be is in pipeline/stages/cell.py. Pure and light: configs, plans and reports read it.
+A new baseline is a row here. Light: configs, plans and reports read it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipeline.stages.cell import CellPlanner
+    from pipeline.stages.stage import Stage
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """A checkpoint. title: its name for people. ct_budgets: whether a CT budget changes it.
+    """A checkpoint. title: its name for people. plan: returns its stage in a cell.
 
-    sft_as_stated: whether it was trained on instructions with the settings in `sft`, which `sft.grid` does not change.
+    ct_budgets: whether a CT budget changes it. sft_as_stated: whether it was trained on instructions with the settings
+    in `sft`, which `sft.grid` does not change.
     """
 
     name: str
     title: str
+    plan: Callable[[CellPlanner], Stage]
     ct_budgets: bool = True
     sft_as_stated: bool = True
 
 
 BASELINES: dict[str, Baseline] = {
-    arm.name: arm
-    for arm in (
-        Baseline("base", "base", ct_budgets=False, sft_as_stated=False),
-        Baseline("sft", "SFT", ct_budgets=False),
-        Baseline("ct", "CT", sft_as_stated=False),
-        Baseline("ct_then_sft", "CT-then-SFT", sft_as_stated=False),
-        Baseline("sft_then_ct", "SFT-then-CT"),
-        Baseline("mixed", "CT and SFT mixed"),
-        Baseline("sft_replay", "CT-then-SFT with replay"),
-        Baseline("merge_then_sft", "merge-then-SFT"),
-        Baseline(
-            "target_sft", "target-language SFT (upper bound)"
-        ),  # what instructions in the language itself would give
+    baseline.name: baseline
+    for baseline in (
+        Baseline("base", "base", lambda cell: cell.base, ct_budgets=False, sft_as_stated=False),
+        Baseline("sft", "SFT", lambda cell: cell.sft, ct_budgets=False),
+        Baseline("ct", "CT", lambda cell: cell.ct, sft_as_stated=False),
+        Baseline("ct_then_sft", "CT-then-SFT", lambda cell: cell.ct_then_sft, sft_as_stated=False),
+        Baseline("sft_then_ct", "SFT-then-CT", lambda cell: cell.sft_then_ct),
+        Baseline("mixed", "CT and SFT mixed", lambda cell: cell.mixed),
+        Baseline("sft_replay", "CT-then-SFT with replay", lambda cell: cell.sft_with_replay),
+        Baseline("merge_then_sft", "merge-then-SFT", lambda cell: cell.merge_then_sft),
+        Baseline("target_sft", "target-language SFT (upper bound)", lambda cell: cell.sft_in_language),
     )
 }
 

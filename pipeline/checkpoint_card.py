@@ -41,7 +41,7 @@ def render(title: str, stage: Stage, versions: Mapping[str, str], settings: Sequ
     recipe = [
         {
             "stage": str(each),
-            "settings": _plain(each.settings),
+            "settings": _plain(each.key_content),
             "from": {role: _named(parent) for role, parent in each.parents.items()},
         }
         for each in stages
@@ -71,8 +71,10 @@ def summary(stage: Stage) -> str:
     """One sentence about a training: its kind, the model that it starts from, its tokens, LoRA."""
     start = stage.parents.get("model")
     of = f" of `{_named(start)}`" if start is not None else ""
-    lora = " It was trained with LoRA; the weights include the adapter." if stage.settings.get("lora") else ""
-    return f"{WHAT[stage.kind]}{of} on {int(stage.settings['tokens']):,} tokens.{lora}"
+    lora = (
+        " It was trained with LoRA; the weights include the adapter." if getattr(stage.settings, "lora", None) else ""
+    )
+    return f"{WHAT[stage.kind]}{of} on {stage.tokens:,} tokens.{lora}"
 
 
 def public(settings: Sequence[str]) -> list[str]:
@@ -87,12 +89,12 @@ def public(settings: Sequence[str]) -> list[str]:
 
 
 def _languages(stages: Sequence[Stage]) -> list[str]:
-    codes = (stage.settings.get("language") for stage in stages if stage.kind == "corpus")
+    codes = (stage.settings.language for stage in stages if stage.kind == "corpus")
     return [code.partition("_")[0] for code in codes if isinstance(code, str)]
 
 
 def _on_hub(stage: Stage) -> hub.HubModel | None:
-    return hub.parse(str(stage.options["path"]), stage.slug)
+    return hub.parse(stage.options.path, stage.slug)
 
 
 def _named(stage: Stage) -> str:

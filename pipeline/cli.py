@@ -23,7 +23,6 @@ from common.command_line import Command
 from common.errors import BadInput, StageFailed, user_errors
 from common.processes import silence
 from common.project import CONF, describe_version
-from pipeline.stages.stage import STAGE_TYPES
 
 MULTIRUN = "Run all values of the experiment's sweep axes, or of those given here (ct.tokens=32k,128k seed=0,1)."
 CONFIG_DIR = (
@@ -213,6 +212,8 @@ def complete(context: click.Context, parameter: click.Parameter, incomplete: str
     groups = choices()
     takes_stage = isinstance(context.command, PipelineCommand) and "KIND" in context.command.verb.words
     if takes_stage and not context.params.get("words"):
+        from pipeline.stages import STAGE_TYPES  # late: it takes half a second
+
         kinds = [CompletionItem(kind) for kind in STAGE_TYPES if kind.startswith(incomplete)]
         return [*kinds, CompletionItem(incomplete, type="file")]
     group, equals, start = incomplete.rpartition("=")
@@ -345,12 +346,12 @@ def _make(names: Sequence[str], settings: Sequence[str], multirun: bool, argumen
 
 def report_folders(folders: Sequence[str], others: Sequence[str]) -> int:
     """Write the report of results in folders. others: `out=FOLDER`, for the report."""
-    from pipeline.report.sources import report
+    from pipeline.report.sources import render_folders
 
     if wrong := [other for other in others if not other.startswith("out=")]:
         raise BadInput(f"{wrong[0]}: a report of folders accepts only out=FOLDER. Leave it out.")
     out = Path(others[-1].removeprefix("out=")) if others else None
-    paths = report([Path(folder) for folder in folders], out)
+    paths = render_folders([Path(folder) for folder in folders], out)
     print(paths.table, paths.page, sep="\n")
     return 0
 

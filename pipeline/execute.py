@@ -15,16 +15,19 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache, partial
-from importlib import import_module, metadata
+from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic
+
+from typing_extensions import TypeVar  # a default, before Python 3.13
 
 from common import hub as model_hub
 from common.errors import BadInput, Interrupted, StageFailed, user_errors
 from common.project import commit
+from common.settings import Settings
 from pipeline import interruption
 from pipeline.journal import Journal
-from pipeline.stages.stage import STAGE_TYPES, Stage
+from pipeline.stages.stage import Stage
 from pipeline.stages.trajectory import Trajectory, budget_of, continues, trajectories
 from pipeline.store import Entry, Store, ensure_dir, remove
 
@@ -33,8 +36,12 @@ PROGRESS_EVERY_S = 5.0  # seconds between two progress events of a stage
 LOOK_AGAIN_S = 0.5
 
 
+S = TypeVar("S", bound=Settings, default=Any)
+O = TypeVar("O", bound=Settings, default=Any)
+
+
 @dataclass
-class Job:
+class Job(Generic[S, O]):
     """What the function of a stage gets.
 
     out: becomes the entry. work: outlives a crash, and is removed when the stage is published. folders: of the parents,
@@ -56,14 +63,16 @@ class Job:
     note: str = ""
 
     @property
-    def settings(self) -> Mapping[str, Any]:
+    def settings(self) -> S:
         """What decides the result, beside the parents."""
-        return self.stage.settings
+        settings: S = self.stage.settings
+        return settings
 
     @property
-    def options(self) -> Mapping[str, Any]:
+    def options(self) -> O:
         """Places and devices, which do not."""
-        return self.stage.options
+        options: O = self.stage.options
+        return options
 
     def checkpoint(self, role: str) -> Path:
         """Return the Hugging Face folder of a parent."""
@@ -78,11 +87,9 @@ class StageSkipped(RuntimeError):
     """A stage that this process cannot compute. The text is one line with the reason."""
 
 
-def maker_of(kind: str) -> Maker:
-    """Return the function that the table of stage types names, imported now."""
-    module, _, function = STAGE_TYPES[kind].maker.partition(":")
-    maker: Maker = getattr(import_module(module), function)
-    return maker
+def run_stage(job: Job) -> None:
+    """Make a stage by the function of its type."""
+    job.stage.type.run(job)
 
 
 def no_tracker(job: Job) -> AbstractContextManager[None]:
@@ -109,7 +116,7 @@ class Executor:
         stages: Sequence[Stage],
         journal: Journal,
         *,
-        maker: Callable[[str], Maker] = maker_of,
+        maker: Callable[[str], Maker] = lambda kind: run_stage,
         track: Tracker = no_tracker,
         assigned: Collection[str] | None = None,
         waits: bool = False,
@@ -188,7 +195,7 @@ class Executor:
         What will be read is checked by checksum, once per process.
         """
         if stage.given:
-            return model_hub.fetch(stage.options["path"])
+            return model_hub.fetch(stage.options.path)
         entry = self._intact_entry(stage, to_read)
         if entry and not self.store.has_work(stage):
             return entry.path

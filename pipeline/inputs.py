@@ -194,7 +194,7 @@ def check_device(compute: Compute, gpus: int = 1) -> None:
             "compute.device=cuda: PyTorch finds no CUDA GPU on this machine. "
             "Set compute=cpu, or use a machine with a GPU."
         )
-    check_precision(compute.device, compute.precision)
+    check_precision(compute.device, compute.precision, compute.attention)
     if gpus > 1 and (seen := torch.cuda.device_count()) < gpus:
         raise BadInput(
             f"eval.gpus={gpus}: only {seen} GPUs are visible. Set eval.gpus={seen}, or run where there are more."

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from merge import Recipe
 from merge.methods import METHODS, MODEL_DEFAULTS
 from pipeline.baselines import BASELINES
-from pipeline.execute import Job
+
+if TYPE_CHECKING:
+    from pipeline.execute import Job
 
 
 def expand(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -67,7 +69,7 @@ def _said(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if value}
 
 
-def recipe_of(job: Job, settings: Mapping[str, Any], seed: int) -> Recipe:
+def recipe_of(job: Job[Any, Any], settings: Mapping[str, Any], seed: int) -> Recipe:
     """The merge of a job's checkpoints by these settings (one of a method's tries)."""
 
     parents = job.stage.parents

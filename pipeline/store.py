@@ -177,7 +177,7 @@ class Store:
             "slug": stage.slug,
             "key": stage.key,
             "trajectory": stage.trajectory,
-            "settings": dict(stage.settings),
+            "settings": stage.key_content,
             "parents": {
                 role: {"kind": parent.kind, "slug": parent.slug, "key": parent.key}
                 for role, parent in stage.parents.items()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from common.units import format_tokens
 from pipeline import old_names
 from pipeline.config import Config, validate
 from pipeline.resolve import resolved
+from pipeline.stages import STAGE_TYPES
 
 SEARCH_PATH = "hydra.searchpath="  # further folders of configuration files
 # Launchers: the cells one by one, without another process; jobs of our own; children of our own, on all GPUs.
@@ -139,7 +140,18 @@ def _composed(cells: Sequence[list[str]], found_in: Sequence[str]) -> Iterator[C
             value = plain[key][next(line for line in reversed(cell) if _key(line) == key)]  # the last one wins
             OmegaConf.update(shared[choices], key, value, merge=True)
         composed: Any = OmegaConf.to_container(shared[choices], resolve=True)
-        yield validate(composed)
+        config = validate(composed)
+        check_kinds(config.compute.stage_seconds)
+        yield config
+
+
+def check_kinds(stage_seconds: Iterable[str]) -> None:
+    """Raise BadInput for a kind of stage that is not known."""
+    for kind in stage_seconds:
+        if kind not in STAGE_TYPES:
+            raise BadInput(
+                f"compute.stage_seconds.{kind}: unknown kind of stage. {suggestion(kind, list(STAGE_TYPES))}"
+            )
 
 
 def _plain_axes(cells: Sequence[list[str]]) -> dict[str, dict[str, Any]]:

@@ -9,10 +9,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import re
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from configparser import ConfigParser
 from configparser import Error as ConfigError
 from functools import cache, wraps
@@ -23,7 +22,6 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from common.files import read_jsonl
-from pipeline.baselines import BASELINES
 from pipeline.config import Config
 from pipeline.execute import Job, Tracker, no_tracker
 from pipeline.stages.stage import Stage
@@ -113,8 +111,13 @@ def harmless(function: Callable[P, Any]) -> Callable[P, Any]:
     return guarded
 
 
-def tracker(config: Config, folder: Path, print_line: PrintLine = print) -> Tracker:
-    """Return what the executor wraps around a stage's computation. print_line: takes a line for people."""
+def tracker(
+    config: Config, folder: Path, methods: Mapping[str, str] | None = None, print_line: PrintLine = print
+) -> Tracker:
+    """Return what the executor wraps around a stage's computation.
+
+    methods: of the results, by keys of stages. print_line: takes a line for people.
+    """
     if mode(config) == "off":
         return no_tracker
     if mode(config) == "online" and not is_reachable(server()):
@@ -125,7 +128,8 @@ def tracker(config: Config, folder: Path, print_line: PrintLine = print) -> Trac
         tracked = job.stage.type.tracked
         run = None
         if tracked:
-            run = start(config, folder, str(job.stage), job.stage.kind, about(job.stage), print_line)
+            described = about(job.stage, (methods or {}).get(job.stage.key))
+            run = start(config, folder, str(job.stage), job.stage.kind, described, print_line)
         if run is None:
             yield
             return
@@ -148,25 +152,14 @@ def tracker(config: Config, folder: Path, print_line: PrintLine = print) -> Trac
     return track
 
 
-def about(stage: Stage) -> dict[str, Any]:
-    """Return what a run's config records of its stage."""
+def about(stage: Stage, method: str | None) -> dict[str, Any]:
+    """Return what a run's config records of its stage, and the method of the results to which it belongs."""
     return {
-        "stage": dict(stage.settings),
-        "options": dict(stage.options),
-        "method": method_of(stage),
+        "stage": stage.key_content,
+        "options": stage.options.model_dump(mode="json", exclude_defaults=True),
+        "method": method,
         **cell_of(stage),
     }
-
-
-def method_of(stage: Stage) -> str | None:
-    """Return the method of the results that a stage belongs to, from its readable name; None of what several share."""
-    if stage.kind not in ("eval", "tune", "merge", "weights"):
-        return None
-    if not re.search(r"-s\d+$", stage.slug):  # no seed changes it
-        return "base"
-    name = re.sub(r"(-[\d.]+[kMB]?)?-s\d+$", "", stage.slug.partition("-")[2])
-    arm = name.replace("-", "_")
-    return arm if arm in BASELINES else name
 
 
 @harmless
@@ -210,8 +203,8 @@ def start(
 def cell_of(stage: Stage) -> dict[str, Any]:
     """Return the budget and the seed of a stage: its own, or those of the CT that it comes from; null where none is."""
     cell = {
-        "ct_tokens": stage.tokens if stage.kind == "ct" and "tokens" in stage.settings else None,
-        "seed": stage.settings.get("seed"),
+        "ct_tokens": stage.tokens if stage.kind == "ct" else None,
+        "seed": getattr(stage.settings, "seed", None),
     }
     for parent in map(cell_of, stage.parents.values()):
         cell = {name: value if value is not None else parent[name] for name, value in cell.items()}

@@ -19,7 +19,7 @@ from merge.cli import main as merge_command
 from pipeline import sweep
 from pipeline.cli import COMMANDS, VERBS, parse
 from pipeline.run.make import find_planned
-from pipeline.stages.stage import STAGE_TYPES
+from pipeline.stages import STAGE_TYPES
 from tests.markdown import BLOCKS, ROOT, Block, blocks
 from tests.merge.conftest import LAYERS, save, shapes
 

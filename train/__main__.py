@@ -25,8 +25,7 @@ from common.files import write_json
 from common.processes import die_with_parent
 from common.validation import read_json
 from train.dev_text import DevEvaluation
-from train.parallel import Compute
-from train.stage_settings import TrainingSettings
+from train.settings import Compute, TrainingSettings
 
 INTERRUPTED = 75  # the exit code of a training that was asked to stop and has saved; sysexits.h: try again later
 RESULT_FILE, STOP_FILE = "result.json", "stop"

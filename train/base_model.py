@@ -25,7 +25,7 @@ from train.data import packing
 from train.data.blocks import BlockFile, interleave
 from train.data.corpus.documents import hash_fraction, is_withheld
 from train.data.tokenization import VERIFIED, TokenizerFile
-from train.stage_settings import BaseModelSettings
+from train.settings import BaseModelSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedModel
 
 from common.errors import BadInput
-from train.stage_settings import LoraSettings
+from train.settings import LoraSettings
 
 PREFIX = "base_model.model."  # that peft puts before the names of a model's parameters
 

@@ -8,51 +8,12 @@ them, in as many forward passes as memory requires. Importing this module import
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from common.errors import BadInput
+from train.settings import Compute
 
-STRATEGIES = ("none", "ddp", "zero2", "zero3", "zero3_offload", "fsdp")
 ZERO_STAGES = {"zero2": 2, "zero3": 3, "zero3_offload": 3}
-PRECISIONS = ("fp32", "bf16", "fp16")
-ATTENTIONS = (None, "eager", "sdpa", "flash_attention_2")
-
-
-@dataclass(frozen=True)
-class Compute:
-    """The options of a training that do not belong to its optimisation; conf/compute/ explains each."""
-
-    device: str = "cpu"  # cpu or cuda
-    threads: int | None = None  # of a process; None: torch's own choice
-    micro_batch: int | None = None  # at most so many blocks in one forward pass of a process; None: all it has
-    strategy: str = "none"  # one of STRATEGIES
-    processes: int = 1  # a node
-    nodes: int = 1
-    precision: str = "fp32"  # one of PRECISIONS: of the forward and backward pass; weights that are trained stay fp32
-    gradient_checkpointing: bool = False
-    attention: str | None = None  # one of ATTENTIONS; None: what transformers chooses for the model
-    liger: bool = False
-
-    def __post_init__(self) -> None:
-        """Raise BadInput for a value that no training knows, or for values that contradict each other."""
-        known: dict[str, tuple[str | None, ...]] = {
-            "device": ("cpu", "cuda"),
-            "strategy": STRATEGIES,
-            "precision": PRECISIONS,
-            "attention": ATTENTIONS,
-        }
-        for name, choices in known.items():
-            if getattr(self, name) not in choices:
-                right = ", ".join("null" if choice is None else choice for choice in choices)
-                raise BadInput(f"compute.{name}: not supported, got {getattr(self, name)}. Set one of {right}.")
-        if wrong := contradiction(self.device, self.precision, self.attention):
-            raise BadInput(f"compute.{wrong}")
-
-    @property
-    def world(self) -> int:
-        """Return the number of processes of all nodes."""
-        return self.processes * self.nodes
 
 
 def contradiction(device: str, precision: str, attention: str | None) -> str | None:
@@ -67,11 +28,13 @@ def contradiction(device: str, precision: str, attention: str | None) -> str | N
     return None
 
 
-def check_precision(device: str, precision: str) -> None:
-    """Raise BadInput if this machine's GPU does not support bf16, as GPUs before Ampere.
+def check_precision(device: str, precision: str, attention: str | None) -> None:
+    """Raise BadInput if the device, its kernels or this machine's GPU cannot compute in a precision.
 
     PyTorch would emulate it there, many times slower than fp16. Imports torch only for bf16 on a GPU.
     """
+    if wrong := contradiction(device, precision, attention):
+        raise BadInput(f"compute.{wrong}")
     if device != "cuda" or precision != "bf16":
         return
     import torch
@@ -118,7 +81,7 @@ def fsdp_config(compute: Compute) -> dict[str, Any]:
     }
 
 
-def deepspeed_config(compute: Compute, micro: int, accumulation: int) -> dict[str, Any] | None:
+def deepspeed_config(compute: Compute, precision: str, micro: int, accumulation: int) -> dict[str, Any] | None:
     """Return DeepSpeed's settings; None for a strategy of torch's own.
 
     The optimizer, its schedule and the clipping stay those of the one trainer.
@@ -136,8 +99,8 @@ def deepspeed_config(compute: Compute, micro: int, accumulation: int) -> dict[st
         zero |= {"offload_optimizer": pinned, "offload_param": pinned}
     return {
         "zero_optimization": zero,
-        "bf16": {"enabled": compute.precision == "bf16"},
-        "fp16": {"enabled": compute.precision == "fp16"},  # its loss scale is dynamic, DeepSpeed's default
+        "bf16": {"enabled": precision == "bf16"},
+        "fp16": {"enabled": precision == "fp16"},  # its loss scale is dynamic, DeepSpeed's default
         "data_types": {
             "grad_accum_dtype": "fp32"
         },  # as DDP has it; otherwise the gradients of many passes would be summed in bfloat16

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from common.errors import BadInput
 from common.files import foreign_owner
-from train.parallel import ZERO_STAGES, Compute
+from train.parallel import ZERO_STAGES
+from train.settings import Compute
 
 COMPLETE = "complete"  # written last: a checkpoint without it was cut off
 

@@ -20,8 +20,7 @@ from train import dev_text, parallel, resume
 from train.data.blocks import Blocks
 from train.data.chat_template import TrainedTemplate, add_stop_token
 from train.dev_text import DevEvaluation
-from train.parallel import Compute
-from train.stage_settings import TrainingSettings
+from train.settings import Compute, TrainingSettings
 
 if TYPE_CHECKING:
     from train.transformers_trainer import Trainer

@@ -28,9 +28,8 @@ from train import lora, parallel, resume
 from train.data.blocks import Blocks
 from train.data.packing import IGNORED
 from train.dev_text import DevText, bits_per_byte
-from train.parallel import Compute
 from train.performance import Meter, Performance
-from train.stage_settings import LoraSettings, TrainingSettings
+from train.settings import Compute, LoraSettings, TrainingSettings
 
 Log = Callable[[dict[str, Any]], None]
 
@@ -57,7 +56,7 @@ def training_arguments(
     Raises BadInput if there are not as many processes as `compute` says.
     """
     transformers.logging.set_verbosity_error()
-    parallel.check_precision(compute.device, compute.precision)
+    parallel.check_precision(compute.device, settings.precision, compute.attention)
     if compute.threads:
         torch.set_num_threads(compute.threads)
         os.environ["OMP_NUM_THREADS"] = str(compute.threads)  # without it accelerate takes all cores of a node's CPUs
@@ -83,11 +82,11 @@ def training_arguments(
         logging_steps=max(1, min(10, steps // 10)),
         seed=settings.seed,
         use_cpu=compute.device == "cpu",
-        bf16=compute.precision == "bf16",
-        fp16=compute.precision == "fp16",  # with a dynamic loss scale, which checkpoints contain
+        bf16=settings.precision == "bf16",
+        fp16=settings.precision == "fp16",  # with a dynamic loss scale, which checkpoints contain
         activation_checkpointing=compute.gradient_checkpointing and not sharded,
         use_liger_kernel=compute.liger,
-        deepspeed=parallel.deepspeed_config(compute, micro, accumulation),
+        deepspeed=parallel.deepspeed_config(compute, settings.precision, micro, accumulation),
         ddp_find_unused_parameters=False,
         fsdp=sharded or None,  # type: ignore[arg-type]  # the type is from when it was a list of words
         fsdp_config=parallel.fsdp_config(compute) if sharded else None,
@@ -111,7 +110,7 @@ def learning_rate_schedule(settings: TrainingSettings) -> dict[str, Any]:
             "lr_scheduler_type": "cosine_with_min_lr",
             "lr_scheduler_kwargs": {"min_lr_rate": settings.min_lr_ratio},
         }
-    decay = {"num_decay_steps": settings.decay_steps, "decay_type": settings.decay_shape}
+    decay = {"num_decay_steps": settings.decay_steps, "decay_type": settings.decay_shape or "linear"}
     return {
         "lr_scheduler_type": "warmup_stable_decay",
         "lr_scheduler_kwargs": {**decay, "min_lr_ratio": settings.min_lr_ratio},

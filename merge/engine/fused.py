@@ -20,12 +20,23 @@ from merge.engine.pieces import Job, Piece
 from merge.engine.plan import Plan, compute_dtype
 from merge.engine.sparsification import SPARSIFICATIONS, Random
 from merge.engine.tensor_recipe import ModelTerm, Observer, TaskVectorMerge, TensorRecipe
-from merge.loops.arguments import DIFFERENCE, INFINITE, NO_SLACK, RATIO, Number, Row, Scalar
-from merge.loops.calls import KINDS, MergeCall, Stored
-from merge.loops.machine_code import Loop, compiled_loops
+from merge.loops.machine_code import compiled_loops
+from merge.loops.tables import (
+    DIFFERENCE,
+    INFINITE,
+    KINDS,
+    NO_SLACK,
+    RATIO,
+    Loop,
+    MergeCall,
+    Number,
+    Row,
+    Scalar,
+    Stored,
+)
 from merge.methods import AVERAGE, TASK_VECTORS
 from merge.recipe import Recipe
-from merge.select import Array, kept
+from merge.select import Array, count_kept
 
 WORTH = 1 << 26  # parameters; with fewer, loading the loops takes what they save (docs/development/benchmarks.md)
 WORTH_COMPILING = 1 << 28  # parameters; with fewer, loops are used where they were compiled before
@@ -35,7 +46,7 @@ Loops = Mapping[int, Mapping[str, Loop]]  # by kind of arithmetic and name
 
 @dataclass
 class FusedCounts:
-    """What an audit counts of one slice (see arguments.Tallies)."""
+    """What an audit counts of one slice (see tables.Tallies)."""
 
     counts: list[tuple[list[list[int]], tuple[int, int]]]
     energies: list[float | None]  # by model, Σ τ² of what entered the merge; None: all of it
@@ -46,7 +57,7 @@ class FusedCounts:
 class FusedSlice:
     """A merged slice. values: by recipe, in its dtype; None for a recipe that is the model itself.
 
-    nonfinite: what is not finite, see stored_numbers.store; 0 if all is. counts: for an audit.
+    nonfinite: what is not finite, see formats.store; 0 if all is. counts: for an audit.
     """
 
     values: list[torch.Tensor | None]
@@ -152,7 +163,7 @@ class FusedTaskVectors(FusedMerge):
                 edge, below = Row.EDGE + row, Row.BELOW + row
                 if rank > 0:
                     at = self._thresholds(term)[rank]
-                    settings[edge, m], settings[below, m], self.call.left[row, m] = at.value, at.below, at.spare
+                    settings[edge, m], settings[below, m], self.call.left[row, m] = at.value, at.below, at.ties_kept
                 else:
                     settings[edge, m] = settings[below, m] = math.inf
 
@@ -205,7 +216,7 @@ class FusedTaskVectors(FusedMerge):
             Number.OWN_SIGNS: not how.slack.both and (not how.weighted or min(how.weights) > 0),
         }.items():
             numbers[number] = value
-        ranks = [kept(level, self.job.output.numel) for level in self.levels]
+        ranks = [count_kept(level, self.job.output.numel) for level in self.levels]
         for m, term in enumerate(self.terms if ranks else []):
             self.call.levels[:, m] = [self._thresholds(term)[rank].value for rank in ranks]
 

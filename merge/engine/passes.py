@@ -18,9 +18,18 @@ from merge.engine.outputs import Output
 from merge.engine.pieces import Job, Piece, Selection, Subject
 from merge.engine.plan import Plan
 from merge.engine.tensor_recipe import MergedDelta, Observer, TaskVectorMerge, TensorRecipe
-from merge.loops.calls import KINDS, Stored
-from merge.select import INFINITE, Array, Counting, DigitCounting, NotFinite, kept, magnitude_bits, rank
-from merge.select_on_device import DeviceCounting
+from merge.loops.tables import KINDS, Stored
+from merge.select import (
+    INFINITE,
+    Array,
+    Counting,
+    DeviceCounting,
+    DigitCounting,
+    NotFinite,
+    count_kept,
+    magnitude_bits,
+    rank,
+)
 
 SMALL = 1 << 23  # elements; a model of fewer is merged in the calling thread
 MEMORY = 1 << 29  # bytes
@@ -303,7 +312,7 @@ def select(job: Job, tensors: Sequence[TensorRecipe], observers: Sequence[Observ
         return selection
     ranks: dict[tuple[Subject, torch.dtype], set[int]] = {}
     for tensor, observer in zip(tensors, observers, strict=True):
-        levels = {kept(level, job.output.numel) for level in observer.levels} if observer else set()
+        levels = {count_kept(level, job.output.numel) for level in observer.levels} if observer else set()
         for term in tensor.terms:
             wanted = {k for k in (*term.ranks, term.scope) if k > 0} | levels
             if wanted or term.measured:
@@ -344,14 +353,14 @@ def _rank(
         for piece in job.pieces():
             for key, counting in counted.items():
                 if counting.loops is None:
-                    counting.see(piece.bits(*key))
+                    counting.update(piece.bits(*key))
                 else:
-                    counting.see_difference(*_weights(piece, key))
+                    counting.update_by_difference(*_weights(piece, key))
     twice = {key: each for key, each in counted.items() if isinstance(each, DigitCounting) and each.choose(ranks[key])}
     if twice:
         for piece in job.pieces():
             for key, each in twice.items():
-                each.see_difference_below(*_weights(piece, key))
+                each.update_below(*_weights(piece, key))
     for key, wanted in ranks.items():
 
         def pieces(key: tuple[Subject, torch.dtype] = key) -> Iterator[Array]:
@@ -368,7 +377,7 @@ def _rank_on_device(job: Job, ranks: Mapping[tuple[Subject, torch.dtype], set[in
     while waiting:
         for piece in job.pieces():
             for key, counting in waiting.items():
-                counting.see(piece.measure(*key))
+                counting.update(piece.measure(*key))
         again = {key: counting for key, counting in waiting.items() if counting.another()}
         selection.update({key: counting.ranking() for key, counting in waiting.items() if key not in again})
         waiting = again

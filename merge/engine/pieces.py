@@ -13,9 +13,8 @@ import torch
 from merge.arithmetic import row_ranks
 from merge.engine.outputs import Output, Parent
 from merge.engine.plan import Plan
-from merge.loops.calls import Drawn, Stored, stream_from
-from merge.loops.machine_code import Loop
-from merge.select import Array, Ranking, Taker, magnitude_bits
+from merge.loops.tables import Drawn, Loop, Stored, stream_from
+from merge.select import Array, Ranking, TopK, magnitude_bits
 
 SLICE = 1 << 19  # elements: long enough that threads seldom wait for the interpreter, short enough for the caches
 
@@ -67,7 +66,7 @@ class Job:
 class Shared:
     """State that runs along the slices of one pass."""
 
-    takers: dict[tuple[Subject, torch.dtype, int], Taker] = field(default_factory=dict)
+    top_ks: dict[tuple[Subject, torch.dtype, int], TopK] = field(default_factory=dict)
     draws: dict[tuple[int, str], numpy.random.Generator] = field(default_factory=dict)
 
 
@@ -132,8 +131,8 @@ class Piece:
         if rank == 0:
             return torch.zeros_like(self.measure(subject, dtype))
         if key not in self._largest:
-            taker = self.shared.takers.setdefault(key, Taker(self.job.selection[subject, dtype].thresholds[rank]))
-            self._largest[key] = taker.thin(self.measure(subject, dtype), lambda: self.bits(subject, dtype))
+            top_k = self.shared.top_ks.setdefault(key, TopK(self.job.selection[subject, dtype].thresholds[rank]))
+            self._largest[key] = top_k.take(self.measure(subject, dtype), lambda: self.bits(subject, dtype))
         return self._largest[key]
 
     def mask(self, key: Hashable, draw: Callable[[], torch.Tensor], again: bool) -> torch.Tensor:
@@ -147,7 +146,7 @@ class Piece:
         return mask
 
     def ranks(self, parent: Parent, dtype: torch.dtype) -> torch.Tensor:
-        """Ranks of |τ| in each row: see methods.row_ranks."""
+        """Ranks of |τ| in each row: see arithmetic.row_ranks."""
         key = (parent, dtype)
         if key not in self._ranks:
             self._ranks[key] = row_ranks(self.tau(parent, dtype).abs())

@@ -17,8 +17,7 @@ from merge import select
 from merge.arithmetic import Consensus, keep_line, keep_probabilities
 from merge.engine.outputs import Parent
 from merge.engine.pieces import Job, Piece, Quantity
-from merge.loops.calls import KINDS, Drawn, draw_slice
-from merge.loops.machine_code import Loop
+from merge.loops.tables import KINDS, Drawn, Loop, draw_slice
 from merge.methods import IMPORTANCE, MAGNITUDE, MAGNITUDE_OUTLIERS, MAGPRUNE, RANDOM, VARIANCE, Sparsifier
 
 if TYPE_CHECKING:
@@ -68,7 +67,7 @@ class Sparsification:
 
 class Magnitude(Sparsification):
     def ranks(self, density: float, gamma: float, numel: int) -> tuple[int, ...]:
-        return () if density >= 1 else (select.kept(density, numel),)
+        return () if density >= 1 else (select.count_kept(density, numel),)
 
     def sparsify(self, tensor: TaskVectorMerge, term: ModelTerm, piece: Piece) -> torch.Tensor:
         return piece.largest(term.parent, tensor.dtype, term.ranks[0])

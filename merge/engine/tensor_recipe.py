@@ -63,7 +63,9 @@ def model_term(recipe: Recipe, model: ModelRef, output: Output) -> ModelTerm:
         SPARSIFICATIONS[recipe.spec.sparsify].ranks(density, gamma, output.numel),
         scale,
         model.random_signs,
-        scope=select.kept(recipe.slack_share, output.numel) if is_protected and recipe.slack_scope == "top" else 0,
+        scope=select.count_kept(recipe.slack_share, output.numel)
+        if is_protected and recipe.slack_scope == "top"
+        else 0,
         measured=is_protected and recipe.slack_scale == "rms",
     )
 

@@ -6,7 +6,7 @@ written so. A block of parameters goes through all steps before the next one: wh
 the cache.
 
 Values are float32. Arithmetic in 16 bits is float32's, rounded after each step as torch rounds it; `kind` says to what:
-EXACT, BFLOAT16 or FLOAT16 (arguments.py). Sources: trimming, election and disjoint mean, Yadav et al. 2023 (TIES);
+EXACT, BFLOAT16 or FLOAT16 (tables.py). Sources: trimming, election and disjoint mean, Yadav et al. 2023 (TIES);
 slack, Tao et al. 2024; the rest as merge/arithmetic.py lists it. Loops take no memory and call nothing of numba's, so
 that a process that merges need not import numba (machine_code.py).
 """

@@ -1,9 +1,9 @@
 """What DARE and DELLA keep: random numbers, ranks of magnitudes in rows, and the comparison of the two.
 
-A value stays where its random number is below low + rank · step (methods.keep_probabilities), so its rank matters only
-as far as it decides that. Ranks are counted and not sorted: by the upper bits of a magnitude, among equal ones by
-position. Where a bin holds several magnitudes, the few values whose random number lies between the probabilities of
-the bin's first and last rank are ranked one by one; a row with many of them is sorted.
+A value stays if its random number is below low + rank · step (arithmetic.keep_probabilities), so its rank matters only
+as far as it decides that. Ranks are counted and not sorted: by the upper bits of a magnitude and, among equal ones, by
+position. If a bin has several magnitudes, the few values whose random number lies between the probabilities of the
+bin's first and last rank are ranked one by one; a row with many of these is sorted.
 """
 
 from __future__ import annotations
@@ -16,9 +16,8 @@ from numba import types  # type: ignore[attr-defined]
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from merge.loops.arguments import BFLOAT16, BINS, FLOAT16
-from merge.loops.decorator import compiled
-from merge.loops.stored_numbers import bits_of, from_bfloat16, from_bits, from_float16, to_bfloat16, to_float16
+from merge.loops.formats import bits_of, compiled, from_bfloat16, from_bits, from_float16, to_bfloat16, to_float16
+from merge.loops.tables import BFLOAT16, BINS, FLOAT16
 
 Array = Any  # numpy array
 COUNT = (1 << 32) - 1  # the lower half of a bin: how many values it has, then the rank of the next one
@@ -30,7 +29,7 @@ RUN = 32  # values that are examined together
 
 @intrinsic  # type: ignore[untyped-decorator]
 def _next_state(_: Any, state: Any, step: Any) -> Any:
-    """state · multiplier + increment mod 2¹²⁸. Numbers are pairs of 64 bits, the upper ones first."""
+    """Return state · multiplier + increment mod 2¹²⁸. Numbers are pairs of 64 bits, the upper half first."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         half, full = ir.IntType(64), ir.IntType(128)
@@ -49,7 +48,7 @@ def _next_state(_: Any, state: Any, step: Any) -> Any:
 
 @compiled()
 def word_of(state: Any) -> Any:
-    """The 64 bits that PCG64 makes of a state (XSL-RR)."""
+    """Return the 64 bits that PCG64 makes of a state (XSL-RR)."""
     mixed, turn = state[0] ^ state[1], state[0] >> numpy.uint64(58)
     return (mixed >> turn) | (mixed << ((numpy.uint64(64) - turn) & numpy.uint64(63)))
 
@@ -58,7 +57,7 @@ def word_of(state: Any) -> Any:
 def draw_bits(stream: Array, ready: int, size: int, bits: Array) -> int:
     """Fill `bits` from the place `ready` on until at least `size` are there; return how many are.
 
-    stream: see arguments.Draw. Its two states are every second one of PCG64's, so that neither waits for the other.
+    stream: see tables.Draw. Its two states are every second one of PCG64's, so that neither waits for the other.
     """
     first, second = (stream[0], stream[1]), (stream[2], stream[3])
     step = (stream[4], stream[5], stream[6], stream[7])
@@ -66,7 +65,8 @@ def draw_bits(stream: Array, ready: int, size: int, bits: Array) -> int:
         one, other = word_of(first), word_of(second)
         bits[ready], bits[ready + 1] = numpy.uint32(one), numpy.uint32(one >> numpy.uint64(32))
         bits[ready + 2], bits[ready + 3] = numpy.uint32(other), numpy.uint32(other >> numpy.uint64(32))
-        first, second = _next_state(first, step), _next_state(second, step)
+        first = _next_state(first, step)  # type: ignore[call-arg]
+        second = _next_state(second, step)  # type: ignore[call-arg]
         ready += 4
     stream[0], stream[1], stream[2], stream[3] = first[0], first[1], second[0], second[1]
     return ready
@@ -82,13 +82,13 @@ def move_to_front(bits: Array, start: int, stop: int) -> int:
 
 @compiled()
 def uniform(bits: Any) -> Any:
-    """The number in [0, 1) that NumPy makes of 32 random bits."""
+    """Return the float32 in [0, 1) that NumPy makes of 32 random bits."""
     return numpy.float32(numpy.int32(bits >> numpy.uint32(8))) * numpy.float32(2.0**-24)
 
 
 @compiled()
 def magnitude_keys(tau: Array, kind: int, size: int, keys: Array) -> None:
-    """Bit patterns of |τ| in the numbers of `kind`, which grow with it: 15 bits in 16-bit arithmetic, else 31."""
+    """Write the bit patterns of |τ| in the format `kind`, which grow with it: 15 bits in 16-bit arithmetic, else 31."""
     for i in range(size):
         if kind == BFLOAT16:
             keys[i] = numpy.uint32(to_bfloat16(tau[i])) & numpy.uint32(0x7FFF)
@@ -100,7 +100,7 @@ def magnitude_keys(tau: Array, kind: int, size: int, keys: Array) -> None:
 
 @compiled()
 def magnitude_of(key: Any, kind: int) -> Any:
-    """|τ| of its key."""
+    """Return |τ| of a key."""
     if kind == BFLOAT16:
         return from_bfloat16(key)
     return from_float16(key) if kind == FLOAT16 else from_bits(key)
@@ -108,15 +108,15 @@ def magnitude_of(key: Any, kind: int) -> Any:
 
 @compiled()
 def lower_bits(kind: int) -> Any:
-    """How many bits of a key do not count for its bin: 7 bits of mantissa are left."""
+    """Return how many bits of a key do not matter for its bin, which has 7 bits of mantissa."""
     if kind == BFLOAT16:
         return numpy.uint32(0)
     return numpy.uint32(3) if kind == FLOAT16 else numpy.uint32(16)
 
 
 @compiled()
-def bins_of(keys: Array, kind: int, size: int, places: Array) -> tuple[int, int]:
-    """Each value's bin, in `places`; returns the first bin and the last, without bin 0, where zeros are."""
+def bins_of(keys: Array, kind: int, size: int, places: Array) -> tuple[Any, Any]:
+    """Write each value's bin to `places`; return the first bin that is used and the last, apart from bin 0 (zeros)."""
     before_first, last = numpy.uint32(BINS), numpy.uint32(0)
     for i in range(size):
         place = numpy.uint32(keys[i] >> lower_bits(kind))
@@ -128,7 +128,7 @@ def bins_of(keys: Array, kind: int, size: int, places: Array) -> tuple[int, int]
 
 @compiled()
 def first_rank(bins: Array, place: int, first: int) -> int:
-    """The first rank of a bin, once all are counted: where the bin before it ends."""
+    """Return the first rank of a bin, after `rank_by_bin`: where the bin before it ends."""
     if place == 0:
         return 0
     return (bins[place - 1] if place > first else bins[0]) & COUNT
@@ -138,7 +138,7 @@ def first_rank(bins: Array, place: int, first: int) -> int:
 def rank_by_bin(
     keys: Array, places: Array, kind: int, size: int, first: int, last: int, bins: Array, ranks: Array
 ) -> int:
-    """Rank by bin and, in a bin, by position; returns the size of the largest bin whose values may differ, or 0.
+    """Rank by bin and, in a bin, by position; return the size of the largest bin whose values may differ, or 0.
 
     bins: zeros at first, and afterwards the ends of their ranks, with MIXED where their values may differ.
     """
@@ -163,7 +163,7 @@ def rank_by_bin(
 
 @compiled()
 def rank_of(keys: Array, place: int, size: int) -> Any:
-    """How many values are smaller, or equal and earlier."""
+    """Count the values that are smaller, or equal and earlier."""
     key, rank = keys[place], numpy.uint32(0)
     for i in range(place):
         rank = numpy.uint32(rank + numpy.uint32(keys[i] <= key))  # numba adds in 64 bits
@@ -177,7 +177,7 @@ def settle_doubts(
     keys: Array, bits: Array, places: Array, bins: Array, first: int, largest: int, low: Any, step: Any, size: int,
     ranks: Array,
 ) -> bool:  # fmt: skip
-    """Rank those values one by one of which their bin does not say whether they stay. False: there are too many.
+    """Rank one by one the values whose bin does not decide whether they stay; return False if there are too many.
 
     largest: see `rank_by_bin`. Only a value whose random number is near the probability of its rank can be one.
     """
@@ -190,7 +190,7 @@ def settle_doubts(
         if found == numpy.uint32(0):
             continue
         for i in range(start, stop):
-            place = numpy.int64(places[i])
+            place: Any = numpy.int64(places[i])
             apart = abs(uniform(bits[i]) - (low + numpy.float32(ranks[i]) * step))
             if apart > near or bins[place] < MIXED:
                 continue
@@ -207,7 +207,7 @@ def settle_doubts(
 
 @compiled()
 def sort_by_byte(keys: Array, order: Array, byte: int, size: int, starts: Array, out: Array) -> None:
-    """`order` sorted by one byte of the keys, what is equal in the order that it had (a step of radix sort)."""
+    """Sort `order` by one byte of the keys, stably (a step of radix sort)."""
     shift = numpy.uint32(8 * byte)
     for value in range(256):
         starts[value] = 0
@@ -224,7 +224,7 @@ def sort_by_byte(keys: Array, order: Array, byte: int, size: int, starts: Array,
 
 @compiled()
 def rank_by_sorting(keys: Array, kind: int, size: int, order: Array, starts: Array, ranks: Array) -> None:
-    """Ranks by magnitude, of equal ones by position."""
+    """Rank by magnitude, equal ones by position."""
     for i in range(size):
         order[i] = i
     for byte in range(0, 2 if kind in (BFLOAT16, FLOAT16) else 4, 2):  # an even number: they end in `order`
@@ -273,14 +273,14 @@ def rank_row(
 
 @compiled()
 def draw_row(bits: Array, ranks: Array, low: Any, step: Any, size: int, mask: Array) -> None:
-    """1 where the random number is below the probability low + rank · step, else 0."""
+    """Write 1 where the random number is below the probability low + rank · step, else 0."""
     for i in range(size):
         mask[i] = numpy.uint8(uniform(bits[i]) < low + numpy.float32(ranks[i]) * step)
 
 
 @compiled()
 def probabilities_of(ranks: Array, low: Any, step: Any, size: int, probabilities: Array) -> None:
-    """low + rank · step."""
+    """Write low + rank · step."""
     for i in range(size):
         probabilities[i] = low + numpy.float32(ranks[i]) * step
 

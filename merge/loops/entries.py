@@ -1,4 +1,4 @@
-"""The loops as machine code is called: with the addresses of tables, in the order of arguments.Table.
+"""The loops as machine code is called: with the addresses of tables, in the order of tables.Table.
 
 Each function here makes one for arithmetic in `kind`, which is constant inside. They return a number of `store`.
 """
@@ -11,7 +11,18 @@ from typing import Any
 import numpy
 from numba import carray, types  # type: ignore[attr-defined]
 
-from merge.loops.arguments import (
+from merge.loops.consensus import add_multiple, combine
+from merge.loops.draws import (
+    draw_bits,
+    draw_row,
+    magnitude_keys,
+    move_to_front,
+    probabilities_of,
+    rank_row,
+    sum_magnitudes,
+)  # fmt: skip
+from merge.loops.formats import array_at, compiled, load, load_difference, narrow, store
+from merge.loops.tables import (  # fmt: skip
     BINS,
     BLOCK,
     EXACT,
@@ -27,22 +38,16 @@ from merge.loops.arguments import (
     Table,
     Tallies,
     Trim,
-)  # fmt: skip
-from merge.loops.consensus import add_multiple, combine
-from merge.loops.counting import count_below, count_magnitudes, count_zeros
-from merge.loops.decorator import compiled
-from merge.loops.draws import (
-    draw_bits,
-    draw_row,
-    magnitude_keys,
-    move_to_front,
-    probabilities_of,
-    rank_row,
-    sum_magnitudes,
-)  # fmt: skip
-from merge.loops.stored_numbers import array_at, load, load_difference, narrow, store
+)
 from merge.loops.tallying import sum_of_squares, tally
-from merge.loops.thinning import dropped, made_up_for, trimmed
+from merge.loops.trimming import (
+    count_below,
+    count_magnitudes,
+    count_zeros,
+    drop_values,
+    rescale_task_vector,
+    trim_task_vector,
+)
 
 Array = Any  # numpy array
 Entry = Callable[[Any], int]
@@ -109,7 +114,7 @@ def tallies_of(tables: Array, numbers: Array) -> Tallies:
         array_at(tables[Table.COUNTS], (models, 1 + levels, 3), numpy.int64),
         array_at(tables[Table.TURNED], (models, 2), numpy.int64),
         array_at(tables[Table.ENERGIES], 1 + models, numpy.float64),
-        array_at(tables[Table.MARKS], BLOCK, numpy.uint32),
+        array_at(tables[Table.MARKS], (2, BLOCK), numpy.uint32),
     )
 
 
@@ -139,11 +144,11 @@ def merging(kind: int) -> Entry:
             for m in range(models):
                 load_difference(places[1 + m], codes[1 + m], start, size, base, kind, deltas[m])
                 if rescale.drawn:
-                    dropped(deltas[m], rescale.masks[m, start : start + size], size, kept[m])
+                    drop_values(deltas[m], rescale.masks[m, start : start + size], size, kept[m])
                 else:
-                    trimmed(deltas[m], trim, m, size, lines[0], kept[m])
+                    trim_task_vector(deltas[m], trim, m, size, lines[0], kept[m])
                 if rescale.needed:
-                    made_up_for(kept[m], rescale, m, start, kind, size, taus[m])
+                    rescale_task_vector(kept[m], rescale, m, start, kind, size, taus[m])
             combine(taus, deltas, how, kind, size, parts, alive, lines, merged)
             if how.audited:
                 tally(kept, alive, lines[1], parts if how.weighted else taus, how, seen, size)
@@ -159,7 +164,7 @@ def merging(kind: int) -> Entry:
 
 
 def averaging(kind: int) -> Entry:
-    """Σ w θ, divided: rounded to 16 bits only at the end (methods.linear). The first place is nobody's."""
+    """Σ w θ, divided: rounded to 16 bits only at the end (arithmetic.average). The first place is nobody's."""
 
     def average_slice(pointer: Any) -> int:
         tables = carray(pointer, TABLES, numpy.int64)
@@ -188,7 +193,7 @@ def averaging(kind: int) -> Entry:
 
 
 def counting(kind: int) -> Entry:
-    """Count a task vector's magnitudes (see counting.count_magnitudes); in float32 its zeros and Σ τ² as well."""
+    """Count a task vector's magnitudes (see trimming.count_magnitudes); in float32 its zeros and Σ τ² as well."""
 
     def count_slice(pointer: Any) -> int:
         tables = carray(pointer, COUNTS, numpy.int64)
@@ -214,7 +219,7 @@ def counting(kind: int) -> Entry:
 
 
 def counting_below(kind: int) -> Entry:
-    """Count the lower halves of float32 magnitudes whose upper half is looked into (see counting.count_below)."""
+    """Count the lower halves of float32 magnitudes whose upper half is looked into (see trimming.count_below)."""
 
     def count_slice_below(pointer: Any) -> int:
         tables = carray(pointer, COUNTS, numpy.int64)

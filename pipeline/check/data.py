@@ -21,10 +21,10 @@ from common.units import format_tokens
 from pipeline.check.finding import Finding, first_of_each_language, guarded, is_done
 from pipeline.config import CipherCorpus, Config, Corpus, HubCorpus, HubSource
 from pipeline.inputs import chat_template
-from pipeline.stages.data import chat
+from pipeline.stages.data import chat_settings
 from train.data import conversations
 from train.data.chat_template import NONE
-from train.stage_settings import ChatSettings, CipherSettings
+from train.settings import CipherSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -156,7 +156,7 @@ def sample_documents(config: Config) -> Iterator[str]:
             stream = hub_data.open_stream(source, "corpus.text")
             yield from (text for (text,) in hub_data.rows(stream, (column,), source, "corpus.text") if text.strip())
         elif isinstance(config.corpus, CipherCorpus):
-            settings = CipherSettings.from_mapping({**config.corpus.model_dump(), "language": config.language.code})
+            settings = CipherSettings.pick(config.corpus, language=config.language.code)
             passages, _ = build.cipher_passages(settings)
             yield from (row["text"] for row in passages[config.language.code] if row["split"] == "train")
         elif config.corpus.source == "bible":
@@ -229,7 +229,8 @@ def check_conversations(cell: Cell) -> Iterator[Finding]:
     if tokenizer is None:
         return
     where = "model: its tokenizer" if config.model.path is None else f"model.path={config.model.path}: its tokenizer"
-    settings = ChatSettings.from_mapping(chat(config, chat_template(config, network=False))["chat"])
+    settings = chat_settings(config, chat_template(config, network=False))
+    assert settings is not None, "only SFT by a template is checked"
     template = template_of(tokenizer, settings, where)
     masking = Masking(template, settings.system, config.sft.block_size, settings.too_long == "cut")
     file = TokenizerFile.of(tokenizer)

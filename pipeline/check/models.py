@@ -28,7 +28,7 @@ from pipeline.page_questions import KEY, read_questions
 from pipeline.stages.adapting import of_chat_model
 from pipeline.stages.scoring import prompt
 from train.data.chat_template import TOKENIZER, ChatTemplate, template_of
-from train.stage_settings import ChatSettings, LoraSettings
+from train.settings import ChatSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -87,7 +87,7 @@ def check_fit(folder: Path, key: str, path: str, cell: Cell) -> Iterator[Finding
         architecture.check_packing(folder, where)
     architecture.check_attention(folder, where, config.compute.attention)
     if config.train.lora and key != "sft.source":  # which nothing is trained from
-        architecture.check_lora(folder, where, LoraSettings.from_mapping(config.train.lora.model_dump()))
+        architecture.check_lora(folder, where, config.train.lora)
     if key == "model.path":  # blocks are made with its tokenizer
         architecture.check_end(folder, where)
     if warning := architecture.beyond_embedding(folder, where):
@@ -194,7 +194,7 @@ def check_pair(cell: Cell) -> Iterator[Finding]:
             f"{chat.where}: the head of {tied.where} is its embedding and that of {other.where} is not, so their heads"
             " cannot be merged. Give the base that the chat model was made from."
         )
-    template = template_of(chat.tokenizer, ChatSettings(TOKENIZER), f"{chat.where}: its tokenizer")
+    template = template_of(chat.tokenizer, ChatSettings(template=TOKENIZER), f"{chat.where}: its tokenizer")
     yield Finding(False, f"pair        {pair_in_words(base, chat, template, config, cell.left_out)}", fact=True)
     yield Finding(False, f"generation  {generation_in_words(chat, template)}", fact=True)
     online = model_hub.is_online()

@@ -8,11 +8,10 @@ from common.validation import error_line
 from pipeline.config.adapting import Adapt
 from pipeline.config.cell import Config, validate
 from pipeline.config.computing import Compute
-from pipeline.config.fields import Section
 from pipeline.config.models import BaseRecipe, Model, ModelShape
 from pipeline.config.scoring import Evaluation, Merge, Method
 from pipeline.config.sources import CipherCorpus, Corpus, HubCorpus, HubSource, Language
-from pipeline.config.trainings import ContinualTraining, Instructions, Lora, Training
+from pipeline.config.trainings import ContinualTraining, Instructions, Training
 
 __all__ = [
     "Adapt",
@@ -27,12 +26,10 @@ __all__ = [
     "HubSource",
     "Instructions",
     "Language",
-    "Lora",
     "Merge",
     "Method",
     "Model",
     "ModelShape",
-    "Section",
     "Training",
     "error_line",
     "validate",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from common.errors import suggestion
-from pipeline.config.fields import Section
+from common.settings import Settings
 
 if TYPE_CHECKING:
     from pipeline.config.cell import Config
@@ -19,7 +19,7 @@ ENGLISH = ("acc_en", "bits_per_byte_en")
 ACCURACIES = ("acc", "acc_en")  # of our own items, and of lm-eval tasks that state their language
 
 
-class Adapt(Section):
+class Adapt(Settings):
     """The choice on dev, and the folder that is written.
 
     gain: the measure to raise; keep: the one that may fall by `tolerance` at most, in its own unit. A measure is acc or

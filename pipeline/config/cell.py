@@ -9,12 +9,12 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from common.errors import BadInput, listed, suggestion
+from common.settings import Folder, Name, Seed, Settings
 from common.units import format_tokens
 from common.validation import error_line
 from pipeline import old_names
 from pipeline.config.adapting import Adapt, why_not_adapted
 from pipeline.config.computing import Compute, Tracking
-from pipeline.config.fields import Folder, Name, Section, Seed
 from pipeline.config.models import MATRICES, Model
 from pipeline.config.scoring import Evaluation, Merge
 from pipeline.config.sources import CipherCorpus, Corpus, HubCorpus, Language
@@ -31,13 +31,13 @@ def iso_date(value: str) -> str:
         raise ValueError("must be a date such as 2025-01-01.") from None
 
 
-class Chat(Section):
+class Chat(Settings):
     """Settings of chat templates. date: today's date, for templates that write it."""
 
     date: Annotated[str, AfterValidator(iso_date)]
 
 
-class Config(Section):
+class Config(Settings):
     """A cell: one language, one token budget, one seed, and all settings for them."""
 
     name: Name

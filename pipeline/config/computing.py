@@ -2,36 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from common.errors import suggestion
-from pipeline.config.fields import Name, Positive, Section
-from pipeline.stages.stage import STAGE_TYPES
+from common.settings import Name, Settings
+from train import settings as train_settings
 from train.parallel import contradiction
+from train.settings import Precision
 
 
-class Compute(Section):
-    device: Literal["cpu", "cuda"]
-    threads: Annotated[int, Field(gt=0, le=1024)]
-    micro_batch: Positive | None
-    strategy: Literal["none", "ddp", "zero2", "zero3", "zero3_offload", "fsdp"]
-    processes: Positive
-    nodes: Positive
-    precision: Literal["fp32", "bf16", "fp16"]
-    gradient_checkpointing: bool
-    attention: Literal["eager", "sdpa", "flash_attention_2"] | None
-    liger: bool
-    keep_last_state: bool
-    stage_seconds: dict[str, Annotated[float, Field(gt=0)]]
+class Compute(train_settings.Compute):
+    """stage_seconds: seconds of stages, by kind, until some were measured."""
 
-    @model_validator(mode="after")
-    def check_kinds(self) -> Compute:
-        for kind in self.stage_seconds:
-            if kind not in STAGE_TYPES:
-                raise ValueError(f"stage_seconds.{kind}: unknown kind of stage. {suggestion(kind, list(STAGE_TYPES))}")
-        return self
+    threads: Annotated[int, Field(gt=0, le=1024)] = 1
+    precision: Precision = "fp32"
+    keep_last_state: bool = True
+    stage_seconds: Mapping[str, Annotated[float, Field(gt=0)]] = {}
 
     @model_validator(mode="after")
     def strategy_for_many(self) -> Compute:
@@ -58,6 +46,6 @@ class Compute(Section):
         return self
 
 
-class Tracking(Section):
+class Tracking(Settings):
     wandb: Literal["auto", "online", "offline", "off"]
     project: Name

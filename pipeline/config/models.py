@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import field_validator, model_validator
 
 from common.project import shipped
-from pipeline.config.fields import Name, Positive, Section, Seed, Share
+from common.settings import Name, Positive, Settings
 from pipeline.config.trainings import Training
+from train.settings import BaseShape
 
 MATRICES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # of a layer
 
 
-class ModelShape(Section):
+class ModelShape(Settings):
     """The sizes that decide a model's cost: a decoder as Llama, with RMSNorm, rotary positions, grouped-query
     attention without biases and a gated feed-forward.
     """
@@ -84,20 +84,8 @@ class ModelShape(Section):
         return self.layers * rank * sum(adapted)
 
 
-class BaseRecipe(Training):
-    """The recipe of a base model that is trained from scratch; see train/base_model.py."""
-
-    vocabulary: Annotated[int, Field(ge=258)]
-    hidden_size: Positive
-    layers: Positive
-    heads: Positive
-    feed_forward: Positive
-    context: Positive
-    aligned_share: Share
-    aligned_chapters: Share
-    repeated_share: Share
-    withheld_chapters: Share
-    seed: Seed
+class BaseRecipe(BaseShape, Training):
+    """The recipe of a base model that is trained from scratch."""
 
     @model_validator(mode="after")
     def fits(self) -> BaseRecipe:
@@ -123,7 +111,7 @@ class BaseRecipe(Training):
         )
 
 
-class Model(Section):
+class Model(Settings):
     name: Name
     path: str | None
     shape: ModelShape | None

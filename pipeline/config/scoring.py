@@ -9,10 +9,12 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, ConfigDict, Field, field_validator, model_validator
 
 from common.errors import suggestion
+from common.settings import Positive, Settings, Tokens
+from eval.settings import ScoringSettings
 from merge.recipe import Recipe
 from pipeline import recipes
 from pipeline.baselines import BASELINES, PAIR
-from pipeline.config.fields import Positive, Section, Tokens, grid_product
+from pipeline.config.trainings import grid_product
 from pipeline.old_names import current_method, in_store, recipe_in_store
 
 
@@ -32,7 +34,7 @@ ArmName = Annotated[str, AfterValidator(known_arm)]
 Role = Annotated[str, AfterValidator(known_role)]
 
 
-class Method(Section):
+class Method(Settings):
     """One merge in the results: a recipe, and the grid of settings that are tried on the dev split.
 
     of: the checkpoints that are merged, by the names that they have in the recipe.
@@ -64,7 +66,7 @@ class Method(Section):
         return tuple(map(current_method, self.of))
 
     @property
-    def asked_on_dev(self) -> bool:
+    def needs_dev_scores(self) -> bool:
         """Return whether dev decides something: the settings, or whether it is the best merge."""
         return bool(self.grid) or self.leads
 
@@ -94,7 +96,7 @@ class Method(Section):
         return self
 
 
-class Choice(Section):
+class Choice(Settings):
     """The cells on whose dev scores tries are chosen: their budgets and seeds.
 
     own: the cell's; all: those of the sweep; first: its first seed. pipeline/sweep.py puts the numbers in their place.
@@ -104,7 +106,7 @@ class Choice(Section):
     seeds: Literal["own", "all", "first"] | Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
 
 
-class Merge(Section):
+class Merge(Settings):
     """special_rows: sft, to take the rows of tokens that its chat template writes from the chat model."""
 
     write: bool
@@ -138,32 +140,20 @@ class Merge(Section):
         return self
 
 
-Shots = Annotated[int, Field(ge=0)]
-
-
-class Evaluation(Section):
-    """chat, system, fewshot, generation: how checkpoints are asked (eval/prompting.py)."""
+class Evaluation(ScoringSettings):
+    """What checkpoints and merges are scored on, and how."""
 
     unmerged: list[ArmName]
     families: list[str]
-    split: Literal["dev", "test"]
     items: Positive
-    limit: Positive | None
     tune_limit: Positive | None
-    excerpt: Positive | None
     batch_tokens: Tokens
     gpus: Positive = 1
-    dtype: Literal["float32", "bfloat16"]
-    tasks: list[str]
     include_path: str | None
     leaks: bool
     untuned: bool
     frontier: Literal["all", "largest"] | Annotated[tuple[Tokens, ...], Field(min_length=1)] | None = None
     questions: str | None = None
-    chat: Literal["none", "auto", "both"] = "none"
-    system: str | None = None
-    fewshot: Shots | dict[str, Shots] | None = None
-    generation: Literal["own", "greedy"] = "own"
 
     @model_validator(mode="after")
     def what_is_asked_is_used(self) -> Evaluation:

@@ -7,10 +7,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.config.fields import Bytes, Positive, Section, Seed, Tokens
+from common.settings import Bytes, Positive, Settings, Tokens
+from train.settings import Cipher, HeldOut, InstructionSource, SourceSettings, TextSource
 
 
-class Language(Section):
+class Language(Settings):
     code: Annotated[str, Field(pattern=r"^[a-z]{2,8}(_[A-Za-z]{4})?$")]
     short: Annotated[str, Field(pattern=r"^[a-z]{2,8}$")] | None
     name: str
@@ -24,14 +25,6 @@ class Language(Section):
                 "code=en: English is the language of SFT and replay. Give the code of the language to adapt to."
             )
         return self
-
-
-class HeldOut(Section):
-    """Settings of every corpus: the fractions of documents that are held out, by a seeded hash."""
-
-    dev: Annotated[float, Field(gt=0, lt=0.5)]
-    test: Annotated[float, Field(gt=0, lt=0.5)]
-    seed: Seed
 
 
 class Corpus(HeldOut):
@@ -50,24 +43,12 @@ class Corpus(HeldOut):
         return self
 
 
-class CipherCorpus(HeldOut):
-    """The positive control; see train/data/corpus/sources.py."""
-
+class CipherCorpus(Cipher):
     source: Literal["cipher"]
-    replaced: Annotated[float, Field(gt=0, le=1)]
-    cipher_seed: Seed
-    withheld_chapters: Annotated[float, Field(gt=0, lt=1)]
-    withheld_seed: Seed
 
 
-class HubSource(Section):
+class HubSource(SourceSettings):
     """The place of a data set: on the Hub, or a folder of the same layout."""
-
-    dataset: str | None
-    subset: str | None
-    files: str | None
-    split: str
-    revision: str | None
 
     @model_validator(mode="after")
     def can_be_found_again(self) -> HubSource:
@@ -92,21 +73,17 @@ class HubSource(Section):
         return self.dataset if self.local else None
 
     @property
-    def content(self) -> dict[str, Any]:
+    def unplaced(self) -> dict[str, Any]:
         """Return what decides which rows are read: without a folder's path, as checksums identify its files."""
-        return self.model_dump() | ({"dataset": None, "revision": None} if self.local else {})
+        return dict(self) | ({"dataset": None, "revision": None} if self.local else {})
 
 
-class HubText(HubSource):
-    column: str
+class HubText(HubSource, TextSource):
+    """A data set of running text."""
 
 
-class HubInstructions(HubSource):
-    """prompt, answer: columns of text; both null for conversations."""
-
-    prompt: str | None
-    answer: str | None
-    bytes: Bytes | None
+class HubInstructions(HubSource, InstructionSource):
+    """A data set of instructions."""
 
     @property
     def columns(self) -> tuple[str, str] | None:

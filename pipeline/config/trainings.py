@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
+from common.settings import Fraction, Positive, Settings, Tokens
 from common.units import format_tokens
 from common.validation import sentence
-from pipeline.config.fields import Positive, Section, Share, Tokens, grid_product
 from pipeline.config.sources import HubInstructions
 from train.data.chat_template import GIVEN, NONE
+from train.settings import CtData, LoraSettings, Optimization
 
 
-class Training(Section):
-    """Settings that CT, SFT and the base model share: one AdamW run.
+class Training(Optimization):
+    """What CT, SFT and the base model share."""
 
-    Its learning rate has a linear warm-up and a cosine to `min_lr_ratio` of the peak.
-    """
-
-    tokens: Tokens
-    batch_tokens: Tokens
-    block_size: Annotated[int, Field(ge=2)]  # a block's first token is not predicted
-    learning_rate: Annotated[float, Field(gt=0, lt=1)]
-    min_lr_ratio: Annotated[float, Field(ge=0, le=1)]
-    warmup_ratio: Share
-    weight_decay: Annotated[float, Field(ge=0)]
     save_every_tokens: Tokens
     dev_every_tokens: Tokens | None = None
 
@@ -39,25 +31,21 @@ class Training(Section):
         return self
 
 
-class ContinualTraining(Training):
+class ContinualTraining(Training, CtData):
     """CT at a token budget, or on all of the language's text.
 
-    epochs: passes over the text that blocks are made of. document_end: the token that ends a document; None: eos.
     schedule: cosine, one for all budgets, which ends at `schedule_tokens`; or wsd (warm-up, stable, decay), in which
     each budget ends with a decay of its own, over `decay_fraction` of its tokens.
     whole_text: set where `tokens` is null. Then the blocks alone know the tokens; `tokens` and `schedule_tokens` hold
-    an estimate, for plans (pipeline/whole_text.py).
+    an estimate, for plans (pipeline/resolve.py).
     """
 
     source: str | None
-    epochs: Annotated[int, Field(ge=1, le=8)] = 1
-    document_end: Annotated[str, Field(min_length=1)] | None = None
     whole_text: bool = False
     schedule: Literal["cosine", "wsd"]
     decay_fraction: Annotated[float, Field(gt=0, le=1)]
     decay_shape: Literal["linear", "1-sqrt"]
     schedule_tokens: Tokens
-    english_share: Share
 
     @model_validator(mode="before")
     @classmethod
@@ -87,6 +75,11 @@ class ContinualTraining(Training):
         return self
 
 
+def grid_product(grid: Mapping[Any, Sequence[Any]]) -> list[dict[str, Any]]:
+    """Return every combination of a grid's values, the last key fastest; of an empty grid one that says nothing."""
+    return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+
+
 TriedKey = Literal["learning_rate", "tokens", "min_lr_ratio", "warmup_ratio", "weight_decay"]
 
 
@@ -104,8 +97,8 @@ class Instructions(Training):
     too_long: Literal["cut", "drop"]
     items: Positive
     questions: Positive
-    replay_share: Share
-    arm_replay_share: Share
+    replay_share: Fraction
+    arm_replay_share: Fraction
     grid: dict[TriedKey, Annotated[list[Any], Field(min_length=1)]] | None
 
     @property
@@ -173,17 +166,10 @@ class Instructions(Training):
         return self
 
 
-class Lora(Section):
-    rank: Positive
-    alpha: Annotated[float, Field(gt=0)]
-    dropout: Share
-    targets: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)]
-
-
-class Adaptation(Section):
+class Adaptation(Settings):
     """Which weights are trained. lora_above: planned memory in GiB above which LoRA is used; None: always, if given."""
 
-    lora: Lora | None
+    lora: LoraSettings | None
     lora_above: Annotated[float, Field(gt=0)] | Literal["auto"] | None = None
 
     @model_validator(mode="after")

@@ -23,7 +23,7 @@ from pipeline.cost.memory import Memory, base_width, width
 from pipeline.cost.shape import RECOMPUTED, forward_flops, model_shape, trained_parameters, training_flops
 from pipeline.page_questions import COUNT as QUESTIONS
 from pipeline.stages.cell import Cell, merged
-from pipeline.stages.stage import STAGE_TYPES, Stage
+from pipeline.stages.stage import Stage
 from pipeline.stages.trajectory import previous_stages, tokens_of
 from pipeline.store import Store
 
@@ -62,7 +62,7 @@ def stage_work(stage: Stage, config: Config, shape: ModelShape, resumed: int = 0
     A CT stage continues from `resumed` tokens of its trajectory; `last`: no larger budget continues from it.
     """
     settings, kind = stage.settings, stage.kind
-    if STAGE_TYPES[kind].resource == "train":
+    if stage.type.resource == "train":
         trained = stage.tokens - resumed
         model, state = checkpoint_bytes(shape, config), state_bytes(shape, config)
         # pipeline/trajectory.py: the states of other budgets are dropped
@@ -71,15 +71,16 @@ def stage_work(stage: Stage, config: Config, shape: ModelShape, resumed: int = 0
         beside = (2 if kept else 3) + (resumed > 0)
         return Work(
             trained,
-            trained * training_flops(shape, settings["block_size"], "lora" in settings),
+            trained * training_flops(shape, settings.block_size, getattr(settings, "lora", None) is not None),
             model + kept + SMALL,
             beside * state,
         )
     if kind == "answers":
-        tokens = len(settings.get("questions", range(QUESTIONS))) * (ITEM_TOKENS["own"] + settings["tokens"])
-        return Work(tokens, tokens * forward_flops(shape, settings["tokens"] / 2))
-    if STAGE_TYPES[kind].resource == "score":
-        tries = len(settings.get("tries", [None]))
+        questions = QUESTIONS if settings.questions is None else len(settings.questions)
+        tokens = questions * (ITEM_TOKENS["own"] + settings.tokens)
+        return Work(tokens, tokens * forward_flops(shape, settings.tokens / 2))
+    if stage.type.resource == "score":
+        tries = len(settings.tries) if kind == "tune" else 1
         tokens, lengths = scored_tokens(stage, config)
         return Work(
             tries * tokens,
@@ -87,7 +88,7 @@ def stage_work(stage: Stage, config: Config, shape: ModelShape, resumed: int = 0
             tries=tries if kind == "tune" else 0,
         )
     if kind == "adapted":
-        return Work(written=(4 if settings["dtype"] == "float32" else 2) * shape.parameters)
+        return Work(written=(4 if settings.dtype == "float32" else 2) * shape.parameters)
     if kind == "weights":
         return Work(written=base_width(config) * shape.parameters)
     if kind == "ct_blocks":
@@ -95,7 +96,7 @@ def stage_work(stage: Stage, config: Config, shape: ModelShape, resumed: int = 0
         width_of_all = packed * token_bytes(shape)
         return Work(packed, 0, width_of_all, width_of_all)
     if kind in ("sft_blocks", "mixed_blocks"):
-        return Work(settings["tokens"], 0, settings["tokens"] * (token_bytes(shape) + 4 + 2), 0)
+        return Work(settings.tokens, 0, settings.tokens * (token_bytes(shape) + 4 + 2), 0)
     if kind in ("corpus", "instructions"):
         size = corpus_bytes(config) if kind == "corpus" else instruction_bytes(config)
         return Work(written=size / COMPRESSED, text=size)
@@ -273,7 +274,7 @@ class ClusterRates:
         shape, kind = model_shape(self.config), stage.type
         model = checkpoint_bytes(shape, self.config)
         if kind.resource == "train":
-            saves = work.tokens / stage.options["save_every_tokens"]
+            saves = work.tokens / stage.options.save_every_tokens
             known = speed_to_plan_by(self.measured, stage.kind)
             rate = known.rate * self.gpus(stage) if known else self.training_flops
             return STARTUP + work.flops / rate + (saves * state_bytes(shape, self.config) + work.written) / DISK
@@ -296,16 +297,16 @@ class MeasuredRates:
     mean: Mapping[str, float]
 
     def seconds(self, stage: Stage, work: Work) -> float:
-        rate = self.flops.get(classify(stage.kind))
+        rate = self.flops.get(classify(stage))
         return work.flops / rate if rate and work.flops else self.mean.get(stage.kind, 0.0)
 
     def gpus(self, stage: Stage) -> int:
         return 0
 
 
-def classify(kind: str) -> str:
+def classify(stage: Stage) -> str:
     """Return the class of kinds that work at one rate: training, scoring, or the kind alone."""
-    return {"train": "training", "score": "scoring"}.get(STAGE_TYPES[kind].resource, kind)
+    return {"train": "training", "score": "scoring"}.get(stage.type.resource, stage.kind)
 
 
 def calibrate(done: Sequence[tuple[Stage, Work, float]]) -> MeasuredRates:
@@ -315,7 +316,7 @@ def calibrate(done: Sequence[tuple[Stage, Work, float]]) -> MeasuredRates:
     """
     flops: dict[str, float] = {}
     for name in ("training", "scoring"):
-        timed = [(work.flops, seconds) for stage, work, seconds in done if classify(stage.kind) == name]
+        timed = [(work.flops, seconds) for stage, work, seconds in done if classify(stage) == name]
         if timed:
             flops[name] = median(count / seconds for count, seconds in timed if count >= max(timed)[0] / 2)
     times: dict[str, list[float]] = {}
@@ -420,5 +421,5 @@ def disk_peak(rows: Sequence[Row], given: float) -> float:
 def given_bytes(cells: Sequence[Cell]) -> float:
     """Count the bytes of checkpoints that come from the Hub, in 16 bits."""
     parents = {parent.key: parent for cell in cells for stage in cell.stages for parent in stage.parents.values()}
-    from_hub = sum(parent.given and str(parent.options["path"]).startswith("hub:") for parent in parents.values())
+    from_hub = sum(parent.given and parent.options.path.startswith("hub:") for parent in parents.values())
     return 2 * model_shape(cells[0].config).parameters * from_hub

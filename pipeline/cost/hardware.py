@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,9 @@ from common.errors import BadInput, suggestion
 from common.validation import read_json
 from pipeline.config import Config
 from pipeline.cost.shape import from_config_json, model_shape, training_flops
-from pipeline.stages.stage import STAGE_TYPES
 from pipeline.store import Entry, Store
 from train.performance import Performance
-from train.stage_settings import TrainingSettings
+from train.settings import TrainingSettings
 
 USABLE = 0.9  # share of a GPU's memory that a training may fill (assumed): the rest is CUDA's context and fragmentation
 NVIDIA_NODE = 8  # GPUs of the nodes whose main memory is known
@@ -204,15 +203,14 @@ def recorded_speed(record: Mapping[str, Any]) -> Speed | None:
     return read if read.devices > 0 and read.speed > 0 else None
 
 
-def comparable_speeds(store: Store, config: Config, gpu: GPU) -> dict[str, Speed]:
-    """Return, for each kind of training, the performance to plan by: of the same shape, precision and GPU, LoRA or
-    not.
+def comparable_speeds(store: Store, config: Config, gpu: GPU, kinds: Iterable[str]) -> dict[str, Speed]:
+    """Return, for each of these kinds, the performance to plan by: of the same shape, precision and GPU, LoRA or not.
 
     One with the config's strategy comes first, then the one with the most tokens: start-up matters least for it.
     """
     shape = model_shape(config)
     best: dict[str, Speed] = {}
-    for kind in (kind.name for kind in STAGE_TYPES.values() if kind.trained):
+    for kind in kinds:
         found: list[Speed] = []
         for entry in store.entries(kind):
             read = recorded_speed(entry.record)

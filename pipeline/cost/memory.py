@@ -20,7 +20,6 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import ceil
-from typing import TYPE_CHECKING
 
 from common.errors import BadInput
 from common.hub import local_folder
@@ -28,11 +27,6 @@ from pipeline.config import Compute, Config, ModelShape
 from pipeline.cost.hardware import GPUS, Cluster
 from pipeline.cost.shape import model_shape, trained_parameters
 from train.parallel import ZERO_STAGES, batch_sizes
-
-if TYPE_CHECKING:
-    from train import parallel
-
-    AnyCompute = Compute | parallel.Compute  # of a config, or of a training
 
 HOST_SLACK = 1.5  # DeepSpeed's own factor for buffers in a node's memory
 BUCKET = 5 * 10**8  # elements: DeepSpeed's default reduce_bucket_size; a buffer of it is there while gradients come
@@ -105,7 +99,7 @@ def states(
     return Memory(4 * count, 4 * learnt, 8 * learnt, copies)
 
 
-def buffers(shape: ModelShape, compute: AnyCompute, trained: int) -> float:
+def buffers(shape: ModelShape, compute: Compute, trained: int) -> float:
     """Return bytes of a GPU that are neither states nor activations: what is gathered from others or waits to be sent.
 
     DDP: buckets of all gradients beside them (gradient_as_bucket_view is off). ZeRO: one bucket, two where sending
@@ -156,7 +150,7 @@ def layer_activations(
 
 
 def activations(
-    shape: ModelShape, tokens: int, compute: AnyCompute, context: int, packed: bool = False, frozen: bool = False
+    shape: ModelShape, tokens: int, compute: Compute, context: int, packed: bool = False, frozen: bool = False
 ) -> Memory:
     """Activations, logits and one layer (other fields 0) for `tokens` tokens in one forward pass.
 
@@ -178,7 +172,7 @@ def activations(
 
 def training_memory(
     shape: ModelShape,
-    compute: AnyCompute,
+    compute: Compute,
     batch_tokens: int,
     block_size: int,
     trained: int | None = None,
@@ -311,7 +305,7 @@ def node_memory_of_scoring(shape: ModelShape, config: Config, at_once: int) -> f
     """Return bytes of a node that scores `at_once` checkpoints at a time.
 
     A checkpoint is loaded in main memory before it goes to its GPU. A merge is filled on the GPU; its parents are
-    read piece by piece with pread (merge/io/checkpoint.py), so nothing of them is mapped.
+    read piece by piece with pread (merge/checkpoints/checkpoint.py), so nothing of them is mapped.
     """
     number = 2 if config.eval.dtype == "bfloat16" else 4
     return at_once * (number * shape.parameters + PROCESS)

@@ -8,16 +8,17 @@ from pathlib import Path
 
 from common.errors import BadInput
 from common.units import counted, duration, format_tokens
-from pipeline.config import Config
+from pipeline.config import Compute, Config
 from pipeline.config.models import ModelShape
 from pipeline.cost import estimate, hardware, memory
 from pipeline.cost.estimate import Rates, Row
 from pipeline.cost.hardware import USABLE, Cluster, Speed, parse_cluster
 from pipeline.cost.memory import Memory
 from pipeline.cost.shape import model_shape
+from pipeline.stages import STAGE_TYPES
 from pipeline.stages.cell import Cell, merged
 from pipeline.store import Store
-from train.parallel import Compute
+from train.settings import Precision
 
 HERE = "here"
 
@@ -51,7 +52,8 @@ def report(
             refusal = str(error)
         if trained and (refusal is None or "cannot be shared" not in refusal):
             memories = memory.memory_of_trainings(config)
-        finished = hardware.comparable_speeds(Store(Path(config.store)), config, cluster.gpu)
+        kinds = [kind.name for kind in STAGE_TYPES.values() if kind.trained]
+        finished = hardware.comparable_speeds(Store(Path(config.store)), config, cluster.gpu, kinds)
         rates = estimate.ClusterRates(cluster, config, mfu or estimate.MFU, {} if mfu else finished)
         head = heading(config, cluster, mfu, finished)
         cells = [replace(cell, config=memory.on_cluster(cell.config, cluster)) for cell in cells]
@@ -209,12 +211,16 @@ TABLE_SHAPES = {  # by their config.json
         vocabulary=32000, hidden=4096, layers=32, heads=32, kv_heads=32, feed_forward=11008, tied=False
     ),
 }
-TABLE_METHODS = {"fp32": ("fp32", False), "bf16": ("bf16", False), "LoRA, bf16": ("bf16", True)}  # precision, LoRA
+TABLE_METHODS: dict[str, tuple[Precision, bool]] = {
+    "fp32": ("fp32", False),
+    "bf16": ("bf16", False),
+    "LoRA, bf16": ("bf16", True),
+}  # precision, LoRA
 GIGABYTES = (16, 24, 40, 80)
 BLOCK, PASSES, RANK = 2048, 2, 64  # the rank of conf/train/lora.yaml
 
 
-def single_gpu_memory(shape: ModelShape, precision: str, lora: bool) -> float:
+def single_gpu_memory(shape: ModelShape, precision: Precision, lora: bool) -> float:
     """Return bytes of the one GPU that trains: one block in a pass, several passes a step, activations recomputed."""
     compute = Compute(device="cuda", precision=precision, gradient_checkpointing=True, micro_batch=1)
     trained = shape.lora_parameters(RANK, "all-linear") if lora else None

@@ -91,11 +91,20 @@ def answers(
     for one in compared:
         if one.difference is None:
             missing = "It takes test scores of both models." if adapted else CHAT_MODEL_CHOSEN
-            found.append(Answer(one.claim, "no data", None, None, missing, _more(one)))
+            found.append(Answer(claim=one.claim, verdict="no data", text=missing, more=_more(one)))
             continue
         p = next(adjusted)
         words = f"{confidence(one.difference, one.claim.unit)}, p {p:.2g} after Holm."
-        found.append(Answer(one.claim, one.verdict(p), one.difference, p, words, _more(one)))
+        found.append(
+            Answer(
+                claim=one.claim,
+                verdict=one.verdict(p),
+                estimate=one.difference,
+                p_adjusted=p,
+                text=words,
+                more=_more(one),
+            )
+        )
     return found
 
 

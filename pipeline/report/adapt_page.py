@@ -87,7 +87,7 @@ class AdaptPaths:
 
 
 @dataclass(frozen=True)
-class Cell:
+class ScoreCell:
     """A value with its 95% interval, as text; `best` if no other model's is better."""
 
     value: str
@@ -101,7 +101,7 @@ class Column:
 
     title: str
     remark: str
-    cells: Mapping[str, Cell]
+    cells: Mapping[str, ScoreCell]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,7 +257,7 @@ def columns(scores: TestScores, measures: Sequence[AdaptMeasure], models: Sequen
             continue
         top = (min if measure.lower_is_better else max)(round(value.value, 3) for value in values.values())
         cells = {
-            model: Cell(
+            model: ScoreCell(
                 f"{value.value:.3f}",
                 f"{value.low:.3f} to {value.high:.3f}",
                 round(value.value, 3) == top and len(values) > 1,
@@ -287,16 +287,16 @@ def answer_columns(
     ]
 
 
-def counted(count: int, of: int) -> Cell:
+def counted(count: int, of: int) -> ScoreCell:
     """Return a count with the interval of its share (Wilson)."""
     low, high = wilson(count, of)
-    return Cell(f"{count} of {of}", f"{100 * low:.0f}% to {100 * high:.0f}%")
+    return ScoreCell(f"{count} of {of}", f"{100 * low:.0f}% to {100 * high:.0f}%")
 
 
 def markdown(columns: Sequence[Column], titles: Mapping[str, str]) -> str:
     """Return the scores as Markdown: a row per measure, a column per model. titles: of models, in their order."""
 
-    def cell(shown: Cell | None) -> str:
+    def cell(shown: ScoreCell | None) -> str:
         return "–" if shown is None else f"{shown.value} [{shown.interval.replace(' to ', ', ')}]"
 
     rows = [

@@ -13,6 +13,7 @@ from pipeline.report import builtin_claims, data, gaps, hypothesis_answers, merg
 from pipeline.report.claims import Claims
 from pipeline.report.data import DataExposure, Gate
 from pipeline.report.gaps import FrontierGaps
+from pipeline.report.hypothesis_answers import HypothesisData
 from pipeline.report.merges import Discarded, Selected
 from pipeline.report.records import ENGLISH, Audit, Choice, Evaluation, FrontierPoint, ReportInfo, unique
 from pipeline.report.samples import GeneratedItem, ItemSamples
@@ -76,7 +77,7 @@ def analyse(inputs: Inputs) -> Analysis:
     scores = data.gather(inputs.evaluations)
     discarded = merges.read_audits(inputs.audits)
     selected = merges.read_choices(inputs.choices)
-    answerable = hypothesis_answers.data(inputs.evaluations, inputs.frontier, discarded, info.language)
+    answerable = HypothesisData.of(inputs.evaluations, inputs.frontier, discarded, info.language)
     pairs = paired.across(data.methods_of(scores), info.given)
     if pairs is None:
         shown = builtin_claims.answer_all(inputs.evaluations, discarded, selected, info.language)

@@ -36,7 +36,7 @@ class Finding(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Data:
+class ClaimData:
     """All that claims are answered from. leaders: the merge that was best on dev, by budget."""
 
     evidence: Evidence
@@ -64,10 +64,10 @@ def gain(
     return estimate.negated if estimate is not None and kind in LOWER_IS_BETTER else estimate
 
 
-def beats(baseline: str, kind: Kind, where: Callable[[Sequence[int]], int] = min) -> Callable[[Data], Finding]:
+def beats(baseline: str, kind: Kind, where: Callable[[Sequence[int]], int] = min) -> Callable[[ClaimData], Finding]:
     """Compare the merge that was best on dev with a baseline, at the smallest budget (where=min) or the largest."""
 
-    def answer(data: Data) -> Finding:
+    def answer(data: ClaimData) -> Finding:
         budget = where(data.evidence.budgets or [0])
         leader, reference = data.leaders.get(budget), data.evidence.cell(baseline, budget)
         if leader is None or reference is None:
@@ -86,10 +86,10 @@ def beats(baseline: str, kind: Kind, where: Callable[[Sequence[int]], int] = min
     return answer
 
 
-def keeps_language(baseline: str) -> Callable[[Data], Finding]:
+def keeps_language(baseline: str) -> Callable[[ClaimData], Finding]:
     """Compare the bits per byte of a baseline with those of the merge that was best on dev, over all budgets."""
 
-    def answer(data: Data) -> Finding:
+    def answer(data: ClaimData) -> Finding:
         budgets = [budget for budget in data.leaders if data.evidence.has(baseline, budget)]
         merged: list[Cell] = [(data.leaders[budget], budget) for budget in budgets]
         reference: list[Cell] = [(baseline, budget) for budget in budgets]
@@ -104,7 +104,7 @@ def keeps_language(baseline: str) -> Callable[[Data], Finding]:
     return answer
 
 
-def advantage_shrinks(data: Data) -> Finding:
+def advantage_shrinks(data: ClaimData) -> Finding:
     """Compare the advantage of merges in accuracy at the smallest budget with that at the largest."""
     budgets = sorted(budget for budget in data.leaders if data.evidence.has("ct_then_sft", budget))
     if len(budgets) < 2:
@@ -125,7 +125,7 @@ def advantage_shrinks(data: Data) -> Finding:
     return Finding(estimate, text)
 
 
-def conflicts_grow(data: Data) -> Finding:
+def conflicts_grow(data: ClaimData) -> Finding:
     """Compare the share that TIES loses at the largest budget with that at the smallest, at equal settings."""
     plain = [merge for merge in data.discarded if merge.is_plain_ties]
     budgets = sorted({merge.ct_tokens for merge in plain})
@@ -150,7 +150,7 @@ def alike(first: Discarded, second: Discarded) -> bool:
     )
 
 
-def slack_keeps(data: Data) -> Finding:
+def slack_keeps(data: ClaimData) -> Finding:
     """Compare the share that TIES loses with that of TIES with slack, at equal settings."""
     pairs = matched_pairs(data)
     if not pairs:
@@ -161,13 +161,13 @@ def slack_keeps(data: Data) -> Finding:
     return Finding(_over_seeds(lost_by_seed(plain), lost_by_seed(slack)), f"Lost: {_listed([*plain, *slack])}.")
 
 
-def slack_helps(kind: Kind, at_norm: bool = False) -> Callable[[Data], Finding]:
+def slack_helps(kind: Kind, at_norm: bool = False) -> Callable[[ClaimData], Finding]:
     """Compare merges with slack and without at equal settings, mean over all pairs and budgets.
 
     at_norm: of merges whose step was given a norm. Without, slack changes the length of the step with its direction.
     """
 
-    def answer(data: Data) -> Finding:
+    def answer(data: ClaimData) -> Finding:
         pairs = matched_pairs(data, at_norm)
         with_slack: list[Cell] = [(slack, budget) for slack, _, budget in pairs]
         without: list[Cell] = [(plain, budget) for _, plain, budget in pairs]
@@ -187,7 +187,7 @@ def slack_helps(kind: Kind, at_norm: bool = False) -> Callable[[Data], Finding]:
     return answer
 
 
-def matched_pairs(data: Data, at_norm: bool = False) -> list[tuple[str, str, int]]:
+def matched_pairs(data: ClaimData, at_norm: bool = False) -> list[tuple[str, str, int]]:
     """Return (with slack, without, budget) for merges whose recipes differ in the slack alone, for every seed of both.
 
     Recipes that were tuned apart differ in density and lambda too, and would answer for those. at_norm: of merges whose
@@ -225,7 +225,7 @@ def _needs(what: str) -> str:
     return f"Not computed: it needs {what}."
 
 
-def _by_family(data: Data, kind: Kind, first: Sequence[Cell], second: Sequence[Cell]) -> Parts:
+def _by_family(data: ClaimData, kind: Kind, first: Sequence[Cell], second: Sequence[Cell]) -> Parts:
     """Return the same difference in each family of tasks: a mean may hide two of opposite sign."""
     gains = [(family, gain(data.evidence, kind, first, second, family)) for family in data.evidence.families]
     return Parts("task", tuple((family, gained) for family, gained in gains if gained is not None))
@@ -337,7 +337,7 @@ def _slack(id: str, text: str, kind: Kind, source: str, at_norm: str = "") -> Cl
     )
 
 
-STATED: tuple[tuple[Claim, Callable[[Data], Finding]], ...] = (
+STATED: tuple[tuple[Claim, Callable[[ClaimData], Finding]], ...] = (
     (
         _merging(
             "scarce-accuracy",
@@ -483,14 +483,23 @@ def answer_all(
     """Return all answers and all paired comparisons, in the target language."""
     evidence = Evidence(evaluations, language)
     leaders = {budget: leader for budget in evidence.budgets if (leader := leader_at(budget, choices, evidence))}
-    data = Data(evidence, discarded, choices, leaders)
+    data = ClaimData(evidence, discarded, choices, leaders)
     found = [(claim, answer(data)) for claim, answer in STATED]
     adjusted = iter(holm([finding.estimate.p for _, finding in found if finding.estimate is not None]))
     answers = []
     for claim, (estimate, text, parts) in found:
         if estimate is None:
-            answers.append(Answer(claim, "no data", None, None, text))
+            answers.append(Answer(claim=claim, verdict="no data", text=text))
         else:
             p = next(adjusted)
-            answers.append(Answer(claim, verdict(estimate, claim.margin, p), estimate, p, text, parts=parts))
+            answers.append(
+                Answer(
+                    claim=claim,
+                    verdict=verdict(estimate, claim.margin, p),
+                    estimate=estimate,
+                    p_adjusted=p,
+                    text=text,
+                    parts=parts,
+                )
+            )
     return Claims(answers, compare(evidence))

@@ -46,7 +46,7 @@ class Claim:
     clauses: Clauses | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Answer:
     """The verdict on a claim.
 
@@ -56,9 +56,9 @@ class Answer:
 
     claim: Claim
     verdict: Verdict
-    estimate: Estimate | None
-    p_adjusted: float | None
     text: str
+    estimate: Estimate | None = None
+    p_adjusted: float | None = None
     more: Mapping[str, Any] = field(default_factory=dict)
     parts: Parts = field(default_factory=Parts)
 

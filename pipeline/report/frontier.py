@@ -31,7 +31,7 @@ Floats = NDArray[np.float64]
 Weights = Sequence[tuple[Cell, float]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Knob:
     """A knob value of a method at a budget, as dev has it.
 
@@ -47,7 +47,7 @@ class Knob:
     pruned: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Separate:
     """Two frontiers that share fewer than LEAST_WINDOW bits, at their nearest points.
 
@@ -65,7 +65,7 @@ class Separate:
     falls: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Gap:
     """How much more accurate the first method is than the second at equal bits: D, where both frontiers share bits.
 
@@ -207,7 +207,9 @@ class Frontiers:
             bits, accuracy = (self.dev.combination([(kind, None, cell, 1.0)], seeds) for kind in ("bits", "accuracy"))
             if bits is None or accuracy is None:
                 return []
-            points.append(Knob(method, ct_tokens, text, cell, bits.value, accuracy.value))
+            points.append(
+                Knob(method=method, ct_tokens=ct_tokens, text=text, cell=cell, bits=bits.value, accuracy=accuracy.value)
+            )
         return sorted(
             (replace(point, pruned=any(self._dominates(rival, point, seeds) for rival in points)) for point in points),
             key=lambda point: (point.bits, point.text),
@@ -261,9 +263,9 @@ class Frontiers:
         """Return the gap of two methods at a budget. seeds: only these. by_family: of single families too."""
         match = self.match(first, second, ct_tokens, seeds)
         if isinstance(match, str):
-            return Gap(first, second, ct_tokens, missing=match)
+            return Gap(first=first, second=second, ct_tokens=ct_tokens, missing=match)
         if not match.shares_bits:
-            return Gap(first, second, ct_tokens, separate=self._separate(match))
+            return Gap(first=first, second=second, ct_tokens=ct_tokens, separate=self._separate(match))
         sides = self.weights(match, *match.window)
         first_side, second_side = (by_cell(side) for side in sides)
         families = self.test.families if by_family and len(self.test.families) > 1 else []
@@ -273,14 +275,14 @@ class Frontiers:
             if (estimate := self.test.combination(gap_terms(first_side, second_side, price, family), match.seeds))
         }
         return Gap(
-            first,
-            second,
-            ct_tokens,
-            match.window,
-            tuple({point.text: weight for point, weight in side.items()} for side in sides),
-            self.test.combination(gap_terms(first_side, second_side, price), match.seeds),
-            self.test.combination(slip_terms(first_side, second_side), match.seeds),
-            of_families,
+            first=first,
+            second=second,
+            ct_tokens=ct_tokens,
+            window=match.window,
+            weights=tuple({point.text: weight for point, weight in side.items()} for side in sides),
+            estimate=self.test.combination(gap_terms(first_side, second_side, price), match.seeds),
+            slip=self.test.combination(slip_terms(first_side, second_side), match.seeds),
+            families=of_families,
         )
 
     def along(self, first: str, second: str, ct_tokens: int, steps: int = 24) -> list[tuple[float, Estimate]]:
@@ -334,7 +336,9 @@ class Frontiers:
 
         falls = any(after.accuracy < before.accuracy for before, after in pairwise(right))
         tie = price_of_tie(difference, saved, worth(1.0), worth(-difference.value / (saved.value or inf)).dof)
-        return Separate(left[0].method, right[0].method, difference, saved, tie, falls)
+        return Separate(
+            left=left[0].method, right=right[0].method, accuracy=difference, bits=saved, tie=tie, falls=falls
+        )
 
 
 def by_cell(side: Mapping[Knob, float]) -> list[tuple[Cell, float]]:

@@ -14,7 +14,7 @@ from pipeline.report.inference import Estimate, Parts
 from pipeline.report.paired import Evidence, Kind
 
 COLUMNS = ("method", "knob", "ct_tokens", "seed", "dev_accuracy", "dev_bits", "test_accuracy", "test_bits", "pruned")
-KINDS: tuple[Kind, Kind] = ("accuracy", "bits")
+AXES: tuple[Kind, Kind] = ("accuracy", "bits")
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class FrontierGaps:
         for knob in self.knobs:
             for seed in sorted(self.frontiers.seeds([knob.cell])):
                 splits = (self.frontiers.dev, self.frontiers.test)
-                values = (score(split, knob, kind, {seed}) for split in splits for kind in KINDS)
+                values = (score(split, knob, kind, {seed}) for split in splits for kind in AXES)
                 yield knob.method, knob.text, knob.ct_tokens, seed, *values, str(knob.pruned).lower()
 
     def as_json(self) -> list[dict[str, Any]]:

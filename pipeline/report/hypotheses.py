@@ -1,7 +1,8 @@
-"""hypotheses/<experiment>.yaml: what an experiment is asked, committed before its test scores exist.
+"""hypotheses/<experiment>.yaml: what an experiment tests, committed before its test scores exist.
 
-The file is a list. A report answers its entries in place of the claims of pipeline/report/claims.py. In every entry the
-statistic is written so that a value above 0 is as expected.
+The file is a list. A report answers its entries in place of the built-in claims. In every entry the statistic is
+written so that a value above 0 is as expected. Git shows when each entry was committed, and whether that was before the
+scores. Commit times can be forged; this guards against mistakes, not against fraud.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from common.errors import BadInput, suggestion
 from common.project import ROOT
+from common.settings import Seed, Settings, Tokens
 from common.units import format_tokens, parse_tokens
 from common.validation import error_line, parse_plain_yaml, read_json, read_plain_yaml
-from pipeline.config.fields import Section, Seed, Tokens
 from pipeline.report.frontier import PRICE
 
 FOLDER = "hypotheses"
@@ -35,7 +36,7 @@ def _budget(value: object) -> object:
     return 0 if value in (0, "0") else parse_tokens(value)
 
 
-class Hypothesis(Section):
+class Hypothesis(Settings):
     """The keys that all types have.
 
     expected: the size of the effect that is expected, above 0. margin: a smaller effect would not matter. role: a
@@ -54,7 +55,7 @@ class Hypothesis(Section):
     regime: Words | None = None
 
 
-class GapTerm(Section):
+class GapTerm(Settings):
     """The gap of two methods at a budget: the accuracy of the first minus that of the second at equal bits.
 
     regime: of both methods, in a hypothesis that compares regimes.
@@ -101,7 +102,7 @@ class SeparateHypothesis(Hypothesis):
     kind: Literal["accuracy", "bits"]
 
 
-class Term(Section):
+class ScoreTerm(Settings):
     """The score of a method at a budget (0: without CT), or of one of its knob values, such as {lambda: 1.5}.
 
     regime: of the method, in a hypothesis that compares regimes.
@@ -124,7 +125,7 @@ class ContrastHypothesis(Hypothesis):
 
     type: Literal["contrast", "count"]
     kind: Literal["accuracy", "answer_bits", "bits", "lost_top_share"]
-    terms: Annotated[tuple[Term, ...], Field(min_length=1)]
+    terms: Annotated[tuple[ScoreTerm, ...], Field(min_length=1)]
     family: Words | None = None
 
     @model_validator(mode="after")

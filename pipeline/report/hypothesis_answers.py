@@ -19,28 +19,39 @@ from pipeline.report.hypotheses import (
     AnyHypothesis,
     ContrastHypothesis,
     GapHypothesis,
+    ScoreTerm,
     SeparateHypothesis,
-    Term,
     named_in,
     of_report,
     read,
 )
 from pipeline.report.inference import LEVEL, Estimate, Parts, Verdict, holm, levels, two_way_clustered, verdict
 from pipeline.report.merges import Discarded
-from pipeline.report.paired import LOWER_IS_BETTER, MARGINS, Cell, Evidence
-from pipeline.report.paired import Term as Summand
+from pipeline.report.paired import LOWER_IS_BETTER, MARGINS, Cell, Evidence, Term
 from pipeline.report.records import Evaluation, FrontierPoint
 
 Weighted = list[tuple[Cell, float]]
 
 
 @dataclass(frozen=True)
-class Data:
+class HypothesisData:
     """The data that decide hypotheses. evidence: of the report's methods and of every knob value."""
 
     evidence: Evidence
     frontiers: Frontiers
     discarded: Sequence[Discarded] = ()
+
+    @classmethod
+    def of(
+        cls,
+        evaluations: Sequence[Evaluation],
+        points: Sequence[FrontierPoint],
+        discarded: Sequence[Discarded],
+        language: str,
+    ) -> HypothesisData:
+        """Return the data of a report."""
+        evidence = Evidence([*evaluations, *on_test(points)], language)
+        return cls(evidence, Frontiers(points, language), discarded)
 
 
 @dataclass(frozen=True)
@@ -58,14 +69,7 @@ class Outcome:
     parts: Parts = field(default_factory=Parts)
 
 
-def data(
-    evaluations: Sequence[Evaluation], points: Sequence[FrontierPoint], discarded: Sequence[Discarded], language: str
-) -> Data:
-    """Return the data of a report."""
-    return Data(Evidence([*evaluations, *on_test(points)], language), Frontiers(points, language), discarded)
-
-
-def answers(path: Path, found: Data, regime: str | None = None, beside: Collection[str] = ()) -> list[Answer]:
+def answers(path: Path, found: HypothesisData, regime: str | None = None, beside: Collection[str] = ()) -> list[Answer]:
     """Return the answer to each hypothesis of a file that belongs to a report (`hypotheses.of_report`).
 
     A hypothesis that is secondary, or that is younger than its scores, has an estimate and no verdict.
@@ -97,13 +101,25 @@ def answers(path: Path, found: Data, regime: str | None = None, beside: Collecti
         if estimate is None or not counts:
             given: Verdict = "no data" if estimate is None else "exploratory"
             more |= {"refuted": None, **outcome.more}
-            listed.append(Answer(claim, given, estimate, None, text, more, outcome.parts))
+            listed.append(
+                Answer(claim=claim, verdict=given, estimate=estimate, text=text, more=more, parts=outcome.parts)
+            )
             continue
         level = next(at)
         given = outcome.judge(level, strictest)
         more |= {"level": level, "refuted": given in one.refuted_by, **ends(estimate.at(level), "_holm")}
         more |= outcome.more
-        listed.append(Answer(claim, given, estimate, next(adjusted), text, more, outcome.parts))
+        listed.append(
+            Answer(
+                claim=claim,
+                verdict=given,
+                estimate=estimate,
+                p_adjusted=next(adjusted),
+                text=text,
+                more=more,
+                parts=outcome.parts,
+            )
+        )
     return listed
 
 
@@ -128,7 +144,7 @@ def _plain(estimate: Estimate | None, margin: float, text: str, more: Mapping[st
     return Outcome(estimate, text, p, lambda level, strict: judged_at(estimate, margin, level, strict), more)
 
 
-def _outcome(one: AnyHypothesis, found: Data) -> Outcome:
+def _outcome(one: AnyHypothesis, found: HypothesisData) -> Outcome:
     if isinstance(one, GapHypothesis):
         return _gap(one, found)
     if isinstance(one, SeparateHypothesis):
@@ -136,7 +152,7 @@ def _outcome(one: AnyHypothesis, found: Data) -> Outcome:
     return _count(one, found) if one.kind == "lost_top_share" else _contrast(one, found)
 
 
-def _gap(one: GapHypothesis, found: Data) -> Outcome:
+def _gap(one: GapHypothesis, found: HypothesisData) -> Outcome:
     frontiers = found.frontiers
     seeds = _seeds_of_all(one, frontiers)
     gaps = [(frontiers.gap(*term.names, term.budget, one.price, seeds, by_family=True), term) for term in one.terms]
@@ -155,7 +171,7 @@ def _gap(one: GapHypothesis, found: Data) -> Outcome:
         weighted.append((term.weight, by_cell(first_side), by_cell(second_side)))
 
     def summed(of_family: str | None) -> Estimate | None:
-        summands: list[Summand] = [
+        summands: list[Term] = [
             (kind, family, cell, scale * weight)
             for scale, first, second in weighted
             for kind, family, cell, weight in gap_terms(first, second, one.price, of_family)
@@ -187,7 +203,7 @@ def _seeds_of_all(one: GapHypothesis, frontiers: Frontiers) -> frozenset[int]:
     return frontiers.seeds(cells, one.seeds)
 
 
-def _separate(one: SeparateHypothesis, found: Data) -> Outcome:
+def _separate(one: SeparateHypothesis, found: HypothesisData) -> Outcome:
     first, second = one.methods
     gap = found.frontiers.gap(first, second, one.budget, seeds=one.seeds)
     rows = {"gaps": [gap_row(gap)]}
@@ -217,7 +233,7 @@ def _bound(separate: Separate, first: str, kind: str, text: str, rows: Mapping[s
     return Outcome(estimate, text, p if usable else 1.0, judge, {**rows, "bound": True})
 
 
-def _contrast(one: ContrastHypothesis, found: Data) -> Outcome:
+def _contrast(one: ContrastHypothesis, found: HypothesisData) -> Outcome:
     kind = one.kind
     assert kind != "lost_top_share"
     cells = [_cell(term, found.evidence) for term in one.terms]
@@ -229,9 +245,7 @@ def _contrast(one: ContrastHypothesis, found: Data) -> Outcome:
     known = [cell for cell in cells if cell is not None]
 
     def summed(of_family: str | None) -> Estimate | None:
-        terms: list[Summand] = [
-            (kind, of_family, cell, term.weight) for term, cell in zip(one.terms, known, strict=True)
-        ]
+        terms: list[Term] = [(kind, of_family, cell, term.weight) for term, cell in zip(one.terms, known, strict=True)]
         return found.evidence.combination(terms, one.seeds)
 
     estimate = summed(one.family)
@@ -244,7 +258,7 @@ def _contrast(one: ContrastHypothesis, found: Data) -> Outcome:
     return replace(_plain(estimate, one.margin, text, {}), parts=parts)
 
 
-def _count(one: ContrastHypothesis, found: Data) -> Outcome:
+def _count(one: ContrastHypothesis, found: HypothesisData) -> Outcome:
     """Return a weighted sum of shares of parameters. They are counted, not sampled: only seeds vary."""
     counted = {(merge.method, merge.ct_tokens): merge.lost_top for merge in found.discarded}
     if lost := [term for term in one.terms if (term.name, term.budget) not in counted]:
@@ -260,14 +274,14 @@ def _count(one: ContrastHypothesis, found: Data) -> Outcome:
     return _plain(estimate, one.margin, f"{_listed(list(zip(one.terms, means, strict=True)))}.", {})
 
 
-def _cell(term: Term, evidence: Evidence) -> Cell | None:
+def _cell(term: ScoreTerm, evidence: Evidence) -> Cell | None:
     if term.knob is None:
         return evidence.cell(term.name, term.budget)
     cell = cell_of(term.name, term.budget, term.knob)
     return cell if evidence.has(*cell) else None
 
 
-def _listed(values: Sequence[tuple[Term, float]]) -> str:
+def _listed(values: Sequence[tuple[ScoreTerm, float]]) -> str:
     """Format `TIES (lambda 1.5) at 450k 0.351 (weight +1)`, ..."""
     return "; ".join(
         f"{cell_of(label(term.name), term.budget, term.knob)[0] if term.knob else label(term.name)} at "
@@ -276,7 +290,7 @@ def _listed(values: Sequence[tuple[Term, float]]) -> str:
     )
 
 
-def _stated(one: AnyHypothesis, found: Data, times: Mapping[str, Any] | None) -> hypotheses.Stated:
+def _stated(one: AnyHypothesis, found: HypothesisData, times: Mapping[str, Any] | None) -> hypotheses.Stated:
     """Return whether it was committed before the scores of the methods, budgets and seeds that it is about."""
     about = {(method, budget) for method, budget in named_in(one)}
     about |= {cell for method, budget in about for cell in found.frontiers.cells(method, budget).values()}

@@ -34,7 +34,7 @@ POWER = 0.80  # of the minimum detectable effect
 ROUNDING = 1e-9  # differences of equals may miss 0 by this much
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Estimate:
     """A difference with its 95% interval.
 
@@ -113,7 +113,7 @@ def two_way_clustered(values: ArrayLike, influences: ArrayLike, n: int, least_er
         if seeds > 1:
             var_both = finite * float(((by_document - means) ** 2).sum()) / (seeds * (seeds - 1))
     if seeds < 2 and documents < 2:
-        return Estimate(value, -inf, inf, 1.0, inf, n, seeds, documents)
+        return Estimate(value=value, low=-inf, high=inf, p=1.0, mde=inf, n=n, seeds=seeds, documents=documents)
     # each part includes what both count, so that the sum is not smaller than either
     variance = max(var_seeds + var_documents - var_both, var_seeds, var_documents)
     dof = max(1.0, _dof(variance, var_seeds, var_documents, var_both, seeds, documents))
@@ -142,7 +142,9 @@ def below(x: float, dof: float) -> float:
 
 def _student(value: float, error: float, dof: float, n: int, seeds: int, documents: int) -> Estimate:
     p = 2 * below(-abs(value) / error, dof) if error > 0 else float(abs(value) < ROUNDING)
-    return Estimate(value, value, value, p, 0.0, n, seeds, documents, error, dof).at(LEVEL)
+    return Estimate(
+        value=value, low=value, high=value, p=p, mde=0.0, n=n, seeds=seeds, documents=documents, error=error, dof=dof
+    ).at(LEVEL)
 
 
 def holm(ps: Sequence[float]) -> list[float]:

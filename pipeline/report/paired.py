@@ -6,7 +6,7 @@ The one place where models are compared.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -51,7 +51,7 @@ Item = tuple[str, str, str]  # task, id, document
 Term = tuple[Kind, str | None, Cell, float]  # kind, family of tasks (None: all), whose value, its weight
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Comparison:
     """Method minus baseline on the same items: mean accuracy, or bits per byte or errors (lower is better).
 
@@ -307,7 +307,7 @@ def compare(
     budgets = evidence.budgets if pairs is None else sorted({tokens for _, tokens, _ in evidence.folders})
     if pairs is None:
         pairs = [(method, baseline) for baseline in AGAINST for method in evidence.merges]
-    differences: list[tuple[int, str, str, Kind, Estimate]] = []
+    found: list[Comparison] = []
     for baseline in dict.fromkeys(baseline for _, baseline in pairs):
         for budget in budgets:
             reference = (baseline, budget if evidence.has(baseline, budget) else 0)
@@ -316,9 +316,19 @@ def compare(
                     continue
                 for kind in KINDS:
                     if (difference := evidence.difference(kind, [(method, budget)], [reference])) is not None:
-                        differences.append((budget, method, baseline, kind, difference))
-    adjusted = holm([difference[-1].p for difference in differences])
-    return [Comparison(*row, p, least_seeds) for row, p in zip(differences, adjusted, strict=True)]
+                        found.append(
+                            Comparison(
+                                ct_tokens=budget,
+                                method=method,
+                                baseline=baseline,
+                                kind=kind,
+                                difference=difference,
+                                p_adjusted=difference.p,
+                                least_seeds=least_seeds,
+                            )
+                        )
+    adjusted = holm([each.p_adjusted for each in found])
+    return [replace(each, p_adjusted=p) for each, p in zip(found, adjusted, strict=True)]
 
 
 def across(methods: Sequence[str], given: bool) -> list[tuple[str, str]] | None:

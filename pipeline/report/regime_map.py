@@ -25,7 +25,7 @@ SHOWN: dict[Kind, str] = {"accuracy": "mean accuracy gained", "bits": "bits per 
 COLOURS = ("#b35806", "#f5f5f5", "#2166ac")  # CT-then-SFT is ahead, neither, the merge is ahead
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Spot:
     """One regime at one CT budget; differences are the merge's minus CT-then-SFT's, positive where the merge is better.
 
@@ -70,7 +70,17 @@ def spots(regime: str, sources: Sources) -> list[Spot]:
         dev = mean(on_dev[leader]) - mean(on_dev[BASELINE]) if all(on_dev.values()) else None
         if gains.keys() == SHOWN.keys():
             norms = mean(merges.norm_ratios(sources.audits, leader, budget))
-            found.append(Spot(sources.info.language_name, regime, budget, leader, norms, dev, gains))
+            found.append(
+                Spot(
+                    language=sources.info.language_name,
+                    regime=regime,
+                    ct_tokens=budget,
+                    merge=leader,
+                    norms=norms,
+                    dev=dev,
+                    gains=gains,
+                )
+            )
     return found
 
 

@@ -44,7 +44,7 @@ class GeneratedAnswer:
     score: float | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GeneratedItem:
     """A question of a task that generates, without the examples of its prompt, with each method's whole answer."""
 
@@ -117,7 +117,15 @@ def pick_generated(evaluations: Iterable[Evaluation], languages: Sequence[str]) 
         keys = sorted((key for key in found if key[0] == task), key=_hash)[:GENERATED_ITEMS]
         for row, answers in (found[key] for key in keys):
             target = row["target"][0] if isinstance(row["target"], list) and row["target"] else row["target"]
-            picked.append(GeneratedItem(task, language, _shown(row.get("question") or ""), str(target), answers))
+            picked.append(
+                GeneratedItem(
+                    task=task,
+                    language=language,
+                    question=_shown(row.get("question") or ""),
+                    target=str(target),
+                    answers=answers,
+                )
+            )
     return picked
 
 

@@ -202,7 +202,7 @@ def together(reports: Mapping[str, Sources]) -> Sources:
     )
 
 
-def report(folders: Sequence[Path], out: Path | None = None) -> ReportPaths | AdaptPaths:
+def render_folders(folders: Sequence[Path], out: Path | None = None) -> ReportPaths | AdaptPaths:
     """Write a report over the folders to `out`.
 
     Without `out`, one report of ours is written to its folder again, anything else to `report`. Raises BadInput.

@@ -21,7 +21,7 @@ from pipeline.cost import hardware
 from pipeline.report.data import DIGITS, csv_text, frame
 from pipeline.report.formatting import budget_name, label, listed, percent
 from pipeline.report.records import Evaluation, ReportInfo, mean
-from pipeline.stages.stage import STAGE_TYPES
+from pipeline.stages import STAGE_TYPES
 
 MADE_OF = ("ct", "sft", "merge", "weights")  # kinds of stages that count in the price of a model
 SEARCH = "tune"  # roles of parents that begin with it hold a search for settings

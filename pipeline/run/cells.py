@@ -55,7 +55,7 @@ def run_executor(
     """
     folder, config = events.path.parent, config or plan.config
     quiet_libraries(config, folder / LOG)
-    track = tracker(config, folder.parents[1], events.message)
+    track = tracker(config, folder.parents[1], plan.methods, events.message)
     return Executor(plan.store, plan.stages if stages is None else stages, events, track=track, **how)
 
 
@@ -91,7 +91,7 @@ def compute_cells(sweep: Sweep, plan: RunPlan, executor: Executor, folder: Path)
 def check_budgets(plan: RunPlan) -> None:
     """Reject a budget that the packed corpus cannot fill, before anything is trained on it. Raises BadInput."""
     for stage in plan.stages:
-        if stage.kind != "ct" or stage.settings["tokens"] is None:
+        if stage.kind != "ct" or stage.settings.whole_text:
             continue
         if blocks := plan.store.find(stage.parents["blocks"]):
             check_budget(blocks.path, stage.tokens)

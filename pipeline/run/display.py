@@ -25,7 +25,7 @@ from pipeline import journal
 from pipeline.execute import amount
 from pipeline.journal import Journal
 from pipeline.run_plan import FILE, RunPlan
-from pipeline.stages.stage import STAGE_TYPES, Stage
+from pipeline.stages.stage import Stage, StageType
 from pipeline.stages.trajectory import previous_stages, tokens_of
 from pipeline.store import Store
 
@@ -57,15 +57,16 @@ class Estimates:
     def of_plan(plan: RunPlan) -> Estimates:
         return Estimates(plan.store, plan.config.compute.stage_seconds, plan.processes)
 
-    def rate(self, kind: str) -> float:
+    def rate(self, stage_type: StageType) -> float:
         """Return the seconds for an `amount` of 1."""
+        kind = stage_type.name
         if kind not in self._rates:
             records = sorted(
                 (entry.record for entry in self.store.entries(kind) if entry.record),
                 key=lambda record: record["finished"],
             )[-5:]
             seconds, work = sum(record["seconds"] for record in records), sum(record["amount"] for record in records)
-            self._rates[kind] = seconds / work if work else self.stage_seconds.get(kind, STAGE_TYPES[kind].seconds)
+            self._rates[kind] = seconds / work if work else self.stage_seconds.get(kind, stage_type.seconds)
         return self._rates[kind]
 
     def forget(self, kind: str) -> None:
@@ -76,7 +77,7 @@ class Estimates:
         """Return the seconds for all of these stages that are not published."""
         resumed = {key: tokens_of(before) for key, before in previous_stages(stages).items()}
         missing = [stage for stage in stages if self.store.find(stage) is None]
-        work = ((stage.kind, amount(stage, resumed.get(stage.key, 0))) for stage in missing)
+        work = ((stage.type, amount(stage, resumed.get(stage.key, 0))) for stage in missing)
         return sum(each * self.rate(kind) for kind, each in work) / self.processes
 
 
@@ -121,15 +122,20 @@ class RunView:
         self._running: dict[str, dict[str, Any]] = {}  # events by key: that it started, or its last progress
         self._started: dict[str, float] = {}
         self._failures: dict[str, str] = {}
+        self._unshown: list[tuple[str, str]] = []  # events and their lines
 
     def new_lines(self, with_status: bool = False) -> list[str]:
-        """Read the new events of the journal and return their lines. with_status: without what the status shows."""
-        lines = []
-        for event in self._journal.new_events():
-            text = self._apply(event)
-            if text and not (with_status and event["event"] in IN_STATUS):
-                lines.append(text)
+        """Return the lines of events since the last call. with_status: without those that the status shows."""
+        self._read()
+        lines = [line for event, line in self._unshown if not (with_status and event in IN_STATUS)]
+        self._unshown.clear()
         return lines
+
+    def _read(self) -> None:
+        """Take in the new events of the journal."""
+        for event in self._journal.new_events():
+            if line := self._apply(event):
+                self._unshown.append((event["event"], line))
 
     def _apply(self, event: Mapping[str, Any]) -> str | None:
         """Take in an event and return a line about it, behind how many stages are finished."""
@@ -155,7 +161,7 @@ class RunView:
     def _in_words(self, event: Mapping[str, Any], stage: Stage) -> str | None:
         match event["event"]:
             case "started":
-                seconds = amount(stage, event["resumed_tokens"]) * self.estimates.rate(stage.kind)
+                seconds = amount(stage, event["resumed_tokens"]) * self.estimates.rate(stage.type)
                 left = max(seconds, self.estimates.total(list(self.stages.values())))
                 where = f" in job {event['job']}" if "job" in event else ""
                 return f"starts{where}, about {duration(seconds)}; all in all about {duration(left)} left"
@@ -178,8 +184,8 @@ class RunView:
         return f"{fraction:.0%}, {event['text']}, about {duration(elapsed * (1 - fraction) / fraction)} left"
 
     def status(self) -> RunStatus:
-        """Return the status by the store, which other commands change too, and the events read so far."""
-        self.new_lines()
+        """Return the status by the store, which other commands change too, and the journal."""
+        self._read()
         done = {key for key, stage in self.stages.items() if self.store.find(stage)}
         counts = Counter(stage.kind for stage in self.stages.values())
         finished = Counter(self.stages[key].kind for key in done)
@@ -197,7 +203,7 @@ class RunView:
         stage, event = self.stages[key], self._running[key]
         if event["event"] == "progress":
             return f"{stage}: {self._progress(event)}"
-        expected = amount(stage, event["resumed_tokens"]) * self.estimates.rate(stage.kind)
+        expected = amount(stage, event["resumed_tokens"]) * self.estimates.rate(stage.type)
         return f"{stage}: runs for {duration(time.time() - event['time'])} of about {duration(expected)}"
 
 
@@ -227,21 +233,19 @@ def shown(view: RunView) -> Iterator[None]:
 
 def _show(view: RunView, live: Live | None, ended: threading.Event) -> None:
     """Print new lines and refresh the status until the block of `shown` has ended."""
-    refreshed, table = 0.0, ResultsTable(view.plan)
-    with contextlib.suppress(BrokenPipeError):  # `slackmerge run | head`: the run goes on
-        while True:
-            last = ended.wait(LINES_EVERY_S)
+    refreshed, table, last = 0.0, ResultsTable(view.plan), False
+    while not last:
+        last = ended.wait(LINES_EVERY_S)
+        # a terminal that is gone, as in `slackmerge run | head`, or a file that is just being written: the run goes on
+        with contextlib.suppress(OSError, ValueError):
             for line in view.new_lines(with_status=live is not None):
                 if live is None:
                     print_line(line)
                 else:
                     live.console.print(line, markup=False, highlight=False, soft_wrap=True)
-            if last:
-                return
-            if live is not None and time.monotonic() - refreshed > STATUS_EVERY_S:
-                with contextlib.suppress(OSError, ValueError):  # a file that is just being written: read it next time
-                    _refresh(live, view.status(), table)
+            if live is not None and not last and time.monotonic() - refreshed > STATUS_EVERY_S:
                 refreshed = time.monotonic()
+                _refresh(live, view.status(), table)
 
 
 def _refresh(live: Live, status: RunStatus, table: ResultsTable) -> None:

@@ -148,7 +148,7 @@ def gpu_pieces(stages: Sequence[Stage], waiting: Collection[str]) -> tuple[Piece
 def width(piece: Piece) -> int:
     """Count the GPUs that a piece holds: one per process of a training, one for scoring and merging, none for data."""
     if piece.job_class == "train":
-        return max(int(stage.options.get("compute", {}).get("processes", 1)) for stage in piece.stages)
+        return max(stage.compute.processes for stage in piece.stages)
     return 0 if piece.job_class == "data" else 1
 
 
@@ -241,7 +241,7 @@ class Children:
         self.plan, self.executor, self.journal, self.store = plan, executor, executor.journal, plan.store
         self.folder = self.journal.path.parent
         self.threads = max(1, cores() // len(devices))
-        readers = max(int(stage.options.get("workers", 1)) for stage in plan.stages)
+        readers = max(getattr(stage.options, "workers", 1) for stage in plan.stages)
         without_device = max(1, min(len(devices), cores() // readers))
         self.pool = Pool(gpu_pieces(plan.stages, keys), devices, without_device, self._elsewhere)
         self.processes: dict[Piece, subprocess.Popen[bytes]] = {}
@@ -432,11 +432,12 @@ def bounded(make: Maker, threads: int) -> Maker:
 
 def with_threads(stage: Stage, most: int) -> Stage:
     """Return the stage with at most so many threads among its options, which are no part of its key."""
-    options = dict(stage.options)
-    if "threads" in options:
-        options["threads"] = min(options["threads"], most)
-    if "threads" in options.get("compute", {}):
-        options["compute"] = {**options["compute"], "threads": min(options["compute"]["threads"], most)}
+    options = stage.options
+    if hasattr(options, "threads"):
+        options = options.replace(threads=min(options.threads, most))
+    elif hasattr(options, "compute"):
+        compute = options.compute.replace(threads=min(options.compute.threads or most, most))
+        options = options.replace(compute=compute)
     return replace(stage, options=options)
 
 

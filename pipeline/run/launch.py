@@ -29,9 +29,8 @@ from pipeline.execute import Job
 from pipeline.stages.stage import in_order
 from train.__main__ import RESULT_FILE, STOP_FILE
 from train.dev_text import DevEvaluation
-from train.parallel import Compute
 from train.performance import Performance
-from train.stage_settings import TrainingSettings
+from train.settings import Compute, TrainingSettings
 
 JOB_FILE, OUTPUT_FILE = "job.json", "output.log"
 AS_CHILD = (
@@ -59,13 +58,13 @@ def train(
     Raises BadInput; Interrupted if a child was asked to stop and has saved; RuntimeError where one crashed, with
     the place of its output.
     """
-    compute = Compute(**job.stage.options["compute"])
+    compute = job.options.compute
     facts = _train(job, compute, model, blocks, settings, resume_state)
     values = facts.pop("performance")
     job.facts["launched"] = facts
     if values:
         measured = Performance(**values)
-        reached = training_mfu(measured, job.out / "model" / "config.json", settings, compute.precision)
+        reached = training_mfu(measured, job.out / "model" / "config.json", settings, settings.precision)
         measured = replace(measured, mfu=reached)
         job.facts["performance"] = asdict(measured)
         job.note = summary(measured)
@@ -95,7 +94,7 @@ def _train(
                 settings,
                 job.out,
                 work=job.work,
-                save_every_tokens=job.stage.options["save_every_tokens"],
+                save_every_tokens=job.options.save_every_tokens,
                 resume_state=resume_state,
                 compute=compute,
                 on_log=lambda record: job.emit("log", **record),
@@ -105,12 +104,12 @@ def _train(
     arguments = {
         "model": str(model.absolute()),
         "blocks": str(blocks.absolute()),
-        "settings": asdict(settings),
+        "settings": settings.model_dump(),
         "out": str(job.out.absolute()),
         "work": str(job.work.absolute()),
-        "save_every_tokens": job.stage.options["save_every_tokens"],
+        "save_every_tokens": job.options.save_every_tokens,
         "resume_state": str(resume_state.absolute()) if resume_state else None,
-        "compute": asdict(compute),
+        "compute": compute.model_dump(),
         "watched": asdict(watched) if watched else None,
     }
     file = job.work.absolute() / JOB_FILE
@@ -131,13 +130,12 @@ def _train(
 
 def watched_text(job: Job) -> DevEvaluation | None:
     """Return the held-out text that a training is measured on, where its options ask for that."""
-    every = job.options.get("dev_every_tokens")
+    every, languages = job.options.dev_every_tokens, job.options.dev_languages
     if every is None:
         return None
-    languages = tuple(job.options["dev_languages"])
     corpora = (stage for stage in in_order([job.stage]) if stage.kind == "corpus")
     # a base that was trained from scratch has a corpus too, which may be of another language
-    corpus = next(stage for stage in corpora if stage.settings["language"] == languages[0])
+    corpus = next(stage for stage in corpora if stage.settings.language == languages[0])
     return DevEvaluation(str(job.materialize(corpus).absolute()), languages, every)
 
 

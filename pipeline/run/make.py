@@ -20,7 +20,8 @@ from pipeline.run.cells import run_executor
 from pipeline.run.display import Estimates, RunView, print_line, shown
 from pipeline.run.run import report_failures
 from pipeline.run_plan import RunPlan
-from pipeline.stages.stage import STAGE_TYPES, Stage
+from pipeline.stages import STAGE_TYPES
+from pipeline.stages.stage import Stage
 from pipeline.sweep import IN_THIS_PROCESS, Sweep
 
 WRITTEN = "merge.write=true"  # has a plan hold the weights of every merge; no key depends on it

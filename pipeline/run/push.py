@@ -14,7 +14,7 @@ from common.hub_push import Target
 from common.units import counted
 from merge.output.sharing import CARD, Shared, share, upload
 from pipeline import checkpoint_card
-from pipeline.stages.stage import STAGE_TYPES
+from pipeline.stages import STAGE_TYPES
 
 WEIGHTS, ADAPTED = "weights", "adapted"  # kinds that leave a checkpoint with a card of its own
 PUSHED = (*(kind.name for kind in STAGE_TYPES.values() if kind.trained), WEIGHTS, ADAPTED)

@@ -1,1 +1,14 @@
-"""The stages of a plan: a stage is one typed value, and what plans and what makes a kind of it are in one file."""
+"""The stages of a plan. A stage is one typed value; what plans and what makes a kind of it are in one file.
+
+A new kind is a `StageType` in one of these files, or in a new one that is named here.
+"""
+
+from pipeline.stages import adapting, data, merging, scoring, training, tuning
+from pipeline.stages.stage import GIVEN, StageType
+
+STAGE_TYPES: dict[str, StageType] = {
+    value.name: value
+    for module in (data, training, scoring, tuning, merging, adapting)
+    for value in vars(module).values()
+    if isinstance(value, StageType) and value is not GIVEN
+}

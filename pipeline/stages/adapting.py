@@ -1,16 +1,18 @@
-"""Config -> the stages of an adaptation: every try on dev, the choice, the model that is given away, its scores.
+"""The stages of an adaptation: every trial on dev, the choice, the model that is given away, its scores.
 
-    base ── ct ──┬── merges of CT and the chat model ──────────────────┐   each try: merge, eval on dev
+    base ── ct ──┬── merges of CT and the chat model ──────────────────┐   each trial: merge, eval on dev
     sft ─────────┘                                                     ├── choose ── adapted ── eval on test
      └───── sft_then_ct ── averaged back with the chat model ──────────┘
 
-Pure: no torch, no files.
+A candidate is the chat model itself (`sft`) or a trial of a merge. `choose` leaves `candidates.jsonl` (one row per
+candidate: what it is, its gain, what it keeps) and `choice.yml`. `adapted` leaves `model/` and `outcome.json`; if the
+chat model won, `outcome.json` alone. Plans need no torch and no files.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,31 +21,62 @@ from common import hub
 from common.chat import read_stop_ids
 from common.errors import BadInput
 from common.files import read_jsonl, write_json, write_jsonl
+from common.settings import Settings
 from common.validation import read_json
 from eval.prompting import CHAT
 from eval.task_checks import LOWER
-from eval.task_set import BITS
 from pipeline import adapted_card
 from pipeline.adapted_card import Facts, Origin
 from pipeline.config import Config, Method
-from pipeline.config.adapting import AUTO, BEST, ENGLISH, TASKS
-from pipeline.execute import Job
-from pipeline.job_settings import AdaptedOptions, AdaptedSettings, AnswersSettings, ChooseSettings, TuneOptions
+from pipeline.config.adapting import AUTO, BEST, BITS, ENGLISH, TASKS
 from pipeline.old_names import current_row
-from pipeline.stages.stage import Inputs, Stage, in_order
-from pipeline.stages.training import base_model, chat_model
-from pipeline.stages.tuning import CHOICE
+from pipeline.stages.merging import DeviceOptions
+from pipeline.stages.scoring import OTHERWISE, plan_answers
+from pipeline.stages.stage import Inputs, Stage, StageType, in_order
+from pipeline.stages.training import plan_base, plan_chat_model
+from pipeline.stages.tuning import SELECTED
 
 if TYPE_CHECKING:
-    from pipeline.stages.cell import Parts
+    from pipeline.execute import Job
+    from pipeline.stages.cell import CellPlanner
 
 SFT = "sft"  # the candidate that is the chat model itself: not to adapt can be the answer
 ANSWER_TOKENS = 256  # of a free answer, at most; the page marks those that are cut
 ADAPTED = "adapted"  # the model that was chosen, by the name that it has in results
-ANSWERING = ("base", SFT, "ct", ADAPTED)  # whose answers stand side by side on the page
+COMPARED = ("base", SFT, "ct", ADAPTED)  # whose answers stand side by side on the page
 
 
-@dataclass(frozen=True)
+Candidate = dict[str, Any]  # candidate (its name), method, settings
+
+
+class ChooseSettings(Settings):
+    """The choice of the model that is given away.
+
+    gain: the measure to raise; keep: the one that may fall below the chat model's by `tolerance` at most. write: best,
+    or the method whose best trial is taken.
+    """
+
+    gain: str
+    keep: str
+    tolerance: float
+    language: str
+    candidates: tuple[Candidate, ...]
+    write: str = BEST
+
+
+class AdaptedSettings(Settings):
+    """dtype: of the weights in the folder."""
+
+    dtype: str
+
+
+class AdaptedOptions(DeviceOptions):
+    """spoken: the name of the language, as the card has it."""
+
+    spoken: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class AdaptStages:
     """What an adaptation makes beside the checkpoints of its cell.
 
@@ -66,7 +99,7 @@ class AdaptStages:
 
 def is_one_model(config: Config, inputs: Inputs) -> bool:
     """Whether the chat model is its own base."""
-    return bool(config.sft.source) and base_model(config, inputs).key == chat_model(config, inputs).key
+    return bool(config.sft.source) and plan_base(config, inputs).key == plan_chat_model(config, inputs).key
 
 
 def needs_pair(method: Method) -> bool:
@@ -88,76 +121,50 @@ def for_its_pair(config: Config, inputs: Inputs) -> Config:
     return config.model_copy(update={"merge": config.merge.model_copy(update={"methods": kept})})
 
 
-def adapt_stages(parts: Parts, evals: Mapping[str, Stage], checkpoints: Mapping[str, Stage]) -> AdaptStages:
-    """The stages of an adaptation. evals, checkpoints: on test, and what is scored there, by the names of results."""
-    config = parts.config
+def plan_adaptation(planner: CellPlanner, evals: Mapping[str, Stage], checkpoints: Mapping[str, Stage]) -> AdaptStages:
+    """Plan an adaptation. evals, checkpoints: on test, and what is scored there, by the names of results."""
+    config, on_dev = planner.config, planner.on_dev
     assert config.adapt is not None
-    on_dev = config.eval.model_copy(update={"split": "dev", "limit": config.eval.tune_limit})
-    dev_parts = replace(parts, config=config.model_copy(update={"eval": on_dev}))
-    dev = {SFT: dev_parts.eval(f"{parts.slug(SFT, (SFT,))}-dev", {"checkpoint": parts.trained[SFT]})}
+    slug = planner.slug(ADAPTED, ("ct",))
+    dev = {SFT: on_dev.eval(f"{planner.slug(SFT, (SFT,))}-dev", {"checkpoint": planner.sft}, SFT)}
     merges: dict[str, Stage] = {}
-    candidates = []
-    for name, number, method in tries(config):
-        candidate = f"{name}-try-{number}"
-        merge = parts.merge(name, method, None, number)
-        merges[candidate] = merge
-        dev[candidate] = dev_parts.eval(f"{merge.slug}-dev", {**parts.models(method), "merge": merge})
-        recipe = method.tries[number]
-        knob = {key: recipe[key] for key in method.grid}
-        candidates.append({"candidate": candidate, "method": name, "settings": knob})
-    asked = config.adapt
-    settings = ChooseSettings(
-        measure(asked.gain, config), measure(asked.keep, config), asked.tolerance, config.language.code, candidates,
-        asked.write,
-    )  # fmt: skip
-    slug = parts.slug(ADAPTED, ("ct",))
-    choose = Stage("choose", slug, settings.said(), dev)
-    options = AdaptedOptions(config.compute.device, config.compute.threads, config.language.name).said()
-    sources = {role: stage for merge in merges.values() for role, stage in merge.parents.items()}
-    parents = {"choose": choose, **sources, **_start(parts), **merges}
-    adapted = Stage("adapted", slug, AdaptedSettings(asked.dtype).said(), parents, options)
-    scored = parts.eval(slug, {"checkpoint": adapted, "otherwise": evals[SFT]})
-    made = {**checkpoints, ADAPTED: adapted}
-    return AdaptStages(choose, adapted, dev, {**evals, ADAPTED: scored}, made, plan_answers(parts, made))
-
-
-def plan_answers(parts: Parts, checkpoints: Mapping[str, Stage]) -> dict[str, Stage]:
-    """The free answers to the questions, by the names of results: those of the models that the page compares."""
-    config, compute, asked = parts.config, parts.config.compute, parts.config.eval
-    questions = parts.inputs.questions
-    settings = AnswersSettings(
-        config.language.code,
-        config.seed,
-        ANSWER_TOKENS,
-        asked.dtype,
-        questions,
-        asked.system,
-        asked.generation,
-        config.chat.date if parts.inputs.asks_date else None,
-    )
-    options = TuneOptions(compute.device, compute.threads, asked.batch_tokens, gpus=asked.gpus)
-    drawn_from = {} if questions else {"items": parts.data.items, "corpus": parts.data.corpus}
-    stages: dict[str, Stage] = {}
-    made = {**checkpoints, SFT: parts.trained[SFT]}
-    for name in ANSWERING:
-        if name in made:
-            otherwise = {"otherwise": stages[SFT]} if name == ADAPTED else {}
-            slug = parts.slug(name, ("ct" if name == ADAPTED else name,))
-            parents = {"checkpoint": made[name], **otherwise, **drawn_from}
-            stages[name] = Stage("answers", slug, settings.said(), parents, options.said())
-    return stages
-
-
-def _start(parts: Parts) -> dict[str, Stage]:
-    """The pair, whatever a merge calls the model that it starts from."""
-    return {"model": parts.trained["base"], SFT: parts.trained[SFT]}
-
-
-def tries(config: Config) -> Iterator[tuple[str, int, Method]]:
-    """(method, number of the try, its recipe) of all candidates that are merges."""
+    candidates: list[Candidate] = []
     for name, method in config.merge.methods.items():
-        for number in range(len(method.tries)):
-            yield name, number, method
+        for number, recipe in enumerate(method.tries):
+            candidate, merge = f"{name}-try-{number}", planner.trial(name, number)
+            merges[candidate] = merge
+            dev[candidate] = on_dev.eval_of_merge(name, merge, f"{merge.slug}-dev")
+            knob = {key: recipe[key] for key in method.grid}
+            candidates.append({"candidate": candidate, "method": name, "settings": knob})
+    measures = {key: measure(getattr(config.adapt, key), config) for key in ("gain", "keep")}
+    selection = ChooseSettings.pick(
+        config.adapt, **measures, language=config.language.code, candidates=tuple(candidates)
+    )
+    choose = Stage(CHOOSE, slug, selection, dev, method=ADAPTED)
+    sources = {role: stage for merge in merges.values() for role, stage in merge.parents.items()}
+    pair = {"model": planner.base, SFT: planner.sft}  # whatever a merge calls the model that it starts from
+    options = AdaptedOptions.pick(config.compute, spoken=config.language.name)
+    parents = {"choose": choose, **sources, **pair, **merges}
+    adapted = Stage(ADAPTED_MODEL, slug, AdaptedSettings.pick(config.adapt), parents, options, method=ADAPTED)
+    scored = planner.eval(slug, {"checkpoint": adapted, OTHERWISE: evals[SFT]}, ADAPTED)
+    made = {**checkpoints, ADAPTED: adapted}
+    answers = plan_all_answers(planner, {**made, SFT: planner.sft})
+    return AdaptStages(
+        choose=choose, adapted=adapted, dev=dev, evals={**evals, ADAPTED: scored}, checkpoints=made, answers=answers
+    )
+
+
+def plan_all_answers(planner: CellPlanner, checkpoints: Mapping[str, Stage]) -> dict[str, Stage]:
+    """Plan the free answers to the questions of the models that the page compares, by the names of results."""
+    stages: dict[str, Stage] = {}
+    for name in COMPARED:
+        if name in checkpoints:
+            slug = planner.slug(name, ("ct" if name == ADAPTED else name,))
+            otherwise = {OTHERWISE: stages[SFT]} if name == ADAPTED else {}
+            parents = {"checkpoint": checkpoints[name], **otherwise}
+            answers = plan_answers(planner.config, planner.inputs, planner.data, slug, ANSWER_TOKENS, parents)
+            stages[name] = replace(answers, method=name)
+    return stages
 
 
 def of_chat_model(config: Config, method: Method) -> dict[str, str]:
@@ -183,9 +190,9 @@ TO_HUNDRED = {"bleu", "chrf", "ter"}  # metrics of lm-eval that are no shares
 Row = dict[str, Any]
 
 
-def run_choose(job: Job) -> None:
+def run_choose(job: Job[ChooseSettings, Settings]) -> None:
     """Reads what each candidate scored on dev, and leaves the choice."""
-    settings = ChooseSettings(**job.settings)
+    settings = job.settings
     named: list[Row] = [{"candidate": SFT, "method": SFT, "settings": {}}, *settings.candidates]
     scores = {row["candidate"]: read_scores(job.folders[row["candidate"]]) for row in named}
     measures = {"gain": settings.gain, "keep": settings.keep}
@@ -200,8 +207,11 @@ def run_choose(job: Job) -> None:
     choice = {name: best[name] for name in ("candidate", "method", "settings")}
     choice |= {**measures, "tolerance": settings.tolerance}
     choice |= {} if settings.write == BEST else {"write": settings.write}
-    write_yaml(job.out / CHOICE, choice)
+    write_yaml(job.out / SELECTED, choice)
     job.note = f": {choice_in_words(choice)}"
+
+
+CHOOSE = StageType("choose", run_choose, 1, "merge", 1)
 
 
 def marked(rows: Sequence[Row], tolerance: float, sign: int) -> list[Row]:
@@ -251,7 +261,7 @@ def sign(rows: Sequence[Row], measure: str, language: str) -> int:
 
 
 def of_measure(rows: Sequence[Row], measure: str, language: str) -> list[Row]:
-    """The records that a measure is the mean of; see pipeline.config.adapting.Adapt."""
+    """Return the records that a measure is the mean of; see pipeline.config.adapting.Adapt."""
     primary = [row for row in rows if row["primary"]]
     spoken = "en" if measure in ENGLISH else language
     of_language = [row for row in primary if row["language"] == spoken]
@@ -288,20 +298,23 @@ def is_of_lm_eval(row: Row) -> bool:
     return row["family"] not in (*QUESTIONS, "mean") and row["metric"] != BITS and bool(row.get(LOWER, True))
 
 
-def run_adapted(job: Job) -> None:
+def run_adapted(job: Job[AdaptedSettings, AdaptedOptions]) -> None:
     """Writes the chosen merge as a folder that is the chat model's in all but its weights."""
     import torch
     import yaml
 
-    torch.set_num_threads(AdaptedOptions(**job.options).threads)
-    choice = yaml.safe_load((job.folders["choose"] / CHOICE).read_text(encoding="utf-8"))
+    torch.set_num_threads(job.options.threads)
+    choice = yaml.safe_load((job.folders["choose"] / SELECTED).read_text(encoding="utf-8"))
     outcome = {"winner": choice["candidate"], "method": choice["method"], "settings": choice["settings"]}
     if choice["candidate"] != SFT:
         stop = write_adapted(job, choice["candidate"], choice, choice_in_words(choice))
-        outcome |= {"dtype": job.settings["dtype"], "stop_added": stop}
+        outcome |= {"dtype": job.settings.dtype, "stop_added": stop}
         job.note = f"; {stop} was added to the tokens that end an answer" if stop else ""
     write_json(job.out / OUTCOME, outcome)
     job.note = f": {choice_in_words(choice)}{job.note}"
+
+
+ADAPTED_MODEL = StageType("adapted", run_adapted, 1, "merge", 5)
 
 
 def write_yaml(path: Path, content: Mapping[str, Any]) -> None:
@@ -313,7 +326,9 @@ def write_yaml(path: Path, content: Mapping[str, Any]) -> None:
 GENERATION, CONFIG, CARD = "generation_config.json", "config.json", "README.md"
 
 
-def write_adapted(job: Job, candidate: str, choice: Mapping[str, Any], chosen: str) -> str | None:
+def write_adapted(
+    job: Job[AdaptedSettings, AdaptedOptions], candidate: str, choice: Mapping[str, Any], chosen: str
+) -> str | None:
     """Writes the folder of a candidate; returns the stop token that had to be added, if one had to.
 
     Raises BadInput for a chat model whose template says no end of an answer.
@@ -322,8 +337,7 @@ def write_adapted(job: Job, candidate: str, choice: Mapping[str, Any], chosen: s
     from merge import Recipe
 
     recipe = Recipe.from_yaml(job.folders[candidate] / "merge.yml")
-    settings = AdaptedSettings(**job.settings)
-    folder = merge.write(recipe.model_copy(update={"out_dtype": settings.dtype}), job.out / "model")
+    folder = merge.write(recipe.model_copy(update={"out_dtype": job.settings.dtype}), job.out / "model")
     stop = add_stop(folder)
     use_cache(folder)
     card = folder / CARD
@@ -340,10 +354,10 @@ def add_stop(folder: Path) -> str | None:
     from transformers import AutoTokenizer
 
     from train.data.chat_template import TOKENIZER, template_of
-    from train.stage_settings import ChatSettings
+    from train.settings import ChatSettings
 
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    template = template_of(tokenizer, ChatSettings(TOKENIZER), "sft.source: its tokenizer")
+    template = template_of(tokenizer, ChatSettings(template=TOKENIZER), "sft.source: its tokenizer")
     number = tokenizer.get_vocab()[template.stop_token]
     numbers = read_stop_ids(folder)
     if number in numbers:
@@ -362,20 +376,22 @@ def use_cache(folder: Path) -> None:
             _put(file, {**read_json(file), "use_cache": True})
 
 
-def facts_of(job: Job, candidate: str, choice: Mapping[str, Any], chosen: str, stop: str | None) -> Facts:
+def facts_of(
+    job: Job[AdaptedSettings, AdaptedOptions], candidate: str, choice: Mapping[str, Any], chosen: str, stop: str | None
+) -> Facts:
     """What the card says."""
-    stage, options = job.stage, AdaptedOptions(**job.options)
+    stage = job.stage
     chat, merged = origin(stage.parents["sft"]), stage.parents[candidate]
     return Facts(
-        title=f"{chat.name.rpartition('/')[2]}, adapted to {options.spoken}",
-        language=stage.parents["choose"].settings["language"],
-        spoken=options.spoken,
+        title=f"{chat.name.rpartition('/')[2]}, adapted to {job.options.spoken}",
+        language=stage.parents["choose"].settings.language,
+        spoken=job.options.spoken,
         base=origin(stage.parents["model"]),
         chat=chat,
         choice=choice,
         chosen=chosen,
         candidates=len(read_jsonl(job.folders["choose"] / "candidates.jsonl")),
-        dtype=job.settings["dtype"],
+        dtype=job.settings.dtype,
         stages=[stage_described(each) for each in in_order([merged])],
         stop=stop,
     )
@@ -383,7 +399,7 @@ def facts_of(job: Job, candidate: str, choice: Mapping[str, Any], chosen: str, s
 
 def origin(stage: Stage) -> Origin:
     """A given model as a card names it: by its id on the hub, else by the name of its folder."""
-    path = str(stage.options["path"])
+    path = stage.options.path
     model = hub.parse(path, "path")
     repo = model.repo if model else None
     return Origin(repo or Path(path).absolute().name, repo, hub.licence_of(path))
@@ -392,7 +408,7 @@ def origin(stage: Stage) -> Origin:
 def stage_described(stage: Stage) -> dict[str, Any]:
     """A stage with what decides its result, which names no path."""
     named = {role: origin(parent).name if parent.given else str(parent) for role, parent in stage.parents.items()}
-    return {"stage": str(stage), "settings": json.loads(json.dumps(dict(stage.settings))), "from": named}
+    return {"stage": str(stage), "settings": stage.key_content, "from": named}
 
 
 def _put(file: Path, config: Mapping[str, Any]) -> None:

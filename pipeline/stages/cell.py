@@ -1,59 +1,75 @@
 """Config -> plan: which stages a cell of a sweep needs, and what each method of the results stands for.
 
+    corpus ──┬── items ────────────── asked by tune, eval and leaks; learnt by SFT, unless the Hub gives instructions
+             │
+             ├── base, or a model that was given
+             │     │
+             ├─────┼── ct_blocks ──── ct ──┬── ct_then_sft (with sft_blocks), and the other baselines that are trained
+             │     │                       │
+             └─────┼── sft_blocks ── sft ──┤
+                   │                       │
+                   └───────────────────────┴── tune ──── merge ──── weights
+
+    eval: of every checkpoint that is asked for, and every merge      leaks: of items in corpus and instructions
+    adapting.py has the merges of experiment=adapt.
+
 Pure: no torch, no files.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 from pipeline.baselines import BASELINES, depends_on_ct_budget
 from pipeline.config import Config, Method
-from pipeline.job_settings import (
-    DeviceOptions,
-    EvalOptions,
-    EvalSettings,
-    LeakOptions,
-    LeakSettings,
-    MergeSettings,
-)
 from pipeline.old_names import in_store
-from pipeline.stages.adapting import AdaptStages, adapt_stages, for_its_pair, of_chat_model
-from pipeline.stages.data import Data, budget_name, ct_blocks, data_stages, sft_blocks, workers
+from pipeline.stages import adapting
+from pipeline.stages.adapting import AdaptStages
+from pipeline.stages.data import Data, budget_name, plan_ct_blocks, plan_mixed_blocks, plan_sft_blocks
+from pipeline.stages.merging import plan_merge, plan_weights
+from pipeline.stages.scoring import plan_contamination, plan_eval
 from pipeline.stages.stage import Inputs, Stage, in_order
-from pipeline.stages.training import base_model, chat_model, continual_training, given_model, training
-from pipeline.stages.tuning import plan_tune, selection_stage, tuning_cells, tuning_parents
+from pipeline.stages.training import (
+    given_model,
+    plan_base,
+    plan_chat_model,
+    plan_ct,
+    plan_mixed,
+    plan_selected_sft,
+    plan_sft,
+)
+from pipeline.stages.tuning import Trial, plan_tune, selection_stage, tuning_cells, tuning_parents
 
 
 @dataclass(frozen=True)
 class KnobSetting:
-    """One try of a method and its scores. settings: what of its recipe or training the grid sets."""
+    """One trial of a method and its scores. settings: what of its recipe or training the grid sets."""
 
     settings: Mapping[str, Any]
     dev: Stage
     test: Stage
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Cell:
     """One language x budget x seed, of a regime where the sweep has several.
 
     stages: in an order in which they can run. evals, merges, checkpoints: by method of the results. chosen: by method
-    that was asked about on dev, the stage that holds the choice. untuned: evals of tuned methods by their first try.
-    frontier: of methods with a knob, all tries, none of which was chosen. adapt: where one model is chosen and written,
-    what that takes; merges are then scored on dev alone. left_out: methods of the config that have no use for its pair.
+    that dev scores select, the stage with the selection. untuned: evals of tuned methods by their first trial.
+    frontier: of methods with a knob, all trials, none of which was selected. adapt: where one model is selected and
+    written, what that takes; merges are then scored on dev alone. left_out: methods that have no use for the pair.
     """
 
     config: Config
     stages: tuple[Stage, ...]
-    evals: Mapping[str, Stage]
-    merges: Mapping[str, Stage]
-    checkpoints: Mapping[str, Stage]
-    chosen: Mapping[str, Stage]
-    untuned: Mapping[str, Stage]
+    evals: Mapping[str, Stage] = field(default_factory=dict)
+    merges: Mapping[str, Stage] = field(default_factory=dict)
+    checkpoints: Mapping[str, Stage] = field(default_factory=dict)
+    chosen: Mapping[str, Stage] = field(default_factory=dict)
+    untuned: Mapping[str, Stage] = field(default_factory=dict)
     leaks: Stage | None = None
     frontier: Mapping[str, Sequence[KnobSetting]] = field(default_factory=dict)
     adapt: AdaptStages | None = None
@@ -72,7 +88,7 @@ class Cell:
         return self.config.seed
 
     def budget_of(self, name: str) -> int:
-        """The CT budget of a method of the results; 0 where none changes it."""
+        """Return the CT budget of a method of the results; 0 where none changes it."""
         method = self.config.merge.methods.get(name)
         return self.ct_tokens if depends_on_ct_budget(method.checkpoints if method else (name,)) else 0
 
@@ -82,312 +98,272 @@ class Cell:
 
 
 def plan_cell(config: Config, inputs: Inputs) -> Cell:
-    """The stages of a cell. Only what the wanted scores need is planned.
-
-    corpus ──┬── items ────────────── asked by tune, eval and leaks; learnt by SFT, unless the Hub gives instructions
-             │
-             ├── base, or a model that was given
-             │     │
-             ├─────┼── ct_blocks ──── ct ──┬── ct_then_sft (with sft_blocks), and what other arms train
-             │     │                       │
-             └─────┼── sft_blocks ── sft ──┤
-                   │                       │
-                   └───────────────────────┴── tune ──── merge ──── weights
-
-    eval: of every checkpoint that is asked for, and every merge      leaks: of items in corpus and instructions
-    plan_adapt.py has the merges of experiment=adapt.
-    """
-    requested, config = config, for_its_pair(config, inputs)
-    data = data_stages(config, inputs)
-    judges = [Start.of(cell, inputs, data) for cell in tuning_cells(config)]
-    start = Start.of(config, inputs, data)
-    parts = Parts.of(start, inputs, judges)
-    scored_on_dev = [Parts.of(judge, inputs, judges) for judge in judges]
+    """Return the stages of a cell. Only what the wanted scores need is planned."""
+    requested, config = config, adapting.for_its_pair(config, inputs)
+    planner = CellPlanner(config, inputs)
     methods = {} if config.adapt else config.merge.methods
-    tunes = {
-        name: tuning_parents(judge.tune(name, method) for judge in scored_on_dev)
-        for name, method in methods.items()
-        if method.asked_on_dev and not config.eval.frontier
-    }
-    merges = {name: parts.merge(name, method, tunes.get(name)) for name, method in methods.items()}
-    weights = {name: parts.weights(name, method, merges[name]) for name, method in methods.items()}
-    trained = dict(parts.trained)
-    if config.merge.then_sft is not None and "merge_then_sft" in config.eval.unmerged:
-        below = weights[config.merge.then_sft]
-        trained["merge_then_sft"] = start.sft_on(below, below.slug)
-    checkpoints = {name: trained[name] for name in BASELINES if name in config.eval.unmerged}
-    evals = {name: parts.eval(parts.slug(name, (name,)), {"checkpoint": stage}) for name, stage in checkpoints.items()}
-    for name, method in methods.items():
-        evals[name] = parts.eval(parts.slug(name, method.checkpoints), {**parts.models(method), "merge": merges[name]})
-    chosen = {name: selection_stage(merges[name]) for name in tunes}
+    checkpoints = {name: planner.checkpoint(name) for name in BASELINES if name in config.eval.unmerged}
+    merges = {name: planner.merge(name) for name in methods}
+    evals = {name: planner.eval_of_checkpoint(name) for name in checkpoints}
+    evals |= {name: planner.eval_of_merge(name, merges[name], merges[name].slug) for name in methods}
+    chosen = {name: selection_stage(merges[name]) for name in methods if planner.is_tuned(name)}
     if len(config.sft.tries) > 1 and "ct_then_sft" in checkpoints and not config.eval.frontier:
         chosen["ct_then_sft"] = selection_stage(checkpoints["ct_then_sft"])
-    untuned = _untuned(parts, start, chosen) if config.eval.untuned else {}
-    frontier = _frontier(parts, start, evals) if config.scores_knobs else {}
-    adapt = adapt_stages(parts, evals, checkpoints) if config.adapt else None
-    leaks = _leaks(config, inputs, data) if config.eval.leaks else None
+    untuned = plan_untuned(planner, chosen) if config.eval.untuned else {}
+    frontier = plan_frontier(planner, evals) if config.scores_knobs else {}
+    adapt = adapting.plan_adaptation(planner, evals, checkpoints) if config.adapt else None
+    leaks = plan_contamination(config, inputs, planner.data) if config.eval.leaks else None
     goals = [
         *checkpoints.values(),
         *([leaks] if leaks else []),
         *evals.values(),
         *untuned.values(),
         *(stage for points in frontier.values() for point in points for stage in (point.dev, point.test)),
-        *(weights.values() if config.merge.write else []),
+        *(planner.weights(name) for name in methods if config.merge.write),
         *(adapt.goals if adapt else []),
     ]
-    left_out = tuple(name for name in requested.merge.methods if name not in config.merge.methods)
-    return Cell(config, in_order(goals), evals, merges, checkpoints, chosen, untuned, leaks, frontier, adapt, left_out)
+    return Cell(
+        config=config,
+        stages=in_order(goals),
+        evals=evals,
+        merges=merges,
+        checkpoints=checkpoints,
+        chosen=chosen,
+        untuned=untuned,
+        leaks=leaks,
+        frontier=frontier,
+        adapt=adapt,
+        left_out=tuple(name for name in requested.merge.methods if name not in config.merge.methods),
+    )
 
 
-def _untuned(parts: Parts, start: Start, chosen: Iterable[str]) -> dict[str, Stage]:
-    """The scores of every method that is tuned by the first of its tries, on test."""
+def plan_untuned(planner: CellPlanner, chosen: Iterable[str]) -> dict[str, Stage]:
+    """Plan the scores of every tuned method by the first of its trials, on test."""
     scored = {}
-    for name, method in parts.config.merge.methods.items():
+    for name, method in planner.config.merge.methods.items():
         if name in chosen and len(method.tries) > 1:
-            merge = parts.merge(name, method, None)
-            scored[name] = parts.eval(f"{merge.slug}-untuned", {**parts.models(method), "merge": merge})
+            merge = planner.trial(name, 0)
+            scored[name] = planner.eval_of_merge(name, merge, f"{merge.slug}-untuned")
     if "ct_then_sft" in chosen:
-        slug = parts.slug("ct_then_sft", ("ct_then_sft",))
-        scored["ct_then_sft"] = parts.eval(f"{slug}-untuned", {"checkpoint": start.sft_tries[0]})
+        slug = f"{planner.slug('ct_then_sft', ('ct_then_sft',))}-untuned"
+        scored["ct_then_sft"] = planner.eval(slug, {"checkpoint": planner.sft_trials[0]}, "ct_then_sft")
     return scored
 
 
-def _frontier(parts: Parts, start: Start, evals: Mapping[str, Stage]) -> dict[str, list[KnobSetting]]:
-    """Every try of every method that has several, scored on dev and on test; the first is the method's own."""
-    config = parts.config
+def plan_frontier(planner: CellPlanner, evals: Mapping[str, Stage]) -> dict[str, list[KnobSetting]]:
+    """Plan every trial of every method that has several, scored on dev and on test; the first is the method's own."""
+    config = planner.config
     scored: dict[str, list[tuple[Mapping[str, Any], Mapping[str, Stage]]]] = {}
     if "ct_then_sft" in evals and len(config.sft.tries) > 1:
-        pairs = zip(config.sft.tries, start.sft_tries, strict=True)
+        pairs = zip(config.sft.tries, planner.sft_trials, strict=True)
         scored["ct_then_sft"] = [(settings, {"checkpoint": stage}) for settings, stage in pairs]
     for name, method in config.merge.methods.items():
         if method.grid:
             knobs = [{key: recipe[key] for key in method.grid} for recipe in method.tries]
-            merges = [parts.merge(name, method, None, number) for number in range(len(knobs))]
             scored[name] = [
-                (knob, {**parts.models(method), "merge": merge}) for knob, merge in zip(knobs, merges, strict=True)
+                (knob, {**planner.parents(method), "merge": planner.trial(name, number)})
+                for number, knob in enumerate(knobs)
             ]
-    dev = config.eval.model_copy(update={"split": "dev", "limit": config.eval.tune_limit})
-    on_dev = replace(parts, config=config.model_copy(update={"eval": dev}))
+    on_dev = planner.on_dev
     points: dict[str, list[KnobSetting]] = {}
-    for name, tries in scored.items():
-        for number, (knob, made) in enumerate(tries):
+    for name, trials in scored.items():
+        for number, (knob, made) in enumerate(trials):
             slug = evals[name].slug + (f"-try-{number}" if number else "")
-            test = parts.eval(slug, made) if number else evals[name]
-            points.setdefault(name, []).append(KnobSetting(knob, on_dev.eval(f"{slug}-dev", made), test))
+            test = planner.eval(slug, made, name) if number else evals[name]
+            points.setdefault(name, []).append(KnobSetting(knob, on_dev.eval(f"{slug}-dev", made, name), test))
     return points
 
 
-@dataclass(frozen=True)
-class Parts:
-    """What the stages of a cell are made from."""
+@dataclass(frozen=True, eq=False)
+class CellPlanner:
+    """Plans the stages of a cell, each when it is asked for. text: of the language, if it is planned already."""
 
     config: Config
     inputs: Inputs
-    data: Data
-    trained: Mapping[str, Stage]
+    text: Data | None = None
 
-    @staticmethod
-    def of(start: Start, inputs: Inputs, judges: Sequence[Start]) -> Parts:
-        config = start.config
-        merged = (name for method in config.merge.methods.values() for name in method.checkpoints)
-        trained = trained_stages(start, judges, {*config.eval.unmerged, *merged})
-        return Parts(config, inputs, start.data, trained)
+    @cached_property
+    def data(self) -> Data:
+        return self.text or Data.of(self.config, self.inputs)
 
-    def models(self, method: Method) -> dict[str, Stage]:
-        """What a merge is made of, by role: the model that task vectors are taken from, and the merged ones."""
-        merged = [self.trained[name] for name in method.checkpoints]
-        return {"model": self.trained[method.from_], **dict(zip(method.of, merged, strict=True))}
+    @cached_property
+    def tuning(self) -> list[CellPlanner]:
+        """Return the planners of the cells on whose dev scores trials are selected."""
+        own = self.config.ct.tokens, self.config.seed
+        cells = tuning_cells(self.config)
+        return [self if (c.ct.tokens, c.seed) == own else CellPlanner(c, self.inputs, self.data) for c in cells]
+
+    @cached_property
+    def on_dev(self) -> CellPlanner:
+        """Return the same cell, scored on as many items of dev as tuning is."""
+        dev = self.config.eval.model_copy(update={"split": "dev", "limit": self.config.eval.tune_limit})
+        return CellPlanner(self.config.model_copy(update={"eval": dev}), self.inputs, self.data)
+
+    # --- checkpoints; pipeline/baselines.py names them ---
+
+    def checkpoint(self, name: str) -> Stage:
+        """Return the stage of a baseline."""
+        return BASELINES[name].plan(self)
+
+    @cached_property
+    def base(self) -> Stage:
+        return plan_base(self.config, self.inputs, self.data)
+
+    @cached_property
+    def ct(self) -> Stage:
+        language, source = self.config.language.code, self.config.ct_source
+        if source:
+            return given_model(f"ct-{language}", source, self.inputs.ct, "ct" in self.inputs.special_tokens)
+        return plan_ct(f"{language}-{self.budget}", self.config, self.ct_parents(self.base))
+
+    @cached_property
+    def sft(self) -> Stage:
+        if self.config.sft.source:
+            return plan_chat_model(self.config, self.inputs)
+        return plan_sft(f"en-s{self.config.seed}", self.config, self.sft_parents(self.base))
+
+    @cached_property
+    def ct_then_sft(self) -> Stage:
+        """By the config's settings; with a grid by those that were best on dev, unless all of them are scored."""
+        if len(self.sft_trials) == 1 or self.config.eval.frontier:
+            return self.sft_trials[0]
+        return plan_selected_sft(self.sft_trials, tuning_parents(cell.sft_tune for cell in self.tuning))
+
+    @cached_property
+    def sft_then_ct(self) -> Stage:
+        """CT of this budget and these blocks on SFT: a trajectory of its own."""
+        slug = f"{self.config.language.code}-after-en-{self.budget}"
+        return plan_ct(slug, self.config, self.ct_parents(self.sft, self.base))
+
+    @cached_property
+    def mixed(self) -> Stage:
+        """One training by the settings of CT, of the blocks of CT and of SFT spread evenly among each other."""
+        slug = f"{self.config.language.code}-and-en-{self.budget}"
+        of_ct, of_sft = self.ct_parents(self.base)["blocks"], self.sft_parents(self.base)["blocks"]
+        blocks = plan_mixed_blocks(self.config, slug, of_ct, of_sft)
+        return plan_mixed(slug, self.config, {"model": self.base, "blocks": blocks})
+
+    @cached_property
+    def sft_with_replay(self) -> Stage:
+        """SFT on CT, with `sft.arm_replay_share` of running English among the instructions."""
+        sft = self.config.sft.model_copy(update={"replay_share": self.config.sft.arm_replay_share})
+        return self.sft_on_ct(self.config.model_copy(update={"sft": sft}), "en", "-replay")
+
+    @cached_property
+    def sft_in_language(self) -> Stage:
+        """SFT on CT, on as many tokens of instructions in the language."""
+        return self.sft_on_ct(self.config, self.config.language.code)
+
+    @cached_property
+    def merge_then_sft(self) -> Stage:
+        """SFT on the weights of a merge."""
+        assert self.config.merge.then_sft is not None
+        merged = self.weights(self.config.merge.then_sft)
+        parents = {"model": merged, "blocks": self.sft_parents(self.base)["blocks"]}
+        return plan_sft(f"en-after-{merged.slug}", self.config, parents)
+
+    @cached_property
+    def sft_trials(self) -> tuple[Stage, ...]:
+        """CT-then-SFT by every setting of its grid, the config's own first."""
+        trials = enumerate(map(self.config.sft.tried, self.config.sft.tries))
+        return tuple(
+            self.sft_on_ct(self.config.model_copy(update={"sft": sft}), "en", f"-try-{number}" if number else "")
+            for number, sft in trials
+        )
+
+    def sft_on_ct(self, config: Config, language: str, suffix: str = "") -> Stage:
+        slug = f"{language}-after-{config.language.code}-{self.budget}{suffix}"
+        blocks = plan_sft_blocks(config, self.data, self.base, language)
+        return plan_sft(slug, config, {"model": self.ct, "blocks": blocks})
+
+    def ct_parents(self, model: Stage, tokenizer: Stage | None = None) -> dict[str, Stage]:
+        return {"model": model, "blocks": plan_ct_blocks(self.config, self.data, tokenizer or model)}
+
+    def sft_parents(self, model: Stage) -> dict[str, Stage]:
+        return {"model": model, "blocks": plan_sft_blocks(self.config, self.data, model)}
+
+    # --- trials and merges ---
+
+    @cached_property
+    def sft_tune(self) -> Stage:
+        """The trials of CT-then-SFT, scored on dev."""
+        trials = {f"try-{number}": stage for number, stage in enumerate(self.sft_trials)}
+        slug = f"{self.config.language.code}-ct-then-sft-{self.budget}"
+        return self.tune(slug, self.config.sft.tries, trials, "ct_then_sft")
+
+    def tune(self, slug: str, trials: Sequence[Trial], made_of: Mapping[str, Stage], method: str) -> Stage:
+        scored = {**made_of, "items": self.data.items, "corpus": self.data.corpus}
+        return replace(plan_tune(self.config, slug, trials, scored, self.inputs.asks_date), method=method)
+
+    def is_tuned(self, name: str) -> bool:
+        """Return whether dev scores select a trial of a merging method."""
+        return self.config.merge.methods[name].needs_dev_scores and not self.config.eval.frontier
+
+    def merge(self, name: str) -> Stage:
+        """Return the merge of a method, by the trial that is selected or stated."""
+        if not self.is_tuned(name):
+            return self.trial(name, 0)
+        tunes = tuning_parents(cell.tune_of(name) for cell in self.tuning)
+        return self._merge(name, None, tunes)
+
+    def trial(self, name: str, number: int) -> Stage:
+        """Return the merge by the trial of this number."""
+        merge = self._merge(name, self.recipes(self.config.merge.methods[name])[number], {})
+        return replace(merge, slug=f"{merge.slug}-try-{number}") if number else merge
+
+    def weights(self, name: str) -> Stage:
+        """Return the merge of a method as a checkpoint folder."""
+        parents = self.parents(self.config.merge.methods[name])
+        return replace(plan_weights(self.config, self.merge(name), parents), method=name)
+
+    def tune_of(self, name: str) -> Stage:
+        """Return the stage that scores the trials of a merging method in this cell."""
+        method = self.config.merge.methods[name]
+        return self.tune(self.slug(name, method.checkpoints), self.recipes(method), self.parents(method), name)
+
+    def _merge(self, name: str, stated: Trial | None, tunes: Mapping[str, Stage]) -> Stage:
+        method = self.config.merge.methods[name]
+        slug = self.slug(name, method.checkpoints)
+        return replace(plan_merge(self.config, slug, stated, {**self.parents(method), **tunes}), method=name)
+
+    def parents(self, method: Method) -> dict[str, Stage]:
+        """Return what a merge is made of, by role: what task vectors are taken from, and the merged ones."""
+        merged = [self.checkpoint(name) for name in method.checkpoints]
+        return {"model": self.checkpoint(method.from_), **dict(zip(method.of, merged, strict=True))}
+
+    def recipes(self, method: Method) -> list[Trial]:
+        """Return the trials of a method, with what every merge takes whole from the chat model."""
+        return [{**recipe, **adapting.of_chat_model(self.config, method)} for recipe in method.tries]
+
+    # --- scores ---
+
+    def eval(self, slug: str, scored: Mapping[str, Stage], method: str) -> Stage:
+        return replace(plan_eval(self.config, self.inputs, self.data, slug, scored), method=method)
+
+    def eval_of_checkpoint(self, name: str) -> Stage:
+        return self.eval(self.slug(name, (name,)), {"checkpoint": self.checkpoint(name)}, name)
+
+    def eval_of_merge(self, name: str, merge: Stage, slug: str) -> Stage:
+        return self.eval(slug, {**self.parents(self.config.merge.methods[name]), "merge": merge}, name)
+
+    # --- names ---
+
+    @property
+    def budget(self) -> str:
+        """Return what names a cell's trainings in their slugs."""
+        return f"{budget_name(self.config)}-s{self.config.seed}"
 
     def slug(self, name: str, of: Sequence[str]) -> str:
-        """The readable name of a method's stages. of: the checkpoints that it stands for or is merged from."""
+        """Return the readable name of a method's stages. of: the checkpoints that it stands for or is merged from."""
         config = self.config
         if name == "base":
             return f"{config.language.code}-{config.model.name}"
         budget = f"-{budget_name(config)}" if depends_on_ct_budget(of) else ""
         known = in_store(name)
-        return (
-            f"{config.language.code}-{known.replace('_', '-') if name in BASELINES else known}{budget}-s{config.seed}"
-        )
-
-    def tune(self, name: str, method: Method) -> Stage:
-        scored = {**self.models(method), "items": self.data.items, "corpus": self.data.corpus}
-        slug = self.slug(name, method.checkpoints)
-        return plan_tune(self.config, slug, self.recipes(method), scored, self.inputs.asks_date)
-
-    def recipes(self, method: Method) -> list[dict[str, Any]]:
-        """The tries of a method, with what every merge takes whole from the chat model."""
-        return [{**recipe, **of_chat_model(self.config, method)} for recipe in method.tries]
-
-    def merge(self, name: str, method: Method, tunes: Mapping[str, Stage] | None, number: int = 0) -> Stage:
-        """A merge by what these stages found on dev; by the try of this number, where nothing was asked there."""
-        stated = None if tunes else self.recipes(method)[number]
-        settings = MergeSettings(self.config.seed, stated)
-        merge = self._merged("merge", name, method, settings.said(), tunes or {})
-        return replace(merge, slug=f"{merge.slug}-try-{number}") if number else merge
-
-    def weights(self, name: str, method: Method, merge: Stage) -> Stage:
-        """A merge as a checkpoint folder."""
-        return self._merged("weights", name, method, {}, {"merge": merge})
-
-    def _merged(
-        self, kind: str, name: str, method: Method, settings: Mapping[str, Any], made_from: Mapping[str, Stage]
-    ) -> Stage:
-        options = DeviceOptions(self.config.compute.device, self.config.compute.threads).said()
-        return Stage(kind, self.slug(name, method.checkpoints), settings, {**self.models(method), **made_from}, options)
-
-    def eval(self, slug: str, scored: Mapping[str, Stage]) -> Stage:
-        config, compute, asked = self.config, self.config.compute, self.config.eval
-        asked_of_all = _asked(config, self.inputs).said()
-        settings = EvalSettings(
-            **asked_of_all,
-            dtype=asked.dtype,
-            trained_length=config.trained_length,
-            chat=asked.chat,
-            system=asked.system,
-            fewshot=asked.fewshot,
-            generation=asked.generation,
-            day=config.chat.date if self.inputs.asks_date else None,
-        )
-        options = EvalOptions(compute.device, compute.threads, asked.batch_tokens, asked.include_path, gpus=asked.gpus)
-        parents = {**scored, "items": self.data.items, "corpus": self.data.corpus}
-        return Stage("eval", slug, settings.said(), parents, options.said())
-
-
-def _leaks(config: Config, inputs: Inputs, data: Data) -> Stage:
-    parents = {"items": data.items, "corpus": data.corpus}
-    if data.instructions is not data.items:
-        parents["instructions"] = data.instructions
-    options = LeakOptions(config.eval.include_path, **workers(config))
-    return Stage("leaks", config.language.code, _asked(config, inputs).said(), parents, options.said())
-
-
-def _asked(config: Config, inputs: Inputs) -> LeakSettings:
-    """The tasks that are scored."""
-    asked = config.eval
-    return LeakSettings(asked.split, asked.limit, asked.excerpt, config.language.code, asked.tasks, inputs.tasks)
+        known = known.replace("_", "-") if name in BASELINES else known
+        return f"{config.language.code}-{known}{budget}-s{config.seed}"
 
 
 def merged(cells: Iterable[Cell]) -> tuple[Stage, ...]:
-    """The plan of a sweep: the stages of all cells, each once, in the order in which the cells run."""
+    """Return the plan of a sweep: the stages of all cells, each once, in the order in which the cells run."""
     return in_order(stage for cell in cells for stage in cell.stages)
-
-
-@dataclass(frozen=True)
-class Start:
-    """What the arms of a cell are trained from.
-
-    asks_date: whether a chat template that tries are scored by writes the date.
-    """
-
-    config: Config
-    data: Data
-    base: Stage
-    ct: Stage
-    sft: Stage
-    asks_date: bool = False
-
-    @staticmethod
-    def of(config: Config, inputs: Inputs, data: Data) -> Start:
-        language, base = config.language.code, base_model(config, inputs, data)
-        if config.ct_source:
-            ct = given_model(f"ct-{language}", config.ct_source, inputs.ct, "ct" in inputs.special_tokens)
-        else:
-            learnt = {"model": base, "blocks": ct_blocks(config, data, base)}
-            ct = continual_training(f"{language}-{budget(config)}", config, learnt)
-        if config.sft.source:
-            sft = chat_model(config, inputs)
-        else:
-            learnt = {"model": base, "blocks": sft_blocks(config, data, base)}
-            sft = training("sft", f"en-s{config.seed}", config, learnt)
-        return Start(config, data, base, ct, sft, inputs.asks_date)
-
-    @cached_property
-    def sft_tries(self) -> tuple[Stage, ...]:
-        """CT-then-SFT by every setting of its grid, the config's own first."""
-        tries = enumerate(self.config.sft.tries)
-        configs = [
-            (n, self.config.model_copy(update={"sft": self.config.sft.tried(settings)})) for n, settings in tries
-        ]
-        return tuple(self._sft_on_ct(config, "en", f"-try-{n}" if n else "") for n, config in configs)
-
-    @cached_property
-    def sft_tune(self) -> Stage:
-        """The tries of CT-then-SFT, scored on dev."""
-        tried = {f"try-{number}": stage for number, stage in enumerate(self.sft_tries)}
-        scored = {**tried, "items": self.data.items, "corpus": self.data.corpus}
-        slug = f"{self.config.language.code}-ct-then-sft-{budget(self.config)}"
-        return plan_tune(self.config, slug, self.config.sft.tries, scored, self.asks_date)
-
-    @property
-    def sft_in_the_language(self) -> Stage:
-        """SFT on CT, on as many tokens of instructions in the language."""
-        return self._sft_on_ct(self.config, self.config.language.code)
-
-    @property
-    def sft_with_replay(self) -> Stage:
-        """SFT on CT, with `sft.arm_replay_share` of running English among the instructions."""
-        sft = self.config.sft.model_copy(update={"replay_share": self.config.sft.arm_replay_share})
-        return self._sft_on_ct(self.config.model_copy(update={"sft": sft}), "en", "-replay")
-
-    @property
-    def mixed(self) -> Stage:
-        """One training by the settings of CT, of the blocks of CT and of SFT spread evenly among each other."""
-        config, ct = self.config, self.config.ct
-        total = ct.tokens + config.sft.tokens
-        both = config.model_copy(update={"ct": ct.model_copy(update={"tokens": total, "schedule_tokens": total})})
-        slug = f"{config.language.code}-and-en-{budget(config)}"
-        of_ct, of_sft = ct_blocks(config, self.data, self.base), sft_blocks(config, self.data, self.base)
-        sources = {"ct_blocks": of_ct, "sft_blocks": of_sft}
-        blocks = Stage("mixed_blocks", slug, {"ct_tokens": ct.tokens, "tokens": total}, sources)
-        # of kind sft, as no larger budget continues from it
-        return replace(training("ct", slug, both, {"model": self.base, "blocks": blocks}), kind="sft")
-
-    def sft_on(self, model: Stage, after: str) -> Stage:
-        """English SFT on a checkpoint that is none of these."""
-        learnt = {"model": model, "blocks": sft_blocks(self.config, self.data, self.base)}
-        return training("sft", f"en-after-{after}", self.config, learnt)
-
-    @property
-    def ct_on_sft(self) -> Stage:
-        """CT of this budget and these blocks on SFT: a trajectory of its own."""
-        learnt = {"model": self.sft, "blocks": ct_blocks(self.config, self.data, self.base)}
-        slug = f"{self.config.language.code}-after-en-{budget(self.config)}"
-        return continual_training(slug, self.config, learnt)
-
-    def _sft_on_ct(self, config: Config, language: str, more: str = "") -> Stage:
-        learnt = {"model": self.ct, "blocks": sft_blocks(config, self.data, self.base, language)}
-        return training("sft", f"{language}-after-{config.language.code}-{budget(config)}{more}", config, learnt)
-
-
-def trained_stages(start: Start, judges: Sequence[Start], wanted: Collection[str]) -> dict[str, Stage]:
-    """Base, CT and SFT, and the wanted ones of the other arms, by the names that they have in results.
-
-    judges: the cells on whose dev scores tries are chosen.
-    """
-    further = {name: train(start, judges) for name, train in FURTHER.items() if name in wanted}
-    return {"base": start.base, "sft": start.sft, "ct": start.ct, **further}
-
-
-def _ct_then_sft(start: Start, judges: Sequence[Start]) -> Stage:
-    """By the config's settings; with a grid by those that were best on dev, unless all of them are scored."""
-    plain, *others = start.sft_tries
-    if not others or start.config.eval.frontier:
-        return plain
-    blocks = {f"blocks-{number}": stage.parents["blocks"] for number, stage in enumerate(start.sft_tries)}
-    settings = {**plain.settings, "trainings": [dict(stage.settings) for stage in start.sft_tries]}
-    parents = {"model": start.ct, **blocks, **tuning_parents(judge.sft_tune for judge in judges)}
-    return Stage("sft", f"{plain.slug}-chosen", settings, parents, plain.options)
-
-
-FURTHER: Mapping[str, Callable[[Start, Sequence[Start]], Stage]] = {
-    "ct_then_sft": _ct_then_sft,
-    "sft_then_ct": lambda start, _: start.ct_on_sft,
-    "mixed": lambda start, _: start.mixed,
-    "sft_replay": lambda start, _: start.sft_with_replay,
-    "target_sft": lambda start, _: start.sft_in_the_language,
-}
-
-
-def budget(config: Config) -> str:
-    """What names a cell's trainings in their slugs."""
-    return f"{budget_name(config)}-s{config.seed}"

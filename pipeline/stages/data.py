@@ -1,4 +1,7 @@
-"""TODO."""
+"""The stages that make text: corpora, items, instructions, and the blocks that trainings read.
+
+Each kind has its planner and its function side by side. Plans need no torch and no files.
+"""
 
 from __future__ import annotations
 
@@ -6,37 +9,48 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from common.chat import DATE_FUNCTION
 from common.errors import BadInput
+from common.settings import Settings
 from common.special_tokens import in_words
 from common.units import format_tokens
 from pipeline.config import CipherCorpus, Config, HubCorpus
-from pipeline.execute import Job
-from pipeline.stages.stage import Inputs, Stage
+from pipeline.stages.stage import Inputs, Stage, StageType
 from train.data.chat_template import NONE, TOKENIZER
 from train.data.conversations import format_counts
-from train.stage_settings import (
+from train.settings import (
+    ChatSettings,
     CipherSettings,
     CorpusOptions,
     CorpusSettings,
     CtBlocksSettings,
+    HubCorpusSettings,
     InstructionsInLanguageSettings,
+    InstructionSource,
     InstructionsSettings,
     ItemsSettings,
     SftBlocksSettings,
+    TextSource,
 )
 
+if TYPE_CHECKING:
+    from pipeline.execute import Job
+
 AUTO = "auto"  # of sft.format: by the columns
-
-
 ALL = "all"  # in place of a budget, in slugs: CT on all of the text
+
+
+class WorkerOptions(Settings):
+    """workers: processes that read text."""
+
+    workers: int = 1
 
 
 @dataclass(frozen=True)
 class Data:
-    """The stages that make text.
+    """The text of a language; budgets and seeds share it.
 
     instructions: what SFT learns, the items themselves where the Hub gives none. template: the text of the chat
     template that it is put into, if it is known.
@@ -47,215 +61,249 @@ class Data:
     instructions: Stage
     template: str | None = None
 
+    @staticmethod
+    def of(config: Config, inputs: Inputs) -> Data:
+        """Plan the text of a language."""
+        corpus = plan_corpus(config, inputs)
+        items = plan_items(config, inputs, corpus)
+        instructions = plan_instructions(config, inputs) if config.sft.hub else items
+        return Data(corpus, items, instructions, inputs.template)
+
 
 def budget_name(config: Config) -> str:
-    """The CT budget of a cell in slugs."""
+    """Return the CT budget of a cell as slugs have it."""
     return ALL if config.ct.whole_text else format_tokens(config.ct.tokens)
 
 
-def data_stages(config: Config, inputs: Inputs) -> Data:
-    """The text of a language; budgets and seeds share it."""
-    language, seed, hub = config.language.code, config.corpus.seed, config.sft.hub
-    corpus = _corpus(config, inputs)
-    asked = {
-        "language": language,
-        "families": config.eval.families,
-        "sft_items": 0 if hub else config.sft.items,
-        "eval_items": config.eval.items,
-        "seed": seed,
-        "inputs": () if hub else inputs.sft,
-        **_questions(config),
-        **(_own_format(config) if config.sft.path else {}),
-    }
-    items = Stage("items", language, asked, {"corpus": corpus}, {"sft_path": config.sft.path})
-    if hub is None:
-        return Data(corpus, items, items, inputs.template)
-    taken = {"hub": hub.content, "seed": seed, "inputs": inputs.sft}
-    taken |= {} if hub.columns or config.sft.format == AUTO else {"format": config.sft.format}
-    options = {"folder": hub.folder, **workers(config)}
-    # on their own, so that the English SFT of all languages is one
-    return Data(corpus, items, Stage("instructions", "en", taken, options=options), inputs.template)
+def workers(config: Config) -> int:
+    """Return how many processes read text: several for text of the Hub only."""
+    return config.corpus.workers if isinstance(config.corpus, HubCorpus) else 1
 
 
-def _corpus(config: Config, inputs: Inputs) -> Stage:
-    corpus = config.corpus
-    content: dict[str, Any] = {
-        "source": corpus.source,
-        "language": config.language.code,
-        "dev": corpus.dev,
-        "test": corpus.test,
-        "seed": corpus.seed,
-        "inputs": inputs.corpus,
-    }
+# --- corpus ---
+
+
+def plan_corpus(config: Config, inputs: Inputs) -> Stage:
+    corpus, language = config.corpus, config.language.code
+    options = CorpusOptions()
     if isinstance(corpus, HubCorpus):
-        content |= {"text": corpus.text.content, "english": corpus.english.content}
-        content |= {"text_bytes": corpus.text_bytes, "english_bytes": corpus.english_bytes}
+        sources = {"text": TextSource(**corpus.text.unplaced), "english": TextSource(**corpus.english.unplaced)}
+        settings: CorpusSettings = HubCorpusSettings.pick(corpus, language=language, **sources)
         folders = {"text_folder": corpus.text.folder, "english_folder": corpus.english.folder}
-        options: dict[str, Any] = {**folders, **workers(config)}
+        options = CorpusOptions(**folders, workers=corpus.workers)
     elif isinstance(corpus, CipherCorpus):
-        cipher = {"replaced", "cipher_seed", "withheld_chapters", "withheld_seed"}
-        content, options = content | corpus.model_dump(include=cipher), {}
+        settings = CipherSettings.pick(corpus, language=language)
     else:
-        options = {"path": corpus.path, "english_path": corpus.english_path}
-        if corpus.source == "files":
-            content["lines"] = "kept"  # once they were joined: entries of that time have another key
-    return Stage("corpus", f"{config.language.code}-{corpus.source}", content, options=options)
+        settings = CorpusSettings.pick(corpus, language=language)
+        options = CorpusOptions(path=corpus.path, english_path=corpus.english_path)
+    return Stage(CORPUS, f"{language}-{corpus.source}", settings, {}, options, inputs.corpus)
 
 
-def bible_corpus(cipher: CipherCorpus, inputs: Inputs) -> Stage:
-    """The corpus that a cipher's base is trained on: Chichewa's, so that both languages begin with one base."""
-    content = {"source": "bible", "language": "nya", **cipher.model_dump(include={"dev", "test", "seed"})}
-    options = {"path": None, "english_path": None}
-    return Stage("corpus", "nya-bible", content | {"inputs": inputs.base_corpus}, options=options)
+def plan_base_corpus(cipher: CipherCorpus, inputs: Inputs) -> Stage:
+    """Plan the corpus that a cipher's base is trained on: Chichewa's, so that both languages begin with one base."""
+    settings = CorpusSettings.pick(cipher, source="bible", language="nya")
+    return Stage(CORPUS, "nya-bible", settings, {}, CorpusOptions(), inputs.base_corpus)
 
 
-def ct_blocks(config: Config, data: Data, base: Stage) -> Stage:
-    """What CT learns, up to the end of its schedule: all budgets read the same."""
+def run_corpus(job: Job[CorpusSettings, CorpusOptions]) -> None:
+    from train.data.corpus import build
+
+    build.build(job.settings, job.options, job.out, job.work)
+
+
+CORPUS = StageType("corpus", run_corpus, 3, "data", 3, shared=True)
+
+
+# --- items and instructions ---
+
+
+class ItemsOptions(Settings):
+    """sft_path: a user's instructions."""
+
+    sft_path: str | None
+
+
+def plan_items(config: Config, inputs: Inputs, corpus: Stage) -> Stage:
+    """Plan the items, and where the Hub gives none, the instructions."""
+    sft, hub = config.sft, config.sft.hub
+    settings = ItemsSettings(
+        language=config.language.code,
+        families=tuple(config.eval.families),
+        sft_items=0 if hub else sft.items,
+        eval_items=config.eval.items,
+        seed=config.corpus.seed,
+        questions=1 if sft.path or hub else sft.questions,
+        conversations=bool(sft.path) and sft.template != NONE,
+        format=sft.format if sft.path else AUTO,
+    )
+    options = ItemsOptions(sft_path=sft.path)
+    return Stage(ITEMS, config.language.code, settings, {"corpus": corpus}, options, () if hub else inputs.sft)
+
+
+def run_items(job: Job[ItemsSettings, ItemsOptions]) -> None:
+    from train.data import instructions
+
+    instructions.build(job.folders["corpus"], job.settings, job.out, job.options.sft_path)
+
+
+ITEMS = StageType("items", run_items, 2, "data", 10, shared=True)
+
+
+class InstructionsOptions(WorkerOptions):
+    """folder: of a local data set."""
+
+    folder: str | None
+
+
+def plan_instructions(config: Config, inputs: Inputs) -> Stage:
+    """Plan the instructions of a data set: on their own, so that the English SFT of all languages is one."""
+    hub = config.sft.hub
+    assert hub is not None
+    settings = InstructionsSettings(
+        hub=InstructionSource(**hub.unplaced),
+        seed=config.corpus.seed,
+        format=AUTO if hub.columns else config.sft.format,
+    )
+    options = InstructionsOptions(folder=hub.folder, workers=workers(config))
+    return Stage(INSTRUCTIONS, "en", settings, {}, options, inputs.sft)
+
+
+def run_instructions(job: Job[InstructionsSettings, InstructionsOptions]) -> None:
+    from train.data import instructions
+
+    instructions.from_hub(job.settings, job.out, job.work, job.options.folder, job.options.workers)
+
+
+INSTRUCTIONS = StageType("instructions", run_instructions, 1, "data", 10, shared=True)
+
+
+def plan_target_instructions(config: Config, data: Data) -> Stage:
+    """Plan instructions of the same families in the language itself: no other key depends on them."""
+    settings = InstructionsInLanguageSettings(
+        language=config.language.code,
+        families=tuple(config.eval.families),
+        sft_items=config.sft.items,
+        seed=config.corpus.seed,
+        questions=1 if config.sft.path or config.sft.hub else config.sft.questions,
+    )
+    return Stage(TARGET_INSTRUCTIONS, config.language.code, settings, {"corpus": data.corpus})
+
+
+def run_target_instructions(job: Job[InstructionsInLanguageSettings, Settings]) -> None:
+    from train.data import instructions
+
+    instructions.build_in_language(job.folders["corpus"], job.settings, job.out)
+
+
+TARGET_INSTRUCTIONS = StageType("target_instructions", run_target_instructions, 1, "data", 10, shared=True)
+
+
+# --- blocks ---
+
+
+def plan_ct_blocks(config: Config, data: Data, base: Stage) -> Stage:
+    """Plan what CT learns, up to the end of its schedule: all budgets read the same."""
     language, ct = config.language.code, config.ct
-    settings = {
-        "language": language,
-        "schedule_tokens": None if ct.whole_text else ct.schedule_tokens,
-        "block_size": ct.block_size,
-        "english_share": ct.english_share,
-        "seed": config.seed,
-        **({} if ct.epochs == 1 else {"epochs": ct.epochs}),
-        **({} if ct.document_end is None else {"document_end": ct.document_end}),
-    }
+    settings = CtBlocksSettings.pick(
+        ct, config, language=language, schedule_tokens=None if ct.whole_text else ct.schedule_tokens
+    )
     slug = f"{language}-{ALL if ct.whole_text else format_tokens(ct.schedule_tokens)}-s{config.seed}"
-    return Stage("ct_blocks", slug, settings, {"corpus": data.corpus, "model": base}, workers(config))
+    options = WorkerOptions(workers=workers(config))
+    return Stage(CT_BLOCKS, slug, settings, {"corpus": data.corpus, "model": base}, options)
 
 
-def sft_blocks(config: Config, data: Data, base: Stage, language: str = "en") -> Stage:
-    """What SFT learns: instructions in English, or for the upper bound in the language, and replay in the same."""
+def run_ct_blocks(job: Job[CtBlocksSettings, WorkerOptions]) -> None:
+    from train.data import packing
+
+    corpus, model = job.folders["corpus"], job.checkpoint("model")
+    packing.ct_blocks(corpus, model, job.settings, job.out, job.work, job.options.workers)
+    job.note = packed(job.out)
+
+
+CT_BLOCKS = StageType("ct_blocks", run_ct_blocks, 1, "data", 4, shared=True)
+
+
+def plan_sft_blocks(config: Config, data: Data, base: Stage, language: str = "en") -> Stage:
+    """Plan what SFT learns: instructions in English, or for the upper bound in the language, and replay in the same."""
     sft = config.sft
-    settings = {
-        "tokens": sft.tokens,
-        "block_size": sft.block_size,
-        "replay_share": sft.replay_share,
-        "seed": config.seed,
-        **({} if language == "en" else {"language": language}),
-        **chat(config, data.template),
-    }
-    instructions = data.instructions if language == "en" else target_instructions(config, data)
+    settings = SftBlocksSettings.pick(sft, config, language=language, chat=chat_settings(config, data.template))
+    instructions = data.instructions if language == "en" else plan_target_instructions(config, data)
     parents = {"items": instructions, "model": base}
     if sft.replay_share or not sft.hub:
         parents["corpus"] = data.corpus
-    return Stage("sft_blocks", f"{language}-s{config.seed}", settings, parents, workers(config))
+    options = WorkerOptions(workers=workers(config))
+    return Stage(SFT_BLOCKS, f"{language}-s{config.seed}", settings, parents, options)
 
 
-def chat(config: Config, text: str | None) -> dict[str, Any]:
-    """How SFT puts conversations into text, said where there is a template, and only what differs from the defaults.
+def chat_settings(config: Config, text: str | None) -> ChatSettings | None:
+    """Return how SFT puts conversations into text; None where there is no template.
 
     text: of the template; None if only the network would know it. In the key it stands for itself, but for the
-    tokenizer's own, which is known by the checksum of the model.
+    tokenizer's, which is known by the checksum of the model.
     """
     sft = config.sft
     if sft.template == NONE:
-        return {}
-    asks_date = text is None or DATE_FUNCTION in text
-    how = {
+        return None
+    values: dict[str, Any] = {
         "template": TOKENIZER if sft.template == TOKENIZER else text,
-        **({"args": sft.template_args} if sft.template_args else {}),
-        **({} if sft.system is None else {"system": sft.system}),
-        **({} if sft.too_long == "cut" else {"too_long": sft.too_long}),
-        **({"date": config.chat.date} if asks_date else {}),
+        "args": sft.template_args or {},
+        "date": config.chat.date if text is None or DATE_FUNCTION in text else None,
     }
-    return {"chat": how}
+    return ChatSettings.pick(sft, **values)
 
 
-def _own_format(config: Config) -> dict[str, Any]:
-    """What a user's own instructions are read as, where it is not prompts and answers of a format known by itself."""
-    conversations = {} if config.sft.template == NONE else {"conversations": True}
-    return conversations | ({} if config.sft.format == AUTO else {"format": config.sft.format})
-
-
-def target_instructions(config: Config, data: Data) -> Stage:
-    """Instructions of the same families in the language itself, a stage of its own: no other key depends on it."""
-    asked = {
-        "language": config.language.code,
-        "families": config.eval.families,
-        "sft_items": config.sft.items,
-        "seed": config.corpus.seed,
-        **_questions(config),
-    }
-    return Stage("target_instructions", config.language.code, asked, {"corpus": data.corpus})
-
-
-def _questions(config: Config) -> dict[str, int]:
-    """One a passage is not said, so that keys stay."""
-    given = config.sft.path or config.sft.hub
-    return {} if given or config.sft.questions == 1 else {"questions": config.sft.questions}
-
-
-def workers(config: Config) -> dict[str, int]:
-    """Processes that read text; said of text of the Hub only, one elsewhere."""
-    return {"workers": config.corpus.workers} if isinstance(config.corpus, HubCorpus) else {}
-
-
-def run_corpus(job: Job) -> None:
-    from train.data.corpus import build
-
-    kind = CipherSettings if job.settings["source"] == "cipher" else CorpusSettings
-    settings = kind.from_mapping(job.settings)
-    build.build(settings, CorpusOptions.from_mapping(job.options), job.out, job.work)
-
-
-def run_items(job: Job) -> None:
-    from train.data import instructions
-
-    settings = ItemsSettings.from_mapping(job.settings)
-    instructions.build(job.folders["corpus"], settings, job.out, job.options["sft_path"])
-
-
-def run_instructions(job: Job) -> None:
-    from train.data import instructions
-
-    settings, options = InstructionsSettings.from_mapping(job.settings), job.options
-    instructions.from_hub(settings, job.out, job.work, options["folder"], options.get("workers", 1))
-
-
-def run_target_instructions(job: Job) -> None:
-    from train.data import instructions
-
-    settings = InstructionsInLanguageSettings.from_mapping(job.settings)
-    instructions.build_in_language(job.folders["corpus"], settings, job.out)
-
-
-def run_ct_blocks(job: Job) -> None:
+def run_sft_blocks(job: Job[SftBlocksSettings, WorkerOptions]) -> None:
     from train.data import packing
 
-    settings, workers = CtBlocksSettings.from_mapping(job.settings), job.options.get("workers", 1)
-    packing.ct_blocks(job.folders["corpus"], job.checkpoint("model"), settings, job.out, job.work, workers)
-    job.note = packed(job.out)
-
-
-def run_sft_blocks(job: Job) -> None:
-    from train.data import packing
-
-    settings, workers = SftBlocksSettings.from_mapping(job.settings), job.options.get("workers", 1)
     items, corpus = job.folders["items"], job.folders.get("corpus")
-    packing.sft_blocks(items, corpus, job.checkpoint("model"), settings, job.out, job.work, workers)
+    packing.sft_blocks(items, corpus, job.checkpoint("model"), job.settings, job.out, job.work, job.options.workers)
     job.note = packed(job.out)
 
 
-def run_mixed_blocks(job: Job) -> None:
+SFT_BLOCKS = StageType("sft_blocks", run_sft_blocks, 1, "data", 10, shared=True)
+
+
+class MixedBlocksSettings(Settings):
+    """ct_tokens: those of the blocks of CT. tokens: of both."""
+
+    ct_tokens: int
+    tokens: int
+
+
+def plan_mixed_blocks(config: Config, slug: str, ct_blocks: Stage, sft_blocks: Stage) -> Stage:
+    """Plan the blocks of CT and of SFT spread evenly among each other."""
+    settings = MixedBlocksSettings(ct_tokens=config.ct.tokens, tokens=config.ct.tokens + config.sft.tokens)
+    return Stage(MIXED_BLOCKS, slug, settings, {"ct_blocks": ct_blocks, "sft_blocks": sft_blocks})
+
+
+def run_mixed_blocks(job: Job[MixedBlocksSettings, Settings]) -> None:
     from train.data import packing
 
-    check_budget(job.folders["ct_blocks"], job.settings["ct_tokens"])
-    packing.mixed_blocks(job.folders["ct_blocks"], job.folders["sft_blocks"], job.settings["ct_tokens"], job.out)
+    check_budget(job.folders["ct_blocks"], job.settings.ct_tokens)
+    packing.mixed_blocks(job.folders["ct_blocks"], job.folders["sft_blocks"], job.settings.ct_tokens, job.out)
     job.note = packed(job.out)
+
+
+MIXED_BLOCKS = StageType("mixed_blocks", run_mixed_blocks, 1, "data", 3)
+
+
+def block_counts(blocks: Path) -> dict[str, Any]:
+    """Return what was counted when blocks were packed."""
+    counts: dict[str, Any] = json.loads((blocks / "counts.json").read_text(encoding="utf-8"))
+    return counts
 
 
 def packed(blocks: Path) -> str:
-    """How many blocks there are, how full they are, and control tokens that their text has by name."""
-    counts = json.loads((blocks / "counts.json").read_text(encoding="utf-8"))
+    """Describe how many blocks there are, how full they are, and control tokens that their text has by name."""
+    counts = block_counts(blocks)
     filled = f": {counts['blocks']:,} blocks, {counts['real_token_share']:.2%} of their positions real tokens"
     chat = conversed(counts["chat"], counts["trained_tokens"]) if "chat" in counts else ""
     return filled + chat + in_words(counts.get("control_tokens", {}))
 
 
 def conversed(chat: Mapping[str, Any], trained: int) -> str:
-    """How many conversations SFT learns, and what became of the others."""
+    """Describe how many conversations SFT learns, and what became of the others."""
+
     names = {"cut": "cut to a block", "unrolled": "unrolled", "shortened": "ended at an empty turn"}
     names |= {"system_in_question": "with the system message in the first question"}
     changed = "".join(f", {chat[name]:,} {words}" for name, words in names.items() if chat.get(name))
@@ -266,8 +314,8 @@ def conversed(chat: Mapping[str, Any], trained: int) -> str:
 
 
 def check_budget(blocks: Path, tokens: int) -> None:
-    """Reject a budget that the packed corpus cannot fill."""
-    available = json.loads((blocks / "counts.json").read_text(encoding="utf-8"))["tokens"]
+    """Raise BadInput for a budget that the packed corpus cannot fill."""
+    available = block_counts(blocks)["tokens"]
     if tokens > available:
         raise BadInput(
             f"ct.tokens={format_tokens(tokens)}: the corpus has {available:,} tokens including English."

@@ -1,4 +1,7 @@
-"""TODO."""
+"""The stages that score: `eval` (a checkpoint or a merge), `leaks` (contamination) and `answers` (free text).
+
+Each kind has its settings, its planner and its function side by side. Plans need no torch and no files.
+"""
 
 from __future__ import annotations
 
@@ -10,62 +13,71 @@ from typing import TYPE_CHECKING, Any
 
 from common.chat import DEFAULT_DAY, read_chat_template
 from common.files import write_jsonl
-from eval.prompting import Prompting
-from eval.task_set import UNDETERMINED
-from pipeline import page_questions
+from common.settings import Settings
+from eval.prompting import Generation
+from eval.settings import ScoringSettings, TaskSettings
 from pipeline.baselines import BASELINES
-from pipeline.execute import Job
-from pipeline.job_settings import (
-    AnswersSettings,
-    EvalOptions,
-    EvalSettings,
-    LeakOptions,
-    LeakSettings,
-    TuneOptions,
-    TuneSettings,
-)
+from pipeline.config import Config
+from pipeline.stages.data import Data, workers
+from pipeline.stages.stage import Inputs, Stage, StageType
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from eval.harness import Scores
     from eval.task_set import TaskSet
+    from pipeline.execute import Job
+
+MODEL = "model"  # the role of what task vectors start from
+NOT_INSTRUCTED = ("base", "ct")  # baselines that learnt no instructions: their templates, if any, are the base's
+OTHERWISE = "otherwise"  # the role of what stands for a checkpoint that is selected among others, if it is not written
+ANSWERS = "answers.jsonl"
 
 
-def run_contamination(job: Job) -> None:
-    from eval.task_set import item_texts
-    from train.data import contamination
+class ScoreOptions(Settings):
+    """batch_tokens: in one forward pass, padding included. gpus: over which a model is spread."""
 
-    corpus, made = job.folders["corpus"], job.folders.get("instructions", job.folders["items"])
-    settings, options = LeakSettings(**job.settings), LeakOptions(**job.options)
-    tasks = tasks_of_settings(job, settings, options.include_path)
-    files = contamination.all_training_files(corpus, made)
-    contamination.find_contamination(item_texts(tasks), files, job.out, job.work, options.workers)
-
-
-def packing_fact(scores: Scores) -> dict[str, bool]:
-    """Return whether choices were scored in packed rows, for stage.json; nothing if no choice was scored."""
-    return {} if scores.packed is None else {"packed_rows": scores.packed}
+    device: str
+    threads: int
+    batch_tokens: int
+    gpus: int = 1
+    include_path: str | None = None  # folder of the user's lm-eval tasks
 
 
-def run_eval(job: Job) -> None:
+# --- eval ---
+
+
+class EvalSettings(ScoringSettings):
+    """The scoring of one checkpoint or merge."""
+
+    language: str
+    trained_length: int | None = None  # tokens per block in training: no item is scored beyond it
+    day: str | None = None  # for today, where a template asks for the date
+
+
+def plan_eval(config: Config, inputs: Inputs, data: Data, slug: str, scored: Mapping[str, Stage]) -> Stage:
+    """Plan the scoring of a checkpoint, or of a merge of these parents."""
+    day = config.chat.date if inputs.asks_date else None
+    settings = EvalSettings.pick(config.eval, config, language=config.language.code, day=day)
+    parents = {**scored, "items": data.items, "corpus": data.corpus}
+    return Stage(EVAL, slug, settings, parents, ScoreOptions.pick(config.eval, config.compute), inputs.tasks)
+
+
+def run_eval(job: Job[EvalSettings, ScoreOptions]) -> None:
     import torch
 
     from eval import harness
 
-    if unwritten(job):  # the chat model won, and has been scored
-        return copy_scores(job.folders["otherwise"], job.out)
-    settings, options = EvalSettings(**job.settings), EvalOptions(**job.options)
+    if (
+        OTHERWISE in job.folders and not job.checkpoint("checkpoint").is_dir()
+    ):  # the chat model won, and has been scored
+        for file in job.folders[OTHERWISE].iterdir():
+            if file.suffix == ".jsonl":
+                shutil.copyfile(file, job.out / file.name)
+        return
+    settings, options = job.settings, job.options
     torch.set_num_threads(options.threads)
-    tasks = tasks_of_settings(job, settings, options.include_path)
-    how: Mapping[str, Any] = {
-        "batch_tokens": options.batch_tokens,
-        "device": options.device,
-        "dtype": settings.dtype,
-        "trained_length": settings.trained_length,
-        "gpus": options.gpus,
-        "prompting": prompting(settings),
-    }
+    tasks = load_tasks(job, settings, options.include_path)
     if "merge" in job.stage.parents:
         import merge
         from merge import Recipe
@@ -75,47 +87,178 @@ def run_eval(job: Job) -> None:
         model = merge.load(recipe, options.device, place)
         folders = checkpoints(job)
         folder = folders[speaker(folders, settings.chat, recipe.tokenizer)]
-        if folder != folders[BASE]:
+        if folder != folders[MODEL]:
             generates_as(model, folder)
-        scores = harness.evaluate(model, tokenizer_of(folder), tasks, **how)
+        scores = harness.evaluate(model, tokenizer_of(folder), tasks, **how(settings, options))
     else:
-        scores = harness.evaluate_folder(job.checkpoint("checkpoint"), tasks, **how)
+        scores = harness.evaluate_folder(job.checkpoint("checkpoint"), tasks, **how(settings, options))
     job.note = scores.note
     job.facts |= packing_fact(scores)
     harness.write_scores(scores, job.out)
 
 
-def unwritten(job: Job) -> bool:
-    """Whether a checkpoint that is chosen among others was not written, as its stage `otherwise` stands for it."""
-    return "otherwise" in job.folders and not job.checkpoint("checkpoint").is_dir()
+EVAL = StageType("eval", run_eval, 2, "score", 18, tracked=True)
 
 
-def copy_scores(scored: Path, out: Path) -> None:
-    """Leaves the scores of another evaluation."""
-    for file in scored.iterdir():
-        if file.suffix == ".jsonl":
-            shutil.copyfile(file, out / file.name)
+# --- contamination ---
 
 
-def prompting(settings: EvalSettings | TuneSettings) -> Prompting:
-    """Return how a stage prompts its checkpoints."""
+class ContaminationSettings(TaskSettings):
+    """The search in training text for the items that are scored."""
+
+    language: str
+
+
+class ContaminationOptions(Settings):
+    """workers: processes that read training text."""
+
+    include_path: str | None
+    workers: int = 1
+
+
+def plan_contamination(config: Config, inputs: Inputs, data: Data) -> Stage:
+    language = config.language.code
+    parents = {"items": data.items, "corpus": data.corpus}
+    if data.instructions is not data.items:
+        parents["instructions"] = data.instructions
+    settings = ContaminationSettings.pick(config.eval, language=language)
+    options = ContaminationOptions.pick(config.eval, workers=workers(config))
+    return Stage(CONTAMINATION, language, settings, parents, options, inputs.tasks)
+
+
+def run_contamination(job: Job[ContaminationSettings, ContaminationOptions]) -> None:
+    from eval.task_set import item_texts
+    from train.data import contamination
+
+    corpus, made = job.folders["corpus"], job.folders.get("instructions", job.folders["items"])
+    tasks = load_tasks(job, job.settings, job.options.include_path)
+    files = contamination.all_training_files(corpus, made)
+    contamination.find_contamination(item_texts(tasks), files, job.out, job.work, job.options.workers)
+
+
+CONTAMINATION = StageType("leaks", run_contamination, 1, "data", 10, shared=True)
+
+
+# --- free answers ---
+
+
+class AnswersSettings(Settings):
+    """The free answers of one model."""
+
+    language: str
+    seed: int
+    tokens: int  # of an answer, at most
+    dtype: str  # of the weights
+    questions: tuple[str, ...] | None = None  # the user's; None: test items in the language, drawn by the seed
+    system: str | None = None  # message that all chats begin with
+    generation: Generation = "own"
+    day: str | None = None  # for today, where a template asks for the date
+
+
+def plan_answers(
+    config: Config, inputs: Inputs, data: Data, slug: str, tokens: int, parents: Mapping[str, Stage]
+) -> Stage:
+    """Plan answers of at most so many tokens of the parent `checkpoint`, or of what stands for it."""
+    day = config.chat.date if inputs.asks_date else None
+    settings = AnswersSettings.pick(
+        config.eval, config, language=config.language.code, tokens=tokens, questions=inputs.questions, day=day
+    )
+    drawn_from = {} if inputs.questions else {"items": data.items, "corpus": data.corpus}
+    options = ScoreOptions.pick(config.eval, config.compute, include_path=None)
+    return Stage(ANSWERING, slug, settings, {**parents, **drawn_from}, options)
+
+
+def run_answers(job: Job[AnswersSettings, ScoreOptions]) -> None:
+    """Generate one model's answers: by its chat template if it has one, else to the plain text.
+
+    Leaves answers.jsonl, one line per question: the question, the answer, its tokens, and whether the model ended it.
+    """
+    if OTHERWISE in job.folders and not (job.folders["checkpoint"] / "model").is_dir():
+        shutil.copyfile(job.folders[OTHERWISE] / ANSWERS, job.out / ANSWERS)
+        job.note = ": those of the chat model"
+        return
+    import torch
+
+    from eval import loading
+    from eval.answers import generate_answers
+    from pipeline import page_questions
+
+    settings, options = job.settings, job.options
+    torch.set_num_threads(options.threads)
+    questions = settings.questions or page_questions.draw(
+        job.folders["items"], job.folders["corpus"], settings.language, settings.seed
+    )
+    model, tokenizer = loading.load_checkpoint(
+        job.checkpoint("checkpoint"), device=options.device, dtype=settings.dtype, gpus=options.gpus
+    )
+    answers = generate_answers(
+        model,
+        tokenizer,
+        [prompt(tokenizer, question, settings.system) for question in questions],
+        max_new_tokens=settings.tokens,
+        device=options.device if options.gpus == 1 else None,
+        batch_tokens=options.batch_tokens,
+        generation=settings.generation,
+        day=settings.day or DEFAULT_DAY,
+    )
+    rows = [
+        {"question": question, "answer": answer.text, "tokens": answer.tokens, "ended": answer.ended}
+        for question, answer in zip(questions, answers, strict=True)
+    ]
+    write_jsonl(job.out / ANSWERS, rows)
+    job.note = f": {sum(answer.ended for answer in answers)} of {len(answers)} end by themselves"
+
+
+ANSWERING = StageType("answers", run_answers, 1, "score", 20)
+
+
+def prompt(tokenizer: Any, question: str, system: str | None) -> str | list[dict[str, str]]:
+    """Return a question as messages for the tokenizer's chat template, or as it is if there is no template."""
+    from eval.prompting import chat_template_of
+
+    if chat_template_of(tokenizer) is None:
+        return question
+    before = [] if system is None else [{"role": "system", "content": system}]
+    return [*before, {"role": "user", "content": question}]
+
+
+# --- tasks, tokenizers and prompts ---
+
+
+def how(settings: Any, options: ScoreOptions) -> dict[str, Any]:
+    """Return what scoring needs besides the model and the tasks. settings: of `eval` or `tune`."""
+    from eval.prompting import Prompting
+
     generation = settings.generation if isinstance(settings, EvalSettings) else "own"
-    return Prompting(settings.chat, settings.system, generation, settings.day or DEFAULT_DAY)
+    return {
+        "batch_tokens": options.batch_tokens,
+        "device": options.device,
+        "dtype": settings.dtype,
+        "trained_length": settings.trained_length,
+        "gpus": options.gpus,
+        "prompting": Prompting(settings.chat, settings.system, generation, settings.day or DEFAULT_DAY),
+    }
 
 
-def checkpoints(job: Job) -> dict[str, Path]:
-    """Return the checkpoints that a merge is made of, by role."""
-    return {name: job.checkpoint(name) for name in job.stage.parents if name in BASELINES or name == BASE}
+def packing_fact(scores: Scores) -> dict[str, bool]:
+    """Return whether choices were scored in packed rows, for stage.json; nothing if no choice was scored."""
+    return {} if scores.packed is None else {"packed_rows": scores.packed}
 
 
-def tasks_of_settings(job: Job, settings: LeakSettings, include_path: str | None) -> TaskSet:
-    """The tasks of a split: items and texts of the corpus, and lm-eval's."""
-    split, limit, excerpt = settings.split, settings.limit, settings.excerpt
-    names, language = tuple(settings.tasks), settings.language
+def load_tasks(job: Job[Any, Any], settings: EvalSettings | ContaminationSettings, include_path: str | None) -> TaskSet:
+    """Return the tasks of a split: items and texts of the corpus, and lm-eval's."""
     shots = settings.fewshot if isinstance(settings, EvalSettings) else None
-    asked = tuple(sorted(shots.items())) if isinstance(shots, Mapping) else shots
-    items, corpus = job.folders["items"], job.folders["corpus"]
-    return task_set(items, corpus, split, limit, excerpt, include_path, names, language, asked)
+    return task_set(
+        job.folders["items"],
+        job.folders["corpus"],
+        settings.split,
+        settings.limit,
+        settings.excerpt,
+        include_path,
+        settings.tasks,
+        settings.language,
+        tuple(sorted(shots.items())) if isinstance(shots, Mapping) else shots,
+    )
 
 
 @cache
@@ -127,10 +270,10 @@ def task_set(
     excerpt: int | None,
     include_path: str | None = None,
     names: tuple[str, ...] = (),
-    language: str = UNDETERMINED,
+    language: str | None = None,
     fewshot: int | tuple[tuple[str, int], ...] | None = None,
 ) -> TaskSet:
-    """The tasks of a split, built once a process: every checkpoint is scored on the same ones."""
+    """Return the tasks of a split, built once per process: every checkpoint is scored on the same ones."""
     from eval import task_set
 
     families = items / "tasks" if any((items / "tasks").iterdir()) else None  # no families: no items of ours
@@ -142,13 +285,14 @@ def task_set(
         excerpt=excerpt,
         include_path=None if include_path is None else Path(include_path),
         names=names,
-        language=language,
+        language=task_set.UNDETERMINED if language is None else language,
         fewshot=dict(fewshot) if isinstance(fewshot, tuple) else fewshot,
     )
 
 
-BASE = "model"  # the role of what task vectors start from
-NOT_INSTRUCTED = ("base", "ct")  # arms that learnt no instructions: their templates, if any, are the base's
+def checkpoints(job: Job[Any, Any]) -> dict[str, Path]:
+    """Return the checkpoints that a merge is made of, by role."""
+    return {name: job.checkpoint(name) for name in job.stage.parents if name in BASELINES or name == MODEL}
 
 
 def speaker(folders: Mapping[str, Path], chat: str, named: str | None = None) -> str:
@@ -160,10 +304,10 @@ def speaker(folders: Mapping[str, Path], chat: str, named: str | None = None) ->
     if named in folders:
         return str(named)
     if chat == "none":
-        return BASE
+        return MODEL
     merged = [name for name in folders if name in BASELINES]
     by_instructions = sorted(merged, key=lambda name: name in NOT_INSTRUCTED)
-    return next((name for name in [*by_instructions, BASE] if read_chat_template(folders[name])), BASE)
+    return next((name for name in [*by_instructions, MODEL] if read_chat_template(folders[name])), MODEL)
 
 
 def tokenizer_of(folder: Path) -> Any:
@@ -179,54 +323,3 @@ def generates_as(model: PreTrainedModel, folder: Path) -> None:
 
     if (folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder)
-
-
-ANSWERS = "answers.jsonl"
-OTHERWISE = "otherwise"  # the answers of the chat model, which are those of an adapted model that was not written
-
-
-def run_answers(job: Job) -> None:
-    """Generate one model's answers: by its chat template if it has one, else to the plain text."""
-    if OTHERWISE in job.folders and not (job.folders["checkpoint"] / "model").is_dir():
-        shutil.copyfile(job.folders[OTHERWISE] / ANSWERS, job.out / ANSWERS)
-        job.note = ": those of the chat model"
-        return
-    import torch
-
-    from eval import loading
-    from eval.answers import generate_answers
-
-    settings, options = AnswersSettings(**job.settings), TuneOptions(**job.options)
-    torch.set_num_threads(options.threads)
-    asked = settings.questions or page_questions.draw(
-        job.folders["items"], job.folders["corpus"], settings.language, settings.seed
-    )
-    model, tokenizer = loading.load_checkpoint(
-        job.checkpoint("checkpoint"), device=options.device, dtype=settings.dtype, gpus=options.gpus
-    )
-    given = generate_answers(
-        model,
-        tokenizer,
-        [prompt(tokenizer, question, settings.system) for question in asked],
-        max_new_tokens=settings.tokens,
-        device=options.device if options.gpus == 1 else None,
-        batch_tokens=options.batch_tokens,
-        generation=settings.generation,
-        day=settings.day or DEFAULT_DAY,
-    )
-    rows = [
-        {"question": question, "answer": one.text, "tokens": one.tokens, "ended": one.ended}
-        for question, one in zip(asked, given, strict=True)
-    ]
-    write_jsonl(job.out / ANSWERS, rows)
-    job.note = f": {sum(one.ended for one in given)} of {len(given)} end by themselves"
-
-
-def prompt(tokenizer: Any, question: str, system: str | None) -> str | list[dict[str, str]]:
-    """Return a question as messages for the tokenizer's chat template, or as it is if there is no template."""
-    from eval.prompting import chat_template_of
-
-    if chat_template_of(tokenizer) is None:
-        return question
-    before = [] if system is None else [{"role": "system", "content": system}]
-    return [*before, {"role": "user", "content": question}]

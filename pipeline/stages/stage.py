@@ -1,19 +1,52 @@
-"""The graph of stages: a stage, its parents and its key. Pure: no torch, no files.
+"""A stage of a plan: one typed value. Pure: no torch, no files.
 
-A stage is a value. Its key is a hash of what decides its result (kind, settings, parents' keys) and of nothing else, so
-that the same work has the same key in every cell of every sweep, and is done once.
+A stage's key is a hash of what decides its result (kind, settings, parents' keys) and of nothing else, so that the same
+work has the same key in every cell of every sweep, and is done once.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+from common.settings import NoSettings, Settings
+from train.settings import Compute
+
+if TYPE_CHECKING:
+    from pipeline.execute import Job
 
 TRUNK = "trunk"  # the role of the CT stage that the decay of a wsd schedule starts from
+NONE, ONE_PROCESS = NoSettings(), Compute()
+Resource = Literal["data", "train", "score", "merge"]
+
+
+@dataclass(frozen=True)
+class StageType:
+    """What is known of all stages of one kind.
+
+    name: of its stages, and of its folder in the store. run: makes a stage. revision: a part of every key. Raise it
+    when the code changes what it makes: entries of older code are computed again. resource: data (text on a CPU),
+    train, score (a checkpoint or a merge reads tasks) or merge (weights alone). seconds: of one stage, until one was
+    measured; of what trains, of a million tokens. On two cores, as in tiny. shared: made before the cells of a sweep
+    start, as many of them read it. tracked: a run of its own in Weights & Biases.
+    """
+
+    name: str
+    run: Callable[[Job[Any, Any]], None]
+    revision: int
+    resource: Resource
+    seconds: float
+    shared: bool = False
+    tracked: bool = False
+
+    @property
+    def trained(self) -> bool:
+        """Return whether its time goes with its tokens, and it leaves a checkpoint."""
+        return self.resource == "train"
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,23 +54,32 @@ class Stage:
     """A unit of work.
 
     settings: what decides the result besides the parents: part of the key. options: what the work needs but does not
-    change the result (paths, devices): not part of the key. No option has the name of a setting.
+    change the result (paths, devices): not part of the key. No option has the name of a setting. inputs: checksums of
+    the user's files that it reads, part of the key; None: it reads none. method: what it belongs to in the results.
     """
 
-    kind: str
+    type: StageType
     slug: str
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    settings: Any = NONE  # a `Settings` of the type, as are the options
     parents: Mapping[str, Stage] = field(default_factory=dict)
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Any = NONE
+    inputs: tuple[str, ...] | None = None
+    method: str | None = None
 
     def __post_init__(self) -> None:
-        if both := self.settings.keys() & self.options.keys():
+        if both := self.settings.field_names() & self.options.field_names():
             raise ValueError(f"{self}: {min(both)} is a setting and an option")
 
     @cached_property
     def key(self) -> str:
         """12 hex digits that stand for the result."""
-        return self._digest(self.settings)
+        return self._digest(self.key_content)
+
+    @cached_property
+    def key_content(self) -> dict[str, Any]:
+        """Return the part of the key that is not the parents': settings and checksums, as plain values."""
+        inputs = {} if self.inputs is None else {"inputs": list(self.inputs)}
+        return self.settings.key_content() | inputs
 
     @cached_property
     def trajectory(self) -> str | None:
@@ -45,35 +87,64 @@ class Stage:
 
         None for other kinds, for a decay, and for CT on all of the text: no larger budget resumes from these.
         """
-        if self.kind != "ct" or self.settings.get("decay_tokens") or self.settings.get("tokens", 0) is None:
+        content = self.key_content
+        if self.kind != "ct" or content.get("decay_tokens") or content.get("tokens", 0) is None:
             return None
-        return self._digest({name: value for name, value in self.settings.items() if name != "tokens"})
+        return self._digest({name: value for name, value in content.items() if name != "tokens"})
+
+    @property
+    def kind(self) -> str:
+        """Return the name of its type."""
+        return self.type.name
 
     @property
     def tokens(self) -> int:
-        """Return the tokens of a training: its budget; if that is all of the text, as many as were expected."""
-        stated = self.settings["tokens"]
-        return int(self.options["expected_tokens"] if stated is None else stated)
+        """Return the tokens of a training: its budget; if that is all of the text, an estimate."""
+        return int(self.settings.tokens)
 
     @property
-    def type(self) -> StageType:
-        """Return what is known of all stages of its kind."""
-        return STAGE_TYPES[self.kind]
+    def compute(self) -> Compute:
+        """Return how a training is computed; of other stages, one process."""
+        compute: Compute = getattr(self.options, "compute", ONE_PROCESS)
+        return compute
 
     @property
     def given(self) -> bool:
         """Return whether this is a checkpoint that the user gave, a folder or a model of the Hub."""
-        return self.kind == "model"
+        return self.kind == GIVEN.name
 
     def __str__(self) -> str:
         return f"{self.kind} {self.slug}"
 
     def _digest(self, settings: Mapping[str, Any]) -> str:
         parents = {role: parent.key for role, parent in self.parents.items()}
-        revision = 0 if self.given else self.type.revision
-        content = {"kind": self.kind, "revision": revision, "settings": settings, "parents": parents}
+        content = {"kind": self.kind, "revision": self.type.revision, "settings": settings, "parents": parents}
         canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
         return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+
+class GivenSettings(Settings):
+    """A checkpoint from outside.
+
+    special_tokens: whether its tokenizer puts some around a text: what is trained and scored with it has changed.
+    """
+
+    sha256: str | None  # of its folder, or its commit on the Hub
+    special_tokens: bool = False
+
+
+class GivenOptions(Settings):
+    """path: a folder, or hub:owner/name@commit."""
+
+    path: str
+
+
+def run_given(job: Job[GivenSettings, GivenOptions]) -> None:
+    """Refuse: the executor opens or fetches what was given."""
+    raise AssertionError(f"{job.stage}: was given, and is not made")
+
+
+GIVEN = StageType("model", run_given, 0, "data", 0)
 
 
 @dataclass(frozen=True)
@@ -115,57 +186,3 @@ def in_order(goals: Iterable[Stage]) -> tuple[Stage, ...]:
     for goal in goals:
         visit(goal)
     return tuple(ordered.values())
-
-
-Resource = Literal["data", "train", "score", "merge"]
-
-
-@dataclass(frozen=True)
-class StageType:
-    """What is known of all stages of one kind.
-
-    name: of its stages, and of its folder in the store. maker: `module:function`; the function gets a
-    `pipeline.execute.Job`. revision: a part of every key. Raise it when the code changes what it makes: entries of
-    older code are computed again. work: data (text on a CPU), train, score (a checkpoint or a merge reads tasks) or
-    merge (weights alone). seconds: of one stage, until one was measured; of what trains, of a million tokens. On two
-    cores, as in tiny. shared: made before the cells of a sweep start, as many of them read it. tracked: a run of its
-    own in Weights & Biases.
-    """
-
-    name: str
-    maker: str
-    revision: int
-    resource: Resource
-    seconds: float
-    shared: bool = False
-    tracked: bool = False
-
-    @property
-    def trained(self) -> bool:
-        """Return whether its time goes with its tokens, and it leaves a checkpoint."""
-        return self.resource == "train"
-
-
-STAGE_TYPES: dict[str, StageType] = {
-    kind.name: kind
-    for kind in (
-        StageType("corpus", "pipeline.stages.data:run_corpus", 3, "data", 3, shared=True),
-        StageType("items", "pipeline.stages.data:run_items", 2, "data", 10, shared=True),
-        StageType("instructions", "pipeline.stages.data:run_instructions", 1, "data", 10, shared=True),
-        StageType("target_instructions", "pipeline.stages.data:run_target_instructions", 1, "data", 10, shared=True),
-        StageType("leaks", "pipeline.stages.scoring:run_contamination", 1, "data", 10, shared=True),
-        StageType("base", "pipeline.stages.training:run_base", 1, "train", 250, shared=True, tracked=True),
-        StageType("ct_blocks", "pipeline.stages.data:run_ct_blocks", 1, "data", 4, shared=True),
-        StageType("sft_blocks", "pipeline.stages.data:run_sft_blocks", 1, "data", 10, shared=True),
-        StageType("mixed_blocks", "pipeline.stages.data:run_mixed_blocks", 1, "data", 3),
-        StageType("ct", "pipeline.stages.training:run_ct", 1, "train", 250, tracked=True),
-        StageType("sft", "pipeline.stages.training:run_sft", 1, "train", 260, tracked=True),
-        StageType("tune", "pipeline.stages.tuning:run_tune", 2, "score", 11, tracked=True),
-        StageType("merge", "pipeline.stages.merging:run_merge", 2, "merge", 1),
-        StageType("weights", "pipeline.stages.merging:run_weights", 1, "merge", 2),
-        StageType("choose", "pipeline.stages.adapting:run_choose", 1, "merge", 1),
-        StageType("adapted", "pipeline.stages.adapting:run_adapted", 1, "merge", 5),
-        StageType("answers", "pipeline.stages.scoring:run_answers", 1, "score", 20),
-        StageType("eval", "pipeline.stages.scoring:run_eval", 2, "score", 18, tracked=True),
-    )
-}

@@ -1,173 +1,207 @@
-"""Config -> the stages that checkpoints are made by: text, items, blocks, trainings. Pure: no torch, no files."""
+"""The stages that train: a base model from scratch, continual training (CT) and supervised fine-tuning (SFT).
+
+Each kind has its planner and its function side by side. Plans need no torch and no files.
+"""
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from common import hub
 from common.errors import BadInput
+from common.settings import Settings
 from common.units import format_tokens
-from pipeline.config import CipherCorpus, Config, Training
-from pipeline.execute import Job
-from pipeline.run import launch
+from pipeline.config import CipherCorpus, Config
+from pipeline.config.trainings import Training
 from pipeline.stages import tuning
-from pipeline.stages.data import Data, bible_corpus, check_budget
-from pipeline.stages.stage import TRUNK, Inputs, Stage
-from train.stage_settings import (
-    BaseModelSettings,
-    TrainingSettings,
-)
+from pipeline.stages.data import Data, block_counts, check_budget, plan_base_corpus
+from pipeline.stages.stage import GIVEN, TRUNK, GivenOptions, GivenSettings, Inputs, Stage, StageType
+from train.settings import BaseModelSettings, Compute, TrainingSettings
 
-TRAINING_KEYS = (
-    "tokens",
-    "batch_tokens",
-    "block_size",
-    "learning_rate",
-    "min_lr_ratio",
-    "warmup_ratio",
-    "weight_decay",
-)
+if TYPE_CHECKING:
+    from pipeline.execute import Job
 
 
-def base_model(config: Config, inputs: Inputs, data: Data | None = None) -> Stage:
-    """The model that everything starts from: given, or trained from scratch, which needs the data."""
+NO_DECAY: dict[str, Any] = {"decay_tokens": 0, "decay_shape": None}
+
+
+class TrainingOptions(Settings):
+    """What a training needs besides its settings.
+
+    keep_last_state: whether the trainer's state of the largest budget stays. dev_every_tokens: how often it is measured
+    on held-out text of `dev_languages`; None: never.
+    """
+
+    compute: Compute
+    save_every_tokens: int
+    keep_last_state: bool = True
+    dev_every_tokens: int | None = None
+    dev_languages: tuple[str, ...] = ()
+
+
+# --- base ---
+
+
+def plan_base(config: Config, inputs: Inputs, data: Data | None = None) -> Stage:
+    """Plan the model that everything starts from: given, or trained from scratch, which needs the data."""
     model = config.model
     if model.path is not None:
         return given_model(model.name, model.path, inputs.model, "model" in inputs.special_tokens)
     assert model.recipe is not None and data is not None
-    recipe = model.recipe.model_dump(exclude={"save_every_tokens", "dev_every_tokens"})
-    corpus = bible_corpus(config.corpus, inputs) if isinstance(config.corpus, CipherCorpus) else data.corpus
-    settings = {**recipe, "language": corpus.settings["language"], **_precision(config)}
-    options = {"compute": _compute(config), "save_every_tokens": model.recipe.save_every_tokens}
-    return Stage("base", model.name, settings, {"corpus": corpus}, options)
+    corpus = plan_base_corpus(config.corpus, inputs) if isinstance(config.corpus, CipherCorpus) else data.corpus
+    settings = BaseModelSettings.pick(model.recipe, config.compute, language=corpus.settings.language)
+    options = TrainingOptions.pick(model.recipe, compute=Compute.pick(config.compute), dev_every_tokens=None)
+    return Stage(BASE, model.name, settings, {"corpus": corpus}, options)
 
 
-def chat_model(config: Config, inputs: Inputs) -> Stage:
-    """The SFT checkpoint that was given."""
+def plan_chat_model(config: Config, inputs: Inputs) -> Stage:
+    """Plan the SFT checkpoint that was given."""
     assert config.sft.source is not None
     return given_model("sft-en", config.sft.source, inputs.sft_model, "sft_model" in inputs.special_tokens)
 
 
 def given_model(slug: str, path: str, known: str | None, special_tokens: bool = False) -> Stage:
-    """A model from outside, known by a checksum, or by its commit on the Hub, which is then the one that is fetched.
+    """Return a model from outside, known by a checksum, or by its commit on the Hub, which is then what is fetched.
 
-    special_tokens: whether its tokenizer puts some around a text. It is a part of the key, as what is trained and
-    scored with such a tokenizer has changed.
+    special_tokens: whether its tokenizer puts some around a text.
     """
     of_hub = known is not None and known.startswith(hub.PREFIX)
-    settings = {"sha256": known, **({"special_tokens": True} if special_tokens else {})}
-    return Stage("model", slug, settings, options={"path": known if of_hub else path})
+    settings = GivenSettings(sha256=known, special_tokens=special_tokens)
+    return Stage(GIVEN, slug, settings, options=GivenOptions(path=known if known and of_hub else path))
 
 
-def continual_training(slug: str, config: Config, parents: Mapping[str, Stage]) -> Stage:
-    """CT of `model` on `blocks`; under a wsd schedule the decay of this budget, from a trunk that budgets share."""
-    stage = training("ct", slug, config, parents)
-    if config.ct.schedule == "cosine":
-        return stage
-    trunk = config.ct.tokens // config.ct.batch_tokens * config.ct.batch_tokens - config.ct.decay_tokens
-    if not trunk:
-        return stage
-    not_in_trunk = ("decay_tokens", "decay_shape")
-    shared = {name: value for name, value in stage.settings.items() if name not in not_in_trunk}
-    slug = f"{slug}-trunk-{format_tokens(trunk)}"
-    return replace(
-        stage, parents={**parents, TRUNK: Stage("ct", slug, {**shared, "tokens": trunk}, parents, stage.options)}
-    )
-
-
-def training(kind: Literal["ct", "sft"], slug: str, config: Config, parents: Mapping[str, Stage]) -> Stage:
-    """A training by the config's section of this kind, of `model` on `blocks`."""
-    section: Training = config.ct if kind == "ct" else config.sft
-    horizon = config.ct.schedule_tokens if kind == "ct" else config.sft.schedule_tokens or config.sft.tokens
-    lora, ct = config.train.lora, config.ct
-    whole_text = kind == "ct" and ct.whole_text
-    decay: dict[str, Any] = {}
-    if kind == "ct" and ct.schedule == "wsd":
-        decay = {"schedule": ct.schedule, "decay_tokens": ct.decay_tokens, "decay_shape": ct.decay_shape}
-    settings = {
-        **{name: getattr(section, name) for name in TRAINING_KEYS},
-        "schedule_tokens": horizon,
-        "seed": config.seed,
-        **_precision(config),
-        **({"lora": lora.model_dump()} if lora else {}),
-        **decay,
-        **({"tokens": None, "schedule_tokens": None} if whole_text else {}),
-    }
-    options = {
-        **({"expected_tokens": ct.tokens} if whole_text else {}),
-        "compute": _compute(config),
-        "save_every_tokens": section.save_every_tokens,
-        "keep_last_state": config.compute.keep_last_state,
-    }
-    if section.dev_every_tokens:
-        options |= {"dev_every_tokens": section.dev_every_tokens, "dev_languages": [config.language.code, "en"]}
-    return Stage(kind, slug, settings, parents, options)
-
-
-def _precision(config: Config) -> dict[str, str]:
-    """Omitted at fp32, so that keys stay. published: the dtype of the weights, which once was that of the passes."""
-    precision = config.compute.precision
-    return {} if precision == "fp32" else {"precision": precision, "published": "float32"}
-
-
-def _compute(config: Config) -> dict[str, Any]:
-    """How a training is computed, as `train.parallel.Compute` takes it."""
-    return config.compute.model_dump(exclude={"stage_seconds", "keep_last_state"})
-
-
-def run_base(job: Job) -> None:
+def run_base(job: Job[BaseModelSettings, TrainingOptions]) -> None:
     from train import base_model
 
-    settings, prepared = job.settings, job.work / "prepared"
+    prepared = job.work / "prepared"
     if not (prepared / "whole").exists():
-        base_model.prepare(job.folders["corpus"], BaseModelSettings.from_mapping(settings), prepared)
+        base_model.prepare(job.folders["corpus"], job.settings, prepared)
         (prepared / "whole").touch()
-    training = TrainingSettings.from_mapping({**settings, "schedule_tokens": settings["tokens"]})
-    launch.train(job, prepared / "model", prepared / "blocks", training)
+    _train(job, prepared / "model", prepared / "blocks", job.settings.training)
     shutil.rmtree(job.out / "state")  # nothing continues from here
 
 
-def run_ct(job: Job) -> None:
-    if job.settings["tokens"] is not None:
-        check_budget(job.folders["blocks"], job.settings["tokens"])
-    _train(job, job.resume.path / "state" if job.resume else None)
+BASE = StageType("base", run_base, 1, "train", 250, shared=True, tracked=True)
+
+
+# --- CT and SFT ---
+
+
+def plan_ct(slug: str, config: Config, parents: Mapping[str, Stage]) -> Stage:
+    """Plan CT of `model` on `blocks`; under a wsd schedule its decay, from a trunk that budgets share."""
+    settings = ct_settings(config)
+    stage = Stage(CT, slug, settings, parents, training_options(config, config.ct))
+    trunk = settings.steps * settings.batch_tokens - settings.decay_tokens
+    if config.ct.schedule == "cosine" or not trunk:
+        return stage
+    shared = settings.replace(tokens=trunk, **NO_DECAY)
+    below = replace(stage, slug=f"{slug}-trunk-{format_tokens(trunk)}", settings=shared)
+    return replace(stage, parents={**parents, TRUNK: below})
+
+
+def plan_mixed(slug: str, config: Config, parents: Mapping[str, Stage]) -> Stage:
+    """Plan a training by the settings of CT on as many tokens as CT and SFT have together.
+
+    It is of kind sft, as no larger budget continues from it.
+    """
+    tokens = config.ct.tokens + config.sft.tokens
+    both = config.model_copy(update={"ct": config.ct.model_copy(update={"tokens": tokens, "schedule_tokens": tokens})})
+    return Stage(SFT, slug, ct_settings(both), parents, training_options(both, both.ct))
+
+
+def plan_sft(slug: str, config: Config, parents: Mapping[str, Stage]) -> Stage:
+    """Plan SFT of `model` on `blocks`."""
+    sft = config.sft
+    settings = training_settings(config, sft, schedule_tokens=sft.schedule_tokens or sft.tokens)
+    return Stage(SFT, slug, settings, parents, training_options(config, sft))
+
+
+def ct_settings(config: Config) -> TrainingSettings:
+    """Return the settings of CT by the config; only a wsd schedule decays."""
+    return training_settings(config, config.ct, **(NO_DECAY if config.ct.schedule == "cosine" else {}))
+
+
+def training_settings(config: Config, section: Training, **values: Any) -> TrainingSettings:
+    """Return the settings of a training by a section of the config."""
+    return TrainingSettings.pick(section, config.compute, config.train, config, **values)
+
+
+def training_options(config: Config, section: Training) -> TrainingOptions:
+    """Return the options of a training by a section of the config."""
+    return TrainingOptions.pick(
+        section,
+        config.compute,
+        compute=Compute.pick(config.compute),
+        dev_languages=(config.language.code, "en") if section.dev_every_tokens else (),
+    )
+
+
+def run_ct(job: Job[TrainingSettings, TrainingOptions]) -> None:
+    settings, blocks = job.settings, job.folders["blocks"]
+    if settings.whole_text:
+        settings = settings.replace(**budget_of_blocks(blocks, settings.batch_tokens))
+    else:
+        check_budget(blocks, settings.tokens)
+    _train(job, job.checkpoint("model"), blocks, settings, job.resume.path / "state" if job.resume else None)
     if job.stage.trajectory is None:  # a decay: nothing continues from its end
         shutil.rmtree(job.out / "state")
 
 
-def run_sft(job: Job) -> None:
-    if "trainings" in job.settings:  # the tries of CT-then-SFT, chosen among on dev
+CT = StageType("ct", run_ct, 1, "train", 250, tracked=True)
+
+
+class SelectedTraining(TrainingSettings):
+    """One of several trainings, selected on dev when it is run. The other fields are those of the first."""
+
+    trainings: tuple[TrainingSettings, ...]
+
+    def key_content(self) -> dict[str, Any]:
+        return super().key_content() | {"trainings": [training.key_content() for training in self.trainings]}
+
+
+def plan_selected_sft(trials: Sequence[Stage], tunes: Mapping[str, Stage]) -> Stage:
+    """Plan the training of the trials that is best on dev. tunes: what scored them, by role."""
+    plain = trials[0]
+    blocks = {f"blocks-{number}": trial.parents["blocks"] for number, trial in enumerate(trials)}
+    settings = SelectedTraining.pick(plain.settings, trainings=tuple(trial.settings for trial in trials))
+    parents = {"model": plain.parents["model"], **blocks, **tunes}
+    return replace(plain, slug=f"{plain.slug}-chosen", settings=settings, parents=parents)
+
+
+def run_sft(job: Job[TrainingSettings, TrainingOptions]) -> None:
+    settings, blocks = job.settings, "blocks"
+    if isinstance(settings, SelectedTraining):
         number, _ = tuning.selected_trial(job)
-        settings = TrainingSettings.from_mapping(job.settings["trainings"][number])
-        launch.train(job, job.checkpoint("model"), job.folders[f"blocks-{number}"], settings)
-    else:
-        _train(job, None)
+        settings, blocks = settings.trainings[number], f"blocks-{number}"
+    _train(job, job.checkpoint("model"), job.folders[blocks], settings)
     shutil.rmtree(job.out / "state")  # nothing continues from here
 
 
-def _train(job: Job, resume_state: Path | None) -> None:
-    settings = TrainingSettings.from_mapping({**job.settings, **budget_of(job)})
-    launch.train(job, job.checkpoint("model"), job.folders["blocks"], settings, resume_state)
+SFT = StageType("sft", run_sft, 1, "train", 260, tracked=True)
 
 
-def budget_of(job: Job) -> dict[str, int]:
-    """The tokens of a training on all of the text, as its blocks have them: whole steps. Empty where they are stated.
+def budget_of_blocks(blocks: Path, step: int) -> dict[str, int]:
+    """Return the tokens of a training on all blocks: whole steps of `step` tokens.
 
     Raises BadInput for a text that is shorter than one step.
     """
-    if job.settings["tokens"] is not None:
-        return {}
-    counts = json.loads((job.folders["blocks"] / "counts.json").read_text(encoding="utf-8"))
-    step: int = job.settings["batch_tokens"]
-    if counts["tokens"] < step:
+    available: int = block_counts(blocks)["tokens"]
+    if available < step:
         raise BadInput(
-            f"ct.batch_tokens={format_tokens(step)}: the text with its English share has {counts['tokens']:,} tokens,"
+            f"ct.batch_tokens={format_tokens(step)}: the text with its English share has {available:,} tokens,"
             " less than one step. Set fewer tokens a step, or give more text."
         )
-    tokens = counts["tokens"] // step * step
-    return {"tokens": tokens, "schedule_tokens": tokens}
+    tokens = available // step * step
+    return {"tokens": tokens, "schedule_tokens": tokens, "whole_text": False}
+
+
+def _train(
+    job: Job[Any, TrainingOptions], model: Path, blocks: Path, settings: TrainingSettings, state: Path | None = None
+) -> None:
+    from pipeline.run import launch
+
+    launch.train(job, model, blocks, settings, state)

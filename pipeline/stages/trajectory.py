@@ -61,7 +61,7 @@ class Trajectory:
         missing = [tokens_of(stage) for stage in self.stages if store.find(stage) is None]
         # a branch continues from its trunk itself, which is the largest below one token more
         missing += [tokens_of(stage.parents[TRUNK]) + 1 for stage in self.branches if store.find(stage) is None]
-        keep_last = any(stage.options.get("keep_last_state", True) for stage in self.stages)
+        keep_last = any(stage.options.keep_last_state for stage in self.stages)
         published = self.published(store)
         with_state = {budget_of(entry): entry for entry in published if entry.has(STATE)}
         cut_off = [entry for entry in published if not entry.has(STATE) and (entry.path / STATE).exists()]

@@ -1,7 +1,8 @@
-"""Config -> the stages that choose among tries on dev. Pure: no torch, no files.
+"""The stage `tune`: score every trial of a method on dev, and select the best.
 
-A method of the results that is tuned has tries. They are scored on dev in the cells that `merge.choice` names, a `tune`
-stage a cell, and the try that is best in the mean over these cells is taken in all cells.
+The trials of a method are scored in the cells that `merge.choice` names, one `tune` stage per cell, and the trial with
+the best mean over these cells is taken in all cells. A stage leaves `tries.jsonl` (one line per trial: settings, score)
+and `choice.yml` (settings of the best trial; of equals, the first).
 """
 
 from __future__ import annotations
@@ -12,25 +13,40 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from common.files import read_jsonl, write_jsonl
+from eval.settings import ItemSettings, PromptSettings
 from pipeline.config import Config
-from pipeline.execute import Job
-from pipeline.job_settings import Method, TuneOptions, TuneSettings
 from pipeline.recipes import recipe_of
 from pipeline.stages import scoring
-from pipeline.stages.scoring import speaker, tokenizer_of
-from pipeline.stages.stage import Stage
+from pipeline.stages.scoring import ScoreOptions
+from pipeline.stages.stage import Stage, StageType
 
 if TYPE_CHECKING:
     from eval.harness import Scores
     from eval.task_set import TaskSet
     from merge import Recipe
+    from pipeline.execute import Job
+
+Trial = dict[str, Any]  # settings of a training, or a recipe without its checkpoints
+BEST = {"acc": max, "bits_per_byte": min}
+TRIALS, SELECTED = "tries.jsonl", "choice.yml"
+
+
+class TuneSettings(ItemSettings, PromptSettings):
+    """The selection among a method's trials by their score on dev."""
+
+    tries: tuple[Trial, ...]
+    metric: Literal["acc", "bits_per_byte"]
+    language: str
+    seed: int
+    trained_length: int | None = None  # tokens per block in training: no item is scored beyond it
+    day: str | None = None  # for today, where a template asks for the date
 
 
 def tuning_cells(config: Config) -> tuple[Config, ...]:
-    """Return the cells on whose dev scores a cell's tries are chosen."""
+    """Return the cells on whose dev scores a cell's trials are selected."""
     choice = config.merge.choice
     budgets = (config.ct.tokens,) if choice.budgets == "own" else choice.budgets
     seeds = (config.seed,) if choice.seeds == "own" else choice.seeds
@@ -39,117 +55,71 @@ def tuning_cells(config: Config) -> tuple[Config, ...]:
 
 
 def plan_tune(
-    config: Config, slug: str, tries: Sequence[Method], scored: Mapping[str, Stage], asks_date: bool = False
+    config: Config, slug: str, trials: Sequence[Trial], scored: Mapping[str, Stage], asks_date: bool = False
 ) -> Stage:
-    """Return the scoring of tries on dev in one cell, with the choice that this cell alone would make.
+    """Plan the scoring of trials on dev in one cell, with the selection that this cell alone would make.
 
-    scored: what the tries are made of, and the items and the corpus that they are asked from. By a template tries are
-    asked once, plain or by it. asks_date: whether a template writes the date.
+    scored: what the trials are made of, and the items and the corpus that they are scored on. A trial is scored once,
+    plain or by its template. asks_date: whether a template writes the date.
     """
-    asked = config.eval
-    settings = TuneSettings(
-        tries,
-        config.merge.metric,
-        asked.tune_limit,
-        asked.excerpt,
-        config.language.code,
-        config.seed,
-        asked.dtype,
-        config.trained_length,
-        "none" if asked.chat == "none" else "auto",
-        asked.system,
-        config.chat.date if asks_date else None,
+    settings = TuneSettings.pick(
+        config.eval,
+        config.merge,
+        config,
+        tries=tuple(trials),
+        limit=config.eval.tune_limit,
+        language=config.language.code,
+        chat="none" if config.eval.chat == "none" else "auto",
+        day=config.chat.date if asks_date else None,
     )
-    options = TuneOptions(config.compute.device, config.compute.threads, asked.batch_tokens, gpus=asked.gpus)
-    return Stage("tune", slug, settings.said(), scored, options.said())
+    return Stage(TUNE, slug, settings, scored, ScoreOptions.pick(config.eval, config.compute, include_path=None))
 
 
 def tuning_parents(tunes: Iterable[Stage]) -> dict[str, Stage]:
-    """Return the stages as the parents of what takes their choice: `tune` where there is one, else `tune-0`, `tune-1`,
-    ...
-    """
-    each = list({stage.key: stage for stage in tunes}.values())
-    return {"tune": each[0]} if len(each) == 1 else {f"tune-{number}": stage for number, stage in enumerate(each)}
+    """Return the parents of what takes a selection: `tune`, or `tune-0`, `tune-1`, ... where several cells select."""
+    unique = list({stage.key: stage for stage in tunes}.values())
+    return {"tune": unique[0]} if len(unique) == 1 else {f"tune-{i}": stage for i, stage in enumerate(unique)}
 
 
-def selection_stage(chosen: Stage) -> Stage:
-    """Return the stage that holds choice.yml and tries.jsonl: the one that scored the tries, or what took their
-    mean.
-    """
-    return chosen.parents.get("tune", chosen)
+def selection_stage(selected: Stage) -> Stage:
+    """Return the stage with choice.yml and tries.jsonl: what scored the trials, or what took their mean."""
+    return selected.parents.get("tune", selected)
 
 
-METRICS = {"acc": max, "bits_per_byte": min}
-TRIES, CHOICE = "tries.jsonl", "choice.yml"
-
-
-def best_of(tries: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return the row of the best try; of equals, the first."""
-    return METRICS[tries[0]["metric"]](tries, key=lambda row: row["score"])
-
-
-def selected_trial(job: Job) -> tuple[int, dict[str, Any]]:
-    """Return (number, settings) of the trial that the parents `tune`, or `tune-0`, `tune-1`, ... of a stage select.
-
-    If several select it, their mean is written among the stage's files, as a single one writes it among its own.
-    """
-    folders = [folder for role, folder in job.folders.items() if job.stage.parents[role].kind == "tune"]
-    by_cell = [read_jsonl(folder / TRIES) for folder in folders]
-    means = [mean_of(rows) for rows in zip(*by_cell, strict=True)]
-    best = best_of(means)
-    if len(folders) > 1:
-        write_trials(job.out, means)
-    return means.index(best), best["settings"]
-
-
-def mean_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return one try as several cells scored it: its mean, and what each cell gave where they are several."""
-    first, *others = rows
-    if any(row["settings"] != first["settings"] for row in others):
-        raise ValueError(f"cells scored other tries: {[row['settings'] for row in rows]}")
-    scores = [row["score"] for row in rows]
-    return {**first, "score": sum(scores) / len(scores), **({"scores": scores} if others else {})}
-
-
-def write_trials(folder: Path, tries: Sequence[dict[str, Any]]) -> None:
-    """Write the tries, one row per try, and the settings of the best."""
-    import yaml
-
-    write_jsonl(folder / TRIES, tries)
-    (folder / CHOICE).write_text(yaml.safe_dump(best_of(tries)["settings"], sort_keys=False), encoding="utf-8")
-
-
-def run_tune(job: Job) -> None:
-    """Score the tries that an earlier, interrupted run of this stage has not scored yet, and chooses among all."""
+def run_tune(job: Job[TuneSettings, ScoreOptions]) -> None:
+    """Score the trials that an interrupted run of this stage has not scored yet, and select the best of all."""
     import torch
 
-    settings, options = TuneSettings(**job.settings), TuneOptions(**job.options)
+    settings, options = job.settings, job.options
     torch.set_num_threads(options.threads)
-    metric, language, tries = settings.metric, settings.language, settings.tries
+    metric, language, trials = settings.metric, settings.language, settings.tries
     dev = scoring.task_set(job.folders["items"], job.folders["corpus"], "dev", settings.limit, settings.excerpt)
-    tasks = of_language(dev, language, metric)
-    journal = job.work / TRIES
-    done = read_tries(journal)
-    waiting = range(len(done), len(tries))
-    scored = _trained(job, waiting, tasks) if "try-0" in job.stage.parents else _merged(job, waiting, tasks)
-    for number, scores in zip(waiting, scored, strict=True):
-        done.append({"settings": tries[number], "metric": metric, "score": score(scores, language, metric)})
+    tasks = selection_tasks(dev, language, metric)
+    journal = job.work / TRIALS
+    done = read_trials(journal)
+    pending = range(len(done), len(trials))
+    scored = _trained(job, pending, tasks) if "try-0" in job.stage.parents else _merged(job, pending, tasks)
+    for number, scores in zip(pending, scored, strict=True):
+        done.append({"settings": trials[number], "metric": metric, "score": score(scores, language, metric)})
         with journal.open("a", encoding="utf-8") as file:
             file.write(json.dumps(done[-1]) + "\n")
         job.note = scores.note
-        job.facts |= scoring.packing_fact(scores)  # of the architecture: the same for every try
-        job.emit("progress", fraction=len(done) / len(tries), text=f"{len(done)} of {len(tries)} tries")
+        job.facts |= scoring.packing_fact(scores)  # of the architecture: the same for every trial
+        job.emit("progress", fraction=len(done) / len(trials), text=f"{len(done)} of {len(trials)} tries")
     write_trials(job.out, done)
 
 
-def _merged(job: Job, waiting: Sequence[int], tasks: TaskSet) -> Iterator[Scores]:
-    """Yield the scores of merges: each try is a recipe."""
-    settings, options = TuneSettings(**job.settings), TuneOptions(**job.options)
-    recipes = [recipe_of(job, settings.tries[number], settings.seed) for number in waiting]
+TUNE = StageType("tune", run_tune, 2, "score", 11, tracked=True)
+
+
+def _merged(job: Job[TuneSettings, ScoreOptions], pending: Sequence[int], tasks: TaskSet) -> Iterator[Scores]:
+    """Yield the scores of merges: each trial is a recipe."""
+    settings = job.settings
+    recipes = [recipe_of(job, settings.tries[number], settings.seed) for number in pending]
     folders = scoring.checkpoints(job)
     named = recipes[0].tokenizer if recipes else None
-    tokenizer = tokenizer_of(folders[speaker(folders, settings.chat, named)])
-    yield from scores_of_merges(recipes, tokenizer, tasks, options.device, _how(settings, options))
+    tokenizer = scoring.tokenizer_of(folders[scoring.speaker(folders, settings.chat, named)])
+    yield from scores_of_merges(recipes, tokenizer, tasks, job.options.device, scoring.how(settings, job.options))
 
 
 def scores_of_merges(
@@ -167,35 +137,23 @@ def scores_of_merges(
         yield scores
 
 
-def _trained(job: Job, waiting: Sequence[int], tasks: TaskSet) -> Iterator[Scores]:
-    """Yield the scores of checkpoints: each try is a training."""
+def _trained(job: Job[TuneSettings, ScoreOptions], pending: Sequence[int], tasks: TaskSet) -> Iterator[Scores]:
+    """Yield the scores of checkpoints: each trial is a training."""
     from eval import harness
 
-    how = _how(TuneSettings(**job.settings), TuneOptions(**job.options))
-    for number in waiting:
-        yield harness.evaluate_folder(job.checkpoint(f"try-{number}"), tasks, **how)
+    for number in pending:
+        checkpoint = job.checkpoint(f"try-{number}")
+        yield harness.evaluate_folder(checkpoint, tasks, **scoring.how(job.settings, job.options))
 
 
-def _how(settings: TuneSettings, options: TuneOptions) -> Mapping[str, Any]:
-    """Return what scoring needs besides the model and the tasks."""
-    return {
-        "batch_tokens": options.batch_tokens,
-        "device": options.device,
-        "dtype": settings.dtype,
-        "trained_length": settings.trained_length,
-        "gpus": options.gpus,
-        "prompting": scoring.prompting(settings),
-    }
-
-
-def of_language(tasks: TaskSet, language: str, metric: str) -> TaskSet:
-    """Only the tasks that the choice looks at: items or running text, of one language."""
-    chosen = {
+def selection_tasks(tasks: TaskSet, language: str, metric: str) -> TaskSet:
+    """Return only the tasks that a selection looks at: items or running text, of one language."""
+    selected = {
         name: entry
         for name, entry in tasks.entries.items()
         if entry.language == language and (entry.primary == "bits_per_byte") == (metric == "bits_per_byte")
     }
-    return replace(tasks, entries=chosen)
+    return replace(tasks, entries=selected)
 
 
 def score(scores: Scores, language: str, metric: str) -> float:
@@ -208,8 +166,44 @@ def score(scores: Scores, language: str, metric: str) -> float:
     )
 
 
-def read_tries(journal: Path) -> list[dict[str, Any]]:
-    """Return the tries of an interrupted run; a last line that was cut off is left out, and cut off for good."""
+def selected_trial(job: Job[Any, Any]) -> tuple[int, Trial]:
+    """Return (number, settings) of the trial that the parents `tune`, or `tune-0`, `tune-1`, ... of a stage select.
+
+    If several select it, their mean is written among the stage's files, as a single one writes it among its own.
+    """
+    folders = [folder for role, folder in job.folders.items() if job.stage.parents[role].kind == TUNE.name]
+    by_cell = [read_jsonl(folder / TRIALS) for folder in folders]
+    means = [mean_trial(rows) for rows in zip(*by_cell, strict=True)]
+    best = best_trial(means)
+    if len(folders) > 1:
+        write_trials(job.out, means)
+    return means.index(best), best["settings"]
+
+
+def best_trial(trials: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the row of the best trial; of equals, the first."""
+    return BEST[trials[0]["metric"]](trials, key=lambda row: row["score"])
+
+
+def mean_trial(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return one trial as several cells scored it: its mean, and the score in each cell where they are several."""
+    first, *others = rows
+    if any(row["settings"] != first["settings"] for row in others):
+        raise ValueError(f"cells scored other tries: {[row['settings'] for row in rows]}")
+    scores = [row["score"] for row in rows]
+    return {**first, "score": sum(scores) / len(scores), **({"scores": scores} if others else {})}
+
+
+def write_trials(folder: Path, trials: Sequence[dict[str, Any]]) -> None:
+    """Write the trials, one row per trial, and the settings of the best."""
+    import yaml
+
+    write_jsonl(folder / TRIALS, trials)
+    (folder / SELECTED).write_text(yaml.safe_dump(best_trial(trials)["settings"], sort_keys=False), encoding="utf-8")
+
+
+def read_trials(journal: Path) -> list[dict[str, Any]]:
+    """Return the trials of an interrupted run; an incomplete last line is dropped, from the file too."""
     if not journal.exists():
         return []
     rows = []

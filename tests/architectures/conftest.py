@@ -12,7 +12,7 @@ from common.files import write_jsonl
 from tests.architectures.model_kinds import untrained
 from tests.architectures.tokenizer_kinds import lines
 from train.data.corpus import build
-from train.stage_settings import CorpusOptions, CorpusSettings
+from train.settings import CorpusOptions, CorpusSettings
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -30,8 +30,10 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("text")
     for name, seed in (("mine", 1), ("english", 2)):
         (folder / f"{name}.txt").write_text("\n\n".join(lines(seed, 120)), encoding="utf-8")
-    options = CorpusOptions(str(folder / "mine.txt"), str(folder / "english.txt"))
-    build.build(CorpusSettings("files", "xx", dev=0.1, test=0.1, seed=0), options, folder / "corpus", folder)
+    options = CorpusOptions(path=str(folder / "mine.txt"), english_path=str(folder / "english.txt"))
+    build.build(
+        CorpusSettings(source="files", language="xx", dev=0.1, test=0.1, seed=0), options, folder / "corpus", folder
+    )
     words = [line.split() for line in lines(3, 60)]
     examples = [{"prompt": f"{' '.join(row[:4])}\nAnswer:", "output": " ".join(row[4:7])} for row in words]
     items = [

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,8 +29,7 @@ from pipeline.cost.shape import from_config_json
 from tests.architectures.model_kinds import ARCHITECTURES, REJECTED, SUPPORTED, config_of
 from train import trainer
 from train.data import packing
-from train.parallel import Compute
-from train.stage_settings import CtBlocksSettings, LoraSettings, SftBlocksSettings, TrainingSettings
+from train.settings import Compute, CtBlocksSettings, LoraSettings, SftBlocksSettings, TrainingSettings
 
 BLOCK = 64
 TRAINING = TrainingSettings(
@@ -66,7 +64,7 @@ def trained(model: Path, text: Path, out: Path, kind: str, lora: LoraSettings | 
             sft = SftBlocksSettings(tokens=4 * BLOCK, block_size=BLOCK, replay_share=0.0, seed=0)
             packing.sft_blocks(text / "items", None, model, sft, blocks, out / "work")
     name = f"{kind}_lora" if lora else kind
-    settings = replace(TRAINING, lora=lora)
+    settings = TRAINING.replace(lora=lora)
     trainer.train(model, blocks, settings, out / name, work=out / f"{name}_work", compute=Compute(threads=1))
     losses = [json.loads(line)["loss"] for line in (out / name / "log.jsonl").read_text().splitlines()]
     assert losses and all(math.isfinite(loss) and loss > 0 for loss in losses)
@@ -128,7 +126,7 @@ def test_lora_that_cannot_be_merged_is_rejected_before_it_is_trained(name: str, 
 
 def test_lora_on_modules_that_a_model_has_not_is_rejected_before_it_is_trained(models: dict[str, Path]) -> None:
     with pytest.raises(BadInput, match="train.lora.targets=.*c_attn"):
-        architecture.check_lora(models["llama-2"], "model.path=x", replace(LORA, targets=("c_attn",)))
+        architecture.check_lora(models["llama-2"], "model.path=x", LORA.replace(targets=("c_attn",)))
 
 
 def scores_are_those_of_lm_eval(folder: Path, text: Path) -> None:

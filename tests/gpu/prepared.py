@@ -10,7 +10,7 @@ from typing import Any
 
 from common.files import write_jsonl
 from tests.architectures.tokenizer_kinds import lines, tokenizer
-from train.stage_settings import CtBlocksSettings, SftBlocksSettings, TrainingSettings
+from train.settings import CtBlocksSettings, SftBlocksSettings, TrainingSettings
 
 # Weights far from 0, so that a wrong mask shows in a loss. On a GPU a model that outweighs what a process allocates
 # besides; on a CPU a few thousand parameters.
@@ -111,14 +111,19 @@ def write_data(made: Prepared) -> None:
     """Blocks of running text and of packed examples, and items."""
     from train.data import packing
     from train.data.corpus import build
-    from train.stage_settings import CorpusOptions, CorpusSettings
+    from train.settings import CorpusOptions, CorpusSettings
 
     folder, settings = made.folder, settings_of(made)
     count = max(120, settings.tokens // 50)  # documents: enough that some fall into each split
     for name, seed in (("mine", 1), ("english", 2)):
         (folder / f"{name}.txt").write_text("\n\n".join(lines(seed, count)), encoding="utf-8")
-    options = CorpusOptions(str(folder / "mine.txt"), str(folder / "english.txt"))
-    build.build(CorpusSettings("files", "xx", dev=0.1, test=0.1, seed=0), options, folder / "corpus", folder / "work")
+    options = CorpusOptions(path=str(folder / "mine.txt"), english_path=str(folder / "english.txt"))
+    build.build(
+        CorpusSettings(source="files", language="xx", dev=0.1, test=0.1, seed=0),
+        options,
+        folder / "corpus",
+        folder / "work",
+    )
     words = [line.split() for line in lines(3, 200)]
     examples = [{"prompt": f"{row[0]} {row[1]}\nAnswer:", "output": row[4]} for row in words]
     items = [
@@ -130,7 +135,9 @@ def write_data(made: Prepared) -> None:
         (folder / place).mkdir()
     write_jsonl(folder / "items" / "sft.jsonl", examples)
     write_jsonl(folder / "tasks" / "next_xx.test.jsonl", items)
-    ct = CtBlocksSettings("xx", settings.tokens, settings.block_size, english_share=0.25, seed=0)
+    ct = CtBlocksSettings(
+        language="xx", schedule_tokens=settings.tokens, block_size=settings.block_size, english_share=0.25, seed=0
+    )
     packing.ct_blocks(folder / "corpus", made.model, ct, folder / "ct_blocks", folder / "work")
-    sft = SftBlocksSettings(settings.tokens, settings.block_size, replay_share=0.0, seed=0)
+    sft = SftBlocksSettings(tokens=settings.tokens, block_size=settings.block_size, replay_share=0.0, seed=0)
     packing.sft_blocks(folder / "items", None, made.model, sft, folder / "sft_blocks", folder / "work")

@@ -14,7 +14,7 @@ from merge import Recipe
 from tests.gpu import steps
 from tests.gpu.prepared import Prepared, prepare, settings_of
 from train import trainer
-from train.parallel import Compute
+from train.settings import Compute
 
 FOUND = torch.cuda.device_count()
 pytestmark = [

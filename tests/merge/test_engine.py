@@ -80,7 +80,7 @@ def test_ties_by_hand(folders: dict[str, Path]) -> None:
         taus = []
         for side, density in ((ct, 0.5), (sft, 0.3)):
             tau = (side[name] - theta).flatten()
-            order = tau.abs().argsort(descending=True, stable=True)[: select.kept(density, tau.numel())]
+            order = tau.abs().argsort(descending=True, stable=True)[: select.count_kept(density, tau.numel())]
             taus.append(torch.zeros_like(tau).index_copy(0, order, tau[order]))
         sign = torch.where(taus[0] + taus[1] >= 0, 1.0, -1.0)
         alive = [tau * sign > 0 for tau in taus]
@@ -181,7 +181,7 @@ def test_audit_counts_what_counting_by_hand_counts(folders: dict[str, Path]) -> 
         tau = {"ct": (ct[name] - theta).flatten(), "sft": (sft[name] - theta).flatten()}
         thin = {}
         for key, density in (("ct", 0.5), ("sft", 0.3)):
-            order = tau[key].abs().argsort(descending=True, stable=True)[: select.kept(density, tau[key].numel())]
+            order = tau[key].abs().argsort(descending=True, stable=True)[: select.count_kept(density, tau[key].numel())]
             thin[key] = torch.zeros_like(tau[key]).index_copy(0, order, tau[key][order])
         mine, other = thin["sft"], thin["ct"]
         conflict = mine * other < 0
@@ -190,7 +190,7 @@ def test_audit_counts_what_counting_by_hand_counts(folders: dict[str, Path]) -> 
         count["conflict"] += int(conflict.sum())
         count["lost"] += int(loses.sum())
         count["lost_plain"] += int((conflict & (mine.abs() < other.abs())).sum())
-        top = tau["sft"].abs().argsort(descending=True)[: select.kept(0.05, mine.numel())]
+        top = tau["sft"].abs().argsort(descending=True)[: select.count_kept(0.05, mine.numel())]
         count["top"] += len(top)
         count["top_trimmed"] += int((mine[top] == 0).sum())
         energy += float(tau["sft"].double().square().sum())

@@ -75,7 +75,7 @@ def test_switches_by_hand(folders: dict[str, Path], switch: dict[str, Any], monk
         room = settings["slack"] * (sft.abs() if settings.get("slack_form") != "difference" else unit)
         saved = (ct * sft < 0) & (ct.abs() > sft.abs()) & (ct.abs() <= sft.abs() + room)
         if "slack_scope" in switch:
-            k = select.kept(settings.get("slack_share", 0.1), sft.numel())
+            k = select.count_kept(settings.get("slack_share", 0.1), sft.numel())
             saved &= sft.abs() >= sft.abs().sort(descending=True).values[k - 1]
         lifted += int(saved.sum())
         mean, larger = (ct + sft) / 2, torch.where(ct.abs() > sft.abs(), ct, sft)

@@ -13,14 +13,13 @@ import os
 import signal
 import sys
 import time
-from importlib import import_module
 from pathlib import Path
 
 from common.errors import Interrupted
 from pipeline import interruption
 from pipeline.execute import Job
 from pipeline.run import gpus
-from pipeline.stages.stage import STAGE_TYPES
+from pipeline.stages import STAGE_TYPES
 
 HANGS_AFTER_S = 120.0
 FOLDER = Path(sys.argv[1])
@@ -50,7 +49,7 @@ def make(job: Job) -> None:
         raise ZeroDivisionError("of all things")
     if job.stage.type.trained:
         train(job)
-    threads = job.options.get("threads") or job.options.get("compute", {}).get("threads")
+    threads = getattr(job.options, "threads", None) or job.stage.compute.threads
     (job.out / "made.json").write_text(json.dumps({"devices": DEVICES, "threads": threads}))
     if job.stage.kind.endswith("blocks"):
         (job.out / "counts.json").write_text(json.dumps({"tokens": 10**9, "blocks": 1, "real_token_share": 1.0}))
@@ -79,8 +78,7 @@ def main() -> int:
     for file in in_use:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails if the device is in use; ends with the process
     for kind in STAGE_TYPES.values():
-        module, _, function = kind.maker.partition(":")
-        setattr(import_module(module), function, make)
+        setattr(sys.modules[kind.run.__module__], kind.run.__name__, make)  # as plans on disk refer to it
     return gpus.main(FOLDER, int(sys.argv[2]), sys.argv[3:])
 
 

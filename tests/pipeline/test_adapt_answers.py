@@ -38,7 +38,7 @@ def test_four_models_answer_and_the_adapted_one_falls_back_on_the_chat_model() -
     assert len(set(keys(stages).values())) == 4
     assert stages["adapted"].parents["otherwise"] is stages["sft"]
     assert {"items", "corpus"} <= stages["ct"].parents.keys()
-    assert stages["ct"].settings == {"language": "tam", "seed": 0, "tokens": 256, "dtype": "bfloat16"}
+    assert stages["ct"].key_content == {"language": "tam", "seed": 0, "tokens": 256, "dtype": "bfloat16"}
 
 
 def test_one_model_as_the_pair_answers_once() -> None:
@@ -49,7 +49,7 @@ def test_one_model_as_the_pair_answers_once() -> None:
 def test_questions_of_ones_own_replace_the_items() -> None:
     asked = Inputs(model="base", sft_model="chat", corpus=("text",), questions=("நீர் என்றால் என்ன?",))
     stages = answers(asked)
-    assert stages["ct"].settings["questions"] == ("நீர் என்றால் என்ன?",)
+    assert stages["ct"].settings.questions == ("நீர் என்றால் என்ன?",)
     assert set(stages["ct"].parents) == {"checkpoint"}
     assert keys(stages)["ct"] != keys(answers())["ct"]
 

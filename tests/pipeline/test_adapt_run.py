@@ -58,14 +58,14 @@ def test_every_trial_is_scored_on_dev_and_one_model_on_test(made: Path) -> None:
     cell = planned(made)
     assert cell.adapt and list(cell.adapt.evals) == ["base", "sft", "ct", "sft_then_ct", "adapted"]
     assert len(cell.adapt.dev) == 1 + 7 * 4 and next(iter(cell.adapt.dev)) == "sft"
-    assert {stage.settings["split"] for stage in cell.adapt.dev.values()} == {"dev"}
-    assert {stage.settings["split"] for stage in cell.adapt.evals.values()} == {"test"}
+    assert {stage.settings.split for stage in cell.adapt.dev.values()} == {"dev"}
+    assert {stage.settings.split for stage in cell.adapt.evals.values()} == {"test"}
     assert not {stage.kind for stage in cell.stages} & {"sft", "sft_blocks", "tune", "weights"}
     by_slug = {str(stage): stage for stage in cell.stages}
-    ties = by_slug["merge tam-ties-2048-s0"].settings["stated"]
+    ties = by_slug["merge tam-ties-2048-s0"].settings.stated
     assert (ties["tokenizer"], ties["special_rows"]) == ("sft", "sft")
     slerp = by_slug["merge tam-chat_slerp-2048-s0"]
-    assert slerp.settings["stated"]["special_rows"] == "base"  # an arc that starts at the chat model
+    assert slerp.settings.stated["special_rows"] == "base"  # an arc that starts at the chat model
     assert slerp.parents["model"].key == cell.checkpoints["sft"].key
 
 

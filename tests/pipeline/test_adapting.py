@@ -15,12 +15,11 @@ from common.files import read_jsonl, write_jsonl
 from pipeline import adapted_card
 from pipeline.adapted_card import Facts, Origin
 from pipeline.execute import Job
-from pipeline.job_settings import ChooseSettings
 from pipeline.run import adapted_model
 from pipeline.stages import adapting
-from pipeline.stages.adapting import add_stop, use_cache
+from pipeline.stages.adapting import CHOOSE, ChooseSettings, add_stop, use_cache
+from pipeline.stages.stage import Stage
 from tests.pipeline.tiny_pair import DOCUMENT_END, make_pair
-from tests.pipeline.toy_stage import toy_stage
 
 SCORES = [("sft", 0.3, 0.50), ("a", 0.9, 0.47), ("b", 0.5, 0.49), ("c", 0.4, 0.50), ("d", 0.5, 0.48)]
 
@@ -39,10 +38,12 @@ def job(tmp_path: Path, scores: list[tuple[str, float, float]], **asked: Any) ->
         rows = [record("mean_tam", "acc", "tam", gain), record("mean_en", "acc", "en", keep)]
         write_jsonl(folders[name] / "scores.jsonl", rows)
     candidates = [{"candidate": name, "method": f"by_{name}", "settings": {"t": gain}} for name, gain, _ in scores[1:]]
-    settings = ChooseSettings("acc", "acc_en", 0.02, "tam", candidates, **asked).said()
+    settings = ChooseSettings(
+        gain="acc", keep="acc_en", tolerance=0.02, language="tam", candidates=tuple(candidates), **asked
+    )
     out = tmp_path / "out"
     out.mkdir()
-    return Job(toy_stage("choose", "toy", settings), out, tmp_path, folders)
+    return Job(Stage(CHOOSE, "toy", settings), out, tmp_path, folders)
 
 
 def chosen(made: Job) -> dict[str, Any]:

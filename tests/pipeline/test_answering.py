@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from eval.answers import generate_answers
 from pipeline.execute import Job
-from pipeline.stages.scoring import prompt, run_answers
+from pipeline.stages.scoring import ANSWERING, AnswersSettings, ScoreOptions, prompt, run_answers
+from pipeline.stages.stage import Stage
 from tests.eval.chat_models import CHATML, chat_tokenizer, saved
 from tests.pipeline.toy_stage import toy_stage
 
 QUESTIONS = ["நீர் என்றால் என்ன?", "Moni", "བོད་ཡིག་ཟེར་ན་ཅི་ཞིག་ཡིན་ནམ།"]
-SETTINGS = {"language": "tam", "seed": 0, "tokens": 6, "dtype": "float32", "questions": QUESTIONS}
-OPTIONS = {"device": "cpu", "threads": 1, "batch_tokens": 256}
+SETTINGS: dict[str, Any] = {"language": "tam", "seed": 0, "tokens": 6, "dtype": "float32", "questions": QUESTIONS}
+OPTIONS = ScoreOptions(device="cpu", threads=1, batch_tokens=256)
 
 
 def made(folder: Path, model: Path, **more: object) -> list[dict[str, object]]:
     """What the stage leaves of a given model."""
-    stage = toy_stage("answers", "tam", {**SETTINGS, **more}, {"checkpoint": toy_stage("model", "given")}, OPTIONS)
+    stage = Stage(
+        ANSWERING, "tam", AnswersSettings(**{**SETTINGS, **more}), {"checkpoint": toy_stage("model", "given")}, OPTIONS
+    )
     (folder / "out").mkdir(parents=True)
     job = Job(stage, folder / "out", folder / "work", {"checkpoint": model})
     run_answers(job)
@@ -52,7 +56,12 @@ def test_a_model_that_was_not_written_answers_as_the_chat_model(tmp_path: Path) 
     (tmp_path / "chat" / "answers.jsonl").write_text(said, encoding="utf-8")
     parents = {"checkpoint": toy_stage("adapted", "tam"), "otherwise": toy_stage("answers", "tam")}
     folders = {"checkpoint": tmp_path / "adapted", "otherwise": tmp_path / "chat"}
-    job = Job(toy_stage("answers", "tam", SETTINGS, parents, OPTIONS), tmp_path / "out", tmp_path / "work", folders)
+    job = Job(
+        Stage(ANSWERING, "tam", AnswersSettings(**SETTINGS), parents, OPTIONS),
+        tmp_path / "out",
+        tmp_path / "work",
+        folders,
+    )
     run_answers(job)
     assert (tmp_path / "out" / "answers.jsonl").read_text(encoding="utf-8") == said
     assert job.note == ": those of the chat model"

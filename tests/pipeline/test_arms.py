@@ -71,7 +71,7 @@ def test_replay_in_sft_changes_the_share_and_no_more() -> None:
     (cell, _) = cells("eval.unmerged=[ct_then_sft,sft_replay]")
     replay, plain = (parent(cell.evals[name], "checkpoint") for name in ("sft_replay", "ct_then_sft"))
     assert replay.settings == plain.settings and replay.parents["model"].key == plain.parents["model"].key
-    differing = parent(replay, "blocks").settings.items() ^ parent(plain, "blocks").settings.items()
+    differing = parent(replay, "blocks").key_content.items() ^ parent(plain, "blocks").key_content.items()
     assert differing == {("replay_share", 0.5), ("replay_share", 0.25)}
 
 
@@ -81,9 +81,9 @@ def test_mixed_is_one_training_of_both_kinds_of_blocks() -> None:
     assert arm.parents["model"].key == ct.parents["model"].key and arm.kind == "sft" and arm.trajectory is None
     assert parent(arm, "blocks", "ct_blocks").key == ct.parents["blocks"].key
     assert parent(arm, "blocks", "sft_blocks").key == parent(small.evals["ct_then_sft"], "checkpoint", "blocks").key
-    assert arm.settings["tokens"] == arm.settings["schedule_tokens"] == 2048 + 4096
-    assert arm.settings["learning_rate"] == ct.settings["learning_rate"]
-    assert parent(large.evals["mixed"], "checkpoint").settings["tokens"] == 4096 + 4096
+    assert arm.settings.tokens == arm.settings.schedule_tokens == 2048 + 4096
+    assert arm.settings.learning_rate == ct.settings.learning_rate
+    assert parent(large.evals["mixed"], "checkpoint").settings.tokens == 4096 + 4096
 
 
 def test_merge_then_sft_trains_on_the_weights_of_the_merge() -> None:

@@ -22,8 +22,8 @@ from pipeline.run.plan_table import prompts
 from pipeline.run_plan import without_stages
 from pipeline.stages import scoring
 from pipeline.stages.cell import plan_cell
-from pipeline.stages.scoring import speaker
-from pipeline.stages.stage import Inputs
+from pipeline.stages.scoring import EvalSettings, ScoreOptions, speaker
+from pipeline.stages.stage import Inputs, Stage
 from tests.eval import local_tasks
 from tests.eval.chat_models import CHATML, DATED, NO_SYSTEM, chat_model, chat_tokenizer, saved
 from tests.pipeline.toy_stage import toy_stage
@@ -38,7 +38,7 @@ def config(*overrides: str) -> Config:
 def settings(*overrides: str, asks_date: bool = False) -> dict[str, list[dict[str, Any]]]:
     """The settings of eval and tune stages, by kind."""
     cell = plan_cell(config(*overrides), Inputs("model", "ct", "sft", asks_date=asks_date))
-    return {kind: [dict(s.settings) for s in cell.stages if s.kind == kind] for kind in ("eval", "tune")}
+    return {kind: [s.key_content for s in cell.stages if s.kind == kind] for kind in ("eval", "tune")}
 
 
 def test_only_what_differs_from_the_defaults_is_in_a_key() -> None:
@@ -137,7 +137,7 @@ def test_a_merge_is_scored_by_the_template_and_the_generation_config_of_its_chat
 
     own = local_tasks.write(tmp_path / "tasks", ["mgsm_tam"])
     tasks = task_set.prepare(include_path=own, limit=2, fewshot=1)
-    monkeypatch.setattr(scoring, "tasks_of_settings", lambda *_: tasks)
+    monkeypatch.setattr(scoring, "load_tasks", lambda *_: tasks)
     folder = tmp_path / "written"
     merge.write(Recipe.from_yaml(tmp_path / "merge.yml"), folder)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"):
@@ -145,14 +145,10 @@ def test_a_merge_is_scored_by_the_template_and_the_generation_config_of_its_chat
     asking = Prompting("auto", "சொல்")
     expected = harness.evaluate_folder(folder, tasks, prompting=asking)
     parents = {name: toy_stage("model", name, {"name": name}) for name in merged}
-    usual = {"split": "test", "limit": None, "excerpt": None, "language": "tam", "tasks": [], "inputs": []}
-    stage = toy_stage(
-        "eval",
-        "merge",
-        {**usual, "chat": "auto", "system": "சொல்"},
-        {**parents, "merge": toy_stage("merge", "merge")},
-        {"device": "cpu", "threads": 1, "batch_tokens": 1024, "include_path": None},
-    )
+    usual: dict[str, Any] = {"split": "test", "limit": None, "excerpt": None, "language": "tam", "tasks": ()}
+    settings = EvalSettings(**usual, chat="auto", system="சொல்")
+    options = ScoreOptions(device="cpu", threads=1, batch_tokens=1024)
+    stage = Stage(scoring.EVAL, "merge", settings, {**parents, "merge": toy_stage("merge", "merge")}, options)
     out = tmp_path / "out"
     out.mkdir()
     job = Job(stage=stage, out=out, work=tmp_path, folders={**merged, "merge": tmp_path})

@@ -127,7 +127,7 @@ def test_what_cannot_work_is_refused_in_one_line_before_anything_runs(
 
 
 def chat_of(stage: Stage) -> dict[str, Any] | None:
-    value: dict[str, Any] | None = stage.settings.get("chat")
+    value: dict[str, Any] | None = stage.key_content.get("chat")
     return value
 
 
@@ -135,7 +135,7 @@ def test_only_what_differs_from_the_defaults_is_in_a_key(base: Path, talk: Path,
     given = ("model=folder", f"model.path={base}", f"sft.path={talk}")
     made = stages(tmp_path, *given, "sft.template=tokenizer")
     assert chat_of(made["sft_blocks"]) == {"template": "tokenizer"}
-    assert made["items"].settings["conversations"] is True and "format" not in made["items"].settings
+    assert made["items"].settings.conversations is True and made["items"].settings.format == "auto"
     (tmp_path / "mine.jinja").write_text(text("llama3_2"))
     other = stages(
         tmp_path, *given, f"sft.template={tmp_path}/mine.jinja", "sft.system=S", "sft.too_long=drop",
@@ -145,7 +145,7 @@ def test_only_what_differs_from_the_defaults_is_in_a_key(base: Path, talk: Path,
         "template": text("llama3_2"), "system": "S", "too_long": "drop", "date": "2025-01-01",
         "args": {"tools_in_user_message": False},
     }  # fmt: skip
-    assert other["items"].settings["format"] == "messages"
+    assert other["items"].settings.format == "messages"
     dated = [f"sft.template={tmp_path}/mine.jinja", "chat.date=2026-01-01"]
     assert chat_of(stages(tmp_path, *given, *dated)["sft_blocks"])["date"] == "2026-01-01"  # type: ignore[index]
     same = stages(tmp_path, *given, "sft.template=tokenizer", "chat.date=2026-01-01")
@@ -177,7 +177,7 @@ def test_a_data_set_of_conversations_is_read_and_checked(base: Path, tmp_path: P
     write_jsonl(tmp_path / "set" / "rows.jsonl", [{"conversations": [{"from": "human", "value": "q"}, said]}])
     assert not [str(f) for f in check_configs(sweep.expand(given, multirun=False).configs)[1] if f.fails]
     made = stages(tmp_path, *given[3:], "sft.format=sharegpt")
-    assert made["instructions"].settings["format"] == "sharegpt"
+    assert made["instructions"].settings.format == "sharegpt"
 
 
 def test_sft_learns_conversations(base: Path, talk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

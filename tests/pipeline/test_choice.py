@@ -87,27 +87,27 @@ def test_ct_then_sft_has_tries_and_is_trained_by_the_chosen_one() -> None:
     for before, after in zip(plain, tuned, strict=True):
         untuned, chosen = (cell.checkpoints["ct_then_sft"] for cell in (before, after))
         assert {stage.kind for stage in chosen.parents.values()} == {"ct", "sft_blocks", "tune"}
-        assert chosen.settings["trainings"][0] == untuned.settings
-        rates = [training["learning_rate"] for training in chosen.settings["trainings"]]
+        assert chosen.settings.trainings[0] == untuned.settings
+        rates = [training.learning_rate for training in chosen.settings.trainings]
         assert rates == [5e-4, 2e-4]
         assert after.chosen["ct_then_sft"] is chosen
     (tuning,) = (stage for stage in tuned[0].stages if stage.kind == "tune" and "ct-then-sft-2048-s0" in stage.slug)
     assert tuning.parents["try-0"].key == plain[0].checkpoints["ct_then_sft"].key, "the first try is no other training"
-    assert tuning.settings["tries"] == [{"learning_rate": 5e-4}, {"learning_rate": 2e-4}]
+    assert list(tuning.settings.tries) == [{"learning_rate": 5e-4}, {"learning_rate": 2e-4}]
 
 
 def test_a_try_of_other_length_has_blocks_of_its_own() -> None:
     (cell, *_) = cells("sft.grid={tokens:[4096,2048]}")
     chosen = cell.checkpoints["ct_then_sft"]
-    assert [chosen.parents[f"blocks-{n}"].settings["tokens"] for n in (0, 1)] == [4096, 2048]
-    assert [training["schedule_tokens"] for training in chosen.settings["trainings"]] == [4096, 2048]
+    assert [chosen.parents[f"blocks-{n}"].settings.tokens for n in (0, 1)] == [4096, 2048]
+    assert [training.schedule_tokens for training in chosen.settings.trainings] == [4096, 2048]
 
 
 def test_the_first_try_is_scored_on_test_where_that_is_asked() -> None:
     plain, asked = cells(ALL, GRID), cells(ALL, GRID, "eval.untuned=true")
     assert not plain[0].untuned and set(asked[0].untuned) == {"task_arithmetic", "ties_sv_1", "ct_then_sft"}
     merge = asked[0].untuned["task_arithmetic"].parents["merge"]
-    assert merge.settings["stated"] == {"method": "task_arithmetic", "lambda": 0.5} and not tunes(merge)
+    assert merge.settings.stated == {"method": "task_arithmetic", "lambda": 0.5} and not tunes(merge)
     (untuned, *_) = cells()
     assert asked[0].untuned["ct_then_sft"].key == untuned.evals["ct_then_sft"].key
     assert {stage.key for stage in merged(plain)} < {stage.key for stage in merged(asked)}
@@ -212,5 +212,5 @@ def test_tries_of_an_interrupted_choice_are_read_up_to_where_they_were_cut_off(t
     rows = [{"method": "a\u2028b"}, {"method": "c"}]
     whole = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
     (tmp_path / "tries.jsonl").write_bytes(whole + '{"method": "ŵ'.encode()[:-1])
-    assert tuning.read_tries(tmp_path / "tries.jsonl") == rows
+    assert tuning.read_trials(tmp_path / "tries.jsonl") == rows
     assert (tmp_path / "tries.jsonl").read_bytes() == whole

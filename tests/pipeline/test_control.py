@@ -21,7 +21,7 @@ def test_the_cipher_begins_with_the_base_of_chichewa() -> None:
     nya, cipher = planned("language=nya"), planned("language=cipher")
     assert nya["base"].key == cipher["base"].key
     assert nya["corpus"].key != cipher["items"].parents["corpus"].key
-    assert cipher["ct_blocks"].parents["corpus"].settings["source"] == "cipher"
+    assert cipher["ct_blocks"].parents["corpus"].settings.source == "cipher"
 
 
 @pytest.mark.parametrize(

@@ -14,13 +14,12 @@ import pytest
 
 from common.errors import BadInput
 from pipeline import sweep
-from pipeline.config import Config, ModelShape
+from pipeline.config import Compute, Config, ModelShape
 from pipeline.cost import estimate, hardware, memory
 from pipeline.cost.estimate import Work, stage_work
 from pipeline.cost.shape import forward_flops, from_config_json, model_shape, training_flops
 from pipeline.stages.cell import Cell, merged, plan_cell
 from pipeline.stages.stage import Inputs
-from train.parallel import Compute
 
 ROOT = Path(__file__).parents[2]
 LLAMA = ModelShape(vocabulary=32000, hidden=4096, layers=32, heads=32, kv_heads=32, feed_forward=11008, tied=False)

@@ -58,6 +58,7 @@ def test_every_event_has_its_line(tmp_path: Path) -> None:
     stages, journal = toy.plan(), Journal(tmp_path / "journal.jsonl")
     view, ct = toy.view(Store(tmp_path / "store"), stages, journal), stages[2]
     journal.message("2 jobs submitted")
+    view.status()  # which shows no line
     journal.write("started", ct, resumed_tokens=0, job="7")
     journal.append({**started(journal, ct), "event": "progress", "fraction": 0.25, "text": "5 of 20 tokens"})
     for event in ("waiting", "saving"):

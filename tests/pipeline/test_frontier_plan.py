@@ -31,8 +31,8 @@ def test_all_settings_are_scored_on_both_splits_and_none_is_chosen() -> None:
     for method, points in cell.frontier.items():
         assert points[0].test is cell.evals[method], "the first setting is the method's own row of the results"
         for point in points:
-            assert (point.dev.settings["split"], point.test.settings["split"]) == ("dev", "test")
-            assert point.dev.settings["limit"] == cell.config.eval.tune_limit
+            assert (point.dev.settings.split, point.test.settings.split) == ("dev", "test")
+            assert point.dev.settings.limit == cell.config.eval.tune_limit
             made = {role: stage.key for role, stage in point.test.parents.items()}
             assert made == {role: stage.key for role, stage in point.dev.parents.items()}
             assert {point.dev.key, point.test.key} <= {stage.key for stage in cell.stages}
@@ -43,8 +43,8 @@ def test_all_settings_are_scored_on_both_splits_and_none_is_chosen() -> None:
 def test_the_settings_are_the_tries_that_a_choice_would_look_at() -> None:
     (plain, *_), (asked, *_) = cells(), cells("eval.frontier=all")
     tune = plain.chosen["ties_sv_1"]
-    assert list(tune.settings["tries"]) == [
-        point.test.parents["merge"].settings["stated"] for point in asked.frontier["ties_sv_1"]
+    assert list(tune.settings.tries) == [
+        point.test.parents["merge"].settings.stated for point in asked.frontier["ties_sv_1"]
     ]
     tries = [stage.key for stage in merged([plain]) if stage.kind == "sft" and "trainings" not in stage.settings]
     assert {point.test.parents["checkpoint"].key for point in asked.frontier["ct_then_sft"]} <= set(tries)

@@ -74,7 +74,7 @@ def test_every_piece_runs_once_after_its_needs_and_no_device_is_used_twice(count
 
 def test_each_budget_of_a_trajectory_is_a_piece_that_needs_the_smaller_one() -> None:
     plan = stages()
-    small, large = sorted((stage for stage in plan if stage.kind == "ct"), key=lambda stage: stage.settings["tokens"])
+    small, large = sorted((stage for stage in plan if stage.kind == "ct"), key=lambda stage: stage.settings.tokens)
     by_key = {key: piece for piece in gpu_pieces(plan, {stage.key for stage in plan}) for key in piece.keys}
     assert by_key[small.key].stages == (small,) and small.key in by_key[large.key].needs
     scored = next(stage for stage in plan if stage.parents.get("checkpoint") is small)
@@ -180,8 +180,8 @@ def test_a_child_takes_its_share_of_the_cores_and_the_key_stays() -> None:
     for stage in stages("compute.threads=8"):
         bounded = gpus.with_threads(stage, 3)
         assert bounded.key == stage.key
-        given = [bounded.options.get("threads"), bounded.options.get("compute", {}).get("threads")]
-        before = [stage.options.get("threads"), stage.options.get("compute", {}).get("threads")]
+        given = [getattr(bounded.options, "threads", None), bounded.compute.threads]
+        before = [getattr(stage.options, "threads", None), stage.compute.threads]
         assert given == [threads and min(threads, 3) for threads in before]
 
 

@@ -70,7 +70,7 @@ def test_keys_are_made_from_the_commit_and_not_from_the_files(cache: Path) -> No
 def test_the_commit_of_the_key_is_what_is_fetched(cache: Path) -> None:
     config = sweep.expand(("experiment=test", "model=folder", "model.path=hub:me/tiny"), multirun=False).configs[0]
     models = [stage for stage in plan_cell(config, inputs.inputs(config)).stages for stage in stage.parents.values()]
-    places = {stage.options["path"] for stage in models if stage.kind == "model"}
+    places = {stage.options.path for stage in models if stage.kind == "model"}
     snapshot(cache, "me/tiny", OTHER)  # the branch goes on
     assert [hub.fetch(place).name for place in places] == [COMMIT]
 

@@ -49,7 +49,7 @@ def test_keys_stay(overrides: str) -> None:
 )
 def test_only_corpora_of_own_files_are_marked(overrides: str, mark: str | None) -> None:
     cells = [plan_cell(config, INPUTS) for config in sweep.expand(overrides.split(), multirun=True).configs]
-    assert {stage.settings.get("lines") for stage in merged(cells) if stage.kind == "corpus"} == {mark}
+    assert {stage.key_content.get("lines") for stage in merged(cells) if stage.kind == "corpus"} == {mark}
 
 
 def test_notes_are_in_no_key() -> None:

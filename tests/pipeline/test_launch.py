@@ -26,8 +26,7 @@ from pipeline.stages.cell import plan_cell
 from pipeline.stages.stage import Inputs
 from pipeline.store import Store
 from tests.pipeline.toy_stage import toy_stage
-from train.parallel import Compute
-from train.stage_settings import TrainingSettings
+from train.settings import Compute, TrainingSettings
 
 SETTINGS = {
     "tokens": 2048, "schedule_tokens": 2048, "batch_tokens": 128, "block_size": 32, "learning_rate": 1e-2,
@@ -259,10 +258,12 @@ def test_a_training_is_watched_on_the_text_of_its_language_and_not_of_its_base()
     watched_both = ["ct.dev_every_tokens=10k", "sft.dev_every_tokens=10k"]
     settings = ["experiment=cosine", "language=cipher", "ct.tokens=50k", "model=recipe_b", "model.path=null"]
     (config, *_) = sweep.expand([*settings, *watched_both], multirun=True).configs
-    trainings = [stage for stage in plan_cell(config, Inputs()).stages if "dev_every_tokens" in stage.options]
+    trainings = [
+        stage for stage in plan_cell(config, Inputs()).stages if getattr(stage.options, "dev_every_tokens", None)
+    ]
     assert {stage.kind for stage in trainings} == {"ct", "sft"}
     for stage in trainings:
-        job = Job(stage, Path("out"), Path("work"), {}, materialize=lambda found: Path(str(found.settings["language"])))
+        job = Job(stage, Path("out"), Path("work"), {}, materialize=lambda found: Path(str(found.settings.language)))
         watched = launch.watched_text(job)
         assert watched is not None and watched.languages == ("cipher", "en")
         assert Path(watched.corpus).name == "cipher"

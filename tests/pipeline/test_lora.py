@@ -19,7 +19,7 @@ def test_lora_makes_other_stages_of_the_same_base() -> None:
     assert full["base"].key == small["base"].key == large["base"].key
     for kind in ("ct", "sft"):
         assert len({cell[kind].key for cell in (full, small, large)}) == 3
-        assert "lora" not in full[kind].settings and small[kind].settings["lora"]["rank"] == 64
+        assert full[kind].settings.lora is None and small[kind].settings.lora.rank == 64
 
 
 def test_merges_read_the_base_and_the_adapter(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def config(tmp_path: Path) -> Config:
 
 
 def alike(config: Config, gpu: str = "H100") -> dict[str, hardware.Speed]:
-    return hardware.comparable_speeds(Store(Path(config.store)), config, hardware.GPUS[gpu])
+    return hardware.comparable_speeds(Store(Path(config.store)), config, hardware.GPUS[gpu], ("base", "ct", "sft"))
 
 
 def test_a_training_of_the_same_shape_precision_and_gpu_is_planned_by(tmp_path: Path, config: Config) -> None:

@@ -15,11 +15,10 @@ import pytest
 
 from common.errors import BadInput
 from pipeline import sweep
-from pipeline.config import Config, ModelShape
+from pipeline.config import Compute, Config, ModelShape
 from pipeline.cost import hardware, memory, table
 from pipeline.cost.estimate import checkpoint_bytes
 from pipeline.cost.shape import from_config_json
-from train.parallel import Compute
 
 ROOT = Path(__file__).parents[2]
 WITHIN = 0.15

@@ -57,7 +57,7 @@ def test_keys_and_folders_are_those_of_the_old_names() -> None:
     assert {"eval nya-ceiling-4096-s0", "eval nya-base_with_sft-s0", "merge nya-mine-4096-s0"} < set(new)
     mine = new["merge nya-mine-4096-s0"]
     assert set(mine.parents) == {"model", "ct", "ceiling"}
-    recipe = mine.settings["stated"]
+    recipe = mine.settings.stated
     assert recipe["protect"] == ["ceiling"] and recipe["models.ceiling.weight"] == 2.0
 
 
@@ -141,7 +141,7 @@ def test_reports_and_scores_with_the_old_names_are_read(tmp_path: Path) -> None:
         before = before.replace(f'"{name}"', f'"{was}"')
     assert '"ties_stated"' in before and '"base_with_sft"' in before
     sources.write_text(before)
-    again = report_sources.report([tmp_path / "one"], tmp_path / "again")
+    again = report_sources.render_folders([tmp_path / "one"], tmp_path / "again")
     assert again.results_csv.read_text() == table
     assert again.claims.read_bytes() == new.claims.read_bytes()
     assert label("ceiling") == label("target_sft") and label("a/ties_stated") == label("a/ties_fixed")

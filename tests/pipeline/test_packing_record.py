@@ -8,16 +8,19 @@ from typing import Any
 import pytest
 
 from pipeline.execute import Executor, Job
-from pipeline.job_settings import EvalOptions, EvalSettings, TuneOptions, TuneSettings
 from pipeline.journal import Journal
 from pipeline.stages import scoring, tuning
+from pipeline.stages.scoring import EvalSettings, ScoreOptions
 from pipeline.stages.stage import Stage
+from pipeline.stages.tuning import TuneSettings
 from pipeline.store import Store
 from tests.eval.conftest import make_items, tiny_model, write_jsonl
 from tests.eval.conftest import tokenizer as tokenizer  # noqa: PLC0414  # a fixture
 from tests.pipeline import toy
 from tests.pipeline.toy_stage import toy_stage
 
+ALL_ITEMS: dict[str, Any] = {"limit": None, "excerpt": None}
+OPTIONS = ScoreOptions(device="cpu", threads=1, batch_tokens=512)
 WAYS = {True: ", choices in packed rows", False: ", choices row by row"}
 
 
@@ -55,14 +58,12 @@ def test_the_decision_is_recorded(
     monkeypatch.setattr("eval.language_model.is_packable", lambda config: packs)
     parents = {"items": toy_stage("items", "test"), "corpus": toy_stage("corpus", "test")}
     if kind == "eval":
-        settings = EvalSettings("dev", None, None, "nya", [], []).said()
-        stage = toy_stage(
-            "eval", "test", settings, {**parents, "checkpoint": checkpoint}, EvalOptions("cpu", 1, 512, None).said()
-        )
+        settings = EvalSettings(split="dev", language="nya", tasks=(), **ALL_ITEMS)
+        stage = Stage(scoring.EVAL, "test", settings, {**parents, "checkpoint": checkpoint}, OPTIONS)
     else:
-        settings = TuneSettings([{}, {}], "acc", None, None, "nya", 0).said()
+        tuned = TuneSettings(tries=({}, {}), metric="acc", language="nya", seed=0, **ALL_ITEMS)
         tries = {"try-0": checkpoint, "try-1": checkpoint}
-        stage = toy_stage("tune", "test", settings, {**parents, **tries}, TuneOptions("cpu", 1, 512).said())
+        stage = Stage(tuning.TUNE, "test", tuned, {**parents, **tries}, OPTIONS)
     record, said = made(stage, tmp_path)
     assert record["packed_rows"] is packs
     assert said.endswith(WAYS[packs])
@@ -70,6 +71,6 @@ def test_the_decision_is_recorded(
 
 def test_scores_without_choices_record_none(checkpoint: Stage, tmp_path: Path) -> None:
     parents = {"corpus": toy_stage("corpus", "test"), "items": toy_stage("items", "test"), "try-0": checkpoint}
-    settings = TuneSettings([{}], "bits_per_byte", None, None, "nya", 0).said()
-    record, said = made(toy_stage("tune", "test", settings, parents, TuneOptions("cpu", 1, 512).said()), tmp_path)
+    settings = TuneSettings(tries=({},), metric="bits_per_byte", language="nya", seed=0, **ALL_ITEMS)
+    record, said = made(Stage(tuning.TUNE, "test", settings, parents, OPTIONS), tmp_path)
     assert "packed_rows" not in record and "choices" not in said

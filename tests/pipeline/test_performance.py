@@ -22,10 +22,20 @@ from pipeline.store import Store
 from tests.pipeline import toy
 from tests.pipeline.toy_stage import toy_stage
 from train.performance import Performance
-from train.stage_settings import LoraSettings, TrainingSettings
+from train.settings import LoraSettings, TrainingSettings
 
 CONFIG = Path(__file__).parents[2] / "models" / "tiny-base" / "config.json"
-SETTINGS = TrainingSettings(2048, 2048, 128, 32, 1e-2, 0.1, 0.1, 0.1, 0)
+SETTINGS = TrainingSettings(
+    tokens=2048,
+    schedule_tokens=2048,
+    batch_tokens=128,
+    block_size=32,
+    learning_rate=1e-2,
+    min_lr_ratio=0.1,
+    warmup_ratio=0.1,
+    weight_decay=0.1,
+    seed=0,
+)
 MEASURED = Performance("NVIDIA H100 80GB HBM3", 8, 1e7, None, 3 * 2**30)
 
 
@@ -34,7 +44,7 @@ def test_mfu_is_the_share_of_the_peak_in_this_precision(precision: str) -> None:
     of_a_token = training_flops(from_config_json(CONFIG), 32)
     peak = 67e12 if precision == "fp32" else 989e12
     assert training_mfu(MEASURED, CONFIG, SETTINGS, precision) == pytest.approx(1e7 * of_a_token / peak, abs=1e-4)
-    lora = replace(SETTINGS, lora=LoraSettings(4, 8, 0.0, "all-linear"))
+    lora = SETTINGS.replace(lora=LoraSettings(rank=4, alpha=8, dropout=0.0, targets="all-linear"))
     assert training_mfu(MEASURED, CONFIG, lora, precision) == pytest.approx(1e7 * of_a_token * 2 / 3 / peak, abs=1e-4)
 
 

@@ -49,7 +49,7 @@ def changed(one: Cell, other: Cell) -> set[str]:
         {"compute__threads": 7},
         {"compute__device": "cuda"},
         {"compute__micro_batch": 1},
-        {"compute__first_guess": {"ct": 1.0}},
+        {"compute__stage_seconds": {"ct": 1.0}},
         {"tracking__wandb": "offline"},
         {"ct__save_every_tokens": 4096},
         {"ct__dev_every_tokens": 512, "sft__dev_every_tokens": 512},
@@ -103,12 +103,12 @@ def test_annealed_budgets_share_a_trunk_and_end_with_a_decay_each() -> None:
     ct = [stage for stage in merged(cells) if stage.kind == "ct"]
     trunks = [stage for stage in ct if "trunk" not in stage.parents]
     decays = [stage for stage in ct if "trunk" in stage.parents]
-    assert [(stage.settings["tokens"], stage.settings["decay_tokens"]) for stage in decays] == [
+    assert [(stage.settings.tokens, stage.settings.decay_tokens) for stage in decays] == [
         (4096, 1024),
         (8192, 2048),
     ]
     assert [stage.parents["trunk"].key for stage in decays] == [stage.key for stage in trunks]
-    assert [stage.settings["tokens"] for stage in trunks] == [3072, 6144]
+    assert [stage.settings.tokens for stage in trunks] == [3072, 6144]
     assert len({stage.trajectory for stage in trunks}) == 1
     assert [cell.checkpoints["ct_then_sft"].parents["model"].key for cell in cells] == [stage.key for stage in decays]
     reshaped = planned(ct__tokens=4096, ct__decay_shape="1-sqrt", **annealed)
@@ -118,7 +118,7 @@ def test_annealed_budgets_share_a_trunk_and_end_with_a_decay_each() -> None:
 def test_a_budget_that_is_all_decay_has_no_trunk() -> None:
     cell = planned(ct__tokens=2048, ct__schedule="wsd", ct__decay_fraction=1.0)
     (ct,) = (stage for stage in cell.stages if stage.kind == "ct")
-    assert ct.settings["decay_tokens"] == ct.settings["tokens"] == 2048 and "trunk" not in ct.parents
+    assert ct.settings.decay_tokens == ct.settings.tokens == 2048 and "trunk" not in ct.parents
 
 
 def test_base_and_sft_scores_are_shared_by_budgets() -> None:
@@ -155,7 +155,7 @@ def test_no_option_has_the_name_of_a_setting() -> None:
 
 def test_float32_is_not_said_so_that_keys_stay() -> None:
     assert "dtype" not in planned().evals["base"].settings
-    assert planned(eval__dtype="bfloat16").evals["base"].settings["dtype"] == "bfloat16"
+    assert planned(eval__dtype="bfloat16").evals["base"].settings.dtype == "bfloat16"
 
 
 @given(st.dictionaries(st.text(), st.integers() | st.floats(allow_nan=False) | st.text() | st.none(), max_size=5))
@@ -184,7 +184,7 @@ def test_text_is_scored_within_the_shortest_blocks_trained_on() -> None:
     for sizes in ((128, 256), (256, 128), (64, 256)):
         ct, sft = sizes
         cell = planned(ct__block_size=ct, sft__block_size=sft, model__recipe__block_size=128)
-        lengths = {stage.settings["trained_length"] for stage in cell.stages if stage.kind in ("eval", "tune")}
+        lengths = {stage.settings.trained_length for stage in cell.stages if stage.kind in ("eval", "tune")}
         assert lengths == {min(ct, sft, 128)}
     other = planned(ct__block_size=64, model__recipe__block_size=128)
     assert {"eval", "tune"} <= changed(planned(), other)
@@ -197,5 +197,5 @@ def test_a_method_without_a_grid_is_stated_beside_the_tuned_ones() -> None:
         recipe = {"method": "ties_sv", "slack": slack, "protect": ["sft"], "density": 0.5, "lambda": 1.5}
         values["merge"]["methods"][name] = {"recipe": recipe, "grid": {}}
     cell = plan_cell(validate(values), Inputs())
-    tries = [stage.settings["tries"] for stage in cell.stages if stage.kind == "tune"]
+    tries = [stage.settings.tries for stage in cell.stages if stage.kind == "tune"]
     assert sum(len(recipes) == 1 for recipes in tries) == 2

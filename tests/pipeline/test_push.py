@@ -180,7 +180,7 @@ def test_a_checkpoint_of_the_store_is_pushed_with_a_card(
     assert "slackmerge make ct nya-4096-s0 experiment=test\n" in card.text
     recipe = yaml.safe_load(card.text.split("```yaml\n")[1].split("```")[0])
     assert [one["stage"] for one in recipe] == [str(made) for made in in_order([stage])]
-    assert recipe[-1]["settings"] == dict(stage.settings)
+    assert recipe[-1]["settings"] == stage.key_content
     (folder / "model" / "config.json").write_text("{}")
     assert "config.json has 2 bytes, not " in refusal(capsys, "ct", "nya-4096-s0", "me/nya", *settings)
 

@@ -8,10 +8,10 @@ from typing import Annotated, Literal
 import pytest
 from pydantic import Field
 
+from common.settings import Fraction, Tokens
 from pipeline import sweep
 from pipeline.cli import COMMANDS
 from pipeline.config import Config
-from pipeline.config.fields import Share, Tokens
 from pipeline.reference import (
     DOCS,
     OF_THE_SCHEMA,
@@ -105,7 +105,7 @@ g: ߒߞߏ  # தமிழ்
     [
         (Tokens, "tokens"),
         (Tokens | None, "tokens, or null"),
-        (Share, "number at least 0 and below 1"),
+        (Fraction, "number at least 0 and below 1"),
         (Annotated[int, Field(gt=0, le=1024)], "whole number above 0 and at most 1,024"),
         (Literal["cut", "drop"], "`cut` or `drop`"),
         (list[str], "list of text"),

@@ -57,7 +57,7 @@ def test_ct_on_all_of_the_text(tmp_path: Path) -> None:
     config = one("experiment=test", *words)
     plan = run_plan.plan_configs([config], network=False)
     ct = next(stage for stage in plan.stages if stage.kind == "ct")
-    assert ct.slug == "tam-all-s0" and ct.settings["tokens"] is None and ct.trajectory is None
+    assert ct.slug == "tam-all-s0" and ct.key_content["tokens"] is None and ct.trajectory is None
     assert ct.tokens == config.ct.tokens
     work = run_executor(plan, Journal(tmp_path / "runs" / "now" / "journal.jsonl"))
     blocks = json.loads((work.materialize(ct.parents["blocks"]) / "counts.json").read_text(encoding="utf-8"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pipeline.run.cluster import schedule
-from pipeline.stages.stage import STAGE_TYPES
+from pipeline.stages import STAGE_TYPES
 from tests.pipeline.small import stages
 from tests.pipeline.toy_stage import toy_stage
 
@@ -33,7 +33,7 @@ def test_every_kind_of_stage_has_a_class_of_jobs() -> None:
 def test_a_trajectory_is_one_job_and_ct_then_sft_comes_after_it() -> None:
     pieces = schedule.group_into_pieces(stages("seed=0,1"))
     trajectories = [piece for piece in pieces if piece.stages[0].kind == "ct"]
-    assert [[stage.settings["tokens"] for stage in piece.stages] for piece in trajectories] == [
+    assert [[stage.settings.tokens for stage in piece.stages] for piece in trajectories] == [
         [2048, 4096],
         [2048, 4096],
     ]

@@ -14,6 +14,7 @@ from common.files import write_json
 from pipeline import store as stores
 from pipeline.run import run
 from pipeline.run.display import Estimates
+from pipeline.stages import STAGE_TYPES
 from pipeline.stages.stage import Stage
 from pipeline.stages.trajectory import Trajectory
 from pipeline.store import RECORD, Store
@@ -31,7 +32,7 @@ def publish(root: Path, stage: Stage, slug: str | None = None) -> Path:
 
 def record_of(stage: Stage) -> dict[str, Any]:
     about = {"finished": "2026-01-01", "seconds": 1.0, "amount": 1.0}
-    return {"key": stage.key, "settings": dict(stage.settings), **about, "files": {}}
+    return {"key": stage.key, "settings": stage.key_content, **about, "files": {}}
 
 
 @pytest.fixture
@@ -98,7 +99,7 @@ def test_a_record_that_says_something_else_is_damage(tmp_path: Path, text: str) 
     (entry,) = Store(tmp_path).entries("ct")
     assert (entry.record, entry.has("a")) == ({}, False)
     assert "cannot be read" in str(entry.damage(thorough=True))
-    assert Estimates(Store(tmp_path), {"ct": 7.0}).rate("ct") == 7.0
+    assert Estimates(Store(tmp_path), {"ct": 7.0}).rate(STAGE_TYPES["ct"]) == 7.0
     assert run.verify(Store(tmp_path)) == 1 and not list(Store(tmp_path).entries("ct"))
 
 

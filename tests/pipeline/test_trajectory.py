@@ -159,7 +159,7 @@ def test_the_state_of_a_trunk_is_there_when_its_decay_starts(budgets: set[int], 
         for stage in run_annealed(store, tuple(sorted(budgets)), Path(folder), decay):
             entry = store.find(stage)
             assert entry and (
-                "trunk" not in stage.parents or entry.record["resumed_tokens"] == stage.settings["tokens"] - decay
+                "trunk" not in stage.parents or entry.record["resumed_tokens"] == stage.settings.tokens - decay
             )
 
 

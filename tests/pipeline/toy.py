@@ -68,7 +68,7 @@ class Makers(dict[str, object]):
         if self.point == "start":
             die()
         (job.out / "model").mkdir()
-        (job.out / "model" / "words").write_text(f"{job.stage.kind} {sorted(job.stage.settings)}")
+        (job.out / "model" / "words").write_text(f"{job.stage.kind} {sorted(job.stage.key_content)}")
         time.sleep(self.pause)
 
     def train(self, job: Job) -> None:
@@ -78,15 +78,15 @@ class Makers(dict[str, object]):
             start = int(checkpoint.read_text())
         elif job.resume:
             start = int((job.resume.path / "state").read_text())
-        for step in range(start, job.settings["tokens"]):
+        for step in range(start, job.settings.tokens):
             aside = job.work / "aside"
             aside.write_text(str(step + 1))
             os.replace(aside, checkpoint)
-            if self.point == "mid_stage" and step == job.settings["tokens"] // 2:
+            if self.point == "mid_stage" and step == job.settings.tokens // 2:
                 die()
         time.sleep(self.pause)
-        (job.out / "state").write_text(str(job.settings["tokens"]))
-        (job.out / "weights").write_text(str(job.settings["tokens"]))
+        (job.out / "state").write_text(str(job.settings.tokens))
+        (job.out / "weights").write_text(str(job.settings.tokens))
         (job.out / "steps_here").write_text("same whatever was resumed")
 
     def score(self, job: Job) -> None:

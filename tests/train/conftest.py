@@ -9,7 +9,7 @@ import pytest
 from tests.toy_text import sentences
 from train import base_model
 from train.data.corpus import build
-from train.stage_settings import BaseModelSettings, CorpusOptions, CorpusSettings, TrainingSettings
+from train.settings import BaseModelSettings, CorpusOptions, CorpusSettings, TrainingSettings
 
 
 @pytest.fixture(scope="session")
@@ -17,8 +17,8 @@ def corpus_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("corpus")
     (folder / "mine.txt").write_text("\n\n".join(sentences(0, 300)))
     (folder / "english.txt").write_text("\n\n".join(sentences(1, 300)))
-    settings = CorpusSettings("files", "xx", dev=0.1, test=0.1, seed=0)
-    options = CorpusOptions(str(folder / "mine.txt"), str(folder / "english.txt"))
+    settings = CorpusSettings(source="files", language="xx", dev=0.1, test=0.1, seed=0)
+    options = CorpusOptions(path=str(folder / "mine.txt"), english_path=str(folder / "english.txt"))
     build.build(settings, options, folder / "out", folder)
     return folder / "out"
 
@@ -36,6 +36,10 @@ def recipe() -> BaseModelSettings:
         block_size=32,
         tokens=2048,
         batch_tokens=128,
+        learning_rate=1e-2,
+        min_lr_ratio=0.1,
+        warmup_ratio=0.1,
+        weight_decay=0.1,
         aligned_share=0.0,
         aligned_chapters=0.0,
         repeated_share=0.25,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import random
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from common.errors import BadInput
 from common.files import read_jsonl, write_jsonl
 from train import base_model as base
 from train.data.corpus.documents import hash_fraction, is_withheld
-from train.stage_settings import BaseModelSettings
+from train.settings import BaseModelSettings
 
 CHAPTERS = [f"1.{number}" for number in range(200)]
 
@@ -40,7 +39,7 @@ def test_withheld_chapters_are_the_stated_share_and_others_than_the_splits_hash_
 
 
 def test_blocks_and_tokenizer_hold_nothing_of_withheld_chapters(marked: Path, recipe: BaseModelSettings) -> None:
-    settings = replace(recipe, tokens=20_480, aligned_share=0.2, aligned_chapters=0.5, withheld_chapters=0.25)
+    settings = recipe.replace(tokens=20_480, aligned_share=0.2, aligned_chapters=0.5, withheld_chapters=0.25)
     base.prepare(marked, settings, marked / "out")
     tokenizer = base.packing.load_tokenizer(marked / "out" / "model")
     blocks = tokenizer.batch_decode(np.load(marked / "out" / "blocks" / "blocks.npy").tolist())
@@ -53,13 +52,13 @@ def test_blocks_and_tokenizer_hold_nothing_of_withheld_chapters(marked: Path, re
 
 
 def test_aligned_chapters_are_a_share_of_all_and_none_withheld(marked: Path, recipe: BaseModelSettings) -> None:
-    settings = replace(recipe, aligned_chapters=0.5, withheld_chapters=0.25)
+    settings = recipe.replace(aligned_chapters=0.5, withheld_chapters=0.25)
     documents = base.aligned_documents(marked, settings, random.Random(0))
     assert len(documents) == 100
     names = {line.removeprefix("x ") for text in documents for line in text.split("\n") if line.startswith("x ")}
     assert not any(is_withheld(name, 0.25, 0) for name in names)
-    plain = base.aligned_documents(marked, replace(settings, withheld_chapters=0.0), random.Random(0))
+    plain = base.aligned_documents(marked, settings.replace(withheld_chapters=0.0), random.Random(0))
     assert {row["id"].rpartition(".")[0] for row in read_jsonl(marked / "verses.jsonl")} > names
     assert len(plain) == 100
     with pytest.raises(BadInput, match="only .* of 200"):
-        base.aligned_documents(marked, replace(settings, aligned_chapters=0.9), random.Random(0))
+        base.aligned_documents(marked, settings.replace(aligned_chapters=0.9), random.Random(0))

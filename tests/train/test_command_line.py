@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +10,21 @@ import pytest
 
 from common.validation import read_json
 from train import __main__ as entry
-from train.stage_settings import LoraSettings, TrainingSettings
+from train.settings import LoraSettings, TrainingSettings
 
-SETTINGS = TrainingSettings(1, 1, 1, 1, 1e-3, 0.1, 0.01, 0.0, 0, LoraSettings(8, 16.0, 0.0, ("q_proj",)))
-JOB: dict[str, Any] = {"model": "m", "blocks": "b", "out": "o", "work": "w", "settings": asdict(SETTINGS)}
+SETTINGS = TrainingSettings(
+    tokens=2,
+    schedule_tokens=2,
+    batch_tokens=2,
+    block_size=2,
+    learning_rate=1e-3,
+    min_lr_ratio=0.1,
+    warmup_ratio=0.01,
+    weight_decay=0.0,
+    seed=0,
+    lora=LoraSettings(rank=8, alpha=16.0, dropout=0.0, targets=("q_proj",)),
+)
+JOB: dict[str, Any] = {"model": "m", "blocks": "b", "out": "o", "work": "w", "settings": SETTINGS.model_dump()}
 
 
 @pytest.mark.parametrize(
@@ -25,8 +35,8 @@ JOB: dict[str, Any] = {"model": "m", "blocks": "b", "out": "o", "work": "w", "se
         ("[]", "must be"),
         (json.dumps({**JOB, "model": 3}), "model: must be a valid string"),
         (
-            json.dumps({**JOB, "settings": {**asdict(SETTINGS), "tokens": "many"}}),
-            "settings.tokens: must be a valid integer",
+            json.dumps({**JOB, "settings": {**SETTINGS.model_dump(), "tokens": "many"}}),
+            "settings.tokens: must be a number of tokens",
         ),
         (json.dumps({**JOB, "settings": {}}), "settings.tokens: field required"),
         (json.dumps({**JOB, "compute": {"processes": "two"}}), "compute.processes: must be a valid integer"),

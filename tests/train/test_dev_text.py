@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from math import log
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,7 @@ from common.files import read_jsonl, write_jsonl
 from train import base_model, dev_text, trainer
 from train.data.packing import IGNORED
 from train.dev_text import DevEvaluation
-from train.parallel import Compute
-from train.stage_settings import BaseModelSettings, LoraSettings, TrainingSettings
+from train.settings import BaseModelSettings, Compute, LoraSettings, TrainingSettings
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +57,7 @@ def test_a_watched_training_logs_dev_bits_and_gives_the_same_weights(
     prepared: Path, corpus_dir: Path, training: TrainingSettings, tmp_path: Path
 ) -> None:
     """With LoRA, whose dropout draws random numbers at every step."""
-    lora = replace(training, lora=LoraSettings(rank=2, alpha=4.0, dropout=0.5, targets="all-linear"))
+    lora = training.replace(lora=LoraSettings(rank=2, alpha=4.0, dropout=0.5, targets="all-linear"))
     plain = run(prepared, lora, tmp_path / "plain", None)
     watched = run(prepared, lora, tmp_path / "watched", DevEvaluation(str(corpus_dir), ("xx", "en"), 768))
     first, second = (

@@ -12,7 +12,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterable
-from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +23,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from common.errors import BadInput
 from train import base_model, trainer
 from train.dev_text import DevEvaluation
-from train.parallel import Compute
 from train.resume import COMPLETE, check_state
-from train.stage_settings import BaseModelSettings, TrainingSettings
+from train.settings import BaseModelSettings, Compute, TrainingSettings
 
 ROOT = Path(__file__).parents[2]
 DEEPSPEED = importlib.util.find_spec("deepspeed") is not None and shutil.which("g++") is not None
@@ -54,7 +52,7 @@ def prepared(
     """A model, its blocks, blocks whose labels are masked unevenly, and what one process makes of them."""
     folder = tmp_path_factory.mktemp("prepared")
     base_model.prepare(corpus_dir, recipe, folder)
-    (folder / "settings.json").write_text(json.dumps(asdict(training)))
+    (folder / "settings.json").write_text(json.dumps(training.model_dump()))
     shutil.copytree(folder / "blocks", folder / "masked")
     labels = np.load(folder / "blocks" / "blocks.npy").astype(np.int32)
     for row, length in enumerate(np.random.default_rng(0).integers(0, 31, len(labels))):
@@ -69,11 +67,11 @@ def prepared(
         trainer.train(
             folder / "model",
             folder / blocks,
-            replace(training, tokens=tokens),
+            training.replace(tokens=tokens, precision="bf16" if name == "one_bf16" else "fp32"),
             folder / name / "out",
             work=folder / name / "work",
             save_every_tokens=512,
-            compute=Compute(threads=1, precision="bf16" if name == "one_bf16" else "fp32"),
+            compute=Compute(threads=1),
             watched=DevEvaluation(str(corpus_dir), ("xx", "en"), 512) if blocks == "masked" else None,
         )
     (folder / "corpus").symlink_to(corpus_dir)

@@ -6,7 +6,6 @@ import gc
 import json
 import weakref
 from collections.abc import Iterator
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,7 @@ from transformers.modeling_utils import PreTrainedModel
 from train import base_model, trainer, transformers_trainer
 from train.data.blocks import Blocks
 from train.data.packing import IGNORED
-from train.parallel import Compute
-from train.stage_settings import BaseModelSettings, TrainingSettings
+from train.settings import BaseModelSettings, Compute, TrainingSettings
 
 SIZE = 32  # tokens of a block
 
@@ -35,7 +33,7 @@ def prepared(corpus_dir: Path, recipe: BaseModelSettings, tmp_path_factory: pyte
 
 def train(prepared: Path, training: TrainingSettings, out: Path, compute: Compute) -> dict[str, Any]:
     model, blocks = prepared / "model", prepared / "blocks"
-    return trainer.train(model, blocks, replace(training, tokens=256), out / "out", work=out / "work", compute=compute)
+    return trainer.train(model, blocks, training.replace(tokens=256), out / "out", work=out / "work", compute=compute)
 
 
 def test_a_process_that_sees_two_gpus_uses_one(
@@ -62,7 +60,7 @@ def test_a_finished_training_keeps_no_weights_in_memory(
         gc.collect()
         gc.disable()  # what is freed is freed by the training, not by chance
         try:
-            train(prepared, training, tmp_path / precision, Compute(threads=1, precision=precision))
+            train(prepared, training.replace(precision=precision), tmp_path / precision, Compute(threads=1))
             assert kept and not [parameter for parameter in kept if parameter() is not None]
         finally:
             gc.enable()
@@ -81,7 +79,7 @@ def test_the_published_config_has_the_use_cache_of_the_base(
     generation = json.loads((base / "generation_config.json").read_text()) | {"max_length": 77, "top_k": 7}
     (base / "generation_config.json").write_text(json.dumps(generation))
     trainer.train(
-        base, prepared / "blocks", replace(training, tokens=256), tmp_path / "out", work=tmp_path / "work",
+        base, prepared / "blocks", training.replace(tokens=256), tmp_path / "out", work=tmp_path / "work",
         compute=Compute(threads=1),
     )  # fmt: skip
     published = tmp_path / "out" / "model"

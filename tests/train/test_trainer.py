@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,8 @@ from merge.checkpoints.adapter import adapted as open_adapted
 from merge.checkpoints.folder import open_checkpoint
 from train import base_model, trainer
 from train.data.blocks import Blocks
-from train.parallel import Compute
 from train.resume import COMPLETE
-from train.stage_settings import BaseModelSettings, LoraSettings, TrainingSettings
+from train.settings import BaseModelSettings, Compute, LoraSettings, TrainingSettings
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +36,7 @@ def run(
     trainer.train(
         prepared / "model",
         prepared / "blocks",
-        replace(training, tokens=tokens),
+        training.replace(tokens=tokens),
         out / "out",
         work=out / "work",
         save_every_tokens=512,
@@ -71,8 +69,8 @@ def test_a_chain_of_budgets_equals_one_run_bit_for_bit(
 def test_a_decay_from_the_trunk_equals_one_run_bit_for_bit(
     prepared: Path, training: TrainingSettings, tmp_path: Path
 ) -> None:
-    trunk = replace(training, schedule="wsd")
-    branch = replace(trunk, decay_tokens=512, decay_shape="1-sqrt")
+    trunk = training.replace(schedule="wsd")
+    branch = trunk.replace(decay_tokens=512, decay_shape="1-sqrt")
     whole = run(prepared, branch, tmp_path / "whole", 1536)
     run(prepared, trunk, tmp_path / "trunk", 1024)
     state = tmp_path / "trunk" / "out" / "state"
@@ -88,7 +86,7 @@ def test_a_killed_run_goes_on_and_ends_the_same(prepared: Path, training: Traini
     work, out = tmp_path / "cut" / "work", tmp_path / "cut" / "out"
     script = (
         "import time; from pathlib import Path; from train import trainer;"
-        " from train.stage_settings import TrainingSettings;"
+        " from train.settings import TrainingSettings;"
         f"trainer.train(Path({str(prepared / 'model')!r}), Path({str(prepared / 'blocks')!r}), {training!r},"
         f" Path({str(out)!r}), work=Path({str(work)!r}), save_every_tokens=512,"
         " on_log=lambda record: time.sleep(0.3))"
@@ -134,7 +132,7 @@ def test_weights_are_published_in_float32_whatever_the_passes(
     prepared: Path, training: TrainingSettings, tmp_path: Path
 ) -> None:
     """What bfloat16 would round away is there: merges take differences of these weights."""
-    weights = run(prepared, training, tmp_path, 512, precision="bf16")
+    weights = run(prepared, training.replace(precision="bf16"), tmp_path, 512)
     assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
     rounded = [torch.equal(tensor.bfloat16().float(), tensor) for name, tensor in weights.items() if "proj" in name]
     assert rounded and not any(rounded)
@@ -160,7 +158,7 @@ def test_gradient_accumulation_changes_nothing_but_rounding(
 def test_what_cannot_work_is_refused(
     prepared: Path, training: TrainingSettings, tmp_path: Path, change: dict[str, int], says: str
 ) -> None:
-    settings = replace(training, **change)
+    settings = training.replace(**change)
     with pytest.raises(BadInput, match=says):
         trainer.train(prepared / "model", prepared / "blocks", settings, tmp_path / "out", work=tmp_path / "work")
 
@@ -171,7 +169,7 @@ LORA = LoraSettings(rank=4, alpha=8, dropout=0.0, targets="all-linear")
 def test_lora_leaves_an_adapter_and_the_weights_that_it_makes(
     prepared: Path, training: TrainingSettings, tmp_path: Path
 ) -> None:
-    tuned = run(prepared, replace(training, lora=LORA), tmp_path / "tuned", 1024)
+    tuned = run(prepared, training.replace(lora=LORA), tmp_path / "tuned", 1024)
     before = load_file(prepared / "model" / "model.safetensors")
     changed = {name for name, tensor in before.items() if not torch.equal(tuned[name], tensor)}
     assert tuned.keys() == before.keys() and changed == {name for name in before if "_proj" in name}
@@ -189,12 +187,12 @@ def test_lora_leaves_an_adapter_and_the_weights_that_it_makes(
 def test_a_chain_of_budgets_equals_one_run_with_lora_too(
     prepared: Path, training: TrainingSettings, tmp_path: Path
 ) -> None:
-    adapting = replace(training, lora=replace(LORA, dropout=0.1))
+    adapting = training.replace(lora=LORA.replace(dropout=0.1))
     whole = run(prepared, adapting, tmp_path / "whole", 2048)
     run(prepared, adapting, tmp_path / "half", 1024)
     assert same(run(prepared, adapting, tmp_path / "rest", 2048, tmp_path / "half" / "out" / "state"), whole)
     with pytest.raises(BadInput, match=r"train.lora.targets=\['q_prof'\]"):
-        run(prepared, replace(training, lora=replace(LORA, targets=("q_prof",))), tmp_path / "wrong", 1024)
+        run(prepared, training.replace(lora=LORA.replace(targets=("q_prof",))), tmp_path / "wrong", 1024)
 
 
 def test_a_run_that_was_killed_after_its_last_step_only_publishes(

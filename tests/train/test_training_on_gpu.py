@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from train import base_model, trainer
-from train.parallel import Compute
-from train.stage_settings import BaseModelSettings, TrainingSettings
+from train.settings import BaseModelSettings, Compute, TrainingSettings
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU on this machine")]
 Weights = dict[str, torch.Tensor]
@@ -30,7 +28,7 @@ def run(
     prepared: Path, training: TrainingSettings, out: Path, tokens: int = 1024, state: Path | None = None, **compute: Any
 ) -> Weights:
     options = Compute(**{"device": "cuda", "threads": 1, **compute})
-    settings = replace(training, tokens=tokens)
+    settings = training.replace(tokens=tokens)
     trainer.train(
         prepared / "model", prepared / "blocks", settings, out / "out", work=out / "work", save_every_tokens=512,
         resume_state=state, compute=options,
@@ -56,11 +54,12 @@ def test_a_chain_of_budgets_equals_one_run(prepared: Path, training: TrainingSet
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_16_bits_learn(precision: str, prepared: Path, training: TrainingSettings, tmp_path: Path) -> None:
     full = run(prepared, training, tmp_path / "fp32")
-    assert 0 < apart(run(prepared, training, tmp_path / precision, precision=precision), full) < 0.1
+    assert 0 < apart(run(prepared, training.replace(precision=precision), tmp_path / precision), full) < 0.1
 
 
 @pytest.mark.skipif(find_spec("flash_attn") is None, reason="flash-attn is not installed")
 def test_flash_attention_is_near_sdpa(prepared: Path, training: TrainingSettings, tmp_path: Path) -> None:
-    ours = run(prepared, training, tmp_path / "sdpa", precision="bf16")
-    flash = run(prepared, training, tmp_path / "flash", precision="bf16", attention="flash_attention_2")
+    bf16 = training.replace(precision="bf16")
+    ours = run(prepared, bf16, tmp_path / "sdpa")
+    flash = run(prepared, bf16, tmp_path / "flash", attention="flash_attention_2")
     assert apart(flash, ours) < 0.1

@@ -12,15 +12,13 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from common.errors import Interrupted
 from train import trainer
 from train.dev_text import DevEvaluation
-from train.parallel import Compute
-from train.stage_settings import LoraSettings, TrainingSettings
+from train.settings import Compute, LoraSettings, TrainingSettings
 
 
 class Killed(Exception):
@@ -51,7 +49,7 @@ def told_at(step: int, told: bool) -> Callable[[], bool]:
 
 def main(prepared: Path, out: Path, strategy: str) -> None:
     compute = Compute(threads=1, strategy=strategy, processes=int(os.environ["WORLD_SIZE"]), micro_batch=1)
-    settings = TrainingSettings.from_mapping(json.loads((prepared / "settings.json").read_text()))
+    settings = TrainingSettings(**json.loads((prepared / "settings.json").read_text()))
 
     def run(
         name: str,
@@ -65,11 +63,11 @@ def main(prepared: Path, out: Path, strategy: str) -> None:
         facts = trainer.train(
             prepared / "model",
             prepared / blocks,
-            replace(settings, tokens=tokens, lora=lora),
+            settings.replace(tokens=tokens, lora=lora, precision=precision),
             folder / "out",
             work=folder / "work",
             save_every_tokens=512,
-            compute=replace(compute, precision=precision),
+            compute=compute,
             **more,
         )
         (folder / f"facts-{os.environ['RANK']}.json").write_text(json.dumps(facts))
@@ -90,7 +88,7 @@ def main(prepared: Path, out: Path, strategy: str) -> None:
         run("stopped", 2048)
     if strategy != "zero3_offload":
         run("bf16", 1024, precision="bf16")
-        run("bf16_lora", 1024, precision="bf16", lora=LoraSettings(2, 4, 0.0, "all-linear"))
+        run("bf16_lora", 1024, precision="bf16", lora=LoraSettings(rank=2, alpha=4, dropout=0.0, targets="all-linear"))
     if strategy == "ddp":  # goes on from what one process saved
         run("from_one", 2048, resume_state=prepared / "one_half" / "out" / "state")
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
 
-    from train.stage_settings import ChatSettings
+    from train.settings import ChatSettings
 
 NONE, TOKENIZER, CHATML = "none", "tokenizer", "chatml"  # values of sft.template; any other is a file
 CHATML_MARKS = ("<|im_start|>", "<|im_end|>")

@@ -28,7 +28,7 @@ from train.data.conversations import detect_format, family_of, hub_conversations
 from train.data.corpus.hub import ReadPlan, RowReader, link_shard, read_shards, read_texts
 from train.data.corpus.sources import check_fields, matching_files, numbered_rows
 from train.data.questions import QUESTIONS, Question, QuestionSource, passage_examples, prompt_of
-from train.stage_settings import InstructionsInLanguageSettings, InstructionsSettings, ItemsSettings
+from train.settings import InstructionsInLanguageSettings, InstructionsSettings, ItemsSettings
 
 PLAIN = {
     "dolly": ("instruction", "context", "response"),

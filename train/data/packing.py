@@ -54,7 +54,7 @@ from train.data.tokenization import (
     read_epochs,
     stream_documents,
 )
-from train.stage_settings import CtBlocksSettings, SftBlocksSettings
+from train.settings import CtBlocksSettings, SftBlocksSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -25,7 +25,7 @@ from pipeline.report.charts.style import (
 from pipeline.report.claims import Answer
 from pipeline.report.data import DIGITS, frame
 from pipeline.report.formatting import budget_name, label
-from pipeline.report.gaps import KINDS, FrontierGaps, pair_name, score
+from pipeline.report.gaps import AXES, FrontierGaps, pair_name, score
 from pipeline.report.inference import Estimate
 from pipeline.report.paired import MARGINS
 
@@ -71,7 +71,7 @@ def _points(shown: FrontierGaps | None) -> list[tuple[Any, ...]]:
         if len(seeds) > 1:
             groups += [(str(seed), "seed", {seed}) for seed in sorted(seeds)]
         for name, kind, of in groups:
-            accuracy, bits = (score(shown.frontiers.test, knob, what, of) for what in KINDS)
+            accuracy, bits = (score(shown.frontiers.test, knob, what, of) for what in AXES)
             rows.append((knob.method, knob.ct_tokens, knob.text, name, bits, accuracy, kind))
     return rows
 

@@ -44,11 +44,7 @@ class Piece:
     @property
     def nodes(self) -> int:
         """Return the number of machines of its training."""
-        return (
-            max(stage.options.get("compute", {}).get("nodes", 1) for stage in self.stages)
-            if self.job_class == "train"
-            else 1
-        )
+        return max(stage.compute.nodes for stage in self.stages) if self.job_class == "train" else 1
 
 
 def job_class_of(stage: Stage) -> JobClass:

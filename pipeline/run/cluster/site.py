@@ -13,9 +13,10 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
 
 from common.errors import BadInput
+from common.settings import Settings
 from common.validation import read_plain_yaml
 from pipeline import old_names
-from pipeline.config import Config, Section, error_line
+from pipeline.config import Config, error_line
 
 SITES = Path(__file__).parents[3] / "conf" / "site"
 NonNegative = Annotated[int, Field(ge=0)]
@@ -33,7 +34,7 @@ def hours(given: Any) -> Any:
     return 24 * days + whole + minutes / 60 + seconds / 3600
 
 
-class Place(Section):
+class Place(Settings):
     """Where jobs run. None: the value at the top of the site file, or else the cluster's default."""
 
     model_config = ConfigDict(coerce_numbers_to_str=True)  # an account of digits

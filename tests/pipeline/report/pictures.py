@@ -17,7 +17,7 @@ from tests.pipeline.report.browser import Browser
 
 def pictures(outputs: Path, docs: Path) -> list[Path]:
     """The page and the screenshots. Takes Chromium (see browser.py)."""
-    drawn = sources.report([outputs])
+    drawn = sources.render_folders([outputs])
     for name in (outputs.name, "images"):
         (docs / name).mkdir(parents=True, exist_ok=True)
     copied = docs / outputs.name / drawn.page.name

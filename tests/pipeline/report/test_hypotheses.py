@@ -18,7 +18,7 @@ from common.errors import BadInput
 from pipeline.cli import pipeline_main as main
 from pipeline.report import hypotheses, merges, sources, summary
 from pipeline.report.claims import Answer
-from pipeline.report.hypothesis_answers import answers, data
+from pipeline.report.hypothesis_answers import HypothesisData, answers
 from pipeline.report.paired import Evidence
 from pipeline.report.records import FrontierPoint
 from pipeline.run import collect
@@ -44,7 +44,7 @@ def file(folder: Path, *entries: Any, name: str = "study.yaml") -> Path:
 
 
 def answered(folder: Path, points: list[FrontierPoint], *entries: Any) -> list[Answer]:
-    return answers(file(folder / "hypotheses", *entries), data([], points, [], "nya"))
+    return answers(file(folder / "hypotheses", *entries), HypothesisData.of([], points, [], "nya"))
 
 
 def line(bits: float, above: float = 0.0) -> tuple[float, float]:
@@ -202,7 +202,10 @@ def test_one_seed_and_secondary_hypotheses_decide_nothing(tmp_path: Path) -> Non
 
 
 def test_a_regime_has_its_own_hypotheses(tmp_path: Path) -> None:
-    given, path = data([], both(tmp_path), [], "nya"), file(tmp_path, GAP, {**GAP, "id": "wsd", "regime": "wsd"})
+    given, path = (
+        HypothesisData.of([], both(tmp_path), [], "nya"),
+        file(tmp_path, GAP, {**GAP, "id": "wsd", "regime": "wsd"}),
+    )
     found = {regime: [one.claim.id for one in answers(path, given, regime)] for regime in (None, "cosine", "wsd")}
     assert found == {None: ["gap"], "cosine": ["gap"], "wsd": ["gap", "wsd"]}
 
@@ -275,7 +278,7 @@ def test_contrasts_are_paired_differences_and_counts_are_shares(tmp_path: Path) 
     run = Run(tmp_path, GOOD, LOST)
     folder = run.evaluations[0].folder
     knob = FrontierPoint(method="ties", ct_tokens=BUDGETS[0], seed=0, settings={"lambda": 2}, dev=folder, folder=folder)
-    given = data(run.evaluations, [knob], merges.read_audits(run.audits), "nya")
+    given = HypothesisData.of(run.evaluations, [knob], merges.read_audits(run.audits), "nya")
     shares = [{"method": "ties", "budget": "1M"}, {"method": "ties", "budget": "10k", "weight": -1}]
     lost = {**CONTRAST, "id": "lost", "type": "count", "kind": "lost_top_share", "terms": shares}
     missing = {**CONTRAST, "id": "missing", "terms": [{"method": "ties", "budget": "10k", "knob": {"lambda": "7e-4"}}]}
@@ -327,7 +330,7 @@ def test_hypotheses_that_are_younger_than_their_scores_get_no_verdict(tmp_path: 
         (each.folder / "stage.json").write_text(json.dumps({"finished": finished}))
     path = file(tmp_path / "repo", GAP)
     subprocess.run(["git", "init", "-q"], cwd=path.parent, check=True)
-    given = data([], points, [], "nya")
+    given = HypothesisData.of([], points, [], "nya")
     found = {}
     for when in (None, "2026-02-02T00:00:00+00:00", "2026-01-31T00:00:00+00:00"):
         if when:

@@ -164,11 +164,13 @@ def test_holm_keeps_the_chance_of_any_false_claim() -> None:
     ],
 )
 def test_verdicts_of_each_kind(value: float, half: float, adjusted: float, expected: str) -> None:
-    estimate = Estimate(value, value - half, value + half, adjusted, 2 * half, 100, 5, 50)
+    estimate = Estimate(
+        value=value, low=value - half, high=value + half, p=adjusted, mde=2 * half, n=100, seeds=5, documents=50
+    )
     assert verdict(estimate, 0.02, adjusted) == expected
 
 
 def test_the_other_way_round() -> None:
-    estimate = Estimate(0.1, 0.05, 0.15, 0.01, 0.08, 10, 3, 5)
-    assert estimate.negated == Estimate(-0.1, -0.15, -0.05, 0.01, 0.08, 10, 3, 5)
+    estimate = Estimate(value=0.1, low=0.05, high=0.15, p=0.01, mde=0.08, n=10, seeds=3, documents=5)
+    assert estimate.negated == Estimate(value=-0.1, low=-0.15, high=-0.05, p=0.01, mde=0.08, n=10, seeds=3, documents=5)
     assert estimate.negated.negated == estimate

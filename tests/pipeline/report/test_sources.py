@@ -34,7 +34,7 @@ def experiment(root: Path, title: str, gains: dict[str, tuple[float, ...]]) -> P
 def test_a_report_is_drawn_again_from_what_lies_beside_it(tmp_path: Path) -> None:
     first = experiment(tmp_path, "one", GOOD)
     before = {path.name: path.read_bytes() for path in first.glob("*.*")}
-    again = sources.report([first], tmp_path / "again")
+    again = sources.render_folders([first], tmp_path / "again")
     assert {path.name for path in again.page.parent.glob("*.*")} == set(before)
     assert again.claims.read_bytes() == before["claims.json"]
 
@@ -84,7 +84,7 @@ def lm_eval_output(root: Path, model: str, right: int) -> Path:
 
 def test_folders_of_lm_eval_are_compared_item_by_item(tmp_path: Path) -> None:
     given = [lm_eval_output(tmp_path, model, right) for model, right in (("small", 10), ("large", 34))]
-    paths = sources.report(given, tmp_path / "out")
+    paths = sources.render_folders(given, tmp_path / "out")
     html = paths.page.read_text()
     assert "large is better than small (+0.600 in accuracy, 95% CI " in html
     rows = paths.results_csv.read_text().splitlines()
@@ -110,7 +110,7 @@ def test_what_cannot_be_read_is_refused_in_a_line(tmp_path: Path, trouble: str) 
         given.append(experiment(tmp_path, "one", GOOD))
         said = "cannot compare lm-eval folders"
     with pytest.raises(BadInput, match=said):
-        sources.report(given, tmp_path / "out")
+        sources.render_folders(given, tmp_path / "out")
 
 
 RESULTS, SAMPLES = "results_*.json", "samples_*.jsonl"
@@ -153,7 +153,7 @@ def test_a_model_may_have_a_long_name(tmp_path: Path) -> None:
     given = lm_eval_output(tmp_path, "small", 10)
     path = next(given.rglob(RESULTS))
     path.write_text(path.read_text().replace("org/small", "n" * 300))
-    assert "n" * 300 in sources.report([given], tmp_path / "out").page.read_text()
+    assert "n" * 300 in sources.render_folders([given], tmp_path / "out").page.read_text()
 
 
 def test_places_are_kept_relative_to_the_report(tmp_path: Path) -> None:

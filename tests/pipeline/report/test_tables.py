@@ -50,8 +50,12 @@ def test_a_headline_names_effect_unit_and_interval(tmp_path: Path) -> None:
 @pytest.mark.parametrize("verdict", summary.VERDICTS)
 @pytest.mark.parametrize("claim", [claim for claim, _ in STATED], ids=lambda claim: claim.id)
 def test_every_claim_has_a_sentence_for_every_verdict(claim: Claim, verdict: Verdict) -> None:
-    estimate = Estimate(-0.013, -0.035, 0.01, 0.2, 0.03, 400, 5, 50)
-    told = summary.sentence([Answer(claim, verdict, estimate, 0.2, "")], "Chichewa", (50_000, 450_000))
+    estimate = Estimate(value=-0.013, low=-0.035, high=0.01, p=0.2, mde=0.03, n=400, seeds=5, documents=50)
+    told = summary.sentence(
+        [Answer(claim=claim, verdict=verdict, estimate=estimate, p_adjusted=0.2, text="")],
+        "Chichewa",
+        (50_000, 450_000),
+    )
     found = re.fullmatch(r"([A-Z].*) \((\S+) (.*), 95% CI \u22120.035 to \+0.010\)\. Of 1 claim: 1 (.*)\.", told)
     assert found and found[2] == "\u22120.013" and found[4] == verdict
     assert found[3] == claim.unit and len(found[1].split()) <= 25
@@ -86,12 +90,16 @@ def test_a_hypothesis_has_a_sentence_for_every_verdict(verdict: Verdict, words: 
         margin=0.02,
         unit="in accuracy",
     )
-    estimate = Estimate(-0.013, -0.035, 0.01, 0.2, 0.03, 400, 5, 50)
-    first, counts = summary.sentences([Answer(claim, verdict, estimate, 0.2, "")], "Tibetan")
+    estimate = Estimate(value=-0.013, low=-0.035, high=0.01, p=0.2, mde=0.03, n=400, seeds=5, documents=50)
+    first, counts = summary.sentences(
+        [Answer(claim=claim, verdict=verdict, estimate=estimate, p_adjusted=0.2, text="")], "Tibetan"
+    )
     assert first == f"{words} (\u22120.013 in accuracy, 95% CI \u22120.035 to +0.010)."
     assert counts == f"Of 1 claim: 1 {verdict}."
-    exploratory = Answer(claim, "exploratory", estimate, None, "")
-    _, counts = summary.sentences([Answer(claim, verdict, estimate, 0.2, ""), exploratory], "Tibetan")
+    exploratory = Answer(claim=claim, verdict="exploratory", estimate=estimate, text="")
+    _, counts = summary.sentences(
+        [Answer(claim=claim, verdict=verdict, estimate=estimate, p_adjusted=0.2, text=""), exploratory], "Tibetan"
+    )
     assert counts == f"Of 1 claim: 1 {verdict}. 1 more is exploratory."
 
 
@@ -99,11 +107,17 @@ def test_a_mean_of_tasks_that_differ_in_sign_is_not_the_headline_alone() -> None
     claim = Claim(
         id="h", text="CT-then-SFT is more accurate.", source="ours", statistic="a gap", margin=0.02, unit="in accuracy"
     )
-    above, below = (Estimate(value, value - 0.02, value + 0.02, 0.2, 0.03, 400, 5, 50) for value in (0.11, -0.005))
+    above, below = (
+        Estimate(value=value, low=value - 0.02, high=value + 0.02, p=0.2, mde=0.03, n=400, seeds=5, documents=50)
+        for value in (0.11, -0.005)
+    )
     for second, by_task in (
         (below, " By task: genre +0.110 (95% CI +0.090 to +0.130); next \u22120.005 (95% CI \u22120.025 to +0.015)."),
         (above, ""),
     ):
         parts = Parts("task", (("genre", above), ("next", second)))
-        (first, _) = summary.sentences([Answer(claim, "supported", above, 0.01, "", parts=parts)], "Chichewa")
+        (first, _) = summary.sentences(
+            [Answer(claim=claim, verdict="supported", estimate=above, p_adjusted=0.01, text="", parts=parts)],
+            "Chichewa",
+        )
         assert first == f"CT-then-SFT is more accurate (+0.110 in accuracy, 95% CI +0.090 to +0.130).{by_task}"

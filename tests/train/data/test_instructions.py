@@ -13,7 +13,7 @@ from common.files import read_jsonl
 from common.items import Item
 from train.data import instructions, questions
 from train.data.corpus.documents import read_rows
-from train.stage_settings import (
+from train.settings import (
     InstructionsInLanguageSettings,
     InstructionSource,
     InstructionsSettings,
@@ -23,7 +23,7 @@ from train.stage_settings import (
 
 def build(corpus_dir: Path, out: Path, sft_path: str | None = None, **changes: Any) -> None:
     values = {"language": "xx", "families": list(questions.QUESTIONS), "sft_items": 40, "eval_items": 20, "seed": 0}
-    instructions.build(corpus_dir, ItemsSettings.from_mapping(values | changes), out, sft_path)
+    instructions.build(corpus_dir, ItemsSettings(**values | changes), out, sft_path)
 
 
 def test_instructions_and_items_share_templates_but_not_content(corpus_dir: Path, tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_an_own_instruction_that_cannot_work_is_named_by_its_line(
 
 
 def test_instructions_in_the_language_are_of_its_training_text(corpus_dir: Path, tmp_path: Path) -> None:
-    settings = InstructionsInLanguageSettings("xx", ("next", "route"), sft_items=30, seed=0)
+    settings = InstructionsInLanguageSettings(language="xx", families=("next", "route"), sft_items=30, seed=0)
     instructions.build_in_language(corpus_dir, settings, tmp_path)
     rows = read_jsonl(tmp_path / "sft.jsonl")
     assert json.loads((tmp_path / "counts.json").read_text())["sft"] == {"next": 30, "route": 30}
@@ -101,8 +101,17 @@ def test_instructions_in_the_layout_of_flan(tmp_path: Path) -> None:
             "_task_name": ["add"] * 30,
         }
         parquet.write_table(pyarrow.table(rows), tmp_path / "flan" / "flan_zsopt_data" / f"part.{part}.parquet")
-    flan = InstructionSource(None, None, "flan_*_data/*.parquet", "train", None, prompt="inputs", answer="targets")
-    settings = InstructionsSettings(flan, seed=0)
+    flan = InstructionSource(
+        dataset=None,
+        subset=None,
+        files="flan_*_data/*.parquet",
+        split="train",
+        revision=None,
+        prompt="inputs",
+        answer="targets",
+        bytes=None,
+    )
+    settings = InstructionsSettings(hub=flan, seed=0)
     instructions.from_hub(settings, tmp_path / "items", tmp_path / "work", str(tmp_path / "flan"))
     made = [row for path in instructions.instruction_files(tmp_path / "items") for row in read_rows(path)]
     assert len(made) == 58 and {"prompt": "What is 1 + 7?", "output": "8", "family": "hub"} in made

@@ -10,7 +10,7 @@ import pytest
 from common.files import read_jsonl, write_jsonl
 from train.data import instructions, questions
 from train.data.questions import Question, Vocabulary, multiple_choice
-from train.stage_settings import ItemsSettings
+from train.settings import ItemsSettings
 
 
 def test_a_new_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,9 +33,7 @@ def test_a_new_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             rows = [{"id": f"{split}{n}", "text": " ".join(rng.choices(words, k=60))} for n in range(8)]
             (tmp_path / "corpus" / "text").mkdir(parents=True, exist_ok=True)
             write_jsonl(tmp_path / "corpus" / "text" / f"{language}.{split}.jsonl", rows)
-    settings = ItemsSettings.from_mapping(
-        {"language": "xx", "families": ["longest"], "sft_items": 10, "eval_items": 8, "seed": 0}
-    )
+    settings = ItemsSettings(language="xx", families=["longest"], sft_items=10, eval_items=8, seed=0)
     instructions.build(tmp_path / "corpus", settings, tmp_path / "out")
     items = read_jsonl(tmp_path / "out" / "tasks" / "longest_xx.test.jsonl")
     assert len(items) == 8

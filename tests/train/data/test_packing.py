@@ -1,6 +1,5 @@
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from tests.toy_text import sentences
 from train import base_model
 from train.data import instructions, packing
 from train.data.blocks import Tokens, interleave, text_seen
-from train.stage_settings import CtBlocksSettings, ItemsSettings, SftBlocksSettings
+from train.settings import CtBlocksSettings, ItemsSettings, SftBlocksSettings
 
 
 @given(st.lists(st.floats(0.01, 1), min_size=1, max_size=4), st.integers(0, 500), st.integers(1, 300))
@@ -42,7 +41,9 @@ def test_chunks_are_the_documents_with_end_tokens() -> None:
 
 
 def ct_settings(**changes: Any) -> CtBlocksSettings:
-    return replace(CtBlocksSettings("xx", schedule_tokens=6400, block_size=32, english_share=0.2, seed=0), **changes)
+    return CtBlocksSettings(language="xx", schedule_tokens=6400, block_size=32, english_share=0.2, seed=0).replace(
+        **changes
+    )
 
 
 def test_ct_blocks(corpus_dir: Path, model_dir: Path, tmp_path: Path) -> None:
@@ -63,7 +64,7 @@ def test_ct_blocks(corpus_dir: Path, model_dir: Path, tmp_path: Path) -> None:
 
 def test_sft_blocks_train_answers_only_and_lose_little_room(corpus_dir: Path, model_dir: Path, tmp_path: Path) -> None:
     items = tmp_path / "items"
-    settings = ItemsSettings("xx", ("next", "blank", "lookup"), sft_items=60, eval_items=5, seed=0)
+    settings = ItemsSettings(language="xx", families=("next", "blank", "lookup"), sft_items=60, eval_items=5, seed=0)
     instructions.build(corpus_dir, settings, items)
     wanted = SftBlocksSettings(tokens=51_200, block_size=512, replay_share=0.0, seed=0)
     packing.sft_blocks(items, None, model_dir, wanted, tmp_path / "sft", tmp_path / "work")
@@ -161,7 +162,7 @@ def test_packed_examples_do_not_see_each_other(model_dir: Path) -> None:
 
 def test_every_pass_has_its_own_order(corpus_dir: Path, model_dir: Path, tmp_path: Path) -> None:
     whole = ct_settings(schedule_tokens=None, english_share=0.0)
-    for name, settings in (("once", whole), ("twice", replace(whole, epochs=2))):
+    for name, settings in (("once", whole), ("twice", whole.replace(epochs=2))):
         packing.ct_blocks(corpus_dir, model_dir, settings, tmp_path / name, tmp_path / "work")
     once, twice = (np.load(tmp_path / name / "blocks.npy").ravel() for name in ("once", "twice"))
     assert (twice[: len(once)] == once).all()

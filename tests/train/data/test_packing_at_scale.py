@@ -10,7 +10,6 @@ import json
 import random
 import subprocess
 import sys
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +26,18 @@ from train import trainer
 from train.data import packing
 from train.data.blocks import Blocks, interleave
 from train.data.corpus.documents import read_rows, training_files
-from train.stage_settings import CtBlocksSettings, SftBlocksSettings, TrainingSettings
+from train.settings import CtBlocksSettings, SftBlocksSettings, TrainingSettings
 
 
 def settings(**changes: Any) -> CtBlocksSettings:
-    return replace(CtBlocksSettings("xx", schedule_tokens=64_000, block_size=64, english_share=0.2, seed=0), **changes)
+    return CtBlocksSettings(language="xx", schedule_tokens=64_000, block_size=64, english_share=0.2, seed=0).replace(
+        **changes
+    )
 
 
 def pack_sft(items: Path, model_dir: Path, out: Path, tokens: int, block_size: int) -> None:
     """SFT blocks without replay."""
-    wanted = SftBlocksSettings(tokens, block_size, replay_share=0.0, seed=0)
+    wanted = SftBlocksSettings(tokens=tokens, block_size=block_size, replay_share=0.0, seed=0)
     packing.sft_blocks(items, None, model_dir, wanted, out, out.with_name("work"))
 
 
@@ -131,7 +132,7 @@ KILLED = """
 import json, os, signal, sys
 from pathlib import Path
 from train.data import packing, tokenization
-from train.stage_settings import CtBlocksSettings
+from train.settings import CtBlocksSettings
 rename, left = os.rename, 5
 def watched(*paths):
     global left
@@ -147,7 +148,7 @@ packing.ct_blocks(Path(sys.argv[1]), Path(sys.argv[2]), settings, Path(sys.argv[
 
 def test_a_kill_costs_the_file_that_was_being_tokenised(sharded: Path, model_dir: Path, tmp_path: Path) -> None:
     folders = [str(sharded), str(model_dir)], [str(tmp_path / "killed"), str(tmp_path / "work")]
-    arguments = [*folders[0], json.dumps(asdict(settings())), *folders[1]]
+    arguments = [*folders[0], json.dumps(settings().model_dump()), *folders[1]]
     assert subprocess.run([sys.executable, "-c", KILLED, *arguments], check=False, capture_output=True).returncode == -9
     done = {
         path: path.stat().st_mtime_ns

@@ -14,7 +14,7 @@ from common.special_tokens import added_special_tokens
 from pipeline.stages.data import packed
 from tests.common.test_special_tokens import CASES, tokenizer_with
 from train.data import packing, tokenization
-from train.stage_settings import CtBlocksSettings, SftBlocksSettings
+from train.settings import CtBlocksSettings, SftBlocksSettings
 
 TEXTS = ["Na tsiku loyamba.", "བོད་སྐད་ནི་སྙན་པོ།", "தமிழ் இனிய மொழி"]  # Chichewa, Tibetan, Tamil
 
@@ -92,6 +92,6 @@ def test_ct_blocks_count_the_text_of_both_languages(tmp_path: Path) -> None:
     for language, text in (("xx", "Na </s> tsiku"), ("en", "In <s> the beginning")):
         rows = [{"id": f"{n}", "text": text} for n in range(30)]
         write_jsonl(tmp_path / "corpus" / "text" / f"{language}.train.jsonl", rows)
-    settings = CtBlocksSettings("xx", schedule_tokens=320, block_size=32, english_share=0.2, seed=0)
+    settings = CtBlocksSettings(language="xx", schedule_tokens=320, block_size=32, english_share=0.2, seed=0)
     packing.ct_blocks(tmp_path / "corpus", tmp_path / "model", settings, tmp_path / "out", tmp_path / "work")
     assert json.loads((tmp_path / "out" / "counts.json").read_text())["control_tokens"] == {"</s>": 30, "<s>": 30}

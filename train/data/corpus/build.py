@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from common.errors import BadInput
 from common.files import sha256, write_json, write_jsonl
 from train.data.corpus import hub, sources
 from train.data.corpus.documents import SPLITS, as_documents, is_withheld, normalised, split_of
-from train.stage_settings import CipherSettings, CorpusOptions, CorpusSettings
+from train.settings import CipherSettings, CorpusOptions, CorpusSettings, HubCorpusSettings
 
 Row = dict[str, str]  # of passages: id, document, split, text
 Passages = dict[str, list[Row]]  # by language
@@ -32,7 +31,7 @@ def build(settings: CorpusSettings, options: CorpusOptions, out: Path, work: Pat
     What is written depends on `settings` and on the content of what `options` names, not on where that lies. Raises
     BadInput for a source, file or split that cannot work.
     """
-    if settings.source == "hub":
+    if isinstance(settings, HubCorpusSettings):
         hub.build_from_hub(settings, options, out, work)
         return
     verses: list[Row] = []
@@ -45,7 +44,7 @@ def build(settings: CorpusSettings, options: CorpusOptions, out: Path, work: Pat
         passages, verses = cipher_passages(settings)
     else:
         raise BadInput(f"corpus.source={settings.source!r}: must be bible, cipher, files or hub.")
-    counts: dict[str, Any] = {"languages": {}, "settings": asdict(settings)}
+    counts: dict[str, Any] = {"languages": {}, "settings": settings.model_dump()}
     (out / "text").mkdir(parents=True)
     for language, rows in passages.items():
         counts["languages"][language] = _write_splits(language, rows, out / "text")

@@ -19,7 +19,7 @@ import random
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +30,7 @@ from common.files import write_atomic, write_json, write_jsonl
 from common.hub_data import Source
 from common.processes import Workers
 from train.data.corpus.documents import normalised, split_of
-from train.stage_settings import CorpusOptions, CorpusSettings, TextSource
+from train.settings import CorpusOptions, HubCorpusSettings, TextSource
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
@@ -80,18 +80,16 @@ class Shard:
     counted: dict[str, int] = field(default_factory=dict)  # rows that were read for it, by what they are counted as
 
 
-def build_from_hub(settings: CorpusSettings, options: CorpusOptions, out: Path, work: Path) -> None:
+def build_from_hub(settings: HubCorpusSettings, options: CorpusOptions, out: Path, work: Path) -> None:
     """Write the corpus to `out`; resume in `work` if an earlier call was killed.
 
     Raises BadInput for a source that cannot be read or a split that stays empty.
     """
-    if settings.text is None or settings.english is None:
-        raise BadInput("corpus.source=hub: needs corpus.text and corpus.english. Set both.")
     texts = (
         HubText("text", settings.language, settings.text, options.text_folder, settings.text_bytes),
         HubText("english", "en", settings.english, options.english_folder, settings.english_bytes),
     )
-    counts: dict[str, Any] = {"languages": {}, "settings": asdict(settings)}
+    counts: dict[str, Any] = {"languages": {}, "settings": settings.model_dump()}
     with Workers(options.workers) as workers:
         for text in texts:
             counts["languages"][text.language] = _write_text(text, settings, out / "text", work / text.name, workers)
@@ -109,7 +107,9 @@ class HubText:
     max_bytes: int | None  # of training text to take; None: all
 
 
-def _write_text(text: HubText, settings: CorpusSettings, folder: Path, work: Path, workers: Workers) -> dict[str, Any]:
+def _write_text(
+    text: HubText, settings: HubCorpusSettings, folder: Path, work: Path, workers: Workers
+) -> dict[str, Any]:
     """Write the files of one language, and return what is counted of them."""
     language, key, source = text.language, f"corpus.{text.name}", text.source.located(text.folder)
     commit = hub_data.commit_of(source, key)

@@ -10,7 +10,7 @@ from typing import Any
 from tests.architectures.tokenizer_kinds import byte_level
 from train.data.chat_template import Masking, template_of
 from train.data.tokenization import load_library
-from train.stage_settings import ChatSettings
+from train.settings import ChatSettings
 
 FOLDER = Path(__file__).parents[3] / "data" / "chat_templates"
 EOS = {"cohere": "<|END_OF_TURN_TOKEN|>", "gemma": "<eos>", "gemma3": "<eos>", "llama3": "<|eot_id|>"}
@@ -69,7 +69,7 @@ def tokenizer(template: str | None, name: str = "") -> Any:
 def masking(name: str, size: int = 4096, cut: bool = True, **settings: Any) -> tuple[Masking, Any]:
     """How conversations become examples by the template of a family, and its tokenizer."""
     of = tokenizer(text(name), name)
-    template = template_of(of, ChatSettings("tokenizer", **settings), f"{name}: its tokenizer")
+    template = template_of(of, ChatSettings(template="tokenizer", **settings), f"{name}: its tokenizer")
     return Masking(template, settings.get("system"), size, cut), of
 
 

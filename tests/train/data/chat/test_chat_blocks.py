@@ -18,7 +18,7 @@ from tests.train.data.chat.model_templates import text, tokenizer
 from train.data import chat_template, instructions, packing
 from train.data.chat_template import CHATML_TEXT
 from train.data.conversations import own_conversations
-from train.stage_settings import ChatSettings, InstructionSource, InstructionsSettings, SftBlocksSettings
+from train.settings import ChatSettings, InstructionSource, InstructionsSettings, SftBlocksSettings
 
 SIZE = 384
 ANSWERS = ("གནམ་ས།", "நீர் ஆறு", "Zikomo kwambiri.")
@@ -70,7 +70,9 @@ def made(folder: Path, rows: list[dict[str, Any]]) -> Path:
 
 def blocks(items: Path, model: Path, out: Path, tokens: int = 12_288, workers: int = 1, **chat: Any) -> dict[str, Any]:
     """Packs instructions; their counts."""
-    settings = SftBlocksSettings(tokens, SIZE, 0.0, 0, chat=ChatSettings(**{"template": "tokenizer", **chat}))
+    settings = SftBlocksSettings(
+        tokens=tokens, block_size=SIZE, replay_share=0.0, seed=0, chat=ChatSettings(**{"template": "tokenizer", **chat})
+    )
     packing.sft_blocks(items, None, model, settings, out, out / "work", workers)
     counts: dict[str, Any] = json.loads((out / "counts.json").read_text())
     return counts
@@ -161,10 +163,12 @@ def test_a_data_set_in_the_layout_of_the_hub(layout: str, chat_model: Path, tmp_
                 "said": [r["messages"][1]["content"] for r in rows],
             }
         parquet.write_table(pyarrow.table(table), tmp_path / "set" / f"part.{part}.parquet")
-    names = ("asked", "said") if layout == "columns" else (None, None)
-    source = InstructionSource(None, None, None, "train", None, *names)
+    prompt, answer = ("asked", "said") if layout == "columns" else (None, None)
+    source = InstructionSource(
+        dataset=None, subset=None, files=None, split="train", revision=None, prompt=prompt, answer=answer, bytes=None
+    )
     items = tmp_path / "items"
-    instructions.from_hub(InstructionsSettings(source, seed=0), items, tmp_path / "work", str(tmp_path / "set"))
+    instructions.from_hub(InstructionsSettings(hub=source, seed=0), items, tmp_path / "work", str(tmp_path / "set"))
     counts = blocks(items, chat_model, tmp_path / "out")
     whole = layout == "messages"
     answers = {tuple(f"{m['content']}<|im_end|>" for m in row["messages"] if m["role"] == "assistant") for row in ROWS}
@@ -188,8 +192,10 @@ def test_a_tree_that_two_parts_would_cut_is_whole(tmp_path: Path, monkeypatch: p
             names = {"message_id": f"{tree}.{number}", "parent_id": f"{tree}.0" if number else None}
             rows.append({**names, "message_tree_id": f"{tree}", "role": role, "text": said, "rank": None})
     write_jsonl(tmp_path / "set" / "all.jsonl", rows)
-    source = InstructionSource(None, None, None, "train", None, None, None)
-    settings = InstructionsSettings(source, seed=0, format="oasst")
+    source = InstructionSource(
+        dataset=None, subset=None, files=None, split="train", revision=None, prompt=None, answer=None, bytes=None
+    )
+    settings = InstructionsSettings(hub=source, seed=0, format="oasst")
     instructions.from_hub(settings, tmp_path / "items", tmp_path / "work", str(tmp_path / "set"))
     files = instructions.instruction_files(tmp_path / "items")
     said_by_file = [[m["content"] for m in row["messages"]] for f in files for row in packing.read_rows(f)]

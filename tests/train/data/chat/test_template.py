@@ -12,7 +12,7 @@ from common.chat import DATE_FUNCTION, read_chat_template
 from common.errors import BadInput
 from tests.train.data.chat.model_templates import EOS, FOLDER, OWN, VICUNA, masking, text, tokenizer
 from train.data.chat_template import CHATML_TEXT, template_of
-from train.stage_settings import ChatSettings
+from train.settings import ChatSettings
 
 FAMILIES = sorted({path.stem for path in FOLDER.glob("*.jinja") if not path.stem.endswith("_training")} | set(OWN))
 CHATML = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + CONTENT + '<|im_end|>\n' }}{% endfor %}"
@@ -88,7 +88,7 @@ REFUSED = {
 def test_a_template_that_cannot_be_masked_is_refused_in_one_line(case: str) -> None:
     template, says = REFUSED[case]
     with pytest.raises(BadInput, match=f"^its tokenizer: .*{says}.*Set sft.template to another one.$") as error:
-        template_of(tokenizer(template), ChatSettings("tokenizer"), "its tokenizer")
+        template_of(tokenizer(template), ChatSettings(template="tokenizer"), "its tokenizer")
     assert "\n" not in str(error.value)
 
 
@@ -98,13 +98,13 @@ def test_plain_turns_that_end_in_a_token_are_accepted() -> None:
 
 def test_a_base_without_a_template_names_where_one_may_be() -> None:
     with pytest.raises(BadInput, match=r"^base has no chat template\. Set sft.template=chatml .* that has one\.$"):
-        template_of(tokenizer(None), ChatSettings("tokenizer"), "base")
+        template_of(tokenizer(None), ChatSettings(template="tokenizer"), "base")
 
 
 def test_chatml_is_for_tokenizers_that_have_its_marks() -> None:
     from tests.architectures import tokenizer_kinds
 
-    settings = ChatSettings(CHATML_TEXT)
+    settings = ChatSettings(template=CHATML_TEXT)
     assert template_of(tokenizer_kinds.tokenizer("qwen"), settings, "base").stop == "<|im_end|>"
     with pytest.raises(BadInput, match=r"^base has no token <\|im_start\|>, which becomes \d+ pieces\. Choose a model"):
         template_of(tokenizer_kinds.tokenizer("neox"), settings, "base")

@@ -10,7 +10,7 @@ import pytest
 from tests.train.data.chat.model_templates import shown
 from train.data.chat_template import Masking, template_of
 from train.data.conversations import normalise_turns
-from train.stage_settings import ChatSettings
+from train.settings import ChatSettings
 
 MODEL = Path(__file__).parents[4] / "models" / "smollm2-135m-instruct"
 pytestmark = pytest.mark.skipif(not (MODEL / "tokenizer.json").is_file(), reason="make smollm2-model has not been run")
@@ -22,7 +22,7 @@ def smollm2() -> tuple[Masking, Any]:
     from train.data.packing import load_tokenizer
 
     of = load_tokenizer(MODEL)
-    return Masking(template_of(of, ChatSettings("tokenizer"), "smollm2"), None, 512, True), of
+    return Masking(template_of(of, ChatSettings(template="tokenizer"), "smollm2"), None, 512, True), of
 
 
 def test_answers_and_their_stop_carry_the_loss(smollm2: tuple[Masking, Any]) -> None:

@@ -11,9 +11,9 @@ from common.files import read_jsonl
 from tests.toy_text import sentences
 from train.data.corpus import build
 from train.data.corpus.documents import normalised
-from train.stage_settings import CorpusOptions, CorpusSettings
+from train.settings import CorpusOptions, CorpusSettings
 
-SETTINGS = CorpusSettings("files", "xx", dev=0.2, test=0.2, seed=0)
+SETTINGS = CorpusSettings(source="files", language="xx", dev=0.2, test=0.2, seed=0)
 
 
 def test_a_held_out_passage_that_stands_in_training_text_is_dropped() -> None:
@@ -54,7 +54,7 @@ def test_text_stays_as_it_is_written(tmp_path: Path) -> None:
 
 
 def test_the_bible_is_split_by_chapter_and_aligned(tmp_path: Path) -> None:
-    settings = CorpusSettings("bible", "nya", dev=0.05, test=0.08, seed=0)
+    settings = CorpusSettings(source="bible", language="nya", dev=0.05, test=0.08, seed=0)
     build.build(settings, CorpusOptions(), tmp_path, tmp_path)
     counts = json.loads((tmp_path / "counts.json").read_text())
     assert counts["languages"]["nya"]["train"]["documents"] > 900
@@ -76,7 +76,9 @@ def test_the_same_text_elsewhere_makes_the_same_files(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         for language in ("mine", "english"):
             (tmp_path / name / f"{language}.txt").write_text("\n\n".join(sentences(len(language), 60)))
-        options = CorpusOptions(str(tmp_path / name / "mine.txt"), str(tmp_path / name / "english.txt"))
+        options = CorpusOptions(
+            path=str(tmp_path / name / "mine.txt"), english_path=str(tmp_path / name / "english.txt")
+        )
         out = tmp_path / name / "out"
         build.build(SETTINGS, options, out, tmp_path)
         made.append({path.relative_to(out): path.read_bytes() for path in out.rglob("*.json*")})
@@ -99,5 +101,5 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path, name: str | None, c
     if name:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(BadInput, match=says) as refusal:
-        build.build(SETTINGS, CorpusOptions(str(tmp_path / (name or "missing.txt"))), tmp_path / "out", tmp_path)
+        build.build(SETTINGS, CorpusOptions(path=str(tmp_path / (name or "missing.txt"))), tmp_path / "out", tmp_path)
     assert "corpus.path" in str(refusal.value) and "\n" not in str(refusal.value)

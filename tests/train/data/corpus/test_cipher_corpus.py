@@ -10,10 +10,18 @@ from common.files import read_jsonl
 from train.data.corpus import build, sources
 from train.data.corpus.documents import is_withheld
 from train.data.questions import QuestionSource, chapter_of
-from train.stage_settings import CipherSettings, CorpusOptions, CorpusSettings
+from train.settings import CipherSettings, CorpusOptions, CorpusSettings
 
 SETTINGS = CipherSettings(
-    "cipher", "cipher", 0.05, 0.08, 0, replaced=0.6, cipher_seed=0, withheld_chapters=0.25, withheld_seed=0
+    source="cipher",
+    language="cipher",
+    dev=0.05,
+    test=0.08,
+    seed=0,
+    replaced=0.6,
+    cipher_seed=0,
+    withheld_chapters=0.25,
+    withheld_seed=0,
 )
 
 
@@ -39,7 +47,9 @@ def test_a_training_chapter_is_in_the_cipher_or_in_english_and_never_in_both(fol
 def test_the_held_out_chapters_are_those_of_chichewa_and_their_text_is_enciphered_english(
     folder: Path, tmp_path: Path
 ) -> None:
-    build.build(CorpusSettings("bible", "nya", 0.05, 0.08, 0), CorpusOptions(), tmp_path, tmp_path)
+    build.build(
+        CorpusSettings(source="bible", language="nya", dev=0.05, test=0.08, seed=0), CorpusOptions(), tmp_path, tmp_path
+    )
     words = sources.cipher_dictionary((text for _, text in sources.english_bible()), 0.6, 0)
     by_chapter: dict[str, list[str]] = {}
     for (book, number, _), text in sources.english_bible():

@@ -7,7 +7,6 @@ import json
 import subprocess
 import sys
 import unicodedata
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from tests.toy_text import sentences
 from train.data import instructions
 from train.data.corpus import build, hub
 from train.data.corpus.documents import normalised, read_rows, training_files
-from train.stage_settings import CorpusOptions, CorpusSettings, ItemsSettings, TextSource
+from train.settings import CorpusOptions, HubCorpusSettings, ItemsSettings, TextSource
 
 
 @pytest.fixture(scope="module")
@@ -33,10 +32,13 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return text, jsonl_shards(root / "english", sentences(3, 200), "en")
 
 
-def settings(**changes: Any) -> CorpusSettings:
-    text = TextSource(None, "xx", None, "train", None, "text")
-    english = TextSource(None, None, "en-crawl*.jsonl", "train", None, "text")
-    return CorpusSettings("hub", "xx", dev=0.1, test=0.1, seed=0, text=text, english=english, **changes)
+def settings(**changes: Any) -> HubCorpusSettings:
+    text = TextSource(dataset=None, subset="xx", files=None, split="train", revision=None, column="text")
+    english = TextSource(
+        dataset=None, subset=None, files="en-crawl*.jsonl", split="train", revision=None, column="text"
+    )
+    values = {"source": "hub", "language": "xx", "dev": 0.1, "test": 0.1, "seed": 0, "text": text, "english": english}
+    return HubCorpusSettings(**{**values, "text_bytes": None, "english_bytes": None, **changes})
 
 
 def options(folders: tuple[Path, Path], workers: int = 1) -> CorpusOptions:
@@ -90,7 +92,7 @@ KILLED = """
 import json, os, signal, sys
 from pathlib import Path
 from train.data.corpus import build, hub
-from train.stage_settings import CorpusOptions, CorpusSettings
+from train.settings import CorpusOptions, HubCorpusSettings
 hub.SHARD_BYTES = 3_000
 write, left = hub.write_shard, int(sys.argv[4])
 def watched(*arguments, **more):
@@ -101,14 +103,14 @@ def watched(*arguments, **more):
     return write(*arguments, **more)
 hub.write_shard = watched
 settings, options = json.loads(sys.argv[1])
-build.build(CorpusSettings.from_mapping(settings), CorpusOptions(**options), Path(sys.argv[2]), Path(sys.argv[3]))
+build.build(HubCorpusSettings(**settings), CorpusOptions(**options), Path(sys.argv[2]), Path(sys.argv[3]))
 """
 
 
 def test_a_kill_costs_the_part_that_was_being_read(
     folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    described = json.dumps([asdict(settings()), asdict(options(folders))])
+    described = json.dumps([settings().model_dump(), options(folders).model_dump()])
     arguments = [described, str(tmp_path / "killed"), str(tmp_path / "work"), "13"]
     killed = subprocess.run([sys.executable, "-c", KILLED, *arguments], check=False)
     assert killed.returncode == -9
@@ -123,7 +125,7 @@ def test_a_kill_costs_the_part_that_was_being_read(
 
 def test_items_of_a_corpus_from_the_hub(folders: tuple[Path, Path], tmp_path: Path) -> None:
     build.build(settings(), options(folders), tmp_path / "corpus", tmp_path / "work")
-    wanted = ItemsSettings("xx", ("next",), sft_items=9, eval_items=7, seed=0)
+    wanted = ItemsSettings(language="xx", families=("next",), sft_items=9, eval_items=7, seed=0)
     instructions.build(tmp_path / "corpus", wanted, tmp_path / "items")
     assert len(read_jsonl(tmp_path / "items" / "sft.jsonl")) == 9
     assert len(read_jsonl(tmp_path / "items" / "tasks" / "next_xx.test.jsonl")) == 7
@@ -142,8 +144,8 @@ def test_the_stage_names_a_late_row_that_is_not_text(folders: tuple[Path, Path],
     own = jsonl_shards(tmp_path / "own", sentences(2, 200), "xx")
     with (own / "xx-crawl-only.jsonl").open("a") as file:
         file.write(json.dumps({"title": "t", "text": 7, "url": "u"}) + "\n")
-    source = TextSource(None, None, None, "train", None, "text")
-    changed = replace(settings(), text=source)
+    source = TextSource(dataset=None, subset=None, files=None, split="train", revision=None, column="text")
+    changed = settings().replace(text=source)
     with pytest.raises(BadInput, match="own row 201: column 'text' must have text in every row, got int"):
         build.build(changed, options((own, folders[1])), tmp_path / "out", tmp_path / "work")
 

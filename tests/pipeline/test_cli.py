@@ -17,10 +17,10 @@ from common.command_line import parse_command_line
 from common.project import describe_version, version
 from eval import __main__ as eval_options
 from merge import cli as merge_options
-from merge.stream.pieces import Subject
 from pipeline import cli
 from pipeline.cli import VERBS
 from pipeline.report.sources import Sources
+from tests.pipeline.report.synthetic import INFO
 
 ROOT = Path(__file__).parents[2]
 
@@ -177,7 +177,7 @@ def test_what_is_no_report_is_refused_in_a_line(tmp_path: Path, capsys: pytest.C
     assert cli.main(["report", str(tmp_path)]) == 2
     assert f"{tmp_path}: sources.json cannot be read" in capsys.readouterr().err
     gone = [(tmp_path / "store" / kind / "gone" / "stage.json", 1) for kind in ("eval", "ct")]
-    Sources(Subject("tiny", "nya", "Chichewa", {}), [], stages=gone).save(tmp_path)
+    Sources(info=INFO, evaluations=[], stages=gone).save(tmp_path)
     assert cli.main(["report", str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "store/eval/gone is missing, and 1 entries more" in error

@@ -1,17 +1,24 @@
-"""Numbers as files hold them, in 16 or 32 bits, and as loops compute with them, in float32."""
+"""Numbers as files have them, in 16 or 32 bits, and as loops compute with them, in float32; how loops are compiled."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
+import numba
 import numpy
 from numba import carray, types  # type: ignore[attr-defined]
 from numba.extending import intrinsic
 
-from merge.loops.arguments import BFLOAT16, EXACT, FLOAT16
-from merge.loops.decorator import compiled
+from merge.loops.tables import BFLOAT16, EXACT, FLOAT16
 
 Array = Any  # numpy array
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def compiled(**options: Any) -> Callable[[F], F]:
+    """Compile a function into its callers: what is constant there, such as `kind`, then is so in its loops."""
+    return numba.njit(error_model="numpy", forceinline=True, **options)  # type: ignore[no-any-return]
 
 
 @intrinsic  # type: ignore[untyped-decorator]
