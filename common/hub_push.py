@@ -46,7 +46,7 @@ def check_name(target: Target) -> None:
 def check(target: Target, folder: Path | None = None) -> None:
     """Check that this account may push there, and that no other files are there.
 
-    folder: what will be uploaded; None: it does not exist yet, and a repository with files is rejected. Raises BadInput.
+    folder: what will be uploaded; None: it does not exist yet, so a repository with files is rejected. Raises BadInput.
     """
     from huggingface_hub import HfApi, get_token
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
@@ -132,7 +132,8 @@ def _same(path: Path, remote: Any) -> bool:
     if remote.lfs is not None:
         return bool(sha256(path) == remote.lfs.sha256)
     content = path.read_bytes()
-    return bool(hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest() == remote.blob_id)
+    blob = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False)
+    return bool(blob.hexdigest() == remote.blob_id)
 
 
 @contextmanager

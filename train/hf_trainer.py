@@ -134,9 +134,7 @@ def freeze_other_modalities(model: transformers.PreTrainedModel) -> None:
 
 
 def other_modalities(model: transformers.PreTrainedModel) -> list[str]:
-    """Return the names of the largest modules of a model whose weights text does not reach; none in a model of text
-    alone.
-    """
+    """Return the names of the largest modules whose weights text does not reach; none in a model of text only."""
     if model.config.get_text_config() is model.config:
         return []
     parts = [model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings()]
@@ -161,7 +159,7 @@ class Trainer(transformers.Trainer):
         progress.trainer = self
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *positional: Any, **named: Any) -> Any:
-        """Compute the loss of a batch, with its rows joined if FlashAttention has to tell examples apart."""
+        """Compute the loss of a batch, flattened to one row if FlashAttention has to tell examples apart."""
         if "position_ids" in inputs and self.flash:
             inputs = flatten_rows(inputs)
         return super().compute_loss(model, inputs, *positional, **named)
@@ -193,9 +191,7 @@ class Trainer(transformers.Trainer):
     def publish(self, out: Path, base: Path, adaptation: LoraSettings | None) -> None:
         """Write the weights of all processes, in float32, as a plain folder `out/model` that `from_pretrained` loads.
 
-        Config, safetensors, tied tensors once.
-
-        LoRA: its adapter, too, as `out/adapter`.
+        Tied tensors are written once. With LoRA, the adapter is written as `out/adapter`, too.
         """
         weights = self.accelerator.get_state_dict(self.model_wrapped)
         if self.is_deepspeed_enabled and (self.args.bf16 or self.args.fp16):
@@ -239,13 +235,11 @@ class Trainer(transformers.Trainer):
             if weights is not None and full is not None and name in weights:
                 weights[name] = full.detach().cpu().view(weights[name].shape)
         if weights is not None and untrained:
-            own = self._read_weights(base)
-            weights.update({name: own[lora.plain_name(name)] for name in untrained if name in weights})
+            base_weights = self._read_weights(base)
+            weights.update({name: base_weights[lora.plain_name(name)] for name in untrained if name in weights})
 
     def _read_weights(self, folder: Path) -> dict[str, torch.Tensor]:
-        """Return a model's weights in float32, whole: under ZeRO-3, transformers would share them out among all
-        processes.
-        """
+        """Return a model's weights in float32, unsharded even under ZeRO-3."""
         unset_hf_deepspeed_config()
         try:
             return transformers.AutoModelForCausalLM.from_pretrained(
@@ -268,13 +262,11 @@ def flatten_rows(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 class NothingLeft(Exception):
-    """The state that a training resumes from is its end: the run before stopped while it published."""
+    """The state that a training resumes from is its end: the previous run stopped while it published."""
 
 
 class Progress(transformers.TrainerCallback):
-    """A callback that checks the launch, stops at the budget or on request, marks complete checkpoints, and passes
-    on logs.
-    """
+    """A callback that verifies the launch, stops at the budget or on request, marks complete checkpoints and logs."""
 
     def __init__(
         self,
@@ -303,13 +295,13 @@ class Progress(transformers.TrainerCallback):
             raise NothingLeft
         self.started, self.first_step = time.monotonic(), state.global_step
         if self.log.exists() and state.is_world_process_zero:
-            self._cut_log(state.global_step * self.batch_tokens)
+            self._truncate_log(state.global_step * self.batch_tokens)
         if self.dev and not state.global_step:
             self._measure_dev(state)
         self.meter.begin()
 
-    def _cut_log(self, tokens: int) -> None:
-        """Drop what was logged after the checkpoint that this run resumes from: it is logged again."""
+    def _truncate_log(self, tokens: int) -> None:
+        """Drop the lines after the checkpoint that this run resumes from: they are logged again."""
         lines = self.log.read_text(encoding="utf-8").splitlines(keepends=True)
         before = [line for line in lines if line.endswith("\n") and json.loads(line)["tokens"] <= tokens]
         write_atomic(self.log, "".join(before))
@@ -329,10 +321,10 @@ class Progress(transformers.TrainerCallback):
         """Log bits per byte of held-out text at this step."""
         assert self.trainer is not None
         arguments = self.trainer.args
-        found = bits_per_byte(
+        measured = bits_per_byte(
             self.trainer.model_wrapped, self.dev, arguments.per_device_train_batch_size, arguments.device
         )
-        rounded = {language: round(value, 5) for language, value in found.items()}
+        rounded = {language: round(value, 5) for language, value in measured.items()}
         self._append(state, {"dev_bits_per_byte": rounded})
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -360,7 +352,7 @@ class Progress(transformers.TrainerCallback):
         self._append(state, record)
 
     def _append(self, state: TrainerState, measured: Mapping[str, Any]) -> None:
-        """Write a line of the log, and passes it on: in the first process."""
+        """Write a line of the log and pass it to `on_log`, in the first process."""
         if not state.is_world_process_zero:
             return
         done = {"tokens": state.global_step * self.batch_tokens, "of_tokens": self.steps * self.batch_tokens}
