@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from common import hub as model_hub
 from pipeline.check.data import check_budgets, check_control, check_conversations, check_corpora, check_tokenizer
-from pipeline.check.finding import Finding, first_of_each_language, given_checkpoints, guarded
+from pipeline.check.finding import Finding, first_of_each_language, guarded
 from pipeline.check.models import (
     check_chat_templates,
     check_checkpoints,
@@ -25,6 +25,7 @@ from pipeline.check.models import (
 )
 from pipeline.check.resources import check_disk, check_hypotheses, check_tasks
 from pipeline.config import Config, HubCorpus
+from pipeline.inputs import given_checkpoints
 from pipeline.stages.stage import Stage
 
 if TYPE_CHECKING:
