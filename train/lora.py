@@ -21,9 +21,9 @@ PREFIX = "base_model.model."  # that peft puts before the names of a model's par
 
 
 def add_adapter(model: PreTrainedModel, lora: LoraSettings, left_out: Sequence[str] = ()) -> Any:
-    """Return a PeftModel around `model`; only the additions are trained. Raises BadInput for targets that it has not.
+    """Return a PeftModel around `model`, in which only the factors are trained. Raises BadInput for unknown targets.
 
-    left_out: names of modules in which no layer gets additions.
+    left_out: names of modules in which no layer gets factors.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -45,7 +45,7 @@ def add_adapter(model: PreTrainedModel, lora: LoraSettings, left_out: Sequence[s
 
 
 def check_mergeable(model: Any) -> Any:
-    """Return `model`, a PeftModel, if `merge_adapter` and merge/ can merge its factors. Raises BadInput."""
+    """Return a PeftModel if `merge_adapter` and merge/ can merge its factors. Raises BadInput."""
     from transformers.pytorch_utils import Conv1D
 
     kind = model.config.model_type
@@ -63,9 +63,7 @@ def check_mergeable(model: Any) -> Any:
 
 
 def merge_adapter(weights: Mapping[str, torch.Tensor], lora: LoraSettings) -> dict[str, torch.Tensor]:
-    """Return the weights of the plain model, with the additions in them: sums in float32, rounded to each weight's
-    dtype.
-    """
+    """Return the weights of the plain model with the factors merged in: sums in float32, rounded to each dtype."""
     scale = lora.alpha / lora.rank
     plain = {}
     for name, tensor in weights.items():
