@@ -46,7 +46,7 @@ def columns(module: nn.Module) -> Tensor:
 def score_columns(model: transformers.PreTrainedModel, blocks: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """Return how important each input feature of each linear layer is for the text in `blocks`.
 
-    blocks: rows of `train.block_dataset.Blocks`; padding does not count. Returns float64 of (inputs,) by layer:
+    blocks: rows of `train.data.blocks.Blocks`; padding does not count. Returns float64 of (inputs,) by layer:
     ||x_j||_2 * sum_i |W_ij|.
     """
     layers = linear_layers(model)
