@@ -248,6 +248,19 @@ class TrainingSettings(Optimization, MixedPrecision):
         return self.decay_tokens // self.batch_tokens
 
 
+class NewTokens(Settings):
+    """New tokens for the language, which continue the tokenizer's own BPE (train/vocabulary.py)."""
+
+    new_tokens: Annotated[int, Field(gt=0, le=1_000_000)] | None = None  # at most; None: the vocabulary stays
+    new_token_init: Literal["mean", "focus"] = "mean"  # of their embeddings
+
+
+class VocabularySettings(NewTokens):
+    """A model with new tokens for a language."""
+
+    language: str
+
+
 class BaseShape(Settings):
     """The recipe of a base model that is trained from scratch (train/base_model.py): its shape and its text."""
 

@@ -185,6 +185,16 @@ def merged(tokens: Sequence[str], pair: Pair) -> list[str]:
     return joined
 
 
+def fertility(tokenizer: Any, texts: Sequence[str]) -> dict[str, float]:
+    """Return bytes per token (UTF-8) and tokens per word that a `tokenizers.Tokenizer` makes of texts.
+
+    Words are separated by white space, so tokens per word mean nothing for scripts without it.
+    """
+    tokens = sum(len(tokenizer.encode(text, add_special_tokens=False).ids) for text in texts)
+    size, words = (sum(map(count, texts)) for count in (lambda t: len(t.encode()), lambda t: len(t.split())))
+    return {"bytes_per_token": size / max(1, tokens), "tokens_per_word": tokens / max(1, words)}
+
+
 def mean_weights(parts: Sequence[Sequence[int]], size: int) -> Matrix:
     """Return how much of each old token's embedding a new token gets: equal shares of its parts.
 
@@ -263,9 +273,16 @@ def extend_rows(rows: Any, first: int, weights: Matrix) -> Any:
 
     weights: (new tokens, old tokens). New rows begin at `first`; a table with unused rows there is filled first.
     Each has the length that the old rows have on average, as a mean is shorter than what it is the mean of.
+    A head's bias, (rows,) or (1, rows), gets weighted means as they are.
     """
     import torch
 
+    if rows.dim() == 1 or len(rows) == 1:
+        bias = rows.detach().float().flatten()
+        longer = torch.zeros(max(first + len(weights), len(bias)))
+        longer[: len(bias)] = bias
+        longer[first : first + len(weights)] = torch.from_numpy(weights) @ bias[: weights.shape[1]]
+        return longer.view(*([1] * (rows.dim() - 1)), -1).to(rows.dtype)
     count, old = weights.shape
     table = rows.detach().float()
     fresh = torch.from_numpy(weights) @ table[:old]

@@ -38,7 +38,13 @@ EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")  # how config
 
 
 def model_shape(config: Config) -> ModelShape:
-    """Return the shape of a cell's model: of its folder, where that is available; else as its conf file states it, or
+    """Return the shape of a cell's largest model: that of `base_shape`, with all new tokens."""
+    shape, new = base_shape(config), config.model.new_tokens
+    return shape.model_copy(update={"vocabulary": shape.vocabulary + new}) if new else shape
+
+
+def base_shape(config: Config) -> ModelShape:
+    """Return the shape of a cell's base: of its folder, where that is available; else as its conf file states it, or
     its recipe.
 
     Raises BadInput if the conf and the folder disagree, where there is neither, and where the folder holds no

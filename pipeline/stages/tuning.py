@@ -116,8 +116,10 @@ def _merged(job: Job[TuneSettings, ScoreOptions], pending: Sequence[int], tasks:
     settings = job.settings
     recipes = [recipe_of(job, settings.tries[number], settings.seed) for number in pending]
     folders = scoring.checkpoints(job)
-    named = recipes[0].tokenizer if recipes else None
-    tokenizer = scoring.tokenizer_of(folders[scoring.speaker(folders, settings.chat, named)])
+    if not recipes:
+        return
+    speaker = scoring.speaker(folders, settings.chat, recipes[0].tokenizer)
+    tokenizer = scoring.tokenizer_of_merge(job, recipes[0], folders[speaker])
     yield from scores_of_merges(recipes, tokenizer, tasks, job.options.device, scoring.how(settings, job.options))
 
 
