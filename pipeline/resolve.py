@@ -11,6 +11,7 @@ from functools import cache
 
 from common.errors import BadInput
 from pipeline.config import Config
+from pipeline.config.cell import lora_freezes
 from pipeline.config.trainings import Adaptation
 from pipeline.cost.estimate import BYTES_A_TOKEN
 from pipeline.cost.hardware import USABLE
@@ -26,6 +27,8 @@ def resolved(config: Config) -> Config:
         config = config.model_copy(update={"ct": ct})
     if config.train.lora_above is not None:
         needed = needs_lora(config)
+        if needed and config.model.new_tokens:
+            raise BadInput(lora_freezes(config.model.new_tokens))
         train = Adaptation(lora=config.train.lora if needed else None, lora_above=None)
         config = config.model_copy(update={"train": train})
     return config
@@ -38,11 +41,10 @@ def expected_tokens(config: Config) -> int:
     """
     from pipeline.check import data
 
-    size, known = data.text_bytes(config), data.fertility_of(config)
+    size, known = data.text_bytes(config), data.bytes_a_token(config)
     if size is None:
         raise BadInput("ct.tokens=null: the size of this text is not known. Set corpus.text_bytes or ct.tokens.")
-    bytes_a_token = known.bytes_a_token if known else BYTES_A_TOKEN["own"]
-    tokens = size * config.ct.epochs / bytes_a_token / (1 - config.ct.english_share)
+    tokens = size * config.ct.epochs / (known or BYTES_A_TOKEN["own"]) / (1 - config.ct.english_share)
     return max(1, int(tokens) // config.ct.batch_tokens) * config.ct.batch_tokens
 
 

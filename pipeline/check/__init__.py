@@ -10,7 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common import hub as model_hub
-from pipeline.check.data import check_budgets, check_control, check_conversations, check_corpora, check_tokenizer
+from pipeline.check.data import (
+    check_budgets,
+    check_control,
+    check_conversations,
+    check_corpora,
+    check_new_tokens,
+    check_tokenizer,
+)
 from pipeline.check.finding import Finding, first_of_each_language, given, guarded
 from pipeline.check.models import (
     check_chat_templates,
@@ -49,6 +56,7 @@ def sweep(configs: Sequence[Config], missing: Sequence[Stage] | None = None) -> 
             check_control,
             *([check_tasks] if asks else []),
             check_tokenizer,
+            check_new_tokens,
             check_partners,
             check_pair,
             check_conversations,

@@ -23,6 +23,14 @@ from train.data.chat.template import CHATML, TOKENIZER
 from train.parallel import sizes
 
 
+def lora_freezes(new_tokens: int) -> str:
+    """Return why LoRA cannot train new tokens."""
+    return (
+        f"model.new_tokens={new_tokens}: LoRA freezes the embeddings, which new tokens need trained."
+        " Set train=full, or model.new_tokens=null."
+    )
+
+
 def iso_date(value: str) -> str:
     """Return a date as ISO 8601 writes it. Raises ValueError."""
     try:
@@ -149,6 +157,12 @@ class Config(Settings):
                 f"model.new_tokens={self.model.new_tokens}: needs a CT that is trained here, got "
                 f"ct.source={self.ct.source}. Set model.new_tokens=null, or ct.source=null."
             )
+        return self
+
+    @model_validator(mode="after")
+    def new_tokens_get_gradients(self) -> Config:
+        if self.model.new_tokens and self.train.lora and self.train.lora_above is None:
+            raise ValueError(lora_freezes(self.model.new_tokens))
         return self
 
     @model_validator(mode="after")
