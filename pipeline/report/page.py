@@ -154,7 +154,7 @@ def render(found: Findings) -> str:
         if answers
         else [headline.of_comparisons(found.claims.comparisons)],
         terms=terms.terms(found.rows, subject.language, subject.language_name, bool(seen.tables["frontiers"].rows)),
-        notes=list(dict.fromkeys(note for config in subject.configs.values() for note in config.get("notes", ()))),
+        notes=_notes(subject, found.stages),
         facts=page_tables.facts(found.rows, found.stages),
         finished=max((str(record["finished"]) for record in found.stages), default="")[:16].replace("T", " "),
         answers=answers,
@@ -215,6 +215,12 @@ def _number(value: float) -> str:
 def _options(table: Table, place: int) -> list[tuple[str, str]]:
     """The methods of a column, each once, with their titles."""
     return list(labels(list(dict.fromkeys(str(row[place]) for row in table.rows))).items())
+
+
+def _notes(subject: Subject, stages: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the sentences under the headline: of the config, and of models with new tokens."""
+    stated = [note for config in subject.configs.values() for note in config.get("notes", ())]
+    return list(dict.fromkeys([*stated, *(str(record["vocabulary"]) for record in stages if record.get("vocabulary"))]))
 
 
 def _script_data(seen: Picture, names: Mapping[str, str]) -> dict[str, Any]:

@@ -42,7 +42,10 @@ class Sources:
         from pipeline import report
         from pipeline.report import hypotheses, sample_items, text_of_budgets
 
-        records = [{**read_json(path), "cells": cells, "dev": dev_lines(path.parent)} for path, cells in self.stages]
+        records = [
+            {**read_json(path), "cells": cells, "dev": dev_lines(path.parent), "vocabulary": new_tokens(path.parent)}
+            for path, cells in self.stages
+        ]
         leaks = read_json(self.leaks) if self.leaks else None
         items = sample_items.read_items(self.items, self.split)
         counts = text_of_budgets.read(path for path, _ in self.stages)
@@ -88,6 +91,16 @@ def dev_lines(stage: Path) -> list[dict[str, Any]]:
     """Return the dev measurements of a training; empty if it made none, and for other stages."""
     log = stage / "log.jsonl"
     return [line for line in read_jsonl(log) if "dev_bits_per_byte" in line] if log.is_file() else []
+
+
+def new_tokens(stage: Path) -> str | None:
+    """Return a sentence about the new tokens that a stage gave a model; None for other stages."""
+    from pipeline.stages.vocabulary import VOCABULARY, in_words
+
+    file = stage / VOCABULARY
+    if not file.is_file():
+        return None
+    return f"CT has {in_words(read_json(file))}. Bits per byte can be compared with the base's, loss per token cannot."
 
 
 def read(folder: Path) -> Sources:

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import merge
 from common.errors import BadInput
-from common.files import read_jsonl
+from common.files import read_jsonl, write_jsonl
 from pipeline import __main__ as entry
 from pipeline import check, sweep
 from pipeline.config import Config
@@ -98,6 +98,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_pair(folder, added=("<|extra|>", "<|more|>"))
     tamil(folder)
     (folder / "english.txt").write_text("\n\n".join(toy_text.sentences(0, 60)))
+    rows = [{"prompt": f"Say {word}.", "output": f"{word}!"} for word in toy_text.sentences(0, 80)]
+    write_jsonl(folder / "sft.jsonl", rows)
     return folder
 
 
@@ -105,6 +107,7 @@ def words(made: Path, out: Path, *more: str) -> list[str]:
     return [
         "experiment=test", "language.code=tam", "language.name=Tamil", "corpus=files", f"corpus.path={made}/tamil.txt",
         f"corpus.english_path={made}/english.txt", "model=folder", f"model.path={made}/base", "model.new_tokens=30",
+        f"sft.path={made}/sft.jsonl",
         "eval.families=[]", "merge.metric=bits_per_byte", f"store={out}/store", f"outputs={out}/out", *more,
     ]  # fmt: skip
 
@@ -215,4 +218,5 @@ def test_a_run_in_tamil(made: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     first, tables = found["first"], [load_file(folder / "model.safetensors")[EMBEDDING] for folder in folders]
     assert not torch.equal(tables[0][first:], tables[1][first:])  # trained
     assert len(read_jsonl(next((store / "eval").glob("tam-task_arithmetic*")) / "scores.jsonl")) > 0
+    assert "CT has 30 new tokens" in (tmp_path / "out" / "test" / "report.html").read_text()
     assert entry.main(given) == 0 and "nothing to run" in capsys.readouterr().out
