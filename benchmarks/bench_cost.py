@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.config import Compute
 from pipeline.cost import memory
 from pipeline.cost.shape import from_config_json
-from train.settings import Compute
 
 ROOT = Path(__file__).parents[1]
 TINY = ROOT / "models" / "tiny-base"

@@ -32,7 +32,7 @@ from typing import Any
 
 import psutil
 
-from train.data.corpus import bible
+from train.data.corpus import sources
 
 ROOT = Path(__file__).parents[1]
 MODEL = ROOT / "models" / "tiny-base"
@@ -124,7 +124,7 @@ def main() -> None:
 def documents() -> Iterator[str]:
     """The chapters of both Bibles forever, the verses and a few of the words of each new every time."""
     chapters: dict[tuple[str, int, int], list[str]] = {}
-    for name, verses in (("nya", bible.chichewa()), ("en", bible.english())):
+    for name, verses in (("nya", sources.chichewa_bible()), ("en", sources.english_bible())):
         for (book, chapter, _), verse in verses:
             chapters.setdefault((name, book, chapter), []).append(verse)
     rng = random.Random(0)

@@ -37,13 +37,12 @@ def evaluation(folder: Path) -> Stage:
 
 
 def executor(store: Path, stages: Sequence[Stage]) -> Executor:
-    return Executor(Store(store), stages, Journal(store / "journal.jsonl"), say=lambda line: None)
+    return Executor(Store(store), stages, Journal(store / "journal.jsonl"))
 
 
 def prepare(folder: Path, checkpoints: int) -> None:
     """Data, tasks and checkpoints."""
-    from eval.items_schema import read_documents, read_items
-    from eval.task_set import truncate
+    from eval.task_set import read_documents, read_items, truncate
 
     stage = evaluation(folder)
     (folder / "store").mkdir(parents=True, exist_ok=True)
@@ -103,19 +102,20 @@ def score(folder: Path, checkpoints: int) -> None:
     makes, tokens = executor(store, stages), count_tokens()
     for stage in stages:
         logged = keep_loglikelihoods()
-        makes.run([stage])
+        makes.compute([stage], stop_at_failure=True)
         (folder / "ours" / f"{stage.slug}.json").write_text(json.dumps(logged), encoding="utf-8")
     (folder / "ours" / "tokens").write_text(json.dumps(tokens))
 
 
 def count_tokens() -> dict[str, int]:
     """Tokens that go through models from here on: in packed rows, and had each request gone by itself."""
-    from eval.language_model import Pack, PackedLM
+    from eval.language_model import PackedLM
+    from eval.packing import PackedRow
 
     tokens = {"packed": 0, "alone": 0}
     packs = PackedLM._packs
 
-    def count(lm: PackedLM, requests: Sequence[Any]) -> list[Pack]:
+    def count(lm: PackedLM, requests: Sequence[Any]) -> list[PackedRow]:
         found = packs(lm, requests)
         tokens["packed"] += sum(pack.width for pack in found)
         tokens["alone"] += sum(len(pack.prompt) + len(part) - 1 for pack in found for part in pack.continuations)
@@ -127,15 +127,15 @@ def count_tokens() -> dict[str, int]:
 
 def keep_loglikelihoods() -> dict[str, list[list[float]]]:
     """By task, those of every document that is scored from here on, choice by choice."""
-    from eval import harness, score_records
+    from eval import harness, records
 
     kept: dict[str, list[list[float]]] = {}
 
     def keep(name: str, entry: Any, logged: Any, unlabelled: Any = ()) -> Any:
-        rows = score_records.in_order(logged)
+        rows = records.first_filter(logged)
         answers = [row["filtered_resps"] for row in rows]
         kept[name] = [[float(pair[0]) for pair in a] if isinstance(a[0], tuple) else [float(a[0])] for a in answers]
-        return score_records.task_records(name, entry, logged, unlabelled)
+        return records.task_records(name, entry, logged, unlabelled)
 
     harness.task_records = keep
     return kept

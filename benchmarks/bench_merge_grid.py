@@ -16,7 +16,7 @@ from bench_merge_models import SIZES, built, python, timed
 
 ONE = """
 import json, sys
-from merge.stream.engine import run
+from merge.engine.passes import run
 from merge.engine.plan import make_plan
 from merge.recipe import Recipe
 plan = make_plan([Recipe.from_dict(data) for data in json.load(open(sys.argv[1]))])

@@ -22,15 +22,13 @@ from bench_merge_models import SIZES, built
 
 from merge import Recipe
 from merge.auditing import Audit
+from merge.engine import fused
 from merge.engine.outputs import Output
+from merge.engine.passes import Workers, run, survey
 from merge.engine.plan import make_plan
 from merge.loops import machine_code
-from merge.loops.calls import KINDS
-from merge.method_table import METHODS
-from merge.stream import fused
-from merge.stream.engine import run
-from merge.stream.survey import survey
-from merge.stream.threads import Workers
+from merge.loops.tables import KINDS
+from merge.methods import METHODS
 
 CASES = [
     "ties:bfloat16", "audit:ties:bfloat16", "ties:float32", "audit:ties:float32", "ties_sv:bfloat16", "della:bfloat16",

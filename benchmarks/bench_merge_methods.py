@@ -30,7 +30,7 @@ import merge
 @contextmanager
 def narrow_votes() -> Iterator[None]:
     """Votes are summed in the dtype that they have."""
-    with mock.patch("merge.election.torch.promote_types", lambda dtype, _: dtype):
+    with mock.patch("merge.arithmetic.torch.promote_types", lambda dtype, _: dtype):
         yield
 
 

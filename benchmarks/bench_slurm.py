@@ -24,11 +24,11 @@ from unittest import mock
 from bench_sweep import overrides, write_entry
 
 from pipeline import run_plan, sweep
-from pipeline.journal import Journal
+from pipeline.journal import FILE, Journal
 from pipeline.run import cluster
-from pipeline.run.cluster import schedule, submit
+from pipeline.run.cells import run_executor
+from pipeline.run.cluster import schedule, slurm
 from pipeline.run.cluster import site as sites
-from pipeline.run.worker import JOURNAL, worker
 from pipeline.run_plan import RunPlan
 from tests.slurm.cluster import Slurm, install, unavailable
 
@@ -90,10 +90,10 @@ def main() -> None:
 
 def swept(plan: RunPlan, site: sites.Site) -> dict[str, Any]:
     """The sweep through Slurm, and what it took."""
-    tasks = schedule.cut(plan.stages)
+    pieces = schedule.group_into_pieces(plan.stages)
     run = plan.new_folder()
     plan.save(run)
-    journal = Journal(run / JOURNAL)
+    journal = Journal(run / FILE)
     submitted: list[float] = []
 
     def timed(*given: Any) -> Any:
@@ -102,13 +102,13 @@ def swept(plan: RunPlan, site: sites.Site) -> dict[str, Any]:
         submitted.append(time.monotonic() - begun)
         return jobs
 
-    real = submit.submit
+    real = slurm.submit
     begun, cpu = time.monotonic(), time.process_time()
-    with mock.patch.object(submit, "submit", timed):
-        cluster.make(site, plan, plan.missing(), worker(plan, journal), journal)
+    with mock.patch.object(slurm, "submit", timed):
+        cluster.compute(site, plan, plan.missing(), run_executor(plan, journal))
     events = Counter(event["event"] for event in journal.events("published", "failed", "not_run"))
     return {
-        "stages": len(plan.stages), "jobs": len(tasks), "arrays": len(schedule.arrays(tasks)),
+        "stages": len(plan.stages), "jobs": len(pieces), "arrays": len(schedule.arrays(pieces)),
         "submission_s": round(submitted[0], 1), "total_s": round(time.monotonic() - begun, 1),
         "cpu_s": round(time.process_time() - cpu, 1),
         "rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10,

@@ -29,7 +29,7 @@ import torch
 import transformers
 
 from train import trainer
-from train.data.corpus import bible
+from train.data.corpus import sources
 from train.settings import Compute, TrainingSettings
 
 RATE, WARMUP_RATIO, MIN_LR_RATIO = 5e-4, 0.01, 0.1
@@ -105,7 +105,7 @@ def prepare(options: argparse.Namespace, folder: Path) -> dict[str, Callable[[],
     wanted = options.steps * batch * size
     rows: list[list[int]] = []
     total = 0
-    for _, verse in bible.english():
+    for _, verse in sources.english_bible():
         rows.append([*tokenizer(verse, add_special_tokens=False)["input_ids"], end])
         total += len(rows[-1])
         if total >= wanted:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from itertools import zip_longest
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -147,7 +148,7 @@ def error_line(error: ValidationError, data: Mapping[str, Any] | None = None) ->
         key = ".".join(map(str, location))
         return f"{key}: {message}" if key else message
     value = first["input"]
-    section, path = _keys_in(data, location, kind == "missing")
+    section, path = _locate(data, location, value if kind != "missing" else None)
     key = ".".join(path)
     if kind == "union_tag_invalid":
         tag = first["ctx"]["discriminator"].strip("'")
@@ -164,16 +165,26 @@ def error_line(error: ValidationError, data: Mapping[str, Any] | None = None) ->
     return f"{key}={'null' if value is None else value}: {message}"
 
 
-def _keys_in(data: Any, location: Sequence[int | str], is_missing: bool) -> tuple[Any, list[str]]:
-    """Return the section that contains the wrong value, and the keys to this value.
+def _locate(data: Any, location: Sequence[int | str], wrong: Any) -> tuple[Any, list[str]]:
+    """Return the section that contains the wrong value, and the keys to this value. wrong: None if it is missing.
 
     pydantic also puts the alternative of a union that it tried into a location: that is no key of the data.
     """
+
+    def has(part: int | str) -> bool:
+        return isinstance(data, list) or (isinstance(data, Mapping) and part in data)
+
     section, path = data, list[str]()
-    for part in location:
-        if (isinstance(data, Mapping) and part in data) or (isinstance(data, list | tuple) and isinstance(part, int)):
-            section, data, path = data, data[part], [*path, str(part)]
-    return (data, [*path, str(location[-1])]) if is_missing else (section, path)
+    for part, following in zip_longest(location, location[1:]):
+        if wrong is not None and data == wrong:
+            break
+        if has(part):
+            is_tag = following is not None and has(following) and not isinstance(data[part], Mapping | list)
+            if not is_tag:  # of a union, with the name of another key
+                section, data, path = data, data[part], [*path, str(part)]
+        elif following is None and wrong is None:
+            section, path = data, [*path, str(part)]
+    return section, path
 
 
 def sentence(message: str) -> str:

@@ -1,4 +1,4 @@
-"""Questions -> a model's own answers, whole, in batches of as many as memory holds."""
+"""Generate a model's answers to prompts, in batches that fit into memory."""
 
 from __future__ import annotations
 
@@ -10,18 +10,17 @@ from typing import Any
 from common.chat import DEFAULT_DAY
 from common.errors import BadInput
 from common.special_tokens import added_special_tokens
-from eval import checkpoints
-from eval.chat_prompts import Message, rendered
-from eval.generation import Generation, generating, stop_ids
+from eval import loading
+from eval.prompting import Generation, Message, generation_mode, render_chat, stop_tokens
 
 Prompt = str | Sequence[Message]  # plain text, or messages for the chat template
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model said. text: without special tokens. tokens: how many, the stop left out.
+    """A generated answer. text: without special tokens. tokens: their number, without the stop.
 
-    ended: whether the model stopped by itself, at a token that ends its answers; else it was cut.
+    ended: whether the model ended it, with a stop token; else it was cut at the limit.
     """
 
     text: str
@@ -45,83 +44,83 @@ def generate_answers(
 
     model: a causal LM in memory, or its Hugging Face folder. tokenizer: None for that of the folder.
     prompts: messages are put into the chat template, with what comes before an answer; a text is taken as it is.
-    device, dtype: where and in what the model is brought; None: as it is (float32 for a folder on the CPU).
-    batch_tokens: tokens in one batch, padding and what may be generated included; a batch halves where memory runs out.
-    generation: own or greedy (eval/generation.py). day: for today in chat templates that write it.
+    device, dtype: of the model's weights; None: as they are (float32 for a folder on the CPU).
+    batch_tokens: tokens in one batch, padding and what may be generated included; a batch is halved if memory runs out.
+    generation: own or greedy (eval/prompting.py). day: for today in chat templates that write it.
     Raises BadInput for a prompt that leaves no room for an answer, and for messages without a template.
     """
-    from eval.batches import Limits, default_tokens, in_batches
+    from eval.batches import BatchLimits, default_batch_tokens, run_batches
 
     if max_new_tokens < 1:
         raise BadInput(f"max_new_tokens: must be 1 or more, got {max_new_tokens}. Set it to 256.")
     if isinstance(model, Path | str):
-        model, own = checkpoints.load(Path(model), device=device, dtype=dtype)
-        tokenizer = tokenizer or own
+        model, folder_tokenizer = loading.load_checkpoint(Path(model), device=device, dtype=dtype)
+        tokenizer = tokenizer or folder_tokenizer
     elif dtype is not None:
-        checkpoints.cast(model, dtype)
+        loading.cast_weights(model, dtype)
     if device is not None:
         model.to(device)
     model.eval()
-    texts = [prompt if isinstance(prompt, str) else rendered(tokenizer, prompt, day) for prompt in prompts]
+    texts = [prompt if isinstance(prompt, str) else render_chat(tokenizer, prompt, day) for prompt in prompts]
     encoded = encode(tokenizer, texts)
-    rooms = _rooms(model, encoded, max_new_tokens)
-    limits = Limits.of(batch_tokens or default_tokens(model.device.type), model)
+    lengths = _answer_lengths(model, encoded, max_new_tokens)
+    limits = BatchLimits.of(batch_tokens or default_batch_tokens(model.device.type), model)
     answers: dict[int, Answer] = {}
-    with generating(model, generation):
-        for group in _groups(model, encoded, rooms):
+    with generation_mode(model, generation):
+        for group in _batchable_groups(model, encoded, lengths):
 
             def size(batch: Sequence[int]) -> tuple[int, int]:
-                return len(batch) * max(len(encoded[number]) + rooms[number] for number in batch), len(batch)
+                return len(batch) * max(len(encoded[number]) + lengths[number] for number in batch), len(batch)
 
             def run(batch: Sequence[int]) -> list[Answer]:
-                return _generate(model, tokenizer, [encoded[number] for number in batch], rooms[batch[0]])
+                return _generate(model, tokenizer, [encoded[number] for number in batch], lengths[batch[0]])
 
-            for batch, said in in_batches(group, size, limits, run):
-                answers |= dict(zip(batch, said, strict=True))
+            for batch, generated in run_batches(group, size, limits, run):
+                answers |= dict(zip(batch, generated, strict=True))
     return [answers[number] for number in range(len(prompts))]
 
 
 def encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """Return token ids of prompts, with what the tokenizer puts before a text, once, and nothing after it."""
+    """Return token ids of prompts: what the tokenizer puts before a text is there once, what it puts after is not."""
     before, _ = added_special_tokens(tokenizer)
-    own = [list(tokenizer.encode(text, add_special_tokens=False)) for text in texts]
-    return [tokens if tokens[: len(before)] == before else before + tokens for tokens in own]
+    plain = [list(tokenizer.encode(text, add_special_tokens=False)) for text in texts]
+    return [tokens if tokens[: len(before)] == before else before + tokens for tokens in plain]
 
 
-def _rooms(model: Any, encoded: Sequence[list[int]], most: int) -> list[int]:
-    """Return how many tokens each answer may have, by what the model reads. Raises BadInput for none."""
+def _answer_lengths(model: Any, encoded: Sequence[list[int]], most: int) -> list[int]:
+    """Return how many tokens each answer may have within the model's context. Raises BadInput for none."""
     from eval.task_checks import context_length
 
     context = context_length(model.config)
-    rooms = [most if context is None else min(most, context - len(tokens)) for tokens in encoded]
-    for number, (room, tokens) in enumerate(zip(rooms, encoded, strict=True)):
-        if not tokens or room < 1:
+    lengths = [most if context is None else min(most, context - len(tokens)) for tokens in encoded]
+    for number, (length, tokens) in enumerate(zip(lengths, encoded, strict=True)):
+        if not tokens or length < 1:
             raise BadInput(
                 f"prompts: number {number + 1} must have 1 token or more and fewer than the {context} that the model"
                 f" reads, got {len(tokens)}. Shorten it, or leave it out."
             )
-    return rooms
+    return lengths
 
 
-def _groups(model: Any, encoded: Sequence[list[int]], rooms: Sequence[int]) -> Iterator[list[int]]:
-    """Yield numbers of prompts that may be answered together, those with the longest prompts first.
+def _batchable_groups(model: Any, encoded: Sequence[list[int]], lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Yield numbers of prompts that may be answered together, the longest prompts first.
 
-    They have the same room. Models that padding changes get prompts of one length at a time.
+    Their answers have one limit. If padding changes a model's output, their prompts have one length.
     """
-    from eval.packing_decision import is_paddable
+    from eval.packing import is_paddable
 
-    alike = len(encoded) < 2 or is_paddable(model.config)
+    may_pad = len(encoded) < 2 or is_paddable(model.config)
     groups: dict[tuple[int, int], list[int]] = {}
     for number in sorted(range(len(encoded)), key=lambda number: (-len(encoded[number]), number)):
-        groups.setdefault((rooms[number], 0 if alike else len(encoded[number])), []).append(number)
+        groups.setdefault((lengths[number], 0 if may_pad else len(encoded[number])), []).append(number)
     yield from groups.values()
 
 
-def _generate(model: Any, tokenizer: Any, prompts: Sequence[list[int]], room: int) -> list[Answer]:
-    """Return answers of up to `room` tokens to one batch, padded on the left."""
+def _generate(model: Any, tokenizer: Any, prompts: Sequence[list[int]], max_new_tokens: int) -> list[Answer]:
+    """Return the answers to one batch, padded on the left."""
     import torch
 
-    stops = stop_ids(model, tokenizer)
+    stops = stop_tokens(model, tokenizer)
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (*stops, 0)[0]
     longest = max(map(len, prompts))
     ids = torch.full((len(prompts), longest), padding, dtype=torch.long)
@@ -129,19 +128,19 @@ def _generate(model: Any, tokenizer: Any, prompts: Sequence[list[int]], room: in
     for row, tokens in enumerate(prompts):
         ids[row, longest - len(tokens) :] = torch.tensor(tokens, dtype=torch.long)
         mask[row, longest - len(tokens) :] = 1
-    made = model.generate(
+    generated = model.generate(
         input_ids=ids.to(model.device),
         attention_mask=mask.to(model.device),
-        max_new_tokens=room,
+        max_new_tokens=max_new_tokens,
         do_sample=False,
         eos_token_id=list(stops) or None,
         pad_token_id=padding,
         use_cache=True,
     )
-    return [_answer(tokenizer, tokens, stops) for tokens in made[:, longest:].tolist()]
+    return [_answer(tokenizer, tokens, stops) for tokens in generated[:, longest:].tolist()]
 
 
 def _answer(tokenizer: Any, tokens: list[int], stops: Sequence[int]) -> Answer:
-    end = next((place for place, token in enumerate(tokens) if token in stops), None)
-    said = tokens[:end]
-    return Answer(tokenizer.decode(said, skip_special_tokens=True), len(said), end is not None)
+    end = next((index for index, token in enumerate(tokens) if token in stops), None)
+    kept = tokens[:end]
+    return Answer(tokenizer.decode(kept, skip_special_tokens=True), len(kept), end is not None)

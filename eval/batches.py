@@ -1,4 +1,4 @@
-"""Rows by falling width in batches: as many as fit the tokens of a forward pass, fewer where memory runs out."""
+"""Batches of rows, widest first: as many rows as fit into a forward pass, and fewer if memory runs out."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from typing import Any, TypeVar
 import torch
 
 from common.errors import BadInput
-from eval.memory import logits_positions
 
 Row = TypeVar("Row")
 Result = TypeVar("Result")
 BATCH_TOKENS = {"cpu": 1024, "elsewhere": 8192}  # on a CPU what fits its caches is fastest, on a GPU what fills it
-TEXTS_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "cublas_status_alloc_failed")
+LOGITS_BYTES = 2 << 30  # of the logits of one forward pass; one row may have more
+SLICE_BYTES = 256 << 20  # of logits that are brought to float32 at a time
+OUT_OF_MEMORY_TEXTS = ("out of memory", "not enough memory", "can't allocate memory", "cublas_status_alloc_failed")
 log = logging.getLogger(__name__)
 
 
 @dataclass
-class Limits:
-    """What a forward pass may hold. One row passes in any case.
+class BatchLimits:
+    """The limits of a forward pass; a single row may exceed them.
 
     tokens: padding included. positions: those whose logits are kept, (positions, vocabulary) numbers.
     """
@@ -31,43 +32,48 @@ class Limits:
     positions: int
 
     @staticmethod
-    def of(batch_tokens: int, model: Any) -> Limits:
-        return Limits(batch_tokens, logits_positions(vocabulary_of(model), model.dtype.itemsize))
+    def of(batch_tokens: int, model: Any) -> BatchLimits:
+        return BatchLimits(batch_tokens, logits_positions(vocabulary_of(model), model.dtype.itemsize))
 
     def halve(self, tokens: int, positions: int) -> None:
-        """Bring both below half of what a batch had that did not fit."""
+        """Bring both to half of a batch that did not fit, or less."""
         self.tokens, self.positions = max(1, tokens // 2), max(1, min(self.positions, positions // 2))
 
 
-def default_tokens(device: str) -> int:
+def default_batch_tokens(device: str) -> int:
     """Return the default number of tokens in one forward pass, by the kind of device."""
     return BATCH_TOKENS["cpu" if device == "cpu" else "elsewhere"]
 
 
+def logits_positions(vocabulary: int, itemsize: int) -> int:
+    """Return the number of positions whose logits fit into LOGITS_BYTES."""
+    return max(1, LOGITS_BYTES // (vocabulary * itemsize))
+
+
 def vocabulary_of(model: Any) -> int:
-    """The width of a model's logits."""
+    """Return the width of a model's logits."""
     return int(model.config.get_text_config().vocab_size)
 
 
-def in_batches(
+def run_batches(
     rows: Sequence[Row],
     size: Callable[[Sequence[Row]], tuple[int, int]],
-    limits: Limits,
+    limits: BatchLimits,
     run: Callable[[Sequence[Row]], Result],
 ) -> Iterator[tuple[Sequence[Row], Result]]:
     """Run batches of rows in their order; yield each with its result.
 
-    size: the tokens of a batch and the positions whose logits it keeps. Where a batch runs out of memory, the limits
-    become half of what it had, and its rows are tried again. Raises BadInput where one row is too much.
+    size: returns the tokens of a batch and the positions whose logits it keeps. If a batch runs out of memory, the
+    limits become half of its size, and its rows are tried again. Raises BadInput if a single row does not fit.
     """
-    at = 0
-    while at < len(rows):
-        batch = fitting(rows[at:], size, limits)
-        done, result = _tried(run, batch)
+    start = 0
+    while start < len(rows):
+        batch = first_that_fit(rows[start:], size, limits)
+        done, result = _try_batch(run, batch)
         if done:
             assert result is not None
             yield batch, result
-            at += len(batch)
+            start += len(batch)
             continue
         tokens, positions = size(batch)
         if len(batch) == 1:
@@ -79,8 +85,10 @@ def in_batches(
         log.warning("memory ran out on %d rows of %d tokens in all; the next have half", len(batch), tokens)
 
 
-def fitting(rows: Sequence[Row], size: Callable[[Sequence[Row]], tuple[int, int]], limits: Limits) -> Sequence[Row]:
-    """The first rows that fit within the limits, at least one."""
+def first_that_fit(
+    rows: Sequence[Row], size: Callable[[Sequence[Row]], tuple[int, int]], limits: BatchLimits
+) -> Sequence[Row]:
+    """Return the first rows that fit within the limits, at least one."""
     count = 1
     while count < len(rows):
         tokens, positions = size(rows[: count + 1])
@@ -90,8 +98,8 @@ def fitting(rows: Sequence[Row], size: Callable[[Sequence[Row]], tuple[int, int]
     return rows[:count]
 
 
-def _tried(run: Callable[[Sequence[Row]], Result], batch: Sequence[Row]) -> tuple[bool, Result | None]:
-    """Whether a batch ran within the memory, and its result."""
+def _try_batch(run: Callable[[Sequence[Row]], Result], batch: Sequence[Row]) -> tuple[bool, Result | None]:
+    """Return whether a batch fitted into memory, and its result."""
     try:
         return True, run(batch)
     except RuntimeError as error:  # torch.OutOfMemoryError is one
@@ -104,6 +112,6 @@ def _tried(run: Callable[[Sequence[Row]], Result], batch: Sequence[Row]) -> tupl
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that a device or the host has no memory left."""
-    said = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError) or any(text in said for text in TEXTS_OF_MEMORY)
+    """Return whether an error means that a device or the host has no memory left."""
+    message = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError) or any(text in message for text in OUT_OF_MEMORY_TEXTS)

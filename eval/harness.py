@@ -1,4 +1,4 @@
-"""A checkpoint -> scores and samples, in the record formats of docs/explanation/architecture.md."""
+"""Score a checkpoint on a set of tasks: records and samples in the formats of docs/explanation/architecture.md."""
 
 from __future__ import annotations
 
@@ -15,15 +15,12 @@ from typing import TYPE_CHECKING, Any
 from common.errors import BadInput
 from common.files import write_atomic, write_jsonl
 from common.special_tokens import control_tokens, in_words, written_out
-from eval import checkpoints
-from eval.asking import PLAIN, Asking, Mode, reads_text
-from eval.chat_prompts import check_rows
-from eval.devices import check_gpus, device_names, spread
-from eval.generation import generating
-from eval.score_records import Record, in_order, mean_records, task_records
-from eval.task_checks import check_room, context_length
-from eval.task_set import UNLABELLED, TaskSet
-from eval.task_texts import text_of
+from eval import loading
+from eval.loading import check_gpus, device_names, spread_over_devices
+from eval.prompting import PLAIN_PROMPTS, Prompting, PromptMode, check_template_tokens, generation_mode, is_text_task
+from eval.records import Record, first_filter, mean_records, task_records
+from eval.task_checks import check_generation_length, context_length
+from eval.task_set import UNLABELLED, TaskSet, item_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -31,13 +28,13 @@ if TYPE_CHECKING:
 
 @dataclass
 class Scores:
-    """What one checkpoint scored.
+    """The scores of one checkpoint.
 
     records: lines of scores.jsonl, the tasks in their order and then a mean per language.
     samples: lines of samples.jsonl.
-    packed: whether choices were scored in packed rows, as the architecture allows; None where there were none.
-    prompts: how tasks were asked, in words; empty where a chat template was not wanted.
-    control: how often control tokens are written in what was scored, by their names (common/special_tokens.py).
+    packed: whether choices were scored in packed rows, as the architecture allows; None without choices.
+    prompts: a description of how tasks were prompted; empty for plain prompts.
+    control: counts of control tokens written in the scored texts, by their names (common/special_tokens.py).
     """
 
     records: list[Record]
@@ -48,7 +45,7 @@ class Scores:
 
     @property
     def note(self) -> str:
-        """How tasks were asked and choices scored, after `done in 3 s`."""
+        """Return how tasks were prompted and choices scored, for the line `done in 3 s`."""
         ways = {None: "", True: ", choices in packed rows", False: ", choices row by row"}
         return f"{', ' if self.prompts else ''}{self.prompts}{ways[self.packed]}{in_words(self.control)}"
 
@@ -63,18 +60,18 @@ def evaluate(
     dtype: str | None = None,
     trained_length: int | None = None,
     gpus: int = 1,
-    asking: Asking = PLAIN,
+    prompting: Prompting = PLAIN_PROMPTS,
 ) -> Scores:
-    """Scores a causal LM in memory on every task of the set, by lm-eval. The model is left in eval mode.
+    """Score a causal LM in memory on every task of the set, by lm-eval. The model is left in eval mode.
 
-    tasks: what `task_set.prepare` built; it serves any number of models.
+    tasks: built by `task_set.prepare`, for any number of models.
     batch_tokens: tokens in one forward pass, padding included (None: 1024 on a CPU, 8192 elsewhere).
-    device: where the model is brought to, and left (None: it stays where it is).
-    gpus: over how many GPUs the model is spread, for one that does not fit on one; the device is cuda then.
-    dtype: that its weights are brought to, and left in, such as bfloat16 (None: as they are).
-    trained_length: tokens of the blocks that the model was trained on; a text is read in windows that stay within them
-    (None: within what the model can read). Prompts of items are not cut to it.
-    asking: plain or by the chat template, and how answers are generated.
+    device: the device that the model is moved to, and stays on (None: it is not moved).
+    gpus: the number of GPUs that the model is spread over, if it does not fit on one; the device is then cuda.
+    dtype: the dtype that its weights are cast to, and keep, such as bfloat16 (None: as they are).
+    trained_length: tokens of the blocks that the model was trained on; a text is read in windows within them (None:
+    within the model's context). Prompts of items are not cut to it.
+    prompting: plain or by the chat template, and how answers are generated.
     The same model and tasks give the same scores, bit for bit, with the same number of threads.
     Raises BadInput for a model that gives NaN or is too short for a choice, for a tokenizer without BOS and EOS, and
     for a chat template that fails.
@@ -83,42 +80,45 @@ def evaluate(
     check_gpus(device, gpus)
     import lm_eval
 
-    from eval.batches import default_tokens
+    from eval.batches import default_batch_tokens
     from eval.language_model import PackedLM
 
     if tokenizer.bos_token_id is None and tokenizer.eos_token_id is None:
         name = tokenizer.name_or_path or "given"
         raise BadInput(f"tokenizer: {name} has neither a BOS nor an EOS token, one of which must start every document")
     by_name = tasks.by_name
-    check_room(by_name, context_length(model.config))
-    if asking.chat != "none":
+    check_generation_length(by_name, context_length(model.config))
+    if prompting.chat != "none":
         embedding: Any = model.get_input_embeddings()
-        check_rows(tokenizer, len(embedding.weight))
+        check_template_tokens(tokenizer, len(embedding.weight))
     if device is not None and gpus == 1:
         model.to(device)  # type: ignore[arg-type]
     if dtype is not None:
-        checkpoints.cast(model, dtype)
+        loading.cast_weights(model, dtype)
     if gpus > 1 and not hasattr(model, "hf_device_map"):
-        spread(model, device_names(gpus))
-    encodings = tasks.encodings.setdefault(fingerprint(tokenizer), {})
-    length = batch_tokens or default_tokens(model.device.type)
-    lm = PackedLM(model, tokenizer, length, encodings, trained_length, asking.day)
-    scores = Scores([], [], prompts=asking.described(tokenizer))
+        spread_over_devices(model, device_names(gpus))
+    encodings = tasks.encodings.setdefault(tokenizer_fingerprint(tokenizer), {})
+    length = batch_tokens or default_batch_tokens(model.device.type)
+    lm = PackedLM(model, tokenizer, length, encodings, trained_length, prompting.day)
+    scores = Scores([], [], prompts=prompting.describe(tokenizer))
     control: Counter[str] = Counter()
-    for mode in asking.modes(tokenizer):
-        asked = {name: task for name, task in by_name.items() if not mode.suffix or not reads_text(task)}
-        if not asked:
+    for mode in prompting.modes(tokenizer):
+        selected = {name: task for name, task in by_name.items() if not mode.suffix or not is_text_task(task)}
+        if not selected:
             continue
-        with generating(model, asking.generation):
-            result = lm_eval.evaluate(lm, {"tasks": asked}, tasks.limit, bootstrap_iters=0, **mode.how(asking))
-        _add(scores, tasks, result, mode, asking)
+        arguments = mode.lm_eval_arguments(prompting)
+        with generation_mode(model, prompting.generation):
+            result = lm_eval.evaluate(lm, {"tasks": selected}, tasks.limit, bootstrap_iters=0, **arguments)
+        _add_records(scores, tasks, result, mode, prompting)
         control += written_out(_scored_texts(result["samples"], tasks, mode), _control_names(tokenizer))
     scores.packed, scores.control = lm.packed, control
     return scores
 
 
-def _add(scores: Scores, tasks: TaskSet, result: Mapping[str, Any], mode: Mode, asking: Asking) -> None:
-    """Add what lm-eval made of the tasks in one mode."""
+def _add_records(
+    scores: Scores, tasks: TaskSet, result: Mapping[str, Any], mode: PromptMode, prompting: Prompting
+) -> None:
+    """Add the records and samples of lm-eval's result in one mode."""
     records: list[Record] = []
     samples: list[Record] = []
     for name, entry in tasks.entries.items():
@@ -126,25 +126,25 @@ def _add(scores: Scores, tasks: TaskSet, result: Mapping[str, Any], mode: Mode, 
             continue
         logged, unlabelled = result["samples"][name], result["samples"].get(f"{name}{UNLABELLED}", ())
         of_task, answers = task_records(f"{name}{mode.suffix}", entry, logged, unlabelled, result["results"][name])
-        records += [row | ({} if reads_text(entry.task) else asking.stated(mode)) for row in of_task]
+        records += [row | ({} if is_text_task(entry.task) else prompting.record_fields(mode)) for row in of_task]
         samples += answers
     means = mean_records(records, samples, mode.suffix)
-    scores.records += records + [row | asking.stated(mode) for row in means]
+    scores.records += records + [row | prompting.record_fields(mode) for row in means]
     scores.samples += samples
 
 
-def _scored_texts(logged: Mapping[str, Any], tasks: TaskSet, mode: Mode) -> Iterator[str]:
-    """What a model was given of each document: a prompt with its choices, or a text; of a chat without its template."""
+def _scored_texts(logged: Mapping[str, Any], tasks: TaskSet, mode: PromptMode) -> Iterator[str]:
+    """Yield the scored texts of documents: prompts with their choices, or text; chat prompts without their template."""
     for name, entry in tasks.entries.items():
-        for sample in in_order(logged.get(name, ())):
+        for sample in first_filter(logged.get(name, ())):
             if mode.chat:
-                yield text_of(entry.task, sample["doc"])
+                yield item_text(entry.task, sample["doc"])
                 continue
             yield from {text for request in sample["arguments"] for text in request if isinstance(text, str)}
 
 
 def _control_names(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """The special tokens that a tokenizer finds in a text."""
+    """Return the names of the special tokens that a tokenizer finds in a text."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         return list(control_tokens(json.loads(backend.to_str())).values())
@@ -160,7 +160,7 @@ def evaluate_folder(
     dtype: str | None = None,
     trained_length: int | None = None,
     gpus: int = 1,
-    asking: Asking = PLAIN,
+    prompting: Prompting = PLAIN_PROMPTS,
 ) -> Scores:
     """`evaluate` for a Hugging Face folder. dtype None: float32 on the CPU, elsewhere that of its file.
 
@@ -169,9 +169,9 @@ def evaluate_folder(
     check_lengths(batch_tokens, trained_length)
 
     def check(config: Any) -> None:
-        check_room(tasks.by_name, context_length(config))
+        check_generation_length(tasks.by_name, context_length(config))
 
-    model, tokenizer = checkpoints.load(checkpoint, device=device, dtype=dtype, gpus=gpus, check=check)
+    model, tokenizer = loading.load_checkpoint(checkpoint, device=device, dtype=dtype, gpus=gpus, check=check)
     return evaluate(
         model,
         tokenizer,
@@ -180,7 +180,7 @@ def evaluate_folder(
         device=device,
         trained_length=trained_length,
         gpus=gpus,
-        asking=asking,
+        prompting=prompting,
     )
 
 
@@ -192,31 +192,31 @@ def check_lengths(batch_tokens: int | None, trained_length: int | None) -> None:
 
 
 def check_out(out: Path) -> None:
-    """Reject a folder that `write` could not create and write; leave none. Raises BadInput."""
-    made: list[Path] = []
+    """Reject a folder that `write_scores` could not create and write; leave none. Raises BadInput."""
+    created: list[Path] = []
     try:
-        made += [place for place in (out, *out.parents) if not place.exists()]
+        created += [folder for folder in (out, *out.parents) if not folder.exists()]
         out.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=out).close()
     except OSError as error:
         raise BadInput(f"out: {out}: {error.strerror}; give a folder that can be written") from None
     finally:
-        for place in made:
-            with suppress(OSError):  # not made, or another has put something there
-                place.rmdir()
+        for folder in created:
+            with suppress(OSError):  # it was not created, or another process has put something there
+                folder.rmdir()
 
 
-def fingerprint(tokenizer: Any) -> Any:
-    """What two tokenizers share when they give the same tokens.
+def tokenizer_fingerprint(tokenizer: Any) -> Any:
+    """Return a key that two tokenizers share if they give the same tokens.
 
-    A slow tokenizer only shares with itself: a key that keeps it alive, as its `id` would go to the next one.
+    That of a slow tokenizer is the tokenizer itself: it has to stay alive, as another could reuse its `id`.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     return hashlib.sha256(backend.to_str().encode()).hexdigest() if backend is not None else tokenizer
 
 
-def write(scores: Scores, out: Path) -> None:
-    """Writes `scores.jsonl` and `samples.jsonl`, each whole or not at all."""
+def write_scores(scores: Scores, out: Path) -> None:
+    """Write `scores.jsonl` and `samples.jsonl`, each atomically."""
     out.mkdir(parents=True, exist_ok=True)
-    write_atomic(out / "samples.jsonl", lambda aside: write_jsonl(aside, scores.samples))
-    write_atomic(out / "scores.jsonl", lambda aside: write_jsonl(aside, scores.records))
+    write_atomic(out / "samples.jsonl", lambda staging: write_jsonl(staging, scores.samples))
+    write_atomic(out / "scores.jsonl", lambda staging: write_jsonl(staging, scores.records))

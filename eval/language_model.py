@@ -18,15 +18,14 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from common.chat import DEFAULT_DAY
 from common.errors import BadInput
 from common.special_tokens import added_special_tokens
-from eval.batches import Limits, in_batches
-from eval.chat_prompts import rendered, template_of
-from eval.packing_decision import is_packable, is_paddable
-from eval.rows import Answer, Pack, Plain
+from eval.batches import BatchLimits, run_batches
+from eval.packing import LogLikelihood, PackedRow, PlainRow, is_packable, is_paddable
+from eval.prompting import chat_template_of, render_chat
 
 # (context and continuation as text, or None in a rolling window; the token ids of both)
 Request = tuple[Any, list[int], list[int]]
 Window = tuple[list[int], list[int]]  # context, continuation
-Row = TypeVar("Row", Pack, Plain)
+Row = TypeVar("Row", PackedRow, PlainRow)
 log = logging.getLogger(__name__)
 # HFLM warns of every model given in memory; we reject or log what a user must know.
 logging.getLogger("lm_eval.models.huggingface").setLevel(logging.ERROR)
@@ -36,7 +35,7 @@ class PackedLM(HFLM):
     """HFLM whose loglikelihoods come from packed rows.
 
     Every continuation sees the prompt and itself, at the positions that it would have alone. The numbers are those of
-    HFLM. Models of an architecture that does not give them with packed rows (eval/packing_decision.py), and texts of
+    HFLM. Models of an architecture that does not give them with packed rows (eval/packing.py), and texts of
     any model, are scored in plain rows. Two things differ from HFLM, of tokenizers that put special tokens around a
     text: those before it are the context of a text's first token and are not predicted themselves, and those after it
     are left out.
@@ -62,7 +61,7 @@ class PackedLM(HFLM):
         if self.max_length < 1:
             raise BadInput(f"model: reads {self.max_length} tokens, as its config.json says; expected 1 or more")
         self.window = min(self.max_length, trained_length - 1) if trained_length else self.max_length
-        self.limits, self.encodings = Limits.of(batch_tokens, model), encodings
+        self.limits, self.encodings = BatchLimits.of(batch_tokens, model), encodings
         self.before, self.after = added_special_tokens(tokenizer)
         self.day = day
         self.packed: bool | None = None
@@ -70,12 +69,16 @@ class PackedLM(HFLM):
     @property
     def tokenizer_name(self) -> str:
         """Return what prompts by a chat template depend on: tasks keep their requests by it."""
-        known = (template_of(self.tokenizer), sorted(map(str, self.tokenizer.special_tokens_map.items())), self.day)
+        known = (
+            chat_template_of(self.tokenizer),
+            sorted(map(str, self.tokenizer.special_tokens_map.items())),
+            self.day,
+        )
         return hashlib.sha256(repr(known).encode()).hexdigest()
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """Render messages by the model's chat template. HFLM would drop a system message that the template rejects."""
-        return rendered(self.tokenizer, chat_history, self.day, generation=add_generation_prompt)
+        return render_chat(self.tokenizer, chat_history, self.day, generation=add_generation_prompt)
 
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, left_truncate_len: int | None = None, **kwargs: Any
@@ -106,7 +109,7 @@ class PackedLM(HFLM):
             mask[row, longest - len(tokens) :] = 1
         return ids, mask
 
-    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[Answer]:
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[LogLikelihood]:
         return super().loglikelihood(requests, disable_tqdm)
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = True) -> list[float]:
@@ -145,7 +148,9 @@ class PackedLM(HFLM):
                 def size(batch: Sequence[int], lengths: dict[int, int] = lengths, room: int = room) -> tuple[int, int]:
                     return len(batch) * (max(lengths[number] for number in batch) + room), len(batch)
 
-                for batch, texts in in_batches(ordered, size, self.limits, lambda some: self._generate(requests, some)):
+                for batch, texts in run_batches(
+                    ordered, size, self.limits, lambda some: self._generate(requests, some)
+                ):
                     answers |= dict(zip(batch, texts, strict=True))
         return [answers[number] for number in range(len(requests))]
 
@@ -159,21 +164,25 @@ class PackedLM(HFLM):
 
     def _loglikelihood_tokens(
         self, requests: Sequence[Request], disable_tqdm: bool = True, override_bs: int | None = None
-    ) -> list[Answer]:
+    ) -> list[LogLikelihood]:
         if not requests:
             return []
         prompts = self._prompts(requests)
         whole_texts = requests[0][0] is None
         if not whole_texts and self.packed is None:
             self.packed = is_packable(self.model.config)
-        scored: dict[int, Answer] = {}
+        scored: dict[int, LogLikelihood] = {}
         if whole_texts or not self.packed:
             rows = by_width(plain_rows(requests, prompts))
-            for _, answers in in_batches(rows, Plain.size, self.limits, lambda some: Plain.score(self.model, some)):
+            for _, answers in run_batches(
+                rows, PlainRow.size, self.limits, lambda some: PlainRow.score(self.model, some)
+            ):
                 scored |= answers
         else:
             packs = by_width(packed_rows(requests, prompts))
-            for _, answers in in_batches(packs, Pack.size, self.limits, lambda some: Pack.score(self.model, some)):
+            for _, answers in run_batches(
+                packs, PackedRow.size, self.limits, lambda some: PackedRow.score(self.model, some)
+            ):
                 scored |= answers
         if any(isnan(value) for value, _ in scored.values()):
             raise BadInput(
@@ -222,22 +231,22 @@ def rolling_windows(tokens: list[int], before: list[int], width: int) -> Iterato
         start = end
 
 
-def packed_rows(requests: Sequence[Request], prompts: Sequence[list[int]]) -> list[Pack]:
+def packed_rows(requests: Sequence[Request], prompts: Sequence[list[int]]) -> list[PackedRow]:
     """A row for each prompt, with all its continuations."""
-    packs: dict[Any, Pack] = {}
+    packs: dict[Any, PackedRow] = {}
     for number, ((_, _, continuation), prompt) in enumerate(zip(requests, prompts, strict=True)):
-        pack = packs.setdefault(tuple(prompt), Pack(prompt, [], []))
+        pack = packs.setdefault(tuple(prompt), PackedRow(prompt, [], []))
         pack.continuations.append(continuation)
         pack.numbers.append(number)
     return list(packs.values())
 
 
-def plain_rows(requests: Sequence[Request], prompts: Sequence[list[int]]) -> list[Plain]:
+def plain_rows(requests: Sequence[Request], prompts: Sequence[list[int]]) -> list[PlainRow]:
     """A row for each sequence that is read: requests that differ in their last token alone share one."""
-    rows: dict[Any, Plain] = {}
+    rows: dict[Any, PlainRow] = {}
     for number, ((_, _, continuation), prompt) in enumerate(zip(requests, prompts, strict=True)):
         tokens = prompt + continuation[:-1]
-        row = rows.setdefault(tuple(tokens), Plain(tokens, [], []))
+        row = rows.setdefault(tuple(tokens), PlainRow(tokens, [], []))
         row.continuations.append(continuation)
         row.numbers.append(number)
     return list(rows.values())

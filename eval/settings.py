@@ -10,8 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from common.settings import Positive, Settings
-from eval.asking import ChatMode
-from eval.generation import Generation
+from eval.prompting import ChatMode, Generation
 
 Shots = Annotated[int, Field(ge=0)]
 
@@ -31,7 +30,7 @@ class TaskSettings(ItemSettings):
 
 
 class PromptSettings(Settings):
-    """How a model is prompted (eval/asking.py)."""
+    """How a model is prompted (eval/prompting.py)."""
 
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the weights while they are scored
     chat: ChatMode = "none"

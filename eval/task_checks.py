@@ -64,12 +64,12 @@ def check_metrics(name: str, task: Any) -> None:
             if aggregate is not None:
                 aggregate([item, item])
     except ImportError as error:
-        raise BadInput(needed(name, error)) from None
+        raise BadInput(missing_package(name, error)) from None
     except Exception as error:  # of a user's own functions, which may not take one answer to one document
         log.info("%s: its metrics were not tried (%s)", name, line_of(error)[:200])
 
 
-def needed(name: str, error: ImportError) -> str:
+def missing_package(name: str, error: ImportError) -> str:
     """Return the message for a package that a task imports."""
     package = (error.name or line_of(error)).partition(".")[0]
     return (
@@ -110,7 +110,7 @@ def context_length(config: Any) -> int | None:
     return next((int(length) for length in lengths if length is not None), None)
 
 
-def check_room(tasks: Mapping[str, Any], context: int | None) -> None:
+def check_generation_length(tasks: Mapping[str, Any], context: int | None) -> None:
     """Reject tasks that generate as many tokens as a model reads, or more. Raises BadInput."""
     for name, task in tasks.items():
         length = generated_tokens(task)

@@ -6,6 +6,7 @@ import contextlib
 import difflib
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -13,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.errors import BadInput
-from eval.items_schema import SPLITS, Row, discover, read_documents, read_items
-from eval.task_checks import check_metrics, check_shots, check_task, lower_is_better, needed
+from common.items import item_error, text_error
+from common.validation import parse_json
+from eval.task_checks import check_metrics, check_shots, check_task, lower_is_better, missing_package
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task
@@ -33,7 +35,7 @@ Shots = int | Mapping[str, int] | None
 
 
 @dataclass
-class Entry:
+class ScoredTask:
     """A task and what its records say of it.
 
     primary: the metric that it is judged by.
@@ -56,7 +58,7 @@ class Entry:
 class TaskSet:
     """Tasks by name, how many documents to take of each (all: None), and the tokens of their texts, per tokenizer."""
 
-    entries: dict[str, Entry]
+    entries: dict[str, ScoredTask]
     limit: int | None = None
     encodings: dict[Any, dict[Any, list[int]]] = field(default_factory=dict)
 
@@ -97,33 +99,33 @@ def prepare(
     for option, number in (("limit", limit), ("excerpt", excerpt)):
         if number is not None and number < 1:
             raise BadInput(f"{option}: {number} must be 1 or more")
-    entries: dict[str, Entry] = {}
+    entries: dict[str, ScoredTask] = {}
     if items is not None:
-        for name, path in discover(items, split, "items").items():
+        for name, path in find_files(items, split, "items").items():
             dev = items / f"{name}.dev.jsonl"
             unlabelled = read_items(dev)[:CALIBRATION_PROMPTS] if split != "dev" and dev.exists() else []
-            entries[name] = items_entry(name, read_items(path), limit, unlabelled)
+            entries[name] = items_task(name, read_items(path), limit, unlabelled)
     if text is not None:
-        for text_language, path in discover(text, split, "text").items():
+        for text_language, path in find_files(text, split, "text").items():
             name, documents = f"bits_per_byte_{text_language}", read_documents(path)
-            entries[name] = text_entry(name, text_language, [truncate(document, excerpt) for document in documents])
+            entries[name] = text_task(name, text_language, [truncate(document, excerpt) for document in documents])
     if include_path is not None or names:
         for name, task in load_tasks(include_path, names, fewshot).items():
             if name in entries:
                 raise BadInput(f"tasks: {name!r} is the name of an items file too; rename one")
-            entries[name] = foreign_entry(name, task, language, limit)
+            entries[name] = external_task(name, task, language, limit)
     if not entries:
         raise BadInput(
             "tasks: nothing to evaluate; give a folder of items, of text or of lm-eval YAMLs, or names of tasks"
         )
     for entry in entries.values():
-        build_once(entry.task)
+        cache_requests(entry.task)
         if entry.calibration is not None:
-            build_once(entry.calibration)
+            cache_requests(entry.calibration)
     return TaskSet(entries, limit)
 
 
-def bind(template: str, name: str, rows: list[Row]) -> Task:
+def make_task(template: str, name: str, rows: list[Row]) -> Task:
     """The task of one of our templates over rows.
 
     Rows are given as they are: `dataset_path: json` would take a second and a cache on disk.
@@ -139,15 +141,15 @@ def bind(template: str, name: str, rows: list[Row]) -> Task:
     )
 
 
-def items_entry(name: str, rows: list[Row], limit: int | None, unlabelled: list[Row]) -> Entry:
+def items_task(name: str, rows: list[Row], limit: int | None, unlabelled: list[Row]) -> ScoredTask:
     """A multiple-choice task over items; chance and trivial are those of the items that will be asked.
 
     unlabelled: items of another split, which calibrate where all items of both have the same choices.
     """
-    task, asked = bind("items.yaml", name, rows), rows[:limit]
+    task, asked = make_task("items.yaml", name, rows), rows[:limit]
     labels = fixed_labels(rows)
     same = labels is not None and bool(unlabelled) and fixed_labels([rows[0], *unlabelled]) is not None
-    return Entry(
+    return ScoredTask(
         task,
         rows[0]["family"],
         rows[0]["language"],
@@ -155,7 +157,7 @@ def items_entry(name: str, rows: list[Row], limit: int | None, unlabelled: list[
         sum(1 / len(row["choices"]) for row in asked) / len(asked),
         sum(row["trivial"] == row["answer"] for row in asked) / len(asked),
         labels,
-        bind("items.yaml", f"{name}{UNLABELLED}", unlabelled) if same else None,
+        make_task("items.yaml", f"{name}{UNLABELLED}", unlabelled) if same else None,
     )
 
 
@@ -166,10 +168,10 @@ def fixed_labels(rows: Sequence[Row]) -> tuple[str, ...] | None:
     return tuple(first) if same and len(rows) > 1 and len(set(first)) == len(first) else None
 
 
-def text_entry(name: str, language: str, rows: list[Row]) -> Entry:
+def text_task(name: str, language: str, rows: list[Row]) -> ScoredTask:
     """Bits per byte of documents."""
-    task = bind("bits_per_byte.yaml", name, rows)
-    return Entry(task, task.config.metadata["family"], language, "bits_per_byte")
+    task = make_task("bits_per_byte.yaml", name, rows)
+    return ScoredTask(task, task.config.metadata["family"], language, "bits_per_byte")
 
 
 def truncate(document: Row, excerpt: int | None) -> Row:
@@ -183,7 +185,7 @@ def truncate(document: Row, excerpt: int | None) -> Row:
     return {**document, "text": text[: excerpt + 1].rpartition(" ")[0] or text[:excerpt]}
 
 
-def foreign_entry(name: str, task: Any, language: str, limit: int | None) -> Entry:
+def external_task(name: str, task: Any, language: str, limit: int | None) -> ScoredTask:
     """A task from elsewhere: where its metadata say nothing, its name is the family, its first metric primary."""
     metadata = task.config.metadata or {}
     chance = None
@@ -202,7 +204,7 @@ def foreign_entry(name: str, task: Any, language: str, limit: int | None) -> Ent
             f"tasks: {name} has no metric that gives a number, got primary {primary!r} (it has"
             f" {', '.join(names) or 'none'}). Name one of its own, or add one such as exact_match or chrf."
         )
-    return Entry(task, metadata.get("family", name), metadata.get("language", language), primary, chance)
+    return ScoredTask(task, metadata.get("family", name), metadata.get("language", language), primary, chance)
 
 
 def mean_metrics(task: Any) -> list[str]:
@@ -260,7 +262,7 @@ def load_tasks(include_path: Path | None, names: Sequence[str], fewshot: Shots =
             try:
                 members = manager.load(name)["tasks"]
             except ImportError as error:
-                raise BadInput(needed(name, error)) from error
+                raise BadInput(missing_package(name, error)) from error
             except Exception as error:  # whatever a user's YAML or an unreachable hub can raise
                 said = " ".join(str(error).split())[:300]
                 if "out of bounds for size 0" in said:  # of the first document
@@ -315,7 +317,7 @@ def _yamls(folder: Path | None) -> Iterator[Path]:
     yield from sorted(folder.glob("**/*.yaml")) if folder else ()
 
 
-def build_once(task: Any) -> None:
+def cache_requests(task: Any) -> None:
     """Makes a task keep its requests: a second `evaluate` starts with the same ones, unanswered.
 
     They are kept for each way of asking: plain, and by each chat template with each system message. Building draws
@@ -338,3 +340,94 @@ def build_once(task: Any) -> None:
             instance.resps, instance.filtered_resps = [], {}
 
     task.build_all_requests = reuse
+
+
+Row = dict[str, Any]
+SPLITS = ("dev", "test")
+
+
+def find_files(folder: Path, split: str, what: str) -> dict[str, Path]:
+    """The files `<name>.<split>.jsonl` of a folder by name, sorted; `what` names the folder in refusals."""
+    if not os.path.isdir(folder):  # Path.is_dir raises for a name that is too long
+        raise BadInput(f"{what}: {folder} is not a folder")
+    suffix = f".{split}.jsonl"
+    paths = {path.name.removesuffix(suffix): path for path in sorted(folder.glob(f"*{suffix}"))}
+    if not paths:
+        raise BadInput(f"{what}: {folder} holds no file *{suffix}")
+    return paths
+
+
+def read_items(path: Path) -> list[Row]:
+    """Items of one family in one language, rows of `common.items.Item`."""
+    rows = _read_rows(path, item_error)
+    for name in ("family", "language"):
+        values = sorted({row[name] for row in rows})
+        if len(values) > 1:
+            raise BadInput(f"{path}: one file holds one {name}, not both {values[0]!r} and {values[1]!r}")
+    return rows
+
+
+def read_documents(path: Path) -> list[Row]:
+    """Documents (`{"id", "text"}` a line)."""
+    return _read_rows(path, lambda row: text_error(row, ("id", "text")))
+
+
+def _read_rows(path: Path, wrong: Callable[[Row], str | None]) -> list[Row]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path}: not UTF-8 (byte {error.start})") from None
+    rows: list[Row] = []
+    seen: set[str] = set()
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        row = parse_json(line.encode(), f"{path} line {number}")
+        problem = wrong(row)
+        if not problem and row["id"] in seen:
+            problem = f"the id {row['id']!r} is listed twice"
+        if problem:
+            raise BadInput(f"{path} line {number}: {problem}")
+        seen.add(row["id"])
+        rows.append(row)
+    if not rows:
+        raise BadInput(f"{path}: empty; one JSON object a line is needed")
+    return rows
+
+
+def item_texts(tasks: TaskSet) -> list[dict[str, str]]:
+    """Every item that will be asked, as `{"task", "id", "text"}`.
+
+    The text of an item is its prompt and right answer without the task's template, that of a document the whole of it.
+    """
+    rows = []
+    for name, entry in tasks.entries.items():
+        documents = list(entry.task.doc_iterator(limit=tasks.limit))
+        contents = without_template([item_text(entry.task, document) for _, document in documents])
+        for (number, document), text in zip(documents, contents, strict=True):
+            rows.append({"task": name, "id": str(document.get("id", number)), "text": text})
+    return rows
+
+
+def without_template(rendered: list[str]) -> list[str]:
+    """The items of a task without the lines that more than half of them share.
+
+    Those are its template, and would hide how much of the rest is known.
+    """
+    items = [text.split("\n") for text in rendered]
+    counts = Counter(line for lines in items for line in set(lines))
+    template = {line for line, count in counts.items() if len(rendered) > 1 and count > len(rendered) / 2}
+    return ["\n".join(line for line in lines if line not in template) for lines in items]
+
+
+def item_text(task: Any, document: dict[str, Any]) -> str:
+    """An item as lm-eval renders it: the prompt, then the target (where there are choices, the right one)."""
+    if task.OUTPUT_TYPE == "loglikelihood_rolling":
+        return str(task.doc_to_target(document))
+    prompt, target = task.doc_to_text(document), task.doc_to_target(document)
+    if task.OUTPUT_TYPE == "multiple_choice":
+        choices = task.doc_to_choice(document)
+        if isinstance(prompt, int):  # the choices are whole beginnings, one of them right; the target is what follows
+            return f"{choices[prompt]} {target}"
+        target = choices[target] if isinstance(target, int) and 0 <= target < len(choices) else target
+    return f"{prompt} {' '.join(target) if isinstance(target, list) else target}"

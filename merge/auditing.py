@@ -15,6 +15,7 @@ For one model's task vector τ over n parameters (of a tensor, a layer, a module
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import math
@@ -23,21 +24,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+import numpy
 import torch
 
+from merge.arithmetic import elected_sign, rounded, scaled, surviving
 from merge.checkpoints.tensor_names import kind_of, layer_of
-from merge.discard_counts import count, energy, energy_alive, patterns
-from merge.election import elected_sign, surviving
+from merge.engine.fused import FusedCounts
+from merge.engine.passes import DEFAULT, Workers, run
+from merge.engine.pieces import Piece
 from merge.engine.plan import make_plan
-from merge.methods import rounded, scaled
+from merge.engine.tensor_recipe import MergedDelta, ModelTerm, TensorRecipe
 from merge.recipe import Recipe
-from merge.select import Threshold, kept, magnitude_bits
-from merge.stream.engine import run
-from merge.stream.fused import FusedAgreement
-from merge.stream.model_term import ModelTerm
-from merge.stream.pieces import Piece
-from merge.stream.tensor_recipe import Agreement, TensorRecipe
-from merge.stream.threads import DEFAULT, Workers
+from merge.select import PATTERNS, Array, Threshold, count_kept, is_accurate, magnitude_bits
 
 LEVELS = (0.01, 0.05, 0.10)
 
@@ -118,16 +116,16 @@ class Audit:
         self._steps: dict[str, float] = {}  # by tensor, Σ (λ·τ_m)²
         self._lambda_factor = 1.0
 
-    def see(self, tensor: TensorRecipe, piece: Piece, agreement: Agreement | FusedAgreement | None) -> None:
+    def observe(self, tensor: TensorRecipe, piece: Piece, delta: MergedDelta | FusedCounts | None) -> None:
         """Count one slice."""
         if not self.levels:
             return
-        if isinstance(agreement, FusedAgreement):
-            self._add(tensor, piece, agreement.counts, agreement.energies, agreement.energy)
+        if isinstance(delta, FusedCounts):
+            self._add(tensor, piece, delta.counts, delta.energies, delta.energy)
             return
-        kept_taus = agreement.kept if agreement else [piece.tau(term.parent, tensor.dtype) for term in tensor.terms]
-        survivors = agreement.survivors if agreement else None
-        plain = self._survivors_without_slack(tensor, agreement) if agreement else None
+        kept_taus = delta.kept if delta else [piece.tau(term.parent, tensor.dtype) for term in tensor.terms]
+        survivors = delta.survivors if delta else None
+        plain = self._survivors_without_slack(tensor, delta) if delta else None
         edges = [[self._threshold(tensor, piece, term, level).bits for level in self.levels] for term in tensor.terms]
         how = tensor.consensus
         own_signs = not how.slack.both and (not how.weighted or min(how.weights) > 0)
@@ -135,12 +133,12 @@ class Audit:
         counted = count([magnitude_bits(part) for part in kept_taus], signed, alive, before, edges, own_signs)
         used: list[float | None] = []
         for i, term in enumerate(tensor.terms):
-            if agreement and survivors is not None:
-                used.append(energy_alive(agreement, i, term.weight if how.weighted else 1.0))
+            if delta and survivors is not None:
+                used.append(energy_alive(delta, i, term.weight if how.weighted else 1.0))
             else:
                 whole = kept_taus[i] is piece.tau(term.parent, tensor.dtype)
                 used.append(None if whole else energy(kept_taus[i]))
-        self._add(tensor, piece, counted, used, energy(agreement.tau) if agreement else None)
+        self._add(tensor, piece, counted, used, energy(delta.tau) if delta else None)
 
     def _add(
         self,
@@ -174,11 +172,11 @@ class Audit:
             ranking = piece.job.selection[term.parent, tensor.dtype]
             tally.energy, tally.levels[1.0][0] = ranking.energy, ranking.nonzero
             for level in self.levels:
-                tally.levels[level][0] = min(ranking.nonzero, self._threshold(tensor, piece, term, level).reached)
+                tally.levels[level][0] = min(ranking.nonzero, self._threshold(tensor, piece, term, level).count_ge)
         return tally
 
     def _threshold(self, tensor: TensorRecipe, piece: Piece, term: ModelTerm, level: float) -> Threshold:
-        return piece.job.selection[term.parent, tensor.dtype].thresholds[kept(level, tensor.output.numel)]
+        return piece.job.selection[term.parent, tensor.dtype].thresholds[count_kept(level, tensor.output.numel)]
 
     def report(self) -> dict[str, Any]:
         """Return a report for JSON per model, module kind and layer (`outside`: embeddings, final norm, head)."""
@@ -222,15 +220,15 @@ class Audit:
             ).encode()  # pyarrow's other ways from Python values first import pandas
             pyarrow.parquet.write_table(pyarrow.json.read_json(io.BytesIO(lines)), folder / "audit.parquet")
 
-    def _survivors_without_slack(self, tensor: TensorRecipe, agreement: Agreement) -> list[torch.Tensor] | None:
+    def _survivors_without_slack(self, tensor: TensorRecipe, delta: MergedDelta) -> list[torch.Tensor] | None:
         """Compute what the same election would keep at slack 0; None if slack changes nothing."""
         how = tensor.consensus
         if not how.elect or not how.slack.on:
             return None
-        voters = agreement.taus
+        voters = delta.taus
         if how.weighted:
-            weights = [rounded(weight, agreement.tau.dtype) for weight in how.weights]
-            voters = [scaled(tau, weight) for tau, weight in zip(agreement.taus, weights, strict=True)]
+            weights = [rounded(weight, delta.tau.dtype) for weight in how.weights]
+            voters = [scaled(tau, weight) for tau, weight in zip(delta.taus, weights, strict=True)]
         return surviving(voters, elected_sign(voters))
 
     def _by(self, label: Any) -> dict[str, dict[str, Tally]]:
@@ -263,3 +261,77 @@ def _layer_label(tensor: str) -> str:
 
 def _layer_order(item: tuple[str, Any]) -> tuple[bool, int]:
     return (item[0] == "outside", 0 if item[0] == "outside" else int(item[0]))
+
+
+def patterns(tensor: torch.Tensor) -> Array:
+    """Return flat bit patterns as signed integers of the same width."""
+    return tensor.cpu().view(-1).view(PATTERNS[tensor.dtype.itemsize]).numpy()
+
+
+def energy_alive(delta: MergedDelta, i: int, weight: float) -> float:
+    """Compute Σ τ² of model i where it survived. weight: the factor of its votes."""
+    assert delta.survivors is not None
+    if delta.taus[i] is delta.kept[i] and abs(math.frexp(weight)[0]) == 0.5:  # a power of two: nothing was rounded
+        return energy(delta.survivors[i]) / weight**2
+    mask = (patterns(delta.survivors[i]) > 0).view(numpy.int8)
+    alive = torch.from_numpy(patterns(delta.kept[i]) * mask).view(delta.kept[i].dtype)
+    return energy(alive.view(delta.kept[i].shape))
+
+
+def count(
+    sizes: list[Array],
+    kept: list[Array],
+    survivors: list[Array],
+    plain: list[Array],
+    edges: list[list[int]],
+    own_signs: bool,
+) -> list[tuple[list[list[int]], tuple[int, int]]]:
+    """Count, for each model, [kept, in conflict, lost] by level, and (regained, given up).
+
+    The first row of the former counts all non-zero values, the others each level of `edges`.
+
+    sizes: magnitudes of kept values; kept, survivors, plain: bit patterns of kept values, of survivors, and of
+    survivors without slack.
+
+    Each predicate is one bit per parameter, packed into words; a conjunction is one AND. own_signs: every model voted
+    with its own sign (no negative weights), so a model that meets the other sign either loses or sees another lose, and
+    the signs themselves are not needed.
+    """
+    present = [_packed(size > 0) for size in sizes]
+    alive = [_packed(part > 0) for part in survivors] or present
+    lost = [here & ~left for here, left in zip(present, alive, strict=True)]
+    if survivors and own_signs:
+        fought = functools.reduce(numpy.bitwise_or, lost)
+        conflict = [here & fought for here in present]
+    else:
+        minus = [_packed(part < 0) & here for part, here in zip(kept, present, strict=True)]
+        plus = [here & ~below for here, below in zip(present, minus, strict=True)]
+        any_minus, any_plus = (functools.reduce(numpy.bitwise_or, side) for side in (minus, plus))
+        conflict = [(above & any_minus) | (below & any_plus) for above, below in zip(plus, minus, strict=True)]
+    counted = []
+    for i, size in enumerate(sizes):
+        rows = [[_ones(asked[i]) for asked in (present, conflict, lost)]]
+        for inside in (_packed(size >= max(1, edge)) for edge in edges[i]):
+            rows.append([_ones(inside), _ones(inside & conflict[i]), _ones(inside & lost[i])])
+        before = _packed(plain[i] > 0) if plain else alive[i]
+        counted.append((rows, (_ones(alive[i] & ~before), _ones(before & ~alive[i])) if plain else (0, 0)))
+    return counted
+
+
+def _ones(words: Array) -> int:
+    return int(numpy.bitwise_count(words).sum(dtype=numpy.uint32))
+
+
+def _packed(mask: Array) -> Array:
+    """Pack a flat mask into whole words."""
+    bits = numpy.packbits(mask)
+    if padding := -len(bits) % 8:
+        bits = numpy.pad(bits, (0, padding))
+    return bits.view(numpy.uint64)
+
+
+def energy(tau: torch.Tensor) -> float:
+    """Compute Σ τ², row by row, since a norm in float32 loses digits over many elements."""
+    rows = torch.linalg.vector_norm(tau, dim=-1, dtype=torch.promote_types(tau.dtype, torch.float32))
+    energy = float(rows.double().square().sum())
+    return energy if is_accurate(energy, tau.numel()) else float(tau.double().square().sum())

@@ -24,7 +24,7 @@ from merge.recipe import Recipe
 
 if TYPE_CHECKING:
     from merge.cli import OnTensor
-    from merge.stream.threads import Workers
+    from merge.engine.passes import Workers
 
 MODEL_KEYS = {"model", "base_model", "tokenizer_source", "source", "path", "base"}  # keys whose values name models
 _NAME = re.compile(r"(?!\.)[\w.-]{1,100}")
@@ -99,7 +99,7 @@ def recipes_of(stages: list[Stage], results: Path, root: Path) -> list[Recipe]:
     return [Recipe.from_document(data, stage.where, root) for data, stage in zip(found, stages, strict=True)]
 
 
-def stated(stages: list[Stage], recipes: list[Recipe], results: Path) -> str:
+def to_yaml(stages: list[Stage], recipes: list[Recipe], results: Path) -> str:
     """Write YAML documents that compute the last result again, independent of the working directory."""
     prefix = f"{results}/"
     documents = [
@@ -135,20 +135,20 @@ def write_stages(
     merge's name, which gives the callback for Workers.
     """
     from merge import check
+    from merge.engine.passes import DEFAULT
     from merge.output.out_folder import OutFolder
     from merge.output.writer import write
-    from merge.stream.threads import DEFAULT
 
     stages = read_stages(Path(path))
     if stages is None:
         raise BadInput(f"{path}: expected several YAML documents or a list of merges, got one merge.")
     place = OutFolder(out_dir)
     place.clear()
-    between = place.between()
-    recipes = recipes_of(stages, between.aside, Path(path).parent)
+    intermediate = place.intermediate()
+    recipes = recipes_of(stages, intermediate.staging, Path(path).parent)
     for stage, recipe in zip(stages, recipes, strict=True):
         if stage.needs:
-            _check_given(recipe, between.aside)
+            _check_given(recipe, intermediate.staging)
         else:
             check(recipe)
 
@@ -157,12 +157,12 @@ def write_stages(
             return write(recipe, out, workers=replace(workers or DEFAULT, progress=on_tensor), **options)
 
     try:
-        results = between.open()
+        results = intermediate.open()
         for stage, recipe in zip(stages[:-1], recipes, strict=False):
             make(stage, recipe, results / str(stage.name), **{**options, "audit": False, "checksums": False})
-        made = make(stages[-1], recipes[-1], Path(out_dir), merge_yml=stated(stages, recipes, results), **options)
-        between.discard()
+        made = make(stages[-1], recipes[-1], Path(out_dir), merge_yml=to_yaml(stages, recipes, results), **options)
+        intermediate.discard()
     except BaseException:
-        between.discard()  # again, if a signal interrupted it, which happens at most once
+        intermediate.discard()  # again, if a signal interrupted it, which happens at most once
         raise
     return made

@@ -25,7 +25,7 @@ from common.processes import Stopped, stopping_on_signals
 from common.units import parse_bytes
 from common.validation import parse_yaml
 from merge.chained import Stage, read_stages, recipes_of, write_stages
-from merge.method_table import MODEL_DEFAULTS
+from merge.methods import MODEL_DEFAULTS
 from merge.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ def _run_stages(stages: list[Stage], options: Options) -> None:
                 raise BadInput(refusal)
         return
     _check_target(options)
-    from merge.stream.threads import Workers
+    from merge.engine.passes import Workers
 
     workers = Workers(options.device, options.threads, memory, note=_print_note)
     progress = partial(Progress, options.quiet, 2)
@@ -190,7 +190,7 @@ def _run(options: Options) -> None:
         card.check_models()
     # torch's half a million objects stay: to look through them again and again costs a tenth of its import and more
     gc.disable()
-    from merge.stream.threads import Workers
+    from merge.engine.passes import Workers
 
     gc.freeze()
     gc.enable()

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from common.errors import BadInput, suggestion
 from common.hub import NAME, PREFIX
-from merge.method_table import METHODS, MODEL_DEFAULTS, Method
+from merge.methods import METHODS, MODEL_DEFAULTS, Method
 
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
 _KEYS = {"models", "slices", "merge_method", "base_model", "parameters", "dtype", "out_dtype"} | {

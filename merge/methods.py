@@ -1,163 +1,188 @@
-"""Merging as pure functions on tensors: one slice of one parameter tensor at a time.
+"""The merging methods: names, sources and settings.
 
-Every function takes task vectors of the same shape and dtype and returns new tensors. Arithmetic is done in their
-dtype; sums over models of 16-bit task vectors are accumulated in float32 and rounded once. Sources: task arithmetic
-(Ilharco et al. 2023), TIES (Yadav et al. 2023), DARE (Yu et al. 2024), breadcrumbs (Davari and Belilovsky 2024), DELLA
-(Deep et al. 2024).
+One row per method, and no other list of methods. A method is a way to sparsify task vectors, a way to combine models
+(with or without a sign election), and defaults. `register` adds a row. A row may bring its own arithmetic: `consensus`
+combines task vectors, `span` gives coefficients. It imports no torch: plans and configs read this table too.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Literal
 
-import numpy
-import torch
+from merge import span
 
-from merge.election import NO_SLACK, Scope, Slack, elected_sign, surviving, total
-from merge.select import Array
+# Settings of a recipe's models, with their defaults. mergekit has the same, but requires the weight, and has no random
+# signs.
+MODEL_DEFAULTS: MappingProxyType[str, Any] = MappingProxyType(
+    {"weight": 1.0, "density": 1.0, "gamma": 0.01, "epsilon": 0.15, "random_signs": False, "scale": 1.0}
+)
+ELECTION_KEYS = (
+    "slack", "protect", "slack_form", "slack_scale", "on_slack", "slack_scope", "slack_share", "election",
+)  # fmt: skip
+COMMON_KEYS = ("compute_dtype", "out_dtype", "tokenizer", "chat_template", "special_rows", "exact")  # of every recipe
 
 
 @dataclass(frozen=True)
-class Consensus:
-    """The way sparsified task vectors of one tensor become one; tuples run over models.
+class Combination:
+    """A way to make one model of several, computed by a class of merge/engine/tensor_recipe.py.
 
-    weighted: elect on weight·τ (mergekit's order) instead of on τ. floor: the smallest divisor of a mean.
+    recipe_keys, model_keys: settings that it reads. draws: whether it may draw random numbers.
     """
 
-    weights: tuple[float, ...]
-    normalize: bool = True
-    elect: bool = True
-    slack: Slack = NO_SLACK
-    weighted: bool = False
-    floor: float = 0.0
+    name: str
+    recipe_keys: tuple[str, ...] = ()
+    model_keys: tuple[str, ...] = ()
+    draws: bool = False
 
 
-def linear(thetas: Sequence[torch.Tensor], weights: Sequence[float], normalize: bool) -> torch.Tensor:
-    """Compute Σ w θ, over Σ w if `normalize`; each product is added with one rounding if the processor can."""
-    factors = torch.tensor(weights, dtype=thetas[0].dtype, device=thetas[0].device)
-    out = torch.zeros_like(thetas[0])
-    for theta, factor in zip(thetas, factors, strict=True):
-        out.addcmul_(theta, factor)
-    return out.div_(factors.sum()) if normalize else out
+TASK_VECTORS = Combination("task_vectors", ("lambda", "norm", "norm_of", "normalize"), ("random_signs",), draws=True)
+AVERAGE = Combination("average", ("normalize",))  # of weights
+SPAN = Combination("span")  # a point in the span of the models, by coefficients from their Gram matrix
+SLERP = Combination("slerp", ("t",))  # a point on the arc from the base to one model
+NEARSWAP = Combination("nearswap", ("t",))  # one model's task vector, cut to a size
+PASSTHROUGH = Combination("passthrough", (), ("scale",))  # one model's weights times a number
 
 
-def slerp_coefficients(t: float, norm_a: float, norm_b: float, dot: float) -> tuple[float, float]:
-    """Return factors (a, b) of spherical interpolation a·θ_A + b·θ_B at `t`, from the tensors' norms and dot product.
+@dataclass(frozen=True)
+class Sparsifier:
+    """A way to sparsify task vectors, computed by a class of merge/engine/sparsification.py.
 
-    The interpolation is linear where the two are nearly parallel (|cos| > 0.9995) or one is zero.
+    recipe_keys, model_keys: settings that it reads. seeded: whether it draws random numbers.
     """
-    cosine = dot / ((norm_a if norm_a > 1e-8 else 1.0) * (norm_b if norm_b > 1e-8 else 1.0))
-    cosine = max(-1.0, min(1.0, cosine))
-    if abs(cosine) > 0.9995:
-        return 1.0 - t, t
-    angle = math.acos(cosine)
-    return math.sin((1.0 - t) * angle) / math.sin(angle), math.sin(t * angle) / math.sin(angle)
+
+    name: str
+    model_keys: tuple[str, ...] = ()
+    recipe_keys: tuple[str, ...] = ()
+    seeded: bool = False
 
 
-def near(base: torch.Tensor, theta: torch.Tensor, t: float) -> torch.Tensor:
-    """Return θ where it is at most t from θ0, else the point between them at distance t (NearSwap)."""
-    weight = (t / (base - theta).abs().clamp_(min=1e-6)).clamp_(0, 1)
-    return weight * theta + (1 - weight) * base
+MAGNITUDE = Sparsifier("magnitude", ("density",))  # keeps the largest values
+RANDOM = Sparsifier("random", ("density",), seeded=True)  # keeps each value with the same probability
+MAGNITUDE_OUTLIERS = Sparsifier("magnitude_outliers", ("density", "gamma"))  # drops the largest and the smallest
+MAGPRUNE = Sparsifier("magprune", ("density", "epsilon"), seeded=True)  # keeps larger values with higher probability
+VARIANCE = Sparsifier("variance", recipe_keys=("select_topk",))  # keeps parameters in which the models differ most
+IMPORTANCE = Sparsifier("importance")  # keeps what moves a row's distribution most
 
 
-def row_ranks(magnitude: torch.Tensor) -> torch.Tensor:
-    """Count the values of its row that are smaller, or equal and earlier: float32 of the same shape, [rows, columns].
+@dataclass(frozen=True)
+class MergekitForm:
+    """How mergekit writes a method.
 
-    On a CPU a row is sorted as integers, bit pattern above index: vectorised, several times faster than argsort.
+    parameters: its parameters of a merge, None for the usual ones. fixed: parameters that we support at mergekit's
+    default only. normalize: its name of `normalize`.
     """
-    columns, size = magnitude.shape[-1], magnitude.dtype.itemsize
-    if magnitude.device.type != "cpu" or size > 4 or columns >= 1 << 31:
-        order = magnitude.argsort(dim=-1, stable=True)
-    else:
-        shift, kind = (16, numpy.uint32) if size == 2 and columns <= 1 << 16 else (32, numpy.uint64)
-        bits = magnitude.contiguous().view(torch.int16 if size == 2 else torch.int32).numpy()
-        keys: Array = bits.astype(kind)
-        keys <<= kind(shift)
-        keys |= numpy.arange(columns, dtype=kind)
-        keys.sort(axis=-1)
-        order = torch.from_numpy((keys & kind((1 << shift) - 1)).astype(numpy.int64))
-    places = torch.arange(columns, dtype=torch.float32, device=order.device)
-    return torch.empty(order.shape, device=order.device).scatter_(-1, order, places.expand_as(order))
+
+    parameters: tuple[str, ...] | None = None
+    fixed: tuple[tuple[str, Any], ...] = ()
+    normalize: str = "normalize"
 
 
-def keep_probabilities(ranks: torch.Tensor, density: float, epsilon: float) -> torch.Tensor:
-    """Return DELLA's keep probabilities: linear in rank, from density − ε to density + ε (a row's largest).
+@dataclass(frozen=True)
+class Method:
+    """A row. Methods with the same arithmetic are equal, whatever their names.
 
-    ranks: of whole rows, float32 [rows, columns]; returns the same.
+    keys: further settings of a recipe. elect: whether signs are elected. normalize, rescale: defaults. consensus:
+    (sparsified task vectors, arithmetic.Consensus) -> (merged task vector, survivors or None), as
+    `arithmetic.merge_taus`, which is the default. span: (Gram matrix, weights, normalize) -> coefficients. base_use:
+    whether there is a base. weighted: whether models have weights. counts: the least and the largest number of models.
+    mergekit: how mergekit writes it; None if mergekit has no method of this name and meaning.
     """
-    low, step = keep_line(ranks.shape[-1], density, epsilon)
-    return low + ranks * step
+
+    name: str = field(compare=False)
+    title: str = field(compare=False)
+    source: str = field(compare=False)
+    sparsify: Sparsifier | None = None
+    combine: Combination = TASK_VECTORS
+    keys: tuple[str, ...] = ()
+    elect: bool = False
+    normalize: bool = False
+    rescale: Literal["none", "expectation", "l1"] = "none"
+    consensus: Callable[..., Any] | None = None
+    span: Callable[..., list[float]] | None = None
+    base_use: Literal["needed", "optional", "unused"] = "needed"
+    weighted: bool = True
+    counts: tuple[int, float] = (1, math.inf)
+    mergekit: MergekitForm | None = field(default=MergekitForm(), compare=False)
+
+    @property
+    def base(self) -> bool:
+        """Tell whether the models are taken relative to a base."""
+        return self.base_use == "needed"
+
+    @property
+    def seeded(self) -> bool:
+        """Tell whether the method draws random numbers, whatever its settings."""
+        return self.sparsify is not None and self.sparsify.seeded
+
+    @property
+    def recipe_keys(self) -> tuple[str, ...]:
+        """List the settings of a recipe with this method, besides method, base, models and COMMON_KEYS."""
+        keys = self.combine.recipe_keys + self.keys + (ELECTION_KEYS if self.elect else ())
+        if self.sparsify is not None:
+            keys += (("rescale",) if self.sparsify.model_keys else ()) + self.sparsify.recipe_keys
+        return keys + (("seed",) if self.combine.draws else ())
+
+    @property
+    def model_keys(self) -> tuple[str, ...]:
+        """List the settings of each of its models, besides path and adapter."""
+        sparsify = self.sparsify.model_keys if self.sparsify else ()
+        return (("weight",) if self.weighted else ()) + sparsify + self.combine.model_keys
 
 
-def keep_line(columns: int, density: float, epsilon: float) -> tuple[float, float]:
-    """The least of DELLA's keep probabilities, and what a rank adds to it."""
-    return density - epsilon, 2 * epsilon / max(1, columns - 1)
+METHODS: dict[str, Method] = {}
 
 
-def merge_taus(
-    taus: Sequence[torch.Tensor], how: Consensus, scope: Scope | None = None
-) -> tuple[torch.Tensor, list[torch.Tensor] | None]:
-    """Combine sparsified task vectors (zeros where trimmed or dropped) into τ_m, without λ.
-
-    With an election, τ_m is the disjoint mean Σ w τ / Σ w over the models with the elected sign (the sum if not
-    `normalize`), else the weighted sum over all models (over Σ w if `normalize`). Returns τ_m and, with an election,
-    the survivors of each model: |voter| where it has the elected sign, else 0. scope: where slack applies.
-
-    Signs are applied by multiplying with ±1, which is exact and, unlike masks, runs at memory speed on a CPU.
-    """
-    weights = [rounded(weight, taus[0].dtype) for weight in how.weights]
-    weighted = [scaled(tau, weight) for tau, weight in zip(taus, weights, strict=True)]
-    if not how.elect:
-        merged = total(weighted)
-        if how.normalize:
-            share = rounded(math.fsum(weights), merged.dtype)
-            merged = merged / (1.0 if abs(share) < 1e-8 else share)
-        return merged, None
-    voters = weighted if how.weighted else taus
-    sign = elected_sign(voters, how.slack, scope)
-    spared = elected_sign(voters) != sign if how.slack.both and how.slack.on else None
-    survivors = surviving(voters, sign, spared)
-    merged = total(
-        survivors if how.weighted else [scaled(part, weight) for part, weight in zip(survivors, weights, strict=True)]
-    )
-    # the same, but copysign is faster in 16 bits
-    merged = torch.copysign(merged, sign) if min(weights) >= 0 else merged * sign
-    if spared is not None:
-        merged = torch.where(spared, total(weighted), merged)
-    return merged / _divisor(survivors, weights, how.floor) if how.normalize else merged, survivors
+def register(method: Method) -> Method:
+    """Add a row. Raises ValueError if the name is taken."""
+    if method.name in METHODS:
+        raise ValueError(f"{method.name}: a merge method has this name already. Choose another.")
+    METHODS[method.name] = method
+    return method
 
 
-def scaled(tensor: torch.Tensor, factor: float) -> torch.Tensor:
-    """Return the tensor times a number; the tensor itself if that is 1."""
-    return tensor if factor == 1.0 else tensor * factor
-
-
-def moved(base: torch.Tensor, tau: torch.Tensor, lambda_: float) -> torch.Tensor:
-    """Compute θ0 + λ·τ_m."""
-    return base + scaled(tau, lambda_)
-
-
-def rounded(value: float, dtype: torch.dtype) -> float:
-    """Round to the nearest number of that dtype."""
-    return float(torch.tensor(value, dtype=dtype))
-
-
-def _divisor(survivors: Sequence[torch.Tensor], weights: Sequence[float], floor: float) -> torch.Tensor:
-    """Compute Σ w over the survivors of each parameter, 1 where it is zero; with a floor, at least that."""
-    divisor = total([_where_alive(part, weight) for part, weight in zip(survivors, weights, strict=True)])
-    if floor:
-        return divisor.clamp_(min=floor)
-    if min(weights) > 0:  # zero means no survivor: 0 is divided, and any positive divisor does
-        return divisor.clamp_min_(min(weights))
-    return torch.where(divisor == 0, torch.ones_like(divisor), divisor)
-
-
-def _where_alive(survivors: torch.Tensor, weight: float) -> torch.Tensor:
-    """Return `weight` where a survivor is above zero, else 0."""
-    if survivors.dtype.itemsize > 2:
-        return scaled(survivors.sign(), weight)
-    # sign() of 16-bit floats is slow on a CPU; the sign of their patterns is not (that of a negative zero is negative)
-    pattern = int(torch.tensor(weight, dtype=survivors.dtype).view(torch.int16))
-    return survivors.view(torch.int16).clamp(0, 1).mul_(pattern).view(survivors.dtype)
+TIES, DARE, DELLA = "Yadav et al. 2023", "Yu et al. 2024", "Deep et al. 2024"
+BREADCRUMBS = "Davari and Belilovsky 2024"
+ONE, TWO, TWO_OR_MORE = (1, 1), (2, 2), (2, math.inf)
+for row in (
+    Method("linear", "Weighted average", "Wortsman et al. 2022", None, AVERAGE, normalize=True, base_use="unused"),
+    Method("passthrough", "Passthrough", "mergekit", None, PASSTHROUGH, base_use="unused", weighted=False, counts=ONE),
+    Method("slerp", "SLERP", "Shoemake 1985", None, SLERP, weighted=False, counts=ONE),
+    Method("nearswap", "NearSwap", "mergekit", None, NEARSWAP, weighted=False, counts=ONE),
+    Method(
+        "model_stock", "Model Stock", "Jang et al. 2024", None, SPAN, span=span.model_stock, weighted=False,
+        counts=TWO_OR_MORE, mergekit=MergekitForm(fixed=(("filter_wise", False),)),
+    ),
+    Method(
+        "nuslerp", "NuSLERP", "mergekit", None, SPAN, span=span.nuslerp, base_use="optional", counts=TWO,
+        mergekit=MergekitForm(fixed=(("nuslerp_flatten", True), ("nuslerp_row_wise", False))),
+    ),
+    Method(
+        "multislerp", "Multi-SLERP", "Goddard 2025", None, SPAN, ("normalize",), span=span.multislerp, normalize=True,
+        base_use="optional", mergekit=MergekitForm(fixed=(("eps", 1e-8),), normalize="normalize_weights"),
+    ),
+    Method(
+        "karcher", "Karcher mean", "mergekit", None, SPAN, span=span.karcher, base_use="unused", weighted=False,
+        mergekit=MergekitForm(fixed=(("max_iter", 10), ("tol", 1e-5))),
+    ),
+    Method("task_arithmetic", "Task arithmetic", "Ilharco et al. 2023"),
+    Method("ties", "TIES", TIES, MAGNITUDE, elect=True, normalize=True),
+    Method("ties_sv", "TIES + slack", "Tao et al. 2024", MAGNITUDE, elect=True, normalize=True, mergekit=None),
+    Method("dare_linear", "DARE linear", DARE, RANDOM, rescale="expectation"),
+    Method("dare_ties", "DARE TIES", DARE, RANDOM, elect=True, rescale="expectation"),
+    Method("breadcrumbs", "Breadcrumbs", BREADCRUMBS, MAGNITUDE_OUTLIERS),
+    Method("breadcrumbs_ties", "Breadcrumbs TIES", "mergekit", MAGNITUDE_OUTLIERS, elect=True),
+    Method(
+        "sce", "SCE", "Wan et al. 2024", VARIANCE, elect=True, normalize=True, weighted=False,
+        mergekit=MergekitForm(("int8_mask", "select_topk")),
+    ),
+    Method(
+        "arcee_fusion", "Arcee Fusion", "mergekit", IMPORTANCE, weighted=False, counts=ONE, mergekit=MergekitForm(()),
+    ),
+    Method("della", "DELLA", DELLA, MAGPRUNE, elect=True, normalize=True, rescale="expectation"),
+    Method("della_linear", "DELLA linear", "mergekit", MAGPRUNE, rescale="expectation"),
+):  # fmt: skip
+    register(row)

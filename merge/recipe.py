@@ -56,7 +56,7 @@ from common.files import write_atomic
 from common.hub import PREFIX
 from common.validation import read_yaml, sentence
 from merge import mergekit, per_tensor
-from merge.method_table import COMMON_KEYS, METHODS, MODEL_DEFAULTS, Method
+from merge.methods import COMMON_KEYS, METHODS, MODEL_DEFAULTS, Method
 from merge.per_tensor import Setting
 
 LARGEST, SMALLEST = 3.4e38, 1.2e-38  # of float32, about

@@ -18,9 +18,7 @@ from typing import Any, NamedTuple
 import numpy
 import torch
 
-from merge.loops.arguments import BINS
-from merge.loops.calls import CountCall, Stored
-from merge.loops.machine_code import Loop
+from merge.loops.tables import BINS, DIGIT, CountCall, Loop, Stored
 
 INFINITE = {
     torch.float64: 0x7FF0000000000000,
@@ -42,18 +40,18 @@ class NotFinite(ValueError):
 class Threshold:
     """The k-th largest magnitude, the one before it in its dtype, its bit pattern.
 
-    `spare` of the `ties` equal to it are kept.
+    `ties_kept` of the `ties` equal to it are kept.
     """
 
     value: float
     below: float = -1.0
     bits: int = -1
-    spare: int = 0
+    ties_kept: int = 0
     ties: int = 0
-    reached: int = 0  # how many magnitudes are at least as large
+    count_ge: int = 0  # how many magnitudes are at least as large
 
 
-EVERYTHING = Threshold(-1.0, reached=sys.maxsize)
+KEEP_ALL = Threshold(-1.0, count_ge=sys.maxsize)
 
 
 class Ranking(NamedTuple):
@@ -67,7 +65,7 @@ class Ranking(NamedTuple):
     nonzero: int
 
 
-def kept(density: float, numel: int) -> int:
+def count_kept(density: float, numel: int) -> int:
     """How many of `numel` elements a density keeps: as mergekit counts, rounded down, at least one."""
     return min(numel, max(1, int(density * numel)))
 
@@ -89,15 +87,15 @@ class Counting:
         self.counts = numpy.zeros(BINS // 2, numpy.int64)
         self.call = CountCall(loops["count"], self.counts) if loops is not None else None
 
-    def see(self, bits: Array) -> None:
+    def update(self, bits: Array) -> None:
         """Count the next piece's `magnitude_bits`."""
         # torch's bincount takes 16-bit integers as they are and leaves the interpreter to other threads
         self.counts += torch.bincount(torch.from_numpy(bits), minlength=BINS // 2).numpy()
 
-    def see_difference(self, base: Stored, model: Stored) -> None:
+    def update_by_difference(self, base: Stored, model: Stored) -> None:
         """Count the next piece's task vector."""
         assert self.call is not None
-        self.call.see(base, model)
+        self.call.update(base, model)
 
     def ranking(self, ranks: Iterable[int]) -> Ranking:
         """The k-th largest value for every k ≥ 1 in `ranks`, exact. Raises NotFinite."""
@@ -109,7 +107,7 @@ class Counting:
                 pattern, above = bin_of(self.counts, k)
                 found[k] = threshold(pattern, k, k - above, int(self.counts[pattern]), self.dtype)
             else:
-                found[k] = EVERYTHING
+                found[k] = KEEP_ALL
         values = torch.arange(INFINITE[self.dtype], dtype=torch.int16).view(self.dtype).double().numpy()
         return Ranking(found, float((self.counts[: len(values)] * values**2).sum()), numel - int(self.counts[0]))
 
@@ -125,9 +123,9 @@ class DigitCounting:
         self.places: dict[int, tuple[int, int]] = {}  # by rank, the upper half and how many are above
         self.call = CountCall(loops["count"], self.upper)
 
-    def see_difference(self, base: Stored, model: Stored) -> None:
+    def update_by_difference(self, base: Stored, model: Stored) -> None:
         """Count the next piece's task vector, in the first pass."""
-        self.call.see(base, model)
+        self.call.update(base, model)
 
     def choose(self, ranks: Iterable[int]) -> bool:
         """Between the passes: set the ranks. Returns whether a second pass is needed. Raises NotFinite."""
@@ -140,13 +138,13 @@ class DigitCounting:
         self.below = CountCall(self.loops["count_below"], self.lower, self.rows)
         return bool(self.places)
 
-    def see_difference_below(self, base: Stored, model: Stored) -> None:
+    def update_below(self, base: Stored, model: Stored) -> None:
         """Count the next piece's task vector, in the second pass."""
-        self.below.see(base, model)
+        self.below.update(base, model)
 
     def ranking(self, ranks: Iterable[int]) -> Ranking:
         """The k-th largest value for every k ≥ 1 in `ranks`, exact."""
-        found = dict.fromkeys(ranks, EVERYTHING)
+        found = dict.fromkeys(ranks, KEEP_ALL)
         for k, (prefix, above) in self.places.items():
             counts = self.lower[self.rows[prefix]]
             digit, more = bin_of(counts, k - above)
@@ -162,7 +160,7 @@ def rank(pieces: Pieces, ranks: Iterable[int], numel: int, resident: int) -> Ran
     many elements of float32 may be held at once. Raises NotFinite.
     """
     wanted = sorted(set(ranks), reverse=True)
-    everything = {k: EVERYTHING for k in wanted if k >= numel}
+    everything = {k: KEEP_ALL for k in wanted if k >= numel}
     wanted = [k for k in wanted if k < numel]
     size = next(iter(pieces())).itemsize
     fits = numel * size <= resident * 4
@@ -185,8 +183,8 @@ def _by_partition(pieces: Pieces, ranks: list[int], numel: int, size: int) -> Ra
         rest.partition(len(rest) - k)  # in place
         rest = rest[len(rest) - k :]
         pattern = int(rest[0])
-        spare, ties = (int(numpy.count_nonzero(part == pattern)) for part in (rest, whole))
-        found[k] = threshold(pattern, k, spare, ties, dtype)
+        ties_kept, ties = (int(numpy.count_nonzero(part == pattern)) for part in (rest, whole))
+        found[k] = threshold(pattern, k, ties_kept, ties, dtype)
     return Ranking(found, energy, nonzero)
 
 
@@ -220,13 +218,18 @@ def _by_histogram(pieces: Pieces, ranks: list[int], size: int) -> Ranking:
 def _energy(bits: Array) -> float:
     values = torch.from_numpy(bits).view(FLOATS[bits.itemsize])
     energy = float(values @ values)
-    return energy if math.isfinite(energy) else float(values.double().square().sum())
+    return energy if is_accurate(energy, len(bits)) else float(values.double().square().sum())
 
 
-def threshold(pattern: int, k: int, spare: int, ties: int, dtype: torch.dtype) -> Threshold:
+def is_accurate(energy: float, numel: int) -> bool:
+    """Whether Σ τ² is right although squares were added up in float32: none overflowed, and few are subnormal."""
+    return numel * 2.0**-100 < energy < math.inf
+
+
+def threshold(pattern: int, k: int, ties_kept: int, ties: int, dtype: torch.dtype) -> Threshold:
     patterns = torch.tensor([pattern, max(0, pattern - 1)], dtype=PATTERNS[dtype.itemsize])
     value, below = patterns.view(dtype).tolist()
-    return Threshold(value, below, pattern, spare, ties, k - spare + ties)
+    return Threshold(value, below, pattern, ties_kept, ties, k - ties_kept + ties)
 
 
 def bin_of(counts: Array, k: int) -> tuple[int, int]:
@@ -237,7 +240,7 @@ def bin_of(counts: Array, k: int) -> tuple[int, int]:
     return len(counts) - 1 - position, above
 
 
-class Taker:
+class TopK:
     """Thins a task vector to its largest elements, slice by slice, in order.
 
     Ties at the threshold go to the lowest index.
@@ -245,20 +248,20 @@ class Taker:
 
     def __init__(self, threshold: Threshold):
         self.threshold = threshold
-        self.left = threshold.spare
+        self.left = threshold.ties_kept
 
-    def thin(self, tau: torch.Tensor, bits: Callable[[], Array]) -> torch.Tensor:
+    def take(self, tau: torch.Tensor, bits: Callable[[], Array]) -> torch.Tensor:
         """The next slice with zeros where it is not among the largest.
 
         bits: gives its `magnitude_bits`, asked for only where they are needed. Hardshrink zeroes |x| ≤ λ in one
         vectorised step, several times faster than a mask.
         """
         at = self.threshold
-        if at is EVERYTHING:
+        if at is KEEP_ALL:
             return tau
         with_ties = self.left > 0
         thin = torch.nn.functional.hardshrink(tau, at.below if with_ties else at.value)
-        if with_ties and at.spare < at.ties:
+        if with_ties and at.ties_kept < at.ties:
             tied = _places_of_ties(tau, at, bits)
             thin.view(-1)[tied[self.left :]] = 0
             self.left -= min(self.left, len(tied))
@@ -270,3 +273,54 @@ def _places_of_ties(tau: torch.Tensor, at: Threshold, bits: Callable[[], Array])
     if tau.device.type == "cpu":
         return torch.from_numpy(numpy.flatnonzero(bits() == at.bits))
     return (tau.reshape(-1).abs() == at.value).nonzero().view(-1)
+
+
+class DeviceCounting:
+    """Ranks one task vector of `numel` elements. After every pass `another` says whether it needs one more."""
+
+    def __init__(self, dtype: torch.dtype, ranks: Iterable[int], numel: int):
+        self.dtype, self.numel, self.ranks = dtype, numel, list(ranks)
+        self.left = dtype.itemsize // 2 - 1  # digits that are not looked at yet, after this pass
+        self.first = True
+        self.counts: dict[int, torch.Tensor] = {0: torch.zeros(BINS, dtype=torch.int64)}  # by leading digits
+        self.places = {k: (0, 0, 0) for k in self.ranks if k < numel}  # leading digits, how many above, how many equal
+        self.energy: torch.Tensor | float = 0.0
+        self.nonzero: torch.Tensor | int = 0
+
+    def update(self, tau: torch.Tensor) -> None:
+        """Count the next slice."""
+        whole = PATTERNS[self.dtype.itemsize]
+        patterns = tau.reshape(-1).view(whole) & torch.iinfo(whole).max
+        if self.first and self.dtype.itemsize > 2:
+            self.energy = self.energy + tau.double().square().sum()
+            self.nonzero = self.nonzero + tau.count_nonzero()
+        for prefix, counts in self.counts.items():
+            inside = patterns if self.first else patterns[patterns >> DIGIT * (self.left + 1) == prefix]
+            digits = (inside >> DIGIT * self.left) & (BINS - 1) if self.dtype.itemsize > 2 else inside
+            self.counts[prefix] = counts.to(tau.device) + torch.bincount(digits, minlength=BINS)
+
+    def another(self) -> bool:
+        """End a pass; whether there has to be another. Raises NotFinite."""
+        found = {prefix: counts.cpu().numpy() for prefix, counts in self.counts.items()}
+        if self.first:
+            if found[0][INFINITE[self.dtype] >> DIGIT * self.left :].any():
+                raise NotFinite
+            self.upper = found[0]
+        self.first = False
+        for k, (prefix, above, _) in self.places.items():
+            digit, more = bin_of(found[prefix], k - above)
+            self.places[k] = (prefix * BINS + digit, above + more, int(found[prefix][digit]))
+        self.left -= 1
+        self.counts = {prefix: torch.zeros(BINS, dtype=torch.int64) for prefix, _, _ in self.places.values()}
+        return self.left >= 0 and bool(self.places)
+
+    def ranking(self) -> Ranking:
+        """The k-th largest value for every rank k ≥ 1, exact."""
+        if self.dtype.itemsize == 2:
+            counting = Counting(self.dtype)
+            counting.counts += self.upper[: BINS // 2]
+            return counting.ranking(self.ranks)
+        found = dict.fromkeys(self.ranks, KEEP_ALL)
+        for k, (pattern, above, ties) in self.places.items():
+            found[k] = threshold(pattern, k, k - above, ties, self.dtype)
+        return Ranking(found, float(self.energy), int(self.nonzero))

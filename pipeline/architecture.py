@@ -145,7 +145,7 @@ def check_lora(folder: Path, where: str, settings: LoraSettings) -> None:
 
     config = config_of(folder, where)
     with torch.device("meta"):
-        lora.adapted(model_class(config)._from_config(config), settings)
+        lora.add_adapter(model_class(config)._from_config(config), settings)
 
 
 @cache

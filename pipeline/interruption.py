@@ -22,7 +22,7 @@ _deferred: list[Callable[[], None]] = []  # callbacks for Ctrl-C instead of an e
 
 
 def listen() -> None:
-    """From now on this process answers to SIGINT as said above. Only in its main thread, as Python wants it."""
+    """Handle SIGINT in this process as described above. Call this in its main thread, as Python requires."""
     signal.signal(signal.SIGINT, _on_sigint)
 
 
@@ -32,13 +32,13 @@ def requested() -> bool:
 
 
 @contextmanager
-def deferred(tell: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Defer Ctrl-C inside the block: call `tell`, and raise KeyboardInterrupt when the block has ended."""
+def deferred(on_interrupt: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Defer Ctrl-C inside the block: call `on_interrupt`, and raise KeyboardInterrupt when the block has ended."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = signal.signal(signal.SIGINT, _on_sigint)
-    _deferred.append(tell)
+    _deferred.append(on_interrupt)
     try:
         yield
     except Interrupted:  # it has saved

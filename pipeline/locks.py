@@ -48,7 +48,7 @@ FUSE_WITH_LOCKS = ("fuse.glusterfs",)  # of all of FUSE: its server knows every 
 
 
 @contextmanager
-def opened(lock: Path, flags: int = 0) -> Iterator[int]:
+def open_lock(lock: Path, flags: int = 0) -> Iterator[int]:
     """Open a lock file, for writing if permitted (NFS locks no other), else for reading.
 
     Raises FileNotFoundError, and BadInput if it cannot be opened.
@@ -69,7 +69,7 @@ def opened(lock: Path, flags: int = 0) -> Iterator[int]:
         os.close(descriptor)
 
 
-def taken(descriptor: int, lock: Path) -> bool:
+def try_lock(descriptor: int, lock: Path) -> bool:
     """Take a lock; False where another process holds it. Raises BadInput."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -20,7 +20,7 @@ METHODS = {  # of results: checkpoints and merges
 }
 FILES = {"arm": ("base_with_sft", "ct_then_sft_with_ct"), "merge": ("stated",)}  # of conf/, by group
 CHOICES = METHODS | {"stated": "fixed"}
-KEYS = {"language.most_tokens": "language.max_tokens"}
+KEYS = {"language.most_tokens": "language.max_tokens", "compute.first_guess": "compute.stage_seconds"}
 SITE_KEYS = {"data_here": "run_data_locally", "at_once": "max_parallel", "evaluations_a_job": "evals_per_job"}
 FIELDS = {"gold_bits": "answer_bits", "gold_bytes": "answer_bytes"}  # of samples.jsonl
 METRICS = {"gold_bits_per_byte": "answer_bits_per_byte"}  # of scores.jsonl
@@ -61,9 +61,9 @@ def overrides(given: Sequence[str]) -> list[str]:
 def _override(given: str) -> str:
     key, equals, value = given.partition("=")
     group = key.lstrip("+~").partition("@")[0]
-    if group in KEYS:
-        _say_renamed(group, KEYS[group])
-        key = key.replace(group, KEYS[group])
+    if old := next((old for old in KEYS if group == old or group.startswith(f"{old}.")), None):
+        _say_renamed(old, KEYS[old])
+        key = key.replace(old, KEYS[old], 1)
     if group in (*FILES, "eval.unmerged", "merge.then_sft"):
         known = FILES.get(group, METHODS)
         value = re.sub(r"\w+", lambda word: _renamed(f"{group}=", word[0]) if word[0] in known else word[0], value)

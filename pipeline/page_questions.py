@@ -62,17 +62,17 @@ def draw(items: Path, corpus: Path, language: str, seed: int) -> list[str]:
     A corpus without items gives the beginnings of its test documents. Raises BadInput if it has none.
     """
     rows = [row for path in sorted((items / "tasks").glob("*.test.jsonl")) for row in read_jsonl(path)]
-    asked = [(row["id"], row["prompt"]) for row in rows if row["language"] == language]
-    if not asked:
+    candidates = [(row["id"], row["prompt"]) for row in rows if row["language"] == language]
+    if not candidates:
         path = corpus / "text" / f"{language}.test.jsonl"
         documents = read_jsonl(path) if path.is_file() else []
-        asked = [(row["id"], truncate(row, BEGINNING)["text"]) for row in documents]
-    if not asked:
+        candidates = [(row["id"], truncate(row, BEGINNING)["text"]) for row in documents]
+    if not candidates:
         raise BadInput(
             f"{KEY}=null: the text has no test items in {language}. Set {KEY} to a .jsonl file of questions."
         )
-    return [question for _, question in _smallest(asked, seed)]
+    return [question for _, question in _smallest(candidates, seed)]
 
 
-def _smallest(asked: Sequence[tuple[str, str]], seed: int) -> list[tuple[str, str]]:
-    return sorted(asked, key=lambda item: hashlib.sha256(f"{seed}/{item[0]}".encode()).digest())[:COUNT]
+def _smallest(candidates: Sequence[tuple[str, str]], seed: int) -> list[tuple[str, str]]:
+    return sorted(candidates, key=lambda item: hashlib.sha256(f"{seed}/{item[0]}".encode()).digest())[:COUNT]

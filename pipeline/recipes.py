@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from merge import Recipe
-from merge.method_table import METHODS, MODEL_DEFAULTS
+from merge.methods import METHODS, MODEL_DEFAULTS
 from pipeline.baselines import BASELINES
 
 if TYPE_CHECKING:

@@ -23,6 +23,7 @@ from pipeline.store import Store
 from pipeline.sweep import Sweep
 
 FILE = "plan.pickle"
+FORMAT = b"slackmerge plan 2\n"  # the first line of the file; raise the number when what follows is read differently
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,23 @@ class RunPlan:
             reports.setdefault(cell.config.report, []).append(cell)
         return reports
 
+    @cached_property
+    def methods(self) -> Mapping[str, str]:
+        """Return the method of the results to which a stage belongs, by key, if it scores, tunes or merges for one."""
+        methods: dict[str, str] = {}
+        for cell in self.cells:
+            stages = [*cell.evals.items(), *cell.untuned.items(), *cell.merges.items(), *cell.chosen.items()]
+            for name, points in cell.frontier.items():
+                stages += [(name, stage) for point in points for stage in (point.dev, point.test)]
+            if cell.adapt:
+                stages += [*cell.adapt.evals.items(), *cell.adapt.dev.items()]
+            for name, stage in stages:
+                for one in (stage, *stage.parents.values()):
+                    if one is stage or one.kind in ("tune", "merge"):
+                        methods.setdefault(one.key, name)
+        weights = (stage for stage in self.stages if stage.kind == "weights")
+        return methods | {stage.key: methods[stage.parents["merge"].key] for stage in weights}
+
     @property
     def config(self) -> Config:
         """Return the first cell's: what all cells share (store, outputs, name, compute) is read from it."""
@@ -72,21 +90,20 @@ class RunPlan:
         """Return whether a stage has no entry in the store, or a damaged one."""
         return (entry := self.store.find(stage)) is None or entry.damage(thorough=False) is not None
 
-    def config_of(self, key: str) -> Config:
-        """Return the config of the first cell that has this stage; what many cells share is the first one's."""
-        return next(cell.config for cell in self.cells if any(stage.key == key for stage in cell.stages))
+    def cell_of(self, key: str) -> Cell:
+        """Return the first cell that has this stage; what many cells share is the first one's."""
+        return next(cell for cell in self.cells if any(stage.key == key for stage in cell.stages))
 
     def new_folder(self) -> Path:
-        """Return a new name for the folder of what one run leaves beside its results: plan, journal, logs."""
+        """Return a new name for the folder of one run: its plan, journal and logs."""
         return self.outputs.absolute() / "runs" / f"{datetime.now():%Y-%m-%d_%H-%M-%S}-{os.getpid()}"
 
     def save(self, folder: Path) -> None:
-        """Leave the plan where every worker of the run, on this machine or in a job, finds it; the configs beside it
-        are for people.
-        """
+        """Write the plan for every process of the run, on this machine or in a job; and the configs, for people."""
         folder.mkdir(parents=True, exist_ok=True)
         # whatever the umask: `load` takes none that others may write
         with open(folder / FILE, "wb", opener=lambda path, flags: os.open(path, flags, 0o644)) as file:
+            file.write(FORMAT)
             pickle.dump((self.cells, self.processes, self.arguments), file)
         write_json(folder / "configs.json", {str(cell): cell.config.model_dump() for cell in self.cells})
 
@@ -94,7 +111,8 @@ class RunPlan:
     def load(folder: Path) -> RunPlan:
         """Return the plan that `save` left in a run's folder.
 
-        Raises BadInput if others may have written it: what is in a pickle is run.
+        Raises BadInput if others may have written it, as what is in a pickle is run; and if another version of
+        slackmerge wrote it.
         """
         path = folder / FILE
         with path.open("rb") as file:
@@ -104,14 +122,43 @@ class RunPlan:
                 wrong = wrong or f"other users may write it (mode {mode:o}; run `chmod go-w` if you trust its content)"
             if wrong:
                 raise BadInput(f"{path}: {wrong}, and loading a plan can run code. Use a run of your own.")
-            return RunPlan(*pickle.loads(file.read()))
+            other_version = BadInput(
+                f"{path}: another version of slackmerge wrote this plan. "
+                "Start the run again with this version: finished stages are kept."
+            )
+            if file.readline(len(FORMAT)) != FORMAT:
+                raise other_version
+            try:
+                return RunPlan(*pickle.load(file))
+            except (AttributeError, ImportError, TypeError):  # a class that was moved or changed
+                raise other_version from None
+
+
+def plan_for_checks(configs: Sequence[Config]) -> tuple[RunPlan, list[str]]:
+    """Plan the cells of a sweep without the network; return the plan, and why the inputs of cells were rejected.
+
+    A cell whose inputs were rejected has no stages.
+    """
+    cells, rejections = [], []
+    for config in configs:
+        try:
+            cells.append(plan_cell(config, inputs.inputs(config, network=False)))
+        except BadInput as error:
+            cells.append(without_stages(config))
+            rejections.append(str(error))
+    return RunPlan(tuple(cells)), rejections
+
+
+def without_stages(config: Config) -> Cell:
+    """Return the cell of a config whose stages are not known."""
+    return Cell(config=config, stages=())
 
 
 def plan(sweep: Sweep, network: bool = True) -> RunPlan:
-    """Plan the cells of a sweep; `network`: whether the Hub may be asked. Raises BadInput."""
+    """Plan the cells of a sweep. network: whether the Hub may be queried. Raises BadInput."""
     return plan_configs(sweep.configs, network, sweep.processes)
 
 
 def plan_configs(configs: Sequence[Config], network: bool, processes: int = 1) -> RunPlan:
-    """Check what each cell reads from outside, and plans it. Raises BadInput that names the key."""
+    """Check the inputs of each cell, and plan it. Raises BadInput that names the key."""
     return RunPlan(tuple(plan_cell(config, inputs.inputs(config, network)) for config in configs), processes)

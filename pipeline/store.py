@@ -1,8 +1,8 @@
-"""Where results live: `store/<kind>/<slug>-<key>/`, with a `stage.json` that says what it is and its files' checksums.
+"""The folder of results: `store/<kind>/<slug>-<key>/`, with a `stage.json` of settings, parents and checksums of files.
 
-Nothing has its final name before it is whole. A stage is made in `store/.work/`, which outlives a crash, under a lock
-that does not: the kernel drops an flock with its process. So kill -9 is safe at every point, and two jobs never do the
-same work at the same time.
+Nothing has its final name before it is complete. A stage is computed in `store/.work/`, which outlives a crash, under
+a lock that does not: the kernel drops an flock with its process. So kill -9 is safe at every point, and two jobs never
+do the same work at the same time.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Entry:
         """Return the content of stage.json, as of the first read; empty if it cannot be read."""
         return read_record(self.path)
 
-    def holds(self, name: str) -> bool:
+    def has(self, name: str) -> bool:
         """Return whether it has this file or folder."""
         return any(file == name or file.startswith(f"{name}/") for file in self.record.get("files", ()))
 
@@ -138,8 +138,8 @@ class Store:
     def claim(self, stage: Stage, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
         """Acquire the lock for computing a stage. Call `on_wait` and wait while another process holds it."""
         self._lock(stage).parent.mkdir(parents=True, exist_ok=True)
-        with locks.opened(self._lock(stage), os.O_CREAT) as file:
-            if not locks.taken(file, self._lock(stage)):
+        with locks.open_lock(self._lock(stage), os.O_CREAT) as file:
+            if not locks.try_lock(file, self._lock(stage)):
                 on_wait()
                 fcntl.flock(file, fcntl.LOCK_EX)
             try:
@@ -150,8 +150,8 @@ class Store:
     def is_free(self, stage: Stage) -> bool:
         """Return whether no process is making a stage just now."""
         try:
-            with locks.opened(self._lock(stage)) as file:
-                return locks.taken(file, self._lock(stage))  # and given back when it is closed
+            with locks.open_lock(self._lock(stage)) as file:
+                return locks.try_lock(file, self._lock(stage))  # and given back when it is closed
         except FileNotFoundError:
             return True
 
@@ -196,7 +196,7 @@ class Store:
         return Entry(final)
 
     def drop(self, entry: Entry, name: str) -> None:
-        """Remove a file or folder of an entry for good; its record says so, and is changed first."""
+        """Remove a file or folder of an entry for good; the record, which is changed first, lists it as dropped."""
         files = {
             file: about
             for file, about in entry.record["files"].items()
@@ -207,7 +207,7 @@ class Store:
         remove(entry.path / name)
 
     def has_work(self, stage: Stage) -> bool:
-        """Return whether a stage is being made, or a crash left its work folder behind."""
+        """Return whether a stage is being computed, or a crash left its work folder behind."""
         return os.path.lexists(self.work(stage))
 
     def discard_work(self, stage: Stage) -> None:
@@ -215,7 +215,7 @@ class Store:
         with contextlib.suppress(OSError):
             remove(self.work(stage))
 
-    def set_aside(self, entry: Entry) -> Path:
+    def quarantine(self, entry: Entry) -> Path:
         """Move a damaged entry to `store/.damaged/`, so that it can be computed again and still be looked at."""
         damaged = self.root / ".damaged"
         damaged.mkdir(parents=True, exist_ok=True)

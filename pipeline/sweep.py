@@ -141,15 +141,17 @@ def _composed(cells: Sequence[list[str]], found_in: Sequence[str]) -> Iterator[C
             OmegaConf.update(shared[choices], key, value, merge=True)
         composed: Any = OmegaConf.to_container(shared[choices], resolve=True)
         config = validate(composed)
-        check_kinds(config.compute.first_guess)
+        check_kinds(config.compute.stage_seconds)
         yield config
 
 
-def check_kinds(first_guess: Iterable[str]) -> None:
+def check_kinds(stage_seconds: Iterable[str]) -> None:
     """Raise BadInput for a kind of stage that is not known."""
-    for kind in first_guess:
+    for kind in stage_seconds:
         if kind not in STAGE_TYPES:
-            raise BadInput(f"compute.first_guess.{kind}: unknown kind of stage. {suggestion(kind, list(STAGE_TYPES))}")
+            raise BadInput(
+                f"compute.stage_seconds.{kind}: unknown kind of stage. {suggestion(kind, list(STAGE_TYPES))}"
+            )
 
 
 def _plain_axes(cells: Sequence[list[str]]) -> dict[str, dict[str, Any]]:

@@ -11,10 +11,9 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from configparser import ConfigParser
 from configparser import Error as ConfigError
-from dataclasses import asdict
 from functools import cache, wraps
 from netrc import NetrcParseError, netrc
 from pathlib import Path
@@ -25,7 +24,6 @@ from urllib.request import getproxies, proxy_bypass
 from common.files import read_jsonl
 from pipeline.config import Config
 from pipeline.execute import Job, Tracker, no_tracker
-from pipeline.run.console import say
 from pipeline.stages.stage import Stage
 
 MODE, SERVER = "WANDB_MODE", "WANDB_BASE_URL"  # wandb's own variables
@@ -35,6 +33,7 @@ REACHED_WITHIN_S = 3.0  # seconds for a name and a connection
 STARTED_WITHIN_S = 20.0  # seconds that wandb may try to start a run online; by itself it tries for 90
 
 P = ParamSpec("P")
+PrintLine = Callable[[str], None]
 log = logging.getLogger(__name__)
 
 
@@ -84,10 +83,10 @@ def is_reachable(address: str) -> bool:
     return opened.is_set()
 
 
-def stay_offline(why: str) -> None:
+def stay_offline(why: str, print_line: PrintLine) -> None:
     """Write the runs of this process, and of those that it starts, to the disk, and print a line about it."""
     os.environ[MODE] = "offline"
-    say(f"tracking: {why}, so wandb's runs are offline; `wandb sync` sends them later")
+    print_line(f"tracking: {why}, so wandb's runs are offline; `wandb sync` sends them later")
 
 
 def logged_in() -> bool:
@@ -112,23 +111,36 @@ def harmless(function: Callable[P, Any]) -> Callable[P, Any]:
     return guarded
 
 
-def tracker(config: Config, folder: Path) -> Tracker:
-    """Return what the executor wraps around a stage's computation."""
+def tracker(
+    config: Config, folder: Path, methods: Mapping[str, str] | None = None, print_line: PrintLine = print
+) -> Tracker:
+    """Return what the executor wraps around a stage's computation.
+
+    methods: of the results, by keys of stages. print_line: takes a line for people.
+    """
     if mode(config) == "off":
         return no_tracker
     if mode(config) == "online" and not is_reachable(server()):
-        stay_offline(f"{server()} cannot be reached")
+        stay_offline(f"{server()} cannot be reached", print_line)
 
     @contextlib.contextmanager
     def track(job: Job) -> Iterator[None]:
         tracked = job.stage.type.tracked
-        run = start(config, folder, str(job.stage), job.stage.kind, about(job.stage)) if tracked else None
+        run = None
+        if tracked:
+            described = about(job.stage, (methods or {}).get(job.stage.key))
+            run = start(config, folder, str(job.stage), job.stage.kind, described, print_line)
         if run is None:
             yield
             return
-        say = job.on_log
-        send = harmless(lambda record: run.log(record))
-        job.on_log = lambda record: (say(record), send(record), None)[-1]
+        emit, send = job.emit, harmless(lambda record: run.log(record))
+
+        def emit_and_send(event: str, **fields: Any) -> None:
+            emit(event, **fields)
+            if event == "log":
+                send(fields)
+
+        job.emit = emit_and_send
         try:
             yield
         except BaseException:
@@ -140,23 +152,20 @@ def tracker(config: Config, folder: Path) -> Tracker:
     return track
 
 
-def about(stage: Stage) -> dict[str, Any]:
-    """Return what a run's config records of its stage."""
+def about(stage: Stage, method: str | None) -> dict[str, Any]:
+    """Return what a run's config records of its stage, and the method of the results to which it belongs."""
     return {
         "stage": stage.key_content,
         "options": stage.options.model_dump(mode="json", exclude_defaults=True),
-        "method": method_of(stage),
+        "method": method,
         **cell_of(stage),
     }
 
 
-def method_of(stage: Stage) -> str | None:
-    """Return the method of the results that a stage belongs to; None of what several share."""
-    return stage.method if stage.kind in ("eval", "tune", "merge", "weights") else None
-
-
 @harmless
-def start(config: Config, folder: Path, name: str, job_type: str, described: dict[str, Any]) -> Any:
+def start(
+    config: Config, folder: Path, name: str, job_type: str, described: dict[str, Any], print_line: PrintLine = print
+) -> Any:
     """Return a wandb run, or None if there can be none."""
     import wandb
 
@@ -187,7 +196,7 @@ def start(config: Config, folder: Path, name: str, job_type: str, described: dic
         try:
             return wandb.init(mode="online", **about)
         except Exception as error:  # whatever a service and its client can raise
-            stay_offline(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+            stay_offline(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}", print_line)
     return wandb.init(mode="offline", **about)
 
 
@@ -204,8 +213,7 @@ def cell_of(stage: Stage) -> dict[str, Any]:
 
 def performance(job: Job) -> dict[str, Any]:
     """Return the measurements of a stage's training, by name; empty for a stage that does not train."""
-    measured = asdict(job.performance) if job.performance else {}
-    return {f"performance/{name}": value for name, value in measured.items()}
+    return {f"performance/{name}": value for name, value in job.facts.get("performance", {}).items()}
 
 
 def scores(out: Path) -> dict[str, float]:

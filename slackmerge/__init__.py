@@ -25,6 +25,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ["PYTHONPATH"] = os.pathsep.join(
         [str(ROOT), *(path for path in inherited if path not in ("", str(ROOT)))]
     )
-    from pipeline import slackmerge
+    from pipeline import cli
 
-    return slackmerge.main(arguments)
+    return cli.main(arguments)

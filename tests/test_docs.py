@@ -17,9 +17,8 @@ import pytest
 from common.command_line import parse_command_line
 from merge.cli import main as merge_command
 from pipeline import sweep
-from pipeline.commands import VERBS, parse
-from pipeline.run.stage_names import planned
-from pipeline.slackmerge import COMMANDS
+from pipeline.cli import COMMANDS, VERBS, parse
+from pipeline.run.make import find_planned
 from pipeline.stages import STAGE_TYPES
 from tests.markdown import BLOCKS, ROOT, Block, blocks
 from tests.merge.conftest import LAYERS, save, shapes
@@ -52,7 +51,7 @@ def test_commands_are_known_and_composed(block: Block) -> None:
                 typed = parse(verb, given, "slackmerge")  # raises for an unknown option
                 names = [word for word in typed.words if "=" not in word]
                 if names[0] in STAGE_TYPES:
-                    planned(names[0], names[1], [word for word in typed.words if "=" in word], typed.multirun)
+                    find_planned(names[0], names[1], [word for word in typed.words if "=" in word], typed.multirun)
             elif verb in ("merge", "eval"):
                 command = import_module(COMMANDS[verb][1].partition(":")[0]).COMMAND
                 assert not isinstance(parse_command_line(command, given, verb), int), words
@@ -65,7 +64,7 @@ def test_stages_in_examples_of_the_help_are_planned(words: tuple[str, str]) -> N
     typed = parse(words[0], words[1].split(), "slackmerge")
     names = [word for word in typed.words if "=" not in word]
     if names[0] in STAGE_TYPES:
-        _, _, stage = planned(names[0], names[1], [word for word in typed.words if "=" in word], typed.multirun)
+        _, _, stage = find_planned(names[0], names[1], [word for word in typed.words if "=" in word], typed.multirun)
         assert stage.kind == names[0]
 
 
@@ -108,7 +107,7 @@ def test_cheap_commands_run(tmp_path: Path) -> None:
     page = ROOT / "docs/tutorials/your-language.md"
     plan = next(words for block in blocks(page) for words in block.commands if words[:2] == ["slackmerge", "plan"])
     shown = re.search(r"^\d+ cells, \d+ stages: 0 done, \d+ to run$", page.read_text(), re.MULTILINE)
-    program = [sys.executable, "-c", "import sys; from pipeline.slackmerge import main; sys.exit(main(sys.argv[1:]))"]
+    program = [sys.executable, "-c", "import sys; from pipeline.cli import main; sys.exit(main(sys.argv[1:]))"]
     done = subprocess.run(
         [*program, *plan[1:], f"store={tmp_path}"], cwd=ROOT, check=False, capture_output=True, text=True
     )

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import merge
-from eval import checkpoints, harness, task_set
+from eval import harness, loading, task_set
 from eval.language_model import PackedLM
 from tests.common.test_special_tokens import tokenizer_with
 from tests.eval.conftest import make_items, tiny_model, write_jsonl
@@ -55,9 +55,8 @@ def test_what_cuda_refuses_is_refused() -> None:
 
 def merged(wanted: merge.Recipe, device: str) -> dict[str, torch.Tensor]:
     """The merge by the engine itself."""
+    from merge.engine.passes import Workers, run
     from merge.engine.plan import make_plan
-    from merge.stream.engine import run
-    from merge.stream.threads import Workers
 
     class Fetch(Keep):
         def write(self, output: Any, start: int, values: torch.Tensor) -> None:
@@ -118,7 +117,7 @@ def test_a_model_that_is_spread_over_two_gpus_scores_as_on_the_cpu(
     seen: list[Any] = []
     with simulated_cuda(2), pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_DEACTIVATE_ASYNC_LOAD", "1")  # transformers' threads would not see the simulation
-        patch.setattr(checkpoints, "_device_map", watched(checkpoints._device_map, seen))
+        patch.setattr(loading, "_device_map", watched(loading._device_map, seen))
         if from_folder:
             found = harness.evaluate_folder(tmp_path / "model", tasks, device="cuda", gpus=2, **how)
             assert set(seen[0].values()) == {"cuda:0", "cuda:1"}
@@ -141,7 +140,7 @@ def watched(function: Any, seen: list[Any]) -> Any:
 
 def test_the_audit_counts_what_the_cpu_counts(tmp_path: Path) -> None:
     from merge.auditing import audit_many
-    from merge.stream.threads import Workers
+    from merge.engine.passes import Workers
 
     wanted = recipe(make_folders(tmp_path), "ties", {"ct": {"density": 0.3}, "sft": {"density": 0.3}})
     expected = audit_many([wanted])

@@ -24,7 +24,7 @@ from common.errors import BadInput, Interrupted
 from common.files import write_json
 from common.processes import die_with_parent
 from common.validation import read_json
-from train.dev_text import Watched
+from train.dev_text import DevEvaluation
 from train.settings import Compute, TrainingSettings
 
 INTERRUPTED = 75  # the exit code of a training that was asked to stop and has saved; sysexits.h: try again later
@@ -42,7 +42,7 @@ class Job(TypedDict):
     save_every_tokens: NotRequired[int | None]
     resume_state: NotRequired[str | None]
     compute: NotRequired[Compute]
-    watched: NotRequired[Watched | None]
+    watched: NotRequired[DevEvaluation | None]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -54,18 +54,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         facts = run(read_json(path, Job, f"JSON of {keys}"), path.with_name(STOP_FILE))
     except Interrupted as stop:
-        leave(path, {"interrupted": str(stop)})
+        write_result(path, {"interrupted": str(stop)})
         return INTERRUPTED
     except BadInput as error:
         if path.is_file():
-            leave(path, {"refused": str(error)})
+            write_result(path, {"refused": str(error)})
         print(error, file=sys.stderr)
         return 2
-    leave(path, {"launch": facts})
+    write_result(path, {"launch": facts})
     return 0
 
 
-def leave(job: Path, result: dict[str, Any]) -> None:
+def write_result(job: Path, result: dict[str, Any]) -> None:
     """Write the outcome of the training next to JOB.json; only the first process does."""
     if os.environ.get("RANK", "0") == "0":
         write_json(job.with_name(RESULT_FILE), result)

@@ -24,7 +24,7 @@ from common.files import read_jsonl
 from train.data import packing
 from train.data.blocks import BlockFile, interleave
 from train.data.corpus.documents import hash_fraction, is_withheld
-from train.data.tokenization import CHECKED, TokenizerFile
+from train.data.tokenization import VERIFIED, TokenizerFile
 from train.settings import BaseModelSettings
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def prepare(corpus_dir: Path, settings: BaseModelSettings, out: Path) -> None:
         (settings.repeated_share, _for_ever(lambda rng: repeated_documents(english, rng), seed)),
     ]
     described = TokenizerFile.of(tokenizer)
-    encode = described.load().checked(english[:CHECKED])
+    encode = described.load().verified(english[:VERIFIED])
     streams = [packing.chunks(texts, encode, described.end, settings.block_size) for _, texts in sources]
     steps = settings.tokens // settings.batch_tokens
     blocks = BlockFile(out / "blocks" / "blocks.npy", settings.block_size, described.dtype)

@@ -26,7 +26,7 @@ DOCUMENTS = 64  # of a language, at most; their beginnings
 
 
 @dataclass(frozen=True)
-class Watched:
+class DevEvaluation:
     """The text that a training is measured on, and how often. corpus: a corpus's folder. every_tokens: tokens in
     between.
     """
@@ -58,7 +58,7 @@ class DevText:
         return DevText(ids[rank::world], labels[rank::world], self.bytes)
 
 
-def read(watched: Watched, model_dir: Path, length: int) -> dict[str, DevText]:
+def read_dev_text(watched: DevEvaluation, model_dir: Path, length: int) -> dict[str, DevText]:
     """Read the beginnings of dev documents by language, each up to `length` tokens, what comes before a text included.
 
     Documents that are spread evenly over the file. Raises BadInput if a language has no dev text.

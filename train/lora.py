@@ -20,7 +20,7 @@ from train.settings import LoraSettings
 PREFIX = "base_model.model."  # that peft puts before the names of a model's parameters
 
 
-def adapted(model: PreTrainedModel, lora: LoraSettings, left_out: Sequence[str] = ()) -> Any:
+def add_adapter(model: PreTrainedModel, lora: LoraSettings, left_out: Sequence[str] = ()) -> Any:
     """Return a PeftModel around `model`; only the additions are trained. Raises BadInput for targets that it has not.
 
     left_out: names of modules in which no layer gets additions.
@@ -39,13 +39,13 @@ def adapted(model: PreTrainedModel, lora: LoraSettings, left_out: Sequence[str] 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # peft imports a deprecated name of transformers
-            return checked(get_peft_model(model, config))
+            return check_mergeable(get_peft_model(model, config))
     except ValueError as error:
         raise BadInput(f"train.lora.targets={targets}: {' '.join(str(error).split())}") from None
 
 
-def checked(model: Any) -> Any:
-    """Return `model`, a PeftModel, if `merged` and merge/ can merge its factors. Raises BadInput."""
+def check_mergeable(model: Any) -> Any:
+    """Return `model`, a PeftModel, if `merge_adapter` and merge/ can merge its factors. Raises BadInput."""
     from transformers.pytorch_utils import Conv1D
 
     kind = model.config.model_type
@@ -62,7 +62,7 @@ def checked(model: Any) -> Any:
     return model
 
 
-def merged(weights: Mapping[str, torch.Tensor], lora: LoraSettings) -> dict[str, torch.Tensor]:
+def merge_adapter(weights: Mapping[str, torch.Tensor], lora: LoraSettings) -> dict[str, torch.Tensor]:
     """Return the weights of the plain model, with the additions in them: sums in float32, rounded to each weight's
     dtype.
     """

@@ -46,7 +46,7 @@ def check_precision(device: str, precision: str, attention: str | None) -> None:
         )
 
 
-def sizes(batch_tokens: int, block_size: int, world: int, micro_batch: int | None) -> tuple[int, int]:
+def batch_sizes(batch_tokens: int, block_size: int, world: int, micro_batch: int | None) -> tuple[int, int]:
     """Return (blocks in a forward pass of a process, forward passes per step) so that `world` processes use
     `batch_tokens`.
 

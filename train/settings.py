@@ -65,7 +65,7 @@ class HeldOut(Settings):
 
 
 class Cipher(HeldOut):
-    """The Bible in English and in a cipher of English: the positive control (train/data/corpus/cipher.py)."""
+    """The Bible in English and in a cipher of English: the positive control (train/data/corpus/sources.py)."""
 
     replaced: Annotated[float, Field(gt=0, le=1)]  # fraction of word types that are replaced by invented words
     cipher_seed: Seed  # of which types, and of the invented words
@@ -114,7 +114,7 @@ class InstructionsInLanguageSettings(Settings):
     """Instructions in the language itself."""
 
     language: str
-    families: tuple[str, ...]  # names of train.data.families.QUESTIONS
+    families: tuple[str, ...]  # names of train.data.questions.QUESTIONS
     sft_items: int  # instructions a family, at most
     seed: int
     questions: int = 1  # on one passage of an instruction, at most
@@ -125,7 +125,7 @@ class ItemsSettings(InstructionsInLanguageSettings):
 
     eval_items: int  # items per family, language and split, at most
     conversations: bool = False  # whether a user's instructions are kept as conversations, for a template
-    format: str = "auto"  # of a user's instructions, one of train.data.chat.formats.NAMES; auto: by their columns
+    format: str = "auto"  # of a user's instructions, one of train.data.conversations.NAMES; auto: by their columns
 
 
 class InstructionsSettings(Settings):
@@ -133,7 +133,7 @@ class InstructionsSettings(Settings):
 
     hub: InstructionSource
     seed: int  # of the order in which the data set's files are read
-    format: str = "auto"  # of conversations, one of train.data.chat.formats.NAMES; auto: by their columns
+    format: str = "auto"  # of conversations, one of train.data.conversations.NAMES; auto: by their columns
 
 
 # --- blocks ---

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.errors import BadInput, Interrupted
-from train import dev_text, learnt_template, parallel, resume
-from train.block_dataset import Blocks
-from train.dev_text import Watched
+from train import dev_text, parallel, resume
+from train.data.blocks import Blocks
+from train.data.chat_template import TrainedTemplate, add_stop_token
+from train.dev_text import DevEvaluation
 from train.settings import Compute, TrainingSettings
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def train(
     compute: Compute = Compute(),  # noqa: B008 (frozen)
     on_log: Callable[[dict[str, Any]], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
-    watched: Watched | None = None,
+    watched: DevEvaluation | None = None,
 ) -> dict[str, Any]:
     """Train up to `tokens` and leave `out/model`, `out/state`, `out/log.jsonl` and, with LoRA, `out/adapter`.
 
@@ -55,7 +56,7 @@ def train(
     `train.performance.Performance`, or None. Raises BadInput for a budget,
     batch or state that cannot work, and where there are not as many processes as `compute` says.
     """
-    parallel.sizes(settings.batch_tokens, settings.block_size, compute.world, compute.micro_batch)
+    parallel.batch_sizes(settings.batch_tokens, settings.block_size, compute.world, compute.micro_batch)
     dataset = Blocks(blocks_dir)
     check_budget(settings, len(dataset), blocks_dir.name)
 
@@ -64,11 +65,11 @@ def train(
     for folder in (work, out):
         folder.mkdir(parents=True, exist_ok=True)
     # before the model is loaded: ZeRO-3 loads it in parts
-    arguments = engine.arguments(compute, work, settings, save_every_tokens)
-    start = engine.from_first(resume.starting_point(work, resume_state) if arguments.process_index == 0 else None)
+    arguments = engine.training_arguments(compute, work, settings, save_every_tokens)
+    start = engine.broadcast(resume.starting_point(work, resume_state) if arguments.process_index == 0 else None)
     if start:
         resume.check_state(start, compute)
-    dev = dev_text.read(watched, model_dir, settings.block_size) if watched else {}
+    dev = dev_text.read_dev_text(watched, model_dir, settings.block_size) if watched else {}
     every = watched.every_tokens if watched else 0
     progress = engine.Progress(compute, settings, work / "log.jsonl", on_log, should_stop, dev, every)
     trainer = engine.Trainer(engine.load_model(model_dir, settings, compute), arguments, dataset, progress)
@@ -124,9 +125,9 @@ def publish(
     trainer.publish(out, model_dir, settings.lora)
     if trainer.is_world_process_zero():
         tokenizer = transformers.AutoTokenizer.from_pretrained(model_dir, trust_remote_code=False)
-        if learnt := learnt_template.learnt(blocks_dir):
-            tokenizer.chat_template = learnt.template
-            learnt_template.stop_at(out / "model", tokenizer.get_vocab()[learnt.stop_token])
+        if trained := TrainedTemplate.read(blocks_dir):
+            tokenizer.chat_template = trained.template
+            add_stop_token(out / "model", tokenizer.get_vocab()[trained.stop_token])
         tokenizer.save_pretrained(out / "model")
         resume.publish_state(work / f"checkpoint-{settings.steps}", out / "state")
         shutil.copy(work / "log.jsonl", out / "log.jsonl")

@@ -25,7 +25,7 @@ from common import hub
 from common.errors import BadInput
 from common.files import write_atomic
 from train import lora, parallel, resume
-from train.block_dataset import Blocks
+from train.data.blocks import Blocks
 from train.data.packing import IGNORED
 from train.dev_text import DevText, bits_per_byte
 from train.performance import Meter, Performance
@@ -46,7 +46,7 @@ class OneDevice(TrainingArguments):
         return min(1, super().n_gpu)
 
 
-def arguments(
+def training_arguments(
     compute: Compute, work: Path, settings: TrainingSettings, save_every_tokens: int | None
 ) -> TrainingArguments:
     """Return the Trainer's arguments, which also start the process group.
@@ -60,7 +60,9 @@ def arguments(
     if compute.threads:
         torch.set_num_threads(compute.threads)
         os.environ["OMP_NUM_THREADS"] = str(compute.threads)  # without it accelerate takes all cores of a node's CPUs
-    micro, accumulation = parallel.sizes(settings.batch_tokens, settings.block_size, compute.world, compute.micro_batch)
+    micro, accumulation = parallel.batch_sizes(
+        settings.batch_tokens, settings.block_size, compute.world, compute.micro_batch
+    )
     steps = settings.steps
     sharded = compute.strategy == "fsdp"
     made = OneDevice(
@@ -151,7 +153,7 @@ def load_model(folder: Path, settings: TrainingSettings, compute: Compute) -> An
         folder, dtype=torch.float32, attn_implementation=compute.attention, trust_remote_code=False
     )
     freeze_other_modalities(model)
-    return lora.adapted(model, settings.lora, other_modalities(model)) if settings.lora else model
+    return lora.add_adapter(model, settings.lora, other_modalities(model)) if settings.lora else model
 
 
 def freeze_other_modalities(model: transformers.PreTrainedModel) -> None:
@@ -193,7 +195,7 @@ class Trainer(transformers.Trainer):
     def compute_loss(self, model: Any, inputs: dict[str, Any], *positional: Any, **named: Any) -> Any:
         """Compute the loss of a batch, with its rows joined if FlashAttention has to tell examples apart."""
         if "position_ids" in inputs and self.flash:
-            inputs = joined_rows(inputs)
+            inputs = flatten_rows(inputs)
         return super().compute_loss(model, inputs, *positional, **named)
 
     def release(self) -> None:
@@ -238,7 +240,7 @@ class Trainer(transformers.Trainer):
         vars(plain.config).update(self.cached)
         if adaptation:
             lora.save_adapter(plain, weights, base, out / "adapter")
-            plain, weights = plain.get_base_model(), lora.merged(weights, adaptation)
+            plain, weights = plain.get_base_model(), lora.merge_adapter(weights, adaptation)
         tied = getattr(plain, "all_tied_weights_keys", None) or {}
         kept = {
             name: tensor.float() if tensor.is_floating_point() else tensor
@@ -285,7 +287,7 @@ class Trainer(transformers.Trainer):
             set_hf_deepspeed_config(self.args.hf_deepspeed_config)
 
 
-def joined_rows(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def flatten_rows(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Join a batch of blocks (rows, block_size) to one row (1, rows * block_size) with the same loss.
 
     transformers derives FlashAttention's sequences from restarting position ids in batches of one row only. In a
@@ -297,7 +299,7 @@ def joined_rows(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: tensor.reshape(1, -1) for name, tensor in {**inputs, "labels": labels}.items()}
 
 
-def launch_facts(trainer: Trainer, compute: Compute) -> dict[str, Any]:
+def verify_launch(trainer: Trainer, compute: Compute) -> dict[str, Any]:
     """World size, wrapper class and ZeRO stage as they are in this process.
 
     Raises RuntimeError if `compute` says otherwise: launchers fall back silently.
@@ -305,7 +307,7 @@ def launch_facts(trainer: Trainer, compute: Compute) -> dict[str, Any]:
     wrapped: Any = trainer.model_wrapped
     plain = type(trainer.accelerator.unwrap_model(wrapped)).__name__.removeprefix("FSDP")
     wrappers = {"none": plain, "ddp": "DistributedDataParallel", "fsdp": f"FSDP{plain}"}
-    share = local_share(wrapped)
+    share = local_fraction(wrapped)
     facts: dict[str, Any] = {
         "strategy": compute.strategy,
         "world_size": distributed.get_world_size() if distributed.is_initialized() else 1,
@@ -327,7 +329,7 @@ def launch_facts(trainer: Trainer, compute: Compute) -> dict[str, Any]:
     return facts
 
 
-def local_share(model: torch.nn.Module) -> float:
+def local_fraction(model: torch.nn.Module) -> float:
     """Share of the parameters that lie in this process: 1 where every process has all of them."""
     present = total = 0
     for parameter in model.parameters():
@@ -338,12 +340,12 @@ def local_share(model: torch.nn.Module) -> float:
     return present / total
 
 
-def agreed(wish: bool) -> bool:
+def any_rank(wish: bool) -> bool:
     """Return whether any process wants it: all get the same answer at the same step."""
-    return bool(largest(int(wish)))
+    return bool(max_over_ranks(int(wish)))
 
 
-def largest(value: int) -> int:
+def max_over_ranks(value: int) -> int:
     """Return the largest of all processes' values, in all of them."""
     if not distributed.is_initialized():
         return value
@@ -353,7 +355,7 @@ def largest(value: int) -> int:
     return int(values.item())
 
 
-def from_first(value: Any) -> Any:
+def broadcast(value: Any) -> Any:
     """Return the first process's value, in all of them: what each sees of a shared file system may differ."""
     if not distributed.is_initialized():
         return value
@@ -391,7 +393,7 @@ class Progress(transformers.TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         assert self.trainer is not None
-        self.facts = launch_facts(self.trainer, self.compute)
+        self.facts = verify_launch(self.trainer, self.compute)
         if state.global_step >= self.steps:
             raise NothingLeft
         self.started, self.first_step = time.monotonic(), state.global_step
@@ -410,7 +412,7 @@ class Progress(transformers.TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if state.global_step >= self.steps:
             control.should_save = control.should_log = control.should_training_stop = True
-        elif self.should_stop and agreed(self.should_stop()):
+        elif self.should_stop and any_rank(self.should_stop()):
             self.interrupted = control.should_save = control.should_training_stop = True
         measures = bool(self.dev) and (state.global_step % self.dev_steps == 0 or state.global_step >= self.steps)
         self.meter.end_step(saves=control.should_save or measures)
@@ -437,8 +439,8 @@ class Progress(transformers.TrainerCallback):
 
     def performance(self) -> Performance | None:
         """Return the measurements, the same in all processes; None if no step was left. Every process calls this."""
-        name, rate = from_first((self.meter.device_name(), self.meter.tokens_per_second(self.batch_tokens)))
-        peak = largest(self.meter.peak_memory())
+        name, rate = broadcast((self.meter.device_name(), self.meter.tokens_per_second(self.batch_tokens)))
+        peak = max_over_ranks(self.meter.peak_memory())
         return rate and Performance(name, self.compute.world, round(rate / self.compute.world, 3), None, peak)
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any) -> None:

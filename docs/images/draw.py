@@ -13,10 +13,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from pipeline.report import figures, frontier_charts, score_charts
-from pipeline.report.chart_data import Table
-from pipeline.report.looks import INK, SOFT, Look
-from pipeline.report.vega import SCHEMA, Spec
+from pandas import DataFrame
+
+from pipeline.report import figures
+from pipeline.report.charts import frontiers
+from pipeline.report.charts.scores import curves as curves_chart
+from pipeline.report.charts.style import INK, SCHEMA, SOFT, MethodStyle, Spec
+from pipeline.report.data import frame
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "evidence" / "report.html"
@@ -35,62 +38,59 @@ WIDTH = 400
 
 
 def page_data(page: Path = PAGE) -> dict[str, Any]:
-    """Return what the script of a report page reads: its tables, charts and looks."""
+    """Return what the script of a report page reads: its tables, charts and styles."""
     text = page.read_text(encoding="utf-8")
     start = text.index(">", text.index('<script type="application/json" id="data">')) + 1
     data: dict[str, Any] = json.loads(text[start : text.index("</script>", start)])
     return data
 
 
-def unpacked(packed: dict[str, Any]) -> Table:
-    """Return a table of a page, whose texts are numbers into lists of values, as a `Table`."""
+def unpacked(packed: dict[str, Any]) -> DataFrame:
+    """Return a table of a page, whose texts are numbers into lists of values."""
     columns = packed["columns"]
-    rows = [
-        tuple(c["values"][v] if "values" in c else v for c, v in zip(columns, row, strict=True))
-        for row in packed["rows"]
-    ]
-    return Table(tuple(c["name"] for c in columns), rows)
+    rows = (
+        [c["values"][v] if "values" in c else v for c, v in zip(columns, row, strict=True)] for row in packed["rows"]
+    )
+    return frame([c["name"] for c in columns], rows)
 
 
-def looks_of(data: dict[str, Any]) -> dict[str, Look]:
+def styles_of(data: dict[str, Any]) -> dict[str, MethodStyle]:
     """Return how the shown methods look, with solid lines."""
+    styles = data["styles"] if "styles" in data else data["looks"]  # the name in pages before 0.2
     return {
-        look["method"]: Look(**{**look, "title": SHOWN[look["method"]], "color": _color(look), "dash": (1, 0)})
-        for look in data["looks"]
-        if look["method"] in SHOWN
+        style["method"]: MethodStyle(
+            **{**style, "title": SHOWN[style["method"]], "color": _color(style["color"]), "dash": (1, 0)}
+        )
+        for style in styles
+        if style["method"] in SHOWN
     }
 
 
 def frontier(data: dict[str, Any]) -> Spec:
     """Return the frontiers at the largest budget: a line per method over its knob values, without single seeds."""
     table = unpacked(data["tables"]["frontiers"])
-    place = {name: number for number, name in enumerate(table.columns)}
-    rows = [row for row in table.rows if row[place["kind"]] != "seed"]
-    budget = max(int(row[place["tokens"]]) for row in rows)  # type: ignore[arg-type]
-    looks = looks_of(data)
-    methods = [method for method in SHOWN if any(row[place["method"]] == method for row in rows)]
-    chart = frontier_charts.frontiers([looks[method] for method in methods], "Chichewa", 560)
-    tables = {"frontiers": Table(table.columns, rows), "windows": Table(("pair", "tokens", "low", "high"), [])}
-    choice = {"methods": methods, "frontier_budget": budget, "pair": None}
-    return figures.selected(chart, tables, choice, looks)
+    table, styles = table[table.kind != "seed"], styles_of(data)
+    methods = [method for method in SHOWN if method in set(table.method)]
+    tables = {"frontiers": table, "windows": frame(("pair", "tokens", "low", "high"), [])}
+    chart = frontiers.frontiers(tables, [styles[method] for method in methods], "Chichewa", 560)
+    choice = {"methods": methods, "frontier_budget": max(table.tokens), "pair": None}
+    return figures.selected(chart, choice, styles)
 
 
 def curves(data: dict[str, Any]) -> Spec:
     """Return the data-efficiency curves: accuracy and bits per byte side by side."""
-    scores = unpacked(data["tables"]["scores"])
-    looks = looks_of(data)
-    budgets = sorted({int(row["tokens"]) for row in scores.records() if row["tokens"]})  # type: ignore[arg-type]
-    chart = score_charts.curves(list(looks.values()), budgets, WIDTH)
-    nothing = Table(("measure", "level", "value"), [])
+    scores, styles = unpacked(data["tables"]["scores"]), styles_of(data)
+    budgets = sorted(tokens for tokens in scores.tokens.unique() if tokens)
+    chart = curves_chart(scores, frame(("measure", "level", "value"), []), list(styles.values()), budgets, WIDTH)
     panels = []
     for measure, title in PANELS.items():
         choice = {"measure": measure, "methods": list(SHOWN)}
-        panels.append((title, figures.selected(chart, {"scores": scores, "levels": nothing}, choice, looks)))
+        panels.append((title, figures.selected(chart, choice, styles)))
     return figures.beside(panels)
 
 
-def _color(look: dict[str, Any]) -> str:
-    return {"var(--ink)": INK, "var(--soft)": SOFT, "soft": SOFT, "ink": INK}.get(look["color"], look["color"])
+def _color(color: str) -> str:
+    return {"var(--ink)": INK, "var(--soft)": SOFT}.get(color, color)
 
 
 def slack(value: float = 1.0) -> Spec:

@@ -10,10 +10,9 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from merge.engine.outputs import Output
+from merge.engine.passes import Workers, run
 from merge.engine.plan import Plan, make_plan, out_dtype
 from merge.recipe import Recipe
-from merge.stream.engine import run
-from merge.stream.threads import Workers
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel

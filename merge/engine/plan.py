@@ -30,11 +30,12 @@ from merge.checkpoints.tensor_names import (
 from merge.checkpoints.token_rows import NO_TOKENIZER, Alignment, align
 from merge.checkpoints.tokenizer import read_vocabulary, template_tokens
 from merge.engine.outputs import Output, Parent, leader_of, output_of, parent_of, stacked_outputs
+from merge.methods import AVERAGE, SPAN
 from merge.per_tensor import Rule, Setting, applying, resolve
 from merge.recipe import UNION_OF, Recipe
 
 if TYPE_CHECKING:
-    from merge.stream.pieces import Piece
+    from merge.engine.pieces import Piece
 
 
 @dataclass
@@ -223,7 +224,7 @@ def check_settings(recipes: Sequence[Recipe], outputs: Sequence[Output], tied: s
                     for output in mine:
                         name = output.name if parent is None else output.name_in(parent)
                         _check_depth(key, applying(setting, name, key), name, bool(layers))
-            if part.spec.combine in ("average", "span") and part.normalize:
+            if part.spec.combine in (AVERAGE, SPAN) and part.normalize:
                 _check_sums(part, mine)
 
 

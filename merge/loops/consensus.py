@@ -6,9 +6,8 @@ from typing import Any
 
 import numpy
 
-from merge.loops.arguments import INFINITE, NO_SLACK, RATIO, Combine
-from merge.loops.decorator import compiled
-from merge.loops.stored_numbers import narrow
+from merge.loops.formats import compiled, narrow
+from merge.loops.tables import INFINITE, NO_SLACK, RATIO, Combine
 
 Array = Any  # numpy array
 
@@ -40,7 +39,7 @@ def signs_of(balance: Array, size: int, signs: Array) -> None:
 
 @compiled()
 def elect_with_slack(voters: Array, deltas: Array, how: Combine, size: int, shielded: Array, signs: Array) -> None:
-    """The sign of O + (1 + ξ)·P, or of O + P + ξ·unit·sign P: see election.elected_sign.
+    """The sign of O + (1 + ξ)·P, or of O + P + ξ·unit·sign P: see arithmetic.elected_sign.
 
     deltas: whole task vectors, by whose magnitudes protection may be limited to their largest.
     """

@@ -1,4 +1,4 @@
-"""The loops as machine code is called: with the addresses of tables, in the order of arguments.Table.
+"""The loops as machine code is called: with the addresses of tables, in the order of tables.Table.
 
 Each function here makes one for arithmetic in `kind`, which is constant inside. They return a number of `store`.
 """
@@ -11,7 +11,18 @@ from typing import Any
 import numpy
 from numba import carray, types  # type: ignore[attr-defined]
 
-from merge.loops.arguments import (
+from merge.loops.consensus import add_multiple, combine
+from merge.loops.draws import (
+    draw_bits,
+    draw_row,
+    magnitude_keys,
+    move_to_front,
+    probabilities_of,
+    rank_row,
+    sum_magnitudes,
+)  # fmt: skip
+from merge.loops.formats import array_at, compiled, load, load_difference, narrow, store
+from merge.loops.tables import (  # fmt: skip
     BINS,
     BLOCK,
     EXACT,
@@ -27,14 +38,16 @@ from merge.loops.arguments import (
     Table,
     Tallies,
     Trim,
-)  # fmt: skip
-from merge.loops.consensus import add_multiple, combine
-from merge.loops.counting import count_below, count_magnitudes, count_zeros
-from merge.loops.decorator import compiled
-from merge.loops.ranking import chances_of_row, draw_row, magnitude_keys
-from merge.loops.stored_numbers import array_at, load, load_difference, narrow, store
+)
 from merge.loops.tallying import sum_of_squares, tally
-from merge.loops.thinning import dropped, made_up_for, trimmed
+from merge.loops.trimming import (
+    count_below,
+    count_magnitudes,
+    count_zeros,
+    drop_values,
+    rescale_task_vector,
+    trim_task_vector,
+)
 
 Array = Any  # numpy array
 Entry = Callable[[Any], int]
@@ -101,7 +114,7 @@ def tallies_of(tables: Array, numbers: Array) -> Tallies:
         array_at(tables[Table.COUNTS], (models, 1 + levels, 3), numpy.int64),
         array_at(tables[Table.TURNED], (models, 2), numpy.int64),
         array_at(tables[Table.ENERGIES], 1 + models, numpy.float64),
-        array_at(tables[Table.MARKS], BLOCK, numpy.uint32),
+        array_at(tables[Table.MARKS], (2, BLOCK), numpy.uint32),
     )
 
 
@@ -131,11 +144,11 @@ def merging(kind: int) -> Entry:
             for m in range(models):
                 load_difference(places[1 + m], codes[1 + m], start, size, base, kind, deltas[m])
                 if rescale.drawn:
-                    dropped(deltas[m], rescale.masks[m, start : start + size], size, kept[m])
+                    drop_values(deltas[m], rescale.masks[m, start : start + size], size, kept[m])
                 else:
-                    trimmed(deltas[m], trim, m, size, lines[0], kept[m])
+                    trim_task_vector(deltas[m], trim, m, size, lines[0], kept[m])
                 if rescale.needed:
-                    made_up_for(kept[m], rescale, m, start, kind, size, taus[m])
+                    rescale_task_vector(kept[m], rescale, m, start, kind, size, taus[m])
             combine(taus, deltas, how, kind, size, parts, alive, lines, merged)
             if how.audited:
                 tally(kept, alive, lines[1], parts if how.weighted else taus, how, seen, size)
@@ -151,7 +164,7 @@ def merging(kind: int) -> Entry:
 
 
 def averaging(kind: int) -> Entry:
-    """Σ w θ, divided: rounded to 16 bits only at the end (methods.linear). The first place is nobody's."""
+    """Σ w θ, divided: rounded to 16 bits only at the end (arithmetic.average). The first place is nobody's."""
 
     def average_slice(pointer: Any) -> int:
         tables = carray(pointer, TABLES, numpy.int64)
@@ -180,7 +193,7 @@ def averaging(kind: int) -> Entry:
 
 
 def counting(kind: int) -> Entry:
-    """Count a task vector's magnitudes (see counting.count_magnitudes); in float32 its zeros and Σ τ² as well."""
+    """Count a task vector's magnitudes (see trimming.count_magnitudes); in float32 its zeros and Σ τ² as well."""
 
     def count_slice(pointer: Any) -> int:
         tables = carray(pointer, COUNTS, numpy.int64)
@@ -206,7 +219,7 @@ def counting(kind: int) -> Entry:
 
 
 def counting_below(kind: int) -> Entry:
-    """Count the lower halves of float32 magnitudes whose upper half is looked into (see counting.count_below)."""
+    """Count the lower halves of float32 magnitudes whose upper half is looked into (see trimming.count_below)."""
 
     def count_slice_below(pointer: Any) -> int:
         tables = carray(pointer, COUNTS, numpy.int64)
@@ -228,7 +241,7 @@ def counting_below(kind: int) -> Entry:
 
 
 def drawing(kind: int) -> Entry:
-    """Draw what DELLA keeps, by the ranks of magnitudes in each row."""
+    """Draw what DARE or DELLA keeps, by the ranks of magnitudes in each row."""
 
     def draw_slice(pointer: Any) -> int:
         tables = carray(pointer, DRAWS, numpy.int64)
@@ -236,23 +249,33 @@ def drawing(kind: int) -> Entry:
         length, columns = numbers[Number.PARAMETERS], numbers[Number.COLUMNS]
         places = array_at(tables[Draw.PLACES], 2, numpy.int64)
         codes = array_at(tables[Draw.CODES], 2, numpy.int64)
-        scalars = array_at(tables[Draw.SCALARS], 2, numpy.float32)
-        draws = array_at(tables[Draw.DRAWS], length, numpy.float32)
+        low, step = array_at(tables[Draw.SCALARS], 2, numpy.float32)
+        stream = array_at(tables[Draw.STREAM], 9, numpy.uint64)
         mask = array_at(tables[Draw.MASK], length, numpy.uint8)
+        sums = array_at(tables[Draw.SUMS], 2, numpy.float64)
         work = array_at(tables[Draw.WORK], (2, BLOCK), numpy.float32)
-        sorting = array_at(tables[Draw.SORTING], (4, max(columns, 256)), numpy.uint32)
-        base, tau, keys = work[0], work[1], sorting[3]
+        sorting = array_at(tables[Draw.SORTING], (5, max(columns + 4, 256)), numpy.uint32)
+        bins = array_at(tables[Draw.BINS], BINS // 2, numpy.int64)
+        base, tau, keys, bits, ranks = work[0], work[1], sorting[0], sorting[1], sorting[2]
+        exact = tables[Draw.CHANCES] != 0
+        ready = draw_bits(stream, 0, 1, bits) if stream[8] != numpy.uint64(0) else 0
+        ready = move_to_front(bits, 1, ready) if ready > 0 else 0
         for row in range(0, length, columns):
             for start in range(0, columns, BLOCK):
                 size = min(BLOCK, columns - start)
                 load(places[0], codes[0], row + start, size, kind, base)
                 load_difference(places[1], codes[1], row + start, size, base, kind, tau)
                 magnitude_keys(tau, kind, size, keys[start : start + size])
+            ready = draw_bits(stream, ready, columns, bits)
             here = mask[row : row + columns]
-            draw_row(keys, draws[row : row + columns], scalars[0], scalars[1], sorting, 4 if kind == EXACT else 2, here)
-            if tables[Draw.CHANCES] != 0:
+            rank_row(keys, bits, low, step, kind, exact, columns, sorting[2:], bins)
+            draw_row(bits, ranks, low, step, columns, here)
+            if exact:
                 chances = array_at(tables[Draw.CHANCES] + 4 * row, columns, numpy.float32)
-                chances_of_row(sorting[0], scalars[0], scalars[1], chances)
+                probabilities_of(ranks, low, step, columns, chances)
+            if tables[Draw.SUMS] != 0:
+                sum_magnitudes(keys, here, kind, columns, sums)
+            ready = move_to_front(bits, columns, ready)
         return 0
 
     return draw_slice

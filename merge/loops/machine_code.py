@@ -16,7 +16,7 @@ import re
 import stat
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
 from functools import cache
 from importlib.metadata import version
@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from common.files import write_atomic
-from merge.loops.arguments import BFLOAT16, EXACT, FLOAT16
+from merge.loops.tables import BFLOAT16, EXACT, FLOAT16, Loop
 
 OFF = "SLACKMERGE_NO_KERNELS"  # set to anything: merge without compiled loops
 LINE = "merge: compiling loops for this processor (a quarter of a minute, once)"
@@ -32,7 +32,6 @@ COMMON = ("merge", "average", "count", "draw")
 NAMES = {EXACT: (*COMMON, "count_below"), BFLOAT16: COMMON, FLOAT16: COMMON}
 DIGEST = hashlib.sha256().digest_size
 HERE = Path(__file__).parent
-Loop = Callable[[int], int]
 _lock = threading.Lock()
 _ready: dict[int, dict[str, Loop] | None] = {}  # by kind
 _engines: list[Any] = []  # which own the machine code
@@ -119,8 +118,7 @@ def _key() -> str:
     import llvmlite.binding as llvm  # type: ignore[import-untyped]
 
     parts = [llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten(), version("numba"), version("llvmlite")]
-    sources = (path for path in sorted(HERE.glob("*.py")) if path.name not in ("calls.py", Path(__file__).name))
-    parts += [path.read_text(encoding="utf-8") for path in sources]
+    parts += [path.read_text(encoding="utf-8") for path in sorted(HERE.glob("*.py"))]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 

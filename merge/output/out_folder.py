@@ -28,7 +28,7 @@ from common.files import fsync
 from common.processes import postponing_stop
 
 LOCK, PART = ".merge-lock", ".merge-part"
-BETWEEN = "stages"
+INTERMEDIATE = "stages"
 LAST = "config.json"
 OF_FILE_SYSTEMS = {"lost+found"}  # what an empty one has
 LONGEST = 230  # bytes of the longest name to which the hidden names' suffixes fit
@@ -36,7 +36,7 @@ _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # a file system with
 
 
 class OutFolder:
-    """The staging folder of a result (`aside`) and its final path (`target`; symlinks are followed)."""
+    """The staging folder of a result (`staging`) and its final path (`target`; symlinks are followed)."""
 
     def __init__(self, target: str | Path):
         self.target = Path(target).absolute()
@@ -46,7 +46,7 @@ class OutFolder:
         name = self._real.name
         if len(os.fsencode(name)) > LONGEST:
             name = f"{name[:20]}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}"
-        self.aside = self._home / f".{name}{PART}"
+        self.staging = self._home / f".{name}{PART}"
         self._lock = self._home / f".{name}{LOCK}"
         self._descriptor: int | None = None
         self._parents: list[Path] = []  # made for it
@@ -81,8 +81,8 @@ class OutFolder:
         self._home.mkdir(parents=True, exist_ok=True)
         with postponing_stop():
             self._take_lock()
-        self.aside.mkdir()
-        return self.aside
+        self.staging.mkdir()
+        return self.staging
 
     def publish(self) -> None:
         """Rename everything to its final name. If the name is taken by then, the result stays, and BadInput names its
@@ -90,22 +90,22 @@ class OutFolder:
         """
         if not self._fills:
             try:
-                self.aside.rename(self._real)
+                self.staging.rename(self._real)
             except OSError as error:
                 others = (self._real.with_name(f"{self._real.name}-{n}") for n in itertools.count(2))
                 kept = next(path for path in others if not os.path.lexists(path))
-                self.aside.rename(kept)
+                self.staging.rename(kept)
                 why = f"another program created it during the merge ({error.strerror})"
                 raise BadInput(f"{self.target}: {why}. Use {kept}, which is the complete result.") from None
             fsync(self._home)
             return
-        names = sorted((path.name for path in self.aside.iterdir()), key=lambda name: name == LAST)
+        names = sorted((path.name for path in self.staging.iterdir()), key=lambda name: name == LAST)
         if self._descriptor is not None:  # so that a later merge that finds this half done can remove it
-            moved = {name: (self.aside / name).lstat().st_ino for name in names}
+            moved = {name: (self.staging / name).lstat().st_ino for name in names}
             os.write(self._descriptor, json.dumps(moved).encode())
             os.fsync(self._descriptor)
         for name in names:
-            (self.aside / name).rename(self._home / name)
+            (self.staging / name).rename(self._home / name)
         fsync(self._home)
 
     def discard(self) -> None:
@@ -139,15 +139,15 @@ class OutFolder:
                 return
             os.close(self._descriptor)  # its last holder has removed it since
 
-    def between(self) -> OutFolder:
+    def intermediate(self) -> OutFolder:
         """Return the folder of intermediate results on the same file system: inside the target if it is filled, else
         next to it.
         """
-        return OutFolder(self._home / (BETWEEN if self._fills else f"{self._real.name}.{BETWEEN}"))
+        return OutFolder(self._home / (INTERMEDIATE if self._fills else f"{self._real.name}.{INTERMEDIATE}"))
 
     def _is_ours(self, path: Path) -> bool:
-        between = self.between()
-        hidden = (self.aside, self._lock, between.aside, between._lock)
+        intermediate = self.intermediate()
+        hidden = (self.staging, self._lock, intermediate.staging, intermediate._lock)
         return path in hidden or path.name in OF_FILE_SYSTEMS
 
 
@@ -173,16 +173,16 @@ def remove_leftovers(folder: Path) -> None:
 
 def _remove(folder: Path, lock: Path, descriptor: int) -> None:
     """Remove a staging folder, partly published files, and last its lock, which is held."""
-    aside = lock.with_name(lock.name.removesuffix(LOCK) + PART)
-    if (aside / LAST).is_file():  # else everything was published, or nothing yet
+    staging = lock.with_name(lock.name.removesuffix(LOCK) + PART)
+    if (staging / LAST).is_file():  # else everything was published, or nothing yet
         for name, inode in _moved(descriptor).items():
             path = folder / name
             # the very file that was moved: a lock out of an unpacked archive names what it likes, but no inode here
             with suppress(OSError):
                 if path.parent == folder and path.lstat().st_ino == inode:
                     shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-    shutil.rmtree(aside, ignore_errors=True)
-    if not aside.exists():
+    shutil.rmtree(staging, ignore_errors=True)
+    if not staging.exists():
         with suppress(OSError):
             lock.unlink()
 

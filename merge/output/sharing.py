@@ -54,14 +54,14 @@ class Shared:
         found = self.files[place]
         return len(found.encode()) if isinstance(found, str) else found.stat().st_size
 
-    def put(self, aside: Path) -> None:
+    def put(self, staging: Path) -> None:
         """Lay the files out in an empty folder: links to those that are as they are here, and the changed ones."""
         for place, found in self.files.items():
-            (aside / place).parent.mkdir(parents=True, exist_ok=True)
+            (staging / place).parent.mkdir(parents=True, exist_ok=True)
             if isinstance(found, str):
-                (aside / place).write_text(found, encoding="utf-8")
+                (staging / place).write_text(found, encoding="utf-8")
             else:
-                (aside / place).symlink_to(found.resolve())
+                (staging / place).symlink_to(found.resolve())
 
 
 def share(folder: Path, base: str | None = None, card: str | None = None) -> Shared:
@@ -92,10 +92,10 @@ def share(folder: Path, base: str | None = None, card: str | None = None) -> Sha
 
 def upload(shared: Shared, target: Target, message: str) -> str:
     """Put the files on the Hub, and return their address. Raises BadInput; nothing is changed there then."""
-    with TemporaryDirectory(prefix="slackmerge-push-") as aside:
-        shared.put(Path(aside))
-        hub_push.check(target, Path(aside))
-        return hub_push.push(Path(aside), target, message)
+    with TemporaryDirectory(prefix="slackmerge-push-") as staging:
+        shared.put(Path(staging))
+        hub_push.check(target, Path(staging))
+        return hub_push.push(Path(staging), target, message)
 
 
 def _check(folder: Path) -> bool:

@@ -25,15 +25,13 @@ from merge.checkpoints.sidecars import code_of, sidecars
 from merge.checkpoints.tensor_names import TEXT_PARTS, bare_architecture, is_embedding
 from merge.checkpoints.tokenizer import chosen_template, put_template, put_union
 from merge.engine.outputs import Output, stacked_config
+from merge.engine.passes import DEFAULT, Workers, run, survey
+from merge.engine.pieces import Selection
 from merge.engine.plan import Plan, make_plan, out_dtype
 from merge.output import card
 from merge.output.card import differences, places
 from merge.output.out_folder import OutFolder, discard
 from merge.recipe import Recipe
-from merge.stream.engine import run
-from merge.stream.pieces import Selection
-from merge.stream.survey import survey
-from merge.stream.threads import DEFAULT, Workers
 
 SHARD = 5_000_000_000  # bytes
 SYNC_EVERY = 0.2  # seconds
@@ -125,10 +123,10 @@ def _merge(
             done.result()
 
 
-def prepare_metadata(plan: Plan, recipe: Recipe, aside: Path, room: int) -> None:
+def prepare_metadata(plan: Plan, recipe: Recipe, staging: Path, room: int) -> None:
     """Write tokenizer and other files besides weights, and reserve `room` bytes for what is written at the end."""
-    put_sidecars(plan, recipe, aside)
-    with (aside / ROOM).open("wb") as stream:
+    put_sidecars(plan, recipe, staging)
+    with (staging / ROOM).open("wb") as stream:
         take_room(stream.fileno(), room)
 
 
@@ -143,17 +141,17 @@ def write_tokenizer(recipe: Recipe, folder: Path) -> None:
         plan.close()
 
 
-def put_sidecars(plan: Plan, recipe: Recipe, aside: Path) -> None:
+def put_sidecars(plan: Plan, recipe: Recipe, staging: Path) -> None:
     """Write tokenizer, templates and the other files that are copied."""
     for place, file in plan_sidecars(plan).items():
-        (aside / place).parent.mkdir(exist_ok=True, parents=True)
-        shutil.copyfile(file, aside / place)
+        (staging / place).parent.mkdir(exist_ok=True, parents=True)
+        shutil.copyfile(file, staging / place)
     if plan.alignment is not None and plan.alignment.tokenizer is not None:
-        put_union(aside, plan.alignment.tokenizer)
+        put_union(staging, plan.alignment.tokenizer)
     if recipe.chat_template is not None:
         folders = [plan.parents[parent].folder for parent in plan.parents]
         if (template := chosen_template(recipe.chat_template, folders)) is not None:
-            put_template(aside, template)
+            put_template(staging, template)
 
 
 def plan_sidecars(plan: Plan) -> dict[Path, Path]:
@@ -164,21 +162,21 @@ def plan_sidecars(plan: Plan) -> dict[Path, Path]:
 
 
 def write_metadata(
-    plan: Plan, recipe: Recipe, aside: Path, title: str, sink: FileSink, audit: Audit | None, checksums: bool
+    plan: Plan, recipe: Recipe, staging: Path, title: str, sink: FileSink, audit: Audit | None, checksums: bool
 ) -> None:
     """Write card, recipe and audit; config.json last, since it makes the folder a model."""
-    (aside / ROOM).unlink()
+    (staging / ROOM).unlink()
     if audit is not None:
         _give_back()
-        audit.save(aside)
-    recipe.save(aside / "merge.yml")
+        audit.save(staging)
+    recipe.save(staging / "merge.yml")
     text = card.render(title, plan, recipe, sink.files, audit, checksums, sink.shard_bytes)
-    (aside / "README.md").write_text(text, encoding="utf-8", errors="backslashreplace")
+    (staging / "README.md").write_text(text, encoding="utf-8", errors="backslashreplace")
     config = out_config(plan, recipe)
-    (aside / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    for path in aside.rglob("*"):
+    (staging / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    for path in staging.rglob("*"):
         fsync(path)
-    fsync(aside)
+    fsync(staging)
 
 
 def _give_back() -> None:

@@ -1,13 +1,17 @@
-"""Everything that can go wrong after hours, asked in minutes: before a sweep starts, and alone by `make check`.
+"""Checks that a sweep can run, in minutes: before it starts, and alone by `slackmerge check`.
 
-Comes in: the configs of a sweep. Goes out: findings, a line each, with what to do about it. All checks are made,
-whatever the others find. Nothing is touched but the Hub's cache (a tokenizer) and the checksums that a store remembers.
+Input: the plan of a run. Output: findings, one line each, with what to do about it. All checks are made, whatever the
+others find. Nothing is changed but the Hub's cache (a tokenizer) and the checksums that a store remembers.
+
+    data        text and conversations: they exist, fit the tokenizer and the template, and fill the budgets
+    models      given checkpoints: they exist, every stage can use them, and they can be merged
+    resources   lm-eval's tasks, hypotheses, disk space
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from common import hub as model_hub
 from pipeline.check.data import (
@@ -18,7 +22,7 @@ from pipeline.check.data import (
     check_new_tokens,
     check_tokenizer,
 )
-from pipeline.check.finding import Finding, first_of_each_language, given, guarded
+from pipeline.check.finding import Finding, first_of_each_language, given_checkpoints, guarded
 from pipeline.check.models import (
     check_chat_templates,
     check_checkpoints,
@@ -29,18 +33,20 @@ from pipeline.check.models import (
 from pipeline.check.resources import check_disk, check_hypotheses, check_tasks
 from pipeline.config import Config, HubCorpus
 from pipeline.stages.stage import Stage
-from pipeline.store import Store
 
-__all__ = ["Finding", "sweep"]
+if TYPE_CHECKING:
+    from pipeline.run_plan import RunPlan
+
+__all__ = ["Finding", "check_plan"]
 
 
-def sweep(configs: Sequence[Config], missing: Sequence[Stage] | None = None) -> list[Finding]:
-    """Return what is wrong with a sweep, each problem once; all checks run, whatever the others find.
+def check_plan(plan: RunPlan, wanted: Sequence[Stage] | None = None) -> list[Finding]:
+    """Return what is wrong with a plan, each problem once. A cell without stages is one whose inputs were rejected.
 
-    missing: the stages that will be computed; None: all that the store lacks.
+    wanted: the stages that will be computed; None: all that the store lacks.
     """
     findings: list[Finding] = []
-    if any(asks_the_hub(config) for config in configs) and not model_hub.is_online():
+    if any(needs_hub(cell.config) for cell in plan.cells) and not model_hub.is_online():
         findings.append(
             Finding(
                 False,
@@ -48,31 +54,31 @@ def sweep(configs: Sequence[Config], missing: Sequence[Stage] | None = None) -> 
                 "models and data that are not in the cache (HF_HOME) are reported as missing.",
             )
         )
-    asks = missing is None or any(stage.type.resource == "score" or stage.kind == "leaks" for stage in missing)
-    for config in first_of_each_language(configs):
+    scores = wanted is None or any(stage.type.resource == "score" or stage.kind == "leaks" for stage in wanted)
+    for cell in first_of_each_language(plan.cells):
         for check in (
             check_checkpoints,
             check_corpora,
             check_control,
-            *([check_tasks] if asks else []),
+            *([check_tasks] if scores else []),
             check_tokenizer,
             check_new_tokens,
             check_partners,
             check_pair,
             check_conversations,
-            *([check_chat_templates] if asks else []),
+            *([check_chat_templates] if scores else []),
             check_questions,
         ):
-            findings += guarded(check, config)
-    findings += guarded(check_budgets, configs)
-    findings += guarded(check_hypotheses, configs)
-    findings += guarded(check_disk, configs, Store(Path(configs[0].store)), missing)
+            findings += guarded(check, cell)
+    findings += guarded(check_budgets, plan)
+    findings += guarded(check_hypotheses, plan)
+    findings += guarded(check_disk, plan, wanted)
     return list(dict.fromkeys(findings))
 
 
-def asks_the_hub(config: Config) -> bool:
+def needs_hub(config: Config) -> bool:
     """Return whether anything of a cell comes from the Hub, as far as its keys say."""
-    models = any(path.startswith(model_hub.PREFIX) for path in given(config).values())
+    models = any(path.startswith(model_hub.PREFIX) for path in given_checkpoints(config).values())
     return (
         models
         or isinstance(config.corpus, HubCorpus)

@@ -18,44 +18,46 @@ from common import hub_data
 from common.errors import BadInput
 from common.special_tokens import control_tokens
 from common.units import format_tokens
-from pipeline import inputs
 from pipeline.check.finding import Finding, first_of_each_language, guarded, is_done
 from pipeline.config import CipherCorpus, Config, Corpus, HubCorpus, HubSource
 from pipeline.inputs import chat_template
 from pipeline.stages.data import chat_settings
-from train.data.chat import reading
-from train.data.chat.template import NONE
+from train.data import conversations
+from train.data.chat_template import NONE
 from train.settings import CipherSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from train.data.chat.template import ChatTemplate
+    from pipeline.run_plan import RunPlan
+    from pipeline.stages.cell import Cell
+    from train.data.chat_template import ChatTemplate
 
 FIRST_DOCUMENTS = 1000  # of a file, read before it is used
 SAMPLE = 200  # documents that the tokenizer is tried on
 
 
-def check_corpora(config: Config) -> Iterator[Finding]:
-    """Yield text and instructions are there, readable, and have the columns that are read."""
+def check_corpora(cell: Cell) -> Iterator[Finding]:
+    """Check that text and instructions are there, are readable, and have the columns that are read."""
+    config = cell.config
     wanted: list[tuple[str, HubSource, tuple[str, ...]]] = []
-    if isinstance(config.corpus, HubCorpus) and not is_done(config, "corpus"):
+    if isinstance(config.corpus, HubCorpus) and not is_done(cell, "corpus"):
         wanted += [
             (f"corpus.{name}", part, (part.column,))
             for name, part in (("text", config.corpus.text), ("english", config.corpus.english))
         ]
     hub = config.sft.hub
-    if hub and hub.columns and config.sft.source is None and not is_done(config, "sft_blocks"):
+    if hub and hub.columns and config.sft.source is None and not is_done(cell, "sft_blocks"):
         wanted.append(("sft.hub", hub, hub.columns))
     for key, source, columns in wanted:
         yield from guarded(hub_data.check, hub_source(source), columns, key)
-    if not isinstance(config.corpus, HubCorpus):
-        inputs.inputs(config, network=False)
-    if isinstance(config.corpus, Corpus) and not is_done(config, "corpus"):
+    if not cell.stages:  # its inputs were rejected: files are named there
+        return
+    if isinstance(config.corpus, Corpus) and not is_done(cell, "corpus"):
         yield from guarded(check_readable, config.corpus.path, "corpus.path")
         yield from guarded(check_readable, config.corpus.english_path, "corpus.english_path")
-    plain = config.sft.template == NONE  # else conversations; see pipeline/check/data.py
-    if config.sft.path and plain and config.sft.source is None and not is_done(config, "items"):
+    plain = config.sft.template == NONE  # else conversations; see check_conversations
+    if config.sft.path and plain and config.sft.source is None and not is_done(cell, "items"):
         from train.data.instructions import own_instructions
 
         own_instructions(config.sft.path, config.sft.format)
@@ -63,21 +65,22 @@ def check_corpora(config: Config) -> Iterator[Finding]:
 
 def check_readable(pattern: str | None, key: str) -> None:
     """Read the first documents of every file that a glob names. Raises BadInput."""
-    from train.data.corpus import text_files
+    from train.data.corpus import sources
 
-    for path in text_files.matching(pattern, key) if pattern else ():
-        documents = itertools.islice(text_files.documents(glob.escape(str(path)), key), FIRST_DOCUMENTS)
+    for path in sources.matching_files(pattern, key) if pattern else ():
+        documents = itertools.islice(sources.read_documents(glob.escape(str(path)), key), FIRST_DOCUMENTS)
         if not sum(1 for _ in documents):
             raise BadInput(f"{key}: {path} has no text. Give another file.")
 
 
 def hub_source(section: HubSource) -> hub_data.Source:
-    """Return a section of the config as what is read."""
+    """Return the data set that a section of the config names."""
     return hub_data.Source(**section.model_dump(include={"dataset", "subset", "files", "split", "revision"}))
 
 
-def check_tokenizer(config: Config) -> Iterator[Finding]:
-    """Yield the tokenizer gives the language's text back, and knows its script."""
+def check_tokenizer(cell: Cell) -> Iterator[Finding]:
+    """Check that the tokenizer gives the language's text back, and knows its script."""
+    config = cell.config
     if config.model.path is None:
         return
     known = fertility_of(config)
@@ -129,12 +132,13 @@ def fertility_of(config: Config) -> Fertility | None:
 EXTENDED_BY = 1_000_000  # UTF-8 bytes of the text that new tokens are learnt from in a check
 
 
-def check_new_tokens(config: Config) -> Iterator[Finding]:
+def check_new_tokens(cell: Cell) -> Iterator[Finding]:
     """Yield what new tokens change, as far as a part of the text shows it.
 
     Raises BadInput for a tokenizer that cannot be continued.
     """
-    found = extended_fertility(config)
+    config = cell.config
+    found = None if is_done(cell, "base_extended") else extended_fertility(config)
     if found is None:
         return
     before, after = found
@@ -144,7 +148,7 @@ def check_new_tokens(config: Config) -> Iterator[Finding]:
         f" {config.language.name} per token (before: {before['bytes_per_token']:.2f}), {after['tokens_per_word']:.2f}"
         f" tokens per word (before: {before['tokens_per_word']:.2f}); learnt from the first"
         f" {EXTENDED_BY / 1e6:.0f} MB of text here, from all of it in the run",
-        told=True,
+        fact=True,
     )
 
 
@@ -205,7 +209,7 @@ def sample_documents(config: Config) -> Iterator[str]:
 
     Of a cipher, those that are trained on.
     """
-    from train.data.corpus import bible, build, text_files
+    from train.data.corpus import build, sources
 
     try:
         if isinstance(config.corpus, HubCorpus):
@@ -217,16 +221,17 @@ def sample_documents(config: Config) -> Iterator[str]:
             passages, _ = build.cipher_passages(settings)
             yield from (row["text"] for row in passages[config.language.code] if row["split"] == "train")
         elif config.corpus.source == "bible":
-            yield from (text for _, text in bible.chichewa())
+            yield from (text for _, text in sources.chichewa_bible())
         elif config.corpus.path:
-            yield from text_files.documents(config.corpus.path, "corpus.path")
+            yield from sources.read_documents(config.corpus.path, "corpus.path")
     except BadInput:
         return
 
 
-def check_budgets(configs: Sequence[Config]) -> Iterator[Finding]:
-    """Yield the text of each language fills its largest budget."""
-    for config in first_of_each_language(configs):
+def check_budgets(plan: RunPlan) -> Iterator[Finding]:
+    """Check that the text of each language fills its largest budget."""
+    configs = [cell.config for cell in plan.cells]
+    for config in (cell.config for cell in first_of_each_language(plan.cells)):
         if config.ct.source is not None or config.model.path is None:
             continue
         largest = max(other.ct.tokens for other in configs if other.language.code == config.language.code)
@@ -245,7 +250,7 @@ def check_budgets(configs: Sequence[Config]) -> Iterator[Finding]:
 def text_bytes(config: Config) -> int | None:
     """UTF-8 bytes of the language's training text, about.
 
-    Of a data set on the Hub what is asked for, and None if that is all.
+    Of a data set on the Hub the requested bytes; None: all of it.
     """
     corpus = config.corpus
     if isinstance(corpus, HubCorpus):
@@ -254,12 +259,12 @@ def text_bytes(config: Config) -> int | None:
     return size if isinstance(corpus, CipherCorpus) else round(size * (1 - corpus.dev - corpus.test))
 
 
-def check_control(config: Config) -> Iterator[Finding]:
-    """Yield a cipher's text is nothing that the base has read in English, or a line says that it is.
+def check_control(cell: Cell) -> Iterator[Finding]:
+    """Warn if the base may have read the English of a cipher's text.
 
     A recipe that withholds other chapters than the cipher takes is rejected before (pipeline/config/cell.py).
     """
-    model, recipe = config.model, config.model.recipe
+    config, model, recipe = cell.config, cell.config.model, cell.config.model.recipe
     if isinstance(config.corpus, CipherCorpus) and not (recipe and recipe.withheld_chapters):
         known = "its recipe withholds no chapter" if recipe else "what it was trained on is not known"
         yield Finding(
@@ -272,12 +277,12 @@ def check_control(config: Config) -> Iterator[Finding]:
 SAMPLED_CONVERSATIONS = 200  # conversations that are put into the template
 
 
-def check_conversations(config: Config) -> Iterator[Finding]:
+def check_conversations(cell: Cell) -> Iterator[Finding]:
     """Check that answers can be masked in this template, and that conversations can be read and fit it."""
-    if config.sft.template == NONE or is_done(config, "sft_blocks"):
+    config = cell.config
+    if config.sft.template == NONE or is_done(cell, "sft_blocks"):
         return
-    from train.data.chat.masking import LEFT_OUT, Masking, refuse_misfits
-    from train.data.chat.template import of_tokenizer
+    from train.data.chat_template import LEFT_OUT, Masking, check_trainable, template_of
     from train.data.tokenization import TokenizerFile
 
     rows = sample_conversations(config)
@@ -287,42 +292,42 @@ def check_conversations(config: Config) -> Iterator[Finding]:
     where = "model: its tokenizer" if config.model.path is None else f"model.path={config.model.path}: its tokenizer"
     settings = chat_settings(config, chat_template(config, network=False))
     assert settings is not None, "only SFT by a template is checked"
-    template = of_tokenizer(tokenizer, settings, where)
+    template = template_of(tokenizer, settings, where)
     masking = Masking(template, settings.system, config.sft.block_size, settings.too_long == "cut")
     file = TokenizerFile.of(tokenizer)
     _, counts = masking.examples(rows, file.load().library, file.dtype)
-    refuse_misfits(counts, "sft")
-    yield Finding(False, f"template    {template_in_words(template, counts)}.", told=True)
+    check_trainable(counts, "sft")
+    yield Finding(False, f"template    {template_in_words(template, counts)}.", fact=True)
     left_out = sum(count for name, count in counts.items() if name.startswith(LEFT_OUT))
     if rows and left_out > len(rows) / 2:
         yield Finding(False, f"sft: of the first {len(rows):,} conversations, {left_out:,} are left out.")
 
 
 def template_in_words(template: ChatTemplate, counts: Mapping[str, int]) -> str:
-    """Describe what a template does with conversations. counts: of a sample; see train.data.chat.masking."""
-    said = [f"ends an answer by {template.stop_token}", "a conversation is one sequence"]
+    """Describe what a template does with conversations. counts: of a sample; see train.data.chat_template."""
+    parts = [f"ends an answer by {template.stop_token}", "a conversation is one sequence"]
     if not template.one_sequence:
         grown = f" ({counts['conversations']:,} become {counts['sequences']:,})" if counts.get("unrolled") else ""
-        said[1] = f"unrolled, an example an answer{grown}: later prompts do not continue earlier answers"
+        parts[1] = f"unrolled, an example an answer{grown}: later prompts do not continue earlier answers"
     if template.lead.strip():
-        said.append(f"an answer begins with {template.lead!r}, which is learnt")
+        parts.append(f"an answer begins with {template.lead!r}, which is learnt")
     if template.own_system:
-        said.append("adds a system prompt of its own (kept)")
+        parts.append("adds a system prompt of its own (kept)")
     if template.folds_system:
-        said.append("takes no system message: it goes into the first question")
-    return "; ".join(said)
+        parts.append("takes no system message: it goes into the first question")
+    return "; ".join(parts)
 
 
 def sample_conversations(config: Config) -> list[dict[str, Any]]:
     """Return some conversations, or prompts with outputs; none if they are made of the text. Raises BadInput."""
     sft = config.sft
     if sft.path:
-        return reading.own_conversations(sft.path, sft.format)[0][:SAMPLED_CONVERSATIONS]
+        return conversations.own_conversations(sft.path, sft.format)[0][:SAMPLED_CONVERSATIONS]
     if sft.hub is None:
         return []
     source = hub_source(sft.hub)
     if sft.hub.columns is None:
-        return reading.first_conversations(source, sft.format, "sft.hub")[:SAMPLED_CONVERSATIONS]
+        return conversations.first_conversations(source, sft.format, "sft.hub")[:SAMPLED_CONVERSATIONS]
     rows = hub_data.rows(hub_data.open_stream(source, "sft.hub"), sft.hub.columns, source, "sft.hub")
     texts = itertools.islice(rows, SAMPLED_CONVERSATIONS)
     return [{"prompt": prompt, "output": answer} for prompt, answer in texts if prompt.strip() and answer.strip()]
@@ -331,7 +336,7 @@ def sample_conversations(config: Config) -> list[dict[str, Any]]:
 def sft_tokenizer(config: Config) -> PreTrainedTokenizerBase | None:
     """Return the tokenizer that SFT is tokenised by, or for a recipe one of the same special tokens.
 
-    None if it cannot be had, which another check says.
+    None if it cannot be loaded, which another check reports.
     """
     from train.base_model import train_tokenizer
     from train.data.packing import load_tokenizer
@@ -357,12 +362,12 @@ MAX_FALLBACK_SHARE = 0.5  # fraction of partial characters above which a tokeniz
 
 @dataclass(frozen=True)
 class Fertility:
-    """What a tokenizer makes of documents.
+    """How well a tokenizer fits documents.
 
     bytes_a_token: UTF-8 bytes.
-    fallback: share of tokens that are single bytes or parts of characters.
-    unknown: share of tokens that stand for text that is lost.
-    returned: share of documents that come back as they were, spaces apart.
+    fallback: fraction of tokens that are single bytes or parts of characters.
+    unknown: fraction of tokens that replace text that is lost.
+    returned: fraction of documents that come back as they were, spaces apart.
     control: how often control tokens are written in them, by their names.
     """
 

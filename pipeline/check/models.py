@@ -1,4 +1,6 @@
-"""Checks of given checkpoints: they exist, this account may read them, and they can be merged."""
+"""Checks of given checkpoints: they exist, this account may read them, every stage can use them, and they can be
+merged; chat templates render what will be asked, and answers end.
+"""
 
 from __future__ import annotations
 
@@ -16,30 +18,32 @@ from common.hub import OTHER_LICENCE, common_licence
 from common.special_tokens import added_special_tokens
 from common.units import counted
 from common.validation import read_json
-from eval.chat_prompts import rendered
+from eval.prompting import render_chat
 from eval.task_checks import context_length
 from pipeline import architecture, inputs, recipes
 from pipeline.baselines import PAIR
-from pipeline.check.finding import Finding, given, guarded, planned
+from pipeline.check.finding import Finding, given_checkpoints, guarded
 from pipeline.config import Config
 from pipeline.page_questions import KEY, read_questions
-from pipeline.stages.adapting import for_its_pair, of_chat_model
+from pipeline.stages.adapting import of_chat_model
 from pipeline.stages.scoring import prompt
-from train.data.chat.template import TOKENIZER, ChatTemplate, of_tokenizer
+from train.data.chat_template import TOKENIZER, ChatTemplate, template_of
 from train.settings import ChatSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from pipeline.stages.cell import Cell
 
-def check_checkpoints(config: Config) -> Iterator[Finding]:
-    """Given checkpoints are there, this account may read them, and their architecture goes through every stage."""
-    for key, path in given(config).items():
+
+def check_checkpoints(cell: Cell) -> Iterator[Finding]:
+    """Check that given checkpoints are there, that this account may read them, and that every stage can use them."""
+    for key, path in given_checkpoints(cell.config).items():
         found = guarded(check_reachable, path, key)
         yield from found
         folder = described_folder(path, fetch=not any(finding.fails for finding in found))
         if folder:
-            yield from guarded(check_fit, folder, key, path, config)
+            yield from guarded(check_fit, folder, key, path, cell)
 
 
 def described_folder(path: str, fetch: bool) -> Path | None:
@@ -59,12 +63,12 @@ def described_folder(path: str, fetch: bool) -> Path | None:
         return None
 
 
-def check_fit(folder: Path, key: str, path: str, config: Config) -> Iterator[Finding]:
-    """Yield a causal language model of transformers whose architecture, tokenizer and length every stage can work with.
+def check_fit(folder: Path, key: str, path: str, cell: Cell) -> Iterator[Finding]:
+    """Check that every stage can work with the architecture, tokenizer and length of a checkpoint.
 
     Raises BadInput.
     """
-    where = f"{key}={path}"
+    config, where = cell.config, f"{key}={path}"
     described = architecture.sizes(architecture.config_of(folder, where))
     reads, stated = described["max_position_embeddings"], described["vocab_size"]
     for name, size in (("ct.block_size", config.ct.block_size), ("sft.block_size", config.sft.block_size)):
@@ -78,7 +82,8 @@ def check_fit(folder: Path, key: str, path: str, config: Config) -> Iterator[Fin
                 f"{where}: {file.name} embeds {rows} tokens, but vocab_size in config.json is {stated}. "
                 "Save the model again."
             )
-    if trains_sft(config):
+    # assumed of a cell whose inputs were rejected
+    if not cell.stages or any(stage.kind == "sft" for stage in cell.stages):
         architecture.check_packing(folder, where)
     architecture.check_attention(folder, where, config.compute.attention)
     if config.train.lora and key != "sft.source":  # which nothing is trained from
@@ -87,14 +92,6 @@ def check_fit(folder: Path, key: str, path: str, config: Config) -> Iterator[Fin
         architecture.check_end(folder, where)
     if warning := architecture.beyond_embedding(folder, where):
         yield Finding(False, warning)
-
-
-def trains_sft(config: Config) -> bool:
-    """Return whether a cell trains on packed examples; assumed if its plan cannot be made, which another check
-    reports.
-    """
-    cell = planned(config)
-    return cell is None or any(stage.kind == "sft" for stage in cell.stages)
 
 
 def embedding_rows(file: Path) -> int | None:
@@ -107,7 +104,7 @@ def embedding_rows(file: Path) -> int | None:
         with safe_open(file, "np") as tensors:
             names = [name for name in list(tensors.keys()) if is_embedding(name)]
             return int(tensors.get_slice(names[0]).get_shape()[0]) if names else None
-    except SafetensorError:  # `partners` reports what is wrong with the file
+    except SafetensorError:  # `check_partners` reports what is wrong with the file
         return None
 
 
@@ -130,11 +127,12 @@ def check_reachable(path: str, key: str) -> tuple[Finding, ...]:
     return ()
 
 
-def check_partners(config: Config) -> Iterator[Finding]:
-    """Base, CT and SFT can be merged: same tensors, same vocabulary. What is trained here is like the base."""
+def check_partners(cell: Cell) -> Iterator[Finding]:
+    """Check that base, CT and SFT have the same tensors and vocabulary. What is trained here is like the base."""
+    config = cell.config
     from merge import Recipe, check
 
-    folders = {key: model_hub.local_folder(path) for key, path in given(config).items()}
+    folders = {key: model_hub.local_folder(path) for key, path in given_checkpoints(config).items()}
     base = folders.get("model.path")
     if base is None or not model_hub.is_complete(base) or not config.merge.methods:
         return
@@ -144,7 +142,7 @@ def check_partners(config: Config) -> Iterator[Finding]:
     chat = folders.get("sft.source")
     start = chat if method.from_ == "sft" and chat else base
     whole = of_chat_model(config, method) if chat else {}
-    whole.pop("special_rows", None)  # `pair` checks the template
+    whole.pop("special_rows", None)  # `check_pair` checks the template
     stated = {**method.tries[0], **whole}
     recipe = recipes.complete(stated, start.absolute(), merged, config.seed)
     check(Recipe.from_dict(recipe, where="merge.methods"))
@@ -180,18 +178,14 @@ class Side:
         return bool(architecture.sizes(architecture.config_of(self.folder, self.where))["tie_word_embeddings"])
 
 
-def check_pair(config: Config) -> Iterator[Finding]:
+def check_pair(cell: Cell) -> Iterator[Finding]:
     """Facts of base and chat model. Raises BadInput for a pair that cannot be merged or whose answers have no end."""
-    if config.adapt is None or config.model.path is None or config.sft.source is None:
+    config = cell.config
+    if not cell.stages or config.adapt is None or config.model.path is None or config.sft.source is None:
         return
-    try:
-        known = inputs.inputs(config, network=False)
-    except BadInput:  # another check says it
-        return
-    kept = for_its_pair(config, known).merge.methods
     sides = [_side(path, key) for key, path in (("model.path", config.model.path), ("sft.source", config.sft.source))]
     base, chat = sides
-    if base is None or chat is None:  # another check says why
+    if base is None or chat is None:  # another check reports it
         return
     check_same_tokens(base, chat)
     if base.tied != chat.tied:
@@ -200,13 +194,12 @@ def check_pair(config: Config) -> Iterator[Finding]:
             f"{chat.where}: the head of {tied.where} is its embedding and that of {other.where} is not, so their heads"
             " cannot be merged. Give the base that the chat model was made from."
         )
-    template = of_tokenizer(chat.tokenizer, ChatSettings(template=TOKENIZER), f"{chat.where}: its tokenizer")
-    left_out = [name for name in config.merge.methods if name not in kept]
-    yield Finding(False, f"pair        {pair_in_words(base, chat, template, config, left_out)}", told=True)
-    yield Finding(False, f"generation  {generation_in_words(chat, template)}", told=True)
+    template = template_of(chat.tokenizer, ChatSettings(template=TOKENIZER), f"{chat.where}: its tokenizer")
+    yield Finding(False, f"pair        {pair_in_words(base, chat, template, config, cell.left_out)}", fact=True)
+    yield Finding(False, f"generation  {generation_in_words(chat, template)}", fact=True)
     online = model_hub.is_online()
     found = [model_hub.licence_of(side, network=online) for side in (config.model.path, config.sft.source)]
-    yield Finding(False, f"licences    {licences_in_words(found)}", told=True)
+    yield Finding(False, f"licences    {licences_in_words(found)}", fact=True)
     if not config.eval.tasks and not config.eval.include_path:
         text = "eval.tasks is empty: dev rests on families made of your text; nothing judges free answers"
     else:
@@ -227,7 +220,7 @@ def _side(path: str, key: str) -> Side | None:
         return Side(folder, f"{key}={path}", load_tokenizer(folder))
     except BadInput:
         raise
-    except Exception:  # whatever transformers raises for files of no known kind; `tokenizer` says it
+    except Exception:  # whatever transformers raises for files of no known kind; `check_tokenizer` reports it
         return None
 
 
@@ -273,7 +266,7 @@ def generation_in_words(chat: Side, template: ChatTemplate) -> str:
 
 
 def licences_in_words(found: Sequence[str | None]) -> str:
-    """The licences of base and chat model, and what the card of the result says."""
+    """Describe the licences of base and chat model, and that on the card of the result."""
     both = common_licence(found)
     listed = ", ".join(licence or "not stated" for licence in found)
     card = {None: "the card names what is stated", OTHER_LICENCE: "they differ: the card says other and names both"}
@@ -284,36 +277,37 @@ ANSWER = "Zq2ழAx"  # a text that no template would change
 ASKED = [{"role": "user", "content": "Zq1ழUx"}, {"role": "assistant", "content": ANSWER}]
 
 
-def check_chat_templates(config: Config) -> Iterator[Finding]:
+def check_chat_templates(cell: Cell) -> Iterator[Finding]:
     """Check that templates of given checkpoints take what will be asked, and that their models stop after an answer.
 
     Raises BadInput for a template that fails.
     """
+    config = cell.config
     if config.eval.chat == "none":
         return
-    for key, path in given(config).items():
+    for key, path in given_checkpoints(config).items():
         folder = model_hub.local_folder(path)
         if folder is not None and (folder / "tokenizer_config.json").is_file():
             yield from check_template(config, folder, f"{key}={path}")
 
 
 def check_template(config: Config, folder: Path, where: str) -> Iterator[Finding]:
-    """Yield what is found of one checkpoint. Raises BadInput."""
+    """Check the template of one checkpoint. Raises BadInput."""
     from transformers import AutoTokenizer
 
-    from eval.chat_prompts import rendered, template_of
+    from eval.prompting import chat_template_of, render_chat
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception:  # whatever files that are missing or of no known kind lead to; another check reports it
         return
-    if template_of(tokenizer) is None:
-        yield Finding(False, f"chat        {where}: plain prompts (no chat template)", told=True)
+    if chat_template_of(tokenizer) is None:
+        yield Finding(False, f"chat        {where}: plain prompts (no chat template)", fact=True)
         return
     system = [] if config.eval.system is None else [{"role": "system", "content": config.eval.system}]
-    rendered(tokenizer, [*system, *ASKED, ASKED[0]], config.chat.date)
+    render_chat(tokenizer, [*system, *ASKED, ASKED[0]], config.chat.date)
     stops = stop_tokens(folder, tokenizer)
-    yield Finding(False, f"chat        {where}: by its template; generation stops at {', '.join(stops)}", told=True)
+    yield Finding(False, f"chat        {where}: by its template; generation stops at {', '.join(stops)}", fact=True)
     end = turn_end(tokenizer, config.chat.date)
     if end is not None and end not in stops:
         yield Finding(
@@ -331,34 +325,35 @@ def stop_tokens(folder: Path, tokenizer: PreTrainedTokenizerBase) -> list[str]:
 
 def turn_end(tokenizer: PreTrainedTokenizerBase, day: str) -> str | None:
     """Return the first special token that the template writes after an answer; None if it writes none."""
-    from eval.chat_prompts import rendered
+    from eval.prompting import render_chat
 
-    after = rendered(tokenizer, [*ASKED, ASKED[0]], day).partition(ANSWER)[2]
+    after = render_chat(tokenizer, [*ASKED, ASKED[0]], day).partition(ANSWER)[2]
     added = sorted((token.content for token in tokenizer.added_tokens_decoder.values()), key=len, reverse=True)
     found = re.search("|".join(map(re.escape, added)), after) if added else None
     return found[0] if found else None
 
 
-def check_questions(config: Config) -> Iterator[Finding]:
-    """Yield how many questions there are. Raises BadInput for one that a model cannot read."""
+def check_questions(cell: Cell) -> Iterator[Finding]:
+    """Count the questions of eval.questions. Raises BadInput for one that leaves a model no room for an answer."""
+    config = cell.config
     if config.adapt is None or config.eval.questions is None:
         return
     from train.data.packing import load_tokenizer
 
     asked = read_questions(config.eval.questions)
-    for key, path in given(config).items():
+    for key, path in given_checkpoints(config).items():
         folder = described_folder(path, fetch=model_hub.is_online())
-        if folder is None:  # another check says why
+        if folder is None:  # another check reports it
             continue
         context = context_length(architecture.config_of(folder, f"{key}={path}"))
         tokenizer = load_tokenizer(folder)
         for number, question in enumerate(asked, start=1):
             messages = prompt(tokenizer, question, config.eval.system)
-            text = messages if isinstance(messages, str) else rendered(tokenizer, messages, config.chat.date)
+            text = messages if isinstance(messages, str) else render_chat(tokenizer, messages, config.chat.date)
             length = len(tokenizer.encode(text, add_special_tokens=False))
             if context is not None and length >= context:
                 raise BadInput(
                     f"{KEY}={config.eval.questions}: question {number} has {length} tokens, and {key}={path} reads"
                     f" {context} with the answer. Shorten it."
                 )
-    yield Finding(False, f"questions   {len(asked)}, all of them on the page", told=True)
+    yield Finding(False, f"questions   {len(asked)}, all of them on the page", fact=True)

@@ -6,24 +6,27 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from common import hub as model_hub
 from common.errors import BadInput, listed
 from common.validation import read_json
-from pipeline.check.finding import Finding, guarded, planned
+from pipeline.check.finding import Finding, guarded
 from pipeline.config import Config
 from pipeline.cost import estimate
-from pipeline.report import hypotheses, stated_when
-from pipeline.stages.cell import merged
+from pipeline.report import hypotheses
 from pipeline.stages.stage import Stage
-from pipeline.store import Store
+
+if TYPE_CHECKING:
+    from pipeline.run_plan import RunPlan
+    from pipeline.stages.cell import Cell
 
 SPARE = 200 * 10**6  # bytes that a run needs besides its stages
 
 
-def check_tasks(config: Config) -> Iterator[Finding]:
-    """Yield every lm-eval task exists and loads, with its data, and the model has room for what it generates."""
+def check_tasks(cell: Cell) -> Iterator[Finding]:
+    """Check that every lm-eval task loads, with its data, and that the model has room for what it generates."""
+    config = cell.config
     folder = None if config.eval.include_path is None else Path(config.eval.include_path)
     names, shots = config.eval.tasks, config.eval.fewshot
     together = isinstance(shots, dict) or not names  # examples by task may name any of them
@@ -32,7 +35,7 @@ def check_tasks(config: Config) -> Iterator[Finding]:
         if some or folder:
             yield from guarded(load_tasks, folder, some, context_of(config), shots, loaded)
     if loaded:
-        yield Finding(False, f"prompts     {prompts_in_words(config, loaded)}", told=True)
+        yield Finding(False, f"prompts     {prompts_in_words(config, loaded)}", fact=True)
 
 
 def load_tasks(
@@ -49,7 +52,7 @@ def load_tasks(
     from eval import task_checks, task_set
 
     loaded = task_set.load_tasks(folder, names, fewshot)
-    task_checks.check_room(loaded, context)
+    task_checks.check_generation_length(loaded, context)
     found |= loaded
 
 
@@ -62,14 +65,14 @@ def prompts_in_words(config: Config, loaded: Mapping[str, Any]) -> str:
         "auto": "by the chat template where there is one",
         "both": "plain and by the chat template",
     }
-    said = []
+    parts = []
     for name, task in loaded.items():
         count = sum(1 for _ in task.doc_iterator(limit=config.eval.limit))
         shots, length = task.get_config("num_fewshot") or 0, generated_tokens(task)
         examples = f", {shots} example{'s' * (shots != 1)} each" if shots else ""
         generated = f", up to {count * length:,} tokens generated ({length} each)" if length else ""
-        said.append(f"{name}: {count:,}{examples}{generated}")
-    return f"{ways[config.eval.chat]}; {'; '.join(said)}"
+        parts.append(f"{name}: {count:,}{examples}{generated}")
+    return f"{ways[config.eval.chat]}; {'; '.join(parts)}"
 
 
 def context_of(config: Config) -> int | None:
@@ -88,16 +91,15 @@ def context_of(config: Config) -> int | None:
     return next(found, None)
 
 
-def check_disk(configs: Sequence[Config], store: Store, wanted: Sequence[Stage] | None = None) -> Iterator[Finding]:
+def check_disk(plan: RunPlan, wanted: Sequence[Stage] | None = None) -> Iterator[Finding]:
     """Check that the store can be written, and that its disk has space for the run at its peak.
 
     wanted: the stages that will be computed, if not all that the store lacks.
     """
-    cells = [cell for config in configs if (cell := planned(config))]
-    stages = merged(cells)
-    keys = {stage.key for stage in (stages if wanted is None else wanted)}
-    done = {stage.key for stage in stages if store.find(stage) or stage.key not in keys}
-    missing = [stage for stage in stages if stage.key not in done]
+    store, cells = plan.store, [cell for cell in plan.cells if cell.stages]
+    keys = {stage.key for stage in (plan.stages if wanted is None else wanted)}
+    done = {stage.key for stage in plan.stages if store.find(stage) or stage.key not in keys}
+    missing = [stage for stage in plan.stages if stage.key not in done]
     existing = next(folder for folder in (store.root.absolute(), *store.root.absolute().parents) if folder.exists())
     if missing and not os.access(existing, os.W_OK):
         raise BadInput(
@@ -120,9 +122,10 @@ def check_disk(configs: Sequence[Config], store: Store, wanted: Sequence[Stage] 
     yield from ()
 
 
-def check_hypotheses(configs: Sequence[Config]) -> Iterator[Finding]:
-    """Yield the file hypotheses/<experiment>.yaml, where there is one."""
-    path = hypotheses.find(configs[0].name)
+def check_hypotheses(plan: RunPlan) -> Iterator[Finding]:
+    """Check hypotheses/<experiment>.yaml, if there is one: it can be read, names methods that exist, is committed."""
+    configs = [cell.config for cell in plan.cells]
+    path = hypotheses.find(plan.config.name)
     if path is None:
         return
     found = hypotheses.read(path)
@@ -135,7 +138,7 @@ def check_hypotheses(configs: Sequence[Config]) -> Iterator[Finding]:
     budgets = {config.ct.tokens for config in configs}
     for name, why in hypotheses.without_data(found, list(dict.fromkeys(methods)), budgets).items():
         yield Finding(False, f"{path}: {name}: this run gives no data for it: {why}")
-    times = stated_when.commit_times(path)
+    times = hypotheses.commit_times(path)
     if times is None:
         yield Finding(
             False,

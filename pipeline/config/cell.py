@@ -19,8 +19,8 @@ from pipeline.config.models import MATRICES, Model
 from pipeline.config.scoring import Evaluation, Merge
 from pipeline.config.sources import CipherCorpus, Corpus, HubCorpus, Language
 from pipeline.config.trainings import Adaptation, ContinualTraining, Instructions, Training
-from train.data.chat.template import CHATML, TOKENIZER
-from train.parallel import sizes
+from train.data.chat_template import CHATML, TOKENIZER
+from train.parallel import batch_sizes
 
 
 def lora_freezes(new_tokens: int) -> str:
@@ -84,8 +84,8 @@ class Config(Settings):
         """Return tokens of the shortest blocks that its models were trained on: all of them know the positions in
         these.
         """
-        sizes = [self.ct.block_size, self.sft.block_size]
-        return min(sizes if self.model.recipe is None else [*sizes, self.model.recipe.block_size])
+        batch_sizes = [self.ct.block_size, self.sft.block_size]
+        return min(batch_sizes if self.model.recipe is None else [*batch_sizes, self.model.recipe.block_size])
 
     @property
     def scores_knobs(self) -> bool:
@@ -105,7 +105,7 @@ class Config(Settings):
             trained["model.recipe"] = self.model.recipe
         for key, section in trained.items():
             try:
-                sizes(
+                batch_sizes(
                     section.batch_tokens,
                     section.block_size,
                     self.compute.processes * self.compute.nodes,

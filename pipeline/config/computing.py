@@ -14,12 +14,12 @@ from train.settings import Precision
 
 
 class Compute(train_settings.Compute):
-    """first_guess: seconds of stages, by kind, until some were measured."""
+    """stage_seconds: seconds of stages, by kind, until some were measured."""
 
     threads: Annotated[int, Field(gt=0, le=1024)] = 1
     precision: Precision = "fp32"
     keep_last_state: bool = True
-    first_guess: Mapping[str, Annotated[float, Field(gt=0)]] = {}
+    stage_seconds: Mapping[str, Annotated[float, Field(gt=0)]] = {}
 
     @model_validator(mode="after")
     def strategy_for_many(self) -> Compute:

@@ -168,7 +168,7 @@ class Evaluation(ScoringSettings):
 
     @model_validator(mode="after")
     def families_are_known(self) -> Evaluation:
-        from train.data.families import QUESTIONS
+        from train.data.questions import QUESTIONS
 
         for family in self.families:
             if family not in QUESTIONS:

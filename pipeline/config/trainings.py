@@ -12,7 +12,7 @@ from common.settings import Fraction, Positive, Settings, Tokens
 from common.units import format_tokens
 from common.validation import sentence
 from pipeline.config.sources import HubInstructions
-from train.data.chat.template import GIVEN, NONE
+from train.data.chat_template import GIVEN, NONE
 from train.settings import CtData, LoraSettings, Optimization
 
 

@@ -26,7 +26,7 @@ from common.hub import local_folder
 from pipeline.config import Compute, Config, ModelShape
 from pipeline.cost.hardware import GPUS, Cluster
 from pipeline.cost.shape import model_shape, trained_parameters
-from train.parallel import ZERO_STAGES, sizes
+from train.parallel import ZERO_STAGES, batch_sizes
 
 HOST_SLACK = 1.5  # DeepSpeed's own factor for buffers in a node's memory
 BUCKET = 5 * 10**8  # elements: DeepSpeed's default reduce_bucket_size; a buffer of it is there while gradients come
@@ -184,7 +184,7 @@ def training_memory(
     """
     world = compute.processes * compute.nodes
     alone = states(shape, compute.strategy, compute.precision, compute.processes, compute.nodes, trained)
-    blocks, passes = sizes(batch_tokens, block_size, world, compute.micro_batch)
+    blocks, passes = batch_sizes(batch_tokens, block_size, world, compute.micro_batch)
     kept = activations(shape, blocks * block_size, compute, block_size, packed, trained is not None)
     return replace(
         alone,
@@ -211,7 +211,7 @@ def memory_of_trainings(config: Config) -> dict[str, Memory]:
 # One merged model is in memory, whatever the number of candidates: it is refilled. Its dtype is the base's (`out_dtype:
 # base` of merge/recipe.py) until scoring casts it.
 
-# merge/stream: elements of a slice, bytes that all threads may keep of whole tensors, and of these bytes an element
+# merge/engine: elements of a slice, bytes that all threads may keep of whole tensors, and of these bytes an element
 SLICE, RESIDENT, RESIDENT_BYTES = 1 << 19, 1 << 29, 5
 ARRAYS = 16  # 32-bit arrays of a slice that a thread holds while it merges (assumed: two parents, base, masks, result)
 
@@ -305,7 +305,7 @@ def node_memory_of_scoring(shape: ModelShape, config: Config, at_once: int) -> f
     """Return bytes of a node that scores `at_once` checkpoints at a time.
 
     A checkpoint is loaded in main memory before it goes to its GPU. A merge is filled on the GPU; its parents are
-    read piece by piece with pread (merge/io/checkpoint.py), so nothing of them is mapped.
+    read piece by piece with pread (merge/checkpoints/checkpoint.py), so nothing of them is mapped.
     """
     number = 2 if config.eval.dtype == "bfloat16" else 4
     return at_once * (number * shape.parameters + PROCESS)

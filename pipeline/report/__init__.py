@@ -1,160 +1,109 @@
 """Results -> tables, figures, claims, one HTML page.
 
 Comes in: folders of a run, by `Evaluation` (scores.jsonl, samples.jsonl), `Audit` (audit.json) and `Choice`
-(choice.yml, tries.jsonl), and the records of stage.json files; nothing of the store or of a config is asked.
-Goes out: results.csv, results.md; with intervals results-intervals.md and results.tex; claims.json (a claim a row),
-gates.json (a gate a row, where target_sft was scored), frontier.csv and gaps.json (where every knob value was scored),
-stages.csv, figures/ (SVG, PDF, PNG) and report.html, each whole or not at all; the same input gives the same bytes (but
-of PDFs). The table for a terminal comes back as text.
+(choice.yml, tries.jsonl), and the records of stage.json files; no store and no config is read.
+Goes out: results.csv, results.md; with intervals results-intervals.md and results.tex; claims.json (a row per claim),
+gates.json (a row per gate, if target_sft was scored), frontier.csv and gaps.json (if every knob value was scored),
+stages.csv, figures/ (SVG, PDF, PNG) and report.html, each complete or not at all; the same input gives the same bytes
+(except PDFs). The table for a terminal comes back as text.
 May be touched: the output folder of `render`.
 
-    results     records as rows and tables; paper_tables: LaTeX
-    paired      differences (inference: intervals; findings, claims: verdicts; headline: one sentence)
-    frontier    gaps of curves at equal bits; hypotheses, stated_when, hypothesis_answers: what an experiment is asked
-    price       computing time and trained tokens of each method
-    chart_data  tables that charts are drawn from; vega, *_charts: the charts; looks: of methods
-    figures     charts as files; page: charts, tables and items as one page (page_tables, page.html.jinja, .css, .js)
+Read in this order:
 
-No torch is imported for it, and nothing is drawn before `render`.
+    records     the inputs by their folders; sources: their list next to a report; lm_eval_folder: what lm-eval wrote
+    data        scores as a data frame; merges: audits and selections; stages: stage records
+    paired      differences on the same items (inference: intervals and p-values; frontier: gaps at equal bits)
+    claims      the built-in claims; hypotheses, hypothesis_answers: those of an experiment; gaps, summary: in words
+    analysis    all of these for one report
+    charts/     tables and Vega-Lite of each chart; figures: charts as files; tables: results as text
+    view        what the page shows; page: the page as one file; web/: its template, style and script
+    adapt       the report of experiment=adapt, with adapt_claims and adapt_page; regime_map: when merging wins
+
+No torch is imported for it, and pandas only where a report is drawn.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.files import write_atomic, write_json
-from pipeline.report.records import ENGLISH, Audit, Choice, Evaluation, FrontierPoint, ReportPaths, Subject, label
+from pipeline.report.records import ReportPaths
 
 if TYPE_CHECKING:
-    from pipeline.report.page import Findings
+    from pipeline.report.analysis import Analysis, Inputs
 
-__all__ = ["Audit", "Choice", "Evaluation", "FrontierPoint", "ReportPaths", "Subject", "render"]
 FIGURE_WIDTH = 440  # pixels of a figure's drawing area; a page draws as wide as its place
 
 
-def render(
-    evaluations: Sequence[Evaluation],
-    audits: Sequence[Audit],
-    choices: Sequence[Choice],
-    stages: Sequence[Mapping[str, Any]],
-    out: Path,
-    subject: Subject,
-    leaks: Mapping[str, Any] | None = None,
-    items: Sequence[Mapping[str, Any]] = (),
-    untuned: Sequence[Evaluation] = (),
-    counts: Sequence[Mapping[str, Any]] = (),
-    frontier: Sequence[FrontierPoint] = (),
-    hypotheses: Path | None = None,
-) -> ReportPaths:
-    """Write the files that the module names to `out`, each whole or not.
+def render(inputs: Inputs, out: Path) -> ReportPaths:
+    """Write the files that the package names to `out`, each complete or not at all.
 
-    evaluations: of one target language, any number of budgets and seeds; base and SFT once or with every budget.
-    stages: the records of stage.json files; `cells` in one says how many cells needed it.
-    leaks: what leaks.json holds, where leaks were looked for.
-    items: rows of items that were scored, for samples on the page.
-    untuned: tuned methods as the first of their tries scores; written to untuned.csv where there are some.
-    counts: what counts.json says of CT's blocks.
-    frontier: every knob value of every method, on dev and test; written to frontier.csv and gaps.json.
-    hypotheses: a file that is answered in place of the claims of claims.py.
     Raises ValueError if checkpoints were not scored on the same items.
     """
-    from pipeline.report import choices as chosen_on_dev
-    from pipeline.report import (
-        claims,
-        discards,
-        frontier_tables,
-        gates,
-        hypothesis_answers,
-        page,
-        paired,
-        price,
-        results,
-        sample_items,
-        text_of_budgets,
-    )
+    from common.files import write_atomic
+    from pipeline.report import page, tables, view
+    from pipeline.report.analysis import analyse
 
     out.mkdir(parents=True, exist_ok=True)
-    rows = results.gather(evaluations)
-    discarded = discards.read(audits)
-    chosen = chosen_on_dev.read(choices)
-    pairs = paired.across(results.methods_in_order(row.method for row in rows), subject.given)
-    if pairs is None:
-        shown = claims.claims(evaluations, discarded, chosen, subject.language)
-    else:
-        evidence = paired.Evidence(evaluations, subject.language)
-        shown = claims.Claims([], paired.compare(evidence, pairs, 1 if subject.given else 2))
-    data = hypothesis_answers.data(evaluations, frontier, discarded, subject.language)
-    if hypotheses is not None:
-        regime = next((config.get("regime") for config in subject.configs.values()), None)
-        answers = hypothesis_answers.answers(hypotheses, data, regime, subject.regimes)
-        shown = claims.Claims(answers, shown.comparisons)
-    frontiers = frontier_tables.found(data.frontiers, shown.answers)
-    asked_of_base = gates.gates(rows, subject.language)
-    if asked_of_base:
-        write_json(out / "gates.json", gates.as_json(asked_of_base))
-    samples = sample_items.pick(items, evaluations, subject.language)
-    recipes = discards.recipe_methods(audits)
-    text = text_of_budgets.by_budget(counts, [budget for budget in results.budgets_of(rows) if budget])
-    first_tries = results.gather(untuned)
-    stated = str(hypotheses.name) if hypotheses is not None else None
-    generated = sample_items.pick_generated(evaluations, [subject.language, ENGLISH])
-    costs = price.costs(results.unique(evaluations), stages)
-    more = (leaks, samples, recipes, first_tries, text, frontiers, stated)
-    found = page.Findings(rows, shown, discarded, chosen, stages, subject, *more, generated=generated, costs=costs)
-    table = "\n".join([results.terminal_table(rows, subject.language), *gates.in_words(asked_of_base)])
-    png = out / "figures" / "curves.png"
-    paths = ReportPaths(out / "results.csv", out / "results.md", png, out / "report.html", out / "claims.json", table)
+    found = analyse(inputs)
+    paths = ReportPaths(
+        results_csv=out / "results.csv",
+        results_md=out / "results.md",
+        curves=out / "figures" / "curves.png",
+        page=out / "report.html",
+        claims=out / "claims.json",
+        table="\n".join([tables.terminal_table(found.scores, found.info.language), *map(str, found.gates)]),
+    )
     _write_tables(found, paths, out)
     _draw(found, out / "figures")
-    write_atomic(paths.page, page.render(found))
+    write_atomic(paths.page, page.render(view.TEMPLATE, view.page_view(found)))
     return paths
 
 
-def _write_tables(found: Findings, paths: ReportPaths, out: Path) -> None:
-    """All files but the page and the figures."""
-    from pipeline.report import claims, frontier_tables, page_tables, paper_tables, results
+def _write_tables(found: Analysis, paths: ReportPaths, out: Path) -> None:
+    """Write all files except the page and the figures."""
+    from common.files import write_atomic, write_json
+    from pipeline.report import claims, data, gaps, tables
 
-    rows, subject = found.rows, found.subject
-    names = {subject.language: subject.language_name, "en": "English"}
-    write_atomic(paths.results_csv, results.to_csv(rows))
+    write_atomic(paths.results_csv, data.to_csv(found.scores))
     write_json(paths.claims, claims.as_json(found.claims.answers))
-    write_atomic(paths.results_md, results.to_markdown(rows, subject.language, names))
-    write_atomic(out / "results.tex", paper_tables.to_latex(rows, found.claims, subject))
-    write_atomic(out / "results-intervals.md", paper_tables.to_markdown(rows, subject))
-    if found.frontiers:
-        write_atomic(out / "frontier.csv", frontier_tables.to_csv(found.frontiers.frontiers))
-        write_json(out / "gaps.json", frontier_tables.to_json(found.frontiers))
-    if found.untuned:
-        write_atomic(out / "untuned.csv", results.to_csv(found.untuned))
+    write_atomic(paths.results_md, tables.results_md(found.scores, found.info))
+    write_atomic(out / "results.tex", tables.results_tex(found.scores, found.claims, found.info))
+    write_atomic(out / "results-intervals.md", tables.intervals_md(found.scores, found.info))
+    if found.gates:
+        write_json(out / "gates.json", [gate.as_json() for gate in found.gates])
+    if found.gaps:
+        write_atomic(out / "frontier.csv", data.csv_text(data.frame(gaps.COLUMNS, found.gaps.csv_rows())))
+        write_json(out / "gaps.json", found.gaps.as_json())
+    if not found.untuned.empty:
+        write_atomic(out / "untuned.csv", data.to_csv(found.untuned))
     if found.stages:
-        write_atomic(out / "stages.csv", page_tables.stages_csv(found.stages))
+        write_atomic(out / "stages.csv", found.stages.to_csv())
 
 
-def _draw(found: Findings, folder: Path) -> None:
-    """Draw the figures: curves (accuracy next to bits), the trade-off, discarded parameters, slack."""
-    from pipeline.report import chart_data, figures, page, results
+def _draw(found: Analysis, folder: Path) -> None:
+    """Draw the figures: curves (accuracy next to bits), the trade-off, discarded parameters, slack, frontiers."""
+    from pipeline.report import figures, view
+    from pipeline.report.formatting import budget_name, label
 
-    seen = page.picture(found, FIGURE_WIDTH)
+    seen = view.picture(found, FIGURE_WIDTH)
 
     def spec(name: str, **choice: str | int) -> dict[str, Any]:
-        return figures.selected(seen.charts[name], seen.tables, {**seen.state, **choice}, seen.looks)
+        return figures.selected(seen.charts[name], {**seen.state, **choice}, seen.styles)
 
-    overall = [m for m in seen.measures if m.language == found.subject.language][:2]
     if "curves" in seen.charts:
-        name = found.subject.language_name
-        panels = [(f"{name}: {m.name}", spec("curves", measure=chart_data.measure_id(m))) for m in overall]
+        overall = [measure for measure in seen.measures if measure.language == found.info.language][:2]
+        name = found.info.language_name
+        panels = [(f"{name}: {measure.name}", spec("curves", measure=measure.id)) for measure in overall]
         figures.write(figures.beside(panels), folder, "curves")
     titles = {"heat": label(str(seen.state["merge"])), "slack": f"mean accuracy ({seen.state['group']})"}
-    for name in ("plane", "heat", "slack"):
-        if name in seen.charts:
-            figures.write(spec(name) | ({"title": titles[name]} if name in titles else {}), folder, name)
-    if "gap" in seen.charts and found.frontiers:
-        title = found.frontiers.pairs[str(seen.state["pair"])]
-        for budget in found.frontiers.frontiers.budgets:
-            at = {"frontier_budget": budget}
-            over = [("", spec("frontiers", **at)), (title, spec("gap", **at))]
-            figures.write(figures.beside(over, "vconcat"), folder, f"frontiers-{results.budget_name(budget)}")
+    for chart, name in (("tradeoff", "plane"), ("heat", "heat"), ("slack", "slack")):
+        if chart in seen.charts:
+            figures.write(spec(chart) | ({"title": titles[chart]} if chart in titles else {}), folder, name)
+    if "gap" in seen.charts and found.gaps:
+        title = found.gaps.pairs[str(seen.state["pair"])]
+        for budget in found.gaps.frontiers.budgets:
+            over = [("", spec("frontiers", frontier_budget=budget)), (title, spec("gap", frontier_budget=budget))]
+            figures.write(figures.beside(over, "vconcat"), folder, f"frontiers-{budget_name(budget)}")
     if "forest" in seen.charts:
         figures.write(spec("forest"), folder, "forest")

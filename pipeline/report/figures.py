@@ -11,9 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from common.files import write_atomic
-from pipeline.report.chart_data import Table
-from pipeline.report.looks import INK, SOFT, Look
-from pipeline.report.vega import PAPER_COLOURS, Chart, Spec, colored, theme
+from pipeline.report.charts.style import INK, PAPER_COLOURS, SOFT, Chart, MethodStyle, Spec, colored, theme
 
 SCALE = 2.0  # pixels of the PNG for each of the figure
 PAPER = {**theme(PAPER_COLOURS[INK], PAPER_COLOURS[SOFT], "#e3e3e3"), "background": "#ffffff"}
@@ -21,38 +19,32 @@ PAPER = {**theme(PAPER_COLOURS[INK], PAPER_COLOURS[SOFT], "#e3e3e3"), "backgroun
 
 @cache
 def javascript() -> str:
-    """Vega, Vega-Lite and Vega-Embed of the version that draws the figures: gzip in base64, to be put into a page."""
+    """Return Vega, Vega-Lite and Vega-Embed of the version that draws the figures: gzip in base64, for a page."""
     import vl_convert
 
     bundle = vl_convert.javascript_bundle()  # type: ignore[call-arg]  # its types ask for what it does not need
     return base64.b64encode(gzip.compress(bundle.encode(), mtime=0)).decode()
 
 
-def selected(chart: Chart, tables: Mapping[str, Table], choice: Mapping[str, Any], drawn: Mapping[str, Look]) -> Spec:
+def selected(chart: Chart, choice: Mapping[str, Any], styles: Mapping[str, MethodStyle]) -> Spec:
     """Return a chart's spec with the data that a choice of the reader leaves, as the page's script selects them."""
-    spec = dict(chart.spec)
-    names = {name for name in tables if f"'name': '{name}'" in str(spec)}
-    spec["datasets"] = {
-        name: [
-            {**row, **({"title": drawn[str(row["method"])].title} if row.get("method") in drawn else {})}
-            for row in tables[name].records()
-            if all(_chosen(row, column, choice.get(key)) for column, key in chart.filters.get(name, {}).items())
+    datasets = {}
+    for name, table in chart.tables.items():
+        kept = table
+        for column, key in chart.filters.get(name, {}).items():
+            wanted = choice.get(key)
+            of_budget = (kept[column] == 0) if column == "tokens" else False  # what no budget changes is always shown
+            kept = kept[kept[column].isin(wanted if isinstance(wanted, list) else [wanted]) | of_budget]
+        datasets[name] = [
+            {**row, **({"title": styles[row["method"]].title} if row.get("method") in styles else {})}
+            for row in kept.to_dict("records")
         ]
-        for name in sorted(names)
-    }
-    if chart.params:
-        spec["params"] = [{"name": name, "value": choice[key]} for name, key in chart.params.items()]
-    return spec
-
-
-def _chosen(row: Mapping[str, Any], column: str, wanted: Any) -> bool:
-    if isinstance(wanted, list):
-        return row[column] in wanted
-    return row[column] == wanted or (column == "tokens" and row[column] == 0)
+    params = [{"name": name, "value": choice[key]} for name, key in chart.params.items()]
+    return {**chart.spec, "datasets": datasets, **({"params": params} if params else {})}
 
 
 def write(spec: Spec, folder: Path, name: str) -> Path:
-    """Write `<name>.svg`, `.pdf` and `.png`; returns the PNG's path. The same data give the same SVG and PNG."""
+    """Write `<name>.svg`, `.pdf` and `.png`; return the PNG's path. The same data give the same SVG and PNG."""
     import vl_convert
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -65,24 +57,22 @@ def write(spec: Spec, folder: Path, name: str) -> Path:
 
 
 def _numbered(svg: str) -> str:
-    """Return an SVG whose gradients and clips are numbered from 0: Vega counts on from one picture to the
-    next.
-    """
+    """Return an SVG whose gradients and clips are numbered from 0: Vega counts on from one picture to the next."""
     numbers: dict[str, str] = {}
     return re.sub(
-        r"\b(gradient_|clip)\d+\b", lambda found: numbers.setdefault(found[0], f"{found[1]}{len(numbers)}"), svg
+        r"\b(gradient_|clip)\d+\b", lambda match: numbers.setdefault(match[0], f"{match[1]}{len(numbers)}"), svg
     )
 
 
 def beside(specs: Sequence[tuple[str, Spec]], how: str = "hconcat") -> Spec:
-    """Join charts under titles into one figure, side by side or below each other (vconcat). Each keeps its own data."""
+    """Join charts under titles into one figure, side by side or below each other (vconcat). Each keeps its data."""
     placed: list[Spec] = []
     datasets: Spec = {}
     for number, (title, spec) in enumerate(specs):
-        own = {name: f"{name}_{number}" for name in spec["datasets"]}
-        datasets |= {own[name]: rows for name, rows in spec["datasets"].items()}
+        names = {name: f"{name}_{number}" for name in spec["datasets"]}
+        datasets |= {names[name]: rows for name, rows in spec["datasets"].items()}
         inner = {key: value for key, value in spec.items() if key not in ("datasets", "$schema", "autosize")}
-        placed.append({**_renamed(inner, own), "title": title})
+        placed.append({**_renamed(inner, names), "title": title})
     return {how: placed, "datasets": datasets, "spacing": 36}
 
 

@@ -20,8 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from pipeline.report.inference import LEVEL, ROUNDING, Estimate, quantile
 from pipeline.report.paired import Cell, Evidence, Term
-from pipeline.report.records import Evaluation, FrontierPoint
-from pipeline.report.results import methods_in_order
+from pipeline.report.records import Evaluation, FrontierPoint, methods_in_order
 
 PRICE = 0.2  # accuracy per bit per byte: what CT pays for the bits that it saves
 LEAST_WINDOW = 0.05  # bits per byte that both frontiers must cover
@@ -32,7 +31,7 @@ Floats = NDArray[np.float64]
 Weights = Sequence[tuple[Cell, float]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Knob:
     """A knob value of a method at a budget, as dev has it.
 
@@ -48,7 +47,7 @@ class Knob:
     pruned: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Separate:
     """Two frontiers that share fewer than LEAST_WINDOW bits, at their nearest points.
 
@@ -66,7 +65,7 @@ class Separate:
     falls: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Gap:
     """How much more accurate the first method is than the second at equal bits: D, where both frontiers share bits.
 
@@ -197,6 +196,10 @@ class Frontiers:
         shared = set.intersection(*every) if every else set()
         return frozenset(shared if among is None else shared.intersection(among))
 
+    def seeds_of(self, method: str, ct_tokens: int) -> frozenset[int]:
+        """Return the seeds that all points of a curve share."""
+        return self.seeds(self.cells(method, ct_tokens).values())
+
     def curve(self, method: str, ct_tokens: int, seeds: Collection[int]) -> list[Knob]:
         """Return the points of a method on dev, by ascending bits; empty where accuracy or bits were not measured."""
         points = []
@@ -204,7 +207,9 @@ class Frontiers:
             bits, accuracy = (self.dev.combination([(kind, None, cell, 1.0)], seeds) for kind in ("bits", "accuracy"))
             if bits is None or accuracy is None:
                 return []
-            points.append(Knob(method, ct_tokens, text, cell, bits.value, accuracy.value))
+            points.append(
+                Knob(method=method, ct_tokens=ct_tokens, text=text, cell=cell, bits=bits.value, accuracy=accuracy.value)
+            )
         return sorted(
             (replace(point, pruned=any(self._dominates(rival, point, seeds) for rival in points)) for point in points),
             key=lambda point: (point.bits, point.text),
@@ -255,12 +260,12 @@ class Frontiers:
         seeds: Collection[int] | None = None,
         by_family: bool = False,
     ) -> Gap:
-        """D of two methods at a budget. seeds: none but these."""
+        """Return the gap of two methods at a budget. seeds: only these. by_family: of single families too."""
         match = self.match(first, second, ct_tokens, seeds)
         if isinstance(match, str):
-            return Gap(first, second, ct_tokens, missing=match)
+            return Gap(first=first, second=second, ct_tokens=ct_tokens, missing=match)
         if not match.shares_bits:
-            return Gap(first, second, ct_tokens, separate=self._separate(match))
+            return Gap(first=first, second=second, ct_tokens=ct_tokens, separate=self._separate(match))
         sides = self.weights(match, *match.window)
         first_side, second_side = (by_cell(side) for side in sides)
         families = self.test.families if by_family and len(self.test.families) > 1 else []
@@ -270,14 +275,14 @@ class Frontiers:
             if (estimate := self.test.combination(gap_terms(first_side, second_side, price, family), match.seeds))
         }
         return Gap(
-            first,
-            second,
-            ct_tokens,
-            match.window,
-            tuple({point.text: weight for point, weight in side.items()} for side in sides),
-            self.test.combination(gap_terms(first_side, second_side, price), match.seeds),
-            self.test.combination(slip_terms(first_side, second_side), match.seeds),
-            of_families,
+            first=first,
+            second=second,
+            ct_tokens=ct_tokens,
+            window=match.window,
+            weights=tuple({point.text: weight for point, weight in side.items()} for side in sides),
+            estimate=self.test.combination(gap_terms(first_side, second_side, price), match.seeds),
+            slip=self.test.combination(slip_terms(first_side, second_side), match.seeds),
+            families=of_families,
         )
 
     def along(self, first: str, second: str, ct_tokens: int, steps: int = 24) -> list[tuple[float, Estimate]]:
@@ -325,13 +330,15 @@ class Frontiers:
             return None
 
         def worth(price: float) -> Estimate:
-            """Utility of left minus that of right; the same seeds and items as above."""
+            """Return the utility of left minus that of right, on the same seeds and items."""
             found = self.test.combination(gap_terms([(most, 1.0)], [(fewest, 1.0)], price), match.seeds)
             return found or difference
 
         falls = any(after.accuracy < before.accuracy for before, after in pairwise(right))
-        tie = price_of_tie(difference, saved, worth(1.0), worth(-difference.value / (saved.value or inf)).freedom)
-        return Separate(left[0].method, right[0].method, difference, saved, tie, falls)
+        tie = price_of_tie(difference, saved, worth(1.0), worth(-difference.value / (saved.value or inf)).dof)
+        return Separate(
+            left=left[0].method, right=right[0].method, accuracy=difference, bits=saved, tie=tie, falls=falls
+        )
 
 
 def by_cell(side: Mapping[Knob, float]) -> list[tuple[Cell, float]]:
@@ -339,17 +346,17 @@ def by_cell(side: Mapping[Knob, float]) -> list[tuple[Cell, float]]:
     return [(point.cell, weight) for point, weight in side.items()]
 
 
-def price_of_tie(accuracy: Estimate, bits: Estimate, both: Estimate, freedom: float) -> tuple[float, float, float]:
-    """-accuracy / bits with Fieller's 95% interval, which is infinite where bits are not clearly apart from 0.
+def price_of_tie(accuracy: Estimate, bits: Estimate, both: Estimate, dof: float) -> tuple[float, float, float]:
+    """Return -accuracy / bits with Fieller's 95% interval, which is infinite if bits do not clearly differ from 0.
 
-    both: accuracy + bits, whose error has their covariance. freedom: degrees of freedom of their sum at the tie.
+    both: accuracy + bits, whose error has their covariance. dof: degrees of freedom of their sum at the tie.
     """
     value = -accuracy.value / bits.value if bits.value else inf
     across, down = accuracy.error**2, bits.error**2
     if inf in (accuracy.error, bits.error):
         return value, -inf, inf
     covariance = float(np.clip((both.error**2 - across - down) / 2, -sqrt(across * down), sqrt(across * down)))
-    t = quantile(1 - LEVEL / 2, freedom) ** 2
+    t = quantile(1 - LEVEL / 2, dof) ** 2
     # the prices w at which accuracy + w bits does not differ from 0: a w^2 + 2 b w + c <= 0
     a, b, c = bits.value**2 - t * down, accuracy.value * bits.value - t * covariance, accuracy.value**2 - t * across
     if a <= 0:

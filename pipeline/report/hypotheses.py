@@ -1,14 +1,18 @@
-"""hypotheses/<experiment>.yaml: what an experiment is asked, committed before its test scores exist.
+"""hypotheses/<experiment>.yaml: what an experiment tests, committed before its test scores exist.
 
-The file is a list. A report answers its entries in place of the claims of pipeline/report/claims.py. In every entry the
-statistic is written so that a value above 0 is as expected.
+The file is a list. A report answers its entries in place of the built-in claims. In every entry the statistic is
+written so that a value above 0 is as expected. Git shows when each entry was committed, and whether that was before the
+scores. Commit times can be forged; this guards against mistakes, not against fraud.
 """
 
 from __future__ import annotations
 
 import re
+import subprocess
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,7 +22,7 @@ from common.errors import BadInput, suggestion
 from common.project import ROOT
 from common.settings import Seed, Settings, Tokens
 from common.units import format_tokens, parse_tokens
-from common.validation import error_line, read_plain_yaml
+from common.validation import error_line, parse_plain_yaml, read_json, read_plain_yaml
 from pipeline.report.frontier import PRICE
 
 FOLDER = "hypotheses"
@@ -98,7 +102,7 @@ class SeparateHypothesis(Hypothesis):
     kind: Literal["accuracy", "bits"]
 
 
-class Term(Settings):
+class ScoreTerm(Settings):
     """The score of a method at a budget (0: without CT), or of one of its knob values, such as {lambda: 1.5}.
 
     regime: of the method, in a hypothesis that compares regimes.
@@ -121,7 +125,7 @@ class ContrastHypothesis(Hypothesis):
 
     type: Literal["contrast", "count"]
     kind: Literal["accuracy", "answer_bits", "bits", "lost_top_share"]
-    terms: Annotated[tuple[Term, ...], Field(min_length=1)]
+    terms: Annotated[tuple[ScoreTerm, ...], Field(min_length=1)]
     family: Words | None = None
 
     @model_validator(mode="after")
@@ -139,7 +143,7 @@ class ContrastHypothesis(Hypothesis):
 
 
 def in_regime(method: str, regime: str | None) -> str:
-    """`cosine/ties`: a method as a report over several regimes names it."""
+    """Return `cosine/ties`: the name of a method in a report over several regimes."""
     return f"{regime}/{method}" if regime else method
 
 
@@ -160,7 +164,7 @@ def _check_regimes(own: str | None, of_terms: Sequence[str | None]) -> None:
 
 
 def regimes_of(one: AnyHypothesis) -> frozenset[str]:
-    """The regimes that a hypothesis compares; empty for one that a report of a single regime answers."""
+    """Return the regimes that a hypothesis compares; empty if a report of a single regime answers it."""
     if isinstance(one, SeparateHypothesis):
         return frozenset()
     return frozenset(term.regime for term in one.terms if term.regime)
@@ -169,7 +173,7 @@ def regimes_of(one: AnyHypothesis) -> frozenset[str]:
 def of_report(
     hypotheses: Sequence[AnyHypothesis], regime: str | None, beside: Collection[str] = ()
 ) -> list[AnyHypothesis]:
-    """The hypotheses that a report answers. regime: of the report. beside: the regimes of a report over several.
+    """Return the hypotheses that a report answers. regime: of the report. beside: the regimes of a report over several.
 
     A report over several regimes answers the hypotheses that compare them, and no others.
     """
@@ -179,7 +183,7 @@ def of_report(
 
 
 def find(experiment: str) -> Path | None:
-    """The file of an experiment, in the working folder or in the clone; None if there is none."""
+    """Return the file of an experiment, in the working folder or in the clone; None if there is none."""
     if not re.fullmatch(r"[\w. -]+", experiment):
         return None
     name = f"{experiment}.yaml"
@@ -187,7 +191,7 @@ def find(experiment: str) -> Path | None:
 
 
 def read(path: Path) -> list[AnyHypothesis]:
-    """The hypotheses of a file. Raises BadInput that names the entry and the key."""
+    """Read the hypotheses of a file. Raises BadInput that names the entry and the key."""
     found = [_parsed(entry, _named(path, place, entry)) for place, entry in enumerate(entries(path), start=1)]
     if twice := [name for name, count in Counter(one.id for one in found).items() if count > 1]:
         raise BadInput(f"{path}: two hypotheses have the id {twice[0]}. Rename one of them.")
@@ -200,7 +204,7 @@ def read(path: Path) -> list[AnyHypothesis]:
 
 
 def entries(path: Path) -> list[Any]:
-    """The entries of a file, as they are written."""
+    """Read the entries of a file as they are written."""
     listed = read_plain_yaml(path, "a list of hypotheses")
     if not isinstance(listed, list) or not listed:
         raise BadInput(f"{path}: expected a list of hypotheses, each with id, statement, type, expected and margin.")
@@ -210,7 +214,7 @@ def entries(path: Path) -> list[Any]:
 def without_data(
     hypotheses: Sequence[AnyHypothesis], methods: Collection[str], budgets: Collection[int]
 ) -> dict[str, str]:
-    """By id, why a hypothesis will have no data: it names a method or a budget that the experiment does not have."""
+    """Return, by id, why a hypothesis will have no data: the experiment does not have its method or budget."""
     lacking = {}
     known = ", ".join(format_tokens(tokens) for tokens in sorted(budgets))
     for one in hypotheses:
@@ -223,7 +227,7 @@ def without_data(
 
 
 def named_in(one: AnyHypothesis) -> list[tuple[str, int]]:
-    """The methods and budgets that a hypothesis is about."""
+    """Return the methods and budgets that a hypothesis is about."""
     if isinstance(one, GapHypothesis):
         return [(method, term.budget) for term in one.terms for method in term.names]
     if isinstance(one, SeparateHypothesis):
@@ -248,3 +252,83 @@ def _parsed(entry: Any, where: str) -> AnyHypothesis:
         return TYPES[given].model_validate(entry)
     except ValidationError as error:
         raise BadInput(f"{where}: {error_line(error, entry)}") from None
+
+
+STAGE = "stage.json"
+
+
+@dataclass(frozen=True)
+class Stated:
+    """before: committed before the first score that answers it. text: a sentence for readers."""
+
+    when: Literal["before", "after", "unknown"]
+    text: str
+
+
+def stated(committed: datetime | None | Literal["unknown"], scored: datetime | None) -> Stated:
+    """Compare a hypothesis with its first score. committed: as in `commit_times`. scored: when, if known."""
+    if committed == "unknown":
+        return Stated("unknown", "When it was stated is unknown: there is no git history of its file.")
+    if committed is None:
+        return Stated("after", "Stated after looking: it is not committed as it is now.")
+    if scored is None:
+        return Stated("unknown", f"Stated {_minute(committed)}; when it was scored is unknown.")
+    if committed < scored:
+        return Stated("before", f"Stated {_minute(committed)}, before the first score.")
+    return Stated("after", f"Stated after looking: {_minute(committed)}, and the first score is of {_minute(scored)}.")
+
+
+def commit_times(path: Path) -> Mapping[str, datetime | None] | None:
+    """Return, by id, since when a hypothesis is committed with its present text; None if it is not.
+
+    None if git cannot know: no repository, or a shallow clone.
+    """
+    try:
+        if _git(path, "rev-parse", "--is-shallow-repository").strip() != "false":
+            return None
+        begun = _git(path, "rev-list", "--all", "--max-count=1").strip()  # without a commit `git log` fails
+        log = _git(path, "log", "--format=%H %ct", "--", path.name).splitlines() if begun else []
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    now = _by_id(entries(path))
+    found: dict[str, datetime | None] = dict.fromkeys(now)
+    unchanged = set(now)
+    for line in log:  # from the newest to the oldest
+        commit, seconds = line.split()
+        then = _entries_at(path, commit)
+        unchanged = {name for name in unchanged if then.get(name) == now[name]}
+        found |= dict.fromkeys(unchanged, datetime.fromtimestamp(int(seconds), UTC))
+    return found
+
+
+def first_scored(folders: Iterable[Path]) -> datetime | None:
+    """Return when the first of these folders was computed, by its stage.json; None if none has one."""
+    times = []
+    for folder in folders:
+        if (folder / STAGE).is_file():
+            times.append(datetime.fromisoformat(str(read_json(folder / STAGE)["finished"])))
+    return min((time if time.tzinfo else time.replace(tzinfo=UTC) for time in times), default=None)
+
+
+def _entries_at(path: Path, commit: str) -> dict[str, Any]:
+    """Return the hypotheses of a commit; none if it has no such file, or one that was not whole."""
+    try:
+        listed = parse_plain_yaml(_git(path, "show", f"{commit}:./{path.name}"))
+    except (BadInput, subprocess.CalledProcessError):
+        return {}
+    return _by_id(listed) if isinstance(listed, list) else {}
+
+
+def _by_id(listed: list[Any]) -> dict[str, Any]:
+    return {str(entry["id"]): entry for entry in listed if isinstance(entry, dict) and "id" in entry}
+
+
+def _git(path: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        ["git", *arguments], cwd=path.parent, capture_output=True, text=True, encoding="utf-8", check=True
+    )
+    return done.stdout
+
+
+def _minute(time: datetime) -> str:
+    return f"{time.astimezone(UTC):%Y-%m-%d %H:%M} UTC"

@@ -4,44 +4,54 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from common.units import format_tokens
-from pipeline.report import stated_when
+from pipeline.report import hypotheses
 from pipeline.report.claims import Answer, Claim
-from pipeline.report.discards import Discarded
-from pipeline.report.frontier import Frontiers, Gap, Separate, by_cell, cell_of, gap_terms, knob_text, on_test
+from pipeline.report.formatting import UNITS, budget_name, by_part, label
+from pipeline.report.frontier import Frontiers, Separate, by_cell, cell_of, gap_terms, knob_text, on_test
+from pipeline.report.gaps import ends, gap_row, gap_text
 from pipeline.report.hypotheses import (
     AnyHypothesis,
     ContrastHypothesis,
     GapHypothesis,
+    ScoreTerm,
     SeparateHypothesis,
-    Term,
     named_in,
     of_report,
     read,
 )
-from pipeline.report.inference import LEVEL, Estimate, Parts, Verdict, crossed, holm, levels, verdict
-from pipeline.report.paired import LOWER_IS_BETTER, MARGINS, Cell, Evidence
-from pipeline.report.paired import Term as Summand
-from pipeline.report.records import Evaluation, FrontierPoint, label
-from pipeline.report.results import budget_name
-from pipeline.report.wording import UNITS, by_part, interval
+from pipeline.report.inference import LEVEL, Estimate, Parts, Verdict, holm, levels, two_way_clustered, verdict
+from pipeline.report.merges import Discarded
+from pipeline.report.paired import LOWER_IS_BETTER, MARGINS, Cell, Evidence, Term
+from pipeline.report.records import Evaluation, FrontierPoint
 
 Weighted = list[tuple[Cell, float]]
 
 
 @dataclass(frozen=True)
-class Data:
+class HypothesisData:
     """The data that decide hypotheses. evidence: of the report's methods and of every knob value."""
 
     evidence: Evidence
     frontiers: Frontiers
     discarded: Sequence[Discarded] = ()
+
+    @classmethod
+    def of(
+        cls,
+        evaluations: Sequence[Evaluation],
+        points: Sequence[FrontierPoint],
+        discarded: Sequence[Discarded],
+        language: str,
+    ) -> HypothesisData:
+        """Return the data of a report."""
+        evidence = Evidence([*evaluations, *on_test(points)], language)
+        return cls(evidence, Frontiers(points, language), discarded)
 
 
 @dataclass(frozen=True)
@@ -59,19 +69,12 @@ class Outcome:
     parts: Parts = field(default_factory=Parts)
 
 
-def data(
-    evaluations: Sequence[Evaluation], points: Sequence[FrontierPoint], discarded: Sequence[Discarded], language: str
-) -> Data:
-    """The data of a report."""
-    return Data(Evidence([*evaluations, *on_test(points)], language), Frontiers(points, language), discarded)
-
-
-def answers(path: Path, found: Data, regime: str | None = None, beside: Collection[str] = ()) -> list[Answer]:
-    """The answer to each hypothesis of a file that belongs to a report, as `hypotheses.of_report` has it.
+def answers(path: Path, found: HypothesisData, regime: str | None = None, beside: Collection[str] = ()) -> list[Answer]:
+    """Return the answer to each hypothesis of a file that belongs to a report (`hypotheses.of_report`).
 
     A hypothesis that is secondary, or that is younger than its scores, has an estimate and no verdict.
     """
-    times = stated_when.commit_times(path)
+    times = hypotheses.commit_times(path)
     asked = of_report(read(path), regime, beside)
     outcomes = [(one, _outcome(one, found), _stated(one, found, times)) for one in asked]
     judged = [one.role == "primary" and outcome.estimate and when.when != "after" for one, outcome, when in outcomes]
@@ -80,7 +83,14 @@ def answers(path: Path, found: Data, regime: str | None = None, beside: Collecti
     strictest = LEVEL / max(1, len(ps))
     listed = []
     for (one, outcome, when), counts in zip(outcomes, judged, strict=True):
-        claim = Claim(one.id, one.statement, one.source, _statistic(one), one.margin, _unit(one))
+        claim = Claim(
+            id=one.id,
+            text=one.statement,
+            source=one.source,
+            statistic=_statistic(one),
+            margin=one.margin,
+            unit=UNITS["accuracy" if isinstance(one, GapHypothesis) else one.kind],
+        )
         more: dict[str, Any] = {
             "role": one.role,
             "stated": when.when,
@@ -91,56 +101,30 @@ def answers(path: Path, found: Data, regime: str | None = None, beside: Collecti
         if estimate is None or not counts:
             given: Verdict = "no data" if estimate is None else "exploratory"
             more |= {"refuted": None, **outcome.more}
-            listed.append(Answer(claim, given, estimate, None, text, more, outcome.parts))
+            listed.append(
+                Answer(claim=claim, verdict=given, estimate=estimate, text=text, more=more, parts=outcome.parts)
+            )
             continue
         level = next(at)
         given = outcome.judge(level, strictest)
-        more |= {"level": level, "refuted": given in one.refuted_by, **numbers(estimate.at(level), "_holm")}
+        more |= {"level": level, "refuted": given in one.refuted_by, **ends(estimate.at(level), "_holm")}
         more |= outcome.more
-        listed.append(Answer(claim, given, estimate, next(adjusted), text, more, outcome.parts))
+        listed.append(
+            Answer(
+                claim=claim,
+                verdict=given,
+                estimate=estimate,
+                p_adjusted=next(adjusted),
+                text=text,
+                more=more,
+                parts=outcome.parts,
+            )
+        )
     return listed
 
 
-def numbers(estimate: Estimate, suffix: str = "") -> dict[str, float | None]:
-    """The interval and the MDE as JSON has them; what is infinite is null."""
-    given = {"low": estimate.low, "high": estimate.high, "mde": estimate.mde}
-    return {f"{name}{suffix}": value if isfinite(value) else None for name, value in given.items()}
-
-
-def gap_row(gap: Gap, weight: float | None = None) -> dict[str, Any]:
-    """A gap as JSON."""
-
-    def shown(estimate: Estimate | None) -> dict[str, Any] | None:
-        return {"value": estimate.value, "p": estimate.p, **numbers(estimate)} if estimate else None
-
-    separate = gap.separate
-    return {
-        "first": gap.first,
-        "second": gap.second,
-        "ct_tokens": gap.ct_tokens,
-        **({} if weight is None else {"weight": weight}),
-        "gap": shown(gap.estimate),
-        "families": {family: shown(estimate) for family, estimate in (gap.families or {}).items()},
-        "slip": shown(gap.slip),
-        "matched": None if gap.slip is None else not gap.slipped,
-        "window": list(gap.window) if gap.window else None,
-        "weights": [dict(weights) for weights in gap.weights],
-        "seeds": gap.estimate.seeds if gap.estimate else 0,
-        "separate": separate
-        and {
-            "left": separate.left,
-            "right": separate.right,
-            "accuracy": shown(separate.accuracy),
-            "bits": shown(separate.bits),
-            "tie": [value if isfinite(value) else None for value in separate.tie],
-            "right_falls": separate.falls,
-        },
-        "missing": gap.missing,
-    }
-
-
 def judged_at(estimate: Estimate, margin: float, level: float, strict: float) -> Verdict:
-    """The verdict of one of several hypotheses.
+    """Return the verdict of one of several hypotheses.
 
     level: of its difference, by Holm. strict: of the interval that equivalent and ruled out rest on, LEVEL divided by
     the number of hypotheses. Were equivalence among Holm's steps, it would raise the level of the other differences:
@@ -153,14 +137,14 @@ def judged_at(estimate: Estimate, margin: float, level: float, strict: float) ->
 
 
 def _plain(estimate: Estimate | None, margin: float, text: str, more: Mapping[str, Any]) -> Outcome:
-    """An outcome judged by its interval alone."""
+    """Return an outcome judged by its interval alone."""
     if estimate is None:
         return Outcome(None, text, more=more)
     p = estimate.p if estimate.seeds > 1 else 1.0
     return Outcome(estimate, text, p, lambda level, strict: judged_at(estimate, margin, level, strict), more)
 
 
-def _outcome(one: AnyHypothesis, found: Data) -> Outcome:
+def _outcome(one: AnyHypothesis, found: HypothesisData) -> Outcome:
     if isinstance(one, GapHypothesis):
         return _gap(one, found)
     if isinstance(one, SeparateHypothesis):
@@ -168,7 +152,7 @@ def _outcome(one: AnyHypothesis, found: Data) -> Outcome:
     return _count(one, found) if one.kind == "lost_top_share" else _contrast(one, found)
 
 
-def _gap(one: GapHypothesis, found: Data) -> Outcome:
+def _gap(one: GapHypothesis, found: HypothesisData) -> Outcome:
     frontiers = found.frontiers
     seeds = _seeds_of_all(one, frontiers)
     gaps = [(frontiers.gap(*term.names, term.budget, one.price, seeds, by_family=True), term) for term in one.terms]
@@ -187,7 +171,7 @@ def _gap(one: GapHypothesis, found: Data) -> Outcome:
         weighted.append((term.weight, by_cell(first_side), by_cell(second_side)))
 
     def summed(of_family: str | None) -> Estimate | None:
-        summands: list[Summand] = [
+        summands: list[Term] = [
             (kind, family, cell, scale * weight)
             for scale, first, second in weighted
             for kind, family, cell, weight in gap_terms(first, second, one.price, of_family)
@@ -206,48 +190,20 @@ def _gap(one: GapHypothesis, found: Data) -> Outcome:
 def _by_family(
     one: GapHypothesis | ContrastHypothesis, evidence: Evidence, estimate: Callable[[str], Estimate | None]
 ) -> Parts:
-    """The same statistic in each family of tasks; empty if the hypothesis is about one of them."""
+    """Return the same statistic in each family of tasks; empty if the hypothesis is about one of them."""
     found = [(family, estimate(family)) for family in evidence.families if one.family is None]
     return Parts("task", tuple((family, effect) for family, effect in found if effect is not None))
 
 
 def _seeds_of_all(one: GapHypothesis, frontiers: Frontiers) -> frozenset[int]:
-    """The seeds that every knob value of every term has, so that all terms are of the same seeds."""
+    """Return the seeds that every knob value of every term has, so that all terms are of the same seeds."""
     cells = [
         cell for term in one.terms for method in term.names for cell in frontiers.cells(method, term.budget).values()
     ]
     return frontiers.seeds(cells, one.seeds)
 
 
-def gap_text(gap: Gap) -> str:
-    """A gap in words."""
-    where, pair = f"At {budget_name(gap.ct_tokens)}", f"{label(gap.first)} minus {label(gap.second)}"
-    if gap.separate is not None:
-        return f"{where}: {_separate_text(gap.separate)}"
-    if gap.estimate is None or gap.window is None or gap.slip is None:
-        return f"{where}, {pair}: {gap.missing}"
-    low, high = gap.window
-    by_family = by_part(Parts("task", tuple((gap.families or {}).items())))
-    return (
-        f"{where}, {pair}, mean over {low:.2f} to {high:.2f} bits per byte: {interval(gap.estimate)} in accuracy. "
-        f"On test they differ by {interval(gap.slip)} bits per byte. {by_family}"
-    ).strip()
-
-
-def _separate_text(separate: Separate) -> str:
-    value, low, high = separate.tie
-    price = f"95% CI {low:.3f} to {high:.3f}" if isfinite(low) else "no finite interval"
-    left, right = label(separate.left), label(separate.right)
-    falls = f" {right} is less accurate at more bits, so this is no bound." if separate.falls else ""
-    return (
-        f"the frontiers of {left} and {right} share no bits. The nearest points are {left} at its most bits and "
-        f"{right} at its fewest. There {left} minus {right} is {interval(separate.accuracy)} in accuracy, and "
-        f"{left} saves {interval(separate.bits)} bits per byte. They tie at a price of {value:.3f} accuracy per bit "
-        f"({price}).{falls}"
-    )
-
-
-def _separate(one: SeparateHypothesis, found: Data) -> Outcome:
+def _separate(one: SeparateHypothesis, found: HypothesisData) -> Outcome:
     first, second = one.methods
     gap = found.frontiers.gap(first, second, one.budget, seeds=one.seeds)
     rows = {"gaps": [gap_row(gap)]}
@@ -258,7 +214,7 @@ def _separate(one: SeparateHypothesis, found: Data) -> Outcome:
 
 
 def _bound(separate: Separate, first: str, kind: str, text: str, rows: Mapping[str, Any]) -> Outcome:
-    """Whether the method of fewer bits is more accurate too, or (kind=bits) no less accurate: both must hold.
+    """Test whether the method of fewer bits is more accurate too, or (kind=bits) no less accurate: both must hold.
 
     So only the method of fewer bits can win; a trade-off is inconclusive.
     """
@@ -277,7 +233,7 @@ def _bound(separate: Separate, first: str, kind: str, text: str, rows: Mapping[s
     return Outcome(estimate, text, p if usable else 1.0, judge, {**rows, "bound": True})
 
 
-def _contrast(one: ContrastHypothesis, found: Data) -> Outcome:
+def _contrast(one: ContrastHypothesis, found: HypothesisData) -> Outcome:
     kind = one.kind
     assert kind != "lost_top_share"
     cells = [_cell(term, found.evidence) for term in one.terms]
@@ -289,9 +245,7 @@ def _contrast(one: ContrastHypothesis, found: Data) -> Outcome:
     known = [cell for cell in cells if cell is not None]
 
     def summed(of_family: str | None) -> Estimate | None:
-        terms: list[Summand] = [
-            (kind, of_family, cell, term.weight) for term, cell in zip(one.terms, known, strict=True)
-        ]
+        terms: list[Term] = [(kind, of_family, cell, term.weight) for term, cell in zip(one.terms, known, strict=True)]
         return found.evidence.combination(terms, one.seeds)
 
     estimate = summed(one.family)
@@ -304,8 +258,8 @@ def _contrast(one: ContrastHypothesis, found: Data) -> Outcome:
     return replace(_plain(estimate, one.margin, text, {}), parts=parts)
 
 
-def _count(one: ContrastHypothesis, found: Data) -> Outcome:
-    """Parameters are counted, not sampled: only seeds vary."""
+def _count(one: ContrastHypothesis, found: HypothesisData) -> Outcome:
+    """Return a weighted sum of shares of parameters. They are counted, not sampled: only seeds vary."""
     counted = {(merge.method, merge.ct_tokens): merge.lost_top for merge in found.discarded}
     if lost := [term for term in one.terms if (term.name, term.budget) not in counted]:
         audit = f"{label(lost[0].name)} at {budget_name(lost[0].budget)}"
@@ -316,19 +270,19 @@ def _count(one: ContrastHypothesis, found: Data) -> Outcome:
         return Outcome(None, "Not computed: its terms share no seed.")
     values = [sum(term.weight * each[seed] for term, each in zip(one.terms, shares, strict=True)) for seed in seeds]
     means = [float(np.mean([each[seed] for seed in seeds])) for each in shares]
-    estimate = crossed(values, np.zeros((len(values), 0)), len(values))
+    estimate = two_way_clustered(values, np.zeros((len(values), 0)), len(values))
     return _plain(estimate, one.margin, f"{_listed(list(zip(one.terms, means, strict=True)))}.", {})
 
 
-def _cell(term: Term, evidence: Evidence) -> Cell | None:
+def _cell(term: ScoreTerm, evidence: Evidence) -> Cell | None:
     if term.knob is None:
         return evidence.cell(term.name, term.budget)
     cell = cell_of(term.name, term.budget, term.knob)
     return cell if evidence.has(*cell) else None
 
 
-def _listed(values: Sequence[tuple[Term, float]]) -> str:
-    """`TIES (lambda 1.5) at 450k 0.351 (weight +1)`, ..."""
+def _listed(values: Sequence[tuple[ScoreTerm, float]]) -> str:
+    """Format `TIES (lambda 1.5) at 450k 0.351 (weight +1)`, ..."""
     return "; ".join(
         f"{cell_of(label(term.name), term.budget, term.knob)[0] if term.knob else label(term.name)} at "
         f"{budget_name(term.budget)} {value:.3f} (weight {term.weight:+g})"
@@ -336,8 +290,8 @@ def _listed(values: Sequence[tuple[Term, float]]) -> str:
     )
 
 
-def _stated(one: AnyHypothesis, found: Data, times: Mapping[str, Any] | None) -> stated_when.Stated:
-    """Whether it was committed before the scores of the methods, budgets and seeds that it is about."""
+def _stated(one: AnyHypothesis, found: HypothesisData, times: Mapping[str, Any] | None) -> hypotheses.Stated:
+    """Return whether it was committed before the scores of the methods, budgets and seeds that it is about."""
     about = {(method, budget) for method, budget in named_in(one)}
     about |= {cell for method, budget in about for cell in found.frontiers.cells(method, budget).values()}
     folders = [
@@ -345,15 +299,11 @@ def _stated(one: AnyHypothesis, found: Data, times: Mapping[str, Any] | None) ->
         for (method, budget, seed), folder in found.evidence.folders.items()
         if (method, budget) in about and (one.seeds is None or seed in one.seeds)
     ]
-    return stated_when.stated(times.get(one.id) if times is not None else "unknown", stated_when.first_scored(folders))
-
-
-def _unit(one: AnyHypothesis) -> str:
-    return UNITS["accuracy" if isinstance(one, GapHypothesis) else one.kind]
+    return hypotheses.stated(times.get(one.id) if times is not None else "unknown", hypotheses.first_scored(folders))
 
 
 def _statistic(one: AnyHypothesis) -> str:
-    """What is estimated, in words."""
+    """Return what is estimated, in words."""
     if isinstance(one, GapHypothesis):
         of = f"accuracy of {one.family}" if one.family else "mean accuracy"
         terms = [

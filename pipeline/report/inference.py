@@ -34,7 +34,7 @@ POWER = 0.80  # of the minimum detectable effect
 ROUNDING = 1e-9  # differences of equals may miss 0 by this much
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Estimate:
     """A difference with its 95% interval.
 
@@ -52,7 +52,7 @@ class Estimate:
     seeds: int
     documents: int
     error: float = inf
-    freedom: float = inf
+    dof: float = inf
 
     @property
     def negated(self) -> Estimate:
@@ -63,18 +63,18 @@ class Estimate:
         """Return the same difference with the interval and the MDE of another level of significance."""
         if self.error == inf:
             return self
-        half = quantile(1 - level / 2, self.freedom)
-        mde = (half + quantile(POWER, self.freedom)) * self.error
+        half = quantile(1 - level / 2, self.dof)
+        mde = (half + quantile(POWER, self.dof)) * self.error
         return replace(self, low=self.value - half * self.error, high=self.value + half * self.error, mde=mde)
 
     def p_above(self, threshold: float) -> float:
-        """Return two-sided p-value of a true difference of at most `threshold`: twice the one-sided."""
+        """Return the two-sided p-value of a true difference of at most `threshold`: twice the one-sided."""
         if self.error == 0:
             return float(self.value <= threshold + ROUNDING)
-        return 1.0 if self.error == inf else min(1.0, 2 * below((threshold - self.value) / self.error, self.freedom))
+        return 1.0 if self.error == inf else min(1.0, 2 * below((threshold - self.value) / self.error, self.dof))
 
     def p_within(self, margin: float) -> float:
-        """p-value of a true difference of `margin` or more either way: twice the larger one-sided."""
+        """Return the p-value of a true difference of `margin` or more either way: twice the larger one-sided."""
         return max(self.p_above(-margin), self.negated.p_above(-margin))
 
 
@@ -92,7 +92,7 @@ class Parts:
         return any(value > ROUNDING for value in values) and any(value < -ROUNDING for value in values)
 
 
-def crossed(values: ArrayLike, influences: ArrayLike, n: int, least_error: float = 0.0) -> Estimate:
+def two_way_clustered(values: ArrayLike, influences: ArrayLike, n: int, least_error: float = 0.0) -> Estimate:
     """Return the mean over seeds of a statistic, for other seeds and other documents.
 
     values: (seeds,). influences: (seeds, documents), how much each document moves a seed's value, summing to 0 over
@@ -103,52 +103,52 @@ def crossed(values: ArrayLike, influences: ArrayLike, n: int, least_error: float
     by_seed, by_document = np.asarray(values, dtype=np.float64), np.asarray(influences, dtype=np.float64)
     seeds, documents = by_document.shape
     value = float(by_seed.mean())
-    of_seeds = of_documents = of_both = 0.0  # variances of the mean
+    var_seeds = var_documents = var_both = 0.0  # variances of the mean
     if seeds > 1:
-        of_seeds = float(((by_seed - value) ** 2).sum()) / (seeds * (seeds - 1))
+        var_seeds = float(((by_seed - value) ** 2).sum()) / (seeds * (seeds - 1))
     if documents > 1:
         finite = documents / (documents - 1)
         means = by_document.mean(axis=0)
-        of_documents = finite * float((means**2).sum())
+        var_documents = finite * float((means**2).sum())
         if seeds > 1:
-            of_both = finite * float(((by_document - means) ** 2).sum()) / (seeds * (seeds - 1))
+            var_both = finite * float(((by_document - means) ** 2).sum()) / (seeds * (seeds - 1))
     if seeds < 2 and documents < 2:
-        return Estimate(value, -inf, inf, 1.0, inf, n, seeds, documents)
+        return Estimate(value=value, low=-inf, high=inf, p=1.0, mde=inf, n=n, seeds=seeds, documents=documents)
     # each part includes what both count, so that the sum is not smaller than either
-    variance = max(of_seeds + of_documents - of_both, of_seeds, of_documents)
-    freedom = max(1.0, _freedom(variance, of_seeds, of_documents, of_both, seeds, documents))
-    return _student(value, max(sqrt(variance), least_error), freedom, n, seeds, documents)
+    variance = max(var_seeds + var_documents - var_both, var_seeds, var_documents)
+    dof = max(1.0, _dof(variance, var_seeds, var_documents, var_both, seeds, documents))
+    return _student(value, max(sqrt(variance), least_error), dof, n, seeds, documents)
 
 
-def _freedom(
-    variance: float, of_seeds: float, of_documents: float, of_both: float, seeds: int, documents: int
-) -> float:
-    parts = ((of_seeds, seeds - 1), (of_documents, documents - 1), (of_both, (seeds - 1) * (documents - 1)))
-    spread = sum(part**2 / freedom for part, freedom in parts if freedom > 0)
+def _dof(variance: float, var_seeds: float, var_documents: float, var_both: float, seeds: int, documents: int) -> float:
+    parts = ((var_seeds, seeds - 1), (var_documents, documents - 1), (var_both, (seeds - 1) * (documents - 1)))
+    spread = sum(part**2 / dof for part, dof in parts if dof > 0)
     return variance**2 / spread if spread > 0 else inf
 
 
-def quantile(p: float, freedom: float) -> float:
+def quantile(p: float, dof: float) -> float:
     """Return a quantile of Student's t; of the normal distribution for infinite degrees of freedom."""
     from scipy import special  # scipy.stats would give the same numbers, and take a second to import
 
-    return float(special.ndtri(p) if freedom == inf else special.stdtrit(freedom, p))
+    return float(special.ndtri(p) if dof == inf else special.stdtrit(dof, p))
 
 
-def below(x: float, freedom: float) -> float:
+def below(x: float, dof: float) -> float:
     """Return the probability that Student's t is below x."""
     from scipy import special
 
-    return float(special.ndtr(x) if freedom == inf else special.stdtr(freedom, x))
+    return float(special.ndtr(x) if dof == inf else special.stdtr(dof, x))
 
 
-def _student(value: float, error: float, freedom: float, n: int, seeds: int, documents: int) -> Estimate:
-    p = 2 * below(-abs(value) / error, freedom) if error > 0 else float(abs(value) < ROUNDING)
-    return Estimate(value, value, value, p, 0.0, n, seeds, documents, error, freedom).at(LEVEL)
+def _student(value: float, error: float, dof: float, n: int, seeds: int, documents: int) -> Estimate:
+    p = 2 * below(-abs(value) / error, dof) if error > 0 else float(abs(value) < ROUNDING)
+    return Estimate(
+        value=value, low=value, high=value, p=p, mde=0.0, n=n, seeds=seeds, documents=documents, error=error, dof=dof
+    ).at(LEVEL)
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """p-values adjusted for being several (S. Holm, Scandinavian J. Statistics 6 (1979) 65-70), in the order given."""
+    """Adjust p-values for being several (S. Holm, Scandinavian J. Statistics 6 (1979) 65-70), in their order."""
     adjusted, running = [0.0] * len(ps), 0.0
     for rank, index in enumerate(sorted(range(len(ps)), key=lambda index: ps[index])):
         running = max(running, min(1.0, (len(ps) - rank) * ps[index]))

@@ -17,8 +17,8 @@ from typing_extensions import TypedDict  # pydantic's condition before Python 3.
 from common.errors import BadInput
 from common.files import write_jsonl
 from common.validation import parse_json, read_json
-from eval.score_records import mean_records
-from eval.stats import mean_interval, ratio_interval, wilson
+from eval.metrics import mean_interval, ratio_interval, wilson
+from eval.records import mean_records
 from eval.task_checks import LOWER, is_lower_better
 from eval.task_set import BITS, UNDETERMINED
 from pipeline.report.records import Evaluation

@@ -6,7 +6,7 @@ The one place where models are compared.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -14,14 +14,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.corpus_metrics import scorer_of
+from eval.metrics import scorer_of
 from eval.task_checks import LOWER
 from eval.task_set import BITS, BY_TEMPLATE
 from pipeline.baselines import BASELINES
-from pipeline.report.inference import Estimate, crossed, holm, verdict
-from pipeline.report.records import Evaluation, Samples, mean, read_samples, read_scores
-from pipeline.report.results import unique
-from pipeline.report.wording import ANSWER_BITS, CHAT_ACCURACY
+from pipeline.report.formatting import ANSWER_BITS, CHAT_ACCURACY
+from pipeline.report.inference import Estimate, holm, two_way_clustered, verdict
+from pipeline.report.records import Evaluation, Samples, mean, read_samples, read_scores, unique
 
 Kind = Literal["accuracy", "chat", "answer_bits", "bits", "error", "corpus"]
 KINDS: dict[Kind, str] = {
@@ -52,7 +51,7 @@ Item = tuple[str, str, str]  # task, id, document
 Term = tuple[Kind, str | None, Cell, float]  # kind, family of tasks (None: all), whose value, its weight
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Comparison:
     """Method minus baseline on the same items: mean accuracy, or bits per byte or errors (lower is better).
 
@@ -137,7 +136,7 @@ class Evidence:
         return {seed for other, tokens, seed in self.folders if (other, tokens) == (method, budget)}
 
     def value(self, kind: Kind, method: str, budget: int) -> float:
-        """Mean accuracy or bits per byte, mean over seeds."""
+        """Return a score of a method at a budget, mean over seeds."""
         return mean([self._of(method, budget, seed)[kind, None].value for seed in sorted(self.seeds(method, budget))])
 
     def contrast(self, kind: Kind, weights: Sequence[tuple[Cell, float]], family: str | None = None) -> Estimate | None:
@@ -162,12 +161,8 @@ class Evidence:
         names = dict.fromkeys(name for names in {each.documents for _, each in rows[0]} for name in names)
         place = {name: index for index, name in enumerate(sorted(names))}
         moves = np.asarray([np.sum([weight * _placed(each, place) for weight, each in row], axis=0) for row in rows])
-        counted = [
-            each.n
-            for (_, each), (kind, *_) in zip(rows[0], terms, strict=True)
-            if kind in ("accuracy", "chat", "error")
-        ]
-        return crossed(values, moves, rows[0][0][1].n, RULE_OF_THREE / counted[0] if counted else 0.0)
+        counted = [each.n for (_, each), (kind, *_) in zip(rows[0], terms, strict=True) if kind in OF_ITEMS]
+        return two_way_clustered(values, moves, rows[0][0][1].n, RULE_OF_THREE / counted[0] if counted else 0.0)
 
     def difference(
         self, kind: Kind, first: Sequence[Cell], second: Sequence[Cell], family: str | None = None
@@ -238,7 +233,7 @@ def _placed(each: Measured, place: Mapping[str, int]) -> NDArray[np.float64]:
 
 
 def _document(sample: Mapping[str, Any], named: Collection[str]) -> str:
-    """Return the document of an item. One that names none has its id there (eval/score_records.py) and stands alone.
+    """Return the document of an item. One that names none has its id there (eval/records.py) and stands alone.
 
     The id may be a mere number: items of one number in two tasks have nothing in common. named: documents that others
     name; a text of such an id is this document.
@@ -312,7 +307,7 @@ def compare(
     budgets = evidence.budgets if pairs is None else sorted({tokens for _, tokens, _ in evidence.folders})
     if pairs is None:
         pairs = [(method, baseline) for baseline in AGAINST for method in evidence.merges]
-    differences: list[tuple[int, str, str, Kind, Estimate]] = []
+    found: list[Comparison] = []
     for baseline in dict.fromkeys(baseline for _, baseline in pairs):
         for budget in budgets:
             reference = (baseline, budget if evidence.has(baseline, budget) else 0)
@@ -321,9 +316,19 @@ def compare(
                     continue
                 for kind in KINDS:
                     if (difference := evidence.difference(kind, [(method, budget)], [reference])) is not None:
-                        differences.append((budget, method, baseline, kind, difference))
-    adjusted = holm([difference[-1].p for difference in differences])
-    return [Comparison(*row, p, least_seeds) for row, p in zip(differences, adjusted, strict=True)]
+                        found.append(
+                            Comparison(
+                                ct_tokens=budget,
+                                method=method,
+                                baseline=baseline,
+                                kind=kind,
+                                difference=difference,
+                                p_adjusted=difference.p,
+                                least_seeds=least_seeds,
+                            )
+                        )
+    adjusted = holm([each.p_adjusted for each in found])
+    return [replace(each, p_adjusted=p) for each, p in zip(found, adjusted, strict=True)]
 
 
 def across(methods: Sequence[str], given: bool) -> list[tuple[str, str]] | None:

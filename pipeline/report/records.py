@@ -1,27 +1,25 @@
-"""What a report is made from, and what it is made into: plain values, so that it can be made from any folders."""
+"""What a report is made from: plain values that name checkpoints and the folders of their results."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from common.files import read_jsonl
-from merge.method_table import METHODS
 from pipeline.baselines import BASELINES
-from pipeline.old_names import current_method, current_row
-from pipeline.report.wording import MERGE_NAMES, NOTES
+from pipeline.old_names import current_row
 
 ENGLISH = "en"
 WITHOUT_CT = tuple(name for name, arm in BASELINES.items() if not arm.ct_budgets)  # in results their ct_tokens is 0
-ACRONYMS = {"ct": "CT", "sft": "SFT", "ties": "TIES", "dare": "DARE"}  # in names that no table has
 Samples = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores of one checkpoint: a folder with scores.jsonl and samples.jsonl."""
+    """The scores of one checkpoint: a folder with scores.jsonl and samples.jsonl."""
 
     method: str
     ct_tokens: int
@@ -44,7 +42,7 @@ class Choice:
     """The selection of one merge's settings on dev: a folder with choice.yml and tries.jsonl.
 
     leads: whether the merge may be named the best on dev, being one of CT and SFT and no control. judged: the CT
-    budgets of the cells on whose mean it was chosen, in the order of `scores` in tries.jsonl.
+    budgets of the cells on whose mean it was selected, in the order of `scores` in tries.jsonl.
     """
 
     method: str
@@ -55,7 +53,7 @@ class Choice:
     judged: Sequence[int] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FrontierPoint:
     """One setting of a method's knob at one budget and seed, scored on both splits.
 
@@ -70,13 +68,12 @@ class FrontierPoint:
     folder: Path
 
 
-@dataclass(frozen=True)
-class Subject:
+@dataclass(frozen=True, kw_only=True)
+class ReportInfo:
     """What a report is about: the experiment, the target language, every cell's config by its name, the command.
 
-    unfinished: how many stages are done, of how many, while a run is active. given: models that somebody else scored,
-    each of them itself what is asked about and not one of several seeds. regimes: those that lie beside each other in
-    one report, with which the names of its methods begin.
+    unfinished: the number of stages that are done, and of all, while some are not. given: checkpoints that somebody
+    else scored. regimes: the titles of the reports that a report over several regimes is made from.
     """
 
     title: str
@@ -88,36 +85,26 @@ class Subject:
     given: bool = False
     regimes: tuple[str, ...] = ()
 
+    @classmethod
+    def of_json(cls, kept: Mapping[str, Any]) -> ReportInfo:
+        """Return the value whose fields were written as JSON."""
+        unfinished = tuple(kept["unfinished"]) if kept.get("unfinished") else None
+        return cls(**{**kept, "unfinished": unfinished, "regimes": tuple(kept.get("regimes", ()))})
 
-@dataclass(frozen=True)
-class Row:
-    """One score. The first twelve fields are the columns of results.csv; low and high are a 95% interval.
+    @property
+    def regime(self) -> str | None:
+        """The regime of its cells, if the sweep had several."""
+        return next((config.get("regime") for config in self.configs.values()), None)
 
-    predictions: of a fixed set of labels, how often each was the answer.
-    """
-
-    language: str
-    task: str
-    metric: str
-    method: str
-    ct_tokens: int
-    seed: int
-    value: float
-    low: float
-    high: float
-    n: int
-    chance: float | None
-    trivial: float | None
-    family: str
-    primary: bool
-    predictions: Mapping[str, int] | None
-    higher_is_better: bool = True  # default for metrics without a record of it; bits have their own names
-    chat: bool | None = None  # whether it was asked by a chat template; None: no template was wanted, or no prompt
+    @property
+    def languages(self) -> dict[str, str]:
+        """The names of the target language and English, by code."""
+        return {self.language: self.language_name, ENGLISH: "English"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ReportPaths:
-    """The published files; `curves` is the PNG, beside which lie its SVG and PDF, `claims` the JSON of claims.
+    """The published files; `curves` is the PNG, with its SVG and PDF next to it, `claims` the JSON of claims.
 
     table: the results in short, for a terminal.
     """
@@ -130,6 +117,16 @@ class ReportPaths:
     table: str
 
 
+def relative(path: Path, folder: Path) -> str:
+    """Return a path as sources.json has it; `absolute` is the way back."""
+    return os.path.relpath(path.absolute(), folder.absolute())
+
+
+def absolute(path: str, folder: Path) -> Path:
+    """Return the path that `relative` was given."""
+    return Path(os.path.normpath(folder / path))
+
+
 def read_scores(folder: Path) -> list[dict[str, Any]]:
     """Return the rows of scores.jsonl, with the metrics' names of today."""
     return [current_row(row) for row in read_jsonl(folder / "scores.jsonl")]
@@ -140,56 +137,23 @@ def read_samples(folder: Path) -> Samples:
     return [current_row(row) for row in read_jsonl(folder / "samples.jsonl")]
 
 
-def label(method: str) -> str:
-    """Return the display name of a method: `ties_sv_1` is `TIES + slack 1`, `linear` is `weighted average`.
+def unique(evaluations: Iterable[Evaluation]) -> list[Evaluation]:
+    """Return each checkpoint once, unmerged methods first.
 
-    Of several reports: `tiny/ties` is `TIES (tiny)`.
+    Base and SFT belong to every cell of a sweep, but no budget changes them: their ct_tokens are 0.
     """
-    if "/" in method:
-        title, _, method = method.rpartition("/")
-        return f"{label(method)} ({title})"
-    method = current_method(method)
-    if method in BASELINES:
-        return BASELINES[method].title
-    if method in MERGE_NAMES:
-        return MERGE_NAMES[method]
-    kept, notes = method, []
-    for end, note in NOTES.items():
-        if kept.endswith(end):
-            kept, notes = kept.removesuffix(end), [note]
-    named = [name for name in METHODS if kept == name or kept.startswith(f"{name}_")]
-    if not named:
-        return _noted(" ".join(ACRONYMS.get(word, word) for word in kept.split("_")), notes)
-    recipe = max(named, key=len)
-    rest = kept.removeprefix(recipe).strip("_").replace("_", " ")
-    title = METHODS[recipe].title
-    name = title if title[:2].isupper() or title[1:] != title[1:].lower() else title.lower()
-    if rest and not _is_number(rest):
-        return _noted(name, [rest, *notes])
-    return _noted(f"{name} {rest}".strip(), notes)
+    checkpoints: dict[tuple[str, int, int], Evaluation] = {}
+    for one in evaluations:
+        budget = 0 if one.method in WITHOUT_CT else one.ct_tokens
+        checkpoints.setdefault((one.method, budget, one.seed), replace(one, ct_tokens=budget))
+    order = methods_in_order(one.method for one in checkpoints.values())
+    return sorted(checkpoints.values(), key=lambda one: (order.index(one.method), one.ct_tokens, one.seed))
 
 
-def labels(methods: Sequence[str]) -> dict[str, str]:
-    """Return the display names of the methods of one report.
-
-    Where a method is beside its own variant with fixed settings (`ties` and `ties_fixed`), it is the tuned one.
-    """
-    return {
-        method: f"{label(method)} (tuned)" if {f"{method}_fixed", f"{method}_stated"} & set(methods) else label(method)
-        for method in methods
-    }
-
-
-def _noted(name: str, notes: Sequence[str]) -> str:
-    return f"{name} ({', '.join(notes)})" if notes else name
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+def methods_in_order(methods: Iterable[str]) -> list[str]:
+    """Return each method once: base, SFT, CT, CT-then-SFT, the other baselines that train, then merges as they come."""
+    seen = dict.fromkeys(methods)
+    return [method for method in BASELINES if method in seen] + [method for method in seen if method not in BASELINES]
 
 
 def mean(values: Sequence[float]) -> float:

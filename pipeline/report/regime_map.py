@@ -5,30 +5,27 @@ A regime is what else a sweep varies (conf/experiment/regimes.yaml): one report 
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from common.files import write_atomic
 from common.units import format_tokens
-from pipeline.report import choices, figures, findings
-from pipeline.report.discards import SFT
+from pipeline.report import builtin_claims, figures, merges
+from pipeline.report.charts.style import SCHEMA, Spec, heat_map
+from pipeline.report.data import csv_text, frame
+from pipeline.report.formatting import interval, label
 from pipeline.report.inference import Estimate
 from pipeline.report.paired import Evidence, Kind
-from pipeline.report.records import label, mean
-from pipeline.report.report_sources import Sources
-from pipeline.report.vega import SCHEMA, Spec, heat_map
-from pipeline.report.wording import interval
+from pipeline.report.records import mean
+from pipeline.report.sources import Sources
 
 BASELINE = "ct_then_sft"
 SHOWN: dict[Kind, str] = {"accuracy": "mean accuracy gained", "bits": "bits per byte saved"}
 COLOURS = ("#b35806", "#f5f5f5", "#2166ac")  # CT-then-SFT is ahead, neither, the merge is ahead
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Spot:
     """One regime at one CT budget; differences are the merge's minus CT-then-SFT's, positive where the merge is better.
 
@@ -59,33 +56,32 @@ def spots(regime: str, sources: Sources) -> list[Spot]:
     """Return one regime in one language, by budget; budgets without a merge chosen on dev or CT-then-SFT are left
     out.
     """
-    evidence = Evidence(sources.evaluations, sources.subject.language)
-    chosen = choices.read(sources.choices)
+    evidence = Evidence(sources.evaluations, sources.info.language)
+    chosen = merges.read_choices(sources.choices)
     found = []
     for budget in evidence.budgets:
-        leader = findings.leader_at(budget, chosen, evidence)
+        leader = builtin_claims.leader_at(budget, chosen, evidence)
         if leader is None or not evidence.has(BASELINE, budget):
             continue
         cells = [(leader, budget)], [(BASELINE, budget)]
-        gains = {kind: gain for kind in SHOWN if (gain := findings.gain(evidence, kind, *cells)) is not None}
+        gains = {kind: gain for kind in SHOWN if (gain := builtin_claims.gain(evidence, kind, *cells)) is not None}
         here = [one for one in chosen if one.ct_tokens == budget and one.metric == "acc"]
         on_dev = {method: [one.at_budget for one in here if one.method == method] for method in (leader, BASELINE)}
         dev = mean(on_dev[leader]) - mean(on_dev[BASELINE]) if all(on_dev.values()) else None
         if gains.keys() == SHOWN.keys():
-            norms = mean(_norms(sources, leader, budget))
-            found.append(Spot(sources.subject.language_name, regime, budget, leader, norms, dev, gains))
+            norms = mean(merges.norm_ratios(sources.audits, leader, budget))
+            found.append(
+                Spot(
+                    language=sources.info.language_name,
+                    regime=regime,
+                    ct_tokens=budget,
+                    merge=leader,
+                    norms=norms,
+                    dev=dev,
+                    gains=gains,
+                )
+            )
     return found
-
-
-def _norms(sources: Sources, merge: str, budget: int) -> list[float]:
-    """‖τ_CT‖ / ‖τ_SFT‖ as the audits of a merge have them, a seed each."""
-    ratios = []
-    for audit in sources.audits:
-        if audit.ct_tokens == budget and audit.method == merge:
-            models = json.loads((audit.folder / "audit.json").read_text(encoding="utf-8"))["models"]
-            if {"ct", SFT} <= models.keys():
-                ratios.append(models["ct"]["norm"] / models[SFT]["norm"])
-    return ratios
 
 
 def write(regimes: Sequence[tuple[str, Sources]], folder: Path) -> list[str]:
@@ -94,11 +90,7 @@ def write(regimes: Sequence[tuple[str, Sources]], folder: Path) -> list[str]:
     if not found:
         return []
     folder.mkdir(parents=True, exist_ok=True)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(found[0].row()), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(spot.row() for spot in found)
-    write_atomic(folder / "map.csv", text.getvalue())
+    write_atomic(folder / "map.csv", csv_text(frame(list(found[0].row()), (spot.row() for spot in found))))
     languages = dict.fromkeys(spot.language for spot in found)
     panels = [
         (f"{language}: {title}", _panel([spot for spot in found if spot.language == language], kind, number == 0))

@@ -45,7 +45,7 @@ class Profiles:
 
     @staticmethod
     def of(texts: Mapping[str, str]) -> Profiles:
-        """Profiles of texts of the same length: the shortest decides, so that no language knows more trigrams."""
+        """Count trigrams of texts of the same length: the shortest decides, so that no language knows more trigrams."""
         plain = {language: letters(text) for language, text in texts.items()}
         length = min((len(text) for text in plain.values()), default=0)
         return Profiles({language: Counter(trigrams(text[:length])) for language, text in plain.items()})

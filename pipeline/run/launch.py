@@ -28,7 +28,7 @@ from pipeline.cost.hardware import training_mfu
 from pipeline.execute import Job
 from pipeline.stages.stage import in_order
 from train.__main__ import RESULT_FILE, STOP_FILE
-from train.dev_text import Watched
+from train.dev_text import DevEvaluation
 from train.performance import Performance
 from train.settings import Compute, TrainingSettings
 
@@ -50,21 +50,24 @@ _running: list[tuple[subprocess.Popen[str], Path]] = []  # the child that trains
 def train(
     job: Job, model: Path, blocks: Path, settings: TrainingSettings, resume_state: Path | None = None
 ) -> dict[str, Any]:
-    """Train `model` on `blocks` as `train.trainer.train` does, and return what it asserts: world size, wrapper
+    """Train `model` on `blocks` as `train.trainer.train` does, and return what it verified: world size, wrapper
     class, ZeRO stage.
 
-    Puts what was measured into `job.performance`, and a summary of it into `job.note`.
+    Puts this and what was measured into `job.facts`, and a summary into `job.note`.
 
     Raises BadInput; Interrupted if a child was asked to stop and has saved; RuntimeError where one crashed, with
     the place of its output.
     """
     compute = job.options.compute
     facts = _train(job, compute, model, blocks, settings, resume_state)
-    if values := facts.pop("performance"):
+    values = facts.pop("performance")
+    job.facts["launched"] = facts
+    if values:
         measured = Performance(**values)
         reached = training_mfu(measured, job.out / "model" / "config.json", settings, settings.precision)
-        job.performance = replace(measured, mfu=reached)
-        job.note = summary(job.performance)
+        measured = replace(measured, mfu=reached)
+        job.facts["performance"] = asdict(measured)
+        job.note = summary(measured)
     return facts
 
 
@@ -84,7 +87,7 @@ def _train(
     if compute.strategy == "none" and os.environ.get(AS_CHILD) != "1":
         from train import trainer
 
-        with interruption.deferred(job.on_interrupt):
+        with interruption.deferred(partial(job.emit, "saving")):
             return trainer.train(
                 model,
                 blocks,
@@ -94,7 +97,7 @@ def _train(
                 save_every_tokens=job.options.save_every_tokens,
                 resume_state=resume_state,
                 compute=compute,
-                on_log=job.on_log,
+                on_log=lambda record: job.emit("log", **record),
                 should_stop=interruption.requested,
                 watched=watched,
             )
@@ -118,14 +121,14 @@ def _train(
 
     def save_and_end() -> None:
         stop.touch()
-        job.on_interrupt()
+        job.emit("saving")
 
     with interruption.deferred(save_and_end):
         code = _run(job, command(compute, file), output, stop)
         return _result(file.with_name(RESULT_FILE), code, output)
 
 
-def watched_text(job: Job) -> Watched | None:
+def watched_text(job: Job) -> DevEvaluation | None:
     """Return the held-out text that a training is measured on, where its options ask for that."""
     every, languages = job.options.dev_every_tokens, job.options.dev_languages
     if every is None:
@@ -133,7 +136,7 @@ def watched_text(job: Job) -> Watched | None:
     corpora = (stage for stage in in_order([job.stage]) if stage.kind == "corpus")
     # a base that was trained from scratch has a corpus too, which may be of another language
     corpus = next(stage for stage in corpora if stage.settings.language == languages[0])
-    return Watched(str(job.folder_of(corpus).absolute()), languages, every)
+    return DevEvaluation(str(job.materialize(corpus).absolute()), languages, every)
 
 
 def command(compute: Compute, file: Path) -> list[str]:
@@ -213,7 +216,7 @@ def _run(job: Job, arguments: list[str], output: Path, stop: Path) -> int:
             assert process.stdout is not None
             for line in process.stdout:
                 if line.startswith('{"tokens"'):
-                    job.on_log(json.loads(line))
+                    job.emit("log", **json.loads(line))
                 else:
                     sink.write(line)
                     sink.flush()

@@ -18,20 +18,20 @@ def show(overrides: Sequence[str], multirun: bool) -> int:
 
     Raises BadInput, also if the cluster cannot hold it.
     """
-    asked = dict(argument.split("=", 1) for argument in overrides if argument.startswith(("cluster=", "mfu=")))
-    settings = [argument for argument in overrides if argument.partition("=")[0] not in asked]
+    cost = dict(argument.split("=", 1) for argument in overrides if argument.startswith(("cluster=", "mfu=")))
+    settings = [argument for argument in overrides if argument.partition("=")[0] not in cost]
     expanded = sweep.expand(settings, multirun)
     if expanded.site is not None:
         site.read(expanded.site)  # a plan for a cluster whose site cannot be read would not run
     plan = run_plan.plan(expanded, network=False)
-    if "cluster" not in asked:
+    if "cluster" not in cost:
         print(table(plan))
         return 0
     from pipeline.cost.table import report
 
     missing = {stage.key for stage in plan.missing()}
     one_by_one = expanded.launcher_given and expanded.launcher == sweep.IN_THIS_PROCESS
-    text, refusal = report(plan.cells, missing, asked["cluster"], _utilisation(asked.get("mfu")), one_by_one)
+    text, refusal = report(plan.cells, missing, cost["cluster"], _utilisation(cost.get("mfu")), one_by_one)
     print(text)
     if refusal:
         raise BadInput(refusal)
@@ -39,7 +39,7 @@ def show(overrides: Sequence[str], multirun: bool) -> int:
 
 
 def _utilisation(given: str | None) -> float | None:
-    """Return the share of the peak FLOP/s that `mfu=` states. Raises BadInput if it is none."""
+    """Return the fraction of the peak FLOP/s that `mfu=` states; None: it is not given. Raises BadInput."""
     if given is None:
         return None
     try:
@@ -66,25 +66,25 @@ def table(plan: RunPlan) -> str:
     count = len(plan.stages)
     size = f"{counted(len(plan.cells), 'cell')}, {counted(count, 'stage')}"
     lines.append(f"{size}: {count - len(missing)} done, {len(missing)} to run")
-    asked = prompts(plan.config)
-    return "\n".join([*lines, asked] if asked else lines)
+    described = prompts(plan.config)
+    return "\n".join([*lines, described] if described else lines)
 
 
 def prompts(config: Config) -> str:
     """Describe how checkpoints are prompted, if it is not by the defaults."""
-    asked = config.eval
+    settings = config.eval
     ways = {
         "none": [],
         "auto": ["by the chat template of each checkpoint that has one"],
         "both": ["plain, and by the chat template of each checkpoint that has one"],
     }
-    said = list(ways[asked.chat])
-    if asked.system is not None:
-        said.append(f"with the system message {asked.system[:60]!r}")
-    if asked.fewshot is not None:
-        by_task = asked.fewshot.items() if isinstance(asked.fewshot, dict) else [("each", asked.fewshot)]
+    parts = list(ways[settings.chat])
+    if settings.system is not None:
+        parts.append(f"with the system message {settings.system[:60]!r}")
+    if settings.fewshot is not None:
+        by_task = settings.fewshot.items() if isinstance(settings.fewshot, dict) else [("each", settings.fewshot)]
         shots = ", ".join(f"{name} {number}" for name, number in by_task)
-        said.append(f"examples in each prompt of lm-eval tasks: {shots}")
-    if asked.generation != "own":
-        said.append("answers are generated greedily, without the generation config of checkpoints")
-    return f"prompts: {'; '.join(said)}" if said else ""
+        parts.append(f"examples in each prompt of lm-eval tasks: {shots}")
+    if settings.generation != "own":
+        parts.append("answers are generated greedily, without the generation config of checkpoints")
+    return f"prompts: {'; '.join(parts)}" if parts else ""

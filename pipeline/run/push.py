@@ -14,7 +14,6 @@ from common.hub_push import Target
 from common.units import counted
 from merge.output.sharing import CARD, Shared, share, upload
 from pipeline import checkpoint_card
-from pipeline.run.console import say
 from pipeline.stages import STAGE_TYPES
 
 WEIGHTS, ADAPTED = "weights", "adapted"  # kinds that leave a checkpoint with a card of its own
@@ -23,7 +22,7 @@ PUSHED = (*(kind.name for kind in STAGE_TYPES.values() if kind.trained), WEIGHTS
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line says beside names and settings. base: of an adapter, its id on the Hub."""
+    """Options of the command line. base: of an adapter, the id of its base on the Hub."""
 
     revision: str = hub_push.MAIN
     private: bool = False
@@ -47,22 +46,22 @@ def push(names: Sequence[str], settings: Sequence[str], multirun: bool, options:
         raise BadInput(f"push: a folder takes no settings, got {settings[0]}. Pass settings with KIND and SLUG.")
     else:
         shared = with_card(share(Path(names[0]), options.base), target)
-    for line in listed(shared, target) if options.dry_run else told(shared):
-        say(line)
+    for line in listed(shared, target) if options.dry_run else notes(shared):
+        print(line)
     if not options.dry_run:
-        say(upload(shared, target, "Push by slackmerge"))
+        print(upload(shared, target, "Push by slackmerge"))
     return 0
 
 
 def of_stage(kind: str, slug: str, settings: Sequence[str], multirun: bool, target: Target, base: str | None) -> Shared:
-    """The files of a checkpoint in the store, with a card. Raises BadInput for a stage without one."""
-    from pipeline.run.stage_names import check_kind, planned  # late: a folder needs no plan
+    """Return the files of a checkpoint in the store, with a card. Raises BadInput for a stage without one."""
+    from pipeline.run.make import check_kind, find_planned  # late: a folder needs no plan
 
     check_kind(kind)
     if kind not in PUSHED:
         made = f" Compute its weights: slackmerge make {WEIGHTS} {slug}." if kind == "merge" else ""
         raise BadInput(f"KIND: only {', '.join(PUSHED)} stages hold a checkpoint, got {kind}.{made}")
-    _, plan, stage = planned(kind, slug, settings, multirun)
+    _, plan, stage = find_planned(kind, slug, settings, multirun)
     entry = plan.store.find(stage)
     making = shlex.join(["slackmerge", "make", kind, slug, *(["-m"] if multirun else []), *settings])
     if entry is None:
@@ -79,15 +78,15 @@ def of_stage(kind: str, slug: str, settings: Sequence[str], multirun: bool, targ
 
 
 def with_card(shared: Shared, target: Target) -> Shared:
-    """The files of a folder; an adapter without a card gets one that names its base."""
+    """Return the files of a folder; an adapter without a card gets one that names its base."""
     if shared.adapter_of is None or CARD in shared.files:
         return shared
     text = checkpoint_card.of_adapter(target.repo.partition("/")[2], shared.adapter_of)
     return replace(shared, files={CARD: text, **shared.files})
 
 
-def told(shared: Shared) -> list[str]:
-    """What a user should know of an upload before it starts."""
+def notes(shared: Shared) -> list[str]:
+    """Return what a user should know of an upload before it starts."""
     lines = [f"an adapter; its base is {shared.adapter_of}"] if shared.adapter_of else []
     if CARD not in shared.files:
         lines.append(f"note: {shared.folder} has no {CARD}, so the Hub will show no model card")
@@ -98,7 +97,7 @@ def told(shared: Shared) -> list[str]:
 
 
 def listed(shared: Shared, target: Target) -> list[str]:
-    """The files of an upload with their sizes, for --dry-run."""
+    """List the files of an upload with their sizes, for --dry-run."""
     sizes = {place: shared.bytes_of(place) for place in shared.files}
     width = max(len(f"{size:,}") for size in sizes.values())
     rows = [
@@ -107,4 +106,4 @@ def listed(shared: Shared, target: Target) -> list[str]:
     ]
     total = f"{counted(len(sizes), 'file')}, {sum(sizes.values()) / 1e6:,.1f} MB"
     visible = "private" if target.private else "public if new"
-    return [f"{target} ({visible}): {total}; nothing is uploaded", *rows, *told(shared)]
+    return [f"{target} ({visible}): {total}; nothing is uploaded", *rows, *notes(shared)]

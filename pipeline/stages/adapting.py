@@ -23,7 +23,7 @@ from common.errors import BadInput
 from common.files import read_jsonl, write_json, write_jsonl
 from common.settings import Settings
 from common.validation import read_json
-from eval.asking import CHAT
+from eval.prompting import CHAT
 from eval.task_checks import LOWER
 from pipeline import adapted_card
 from pipeline.adapted_card import Facts, Origin
@@ -293,7 +293,7 @@ def check_one_scale(rows: Sequence[Row]) -> None:
 
 def is_of_lm_eval(row: Row) -> bool:
     """Whether a record is of a task of lm-eval that is better the higher it is: neither an item of ours nor text."""
-    from train.data.families import QUESTIONS
+    from train.data.questions import QUESTIONS
 
     return row["family"] not in (*QUESTIONS, "mean") and row["metric"] != BITS and bool(row.get(LOWER, True))
 
@@ -353,11 +353,11 @@ def add_stop(folder: Path) -> str | None:
     """
     from transformers import AutoTokenizer
 
-    from train.data.chat.template import TOKENIZER, of_tokenizer
+    from train.data.chat_template import TOKENIZER, template_of
     from train.settings import ChatSettings
 
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    template = of_tokenizer(tokenizer, ChatSettings(template=TOKENIZER), "sft.source: its tokenizer")
+    template = template_of(tokenizer, ChatSettings(template=TOKENIZER), "sft.source: its tokenizer")
     number = tokenizer.get_vocab()[template.stop_token]
     numbers = read_stop_ids(folder)
     if number in numbers:

@@ -62,19 +62,20 @@ class Cell:
     stages: in an order in which they can run. evals, merges, checkpoints: by method of the results. chosen: by method
     that dev scores select, the stage with the selection. untuned: evals of tuned methods by their first trial.
     frontier: of methods with a knob, all trials, none of which was selected. adapt: where one model is selected and
-    written, what that takes; merges are then scored on dev alone.
+    written, what that takes; merges are then scored on dev alone. left_out: methods that have no use for the pair.
     """
 
     config: Config
     stages: tuple[Stage, ...]
-    evals: Mapping[str, Stage]
-    merges: Mapping[str, Stage]
-    checkpoints: Mapping[str, Stage]
-    chosen: Mapping[str, Stage]
-    untuned: Mapping[str, Stage]
+    evals: Mapping[str, Stage] = field(default_factory=dict)
+    merges: Mapping[str, Stage] = field(default_factory=dict)
+    checkpoints: Mapping[str, Stage] = field(default_factory=dict)
+    chosen: Mapping[str, Stage] = field(default_factory=dict)
+    untuned: Mapping[str, Stage] = field(default_factory=dict)
     leaks: Stage | None = None
     frontier: Mapping[str, Sequence[KnobSetting]] = field(default_factory=dict)
     adapt: AdaptStages | None = None
+    left_out: tuple[str, ...] = ()
 
     @property
     def language(self) -> str:
@@ -100,7 +101,7 @@ class Cell:
 
 def plan_cell(config: Config, inputs: Inputs) -> Cell:
     """Return the stages of a cell. Only what the wanted scores need is planned."""
-    config = adapting.for_its_pair(config, inputs)
+    requested, config = config, adapting.for_its_pair(config, inputs)
     planner = CellPlanner(config, inputs)
     methods = {} if config.adapt else config.merge.methods
     checkpoints = {name: planner.checkpoint(name) for name in BASELINES if name in config.eval.unmerged}
@@ -134,6 +135,7 @@ def plan_cell(config: Config, inputs: Inputs) -> Cell:
         leaks=leaks,
         frontier=frontier,
         adapt=adapt,
+        left_out=tuple(name for name in requested.merge.methods if name not in config.merge.methods),
     )
 
 
@@ -189,9 +191,11 @@ class CellPlanner:
     @cached_property
     def tuning(self) -> list[CellPlanner]:
         """Return the planners of the cells on whose dev scores trials are selected."""
-        return [CellPlanner(cell, self.inputs, self.data) for cell in tuning_cells(self.config)]
+        own = self.config.ct.tokens, self.config.seed
+        cells = tuning_cells(self.config)
+        return [self if (c.ct.tokens, c.seed) == own else CellPlanner(c, self.inputs, self.data) for c in cells]
 
-    @property
+    @cached_property
     def on_dev(self) -> CellPlanner:
         """Return the same cell, scored on as many items of dev as tuning is."""
         dev = self.config.eval.model_copy(update={"split": "dev", "limit": self.config.eval.tune_limit})
@@ -201,7 +205,7 @@ class CellPlanner:
 
     def checkpoint(self, name: str) -> Stage:
         """Return the stage of a baseline."""
-        return replace(BASELINES[name].plan(self), method=name)
+        return BASELINES[name].plan(self)
 
     @cached_property
     def base(self) -> Stage:
@@ -236,7 +240,7 @@ class CellPlanner:
             return self.sft_trials[0]
         return plan_selected_sft(self.sft_trials, tuning_parents(cell.sft_tune for cell in self.tuning))
 
-    @property
+    @cached_property
     def sft_then_ct(self) -> Stage:
         """CT of this budget and these blocks on SFT: a trajectory of its own."""
         slug = f"{self.config.language.code}-after-en-{self.budget}"
@@ -244,7 +248,7 @@ class CellPlanner:
             return plan_ct(slug, self.config, self.ct_parents(self.extended(self.sft)))
         return plan_ct(slug, self.config, self.ct_parents(self.sft, self.base))
 
-    @property
+    @cached_property
     def mixed(self) -> Stage:
         """One training by the settings of CT, of the blocks of CT and of SFT spread evenly among each other."""
         slug = f"{self.config.language.code}-and-en-{self.budget}"
@@ -253,18 +257,18 @@ class CellPlanner:
         blocks = plan_mixed_blocks(self.config, slug, of_ct, of_sft)
         return plan_mixed(slug, self.config, {"model": model, "blocks": blocks})
 
-    @property
+    @cached_property
     def sft_with_replay(self) -> Stage:
         """SFT on CT, with `sft.arm_replay_share` of running English among the instructions."""
         sft = self.config.sft.model_copy(update={"replay_share": self.config.sft.arm_replay_share})
         return self.sft_on_ct(self.config.model_copy(update={"sft": sft}), "en", "-replay")
 
-    @property
+    @cached_property
     def sft_in_language(self) -> Stage:
         """SFT on CT, on as many tokens of instructions in the language."""
         return self.sft_on_ct(self.config, self.config.language.code)
 
-    @property
+    @cached_property
     def merge_then_sft(self) -> Stage:
         """SFT on the weights of a merge."""
         assert self.config.merge.then_sft is not None

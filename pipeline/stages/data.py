@@ -18,7 +18,8 @@ from common.special_tokens import in_words
 from common.units import format_tokens
 from pipeline.config import CipherCorpus, Config, HubCorpus
 from pipeline.stages.stage import Inputs, Stage, StageType
-from train.data.chat.template import NONE, TOKENIZER
+from train.data.chat_template import NONE, TOKENIZER
+from train.data.conversations import format_counts
 from train.settings import (
     ChatSettings,
     CipherSettings,
@@ -276,10 +277,10 @@ def plan_mixed_blocks(config: Config, slug: str, ct_blocks: Stage, sft_blocks: S
 
 
 def run_mixed_blocks(job: Job[MixedBlocksSettings, Settings]) -> None:
-    from train.data import mixing
+    from train.data import packing
 
     check_budget(job.folders["ct_blocks"], job.settings.ct_tokens)
-    mixing.mixed_blocks(job.folders["ct_blocks"], job.folders["sft_blocks"], job.settings.ct_tokens, job.out)
+    packing.mixed_blocks(job.folders["ct_blocks"], job.folders["sft_blocks"], job.settings.ct_tokens, job.out)
     job.note = packed(job.out)
 
 
@@ -302,13 +303,12 @@ def packed(blocks: Path) -> str:
 
 def conversed(chat: Mapping[str, Any], trained: int) -> str:
     """Describe how many conversations SFT learns, and what became of the others."""
-    from train.data.chat.reading import said
 
     names = {"cut": "cut to a block", "unrolled": "unrolled", "shortened": "ended at an empty turn"}
     names |= {"system_in_question": "with the system message in the first question"}
     changed = "".join(f", {chat[name]:,} {words}" for name, words in names.items() if chat.get(name))
     left_out = sum(chat["left_out"].values())
-    reasons = f", {left_out:,} left out ({said(chat['left_out'])})" if left_out else ""
+    reasons = f", {left_out:,} left out ({format_counts(chat['left_out'])})" if left_out else ""
     sequences = f"{chat['answers']:,} answers in {chat['sequences']:,} sequences"
     return f"; {chat['conversations']:,} conversations, {sequences}, {trained:,} tokens with loss{changed}{reasons}"
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from common.chat import DEFAULT_DAY, read_chat_template
 from common.files import write_jsonl
 from common.settings import Settings
-from eval.generation import Generation
+from eval.prompting import Generation
 from eval.settings import ScoringSettings, TaskSettings
 from merge.recipe import UNION_OF
 from pipeline.baselines import BASELINES
@@ -25,6 +25,7 @@ from pipeline.stages.stage import Inputs, Stage, StageType
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from eval.harness import Scores
     from eval.task_set import TaskSet
     from merge import Recipe
     from pipeline.execute import Job
@@ -94,8 +95,9 @@ def run_eval(job: Job[EvalSettings, ScoreOptions]) -> None:
         scores = harness.evaluate(model, tokenizer, tasks, **how(settings, options))
     else:
         scores = harness.evaluate_folder(job.checkpoint("checkpoint"), tasks, **how(settings, options))
-    job.note, job.packed_rows = scores.note, scores.packed
-    harness.write(scores, job.out)
+    job.note = scores.note
+    job.facts |= packing_fact(scores)
+    harness.write_scores(scores, job.out)
 
 
 EVAL = StageType("eval", run_eval, 2, "score", 18, tracked=True)
@@ -128,13 +130,13 @@ def plan_contamination(config: Config, inputs: Inputs, data: Data) -> Stage:
 
 
 def run_contamination(job: Job[ContaminationSettings, ContaminationOptions]) -> None:
-    from eval.task_texts import texts
+    from eval.task_set import item_texts
     from train.data import contamination
 
     corpus, made = job.folders["corpus"], job.folders.get("instructions", job.folders["items"])
     tasks = load_tasks(job, job.settings, job.options.include_path)
     files = contamination.all_training_files(corpus, made)
-    contamination.report(texts(tasks), files, job.out, job.work, job.options.workers)
+    contamination.find_contamination(item_texts(tasks), files, job.out, job.work, job.options.workers)
 
 
 CONTAMINATION = StageType("leaks", run_contamination, 1, "data", 10, shared=True)
@@ -180,7 +182,7 @@ def run_answers(job: Job[AnswersSettings, ScoreOptions]) -> None:
         return
     import torch
 
-    from eval import checkpoints
+    from eval import loading
     from eval.answers import generate_answers
     from pipeline import page_questions
 
@@ -189,7 +191,7 @@ def run_answers(job: Job[AnswersSettings, ScoreOptions]) -> None:
     questions = settings.questions or page_questions.draw(
         job.folders["items"], job.folders["corpus"], settings.language, settings.seed
     )
-    model, tokenizer = checkpoints.load(
+    model, tokenizer = loading.load_checkpoint(
         job.checkpoint("checkpoint"), device=options.device, dtype=settings.dtype, gpus=options.gpus
     )
     answers = generate_answers(
@@ -215,9 +217,9 @@ ANSWERING = StageType("answers", run_answers, 1, "score", 20)
 
 def prompt(tokenizer: Any, question: str, system: str | None) -> str | list[dict[str, str]]:
     """Return a question as messages for the tokenizer's chat template, or as it is if there is no template."""
-    from eval.chat_prompts import template_of
+    from eval.prompting import chat_template_of
 
-    if template_of(tokenizer) is None:
+    if chat_template_of(tokenizer) is None:
         return question
     before = [] if system is None else [{"role": "system", "content": system}]
     return [*before, {"role": "user", "content": question}]
@@ -228,7 +230,7 @@ def prompt(tokenizer: Any, question: str, system: str | None) -> str | list[dict
 
 def how(settings: Any, options: ScoreOptions) -> dict[str, Any]:
     """Return what scoring needs besides the model and the tasks. settings: of `eval` or `tune`."""
-    from eval.asking import Asking
+    from eval.prompting import Prompting
 
     generation = settings.generation if isinstance(settings, EvalSettings) else "own"
     return {
@@ -237,8 +239,13 @@ def how(settings: Any, options: ScoreOptions) -> dict[str, Any]:
         "dtype": settings.dtype,
         "trained_length": settings.trained_length,
         "gpus": options.gpus,
-        "asking": Asking(settings.chat, settings.system, generation, settings.day or DEFAULT_DAY),
+        "prompting": Prompting(settings.chat, settings.system, generation, settings.day or DEFAULT_DAY),
     }
+
+
+def packing_fact(scores: Scores) -> dict[str, bool]:
+    """Return whether choices were scored in packed rows, for stage.json; nothing if no choice was scored."""
+    return {} if scores.packed is None else {"packed_rows": scores.packed}
 
 
 def load_tasks(job: Job[Any, Any], settings: EvalSettings | ContaminationSettings, include_path: str | None) -> TaskSet:

@@ -204,4 +204,4 @@ def _train(
 ) -> None:
     from pipeline.run import launch
 
-    job.launched = launch.train(job, model, blocks, settings, state)
+    launch.train(job, model, blocks, settings, state)

@@ -53,7 +53,7 @@ class Trajectory:
         over.
         """
         most = tokens_of(stage.parents[TRUNK]) if TRUNK in stage.parents else tokens_of(stage) - 1
-        below = [entry for entry in self.published(store) if budget_of(entry) <= most and entry.holds(STATE)]
+        below = [entry for entry in self.published(store) if budget_of(entry) <= most and entry.has(STATE)]
         return next((entry for entry in reversed(below) if entry.damage(thorough=True) is None), None)
 
     def droppable(self, store: Store) -> list[Entry]:
@@ -63,8 +63,8 @@ class Trajectory:
         missing += [tokens_of(stage.parents[TRUNK]) + 1 for stage in self.branches if store.find(stage) is None]
         keep_last = any(stage.options.keep_last_state for stage in self.stages)
         published = self.published(store)
-        with_state = {budget_of(entry): entry for entry in published if entry.holds(STATE)}
-        cut_off = [entry for entry in published if not entry.holds(STATE) and (entry.path / STATE).exists()]
+        with_state = {budget_of(entry): entry for entry in published if entry.has(STATE)}
+        cut_off = [entry for entry in published if not entry.has(STATE) and (entry.path / STATE).exists()]
         return cut_off + [with_state[tokens] for tokens in prunable_states(with_state.keys(), missing, keep_last)]
 
     def drop(self, store: Store) -> None:

@@ -103,8 +103,9 @@ def run_tune(job: Job[TuneSettings, ScoreOptions]) -> None:
         done.append({"settings": trials[number], "metric": metric, "score": score(scores, language, metric)})
         with journal.open("a", encoding="utf-8") as file:
             file.write(json.dumps(done[-1]) + "\n")
-        job.note, job.packed_rows = scores.note, scores.packed  # of the architecture: the same for every trial
-        job.on_try(len(done), len(trials))
+        job.note = scores.note
+        job.facts |= scoring.packing_fact(scores)  # of the architecture: the same for every trial
+        job.emit("progress", fraction=len(done) / len(trials), text=f"{len(done)} of {len(trials)} tries")
     write_trials(job.out, done)
 
 

@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
-from pipeline import check, sweep
+from pipeline import sweep
 from pipeline.check.models import check_checkpoints
 from pipeline.config import Config
+from pipeline.run.run import check_configs
+from pipeline.run_plan import plan_for_checks
 from tests.architectures.model_kinds import ARCHITECTURES, REJECTED
 
 
@@ -23,7 +25,8 @@ def config(folder: Path, store: Path, *overrides: str) -> Config:
 def said(folder: Path, store: Path, *overrides: str) -> list[str]:
     """The lines about given checkpoints; blocks of 64 tokens fit every model of the table."""
     sizes = ("ct.block_size=64", "sft.block_size=64")
-    return [str(finding) for finding in check_checkpoints(config(folder, store, *sizes, *overrides))]
+    plan, _ = plan_for_checks([config(folder, store, *sizes, *overrides)])
+    return [str(finding) for finding in check_checkpoints(plan.cells[0])]
 
 
 def changed(folder: Path, to: Path, name: str, **values: Any) -> Path:
@@ -50,7 +53,7 @@ def test_an_architecture_whose_packed_examples_mix_is_rejected(
 
 
 def test_a_model_without_heads_is_one_line_of_check(models: dict[str, Path], tmp_path: Path) -> None:
-    lines = [finding.text for finding in check.sweep([config(models["mamba"], tmp_path)]) if finding.fails]
+    lines = [finding.text for finding in check_configs([config(models["mamba"], tmp_path)])[1] if finding.fails]
     assert len(lines) == 1 and "model_type 'mamba' keeps a state" in lines[0], lines
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from common.files import read_jsonl
-from pipeline import __main__ as entry
+from pipeline import cli
 from pipeline.store import RECORD, Store
 
 ROOT = Path(__file__).parents[2]
@@ -58,7 +58,7 @@ class Running:
             os.dup2(output, 2)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             prepare()
-            code = entry.main(arguments)
+            code = cli.pipeline_main(arguments)
         except SystemExit as ended:
             code = ended.code if isinstance(ended.code, int) else 1
         except BaseException:

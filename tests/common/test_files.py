@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from common import files
@@ -32,6 +32,7 @@ VALUES = st.recursive(
 )
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # of a busy machine
 @given(rows=st.lists(st.dictionaries(st.text(), VALUES, max_size=4), max_size=4))
 def test_rows_come_back_to_the_last_bit(rows: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> None:
     """Of any script, with line separators that are not ours inside, and every float."""

@@ -7,7 +7,7 @@ import sys
 
 BARS = """
 import contextlib, io, sys
-from pipeline.__main__ import main
+from pipeline.cli import pipeline_main as main
 with contextlib.redirect_stdout(io.StringIO()):
     main(["plan", "experiment=test"])
 import tqdm

@@ -10,7 +10,7 @@ import torch
 
 from common.errors import BadInput
 from eval.answers import Answer, generate_answers
-from eval.chat_prompts import rendered
+from eval.prompting import render_chat
 from tests.eval.chat_models import CHATML, DATED, NO_SYSTEM, chat_model, chat_tokenizer, saved
 
 ASKED = ["நீர் என்றால் என்ன?", "Moni", "བོད་ཡིག་ཟེར་ན་ཅི་ཞིག་ཡིན་ནམ། Tell me more about it, please.", "ߒߞߏ?"]
@@ -48,7 +48,7 @@ def model(tokenizer: Any) -> Any:
 @pytest.mark.parametrize("batch_tokens", [1, 300, 100_000])
 def test_answers_are_those_of_a_bare_loop(model: Any, tokenizer: Any, batch_tokens: int) -> None:
     stops = model.generation_config.eos_token_id
-    texts = [*ASKED, *(rendered(tokenizer, chat) for chat in CHATS)]
+    texts = [*ASKED, *(render_chat(tokenizer, chat) for chat in CHATS)]
     expected = []
     for text in texts:
         said, ended = bare(model, tokenizer.encode(text), stops, 12)
@@ -110,8 +110,8 @@ def test_an_answer_has_the_room_that_the_prompt_leaves(tokenizer: Any) -> None:
 
 def test_templates_get_the_stated_day(tmp_path: Path) -> None:
     dated = chat_tokenizer(DATED)
-    assert rendered(dated, CHATS[0]).startswith("Today: 01 Jan 2025\n<|im_start|>system\nபதில் சொல்<|im_end|>")
-    assert rendered(dated, CHATS[0], "2026-07-26").startswith("Today: 26 Jul 2026\n")
+    assert render_chat(dated, CHATS[0]).startswith("Today: 01 Jan 2025\n<|im_start|>system\nபதில் சொல்<|im_end|>")
+    assert render_chat(dated, CHATS[0], "2026-07-26").startswith("Today: 26 Jul 2026\n")
     assert not dated.apply_chat_template(CHATS[0], tokenize=False).startswith("Today: 01 Jan 2025")
 
 
@@ -122,11 +122,11 @@ def test_what_a_template_does_not_take_is_rejected_in_one_line() -> None:
         chat_tokenizer("{{ nothing.here }}" + CHATML),
     )
     with pytest.raises(BadInput, match=r"eval\.chat: .* has no chat template\. Set eval\.chat=none"):
-        rendered(none, CHATS[0])
+        render_chat(none, CHATS[0])
     with pytest.raises(BadInput, match=r"eval\.system: .* takes no system message \(System role not supported\)"):
-        rendered(strict, CHATS[0])
+        render_chat(strict, CHATS[0])
     with pytest.raises(BadInput, match=r"eval\.chat: the chat template of .* fails \('nothing' is undefined\)"):
-        rendered(broken, CHATS[0])
+        render_chat(broken, CHATS[0])
 
 
 def test_a_folder_on_disk_is_asked(tmp_path: Path) -> None:

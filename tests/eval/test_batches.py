@@ -10,10 +10,10 @@ import torch
 from lm_eval.models.huggingface import HFLM
 
 from common.errors import BadInput
-from eval import memory
-from eval.batches import Limits, is_out_of_memory
+from eval import batches
+from eval.batches import BatchLimits, is_out_of_memory
 from eval.language_model import PackedLM
-from eval.packing_decision import is_paddable
+from eval.packing import is_paddable
 from tests.eval.conftest import WORDS, make_items, tiny_model
 
 OUT_OF_MEMORY = [
@@ -134,8 +134,8 @@ def test_other_errors_stay(tokenizer: Any) -> None:
 def test_logits_stay_below_their_bound(tokenizer: Any, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
     """A vocabulary of 256k in place of 300: the logits of a pass are bounded in bytes, whatever the tokens allow."""
     model = tiny_model(0)
-    monkeypatch.setattr(memory, "LOGITS_BYTES", 40 * 300 * 4)
-    monkeypatch.setattr("eval.rows.SLICE_BYTES", 7 * 300 * 4)
+    monkeypatch.setattr(batches, "LOGITS_BYTES", 40 * 300 * 4)
+    monkeypatch.setattr("eval.packing.SLICE_BYTES", 7 * 300 * 4)
     monkeypatch.setattr("eval.language_model.is_packable", lambda config: way == "packed")
     sizes: list[tuple[int, int]] = []
     model.register_forward_hook(lambda *call: sizes.append(tuple(call[-1].logits.shape[:2])))
@@ -158,17 +158,8 @@ def test_logits_stay_below_their_bound(tokenizer: Any, monkeypatch: pytest.Monke
 def test_limits_come_from_the_vocabulary_and_the_dtype() -> None:
     config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(vocab_size=262_144))
     model = SimpleNamespace(config=config, dtype=torch.bfloat16)
-    assert Limits.of(8192, model) == Limits(8192, 2**31 // (262_144 * 2))
+    assert BatchLimits.of(8192, model) == BatchLimits(8192, 2**31 // (262_144 * 2))
 
 
 def test_padding_on_the_left_is_for_models_that_it_does_not_change() -> None:
     assert is_paddable(tiny_model(0).config)
-
-
-def test_the_plan_s_bytes_are_those_of_the_batches() -> None:
-    """Gemma's vocabulary in bfloat16: the bound on logits, until one window has more."""
-    bound = memory.scoring_memory(262_144, 26, 1024, 8192, 2048, 2)
-    assert memory.LOGITS_BYTES < bound.logits <= memory.LOGITS_BYTES + 3 * memory.SLICE_BYTES
-    longer = memory.scoring_memory(262_144, 26, 1024, 8192, 32_768, 2)
-    assert longer.logits == 32_768 * 262_144 * 2 + 3 * memory.SLICE_BYTES
-    assert bound.cache == 8192 * 2 * 26 * 1024 * 2 and longer.peak == longer.logits

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from eval import calibration, harness, task_set
+from eval import harness, metrics, task_set
 from tests.eval.conftest import make_items, write_jsonl
 
 LABELS = ["mulungu", "nyanja", "mzimu"]
@@ -36,16 +36,16 @@ def test_a_constant_preference_among_labels_changes_nothing() -> None:
     rng = np.random.default_rng(0)
     values = rng.normal(size=(200, 4))
     biased = values + [5.0, 0.0, -3.0, 0.0]
-    plain = calibration.predictions(values, values)
+    plain = metrics.calibrated_choices(values, values)
     # a bias of the logits is divided out but for how much it squeezes the shares of the others
     assert (np.argmax(biased, axis=1) == 0).mean() > 0.95
-    assert np.bincount(calibration.predictions(biased, biased), minlength=4).min() > 20
-    assert (plain == calibration.predictions(values + 7.0, values)).all()  # a prompt's own level plays no part
+    assert np.bincount(metrics.calibrated_choices(biased, biased), minlength=4).min() > 20
+    assert (plain == metrics.calibrated_choices(values + 7.0, values)).all()  # a prompt's own level plays no part
 
 
 def test_priors_are_the_mean_shares() -> None:
     values = np.log([[0.2, 0.6], [0.1, 0.1]])
-    assert np.exp(calibration.log_priors(values)) == pytest.approx([(0.25 + 0.5) / 2, (0.75 + 0.5) / 2])
+    assert np.exp(metrics.log_priors(values)) == pytest.approx([(0.25 + 0.5) / 2, (0.75 + 0.5) / 2])
 
 
 def test_calibration_recovers_what_a_label_prior_hides() -> None:
@@ -53,7 +53,7 @@ def test_calibration_recovers_what_a_label_prior_hides() -> None:
     truth = rng.integers(3, size=600)
     values = np.log(np.where(np.eye(3)[truth] > 0, 0.5, 0.25)) + rng.normal(0, 0.3, (600, 3)) + [2.0, 0.0, 0.0]
     raw = (np.argmax(values, axis=1) == truth).mean()
-    better = (calibration.predictions(values[:300], values[300:]) == truth[:300]).mean()
+    better = (metrics.calibrated_choices(values[:300], values[300:]) == truth[:300]).mean()
     assert raw < 0.45 and better > 0.7
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from common.errors import BadInput
-from eval import items_schema as data
 from eval import task_set
+from eval import task_set as data
 
 GOOD: dict[str, Any] = {
     "id": "1",
@@ -80,4 +80,4 @@ def test_a_missing_folder_and_one_without_files_of_the_split_are_refused(tmp_pat
     (tmp_path / "next_nya.dev.jsonl").write_bytes(lines(GOOD))
     with pytest.raises(BadInput, match=r"items: .* holds no file \*\.test\.jsonl"):
         task_set.prepare(tmp_path)
-    assert list(data.discover(tmp_path, "dev", "items")) == ["next_nya"]
+    assert list(data.find_files(tmp_path, "dev", "items")) == ["next_nya"]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from common.errors import BadInput
-from eval import devices, harness, task_set
+from eval import harness, loading, task_set
 from pipeline import inputs
 from tests.eval.conftest import tiny_model
 
@@ -22,7 +22,7 @@ def test_devices_get_shares_that_differ_by_a_layer(count: int, tied: bool) -> No
     with torch.device("meta"):
         model = tiny_model(0, num_hidden_layers=11, tie_word_embeddings=tied)
     model.tie_weights()
-    where = devices.even_split(model, NAMES[:count])
+    where = loading.even_split(model, NAMES[:count])
     sizes = dict.fromkeys(NAMES[:count], 0)
     for name, parameter in model.named_parameters():
         part = max((part for part in where if f"{name}.".startswith(f"{part}.") or part == ""), key=len)

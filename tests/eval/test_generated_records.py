@@ -8,17 +8,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from lm_eval.api import metrics
+from lm_eval.api import metrics as lm_metrics
 
 from common.errors import BadInput
-from eval import corpus_metrics, harness, task_set
-from eval.generated_records import named
-from eval.task_set import Entry
+from eval import harness, metrics, task_set
+from eval.records import full_metric_name
+from eval.task_set import ScoredTask
 from tests.eval import local_tasks
 from tests.eval.chat_models import chat_model, chat_tokenizer
 
 SYLLABLES = ("நீ", "ர்", "ஆ", "று", "ம", "லை", " ", " ", "வி", "டு", "བོད་", "ཡིག་")
-SACREBLEU = (metrics.bleu, metrics.chrf, metrics.chrfpp, metrics.ter)
+SACREBLEU = (lm_metrics.bleu, lm_metrics.chrf, lm_metrics.chrfpp, lm_metrics.ter)
 
 
 def translations(count: int, references: int = 0) -> list[tuple[Any, str]]:
@@ -37,22 +37,22 @@ def translations(count: int, references: int = 0) -> list[tuple[Any, str]]:
 @pytest.mark.parametrize("aggregate", SACREBLEU, ids=lambda function: function.__name__)
 def test_sums_of_counts_are_lm_evals_value(aggregate: Any, references: int) -> None:
     items = translations(30, references)
-    counts = corpus_metrics.sentence_counts(aggregate, items)
+    counts = metrics.sentence_counts(aggregate, items)
     assert counts is not None and len(counts) == 30
-    assert corpus_metrics.scorer(aggregate)(counts.sum(axis=0)) == pytest.approx(aggregate(items), rel=1e-12)
-    alone = corpus_metrics.sentence_scores(aggregate, counts)
+    assert metrics.scorer_of_aggregate(aggregate)(counts.sum(axis=0)) == pytest.approx(aggregate(items), rel=1e-12)
+    alone = metrics.sentence_scores(aggregate, counts)
     assert alone[:3] == pytest.approx([aggregate([item]) for item in items[:3]], rel=1e-12)
 
 
 @pytest.mark.parametrize("aggregate", SACREBLEU, ids=lambda function: function.__name__)
 def test_an_interval_is_that_of_drawing_documents(aggregate: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same draws, computed by lm-eval's own function on each."""
-    monkeypatch.setattr(corpus_metrics, "RESAMPLES", 40)
+    monkeypatch.setattr(metrics, "RESAMPLES", 40)
     items = translations(25)
     draws = np.random.default_rng(0).integers(25, size=(40, 25))
     redrawn = [aggregate([items[place] for place in draw]) for draw in draws]
     expected = np.percentile(redrawn, [2.5, 97.5])
-    assert corpus_metrics.interval(aggregate, items, aggregate(items)) == pytest.approx(tuple(expected), rel=1e-9)
+    assert metrics.aggregate_interval(aggregate, items, aggregate(items)) == pytest.approx(tuple(expected), rel=1e-9)
     assert expected[0] < aggregate(items) < expected[1]
 
 
@@ -63,33 +63,37 @@ def test_other_aggregates_are_computed_on_each_draw() -> None:
         calls.append(len(items))
         return float(max(items))
 
-    low, high = corpus_metrics.interval(longest, list(range(50)), 49.0)
-    assert calls == [50] * corpus_metrics.REDRAWN and 40 < low <= high == 49
+    low, high = metrics.aggregate_interval(longest, list(range(50)), 49.0)
+    assert calls == [50] * metrics.RECOMPUTED_RESAMPLES and 40 < low <= high == 49
 
 
 def test_settings_of_the_aggregate_that_differ_are_noticed() -> None:
     """A value that the counts do not add up to is drawn by the function itself."""
     items = translations(6)
-    own = corpus_metrics.interval(metrics.chrf, items, metrics.chrf(items))
-    assert corpus_metrics.interval(metrics.chrf, items, 1.0) == pytest.approx(own, abs=15)
-    assert corpus_metrics.interval(metrics.chrf, items, 1.0) != own
+    own = metrics.aggregate_interval(lm_metrics.chrf, items, lm_metrics.chrf(items))
+    assert metrics.aggregate_interval(lm_metrics.chrf, items, 1.0) == pytest.approx(own, abs=15)
+    assert metrics.aggregate_interval(lm_metrics.chrf, items, 1.0) != own
 
 
 @pytest.fixture(scope="module")
-def scored(tmp_path_factory: pytest.TempPathFactory) -> tuple[harness.Scores, dict[str, Entry]]:
+def scored(tmp_path_factory: pytest.TempPathFactory) -> tuple[harness.Scores, dict[str, ScoredTask]]:
     tokenizer = chat_tokenizer()
     own = local_tasks.write(tmp_path_factory.mktemp("own"), ["mgsm_tam", "flores_tam"])
     tasks = task_set.prepare(include_path=own, limit=2)
     return harness.evaluate(chat_model(tokenizer), tokenizer, tasks), tasks.entries
 
 
-def test_each_filter_has_a_record_and_the_first_is_primary(scored: tuple[harness.Scores, dict[str, Entry]]) -> None:
+def test_each_filter_has_a_record_and_the_first_is_primary(
+    scored: tuple[harness.Scores, dict[str, ScoredTask]],
+) -> None:
     rows = [(row["metric"], row["primary"]) for row in scored[0].records if row["task"] == "mgsm_tam"]
     assert rows == [("exact_match,strict-match", True), ("exact_match,flexible-extract", False)]
-    assert named("exact_match", "none") == "exact_match"
+    assert full_metric_name("exact_match", "none") == "exact_match"
 
 
-def test_a_metric_of_the_corpus_is_no_part_of_mean_accuracy(scored: tuple[harness.Scores, dict[str, Entry]]) -> None:
+def test_a_metric_of_the_corpus_is_no_part_of_mean_accuracy(
+    scored: tuple[harness.Scores, dict[str, ScoredTask]],
+) -> None:
     records = scored[0].records
     chrf = next(row for row in records if row["metric"] == "chrf")
     assert chrf["primary"] and chrf["aggregate"] is True
@@ -97,7 +101,7 @@ def test_a_metric_of_the_corpus_is_no_part_of_mean_accuracy(scored: tuple[harnes
     assert (mean["n"], mean["value"]) == (2, next(r for r in records if r["task"] == "mgsm_tam")["value"])
 
 
-def test_samples_have_question_and_answer(scored: tuple[harness.Scores, dict[str, Entry]]) -> None:
+def test_samples_have_question_and_answer(scored: tuple[harness.Scores, dict[str, ScoredTask]]) -> None:
     sums = [row for row in scored[0].samples if row["task"] == "mgsm_tam"]
     assert sums[0]["question"] == f"கேள்வி: {local_tasks.QUESTIONS[local_tasks.SHOTS]}\nவிடை:"
     assert sums[0]["target"] == "நீர்" and sums[0]["metric"] == "exact_match,strict-match"
@@ -106,7 +110,7 @@ def test_samples_have_question_and_answer(scored: tuple[harness.Scores, dict[str
     assert "score" not in translated[0] and len(translated[0]["counts"]) == 18
     total = np.sum([row["counts"] for row in translated], axis=0)
     value = next(row["value"] for row in scored[0].records if row["metric"] == "chrf")
-    assert corpus_metrics.scorer(metrics.chrf)(total) == pytest.approx(value)
+    assert metrics.scorer_of_aggregate(lm_metrics.chrf)(total) == pytest.approx(value)
 
 
 @pytest.mark.parametrize("primary", ["exact_match,flexible-extract", "exact_match"])

@@ -127,7 +127,7 @@ def test_files_are_the_same_bytes_again_and_nothing_else_is_left(
     model.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     for name in ("a", "b"):
-        harness.write(harness.evaluate_folder(tmp_path / "model", task_set.prepare(*folders)), tmp_path / name)
+        harness.write_scores(harness.evaluate_folder(tmp_path / "model", task_set.prepare(*folders)), tmp_path / name)
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["samples.jsonl", "scores.jsonl"]
     for name in ("scores.jsonl", "samples.jsonl"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()

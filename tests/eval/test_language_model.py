@@ -9,9 +9,9 @@ import pytest
 from lm_eval.models.huggingface import HFLM
 
 from common.errors import BadInput
-from eval.batches import Limits, in_batches
+from eval.batches import BatchLimits, run_batches
 from eval.language_model import PackedLM, by_width
-from eval.rows import Pack
+from eval.packing import PackedRow
 from tests.eval.conftest import WORDS, make_items, tiny_model
 
 
@@ -76,7 +76,7 @@ def test_a_model_that_packing_would_misread_is_scored_row_by_row(
     asked = requests(make_items("next", "nya", 5, 3))
     blind = PackedLM(model, tokenizer, 4096, {})
     monkeypatch.setattr("eval.language_model.is_packable", lambda config: False)
-    monkeypatch.setattr(Pack, "score", lambda *_: pytest.fail("packed"))
+    monkeypatch.setattr(PackedRow, "score", lambda *_: pytest.fail("packed"))
     ours = blind.loglikelihood(asked)
     assert blind.packed is False
     assert_same(ours, HFLM(pretrained=model, tokenizer=tokenizer).loglikelihood(asked, disable_tqdm=True))
@@ -90,11 +90,11 @@ def test_a_text_is_tokenised_once_for_all_models(tokenizer: Any, model: Any, mon
 
 
 def test_batches_hold_every_pack_once_and_fit() -> None:
-    packs = [Pack([0] * (5 + k % 7), [[1] * (1 + k % 3), [2]], [2 * k, 2 * k + 1]) for k in range(40)]
-    cut = [list(batch) for batch, _ in in_batches(by_width(packs), Pack.size, Limits(60, 10**9), len)]
+    packs = [PackedRow([0] * (5 + k % 7), [[1] * (1 + k % 3), [2]], [2 * k, 2 * k + 1]) for k in range(40)]
+    cut = [list(batch) for batch, _ in run_batches(by_width(packs), PackedRow.size, BatchLimits(60, 10**9), len)]
     assert sorted(pack.numbers[0] for batch in cut for pack in batch) == list(range(0, 80, 2))
     assert all(len(batch) * (max(len(p.prompt) for p in batch) + max(p.tail for p in batch)) <= 60 for batch in cut)
-    alone = in_batches(by_width(packs[:3]), Pack.size, Limits(1, 10**9), len)
+    alone = run_batches(by_width(packs[:3]), PackedRow.size, BatchLimits(1, 10**9), len)
     assert [count for _, count in alone] == [1, 1, 1]
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from eval.packing_decision import _holds, is_packable
+from eval.packing import _check_on_small_model, is_packable
 from tests.eval.conftest import tiny_model
 
 CONFIGS: dict[str, tuple[str, dict[str, Any], bool]] = {
@@ -39,12 +39,12 @@ def test_neither_weights_nor_rounding_play_a_part(dtype: torch.dtype) -> None:
     """bfloat16 changes the log-likelihoods of this model by more than the old tolerance allowed."""
     for seed in (0, 1):
         model = tiny_model(seed, num_hidden_layers=4, initializer_range=1.0).to(dtype)
-        _holds.cache_clear()
+        _check_on_small_model.cache_clear()
         assert is_packable(model.config)
 
 
 def test_the_decision_leaves_random_numbers_alone() -> None:
-    _holds.cache_clear()
+    _check_on_small_model.cache_clear()
     torch.manual_seed(3)
     expected = torch.rand(2)
     torch.manual_seed(3)
@@ -57,7 +57,7 @@ def tiny_config() -> Any:
 
 
 def test_another_process_decides_alike() -> None:
-    code = "from transformers import AutoConfig; from eval.packing_decision import is_packable; "
+    code = "from transformers import AutoConfig; from eval.packing import is_packable; "
     code += "print(is_packable(AutoConfig.for_model('llama')), is_packable(AutoConfig.for_model('mistral')))"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert said.split() == ["True", "False"]

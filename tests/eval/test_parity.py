@@ -14,14 +14,14 @@ import pytest
 
 from common.files import read_jsonl
 from eval import harness, task_set
-from eval.asking import Asking
 from eval.harness import Scores
 from eval.language_model import PackedLM
+from eval.prompting import Prompting
 from tests.eval import local_tasks
 from tests.eval.chat_models import saved
 
 SYSTEM = "சுருக்கமாக பதில் சொல்."
-ASKING = Asking("auto", SYSTEM)
+ASKING = Prompting("auto", SYSTEM)
 GENERATED = ("mgsm_tam", "flores_tam", "xlsum_tam")
 
 
@@ -37,7 +37,7 @@ class Run:
 
 def scored(model: Path, tasks: Path, **settings: Any) -> Scores:
     prepared = task_set.prepare(include_path=tasks, language="tam", fewshot=2)
-    return harness.evaluate_folder(model, prepared, asking=ASKING, batch_tokens=900, **settings)
+    return harness.evaluate_folder(model, prepared, prompting=ASKING, batch_tokens=900, **settings)
 
 
 def targets_of(answers: dict[str, list[str]]) -> dict[str, list[str]]:

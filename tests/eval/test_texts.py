@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from eval import task_set
-from eval.task_texts import texts, without_template
+from eval.task_set import item_texts, without_template
 
 
 def test_lines_that_most_items_share_are_left_out() -> None:
@@ -34,6 +34,6 @@ def test_items_have_their_right_answers_and_documents_are_whole(tmp_path: Path) 
     (tmp_path / "text" / "xx.test.jsonl").write_text(
         json.dumps({"id": "d0", "text": "a document of some words"}) + "\n"
     )
-    found = {item["id"]: item for item in texts(task_set.prepare(tmp_path / "tasks", tmp_path / "text", limit=2))}
+    found = {item["id"]: item for item in item_texts(task_set.prepare(tmp_path / "tasks", tmp_path / "text", limit=2))}
     assert set(found) == {"i0", "i1", "d0"} and found["d0"]["text"] == "a document of some words"
     assert found["i1"]["task"] == "next_xx" and found["i1"]["text"].split() == ["text", "1", "Answer:", "b1"]

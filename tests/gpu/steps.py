@@ -78,8 +78,8 @@ def trained(
     name: str,
     compute: Compute,
     blocks: str = "ct_blocks",
-    tokens: int | None = None,
     stop: bool = False,
+    **changes: Any,
 ) -> Path:
     """A training in processes of its own, as the pipeline starts them; returns its folder.
 
@@ -87,7 +87,7 @@ def trained(
     """
     folder = made.folder / name
     folder.mkdir(parents=True, exist_ok=True)
-    settings = settings_of(made).replace(**({"tokens": tokens} if tokens else {}))
+    settings = settings_of(made).replace(**changes)
     job = {
         "model": str(made.model), "blocks": str(made.folder / blocks), "settings": settings.model_dump(),
         "out": str(folder / "out"), "work": str(folder / "work"), "compute": compute.model_dump(),
@@ -144,9 +144,9 @@ def two_processes(device: str, folder: Path, strategy: str) -> Numbers:
     return {"largest_difference": difference}
 
 
-def first_loss(made: Prepared, name: str, compute: Compute) -> float:
+def first_loss(made: Prepared, name: str, compute: Compute, precision: str) -> float:
     """The loss of the first step on SFT blocks."""
-    out = trained(made, name, compute, "sft_blocks", tokens=settings_of(made).batch_tokens)
+    out = trained(made, name, compute, "sft_blocks", tokens=settings_of(made).batch_tokens, precision=precision)
     return float(json.loads((out / "log.jsonl").read_text(encoding="utf-8").splitlines()[0])["loss"])
 
 
@@ -164,7 +164,7 @@ def attention(device: str, folder: Path) -> Numbers:
     losses = {
         f"{kind}_micro_{micro}": first_loss(
             made, f"{kind}-{micro}",
-            Compute(device=device, threads=1, precision=precision, attention=kind, micro_batch=micro),
+            Compute(device=device, threads=1, attention=kind, micro_batch=micro), precision,
         )
         for kind, micro in (("sdpa", 4), (other, 1), (other, 4))
     }  # fmt: skip
@@ -222,13 +222,15 @@ def memory(device: str, folder: Path) -> Numbers:
     import merge
     from eval import harness, task_set
     from merge import Recipe
+    from pipeline import config
     from pipeline.cost import memory as planned
     from pipeline.cost.shape import from_config_json
     from train import trainer
 
     made = prepare(folder, device)
     shape, settings = from_config_json(made.model / "config.json"), settings_of(made)
-    compute = Compute(device=device, micro_batch=4, precision="bf16")
+    planned_compute = config.Compute(device=device, micro_batch=4, precision="bf16")
+    compute, settings = Compute.pick(planned_compute), settings.replace(precision="bf16")
     tasks = task_set.prepare(made.folder / "tasks")
     words = made.tokenizer()
     found: Numbers = {}
@@ -241,8 +243,8 @@ def memory(device: str, folder: Path) -> Numbers:
         found.update({f"{name}_bytes": peak, f"{name}_planned": round(plan), f"{name}_ratio": round(peak / plan, 3)})
 
     batch = 8192
-    scoring = planned.scoring(shape, batch, "bfloat16")
-    training = planned.training(shape, compute, settings.batch_tokens, settings.block_size).total
+    scoring = planned.scoring_memory(shape, batch, "bfloat16")
+    training = planned.training_memory(shape, planned_compute, settings.batch_tokens, settings.block_size).total
     out = made.folder / "memory"
     measured("train", training, lambda: trainer.train(
         made.model, made.folder / "ct_blocks", settings, out / "out", work=out / "work", compute=compute

@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 import merge
 from merge.engine.outputs import Output, Parent
 from merge.engine.plan import Plan
-from merge.method_table import VARIANCE
-from merge.stream.tensor_recipe import TensorRecipe
+from merge.engine.tensor_recipe import TensorRecipe
+from merge.methods import VARIANCE
 
 ROOT = Path(__file__).parents[2]
 PYTHON = Path(os.environ.get("SLACKMERGE_ORACLE_PYTHON", ROOT / ".venv-oracle/bin/python"))

@@ -6,8 +6,7 @@ import ctypes
 
 import numpy
 
-from merge.loops.arguments import Count
-from merge.loops.calls import call
+from merge.loops.tables import Count, call
 
 
 def test_the_list_of_addresses_lives_as_long_as_the_call() -> None:

@@ -11,8 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from merge.election import Slack, elected_sign
-from merge.methods import Consensus, merge_taus
+from merge.arithmetic import Consensus, Slack, elected_sign, merge_taus
 
 # Small whole numbers: exact in every dtype, with many zeros and many exact ties between models.
 VALUES = st.lists(st.lists(st.integers(-4, 4), min_size=6, max_size=6), min_size=2, max_size=4)

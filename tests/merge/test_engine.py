@@ -18,14 +18,13 @@ from safetensors.torch import load_file
 import merge
 from merge import select
 from merge.auditing import Audit, audit_many
+from merge.engine import passes, pieces
 from merge.engine.in_memory import load_many
+from merge.engine.passes import Workers, run
 from merge.engine.plan import make_plan
-from merge.method_table import METHODS
+from merge.methods import METHODS, SLERP, SPAN
 from merge.output.writer import write_many
 from merge.recipe import Recipe
-from merge.stream import pieces, threads
-from merge.stream.engine import run
-from merge.stream.threads import Workers
 from tests.merge.conftest import Keep, make_folders, recipe
 
 HALF = {"ct": {"density": 0.5, "weight": 0.6}, "sft": {"density": 0.3}}
@@ -54,11 +53,11 @@ def test_slices_threads_and_memory_change_nothing(folders: dict[str, Path], monk
     recipes = every_method(folders)
     whole = [merged(one) for one in recipes]
     monkeypatch.setattr(pieces, "SLICE", 100)
-    monkeypatch.setattr("merge.stream.threads.SMALL", 0)
+    monkeypatch.setattr("merge.engine.passes.SMALL", 0)
     for one, expected in zip(recipes, whole, strict=True):
         sliced = merged(one, threads=3, memory=0)
         for name, tensor in expected.items():
-            if one.spec.combine in ("arc", "span") or one.method == "sce":  # whose factors are sums over slices
+            if one.spec.combine in (SLERP, SPAN) or one.method == "sce":  # whose factors are sums over slices
                 torch.testing.assert_close(sliced[name], tensor, msg=f"{one.method} {name}")
             else:
                 assert torch.equal(sliced[name], tensor), (one.method, name)
@@ -81,7 +80,7 @@ def test_ties_by_hand(folders: dict[str, Path]) -> None:
         taus = []
         for side, density in ((ct, 0.5), (sft, 0.3)):
             tau = (side[name] - theta).flatten()
-            order = tau.abs().argsort(descending=True, stable=True)[: select.kept(density, tau.numel())]
+            order = tau.abs().argsort(descending=True, stable=True)[: select.count_kept(density, tau.numel())]
             taus.append(torch.zeros_like(tau).index_copy(0, order, tau[order]))
         sign = torch.where(taus[0] + taus[1] >= 0, 1.0, -1.0)
         alive = [tau * sign > 0 for tau in taus]
@@ -182,7 +181,7 @@ def test_audit_counts_what_counting_by_hand_counts(folders: dict[str, Path]) -> 
         tau = {"ct": (ct[name] - theta).flatten(), "sft": (sft[name] - theta).flatten()}
         thin = {}
         for key, density in (("ct", 0.5), ("sft", 0.3)):
-            order = tau[key].abs().argsort(descending=True, stable=True)[: select.kept(density, tau[key].numel())]
+            order = tau[key].abs().argsort(descending=True, stable=True)[: select.count_kept(density, tau[key].numel())]
             thin[key] = torch.zeros_like(tau[key]).index_copy(0, order, tau[key][order])
         mine, other = thin["sft"], thin["ct"]
         conflict = mine * other < 0
@@ -191,7 +190,7 @@ def test_audit_counts_what_counting_by_hand_counts(folders: dict[str, Path]) -> 
         count["conflict"] += int(conflict.sum())
         count["lost"] += int(loses.sum())
         count["lost_plain"] += int((conflict & (mine.abs() < other.abs())).sum())
-        top = tau["sft"].abs().argsort(descending=True)[: select.kept(0.05, mine.numel())]
+        top = tau["sft"].abs().argsort(descending=True)[: select.count_kept(0.05, mine.numel())]
         count["top"] += len(top)
         count["top_trimmed"] += int((mine[top] == 0).sum())
         energy += float(tau["sft"].double().square().sum())
@@ -222,7 +221,7 @@ def test_audit_counts_what_counting_by_hand_counts(folders: dict[str, Path]) -> 
 def test_audit_is_the_same_whatever_thread_ends_first(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(threads, "SMALL", 0)  # else a model this small is one thread's
+    monkeypatch.setattr(passes, "SMALL", 0)  # else a model this small is one thread's
     asked = recipe(folders, "ties", HALF)
     reports = [json.dumps(audit_many([asked], Workers(threads=2))[0]) for _ in range(8)]
     assert len(set(reports)) == 1 and list(json.loads(reports[0])["models"]) == [model.name for model in asked.models]

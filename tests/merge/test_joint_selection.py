@@ -10,10 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 import merge
+from merge.engine import pieces
+from merge.engine.passes import DEFAULT, Workers, run
 from merge.engine.plan import make_plan
-from merge.stream import pieces
-from merge.stream.engine import run
-from merge.stream.threads import DEFAULT, Workers
 from tests.merge.conftest import Keep, make_folders, recipe
 
 CASES: dict[str, dict[str, Any]] = {

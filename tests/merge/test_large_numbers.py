@@ -11,9 +11,10 @@ import pytest
 import torch
 
 import merge
+from merge.arithmetic import Slack, elected_sign
 from merge.cli import main
-from merge.election import Slack, elected_sign
-from merge.method_table import METHODS
+from merge.methods import METHODS
+from tests.merge.conftest import save
 
 EDGES = (1e308, 3.3e38, 5e-324)
 SETTINGS = (
@@ -123,3 +124,23 @@ def test_what_is_said(
     assert main([str(tmp_path / "merge.yml"), str(tmp_path / "out")]) == 2
     said = capsys.readouterr().err
     assert words in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_norms_of_numbers_whose_squares_float32_does_not_hold(tmp_path: Path, dtype: str) -> None:
+    """The squares of 1e-25 are zero in float32. TIES keeps the larger half, and one model alone loses nothing else."""
+    from merge.auditing import audit_many
+
+    tau = torch.randn(6, 40, generator=torch.Generator().manual_seed(0)) * 1e-25
+    tau[0] = 0
+    tensors = {"base": torch.zeros(6, 40), "sft": tau}
+    for name, values in tensors.items():
+        save(tmp_path / name, {"a.weight": values.to(getattr(torch, dtype))}, words=None)
+    recipe = recipe_of("ties", "density", 0.5, {name: tmp_path / name for name in ("base", "sft", "ct")})
+    recipe |= {"models": {"sft": {"path": tmp_path / "sft", "density": 0.5}}, "compute_dtype": dtype}
+    report = audit_many([merge.Recipe.from_dict(recipe | {"tokenizer": "optional"})])[0]
+    exact = tau.to(getattr(torch, dtype)).double().view(-1)
+    kept = exact.abs().topk(120).values.norm()
+    assert report["models"]["sft"]["norm"] == pytest.approx(float(exact.norm()), rel=1e-6)
+    assert report["models"]["sft"]["norm_lost"] == pytest.approx(1 - float(kept / exact.norm()), rel=1e-5)
+    assert report["merged"]["norm"] == pytest.approx(float(kept), rel=1e-6)

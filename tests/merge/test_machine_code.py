@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 import torch
 
+from merge.engine import fused
 from merge.loops import machine_code
-from merge.loops.arguments import BFLOAT16
+from merge.loops.tables import BFLOAT16
 from merge.recipe import Recipe
-from merge.stream import fused
 
 ROOT = Path(__file__).parents[2]
 # One loop in place of all: the same file, line and loading, in a tenth of the time.
@@ -60,6 +60,19 @@ def test_a_damaged_file_is_not_used(tmp_path: Path) -> None:
     again = load_one(where)
     assert (again.stdout, again.stderr.strip()) == ("True True\n", machine_code.LINE)
     assert file.read_bytes() == whole
+
+
+@pytest.mark.parametrize("changed", sorted(path.name for path in machine_code.HERE.glob("*.py")))
+def test_machine_code_belongs_to_every_file_that_makes_it(
+    changed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """This one too: how the loops are compiled."""
+    shutil.copytree(machine_code.HERE, tmp_path / "loops", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(machine_code, "HERE", tmp_path / "loops")
+    before = machine_code._key.__wrapped__()
+    with (tmp_path / "loops" / changed).open("a") as file:
+        file.write("# changed")
+    assert machine_code._key.__wrapped__() != before
 
 
 def test_without_a_folder_for_the_cache_every_process_compiles(tmp_path: Path) -> None:

@@ -9,8 +9,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from merge.election import Slack
-from merge.methods import Consensus, keep_probabilities, linear, merge_taus, moved, row_ranks, slerp_coefficients
+from merge.arithmetic import (
+    Consensus,
+    Slack,
+    apply_task_vector,
+    average,
+    keep_probabilities,
+    merge_taus,
+    row_ranks,
+    slerp_coefficients,
+)
 
 # Small whole numbers: exact in float32, with many zeros and many exact ties between models.
 VALUES = st.lists(st.lists(st.integers(-4, 4), min_size=6, max_size=6), min_size=2, max_size=4)
@@ -48,10 +56,10 @@ def test_weighted_election_votes_with_weights() -> None:
 def test_task_arithmetic_and_linear_by_hand() -> None:
     base, a, b = torch.tensor([1.0, 2.0]), torch.tensor([0.5, -1.0]), torch.tensor([1.0, 1.0])
     tau, survivors = merge_taus([a, b], Consensus((2.0, 1.0), normalize=False, elect=False))
-    assert moved(base, tau, 0.5).tolist() == [2.0, 1.5] and survivors is None
+    assert apply_task_vector(base, tau, 0.5).tolist() == [2.0, 1.5] and survivors is None
     tau, _ = merge_taus([a, b], Consensus((2.0, 1.0), normalize=True, elect=False))
-    torch.testing.assert_close(moved(base, tau, 0.5), torch.tensor([1 + 1 / 3, 2 - 1 / 6]))
-    torch.testing.assert_close(linear([a, b], [3.0, 1.0], True), torch.tensor([0.625, -0.5]))
+    torch.testing.assert_close(apply_task_vector(base, tau, 0.5), torch.tensor([1 + 1 / 3, 2 - 1 / 6]))
+    torch.testing.assert_close(average([a, b], [3.0, 1.0], True), torch.tensor([0.625, -0.5]))
 
 
 def test_slerp_turns_at_constant_speed() -> None:

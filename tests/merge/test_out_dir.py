@@ -17,9 +17,9 @@ import pytest
 import merge
 from common.processes import SIGNALS
 from merge.cli import main
+from merge.engine.passes import Workers
 from merge.output import writer
 from merge.output.out_folder import OutFolder
-from merge.stream.threads import Workers
 from tests.merge.conftest import recipe
 
 RESULT = {"README.md", "audit.json", "audit.parquet", "config.json", "merge.yml", "model.safetensors", "tokenizer.json"}

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import merge
+from merge.engine import pieces
 from merge.recipe import Recipe
-from merge.stream import pieces
 from tests.merge.conftest import config, moved, recipe, save, weights
 from tests.merge.test_engine import HALF, merged
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from merge.select import Counting, NotFinite, Pieces, Ranking, Taker, kept, magnitude_bits
+from merge.select import Counting, NotFinite, Pieces, Ranking, TopK, count_kept, magnitude_bits
 from merge.select import rank as rank_float32
 
 MAGNITUDES = st.lists(
@@ -21,7 +21,7 @@ def rank(pieces: Pieces, ranks: list[int], numel: int, dtype: torch.dtype, resid
         return rank_float32(pieces, ranks, numel, resident)
     counting = Counting(dtype)
     for bits in pieces():
-        counting.see(bits)
+        counting.update(bits)
     return counting.ranking(ranks)
 
 
@@ -40,8 +40,8 @@ def test_every_way_of_selecting_takes_what_a_stable_sort_takes(
     streamed = rank(lambda: map(magnitude_bits, slices), ranks, len(values), dtype, resident=0)
     assert held.thresholds == streamed.thresholds
     for k in ranks:
-        taker = Taker(held.thresholds[k])
-        thin = torch.cat([taker.thin(piece, lambda piece=piece: magnitude_bits(piece)) for piece in slices])
+        top_k = TopK(held.thresholds[k])
+        thin = torch.cat([top_k.take(piece, lambda piece=piece: magnitude_bits(piece)) for piece in slices])
         order = tau.argsort(descending=True, stable=True)[:k]
         expected = torch.zeros_like(tau)
         expected[order] = tau[order]
@@ -58,8 +58,8 @@ def test_exactly_the_rank_is_kept_with_signs_and_ties(dtype: torch.dtype) -> Non
         (1, [0, 0, 0, 0, 0, 2]),
         (6, [1, -1, 1, -1, 0.5, 2]),
     ):
-        taker = Taker(rank(lambda: [bits], [k], 6, dtype, 100).thresholds[k])
-        assert taker.thin(tau, lambda: bits).tolist() == expected
+        top_k = TopK(rank(lambda: [bits], [k], 6, dtype, 100).thresholds[k])
+        assert top_k.take(tau, lambda: bits).tolist() == expected
 
 
 @pytest.mark.parametrize("resident", [0, 5000])
@@ -80,4 +80,4 @@ def test_nan_and_infinity_are_not_ranked(bad: float, dtype: torch.dtype, residen
 
 
 def test_kept_counts_as_mergekit_counts() -> None:
-    assert [kept(0.5, 7), kept(0.01, 7), kept(1.0, 7)] == [3, 1, 7]
+    assert [count_kept(0.5, 7), count_kept(0.01, 7), count_kept(1.0, 7)] == [3, 1, 7]

@@ -10,12 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from merge.engine.outputs import Output
+from merge.engine.passes import Workers, run, survey
 from merge.engine.plan import make_plan
-from merge.select import Counting, NotFinite, Ranking, Taker, magnitude_bits, rank
-from merge.select_on_device import DeviceCounting
-from merge.stream.engine import run
-from merge.stream.survey import survey
-from merge.stream.threads import Workers
+from merge.select import Counting, DeviceCounting, NotFinite, Ranking, TopK, magnitude_bits, rank
 from tests.merge.conftest import make_folders, recipe
 from tests.simulated_cuda import simulated_cuda
 
@@ -34,7 +31,7 @@ def on_device(slices: list[torch.Tensor], ranks: list[int]) -> Ranking:
     counting = DeviceCounting(slices[0].dtype, ranks, sum(map(len, slices)))
     for _ in range(5):
         for tau in slices:
-            counting.see(tau)
+            counting.update(tau)
         if not counting.another():
             return counting.ranking()
     raise AssertionError("more passes than a number has digits")
@@ -45,7 +42,7 @@ def on_host(slices: list[torch.Tensor], ranks: list[int]) -> Ranking:
         return rank(lambda: map(magnitude_bits, slices), ranks, sum(map(len, slices)), resident=0)
     counting = Counting(slices[0].dtype)
     for tau in slices:
-        counting.see(magnitude_bits(tau))
+        counting.update(magnitude_bits(tau))
     return counting.ranking(ranks)
 
 
@@ -75,7 +72,7 @@ def test_what_is_not_finite_is_refused(dtype: torch.dtype, wrong: float) -> None
 def test_on_a_gpu_nothing_but_counts_comes_to_the_host(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     tau = torch.tensor([0.5, -2.0, 2.0, 0.0, 2.0, -1.0, 2.0], dtype=dtype)
     here = on_host([tau], [3])
-    kept = Taker(here.thresholds[3]).thin(tau, lambda: magnitude_bits(tau))
+    kept = TopK(here.thresholds[3]).take(tau, lambda: magnitude_bits(tau))
     with simulated_cuda():
         there = tau.to("cuda:0")
         found = on_device([there], [3])
@@ -83,7 +80,7 @@ def test_on_a_gpu_nothing_but_counts_comes_to_the_host(dtype: torch.dtype, monke
         def host() -> None:
             raise AssertionError("magnitudes are brought to the host")
 
-        thinned = Taker(found.thresholds[3]).thin(there, host)  # type: ignore[arg-type]
+        thinned = TopK(found.thresholds[3]).take(there, host)  # type: ignore[arg-type]
         assert found.thresholds == here.thresholds
         assert thinned.device.type == "cuda"
         assert thinned.cpu().tolist() == kept.tolist() == [0, -2, 2, 0, 2, 0, 0]
@@ -120,6 +117,6 @@ def test_a_merge_on_a_simulated_gpu_is_that_of_the_cpu(
     def host(_: torch.Tensor) -> None:
         raise AssertionError("magnitudes are brought to the host")
 
-    monkeypatch.setattr("merge.stream.pieces.magnitude_bits", host)
+    monkeypatch.setattr("merge.engine.pieces.magnitude_bits", host)
     with simulated_cuda():
         assert merged(folders, "cuda:0", dtype) == here

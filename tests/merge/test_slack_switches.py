@@ -12,11 +12,10 @@ from safetensors.torch import load_file
 
 import merge
 from merge import select
+from merge.engine import pieces
+from merge.engine.passes import Workers, run
 from merge.engine.plan import make_plan
 from merge.recipe import Recipe
-from merge.stream import pieces
-from merge.stream.engine import run
-from merge.stream.threads import Workers
 from tests.merge.conftest import Keep, make_folders, recipe
 
 HALF = {"ct": {"density": 0.5, "weight": 0.6}, "sft": {"density": 0.3}}
@@ -66,7 +65,7 @@ def test_switches_by_hand(folders: dict[str, Path], switch: dict[str, Any], monk
     whole = {"ct": {}, "sft": {}}
     one = recipe(folders, "ties_sv", whole, **settings)
     monkeypatch.setattr(pieces, "SLICE", 100)
-    monkeypatch.setattr("merge.stream.threads.SMALL", 0)
+    monkeypatch.setattr("merge.engine.passes.SMALL", 0)
     (found,) = merged(one, workers=Workers(threads=2))
     base, changed = load_file(folders["base"] / "model.safetensors"), taus(folders)
     lifted = 0
@@ -76,7 +75,7 @@ def test_switches_by_hand(folders: dict[str, Path], switch: dict[str, Any], monk
         room = settings["slack"] * (sft.abs() if settings.get("slack_form") != "difference" else unit)
         saved = (ct * sft < 0) & (ct.abs() > sft.abs()) & (ct.abs() <= sft.abs() + room)
         if "slack_scope" in switch:
-            k = select.kept(settings.get("slack_share", 0.1), sft.numel())
+            k = select.count_kept(settings.get("slack_share", 0.1), sft.numel())
             saved &= sft.abs() >= sft.abs().sort(descending=True).values[k - 1]
         lifted += int(saved.sum())
         mean, larger = (ct + sft) / 2, torch.where(ct.abs() > sft.abs(), ct, sft)

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import merge
 from merge.checkpoints.tokenizer import template_tokens
-from merge.stream import pieces
+from merge.engine import pieces
 from tests.pipeline.tiny_pair import HIDDEN, make_pair, shifted
 from tests.train.data.chat.model_templates import OLMO, text, tokenizer
 

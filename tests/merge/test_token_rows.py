@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 import merge
+from merge.engine import pieces
 from merge.engine.plan import make_plan
-from merge.stream import pieces
 from tests.merge.conftest import HIDDEN
 from tests.merge.vocabularies import make
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from common.errors import Interrupted
 from pipeline import interruption
 from pipeline.execute import Job
-from pipeline.run.gpus import __main__ as child
+from pipeline.run import gpus
 from pipeline.stages import STAGE_TYPES
 
 HANGS_AFTER_S = 120.0
@@ -62,7 +62,7 @@ def train(job: Job) -> None:
         (together / job.stage.kind).touch()
         wait_for(together / "ct", together / "sft")
     if asked("linger") is not None and job.stage.kind == "ct":
-        with interruption.deferred(job.on_interrupt):
+        with interruption.deferred(lambda: job.emit("saving")):
             (FOLDER / "lingers").touch()
             until = time.monotonic() + HANGS_AFTER_S
             while not interruption.requested() and time.monotonic() < until:
@@ -79,7 +79,7 @@ def main() -> int:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails if the device is in use; ends with the process
     for kind in STAGE_TYPES.values():
         setattr(sys.modules[kind.run.__module__], kind.run.__name__, make)  # as plans on disk refer to it
-    return child.main(FOLDER, int(sys.argv[2]), sys.argv[3:])
+    return gpus.main(FOLDER, int(sys.argv[2]), sys.argv[3:])
 
 
 if __name__ == "__main__":

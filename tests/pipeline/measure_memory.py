@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from merge.loops.arguments import EXACT
 from merge.loops.machine_code import compiled_loops
+from merge.loops.tables import EXACT
 
 
 def resident(field: str) -> int:
@@ -85,8 +85,10 @@ def train(model: Path, case: dict[str, Any]) -> None:
         given = {"tokens": 3 * batch, "schedule_tokens": 30 * batch, "batch_tokens": batch, "block_size": block}
         rate = {"learning_rate": 1e-5, "min_lr_ratio": 0.1, "warmup_ratio": 0.1, "weight_decay": 0.0, "seed": 0}
         low = {"rank": case["lora_rank"], "alpha": 16, "dropout": 0.0, "targets": "all-linear"}
+        how = dict(case["compute"])
+        rate["precision"] = how.pop("precision", "fp32")
         settings = TrainingSettings(**{**given, **rate, **({"lora": low} if case["lora_rank"] else {})})
-        compute = Compute(threads=1, **case["compute"])
+        compute = Compute(threads=1, **how)
         trainer.train(model, folder, settings, folder / "out", work=folder / "work", compute=compute)
 
 

@@ -11,20 +11,19 @@ import sys
 from dataclasses import replace
 from typing import Any
 
-from pipeline import __main__ as entry
-from pipeline.run import sweep_run
-from pipeline.run.gpus import children
+from pipeline import cli
+from pipeline.run import gpus, run
 from pipeline.sweep import GPUS, Sweep
 
 if __name__ == "__main__":
-    devices, children.CHILD, *words = sys.argv[1:]
+    devices, gpus.CHILD, *words = sys.argv[1:]
     names = tuple(devices.split(","))
 
     def choose(sweep: Sweep, compute: Any) -> tuple[Sweep, tuple[str, ...]]:
         return replace(sweep, launcher=GPUS, processes=len(names)), names
 
-    sweep_run.gpus.choose = choose
+    gpus.choose_launcher = choose
     if os.environ.get("SLACKMERGE_TEST_NO_REPORT"):
-        sweep_run.check = lambda sweep: 0
-        sweep_run.write_report = lambda plan, arguments: None
-    sys.exit(entry.main(words))
+        run.checks.check_plan = lambda plan: []
+        run.write_report = lambda plan, arguments: None
+    sys.exit(cli.pipeline_main(words))

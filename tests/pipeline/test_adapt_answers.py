@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import sweep
-from pipeline.__main__ import main
+from pipeline.cli import pipeline_main as main
 from pipeline.stages.cell import plan_cell
 from pipeline.stages.stage import Inputs, Stage
 from tests.pipeline.tiny_pair import make_pair, tamil

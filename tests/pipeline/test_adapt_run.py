@@ -16,9 +16,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import merge
 from common.files import read_jsonl, write_jsonl
 from merge.output.card import read_card
-from pipeline import __main__ as entry
-from pipeline import check, inputs, sweep
+from pipeline import cli, inputs, sweep
 from pipeline.execute import Job
+from pipeline.run.run import check_configs
 from pipeline.stages import scoring
 from pipeline.stages.cell import Cell, plan_cell
 from tests import toy_text
@@ -132,7 +132,7 @@ def test_what_cannot_work_is_rejected_in_one_line_before_anything_runs(
     if change:
         change(chat)
     given = [word.format(chat=chat) for word in more]
-    assert entry.main(["check", *words(made, tmp_path, f"sft.source={chat}", *given)]) == 2
+    assert cli.pipeline_main(["check", *words(made, tmp_path, f"sft.source={chat}", *given)]) == 2
     said = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("warning: ")]
     assert len(set(said)) == 1 and re.match(says, said[0]), said
     assert not list((tmp_path / "store").glob("*/*"))
@@ -145,7 +145,7 @@ def test_facts_of_the_pair_are_said(made: Path, tmp_path: Path) -> None:
     (chat / "README.md").write_text("---\nlicense: other\nlicense_name: theirs\n---\n")
     (chat / "generation_config.json").write_text(json.dumps({"eos_token_id": 0, "repetition_penalty": 1.1}))
     given = words(made, tmp_path, f"model.path={base}", f"sft.source={chat}")
-    found = check.sweep(sweep.expand(given, multirun=False).configs)
+    found = check_configs(sweep.expand(given, multirun=False).configs)[1]
     told = [line for line in map(str, found) if line.startswith(("pair ", "generation ", "licences "))]
     rows = len(AutoTokenizer.from_pretrained(base))
     names = AutoTokenizer.from_pretrained(chat).convert_ids_to_tokens([0])
@@ -163,7 +163,7 @@ def test_an_adaptation(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     few = [f"~merge.methods.{name}" for name in ("chat_vector", "task_arithmetic", "ties_sv_1", "linear", "chat_slerp")]
     grids = ["merge.methods.ties.grid={lambda: [1.0]}", "merge.methods.chat_linear.grid={models.sft.weight: [1.0]}"]
     given = words(made, tmp_path, *few, *grids, "adapt.write=ties")
-    assert entry.main(given) == 0
+    assert cli.pipeline_main(given) == 0
     out = tmp_path / "out" / "adapt-test"
     said = capsys.readouterr().out
     assert re.search(rf"^written {out}/model: ties, lambda 1(\.0)?; on test Tamil bits per byte ", said, re.MULTILINE)
@@ -187,7 +187,7 @@ def test_an_adaptation(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     again.check_result(merge.write(again.recipe, tmp_path / "again"))
     candidates = read_jsonl(next((tmp_path / "store" / "choose").glob("*/candidates.jsonl")))
     assert [row["candidate"] for row in candidates] == ["sft", "ties-try-0", "chat_linear-try-0"]
-    assert entry.main(given) == 0 and "nothing to run" in capsys.readouterr().out
+    assert cli.pipeline_main(given) == 0 and "nothing to run" in capsys.readouterr().out
 
 
 def test_all_weight_on_the_chat_model_gives_its_bits(made: Path, tmp_path: Path) -> None:

@@ -18,12 +18,13 @@ from pipeline.cost.estimate import stage_work
 from pipeline.cost.shape import model_shape
 from pipeline.execute import Executor, Job
 from pipeline.journal import Journal
-from pipeline.run.console import Estimates
+from pipeline.run.display import Estimates
 from pipeline.stages import STAGE_TYPES
 from pipeline.stages.cell import CellPlanner, plan_cell
 from pipeline.stages.stage import Inputs, Stage, StageType
 from pipeline.stages.training import plan_sft, training_settings
 from pipeline.store import Store
+from tests.pipeline import toy
 from train.settings import TrainingSettings
 
 
@@ -46,16 +47,17 @@ def test_a_new_kind_is_one_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     corpus = Stage(StageType("corpus", write_text, 1, "data", 3), "toy")
     kind = StageType("words", count_words, 1, "score", 7, tracked=True)
     words = Stage(kind, "toy", WordsSettings(split="test"), {"corpus": corpus})
-    lines: list[str] = []
     store, runs = Store(tmp_path / "store"), []
     config = sweep.expand(("experiment=test", "tracking.wandb=offline"), multirun=False).configs[0]
     monkeypatch.setattr(tracking, "start", lambda config, folder, name, *about: runs.append(name))
     track = tracking.tracker(config, tmp_path)
-    assert Estimates(store, {}).of((corpus, words)) == 10
-    Executor(store, (corpus, words), Journal(tmp_path / "journal"), say=lines.append, track=track).run((corpus, words))
+    assert Estimates(store, {}).total((corpus, words)) == 10
+    journal = Journal(tmp_path / "journal")
+    view = toy.view(store, (corpus, words), journal)
+    Executor(store, (corpus, words), journal, track=track).compute((corpus, words))
     entry = store.find(words)
     assert entry and (entry.path / "count").read_text() == "3 of test"
-    assert lines[-1].endswith(" s: 3 words")
+    assert view.new_lines()[-1].endswith(" s: 3 words")
     assert runs == ["words toy"]
     assert stage_work(corpus, config, model_shape(config)).written > 0
 
@@ -116,5 +118,5 @@ def test_a_revision_changes_the_key() -> None:
 
 
 def test_a_guess_for_an_unknown_kind_is_refused() -> None:
-    with pytest.raises(BadInput, match=r"^compute\.first_guess\.evall: unknown kind of stage. Did you mean eval\?$"):
-        sweep.expand(("experiment=test", "+compute.first_guess.evall=3"), multirun=False)
+    with pytest.raises(BadInput, match=r"^compute\.stage_seconds\.evall: unknown kind of stage. Did you mean eval\?$"):
+        sweep.expand(("experiment=test", "+compute.stage_seconds.evall=3"), multirun=False)

@@ -9,8 +9,8 @@ import pytest
 from common.errors import BadInput
 from pipeline import sweep
 from pipeline.baselines import BASELINES
-from pipeline.report.records import label, labels
-from pipeline.run.cluster.schedule import cut
+from pipeline.report.formatting import label, labels
+from pipeline.run.cluster.schedule import group_into_pieces
 from pipeline.stages.cell import Cell, merged, plan_cell
 from pipeline.stages.stage import Inputs, Stage
 from pipeline.stages.trajectory import trajectories
@@ -71,7 +71,7 @@ def test_replay_in_sft_changes_the_share_and_no_more() -> None:
     (cell, _) = cells("eval.unmerged=[ct_then_sft,sft_replay]")
     replay, plain = (parent(cell.evals[name], "checkpoint") for name in ("sft_replay", "ct_then_sft"))
     assert replay.settings == plain.settings and replay.parents["model"].key == plain.parents["model"].key
-    differing = parent(replay, "blocks").settings.items() ^ parent(plain, "blocks").settings.items()
+    differing = parent(replay, "blocks").key_content.items() ^ parent(plain, "blocks").key_content.items()
     assert differing == {("replay_share", 0.5), ("replay_share", 0.25)}
 
 
@@ -101,7 +101,7 @@ def test_every_arm_has_a_title_and_can_be_planned_together() -> None:
     assert set(BASELINES) <= set(planned[0].evals)
     assert len({label(name) for name in planned[0].evals}) == len(planned[0].evals)
     before: set[str] = set()
-    for task in cut(merged(planned)):
+    for task in group_into_pieces(merged(planned)):
         assert task.needs <= before
         before |= task.keys
 
@@ -141,7 +141,7 @@ def test_only_merges_of_ct_and_sft_may_lead() -> None:
 
 def test_jobs_wait_for_what_they_read() -> None:
     before: set[str] = set()
-    for task in cut(merged(cells(TRAINED, MERGED, ALIKE))):
+    for task in group_into_pieces(merged(cells(TRAINED, MERGED, ALIKE))):
         assert task.needs <= before
         before |= task.keys
 

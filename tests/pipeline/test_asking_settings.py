@@ -19,6 +19,7 @@ from pipeline.config import Config
 from pipeline.cost.estimate import generated_tokens, scored_tokens
 from pipeline.execute import Job
 from pipeline.run.plan_table import prompts
+from pipeline.run_plan import without_stages
 from pipeline.stages import scoring
 from pipeline.stages.cell import plan_cell
 from pipeline.stages.scoring import EvalSettings, ScoreOptions, speaker
@@ -131,7 +132,7 @@ def test_a_merge_is_scored_by_the_template_and_the_generation_config_of_its_chat
     """As its written folder with these files is scored."""
     import merge
     from eval import harness, task_set
-    from eval.asking import Asking
+    from eval.prompting import Prompting
     from merge import Recipe
 
     own = local_tasks.write(tmp_path / "tasks", ["mgsm_tam"])
@@ -141,8 +142,8 @@ def test_a_merge_is_scored_by_the_template_and_the_generation_config_of_its_chat
     merge.write(Recipe.from_yaml(tmp_path / "merge.yml"), folder)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"):
         shutil.copyfile(merged["sft"] / name, folder / name)
-    asking = Asking("auto", "சொல்")
-    expected = harness.evaluate_folder(folder, tasks, asking=asking)
+    asking = Prompting("auto", "சொல்")
+    expected = harness.evaluate_folder(folder, tasks, prompting=asking)
     parents = {name: toy_stage("model", name, {"name": name}) for name in merged}
     usual: dict[str, Any] = {"split": "test", "limit": None, "excerpt": None, "language": "tam", "tasks": ()}
     settings = EvalSettings(**usual, chat="auto", system="சொல்")
@@ -161,15 +162,17 @@ def test_a_merge_is_scored_by_the_template_and_the_generation_config_of_its_chat
 def test_check_reports_what_is_asked(tmp_path: Path) -> None:
     own = local_tasks.write(tmp_path / "own", ["choice_tam", "mgsm_tam"])
     stated = config(f"eval.include_path={own}", "eval.fewshot={mgsm_tam: 2}", "eval.limit=3")
-    assert list(resources.check_tasks(stated)) == [
+    assert list(resources.check_tasks(without_stages(stated))) == [
         Finding(
             False,
             "prompts     plain; choice_tam: 3; mgsm_tam: 3, 2 examples each, up to 30 tokens generated (10 each)",
-            told=True,
+            fact=True,
         )
     ]
     too_many = list(
-        resources.check_tasks(config(f"eval.include_path={own}", "eval.tasks=[mgsm_tam]", "eval.fewshot=9"))
+        resources.check_tasks(
+            without_stages(config(f"eval.include_path={own}", "eval.tasks=[mgsm_tam]", "eval.fewshot=9"))
+        )
     )
     assert [finding.fails for finding in too_many] == [True]
     assert too_many[0].text.startswith("eval.fewshot: mgsm_tam has 4 examples to draw from, got 9")
@@ -178,7 +181,7 @@ def test_check_reports_what_is_asked(tmp_path: Path) -> None:
 def test_check_reports_where_generation_stops(tmp_path: Path) -> None:
     chat = saved(tmp_path / "chat", eos_token_id=[1, 2])
     stated = config("model=folder", f"model.path={SHIPPED}", f"sft.source={chat}", "eval.chat=auto")
-    plain, chats = list(check_chat_templates(stated))
+    plain, chats = list(check_chat_templates(without_stages(stated)))
     assert plain.told and plain.text == f"chat        model.path={SHIPPED}: plain prompts (no chat template)"
     names = chat_tokenizer().convert_ids_to_tokens([1, 2])
     assert chats.told and chats.text == (
@@ -186,13 +189,13 @@ def test_check_reports_where_generation_stops(tmp_path: Path) -> None:
     )
     runs_on = CHATML.replace("<|im_end|>", "</s>")
     (chat / "chat_template.jinja").write_text(runs_on, encoding="utf-8")
-    warning = list(check_chat_templates(stated))[-1]
+    warning = list(check_chat_templates(without_stages(stated)))[-1]
     assert not warning.fails and "its template ends an answer by </s>, where generation does not stop" in warning.text
     (chat / "chat_template.jinja").write_text(NO_SYSTEM, encoding="utf-8")
     with_system = config("model=folder", f"model.path={chat}", "eval.chat=auto", "eval.system=short")
     with pytest.raises(BadInput, match=r"^eval\.system: .* takes no system message"):
-        list(check_chat_templates(with_system))
-    assert list(check_chat_templates(config())) == []
+        list(check_chat_templates(without_stages(with_system)))
+    assert list(check_chat_templates(without_stages(config()))) == []
 
 
 def test_plan_reports_what_is_not_asked_in_the_usual_way() -> None:

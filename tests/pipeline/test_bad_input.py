@@ -16,9 +16,8 @@ from pathlib import Path
 import pytest
 
 from common.errors import BadInput
-from pipeline import __main__ as entry
-from pipeline import inputs, sweep
-from pipeline.run import sweep_run
+from pipeline import cli, inputs, sweep
+from pipeline.run import cells
 from pipeline.stages import data
 from tests.messages import assert_one_line, assert_wording
 
@@ -172,12 +171,12 @@ def test_one_line_and_exit_code_2(
     def computes(*_: object) -> None:
         raise AssertionError("nothing may be computed")
 
-    monkeypatch.setattr(sweep_run, "worker", computes)
-    monkeypatch.setattr(sweep_run.local, "make", computes)
+    monkeypatch.setattr(cells, "run_executor", computes)
+    monkeypatch.setattr(cells, "compute_cells", computes)
     arguments, key = CASES[case]
     given = [argument.format(tmp=folder) if "{tmp}" in argument else argument for argument in arguments]
     experiment = [] if any(argument.startswith("experiment=") for argument in given) else ["experiment=test"]
-    code = entry.main([*experiment, f"store={folder}/store", f"outputs={folder}/outputs", *given])
+    code = cli.pipeline_main([*experiment, f"store={folder}/store", f"outputs={folder}/outputs", *given])
     said = capsys.readouterr().err
     assert code == 2
     assert len(said.splitlines()) == 1
@@ -204,7 +203,10 @@ def test_an_experiment_that_is_not_yaml(
     broken = tmp_path / "conf" / "experiment" / "mine.yaml"
     broken.write_text(text)
     monkeypatch.setattr(sweep, "CONF", tmp_path / "conf")
-    assert entry.main([verb, "-m", "experiment=mine", f"store={tmp_path}/store", f"outputs={tmp_path}/outputs"]) == 2
+    assert (
+        cli.pipeline_main([verb, "-m", "experiment=mine", f"store={tmp_path}/store", f"outputs={tmp_path}/outputs"])
+        == 2
+    )
     said = capsys.readouterr().err
     assert re.fullmatch(f"{re.escape(str(broken))}: {message}.*. Correct it there.\n", said), said
     assert not (tmp_path / "outputs").exists()
@@ -213,7 +215,7 @@ def test_an_experiment_that_is_not_yaml(
 def test_no_disk_space(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9 - 1, 1))
-    assert entry.main(["experiment=test", f"store={folder}/store", f"outputs={folder}/outputs"]) == 2
+    assert cli.pipeline_main(["experiment=test", f"store={folder}/store", f"outputs={folder}/outputs"]) == 2
     assert "0.0 GB free, but this run may need" in capsys.readouterr().err
 
 
@@ -225,7 +227,7 @@ def test_a_budget_above_the_corpus_names_its_size(tmp_path: Path) -> None:
 
 
 def test_nothing_to_report(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert entry.main(["report", "experiment=test", f"store={folder}/store"]) == 2
+    assert cli.pipeline_main(["report", "experiment=test", f"store={folder}/store"]) == 2
     assert_one_line(capsys.readouterr().err, f"store={folder}/store: ")
 
 
@@ -244,7 +246,7 @@ def test_the_command_itself() -> None:
 def test_help_and_plan_import_no_torch(tmp_path: Path) -> None:
     program = f"""
 import sys
-from pipeline.__main__ import main
+from pipeline.cli import pipeline_main as main
 assert main(["--help"]) == 0
 assert "hydra" not in sys.modules
 assert main(["plan", "-m", "experiment=test", "store={tmp_path}/store"]) == 0
@@ -257,7 +259,7 @@ assert not heavy, heavy
 
 
 def test_a_plan_for_gpus_needs_none(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert entry.main(["plan", "experiment=test", "compute.device=cuda", f"store={folder}/store"]) == 0
+    assert cli.pipeline_main(["plan", "experiment=test", "compute.device=cuda", f"store={folder}/store"]) == 0
     assert "to run" in capsys.readouterr().out
 
 

@@ -14,11 +14,11 @@ from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForC
 
 from common.errors import BadInput
 from common.files import read_jsonl, write_jsonl
-from pipeline import __main__ as entry
-from pipeline import check, inputs, run_plan, sweep
+from pipeline import cli, inputs, run_plan, sweep
 from pipeline.journal import Journal
-from pipeline.run import sweep_run
-from pipeline.run.worker import worker
+from pipeline.run import run
+from pipeline.run.cells import run_executor
+from pipeline.run.run import check_configs
 from pipeline.stages.cell import plan_cell
 from pipeline.stages.stage import Stage
 from tests.train.data.chat.model_templates import VICUNA, text, tokenizer
@@ -120,7 +120,7 @@ def test_what_cannot_work_is_refused_in_one_line_before_anything_runs(
     for old, new in hub:
         changes = [change.replace(old, new) for change in changes]
     given = words(tmp_path, "model=folder", f"model.path={base}", f"sft.path={talk}", *changes)
-    assert entry.main(given) == 2
+    assert cli.pipeline_main(given) == 2
     said = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("warning: ")]
     assert len(said) == 1 and re.match(says, said[0]), said
     assert not list((tmp_path / "store").glob("*/*"))
@@ -167,13 +167,15 @@ def test_a_data_set_of_conversations_is_read_and_checked(base: Path, tmp_path: P
     write_jsonl(tmp_path / "set" / "rows.jsonl", [{"conversations": [{"from": "human", "value": "q"}]}])
     hub = HUB.replace("DATASET", str(tmp_path / "set")).replace("REVISION", "null")
     given = words(tmp_path, "model=folder", f"model.path={base}", "sft.template=tokenizer", hub)
-    [failure] = [str(finding) for finding in check.sweep(sweep.expand(given, multirun=False).configs) if finding.fails]
+    [failure] = [
+        str(finding) for finding in check_configs(sweep.expand(given, multirun=False).configs)[1] if finding.fails
+    ]
     assert failure == (
         f"sft.hub.dataset={tmp_path}/set: no conversation in its first 100 rows (1 no answer). Choose another data set."
     )
     said = {"from": "gpt", "value": "a"}
     write_jsonl(tmp_path / "set" / "rows.jsonl", [{"conversations": [{"from": "human", "value": "q"}, said]}])
-    assert not [str(f) for f in check.sweep(sweep.expand(given, multirun=False).configs) if f.fails]
+    assert not [str(f) for f in check_configs(sweep.expand(given, multirun=False).configs)[1] if f.fails]
     made = stages(tmp_path, *given[3:], "sft.format=sharegpt")
     assert made["instructions"].settings.format == "sharegpt"
 
@@ -186,9 +188,9 @@ def test_sft_learns_conversations(base: Path, talk: Path, tmp_path: Path, capsys
         "sft.learning_rate=2e-2",
     )  # fmt: skip
     plan = run_plan.plan(sweep.expand(given, multirun=False))
-    here = worker(plan, Journal(tmp_path / "runs" / "now" / "journal.jsonl"))
+    here = run_executor(plan, Journal(tmp_path / "runs" / "now" / "journal.jsonl"))
     stage = next(stage for stage in plan.stages if stage.kind == "sft" and "ct" not in stage.parents["model"].kind)
-    folder = here.ensure(stage)
+    folder = here.materialize(stage)
     losses = [row["loss"] for row in read_jsonl(folder / "log.jsonl")]
     assert losses[-1] < 0.7 * losses[0]
     of = AutoTokenizer.from_pretrained(folder / "model")
@@ -227,7 +229,7 @@ def test_what_a_template_does_is_told(
     two = [*TALK[0]["messages"], *TALK[1]["messages"]]
     write_jsonl(tmp_path / "talk.jsonl", [{"messages": two}, TALK[2]])
     given = words(tmp_path, "model=folder", f"model.path={base}", f"sft.path={tmp_path}/talk.jsonl")
-    assert sweep_run.check(sweep.expand([*given, f"sft.template={tmp_path}/mine.jinja"], multirun=False)) == 0
+    assert run.check(sweep.expand([*given, f"sft.template={tmp_path}/mine.jinja"], multirun=False)) == 0
     [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("template    ")]
     assert says in line
 
@@ -236,14 +238,16 @@ def test_a_template_file_without_a_model(talk: Path, tmp_path: Path) -> None:
     """The recipe's tokenizer has an end token and nothing else: turns can end by it."""
     (tmp_path / "mine.jinja").write_text(VICUNA.replace("END", "eos_token"))
     given = words(tmp_path, f"sft.path={talk}", f"sft.template={tmp_path}/mine.jinja", "sft.block_size=256")
-    assert not [str(f) for f in check.sweep(sweep.expand(given, multirun=False).configs) if f.fails]
+    assert not [str(f) for f in check_configs(sweep.expand(given, multirun=False).configs)[1] if f.fails]
 
 
 def test_a_tokenizer_without_a_template_is_named(base: Path, talk: Path, tmp_path: Path) -> None:
     bare = Path(shutil.copytree(base, tmp_path / "bare"))
     (bare / "chat_template.jinja").unlink()
     given = words(tmp_path, "model=folder", f"model.path={bare}", f"sft.path={talk}", "sft.template=tokenizer")
-    [failure] = [str(finding) for finding in check.sweep(sweep.expand(given, multirun=False).configs) if finding.fails]
+    [failure] = [
+        str(finding) for finding in check_configs(sweep.expand(given, multirun=False).configs)[1] if finding.fails
+    ]
     assert failure.startswith(f"model.path={bare}: its tokenizer has no chat template. Set sft.template=chatml")
     with pytest.raises(BadInput, match="no such folder"):
         stages(tmp_path, "model=folder", f"model.path={tmp_path}/no", "sft.template=tokenizer")

@@ -12,6 +12,8 @@ from pipeline.check import Finding, data
 from pipeline.check.data import measure_fertility
 from pipeline.check.resources import check_hypotheses
 from pipeline.config import Config
+from pipeline.run.run import check_configs
+from pipeline.run_plan import RunPlan, without_stages
 
 ROOT = Path(__file__).parents[2]
 
@@ -21,7 +23,7 @@ def config(*overrides: str) -> Config:
 
 
 def found(tmp_path: Path, *overrides: str) -> list[Finding]:
-    return check.sweep([config(f"store={tmp_path}", *overrides)])
+    return check_configs([config(f"store={tmp_path}", *overrides)])[1]
 
 
 def test_the_default_experiment_has_nothing_wrong(tmp_path: Path) -> None:
@@ -75,7 +77,7 @@ def test_the_largest_budget_of_a_sweep_is_the_one_that_is_asked_for(tmp_path: Pa
         config(f"store={tmp_path}", "language=mine", f"corpus.path={tmp_path}/text.txt", f"ct.tokens={budget}")
         for budget in ("4k", "450k")
     ]
-    said = list(data.check_budgets(configs))
+    said = list(data.check_budgets(RunPlan(tuple(map(without_stages, configs)))))
     assert [finding.text.partition(":")[0] for finding in said] == ["ct.tokens=450k"]
 
 
@@ -134,10 +136,14 @@ def test_control_tokens_in_the_text_are_a_warning(tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("Madzi <|end|> a mtsinje.\n\nMadzi <|end|><|end|>\n\nMadzi <|start|>")
     asked = ["language=mine", f"corpus.path={text}"]
-    (warned,) = [finding for finding in data.check_tokenizer(config(*asked)) if "control tokens" in finding.text]
+    (warned,) = [
+        finding for finding in data.check_tokenizer(without_stages(config(*asked))) if "control tokens" in finding.text
+    ]
     assert not warned.fails and "<|end|> (3 times in up to 200 documents)" in warned.text
     text.write_text("Madzi a mtsinje.\n\nMadzi")
-    assert not [finding for finding in data.check_tokenizer(config(*asked)) if "control tokens" in finding.text]
+    assert not [
+        finding for finding in data.check_tokenizer(without_stages(config(*asked))) if "control tokens" in finding.text
+    ]
 
 
 def test_text_that_a_tokenizer_loses_fails_and_a_hardly_known_script_warns(tmp_path: Path) -> None:
@@ -145,19 +151,20 @@ def test_text_that_a_tokenizer_loses_fails_and_a_hardly_known_script_warns(tmp_p
 
     (tmp_path / "text.txt").write_text("ཆུ་བོའི་ཆུ\n\nབོད་ཡིག")
     text = ["language=mine", f"corpus.path={tmp_path}/text.txt"]
-    warned = list(data.check_tokenizer(config(*text)))
+    warned = list(data.check_tokenizer(without_stages(config(*text))))
     assert len(warned) == 1 and not warned[0].fails and "splits the script into many tokens" in warned[0].text
     folder = tmp_path / "model"
     folder.mkdir()
     Tokenizer(models.BPE({"<unk>": 0, "a": 1}, [], unk_token="<unk>")).save(str(folder / "tokenizer.json"))
-    failed = list(data.check_tokenizer(config(*text, f"model.path={folder}")))
+    failed = list(data.check_tokenizer(without_stages(config(*text, f"model.path={folder}"))))
     assert failed[0].fails and "as unknown" in failed[0].text
 
 
 def test_hypotheses_are_read_before_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cell = config(f"store={tmp_path}", "name=mine")
     monkeypatch.chdir(tmp_path)
-    assert list(check_hypotheses([cell])) == []
+    plan = RunPlan((without_stages(cell),))
+    assert list(check_hypotheses(plan)) == []
     path = Path("hypotheses") / f"{cell.name}.yaml"
     path.parent.mkdir()
     entry = (
@@ -165,16 +172,16 @@ def test_hypotheses_are_read_before_a_run(tmp_path: Path, monkeypatch: pytest.Mo
     )
     budget = str(cell.ct.tokens)
     path.write_text(entry.replace("M", "ct_then_sft").replace("B", budget))
-    (warning,) = check_hypotheses([cell])
+    (warning,) = check_hypotheses(plan)
     assert not warning.fails and "not in a git repository" in warning.text
     subprocess.run(["git", "init", "-q"], check=True)
-    (warning,) = check_hypotheses([cell])
+    (warning,) = check_hypotheses(plan)
     assert not warning.fails and f"{path}: a: its present text is not committed" in warning.text
     for method, tokens, said in (("tie", budget, "method tie is not"), ("ct", "7M", "budget=7M: the experiment has")):
         path.write_text(entry.replace("M", method, 1).replace("B", tokens))
-        first, second = check_hypotheses([cell])
+        first, second = check_hypotheses(plan)
         assert f"{path}: a: this run gives no data for it: " in first.text and said in first.text
         assert not first.fails and "not committed" in second.text
     path.write_text("[]")
-    (failure,) = check.guarded(check_hypotheses, [cell])
+    (failure,) = check.guarded(check_hypotheses, plan)
     assert failure.fails and "expected a list of hypotheses" in failure.text

@@ -13,7 +13,7 @@ from common.errors import BadInput
 from merge import Recipe
 from pipeline import recipes, sweep
 from pipeline.execute import Job
-from pipeline.run.cluster.schedule import cut
+from pipeline.run.cluster.schedule import group_into_pieces
 from pipeline.stages import tuning
 from pipeline.stages.cell import Cell, merged, plan_cell
 from pipeline.stages.stage import Inputs, Stage
@@ -76,7 +76,7 @@ def test_jobs_wait_for_what_they_read() -> None:
     for overrides in ((ALL, GRID), ("merge.choice={budgets:own,seeds:[0]}",), (GRID,)):
         before: set[str] = set()
         stages = merged(cells(*overrides))
-        for task in cut(stages):
+        for task in group_into_pieces(stages):
             assert task.needs <= before
             before |= task.keys
         assert before == {stage.key for stage in stages}

@@ -13,14 +13,14 @@ from submitit.helpers import DelayedSubmission
 
 from common.errors import BadInput
 from pipeline import sweep
+from pipeline.execute import Executor
 from pipeline.journal import Journal
 from pipeline.run import cluster, launch
-from pipeline.run.cluster import queue, schedule, watch
-from pipeline.run.cluster import submit as submit_module
+from pipeline.run.cluster import schedule
+from pipeline.run.cluster import slurm as slurm_module
 from pipeline.run.cluster.job import ClusterJob, bind_gpus
-from pipeline.run.console import Estimates, Progress
-from pipeline.run.failures import Failures, tell
-from pipeline.run.worker import Worker
+from pipeline.run.display import RunView
+from pipeline.run.run import report_failures
 from pipeline.run_plan import RunPlan
 from pipeline.stages.cell import plan_cell
 from pipeline.stages.stage import Inputs, Stage
@@ -74,12 +74,12 @@ def small_sweep(tmp_path: Path) -> RunPlan:
 
 def submit(tmp_path: Path, run: str, plan: RunPlan) -> list[str]:
     """Runs a sweep whose jobs vanish at once; the lines it says."""
-    journal, lines = Journal(tmp_path / run / "journal.jsonl"), []
+    journal = Journal(tmp_path / run / "journal.jsonl")
     journal.path.parent.mkdir()
-    here = Worker(plan.store, plan.stages, journal, say=lines.append)
+    view = RunView(plan, journal.path)
     wanted = site(tmp_path, "partition: gpu\nextra: {exclusive: true}\n")
-    cluster.make(wanted, plan, plan.stages, here, journal)
-    return lines
+    cluster.compute(wanted, plan, plan.stages, Executor(plan.store, plan.stages, journal))
+    return view.new_lines()
 
 
 def test_each_array_waits_for_the_jobs_that_make_what_it_reads(tmp_path: Path, slurm: Path) -> None:
@@ -108,8 +108,8 @@ def test_a_job_knows_how_the_site_starts_python(tmp_path: Path, slurm: Path) -> 
     python = "apptainer exec --nv image.sif python"
     plan, alone = small_sweep(tmp_path), tmp_path / "run"
     wanted = site(tmp_path, f"python: {python}\n")
-    with queue.submitting(plan.store):
-        submit_module.submit(wanted, plan.store, schedule.cut(plan.stages)[:1], alone, {})
+    with slurm_module.submitting(plan.store):
+        slurm_module.submit(wanted, plan.store, schedule.group_into_pieces(plan.stages)[:1], alone, {})
     script = (slurm / "1.sh").read_text()
     assert f"exec {python}" in script and f'export {launch.HOST_PATH}="$PATH"' in script
     assert script.index("export") < script.index(f"exec {python}")
@@ -129,11 +129,11 @@ def test_what_is_queued_is_waited_for_and_not_submitted_again(tmp_path: Path, sl
             f"{id}|PENDING|Dependency|{wanted['job-name']}\n" for id in ids if id != "1"
         ]  # the first has been cancelled
     (slurm / "queue").write_text("".join(in_queue))
-    with queue.submitting(plan.store):
-        jobs = queue.ours(plan.store, queue.look() or {})
+    with slurm_module.submitting(plan.store):
+        jobs = slurm_module.jobs_of_store(plan.store, slurm_module.query_queue() or {})
     assert len(jobs) == 16
-    again = schedule.cut(plan.stages, plan.by_key.keys() - set(queue.making(jobs)))
-    assert [task.stages[0].kind for task in again] == ["corpus"]
+    again = schedule.group_into_pieces(plan.stages, plan.by_key.keys() - set(slurm_module.jobs_by_key(jobs)))
+    assert [piece.stages[0].kind for piece in again] == ["corpus"]
 
 
 def test_what_an_earlier_job_published_meanwhile_is_not_submitted(
@@ -145,10 +145,10 @@ def test_what_an_earlier_job_published_meanwhile_is_not_submitted(
         out = plan.store.work(corpus) / "out"
         out.mkdir(parents=True)
         plan.store.publish(corpus, out, {"seconds": 1.0, "amount": 1.0, "finished": ""})
-    tasks: list[schedule.Task] = []
-    monkeypatch.setattr(cluster.submit, "submit", lambda site, store, cut, *_: tasks.extend(cut) or [])
+    pieces: list[schedule.Piece] = []
+    monkeypatch.setattr(slurm_module, "submit", lambda site, store, given, *_: pieces.extend(given) or [])
     submit(tmp_path, "first", plan)
-    assert {key for task in tasks for key in task.keys} == plan.by_key.keys() - {corpus.key}
+    assert {key for piece in pieces for key in piece.keys} == plan.by_key.keys() - {corpus.key}
 
 
 def test_nothing_is_submitted_where_slurm_does_not_answer(tmp_path: Path, slurm: Path) -> None:
@@ -228,25 +228,25 @@ def test_a_job_uses_the_gpus_that_slurm_gave_it(
 
 
 def watched(
-    root: Path, plan: tuple[Stage, ...], looks: list[dict[str, queue.Seen] | None]
+    root: Path, plan: tuple[Stage, ...], looks: list[dict[str, slurm_module.QueueEntry] | None]
 ) -> tuple[list[str], Journal]:
     """Watches one job that makes the whole plan, with these answers of Slurm; the last one goes on."""
-    lines: list[str] = []
     journal, store = Journal(root / "journal.jsonl"), Store(root)
-    progress = Progress(plan, Estimates(store, {}), lines.append)
-    job = queue.Job("7", "toy", tuple(stage.key for stage in plan), str(root))
+    view = toy.view(store, plan, journal)
+    job = slurm_module.Job("7", "toy", tuple(stage.key for stage in plan), str(root))
     answers = itertools.chain(looks, itertools.repeat({}))
-    watch.until_ended(watch.Watch([job], plan, store, journal, progress), site(root), lambda: next(answers))
-    return lines, journal
+    watch = slurm_module.Watch({"7": job}, {stage.key: stage for stage in plan}, store, journal)
+    slurm_module.wait(watch, site(root), lambda: next(answers))
+    return view.new_lines(), journal
 
 
 def test_a_job_that_vanishes_is_named_with_its_log(tmp_path: Path, slurm: Path) -> None:
     plan = toy.plan()[:2]
     journal = Journal(tmp_path / "toy.jsonl")
     makes = toy.Makers().__getitem__
-    worker = Worker(Store(tmp_path), plan, journal, maker=makes, say=lambda line: None, assigned={plan[0].key})
-    worker.make(plan[:1])
-    lines, journal = watched(tmp_path, plan, [{"7": queue.Seen("RUNNING", "None", "toy")}, None])
+    executor = Executor(Store(tmp_path), plan, journal, maker=makes, assigned={plan[0].key})
+    executor.compute(plan[:1])
+    lines, journal = watched(tmp_path, plan, [{"7": slurm_module.QueueEntry("RUNNING", "None", "toy")}, None])
     assert [event["slug"] for event in journal.events("published")] == ["toy"]
     (failed,) = journal.events("failed")
     assert failed["message"] == "base toy failed: its job 7 ended as CANCELLED" and failed["log"] == str(
@@ -257,7 +257,7 @@ def test_a_job_that_vanishes_is_named_with_its_log(tmp_path: Path, slurm: Path) 
 
 def test_a_job_that_slurm_holds_back_is_told_of(tmp_path: Path, slurm: Path) -> None:
     lines, _ = watched(
-        tmp_path, toy.plan()[:1], [{"7": queue.Seen("PENDING", "launch failed requeued held", "toy")}] * 3
+        tmp_path, toy.plan()[:1], [{"7": slurm_module.QueueEntry("PENDING", "launch failed requeued held", "toy")}] * 3
     )
     assert len([line for line in lines if "is held" in line and "scontrol release 7" in line]) == 1
 
@@ -266,18 +266,7 @@ def test_the_end_names_what_failed_its_log_and_the_command(capsys: pytest.Captur
     arguments = ["run", "-m", "experiment=tiny", "ct.tokens=10k,40k", "corpus.path=my text.txt"]
     failed = {"message": "ct nya-10k-s0 failed: its job 7 ended as TIMEOUT", "log": "slurm/7_0_log.out"}
     absent = {"message": "eval nya-ct-10k-s0 was not run, as ct nya-10k-s0 is missing"}
-    tell(Failures([failed], [failed], [absent]), arguments)
+    report_failures([failed, failed, absent], arguments)
     first, log, not_run, command = capsys.readouterr().err.splitlines()
     assert (first, log) == (failed["message"], "  log: slurm/7_0_log.out") and not_run.startswith("eval")
     assert command.endswith("-m pipeline run -m experiment=tiny ct.tokens=10k,40k 'corpus.path=my text.txt'")
-
-
-def test_a_line_that_is_not_whole_yet_is_read_later(tmp_path: Path) -> None:
-    tail = watch.Tail(tmp_path / "j.jsonl")
-    assert tail.events() == []
-    with tail.path.open("a") as file:
-        file.write('{"event": "started"}\n{"event": ')
-        file.flush()
-        assert tail.events() == [{"event": "started"}]
-        file.write('"published"}\n')
-    assert tail.events() == [{"event": "published"}]

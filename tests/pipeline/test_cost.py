@@ -14,13 +14,12 @@ import pytest
 
 from common.errors import BadInput
 from pipeline import sweep
-from pipeline.config import Config, ModelShape
+from pipeline.config import Compute, Config, ModelShape
 from pipeline.cost import estimate, hardware, memory
 from pipeline.cost.estimate import Work, stage_work
 from pipeline.cost.shape import forward_flops, from_config_json, model_shape, training_flops
 from pipeline.stages.cell import Cell, merged, plan_cell
 from pipeline.stages.stage import Inputs
-from train.settings import Compute
 
 ROOT = Path(__file__).parents[2]
 LLAMA = ModelShape(vocabulary=32000, hidden=4096, layers=32, heads=32, kv_heads=32, feed_forward=11008, tied=False)
@@ -223,7 +222,7 @@ def test_disk_at_its_peak_is_what_stays_and_the_largest_work_beside_it() -> None
 
 def test_the_plan_of_the_paper_needs_no_torch_and_says_what_it_costs() -> None:
     code = (
-        "import sys; from pipeline.__main__ import main; code = main(sys.argv[1:]);"
+        "import sys; from pipeline.cli import pipeline_main as main; code = main(sys.argv[1:]);"
         " assert 'torch' not in sys.modules; sys.exit(code)"
     )
     arguments = ["plan", "-m", "experiment=paper", "language=tam,uig", "ct.tokens=250M,1B", "cluster=8xH100"]
@@ -240,7 +239,7 @@ def test_the_plan_of_the_paper_needs_no_torch_and_says_what_it_costs() -> None:
 
 
 def test_a_plan_that_cannot_fit_ends_with_two_and_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    from pipeline.__main__ import main
+    from pipeline.cli import pipeline_main as main
 
     assert main(["plan", "experiment=paper", "cluster=1xRTX3090"]) == 2
     assert re.fullmatch(r"CLUSTER=1xRTX3090: .* Set compute.*\n", capsys.readouterr().err)
@@ -249,7 +248,7 @@ def test_a_plan_that_cannot_fit_ends_with_two_and_one_line(capsys: pytest.Captur
 
 
 def test_one_process_uses_one_gpu_at_a_time_and_all_other_launchers_share_them(capsys: Any) -> None:
-    from pipeline.__main__ import main
+    from pipeline.cli import pipeline_main as main
 
     hours = {}
     for launcher in ("local", "gpus", ""):

@@ -7,26 +7,29 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import dashboard, tracking
-from pipeline.report.records import Subject
-from pipeline.report.report_sources import Sources
-from pipeline.stages.stage import Stage
+from pipeline import dashboard, sweep, tracking
+from pipeline.report.records import ReportInfo
+from pipeline.report.sources import Sources
+from pipeline.run_plan import RunPlan
+from pipeline.stages.cell import plan_cell
+from pipeline.stages.stage import Inputs
 from tests.pipeline.report.synthetic import GOOD, LOST, Run
-from tests.pipeline.toy_stage import toy_stage
 
 
-def test_runs_say_which_method_they_are_of() -> None:
-    base = toy_stage("base", "tiny", {})
-    ct = toy_stage("ct", "nya-40k-s3", {"tokens": 40_000, "seed": 3}, {"model": base})
-
-    def method(slug: str, parent: Stage = ct, kind: str = "eval") -> str | None:
-        return tracking.method_of(toy_stage(kind, slug, {}, {"checkpoint": parent}))
-
-    assert method("nya-ct-then-sft-40k-s3") == "ct_then_sft" and method("nya-ties_sv_1-1.5M-s0") == "ties_sv_1"
-    assert method("nya-sft-s0") == "sft" and method("nya-tiny-base", base) == "base"
-    assert method("nya-40k-s3", kind="ct") is None
-    about = tracking.about(toy_stage("eval", "nya-ct-40k-s3", {}, {"checkpoint": ct}))
-    assert (about["method"], about["ct_tokens"], about["seed"]) == ("ct", 40_000, 3)
+def test_a_run_of_wandb_has_the_method_budget_and_seed_of_its_stage() -> None:
+    configs = sweep.expand(["experiment=test", "merge.write=true"], multirun=True).configs
+    plan = RunPlan(tuple(plan_cell(config, Inputs()) for config in configs))
+    methods = {str(stage): plan.methods.get(stage.key) for stage in plan.stages}
+    assert methods["eval nya-ct-then-sft-4096-s0"] == "ct_then_sft" and methods["eval nya-sft-s0"] == "sft"
+    for kind in ("tune", "merge", "weights", "eval"):
+        assert methods[f"{kind} nya-ties_sv_1-4096-s0"] == "ties_sv_1"
+    assert methods["eval nya-test-base"] == "base"
+    assert {name for name, method in methods.items() if method is None} == {
+        str(stage) for stage in plan.stages if stage.type.resource in ("data", "train")
+    }
+    scored = next(stage for stage in plan.stages if str(stage) == "eval nya-ct-4096-s0")
+    about = tracking.about(scored, "ct")
+    assert (about["method"], about["ct_tokens"], about["seed"]) == ("ct", 4096, 0)
 
 
 def test_a_dashboard_is_built_offline_and_says_how_to_push(
@@ -39,7 +42,12 @@ def test_a_dashboard_is_built_offline_and_says_how_to_push(
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     run = Run(tmp_path / "run", {"ties": GOOD["ties"]}, {"ties": LOST["ties"]}, seeds=(0,))
     out = tmp_path / "out"
-    Sources(Subject("tiny", "nya", "Chichewa", {}), run.evaluations, run.audits, run.choices).render(out)
+    Sources(
+        info=ReportInfo(title="tiny", language="nya", language_name="Chichewa", configs={}),
+        evaluations=run.evaluations,
+        audits=run.audits,
+        choices=run.choices,
+    ).render(out)
     layout = json.loads(dashboard.build(out).read_text())
     text = json.dumps(layout)
     assert "mean_nya/acc" in text and "ct_tokens" in text and "Claims and cost" in text

@@ -103,7 +103,7 @@ def test_a_report_is_drawn_anew_from_the_store_alone(undisturbed: tuple[Path, di
     before = {name: (folder / name).read_bytes() for name in names}
     for name in names:
         (folder / name).unlink()
-    words = [sys.executable, "-m", "pipeline.slackmerge", "report", str(folder)]
+    words = [sys.executable, "-m", "pipeline.cli", "report", str(folder)]
     subprocess.run(words, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True)
     assert {name: (folder / name).read_bytes() for name in names} == before
 

@@ -28,10 +28,11 @@ ROOT = Path(__file__).parents[2]
 def execute(root: Path, stages=None, makers=None) -> tuple[list[str], list[dict]]:
     """The lines said and the journal of a run in this process."""
     stages = stages or toy.plan()
-    lines: list[str] = []
     journal = Journal(root / f"journal-{len(list(root.glob('journal-*')))}.jsonl")
-    Executor(Store(root), stages, journal, maker=(makers or toy.Makers()).__getitem__, say=lines.append).run(stages)
-    return lines, journal.events("published")
+    view = toy.view(Store(root), stages, journal)
+    executor = Executor(Store(root), stages, journal, maker=(makers or toy.Makers()).__getitem__)
+    executor.compute(stages, stop_at_failure=True)
+    return view.new_lines(), journal.events("published")
 
 
 def process(root: Path, journal: Path, point: str = "") -> subprocess.Popen:
@@ -182,8 +183,8 @@ def test_what_another_job_is_making_comes_last(tmp_path: Path) -> None:
     first, second = toy_stage("corpus", "first", {"words": 1}), toy_stage("corpus", "second", {"words": 2})
     journal = Journal(tmp_path / "journal.jsonl")
     store, maker = Store(tmp_path / "store"), toy.Makers().__getitem__
-    executor = Executor(store, (first, second), journal, maker=maker, say=lambda line: None)
-    running = threading.Thread(target=executor.run, args=((first, second),))
+    executor = Executor(store, (first, second), journal, maker=maker)
+    running = threading.Thread(target=executor.compute, args=((first, second),))
     with Store(tmp_path / "store").claim(first):
         running.start()
         while not journal.events("published"):
@@ -196,8 +197,8 @@ def test_a_larger_budget_makes_the_smaller_ones_of_the_sweep_first(tmp_path: Pat
     stages = toy.plan()
     journal = Journal(tmp_path / "journal.jsonl")
     store, maker = Store(tmp_path / "store"), toy.Makers().__getitem__
-    executor = Executor(store, stages, journal, maker=maker, say=lambda line: None)
-    executor.run([stage for stage in stages if "20" not in stage.slug])
+    executor = Executor(store, stages, journal, maker=maker)
+    executor.compute([stage for stage in stages if "20" not in stage.slug])
     assert [event["slug"] for event in journal.events("published") if event["kind"] == "ct"] == ["toy-20", "toy-40"]
 
 

@@ -18,10 +18,9 @@ import torch
 
 from common.errors import BadInput
 from pipeline import sweep
-from pipeline.run.cluster.schedule import Task
-from pipeline.run.gpus import __main__ as gpu_child
-from pipeline.run.gpus import devices
-from pipeline.run.gpus.pool import Pool, pieces, width
+from pipeline.run import gpus
+from pipeline.run.cluster.schedule import Piece
+from pipeline.run.gpus import Pool, gpu_pieces, width
 from pipeline.stages.stage import Stage
 from tests.pipeline import small
 from tests.pipeline.toy_stage import toy_stage
@@ -40,14 +39,14 @@ def stages(*overrides: str) -> tuple[Stage, ...]:
 # --- the pool
 
 
-def task(name: str, wanted: int, needs: frozenset[str] = frozenset()) -> Task:
+def task(name: str, wanted: int, needs: frozenset[str] = frozenset()) -> Piece:
     """A piece that holds so many GPUs."""
     if wanted == 0:
-        return Task("data", (toy_stage("corpus", name, {"name": name}),), needs)
+        return Piece("data", (toy_stage("corpus", name, {"name": name}),), needs)
     if wanted == 1:
-        return Task("evaluate", (toy_stage("eval", name, {"name": name}),), needs)
+        return Piece("evaluate", (toy_stage("eval", name, {"name": name}),), needs)
     stage = toy_stage("sft", name, {"name": name}, options={"compute": {"processes": wanted}})
-    return Task("train", (stage,), needs)
+    return Piece("train", (stage,), needs)
 
 
 @pytest.mark.parametrize("count", [1, 2, 4, 5])
@@ -56,7 +55,7 @@ def test_every_piece_runs_once_after_its_needs_and_no_device_is_used_twice(count
     chance = random.Random(seed)
     options = FOUR if count >= 4 else ()
     plan = stages(*options, "seed=0,1")
-    tasks = pieces(plan, {stage.key for stage in plan})
+    tasks = gpu_pieces(plan, {stage.key for stage in plan})
     pool, done, used = Pool(tasks, [f"GPU-{number}" for number in range(count)]), set(), set()
     while pool.waiting or pool.running:
         while chosen := pool.next():
@@ -76,7 +75,7 @@ def test_every_piece_runs_once_after_its_needs_and_no_device_is_used_twice(count
 def test_each_budget_of_a_trajectory_is_a_piece_that_needs_the_smaller_one() -> None:
     plan = stages()
     small, large = sorted((stage for stage in plan if stage.kind == "ct"), key=lambda stage: stage.settings.tokens)
-    by_key = {key: piece for piece in pieces(plan, {stage.key for stage in plan}) for key in piece.keys}
+    by_key = {key: piece for piece in gpu_pieces(plan, {stage.key for stage in plan}) for key in piece.keys}
     assert by_key[small.key].stages == (small,) and small.key in by_key[large.key].needs
     scored = next(stage for stage in plan if stage.parents.get("checkpoint") is small)
     assert large.key not in by_key[scored.key].needs
@@ -137,18 +136,18 @@ def test_what_another_command_makes_comes_last() -> None:
 def test_devices_are_those_of_the_parent(
     given: str | None, count: int, names: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv(devices.VISIBLE, raising=False)
+    monkeypatch.delenv(gpus.VISIBLE, raising=False)
     if given is not None:
-        monkeypatch.setenv(devices.VISIBLE, given)
+        monkeypatch.setenv(gpus.VISIBLE, given)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
-    assert devices.visible() == names
+    assert gpus.visible() == names
 
 
 def chosen(monkeypatch: pytest.MonkeyPatch, count: int, *words: str) -> tuple[str, int]:
     """The launcher of a command line on a machine with so many GPUs, and how many GPUs children share."""
-    monkeypatch.setattr(devices, "visible", lambda: tuple(map(str, range(count))))
+    monkeypatch.setattr(gpus, "visible", lambda: tuple(map(str, range(count))))
     expanded = sweep.expand(["experiment=tiny", *words], multirun=True)  # whose own launcher is joblib
-    asked, shared = devices.choose(expanded, expanded.configs[0].compute)
+    asked, shared = gpus.choose_launcher(expanded, expanded.configs[0].compute)
     assert asked.processes == (len(shared) or expanded.processes)
     return asked.launcher, len(shared)
 
@@ -179,7 +178,7 @@ def test_what_cannot_share_gpus_is_rejected(words: tuple[str, ...], says: str, m
 
 def test_a_child_takes_its_share_of_the_cores_and_the_key_stays() -> None:
     for stage in stages("compute.threads=8"):
-        bounded = gpu_child.with_threads(stage, 3)
+        bounded = gpus.with_threads(stage, 3)
         assert bounded.key == stage.key
         given = [getattr(bounded.options, "threads", None), bounded.compute.threads]
         before = [getattr(stage.options, "threads", None), stage.compute.threads]

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,11 @@ def job_in(folder: Path, compute: dict[str, Any]) -> Job:
     return job
 
 
+def on_log(take: Callable[[dict[str, Any]], None]) -> Callable[..., None]:
+    """Pass the lines of a training's log on."""
+    return lambda event, **fields: take(fields) if event == "log" else None
+
+
 def train(job: Job, prepared: Path, **settings: Any) -> dict[str, Any]:
     return launch.train(job, prepared / "model", prepared / "blocks", TrainingSettings(**{**SETTINGS, **settings}))
 
@@ -106,7 +112,7 @@ def test_interrupted_killed_and_resumed_on_two_processes(
         if record["tokens"] == 640:
             assert launch.interrupt(signal.SIGUSR2)
 
-    job.on_log = interrupt_early
+    job.emit = on_log(interrupt_early)
     with pytest.raises(Interrupted, match=r"^stopped after [\d,]+ of 2,048 tokens"):
         train(job, prepared)
     assert not launch.interrupt(signal.SIGUSR2), "nothing runs any more"
@@ -120,7 +126,7 @@ def test_interrupted_killed_and_resumed_on_two_processes(
             workers.extend(descendants(child()))
             os.kill(child(), signal.SIGKILL)
 
-    job.on_log = kill_launcher
+    job.emit = on_log(kill_launcher)
     with pytest.raises(RuntimeError, match=rf"exit code -9: .* \(its output: {tmp_path / 'output.log'}\)"):
         train(job, prepared)
     assert len(workers) == 2
@@ -129,10 +135,11 @@ def test_interrupted_killed_and_resumed_on_two_processes(
         assert time.monotonic() < until, "a worker outlived its launcher"
         time.sleep(0.1)
 
-    job.on_log = lambda record: seen.append(record["tokens"])
+    job.emit = on_log(lambda record: seen.append(record["tokens"]))
     facts = train(job, prepared)
     assert (facts["world_size"], facts["wrapper"]) == (2, "DistributedDataParallel")
-    assert job.performance and job.performance.devices == 2 and job.performance.tokens_per_second_per_device > 0
+    measured = job.facts["performance"]
+    assert measured["devices"] == 2 and measured["tokens_per_second_per_device"] > 0
     assert saved and 0 < seen.count(128) == 1, "it went on from what was saved"
     for name, tensor in weights(job).items():
         torch.testing.assert_close(tensor, undisturbed[name], atol=2e-6, rtol=1e-5)
@@ -146,10 +153,10 @@ def test_a_child_of_one_process_saves_on_sigterm(
 ) -> None:
     monkeypatch.setenv(launch.AS_CHILD, "1")
     job = job_in(tmp_path, ALONE)
-    job.on_log = lambda record: os.kill(child(), signal.SIGTERM) if record["tokens"] == 640 else None
+    job.emit = on_log(lambda record: os.kill(child(), signal.SIGTERM) if record["tokens"] == 640 else None)
     with pytest.raises(Interrupted, match="of 2,048 tokens"):
         train(job, prepared)
-    job.on_log = lambda record: None
+    job.emit = on_log(lambda record: None)
     train(job, prepared)
     assert all(torch.equal(tensor, undisturbed[name]) for name, tensor in weights(job).items())
     with pytest.raises(BadInput, match="must be at most the corpus"):
@@ -231,12 +238,17 @@ def test_a_package_that_is_not_there_is_named(overrides: list[str], says: str, m
 
 def test_the_record_says_how_a_training_ran(tmp_path: Path) -> None:
     def maker(job: Job) -> None:
-        job.launched = {"strategy": "zero3", "world_size": 2, "wrapper": "DeepSpeedEngine", "zero_stage": 3}
+        job.facts["launched"] = {
+            "strategy": "zero3",
+            "world_size": 2,
+            "wrapper": "DeepSpeedEngine",
+            "zero_stage": 3,
+        }
         (job.out / "weights").write_text("here")
 
     stage, store = toy_stage("sft", "test", {"tokens": 10}), Store(tmp_path / "store")
     journal = Journal(tmp_path / "journal.jsonl")
-    Executor(store, [stage], journal, maker=lambda kind: maker, say=lambda line: None).run([stage])
+    Executor(store, [stage], journal, maker=lambda kind: maker).compute([stage])
     entry = store.find(stage)
     assert entry and entry.record["launched"]["zero_stage"] == 3
 
@@ -251,7 +263,7 @@ def test_a_training_is_watched_on_the_text_of_its_language_and_not_of_its_base()
     ]
     assert {stage.kind for stage in trainings} == {"ct", "sft"}
     for stage in trainings:
-        job = Job(stage, Path("out"), Path("work"), {}, folder_of=lambda found: Path(str(found.settings.language)))
+        job = Job(stage, Path("out"), Path("work"), {}, materialize=lambda found: Path(str(found.settings.language)))
         watched = launch.watched_text(job)
         assert watched is not None and watched.languages == ("cipher", "en")
         assert Path(watched.corpus).name == "cipher"

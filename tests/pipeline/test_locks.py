@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 
 from common.errors import BadInput
-from pipeline import __main__ as entry
-from pipeline import locks
-from pipeline.run import sweep_run
+from pipeline import cli, locks
+from pipeline.run import run
 from pipeline.store import Store
 from tests.pipeline.toy_stage import toy_stage
 
@@ -49,8 +48,8 @@ def test_a_run_on_it_ends_in_one_line_before_anything_is_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(fcntl, "flock", lambda *_: None)
-    monkeypatch.setattr(sweep_run, "check", lambda sweep: 0)
-    assert entry.main(["experiment=test", f"store={tmp_path}/store", f"outputs={tmp_path}/outputs"]) == 2
+    monkeypatch.setattr(run.checks, "check_plan", lambda plan: [])
+    assert cli.pipeline_main(["experiment=test", f"store={tmp_path}/store", f"outputs={tmp_path}/outputs"]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "its locks do not work" in said
     assert not (tmp_path / "outputs").exists()

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from pipeline import sweep
-from pipeline.__main__ import main
+from pipeline.cli import pipeline_main as main
 from pipeline.config import Config
 from pipeline.cost import hardware
 from pipeline.cost.shape import model_shape, training_flops
-from pipeline.report import page_tables
+from pipeline.report.stages import StageRecords
 from pipeline.store import Store
 from tests.pipeline.report.synthetic import GOOD, Run
 
@@ -168,4 +168,4 @@ def test_the_report_lists_speed_and_memory_where_they_were_recorded(tmp_path: Pa
     assert rows[-1]["peak_memory_bytes"] == str(7 * 2**30)
     assert {row["mfu"] for row in rows[:-1]} == {""}
     empty = record(performance={**MEASURED, "mfu": None, "peak_memory_bytes": None})
-    assert page_tables.performances([empty])[0][-2:] == ("", "")
+    assert StageRecords([empty]).performances[0][-2:] == ("", "")

@@ -15,11 +15,10 @@ import pytest
 
 from common.errors import BadInput
 from pipeline import sweep
-from pipeline.config import Config, ModelShape
+from pipeline.config import Compute, Config, ModelShape
 from pipeline.cost import hardware, memory, table
 from pipeline.cost.estimate import checkpoint_bytes
 from pipeline.cost.shape import from_config_json
-from train.settings import Compute
 
 ROOT = Path(__file__).parents[2]
 WITHIN = 0.15
@@ -92,9 +91,9 @@ def test_planned_memory_is_what_a_process_holds_at_its_peak(tmp_path: Path) -> N
 
 
 def test_constants_of_merging_are_those_of_the_engine() -> None:
-    from merge.stream import pieces, threads
+    from merge.engine import passes, pieces
 
-    theirs = (pieces.SLICE, threads.MEMORY, threads.RESIDENT_BYTES)
+    theirs = (pieces.SLICE, passes.MEMORY, passes.RESIDENT_BYTES)
     assert theirs == (memory.SLICE, memory.RESIDENT, memory.RESIDENT_BYTES)
 
 
@@ -156,7 +155,7 @@ def test_every_process_of_a_node_loads_32_bits_in_its_main_memory() -> None:
 
 
 def test_a_node_with_too_little_main_memory_is_warned_of(capsys: pytest.CaptureFixture[str]) -> None:
-    from pipeline.__main__ import main
+    from pipeline.cli import pipeline_main as main
 
     needs = on_node(paper("compute=fsdp"), "8xV100")
     small = hardware.Cluster(1, 8, replace(hardware.GPUS["V100"], host=10**11))
@@ -208,7 +207,7 @@ def test_shapes_of_other_models(tmp_path: Path) -> None:
 
 
 def test_the_table_of_sizes_is_that_of_the_docs(capsys: pytest.CaptureFixture[str]) -> None:
-    from pipeline.__main__ import main
+    from pipeline.cli import pipeline_main as main
 
     assert main(["plan", "--memory-table"]) == 0
     printed = capsys.readouterr().out

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline import run_plan, sweep
 from pipeline.journal import Journal
-from pipeline.run.worker import worker
+from pipeline.run.cells import run_executor
 
 YAML = """\
 # @package _global_
@@ -36,6 +36,6 @@ def test_a_new_language(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     plan = run_plan.plan(sweep.expand(words, multirun=False))
     assert [cell.language for cell in plan.cells] == ["epo"]
     corpus = next(stage for stage in plan.stages if stage.kind == "corpus")
-    folder = worker(plan, Journal(tmp_path / "runs" / "now" / "journal.jsonl")).ensure(corpus)
+    folder = run_executor(plan, Journal(tmp_path / "runs" / "now" / "journal.jsonl")).materialize(corpus)
     counts = json.loads((folder / "counts.json").read_text(encoding="utf-8"))
     assert counts["languages"]["epo"]["train"]["words"] > 1000

@@ -16,7 +16,7 @@ import merge
 from common.errors import BadInput
 from common.files import read_jsonl, write_jsonl
 from pipeline import __main__ as entry
-from pipeline import check, sweep
+from pipeline import check, run_plan, sweep
 from pipeline.config import Config
 from pipeline.stages import vocabulary as stage
 from pipeline.stages.cell import Cell, plan_cell
@@ -114,14 +114,16 @@ def words(made: Path, out: Path, *more: str) -> list[str]:
 
 def test_check_shows_fertility_and_rejects_other_tokenizers(made: Path, tmp_path: Path) -> None:
     (config,) = sweep.expand(words(made, tmp_path), multirun=False).configs
-    (line,) = [str(found) for found in check.sweep([config]) if "vocabulary" in str(found)]
+    (line,) = [
+        str(found) for found in check.check_plan(run_plan.plan_for_checks([config])[0]) if "vocabulary" in str(found)
+    ]
     assert "30 new tokens" in line and "bytes of Tamil per token" in line
     described = json.loads((made / "base" / "tokenizer.json").read_text())
     described["model"] = {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}
     other = shifted(made / "base", tmp_path / "other")
     (other / "tokenizer.json").write_text(json.dumps(described))
     (config,) = sweep.expand(words(made, tmp_path, f"model.path={other}"), multirun=False).configs
-    failed = [str(found) for found in check.sweep([config]) if found.fails]
+    failed = [str(found) for found in check.check_plan(run_plan.plan_for_checks([config])[0]) if found.fails]
     assert any("model.new_tokens=30: this tokenizer is WordLevel" in line for line in failed), failed
 
 

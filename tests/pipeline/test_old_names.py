@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipeline import old_names, sweep
-from pipeline.report import folders, page, report_sources
-from pipeline.report.records import label
-from pipeline.report.report_sources import Sources
+from pipeline.report import sources as report_sources
+from pipeline.report.formatting import label
+from pipeline.report.sources import Sources
 from pipeline.run.cluster import site
 from pipeline.stages.cell import merged, plan_cell
 from pipeline.stages.stage import Stage
-from tests.pipeline.report.synthetic import GOOD, LOST, SUBJECT, Run
+from tests.pipeline.report.synthetic import GOOD, INFO, LOST, Run
 from tests.pipeline.test_keys import INPUTS
 
 MINE = (
@@ -100,8 +101,9 @@ def test_own_configuration_files_may_have_the_old_names(tmp_path: Path, capsys: 
 
 def test_old_keys_are_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """On the command line, in a configuration file, where the old one wins over the shipped default, and in a site."""
-    given = ["experiment=test", "language.most_tokens=7k"]
-    assert sweep.expand(given, multirun=True).configs[0].language.max_tokens == 7000
+    given = ["experiment=test", "language.most_tokens=7k", "+compute.first_guess.ct=3"]
+    config = sweep.expand(given, multirun=True).configs[0]
+    assert config.language.max_tokens == 7000 and config.compute.stage_seconds == {"ct": 3}
     (tmp_path / "language").mkdir()
     (tmp_path / "language" / "own.yaml").write_text(
         "# @package _global_\ndefaults: [{override /corpus: bible}]\n"
@@ -117,7 +119,7 @@ def test_old_keys_are_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     read = site.read(str(tmp_path / "site.yaml"))
     assert (read.run_data_locally, read.evals_per_job, read.max_parallel) == (True, 3, 5)
     said = capsys.readouterr().err
-    assert said.count("\n") == 4 and said.count("accepted in this release only.") == 4
+    assert said.count("\n") == 5 and said.count("accepted in this release only.") == 5
 
 
 def old(rows: list[dict[str, Any]]) -> str:
@@ -127,8 +129,8 @@ def old(rows: list[dict[str, Any]]) -> str:
 
 def test_reports_and_scores_with_the_old_names_are_read(tmp_path: Path) -> None:
     run = Run(tmp_path / "run", {"ties": GOOD["ties"], "ties_fixed": GOOD["ties"]}, {"ties": LOST["ties"]})
-    subject = page.Subject("one", SUBJECT.language, SUBJECT.language_name, {})
-    new = Sources(subject, run.evaluations, run.audits, run.choices).render(tmp_path / "one")
+    kept = Sources(info=replace(INFO, title="one"), evaluations=run.evaluations, audits=run.audits, choices=run.choices)
+    new = kept.render(tmp_path / "one")
     table = new.results_csv.read_text()
     assert ",answer_bits_per_byte,ties_fixed," in table and ",average_of_base_and_sft," in table
     for path in (tmp_path / "run").rglob("*.jsonl"):
@@ -139,7 +141,7 @@ def test_reports_and_scores_with_the_old_names_are_read(tmp_path: Path) -> None:
         before = before.replace(f'"{name}"', f'"{was}"')
     assert '"ties_stated"' in before and '"base_with_sft"' in before
     sources.write_text(before)
-    again = folders.report([tmp_path / "one"], tmp_path / "again")
+    again = report_sources.render_folders([tmp_path / "one"], tmp_path / "again")
     assert again.results_csv.read_text() == table
     assert again.claims.read_bytes() == new.claims.read_bytes()
     assert label("ceiling") == label("target_sft") and label("a/ties_stated") == label("a/ties_fixed")

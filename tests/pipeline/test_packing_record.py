@@ -16,6 +16,7 @@ from pipeline.stages.tuning import TuneSettings
 from pipeline.store import Store
 from tests.eval.conftest import make_items, tiny_model, write_jsonl
 from tests.eval.conftest import tokenizer as tokenizer  # noqa: PLC0414  # a fixture
+from tests.pipeline import toy
 from tests.pipeline.toy_stage import toy_stage
 
 ALL_ITEMS: dict[str, Any] = {"limit": None, "excerpt": None}
@@ -41,11 +42,12 @@ def checkpoint(tmp_path: Path, tokenizer: Any) -> Stage:
 def made(stage: Stage, tmp_path: Path) -> tuple[dict[str, Any], str]:
     """The record of a stage, and what the console printed when it ended."""
     makers = {"items": items, "corpus": corpus, "eval": scoring.run_eval, "tune": tuning.run_tune}
-    store, journal, said = Store(tmp_path / "store"), Journal(tmp_path / "journal.jsonl"), list[str]()
-    Executor(store, [stage], journal, maker=makers.__getitem__, say=said.append).run([stage])
+    store, journal = Store(tmp_path / "store"), Journal(tmp_path / "journal.jsonl")
+    view = toy.view(store, [stage], journal)
+    Executor(store, [stage], journal, maker=makers.__getitem__).compute([stage], stop_at_failure=True)
     entry = store.find(stage)
     assert entry
-    return dict(entry.record), said[-1]
+    return dict(entry.record), view.new_lines()[-1]
 
 
 @pytest.mark.parametrize("packs", [True, False])

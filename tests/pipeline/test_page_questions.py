@@ -14,6 +14,7 @@ from common.errors import BadInput
 from pipeline import sweep
 from pipeline.check.models import check_questions
 from pipeline.page_questions import COUNT, draw, read_questions
+from pipeline.run_plan import without_stages
 from tests.pipeline.tiny_pair import make_pair, tamil
 
 
@@ -62,10 +63,12 @@ def test_a_question_that_leaves_no_room_is_found_before_the_run(tmp_path: Path) 
     setting = [f"model.path={base}", f"sft.source={chat}", f"corpus.path={tamil(tmp_path, 4)}", "language.code=tam"]
     config = sweep.expand(["experiment=adapt-test", *setting, f"eval.questions={path}"], multirun=False).configs[0]
     rows(path, [{"question": "நீர்?"}, {"question": "மழை?"}])
-    assert [str(finding) for finding in check_questions(config)] == ["questions   2, all of them on the page"]
+    assert [str(finding) for finding in check_questions(without_stages(config))] == [
+        "questions   2, all of them on the page"
+    ]
     rows(path, [{"question": "நீர்?"}, {"question": "x" * 3000}])
     with pytest.raises(BadInput, match=r"question 2 has \d+ tokens, and model\.path=.* reads 512 with the answer\. Sh"):
-        list(check_questions(config))
+        list(check_questions(without_stages(config)))
 
 
 def test_test_items_of_the_language_are_drawn_by_their_hash(tmp_path: Path) -> None:

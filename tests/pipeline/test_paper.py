@@ -14,7 +14,7 @@ from pipeline.config import Config
 from pipeline.cost.shape import model_shape
 from pipeline.stages.cell import plan_cell
 from pipeline.stages.stage import Inputs
-from train.parallel import sizes
+from train.parallel import batch_sizes
 
 LANGUAGES = ("tam", "tel", "ory", "ben", "bod", "uig", "mon")
 
@@ -58,7 +58,7 @@ def test_batches_steps_and_rates_are_the_paper_s() -> None:
     config = cells()[-1]
     compute = config.compute
     for part, blocks, horizon, last in ((config.ct, 512, 10_240, 1e-6), (config.sft, 128, 2_048, 1e-5)):
-        micro, passes = sizes(
+        micro, passes = batch_sizes(
             part.batch_tokens, part.block_size, compute.processes * compute.nodes, compute.micro_batch
         )
         assert part.block_size == 2048

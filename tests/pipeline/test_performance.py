@@ -19,6 +19,7 @@ from pipeline.execute import Executor, Job
 from pipeline.journal import Journal
 from pipeline.run import launch
 from pipeline.store import Store
+from tests.pipeline import toy
 from tests.pipeline.toy_stage import toy_stage
 from train.performance import Performance
 from train.settings import LoraSettings, TrainingSettings
@@ -86,8 +87,8 @@ def test_gpus_by_the_name_of_the_driver(name: str, gpu: str | None) -> None:
     assert set(hardware.DRIVER_NAMES) == set(hardware.GPUS)
 
 
-def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, track: Any, said: list[str]) -> dict[str, Any]:
-    """The record of a stage `sft` whose training is a stub that measured MEASURED."""
+def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, track: Any) -> tuple[dict[str, Any], str]:
+    """The record of a stage `sft` whose training is a stub that measured MEASURED, and its last line."""
 
     def training(job: Job, *_: Any) -> dict[str, Any]:
         (job.out / "model").mkdir()
@@ -95,16 +96,17 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, track: Any, said: l
         return {"strategy": "none", "performance": asdict(MEASURED)}
 
     def maker(job: Job) -> None:
-        job.launched = launch.train(job, tmp_path, tmp_path, SETTINGS)
+        launch.train(job, tmp_path, tmp_path, SETTINGS)
 
     monkeypatch.setattr(launch, "_train", training)
     compute = {"device": "cuda", "precision": "bf16"}
     stage = toy_stage("sft", "test", {"tokens": 10}, options={"compute": compute, "save_every_tokens": 10})
     store, journal = Store(tmp_path / "store"), Journal(tmp_path / "journal.jsonl")
-    Executor(store, [stage], journal, maker=lambda kind: maker, say=said.append, track=track).run([stage])
+    view = toy.view(store, [stage], journal)
+    Executor(store, [stage], journal, maker=lambda kind: maker, track=track).compute([stage], stop_at_failure=True)
     entry = store.find(stage)
     assert entry
-    return dict(entry.record)
+    return dict(entry.record), view.new_lines()[-1]
 
 
 def test_a_training_leaves_its_performance_in_record_console_and_wandb(
@@ -124,14 +126,13 @@ def test_a_training_leaves_its_performance_in_record_console_and_wandb(
 
     monkeypatch.setattr(tracking, "start", lambda *_: Run())
     config = sweep.expand(("experiment=test", "tracking.wandb=offline"), multirun=False).configs[0]
-    said: list[str] = []
-    record = trained(tmp_path, monkeypatch, tracking.tracker(config, tmp_path / "wandb"), said)
+    record, line = trained(tmp_path, monkeypatch, tracking.tracker(config, tmp_path / "wandb"))
     reached = training_mfu(MEASURED, CONFIG, SETTINGS, "bf16")
     assert record["performance"] == asdict(replace(MEASURED, mfu=reached)) and record["launched"] == {
         "strategy": "none"
     }
     assert summaries == [{f"performance/{name}": value for name, value in record["performance"].items()}]
-    assert reached and f"10,000,000 tokens/s on each of 8 devices, MFU {reached:.1%}, peak memory 3.0 GiB" in said[-1]
+    assert reached and f"10,000,000 tokens/s on each of 8 devices, MFU {reached:.1%}, peak memory 3.0 GiB" in line
 
 
 @pytest.mark.parametrize(

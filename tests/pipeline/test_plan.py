@@ -49,7 +49,7 @@ def changed(one: Cell, other: Cell) -> set[str]:
         {"compute__threads": 7},
         {"compute__device": "cuda"},
         {"compute__micro_batch": 1},
-        {"compute__first_guess": {"ct": 1.0}},
+        {"compute__stage_seconds": {"ct": 1.0}},
         {"tracking__wandb": "offline"},
         {"ct__save_every_tokens": 4096},
         {"ct__dev_every_tokens": 512, "sft__dev_every_tokens": 512},

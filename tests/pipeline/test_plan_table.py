@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pipeline import run_plan, sweep
-from pipeline.__main__ import main
+from pipeline.cli import pipeline_main as main
 from pipeline.run import plan_table
 
 

@@ -11,8 +11,8 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from pipeline import checkpoint_card, slackmerge
-from pipeline.run.stage_names import planned
+from pipeline import checkpoint_card, cli
+from pipeline.run.make import find_planned
 from pipeline.stages.stage import Stage, in_order
 from pipeline.store import Store
 from tests.fake_hub import READER, FakeHub, Repository, serving
@@ -39,7 +39,7 @@ def model(tmp_path: Path) -> Path:
 
 
 def push(*words: str | Path) -> int:
-    return slackmerge.main(["push", *map(str, words)])
+    return cli.main(["push", *map(str, words)])
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *words: str | Path) -> str:
@@ -167,7 +167,7 @@ def test_a_checkpoint_of_the_store_is_pushed_with_a_card(
     tmp_path: Path, hub: FakeHub, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = ["experiment=test", f"store={tmp_path}/store", f"outputs={tmp_path}/outputs"]
-    _, plan, stage = planned("ct", "nya-4096-s0", settings, multirun=False)
+    _, plan, stage = find_planned("ct", "nya-4096-s0", settings, multirun=False)
     said = refusal(capsys, "ct", "nya-4096-s0", "me/nya", *settings)
     assert said.startswith("ct nya-4096-s0: not computed yet in store=") and "slackmerge make ct nya-4096-s0" in said
     folder = entry(stage, plan.store)

@@ -10,14 +10,22 @@ from pydantic import Field
 
 from common.settings import Fraction, Tokens
 from pipeline import sweep
+from pipeline.cli import COMMANDS
 from pipeline.config import Config
-from pipeline.reference.__main__ import DOCS, PAGES, generated
-from pipeline.reference.commands_page import help_of
-from pipeline.reference.comments import read
-from pipeline.reference.configuration_page import OF_THE_SCHEMA, keys_of, root_keys, sections
-from pipeline.reference.text import bullet, plain
-from pipeline.reference.types_in_words import described
-from pipeline.slackmerge import COMMANDS
+from pipeline.reference import (
+    DOCS,
+    OF_THE_SCHEMA,
+    PAGES,
+    bullet,
+    generated,
+    help_of,
+    keys_of,
+    plain,
+    read_comments,
+    root_keys,
+    sections,
+    type_in_words,
+)
 
 KEYS = [*root_keys(), *(key for group in (*sections(), "site") for _, keys in keys_of(group) for key in keys)]
 
@@ -40,7 +48,7 @@ def test_every_key_of_a_config_is_on_the_page() -> None:
 
 def below(name: str, value: object) -> list[str]:
     """The dotted keys of a nested mapping; what has names of its own in it counts as one."""
-    own = ("merge.methods", "compute.first_guess", "sft.grid", "sft.template_args")
+    own = ("merge.methods", "compute.stage_seconds", "sft.grid", "sft.template_args")
     if not isinstance(value, dict) or name in own:
         return [name]
     return [key for inner, more in value.items() for key in below(f"{name}.{inner}", more)]
@@ -80,7 +88,7 @@ c:
 
 g: ߒߞߏ  # தமிழ்
 """
-    found = read(text)
+    found = read_comments(text)
     assert found.head == "About the file: two lines."
     assert found.of == {
         "a": "beside a",
@@ -89,7 +97,7 @@ g: ߒߞߏ  # தமிழ்
         "c.e": "beside e wins",
         "g": "தமிழ்",
     }
-    assert read("# of the only key\nlora: null\n").of == {"lora": "of the only key"}
+    assert read_comments("# of the only key\nlora: null\n").of == {"lora": "of the only key"}
 
 
 @pytest.mark.parametrize(
@@ -106,7 +114,7 @@ g: ߒߞߏ  # தமிழ்
     ],
 )
 def test_types_are_said_in_words(annotation: object, words: str) -> None:
-    assert described(annotation) == words
+    assert type_in_words(annotation) == words
 
 
 def test_text_of_comments_is_no_markup() -> None:

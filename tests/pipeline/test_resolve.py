@@ -12,7 +12,7 @@ from common.errors import BadInput
 from pipeline import resolve, run_plan, sweep
 from pipeline.config import Config
 from pipeline.journal import Journal
-from pipeline.run.worker import worker
+from pipeline.run.cells import run_executor
 from pipeline.stages.cell import plan_cell
 from pipeline.stages.stage import Inputs, Stage
 
@@ -59,14 +59,14 @@ def test_ct_on_all_of_the_text(tmp_path: Path) -> None:
     ct = next(stage for stage in plan.stages if stage.kind == "ct")
     assert ct.slug == "tam-all-s0" and ct.key_content["tokens"] is None and ct.trajectory is None
     assert ct.tokens == config.ct.tokens
-    work = worker(plan, Journal(tmp_path / "runs" / "now" / "journal.jsonl"))
-    blocks = json.loads((work.ensure(ct.parents["blocks"]) / "counts.json").read_text(encoding="utf-8"))
-    log = [json.loads(line) for line in (work.ensure(ct) / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    work = run_executor(plan, Journal(tmp_path / "runs" / "now" / "journal.jsonl"))
+    blocks = json.loads((work.materialize(ct.parents["blocks"]) / "counts.json").read_text(encoding="utf-8"))
+    log = [json.loads(line) for line in (work.materialize(ct) / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     trained = blocks["tokens"] // 512 * 512
     assert log[-1]["of_tokens"] == log[-1]["tokens"] == trained
     assert abs(blocks["tokens"] * 0.8 - 2 * blocks["text_tokens"]["tam"]) < 2 * 64  # both passes
     assert abs(config.ct.tokens / trained - 1) < 0.1  # the estimate of the plan
-    assert not (work.ensure(ct) / "state").exists()
+    assert not (work.materialize(ct) / "state").exists()
 
 
 def test_a_stated_budget_is_read_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:

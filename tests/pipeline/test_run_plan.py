@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import BadInput
+from pipeline import run_plan
 from pipeline.run_plan import FILE, RunPlan
 
 
@@ -51,4 +52,21 @@ def test_a_plan_in_another_users_folder_is_not_read(tmp_path: Path, monkeypatch:
     asked = iter((mine, mine + 1, mine + 1))
     monkeypatch.setattr(os, "getuid", lambda: next(asked))
     with pytest.raises(BadInput, match="belongs to another user"):
+        RunPlan.load(tmp_path)
+
+
+@pytest.mark.parametrize("change", ["older", "newer", "class"])
+def test_a_plan_of_another_version_is_rejected_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    if change == "class":  # of a value in the plan, which is gone since
+        monkeypatch.setattr(run_plan, "KilledSince", type("KilledSince", (), {"__module__": run_plan.__name__}), False)
+        RunPlan((), run_plan.KilledSince()).save(tmp_path)
+        monkeypatch.delattr(run_plan, "KilledSince")
+    else:
+        RunPlan((), 3).save(tmp_path)
+        file = tmp_path / FILE
+        before = file.read_bytes().partition(b"\n")[2]
+        file.write_bytes(before if change == "older" else b"slackmerge plan 99\n" + before)
+    with pytest.raises(BadInput, match=f"{FILE}: another version of slackmerge wrote this plan. Start the run again"):
         RunPlan.load(tmp_path)

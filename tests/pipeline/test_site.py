@@ -11,8 +11,8 @@ from common.errors import BadInput
 from common.project import ROOT
 from pipeline import sweep
 from pipeline.run.cluster import site as sites
-from pipeline.run.cluster.schedule import Task
-from pipeline.run.cluster.submit import parameters
+from pipeline.run.cluster.schedule import Piece
+from pipeline.run.cluster.slurm import parameters
 from tests.pipeline.small import CLASS, SITE, site
 from tests.pipeline.toy_stage import toy_stage
 
@@ -80,7 +80,7 @@ def test_launcher_and_site_are_not_settings_of_the_experiment(override: str) -> 
 
 def test_jobs_import_the_code_that_submitted_them(tmp_path: Path) -> None:
     """Of an installed wheel the packages are in no place that Python searches by itself."""
-    task = Task("data", (toy_stage("corpus", "nya", {}),), frozenset())
+    task = Piece("data", (toy_stage("corpus", "nya", {}),), frozenset())
     setup = parameters(site(tmp_path, "setup: [module load python]\n"), task, "name", [])["setup"]
     assert setup[0] == "module load python"
     for before, after in (("", str(ROOT)), ("/a b", f"{ROOT}:/a b")):

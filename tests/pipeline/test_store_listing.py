@@ -12,8 +12,8 @@ import pytest
 from common.errors import BadInput
 from common.files import write_json
 from pipeline import store as stores
-from pipeline.run import sweep_run
-from pipeline.run.console import Estimates
+from pipeline.run import run
+from pipeline.run.display import Estimates
 from pipeline.stages import STAGE_TYPES
 from pipeline.stages.stage import Stage
 from pipeline.stages.trajectory import Trajectory
@@ -97,10 +97,10 @@ def test_a_record_that_changed_is_read_again(tmp_path: Path, reads: list[Path]) 
 def test_a_record_that_says_something_else_is_damage(tmp_path: Path, text: str) -> None:
     (publish(tmp_path, STAGES[0]) / RECORD).write_text(text)
     (entry,) = Store(tmp_path).entries("ct")
-    assert (entry.record, entry.holds("a")) == ({}, False)
+    assert (entry.record, entry.has("a")) == ({}, False)
     assert "cannot be read" in str(entry.damage(thorough=True))
     assert Estimates(Store(tmp_path), {"ct": 7.0}).rate(STAGE_TYPES["ct"]) == 7.0
-    assert sweep_run.verify(Store(tmp_path)) == 1 and not list(Store(tmp_path).entries("ct"))
+    assert run.verify(Store(tmp_path)) == 1 and not list(Store(tmp_path).entries("ct"))
 
 
 def test_a_record_of_a_trajectory_without_a_budget_is_passed_over(tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def two_stages(given: Config, folder: Path) -> None:
     for number in range(2):
         job = Job(toy_stage("ct", f"toy-{number}"), folder, folder, {})
         with tracking.tracker(given, folder)(job):
-            job.on_log({"loss": number})
+            job.emit("log", loss=number)
 
 
 def test_a_server_that_cannot_be_reached_is_asked_once_and_no_record_is_lost(

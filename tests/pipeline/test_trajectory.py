@@ -49,7 +49,7 @@ def test_a_drop_never_takes_what_a_missing_budget_starts_from(
 def run(store: Store, budgets: tuple[int, ...], folder: Path) -> list[Stage]:
     stages = plan(budgets)
     journal, maker = Journal(folder / "journal.jsonl"), Makers().__getitem__
-    Executor(store, stages, journal, maker=maker, say=lambda line: None).run(stages)  # type: ignore[arg-type]
+    Executor(store, stages, journal, maker=maker).compute(stages)  # type: ignore[arg-type]
     return [stage for stage in stages if stage.kind == "ct"]
 
 
@@ -90,7 +90,7 @@ def test_a_reader_of_the_old_record_does_not_take_a_drop_for_damage(tmp_path: Pa
     large = store.find(run(store, (20, 40), tmp_path)[-1])
     assert large
     store.drop(large, "state")
-    assert large.holds("state") and large.damage(thorough=True) is None
+    assert large.has("state") and large.damage(thorough=True) is None
     (large.path / "steps_here").unlink()
     assert large.damage(thorough=False) == "steps_here is missing"
     assert json.loads((large.path / "stage.json").read_text())["dropped"] == ["state"]
@@ -125,7 +125,7 @@ def test_a_trajectory_knows_its_budgets_and_what_each_continues_from(tmp_path: P
 def run_annealed(store: Store, budgets: tuple[int, ...], folder: Path, decay: int = 5) -> list[Stage]:
     stages = annealed(budgets, decay)
     journal, maker = Journal(folder / "journal.jsonl"), Makers().__getitem__
-    Executor(store, stages, journal, maker=maker, say=lambda line: None).run(stages)  # type: ignore[arg-type]
+    Executor(store, stages, journal, maker=maker).compute(stages)  # type: ignore[arg-type]
     return [stage for stage in stages if stage.kind == "ct"]
 
 
@@ -136,9 +136,7 @@ def test_annealed_budgets_cost_the_longest_trunk_and_the_decays(tmp_path: Path) 
     assert sum(record["settings"]["tokens"] - record["resumed_tokens"] for record in records) == 35 + 5 + 5
     resumed = {record["slug"]: record["resumed_tokens"] for record in records}
     assert resumed == {"trunk-20": 0, "trunk-40": 15, "toy-20": 15, "toy-40": 35}
-    kept = [
-        entry.record["slug"] for entry in store.entries("ct") if entry.holds("state") and "trunk" in entry.path.name
-    ]
+    kept = [entry.record["slug"] for entry in store.entries("ct") if entry.has("state") and "trunk" in entry.path.name]
     assert kept == ["trunk-40"]
     assert small.trajectory is None and small_trunk.trajectory == large_trunk.trajectory
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import __main__ as entry
-from pipeline.run import sweep_run
+from pipeline import cli
+from pipeline.run import cells
 from tests.messages import assert_wording
 
 ROOT = Path(__file__).parents[2]
@@ -92,8 +92,8 @@ compute.processes=0                          | compute.processes=0:
 compute.precision=fp8                        | compute.precision=fp8:
 compute.precision=fp16                       | compute.precision=fp16:
 compute=gpu compute.attention=flash_attention_2 compute.precision=fp32 | compute.attention=.*:
-compute.first_guess={ctt:3}                  | compute.first_guess:
-+compute.first_guess.ctt=3                   | compute.first_guess.ctt:
+compute.stage_seconds={ctt:3}                  | compute.stage_seconds:
++compute.stage_seconds.ctt=3                   | compute.stage_seconds.ctt:
 tracking.wandb=perhaps                       | tracking.wandb=perhaps:
 merge.metric=f1                              | merge.metric=f1:
 merge.methods=null                           | merge.methods=null:
@@ -238,12 +238,12 @@ def test_one_line_and_exit_code_2(
     def computes(*_: object) -> None:
         raise AssertionError("nothing may be computed")
 
-    monkeypatch.setattr(sweep_run, "worker", computes)
-    monkeypatch.setattr(sweep_run.local, "make", computes)
+    monkeypatch.setattr(cells, "run_executor", computes)
+    monkeypatch.setattr(cells, "compute_cells", computes)
     words = given.replace("TMP", str(files)).replace("LONG", "x" * 300).split()
-    verb = [words.pop(0)] if words[0] in entry.VERBS else []
+    verb = [words.pop(0)] if words[0] in cli.VERBS else []
     places = [f"{key}={tmp_path}/{key}" for key in ("store", "outputs") if not given.startswith(key)]
-    code = entry.main([*verb, "experiment=test", *places, *words])
+    code = cli.pipeline_main([*verb, "experiment=test", *places, *words])
     said = capsys.readouterr().err
     assert (code, len(said.splitlines())) == (2, 1), said
     assert re.match(key, said), said
@@ -256,6 +256,6 @@ def test_a_file_that_two_checks_read_is_named_by_each(
     files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = [f"model.path={files}/no_tokenizer", f"store={tmp_path}/store", f"outputs={tmp_path}/outputs"]
-    assert entry.main(["check", "experiment=test", *words]) == 2
+    assert cli.pipeline_main(["check", "experiment=test", *words]) == 2
     said = capsys.readouterr().err.splitlines()
     assert said and all("no_tokenizer/tokenizer.json: " in line for line in said)

@@ -11,11 +11,15 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 from pipeline import store as store_module
 from pipeline.execute import Executor, Job
 from pipeline.journal import Journal
+from pipeline.run.display import RunView
 from pipeline.stages.stage import Stage
 from pipeline.store import Store
 from tests.pipeline.toy_stage import toy_stage
@@ -89,6 +93,13 @@ class Makers(dict[str, object]):
         (job.out / "scores.jsonl").write_text((job.folders["checkpoint"] / "weights").read_text())
 
 
+def view(store: Store, stages: Sequence[Stage], journal: Journal) -> RunView:
+    """What is shown of a run of these stages."""
+    config = SimpleNamespace(name="toy", compute=SimpleNamespace(stage_seconds={}))
+    plan: Any = SimpleNamespace(stages=stages, config=config, processes=1, store=store, reports={})
+    return RunView(plan, journal.path)
+
+
 def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -130,7 +141,8 @@ def main() -> None:
     if point:
         die_at(point)
     stages = plan()
-    Executor(Store(root), stages, Journal(journal), maker=Makers(point, pause=0.05).__getitem__).run(stages)
+    executor = Executor(Store(root), stages, Journal(journal), maker=Makers(point, pause=0.05).__getitem__)
+    executor.compute(stages, stop_at_failure=True)
 
 
 if __name__ == "__main__":

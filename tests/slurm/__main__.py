@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from pipeline.run.cluster import queue
+from pipeline.run.cluster import slurm as slurm_queue
 from pipeline.store import Store
 from tests.slurm.cluster import Slurm, install, unavailable, wait
 
@@ -155,7 +155,11 @@ def preempt(slurm: Slurm, there: Path, command: Command) -> str:
         path for key in begun() for path in (there / "store" / ".work").glob(f"ct-{key}/scratch/checkpoint-*/complete")
     ]
     command.until(saved, "a checkpoint of the CT training")
-    (training,) = (job for job in queue.ours(Store(there / "store"), queue.look() or {}) if begun()[0] in job.keys)
+    (training,) = (
+        job
+        for job in slurm_queue.jobs_of_store(Store(there / "store"), slurm_queue.query_queue() or {})
+        if begun()[0] in job.keys
+    )
     node = slurm.command("squeue", "--noheader", f"--jobs={training.id}", "--format=%N")
     urgent = slurm.command(
         "sbatch",
@@ -185,7 +189,11 @@ def cancel(slurm: Slurm, there: Path, command: Command) -> str:
         event["key"] for event in events(there, "started") if event["slug"].startswith("en-after-nya-41216")
     ]
     command.until(running, "the CT-then-SFT training")
-    (job,) = (job for job in queue.ours(Store(there / "store"), queue.look() or {}) if running()[0] in job.keys)
+    (job,) = (
+        job
+        for job in slurm_queue.jobs_of_store(Store(there / "store"), slurm_queue.query_queue() or {})
+        if running()[0] in job.keys
+    )
     slurm.command("scancel", job.id)
     return job.id
 

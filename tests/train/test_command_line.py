@@ -13,10 +13,10 @@ from train import __main__ as entry
 from train.settings import LoraSettings, TrainingSettings
 
 SETTINGS = TrainingSettings(
-    tokens=1,
-    schedule_tokens=1,
-    batch_tokens=1,
-    block_size=1,
+    tokens=2,
+    schedule_tokens=2,
+    batch_tokens=2,
+    block_size=2,
     learning_rate=1e-3,
     min_lr_ratio=0.1,
     warmup_ratio=0.01,
@@ -36,7 +36,7 @@ JOB: dict[str, Any] = {"model": "m", "blocks": "b", "out": "o", "work": "w", "se
         (json.dumps({**JOB, "model": 3}), "model: must be a valid string"),
         (
             json.dumps({**JOB, "settings": {**SETTINGS.model_dump(), "tokens": "many"}}),
-            "settings.tokens: must be a valid integer",
+            "settings.tokens: must be a number of tokens",
         ),
         (json.dumps({**JOB, "settings": {}}), "settings.tokens: field required"),
         (json.dumps({**JOB, "compute": {"processes": "two"}}), "compute.processes: must be a valid integer"),

@@ -36,79 +36,83 @@ def prepared(corpus_dir: Path, recipe: BaseModelSettings, tmp_path_factory: pyte
     return folder
 
 
+def job(training: TrainingSettings, **compute: Any) -> dict[str, Any]:
+    return {"model": "m", "blocks": "b", "settings": training.model_dump(), "out": "o", "work": "w", "compute": compute}
+
+
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("settings", "compute", "says"),
     [
-        ({"precision": "fp16"}, r"^compute\.precision=fp16: needs a GPU, got device=cpu\. "),
-        ({"precision": "fp8"}, r"^compute\.precision: not supported, got fp8\. Set one of fp32, bf16, fp16\.$"),
-        ({"attention": "flash"}, r"^compute\.attention: not supported, got flash\. Set one of null, eager, "),
-        ({"device": "gpu"}, r"^compute\.device: not supported, got gpu\. "),
-        ({"strategy": "dp"}, r"^compute\.strategy: not supported, got dp\. "),
+        ({"precision": "fp8"}, {}, "settings.precision: must be 'fp32', 'bf16' or 'fp16'"),
+        ({}, {"attention": "flash"}, "compute.attention: must be 'eager', 'sdpa' or 'flash_attention_2'"),
+        ({}, {"device": "gpu"}, "compute.device: must be 'cpu' or 'cuda'"),
+        ({}, {"strategy": "dp"}, "compute.strategy: must be 'none', 'ddp', "),
+        ({}, {"precision": "bf16"}, "compute.precision: "),
+    ],
+)
+def test_a_job_file_that_cannot_be_computed_ends_with_two(
+    settings: dict[str, Any],
+    compute: dict[str, Any],
+    says: str,
+    training: TrainingSettings,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from train.__main__ import main
+
+    content = job(training, **compute)
+    content["settings"] |= settings
+    (tmp_path / "job.json").write_text(json.dumps(content))
+    assert main([str(tmp_path / "job.json")]) == 2
+    assert says in capsys.readouterr().err.strip().split("\n")[-1]
+
+
+@pytest.mark.parametrize(
+    ("precision", "compute", "says"),
+    [
+        ("fp16", {}, r"^compute\.precision=fp16: needs a GPU, got device=cpu\. "),
         (
+            "fp32",
             {"device": "cuda", "attention": "flash_attention_2"},
             r"^compute\.attention=flash_attention_2: computes in 16 ",
         ),
     ],
 )
-def test_a_computation_that_cannot_be_is_rejected_in_one_line(options: dict[str, str], says: str) -> None:
+def test_a_precision_that_the_device_cannot_compute_is_rejected_in_one_line(
+    precision: str, compute: dict[str, str], says: str, training: TrainingSettings, tmp_path: Path
+) -> None:
     with pytest.raises(BadInput, match=says):
-        Compute(**options)
-
-
-def test_a_job_file_with_an_unknown_precision_ends_with_two(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from train.__main__ import main
-
-    settings = TrainingSettings(
-        tokens=256,
-        schedule_tokens=256,
-        batch_tokens=128,
-        block_size=32,
-        learning_rate=1e-2,
-        min_lr_ratio=0.1,
-        warmup_ratio=0.1,
-        weight_decay=0.1,
-        seed=0,
-    )
-    job = {"model": "m", "blocks": "b", "settings": settings.model_dump(), "out": "o", "work": "w"}
-    (tmp_path / "job.json").write_text(json.dumps({**job, "compute": {"precision": "fp8"}}))
-    assert main([str(tmp_path / "job.json")]) == 2
-    assert "compute.precision: not supported, got fp8" in capsys.readouterr().err.strip().split("\n")[-1]
+        transformers_trainer.training_arguments(
+            Compute(**compute), tmp_path, training.replace(precision=precision), None
+        )
 
 
 @pytest.mark.parametrize("where", ["before the run", "in the training"])
-def test_bf16_on_a_gpu_without_it_is_rejected(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bf16_on_a_gpu_without_it_is_rejected(
+    where: str, training: TrainingSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
     config = sweep.expand(["experiment=test", "compute=gpu"], multirun=False).configs[0].compute
     assert config.precision == "bf16", "the default of a GPU"
     says = r"^compute\.precision: Tesla T4 does not support bf16, got bf16\. Set compute\.precision=fp16\.$"
-    settings = TrainingSettings(
-        tokens=256,
-        schedule_tokens=256,
-        batch_tokens=128,
-        block_size=32,
-        learning_rate=1e-2,
-        min_lr_ratio=0.1,
-        warmup_ratio=0.1,
-        weight_decay=0.1,
-        seed=0,
-    )
     with pytest.raises(BadInput, match=says):
         if where == "before the run":
             inputs.check_device(config)
         else:
-            compute = Compute(device="cuda", precision="bf16")
-            transformers_trainer.arguments(compute, tmp_path, settings, None)
+            settings = training.replace(precision="bf16")
+            transformers_trainer.training_arguments(Compute(device="cuda"), tmp_path, settings, None)
     inputs.check_device(config.model_copy(update={"precision": "fp16"}))
 
 
 def test_fp16_scales_the_loss_in_both_engines(training: TrainingSettings, tmp_path: Path) -> None:
-    made = transformers_trainer.arguments(Compute(device="cuda", precision="fp16"), tmp_path, training, None)
+    settings = training.replace(precision="fp16")
+    made = transformers_trainer.training_arguments(Compute(device="cuda"), tmp_path, settings, None)
     assert (made.mixed_precision, made.fp16, made.bf16) == ("fp16", True, False)
     from deepspeed.runtime.precision_config import get_float16_config
 
-    described = parallel.deepspeed_config(Compute(device="cuda", precision="fp16", strategy="zero2"), 1, 1)
+    described = parallel.deepspeed_config(Compute(device="cuda", strategy="zero2"), "fp16", 1, 1)
     assert described is not None and described["bf16"] == {"enabled": False}
     fp16 = get_float16_config(described)
     assert fp16.enabled and fp16.loss_scale == 0, "0 is a dynamic scale"

@@ -15,7 +15,7 @@ from common.errors import BadInput
 from common.files import read_jsonl, write_jsonl
 from train import base_model, dev_text, trainer
 from train.data.packing import IGNORED
-from train.dev_text import Watched
+from train.dev_text import DevEvaluation
 from train.settings import BaseModelSettings, Compute, LoraSettings, TrainingSettings
 
 
@@ -26,7 +26,7 @@ def prepared(corpus_dir: Path, recipe: BaseModelSettings, tmp_path_factory: pyte
     return folder
 
 
-def run(prepared: Path, training: TrainingSettings, out: Path, watched: Watched | None) -> list[dict[str, Any]]:
+def run(prepared: Path, training: TrainingSettings, out: Path, watched: DevEvaluation | None) -> list[dict[str, Any]]:
     trainer.train(
         prepared / "model",
         prepared / "blocks",
@@ -59,7 +59,7 @@ def test_a_watched_training_logs_dev_bits_and_gives_the_same_weights(
     """With LoRA, whose dropout draws random numbers at every step."""
     lora = training.replace(lora=LoraSettings(rank=2, alpha=4.0, dropout=0.5, targets="all-linear"))
     plain = run(prepared, lora, tmp_path / "plain", None)
-    watched = run(prepared, lora, tmp_path / "watched", Watched(str(corpus_dir), ("xx", "en"), 768))
+    watched = run(prepared, lora, tmp_path / "watched", DevEvaluation(str(corpus_dir), ("xx", "en"), 768))
     first, second = (
         load_file(tmp_path / name / "out" / "model" / "model.safetensors") for name in ("plain", "watched")
     )
@@ -80,7 +80,7 @@ def test_a_watched_training_logs_dev_bits_and_gives_the_same_weights(
 def test_a_resumed_training_measures_each_point_once(
     prepared: Path, corpus_dir: Path, training: TrainingSettings, tmp_path: Path
 ) -> None:
-    watched = Watched(str(corpus_dir), ("xx",), 256)
+    watched = DevEvaluation(str(corpus_dir), ("xx",), 256)
     whole = run(prepared, training, tmp_path / "whole", watched)
     calls = 0
 
@@ -106,7 +106,7 @@ def test_beginnings_count_the_bytes_of_what_is_predicted(model_dir: Path, tmp_pa
     text = "བོད་ཡིག་གི་ཚིག་གྲུབ་འདི་རིང་པོ་ཡིན།"
     (tmp_path / "text").mkdir()
     write_jsonl(tmp_path / "text" / "bod.dev.jsonl", [{"id": "1", "text": text}, {"id": "2", "text": "ཀ"}])
-    read = dev_text.read(Watched(str(tmp_path), ("bod",), 1), model_dir, 512)["bod"]
+    read = dev_text.read_dev_text(DevEvaluation(str(tmp_path), ("bod",), 1), model_dir, 512)["bod"]
     assert read.bytes == len((text + "ཀ").encode())
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
     kept = [row[row != IGNORED].tolist() for row in read.labels]
@@ -115,7 +115,7 @@ def test_beginnings_count_the_bytes_of_what_is_predicted(model_dir: Path, tmp_pa
 
 @pytest.mark.parametrize("world", [1, 2, 3, 5])
 def test_each_process_takes_as_many_rows_and_every_label_once(model_dir: Path, corpus_dir: Path, world: int) -> None:
-    whole = dev_text.read(Watched(str(corpus_dir), ("en",), 1), model_dir, 32)["en"]
+    whole = dev_text.read_dev_text(DevEvaluation(str(corpus_dir), ("en",), 1), model_dir, 32)["en"]
     parts = [whole.part(rank, world) for rank in range(world)]
     assert len({len(part.ids) for part in parts}) == 1
     labels = sorted(tuple(row) for part in parts for row in part.labels if (row != IGNORED).any())
@@ -124,4 +124,4 @@ def test_each_process_takes_as_many_rows_and_every_label_once(model_dir: Path, c
 
 def test_a_language_without_dev_text_is_refused(model_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"^dev_every_tokens: .*xx\.dev\.jsonl has no text"):
-        dev_text.read(Watched(str(tmp_path), ("xx",), 1), model_dir, 32)
+        dev_text.read_dev_text(DevEvaluation(str(tmp_path), ("xx",), 1), model_dir, 32)

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from common.errors import BadInput
 from train import base_model, trainer
-from train.dev_text import Watched
+from train.dev_text import DevEvaluation
 from train.resume import COMPLETE, check_state
 from train.settings import BaseModelSettings, Compute, TrainingSettings
 
@@ -67,12 +67,12 @@ def prepared(
         trainer.train(
             folder / "model",
             folder / blocks,
-            training.replace(tokens=tokens),
+            training.replace(tokens=tokens, precision="bf16" if name == "one_bf16" else "fp32"),
             folder / name / "out",
             work=folder / name / "work",
             save_every_tokens=512,
-            compute=Compute(threads=1, precision="bf16" if name == "one_bf16" else "fp32"),
-            watched=Watched(str(corpus_dir), ("xx", "en"), 512) if blocks == "masked" else None,
+            compute=Compute(threads=1),
+            watched=DevEvaluation(str(corpus_dir), ("xx", "en"), 512) if blocks == "masked" else None,
         )
     (folder / "corpus").symlink_to(corpus_dir)
     return folder

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, modeling_flash_attention_utils
 from transformers.modeling_utils import PreTrainedModel
 
 from train import base_model, trainer, transformers_trainer
-from train.block_dataset import Blocks
+from train.data.blocks import Blocks
 from train.data.packing import IGNORED
 from train.settings import BaseModelSettings, Compute, TrainingSettings
 
@@ -60,7 +60,7 @@ def test_a_finished_training_keeps_no_weights_in_memory(
         gc.collect()
         gc.disable()  # what is freed is freed by the training, not by chance
         try:
-            train(prepared, training, tmp_path / precision, Compute(threads=1, precision=precision))
+            train(prepared, training.replace(precision=precision), tmp_path / precision, Compute(threads=1))
             assert kept and not [parameter for parameter in kept if parameter() is not None]
         finally:
             gc.enable()
@@ -146,7 +146,7 @@ def packed(prepared: Path, rows: int) -> dict[str, torch.Tensor]:
 
 def engine(prepared: Path, work: Path, settings: TrainingSettings, attention: str) -> transformers_trainer.Trainer:
     compute = Compute(threads=1)
-    arguments = transformers_trainer.arguments(compute, work, settings, None)
+    arguments = transformers_trainer.training_arguments(compute, work, settings, None)
     model = AutoModelForCausalLM.from_pretrained(prepared / "model", attn_implementation=attention)
     progress = transformers_trainer.Progress(compute, settings, work / "log.jsonl", None, None)
     return transformers_trainer.Trainer(model, arguments, Blocks(prepared / "blocks"), progress)

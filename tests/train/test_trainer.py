@@ -18,7 +18,7 @@ from common.errors import BadInput
 from merge.checkpoints.adapter import adapted as open_adapted
 from merge.checkpoints.folder import open_checkpoint
 from train import base_model, trainer
-from train.block_dataset import Blocks
+from train.data.blocks import Blocks
 from train.resume import COMPLETE
 from train.settings import BaseModelSettings, Compute, LoraSettings, TrainingSettings
 
@@ -132,7 +132,7 @@ def test_weights_are_published_in_float32_whatever_the_passes(
     prepared: Path, training: TrainingSettings, tmp_path: Path
 ) -> None:
     """What bfloat16 would round away is there: merges take differences of these weights."""
-    weights = run(prepared, training, tmp_path, 512, precision="bf16")
+    weights = run(prepared, training.replace(precision="bf16"), tmp_path, 512)
     assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
     rounded = [torch.equal(tensor.bfloat16().float(), tensor) for name, tensor in weights.items() if "proj" in name]
     assert rounded and not any(rounded)

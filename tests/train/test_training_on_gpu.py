@@ -54,11 +54,12 @@ def test_a_chain_of_budgets_equals_one_run(prepared: Path, training: TrainingSet
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_16_bits_learn(precision: str, prepared: Path, training: TrainingSettings, tmp_path: Path) -> None:
     full = run(prepared, training, tmp_path / "fp32")
-    assert 0 < apart(run(prepared, training, tmp_path / precision, precision=precision), full) < 0.1
+    assert 0 < apart(run(prepared, training.replace(precision=precision), tmp_path / precision), full) < 0.1
 
 
 @pytest.mark.skipif(find_spec("flash_attn") is None, reason="flash-attn is not installed")
 def test_flash_attention_is_near_sdpa(prepared: Path, training: TrainingSettings, tmp_path: Path) -> None:
-    ours = run(prepared, training, tmp_path / "sdpa", precision="bf16")
-    flash = run(prepared, training, tmp_path / "flash", precision="bf16", attention="flash_attention_2")
+    bf16 = training.replace(precision="bf16")
+    ours = run(prepared, bf16, tmp_path / "sdpa")
+    flash = run(prepared, bf16, tmp_path / "flash", attention="flash_attention_2")
     assert apart(flash, ours) < 0.1

@@ -17,7 +17,7 @@ from typing import Any
 
 from common.errors import Interrupted
 from train import trainer
-from train.dev_text import Watched
+from train.dev_text import DevEvaluation
 from train.settings import Compute, LoraSettings, TrainingSettings
 
 
@@ -63,17 +63,17 @@ def main(prepared: Path, out: Path, strategy: str) -> None:
         facts = trainer.train(
             prepared / "model",
             prepared / blocks,
-            settings.replace(tokens=tokens, lora=lora),
+            settings.replace(tokens=tokens, lora=lora, precision=precision),
             folder / "out",
             work=folder / "work",
             save_every_tokens=512,
-            compute=compute.replace(precision=precision),
+            compute=compute,
             **more,
         )
         (folder / f"facts-{os.environ['RANK']}.json").write_text(json.dumps(facts))
 
     run("whole", 2048)
-    run("masked", 1024, "masked", watched=Watched(str(prepared / "corpus"), ("xx", "en"), 512))
+    run("masked", 1024, "masked", watched=DevEvaluation(str(prepared / "corpus"), ("xx", "en"), 512))
     run("half", 1024)
     run("chained", 2048, resume_state=out / "half" / "out" / "state")
     try:  # after the checkpoint at step 8, before the one at step 12

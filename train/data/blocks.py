@@ -1,4 +1,4 @@
-"""Blocks of tokens: cut from a stream, filled with whole examples, mixed from several sources, written to disk."""
+"""Blocks of tokens: chunked from a stream, packed with whole examples, interleaved, written to disk and read back."""
 
 from __future__ import annotations
 
@@ -8,18 +8,21 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import torch
 
 Tokens = NDArray[Any]  # uint16 or uint32
 
 
 def interleave(shares: Sequence[float]) -> Iterator[int]:
-    """Yield the source of each next block.
+    """Yield the source of each next block: the one that is furthest behind its fraction.
 
-    It is always the one furthest behind its fraction, so that every window has the mixture within one block.
+    Every window of blocks therefore has the mixture to within one block.
     """
     counts = [0] * len(shares)
     for total in itertools.count(1):
@@ -31,17 +34,17 @@ def interleave(shares: Sequence[float]) -> Iterator[int]:
 
 @dataclass(frozen=True)
 class TextSeen:
-    """The text of one language that CT has read at a budget: tokens, distinct tokens, and epochs."""
+    """The text of one language that CT has read at a budget."""
 
     tokens: int
-    different: int
-    passes: float
+    unique_tokens: int
+    epochs: float
 
 
 def text_seen(counts: Mapping[str, Any], budget: int) -> dict[str, TextSeen]:
-    """Count what the first `budget` tokens of CT blocks contain, by language.
+    """Return what the first `budget` tokens of CT blocks contain, by language.
 
-    `counts`: their `counts.json`; empty if it is older than the key `text_tokens`.
+    counts: their `counts.json`. The result is empty if it is older than the key `text_tokens`.
     """
     texts = counts.get("text_tokens", {})
     size, share = counts["tokens"] // counts["blocks"], counts["english_share"]
@@ -53,10 +56,8 @@ def text_seen(counts: Mapping[str, Any], budget: int) -> dict[str, TextSeen]:
     }
 
 
-def cut(stream: Iterable[Tokens], size: int) -> Iterator[Tokens]:
-    """Yield a stream of tokens, given in pieces of any length, as blocks of `size`; the last, incomplete one is left
-    out.
-    """
+def chunk(stream: Iterable[Tokens], size: int) -> Iterator[Tokens]:
+    """Yield a stream of arrays of any length as blocks of `size` tokens, without the last, incomplete one."""
     rest: list[Tokens] = []  # shorter than a block in all
     length = 0  # of the rest
     for piece in stream:
@@ -65,15 +66,15 @@ def cut(stream: Iterable[Tokens], size: int) -> Iterator[Tokens]:
         if length < size:
             continue
         tokens = np.concatenate(rest) if len(rest) > 1 else piece
-        whole = length - length % size
-        yield from tokens[:whole].reshape(-1, size)
-        rest, length = [tokens[whole:]], length - whole
+        full = length - length % size
+        yield from tokens[:full].reshape(-1, size)
+        rest, length = [tokens[full:]], length - full
 
 
 class OpenBlocks:
     """Blocks that are being filled, indexed by their free space.
 
-    `by_room[room]` has the open blocks with that much space, oldest first.
+    `by_room[room]` contains the open blocks with this much space, oldest first.
     """
 
     def __init__(self, size: int) -> None:
@@ -86,11 +87,8 @@ class OpenBlocks:
         self.rooms |= 1 << room
 
     def take(self, length: int) -> tuple[int, int] | None:
-        """Take out the fullest block with room for `length` tokens: its number and its room.
-
-        None if there is none.
-        """
-        fitting = self.rooms >> length << length  # the rooms below `length` struck out
+        """Remove the fullest block with room for `length` tokens; return its number and its room, or None."""
+        fitting = self.rooms >> length << length  # without the rooms below `length`
         if not fitting:
             return None
         room = lowest_bit(fitting)
@@ -101,19 +99,17 @@ class OpenBlocks:
 
 
 def lowest_bit(number: int) -> int:
-    """Return the place of the lowest bit that is set; `number` is not 0."""
+    """Return the index of the lowest bit that is set; `number` is not 0."""
     return (number & -number).bit_length() - 1
 
 
 def best_fit(lengths: Iterable[tuple[int, int]], size: int, open_blocks: int | None) -> Iterator[list[int]]:
-    """Examples, given as (name, length), put together in blocks of `size`: each goes where it leaves the least room.
+    """Pack examples, given as (name, length), into blocks of `size`; yield the names of each block.
 
-    Yields the names of each block.
-
-    A block is given away when more than `open_blocks` are open, the fullest first; those still open at the end follow,
-    the oldest first. With all blocks open to the end (None) and the longest examples first, this is best-fit
-    decreasing, as in Ding et al. 2024 (arXiv 2404.10830): of n examples, in O(n log n). Of blocks with the same room,
-    the oldest is taken.
+    An example goes where it leaves the least room, and of blocks with the same room into the oldest. If more than
+    `open_blocks` are open, the fullest is yielded; those still open at the end follow, oldest first. With all blocks
+    open to the end (None) and the longest examples first, this is best-fit decreasing, as in Ding et al. 2024 (arXiv
+    2404.10830), in O(n log n) for n examples.
     """
     names: dict[int, list[int]] = {}  # of each open block
     opened = OpenBlocks(size)
@@ -142,7 +138,7 @@ class BlockFile:
         self._header()
 
     def _header(self) -> None:
-        """numpy leaves room in the header for the first axis to grow: its length does not depend on the count."""
+        """Write the header. Its length is fixed, as numpy leaves space for the first axis to grow."""
         header = {
             "descr": np.lib.format.dtype_to_descr(self.dtype),
             "fortran_order": False,
@@ -165,3 +161,25 @@ class BlockFile:
 def dtype_for(vocabulary: int) -> type:
     """Return the smallest unsigned type that holds the ids of a vocabulary."""
     return np.uint16 if vocabulary <= 2**16 else np.uint32
+
+
+class Blocks:
+    """A map-style dataset for torch's data loader over the memory-mapped blocks of a folder.
+
+    A row is one block: `input_ids`, `labels` and, for SFT, `position_ids`, each int64 of (block_size,).
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.columns = {"input_ids": np.load(folder / "blocks.npy", mmap_mode="r")}
+        for name, file in (("labels", "labels.npy"), ("position_ids", "positions.npy")):
+            if (folder / file).exists():
+                self.columns[name] = np.load(folder / file, mmap_mode="r")
+        self.columns.setdefault("labels", self.columns["input_ids"])
+
+    def __len__(self) -> int:
+        return len(self.columns["input_ids"])
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        import torch
+
+        return {name: torch.from_numpy(column[index].astype(np.int64)) for name, column in self.columns.items()}

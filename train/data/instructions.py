@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,11 @@ from common import hub_data
 from common.errors import BadInput, suggestion
 from common.files import write_json, write_jsonl
 from common.items import Item
-from train.data import families, passages
-from train.data.chat import formats
-from train.data.chat.reading import family_of, hub_conversations, own_conversations
-from train.data.corpus import text_files
-from train.data.corpus.shards import Reading, link, take
-from train.data.families import Question
-from train.data.processes import Workers
-from train.data.questions import QuestionSource
+from common.processes import Workers
+from train.data.conversations import detect_format, family_of, hub_conversations, matching_formats, own_conversations
+from train.data.corpus.hub import ReadPlan, RowReader, link_shard, read_shards, read_texts
+from train.data.corpus.sources import check_fields, matching_files, numbered_rows
+from train.data.questions import QUESTIONS, Question, QuestionSource, passage_examples, prompt_of
 from train.settings import InstructionsInLanguageSettings, InstructionsSettings, ItemsSettings
 
 PLAIN = {
@@ -91,11 +89,9 @@ def build_in_language(corpus_dir: Path, settings: InstructionsInLanguageSettings
 
 def question_source(corpus_dir: Path, names: Sequence[str], seed: int) -> QuestionSource:
     """Return the source of questions of these families. Raises BadInput for an unknown family."""
-    unknown = set(names) - set(families.QUESTIONS)
+    unknown = set(names) - set(QUESTIONS)
     if unknown:
-        raise BadInput(
-            f"eval.families: no such family, got {min(unknown)!r}. {suggestion(min(unknown), families.QUESTIONS)}"
-        )
+        raise BadInput(f"eval.families: no such family, got {min(unknown)!r}. {suggestion(min(unknown), QUESTIONS)}")
     return QuestionSource(corpus_dir, names, seed)
 
 
@@ -134,10 +130,10 @@ def made_instructions(source: QuestionSource, language: str, count: int, questio
         ]
     rows = []
     for family in source.families:
-        for example in passages.examples(source, family, language, count, questions):
+        for example in passage_examples(source, family, language, count, questions):
             (first, lead), *further = example.questions.items()
             row = turn(lead.prompt, first, lead)
-            more = [turn("\n" + families.prompt(asked.question, ""), name, asked) for name, asked in further]
+            more = [turn("\n" + prompt_of(asked.question, ""), name, asked) for name, asked in further]
             rows.append(row | ({"more": more} if more else {}))
     return rows
 
@@ -170,21 +166,19 @@ def own_instructions(pattern: str, wanted: str = "auto") -> list[Row]:
     Rows of other formats of one question and one answer are known by their columns, or by the format that is `wanted`.
     """
     rows = []
-    for path in text_files.matching(pattern, "sft.path"):
+    for path in matching_files(pattern, "sft.path"):
         if path.suffix != ".jsonl":
             raise BadInput(
                 f"sft.path: expected a .jsonl file with the fields instruction, input and output, got {path}."
             )
-        for number, row in text_files.numbered_jsonl(path, (), "sft.path"):
+        for number, row in numbered_rows(path, (), "sft.path"):
             where = f"sft.path: {path} line {number}"
             question, more, answer = plain_columns(row, wanted, where)
-            text_files.check_fields(row, (question, *((more,) if more else ()), answer), where)
+            check_fields(row, (question, *((more,) if more else ()), answer), where)
             empty = [field for field in (question, answer) if not row[field].strip()]
             if empty:
                 raise BadInput(f"{where}: the field {empty[0]!r} is empty. Fill it, or leave the line out.")
-            prompt = (
-                row[question] if question == "prompt" else families.prompt(row[question], row[more] if more else "")
-            )
+            prompt = row[question] if question == "prompt" else prompt_of(row[question], row[more] if more else "")
             rows.append({"prompt": prompt, "output": row[answer], "family": family_of(row, where)})
     return rows
 
@@ -194,7 +188,7 @@ def plain_columns(row: Mapping[str, Any], wanted: str, where: str) -> tuple[str,
 
     Raises BadInput for conversations, which need one.
     """
-    fit = formats.fitting(row) if wanted == "auto" else [formats.found(row, wanted, where)]
+    fit = matching_formats(row) if wanted == "auto" else [detect_format(row, wanted, where)]
     if len(fit) == 1 and (columns := PLAIN.get(fit[0])):
         question, more, answer = columns
         return question, more if more in row else None, answer
@@ -224,30 +218,30 @@ def from_hub(
     source = settings.hub.located(folder)
     commit = hub_data.commit_of(source, "sft.hub")
     pinned = replace(source, revision=commit or source.revision)
-    reading = Reading(pinned, key="sft.hub", most_bytes=settings.hub.bytes, **rows_of(settings))
+    plan = ReadPlan(pinned, "sft.hub", row_reader(settings), settings.hub.bytes)
     counts: dict[str, Any] = {"commit": commit, "sft": {"hub": 0}, "bytes": 0}
     counted: Counter[str] = Counter()
     with Workers(workers) as pool:
         number = 0
-        for part in take(reading, work, pool, settings.seed):
-            counted.update(part.counted)
-            if not part.rows:
+        for shard in read_shards(plan, work, pool, settings.seed):
+            counted.update(shard.counted)
+            if not shard.rows:
                 continue
-            link(part, out / "sft" / f"{number:05d}.parquet")
-            counts["sft"]["hub"] += part.rows
-            counts["bytes"] += part.bytes
+            link_shard(shard, out / "sft" / f"{number:05d}.parquet")
+            counts["sft"]["hub"] += shard.rows
+            counts["bytes"] += shard.bytes
             number += 1
     if not counts["bytes"]:
         raise BadInput(f"sft.hub.dataset={source.dataset}: has no instruction with an answer. Choose another data set.")
     write_json(out / "counts.json", counts | ({COUNTED: dict(counted)} if counted else {}))
 
 
-def rows_of(settings: InstructionsSettings) -> dict[str, Any]:
-    """Return the way rows of a data set are read: two text columns, plain or as a conversation, or conversations."""
+def row_reader(settings: InstructionsSettings) -> RowReader:
+    """Return the reader of a data set: of two text columns, or of conversations, which may be two columns as well."""
     prompt, answer = settings.hub.prompt, settings.hub.answer
     if prompt is not None and answer is not None:
-        return {"columns": (prompt, answer), "sort": hub_instruction}
-    return {"take": hub_conversations, "about": {"wanted": settings.format}}
+        return partial(read_texts, columns=(prompt, answer), parse=hub_instruction)
+    return partial(hub_conversations, wanted=settings.format)
 
 
 def instruction_files(folder: Path) -> list[Path]:

@@ -1,5 +1,7 @@
 """What runs inside a Slurm job: its own stages, and nothing else. It never waits for another job's work.
 
+`python -m pipeline.run.cluster.job FOLDER NAME SETTLE_SECONDS KEY...` is a process of several in a job.
+
 Slurm's warning (USR2, before a time limit or a preemption) reaches this process. A training runs in a child: it is
 asked to save, and the job is queued again; it resumes from there. Scoring starts over, tuning resumes from its last
 try.
@@ -23,9 +25,9 @@ from typing import TYPE_CHECKING
 from common.errors import Interrupted
 from pipeline.journal import Journal
 from pipeline.run import launch
-from pipeline.run.cluster.schedule import cut
-from pipeline.run.console import SAY_TO
-from pipeline.run.worker import worker
+from pipeline.run.cells import run_executor
+from pipeline.run.cluster.schedule import group_into_pieces
+from pipeline.run.display import RunView, shown
 from pipeline.run_plan import RunPlan
 from pipeline.stages.stage import Stage
 
@@ -37,7 +39,7 @@ KILLED_WITHIN_S = 900.0  # seconds after which a job that was asked to end stops
 
 @dataclass(frozen=True)
 class ClusterJob:
-    """A job as submitit keeps it: where the run's plan lies, and the keys of its own stages, in their order."""
+    """A job as submitit keeps it: the folder of the run's plan, and the keys of its stages, in their order."""
 
     folder: Path
     name: str
@@ -48,38 +50,38 @@ class ClusterJob:
 
     @property
     def journal(self) -> Journal:
-        """Return each job has a journal of its own: several machines that append to one file may lose lines on a
-        network file system.
-        """
+        """The job's own journal: several machines that append to one file may lose lines on a network file system."""
         return Journal(self.folder / f"{self.name}.jsonl")
 
     def __call__(self) -> None:
-        os.environ.pop(SAY_TO, None)  # of the command that submitted it, whose environment Slurm passes on
         os.environ[launch.AS_CHILD] = "1"  # trainings run in a child: submitit owns the signals of this process
         if cpus := os.environ.get("SLURM_CPUS_PER_TASK"):  # srun does not take it over from the job, since Slurm 22.05
             os.environ.setdefault("SRUN_CPUS_PER_TASK", cpus)
         if self.python:
             os.environ[launch.PYTHON] = self.python
         bind_gpus()
-        self.journal.write("job", job=_job_id(), host=socket.gethostname())
-        chains = cut(RunPlan.load(self.folder).stages, self.keys)
-        if min(self.at_a_time, len(chains)) > 1:
-            self._side_by_side([chain.stages for chain in chains])
-            return
+        events, plan = self.journal, RunPlan.load(self.folder)
+        events.write("job", job=_job_id(), host=socket.gethostname())
+        view = RunView(plan, events.path, [plan.by_key[key] for key in self.keys])
+        view.new_lines()  # of the job before it was queued again
+        chains = group_into_pieces(plan.stages, self.keys)
         try:
-            self.make()
+            with shown(view):
+                if min(self.at_a_time, len(chains)) > 1:
+                    self._compute_side_by_side([chain.stages for chain in chains])
+                else:
+                    self.compute(plan)
         except Interrupted:
             # Slurm ended the training itself, without the warning: it decides whether to requeue or cancel.
             time.sleep(KILLED_WITHIN_S)
 
-    def make(self) -> None:
-        """Make its stages in this process."""
-        plan = RunPlan.load(self.folder)
-        maker = worker(plan, self.journal, assigned=self.keys, settle_seconds=self.settle_seconds)
-        maker.make([plan.by_key[key] for key in self.keys])
+    def compute(self, plan: RunPlan) -> None:
+        """Compute its stages in this process."""
+        executor = run_executor(plan, self.journal, assigned=self.keys, settle_seconds=self.settle_seconds)
+        executor.compute([plan.by_key[key] for key in self.keys])
 
-    def _side_by_side(self, chains: Sequence[Sequence[Stage]]) -> None:
-        """Make each chain in a process of its own, bound to one of the GPUs that Slurm gave to the job, if it gave
+    def _compute_side_by_side(self, chains: Sequence[Sequence[Stage]]) -> None:
+        """Compute each chain in a process of its own, bound to one of the GPUs that Slurm gave to the job, if it gave
         any.
         """
         devices: SimpleQueue[str] = SimpleQueue()
@@ -92,7 +94,7 @@ class ClusterJob:
             words = [str(self.folder), self.name, str(self.settle_seconds), *(stage.key for stage in chain)]
             bound = {**os.environ, "CUDA_VISIBLE_DEVICES": device} if device else dict(os.environ)
             subprocess.run(
-                [sys.executable, "-m", "pipeline.run.cluster", *words], check=False, env=bound
+                [sys.executable, "-m", "pipeline.run.cluster.job", *words], check=False, env=bound
             )  # the journal has the outcome
             devices.put(device)
 
@@ -111,10 +113,10 @@ class ClusterJob:
 
 
 def bind_gpus() -> None:
-    """Set CUDA_VISIBLE_DEVICES from what Slurm says of the job's GPUs, if Slurm has not set it itself.
+    """Set CUDA_VISIBLE_DEVICES to the GPUs that Slurm gave to the job, if Slurm has not set it itself.
 
     Without it, all jobs of a node whose cgroups do not confine GPUs (ConstrainDevices) use the first GPU. Not for a job
-    of several nodes: Slurm says so of the first node only.
+    of several nodes: Slurm names those of the first node only.
     """
     if "CUDA_VISIBLE_DEVICES" in os.environ or os.environ.get("SLURM_JOB_NUM_NODES", "1") != "1":
         return
@@ -127,3 +129,8 @@ def _job_id() -> str:
     from submitit import JobEnvironment
 
     return JobEnvironment().job_id
+
+
+if __name__ == "__main__":
+    folder, name, settle, *keys = sys.argv[1:]
+    ClusterJob(Path(folder), name, tuple(keys), float(settle)).compute(RunPlan.load(Path(folder)))

@@ -19,15 +19,15 @@ from typing import Literal
 
 from pipeline.stages.stage import Stage
 
-Work = Literal["data", "train", "evaluate"]  # classes of jobs, one section of the site file each
+JobClass = Literal["data", "train", "evaluate"]  # classes of jobs, one section of the site file each
 LARGEST_ARRAY = 1000  # Slurm's default MaxArraySize is 1001
 
 
 @dataclass(frozen=True)
-class Task:
-    """What one job makes, in this order. `needs` are the keys of stages that must be there before it starts."""
+class Piece:
+    """The stages of one job, in their order. needs: keys of stages that must be published before it starts."""
 
-    work: Work
+    job_class: JobClass
     stages: tuple[Stage, ...]
     needs: frozenset[str]
 
@@ -44,33 +44,31 @@ class Task:
     @property
     def nodes(self) -> int:
         """Return the number of machines of its training."""
-        return max(stage.compute.nodes for stage in self.stages) if self.work == "train" else 1
+        return max(stage.compute.nodes for stage in self.stages) if self.job_class == "train" else 1
 
 
-def work_of(stage: Stage) -> Work:
-    """Return the class of jobs that makes a stage; merging is done where its result is scored."""
-    work = stage.type.resource
-    return "evaluate" if work == "score" or work == "merge" else work
+def job_class_of(stage: Stage) -> JobClass:
+    """Return the class of jobs that computes a stage; a merge is computed where its result is scored."""
+    resource = stage.type.resource
+    return "evaluate" if resource == "score" or resource == "merge" else resource
 
 
-def cut(stages: Sequence[Stage], waiting: Collection[str] | None = None) -> tuple[Task, ...]:
-    """Return the jobs of a plan, each after those that it needs.
+def group_into_pieces(stages: Sequence[Stage], waiting: Collection[str] | None = None) -> tuple[Piece, ...]:
+    """Group the stages of a plan into jobs, each after those that it needs.
 
-    Only stages whose keys are in `waiting` are made; None: all of them.
+    waiting: keys of the stages to compute; None: all of them.
     """
     groups: dict[tuple[str, ...], list[Stage]] = {}
     for stage in stages:
-        groups.setdefault(_together(stage), []).append(stage)
-    tasks = [task for group in groups.values() if (task := _task(group, waiting))]
-    maker = {key: task for task in tasks for key in task.keys}
-    before = {task: [maker[key] for key in sorted(task.needs) if key in maker] for task in tasks}
+        groups.setdefault(_piece_key(stage), []).append(stage)
+    pieces = [piece for group in groups.values() if (piece := _piece(group, waiting))]
+    maker = {key: piece for piece in pieces for key in piece.keys}
+    before = {piece: [maker[key] for key in sorted(piece.needs) if key in maker] for piece in pieces}
     return tuple(TopologicalSorter(before).static_order())
 
 
-def _task(group: Sequence[Stage], waiting: Collection[str] | None) -> Task | None:
-    """Return the job for stages that belong together, without those that need not be made; what it lacks of them, it
-    needs from elsewhere.
-    """
+def _piece(group: Sequence[Stage], waiting: Collection[str] | None) -> Piece | None:
+    """Return the job for a group of stages, without those that need not be computed: it waits for these."""
     kept = [stage for stage in group if waiting is None or stage.key in waiting]
     if not kept:
         return None
@@ -78,26 +76,27 @@ def _task(group: Sequence[Stage], waiting: Collection[str] | None) -> Task | Non
         kept.sort(key=lambda stage: stage.tokens)
     read = {parent.key for stage in kept for parent in stage.parents.values() if not parent.given}
     needs = read | {stage.key for stage in group}
-    return Task(work_of(kept[0]), tuple(kept), frozenset(needs - {stage.key for stage in kept}))
+    return Piece(job_class_of(kept[0]), tuple(kept), frozenset(needs - {stage.key for stage in kept}))
 
 
-def _together(stage: Stage) -> tuple[str, ...]:
+def _piece_key(stage: Stage) -> tuple[str, ...]:
     """Return the name of a stage's job.
 
     No two jobs need one another: a job's stages read only what was computed before all of them.
     """
-    work = work_of(stage)
-    if work == "data":
+    job_class = job_class_of(stage)
+    if job_class == "data":
         lineage = [stage, *ancestors(stage)]
         corpus = sorted(ancestor.key for ancestor in lineage if ancestor.kind == "corpus")
-        trained = sorted(ancestor.key for ancestor in lineage if not ancestor.given and work_of(ancestor) == "train")
-        return (work, *corpus, *trained)
-    if work == "train":
-        return (work, stage.trajectory or stage.key)
-    return (work, _decided_by(stage).key)
+        models = (ancestor for ancestor in lineage if not ancestor.given and job_class_of(ancestor) == "train")
+        trained = sorted(model.key for model in models)
+        return (job_class, *corpus, *trained)
+    if job_class == "train":
+        return (job_class, stage.trajectory or stage.key)
+    return (job_class, _piece_root(stage).key)
 
 
-def _decided_by(stage: Stage) -> Stage:
+def _piece_root(stage: Stage) -> Stage:
     """Return the first stage of a scoring job.
 
     It is the selection of a merge's settings, if it uses this merge's own checkpoints alone; else the merge.
@@ -118,27 +117,27 @@ def ancestors(stage: Stage) -> tuple[Stage, ...]:
     return tuple({ancestor.key: ancestor for ancestor in each}.values())
 
 
-def bundles(array: Sequence[Task], size: int) -> tuple[Task, ...]:
+def pack_array(array: Sequence[Piece], size: int) -> tuple[Piece, ...]:
     """Pack that many jobs of an array into one."""
     parts = (array[start : start + size] for start in range(0, len(array), size))
     return tuple(
-        Task(
-            part[0].work,
-            tuple(stage for task in part for stage in task.stages),
-            frozenset().union(*(task.needs for task in part)),
+        Piece(
+            part[0].job_class,
+            tuple(stage for piece in part for stage in piece.stages),
+            frozenset().union(*(piece.needs for piece in part)),
         )
         for part in parts
     )
 
 
-def arrays(tasks: Iterable[Task]) -> tuple[tuple[Task, ...], ...]:
+def arrays(pieces: Iterable[Piece]) -> tuple[tuple[Piece, ...], ...]:
     """Group jobs that need the same machines and wait for the same stages: each group is submitted as one array."""
-    groups: dict[tuple[object, ...], list[Task]] = {}
+    groups: dict[tuple[object, ...], list[Piece]] = {}
     makers: dict[str, str] = {}
-    for task in tasks:
-        makers |= {key: task.name for key in task.keys}
-        waits = frozenset(makers.get(key, key) for key in task.needs)
-        groups.setdefault((task.work, task.nodes, waits), []).append(task)
+    for piece in pieces:
+        makers |= {key: piece.name for key in piece.keys}
+        waits = frozenset(makers.get(key, key) for key in piece.needs)
+        groups.setdefault((piece.job_class, piece.nodes, waits), []).append(piece)
     return tuple(
         tuple(group[start : start + LARGEST_ARRAY])
         for group in groups.values()

@@ -35,7 +35,7 @@ def hours(given: Any) -> Any:
 
 
 class Place(Settings):
-    """Where jobs run. None: what stands at the top of the site file, and if it says nothing, the cluster's default."""
+    """Where jobs run. None: the value at the top of the site file, or else the cluster's default."""
 
     model_config = ConfigDict(coerce_numbers_to_str=True)  # an account of digits
 
@@ -73,9 +73,9 @@ class Site(Place):
 
     def resources(self, work: str) -> Resources:
         """Return the resources of a class of jobs: its own, else the site's."""
-        asked: Resources = getattr(self, work)
-        common = {name: getattr(self, name) for name in Place.model_fields if getattr(asked, name) is None}
-        return asked.model_copy(update=common)
+        section: Resources = getattr(self, work)
+        common = {name: getattr(self, name) for name in Place.model_fields if getattr(section, name) is None}
+        return section.model_copy(update=common)
 
 
 def read(given: str) -> Site:

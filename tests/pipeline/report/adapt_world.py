@@ -9,12 +9,16 @@ from typing import Any
 
 import yaml
 
-from pipeline.report.adapt_records import AdaptSources
-from pipeline.report.records import Subject
+from pipeline.report.adapt import AdaptSources
+from pipeline.report.records import ReportInfo
 from tests.pipeline.report.synthetic import write_scores
 
-SUBJECT = Subject(
-    "adapt <i>", "tam", "Tamil & more", {"tam 10k seed 0": {"name": "a <b>"}}, "slackmerge run experiment=adapt"
+INFO = ReportInfo(
+    title="adapt <i>",
+    language="tam",
+    language_name="Tamil & more",
+    configs={"tam 10k seed 0": {"name": "a <b>"}},
+    command="slackmerge run experiment=adapt",
 )
 TAMIL = (
     "நேற்று இரவு முழுவதும் மழை பெய்தது. காலையில் சாலைகள் எல்லாம் ஈரமாக இருந்தன. குழந்தைகள் பள்ளிக்குச் சென்றார்கள். "
@@ -52,7 +56,7 @@ def adaptation(
     shares: Mapping[str, tuple[float, float]] = SHARES,
     tries: Sequence[tuple[str, str, Mapping[str, Any], float, float]] = TRIES,
     chosen: str = "ties_sv_1-try-0",
-    subject: Subject = SUBJECT,
+    info: ReportInfo = INFO,
     **choice: Any,
 ) -> AdaptSources:
     """An adaptation to Tamil; what has no share was not scored. choice: further keys of choice.yml."""
@@ -79,7 +83,15 @@ def adaptation(
         ]
         write_rows(answers[name] / "answers.jsonl", given)
     stages = [stage(root, "ct", 7200.0), stage(root, "eval", 30.0, "dev"), stage(root, "eval", 60.0, "test")]
-    return AdaptSources(subject, root / "choose", tests, answers, corpus(root / "corpus"), stages, 10_000)
+    return AdaptSources(
+        info=info,
+        choice=root / "choose",
+        tests=tests,
+        answers=answers,
+        corpus=corpus(root / "corpus"),
+        stages=stages,
+        ct_tokens=10_000,
+    )
 
 
 def scores(folder: Path, language: float, english: float) -> Path:

@@ -58,7 +58,7 @@ def world(rng: Any, seeds: int) -> Frontiers:
     bits = truth[:, None] + rng.normal(0, 0.02, (1, seeds, 1)) + rng.normal(0, 0.014, (2, seeds, 1))
     bits = bits + rng.normal(0, 0.004, shape)
     points = [
-        FrontierPoint(method, BUDGET, seed, {"lambda": knob}, Path(), Path())
+        FrontierPoint(method=method, ct_tokens=BUDGET, seed=seed, settings={"lambda": knob}, dev=Path(), folder=Path())
         for method in GRIDS
         for seed in range(seeds)
         for knob in range(3)

@@ -11,13 +11,13 @@ import shutil
 import sys
 from pathlib import Path
 
-from pipeline.report import folders
+from pipeline.report import sources
 from tests.pipeline.report.browser import Browser
 
 
 def pictures(outputs: Path, docs: Path) -> list[Path]:
     """The page and the screenshots. Takes Chromium (see browser.py)."""
-    drawn = folders.report([outputs])
+    drawn = sources.render_folders([outputs])
     for name in (outputs.name, "images"):
         (docs / name).mkdir(parents=True, exist_ok=True)
     copied = docs / outputs.name / drawn.page.name

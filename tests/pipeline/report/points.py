@@ -60,7 +60,9 @@ def point(
     folder = root / f"{method}-{budget}-{knob}-{seed}"
     for split, (b, a) in (("dev", dev or (bits, accuracy)), ("test", (bits, accuracy))):
         write(folder / split, {family: share(a)}, [b] * DOCUMENTS)
-    return FrontierPoint(method, budget, seed, {key: knob}, folder / "dev", folder / "test")
+    return FrontierPoint(
+        method=method, ct_tokens=budget, seed=seed, settings={key: knob}, dev=folder / "dev", folder=folder / "test"
+    )
 
 
 def frontier(

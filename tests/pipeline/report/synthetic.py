@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,12 @@ from typing import Any
 import yaml
 
 from eval.harness import mean_records
-from eval.stats import ratio_interval, wilson
+from eval.metrics import ratio_interval, wilson
 from pipeline import report
-from pipeline.report import choices, claims, discards
-from pipeline.report.records import Audit, Choice, Evaluation, Subject
+from pipeline.report import builtin_claims, merges
+from pipeline.report.analysis import Analysis, Inputs, analyse
+from pipeline.report.claims import Claims
+from pipeline.report.records import Audit, Choice, Evaluation, ReportInfo, ReportPaths
 
 N = 200
 
@@ -23,8 +25,11 @@ N = 200
 BUDGETS = (10_000, 100_000, 1_000_000)
 
 
-SUBJECT = Subject(
-    "A <small> run & more", "nya", "Chichewa", {"nya 10k seed 0": {"name": "a <b>", "ct": {"tokens": 10_000}}}
+INFO = ReportInfo(
+    title="A <small> run & more",
+    language="nya",
+    language_name="Chichewa",
+    configs={"nya 10k seed 0": {"name": "a <b>", "ct": {"tokens": 10_000}}},
 )
 
 
@@ -222,8 +227,10 @@ class Run:
     def verdicts(self) -> list[str]:
         return [answer.verdict for answer in self.claims().answers]
 
-    def claims(self) -> claims.Claims:
-        return claims.claims(self.evaluations, discards.read(self.audits), choices.read(self.choices), "nya")
+    def claims(self) -> Claims:
+        return builtin_claims.answer_all(
+            self.evaluations, merges.read_audits(self.audits), merges.read_choices(self.choices), "nya"
+        )
 
     @property
     def untuned(self) -> list[Evaluation]:
@@ -233,5 +240,17 @@ class Run:
             Evaluation(one.method, one.ct_tokens, one.seed, folders[one.ct_tokens, one.seed]) for one in self.choices
         ]
 
-    def render(self, out: Path, subject: Subject = SUBJECT, **more: Any) -> report.ReportPaths:
-        return report.render(self.evaluations, self.audits, self.choices, self.stages, out, subject, **more)
+    @property
+    def inputs(self) -> Inputs:
+        """What a report is made from."""
+        return Inputs(
+            info=INFO, evaluations=self.evaluations, audits=self.audits, choices=self.choices, stages=self.stages
+        )
+
+    def analysis(self, **more: Any) -> Analysis:
+        """Return what its report shows; more: other inputs."""
+        return analyse(replace(self.inputs, **more))
+
+    def render(self, out: Path, **more: Any) -> ReportPaths:
+        """Write the report; more: other inputs."""
+        return report.render(replace(self.inputs, **more), out)

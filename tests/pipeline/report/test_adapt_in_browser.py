@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.report import adapt_report
+from pipeline.report import adapt_page
 from tests.pipeline.report.adapt_world import adaptation
 from tests.pipeline.report.browser import Browser, chromium
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(chromium() is None, reason="no chromium: python 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("page")
-    return adapt_report.render(adaptation(folder / "run"), folder / "out").page
+    return adapt_page.render(adaptation(folder / "run"), folder / "out").page
 
 
 @pytest.fixture(scope="module")

@@ -13,21 +13,19 @@ import pytest
 from scipy import stats
 
 from common.errors import BadInput
-from pipeline.report import adapt_report
-from pipeline.report.adapt_claims import answers
-from pipeline.report.adapt_headline import settings_in_words
-from pipeline.report.adapt_measures import TestScores
-from pipeline.report.adapt_page import plain
-from pipeline.report.adapt_records import FILE, read_sources
+from pipeline.report import adapt_page
+from pipeline.report.adapt import FILE, TestScores, read_sources
+from pipeline.report.adapt_claims import answers, settings_in_words
 from pipeline.report.inference import holm
+from pipeline.report.page import plain
 from tests.pipeline.report.adapt_world import ANSWERS, SHARES, TRIES, adaptation, write_rows
 from tests.pipeline.report.synthetic import N, item_records
 
 
 @pytest.fixture(scope="module")
-def rendered(tmp_path_factory: pytest.TempPathFactory) -> adapt_report.AdaptPaths:
+def rendered(tmp_path_factory: pytest.TempPathFactory) -> adapt_page.AdaptPaths:
     sources = adaptation(tmp_path_factory.mktemp("adapt"))
-    return adapt_report.render(sources, tmp_path_factory.mktemp("out") / "report")
+    return adapt_page.render(sources, tmp_path_factory.mktemp("out") / "report")
 
 
 def add_task(folder: Path, task: str, language: str, share: float) -> None:
@@ -79,7 +77,7 @@ def test_claims_are_paired_t_tests_over_documents_adjusted_by_holm(tmp_path: Pat
     ],
 )
 def test_what_is_lost_is_judged_against_the_tolerance(tmp_path: Path, english: float, verdict: str, words: str) -> None:
-    found = adapt_report.gather(adaptation(tmp_path, {**SHARES, "adapted": (0.55, english)}))
+    found = adapt_page.adapt_view(adaptation(tmp_path, {**SHARES, "adapted": (0.55, english)}))
     assert found.claims[1].verdict == verdict
     assert words in found.sentence
     assert found.sentence.startswith(
@@ -89,7 +87,7 @@ def test_what_is_lost_is_judged_against_the_tolerance(tmp_path: Path, english: f
 
 def test_a_measure_of_which_less_is_better_is_turned_round(tmp_path: Path) -> None:
     sources = adaptation(tmp_path, gain="bits_per_byte", keep="bits_per_byte_en")
-    found = adapt_report.gather(sources)
+    found = adapt_page.adapt_view(sources)
     gained = found.claims[0].estimate
     assert gained is not None and gained.value == pytest.approx(0.20)  # 4 - share bits a byte
     assert "(+0.200 saved, 95% CI" in found.sentence
@@ -99,7 +97,7 @@ def test_a_measure_of_which_less_is_better_is_turned_round(tmp_path: Path) -> No
 def test_the_chat_model_can_win_and_the_page_says_why(tmp_path: Path) -> None:
     tries = [(*one[:3], 0.3, one[4]) if one[0] != "sft" else one for one in TRIES]
     sources = adaptation(tmp_path / "run", tries=tries, chosen="sft")
-    paths = adapt_report.render(sources, tmp_path / "out")
+    paths = adapt_page.render(sources, tmp_path / "out")
     assert paths.sentence == (
         "None of 3 merges beats the chat model on dev: 1 lost more than 0.02 in English accuracy, 2 did not raise "
         "Tamil & more accuracy. No model was written."
@@ -114,15 +112,15 @@ def test_one_model_as_the_pair_is_listed_once(tmp_path: Path) -> None:
     tests = {**whole.tests, "base": whole.tests["sft"], "ct": whole.tests["sft_then_ct"]}
     sources = replace(whole, tests=tests)
     assert list(sources.shown) == ["sft", "sft_then_ct", "adapted"]
-    found = adapt_report.gather(sources)
+    found = adapt_page.adapt_view(sources)
     assert list(found.answers) == ["sft", "sft_then_ct", "adapted"]
     without = {name: path for name, path in tests.items() if name != "sft_then_ct"}
-    claims = adapt_report.gather(replace(whole, tests=without)).claims
+    claims = adapt_page.adapt_view(replace(whole, tests=without)).claims
     assert claims[2].claim.text == "The adapted model is better than CT in Tamil & more accuracy."
     assert claims[2].estimate is not None
 
 
-def test_the_files_have_the_numbers_of_the_page(rendered: adapt_report.AdaptPaths) -> None:
+def test_the_files_have_the_numbers_of_the_page(rendered: adapt_page.AdaptPaths) -> None:
     tries = list(csv.DictReader(rendered.tries_csv.open()))
     assert [row["candidate"] for row in tries] == [name for name, *_ in TRIES]
     assert [row["dev_acc"] for row in tries] == ["0.35", "0.5", "0.6", "0.4"]
@@ -150,7 +148,7 @@ def test_the_files_have_the_numbers_of_the_page(rendered: adapt_report.AdaptPath
         assert shown in page, shown
 
 
-def test_scores_and_intervals_are_those_of_the_csv(rendered: adapt_report.AdaptPaths) -> None:
+def test_scores_and_intervals_are_those_of_the_csv(rendered: adapt_page.AdaptPaths) -> None:
     page = rendered.page.read_text()
     rows = [row for row in csv.DictReader(rendered.results_csv.open()) if row["method"] == "ct"]
     wanted = [("mean_tam", "acc"), ("mean_en", "acc"), ("bits_per_byte_tam", "bits_per_byte")]
@@ -169,15 +167,15 @@ def test_a_task_of_ones_own_can_be_raised(tmp_path: Path) -> None:
             add_task(sources.tests[name], task, language, share + more)
     scores = TestScores(sources.evaluations, "tam", "Tamil")
     assert scores.own_tasks == ["quiz", "maths"]
-    level, gain = scores.level(scores.measure("tasks"), "sft"), scores.gain(scores.measure("tasks"), "adapted", "sft")
+    level, gain = scores.score(scores.measure("tasks"), "sft"), scores.gain(scores.measure("tasks"), "adapted", "sft")
     assert level is not None and level.value == pytest.approx(0.25) and level.n == 2 * N
     assert gain is not None and gain.value == pytest.approx(0.4) and gain.n == 2 * N
-    found = adapt_report.gather(sources)
+    found = adapt_page.adapt_view(sources)
     assert "better than the chat model in Tamil & more tasks (+0.400" in found.sentence
     assert [column.title for column in found.columns][:5] == [
         "Tamil & more tasks", "Tamil & more accuracy", "Tamil & more bits per byte", "quiz", "maths"
     ]  # fmt: skip
-    page = adapt_report.render(sources, tmp_path / "out").page.read_text()
+    page = adapt_page.render(sources, tmp_path / "out").page.read_text()
     assert "The first items of quiz, maths took part in the choice too" in page
 
 
@@ -187,12 +185,12 @@ def test_a_page_states_how_models_were_asked_and_what_ct_read(tmp_path: Path) ->
         path = sources.tests[name] / "scores.jsonl"
         rows = [json.loads(line) for line in path.read_text().splitlines()]
         write_rows(path, [{**row, "chat": chat} if row["family"] == "next" else row for row in rows])
-    page = adapt_report.render(sources, tmp_path / "out").page.read_text()
+    page = adapt_page.render(sources, tmp_path / "out").page.read_text()
     assert "Plain prompts: base, CT. By the chat template: chat model, adapted model." in page
     assert "No choice has seen these items." in page
 
 
-def test_the_line_for_the_terminal(rendered: adapt_report.AdaptPaths) -> None:
+def test_the_line_for_the_terminal(rendered: adapt_page.AdaptPaths) -> None:
     assert re.fullmatch(
         r"ties_sv_1, lambda 0\.75; on test Tamil & more accuracy \+0\.200 \[\+0\.\d+, \+0\.\d+\], "
         r"English accuracy \+0\.000 \[\u22120\.\d+, \+0\.\d+\] \(kept\)",
@@ -200,7 +198,7 @@ def test_the_line_for_the_terminal(rendered: adapt_report.AdaptPaths) -> None:
     )
 
 
-def test_the_card_has_the_scores_of_the_page(rendered: adapt_report.AdaptPaths) -> None:
+def test_the_card_has_the_scores_of_the_page(rendered: adapt_page.AdaptPaths) -> None:
     lines = rendered.scores.splitlines()
     assert lines[0] == "| measure | base | chat model | CT | CT on the chat model | adapted model |"
     assert "| Tamil & more accuracy (200 items) | 0.300 [" in lines[2] and "()" not in rendered.scores
@@ -212,7 +210,7 @@ def test_settings_are_in_words() -> None:
     assert settings_in_words({"models.ct.density": 0.2, "t": 0.35}) == "density of CT 0.2, t 0.35"
 
 
-def test_what_models_say_is_text_and_nothing_else(rendered: adapt_report.AdaptPaths) -> None:
+def test_what_models_say_is_text_and_nothing_else(rendered: adapt_page.AdaptPaths) -> None:
     page = rendered.page.read_text()
     assert "<script>alert" not in page
     assert "&lt;script&gt;alert(&#39;மழை&#39;)&lt;/script&gt;" in page
@@ -226,15 +224,15 @@ def test_controls_and_surrogates_are_replaced() -> None:
     assert plain("a\x00b\ud800c\n\tமழை") == "a\ufffdb\ufffdc\n\tமழை"
 
 
-def test_a_report_is_drawn_again_from_its_folder(rendered: adapt_report.AdaptPaths, tmp_path: Path) -> None:
-    again = adapt_report.render(read_sources(rendered.page.parent), tmp_path / "again")
+def test_a_report_is_drawn_again_from_its_folder(rendered: adapt_page.AdaptPaths, tmp_path: Path) -> None:
+    again = adapt_page.render(read_sources(rendered.page.parent), tmp_path / "again")
     for first, second in zip(rendered.files, again.files, strict=True):
         assert first.read_bytes() == second.read_bytes(), first.name
 
 
 def test_lost_results_are_named(tmp_path: Path) -> None:
     sources = adaptation(tmp_path / "run")
-    adapt_report.render(sources, tmp_path / "out")
+    adapt_page.render(sources, tmp_path / "out")
     (sources.choice / "choice.yml").unlink()
     sources.choice.rename(tmp_path / "gone")
     with pytest.raises(BadInput, match=rf"{FILE}: .*choose is missing. Restore the store"):

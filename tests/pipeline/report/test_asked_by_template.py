@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from lm_eval.api import metrics
+from lm_eval.api import metrics as lm_metrics
 
 from common.files import read_jsonl, write_jsonl
-from eval import corpus_metrics
-from pipeline.report import paired, results, sample_items
+from eval import metrics
+from pipeline.report import data, paired
 from pipeline.report.records import Evaluation
+from pipeline.report.samples import pick_generated
 from tests.pipeline.report.synthetic import GOOD, LOST, Run, write_scores
 
 ANSWERS = {"sft": "நீர் <b>ஓடும்</b>", "ct": "ཆུ་", "ct_then_sft": "நீர்"}
@@ -48,7 +49,7 @@ def translated(task: str, count: int, share: float, seed: int) -> tuple[list[dic
     for _ in range(count):
         words = ["".join(draw.choices(("நீ", "ர்", "ஆ", "று"), k=3)) for _ in range(6)]
         items.append((" ".join(words), " ".join(word if draw.random() < share else "மலை" for word in words)))
-    counts = corpus_metrics.sentence_counts(metrics.chrf, items)
+    counts = metrics.sentence_counts(lm_metrics.chrf, items)
     assert counts is not None
     rows = [
         {"task": task, "id": f"{n}", "document": f"{n}", "metric": "chrf", "counts": row.tolist(), "counted": "chrf"}
@@ -65,7 +66,7 @@ def test_translations_are_compared_by_the_score_of_the_corpus(tmp_path: Path, se
         rows, items = translated("flores_nya", 60, share, len(method))
         folder = tmp_path / method
         folder.mkdir()
-        values.append(metrics.chrf(items))
+        values.append(lm_metrics.chrf(items))
         kept.append(items)
         score = record("flores_nya", "chrf", values[-1], aggregate=True)
         for name, written in (("scores.jsonl", [score]), ("samples.jsonl", rows)):
@@ -76,7 +77,7 @@ def test_translations_are_compared_by_the_score_of_the_corpus(tmp_path: Path, se
     assert difference is not None and difference.value == pytest.approx(values[1] - values[0])
     draws = np.random.default_rng(0).integers(60, size=(300, 60))
     drawn = [
-        metrics.chrf([kept[1][place] for place in draw]) - metrics.chrf([kept[0][place] for place in draw])
+        lm_metrics.chrf([kept[1][place] for place in draw]) - lm_metrics.chrf([kept[0][place] for place in draw])
         for draw in draws
     ]
     found = paired.measured("corpus", paired.samples_by_kind(evaluations[0].folder, "nya")["corpus"])
@@ -118,8 +119,8 @@ def test_differences_are_tested_within_a_mode(both: list[Evaluation]) -> None:
 
 
 def test_rows_state_how_they_were_asked(both: list[Evaluation]) -> None:
-    rows = results.gather(both)
-    written = list(csv.DictReader(io.StringIO(results.to_csv(rows))))
+    rows = data.gather(both)
+    written = list(csv.DictReader(io.StringIO(data.to_csv(rows))))
     modes = {(row["method"], row["task"]): row["chat"] for row in written if row["task"].startswith("sums")}
     assert modes == {
         ("sft", "sums_nya"): "False",
@@ -128,7 +129,7 @@ def test_rows_state_how_they_were_asked(both: list[Evaluation]) -> None:
         ("ct_then_sft", "sums_nya"): "False",
         ("ct_then_sft", "sums_nya@chat"): "True",
     }
-    measures = results.measures(rows, "nya")
+    measures = data.measures(rows, "nya")
     names = {measure.task: measure.name for measure in measures if measure.metric != "answer_bits_per_byte"}
     assert names["mean_nya"] == "mean accuracy" and names["mean_nya@chat"] == "mean accuracy by chat template"
     assert names["sums_nya@chat"].endswith("by chat template") and "by chat" not in names["sums_nya"]
@@ -136,12 +137,12 @@ def test_rows_state_how_they_were_asked(both: list[Evaluation]) -> None:
 
 def test_without_a_template_the_columns_are_those_of_before(tmp_path: Path) -> None:
     folder = write_scores(tmp_path / "a", {"genre": 0.5, "blank": 0.5}, 5.0)
-    text = results.to_csv(results.gather([Evaluation("sft", 0, 0, folder)]))
-    assert text.splitlines()[0] == ",".join(results.COLUMNS) and "chat" not in results.COLUMNS
+    text = data.to_csv(data.gather([Evaluation("sft", 0, 0, folder)]))
+    assert text.splitlines()[0] == ",".join(data.COLUMNS) and "chat" not in data.COLUMNS
 
 
 def test_generated_items_are_drawn_by_their_ids_with_whole_answers(both: list[Evaluation]) -> None:
-    items = sample_items.pick_generated(both, ["nya", "en"])
+    items = pick_generated(both, ["nya", "en"])
     assert [item.task for item in items] == [
         *("flores_nya", "flores_nya", "sums_nya", "sums_nya", "sums_nya@chat", "sums_nya@chat")
     ]
@@ -149,7 +150,7 @@ def test_generated_items_are_drawn_by_their_ids_with_whole_answers(both: list[Ev
     assert {method: said.text for method, said in plain.answers.items()} == ANSWERS
     assert set(chat.answers) == {"sft", "ct_then_sft"} and chat.target == "நீர்"
     assert items[0].answers["sft"].score is None and plain.answers["sft"].score == 0.0
-    assert sample_items.pick_generated(both, ["en"]) == []
+    assert pick_generated(both, ["en"]) == []
 
 
 def test_the_page_has_the_answers(tmp_path: Path) -> None:

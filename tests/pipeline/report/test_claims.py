@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 from pipeline import report
-from pipeline.report import choices, claims, findings
+from pipeline.report import builtin_claims, claims, merges
+from pipeline.report.analysis import Inputs
 from pipeline.report.paired import Evidence
 from pipeline.report.records import Evaluation
-from tests.pipeline.report.synthetic import BUDGETS, GOOD, LOST, SUBJECT, Run, write_scores
+from tests.pipeline.report.synthetic import BUDGETS, GOOD, INFO, LOST, Run, write_scores
 
-IDS = [claim.id for claim, _ in claims.STATED]
+IDS = [claim.id for claim, _ in builtin_claims.STATED]
 SEEDS = (0, 1, 2)
 WOBBLE = (0.06, -0.06, 0.03)  # what three seeds differ by
 
@@ -108,9 +109,13 @@ def test_the_best_merge_on_dev_is_another_at_another_budget(tmp_path: Path) -> N
         path, scores = choice.folder / "tries.jsonl", at_budgets[choice.method]
         rows = [json.loads(line) | {"score": sum(scores) / 3, "scores": scores} for line in path.open()]
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    chosen, evidence = choices.read(judged), Evidence(run.evaluations, "nya")
-    assert [findings.leader_at(budget, chosen, evidence) for budget in BUDGETS] == ["ties", "ties_sv_1", "ties_sv_1"]
-    assert findings.leader_at(BUDGETS[0], choices.read(run.choices), evidence) == "ties_sv_1"
+    chosen, evidence = merges.read_choices(judged), Evidence(run.evaluations, "nya")
+    assert [builtin_claims.leader_at(budget, chosen, evidence) for budget in BUDGETS] == [
+        "ties",
+        "ties_sv_1",
+        "ties_sv_1",
+    ]
+    assert builtin_claims.leader_at(BUDGETS[0], merges.read_choices(run.choices), evidence) == "ties_sv_1"
 
 
 def test_families_are_told_apart(tmp_path: Path) -> None:
@@ -120,9 +125,9 @@ def test_families_are_told_apart(tmp_path: Path) -> None:
 
 def test_claims_without_their_data_say_so(tmp_path: Path) -> None:
     folder = write_scores(tmp_path / "base", {"genre": 0.3}, 5.0)
-    answered = claims.claims([Evaluation("base", 10_000, 0, folder)], [], [], "nya")
+    answered = builtin_claims.answer_all([Evaluation("base", 10_000, 0, folder)], [], [], "nya")
     assert [answer.verdict for answer in answered.answers] == ["no data"] * len(IDS) and answered.comparisons == []
-    paths = report.render([Evaluation("base", 10_000, 0, folder)], [], [], [], tmp_path / "out", SUBJECT)
+    paths = report.render(Inputs(info=INFO, evaluations=[Evaluation("base", 10_000, 0, folder)]), tmp_path / "out")
     rows = json.loads(paths.claims.read_text())
     assert [row["verdict"] for row in rows] == ["no data"] * len(IDS) and rows[0]["effect"] is None
 

@@ -104,7 +104,9 @@ def test_separate_frontiers_have_a_bound_or_a_price(tmp_path: Path) -> None:
 
 def test_fiellers_interval_is_the_prices_that_do_not_differ_from_a_tie() -> None:
     def estimate(value: float, error: float) -> Estimate:
-        return Estimate(value, 0, 0, 0, 0, 1, 5, 9, error, 20.0).at(LEVEL)
+        return Estimate(value=value, low=0, high=0, p=0, mde=0, n=1, seeds=5, documents=9, error=error, dof=20.0).at(
+            LEVEL
+        )
 
     accuracy, bits = estimate(-0.04, 0.01), estimate(0.2, 0.03)
     value, low, high = price_of_tie(accuracy, bits, estimate(0.16, (0.01**2 + 0.03**2) ** 0.5), 20.0)
@@ -122,7 +124,14 @@ def noisy(rng: Any, root: Path, method: str, knob: float, bits: float, right: An
     noise = rng.normal(0, 0.05, DOCUMENTS)
     for split, answers in zip(("dev", "test"), right, strict=True):
         write(folder / split, {"next": answers}, list(bits + noise - noise.mean()))
-    return FrontierPoint(method, BUDGET, seed, {"lambda": knob}, folder / "dev", folder / "test")
+    return FrontierPoint(
+        method=method,
+        ct_tokens=BUDGET,
+        seed=seed,
+        settings={"lambda": knob},
+        dev=folder / "dev",
+        folder=folder / "test",
+    )
 
 
 @pytest.mark.parametrize(("errors", "pruned"), [(3.0, True), (1.0, False)])
@@ -246,7 +255,16 @@ def test_families_have_their_own_gap_and_non_latin_names(tmp_path: Path) -> None
                 for split in ("dev", "test"):
                     right = {"ቀጣይ": share(0.4 + above), "类型": share(0.5 - above)}
                     write(folder / split, right, [bits] * DOCUMENTS)
-                points.append(FrontierPoint(method, BUDGET, seed, {"lambda": knob}, folder / "dev", folder / "test"))
+                points.append(
+                    FrontierPoint(
+                        method=method,
+                        ct_tokens=BUDGET,
+                        seed=seed,
+                        settings={"lambda": knob},
+                        dev=folder / "dev",
+                        folder=folder / "test",
+                    )
+                )
     found = gap(points, by_family=True)
     assert found.estimate is not None and found.estimate.value == pytest.approx(0, abs=1e-12)
     assert found.families is not None
@@ -315,7 +333,7 @@ def test_a_gap_of_the_mde_is_detected_four_times_in_five(simulated: dict[int, li
 def test_each_verdict_by_its_interval_at_its_level(low: float, high: float, level: float, expected: str) -> None:
     error = (high - low) / 2 / 1.959964
     value = (low + high) / 2
-    estimate = Estimate(value, low, high, 0, 0, 800, 5, 118, error)
+    estimate = Estimate(value=value, low=low, high=high, p=0, mde=0, n=800, seeds=5, documents=118, error=error)
     estimate = replace(estimate, p=min(estimate.p_above(0), estimate.negated.p_above(0)))
     assert (estimate.at(LEVEL).low, estimate.at(LEVEL).high) == pytest.approx((low, high))
     assert judged_at(estimate, 0.02, level, level) == expected
@@ -324,10 +342,10 @@ def test_each_verdict_by_its_interval_at_its_level(low: float, high: float, leve
 
 def test_equivalence_is_not_among_holms_steps() -> None:
     """Of two claims, the level of a difference rises after the other differs; that of the margin stays."""
-    near = Estimate(0.001, 0, 0, 0.92, 0, 800, 5, 118, 0.0094)
+    near = Estimate(value=0.001, low=0, high=0, p=0.92, mde=0, n=800, seeds=5, documents=118, error=0.0094)
     assert near.at(LEVEL).high < 0.02 < near.at(LEVEL / 2).high
     assert judged_at(near, 0.02, LEVEL, LEVEL / 2) == "inconclusive"
-    far = Estimate(-0.02, 0, 0, 0.033, 0, 800, 5, 118, 0.0094)
+    far = Estimate(value=-0.02, low=0, high=0, p=0.033, mde=0, n=800, seeds=5, documents=118, error=0.0094)
     assert judged_at(far, 0.02, LEVEL, LEVEL / 2) == "contradicted"
     assert judged_at(far, 0.02, LEVEL / 2, LEVEL / 2) == "ruled out"
 
@@ -343,7 +361,10 @@ def test_equivalence_among_holms_steps_would_tell_equal_methods_apart() -> None:
     """Why it has a level of its own: eight equal pairs, with errors of a quarter of the margin."""
     rng, reports, wrong, by_steps = np.random.default_rng(2), 500, 0, 0
     for _ in range(reports):
-        drawn = [Estimate(value, 0, 0, 0, 0, 800, 5, 118, 0.005) for value in rng.normal(0, 0.005, 8)]
+        drawn = [
+            Estimate(value=value, low=0, high=0, p=0, mde=0, n=800, seeds=5, documents=118, error=0.005)
+            for value in rng.normal(0, 0.005, 8)
+        ]
         drawn = [replace(each, p=min(each.p_above(0), each.negated.p_above(0))) for each in drawn]
         own = levels([each.p for each in drawn])
         mixed = levels([min(each.p, each.p_within(0.02)) for each in drawn])

@@ -15,16 +15,15 @@ import pytest
 import yaml
 
 from common.errors import BadInput
-from pipeline import report
-from pipeline.__main__ import main
-from pipeline.report import discards, headline, hypotheses, report_sources, stated_when
+from pipeline.cli import pipeline_main as main
+from pipeline.report import hypotheses, merges, sources, summary
 from pipeline.report.claims import Answer
-from pipeline.report.hypothesis_answers import answers, data
+from pipeline.report.hypothesis_answers import HypothesisData, answers
 from pipeline.report.paired import Evidence
-from pipeline.report.records import FrontierPoint, Subject
+from pipeline.report.records import FrontierPoint
 from pipeline.run import collect
 from tests.pipeline.report.points import frontier, point
-from tests.pipeline.report.synthetic import BUDGETS, GOOD, LOST, SUBJECT, Run
+from tests.pipeline.report.synthetic import BUDGETS, GOOD, INFO, LOST, Run
 
 PAIR = ["ties", "ct_then_sft"]
 HEAD: dict[str, Any] = {"statement": "It is so.", "expected": 0.04, "margin": 0.02}
@@ -45,7 +44,7 @@ def file(folder: Path, *entries: Any, name: str = "study.yaml") -> Path:
 
 
 def answered(folder: Path, points: list[FrontierPoint], *entries: Any) -> list[Answer]:
-    return answers(file(folder / "hypotheses", *entries), data([], points, [], "nya"))
+    return answers(file(folder / "hypotheses", *entries), HypothesisData.of([], points, [], "nya"))
 
 
 def line(bits: float, above: float = 0.0) -> tuple[float, float]:
@@ -195,7 +194,7 @@ def test_one_seed_and_secondary_hypotheses_decide_nothing(tmp_path: Path) -> Non
     assert (one.verdict, other.verdict) == ("inconclusive", "exploratory")
     assert one.estimate is not None and one.estimate.seeds == 1 and one.more["level"] == 0.05
     assert other.estimate is not None and other.p_adjusted is None and other.more["refuted"] is None
-    assert headline.sentence([other], "Chichewa") == (
+    assert summary.sentence([other], "Chichewa") == (
         "In Chichewa, no hypothesis has a verdict: 1 of 1 are exploratory."
     )
     (nobody,) = answered(tmp_path, points, {**GAP, "seeds": [7]})
@@ -203,7 +202,10 @@ def test_one_seed_and_secondary_hypotheses_decide_nothing(tmp_path: Path) -> Non
 
 
 def test_a_regime_has_its_own_hypotheses(tmp_path: Path) -> None:
-    given, path = data([], both(tmp_path), [], "nya"), file(tmp_path, GAP, {**GAP, "id": "wsd", "regime": "wsd"})
+    given, path = (
+        HypothesisData.of([], both(tmp_path), [], "nya"),
+        file(tmp_path, GAP, {**GAP, "id": "wsd", "regime": "wsd"}),
+    )
     found = {regime: [one.claim.id for one in answers(path, given, regime)] for regime in (None, "cosine", "wsd")}
     assert found == {None: ["gap"], "cosine": ["gap"], "wsd": ["gap", "wsd"]}
 
@@ -241,8 +243,8 @@ def test_a_report_over_regimes_answers_what_compares_them(
         gains = {"ties": (10 * above, 0.0, 0.0)}
         scored = Run(tmp_path / regime / "run", gains, {}, seeds=(0,)).evaluations
         configs = {f"{regime} nya 450k": {"name": "study", "regime": regime}}
-        subject = Subject("study", "nya", "བོད་སྐད", configs)
-        report_sources.Sources(subject, scored, frontier=points).render(tmp_path / f"outputs/{regime}")
+        info = replace(INFO, title="study", language_name="བོད་སྐད", configs=configs)
+        sources.Sources(info=info, evaluations=scored, frontier=points).render(tmp_path / f"outputs/{regime}")
     assert main(["report", "outputs/wsd", "outputs/cosine", "out=outputs/both"]) == 0
     assert "TIES (cosine)" in capsys.readouterr().out
 
@@ -258,9 +260,9 @@ def test_a_report_over_regimes_answers_what_compares_them(
     html = (tmp_path / "outputs/both/report.html").read_text()
     assert "<h1>བོད་སྐད, experiment study: wsd and cosine" in html
     assert "Under one cosine, TIES leads by more than with annealed budgets (+0.030 in accuracy, 95% CI" in html
-    again = report_sources.read(tmp_path / "outputs/both")
-    assert again.subject.regimes == ("wsd", "cosine")
-    collect.compare_regimes([report_sources.read(Path("outputs") / one) for one in ("wsd", "cosine")], Path("outputs"))
+    again = sources.read(tmp_path / "outputs/both")
+    assert again.info.regimes == ("wsd", "cosine")
+    collect.compare_regimes([sources.read(Path("outputs") / one) for one in ("wsd", "cosine")], Path("outputs"))
     assert answered_in(collect.BETWEEN) == over_both, "a run of both regimes writes the same report"
 
 
@@ -274,8 +276,9 @@ def test_a_plan_without_a_regime_is_found_early(tmp_path: Path) -> None:
 
 def test_contrasts_are_paired_differences_and_counts_are_shares(tmp_path: Path) -> None:
     run = Run(tmp_path, GOOD, LOST)
-    knob = [FrontierPoint("ties", BUDGETS[0], 0, {"lambda": 2}, one.folder, one.folder) for one in run.evaluations]
-    given = data(run.evaluations, knob[:1], discards.read(run.audits), "nya")
+    folder = run.evaluations[0].folder
+    knob = FrontierPoint(method="ties", ct_tokens=BUDGETS[0], seed=0, settings={"lambda": 2}, dev=folder, folder=folder)
+    given = HypothesisData.of(run.evaluations, [knob], merges.read_audits(run.audits), "nya")
     shares = [{"method": "ties", "budget": "1M"}, {"method": "ties", "budget": "10k", "weight": -1}]
     lost = {**CONTRAST, "id": "lost", "type": "count", "kind": "lost_top_share", "terms": shares}
     missing = {**CONTRAST, "id": "missing", "terms": [{"method": "ties", "budget": "10k", "knob": {"lambda": "7e-4"}}]}
@@ -305,19 +308,19 @@ def minute(text: str) -> datetime:
 
 
 def test_the_commit_of_each_entry_as_it_is_now_counts(tmp_path: Path) -> None:
-    assert stated_when.commit_times(file(tmp_path / "elsewhere", GAP)) is None, "no repository"
+    assert hypotheses.commit_times(file(tmp_path / "elsewhere", GAP)) is None, "no repository"
     path = file(tmp_path / "repo", {**GAP, "source": "2026-01-01"}, CONTRAST)
     subprocess.run(["git", "init", "-q"], cwd=path.parent, check=True)
-    assert stated_when.commit_times(path) == {"gap": None, "contrast": None}
+    assert hypotheses.commit_times(path) == {"gap": None, "contrast": None}
     commit(path.parent, "2026-01-01T10:00:00+00:00")
     file(path.parent, {**GAP, "source": "2026-01-01"}, {**CONTRAST, "margin": 0.1})
     (path.parent / "other").write_text("")
     first = minute("2026-01-01T10:00:00+00:00")
-    assert stated_when.commit_times(path) == {"gap": first, "contrast": None}
+    assert hypotheses.commit_times(path) == {"gap": first, "contrast": None}
     commit(path.parent, "2026-01-02T10:00:00+00:00")
     path.write_text(f"# a comment\n{path.read_text()}")
     commit(path.parent, "2026-01-03T10:00:00+00:00")
-    assert stated_when.commit_times(path) == {"gap": first, "contrast": minute("2026-01-02T10:00:00+00:00")}
+    assert hypotheses.commit_times(path) == {"gap": first, "contrast": minute("2026-01-02T10:00:00+00:00")}
 
 
 def test_hypotheses_that_are_younger_than_their_scores_get_no_verdict(tmp_path: Path) -> None:
@@ -327,7 +330,7 @@ def test_hypotheses_that_are_younger_than_their_scores_get_no_verdict(tmp_path: 
         (each.folder / "stage.json").write_text(json.dumps({"finished": finished}))
     path = file(tmp_path / "repo", GAP)
     subprocess.run(["git", "init", "-q"], cwd=path.parent, check=True)
-    given = data([], points, [], "nya")
+    given = HypothesisData.of([], points, [], "nya")
     found = {}
     for when in (None, "2026-02-02T00:00:00+00:00", "2026-01-31T00:00:00+00:00"):
         if when:
@@ -337,8 +340,8 @@ def test_hypotheses_that_are_younger_than_their_scores_get_no_verdict(tmp_path: 
         found[when] = (answer.verdict, answer.more["stated"])
     assert list(found.values()) == [("exploratory", "after"), ("exploratory", "after"), ("supported", "before")]
     assert "Stated 2026-01-31 00:00 UTC, before the first score." in answer.text
-    assert stated_when.first_scored([tmp_path]) is None
-    assert stated_when.stated(datetime(2026, 1, 1, tzinfo=UTC), None).when == "unknown"
+    assert hypotheses.first_scored([tmp_path]) is None
+    assert hypotheses.stated(datetime(2026, 1, 1, tzinfo=UTC), None).when == "unknown"
 
 
 @pytest.fixture(scope="module")
@@ -352,17 +355,21 @@ def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
         CONTRAST,
     ]
     file(root / hypotheses.FOLDER, *entries)
-    sources = report_sources.Sources(
-        replace(SUBJECT, title="study"), run.evaluations, run.audits, run.choices, frontier=points
+    kept = sources.Sources(
+        info=replace(INFO, title="study"),
+        evaluations=run.evaluations,
+        audits=run.audits,
+        choices=run.choices,
+        frontier=points,
     )
     before = Path.cwd()
     os.chdir(root)
     try:
-        sources.save(root)
-        report_sources.read(root).render(root / "out")
+        kept.save(root)
+        sources.read(root).render(root / "out")
     finally:
         os.chdir(before)
-    assert report_sources.read(root / "out").frontier == points
+    assert sources.read(root / "out").frontier == points
     return root / "out"
 
 
@@ -404,7 +411,6 @@ def test_without_frontiers_and_hypotheses_a_report_is_as_before(
     folder = Run(tmp_path / "run", GOOD, LOST).render(tmp_path / "out").page.parent
     assert not {"frontier.csv", "gaps.json"} & {path.name for path in folder.iterdir()}
     assert 'id="frontiers"' not in (folder / "report.html").read_text()
-    assert report.FrontierPoint is FrontierPoint
 
 
 def test_an_experiments_file_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,7 +37,7 @@ def test_it_draws_everything_quietly_and_asks_for_nothing(browser: Browser, repo
     assert browser.console == []
     assert browser.requests == [report.absolute().as_uri()]
     assert report.stat().st_size < 1.5e6
-    charts = ("claims", "curves", "plane", "frontiers", "gap", "forest", "heat", "slack", "predictions", "hours")
+    charts = ("claims", "curves", "tradeoff", "frontiers", "gap", "forest", "heat", "slack", "predictions", "hours")
     for chart in charts:
         assert browser.value(DRAWN.format(chart)) == 1, chart
         assert "table below" in browser.value(f"document.getElementById('chart-{chart}').getAttribute('aria-label')")
@@ -92,9 +92,13 @@ def test_tables_sort_and_follow_the_measure(browser: Browser) -> None:
 
 
 def test_every_chart_has_its_data_as_a_table(browser: Browser) -> None:
-    browser.value("document.querySelector('details.data[data-chart=plane]').open = true")
-    rows = browser.until("document.querySelectorAll('details.data[data-chart=plane] tbody tr').length")
+    browser.value("document.querySelector('details.data[data-chart=tradeoff]').open = true")
+    rows = browser.until("document.querySelectorAll('details.data[data-chart=tradeoff] tbody tr').length")
     assert rows == 2 + 4 * 3  # base and SFT; four methods at three budgets
+    details = "document.querySelector('details.data[data-chart=frontiers]')"
+    browser.value(f"{details}.open = true")
+    heads = browser.until(f"[...{details}.querySelectorAll('thead th')].map(head => head.innerText.split(' ')[0])")
+    assert {"method", "CT", "knob", "bits", "accuracy"} <= set(heads)
 
 
 def test_the_untuned_stand_under_the_tuned_in_the_same_measure(browser: Browser) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pipeline.report.inference import Estimate, crossed, holm, verdict
+from pipeline.report.inference import Estimate, holm, two_way_clustered, verdict
 
 Floats = Any
 
@@ -44,7 +44,7 @@ def test_intervals_cover_the_truth_95_times_in_100(seeds: int, of_seed: float, o
     trials = 2_000
     covered = 0
     for _ in range(trials):
-        estimate = crossed(*influences(*draw(rng, seeds, 118, of_seed, of_document, 0.41)), n=600)
+        estimate = two_way_clustered(*influences(*draw(rng, seeds, 118, of_seed, of_document, 0.41)), n=600)
         covered += estimate.low <= 0.03 <= estimate.high
     assert 0.93 <= covered / trials <= 0.97
 
@@ -67,14 +67,14 @@ def test_percentiles_of_the_crossed_bootstrap_do_not_with_five_seeds() -> None:
 def test_the_spread_is_that_of_the_crossed_bootstrap_where_seeds_and_documents_are_many() -> None:
     rng = np.random.default_rng(9)
     sums, sizes = draw(rng, 60, 150, 0.05, 0.3, 0.1)
-    estimate = crossed(*influences(sums, sizes), n=900)
+    estimate = two_way_clustered(*influences(sums, sizes), n=900)
     error = np.std(crossed_bootstrap(rng, sums, sizes, 4_000))
     assert (estimate.high - estimate.low) / 2 / 1.98 == pytest.approx(error, rel=0.06)
 
 
 def test_what_is_counted_and_not_sampled_is_students_t_over_seeds() -> None:
     values = [0.1, 0.14, 0.09, 0.12]
-    estimate = crossed(values, np.zeros((4, 0)), n=4)
+    estimate = two_way_clustered(values, np.zeros((4, 0)), n=4)
     expected = stats.ttest_1samp(values, 0.0)
     interval = expected.confidence_interval(0.95)
     assert (estimate.low, estimate.high, estimate.p) == pytest.approx((interval.low, interval.high, expected.pvalue))
@@ -83,19 +83,19 @@ def test_what_is_counted_and_not_sampled_is_students_t_over_seeds() -> None:
 def test_one_seed_speaks_of_documents_only() -> None:
     rng = np.random.default_rng(1)
     values = rng.normal(0.1, 1, 400)
-    estimate = crossed([values.mean()], ((values - values.mean()) / 400)[None], n=400)
+    estimate = two_way_clustered([values.mean()], ((values - values.mean()) / 400)[None], n=400)
     interval = stats.ttest_1samp(values, 0.0).confidence_interval(0.95)
     assert (estimate.low, estimate.high) == pytest.approx((interval.low, interval.high))
     assert estimate.seeds == 1 and verdict(estimate, 0.02, 0.0) == "inconclusive"
 
 
 def test_nothing_to_tell_it_from_is_an_infinite_interval() -> None:
-    estimate = crossed([0.3], np.zeros((1, 1)), n=1)
+    estimate = two_way_clustered([0.3], np.zeros((1, 1)), n=1)
     assert isinf(estimate.high) and estimate.p == 1.0 and estimate.mde == inf
 
 
 def test_equals_do_not_differ() -> None:
-    estimate = crossed(np.zeros(5), np.zeros((5, 30)), n=100)
+    estimate = two_way_clustered(np.zeros(5), np.zeros((5, 30)), n=100)
     assert (estimate.value, estimate.low, estimate.high, estimate.p, estimate.mde) == (0, 0, 0, 1, 0)
     assert verdict(estimate, 0.02, 1.0) == "equivalent"
 
@@ -103,8 +103,8 @@ def test_equals_do_not_differ() -> None:
 def test_the_minimum_detectable_difference_is_detected_four_times_in_five() -> None:
     rng = np.random.default_rng(2)
     trials = [influences(*draw(rng, 5, 118, 0.012, 0.05, 0.41)) for _ in range(1_500)]
-    mde = np.mean([crossed(values, moves, n=600).mde for values, moves in trials])
-    detected = np.mean([crossed(values - 0.03 + mde, moves, n=600).p < 0.05 for values, moves in trials])
+    mde = np.mean([two_way_clustered(values, moves, n=600).mde for values, moves in trials])
+    detected = np.mean([two_way_clustered(values - 0.03 + mde, moves, n=600).p < 0.05 for values, moves in trials])
     assert 0.77 < detected < 0.87
 
 
@@ -112,7 +112,7 @@ def of_effect(rng: Any, effect: float, noise: float = 0.25) -> Estimate:
     """A claim's estimate of five seeds and 118 documents, which differ by `noise` a document."""
     moves = (rng.normal(0, noise, 118) + rng.normal(0, noise, (5, 118))) / 118
     values = effect + rng.normal(0, 0.004, 5) + moves.sum(axis=1)
-    return crossed(values, moves - moves.mean(axis=1, keepdims=True), n=800)
+    return two_way_clustered(values, moves - moves.mean(axis=1, keepdims=True), n=800)
 
 
 def test_the_minimum_detectable_effect_is_that_of_a_single_claim() -> None:
@@ -164,11 +164,13 @@ def test_holm_keeps_the_chance_of_any_false_claim() -> None:
     ],
 )
 def test_verdicts_of_each_kind(value: float, half: float, adjusted: float, expected: str) -> None:
-    estimate = Estimate(value, value - half, value + half, adjusted, 2 * half, 100, 5, 50)
+    estimate = Estimate(
+        value=value, low=value - half, high=value + half, p=adjusted, mde=2 * half, n=100, seeds=5, documents=50
+    )
     assert verdict(estimate, 0.02, adjusted) == expected
 
 
 def test_the_other_way_round() -> None:
-    estimate = Estimate(0.1, 0.05, 0.15, 0.01, 0.08, 10, 3, 5)
-    assert estimate.negated == Estimate(-0.1, -0.15, -0.05, 0.01, 0.08, 10, 3, 5)
+    estimate = Estimate(value=0.1, low=0.05, high=0.15, p=0.01, mde=0.08, n=10, seeds=3, documents=5)
+    assert estimate.negated == Estimate(value=-0.1, low=-0.15, high=-0.05, p=0.01, mde=0.08, n=10, seeds=3, documents=5)
     assert estimate.negated.negated == estimate

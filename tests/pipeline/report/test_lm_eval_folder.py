@@ -11,7 +11,7 @@ import pytest
 
 from common.errors import BadInput
 from common.files import read_jsonl
-from pipeline.report import folders, lm_eval_folder
+from pipeline.report import lm_eval_folder, sources
 
 DAY, NEXT_DAY = "2026-11-25T10-00-00.000001", "2026-11-26T10-00-00.000001"
 WER = {"metric": "wer", "aggregation": "mean", "higher_is_better": False}
@@ -70,7 +70,7 @@ def test_a_higher_error_rate_is_worse(tmp_path: Path, stated: str) -> None:
         write_run(tmp_path / name, {"wer": rates(mean)}, [metric], name=name, directions=directions)
         for name, mean in (("good", 0.3), ("bad", 0.8))
     ]
-    paths = folders.report(given, tmp_path / "out")
+    paths = sources.render_folders(given, tmp_path / "out")
     html = paths.page.read_text()
     assert "bad is worse than good (+0.500 in mean error, 95% CI " in html and "mean accuracy (" not in html
     assert "bad" in paths.table and "0.800" in paths.table
@@ -125,14 +125,14 @@ def test_models_of_one_name_are_told_apart(tmp_path: Path, models: Sequence[str]
         write_run(tmp_path / folder, {"acc": values}, [ACC], name=name)
         for folder, name, values in zip(("good", "bad"), models, ([1.0] * 30, [0.0] * 30), strict=True)
     ]
-    html = folders.report(given, tmp_path / "out").page.read_text()
+    html = sources.render_folders(given, tmp_path / "out").page.read_text()
     assert f"{names[1]} is worse than {names[0]} (" in html
 
 
 def test_a_folder_that_is_given_twice_is_a_line(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "one", {"acc": [1.0] * 30}, [ACC])
     with pytest.raises(BadInput, match=r"^model: a folder of lm-eval is given twice\. Pass each folder once\.$"):
-        folders.report([folder, folder], tmp_path / "out")
+        sources.render_folders([folder, folder], tmp_path / "out")
 
 
 @pytest.mark.parametrize("listed", [True, False])
@@ -152,7 +152,7 @@ def test_samples_of_old_versions_are_read(tmp_path: Path, listed: bool) -> None:
 def test_runs_in_folders_of_their_own_are_models_to_compare(tmp_path: Path) -> None:
     for run, values in (("first", [1.0] * 30), ("second", [0.0] * 30)):
         write_run(tmp_path / "all" / run / "org__model", {"acc": values}, [ACC])
-    html = folders.report([tmp_path / "all"], tmp_path / "out").page.read_text()
+    html = sources.render_folders([tmp_path / "all"], tmp_path / "out").page.read_text()
     assert "model (second) is worse than model (first) (" in html
 
 

@@ -12,19 +12,21 @@ from pathlib import Path
 import pytest
 
 from pipeline import report
-from pipeline.report import claims, discards, page, results
-from pipeline.report.records import Evaluation
-from tests.pipeline.report.synthetic import GOOD, LOST, SUBJECT, Run, write_scores
+from pipeline.report import claims, data, merges, page, view
+from pipeline.report.analysis import Analysis, Inputs
+from pipeline.report.records import Evaluation, ReportPaths
+from pipeline.report.stages import StageRecords
+from tests.pipeline.report.synthetic import GOOD, INFO, LOST, Run, write_scores
 from tests.plain_words import NEVER
 
 
 @pytest.fixture(scope="module")
-def rendered(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, report.ReportPaths]:
+def rendered(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, ReportPaths]:
     run = Run(tmp_path_factory.mktemp("run"), GOOD, LOST)
     return run, run.render(tmp_path_factory.mktemp("report") / "out")
 
 
-def test_the_page_is_one_file_that_refers_to_nothing_else(rendered: tuple[Run, report.ReportPaths]) -> None:
+def test_the_page_is_one_file_that_refers_to_nothing_else(rendered: tuple[Run, ReportPaths]) -> None:
     _, paths = rendered
     html = paths.page.read_text()
     assert not re.search(r"""(src|href)=["'](?!data:|#)|url\(|@import|<script [^>]*src|<link""", html)
@@ -54,7 +56,7 @@ def test_the_page_is_one_file_that_refers_to_nothing_else(rendered: tuple[Run, r
     ]
 
 
-def test_a_reader_finds_terms_units_and_verdicts(rendered: tuple[Run, report.ReportPaths]) -> None:
+def test_a_reader_finds_terms_units_and_verdicts(rendered: tuple[Run, ReportPaths]) -> None:
     run, paths = rendered
     html = paths.page.read_text()
     wanted = (
@@ -73,16 +75,16 @@ def test_a_reader_finds_terms_units_and_verdicts(rendered: tuple[Run, report.Rep
     assert names == [str(number) for number in range(1, 14)]
 
 
-def test_the_page_has_none_of_the_words_that_we_do_not_use(rendered: tuple[Run, report.ReportPaths]) -> None:
+def test_the_page_has_none_of_the_words_that_we_do_not_use(rendered: tuple[Run, ReportPaths]) -> None:
     text = re.sub(r"<(script|style).*?</\1>|<[^>]+>", " ", rendered[1].page.read_text(), flags=re.DOTALL)
-    script = (Path(page.__file__).parent / "page.js").read_text()
+    script = (page.WEB / "page.js").read_text()
     words = re.compile(rf"\b({'|'.join(NEVER)}|tries|cells?|likelier)\b", re.IGNORECASE)
     said = [*re.findall(r"`[^`]*`", script), text]
     found = [match[0] for each in said for match in words.finditer(re.sub(r"\$\{.*?\}", " ", each))]
     assert found == []
 
 
-def test_the_same_data_give_the_same_bytes(rendered: tuple[Run, report.ReportPaths], tmp_path: Path) -> None:
+def test_the_same_data_give_the_same_bytes(rendered: tuple[Run, ReportPaths], tmp_path: Path) -> None:
     run, first = rendered
     run.render(tmp_path)
     folder = first.page.parent
@@ -97,42 +99,45 @@ def test_a_page_of_sixty_methods_and_five_seeds_stays_below_its_size(tmp_path: P
         for method in ("linear", "ties", "della", "dare_ties")
     }
     run = Run(tmp_path / "run", gains, {name: (0.1, 0.2, 0.3) for name in list(gains)[:6]}, seeds=(0, 1, 2, 3, 4))
-    rows = results.gather(run.evaluations)
-    found = page.Findings(rows, claims.Claims([], []), discards.read(run.audits), [], run.stages, SUBJECT)
-    html = page.render(found)
+    found = Analysis(
+        info=INFO,
+        scores=data.gather(run.evaluations),
+        claims=claims.Claims([], []),
+        discarded=merges.read_audits(run.audits),
+        stages=StageRecords(run.stages),
+    )
+    html = page.render(view.TEMPLATE, view.page_view(found))
     assert len(html.encode()) < 1.5e6
-    state = page.picture(found).state
+    state = view.picture(found).state
     assert state["methods"] == ["base", "sft", "ct", "ct_then_sft", "linear_0", "ties_0", "della_0", "dare_ties_0"]
 
 
-def test_an_unfinished_run_says_so(rendered: tuple[Run, report.ReportPaths]) -> None:
+def test_an_unfinished_run_says_so(rendered: tuple[Run, ReportPaths]) -> None:
     run, paths = rendered
     assert "Unfinished" not in paths.page.read_text()
-    found = page.Findings(
-        results.gather(run.evaluations), run.claims(), [], [], [], replace(SUBJECT, unfinished=(3, 9))
-    )
-    assert "3 of 9 stages are done" in page.render(found)
+    found = replace(run.analysis(), info=replace(INFO, unfinished=(3, 9)))
+    assert "3 of 9 stages are done" in page.render(view.TEMPLATE, view.page_view(found))
 
 
-def test_notes_of_the_config_stand_under_the_headline(rendered: tuple[Run, report.ReportPaths], tmp_path: Path) -> None:
+def test_notes_of_the_config_stand_under_the_headline(rendered: tuple[Run, ReportPaths], tmp_path: Path) -> None:
     run, without = rendered
     assert 'class="note"' not in without.page.read_text()
     cells = {f"seed {seed}": {"notes": ["One <choice> is in doubt.", "A run decides."]} for seed in (0, 1)}
-    html = run.render(tmp_path, replace(SUBJECT, configs=cells)).page.read_text()
+    html = run.render(tmp_path, info=replace(INFO, configs=cells)).page.read_text()
     found, note = html.index('<p class="found">'), html.index('<p class="note">')
     assert found < note < html.index("<dl>")
     assert html.count('<p class="note">One &lt;choice&gt; is in doubt. A run decides.</p>') == 1
 
 
 def test_what_was_not_tuned_and_what_the_budgets_read_stand_on_the_page(
-    rendered: tuple[Run, report.ReportPaths], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    rendered: tuple[Run, ReportPaths], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, plain = rendered
     monkeypatch.setattr("pipeline.report._draw", lambda found, folder: None)
     config = {"sft": {"grid": {"learning_rate": [2e-4, 5e-4], "tokens": [64_000]}}}
     counts = {"tokens": 1_000_000, "blocks": 1000, "english_share": 0.2, "text_tokens": {"nya": 60_000, "en": 10**6}}
-    subject = replace(SUBJECT, configs={"nya 10k seed 0": config})
-    paths = run.render(tmp_path, subject, untuned=run.untuned, counts=[counts])
+    info = replace(INFO, configs={"nya 10k seed 0": config})
+    paths = run.render(tmp_path, info=info, untuned=run.untuned, counts=[counts])
     html, before = paths.page.read_text(), plain.page.read_text()
     wanted = (
         'id="untuned-table"',
@@ -176,7 +181,8 @@ def test_leaks_are_a_section_where_they_were_looked_for(tmp_path: Path) -> None:
         "worst": [worst],
     }
     evaluations = [Evaluation("base", 10_000, 0, folder)]
-    page = report.render(evaluations, [], [], [], tmp_path / "with", SUBJECT, leaks).page.read_text()
-    assert "<tr><th>next_nya</th><td>50</td><td>3</td><td>2</td><td>1</td></tr>" in page
-    assert "12,345 documents" in page and "i&lt;1&gt;" in page and "a passage" in page
-    assert 'id="leaks"' not in report.render(evaluations, [], [], [], tmp_path / "without", SUBJECT).page.read_text()
+    given = Inputs(info=INFO, evaluations=evaluations, leaks=leaks)
+    html = report.render(given, tmp_path / "with").page.read_text()
+    assert "<tr><th>next_nya</th><td>50</td><td>3</td><td>2</td><td>1</td></tr>" in html
+    assert "12,345 documents" in html and "i&lt;1&gt;" in html and "a passage" in html
+    assert 'id="leaks"' not in report.render(replace(given, leaks=None), tmp_path / "without").page.read_text()

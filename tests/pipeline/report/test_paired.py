@@ -10,9 +10,9 @@ import pytest
 from scipy import stats
 
 from common.files import write_jsonl
-from eval.stats import ratio_interval
+from eval.metrics import ratio_interval
 from pipeline.baselines import BASELINES
-from pipeline.report import wording
+from pipeline.report import formatting
 from pipeline.report.inference import Estimate, holm, verdict
 from pipeline.report.paired import Evidence, compare
 from pipeline.report.records import Evaluation
@@ -58,8 +58,8 @@ def test_equals_are_level(tmp_path: Path) -> None:
 
 
 def test_numbers_are_written_with_a_sign() -> None:
-    assert wording.signed(-1e-17) == "+0.000" and wording.signed(-0.25) == "\u22120.250"
-    assert wording.signed(float("-inf")) == "\u2212\u221e"
+    assert formatting.signed(-1e-17) == "+0.000" and formatting.signed(-0.25) == "\u22120.250"
+    assert formatting.signed(float("-inf")) == "\u2212\u221e"
 
 
 def test_other_items_are_not_compared(tmp_path: Path) -> None:

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from pipeline.report import regime_map
-from pipeline.report.report_sources import Sources
-from tests.pipeline.report.synthetic import BUDGETS, GOOD, LOST, SUBJECT, Run
+from pipeline.report.sources import Sources
+from tests.pipeline.report.synthetic import BUDGETS, GOOD, INFO, LOST, Run
 
 WORSE = {"ties": (-0.2, -0.1, 0.0), "ties_sv_1": (-0.3, -0.2, -0.1)}
 
 
 def sources(run: Run) -> Sources:
-    return Sources(SUBJECT, run.evaluations, run.audits, run.choices)
+    return Sources(info=INFO, evaluations=run.evaluations, audits=run.audits, choices=run.choices)
 
 
 def test_a_spot_is_the_best_merge_on_dev_minus_ct_then_sft(tmp_path: Path) -> None:

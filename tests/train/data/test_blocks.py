@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from train.data.blocks import BlockFile, best_fit, cut, dtype_for, interleave
+from train.data.blocks import BlockFile, best_fit, chunk, dtype_for, interleave
 
 
 def order(shares: list[float], length: int) -> list[int]:
@@ -37,7 +37,7 @@ def test_a_share_in_percent_is_exact_over_every_window_of_a_thousand_blocks(perc
 
 @given(st.lists(st.lists(st.integers(0, 9), max_size=12), max_size=12), st.integers(1, 7))
 def test_a_stream_is_cut_without_a_token_lost(pieces: list[list[int]], size: int) -> None:
-    blocks = [block.tolist() for block in cut((np.array(piece, np.uint16) for piece in pieces), size)]
+    blocks = [block.tolist() for block in chunk((np.array(piece, np.uint16) for piece in pieces), size)]
     tokens = [token for piece in pieces for token in piece]
     assert [token for block in blocks for token in block] == tokens[: len(tokens) // size * size]
     assert all(len(block) == size for block in blocks)

@@ -4,15 +4,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train.data.corpus.bible import english
-from train.data.corpus.cipher import WORD, dictionary, enciphered
+from train.data.corpus.sources import WORD, cipher_dictionary, encipher, english_bible
 
-TEXTS = [text for _, text in zip(range(3000), (text for _, text in english()), strict=False)]
+TEXTS = [text for _, text in zip(range(3000), (text for _, text in english_bible()), strict=False)]
 
 
 @pytest.fixture(scope="module")
 def words() -> dict[str, str]:
-    return dictionary(TEXTS, 0.6, seed=0)
+    return cipher_dictionary(TEXTS, 0.6, seed=0)
 
 
 def test_the_share_of_types_and_no_two_alike(words: dict[str, str]) -> None:
@@ -25,20 +24,20 @@ def test_the_share_of_types_and_no_two_alike(words: dict[str, str]) -> None:
 def test_every_text_can_be_read_back(words: dict[str, str]) -> None:
     back = {invented: word for word, invented in words.items()}
     for text in TEXTS[:500]:
-        secret = enciphered(text, words)
-        assert enciphered(secret, back).lower() == text.lower()
+        secret = encipher(text, words)
+        assert encipher(secret, back).lower() == text.lower()
         assert len(secret.split()) == len(text.split())
 
 
 def test_the_same_words_always(words: dict[str, str]) -> None:
-    assert dictionary(reversed(TEXTS), 0.6, seed=0) == words
-    assert dictionary(TEXTS, 0.6, seed=1) != words
+    assert cipher_dictionary(reversed(TEXTS), 0.6, seed=0) == words
+    assert cipher_dictionary(TEXTS, 0.6, seed=1) != words
 
 
 @given(st.text(max_size=40))
 def test_without_words_nothing_changes(text: str) -> None:
-    assert enciphered(text, {}) == text
+    assert encipher(text, {}) == text
 
 
 def test_capitals_stay() -> None:
-    assert enciphered("Light, light; LIGHT!", {"light": "mbo"}) == "Mbo, mbo; MBO!"
+    assert encipher("Light, light; LIGHT!", {"light": "mbo"}) == "Mbo, mbo; MBO!"

@@ -53,7 +53,7 @@ def test_what_was_planted_is_found_and_nothing_else(
     planted: tuple[list[dict[str, str]], list[Path]], tmp_path: Path
 ) -> None:
     items, files = planted
-    result = contamination.report(items, files, tmp_path, tmp_path / "work")
+    result = contamination.find_contamination(items, files, tmp_path, tmp_path / "work")
     leaked = {row["id"]: row for row in read_jsonl(tmp_path / "leaked.jsonl")}
     assert set(leaked) == {"verbatim", "near", "part", "whole"}
     assert leaked["verbatim"]["share"] == 1 and leaked["verbatim"]["jaccard"] == 1
@@ -74,7 +74,9 @@ def test_what_was_planted_is_found_and_nothing_else(
 
 
 def test_the_same_for_any_number_of_workers(planted: tuple[list[dict[str, str]], list[Path]], tmp_path: Path) -> None:
-    first, *others = (contamination.report(*planted, tmp_path, tmp_path / str(workers), workers) for workers in (1, 3))
+    first, *others = (
+        contamination.find_contamination(*planted, tmp_path, tmp_path / str(workers), workers) for workers in (1, 3)
+    )
     assert others == [first]
 
 
@@ -84,6 +86,6 @@ def test_items_are_found_in_conversations(tmp_path: Path) -> None:
     talk += [{"role": "user", "content": "and then"}, {"role": "assistant", "content": "no more"}]
     write_jsonl(tmp_path / "sft.jsonl", [{"messages": talk, "family": "own"}])
     items = [{"task": "t", "id": "said", "text": said}]
-    contamination.report(items, [tmp_path / "sft.jsonl"], tmp_path, tmp_path / "work")
+    contamination.find_contamination(items, [tmp_path / "sft.jsonl"], tmp_path, tmp_path / "work")
     [leaked] = read_jsonl(tmp_path / "leaked.jsonl")
     assert leaked["share"] == 1 and leaked["jaccard"] == 1  # the words of a turn are not joined to those of the next

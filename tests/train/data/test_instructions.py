@@ -11,7 +11,7 @@ from pyarrow import parquet
 from common.errors import BadInput
 from common.files import read_jsonl
 from common.items import Item
-from train.data import families, instructions
+from train.data import instructions, questions
 from train.data.corpus.documents import read_rows
 from train.settings import (
     InstructionsInLanguageSettings,
@@ -22,7 +22,7 @@ from train.settings import (
 
 
 def build(corpus_dir: Path, out: Path, sft_path: str | None = None, **changes: Any) -> None:
-    values = {"language": "xx", "families": list(families.QUESTIONS), "sft_items": 40, "eval_items": 20, "seed": 0}
+    values = {"language": "xx", "families": list(questions.QUESTIONS), "sft_items": 40, "eval_items": 20, "seed": 0}
     instructions.build(corpus_dir, ItemsSettings(**values | changes), out, sft_path)
 
 
@@ -49,7 +49,7 @@ def test_own_instructions(corpus_dir: Path, tmp_path: Path) -> None:
     assert read_jsonl(tmp_path / "out" / "sft.jsonl") == [
         {"prompt": "Say yes.\nAnswer:", "output": "yes", "family": "own"}
     ]
-    assert families.prompt("Say yes.", "A text.") == "A text.\nSay yes.\nAnswer:"
+    assert questions.prompt_of("Say yes.", "A text.") == "A text.\nSay yes.\nAnswer:"
     path.write_text(json.dumps({"instruction": "Say yes."}) + "\n")
     with pytest.raises(BadInput, match="sft.path: .* line 1 has no field 'input'"):
         build(corpus_dir, tmp_path / "other", sft_path=str(path))
@@ -109,6 +109,7 @@ def test_instructions_in_the_layout_of_flan(tmp_path: Path) -> None:
         revision=None,
         prompt="inputs",
         answer="targets",
+        bytes=None,
     )
     settings = InstructionsSettings(hub=flan, seed=0)
     instructions.from_hub(settings, tmp_path / "items", tmp_path / "work", str(tmp_path / "flan"))

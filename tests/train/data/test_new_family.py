@@ -8,23 +8,23 @@ from pathlib import Path
 import pytest
 
 from common.files import read_jsonl, write_jsonl
-from train.data import families, instructions
-from train.data.families import Question, Vocabulary, shuffled
+from train.data import instructions, questions
+from train.data.questions import Question, Vocabulary, multiple_choice
 from train.settings import ItemsSettings
 
 
 def test_a_new_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for table in (families.QUESTIONS, families.WORD_FAMILIES):
+    for table in (questions.QUESTIONS, questions.WORD_FAMILIES):
         monkeypatch.setitem(table, "longest", None)  # so that it is gone after the test
 
-    @families.word_family("longest", "Which word is the longest?")
+    @questions.word_family("longest", "Which word is the longest?")
     def longest(words: list[str], vocabulary: Vocabulary, rng: random.Random) -> Question | None:
-        text = families.window(words, 5, 8, vocabulary.writing, rng)
-        by_length = sorted({families.bare(word) for word in text}, key=len)
+        text = questions.random_window(words, 5, 8, vocabulary.segmenter, rng)
+        by_length = sorted({questions.strip_punctuation(word) for word in text}, key=len)
         if len(by_length) < 4:
             return None
-        question = families.QUESTIONS["longest"]
-        return shuffled(" ".join(text), question, by_length[-1], by_length[:3], vocabulary, rng)
+        question = questions.QUESTIONS["longest"]
+        return multiple_choice(" ".join(text), question, by_length[-1], by_length[:3], vocabulary, rng)
 
     rng = random.Random(0)
     words = ["".join(rng.choices("abcdefgh", k=rng.randint(2, 9))) for _ in range(80)]

@@ -57,7 +57,7 @@ def test_ct_blocks(corpus_dir: Path, model_dir: Path, tmp_path: Path) -> None:
     packing.ct_blocks(corpus_dir, model_dir, ct_settings(schedule_tokens=10**9), tmp_path / "c", tmp_path / "work")
     counts = json.loads((tmp_path / "c" / "counts.json").read_text())
     assert counts["whole_corpus"] and counts["tokens"] < 10**6
-    assert abs(text_seen(counts, counts["tokens"])["xx"].passes - 1) < 0.01  # to the last, incomplete block
+    assert abs(text_seen(counts, counts["tokens"])["xx"].epochs - 1) < 0.01  # to the last, incomplete block
     with pytest.raises(BadInput, match="must fill one block of ct.block_size=1000000"):
         packing.ct_blocks(corpus_dir, model_dir, ct_settings(block_size=1_000_000), tmp_path / "d", tmp_path / "work")
 
@@ -100,10 +100,10 @@ def test_different_text_is_stated_apart_from_the_tokens_seen(model_dir: Path, tm
     english = counts["text_tokens"]["en"]
     assert english < 1600
     half, whole = (text_seen(counts, budget) for budget in (3200, 6400))
-    assert (half["xx"].tokens, half["xx"].different) == (1600, 1600)
-    assert (whole["xx"].tokens, whole["xx"].different) == (3200, 3200) and whole["xx"].passes < 1
-    assert (half["en"].tokens, half["en"].different) == (1600, english)
-    assert whole["en"].different == english and whole["en"].passes == 3200 / english
+    assert (half["xx"].tokens, half["xx"].unique_tokens) == (1600, 1600)
+    assert (whole["xx"].tokens, whole["xx"].unique_tokens) == (3200, 3200) and whole["xx"].epochs < 1
+    assert (half["en"].tokens, half["en"].unique_tokens) == (1600, english)
+    assert whole["en"].unique_tokens == english and whole["en"].epochs == 3200 / english
     assert text_seen({**counts, "text_tokens": {}}, 3200) == {}  # of an older entry
 
 

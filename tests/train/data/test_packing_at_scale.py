@@ -23,9 +23,8 @@ from transformers import AutoModelForCausalLM
 from common.errors import BadInput
 from tests.toy_text import WORDS, sentences
 from train import trainer
-from train.block_dataset import Blocks
 from train.data import packing
-from train.data.blocks import interleave
+from train.data.blocks import Blocks, interleave
 from train.data.corpus.documents import read_rows, training_files
 from train.settings import CtBlocksSettings, SftBlocksSettings, TrainingSettings
 

@@ -7,9 +7,8 @@ import pytest
 
 from common.files import write_jsonl
 from tests.toy_text import WORDS
-from train.data import instructions, passages
-from train.data.families import topic_of
-from train.data.questions import QuestionSource, chapter
+from train.data import instructions, questions
+from train.data.questions import QuestionSource, chapter_of, topic_of
 
 GENRES = {"1": "law", "6": "history", "40": "gospel", "18": "poetry", "23": "prophecy", "45": "letter"}
 TOPICS = ["war", "water", "family", "food", "worship", "kings", "animals", "death"]  # each a keyword of its own topic
@@ -33,7 +32,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> QuestionSource:
     for language in ("en", "xx"):
         documents: dict[str, list[str]] = {}
         for row in verses:
-            documents.setdefault(chapter(row), []).append(row[language])
+            documents.setdefault(chapter_of(row), []).append(row[language])
         rows = [{"id": name, "text": " ".join(texts)} for name, texts in documents.items()]
         (folder / "text").mkdir(exist_ok=True)
         write_jsonl(folder / "text" / f"{language}.train.jsonl", rows)
@@ -43,7 +42,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> QuestionSource:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_answer_is_true_of_the_text_that_stands_before_it(source: QuestionSource, family: str) -> None:
     documents = {name: " ".join(words) for name, words in source.texts["en", "train"]}
-    made = passages.examples(source, family, "en", 24, 4)
+    made = questions.passage_examples(source, family, "en", 24, 4)
     assert made and all(family in example.questions and len(example.questions) <= 4 for example in made)
     for example in made:
         names, lead = list(example.questions), example.questions[family]
@@ -65,24 +64,24 @@ def test_every_answer_is_true_of_the_text_that_stands_before_it(source: Question
 
 
 def test_further_labels_are_balanced_and_most_examples_have_what_was_asked_for(source: QuestionSource) -> None:
-    made = passages.examples(source, "next", "en", 60, 4)
+    made = questions.passage_examples(source, "next", "en", 60, 4)
     sizes = Counter(len(example.questions) for example in made)
     assert len(made) == 60 and sizes[4] > 30
     rng = random.Random(0)
     pool = [
-        passages.Example("next", {"genre": question, "next": question})
+        questions.PassageExample("next", {"genre": question, "next": question})
         for question in source.questions("genre", "en", "train", 60)[:37]
     ]
     labels = Counter(
-        passages.label(example.questions["genre"])
-        for example in passages.evened_out(pool, rng)
+        questions.right_answer(example.questions["genre"])
+        for example in questions.balance_labels(pool, rng)
         if "genre" in example.questions
     )
     assert len(labels) == 6 and len(set(labels.values())) == 1
 
 
 def test_in_another_language_only_aligned_verses_tell_the_topic(source: QuestionSource) -> None:
-    made = [example for name in FAMILIES for example in passages.examples(source, name, "xx", 12, 4)]
+    made = [example for name in FAMILIES for example in questions.passage_examples(source, name, "xx", 12, 4)]
     assert made and all("about" not in example.questions or example.lead == "about" for example in made)
 
 

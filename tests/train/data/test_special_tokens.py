@@ -55,7 +55,7 @@ def test_an_instruction_begins_with_bos_which_carries_no_loss(tmp_path: Path) ->
 def test_a_long_document_has_bos_at_its_start_only(tmp_path: Path) -> None:
     tokenizer = tokenizer_with("<s> $A")
     tokens = tokens_of(tokenizer, [{"text": text * 20} for text in TEXTS], tmp_path)
-    blocks = list(packing.cut(iter([np.concatenate(tokens.documents())]), 16))
+    blocks = list(packing.chunk(iter([np.concatenate(tokens.documents())]), 16))
     starts = np.flatnonzero(np.concatenate(blocks) == tokenizer.bos_token_id)
     assert starts.tolist() == np.cumsum([0, *tokens.lengths[:-1]]).tolist()
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from common.errors import BadInput
 from common.files import sha256, write_json, write_jsonl
-from train.data.corpus import bible, cipher, hub_corpus, text_files
+from train.data.corpus import hub, sources
 from train.data.corpus.documents import SPLITS, as_documents, is_withheld, normalised, split_of
 from train.settings import CipherSettings, CorpusOptions, CorpusSettings, HubCorpusSettings
 
@@ -32,13 +32,13 @@ def build(settings: CorpusSettings, options: CorpusOptions, out: Path, work: Pat
     BadInput for a source, file or split that cannot work.
     """
     if isinstance(settings, HubCorpusSettings):
-        hub_corpus.build(settings, options, out, work)
+        hub.build_from_hub(settings, options, out, work)
         return
     verses: list[Row] = []
     if settings.source == "files":
         passages = _files(settings, options)
     elif settings.source == "bible":
-        passages = _by_verse({settings.language: _chichewa(settings.language), "en": bible.english()}, settings)
+        passages = _by_verse({settings.language: _chichewa(settings.language), "en": sources.english_bible()}, settings)
         verses = aligned(passages, settings.language)
     elif isinstance(settings, CipherSettings):
         passages, verses = cipher_passages(settings)
@@ -76,16 +76,16 @@ def _write_splits(language: str, passages: list[Row], folder: Path) -> dict[str,
     return counts
 
 
-def _chichewa(language: str) -> Iterator[tuple[bible.VerseId, str]]:
+def _chichewa(language: str) -> Iterator[tuple[sources.VerseId, str]]:
     if language != "nya":
         raise BadInput(
             f"language.code={language!r}: corpus=bible has Chichewa (nya) only."
             " Set corpus=files corpus.path=... for another language."
         )
-    return bible.chichewa()
+    return sources.chichewa_bible()
 
 
-def _by_verse(texts: Mapping[str, Iterable[tuple[bible.VerseId, str]]], settings: CorpusSettings) -> Passages:
+def _by_verse(texts: Mapping[str, Iterable[tuple[sources.VerseId, str]]], settings: CorpusSettings) -> Passages:
     """Return verses as passages and chapters as documents; the split is by chapter, the same in every language."""
     passages: Passages = {}
     for language, verses in texts.items():
@@ -105,9 +105,9 @@ def cipher_passages(settings: CipherSettings) -> tuple[Passages, list[Row]]:
     English, so that neither the base (which reads no English of withheld chapters) nor SFT or replay has met the text.
     """
     language = settings.language
-    english = dict(bible.english())
-    words = cipher.dictionary(english.values(), settings.replaced, settings.cipher_seed)
-    secret = {verse: cipher.enciphered(text, words) for verse, text in english.items()}
+    english = dict(sources.english_bible())
+    words = sources.cipher_dictionary(english.values(), settings.replaced, settings.cipher_seed)
+    secret = {verse: sources.encipher(text, words) for verse, text in english.items()}
     passages = _by_verse({language: secret.items(), "en": english.items()}, settings)
     verses = aligned(passages, language)
     only = {}
@@ -127,7 +127,7 @@ def aligned(passages: Passages, language: str) -> list[Row]:
         {
             "id": passage["id"],
             "split": passage["split"],
-            "genre": bible.genre(int(passage["document"].partition(".")[0])),
+            "genre": sources.genre(int(passage["document"].partition(".")[0])),
             language: passage["text"],
             "en": english[passage["id"]],
         }
@@ -145,12 +145,12 @@ def _files(settings: CorpusSettings, options: CorpusOptions) -> Passages:
         raise BadInput(
             "language.code=en: English is the replay language already. Give the code of the language to adapt to."
         )
-    texts: dict[str, Iterable[str]] = {language: text_files.documents(options.path, "corpus.path")}
+    texts: dict[str, Iterable[str]] = {language: sources.read_documents(options.path, "corpus.path")}
     if options.english_path:
-        texts["en"] = text_files.documents(options.english_path, "corpus.english_path")
+        texts["en"] = sources.read_documents(options.english_path, "corpus.english_path")
     else:
         chapters: dict[str, list[str]] = {}
-        for (book, chapter, _), verse in bible.english():
+        for (book, chapter, _), verse in sources.english_bible():
             chapters.setdefault(f"{book}.{chapter}", []).append(verse)
         texts["en"] = (" ".join(chapter) for chapter in chapters.values())
     passages: Passages = {}

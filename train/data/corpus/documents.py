@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from common.files import read_jsonl
-from train.data.writing import WORDS
+from train.data.segmentation import WORDS
 
 SPLITS = ("train", "dev", "test")
 
@@ -69,7 +69,7 @@ def training_files(corpus_dir: Path, language: str) -> list[Path]:
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """Return the rows of one file of training text or instructions.
 
-    Those of a Parquet file fit in memory, as train.data.corpus.shards makes them.
+    Those of a Parquet file fit in memory, as train.data.corpus.hub makes them.
     """
     if path.suffix == ".jsonl":
         return read_jsonl(path)

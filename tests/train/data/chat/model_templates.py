@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.architectures.tokenizer_kinds import byte_level
-from train.data.chat.masking import Masking
-from train.data.chat.template import of_tokenizer
-from train.data.words import loaded
+from train.data.chat_template import Masking, template_of
+from train.data.tokenization import load_library
 from train.settings import ChatSettings
 
 FOLDER = Path(__file__).parents[3] / "data" / "chat_templates"
@@ -70,7 +69,7 @@ def tokenizer(template: str | None, name: str = "") -> Any:
 def masking(name: str, size: int = 4096, cut: bool = True, **settings: Any) -> tuple[Masking, Any]:
     """How conversations become examples by the template of a family, and its tokenizer."""
     of = tokenizer(text(name), name)
-    template = of_tokenizer(of, ChatSettings(template="tokenizer", **settings), f"{name}: its tokenizer")
+    template = template_of(of, ChatSettings(template="tokenizer", **settings), f"{name}: its tokenizer")
     return Masking(template, settings.get("system"), size, cut), of
 
 
@@ -86,7 +85,7 @@ def shown(made: Masking, of: Any, rows: list[dict[str, Any]]) -> tuple[list[tupl
     """Rows of instructions as examples: their whole texts, and those with loss; and the counts."""
     import numpy as np
 
-    examples, counts = made.examples(rows, loaded(of.backend_tokenizer.to_str()), np.uint32)
+    examples, counts = made.examples(rows, load_library(of.backend_tokenizer.to_str()), np.uint32)
     texts = []
     for ids, loss in examples:
         runs = np.split(np.arange(len(ids)), np.flatnonzero(np.diff(loss)) + 1)

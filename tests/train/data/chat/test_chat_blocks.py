@@ -15,10 +15,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from common.errors import BadInput
 from common.files import read_jsonl, write_json, write_jsonl
 from tests.train.data.chat.model_templates import text, tokenizer
-from train import learnt_template
-from train.data import instructions, packing
-from train.data.chat.reading import own_conversations
-from train.data.chat.template import CHATML_TEXT
+from train.data import chat_template, instructions, packing
+from train.data.chat_template import CHATML_TEXT
+from train.data.conversations import own_conversations
 from train.settings import ChatSettings, InstructionSource, InstructionsSettings, SftBlocksSettings
 
 SIZE = 384
@@ -110,7 +109,9 @@ def test_conversations_in_blocks(chat_model: Path, tmp_path: Path) -> None:
     shown = read_jsonl(tmp_path / "out" / "examples.jsonl")
     assert [row["trained"] for row in shown] == [list(each) for each in answers[:5]]
     assert all(row["text"].startswith("<|im_start|>system\nYou are a helpful AI assistant named Smol") for row in shown)
-    assert learnt_template.learnt(tmp_path / "out") == learnt_template.Learnt(text("smollm2"), "<|im_end|>")
+    assert chat_template.TrainedTemplate.read(tmp_path / "out") == chat_template.TrainedTemplate(
+        text("smollm2"), "<|im_end|>"
+    )
 
 
 def test_other_settings_of_the_template(chat_model: Path, tmp_path: Path) -> None:
@@ -181,9 +182,9 @@ def test_a_data_set_in_the_layout_of_the_hub(layout: str, chat_model: Path, tmp_
 
 
 def test_a_tree_that_two_parts_would_cut_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from train.data.corpus import shards
+    from train.data.corpus import hub
 
-    monkeypatch.setattr(shards, "PART_BYTES", 1)  # every conversation is a part of its own
+    monkeypatch.setattr(hub, "SHARD_BYTES", 1)  # one shard per conversation
     (tmp_path / "set").mkdir()
     rows = []
     for tree in range(3):
@@ -192,7 +193,7 @@ def test_a_tree_that_two_parts_would_cut_is_whole(tmp_path: Path, monkeypatch: p
             rows.append({**names, "message_tree_id": f"{tree}", "role": role, "text": said, "rank": None})
     write_jsonl(tmp_path / "set" / "all.jsonl", rows)
     source = InstructionSource(
-        dataset=None, subset=None, files=None, split="train", revision=None, prompt=None, answer=None
+        dataset=None, subset=None, files=None, split="train", revision=None, prompt=None, answer=None, bytes=None
     )
     settings = InstructionsSettings(hub=source, seed=0, format="oasst")
     instructions.from_hub(settings, tmp_path / "items", tmp_path / "work", str(tmp_path / "set"))

@@ -11,8 +11,8 @@ import pytest
 
 from common.errors import BadInput
 from common.files import write_jsonl
-from train.data.chat import formats, reading
-from train.data.chat.formats import LeftOut, conversation
+from train.data import conversations
+from train.data.conversations import LeftOut, normalise_turns
 
 QUESTION, ANSWER = "བོད་ཡིག་ག་རེ་རེད?", "நீர் ஆறு மலை."
 
@@ -56,7 +56,7 @@ ONE = {
 @pytest.mark.parametrize("name", ONE)
 def test_one_conversation_in_all_formats_is_the_same(name: str, tmp_path: Path) -> None:
     write_jsonl(tmp_path / "mine.jsonl", ONE[name])
-    [row], counts = reading.own_conversations(str(tmp_path / "mine.jsonl"), "auto")
+    [row], counts = conversations.own_conversations(str(tmp_path / "mine.jsonl"), "auto")
     assert row["messages"] == [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}]
     assert not counts
 
@@ -69,7 +69,7 @@ def test_the_best_path_of_a_tree_has_several_turns(tmp_path: Path) -> None:
         message("g", "e", "assistant", "A2", 3), message("h", "g", "prompter", "asked in vain"),
     ]  # fmt: skip
     write_jsonl(tmp_path / "mine.jsonl", rows)
-    [row], counts = reading.own_conversations(str(tmp_path / "mine.jsonl"), "oasst")
+    [row], counts = conversations.own_conversations(str(tmp_path / "mine.jsonl"), "oasst")
     assert [said["content"] for said in row["messages"]] == ["Q1", "A1", "Q2", "A2"]
     assert counts == {"shortened": 1}
 
@@ -79,8 +79,8 @@ def test_a_row_of_two_formats_names_both(two: str, tmp_path: Path) -> None:
     write_jsonl(tmp_path / "mine.jsonl", [ONE["alpaca"][0] | (ONE["messages" if two == "messages" else "aya"][0])])
     other = "messages and of alpaca" if two == "messages" else "alpaca and of aya"
     with pytest.raises(BadInput, match=f"line 1: has the columns of {other}. Set sft.format"):
-        reading.own_conversations(str(tmp_path / "mine.jsonl"), "auto")
-    [row], _ = reading.own_conversations(str(tmp_path / "mine.jsonl"), "alpaca")
+        conversations.own_conversations(str(tmp_path / "mine.jsonl"), "auto")
+    [row], _ = conversations.own_conversations(str(tmp_path / "mine.jsonl"), "alpaca")
     assert row["messages"][1]["content"] == ANSWER
 
 
@@ -102,7 +102,7 @@ def test_files_that_hold_no_conversations_are_refused_in_one_line(case: str, tmp
     lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
     (tmp_path / "mine.jsonl").write_text("\n".join(lines))
     with pytest.raises(BadInput, match=f"^sft.path.*{says}") as error:
-        reading.own_conversations(str(tmp_path / "mine.jsonl"), wanted)
+        conversations.own_conversations(str(tmp_path / "mine.jsonl"), wanted)
     assert "\n" not in str(error.value)
 
 
@@ -124,14 +124,14 @@ def turns(*texts: str) -> Iterator[tuple[str, str]]:
     ],
 )
 def test_the_normal_form(given: list[str], kept: list[str], shortened: bool) -> None:
-    made = conversation(turns(*given))
+    made = normalise_turns(turns(*given))
     assert [message["content"] for message in made.messages] == kept and made.shortened is shortened
 
 
 @pytest.mark.parametrize("given", [[], ["q:Q1"], ["q:Q1", "a: ", "q:Q2", "a:A2"], ["s:S", "a:A"]])
 def test_nothing_is_left_without_an_answer(given: list[str]) -> None:
     with pytest.raises(LeftOut, match="^no_answer$"):
-        conversation(turns(*given))
+        normalise_turns(turns(*given))
 
 
 USER, SAYS = {"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}
@@ -152,13 +152,13 @@ ODD: dict[str, tuple[dict[str, Any], str]] = {
 def test_what_no_conversation_is_made_of_is_counted_by_reason(case: str, tmp_path: Path) -> None:
     row, reason = ODD[case]
     write_jsonl(tmp_path / "mine.jsonl", [{"messages": [USER, SAYS]}, row])
-    made, counts = reading.own_conversations(str(tmp_path / "mine.jsonl"), "auto")
+    made, counts = conversations.own_conversations(str(tmp_path / "mine.jsonl"), "auto")
     assert len(made) == 1 and counts == {reason: 1}
 
 
 def test_system_columns_and_inputs_are_read() -> None:
-    read: Callable[[dict[str, Any]], Any] = formats.FORMATS["alpaca"].turns
+    read: Callable[[dict[str, Any]], Any] = conversations.FORMATS["alpaca"].turns
     row = {"system": "S", "instruction": "Translate.", "input": ANSWER, "output": "water"}
     assert list(read(row)) == [("system", "S"), ("user", f"Translate.\n\n{ANSWER}"), ("assistant", "water")]
-    share = formats.FORMATS["sharegpt"].turns
+    share = conversations.FORMATS["sharegpt"].turns
     assert next(share({"system": "S", "conversations": []})) == ("system", "S")

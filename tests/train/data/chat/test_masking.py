@@ -9,9 +9,9 @@ import pytest
 
 from common.errors import BadInput
 from tests.train.data.chat.model_templates import FOLDER, masking, shown, text, tokenizer, trained
-from train.data.chat.formats import conversation
-from train.data.chat.masking import refuse_misfits
-from train.data.words import loaded
+from train.data.chat_template import check_trainable
+from train.data.conversations import normalise_turns
+from train.data.tokenization import load_library
 
 TIBETAN, TAMIL = "གནམ་ས་ཆུ་དང་མེ།", "நீர் ஆறு மலை விடு"
 IN_PROMPTS = {"qwen2_5": "\n", "qwen3": "<think>\n\n</think>\n\n"}  # what trl marks and a generation is given
@@ -118,7 +118,7 @@ def newlines() -> Any:
 
 def test_an_answer_whose_tokens_no_generation_would_begin_with_is_left_out() -> None:
     of, (made, _) = newlines(), masking("qwen2_5")
-    stripped = conversation([("user", "Moni?"), ("assistant", "\n\nZikomo")]).messages
+    stripped = normalise_turns([("user", "Moni?"), ("assistant", "\n\nZikomo")]).messages
     assert [spans for _, spans in shown(made, of, [{"messages": stripped}])[0]] == [["Zikomo<|im_end|>"]]
     examples, counts = shown(made, of, [{"messages": pair("Moni?", "\n\nZikomo")}])
     assert examples == [] and dict(counts) == {"left_out.seam": 1}
@@ -169,7 +169,7 @@ def test_masks_are_those_of_patched_templates(family: str) -> None:
     assert len(ORACLES) >= 10
     messages = [*pair("Moni?", f"Zikomo. {TAMIL}"), *pair(TIBETAN, f"{TIBETAN}\nA2")]
     made, of = masking(family)
-    ours, _ = made.examples([{"messages": messages}], loaded(of.backend_tokenizer.to_str()), np.uint32)
+    ours, _ = made.examples([{"messages": messages}], load_library(of.backend_tokenizer.to_str()), np.uint32)
     patched = (FOLDER / f"{family}_training.jinja").read_text(encoding="utf-8")
     theirs = of.apply_chat_template(
         messages, chat_template=patched, return_assistant_tokens_mask=True, return_dict=True, tokenize=True
@@ -189,22 +189,24 @@ def test_masks_are_those_of_patched_templates(family: str) -> None:
 
 
 def test_too_many_at_the_seam_are_refused() -> None:
-    refuse_misfits({"conversations": 99, "left_out.seam": 1}, "sft")
+    check_trainable({"conversations": 99, "left_out.seam": 1}, "sft")
     with pytest.raises(
         BadInput, match=r"^sft: of 102 conversations, 2 have a token that joins the prompt and its answer"
     ):
-        refuse_misfits({"conversations": 100, "left_out.seam": 2}, "sft")
+        check_trainable({"conversations": 100, "left_out.seam": 2}, "sft")
     with pytest.raises(BadInput, match=r"^sft: none of 3 conversations can be trained on \(3 too long\)"):
-        refuse_misfits({"left_out.too_long": 3}, "sft")
+        check_trainable({"left_out.too_long": 3}, "sft")
 
 
 def test_padding_of_a_model_whose_pad_is_its_eos_has_no_loss() -> None:
-    from train.data.packing import IGNORED, Tally, joined
+    from train.data.packing import IGNORED, PackingCounts, example_block
 
     made, of = masking("smollm2")
-    examples, _ = made.examples([{"messages": pair("Q1", "A1")}], loaded(of.backend_tokenizer.to_str()), np.uint32)
+    examples, _ = made.examples(
+        [{"messages": pair("Q1", "A1")}], load_library(of.backend_tokenizer.to_str()), np.uint32
+    )
     stop = of.get_vocab()["<|im_end|>"]
-    ids, labels, _ = joined(list(examples), 256, stop, Tally())
+    ids, labels, _ = example_block(list(examples), 256, stop, PackingCounts())
     length = len(examples[0][0])
     assert labels[length - 1] == stop and (labels[length:] == IGNORED).all() and (ids[length:] == stop).all()
     assert tokenizer(None).eos_token_id == stop

@@ -11,7 +11,7 @@ from transformers.utils import chat_template_utils
 from common.chat import DATE_FUNCTION, read_chat_template
 from common.errors import BadInput
 from tests.train.data.chat.model_templates import EOS, FOLDER, OWN, VICUNA, masking, text, tokenizer
-from train.data.chat.template import CHATML_TEXT, of_tokenizer
+from train.data.chat_template import CHATML_TEXT, template_of
 from train.settings import ChatSettings
 
 FAMILIES = sorted({path.stem for path in FOLDER.glob("*.jinja") if not path.stem.endswith("_training")} | set(OWN))
@@ -88,7 +88,7 @@ REFUSED = {
 def test_a_template_that_cannot_be_masked_is_refused_in_one_line(case: str) -> None:
     template, says = REFUSED[case]
     with pytest.raises(BadInput, match=f"^its tokenizer: .*{says}.*Set sft.template to another one.$") as error:
-        of_tokenizer(tokenizer(template), ChatSettings(template="tokenizer"), "its tokenizer")
+        template_of(tokenizer(template), ChatSettings(template="tokenizer"), "its tokenizer")
     assert "\n" not in str(error.value)
 
 
@@ -98,16 +98,16 @@ def test_plain_turns_that_end_in_a_token_are_accepted() -> None:
 
 def test_a_base_without_a_template_names_where_one_may_be() -> None:
     with pytest.raises(BadInput, match=r"^base has no chat template\. Set sft.template=chatml .* that has one\.$"):
-        of_tokenizer(tokenizer(None), ChatSettings(template="tokenizer"), "base")
+        template_of(tokenizer(None), ChatSettings(template="tokenizer"), "base")
 
 
 def test_chatml_is_for_tokenizers_that_have_its_marks() -> None:
     from tests.architectures import tokenizer_kinds
 
     settings = ChatSettings(template=CHATML_TEXT)
-    assert of_tokenizer(tokenizer_kinds.tokenizer("qwen"), settings, "base").stop == "<|im_end|>"
+    assert template_of(tokenizer_kinds.tokenizer("qwen"), settings, "base").stop == "<|im_end|>"
     with pytest.raises(BadInput, match=r"^base has no token <\|im_start\|>, which becomes \d+ pieces\. Choose a model"):
-        of_tokenizer(tokenizer_kinds.tokenizer("neox"), settings, "base")
+        template_of(tokenizer_kinds.tokenizer("neox"), settings, "base")
 
 
 def test_arguments_that_a_template_does_not_know_are_refused() -> None:

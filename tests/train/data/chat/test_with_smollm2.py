@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 
 from tests.train.data.chat.model_templates import shown
-from train.data.chat.formats import conversation
-from train.data.chat.masking import Masking
-from train.data.chat.template import of_tokenizer
+from train.data.chat_template import Masking, template_of
+from train.data.conversations import normalise_turns
 from train.settings import ChatSettings
 
 MODEL = Path(__file__).parents[4] / "models" / "smollm2-135m-instruct"
@@ -23,12 +22,12 @@ def smollm2() -> tuple[Masking, Any]:
     from train.data.packing import load_tokenizer
 
     of = load_tokenizer(MODEL)
-    return Masking(of_tokenizer(of, ChatSettings(template="tokenizer"), "smollm2"), None, 512, True), of
+    return Masking(template_of(of, ChatSettings(template="tokenizer"), "smollm2"), None, 512, True), of
 
 
 def test_answers_and_their_stop_carry_the_loss(smollm2: tuple[Masking, Any]) -> None:
     turns = [turn for question, answer in TALK for turn in (("user", question), ("assistant", answer))]
-    [(whole, spans)], counts = shown(*smollm2, [{"messages": conversation(turns).messages}])
+    [(whole, spans)], counts = shown(*smollm2, [{"messages": normalise_turns(turns).messages}])
     assert spans == [f"{answer}<|im_end|>" for _, answer in TALK]
     assert "You are a helpful AI assistant named SmolLM" in whole.partition("Moni?")[0]
     assert dict(counts) == {"conversations": 1, "answers": 3, "sequences": 1}

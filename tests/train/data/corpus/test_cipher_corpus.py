@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from common.files import read_jsonl
-from train.data.corpus import bible, build, cipher
+from train.data.corpus import build, sources
 from train.data.corpus.documents import is_withheld
-from train.data.questions import QuestionSource, chapter
+from train.data.questions import QuestionSource, chapter_of
 from train.settings import CipherSettings, CorpusOptions, CorpusSettings
 
 SETTINGS = CipherSettings(
@@ -50,10 +50,10 @@ def test_the_held_out_chapters_are_those_of_chichewa_and_their_text_is_enciphere
     build.build(
         CorpusSettings(source="bible", language="nya", dev=0.05, test=0.08, seed=0), CorpusOptions(), tmp_path, tmp_path
     )
-    words = cipher.dictionary((text for _, text in bible.english()), 0.6, 0)
+    words = sources.cipher_dictionary((text for _, text in sources.english_bible()), 0.6, 0)
     by_chapter: dict[str, list[str]] = {}
-    for (book, number, _), text in bible.english():
-        by_chapter.setdefault(f"{book}.{number}", []).append(cipher.enciphered(text, words))
+    for (book, number, _), text in sources.english_bible():
+        by_chapter.setdefault(f"{book}.{number}", []).append(sources.encipher(text, words))
     for split in ("dev", "test"):
         secret = documents(folder, "cipher", split)
         assert set(secret) == set(documents(tmp_path, "nya", split)) == set(documents(folder, "en", split))
@@ -70,7 +70,7 @@ def test_questions_of_training_verses_stay_within_their_language(folder: Path) -
         }
         assert asked["cipher"] and all(is_withheld(name, 0.25, 0) for name in asked["cipher"])
         assert asked["en"] and not any(is_withheld(name, 0.25, 0) for name in asked["en"])
-    held_out = {chapter(verse) for verse in source.verses if verse["split"] == "test"}
+    held_out = {chapter_of(verse) for verse in source.verses if verse["split"] == "test"}
     for language in ("cipher", "en"):
         questions = source.questions("about", language, "test", 100)
         assert len(questions) > 50 and {question.document for question in questions} <= held_out
@@ -78,8 +78,10 @@ def test_questions_of_training_verses_stay_within_their_language(folder: Path) -
 
 
 def test_most_of_the_text_is_new_and_some_is_not(folder: Path) -> None:
-    english = {word for text in documents(folder, "en", "train").values() for word in cipher.WORD.findall(text.lower())}
+    english = {
+        word for text in documents(folder, "en", "train").values() for word in sources.WORD.findall(text.lower())
+    }
     secret = {
-        word for text in documents(folder, "cipher", "train").values() for word in cipher.WORD.findall(text.lower())
+        word for text in documents(folder, "cipher", "train").values() for word in sources.WORD.findall(text.lower())
     }
     assert 0.25 < len(secret & english) / len(secret) < 0.4  # anchors; the other 40 % are rare and in one text only

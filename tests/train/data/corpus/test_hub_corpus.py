@@ -19,9 +19,9 @@ from common.files import read_jsonl
 from tests.hub_layout import jsonl_shards, parquet_shards
 from tests.toy_text import sentences
 from train.data import instructions
-from train.data.corpus import build, hub_corpus, shards
+from train.data.corpus import build, hub
 from train.data.corpus.documents import normalised, read_rows, training_files
-from train.settings import CorpusOptions, CorpusSettings, ItemsSettings, TextSource
+from train.settings import CorpusOptions, HubCorpusSettings, ItemsSettings, TextSource
 
 
 @pytest.fixture(scope="module")
@@ -32,12 +32,13 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return text, jsonl_shards(root / "english", sentences(3, 200), "en")
 
 
-def settings(**changes: Any) -> CorpusSettings:
+def settings(**changes: Any) -> HubCorpusSettings:
     text = TextSource(dataset=None, subset="xx", files=None, split="train", revision=None, column="text")
     english = TextSource(
         dataset=None, subset=None, files="en-crawl*.jsonl", split="train", revision=None, column="text"
     )
-    return CorpusSettings(source="hub", language="xx", dev=0.1, test=0.1, seed=0, text=text, english=english, **changes)
+    values = {"source": "hub", "language": "xx", "dev": 0.1, "test": 0.1, "seed": 0, "text": text, "english": english}
+    return HubCorpusSettings(**{**values, "text_bytes": None, "english_bytes": None, **changes})
 
 
 def options(folders: tuple[Path, Path], workers: int = 1) -> CorpusOptions:
@@ -76,7 +77,7 @@ def test_the_same_corpus_for_any_number_of_workers(folders: tuple[Path, Path], t
 def test_text_is_taken_up_to_a_number_of_bytes(
     folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shards, "PART_BYTES", 2_000)
+    monkeypatch.setattr(hub, "SHARD_BYTES", 2_000)
     wanted_bytes = settings(text_bytes=40_000, english_bytes=30_000)
     build.build(wanted_bytes, options(folders), tmp_path / "out", tmp_path / "work")
     counts = json.loads((tmp_path / "out" / "counts.json").read_text())["languages"]
@@ -90,19 +91,19 @@ def test_text_is_taken_up_to_a_number_of_bytes(
 KILLED = """
 import json, os, signal, sys
 from pathlib import Path
-from train.data.corpus import build, hub_corpus, shards
-from train.settings import CorpusOptions, CorpusSettings
-shards.PART_BYTES = 3_000
-write, left = shards.write_part, int(sys.argv[4])
+from train.data.corpus import build, hub
+from train.settings import CorpusOptions, HubCorpusSettings
+hub.SHARD_BYTES = 3_000
+write, left = hub.write_shard, int(sys.argv[4])
 def watched(*arguments, **more):
     global left
     left -= 1
     if not left:
         os.kill(os.getpid(), signal.SIGKILL)
     return write(*arguments, **more)
-shards.write_part = watched
+hub.write_shard = watched
 settings, options = json.loads(sys.argv[1])
-build.build(CorpusSettings.from_mapping(settings), CorpusOptions(**options), Path(sys.argv[2]), Path(sys.argv[3]))
+build.build(HubCorpusSettings(**settings), CorpusOptions(**options), Path(sys.argv[2]), Path(sys.argv[3]))
 """
 
 
@@ -115,7 +116,7 @@ def test_a_kill_costs_the_part_that_was_being_read(
     assert killed.returncode == -9
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*.parquet")}
     assert len(kept) == 12
-    monkeypatch.setattr(shards, "PART_BYTES", 3_000)
+    monkeypatch.setattr(hub, "SHARD_BYTES", 3_000)
     build.build(settings(), options(folders), tmp_path / "out", tmp_path / "work")
     assert kept.items() <= {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*.parquet")}.items()
     build.build(settings(), options(folders), tmp_path / "straight", tmp_path / "other")
@@ -152,7 +153,7 @@ def test_the_stage_names_a_late_row_that_is_not_text(folders: tuple[Path, Path],
 def test_a_decomposed_copy_falls_into_the_same_split() -> None:
     for text in sentences(4, 30):
         marked = text.replace("o", "\u1ecd\u0300")
-        composed = hub_corpus.document(marked, seed=0, dev=0.3, test=0.3)
-        copy = hub_corpus.document(unicodedata.normalize("NFD", marked), seed=0, dev=0.3, test=0.3)
+        composed = hub.parse_document(marked, seed=0, dev=0.3, test=0.3)
+        copy = hub.parse_document(unicodedata.normalize("NFD", marked), seed=0, dev=0.3, test=0.3)
         assert composed is not None and copy is not None
         assert (composed[0], composed[1]["id"]) == (copy[0], copy[1]["id"]) and composed[1]["text"] == marked

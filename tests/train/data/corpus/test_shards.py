@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from pyarrow import parquet
 
-from train.data.corpus import shards
-from train.data.corpus.shards import Reading, read_file, write_part
+from train.data.corpus import hub
+from train.data.corpus.hub import ReadPlan, read_file, write_shard
 
 ROWS = [{"text": "moni"}, {"text": "dziko"}]
 
@@ -20,10 +20,10 @@ def test_two_that_write_the_same_part_leave_it_whole(tmp_path: Path, monkeypatch
     def write_and_meet(*arguments: object, **more: object) -> None:
         monkeypatch.setattr(parquet, "write_table", write)
         write(*arguments, **more)
-        write_part(path, ROWS, 9, [], 2, last=True)
+        write_shard(path, ROWS, 9, [], 2, last=True)
 
     monkeypatch.setattr(parquet, "write_table", write_and_meet)
-    write_part(path, ROWS, 9, [], 2, last=True)
+    write_shard(path, ROWS, 9, [], 2, last=True)
     assert parquet.read_table(path).to_pylist() == ROWS
     assert {file.name for file in tmp_path.iterdir()} == {"00000.parquet", "00000.json"}
 
@@ -31,7 +31,7 @@ def test_two_that_write_the_same_part_leave_it_whole(tmp_path: Path, monkeypatch
 def test_a_note_that_a_kill_left_aside_is_no_part(tmp_path: Path) -> None:
     folder = tmp_path / "00003"
     folder.mkdir()
-    part = write_part(folder / "00000.parquet", ROWS, 9, [], 2, last=True)
+    part = write_shard(folder / "00000.parquet", ROWS, 9, [], 2, last=True)
     (folder / ".00001.7.part.json").write_text("{")
-    reading = Reading(shards.Source("unread"), ("text",), "corpus.path", lambda text: None)
-    assert read_file((reading, 3, tmp_path)) == [part]
+    plan = ReadPlan(hub.Source("unread"), "corpus.path", lambda *_: iter(()))
+    assert read_file((plan, 3, tmp_path)) == [part]

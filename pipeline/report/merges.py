@@ -1,0 +1,208 @@
+"""What merges discarded of SFT, from their audits, and which settings were selected for them on dev.
+
+merge/auditing.py defines the shares.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from common.files import read_jsonl
+from merge import Recipe
+from pipeline.report.records import Audit, Choice, mean
+
+TOP = "5%"  # of SFT's parameters: the important ones
+SFT = "sft"  # the model's name in recipes
+PARTS = {"layer": "by_layer", "module kind": "by_kind"}  # of a model, and where an audit has them
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Shares of the parameters of SFT's task vector, in a model or a part of it.
+
+    lost: kept, but the other sign was elected. lost_top: the same, of the top 5%. trimmed: trimmed or dropped.
+    """
+
+    lost: float
+    lost_top: float
+    trimmed: float
+
+    @classmethod
+    def mean_of(cls, counted: Sequence[Mapping[str, Any]]) -> Shares:
+        """Return the means of the shares that audits count."""
+        return cls(
+            mean([counts["share_lost_in_conflict"] for counts in counted]),
+            mean([counts["top"][TOP]["share_lost_in_conflict"] for counts in counted]),
+            mean([counts["share_trimmed"] for counts in counted]),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Discarded:
+    """What one method discarded of the SFT task vector at one budget.
+
+    whole: of the whole model, mean over seeds. parts: by ("layer", its number) or ("module kind", its name).
+    lost_top: by seed, the share of the top 5% that was lost in sign conflicts.
+    settings_except_slack: by seed, the recipe's other settings; if they are equal, slack makes the difference.
+    slack_variant: by seed, the settings of the slack that are not the default (docs/explanation/slack.md).
+    """
+
+    method: str
+    ct_tokens: int
+    recipe_method: str
+    slack: float
+    protects: tuple[str, ...]
+    whole: Shares
+    lost_top: Mapping[int, float]
+    settings_except_slack: Mapping[int, Mapping[str, Any]]
+    slack_variant: Mapping[int, Mapping[str, Any]]
+    parts: Mapping[tuple[str, str], Shares] = field(default_factory=dict)
+
+    @property
+    def is_plain_ties(self) -> bool:
+        """Whether this is TIES, the slack at 0 or for nobody, and no control whose signs are drawn."""
+        models = [model for settings in self.settings_except_slack.values() for model in settings["models"].values()]
+        drawn = any(model.get("random_signs") for model in models)
+        return self._is_ties and not (self.slack > 0 and self.protects) and not drawn
+
+    @property
+    def has_slack_for_sft(self) -> bool:
+        """Whether this is TIES with slack that protects SFT alone."""
+        return self._is_ties and self.slack > 0 and self.protects == (SFT,)
+
+    @property
+    def _is_ties(self) -> bool:
+        return self.recipe_method in ("ties", "ties_sv")
+
+
+def read_audits(audits: Iterable[Audit]) -> list[Discarded]:
+    """Return what merges discarded, by method in their order, and by budget.
+
+    A merge without task vectors (such as the weighted average) discards nothing and is left out, and so is one without
+    CT, which no budget changes.
+    """
+    grouped: dict[tuple[str, int], dict[int, tuple[dict[str, Any], Path]]] = {}
+    order: dict[str, int] = {}
+    for audit in audits:
+        report = _report(audit)
+        order.setdefault(audit.method, len(order))
+        if SFT in report["models"] and audit.ct_tokens:
+            grouped.setdefault((audit.method, audit.ct_tokens), {})[audit.seed] = report, audit.folder / "merge.yml"
+    return [_discarded(*cell, grouped[cell]) for cell in sorted(grouped, key=lambda cell: (order[cell[0]], cell[1]))]
+
+
+def recipe_methods(audits: Iterable[Audit]) -> dict[str, str]:
+    """Return the `method` of each merge's recipe."""
+    first = {audit.method: audit for audit in reversed(list(audits))}
+    return {method: _report(audit)["method"] for method, audit in first.items()}
+
+
+def norm_ratios(audits: Iterable[Audit], merge: str, budget: int) -> list[float]:
+    """Return ‖τ_CT‖ / ‖τ_SFT‖ as the audits of a merge have them, one per seed."""
+    every = [_report(audit)["models"] for audit in audits if (audit.method, audit.ct_tokens) == (merge, budget)]
+    return [models["ct"]["norm"] / models[SFT]["norm"] for models in every if {"ct", SFT} <= models.keys()]
+
+
+def _report(audit: Audit) -> dict[str, Any]:
+    report: dict[str, Any] = json.loads((audit.folder / "audit.json").read_text(encoding="utf-8"))
+    return report
+
+
+def _discarded(method: str, budget: int, by_seed: Mapping[int, tuple[dict[str, Any], Path]]) -> Discarded:
+    reports = [report for report, _ in by_seed.values()]
+    settings = {seed: _settings(recipe) for seed, (_, recipe) in by_seed.items()}
+    parts = {}
+    for by, key in PARTS.items():
+        for part in reports[0].get(key, {}):
+            counted = [report.get(key, {}).get(part, {}).get(SFT) for report in reports]
+            if all(counted):  # else not all audits have it
+                parts[by, part] = Shares.mean_of(counted)
+    return Discarded(
+        method=method,
+        ct_tokens=budget,
+        recipe_method=reports[0]["method"],
+        slack=math.inf if reports[0]["slack"] == "inf" else float(reports[0]["slack"]),
+        protects=tuple(reports[0]["protect"]),
+        whole=Shares.mean_of([report["models"][SFT] for report in reports]),
+        lost_top={seed: Shares.mean_of([report["models"][SFT]]).lost_top for seed, (report, _) in by_seed.items()},
+        settings_except_slack={seed: others for seed, (others, _) in settings.items()},
+        slack_variant={seed: variant for seed, (_, variant) in settings.items()},
+        parts=parts,
+    )
+
+
+def _settings(recipe: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return a recipe's settings without the slack and the folders, which differ by seed; and its variant."""
+    import yaml
+
+    settings = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    models = {
+        name: {key: value for key, value in model.items() if key not in ("path", "adapter")}
+        for name, model in settings["models"].items()
+    }
+    left_out = ("method", "base", "models", "protect")
+    others = {key: value for key, value in settings.items() if key not in left_out and "slack" not in key}
+    variant = {
+        key: value
+        for key, value in settings.items()
+        if "slack" in key and key != "slack" and value != Recipe.model_fields[key].default
+    }
+    return {"models": models, **others}, variant if settings.get("slack") else {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selected:
+    """The settings selected for one merge.
+
+    trials: their number. metric: `acc` or `bits_per_byte`. score: on dev, mean over the cells that count. at_budget:
+    the same at this budget alone, if cells of several count. leads: as in `Choice`.
+    """
+
+    method: str
+    ct_tokens: int
+    seed: int
+    settings: Mapping[str, Any]
+    trials: int
+    metric: str
+    score: float
+    at_budget: float
+    leads: bool = True
+
+    @property
+    def settings_text(self) -> str:
+        """The settings without the method, which a table has anyway."""
+        return ", ".join(f"{key} = {value}" for key, value in self.settings.items() if key != "method")
+
+
+def read_choices(choices: Iterable[Choice]) -> list[Selected]:
+    """Return the selections by method in their order, budget and seed."""
+    import yaml
+
+    selected: list[Selected] = []
+    order: dict[str, int] = {}
+    for choice in choices:
+        order.setdefault(choice.method, len(order))
+        settings = yaml.safe_load((choice.folder / "choice.yml").read_text(encoding="utf-8"))
+        trials = read_jsonl(choice.folder / "tries.jsonl")
+        best = next(row for row in trials if row["settings"] == settings)
+        scores = zip(choice.judged, best.get("scores", ()), strict=False)
+        own = [score for budget, score in scores if budget == choice.ct_tokens]
+        selected.append(
+            Selected(
+                method=choice.method,
+                ct_tokens=choice.ct_tokens,
+                seed=choice.seed,
+                settings=settings,
+                trials=len(trials),
+                metric=best["metric"],
+                score=best["score"],
+                at_budget=mean(own) if own else best["score"],
+                leads=choice.leads,
+            )
+        )
+    return sorted(selected, key=lambda one: (order[one.method], one.ct_tokens, one.seed))
