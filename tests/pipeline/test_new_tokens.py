@@ -15,8 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import merge
 from common.errors import BadInput
 from common.files import read_jsonl, write_jsonl
-from pipeline import __main__ as entry
-from pipeline import check, run_plan, sweep
+from pipeline import check, cli, run_plan, sweep
 from pipeline.config import Config
 from pipeline.stages import vocabulary as stage
 from pipeline.stages.cell import Cell, plan_cell
@@ -205,7 +204,7 @@ def test_a_union_splits_text_as_the_extended_model_does(made: Path, tmp_path: Pa
 
 def test_a_run_in_tamil(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = words(made, tmp_path, "merge.write=true", "eval.unmerged=[base,ct,ct_then_sft]", "sft.template=none")
-    assert entry.main(given) == 0
+    assert cli.pipeline_main(given) == 0
     said = capsys.readouterr().out
     assert "30 new tokens" in said
     store = tmp_path / "store"
@@ -221,4 +220,4 @@ def test_a_run_in_tamil(made: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert not torch.equal(tables[0][first:], tables[1][first:])  # trained
     assert len(read_jsonl(next((store / "eval").glob("tam-task_arithmetic*")) / "scores.jsonl")) > 0
     assert "CT has 30 new tokens" in (tmp_path / "out" / "test" / "report.html").read_text()
-    assert entry.main(given) == 0 and "nothing to run" in capsys.readouterr().out
+    assert cli.pipeline_main(given) == 0 and "nothing to run" in capsys.readouterr().out
