@@ -51,23 +51,6 @@ class RunPlan:
             reports.setdefault(cell.config.report, []).append(cell)
         return reports
 
-    @cached_property
-    def methods(self) -> Mapping[str, str]:
-        """Return the method of the results to which a stage belongs, by key, if it scores, tunes or merges for one."""
-        methods: dict[str, str] = {}
-        for cell in self.cells:
-            stages = [*cell.evals.items(), *cell.untuned.items(), *cell.merges.items(), *cell.chosen.items()]
-            for name, points in cell.frontier.items():
-                stages += [(name, stage) for point in points for stage in (point.dev, point.test)]
-            if cell.adapt:
-                stages += [*cell.adapt.evals.items(), *cell.adapt.dev.items()]
-            for name, stage in stages:
-                for one in (stage, *stage.parents.values()):
-                    if one is stage or one.kind in ("tune", "merge"):
-                        methods.setdefault(one.key, name)
-        weights = (stage for stage in self.stages if stage.kind == "weights")
-        return methods | {stage.key: methods[stage.parents["merge"].key] for stage in weights}
-
     @property
     def config(self) -> Config:
         """Return the first cell's: what all cells share (store, outputs, name, compute) is read from it."""

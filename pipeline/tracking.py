@@ -11,7 +11,7 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from configparser import ConfigParser
 from configparser import Error as ConfigError
 from functools import cache, wraps
@@ -111,13 +111,8 @@ def harmless(function: Callable[P, Any]) -> Callable[P, Any]:
     return guarded
 
 
-def tracker(
-    config: Config, folder: Path, methods: Mapping[str, str] | None = None, print_line: PrintLine = print
-) -> Tracker:
-    """Return what the executor wraps around a stage's computation.
-
-    methods: of the results, by keys of stages. print_line: takes a line for people.
-    """
+def tracker(config: Config, folder: Path, print_line: PrintLine = print) -> Tracker:
+    """Return what the executor wraps around a stage's computation. print_line: takes a line for people."""
     if mode(config) == "off":
         return no_tracker
     if mode(config) == "online" and not is_reachable(server()):
@@ -125,11 +120,8 @@ def tracker(
 
     @contextlib.contextmanager
     def track(job: Job) -> Iterator[None]:
-        tracked = job.stage.type.tracked
-        run = None
-        if tracked:
-            described = about(job.stage, (methods or {}).get(job.stage.key))
-            run = start(config, folder, str(job.stage), job.stage.kind, described, print_line)
+        stage = job.stage
+        run = start(config, folder, str(stage), stage.kind, about(stage), print_line) if stage.type.tracked else None
         if run is None:
             yield
             return
@@ -152,12 +144,12 @@ def tracker(
     return track
 
 
-def about(stage: Stage, method: str | None) -> dict[str, Any]:
+def about(stage: Stage) -> dict[str, Any]:
     """Return what a run's config records of its stage, and the method of the results to which it belongs."""
     return {
         "stage": stage.key_content,
         "options": stage.options.model_dump(mode="json", exclude_defaults=True),
-        "method": method,
+        "method": stage.method,
         **cell_of(stage),
     }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -19,7 +18,7 @@ class Compute(train_settings.Compute):
     threads: Annotated[int, Field(gt=0, le=1024)] = 1
     precision: Precision = "fp32"
     keep_last_state: bool = True
-    stage_seconds: Mapping[str, Annotated[float, Field(gt=0)]] = {}
+    stage_seconds: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def strategy_for_many(self) -> Compute:

@@ -45,6 +45,9 @@ class ClaimData:
     leaders: dict[int, str]
 
 
+Answerer = Callable[[ClaimData], Finding]
+
+
 def leader_at(budget: int, choices: Sequence[Selected], evidence: Evidence) -> str | None:
     """Return the merge with the best score on dev at a budget (mean over seeds); no test item plays a part."""
     scores: dict[str, list[float]] = {}
@@ -64,7 +67,7 @@ def gain(
     return estimate.negated if estimate is not None and kind in LOWER_IS_BETTER else estimate
 
 
-def beats(baseline: str, kind: Kind, where: Callable[[Sequence[int]], int] = min) -> Callable[[ClaimData], Finding]:
+def beats(baseline: str, kind: Kind, where: Callable[[Sequence[int]], int] = min) -> Answerer:
     """Compare the merge that was best on dev with a baseline, at the smallest budget (where=min) or the largest."""
 
     def answer(data: ClaimData) -> Finding:
@@ -86,7 +89,7 @@ def beats(baseline: str, kind: Kind, where: Callable[[Sequence[int]], int] = min
     return answer
 
 
-def keeps_language(baseline: str) -> Callable[[ClaimData], Finding]:
+def keeps_language(baseline: str) -> Answerer:
     """Compare the bits per byte of a baseline with those of the merge that was best on dev, over all budgets."""
 
     def answer(data: ClaimData) -> Finding:
@@ -161,7 +164,7 @@ def slack_keeps(data: ClaimData) -> Finding:
     return Finding(_over_seeds(lost_by_seed(plain), lost_by_seed(slack)), f"Lost: {_listed([*plain, *slack])}.")
 
 
-def slack_helps(kind: Kind, at_norm: bool = False) -> Callable[[ClaimData], Finding]:
+def slack_helps(kind: Kind, at_norm: bool = False) -> Answerer:
     """Compare merges with slack and without at equal settings, mean over all pairs and budgets.
 
     at_norm: of merges whose step was given a norm. Without, slack changes the length of the step with its direction.
@@ -253,7 +256,11 @@ def _listed(merges: Sequence[Discarded]) -> str:
 PAPER = "Tao et al., Findings of EMNLP 2024 (arXiv 2407.03994)"
 OURS = "our reading of the slack; the paper's formula is not public"
 SHARE_MARGIN = 0.01  # of shares of parameters: a difference that would not matter
-AVERAGE = "the average of CT-then-SFT and CT"
+RIVALS = {  # in sentences
+    "ct_then_sft": "CT-then-SFT",
+    "average_of_ct_then_sft_and_ct": "the average of CT-then-SFT and CT",
+    "average_of_base_and_sft": "the average of base and SFT",
+}
 WHERE = {
     "smallest": " at the smallest CT budget",
     "largest": " at the largest CT budget",
@@ -294,10 +301,15 @@ QUALITIES: dict[Kind, Quality] = {
 RAISES = ("raises accuracy", "does not raise accuracy", "lowers accuracy")
 
 
-def _merging(id: str, text: str, kind: Kind, where: str, rival: str, source: str = "ours", that: str = "") -> Claim:
-    """Return the claim that the merge that was best on dev is better than a rival. that: the rival in the statistic."""
-    quality = QUALITIES[kind]
-    return Claim(
+def _merging(
+    id: str, text: str, kind: Kind, where: str, baseline: str, source: str = "ours", that: str = ""
+) -> tuple[Claim, Answerer]:
+    """Return the claim that the merge that was best on dev is better than a baseline.
+
+    where: the CT budget, smallest or largest, or the mean over budgets. that: the baseline in the statistic.
+    """
+    quality, rival = QUALITIES[kind], RIVALS[baseline]
+    claim = Claim(
         id=id,
         text=text,
         source=source,
@@ -312,15 +324,18 @@ def _merging(id: str, text: str, kind: Kind, where: str, rival: str, source: str
             contradicted=f"merging {quality.worse} than {rival}",
         ),
     )
+    if where == "mean":
+        return claim, keeps_language(baseline)
+    return claim, beats(baseline, kind, min if where == "smallest" else max)
 
 
-def _slack(id: str, text: str, kind: Kind, source: str, at_norm: str = "") -> Claim:
+def _slack(id: str, text: str, kind: Kind, source: str, at_norm: str = "") -> tuple[Claim, Answerer]:
     """Return the claim that slack helps. at_norm: what the statistic of merges of the same norm adds."""
     quality = QUALITIES[kind]
     better, no_better, worse = RAISES if kind == "accuracy" else (quality.better, quality.no_better, quality.worse)
     at = " at equal norm of the merged updates" if at_norm else ""
     what = "accuracy" if kind == "accuracy" else ANSWER_BITS
-    return Claim(
+    claim = Claim(
         id=id,
         text=text,
         source=source,
@@ -335,61 +350,48 @@ def _slack(id: str, text: str, kind: Kind, source: str, at_norm: str = "") -> Cl
             contradicted=f"slack {worse}{at}",
         ),
     )
+    return claim, slack_helps(kind, bool(at_norm))
 
 
-STATED: tuple[tuple[Claim, Callable[[ClaimData], Finding]], ...] = (
-    (
-        _merging(
-            "scarce-accuracy",
-            "Merges are more accurate than CT-then-SFT at the smallest CT budget.",
-            "accuracy",
-            "smallest",
-            "CT-then-SFT",
-            PAPER,
-        ),
-        beats("ct_then_sft", "accuracy"),
+STATED: tuple[tuple[Claim, Answerer], ...] = (
+    _merging(
+        id="scarce-accuracy",
+        text="Merges are more accurate than CT-then-SFT at the smallest CT budget.",
+        kind="accuracy",
+        where="smallest",
+        baseline="ct_then_sft",
+        source=PAPER,
     ),
-    (
-        _merging(
-            "scarce-answer-bits",
-            "Merges make the correct answers more likely than CT-then-SFT does at the smallest CT budget.",
-            "answer_bits",
-            "smallest",
-            "CT-then-SFT",
-            PAPER,
-        ),
-        beats("ct_then_sft", "answer_bits"),
+    _merging(
+        id="scarce-answer-bits",
+        text="Merges make the correct answers more likely than CT-then-SFT does at the smallest CT budget.",
+        kind="answer_bits",
+        where="smallest",
+        baseline="ct_then_sft",
+        source=PAPER,
     ),
-    (
-        _merging("language-kept", "Merges model the language better than CT-then-SFT.", "bits", "mean", "CT-then-SFT"),
-        keeps_language("ct_then_sft"),
+    _merging("language-kept", "Merges model the language better than CT-then-SFT.", "bits", "mean", "ct_then_sft"),
+    _merging(
+        id="averaged-accuracy",
+        text="Merges are more accurate than the average of CT-then-SFT and CT at the smallest CT budget.",
+        kind="accuracy",
+        where="smallest",
+        baseline="average_of_ct_then_sft_and_ct",
     ),
-    (
-        _merging(
-            "averaged-accuracy",
-            f"Merges are more accurate than {AVERAGE} at the smallest CT budget.",
-            "accuracy",
-            "smallest",
-            AVERAGE,
-        ),
-        beats("average_of_ct_then_sft_and_ct", "accuracy"),
+    _merging(
+        id="averaged-language-kept",
+        text="Merges model the language better than the average of CT-then-SFT and CT.",
+        kind="bits",
+        where="mean",
+        baseline="average_of_ct_then_sft_and_ct",
     ),
-    (
-        _merging(
-            "averaged-language-kept", f"Merges model the language better than {AVERAGE}.", "bits", "mean", AVERAGE
-        ),
-        keeps_language("average_of_ct_then_sft_and_ct"),
-    ),
-    (
-        _merging(
-            "merging-uses-ct",
-            "Merges gain from CT: they are more accurate than the average of base and SFT, which needs no CT.",
-            "accuracy",
-            "largest",
-            "the average of base and SFT",
-            that="that average",
-        ),
-        beats("average_of_base_and_sft", "accuracy", max),
+    _merging(
+        id="merging-uses-ct",
+        text="Merges gain from CT: they are more accurate than the average of base and SFT, which needs no CT.",
+        kind="accuracy",
+        where="largest",
+        baseline="average_of_base_and_sft",
+        that="that average",
     ),
     (
         Claim(
@@ -449,30 +451,21 @@ STATED: tuple[tuple[Claim, Callable[[ClaimData], Finding]], ...] = (
         ),
         slack_keeps,
     ),
-    (_slack("slack-accuracy", "Slack raises accuracy.", "accuracy", PAPER), slack_helps("accuracy")),
-    (
-        _slack("slack-answer-bits", "Slack makes the correct answers more likely.", "answer_bits", PAPER),
-        slack_helps("answer_bits"),
+    _slack("slack-accuracy", "Slack raises accuracy.", "accuracy", PAPER),
+    _slack("slack-answer-bits", "Slack makes the correct answers more likely.", "answer_bits", PAPER),
+    _slack(
+        id="slack-norm-accuracy",
+        text="Slack raises accuracy when all merged updates have the same norm.",
+        kind="accuracy",
+        source=OURS,
+        at_norm=" and norm of the update",
     ),
-    (
-        _slack(
-            "slack-norm-accuracy",
-            "Slack raises accuracy when all merged updates have the same norm.",
-            "accuracy",
-            OURS,
-            at_norm=" and norm of the update",
-        ),
-        slack_helps("accuracy", at_norm=True),
-    ),
-    (
-        _slack(
-            "slack-norm-answer-bits",
-            "Slack makes the correct answers more likely when all merged updates have the same norm.",
-            "answer_bits",
-            OURS,
-            at_norm=" and norm",
-        ),
-        slack_helps("answer_bits", at_norm=True),
+    _slack(
+        id="slack-norm-answer-bits",
+        text="Slack makes the correct answers more likely when all merged updates have the same norm.",
+        kind="answer_bits",
+        source=OURS,
+        at_norm=" and norm",
     ),
 )
 

@@ -91,32 +91,22 @@ def answers(path: Path, found: HypothesisData, regime: str | None = None, beside
             margin=one.margin,
             unit=UNITS["accuracy" if isinstance(one, GapHypothesis) else one.kind],
         )
-        more: dict[str, Any] = {
-            "role": one.role,
-            "stated": when.when,
-            "expected": one.expected,
-            "refuted_by": list(one.refuted_by),
-        }
-        text, estimate = f"{outcome.text} {when.text}", outcome.estimate
-        if estimate is None or not counts:
-            given: Verdict = "no data" if estimate is None else "exploratory"
-            more |= {"refuted": None, **outcome.more}
-            listed.append(
-                Answer(claim=claim, verdict=given, estimate=estimate, text=text, more=more, parts=outcome.parts)
-            )
-            continue
-        level = next(at)
-        given = outcome.judge(level, strictest)
-        more |= {"level": level, "refuted": given in one.refuted_by, **ends(estimate.at(level), "_holm")}
-        more |= outcome.more
+        estimate, p = outcome.estimate, None
+        decided: dict[str, Any] = {"refuted": None}
+        given: Verdict = "no data" if estimate is None else "exploratory"
+        if estimate is not None and counts:
+            level, p = next(at), next(adjusted)
+            given = outcome.judge(level, strictest)
+            decided = {"level": level, "refuted": given in one.refuted_by, **ends(estimate.at(level), "_holm")}
+        more = {"role": one.role, "stated": when.when, "expected": one.expected, "refuted_by": list(one.refuted_by)}
         listed.append(
             Answer(
                 claim=claim,
                 verdict=given,
                 estimate=estimate,
-                p_adjusted=next(adjusted),
-                text=text,
-                more=more,
+                p_adjusted=p,
+                text=f"{outcome.text} {when.text}",
+                more={**more, **decided, **outcome.more},
                 parts=outcome.parts,
             )
         )

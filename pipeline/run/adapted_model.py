@@ -8,7 +8,7 @@ from pathlib import Path
 
 from common.errors import BadInput
 from common.files import write_atomic
-from pipeline import adapted_card
+from pipeline import model_cards
 
 MODEL, CARD, RECIPE = "model", "README.md", "merge.yml"
 PART, OLD = ".model.part", ".model.old"
@@ -35,7 +35,7 @@ def publish(made: Path, out: Path, scores: str) -> Path | None:
         (out / PART).rename(target)
         shutil.rmtree(out / OLD, ignore_errors=True)
     card = (source / CARD).read_text(encoding="utf-8")
-    write_atomic(target / CARD, adapted_card.with_scores(card, scores))
+    write_atomic(target / CARD, model_cards.with_scores(card, scores))
     return target
 
 

@@ -55,7 +55,7 @@ def run_executor(
     """
     folder, config = events.path.parent, config or plan.config
     quiet_libraries(config, folder / LOG)
-    track = tracker(config, folder.parents[1], plan.methods, events.message)
+    track = tracker(config, folder.parents[1], events.message)
     return Executor(plan.store, plan.stages if stages is None else stages, events, track=track, **how)
 
 

@@ -13,7 +13,7 @@ from common.errors import BadInput
 from common.hub_push import Target
 from common.units import counted
 from merge.output.sharing import CARD, Shared, share, upload
-from pipeline import checkpoint_card
+from pipeline import model_cards
 from pipeline.stages import STAGE_TYPES
 
 WEIGHTS, ADAPTED = "weights", "adapted"  # kinds that leave a checkpoint with a card of its own
@@ -74,14 +74,14 @@ def of_stage(kind: str, slug: str, settings: Sequence[str], multirun: bool, targ
             raise BadInput(f"{stage}: holds no model, as the chat model itself was chosen. Use that one.")
         text = (folder / CARD).read_text(encoding="utf-8")
         return share(folder, base, re.sub(r"^# .*$", f"# {title}", text, count=1, flags=re.MULTILINE))
-    return share(folder, base, checkpoint_card.render(title, stage, entry.record.get("versions", {}), settings))
+    return share(folder, base, model_cards.render_checkpoint(title, stage, entry.record.get("versions", {}), settings))
 
 
 def with_card(shared: Shared, target: Target) -> Shared:
     """Return the files of a folder; an adapter without a card gets one that names its base."""
     if shared.adapter_of is None or CARD in shared.files:
         return shared
-    text = checkpoint_card.of_adapter(target.repo.partition("/")[2], shared.adapter_of)
+    text = model_cards.of_adapter(target.repo.partition("/")[2], shared.adapter_of)
     return replace(shared, files={CARD: text, **shared.files})
 
 

@@ -25,10 +25,10 @@ from common.settings import Settings
 from common.validation import read_json
 from eval.prompting import CHAT
 from eval.task_checks import LOWER
-from pipeline import adapted_card
-from pipeline.adapted_card import Facts, Origin
+from pipeline import model_cards
 from pipeline.config import Config, Method
 from pipeline.config.adapting import AUTO, BEST, BITS, ENGLISH, TASKS
+from pipeline.model_cards import Facts, Origin
 from pipeline.old_names import current_row
 from pipeline.stages.merging import DeviceOptions
 from pipeline.stages.scoring import OTHERWISE, plan_answers
@@ -342,7 +342,7 @@ def write_adapted(
     use_cache(folder)
     card = folder / CARD
     facts = facts_of(job, candidate, choice, chosen, stop)
-    card.write_text(adapted_card.render(facts, card.read_text(encoding="utf-8")), encoding="utf-8")
+    card.write_text(model_cards.render_adapted(facts, card.read_text(encoding="utf-8")), encoding="utf-8")
     return stop
 
 

@@ -12,9 +12,9 @@ import yaml
 from common import hub
 from common.errors import BadInput
 from common.files import read_jsonl, write_jsonl
-from pipeline import adapted_card
-from pipeline.adapted_card import Facts, Origin
+from pipeline import model_cards
 from pipeline.execute import Job
+from pipeline.model_cards import Facts, Origin
 from pipeline.run import adapted_model
 from pipeline.stages import adapting
 from pipeline.stages.adapting import CHOOSE, ChooseSettings, add_stop, use_cache
@@ -145,7 +145,7 @@ def facts(base: str | None = "apache-2.0", chat: str | None = "apache-2.0", **mo
 
 
 def test_the_card_names_both_models_and_their_licence() -> None:
-    card = adapted_card.render(facts(stop="<|im_end|>"), "# x\n\n## How to make it again\n\nrecipe\n")
+    card = model_cards.render_adapted(facts(stop="<|im_end|>"), "# x\n\n## How to make it again\n\nrecipe\n")
     assert hub.card_head(card) == {
         "base_model": ["o/base", "o/chat"],
         "base_model_relation": "merge",
@@ -167,16 +167,16 @@ def test_the_card_names_both_models_and_their_licence() -> None:
     ],
 )
 def test_licences_that_differ_or_are_not_stated(base: str, chat: str | None, head: dict[str, str]) -> None:
-    found = adapted_card.head(facts(base, chat))
+    found = model_cards.head(facts(base, chat))
     assert {key: value for key, value in found.items() if key.startswith("license")} == head
-    text = adapted_card.render(facts(base, chat), "")
+    text = model_cards.render_adapted(facts(base, chat), "")
     assert f"`o/base`: apache-2.0, `o/chat`: {chat or 'states none'}." in text
 
 
 def test_scores_are_put_into_the_card_once() -> None:
-    card = adapted_card.render(facts(), "## How to make it again\n")
-    once = adapted_card.with_scores(card, "| a |")
-    assert adapted_card.with_scores(once, "| b |") == once.replace("| a |", "| b |")
+    card = model_cards.render_adapted(facts(), "## How to make it again\n")
+    once = model_cards.with_scores(card, "| a |")
+    assert model_cards.with_scores(once, "| b |") == once.replace("| a |", "| b |")
     assert once.index("| a |") < once.index("## Rights") < once.index("## How to make it again")
 
 
@@ -187,7 +187,7 @@ def entry(folder: Path, weights: str | None) -> Path:
         (folder / "model").mkdir()
         (folder / "model" / "model.safetensors").write_text(weights)
         (folder / "model" / "merge.yml").write_text("method: ties")
-        (folder / "model" / "README.md").write_text(adapted_card.render(facts(), ""))
+        (folder / "model" / "README.md").write_text(model_cards.render_adapted(facts(), ""))
     return folder
 
 

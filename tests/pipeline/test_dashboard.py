@@ -19,7 +19,7 @@ from tests.pipeline.report.synthetic import GOOD, LOST, Run
 def test_a_run_of_wandb_has_the_method_budget_and_seed_of_its_stage() -> None:
     configs = sweep.expand(["experiment=test", "merge.write=true"], multirun=True).configs
     plan = RunPlan(tuple(plan_cell(config, Inputs()) for config in configs))
-    methods = {str(stage): plan.methods.get(stage.key) for stage in plan.stages}
+    methods = {str(stage): stage.method for stage in plan.stages}
     assert methods["eval nya-ct-then-sft-4096-s0"] == "ct_then_sft" and methods["eval nya-sft-s0"] == "sft"
     for kind in ("tune", "merge", "weights", "eval"):
         assert methods[f"{kind} nya-ties_sv_1-4096-s0"] == "ties_sv_1"
@@ -28,7 +28,7 @@ def test_a_run_of_wandb_has_the_method_budget_and_seed_of_its_stage() -> None:
         str(stage) for stage in plan.stages if stage.type.resource in ("data", "train")
     }
     scored = next(stage for stage in plan.stages if str(stage) == "eval nya-ct-4096-s0")
-    about = tracking.about(scored, "ct")
+    about = tracking.about(scored)
     assert (about["method"], about["ct_tokens"], about["seed"]) == ("ct", 4096, 0)
 
 

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from pipeline import checkpoint_card, cli
+from pipeline import cli, model_cards
 from pipeline.run.make import find_planned
 from pipeline.stages.stage import Stage, in_order
 from pipeline.store import Store
@@ -193,7 +193,7 @@ def test_a_card_names_bases_of_the_hub_and_no_folders() -> None:
         parents = {"model": model, "blocks": corpus}
         stage = toy_stage("ct", "tam-32k-s0", {"tokens": 32_000, "lora": {"rank": 64}}, parents)
         words = ["language=tam", "corpus.path='/home/me/*.txt'", "model.path=hub:meta/llama", "store=s", "+compute.x=1"]
-        text = checkpoint_card.render("tamil", stage, {}, words)
+        text = model_cards.render_checkpoint("tamil", stage, {}, words)
         head = ModelCard(text).data.to_dict()
         assert head.get("base_model") == bases and head["language"] == ["tam"]
         assert "/home/me" not in text and "தமிழ்" in text
