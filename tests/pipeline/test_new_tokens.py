@@ -97,7 +97,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_pair(folder, added=("<|extra|>", "<|more|>"))
     tamil(folder)
     (folder / "english.txt").write_text("\n\n".join(toy_text.sentences(0, 60)))
-    rows = [{"prompt": f"Say {word}.", "output": f"{word}!"} for word in toy_text.sentences(0, 80)]
+    rows = [{"instruction": f"Say {word}.", "output": f"{word}!"} for word in toy_text.sentences(0, 80)]
     write_jsonl(folder / "sft.jsonl", rows)
     return folder
 
