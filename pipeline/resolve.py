@@ -11,7 +11,6 @@ from functools import cache
 
 from common.errors import BadInput
 from pipeline.config import Config
-from pipeline.config.cell import lora_freezes
 from pipeline.config.trainings import Adaptation
 from pipeline.cost.estimate import BYTES_A_TOKEN
 from pipeline.cost.hardware import USABLE
@@ -27,8 +26,6 @@ def resolved(config: Config) -> Config:
         config = config.model_copy(update={"ct": ct})
     if config.train.lora_above is not None:
         needed = needs_lora(config)
-        if needed and config.model.new_tokens:
-            raise BadInput(lora_freezes(config.model.new_tokens))
         train = Adaptation(lora=config.train.lora if needed else None, lora_above=None)
         config = config.model_copy(update={"train": train})
     return config

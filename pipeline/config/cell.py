@@ -23,14 +23,6 @@ from train.data.chat_template import CHATML, TOKENIZER
 from train.parallel import batch_sizes
 
 
-def lora_freezes(new_tokens: int) -> str:
-    """Return why LoRA cannot train new tokens."""
-    return (
-        f"model.new_tokens={new_tokens}: LoRA freezes the embeddings, which new tokens need trained."
-        " Set train=full, or model.new_tokens=null."
-    )
-
-
 def iso_date(value: str) -> str:
     """Return a date as ISO 8601 writes it. Raises ValueError."""
     try:
@@ -160,9 +152,12 @@ class Config(Settings):
         return self
 
     @model_validator(mode="after")
-    def new_tokens_get_gradients(self) -> Config:
-        if self.model.new_tokens and self.train.lora and self.train.lora_above is None:
-            raise ValueError(lora_freezes(self.model.new_tokens))
+    def new_tokens_are_trained_whole(self) -> Config:
+        if self.model.new_tokens and self.train.lora and self.compute.strategy not in ("none", "ddp"):
+            raise ValueError(
+                f"compute.strategy={self.compute.strategy}: LoRA with model.new_tokens trains embeddings in full, which"
+                " works with none and ddp. Set compute.strategy=ddp, train=full or model.new_tokens=null."
+            )
         return self
 
     @model_validator(mode="after")

@@ -116,9 +116,12 @@ def _as_transformers_reads_it(folder: Path, where: str) -> dict[str, Any]:
 
 
 def trained_parameters(config: Config) -> int:
-    """Count the trained parameters: all, or LoRA's."""
+    """Count the trained parameters: all, or LoRA's, with embedding and head where there are new tokens."""
     lora, shape = config.train.lora, model_shape(config)
-    return shape.lora_parameters(lora.rank, lora.targets) if lora else shape.parameters
+    if lora is None:
+        return shape.parameters
+    tables = shape.embedding_parameters * (1 if shape.tied else 2) if config.model.new_tokens else 0
+    return shape.lora_parameters(lora.rank, lora.targets) + tables
 
 
 def forward_flops(shape: ModelShape, context: float) -> float:

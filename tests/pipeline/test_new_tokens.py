@@ -76,11 +76,18 @@ def test_the_plan_counts_the_new_rows() -> None:
     assert model_shape(config).vocabulary == base_shape(config).vocabulary + 300
 
 
+def test_lora_trains_the_embeddings_of_ct_in_full() -> None:
+    plain, cell = planned("train=lora"), planned("train=lora", "model.new_tokens=300")
+    assert cell.checkpoints["ct"].settings.train_embeddings
+    assert not cell.checkpoints["ct_then_sft"].settings.train_embeddings
+    assert plain.evals["sft"].key == cell.evals["sft"].key and not plain.checkpoints["ct"].settings.train_embeddings
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
         (("ct.source=models/tiny-base",), r"model\.new_tokens=300: needs a CT that is trained here, got ct\.source="),
-        (("train=lora",), r"model\.new_tokens=300: LoRA freezes the embeddings"),
+        (("train=lora", "compute.strategy=fsdp"), r"compute\.strategy=fsdp: LoRA with model\.new_tokens trains"),
         (("model.new_token_init=best",), r"model\.new_token_init: must be mean or focus|new_token_init"),
         (("model.new_tokens=0",), r"model\.new_tokens"),
     ],
@@ -97,7 +104,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_pair(folder, added=("<|extra|>", "<|more|>"))
     tamil(folder)
     (folder / "english.txt").write_text("\n\n".join(toy_text.sentences(0, 60)))
-    rows = [{"instruction": f"Say {word}.", "output": f"{word}!"} for word in toy_text.sentences(0, 80)]
+    rows = [{"instruction": f"Say {word}.", "input": "", "output": f"{word}!"} for word in toy_text.sentences(0, 80)]
     write_jsonl(folder / "sft.jsonl", rows)
     return folder
 
