@@ -4,7 +4,7 @@ PYTHON ?= python3
 EXPERIMENT ?= tiny
 LAUNCHER =
 JOBS ?= 3# processes of the tests: much of a test's time is waiting for a child to import torch
-QUICK = tests/common tests/merge/test_select.py tests/merge/test_methods.py tests/merge/test_recipe.py tests/pipeline/test_plan.py tests/pipeline/test_keys.py tests/pipeline/test_trajectory.py tests/pipeline/report/test_inference.py tests/test_house.py tests/test_imports.py
+QUICK = tests/common tests/merge/test_select.py tests/merge/test_arithmetic.py tests/merge/test_recipe.py tests/pipeline/test_plan.py tests/pipeline/test_keys.py tests/pipeline/test_trajectory.py tests/pipeline/report/test_inference.py tests/test_house.py tests/test_imports.py
 SITE =
 ARGS ?=
 

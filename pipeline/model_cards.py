@@ -9,13 +9,15 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from common import hub
 from common.hub import OTHER_LICENCE, common_licence
-from pipeline.stages.stage import Stage, in_order
+
+if TYPE_CHECKING:
+    from pipeline.stages.stage import Stage
 
 RECIPE = "## How to make it again"  # heading in the card of the merge, before recipe and checksums
 SCORES = "## Scores on test"
@@ -128,12 +130,13 @@ RIGHTS = (
 )
 
 
-def render_checkpoint(title: str, stage: Stage, versions: Mapping[str, str], settings: Sequence[str]) -> str:
+def render_checkpoint(title: str, stages: Sequence[Stage], versions: Mapping[str, str], settings: Sequence[str]) -> str:
     """Markdown with a YAML head as model hubs read it.
 
-    versions: of the packages that trained it. settings: of the command line that planned the stage.
+    stages: those that made it, the last one last. versions: of the packages that trained it. settings: of the command
+    line that planned the stage.
     """
-    stages = in_order([stage])
+    stage = stages[-1]
     models = {parent.key: parent for each in stages for parent in each.parents.values() if parent.given}
     bases = [model.repo for parent in models.values() if (model := _on_hub(parent)) is not None]
     languages = dict.fromkeys(_languages(stages))

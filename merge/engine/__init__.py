@@ -1,5 +1,6 @@
-"""Merging as a stream: slices of the parents' tensors in, merged slices out, for many recipes at once.
+"""Merge as a stream: slices of the parents' tensors in, merged slices out, for many recipes at once.
 
-In: recipes over one base, as a `Plan` of opened and checked parents. Out: merged values, slice by slice, to a `Sink`
-(a file or a model), and what became of the task vectors to an `Observer` (the audit). Touched: nothing but the sinks.
+Input: recipes over one base, as a `Plan` of opened and checked parents. Output: merged values, slice by slice, to a
+`Sink` (a file or a model), and what became of the task vectors to an `Observer` (the audit). Read plan.py, then
+passes.py and tensor_recipe.py.
 """

@@ -38,7 +38,7 @@ RESIDENT_BYTES = 5  # an element's magnitude, and a mask while ties are counted
 
 @dataclass(frozen=True)
 class Workers:
-    """How much is done at a time.
+    """How much work is done at a time.
 
     threads: tensors worked on at a time (default: torch's number of threads). memory: bytes for working sets of all
     threads, above the few MB that slices take. progress: called after every tensor of a pass. note: takes
@@ -52,7 +52,7 @@ class Workers:
     note: Callable[[str], None] | None = None
 
     def __post_init__(self) -> None:
-        """Reject a device that is not there."""
+        """Reject a device that does not exist."""
         if self.device != "cpu":
             try:
                 torch.zeros(1, device=self.device).item()
@@ -67,11 +67,11 @@ class Workers:
 
     @property
     def resident(self) -> int:
-        """Elements of a tensor that a thread may hold at once."""
+        """Return how many elements of a tensor a thread may hold at once."""
         return self.memory // (self.count * RESIDENT_BYTES)
 
     def each(self, plan: Plan, work: Callable[[Output], None]) -> None:
-        """`work` on every tensor of the result, the largest first; the first error ends it."""
+        """Call `work` for every tensor of the result, the largest first; the first error ends the pass."""
 
         def work_and_tell(output: Output) -> None:
             work(output)
@@ -99,7 +99,7 @@ DEFAULT = Workers()
 
 
 class Sink(Protocol):
-    """Where a recipe's result goes. `write` may be called from several threads, for different tensors."""
+    """The target of a recipe's result. `write` may be called from several threads, for different tensors."""
 
     def write(self, output: Output, start: int, values: torch.Tensor) -> None:
         """Take elements [start, start + len(values)) of a tensor, flat, in the dtype of the result."""
@@ -146,10 +146,10 @@ def fixed_norms(
     surveyed: Mapping[str, Selection] | None,
     loops: Loops | None = None,
 ) -> tuple[list[float], Mapping[str, Selection]]:
-    """What λ is multiplied with, by recipe, so that ‖λ·τ_m‖ of the whole model is `norm` times ‖τ‖ of norm_reference.
+    """Return factors of λ, by recipe, that make ‖λ·τ_m‖ of the whole model `norm` times ‖τ‖ of norm_reference.
 
     One pass over the parents; norms are summed in float64, tensors in the plan's order. 1 for recipes without `norm`,
-    and where nothing is merged. Returns what it had to survey beside the factors.
+    and where nothing is merged. Returns the factors, and what it had to survey.
     """
     asking = [i for i, recipe in enumerate(plan.recipes) if recipe.norm is not None]
     found: dict[str, Selection] = {}
@@ -301,7 +301,7 @@ def survey(plan: Plan, observers: Sequence[Observer | None], workers: Workers) -
 
 
 def select(job: Job, tensors: Sequence[TensorRecipe], observers: Sequence[Observer | None]) -> Selection:
-    """The thresholds that recipes ask for in one tensor, and those of their observers' levels.
+    """Find the thresholds that recipes need in one tensor, and those of their observers' levels.
 
     Raises BadInput for weights that are not finite.
     """
@@ -334,7 +334,7 @@ def _rank(
     measured: set[tuple[Subject, torch.dtype]],
     selection: Selection,
 ) -> None:
-    """Fill `selection`. What can be counted is, for all task vectors of a slice at a time: the base is read once.
+    """Fill `selection`. Task vectors that can be counted are counted together, slice by slice: the base is read once.
 
     measured: whose energies results depend on, which are summed on tensors.
     """
@@ -372,7 +372,7 @@ def _rank(
 
 
 def _rank_on_device(job: Job, ranks: Mapping[tuple[Subject, torch.dtype], set[int]], selection: Selection) -> None:
-    """Fill `selection` where the task vectors lie: a slice is brought to the device once a pass."""
+    """Fill `selection` on the device: each slice is copied there once per pass."""
     waiting = {key: DeviceCounting(key[1], wanted, job.output.numel) for key, wanted in ranks.items()}
     while waiting:
         for piece in job.pieces():
@@ -384,14 +384,14 @@ def _rank_on_device(job: Job, ranks: Mapping[tuple[Subject, torch.dtype], set[in
 
 
 def _weights(piece: Piece, key: tuple[Subject, torch.dtype]) -> tuple[Stored, Stored]:
-    """θ0 and θ of a task vector that compiled loops count."""
+    """Return θ0 and θ of a task vector that compiled loops count."""
     subject, dtype = key
     assert isinstance(subject, tuple)
     return piece.stored(piece.job.output.leader, dtype), piece.stored(subject, dtype)
 
 
 def find_nonfinite(job: Job, overflow: str = "") -> BadInput:
-    """Says which parent's tensor is not finite; where all are, that the merge itself overflows, in dtype `overflow`."""
+    """Return an error that names the parent's tensor that is not finite, or the dtype in which the merge overflows."""
     for key, source in job.output.sources.items():
         if not is_finite(job.plan.parents[key], source):
             return not_finite(job.plan.parents[key], source)
@@ -400,7 +400,7 @@ def find_nonfinite(job: Job, overflow: str = "") -> BadInput:
 
 
 def is_finite(parent: Checkpoint, name: str) -> bool:
-    """Whether a tensor holds numbers only; whole-number tensors do."""
+    """Tell whether a tensor has no NaN or infinity; tensors of integers have none."""
     info = parent.tensors[name]
     if info.dtype not in FLOATS:
         return True
@@ -412,7 +412,7 @@ def is_finite(parent: Checkpoint, name: str) -> bool:
 
 
 def not_finite(parent: Checkpoint, name: str) -> BadInput:
-    """The refusal, for one tensor: names the file of the part that is at fault."""
+    """Return the error for one tensor, which names the file of the part that is not finite."""
     for checkpoint, part in parent.parts(name):
         if not is_finite(checkpoint, part):
             place = f"{checkpoint.tensors[part].file}: tensor {part}"
@@ -424,7 +424,7 @@ def not_finite(parent: Checkpoint, name: str) -> BadInput:
 
 
 def _check_buffer(job: Job) -> None:
-    """Whole-number tensors are not merged: the parents must agree on them."""
+    """Check that the parents agree on a tensor of integers, as it is not merged."""
     plan, output = job.plan, job.output
     lead = plan.parents[output.leader]
     values = lead.read(output.sources[output.leader], 0, output.numel)

@@ -20,7 +20,7 @@ SLICE = 1 << 19  # elements: long enough that threads seldom wait for the interp
 
 
 class Quantity(Protocol):
-    """What is ranked beside task vectors, never negative (merge/engine/sparsification.py)."""
+    """A quantity that is ranked besides task vectors, never negative (merge/engine/sparsification.py)."""
 
     def of(self, piece: Piece, dtype: torch.dtype) -> torch.Tensor: ...
 
@@ -46,11 +46,11 @@ class Job:
 
     @property
     def columns(self) -> int:
-        """Length of a row: the last dimension."""
+        """Return the length of a row: the last dimension."""
         return self.output.shape[-1] if self.output.shape else 1
 
     def pieces(self) -> Iterator[Piece]:
-        """The slices in order. Draws and ties start again with every call; a tensor of one slice is read only once."""
+        """Yield the slices in order. Draws and ties start again with every call; a tensor of one slice is read once."""
         shared = Shared()
         rows = max(1, SLICE // max(1, self.columns)) * self.columns
         if self.output.numel <= rows:
@@ -64,7 +64,7 @@ class Job:
 
 @dataclass
 class Shared:
-    """State that runs along the slices of one pass."""
+    """State that is carried from slice to slice in one pass."""
 
     top_ks: dict[tuple[Subject, torch.dtype, int], TopK] = field(default_factory=dict)
     draws: dict[tuple[int, str], numpy.random.Generator] = field(default_factory=dict)
@@ -86,11 +86,11 @@ class Piece:
         self._uniforms: dict[tuple[int, str], torch.Tensor] = {}
 
     def stored(self, parent: Parent, dtype: torch.dtype) -> Stored:
-        """The parent's weights as compiled loops read them, for arithmetic in `dtype`."""
+        """Return the parent's weights as compiled loops read them, for arithmetic in `dtype`."""
         return Stored.of(self._read(parent), dtype)
 
     def theta(self, parent: Parent, dtype: torch.dtype) -> torch.Tensor:
-        """The parent's weights in the compute dtype."""
+        """Return the parent's weights in the compute dtype."""
         key = (parent, dtype)
         if key not in self._thetas:
             self._thetas[key] = self._read(parent).to(dtype)
@@ -103,14 +103,14 @@ class Piece:
         return self._raw[parent]
 
     def tau(self, parent: Parent, dtype: torch.dtype) -> torch.Tensor:
-        """The parent's task vector θ − θ0."""
+        """Return the parent's task vector θ − θ0."""
         key = (parent, dtype)
         if key not in self._taus:
             self._taus[key] = self.theta(parent, dtype) - self.theta(self.job.output.leader, dtype)
         return self._taus[key]
 
     def measure(self, subject: Subject, dtype: torch.dtype) -> torch.Tensor:
-        """What is ranked: a task vector, or a quantity that is not negative."""
+        """Return what is ranked: a task vector, or a quantity that is not negative."""
         if isinstance(subject, tuple):
             return self.tau(subject, dtype)
         key = (subject, dtype)
@@ -119,14 +119,14 @@ class Piece:
         return self._measures[key]
 
     def bits(self, subject: Subject, dtype: torch.dtype) -> Array:
-        """Bit patterns of magnitudes, flat, by which parameters are ranked: see select.magnitude_bits."""
+        """Return flat bit patterns of magnitudes, by which parameters are ranked: see select.magnitude_bits."""
         key = (subject, dtype)
         if key not in self._bits:
             self._bits[key] = magnitude_bits(self.measure(subject, dtype))
         return self._bits[key]
 
     def largest(self, subject: Subject, dtype: torch.dtype, rank: int) -> torch.Tensor:
-        """Zeros but for the `rank` largest magnitudes of the whole tensor. Ask for every slice, in order."""
+        """Return zeros except for the `rank` largest magnitudes of the tensor. Call it for every slice, in order."""
         key = (subject, dtype, rank)
         if rank == 0:
             return torch.zeros_like(self.measure(subject, dtype))
@@ -136,7 +136,7 @@ class Piece:
         return self._largest[key]
 
     def mask(self, key: Hashable, draw: Callable[[], torch.Tensor], again: bool) -> torch.Tensor:
-        """`draw`'s bools as 0 and 1, uint8. again: another pass will ask, for which they are kept, a bit each."""
+        """Return `draw`'s bools as 0 and 1, uint8. again: keep them for another pass, one bit each."""
         place = (key, self.start)
         if (bits := self.job.masks.get(place)) is not None:
             return torch.from_numpy(numpy.unpackbits(bits, count=self.stop - self.start)).view(-1, self.job.columns)
@@ -146,14 +146,14 @@ class Piece:
         return mask
 
     def ranks(self, parent: Parent, dtype: torch.dtype) -> torch.Tensor:
-        """Ranks of |τ| in each row: see arithmetic.row_ranks."""
+        """Return ranks of |τ| in each row: see arithmetic.row_ranks."""
         key = (parent, dtype)
         if key not in self._ranks:
             self._ranks[key] = row_ranks(self.tau(parent, dtype).abs())
         return self._ranks[key]
 
     def uniform(self, seed: int, model: str) -> torch.Tensor:
-        """float32 draws in [0, 1), one an element, fixed by seed, names of model and tensor, and its index alone."""
+        """Return float32 draws in [0, 1), fixed by the seed, the names of model and tensor, and an element's index."""
         key = (seed, model)
         if key not in self._uniforms:
             if key not in self.shared.draws:
@@ -163,7 +163,7 @@ class Piece:
         return self._uniforms[key]
 
     def stream(self, seed: int, model: str) -> Array:
-        """Where the draws of `uniform` begin, for a compiled loop: see stream_from."""
+        """Return where the draws of `uniform` begin, for a compiled loop: see stream_from."""
         return stream_from(self._generator(seed, model), self.start)
 
     def _generator(self, seed: int, model: str) -> numpy.random.PCG64:

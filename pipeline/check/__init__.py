@@ -22,7 +22,7 @@ from pipeline.check.data import (
     check_new_tokens,
     check_tokenizer,
 )
-from pipeline.check.finding import Finding, first_of_each_language, given_checkpoints, guarded
+from pipeline.check.finding import Finding, first_of_each_language, guarded
 from pipeline.check.models import (
     check_chat_templates,
     check_checkpoints,
@@ -32,6 +32,7 @@ from pipeline.check.models import (
 )
 from pipeline.check.resources import check_disk, check_hypotheses, check_tasks
 from pipeline.config import Config, HubCorpus
+from pipeline.inputs import given_checkpoints
 from pipeline.stages.stage import Stage
 
 if TYPE_CHECKING:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import BadInput, user_errors
-from pipeline.config import Config
 from pipeline.stages.cell import Cell
 from pipeline.store import Store
 
@@ -38,12 +37,6 @@ def guarded(check: Callable[..., Iterable[Finding] | None], *arguments: Any) -> 
 
 def first_of_each_language(cells: Sequence[Cell]) -> list[Cell]:
     return list({cell.config.language.code: cell for cell in reversed(cells)}.values())[::-1]
-
-
-def given_checkpoints(config: Config) -> dict[str, str]:
-    """Return the checkpoints that a cell takes from outside, by key."""
-    paths = {"model.path": config.model.path, "ct.source": config.ct_source, "sft.source": config.sft.source}
-    return {key: path for key, path in paths.items() if path is not None}
 
 
 def is_done(cell: Cell, kind: str) -> bool:

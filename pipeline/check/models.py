@@ -22,8 +22,9 @@ from eval.prompting import render_chat
 from eval.task_checks import context_length
 from pipeline import architecture, inputs, recipes
 from pipeline.baselines import PAIR
-from pipeline.check.finding import Finding, given_checkpoints, guarded
+from pipeline.check.finding import Finding, guarded
 from pipeline.config import Config
+from pipeline.inputs import given_checkpoints
 from pipeline.page_questions import KEY, read_questions
 from pipeline.stages.adapting import of_chat_model
 from pipeline.stages.scoring import prompt

@@ -15,6 +15,7 @@ from common.units import counted
 from merge.output.sharing import CARD, Shared, share, upload
 from pipeline import model_cards
 from pipeline.stages import STAGE_TYPES
+from pipeline.stages.stage import in_order
 
 WEIGHTS, ADAPTED = "weights", "adapted"  # kinds that leave a checkpoint with a card of its own
 PUSHED = (*(kind.name for kind in STAGE_TYPES.values() if kind.trained), WEIGHTS, ADAPTED)
@@ -74,7 +75,8 @@ def of_stage(kind: str, slug: str, settings: Sequence[str], multirun: bool, targ
             raise BadInput(f"{stage}: holds no model, as the chat model itself was chosen. Use that one.")
         text = (folder / CARD).read_text(encoding="utf-8")
         return share(folder, base, re.sub(r"^# .*$", f"# {title}", text, count=1, flags=re.MULTILINE))
-    return share(folder, base, model_cards.render_checkpoint(title, stage, entry.record.get("versions", {}), settings))
+    versions = entry.record.get("versions", {})
+    return share(folder, base, model_cards.render_checkpoint(title, in_order([stage]), versions, settings))
 
 
 def with_card(shared: Shared, target: Target) -> Shared:

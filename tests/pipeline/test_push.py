@@ -193,7 +193,7 @@ def test_a_card_names_bases_of_the_hub_and_no_folders() -> None:
         parents = {"model": model, "blocks": corpus}
         stage = toy_stage("ct", "tam-32k-s0", {"tokens": 32_000, "lora": {"rank": 64}}, parents)
         words = ["language=tam", "corpus.path='/home/me/*.txt'", "model.path=hub:meta/llama", "store=s", "+compute.x=1"]
-        text = model_cards.render_checkpoint("tamil", stage, {}, words)
+        text = model_cards.render_checkpoint("tamil", in_order([stage]), {}, words)
         head = ModelCard(text).data.to_dict()
         assert head.get("base_model") == bases and head["language"] == ["tam"]
         assert "/home/me" not in text and "தமிழ்" in text
