@@ -20,7 +20,7 @@ import transformers
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from train.block_dataset import Blocks
+from train.data.blocks import Blocks
 from train.data.packing import IGNORED
 
 
@@ -45,7 +45,7 @@ def columns(module: nn.Module) -> Tensor:
 def score_columns(model: transformers.PreTrainedModel, blocks: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """Return how important each input feature of each linear layer is for the text in `blocks`.
 
-    blocks: rows of `train.block_dataset.Blocks`; padding does not count. Returns float64 of (inputs,) by layer:
+    blocks: rows of `train.data.blocks.Blocks`; padding does not count. Returns float64 of (inputs,) by layer:
     ||x_j||_2 * sum_i |W_ij|.
     """
     layers = linear_layers(model)

@@ -187,7 +187,7 @@ def bytes_a_token(config: Config) -> float | None:
     if extended := extended_fertility(config):
         return extended[1]["bytes_per_token"]
     known = fertility_of(config)
-    return known and known.bytes_a_token
+    return known.bytes_a_token if known else None
 
 
 def tokenizer_folder(config: Config) -> Path | None:

@@ -32,7 +32,8 @@ HELD_OUT = "மலைகள் மிகவும் உயரமானவை �
 def corpus(tmp_path: Path) -> Path:
     (tmp_path / "corpus" / "text").mkdir(parents=True)
     write_jsonl(tmp_path / "corpus" / "text" / "ta.test.jsonl", [{"id": "a", "text": f"முதல். {HELD_OUT}. கடைசி."}])
-    write_jsonl(tmp_path / "corpus" / "text" / "ta.train.jsonl", [{"id": "b", "text": "ஆறு அகலமானது இங்கே என்று ஒரு கதை"}])
+    text = "ஆறு அகலமானது இங்கே என்று ஒரு கதை"
+    write_jsonl(tmp_path / "corpus" / "text" / "ta.train.jsonl", [{"id": "b", "text": text}])
     return tmp_path / "corpus"
 
 
