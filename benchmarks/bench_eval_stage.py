@@ -33,7 +33,7 @@ def evaluation(folder: Path) -> Stage:
     """The eval stage of the base in experiment=tiny, whole texts read within the model's context as lm_eval does."""
     sweeps = sweep.expand(["experiment=tiny", f"store={folder}/store"], multirun=False)
     stage = run_plan.plan(sweeps).cells[0].evals["base"]
-    return replace(stage, settings={**stage.settings, "trained_length": None})
+    return replace(stage, settings=stage.settings.replace(trained_length=None))
 
 
 def executor(store: Path, stages: Sequence[Stage]) -> Executor:
@@ -47,7 +47,7 @@ def prepare(folder: Path, checkpoints: int) -> None:
     stage = evaluation(folder)
     (folder / "store").mkdir(parents=True, exist_ok=True)
     makes = executor(folder / "store", [parent for parent in stage.parents.values() if not parent.given])
-    items, corpus = (makes.ensure(stage.parents[role]) for role in ("items", "corpus"))
+    items, corpus = (makes.materialize(stage.parents[role]) for role in ("items", "corpus"))
     shutil.rmtree(folder / "tasks", ignore_errors=True)  # of an experiment that asked something else
     (folder / "tasks").mkdir()
     limit, split = stage.settings.limit, stage.settings.split

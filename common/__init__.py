@@ -1,4 +1,4 @@
-"""What every package uses: errors as one line, atomic files, units, and models and data of the Hub.
+"""What every package uses: errors as one line, atomic files, validated JSON and YAML, units, and the Hugging Face Hub.
 
 It imports no other package of slackmerge.
 """

@@ -17,7 +17,7 @@ WIDTH = 100
 
 
 class Command(click.Command):
-    """A command of slackmerge. examples: what stands behind its name."""
+    """A command of slackmerge. examples: arguments, without the command's name."""
 
     def __init__(
         self, name: str, summary: str, text: str, examples: Sequence[str], params: Sequence[click.Parameter]
@@ -41,7 +41,7 @@ class Command(click.Command):
 class Several(click.Option):
     """An option that takes one or more values: `--grid a=1 b=2`, or `--grid a=1 --grid b=2`.
 
-    takes: whether a word that follows is one more value.
+    takes: returns whether a word that follows is one more value.
     """
 
     def __init__(self, *args: Any, takes: Callable[[str], bool] = lambda word: True, **more: Any) -> None:
@@ -49,29 +49,29 @@ class Several(click.Option):
         self.takes = takes
 
     def spread(self, words: Sequence[str]) -> list[str]:
-        """The words with the name of the option before each of its values."""
-        given: list[str] = []
+        """Return the words with the name of the option before each of its values."""
+        spread: list[str] = []
         within = False
         for word in words:
             if word.startswith("-") and word != "-":
                 within = word in self.opts
-            elif within and given[-1] not in self.opts:
+            elif within and spread[-1] not in self.opts:
                 within = self.takes(word)
-                given += [self.opts[0]] if within else []
-            given.append(word)
-        return given
+                spread += [self.opts[0]] if within else []
+            spread.append(word)
+        return spread
 
 
 def parse_command_line(command: click.Command, words: Sequence[str] | None, program: str) -> Options | int:
-    """Read a command line; return its values, or the exit code after printing the help or what is wrong."""
-    given = list(sys.argv[1:] if words is None else words)
+    """Parse a command line; return its values, or the exit code after printing the help or the error."""
+    arguments = list(sys.argv[1:] if words is None else words)
     for parameter in command.params:
         if isinstance(parameter, Several):
-            given = parameter.spread(given)
+            arguments = parameter.spread(arguments)
     try:
-        return Options(**command.make_context(program, given).params)
-    except click.exceptions.Exit as asked:  # the help is printed
-        return asked.exit_code
+        return Options(**command.make_context(program, arguments).params)
+    except click.exceptions.Exit as exit_:  # the help is printed
+        return exit_.exit_code
     except click.ClickException as error:
         print(f"{program}: {error.format_message()} See {program} --help.", file=sys.stderr)
         return error.exit_code

@@ -1,6 +1,6 @@
-"""Uploads to the Hugging Face Hub: who this account is, what the repository holds, and the upload itself.
+"""Uploads to the Hugging Face Hub: checks of the account and of the repository's content, and the upload itself.
 
-Every question is asked before anything is changed there.
+All checks run before anything is changed there.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from common.files import sha256
 
 MAIN = "main"
 TOKENS = "https://huggingface.co/settings/tokens"
-OF_EVERY_REPOSITORY = (".gitattributes",)  # the Hub makes it
+CREATED_BY_HUB = (".gitattributes",)
 
 
 @dataclass(frozen=True)
 class Target:
-    """A repository of the Hub. revision: a branch. replace: delete what it holds besides the upload."""
+    """A repository of the Hub. revision: a branch. replace: delete its files that are not in the upload."""
 
     repo: str
     revision: str = MAIN
@@ -44,9 +44,9 @@ def check_name(target: Target) -> None:
 
 
 def check(target: Target, folder: Path | None = None) -> None:
-    """Ask the Hub whether this account may push there, and what is there already.
+    """Check that this account may push there, and that no other files are there.
 
-    folder: what will be uploaded; None: it is not made yet, and a repository with files is rejected. Raises BadInput.
+    folder: what will be uploaded; None: it does not exist yet, so a repository with files is rejected. Raises BadInput.
     """
     from huggingface_hub import HfApi, get_token
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
@@ -62,14 +62,14 @@ def check(target: Target, folder: Path | None = None) -> None:
                 raise BadInput(
                     f"{target}: is public already, but --private was passed. Leave it out, or pass a new name."
                 )
-            held = _held(target)
+            remote = _remote_files(target)
         except RevisionNotFoundError:  # a branch that will be made
             return
         except RepositoryNotFoundError:
             return
-    other = [name for name, file in held.items() if folder is None or not _same(folder / name, file)]
-    if other and not target.replace:
-        named = ", ".join(other[:3]) + (f" and {len(other) - 3} more" if len(other) > 3 else "")
+    others = [name for name, file in remote.items() if folder is None or not _same(folder / name, file)]
+    if others and not target.replace:
+        named = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
         advice = (
             "Pass another name, or merge without --push and use slackmerge push with --revision or --replace."
             if folder is None
@@ -106,38 +106,39 @@ def push(folder: Path, target: Target, message: str) -> str:
 
 
 def _check_account(target: Target, account: Any) -> None:
-    """Raise BadInput where what the Hub says of a token rules the push out."""
+    """Raise BadInput if the token of this account may not push to the target."""
     token = ((account.get("auth") or {}).get("accessToken") or {}).get("role")
     if token == "read":
         raise BadInput(f"{target}: this token may only read. Make one that may write: {TOKENS}.")
-    names = [account.get("name", ""), *(one.get("name", "") for one in account.get("orgs") or ())]
+    names = [account.get("name", ""), *(group.get("name", "") for group in account.get("orgs") or ())]
     owner = target.repo.partition("/")[0]
     if owner.lower() not in [name.lower() for name in names]:
         raise BadInput(f"{target}: this account cannot write there. It can write to {', '.join(names)}.")
 
 
-def _held(target: Target) -> dict[str, Any]:
-    """The files of a branch by name, as the Hub describes them."""
+def _remote_files(target: Target) -> dict[str, Any]:
+    """Return the files of a branch by name, as the Hub describes them."""
     from huggingface_hub import HfApi
     from huggingface_hub.hf_api import RepoFile
 
     tree = HfApi().list_repo_tree(target.repo, recursive=True, revision=target.revision)
-    return {file.path: file for file in tree if isinstance(file, RepoFile) and file.path not in OF_EVERY_REPOSITORY}
+    return {file.path: file for file in tree if isinstance(file, RepoFile) and file.path not in CREATED_BY_HUB}
 
 
-def _same(path: Path, held: Any) -> bool:
-    """Whether a file of the Hub is this one, by size and checksum: of a large file the sha256, else git's."""
-    if not path.is_file() or path.stat().st_size != held.size:
+def _same(path: Path, remote: Any) -> bool:
+    """Return whether a file of the Hub is this one, by size and checksum: SHA-256 of a large file, else git's."""
+    if not path.is_file() or path.stat().st_size != remote.size:
         return False
-    if held.lfs is not None:
-        return bool(sha256(path) == held.lfs.sha256)
+    if remote.lfs is not None:
+        return bool(sha256(path) == remote.lfs.sha256)
     content = path.read_bytes()
-    return bool(hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest() == held.blob_id)
+    blob = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False)
+    return bool(blob.hexdigest() == remote.blob_id)
 
 
 @contextmanager
 def _hub_errors(target: Target) -> Iterator[None]:
-    """Raise what the Hub or a network can raise as BadInput that says what to do."""
+    """Raise what the Hub or the network can raise as BadInput that states what to do."""
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
 
     try:
@@ -149,13 +150,13 @@ def _hub_errors(target: Target) -> Iterator[None]:
     except OfflineModeIsEnabled:
         raise BadInput(f"{target}: HF_HUB_OFFLINE is set, so the Hub is not asked. Unset it and push again.") from None
     except HfHubHTTPError as error:
-        status, said = error.response.status_code, " ".join((error.server_message or str(error)).split())[:150]
+        status, message = error.response.status_code, " ".join((error.server_message or str(error)).split())[:150]
         advice = {
             401: "The token is not valid. Log in with `hf auth login`, or set HF_TOKEN.",
             403: f"This token may not write there. Make one that may: {TOKENS}.",
             429: "Wait a few minutes and push again.",
         }.get(status, "Push again later; an upload continues where it was cut off.")
-        raise BadInput(f"{target}: the Hub answered {status} ({said}). {advice}") from None
+        raise BadInput(f"{target}: the Hub answered {status} ({message}). {advice}") from None
     except ValueError as error:  # of the Hub's client, such as for a card that the Hub does not accept
         raise BadInput(f"{target}: the upload failed ({line_of(error)[:200]}). Correct that and push again.") from None
     except Exception as error:  # whatever a network can raise

@@ -22,13 +22,13 @@ TEMPLATES = {"BertProcessing", "RobertaProcessing"}  # post-processors that alwa
 def added_special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
     """Find the token ids that a tokenizer of transformers puts before and after a text.
 
-    Both are empty for a tokenizer that gives the text's own tokens alone. A probe decides, not a list of models.
+    Both are empty for a tokenizer that adds none. A probe decides, not a list of models.
     """
     for probe in PROBES:
-        own, whole = list(tokenizer.encode(probe, add_special_tokens=False)), list(tokenizer.encode(probe))
-        for start in range(len(whole) - len(own) + 1 if own else 0):
-            if whole[start : start + len(own)] == own:
-                return whole[:start], whole[start + len(own) :]
+        plain, full = list(tokenizer.encode(probe, add_special_tokens=False)), list(tokenizer.encode(probe))
+        for start in range(len(full) - len(plain) + 1 if plain else 0):
+            if full[start : start + len(plain)] == plain:
+                return full[:start], full[start + len(plain) :]
     return [], []
 
 
@@ -42,7 +42,7 @@ def control_tokens(definition: Mapping[str, Any]) -> dict[int, str]:
     }
 
 
-def written_out(texts: Iterable[str], names: Iterable[str]) -> Counter[str]:
+def count_control_names(texts: Iterable[str], names: Iterable[str]) -> Counter[str]:
     """Count the names of control tokens in texts."""
     longest_first = sorted(names, key=len, reverse=True)
     if not longest_first:
@@ -51,7 +51,7 @@ def written_out(texts: Iterable[str], names: Iterable[str]) -> Counter[str]:
     return Counter(name for text in texts for name in pattern.findall(text))
 
 
-def in_words(counts: Mapping[str, int]) -> str:
+def format_control_counts(counts: Mapping[str, int]) -> str:
     """Format counts as `, 3 control tokens written in the text (</s> 2, <s> 1)`; empty if there are none."""
     total = sum(counts.values())
     listed = ", ".join(f"{name} {count:,}" for name, count in sorted(counts.items(), key=lambda c: (-c[1], c[0]))[:3])
@@ -62,14 +62,14 @@ def in_words(counts: Mapping[str, int]) -> str:
 def folder_adds_special_tokens(folder: Path) -> bool:
     """Find out from a checkpoint's files whether its tokenizer puts special tokens around a text, without torch.
 
-    transformers follows `add_bos_token` and `add_eos_token` of tokenizer_config.json where one of them is there, else
-    the post-processor of tokenizer.json. A folder without tokenizer.json is taken to add some, as tokenizers of
+    transformers follows `add_bos_token` and `add_eos_token` of tokenizer_config.json if one of them is there, else the
+    post-processor of tokenizer.json. A folder without tokenizer.json is taken to add some, as tokenizers of
     SentencePiece do. Raises BadInput for files that are not JSON.
     """
     config = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
-    stated = [config[key] for key in ("add_bos_token", "add_eos_token") if key in config]
-    if stated:
-        return any(stated)
+    flags = [config[key] for key in ("add_bos_token", "add_eos_token") if key in config]
+    if flags:
+        return any(flags)
     if not (folder / "tokenizer.json").is_file():
         return True
     return _adds(read_json(folder / "tokenizer.json").get("post_processor"))

@@ -1,11 +1,13 @@
-"""A checkpoint -> scores, by lm-eval.
+"""Score a checkpoint by lm-eval.
 
-Comes in: a causal LM (in memory or as a Hugging Face folder) with its tokenizer, and what to ask: files of
-items, files of held-out documents, a user's lm-eval YAMLs (`task_set.prepare`).
-Goes out: `harness.Scores`, written as scores.jsonl (a task and metric a line) and samples.jsonl (an item a line); the
-fields are those of docs/reference/results.md.
-May be touched: the files of the output folder. A model that is handed over is left in eval mode; nothing is trained,
-downloaded or cached on disk, but for tasks that lm-eval ships and asks the hub for.
+Input: a causal LM (in memory or as a Hugging Face folder) with its tokenizer, and the tasks: files of items, files of
+held-out documents, a user's lm-eval YAMLs (`task_set.prepare`).
+Output: `harness.Scores`, written as scores.jsonl (one task and metric per line) and samples.jsonl (one item per line);
+docs/reference/results.md has the fields.
 
-Importing this package imports no torch.
+task_set (task_checks) -> harness -> records (metrics)          harness calls lm-eval with the model of language_model
+loading -> language_model (packing, batches, prompting)         answers generates without lm-eval
+
+It writes only to the output folder. A model that is passed in is left in eval mode. Nothing is trained, downloaded or
+cached on disk, except by tasks of lm-eval that download their data. Importing this package imports no torch.
 """

@@ -16,7 +16,7 @@ from common.chat import DEFAULT_DAY, read_chat_template
 from common.command_line import Command, Options, Several, parse_command_line
 from common.errors import BadInput, user_errors
 from common.processes import silence
-from common.special_tokens import in_words
+from common.special_tokens import format_control_counts
 from eval.prompting import MODES, Prompting
 from eval.task_set import UNDETERMINED
 
@@ -197,7 +197,7 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m eval"
         mark = "*" if row["primary"] else " "
         value = f"{row['value']:.4f}  [{row['low']:.4f}, {row['high']:.4f}]"
         print(f"{row['task']:24} {row['metric']:14}{mark} {value}  n={row['n']}")
-    print(f"written to {given.out}{in_words(scores.control)}")
+    print(f"written to {given.out}{format_control_counts(scores.control)}")
     return 0
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from common.errors import BadInput
 from common.files import write_atomic, write_jsonl
-from common.special_tokens import control_tokens, in_words, written_out
+from common.special_tokens import control_tokens, count_control_names, format_control_counts
 from eval import loading
 from eval.loading import check_gpus, device_names, spread_over_devices
 from eval.prompting import PLAIN_PROMPTS, Prompting, PromptMode, check_template_tokens, generation_mode, is_text_task
@@ -47,7 +47,7 @@ class Scores:
     def note(self) -> str:
         """Return how tasks were prompted and choices scored, for the line `done in 3 s`."""
         ways = {None: "", True: ", choices in packed rows", False: ", choices row by row"}
-        return f"{', ' if self.prompts else ''}{self.prompts}{ways[self.packed]}{in_words(self.control)}"
+        return f"{', ' if self.prompts else ''}{self.prompts}{ways[self.packed]}{format_control_counts(self.control)}"
 
 
 def evaluate(
@@ -110,7 +110,7 @@ def evaluate(
         with generation_mode(model, prompting.generation):
             result = lm_eval.evaluate(lm, {"tasks": selected}, tasks.limit, bootstrap_iters=0, **arguments)
         _add_records(scores, tasks, result, mode, prompting)
-        control += written_out(_scored_texts(result["samples"], tasks, mode), _control_names(tokenizer))
+        control += count_control_names(_scored_texts(result["samples"], tasks, mode), _control_names(tokenizer))
     scores.packed, scores.control = lm.packed, control
     return scores
 

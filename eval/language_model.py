@@ -1,4 +1,4 @@
-"""lm-eval's HFLM, made cheap for many small evaluations.
+"""lm-eval's HFLM, fast for many small evaluations.
 
 A prompt runs once for all its choices, and a text is tokenised once for all models.
 """
@@ -34,16 +34,15 @@ logging.getLogger("lm_eval.models.huggingface").setLevel(logging.ERROR)
 class PackedLM(HFLM):
     """HFLM whose loglikelihoods come from packed rows.
 
-    Every continuation sees the prompt and itself, at the positions that it would have alone. The numbers are those of
-    HFLM. Models of an architecture that does not give them with packed rows (eval/packing.py), and texts of
-    any model, are scored in plain rows. Two things differ from HFLM, of tokenizers that put special tokens around a
-    text: those before it are the context of a text's first token and are not predicted themselves, and those after it
-    are left out.
+    Every continuation attends to the prompt and itself, at the positions that it would have alone. The numbers are
+    those of HFLM. If an architecture does not give them with packed rows (eval/packing.py), and for running text, rows
+    are plain. Two things differ from HFLM for tokenizers that put special tokens around a text: those before it are the
+    context of the text's first token and are not predicted themselves, and those after it are left out.
 
-    batch_tokens: tokens in one forward pass, padding included; of generation, those that may be generated too.
-    encodings: tokens by text, filled as texts are met; it may be shared by all models with the same tokenizer.
-    trained_length: tokens of the blocks that the model was trained on (None: whatever it can read). A block's last
-    token is predicted and never read, so a window of text reads and predicts one token less; 2 or more.
+    batch_tokens: tokens in one forward pass, padding included; in generation also those that may be generated.
+    encodings: a cache of tokens by text, which models with the same tokenizer may share.
+    trained_length: tokens of the blocks that the model was trained on (None: the model's context). A block's last token
+    is predicted and never read, so a window of text reads and predicts one token less; 2 or more.
     day: for today in chat templates that write it.
     packed: whether choices were scored in packed rows; None before any was.
     """
@@ -68,13 +67,13 @@ class PackedLM(HFLM):
 
     @property
     def tokenizer_name(self) -> str:
-        """Return what prompts by a chat template depend on: tasks keep their requests by it."""
-        known = (
+        """Return what chat prompts depend on: tasks cache their requests by it."""
+        content = (
             chat_template_of(self.tokenizer),
             sorted(map(str, self.tokenizer.special_tokens_map.items())),
             self.day,
         )
-        return hashlib.sha256(repr(known).encode()).hexdigest()
+        return hashlib.sha256(repr(content).encode()).hexdigest()
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """Render messages by the model's chat template. HFLM would drop a system message that the template rejects."""
@@ -83,7 +82,7 @@ class PackedLM(HFLM):
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, left_truncate_len: int | None = None, **kwargs: Any
     ) -> list[int]:
-        """Token ids of a text, without what the tokenizer puts after it: an EOS would end a prompt."""
+        """Return the ids of a text, without what the tokenizer puts after it: an EOS would end a prompt."""
         key = (string, add_special_tokens, left_truncate_len, *sorted(kwargs.items()))
         if key not in self.encodings:
             tokens: list[int] = super().tok_encode(string, add_special_tokens, None, **kwargs)
@@ -99,12 +98,12 @@ class PackedLM(HFLM):
         left_truncate_len: int | None = None,
         truncation: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Token ids of prompts and the mask of what is no padding, both (prompts, longest), padded on the left."""
-        each = [self.tok_encode(string, left_truncate_len=left_truncate_len) for string in strings]
-        longest = max(len(tokens) for tokens in each)
-        ids = torch.full((len(each), longest), self.tokenizer.pad_token_id or 0, dtype=torch.long)
+        """Return ids of prompts and the mask of what is not padding, both (prompts, longest), padded on the left."""
+        encoded = [self.tok_encode(string, left_truncate_len=left_truncate_len) for string in strings]
+        longest = max(len(tokens) for tokens in encoded)
+        ids = torch.full((len(encoded), longest), self.tokenizer.pad_token_id or 0, dtype=torch.long)
         mask = torch.zeros_like(ids)
-        for row, tokens in enumerate(each):
+        for row, tokens in enumerate(encoded):
             ids[row, longest - len(tokens) :] = torch.tensor(tokens, dtype=torch.long)
             mask[row, longest - len(tokens) :] = 1
         return ids, mask
@@ -113,14 +112,14 @@ class PackedLM(HFLM):
         return super().loglikelihood(requests, disable_tqdm)
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = True) -> list[float]:
-        """Log-likelihoods of whole texts in nats, read in lm-eval's windows, all of which are scored in one go.
+        """Return log-likelihoods of texts in nats. Texts are read in lm-eval's windows, which are scored together.
 
-        The tokens of a text are its own. The first is predicted from what the tokenizer puts before a text, else from
-        the prefix token (BOS, or EOS where there is none).
+        The first token of a text is predicted from what the tokenizer puts before it, or else from the prefix token
+        (BOS, or EOS for a tokenizer without BOS).
         """
         before = self.before or [self.prefix_token_id]
         windows: list[Request] = []
-        texts: list[int] = []  # whose window it is
+        texts: list[int] = []  # the text of each window
         for number, request in enumerate(requests):
             tokens = self.tok_encode(request.args[0], add_special_tokens=False)
             for context, continuation in rolling_windows(tokens, before, self.window):
@@ -132,18 +131,18 @@ class PackedLM(HFLM):
         return totals
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = True) -> list[str]:
-        """Generated texts, by HFLM, in batches by the longest prompt of each.
+        """Return generated texts, by HFLM, in batches by the longest prompt of each.
 
-        Prompts of different lengths are padded on the left, but for models that padding changes, such as some with a
-        recurrent state: there a batch holds prompts of one length.
+        Prompts are padded on the left. If padding changes a model's output, as with some recurrent states, the prompts
+        of a batch have one length.
         """
         answers: dict[int, str] = {}
         for group in generation_groups([request.args[1] for request in requests]):
             room = normalize_gen_kwargs(requests[group[0]].args[1], self.max_gen_toks)["max_gen_toks"]
             lengths = {number: self._prompt_length(requests[number].args[0], room) for number in group}
-            kinds = [group] if len(group) == 1 or is_paddable(self.model.config) else list(by_length(group, lengths))
-            for kind in kinds:
-                ordered = sorted(kind, key=lambda number: (-lengths[number], number))
+            may_pad = len(group) == 1 or is_paddable(self.model.config)
+            for part in [group] if may_pad else by_length(group, lengths):
+                ordered = sorted(part, key=lambda number: (-lengths[number], number))
 
                 def size(batch: Sequence[int], lengths: dict[int, int] = lengths, room: int = room) -> tuple[int, int]:
                     return len(batch) * (max(lengths[number] for number in batch) + room), len(batch)
@@ -191,9 +190,9 @@ class PackedLM(HFLM):
         return [scored[number] for number in range(len(requests))]
 
     def _prompts(self, requests: Sequence[Request]) -> list[list[int]]:
-        """The contexts of requests, cut from the left to what the model reads, as in HFLM."""
+        """Return the contexts of requests, cut from the left to the model's context, as in HFLM."""
         prompts: list[list[int]] = []
-        cut = beyond = 0
+        cut = too_long = 0
         for text, context, continuation in requests:
             prompt = (context + continuation)[-(self.max_length + 1) :][: -len(continuation)]
             if not context:
@@ -204,35 +203,37 @@ class PackedLM(HFLM):
                 limits = f"it reads {self.max_length} tokens, and a choice has {len(continuation)}"
                 raise BadInput(f"model: {limits}: {str(text)[-100:]!r}")
             cut += len(prompt) < len(context)
-            beyond += text is not None and len(prompt) + len(continuation) - 1 > self.window
+            too_long += text is not None and len(prompt) + len(continuation) - 1 > self.window
             prompts.append(prompt)
         if cut:
             log.warning(
                 "%d of %d prompts were cut from the left to the model's %d tokens", cut, len(requests), self.max_length
             )
-        if beyond and self.window < self.max_length:
-            log.warning("%d of %d prompts are longer than the %d tokens trained on", beyond, len(requests), self.window)
+        if too_long and self.window < self.max_length:
+            log.warning(
+                "%d of %d prompts are longer than the %d tokens trained on", too_long, len(requests), self.window
+            )
         return prompts
 
 
 def rolling_windows(tokens: list[int], before: list[int], width: int) -> Iterator[Window]:
-    """A text in windows of at most `width` tokens read, each token predicted once: (context, continuation) of each.
+    """Yield a text in windows of at most `width` tokens, as (context, continuation); each token is predicted once.
 
-    The first window begins with `before`, the special tokens before a text (its last ones, where they are more than a
-    window reads); a later one with one token of context, and the last goes as far back as a window reaches. With one
-    token before they are those of lm-eval.
+    The first window begins with `before`, the special tokens before a text (the last ones, if there are more than a
+    window reads). Later windows begin with one token of context, and the last one goes back as far as it can. With a
+    single token in `before` the windows are those of lm-eval.
     """
     before = before[-width:]
-    whole, start = before + tokens, len(before)
-    while start < len(whole):
+    sequence, start = before + tokens, len(before)
+    while start < len(sequence):
         first = start == len(before)
-        end = min(width + 1 if first else start + width, len(whole))
-        yield whole[0 if first else end - width - 1 : start], whole[start:end]
+        end = min(width + 1 if first else start + width, len(sequence))
+        yield sequence[0 if first else end - width - 1 : start], sequence[start:end]
         start = end
 
 
 def packed_rows(requests: Sequence[Request], prompts: Sequence[list[int]]) -> list[PackedRow]:
-    """A row for each prompt, with all its continuations."""
+    """Return one row per prompt, with all its continuations."""
     packs: dict[Any, PackedRow] = {}
     for number, ((_, _, continuation), prompt) in enumerate(zip(requests, prompts, strict=True)):
         pack = packs.setdefault(tuple(prompt), PackedRow(prompt, [], []))
@@ -242,7 +243,7 @@ def packed_rows(requests: Sequence[Request], prompts: Sequence[list[int]]) -> li
 
 
 def plain_rows(requests: Sequence[Request], prompts: Sequence[list[int]]) -> list[PlainRow]:
-    """A row for each sequence that is read: requests that differ in their last token alone share one."""
+    """Return one row per sequence: requests that differ only in their last token share one."""
     rows: dict[Any, PlainRow] = {}
     for number, ((_, _, continuation), prompt) in enumerate(zip(requests, prompts, strict=True)):
         tokens = prompt + continuation[:-1]
@@ -253,12 +254,12 @@ def plain_rows(requests: Sequence[Request], prompts: Sequence[list[int]]) -> lis
 
 
 def by_width(rows: Sequence[Row]) -> list[Row]:
-    """Rows by falling width: batches need little padding, and memory runs out at once if it does."""
+    """Sort rows by falling width: batches need little padding, and memory runs out at the first batch if at all."""
     return sorted(rows, key=lambda row: (-row.width, row.numbers[0]))
 
 
 def generation_groups(settings: Sequence[dict[str, Any]]) -> list[list[int]]:
-    """The numbers of requests with the same settings of generation."""
+    """Return groups of numbers of requests with the same settings of generation."""
     groups: dict[str, list[int]] = {}
     for number, setting in enumerate(settings):
         groups.setdefault(repr(sorted(setting.items())), []).append(number)
@@ -266,6 +267,6 @@ def generation_groups(settings: Sequence[dict[str, Any]]) -> list[list[int]]:
 
 
 def by_length(numbers: Sequence[int], lengths: dict[int, int]) -> Iterator[list[int]]:
-    """Numbers by the same length."""
+    """Yield groups of numbers of the same length, the longest first."""
     for length in sorted({lengths[number] for number in numbers}, reverse=True):
         yield [number for number in numbers if lengths[number] == length]

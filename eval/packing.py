@@ -1,7 +1,7 @@
-"""Rows of tokens -> log-likelihoods of their continuations, in one forward pass.
+"""Rows of tokens -> log-likelihoods of their continuations, and whether an architecture allows packed rows.
 
-Two layouts. Packed: a prompt runs once for all its continuations, which see it and themselves alone. Plain: a
-sequence as it is, padded on the right, which every causal model reads as if it stood alone.
+Two layouts. Packed: a prompt runs once for all its continuations, which attend to it and themselves only. Plain: one
+sequence, padded on the right, which every causal model reads as if it were alone.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 from eval.batches import SLICE_BYTES
 
 LogLikelihood = tuple[float, bool]  # log-likelihood in nats, whether greedy decoding would give the continuation
-Wanted = list[tuple[int, int, int]]  # (row, column among those kept, token)
+Targets = list[tuple[int, int, int]]  # (row, column among those kept, token)
 
 
 @dataclass
@@ -45,13 +45,13 @@ class PackedRow:
 
     @staticmethod
     def size(batch: Sequence[PackedRow]) -> tuple[int, int]:
-        """The tokens of a batch, padding included, and the positions whose logits are kept."""
+        """Return the tokens of a batch, padding included, and the positions whose logits are kept."""
         tail = max(pack.tail for pack in batch)
         return len(batch) * (max(len(pack.prompt) for pack in batch) + tail), len(batch) * (tail + 1)
 
     @staticmethod
     def score(model: Any, batch: Sequence[PackedRow]) -> dict[int, LogLikelihood]:
-        """Log-likelihoods by the requests' numbers.
+        """Return log-likelihoods by the requests' numbers.
 
         Prompts end in one column and continuations follow, so that only the last columns need logits.
         """
@@ -59,7 +59,7 @@ class PackedRow:
         tokens = torch.zeros(len(batch), left + tail, dtype=torch.long)
         positions = torch.zeros_like(tokens)
         segments = torch.full_like(tokens, -1)  # -1 padding, 0 prompt, 1.. continuations
-        wanted: Wanted = []
+        wanted: Targets = []
         for row, pack in enumerate(batch):
             length = len(pack.prompt)
             tokens[row, left - length : left] = torch.tensor(pack.prompt)
@@ -103,21 +103,21 @@ class PlainRow:
 
     @property
     def start(self) -> int:
-        """The first column whose logits are wanted."""
+        """Return the first column whose logits are needed."""
         return len(self.tokens) - max(len(tokens) for tokens in self.continuations)
 
     @staticmethod
     def size(batch: Sequence[PlainRow]) -> tuple[int, int]:
-        """The tokens of a batch, padding included, and the positions whose logits are kept."""
+        """Return the tokens of a batch, padding included, and the positions whose logits are kept."""
         width = max(row.width for row in batch)
         return len(batch) * width, len(batch) * (width - min(row.start for row in batch))
 
     @staticmethod
     def score(model: Any, batch: Sequence[PlainRow]) -> dict[int, LogLikelihood]:
-        """Log-likelihoods by the requests' numbers. Some models keep the logits of all positions."""
+        """Return log-likelihoods by the requests' numbers. Some models keep the logits of all positions."""
         width, start = max(row.width for row in batch), min(row.start for row in batch)
         tokens = torch.zeros(len(batch), width, dtype=torch.long)
-        wanted: Wanted = []
+        wanted: Targets = []
         for number, row in enumerate(batch):
             tokens[number, : row.width] = torch.tensor(row.tokens)
             for continuation in row.continuations:
@@ -133,45 +133,51 @@ class PlainRow:
 
 
 def packed_mask(segments: torch.Tensor, dtype: torch.dtype) -> torch.Tensor | None:
-    """Additive attention mask, (rows, 1, width, width), of segments, (rows, width).
+    """Return the additive attention mask, (rows, 1, width, width), of segments, (rows, width).
 
-    None where plain causal attention is the same: no padding before the prompt, one continuation.
+    None if plain causal attention is the same: no padding before the prompt, one continuation.
     """
     if bool((segments[:, 0] >= 0).all()) and int(segments.max()) <= 1:
         return None
     width = segments.shape[1]
-    asks, holds = segments[:, :, None], segments[:, None, :]
+    queries, keys = segments[:, :, None], segments[:, None, :]
     causal = torch.ones(width, width, dtype=torch.bool).tril()
-    seen = causal & ((holds == 0) | (holds == asks))  # padding sees padding: no row is empty
+    seen = causal & ((keys == 0) | (keys == queries))  # padding attends to padding: no row is empty
     mask = torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)
     return mask[:, None]
 
 
 def _loglikelihoods(
-    batch: Sequence[PackedRow] | Sequence[PlainRow], logits: torch.Tensor, wanted: Wanted
+    batch: Sequence[PackedRow] | Sequence[PlainRow], logits: torch.Tensor, wanted: Targets
 ) -> dict[int, LogLikelihood]:
-    """Log-likelihoods of the continuations, from logits of shape (rows, columns kept, vocabulary).
+    """Return log-likelihoods of the continuations, from logits of shape (rows, columns kept, vocabulary).
 
-    wanted: the places of all continuations' tokens, in the order of the batch. In float32, a slice at a time.
+    wanted: the row, column and id of all continuations' tokens, in the order of the batch. In float32, by slices.
     """
     rows, columns, targets = torch.tensor(wanted, device=logits.device).T
     values: list[float] = []
     greedy: list[bool] = []
     step = max(1, SLICE_BYTES // (4 * logits.shape[-1]))
     for first in range(0, len(wanted), step):
-        some = slice(first, first + step)
-        predicted, target = logits[rows[some], columns[some]].float(), targets[some]
+        part = slice(first, first + step)
+        predicted, target = logits[rows[part], columns[part]].float(), targets[part]
         chosen = predicted.gather(1, target[:, None])[:, 0]
         values += (chosen - predicted.logsumexp(-1)).tolist()
         greedy += (predicted.argmax(-1) == target).tolist()
-    answers, at = {}, 0
+    answers, start = {}, 0
     for row in batch:
         for number, continuation in zip(row.numbers, row.continuations, strict=True):
-            end = at + len(continuation)
-            answers[number] = (sum(values[at:end]), all(greedy[at:end]))
-            at = end
+            end = start + len(continuation)
+            answers[number] = (sum(values[start:end]), all(greedy[start:end]))
+            start = end
     return answers
 
+
+# --- Whether an architecture gives the same numbers from packed rows ---
+#
+# It does not if it takes no 4-D mask, or has a sliding window or a recurrent state. A small random model of the same
+# config decides, in float32 on the CPU. So it is a fact of the architecture: neither a checkpoint's weights nor the
+# rounding of bfloat16 can change it, and every process gets the same answer.
 
 SEED, SPREAD = 0, 0.3  # weights far from the usual 0.02, so that a wrong mask or position shows in the numbers
 WIDTH, VOCABULARY, WINDOW, LAYERS = 64, 64, 8, 12
@@ -181,12 +187,12 @@ log = logging.getLogger(__name__)
 
 
 def is_packable(config: Any) -> bool:
-    """Whether a model of this config (of transformers) scores packed rows as it scores each row alone."""
+    """Return whether a model of this config of transformers scores packed rows as it scores each row alone."""
     return _check_on_small_model(_Architecture(config), "choices are scored in packed rows", _scores_packed_rows)
 
 
 def is_paddable(config: Any) -> bool:
-    """Whether a model of this config gives a prompt that is padded on the left the logits that it has alone."""
+    """Return whether a model of this config gives the same logits for a prompt with padding on the left."""
     return _check_on_small_model(
         _Architecture(config),
         "prompts of different lengths are generated from together",
@@ -195,7 +201,7 @@ def is_paddable(config: Any) -> bool:
 
 
 class _Architecture:
-    """A config of text, known by its class, its attention and its content."""
+    """A config of text, compared by its class, its attention and its content."""
 
     def __init__(self, config: Any) -> None:
         self.config = config.get_text_config()
@@ -241,16 +247,16 @@ def _generates_from_padded_prompts(model: Any) -> bool:
         both[1:, padding:], attention_mask=mask[1:, padding:], output_logits=True, return_dict_in_generate=True, **how
     )
     return all(
-        torch.allclose(one[1], other[0], rtol=TOLERANCE, atol=10 * TOLERANCE)
-        for one, other in zip(together.logits, alone.logits, strict=True)
+        torch.allclose(padded[1], unpadded[0], rtol=TOLERANCE, atol=10 * TOLERANCE)
+        for padded, unpadded in zip(together.logits, alone.logits, strict=True)
     )
 
 
 def small_model(config: Any) -> Any:
-    """A random model of the same architecture: few layers of every kind, narrow, its windows short. In float32.
+    """Return a random model of the same architecture in float32: few, narrow layers of every kind, short windows.
 
-    Where it does not run that narrow, its heads, and then its layers, are as wide as the config's own. Raises whatever
-    its code raises.
+    If it does not run with these widths, its heads, and then its layers, are as wide as in the config. Raises what its
+    code raises.
     """
     from transformers import AutoModelForCausalLM
 
@@ -279,7 +285,7 @@ def small_model(config: Any) -> Any:
 
 
 def narrow_layers(config: Any) -> dict[str, Any]:
-    """Settings of narrow layers."""
+    """Return settings of narrow layers."""
     heads = min(getattr(config, "num_attention_heads", 4), 4)
     groups = max(
         1, getattr(config, "num_attention_heads", 4) // (getattr(config, "num_key_value_heads", None) or heads)
@@ -289,14 +295,14 @@ def narrow_layers(config: Any) -> dict[str, Any]:
 
 
 def narrow_heads(config: Any) -> dict[str, Any]:
-    """Settings of narrow heads, that go with narrow layers."""
+    """Return settings of narrow heads, to go with narrow layers."""
     return {"head_dim": WIDTH // min(getattr(config, "num_attention_heads", 4), 4)}
 
 
 def shrink_config(config: Any, changes: dict[str, Any]) -> Any:
-    """A copy of a config with a small vocabulary, short windows, and few layers, of every kind that it has.
+    """Return a copy of a config with a small vocabulary, short windows, and few layers of each kind.
 
-    changes: further settings, which count where the config has them.
+    changes: further settings, for those that the config has.
     """
     small, layers = copy.deepcopy(config), config.num_hidden_layers
     lists = {key: value for key, value in vars(config).items() if isinstance(value, list) and len(value) == layers}
@@ -321,7 +327,7 @@ def shrink_config(config: Any, changes: dict[str, Any]) -> Any:
 
 
 def probe_rows() -> tuple[list[PackedRow], list[PlainRow]]:
-    """Prompts of several lengths with choices of one to three tokens, packed, and the same as rows of their own."""
+    """Return prompts of several lengths with choices of one to three tokens, as packed and as plain rows."""
     draw = random.Random(SEED)
     packs: list[PackedRow] = []
     rows: list[PlainRow] = []

@@ -21,10 +21,10 @@ from eval.task_set import BITS, CALIBRATED, CORRECT_BITS, ScoredTask, mean_metri
 def task_records(
     name: str, entry: ScoredTask, logged: Logged, unlabelled: Logged = (), results: Mapping[str, Any] | None = None
 ) -> tuple[list[Record], list[Record]]:
-    """Score records (a metric each) and samples (of the primary metric) of one task.
+    """Return score records (one per metric) and samples (of the primary metric) of one task.
 
-    unlabelled: the same of the task's calibration prompts; where there are none, its own prompts take their place.
-    results: what lm-eval made of the task, by `metric,filter`; of tasks that generate.
+    unlabelled: the log of the task's calibration prompts; without any, its own prompts are used.
+    results: lm-eval's aggregates by `metric,filter`, for tasks that generate.
     """
     if entry.task.OUTPUT_TYPE == "generate_until":
         return generated_records(name, entry, logged, results or {}, sample_heads(name, first_filter(logged)))
@@ -75,7 +75,7 @@ def task_records(
 
 
 def _text_records(name: str, entry: ScoredTask, logged: Logged) -> tuple[list[Record], list[Record]]:
-    """Bits under the model, and bytes as UTF-8: of every document, and of all."""
+    """Return bits under the model, and bytes as UTF-8: of each document, and of all."""
     samples = [
         head | {"metric": BITS, "bits": -nats / log(2), "bytes": size}
         for head, (nats, size) in zip(sample_heads(name, logged), (row[BITS] for row in logged), strict=True)
@@ -88,7 +88,7 @@ def _text_records(name: str, entry: ScoredTask, logged: Logged) -> tuple[list[Re
 def record(
     name: str, entry: ScoredTask, metric: str, value: float, interval: tuple[float, float], n: int
 ) -> dict[str, Any]:
-    """One line of scores.jsonl; what only accuracies have is null."""
+    """Return one line of scores.jsonl; fields that only accuracies have are null."""
     return {
         "task": name,
         "family": entry.family,
@@ -106,7 +106,7 @@ def record(
 
 
 def first_filter(logged: Logged) -> list[dict[str, Any]]:
-    """Each document once, by its number: a task with several filters logs its documents once for each."""
+    """Return each document once, by its number: a task with several filters logs its documents once per filter."""
     if not logged:
         return []
     first = logged[0]["filter"]
@@ -114,14 +114,14 @@ def first_filter(logged: Logged) -> list[dict[str, Any]]:
 
 
 def sample_heads(name: str, logged: Logged) -> list[Record]:
-    """What samples begin with: the task, the item's id, and the document that it was made from.
+    """Return the first fields of samples: the task, the item's id, and the document that it was made from.
 
-    The id is the item's own where all have one and no two the same, else its number in the task. Items that name no
-    document stand alone.
+    The id is the item's if all items have one and no two the same, else its number in the task. An item without a
+    document counts as a document.
     """
-    given = [sample["doc"].get("id") if isinstance(sample["doc"], dict) else None for sample in logged]
-    unique = None not in given and len({str(id_) for id_ in given}) == len(given)
-    ids = [str(id_) for id_ in given] if unique else [str(sample["doc_id"]) for sample in logged]
+    own_ids = [sample["doc"].get("id") if isinstance(sample["doc"], dict) else None for sample in logged]
+    unique = None not in own_ids and len({str(id_) for id_ in own_ids}) == len(own_ids)
+    ids = [str(id_) for id_ in own_ids] if unique else [str(sample["doc_id"]) for sample in logged]
     documents = [sample["doc"].get("document") if isinstance(sample["doc"], dict) else None for sample in logged]
     return [
         {"task": name, "id": id_, "document": str(document or id_)}
@@ -130,13 +130,13 @@ def sample_heads(name: str, logged: Logged) -> list[Record]:
 
 
 def choice_loglikelihoods(task: Any, sample: dict[str, Any]) -> list[float]:
-    """Of the choices as they stand; a task of mutual information has further answers behind those."""
+    """Return the log-likelihoods of the choices; a task of mutual information has further answers after those."""
     choices = task.doc_to_choice(sample["doc"])
     return [loglikelihood for loglikelihood, _ in sample["filtered_resps"][: len(choices)]]
 
 
 def predicted_choice(metric: str, sample: dict[str, Any], task: Any) -> Any:
-    """The number of the choice that a metric takes; None where it is not known."""
+    """Return the number of the choice that a metric takes; None if it is not known."""
     if task.OUTPUT_TYPE == "multiple_choice" and metric in ("acc", "acc_norm"):
         choices, values = task.doc_to_choice(sample["doc"]), choice_loglikelihoods(task, sample)
         if metric == "acc_norm":
@@ -146,21 +146,21 @@ def predicted_choice(metric: str, sample: dict[str, Any], task: Any) -> Any:
 
 
 def calibrated_predictions(entry: ScoredTask, logged: Logged, unlabelled: Logged) -> list[int]:
-    """The number of the choice of each item, with the labels' priors over the unlabelled prompts divided out."""
+    """Return the number of each item's choice, with the labels' priors over the unlabelled prompts divided out."""
     assert entry.labels is not None
     orders = [[entry.task.doc_to_choice(row["doc"]).index(label) for label in entry.labels] for row in logged]
     other_orders = [[entry.task.doc_to_choice(row["doc"]).index(label) for label in entry.labels] for row in unlabelled]
 
-    def by_label(rows: Logged, places: list[list[int]]) -> list[list[float]]:
+    def by_label(rows: Logged, orders: list[list[int]]) -> list[list[float]]:
         values = [choice_loglikelihoods(entry.task, row) for row in rows]
-        return [[value[i] for i in order] for value, order in zip(values, places, strict=True)]
+        return [[value[i] for i in order] for value, order in zip(values, orders, strict=True)]
 
     labels = metrics.calibrated_choices(by_label(logged, orders), by_label(unlabelled, other_orders))
     return [order[label] for order, label in zip(orders, labels, strict=True)]
 
 
 def gold_answer(task: Any, sample: dict[str, Any]) -> dict[str, float]:
-    """Bits and bytes of the right choice as it was scored, delimiter included; nothing where no choice is right."""
+    """Return bits and bytes of the right choice as it was scored, delimiter included; nothing if no choice is right."""
     target = sample["target"]
     if task.OUTPUT_TYPE != "multiple_choice" or task.multiple_input or not isinstance(target, int):
         return {}
@@ -173,7 +173,7 @@ def gold_answer(task: Any, sample: dict[str, Any]) -> dict[str, float]:
 
 
 def histogram(entry: ScoredTask, logged: Logged, outcomes: Iterable[tuple[float, Any]]) -> dict[str, int] | None:
-    """How often each label was predicted; None where the choices are no fixed set of labels."""
+    """Count how often each label was predicted; None if the choices are not a fixed set of labels."""
     if entry.labels is None:
         return None
     counts = Counter(
@@ -183,11 +183,11 @@ def histogram(entry: ScoredTask, logged: Logged, outcomes: Iterable[tuple[float,
 
 
 def mean_records(records: Iterable[Record], samples: Sequence[Record], suffix: str = "") -> list[Record]:
-    """Per language, the unweighted means over its tasks of primary scores and of gold-answer bits a byte.
+    """Return per language the unweighted means over tasks of primary scores and of the right answer's bits per byte.
 
-    Bootstraps are stratified by task. Left out are bits per byte of text, metrics that are better the lower they are,
-    and metrics that are no mean over documents, which are no accuracies; chance and trivial are means too, None where
-    a task has none. suffix: of the tasks' names, for means of tasks that were asked in another way.
+    Bootstraps are stratified by task. Left out is what is not an accuracy: bits per byte of text, metrics that are
+    better the lower they are, and metrics that are not a mean over documents. chance and trivial are means too, None if
+    a task has none. suffix: of the tasks' names, for means of tasks that were prompted in another way.
     """
     by_language: dict[str, list[Record]] = {}
     for row in records:

@@ -1,4 +1,4 @@
-"""What is wrong with a task of lm-eval that loads: found before any model is scored on it."""
+"""Checks of lm-eval tasks that load but cannot be scored, before any model is scored on them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LENGTH_KEYS = (
 PACKAGES = {"rouge_score": "rouge-score", "bert_score": "bert-score", "sklearn": "scikit-learn"}  # by what is imported
 log = logging.getLogger(__name__)
 CONTEXT_KEYS = ("n_positions", "max_position_embeddings", "n_ctx")
-LOWER_BY_NAME = frozenset(  # metrics that are better the lower they are, where nobody says it of them
+LOWER_BY_NAME = frozenset(  # metrics that are better the lower they are, if lm-eval does not know
     {"perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "brier_score", "ter", "wer", "cer", "mer"}
 )
 
@@ -96,7 +96,7 @@ def check_shots(name: str, task: Any) -> None:
 
 
 def generated_tokens(task: Any) -> int | None:
-    """How many tokens a task lets a model generate at most; None for a task that generates nothing."""
+    """Return how many tokens a task lets a model generate; None for a task that generates nothing."""
     if task.OUTPUT_TYPE != "generate_until":
         return None
     settings = task.config.generation_kwargs or {}
@@ -104,7 +104,7 @@ def generated_tokens(task: Any) -> int | None:
 
 
 def context_length(config: Any) -> int | None:
-    """How many tokens a model reads, by its config of transformers; None where it does not say."""
+    """Return how many tokens a model reads, by its config of transformers; None if the config has no limit."""
     text = config.get_text_config()
     lengths = (getattr(text, key, None) or getattr(config, key, None) for key in CONTEXT_KEYS)
     return next((int(length) for length in lengths if length is not None), None)
@@ -122,14 +122,14 @@ def check_generation_length(tasks: Mapping[str, Any], context: int | None) -> No
 
 
 def lower_is_better(task: Any) -> frozenset[str]:
-    """The metrics of a task that are better the lower they are, such as word error rates."""
+    """Return the metrics of a task that are better the lower they are, such as word error rates."""
     better: Iterable[tuple[str, bool | None]] = (task.higher_is_better() or {}).items()
     return frozenset(metric for metric, higher in better if is_lower_better(metric, higher))
 
 
 def is_lower_better(metric: str, higher_is_better: object) -> bool:
-    """Whether a metric is better the lower it is: as its task says, else by its name.
+    """Return whether a metric is better the lower it is, by its task or else by its name.
 
-    lm-eval has None where neither the task nor its own table of metrics says it.
+    lm-eval gives None if neither the task nor its table of metrics has it.
     """
     return not higher_is_better if isinstance(higher_is_better, bool) else metric in LOWER_BY_NAME

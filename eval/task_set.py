@@ -1,4 +1,4 @@
-"""What to evaluate: lm-eval tasks, built once and used for every checkpoint."""
+"""The tasks of an evaluation, in lm-eval, built once and used for every checkpoint: items, text and lm-eval's YAMLs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 TEMPLATES = Path(__file__).parent / "tasks"
 BITS, CORRECT_BITS, CALIBRATED = "bits_per_byte", "answer_bits_per_byte", "acc_calibrated"  # metrics
 UNLABELLED = "@unlabelled"  # what the name of a task's calibration prompts ends with
-BY_TEMPLATE = "@chat"  # what the name of a task ends with that is asked by a chat template, beside itself plain
+BY_TEMPLATE = "@chat"  # what the name of a task ends with in chat prompts, if it is scored with plain ones too
 SHOTS_SEED = 1234  # of the examples in prompts, as in lm_eval
 CALIBRATION_PROMPTS = 100  # enough for a label's mean probability to within a few percent of itself
 UNDETERMINED = "und"  # BCP 47: the language of a user's task that states none
@@ -36,12 +36,12 @@ Shots = int | Mapping[str, int] | None
 
 @dataclass
 class ScoredTask:
-    """A task and what its records say of it.
+    """A task of lm-eval, with facts for its records.
 
-    primary: the metric that it is judged by.
-    chance, trivial: the accuracy of guessing and of the task's trivial baseline, None where they are not known.
-    labels: the choices, where they are the same for all items (in any order).
-    calibration: prompts with the same labels whose answers nobody looks at (None: the task's own).
+    primary: the metric that compares checkpoints.
+    chance, trivial: the accuracy of guessing and of the task's trivial baseline; None if they are not known.
+    labels: the choices, if they are the same for all items (in any order).
+    calibration: unlabelled prompts that share the label set (None: the task's own prompts).
     """
 
     task: Task
@@ -64,7 +64,7 @@ class TaskSet:
 
     @property
     def by_name(self) -> dict[str, Task]:
-        """All tasks, those of calibration prompts too."""
+        """Return all tasks of lm-eval, including those of calibration prompts."""
         tasks = {name: entry.task for name, entry in self.entries.items()}
         return tasks | {
             f"{name}{UNLABELLED}": entry.calibration for name, entry in self.entries.items() if entry.calibration
@@ -83,13 +83,13 @@ def prepare(
     language: str = UNDETERMINED,
     fewshot: Shots = None,
 ) -> TaskSet:
-    """Reads and builds every task once.
+    """Read and build every task once.
 
-    items: folder of `<family>_<language>.<split>.jsonl`, a multiple-choice task each, named by the file.
-    text: folder of `<language>.<split>.jsonl`, a task `bits_per_byte_<language>` each, on the first `excerpt`
+    items: folder of `<family>_<language>.<split>.jsonl`; each is a multiple-choice task, named by the file.
+    text: folder of `<language>.<split>.jsonl`; each is a task `bits_per_byte_<language>`, on the first `excerpt`
     characters of each document (None: on all of it).
     include_path: folder of a user's lm-eval YAMLs, with data paths absolute or relative to this folder.
-    names: which of those (all, where empty), and tasks that lm-eval ships.
+    names: names of those (empty: all), and of tasks that lm-eval ships.
     language: of tasks that do not state `metadata: {language: …}`.
     fewshot: examples in each prompt of lm-eval's tasks; by task, for some; None: as each task states.
     Raises BadInput for what cannot be read, found or built.
@@ -126,9 +126,9 @@ def prepare(
 
 
 def make_task(template: str, name: str, rows: list[Row]) -> Task:
-    """The task of one of our templates over rows.
+    """Return the task of one of our templates over rows.
 
-    Rows are given as they are: `dataset_path: json` would take a second and a cache on disk.
+    Rows are passed in memory: `dataset_path: json` would take a second and a cache on disk.
     """
     from datasets import Dataset
     from lm_eval.api.task import ConfigurableTask
@@ -142,11 +142,11 @@ def make_task(template: str, name: str, rows: list[Row]) -> Task:
 
 
 def items_task(name: str, rows: list[Row], limit: int | None, unlabelled: list[Row]) -> ScoredTask:
-    """A multiple-choice task over items; chance and trivial are those of the items that will be asked.
+    """Return a multiple-choice task over items; chance and trivial are those of the first `limit` items.
 
-    unlabelled: items of another split, which calibrate where all items of both have the same choices.
+    unlabelled: items of another split, for calibration if all items of both have the same choices.
     """
-    task, asked = make_task("items.yaml", name, rows), rows[:limit]
+    task, scored = make_task("items.yaml", name, rows), rows[:limit]
     labels = fixed_labels(rows)
     same = labels is not None and bool(unlabelled) and fixed_labels([rows[0], *unlabelled]) is not None
     return ScoredTask(
@@ -154,30 +154,30 @@ def items_task(name: str, rows: list[Row], limit: int | None, unlabelled: list[R
         rows[0]["family"],
         rows[0]["language"],
         task.config.metadata["primary"] if labels is None else CALIBRATED,
-        sum(1 / len(row["choices"]) for row in asked) / len(asked),
-        sum(row["trivial"] == row["answer"] for row in asked) / len(asked),
+        sum(1 / len(row["choices"]) for row in scored) / len(scored),
+        sum(row["trivial"] == row["answer"] for row in scored) / len(scored),
         labels,
         make_task("items.yaml", f"{name}{UNLABELLED}", unlabelled) if same else None,
     )
 
 
 def fixed_labels(rows: Sequence[Row]) -> tuple[str, ...] | None:
-    """The choices of the first of two items or more, where all have the same ones in any order; else None."""
+    """Return the choices of the first item, if two items or more all have the same ones in any order; else None."""
     first = rows[0]["choices"]
     same = all(sorted(row["choices"]) == sorted(first) for row in rows)
     return tuple(first) if same and len(rows) > 1 and len(set(first)) == len(first) else None
 
 
 def text_task(name: str, language: str, rows: list[Row]) -> ScoredTask:
-    """Bits per byte of documents."""
+    """Return a task of bits per byte of documents."""
     task = make_task("bits_per_byte.yaml", name, rows)
     return ScoredTask(task, task.config.metadata["family"], language, "bits_per_byte")
 
 
 def truncate(document: Row, excerpt: int | None) -> Row:
-    """A document's first `excerpt` characters, up to the end of the last whole word.
+    """Cut a document to its first `excerpt` characters, at the end of a word.
 
-    Many short beginnings say more than a few whole documents.
+    Many short beginnings measure more than a few whole documents.
     """
     text = document["text"]
     if excerpt is None or len(text) <= excerpt:
@@ -186,7 +186,7 @@ def truncate(document: Row, excerpt: int | None) -> Row:
 
 
 def external_task(name: str, task: Any, language: str, limit: int | None) -> ScoredTask:
-    """A task from elsewhere: where its metadata say nothing, its name is the family, its first metric primary."""
+    """Return a task of lm-eval's YAMLs. By default its name is the family, and its first metric is primary."""
     metadata = task.config.metadata or {}
     chance = None
     if task.OUTPUT_TYPE == "multiple_choice" and not task.multiple_input and not task.multiple_target:
@@ -208,16 +208,16 @@ def external_task(name: str, task: Any, language: str, limit: int | None) -> Sco
 
 
 def mean_metrics(task: Any) -> list[str]:
-    """The metrics of which a task's score is the mean over documents: perplexity, F1 and the like are not."""
+    """Return the metrics whose score is the mean over documents: not perplexity, F1 and the like."""
     from lm_eval.api.metrics import mean
 
     return [metric for metric, aggregate in task.aggregation().items() if aggregate is mean]
 
 
 def usable_metrics(task: Any) -> list[str]:
-    """The metrics of a task that are scored: means over documents, and bits per byte.
+    """Return the metrics of a task that are scored: means over documents, and bits per byte.
 
-    Of a task that generates, also the other aggregates of lm-eval, such as chrF.
+    For a task that generates also the other aggregates of lm-eval, such as chrF.
     """
     others = [metric for metric in task.aggregation() if metric == BITS]
     if task.OUTPUT_TYPE == "generate_until":
@@ -232,13 +232,13 @@ def generated_metrics(task: Any) -> list[str]:
 
 
 def primary_metric(task: Any) -> str:
-    """The first of a task's metrics that is scored, of those that are better the higher they are where it has some."""
+    """Return the first of a task's scored metrics, if possible one that is better the higher it is."""
     usable, lower = usable_metrics(task), lower_is_better(task)
     return next(iter([metric for metric in usable if metric not in lower] or usable or task.aggregation()))
 
 
 def load_tasks(include_path: Path | None, names: Sequence[str], fewshot: Shots = None) -> dict[str, Task]:
-    """Tasks of a user's folder and tasks that lm-eval ships, by name; the members of groups and tags one by one.
+    """Load tasks of a user's folder and tasks that lm-eval ships, by name; groups and tags as their members.
 
     fewshot: as in `prepare`; a task that states 0 keeps it, as in lm_eval.
     """
@@ -300,7 +300,7 @@ def _shots(fewshot: Shots, of_name: Mapping[str, Sequence[str]]) -> dict[str, in
 
 @cache
 def task_manager(folder: Path | None, shipped: bool) -> TaskManager:
-    """lm-eval's index of tasks; the one with all that it ships takes many seconds, once."""
+    """Return lm-eval's index of tasks. With all that it ships it takes many seconds, once."""
     from lm_eval.tasks import TaskManager
     from lm_eval.tasks._yaml_loader import load_yaml
     from yaml import YAMLError
@@ -318,10 +318,10 @@ def _yamls(folder: Path | None) -> Iterator[Path]:
 
 
 def cache_requests(task: Any) -> None:
-    """Makes a task keep its requests: a second `evaluate` starts with the same ones, unanswered.
+    """Make a task keep its requests: a second `evaluate` starts with the same ones, unanswered.
 
-    They are kept for each way of asking: plain, and by each chat template with each system message. Building draws
-    examples, so that each build begins with the same seed.
+    They are kept for each prompt mode: plain, and each chat template with each system message. Building draws examples,
+    so each build begins with the same seed.
     """
     build: Callable[..., None] = task.build_all_requests
     kept: dict[tuple[Any, ...], list[Any]] = {}
@@ -347,7 +347,7 @@ SPLITS = ("dev", "test")
 
 
 def find_files(folder: Path, split: str, what: str) -> dict[str, Path]:
-    """The files `<name>.<split>.jsonl` of a folder by name, sorted; `what` names the folder in refusals."""
+    """Return the files `<name>.<split>.jsonl` of a folder by name, sorted. what: names the folder in errors."""
     if not os.path.isdir(folder):  # Path.is_dir raises for a name that is too long
         raise BadInput(f"{what}: {folder} is not a folder")
     suffix = f".{split}.jsonl"
@@ -358,7 +358,7 @@ def find_files(folder: Path, split: str, what: str) -> dict[str, Path]:
 
 
 def read_items(path: Path) -> list[Row]:
-    """Items of one family in one language, rows of `common.items.Item`."""
+    """Read the items of one family in one language, rows of `common.items.Item`."""
     rows = _read_rows(path, item_error)
     for name in ("family", "language"):
         values = sorted({row[name] for row in rows})
@@ -368,7 +368,7 @@ def read_items(path: Path) -> list[Row]:
 
 
 def read_documents(path: Path) -> list[Row]:
-    """Documents (`{"id", "text"}` a line)."""
+    """Read documents, `{"id", "text"}` per line."""
     return _read_rows(path, lambda row: text_error(row, ("id", "text")))
 
 
@@ -396,9 +396,9 @@ def _read_rows(path: Path, wrong: Callable[[Row], str | None]) -> list[Row]:
 
 
 def item_texts(tasks: TaskSet) -> list[dict[str, str]]:
-    """Every item that will be asked, as `{"task", "id", "text"}`.
+    """Return every item that is scored, as `{"task", "id", "text"}`, for a search in training text.
 
-    The text of an item is its prompt and right answer without the task's template, that of a document the whole of it.
+    The text of an item is its prompt and right answer without the task's template; that of a document is all of it.
     """
     rows = []
     for name, entry in tasks.entries.items():
@@ -410,9 +410,9 @@ def item_texts(tasks: TaskSet) -> list[dict[str, str]]:
 
 
 def without_template(rendered: list[str]) -> list[str]:
-    """The items of a task without the lines that more than half of them share.
+    """Return the items of a task without the lines that more than half of them share.
 
-    Those are its template, and would hide how much of the rest is known.
+    These are its template, and would hide how much of the rest is known.
     """
     items = [text.split("\n") for text in rendered]
     counts = Counter(line for lines in items for line in set(lines))
@@ -421,7 +421,7 @@ def without_template(rendered: list[str]) -> list[str]:
 
 
 def item_text(task: Any, document: dict[str, Any]) -> str:
-    """An item as lm-eval renders it: the prompt, then the target (where there are choices, the right one)."""
+    """Render an item as lm-eval does: the prompt, then the target (of choices the right one)."""
     if task.OUTPUT_TYPE == "loglikelihood_rolling":
         return str(task.doc_to_target(document))
     prompt, target = task.doc_to_text(document), task.doc_to_target(document)

@@ -25,7 +25,7 @@ from pipeline.page_questions import read_questions
 from pipeline.stages.stage import Inputs
 from train.data.chat_template import CHATML, CHATML_TEXT, NONE, TOKENIZER
 from train.data.corpus import sources as corpus_files
-from train.parallel import ZERO_STAGES, check_precision
+from train.distributed import ZERO_STAGES, check_precision
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
 BESIDE_WEIGHTS = ("*.json", "*.model", "*.txt", "*.jinja")

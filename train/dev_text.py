@@ -1,7 +1,7 @@
 """Bits per byte of held-out text, measured while a model trains on other text.
 
-Beginnings of dev documents, the same ones every time. No random number is drawn and no gradient is left, so that a
-training that is watched gives the same weights as one that is not.
+The text is beginnings of dev documents, the same ones every time. No random number is drawn and no gradient is left, so
+that the measurement does not change the weights of a training.
 """
 
 from __future__ import annotations
@@ -27,9 +27,7 @@ DOCUMENTS = 64  # of a language, at most; their beginnings
 
 @dataclass(frozen=True)
 class DevEvaluation:
-    """The text that a training is measured on, and how often. corpus: a corpus's folder. every_tokens: tokens in
-    between.
-    """
+    """The text that a training is measured on. corpus: its folder. every_tokens: tokens between measurements."""
 
     corpus: str
     languages: tuple[str, ...]
@@ -48,9 +46,7 @@ class DevText:
     bytes: int
 
     def part(self, rank: int, world: int) -> DevText:
-        """Return the rows of one of `world` processes, as many for each: rows without labels make up for missing
-        ones.
-        """
+        """Return the rows of one of `world` processes. All get the same number; rows without labels fill up."""
         missing = -len(self.ids) % world
         ids = np.concatenate([self.ids, self.ids[:1].repeat(missing, axis=0)])
         nothing = np.full((missing, self.ids.shape[1]), IGNORED, np.int64)
@@ -59,9 +55,9 @@ class DevText:
 
 
 def read_dev_text(watched: DevEvaluation, model_dir: Path, length: int) -> dict[str, DevText]:
-    """Read the beginnings of dev documents by language, each up to `length` tokens, what comes before a text included.
+    """Read the beginnings of dev documents by language, each up to `length` tokens with those before a text.
 
-    Documents that are spread evenly over the file. Raises BadInput if a language has no dev text.
+    The documents are spread evenly over the file. Raises BadInput if a language has no dev text.
     """
     from transformers import AutoTokenizer
 
@@ -84,11 +80,11 @@ def read_dev_text(watched: DevEvaluation, model_dir: Path, length: int) -> dict[
 
 def _beginnings(documents: list[str], tokenizer: Any, before: list[int], length: int) -> DevText:
     count = min(DOCUMENTS, len(documents))
-    chosen = [documents[number * len(documents) // count] for number in range(count)]
+    selected = [documents[number * len(documents) // count] for number in range(count)]
     ids = np.full((count, length), tokenizer.eos_token_id, np.int64)
     labels = np.full((count, length), IGNORED, np.int64)
     size = 0
-    for row, text in enumerate(chosen):
+    for row, text in enumerate(selected):
         encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         if not (tokens := encoded["input_ids"][: length - len(before)]):
             continue
@@ -110,23 +106,23 @@ def bits_per_byte(
     from torch import distributed
     from torch.nn.functional import cross_entropy
 
-    shared = distributed.is_initialized()
-    rank, world = (distributed.get_rank(), distributed.get_world_size()) if shared else (0, 1)
+    is_distributed = distributed.is_initialized()
+    rank, world = (distributed.get_rank(), distributed.get_world_size()) if is_distributed else (0, 1)
     measured = {}
     model.eval()
     with torch.no_grad():
         for language, text in texts.items():
-            own = text.part(rank, world)
+            part = text.part(rank, world)
             nats = torch.zeros((), dtype=torch.float64, device=device)
-            for start in range(0, len(own.ids), rows_at_once):
+            for start in range(0, len(part.ids), rows_at_once):
                 ids, labels = (
                     torch.from_numpy(np.ascontiguousarray(rows[start : start + rows_at_once])).to(device)
-                    for rows in (own.ids, own.labels)
+                    for rows in (part.ids, part.labels)
                 )
                 logits, targets = model(input_ids=ids).logits[:, :-1].float(), labels[:, 1:]
                 loss = cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum")
                 nats += loss.double()
-            if shared:
+            if is_distributed:
                 distributed.all_reduce(nats)
             measured[language] = nats.item() / log(2) / text.bytes
     model.train()

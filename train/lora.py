@@ -24,9 +24,9 @@ FROZEN, IN_FULL = ".original_module.", ".modules_to_save.default."  # inside tho
 def add_adapter(
     model: PreTrainedModel, lora: LoraSettings, left_out: Sequence[str] = (), embeddings: bool = False
 ) -> Any:
-    """Return a PeftModel around `model`; only the additions are trained. Raises BadInput for targets that it has not.
+    """Return a PeftModel around `model`, in which only the factors are trained. Raises BadInput for unknown targets.
 
-    left_out: names of modules in which no layer gets additions. embeddings: train embedding and head too, in full.
+    left_out: names of modules in which no layer gets factors. embeddings: train embedding and head too, in full.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -53,7 +53,7 @@ def add_adapter(
 
 
 def check_mergeable(model: Any) -> Any:
-    """Return `model`, a PeftModel, if `merge_adapter` and merge/ can merge its factors. Raises BadInput."""
+    """Return a PeftModel if `merge_adapter` and merge/ can merge its factors. Raises BadInput."""
     from transformers.pytorch_utils import Conv1D
 
     kind = model.config.model_type
@@ -71,9 +71,7 @@ def check_mergeable(model: Any) -> Any:
 
 
 def merge_adapter(weights: Mapping[str, torch.Tensor], lora: LoraSettings) -> dict[str, torch.Tensor]:
-    """Return the weights of the plain model, with the additions in them: sums in float32, rounded to each weight's
-    dtype.
-    """
+    """Return the weights of the plain model with the factors merged in: sums in float32, rounded to each dtype."""
     scale = lora.alpha / lora.rank
     plain = {}
     for name, tensor in weights.items():

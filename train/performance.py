@@ -15,7 +15,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Performance:
-    """Measurements of a training while it ran; of a resumed one, since it was resumed."""
+    """Measurements of a training, of a resumed one since it was resumed."""
 
     device: str  # the name of the GPU or the CPU's model
     devices: int  # of all nodes; one of a process, also on CPUs

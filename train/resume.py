@@ -13,7 +13,7 @@ from pathlib import Path
 
 from common.errors import BadInput
 from common.files import foreign_owner
-from train.parallel import ZERO_STAGES
+from train.distributed import ZERO_STAGES
 from train.settings import Compute
 
 COMPLETE = "complete"  # written last: a checkpoint without it was cut off
@@ -26,17 +26,17 @@ def mark_complete(checkpoint: Path, compute: Compute) -> None:
 
 
 def starting_point(work: Path, resume_state: Path | None) -> Path | None:
-    """Return the last whole checkpoint of this run, or what it starts from.
+    """Return the last complete checkpoint of this run, or `resume_state`.
 
     Checkpoints that a crash cut off are removed.
     """
-    whole = []
+    complete = []
     for folder in sorted(work.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2])):
         if (folder / COMPLETE).exists():
-            whole.append(folder)
+            complete.append(folder)
         else:
             shutil.rmtree(folder)
-    return whole[-1] if whole else resume_state
+    return complete[-1] if complete else resume_state
 
 
 def check_state(state: Path, compute: Compute) -> None:
@@ -44,7 +44,7 @@ def check_state(state: Path, compute: Compute) -> None:
 
     One process and DDP share a format, whatever the number of processes; FSDP's is resharded when it is read;
     DeepSpeed's fits the number of processes that wrote it, with any model. The last two are pickles, whose content runs
-    when torch and DeepSpeed load them: those of another user are rejected.
+    when torch and DeepSpeed load them, so those of another user are rejected.
     """
     text = (state / COMPLETE).read_text(encoding="utf-8")
     # an empty one is from before there were several strategies
@@ -69,9 +69,9 @@ def check_state(state: Path, compute: Compute) -> None:
 
 
 def publish_state(checkpoint: Path, state: Path) -> None:
-    """Give the checkpoint a second name: its files are not written again, and may have 80 GB.
+    """Link a checkpoint as the published state: its files, which may have 80 GB, are not written again.
 
-    The Trainer's arguments are left out: a pickle with paths of this machine, which nobody reads.
+    The Trainer's arguments are left out: a pickle with paths of this machine, which no code reads.
     """
     unread = shutil.ignore_patterns("training_args.bin")
     shutil.copytree(checkpoint, state, dirs_exist_ok=True, copy_function=link, ignore=unread)

@@ -1,9 +1,8 @@
-"""Blocks -> a trained checkpoint. One trainer for CT, SFT and the base model, on one process or many.
+"""Blocks -> a trained checkpoint: one trainer for CT, SFT and the base model, on one process or many.
 
-The kind of blocks is the only difference. A run is one stretch of a trajectory: one schedule over `schedule_tokens`,
-one order of blocks. It starts from the model or from the state at a smaller budget and ends at `tokens`. In one process
-the weights are the same bit for bit wherever it was started or resumed from; see
-docs/how-to/train-on-several-gpus.md.
+Only the kind of blocks differs. A run is one part of a trajectory, with one schedule over `schedule_tokens` and one
+order of blocks. It starts from the model or from the state at a smaller budget, and ends at `tokens`. In one process
+the weights are the same bit for bit wherever it started or resumed; see docs/how-to/train-on-several-gpus.md.
 """
 
 from __future__ import annotations
@@ -16,14 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.errors import BadInput, Interrupted
-from train import dev_text, parallel, resume
+from train import dev_text, distributed, resume
 from train.data.blocks import Blocks
 from train.data.chat_template import TrainedTemplate, add_stop_token
 from train.dev_text import DevEvaluation
 from train.settings import Compute, TrainingSettings
 
 if TYPE_CHECKING:
-    from train.transformers_trainer import Trainer
+    from train.hf_trainer import Trainer
 
 
 def train(
@@ -40,33 +39,33 @@ def train(
     should_stop: Callable[[], bool] | None = None,
     watched: DevEvaluation | None = None,
 ) -> dict[str, Any]:
-    """Train up to `tokens` and leave `out/model`, `out/state`, `out/log.jsonl` and, with LoRA, `out/adapter`.
+    """Train up to `tokens`; write `out/model`, `out/state`, `out/log.jsonl` and, with LoRA, `out/adapter`.
 
-    Every process of a launch calls this with the same arguments; `compute` says how many there are.
+    Every process of a launch calls this with the same arguments; `compute` has their number.
 
     work: keeps a checkpoint every `save_every_tokens` (None: at the end only) until the run is published; a later call
-    with the same folder resumes from the last whole one. resume_state: the `state` of a smaller budget to start from;
-    None: from the model.
+    with the same folder resumes from the last complete one.
+    resume_state: the `state` of a smaller budget to start from; None: the model.
     on_log: gets {"tokens", "of_tokens", "loss", "learning_rate", "tokens_per_second"} after every logged step, in the
     first process only.
-    watched: held-out text whose bits per byte are logged, too, as {"tokens", "of_tokens", "dev_bits_per_byte"}.
-    should_stop: is asked after every step; once it is true in any process, all save and raise Interrupted.
+    watched: held-out text whose bits per byte are logged as {"tokens", "of_tokens", "dev_bits_per_byte"}.
+    should_stop: called after every step; once it is true in any process, all save and raise Interrupted.
 
-    Returns what the launch was found to be, see `transformers_trainer.launch_facts`, and as `performance` the fields of
-    `train.performance.Performance`, or None. Raises BadInput for a budget,
-    batch or state that cannot work, and where there are not as many processes as `compute` says.
+    Returns the facts of `distributed.verify_launch`, and as `performance` the fields of
+    `train.performance.Performance`, or None. Raises BadInput for a budget, batch or state that cannot work, and if the
+    number of processes is not that of `compute`.
     """
-    parallel.batch_sizes(settings.batch_tokens, settings.block_size, compute.world, compute.micro_batch)
+    distributed.batch_sizes(settings.batch_tokens, settings.block_size, compute.world, compute.micro_batch)
     dataset = Blocks(blocks_dir)
     check_budget(settings, len(dataset), blocks_dir.name)
 
-    from train import transformers_trainer as engine
+    from train import hf_trainer as engine
 
     for folder in (work, out):
         folder.mkdir(parents=True, exist_ok=True)
     # before the model is loaded: ZeRO-3 loads it in parts
     arguments = engine.training_arguments(compute, work, settings, save_every_tokens)
-    start = engine.broadcast(resume.starting_point(work, resume_state) if arguments.process_index == 0 else None)
+    start = distributed.broadcast(resume.starting_point(work, resume_state) if arguments.process_index == 0 else None)
     if start:
         resume.check_state(start, compute)
     dev = dev_text.read_dev_text(watched, model_dir, settings.block_size) if watched else {}
@@ -85,7 +84,7 @@ def train(
 
 
 def check_end(done: int, settings: TrainingSettings, interrupted: bool) -> None:
-    """Raise Interrupted if a training stopped early because it had to, and RuntimeError if nobody asked for it."""
+    """Raise Interrupted if a training was asked to stop early, and RuntimeError if it stopped early by itself."""
     if interrupted:
         tokens = settings.batch_tokens
         raise Interrupted(
@@ -112,13 +111,11 @@ def check_budget(settings: TrainingSettings, blocks: int, where: str) -> None:
 def publish(
     trainer: Trainer, model_dir: Path, blocks_dir: Path, settings: TrainingSettings, out: Path, work: Path
 ) -> None:
-    """Write what a finished training leaves. Every process calls this, and the first one writes.
+    """Write the results of a finished training. Every process calls this, and the first one writes.
 
-    A chat template that was learnt goes with the tokenizer, and the token that ends its answers into the generation
-    config.
-
-    Weights are float32 whatever the precision of the passes: a merge takes differences of checkpoints, and in 16 bits
-    the differences of a short training are mostly rounding.
+    The chat template of the training goes into the tokenizer, and the token that ends its answers into the generation
+    config. Weights are float32 whatever the precision of the passes: a merge takes differences of checkpoints, and in
+    16 bits the differences of a short training are mostly rounding.
     """
     import transformers
 

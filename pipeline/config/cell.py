@@ -20,7 +20,7 @@ from pipeline.config.scoring import Evaluation, Merge
 from pipeline.config.sources import CipherCorpus, Corpus, HubCorpus, Language
 from pipeline.config.trainings import Adaptation, ContinualTraining, Instructions, Training
 from train.data.chat_template import CHATML, TOKENIZER
-from train.parallel import batch_sizes
+from train.distributed import batch_sizes
 
 
 def iso_date(value: str) -> str:

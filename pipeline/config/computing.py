@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from common.settings import Name, Settings
 from train import settings as train_settings
-from train.parallel import contradiction
+from train.distributed import contradiction
 from train.settings import Precision
 
 

@@ -26,7 +26,7 @@ from common.hub import local_folder
 from pipeline.config import Compute, Config, ModelShape
 from pipeline.cost.hardware import GPUS, Cluster
 from pipeline.cost.shape import model_shape, trained_parameters
-from train.parallel import ZERO_STAGES, batch_sizes
+from train.distributed import ZERO_STAGES, batch_sizes
 
 HOST_SLACK = 1.5  # DeepSpeed's own factor for buffers in a node's memory
 BUCKET = 5 * 10**8  # elements: DeepSpeed's default reduce_bucket_size; a buffer of it is there while gradients come
@@ -287,7 +287,7 @@ PROCESS = 10**9  # bytes besides tensors: Python, torch, transformers, compiled 
 def node_memory_of_training(shape: ModelShape, config: Config, memory: Memory) -> float:
     """Return bytes of a node at the peak of a training on GPUs.
 
-    train/transformers_trainer.py loads the model in 32 bits in the main memory of every process, which brings it to
+    train/hf_trainer.py loads the model in 32 bits in the main memory of every process, which brings it to
     its GPU then. ZeRO-3 hands out the tensors of one file as it reads them, so a node holds one copy. In the end the
     first process gathers the weights in 32 bits (Trainer.publish). Under DeepSpeed those that LoRA leaves untrained
     come in the precision of the passes, and it reads the base's beside them. At the same time states may be offloaded.

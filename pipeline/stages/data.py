@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from common.chat import DATE_FUNCTION
 from common.errors import BadInput
 from common.settings import Settings
-from common.special_tokens import in_words
+from common.special_tokens import format_control_counts
 from common.units import format_tokens
 from pipeline.config import CipherCorpus, Config, HubCorpus
 from pipeline.stages.stage import Inputs, Stage, StageType
@@ -298,7 +298,7 @@ def packed(blocks: Path) -> str:
     counts = block_counts(blocks)
     filled = f": {counts['blocks']:,} blocks, {counts['real_token_share']:.2%} of their positions real tokens"
     chat = conversed(counts["chat"], counts["trained_tokens"]) if "chat" in counts else ""
-    return filled + chat + in_words(counts.get("control_tokens", {}))
+    return filled + chat + format_control_counts(counts.get("control_tokens", {}))
 
 
 def conversed(chat: Mapping[str, Any], trained: int) -> str:

@@ -11,9 +11,9 @@ import pytest
 from common.special_tokens import (
     added_special_tokens,
     control_tokens,
+    count_control_names,
     folder_adds_special_tokens,
-    in_words,
-    written_out,
+    format_control_counts,
 )
 
 
@@ -85,6 +85,10 @@ def test_control_tokens_written_in_texts_are_counted_and_named() -> None:
     definition["model"]["unk_token"] = "<s>"  # what unknown text becomes is written by nobody
     names = control_tokens(definition).values()
     assert list(names) == ["</s>"]
-    counts = written_out(["a </s> b</s>", "<s> </ s>"], names)
-    assert in_words(counts) == ", 2 control tokens written in the text (</s> 2)"
-    assert in_words(written_out(["plain"], names)) == in_words(written_out(["</s>"], [])) == ""
+    counts = count_control_names(["a </s> b</s>", "<s> </ s>"], names)
+    assert format_control_counts(counts) == ", 2 control tokens written in the text (</s> 2)"
+    assert (
+        format_control_counts(count_control_names(["plain"], names))
+        == format_control_counts(count_control_names(["</s>"], []))
+        == ""
+    )

@@ -182,9 +182,9 @@ def test_check_reports_where_generation_stops(tmp_path: Path) -> None:
     chat = saved(tmp_path / "chat", eos_token_id=[1, 2])
     stated = config("model=folder", f"model.path={SHIPPED}", f"sft.source={chat}", "eval.chat=auto")
     plain, chats = list(check_chat_templates(without_stages(stated)))
-    assert plain.told and plain.text == f"chat        model.path={SHIPPED}: plain prompts (no chat template)"
+    assert plain.fact and plain.text == f"chat        model.path={SHIPPED}: plain prompts (no chat template)"
     names = chat_tokenizer().convert_ids_to_tokens([1, 2])
-    assert chats.told and chats.text == (
+    assert chats.fact and chats.text == (
         f"chat        sft.source={chat}: by its template; generation stops at {', '.join(names)}"
     )
     runs_on = CHATML.replace("<|im_end|>", "</s>")

@@ -14,7 +14,7 @@ from pipeline.config import Config
 from pipeline.cost.shape import model_shape
 from pipeline.stages.cell import plan_cell
 from pipeline.stages.stage import Inputs
-from train.parallel import batch_sizes
+from train.distributed import batch_sizes
 
 LANGUAGES = ("tam", "tel", "ory", "ben", "bod", "uig", "mon")
 

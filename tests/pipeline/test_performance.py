@@ -96,11 +96,11 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, track: Any) -> tupl
         return {"strategy": "none", "performance": asdict(MEASURED)}
 
     def maker(job: Job) -> None:
-        launch.train(job, tmp_path, tmp_path, SETTINGS)
+        launch.train(job, tmp_path, tmp_path, SETTINGS.replace(precision="bf16"))
 
     monkeypatch.setattr(launch, "_train", training)
-    compute = {"device": "cuda", "precision": "bf16"}
-    stage = toy_stage("sft", "test", {"tokens": 10}, options={"compute": compute, "save_every_tokens": 10})
+    options = {"compute": {"device": "cuda"}, "save_every_tokens": 10}
+    stage = toy_stage("sft", "test", {"tokens": 10}, options=options)
     store, journal = Store(tmp_path / "store"), Journal(tmp_path / "journal.jsonl")
     view = toy.view(store, [stage], journal)
     Executor(store, [stage], journal, maker=lambda kind: maker, track=track).compute([stage], stop_at_failure=True)

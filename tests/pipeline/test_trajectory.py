@@ -57,7 +57,7 @@ def test_a_sweep_drops_states_and_a_longer_one_continues_from_the_last(tmp_path:
     store = Store(tmp_path / "store")
     small, large = (store.find(stage) for stage in run(store, (20, 40), tmp_path))
     assert small and large
-    assert not (small.path / "state").exists() and small.record["dropped"] == ["state"] and not small.holds("state")
+    assert not (small.path / "state").exists() and small.record["dropped"] == ["state"] and not small.has("state")
     assert (large.path / "state").exists() and "dropped" not in large.record
     assert small.damage(thorough=True) is None and (small.path / "steps_here").exists()
     further = store.find(run(store, (20, 40, 60), tmp_path)[-1])

@@ -23,7 +23,7 @@ from transformers import (
 
 from common.errors import BadInput
 from pipeline import inputs, sweep
-from train import base_model, parallel, trainer, transformers_trainer
+from train import base_model, distributed, hf_trainer, trainer
 from train.settings import BaseModelSettings, Compute, LoraSettings, TrainingSettings
 
 ROOT = Path(__file__).parents[2]
@@ -82,9 +82,7 @@ def test_a_precision_that_the_device_cannot_compute_is_rejected_in_one_line(
     precision: str, compute: dict[str, str], says: str, training: TrainingSettings, tmp_path: Path
 ) -> None:
     with pytest.raises(BadInput, match=says):
-        transformers_trainer.training_arguments(
-            Compute(**compute), tmp_path, training.replace(precision=precision), None
-        )
+        hf_trainer.training_arguments(Compute(**compute), tmp_path, training.replace(precision=precision), None)
 
 
 @pytest.mark.parametrize("where", ["before the run", "in the training"])
@@ -102,17 +100,17 @@ def test_bf16_on_a_gpu_without_it_is_rejected(
             inputs.check_device(config)
         else:
             settings = training.replace(precision="bf16")
-            transformers_trainer.training_arguments(Compute(device="cuda"), tmp_path, settings, None)
+            hf_trainer.training_arguments(Compute(device="cuda"), tmp_path, settings, None)
     inputs.check_device(config.model_copy(update={"precision": "fp16"}))
 
 
 def test_fp16_scales_the_loss_in_both_engines(training: TrainingSettings, tmp_path: Path) -> None:
     settings = training.replace(precision="fp16")
-    made = transformers_trainer.training_arguments(Compute(device="cuda"), tmp_path, settings, None)
+    made = hf_trainer.training_arguments(Compute(device="cuda"), tmp_path, settings, None)
     assert (made.mixed_precision, made.fp16, made.bf16) == ("fp16", True, False)
     from deepspeed.runtime.precision_config import get_float16_config
 
-    described = parallel.deepspeed_config(Compute(device="cuda", strategy="zero2"), "fp16", 1, 1)
+    described = distributed.deepspeed_config(Compute(device="cuda", strategy="zero2"), "fp16", 1, 1)
     assert described is not None and described["bf16"] == {"enabled": False}
     fp16 = get_float16_config(described)
     assert fp16.enabled and fp16.loss_scale == 0, "0 is a dynamic scale"
@@ -166,7 +164,7 @@ def test_only_what_text_reaches_is_trained(
     lora: LoraSettings | None, prepared: Path, training: TrainingSettings, tmp_path: Path
 ) -> None:
     folder = saved(seeing(), prepared, tmp_path / "base")
-    model = transformers_trainer.load_model(folder, training.replace(lora=lora), Compute(threads=1))
+    model = hf_trainer.load_model(folder, training.replace(lora=lora), Compute(threads=1))
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     text = {name for name, _ in model.named_parameters() if "vision" not in name and "projector" not in name}
     assert trained == ({name for name in text if "lora_" in name} if lora else text)

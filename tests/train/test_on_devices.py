@@ -16,7 +16,7 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, modeling_flash_attention_utils
 from transformers.modeling_utils import PreTrainedModel
 
-from train import base_model, trainer, transformers_trainer
+from train import base_model, hf_trainer, trainer
 from train.data.blocks import Blocks
 from train.data.packing import IGNORED
 from train.settings import BaseModelSettings, Compute, TrainingSettings
@@ -48,14 +48,14 @@ def test_a_finished_training_keeps_no_weights_in_memory(
     prepared: Path, training: TrainingSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept: list[weakref.ref[Any]] = []
-    load = transformers_trainer.load_model
+    load = hf_trainer.load_model
 
     def watched(*arguments: Any) -> Any:
         model = load(*arguments)
         kept.extend(weakref.ref(parameter) for parameter in model.parameters())
         return model
 
-    monkeypatch.setattr(transformers_trainer, "load_model", watched)
+    monkeypatch.setattr(hf_trainer, "load_model", watched)
     for precision in ("fp32", "bf16"):
         gc.collect()
         gc.disable()  # what is freed is freed by the training, not by chance
@@ -144,12 +144,12 @@ def packed(prepared: Path, rows: int) -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "labels": labels, "position_ids": positions}
 
 
-def engine(prepared: Path, work: Path, settings: TrainingSettings, attention: str) -> transformers_trainer.Trainer:
+def engine(prepared: Path, work: Path, settings: TrainingSettings, attention: str) -> hf_trainer.Trainer:
     compute = Compute(threads=1)
-    arguments = transformers_trainer.training_arguments(compute, work, settings, None)
+    arguments = hf_trainer.training_arguments(compute, work, settings, None)
     model = AutoModelForCausalLM.from_pretrained(prepared / "model", attn_implementation=attention)
-    progress = transformers_trainer.Progress(compute, settings, work / "log.jsonl", None, None)
-    return transformers_trainer.Trainer(model, arguments, Blocks(prepared / "blocks"), progress)
+    progress = hf_trainer.Progress(compute, settings, work / "log.jsonl", None, None)
+    return hf_trainer.Trainer(model, arguments, Blocks(prepared / "blocks"), progress)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 4])

@@ -28,7 +28,7 @@ Passages = dict[str, list[Row]]  # by language
 def build(settings: CorpusSettings, options: CorpusOptions, out: Path, work: Path) -> None:
     """Write the corpus to `out`; one from the Hub resumes in `work` if an earlier call was killed.
 
-    What is written depends on `settings` and on the content of what `options` names, not on where that lies. Raises
+    What is written depends on `settings` and on the content of what `options` names, not on its location. Raises
     BadInput for a source, file or split that cannot work.
     """
     if isinstance(settings, HubCorpusSettings):
@@ -107,8 +107,8 @@ def cipher_passages(settings: CipherSettings) -> tuple[Passages, list[Row]]:
     language = settings.language
     english = dict(sources.english_bible())
     words = sources.cipher_dictionary(english.values(), settings.replaced, settings.cipher_seed)
-    secret = {verse: sources.encipher(text, words) for verse, text in english.items()}
-    passages = _by_verse({language: secret.items(), "en": english.items()}, settings)
+    ciphertext = {verse: sources.encipher(text, words) for verse, text in english.items()}
+    passages = _by_verse({language: ciphertext.items(), "en": english.items()}, settings)
     verses = aligned(passages, language)
     only = {}
     for row in passages["en"]:
@@ -158,10 +158,10 @@ def _files(settings: CorpusSettings, options: CorpusOptions) -> Passages:
         passages[name] = []
         seen: set[str] = set()
         for text in documents:
-            # however a copy breaks its lines and composes its letters, it is the same text
-            same = unicodedata.normalize("NFC", " ".join(text.split()))
-            digest = hashlib.sha256(same.encode()).hexdigest()[:16]
-            if digest in seen:  # the same text again: it would be read twice within one document
+            # copies may differ in line breaks and in the composition of letters
+            canonical = unicodedata.normalize("NFC", " ".join(text.split()))
+            digest = hashlib.sha256(canonical.encode()).hexdigest()[:16]
+            if digest in seen:  # the same text again would be read twice within one document
                 continue
             seen.add(digest)
             split = split_of(digest, settings.seed, settings.dev, settings.test)
@@ -175,8 +175,6 @@ def _leaks(passages: list[Row]) -> list[Row]:
 
 
 def drop_leaks(passages: list[Row]) -> tuple[list[Row], int]:
-    """Return the passages without the held-out ones that stand word for word in training text too, and how many those
-    were.
-    """
+    """Return the passages without held-out ones that training text contains word for word, and the number of those."""
     leaked = {passage["id"] for passage in _leaks(passages)}
     return [passage for passage in passages if passage["id"] not in leaked], len(leaked)

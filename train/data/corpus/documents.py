@@ -18,24 +18,25 @@ from train.data.segmentation import WORDS
 SPLITS = ("train", "dev", "test")
 
 
-def hash_fraction(name: str, seed: int) -> float:
-    """Return a number in [0, 1) that a name has by its hash, evenly spread over names."""
+def hash_fraction(name: str, seed: int | str) -> float:
+    """Return a number in [0, 1) by a hash of a name, evenly spread over names."""
     return int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:8]) / 2**64
 
 
 def split_of(name: str, seed: int, dev: float, test: float) -> str:
     """Return the split of a document, by a hash of its name: stable under additions to the corpus.
 
-    `dev` and `test` are shares of all documents.
+    `dev` and `test` are fractions of all documents.
     """
     fraction = hash_fraction(name, seed)
     return "test" if fraction < test else "dev" if fraction < test + dev else "train"
 
 
 def is_withheld(document: str, share: float, seed: int) -> bool:
-    """Return whether a training document is among the `share` whose English a base reads nothing of: a cipher's text.
+    """Return whether a training document is withheld: a base does not read its English, which is a cipher's text.
 
-    By a hash of its name with a salt of its own: the plain hash decided its split, and whether a base has it aligned.
+    share: fraction of documents. The hash of the name has another salt than the one that decides the split and whether
+    a base has the document aligned.
     """
     return hash_fraction(f"withheld:{document}", seed) < share
 
@@ -43,7 +44,7 @@ def is_withheld(document: str, share: float, seed: int) -> bool:
 def normalised(text: str) -> str:
     """Normalise a text for the comparison of held-out text with training text.
 
-    Letters with their marks (vowel signs are words' own) and digits, case folded. A letter and its mark are the same as
+    Letters with their marks (such as vowel signs) and digits stay, case folded. A letter with its mark is the same as
     one character (NFC) and as two (NFD).
     """
     return " ".join(WORDS.findall(unicodedata.normalize("NFC", text))).casefold()
@@ -69,7 +70,7 @@ def training_files(corpus_dir: Path, language: str) -> list[Path]:
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """Return the rows of one file of training text or instructions.
 
-    Those of a Parquet file fit in memory, as train.data.corpus.hub makes them.
+    Those of a Parquet file fit in memory: train.data.corpus.hub writes small files.
     """
     if path.suffix == ".jsonl":
         return read_jsonl(path)

@@ -19,6 +19,7 @@ import regex
 
 from common.errors import BadInput, line_of, listed
 from common.validation import parse_json
+from train.data.corpus.documents import hash_fraction
 
 # --- A user's files: text, JSONL with a `text` field, Parquet with a `text` column ---
 
@@ -213,20 +214,12 @@ def english_bible() -> Iterator[tuple[VerseId, str]]:
 WORD = regex.compile(r"\p{L}+")
 ONSETS = ("b", "ch", "d", "f", "g", "k", "l", "m", "n", "p", "r", "s", "t", "v", "w", "z", "nd", "mb", "kw", "ts")
 VOWELS = ("a", "e", "i", "o", "u", "aa", "ia", "ue")
-LETTERS_PER_SYLLABLE = 2.6  # of the invented words, on average: so they are about as long as those they stand for
-
+LETTERS_PER_SYLLABLE = 2.6  # of the invented words, on average: so they are about as long as those they replace
 ATTEMPTS_PER_LENGTH = 8  # before an invented word grows by a syllable, as the short forms run out
 
 
-def place_of_word(word: str, salt: str) -> float:
-    """Return a word's place in [0, 1), by a hash."""
-    return int.from_bytes(hashlib.sha256(f"{salt}:{word}".encode()).digest()[:8]) / 2**64
-
-
 def invent_word(word: str, salt: str, longer: int = 0) -> str:
-    """Return a word of onsets and vowels, the same for the same word and salt: about as long, or some syllables
-    longer.
-    """
+    """Return a word of onsets and vowels by a hash: about as long as `word`, or some syllables longer."""
     digest = hashlib.sha512(f"{salt}:{word}".encode()).digest()
     syllables = min(len(digest) // 2, max(1, round(len(word) / LETTERS_PER_SYLLABLE)) + longer)
     pairs = zip(digest[:syllables], digest[syllables : 2 * syllables], strict=True)
@@ -234,20 +227,20 @@ def invent_word(word: str, salt: str, longer: int = 0) -> str:
 
 
 def cipher_dictionary(texts: Iterable[str], share: float, seed: int) -> dict[str, str]:
-    """Return the invented word of each word type that is replaced, in small letters: `share` of the types, by a hash.
+    """Return the invented words of a fraction `share` of the word types, by a hash, in small letters.
 
-    No two types share an invented word, and none is a word of the texts.
+    No two types get the same invented word, and none is a word of the texts.
     """
     types = sorted({word.lower() for text in texts for word in WORD.findall(text)})
     taken = set(types)
-    made: dict[str, str] = {}
+    invented: dict[str, str] = {}
     for word in types:
-        if place_of_word(word, f"{seed}:replaced") >= share:
+        if hash_fraction(word, f"{seed}:replaced") >= share:
             continue
         attempts = (invent_word(word, f"{seed}:{n}", n // ATTEMPTS_PER_LENGTH) for n in itertools.count())
-        made[word] = next(candidate for candidate in attempts if candidate not in taken)
-        taken.add(made[word])
-    return made
+        invented[word] = next(candidate for candidate in attempts if candidate not in taken)
+        taken.add(invented[word])
+    return invented
 
 
 def encipher(text: str, words: Mapping[str, str]) -> str:

@@ -1,4 +1,4 @@
-"""transformers' Trainer on one process or many, and checks that it does what was asked.
+"""transformers' Trainer for one process or many.
 
 Imports torch and transformers: train/trainer.py, which a plan imports too, imports this late.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import gc
 import json
 import os
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,15 +15,12 @@ from typing import Any
 
 import torch
 import transformers
-from torch import distributed
-from torch.distributed.tensor import DTensor
 from transformers import TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
 from common import hub
-from common.errors import BadInput
 from common.files import write_atomic
-from train import lora, parallel, resume
+from train import distributed, lora, resume
 from train.data.blocks import Blocks
 from train.data.packing import IGNORED
 from train.dev_text import DevText, bits_per_byte
@@ -56,16 +52,16 @@ def training_arguments(
     Raises BadInput if there are not as many processes as `compute` says.
     """
     transformers.logging.set_verbosity_error()
-    parallel.check_precision(compute.device, settings.precision, compute.attention)
+    distributed.check_precision(compute.device, settings.precision, compute.attention)
     if compute.threads:
         torch.set_num_threads(compute.threads)
         os.environ["OMP_NUM_THREADS"] = str(compute.threads)  # without it accelerate takes all cores of a node's CPUs
-    micro, accumulation = parallel.batch_sizes(
+    micro, accumulation = distributed.batch_sizes(
         settings.batch_tokens, settings.block_size, compute.world, compute.micro_batch
     )
     steps = settings.steps
     sharded = compute.strategy == "fsdp"
-    made = OneDevice(
+    arguments = OneDevice(
         output_dir=str(work),
         max_steps=steps if settings.decay_steps else settings.schedule_steps,
         per_device_train_batch_size=micro,
@@ -86,17 +82,17 @@ def training_arguments(
         fp16=settings.precision == "fp16",  # with a dynamic loss scale, which checkpoints contain
         activation_checkpointing=compute.gradient_checkpointing and not sharded,
         use_liger_kernel=compute.liger,
-        deepspeed=parallel.deepspeed_config(compute, settings.precision, micro, accumulation),
+        deepspeed=distributed.deepspeed_config(compute, settings.precision, micro, accumulation),
         ddp_find_unused_parameters=False,
         fsdp=sharded or None,  # type: ignore[arg-type]  # the type is from when it was a list of words
-        fsdp_config=parallel.fsdp_config(compute) if sharded else None,
+        fsdp_config=distributed.fsdp_config(compute) if sharded else None,
         report_to="none",
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=compute.device == "cuda",
     )
-    start_process_group(made, compute)
-    return made
+    distributed.start_process_group(arguments, compute)
+    return arguments
 
 
 def learning_rate_schedule(settings: TrainingSettings) -> dict[str, Any]:
@@ -115,34 +111,6 @@ def learning_rate_schedule(settings: TrainingSettings) -> dict[str, Any]:
         "lr_scheduler_type": "warmup_stable_decay",
         "lr_scheduler_kwargs": {**decay, "min_lr_ratio": settings.min_lr_ratio},
     }
-
-
-def start_process_group(made: TrainingArguments, compute: Compute) -> None:
-    """Check the processes of this launch, and start the group that DeepSpeed, or FSDP on a CPU, needs."""
-    if made.world_size != compute.world:
-        raise BadInput(
-            f"compute: needs {compute.world} processes, got {made.world_size}."
-            " Let the pipeline start them, or run `torchrun --nproc_per_node=... -m train JOB.json`."
-        )
-    if compute.strategy in parallel.ZERO_STAGES:
-        import deepspeed
-
-        beside_python = Path(sys.executable).parent  # this folder has ninja, which builds DeepSpeed's extensions
-        os.environ["PATH"] = f"{beside_python}{os.pathsep}{os.environ.get('PATH', '')}"
-        deepspeed.init_distributed()  # takes the group over; otherwise ZeRO-3 would load the model as for one process
-    if compute.strategy == "fsdp" and compute.device == "cpu":
-        _shard_on_cpu()
-
-
-def _shard_on_cpu() -> None:
-    """Make accelerate apply FSDP2 to CPU processes; a private interface, see docs/development/private-interfaces.md.
-
-    It does so for the kinds of process groups that it lists, and CPU's is not one: it would be DDP, unsaid.
-    """
-    from accelerate.state import PartialState
-    from accelerate.utils import DistributedType
-
-    PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
 
 
 def load_model(folder: Path, settings: TrainingSettings, compute: Compute) -> Any:
@@ -168,9 +136,7 @@ def freeze_other_modalities(model: transformers.PreTrainedModel) -> None:
 
 
 def other_modalities(model: transformers.PreTrainedModel) -> list[str]:
-    """Return the names of the largest modules of a model whose weights text does not reach; none in a model of text
-    alone.
-    """
+    """Return the names of the largest modules whose weights text does not reach; none in a model of text only."""
     if model.config.get_text_config() is model.config:
         return []
     parts = [model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings()]
@@ -195,7 +161,7 @@ class Trainer(transformers.Trainer):
         progress.trainer = self
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *positional: Any, **named: Any) -> Any:
-        """Compute the loss of a batch, with its rows joined if FlashAttention has to tell examples apart."""
+        """Compute the loss of a batch, flattened to one row if FlashAttention has to tell examples apart."""
         if "position_ids" in inputs and self.flash:
             inputs = flatten_rows(inputs)
         return super().compute_loss(model, inputs, *positional, **named)
@@ -227,9 +193,7 @@ class Trainer(transformers.Trainer):
     def publish(self, out: Path, base: Path, adaptation: LoraSettings | None) -> None:
         """Write the weights of all processes, in float32, as a plain folder `out/model` that `from_pretrained` loads.
 
-        Config, safetensors, tied tensors once.
-
-        LoRA: its adapter, too, as `out/adapter`.
+        Tied tensors are written once. With LoRA, the adapter is written as `out/adapter`, too.
         """
         weights = self.accelerator.get_state_dict(self.model_wrapped)
         if self.is_deepspeed_enabled and (self.args.bf16 or self.args.fp16):
@@ -273,13 +237,11 @@ class Trainer(transformers.Trainer):
             if weights is not None and full is not None and name in weights:
                 weights[name] = full.detach().cpu().view(weights[name].shape)
         if weights is not None and untrained:
-            own = self._read_weights(base)
-            weights.update({name: own[lora.plain_name(name)] for name in untrained if name in weights})
+            base_weights = self._read_weights(base)
+            weights.update({name: base_weights[lora.plain_name(name)] for name in untrained if name in weights})
 
     def _read_weights(self, folder: Path) -> dict[str, torch.Tensor]:
-        """Return a model's weights in float32, whole: under ZeRO-3, transformers would share them out among all
-        processes.
-        """
+        """Return a model's weights in float32, unsharded even under ZeRO-3."""
         unset_hf_deepspeed_config()
         try:
             return transformers.AutoModelForCausalLM.from_pretrained(
@@ -301,79 +263,12 @@ def flatten_rows(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: tensor.reshape(1, -1) for name, tensor in {**inputs, "labels": labels}.items()}
 
 
-def verify_launch(trainer: Trainer, compute: Compute) -> dict[str, Any]:
-    """World size, wrapper class and ZeRO stage as they are in this process.
-
-    Raises RuntimeError if `compute` says otherwise: launchers fall back silently.
-    """
-    wrapped: Any = trainer.model_wrapped
-    plain = type(trainer.accelerator.unwrap_model(wrapped)).__name__.removeprefix("FSDP")
-    wrappers = {"none": plain, "ddp": "DistributedDataParallel", "fsdp": f"FSDP{plain}"}
-    share = local_fraction(wrapped)
-    facts: dict[str, Any] = {
-        "strategy": compute.strategy,
-        "world_size": distributed.get_world_size() if distributed.is_initialized() else 1,
-        "wrapper": type(wrapped).__name__,
-        "zero_stage": wrapped.zero_optimization_stage() if type(wrapped).__name__ == "DeepSpeedEngine" else 0,
-        "held_parameters": round(share, 3),  # fraction of the weights in this process between two passes
-    }
-    sharded = compute.world > 1 and compute.strategy in ("zero3", "zero3_offload", "fsdp")
-    expected = {
-        "world_size": compute.world,
-        "wrapper": wrappers.get(compute.strategy, "DeepSpeedEngine"),
-        "zero_stage": parallel.ZERO_STAGES.get(compute.strategy, 0),
-    }
-    if any(facts[name] != value for name, value in expected.items()) or (share < 0.999) != sharded:
-        raise RuntimeError(
-            f"compute.strategy={compute.strategy}: expected {expected}, sharded weights: {sharded};"
-            f" this launch has {facts}"
-        )
-    return facts
-
-
-def local_fraction(model: torch.nn.Module) -> float:
-    """Share of the parameters that lie in this process: 1 where every process has all of them."""
-    present = total = 0
-    for parameter in model.parameters():
-        total += getattr(parameter, "ds_numel", parameter.numel())
-        partition = getattr(parameter, "ds_tensor", None)
-        local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
-        present += local.numel() if partition is None else partition.numel()
-    return present / total
-
-
-def any_rank(wish: bool) -> bool:
-    """Return whether any process wants it: all get the same answer at the same step."""
-    return bool(max_over_ranks(int(wish)))
-
-
-def max_over_ranks(value: int) -> int:
-    """Return the largest of all processes' values, in all of them."""
-    if not distributed.is_initialized():
-        return value
-    device = "cpu" if distributed.get_backend() == "gloo" else "cuda"
-    values = torch.tensor([value], dtype=torch.int64, device=device)
-    distributed.all_reduce(values, op=distributed.ReduceOp.MAX)
-    return int(values.item())
-
-
-def broadcast(value: Any) -> Any:
-    """Return the first process's value, in all of them: what each sees of a shared file system may differ."""
-    if not distributed.is_initialized():
-        return value
-    holder = [value]
-    distributed.broadcast_object_list(holder, src=0)
-    return holder[0]
-
-
 class NothingLeft(Exception):
-    """The state that a training resumes from is its end: the run before stopped while it published."""
+    """The state that a training resumes from is its end: the previous run stopped while it published."""
 
 
 class Progress(transformers.TrainerCallback):
-    """A callback that checks the launch, stops at the budget or on request, marks complete checkpoints, and passes
-    on logs.
-    """
+    """A callback that verifies the launch, stops at the budget or on request, marks complete checkpoints and logs."""
 
     def __init__(
         self,
@@ -395,18 +290,20 @@ class Progress(transformers.TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         assert self.trainer is not None
-        self.facts = verify_launch(self.trainer, self.compute)
+        wrapped = self.trainer.model_wrapped
+        plain = self.trainer.accelerator.unwrap_model(wrapped)
+        self.facts = distributed.verify_launch(wrapped, plain, self.compute)
         if state.global_step >= self.steps:
             raise NothingLeft
         self.started, self.first_step = time.monotonic(), state.global_step
         if self.log.exists() and state.is_world_process_zero:
-            self._cut_log(state.global_step * self.batch_tokens)
+            self._truncate_log(state.global_step * self.batch_tokens)
         if self.dev and not state.global_step:
             self._measure_dev(state)
         self.meter.begin()
 
-    def _cut_log(self, tokens: int) -> None:
-        """Drop what was logged after the checkpoint that this run resumes from: it is logged again."""
+    def _truncate_log(self, tokens: int) -> None:
+        """Drop the lines after the checkpoint that this run resumes from: they are logged again."""
         lines = self.log.read_text(encoding="utf-8").splitlines(keepends=True)
         before = [line for line in lines if line.endswith("\n") and json.loads(line)["tokens"] <= tokens]
         write_atomic(self.log, "".join(before))
@@ -414,7 +311,7 @@ class Progress(transformers.TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if state.global_step >= self.steps:
             control.should_save = control.should_log = control.should_training_stop = True
-        elif self.should_stop and any_rank(self.should_stop()):
+        elif self.should_stop and distributed.any_rank(self.should_stop()):
             self.interrupted = control.should_save = control.should_training_stop = True
         measures = bool(self.dev) and (state.global_step % self.dev_steps == 0 or state.global_step >= self.steps)
         self.meter.end_step(saves=control.should_save or measures)
@@ -426,23 +323,22 @@ class Progress(transformers.TrainerCallback):
         """Log bits per byte of held-out text at this step."""
         assert self.trainer is not None
         arguments = self.trainer.args
-        found = bits_per_byte(
+        measured = bits_per_byte(
             self.trainer.model_wrapped, self.dev, arguments.per_device_train_batch_size, arguments.device
         )
-        rounded = {language: round(value, 5) for language, value in found.items()}
+        rounded = {language: round(value, 5) for language, value in measured.items()}
         self._append(state, {"dev_bits_per_byte": rounded})
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if distributed.is_initialized():
-            distributed.barrier()  # every process has written its part
+        distributed.wait_for_all()  # every process has written its part
         if state.is_world_process_zero:
             resume.mark_complete(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}", self.compute)
         self.meter.end_save()
 
     def performance(self) -> Performance | None:
         """Return the measurements, the same in all processes; None if no step was left. Every process calls this."""
-        name, rate = broadcast((self.meter.device_name(), self.meter.tokens_per_second(self.batch_tokens)))
-        peak = max_over_ranks(self.meter.peak_memory())
+        name, rate = distributed.broadcast((self.meter.device_name(), self.meter.tokens_per_second(self.batch_tokens)))
+        peak = distributed.max_over_ranks(self.meter.peak_memory())
         return rate and Performance(name, self.compute.world, round(rate / self.compute.world, 3), None, peak)
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any) -> None:
@@ -458,7 +354,7 @@ class Progress(transformers.TrainerCallback):
         self._append(state, record)
 
     def _append(self, state: TrainerState, measured: Mapping[str, Any]) -> None:
-        """Write a line of the log, and passes it on: in the first process."""
+        """Write a line of the log and pass it to `on_log`, in the first process."""
         if not state.is_world_process_zero:
             return
         done = {"tokens": state.global_step * self.batch_tokens, "of_tokens": self.steps * self.batch_tokens}
