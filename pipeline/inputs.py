@@ -56,6 +56,7 @@ def inputs(config: Config, network: bool = True) -> Inputs:
     if config.sft.hub and config.sft.hub.local:
         sft.append(_data_set(config.sft.hub, checksums))
     tasks = [checksums.names(task_files(Path(config.eval.include_path)))] if config.eval.include_path else []
+    sources = {name: _data_set(source, checksums) for name, source in (config.ct.sources or {}).items() if source.local}
     corpus = _texts(config, checksums)
     template = chat_template(config, network)
     return Inputs(
@@ -68,6 +69,7 @@ def inputs(config: Config, network: bool = True) -> Inputs:
         template=template,
         asks_date=template_writes_date(config, template, network),
         questions=read_questions(config.eval.questions) if config.adapt and config.eval.questions else None,
+        sources=sources,
     )
 
 

@@ -264,7 +264,8 @@ def _keys_of_field(
     at = f"{place}{name}"
     said = (found.of.get(at) or found.of.get(f"{prefix}{name}") for found in files)
     meaning = next((text for text in said if text), "")
-    nested, many = _models(field.annotation), get_origin(field.annotation) is dict
+    kinds = (field.annotation, *get_args(field.annotation))  # of an optional section too
+    nested, many = _models(field.annotation), any(get_origin(kind) is dict for kind in kinds)
     if nested and many and not meaning:  # a section of names, which the head of the file describes
         meaning = _head(files)
     given = values.get(name) if isinstance(values, Mapping) else None

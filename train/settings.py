@@ -48,6 +48,31 @@ class TextSource(SourceSettings):
     column: str  # column of the text
 
 
+class FurtherText(SourceSettings):
+    """Rows that a template makes documents of, one each."""
+
+    subset: str | None = None
+    files: str | None = None
+    split: str = "train"
+    revision: str | None = None
+    template: str = "{text}"  # `{en}` stands for the column `en`
+    max_bytes: Bytes | None = None  # UTF-8 bytes of documents to take; None: all
+
+
+class TextSourceSettings(FurtherText):
+    """Further text for CT, next to the corpus."""
+
+    name: str
+    seed: Seed  # of the order in which the data set's files are read
+
+
+class TextSourceOptions(Settings):
+    """folder: of a local data set. workers: processes."""
+
+    folder: str | None
+    workers: int = 1
+
+
 class InstructionSource(SourceSettings):
     """Instructions, one example per row. prompt, answer: columns of text; both None for conversations."""
 
@@ -164,6 +189,7 @@ class CtBlocksSettings(CtData):
     schedule_tokens: int | None  # tokens to pack: of the largest budget that the schedule may reach; None: all
     block_size: int
     seed: int  # of the order of files and documents
+    sources: Mapping[str, float] = {}  # further texts: fraction of the blocks, by name
 
 
 class SftBlocksSettings(Settings):

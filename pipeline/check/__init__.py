@@ -84,5 +84,6 @@ def needs_hub(config: Config) -> bool:
         models
         or isinstance(config.corpus, HubCorpus)
         or bool(config.sft.hub)
+        or any(not source.local for source in (config.ct.sources or {}).values())
         or (bool(config.eval.tasks) and not config.eval.include_path)
     )

@@ -24,6 +24,7 @@ from pipeline.inputs import chat_template
 from pipeline.stages.data import chat_settings
 from train.data import conversations
 from train.data.chat_template import NONE
+from train.data.corpus.further_text import check_source
 from train.settings import CipherSettings
 
 if TYPE_CHECKING:
@@ -51,6 +52,9 @@ def check_corpora(cell: Cell) -> Iterator[Finding]:
         wanted.append(("sft.hub", hub, hub.columns))
     for key, source, columns in wanted:
         yield from guarded(hub_data.check, hub_source(source), columns, key)
+    if config.ct.sources and not is_done(cell, "text_source"):
+        for name, further in config.ct.sources.items():
+            yield from guarded(check_source, hub_source(further), further.template, f"ct.sources.{name}")
     if not cell.stages:  # its inputs were rejected: files are named there
         return
     if isinstance(config.corpus, Corpus) and not is_done(cell, "corpus"):
@@ -238,12 +242,13 @@ def check_budgets(plan: RunPlan) -> Iterator[Finding]:
         size, known = text_bytes(config), bytes_a_token(config)
         if size is None or known is None:
             continue
-        reach = int(size / known / (1 - config.ct.english_share))
+        reach = int(size * config.ct.epochs / known / config.ct.language_share)
         if reach < largest:
             yield Finding(
                 True,
                 f"ct.tokens={format_tokens(largest)}: the {config.language.name} text has about {reach:,} tokens "
-                "including English. Give more text or smaller budgets, or set language.max_tokens.",
+                f"including English{' and ct.sources' if config.ct.sources else ''}."
+                " Give more text or smaller budgets, or set language.max_tokens.",
             )
 
 

@@ -108,6 +108,13 @@ class Config(Settings):
         return self
 
     @model_validator(mode="after")
+    def sources_have_other_names(self) -> Config:
+        taken = {"en": "english_share sets how much English is read", self.language.code: "its text is the corpus"}
+        for name in taken.keys() & (self.ct.sources or {}).keys():
+            raise ValueError(f"ct.sources.{name}: is the code of a language, and {taken[name]}. Choose another name.")
+        return self
+
+    @model_validator(mode="after")
     def arms_can_be_trained(self) -> Config:
         merged = (name for method in self.merge.methods.values() for name in method.checkpoints)
         wanted = {*self.eval.unmerged, *merged}

@@ -7,8 +7,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from common.errors import BadInput
 from common.settings import Bytes, Positive, Settings, Tokens
-from train.settings import Cipher, HeldOut, InstructionSource, SourceSettings, TextSource
+from train.data.corpus.further_text import columns_of
+from train.settings import Cipher, FurtherText, HeldOut, InstructionSource, SourceSettings, TextSource
 
 
 class Language(Settings):
@@ -80,6 +82,20 @@ class HubSource(SourceSettings):
 
 class HubText(HubSource, TextSource):
     """A data set of running text."""
+
+
+class CtSource(FurtherText, HubSource):
+    """Further text for CT. fraction: of the blocks."""
+
+    fraction: Annotated[float, Field(gt=0, lt=1)]
+
+    @model_validator(mode="after")
+    def template_names_columns(self) -> CtSource:
+        try:
+            columns_of(self.template, "template")
+        except BadInput as error:
+            raise ValueError(str(error)) from None
+        return self
 
 
 class HubInstructions(HubSource, InstructionSource):

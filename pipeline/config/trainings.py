@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from common.settings import Fraction, Positive, Settings, Tokens
 from common.units import format_tokens
 from common.validation import sentence
-from pipeline.config.sources import HubInstructions
+from pipeline.config.sources import CtSource, HubInstructions
+from train.data.blocks import mixture
 from train.data.chat_template import GIVEN, NONE
 from train.settings import CtData, LoraSettings, Optimization
 
@@ -31,11 +33,22 @@ class Training(Optimization):
         return self
 
 
+def source_name(value: str) -> str:
+    """Return a name that files may have. Raises ValueError."""
+    if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", value):
+        raise ValueError("must consist of lower-case letters, digits, - and _. Rename the source, such as to parallel.")
+    return value
+
+
+SourceName = Annotated[str, AfterValidator(source_name)]
+
+
 class ContinualTraining(Training, CtData):
     """CT at a token budget, or on all of the language's text.
 
     schedule: cosine, one for all budgets, which ends at `schedule_tokens`; or wsd (warm-up, stable, decay), in which
     each budget ends with a decay of its own, over `decay_fraction` of its tokens.
+    sources: further texts by name, each with the fraction of the blocks that it has.
     whole_text: set where `tokens` is null. Then the blocks alone know the tokens; `tokens` and `schedule_tokens` hold
     an estimate, for plans (pipeline/resolve.py).
     """
@@ -46,6 +59,7 @@ class ContinualTraining(Training, CtData):
     decay_fraction: Annotated[float, Field(gt=0, le=1)]
     decay_shape: Literal["linear", "1-sqrt"]
     schedule_tokens: Tokens
+    sources: dict[SourceName, CtSource] | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -60,10 +74,32 @@ class ContinualTraining(Training, CtData):
         return {**values, "whole_text": True, "tokens": step, "schedule_tokens": step}
 
     @property
+    def fractions(self) -> dict[str, float]:
+        """Return the fraction of the blocks that each further source has, by name."""
+        return {name: source.fraction for name, source in sorted((self.sources or {}).items())}
+
+    @property
+    def language_share(self) -> float:
+        """Return the fraction of the blocks that the language's text has."""
+        return mixture(self.english_share, self.fractions)[0]
+
+    @property
     def decay_tokens(self) -> int:
         """Return tokens of the decay of a wsd schedule: whole optimizer steps, at least one."""
         steps = self.tokens // self.batch_tokens
         return max(1, round(self.decay_fraction * steps)) * self.batch_tokens
+
+    @model_validator(mode="after")
+    def leaves_room_for_the_language(self) -> ContinualTraining:
+        if self.sources and self.source:
+            raise ValueError("sources: ct.source was trained elsewhere, so no text is read. Set ct.sources=null.")
+        if round(self.language_share, 6) <= 0:
+            parts = " + ".join(f"{value:g}" for value in (self.english_share, *self.fractions.values()))
+            raise ValueError(
+                f"sources: must leave blocks for the language, got ct.english_share and fractions of {parts} ="
+                f" {1 - self.language_share:g}. Set smaller fractions, below 1 together."
+            )
+        return self
 
     @model_validator(mode="after")
     def within_schedule(self) -> ContinualTraining:

@@ -100,8 +100,12 @@ def stage_work(stage: Stage, config: Config, shape: ModelShape, resumed: int = 0
     if kind in ("corpus", "instructions"):
         size = corpus_bytes(config) if kind == "corpus" else instruction_bytes(config)
         return Work(written=size / COMPRESSED, text=size)
+    if kind == "text_source":
+        size = source_bytes(config, settings.name)
+        return Work(written=size / COMPRESSED, text=size)
     if kind == "leaks":
-        return Work(text=corpus_bytes(config) + instruction_bytes(config))
+        sources = sum(source_bytes(config, name) for name in config.ct.fractions)
+        return Work(text=corpus_bytes(config) + instruction_bytes(config) + sources)
     return Work()
 
 
@@ -129,6 +133,12 @@ def corpus_bytes(config: Config) -> float:
     if corpus.source == "hub":
         return (corpus.text_bytes or 0) + (corpus.english_bytes or 0)
     return 20 * SMALL  # a Bible in two languages; files of one's own are read where they are, and are seldom more
+
+
+def source_bytes(config: Config, name: str) -> float:
+    """Return the text of a source of CT; if no bound is set, no less than the training reads."""
+    source = (config.ct.sources or {})[name]
+    return source.max_bytes or source.fraction * config.ct.schedule_tokens * BYTES_A_TOKEN["own"]
 
 
 def instruction_bytes(config: Config) -> float:

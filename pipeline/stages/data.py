@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,8 @@ from train.settings import (
     ItemsSettings,
     SftBlocksSettings,
     TextSource,
+    TextSourceOptions,
+    TextSourceSettings,
 )
 
 if TYPE_CHECKING:
@@ -53,13 +55,14 @@ class Data:
     """The text of a language; budgets and seeds share it.
 
     instructions: what SFT learns, the items themselves where the Hub gives none. template: the text of the chat
-    template that it is put into, if it is known.
+    template that it is put into, if it is known. sources: further texts for CT, by their roles as parents.
     """
 
     corpus: Stage
     items: Stage
     instructions: Stage
     template: str | None = None
+    sources: Mapping[str, Stage] = field(default_factory=dict)
 
     @staticmethod
     def of(config: Config, inputs: Inputs) -> Data:
@@ -67,7 +70,7 @@ class Data:
         corpus = plan_corpus(config, inputs)
         items = plan_items(config, inputs, corpus)
         instructions = plan_instructions(config, inputs) if config.sft.hub else items
-        return Data(corpus, items, instructions, inputs.template)
+        return Data(corpus, items, instructions, inputs.template, plan_text_sources(config, inputs, corpus))
 
 
 def budget_name(config: Config) -> str:
@@ -112,6 +115,42 @@ def run_corpus(job: Job[CorpusSettings, CorpusOptions]) -> None:
 
 
 CORPUS = StageType("corpus", run_corpus, 3, "data", 3, shared=True)
+
+
+# --- further text for CT ---
+
+SOURCE_ROLE = "source-"  # begins the role of a source among the parents, before its name
+
+
+def plan_text_sources(config: Config, inputs: Inputs, corpus: Stage) -> dict[str, Stage]:
+    """Plan the further texts of CT, by role. The corpus is a parent, as its held-out text is dropped."""
+    language, planned = config.language.code, {}
+    for name, source in sorted((config.ct.sources or {}).items()):
+        values = {key: value for key, value in source.unplaced.items() if key != "fraction"}
+        settings = TextSourceSettings(**values, name=name, seed=config.corpus.seed)
+        options = TextSourceOptions(folder=source.folder, workers=workers(config))
+        known = (inputs.sources[name],) if name in inputs.sources else ()
+        stage = Stage(TEXT_SOURCE, f"{language}-{name}", settings, {"corpus": corpus}, options, known)
+        planned[f"{SOURCE_ROLE}{name}"] = stage
+    return planned
+
+
+def run_text_source(job: Job[TextSourceSettings, TextSourceOptions]) -> None:
+    from train.data.corpus import further_text
+
+    further_text.write_source(job.settings, job.options, job.folders["corpus"], job.out, job.work)
+    counts = block_counts(job.out)
+    left_out = format_counts({name.replace("_", " "): count for name, count in counts["left_out"].items()})
+    job.note = f": {counts['documents']:,} documents" + (f", left out: {left_out}" if left_out else "")
+
+
+def source_folders(job: Job[Any, Any]) -> dict[str, Path]:
+    """Return the folder of each further text among the parents of a stage, by name."""
+    sources = (role for role in job.stage.parents if role.startswith(SOURCE_ROLE))
+    return {role.removeprefix(SOURCE_ROLE): job.folders[role] for role in sources}
+
+
+TEXT_SOURCE = StageType("text_source", run_text_source, 1, "data", 10, shared=True)
 
 
 # --- items and instructions ---
@@ -204,19 +243,19 @@ TARGET_INSTRUCTIONS = StageType("target_instructions", run_target_instructions, 
 def plan_ct_blocks(config: Config, data: Data, base: Stage) -> Stage:
     """Plan what CT learns, up to the end of its schedule: all budgets read the same."""
     language, ct = config.language.code, config.ct
-    settings = CtBlocksSettings.pick(
-        ct, config, language=language, schedule_tokens=None if ct.whole_text else ct.schedule_tokens
-    )
+    tokens = None if ct.whole_text else ct.schedule_tokens
+    settings = CtBlocksSettings.pick(ct, config, language=language, schedule_tokens=tokens, sources=ct.fractions)
     slug = f"{language}-{ALL if ct.whole_text else format_tokens(ct.schedule_tokens)}-s{config.seed}"
     options = WorkerOptions(workers=workers(config))
-    return Stage(CT_BLOCKS, slug, settings, {"corpus": data.corpus, "model": base}, options)
+    return Stage(CT_BLOCKS, slug, settings, {"corpus": data.corpus, "model": base, **data.sources}, options)
 
 
 def run_ct_blocks(job: Job[CtBlocksSettings, WorkerOptions]) -> None:
     from train.data import packing
 
     corpus, model = job.folders["corpus"], job.checkpoint("model")
-    packing.ct_blocks(corpus, model, job.settings, job.out, job.work, job.options.workers)
+    sources = source_folders(job)
+    packing.ct_blocks(corpus, model, job.settings, job.out, job.work, job.options.workers, sources)
     job.note = packed(job.out)
 
 

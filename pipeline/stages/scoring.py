@@ -19,7 +19,7 @@ from eval.settings import ScoringSettings, TaskSettings
 from merge.recipe import UNION_OF
 from pipeline.baselines import BASELINES
 from pipeline.config import Config
-from pipeline.stages.data import Data, workers
+from pipeline.stages.data import Data, source_folders, workers
 from pipeline.stages.stage import Inputs, Stage, StageType
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ class ContaminationOptions(Settings):
 
 def plan_contamination(config: Config, inputs: Inputs, data: Data) -> Stage:
     language = config.language.code
-    parents = {"items": data.items, "corpus": data.corpus}
+    parents = {"items": data.items, "corpus": data.corpus, **data.sources}
     if data.instructions is not data.items:
         parents["instructions"] = data.instructions
     settings = ContaminationSettings.pick(config.eval, language=language)
@@ -135,7 +135,7 @@ def run_contamination(job: Job[ContaminationSettings, ContaminationOptions]) -> 
 
     corpus, made = job.folders["corpus"], job.folders.get("instructions", job.folders["items"])
     tasks = load_tasks(job, job.settings, job.options.include_path)
-    files = contamination.all_training_files(corpus, made)
+    files = contamination.all_training_files([corpus, *source_folders(job).values()], made)
     contamination.find_contamination(item_texts(tasks), files, job.out, job.work, job.options.workers)
 
 

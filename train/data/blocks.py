@@ -32,9 +32,15 @@ def interleave(shares: Sequence[float]) -> Iterator[int]:
         yield chosen
 
 
+def mixture(english: float, sources: Mapping[str, float]) -> list[float]:
+    """Return the fractions of the blocks of CT: of the language, of English, and of each source by name."""
+    further = [sources[name] for name in sorted(sources)]
+    return [1 - english - sum(further), english, *further]
+
+
 @dataclass(frozen=True)
 class TextSeen:
-    """The text of one language that CT has read at a budget."""
+    """The text of one language or source that CT has read at a budget."""
 
     tokens: int
     unique_tokens: int
@@ -42,13 +48,13 @@ class TextSeen:
 
 
 def text_seen(counts: Mapping[str, Any], budget: int) -> dict[str, TextSeen]:
-    """Return what the first `budget` tokens of CT blocks contain, by language.
+    """Return what the first `budget` tokens of CT blocks contain, by language and source.
 
     counts: their `counts.json`. The result is empty if it is older than the key `text_tokens`.
     """
     texts = counts.get("text_tokens", {})
-    size, share = counts["tokens"] // counts["blocks"], counts["english_share"]
-    order = Counter(itertools.islice(interleave([1 - share, share]), min(budget // size, counts["blocks"])))
+    size, fractions = counts["tokens"] // counts["blocks"], mixture(counts["english_share"], counts.get("sources", {}))
+    order = Counter(itertools.islice(interleave(fractions), min(budget // size, counts["blocks"])))
     return {
         language: TextSeen(order[source] * size, min(order[source] * size, tokens), order[source] * size / tokens)
         for source, (language, tokens) in enumerate(texts.items())

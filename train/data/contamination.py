@@ -288,12 +288,16 @@ def by_task(
     return tasks
 
 
-def all_training_files(corpus_dir: Path, instructions_dir: Path) -> list[Path]:
-    """Return the files of all training data: the text of both languages, and the instructions."""
-    folders = (corpus_dir / "text").glob("*.train*")
-    languages = sorted({folder.name.split(".")[0] for folder in folders})
-    text = [file for language in languages for file in training_files(corpus_dir, language)]
-    return [*text, *instruction_files(instructions_dir)]
+def all_training_files(text_dirs: Iterable[Path], instructions_dir: Path) -> list[Path]:
+    """Return the files of all training data: every text of these folders, and the instructions.
+
+    text_dirs: a corpus, and the folders of further sources.
+    """
+    files: list[Path] = []
+    for folder in text_dirs:
+        names = {path.name.split(".")[0] for path in (folder / "text").glob("*.train*")}
+        files += [file for name in sorted(names) for file in training_files(folder, name)]
+    return [*files, *instruction_files(instructions_dir)]
 
 
 def record(item: dict[str, str], evidence: Evidence, grams: int) -> dict[str, Any]:

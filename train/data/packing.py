@@ -31,7 +31,7 @@ import numpy as np
 from common.errors import BadInput
 from common.files import write_json, write_jsonl
 from common.processes import Workers
-from train.data.blocks import BlockFile, Tokens, best_fit, chunk, dtype_for, interleave
+from train.data.blocks import BlockFile, Tokens, best_fit, chunk, dtype_for, interleave, mixture
 from train.data.chat_template import (
     LEFT_OUT,
     ChatTemplate,
@@ -66,31 +66,39 @@ COLUMNS = ("blocks", "labels", "positions")  # the files of SFT's blocks
 
 
 def ct_blocks(
-    corpus_dir: Path, tokenizer_dir: Path, settings: CtBlocksSettings, out: Path, work: Path, workers: int = 1
+    corpus_dir: Path,
+    tokenizer_dir: Path,
+    settings: CtBlocksSettings,
+    out: Path,
+    work: Path,
+    workers: int = 1,
+    source_dirs: Mapping[str, Path] | None = None,
 ) -> None:
-    """Pack the language and English up to the schedule's tokens or the end of the language's text.
+    """Pack the language, English and further sources up to the schedule's tokens or the end of the language's text.
 
-    The language is read `epochs` times, each time in another order; English is repeated as often as needed. `work`
-    keeps the tokens of each file until the blocks are published. `workers`: processes that tokenise. Raises BadInput
-    for text that is shorter than one block.
+    The language is read `epochs` times, each time in another order; English and the sources are repeated as often as
+    needed. `work` keeps the tokens of each file until the blocks are published. `workers`: processes that tokenise.
+    source_dirs: the folder of each source by name. Raises BadInput for text that is shorter than one block.
     """
     tokenizer = TokenizerFile.of(load_tokenizer(tokenizer_dir), document_end=settings.document_end)
-    size, share, language, seed = settings.block_size, settings.english_share, settings.language, settings.seed
+    size, language, seed = settings.block_size, settings.language, settings.seed
     wanted = None if settings.schedule_tokens is None else -(-settings.schedule_tokens // size)
+    fractions = mixture(settings.english_share, settings.sources)
+    folders = {language: corpus_dir, "en": corpus_dir}
+    folders |= dict(sorted((source_dirs or {}).items()))
     blocks, control = BlockFile(out / "blocks.npy", size, tokenizer.dtype), Counter[str]()
     with Workers(workers, init_worker, (tokenizer,)) as pool:
-        ahead = max(1, round(pool.count * share))
-        files = {name: training_files(corpus_dir, name) for name in (language, "en")}
-        epochs = {
-            language: read_epochs(files[language], f"{seed}:{language}", pool, work, epochs=settings.epochs),
-            "en": read_epochs(files["en"], f"{seed}:en", pool, work, ahead=ahead),
-        }
+        files = {name: training_files(folder, name) for name, folder in folders.items()}
+        epochs = {language: read_epochs(files[language], f"{seed}:{language}", pool, work, epochs=settings.epochs)}
+        for name, fraction in itertools.islice(zip(folders, fractions, strict=True), 1, None):
+            ahead = max(1, round(pool.count * fraction))
+            epochs[name] = read_epochs(files[name], f"{seed}:{name}", pool, work, ahead=ahead)
         unique_tokens = Counter[str]({name: 0 for name in files})
         sources = [
             chunk(stream_documents(count_first_epoch(read, control, unique_tokens, name)), size)
             for name, read in epochs.items()
         ]
-        for source in itertools.islice(interleave([1 - share, share]), wanted):
+        for source in itertools.islice(interleave(fractions), wanted):
             block = next(sources[source], None)
             if block is None:
                 break
@@ -104,7 +112,8 @@ def ct_blocks(
         out,
         blocks=blocks.count,
         tokens=blocks.count * size,
-        english_share=share,
+        english_share=settings.english_share,
+        **({"sources": dict(sorted(settings.sources.items()))} if settings.sources else {}),
         real_token_share=1.0,
         whole_corpus=wanted is None or blocks.count < wanted,
         text_tokens=dict(unique_tokens),

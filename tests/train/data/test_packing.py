@@ -107,6 +107,39 @@ def test_different_text_is_stated_apart_from_the_tokens_seen(model_dir: Path, tm
     assert text_seen({**counts, "text_tokens": {}}, 3200) == {}  # of an older entry
 
 
+def test_sources_have_their_fractions_and_repeat(model_dir: Path, tmp_path: Path) -> None:
+    """Each text is one letter repeated, so that blocks show where they are from. Only the language ends."""
+    letters = {"xx": ("x", 400), "en": ("e", 12), "b": ("b", 3), "a": ("a", 700)}
+    folders = {name: tmp_path / (name if name in "ab" else "corpus") for name in letters}
+    for name, (letter, documents) in letters.items():
+        (folders[name] / "text").mkdir(parents=True, exist_ok=True)
+        rows = ({"id": str(number), "text": " ".join([letter] * 30)} for number in range(documents))
+        write_jsonl(folders[name] / "text" / f"{name}.train.jsonl", rows)
+    settings = ct_settings(schedule_tokens=None, sources={"b": 0.1, "a": 0.3}, epochs=2)
+    sources = {name: folders[name] for name in "ab"}
+    for workers in (1, 2):
+        out = tmp_path / f"out-{workers}"
+        packing.ct_blocks(folders["xx"], model_dir, settings, out, tmp_path / f"work-{workers}", workers, sources)
+    assert (tmp_path / "out-1" / "blocks.npy").read_bytes() == (tmp_path / "out-2" / "blocks.npy").read_bytes()
+    blocks = np.load(tmp_path / "out-1" / "blocks.npy")
+    counts = json.loads((tmp_path / "out-1" / "counts.json").read_text())
+    tokenizer = packing.load_tokenizer(model_dir)
+    tokens = {
+        name: documents * (len(tokenizer.encode(" ".join([letter] * 30))) + 1)
+        for name, (letter, documents) in letters.items()
+    }
+    texts = [tokenizer.decode(block).replace(tokenizer.eos_token, "") for block in blocks]
+    found = {name: sum(set(text) == {letter, " "} for text in texts) for name, (letter, _) in letters.items()}
+    assert sum(found.values()) == len(blocks) and found["xx"] == 2 * tokens["xx"] // 32
+    for name, fraction in {"xx": 0.4, "en": 0.2, "a": 0.3, "b": 0.1}.items():
+        assert abs(found[name] - fraction * len(blocks)) <= 1
+    seen = text_seen(counts, counts["tokens"])
+    assert {name: text.tokens for name, text in seen.items()} == {name: 32 * found[name] for name in letters}
+    assert {name: seen[name].unique_tokens for name in ("xx", "en", "b")} == {n: tokens[n] for n in ("xx", "en", "b")}
+    assert seen["a"].epochs < 1 and seen["xx"].epochs == 2 < seen["b"].epochs
+    assert counts["sources"] == {"a": 0.3, "b": 0.1} and list(counts["text_tokens"]) == ["xx", "en", "a", "b"]
+
+
 @pytest.mark.parametrize("share", [0.0, 0.25])
 def test_of_several_questions_only_the_answers_carry_the_loss(
     model_dir: Path, corpus_dir: Path, tmp_path: Path, share: float

@@ -1,24 +1,39 @@
-"""Further text for CT beside the language's own: more data sets, other languages, parallel text by a template.
+"""Further text for CT next to the corpus: more data sets, other languages, parallel text by a template.
 
-Each source is read in the order of its files and written as `text/<name>.train/00000.parquet` and so on (`id`,
-`text`; about 32 MB of text each), so that CT reads it as it reads a corpus. Text that the corpus holds out is dropped.
+A source is a folder: `text/<name>.train/00000.parquet` and so on (`id`, `text`; about 32 MB of text each), as a corpus
+from the Hub, and `counts.json`. Rows with text that the corpus holds out are dropped.
 """
 
 from __future__ import annotations
 
 import hashlib
 import string
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import cache, partial
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from common.errors import BadInput, suggestion
+from common import hub_data
+from common.errors import BadInput
 from common.files import read_jsonl, write_json
-from train.data.corpus.documents import SPLITS, normalised
+from common.processes import Workers
+from train.data.corpus.documents import SPLITS, normalised, read_rows
+from train.data.corpus.hub import ParsedRow, ReadPlan, read_shards
 
-SHARD_BYTES = 32 << 20
-SHORT = 4  # words of a passage that is too short to tell where it is from
+if TYPE_CHECKING:
+    from datasets import IterableDataset
+
+    from common.hub_data import Source
+    from train.settings import TextSourceOptions, TextSourceSettings
+
+RUN = 25  # words in a row: about 50 tokens, a duplicate in Lee et al. 2022 (arXiv 2107.06499)
+SHORTEST = 5  # words of a passage that can be recognised
+
+
+# --- templates ---
 
 
 def columns_of(template: str, key: str) -> tuple[str, ...]:
@@ -37,7 +52,8 @@ def columns_of(template: str, key: str) -> tuple[str, ...]:
         raise BadInput(f"{key}: must name a column, such as {{text}}, got {template!r}.")
     for name, spec, conversion in named:
         if not name or spec or conversion or not name.replace("_", "").replace("-", "").isalnum():
-            raise BadInput(f"{key}: {{{name}}} must be the name of a column alone, such as {{text}}. Change it.")
+            field = f"{{{name}{'!' if conversion else ''}{conversion or ''}{':' if spec else ''}{spec}}}"
+            raise BadInput(f"{key}: {field} must be the name of a column alone, such as {{text}}. Change it.")
     return tuple(dict.fromkeys(name for name, _, _ in named))
 
 
@@ -47,99 +63,144 @@ def fill(template: str, values: Mapping[str, str]) -> str:
     return "".join(filled)
 
 
+# --- held-out text ---
+
+
 class HeldOut:
-    """The text that a corpus holds out, in all of its languages."""
+    """The text that a corpus holds out, in all of its languages, by hashes of words in a row.
+
+    Text is compared without case and punctuation.
+    """
 
     def __init__(self, corpus_dir: Path) -> None:
+        from train.data.contamination import WordHasher, gram_hashes
+
+        self.words, self.gram_hashes = WordHasher(), gram_hashes
         files = [
             path for split in SPLITS if split != "train" for path in (corpus_dir / "text").glob(f"*.{split}.jsonl")
         ]
-        texts = (normalised(row["text"]) for path in sorted(files) for row in read_jsonl(path))
-        self._texts = "".join(f" {text} \n" for text in texts)
+        texts = [normalised(row["text"]) for path in sorted(files) for row in read_jsonl(path)]
+        self.text = "".join(f" {text} \n" for text in texts)
+        self.starts: set[int] = set()  # n-grams of SHORTEST words
+        self.runs: dict[int, set[int]] = defaultdict(set)  # words -> n-grams: RUN, or all words of a shorter document
+        for text in texts:
+            words = self.words.hashes(text)
+            self.starts.update(gram_hashes(words, SHORTEST).tolist())
+            size = min(RUN, len(words))
+            if size >= SHORTEST:
+                self.runs[size].update(gram_hashes(words, size).tolist())
 
-    def contains(self, passage: str) -> bool:
-        """Return whether a passage of more than `SHORT` words is in held-out text, whatever its case and marks."""
-        words = normalised(passage)
-        return words.count(" ") >= SHORT and f" {words} " in self._texts
+    def overlaps(self, passage: str) -> bool:
+        """Return whether a passage and held-out text share RUN words in a row, or all words of the shorter one.
+
+        Texts of fewer than SHORTEST words are never found.
+        """
+        words = self.words.hashes(passage)
+        grams = self.gram_hashes(words, SHORTEST).tolist()
+        if self.starts.isdisjoint(grams):
+            return False
+        if any(not runs.isdisjoint(self.gram_hashes(words, size).tolist()) for size, runs in self.runs.items()):
+            return True
+        return len(words) < RUN and grams[0] in self.starts and f" {normalised(passage)} " in self.text
 
 
-def documents(
-    rows: Iterable[Mapping[str, Any]], template: str, key: str, held_out: HeldOut, counts: Counter[str]
-) -> Iterator[dict[str, str]]:
-    """Yield each row as a document {"id", "text"}: its columns in the template's places.
+@cache
+def held_out_of(corpus_dir: Path) -> HeldOut:
+    """Return the held-out text of a corpus, read once per process."""
+    return HeldOut(corpus_dir)
 
-    Left out, and counted in `counts`: rows with an empty column ("empty"), rows with held-out text in a column
-    ("held_out"), and texts that came before ("repeated"). Raises BadInput for a row without a column, or without text
-    in one.
+
+# --- reading ---
+
+
+def read_documents(
+    plan: ReadPlan, stream: IterableDataset, before: int, file: str, *, template: str, corpus_dir: Path
+) -> Iterator[ParsedRow]:
+    """Yield the rows of a file as documents by the template; rows without one are counted."""
+    columns = columns_of(template, f"{plan.key}.template")
+    held_out = held_out_of(corpus_dir)
+    rows = hub_data.rows(stream, columns, plan.source, plan.key, before=before, file=file)
+    for read, texts in enumerate(rows, start=before + 1):
+        stripped = [text.strip() for text in texts]
+        if not all(stripped):
+            yield ParsedRow(read, None, {}, 0, "empty")
+        elif any(map(held_out.overlaps, stripped)):
+            yield ParsedRow(read, None, {}, 0, "held_out")
+        else:
+            text = fill(template, dict(zip(columns, stripped, strict=True)))
+            name = hashlib.sha256(normalised(text).encode()).hexdigest()[:16]
+            yield ParsedRow(read, "train", {"id": name, "text": text}, len(text.encode()))
+
+
+def check_source(source: Source, template: str, key: str) -> None:
+    """Read the first rows of a source.
+
+    Raises BadInput if they cannot be read, lack a column of the template, or have no text in all of its columns.
     """
     columns = columns_of(template, f"{key}.template")
-    seen: set[bytes] = set()
-    for number, row in enumerate(rows, start=1):
-        if missing := [column for column in columns if column not in row]:
-            raise BadInput(f"{key}.template: row {number} has no column {missing[0]!r}. {suggestion(missing[0], row)}")
-        values = {column: row[column] for column in columns}
-        for column, value in values.items():
-            if not isinstance(value, str | None):
-                raise BadInput(
-                    f"{key}.template: row {number}: column {column!r} must have text, got {type(value).__name__}."
-                    " Name another column, or convert this one."
-                )
-        texts = {column: (value or "").strip() for column, value in values.items()}
-        if not all(texts.values()):
-            counts["empty"] += 1
-            continue
-        if any(map(held_out.contains, texts.values())):
-            counts["held_out"] += 1
-            continue
-        text = fill(template, texts)
-        name = hashlib.sha256(normalised(text).encode())
-        if name.digest()[:16] in seen:
-            counts["repeated"] += 1
-            continue
-        seen.add(name.digest()[:16])
-        yield {"id": name.hexdigest()[:16], "text": text}
+    rows = list(islice(hub_data.rows(hub_data.open_stream(source, key), columns, source, key), hub_data.FIRST_ROWS))
+    if not any(all(text.strip() for text in texts) for texts in rows):
+        names = " and ".join(columns)
+        raise BadInput(
+            f"{key}.dataset={source.dataset}: no text in {names} in its first rows."
+            " Choose another data set, or name other columns in the template."
+        )
 
 
 def write_source(
-    name: str,
-    rows: Iterable[Mapping[str, Any]],
-    template: str,
-    corpus_dir: Path,
-    out: Path,
-    *,
-    key: str,
-    max_bytes: int | None = None,
+    settings: TextSourceSettings, options: TextSourceOptions, corpus_dir: Path, out: Path, work: Path
 ) -> None:
-    """Write the documents of a source to `out`, up to `max_bytes` of text (None: all), and `counts.json`.
+    """Write the documents of a source to `out`; resume in `work` if an earlier call was killed.
 
-    corpus_dir: the corpus whose held-out text is left out. Raises BadInput, which begins with `key`, where no document
-    is left.
+    corpus_dir: the corpus whose held-out text is dropped. A text that comes again is left out. Raises BadInput, which
+    begins with the source's key, for rows that cannot be read, and if no document is left.
     """
-    counts: Counter[str] = Counter()
-    shard: list[dict[str, str]] = []
-    total = size = files = 0
-    folder = out / "text" / f"{name}.train"
+    key = f"ct.sources.{settings.name}"
+    source = settings.located(options.folder)
+    commit = hub_data.commit_of(source, key)
+    reader = partial(read_documents, template=settings.template, corpus_dir=corpus_dir)
+    plan = ReadPlan(replace(source, revision=commit or source.revision), key, reader, settings.max_bytes)
+    folder = out / "text" / f"{settings.name}.train"
     folder.mkdir(parents=True)
-    kept = 0
-    for document in documents(rows, template, key, HeldOut(corpus_dir), counts):
-        length = len(document["text"].encode())
-        if max_bytes is not None and total + length > max_bytes:
-            break
-        shard.append(document)
-        kept, total, size = kept + 1, total + length, size + length
-        if size >= SHARD_BYTES:
-            _write_shard(shard, folder / f"{files:05d}.parquet")
-            shard, size, files = [], 0, files + 1
-    if shard:
-        _write_shard(shard, folder / f"{files:05d}.parquet")
-    if not kept:
-        left_out = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in sorted(counts.items()))
-        raise BadInput(f"{key}: no document is left ({left_out or 'no rows'}). Give other text.")
-    write_json(out / "counts.json", {"documents": kept, "bytes": total, "left_out": dict(counts)})
+    counts, left_out, seen = Counter[str](), Counter[str](), set[bytes]()
+    with Workers(options.workers) as workers:
+        for shard in read_shards(plan, work, workers, settings.seed):
+            left_out.update(shard.counted)
+            rows = list(new_rows(shard.path, seen, left_out, remaining(settings.max_bytes, counts["bytes"])))
+            if rows:
+                write_rows(rows, folder / f"{counts['files']:05d}.parquet")
+                size = sum(len(row["text"].encode()) for row in rows)
+                counts.update(documents=len(rows), bytes=size, files=1)
+    if not counts["documents"]:
+        reasons = ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in sorted(left_out.items()))
+        bound = "" if settings.max_bytes is None else f", or set a larger {key}.max_bytes"
+        raise BadInput(f"{key}: no document is left (left out: {reasons or 'none'}). Give other text{bound}.")
+    write_json(out / "counts.json", {"commit": commit, **counts, "left_out": dict(sorted(left_out.items()))})
 
 
-def _write_shard(rows: list[dict[str, str]], path: Path) -> None:
+def remaining(max_bytes: int | None, taken: int) -> int | None:
+    """Return how many bytes may still be taken; None: any number."""
+    return None if max_bytes is None else max_bytes - taken
+
+
+def new_rows(path: Path, seen: set[bytes], left_out: Counter[str], room: int | None) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a shard that did not come before, up to `room` bytes of text. Repeated ones are counted."""
+    for row in read_rows(path):
+        name = bytes.fromhex(row["id"])
+        if name in seen:
+            left_out["repeated"] += 1
+            continue
+        size = len(row["text"].encode())
+        if room is not None and size > room:
+            return
+        seen.add(name)
+        room = None if room is None else room - size
+        yield row
+
+
+def write_rows(rows: list[dict[str, Any]], path: Path) -> None:
+    """Write rows as a Parquet file."""
     import pyarrow
     from pyarrow import parquet
 
-    parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    parquet.write_table(pyarrow.Table.from_pylist(rows), path, compression="zstd")
