@@ -87,7 +87,10 @@ def test_lora_trains_the_embeddings_of_ct_in_full() -> None:
     ("overrides", "message"),
     [
         (("ct.source=models/tiny-base",), r"model\.new_tokens=300: needs a CT that is trained here, got ct\.source="),
-        (("train=lora", "compute=fsdp"), r"compute\.strategy=fsdp: LoRA with model\.new_tokens trains"),
+        (
+            ("train=lora", "compute=fsdp", "compute.processes=2"),
+            r"compute\.strategy=fsdp: LoRA with model\.new_tokens trains",
+        ),
         (("model.new_token_init=best",), r"model\.new_token_init: must be mean or focus|new_token_init"),
         (("model.new_tokens=0",), r"model\.new_tokens"),
     ],
