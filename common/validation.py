@@ -172,7 +172,7 @@ def _locate(data: Any, location: Sequence[int | str], wrong: Any) -> tuple[Any, 
     """
 
     def has(part: int | str) -> bool:
-        return isinstance(data, list) or (isinstance(data, Mapping) and part in data)
+        return isinstance(part, int) if isinstance(data, list) else isinstance(data, Mapping) and part in data
 
     section, path = data, list[str]()
     for part, following in zip_longest(location, location[1:]):

@@ -33,6 +33,7 @@ TALK = [
     {"messages": [{"role": "user", "content": f"{n}: བོད་ཡིག?"}, {"role": "assistant", "content": f"நீர் {n}."}]}
     for n in range(40)
 ]
+from tests.pipeline import toy
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +181,7 @@ def test_a_data_set_of_conversations_is_read_and_checked(base: Path, tmp_path: P
     assert made["instructions"].settings.format == "sharegpt"
 
 
-def test_sft_learns_conversations(base: Path, talk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_sft_learns_conversations(base: Path, talk: Path, tmp_path: Path) -> None:
     """Through the real stages: the loss falls, and the checkpoint carries the template and stops at the turn's end."""
     given = words(
         tmp_path, "model=folder", f"model.path={base}", f"sft.path={talk}", "sft.template=chatml",
@@ -188,7 +189,8 @@ def test_sft_learns_conversations(base: Path, talk: Path, tmp_path: Path, capsys
         "sft.learning_rate=2e-2",
     )  # fmt: skip
     plan = run_plan.plan(sweep.expand(given, multirun=False))
-    here = run_executor(plan, Journal(tmp_path / "runs" / "now" / "journal.jsonl"))
+    journal = Journal(tmp_path / "runs" / "now" / "journal.jsonl")
+    view, here = toy.view(plan.store, plan.stages, journal), run_executor(plan, journal)
     stage = next(stage for stage in plan.stages if stage.kind == "sft" and "ct" not in stage.parents["model"].kind)
     folder = here.materialize(stage)
     losses = [row["loss"] for row in read_jsonl(folder / "log.jsonl")]
@@ -206,8 +208,7 @@ def test_sft_learns_conversations(base: Path, talk: Path, tmp_path: Path, capsys
     assert first["trained"] == ["நீர் 0.<|im_end|>"]
     head = "<|im_start|>system\nYankhani.<|im_end|>\n<|im_start|>user\n"
     assert first["text"].startswith(f"{head}0: བོད་ཡིག?<|im_end|>\n")
-    said = capsys.readouterr()
-    assert "40 conversations, 40 answers in 40 sequences" in said.out + said.err
+    assert any("40 conversations, 40 answers in 40 sequences" in line for line in view.new_lines())
 
 
 @pytest.mark.parametrize(

@@ -84,9 +84,9 @@ def test_the_estimate_changes_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_passes_and_ends_are_said_where_they_differ() -> None:
-    plain, twice = (stage_of(one(*words), "ct_blocks").settings for words in ((), ("ct.epochs=2",)))
+    plain, twice = (stage_of(one(*words), "ct_blocks").key_content for words in ((), ("ct.epochs=2",)))
     assert "epochs" not in plain and "document_end" not in plain and twice == {**plain, "epochs": 2}
-    ended = stage_of(one("ct.document_end='<|end|>'"), "ct_blocks").settings
+    ended = stage_of(one("ct.document_end='<|end|>'"), "ct_blocks").key_content
     assert ended == {**plain, "document_end": "<|end|>"}
 
 
