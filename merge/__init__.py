@@ -5,8 +5,8 @@ in memory, or a new checkpoint folder with its card, its recipe and the audit. S
 Hub's cache if a model is downloaded. Parents are only read.
 
 `Recipe` states a merge; `check` rejects bad input early; `load` and `load_many` return models in memory; `write` and
-`write_many` write checkpoint folders; `audit` counts discarded parameters. These functions import torch, this package
-does not.
+`write_many` write checkpoint folders, `write_tokenizer` what these hold besides weights; `audit` counts discarded
+parameters. These functions import torch, this package does not.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from merge.recipe import ModelRef, Recipe
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["BadInput", "ModelRef", "Recipe", "audit", "check", "load", "load_many", "write", "write_many"]
+__all__ = [
+    "BadInput", "ModelRef", "Recipe", "audit", "check", "load", "load_many", "write", "write_many", "write_tokenizer",
+]  # fmt: skip
 
 
 def check(recipe: Recipe) -> None:
@@ -62,6 +64,13 @@ def write_many(recipes: Sequence[Recipe], out_dirs: Sequence[str | Path], **opti
     from merge.output.writer import write_many
 
     return write_many(recipes, out_dirs, **options)
+
+
+def write_tokenizer(recipe: Recipe, folder: Path) -> None:
+    """Write the tokenizer that the merge has, with config, into a folder; see merge.output.writer.write_tokenizer."""
+    from merge.output.writer import write_tokenizer
+
+    write_tokenizer(recipe, folder)
 
 
 def audit(recipe: Recipe) -> dict[str, Any]:

@@ -17,7 +17,8 @@ Our schema, as YAML:
     seed: 0
     compute_dtype: float32
     out_dtype: base        # the base's dtype, `compute`, or a name
-    tokenizer: required    # or optional: neither needed nor compared; union, base, or a model: rows by token
+    tokenizer: required    # or optional: neither needed nor compared; union, base, or a model: rows by token;
+                           # union:sft: the union that has the numbers, the template and the settings of sft
     chat_template: auto    # or chatml, or a template; without this key the base's
     special_rows: sft      # rows of tokens that this model's chat template writes are its own; all merged without it
     exact: true            # a single complete model is copied, not recomputed as θ0 + (θ − θ0), which rounds
@@ -60,6 +61,7 @@ from merge.per_tensor import Setting
 
 LARGEST, SMALLEST = 3.4e38, 1.2e-38  # of float32, about
 TOKENIZERS = ("required", "optional", "union", "base")  # or a model's name
+UNION_OF = "union:"  # before the name of a model: the union that begins with its tokens
 TEMPLATES = ("auto", "chatml")  # or a text
 
 
@@ -202,6 +204,11 @@ class Recipe(Value):
         return METHODS[self.method]
 
     @property
+    def has_union(self) -> bool:
+        """Return whether the result has the tokens of all models."""
+        return self.tokenizer == "union" or self.tokenizer.startswith(UNION_OF)
+
+    @property
     def norm_reference(self) -> str | None:
         """Return the model whose task vector's norm `norm` multiplies: the named one, or the only protected one."""
         return self.norm_of or (self.protect[0] if len(self.protect) == 1 else None)
@@ -264,10 +271,9 @@ class Recipe(Value):
     def _consistent(self) -> Recipe:
         """Check rules that concern several keys."""
         known = [model.name for model in self.models]
-        if self._own_key == "slices" and self.tokenizer not in (*TOKENIZERS, *known):
-            raise BadInput(
-                f"tokenizer: not known, got {self.tokenizer!r}. {suggestion(self.tokenizer, (*TOKENIZERS, *known))}"
-            )
+        tokenizers = [*TOKENIZERS, *known, *(f"{UNION_OF}{name}" for name in known)]
+        if self._own_key == "slices" and self.tokenizer not in tokenizers:
+            raise BadInput(f"tokenizer: not known, got {self.tokenizer!r}. {suggestion(self.tokenizer, tokenizers)}")
         self._check_special_rows(known)
         if self.slices:  # each of them is checked by itself
             taken = {model.name for part in self.slices for model in part.models}

@@ -38,11 +38,10 @@ def expected_tokens(config: Config) -> int:
     """
     from pipeline.check import data
 
-    size, known = data.text_bytes(config), data.fertility_of(config)
+    size, known = data.text_bytes(config), data.bytes_a_token(config)
     if size is None:
         raise BadInput("ct.tokens=null: the size of this text is not known. Set corpus.text_bytes or ct.tokens.")
-    bytes_a_token = known.bytes_a_token if known else BYTES_A_TOKEN["own"]
-    tokens = size * config.ct.epochs / bytes_a_token / config.ct.language_share
+    tokens = size * config.ct.epochs / (known or BYTES_A_TOKEN["own"]) / config.ct.language_share
     return max(1, int(tokens) // config.ct.batch_tokens) * config.ct.batch_tokens
 
 

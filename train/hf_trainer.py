@@ -121,7 +121,9 @@ def load_model(folder: Path, settings: TrainingSettings, compute: Compute) -> An
         folder, dtype=torch.float32, attn_implementation=compute.attention, trust_remote_code=False
     )
     freeze_other_modalities(model)
-    return lora.add_adapter(model, settings.lora, other_modalities(model)) if settings.lora else model
+    if settings.lora is None:
+        return model
+    return lora.add_adapter(model, settings.lora, other_modalities(model), settings.train_embeddings)
 
 
 def freeze_other_modalities(model: transformers.PreTrainedModel) -> None:

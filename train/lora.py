@@ -18,15 +18,21 @@ from common.errors import BadInput
 from train.settings import LoraSettings
 
 PREFIX = "base_model.model."  # that peft puts before the names of a model's parameters
+FROZEN, IN_FULL = ".original_module.", ".modules_to_save.default."  # inside those of a module that is trained in full
 
 
-def add_adapter(model: PreTrainedModel, lora: LoraSettings, left_out: Sequence[str] = ()) -> Any:
+def add_adapter(
+    model: PreTrainedModel, lora: LoraSettings, left_out: Sequence[str] = (), embeddings: bool = False
+) -> Any:
     """Return a PeftModel around `model`, in which only the factors are trained. Raises BadInput for unknown targets.
 
-    left_out: names of modules in which no layer gets factors.
+    left_out: names of modules in which no layer gets factors. embeddings: train embedding and head too, in full.
     """
     from peft import LoraConfig, get_peft_model
 
+    tied = bool(model.config.get_text_config().tie_word_embeddings)
+    tables = [model.get_input_embeddings(), *([] if tied else [model.get_output_embeddings()])] if embeddings else []
+    in_full = [name for name, module in model.named_modules() if any(module is table for table in tables)]
     targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
     config = LoraConfig(
         task_type="CAUSAL_LM",
@@ -35,6 +41,8 @@ def add_adapter(model: PreTrainedModel, lora: LoraSettings, left_out: Sequence[s
         lora_dropout=lora.dropout,
         target_modules=targets,
         exclude_modules="|".join(rf"{re.escape(name)}(\..*)?" for name in left_out) or None,
+        modules_to_save=in_full or None,
+        ensure_weight_tying=tied and embeddings,
     )
     try:
         with warnings.catch_warnings():
@@ -68,7 +76,7 @@ def merge_adapter(weights: Mapping[str, torch.Tensor], lora: LoraSettings) -> di
     plain = {}
     for name, tensor in weights.items():
         module, is_adapted, rest = name.partition(".base_layer.")
-        if ".lora_" in name:
+        if ".lora_" in name or FROZEN in name:
             continue
         if is_adapted and rest == "weight":
             a, b = (weights[f"{module}.lora_{side}.default.weight"].float() for side in "AB")
@@ -79,7 +87,10 @@ def merge_adapter(weights: Mapping[str, torch.Tensor], lora: LoraSettings) -> di
 
 def plain_name(name: str) -> str:
     """Return the plain model's name for a weight of a PeftModel that is not a LoRA factor."""
-    return name.removeprefix(PREFIX).replace(".base_layer.", ".")
+    name = name.removeprefix(PREFIX)
+    for inner in (".base_layer.", FROZEN, IN_FULL):
+        name = name.replace(inner, ".")
+    return name
 
 
 def save_adapter(model: Any, weights: Mapping[str, torch.Tensor], base: Path, folder: Path) -> None:

@@ -253,6 +253,7 @@ class TrainingSettings(Optimization, MixedPrecision):
     schedule_tokens: int  # where the learning-rate schedule ends: budgets of one trajectory share it
     seed: int  # of the weights' dropout; the order of blocks is that of their file
     lora: LoraSettings | None = None  # None: every weight is trained
+    train_embeddings: bool = False  # with LoRA: embedding and head are trained too, in full
     schedule: Literal["cosine", "wsd"] = "cosine"  # after the warm-up; wsd: constant, then a decay
     decay_tokens: int = 0  # wsd: the last tokens of this run, over which the rate falls; 0: it stays at its peak
     decay_shape: Literal["linear", "1-sqrt"] | None = None  # wsd (Haegele et al. 2024, arXiv 2405.18392)
@@ -280,6 +281,19 @@ class TrainingSettings(Optimization, MixedPrecision):
     def decay_steps(self) -> int:
         """Return the optimizer steps of the decay of a wsd schedule."""
         return self.decay_tokens // self.batch_tokens
+
+
+class NewTokens(Settings):
+    """New tokens for the language, which continue the tokenizer's own BPE (train/vocabulary.py)."""
+
+    new_tokens: Annotated[int, Field(gt=0, le=1_000_000)] | None = None  # at most; None: the vocabulary stays
+    new_token_init: Literal["mean", "focus"] = "mean"  # of their embeddings
+
+
+class VocabularySettings(NewTokens):
+    """A model with new tokens for a language."""
+
+    language: str
 
 
 class BaseShape(Settings):

@@ -48,8 +48,8 @@ class Alignment:
     tokenizer: tokenizers.Tokenizer | None = None
 
 
-def align(models: list[Checkpoint], mode: str, origin: int, base: int | None) -> Alignment:
-    """Bring all models to one tokenizer: the union for mode `union`, else that of model `origin`.
+def align(models: list[Checkpoint], joined: bool, origin: int, base: int | None) -> Alignment:
+    """Bring all models to one tokenizer: if `joined` the union, which begins with that of model `origin`, else that.
 
     base: the model that fills in rows that others lack. Models with one vocabulary and tables of one size stay as they
     are. Raises BadInput.
@@ -72,7 +72,7 @@ def align(models: list[Checkpoint], mode: str, origin: int, base: int | None) ->
     for model, vocabulary in zip(models, vocabularies, strict=True):
         if not vocabulary.whole:
             raise BadInput(f"{model.folder}: its tokenizer's file does not list all tokens; add its tokenizer.json")
-    tokenizer = None if is_same or mode != "union" else _union(models, vocabularies, origin, sizes)
+    tokenizer = None if is_same or not joined else _union(models, vocabularies, origin, sizes)
     tokens = own.ids if tokenizer is None else tokenizer.get_vocab()
     count = max(*(counts[origin] for counts in sizes.values()), max(tokens.values(), default=-1) + 1)
     _check_ids(tokens, count, models[origin].folder)

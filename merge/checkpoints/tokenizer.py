@@ -169,16 +169,41 @@ def _pieces(file: Path) -> list[str]:
 def union(folders: Sequence[Path], known: Sequence[set[str]]) -> tokenizers.Tokenizer:
     """Build the union: the first folder's tokenizer with the tokens of the others, in their order, at new numbers.
 
-    known: the tokens for which each folder's model has rows. As in mergekit, all of them are added tokens, which match
-    before the first tokenizer's merges. Raises BadInput for a folder without tokenizer.json.
+    known: the tokens for which each folder's model has rows. A vocabulary that continues the first one's BPE gives its
+    merges too, so that it splits text as before. As in mergekit, all other tokens are added tokens, which match before
+    the merges. Raises BadInput for a folder without tokenizer.json.
     """
     first, *others = [_load(folder) for folder in folders]
+    for folder, other, rows in zip(folders[1:], others, known[1:], strict=True):
+        with _one_line(folder / FAST):
+            first = _continued(first, other, rows) or first
     have = set(first.get_vocab())
     marked = {token.content for token in first.get_added_tokens_decoder().values()}
     for folder, other, rows in zip(folders[1:], others, known[1:], strict=True):
         with _one_line(folder / FAST):
             have, marked = _add(first, other, rows, have, marked)
     return first
+
+
+def _continued(first: tokenizers.Tokenizer, other: tokenizers.Tokenizer, rows: set[str]) -> tokenizers.Tokenizer | None:
+    """Return `first` with the new tokens and merges of `other`, if that continues its BPE and has rows for them all."""
+    import tokenizers
+
+    ours, theirs = (json.loads(each.to_str()) for each in (first, other))
+    alike = all(ours.get(part) == theirs.get(part) for part in ("normalizer", "pre_tokenizer"))
+    if not alike or not all(each["model"].get("type") == "BPE" for each in (ours, theirs)):
+        return None
+    (old, merges), (more, longer) = ((part["model"]["vocab"], part["model"]["merges"]) for part in (ours, theirs))
+    names = first.get_vocab()
+    added = {token.content for token in other.get_added_tokens_decoder().values()}
+    new = [token for token in sorted(more, key=more.__getitem__) if token not in names and token not in added]
+    is_continued = len(longer) > len(merges) and longer[: len(merges)] == merges and old.keys() <= more.keys() | added
+    if not (is_continued and new and rows.issuperset(new)):
+        return None
+    # all tokens, as in train/vocabulary.py: the numbers of added ones would move otherwise
+    numbered = names | {token: number for number, token in enumerate(new, max(names.values()) + 1)}
+    ours["model"] |= {"vocab": numbered, "merges": longer}
+    return tokenizers.Tokenizer.from_str(json.dumps(ours))
 
 
 def _add(

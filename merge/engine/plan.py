@@ -32,7 +32,7 @@ from merge.checkpoints.tokenizer import read_vocabulary, template_tokens
 from merge.engine.outputs import Output, Parent, leader_of, output_of, parent_of, stacked_outputs
 from merge.methods import AVERAGE, SPAN
 from merge.per_tensor import Rule, Setting, applying, resolve
-from merge.recipe import Recipe
+from merge.recipe import UNION_OF, Recipe
 
 if TYPE_CHECKING:
     from merge.engine.pieces import Piece
@@ -148,9 +148,10 @@ def _settle_tokenizers(plan: Plan) -> None:
     (mode,) = aligning
     keys = list(plan.parents)
     named = {model.name: parent_of(model) for recipe in plan.recipes for model in recipe.models}
-    origin = plan.leader if mode in ("union", "base") else named[mode]
+    name, joined = mode.removeprefix(UNION_OF), any(recipe.has_union for recipe in plan.recipes)
+    origin = plan.leader if name in ("union", "base") else named[name]
     base = keys.index(plan.leader) if plan.recipes[0].base is not None else None
-    plan.alignment = align(list(plan.parents.values()), mode, keys.index(origin), base)
+    plan.alignment = align(list(plan.parents.values()), joined, keys.index(origin), base)
     if plan.recipes[0].slices and plan.alignment.rows is not None:
         raise BadInput("slices: the vocabularies differ; restack layers of models that have one tokenizer")
     plan.parents.update(zip(keys, plan.alignment.models, strict=True))

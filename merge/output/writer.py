@@ -125,6 +125,24 @@ def _merge(
 
 def prepare_metadata(plan: Plan, recipe: Recipe, staging: Path, room: int) -> None:
     """Write tokenizer and other files besides weights, and reserve `room` bytes for what is written at the end."""
+    put_sidecars(plan, recipe, staging)
+    with (staging / ROOM).open("wb") as stream:
+        take_room(stream.fileno(), room)
+
+
+def write_tokenizer(recipe: Recipe, folder: Path) -> None:
+    """Write what the result's folder has besides weights, card and audit, so that its tokenizer can be loaded."""
+    plan = make_plan([recipe])
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        put_sidecars(plan, recipe, folder)
+        (folder / "config.json").write_text(json.dumps(out_config(plan, recipe)), encoding="utf-8")
+    finally:
+        plan.close()
+
+
+def put_sidecars(plan: Plan, recipe: Recipe, staging: Path) -> None:
+    """Write tokenizer, templates and the other files that are copied."""
     for place, file in plan_sidecars(plan).items():
         (staging / place).parent.mkdir(exist_ok=True, parents=True)
         shutil.copyfile(file, staging / place)
@@ -134,8 +152,6 @@ def prepare_metadata(plan: Plan, recipe: Recipe, staging: Path, room: int) -> No
         folders = [plan.parents[parent].folder for parent in plan.parents]
         if (template := chosen_template(recipe.chat_template, folders)) is not None:
             put_template(staging, template)
-    with (staging / ROOM).open("wb") as stream:
-        take_room(stream.fileno(), room)
 
 
 def plan_sidecars(plan: Plan) -> dict[Path, Path]:
@@ -196,15 +212,25 @@ def _with_vocabulary(config: dict[str, Any], origin: dict[str, Any], rows: int |
     """Set the numbers of special tokens as in the tokenizer's model, and vocab_size to the number of rows."""
 
     def changed(part: dict[str, Any], source: dict[str, Any]) -> dict[str, Any]:
-        numbers = {key: source[key] for key in TOKEN_NUMBERS if key in source}
-        return part | numbers | ({key: rows for key in SIZES if key in part} if rows is not None else {})
+        return part | {key: source[key] for key in TOKEN_NUMBERS if key in source}
 
     nested = {
         key: changed(config[key], origin[key])
         for key in TEXT_PARTS
         if isinstance(config.get(key), dict) and isinstance(origin.get(key), dict)
     }
-    return changed(config, origin) | nested
+    numbered = changed(config, origin) | nested
+    return numbered if rows is None else with_rows(numbered, rows)
+
+
+def with_rows(config: dict[str, Any], rows: int) -> dict[str, Any]:
+    """Return a config for embeddings of so many rows."""
+
+    def changed(part: dict[str, Any]) -> dict[str, Any]:
+        return part | {key: rows for key in SIZES if key in part}
+
+    nested = {key: changed(config[key]) for key in TEXT_PARTS if isinstance(config.get(key), dict)}
+    return changed(config) | nested
 
 
 class FileSink:

@@ -14,7 +14,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from common import hub as model_hub
-from pipeline.check.data import check_budgets, check_control, check_conversations, check_corpora, check_tokenizer
+from pipeline.check.data import (
+    check_budgets,
+    check_control,
+    check_conversations,
+    check_corpora,
+    check_new_tokens,
+    check_tokenizer,
+)
 from pipeline.check.finding import Finding, first_of_each_language, guarded
 from pipeline.check.models import (
     check_chat_templates,
@@ -56,6 +63,7 @@ def check_plan(plan: RunPlan, wanted: Sequence[Stage] | None = None) -> list[Fin
             check_control,
             *([check_tasks] if scores else []),
             check_tokenizer,
+            check_new_tokens,
             check_partners,
             check_pair,
             check_conversations,

@@ -133,6 +133,67 @@ def fertility_of(config: Config) -> Fertility | None:
     return _fertility(str(folder), sample) if sample else None
 
 
+EXTENDED_BY = 1_000_000  # UTF-8 bytes of the text that new tokens are learnt from in a check
+
+
+def check_new_tokens(cell: Cell) -> Iterator[Finding]:
+    """Yield what new tokens change, as far as a part of the text shows it.
+
+    Raises BadInput for a tokenizer that cannot be continued.
+    """
+    config = cell.config
+    found = None if is_done(cell, "base_extended") else extended_fertility(config)
+    if found is None:
+        return
+    before, after = found
+    yield Finding(
+        False,
+        f"vocabulary  {config.model.new_tokens:,} new tokens: about {after['bytes_per_token']:.2f} bytes of"
+        f" {config.language.name} per token (before: {before['bytes_per_token']:.2f}), {after['tokens_per_word']:.2f}"
+        f" tokens per word (before: {before['tokens_per_word']:.2f}); learnt from the first"
+        f" {EXTENDED_BY / 1e6:.0f} MB of text here, from all of it in the run",
+        fact=True,
+    )
+
+
+def extended_fertility(config: Config) -> tuple[dict[str, float], dict[str, float]] | None:
+    """Return what a sample of the text takes before and after it gives new tokens; see train.vocabulary.fertility.
+
+    None without new tokens, and if tokenizer or text are missing, which another check reports.
+    """
+    folder = tokenizer_folder(config) if config.model.new_tokens else None
+    if folder is None:
+        return None
+    documents = sample_documents(config)
+    sample = tuple(itertools.islice(documents, SAMPLE))
+    texts = list(itertools.islice(documents, 10_000))
+    sizes = itertools.accumulate(len(text.encode()) for text in texts)
+    learnt = tuple(text for text, size in zip(texts, sizes, strict=True) if size <= EXTENDED_BY)
+    return _extended_fertility(str(folder), config.model.new_tokens or 0, learnt or sample, sample) if sample else None
+
+
+@cache
+def _extended_fertility(
+    folder: str, count: int, texts: tuple[str, ...], sample: tuple[str, ...]
+) -> tuple[dict[str, float], dict[str, float]]:
+    from tokenizers import Tokenizer
+
+    from train import vocabulary
+
+    tokenizer = load_tokenizer(Path(folder), "model.path")
+    extension = vocabulary.extend(tokenizer, texts, count)
+    after = Tokenizer.from_str(json.dumps(extension.described))
+    return vocabulary.fertility(tokenizer, sample), vocabulary.fertility(after, sample)
+
+
+def bytes_a_token(config: Config) -> float | None:
+    """Return UTF-8 bytes of the language per token of the tokenizer that CT uses, about; None: not known."""
+    if extended := extended_fertility(config):
+        return extended[1]["bytes_per_token"]
+    known = fertility_of(config)
+    return known.bytes_a_token if known else None
+
+
 def tokenizer_folder(config: Config) -> Path | None:
     """Return the folder with the tokenizer: of a model of the Hub only its tokenizer is fetched."""
     folder = model_hub.local_folder(config.model.path)
@@ -178,10 +239,10 @@ def check_budgets(plan: RunPlan) -> Iterator[Finding]:
         if config.ct.source is not None or config.model.path is None:
             continue
         largest = max(other.ct.tokens for other in configs if other.language.code == config.language.code)
-        size, known = text_bytes(config), fertility_of(config)
+        size, known = text_bytes(config), bytes_a_token(config)
         if size is None or known is None:
             continue
-        reach = int(size * config.ct.epochs / known.bytes_a_token / config.ct.language_share)
+        reach = int(size * config.ct.epochs / known / config.ct.language_share)
         if reach < largest:
             yield Finding(
                 True,

@@ -166,6 +166,24 @@ class Config(Settings):
         return self
 
     @model_validator(mode="after")
+    def new_tokens_are_trained(self) -> Config:
+        if self.model.new_tokens and self.ct.source:
+            raise ValueError(
+                f"model.new_tokens={self.model.new_tokens}: needs a CT that is trained here, got "
+                f"ct.source={self.ct.source}. Set model.new_tokens=null, or ct.source=null."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def new_tokens_are_trained_whole(self) -> Config:
+        if self.model.new_tokens and self.train.lora and self.compute.strategy not in ("none", "ddp"):
+            raise ValueError(
+                f"compute.strategy={self.compute.strategy}: LoRA with model.new_tokens trains embeddings in full, which"
+                " works with none and ddp. Set compute.strategy=ddp, train=full or model.new_tokens=null."
+            )
+        return self
+
+    @model_validator(mode="after")
     def template_has_its_tokens(self) -> Config:
         if self.model.path is None and self.sft.template in (TOKENIZER, CHATML):
             raise ValueError(

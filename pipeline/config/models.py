@@ -9,7 +9,7 @@ from pydantic import field_validator, model_validator
 from common.project import shipped
 from common.settings import Name, Positive, Settings
 from pipeline.config.trainings import Training
-from train.settings import BaseShape
+from train.settings import BaseShape, NewTokens
 
 MATRICES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # of a layer
 
@@ -111,7 +111,7 @@ class BaseRecipe(BaseShape, Training):
         )
 
 
-class Model(Settings):
+class Model(NewTokens):
     name: Name
     path: str | None
     shape: ModelShape | None

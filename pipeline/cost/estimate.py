@@ -89,7 +89,7 @@ def stage_work(stage: Stage, config: Config, shape: ModelShape, resumed: int = 0
         )
     if kind == "adapted":
         return Work(written=(4 if settings.dtype == "float32" else 2) * shape.parameters)
-    if kind == "weights":
+    if kind in ("weights", "base_extended"):
         return Work(written=base_width(config) * shape.parameters)
     if kind == "ct_blocks":
         packed = config.ct.schedule_tokens  # of all the text an estimate

@@ -38,7 +38,13 @@ EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")  # how config
 
 
 def model_shape(config: Config) -> ModelShape:
-    """Return the shape of a cell's model: of its folder, where that is available; else as its conf file states it, or
+    """Return the shape of a cell's largest model: that of `base_shape`, with all new tokens."""
+    shape, new = base_shape(config), config.model.new_tokens
+    return shape.model_copy(update={"vocabulary": shape.vocabulary + new}) if new else shape
+
+
+def base_shape(config: Config) -> ModelShape:
+    """Return the shape of a cell's base: of its folder, where that is available; else as its conf file states it, or
     its recipe.
 
     Raises BadInput if the conf and the folder disagree, where there is neither, and where the folder holds no
@@ -110,9 +116,12 @@ def _as_transformers_reads_it(folder: Path, where: str) -> dict[str, Any]:
 
 
 def trained_parameters(config: Config) -> int:
-    """Count the trained parameters: all, or LoRA's."""
+    """Count the trained parameters: all, or LoRA's, with embedding and head where there are new tokens."""
     lora, shape = config.train.lora, model_shape(config)
-    return shape.lora_parameters(lora.rank, lora.targets) if lora else shape.parameters
+    if lora is None:
+        return shape.parameters
+    tables = shape.embedding_parameters * (1 if shape.tied else 2) if config.model.new_tokens else 0
+    return shape.lora_parameters(lora.rank, lora.targets) + tables
 
 
 def forward_flops(shape: ModelShape, context: float) -> float:

@@ -76,7 +76,10 @@ class Sources:
             evaluations=self.evaluations,
             audits=self.audits,
             choices=self.choices,
-            stages=[{**record, "dev": _dev_lines(path.parent)} for path, record in records],
+            stages=[
+                {**record, "dev": _dev_lines(path.parent), "vocabulary": _new_tokens(path.parent)}
+                for path, record in records
+            ],
             items=samples.read_items(self.items, self.split),
             leaks=read_json(self.leaks) if self.leaks else None,
             untuned=self.untuned,
@@ -112,6 +115,16 @@ def _dev_lines(stage: Path) -> list[dict[str, Any]]:
     """Return the dev measurements of a training; empty if it made none, and for other stages."""
     log = stage / "log.jsonl"
     return [line for line in read_jsonl(log) if "dev_bits_per_byte" in line] if log.is_file() else []
+
+
+def _new_tokens(stage: Path) -> str | None:
+    """Return a sentence about the new tokens that a stage gave a model; None for other stages."""
+    from pipeline.stages.vocabulary import VOCABULARY, in_words
+
+    file = stage / VOCABULARY
+    if not file.is_file():
+        return None
+    return f"CT has {in_words(read_json(file))}. Bits per byte can be compared with the base's, loss per token cannot."
 
 
 def read(folder: Path) -> Sources:

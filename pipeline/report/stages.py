@@ -81,6 +81,11 @@ class StageRecords:
         """The versions of packages, as different stages had them."""
         return self._distinct("versions")
 
+    @property
+    def vocabularies(self) -> list[str]:
+        """Sentences about models with new tokens."""
+        return self._distinct("vocabulary")
+
     def _distinct(self, key: str) -> list[Any]:
         """Return each value of a key once that is not None, as they come."""
         seen: list[Any] = []

@@ -148,6 +148,7 @@ def page_view(found: Analysis) -> PageView:
     """Return what the page shows."""
     seen, info, answers = picture(found), found.info, found.claims.answers
     spent, saved = found.stages.total_hours
+    stated = [note for config in info.configs.values() for note in config.get("notes", ())]
     return PageView(
         info=info,
         sentences=summary.sentences(answers, info.language_name, budgets_of(found.scores))
@@ -155,7 +156,7 @@ def page_view(found: Analysis) -> PageView:
         else [summary.of_comparisons(found.claims.comparisons)],
         question=summary.question(found.scores),
         terms=summary.terms(found.scores, info, not seen.tables["frontiers"].empty),
-        notes=list(dict.fromkeys(note for config in info.configs.values() for note in config.get("notes", ()))),
+        notes=list(dict.fromkeys([*stated, *found.stages.vocabularies])),
         facts=_facts(found),
         answers=answers,
         hypotheses=found.hypotheses,

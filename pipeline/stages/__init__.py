@@ -3,12 +3,12 @@
 A new kind is a `StageType` in one of these files, or in a new one that is named here.
 """
 
-from pipeline.stages import adapting, data, merging, scoring, training, tuning
+from pipeline.stages import adapting, data, merging, scoring, training, tuning, vocabulary
 from pipeline.stages.stage import GIVEN, StageType
 
 STAGE_TYPES: dict[str, StageType] = {
     value.name: value
-    for module in (data, training, scoring, tuning, merging, adapting)
+    for module in (data, vocabulary, training, scoring, tuning, merging, adapting)
     for value in vars(module).values()
     if isinstance(value, StageType) and value is not GIVEN
 }

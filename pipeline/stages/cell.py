@@ -23,6 +23,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+from merge.recipe import UNION_OF
 from pipeline.baselines import BASELINES, depends_on_ct_budget
 from pipeline.config import Config, Method
 from pipeline.old_names import in_store
@@ -43,6 +44,7 @@ from pipeline.stages.training import (
     plan_sft,
 )
 from pipeline.stages.tuning import Trial, plan_tune, selection_stage, tuning_cells, tuning_parents
+from pipeline.stages.vocabulary import plan_extended
 
 
 @dataclass(frozen=True)
@@ -210,12 +212,21 @@ class CellPlanner:
     def base(self) -> Stage:
         return plan_base(self.config, self.inputs, self.data)
 
+    def extended(self, model: Stage) -> Stage:
+        """Return a model with `model.new_tokens` for the language; the model itself if there are none."""
+        return plan_extended(self.config, self.data, model) if self.config.model.new_tokens else model
+
+    @cached_property
+    def ct_base(self) -> Stage:
+        """Return what CT starts from, and the tokenizer of everything that is trained on top of it."""
+        return self.extended(self.base)
+
     @cached_property
     def ct(self) -> Stage:
         language, source = self.config.language.code, self.config.ct_source
         if source:
             return given_model(f"ct-{language}", source, self.inputs.ct, "ct" in self.inputs.special_tokens)
-        return plan_ct(f"{language}-{self.budget}", self.config, self.ct_parents(self.base))
+        return plan_ct(f"{language}-{self.budget}", self.config, self.ct_parents(self.ct_base))
 
     @cached_property
     def sft(self) -> Stage:
@@ -234,6 +245,8 @@ class CellPlanner:
     def sft_then_ct(self) -> Stage:
         """CT of this budget and these blocks on SFT: a trajectory of its own."""
         slug = f"{self.config.language.code}-after-en-{self.budget}"
+        if self.config.model.new_tokens:
+            return plan_ct(slug, self.config, self.ct_parents(self.extended(self.sft)))
         return plan_ct(slug, self.config, self.ct_parents(self.sft, self.base))
 
     @cached_property
@@ -247,9 +260,10 @@ class CellPlanner:
     def mixed(self) -> Stage:
         """One training by the settings of CT, of the blocks of CT and of SFT spread evenly among each other."""
         slug = f"{self.config.language.code}-and-en-{self.budget}"
-        of_ct, of_sft = self.ct_parents(self.base)["blocks"], self.sft_parents(self.base)["blocks"]
+        model = self.ct_base
+        of_ct, of_sft = self.ct_parents(model)["blocks"], self.sft_parents(model)["blocks"]
         blocks = plan_mixed_blocks(self.config, slug, of_ct, of_sft)
-        return plan_mixed(slug, self.config, {"model": self.base, "blocks": blocks})
+        return plan_mixed(slug, self.config, {"model": model, "blocks": blocks})
 
     @cached_property
     def sft_with_replay(self) -> Stage:
@@ -267,7 +281,8 @@ class CellPlanner:
         """SFT on the weights of a merge."""
         assert self.config.merge.then_sft is not None
         merged = self.weights(self.config.merge.then_sft)
-        parents = {"model": merged, "blocks": self.sft_parents(self.base)["blocks"]}
+        tokenizer = merged if self.config.model.new_tokens else self.base
+        parents = {"model": merged, "blocks": self.sft_parents(tokenizer)["blocks"]}
         return plan_sft(f"en-after-{merged.slug}", self.config, parents)
 
     @cached_property
@@ -281,7 +296,7 @@ class CellPlanner:
 
     def sft_on_ct(self, config: Config, language: str, suffix: str = "") -> Stage:
         slug = f"{language}-after-{config.language.code}-{self.budget}{suffix}"
-        blocks = plan_sft_blocks(config, self.data, self.base, language)
+        blocks = plan_sft_blocks(config, self.data, self.ct_base, language)
         return plan_sft(slug, config, {"model": self.ct, "blocks": blocks})
 
     def ct_parents(self, model: Stage, tokenizer: Stage | None = None) -> dict[str, Stage]:
@@ -348,8 +363,18 @@ class CellPlanner:
         return {"model": self.checkpoint(method.from_), **dict(zip(method.of, merged, strict=True))}
 
     def recipes(self, method: Method) -> list[Trial]:
-        """Return the trials of a method, with what every merge takes whole from the chat model."""
-        return [{**recipe, **adapting.of_chat_model(self.config, method)} for recipe in method.tries]
+        """Return the trials of a method, with what every merge takes whole from the chat model, and whose tokens."""
+        whole = adapting.of_chat_model(self.config, method)
+        return [{**recipe, **whole, **self.joined_tokens(method, whole.get("tokenizer"))} for recipe in method.tries]
+
+    def joined_tokens(self, method: Method, first: str | None) -> dict[str, str]:
+        """Return the key of a recipe that merges models of two vocabularies by token, if some have new tokens.
+
+        first: the model whose tokenizer the merge continues; None: the base.
+        """
+        if not self.config.model.new_tokens or not depends_on_ct_budget(method.checkpoints):
+            return {}
+        return {"tokenizer": "union" if first in (None, "base") else f"{UNION_OF}{first}"}
 
     # --- scores ---
 

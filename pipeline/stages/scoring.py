@@ -16,6 +16,7 @@ from common.files import write_jsonl
 from common.settings import Settings
 from eval.prompting import Generation
 from eval.settings import ScoringSettings, TaskSettings
+from merge.recipe import UNION_OF
 from pipeline.baselines import BASELINES
 from pipeline.config import Config
 from pipeline.stages.data import Data, source_folders, workers
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from eval.harness import Scores
     from eval.task_set import TaskSet
+    from merge import Recipe
     from pipeline.execute import Job
 
 MODEL = "model"  # the role of what task vectors start from
@@ -89,7 +91,8 @@ def run_eval(job: Job[EvalSettings, ScoreOptions]) -> None:
         folder = folders[speaker(folders, settings.chat, recipe.tokenizer)]
         if folder != folders[MODEL]:
             generates_as(model, folder)
-        scores = harness.evaluate(model, tokenizer_of(folder), tasks, **how(settings, options))
+        tokenizer = tokenizer_of_merge(job, recipe, folder)
+        scores = harness.evaluate(model, tokenizer, tasks, **how(settings, options))
     else:
         scores = harness.evaluate_folder(job.checkpoint("checkpoint"), tasks, **how(settings, options))
     job.note = scores.note
@@ -301,6 +304,7 @@ def speaker(folders: Mapping[str, Path], chat: str, named: str | None = None) ->
     folders: checkpoints by role. chat: none, auto or both. named: the model that the recipe takes its tokenizer from.
     By a template: the first parent that learnt instructions and has one, else the first that has one, else the base.
     """
+    named = named and named.removeprefix(UNION_OF)
     if named in folders:
         return str(named)
     if chat == "none":
@@ -315,6 +319,23 @@ def tokenizer_of(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+
+
+def tokenizer_of_merge(job: Job[Any, Any], recipe: Recipe, speaker: Path) -> Any:
+    """Load the tokenizer that a merge is scored with.
+
+    speaker: the checkpoint that gives its tokenizer, or where the merge has the union of all tokens its template.
+    """
+    tokenizer = tokenizer_of(speaker)
+    if not recipe.has_union:
+        return tokenizer
+    import merge
+
+    folder = job.work / "tokenizer"
+    merge.write_tokenizer(recipe, folder)
+    union = tokenizer_of(folder)
+    union.chat_template = tokenizer.chat_template or union.chat_template
+    return union
 
 
 def generates_as(model: PreTrainedModel, folder: Path) -> None:

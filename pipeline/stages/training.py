@@ -126,8 +126,11 @@ def plan_sft(slug: str, config: Config, parents: Mapping[str, Stage]) -> Stage:
 
 
 def ct_settings(config: Config) -> TrainingSettings:
-    """Return the settings of CT by the config; only a wsd schedule decays."""
-    return training_settings(config, config.ct, **(NO_DECAY if config.ct.schedule == "cosine" else {}))
+    """Return the settings of CT by the config; only a wsd schedule decays. New tokens need their embeddings trained."""
+    values = dict(NO_DECAY) if config.ct.schedule == "cosine" else {}
+    if config.model.new_tokens and config.train.lora:
+        values["train_embeddings"] = True
+    return training_settings(config, config.ct, **values)
 
 
 def training_settings(config: Config, section: Training, **values: Any) -> TrainingSettings:

@@ -157,8 +157,9 @@ def _searched(job: Job[TuneSettings, ScoreOptions], done: Done, tasks: TaskSet) 
 def _tokenizer(job: Job[TuneSettings, ScoreOptions]) -> Any:
     """Return the tokenizer that all trials are scored with."""
     settings, folders = job.settings, scoring.checkpoints(job)
-    named = recipe_of(job, settings.tries[0], settings.seed).tokenizer
-    return scoring.tokenizer_of(folders[scoring.speaker(folders, settings.chat, named)])
+    recipe = recipe_of(job, settings.tries[0], settings.seed)
+    speaker = scoring.speaker(folders, settings.chat, recipe.tokenizer)
+    return scoring.tokenizer_of_merge(job, recipe, folders[speaker])
 
 
 def scores_of_merges(

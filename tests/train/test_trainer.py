@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from common.errors import BadInput
 from merge.checkpoints.adapter import adapted as open_adapted
 from merge.checkpoints.folder import open_checkpoint
-from train import base_model, trainer
+from tests.pipeline.tiny_pair import make_pair
+from train import base_model, lora, trainer
 from train.column_freezing import choose_columns, score_columns
 from train.data.blocks import Blocks
 from train.resume import COMPLETE
@@ -215,6 +216,35 @@ def test_a_chain_of_budgets_equals_one_run_with_lora_too(
     assert same(run(prepared, adapting, tmp_path / "rest", 2048, tmp_path / "half" / "out" / "state"), whole)
     with pytest.raises(BadInput, match=r"train.lora.targets=\['q_prof'\]"):
         run(prepared, training.replace(lora=LORA.replace(targets=("q_prof",))), tmp_path / "wrong", 1024)
+
+
+def test_lora_with_embeddings_in_full_publishes_and_resumes_them(
+    prepared: Path, training: TrainingSettings, tmp_path: Path
+) -> None:
+    adapting = training.replace(lora=LORA.replace(dropout=0.1), train_embeddings=True)
+    whole = run(prepared, adapting, tmp_path / "whole", 2048)
+    before = load_file(prepared / "model" / "model.safetensors")
+    changed = {name for name, tensor in before.items() if not torch.equal(whole[name], tensor)}
+    assert changed == {name for name in before if "_proj" in name or "embed_tokens" in name}
+    assert whole.keys() == before.keys()
+    run(prepared, adapting, tmp_path / "half", 1024)
+    assert same(run(prepared, adapting, tmp_path / "rest", 2048, tmp_path / "half" / "out" / "state"), whole)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_merged_weights_with_embeddings_in_full_are_the_model_that_was_trained(tied: bool, tmp_path: Path) -> None:
+    base, _ = make_pair(tmp_path, tied=tied)
+    model = lora.add_adapter(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), LORA, embeddings=True)
+    ids = torch.arange(20)[None]
+    optimizer = torch.optim.AdamW([each for each in model.parameters() if each.requires_grad], lr=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+    plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    plain.load_state_dict(lora.merge_adapter(model.state_dict(), LORA))
+    with torch.no_grad():
+        torch.testing.assert_close(plain(ids).logits, model(input_ids=ids).logits)
 
 
 def test_a_run_that_was_killed_after_its_last_step_only_publishes(
