@@ -43,6 +43,7 @@ class Job(TypedDict):
     resume_state: NotRequired[str | None]
     compute: NotRequired[Compute]
     watched: NotRequired[DevEvaluation | None]
+    calibration: NotRequired[str | None]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -76,7 +77,7 @@ def run(job: Job, stop_file: Path) -> dict[str, Any]:
     die_with_parent()
     from train import trainer
 
-    resume_state = job.get("resume_state")
+    resume_state, calibration = job.get("resume_state"), job.get("calibration")
     return trainer.train(
         Path(job["model"]),
         Path(job["blocks"]),
@@ -89,6 +90,7 @@ def run(job: Job, stop_file: Path) -> dict[str, Any]:
         on_log=lambda record: print(json.dumps(record), flush=True),
         should_stop=stop_signal(stop_file),
         watched=job.get("watched"),
+        calibration_dir=Path(calibration) if calibration else None,
     )
 
 

@@ -22,6 +22,7 @@ from transformers.pytorch_utils import Conv1D
 
 from train.data.blocks import Blocks
 from train.data.packing import IGNORED
+from train.settings import FrozenColumns
 
 
 def linear_layers(model: transformers.PreTrainedModel) -> dict[str, nn.Module]:
@@ -108,6 +109,10 @@ class ColumnFreezing(transformers.TrainerCallback):
         self.kept = [columns(layer)[:, index].clone() for layer, index in self.frozen]
         for layer, index in self.frozen:
             layer.weight.register_hook(_without_columns(layer, index))  # type: ignore[operator, union-attr]
+        self.facts = {
+            "frozen_weights": sum(kept.numel() for kept in self.kept),
+            "linear_weights": sum(columns(layer).numel() for layer in layers.values()),
+        }
 
     @torch.no_grad()
     def on_optimizer_step(self, *_: Any, **__: Any) -> None:
@@ -121,18 +126,7 @@ def _without_columns(layer: nn.Module, index: Tensor) -> Any:
     return lambda gradient: gradient.index_fill(dimension, index, 0.0)
 
 
-def protect(
-    model: transformers.PreTrainedModel, calibration: Blocks, fraction: float, blocks: int
-) -> tuple[ColumnFreezing, dict[str, int]]:
-    """Return the callback that freezes the columns which the first `blocks` of `calibration` need most.
-
-    Also returns {"frozen_weights", "weights"}: how many weights are frozen, of how many in linear layers.
-    """
-    rows = (calibration[number] for number in range(min(blocks, len(calibration))))
-    frozen = choose_columns(score_columns(model, rows), fraction)
-    layers = linear_layers(model)
-    counts = {
-        "frozen_weights": sum(len(index) * columns(layers[name]).shape[0] for name, index in frozen.items()),
-        "weights": sum(columns(layer).numel() for layer in layers.values()),
-    }
-    return ColumnFreezing(model, frozen), counts
+def freeze_columns(model: transformers.PreTrainedModel, calibration: Blocks, settings: FrozenColumns) -> ColumnFreezing:
+    """Return the callback that freezes the columns which the first blocks of `calibration` need most."""
+    rows = (calibration[number] for number in range(min(settings.blocks, len(calibration))))
+    return ColumnFreezing(model, choose_columns(score_columns(model, rows), settings.fraction))

@@ -227,6 +227,13 @@ class LoraSettings(Settings):
     targets: Literal["all-linear"] | Annotated[tuple[str, ...], Field(min_length=1)]  # modules that get additions
 
 
+class FrozenColumns(Settings):
+    """The columns of weights that do not change (train/column_freezing.py)."""
+
+    fraction: Annotated[float, Field(gt=0, le=1)]  # of each layer's columns, those that English needs most
+    blocks: Positive  # of English instructions that show which these are
+
+
 class MixedPrecision(Settings):
     """precision: of the forward and backward passes; weights and optimizer stay in float32."""
 
@@ -251,6 +258,7 @@ class TrainingSettings(Optimization, MixedPrecision):
     decay_tokens: int = 0  # wsd: the last tokens of this run, over which the rate falls; 0: it stays at its peak
     decay_shape: Literal["linear", "1-sqrt"] | None = None  # wsd (Haegele et al. 2024, arXiv 2405.18392)
     whole_text: bool = False
+    frozen_columns: FrozenColumns | None = None  # None: all weights change
 
     def key_content(self) -> dict[str, Any]:
         """Leave out the estimate of a training on all blocks."""

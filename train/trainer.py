@@ -38,6 +38,7 @@ def train(
     on_log: Callable[[dict[str, Any]], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
     watched: DevEvaluation | None = None,
+    calibration_dir: Path | None = None,
 ) -> dict[str, Any]:
     """Train up to `tokens`; write `out/model`, `out/state`, `out/log.jsonl` and, with LoRA, `out/adapter`.
 
@@ -49,6 +50,7 @@ def train(
     on_log: gets {"tokens", "of_tokens", "loss", "learning_rate", "tokens_per_second"} after every logged step, in the
     first process only.
     watched: held-out text whose bits per byte are logged as {"tokens", "of_tokens", "dev_bits_per_byte"}.
+    calibration_dir: blocks of the text that decides which columns of the model are frozen, if the settings freeze any.
     should_stop: called after every step; once it is true in any process, all save and raise Interrupted.
 
     Returns the facts of `distributed.verify_launch`, and as `performance` the fields of
@@ -71,7 +73,16 @@ def train(
     dev = dev_text.read_dev_text(watched, model_dir, settings.block_size) if watched else {}
     every = watched.every_tokens if watched else 0
     progress = engine.Progress(compute, settings, work / "log.jsonl", on_log, should_stop, dev, every)
-    trainer = engine.Trainer(engine.load_model(model_dir, settings, compute), arguments, dataset, progress)
+    model = engine.load_model(model_dir, settings, compute)
+    trainer = engine.Trainer(model, arguments, dataset, progress)
+    frozen: dict[str, int] = {}
+    if settings.frozen_columns:
+        assert calibration_dir is not None
+        from train.column_freezing import freeze_columns
+
+        freezing = freeze_columns(model, Blocks(calibration_dir), settings.frozen_columns)
+        trainer.add_callback(freezing)
+        frozen = freezing.facts
     try:
         with suppress(engine.NothingLeft):
             trainer.train(resume_from_checkpoint=str(start) if start else None)
@@ -80,7 +91,7 @@ def train(
         publish(trainer, model_dir, blocks_dir, settings, out, work)
     finally:
         trainer.release()
-    return {**progress.facts, "performance": asdict(performance) if performance else None}
+    return {**progress.facts, **frozen, "performance": asdict(performance) if performance else None}
 
 
 def check_end(done: int, settings: TrainingSettings, interrupted: bool) -> None:

@@ -123,6 +123,22 @@ class Config(Settings):
                 f"ct.source={self.ct.source}: sft_then_ct trains CT on top of SFT, but this CT is given. "
                 "Leave sft_then_ct out of eval.unmerged, or set ct.source=null."
             )
+        if "sft_then_ct_frozen" in wanted:
+            if self.ct.source:
+                raise ValueError(
+                    f"ct.source={self.ct.source}: sft_then_ct_frozen trains CT on top of SFT, but this CT is given. "
+                    "Leave sft_then_ct_frozen out of eval.unmerged, or set ct.source=null."
+                )
+            if self.train.lora:
+                raise ValueError(
+                    "train.lora: sft_then_ct_frozen freezes columns of weights that LoRA does not train. "
+                    "Set train=full, or leave sft_then_ct_frozen out of eval.unmerged."
+                )
+            if self.compute.strategy not in ("none", "ddp"):
+                raise ValueError(
+                    f"compute.strategy={self.compute.strategy}: sft_then_ct_frozen needs all weights in each process."
+                    " Set compute.strategy=none or ddp, or leave sft_then_ct_frozen out of eval.unmerged."
+                )
         if self.sft.hub and "target_sft" in wanted:
             raise ValueError(
                 "sft.hub: target_sft needs instructions in the language, but this data set is English. "
@@ -183,6 +199,12 @@ class Config(Settings):
             raise ValueError(
                 "eval.untuned: eval.frontier scores the first trial of every method too. Leave one of them out."
             )
+        if self.merge.search and (self.eval.frontier or self.adapt):
+            key = "eval.frontier" if self.eval.frontier else "adapt"
+            raise ValueError(
+                f"merge.search: {key} scores all trials of a method, and a search has none before it runs."
+                " Give methods a grid, and set merge.search=null."
+            )
         if self.eval.frontier and self.eval.split == "dev":
             raise ValueError(
                 "eval.split=dev: eval.frontier scores every trial on dev and on test. Set eval.split=test."
@@ -202,7 +224,7 @@ class Config(Settings):
 
     @model_validator(mode="after")
     def as_many_tries(self) -> Config:
-        tuned = [len(method.tries) for method in self.merge.methods.values() if method.grid]
+        tuned = list(self.merge.trials_by_method().values())
         if self.sft.grid and tuned and not self.eval.frontier and len(self.sft.tries) != tuned[0]:
             raise ValueError(
                 f"sft.grid: CT-then-SFT gets {len(self.sft.tries)} trials on dev, every merge {tuned[0]}. "

@@ -16,6 +16,7 @@ from pipeline import recipes
 from pipeline.baselines import BASELINES, PAIR
 from pipeline.config.trainings import grid_product
 from pipeline.old_names import current_method, in_store, recipe_in_store
+from pipeline.search import Bounds, SearchSettings, middle
 
 
 def known_arm(name: str) -> str:
@@ -40,6 +41,7 @@ class Method(Settings):
     of: the checkpoints that are merged, by the names that they have in the recipe.
     from: what task vectors, or an arc, start from: the base, or the SFT model.
     control: whether it is there to be compared with, and never named the best merge on dev.
+    space: in place of a grid, the least and the largest value of each setting that `merge.search` searches.
     """
 
     model_config = ConfigDict(serialize_by_alias=True)
@@ -48,17 +50,18 @@ class Method(Settings):
     from_: Literal["base", "sft"] = Field("base", alias="from")
     control: bool = False
     recipe: dict[str, Any]
-    grid: dict[str, Annotated[list[Any], Field(min_length=1)]]
+    grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(default_factory=dict)
+    space: dict[str, Bounds] = Field(default_factory=dict)
 
-    @field_validator("recipe", "grid", mode="before")
+    @field_validator("recipe", "grid", "space", mode="before")
     @classmethod
     def by_roles(cls, value: Any) -> Any:
         return recipe_in_store(value)
 
     @property
     def tries(self) -> list[dict[str, Any]]:
-        """Return every setting that the grid spans, each a complete recipe."""
-        return [{**self.recipe, **settings} for settings in grid_product(self.grid)]
+        """Return every setting that the grid spans, each a complete recipe; of a space, its middle."""
+        return [{**self.recipe, **settings, **middle(self.space)} for settings in grid_product(self.grid)]
 
     @property
     def checkpoints(self) -> tuple[str, ...]:
@@ -68,7 +71,7 @@ class Method(Settings):
     @property
     def needs_dev_scores(self) -> bool:
         """Return whether dev decides something: the settings, or whether it is the best merge."""
-        return bool(self.grid) or self.leads
+        return bool(self.grid or self.space) or self.leads
 
     @property
     def leads(self) -> bool:
@@ -80,6 +83,13 @@ class Method(Settings):
         both = sorted(set(self.recipe) & set(self.grid))
         if both:
             raise ValueError(f"grid.{both[0]}: is in the recipe too. Set it in one place.")
+        if self.grid and self.space:
+            raise ValueError("space: this method has a grid too. Remove it, such as by '~merge.methods.NAME.grid'.")
+        if both := sorted(set(self.recipe) & set(self.space)):
+            raise ValueError(f"space.{both[0]}: is in the recipe too. Set it in one place.")
+        for name, (low, high) in self.space.items():
+            if not low < high:
+                raise ValueError(f"space.{name}: must be [least, largest], got [{low:g}, {high:g}].")
         if "merge_then_sft" in self.of:
             raise ValueError(
                 "of: merge_then_sft is trained from a merge, so merges cannot use it. Name another checkpoint."
@@ -87,6 +97,11 @@ class Method(Settings):
         if len(set(self.of)) < len(self.of):
             raise ValueError(f"of={list(self.of)}: a checkpoint is listed twice. List each once.")
         nowhere = Path("folder")
+        for name, bounds in self.space.items():
+            for value in bounds:
+                setting = {**self.recipe, name: value}
+                described = recipes.complete(setting, nowhere, dict.fromkeys(self.of, nowhere), 0)
+                Recipe.from_dict(described, where=f"space.{name}={value:g}")
         seen: dict[str, dict[str, Any]] = {}
         for settings in self.tries:
             described = recipes.complete(settings, nowhere, dict.fromkeys(self.of, nowhere), 0)
@@ -107,14 +122,44 @@ class Choice(Settings):
 
 
 class Merge(Settings):
-    """special_rows: sft, to take the rows of tokens that its chat template writes from the chat model."""
+    """search: how settings of methods with a space are found.
+
+    special_rows: sft, to take the rows of tokens that its chat template writes from the chat model.
+    """
 
     write: bool
     metric: Literal["acc", "bits_per_byte"]
     choice: Choice
     then_sft: str | None
     special_rows: Literal["sft"] | None
+    search: SearchSettings | None = None
     methods: dict[str, Method]
+
+    def trials(self, name: str) -> int:
+        """Return how many settings of a method dev scores select from."""
+        method = self.methods[name]
+        return self.search.trials if self.search and method.space else len(method.tries)
+
+    def trials_by_method(self) -> dict[str, int]:
+        """Return the number of trials of each method that is tuned."""
+        return {name: self.trials(name) for name, method in self.methods.items() if method.grid or method.space}
+
+    @model_validator(mode="after")
+    def searches_spaces(self) -> Merge:
+        spaces = [name for name, method in self.methods.items() if method.space]
+        if spaces and self.search is None:
+            raise ValueError(
+                f"methods.{spaces[0]}.space: is searched by merge.search, which is null."
+                " Set merge.search={sampler: tpe, trials: 30}."
+            )
+        if self.search and not spaces:
+            raise ValueError("search: no method has a space. Set merge.methods.NAME.space, or merge.search=null.")
+        if self.search and (self.choice.budgets, self.choice.seeds) != ("own", "own"):
+            raise ValueError(
+                "search: each run proposes its own trials, so that they have no mean over runs."
+                " Set merge.choice={budgets: own, seeds: own}."
+            )
+        return self
 
     @model_validator(mode="after")
     def comparable(self) -> Merge:
@@ -130,7 +175,7 @@ class Merge(Settings):
                 f"then_sft={self.then_sft}: no such merge. {suggestion(self.then_sft, list(self.methods))}"
             )
         # a method without a grid is stated and not tuned: what it differs by from another one is its recipe alone
-        counts = {name: len(method.tries) for name, method in self.methods.items() if method.grid}
+        counts = self.trials_by_method()
         if len(set(counts.values())) > 1:
             listed = ", ".join(f"{name} {count}" for name, count in counts.items())
             raise ValueError(

@@ -15,7 +15,7 @@ from common.validation import sentence
 from pipeline.config.sources import CtSource, HubInstructions
 from train.data.blocks import mixture
 from train.data.chat_template import GIVEN, NONE
-from train.settings import CtData, LoraSettings, Optimization
+from train.settings import CtData, FrozenColumns, LoraSettings, Optimization
 
 
 class Training(Optimization):
@@ -46,6 +46,7 @@ SourceName = Annotated[str, AfterValidator(source_name)]
 class ContinualTraining(Training, CtData):
     """CT at a token budget, or on all of the language's text.
 
+    freeze: what the baseline `sft_then_ct_frozen` freezes; other trainings freeze nothing.
     schedule: cosine, one for all budgets, which ends at `schedule_tokens`; or wsd (warm-up, stable, decay), in which
     each budget ends with a decay of its own, over `decay_fraction` of its tokens.
     sources: further texts by name, each with the fraction of the blocks that it has.
@@ -56,6 +57,7 @@ class ContinualTraining(Training, CtData):
     source: str | None
     whole_text: bool = False
     schedule: Literal["cosine", "wsd"]
+    freeze: FrozenColumns
     decay_fraction: Annotated[float, Field(gt=0, le=1)]
     decay_shape: Literal["linear", "1-sqrt"]
     schedule_tokens: Tokens

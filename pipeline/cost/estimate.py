@@ -80,7 +80,7 @@ def stage_work(stage: Stage, config: Config, shape: ModelShape, resumed: int = 0
         tokens = questions * (ITEM_TOKENS["own"] + settings.tokens)
         return Work(tokens, tokens * forward_flops(shape, settings.tokens / 2))
     if stage.type.resource == "score":
-        tries = len(settings.tries) if kind == "tune" else 1
+        tries = settings.trials if kind == "tune" else 1
         tokens, lengths = scored_tokens(stage, config)
         return Work(
             tries * tokens,

@@ -26,7 +26,7 @@ from common.processes import die_with_parent
 from pipeline import interruption
 from pipeline.cost.hardware import training_mfu
 from pipeline.execute import Job
-from pipeline.stages.stage import in_order
+from pipeline.stages.stage import CALIBRATION, in_order
 from train.__main__ import RESULT_FILE, STOP_FILE
 from train.dev_text import DevEvaluation
 from train.performance import Performance
@@ -83,7 +83,7 @@ def _train(
     job: Job, compute: Compute, model: Path, blocks: Path, settings: TrainingSettings, resume_state: Path | None
 ) -> dict[str, Any]:
     """Train in this process or in children; returns what `train.trainer.train` does."""
-    watched = watched_text(job)
+    watched, calibration = watched_text(job), job.folders.get(CALIBRATION)
     if compute.strategy == "none" and os.environ.get(AS_CHILD) != "1":
         from train import trainer
 
@@ -100,6 +100,7 @@ def _train(
                 on_log=lambda record: job.emit("log", **record),
                 should_stop=interruption.requested,
                 watched=watched,
+                calibration_dir=calibration,
             )
     arguments = {
         "model": str(model.absolute()),
@@ -111,6 +112,7 @@ def _train(
         "resume_state": str(resume_state.absolute()) if resume_state else None,
         "compute": compute.model_dump(),
         "watched": asdict(watched) if watched else None,
+        "calibration": str(calibration.absolute()) if calibration else None,
     }
     file = job.work.absolute() / JOB_FILE
     for left_behind in (RESULT_FILE, STOP_FILE):

@@ -27,12 +27,13 @@ from merge.recipe import UNION_OF
 from pipeline.baselines import BASELINES, depends_on_ct_budget
 from pipeline.config import Config, Method
 from pipeline.old_names import in_store
+from pipeline.search import Bounds
 from pipeline.stages import adapting
 from pipeline.stages.adapting import AdaptStages
 from pipeline.stages.data import Data, budget_name, plan_ct_blocks, plan_mixed_blocks, plan_sft_blocks
 from pipeline.stages.merging import plan_merge, plan_weights
 from pipeline.stages.scoring import plan_contamination, plan_eval
-from pipeline.stages.stage import Inputs, Stage, in_order
+from pipeline.stages.stage import CALIBRATION, Inputs, Stage, in_order
 from pipeline.stages.training import (
     given_model,
     plan_base,
@@ -142,8 +143,8 @@ def plan_cell(config: Config, inputs: Inputs) -> Cell:
 def plan_untuned(planner: CellPlanner, chosen: Iterable[str]) -> dict[str, Stage]:
     """Plan the scores of every tuned method by the first of its trials, on test."""
     scored = {}
-    for name, method in planner.config.merge.methods.items():
-        if name in chosen and len(method.tries) > 1:
+    for name in planner.config.merge.methods:
+        if name in chosen and planner.config.merge.trials(name) > 1:
             merge = planner.trial(name, 0)
             scored[name] = planner.eval_of_merge(name, merge, f"{merge.slug}-untuned")
     if "ct_then_sft" in chosen:
@@ -249,6 +250,13 @@ class CellPlanner:
         return plan_ct(slug, self.config, self.ct_parents(self.sft, self.base))
 
     @cached_property
+    def sft_then_ct_frozen(self) -> Stage:
+        """CT on SFT, in which the columns of weights that its English instructions need most are frozen."""
+        slug = f"{self.config.language.code}-after-en-frozen-{self.budget}"
+        english = {CALIBRATION: self.sft_parents(self.base)["blocks"]}
+        return plan_ct(slug, self.config, self.ct_parents(self.sft, self.base) | english)
+
+    @cached_property
     def mixed(self) -> Stage:
         """One training by the settings of CT, of the blocks of CT and of SFT spread evenly among each other."""
         slug = f"{self.config.language.code}-and-en-{self.budget}"
@@ -306,9 +314,16 @@ class CellPlanner:
         slug = f"{self.config.language.code}-ct-then-sft-{self.budget}"
         return self.tune(slug, self.config.sft.tries, trials, "ct_then_sft")
 
-    def tune(self, slug: str, trials: Sequence[Trial], made_of: Mapping[str, Stage], method: str) -> Stage:
+    def tune(
+        self,
+        slug: str,
+        trials: Sequence[Trial],
+        made_of: Mapping[str, Stage],
+        method: str,
+        space: Mapping[str, Bounds] | None = None,
+    ) -> Stage:
         scored = {**made_of, "items": self.data.items, "corpus": self.data.corpus}
-        return replace(plan_tune(self.config, slug, trials, scored, self.inputs.asks_date), method=method)
+        return replace(plan_tune(self.config, slug, trials, scored, self.inputs.asks_date, space), method=method)
 
     def is_tuned(self, name: str) -> bool:
         """Return whether dev scores select a trial of a merging method."""
@@ -334,7 +349,8 @@ class CellPlanner:
     def tune_of(self, name: str) -> Stage:
         """Return the stage that scores the trials of a merging method in this cell."""
         method = self.config.merge.methods[name]
-        return self.tune(self.slug(name, method.checkpoints), self.recipes(method), self.parents(method), name)
+        slug = self.slug(name, method.checkpoints)
+        return self.tune(slug, self.recipes(method), self.parents(method), name, method.space)
 
     def _merge(self, name: str, stated: Trial | None, tunes: Mapping[str, Stage]) -> Stage:
         method = self.config.merge.methods[name]

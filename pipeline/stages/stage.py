@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pipeline.execute import Job
 
 TRUNK = "trunk"  # the role of the CT stage that the decay of a wsd schedule starts from
+CALIBRATION = "calibration"  # the role of the blocks that decide which columns a CT stage freezes
 NONE, ONE_PROCESS = NoSettings(), Compute()
 Resource = Literal["data", "train", "score", "merge"]
 

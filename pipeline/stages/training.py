@@ -19,7 +19,7 @@ from pipeline.config import CipherCorpus, Config
 from pipeline.config.trainings import Training
 from pipeline.stages import tuning
 from pipeline.stages.data import Data, block_counts, check_budget, plan_base_corpus
-from pipeline.stages.stage import GIVEN, TRUNK, GivenOptions, GivenSettings, Inputs, Stage, StageType
+from pipeline.stages.stage import CALIBRATION, GIVEN, TRUNK, GivenOptions, GivenSettings, Inputs, Stage, StageType
 from train.settings import BaseModelSettings, Compute, TrainingSettings
 
 if TYPE_CHECKING:
@@ -92,8 +92,13 @@ BASE = StageType("base", run_base, 1, "train", 250, shared=True, tracked=True)
 
 
 def plan_ct(slug: str, config: Config, parents: Mapping[str, Stage]) -> Stage:
-    """Plan CT of `model` on `blocks`; under a wsd schedule its decay, from a trunk that budgets share."""
+    """Plan CT of `model` on `blocks`; under a wsd schedule its decay, from a trunk that budgets share.
+
+    With blocks for `calibration`, the columns of weights that these need most are frozen.
+    """
     settings = ct_settings(config)
+    if CALIBRATION in parents:
+        settings = settings.replace(frozen_columns=config.ct.freeze)
     stage = Stage(CT, slug, settings, parents, training_options(config, config.ct))
     trunk = settings.steps * settings.batch_tokens - settings.decay_tokens
     if config.ct.schedule == "cosine" or not trunk:

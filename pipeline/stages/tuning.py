@@ -1,5 +1,7 @@
 """The stage `tune`: score every trial of a method on dev, and select the best.
 
+Trials are a grid's, or those that a search proposes one after another (pipeline/search.py).
+
 The trials of a method are scored in the cells that `merge.choice` names, one `tune` stage per cell, and the trial with
 the best mean over these cells is taken in all cells. A stage leaves `tries.jsonl` (one line per trial: settings, score)
 and `choice.yml` (settings of the best trial; of equals, the first).
@@ -19,6 +21,7 @@ from common.files import read_jsonl, write_jsonl
 from eval.settings import ItemSettings, PromptSettings
 from pipeline.config import Config
 from pipeline.recipes import recipe_of
+from pipeline.search import Bounds, Search, SpaceSearch
 from pipeline.stages import scoring
 from pipeline.stages.scoring import ScoreOptions
 from pipeline.stages.stage import Stage, StageType
@@ -37,12 +40,18 @@ TRIALS, SELECTED = "tries.jsonl", "choice.yml"
 class TuneSettings(ItemSettings, PromptSettings):
     """The selection among a method's trials by their score on dev."""
 
-    tries: tuple[Trial, ...]
+    tries: tuple[Trial, ...]  # of a search the first alone
     metric: Literal["acc", "bits_per_byte"]
     language: str
     seed: int
     trained_length: int | None = None  # tokens per block in training: no item is scored beyond it
     day: str | None = None  # for today, where a template asks for the date
+    search: SpaceSearch | None = None  # what proposes the other trials
+
+    @property
+    def trials(self) -> int:
+        """Return the number of trials."""
+        return self.search.trials if self.search else len(self.tries)
 
 
 def tuning_cells(config: Config) -> tuple[Config, ...]:
@@ -55,18 +64,25 @@ def tuning_cells(config: Config) -> tuple[Config, ...]:
 
 
 def plan_tune(
-    config: Config, slug: str, trials: Sequence[Trial], scored: Mapping[str, Stage], asks_date: bool = False
+    config: Config,
+    slug: str,
+    trials: Sequence[Trial],
+    scored: Mapping[str, Stage],
+    asks_date: bool = False,
+    space: Mapping[str, Bounds] | None = None,
 ) -> Stage:
     """Plan the scoring of trials on dev in one cell, with the selection that this cell alone would make.
 
     scored: what the trials are made of, and the items and the corpus that they are scored on. A trial is scored once,
-    plain or by its template. asks_date: whether a template writes the date.
+    plain or by its template. asks_date: whether a template writes the date. space: what a search varies in the trial.
     """
+    search = config.merge.search
     settings = TuneSettings.pick(
         config.eval,
         config.merge,
         config,
         tries=tuple(trials),
+        search=SpaceSearch.pick(search, space=dict(space)) if search and space else None,
         limit=config.eval.tune_limit,
         language=config.language.code,
         chat="none" if config.eval.chat == "none" else "auto",
@@ -92,36 +108,58 @@ def run_tune(job: Job[TuneSettings, ScoreOptions]) -> None:
 
     settings, options = job.settings, job.options
     torch.set_num_threads(options.threads)
-    metric, language, trials = settings.metric, settings.language, settings.tries
+    metric, language = settings.metric, settings.language
     dev = scoring.task_set(job.folders["items"], job.folders["corpus"], "dev", settings.limit, settings.excerpt)
     tasks = selection_tasks(dev, language, metric)
     journal = job.work / TRIALS
     done = read_trials(journal)
-    pending = range(len(done), len(trials))
-    scored = _trained(job, pending, tasks) if "try-0" in job.stage.parents else _merged(job, pending, tasks)
-    for number, scores in zip(pending, scored, strict=True):
-        done.append({"settings": trials[number], "metric": metric, "score": score(scores, language, metric)})
+    make_scores = _searched if settings.search else _trained if "try-0" in job.stage.parents else _merged
+    for trial, scores in make_scores(job, done, tasks):
+        done.append({"settings": trial, "metric": metric, "score": score(scores, language, metric)})
         with journal.open("a", encoding="utf-8") as file:
             file.write(json.dumps(done[-1]) + "\n")
         job.note = scores.note
         job.facts |= scoring.packing_fact(scores)  # of the architecture: the same for every trial
-        job.emit("progress", fraction=len(done) / len(trials), text=f"{len(done)} of {len(trials)} tries")
+        job.emit("progress", fraction=len(done) / settings.trials, text=f"{len(done)} of {settings.trials} tries")
     write_trials(job.out, done)
 
 
 TUNE = StageType("tune", run_tune, 2, "score", 11, tracked=True)
 
 
-def _merged(job: Job[TuneSettings, ScoreOptions], pending: Sequence[int], tasks: TaskSet) -> Iterator[Scores]:
-    """Yield the scores of merges: each trial is a recipe."""
-    settings = job.settings
-    recipes = [recipe_of(job, settings.tries[number], settings.seed) for number in pending]
-    folders = scoring.checkpoints(job)
-    if not recipes:
-        return
-    speaker = scoring.speaker(folders, settings.chat, recipes[0].tokenizer)
-    tokenizer = scoring.tokenizer_of_merge(job, recipes[0], folders[speaker])
-    yield from scores_of_merges(recipes, tokenizer, tasks, job.options.device, scoring.how(settings, job.options))
+Scored = Iterator[tuple[Trial, "Scores"]]
+Done = Sequence[Mapping[str, Any]]
+
+
+def _merged(job: Job[TuneSettings, ScoreOptions], done: Done, tasks: TaskSet) -> Scored:
+    """Yield the trials that are not done with the scores of their merges: each trial is a recipe."""
+    settings, pending = job.settings, job.settings.tries[len(done) :]
+    recipes = [recipe_of(job, trial, settings.seed) for trial in pending]
+    how = scoring.how(settings, job.options)
+    yield from zip(pending, scores_of_merges(recipes, _tokenizer(job), tasks, job.options.device, how), strict=True)
+
+
+def _searched(job: Job[TuneSettings, ScoreOptions], done: Done, tasks: TaskSet) -> Scored:
+    """Yield what a search proposes with the scores of these merges; `done` gets each score before the next."""
+    settings, search = job.settings, job.settings.search
+    assert search is not None
+    proposals = Search(search.space, search.sampler, settings.seed, BEST[settings.metric] is max)
+    proposals.replay((trial["settings"], trial["score"]) for trial in done)
+    tokenizer, how = _tokenizer(job), scoring.how(settings, job.options)
+    while len(done) < search.trials:
+        trial = {**settings.tries[0], **proposals.ask()}
+        recipe = recipe_of(job, trial, settings.seed)
+        (scores,) = scores_of_merges([recipe], tokenizer, tasks, job.options.device, how)
+        yield trial, scores
+        proposals.tell(done[-1]["score"])
+
+
+def _tokenizer(job: Job[TuneSettings, ScoreOptions]) -> Any:
+    """Return the tokenizer that all trials are scored with."""
+    settings, folders = job.settings, scoring.checkpoints(job)
+    recipe = recipe_of(job, settings.tries[0], settings.seed)
+    speaker = scoring.speaker(folders, settings.chat, recipe.tokenizer)
+    return scoring.tokenizer_of_merge(job, recipe, folders[speaker])
 
 
 def scores_of_merges(
@@ -139,13 +177,13 @@ def scores_of_merges(
         yield scores
 
 
-def _trained(job: Job[TuneSettings, ScoreOptions], pending: Sequence[int], tasks: TaskSet) -> Iterator[Scores]:
-    """Yield the scores of checkpoints: each trial is a training."""
+def _trained(job: Job[TuneSettings, ScoreOptions], done: Done, tasks: TaskSet) -> Scored:
+    """Yield the trials that are not done with the scores of their checkpoints: each trial is a training."""
     from eval import harness
 
-    for number in pending:
+    for number, trial in list(enumerate(job.settings.tries))[len(done) :]:
         checkpoint = job.checkpoint(f"try-{number}")
-        yield harness.evaluate_folder(checkpoint, tasks, **scoring.how(job.settings, job.options))
+        yield trial, harness.evaluate_folder(checkpoint, tasks, **scoring.how(job.settings, job.options))
 
 
 def selection_tasks(tasks: TaskSet, language: str, metric: str) -> TaskSet:

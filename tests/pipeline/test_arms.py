@@ -15,6 +15,7 @@ from pipeline.stages.cell import Cell, merged, plan_cell
 from pipeline.stages.stage import Inputs, Stage
 from pipeline.stages.trajectory import trajectories
 
+FROZEN = "eval.unmerged=[sft_then_ct_frozen]"
 TRAINED = "eval.unmerged=[base,sft,ct,ct_then_sft,sft_then_ct,target_sft]"
 MERGED = "arm=[average_of_ct_then_sft_and_ct,average_of_base_and_sft,chat_vector,random_signs]"
 ALIKE = "merge.methods.chat_vector.grid={models.sft.weight:[1.0,0.5]}"  # as many tries as in conf/merge/test
@@ -48,6 +49,20 @@ def test_sft_then_ct_is_ct_with_the_same_blocks_on_top_of_sft() -> None:
             arm.kind == "ct" and arm.settings == ct.settings and arm.parents["blocks"].key == ct.parents["blocks"].key
         )
         assert arm.parents["model"] is sft
+
+
+def test_frozen_columns_are_those_that_the_instructions_of_sft_need() -> None:
+    overrides = ["eval.unmerged=[ct,sft,sft_then_ct,sft_then_ct_frozen]", "ct.freeze.fraction=0.3"]
+    for cell in cells(*overrides):
+        frozen, plain, sft = (
+            parent(cell.evals[name], "checkpoint") for name in ("sft_then_ct_frozen", "sft_then_ct", "sft")
+        )
+        assert frozen.parents["model"] is sft and frozen.parents["blocks"].key == plain.parents["blocks"].key
+        assert frozen.parents["calibration"].key == sft.parents["blocks"].key
+        assert (
+            frozen.settings.frozen_columns == cell.config.ct.freeze and frozen.settings.frozen_columns.fraction == 0.3
+        )
+        assert frozen.settings.replace(frozen_columns=None) == plain.settings and frozen.trajectory != plain.trajectory
 
 
 def test_sft_then_ct_is_a_trajectory_of_its_own() -> None:
@@ -164,6 +179,13 @@ def test_jobs_wait_for_what_they_read() -> None:
         (["eval.unmerged=[mixed]"], r"^sft\.block_size=256: .* Set ct\.block_size=128"),
         (["sft=flan", TRAINED], r"^sft\.hub: target_sft needs instructions in the language"),
         (["ct.source=somewhere", "ct.tokens=4096", TRAINED], r"^ct\.source=somewhere: sft_then_ct trains CT"),
+        (["ct.source=somewhere", "ct.tokens=4096", FROZEN], r"^ct\.source=somewhere: sft_then_ct_frozen trains CT"),
+        (["train=lora", FROZEN], r"^train\.lora: sft_then_ct_frozen freezes columns"),
+        (
+            ["compute.strategy=fsdp", "compute.processes=2", FROZEN],
+            r"^compute\.strategy=fsdp: sft_then_ct_frozen needs all weights",
+        ),
+        (["ct.freeze.fraction=0"], r"^ct\.freeze\.fraction=0: must be"),
     ],
 )
 def test_arms_that_cannot_be(overrides: list[str], message: str) -> None:
@@ -175,6 +197,7 @@ def test_arms_that_cannot_be(overrides: list[str], message: str) -> None:
     ("name", "title"),
     [
         ("sft_then_ct", "SFT-then-CT"),
+        ("sft_then_ct_frozen", "SFT-then-CT with frozen columns"),
         ("average_of_ct_then_sft_and_ct", "average of CT-then-SFT and CT"),
         ("average_of_base_and_sft", "average of base and SFT"),
         ("chat_vector", "chat vector"),

@@ -24,7 +24,7 @@ from common.errors import BadInput
 from train import base_model, trainer
 from train.dev_text import DevEvaluation
 from train.resume import COMPLETE, check_state
-from train.settings import BaseModelSettings, Compute, TrainingSettings
+from train.settings import BaseModelSettings, Compute, FrozenColumns, TrainingSettings
 
 ROOT = Path(__file__).parents[2]
 DEEPSPEED = importlib.util.find_spec("deepspeed") is not None and shutil.which("g++") is not None
@@ -63,16 +63,22 @@ def prepared(
         ("one_half", 1024, "blocks"),
         ("one_masked", 1024, "masked"),
         ("one_bf16", 1024, "blocks"),
+        ("one_frozen", 1024, "masked"),
     ):
         trainer.train(
             folder / "model",
             folder / blocks,
-            training.replace(tokens=tokens, precision="bf16" if name == "one_bf16" else "fp32"),
+            training.replace(
+                tokens=tokens,
+                precision="bf16" if name == "one_bf16" else "fp32",
+                frozen_columns=FrozenColumns(fraction=0.5, blocks=4) if name == "one_frozen" else None,
+            ),
             folder / name / "out",
             work=folder / name / "work",
             save_every_tokens=512,
             compute=Compute(threads=1),
-            watched=DevEvaluation(str(corpus_dir), ("xx", "en"), 512) if blocks == "masked" else None,
+            watched=DevEvaluation(str(corpus_dir), ("xx", "en"), 512) if name == "one_masked" else None,
+            calibration_dir=folder / "masked",
         )
     (folder / "corpus").symlink_to(corpus_dir)
     return folder
@@ -201,6 +207,7 @@ def test_two_processes_train_what_one_does(strategy: str, prepared: Path, tmp_pa
         check_bf16_lora(tmp_path / "bf16_lora", prepared)
     if strategy == "ddp":
         close(weights(tmp_path / "from_one"), weights(prepared / "one_whole"))
+        close(weights(tmp_path / "frozen"), weights(prepared / "one_frozen"))
 
     published = tmp_path / "chained" / "out" / "model"
     assert {path.name for path in published.iterdir()} == {

@@ -19,9 +19,10 @@ from merge.checkpoints.adapter import adapted as open_adapted
 from merge.checkpoints.folder import open_checkpoint
 from tests.pipeline.tiny_pair import make_pair
 from train import base_model, lora, trainer
+from train.column_freezing import choose_columns, score_columns
 from train.data.blocks import Blocks
 from train.resume import COMPLETE
-from train.settings import BaseModelSettings, Compute, LoraSettings, TrainingSettings
+from train.settings import BaseModelSettings, Compute, FrozenColumns, LoraSettings, TrainingSettings
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +44,7 @@ def run(
         save_every_tokens=512,
         resume_state=state,
         compute=Compute(threads=1, **options),
+        calibration_dir=prepared / "blocks",
     )
     return load_file(out / "out" / "model" / "model.safetensors")
 
@@ -80,6 +82,26 @@ def test_a_decay_from_the_trunk_equals_one_run_bit_for_bit(
     # 12 steps: 2 of warm-up from a tenth of the peak, 6 at the peak, 4 of decay to a tenth of it
     factors = [0.1, 0.55, *[1.0] * 7, *(0.1 + 0.9 * (1 - (step / 4) ** 0.5) for step in (1, 2, 3))]
     assert rates == pytest.approx([1e-2 * factor for factor in factors])
+
+
+def test_frozen_columns_stay_as_they_were_and_a_chain_of_budgets_chooses_the_same(
+    prepared: Path, training: TrainingSettings, tmp_path: Path
+) -> None:
+    """The columns are those of the model that training starts from, not of the state that it resumes from."""
+    frozen = training.replace(schedule="wsd", frozen_columns=FrozenColumns(fraction=0.25, blocks=3))
+    decay = frozen.replace(decay_tokens=512, decay_shape="linear")
+    whole = run(prepared, decay, tmp_path / "whole", 1536)
+    run(prepared, frozen, tmp_path / "trunk", 1024)
+    assert same(run(prepared, decay, tmp_path / "decay", 1536, tmp_path / "trunk" / "out" / "state"), whole)
+    assert not same(run(prepared, decay.replace(frozen_columns=None), tmp_path / "free", 1536), whole)
+    model = AutoModelForCausalLM.from_pretrained(prepared / "model")
+    blocks = Blocks(prepared / "blocks")
+    chosen = choose_columns(score_columns(model, [blocks[number] for number in range(3)]), 0.25)
+    assert len(chosen) == 2 * 7
+    for name, index in chosen.items():
+        before, after = model.state_dict()[f"{name}.weight"], whole[f"{name}.weight"]
+        same_columns = (before == after).all(0)
+        assert same_columns[index].all() and same_columns.sum() == len(index) == before.shape[1] // 4
 
 
 def test_a_killed_run_goes_on_and_ends_the_same(prepared: Path, training: TrainingSettings, tmp_path: Path) -> None:

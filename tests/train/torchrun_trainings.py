@@ -18,7 +18,7 @@ from typing import Any
 from common.errors import Interrupted
 from train import trainer
 from train.dev_text import DevEvaluation
-from train.settings import Compute, LoraSettings, TrainingSettings
+from train.settings import Compute, FrozenColumns, LoraSettings, TrainingSettings
 
 
 class Killed(Exception):
@@ -57,13 +57,14 @@ def main(prepared: Path, out: Path, strategy: str) -> None:
         blocks: str = "blocks",
         precision: str = "fp32",
         lora: LoraSettings | None = None,
+        frozen_columns: FrozenColumns | None = None,
         **more: Any,
     ) -> None:
         folder = out / name
         facts = trainer.train(
             prepared / "model",
             prepared / blocks,
-            settings.replace(tokens=tokens, lora=lora, precision=precision),
+            settings.replace(tokens=tokens, lora=lora, precision=precision, frozen_columns=frozen_columns),
             folder / "out",
             work=folder / "work",
             save_every_tokens=512,
@@ -91,6 +92,8 @@ def main(prepared: Path, out: Path, strategy: str) -> None:
         run("bf16_lora", 1024, precision="bf16", lora=LoraSettings(rank=2, alpha=4, dropout=0.0, targets="all-linear"))
     if strategy == "ddp":  # goes on from what one process saved
         run("from_one", 2048, resume_state=prepared / "one_half" / "out" / "state")
+        half = FrozenColumns(fraction=0.5, blocks=4)
+        run("frozen", 1024, "masked", frozen_columns=half, calibration_dir=prepared / "masked")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,11 @@ as a grid: a search that was interrupted proposes all its past trials again befo
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
+
+from common.settings import Settings
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -15,6 +19,19 @@ if TYPE_CHECKING:
 
 Sampler = Literal["tpe", "cmaes", "random"]
 Bounds = tuple[float, float]  # the least and the largest value
+
+
+class SearchSettings(Settings):
+    """How many trials each method with a space gets, and what proposes them."""
+
+    sampler: Sampler
+    trials: Annotated[int, Field(ge=2)]
+
+
+class SpaceSearch(SearchSettings):
+    """The search of one method. space: bounds by setting of the recipe."""
+
+    space: dict[str, Bounds]
 
 
 class Search:
