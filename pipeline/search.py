@@ -1,7 +1,7 @@
 """A search over the settings of a merge, one trial after another, by optuna.
 
 A grid states its trials; a search proposes each from the scores of those before, within bounds. It is as repeatable
-as a grid: a search that was interrupted proposes all its past trials again before it goes on, so its end is the same.
+as a grid: a search that was interrupted first proposes all its past trials again, so its end is the same.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ def stage_work(stage: Stage, config: Config, shape: ModelShape, resumed: int = 0
     if stage.type.resource == "train":
         trained = stage.tokens - resumed
         model, state = checkpoint_bytes(shape, config), state_bytes(shape, config)
-        # pipeline/trajectory.py: the states of other budgets are dropped
+        # pipeline/stages/trajectory.py: the states of other budgets are dropped
         kept = state if stage.trajectory and last and config.compute.keep_last_state else 0
         # the last two checkpoints, the state that is dropped later, the one that is continued from
         beside = (2 if kept else 3) + (resumed > 0)

@@ -141,7 +141,7 @@ class GivenOptions(Settings):
 
 
 def run_given(job: Job[GivenSettings, GivenOptions]) -> None:
-    """Refuse: the executor opens or fetches what was given."""
+    """Raise: the executor opens or fetches what was given."""
     raise AssertionError(f"{job.stage}: was given, and is not made")
 
 
