@@ -269,26 +269,17 @@ def sparsemax(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def extend_rows(rows: Any, first: int, weights: Matrix) -> Any:
-    """Return an embedding table with rows for new tokens: torch tensors of (rows, width), in the dtype of `rows`.
+    """Return an embedding table, or a head's bias, with rows for new tokens: weighted means of old tokens' rows.
 
-    weights: (new tokens, old tokens). New rows begin at `first`; a table with unused rows there is filled first.
-    Each has the length that the old rows have on average, as a mean is shorter than what it is the mean of.
-    A head's bias, (rows,) or (1, rows), gets weighted means as they are.
+    rows: torch tensor of (rows, width); a bias is (rows,) or (1, rows). Its dtype is kept. weights: (new tokens, old
+    tokens). New rows begin at `first`; a table with unused rows there is filled first.
     """
     import torch
 
-    if rows.dim() == 1 or len(rows) == 1:
-        bias = rows.detach().float().flatten()
-        longer = torch.zeros(max(first + len(weights), len(bias)))
-        longer[: len(bias)] = bias
-        longer[first : first + len(weights)] = torch.from_numpy(weights) @ bias[: weights.shape[1]]
-        return longer.view(*([1] * (rows.dim() - 1)), -1).to(rows.dtype)
+    is_bias = rows.dim() == 1 or len(rows) == 1
+    table = rows.detach().float().view(-1, 1) if is_bias else rows.detach().float()
     count, old = weights.shape
-    table = rows.detach().float()
-    fresh = torch.from_numpy(weights) @ table[:old]
-    typical = table[:old].norm(dim=1).mean()
-    fresh *= typical / fresh.norm(dim=1, keepdim=True).clamp_min(1e-12)
-    result = torch.zeros(max(first + count, len(table)), table.shape[1])
-    result[: len(table)] = table
-    result[first : first + count] = fresh
-    return result.to(rows.dtype)
+    longer = torch.zeros(max(first + count, len(table)), table.shape[1])
+    longer[: len(table)] = table
+    longer[first : first + count] = torch.from_numpy(weights) @ table[:old]
+    return (longer.view(*rows.shape[:-1], -1) if is_bias else longer).to(rows.dtype)
