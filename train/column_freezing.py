@@ -126,7 +126,9 @@ def _without_columns(layer: nn.Module, index: Tensor) -> Any:
     return lambda gradient: gradient.index_fill(dimension, index, 0.0)
 
 
-def freeze_columns(model: transformers.PreTrainedModel, calibration: Blocks, settings: FrozenColumns) -> ColumnFreezing:
-    """Return the callback that freezes the columns which the first blocks of `calibration` need most."""
+def important_columns(
+    model: transformers.PreTrainedModel, calibration: Blocks, settings: FrozenColumns
+) -> dict[str, Tensor]:
+    """Return the columns that the first blocks of `calibration` need most, see `choose_columns`."""
     rows = (calibration[number] for number in range(min(settings.blocks, len(calibration))))
-    return ColumnFreezing(model, choose_columns(score_columns(model, rows), settings.fraction))
+    return choose_columns(score_columns(model, rows), settings.fraction)

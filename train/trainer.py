@@ -73,16 +73,9 @@ def train(
     dev = dev_text.read_dev_text(watched, model_dir, settings.block_size) if watched else {}
     every = watched.every_tokens if watched else 0
     progress = engine.Progress(compute, settings, work / "log.jsonl", on_log, should_stop, dev, every)
-    model = engine.load_model(model_dir, settings, compute)
-    trainer = engine.Trainer(model, arguments, dataset, progress)
-    frozen: dict[str, int] = {}
-    if settings.frozen_columns:
-        assert calibration_dir is not None
-        from train.column_freezing import freeze_columns
-
-        freezing = freeze_columns(model, Blocks(calibration_dir), settings.frozen_columns)
-        trainer.add_callback(freezing)
-        frozen = freezing.facts
+    # nothing else here may keep the model: `release` frees it
+    trainer = engine.Trainer(engine.load_model(model_dir, settings, compute), arguments, dataset, progress)
+    frozen = freeze_columns(trainer, settings, calibration_dir)
     try:
         with suppress(engine.NothingLeft):
             trainer.train(resume_from_checkpoint=str(start) if start else None)
@@ -92,6 +85,20 @@ def train(
     finally:
         trainer.release()
     return {**progress.facts, **frozen, "performance": asdict(performance) if performance else None}
+
+
+def freeze_columns(trainer: Trainer, settings: TrainingSettings, calibration_dir: Path | None) -> dict[str, int]:
+    """Freeze the columns that the settings say, and return how many weights these are; empty if they freeze none."""
+    if settings.frozen_columns is None:
+        return {}
+    from train.column_freezing import ColumnFreezing, important_columns
+
+    assert calibration_dir is not None
+    model: Any = trainer.model
+    columns = important_columns(model, Blocks(calibration_dir), settings.frozen_columns)
+    freezing = ColumnFreezing(model, columns)
+    trainer.add_callback(freezing)
+    return freezing.facts
 
 
 def check_end(done: int, settings: TrainingSettings, interrupted: bool) -> None:

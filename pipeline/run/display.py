@@ -236,7 +236,7 @@ def _show(view: RunView, live: Live | None, ended: threading.Event) -> None:
     refreshed, table, last = 0.0, ResultsTable(view.plan), False
     while not last:
         last = ended.wait(LINES_EVERY_S)
-        # a terminal that is gone, as in `slackmerge run | head`, or a file that is just being written: the run continues
+        # a closed terminal (`slackmerge run | head`) or a file that is being written does not end the run
         with contextlib.suppress(OSError, ValueError):
             for line in view.new_lines(with_status=live is not None):
                 if live is None:

@@ -84,7 +84,7 @@ def test_tasks_stand_with_their_language_and_lm_eval_has_them() -> None:
 
     known = task_manager(None, True).all_tasks
     for config in cells():
-        assert config.eval.tasks == config.language.tasks
+        assert list(config.eval.tasks) == list(config.language.tasks)
         assert set(config.eval.tasks) <= set(known)
     assert [config.language.code for config in cells() if not config.eval.tasks] == ["mon"] * 2
 

@@ -78,7 +78,7 @@ def config(wanted: str = "auto") -> Config:
 def two_stages(given: Config, folder: Path) -> None:
     """Two stages that log a line each, as two processes of a run would track them."""
     for number in range(2):
-        job = Job(toy_stage("ct", f"toy-{number}"), folder, folder, {})
+        job = Job(toy_stage("ct", f"toy-{number}", {"tokens": 2048}), folder, folder, {})
         with tracking.tracker(given, folder)(job):
             job.emit("log", loss=number)
 
