@@ -94,7 +94,7 @@ def test_tokens_are_those_of_a_bpe_that_was_trained_step_by_step(build: Any) -> 
     pairs = [(made[0], made[1]) for token, made in extension.made_of.items() if "".join(made) == token]
     assert pairs
     known = {**before.get_vocab(), **dict.fromkeys(extension.tokens[: -len(pairs)])}  # and characters
-    for pair in pairs:  # counted anew for each token
+    for pair in pairs:  # counted again for each token
         counts: Counter[tuple[str, str]] = Counter()
         for word, times in words.items():
             for each in zip(spelled[word], spelled[word][1:], strict=False):
