@@ -21,6 +21,7 @@ from pipeline.config.sources import CipherCorpus, Corpus, HubCorpus, Language
 from pipeline.config.trainings import Adaptation, ContinualTraining, Instructions, Training
 from train.data.chat_template import CHATML, TOKENIZER
 from train.distributed import batch_sizes
+from train.memory_saving import contradiction
 
 
 def iso_date(value: str) -> str:
@@ -181,6 +182,13 @@ class Config(Settings):
                 f"compute.strategy={self.compute.strategy}: LoRA with model.new_tokens trains embeddings in full, which"
                 " works with none and ddp. Set compute.strategy=ddp, train=full or model.new_tokens=null."
             )
+        return self
+
+    @model_validator(mode="after")
+    def memory_can_be_saved(self) -> Config:
+        train, compute = self.train, self.compute
+        if wrong := contradiction(train, train.lora is not None, compute.precision, compute.strategy):
+            raise ValueError(wrong)
         return self
 
     @model_validator(mode="after")

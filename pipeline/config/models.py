@@ -62,6 +62,11 @@ class ModelShape(Settings):
         return 2 * self.query_width + 2 * self.kv_width
 
     @property
+    def linear_parameters(self) -> int:
+        """Count the parameters of a layer's linear layers, which LoRA may freeze in fewer bits: not of experts."""
+        return self.hidden * (self._attention + (0 if self.experts else 3 * self.feed_forward))
+
+    @property
     def parameters(self) -> int:
         """Return all, each once."""
         return self.outer_parameters + self.layers * self.layer_parameters
