@@ -29,7 +29,7 @@ def contradiction(saving: MemorySaving, lora: bool, precision: str, strategy: st
     dtype = saving.base_dtype
     if dtype != "float32" and not lora:
         return (
-            f"train.base_dtype={dtype}: only a base that LoRA freezes has another dtype, got train.lora=null."
+            f"train.base_dtype={dtype}: needs LoRA, which freezes the base, got train.lora=null."
             " Set train=lora, or train.base_dtype=float32."
         )
     if dtype == "bfloat16" and precision != "bf16":
@@ -40,7 +40,7 @@ def contradiction(saving: MemorySaving, lora: bool, precision: str, strategy: st
     if (names := changed(saving)) and strategy not in STRATEGIES:
         given = " and ".join(f"train.{name}={getattr(saving, name)}" for name in names)
         usual = " ".join(f"train.{name}={MemorySaving.model_fields[name].default}" for name in names)
-        return f"compute.strategy={strategy}: only none and ddp have {given}. Set compute.strategy=ddp, or {usual}."
+        return f"compute.strategy={strategy}: does not support {given}. Set compute.strategy=none or ddp, or {usual}."
     return None
 
 
