@@ -26,7 +26,6 @@ import torch
 from merge.loops.machine_code import compiled_loops
 from merge.loops.tables import EXACT
 
-
 LIBC = ctypes.CDLL(None)
 
 
